@@ -238,7 +238,7 @@ fn a_server_is_explained_in_words_and_by_lines() {
         fs::create_dir(dir.path().join("data")).unwrap();
         let policies = "@id(\"starts\")\npermit (principal, action, resource);\n\
              @id(\"no-secrets\")\n@reason(\"not yet\")\n\
-             forbid (principal, action == Portcullis::Action::\"hand_secret\", resource);\n";
+             forbid (principal, action == Portcullis::Action::\"deliver_secret\", resource);\n";
         fs::write(dir.path().join("policies/a.cedar"), policies).unwrap();
 
         let (code, out, err) = run(dir.path(), &["server", "inspect", "notes", "--format", "json"]);
@@ -288,7 +288,7 @@ fn a_server_is_explained_in_words_and_by_lines() {
             "reach anything else: its network has no way out but ours, and no DNS",
             "TOKEN (as a file in memory)",
             "policies do NOT let it be started",
-            "hand_secret TOKEN: forbidden by `no-secrets`",
+            "deliver_secret TOKEN: forbidden by `no-secrets`",
             "(not yet)",
         ] {
             assert!(page.contains(words), "{words}: {page}");

@@ -323,7 +323,7 @@ impl PolicyGate {
                 };
                 (self.of_tool(server(exchange)?, name, tool), arguments(params)?)
             }
-            Action::FollowTask => match &exchange.target {
+            Action::AccessTask => match &exchange.target {
                 Target::Tool { name, tool } => {
                     (self.of_tool(server(exchange)?, name, tool.as_deref()), params)
                 }

@@ -11,7 +11,7 @@ use quick_cache::{
     sync::{Cache, DefaultLifecycle},
 };
 
-use super::request::{Action, HandedAs, Holder, Program, Resource, Subject};
+use super::request::{Action, DeliveredAs, Holder, Program, Resource, Subject};
 use portcullis_protocol::claims::{Claimant, Claims};
 use portcullis_protocol::{
     identity::{Principal, PrincipalKind},
@@ -60,7 +60,7 @@ enum Asked<'a> {
         holder: Party<'a>,
         name: &'a str,
         source: &'a str,
-        handed: HandedAs,
+        handed: DeliveredAs,
         client: Option<&'a str>,
     },
     Host(&'a str, u16),
@@ -245,7 +245,7 @@ enum Kept {
         holder: Named,
         name: Box<str>,
         source: Box<str>,
-        handed: HandedAs,
+        handed: DeliveredAs,
         client: Option<Box<str>>,
     },
     Host(Box<str>, u16),

@@ -12,7 +12,7 @@ use super::{
     call::{self, Asked, Calls, Uids},
     index::{About, Reads},
     located,
-    request::{Action, HandedAs, Holder, Program, Request, Resource, Subject},
+    request::{Action, DeliveredAs, Holder, Program, Request, Resource, Subject},
     typed::{Typed, Unfit},
 };
 use portcullis_protocol::arguments::{self, Unshowable};
@@ -446,11 +446,11 @@ impl Vocabulary {
                     Holder::Server(server) => self.server(server, &mut entities)?,
                     Holder::Plugin(plugin) => self.plugin(plugin, &mut entities)?,
                 });
-                let header = RestrictedExpression::new_bool(handed == HandedAs::Header);
+                let header = RestrictedExpression::new_bool(handed == DeliveredAs::Header);
                 let mut attributes = vec![
                     ("name".to_owned(), text(name)),
                     ("source".to_owned(), text(source)),
-                    ("handed".to_owned(), text(handed.as_str())),
+                    ("delivery".to_owned(), text(handed.as_str())),
                     ("header".to_owned(), header),
                 ];
                 attributes.extend(client.map(|client| ("client".to_owned(), text(client))));

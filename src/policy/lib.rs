@@ -40,7 +40,7 @@ pub use inspect::{
 };
 pub use load::{Revision, read as read_files, schema, span};
 pub use request::{
-    Action, Circumstances, HandedAs, Holder, Program, Request, Resource, Stated, Subject,
+    Action, Circumstances, DeliveredAs, Holder, Program, Request, Resource, Stated, Subject,
 };
 pub use source::Source;
 pub use start::{Handing, Part, Start};

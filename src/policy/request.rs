@@ -70,7 +70,7 @@ actions! {
     /// Have an argument of a prompt or a template completed.
     Complete = "complete",
     /// Ask for a task that a tool's call became, for its result, or for its end.
-    FollowTask = "follow_task",
+    AccessTask = "access_task",
     ReadResource = "read_resource",
     SubscribeResource = "subscribe_resource",
     /// See a resource template in its list.
@@ -89,9 +89,9 @@ actions! {
     /// Start a server.
     Launch = "launch",
     /// Hand a server a secret.
-    HandSecret = "hand_secret",
+    DeliverSecret = "deliver_secret",
     /// Let a server's traffic out of this machine.
-    Reach = "reach",
+    Egress = "egress",
     /// Give a plugin a function of the host.
     Grant = "grant",
 }
@@ -130,7 +130,7 @@ pub enum Resource<'a> {
         name: &'a str,
         /// Where the value comes from: what stands before the colon of its reference.
         source: &'a str,
-        handed: HandedAs,
+        handed: DeliveredAs,
         /// The client whose own value it is, by its name.
         client: Option<&'a str>,
     },
@@ -146,7 +146,7 @@ pub enum Resource<'a> {
 /// How a secret is handed over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum HandedAs {
+pub enum DeliveredAs {
     /// In the environment of a server's process.
     Env,
     /// In a file that is the server's alone.
@@ -157,7 +157,7 @@ pub enum HandedAs {
     Plugin,
 }
 
-impl HandedAs {
+impl DeliveredAs {
     /// The text that policies see.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -3,7 +3,7 @@
 
 use cedar_policy::EntityId;
 
-use super::{Action, Engine, HandedAs, Holder, Outcome, Program, Resource, Subject};
+use super::{Action, DeliveredAs, Engine, Holder, Outcome, Program, Resource, Subject};
 use portcullis_protocol::names::ServerName;
 
 /// A start of a server.
@@ -27,7 +27,7 @@ pub struct Handing<'a> {
     /// The kind of its source.
     pub source: &'a str,
     /// How it gets it.
-    pub handed: HandedAs,
+    pub handed: DeliveredAs,
     /// The client whose own value it is.
     pub client: Option<&'a str>,
 }
@@ -57,12 +57,12 @@ impl Start<'_> {
         let mut asked = vec![(Action::Launch, Resource::Program(program), shown)];
         if let Some((host, port)) = &way {
             let resource = Resource::Host { name: host, port: *port };
-            asked.push((Action::Reach, resource, format!("{host}:{port}")));
+            asked.push((Action::Egress, resource, format!("{host}:{port}")));
         }
         for &Handing { name, source, handed, client } in secrets {
             let holder = Holder::Server(server);
             let resource = Resource::Secret { holder, name, source, handed, client };
-            asked.push((Action::HandSecret, resource, name.to_owned()));
+            asked.push((Action::DeliverSecret, resource, name.to_owned()));
         }
         each(asked)
     }

@@ -20,7 +20,7 @@ pub fn client_action(method: &str, notification: bool) -> Action {
         Method::PROMPTS_GET => Action::GetPrompt,
         Method::RESOURCES_READ => Action::ReadResource,
         Method::SUBSCRIBE | Method::UNSUBSCRIBE => Action::SubscribeResource,
-        method if Method::TASK.contains(&method) => Action::FollowTask,
+        method if Method::TASK.contains(&method) => Action::AccessTask,
         Method::COMPLETE => Action::Complete,
         _ if notification => Action::NotifyServer,
         _ => Action::OtherMethod,
@@ -66,7 +66,7 @@ fn usual_method(action: Action) -> &'static str {
     match action {
         Action::Connect => Method::INITIALIZE,
         Action::CallTool => Method::TOOLS_CALL,
-        Action::FollowTask => Method::TASK[0],
+        Action::AccessTask => Method::TASK[0],
         Action::GetPrompt => Method::PROMPTS_GET,
         Action::Complete => Method::COMPLETE,
         Action::ReadResource => Method::RESOURCES_READ,
@@ -80,8 +80,8 @@ fn usual_method(action: Action) -> &'static str {
         | Action::NotifyClient
         | Action::OtherServerMethod
         | Action::Launch
-        | Action::HandSecret
-        | Action::Reach
+        | Action::DeliverSecret
+        | Action::Egress
         | Action::Grant => "",
     }
 }
@@ -126,7 +126,7 @@ impl Target {
                 Some(name) => Self::Server(name.parse()?),
                 None => Self::Proxy,
             },
-            Action::CallTool | Action::FollowTask => {
+            Action::CallTool | Action::AccessTask => {
                 let (server, name) = on_server("SERVER/TOOL")?;
                 Self::Tool(server, name)
             }
@@ -153,7 +153,7 @@ impl Target {
             | Action::OtherServerMethod => {
                 Self::Asker(text.ok_or(missing("a client, by a SERVER"))?.parse()?)
             }
-            Action::Launch | Action::HandSecret | Action::Reach | Action::Grant => {
+            Action::Launch | Action::DeliverSecret | Action::Egress | Action::Grant => {
                 return Err(NoTarget::Own(action));
             }
         })

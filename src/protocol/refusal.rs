@@ -58,7 +58,7 @@ codes! {
     /// No policy permits it, or one forbids it.
     PolicyDenied = "policy-denied", REFUSED, 200;
     /// The client gave it up before it was decided.
-    Withdrawn = "withdrawn", REFUSED, 200;
+    Cancelled = "cancelled", REFUSED, 200;
     /// A rate limit is spent.
     RateLimited = "rate-limited", REFUSED, 200;
     /// The arguments do not fit the tool's input schema.
@@ -96,7 +96,7 @@ codes! {
     /// An answer of a kind that `Accept` does not name.
     NotAcceptable = "not-acceptable", INVALID_REQUEST, 406;
     /// An HTTP method that is not known here, or not without a session.
-    VerbUnknown = "verb-unknown", INVALID_REQUEST, 405;
+    HttpMethodNotAllowed = "http-method-not-allowed", INVALID_REQUEST, 405;
     /// A method that is not known, or not one of this revision.
     MethodUnknown = "method-unknown", METHOD_NOT_FOUND, 404;
     /// A header and the body disagree (MCP 2026-07-28).
@@ -112,10 +112,10 @@ codes! {
     /// The server's queue is full.
     ServerOverloaded = "server-overloaded", INTERNAL, 200;
     /// Secrets of the server differ by client, and there is none for this one.
-    SecretMissing = "secret-missing", REFUSED, 200;
+    SecretUnavailable = "secret-unavailable", REFUSED, 200;
     /// The server keeps ending soon after its start: it is let alone for a moment, or another call tries
     /// whether it answers again.
-    ServerResting = "server-resting", INTERNAL, 200;
+    ServerCircuitOpen = "server-circuit-open", INTERNAL, 200;
     /// What the server answered is no legal answer.
     ServerMisbehaved = "server-misbehaved", INTERNAL, 200;
     /// The client did not give what a server asked of it, or could not be asked.
@@ -123,9 +123,9 @@ codes! {
     /// The client did not answer a server's request in time.
     ClientTimeout = "client-timeout", INTERNAL, 200;
     /// A `requestState` or a task that is not known here, not this client's, or too old.
-    StateUnknown = "state-unknown", INVALID_PARAMS, 400;
+    RequestStateInvalid = "request-state-invalid", INVALID_PARAMS, 400;
     /// The client did not read in time what was sent to it.
-    TooSlow = "too-slow", REFUSED, 200;
+    ClientTooSlow = "client-too-slow", REFUSED, 200;
     /// A person was asked to allow it, and said no.
     ApprovalDenied = "approval-denied", REFUSED, 200;
     /// Nobody allowed it in time, or nobody could be asked.

@@ -97,7 +97,7 @@ pub struct Server {
     pub mounts: Vec<MountEntry>,
     pub resources: Resources,
     /// Hosts that the server may reach, through a proxy end of ours; none by default. Each connection
-    /// is decided by policies (`reach`) and recorded. `api.example.com:443` is TLS for that very name,
+    /// is decided by policies (`egress`) and recorded. `api.example.com:443` is TLS for that very name,
     /// `http://example.com:80` HTTP in clear text, `tcp://db.example.com:5432` anything else,
     /// `*.example.com:443` every name below. A name that leads to a private network is refused unless
     /// its address is written behind it: `git.example.com:443=10.0.0.5`.
@@ -298,7 +298,7 @@ pub struct ServerSecret {
     pub from: Option<String>,
     /// References for single clients, by their names; the user who runs the proxy is `local:USER`.
     /// Each client then has an instance of its own, and where neither this nor `from` has a value for
-    /// one, its calls are refused (`secret-missing`).
+    /// one, its calls are refused (`secret-unavailable`).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub by_client: BTreeMap<String, String>,
     /// How the server gets it.

@@ -211,7 +211,7 @@ impl Failure {
             Self::Resting { left, .. } => {
                 let message =
                     format!("server `{server}` keeps ending and is let alone for a moment");
-                let refusal = Refusal::new(Code::ServerResting, message).retry_after(*left);
+                let refusal = Refusal::new(Code::ServerCircuitOpen, message).retry_after(*left);
                 return refusal.detail(self.to_string());
             }
             Self::NoSecret { key, place, .. } => {
@@ -219,7 +219,7 @@ impl Failure {
                     format!("server `{server}` needs a secret that this client has none of");
                 let (file, line) = place.clone().unzip();
                 let rule = Rule { file, line, ..Rule::named(key) };
-                let refusal = Refusal::new(Code::SecretMissing, message).rule(rule);
+                let refusal = Refusal::new(Code::SecretUnavailable, message).rule(rule);
                 return refusal.detail(self.to_string());
             }
             Self::Misbehaved(_) => (

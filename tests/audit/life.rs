@@ -227,7 +227,7 @@ async fn calls_go_on_without_a_log_only_where_that_was_chosen_and_are_told_of_la
     let after = call();
     intent(&audit, &after).await.unwrap();
     let told = events(&audit).await;
-    let [Happening::RecordsMissed { since, until, intents, outcomes, refusals, events }] =
+    let [Happening::RecordsDropped { since, until, intents, outcomes, refusals, events }] =
         &told[..]
     else {
         panic!("{told:?}")

@@ -87,7 +87,7 @@ fn permits_a_secret(dir: &Path) -> bool {
     let files = fs::read_dir(dir.join("policies")).unwrap();
     files.into_iter().any(|file| {
         let text = fs::read_to_string(file.unwrap().path()).unwrap();
-        text.lines().any(|line| !line.starts_with("//") && line.contains("hand_secret"))
+        text.lines().any(|line| !line.starts_with("//") && line.contains("deliver_secret"))
     })
 }
 
@@ -137,7 +137,7 @@ fn an_imported_clients_file_hands_no_variable_of_the_proxy_to_a_strangers_url() 
     ask(dir);
     assert!(backend.got().iter().all(|head| !head.contains(&value())));
     // Nor with a policy that permits every secret: the file's variable is not the proxy's.
-    let all = "@id(\"all\")\npermit (principal, action == Portcullis::Action::\"hand_secret\", resource);\n";
+    let all = "@id(\"all\")\npermit (principal, action == Portcullis::Action::\"deliver_secret\", resource);\n";
     write(dir, "policies/all.cedar", all);
     ask(dir);
     assert!(backend.got().iter().all(|head| !head.contains(&value())));
@@ -353,7 +353,7 @@ fn permits_that_hold_already_are_told_of() {
     write(dir, "x.yaml", &entry("api.example.com", &["KEY"], ""));
     let permit = |principal: &str, resource: &str| {
         format!(
-            "permit (principal {principal}, action == Portcullis::Action::\"hand_secret\", resource {resource});\n"
+            "permit (principal {principal}, action == Portcullis::Action::\"deliver_secret\", resource {resource});\n"
         )
     };
     let note = "note: policies/mine.cedar has permits that hold for it already";
@@ -391,7 +391,7 @@ fn an_update_of_an_entry_that_was_never_imported_is_confirmed() {
          \"file:/run/key\" }}\n"
     );
     write(dir, "portcullis.toml", &mine);
-    let permit = "permit (principal == Portcullis::Server::\"helper\", action == Portcullis::Action::\"hand_secret\", \
+    let permit = "permit (principal == Portcullis::Server::\"helper\", action == Portcullis::Action::\"deliver_secret\", \
                   resource == Portcullis::Secret::\"helper/X-Telemetry\");\n";
     write(dir, "policies/mine.cedar", permit);
     let far = json!({ "url": "https://evil.example.com/mcp",
@@ -623,7 +623,7 @@ fn an_older_policy_file_does_not_outvote_a_no() {
 #[test]
 fn a_policy_changed_by_hand_does_not_outvote_a_no() {
     let every = "permit (principal, action, resource);\n";
-    let own = "permit (principal, action == Portcullis::Action::\"hand_secret\", resource == \
+    let own = "permit (principal, action == Portcullis::Action::\"deliver_secret\", resource == \
                Portcullis::Secret::\"search/KEY\");\n";
     let unread = "permit (\n";
     let other = own.replace("KEY", "OTHER");

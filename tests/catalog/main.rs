@@ -861,9 +861,9 @@ fn nothing_goes_back_unsaid() {
                     let (code, _, err) =
                         run(dir, &[&["catalog", "add", "team", "x.yaml"][..], more].concat());
                     if code != 0 {
-                        assert!(err.contains("--back"), "{err}");
+                        assert!(err.contains("--allow-downgrade"), "{err}");
                         refused.set(refused.get() + 1);
-                        ok(dir, &["catalog", "add", "team", "x.yaml", "--back"]);
+                        ok(dir, &["catalog", "add", "team", "x.yaml", "--allow-downgrade"]);
                     }
                     vec!["server", "add", "catalog://team/search", "--replace"]
                 }
@@ -885,9 +885,12 @@ fn nothing_goes_back_unsaid() {
         let before =
             [config(dir), read(dir, "portcullis.lock"), read(dir, "policies/server-search.cedar")];
         let (_, (code, _, err)) = take('1', &[]);
-        assert!(code == 1 && err.contains("--back") && err.contains(&one), "{way}: {code} {err}");
+        assert!(
+            code == 1 && err.contains("--allow-downgrade") && err.contains(&one),
+            "{way}: {code} {err}"
+        );
         let (_, (code, _, err)) = take('1', &["--dry-run"][..usize::from(way != "catalog")]);
-        assert!(code == 1 && err.contains("--back"), "{way}: {code} {err}");
+        assert!(code == 1 && err.contains("--allow-downgrade"), "{way}: {code} {err}");
         let after =
             [config(dir), read(dir, "portcullis.lock"), read(dir, "policies/server-search.cedar")];
         if way != "catalog" {
@@ -895,7 +898,7 @@ fn nothing_goes_back_unsaid() {
         }
         assert!(is().ends_with(&two) && locked(dir) == moved, "{way}");
 
-        let (_, (code, _, err)) = take('1', &["--back"]);
+        let (_, (code, _, err)) = take('1', &["--allow-downgrade"]);
         assert!(code == 0 && is().ends_with(&one), "{way}: {err}");
         assert_eq!(locked(dir).last(), Some(&(Some(two.clone()), one)), "{way}");
         checks(dir);
@@ -925,7 +928,7 @@ fn what_the_config_alone_said_is_remembered() {
     assert_eq!(code, 0, "{err}");
     assert_eq!(locked(dir), [(Some(one.clone()), two)]);
     let (code, _, err) = take(&one, "--replace");
-    assert!(code == 1 && err.contains("--back"), "{err}");
+    assert!(code == 1 && err.contains("--allow-downgrade"), "{err}");
 }
 
 /// What can't be on record is not done.

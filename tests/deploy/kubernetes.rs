@@ -35,7 +35,7 @@ const POLICIES: &str = r#"
     @id("its-secrets")
     permit (
       principal == Portcullis::Server::"look-around",
-      action == Portcullis::Action::"hand_secret",
+      action == Portcullis::Action::"deliver_secret",
       resource
     );
 

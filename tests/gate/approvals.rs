@@ -82,8 +82,8 @@ async fn a_call_waits_until_a_person_says_so() {
     }
     let records = gate.records(&["--oldest-first"]).await;
     let of = |event: &str| records.iter().filter(|r| r["event"] == event).count();
-    assert_eq!((of("approval-asked"), of("approval-given")), (4, 4));
-    for given in records.iter().filter(|r| r["event"] == "approval-given") {
+    assert_eq!((of("approval-requested"), of("approval-decided")), (4, 4));
+    for given in records.iter().filter(|r| r["event"] == "approval-decided") {
         assert!(given["by"].is_string() && given["reason"] == "as agreed", "{given:#}");
         // What was allowed left after that.
         let place = |kind: &str| {
@@ -111,7 +111,7 @@ async fn a_rate_bounds_how_often_a_person_is_asked() {
     }
     assert_eq!(agent.refused(REFLECT, json!({ "text": "please" })).await, "rate-limited");
     let records = gate.records(&[]).await;
-    assert_eq!(records.iter().filter(|r| r["event"] == "approval-asked").count(), 2);
+    assert_eq!(records.iter().filter(|r| r["event"] == "approval-requested").count(), 2);
     gate.stop().await;
 }
 
@@ -185,12 +185,13 @@ async fn a_webhook_is_told_and_may_decide() {
     say(&gate, "allow", &waiting[0]).await;
     assert!(in_time("the call", asked).await.unwrap().is_ok());
     let records = gate.records(&[]).await;
-    let by: Vec<_> = records.iter().filter(|r| r["event"] == "approval-given").collect();
+    let by: Vec<_> = records.iter().filter(|r| r["event"] == "approval-decided").collect();
     assert!(by.iter().any(|given| given["by"] == "webhook: bot"), "{by:#?}");
     // Who was told is on record, and that one answer was none.
-    let asked = records.iter().filter(|r| r["event"] == "approval-asked");
+    let asked = records.iter().filter(|r| r["event"] == "approval-requested");
     assert!(asked.clone().all(|asked| asked["webhook"] == "127.0.0.1"), "{records:#?}");
-    let untold: Vec<_> = records.iter().filter(|r| r["event"] == "approval-untold").collect();
+    let untold: Vec<_> =
+        records.iter().filter(|r| r["event"] == "approval-webhook-failed").collect();
     let [untold] = untold.as_slice() else { panic!("{records:#?}") };
     assert_eq!((asked.count(), &untold["call"]), (3, &waiting[0]["id"]));
     assert!(untold["reason"].as_str().unwrap().contains("its answer is not"), "{untold:#}");

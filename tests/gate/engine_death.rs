@@ -43,7 +43,7 @@ async fn the_proxy_outlives_its_engine() {
         Some(error["data"]["code"].as_str().unwrap().to_owned())
     })
     .await;
-    assert!(["server-unavailable", "server-resting"].contains(&code.as_str()), "{code}");
+    assert!(["server-unavailable", "server-circuit-open"].contains(&code.as_str()), "{code}");
     ground.begin().unwrap();
     // The same proxy, which nobody started again.
     echoes(&gate).await;

@@ -373,7 +373,7 @@ async fn a_new_entry_is_handed_its_own_secrets_and_they_are_looked_for() {
         let code = agent.refused("crooked__echo", json!({ "text": value(n) })).await;
         assert_eq!(code, "secret-found", "{n}");
     }
-    let handed = event(&gate, "secrets-handed").await;
+    let handed = event(&gate, "secrets-delivered").await;
     assert_eq!(handed.len(), 2, "{handed:#?}");
     gate.stop().await;
 }
@@ -568,7 +568,7 @@ async fn what_waits_for_its_client_is_not_taken_up_where_the_entry_is_another() 
         let given: Value = keys.map(|key| (key.clone(), given.clone())).collect();
         let taken_up = json!({ "inputResponses": given, "requestState": asked["requestState"] });
         let error = agent.ask("tools/call", call(taken_up)).await.unwrap_err();
-        assert_eq!(error["data"]["code"], "state-unknown", "{error:#}");
+        assert_eq!(error["data"]["code"], "request-state-invalid", "{error:#}");
         assert!(error["message"].as_str().unwrap().contains("begin again"), "{error:#}");
         gate.stop().await;
     }

@@ -227,8 +227,8 @@ async fn what_is_no_ordinary_post_is_refused() {
     }
     // Refusals have a code, whatever they are for, also where there is no endpoint.
     for (line, status, code) in [
-        ("PUT /mcp", 405, "verb-unknown"),
-        ("GET /mcp", 405, "verb-unknown"),
+        ("PUT /mcp", 405, "http-method-not-allowed"),
+        ("GET /mcp", 405, "http-method-not-allowed"),
         ("DELETE /mcp", 400, "invalid-request"),
         ("POST /servers/nope/mcp", 404, "unknown-target"),
         ("POST /", 404, "unknown-target"),

@@ -407,7 +407,7 @@ async fn what_a_removed_client_listens_to_ends_and_its_tasks_are_forgotten() {
         (error["data"]["code"] != "unauthenticated").then_some(error)
     })
     .await;
-    assert_eq!(code_of(&error), "state-unknown");
+    assert_eq!(code_of(&error), "request-state-invalid");
     another.ask("tasks/get", others).await.unwrap();
     // The other one's goes on: the next that it hears is of a list.
     let config = gate.config();

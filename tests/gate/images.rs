@@ -204,9 +204,9 @@ async fn a_tag_is_resolved_once_and_moved_by_an_operator_alone() {
     assert!(put.unwrap().status().is_success());
     let refused = written.cli(&["server", "update"]).await;
     assert_eq!(refused.code, Some(1), "{refused:#?}");
-    assert!(refused.stderr.contains("--back"), "{refused:#?}");
+    assert!(refused.stderr.contains("--allow-downgrade"), "{refused:#?}");
     assert_eq!(lock(&written)["servers"]["crooked"]["image-digest"].as_str(), Some(&*second));
-    written.cli(&["server", "update", "--back", "--format", "json"]).await.expect(0);
+    written.cli(&["server", "update", "--allow-downgrade", "--format", "json"]).await.expect(0);
 
     // The engine has it still; the registry need not be there.
     drop(registry);
@@ -723,7 +723,7 @@ async fn a_pull_is_permitted_as_the_start_would_be() {
     refused("`@approve` cannot be met").await;
     // It would not be handed its secret.
     std::fs::write(written.path("policies/gate.cedar"), launches("")).unwrap();
-    refused("hand_secret TOKEN").await;
+    refused("deliver_secret TOKEN").await;
 }
 
 #[tokio::test]

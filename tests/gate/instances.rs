@@ -204,7 +204,7 @@ async fn one_that_keeps_ending_is_let_alone_for_a_while() {
         let why = until("it to be let alone", async || {
             let error = agent.call("crooked__die", json!({})).await.unwrap_err();
             let code = error["data"]["code"].as_str().unwrap();
-            assert!(["server-unavailable", "server-resting"].contains(&code), "{error:#}");
+            assert!(["server-unavailable", "server-circuit-open"].contains(&code), "{error:#}");
             falls += 1;
             let listed = gate.cli(&["server", "ls", "--format", "json"]).await.expect(0);
             let failure = listed[0]["failure"].as_str()?.to_owned();

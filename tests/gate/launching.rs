@@ -53,19 +53,19 @@ async fn a_server_is_started_once_policy_permits_it_and_its_secrets() {
     let never = r#"
         @id("no-tokens")
         @reason("not this one")
-        forbid (principal, action == Portcullis::Action::"hand_secret", resource)
+        forbid (principal, action == Portcullis::Action::"deliver_secret", resource)
         when { resource.name == "TOKEN" && resource.source == "env" };
     "#;
     let secret = r#"
         @id("hand-it")
-        permit (principal, action == Portcullis::Action::"hand_secret", resource in Portcullis::Server::"crooked");
+        permit (principal, action == Portcullis::Action::"deliver_secret", resource in Portcullis::Server::"crooked");
     "#;
     let policies = gate.path("policies/gate.cedar");
     refused(&gate, &agent, "launch", "crooked", None).await;
     std::fs::write(&policies, format!("{CALLS}{launch}")).unwrap();
-    refused(&gate, &agent, "hand_secret", "TOKEN", None).await;
+    refused(&gate, &agent, "deliver_secret", "TOKEN", None).await;
     std::fs::write(&policies, format!("{CALLS}{launch}{secret}{never}")).unwrap();
-    refused(&gate, &agent, "hand_secret", "TOKEN", Some("no-tokens")).await;
+    refused(&gate, &agent, "deliver_secret", "TOKEN", Some("no-tokens")).await;
     std::fs::write(&policies, format!("{CALLS}{launch}{secret}")).unwrap();
     until("the start to be permitted", async || {
         agent.call("crooked__echo", echo.clone()).await.ok()

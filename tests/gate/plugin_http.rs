@@ -29,7 +29,7 @@ async fn what_was_sent_for_a_message_that_was_withdrawn_is_on_record() {
     let _held = in_time("a request", pit.accept()).await.unwrap();
     call.abort();
     let events = until("the event", async || {
-        let events = gate.records(&["event = plugin-sent"]).await;
+        let events = gate.records(&["event = plugin-http-sent"]).await;
         (!events.is_empty()).then_some(events)
     })
     .await;

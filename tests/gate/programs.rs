@@ -155,7 +155,7 @@ async fn programs_reach(mark: &str, place: &str, python: &str, curl: bool) {
             let run = json!({ "command": command, "proxy": proxied });
             let text = agent.text("runner__run", run).await;
             assert_eq!(text.trim(), format!("0\n{said}"), "{mark} {name} {proxied}");
-            let reached = gate.records(&["event = server-reaching"]).await;
+            let reached = gate.records(&["event = egress-connecting"]).await;
             let last = reached.iter().max_by_key(|record| record["seq"].as_u64());
             let protocol = last.map(|record| record["protocol"].clone());
             let expected = if proxied { "connect" } else { "direct" };

@@ -61,14 +61,14 @@ async fn a_state_is_for_its_client_and_its_request_alone() {
         let state = asked["requestState"].as_str().unwrap();
 
         let stolen = ask(&b, json!({}), Some(&asked)).await.unwrap_err();
-        assert_eq!(code_of(&stolen), "state-unknown", "{era}");
+        assert_eq!(code_of(&stolen), "request-state-invalid", "{era}");
         let other = ask(&a, json!({ "x": 1 }), Some(&asked)).await.unwrap_err();
-        assert_eq!(code_of(&other), "state-unknown", "{era}");
+        assert_eq!(code_of(&other), "request-state-invalid", "{era}");
         let mut forged = asked.clone();
         let first = if state.starts_with('A') { "B" } else { "A" };
         forged["requestState"] = format!("{first}{}", &state[1..]).into();
         let forged = ask(&a, json!({}), Some(&forged)).await.unwrap_err();
-        assert_eq!(code_of(&forged), "state-unknown", "{era}");
+        assert_eq!(code_of(&forged), "request-state-invalid", "{era}");
 
         let done = ask(&a, json!({}), Some(&asked)).await.unwrap();
         assert_eq!(done["resultType"], "complete", "{done:#}");
@@ -76,7 +76,7 @@ async fn a_state_is_for_its_client_and_its_request_alone() {
         if era == "legacy" {
             // What was parked is taken up once.
             let again = ask(&a, json!({}), Some(&asked)).await.unwrap_err();
-            assert_eq!(code_of(&again), "state-unknown");
+            assert_eq!(code_of(&again), "request-state-invalid");
         }
         gate.stop().await;
     }
@@ -174,7 +174,7 @@ async fn a_task_is_its_makers_alone() {
     assert_eq!(found["taskId"], task["taskId"]);
     for method in ["tasks/get", "tasks/cancel"] {
         let error = b.ask(method, id.clone()).await.unwrap_err();
-        assert_eq!(code_of(&error), "state-unknown", "{method}");
+        assert_eq!(code_of(&error), "request-state-invalid", "{method}");
     }
     // A client that does not speak of tasks is told what it lacks.
     let plain = Agent::modern(&gate.url("/mcp"), Some(&keys[0]));

@@ -104,7 +104,7 @@ async fn each_connection_is_decided_and_on_record() {
 
     let launched = gate.records(&["event = server-launching"]).await;
     assert_eq!(launched[0]["deviations"], json!(["egress"]), "{:#}", launched[0]);
-    let before = gate.records(&["event = server-reaching"]).await;
+    let before = gate.records(&["event = egress-connecting"]).await;
     assert_eq!(before.len(), 2, "{before:#?}");
     for record in &before {
         assert_eq!(record["host"], "web.example");
@@ -112,7 +112,7 @@ async fn each_connection_is_decided_and_on_record() {
         assert_eq!(record["launch"], launched[0]["launch"]);
     }
     let after = until("all ends to be on record", async || {
-        let after = gate.records(&["event = server-reached"]).await;
+        let after = gate.records(&["event = egress-closed"]).await;
         (after.len() == 5).then_some(after)
     })
     .await;
@@ -197,13 +197,13 @@ async fn what_policies_come_to_forbid_ends() {
     let arguments = json!({ "url": format!("http://web.example:{port}/"), "proxy": false });
     let (said, ()) = tokio::join!(agent.text("fetcher__fetch", arguments.clone()), async {
         until("it to be open", async || {
-            (gate.records(&["event = server-reaching"]).await.len() == 1).then_some(())
+            (gate.records(&["event = egress-connecting"]).await.len() == 1).then_some(())
         })
         .await;
         let beyond = agent.text("fetcher__fetch", arguments).await;
         assert!(!beyond.starts_with("hello"), "{beyond}");
         until("what is beyond the limit to be on record", async || {
-            let all = gate.records(&["event = server-reached"]).await;
+            let all = gate.records(&["event = egress-closed"]).await;
             all.iter().any(|record| record["code"] == "too-many").then_some(())
         })
         .await;
@@ -213,7 +213,7 @@ async fn what_policies_come_to_forbid_ends() {
     });
     assert!(said.contains("IncompleteRead") || said.contains("reset"), "{said}");
     let ended = until("its end to be on record", async || {
-        let all = gate.records(&["event = server-reached"]).await;
+        let all = gate.records(&["event = egress-closed"]).await;
         all.into_iter().find(|record| record["end"] != "refused")
     })
     .await;

@@ -1,4 +1,4 @@
-//! `server reap`: what a killed proxy has left goes, and what a living one has stays. Each test has an
+//! `server cleanup`: what a killed proxy has left goes, and what a living one has stays. Each test has an
 //! engine and a place for secrets of its own, since every proxy that starts reaps, too.
 
 use std::{
@@ -104,9 +104,9 @@ fn told(rows: &Value, what: &str) -> Vec<String> {
     kinds
 }
 
-const REAP: &[&str] = &["server", "reap", "--format", "json"];
-const REMOVING: &str = "event = leftovers-removing";
-const REMOVED: &str = "event = leftovers-removed";
+const REAP: &[&str] = &["server", "cleanup", "--format", "json"];
+const REMOVING: &str = "event = orphans-removing";
+const REMOVED: &str = "event = orphans-removed";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_dead_left_goes_and_what_the_living_have_stays() {
@@ -141,7 +141,7 @@ async fn what_the_dead_left_goes_and_what_the_living_have_stays() {
 
     let again = dead.cli(REAP).await.expect(0);
     assert_eq!(told(&again, "removed"), Vec::<String>::new());
-    let text = dead.cli(&["server", "reap"]).await;
+    let text = dead.cli(&["server", "cleanup"]).await;
     assert!(
         text.stdout.contains("stays") && text.stderr.contains("proxies that live"),
         "{text:#?}"

@@ -136,7 +136,7 @@ async fn refusals_have_a_status_a_code_and_a_decision() {
     assert_eq!(refused(&reply), (403, "forbidden-origin".into()));
     for (path, allowed) in [("/invoke", "POST"), ("/batch", "POST")] {
         let reply = get(&gate, path, "").await;
-        assert_eq!(refused(&reply), (405, "verb-unknown".into()));
+        assert_eq!(refused(&reply), (405, "http-method-not-allowed".into()));
         assert_eq!(reply.header("allow"), Some(allowed));
     }
     let records = gate.records(&["--tool", "die"]).await;

@@ -64,7 +64,7 @@ async fn a_secret_as_a_file_is_the_servers_alone_and_is_rotated_without_a_restar
         let inspected = gate.cli(&["server", "inspect", "crooked", "--format", "json"]).await;
         let records = gate.records(&[]).await;
         let handed: Vec<&Value> =
-            records.iter().filter(|record| record["event"] == "secrets-handed").collect();
+            records.iter().filter(|record| record["event"] == "secrets-delivered").collect();
         assert_eq!(handed.len(), 2, "{runtime}");
         for record in &handed {
             let secrets = json!([{ "secret": "TOKEN", "source": "file", "by": "file" }]);

@@ -91,9 +91,9 @@ fn having(gate: &Gate, client: &str) -> Vec<i32> {
 }
 
 fn handed(records: &[Value], principal: &Value) -> BTreeSet<String> {
-    let handed = records
-        .iter()
-        .filter(|record| record["event"] == "secrets-handed" && record["principal"] == *principal);
+    let handed = records.iter().filter(|record| {
+        record["event"] == "secrets-delivered" && record["principal"] == *principal
+    });
     handed.map(|record| record["secrets"].to_string()).collect()
 }
 
@@ -155,13 +155,13 @@ async fn a_client_for_whom_there_is_none_is_refused_and_the_operator_is_told_the
     assert!(!all.is_empty() && all.iter().all(|(_, secrets)| secrets.is_empty()), "{all:?}");
     for _ in 0..2 {
         let code = bob.refused("crooked__echo", json!({ "text": "x" })).await;
-        assert_eq!(code, "secret-missing");
+        assert_eq!(code, "secret-unavailable");
     }
     assert_eq!(token(&clients.modern("alice"), "env").await, value("alice"));
 
     let text = std::fs::read_to_string(clients.gate.path("portcullis.toml")).unwrap();
     let line = text.lines().position(|line| line.contains("by-client")).unwrap() + 1;
-    let refused = clients.gate.records(&["code = secret-missing"]).await;
+    let refused = clients.gate.records(&["code = secret-unavailable"]).await;
     let rule = &refused[0]["rules"][0];
     assert_eq!(rule["id"], "servers.crooked.secrets.TOKEN", "{refused:?}");
     assert_eq!(rule["line"], line, "{rule}");
@@ -325,10 +325,10 @@ async fn policies_decide_by_the_way_and_by_the_client() {
         permit (principal, action in Portcullis::Action::"from_client", resource);
         permit (principal, action == Portcullis::Action::"launch", resource);
         @id("in-memory")
-        permit (principal, action == Portcullis::Action::"hand_secret", resource)
-        when { resource.handed == "file" };
+        permit (principal, action == Portcullis::Action::"deliver_secret", resource)
+        when { resource.delivery == "file" };
         @id("not-ci")
-        forbid (principal, action == Portcullis::Action::"hand_secret", resource)
+        forbid (principal, action == Portcullis::Action::"deliver_secret", resource)
         when { resource has client && resource.client == "ci" };
     "#;
     for (how, may) in [("file", true), ("env", false)] {
@@ -373,7 +373,7 @@ async fn a_remote_server_is_sent_the_header_of_its_client() {
                     Some(has) => assert_eq!(agent.text("peer__key", json!({})).await, value(has)),
                     None => {
                         let code = agent.refused("peer__key", json!({})).await;
-                        assert_eq!(code, "secret-missing", "{name}");
+                        assert_eq!(code, "secret-unavailable", "{name}");
                     }
                 }
             }

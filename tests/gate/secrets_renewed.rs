@@ -63,7 +63,7 @@ async fn a_file_is_followed_without_a_command_or_a_restart() {
         becomes(&agent, &value(3)).await;
         assert_eq!(marked(&gate.mark), before, "{from}: it was started again");
         // Each hand-over is on record; what is looked for is what was handed over at any time.
-        let handed = of_event(&gate, "secrets-handed").await;
+        let handed = of_event(&gate, "secrets-delivered").await;
         assert_eq!(handed.len(), 3, "{from}: {handed:?}");
         assert!(handed.iter().all(|record| record["launch"] == handed[0]["launch"]));
         for n in 1..4 {
@@ -125,7 +125,7 @@ async fn what_a_server_has_in_its_environment_waits_for_its_next_start() {
     })
     .await;
     let outdated =
-        until("the record", async || of_event(&gate, "secrets-outdated").await.into_iter().next())
+        until("the record", async || of_event(&gate, "secrets-stale").await.into_iter().next())
             .await;
     assert_eq!(outdated["secrets"], json!(["TOKEN"]), "{outdated}");
     assert_eq!(outdated["server"], "crooked", "{outdated}");
@@ -133,7 +133,7 @@ async fn what_a_server_has_in_its_environment_waits_for_its_next_start() {
     let rotated = gate.cli(&["secret", "rotate", "crooked", "--format", "json"]).await.expect(0);
     let wanted = json!({ "secrets": ["TOKEN"], "instances": 0, "later": ["TOKEN"] });
     assert_eq!(rotated["rehanded"], wanted);
-    assert_eq!(of_event(&gate, "secrets-outdated").await.len(), 1);
+    assert_eq!(of_event(&gate, "secrets-stale").await.len(), 1);
     assert_eq!(in_environment(&agent).await, value(1));
     assert_eq!(marked(&gate.mark), before, "it was started again");
     for n in 1..3 {
@@ -189,7 +189,7 @@ async fn on_a_hangup_every_source_is_asked_again() {
     let read =
         |log: &[String]| log.iter().filter(|line| line.contains("secrets were read again")).count();
     until("the second reading", async || (read(&gate.log()) == 2).then_some(())).await;
-    assert_eq!(of_event(&gate, "secrets-handed").await.len(), 2);
+    assert_eq!(of_event(&gate, "secrets-delivered").await.len(), 2);
     assert_eq!(marked(&gate.mark), before);
     gate.stop().await;
 }

@@ -177,7 +177,7 @@ async fn the_modern_revision_knows_no_verb_but_post() {
         );
         let reply = wire::raw(gate.addr, head.as_bytes()).await;
         assert_eq!((reply.status, reply.header("allow")), (405, Some("POST")), "{reply:#?}");
-        assert_eq!(reply.refusal(), "verb-unknown");
+        assert_eq!(reply.refusal(), "http-method-not-allowed");
     }
     gate.stop().await;
 }
@@ -235,7 +235,7 @@ async fn a_call_whose_client_reads_nothing_is_ended_with_an_error() {
     ];
     let mut stream = Events::post(&gate.url("/mcp"), &headers, message.to_string()).await;
     assert_eq!(stream.message().await["method"], "notifications/message");
-    gate.logged("the client to be cut off", |line| line.contains("too-slow")).await;
+    gate.logged("the client to be cut off", |line| line.contains("client-too-slow")).await;
     // Nobody else waited for it.
     let other = gate.modern();
     assert_eq!(other.text("crooked__echo", json!({ "text": "x" })).await, "x");
@@ -243,7 +243,7 @@ async fn a_call_whose_client_reads_nothing_is_ended_with_an_error() {
     while let Some(event) = stream.next().await {
         last = event.message();
     }
-    assert_eq!(code_of(&last["error"]), "too-slow");
+    assert_eq!(code_of(&last["error"]), "client-too-slow");
     assert_eq!(last["id"], 1);
     gate.stop().await;
 }

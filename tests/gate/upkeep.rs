@@ -247,10 +247,10 @@ async fn after_a_rest_one_call_tries_it_and_others_are_told() {
     until("it to be let alone", async || {
         let error = agent.call("crooked__die", json!({})).await.unwrap_err();
         let code = error["data"]["code"].as_str().unwrap().to_owned();
-        if code == "server-resting" {
+        if code == "server-circuit-open" {
             assert!(error["data"]["retryAfterMs"].as_u64().unwrap() > 0, "{error:#}");
         }
-        (code == "server-resting").then_some(())
+        (code == "server-circuit-open").then_some(())
     })
     .await;
     // The one that tries it hangs; all others are told at once.
@@ -258,7 +258,7 @@ async fn after_a_rest_one_call_tries_it_and_others_are_told() {
     let trial = tokio::spawn(async move {
         let agent = crate::support::agent::Agent::modern(&url, None);
         while let Err(error) = agent.call("crooked__slow", json!({ "ms": 5_000 })).await {
-            assert_eq!(error["data"]["code"], "server-resting");
+            assert_eq!(error["data"]["code"], "server-circuit-open");
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         }
     });
@@ -266,7 +266,7 @@ async fn after_a_rest_one_call_tries_it_and_others_are_told() {
         (stats(&gate).await["instances"][0]["active"] == 1).then_some(())
     })
     .await;
-    assert_eq!(agent.refused("crooked__echo", echo()).await, "server-resting");
+    assert_eq!(agent.refused("crooked__echo", echo()).await, "server-circuit-open");
     crate::support::in_time("the trial", trial).await.unwrap();
     // It was answered, so it is there for all again.
     agent.call("crooked__echo", echo()).await.unwrap();

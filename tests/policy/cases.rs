@@ -383,7 +383,7 @@ fn files_that_are_wrong_say_where() {
        ·      ╰── did you mean `call`?
      5 │     expect: deny
        ╰────
-      help: known here: `name`, `as`, `call`, `read`, `get`, `do`, `on`, `launch`, `hand`, `reach`, `grant`, `args`, `hints`, `context`, `expect`, `by`, `asks`, `each`
+      help: known here: `name`, `as`, `call`, `read`, `get`, `do`, `on`, `launch`, `deliver`, `egress`, `grant`, `args`, `hints`, `context`, `expect`, `by`, `asks`, `each`
     1 finding
     --- stderr
     "#);
@@ -714,7 +714,7 @@ when { resource.runtime == "container" && resource has digest && resource.deviat
 @id("tokens")
 permit (
   principal == Portcullis::Server::"github",
-  action == Portcullis::Action::"hand_secret",
+  action == Portcullis::Action::"deliver_secret",
   resource in Portcullis::Server::"github"
 )
 when { resource.name == "TOKEN" && resource.source == "env" && !resource.header };
@@ -722,7 +722,7 @@ when { resource.name == "TOKEN" && resource.source == "env" && !resource.header 
 @id("out")
 permit (
   principal == Portcullis::Server::"github",
-  action == Portcullis::Action::"reach",
+  action == Portcullis::Action::"egress",
   resource == Portcullis::Host::"api.github.com:443"
 );
 
@@ -749,21 +749,21 @@ cases:
       - { launch: { runtime: container, name: x, digest: "sha256:ab", deviations: [mounts] } }
   - name: its token
     as: server:github
-    hand: { name: TOKEN, source: env }
+    deliver: { name: TOKEN, source: env }
     expect: allow
     by: tokens
   - name: not as a header, and not to another
-    hand: { name: TOKEN, source: env, header: true }
+    deliver: { name: TOKEN, source: env, header: true }
     as: [server:github, server:git]
     expect: deny
   - name: its way out
     as: server:github
-    reach: api.github.com:443
+    egress: api.github.com:443
     expect: allow
     by: out
   - name: and no other
     as: [server:github, server:git, plugin:scan]
-    reach: [evil.example:443, api.github.com:80]
+    egress: [evil.example:443, api.github.com:80]
     expect: deny
   - name: logs
     as: plugin:scan
@@ -779,10 +779,10 @@ cases:
     "#);
     assert_snapshot!(test(policies, r#"
 cases:
-  - { name: a, as: local:annie, reach: api.github.com:443, expect: deny }
+  - { name: a, as: local:annie, egress: api.github.com:443, expect: deny }
   - { name: b, as: server:github, grant: log, expect: deny }
-  - { name: c, as: server:github, reach: api.github.com, expect: deny }
-  - { name: d, as: server:github, reach: a:1, call: github/x, expect: deny }
+  - { name: c, as: server:github, egress: api.github.com, expect: deny }
+  - { name: d, as: server:github, egress: a:1, call: github/x, expect: deny }
   - { name: e, as: plugin:scan, call: github/x, expect: deny }
 "#, &[]), @r#"
     exit 11
@@ -791,7 +791,7 @@ cases:
       × this is done for a server or a plugin: write `as: server:NAME` or `as: plugin:NAME`
        ╭─[policies/p.test.yaml:3:20]
      2 │ cases:
-     3 │   - { name: a, as: local:annie, reach: api.github.com:443, expect: deny }
+     3 │   - { name: a, as: local:annie, egress: api.github.com:443, expect: deny }
        ·                    ───────────
      4 │   - { name: b, as: server:github, grant: log, expect: deny }
        ╰────
@@ -799,26 +799,26 @@ cases:
 
       × this is given to a plugin: write `as: plugin:NAME`
        ╭─[policies/p.test.yaml:4:20]
-     3 │   - { name: a, as: local:annie, reach: api.github.com:443, expect: deny }
+     3 │   - { name: a, as: local:annie, egress: api.github.com:443, expect: deny }
      4 │   - { name: b, as: server:github, grant: log, expect: deny }
        ·                    ─────────────
-     5 │   - { name: c, as: server:github, reach: api.github.com, expect: deny }
+     5 │   - { name: c, as: server:github, egress: api.github.com, expect: deny }
        ╰────
     policy-cases
 
       × `api.github.com` is not HOST:PORT
        ╭─[policies/p.test.yaml:5:42]
      4 │   - { name: b, as: server:github, grant: log, expect: deny }
-     5 │   - { name: c, as: server:github, reach: api.github.com, expect: deny }
+     5 │   - { name: c, as: server:github, egress: api.github.com, expect: deny }
        ·                                          ──────────────
-     6 │   - { name: d, as: server:github, reach: a:1, call: github/x, expect: deny }
+     6 │   - { name: d, as: server:github, egress: a:1, call: github/x, expect: deny }
        ╰────
     policy-cases
 
       × the case says twice what is done
        ╭─[policies/p.test.yaml:6:5]
-     5 │   - { name: c, as: server:github, reach: api.github.com, expect: deny }
-     6 │   - { name: d, as: server:github, reach: a:1, call: github/x, expect: deny }
+     5 │   - { name: c, as: server:github, egress: api.github.com, expect: deny }
+     6 │   - { name: d, as: server:github, egress: a:1, call: github/x, expect: deny }
        ·     ┬
        ·     ╰── begins here
      7 │   - { name: e, as: plugin:scan, call: github/x, expect: deny }
@@ -827,7 +827,7 @@ cases:
 
       × a plugin asks for nothing
        ╭─[policies/p.test.yaml:7:20]
-     6 │   - { name: d, as: server:github, reach: a:1, call: github/x, expect: deny }
+     6 │   - { name: d, as: server:github, egress: a:1, call: github/x, expect: deny }
      7 │   - { name: e, as: plugin:scan, call: github/x, expect: deny }
        ·                    ─────┬─────
        ·                         ╰── is a plugin

@@ -412,12 +412,12 @@ fn can_i_gives_no_answer_that_depends_on_what_it_was_not_told() {
 fn can_i_says_what_the_proxy_may_do_for_a_server() {
     let folder = folder(
         r#"@id("out") permit (principal == Portcullis::Server::"notes",
-               action == Portcullis::Action::"reach", resource == Portcullis::Host::"a.example:443");
+               action == Portcullis::Action::"egress", resource == Portcullis::Host::"a.example:443");
            @id("asks") @approve("sure?") permit (principal == Portcullis::Server::"notes",
-               action == Portcullis::Action::"reach", resource == Portcullis::Host::"b.example:443");"#,
+               action == Portcullis::Action::"egress", resource == Portcullis::Host::"b.example:443");"#,
     );
     let ask = |host: &str| {
-        shown(&portcullis(&folder, &["policy", "can-i", "--as", "server:notes", "reach", host]))
+        shown(&portcullis(&folder, &["policy", "can-i", "--as", "server:notes", "egress", host]))
     };
     assert_snapshot!(ask("a.example:443"), @r#"
     exit 0
@@ -506,8 +506,8 @@ fn questions_that_make_no_sense_are_usage_errors() {
         (&["--as", "clod", "call_tool", "notes/x"], "there is no client `clod`; `--as group:NAME`"),
         (&["--as", "ci-bot", "call_tool", "note/x"], "no server `note`: did you mean `notes`?"),
         (&["--as", "ci-bot", "tools/list", "desk"], "the config has no server `desk`\n"),
-        (&["--as", "server:note", "reach", "a.example:443"], "no server `note`: did you mean"),
-        (&["--as", "server:notes", "reach", "a.example"], "`reach` is asked of HOST:PORT"),
+        (&["--as", "server:note", "egress", "a.example:443"], "no server `note`: did you mean"),
+        (&["--as", "server:notes", "egress", "a.example"], "`egress` is asked of HOST:PORT"),
         (&["--as", "server:notes", "launch"], "`portcullis server inspect notes` says"),
         (&["--as", "server:notes", "sample", "ci-bot"], "is `--as CLIENT sample SERVER`"),
         (&["--as", "plugin:none", "grant", "http"], "no plugin is called `none`"),

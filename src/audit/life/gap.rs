@@ -70,7 +70,7 @@ impl Missed {
 impl From<Missed> for Happening {
     fn from(missed: Missed) -> Self {
         let Missed { since, until, intents, outcomes, refusals, events } = missed;
-        Self::RecordsMissed { since, until, intents, outcomes, refusals, events }
+        Self::RecordsDropped { since, until, intents, outcomes, refusals, events }
     }
 }
 

@@ -14,7 +14,7 @@ impl Happening {
     pub fn name(&self) -> &'static str {
         match self {
             Self::ProxyStarted { .. } => "proxy-started",
-            Self::ProxyNotStarted { .. } => "proxy-not-started",
+            Self::ProxyStartFailed { .. } => "proxy-start-failed",
             Self::ProxyStopped { .. } => "proxy-stopped",
             Self::ConfigLoaded { .. } => "config-loaded",
             Self::ConfigReloaded { .. } => "config-reloaded",
@@ -23,7 +23,7 @@ impl Happening {
             Self::PolicyRejected { .. } => "policy-rejected",
             Self::PluginLoaded(_) => "plugin-loaded",
             Self::PluginRefused { .. } => "plugin-refused",
-            Self::PluginSent { .. } => "plugin-sent",
+            Self::PluginHttpSent { .. } => "plugin-http-sent",
             Self::ClientSeen(_) => "client-seen",
             Self::SessionOpened(_) => "session-opened",
             Self::SessionEnded { .. } => "session-ended",
@@ -38,25 +38,25 @@ impl Happening {
             Self::ServerLaunched(_) => "server-launched",
             Self::ServerLaunchFailed { .. } => "server-launch-failed",
             Self::ServerStopped(_) => "server-stopped",
-            Self::LeftoversRemoving(_) => "leftovers-removing",
-            Self::LeftoversRemoved(_) => "leftovers-removed",
+            Self::OrphansRemoving(_) => "orphans-removing",
+            Self::OrphansRemoved(_) => "orphans-removed",
             Self::EgressOpened(_) => "egress-opened",
-            Self::ServerReaching(_) => "server-reaching",
-            Self::ServerReached(_) => "server-reached",
-            Self::SecretsHanded { .. } => "secrets-handed",
+            Self::EgressConnecting(_) => "egress-connecting",
+            Self::EgressClosed(_) => "egress-closed",
+            Self::SecretsDelivered { .. } => "secrets-delivered",
             Self::SecretUnresolved { .. } => "secret-unresolved",
-            Self::SecretsOutdated { .. } => "secrets-outdated",
+            Self::SecretsStale { .. } => "secrets-stale",
             Self::MessagesDropped(_) => "messages-dropped",
-            Self::ApprovalAsked { .. } => "approval-asked",
-            Self::ApprovalUntold { .. } => "approval-untold",
-            Self::ApprovalGiven { .. } => "approval-given",
+            Self::ApprovalRequested { .. } => "approval-requested",
+            Self::ApprovalWebhookFailed { .. } => "approval-webhook-failed",
+            Self::ApprovalDecided { .. } => "approval-decided",
             Self::ClientAdded { .. } => "client-added",
             Self::ClientRemoved { .. } => "client-removed",
             Self::AdminAction(_) => "admin-action",
             Self::RefusalSummaryOpened(_) => "refusal-summary-opened",
             Self::RefusalsSummarized(_) => "refusals-summarized",
             Self::RecordsLost { .. } => "records-lost",
-            Self::RecordsMissed { .. } => "records-missed",
+            Self::RecordsDropped { .. } => "records-dropped",
             Self::SegmentDropped { .. } => "segment-dropped",
             Self::KeyRotated { .. } => "key-rotated",
             Self::StoreBackedUp { .. } => "store-backed-up",
@@ -89,15 +89,15 @@ impl Happening {
             Self::ServerLaunched(launched) => Some(&launched.server),
             Self::ServerStopped(stopped) => Some(&stopped.server),
             Self::EgressOpened(egress) => Some(&egress.server),
-            Self::ServerReaching(reaching) => Some(&reaching.server),
-            Self::ServerReached(reached) => Some(&reached.server),
+            Self::EgressConnecting(reaching) => Some(&reaching.server),
+            Self::EgressClosed(reached) => Some(&reached.server),
             Self::MessagesDropped(dropped) => Some(&dropped.server),
-            Self::ApprovalAsked { server, .. }
-            | Self::ApprovalUntold { server, .. }
-            | Self::ApprovalGiven { server, .. } => server.as_deref(),
+            Self::ApprovalRequested { server, .. }
+            | Self::ApprovalWebhookFailed { server, .. }
+            | Self::ApprovalDecided { server, .. } => server.as_deref(),
             Self::ServerLaunchFailed { server, .. }
-            | Self::SecretsHanded { server, .. }
-            | Self::SecretsOutdated { server, .. }
+            | Self::SecretsDelivered { server, .. }
+            | Self::SecretsStale { server, .. }
             | Self::SecretUnresolved { server, .. } => Some(server),
             _ => None,
         }
@@ -112,19 +112,19 @@ impl Happening {
             Self::ClientSeen(who) => Some(&who.principal),
             Self::SessionOpened(opened) => Some(&opened.who.principal),
             Self::SessionEnded { principal, .. }
-            | Self::ApprovalAsked { principal, .. }
-            | Self::ApprovalUntold { principal, .. }
-            | Self::ApprovalGiven { principal, .. } => Some(principal),
+            | Self::ApprovalRequested { principal, .. }
+            | Self::ApprovalWebhookFailed { principal, .. }
+            | Self::ApprovalDecided { principal, .. } => Some(principal),
             Self::ClientAdded { client, .. } | Self::ClientRemoved { client, .. } => Some(client),
             Self::ServerLaunching(launching) => launching.principal.as_deref(),
             Self::ServerLaunchRefused(refused) => refused.principal.as_deref(),
             Self::EgressOpened(egress) => egress.principal.as_deref(),
-            Self::ServerReaching(reaching) => reaching.principal.as_deref(),
-            Self::ServerReached(reached) => reached.principal.as_deref(),
+            Self::EgressConnecting(reaching) => reaching.principal.as_deref(),
+            Self::EgressClosed(reached) => reached.principal.as_deref(),
             Self::ServerLaunched(launched) => launched.principal.as_deref(),
             Self::ServerLaunchFailed { principal, .. }
-            | Self::SecretsHanded { principal, .. }
-            | Self::SecretsOutdated { principal, .. }
+            | Self::SecretsDelivered { principal, .. }
+            | Self::SecretsStale { principal, .. }
             | Self::SecretUnresolved { principal, .. } => principal.as_deref(),
             Self::ServerStopped(stopped) => stopped.principal.as_deref(),
             Self::MessagesDropped(dropped) => dropped.principal.as_deref(),
@@ -148,12 +148,12 @@ impl Happening {
             Self::ServerLaunchRefused(_)
             | Self::RefusalSummaryOpened(_)
             | Self::RefusalsSummarized(_) => Some(Decision::Refused),
-            Self::ServerReaching(_) => Some(Decision::Allowed),
-            Self::ServerReached(reached) if reached.end == ReachEnd::Refused => {
+            Self::EgressConnecting(_) => Some(Decision::Allowed),
+            Self::EgressClosed(reached) if reached.end == ReachEnd::Refused => {
                 Some(Decision::Refused)
             }
-            Self::ApprovalGiven { allowed: true, .. } => Some(Decision::Allowed),
-            Self::ApprovalGiven { allowed: false, .. } => Some(Decision::Refused),
+            Self::ApprovalDecided { allowed: true, .. } => Some(Decision::Allowed),
+            Self::ApprovalDecided { allowed: false, .. } => Some(Decision::Refused),
             _ => None,
         }
     }
@@ -163,8 +163,8 @@ impl Happening {
         match self {
             Self::ConfigLoaded { chain: list, .. }
             | Self::PolicyLoaded { keeping: list, .. }
-            | Self::PluginSent { requests: list, .. }
-            | Self::ApprovalAsked { rules: list, .. }
+            | Self::PluginHttpSent { requests: list, .. }
+            | Self::ApprovalRequested { rules: list, .. }
             | Self::ClientAdded { groups: list, .. } => list.truncate(most),
             Self::ConfigReloaded { added, changed, removed, waiting, .. } => {
                 [added, changed, removed, waiting].into_iter().for_each(|list| list.truncate(most));
@@ -176,11 +176,11 @@ impl Happening {
                 launching.rules.truncate(most);
             }
             Self::ServerLaunched(launched) => launched.deviations.truncate(most),
-            Self::ServerReaching(reaching) => reaching.rules.truncate(most),
-            Self::ServerReached(reached) => reached.rules.truncate(most),
-            Self::SecretsHanded { secrets, .. } => secrets.truncate(most),
-            Self::SecretsOutdated { secrets, .. } => secrets.truncate(most),
-            Self::LeftoversRemoving(behind) | Self::LeftoversRemoved(behind) => {
+            Self::EgressConnecting(reaching) => reaching.rules.truncate(most),
+            Self::EgressClosed(reached) => reached.rules.truncate(most),
+            Self::SecretsDelivered { secrets, .. } => secrets.truncate(most),
+            Self::SecretsStale { secrets, .. } => secrets.truncate(most),
+            Self::OrphansRemoving(behind) | Self::OrphansRemoved(behind) => {
                 behind.left.truncate(most);
             }
             _ => {}
@@ -191,7 +191,7 @@ impl Happening {
     pub(super) fn texts(&mut self, mut change: impl FnMut(&mut String)) {
         match self {
             Self::ProxyStarted { version, dry_run: _ } => change(version),
-            Self::ProxyNotStarted { version, reason } => {
+            Self::ProxyStartFailed { version, reason } => {
                 change(version);
                 change(reason);
             }
@@ -228,7 +228,7 @@ impl Happening {
             Self::PluginRefused { plugin, file, reason } => {
                 [plugin, file, reason].into_iter().for_each(change);
             }
-            Self::PluginSent { plugin, call: _, requests } => {
+            Self::PluginHttpSent { plugin, call: _, requests } => {
                 std::iter::once(plugin).chain(requests).for_each(change);
             }
             Self::ClientSeen(who) => who.texts(change),
@@ -327,7 +327,7 @@ impl Happening {
                 let more = principal.iter_mut().chain(exit_reason);
                 [server, place, reason].into_iter().chain(more).for_each(change);
             }
-            Self::LeftoversRemoving(behind) | Self::LeftoversRemoved(behind) => {
+            Self::OrphansRemoving(behind) | Self::OrphansRemoved(behind) => {
                 let LeftBehind { left, by: ByHand { uid: _, user } } = behind;
                 let texts = left.iter_mut().flat_map(|Left { kind: _, name, server, error }| {
                     std::iter::once(name).chain(server).chain(error)
@@ -337,14 +337,14 @@ impl Happening {
             Self::EgressOpened(Egress { server, principal, url, protocol, .. }) => {
                 [server, url, protocol].into_iter().chain(principal).for_each(change);
             }
-            Self::ServerReaching(reaching) => {
+            Self::EgressConnecting(reaching) => {
                 let Reaching { server, principal, host, protocol, rules, policy_revision, .. } =
                     reaching;
                 let named = [server, host, protocol, policy_revision];
                 named.into_iter().chain(principal).for_each(&mut change);
                 texts_of(rules, change);
             }
-            Self::ServerReached(reached) => {
+            Self::EgressClosed(reached) => {
                 let Reached {
                     launch: _,
                     server,
@@ -368,27 +368,27 @@ impl Happening {
                 std::iter::once(server).chain(more).for_each(&mut change);
                 texts_of(rules, change);
             }
-            Self::SecretsHanded { launch: _, server, principal, secrets } => {
+            Self::SecretsDelivered { launch: _, server, principal, secrets } => {
                 let names = secrets.iter_mut().map(|handed| &mut handed.secret);
                 std::iter::once(server).chain(principal).chain(names).for_each(change);
             }
             Self::SecretUnresolved { server, secret, source: _, principal, kept: _, reason } => {
                 [server, secret, reason].into_iter().chain(principal).for_each(change);
             }
-            Self::SecretsOutdated { launch: _, server, principal, secrets } => {
+            Self::SecretsStale { launch: _, server, principal, secrets } => {
                 std::iter::once(server).chain(principal).chain(secrets).for_each(change);
             }
             Self::MessagesDropped(Dropped { server, principal, .. }) => {
                 std::iter::once(server).chain(principal).for_each(change);
             }
-            Self::ApprovalAsked { call: _, principal, server, rules, until: _, webhook } => {
+            Self::ApprovalRequested { call: _, principal, server, rules, until: _, webhook } => {
                 let all = std::iter::once(principal).chain(server).chain(webhook).chain(rules);
                 all.for_each(change);
             }
-            Self::ApprovalUntold { call: _, principal, server, reason } => {
+            Self::ApprovalWebhookFailed { call: _, principal, server, reason } => {
                 [principal, reason].into_iter().chain(server).for_each(change);
             }
-            Self::ApprovalGiven { call: _, principal, server, allowed: _, by, reason } => {
+            Self::ApprovalDecided { call: _, principal, server, allowed: _, by, reason } => {
                 [principal, by].into_iter().chain(server).chain(reason).for_each(change);
             }
             Self::ClientAdded { client, key_id, groups, by: By { uid: _, user, reason } } => {
@@ -408,7 +408,7 @@ impl Happening {
                 let more = principal.iter_mut().chain(server).chain(network);
                 std::iter::once(code).chain(more).for_each(change);
             }
-            Self::RecordsMissed { .. } => {}
+            Self::RecordsDropped { .. } => {}
             Self::SegmentDropped { reason: one, .. }
             | Self::KeyRotated { key_id: one }
             | Self::StoreBackedUp { to: one, .. } => change(one),

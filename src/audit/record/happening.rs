@@ -35,7 +35,7 @@ pub enum Happening {
         dry_run: bool,
     },
     /// The proxy did not start: what it was told to do cannot be done.
-    ProxyNotStarted {
+    ProxyStartFailed {
         version: String,
         /// Everything that is wrong, one a line.
         reason: String,
@@ -113,7 +113,7 @@ pub enum Happening {
     },
     /// A plugin sent requests for a message and came to no verdict on it, since the message was
     /// withdrawn: else they are findings in its record.
-    PluginSent {
+    PluginHttpSent {
         /// The interceptor's name.
         plugin: String,
         /// The decision on that message.
@@ -172,20 +172,20 @@ pub enum Happening {
     },
     /// A server ended or was stopped.
     ServerStopped(Stopped),
-    /// `portcullis server reap` is about to remove what proxies that are gone have left. Where this can't be
+    /// `portcullis server cleanup` is about to remove what proxies that are gone have left. Where this can't be
     /// recorded, it is not done.
-    LeftoversRemoving(LeftBehind),
+    OrphansRemoving(LeftBehind),
     /// What came of it.
-    LeftoversRemoved(LeftBehind),
+    OrphansRemoved(LeftBehind),
     /// The proxy itself is about to open connections to a remote server.
     EgressOpened(Egress),
     /// A server is about to be connected to a host of its `egress`. Where this can't be recorded, it is
     /// not. What a server with `hardening.network` asks of a network is not seen.
-    ServerReaching(Reaching),
+    EgressConnecting(Reaching),
     /// What became of a connection that a server wanted, be it that it was refused.
-    ServerReached(Box<Reached>),
+    EgressClosed(Box<Reached>),
     /// A server is about to be handed secrets. No value is on record.
-    SecretsHanded {
+    SecretsDelivered {
         /// As in its `server-launching`.
         #[schemars(with = "String", extend("format" = "uuid"))]
         launch: DecisionId,
@@ -212,7 +212,7 @@ pub enum Happening {
     },
     /// A secret changed that a running server has in its environment, or that is sent to it as a header.
     /// It goes on with the old one until its next start.
-    SecretsOutdated {
+    SecretsStale {
         /// As in its `server-launching`.
         #[schemars(with = "String", extend("format" = "uuid"))]
         launch: DecisionId,
@@ -226,7 +226,7 @@ pub enum Happening {
     /// Messages were dropped, and how many.
     MessagesDropped(Dropped),
     /// A person is asked to allow a call.
-    ApprovalAsked {
+    ApprovalRequested {
         /// The `id` of the call that waits.
         #[schemars(with = "String", extend("format" = "uuid"))]
         call: DecisionId,
@@ -243,8 +243,8 @@ pub enum Happening {
         webhook: Option<String>,
     },
     /// The webhook for approvals was not reached, or did not answer as it may. The call waits on.
-    ApprovalUntold {
-        /// As in its `approval-asked`.
+    ApprovalWebhookFailed {
+        /// As in its `approval-requested`.
         #[schemars(with = "String", extend("format" = "uuid"))]
         call: DecisionId,
         principal: String,
@@ -254,8 +254,8 @@ pub enum Happening {
     },
     /// A person, or the webhook, allowed a call or did not. What nobody said anything of is refused
     /// with `approval-timeout`.
-    ApprovalGiven {
-        /// As in its `approval-asked`.
+    ApprovalDecided {
+        /// As in its `approval-requested`.
         #[schemars(with = "String", extend("format" = "uuid"))]
         call: DecisionId,
         principal: String,
@@ -307,7 +307,7 @@ pub enum Happening {
     /// The store did not take records, and so many of each kind are missing: of what had happened
     /// already, and of refusals; where the operator lets messages pass that cannot be recorded,
     /// of those, too.
-    RecordsMissed {
+    RecordsDropped {
         #[schemars(with = "String", extend("format" = "date-time"))]
         since: Timestamp,
         #[schemars(with = "String", extend("format" = "date-time"))]

@@ -113,8 +113,8 @@ impl Reaping {
         let Self { left, done } = self;
         let behind = LeftBehind { left, by };
         match done {
-            true => Happening::LeftoversRemoved(behind),
-            false => Happening::LeftoversRemoving(behind),
+            true => Happening::OrphansRemoved(behind),
+            false => Happening::OrphansRemoving(behind),
         }
     }
 }

@@ -38,7 +38,7 @@ pub struct Reached {
     pub server: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub principal: Option<String>,
-    /// As in its `server-reaching`, where there was one. This and what is asked for are absent where it
+    /// As in its `egress-connecting`, where there was one. This and what is asked for are absent where it
     /// could not be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connection: Option<u64>,

@@ -20,7 +20,7 @@ impl fmt::Display for Happening {
             Self::ProxyStarted { version, dry_run: true } => {
                 write!(f, "dry run began, version {version}")
             }
-            Self::ProxyNotStarted { reason, .. } => write!(f, "proxy did not start: {reason}"),
+            Self::ProxyStartFailed { reason, .. } => write!(f, "proxy did not start: {reason}"),
             Self::ProxyStopped { reason: Some(reason) } => write!(f, "proxy stopped: {reason}"),
             Self::ProxyStopped { reason: None } => f.write_str("proxy stopped"),
             Self::ConfigLoaded { file, revision, servers, .. } => {
@@ -57,7 +57,7 @@ impl fmt::Display for Happening {
             Self::PluginRefused { plugin, file, reason } => {
                 write!(f, "plugin {plugin} not loaded: {file}: {reason}")
             }
-            Self::PluginSent { plugin, call, requests } => {
+            Self::PluginHttpSent { plugin, call, requests } => {
                 let requests = requests.join(", ");
                 write!(f, "plugin {plugin} sent for {call}, which was withdrawn: {requests}")
             }
@@ -118,13 +118,13 @@ impl fmt::Display for Happening {
             Self::ServerStopped(stopped) => {
                 write!(f, "server {} stopped: {}", stopped.server, stopped.reason)
             }
-            Self::LeftoversRemoving(LeftBehind { left, by }) => {
+            Self::OrphansRemoving(LeftBehind { left, by }) => {
                 let names: Vec<_> = left.iter().map(|left| left.name.as_str()).collect();
                 let names = names.join(", ");
                 write!(f, "what proxies have left that are gone is being removed: {names}")?;
                 by_whom(by.user.as_deref(), by.uid, f)
             }
-            Self::LeftoversRemoved(LeftBehind { left, by }) => {
+            Self::OrphansRemoved(LeftBehind { left, by }) => {
                 let all = left.iter().map(|left| match &left.error {
                     Some(why) => format!("not {} ({why})", left.name),
                     None => left.name.clone(),
@@ -136,11 +136,11 @@ impl fmt::Display for Happening {
             Self::EgressOpened(egress) => {
                 write!(f, "server {}: connects to {}", egress.server, egress.url)
             }
-            Self::ServerReaching(reaching) => {
+            Self::EgressConnecting(reaching) => {
                 let Reaching { server, host, port, protocol, .. } = reaching;
                 write!(f, "server {server} is connected to {host}:{port} ({protocol})")
             }
-            Self::ServerReached(reached) => {
+            Self::EgressClosed(reached) => {
                 let Reached { server, host, port, up, down, end, reason, .. } = &**reached;
                 write!(f, "server {server}: its connection")?;
                 if let (Some(host), Some(port)) = (host, port) {
@@ -151,7 +151,7 @@ impl fmt::Display for Happening {
                     _ => write!(f, " ended after {up} bytes out and {down} in"),
                 }
             }
-            Self::SecretsHanded { server, secrets, .. } => {
+            Self::SecretsDelivered { server, secrets, .. } => {
                 write!(f, "server {server} is handed secrets:")?;
                 for handed in secrets {
                     let by = match handed.by {
@@ -171,7 +171,7 @@ impl fmt::Display for Happening {
                 let kept = if *kept { ", and the old value goes on being used" } else { "" };
                 write!(f, " is not to be had{kept}: {reason}")
             }
-            Self::SecretsOutdated { server, secrets, .. } => {
+            Self::SecretsStale { server, secrets, .. } => {
                 let secrets = secrets.join(", ");
                 write!(f, "server {server} has old values until its next start: {secrets}")
             }
@@ -184,14 +184,14 @@ impl fmt::Display for Happening {
                 let (server, count) = (&dropped.server, dropped.count);
                 write!(f, "server {server}: {count} of its messages {why} and were dropped")
             }
-            Self::ApprovalAsked { call, principal, rules, .. } => {
+            Self::ApprovalRequested { call, principal, rules, .. } => {
                 let rules = rules.join(", ");
                 write!(f, "a person is asked whether {principal} may ({rules}): {call}")
             }
-            Self::ApprovalUntold { call, reason, .. } => {
+            Self::ApprovalWebhookFailed { call, reason, .. } => {
                 write!(f, "the webhook for approvals was not reached: {reason}: {call}")
             }
-            Self::ApprovalGiven { call, principal, allowed, by, .. } => {
+            Self::ApprovalDecided { call, principal, allowed, by, .. } => {
                 let word = if *allowed { "allowed" } else { "denied" };
                 write!(f, "{by} {word} what {principal} asked for: {call}")
             }
@@ -233,7 +233,7 @@ impl fmt::Display for Happening {
                     until.0.saturating_sub(1)
                 )
             }
-            Self::RecordsMissed { since, until, intents, outcomes, refusals, events } => write!(
+            Self::RecordsDropped { since, until, intents, outcomes, refusals, events } => write!(
                 f,
                 "not recorded from {since} to {until}: {intents} intents, {outcomes} outcomes, \
                  {refusals} refusals and {events} events"

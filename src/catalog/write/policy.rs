@@ -45,7 +45,7 @@ pub fn policy(server: &Server) -> String {
     }
     egress(&mut text, server);
     for (secret, reference) in server.references() {
-        hand_secret(&mut text, name, secret, reference);
+        deliver_secret(&mut text, name, secret, reference);
     }
     if let Some(only) = &server.only {
         left_on(&mut text, name, only);
@@ -55,11 +55,11 @@ pub fn policy(server: &Server) -> String {
 }
 
 /// The permit of one secret; a comment, where nobody named or confirmed it.
-fn hand_secret(text: &mut String, server: &str, secret: &str, reference: &Secret) {
+fn deliver_secret(text: &mut String, server: &str, secret: &str, reference: &Secret) {
     let secret = escaped(secret);
     let permit = format!(
         "@id(\"{server}.secret.{secret}\")\npermit (\n  principal == Portcullis::Server::\"{server}\",\n  action == \
-         Portcullis::Action::\"hand_secret\",\n  resource == Portcullis::Secret::\"{server}/{secret}\"\n);\n",
+         Portcullis::Action::\"deliver_secret\",\n  resource == Portcullis::Secret::\"{server}/{secret}\"\n);\n",
     );
     text.push('\n');
     if reference.permitted {
@@ -257,7 +257,7 @@ mod tests {
         }
         let text = policy(&server);
         let permitted: Vec<&str> = text.lines().filter(|line| !line.starts_with("//")).collect();
-        assert!(!permitted.join("\n").contains("hand_secret"), "{text}");
+        assert!(!permitted.join("\n").contains("deliver_secret"), "{text}");
         assert_eq!(text.matches("// permit (").count(), 3, "{text}");
         assert_eq!(permitted.iter().filter(|line| line.starts_with("permit (")).count(), 3);
     }

@@ -28,7 +28,7 @@ impl Notary for Notes {
             self.scrubber.scrub(&mut text);
             text
         };
-        let happening = Happening::ApprovalGiven {
+        let happening = Happening::ApprovalDecided {
             call: call.id,
             principal: call.principal.clone(),
             server: call.server.clone(),
@@ -42,7 +42,7 @@ impl Notary for Notes {
     async fn unreached(&self, call: &Waiting, why: &str) {
         let mut reason = why.to_owned();
         self.scrubber.scrub(&mut reason);
-        let happening = Happening::ApprovalUntold {
+        let happening = Happening::ApprovalWebhookFailed {
             call: call.id,
             principal: call.principal.clone(),
             server: call.server.clone(),
@@ -94,7 +94,7 @@ impl Proxy {
             return refuse(Code::ApprovalTimeout, words, "it cannot be shown as a whole".into());
         };
         // Nobody is asked about what is not on record.
-        self.on_record(Happening::ApprovalAsked {
+        self.on_record(Happening::ApprovalRequested {
             call: exchange.id,
             principal: exchange.principal.name(),
             server: call.server.clone(),

@@ -144,7 +144,7 @@ impl StartFailure {
 /// Records that the proxy did not start, after what happened on the way, where the store can be
 /// had.
 pub async fn not_started(loaded: &Loaded, happened: Vec<Happening>, reason: String) {
-    let last = Happening::ProxyNotStarted { version: version(), reason };
+    let last = Happening::ProxyStartFailed { version: version(), reason };
     let all = [vec![config(loaded)], happened, vec![last]].concat();
     if let Err(error) = record_alone(loaded, all).await {
         tracing::warn!(%error, "that the proxy did not start could not be recorded");

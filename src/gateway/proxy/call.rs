@@ -99,7 +99,7 @@ impl Proxy {
             if guest.revision.is_modern() { self.open_state(server, exchange)? } else { None };
         if let Some(State::Parked(key)) = &state {
             let parked = self.parked.take(key).ok_or_else(|| {
-                Refusal::new(Code::StateUnknown, "this call waits no more: begin again")
+                Refusal::new(Code::RequestStateInvalid, "this call waits no more: begin again")
             })?;
             return self.resume(&making, parked).await;
         }

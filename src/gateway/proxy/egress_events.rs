@@ -12,7 +12,7 @@ pub(super) fn reaching(
     rules: &[refusal::Rule],
     revision: &str,
 ) -> Happening {
-    Happening::ServerReaching(Reaching {
+    Happening::EgressConnecting(Reaching {
         launch: reacher.launch,
         server: reacher.server.to_string(),
         principal: reacher.principal.get().map(PrincipalKind::name),
@@ -38,7 +38,7 @@ pub(super) fn reached(
         _ => (None, None),
     };
     let (rules, revision) = forbidden.unzip();
-    Happening::ServerReached(Box::new(Reached {
+    Happening::EgressClosed(Box::new(Reached {
         launch: reacher.launch,
         server: reacher.server.to_string(),
         principal: reacher.principal.get().map(PrincipalKind::name),

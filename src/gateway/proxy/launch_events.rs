@@ -86,7 +86,7 @@ pub(super) fn launching(
     }));
     if !handing.is_empty() {
         let secrets = handing.iter().map(handed).collect();
-        all.push(Happening::SecretsHanded { launch, server, principal, secrets });
+        all.push(Happening::SecretsDelivered { launch, server, principal, secrets });
     }
     all
 }
@@ -119,7 +119,7 @@ pub(super) fn handed_again(
         .handing
         .iter()
         .filter(|handing| handing.by == By::File && secrets.contains(&handing.secret));
-    Happening::SecretsHanded {
+    Happening::SecretsDelivered {
         launch: launching.launch,
         server: server.to_string(),
         principal: launching.party.as_ref().map(PrincipalKind::name),

@@ -152,7 +152,7 @@ impl Proxy {
         let acknowledged = json!({ "notifications": granted, "_meta": tag }).to_string();
         let text = Frame::notification(Method::ACKNOWLEDGED, acknowledged.as_bytes());
         if out.send(text).await.is_err() {
-            return Err(Refusal::new(Code::Withdrawn, "the client listens no more"));
+            return Err(Refusal::new(Code::Cancelled, "the client listens no more"));
         }
         listener.told.store(true, Ordering::Release);
         tokio::select! {

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 
 use super::{Proxy, launch_events};
 use portcullis_audit::record::Happening;
-use portcullis_policy::{Action, HandedAs, Handing, Outcome, Part, Start};
+use portcullis_policy::{Action, DeliveredAs, Handing, Outcome, Part, Start};
 use portcullis_protocol::{
     names::ServerName,
     refusal::{Code, Refusal, Rule},
@@ -82,9 +82,9 @@ impl Proxy {
             name: &handing.secret,
             source: handing.source.kind(),
             handed: match handing.by {
-                By::Environment => HandedAs::Env,
-                By::File => HandedAs::File,
-                By::Header => HandedAs::Header,
+                By::Environment => DeliveredAs::Env,
+                By::File => DeliveredAs::File,
+                By::Header => DeliveredAs::Header,
             },
             client: handing.client.as_deref(),
         });

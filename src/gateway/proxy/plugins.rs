@@ -24,7 +24,7 @@ use portcullis_interceptors::{
 use portcullis_plugin_host::{
     Artifacts, Cache, Grants, House, States, Surroundings, Unusable, signature_path,
 };
-use portcullis_policy::{Action, HandedAs, Holder, Resource, Subject};
+use portcullis_policy::{Action, DeliveredAs, Holder, Resource, Subject};
 use portcullis_protocol::exchange::{Exchange, Method, Phase};
 use portcullis_telemetry::Metrics;
 use portcullis_upstream::config::Registries;
@@ -238,7 +238,7 @@ impl Surroundings for Around {
             );
             return;
         };
-        let sent = Happening::PluginSent { plugin: plugin.to_owned(), call, requests };
+        let sent = Happening::PluginHttpSent { plugin: plugin.to_owned(), call, requests };
         // One that stops waits for it.
         let tasks = proxy.tasks.clone();
         tasks.spawn_on(async move { proxy.audit.tell(sent).await }, &runtime);
@@ -250,7 +250,7 @@ impl Surroundings for Around {
             return Err("nothing is sent while the audit log takes no records".into());
         }
         let resource = Resource::Host { name: host, port };
-        let outcome = self.policies.decide_own(Subject::Plugin(plugin), Action::Reach, resource);
+        let outcome = self.policies.decide_own(Subject::Plugin(plugin), Action::Egress, resource);
         match outcome.permits_alone() {
             true => Ok(()),
             false => Err(format!("policy does not permit `{host}:{port}`")),
@@ -295,14 +295,14 @@ fn withheld(plugin: &str, grants: &Grants, policies: &portcullis_policy::Engine)
         let resource = Resource::Host { name: host.name(), port: host.port };
         let what = format!("the host `{}:{}`", host.host, host.port);
         let shown = format!("Host::\"{}:{}\"", host.name(), host.port);
-        ask(format!("http/{nth}"), what, Action::Reach, resource, shown);
+        ask(format!("http/{nth}"), what, Action::Egress, resource, shown);
     }
     for (name, reference) in grants.secrets.iter().flatten() {
         // A reference that is none was found to be wrong before.
         let Ok(source) = Source::try_from(reference) else { continue };
         let source = source.kind();
         let holder = Holder::Plugin(plugin);
-        let handed = HandedAs::Plugin;
+        let handed = DeliveredAs::Plugin;
         let resource = Resource::Secret { holder, name, source, handed, client: None };
         let secret = format!("{holder}/{name}");
         let secret = cedar_policy::EntityId::new(&secret);
@@ -310,7 +310,7 @@ fn withheld(plugin: &str, grants: &Grants, policies: &portcullis_policy::Engine)
         ask(
             format!("secrets/{name}"),
             format!("the secret `{name}`"),
-            Action::HandSecret,
+            Action::DeliverSecret,
             resource,
             shown,
         );
@@ -385,7 +385,7 @@ impl Held {
         }
         let name = self.plugin.name();
         let withheld = withheld(name, &self.grants, &self.policies);
-        let new = match withheld.iter().find(|withheld| withheld.action != Action::Reach) {
+        let new = match withheld.iter().find(|withheld| withheld.action != Action::Egress) {
             Some(withheld) => Err(format!("{}; it has it since the start", withheld.words(name))),
             None => Ok(()),
         };

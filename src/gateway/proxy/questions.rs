@@ -133,7 +133,7 @@ impl Proxy {
         };
         let conclusion = match &checked {
             Ok(()) => Conclusion::Delivered,
-            Err((_, refusal)) if refusal.code == Code::Withdrawn => Conclusion::Cancelled,
+            Err((_, refusal)) if refusal.code == Code::Cancelled => Conclusion::Cancelled,
             Err((true, refusal)) => Conclusion::Refused(refusal),
             Err((false, refusal)) => Conclusion::Failed(refusal),
         };
@@ -267,5 +267,5 @@ fn nobody() -> Refusal {
 }
 
 pub(super) fn withdrawn() -> Refusal {
-    Refusal::new(Code::Withdrawn, "the request was taken back before it was answered")
+    Refusal::new(Code::Cancelled, "the request was taken back before it was answered")
 }

@@ -46,7 +46,7 @@ impl Reaching {
         let host = attempt.host.plain();
         let resource = Resource::Host { name: &host, port: attempt.port };
         let server = Subject::Server(&self.reacher.server);
-        self.around.policies.decide_own(server, Action::Reach, resource)
+        self.around.policies.decide_own(server, Action::Egress, resource)
     }
 }
 

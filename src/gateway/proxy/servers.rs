@@ -148,7 +148,7 @@ impl Proxy {
                     %server, client = principal, secrets = secrets.join(", "),
                     "secrets changed that a running server has in its environment or in headers: it has the new ones with its next start (`portcullis server restart`)"
                 );
-                Happening::SecretsOutdated { launch, server, principal, secrets }
+                Happening::SecretsStale { launch, server, principal, secrets }
             }
             Event::Pulled(pulling) => launch_events::pulled(name, *pulling),
             Event::Lost { count } => {

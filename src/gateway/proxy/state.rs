@@ -71,7 +71,7 @@ impl Proxy {
         let unknown = |why: String| {
             let words = "this `requestState` is not one of this request's, or its server has another \
                          entry in the config by now: begin again";
-            Refusal::new(Code::StateUnknown, words).detail(why)
+            Refusal::new(Code::RequestStateInvalid, words).detail(why)
         };
         let sealed: String =
             serde_json::from_slice(&state).map_err(|_| unknown("it is no string".into()))?;

@@ -162,7 +162,7 @@ impl Proxy {
             )
             .data("requiredCapabilities", required));
         }
-        let unknown = || Refusal::new(Code::StateUnknown, "there is no such task here");
+        let unknown = || Refusal::new(Code::RequestStateInvalid, "there is no such task here");
         let params = Object::parse(exchange.request.raw().clone())?;
         selects_once(&exchange.method, &params)?;
         let id = params

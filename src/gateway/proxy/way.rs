@@ -118,7 +118,7 @@ impl Proxy {
             }
             None => {
                 let refusal =
-                    Refusal::new(Code::Withdrawn, "the client gave it up before it was decided");
+                    Refusal::new(Code::Cancelled, "the client gave it up before it was decided");
                 self.record_refusal(&exchange, &passage, &refusal).await;
                 Err(refusal)
             }

@@ -21,7 +21,7 @@ const EACH: &str = r#"
     resource == Portcullis::Server::"notes");
 @id("call_tool") permit (principal == Portcullis::Client::"ci", action == Portcullis::Action::"call_tool",
     resource == Portcullis::Tool::"notes/t") when { context.args.hasTag("/a") };
-@id("follow_task") permit (principal == Portcullis::Client::"ci", action == Portcullis::Action::"follow_task",
+@id("access_task") permit (principal == Portcullis::Client::"ci", action == Portcullis::Action::"access_task",
     resource == Portcullis::Tool::"notes/t");
 @id("get_prompt") permit (principal == Portcullis::Client::"ci", action == Portcullis::Action::"get_prompt",
     resource == Portcullis::Prompt::"notes/p") when { context.args.hasTag("/a") };
@@ -116,8 +116,8 @@ async fn every_method_is_asked_for_under_its_action() {
         (all("tasks/list"), "connect"),
         (all("subscriptions/listen"), "connect"),
         (all("logging/setLevel"), "connect"),
-        (task("tasks/get"), "follow_task"),
-        (task("tasks/cancel"), "follow_task"),
+        (task("tasks/get"), "access_task"),
+        (task("tasks/cancel"), "access_task"),
         (about_notes("prompts/get", json!({"name": "p", "arguments": {"a": "x"}})), "get_prompt"),
         (about_notes("prompts/get", json!({"name": "p"})), REFUSED),
         (about_notes("resources/read", json!({"uri": "note://1"})), "read_resource"),

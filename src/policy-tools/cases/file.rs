@@ -10,7 +10,7 @@ use serde::{
 use serde_json::{Map, Value};
 use serde_saphyr::Spanned;
 
-use portcullis_policy::HandedAs;
+use portcullis_policy::DeliveredAs;
 use portcullis_protocol::claims::Attested;
 use portcullis_protocol::{
     exchange::{Revision, Transport},
@@ -57,9 +57,9 @@ pub(super) struct Case {
     /// What is started, for the server that asks.
     pub(super) launch: Option<Spanned<Program>>,
     /// What the server that asks is handed.
-    pub(super) hand: Option<Spanned<Secret>>,
+    pub(super) deliver: Option<Spanned<Secret>>,
     /// `HOST:PORT` of what the server that asks reaches.
-    pub(super) reach: Option<Spanned<Words>>,
+    pub(super) egress: Option<Spanned<Words>>,
     /// Functions that the plugin that asks is given.
     pub(super) grant: Option<Spanned<Words>>,
     pub(super) args: Option<Map<String, Value>>,
@@ -145,7 +145,7 @@ pub(super) struct Secret {
     pub(super) source: String,
     #[serde(default)]
     pub(super) header: bool,
-    pub(super) handed: Option<HandedAs>,
+    pub(super) delivery: Option<DeliveredAs>,
     pub(super) client: Option<String>,
 }
 

@@ -2,7 +2,7 @@
 //! a host, and whether a plugin may be given a function.
 
 use super::file::{Case, Runtime, Who};
-use portcullis_policy::{Action, HandedAs, Resource, Subject};
+use portcullis_policy::{Action, DeliveredAs, Resource, Subject};
 use portcullis_protocol::names::ServerName;
 
 /// A server or a plugin.
@@ -33,11 +33,11 @@ pub(super) enum Own {
         server: ServerName,
         program: portcullis_policy::Program,
     },
-    HandSecret {
+    DeliverSecret {
         holder: Holder,
         name: String,
         source: String,
-        handed: HandedAs,
+        handed: DeliveredAs,
         client: Option<String>,
     },
     Reach {
@@ -84,26 +84,26 @@ impl Own {
             let shown = format!("{runtime} {}", program.name);
             return Some(server().map(|server| vec![(shown, Self::Launch { server, program })]));
         }
-        if let Some(secret) = &case.hand {
+        if let Some(secret) = &case.deliver {
             let (name, source) = (secret.value.name.clone(), secret.value.source.clone());
             let client = secret.value.client.clone();
             let shown = format!("{name} from {source}");
-            let handed = |holder: &Holder| match (secret.value.handed, secret.value.header, holder)
-            {
-                (None | Some(HandedAs::Header), true, _) => Ok(HandedAs::Header),
-                (Some(_), true, _) => {
-                    Err("`header: true` and `handed` differ: keep one".to_owned())
-                }
-                (Some(handed), false, _) => Ok(handed),
-                (None, false, Holder::Server(_)) => Ok(HandedAs::Env),
-                (None, false, Holder::Plugin(_)) => Ok(HandedAs::Plugin),
-            };
+            let handed =
+                |holder: &Holder| match (secret.value.delivery, secret.value.header, holder) {
+                    (None | Some(DeliveredAs::Header), true, _) => Ok(DeliveredAs::Header),
+                    (Some(_), true, _) => {
+                        Err("`header: true` and `delivery` differ: keep one".to_owned())
+                    }
+                    (Some(handed), false, _) => Ok(handed),
+                    (None, false, Holder::Server(_)) => Ok(DeliveredAs::Env),
+                    (None, false, Holder::Plugin(_)) => Ok(DeliveredAs::Plugin),
+                };
             return Some(holder().and_then(|holder| {
                 let handed = handed(&holder)?;
-                Ok(vec![(shown, Self::HandSecret { holder, name, source, handed, client })])
+                Ok(vec![(shown, Self::DeliverSecret { holder, name, source, handed, client })])
             }));
         }
-        if let Some(hosts) = &case.reach {
+        if let Some(hosts) = &case.egress {
             let one = |text: &String| {
                 let problem = || format!("`{}` is not HOST:PORT", text.escape_debug());
                 let (host, port) = text.rsplit_once(':').ok_or_else(problem)?;
@@ -127,8 +127,8 @@ impl Own {
     pub(super) fn action(&self) -> Action {
         match self {
             Self::Launch { .. } => Action::Launch,
-            Self::HandSecret { .. } => Action::HandSecret,
-            Self::Reach { .. } => Action::Reach,
+            Self::DeliverSecret { .. } => Action::DeliverSecret,
+            Self::Reach { .. } => Action::Egress,
             Self::Grant { .. } => Action::Grant,
         }
     }
@@ -138,7 +138,7 @@ impl Own {
             Self::Launch { server, program } => {
                 (Subject::Server(server), Resource::Program(program))
             }
-            Self::HandSecret { holder, name, source, handed, client } => (
+            Self::DeliverSecret { holder, name, source, handed, client } => (
                 holder.subject(),
                 Resource::Secret {
                     holder: holder.holder(),

@@ -164,7 +164,7 @@ impl Reader<'_> {
                     .collect(),
                 Some(Err(problem)) => {
                     // Of a server, it is the host that is wrong.
-                    let place = match (&party, &case.reach) {
+                    let place = match (&party, &case.egress) {
                         (Who::Server(_), Some(reach)) => self.place(reach),
                         _ => self.place(who),
                     };
@@ -259,8 +259,8 @@ impl Reader<'_> {
                     `do: ACTION` with `on: TARGET`";
         let own = [
             case.launch.is_some(),
-            case.hand.is_some(),
-            case.reach.is_some(),
+            case.deliver.is_some(),
+            case.egress.is_some(),
             case.grant.is_some(),
         ];
         let own = own.into_iter().filter(|own| *own).count();
@@ -385,8 +385,8 @@ fn over(row: &Case, case: &Case) -> Case {
         || row.get.is_some()
         || row.action.is_some()
         || row.launch.is_some()
-        || row.hand.is_some()
-        || row.reach.is_some()
+        || row.deliver.is_some()
+        || row.egress.is_some()
         || row.grant.is_some();
     let base = if says { &Case::default() } else { case };
     Case {
@@ -398,8 +398,8 @@ fn over(row: &Case, case: &Case) -> Case {
         action: row.action.clone().or_else(|| base.action.clone()),
         on: row.on.clone().or_else(|| base.on.clone()),
         launch: row.launch.clone().or_else(|| base.launch.clone()),
-        hand: row.hand.clone().or_else(|| base.hand.clone()),
-        reach: row.reach.clone().or_else(|| base.reach.clone()),
+        deliver: row.deliver.clone().or_else(|| base.deliver.clone()),
+        egress: row.egress.clone().or_else(|| base.egress.clone()),
         grant: row.grant.clone().or_else(|| base.grant.clone()),
         args: row.args.clone().or_else(|| case.args.clone()),
         hints: row.hints.or(case.hints),

@@ -174,7 +174,7 @@ impl Recorded {
 fn is_of_a_start(refusal: &record::Refusal) -> bool {
     let begins = |detail: &String| {
         let first = detail.split_once(' ').map(|(first, _)| first);
-        [Action::Launch, Action::Reach, Action::HandSecret]
+        [Action::Launch, Action::Egress, Action::DeliverSecret]
             .iter()
             .any(|act| first == Some(act.as_str()))
     };
@@ -196,7 +196,7 @@ fn principal(call: &Call) -> Option<Principal> {
 fn target(action: Action, call: &Call) -> Option<Target> {
     let server = || call.server.as_ref()?.parse::<ServerName>().ok();
     Some(match (action, &call.target) {
-        (Action::CallTool | Action::FollowTask, Some(record::Target::Tool(name))) => {
+        (Action::CallTool | Action::AccessTask, Some(record::Target::Tool(name))) => {
             Target::Tool(server()?, name.clone())
         }
         (Action::GetPrompt | Action::Complete, Some(record::Target::Prompt(name))) => {

@@ -51,8 +51,8 @@ fn over_broad() {
         (
             &[
                 r#"permit (principal, action == Portcullis::Action::"launch", resource);"#,
-                r#"permit (principal, action == Portcullis::Action::"reach", resource);"#,
-                r#"permit (principal, action == Portcullis::Action::"hand_secret", resource);"#,
+                r#"permit (principal, action == Portcullis::Action::"egress", resource);"#,
+                r#"permit (principal, action == Portcullis::Action::"deliver_secret", resource);"#,
             ],
             &["policy-over-broad 1"],
         ),
@@ -138,7 +138,7 @@ fn unreachable_and_contradicting() {
             &[],
         ),
         (
-            &[x, r#"forbid (principal, action == Portcullis::Action::"follow_task", resource);"#],
+            &[x, r#"forbid (principal, action == Portcullis::Action::"access_task", resource);"#],
             &[],
         ),
     ]);
@@ -189,7 +189,7 @@ fn duplicate_and_redundant() {
         // It could fail, which refuses.
         (&[one, &format!("{group} when {{ context.session_calls + 1 > 0 }};")], &[]),
         (&[one, &one.replace("Group::\"g\"", "Group::\"h\"")], &[]),
-        (&[one, &one.replace("CALL", r#"action == Portcullis::Action::"follow_task""#)], &[]),
+        (&[one, &one.replace("CALL", r#"action == Portcullis::Action::"access_task""#)], &[]),
     ]);
 }
 

@@ -16,7 +16,7 @@ use portcullis_protocol::claims::Claims;
 use portcullis_protocol::names::ServerName;
 
 /// Actions whose resource is a tool.
-const ON_TOOLS: [Action; 2] = [Action::CallTool, Action::FollowTask];
+const ON_TOOLS: [Action; 2] = [Action::CallTool, Action::AccessTask];
 /// The types of those who may ask for them.
 const CALLERS: [&str; 3] = ["Portcullis::Client", "Portcullis::Local", "Portcullis::Anonymous"];
 

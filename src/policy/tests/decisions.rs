@@ -33,7 +33,7 @@ fn every_question<'a>(
         (asker, Action::Connect, Resource::Proxy),
         (asker, Action::Connect, Resource::Server(server)),
         (asker, Action::CallTool, tool),
-        (asker, Action::FollowTask, tool),
+        (asker, Action::AccessTask, tool),
         (asker, Action::GetPrompt, prompt),
         (asker, Action::Complete, prompt),
         (asker, Action::Complete, template),
@@ -53,16 +53,16 @@ fn every_question<'a>(
         (answerer, Action::Launch, Resource::Program(program())),
         (
             answerer,
-            Action::HandSecret,
+            Action::DeliverSecret,
             Resource::Secret {
                 holder: Holder::Server(server),
                 name: "TOKEN",
                 source: "env",
-                handed: HandedAs::Env,
+                handed: DeliveredAs::Env,
                 client: None,
             },
         ),
-        (answerer, Action::Reach, Resource::Host { name: "example.com", port: 443 }),
+        (answerer, Action::Egress, Resource::Host { name: "example.com", port: 443 }),
         (Subject::Plugin("pii"), Action::Grant, Resource::Grant("log")),
     ]
 }
@@ -95,16 +95,16 @@ fn what_the_proxy_does_of_itself_is_decided_by_what_it_does() {
         permit (principal == Portcullis::Server::"other", action == Portcullis::Action::"launch", resource)
         when { resource.signed && resource.signers == ["acme"] && resource.attested.contains({ by: "acme", type: "https://example.com/scan" }) };
         @id("by-day")
-        permit (principal, action == Portcullis::Action::"hand_secret", resource in Portcullis::Server::"notes")
+        permit (principal, action == Portcullis::Action::"deliver_secret", resource in Portcullis::Server::"notes")
         when { resource.source == "env" && !resource.header && context.now.toTime() > duration("8h") };
         @id("in-memory")
-        permit (principal, action == Portcullis::Action::"hand_secret", resource in Portcullis::Server::"notes")
-        when { resource.source == "file" && resource.handed == "file" };
+        permit (principal, action == Portcullis::Action::"deliver_secret", resource in Portcullis::Server::"notes")
+        when { resource.source == "file" && resource.delivery == "file" };
         @id("alices-own")
-        permit (principal, action == Portcullis::Action::"hand_secret", resource in Portcullis::Server::"other")
-        when { resource has client && resource.client == "alice" && resource.handed == "env" };
+        permit (principal, action == Portcullis::Action::"deliver_secret", resource in Portcullis::Server::"other")
+        when { resource has client && resource.client == "alice" && resource.delivery == "env" };
         @id("https")
-        permit (principal, action == Portcullis::Action::"reach", resource)
+        permit (principal, action == Portcullis::Action::"egress", resource)
         when { resource.name like "*.example.com" && resource.port == 443 };
         @id("log")
         permit (principal == Portcullis::Plugin::"pii", action == Portcullis::Action::"grant", resource == Portcullis::Grant::"log");
@@ -147,26 +147,26 @@ fn what_the_proxy_does_of_itself_is_decided_by_what_it_does() {
         );
     }
     for (server, source, handed, client, rules) in [
-        (&notes, "env", HandedAs::Env, None, "by-day"),
-        (&notes, "file", HandedAs::Env, None, ""),
-        (&notes, "file", HandedAs::File, None, "in-memory"),
-        (&notes, "file", HandedAs::File, Some("alice"), "in-memory"),
-        (&notes, "env", HandedAs::Header, None, ""),
-        (&other, "env", HandedAs::Env, None, ""),
-        (&other, "env", HandedAs::Env, Some("alice"), "alices-own"),
-        (&other, "env", HandedAs::Env, Some("bob"), ""),
-        (&other, "env", HandedAs::File, Some("alice"), ""),
+        (&notes, "env", DeliveredAs::Env, None, "by-day"),
+        (&notes, "file", DeliveredAs::Env, None, ""),
+        (&notes, "file", DeliveredAs::File, None, "in-memory"),
+        (&notes, "file", DeliveredAs::File, Some("alice"), "in-memory"),
+        (&notes, "env", DeliveredAs::Header, None, ""),
+        (&other, "env", DeliveredAs::Env, None, ""),
+        (&other, "env", DeliveredAs::Env, Some("alice"), "alices-own"),
+        (&other, "env", DeliveredAs::Env, Some("bob"), ""),
+        (&other, "env", DeliveredAs::File, Some("alice"), ""),
     ] {
         let holder = Holder::Server(server);
         let resource = Resource::Secret { holder, name: "TOKEN", source, handed, client };
-        assert_eq!(decide(Subject::Server(server), Action::HandSecret, resource), rules);
+        assert_eq!(decide(Subject::Server(server), Action::DeliverSecret, resource), rules);
     }
     for (name, port, rules) in
         [("api.example.com", 443, "https"), ("api.example.com", 80, ""), ("example.org", 443, "")]
     {
         let resource = Resource::Host { name, port };
         assert_eq!(
-            decide(Subject::Server(&notes), Action::Reach, resource),
+            decide(Subject::Server(&notes), Action::Egress, resource),
             rules,
             "{name}:{port}"
         );

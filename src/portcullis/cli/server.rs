@@ -1,9 +1,9 @@
 //! `portcullis server`: the servers behind the proxy.
 
+mod cleanup;
 mod export;
 mod images;
 mod inspect;
-mod reap;
 mod restart;
 mod stats;
 mod verify;
@@ -30,7 +30,7 @@ use portcullis_gateway::{
     admin,
     proxy::{Assembly, Purpose},
 };
-use portcullis_policy::{HandedAs, Handing};
+use portcullis_policy::{DeliveredAs, Handing};
 use portcullis_protocol::names::ServerName;
 use portcullis_runtime::ProtectedPaths;
 use portcullis_upstream::{Engines, Launcher, config::HandOver};
@@ -82,7 +82,7 @@ enum Verb {
         place: Where,
     },
     /// Remove what proxies that were killed have left: containers, secrets in memory, control groups
-    Reap(reap::Args),
+    Cleanup(cleanup::Args),
     /// Add a server that a catalog, an image, a URL or a file describes
     Add(catalog::Add),
     /// Add the servers of a file: a client's `mcpServers`, a catalog, a profile, a `server.json`
@@ -95,7 +95,7 @@ enum Verb {
         which: images::Which,
         /// Take a digest again that was moved on from
         #[arg(long)]
-        back: bool,
+        allow_downgrade: bool,
         /// Show what would be moved, and move nothing
         #[arg(long)]
         dry_run: bool,
@@ -121,7 +121,9 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
         Verb::Add(args) => catalog::add(args, ctx).await,
         Verb::Import(args) => catalog::import(args, ctx).await,
         Verb::Lock(which) => images::lock(ctx, &which).await,
-        Verb::Update { which, back, dry_run } => images::update(ctx, &which, back, dry_run).await,
+        Verb::Update { which, allow_downgrade, dry_run } => {
+            images::update(ctx, &which, allow_downgrade, dry_run).await
+        }
         Verb::Pull(which) => images::pull(ctx, &which).await,
         Verb::Export(export) => export::run(export, ctx).await,
         Verb::Ls(place) => ls(ctx, place.proxy(ctx).await?).await,
@@ -143,7 +145,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
             let proxy = running(&place, ctx, Some(&server)).await?;
             restart::run(ctx, proxy, &server).await
         }
-        Verb::Reap(args) => reap::run(ctx, &args).await,
+        Verb::Cleanup(args) => cleanup::run(ctx, &args).await,
         Verb::Logs { server, place } => {
             let proxy = running(&place, ctx, Some(&server)).await?;
             logs(ctx, proxy, &server).await
@@ -306,9 +308,9 @@ fn configured<'a>(
 pub(super) fn handed(settings: &portcullis_upstream::config::Server) -> Vec<Handing<'_>> {
     let all = settings.given().flat_map(|given| {
         let handed = match given.hand_over {
-            Some(HandOver::Env) => HandedAs::Env,
-            Some(HandOver::File) => HandedAs::File,
-            None => HandedAs::Header,
+            Some(HandOver::Env) => DeliveredAs::Env,
+            Some(HandOver::File) => DeliveredAs::File,
+            None => DeliveredAs::Header,
         };
         given.references().filter_map(move |(client, from)| {
             let source = from.parse::<portcullis_vault::Source>().ok()?.kind();

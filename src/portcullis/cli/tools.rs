@@ -101,7 +101,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
             !matches!(
                 code,
                 "server-unavailable"
-                    | "server-resting"
+                    | "server-circuit-open"
                     | "server-timeout"
                     | "server-overloaded"
                     | "server-misbehaved"

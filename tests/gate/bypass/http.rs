@@ -43,7 +43,7 @@ const NONE: &[&str] = &["policy-denied", "unknown-target"];
 const TWICE: &[&str] = &["duplicate-key"];
 const SHAPE: &[&str] = &["invalid-params"];
 const MISMATCH: &[&str] = &["header-mismatch"];
-const VERB: &[&str] = &["verb-unknown"];
+const VERB: &[&str] = &["http-method-not-allowed"];
 const MEDIA: &[&str] = &["unsupported-media"];
 const NOWHERE: &[&str] = &["unknown-target"];
 

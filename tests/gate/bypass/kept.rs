@@ -14,7 +14,7 @@ use crate::support::{
     wire::{self, ORDINARY},
 };
 
-const UNKNOWN: &[&str] = &["state-unknown"];
+const UNKNOWN: &[&str] = &["request-state-invalid"];
 const TWICE: &[&str] = &["duplicate-key"];
 const SHAPE: &[&str] = &["invalid-params", "header-mismatch"];
 
@@ -52,7 +52,7 @@ impl House {
 async fn nobody_gets_at_anothers_task_and_nobody_round_the_rules_for_ones_own() {
     let forbid = r#"
         @id("tasks-run-to-their-end")
-        forbid (principal, action == Portcullis::Action::"follow_task", resource)
+        forbid (principal, action == Portcullis::Action::"access_task", resource)
         when { context.method == "tasks/cancel" };
     "#;
     let (mut house, key) = house(forbid).await;

@@ -202,7 +202,7 @@ async fn where_the_operator_chose_so_calls_go_on_and_it_is_said_loudly() {
     let counted = until("the log to say what it misses", async || {
         rig.caller.call().await;
         let records = rig.gate.records(&[]).await;
-        records.into_iter().find(|record| record["event"] == "records-missed")
+        records.into_iter().find(|record| record["event"] == "records-dropped")
     });
     let counted = counted.await;
     // Also those that came before the disk was tried again.
@@ -378,7 +378,7 @@ async fn a_server_whose_start_cannot_be_recorded_is_neither_started_nor_connecte
     .await;
     let missed = until("the log to say what it misses", async || {
         let records = gate.records(&[]).await;
-        records.into_iter().find(|record| record["event"] == "records-missed")
+        records.into_iter().find(|record| record["event"] == "records-dropped")
     });
     let missed = missed.await;
     assert!(missed["events"].as_u64().is_some_and(|missed| missed >= 6), "{missed:#}");
@@ -396,9 +396,9 @@ async fn a_server_whose_start_cannot_be_recorded_is_neither_started_nor_connecte
     for (server, events) in [
         (
             "witness",
-            &["server-launching", "egress-opened", "secrets-handed", "server-launched"][..],
+            &["server-launching", "egress-opened", "secrets-delivered", "server-launched"][..],
         ),
-        ("signs", &["server-launching", "secrets-handed", "server-launch-failed"][..]),
+        ("signs", &["server-launching", "secrets-delivered", "server-launch-failed"][..]),
     ] {
         let all: Vec<_> = events.iter().map(|event| of(server, event)).collect();
         assert!(all.iter().all(|record| record["launch"] == all[0]["launch"]), "{all:#?}");

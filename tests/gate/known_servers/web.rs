@@ -72,7 +72,7 @@ async fn listed_hosts_are_fetched_in_clear_text_and_over_tls() {
     let said = failed(&agent, "web__fetch", other).await;
     assert!(said.contains("connection issue"), "{said}");
     let refused = until("the refusal to be on record", async || {
-        let all = gate.records(&["event = server-reached"]).await;
+        let all = gate.records(&["event = egress-closed"]).await;
         all.into_iter().find(|record| record["host"] == "other.example")
     })
     .await;

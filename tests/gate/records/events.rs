@@ -63,7 +63,7 @@ async fn a_run_is_on_record_from_its_start_to_its_end() {
         json!({ "event": "client-seen", "principal": "ann", "verified": true, "groups": ["ops"],
             "key_id": "*", "client_addr": "*", "transport": "http" }),
         json!({ "event": "session-opened", "principal": "ann", "session": session[..8] }),
-        json!({ "event": "secrets-handed", "server": "notes",
+        json!({ "event": "secrets-delivered", "server": "notes",
             "secrets": [{ "secret": "TOKEN", "source": "env", "by": "environment" }] }),
         json!({ "event": "server-launched", "server": "notes", "kind": "sandbox", "place": "*",
             "reason": "*", "program": "*", "era": "*", "revision": "*", "server_info": "*",
@@ -79,7 +79,7 @@ async fn a_run_is_on_record_from_its_start_to_its_end() {
     // All of one launch are joined.
     let launch =
         &one(&records, &json!({ "event": "server-launching", "server": "notes" }))["launch"];
-    for event in ["secrets-handed", "server-launched", "server-stopped"] {
+    for event in ["secrets-delivered", "server-launched", "server-stopped"] {
         one(&records, &json!({ "event": event, "launch": launch }));
     }
     let text = serde_json::to_string(&records).unwrap();
@@ -131,7 +131,7 @@ async fn starts_that_fail_late_and_dry_runs_are_on_record() {
 
     let written = Setup::notes().file("state/clients.toml", "[clients").write();
     let records = not_started(&written).await;
-    let why = &one(&records, &json!({ "event": "proxy-not-started" }))["reason"];
+    let why = &one(&records, &json!({ "event": "proxy-start-failed" }))["reason"];
     assert!(why.as_str().unwrap().contains("clients.toml"), "{why}");
 
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -141,7 +141,7 @@ async fn starts_that_fail_late_and_dry_runs_are_on_record() {
     let config = config.replace("127.0.0.1:0", &address);
     std::fs::write(written.path("portcullis.toml"), config).unwrap();
     let records = not_started(&written).await;
-    let why = &one(&records, &json!({ "event": "proxy-not-started" }))["reason"];
+    let why = &one(&records, &json!({ "event": "proxy-start-failed" }))["reason"];
     assert!(why.as_str().unwrap().contains(&address), "{why}");
     assert!(like(&records, &json!({ "event": "proxy-started" })).is_empty(), "{records:#?}");
 }
@@ -187,7 +187,7 @@ async fn ways_out_of_the_machine_and_their_secrets_are_on_record() {
     for wanted in [
         json!({ "event": "egress-opened", "server": "away", "url": host, "encrypted": false,
             "protocol": "streamable-http" }),
-        json!({ "event": "secrets-handed", "server": "away",
+        json!({ "event": "secrets-delivered", "server": "away",
             "secrets": [{ "secret": "X-Token", "source": "file", "by": "header" }] }),
         json!({ "event": "server-launched", "server": "away", "kind": "remote", "place": host }),
     ] {
@@ -280,7 +280,7 @@ async fn not_started(written: &Written) -> Vec<Value> {
     assert_ne!(ended.code, Some(0), "{ended:#?}");
     let records = written.records(&[]).await;
     one(&records, &json!({ "event": "config-loaded", "revision": "*" }));
-    one(&records, &json!({ "event": "proxy-not-started", "reason": "*", "version": "*" }));
+    one(&records, &json!({ "event": "proxy-start-failed", "reason": "*", "version": "*" }));
     records
 }
 

@@ -106,5 +106,5 @@ async fn a_keep_that_nobody_knows_is_an_error_with_its_place() {
     assert_ne!(started.code, Some(0), "{started:#?}");
     let records = written.records(&[]).await;
     one(&records, &json!({ "event": "policy-rejected", "reason": "*" }));
-    one(&records, &json!({ "event": "proxy-not-started", "reason": "*", "version": "*" }));
+    one(&records, &json!({ "event": "proxy-start-failed", "reason": "*", "version": "*" }));
 }

@@ -62,7 +62,7 @@ pub struct LaunchRefused {
     /// The one client for which alone it was to run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub principal: Option<String>,
-    /// What is not permitted: `launch`, `reach` or `hand_secret`.
+    /// What is not permitted: `launch`, `egress` or `deliver_secret`.
     pub action: String,
     /// The program, `HOST:PORT`, or the secret's name.
     pub target: String,

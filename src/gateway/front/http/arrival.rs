@@ -264,7 +264,7 @@ fn modern_request(
 pub(super) fn legacy(headers: &HeaderMap) -> Result<(), Refusal> {
     match revision(headers)? {
         Some(revision) if revision.is_modern() => {
-            Err(Refusal::new(Code::VerbUnknown, "2026-07-28 has no HTTP method but POST"))
+            Err(Refusal::new(Code::HttpMethodNotAllowed, "2026-07-28 has no HTTP method but POST"))
         }
         _ => Ok(()),
     }

@@ -212,14 +212,15 @@ async fn other_verb(front: Front, request: Request, allowed: HeaderValue) -> Res
     let address = request.extensions().get::<SocketAddr>().copied();
     let (visitor, refusal) = match front.admit(&request) {
         Ok(visitor) => {
-            let refusal = Refusal::new(Code::VerbUnknown, "this HTTP method is not known here");
+            let refusal =
+                Refusal::new(Code::HttpMethodNotAllowed, "this HTTP method is not known here");
             (Some(Box::new(visitor)), refusal)
         }
         Err(NotAdmitted { visitor, refusal }) => (visitor, refusal),
     };
     let code = refusal.code;
     let mut response = front.turn_away(refusal, visitor.as_deref(), address, None, None).await;
-    if code == Code::VerbUnknown {
+    if code == Code::HttpMethodNotAllowed {
         response.headers_mut().insert(header::ALLOW, allowed);
     }
     response
@@ -535,7 +536,10 @@ impl Front {
             let headers = request.headers();
             arrival::legacy(headers)?;
             let id = presented(headers).ok_or_else(|| {
-                Refusal::new(Code::VerbUnknown, "a GET needs the `Mcp-Session-Id` of a session")
+                Refusal::new(
+                    Code::HttpMethodNotAllowed,
+                    "a GET needs the `Mcp-Session-Id` of a session",
+                )
             })?;
             if !arrival::accepts(headers, "text/event-stream") {
                 return Err(arrival::not_acceptable("text/event-stream"));

@@ -59,7 +59,7 @@ pub(super) fn refused(code: Code, text: Bytes) -> Response {
             HeaderValue::from_static("Bearer realm=\"portcullis\""),
         );
     }
-    if code == Code::VerbUnknown {
+    if code == Code::HttpMethodNotAllowed {
         response.headers_mut().insert(header::ALLOW, VERBS);
     }
     response
@@ -187,7 +187,7 @@ impl Carrier {
     }
 
     async fn too_slow(&self, id: Option<&Id>) -> Bytes {
-        let refusal = Refusal::new(Code::TooSlow, "what was sent was not read in time");
+        let refusal = Refusal::new(Code::ClientTooSlow, "what was sent was not read in time");
         let caller = &self.caller;
         let (transport, address) = (caller.transport, caller.client_addr);
         let principal = Some(&*caller.principal);

@@ -143,7 +143,7 @@ impl IntoResponse for Reply {
 /// The HTTP status of a refusal.
 fn status(code: Code) -> StatusCode {
     match code {
-        Code::PolicyDenied | Code::SecretFound | Code::SecretMissing | Code::PluginRefused => {
+        Code::PolicyDenied | Code::SecretFound | Code::SecretUnavailable | Code::PluginRefused => {
             StatusCode::FORBIDDEN
         }
         Code::Unknown => StatusCode::NOT_FOUND,
@@ -153,7 +153,7 @@ fn status(code: Code) -> StatusCode {
         Code::AuditUnavailable
         | Code::ServerUnavailable
         | Code::ServerOverloaded
-        | Code::ServerResting => StatusCode::SERVICE_UNAVAILABLE,
+        | Code::ServerCircuitOpen => StatusCode::SERVICE_UNAVAILABLE,
         Code::ServerTimeout => StatusCode::GATEWAY_TIMEOUT,
         Code::InterceptorFault => StatusCode::INTERNAL_SERVER_ERROR,
         code => StatusCode::from_u16(code.http())

@@ -184,7 +184,7 @@ async fn other_verb(front: Front, request: Request, allowed: &'static str) -> Re
         Ok((visitor, _)) => visitor,
         Err(reply) => return reply.into_response(),
     };
-    let refusal = Refusal::new(Code::VerbUnknown, "this HTTP method is not known here");
+    let refusal = Refusal::new(Code::HttpMethodNotAllowed, "this HTTP method is not known here");
     let mut response = settled(&front, &visitor, refusal, None).await.into_response();
     response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
     response

@@ -27,8 +27,8 @@ const ACTIONS: [&str; 9] = [
 
 const TOOL_ACTIONS: [&str; 3] = [
     r#"action == P::Action::"call_tool""#,
-    r#"action in P::Action::"follow_task""#,
-    r#"action in [P::Action::"call_tool", P::Action::"follow_task"]"#,
+    r#"action in P::Action::"access_task""#,
+    r#"action in [P::Action::"call_tool", P::Action::"access_task"]"#,
 ];
 
 const RESOURCES: [&str; 10] = [
@@ -57,9 +57,9 @@ const OWN_ACTIONS: [&str; 6] = [
     "action",
     r#"action in P::Action::"from_proxy""#,
     r#"action == P::Action::"launch""#,
-    r#"action in [P::Action::"hand_secret", P::Action::"grant"]"#,
-    r#"action == P::Action::"reach""#,
-    r#"action == P::Action::"hand_secret""#,
+    r#"action in [P::Action::"deliver_secret", P::Action::"grant"]"#,
+    r#"action == P::Action::"egress""#,
+    r#"action == P::Action::"deliver_secret""#,
 ];
 
 const OWN_RESOURCES: [&str; 11] = [
@@ -139,7 +139,7 @@ const CONDITIONS: &[&str] = &[
     r#"resource has digest && resource.digest like "sha256:*""#,
     "resource has header && (resource.header || context.now < datetime(\"2027-01-01\"))",
     r#"resource has source && resource.source == "env""#,
-    r#"resource has handed && resource.handed == "file""#,
+    r#"resource has delivery && resource.delivery == "file""#,
     r#"resource has client && resource.client == "a""#,
     "resource has port && resource.port == 443",
     "resource has port && resource.port + 9223372036854775800 > context.session_calls",
@@ -265,20 +265,20 @@ pub(super) fn own<'a>(programs: &'a [Program], servers: &'a [ServerName; 2]) -> 
         }
         for server in servers {
             for (name, source, handed, client) in [
-                ("t", "env", HandedAs::Header, None),
-                ("t", "env", HandedAs::Env, None),
-                ("t", "env", HandedAs::File, None),
-                ("t", "env", HandedAs::File, Some("a")),
-                ("t", "env", HandedAs::File, Some("b")),
-                ("t", "file", HandedAs::Header, None),
+                ("t", "env", DeliveredAs::Header, None),
+                ("t", "env", DeliveredAs::Env, None),
+                ("t", "env", DeliveredAs::File, None),
+                ("t", "env", DeliveredAs::File, Some("a")),
+                ("t", "env", DeliveredAs::File, Some("b")),
+                ("t", "file", DeliveredAs::Header, None),
             ] {
                 let holder = Holder::Server(server);
                 let resource = Resource::Secret { holder, name, source, handed, client };
-                ask(Action::HandSecret, resource);
+                ask(Action::DeliverSecret, resource);
             }
         }
         for (name, port) in [("example.com", 443), ("example.com", 80), ("a", 443)] {
-            ask(Action::Reach, Resource::Host { name, port });
+            ask(Action::Egress, Resource::Host { name, port });
         }
         for name in ["log", "t"] {
             ask(Action::Grant, Resource::Grant(name));
@@ -287,12 +287,12 @@ pub(super) fn own<'a>(programs: &'a [Program], servers: &'a [ServerName; 2]) -> 
     let plugin = "s";
     let subject = Subject::Plugin(plugin);
     for holder in [Holder::Plugin(plugin), Holder::Plugin("other"), Holder::Server(&servers[0])] {
-        let handed = HandedAs::Plugin;
+        let handed = DeliveredAs::Plugin;
         let resource = Resource::Secret { holder, name: "t", source: "env", handed, client: None };
-        all.push(About { subject, action: Action::HandSecret, resource, own: false });
+        all.push(About { subject, action: Action::DeliverSecret, resource, own: false });
     }
     let resource = Resource::Host { name: "a", port: 443 };
-    all.push(About { subject, action: Action::Reach, resource, own: false });
+    all.push(About { subject, action: Action::Egress, resource, own: false });
     all
 }
 
@@ -320,7 +320,7 @@ pub(super) fn questions<'a>(
                 for name in ["t", "u", "tools/call"] {
                     let tool = Resource::Tool { server, name, claims };
                     ask(Action::CallTool, tool);
-                    ask(Action::FollowTask, tool);
+                    ask(Action::AccessTask, tool);
                 }
             }
             for name in ["t", "x"] {

@@ -114,7 +114,7 @@ pub(super) fn perhaps_permitted<'a>(
     let is = |uid: &EntityUid, id: &str| uid.id().unescaped() == id;
     let permits = |policy: &Policy, secret: &str| {
         let action = match policy.action_constraint() {
-            ActionConstraint::Eq(action) => is(&action, "hand_secret"),
+            ActionConstraint::Eq(action) => is(&action, "deliver_secret"),
             ActionConstraint::Any | ActionConstraint::In(_) => true,
         };
         let principal = match policy.principal_constraint() {

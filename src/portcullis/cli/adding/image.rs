@@ -68,18 +68,18 @@ pub(super) async fn pin(
 
 /// Images go on, and back only where the operator says so: whoever writes a catalog or pushes an image could put
 /// an old version there, with what was mended since.
-pub(super) fn onward(house: &House, server: &Server, back: bool) -> Result<(), Problem> {
+pub(super) fn onward(house: &House, server: &Server, allow_downgrade: bool) -> Result<(), Problem> {
     let Run::Image { image, .. } = &server.run else { return Ok(()) };
     let (Some(content), Some(locked)) = (image.content(), house.lock.servers.get(&server.name))
     else {
         return Ok(());
     };
-    if back || !locked.was_once(content) {
+    if allow_downgrade || !locked.was_once(content) {
         return Ok(());
     }
     Err(Problem::of(format!(
         "the image of `{}` would be {content} again, which was moved on from: somebody may have put an old \
-         version back; if that is meant, say `--back`",
+         version back; if that is meant, say `--allow-downgrade`",
         server.name
     )))
 }

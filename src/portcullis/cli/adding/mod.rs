@@ -290,7 +290,7 @@ pub(super) async fn take(
             }
             let named: BTreeSet<String> = own.iter().map(|(.., from)| (*from).to_owned()).collect();
             asked = pin(ctx, house, &mut server).await?;
-            onward(house, &server, said.back)?;
+            onward(house, &server, said.allow_downgrade)?;
             let mut locked = Locked {
                 said: Some(write::said(&server).map_err(unwritten)?),
                 ..Locked::default()

@@ -47,7 +47,7 @@ pub(in crate::cli) struct Said {
     pub(super) overwrite_policies: bool,
     /// Take an image again that was moved on from
     #[arg(long)]
-    pub(super) back: bool,
+    pub(super) allow_downgrade: bool,
     /// Say what would be written, and write nothing
     #[arg(long)]
     pub(super) dry_run: bool,

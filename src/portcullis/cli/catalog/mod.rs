@@ -41,7 +41,7 @@ enum Verb {
         source: String,
         /// Take a copy again that was moved on from
         #[arg(long)]
-        back: bool,
+        allow_downgrade: bool,
     },
     /// Forget a catalog. Servers that were added from it stay
     Rm {
@@ -57,7 +57,7 @@ enum Verb {
         name: Option<String>,
         /// Take a copy again that was moved on from
         #[arg(long)]
-        back: bool,
+        allow_downgrade: bool,
     },
     /// Push a catalog that was added to a registry, as an artifact
     Push {
@@ -74,7 +74,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     match args.verb {
         Verb::Ls => ls(ctx, &house),
         Verb::Show { catalog, server } => show(ctx, &house, &catalog, server.as_deref()).await,
-        Verb::Add { name, source, back } => {
+        Verb::Add { name, source, allow_downgrade } => {
             let reference: Reference = source.parse().map_err(|error| Usage(format!("{error}")))?;
             if matches!(reference, Reference::Image(_) | Reference::Catalog { .. }) {
                 return Err(Usage(
@@ -84,7 +84,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
             }
             let fetched = fetch(ctx, &house, &reference).await?;
             let source = house.source(&reference);
-            keep(ctx, &mut house, &name, &source, &fetched, back)
+            keep(ctx, &mut house, &name, &source, &fetched, allow_downgrade)
         }
         Verb::Rm { name } => match house.forget(&name)? {
             Some(kept) => {
@@ -93,7 +93,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
             }
             None => bail!("there is no catalog `{name}`{}", near(&house, &name)),
         },
-        Verb::Pull { reference, name, back } => {
+        Verb::Pull { reference, name, allow_downgrade } => {
             let name = match name {
                 Some(name) => name,
                 None => portcullis_catalog::ours(
@@ -110,7 +110,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
                 let _progress = ctx.progress(format!("pulling {reference}"));
                 house.artifact(&reference, &[CATALOG, portcullis_catalog::SERVERS]).await?
             };
-            keep(ctx, &mut house, &name, &format!("oci://{reference}"), &fetched, back)
+            keep(ctx, &mut house, &name, &format!("oci://{reference}"), &fetched, allow_downgrade)
         }
         Verb::Push { name, reference } => {
             let Some(kept) = house.lock.catalogs.get(&name) else {
@@ -172,7 +172,7 @@ fn keep(
     name: &str,
     source: &str,
     fetched: &Fetched,
-    back: bool,
+    allow_downgrade: bool,
 ) -> anyhow::Result<Exit> {
     if !is_legal(name) {
         return Err(Usage(format!(
@@ -183,7 +183,7 @@ fn keep(
     }
     let found =
         read(&fetched.text, &Options::default()).map_err(|problem| placed(fetched, &problem))?;
-    house.keep(name, source, fetched, back)?;
+    house.keep(name, source, fetched, allow_downgrade)?;
     ctx.note(format_args!(
         "`{name}` has {} servers ({}), {}",
         found.servers.len(),

@@ -173,7 +173,7 @@ impl House {
         name: &str,
         source: &str,
         fetched: &Fetched,
-        back: bool,
+        allow_downgrade: bool,
     ) -> anyhow::Result<()> {
         let before = self.lock.catalogs.get(name);
         if let Some(before) = before.filter(|before| !same_origin(&before.source, source)) {
@@ -183,10 +183,10 @@ impl House {
                 brief(origin(&before.source))
             );
         }
-        if !back && before.is_some_and(|before| before.was_once(&fetched.digest)) {
+        if !allow_downgrade && before.is_some_and(|before| before.was_once(&fetched.digest)) {
             bail!(
                 "the catalog `{name}` would be {} again, which was moved on from: somebody may have put an \
-                 old version back; if that is meant, say `--back`",
+                 old version back; if that is meant, say `--allow-downgrade`",
                 fetched.digest
             );
         }

@@ -41,7 +41,7 @@ pub struct CanI {
     #[arg(value_name = "ACTION")]
     action: String,
     /// SERVER/TOOL, SERVER/PROMPT, SERVER/URI, or only SERVER; nothing for all servers at once. Of
-    /// `reach` it is HOST:PORT, of `grant` the function
+    /// `egress` it is HOST:PORT, of `grant` the function
     #[arg(value_name = "TARGET")]
     target: Option<String>,
     /// The arguments, as a JSON object
@@ -349,18 +349,18 @@ impl Asker {
     ) -> Result<(Subject<'a>, Resource<'a>), Usage> {
         let target = question.target.as_deref();
         let resource = match (self, action) {
-            (Self::Server(name), Action::Launch | Action::HandSecret) => {
+            (Self::Server(name), Action::Launch | Action::DeliverSecret) => {
                 return Err(Usage(format!(
                     "`portcullis server inspect {name}` says whether it may start and be handed its \
                      secrets, and by which policies"
                 )));
             }
-            (_, Action::Reach) => {
+            (_, Action::Egress) => {
                 let parsed = target.and_then(|target| {
                     let (name, port) = target.rsplit_once(':')?;
                     Some(Resource::Host { name, port: port.parse().ok()? })
                 });
-                parsed.ok_or_else(|| Usage("`reach` is asked of HOST:PORT".to_owned()))?
+                parsed.ok_or_else(|| Usage("`egress` is asked of HOST:PORT".to_owned()))?
             }
             (Self::Plugin(_), Action::Grant) => {
                 let function = target.ok_or_else(|| {
@@ -370,7 +370,7 @@ impl Asker {
             }
             _ => {
                 return Err(Usage(format!(
-                    "`{}` is not asked for a server or a plugin: `reach` and, for a plugin, `grant` \
+                    "`{}` is not asked for a server or a plugin: `egress` and, for a plugin, `grant` \
                      are. What a server asks of a client is `--as CLIENT {} SERVER`",
                     action.as_str(),
                     action.as_str()

@@ -100,16 +100,16 @@ pub(super) async fn lock(ctx: &Context, which: &Which) -> anyhow::Result<Exit> {
 pub(super) async fn update(
     ctx: &Context,
     which: &Which,
-    back: bool,
+    allow_downgrade: bool,
     dry: bool,
 ) -> anyhow::Result<Exit> {
-    all(ctx, which, Wish::Update { back, dry }).await
+    all(ctx, which, Wish::Update { allow_downgrade, dry }).await
 }
 
 #[derive(Clone, Copy)]
 enum Wish {
     Lock,
-    Update { back: bool, dry: bool },
+    Update { allow_downgrade: bool, dry: bool },
 }
 
 impl Wish {
@@ -239,10 +239,10 @@ async fn one(
         return Ok(Done::Kept(now));
     }
     let goes_back = locked.is_some_and(|locked| locked.was_once(now.as_str()));
-    if let (true, Wish::Update { back: false, .. }) = (goes_back, wish) {
+    if let (true, Wish::Update { allow_downgrade: false, .. }) = (goes_back, wish) {
         return Err(format!(
             "`{image}` means {} again, which was moved on from: somebody may have put an old version back; \
-             if that is meant, say `--back`",
+             if that is meant, say `--allow-downgrade`",
             now.as_str()
         ));
     }

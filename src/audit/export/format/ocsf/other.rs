@@ -186,7 +186,7 @@ fn entity(event: &str, members: &Map<String, Value>) -> Value {
         "policy-loaded" | "policy-rejected" => {
             json!({ "name": "policies", "type": "Policy", "type_id": 5 })
         }
-        "secrets-handed" | "secret-unresolved" | "secrets-outdated" => {
+        "secrets-delivered" | "secret-unresolved" | "secrets-stale" => {
             let server = text(members, "server").unwrap_or("unknown");
             json!({ "name": format!("secrets of {server}"), "type": "secrets", "type_id": 99 })
         }

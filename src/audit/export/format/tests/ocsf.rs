@@ -135,7 +135,7 @@ fn an_address_is_no_host_name() {
         let all = events.iter().map(|text| serde_json::from_str::<Value>(text).unwrap());
         all.into_iter().find(|event| event["event"] == name).unwrap()
     };
-    let (mut reaching, mut opened) = (sample("server-reaching"), sample("egress-opened"));
+    let (mut reaching, mut opened) = (sample("egress-connecting"), sample("egress-opened"));
     for (host, ip) in [
         ("web.example", None),
         ("192.0.2.7", Some("192.0.2.7")),

@@ -53,7 +53,7 @@ pub(super) fn may(
                 " by the proxy that `HTTPS_PROXY` names (to a program that does not go by that there is no such host)"
             }
         };
-        let what = format!("reach {to}{by}, where policies permit it (`reach`), on record");
+        let what = format!("reach {to}{by}, where policies permit it (`egress`), on record");
         add(&format!("egress.{index}"), what);
     }
     if let Some(socket) = &settings.pod_socket {

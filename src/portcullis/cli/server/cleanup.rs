@@ -1,4 +1,4 @@
-//! `portcullis server reap`: removes what proxies have left that were killed and do not come back.
+//! `portcullis server cleanup`: removes what proxies have left that were killed and do not come back.
 
 use anyhow::Context as _;
 use serde_json::{Value, json};
