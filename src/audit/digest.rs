@@ -12,7 +12,7 @@ use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
 
 use super::{
-    life::{Cipher, CipherFault, write_durably},
+    maintenance::{Cipher, CipherFault, write_durably},
     proof::Hash,
     record::Body,
 };

@@ -12,9 +12,9 @@
 pub mod config;
 mod digest;
 pub mod export;
-mod life;
 mod line;
 mod log;
+mod maintenance;
 pub mod proof;
 mod query;
 pub mod record;
@@ -22,16 +22,16 @@ mod store;
 mod unavailable;
 
 pub use digest::DigestKey;
-pub use life::{
+pub use line::{Line, LineHead, Seq};
+pub use log::{Audit, Clock, Options, Reader, Scrub, Tail, Tailed, Written};
+pub use maintenance::{
     Backup, BackupFault, Dropped, KeyTrouble, Keys, Limits, Missed, PruneFault, Pruned, Why,
     back_up, is_encrypted,
 };
-pub use line::{Line, LineHead, Seq};
-pub use log::{Audit, Clock, Options, Reader, Scrub, Tail, Tailed, Written};
 pub use query::{
-    Archive, By, Column, Count, CountRequest, Counted, Counting, Counts, Filter, GROUP_MAX, Group,
-    IllegalColumn, IllegalFilter, IllegalGroup, Order, PAGE, PAGE_MAX, Page, Query, StatsRequest,
-    Summed, Tally, Timeline, Times, Type, summary,
+    Aggregates, Archive, By, Column, Count, CountRequest, Counted, Counting, Counts, Filter,
+    GROUP_MAX, Group, IllegalColumn, IllegalFilter, IllegalGroup, Order, PAGE, PAGE_MAX, Page,
+    Query, StatsRequest, Summed, Timeline, Times, Type, summary,
 };
 pub use record::{Arrival, Conclusion, Intent, Outcome, Refused, Ruling};
 pub use store::frame::{BODY_MAX as FRAME_MAX, BadFrame, Frame, frames};

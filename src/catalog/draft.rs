@@ -12,8 +12,8 @@ use crate::{
     name::{as_variable, is_variable, ours, own_variables},
     object::Said,
     options::Options,
-    plain::{argument_holds_secret, is_near, is_plain, url_holds_secret},
-    report::{Place, Report, brief, whole},
+    report::{Location, Report, brief, whole},
+    secret_heuristics::{argument_holds_secret, is_near, is_plain, url_holds_secret},
     server::{Mount, Run, Secret, Server, Tool},
 };
 
@@ -42,14 +42,14 @@ pub(crate) struct Draft<'a> {
     options: &'a Options,
     pub name: String,
     pub original: String,
-    pub place: Place,
+    pub place: Location,
     pub author: Author,
     pub title: Option<String>,
     pub description: Option<String>,
     env: BTreeMap<String, String>,
     secrets: BTreeMap<String, Secret>,
     mounts: Vec<Mount>,
-    egress: BTreeMap<String, Place>,
+    egress: BTreeMap<String, Location>,
     user: Option<String>,
     pub fetches: bool,
     pub stays: bool,
@@ -59,7 +59,7 @@ pub(crate) struct Draft<'a> {
     pub only: Option<Vec<String>>,
     /// Whether it is meant to have a network. Nothing: nobody said, which elsewhere means all of it.
     pub network: Option<bool>,
-    pub network_place: Place,
+    pub network_place: Location,
 }
 
 impl<'a> Draft<'a> {
@@ -68,7 +68,7 @@ impl<'a> Draft<'a> {
         original: &str,
         options: &'a Options,
         report: &mut Report,
-        place: Place,
+        place: Location,
     ) -> Option<Self> {
         let name = match &options.name {
             Some(name) => name.clone(),
@@ -273,7 +273,7 @@ impl<'a> Draft<'a> {
 
     /// A folder of this machine. One that a stranger asks for is taken where the person named that very
     /// folder for this server.
-    pub fn mount(&mut self, mount: Mount, place: Place, report: &mut Report) {
+    pub fn mount(&mut self, mount: Mount, place: Location, report: &mut Report) {
         if self.author == Author::Stranger && !self.is_named(&mount.source) {
             let asked = brief(&format!("{}:{}", mount.source, mount.target));
             report.left_out(
@@ -302,7 +302,7 @@ impl<'a> Draft<'a> {
     }
 
     /// Whom it runs as: `UID`, or `UID:GID`, by number.
-    pub fn user(&mut self, user: &str, place: Place, report: &mut Report) {
+    pub fn user(&mut self, user: &str, place: Location, report: &mut Report) {
         let (uid, gid) = user.split_once(':').unwrap_or((user, user));
         match (uid.parse::<u32>(), gid.parse::<u32>()) {
             (Ok(0), _) | (_, Ok(0)) => {
@@ -320,7 +320,7 @@ impl<'a> Draft<'a> {
     }
 
     /// A host that it needs, as an entry of `egress`.
-    pub fn host(&mut self, entry: &str, place: Place, report: &mut Report) {
+    pub fn host(&mut self, entry: &str, place: Location, report: &mut Report) {
         let Ok(to) = entry.parse::<Destination>() else {
             report.problem(place, format!("`{}` is no host", brief(entry)));
             return;
@@ -347,7 +347,7 @@ impl<'a> Draft<'a> {
     pub fn arguments_hold_no_secret(
         &self,
         arguments: &[String],
-        place: Place,
+        place: Location,
         report: &mut Report,
     ) {
         let mut before = None;

@@ -9,7 +9,7 @@ use jsonc_parser::{
 
 use crate::{
     node::{Budget, Key, Node, What, once},
-    report::{Place, Problem},
+    report::{Location, Problem},
 };
 
 /// Reads a document.
@@ -34,7 +34,7 @@ pub(crate) fn read(text: &str) -> Result<Node, Problem> {
     })?;
     match parsed.value {
         Some(value) => node(&value, &lines, &mut Budget::default(), 0),
-        None => Err(Problem::at(Place { line: 1, column: 1 }, "the file is empty")),
+        None => Err(Problem::at(Location { line: 1, column: 1 }, "the file is empty")),
     }
 }
 
@@ -87,7 +87,7 @@ impl<'a> Lines<'a> {
     }
 
     /// The place of the byte at that offset.
-    pub fn place(&self, offset: usize) -> Place {
+    pub fn place(&self, offset: usize) -> Location {
         let line = self.starts.partition_point(|start| *start <= offset).max(1);
         let start = self.starts.get(line - 1).copied().unwrap_or(0);
         // Counting is bounded: a minified file is one line, and each value of it asks.
@@ -98,6 +98,6 @@ impl<'a> Lines<'a> {
             _ => before.chars().count(),
         };
         let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-        Place { line: number(line), column: number(column.saturating_add(1)) }
+        Location { line: number(line), column: number(column.saturating_add(1)) }
     }
 }

@@ -25,11 +25,11 @@ mod object;
 mod options;
 mod packages;
 pub mod places;
-mod plain;
 pub mod profile_file;
 mod reference;
 mod registry;
 mod report;
+mod secret_heuristics;
 mod server;
 mod template;
 mod tomls;
@@ -47,12 +47,12 @@ pub use image::NoImage;
 pub use name::{Names, Unfit, is_legal, ours, own_variables};
 pub use node::{Key, MAX_BYTES, MAX_DEPTH, MAX_NODES, Node, What};
 pub use options::{Options, Packages};
-pub use plain::{
+pub use reference::{NoReference, Reference};
+pub use report::{Kind, Location, Note, Problem, brief};
+pub use secret_heuristics::{
     argument_holds_secret, begins_as_key, holds_key, names_secret, segment_holds_secret,
     url_holds_secret,
 };
-pub use reference::{NoReference, Reference};
-pub use report::{Kind, Note, Place, Problem, brief};
 pub use server::{HandOver, HandOverKind, Image, Mount, Run, Secret, Server, Tool, Transport};
 pub use values::{Values, set};
 
@@ -79,7 +79,7 @@ pub struct Found {
 pub struct Entry {
     /// Its name there.
     pub name: String,
-    pub place: Place,
+    pub place: Location,
     /// The server, or all that is wrong with it.
     pub server: Result<Server, Vec<Problem>>,
 }
@@ -150,7 +150,7 @@ pub fn read(text: &str, options: &Options) -> Result<Found, Problem> {
 pub fn of_image(image: &Image, name: Option<&str>, described: Option<&Described>) -> Entry {
     let last = image.name.rsplit('/').next().unwrap_or(&image.name);
     let last = last.split(':').next().unwrap_or(last);
-    let place = Place { line: 1, column: 1 };
+    let place = Location { line: 1, column: 1 };
     let options = Options { name: name.map(str::to_owned), ..Options::default() };
     let mut report = report::Report::default();
     if image.is_id() && name.is_none() {

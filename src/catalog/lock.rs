@@ -29,16 +29,16 @@ pub struct Lock {
     pub version: u32,
     /// Servers, by our names.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub servers: BTreeMap<String, Locked>,
+    pub servers: BTreeMap<String, ServerPin>,
     /// Catalogs that were added, by our names.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub catalogs: BTreeMap<String, Kept>,
+    pub catalogs: BTreeMap<String, CatalogPin>,
 }
 
 /// Where a server came from, and what its image is.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Locked {
+pub struct ServerPin {
     /// The reference that was added, where the server was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
@@ -80,7 +80,7 @@ pub struct Locked {
     pub said: Option<toml::Table>,
 }
 
-impl Locked {
+impl ServerPin {
     /// Whether what a server is handed goes nowhere but where it went when it was taken.
     #[must_use]
     pub fn goes_there(&self, destination: &[String]) -> bool {
@@ -101,12 +101,12 @@ impl Locked {
 
     /// Has the image be something else from now on. What it was is remembered, also where it is asked
     /// for by another name now: whoever puts an old version back may name it as they like.
-    pub fn move_to(&mut self, image: &str, meaning: Meaning) {
+    pub fn move_to(&mut self, image: &str, meaning: ResolvedImage) {
         self.leave(Some(meaning.as_str()));
         self.image = Some(image.to_owned());
         (self.image_digest, self.image_id) = match meaning {
-            Meaning::Digest(digest) => (Some(digest), None),
-            Meaning::Id(id) => (None, Some(id)),
+            ResolvedImage::Digest(digest) => (Some(digest), None),
+            ResolvedImage::Id(id) => (None, Some(id)),
         };
     }
 
@@ -129,14 +129,14 @@ fn remember(was: &mut Vec<String>, before: String) {
 
 /// What the name of an image means.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Meaning {
+pub enum ResolvedImage {
     /// In its registry.
     Digest(String),
     /// On the engine, of no registry.
     Id(String),
 }
 
-impl Meaning {
+impl ResolvedImage {
     /// `sha256:…`
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -149,7 +149,7 @@ impl Meaning {
 /// A catalog of which we have a copy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Kept {
+pub struct CatalogPin {
     pub source: String,
     /// `sha256:` of the copy.
     pub digest: String,
@@ -161,7 +161,7 @@ pub struct Kept {
     pub was: Vec<String>,
 }
 
-impl Kept {
+impl CatalogPin {
     /// Whether its copy was that before, and was moved on from it.
     #[must_use]
     pub fn was_once(&self, digest: &str) -> bool {
@@ -181,7 +181,7 @@ impl Kept {
 
 /// A lock file that can't be used.
 #[derive(Debug, thiserror::Error)]
-pub enum Unlocked {
+pub enum LockError {
     #[error("cannot read {path}: {why}")]
     Read { path: String, why: String },
     #[error("cannot write {path}: {why}")]
@@ -219,7 +219,7 @@ impl Lock {
     ///
     /// # Errors
     /// Where it is there and can't be read.
-    pub fn read(folder: &Path) -> Result<Self, Unlocked> {
+    pub fn read(folder: &Path) -> Result<Self, LockError> {
         let path = folder.join(FILE);
         let shown = || path.display().to_string();
         let text = match std::fs::metadata(&path) {
@@ -227,17 +227,17 @@ impl Lock {
                 return Ok(Self { version: VERSION, ..Self::default() });
             }
             Ok(meta) if meta.len() > LONGEST => {
-                return Err(Unlocked::Read { path: shown(), why: "it is too large".into() });
+                return Err(LockError::Read { path: shown(), why: "it is too large".into() });
             }
             _ => std::fs::read_to_string(&path)
-                .map_err(|error| Unlocked::Read { path: shown(), why: error.to_string() })?,
+                .map_err(|error| LockError::Read { path: shown(), why: error.to_string() })?,
         };
-        let lock: Self = toml::from_str(&text).map_err(|error| Unlocked::Read {
+        let lock: Self = toml::from_str(&text).map_err(|error| LockError::Read {
             path: shown(),
             why: error.to_string().trim().to_owned(),
         })?;
         if lock.version != VERSION {
-            return Err(Unlocked::Version { path: shown(), version: lock.version });
+            return Err(LockError::Version { path: shown(), version: lock.version });
         }
         Ok(lock)
     }
@@ -246,9 +246,9 @@ impl Lock {
     ///
     /// # Errors
     /// Where nobody could read it again: then nothing would start.
-    pub fn text(&self, folder: &Path) -> Result<String, Unlocked> {
+    pub fn text(&self, folder: &Path) -> Result<String, LockError> {
         let path = folder.join(FILE);
-        let body = toml::to_string(self).map_err(|error| Unlocked::Write {
+        let body = toml::to_string(self).map_err(|error| LockError::Write {
             path: path.display().to_string(),
             why: error.to_string(),
         })?;
@@ -256,7 +256,7 @@ impl Lock {
             "# Written by `portcullis server` and `portcullis catalog`. Keep it with the config.\n{body}"
         );
         if text.len() as u64 > LONGEST {
-            return Err(Unlocked::Write {
+            return Err(LockError::Write {
                 path: path.display().to_string(),
                 why: "it would be too large".into(),
             });
@@ -265,9 +265,9 @@ impl Lock {
     }
 
     /// Writes it, whole or not at all.
-    fn write(&self, folder: &Path) -> Result<(), Unlocked> {
+    fn write(&self, folder: &Path) -> Result<(), LockError> {
         let (path, text) = (folder.join(FILE), self.text(folder)?);
-        replace(&path, text.as_bytes()).map_err(|error| Unlocked::Write {
+        replace(&path, text.as_bytes()).map_err(|error| LockError::Write {
             path: path.display().to_string(),
             why: error.to_string(),
         })
@@ -277,9 +277,9 @@ impl Lock {
     ///
     /// # Errors
     /// Where it can't be read, or can't be written; then it is as it was.
-    pub fn change(folder: &Path, change: impl FnOnce(&mut Self)) -> Result<Self, Unlocked> {
+    pub fn change(folder: &Path, change: impl FnOnce(&mut Self)) -> Result<Self, LockError> {
         let shown = || folder.join(FILE).display().to_string();
-        let failed = |why: std::io::Error| Unlocked::Write { path: shown(), why: why.to_string() };
+        let failed = |why: std::io::Error| LockError::Write { path: shown(), why: why.to_string() };
         // The folder is locked, since the file is replaced.
         let turn = File::open(folder).map_err(failed)?;
         let since = Instant::now();
@@ -289,7 +289,7 @@ impl Lock {
                 Err(TryLockError::WouldBlock) if since.elapsed() < TURN => {
                     std::thread::sleep(Duration::from_millis(10));
                 }
-                Err(TryLockError::WouldBlock) => return Err(Unlocked::Busy { path: shown() }),
+                Err(TryLockError::WouldBlock) => return Err(LockError::Busy { path: shown() }),
                 Err(TryLockError::Error(error)) => return Err(failed(error)),
             }
         }
@@ -312,12 +312,12 @@ impl Lock {
         server: &str,
         image: &str,
         was: Option<&str>,
-        to: Meaning,
-    ) -> Result<(), Unlocked> {
-        let is = self.servers.get(server).and_then(Locked::content);
+        to: ResolvedImage,
+    ) -> Result<(), LockError> {
+        let is = self.servers.get(server).and_then(ServerPin::content);
         if is != was && is != Some(to.as_str()) {
             let (is, was) = (is.map(str::to_owned), was.map(str::to_owned));
-            return Err(Unlocked::Meanwhile { server: server.to_owned(), is, was });
+            return Err(LockError::Meanwhile { server: server.to_owned(), is, was });
         }
         self.servers.entry(server.to_owned()).or_default().move_to(image, to);
         Ok(())
@@ -332,11 +332,11 @@ impl Lock {
         &mut self,
         server: &str,
         was: Option<&str>,
-        taken: &Locked,
-    ) -> Result<(), Unlocked> {
+        taken: &ServerPin,
+    ) -> Result<(), LockError> {
         let meaning = match (&taken.image_digest, &taken.image_id) {
-            (Some(digest), _) => Some(Meaning::Digest(digest.clone())),
-            (None, id) => id.clone().map(Meaning::Id),
+            (Some(digest), _) => Some(ResolvedImage::Digest(digest.clone())),
+            (None, id) => id.clone().map(ResolvedImage::Id),
         };
         if let (Some(image), Some(meaning)) = (&taken.image, &meaning) {
             self.move_from(server, image, was, meaning.clone())?;
@@ -362,11 +362,11 @@ impl Lock {
 
     /// What an image of the config means, where that was found out under this very name.
     #[must_use]
-    pub fn meaning(&self, server: &str, image: &str) -> Option<Meaning> {
+    pub fn meaning(&self, server: &str, image: &str) -> Option<ResolvedImage> {
         let locked = self.servers.get(server).filter(|one| one.image.as_deref() == Some(image))?;
         match (&locked.image_digest, &locked.image_id) {
-            (Some(digest), _) => Some(Meaning::Digest(digest.clone())),
-            (None, Some(id)) => Some(Meaning::Id(id.clone())),
+            (Some(digest), _) => Some(ResolvedImage::Digest(digest.clone())),
+            (None, Some(id)) => Some(ResolvedImage::Id(id.clone())),
             (None, None) => None,
         }
     }
@@ -376,7 +376,7 @@ impl Lock {
     /// # Errors
     /// Where the lock has another digest for the server, or another name. Nothing but a person's word
     /// moves what was locked.
-    pub fn hold(&self, server: &str, image: &str) -> Result<(), Unlocked> {
+    pub fn hold(&self, server: &str, image: &str) -> Result<(), LockError> {
         let Some(locked) = self.servers.get(server) else { return Ok(()) };
         let Some(content) = locked.content() else { return Ok(()) };
         let by_content = match image.rsplit_once('@') {
@@ -388,13 +388,13 @@ impl Lock {
             Some(config) if config == content => Ok(()),
             Some(config) => {
                 let (config, lock) = (config.to_owned(), content.to_owned());
-                Err(Unlocked::Image { server, config, lock })
+                Err(LockError::Image { server, config, lock })
             }
             // What a name means, the lock says.
             None if locked.image.as_deref() == Some(image) => Ok(()),
             None => {
                 let lock = locked.image.clone().unwrap_or_else(|| content.to_owned());
-                Err(Unlocked::Name { server, config: image.to_owned(), lock })
+                Err(LockError::Name { server, config: image.to_owned(), lock })
             }
         }
     }
@@ -459,15 +459,19 @@ mod tests {
     fn a_lock_is_read_as_it_was_written() {
         let folder = tempfile::tempdir().unwrap();
         assert!(Lock::read(folder.path()).unwrap().servers.is_empty());
-        let locked = Locked {
+        let locked = ServerPin {
             source: Some("docker://a/b:1".into()),
             source_digest: Some(digest(b"x")),
             image: Some("a/b:1".into()),
             image_digest: Some(digest(b"y")),
-            ..Locked::default()
+            ..ServerPin::default()
         };
-        let kept =
-            Kept { source: "x".into(), digest: digest(b"z"), manifest: None, was: Vec::new() };
+        let kept = CatalogPin {
+            source: "x".into(),
+            digest: digest(b"z"),
+            manifest: None,
+            was: Vec::new(),
+        };
         let lock = Lock::change(folder.path(), |lock| {
             lock.servers.insert("b".into(), locked);
             lock.catalogs.insert("c".into(), kept);
@@ -499,13 +503,13 @@ mod tests {
     fn a_lock_that_nobody_could_read_is_not_written() {
         let folder = tempfile::tempdir().unwrap();
         Lock::change(folder.path(), |lock| {
-            drop(lock.servers.insert("a".into(), Locked::default()))
+            drop(lock.servers.insert("a".into(), ServerPin::default()))
         })
         .unwrap();
         let before = Lock::read(folder.path()).unwrap();
         let failed = Lock::change(folder.path(), |lock| {
             let tools = Some(vec!["x".repeat(9 << 20)]);
-            lock.servers.insert("b".into(), Locked { tools, ..Locked::default() });
+            lock.servers.insert("b".into(), ServerPin { tools, ..ServerPin::default() });
         });
         assert!(failed.unwrap_err().to_string().contains("too large"));
         assert_eq!(Lock::read(folder.path()).unwrap(), before);
@@ -540,26 +544,26 @@ mod tests {
     #[test]
     fn what_an_image_was_is_remembered() {
         let (one, two) = (digest(b"1"), digest(b"2"));
-        let mut locked = Locked::default();
-        locked.move_to("a:1", Meaning::Digest(one.clone()));
+        let mut locked = ServerPin::default();
+        locked.move_to("a:1", ResolvedImage::Digest(one.clone()));
         assert!(locked.was.is_empty());
-        locked.move_to("a:1", Meaning::Digest(one.clone()));
+        locked.move_to("a:1", ResolvedImage::Digest(one.clone()));
         assert!(locked.was.is_empty());
-        locked.move_to("a:1", Meaning::Digest(two.clone()));
+        locked.move_to("a:1", ResolvedImage::Digest(two.clone()));
         assert_eq!((locked.content(), &*locked.was), (Some(&*two), &[one.clone()][..]));
-        locked.move_to("a:1", Meaning::Digest(one.clone()));
+        locked.move_to("a:1", ResolvedImage::Digest(one.clone()));
         assert_eq!(locked.was, [one.clone(), two.clone()]);
         assert!(locked.was_once(&two) && !locked.was_once(&one), "what it is, it never left");
         // Whatever it is called by then: a tag, a digest, another name.
-        locked.move_to("a:2", Meaning::Id(two.clone()));
+        locked.move_to("a:2", ResolvedImage::Id(two.clone()));
         assert!(locked.was == [two.clone(), one.clone()] && locked.image_digest.is_none());
-        locked.move_to(&format!("b@{one}"), Meaning::Digest(one.clone()));
+        locked.move_to(&format!("b@{one}"), ResolvedImage::Digest(one.clone()));
         assert!(locked.was_once(&two) && !locked.was_once(&one));
-        locked.move_to("a:2", Meaning::Id(two.clone()));
+        locked.move_to("a:2", ResolvedImage::Id(two.clone()));
 
         let mut lock = Lock::default();
         lock.servers.insert("s".into(), locked);
-        assert_eq!(lock.meaning("s", "a:2"), Some(Meaning::Id(two)));
+        assert_eq!(lock.meaning("s", "a:2"), Some(ResolvedImage::Id(two)));
         assert_eq!(lock.meaning("s", "a:1"), None);
         assert_eq!(lock.meaning("t", "a:2"), None);
     }
@@ -567,11 +571,11 @@ mod tests {
     #[test]
     fn what_was_taken_is_remembered_too() {
         let [one, two, three] = [b"1", b"2", b"3"].map(|bytes| digest(bytes));
-        let of = |digest: Option<&String>| Locked {
+        let of = |digest: Option<&String>| ServerPin {
             source: Some("catalog://x/s".into()),
             image: digest.map(|digest| format!("a@{digest}")),
             image_digest: digest.cloned(),
-            ..Locked::default()
+            ..ServerPin::default()
         };
         let mut lock = Lock::default();
         lock.take("s", None, &of(Some(&one))).unwrap();
@@ -606,10 +610,10 @@ mod tests {
                 lock.servers
                     .entry("s".into())
                     .or_default()
-                    .move_to("a:1", Meaning::Digest(is.clone()));
+                    .move_to("a:1", ResolvedImage::Digest(is.clone()));
             }
             let before = lock.clone();
-            let to = Meaning::Digest(three.clone());
+            let to = ResolvedImage::Digest(three.clone());
             let moved = lock.move_from("s", "a:1", was.map(String::as_str), to.clone());
             assert_eq!(moved.is_ok(), moves, "{was:?} {is:?}");
             match moves {
@@ -627,7 +631,7 @@ mod tests {
                 let folder = folder.path();
                 scope.spawn(move || {
                     let insert = |lock: &mut Lock| {
-                        lock.servers.insert(n.to_string(), Locked::default());
+                        lock.servers.insert(n.to_string(), ServerPin::default());
                     };
                     Lock::change(folder, insert).unwrap();
                 });

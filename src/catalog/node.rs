@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Number, Value};
 
-use crate::report::{Place, Problem, brief};
+use crate::report::{Location, Problem, brief};
 
 /// Bytes of one document.
 pub const MAX_BYTES: usize = 16 << 20;
@@ -14,7 +14,7 @@ pub const MAX_NODES: usize = 1_000_000;
 /// A value and where it begins.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Node {
-    pub place: Place,
+    pub place: Location,
     pub what: What,
 }
 
@@ -33,7 +33,7 @@ pub enum What {
 /// A key of a map.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Key {
-    pub place: Place,
+    pub place: Location,
     pub text: Box<str>,
 }
 
@@ -124,7 +124,7 @@ pub(crate) struct Budget {
 
 impl Budget {
     /// One more value, so deep.
-    pub fn take(&mut self, place: Place, depth: usize) -> Result<(), Problem> {
+    pub fn take(&mut self, place: Location, depth: usize) -> Result<(), Problem> {
         self.nodes += 1;
         if self.nodes > MAX_NODES {
             return Err(Problem::at(place, format!("more than {MAX_NODES} values in one file")));

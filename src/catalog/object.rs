@@ -2,7 +2,7 @@
 
 use crate::{
     node::{Key, Node},
-    report::{Place, Report, brief},
+    report::{Location, Report, brief},
 };
 
 /// A map of which members are taken.
@@ -11,7 +11,7 @@ pub(crate) struct Object<'a> {
     taken: Vec<bool>,
     /// Names that were asked for, there or not.
     known: Vec<&'static str>,
-    pub place: Place,
+    pub place: Location,
 }
 
 impl<'a> Object<'a> {
@@ -132,7 +132,7 @@ impl<'a> Object<'a> {
 /// A text and its place.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Said<'a> {
-    pub place: Place,
+    pub place: Location,
     pub text: &'a str,
 }
 

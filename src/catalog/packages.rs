@@ -4,7 +4,7 @@ use crate::{
     draft::Draft,
     image::NoImage,
     options::Packages,
-    report::{Place, Report, brief},
+    report::{Location, Report, brief},
     server::{Image, Run},
 };
 
@@ -233,7 +233,7 @@ pub(crate) fn run(
     fetcher: Fetcher,
     mut arguments: Vec<String>,
     packages: Packages,
-    place: Place,
+    place: Location,
     report: &mut Report,
 ) -> Option<Run> {
     let program = fetcher.program;

@@ -6,12 +6,12 @@ use serde::Serialize;
 
 /// A place in a file: line and column from 1, the column in characters.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-pub struct Place {
+pub struct Location {
     pub line: u32,
     pub column: u32,
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.line, self.column)
     }
@@ -23,14 +23,14 @@ impl fmt::Display for Place {
 pub struct Problem {
     /// Where it stands in the file. What stands in none (a value of the command line) has no place.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub place: Option<Place>,
+    pub place: Option<Location>,
     /// What is wrong, and what to do.
     pub text: String,
 }
 
 impl Problem {
     /// A problem of that place.
-    pub fn at(place: Place, text: impl Into<String>) -> Self {
+    pub fn at(place: Location, text: impl Into<String>) -> Self {
         Self { place: Some(place), text: text.into() }
     }
 
@@ -74,7 +74,7 @@ impl Kind {
 pub struct Note {
     pub kind: Kind,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub place: Option<Place>,
+    pub place: Option<Location>,
     pub text: String,
 }
 
@@ -90,42 +90,42 @@ const MOST: usize = 200;
 
 impl Report {
     /// Adds a problem.
-    pub fn problem(&mut self, place: Place, text: impl Into<String>) {
+    pub fn problem(&mut self, place: Location, text: impl Into<String>) {
         if self.problems.len() < MOST {
             self.problems.push(Problem::at(place, text));
         }
     }
 
     /// Adds a note.
-    pub fn note(&mut self, kind: Kind, place: Place, text: impl Into<String>) {
+    pub fn note(&mut self, kind: Kind, place: Location, text: impl Into<String>) {
         if self.notes.len() < MOST {
             self.notes.push(Note { kind, place: Some(place), text: text.into() });
         }
     }
 
     /// Notes that something is not carried over.
-    pub fn left_out(&mut self, place: Place, text: impl Into<String>) {
+    pub fn left_out(&mut self, place: Location, text: impl Into<String>) {
         self.note(Kind::LeftOut, place, text);
     }
 
     /// Notes that the person has something to do before the server works.
-    pub fn must(&mut self, place: Place, text: impl Into<String>) {
+    pub fn must(&mut self, place: Location, text: impl Into<String>) {
         self.note(Kind::Must, place, text);
     }
 
     /// Notes what would be better.
-    pub fn advice(&mut self, place: Place, text: impl Into<String>) {
+    pub fn advice(&mut self, place: Location, text: impl Into<String>) {
         self.note(Kind::Advice, place, text);
     }
 
     /// Notes a fact.
-    pub fn fact(&mut self, place: Place, text: impl Into<String>) {
+    pub fn fact(&mut self, place: Location, text: impl Into<String>) {
         self.note(Kind::Note, place, text);
     }
 
     /// Notes a deviation from the hardened profile. None goes untold: a server that has more of them than are
     /// told is not taken.
-    pub fn deviates(&mut self, place: Place, text: impl Into<String>) {
+    pub fn deviates(&mut self, place: Location, text: impl Into<String>) {
         let deviations = self.notes.iter().filter(|note| note.kind == Kind::Deviates).count();
         if deviations < MOST {
             self.notes.push(Note { kind: Kind::Deviates, place: Some(place), text: text.into() });

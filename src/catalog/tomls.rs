@@ -5,7 +5,7 @@ use toml_edit::{Document, Item, TableLike, Value};
 use crate::{
     json::Lines,
     node::{Budget, Key, Node, What, once},
-    report::{Place, Problem},
+    report::{Location, Problem},
 };
 
 /// Reads a document.
@@ -15,14 +15,14 @@ pub(crate) fn read(text: &str) -> Result<Node, Problem> {
         let place = lines.place(error.span().map_or(0, |span| span.start));
         Problem::at(place, format!("this is no TOML: {}", error.message()))
     })?;
-    let place = Place { line: 1, column: 1 };
+    let place = Location { line: 1, column: 1 };
     let mut budget = Budget::default();
     Ok(Node { place, what: table(document.as_table(), place, &lines, &mut budget, 0)? })
 }
 
 fn table(
     table: &dyn TableLike,
-    within: Place,
+    within: Location,
     lines: &Lines<'_>,
     budget: &mut Budget,
     depth: usize,
@@ -39,7 +39,7 @@ fn table(
 
 fn item(
     item: &Item,
-    within: Place,
+    within: Location,
     lines: &Lines<'_>,
     budget: &mut Budget,
     depth: usize,
@@ -64,7 +64,7 @@ fn item(
 
 fn value(
     value: &Value,
-    within: Place,
+    within: Location,
     lines: &Lines<'_>,
     budget: &mut Budget,
     depth: usize,

@@ -4,7 +4,7 @@ use granit_parser::{Event, Parser, ScalarStyle, ScanError, Span, Tag};
 
 use crate::{
     node::{Budget, Key, MAX_DEPTH, Node, What, once},
-    report::{Place, Problem},
+    report::{Location, Problem},
 };
 
 /// Reads a document. Aliases are not taken: no catalog needs them, and a few lines of them can
@@ -45,15 +45,15 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    fn next(&mut self) -> Result<(Event<'a>, Place), Problem> {
+    fn next(&mut self) -> Result<(Event<'a>, Location), Problem> {
         match self.events.next_event() {
             Some(Ok((event, span))) => Ok((event, place(&span))),
             Some(Err(error)) => Err(broken(&error)),
-            None => Ok((Event::StreamEnd, Place::default())),
+            None => Ok((Event::StreamEnd, Location::default())),
         }
     }
 
-    fn node(&mut self, event: Event<'a>, place: Place, depth: usize) -> Result<Node, Problem> {
+    fn node(&mut self, event: Event<'a>, place: Location, depth: usize) -> Result<Node, Problem> {
         self.budget.take(place, depth)?;
         let what = match event {
             Event::Scalar(text, style, _, tag) => scalar(&text, style, tag.as_deref(), place)?,
@@ -94,9 +94,9 @@ impl<'a> Reader<'a> {
     }
 }
 
-fn place(span: &Span) -> Place {
+fn place(span: &Span) -> Location {
     let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-    Place { line: number(span.start.line()), column: number(span.start.col().saturating_add(1)) }
+    Location { line: number(span.start.line()), column: number(span.start.col().saturating_add(1)) }
 }
 
 fn broken(error: &ScanError) -> Problem {
@@ -107,7 +107,7 @@ fn broken(error: &ScanError) -> Problem {
     Problem::at(place, format!("this is no YAML: {text}"))
 }
 
-fn untagged(tag: Option<&Tag>, own: &str, place: Place) -> Result<(), Problem> {
+fn untagged(tag: Option<&Tag>, own: &str, place: Location) -> Result<(), Problem> {
     match tag {
         Some(tag) if !tag.is_yaml_core_schema_tag(own) => {
             Err(Problem::at(place, "a tag means nothing here: remove it"))
@@ -120,7 +120,7 @@ fn scalar(
     text: &str,
     style: ScalarStyle,
     tag: Option<&Tag>,
-    place: Place,
+    place: Location,
 ) -> Result<What, Problem> {
     match tag {
         Some(tag) if tag.is_yaml_core_schema_tag("str") => return Ok(What::Text(text.into())),

@@ -14,4 +14,4 @@ mod runner;
 
 pub use contract::{Decision, Fault, Hook, Hooks, Interceptor, Mode, Verdict};
 pub use heavy::{LARGE_BYTES, Party, Weight, grow, in_turns};
-pub use runner::{Chain, Link, Trail, may_replace};
+pub use runner::{Chain, ChainEntry, ChainTrace, may_replace};

@@ -26,7 +26,7 @@ const ROUNDS: usize = 4;
 const FIXED: [&str; 6] = ["name", "uri", "ref", "cursor", "requestState", "taskId"];
 
 /// One place in the chain.
-pub struct Link {
+pub struct ChainEntry {
     pub interceptor: Arc<dyn Interceptor>,
     pub mode: Mode,
     pub fail_open: bool,
@@ -38,7 +38,7 @@ pub struct Link {
     pub place: Option<(PathBuf, u32)>,
 }
 
-impl Link {
+impl ChainEntry {
     /// A link that enforces, refuses on a fault and hears all that its interceptor asks for.
     pub fn strict(interceptor: Arc<dyn Interceptor>) -> Self {
         Self {
@@ -105,7 +105,7 @@ impl Link {
 
 /// What the interceptors said on a message's way.
 #[derive(Debug, Clone, Default)]
-pub struct Trail {
+pub struct ChainTrace {
     /// The rules that let it pass.
     pub rules: Vec<Rule>,
     pub findings: Vec<Finding>,
@@ -125,14 +125,14 @@ pub struct Trail {
 
 /// The links, in order.
 pub struct Chain {
-    links: Vec<Link>,
+    links: Vec<ChainEntry>,
     request: Caps,
     response: Caps,
 }
 
 impl Chain {
     /// A chain of these links, holding what they replace to these caps.
-    pub fn new(links: Vec<Link>, request: Caps, response: Caps) -> Self {
+    pub fn new(links: Vec<ChainEntry>, request: Caps, response: Caps) -> Self {
         Self { links, request, response }
     }
 
@@ -145,7 +145,7 @@ impl Chain {
         &self,
         exchange: &mut Exchange,
         phase: Phase,
-        trail: &mut Trail,
+        trail: &mut ChainTrace,
     ) -> Result<(), Refusal> {
         let mut version = 0_usize;
         let mut changer = None;
@@ -183,17 +183,17 @@ impl Chain {
             "the checks on this message did not come to an end",
         )
         .detail(format!("interceptors still changed the message in round {ROUNDS}"));
-        refusal.rules.extend(changer.map(Link::rule));
+        refusal.rules.extend(changer.map(ChainEntry::rule));
         Err(refusal)
     }
 
     /// Asks one link and carries out its verdict; true where it replaced the payload.
     async fn step(
         &self,
-        link: &Link,
+        link: &ChainEntry,
         exchange: &mut Exchange,
         phase: Phase,
-        trail: &mut Trail,
+        trail: &mut ChainTrace,
     ) -> Result<bool, Refusal> {
         let name = link.interceptor.name();
         let began = Instant::now();

@@ -5,7 +5,9 @@ use std::borrow::Cow;
 use serde::Serialize;
 
 use portcullis_chain::Mode;
-use portcullis_interceptors::{EntrySettings, InterceptorEntry, Use, rate_limit, schema, secrets};
+use portcullis_interceptors::{
+    EntrySettings, InterceptorEntry, InterceptorKind, rate_limit, schema, secrets,
+};
 
 use super::Config;
 
@@ -92,15 +94,15 @@ impl Config {
     /// The interceptors that are on because the file has no entry with their `use`.
     fn defaults(&self) -> Vec<InterceptorEntry> {
         let kinds = [
-            Use::RateLimit(rate_limit::Config::default()),
-            Use::Schema(schema::Config::default()),
+            InterceptorKind::RateLimit(rate_limit::Config::default()),
+            InterceptorKind::Schema(schema::Config::default()),
             // No message that the limits let in is too long to be scanned.
-            Use::Secrets(secrets::Config {
+            InterceptorKind::Secrets(secrets::Config {
                 max_bytes: self.longest_message(),
                 ..secrets::Config::default()
             }),
         ];
-        let missing = |kind: &Use| {
+        let missing = |kind: &InterceptorKind| {
             !self.interceptors.iter().any(|entry| entry.kind.as_str() == kind.as_str())
         };
         let settings =

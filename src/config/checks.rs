@@ -12,14 +12,14 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::Value;
 
-use portcullis_interceptors::Use;
+use portcullis_interceptors::InterceptorKind;
 
 use super::{
     Finding,
+    deserialize::Built,
     document::Document,
     finding::Code,
-    shape::{brief, nearest},
-    typed::Built,
+    schema_check::{brief, nearest},
 };
 use portcullis_foundation::json_pointer::child;
 use portcullis_interceptors::plugin;
@@ -346,7 +346,7 @@ impl Checker<'_> {
                     "remove the key to keep the interceptor's own events",
                 );
             }
-            if let Use::Plugin(plugin) = &entry.kind {
+            if let InterceptorKind::Plugin(plugin) = &entry.kind {
                 self.plugin(plugin, pointer);
             }
             if let Some(Value::String(sha256)) = self.document.get(&child(pointer, "sha256"))

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
-use super::{Code, shape::schema};
+use super::{Code, schema_check::schema};
 
 const INTRODUCTION: &str = "\
 # `portcullis.toml`

@@ -10,7 +10,7 @@ use toml::{
 
 use super::{
     finding::{Code, Finding, MOST, Source},
-    place::{Place, Places},
+    spans::{Span, Spans},
 };
 use portcullis_foundation::json_pointer::child;
 
@@ -19,7 +19,7 @@ use portcullis_foundation::json_pointer::child;
 pub(super) struct Document {
     pub source: Source,
     pub value: Map<String, Value>,
-    pub places: Places,
+    pub places: Spans,
 }
 
 impl Document {
@@ -29,12 +29,12 @@ impl Document {
         let (root, errors) = DeTable::parse_recoverable(text);
         if !errors.is_empty() {
             let findings = errors.iter().take(MOST).map(|error| syntax(&source, error)).collect();
-            return (Self { source, value: Map::new(), places: Places::default() }, findings);
+            return (Self { source, value: Map::new(), places: Spans::default() }, findings);
         }
-        let mut reader = Reader { source: &source, places: Places::default(), findings: vec![] };
+        let mut reader = Reader { source: &source, places: Spans::default(), findings: vec![] };
         let value = reader.table(root.get_ref(), "");
         let Reader { mut places, findings, .. } = reader;
-        places.insert(String::new(), Place { key: None, value: 0..0 });
+        places.insert(String::new(), Span { key: None, value: 0..0 });
         let mut document = Self { source, value, places };
         document.hide_secrets();
         (document, findings)
@@ -48,7 +48,7 @@ impl Document {
 
     /// A finding at the key of a pointer.
     pub fn at_key(&self, pointer: &str, code: Code, message: impl Into<String>) -> Finding {
-        let place = self.places.nearest(pointer).map(Place::head);
+        let place = self.places.nearest(pointer).map(Span::head);
         Finding::new(code, message).within(&self.source, place)
     }
 
@@ -124,7 +124,7 @@ fn syntax(source: &Source, error: &toml::de::Error) -> Finding {
 
 struct Reader<'a> {
     source: &'a Source,
-    places: Places,
+    places: Spans,
     findings: Vec<Finding>,
 }
 
@@ -136,7 +136,7 @@ impl Reader<'_> {
         let mut map = Map::new();
         for (key, value) in entries {
             let pointer = child(pointer, key.get_ref());
-            let place = Place { key: Some(key.span()), value: value.span() };
+            let place = Span { key: Some(key.span()), value: value.span() };
             self.places.insert(pointer.clone(), place);
             let value = self.value(value, &pointer);
             map.insert(key.get_ref().to_string(), value);
@@ -164,7 +164,7 @@ impl Reader<'_> {
                     .enumerate()
                     .map(|(at, element)| {
                         let pointer = child(pointer, at);
-                        let place = Place { key: None, value: element.span() };
+                        let place = Span { key: None, value: element.span() };
                         self.places.insert(pointer.clone(), place);
                         self.value(element, &pointer)
                     })

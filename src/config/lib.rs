@@ -9,16 +9,16 @@
 
 mod chain;
 mod checks;
+mod deserialize;
 mod document;
 mod finding;
-mod literal;
-mod place;
+mod plaintext_secrets;
 mod protected_paths;
-mod raw;
-mod shape;
-mod typed;
+mod proxy_location;
+mod schema_check;
+mod sections;
+mod spans;
 mod values;
-mod whereabouts;
 
 #[cfg(test)]
 mod docs;
@@ -34,19 +34,19 @@ use std::{
 
 pub use chain::{Member, Shown};
 pub use finding::{Code, Diagnostics, Finding, Located, Severity};
-pub use literal::Literal;
+pub use plaintext_secrets::PlaintextSecret;
 pub use protected_paths::{exposing_mounts, mount_policy, protected_paths, refused_mounts};
-pub use raw::{
+pub use proxy_location::{ProxyLocation, Unreadable, whereabouts};
+pub use sections::{
     Admin, Approvals, Ceilings, ClientAddressSource, Config, ConnectionBounds, ConnectionLimits,
     Engine, Limits, Listen, Loosening,
 };
 pub use values::ProxyNetwork;
-pub use whereabouts::{Illegible, Whereabouts, whereabouts};
 
 use sha2::{Digest as _, Sha256};
 
 use portcullis_protocol::names::ServerName;
-use portcullis_upstream::{Images, Signatures, config::Server};
+use portcullis_upstream::{Images, SignatureVerifier, config::Server};
 
 use document::Document;
 use finding::{MOST, Source};
@@ -114,9 +114,9 @@ impl Loaded {
     ///
     /// # Errors
     /// The JSON pointer of a signer that is wrong, and why.
-    pub fn signatures(&self) -> Result<Signatures, (String, String)> {
+    pub fn signatures(&self) -> Result<SignatureVerifier, (String, String)> {
         let Config { state_dir, signers, .. } = &self.config;
-        Signatures::of_config(signers, state_dir, self.signed_by_lines())
+        SignatureVerifier::of_config(signers, state_dir, self.signed_by_lines())
     }
 
     /// The lines of secrets of servers that differ by client, by server and name.
@@ -170,7 +170,7 @@ pub fn parse(path: &Path, text: &str) -> Result<Loaded, Diagnostics> {
     let (document, mut findings) = Document::parse(path, text);
     let mut config = None;
     if findings.is_empty() {
-        let built = typed::build(&document, shape::check(&document), &mut findings);
+        let built = deserialize::build(&document, schema_check::check(&document), &mut findings);
         checks::check(&built, &document, &mut findings);
         config = Some(built.config);
     }
@@ -178,7 +178,7 @@ pub fn parse(path: &Path, text: &str) -> Result<Loaded, Diagnostics> {
     findings.truncate(MOST);
     match config {
         Some(mut config) if findings.iter().all(|f| f.severity == Severity::Warning) => {
-            typed::resolve(&mut config, &base);
+            deserialize::resolve(&mut config, &base);
             let path = path.to_owned();
             let revision = format!("sha256:{}", hex::encode(Sha256::digest(text)));
             let warnings = findings;

@@ -10,7 +10,7 @@ use std::{
 use crate::{Code, Finding, Loaded};
 use portcullis_audit::{config::Destination, export::Target};
 use portcullis_catalog::{lock, profile_file};
-use portcullis_interceptors::Use;
+use portcullis_interceptors::InterceptorKind;
 use portcullis_runtime::{
     MountPolicy, ProtectedPath, Protection, container,
     process::{LaunchFailure, Mount},
@@ -64,7 +64,7 @@ fn collect(loaded: &Loaded, env: &dyn Fn(&str) -> Option<OsString>) -> Vec<Prote
     let witnesses = config.audit.witness.iter().filter_map(|witness| witness.file.as_ref());
     all.add(Protection::Fixed, "a witness of the audit log", witnesses.map(from_base));
     let plugins = config.interceptors.iter().filter_map(|entry| match &entry.kind {
-        Use::Plugin(plugin) => plugin.path.as_ref(),
+        InterceptorKind::Plugin(plugin) => plugin.path.as_ref(),
         _ => None,
     });
     all.add(Protection::Fixed, "a plugin", plugins.map(from_base));
@@ -125,7 +125,7 @@ fn secret_files(loaded: &Loaded) -> impl Iterator<Item = PathBuf> + '_ {
     });
     let webhook = config.approvals.webhook.iter().flat_map(|webhook| webhook.headers.values());
     let plugins = config.interceptors.iter().filter_map(|entry| match &entry.kind {
-        Use::Plugin(plugin) => plugin.grants.secrets.as_ref(),
+        InterceptorKind::Plugin(plugin) => plugin.grants.secrets.as_ref(),
         _ => None,
     });
     let plugins = plugins.flat_map(|secrets| secrets.values());

@@ -397,7 +397,8 @@ fn a_config_that_holds_is_loaded_with_absolute_paths() {
     assert_eq!(mounts, ["/etc/p/data:/data:ro", "/srv:/srv:rw"]);
     assert_eq!(server.secrets["A"].from.as_deref(), Some("file:/etc/p/a.txt"));
     assert_eq!(server.secrets["B"].from.as_deref(), Some("env:B"));
-    let portcullis_interceptors::Use::Plugin(plugin) = &config.interceptors[0].kind else {
+    let portcullis_interceptors::InterceptorKind::Plugin(plugin) = &config.interceptors[0].kind
+    else {
         panic!()
     };
     assert_eq!(plugin.path.as_deref(), Some(Path::new("p.wasm")));

@@ -19,8 +19,8 @@ use tokio::{
 
 use super::{
     End, Host, Protocol, Refusal, Wire,
+    connect::{Connection, Shared},
     tunnel::{Opening, carry, splice},
-    way::{Shared, Way},
 };
 
 /// Headers of one message.
@@ -272,7 +272,8 @@ async fn forward(
     request.headers_mut().insert(header::HOST, named);
     request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
 
-    let Way { mut stream, ticket, .. } = shared.open(host.clone(), port, Protocol::Http).await?;
+    let Connection { mut stream, ticket, .. } =
+        shared.open(host.clone(), port, Protocol::Http).await?;
     let ticket = Arc::new(ticket);
     let (near, mut far) = tokio::io::duplex(BETWEEN);
     let (judging, judged) = oneshot::channel::<Infallible>();

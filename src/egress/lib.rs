@@ -14,18 +14,18 @@
 //!   buffer a bound.
 
 mod address;
+mod client_hello;
+mod connect;
 mod destination;
 mod gate;
-mod hello;
+mod hello_retry;
 mod http;
 mod limits;
 mod refusal;
 mod resolve;
-mod retry;
 mod serve;
 mod socks;
 mod tunnel;
-mod way;
 
 pub use address::{is_metadata, is_public};
 pub use destination::{

@@ -18,12 +18,12 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     Destinations, Gate, Host, Limits, Protocol, Refusal, Resolver, Wire,
-    hello::{self, HANDSHAKE},
+    client_hello::{self, HANDSHAKE},
+    connect::Shared,
     http::{self, Held, Toward},
     limits::Meter,
     socks::{self, Fault},
     tunnel::{carry, turn_away},
-    way::Shared,
 };
 
 /// Between two tries to take a connection where the machine has nothing left for it.
@@ -266,7 +266,8 @@ where
         Ok(Wire::Http) => return http::serve(stream, Toward::Host(host, port), shared, held).await,
         Ok(Wire::Tcp) => Ok(None),
         Ok(Wire::Tls) => {
-            let read = timeout(shared.limits.handshake, hello::read(&mut stream, &[], &host));
+            let read =
+                timeout(shared.limits.handshake, client_hello::read(&mut stream, &[], &host));
             read.await.unwrap_or(Err(Refusal::Slow)).map(Some)
         }
         Err(refusal) => Err(refusal),

@@ -13,10 +13,10 @@ use tokio::{
 
 use super::{
     End, Host, Refusal, Wire,
-    hello::{self, HANDSHAKE},
+    client_hello::{self, HANDSHAKE},
+    connect::{AttemptGuard, Connection, Shared},
+    hello_retry::Retry,
     limits::{self, CHUNK},
-    retry::Retry,
-    way::{Shared, Ticket, Way},
 };
 
 /// For a program to read why it was refused.
@@ -39,14 +39,14 @@ pub(crate) enum Opening<'a> {
 /// read of it already and was checked.
 pub(crate) async fn carry(
     mut client: impl AsyncRead + AsyncWrite + Unpin,
-    way: Way,
+    way: Connection,
     begun: Option<Vec<u8>>,
     shared: &Shared,
 ) {
-    let Way { stream: mut upstream, host, wire, ticket } = way;
+    let Connection { stream: mut upstream, host, wire, ticket } = way;
     let begun = match (wire, begun) {
         (Wire::Tls, None) => {
-            let read = hello::read(&mut client, &[], &host);
+            let read = client_hello::read(&mut client, &[], &host);
             tokio::select! {
                 read = timeout(shared.limits.handshake, read) => {
                     read.unwrap_or(Err(Refusal::Slow)).map(Some)
@@ -82,7 +82,7 @@ pub(crate) async fn carry(
 /// Ends what began, or should have begun, as TLS, in a way that shows in the program's error.
 pub(crate) async fn turn_away(mut client: impl AsyncRead + AsyncWrite + Unpin, refusal: &Refusal) {
     let _ = timeout(LAST_WORDS, async {
-        client.write_all(&hello::alert(refusal)).await?;
+        client.write_all(&client_hello::alert(refusal)).await?;
         client.shutdown().await?;
         // What was not read would make a reset of the end, and the alert would be lost.
         tokio::io::copy(&mut client.take(THROWN_AWAY), &mut tokio::io::sink()).await
@@ -145,7 +145,7 @@ impl Activity {
 }
 
 /// One direction.
-pub(crate) struct Lane<'a, W> {
+pub(crate) struct Direction<'a, W> {
     to: W,
     way: limits::Way,
     count: &'a AtomicU64,
@@ -153,7 +153,7 @@ pub(crate) struct Lane<'a, W> {
     shared: &'a Shared,
 }
 
-impl<W: AsyncWrite + Unpin> Lane<'_, W> {
+impl<W: AsyncWrite + Unpin> Direction<'_, W> {
     /// Hands bytes on.
     pub async fn deliver(&mut self, bytes: &[u8]) -> Result<(), Stop> {
         self.activity.touch();
@@ -186,7 +186,7 @@ pub(crate) async fn splice<C, U>(
     client: &mut C,
     upstream: &mut U,
     opening: Opening<'_>,
-    ticket: &Ticket,
+    ticket: &AttemptGuard,
     shared: &Shared,
 ) -> End
 where
@@ -197,14 +197,14 @@ where
     let (mut upstream_read, upstream_write) = tokio::io::split(upstream);
     let activity = Activity::new();
     let retry = Retry::new();
-    let mut there = Lane {
+    let mut there = Direction {
         to: upstream_write,
         way: limits::Way::Up,
         count: &ticket.up,
         activity: &activity,
         shared,
     };
-    let mut back = Lane {
+    let mut back = Direction {
         to: client_write,
         way: limits::Way::Down,
         count: &ticket.down,
@@ -264,6 +264,6 @@ async fn begin(
         return Ok(first);
     }
     // Whatever version it claims: there are readers of TLS that do not look at that.
-    let rest = timeout(shared.limits.handshake, hello::read(client, &first, host)).await;
+    let rest = timeout(shared.limits.handshake, client_hello::read(client, &first, host)).await;
     rest.unwrap_or(Err(Refusal::Slow)).map_err(Stop::Refused)
 }

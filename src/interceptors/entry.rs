@@ -37,20 +37,20 @@ pub struct InterceptorEntry {
     #[serde(flatten)]
     pub settings: EntrySettings,
     #[serde(flatten)]
-    pub kind: Use,
+    pub kind: InterceptorKind,
 }
 
 /// Which interceptor an entry is, with that interceptor's own settings.
 #[derive(Debug, Clone, Serialize)]
 #[serde(tag = "use", rename_all = "kebab-case")]
-pub enum Use {
+pub enum InterceptorKind {
     RateLimit(rate_limit::Config),
     Schema(schema::Config),
     Secrets(secrets::Config),
     Plugin(Box<plugin::Config>),
 }
 
-impl Use {
+impl InterceptorKind {
     /// The value of `use`.
     pub fn as_str(&self) -> &'static str {
         match self {
@@ -64,7 +64,7 @@ impl Use {
 
 /// A value that is not what it should be, and where in the entry it stands.
 #[derive(Debug)]
-pub struct Misfit {
+pub struct FieldError {
     /// A JSON pointer, relative to the entry.
     pub pointer: String,
     pub message: String,
@@ -84,18 +84,18 @@ impl InterceptorEntry {
     }
 
     /// Takes an entry apart.
-    pub fn from_table(mut table: Map<String, Value>) -> Result<Self, Misfit> {
+    pub fn from_table(mut table: Map<String, Value>) -> Result<Self, FieldError> {
         let which = table.remove("use");
         let (settings, own): (Map<_, _>, Map<_, _>) =
             table.into_iter().partition(|(key, _)| is_setting(key));
         let settings = typed(settings)?;
         let kind = match which.as_ref().and_then(Value::as_str) {
-            Some("rate-limit") => Use::RateLimit(typed(own)?),
-            Some("schema") => Use::Schema(typed(own)?),
-            Some("secrets") => Use::Secrets(typed(own)?),
-            Some("plugin") => Use::Plugin(Box::new(typed(own)?)),
+            Some("rate-limit") => InterceptorKind::RateLimit(typed(own)?),
+            Some("schema") => InterceptorKind::Schema(typed(own)?),
+            Some("secrets") => InterceptorKind::Secrets(typed(own)?),
+            Some("plugin") => InterceptorKind::Plugin(Box::new(typed(own)?)),
             _ => {
-                return Err(Misfit {
+                return Err(FieldError {
                     pointer: "/use".into(),
                     message: "`use` must name an interceptor".into(),
                 });
@@ -113,13 +113,13 @@ impl InterceptorEntry {
 
     /// Whether it is a rate limit.
     pub fn is_rate_limit(&self) -> bool {
-        matches!(self.kind, Use::RateLimit(_))
+        matches!(self.kind, InterceptorKind::RateLimit(_))
     }
 }
 
 /// A table as a type, or the place that does not fit.
-pub fn typed<T: DeserializeOwned>(table: Map<String, Value>) -> Result<T, Misfit> {
-    serde_path_to_error::deserialize(Value::Object(table)).map_err(|error| Misfit {
+pub fn typed<T: DeserializeOwned>(table: Map<String, Value>) -> Result<T, FieldError> {
+    serde_path_to_error::deserialize(Value::Object(table)).map_err(|error| FieldError {
         pointer: json_pointer::pointer_of(error.path()),
         message: error.into_inner().to_string(),
     })

@@ -7,7 +7,7 @@ pub mod rate_limit;
 pub mod schema;
 pub mod secrets;
 
-pub use entry::{EntrySettings, InterceptorEntry, Use};
+pub use entry::{EntrySettings, InterceptorEntry, InterceptorKind};
 
 #[cfg(test)]
 pub(crate) mod fixtures;

@@ -18,7 +18,8 @@ use crate::EntrySettings;
 use portcullis_chain::{Fault, Hook, Hooks, Interceptor};
 use portcullis_foundation::note_key::Verifier;
 use portcullis_plugin_host::{
-    Compiled, Decision, Found, Grants, House, Message, Pin, Settings, Trial, Unusable, Versions,
+    Artifact, Compiled, Decision, Grants, LoadError, Message, Pin, PluginHost, Settings, Trial,
+    Versions,
 };
 use portcullis_protocol::{
     exchange::{self, Answer, Exchange, Method, Phase},
@@ -110,17 +111,17 @@ fn default_memory_mib() -> u64 {
 /// See the module.
 pub struct Plugin {
     name: String,
-    place: Place,
+    place: PluginSource,
     now: ArcSwap<Version>,
 }
 
 /// All that it takes to load the plugin of an entry.
-struct Place {
+struct PluginSource {
     config: Config,
     settings: EntrySettings,
     base: PathBuf,
     secrets: BTreeMap<String, Secret>,
-    house: House,
+    house: PluginHost,
 }
 
 /// A plugin as its file was when it was loaded.
@@ -146,23 +147,23 @@ impl Version {
     }
 }
 
-impl Place {
+impl PluginSource {
     fn file(&self) -> Option<PathBuf> {
         self.config.path.as_ref().map(|path| self.base.join(path))
     }
 
-    fn found(&self) -> Result<Found, Unusable> {
+    fn found(&self) -> Result<Artifact, LoadError> {
         match (self.file(), &self.config.oci) {
-            (Some(path), None) => Found::file(&path),
+            (Some(path), None) => Artifact::file(&path),
             (None, Some(reference)) => self.house.artifacts.component_now(reference),
-            _ => Err(Unusable::Nowhere),
+            _ => Err(LoadError::Nowhere),
         }
     }
 
-    fn load(&self) -> Result<Version, Unusable> {
+    fn load(&self) -> Result<Version, LoadError> {
         let (config, settings) = (&self.config, &self.settings);
         let keys = config.signed_by.iter().enumerate().map(|(at, key)| {
-            let illegal = |_| Unusable::Key { path: config.place(), at };
+            let illegal = |_| LoadError::Key { path: config.place(), at };
             key.parse::<Verifier>().map_err(illegal)
         });
         let keys = keys.collect::<Result<Vec<_>, _>>()?;
@@ -195,7 +196,7 @@ impl Place {
                 manifest.hooks.0.iter().flat_map(|hook| &hook.events).cloned().collect();
             hooked.sort_unstable();
             hooked.dedup();
-            return Err(Unusable::NeverAsked {
+            return Err(LoadError::NeverAsked {
                 plugin: manifest.name.clone(),
                 hooked: hooked.join("`, `"),
             });
@@ -204,13 +205,13 @@ impl Place {
     }
 
     /// Whether it is the plugin that the entry names. A signature is on all that its key ever signed.
-    fn is_meant(&self, manifest: &portcullis_plugin_host::Manifest) -> Result<(), Unusable> {
+    fn is_meant(&self, manifest: &portcullis_plugin_host::Manifest) -> Result<(), LoadError> {
         let Config { oci, sha256, signed_by, plugin, version, .. } = &self.config;
         let path = self.config.place();
         // The digest of a reference says which it is.
         let named = oci.is_some() || (plugin.is_some() && version.is_some());
         if !signed_by.is_empty() && sha256.is_none() && !named {
-            return Err(Unusable::Unnamed {
+            return Err(LoadError::Unnamed {
                 path,
                 name: manifest.name.clone(),
                 version: manifest.version.clone(),
@@ -223,7 +224,7 @@ impl Place {
                 Some(version) => format!("{plugin} {version}"),
                 None => plugin.clone(),
             };
-            return Err(Unusable::NotMeant {
+            return Err(LoadError::NotMeant {
                 path,
                 name: manifest.name.clone(),
                 version: manifest.version.clone(),
@@ -249,9 +250,9 @@ impl Plugin {
         settings: &EntrySettings,
         base: &Path,
         secrets: BTreeMap<String, Secret>,
-        house: &House,
-    ) -> Result<Self, Unusable> {
-        let place = Place {
+        house: &PluginHost,
+    ) -> Result<Self, LoadError> {
+        let place = PluginSource {
             config: config.clone(),
             settings: settings.clone(),
             base: base.to_owned(),
@@ -282,7 +283,7 @@ impl Plugin {
     ///
     /// # Errors
     /// Why it cannot take the other's place.
-    pub fn look_again(&self) -> Result<Option<Version>, Unusable> {
+    pub fn look_again(&self) -> Result<Option<Version>, LoadError> {
         let now = self.now.load_full();
         // What a registry has under a digest does not change.
         let Some(file) = self.changeable() else { return Ok(None) };
@@ -294,14 +295,14 @@ impl Plugin {
         let path = || self.place.config.place();
         // Whose signature is good, or whose folder is open, may stand here for this plugin alone.
         if new.name != old.name {
-            return Err(Unusable::Another {
+            return Err(LoadError::Another {
                 path: path(),
                 name: new.name.clone(),
                 running: old.name.clone(),
             });
         }
         if next.signed_by().is_some() && new.is_older_than(old) {
-            return Err(Unusable::Older {
+            return Err(LoadError::Older {
                 path: path(),
                 version: new.version.clone(),
                 running: old.version.clone(),

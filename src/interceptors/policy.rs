@@ -43,7 +43,7 @@ pub struct PolicyGate {
 
 /// What one principal could use.
 #[derive(Clone, Copy)]
-pub struct Sight<'a> {
+pub struct PolicyVisibility<'a> {
     gate: &'a PolicyGate,
     view: View<'a>,
 }
@@ -59,7 +59,7 @@ pub enum Listed<'a> {
 
 /// What becomes of a message.
 #[derive(Debug)]
-enum Passage<'a> {
+enum Disposition<'a> {
     Housekeeping,
     Decide(Question<'a>),
 }
@@ -104,12 +104,12 @@ impl PolicyGate {
     }
 
     /// What this principal could use, by the policies of the moment of each question.
-    pub fn sight<'a>(&'a self, principal: &'a Principal) -> Sight<'a> {
-        Sight { gate: self, view: self.engine.view(Subject::Client(principal)) }
+    pub fn sight<'a>(&'a self, principal: &'a Principal) -> PolicyVisibility<'a> {
+        PolicyVisibility { gate: self, view: self.engine.view(Subject::Client(principal)) }
     }
 }
 
-impl Sight<'_> {
+impl PolicyVisibility<'_> {
     /// Whether a list may show this entry to this principal: whether it could use it in some
     /// circumstances. A use is decided on its own.
     pub fn visible(&self, entry: Listed<'_>) -> bool {
@@ -271,10 +271,10 @@ impl PolicyGate {
 }
 
 impl PolicyGate {
-    fn passage<'a>(&self, exchange: &'a Exchange) -> Result<Passage<'a>, Unclear> {
+    fn passage<'a>(&self, exchange: &'a Exchange) -> Result<Disposition<'a>, Unclear> {
         let from_client = exchange.direction == Direction::ClientToServer;
         if is_housekeeping(exchange.method.as_str(), exchange.notification, from_client) {
-            return Ok(Passage::Housekeeping);
+            return Ok(Disposition::Housekeeping);
         }
         let params = match exchange.request.value() {
             Value::Null => None,
@@ -303,7 +303,7 @@ impl PolicyGate {
                 written: exchange.request.raw(),
             },
         };
-        Ok(Passage::Decide(question))
+        Ok(Disposition::Decide(question))
     }
 
     /// What a client asks for. Names are read from `params`, since those go on to the server, and must
@@ -407,8 +407,8 @@ impl Interceptor for PolicyGate {
             });
         }
         match self.passage(exchange) {
-            Ok(Passage::Housekeeping) => Ok(Verdict::pass()),
-            Ok(Passage::Decide(question)) => Ok(self.decide(exchange, phase, question)),
+            Ok(Disposition::Housekeeping) => Ok(Verdict::pass()),
+            Ok(Disposition::Decide(question)) => Ok(self.decide(exchange, phase, question)),
             Err(Unclear::Invalid(why)) => {
                 Ok(Verdict::refuse(Refusal::new(Code::InvalidParams, why)))
             }

@@ -11,7 +11,7 @@
 //! Names of tools that no server has share one count, and no more than [`TOOLS_PER_OWNER`] tools
 //! of one client and server have a count of their own; further ones share one.
 
-mod counts;
+mod state_store;
 
 use std::{collections::BTreeSet, fmt, num::NonZeroU32, str::FromStr, time::Duration};
 
@@ -25,8 +25,8 @@ use parking_lot::Mutex;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use self::counts::TOOLS_PER_OWNER;
-use self::counts::{Key, Owner, Store, Tool};
+pub use self::state_store::TOOLS_PER_OWNER;
+use self::state_store::{Key, Owner, Store, Tool};
 use portcullis_chain::{Fault, Hook, Hooks, Interceptor, Verdict};
 use portcullis_protocol::{
     exchange::{Exchange, Method, Phase, Target},

@@ -9,9 +9,9 @@
 //! file; patterns run in linear time; the work of one check has a bound that is known before it
 //! begins (`bound`); what is compiled is kept once per definition and bounded (`cache`).
 
-mod bound;
 mod cache;
-mod checks;
+mod compiled;
+mod complexity;
 
 use std::{borrow::Cow, panic::AssertUnwindSafe, sync::Arc};
 
@@ -25,7 +25,7 @@ use tokio::sync::{Semaphore, oneshot};
 
 use self::{
     cache::{Cache, Checks},
-    checks::{Check, Misfit, Unusable as Reason},
+    compiled::{Check, Misfit, Unusable as Reason},
 };
 use portcullis_chain::{Fault, Hooks, Interceptor, Verdict};
 use portcullis_foundation::fair_semaphore::FairSemaphore;

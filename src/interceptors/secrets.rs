@@ -14,14 +14,14 @@
 //! is bounded by the size of the payload; beyond the budget it is a fault.
 
 mod documents;
-mod json;
+mod json_strings;
 mod layers;
 mod named;
 mod names;
 mod payload;
+mod redactor;
 mod rules;
 mod scan;
-mod scrubber;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -36,8 +36,8 @@ use serde::{Deserialize, Serialize};
 
 use self::{payload::Report, scan::Scanner};
 pub use self::{
+    redactor::{Redacted, Scrubber, Unredacted},
     rules::IllegalRules,
-    scrubber::{Redacted, Scrubber, Unredacted},
 };
 use portcullis_chain::{Decision, Fault, Hooks, Interceptor, Verdict};
 use portcullis_foundation::fair_semaphore::FairSemaphore;

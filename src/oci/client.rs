@@ -11,8 +11,8 @@ use url::Url;
 
 use super::{
     Descriptor, Digest, Error, Logins, Manifest, Reference,
+    credentials::Login,
     error::{Asked, json_fault},
-    logins::Login,
     manifest::{DOCKER_INDEX, DOCKER_MANIFEST, INDEX, Index, MANIFEST, NoManifest},
     transport::{Answer, Request, Right, Transport},
 };

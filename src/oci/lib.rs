@@ -20,21 +20,21 @@
 //! (`http-auth`) and where docker keeps logins (`docker_credential`), are not.
 
 mod client;
+mod credentials;
 mod digest;
 mod error;
 mod image;
-mod logins;
 mod manifest;
+mod redirect_policy;
 mod reference;
 mod store;
 mod transport;
-mod way;
 
 pub use client::{Artifact, Client, Limits, Pulled, Settings};
+pub use credentials::{Login, Logins};
 pub use digest::{Digest, IllegalDigest};
 pub use error::{Asked, Error};
 pub use image::{Image, Platform, Program};
-pub use logins::{Login, Logins};
 pub use manifest::{Descriptor, EMPTY, Manifest};
 pub use reference::{IllegalReference, Reference, names_host};
 pub use store::Store;

@@ -18,9 +18,9 @@ use zeroize::Zeroizing;
 
 use super::{
     Error, Limits, Reference, Settings,
+    credentials::Login,
     error::{Asked, causes, known_code},
-    logins::Login,
-    way::{Home, Public, is_local},
+    redirect_policy::{Origin, Public, is_local},
 };
 
 /// How often one request is led elsewhere.
@@ -74,7 +74,7 @@ pub(crate) struct Answer {
     pub headers: HeaderMap,
     /// Who answered, in the end, and where that began.
     pub url: Url,
-    pub home: Home,
+    pub home: Origin,
     response: reqwest::Response,
     idle: Duration,
     until: Instant,
@@ -169,7 +169,7 @@ impl Transport {
     pub async fn send(&self, mut request: Request<'_>) -> Result<Answer, Error> {
         let name = request.to.host().to_owned();
         let url = self.base(request.to)?;
-        let mut home = Home { url, name, private: request.from_private };
+        let mut home = Origin { url, name, private: request.from_private };
         let key = (request.to.host().to_owned(), request.to.repository().to_owned(), request.right);
         let (mut asked, mut hops) = (false, 0);
         loop {
@@ -220,7 +220,7 @@ impl Transport {
 
     /// Gets what is at a URL of nobody's registry: without a login, and by TLS, or from this machine.
     pub async fn get(&self, url: &Url, until: Instant) -> Result<Answer, Error> {
-        let mut home = Home { url: url.clone(), name: host(url), private: false };
+        let mut home = Origin { url: url.clone(), name: host(url), private: false };
         if url.scheme() != "https" && !(url.scheme() == "http" && is_local(url)) {
             return Err(home.astray(url, "it is not asked for over TLS"));
         }
@@ -241,7 +241,7 @@ impl Transport {
         &self,
         request: &Request<'_>,
         authorization: Option<Authorization>,
-        home: &Home,
+        home: &Origin,
     ) -> Result<Answer, Error> {
         let Request { method, url, headers, body, until, .. } = request;
         let mut builder =
@@ -255,7 +255,7 @@ impl Transport {
         self.answer(builder, url, *until, !body.is_empty(), home).await
     }
 
-    fn client(&self, url: &Url, home: &Home) -> &reqwest::Client {
+    fn client(&self, url: &Url, home: &Origin) -> &reqwest::Client {
         match url.scheme() == "http" || is_local(url) {
             _ if !home.private && !home.is_at(url) => &self.led,
             true => &self.direct,
@@ -269,7 +269,7 @@ impl Transport {
         url: &Url,
         until: Instant,
         uploads: bool,
-        home: &Home,
+        home: &Origin,
     ) -> Result<Answer, Error> {
         let Limits { idle, total, .. } = *self.limits();
         let (host, mut home) = (home.asked(url), home.clone());
@@ -343,7 +343,7 @@ impl Transport {
     async fn token(
         &self,
         request: &Request<'_>,
-        home: &Home,
+        home: &Origin,
         realm: &str,
         service: Option<String>,
     ) -> Result<Authorization, Error> {

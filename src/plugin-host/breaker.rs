@@ -25,7 +25,7 @@ const PARTIES: usize = 1_024;
 
 /// Whose messages are counted together.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Between {
+pub struct BreakerKey {
     /// Who calls.
     pub principal: String,
     pub server: Option<String>,
@@ -45,12 +45,12 @@ struct Count {
 
 /// Counts the faults of one plugin.
 #[derive(Default)]
-pub struct Breaker(Mutex<HashMap<Between, Count>>);
+pub struct Breaker(Mutex<HashMap<BreakerKey, Count>>);
 
 /// A message that may be shown to the plugin. Dropped without a word, it says nothing.
 pub struct Admitted {
     breaker: Arc<Breaker>,
-    between: Between,
+    between: BreakerKey,
     trial: bool,
 }
 
@@ -96,7 +96,11 @@ pub enum News {
 
 impl Breaker {
     /// Whether a message may be shown to the plugin now; where not, for how long.
-    pub fn admit(self: &Arc<Self>, between: Between, now: Instant) -> Result<Admitted, Duration> {
+    pub fn admit(
+        self: &Arc<Self>,
+        between: BreakerKey,
+        now: Instant,
+    ) -> Result<Admitted, Duration> {
         let mut counts = self.0.lock();
         let mut trial = false;
         if let Some(count) = counts.get_mut(&between)
@@ -191,8 +195,8 @@ impl Drop for Admitted {
 mod tests {
     use super::*;
 
-    fn between(principal: &str) -> Between {
-        Between { principal: principal.into(), server: Some("notes".into()) }
+    fn between(principal: &str) -> BreakerKey {
+        BreakerKey { principal: principal.into(), server: Some("notes".into()) }
     }
 
     fn fail(breaker: &Arc<Breaker>, who: &str, now: Instant) -> Option<News> {
@@ -213,7 +217,7 @@ mod tests {
         assert_eq!(fail(&breaker, "a", now), Some(News::Opened(FIRST)));
         assert_eq!(breaker.admit(between("a"), now).err(), Some(FIRST));
         assert!(breaker.admit(between("b"), now).is_ok());
-        let other = Between { server: None, ..between("a") };
+        let other = BreakerKey { server: None, ..between("a") };
         assert!(breaker.admit(other, now).is_ok());
         assert_eq!(breaker.open(now), 1);
     }

@@ -202,7 +202,7 @@ impl Grants {
     }
 
     /// What a plugin asks for and is not granted.
-    pub fn missing(&self, asked: &Asked<'_>) -> Option<Missing> {
+    pub fn missing(&self, asked: &RequestedGrants<'_>) -> Option<Missing> {
         let wanted = |function: &Function| asked.functions.contains(function);
         let functions = Function::ALL.into_iter().filter(|one| wanted(one) && !self.has(*one));
         let hosts =
@@ -225,7 +225,7 @@ impl Grants {
 }
 
 /// What a plugin asks for: by its imports and its manifest.
-pub struct Asked<'a> {
+pub struct RequestedGrants<'a> {
     pub functions: &'a [Function],
     pub hosts: &'a [Destination],
     pub secrets: &'a [String],
@@ -350,7 +350,7 @@ mod tests {
     fn the_lines_that_are_missing_grant_what_is_missing() {
         let hosts = ["a.example:443".parse().unwrap(), "b.example:80".parse().unwrap()];
         let secrets = ["TOKEN".to_owned()];
-        let asked = Asked { functions: &Function::ALL, hosts: &hosts, secrets: &secrets };
+        let asked = RequestedGrants { functions: &Function::ALL, hosts: &hosts, secrets: &secrets };
         let missing = Grants::default().missing(&asked).unwrap();
         let granted: Grants = toml::from_str(&missing.lines()).unwrap();
         assert_eq!(granted.missing(&asked), None);

@@ -7,21 +7,21 @@ use wasmtime::{ResourceLimiter, UpdateDeadline};
 use super::{
     functions::{Shared, was_sent},
     host::{Running, TABLE_ELEMENTS},
-    shares::{Part, Shares, Spent},
+    quotas::{CallerQuota, Exhausted, Quotas},
 };
 
 /// The guest's time is over.
 #[derive(Debug, thiserror::Error)]
 #[error("the deadline has passed")]
-pub struct Overtime;
+pub struct DeadlineExceeded;
 
 /// Why an instance did not get the memory that it asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Starved {
+pub enum OutOfMemory {
     /// It has all that one may have.
     Alone,
     /// It has not, but something larger is spent.
-    Together(Spent),
+    Together(Exhausted),
 }
 
 /// What an instance is asked at the moment.
@@ -48,13 +48,13 @@ pub struct Guest {
     /// Bytes of memory that it has, and that it may have.
     pub memory: usize,
     memory_max: usize,
-    shares: Arc<Shares>,
+    shares: Arc<Quotas>,
     /// Of the caller that it works for. Nothing: it is only ready.
-    part: Option<Arc<Part>>,
+    part: Option<Arc<CallerQuota>>,
     /// Elements of its tables.
     tables: usize,
     /// It asked for more memory than it may have.
-    pub starved: Option<Starved>,
+    pub starved: Option<OutOfMemory>,
     /// When it has to be done.
     pub until: Instant,
     /// Keeps the clock going that ends it.
@@ -65,8 +65,8 @@ impl Guest {
     pub fn new(
         shared: Arc<Shared>,
         memory_max: usize,
-        shares: Arc<Shares>,
-        part: Option<Arc<Part>>,
+        shares: Arc<Quotas>,
+        part: Option<Arc<CallerQuota>>,
         until: Instant,
         running: Running,
     ) -> Self {
@@ -90,11 +90,11 @@ impl Guest {
 
     /// What happens at a tick of the clock: an end, or a chance for others.
     pub fn tick(&self, go_on: UpdateDeadline) -> wasmtime::Result<UpdateDeadline> {
-        if Instant::now() >= self.until { Err(Overtime.into()) } else { Ok(go_on) }
+        if Instant::now() >= self.until { Err(DeadlineExceeded.into()) } else { Ok(go_on) }
     }
 
     /// From now on it works for that caller.
-    pub fn join(&mut self, part: &Arc<Part>) -> Result<(), Spent> {
+    pub fn join(&mut self, part: &Arc<CallerQuota>) -> Result<(), Exhausted> {
         self.leave();
         self.shares.join(part, self.memory)?;
         self.part = Some(part.clone());
@@ -136,11 +136,11 @@ impl ResourceLimiter for Guest {
         let more = desired.saturating_sub(current);
         let all = self.memory.saturating_add(more);
         if all > self.memory_max {
-            self.starved = Some(Starved::Alone);
+            self.starved = Some(OutOfMemory::Alone);
             return Ok(false);
         }
         if let Err(spent) = self.shares.take(self.part.as_ref(), more) {
-            self.starved = Some(Starved::Together(spent));
+            self.starved = Some(OutOfMemory::Together(spent));
             return Ok(false);
         }
         self.memory = all;
@@ -177,7 +177,7 @@ mod tests {
     fn instances_share_what_the_plugin_may_have() {
         const PAGE: usize = 64 << 10;
         // Eight for all, two for one caller.
-        let shares = Shares::of(PAGE);
+        let shares = Quotas::of(PAGE);
         let guest = |part| {
             let running = Host::shared().unwrap().running();
             Guest::new(shared(), 4 * PAGE, shares.clone(), part, Instant::now(), running)
@@ -187,20 +187,20 @@ mod tests {
 
         assert!(one.memory_growing(0, 3 * PAGE, None).unwrap());
         assert!(!one.memory_growing(3 * PAGE, 5 * PAGE, None).unwrap());
-        assert_eq!(one.starved, Some(Starved::Alone));
+        assert_eq!(one.starved, Some(OutOfMemory::Alone));
 
         assert!(two.memory_growing(0, 2 * PAGE, None).unwrap());
         assert!(!two.memory_growing(2 * PAGE, 3 * PAGE, None).unwrap());
-        assert_eq!(two.starved, Some(Starved::Together(Spent::Part)));
+        assert_eq!(two.starved, Some(OutOfMemory::Together(Exhausted::Part)));
         // One that has more than a part has none for that caller.
-        assert_eq!(one.join(&part), Err(Spent::Part));
+        assert_eq!(one.join(&part), Err(Exhausted::Part));
 
         let mut three = guest(Some(shares.part("b")));
         assert!(one.memory_growing(3 * PAGE, 4 * PAGE, None).unwrap());
         assert!(three.memory_growing(0, 2 * PAGE, None).unwrap());
         let mut four = guest(Some(shares.part("c")));
         assert!(!four.memory_growing(0, PAGE, None).unwrap());
-        assert_eq!(four.starved, Some(Starved::Together(Spent::All)));
+        assert_eq!(four.starved, Some(OutOfMemory::Together(Exhausted::All)));
         two.leave();
         assert_eq!(part.memory().used(), 0);
         drop((one, two, three, four));
@@ -210,7 +210,7 @@ mod tests {
     #[test]
     fn tables_are_bounded_together() {
         let running = Host::shared().unwrap().running();
-        let mut guest = Guest::new(shared(), 0, Shares::of(0), None, Instant::now(), running);
+        let mut guest = Guest::new(shared(), 0, Quotas::of(0), None, Instant::now(), running);
         assert!(guest.table_growing(0, TABLE_ELEMENTS - 1, None).unwrap());
         assert!(guest.table_growing(0, 1, None).unwrap());
         assert!(!guest.table_growing(1, 2, None).unwrap());

@@ -16,39 +16,39 @@
 //! This room knows neither exchanges nor policies: [`crate::interceptors::plugin`] turns the one
 //! into a [`Message`] and a [`Verdict`] into the chain's.
 
+mod artifact;
 mod bindings;
 mod breaker;
 mod cache;
-mod found;
 mod functions;
 mod grants;
 mod guest;
 mod host;
 mod load;
+mod load_error;
 mod manifest;
 mod output;
+mod plugin;
 mod pool;
-mod run;
+mod quotas;
+mod secret_redactor;
 mod sessions;
-mod shares;
 mod signature;
 mod template;
-mod unusable;
-mod veil;
 
+pub use artifact::{Artifact, Artifacts};
 pub use bindings::exports::portcullis::interceptor::guest::{
     Decision, Direction, Finding, Lifetime, Message, Phase, Principal, PrincipalKind, Refusal,
     Target, Verdict,
 };
 pub use cache::Cache;
-pub use found::{Artifacts, Found};
-pub use functions::{Broken, Canned, DENIED, Nowhere, States, Surroundings, Values};
+pub use functions::{Broken, DENIED, HostServices, Nowhere, States, StubResponse, Values};
 pub use grants::{Destination, Function, Grants, Missing};
 pub use load::{Compiled, Pin, Settings, Trial, digest};
+pub use load_error::LoadError;
 pub use manifest::{Manifest, Versions};
-pub use run::{Failure, Plugin, Said};
+pub use plugin::{Failure, Plugin, Said};
 pub use signature::{Signed, Unsigned, path as signature_path};
-pub use unusable::Unusable;
 
 use std::{sync::Arc, time::Duration};
 
@@ -57,9 +57,9 @@ const REGISTRY: Duration = Duration::from_secs(60);
 
 /// What all plugins of a proxy have around them.
 #[derive(Clone)]
-pub struct House {
+pub struct PluginHost {
     /// Who counts for them and lets them out.
-    pub around: Arc<dyn Surroundings>,
+    pub around: Arc<dyn HostServices>,
     /// Where their values are; nowhere: they are forgotten with the plugin.
     pub states: Option<Arc<States>>,
     /// Where they are kept as they were compiled; nowhere: each is compiled anew.
@@ -68,7 +68,7 @@ pub struct House {
     pub artifacts: Artifacts,
 }
 
-impl House {
+impl PluginHost {
     /// Without anything: for who only looks at a plugin.
     pub fn bare() -> Self {
         let artifacts = Artifacts::asked(Default::default(), REGISTRY);

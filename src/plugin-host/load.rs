@@ -16,17 +16,17 @@ use wasmtime::{
 };
 
 use super::{
-    Cache, House, Manifest, Plugin, Unusable,
+    Cache, LoadError, Manifest, Plugin, PluginHost,
+    artifact::Artifact,
     bindings::{Plugin as World, PluginPre, exports::portcullis::interceptor::guest as wit},
-    found::Found,
     functions::{Client, Shared, Values},
-    grants::{Asked, Function, Grants, Missing},
+    grants::{Function, Grants, Missing, RequestedGrants},
     guest::Guest,
     host::{Host, MEMORY_MIB_MAX},
     output::excerpt,
+    secret_redactor::SecretRedactor,
     signature::Signed,
     template::Template,
-    veil::Veil,
 };
 use portcullis_foundation::note_key::Verifier;
 use portcullis_vault::Secret;
@@ -92,8 +92,8 @@ pub struct Trial {
 ///
 /// # Errors
 /// Where it cannot be read.
-pub fn digest(path: &Path) -> Result<String, Unusable> {
-    Found::file(path).map(|found| hex::encode(Sha256::digest(&found.bytes)))
+pub fn digest(path: &Path) -> Result<String, LoadError> {
+    Artifact::file(path).map(|found| hex::encode(Sha256::digest(&found.bytes)))
 }
 
 /// A component that was read, checked and compiled and has said what it is; nothing is granted yet.
@@ -114,7 +114,7 @@ impl Compiled {
     ///
     /// # Errors
     /// What is wrong with the file, its digest, what it imports and exports, or its manifest.
-    pub fn read(path: &Path, pin: Pin<'_>) -> Result<Self, Unusable> {
+    pub fn read(path: &Path, pin: Pin<'_>) -> Result<Self, LoadError> {
         Self::kept(path, pin, None)
     }
 
@@ -122,23 +122,23 @@ impl Compiled {
     ///
     /// # Errors
     /// As [`Self::read`].
-    pub fn kept(path: &Path, pin: Pin<'_>, cache: Option<&Cache>) -> Result<Self, Unusable> {
-        Self::of(&Found::file(path)?, pin, cache)
+    pub fn kept(path: &Path, pin: Pin<'_>, cache: Option<&Cache>) -> Result<Self, LoadError> {
+        Self::of(&Artifact::file(path)?, pin, cache)
     }
 
     /// The same of what was found, wherever.
     ///
     /// # Errors
     /// As [`Self::read`].
-    pub fn of(found: &Found, pin: Pin<'_>, cache: Option<&Cache>) -> Result<Self, Unusable> {
-        let Found { place: path, bytes, .. } = found;
+    pub fn of(found: &Artifact, pin: Pin<'_>, cache: Option<&Cache>) -> Result<Self, LoadError> {
+        let Artifact { place: path, bytes, .. } = found;
         let sha256 = hex::encode(Sha256::digest(bytes));
         let signed = check_pin(found, pin, &sha256)?;
-        let host = Host::shared().map_err(|reason| Unusable::Host { reason })?;
+        let host = Host::shared().map_err(|reason| LoadError::Host { reason })?;
         let component = compile(path, &host.engine, bytes, &sha256, cache)?;
         let functions = imports(path, &host.engine, &component)?;
         let pre = link(path, &host.engine, &component)?;
-        let bare = Arc::new(Shared::bare("", House::bare().around));
+        let bare = Arc::new(Shared::bare("", PluginHost::bare().around));
         let memory = usize::try_from(MEMORY_MIB_MAX << 20).unwrap_or(usize::MAX);
         let template = Template::new(host, pre, memory, DESCRIBE, bare);
         let manifest = describe(path, &template)?;
@@ -181,20 +181,20 @@ impl Compiled {
     /// What of all that it asks for is not granted, by its imports and its manifest.
     pub fn missing(&self, grants: &Grants) -> Option<Missing> {
         let Manifest { hosts, secrets, .. } = &self.manifest;
-        grants.missing(&Asked { functions: &self.functions, hosts, secrets })
+        grants.missing(&RequestedGrants { functions: &self.functions, hosts, secrets })
     }
 
     /// A plugin of it, with these settings.
     ///
     /// # Errors
     /// What it asks for and is not granted, and what is wrong with its configuration.
-    pub fn plugin(&self, settings: Settings, house: &House) -> Result<Plugin, Unusable> {
+    pub fn plugin(&self, settings: Settings, house: &PluginHost) -> Result<Plugin, LoadError> {
         let Self { path, host, pre, manifest, .. } = self;
         if !(1..=MEMORY_MIB_MAX).contains(&settings.memory_mib) {
-            return Err(Unusable::Memory { path: path.clone(), said: settings.memory_mib });
+            return Err(LoadError::Memory { path: path.clone(), said: settings.memory_mib });
         }
         if let Some(missing) = self.missing(&settings.grants) {
-            return Err(Unusable::Ungranted { path: path.clone(), missing: Box::new(missing) });
+            return Err(LoadError::Ungranted { path: path.clone(), missing: Box::new(missing) });
         }
         let memory = usize::try_from(settings.memory_mib << 20).unwrap_or(usize::MAX);
         let tried = Arc::new(given(manifest, &settings, house, Lasting::ForNow)?);
@@ -221,15 +221,15 @@ enum Lasting {
 fn given(
     manifest: &Manifest,
     settings: &Settings,
-    house: &House,
+    house: &PluginHost,
     lasting: Lasting,
-) -> Result<Shared, Unusable> {
+) -> Result<Shared, LoadError> {
     let (entry, grants) = (&settings.entry, &settings.grants);
     let declared = |name: &String| manifest.secrets.contains(name);
     let secrets: BTreeMap<_, _> =
         settings.secrets.clone().into_iter().filter(|(name, _)| declared(name)).collect();
-    let veil = Veil::over(secrets.values())
-        .map_err(|reason| Unusable::Secrets { plugin: manifest.name.clone(), reason })?;
+    let veil = SecretRedactor::over(secrets.values())
+        .map_err(|reason| LoadError::Secrets { plugin: manifest.name.clone(), reason })?;
     let places =
         grants.hosts().filter(|granted| manifest.hosts.iter().any(|host| granted.is_same(host)));
     let state = grants.state.map(|max| match (&house.states, lasting, settings.trial) {
@@ -251,14 +251,14 @@ fn given(
 /// Whether it is the file that the operator means; what is signed of it and by which keys, where that
 /// says so.
 fn check_pin(
-    found: &Found,
+    found: &Artifact,
     pin: Pin<'_>,
     sha256: &str,
-) -> Result<Option<(Signed, Vec<Verifier>)>, Unusable> {
+) -> Result<Option<(Signed, Vec<Verifier>)>, LoadError> {
     let path = &*found.place;
     match pin {
         Pin::Any => Ok(None),
-        Pin::Missing => Err(Unusable::Unpinned { path: path.into(), sha256: sha256.into() }),
+        Pin::Missing => Err(LoadError::Unpinned { path: path.into(), sha256: sha256.into() }),
         Pin::Sha256(said) => check_digest(path, said, sha256).map(|()| None),
         Pin::Signed { by, sha256: said } => {
             if let Some(said) = said {
@@ -273,13 +273,13 @@ fn check_pin(
     }
 }
 
-fn unsigned(found: &Found, why: String) -> Unusable {
+fn unsigned(found: &Artifact, why: String) -> LoadError {
     let (path, note) = (found.place.clone(), found.note_place.clone());
-    Unusable::Unsigned { path, why, note }
+    LoadError::Unsigned { path, why, note }
 }
 
 /// What was signed has to be of the plugin that the file says it is.
-fn agrees(found: &Found, manifest: &Manifest, signed: Signed) -> Result<(), Unusable> {
+fn agrees(found: &Artifact, manifest: &Manifest, signed: Signed) -> Result<(), LoadError> {
     if (&signed.name, &signed.version) == (&manifest.name, &manifest.version) {
         return Ok(());
     }
@@ -293,14 +293,14 @@ fn agrees(found: &Found, manifest: &Manifest, signed: Signed) -> Result<(), Unus
     Err(unsigned(found, why))
 }
 
-fn check_digest(path: &Path, said: &str, sha256: &str) -> Result<(), Unusable> {
+fn check_digest(path: &Path, said: &str, sha256: &str) -> Result<(), LoadError> {
     let (path, sha256) = (path.to_owned(), sha256.to_owned());
     let pinned = said.strip_prefix("sha256:").unwrap_or(said).to_ascii_lowercase();
     if pinned.len() != 64 || !pinned.bytes().all(|b| b.is_ascii_hexdigit()) {
-        return Err(Unusable::DigestIllegal { path, said: said.into(), sha256 });
+        return Err(LoadError::DigestIllegal { path, said: said.into(), sha256 });
     }
     if pinned != sha256 {
-        return Err(Unusable::DigestMismatch { path, pinned, sha256 });
+        return Err(LoadError::DigestMismatch { path, pinned, sha256 });
     }
     Ok(())
 }
@@ -311,19 +311,19 @@ fn compile(
     bytes: &[u8],
     sha256: &str,
     cache: Option<&Cache>,
-) -> Result<Component, Unusable> {
+) -> Result<Component, LoadError> {
     // The preamble: magic, version, and layer 0 for a core module or 1 for a component.
     match bytes.get(..8) {
         Some([0, b'a', b's', b'm', _, _, 1, 0]) => {}
         Some([0, b'a', b's', b'm', _, _, 0, 0]) => {
-            return Err(Unusable::CoreModule { path: path.into() });
+            return Err(LoadError::CoreModule { path: path.into() });
         }
-        _ => return Err(Unusable::NotWasm { path: path.into() }),
+        _ => return Err(LoadError::NotWasm { path: path.into() }),
     }
     if let Some(found) = cache.and_then(|cache| cache.find(engine, sha256)) {
         return Ok(found);
     }
-    let compiled = Component::from_binary(engine, bytes).map_err(|error| Unusable::Invalid {
+    let compiled = Component::from_binary(engine, bytes).map_err(|error| LoadError::Invalid {
         path: path.into(),
         reason: excerpt(&format!("{error:#}"), 300),
     })?;
@@ -334,7 +334,11 @@ fn compile(
 }
 
 /// The functions that a component imports, if it imports nothing else.
-fn imports(path: &Path, engine: &Engine, component: &Component) -> Result<Vec<Function>, Unusable> {
+fn imports(
+    path: &Path,
+    engine: &Engine,
+    component: &Component,
+) -> Result<Vec<Function>, LoadError> {
     let (mut functions, mut foreign) = (Vec::new(), Vec::new());
     for (name, _) in component.component_type().imports(engine) {
         match Function::imported(name) {
@@ -346,28 +350,32 @@ fn imports(path: &Path, engine: &Engine, component: &Component) -> Result<Vec<Fu
         Ok(functions)
     } else {
         foreign.truncate(FOREIGN);
-        Err(Unusable::Foreign { path: path.into(), imports: foreign })
+        Err(LoadError::Foreign { path: path.into(), imports: foreign })
     }
 }
 
-fn link(path: &Path, engine: &Engine, component: &Component) -> Result<PluginPre<Guest>, Unusable> {
+fn link(
+    path: &Path,
+    engine: &Engine,
+    component: &Component,
+) -> Result<PluginPre<Guest>, LoadError> {
     let mut linker = Linker::new(engine);
     World::add_to_linker::<_, HasSelf<_>>(&mut linker, |guest: &mut Guest| guest)
-        .map_err(|error| Unusable::Host { reason: format!("{error:#}") })?;
-    linker.instantiate_pre(component).and_then(PluginPre::new).map_err(|error| Unusable::World {
+        .map_err(|error| LoadError::Host { reason: format!("{error:#}") })?;
+    linker.instantiate_pre(component).and_then(PluginPre::new).map_err(|error| LoadError::World {
         path: path.into(),
         reason: excerpt(&format!("{error:#}"), 300),
     })
 }
 
-fn describe(path: &Path, template: &Template) -> Result<Manifest, Unusable> {
+fn describe(path: &Path, template: &Template) -> Result<Manifest, LoadError> {
     let mut store = template.store(Instant::now() + DESCRIBE, None);
     store.epoch_deadline_callback(|guest| guest.data().tick(UpdateDeadline::Continue(1)));
-    let said = at_once(described(&mut store, template)).map_err(|error| Unusable::Describe {
+    let said = at_once(described(&mut store, template)).map_err(|error| LoadError::Describe {
         path: path.into(),
         reason: template.failure(&error, store.data(), DESCRIBE).to_string(),
     })?;
-    Manifest::check(said).map_err(|reason| Unusable::Manifest { path: path.into(), reason })
+    Manifest::check(said).map_err(|reason| LoadError::Manifest { path: path.into(), reason })
 }
 
 async fn described(
@@ -380,11 +388,11 @@ async fn described(
 
 /// Tries whether an instance begins: what is wrong with a config, a plugin should say at once and not
 /// at the first message.
-fn begin(manifest: &Manifest, template: &Template) -> Result<(), Unusable> {
+fn begin(manifest: &Manifest, template: &Template) -> Result<(), LoadError> {
     let mut store = template.store(Instant::now() + START, None);
     store.epoch_deadline_callback(|guest| guest.data().tick(UpdateDeadline::Continue(1)));
     let begun = at_once(template.begin(&mut store));
-    let failed = |reason: String| Unusable::Start { plugin: manifest.name.clone(), reason };
+    let failed = |reason: String| LoadError::Start { plugin: manifest.name.clone(), reason };
     match begun {
         Ok(Ok(_)) => Ok(()),
         Ok(Err(own)) => Err(failed(own)),
@@ -402,10 +410,10 @@ fn check_config(
     path: &Path,
     manifest: &Manifest,
     config: Map<String, Value>,
-) -> Result<String, Unusable> {
+) -> Result<String, LoadError> {
     let config = Value::Object(config);
     if let Some(text) = &manifest.config_schema {
-        let wrong = |reason: String| Unusable::Manifest {
+        let wrong = |reason: String| LoadError::Manifest {
             path: path.into(),
             reason: format!("its `config-schema` is no JSON Schema: {}", excerpt(&reason, 300)),
         };
@@ -423,7 +431,7 @@ fn check_config(
                     pointer => format!("`{pointer}`: {what}"),
                 }
             });
-            return Err(Unusable::Config {
+            return Err(LoadError::Config {
                 plugin: manifest.name.clone(),
                 reason: told.collect::<Vec<_>>().join("; "),
                 schema: excerpt(&schema.to_string(), 1_000),
@@ -455,7 +463,7 @@ mod tests {
         bytes
     }
 
-    fn refusal(bytes: &[u8]) -> Unusable {
+    fn refusal(bytes: &[u8]) -> LoadError {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         std::io::Write::write_all(&mut file, bytes).unwrap();
         Compiled::read(file.path(), Pin::Any).err().unwrap()
@@ -483,7 +491,7 @@ mod tests {
             "log",
         ] {
             match refusal(&importing(name)) {
-                Unusable::Foreign { imports, .. } => assert_eq!(imports, [name]),
+                LoadError::Foreign { imports, .. } => assert_eq!(imports, [name]),
                 other => panic!("{name}: {other}"),
             }
         }

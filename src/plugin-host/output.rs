@@ -1,6 +1,6 @@
 //! What a plugin hands back, checked before anybody believes it.
 
-use super::{Decision, Verdict, veil::Veil};
+use super::{Decision, Verdict, secret_redactor::SecretRedactor};
 
 /// Labels and findings in one verdict.
 const ITEMS: usize = 32;
@@ -11,7 +11,7 @@ const TEXT_BYTES: usize = 512;
 
 /// Checks a verdict, and shortens what is only for reading. No secret that the plugin was handed is
 /// left in it.
-pub fn check(mut verdict: Verdict, veil: &Veil) -> Result<Verdict, String> {
+pub fn check(mut verdict: Verdict, veil: &SecretRedactor) -> Result<Verdict, String> {
     if verdict.labels.len() > ITEMS || verdict.findings.len() > ITEMS {
         return Err(format!("it gave more than {ITEMS} labels or findings"));
     }
@@ -41,13 +41,13 @@ pub fn check(mut verdict: Verdict, veil: &Veil) -> Result<Verdict, String> {
     Ok(verdict)
 }
 
-fn shorten(text: &mut String, veil: &Veil) {
+fn shorten(text: &mut String, veil: &SecretRedactor) {
     // Before it is cut: half a secret is one too.
     veil.cover(text);
     *text = excerpt(text, TEXT_BYTES);
 }
 
-fn legal(what: &str, name: &str, veil: &Veil) -> Result<(), String> {
+fn legal(what: &str, name: &str, veil: &SecretRedactor) -> Result<(), String> {
     if veil.hides(name) {
         Err(format!("a {what} holds a secret that it was handed"))
     } else if is_name(name) {
@@ -92,7 +92,7 @@ mod tests {
 
     #[test]
     fn labels_and_codes_are_names_and_few() {
-        let veil = Veil::default();
+        let veil = SecretRedactor::default();
         for (label, legal) in
             [("pii", true), ("pii:email.v1", true), ("", false), ("a b", false), ("É", false)]
         {
@@ -111,7 +111,7 @@ mod tests {
     fn words_of_a_refusal_are_short_and_of_one_line() {
         let long = refusal("words", &format!("no\n{}", "ä".repeat(9_999)));
         let Ok(Verdict { decision: Decision::Refuse(refusal), .. }) =
-            check(verdict(long), &Veil::default())
+            check(verdict(long), &SecretRedactor::default())
         else {
             panic!("a refusal stays one");
         };
@@ -122,7 +122,7 @@ mod tests {
     #[test]
     fn no_verdict_holds_a_secret() {
         let value = ["hunter", "2"].concat();
-        let veil = Veil::over([Secret::new(value.clone())].iter()).unwrap();
+        let veil = SecretRedactor::over([Secret::new(value.clone())].iter()).unwrap();
         let finding = Finding { code: "seen".into(), message: format!("a {value}") };
         let said = Verdict { findings: vec![finding], ..verdict(refusal("a", &value)) };
         let told = format!("{:?}", check(said, &veil).unwrap());

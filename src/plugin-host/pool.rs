@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 
 use super::{
     load::START,
-    shares::{Part, Room},
+    quotas::{CallerQuota, Evictable},
     template::{Prepared, Template},
 };
 
@@ -143,8 +143,8 @@ impl Pool {
     }
 }
 
-impl Room for Pool {
-    fn give(&self, of: Option<&Arc<Part>>) -> bool {
+impl Evictable for Pool {
+    fn give(&self, of: Option<&Arc<CallerQuota>>) -> bool {
         // None of these is anybody's.
         if of.is_some() {
             return false;

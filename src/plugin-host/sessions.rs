@@ -11,7 +11,7 @@ use tokio::sync::{Mutex as Turn, OwnedMutexGuard};
 
 use super::{
     host::Host,
-    shares::{Part, Room},
+    quotas::{CallerQuota, Evictable},
     template::Prepared,
 };
 
@@ -37,7 +37,7 @@ pub type Slot = OwnedMutexGuard<Option<Prepared>>;
 struct Kept {
     slot: Arc<Turn<Option<Prepared>>>,
     /// Of its principal.
-    part: Arc<Part>,
+    part: Arc<CallerQuota>,
     used: Instant,
 }
 
@@ -65,14 +65,14 @@ impl Sessions {
     }
 
     /// The party's instance, when those before it have done with it.
-    pub async fn turn(&self, party: &Party, part: &Arc<Part>) -> Result<Slot, Crowded> {
+    pub async fn turn(&self, party: &Party, part: &Arc<CallerQuota>) -> Result<Slot, Crowded> {
         Ok(self.slot(party, part, Instant::now())?.lock_owned().await)
     }
 
     fn slot(
         &self,
         party: &Party,
-        part: &Arc<Part>,
+        part: &Arc<CallerQuota>,
         now: Instant,
     ) -> Result<Arc<Turn<Option<Prepared>>>, Crowded> {
         // Behind the lock: to clear its memory away takes its time, for which nobody should wait.
@@ -120,8 +120,8 @@ impl Sessions {
     }
 }
 
-impl Room for Sessions {
-    fn give(&self, of: Option<&Arc<Part>>) -> bool {
+impl Evictable for Sessions {
+    fn give(&self, of: Option<&Arc<CallerQuota>>) -> bool {
         let gone = {
             let mut all = self.0.lock();
             let idle = all.values().filter(|kept| Arc::strong_count(&kept.slot) == 1);
@@ -139,14 +139,14 @@ impl Room for Sessions {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shares::Shares;
+    use crate::quotas::Quotas;
 
     fn party(principal: &str, session: usize) -> Party {
         Party { principal: principal.into(), session: Some(session.to_string()) }
     }
 
-    fn part() -> Arc<Part> {
-        Shares::of(1 << 20).part("any")
+    fn part() -> Arc<CallerQuota> {
+        Quotas::of(1 << 20).part("any")
     }
 
     #[tokio::test]

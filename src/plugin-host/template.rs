@@ -11,10 +11,10 @@ use super::{
     Failure, Message, Said,
     bindings::{Plugin as World, PluginPre},
     functions::Shared,
-    guest::{Guest, Overtime, Stage, Starved},
+    guest::{DeadlineExceeded, Guest, OutOfMemory, Stage},
     host::Host,
     output,
-    shares::{Part, Shares, Spent},
+    quotas::{CallerQuota, Exhausted, Quotas},
 };
 
 /// Ticks of the clock that a guest runs where the message is, before it goes on elsewhere.
@@ -33,7 +33,7 @@ pub struct Template {
     /// Bytes for one instance.
     memory: usize,
     /// What instances have together.
-    pub shares: Arc<Shares>,
+    pub shares: Arc<Quotas>,
     pub deadline: Duration,
     /// Whether messages pass where the plugin fails.
     pub fail_open: bool,
@@ -52,7 +52,7 @@ impl Prepared {
     }
 
     /// From now on it works for that caller.
-    pub fn join(&mut self, part: &Arc<Part>) -> Result<(), Spent> {
+    pub fn join(&mut self, part: &Arc<CallerQuota>) -> Result<(), Exhausted> {
         self.store.data_mut().join(part)
     }
 
@@ -71,12 +71,12 @@ impl Template {
         deadline: Duration,
         shared: Arc<Shared>,
     ) -> Self {
-        let shares = Shares::of(memory);
+        let shares = Quotas::of(memory);
         Self { host, pre, shared, config: "{}".into(), memory, shares, deadline, fail_open: false }
     }
 
     /// A store with every bound set, for the messages of that caller or of nobody yet.
-    pub fn store(&self, until: Instant, part: Option<&Arc<Part>>) -> Store<Guest> {
+    pub fn store(&self, until: Instant, part: Option<&Arc<CallerQuota>>) -> Store<Guest> {
         let (shared, shares) = (self.shared.clone(), self.shares.clone());
         let running = self.host.running();
         let guest = Guest::new(shared, self.memory, shares, part.cloned(), until, running);
@@ -105,7 +105,7 @@ impl Template {
     pub async fn prepare(
         &self,
         until: Instant,
-        part: Option<&Arc<Part>>,
+        part: Option<&Arc<CallerQuota>>,
     ) -> Result<Prepared, Failure> {
         let mut store = self.store(until, part);
         store.epoch_deadline_callback(|guest| guest.data().tick(UpdateDeadline::Yield(1)));
@@ -152,24 +152,24 @@ impl Template {
     }
 
     /// That there is no memory, for other messages have it.
-    pub fn spent(&self, spent: Spent) -> Failure {
+    pub fn spent(&self, spent: Exhausted) -> Failure {
         match spent {
-            Spent::Part => Failure::MemoryOfCaller(self.shares.part_of_one() >> 20),
-            Spent::All => Failure::MemoryTogether(self.shares.memory().max() >> 20),
+            Exhausted::Part => Failure::MemoryOfCaller(self.shares.part_of_one() >> 20),
+            Exhausted::All => Failure::MemoryTogether(self.shares.memory().max() >> 20),
         }
     }
 
     /// What an error of wasmtime's means.
     pub fn failure(&self, error: &wasmtime::Error, guest: &Guest, deadline: Duration) -> Failure {
         let cause = guest.covered(error.root_cause().to_string());
-        if error.is::<Overtime>() {
+        if error.is::<DeadlineExceeded>() {
             Failure::Deadline(deadline)
         } else if error.downcast_ref() == Some(&Trap::StackOverflow) {
             Failure::Stack
         } else if let Some(starved) = guest.starved.filter(|_| may_be_want(error)) {
             match starved {
-                Starved::Alone => Failure::Memory(self.memory >> 20),
-                Starved::Together(spent) => self.spent(spent),
+                OutOfMemory::Alone => Failure::Memory(self.memory >> 20),
+                OutOfMemory::Together(spent) => self.spent(spent),
             }
         } else if cause.contains("fuel allocated for hostcalls") {
             // The type of this error is private to wasmtime.

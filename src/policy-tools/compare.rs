@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::replay::Recorded;
 use portcullis_policy::{
-    Action, Circumstances, Engine, Inspector, Judgement, KnownTool, Request, Resource, Subject,
+    Action, Circumstances, Engine, Explained, Inspector, KnownTool, Request, Resource, Subject,
     Target, Unknown, Verdict,
 };
 use portcullis_protocol::claims::Claims;
@@ -147,7 +147,7 @@ impl Comparison {
                 let other = judge(&mut after, principal, server, tool, *claims);
                 let (was, is) = (access(&one), access(&other));
                 // The same policies, wherever they stand and however they are called.
-                let texts = |inspector: &Inspector, judgement: &Judgement| -> BTreeSet<String> {
+                let texts = |inspector: &Inspector, judgement: &Explained| -> BTreeSet<String> {
                     judgement.rules.iter().filter_map(|rule| inspector.body(rule)).collect()
                 };
                 let same = was == is
@@ -156,7 +156,7 @@ impl Comparison {
                 if same {
                     continue;
                 }
-                let ids = |judgement: Judgement| -> BTreeSet<String> {
+                let ids = |judgement: Explained| -> BTreeSet<String> {
                     judgement.rules.into_iter().map(|rule| rule.id).collect()
                 };
                 found.push(Difference {
@@ -173,7 +173,7 @@ impl Comparison {
     }
 }
 
-fn access(judgement: &Judgement) -> Access {
+fn access(judgement: &Explained) -> Access {
     match judgement.verdict {
         Verdict::Allowed => Access::Yes,
         Verdict::Refused => Access::No,
@@ -187,7 +187,7 @@ fn judge(
     server: &ServerName,
     name: &str,
     claims: Option<Claims>,
-) -> Judgement {
+) -> Explained {
     let unknown = if claims.is_some() { Unknown::Circumstances } else { Unknown::Claims };
     let claims = claims.unwrap_or_default();
     let request = Request {

@@ -40,7 +40,7 @@ pub(super) struct Asker<'a> {
 pub(super) struct Asking<'a> {
     subject: Asker<'a>,
     action: Action,
-    resource: Asked<'a>,
+    resource: CacheKey<'a>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -51,7 +51,7 @@ enum Party<'a> {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Asked<'a> {
+enum CacheKey<'a> {
     Proxy,
     Party(Party<'a>),
     Item(Kind, &'a ServerName, &'a str),
@@ -78,15 +78,15 @@ enum Kind {
     Template,
 }
 
-impl Hash for Asked<'_> {
+impl Hash for CacheKey<'_> {
     fn hash<H: Hasher>(&self, state: &mut H) {
         match self {
-            Asked::Proxy => state.write_u8(0),
-            Asked::Party(party) => {
+            CacheKey::Proxy => state.write_u8(0),
+            CacheKey::Party(party) => {
                 state.write_u8(1);
                 party.hash(state);
             }
-            Asked::Item(kind, server, name) => {
+            CacheKey::Item(kind, server, name) => {
                 // In one piece: this is hashed for every entry of every list.
                 state.write_u8(match kind {
                     Kind::Prompt => 2,
@@ -103,12 +103,12 @@ impl Hash for Asked<'_> {
                 server.as_str().hash(state);
                 name.hash(state);
             }
-            Asked::Program(program) => (5_u8, program).hash(state),
-            Asked::Secret { holder, name, source, handed, client } => {
+            CacheKey::Program(program) => (5_u8, program).hash(state),
+            CacheKey::Secret { holder, name, source, handed, client } => {
                 (6_u8, holder, name, source, handed, client).hash(state);
             }
-            Asked::Host(name, port) => (7_u8, name, port).hash(state),
-            Asked::Grant(name) => (8_u8, name).hash(state),
+            CacheKey::Host(name, port) => (7_u8, name, port).hash(state),
+            CacheKey::Grant(name) => (8_u8, name).hash(state),
         }
     }
 }
@@ -133,25 +133,25 @@ impl Hash for Asker<'_> {
 impl<'a> Asking<'a> {
     pub(super) fn of(subject: Asker<'a>, action: Action, resource: &Resource<'a>) -> Self {
         let resource = match *resource {
-            Resource::Proxy => Asked::Proxy,
-            Resource::Server(name) => Asked::Party(Party::Server(name)),
-            Resource::Client(principal) => Asked::Party(principal.into()),
+            Resource::Proxy => CacheKey::Proxy,
+            Resource::Server(name) => CacheKey::Party(Party::Server(name)),
+            Resource::Client(principal) => CacheKey::Party(principal.into()),
             Resource::Tool { server, name, claims } => {
-                Asked::Item(Kind::Tool(claims), server, name)
+                CacheKey::Item(Kind::Tool(claims), server, name)
             }
-            Resource::Prompt { server, name } => Asked::Item(Kind::Prompt, server, name),
-            Resource::Resource { server, uri } => Asked::Item(Kind::Resource, server, uri),
-            Resource::Template { server, uri } => Asked::Item(Kind::Template, server, uri),
-            Resource::Program(program) => Asked::Program(program),
+            Resource::Prompt { server, name } => CacheKey::Item(Kind::Prompt, server, name),
+            Resource::Resource { server, uri } => CacheKey::Item(Kind::Resource, server, uri),
+            Resource::Template { server, uri } => CacheKey::Item(Kind::Template, server, uri),
+            Resource::Program(program) => CacheKey::Program(program),
             Resource::Secret { holder, name, source, handed, client } => {
                 let holder = match holder {
                     Holder::Server(server) => Party::Server(server),
                     Holder::Plugin(plugin) => Party::Plugin(plugin),
                 };
-                Asked::Secret { holder, name, source, handed, client }
+                CacheKey::Secret { holder, name, source, handed, client }
             }
-            Resource::Host { name, port } => Asked::Host(name, port),
-            Resource::Grant(name) => Asked::Grant(name),
+            Resource::Host { name, port } => CacheKey::Host(name, port),
+            Resource::Grant(name) => CacheKey::Grant(name),
         };
         Self { subject, action, resource }
     }
@@ -159,8 +159,8 @@ impl<'a> Asking<'a> {
     /// The same under the tool's own action.
     pub(super) fn own(self) -> Self {
         match self.resource {
-            Asked::Item(Kind::Tool(claims), server, name) => {
-                Self { resource: Asked::Item(Kind::Typed(claims), server, name), ..self }
+            CacheKey::Item(Kind::Tool(claims), server, name) => {
+                Self { resource: CacheKey::Item(Kind::Typed(claims), server, name), ..self }
             }
             _ => self,
         }
@@ -170,9 +170,9 @@ impl<'a> Asking<'a> {
     /// name.
     pub(super) fn nameless(self) -> Self {
         match self.resource {
-            Asked::Item(Kind::Typed(_), ..) => self,
-            Asked::Item(kind, server, _) => {
-                Self { resource: Asked::Item(kind, server, ""), ..self }
+            CacheKey::Item(Kind::Typed(_), ..) => self,
+            CacheKey::Item(kind, server, _) => {
+                Self { resource: CacheKey::Item(kind, server, ""), ..self }
             }
             _ => self,
         }
@@ -190,21 +190,21 @@ impl<'a> Asking<'a> {
             subject: (self.subject.hash, party(&self.subject.party)),
             action: self.action,
             resource: match &self.resource {
-                Asked::Proxy => Kept::Proxy,
-                Asked::Party(other) => Kept::Party(party(other)),
-                Asked::Item(kind, server, name) => {
+                CacheKey::Proxy => Kept::Proxy,
+                CacheKey::Party(other) => Kept::Party(party(other)),
+                CacheKey::Item(kind, server, name) => {
                     Kept::Item(*kind, (*server).clone(), (*name).into())
                 }
-                Asked::Program(program) => Kept::Program((*program).clone()),
-                Asked::Secret { holder, name, source, handed, client } => Kept::Secret {
+                CacheKey::Program(program) => Kept::Program((*program).clone()),
+                CacheKey::Secret { holder, name, source, handed, client } => Kept::Secret {
                     holder: party(holder),
                     name: (*name).into(),
                     source: (*source).into(),
                     handed: *handed,
                     client: client.map(Into::into),
                 },
-                Asked::Host(name, port) => Kept::Host((*name).into(), *port),
-                Asked::Grant(name) => Kept::Grant((*name).into()),
+                CacheKey::Host(name, port) => Kept::Host((*name).into(), *port),
+                CacheKey::Grant(name) => Kept::Grant((*name).into()),
             },
         }
     }
@@ -270,19 +270,19 @@ impl Key {
             subject: Asker { hash: self.subject.0, party: self.subject.1.party() },
             action: self.action,
             resource: match &self.resource {
-                Kept::Proxy => Asked::Proxy,
-                Kept::Party(other) => Asked::Party(other.party()),
-                Kept::Item(kind, server, name) => Asked::Item(*kind, server, name),
-                Kept::Program(program) => Asked::Program(program),
-                Kept::Secret { holder, name, source, handed, client } => Asked::Secret {
+                Kept::Proxy => CacheKey::Proxy,
+                Kept::Party(other) => CacheKey::Party(other.party()),
+                Kept::Item(kind, server, name) => CacheKey::Item(*kind, server, name),
+                Kept::Program(program) => CacheKey::Program(program),
+                Kept::Secret { holder, name, source, handed, client } => CacheKey::Secret {
                     holder: holder.party(),
                     name,
                     source,
                     handed: *handed,
                     client: client.as_deref(),
                 },
-                Kept::Host(name, port) => Asked::Host(name, *port),
-                Kept::Grant(name) => Asked::Grant(name),
+                Kept::Host(name, port) => CacheKey::Host(name, *port),
+                Kept::Grant(name) => CacheKey::Grant(name),
             },
         }
     }

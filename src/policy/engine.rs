@@ -20,14 +20,14 @@ use super::{
     analysis::{self, Known},
     bundle::Origin,
     cache::Asker,
-    call,
+    context,
     diagnostics::{Diagnostics, Finding},
     entities::{Frame, Unaskable},
-    ground::Ground,
-    index::{About, Index, Reads, Terms},
+    index::{About, ContextUsage, Index, Terms},
     inspect::Inspector,
     load::{self, Loaded, Revision},
     request::{Action, Circumstances, Request, Resource, Subject},
+    schema_context::SchemaContext,
     source::Source,
     typed::Typed,
 };
@@ -40,7 +40,7 @@ pub struct Engine {
     /// Whether it decides for a running proxy, so that what it takes is kept in mind.
     in_force: AtomicBool,
     /// Of sets without typed tools.
-    plain: Arc<Ground>,
+    plain: Arc<SchemaContext>,
     current: ArcSwap<Set>,
     /// Held while the files are read, so that two reloads do not overtake each other.
     reloading: Mutex<()>,
@@ -77,7 +77,7 @@ pub(super) struct Set {
     /// Those in shadow, where there are any.
     shadows: Option<Index>,
     /// What any policy looks at.
-    pub(super) reads: Reads,
+    pub(super) reads: ContextUsage,
 }
 
 /// A decision.
@@ -190,7 +190,7 @@ impl Engine {
     pub fn open(source: Source, base: &Path) -> Result<Self, Diagnostics> {
         let broken =
             |problem: String| Diagnostics::new(vec![Finding::error("policy-schema", problem)]);
-        let plain = Arc::new(Ground::new(Typed::default()).map_err(broken)?);
+        let plain = Arc::new(SchemaContext::new(Typed::default()).map_err(broken)?);
         let loaded = load::load(&source, base, &plain)?;
         let (status, _) = watch::channel(Status::of(&loaded));
         Ok(Self {
@@ -517,11 +517,11 @@ impl Set {
         &self,
         frame: &Frame,
         request: &Request<'_>,
-        reads: Reads,
+        reads: ContextUsage,
     ) -> Result<(cedar_policy::Request, Entities), Unaskable> {
         let uids = frame.uids().clone();
         let vocabulary = self.terms().vocabulary;
-        let (uids, entities) = (call::uids(uids), Some(frame.entities().as_ref()));
+        let (uids, entities) = (context::uids(uids), Some(frame.entities().as_ref()));
         let (question, entities) =
             vocabulary.question(uids, frame.own(), entities, request, reads)?;
         Ok((question.into(), entities.into()))
@@ -531,7 +531,7 @@ impl Set {
     /// matter to it is about its own action, or looks at the typed input.
     pub(super) fn needs_input(&self, about: About<'_>) -> bool {
         let reads = || self.index.asked(self.terms(), about);
-        about.own && reads().is_ok_and(|reads| reads.has(Reads::INPUT))
+        about.own && reads().is_ok_and(|reads| reads.has(ContextUsage::INPUT))
     }
 
     /// Whether the policies can decide by these arguments: whether they are of the tool's type and
@@ -550,7 +550,7 @@ impl Set {
     /// may matter to it looks at them.
     pub(super) fn reads_arguments(&self, request: &Request<'_>) -> bool {
         let reads = self.index.asked(self.terms(), About::of(request));
-        reads.is_ok_and(|reads| reads.has(Reads::ARGUMENTS))
+        reads.is_ok_and(|reads| reads.has(ContextUsage::ARGUMENTS))
     }
 
     /// The policies in shadow that would turn a decision round.

@@ -9,9 +9,9 @@ use cedar_policy::{
 use cedar_policy_core::ast::{RestrictedExpr, Value};
 
 use super::{
-    call::{self, Asked, Calls, Uids},
-    index::{About, Reads},
-    located,
+    context::{self, Asked, Calls, Uids},
+    index::{About, ContextUsage},
+    normalize,
     request::{Action, DeliveredAs, Holder, Program, Request, Resource, Subject},
     typed::{Typed, Unfit},
 };
@@ -322,12 +322,12 @@ impl Vocabulary {
         &self,
         uids: Uids,
         own: bool,
-        entities: Option<&call::Entities>,
+        entities: Option<&context::Entities>,
         request: &Request<'_>,
-        reads: Reads,
-    ) -> Result<(Asked, call::Entities), Unaskable> {
+        reads: ContextUsage,
+    ) -> Result<(Asked, context::Entities), Unaskable> {
         let input = match own {
-            true if reads.has(Reads::INPUT) => Some(call::value(&self.input(request)?)?),
+            true if reads.has(ContextUsage::INPUT) => Some(context::value(&self.input(request)?)?),
             true => Some(Value::empty_record(None)),
             false => None,
         };
@@ -550,11 +550,11 @@ fn scheme(uri: &str) -> Attributes {
 /// What a URI says of where something is.
 fn place(uri: &str) -> Result<Attributes, Unaskable> {
     let mut attributes = scheme(uri);
-    if let Some(path) = located::file(uri) {
+    if let Some(path) = normalize::file(uri) {
         attributes.push(("path".to_owned(), text(path?)));
     }
-    if let Some(url) = located::Url::read(uri) {
-        attributes.push(("url".to_owned(), RestrictedExpr::from(call::web(url)).into()));
+    if let Some(url) = normalize::Url::read(uri) {
+        attributes.push(("url".to_owned(), RestrictedExpr::from(context::web(url)).into()));
     }
     Ok(attributes)
 }

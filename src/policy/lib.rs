@@ -11,19 +11,19 @@
 mod analysis;
 mod bundle;
 mod cache;
-mod call;
 mod config;
+mod context;
 mod diagnostics;
 mod engine;
 mod entities;
-mod ground;
 mod index;
 mod inspect;
+mod launch;
 mod load;
-mod located;
+mod normalize;
 mod request;
+mod schema_context;
 mod source;
-mod start;
 mod target;
 #[cfg(test)]
 mod tests;
@@ -36,14 +36,14 @@ pub use config::{Policy, Tool};
 pub use diagnostics::{Diagnostics, File, Finding};
 pub use engine::{Engine, Failure, Outcome, Reload, Shadow, Status, View};
 pub use inspect::{
-    Condition, Explanation, Inspector, Judgement, Near, Seen, Side, Standing, Unknown, Verdict,
+    Condition, Explained, Explanation, Inspector, Near, Seen, Side, Standing, Unknown, Verdict,
 };
+pub use launch::{Handing, Part, Start};
 pub use load::{Revision, read as read_files, schema, span};
 pub use request::{
     Action, Circumstances, DeliveredAs, Holder, Program, Request, Resource, Stated, Subject,
 };
 pub use source::Source;
-pub use start::{Handing, Part, Start};
 pub use target::{NoTarget, Target, client_action, is_housekeeping, server_action, worded_action};
 pub use typed::is_tools_file;
 pub use watch::{Watcher, watch};

@@ -19,7 +19,7 @@ use super::{
     SCHEMA,
     bundle::Origin,
     diagnostics::{Diagnostics, File, Finding},
-    ground::Ground,
+    schema_context::SchemaContext,
     source::Source,
     typed::{Typed, is_tools_file},
 };
@@ -72,10 +72,10 @@ pub(super) struct Loaded {
     /// Each policy's rule. The id of a [`PolicyId`] is the rule's id.
     pub(super) rules: HashMap<PolicyId, Rule>,
     /// Where each policy stands.
-    pub(super) places: HashMap<PolicyId, Place>,
+    pub(super) places: HashMap<PolicyId, Span>,
     pub(super) revision: Revision,
     /// What they are written in, and what is asked of them.
-    pub(super) ground: Arc<Ground>,
+    pub(super) ground: Arc<SchemaContext>,
     /// What looks wrong and is no error.
     pub(super) warnings: Vec<Finding>,
     /// The bundle that it is from.
@@ -83,7 +83,7 @@ pub(super) struct Loaded {
 }
 
 /// A policy's text: its file, and the offset and length within.
-pub(super) struct Place {
+pub(super) struct Span {
     pub(super) file: File,
     pub(super) start: usize,
     pub(super) length: usize,
@@ -94,7 +94,7 @@ pub(super) struct Place {
 pub(super) fn load(
     source: &Source,
     base: &Path,
-    plain: &Arc<Ground>,
+    plain: &Arc<SchemaContext>,
 ) -> Result<Loaded, Diagnostics> {
     let mut findings = Vec::new();
     let (files, bundle) = source.read(base, &mut findings);
@@ -109,7 +109,7 @@ pub(super) fn load(
 fn validated(
     files: &[File],
     mut findings: Vec<Finding>,
-    plain: &Arc<Ground>,
+    plain: &Arc<SchemaContext>,
 ) -> Result<Loaded, Diagnostics> {
     let revision = Revision::of(files);
     let before = findings.len();
@@ -119,7 +119,7 @@ fn validated(
 
     let mut policies = PolicySet::new();
     let mut rules: HashMap<PolicyId, Rule> = HashMap::new();
-    let mut places: HashMap<PolicyId, Place> = HashMap::new();
+    let mut places: HashMap<PolicyId, Span> = HashMap::new();
     for file in files.iter().filter(|file| !is_tools_file(&file.name)) {
         let parsed = match file.text.parse::<PolicySet>() {
             Ok(parsed) => parsed,
@@ -173,7 +173,7 @@ fn validated(
                 findings.push(Finding::of("policy-invalid", file, &error));
                 continue;
             }
-            places.insert(key.clone(), Place { file: file.clone(), start, length });
+            places.insert(key.clone(), Span { file: file.clone(), start, length });
             let reason = policy.annotation("reason").map(str::to_owned);
             let file = Some(file.name.clone());
             rules.insert(key, Rule { id, file, line: Some(line), reason, obligations });
@@ -245,12 +245,16 @@ pub fn schema(paths: &[PathBuf], base: &Path) -> Result<Cow<'static, str>, Diagn
 }
 
 /// The ground of a set with these files.
-fn ground(files: &[File], plain: &Arc<Ground>, findings: &mut Vec<Finding>) -> Arc<Ground> {
+fn ground(
+    files: &[File],
+    plain: &Arc<SchemaContext>,
+    findings: &mut Vec<Finding>,
+) -> Arc<SchemaContext> {
     let typed = Typed::read(files, findings);
     if typed.schema().is_none() {
         return Arc::clone(plain);
     }
-    Ground::new(typed).map(Arc::new).unwrap_or_else(|problem| {
+    SchemaContext::new(typed).map(Arc::new).unwrap_or_else(|problem| {
         let message = format!("no schema can be made of the typed tools: {problem}");
         let help = "take the files of tools out one by one, to find the one that it is about";
         findings.push(Finding::error("typed-tools", message).help(help));
@@ -319,7 +323,7 @@ impl Loaded {
     }
 }
 
-impl Place {
+impl Span {
     /// A warning at the first occurrence of a text in the policy, or at the policy itself.
     pub(super) fn warn(
         &self,

@@ -2,5 +2,5 @@
 //!
 //! The command line, and the tools of plugin authors. The proxy itself is [`portcullis_gateway`].
 
-pub mod authoring;
 pub mod cli;
+pub mod plugin_dev;

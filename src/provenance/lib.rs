@@ -45,16 +45,16 @@
 
 mod candidate;
 mod crypto;
-mod find;
+mod discover;
+mod evaluate;
 mod payload;
 mod rejection;
 mod trust;
-mod weigh;
 
 use portcullis_oci::Digest;
 use serde::{Deserialize, Serialize};
 
-pub use find::{Error, verify};
+pub use discover::{Error, verify};
 pub use rejection::{Rejected, Rejection};
 pub use trust::{Signer, Subject, Trust, Untrusted, Who};
 

@@ -11,7 +11,7 @@ use std::{
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::link::Failure;
+use super::transport::CallError;
 
 /// An instance that ran for so long before it ended is no failing one.
 pub(super) const STEADY: Duration = Duration::from_secs(30);
@@ -35,7 +35,7 @@ pub(super) struct Breaker {
 
 /// How long one is let alone, and why.
 #[derive(Debug)]
-pub(super) struct Rest {
+pub(super) struct OpenUntil {
     pub pause: Duration,
     pub why: String,
 }
@@ -46,7 +46,7 @@ impl Breaker {
     }
 
     /// It ended though nobody asked for that, after so long. Whether it is let alone.
-    pub fn fell(&self, ran: Duration, why: &str) -> Option<Rest> {
+    pub fn record_failure(&self, ran: Duration, why: &str) -> Option<OpenUntil> {
         if ran >= STEADY {
             self.answered();
             return None;
@@ -54,7 +54,7 @@ impl Breaker {
         let falls = self.falls.fetch_add(1, Ordering::Relaxed).saturating_add(1);
         let over = falls.checked_sub(FALLS)?;
         let pause = (FIRST_REST * (1 << over.min(8))).min(LONGEST_REST);
-        Some(Rest {
+        Some(OpenUntil {
             pause,
             why: format!("it ended {falls} times soon after its start; at last: {why}"),
         })
@@ -74,7 +74,7 @@ impl Breaker {
     ///
     /// # Errors
     /// [`Failure::Resting`] where another tries it.
-    pub fn admit(&self) -> Result<Option<OwnedSemaphorePermit>, Failure> {
+    pub fn admit(&self) -> Result<Option<OwnedSemaphorePermit>, CallError> {
         if !self.is_half_open() {
             return Ok(None);
         }
@@ -82,8 +82,8 @@ impl Breaker {
     }
 
     /// What is said of one that another tries.
-    pub fn tried(&self) -> Failure {
-        Failure::Resting {
+    pub fn tried(&self) -> CallError {
+        CallError::Resting {
             why: "it kept ending soon after its start, and another call tries it".into(),
             left: AGAIN,
         }
@@ -97,12 +97,12 @@ mod tests {
     #[test]
     fn after_a_rest_one_call_tries_it() {
         let breaker = Breaker::new();
-        let fell = || breaker.fell(Duration::ZERO, "x").map(|rest| rest.pause);
+        let fell = || breaker.record_failure(Duration::ZERO, "x").map(|rest| rest.pause);
         assert_eq!((fell(), fell()), (None, None));
         assert!(breaker.admit().unwrap().is_none());
         assert_eq!(fell(), Some(FIRST_REST));
         let trial = breaker.admit().unwrap();
-        assert!(trial.is_some() && matches!(breaker.admit(), Err(Failure::Resting { .. })));
+        assert!(trial.is_some() && matches!(breaker.admit(), Err(CallError::Resting { .. })));
         // It ended it: the next rest is longer, and the next call tries again.
         drop(trial);
         assert_eq!(fell(), Some(2 * FIRST_REST));
@@ -115,7 +115,7 @@ mod tests {
             fell();
         }
         assert_eq!(fell(), Some(LONGEST_REST));
-        assert_eq!(breaker.fell(STEADY, "x").map(|rest| rest.pause), None);
+        assert_eq!(breaker.record_failure(STEADY, "x").map(|rest| rest.pause), None);
         assert!(!breaker.is_half_open());
     }
 }

@@ -303,7 +303,7 @@ pub struct ServerSecret {
     pub by_client: BTreeMap<String, String>,
     /// How the server gets it.
     #[serde(rename = "as", default)]
-    pub hand_over: HandOver,
+    pub hand_over: SecretDeliveryMethod,
 }
 
 /// Where a secret header comes from.
@@ -321,7 +321,7 @@ pub struct ServerHeader {
 
 /// A secret of a server, whichever way it is handed over.
 #[derive(Debug, Clone, Copy)]
-pub struct Given<'a> {
+pub struct SecretBinding<'a> {
     /// The name under which the server gets it.
     pub name: &'a str,
     /// What everybody has who is not named.
@@ -329,10 +329,10 @@ pub struct Given<'a> {
     /// By the names of clients.
     pub by_client: &'a BTreeMap<String, String>,
     /// None for a header.
-    pub hand_over: Option<HandOver>,
+    pub hand_over: Option<SecretDeliveryMethod>,
 }
 
-impl<'a> Given<'a> {
+impl<'a> SecretBinding<'a> {
     /// The key of the server's table in which it stands.
     pub fn table(&self) -> &'static str {
         if self.hand_over.is_some() { "secrets" } else { "headers" }
@@ -347,14 +347,14 @@ impl<'a> Given<'a> {
 
 impl Server {
     /// The secrets that it is handed, those that are sent as headers among them.
-    pub fn given(&self) -> impl Iterator<Item = Given<'_>> {
-        let secrets = self.secrets.iter().map(|(name, secret)| Given {
+    pub fn given(&self) -> impl Iterator<Item = SecretBinding<'_>> {
+        let secrets = self.secrets.iter().map(|(name, secret)| SecretBinding {
             name,
             from: secret.from.as_deref(),
             by_client: &secret.by_client,
             hand_over: Some(secret.hand_over),
         });
-        let headers = self.headers.iter().map(|(name, header)| Given {
+        let headers = self.headers.iter().map(|(name, header)| SecretBinding {
             name,
             from: header.from.as_deref(),
             by_client: &header.by_client,
@@ -387,7 +387,7 @@ pub fn is_client(name: &str) -> bool {
 /// How a server gets a secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
-pub enum HandOver {
+pub enum SecretDeliveryMethod {
     /// As a variable of its environment, by the secret's name. What runs beside it as its user, and
     /// whoever may ask the container engine, can read it there.
     #[default]

@@ -10,17 +10,17 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    event::Review,
+    event::LaunchReview,
     instance::{Instance, State},
-    link::Failure,
     running::Running,
+    transport::CallError,
 };
 
 /// How long one may take to end by itself once its calls are done.
 const GRACE: Duration = Duration::from_secs(3);
 
 /// One that takes no more calls.
-pub(super) struct Leaving {
+pub(super) struct Draining {
     running: Arc<Running>,
     /// Ends it, whatever it still does.
     now: CancellationToken,
@@ -29,7 +29,7 @@ pub(super) struct Leaving {
 
 /// What became of one that was to be replaced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Replaced {
+pub(super) enum ReplaceOutcome {
     /// It did not run, or need not be replaced. What starts next is new.
     NotRunning,
     /// Another runs in its place; so many calls are still under way at the old one.
@@ -42,7 +42,7 @@ impl Instance {
     ///
     /// # Errors
     /// Why the new one did not start.
-    pub(super) async fn replace(self: &Arc<Self>, why: &str) -> Result<Replaced, Failure> {
+    pub(super) async fn replace(self: &Arc<Self>, why: &str) -> Result<ReplaceOutcome, CallError> {
         self.replace_where(why, |_| true).await
     }
 
@@ -54,11 +54,11 @@ impl Instance {
         self: &Arc<Self>,
         why: &str,
         is_so: impl Fn(&Running) -> bool,
-    ) -> Result<Replaced, Failure> {
+    ) -> Result<ReplaceOutcome, CallError> {
         let _one_at_a_time = self.replacing.lock().await;
         let old = match &*self.state.lock().await {
             State::Running(old) if is_so(old) => old.clone(),
-            _ => return Ok(Replaced::NotRunning),
+            _ => return Ok(ReplaceOutcome::NotRunning),
         };
         // The state is free meanwhile: the old one takes calls, and can be ended.
         let new = self.launched(Instant::now() + self.patience()).await?;
@@ -67,13 +67,13 @@ impl Instance {
             drop(state);
             new.stop(GRACE).await;
             self.tell_end(&new, "what it was to take the place of ended first".into()).await;
-            return Ok(Replaced::NotRunning);
+            return Ok(ReplaceOutcome::NotRunning);
         }
         *state = State::Running(new.clone());
         self.show(Some(new.clone()), None);
         self.watched.begin(&new);
         drop(state);
-        Ok(Replaced::Busy(self.let_go(old, why).await))
+        Ok(ReplaceOutcome::Busy(self.let_go(old, why).await))
     }
 
     /// Lets one end once its calls are done; how many are under way.
@@ -100,7 +100,7 @@ impl Instance {
                 instance.tell_end(&running, why).await;
             }
         });
-        *leaving = Some(Leaving { running: old, now, ended });
+        *leaving = Some(Draining { running: old, now, ended });
         calls
     }
 
@@ -114,9 +114,9 @@ impl Instance {
     }
 
     /// Asks whether what leaves may go on, and ends it at once where it may not.
-    pub(super) async fn review_leaving(&self, review: &dyn Review) {
+    pub(super) async fn review_leaving(&self, review: &dyn LaunchReview) {
         let leaving = self.leaving.lock().await;
-        let Some(Leaving { running, now, .. }) = leaving.as_ref() else { return };
+        let Some(Draining { running, now, .. }) = leaving.as_ref() else { return };
         if running.end().is_some() {
             return;
         }
@@ -129,7 +129,7 @@ impl Instance {
     /// What takes no more calls and has not ended.
     pub(super) fn leaving(&self) -> Option<Arc<Running>> {
         let leaving = self.leaving.try_lock().ok()?;
-        let Leaving { running, ended, .. } = leaving.as_ref()?;
+        let Draining { running, ended, .. } = leaving.as_ref()?;
         (!ended.is_finished()).then(|| running.clone())
     }
 }

@@ -6,10 +6,10 @@ use async_trait::async_trait;
 use tokio::sync::oneshot;
 
 use super::{
-    hands::NotHanded,
-    images::{Failed, Pulled},
-    launcher::Place,
-    signed::SignedBy,
+    image_signatures::SignedBy,
+    images::{ImageError, Pulled},
+    launcher::Placement,
+    server_secrets::SecretError,
 };
 use portcullis_protocol::{
     exchange::Revision,
@@ -22,14 +22,14 @@ use portcullis_vault::Source;
 
 /// What becomes of a server.
 #[derive(Debug)]
-pub enum Event {
+pub enum ServerEvent {
     /// It is to be started, or connected to. It is once policy permits it and that is on record,
     /// and not else.
-    Launching(Arc<Launching>, Cleared),
+    Launching(Arc<LaunchRequest>, Approved),
     Started(Box<Started>),
     NotStarted {
         launch: DecisionId,
-        place: Place,
+        place: Placement,
         /// The one client for which alone it was to run.
         party: Option<PrincipalKind>,
         why: String,
@@ -50,7 +50,7 @@ pub enum Event {
     /// A secret of it could not be read again. Where there was one before (`kept`), that goes on being
     /// used.
     Unread {
-        not: Box<NotHanded>,
+        not: Box<SecretError>,
         kept: bool,
     },
     /// It goes on with old values of these secrets, which it has in its environment or in headers.
@@ -68,11 +68,11 @@ pub enum Event {
 }
 
 /// Takes whether a start may be made and is on record; if not, why not.
-pub type Cleared = oneshot::Sender<Result<(), NotCleared>>;
+pub type Approved = oneshot::Sender<Result<(), LaunchDenied>>;
 
 /// Why a start is not made.
 #[derive(Debug)]
-pub enum NotCleared {
+pub enum LaunchDenied {
     /// It can't be recorded.
     Unrecorded(String),
     /// Policy does not permit it.
@@ -81,9 +81,10 @@ pub enum NotCleared {
 
 /// Says whether what runs may go on.
 #[async_trait]
-pub trait Review: Sync {
+pub trait LaunchReview: Sync {
     /// Why it may not, if so; that is on record then.
-    async fn forbids(&self, server: &ServerName, launching: &Launching) -> Option<Box<Refusal>>;
+    async fn forbids(&self, server: &ServerName, launching: &LaunchRequest)
+    -> Option<Box<Refusal>>;
 
     /// Records that it is about to be handed these secrets again, which it has as files.
     ///
@@ -92,24 +93,24 @@ pub trait Review: Sync {
     async fn hands_again(
         &self,
         server: &ServerName,
-        launching: &Launching,
+        launching: &LaunchRequest,
         secrets: &[String],
     ) -> Result<(), String>;
 }
 
 /// One instance that is to be started.
 #[derive(Debug)]
-pub struct Launching {
+pub struct LaunchRequest {
     /// What joins all that becomes of it.
     pub launch: DecisionId,
-    pub place: Place,
+    pub place: Placement,
     pub program: Program,
     /// The one client for which alone it is to run.
     pub party: Option<PrincipalKind>,
     /// The way to it, where it runs elsewhere.
     pub way: Option<Connecting>,
     /// The secrets that it is to be handed.
-    pub handing: Vec<Handing>,
+    pub handing: Vec<SecretDelivery>,
     /// The image as the config has it, and what that means, where it was found out just now.
     pub resolved: Option<(String, String)>,
 }
@@ -123,7 +124,7 @@ pub struct Pulling {
     pub image: String,
     /// `sha256:…`
     pub digest: String,
-    pub outcome: Result<Pulled, Failed>,
+    pub outcome: Result<Pulled, ImageError>,
 }
 
 /// What is to run.
@@ -142,7 +143,7 @@ pub struct Program {
 
 impl Program {
     /// It as policies see it, where it is to run there.
-    pub fn for_policies(&self, place: &Place) -> portcullis_policy::Program {
+    pub fn for_policies(&self, place: &Placement) -> portcullis_policy::Program {
         portcullis_policy::Program {
             runtime: place.kind(),
             name: self.name.clone(),
@@ -167,7 +168,7 @@ pub struct Connecting {
 #[derive(Debug)]
 pub struct Started {
     pub launch: DecisionId,
-    pub place: Place,
+    pub place: Placement,
     /// Which process or container it is; empty for a remote one.
     pub process: String,
     pub origin: Origin,
@@ -181,18 +182,18 @@ pub struct Started {
 
 /// A secret that is handed over.
 #[derive(Debug)]
-pub struct Handing {
+pub struct SecretDelivery {
     /// The name under which the server gets it.
     pub secret: String,
     pub source: Source,
-    pub by: By,
+    pub by: DeliveryMethod,
     /// The client whose own it is.
     pub client: Option<String>,
 }
 
 /// How a secret is handed over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum By {
+pub enum DeliveryMethod {
     /// In the environment of its process.
     Environment,
     /// In a file, on a tmpfs that nobody else sees.

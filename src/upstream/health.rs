@@ -11,11 +11,11 @@ use std::{
 use serde_json::json;
 
 use super::{
-    Clock,
-    event::Event,
+    Deadline,
+    event::ServerEvent,
     instance::{Instance, State},
-    link::Call,
     running::Running,
+    transport::Call,
 };
 use portcullis_protocol::{codec::era::own_meta, exchange::Method};
 
@@ -78,7 +78,7 @@ impl Instance {
             false => (Method::PING, json!({})),
         };
         let mut call = Call::own(method, Some(params.to_string().into()), patience);
-        call.clock = Clock::never();
+        call.clock = Deadline::never();
         let answer = running.link.call(call);
         tokio::pin!(answer);
         loop {
@@ -106,7 +106,7 @@ impl Instance {
                 _ => return,
             }
             self.common.unwell.fetch_add(1, Ordering::Relaxed);
-            self.say(Event::Unwell).await;
+            self.say(ServerEvent::Unwell).await;
             running.stop(Duration::ZERO).await;
             *state = self.fallen(running, &why);
             self.tell_end(running, why).await;

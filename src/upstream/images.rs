@@ -21,7 +21,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::config::{self, Registries};
-use portcullis_catalog::lock::{Lock, Meaning, Unlocked};
+use portcullis_catalog::lock::{Lock, LockError, ResolvedImage};
 use portcullis_foundation::atomic_file;
 use portcullis_oci::{Reference, names_host};
 use portcullis_protocol::names::ServerName;
@@ -43,11 +43,11 @@ pub struct Images {
     client: OnceLock<Result<portcullis_oci::Client, String>>,
     /// The pulls that are under way, by what is pulled.
     under_way: Mutex<HashMap<String, Pull>>,
-    shown: OnceLock<Shown>,
+    shown: OnceLock<ShowProgress>,
 }
 
 /// Shows how far a pull is, in the place of log lines: its name, and its progress until it is over.
-pub type Shown = Box<dyn Fn(&str, watch::Receiver<Progress>) + Send + Sync>;
+pub type ShowProgress = Box<dyn Fn(&str, watch::Receiver<Progress>) + Send + Sync>;
 
 /// What a server's image is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,7 +57,7 @@ pub struct Pinned {
     /// In its registry, with its digest; nothing for an image that is of none.
     pub reference: Option<Reference>,
     /// What it means.
-    pub meaning: Meaning,
+    pub meaning: ResolvedImage,
     /// Whether that was found out just now, and is to be locked.
     pub is_new: bool,
 }
@@ -71,9 +71,9 @@ impl Pinned {
     /// As the engine takes it.
     pub fn image(&self) -> String {
         match (&self.meaning, self.name.contains('@')) {
-            (Meaning::Id(id), _) => id.clone(),
-            (Meaning::Digest(_), true) => self.name.clone(),
-            (Meaning::Digest(digest), false) => format!("{}@{digest}", self.name),
+            (ResolvedImage::Id(id), _) => id.clone(),
+            (ResolvedImage::Digest(_), true) => self.name.clone(),
+            (ResolvedImage::Digest(digest), false) => format!("{}@{digest}", self.name),
         }
     }
 }
@@ -84,7 +84,7 @@ pub struct Pull {
     /// How far it is.
     pub progress: watch::Receiver<Progress>,
     /// What comes of it. It goes on if nobody waits for it.
-    pub end: Shared<BoxFuture<'static, Result<Pulled, Failed>>>,
+    pub end: Shared<BoxFuture<'static, Result<Pulled, ImageError>>>,
 }
 
 /// An image that was pulled.
@@ -101,20 +101,20 @@ pub struct Pulled {
 /// One that was not.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{what} ({remedy})")]
-pub struct Failed {
+pub struct ImageError {
     /// What went wrong.
     pub what: String,
     /// What to do about it.
     pub remedy: String,
 }
 
-impl From<Failed> for LaunchFailure {
-    fn from(Failed { what, remedy }: Failed) -> Self {
+impl From<ImageError> for LaunchFailure {
+    fn from(ImageError { what, remedy }: ImageError) -> Self {
         Self { what, remedy: Some(remedy) }
     }
 }
 
-impl From<LaunchFailure> for Failed {
+impl From<LaunchFailure> for ImageError {
     fn from(LaunchFailure { what, remedy }: LaunchFailure) -> Self {
         Self { what, remedy: remedy.unwrap_or_default() }
     }
@@ -140,8 +140,8 @@ pub enum Readiness {
     Pulling(Pull, bool),
 }
 
-fn failed(what: impl Into<String>, remedy: impl Into<String>) -> Failed {
-    Failed { what: what.into(), remedy: remedy.into() }
+fn failed(what: impl Into<String>, remedy: impl Into<String>) -> ImageError {
+    ImageError { what: what.into(), remedy: remedy.into() }
 }
 
 impl Images {
@@ -166,7 +166,7 @@ impl Images {
     }
 
     /// Has somebody show how far pulls are.
-    pub fn show(&self, shown: Shown) {
+    pub fn show(&self, shown: ShowProgress) {
         let _ = self.shown.set(shown);
     }
 
@@ -174,7 +174,7 @@ impl Images {
     ///
     /// # Errors
     /// Where the config names what can't be read.
-    pub fn client(&self) -> Result<&portcullis_oci::Client, Failed> {
+    pub fn client(&self) -> Result<&portcullis_oci::Client, ImageError> {
         let made = self.client.get_or_init(|| {
             portcullis_oci::Client::new(asked(&self.registries)).map_err(|error| error.to_string())
         });
@@ -191,7 +191,7 @@ impl Images {
         engine: &Result<Engine, String>,
         server: &ServerName,
         settings: &config::Server,
-    ) -> Result<Option<Pinned>, Failed> {
+    ) -> Result<Option<Pinned>, ImageError> {
         let Some(name) = &settings.image else { return Ok(None) };
         if let Some(pinned) = fixed(name)? {
             return Ok(Some(pinned));
@@ -210,7 +210,11 @@ impl Images {
     ///
     /// # Errors
     /// Where it has another name for the server: a start moves nothing.
-    async fn locked(&self, server: &ServerName, name: &str) -> Result<Option<Meaning>, Failed> {
+    async fn locked(
+        &self,
+        server: &ServerName,
+        name: &str,
+    ) -> Result<Option<ResolvedImage>, ImageError> {
         let base = self.base.clone();
         let read = tokio::task::spawn_blocking(move || Lock::read(&base));
         let interrupted = |_| failed("the lock file was not read", "try again");
@@ -220,7 +224,7 @@ impl Images {
     }
 
     /// The same without asking why it can't be told. It reads a file: call it off the async threads.
-    pub(super) fn known(&self, server: &ServerName, name: &str) -> Option<Meaning> {
+    pub(super) fn known(&self, server: &ServerName, name: &str) -> Option<ResolvedImage> {
         Lock::read(&self.base).ok()?.meaning(server.as_str(), name)
     }
 
@@ -232,12 +236,12 @@ impl Images {
         &self,
         engine: &Result<Engine, String>,
         name: &str,
-    ) -> Result<Meaning, Failed> {
+    ) -> Result<ResolvedImage, ImageError> {
         if !names_host(name) {
             // Others would take that for Docker Hub's, where anybody could have taken the name.
             let engine = engine.as_ref().map_err(|why| no_engine(why))?;
             return match engine.has(name).await? {
-                Some(id) => Ok(Meaning::Id(id)),
+                Some(id) => Ok(ResolvedImage::Id(id)),
                 None => Err(failed(
                     format!("the image `{name}` names no registry, and is not on this engine"),
                     format!("build it; if Docker Hub's is meant, write `{}`", whole(name)),
@@ -252,14 +256,14 @@ impl Images {
                 error.help(),
             )
         })?;
-        Ok(Meaning::Digest(digest.to_string()))
+        Ok(ResolvedImage::Digest(digest.to_string()))
     }
 
     /// Locks what was found out.
     ///
     /// # Errors
     /// Where that can't be written, or somebody else has meanwhile locked something else.
-    pub async fn lock(&self, server: &ServerName, pinned: &Pinned) -> Result<(), Failed> {
+    pub async fn lock(&self, server: &ServerName, pinned: &Pinned) -> Result<(), ImageError> {
         let (base, server) = (self.base.clone(), server.to_string());
         let (name, meaning) = (pinned.name.clone(), pinned.meaning.clone());
         let written = tokio::task::spawn_blocking({
@@ -300,7 +304,7 @@ impl Images {
     ///
     /// # Errors
     /// Where the engine does not say.
-    pub async fn has(&self, engine: &Engine, pinned: &Pinned) -> Result<bool, Failed> {
+    pub async fn has(&self, engine: &Engine, pinned: &Pinned) -> Result<bool, ImageError> {
         if engine.has(&pinned.image()).await?.is_none() {
             return Ok(false);
         }
@@ -316,7 +320,7 @@ impl Images {
         self: &Arc<Self>,
         engine: &Engine,
         pinned: &Pinned,
-    ) -> Result<Readiness, Failed> {
+    ) -> Result<Readiness, ImageError> {
         if self.has(engine, pinned).await? {
             return Ok(Readiness::Ready);
         }
@@ -342,14 +346,14 @@ impl Images {
         work: impl FnOnce(watch::Sender<Progress>) -> F,
     ) -> (Pull, bool)
     where
-        F: Future<Output = Result<Pulled, Failed>> + Send + 'static,
+        F: Future<Output = Result<Pulled, ImageError>> + Send + 'static,
     {
         let mut under_way = self.under_way.lock();
         if let Some(pull) = under_way.get(&image) {
             return (pull.clone(), false);
         }
         let (told, progress) = watch::channel(Progress::default());
-        let (over, work) = (Over { images: self.clone(), key: image.clone() }, work(told));
+        let (over, work) = (PullEnd { images: self.clone(), key: image.clone() }, work(told));
         // On a task of its own: it goes on when those who wait have given up.
         let task = tokio::spawn(async move {
             let _over = over;
@@ -371,7 +375,7 @@ impl Images {
         &self,
         engine: &Engine,
         reference: &Reference,
-    ) -> Result<portcullis_oci::Image, Failed> {
+    ) -> Result<portcullis_oci::Image, ImageError> {
         let found = self.client()?.image(reference, &engine.platform()).await;
         let found = found.map_err(|error| {
             failed(format!("the image `{reference}` is not to be had: {error}"), error.help())
@@ -390,11 +394,11 @@ impl Images {
         Ok(found)
     }
 
-    fn begun(&self, reference: &Reference) -> Begun {
+    fn begun(&self, reference: &Reference) -> PullMark {
         let digest = reference.digest().map(|digest| digest.to_string()).unwrap_or_default();
         let image = format!("{}/{}@{digest}", reference.host(), reference.repository());
         let name = format!("unseen-{}", portcullis_oci::Digest::of(image.as_bytes()).hex());
-        Begun { folder: self.state_dir.clone(), name, image }
+        PullMark { folder: self.state_dir.clone(), name, image }
     }
 
     async fn pull(
@@ -402,7 +406,7 @@ impl Images {
         engine: &Engine,
         reference: &Reference,
         told: watch::Sender<Progress>,
-    ) -> Result<Pulled, Failed> {
+    ) -> Result<Pulled, ImageError> {
         let deadline = Duration::from_secs(self.registries.pull_deadline_s);
         let began = Instant::now();
         let work = async {
@@ -469,18 +473,18 @@ impl Images {
 }
 
 /// Why an image does not run where only those do whose tags are locked.
-pub fn not_locked(server: &ServerName, image: &str) -> Failed {
+pub fn not_locked(server: &ServerName, image: &str) -> ImageError {
     let what = format!("what the image `{image}` means is not locked");
     failed(what, format!("`portcullis server lock {server}`"))
 }
 
 /// A pull that is no longer under way, however it ended.
-struct Over {
+struct PullEnd {
     images: Arc<Images>,
     key: String,
 }
 
-impl Drop for Over {
+impl Drop for PullEnd {
     fn drop(&mut self) {
         self.images.under_way.lock().remove(&self.key);
     }
@@ -490,13 +494,13 @@ impl Drop for Over {
 /// engine while it is there is not run: this proxy, or one before it, was interrupted, or it is not the
 /// image that was to be pulled and could not be removed.
 #[derive(Clone)]
-struct Begun {
+struct PullMark {
     folder: PathBuf,
     name: String,
     image: String,
 }
 
-impl Begun {
+impl PullMark {
     fn is_there(&self) -> bool {
         !matches!(fs::symlink_metadata(self.folder.join(&self.name)), Err(error) if error.kind() == io::ErrorKind::NotFound)
     }
@@ -519,16 +523,17 @@ impl Begun {
 ///
 /// # Errors
 /// Where it is no name of an image.
-pub fn fixed(name: &str) -> Result<Option<Pinned>, Failed> {
+pub fn fixed(name: &str) -> Result<Option<Pinned>, ImageError> {
     let image: Image =
         name.parse().map_err(|illegal: portcullis_runtime::container::IllegalImage| {
             failed(illegal.to_string(), NAMES)
         })?;
     Ok(match image {
-        Image::Id(id) => Some(pinned(name, Meaning::Id(id), false)?),
+        Image::Id(id) => Some(pinned(name, ResolvedImage::Id(id), false)?),
         Image::Digest(_) => {
             let reference = reference(name)?;
-            let meaning = reference.digest().map(|digest| Meaning::Digest(digest.to_string()));
+            let meaning =
+                reference.digest().map(|digest| ResolvedImage::Digest(digest.to_string()));
             meaning.map(|meaning| pinned(name, meaning, false)).transpose()?
         }
         Image::Tag(_) => None,
@@ -539,12 +544,12 @@ pub fn fixed(name: &str) -> Result<Option<Pinned>, Failed> {
 ///
 /// # Errors
 /// Where it is no name of an image, or no meaning of one.
-pub fn pinned(name: &str, meaning: Meaning, is_new: bool) -> Result<Pinned, Failed> {
+pub fn pinned(name: &str, meaning: ResolvedImage, is_new: bool) -> Result<Pinned, ImageError> {
     let illegal = |_| failed(format!("what `{name}` is locked as is no digest"), RELOCK);
     let digest: portcullis_oci::Digest = meaning.as_str().parse().map_err(illegal)?;
     let reference = match &meaning {
-        Meaning::Id(_) => None,
-        Meaning::Digest(_) => Some(reference(name)?.pinned(digest)),
+        ResolvedImage::Id(_) => None,
+        ResolvedImage::Digest(_) => Some(reference(name)?.pinned(digest)),
     };
     Ok(Pinned { name: name.to_owned(), reference, meaning, is_new })
 }
@@ -553,7 +558,7 @@ const NAMES: &str =
     "name it as REGISTRY/NAME:TAG, NAME@sha256:DIGEST, or by its local id sha256:ID";
 const RELOCK: &str = "take its entry out of the lock file, and lock it again";
 
-fn reference(name: &str) -> Result<Reference, Failed> {
+fn reference(name: &str) -> Result<Reference, ImageError> {
     Reference::of_image(name)
         .map_err(|error| failed(format!("`{name}` is not an image name: {error}"), NAMES))
 }
@@ -562,9 +567,9 @@ fn whole(name: &str) -> String {
     Reference::of_image(name).map_or_else(|_| name.to_owned(), |reference| reference.to_string())
 }
 
-fn unlocked(error: Unlocked) -> Failed {
+fn unlocked(error: LockError) -> ImageError {
     let remedy = match &error {
-        Unlocked::Image { .. } | Unlocked::Name { .. } => {
+        LockError::Image { .. } | LockError::Name { .. } => {
             "`portcullis server update` asks what a tag means now"
         }
         _ => "mend the lock file, or bring back the one that it was",
@@ -572,7 +577,7 @@ fn unlocked(error: Unlocked) -> Failed {
     failed(error.to_string(), remedy)
 }
 
-fn no_engine(why: &str) -> Failed {
+fn no_engine(why: &str) -> ImageError {
     failed(format!("no container engine answers: {why}"), "start Docker or Podman")
 }
 

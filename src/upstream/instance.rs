@@ -15,25 +15,25 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Clock,
+    Deadline,
     breaker::Breaker,
-    definitions::{Items, Offer},
-    drain::Leaving,
-    errands::Errands,
-    event::{Event, Started},
-    hands::{Read, Whose},
+    coalesce::Coalescing,
+    discovery::{Items, ListKind},
+    discovery_cache::DiscoveryCache,
+    drain::Draining,
+    event::{ServerEvent, Started},
     health::Health,
     images::Pull,
-    known::Known,
+    instance_key::{InstanceKey, InstanceOwner},
+    launch::{Launch, on_the_way},
     launcher::Launcher,
-    link::{Call, Failure, Heard, Reply},
-    log::{Log, Scrub},
-    party::{Party, PartyKey},
+    maintenance::RestartBackoff,
+    resource_watches::Watched,
     running::Running,
-    spare::Spares,
-    start::{Launch, on_the_way},
-    upkeep::Renewal,
-    watch::Watched,
+    server_secrets::{LoadedSecrets, SecretScope},
+    stderr_log::{Log, Scrub},
+    transport::{Call, CallError, Reply, UnroutedMessage},
+    warm_pool::WarmPool,
 };
 use crate::config::{self, Era};
 use portcullis_protocol::{
@@ -54,31 +54,31 @@ const VERDICT: Duration = Duration::from_secs(1);
 const FAILURE_BYTES: usize = 1_000;
 
 /// What all instances of a server share.
-pub(super) struct Common {
+pub(super) struct ServerShared {
     pub name: ServerName,
     pub settings: config::Server,
     pub launcher: Arc<Launcher>,
     pub log: Log,
     pub scrub: Scrub,
-    pub events: mpsc::Sender<Event>,
-    pub heard: mpsc::Sender<Heard>,
+    pub events: mpsc::Sender<ServerEvent>,
+    pub heard: mpsc::Sender<UnroutedMessage>,
     /// Why nothing is started of it any more, once that is so.
     pub over: OnceLock<&'static str>,
     /// The era that it was last greeted in.
     pub era: RwLock<Option<Era>>,
     /// Whether it was found to speak HTTP+SSE alone.
     pub sse: AtomicBool,
-    pub spares: Spares,
+    pub spares: WarmPool,
     /// How many had to be ended since they did not answer.
     pub unwell: AtomicU64,
-    pub known: Known,
+    pub known: DiscoveryCache,
     /// What it is handed.
-    pub hands: RwLock<Read>,
+    pub hands: RwLock<LoadedSecrets>,
     /// Held by whoever reads its secrets again.
     pub rereading: tokio::sync::Mutex<()>,
 }
 
-impl Common {
+impl ServerShared {
     /// Whether it is still the one in the config.
     ///
     /// # Errors
@@ -97,15 +97,15 @@ impl Common {
 /// One instance of a server: the one that all clients share, or one that is greeted in the name
 /// of one party.
 pub struct Instance {
-    pub(super) common: Arc<Common>,
-    pub(super) party: Option<Party>,
+    pub(super) common: Arc<ServerShared>,
+    pub(super) party: Option<InstanceOwner>,
     pub(super) state: tokio::sync::Mutex<State>,
     /// Held by whoever has another take the place of what runs.
     pub(super) replacing: tokio::sync::Mutex<()>,
     /// The pull of its image that it last waited for.
     pub(super) pull: watch::Sender<Option<Pull>>,
     /// A copy of the state's running server, to be looked at without waiting.
-    shown: Mutex<Shown>,
+    shown: Mutex<Snapshot>,
     permits: Arc<Semaphore>,
     /// Who may wait for a start or a list.
     waiting: Arc<Semaphore>,
@@ -118,7 +118,7 @@ pub struct Instance {
     pub(super) watched: Watched,
     pub(super) breaker: Breaker,
     /// What was replaced, and has not ended yet.
-    pub(super) leaving: tokio::sync::Mutex<Option<Leaving>>,
+    pub(super) leaving: tokio::sync::Mutex<Option<Draining>>,
     pub(super) health: Mutex<Health>,
     /// How many calls were begun; each has its number.
     pub(super) begun: AtomicU64,
@@ -126,10 +126,10 @@ pub struct Instance {
     pub(super) under_way: Mutex<BTreeSet<u64>>,
     /// Lists of it are not its own to tell of: another of its kind does.
     pub(super) quiet: bool,
-    pub(super) renewal: Mutex<Renewal>,
+    pub(super) renewal: Mutex<RestartBackoff>,
     /// Hand-overs of secrets to what runs, and to what is about to take its place.
-    pub(super) handing: Errands<()>,
-    pub(super) renewing: Errands<()>,
+    pub(super) handing: Coalescing<()>,
+    pub(super) renewing: Coalescing<()>,
     /// Done once it is not started any more.
     pub(super) closing: CancellationToken,
 }
@@ -153,13 +153,13 @@ pub(super) enum State {
 }
 
 #[derive(Default)]
-struct Shown {
+struct Snapshot {
     running: Option<Arc<Running>>,
     failure: Option<String>,
 }
 
 /// How one instance stands.
-pub(super) struct Standing {
+pub(super) struct InstanceHealth {
     pub running: Option<Arc<Running>>,
     pub process: Option<String>,
     pub active: usize,
@@ -177,7 +177,7 @@ pub(super) struct Standing {
 
 impl Instance {
     /// An instance that is not started yet.
-    pub(super) fn new(common: Arc<Common>, party: Option<Party>) -> Self {
+    pub(super) fn new(common: Arc<ServerShared>, party: Option<InstanceOwner>) -> Self {
         Self {
             permits: Arc::new(Semaphore::new(common.settings.concurrent)),
             waiting: Arc::new(Semaphore::new(WAITING)),
@@ -199,23 +199,23 @@ impl Instance {
             under_way: Mutex::default(),
             quiet: false,
             renewal: Mutex::default(),
-            handing: Errands::default(),
-            renewing: Errands::default(),
+            handing: Coalescing::default(),
+            renewing: Coalescing::default(),
             closing: CancellationToken::new(),
         }
     }
 
     /// A further one of those that all clients share: what it tells of lists, the first one tells.
-    pub(super) fn replica(common: Arc<Common>) -> Self {
+    pub(super) fn replica(common: Arc<ServerShared>) -> Self {
         Self { quiet: true, ..Self::new(common, None) }
     }
 
     /// For whom it runs; nothing where it is shared.
-    pub fn party(&self) -> Option<&PartyKey> {
+    pub fn party(&self) -> Option<&InstanceKey> {
         self.party.as_ref().map(|party| &party.key)
     }
 
-    pub(super) fn owner(&self) -> Option<&Party> {
+    pub(super) fn owner(&self) -> Option<&InstanceOwner> {
         self.party.as_ref()
     }
 
@@ -237,7 +237,7 @@ impl Instance {
     ///
     /// # Errors
     /// A [`Failure`] where it does not start, or did not a moment ago.
-    pub async fn running(self: &Arc<Self>) -> Result<Arc<Running>, Failure> {
+    pub async fn running(self: &Arc<Self>) -> Result<Arc<Running>, CallError> {
         self.touch();
         if let Some(running) = self.peek() {
             return Ok(running);
@@ -249,12 +249,15 @@ impl Instance {
 
     /// Does work that outlives its caller: a client that gives up must not undo the start, or the
     /// list, that others wait for or that the next try needs. How much may wait is bounded.
-    async fn apart<T, W>(self: &Arc<Self>, work: impl FnOnce(Arc<Self>) -> W) -> Result<T, Failure>
+    async fn apart<T, W>(
+        self: &Arc<Self>,
+        work: impl FnOnce(Arc<Self>) -> W,
+    ) -> Result<T, CallError>
     where
         T: Send + 'static,
-        W: Future<Output = Result<T, Failure>> + Send + 'static,
+        W: Future<Output = Result<T, CallError>> + Send + 'static,
     {
-        let full = |_| Failure::Overloaded { what: "calls that wait for it", most: WAITING };
+        let full = |_| CallError::Overloaded { what: "calls that wait for it", most: WAITING };
         let permit = self.waiting.clone().try_acquire_owned().map_err(full)?;
         let work = work(self.clone());
         tokio::spawn(async move {
@@ -262,10 +265,10 @@ impl Instance {
             work.await
         })
         .await
-        .unwrap_or_else(|_| Err(Failure::Misbehaved("the work for it ended early".into())))
+        .unwrap_or_else(|_| Err(CallError::Misbehaved("the work for it ended early".into())))
     }
 
-    async fn started(&self) -> Result<Arc<Running>, Failure> {
+    async fn started(&self) -> Result<Arc<Running>, CallError> {
         let until = Instant::now() + self.patience();
         let mut state = loop {
             // One that takes the place of what runs may be waited for by whoever wants it.
@@ -299,16 +302,16 @@ impl Instance {
         }
         self.still_there()?;
         let pause = match &*state {
-            State::Closed => return Err(Failure::Unavailable("it was ended for good".into())),
+            State::Closed => return Err(CallError::Unavailable("it was ended for good".into())),
             State::Resting { until, why } => {
                 let left = until.saturating_duration_since(Instant::now());
                 if !left.is_zero() {
-                    return Err(Failure::Resting { why: why.clone(), left });
+                    return Err(CallError::Resting { why: why.clone(), left });
                 }
                 Duration::ZERO
             }
             State::Failed { until, why, .. } if Instant::now() < *until => {
-                return Err(Failure::Unavailable(format!("it failed a moment ago: {why}")));
+                return Err(CallError::Unavailable(format!("it failed a moment ago: {why}")));
             }
             State::Failed { pause, .. } => *pause,
             State::Stopped | State::Running(_) => Duration::ZERO,
@@ -328,7 +331,7 @@ impl Instance {
                 // Those are no faults of the server's: as soon as it may be started, it is.
                 if !matches!(
                     failure,
-                    Failure::Unrecorded(_) | Failure::Forbidden(_) | Failure::Pulling(_)
+                    CallError::Unrecorded(_) | CallError::Forbidden(_) | CallError::Pulling(_)
                 ) {
                     let until = Instant::now() + pause;
                     *state = State::Failed { until, pause, why: why.clone() };
@@ -341,8 +344,8 @@ impl Instance {
 
     /// Starts a process, or takes a spare one, and greets it; what came of that is told. Its image is
     /// waited for until then.
-    pub(super) async fn launched(&self, until: Instant) -> Result<Arc<Running>, Failure> {
-        let clock = Clock::new(self.start_timeout());
+    pub(super) async fn launched(&self, until: Instant) -> Result<Arc<Running>, CallError> {
+        let clock = Deadline::new(self.start_timeout());
         let began = Instant::now();
         let (launch, spare) = match self.spare().await {
             Some(spare) => (spare.launch, Some(spare.begun)),
@@ -351,19 +354,19 @@ impl Instance {
         let started = tokio::select! {
             biased;
             started = self.start(Launch { id: launch, clock: &clock, until }, spare) => started,
-            () = clock.expired() => Err(Failure::Unavailable(format!(
+            () = clock.expired() => Err(CallError::Unavailable(format!(
                 "it did not start within {} s (`start-timeout-s`)",
                 self.common.settings.start_timeout_s
             ))),
             () = self.closing.cancelled() => {
-                let ended = || Failure::Unavailable("it was ended while it was being started".into());
+                let ended = || CallError::Unavailable("it was ended while it was being started".into());
                 Err(self.still_there().err().unwrap_or_else(ended))
             }
         };
         match started {
             Ok(running) => {
                 let running = Arc::new(running);
-                self.say(Event::Started(Box::new(Started {
+                self.say(ServerEvent::Started(Box::new(Started {
                     launch,
                     place: running.place.clone(),
                     process: running.process.as_ref().map(|p| p.describe()).unwrap_or_default(),
@@ -380,13 +383,14 @@ impl Instance {
                 let failure = self.told(failure);
                 let why = failure.to_string();
                 let place = self.common.launcher.place(&self.common.settings);
-                self.say(Event::NotStarted { launch, place, party: self.principal(), why }).await;
+                self.say(ServerEvent::NotStarted { launch, place, party: self.principal(), why })
+                    .await;
                 Err(failure)
             }
         }
     }
 
-    pub(super) async fn say(&self, event: Event) {
+    pub(super) async fn say(&self, event: ServerEvent) {
         let _ = self.common.events.send(event).await;
     }
 
@@ -400,13 +404,13 @@ impl Instance {
             None => (running.place.why().to_owned(), None),
         };
         let (launch, party) = (running.launch, self.principal());
-        self.say(Event::Ended { launch, process, party, why, exit }).await;
+        self.say(ServerEvent::Ended { launch, process, party, why, exit }).await;
     }
 
     /// Whose secrets it is handed.
-    pub(super) fn whose(&self) -> Whose {
+    pub(super) fn whose(&self) -> SecretScope {
         let client = self.party.as_ref().map(|party| &party.principal);
-        Whose::of(&self.common.settings, client)
+        SecretScope::of(&self.common.settings, client)
     }
 
     /// The one client for which alone it runs.
@@ -415,12 +419,12 @@ impl Instance {
     }
 
     pub(super) fn show(&self, running: Option<Arc<Running>>, failure: Option<String>) {
-        *self.shown.lock() = Shown { running, failure };
+        *self.shown.lock() = Snapshot { running, failure };
     }
 
     /// A death with the exit code and where to look further. What the server wrote itself stays
     /// out: a failure's text goes to places where a server has no say.
-    pub(super) fn with_exit(&self, failure: Failure, exit: &OnceLock<Exit>) -> Failure {
+    pub(super) fn with_exit(&self, failure: CallError, exit: &OnceLock<Exit>) -> CallError {
         let mut text = failure.to_string();
         if let Some(exit) = exit.get() {
             text = format!("{text} with {exit}");
@@ -428,7 +432,7 @@ impl Instance {
         if !self.common.log.lock().is_empty() {
             text = format!("{text}; see `portcullis server logs {}`", self.common.name);
         }
-        self.told(Failure::Unavailable(text))
+        self.told(CallError::Unavailable(text))
     }
 
     /// Makes a call. Where a remote server did not take it because it had ended the session, it
@@ -436,7 +440,7 @@ impl Instance {
     ///
     /// # Errors
     /// A [`Failure`] where no answer came.
-    pub async fn call(self: &Arc<Self>, running: &Running, call: Call) -> Result<Reply, Failure> {
+    pub async fn call(self: &Arc<Self>, running: &Running, call: Call) -> Result<Reply, CallError> {
         let _permit = self.permit()?;
         let trial = self.breaker.admit()?;
         let (mut running, mut counted) = (running, running.calls.token());
@@ -464,7 +468,7 @@ impl Instance {
                 (reply.await, None)
             }
         };
-        if let (Err(Failure::Forgotten), Some(call)) = (&reply, again) {
+        if let (Err(CallError::Forgotten), Some(call)) = (&reply, again) {
             reply = self.call_again(running.greeting.revision, call).await;
         }
         self.touch();
@@ -473,7 +477,7 @@ impl Instance {
         }
         drop((counted, trial));
         reply.map_err(|failure| match failure {
-            Failure::Unavailable(_) if running.process.is_some() => {
+            CallError::Unavailable(_) if running.process.is_some() => {
                 self.with_exit(failure, &running.exit)
             }
             failure => self.told(failure),
@@ -484,12 +488,12 @@ impl Instance {
         self: &Arc<Self>,
         revision: Revision,
         call: Call,
-    ) -> Result<Reply, Failure> {
+    ) -> Result<Reply, CallError> {
         let clock = call.clock.clone();
         let running = clock.bound(self.running()).await?;
         // In the words of another revision it would be another call.
         if running.greeting.revision != revision {
-            return Err(Failure::Forgotten);
+            return Err(CallError::Forgotten);
         }
         running.unless_revoked(running.link.call(call)).await
     }
@@ -503,7 +507,7 @@ impl Instance {
         running: &Running,
         method: &str,
         params: Bytes,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), CallError> {
         self.touch();
         let sent = running.unless_revoked(running.link.notify(method, params)).await;
         sent.map_err(|failure| self.told(failure))
@@ -511,23 +515,23 @@ impl Instance {
 
     /// A failure as it may be logged: a part of its text can be the server's own, a header's name
     /// or a content type.
-    pub(super) fn told(&self, failure: Failure) -> Failure {
+    pub(super) fn told(&self, failure: CallError) -> CallError {
         let clean = |mut text: String| {
             (self.common.scrub)(&mut text);
             text.truncate(text.floor_char_boundary(FAILURE_BYTES));
             text
         };
         match failure {
-            Failure::Unavailable(text) => Failure::Unavailable(clean(text)),
-            Failure::Misbehaved(text) => Failure::Misbehaved(clean(text)),
-            Failure::Unrecorded(text) => Failure::Unrecorded(clean(text)),
-            Failure::Forgotten => Failure::Unavailable(failure.to_string()),
-            Failure::Resting { why, left } => Failure::Resting { why: clean(why), left },
-            failure @ (Failure::Timeout(_)
-            | Failure::Overloaded { .. }
-            | Failure::Forbidden(_)
-            | Failure::NoSecret { .. }
-            | Failure::Pulling(_)) => failure,
+            CallError::Unavailable(text) => CallError::Unavailable(clean(text)),
+            CallError::Misbehaved(text) => CallError::Misbehaved(clean(text)),
+            CallError::Unrecorded(text) => CallError::Unrecorded(clean(text)),
+            CallError::Forgotten => CallError::Unavailable(failure.to_string()),
+            CallError::Resting { why, left } => CallError::Resting { why: clean(why), left },
+            failure @ (CallError::Timeout(_)
+            | CallError::Overloaded { .. }
+            | CallError::Forbidden(_)
+            | CallError::NoSecret { .. }
+            | CallError::Pulling(_)) => failure,
         }
     }
 
@@ -536,10 +540,9 @@ impl Instance {
         *self.last_used.lock() = Instant::now();
     }
 
-    fn permit(&self) -> Result<Active<'_>, Failure> {
-        let permit = self.permits.clone().try_acquire_owned().map_err(|_| Failure::Overloaded {
-            what: "calls under way",
-            most: self.common.settings.concurrent,
+    fn permit(&self) -> Result<Active<'_>, CallError> {
+        let permit = self.permits.clone().try_acquire_owned().map_err(|_| {
+            CallError::Overloaded { what: "calls under way", most: self.common.settings.concurrent }
         })?;
         self.touch();
         let number = self.begun.fetch_add(1, Ordering::SeqCst);
@@ -548,7 +551,7 @@ impl Instance {
     }
 
     /// What it offers of a kind, or why it does not say, where that is known.
-    pub(super) fn kept(&self, offer: Offer) -> Option<Result<Items, Failure>> {
+    pub(super) fn kept(&self, offer: ListKind) -> Option<Result<Items, CallError>> {
         let kept = self.peek()?.definitions.kept(offer)?;
         self.touch();
         Some(kept)
@@ -558,7 +561,7 @@ impl Instance {
     ///
     /// # Errors
     /// A [`Failure`] where it does not say.
-    pub(super) async fn items(self: &Arc<Self>, offer: Offer) -> Result<Items, Failure> {
+    pub(super) async fn items(self: &Arc<Self>, offer: ListKind) -> Result<Items, CallError> {
         self.touch();
         if let Some(kept) = self.kept(offer) {
             return kept;
@@ -566,16 +569,16 @@ impl Instance {
         self.apart(move |server| async move { server.listed(offer).await }).await
     }
 
-    async fn listed(&self, offer: Offer) -> Result<Items, Failure> {
+    async fn listed(&self, offer: ListKind) -> Result<Items, CallError> {
         match self.listed_once(offer).await {
             // Greeted anew, it may tell.
-            Err(Failure::Forgotten) => self.listed_once(offer).await,
+            Err(CallError::Forgotten) => self.listed_once(offer).await,
             listed => listed,
         }
         .map_err(|failure| self.told(failure))
     }
 
-    async fn listed_once(&self, offer: Offer) -> Result<Items, Failure> {
+    async fn listed_once(&self, offer: ListKind) -> Result<Items, CallError> {
         let mut running = self.started().await?;
         let mut counted = running.calls.token();
         // It was just ended as idle, or another took its place.
@@ -595,7 +598,7 @@ impl Instance {
     }
 
     /// How it stands.
-    pub(super) async fn standing(&self) -> Standing {
+    pub(super) async fn standing(&self) -> InstanceHealth {
         let (running, failure) = {
             let shown = self.shown.lock();
             (shown.running.clone().filter(|r| r.end().is_none()), shown.failure.clone())
@@ -626,7 +629,7 @@ impl Instance {
             Some(pull) => Some(on_the_way(&pull).to_string()),
             None => failure,
         };
-        Standing {
+        InstanceHealth {
             word,
             running,
             process: process.map(|process| process.describe()),

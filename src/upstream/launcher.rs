@@ -7,12 +7,12 @@ use std::{
 };
 
 use super::{
-    engines::Engines,
-    event::{By, Program},
-    hands::{Handed, Hands},
+    engine_handle::Engines,
+    event::{DeliveryMethod, Program},
+    image_signatures::{SignatureVerifier, SignedBy},
     images::{Images, Pinned},
-    party::Dismissed,
-    signed::{Signatures, SignedBy},
+    instance_key::RevokedClients,
+    server_secrets::{SecretBroker, SecretSet},
 };
 use crate::config::{self, Runtime};
 use portcullis_foundation::fair_semaphore::FairSemaphore;
@@ -37,7 +37,7 @@ pub struct Launcher {
     /// What is taken of a server's messages.
     pub caps: Caps,
     /// Who looks for what servers are handed.
-    pub hands: Hands,
+    pub hands: SecretBroker,
     /// Where secrets are handed over as files, once that was needed.
     pub runtime: OnceLock<portcullis_vault::Runtime>,
     /// The programs of this machine that were hashed.
@@ -49,16 +49,16 @@ pub struct Launcher {
     /// Who decides what servers reach.
     pub outward: Arc<dyn EgressGates>,
     /// Who signed images.
-    pub signatures: Signatures,
+    pub signatures: SignatureVerifier,
     /// The clients for which nothing is started.
-    pub dismissed: Dismissed,
+    pub dismissed: RevokedClients,
     /// Looks at the folders of servers, by name and mounts.
     pub looks: FairSemaphore<String>,
 }
 
 /// Where a server is to run, and why there.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Place {
+pub enum Placement {
     /// In a container of an image, or of the packed program.
     Container {
         why: String,
@@ -81,7 +81,7 @@ pub fn origin(url: &str) -> String {
     }
 }
 
-impl Place {
+impl Placement {
     /// The kind in one word.
     pub fn kind(&self) -> &'static str {
         match self {
@@ -101,9 +101,9 @@ impl Place {
 }
 
 /// What a start goes by, from the decision on it to its end.
-pub struct Prepared {
+pub struct PreparedLaunch {
     /// The secrets that it is handed.
-    pub handed: Arc<Handed>,
+    pub handed: Arc<SecretSet>,
     /// The image, where it is one.
     pub pinned: Option<Pinned>,
     /// The program of this machine, where it is one.
@@ -111,7 +111,7 @@ pub struct Prepared {
     /// The engine, or why there is none.
     pub engine: Result<container::Engine, String>,
     /// Where it is to run.
-    pub place: Place,
+    pub place: Placement,
 }
 
 impl Launcher {
@@ -124,21 +124,22 @@ impl Launcher {
         &self,
         server: &ServerName,
         settings: &config::Server,
-        handed: Arc<Handed>,
-    ) -> Result<Prepared, LaunchFailure> {
+        handed: Arc<SecretSet>,
+    ) -> Result<PreparedLaunch, LaunchFailure> {
         let hashed = self.hashed(settings).await;
         let mut engine = self.engine.now();
-        let in_container = matches!(self.place_with(&engine, settings), Place::Container { .. });
+        let in_container =
+            matches!(self.place_with(&engine, settings), Placement::Container { .. });
         if engine.is_err() && in_container && settings.pod_socket.is_none() {
             engine = self.engine.look().await;
         }
         let pinned = self.images.pin(&engine, server, settings).await?;
         let place = self.place_with(&engine, settings);
-        Ok(Prepared { handed, pinned, hashed, engine, place })
+        Ok(PreparedLaunch { handed, pinned, hashed, engine, place })
     }
 
     /// Where a server would run, as things are.
-    pub fn place(&self, settings: &config::Server) -> Place {
+    pub fn place(&self, settings: &config::Server) -> Placement {
         self.place_with(&self.engine.now(), settings)
     }
 
@@ -147,35 +148,37 @@ impl Launcher {
         &self,
         engine: &Result<container::Engine, String>,
         settings: &config::Server,
-    ) -> Place {
+    ) -> Placement {
         if let Some(url) = &settings.url {
-            return Place::Remote { url: origin(url) };
+            return Placement::Remote { url: origin(url) };
         }
         if settings.pod_socket.is_some() {
-            return Place::Container { why: "the config names the socket of its container".into() };
+            return Placement::Container {
+                why: "the config names the socket of its container".into(),
+            };
         }
         if settings.runtime == Runtime::Runsc {
-            return Place::Container { why: "the config says runtime = \"runsc\"".into() };
+            return Placement::Container { why: "the config says runtime = \"runsc\"".into() };
         }
         if settings.image.is_some() {
-            return Place::Container { why: "the config names an image".into() };
+            return Placement::Container { why: "the config names an image".into() };
         }
         match (settings.runtime, engine) {
             (Runtime::Container | Runtime::Runsc, _) => {
-                Place::Container { why: "the config says runtime = \"container\"".into() }
+                Placement::Container { why: "the config says runtime = \"container\"".into() }
             }
             (Runtime::Sandbox, _) => {
-                Place::Sandbox { why: "the config says runtime = \"sandbox\"".into() }
+                Placement::Sandbox { why: "the config says runtime = \"sandbox\"".into() }
             }
-            (Runtime::Auto, Err(why)) => Place::Sandbox { why: why.clone() },
+            (Runtime::Auto, Err(why)) => Placement::Sandbox { why: why.clone() },
             (Runtime::Auto, Ok(engine)) => {
                 if let Err(lacking) = engine.confines() {
-                    return Place::Sandbox { why: lacking.what };
+                    return Placement::Sandbox { why: lacking.what };
                 }
                 let program = settings.command.as_ref().and_then(|c| c.first());
                 match program.map(|program| packable(&self.program(program))) {
-                    Some(Err(why)) => Place::Sandbox { why },
-                    _ => Place::Container {
+                    Some(Err(why)) => Placement::Sandbox { why },
+                    _ => Placement::Container {
                         why: "an engine answers and the program can be packed into an image".into(),
                     },
                 }
@@ -192,7 +195,7 @@ impl Launcher {
         self: &Arc<Self>,
         reacher: EgressContext,
         settings: &config::Server,
-        Prepared { handed, pinned, hashed, engine, place }: &Prepared,
+        PreparedLaunch { handed, pinned, hashed, engine, place }: &PreparedLaunch,
     ) -> Result<(Process, Option<portcullis_vault::Folder>), LaunchFailure> {
         let server = &reacher.server.clone();
         let unchanged = || match hashed {
@@ -207,8 +210,8 @@ impl Launcher {
         };
         let mut spec = self.looking(server, settings, spec).await?;
         spec.image = pinned.as_ref().map(Pinned::image);
-        spec.secrets = handed.by(By::Environment);
-        let files = handed.by(By::File).into_iter();
+        spec.secrets = handed.by(DeliveryMethod::Environment);
+        let files = handed.by(DeliveryMethod::File).into_iter();
         spec.env
             .extend(files.map(|(name, _)| (format!("{name}_FILE"), format!("{SECRETS}/{name}"))));
         let changed = async || -> Result<Vec<String>, LaunchFailure> {
@@ -225,7 +228,7 @@ impl Launcher {
         let folder = self.on_files(handed, settings, place)?;
         spec.secret_files = folder.as_ref().map(|folder| folder.path().to_owned());
         let mut process = match place {
-            Place::Container { .. } => {
+            Placement::Container { .. } => {
                 let engine = engine.as_ref().map_err(|why| LaunchFailure {
                     what: format!("no container engine answers: {why}"),
                     remedy: Some("start Docker, or say runtime = \"sandbox\"".into()),
@@ -394,11 +397,11 @@ impl Launcher {
     /// Puts secrets on files of a folder in memory, where a server is to get any as files.
     fn on_files(
         &self,
-        handed: &Handed,
+        handed: &SecretSet,
         settings: &config::Server,
-        place: &Place,
+        place: &Placement,
     ) -> Result<Option<portcullis_vault::Folder>, LaunchFailure> {
-        let files = handed.by(By::File);
+        let files = handed.by(DeliveryMethod::File);
         if files.is_empty() {
             return Ok(None);
         }
@@ -415,7 +418,7 @@ impl Launcher {
         };
         let reader = match place {
             // What an engine calls that user on the host is for the engine alone to know.
-            Place::Container { .. } => None,
+            Placement::Container { .. } => None,
             _ => {
                 let user = settings.hardening.user.as_deref();
                 let ids = user.unwrap_or("65534:65534").split_once(':');

@@ -3,55 +3,61 @@
 //! INVARIANT: what a server does (hang, die, flood, lie) ends at its own calls: every queue to and
 //! from it is bounded, every wait has a deadline, and its failure is a [`Failure`] of that call.
 
-mod asked;
 mod batch;
-mod board;
 mod breaker;
-mod clock;
+mod change_subscription;
+mod coalesce;
 pub mod config;
-mod definitions;
+mod deadline;
+mod discovery;
+mod discovery_cache;
 mod drain;
-mod ear;
-mod engines;
-mod errands;
+mod engine_handle;
 mod event;
-mod greeting;
-mod hands;
+mod handshake;
 mod health;
 mod http;
 pub mod images;
 mod instance;
-mod known;
+mod instance_key;
 mod launcher;
-mod leftovers;
-mod link;
-mod listen;
-mod log;
-mod party;
-mod pipe;
+mod message_sink;
+mod multiplexer;
+mod orphans;
+mod pending_requests;
+mod server_secrets;
+mod stderr_log;
+mod stdio;
+mod transport;
 
+mod image_signatures;
+mod launch;
+mod maintenance;
+mod resource_watches;
 mod running;
 mod server;
-mod signed;
-mod spare;
-mod start;
-mod upkeep;
-mod watch;
+mod warm_pool;
 
-pub use clock::{Clock, Paused};
-pub use definitions::{Items, List, Notices, Offer};
-pub use engines::Engines;
-pub use event::{By, Event, Handing, Launching, NotCleared, Program, Pulling, Review, Started};
-pub use greeting::{Greeting, claims};
-pub use hands::{Handed, HandedSecret, Hands, Holder, Learn, NotHanded, Read, Reread, Whose};
+pub use deadline::{Deadline, PauseGuard};
+pub use discovery::{Items, List, ListKind, Notices};
+pub use discovery_cache::{KNOWN_FOLDER, kept_tools};
+pub use engine_handle::Engines;
+pub use event::{
+    DeliveryMethod, LaunchDenied, LaunchRequest, LaunchReview, Program, Pulling, SecretDelivery,
+    ServerEvent, Started,
+};
+pub use handshake::{Handshake, claims};
+pub use image_signatures::{SignatureVerifier, SignedBy};
 pub use images::{Images, Pinned};
 pub use instance::Instance;
-pub use known::{KNOWN_FOLDER, kept_tools};
-pub use launcher::{Launcher, Place};
-pub use leftovers::Leftovers;
-pub use link::{Call, Failure, Heard, Link, Reply, Said};
-pub use log::Scrub;
-pub use party::{Party, PartyKey};
+pub use instance_key::{InstanceKey, InstanceOwner};
+pub use launcher::{Launcher, Placement};
+pub use orphans::Orphans;
 pub use running::Running;
-pub use server::{InstanceStatus, Rehanded, Restarted, Server, Status};
-pub use signed::{Signatures, SignedBy};
+pub use server::{InstanceStatus, RestartReport, RotationReport, Server, Status};
+pub use server_secrets::{
+    DeliveredSecret, LoadedSecrets, RegisterForRedaction, ReloadScope, SecretBroker, SecretError,
+    SecretHolder, SecretScope, SecretSet,
+};
+pub use stderr_log::Scrub;
+pub use transport::{Call, CallError, Reply, ServerMessage, ServerTransport, UnroutedMessage};

@@ -10,13 +10,13 @@ use tokio::sync::SetOnce;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use super::{
-    definitions::Definitions,
-    ear::Ear,
-    event::Launching,
-    greeting::Greeting,
-    hands::Handed,
-    launcher::Place,
-    link::{Failure, Link},
+    discovery::Definitions,
+    event::LaunchRequest,
+    handshake::Handshake,
+    launcher::Placement,
+    message_sink::MessageSink,
+    server_secrets::SecretSet,
+    transport::{CallError, ServerTransport},
 };
 use portcullis_protocol::{names::DecisionId, refusal::Refusal};
 use portcullis_runtime::process::{Exit, Handle, Origin};
@@ -33,28 +33,28 @@ pub struct Running {
     pub number: u64,
     /// What joins all that is told of it.
     pub(super) launch: DecisionId,
-    pub(super) link: Arc<dyn Link>,
-    pub(super) ear: Ear,
+    pub(super) link: Arc<dyn ServerTransport>,
+    pub(super) ear: MessageSink,
     /// What keeps the server telling of what is watched.
     pub(super) listening: Mutex<Option<AbortOnDropHandle<()>>>,
-    pub greeting: Arc<Greeting>,
+    pub greeting: Arc<Handshake>,
     pub(super) definitions: Arc<Definitions>,
     pub(super) process: Option<Arc<dyn Handle>>,
     pub(super) exit: Arc<OnceLock<Exit>>,
-    pub place: Place,
+    pub place: Placement,
     /// What runs there.
     pub origin: Origin,
     pub since: Instant,
     /// The least severe log messages that it was last told to send, where it was told.
     pub level: Mutex<Option<&'static str>>,
     /// What policies let be done to start it.
-    pub(super) cleared: Arc<Launching>,
+    pub(super) cleared: Arc<LaunchRequest>,
     /// The secrets that it was started with.
-    pub(super) first: Arc<Handed>,
+    pub(super) first: Arc<SecretSet>,
     /// All that it was handed, those among them.
-    pub(super) given: Given,
+    pub(super) given: SecretHistory,
     /// Those that it was last handed: of the first ones, those on its files are no more.
-    pub(super) handed: Mutex<Arc<Handed>>,
+    pub(super) handed: Mutex<Arc<SecretSet>>,
     /// Where it finds those that it gets as files; gone with it.
     pub(super) folder: Option<Folder>,
     /// Its calls under way. Closed once another takes its calls.
@@ -66,18 +66,18 @@ pub struct Running {
 /// What one that runs was handed, at its start and since: the first, which it may have in its
 /// environment, and the newest of those that were put on its files.
 #[derive(Debug, Clone)]
-pub(super) struct Given(Arc<Mutex<Vec<Arc<Handed>>>>);
+pub(super) struct SecretHistory(Arc<Mutex<Vec<Arc<SecretSet>>>>);
 
-impl Given {
+impl SecretHistory {
     /// How many are kept: who has read so many since has the old ones no more.
     const MOST: usize = 16;
 
-    pub fn new(first: Arc<Handed>) -> Self {
+    pub fn new(first: Arc<SecretSet>) -> Self {
         Self(Arc::new(Mutex::new(vec![first])))
     }
 
     /// Notes what it is about to be handed.
-    pub fn add(&self, handed: &Arc<Handed>) {
+    pub fn add(&self, handed: &Arc<SecretSet>) {
         let mut all = self.0.lock();
         if all.len() >= Self::MOST {
             all.remove(1);
@@ -86,7 +86,7 @@ impl Given {
     }
 
     /// All of them.
-    pub fn all(&self) -> Vec<Arc<Handed>> {
+    pub fn all(&self) -> Vec<Arc<SecretSet>> {
         self.0.lock().clone()
     }
 }
@@ -104,11 +104,11 @@ impl Running {
     /// What comes of work with it, while policies let it run.
     pub(super) async fn unless_revoked<T>(
         &self,
-        work: impl Future<Output = Result<T, Failure>>,
-    ) -> Result<T, Failure> {
+        work: impl Future<Output = Result<T, CallError>>,
+    ) -> Result<T, CallError> {
         tokio::select! {
             biased;
-            refusal = self.revoked.wait() => Err(Failure::Forbidden(refusal.clone())),
+            refusal = self.revoked.wait() => Err(CallError::Forbidden(refusal.clone())),
             done = work => done,
         }
     }
@@ -139,13 +139,13 @@ mod tests {
 
     #[test]
     fn the_first_and_the_newest_of_what_was_handed_are_kept() {
-        let all: Vec<_> = (0..40).map(|_| Arc::new(Handed::default())).collect();
-        let given = Given::new(all[0].clone());
+        let all: Vec<_> = (0..40).map(|_| Arc::new(SecretSet::default())).collect();
+        let given = SecretHistory::new(all[0].clone());
         all[1..].iter().for_each(|handed| given.add(handed));
         let kept = given.all();
-        assert_eq!(kept.len(), Given::MOST);
+        assert_eq!(kept.len(), SecretHistory::MOST);
         assert!(Arc::ptr_eq(&kept[0], &all[0]));
-        let newest = all[all.len() - Given::MOST + 1..].iter();
+        let newest = all[all.len() - SecretHistory::MOST + 1..].iter();
         assert!(kept[1..].iter().zip(newest).all(|(kept, new)| Arc::ptr_eq(kept, new)));
     }
 }

@@ -22,23 +22,23 @@ use tokio_util::{
 };
 
 use super::{
-    definitions::{Items, Offer},
-    drain::Replaced,
-    errands::Errands,
-    event::{Event, Review},
-    greeting::Greeting,
-    hands::{Read, Reread, Whose},
-    instance::{Common, Instance},
-    known::Known,
-    launcher::{Launcher, Place},
-    link::{Failure, Heard, Said},
-    log::Scrub,
-    party::{Party, PartyKey},
+    coalesce::Coalescing,
+    discovery::{Items, ListKind},
+    discovery_cache::DiscoveryCache,
+    drain::ReplaceOutcome,
+    event::{LaunchReview, ServerEvent},
+    handshake::Handshake,
+    instance::{Instance, ServerShared},
+    instance_key::{InstanceKey, InstanceOwner},
+    launcher::{Launcher, Placement},
+    maintenance::not_anew,
     running::{NUMBERS, Running},
-    spare::Spares,
-    upkeep::not_anew,
+    server_secrets::{LoadedSecrets, ReloadScope, SecretScope},
+    stderr_log::Scrub,
+    transport::{CallError, ServerMessage, UnroutedMessage},
+    warm_pool::WarmPool,
 };
-use crate::config::{self, Era, Given, Sharing};
+use crate::config::{self, Era, SecretBinding, Sharing};
 use portcullis_protocol::{
     exchange::Method,
     identity::PrincipalKind,
@@ -64,20 +64,20 @@ pub struct Server {
     pub settings: config::Server,
     /// No other that ever was in the config has the same, nor has anything that ran.
     pub number: u64,
-    common: Arc<Common>,
+    common: Arc<ServerShared>,
     shared: Arc<Instance>,
     /// Further ones that all clients share, for calls alone.
     replicas: Vec<Arc<Instance>>,
     /// Until when none of those is started, since the last was refused.
     no_more: Arc<Mutex<Option<Instant>>>,
     /// Nothing once the server was closed.
-    own: Mutex<Option<HashMap<PartyKey, Arc<Instance>>>>,
+    own: Mutex<Option<HashMap<InstanceKey, Arc<Instance>>>>,
     /// The calls that go to it, wherever they are on their way.
     calls: TaskTracker,
     /// Done once nothing of it runs any more, nor ever will.
     gone: CancellationToken,
     /// Readings of its secrets that were asked for.
-    pub rereads: Errands<Reread>,
+    pub rereads: Coalescing<ReloadScope>,
 }
 
 /// What `portcullis server ls` and the metrics show.
@@ -89,7 +89,7 @@ pub struct Status {
     /// `running`; `pulling` its image, `resting` since it kept ending, `failed`, or `stopped`.
     pub health: &'static str,
     /// Where it runs, or would.
-    pub place: Place,
+    pub place: Placement,
     /// The shared instance's process, where it runs here.
     pub process: Option<String>,
     pub revision: Option<String>,
@@ -130,7 +130,7 @@ pub struct InstanceStatus {
 
 /// What became of secrets that were read anew.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Rehanded {
+pub struct RotationReport {
     /// All of its secrets, by name.
     pub secrets: Vec<String>,
     /// How many running instances have new ones on their files.
@@ -142,14 +142,14 @@ pub struct Rehanded {
 /// What was read anew of a server's secrets.
 #[derive(Debug, Default)]
 pub struct Reading {
-    read: BTreeSet<Whose>,
+    read: BTreeSet<SecretScope>,
     /// Why not all of it could be had.
     faults: Vec<String>,
 }
 
 /// What became of a server's instances that were to be replaced.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Restarted {
+pub struct RestartReport {
     /// How many run anew.
     pub instances: usize,
     /// Calls that go on at the old ones, which end when those are done.
@@ -165,12 +165,12 @@ impl Server {
         name: ServerName,
         settings: config::Server,
         launcher: Arc<Launcher>,
-        read: Read,
+        read: LoadedSecrets,
         scrub: Scrub,
-        events: mpsc::Sender<Event>,
-        heard: mpsc::Sender<Heard>,
+        events: mpsc::Sender<ServerEvent>,
+        heard: mpsc::Sender<UnroutedMessage>,
     ) -> Self {
-        let common = Arc::new(Common {
+        let common = Arc::new(ServerShared {
             name: name.clone(),
             settings: settings.clone(),
             launcher,
@@ -181,9 +181,9 @@ impl Server {
             over: OnceLock::new(),
             era: RwLock::default(),
             sse: AtomicBool::new(false),
-            spares: Spares::new(),
+            spares: WarmPool::new(),
             unwell: AtomicU64::new(0),
-            known: Known::default(),
+            known: DiscoveryCache::default(),
             hands: RwLock::new(read),
             rereading: tokio::sync::Mutex::default(),
         });
@@ -193,7 +193,7 @@ impl Server {
         let (own, no_more) = (Mutex::new(Some(HashMap::new())), Arc::default());
         let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
         let (calls, gone) = (TaskTracker::new(), CancellationToken::new());
-        let rereads = Errands::default();
+        let rereads = Coalescing::default();
         Self {
             name,
             settings,
@@ -225,7 +225,7 @@ impl Server {
     }
 
     /// Has nothing of it started from now on: another stands in its place, or none.
-    pub fn supersede(&self, why: &'static str) {
+    pub fn stop_new_launches(&self, why: &'static str) {
         let _ = self.common.over.set(why);
     }
 
@@ -234,14 +234,14 @@ impl Server {
     ///
     /// # Errors
     /// `server-unavailable`, with what has become of it.
-    pub fn still_there(&self) -> Result<(), Refusal> {
+    pub fn ensure_active(&self) -> Result<(), Refusal> {
         self.common.still_there()
     }
 
     /// Ends what runs of it, for good: once the calls that go to it are done, at the latest when a call
     /// has had its time, or at `now`.
-    pub async fn retire(&self, why: &'static str, now: &CancellationToken) {
-        self.supersede(why);
+    pub async fn drain_and_stop(&self, why: &'static str, now: &CancellationToken) {
+        self.stop_new_launches(why);
         self.shared.close_spares(why).await;
         self.calls.close();
         let late = tokio::select! {
@@ -297,7 +297,7 @@ impl Server {
     /// [`Failure::NoSecret`] where a secret differs by client and there is none for this one;
     /// [`Failure::Overloaded`] where there are too many, of all or of this principal;
     /// [`Failure::Unavailable`] where the client was removed meanwhile.
-    pub fn own(self: &Arc<Self>, party: &Party) -> Result<Arc<Instance>, Failure> {
+    pub fn own(self: &Arc<Self>, party: &InstanceOwner) -> Result<Arc<Instance>, CallError> {
         let modern = *self.common.era.read() == Some(Era::Modern);
         let sharing = self.settings.sharing;
         if sharing == Sharing::Shared || modern && !sharing.keeps_apart() {
@@ -307,11 +307,11 @@ impl Server {
         let mut own = self.own.lock();
         // Under the lock: whoever dismisses a client first says so, and then looks here.
         if self.common.launcher.dismissed.has(party) {
-            return Err(Failure::Unavailable("its client was removed".into()));
+            return Err(CallError::Unavailable("its client was removed".into()));
         }
         let Some(own) = own.as_mut() else {
             self.shared.still_there()?;
-            return Err(Failure::Unavailable("the proxy is shutting down".into()));
+            return Err(CallError::Unavailable("the proxy is shutting down".into()));
         };
         if let Some(instance) = own.get(&party.key) {
             instance.touch();
@@ -323,7 +323,7 @@ impl Server {
             .filter(|own| own.owner().is_some_and(|owner| owner.principal == party.principal))
             .count();
         if own.len() >= most || principals >= most.div_ceil(SHARE) {
-            return Err(Failure::Overloaded { what: "instances for single clients", most });
+            return Err(CallError::Overloaded { what: "instances for single clients", most });
         }
         let instance = Arc::new(Instance::new(self.common.clone(), Some(party.clone())));
         own.insert(party.key.clone(), instance.clone());
@@ -331,12 +331,12 @@ impl Server {
     }
 
     /// The party's own instance, where it has one.
-    pub fn owned(&self, key: &PartyKey) -> Option<Arc<Instance>> {
+    pub fn owned(&self, key: &InstanceKey) -> Option<Arc<Instance>> {
         self.own.lock().as_ref()?.get(key).cloned()
     }
 
     /// Ends a party's own instance, if it has one: the party is gone.
-    pub async fn leave(&self, key: &PartyKey) {
+    pub async fn leave(&self, key: &InstanceKey) {
         let own = self.own.lock().as_mut().and_then(|own| own.remove(key));
         if let Some(own) = own {
             own.close("its client is gone").await;
@@ -349,22 +349,22 @@ impl Server {
     }
 
     /// What the server offers of a kind, or why it does not say, where that is known.
-    pub fn kept(&self, offer: Offer) -> Option<Result<Items, Failure>> {
+    pub fn kept(&self, offer: ListKind) -> Option<Result<Items, CallError>> {
         self.shared.kept(offer)
     }
 
     /// What the server offered of a kind when it last ran, where it does not run now: another list may
     /// have taken its place.
-    pub async fn known(&self, offer: Offer) -> Option<Items> {
-        if self.peek().is_some() {
+    pub async fn known(&self, offer: ListKind) -> Option<Items> {
+        if self.current().is_some() {
             return None;
         }
         self.common.known(offer).await
     }
 
     /// What the server says of itself: as it runs, or as it last ran.
-    pub async fn greeting(&self) -> Option<Arc<Greeting>> {
-        match self.peek() {
+    pub async fn greeting(&self) -> Option<Arc<Handshake>> {
+        match self.current() {
             Some(running) => Some(running.greeting.clone()),
             None => self.common.known_greeting().await,
         }
@@ -372,18 +372,18 @@ impl Server {
 
     /// Says in the server's place that a list changed: it was not to be had when clients asked
     /// for it, and now it is.
-    pub fn tell_of_list(&self, offer: Offer) {
+    pub fn tell_of_list(&self, offer: ListKind) {
         let method = Method::new(offer.changed());
         // Where the queue is full, much is told already, and a client that minds asks again.
-        let said = Said::Notification { method, params: None };
-        let _ = self.common.heard.try_send(Heard { party: None, said });
+        let said = ServerMessage::Notification { method, params: None };
+        let _ = self.common.heard.try_send(UnroutedMessage { party: None, said });
     }
 
     /// What the server offers of a kind, starting it if need be.
     ///
     /// # Errors
     /// A [`Failure`] where it does not say.
-    pub async fn items(&self, offer: Offer) -> Result<Items, Failure> {
+    pub async fn items(&self, offer: ListKind) -> Result<Items, CallError> {
         self.shared.items(offer).await
     }
 
@@ -391,8 +391,8 @@ impl Server {
     ///
     /// # Errors
     /// As [`Server::items`].
-    pub async fn tools(&self) -> Result<Value, Failure> {
-        let items = self.items(Offer::Tools).await?;
+    pub async fn tools(&self) -> Result<Value, CallError> {
+        let items = self.items(ListKind::Tools).await?;
         let tools: Vec<_> = items.iter().map(|tool| tool.definition.value()).collect();
         Ok(json!({ "tools": tools }))
     }
@@ -400,13 +400,13 @@ impl Server {
     /// Waits until what became of it so far is recorded.
     pub async fn flush(&self) {
         let (done, recorded) = oneshot::channel();
-        self.shared.say(Event::Flush(done)).await;
+        self.shared.say(ServerEvent::Flush(done)).await;
         // Nobody records any more.
         let _ = recorded.await;
     }
 
     /// The running shared instance, if it runs, without starting it.
-    pub fn peek(&self) -> Option<Arc<Running>> {
+    pub fn current(&self) -> Option<Arc<Running>> {
         self.shared.peek()
     }
 
@@ -444,18 +444,18 @@ impl Server {
     }
 
     /// Asks of each instance that runs whether it may go on, and ends those that may not.
-    pub async fn review(&self, review: &dyn Review) {
+    pub async fn review(&self, review: &dyn LaunchReview) {
         join_all(self.all().iter().map(|instance| instance.review(review))).await;
         self.shared.review_spares(review).await;
     }
 
     /// Reads its secrets anew, those of single clients among them. What could not be had is on record, and
     /// stays as it was.
-    pub async fn reread(&self, which: Reread) -> Reading {
+    pub async fn reread(&self, which: ReloadScope) -> Reading {
         let mut reading = Reading::default();
         // Else what was read first could be kept last.
         let _turn = self.common.rereading.lock().await;
-        for whose in Whose::all(&self.common.settings) {
+        for whose in SecretScope::all(&self.common.settings) {
             let before = self.common.handed(&whose);
             match self.common.reread(&whose, which).await {
                 Ok(_) => drop(reading.read.insert(whose)),
@@ -463,11 +463,11 @@ impl Server {
                     let kept = before.is_ok();
                     // What is still missing was told when it was first looked for.
                     let known = before.is_err_and(|before| before.what == not.failure.what);
-                    if which == Reread::Files && known {
+                    if which == ReloadScope::Files && known {
                         continue;
                     }
                     reading.faults.push(not.failure.what.clone());
-                    self.shared.say(Event::Unread { not: Box::new(not), kept }).await;
+                    self.shared.say(ServerEvent::Unread { not: Box::new(not), kept }).await;
                 }
             }
         }
@@ -488,7 +488,11 @@ impl Server {
     /// # Errors
     /// Where a secret is not to be had: then those of the same clients stay as they were; or where an
     /// instance could not be handed the new ones, which then has the old ones still. The rest is done.
-    pub async fn rehand(&self, review: &dyn Review, which: Reread) -> Result<Rehanded, String> {
+    pub async fn rehand(
+        &self,
+        review: &dyn LaunchReview,
+        which: ReloadScope,
+    ) -> Result<RotationReport, String> {
         let settings = &self.common.settings;
         let reading = self.reread(which).await;
         let all = self.having(&reading).into_iter().map(|instance| async move {
@@ -502,7 +506,7 @@ impl Server {
         // Side by side: an instance that does not come up keeps no spare with old ones.
         let (all, ()) = tokio::join!(join_all(all), self.shared.renew_spares(REREAD, true));
         let mut faults = reading.faults;
-        let mut rehanded = Rehanded::default();
+        let mut rehanded = RotationReport::default();
         for renewed in all {
             match renewed {
                 Ok(renewed) => {
@@ -536,7 +540,7 @@ impl Server {
     /// The files from which its secrets come.
     pub fn secret_files(&self) -> Vec<PathBuf> {
         let base = &self.common.launcher.base;
-        let all = self.settings.given().flat_map(Given::references);
+        let all = self.settings.given().flat_map(SecretBinding::references);
         let all = all.filter_map(|(_, from)| from.parse::<Source>().ok());
         all.filter_map(|source| Some(source.relative_to(base).file()?.to_owned())).collect()
     }
@@ -561,16 +565,16 @@ impl Server {
     ///
     /// # Errors
     /// Why one did not start.
-    pub async fn restart(&self) -> Result<Restarted, Failure> {
+    pub async fn restart(&self) -> Result<RestartReport, CallError> {
         let why = "it was started anew";
         // First: no new one is to be one that was started before.
         self.shared.renew_spares(why, false).await;
         let all = futures_util::stream::iter(self.all());
         let all = all.map(|instance| async move { instance.replace(why).await });
         let all: Vec<_> = all.buffer_unordered(REPLACED_AT_ONCE).collect().await;
-        let mut restarted = Restarted { instances: 0, calls: 0 };
+        let mut restarted = RestartReport { instances: 0, calls: 0 };
         for replaced in all {
-            if let Replaced::Busy(calls) = replaced? {
+            if let ReplaceOutcome::Busy(calls) = replaced? {
                 restarted.instances += 1;
                 restarted.calls += calls;
             }
@@ -671,13 +675,13 @@ mod tests {
         let (events, _) = mpsc::channel(1);
         let (heard, _) = mpsc::channel(1);
         let name = "s".parse().unwrap();
-        let read = Read::default();
+        let read = LoadedSecrets::default();
         Arc::new(Server::new(name, settings, launcher, read, Arc::new(|_| {}), events, heard))
     }
 
-    fn party(session: usize, client: &str) -> Party {
-        Party {
-            key: PartyKey::Session(SessionId::presented(&session.to_string())),
+    fn party(session: usize, client: &str) -> InstanceOwner {
+        InstanceOwner {
+            key: InstanceKey::Session(SessionId::presented(&session.to_string())),
             principal: PrincipalKind::Client(client.parse().unwrap()),
             holder: None,
             revision: Revision::LATEST_LEGACY,
@@ -697,7 +701,7 @@ mod tests {
             Err(failure) => failure,
             Ok(_) => panic!("one too many"),
         };
-        let full = Failure::Overloaded { what: "instances for single clients", most: 6 };
+        let full = CallError::Overloaded { what: "instances for single clients", most: 6 };
         assert_eq!(refused(party(2, "a")), full);
         for (session, client) in [(3, "b"), (4, "b"), (5, "c"), (6, "c")] {
             server.own(&party(session, client)).unwrap();
@@ -707,10 +711,10 @@ mod tests {
         // Who leaves makes room, and is started no more.
         server.leave(&party(0, "a").key).await;
         assert!(server.owned(&party(0, "a").key).is_none());
-        assert!(matches!(first.running().await, Err(Failure::Unavailable(_))));
+        assert!(matches!(first.running().await, Err(CallError::Unavailable(_))));
         server.own(&party(7, "d")).unwrap();
         server.close("the test ends").await;
-        assert!(matches!(refused(party(7, "d")), Failure::Unavailable(_)));
+        assert!(matches!(refused(party(7, "d")), CallError::Unavailable(_)));
     }
 
     #[tokio::test]

@@ -7,7 +7,7 @@
 
 use zeroize::Zeroizing;
 
-use crate::{source::legal_variable, unresolved::Why};
+use crate::{error::Why, source::legal_variable};
 
 /// The value of a variable in the text of such a file.
 ///

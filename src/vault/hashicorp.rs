@@ -14,7 +14,7 @@ use serde::Deserialize;
 use serde_json::{json, value::RawValue};
 use zeroize::Zeroizing;
 
-use crate::{Secret, headers, unresolved::Why};
+use crate::{Secret, error::Why, headers};
 
 /// Bytes of an answer that are read.
 const MAX_ANSWER: usize = 1 << 20;

@@ -6,29 +6,31 @@
 //! than [`MAX_BYTES`] of it are taken.
 
 mod dotenv;
-mod folder;
+mod error;
 mod hashicorp;
 mod headers;
-mod keepers;
-mod kernel;
-mod program;
+mod helper;
+mod keyctl;
+mod providers;
 mod reference;
 mod resolve;
 mod source;
 #[cfg_attr(not(feature = "age"), path = "no_store.rs")]
 mod store;
-mod unresolved;
+mod tmpfs_files;
 
 use std::{fmt, time::Duration};
 
 use zeroize::Zeroizing;
 
-pub use folder::{Folder, Reader, Runtime, abandoned, clear, folders, is_folder, remove_abandoned};
+pub use error::{Unresolved, Why};
 pub use headers::{IllegalHeader, headers};
 pub use reference::SecretRef;
 pub use source::{Source, is_secret_name};
 pub use store::Store;
-pub use unresolved::{Unresolved, Why};
+pub use tmpfs_files::{
+    Folder, Reader, Runtime, abandoned, clear, folders, is_folder, remove_abandoned,
+};
 
 /// Bytes that a secret may have.
 pub const MAX_BYTES: usize = 64 << 10;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
 
-use crate::{Secret, unresolved::Why};
+use crate::{Secret, error::Why};
 
 /// An encrypted store, which this build can't open.
 #[derive(Debug, Clone)]

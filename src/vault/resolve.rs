@@ -7,8 +7,8 @@ use tokio::{sync::oneshot, time::timeout};
 use zeroize::Zeroizing;
 
 use crate::{
-    MAX_BYTES, PATIENCE, Secret, Source, Unresolved, dotenv, hashicorp, keepers, kernel, store,
-    unresolved::Why,
+    MAX_BYTES, PATIENCE, Secret, Source, Unresolved, dotenv, error::Why, hashicorp, keyctl,
+    providers, store,
 };
 
 /// What a thread may take beyond the deadline that it keeps itself, before it is left behind.
@@ -67,14 +67,14 @@ impl Source {
                 Zeroizing::new(line.strip_suffix('\r').unwrap_or(line).to_owned())
             }
             Self::Dotenv { path, name } => dotenv::find(&read(path)?, name).map_err(kept)?,
-            Self::Keyctl(description) => kernel::key(description).map_err(kept)?,
+            Self::Keyctl(description) => keyctl::key(description).map_err(kept)?,
             Self::Age { path, name } => store::Store::at(path).get(name).map_err(kept)?,
             Self::Keyring { service, account } => {
-                self.wait(keepers::keyring(service, account))?.map_err(kept)?
+                self.wait(providers::keyring(service, account))?.map_err(kept)?
             }
-            Self::DockerPass(name) => self.wait(keepers::docker_pass(name))?.map_err(kept)?,
+            Self::DockerPass(name) => self.wait(providers::docker_pass(name))?.map_err(kept)?,
             Self::DockerCredential { helper, url } => {
-                self.wait(keepers::docker_credential(helper, url))?.map_err(kept)?
+                self.wait(providers::docker_credential(helper, url))?.map_err(kept)?
             }
             Self::Vault { path, field } => {
                 self.wait(hashicorp::field(path, field))?.map_err(kept)?

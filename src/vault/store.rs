@@ -24,7 +24,7 @@ use age::{
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize as _, Zeroizing};
 
-use crate::{Secret, is_secret_name, unresolved::Why};
+use crate::{Secret, error::Why, is_secret_name};
 
 /// The variable of the environment that says where the identity is.
 const IDENTITY: &str = "PORTCULLIS_AGE_IDENTITY";

@@ -11,7 +11,7 @@ use portcullis_audit::config::Encryption;
 use portcullis_audit::{
     Audit, Keys, Limits, Options, Order, Query, Reader, Unavailable, Why,
     proof::verify::{Request, verify},
-    record::{Happening, Record},
+    record::{Event, Record},
 };
 use portcullis_vault::SecretRef;
 use tempfile::TempDir;
@@ -48,7 +48,7 @@ fn encrypted(dir: &Path, keys: &Keys) -> Result<Audit, Unavailable> {
 }
 
 /// All events on record, the oldest first.
-async fn events(audit: &Audit) -> Vec<Happening> {
+async fn events(audit: &Audit) -> Vec<Event> {
     let query = Query { order: Order::OldestFirst, ..query("kind = event") };
     let happened = find(audit, query).await.into_iter().map(|entry| match entry.record {
         Record::Event(event) => event.what,
@@ -183,7 +183,7 @@ async fn a_key_is_rotated_and_old_records_are_still_read() {
     let rotated: Vec<_> = rotated
         .iter()
         .filter_map(|what| match what {
-            Happening::KeyRotated { key_id } => Some(key_id),
+            Event::KeyRotated { key_id } => Some(key_id),
             _ => None,
         })
         .collect();
@@ -227,8 +227,7 @@ async fn calls_go_on_without_a_log_only_where_that_was_chosen_and_are_told_of_la
     let after = call();
     intent(&audit, &after).await.unwrap();
     let told = events(&audit).await;
-    let [Happening::RecordsDropped { since, until, intents, outcomes, refusals, events }] =
-        &told[..]
+    let [Event::RecordsDropped { since, until, intents, outcomes, refusals, events }] = &told[..]
     else {
         panic!("{told:?}")
     };
@@ -298,7 +297,7 @@ async fn a_backup_is_taken_while_records_are_written_and_goes_on_as_a_log() {
     intent(&restored, &call()).await.unwrap();
     assert_eq!(intents(restored.archive()).await, before + 1);
     let what = events(&restored).await;
-    let lost = |what: &Happening| matches!(what, Happening::RecordsLost { .. });
+    let lost = |what: &Event| matches!(what, Event::RecordsLost { .. });
     assert!(!what.iter().any(lost), "{what:?}");
 }
 
@@ -398,7 +397,7 @@ async fn old_segments_go_whole_and_leave_their_proofs() {
         assert!(dir.path().join("dropped").join(format!("{name}.proof")).exists(), "{name}");
     }
     let told = events(&audit).await;
-    let told = told.iter().filter(|what| matches!(what, Happening::SegmentDropped { .. }));
+    let told = told.iter().filter(|what| matches!(what, Event::SegmentDropped { .. }));
     assert_eq!(told.count(), pruned.dropped.len());
 
     // The log goes on, now and after the next start.
@@ -412,5 +411,5 @@ async fn old_segments_go_whole_and_leave_their_proofs() {
     let oldest = Query { order: Order::OldestFirst, limit: Some(1), ..query("") };
     let oldest = audit.archive().query(oldest).await.unwrap();
     assert_eq!(oldest.lines[0].seq().0, first);
-    assert!(!events(&audit).await.iter().any(|what| matches!(what, Happening::RecordsLost { .. })));
+    assert!(!events(&audit).await.iter().any(|what| matches!(what, Event::RecordsLost { .. })));
 }

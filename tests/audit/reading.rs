@@ -6,9 +6,9 @@ use std::{
 };
 
 use portcullis_audit::{
-    Audit, By, Column, CountRequest, Counting, Intent, Order, Outcome, Query, Refused, Ruling,
-    StatsRequest, Tally,
-    record::{Happening, Stopped},
+    Aggregates, Audit, By, Column, CountRequest, Counting, Intent, Order, Outcome, Query, Refused,
+    Ruling, StatsRequest,
+    record::{Event, Stopped},
 };
 use portcullis_protocol::{
     exchange::{Effect, Exchange, Finding, Method, Phase},
@@ -78,7 +78,7 @@ async fn write(audit: &Audit, at: usize) {
         2 => audit.intent(Intent::of(&exchange, ruling, audit.key())).await.unwrap(),
         3 => {
             let server = pick(SERVERS, at, 2).into();
-            let what = Happening::ServerStopped(Stopped {
+            let what = Event::ServerStopped(Stopped {
                 launch: DecisionId::next(),
                 server,
                 place: "sandbox pid 42".into(),
@@ -87,7 +87,7 @@ async fn write(audit: &Audit, at: usize) {
                 exit_code: Some(0),
                 exit_reason: None,
             });
-            audit.event(what).await.unwrap();
+            audit.record_event(what).await.unwrap();
         }
         _ => {
             audit.intent(Intent::of(&exchange, ruling, audit.key())).await.unwrap();
@@ -385,7 +385,7 @@ fn counts_and_summaries_are_those_of_the_records() {
         assert_eq!((found, others), (wanted, 0), "{filter}");
 
         let mut request = StatsRequest { filter: filter.clone(), after: None };
-        let mut tally = Tally::default();
+        let mut tally = Aggregates::default();
         loop {
             let summed = log.audit.archive().stats(request.clone()).await.unwrap();
             tally.merge(&summed.tally);

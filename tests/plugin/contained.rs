@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use portcullis_chain::{Chain, Decision, Link, Trail};
+use portcullis_chain::{Chain, ChainEntry, ChainTrace, Decision};
 use portcullis_config::Limits;
 use portcullis_plugin_host::Grants;
 use portcullis_protocol::refusal::Code;
@@ -57,7 +57,7 @@ async fn every_harm_is_a_fault_and_the_next_message_is_served() {
 #[tokio::test]
 async fn garbage_does_not_take_a_payloads_place() {
     let caps = Limits::default().request_caps();
-    let chain = Chain::new(vec![Link::strict(Arc::new(hostile()))], caps, caps);
+    let chain = Chain::new(vec![ChainEntry::strict(Arc::new(hostile()))], caps, caps);
     for (harm, told) in [
         ("garbage", "not JSON"),
         ("garbage-list", "object"),
@@ -67,7 +67,7 @@ async fn garbage_does_not_take_a_payloads_place() {
         let mut exchange = call(harm, json!({}), None);
         let before = exchange.request.raw().clone();
         let refusal = chain
-            .pass(&mut exchange, Phase::Request, &mut Trail::default())
+            .pass(&mut exchange, Phase::Request, &mut ChainTrace::default())
             .await
             .expect_err("refused");
         assert_eq!(refusal.code, Code::InterceptorFault);
@@ -214,13 +214,13 @@ async fn one_that_asks_for_that_is_asked_once() {
     let caps = Limits::default().request_caps();
     let counter = || load(&config("counter"), &settings()).expect("it loads");
     for (counter_first, told) in [(true, "before"), (false, "after")] {
-        let counter = Link::strict(Arc::new(counter()));
-        let mut links = vec![counter, Link::strict(Arc::new(Replacer))];
+        let counter = ChainEntry::strict(Arc::new(counter()));
+        let mut links = vec![counter, ChainEntry::strict(Arc::new(Replacer))];
         if !counter_first {
             links.reverse();
         }
         let mut exchange = call("any", json!({ "text": "before" }), None);
-        let mut trail = Trail::default();
+        let mut trail = ChainTrace::default();
         let chain = Chain::new(links, caps, caps);
         chain.pass(&mut exchange, Phase::Request, &mut trail).await.expect("it passes");
         assert!(exchange.request.raw().windows(5).any(|text| text == b"after"));

@@ -52,7 +52,7 @@ pub(super) struct Around {
     forbidden: bool,
 }
 
-impl Surroundings for Around {
+impl HostServices for Around {
     fn count(&self, plugin: &str, name: &str, by: u64) {
         assert_eq!(plugin, "plugin");
         self.counted.lock().push((name.to_owned(), by));
@@ -72,11 +72,15 @@ impl Surroundings for Around {
     }
 }
 
-pub(super) fn loaded(config: &Config, around: Arc<Around>) -> Result<Plugin, Unusable> {
-    loaded_as(config, &settings(), House { around, ..House::bare() })
+pub(super) fn loaded(config: &Config, around: Arc<Around>) -> Result<Plugin, LoadError> {
+    loaded_as(config, &settings(), PluginHost { around, ..PluginHost::bare() })
 }
 
-fn loaded_as(config: &Config, settings: &EntrySettings, house: House) -> Result<Plugin, Unusable> {
+fn loaded_as(
+    config: &Config,
+    settings: &EntrySettings,
+    house: PluginHost,
+) -> Result<Plugin, LoadError> {
     let secrets = config.secrets(Path::new(".")).expect("secrets");
     Plugin::load(config, settings, Path::new("."), secrets, &house)
 }
@@ -267,7 +271,7 @@ async fn http_follows_nobody_and_waits_for_nobody() {
     let (port, mut heard) = server("").await;
     let config = probe(folder.path(), port, all(folder.path(), port));
     let quick = EntrySettings { deadline_ms: Some(10_000), ..EntrySettings::default() };
-    let house = House { around: Arc::new(Around::default()), ..House::bare() };
+    let house = PluginHost { around: Arc::new(Around::default()), ..PluginHost::bare() };
     let secrets = config.secrets(Path::new(".")).expect("secrets");
     let plugin = Plugin::load(&config, &quick, Path::new("."), secrets, &house).expect("it loads");
     let tarpit = ask(&plugin, "get http://HOST/").await;
@@ -297,10 +301,10 @@ async fn one_on_trial_keeps_nothing_and_sends_nothing() {
     states.open().expect("a store");
     let mut config = probe(folder.path(), port, all(folder.path(), port));
     let entry = |mode| EntrySettings { mode, ..settings() };
-    let house = || House {
+    let house = || PluginHost {
         around: Arc::new(Around::default()),
         states: Some(states.clone()),
-        ..House::bare()
+        ..PluginHost::bare()
     };
     let enforced = loaded_as(&config, &entry(Mode::Enforce), house()).expect("it loads");
     let tried = loaded_as(&config, &entry(Mode::Audit), house()).expect("it loads");

@@ -24,7 +24,7 @@ use portcullis_interceptors::{
     EntrySettings,
     plugin::{Config, Plugin},
 };
-use portcullis_plugin_host::{House, Surroundings, Unusable};
+use portcullis_plugin_host::{HostServices, LoadError, PluginHost};
 use portcullis_protocol::{
     exchange::{Answer, Direction, Exchange, Method, Payload, Phase, Revision, Target, Transport},
     identity::{Principal, PrincipalKind},
@@ -49,9 +49,9 @@ fn config(name: &str) -> Config {
     serde_json::from_value(entry).expect("a legal entry")
 }
 
-fn load(config: &Config, settings: &EntrySettings) -> Result<Plugin, Unusable> {
+fn load(config: &Config, settings: &EntrySettings) -> Result<Plugin, LoadError> {
     let secrets = config.secrets(Path::new(".")).expect("secrets");
-    Plugin::load(config, settings, Path::new("."), secrets, &House::bare())
+    Plugin::load(config, settings, Path::new("."), secrets, &PluginHost::bare())
 }
 
 /// A call of a tool, with this for an answer where there is one.

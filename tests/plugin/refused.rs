@@ -5,12 +5,12 @@ use sha2::{Digest, Sha256};
 
 use super::*;
 
-fn refusal(config: &Config, settings: &EntrySettings) -> Unusable {
+fn refusal(config: &Config, settings: &EntrySettings) -> LoadError {
     load(config, settings).err().expect("it is not loaded")
 }
 
 /// What the operator reads, with what differs between machines left out.
-fn told(unusable: &Unusable) -> String {
+fn told(unusable: &LoadError) -> String {
     let mut text = String::new();
     GraphicalReportHandler::new_themed(GraphicalTheme::none())
         .with_width(10_000)
@@ -20,7 +20,7 @@ fn told(unusable: &Unusable) -> String {
     text.replace(root, "…")
 }
 
-fn code(unusable: &Unusable) -> String {
+fn code(unusable: &LoadError) -> String {
     unusable.code().expect("every one has a code").to_string()
 }
 

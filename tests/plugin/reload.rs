@@ -59,7 +59,7 @@ async fn one_from_the_cache_says_what_a_compiled_one_says() {
     let state = tempfile::tempdir().expect("a folder");
     let cached = || {
         let cache = Cache::of(state.path()).map(Arc::new);
-        let house = House { cache, ..House::bare() };
+        let house = PluginHost { cache, ..PluginHost::bare() };
         let config = config("keeper");
         let settings = EntrySettings::default();
         Plugin::load(&config, &settings, Path::new("."), Default::default(), &house)

@@ -77,7 +77,7 @@ fn what_the_key_signed_is_loaded_and_nothing_else() {
 }
 
 /// Loads what stands for a plugin `NAME VERSION`, signed, by an entry with these keys besides.
-fn load_signed(name: &str, version: &str, keys: Value) -> Result<Plugin, Unusable> {
+fn load_signed(name: &str, version: &str, keys: Value) -> Result<Plugin, LoadError> {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("plugin.wasm");
     std::fs::copy(built(name), &path).expect("copied");

@@ -8,7 +8,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{life::write_durably, proof::Hash};
+use crate::{maintenance::write_durably, proof::Hash};
 
 /// The version of the file.
 const VERSION: u8 = 1;
@@ -36,12 +36,12 @@ impl Cursor {
 
 /// The file of one stream: `exports/NAME.cursor` in the store's folder.
 #[derive(Debug, Clone)]
-pub(super) struct Place {
+pub(super) struct CursorFile {
     folder: PathBuf,
     name: String,
 }
 
-impl Place {
+impl CursorFile {
     pub fn new(store: &Path, stream: &str) -> Self {
         Self { folder: store.join("exports"), name: format!("{stream}.cursor") }
     }
@@ -79,7 +79,7 @@ mod tests {
     #[test]
     fn a_cursor_is_read_as_it_was_written() {
         let dir = tempfile::tempdir().unwrap();
-        let place = Place::new(dir.path(), "siem");
+        let place = CursorFile::new(dir.path(), "siem");
         assert_eq!(place.read().unwrap(), None);
         for cursor in [
             Cursor::new("a".into(), 0, None),

@@ -8,18 +8,18 @@
 //! - No message, metric or `Debug` holds a target's credentials.
 
 mod cursor;
+mod export_record;
+mod exporter;
+mod exporters;
 mod format;
-mod item;
 mod source;
-mod stream;
-mod streams;
 mod target;
 #[cfg(test)]
 mod tests;
 
+pub use export_record::Item;
+pub use exporters::{Meters, Settings, Streams};
 pub use format::{Fault, Format, Origin, Writer};
-pub use item::Item;
-pub use streams::{Meters, Settings, Streams};
 pub use target::{Illegal, Target};
 
 use std::sync::Arc;
@@ -38,7 +38,7 @@ impl Audit {
         meters: impl Fn(&ExportName) -> Meters,
     ) -> Result<Streams, Illegal> {
         let shelf = self.shelf();
-        let source: Arc<dyn stream::Source> = Arc::new(source::Stored(shelf.clone()));
+        let source: Arc<dyn exporter::Source> = Arc::new(source::Stored(shelf.clone()));
         let origin = Origin::here(self.id().to_owned());
         Streams::start(settings, shelf.dir(), &origin, &source, meters)
     }

@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::stream::Source;
+use super::exporter::Source;
 use crate::{
     line::Line,
-    store::{Shelf, View},
+    store::{SegmentSet, View},
 };
 
-pub(super) struct Stored(pub Arc<Shelf>);
+pub(super) struct Stored(pub Arc<SegmentSet>);
 
 impl Source for Stored {
     fn ends(&self) -> watch::Receiver<u64> {

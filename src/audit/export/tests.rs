@@ -19,8 +19,8 @@ use tokio::{
 
 use super::{
     Item, Meters,
-    cursor::{Cursor, Place},
-    stream::{Pace, Parts, Source, Stream, Wanted},
+    cursor::{Cursor, CursorFile},
+    exporter::{Pace, Parts, Source, Stream, Wanted},
     target::{Sink, Undelivered},
 };
 use crate::{
@@ -120,7 +120,7 @@ struct Watched {
     stop: watch::Sender<bool>,
     meters: Meters,
     task: JoinHandle<()>,
-    place: Place,
+    place: CursorFile,
 }
 
 #[derive(Default)]
@@ -131,8 +131,8 @@ struct Setup {
     wanted: Option<Wanted>,
 }
 
-fn place(store: &Path) -> Place {
-    Place::new(store, "siem")
+fn place(store: &Path) -> CursorFile {
+    CursorFile::new(store, "siem")
 }
 
 impl Setup {

@@ -21,12 +21,12 @@ use tokio::sync::{broadcast, mpsc};
 
 use crate::{
     digest::DigestKey,
-    life::{self, Gap, Keys, Missed, PROBE},
     line::Line,
+    maintenance::{self, Gap, Keys, Missed, PROBE},
     proof::{self, CheckpointFault, Checkpointer, Proof, ProveFault, Prover, Verifier},
     query::Archive,
-    record::{Entry, Event, Happening, Intent, Kind, Outcome, Record, Refused},
-    store::{Fault, Job, Lock, SegmentInfo, Settings, Shelf, Writer, private_dir},
+    record::{Entry, Event, EventRecord, Intent, Kind, Outcome, Record, Refused},
+    store::{Fault, Job, Lock, SegmentInfo, SegmentSet, Settings, Writer, private_dir},
     unavailable::Unavailable,
 };
 use portcullis_protocol::names::DecisionId;
@@ -50,7 +50,7 @@ struct Inner {
     options: Options,
     key: DigestKey,
     archive: Archive,
-    shelf: Arc<Shelf>,
+    shelf: Arc<SegmentSet>,
     /// What the log misses.
     gap: Gap,
     /// Held by what must not meet another: a backup and the dropping of segments.
@@ -77,7 +77,7 @@ impl Drop for Inner {
         // What is missed and not told of yet is told now, or never by this log.
         let missed = self.gap.open();
         let told = missed.and_then(|missed| {
-            let (job, answer) = Job::new(Event::now(missed.into()).into()).ok()?;
+            let (job, answer) = Job::new(EventRecord::now(missed.into()).into()).ok()?;
             self.jobs.as_ref()?.try_send(job).ok()?;
             Some(answer)
         });
@@ -124,7 +124,7 @@ impl Audit {
         let held = lock(dir, options.deadline)?;
         let (mut manifest, cipher) = identify(dir, options.keys.as_ref())?;
         fs::set_permissions(dir, Permissions::from_mode(0o700)).map_err(broken(dir))?;
-        life::sweep(dir).map_err(broken(dir))?;
+        maintenance::sweep(dir).map_err(broken(dir))?;
         let state = options.checkpoints.state.as_deref().unwrap_or(dir);
         let signed = proof::signed_digest_key(dir, state);
         let key = DigestKey::open(dir, cipher.as_deref(), signed).map_err(broken(dir))?;
@@ -152,8 +152,8 @@ impl Audit {
         };
         let (jobs, thread) = Writer::start(opened, settings, tail.clone()).map_err(unavailable)?;
         if let Some(id) = rotated {
-            let what = Happening::KeyRotated { key_id: id.to_string() };
-            let (job, _) = Job::new(Event::now(what).into()).map_err(unavailable)?;
+            let what = Event::KeyRotated { key_id: id.to_string() };
+            let (job, _) = Job::new(EventRecord::now(what).into()).map_err(unavailable)?;
             // Nothing else is in the queue yet.
             let _ = jobs.try_send(job);
         }
@@ -222,11 +222,11 @@ impl Audit {
     /// Records something that happened already and can't be refused any more. What the store does
     /// not take is counted, and the log tells of it once it takes records again. While the store
     /// is known to take none, nothing that is told waits for it.
-    pub async fn tell(&self, what: Happening) {
+    pub async fn record_best_effort(&self, what: Event) {
         let (inner, event) = (&self.inner, what.name());
         let why = match inner.gap.open().filter(|_| !inner.well.load(Ordering::Relaxed)) {
             Some(missed) => format!("the store takes none since {}", missed.since),
-            None => match inner.write(Event::now(what).into()).await {
+            None => match inner.write(EventRecord::now(what).into()).await {
                 Ok(()) => return,
                 Err(fault) => fault.to_string(),
             },
@@ -239,24 +239,24 @@ impl Audit {
     ///
     /// # Errors
     /// [`Unavailable`]: what would happen, must not.
-    pub async fn event(&self, what: Happening) -> Result<(), Unavailable> {
-        self.record(Event::now(what).into()).await
+    pub async fn record_event(&self, what: Event) -> Result<(), Unavailable> {
+        self.record(EventRecord::now(what).into()).await
     }
 
     /// The same under an id that was allocated before, since others are given it.
     ///
     /// # Errors
-    /// As for [`Audit::event`].
-    pub async fn event_as(&self, id: DecisionId, what: Happening) -> Result<(), Unavailable> {
-        self.record(Event { id, ..Event::now(what) }.into()).await
+    /// As for [`Audit::record_event`].
+    pub async fn record_event_as(&self, id: DecisionId, what: Event) -> Result<(), Unavailable> {
+        self.record(EventRecord { id, ..EventRecord::now(what) }.into()).await
     }
 
     /// The same for what must not happen otherwise even where calls go on without a record.
     ///
     /// # Errors
-    /// As for [`Audit::event`].
-    pub async fn must(&self, what: Happening) -> Result<(), Unavailable> {
-        self.inner.write(Event::now(what).into()).await
+    /// As for [`Audit::record_event`].
+    pub async fn record_required(&self, what: Event) -> Result<(), Unavailable> {
+        self.inner.write(EventRecord::now(what).into()).await
     }
 
     async fn record(&self, record: Record) -> Result<(), Unavailable> {
@@ -383,7 +383,7 @@ impl Audit {
         &self.inner.archive
     }
 
-    pub(super) fn shelf(&self) -> &Arc<Shelf> {
+    pub(super) fn shelf(&self) -> &Arc<SegmentSet> {
         &self.inner.shelf
     }
 
@@ -435,7 +435,7 @@ async fn mend(inner: Weak<Inner>) {
         tokio::time::sleep(PROBE).await;
         let Some(inner) = inner.upgrade() else { return };
         let Some(missed) = inner.gap.open() else { return };
-        if inner.write(Event::now(missed.into()).into()).await.is_ok() {
+        if inner.write(EventRecord::now(missed.into()).into()).await.is_ok() {
             tracing::warn!(
                 since = %missed.since, until = %missed.until, records = missed.count(),
                 "the audit log takes records again; it tells of those that it misses"

@@ -5,9 +5,9 @@ use std::{io, path::Path, sync::Arc, time::Duration};
 
 use crate::{
     digest::DigestKey,
-    life::{self, Cipher, Keys, Manifest, ManifestFault},
-    proof::{self, GoesOn},
-    store::{Fault, Lock, LockRefused, Mode, Opened, Opening, Shelf, Trust, first_segment},
+    maintenance::{self, Cipher, Keys, Manifest, ManifestFault},
+    proof::{self, Continuity},
+    store::{Fault, Lock, LockRefused, Mode, Opened, Opening, SegmentSet, Trust, first_segment},
     unavailable::Unavailable,
 };
 
@@ -27,10 +27,10 @@ pub(super) fn identify(
     keys: Option<&Keys>,
 ) -> Result<(Manifest, Option<Arc<Cipher>>), Unavailable> {
     let unfit_for = |why: String| Unavailable::Unfit { dir: dir.to_owned(), why };
-    if life::is_unfinished(dir) {
+    if maintenance::is_unfinished(dir) {
         return Err(unfit_for("it is a backup that was interrupted: take it again".into()));
     }
-    if let Some((path, mode)) = life::open_to_others(dir).map_err(broken(dir))? {
+    if let Some((path, mode)) = maintenance::open_to_others(dir).map_err(broken(dir))? {
         return Err(unfit_for(format!(
             "others can write to {} (mode {mode:o}), and could have changed records: verify the \
              log, then `chmod -R go-rwx` the folder",
@@ -66,7 +66,7 @@ pub(super) fn open_shelf(
     let dropped = |first| proof::dropped_before(dir, &keys, first);
     let open = |trust, again| {
         let (key, cipher, mode) = (key.clone(), cipher.cloned(), Mode::Write);
-        Shelf::open(dir, Opening { key, cipher, mode, trust, again, dropped: &dropped })
+        SegmentSet::open(dir, Opening { key, cipher, mode, trust, again, dropped: &dropped })
     };
     let stands = |opened: &Opened| {
         let view = opened.shelf.view();
@@ -74,12 +74,12 @@ pub(super) fn open_shelf(
     };
     let opened = open(Trust::Believe, None)?;
     let why = match stands(&opened) {
-        GoesOn::Yes => {
+        Continuity::Yes => {
             let groundless = opened.groundless.clone();
             return Ok((opened, groundless));
         }
-        GoesOn::Shorter => "it ends before records that were signed".to_owned(),
-        GoesOn::No(why) => why,
+        Continuity::Shorter => "it ends before records that were signed".to_owned(),
+        Continuity::No(why) => why,
     };
     tracing::error!(
         why,
@@ -91,11 +91,11 @@ pub(super) fn open_shelf(
     let again = open(Trust::Doubt, Some(damage))?;
     match stands(&again) {
         // What is lost is put on record, and the log goes on with what there is.
-        GoesOn::Yes | GoesOn::Shorter => {
+        Continuity::Yes | Continuity::Shorter => {
             let groundless = again.groundless.clone();
             Ok((again, groundless))
         }
-        GoesOn::No(why) => {
+        Continuity::No(why) => {
             let damage = again.shelf.damage().to_vec();
             drop(again);
             Ok((open(Trust::Believe, Some(damage))?, Some(why)))

@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 
-use crate::{life::Keys, proof};
+use crate::{maintenance::Keys, proof};
 
 const DAY: Duration = Duration::from_secs(86_400);
 

@@ -5,10 +5,10 @@ use std::{fmt, ops::Deref, path::Path, sync::Arc, time::Duration};
 use super::open::{broken, identify, lock};
 use crate::{
     digest::DigestKey,
-    life::Keys,
+    maintenance::Keys,
     proof::{Proof, ProveFault, Prover},
     query::Archive,
-    store::{Lock, Mode, Opening, Shelf, Trust},
+    store::{Lock, Mode, Opening, SegmentSet, Trust},
     unavailable::Unavailable,
 };
 use portcullis_protocol::names::DecisionId;
@@ -17,7 +17,7 @@ use portcullis_protocol::names::DecisionId;
 pub struct Reader {
     id: String,
     archive: Archive,
-    shelf: Arc<Shelf>,
+    shelf: Arc<SegmentSet>,
     _lock: Lock,
 }
 
@@ -36,8 +36,8 @@ impl Reader {
         // Nothing is signed, so nobody asks how the tree began.
         let (mode, trust, dropped) = (Mode::Read, Trust::Believe, &|_| None);
         let opening = Opening { key, cipher, mode, trust, again: None, dropped };
-        let opened =
-            Shelf::open(dir, opening).map_err(|fault| Unavailable::of(fault, dir.to_owned(), 0))?;
+        let opened = SegmentSet::open(dir, opening)
+            .map_err(|fault| Unavailable::of(fault, dir.to_owned(), 0))?;
         let shelf = opened.shelf;
         let archive = Archive::new(shelf.clone());
         Ok(Self { id: manifest.id, archive, shelf, _lock: held })
@@ -48,7 +48,7 @@ impl Reader {
         &self.id
     }
 
-    pub(crate) fn shelf(&self) -> &Arc<Shelf> {
+    pub(crate) fn shelf(&self) -> &Arc<SegmentSet> {
         &self.shelf
     }
 

@@ -21,11 +21,11 @@ use tokio::sync::oneshot;
 use super::{
     Companions, Hash, KeyFault, Signer, Verifier,
     checkpoint::{Checkpoint, Pace, Signed},
-    ledger::Ledger,
+    checkpoint_file::CheckpointFile,
     verify::NEWEST,
     witness::{self, Witness},
 };
-use crate::{life::write_durably, store::Head};
+use crate::{maintenance::write_durably, store::Head};
 
 /// How often the log is looked at.
 const LOOK: Duration = Duration::from_millis(200);
@@ -208,7 +208,7 @@ struct Maker {
     signer: Arc<Signer>,
     companions: Companions,
     pace: Pace,
-    ledger: Option<Ledger>,
+    ledger: Option<CheckpointFile>,
     /// Why nothing is signed.
     fork: Option<String>,
     head: Box<dyn Fn() -> Head + Send>,
@@ -305,7 +305,7 @@ impl Maker {
     fn sign(&mut self) -> io::Result<Signed> {
         let mut ledger = match self.ledger.take() {
             Some(ledger) => ledger,
-            None => Ledger::open(&self.dir, &self.keys())?,
+            None => CheckpointFile::open(&self.dir, &self.keys())?,
         };
         let Head { tree, last, .. } = (self.head)();
         let root = tree.root();
@@ -361,7 +361,7 @@ impl Maker {
         };
         let known = self.keys().iter().find_map(|key| Signed::open(&note, key).ok());
         let Some(Signed { checkpoint, hash, .. }) = known else { return Ok(()) };
-        let ledger = Ledger::open(&self.dir, &self.keys())?;
+        let ledger = CheckpointFile::open(&self.dir, &self.keys())?;
         let has = ledger.newest().is_some_and(|newest| {
             newest.checkpoint.number > checkpoint.number || newest.hash == hash
         });

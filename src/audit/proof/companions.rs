@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     digest::DigestKey,
-    life::{Cipher, MANIFEST},
+    maintenance::{Cipher, MANIFEST},
 };
 
 /// The fingerprints of these files.

@@ -11,7 +11,7 @@ use std::{
 
 use signed_note::NoteError;
 
-use crate::life::write_durably;
+use crate::maintenance::write_durably;
 pub(super) use portcullis_foundation::note_key::NotSigned;
 pub use portcullis_foundation::note_key::{IllegalVerifier, Verifier};
 use portcullis_foundation::{

@@ -8,13 +8,13 @@
 //! - `page`, `count` and `stats` are the three kinds of answer; `tally` is what a block knows of
 //!   its records together.
 
+mod aggregates;
 mod count;
 mod filter;
 mod page;
 mod plan;
 mod stats;
 pub mod summary;
-mod tally;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -26,15 +26,15 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
 pub use self::{
+    aggregates::{Aggregates, Count, Counts, Timeline, Times},
     count::{By, CountRequest, Counted, Counting, GROUP_MAX, Group, IllegalGroup},
     filter::{Column, Filter, IllegalColumn, IllegalFilter, Type},
     stats::{StatsRequest, Summed},
-    tally::{Count, Counts, Tally, Timeline, Times},
 };
 use super::{
     line::{Line, Seq},
     record::Entry,
-    store::{Shelf, View},
+    store::{SegmentSet, View},
     unavailable::Unavailable,
 };
 use portcullis_protocol::names::DecisionId;
@@ -108,12 +108,12 @@ impl Page {
 /// A store's records, for reading.
 #[derive(Clone)]
 pub struct Archive {
-    shelf: Arc<Shelf>,
+    shelf: Arc<SegmentSet>,
     gate: Arc<Semaphore>,
 }
 
 impl Archive {
-    pub(super) fn new(shelf: Arc<Shelf>) -> Self {
+    pub(super) fn new(shelf: Arc<SegmentSet>) -> Self {
         Self { shelf, gate: Arc::new(Semaphore::new(AT_ONCE)) }
     }
 

@@ -5,9 +5,9 @@ use std::{collections::BTreeSet, sync::Arc};
 use jiff::Timestamp;
 
 use super::{
-    Tally,
+    Aggregates,
+    aggregates::Counts,
     filter::{Column, Compare, Expr, Pattern, Test},
-    tally::Counts,
     values::{self, LOCAL},
 };
 use crate::{
@@ -72,7 +72,7 @@ pub(super) fn is_indexed(column: Column) -> bool {
 /// A block that is asked, with what was read of it.
 pub(super) struct Asked<'a> {
     pub block: &'a Block,
-    tally: Option<Arc<Tally>>,
+    tally: Option<Arc<Aggregates>>,
 }
 
 impl<'a> Asked<'a> {
@@ -84,7 +84,7 @@ impl<'a> Asked<'a> {
         Bits::first(self.block.count())
     }
 
-    pub fn tally(&mut self) -> Result<Arc<Tally>, Fault> {
+    pub fn tally(&mut self) -> Result<Arc<Aggregates>, Fault> {
         if let Some(tally) = &self.tally {
             return Ok(tally.clone());
         }

@@ -3,11 +3,11 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    NOTES, Order, Tally,
+    Aggregates, NOTES, Order,
+    aggregates::Count,
     filter::{Column, Filter},
     page::between,
     plan::Asked,
-    tally::Count,
     values::holds,
     walk::{Walk, beyond},
 };
@@ -42,7 +42,7 @@ pub struct StatsRequest {
 /// A part of a summary. Those of all slices, merged, are the answer.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Summed {
-    pub tally: Tally,
+    pub tally: Aggregates,
     /// Where to go on. Absent where all is summed up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<Seq>,
@@ -106,7 +106,7 @@ struct Part<'a> {
 }
 
 impl Part<'_> {
-    fn sum(&self, tally: &mut Tally, unreadable: &mut Vec<String>) -> Result<(), Fault> {
+    fn sum(&self, tally: &mut Aggregates, unreadable: &mut Vec<String>) -> Result<(), Fault> {
         let mut asked = Asked::new(self.block);
         let bounds = asked.bounds(self.filter.expr())?;
         let places = &bounds.may & &self.within;
@@ -160,7 +160,7 @@ fn some(asked: &Asked<'_>, places: &Bits) -> Result<Bits, Fault> {
 
 /// What the index knows of these places: everything but times and sizes, which stay empty. `None`
 /// where the values are too many for it.
-fn by_index(asked: &mut Asked<'_>, places: &Bits) -> Result<Option<Tally>, Fault> {
+fn by_index(asked: &mut Asked<'_>, places: &Bits) -> Result<Option<Aggregates>, Fault> {
     let block = asked.block;
     let decides = &asked.kind(Kind::Outcome)? | &asked.kind(Kind::Refused)?;
     let counted = &decides & places;
@@ -169,7 +169,7 @@ fn by_index(asked: &mut Asked<'_>, places: &Bits) -> Result<Option<Tally>, Fault
         all: places.count() as u64,
         refused: (places & &refused).count() as u64,
     };
-    let mut tally = Tally { records: places.count() as u64, ..Tally::default() };
+    let mut tally = Aggregates { records: places.count() as u64, ..Aggregates::default() };
     for (column, counts) in [
         (Column::Kind, &mut tally.kinds),
         (Column::Client, &mut tally.principals),

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::tally::{Count, Counts, Tally, Times};
+use super::aggregates::{Aggregates, Count, Counts, Times};
 
 /// A summary of records, as `audit stats` prints it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -142,7 +142,7 @@ fn refusals(counts: &Counts, most: usize) -> Top {
 
 impl Summary {
     /// The summary of a tally with at most so many of each.
-    pub fn of(tally: &Tally, most: usize) -> Self {
+    pub fn of(tally: &Aggregates, most: usize) -> Self {
         let decided = |word: &str| tally.decisions.get(&word.to_owned()).all;
         let kind = |word: &str| tally.kinds.get(&word.to_owned()).all;
         let names = |name: &String| name.clone();

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::filter::{Column, Compare, Expr, Filter, Test, Type};
 use crate::{
-    record::{AdminAction, Direction, Entry, Happening, Kept, Record, Transport},
+    record::{AdminAction, Direction, Entry, Event, Kept, Record, Transport},
     store::{decision, kind},
 };
 
@@ -177,7 +177,7 @@ pub(super) const LOCAL: &str = "local:";
 
 fn user(record: &Record) -> Option<&str> {
     if let Record::Event(event) = record
-        && let Happening::AdminAction(AdminAction { user, .. }) = &event.what
+        && let Event::AdminAction(AdminAction { user, .. }) = &event.what
     {
         return user.as_deref();
     }

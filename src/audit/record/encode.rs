@@ -6,7 +6,7 @@ use serde::Serialize as _;
 use serde_json::{Serializer, ser::Formatter};
 
 use super::{
-    Asked,
+    PolicyInput,
     v1::{Call, Grounds, Record, Shape},
 };
 use portcullis_foundation::printable::escaped;
@@ -83,7 +83,7 @@ impl Record {
         }
     }
 
-    pub(super) fn asked_mut(&mut self) -> Option<&mut Asked> {
+    pub(super) fn asked_mut(&mut self) -> Option<&mut PolicyInput> {
         match self {
             Self::Intent(intent) => intent.asked.as_mut(),
             Self::Refused(refused) => refused.asked.as_mut(),

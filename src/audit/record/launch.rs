@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ByHand, Happening, ImageLockFailed, ImageLocked, ImagePullFailed, ImagePulled, ImagePulling,
+    ByHand, Event, ImageLockFailed, ImageLocked, ImagePullFailed, ImagePulled, ImagePulling,
     LeftBehind,
 };
 use portcullis_protocol::names::{DecisionId, ServerName};
@@ -57,25 +57,23 @@ pub enum ImageDid {
 
 impl ImageDone {
     /// It as somebody did it at the command line.
-    pub fn by(self, by: ByHand) -> Happening {
+    pub fn by(self, by: ByHand) -> Event {
         self.on_record(None, by)
     }
 
     /// The event, with the launch for which it was done.
-    pub fn on_record(self, launch: Option<DecisionId>, by: ByHand) -> Happening {
+    pub fn on_record(self, launch: Option<DecisionId>, by: ByHand) -> Event {
         let Self { server, image, digest, what } = self;
         let server = server.to_string();
         match what {
             ImageDid::Locked { was } => {
-                Happening::ImageLocked(ImageLocked { server, image, digest, was, by })
+                Event::ImageLocked(ImageLocked { server, image, digest, was, by })
             }
             ImageDid::NotLocked { reason } => {
-                Happening::ImageLockFailed(ImageLockFailed { server, image, digest, reason, by })
+                Event::ImageLockFailed(ImageLockFailed { server, image, digest, reason, by })
             }
-            ImageDid::Pulling => {
-                Happening::ImagePulling(ImagePulling { server, image, digest, by })
-            }
-            ImageDid::Pulled { platform, size, took_us } => Happening::ImagePulled(ImagePulled {
+            ImageDid::Pulling => Event::ImagePulling(ImagePulling { server, image, digest, by }),
+            ImageDid::Pulled { platform, size, took_us } => Event::ImagePulled(ImagePulled {
                 launch,
                 server,
                 image,
@@ -85,7 +83,7 @@ impl ImageDone {
                 took_us,
                 by,
             }),
-            ImageDid::NotPulled { reason } => Happening::ImagePullFailed(ImagePullFailed {
+            ImageDid::NotPulled { reason } => Event::ImagePullFailed(ImagePullFailed {
                 launch,
                 server,
                 image,
@@ -102,19 +100,19 @@ impl ImageDone {
 #[serde(deny_unknown_fields)]
 pub struct Reaping {
     /// At most [`MEMBERS`](super::MEMBERS).
-    pub left: Vec<Left>,
+    pub left: Vec<Orphan>,
     /// Whether it was done; else it is about to be.
     pub done: bool,
 }
 
 impl Reaping {
     /// It as that person's.
-    pub fn by(self, by: ByHand) -> Happening {
+    pub fn by(self, by: ByHand) -> Event {
         let Self { left, done } = self;
         let behind = LeftBehind { left, by };
         match done {
-            true => Happening::OrphansRemoved(behind),
-            false => Happening::OrphansRemoving(behind),
+            true => Event::OrphansRemoved(behind),
+            false => Event::OrphansRemoving(behind),
         }
     }
 }
@@ -122,7 +120,7 @@ impl Reaping {
 /// What kind of thing was left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
-pub enum LeftKind {
+pub enum OrphanKind {
     /// The container of a server.
     Container,
     /// A container that holds the network of another.
@@ -133,7 +131,7 @@ pub enum LeftKind {
     ControlGroup,
 }
 
-impl LeftKind {
+impl OrphanKind {
     /// The word for it.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -148,8 +146,8 @@ impl LeftKind {
 /// One thing that was left.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Left {
-    pub kind: LeftKind,
+pub struct Orphan {
+    pub kind: OrphanKind,
     /// The container's name, or the path of the folder.
     pub name: String,
     /// The server whose container it is.

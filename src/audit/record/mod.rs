@@ -1,36 +1,36 @@
 //! What is recorded: the types of the newest version, how they are made of an exchange, how they
 //! become text.
 
-mod about;
-mod access;
-mod asked;
-mod bounds;
-mod build;
+mod accessors;
 #[cfg(test)]
 mod docs;
+mod egress;
 mod encode;
-mod happening;
-mod kept;
+mod event;
+mod event_fields;
+mod from_exchange;
+mod kept_body;
 mod launch;
-mod reach;
+mod limits;
+mod policy_input;
 mod shape;
+mod summary;
 pub mod v1;
-mod words;
 
-pub use asked::{Asked, Claimed, Lack};
-pub use bounds::{bare_uri, clip_words};
-pub use build::{Arrival, Conclusion, MEMBERS, RULES, Ruling, era, micros, rule};
-pub use happening::{
-    AdminAction, By, ByHand, DropReason, Dropped, Egress, HandedBy, Happening, ImageLockFailed,
+pub use egress::{EgressClosed, EgressConnecting, EgressEnd};
+pub use event::{
+    AdminAction, By, ByHand, DropReason, Dropped, Egress, Event, HandedBy, ImageLockFailed,
     ImageLocked, ImagePullFailed, ImagePulled, ImagePulling, ImageResolved, LaunchRefused,
     Launched, Launching, LeftBehind, PlaceKind, PluginLoaded, RefusalGroup, SecretHanded,
     SecretSource, SessionOpened, Stopped, SummarizedRefusals, Who,
 };
-pub use launch::{ImageDid, ImageDone, Left, LeftKind, Reaping};
-pub use reach::{ReachEnd, Reached, Reaching};
+pub use from_exchange::{Arrival, Conclusion, MEMBERS, RULES, Ruling, era, micros, rule};
+pub use launch::{ImageDid, ImageDone, Orphan, OrphanKind, Reaping};
+pub use limits::{bare_uri, clip_words};
+pub use policy_input::{Claimed, Omission, PolicyInput};
 pub use v1::{
-    AnswerKind, Body, Call, Decision, Direction, Entry, Era, Event, Finding, Grounds, Intent, Kept,
-    Kind, Outcome, Record, Refusal, Refused, Rule, Shape, Target, Timing, Transport, VERSION,
+    AnswerKind, Body, Call, Decision, Direction, Entry, Era, EventRecord, Finding, Grounds, Intent,
+    Kept, Kind, Outcome, Record, Refusal, Refused, Rule, Shape, Target, Timing, Transport, VERSION,
 };
 
 pub(super) use encode::encode;

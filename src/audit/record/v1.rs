@@ -11,7 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Asked, Happening};
+use super::{Event, PolicyInput};
 use crate::{line::Seq, proof::Hash};
 use portcullis_protocol::names::DecisionId;
 
@@ -47,7 +47,7 @@ pub enum Record {
     /// A message that was refused before it left.
     Refused(Box<Refused>),
     /// Something that happened to the proxy and not in a call.
-    Event(Box<Event>),
+    Event(Box<EventRecord>),
 }
 
 /// The kinds of record.
@@ -297,7 +297,7 @@ pub struct Intent {
     /// What policies were shown beside the rest of the record. Absent where the message could not
     /// be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub asked: Option<Asked>,
+    pub asked: Option<PolicyInput>,
     /// The parameters as they leave. Of what could not be read: the whole message.
     pub request: Body,
     /// The shape of the arguments; in an outcome that of the result, unless that has more than
@@ -373,7 +373,7 @@ pub struct Refused {
     pub grounds: Grounds,
     /// As in an intent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub asked: Option<Asked>,
+    pub asked: Option<PolicyInput>,
     /// The message, or its parameters where it could be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request: Option<Body>,
@@ -389,12 +389,12 @@ pub struct Refused {
 
 /// Something that happened to the proxy.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Event {
+pub struct EventRecord {
     /// The event's own id, a UUID.
     #[schemars(with = "String", extend("format" = "uuid"))]
     pub id: DecisionId,
     #[schemars(with = "String", extend("format" = "date-time"))]
     pub at: Timestamp,
     #[serde(flatten)]
-    pub what: Happening,
+    pub what: Event,
 }

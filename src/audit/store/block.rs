@@ -10,16 +10,16 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     BLOCK,
-    bits::Bits,
-    facts::{Facts, Field, kind},
+    bitmap::Bits,
     fault::Fault,
+    index_terms::{Facts, Field, kind},
     segment::Segment,
     time,
 };
 use crate::{
     line::Line,
     proof::{Frontier, Hash, TILE},
-    query::Tally,
+    query::Aggregates,
     record::Kind,
 };
 
@@ -174,7 +174,7 @@ impl Growing {
         let (whole, trail) = rest.as_chunks::<{ TILE as usize }>();
         let tiles =
             whole.iter().map(|tile| Frontier::of_tiles([], tile.iter().copied()).root()).collect();
-        let mut tally = Tally::default();
+        let mut tally = Aggregates::default();
         for (recorded, facts) in &inner.facts {
             tally.add(time(*recorded), facts);
         }
@@ -209,7 +209,7 @@ impl Growing {
 pub(super) struct Sealing {
     pub meta: BlockMeta,
     pub terms: Vec<(Field, String, Vec<u16>)>,
-    pub tally: Tally,
+    pub tally: Aggregates,
 }
 
 impl Sealing {
@@ -296,10 +296,10 @@ impl BlockMeta {
 
 /// A block of a view.
 #[derive(Clone)]
-pub(crate) struct Block(pub(super) Place);
+pub(crate) struct Block(pub(super) BlockPosition);
 
 #[derive(Clone)]
-pub(super) enum Place {
+pub(super) enum BlockPosition {
     /// In memory; records beyond `count` came after the view was made.
     Memory {
         block: Arc<Growing>,
@@ -315,32 +315,32 @@ impl Block {
     /// `seq` of its first record.
     pub fn first(&self) -> u64 {
         match &self.0 {
-            Place::Memory { block, .. } => block.first,
-            Place::Segment { meta, .. } => meta.first,
+            BlockPosition::Memory { block, .. } => block.first,
+            BlockPosition::Segment { meta, .. } => meta.first,
         }
     }
 
     /// How many records it has.
     pub fn count(&self) -> usize {
         match &self.0 {
-            Place::Memory { count, .. } => *count,
-            Place::Segment { meta, .. } => meta.count as usize,
+            BlockPosition::Memory { count, .. } => *count,
+            BlockPosition::Segment { meta, .. } => meta.count as usize,
         }
     }
 
     /// When its first record was written.
     pub fn begin(&self) -> Timestamp {
         time(match &self.0 {
-            Place::Memory { block, .. } => block.inner.read().begin,
-            Place::Segment { meta, .. } => meta.begin,
+            BlockPosition::Memory { block, .. } => block.inner.read().begin,
+            BlockPosition::Segment { meta, .. } => meta.begin,
         })
     }
 
     /// No record of it was written later.
     pub fn end(&self) -> Timestamp {
         time(match &self.0 {
-            Place::Memory { block, .. } => block.inner.read().end,
-            Place::Segment { meta, .. } => meta.end,
+            BlockPosition::Memory { block, .. } => block.inner.read().end,
+            BlockPosition::Segment { meta, .. } => meta.end,
         })
     }
 
@@ -350,13 +350,13 @@ impl Block {
     /// Where the index or the records can't be read.
     pub fn term(&self, field: Field, value: &str) -> Result<Bits, Fault> {
         match &self.0 {
-            Place::Memory { block, count } => {
+            BlockPosition::Memory { block, count } => {
                 let inner = block.inner.read();
                 let places = inner.terms.get(&field).and_then(|values| values.get(value));
                 let within = |at: &usize| at < count;
                 Ok(places.into_iter().flatten().map(|at| usize::from(*at)).filter(within).collect())
             }
-            Place::Segment { segment, meta } => {
+            BlockPosition::Segment { segment, meta } => {
                 if let Some(sealing) = segment.unindexed(meta)? {
                     return Ok(sealing.places(field, value));
                 }
@@ -386,12 +386,12 @@ impl Block {
     /// Where the index can't be read.
     pub fn answered(&self) -> Result<Bits, Fault> {
         match &self.0 {
-            Place::Memory { block, count } => {
+            BlockPosition::Memory { block, count } => {
                 let inner = block.inner.read();
                 let within = inner.answered.iter().filter(|(_, at)| usize::from(*at) < *count);
                 Ok(within.map(|(intent, _)| usize::from(*intent)).collect())
             }
-            Place::Segment { segment, meta } => match segment.unindexed(meta)? {
+            BlockPosition::Segment { segment, meta } => match segment.unindexed(meta)? {
                 Some(sealing) => Ok(sealing.places(Field::Kind, ANSWERED)),
                 None => segment.index().term(meta.first, Field::Kind, ANSWERED),
             },
@@ -407,12 +407,12 @@ impl Block {
             Line::read(text).ok_or_else(|| Fault::Damaged("a line is not a record's".into()))
         };
         match &self.0 {
-            Place::Memory { block, count } => {
+            BlockPosition::Memory { block, count } => {
                 let inner = block.inner.read();
                 let lines = places.iter().filter(|at| at < count);
                 lines.filter_map(|at| inner.lines.get(at)).cloned().map(read).collect()
             }
-            Place::Segment { segment, meta } => {
+            BlockPosition::Segment { segment, meta } => {
                 let mut lines = Vec::new();
                 for (at, frame) in meta.frames.iter().enumerate() {
                     let end = meta.frames.get(at + 1).map_or(meta.after(), |next| next.first);
@@ -438,17 +438,17 @@ impl Block {
     ///
     /// # Errors
     /// Where the index can't be read.
-    pub fn tally(&self) -> Result<Arc<Tally>, Fault> {
+    pub fn tally(&self) -> Result<Arc<Aggregates>, Fault> {
         match &self.0 {
-            Place::Memory { block, count } => {
+            BlockPosition::Memory { block, count } => {
                 let inner = block.inner.read();
-                let mut tally = Tally::default();
+                let mut tally = Aggregates::default();
                 for (recorded, facts) in inner.facts.iter().take(*count) {
                     tally.add(time(*recorded), facts);
                 }
                 Ok(Arc::new(tally))
             }
-            Place::Segment { segment, meta } => match segment.unindexed(meta)? {
+            BlockPosition::Segment { segment, meta } => match segment.unindexed(meta)? {
                 Some(sealing) => Ok(Arc::new(sealing.tally)),
                 None => segment.index().tally(meta.first),
             },
@@ -459,7 +459,7 @@ impl Block {
     /// the hashes of the records after them.
     pub fn hashes(&self) -> (Vec<Hash>, Vec<Hash>, Vec<Hash>) {
         match &self.0 {
-            Place::Memory { block, count } => {
+            BlockPosition::Memory { block, count } => {
                 let inner = block.inner.read();
                 let leaves = inner.hashes.get(..*count).unwrap_or(&inner.hashes);
                 let ragged = (TILE - block.first % TILE) % TILE;
@@ -471,7 +471,7 @@ impl Block {
                 };
                 (lead.to_vec(), whole.iter().map(root).collect(), trail.to_vec())
             }
-            Place::Segment { meta, .. } => {
+            BlockPosition::Segment { meta, .. } => {
                 (meta.lead.clone(), meta.tiles.clone(), meta.trail.clone())
             }
         }

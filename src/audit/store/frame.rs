@@ -18,7 +18,7 @@ use std::io::{self, Read};
 
 use bytes::Bytes;
 
-use crate::life::{Cipher, CipherFault};
+use crate::maintenance::{Cipher, CipherFault};
 
 /// Bytes before the body.
 pub(crate) const HEADER: usize = 21;

@@ -20,12 +20,12 @@ use std::{
 };
 
 use super::{
-    bits::Bits,
+    bitmap::Bits,
     block::{BlockMeta, Sealing},
-    facts::Field,
     fault::Fault,
+    index_terms::Field,
 };
-use crate::{digest::DigestKey, life::Cipher, query::Tally};
+use crate::{digest::DigestKey, maintenance::Cipher, query::Aggregates};
 
 /// Bytes of pages that one open index keeps in memory.
 const CACHE: u64 = 8 << 20;
@@ -247,7 +247,7 @@ impl Index {
     }
 
     /// What is known of a block's records together.
-    pub fn tally(&self, first: u64) -> Result<Arc<Tally>, Fault> {
+    pub fn tally(&self, first: u64) -> Result<Arc<Aggregates>, Fault> {
         let bytes = self.get(&at(b"y", first))?;
         let bytes = bytes.ok_or_else(|| damaged("a block has no tally"))?;
         postcard::from_bytes(&bytes).map(Arc::new).map_err(damaged)

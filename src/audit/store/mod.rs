@@ -11,27 +11,27 @@
 //!   acknowledged record, so that a loss is seen, told and put on record.
 //! - A [`View`] is all that was durable at one moment.
 
-mod bits;
+mod bitmap;
 mod block;
-mod check;
-pub(crate) mod facts;
 mod fault;
 pub(crate) mod frame;
 mod index;
+mod index_check;
+pub(crate) mod index_terms;
 mod lock;
 mod sealer;
 mod segment;
-mod shelf;
+mod segments;
 mod writer;
 
-pub(super) use bits::Bits;
+pub(super) use bitmap::Bits;
 pub(super) use block::Block;
-pub(super) use facts::{Facts, Field, decision, kind};
 pub(super) use fault::Fault;
+pub(super) use index_terms::{Facts, Field, decision, kind};
 pub(super) use lock::{Lock, Refused as LockRefused};
 pub(super) use segment::{Mode, Trust};
-pub(super) use shelf::{
-    Head, Opened, Opening, SegmentInfo, Shelf, View, first_segment, private_dir, stamp, time,
+pub(super) use segments::{
+    Head, Opened, Opening, SegmentInfo, SegmentSet, View, first_segment, private_dir, stamp, time,
 };
 pub(super) use writer::{Job, Settings, Writer};
 

@@ -11,7 +11,7 @@ use super::{
     block::Growing,
     fault::Fault,
     segment::{Segment, Wal},
-    shelf::Shelf,
+    segments::SegmentSet,
 };
 
 /// Between two tries.
@@ -35,7 +35,7 @@ pub(super) struct Sealer {
 }
 
 impl Sealer {
-    pub fn start(shelf: Arc<Shelf>) -> Result<Self, Fault> {
+    pub fn start(shelf: Arc<SegmentSet>) -> Result<Self, Fault> {
         let (tasks, queue) = mpsc::channel();
         let thread = thread::Builder::new()
             .name("audit-seal".into())
@@ -64,7 +64,7 @@ impl Drop for Sealer {
     }
 }
 
-fn run(shelf: &Shelf, queue: &mpsc::Receiver<Task>) {
+fn run(shelf: &SegmentSet, queue: &mpsc::Receiver<Task>) {
     let mut waiting: Vec<Task> = Vec::new();
     let mut open = true;
     while open || !waiting.is_empty() {
@@ -105,7 +105,7 @@ fn run(shelf: &Shelf, queue: &mpsc::Receiver<Task>) {
     }
 }
 
-fn work(shelf: &Shelf, task: &Task) -> Result<(), Fault> {
+fn work(shelf: &SegmentSet, task: &Task) -> Result<(), Fault> {
     match task {
         Task::Seal { segment, block } => {
             segment.seal(block)?;

@@ -13,17 +13,17 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::{
     block::{Added, Growing},
-    facts::Facts,
     fault::Fault,
     frame::{self, Pack},
+    index_terms::Facts,
     sealer::{Sealer, Task},
     segment::{Loss, Segment, Wal},
-    shelf::{self, Current, Head, Mark, Opened, Shelf},
+    segments::{self, Current, Head, HeadFile, Opened, SegmentSet},
 };
 use crate::{
     line::{Line, LineHead, Seq},
     log::{Clock, Written},
-    record::{Entry, Event, Happening, Kind, Record, VERSION, encode},
+    record::{Entry, Event, EventRecord, Kind, Record, VERSION, encode},
 };
 
 /// Records in one commit.
@@ -84,15 +84,15 @@ struct Draft {
 
 /// The writing thread.
 pub(crate) struct Writer {
-    shelf: Arc<Shelf>,
+    shelf: Arc<SegmentSet>,
     settings: Settings,
     tail: broadcast::Sender<Arc<Written>>,
     sealer: Sealer,
-    mark: Mark,
+    mark: HeadFile,
     current: Option<Current>,
     head: Head,
     /// What befell the store and is not yet on record.
-    news: Vec<Happening>,
+    news: Vec<Event>,
 }
 
 impl Writer {
@@ -105,7 +105,7 @@ impl Writer {
         let Opened { shelf, current, unsealed, unclosed, loss, .. } = opened;
         let head = shelf.head();
         let last = head.tree.size().checked_sub(1).map(|seq| (seq, head.last));
-        let mark = Mark::open(shelf.dir(), last)?;
+        let mark = HeadFile::open(shelf.dir(), last)?;
         let sealer = Sealer::start(shelf.clone())?;
         let (jobs, queue) = mpsc::channel(settings.queue);
         let news = Vec::new();
@@ -140,10 +140,10 @@ impl Writer {
                 "records of the audit log are lost: what could not be read is in `quarantine`. Check the disk"
             );
             let reason = self.shelf.damage().first().cloned();
-            self.news.push(Happening::RecordsLost { from: Seq(from), until: Seq(until), reason });
+            self.news.push(Event::RecordsLost { from: Seq(from), until: Seq(until), reason });
         }
-        let now = shelf::stamp((self.settings.clock)());
-        let last = shelf::stamp(self.head.recorded);
+        let now = segments::stamp((self.settings.clock)());
+        let last = segments::stamp(self.head.recorded);
         if last > now.saturating_add(MINUTE) {
             let ahead = SignedDuration::from_micros(i64::try_from(last - now).unwrap_or(i64::MAX));
             tracing::warn!(
@@ -219,11 +219,12 @@ impl Writer {
 
     /// Commits these records in one frame, after the news.
     fn commit(&mut self, drafts: Vec<Draft>) -> Result<(), Fault> {
-        let recorded = shelf::stamp((self.settings.clock)()).max(shelf::stamp(self.head.recorded));
+        let recorded =
+            segments::stamp((self.settings.clock)()).max(segments::stamp(self.head.recorded));
         self.prepare(recorded)?;
         let mut all = Vec::with_capacity(self.news.len() + drafts.len());
         for what in &self.news {
-            let mut record = Record::from(Event::now(what.clone()));
+            let mut record = Record::from(EventRecord::now(what.clone()));
             // The words are the store's own, so there is nothing to take out.
             record.settle(None);
             let text = encode(&mut record).map_err(|e| Fault::Io(e.to_string()))?;
@@ -238,7 +239,7 @@ impl Writer {
             return Err(Fault::Io("no file of commits is open".into()));
         };
         let mut head = self.head.clone();
-        head.recorded = shelf::time(recorded);
+        head.recorded = segments::time(recorded);
         let first = head.tree.size();
         let (mut lines, mut added, mut records) = (Vec::new(), Vec::new(), Vec::new());
         for Draft { record, text, facts } in all {

@@ -12,7 +12,7 @@ use crate::{
     object::{Object, Said},
     options::Options,
     packages,
-    report::{Place, Report, brief},
+    report::{Location, Report, brief},
     server::{Run, Secret, Server, Transport},
 };
 
@@ -234,7 +234,7 @@ fn local(
     draft: &mut Draft<'_>,
     program: Said<'_>,
     arguments: Vec<Said<'_>>,
-    place: Place,
+    place: Location,
     context: &Context<'_>,
     report: &mut Report,
 ) -> Option<Run> {

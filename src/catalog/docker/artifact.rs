@@ -5,8 +5,8 @@ use serde_json::{Map, Value, json};
 use crate::{
     name::as_variable,
     node::Node,
-    plain::endpoint,
     report::{Problem, brief},
+    secret_heuristics::endpoint,
     template::is_template,
 };
 

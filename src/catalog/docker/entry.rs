@@ -10,8 +10,8 @@ use crate::{
     node::Node,
     object::{Object, Said},
     options::Options,
-    plain::endpoint,
-    report::{Place, Report, brief},
+    report::{Location, Report, brief},
+    secret_heuristics::endpoint,
     server::{Image, Run, Secret, Server, Tool, Transport},
     template::{Into, Unfilled, fill, is_template},
     values::settle,
@@ -298,7 +298,7 @@ fn environment(
     }
 }
 
-fn egress(draft: &mut Draft<'_>, entry: &mut Object<'_>, place: Place, report: &mut Report) {
+fn egress(draft: &mut Draft<'_>, entry: &mut Object<'_>, place: Location, report: &mut Report) {
     let none = entry.flag("disableNetwork", report) == Some(true);
     let listed = entry.get("allowHosts").is_some();
     let hosts = entry.texts("allowHosts", report);
@@ -355,7 +355,7 @@ fn elsewhere(
     remote: Option<Object<'_>>,
     sse: Option<Said<'_>>,
     tokens: &[Said<'_>],
-    place: Place,
+    place: Location,
     report: &mut Report,
 ) -> Option<Run> {
     let mut headers = BTreeMap::new();
@@ -399,6 +399,6 @@ fn elsewhere(
     draft.url(url, report).map(|url| Run::Remote { url, transport, headers })
 }
 
-fn remote_place(kind: Option<Said<'_>>, place: Place) -> Place {
+fn remote_place(kind: Option<Said<'_>>, place: Location) -> Location {
     kind.map_or(place, |kind| kind.place)
 }

@@ -3,7 +3,7 @@
 use crate::{
     node::{Key, Node, What},
     options::Options,
-    report::{Place, Report},
+    report::{Location, Report},
     server::Server,
 };
 
@@ -56,7 +56,7 @@ fn pair((key, value): &(Key, Node)) -> Node {
 }
 
 /// Adds to the variables that are there.
-fn variables(flat: &mut Vec<(Key, Node)>, place: Place, more: Vec<Node>) {
+fn variables(flat: &mut Vec<(Key, Node)>, place: Location, more: Vec<Node>) {
     let there = flat.iter_mut().find(|(key, _)| &*key.text == "env");
     match there {
         Some((_, Node { what: What::List(items), .. })) => items.extend(more),

@@ -15,13 +15,13 @@ use super::entry::{Unwritten, mount, read, table};
 use crate::{
     lock::origin,
     name::own_variables,
-    plain::{argument_holds_secret, is_plain, url_holds_secret},
+    secret_heuristics::{argument_holds_secret, is_plain, url_holds_secret},
     server::{Run, Server},
 };
 
 /// An entry that was changed.
 #[derive(Debug)]
-pub struct Again {
+pub struct MergedEntry {
     /// The text of the config.
     pub text: String,
     /// The server, of whose hosts, folders and secrets those are left that stand in the entry.
@@ -140,7 +140,7 @@ pub fn again(
     before: Option<&toml::Table>,
     confirmed: &BTreeMap<String, String>,
     named: &BTreeSet<String>,
-) -> Result<Again, Unwritten> {
+) -> Result<MergedEntry, Unwritten> {
     let mut document = read(config)?;
     let entry =
         |all: &toml::Table| Some(all.get("servers")?.get(&server.name)?.as_table()?.clone());
@@ -162,7 +162,7 @@ pub fn again(
     let (changes, said) = (merge.changes, merge.keep);
     let text = document.to_string();
     let left = entry(&plain(&text)?).ok_or(Unwritten::Shape)?;
-    Ok(Again { server: standing(server.clone(), &left), text, said, changes })
+    Ok(MergedEntry { server: standing(server.clone(), &left), text, said, changes })
 }
 
 fn plain(text: &str) -> Result<toml::Table, Unwritten> {

@@ -4,6 +4,6 @@ mod again;
 mod entry;
 mod policy;
 
-pub use again::{Again, Change, again, moved, said, strayed, written_by_operator};
+pub use again::{Change, MergedEntry, again, moved, said, strayed, written_by_operator};
 pub use entry::{Unwritten, add, names, remove};
 pub use policy::{file_name, left_on_id, policy, tools_left_on};

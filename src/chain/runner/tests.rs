@@ -73,7 +73,7 @@ fn exchange() -> Exchange {
 
 #[derive(Default)]
 struct Bench {
-    links: Vec<Link>,
+    links: Vec<ChainEntry>,
     log: Arc<Mutex<Vec<String>>>,
 }
 
@@ -81,7 +81,7 @@ impl Bench {
     fn link(
         mut self,
         name: &str,
-        change: impl FnOnce(&mut Link),
+        change: impl FnOnce(&mut ChainEntry),
         verdict: impl Fn(&Exchange) -> Result<Verdict, Fault> + Send + Sync + 'static,
     ) -> Self {
         let fake = Fake {
@@ -92,14 +92,14 @@ impl Bench {
             verdict: Box::new(verdict),
             log: self.log.clone(),
         };
-        let mut link = Link::strict(Arc::new(fake));
+        let mut link = ChainEntry::strict(Arc::new(fake));
         change(&mut link);
         self.links.push(link);
         self
     }
 
-    async fn run(self) -> (Result<(), Refusal>, Exchange, Trail, Vec<String>) {
-        let (mut exchange, mut trail) = (exchange(), Trail::default());
+    async fn run(self) -> (Result<(), Refusal>, Exchange, ChainTrace, Vec<String>) {
+        let (mut exchange, mut trail) = (exchange(), ChainTrace::default());
         let caps =
             Caps { bytes: 1 << 20, depth: 64, nodes: 100_000, keys: 10_000, object_keys: 10_000 };
         let chain = Chain::new(self.links, caps, caps);
@@ -149,7 +149,7 @@ async fn who_decides_by_labels_is_asked_again_about_new_ones() {
     assert!(trail.heard.is_empty());
 
     // In audit mode labels have no effect.
-    let audit = |link: &mut Link| link.mode = Mode::Audit;
+    let audit = |link: &mut ChainEntry| link.mode = Mode::Audit;
     let (result, exchange, ..) =
         Bench::default().link("reader", |_| {}, unlabelled).link("b", audit, label).run().await;
     assert!(result.is_ok() && exchange.labels.is_empty());
@@ -224,7 +224,7 @@ async fn a_missed_deadline_is_a_fault() {
         }
     }
 
-    let mut link = Link::strict(Arc::new(Never(Hooks::every(&[Phase::Request]))));
+    let mut link = ChainEntry::strict(Arc::new(Never(Hooks::every(&[Phase::Request]))));
     link.deadline = Duration::from_millis(1);
     let (result, ..) = Bench { links: vec![link], ..Bench::default() }.run().await;
     assert_eq!(result.unwrap_err().code, Code::InterceptorFault);
@@ -232,7 +232,7 @@ async fn a_missed_deadline_is_a_fault() {
 
 #[tokio::test]
 async fn audit_mode_changes_nothing() {
-    let audit = |link: &mut Link| link.mode = Mode::Audit;
+    let audit = |link: &mut ChainEntry| link.mode = Mode::Audit;
     let (result, exchange, trail, _) = Bench::default()
         .link("r", audit, refuse)
         .link("m", audit, replace("{\"name\":\"t\",\"x\":1}"))
@@ -264,7 +264,7 @@ async fn interceptors_that_never_agree_are_a_fault() {
 
 #[tokio::test]
 async fn every_rule_has_a_file_and_a_line() {
-    fn put(link: &mut Link) {
+    fn put(link: &mut ChainEntry) {
         link.place = Some(("gate.toml".into(), 7));
     }
     fn placed(name: &str) -> Rule {
@@ -293,7 +293,7 @@ async fn every_rule_has_a_file_and_a_line() {
         .await;
     assert_eq!(result.unwrap_err().rules.len(), 1);
 
-    let audited = |link: &mut Link| {
+    let audited = |link: &mut ChainEntry| {
         put(link);
         link.mode = Mode::Audit;
     };

@@ -5,7 +5,7 @@ use std::{collections::HashMap, path::Path};
 use http::HeaderName;
 
 use super::Checker;
-use crate::{finding::Code, shape::brief};
+use crate::{finding::Code, schema_check::brief};
 use portcullis_audit::{
     Filter,
     config::{Destination, Export},

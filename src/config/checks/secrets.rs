@@ -1,10 +1,10 @@
 //! Entries of `secrets` that look at less than the default whose place they take.
 
 use super::Checker;
-use crate::{Finding, finding::Code, typed::Built};
+use crate::{Finding, deserialize::Built, finding::Code};
 use portcullis_foundation::json_pointer::child;
 use portcullis_interceptors::{
-    InterceptorEntry, Use,
+    InterceptorEntry, InterceptorKind,
     secrets::{self, Action},
 };
 
@@ -12,7 +12,7 @@ pub(super) fn check(checker: &mut Checker<'_>, built: &Built) {
     let longest = built.config.longest_message();
     let mut all = Vec::new();
     for (entry, at) in built.config.interceptors.iter().zip(&built.interceptors) {
-        let Use::Secrets(secrets) = &entry.kind else { continue };
+        let InterceptorKind::Secrets(secrets) = &entry.kind else { continue };
         if !entry.is_on() {
             // The chain is shown with it.
             continue;

@@ -8,14 +8,16 @@ use reqwest::Url;
 use super::Checker;
 use crate::{
     finding::Code,
-    shape::{brief, nearest},
+    schema_check::{brief, nearest},
     values::CAPABILITIES,
 };
 use portcullis_catalog::{begins_as_key, names_secret, url_holds_secret};
 use portcullis_egress::{Destination, Destinations, Host, Pattern, is_metadata};
 use portcullis_foundation::json_pointer::child;
 use portcullis_runtime::{container::Image, egress_netns::ADDRESSES, process::SECRETS};
-use portcullis_upstream::config::{Given, HandOver, Server, Sharing, is_client, is_env_name};
+use portcullis_upstream::config::{
+    SecretBinding, SecretDeliveryMethod, Server, Sharing, is_client, is_env_name,
+};
 use portcullis_vault::Source;
 
 pub(super) fn check(checker: &mut Checker<'_>, at: &str, server: &Server) {
@@ -283,7 +285,7 @@ fn environment(checker: &mut Checker<'_>, at: &str, server: &Server) {
 }
 
 /// Where the values of one secret come from.
-fn references(checker: &mut Checker<'_>, at: &str, given: Given<'_>) {
+fn references(checker: &mut Checker<'_>, at: &str, given: SecretBinding<'_>) {
     if given.from.is_none() && given.by_client.is_empty() {
         let finding = checker.document.at_key(at, Code::MissingKey, "this comes from nowhere");
         checker.add(finding.help(
@@ -309,7 +311,8 @@ fn references(checker: &mut Checker<'_>, at: &str, given: Given<'_>) {
 
 /// The secrets that it gets as files.
 fn files(server: &Server) -> impl Iterator<Item = &String> {
-    let all = server.secrets.iter().filter(|(_, secret)| secret.hand_over == HandOver::File);
+    let all =
+        server.secrets.iter().filter(|(_, secret)| secret.hand_over == SecretDeliveryMethod::File);
     all.map(|(name, _)| name)
 }
 

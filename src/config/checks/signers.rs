@@ -8,7 +8,7 @@ use super::Checker;
 use crate::{
     Config,
     finding::Code,
-    shape::{brief, nearest},
+    schema_check::{brief, nearest},
 };
 use portcullis_foundation::json_pointer::child;
 use portcullis_upstream::config::Signer;

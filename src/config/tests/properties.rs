@@ -58,7 +58,7 @@ proptest! {
         pieces in proptest::collection::vec((piece(), "[\n ]"), 0..40)
     ) {
         let text: String = pieces.into_iter().flat_map(|(piece, gap)| [piece, gap]).collect();
-        let place = whereabouts::of_text(Path::new("p.toml"), &text);
+        let place = proxy_location::of_text(Path::new("p.toml"), &text);
         match parse(Path::new("p.toml"), &text) {
             Ok(Loaded { config, .. }) => {
                 prop_assert!(place.state_dir.is_none_or(|dir| dir == config.state_dir));

@@ -13,14 +13,14 @@ use serde_json::{Value, json};
 
 use super::{Peer, Problem};
 use crate::{
-    approval::{Heard, Waiting, Word},
-    proxy::Proxy,
+    approval::{PendingApproval, Resolution, ResolutionResult},
+    proxy::Gateway,
 };
 
 /// What a person says of a call.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct WordRequest {
+pub struct ResolveRequest {
     pub allow: bool,
     /// Why, for the record.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -28,36 +28,36 @@ pub struct WordRequest {
 }
 
 /// The routes.
-pub fn routes(proxy: Arc<Proxy>) -> Router {
+pub fn routes(proxy: Arc<Gateway>) -> Router {
     Router::new()
         .route("/v1/approvals", get(waiting))
         .route("/v1/approvals/{id}", post(answer))
         .with_state(proxy)
 }
 
-async fn waiting(State(proxy): State<Arc<Proxy>>) -> Json<Vec<Waiting>> {
+async fn waiting(State(proxy): State<Arc<Gateway>>) -> Json<Vec<PendingApproval>> {
     Json(proxy.approvals.waiting())
 }
 
 async fn answer(
-    State(proxy): State<Arc<Proxy>>,
+    State(proxy): State<Arc<Gateway>>,
     ConnectInfo(peer): ConnectInfo<Peer>,
     Path(id): Path<String>,
-    Json(WordRequest { allow, reason }): Json<WordRequest>,
+    Json(ResolveRequest { allow, reason }): Json<ResolveRequest>,
 ) -> Result<Json<Value>, Problem> {
     let by = peer.user.as_ref().map_or_else(|| format!("user {}", peer.uid), ToString::to_string);
-    let word = Word { allowed: allow, by, reason };
+    let word = Resolution { allowed: allow, by, reason };
     let heard = match id.parse() {
         Ok(id) => proxy.approvals.answer(id, word).await,
-        Err(_) => Heard::Late,
+        Err(_) => ResolutionResult::Late,
     };
     match heard {
-        Heard::Heard => Ok(Json(json!({ "id": id, "allowed": allow }))),
-        Heard::Late => {
+        ResolutionResult::Heard => Ok(Json(json!({ "id": id, "allowed": allow }))),
+        ResolutionResult::Late => {
             let problem = Problem::not_found(format!("no call waits by the id `{id}`"));
             Err(problem.remedy("`portcullis approve ls` lists those that do"))
         }
-        Heard::Unrecorded(why) => {
+        ResolutionResult::Unrecorded(why) => {
             let words = "what you said could not be recorded, so the call is refused";
             let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, format!("{words}: {why}"));
             Err(problem.code("audit-unavailable"))

@@ -11,7 +11,7 @@ use axum::{
 use serde::{Deserialize, Serialize};
 
 use super::{Peer, Problem};
-use crate::proxy::Proxy;
+use crate::proxy::Gateway;
 use portcullis_audit::record::By;
 use portcullis_protocol::identity::Change;
 
@@ -26,12 +26,12 @@ pub struct ClientChange {
 }
 
 /// The route.
-pub fn routes(proxy: Arc<Proxy>) -> Router {
+pub fn routes(proxy: Arc<Gateway>) -> Router {
     Router::new().route("/v1/clients", post(change)).with_state(proxy)
 }
 
 async fn change(
-    State(proxy): State<Arc<Proxy>>,
+    State(proxy): State<Arc<Gateway>>,
     ConnectInfo(peer): ConnectInfo<Peer>,
     Json(ClientChange { change, reason }): Json<ClientChange>,
 ) -> Result<Json<()>, Problem> {

@@ -10,23 +10,23 @@ use axum::{
 };
 
 use super::{Peer, Problem};
-use crate::proxy::Proxy;
+use crate::proxy::Gateway;
 use portcullis_audit::record::{ByHand, ImageDone};
 
 /// The route.
-pub fn routes(proxy: Arc<Proxy>) -> Router {
+pub fn routes(proxy: Arc<Gateway>) -> Router {
     Router::new().route("/v1/images", post(done)).with_state(proxy)
 }
 
 async fn done(
-    State(proxy): State<Arc<Proxy>>,
+    State(proxy): State<Arc<Gateway>>,
     ConnectInfo(peer): ConnectInfo<Peer>,
     Json(all): Json<Vec<ImageDone>>,
 ) -> Result<Json<()>, Problem> {
     let user = peer.user.as_deref().map(str::to_owned);
     let by = ByHand { uid: Some(peer.uid), user };
     for done in all {
-        proxy.audit.event(done.by(by.clone())).await?;
+        proxy.audit.record_event(done.by(by.clone())).await?;
     }
     Ok(Json(()))
 }

@@ -13,12 +13,12 @@
 
 mod approvals;
 mod audit;
+mod authorize;
 mod client;
 mod clients;
-mod guard;
 mod images;
-mod keeping;
-mod leftovers;
+mod maintenance;
+mod orphans;
 mod problem;
 mod proof;
 mod proxy;
@@ -27,14 +27,14 @@ mod socket;
 #[cfg(test)]
 mod tests;
 
-pub use approvals::{WordRequest, routes as approval_routes};
+pub use approvals::{ResolveRequest, routes as approval_routes};
 pub use audit::{TailLine, TailRequest, routes as audit_routes};
+pub use authorize::Recorder;
 pub use client::{Client, Failure, Lines};
 pub use clients::{ClientChange, routes as client_routes};
-pub use guard::Recorder;
 pub use images::routes as image_routes;
-pub use keeping::{BackupRequest, PruneRequest, routes as keeping_routes};
-pub use leftovers::routes as leftover_routes;
+pub use maintenance::{BackupRequest, PruneRequest, routes as keeping_routes};
+pub use orphans::routes as leftover_routes;
 pub use problem::Problem;
 pub use proof::{ConsistencyRequest, ProveRequest, VerifyRequest, routes as proof_routes};
 pub use proxy::routes as proxy_routes;

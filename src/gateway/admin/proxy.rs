@@ -11,12 +11,12 @@ use http::StatusCode;
 use serde_json::{Value, json};
 
 use super::Problem;
-use crate::proxy::Proxy;
-use portcullis_upstream::{Rehanded, Reread, Restarted, Server};
+use crate::proxy::Gateway;
+use portcullis_upstream::{ReloadScope, RestartReport, RotationReport, Server};
 
 /// `GET /v1/servers`, `GET /v1/servers/NAME/log`, `GET /v1/servers/NAME/tools`, `GET /v1/status`,
 /// `POST /v1/servers/NAME/secrets`, `POST /v1/servers/NAME/restart`.
-pub fn routes(proxy: Arc<Proxy>) -> Router {
+pub fn routes(proxy: Arc<Gateway>) -> Router {
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/servers", get(servers))
@@ -27,7 +27,7 @@ pub fn routes(proxy: Arc<Proxy>) -> Router {
         .with_state(proxy)
 }
 
-async fn status(State(proxy): State<Arc<Proxy>>) -> Json<Value> {
+async fn status(State(proxy): State<Arc<Gateway>>) -> Json<Value> {
     let policies = proxy.policies.status().borrow().clone();
     let (missing, missed) = proxy.audit.missed();
     let audit = &proxy.config.audit;
@@ -57,12 +57,12 @@ async fn status(State(proxy): State<Arc<Proxy>>) -> Json<Value> {
     }))
 }
 
-async fn servers(State(proxy): State<Arc<Proxy>>) -> Json<Vec<Value>> {
+async fn servers(State(proxy): State<Arc<Gateway>>) -> Json<Vec<Value>> {
     Json(proxy.server_states().await)
 }
 
 async fn log(
-    State(proxy): State<Arc<Proxy>>,
+    State(proxy): State<Arc<Gateway>>,
     Path(name): Path<String>,
 ) -> Result<Json<Vec<String>>, Problem> {
     Ok(Json(server(&proxy, &name)?.log()))
@@ -70,7 +70,7 @@ async fn log(
 
 /// All tools of a server, as it lists them, whoever may call them.
 async fn tools(
-    State(proxy): State<Arc<Proxy>>,
+    State(proxy): State<Arc<Gateway>>,
     Path(name): Path<String>,
 ) -> Result<Json<Value>, Problem> {
     let listed = server(&proxy, &name)?.tools().await.map_err(|failure| {
@@ -82,12 +82,13 @@ async fn tools(
 
 /// Reads a server's secrets anew, and hands it those that it gets as files.
 async fn secrets(
-    State(proxy): State<Arc<Proxy>>,
+    State(proxy): State<Arc<Gateway>>,
     Path(name): Path<String>,
-) -> Result<Json<Rehanded>, Problem> {
+) -> Result<Json<RotationReport>, Problem> {
     let server = server(&proxy, &name)?.clone();
     // On a task of its own: who asked may not wait for the end of it.
-    let rehanded = tokio::spawn(async move { server.rehand(proxy.as_ref(), Reread::All).await });
+    let rehanded =
+        tokio::spawn(async move { server.rehand(proxy.as_ref(), ReloadScope::All).await });
     let rehanded =
         rehanded.await.unwrap_or_else(|error| Err(error.to_string())).map_err(|why| {
             Problem::new(StatusCode::SERVICE_UNAVAILABLE, format!("server `{name}`: {why}"))
@@ -97,9 +98,9 @@ async fn secrets(
 
 /// Starts what runs of a server anew; calls under way end at the old ones.
 async fn restart(
-    State(proxy): State<Arc<Proxy>>,
+    State(proxy): State<Arc<Gateway>>,
     Path(name): Path<String>,
-) -> Result<Json<Restarted>, Problem> {
+) -> Result<Json<RestartReport>, Problem> {
     let server = server(&proxy, &name)?;
     // On a task of its own: who asked may not wait for the end of it.
     let restarted = tokio::spawn(async move { server.restart().await });
@@ -112,7 +113,7 @@ async fn restart(
     })?))
 }
 
-fn server(proxy: &Proxy, name: &str) -> Result<Arc<Server>, Problem> {
+fn server(proxy: &Gateway, name: &str) -> Result<Arc<Server>, Problem> {
     name.parse()
         .ok()
         .and_then(|name| proxy.router.server(&name))

@@ -34,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 use portcullis_config::SOCKET_PATH_BYTES;
 use portcullis_protocol::identity::{Roles, Standing, is_owner};
 
-use super::{Recorder, guard::guarded};
+use super::{Recorder, authorize::guarded};
 
 /// The socket's name in the state folder.
 pub const SOCKET: &str = "admin.sock";
@@ -106,14 +106,14 @@ pub struct Server {
     /// Those who come to the socket of the owner, by name.
     owners: Vec<(u32, Option<Arc<str>>)>,
     recorder: Option<Recorder>,
-    _places: Vec<Place>,
+    _places: Vec<SocketPath>,
     _claim: File,
 }
 
 /// A socket's file.
-struct Place(Address);
+struct SocketPath(Address);
 
-impl Drop for Place {
+impl Drop for SocketPath {
     fn drop(&mut self) {
         // What can't be removed is removed by the next proxy.
         let _ = fs::remove_file(&self.0.path);
@@ -212,7 +212,11 @@ impl Server {
 }
 
 /// Makes a socket of this mode. What a killed proxy left there is replaced.
-fn listen(address: Address, shown: &Path, mode: u32) -> Result<(UnixListener, Place), BindFailure> {
+fn listen(
+    address: Address,
+    shown: &Path,
+    mode: u32,
+) -> Result<(UnixListener, SocketPath), BindFailure> {
     match fs::symlink_metadata(&address.path) {
         Ok(meta) if !meta.file_type().is_socket() => {
             return Err(BindFailure::NoSocket(shown.to_owned()));
@@ -225,7 +229,7 @@ fn listen(address: Address, shown: &Path, mode: u32) -> Result<(UnixListener, Pl
     }
     let listener =
         UnixListener::bind(&address.path).map_err(failed("cannot make the socket", shown))?;
-    let place = Place(address);
+    let place = SocketPath(address);
     fs::set_permissions(&place.0.path, Permissions::from_mode(mode))
         .map_err(failed("cannot set the mode of", shown))?;
     Ok((listener, place))
@@ -233,7 +237,7 @@ fn listen(address: Address, shown: &Path, mode: u32) -> Result<(UnixListener, Pl
 
 /// Makes the socket for those who have a role. Everybody may connect to it, because a file has
 /// one group and roles have many; who may ask is decided of each peer.
-fn knock(path: &Path, roles: &Roles) -> Result<(UnixListener, Place), BindFailure> {
+fn knock(path: &Path, roles: &Roles) -> Result<(UnixListener, SocketPath), BindFailure> {
     let parent = path.parent().unwrap_or(Path::new("/"));
     if !parent.exists() {
         DirBuilder::new()

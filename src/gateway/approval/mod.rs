@@ -34,7 +34,7 @@ const RECORDING: Duration = Duration::from_secs(10);
 
 /// A call that waits, as who is asked sees it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Waiting {
+pub struct PendingApproval {
     /// The decision's id, which the record and the agent share.
     pub id: DecisionId,
     pub principal: String,
@@ -47,7 +47,7 @@ pub struct Waiting {
     /// All that will be sent (`params`), without its secrets.
     pub params: Kept,
     /// The policies that ask, each with what it says.
-    pub rules: Vec<Asking>,
+    pub rules: Vec<ApprovalRule>,
     pub asked: Timestamp,
     /// When it is refused, if nobody says anything.
     pub until: Timestamp,
@@ -55,7 +55,7 @@ pub struct Waiting {
 
 /// A policy that asks for a person.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Asking {
+pub struct ApprovalRule {
     #[serde(flatten)]
     pub rule: Rule,
     /// Its `@approve`.
@@ -64,7 +64,7 @@ pub struct Asking {
 
 /// What a person, or the webhook, said.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Word {
+pub struct Resolution {
     pub allowed: bool,
     /// Who said it: a user of this machine, or the webhook.
     pub by: String,
@@ -74,7 +74,7 @@ pub struct Word {
 
 /// Why a call cannot wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Full {
+pub enum QueueFull {
     #[error("{0} calls of this client wait for approval already")]
     Client(usize),
     #[error("{MOST} calls wait for approval already")]
@@ -83,7 +83,7 @@ pub enum Full {
 
 /// What became of a word.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Heard {
+pub enum ResolutionResult {
     /// The call goes on, or ends, by it.
     Heard,
     /// The call does not wait (any more).
@@ -94,19 +94,19 @@ pub enum Heard {
 
 /// Who takes down what is said.
 #[async_trait]
-pub trait Notary: Send + Sync {
+pub trait ApprovalRecorder: Send + Sync {
     /// Records a word on a call.
-    async fn given(&self, call: &Waiting, word: &Word) -> Result<(), String>;
+    async fn given(&self, call: &PendingApproval, word: &Resolution) -> Result<(), String>;
     /// Records that the webhook was not reached, or did not answer as it may.
-    async fn unreached(&self, call: &Waiting, why: &str);
+    async fn unreached(&self, call: &PendingApproval, why: &str);
 }
 
-struct Place {
-    waiting: Waiting,
+struct Slot {
+    waiting: PendingApproval,
     client: PrincipalKind,
     until: Instant,
-    answer: oneshot::Sender<Word>,
-    notary: Arc<dyn Notary>,
+    answer: oneshot::Sender<Resolution>,
+    notary: Arc<dyn ApprovalRecorder>,
     /// Whether something was said, so that nobody else can. The place is kept until that is on
     /// record: a client that is removed meanwhile loses it.
     heard: bool,
@@ -117,7 +117,7 @@ pub struct Approvals {
     patience: Duration,
     per_client: usize,
     webhook: Option<Webhook>,
-    places: Mutex<BTreeMap<DecisionId, Place>>,
+    places: Mutex<BTreeMap<DecisionId, Slot>>,
 }
 
 /// A call's place. Given up, nobody can allow the call any more.
@@ -125,7 +125,7 @@ pub struct Ticket {
     approvals: Arc<Approvals>,
     id: DecisionId,
     until: Instant,
-    answer: oneshot::Receiver<Word>,
+    answer: oneshot::Receiver<Resolution>,
     /// Ends with the call: a client that calls and gives up, again and again, leaves nothing behind.
     _webhook: Option<AbortOnDropHandle<()>>,
 }
@@ -155,21 +155,21 @@ impl Approvals {
     pub fn ask(
         self: &Arc<Self>,
         client: &PrincipalKind,
-        waiting: Waiting,
-        notary: Arc<dyn Notary>,
-    ) -> Result<Ticket, Full> {
+        waiting: PendingApproval,
+        notary: Arc<dyn ApprovalRecorder>,
+    ) -> Result<Ticket, QueueFull> {
         let (answer, answered) = oneshot::channel();
         let (id, until) = (waiting.id, Instant::now() + self.patience);
         let mut places = self.places.lock();
         if places.values().filter(|place| place.client == *client).count() >= self.per_client {
-            return Err(Full::Client(self.per_client));
+            return Err(QueueFull::Client(self.per_client));
         }
         if places.len() >= MOST {
-            return Err(Full::All);
+            return Err(QueueFull::All);
         }
         let told = waiting.clone();
         let (client, notary_of) = (client.clone(), notary.clone());
-        let place = Place { waiting, client, until, answer, notary: notary_of, heard: false };
+        let place = Slot { waiting, client, until, answer, notary: notary_of, heard: false };
         places.insert(id, place);
         drop(places);
         let webhook = self.webhook.clone().map(|webhook| {
@@ -193,7 +193,7 @@ impl Approvals {
     }
 
     /// The calls that wait, the oldest first.
-    pub fn waiting(&self) -> Vec<Waiting> {
+    pub fn waiting(&self) -> Vec<PendingApproval> {
         let places = self.places.lock();
         let open = places.values().filter(|place| !place.heard);
         open.map(|place| place.waiting.clone()).collect()
@@ -206,34 +206,36 @@ impl Approvals {
 
     /// Says a word on a call. It goes on record to its end, also where neither who says it nor the
     /// call waits for that.
-    pub async fn answer(self: &Arc<Self>, id: DecisionId, word: Word) -> Heard {
+    pub async fn answer(self: &Arc<Self>, id: DecisionId, word: Resolution) -> ResolutionResult {
         let (waiting, notary) = match self.places.lock().get_mut(&id) {
             // Late by a moment is late: who waits may have been told so already.
             Some(place) if !place.heard && place.until > Instant::now() => {
                 place.heard = true;
                 (place.waiting.clone(), place.notary.clone())
             }
-            _ => return Heard::Late,
+            _ => return ResolutionResult::Late,
         };
         let approvals = self.clone();
         let taken = tokio::spawn(async move {
             let recorded = notary.given(&waiting, &word).await;
             let place = approvals.places.lock().remove(&id);
             if let Err(why) = recorded {
-                return Heard::Unrecorded(why);
+                return ResolutionResult::Unrecorded(why);
             }
             match place.map(|place| place.answer.send(word)) {
-                Some(Ok(())) => Heard::Heard,
-                _ => Heard::Late,
+                Some(Ok(())) => ResolutionResult::Heard,
+                _ => ResolutionResult::Late,
             }
         });
-        taken.await.unwrap_or_else(|_| Heard::Unrecorded("its record was broken off".to_owned()))
+        taken.await.unwrap_or_else(|_| {
+            ResolutionResult::Unrecorded("its record was broken off".to_owned())
+        })
     }
 }
 
 impl Ticket {
     /// What was said; nothing where nobody said anything in time.
-    pub async fn word(mut self) -> Option<Word> {
+    pub async fn word(mut self) -> Option<Resolution> {
         match tokio::time::timeout_at(self.until.into(), &mut self.answer).await {
             Ok(word) => word.ok(),
             // It was said in time, and is being recorded.
@@ -260,9 +262,9 @@ impl Drop for Ticket {
 mod tests {
     use super::*;
 
-    fn waiting(approvals: &Approvals) -> Waiting {
+    fn waiting(approvals: &Approvals) -> PendingApproval {
         let (asked, until) = approvals.times();
-        Waiting {
+        PendingApproval {
             id: DecisionId::next(),
             principal: "ann".into(),
             method: "tools/call".into(),
@@ -281,14 +283,14 @@ mod tests {
 
     /// Keeps the decisions on which something was said.
     #[derive(Default)]
-    struct Book {
+    struct ApprovalQueue {
         given: Mutex<Vec<(DecisionId, bool)>>,
         fails: bool,
     }
 
     #[async_trait]
-    impl Notary for Book {
-        async fn given(&self, call: &Waiting, word: &Word) -> Result<(), String> {
+    impl ApprovalRecorder for ApprovalQueue {
+        async fn given(&self, call: &PendingApproval, word: &Resolution) -> Result<(), String> {
             if self.fails {
                 return Err("full".to_owned());
             }
@@ -297,28 +299,28 @@ mod tests {
             Ok(())
         }
 
-        async fn unreached(&self, _: &Waiting, _: &str) {}
+        async fn unreached(&self, _: &PendingApproval, _: &str) {}
     }
 
     /// Takes down once it is let.
     struct Slow(Mutex<Option<oneshot::Receiver<()>>>);
 
     #[async_trait]
-    impl Notary for Slow {
-        async fn given(&self, _: &Waiting, _: &Word) -> Result<(), String> {
+    impl ApprovalRecorder for Slow {
+        async fn given(&self, _: &PendingApproval, _: &Resolution) -> Result<(), String> {
             let let_go = self.0.lock().take().unwrap();
             let_go.await.map_err(|error| error.to_string())
         }
 
-        async fn unreached(&self, _: &Waiting, _: &str) {}
+        async fn unreached(&self, _: &PendingApproval, _: &str) {}
     }
 
-    fn book() -> Arc<Book> {
+    fn book() -> Arc<ApprovalQueue> {
         Arc::default()
     }
 
-    fn yes() -> Word {
-        Word { allowed: true, by: "root".into(), reason: None }
+    fn yes() -> Resolution {
+        Resolution { allowed: true, by: "root".into(), reason: None }
     }
 
     #[tokio::test]
@@ -329,9 +331,9 @@ mod tests {
         let book = book();
         let ticket = approvals.ask(&client("ann"), call.clone(), book.clone()).unwrap();
         assert_eq!(approvals.waiting(), [call]);
-        assert_eq!(approvals.answer(DecisionId::next(), yes()).await, Heard::Late);
-        assert_eq!(approvals.answer(id, yes()).await, Heard::Heard);
-        assert_eq!(approvals.answer(id, yes()).await, Heard::Late);
+        assert_eq!(approvals.answer(DecisionId::next(), yes()).await, ResolutionResult::Late);
+        assert_eq!(approvals.answer(id, yes()).await, ResolutionResult::Heard);
+        assert_eq!(approvals.answer(id, yes()).await, ResolutionResult::Late);
         assert_eq!(ticket.word().await, Some(yes()));
 
         // Its client has gone.
@@ -339,7 +341,7 @@ mod tests {
         let id = call.id;
         drop(approvals.ask(&client("ann"), call, book.clone()).unwrap());
         assert!(approvals.waiting().is_empty());
-        assert_eq!(approvals.answer(id, yes()).await, Heard::Late);
+        assert_eq!(approvals.answer(id, yes()).await, ResolutionResult::Late);
         assert_eq!(book.given.lock().len(), 1);
     }
 
@@ -370,11 +372,11 @@ mod tests {
         assert!(futures_util::poll!(&mut answer).is_pending());
         // Its place is taken still, and nobody else can say something.
         assert!(approvals.waiting().is_empty());
-        assert_eq!(approvals.answer(id, yes()).await, Heard::Late);
+        assert_eq!(approvals.answer(id, yes()).await, ResolutionResult::Late);
         let another = approvals.ask(&client("ann"), waiting(&approvals), book.clone());
-        assert_eq!(another.err(), Some(Full::Client(1)));
+        assert_eq!(another.err(), Some(QueueFull::Client(1)));
         approvals.forget(&client("ann"));
-        assert_eq!(answer.await, Heard::Late);
+        assert_eq!(answer.await, ResolutionResult::Late);
         assert_eq!(*book.given.lock(), [(id, true)]);
         assert_eq!(ticket.word().await, None);
     }
@@ -393,16 +395,22 @@ mod tests {
         let mut word = Box::pin(ticket.word());
         assert!(futures_util::poll!(&mut word).is_pending());
         slow.send(()).unwrap();
-        assert_eq!((answer.await, word.await), (Heard::Heard, Some(yes())));
+        assert_eq!((answer.await, word.await), (ResolutionResult::Heard, Some(yes())));
     }
 
     #[tokio::test]
     async fn what_cannot_be_recorded_does_not_count() {
         let approvals = Arc::new(Approvals::new(Duration::from_secs(60), 2, None));
-        let (call, book) = (waiting(&approvals), Arc::new(Book { fails: true, ..Book::default() }));
+        let (call, book) = (
+            waiting(&approvals),
+            Arc::new(ApprovalQueue { fails: true, ..ApprovalQueue::default() }),
+        );
         let id = call.id;
         let ticket = approvals.ask(&client("ann"), call, book).unwrap();
-        assert_eq!(approvals.answer(id, yes()).await, Heard::Unrecorded("full".to_owned()));
+        assert_eq!(
+            approvals.answer(id, yes()).await,
+            ResolutionResult::Unrecorded("full".to_owned())
+        );
         assert_eq!(ticket.word().await, None);
     }
 
@@ -413,7 +421,7 @@ mod tests {
         let id = call.id;
         let ticket = approvals.ask(&client("ann"), call, book()).unwrap();
         assert_eq!(ticket.word().await, None);
-        assert_eq!(approvals.answer(id, yes()).await, Heard::Late);
+        assert_eq!(approvals.answer(id, yes()).await, ResolutionResult::Late);
     }
 
     #[tokio::test]
@@ -421,7 +429,7 @@ mod tests {
         let approvals = Arc::new(Approvals::new(Duration::from_secs(60), 2, None));
         let ask = |name| approvals.ask(&client(name), waiting(&approvals), book());
         let _held = [ask("ann").unwrap(), ask("ann").unwrap()];
-        assert_eq!(ask("ann").err(), Some(Full::Client(2)));
+        assert_eq!(ask("ann").err(), Some(QueueFull::Client(2)));
         assert!(ask("bob").is_ok());
     }
 }

@@ -6,7 +6,7 @@ use http::{HeaderMap, StatusCode};
 use http_body_util::{BodyExt as _, Limited};
 use serde::Deserialize;
 
-use super::{Waiting, Word};
+use super::{PendingApproval, Resolution};
 use portcullis_vault::Secret;
 
 /// Bytes of its answer.
@@ -79,7 +79,7 @@ impl Webhook {
     ///
     /// # Errors
     /// What went wrong, without the URL, which can hold a secret.
-    pub async fn tell(&self, call: &Waiting) -> Result<Option<Word>, String> {
+    pub async fn tell(&self, call: &PendingApproval) -> Result<Option<Resolution>, String> {
         let failed = |error: reqwest::Error| error.without_url().to_string();
         let request = self.client.post(self.url.clone()).headers(self.headers.clone()).json(call);
         let answer = request.send().await.map_err(failed)?;
@@ -96,7 +96,7 @@ impl Webhook {
         }
         let reply: Reply = serde_json::from_slice(&body)
             .map_err(|_| "its answer is not `{\"decision\": \"allow\" or \"deny\"}`".to_owned())?;
-        Ok(Some(Word {
+        Ok(Some(Resolution {
             allowed: matches!(reply.decision, Decision::Allow),
             by: reply.by.map_or_else(|| "webhook".to_owned(), |by| format!("webhook: {by}")),
             reason: reply.reason,

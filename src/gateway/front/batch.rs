@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::sent::{Answer, Sent};
+use super::in_flight::{Answer, InFlight};
 use crate::{
-    proxy::{Answered, Caller, Place, Proxy},
+    proxy::{Caller, ConcurrencyPermit, ExchangeResponse, Gateway},
     session::Session,
 };
 use portcullis_protocol::{
@@ -29,11 +29,11 @@ pub(super) fn are_taken_in(session: &Session) -> bool {
 /// # Errors
 /// A refusal of all where the text is no batch.
 pub(super) async fn take(
-    proxy: &Arc<Proxy>,
+    proxy: &Arc<Gateway>,
     caller: &Caller,
     text: &Bytes,
-    place: Place,
-) -> Result<Vec<Sent>, Refusal> {
+    place: ConcurrencyPermit,
+) -> Result<Vec<InFlight>, Refusal> {
     let mut places = Some(place);
     let mut all = Vec::new();
     for element in elements(text, MOST, proxy.request_caps())? {
@@ -41,7 +41,7 @@ pub(super) async fn take(
             Err(flaw) => (flaw.into(), None),
             Ok(frame) => match admit(proxy, caller, &frame, &mut places) {
                 Ok(place) => {
-                    all.push(Sent::take(proxy, caller.clone(), frame, place));
+                    all.push(InFlight::take(proxy, caller.clone(), frame, place));
                     continue;
                 }
                 Err(refusal) => (refusal, id(&frame).cloned()),
@@ -50,21 +50,21 @@ pub(super) async fn take(
         let (transport, address) = (caller.transport, caller.client_addr);
         let (principal, message) = (Some(&*caller.principal), Some(&*element));
         let turned =
-            proxy.turn_away(&refusal, transport, address, principal, message, id.as_ref()).await;
+            proxy.reject(&refusal, transport, address, principal, message, id.as_ref()).await;
         let (refused, error) = (Some(refusal.code), Some(refusal.code.rpc().into()));
-        let answered = Answered { text: Some(turned), refused, error, session: None };
+        let answered = ExchangeResponse { text: Some(turned), refused, error, session: None };
         // What is no message may have been a request.
-        all.push(Sent::Settled(Answer { answered, asked: true }));
+        all.push(InFlight::Settled(Answer { answered, asked: true }));
     }
     Ok(all)
 }
 
 fn admit(
-    proxy: &Proxy,
+    proxy: &Gateway,
     caller: &Caller,
     frame: &Frame,
-    place: &mut Option<Place>,
-) -> Result<Place, Refusal> {
+    place: &mut Option<ConcurrencyPermit>,
+) -> Result<ConcurrencyPermit, Refusal> {
     if let Kind::Request { method, .. } = &frame.kind
         && method.as_str() == Method::INITIALIZE
     {
@@ -72,7 +72,7 @@ fn admit(
     }
     match place.take() {
         Some(place) => Ok(place),
-        None => proxy.enter(&caller.principal),
+        None => proxy.acquire(&caller.principal),
     }
 }
 

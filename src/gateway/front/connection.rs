@@ -15,10 +15,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     batch,
     http::{greeted, unsupported},
-    sent::{Piece, Sent, pieces},
+    in_flight::{InFlight, Output, pieces},
 };
 use crate::{
-    proxy::{Caller, Place, Proxy},
+    proxy::{Caller, ConcurrencyPermit, Gateway},
     session::{Calls, Session},
 };
 use portcullis_chain::{Party, Weight, in_turns};
@@ -44,7 +44,7 @@ pub(super) const ENDED: &str = "the client's connection ended";
 
 /// One client's connection.
 pub(super) struct Connection {
-    pub proxy: Arc<Proxy>,
+    pub proxy: Arc<Gateway>,
     pub principal: Arc<Principal>,
     pub view: View,
     transport: Transport,
@@ -57,12 +57,12 @@ pub(super) struct Connection {
 }
 
 /// Why a message was not taken, and which it was.
-pub(super) struct Away {
+pub(super) struct Rejected {
     pub refusal: Refusal,
     pub id: Option<Id>,
 }
 
-impl From<Refusal> for Away {
+impl From<Refusal> for Rejected {
     fn from(refusal: Refusal) -> Self {
         Self { refusal, id: None }
     }
@@ -71,7 +71,7 @@ impl From<Refusal> for Away {
 impl Connection {
     /// A connection, and what is to be written to it.
     pub fn new(
-        proxy: Arc<Proxy>,
+        proxy: Arc<Gateway>,
         principal: Arc<Principal>,
         view: View,
         transport: Transport,
@@ -99,9 +99,9 @@ impl Connection {
     pub async fn take(
         self: &Arc<Self>,
         text: Bytes,
-        place: Place,
+        place: ConcurrencyPermit,
         address: Option<SocketAddr>,
-    ) -> Result<Option<JoinHandle<()>>, Away> {
+    ) -> Result<Option<JoinHandle<()>>, Rejected> {
         let (party, weight) = (Party::Client(self.principal.kind.clone()), Weight::of(&text));
         in_turns(party, weight, self.take_text(text, place, address)).await
     }
@@ -109,9 +109,9 @@ impl Connection {
     async fn take_text(
         self: &Arc<Self>,
         text: Bytes,
-        place: Place,
+        place: ConcurrencyPermit,
         address: Option<SocketAddr>,
-    ) -> Result<Option<JoinHandle<()>>, Away> {
+    ) -> Result<Option<JoinHandle<()>>, Rejected> {
         let session = self.session.lock().clone();
         if is_batch(&text)
             && let Some(session) = session.filter(|session| batch::are_taken_in(session))
@@ -127,13 +127,13 @@ impl Connection {
         };
         let revision = match self.revision(&frame) {
             Ok(revision) => revision,
-            Err(refusal) => return Err(Away { refusal, id }),
+            Err(refusal) => return Err(Rejected { refusal, id }),
         };
         let greeting = greets && !revision.is_modern();
         let session = self.session.lock().clone();
         let session = session.filter(|_| !revision.is_modern() && !greeting);
         let caller = self.caller(revision, session, address);
-        let sent = Sent::take(&self.proxy, caller, frame, place);
+        let sent = InFlight::take(&self.proxy, caller, frame, place);
         let task = self.tasks.spawn(self.clone().carry(vec![sent], false));
         Ok(greeting.then_some(task))
     }
@@ -142,9 +142,9 @@ impl Connection {
         self: &Arc<Self>,
         session: Arc<Session>,
         text: Bytes,
-        place: Place,
+        place: ConcurrencyPermit,
         address: Option<SocketAddr>,
-    ) -> Result<(), Away> {
+    ) -> Result<(), Rejected> {
         let caller = self.caller(session.revision, Some(session), address);
         let sent = batch::take(&self.proxy, &caller, &text, place).await?;
         self.tasks.spawn(self.clone().carry(sent, true));
@@ -173,16 +173,16 @@ impl Connection {
     }
 
     /// Brings what comes of messages to the outbox; the answers to a batch together.
-    async fn carry(self: Arc<Self>, sent: Vec<Sent>, batch: bool) {
+    async fn carry(self: Arc<Self>, sent: Vec<InFlight>, batch: bool) {
         // The guards cancel what has not ended when this does.
         let (mut pieces, _guards) = pieces(sent);
         let carried = async {
             let mut answers = Vec::new();
             while let Some(piece) = pieces.next().await {
                 match piece {
-                    Piece::Notice(text) => self.say(text).await,
-                    Piece::Answer(answer) if batch => answers.push(answer),
-                    Piece::Answer(answer) => {
+                    Output::Notice(text) => self.say(text).await,
+                    Output::Answer(answer) if batch => answers.push(answer),
+                    Output::Answer(answer) => {
                         if let Some(session) = &answer.answered.session {
                             self.begin(session.clone());
                         }
@@ -220,10 +220,10 @@ impl Connection {
     }
 
     /// The text of a refusal, which is recorded, where what was refused came from no address.
-    pub async fn turn_away(&self, away: &Away, message: Option<&[u8]>) -> Bytes {
+    pub async fn turn_away(&self, away: &Rejected, message: Option<&[u8]>) -> Bytes {
         let principal = Some(&*self.principal);
         let id = away.id.as_ref();
-        self.proxy.turn_away(&away.refusal, self.transport, None, principal, message, id).await
+        self.proxy.reject(&away.refusal, self.transport, None, principal, message, id).await
     }
 
     /// What follows is said in this session, and what the session hears goes to the outbox.

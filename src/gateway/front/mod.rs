@@ -4,8 +4,8 @@
 mod batch;
 mod connection;
 pub mod http;
+mod in_flight;
 mod rest;
-mod sent;
 pub mod stdio;
 
 use std::time::Duration;

@@ -10,8 +10,8 @@ use tokio::{
 };
 use tokio_util::codec::{AnyDelimiterCodec, AnyDelimiterCodecError, FramedRead};
 
-use super::connection::{Away, Connection, ENDED};
-use crate::proxy::Proxy;
+use super::connection::{Connection, ENDED, Rejected};
+use crate::proxy::Gateway;
 use portcullis_protocol::exchange::View;
 use portcullis_protocol::{
     codec::{Flaw, one_line},
@@ -27,7 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Serves one client until its input ends or the proxy stops.
 pub async fn serve(
-    proxy: Arc<Proxy>,
+    proxy: Arc<Gateway>,
     input: impl AsyncRead + Unpin,
     output: impl AsyncWrite + Unpin + Send + 'static,
 ) {
@@ -65,7 +65,7 @@ pub async fn serve(
     let _ = tokio::time::timeout(Duration::from_secs(2), writer).await;
 }
 
-async fn take(client: &Arc<Connection>, line: Bytes) -> Result<(), Away> {
+async fn take(client: &Arc<Connection>, line: Bytes) -> Result<(), Rejected> {
     let place = client.proxy.enter_within(&client.principal, PATIENCE).await?;
     let line = client.proxy.arrived(&client.principal, line)?;
     if let Some(greeting) = client.take(line, place, None).await? {

@@ -20,12 +20,12 @@ use tokio::sync::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Proxy,
-    dialogue::{Dialogue, Turn},
-    guest::Guest,
-    parked::{Open, Parked},
-    questions::Way,
-    state::{State, TTL},
+    Gateway,
+    client::ClientContext,
+    request_state::{State, TTL},
+    server_requests::ReplyRoute,
+    suspended_calls::{PendingInput, SuspendedCall},
+    upstream_call::{CallEvent, UpstreamCall},
 };
 use portcullis_audit::record::DropReason;
 use portcullis_chain::{Party, Weight, grow, in_turns};
@@ -37,7 +37,9 @@ use portcullis_protocol::{
     exchange::{Answer, Direction, Exchange, Method, Payload, Revision, Target},
     refusal::{Code, Refusal},
 };
-use portcullis_upstream::{Call, Clock, Failure, Instance, Reply, Running, Said, Server};
+use portcullis_upstream::{
+    Call, CallError, Deadline, Instance, Reply, Running, Server, ServerMessage,
+};
 
 /// How often a modern server may ask a legacy client for more before its call is given up.
 const ROUNDS: usize = 32;
@@ -51,15 +53,15 @@ const AT_ONCE: Duration = Duration::from_millis(50);
 const AGAIN: Duration = Duration::from_millis(500);
 
 /// How far a call came.
-enum Talk {
-    Over(Result<Reply, Failure>),
+enum CallOutcome {
+    Over(Result<Reply, CallError>),
     /// The server asks a modern client something.
-    Asks(Dialogue, Vec<Open>),
+    Asks(UpstreamCall, Vec<PendingInput>),
 }
 
 /// A call as it is made, and made again.
-struct Making<'a> {
-    guest: &'a Guest,
+struct CallContext<'a> {
+    guest: &'a ClientContext,
     frame: &'a Frame,
     server: &'a Arc<Server>,
     exchange: &'a Exchange,
@@ -69,7 +71,7 @@ struct Making<'a> {
 /// Whether any instance of a server that keeps nothing between calls can answer this. A task is
 /// asked about where it was made (in 2026-07-28 the server decides what becomes one, for clients that
 /// take tasks), and what is subscribed to or told stays at one place, too.
-fn stands_alone(guest: &Guest, exchange: &Exchange) -> bool {
+fn stands_alone(guest: &ClientContext, exchange: &Exchange) -> bool {
     match exchange.method.as_str() {
         Method::TOOLS_CALL if guest.abilities.extension(TASKS_EXTENSION) => false,
         Method::TOOLS_CALL => {
@@ -81,20 +83,20 @@ fn stands_alone(guest: &Guest, exchange: &Exchange) -> bool {
     }
 }
 
-impl Proxy {
+impl Gateway {
     /// Asks a server, and gets the answer in the client's words.
     ///
     /// # Errors
     /// A refusal where there is no answer.
-    pub(super) async fn ask(
+    pub(super) async fn call_server(
         self: &Arc<Self>,
-        guest: &Guest,
+        guest: &ClientContext,
         frame: &Frame,
         server: &Arc<Server>,
         exchange: &Exchange,
         notices: &mpsc::Sender<Bytes>,
     ) -> Result<Answer, Refusal> {
-        let making = Making { guest, frame, server, exchange, notices };
+        let making = CallContext { guest, frame, server, exchange, notices };
         let state =
             if guest.revision.is_modern() { self.open_state(server, exchange)? } else { None };
         if let Some(State::Parked(key)) = &state {
@@ -123,14 +125,19 @@ impl Proxy {
         let modern = revision.is_modern();
         for _ in 0..ROUNDS {
             let call = self.call_of(&making, params.clone());
-            let dialogue =
-                Dialogue::begin(&self.under_way, server, instance.clone(), running.clone(), call);
-            let talk = self.converse(&making, (&instance, &running), dialogue).await;
+            let dialogue = UpstreamCall::begin(
+                &self.under_way,
+                server,
+                instance.clone(),
+                running.clone(),
+                call,
+            );
+            let talk = self.drive_call(&making, (&instance, &running), dialogue).await;
             let reply = match talk {
-                Talk::Over(reply) => reply.map_err(|failure| failed(&failure, &making))?,
-                Talk::Asks(dialogue, open) => {
+                CallOutcome::Over(reply) => reply.map_err(|failure| failed(&failure, &making))?,
+                CallOutcome::Asks(dialogue, open) => {
                     let at = (instance, running);
-                    return self.park(&making, Parked::new(dialogue, open, at));
+                    return self.park(&making, SuspendedCall::new(dialogue, open, at));
                 }
             };
             let asked = match &reply {
@@ -141,25 +148,25 @@ impl Proxy {
                 }
                 _ => None,
             };
-            let Some(asked) = asked else { return self.translated(&making, revision, reply) };
-            let answers = self.gather(&making, &asked).await?;
+            let Some(asked) = asked else { return self.translate_reply(&making, revision, reply) };
+            let answers = self.collect_inputs(&making, &asked).await?;
             params = Some(again(params.as_ref(), &asked, &answers));
         }
-        let failure = Failure::Misbehaved(format!("it asked for more {ROUNDS} times"));
+        let failure = CallError::Misbehaved(format!("it asked for more {ROUNDS} times"));
         Err(failed(&failure, &making))
     }
 
     /// The instance of a server that answers this client, running.
     pub(super) async fn instance(
         &self,
-        guest: &Guest,
+        guest: &ClientContext,
         server: &Arc<Server>,
-    ) -> Result<(Arc<Instance>, Arc<Running>), Failure> {
+    ) -> Result<(Arc<Instance>, Arc<Running>), CallError> {
         let shared = server.shared();
         let own = if server.settings.sharing.keeps_apart() {
             // Whatever the server's era is. The common one need not be there for it.
             let party = guest.party(server, None).ok_or_else(|| {
-                Failure::Misbehaved("a client that is kept apart is no party of its own".into())
+                CallError::Misbehaved("a client that is kept apart is no party of its own".into())
             })?;
             server.own(&party)?
         } else {
@@ -170,7 +177,7 @@ impl Proxy {
             match server.own(&party) {
                 Ok(own) => own,
                 // Rather one that can ask it nothing than none; and from now on the same one.
-                Err(Failure::Overloaded { .. }) if guest.shares(&server.name) => {
+                Err(CallError::Overloaded { .. }) if guest.shares(&server.name) => {
                     tracing::warn!(server = %server.name, client = guest.principal.name(), "too many instances for single clients: this one shares the common one, which cannot ask it anything");
                     return Ok((shared.clone(), running));
                 }
@@ -184,7 +191,7 @@ impl Proxy {
         Ok((own, running))
     }
 
-    fn call_of(&self, making: &Making<'_>, params: Option<Bytes>) -> Call {
+    fn call_of(&self, making: &CallContext<'_>, params: Option<Bytes>) -> Call {
         let exchange = making.exchange;
         Call {
             method: exchange.method.clone(),
@@ -201,23 +208,23 @@ impl Proxy {
             params,
             frame: Some(making.frame.clone()),
             said: None,
-            clock: Clock::new(making.server.deadline()),
+            clock: Deadline::new(making.server.deadline()),
         }
     }
 
     /// Hears a server out: hands on what it says meanwhile, and puts what it asks.
-    async fn converse(
+    async fn drive_call(
         self: &Arc<Self>,
-        making: &Making<'_>,
+        making: &CallContext<'_>,
         (instance, running): (&Arc<Instance>, &Arc<Running>),
-        mut dialogue: Dialogue,
-    ) -> Talk {
-        let Making { guest, server, exchange, notices, .. } = making;
+        mut dialogue: UpstreamCall,
+    ) -> CallOutcome {
+        let CallContext { guest, server, exchange, notices, .. } = making;
         // What is put to the client is taken back where the call ends before it is answered.
         let over = CancellationToken::new();
         let _over = over.clone().drop_guard();
         let mut put = 0;
-        let mut open: Vec<Open> = Vec::new();
+        let mut open: Vec<PendingInput> = Vec::new();
         let mut together = None;
         loop {
             let turn = tokio::select! {
@@ -225,23 +232,23 @@ impl Proxy {
                 turn = dialogue.next() => turn,
                 // All that the server asks at once is handed over at once.
                 () = expired(together), if !open.is_empty() => {
-                    return Talk::Asks(dialogue, open);
+                    return CallOutcome::Asks(dialogue, open);
                 }
             };
             match turn {
-                Turn::Over(reply) => {
+                CallEvent::Over(reply) => {
                     if let Ok(Reply::Result(text) | Reply::Error(text)) = &reply {
                         grow(Weight::of(text)).await;
                     }
-                    return Talk::Over(reply);
+                    return CallOutcome::Over(reply);
                 }
-                Turn::Said(Said::Notification { method, params }) => {
+                CallEvent::Said(ServerMessage::Notification { method, params }) => {
                     grow(params.as_ref().map_or(Weight::NONE, Weight::of)).await;
-                    self.pass_on(guest, exchange, notices, method, params).await;
+                    self.forward_notification(guest, exchange, notices, method, params).await;
                 }
-                Turn::Said(Said::Request { id, method, params, answer }) => {
+                CallEvent::Said(ServerMessage::Request { id, method, params, answer }) => {
                     put += 1;
-                    let held: usize = open.iter().map(Open::size).sum();
+                    let held: usize = open.iter().map(PendingInput::size).sum();
                     let size = params.as_ref().map_or(0, Bytes::len);
                     let parks = guest.session.is_none();
                     if put > QUESTIONS || (parks && held + size > PARKED_BYTES) {
@@ -251,14 +258,14 @@ impl Proxy {
                         continue;
                     }
                     if guest.session.is_some() {
-                        let way = Way {
+                        let way = ReplyRoute {
                             server: server.name.clone(),
                             instance: Some((instance.clone(), running.clone())),
                             out: Some((*notices).clone()),
                             clock: Some(dialogue.clock().clone()),
                             over: over.clone(),
                         };
-                        self.put((*guest).clone(), way, (id, method, params), answer);
+                        self.forward_to_client((*guest).clone(), way, (id, method, params), answer);
                         continue;
                     }
                     // On a task of its own, so that it is recorded to its end.
@@ -270,7 +277,7 @@ impl Proxy {
                         let admitted =
                             proxy.admit_question(&guest, &server, &id, &method, params).await;
                         match admitted {
-                            Ok(question) => Some(Open::new(&proxy, question, id, answer)),
+                            Ok(question) => Some(PendingInput::new(&proxy, question, id, answer)),
                             Err(text) => {
                                 let _ = answer.send(text);
                                 None
@@ -287,9 +294,9 @@ impl Proxy {
     }
 
     /// Hands a server's notification on to the client that waits, through the chain.
-    async fn pass_on(
+    async fn forward_notification(
         &self,
-        guest: &Guest,
+        guest: &ClientContext,
         exchange: &Exchange,
         notices: &mpsc::Sender<Bytes>,
         method: Method,
@@ -312,7 +319,7 @@ impl Proxy {
     }
 
     /// Whether the client wants to hear this. Log messages are filtered by their level.
-    pub(super) fn is_wanted(&self, guest: &Guest, notice: &Exchange) -> bool {
+    pub(super) fn is_wanted(&self, guest: &ClientContext, notice: &Exchange) -> bool {
         let wanted = notice.method.as_str() != Method::LOG_MESSAGE
             || guest.wants(notice.request.value().get("level").and_then(Value::as_str));
         if let (false, Some(server)) = (wanted, &notice.server) {
@@ -322,12 +329,12 @@ impl Proxy {
     }
 
     /// Leaves a call waiting, and tells its client what the server asks.
-    fn park(&self, making: &Making<'_>, mut parked: Parked) -> Result<Answer, Refusal> {
+    fn park(&self, making: &CallContext<'_>, mut parked: SuspendedCall) -> Result<Answer, Refusal> {
         if self.closing.is_cancelled() {
             return Err(Refusal::new(Code::ShuttingDown, "the proxy is shutting down"));
         }
         parked.pause();
-        let requests: Vec<_> = parked.open.iter().map(Open::request).collect();
+        let requests: Vec<_> = parked.open.iter().map(PendingInput::request).collect();
         let limit = Duration::from_secs(self.config.limits.question_s).min(TTL);
         let owner = making.guest.principal.kind.clone();
         let key = self.parked.park(owner, parked, limit)?;
@@ -345,8 +352,8 @@ impl Proxy {
     /// Takes a parked call up with what the client answered.
     async fn resume(
         self: &Arc<Self>,
-        making: &Making<'_>,
-        mut parked: Parked,
+        making: &CallContext<'_>,
+        mut parked: SuspendedCall,
     ) -> Result<Answer, Refusal> {
         let given = Object::parse(making.exchange.request.raw().clone())
             .ok()
@@ -367,26 +374,29 @@ impl Proxy {
             return self.park(making, parked);
         }
         let (dialogue, (instance, running)) = parked.resume();
-        match self.converse(making, (&instance, &running), dialogue).await {
-            Talk::Over(reply) => {
+        match self.drive_call(making, (&instance, &running), dialogue).await {
+            CallOutcome::Over(reply) => {
                 let reply = reply.map_err(|failure| failed(&failure, making))?;
-                self.translated(making, running.greeting.revision, reply)
+                self.translate_reply(making, running.greeting.revision, reply)
             }
-            Talk::Asks(dialogue, open) => {
-                self.park(making, Parked::new(dialogue, open, (instance, running)))
+            CallOutcome::Asks(dialogue, open) => {
+                self.park(making, SuspendedCall::new(dialogue, open, (instance, running)))
             }
         }
     }
 
     /// Puts all that a modern server asks in a result to a legacy client; the answers by their
     /// keys.
-    async fn gather(
+    async fn collect_inputs(
         self: &Arc<Self>,
-        making: &Making<'_>,
+        making: &CallContext<'_>,
         asked: &Object,
     ) -> Result<Vec<(String, Bytes)>, Refusal> {
         let misbehaved = || {
-            failed(&Failure::Misbehaved("its `inputRequests` are not as specified".into()), making)
+            failed(
+                &CallError::Misbehaved("its `inputRequests` are not as specified".into()),
+                making,
+            )
         };
         let Some(requests) = asked.get("inputRequests") else {
             tokio::time::sleep(AGAIN).await;
@@ -403,7 +413,7 @@ impl Proxy {
             let request = requests.object(key).ok_or_else(misbehaved)?;
             let method = request.string("method").ok_or_else(misbehaved)?;
             let (sender, answer) = oneshot::channel();
-            let way = Way {
+            let way = ReplyRoute {
                 server: making.server.name.clone(),
                 instance: None,
                 out: Some(making.notices.clone()),
@@ -412,7 +422,7 @@ impl Proxy {
             };
             // The id is nobody's: the server knows the question by its key.
             let question = (Id::from(0), Method::new(&method), request.get("params"));
-            self.put(making.guest.clone(), way, question, sender);
+            self.forward_to_client(making.guest.clone(), way, question, sender);
             waiting.push((key.to_owned(), method, answer));
         }
         let mut answers = Vec::new();
@@ -438,9 +448,9 @@ impl Proxy {
     }
 
     /// A server's reply in the client's words.
-    fn translated(
+    fn translate_reply(
         &self,
-        making: &Making<'_>,
+        making: &CallContext<'_>,
         revision: Revision,
         reply: Reply,
     ) -> Result<Answer, Refusal> {
@@ -452,7 +462,7 @@ impl Proxy {
             }
             Reply::Result(result) => {
                 let result = era::result(result, method, revision, client)
-                    .map_err(|why| failed(&Failure::Misbehaved(why.into()), making))?;
+                    .map_err(|why| failed(&CallError::Misbehaved(why.into()), making))?;
                 if revision.is_modern() && client.is_modern() {
                     return self.sealed(making, result);
                 }
@@ -462,7 +472,7 @@ impl Proxy {
     }
 
     /// A modern result with the server's own `requestState` sealed into one of ours.
-    fn sealed(&self, making: &Making<'_>, result: Bytes) -> Result<Answer, Refusal> {
+    fn sealed(&self, making: &CallContext<'_>, result: Bytes) -> Result<Answer, Refusal> {
         let plain = |result| Ok(Answer::Result(Payload::new(result)));
         if !portcullis_protocol::codec::may_have(&result, "requestState") {
             return plain(result);
@@ -494,7 +504,7 @@ pub(super) async fn set_level(
     instance: &Arc<Instance>,
     running: &Arc<Running>,
     level: &'static str,
-) -> Result<(), Failure> {
+) -> Result<(), CallError> {
     if !running.greeting.offers("logging") || *running.level.lock() == Some(level) {
         return Ok(());
     }
@@ -507,7 +517,7 @@ pub(super) async fn set_level(
     Ok(())
 }
 
-fn failed(failure: &Failure, making: &Making<'_>) -> Refusal {
+fn failed(failure: &CallError, making: &CallContext<'_>) -> Refusal {
     let (decision, server) = (making.exchange.id, &making.server.name);
     tracing::warn!(%decision, %server, %failure, "a call failed");
     failure.refusal(server)
@@ -529,7 +539,7 @@ fn again(params: Option<&Bytes>, asked: &Object, answers: &[(String, Bytes)]) ->
 
 /// The `params` for a server: what the client sent where nobody changed it, in the words of the
 /// server's era.
-fn outgoing(making: &Making<'_>, server: Revision) -> Option<Bytes> {
+fn outgoing(making: &CallContext<'_>, server: Revision) -> Option<Bytes> {
     let raw = making.exchange.request.raw();
     let guest = making.guest;
     let speaker = Speaker {

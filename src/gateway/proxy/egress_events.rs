@@ -1,6 +1,8 @@
 //! Events made of connections that servers open through the proxy.
 
-use portcullis_audit::record::{Happening, ReachEnd, Reached, Reaching, clip_words, micros, rule};
+use portcullis_audit::record::{
+    EgressClosed, EgressConnecting, EgressEnd, Event, clip_words, micros, rule,
+};
 use portcullis_egress::{Attempt, End, Outcome};
 use portcullis_protocol::{identity::PrincipalKind, refusal};
 use portcullis_runtime::egress_netns::EgressContext;
@@ -11,8 +13,8 @@ pub(super) fn reaching(
     attempt: &Attempt,
     rules: &[refusal::Rule],
     revision: &str,
-) -> Happening {
-    Happening::EgressConnecting(Reaching {
+) -> Event {
+    Event::EgressConnecting(EgressConnecting {
         launch: reacher.launch,
         server: reacher.server.to_string(),
         principal: reacher.principal.get().map(PrincipalKind::name),
@@ -30,7 +32,7 @@ pub(super) fn reached(
     reacher: &EgressContext,
     outcome: &Outcome,
     forbidden: Option<(&[refusal::Rule], &str)>,
-) -> Happening {
+) -> Event {
     let attempt = outcome.attempt.as_ref();
     let (code, reason) = match &outcome.end {
         End::Refused(refusal) => (Some(refusal.code()), Some(refusal.to_string())),
@@ -38,7 +40,7 @@ pub(super) fn reached(
         _ => (None, None),
     };
     let (rules, revision) = forbidden.unzip();
-    Happening::EgressClosed(Box::new(Reached {
+    Event::EgressClosed(Box::new(EgressClosed {
         launch: reacher.launch,
         server: reacher.server.to_string(),
         principal: reacher.principal.get().map(PrincipalKind::name),
@@ -51,12 +53,12 @@ pub(super) fn reached(
         down: outcome.down,
         took_us: micros(outcome.duration),
         end: match &outcome.end {
-            End::Refused(_) => ReachEnd::Refused,
-            End::Closed => ReachEnd::Closed,
-            End::Broken => ReachEnd::Broken,
-            End::Idle => ReachEnd::Idle,
-            End::Revoked(_) => ReachEnd::Revoked,
-            End::Stopped => ReachEnd::Stopped,
+            End::Refused(_) => EgressEnd::Refused,
+            End::Closed => EgressEnd::Closed,
+            End::Broken => EgressEnd::Broken,
+            End::Idle => EgressEnd::Idle,
+            End::Revoked(_) => EgressEnd::Revoked,
+            End::Stopped => EgressEnd::Stopped,
         },
         code: code.map(str::to_owned),
         reason: reason.map(|reason| clip_words(&reason)),

@@ -1,14 +1,14 @@
 //! Events made of what becomes of servers.
 
 use portcullis_audit::record::{
-    ByHand, Egress, HandedBy, Happening, ImageDid, ImageDone, ImageResolved, LaunchRefused,
-    Launched, Launching, PlaceKind, SecretHanded, SecretSource, bare_uri, era, micros, rule,
+    ByHand, Egress, Event, HandedBy, ImageDid, ImageDone, ImageResolved, LaunchRefused, Launched,
+    Launching, PlaceKind, SecretHanded, SecretSource, bare_uri, era, micros, rule,
 };
 use portcullis_protocol::{identity::PrincipalKind, names::ServerName, refusal};
 use portcullis_runtime::process::Origin;
 use portcullis_upstream::{
-    By, Handing, Place, Started,
-    images::{Failed, Pulled},
+    DeliveryMethod, Placement, SecretDelivery, Started,
+    images::{ImageError, Pulled},
 };
 use portcullis_vault::Source;
 
@@ -21,12 +21,12 @@ pub(super) fn launched(server: &ServerName, started: Started) -> Launched {
         server: server.to_string(),
         kind: kind(&place),
         reason: match &place {
-            Place::Remote { .. } => "the config names a URL".to_owned(),
-            Place::Container { why } | Place::Sandbox { why } => why.clone(),
+            Placement::Remote { .. } => "the config names a URL".to_owned(),
+            Placement::Container { why } | Placement::Sandbox { why } => why.clone(),
         },
         place: match &place {
-            Place::Remote { url } => url.clone(),
-            Place::Container { .. } | Place::Sandbox { .. } => process,
+            Placement::Remote { url } => url.clone(),
+            Placement::Container { .. } | Placement::Sandbox { .. } => process,
         },
         program,
         image_ref,
@@ -45,26 +45,33 @@ pub(super) fn launched(server: &ServerName, started: Started) -> Launched {
 /// The events that are recorded before a server is started.
 pub(super) fn launching(
     server: &ServerName,
-    launching: &portcullis_upstream::Launching,
+    launching: &portcullis_upstream::LaunchRequest,
     rules: &[refusal::Rule],
     revision: &str,
-) -> Vec<Happening> {
-    let portcullis_upstream::Launching { launch, place, program, party, way, handing, resolved } =
-        launching;
+) -> Vec<Event> {
+    let portcullis_upstream::LaunchRequest {
+        launch,
+        place,
+        program,
+        party,
+        way,
+        handing,
+        resolved,
+    } = launching;
     let (launch, server) = (*launch, server.to_string());
     let principal = party.as_ref().map(PrincipalKind::name);
     let found_out = resolved.as_ref().map(|(image, digest)| {
         let (server, image, digest) = (server.clone(), image.clone(), digest.clone());
-        Happening::ImageResolved(ImageResolved { launch, server, image, digest })
+        Event::ImageResolved(ImageResolved { launch, server, image, digest })
     });
-    let mut all: Vec<Happening> = found_out.into_iter().collect();
-    all.push(Happening::ServerLaunching(Launching {
+    let mut all: Vec<Event> = found_out.into_iter().collect();
+    all.push(Event::ServerLaunching(Launching {
         launch,
         server: server.clone(),
         kind: kind(place),
         program: match place {
-            Place::Remote { url } => url.clone(),
-            Place::Container { .. } | Place::Sandbox { .. } => bare_uri(&program.name),
+            Placement::Remote { url } => url.clone(),
+            Placement::Container { .. } | Placement::Sandbox { .. } => bare_uri(&program.name),
         },
         digest: program.digest.clone(),
         deviations: program.deviations.iter().map(|key| (*key).to_owned()).collect(),
@@ -75,7 +82,7 @@ pub(super) fn launching(
         policy_revision: revision.to_owned(),
     }));
     all.extend(way.as_ref().map(|way| {
-        Happening::EgressOpened(Egress {
+        Event::EgressOpened(Egress {
             launch,
             server: server.clone(),
             principal: principal.clone(),
@@ -86,13 +93,13 @@ pub(super) fn launching(
     }));
     if !handing.is_empty() {
         let secrets = handing.iter().map(handed).collect();
-        all.push(Happening::SecretsDelivered { launch, server, principal, secrets });
+        all.push(Event::SecretsDelivered { launch, server, principal, secrets });
     }
     all
 }
 
 /// The event of an image's pull that ended.
-pub(super) fn pulled(server: &ServerName, pulling: portcullis_upstream::Pulling) -> Happening {
+pub(super) fn pulled(server: &ServerName, pulling: portcullis_upstream::Pulling) -> Event {
     let portcullis_upstream::Pulling { launch, image, digest, outcome } = pulling;
     let what = pull_outcome(outcome);
     ImageDone { server: server.clone(), image, digest, what }
@@ -100,7 +107,7 @@ pub(super) fn pulled(server: &ServerName, pulling: portcullis_upstream::Pulling)
 }
 
 /// The outcome of a pull as records have it.
-pub fn pull_outcome(outcome: Result<Pulled, Failed>) -> ImageDid {
+pub fn pull_outcome(outcome: Result<Pulled, ImageError>) -> ImageDid {
     match outcome {
         Ok(Pulled { platform, size, took }) => {
             ImageDid::Pulled { platform, size, took_us: micros(took) }
@@ -112,14 +119,14 @@ pub fn pull_outcome(outcome: Result<Pulled, Failed>) -> ImageDid {
 /// The event that is recorded before a running server gets new values of secrets in files.
 pub(super) fn handed_again(
     server: &ServerName,
-    launching: &portcullis_upstream::Launching,
+    launching: &portcullis_upstream::LaunchRequest,
     secrets: &[String],
-) -> Happening {
+) -> Event {
     let files = launching
         .handing
         .iter()
-        .filter(|handing| handing.by == By::File && secrets.contains(&handing.secret));
-    Happening::SecretsDelivered {
+        .filter(|handing| handing.by == DeliveryMethod::File && secrets.contains(&handing.secret));
+    Event::SecretsDelivered {
         launch: launching.launch,
         server: server.to_string(),
         principal: launching.party.as_ref().map(PrincipalKind::name),
@@ -130,12 +137,12 @@ pub(super) fn handed_again(
 /// The event of a start that policies do not permit: the action that they refuse, and its target.
 pub(super) fn launch_refused(
     server: &ServerName,
-    launching: &portcullis_upstream::Launching,
+    launching: &portcullis_upstream::LaunchRequest,
     (action, target): (&str, &str),
     rules: &[refusal::Rule],
     revision: &str,
-) -> Happening {
-    Happening::ServerLaunchRefused(LaunchRefused {
+) -> Event {
+    Event::ServerLaunchRefused(LaunchRefused {
         launch: launching.launch,
         server: server.to_string(),
         kind: kind(&launching.place),
@@ -163,22 +170,22 @@ pub(super) fn source(source: &Source) -> SecretSource {
 }
 
 /// Where a server runs as records have it.
-pub(super) fn kind(place: &Place) -> PlaceKind {
+pub(super) fn kind(place: &Placement) -> PlaceKind {
     match place {
-        Place::Container { .. } => PlaceKind::Container,
-        Place::Sandbox { .. } => PlaceKind::Sandbox,
-        Place::Remote { .. } => PlaceKind::Remote,
+        Placement::Container { .. } => PlaceKind::Container,
+        Placement::Sandbox { .. } => PlaceKind::Sandbox,
+        Placement::Remote { .. } => PlaceKind::Remote,
     }
 }
 
-fn handed(handing: &Handing) -> SecretHanded {
+fn handed(handing: &SecretDelivery) -> SecretHanded {
     SecretHanded {
         secret: handing.secret.clone(),
         source: source(&handing.source),
         by: match handing.by {
-            By::Environment => HandedBy::Environment,
-            By::File => HandedBy::File,
-            By::Header => HandedBy::Header,
+            DeliveryMethod::Environment => HandedBy::Environment,
+            DeliveryMethod::File => HandedBy::File,
+            DeliveryMethod::Header => HandedBy::Header,
         },
         own: handing.client.is_some(),
     }

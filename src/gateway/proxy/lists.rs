@@ -5,15 +5,15 @@ use std::time::Duration;
 use bytes::{BufMut, Bytes, BytesMut};
 use serde_json::Value;
 
-use super::{Caller, Proxy, sight::Sight};
-use crate::router::{self, Mark, Room};
+use super::{Caller, Gateway, visibility::PrincipalView};
+use crate::router::{self, Cursor, PageLimits};
 use portcullis_protocol::exchange::View;
 use portcullis_protocol::{
     exchange::Exchange,
     identity::Principal,
     refusal::{Code, Refusal},
 };
-use portcullis_upstream::Offer;
+use portcullis_upstream::ListKind;
 
 /// Bytes of one page: more than most lists have, and no burden to any client.
 const PAGE_BYTES: usize = 4 << 20;
@@ -22,7 +22,7 @@ const PURPOSE: &str = "list-cursor";
 /// How long a cursor is good for.
 const CURSOR: Duration = Duration::from_secs(3_600);
 
-impl Proxy {
+impl Gateway {
     /// A page of a list.
     ///
     /// # Errors
@@ -31,15 +31,15 @@ impl Proxy {
         &self,
         caller: &Caller,
         exchange: &Exchange,
-        offer: Offer,
+        offer: ListKind,
     ) -> Result<Bytes, Refusal> {
         let bound = bound(&caller.principal, &caller.view, offer);
         let after = match exchange.request.value().get("cursor") {
             Some(cursor) => Some(self.mark(cursor, &bound)?),
             None => None,
         };
-        let sight = Sight(self.gate.sight(&caller.principal));
-        let room = Room { items: self.config.limits.page, bytes: PAGE_BYTES };
+        let sight = PrincipalView(self.gate.sight(&caller.principal));
+        let room = PageLimits { items: self.config.limits.page, bytes: PAGE_BYTES };
         let page = self.router.list(&caller.view, offer, &sight, after.as_ref(), room).await?;
         let mut text =
             BytesMut::with_capacity(page.items.iter().map(|i| i.len() + 1).sum::<usize>() + 999);
@@ -70,7 +70,7 @@ impl Proxy {
     }
 
     /// Where a cursor says that the page begins.
-    fn mark(&self, cursor: &Value, bound: &[u8]) -> Result<Mark, Refusal> {
+    fn mark(&self, cursor: &Value, bound: &[u8]) -> Result<Cursor, Refusal> {
         let none =
             |why: String| Refusal::new(Code::InvalidParams, "there is no such cursor").detail(why);
         let text = cursor.as_str().ok_or_else(|| none("it is no string".into()))?;
@@ -93,17 +93,17 @@ impl Proxy {
     /// The nearest names of the same server, as this view has them.
     fn near(&self, caller: &Caller, exchange: &Exchange, name: &str) -> Vec<String> {
         let Some(server) = &exchange.server else { return Vec::new() };
-        let sight = Sight(self.gate.sight(&caller.principal));
+        let sight = PrincipalView(self.gate.sight(&caller.principal));
         let name = match &caller.view {
             View::All => self.router.outward(server, name),
             View::One(_) => name.to_owned(),
         };
-        self.router.nearest(&caller.view, Some(server), &name, Offer::Tools, &sight)
+        self.router.nearest(&caller.view, Some(server), &name, ListKind::Tools, &sight)
     }
 }
 
 /// What a cursor is bound to: another client's, or one of another list, opens nothing.
-fn bound(principal: &Principal, view: &View, offer: Offer) -> Vec<u8> {
+fn bound(principal: &Principal, view: &View, offer: ListKind) -> Vec<u8> {
     let view = match view {
         View::All => None,
         View::One(server) => Some(server.as_str()),

@@ -14,42 +14,42 @@
 //! `own_acts` has policy decide what is done to start them; `assembly` puts it all together from a
 //! config.
 
-mod approve;
-mod assembly;
-mod beginning;
+mod approval;
+mod argument_names;
+mod audit_retention;
+mod builder;
+mod builtin_methods;
 mod call;
-mod dialogue;
+mod change_listeners;
+mod client;
+mod client_activity;
+mod client_messages;
+mod concurrency;
+mod config_reload;
 mod egress_events;
-mod files;
-mod following;
-mod guest;
-mod keeping;
+mod egress_policy;
+mod file_watcher;
 mod launch_events;
-mod listen;
+mod launch_policy;
 mod lists;
 mod memory;
+mod mirrored_headers;
 mod obligations;
-mod own;
-mod own_acts;
-mod params;
-mod parked;
-mod places;
+mod pipeline;
 mod plugins;
-mod presence;
-mod questions;
-mod reaching;
-mod recording;
-mod refusals;
-mod reloads;
-mod secrets;
-mod servers;
-mod sight;
-mod spelling;
-mod state;
+mod policy_reload;
+mod recorder;
+mod refusal_sampling;
+mod request_state;
+mod secret_rotation;
+mod server_events;
+mod server_requests;
+mod startup_events;
 mod subscriptions;
+mod suspended_calls;
 mod tasks;
-mod told;
-mod way;
+mod upstream_call;
+mod visibility;
 
 use std::{
     collections::HashMap,
@@ -89,28 +89,30 @@ use portcullis_protocol::{
 use portcullis_telemetry::Metrics;
 use portcullis_upstream::{Launcher, Server};
 
-use dialogue::UnderWay;
-use following::Following;
-use listen::Listeners;
+use change_listeners::Listeners;
+use client_activity::{DropCounters, ExpectedChanges, RecentClients};
+use concurrency::PrincipalLimits;
+use config_reload::ReloadStatus;
 use memory::MessageMemory;
-use obligations::{Carried, Rates};
-use parked::Lot;
-use places::Permits;
-use presence::{Drops, Expected, Presence};
-use refusals::Refusals;
-use reloads::Revisions;
+use obligations::{Rates, SessionLabels};
+use policy_reload::RecordedRevisions;
+use refusal_sampling::RefusalSampler;
 use subscriptions::Subscriptions;
+use suspended_calls::SuspendedCalls;
 use tasks::Tasks;
+use upstream_call::InFlightCalls;
 
-pub use assembly::{Assembly, Found, Purpose, StartFailure, interceptor};
-pub use beginning::{not_started, record_alone, record_client_alone, record_images_alone};
-pub use files::Files;
-pub use keeping::prune_alone;
+pub use audit_retention::prune_offline;
+pub use builder::{BoxedDiagnostic, GatewayBuilder, Purpose, StartFailure, interceptor};
+pub use client_activity::CLIENT_CHANGED;
+pub use concurrency::ConcurrencyPermit;
+pub use file_watcher::Files;
 pub use launch_events::pull_outcome;
 pub use memory::Incoming;
-pub use places::Place;
-pub use plugins::{Handed as PluginSecrets, artifacts, permits, ungranted};
-pub use presence::CLIENT_CHANGED;
+pub use plugins::{PluginSecrets, artifacts, permits, ungranted};
+pub use startup_events::{
+    record_client_offline, record_images_offline, record_offline, record_start_failure,
+};
 
 /// How long calls under way may take to end when the proxy stops.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -120,7 +122,7 @@ const LAST_EXPORT: Duration = Duration::from_secs(5);
 const NOTICES: usize = 256;
 
 /// The running proxy.
-pub struct Proxy {
+pub struct Gateway {
     pub config: Arc<Config>,
     pub router: Router,
     pub sessions: Sessions,
@@ -133,7 +135,7 @@ pub struct Proxy {
     /// Seals what clients keep for us.
     pub seal: Arc<Seal>,
     /// The policies that are on record.
-    revisions: Revisions,
+    revisions: RecordedRevisions,
     gate: Arc<PolicyGate>,
     scrubber: Arc<Scrubber>,
     /// Large bodies that are looked through for secrets, to be kept.
@@ -141,24 +143,24 @@ pub struct Proxy {
     memory: MessageMemory,
     /// Gives memory of large messages back to the system.
     returning: Returning,
-    presence: Presence,
-    drops: Drops,
-    expected: Expected,
+    presence: RecentClients,
+    drops: DropCounters,
+    expected: ExpectedChanges,
     /// Calls that wait for a person.
     pub approvals: Arc<Approvals>,
-    labels: Carried,
+    labels: SessionLabels,
     rates: Rates,
     chain: Chain,
     /// Exchanges under way, by principal.
-    permits: Mutex<HashMap<PrincipalKind, Permits>>,
-    refusals: Refusals,
-    under_way: Arc<UnderWay>,
-    parked: Lot,
+    permits: Mutex<HashMap<PrincipalKind, PrincipalLimits>>,
+    refusals: RefusalSampler,
+    under_way: Arc<InFlightCalls>,
+    parked: SuspendedCalls,
     listeners: Listeners,
     subscriptions: Subscriptions,
     /// Held by whoever takes a config that was read again.
     follows: tokio::sync::Mutex<()>,
-    following: Mutex<Following>,
+    following: Mutex<ReloadStatus>,
     /// Servers that are in the config no more, until they are gone.
     retired: Mutex<Vec<Arc<Server>>>,
     /// What ends them.
@@ -190,18 +192,18 @@ pub struct Caller {
 }
 
 /// A message on its way.
-pub struct Ticket {
+pub struct ExchangeHandle {
     /// Notifications for the client that belong to it, as they come.
     pub notices: mpsc::Receiver<Bytes>,
     /// What became of it.
-    pub answer: oneshot::Receiver<Answered>,
+    pub answer: oneshot::Receiver<ExchangeResponse>,
     /// Dropping it cancels the exchange.
     pub cancel: DropGuard,
 }
 
 /// What became of a message.
 #[derive(Debug)]
-pub struct Answered {
+pub struct ExchangeResponse {
     /// The text of the answer; for a notification only that of its refusal, which a transport
     /// with a channel for it may hand out. It holds its principal's [`Place`] until
     /// it is dropped, so that answers that nobody reads are bounded as messages are.
@@ -223,10 +225,15 @@ pub fn network(address: IpAddr) -> IpAddr {
     }
 }
 
-impl Proxy {
+impl Gateway {
     /// Sends a message on its way, from the place that its principal took for it. It goes on by
     /// itself; dropping the ticket cancels it.
-    pub fn take(self: &Arc<Self>, caller: Caller, frame: Frame, place: Place) -> Ticket {
+    pub fn take(
+        self: &Arc<Self>,
+        caller: Caller,
+        frame: Frame,
+        place: ConcurrencyPermit,
+    ) -> ExchangeHandle {
         let (notices, receiver) = mpsc::channel(NOTICES);
         let (sender, answer) = oneshot::channel();
         let cancel = CancellationToken::new();
@@ -240,20 +247,20 @@ impl Proxy {
             // Held until the exchange is over, and its parsed form with it.
             let mut answered =
                 match fits.and_then(|()| proxy.memory.reserve_parsed(who, frame.counts)) {
-                    Ok(_parsed) => proxy.exchange(caller, frame, notices, cancel).await,
-                    Err(refusal) => proxy.crowded_out(&caller, &frame, refusal).await,
+                    Ok(_parsed) => proxy.handle(caller, frame, notices, cancel).await,
+                    Err(refusal) => proxy.reject_over_limit(&caller, &frame, refusal).await,
                 };
             answered.text = answered.text.map(|text| place.hold(text));
             // The client may be gone; what happened is recorded all the same.
             let _ = sender.send(answered);
         };
         self.tasks.spawn(in_turns(party, weight, work));
-        Ticket { notices: receiver, answer, cancel: guard }
+        ExchangeHandle { notices: receiver, answer, cancel: guard }
     }
 
     /// Records a refusal of a message that did not become an exchange, and makes its answer. The
     /// refusals of a flood are recorded together, under the decision id that they share.
-    pub async fn turn_away(
+    pub async fn reject(
         &self,
         refusal: &Refusal,
         transport: Transport,
@@ -371,8 +378,8 @@ impl Proxy {
             tracing::error!("the last counts of refusals and dropped messages are not on record");
         }
         let what =
-            portcullis_audit::record::Happening::ProxyStopped { reason: Some(reason.to_owned()) };
-        if let Err(error) = self.audit.event(what).await {
+            portcullis_audit::record::Event::ProxyStopped { reason: Some(reason.to_owned()) };
+        if let Err(error) = self.audit.record_event(what).await {
             tracing::error!(%error, "the end could not be recorded");
         }
         self.exports.finish(LAST_EXPORT).await;

@@ -12,8 +12,8 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::{
-    Caller, Proxy,
-    way::{Passage, begin},
+    Caller, Gateway,
+    pipeline::{RequestState, begin},
 };
 use crate::session::Labels;
 use portcullis_protocol::{
@@ -30,9 +30,9 @@ const COUNTED: usize = 1_024;
 
 /// What clients without a session carry. Clients are the config's, so memory is bounded by it.
 #[derive(Default)]
-pub(super) struct Carried(Mutex<HashMap<PrincipalKind, (Labels, Instant)>>);
+pub(super) struct SessionLabels(Mutex<HashMap<PrincipalKind, (Labels, Instant)>>);
 
-impl Carried {
+impl SessionLabels {
     /// What a client carries.
     pub fn of(&self, client: &PrincipalKind) -> BTreeSet<String> {
         match self.0.lock().get(client) {
@@ -111,15 +111,15 @@ fn each(rate: Rate) -> Duration {
     (rate.window / rate.calls.get()).max(Duration::from_nanos(1))
 }
 
-impl Proxy {
+impl Gateway {
     /// Does what the policies that let an exchange pass ask for before it leaves.
     ///
     /// # Errors
     /// A [`Refusal`] where it cannot be done.
-    pub(super) async fn fulfil(
+    pub(super) async fn apply_obligations(
         &self,
         exchange: &Exchange,
-        passage: &mut Passage,
+        passage: &mut RequestState,
     ) -> Result<(), Refusal> {
         let rules = passage.trail.rules.iter();
         let rated: Vec<_> = rules.filter(|rule| rule.obligations.rate.is_some()).cloned().collect();
@@ -134,7 +134,7 @@ impl Proxy {
         // often a client has somebody asked. And what was allowed is not refused for its rate.
         self.rates.take(&limits, who).map_err(spent)?;
         // Before a person is asked: it would be for nothing.
-        self.carry(exchange, &passage.trail.heard)?;
+        self.apply_labels(exchange, &passage.trail.heard)?;
         self.approved(exchange, passage).await?;
         let asked = exchange.obligations.iter().flat_map(|obligations| &obligations.labels);
         self.label(exchange, |labels| {
@@ -165,7 +165,7 @@ impl Proxy {
     /// # Errors
     /// A [`Refusal`] where it carries too many of that server already: what was labelled must not go
     /// on as if it were not.
-    pub(super) fn carry(
+    pub(super) fn apply_labels(
         &self,
         exchange: &Exchange,
         heard: &BTreeMap<String, Rule>,
@@ -246,7 +246,7 @@ mod tests {
 
     #[test]
     fn labels_stay_with_whom_they_were_given() {
-        let labels = Carried::default();
+        let labels = SessionLabels::default();
         let of = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
         let give = |who: &str, label: &str| {
             labels.give(&client(who), |labels| {

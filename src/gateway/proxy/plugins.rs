@@ -12,17 +12,17 @@ use miette::Diagnostic as _;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
-use super::{Proxy, assembly::Found, beginning, files::Files};
-use portcullis_audit::record::Happening;
+use super::{Gateway, builder::BoxedDiagnostic, file_watcher::Files, startup_events};
+use portcullis_audit::record::Event;
 use portcullis_chain::{Fault, Interceptor, Verdict};
 use portcullis_config::{Code, Loaded};
 use portcullis_interceptors::{
-    InterceptorEntry, Use,
+    InterceptorEntry, InterceptorKind,
     plugin::{Config, Plugin},
     secrets::Known,
 };
 use portcullis_plugin_host::{
-    Artifacts, Cache, Grants, House, States, Surroundings, Unusable, signature_path,
+    Artifacts, Cache, Grants, HostServices, LoadError, PluginHost, States, signature_path,
 };
 use portcullis_policy::{Action, DeliveredAs, Holder, Resource, Subject};
 use portcullis_protocol::exchange::{Exchange, Method, Phase};
@@ -32,14 +32,14 @@ use portcullis_vault::{Secret, Source};
 
 /// The secrets that plugins are handed, by the places of their entries, read once for this run.
 #[derive(Default)]
-pub struct Handed(BTreeMap<usize, BTreeMap<String, Secret>>);
+pub struct PluginSecrets(BTreeMap<usize, BTreeMap<String, Secret>>);
 
-impl Handed {
+impl PluginSecrets {
     /// All of a config. What is not to be had is a finding.
-    pub fn read(loaded: &Loaded, found: &mut Vec<Found>) -> Self {
+    pub fn read(loaded: &Loaded, found: &mut Vec<BoxedDiagnostic>) -> Self {
         let mut all = BTreeMap::new();
         for (at, entry) in loaded.config.interceptors.iter().enumerate() {
-            let Use::Plugin(config) = &entry.kind else { continue };
+            let InterceptorKind::Plugin(config) = &entry.kind else { continue };
             if !entry.is_on() {
                 continue;
             }
@@ -87,14 +87,14 @@ pub fn load(
     at: usize,
     entry: &InterceptorEntry,
     config: &Config,
-    handed: &Handed,
-    house: &House,
-) -> Result<Plugin, Found> {
+    handed: &PluginSecrets,
+    house: &PluginHost,
+) -> Result<Plugin, BoxedDiagnostic> {
     let plugin = Plugin::load(config, &entry.settings, &loaded.base, handed.of(at), house);
-    plugin.map_err(|error| -> Found {
+    plugin.map_err(|error| -> BoxedDiagnostic {
         let key = match &error {
-            Unusable::Config { at, .. } if !config.config.is_empty() => format!("config{at}"),
-            Unusable::Start { .. } if !config.config.is_empty() => "config".into(),
+            LoadError::Config { at, .. } if !config.config.is_empty() => format!("config{at}"),
+            LoadError::Start { .. } if !config.config.is_empty() => "config".into(),
             _ if config.oci.is_some() => "oci".into(),
             _ => "path".into(),
         };
@@ -103,12 +103,12 @@ pub fn load(
 }
 
 /// A plugin in the chain, with its entry.
-pub struct InChain {
+pub struct LoadedPlugin {
     pub entry: InterceptorEntry,
     pub plugin: Arc<Plugin>,
 }
 
-impl InChain {
+impl LoadedPlugin {
     /// The files of which others may take the place.
     pub fn files(&self) -> Vec<PathBuf> {
         let component = self.plugin.changeable().into_iter();
@@ -116,9 +116,9 @@ impl InChain {
     }
 }
 
-impl Proxy {
+impl Gateway {
     /// Has plugins take each other's place as their files change.
-    pub(super) async fn keep_plugins(self: Arc<Self>, all: Vec<InChain>, mut files: Files) {
+    pub(super) async fn keep_plugins(self: Arc<Self>, all: Vec<LoadedPlugin>, mut files: Files) {
         loop {
             tokio::select! {
                 changed = files.changed() => if !changed { return },
@@ -130,8 +130,8 @@ impl Proxy {
         }
     }
 
-    async fn look_again(&self, InChain { entry, plugin }: &InChain) {
-        let Use::Plugin(config) = &entry.kind else { return };
+    async fn look_again(&self, LoadedPlugin { entry, plugin }: &LoadedPlugin) {
+        let InterceptorKind::Plugin(config) = &entry.kind else { return };
         let name = entry.name();
         let looked = tokio::task::spawn_blocking({
             let plugin = plugin.clone();
@@ -142,7 +142,7 @@ impl Proxy {
             Ok(Ok(Some(next))) => {
                 let (digest, version) = (next.sha256().to_owned(), next.manifest().version.clone());
                 // Before it counts.
-                match self.audit.event(beginning::plugin(entry, config, &next)).await {
+                match self.audit.record_event(startup_events::plugin(entry, config, &next)).await {
                     Ok(()) => {
                         plugin.take(next);
                         tracing::info!(
@@ -169,19 +169,21 @@ impl Proxy {
             interceptor = name,
             "a plugin has changed and is not used, the one before stays: {refused}"
         );
-        self.audit.tell(beginning::no_plugin(entry, &config.place(), refused)).await;
+        self.audit
+            .record_best_effort(startup_events::no_plugin(entry, &config.place(), refused))
+            .await;
     }
 }
 
 /// What is around the plugins of a proxy.
-pub fn house(loaded: &Loaded, around: Arc<Around>) -> House {
+pub fn house(loaded: &Loaded, around: Arc<PluginServices>) -> PluginHost {
     let states = States::at(loaded.config.state_dir.join("plugins/state"));
     let plugins = loaded.config.interceptors.iter();
     // Without plugins there is nothing to keep, nor a key to make.
-    let any = plugins.into_iter().any(|entry| matches!(entry.kind, Use::Plugin(_)));
+    let any = plugins.into_iter().any(|entry| matches!(entry.kind, InterceptorKind::Plugin(_)));
     let cache = any.then(|| Cache::of(&loaded.config.state_dir)).flatten().map(Arc::new);
     let artifacts = artifacts(loaded, true);
-    House { around, states: Some(states), cache, artifacts }
+    PluginHost { around, states: Some(states), cache, artifacts }
 }
 
 /// How a config has registries asked for plugins; what is pulled is kept for the next start, or not.
@@ -197,29 +199,29 @@ pub fn artifacts(loaded: &Loaded, keep: bool) -> Artifacts {
 }
 
 /// What is around the plugins of a proxy, of which there is none before its start.
-pub struct Around {
+pub struct PluginServices {
     pub(super) policies: Arc<portcullis_policy::Engine>,
     pub(super) metrics: Arc<Metrics>,
-    proxy: OnceLock<Weak<Proxy>>,
+    proxy: OnceLock<Weak<Gateway>>,
 }
 
-impl Around {
+impl PluginServices {
     pub fn new(policies: Arc<portcullis_policy::Engine>, metrics: Arc<Metrics>) -> Arc<Self> {
         Arc::new(Self { policies, metrics, proxy: OnceLock::new() })
     }
 
     /// The proxy, while it runs.
-    pub(super) fn proxy(&self) -> Option<Arc<Proxy>> {
+    pub(super) fn proxy(&self) -> Option<Arc<Gateway>> {
         self.proxy.get().and_then(Weak::upgrade)
     }
 
     /// The proxy is there.
-    pub fn settle(&self, proxy: &Arc<Proxy>) {
+    pub fn settle(&self, proxy: &Arc<Gateway>) {
         let _ = self.proxy.set(Arc::downgrade(proxy));
     }
 }
 
-impl Surroundings for Around {
+impl HostServices for PluginServices {
     fn count(&self, plugin: &str, name: &str, by: u64) {
         self.metrics.plugin_counted(plugin, name, by);
     }
@@ -238,10 +240,10 @@ impl Surroundings for Around {
             );
             return;
         };
-        let sent = Happening::PluginHttpSent { plugin: plugin.to_owned(), call, requests };
+        let sent = Event::PluginHttpSent { plugin: plugin.to_owned(), call, requests };
         // One that stops waits for it.
         let tasks = proxy.tasks.clone();
-        tasks.spawn_on(async move { proxy.audit.tell(sent).await }, &runtime);
+        tasks.spawn_on(async move { proxy.audit.record_best_effort(sent).await }, &runtime);
     }
 
     fn may_reach(&self, plugin: &str, host: &str, port: u16) -> Result<(), String> {
@@ -259,7 +261,7 @@ impl Surroundings for Around {
 }
 
 /// Something that the config gives a plugin and policies do not.
-struct Withheld {
+struct UngrantedCapability {
     /// Its key within `grants`.
     key: String,
     what: String,
@@ -269,13 +271,17 @@ struct Withheld {
     why: String,
 }
 
-impl Withheld {
+impl UngrantedCapability {
     fn words(&self, plugin: &str) -> String {
         format!("policy does not let the plugin `{plugin}` have {}: {}", self.what, self.why)
     }
 }
 
-fn withheld(plugin: &str, grants: &Grants, policies: &portcullis_policy::Engine) -> Vec<Withheld> {
+fn withheld(
+    plugin: &str,
+    grants: &Grants,
+    policies: &portcullis_policy::Engine,
+) -> Vec<UngrantedCapability> {
     let mut withheld = Vec::new();
     let mut ask =
         |key: String, what: String, action: Action, resource: Resource<'_>, shown: String| {
@@ -284,7 +290,7 @@ fn withheld(plugin: &str, grants: &Grants, policies: &portcullis_policy::Engine)
                 return;
             }
             let why = outcome.explain_alone();
-            withheld.push(Withheld { key, what, action, shown, why });
+            withheld.push(UngrantedCapability { key, what, action, shown, why });
         };
     for function in grants.functions() {
         let name = function.as_str();
@@ -324,14 +330,17 @@ pub fn ungranted(
     at: usize,
     entry: &InterceptorEntry,
     policies: &portcullis_policy::Engine,
-) -> Vec<Found> {
-    let Use::Plugin(config) = &entry.kind else { return Vec::new() };
+) -> Vec<BoxedDiagnostic> {
+    let InterceptorKind::Plugin(config) = &entry.kind else { return Vec::new() };
     let plugin = entry.name();
-    let found = withheld(plugin, &config.grants, policies).into_iter().map(|withheld| -> Found {
-        let help = withheld.permit(plugin);
-        let pointer = format!("/interceptors/{at}/grants/{}", withheld.key);
-        Box::new(loaded.finding(&pointer, Code::NotPermitted, withheld.words(plugin)).help(help))
-    });
+    let found =
+        withheld(plugin, &config.grants, policies).into_iter().map(|withheld| -> BoxedDiagnostic {
+            let help = withheld.permit(plugin);
+            let pointer = format!("/interceptors/{at}/grants/{}", withheld.key);
+            Box::new(
+                loaded.finding(&pointer, Code::NotPermitted, withheld.words(plugin)).help(help),
+            )
+        });
     found.collect()
 }
 
@@ -342,7 +351,7 @@ pub fn permits(plugin: &str, grants: &Grants) -> Vec<String> {
     withheld(plugin, grants, &none).iter().map(|withheld| withheld.permit(plugin)).collect()
 }
 
-impl Withheld {
+impl UngrantedCapability {
     /// The policy that is missing.
     fn permit(&self, plugin: &str) -> String {
         let id = cedar_policy::EntityId::new(plugin);
@@ -358,7 +367,7 @@ impl Withheld {
 
 /// A plugin that is asked only while policies let it have what it was given when the proxy started.
 /// Without that it is not asked, which is a fault. Hosts are asked of with every request.
-pub struct Held {
+pub struct GatedPlugin {
     plugin: Arc<Plugin>,
     grants: Grants,
     policies: Arc<portcullis_policy::Engine>,
@@ -366,7 +375,7 @@ pub struct Held {
     said: Mutex<Option<(portcullis_policy::Revision, Result<(), String>)>>,
 }
 
-impl Held {
+impl GatedPlugin {
     pub fn new(
         plugin: Arc<Plugin>,
         grants: Grants,
@@ -398,7 +407,7 @@ impl Held {
 }
 
 #[async_trait]
-impl Interceptor for Held {
+impl Interceptor for GatedPlugin {
     fn name(&self) -> &str {
         self.plugin.name()
     }

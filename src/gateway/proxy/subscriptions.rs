@@ -16,7 +16,7 @@ use futures_util::StreamExt as _;
 use parking_lot::Mutex;
 use serde_json::json;
 
-use super::{Proxy, guest::Guest, sight::Sight, way::Passage};
+use super::{Gateway, client::ClientContext, pipeline::RequestState, visibility::PrincipalView};
 use portcullis_audit::Conclusion;
 use portcullis_protocol::exchange::View;
 use portcullis_protocol::{
@@ -25,7 +25,7 @@ use portcullis_protocol::{
     names::{DecisionId, ServerName, SessionId},
     refusal::{Code, Refusal},
 };
-use portcullis_upstream::{Failure, Instance, Reply, Server};
+use portcullis_upstream::{CallError, Instance, Reply, Server};
 
 /// Resources that one session, or one listener, may watch.
 pub(super) const MOST: usize = 256;
@@ -42,13 +42,13 @@ pub(super) struct Subscriptions {
 
 /// Who hears of a resource.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) enum Hearer {
+pub(super) enum Subscriber {
     Session(SessionId),
     Listener(u64),
 }
 
 /// Who hears of which server's resource, by its URI.
-pub(super) type Subscription = (Hearer, ServerName, String);
+pub(super) type Subscription = (Subscriber, ServerName, String);
 
 /// A resource that somebody hears of.
 struct Watched {
@@ -64,13 +64,13 @@ struct Watched {
 pub(super) type Lost = (Option<DecisionId>, Refusal);
 
 /// A place among the resources that are watched for a principal, until it is dropped.
-struct Turn {
-    proxy: Arc<Proxy>,
+struct SubscriberPermit {
+    proxy: Arc<Gateway>,
     owner: PrincipalKind,
 }
 
-impl Turn {
-    fn take(proxy: &Arc<Proxy>, owner: &PrincipalKind) -> Result<Self, Refusal> {
+impl SubscriberPermit {
+    fn take(proxy: &Arc<Gateway>, owner: &PrincipalKind) -> Result<Self, Refusal> {
         let mut counts = proxy.subscriptions.counts.lock();
         let count = counts.entry(owner.clone()).or_default();
         if *count >= OF_ONE {
@@ -82,7 +82,7 @@ impl Turn {
     }
 }
 
-impl Drop for Turn {
+impl Drop for SubscriberPermit {
     fn drop(&mut self) {
         let mut counts = self.proxy.subscriptions.counts.lock();
         if let Some(count) = counts.get_mut(&self.owner) {
@@ -96,7 +96,7 @@ impl Drop for Turn {
 
 /// A resource that is watched until this is dropped.
 struct Watching {
-    turn: Turn,
+    turn: SubscriberPermit,
     server: ServerName,
     /// Which server of that name it is, of all that ever were in the config.
     number: u64,
@@ -118,12 +118,12 @@ impl Drop for Watching {
     }
 }
 
-impl Proxy {
+impl Gateway {
     /// Takes one resource into a listener's filter; whether it is watched.
     pub(super) async fn grant(
         self: &Arc<Self>,
-        guest: &Guest,
-        hearer: Hearer,
+        guest: &ClientContext,
+        hearer: Subscriber,
         uri: String,
     ) -> bool {
         let Ok(watching) = self.watch_one(guest, &guest.view, &uri).await else { return false };
@@ -147,7 +147,7 @@ impl Proxy {
     /// before 2026-07-28.
     async fn watch_one(
         self: &Arc<Self>,
-        guest: &Guest,
+        guest: &ClientContext,
         view: &View,
         uri: &str,
     ) -> Result<Watching, Lost> {
@@ -155,8 +155,8 @@ impl Proxy {
         let params = Bytes::from(json!({ "uri": uri }).to_string());
         let mut exchange = self.begin(guest, &method, false, Some(params.clone()));
         let id = Some(exchange.id);
-        let mut passage = Passage::default();
-        let sight = Sight(self.gate.sight(&guest.principal));
+        let mut passage = RequestState::default();
+        let sight = PrincipalView(self.gate.sight(&guest.principal));
         let admitted = async {
             let route = self.router.route(view, &method, &params, &sight).await?;
             // As a call is: where its entry in the config changes, the server is not ended before this.
@@ -164,11 +164,11 @@ impl Proxy {
             exchange.server = route.server.as_ref().map(|server| server.name.clone());
             exchange.target = route.target;
             self.chain.pass(&mut exchange, Phase::Request, &mut passage.trail).await?;
-            self.fulfil(&exchange, &mut passage).await?;
+            self.apply_obligations(&exchange, &mut passage).await?;
             let server = route
                 .server
                 .ok_or_else(|| Refusal::new(Code::Unknown, "there is no such resource here"))?;
-            server.still_there()?;
+            server.ensure_active()?;
             Ok(server)
         };
         let server = match admitted.await {
@@ -206,12 +206,12 @@ impl Proxy {
     /// Has a server tell of a resource's changes, or returns the server's own error.
     async fn watch(
         self: &Arc<Self>,
-        guest: &Guest,
+        guest: &ClientContext,
         server: &Arc<Server>,
         uri: &str,
     ) -> Result<Result<Watching, Bytes>, Refusal> {
-        let failed = |failure: Failure| failure.refusal(&server.name);
-        let turn = Turn::take(self, &guest.principal.kind)?;
+        let failed = |failure: CallError| failure.refusal(&server.name);
+        let turn = SubscriberPermit::take(self, &guest.principal.kind)?;
         let (instance, _) = self.instance(guest, server).await.map_err(failed)?;
         Ok(match instance.watch(uri).await.map_err(failed)? {
             Reply::Result(_) => {
@@ -228,14 +228,14 @@ impl Proxy {
     /// A refusal where the server cannot tell of changes.
     pub(super) async fn subscribe(
         self: &Arc<Self>,
-        guest: &Guest,
+        guest: &ClientContext,
         exchange: &Exchange,
         server: &Arc<Server>,
     ) -> Result<Answer, Refusal> {
         let (Some(session), Target::Resource { uri }) = (&guest.session, &exchange.target) else {
             return Err(Refusal::new(Code::MethodUnknown, "this method is not of this revision"));
         };
-        let hearer = Hearer::Session(session.id.clone());
+        let hearer = Subscriber::Session(session.id.clone());
         let key = (hearer, server.name.clone(), uri.clone());
         if exchange.method.as_str() == Method::UNSUBSCRIBE {
             let watched = self.subscriptions.watched.lock().remove(&key);
@@ -256,7 +256,7 @@ impl Proxy {
         }
         if session.ended().is_cancelled() {
             self.subscriptions.forget(&key.0);
-        } else if server.still_there().is_err() {
+        } else if server.ensure_active().is_err() {
             // On a task of its own, so that it is recorded to its end.
             let proxy = self.clone();
             let moved = self.tasks.spawn(async move { proxy.follow_place(&key).await });
@@ -334,7 +334,7 @@ impl Proxy {
             let superseded = self
                 .router
                 .server(name)
-                .is_none_or(|now| now.number != number || now.still_there().is_err());
+                .is_none_or(|now| now.number != number || now.ensure_active().is_err());
             match (moved, entry) {
                 (Ok(watching), Some(entry)) => {
                     entry.number = watching.number;
@@ -367,7 +367,7 @@ fn covers(watched: &str, changed: &str) -> bool {
 
 impl Subscriptions {
     /// Those who hear of a change of a server's resource.
-    pub fn hearers(&self, server: &ServerName, uri: &str) -> HashSet<Hearer> {
+    pub fn hearers(&self, server: &ServerName, uri: &str) -> HashSet<Subscriber> {
         let watched = self.watched.lock();
         let of_it = watched.iter().filter(|((_, of, watched), entry)| {
             of == server && entry.watching.is_some() && covers(watched, uri)
@@ -376,7 +376,7 @@ impl Subscriptions {
     }
 
     /// Notes that a resource is watched. Twice is once: what was watched before is watched no more.
-    fn add(&self, key: Subscription, watching: Watching, guest: &Guest) {
+    fn add(&self, key: Subscription, watching: Watching, guest: &ClientContext) {
         let (number, from) = (watching.number, guest.client_addr);
         let entry = Watched { number, watching: Some(watching), from };
         let before = self.watched.lock().insert(key, entry);
@@ -385,7 +385,7 @@ impl Subscriptions {
     }
 
     /// Has nothing watched any more for one that hears of nothing any more.
-    pub fn forget(&self, hearer: &Hearer) {
+    pub fn forget(&self, hearer: &Subscriber) {
         let mut watched = self.watched.lock();
         let all: Vec<_> = watched.extract_if(|key, _| key.0 == *hearer).collect();
         drop(watched);

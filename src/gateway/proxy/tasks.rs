@@ -14,7 +14,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use serde_json::{json, value::RawValue};
 
-use super::{Proxy, guest::Guest};
+use super::{Gateway, client::ClientContext};
 use crate::router::{Route, selects_once};
 use portcullis_protocol::exchange::View;
 use portcullis_protocol::{
@@ -25,7 +25,7 @@ use portcullis_protocol::{
     obligations::Obligations,
     refusal::{Code, Refusal},
 };
-use portcullis_upstream::{Call, Failure, Offer, PartyKey, Reply, Server};
+use portcullis_upstream::{Call, CallError, InstanceKey, ListKind, Reply, Server};
 
 /// Tasks that are known at once, and those of one principal among them.
 const MOST: usize = 16_384;
@@ -40,13 +40,13 @@ const PAGES: usize = 16;
 /// Which process has a task: of which server, for which party alone, and which of all that ever
 /// ran, since the next one gives the same ids to others. What runs elsewhere counts as one for as long
 /// as its entry in the config is the same.
-type Place = (ServerName, Option<PartyKey>, u64);
+type TaskHost = (ServerName, Option<InstanceKey>, u64);
 
 /// A task's place, and the server's id of it.
-type Key = (Place, String);
+type Key = (TaskHost, String);
 
 /// What policies asked for.
-type Asked = Vec<Arc<Obligations>>;
+type TaskObligations = Vec<Arc<Obligations>>;
 
 /// What is known of a task.
 #[derive(Clone)]
@@ -55,7 +55,7 @@ struct Task {
     /// The tool that was called.
     tool: String,
     /// What the policies that let the call pass ask for: its result comes later.
-    obligations: Asked,
+    obligations: TaskObligations,
     used: Instant,
 }
 
@@ -111,7 +111,7 @@ impl Tasks {
     }
 
     /// The tool of a principal's task.
-    fn tool(&self, owner: &PrincipalKind, key: &Key) -> Option<(String, Asked)> {
+    fn tool(&self, owner: &PrincipalKind, key: &Key) -> Option<(String, TaskObligations)> {
         let mut known = self.known.lock();
         let task = known.get_mut(key).filter(|task| task.owner == *owner)?;
         if task.used.elapsed() >= KEPT {
@@ -122,11 +122,11 @@ impl Tasks {
     }
 
     /// Who made a task.
-    pub fn owner(&self, place: Place, id: &str) -> Option<PrincipalKind> {
+    pub fn owner(&self, place: TaskHost, id: &str) -> Option<PrincipalKind> {
         self.known.lock().get(&(place, id.to_owned())).map(|task| task.owner.clone())
     }
 
-    fn at(&self, owner: &PrincipalKind, place: &Place) -> bool {
+    fn at(&self, owner: &PrincipalKind, place: &TaskHost) -> bool {
         self.known.lock().iter().any(|(key, task)| task.owner == *owner && key.0 == *place)
     }
 
@@ -136,19 +136,19 @@ impl Tasks {
     }
 
     /// Forgets the tasks of a party whose servers have ended.
-    pub fn forget(&self, party: &PartyKey) {
+    pub fn forget(&self, party: &InstanceKey) {
         self.known.lock().retain(|key, _| key.0.1.as_ref() != Some(party));
     }
 }
 
-impl Proxy {
+impl Gateway {
     /// Where a message about a task goes; nothing where it is about none.
     ///
     /// # Errors
     /// A refusal where the task is not this client's.
     pub(super) async fn task_route(
         &self,
-        guest: &Guest,
+        guest: &ClientContext,
         exchange: &mut Exchange,
     ) -> Result<Option<Route>, Refusal> {
         if !Method::TASK.contains(&exchange.method.as_str()) {
@@ -180,7 +180,7 @@ impl Proxy {
         // The result of the call is still to come.
         exchange.obligations = asked;
         let items =
-            server.items(Offer::Tools).await.map_err(|failure| failure.refusal(&server.name))?;
+            server.items(ListKind::Tools).await.map_err(|failure| failure.refusal(&server.name))?;
         let tool = items.iter().find(|item| item.name == name).cloned();
         let target = Target::Tool { name, tool };
         Ok(Some(Route { server: Some(server), target, params: None }))
@@ -192,7 +192,7 @@ impl Proxy {
     /// A refusal where it cannot be followed.
     pub(super) fn note_task(
         &self,
-        guest: &Guest,
+        guest: &ClientContext,
         server: &Server,
         exchange: &Exchange,
         answer: &Answer,
@@ -221,7 +221,7 @@ impl Proxy {
     }
 
     /// The result of `tasks/list`: of each server's tasks those that this client made.
-    pub(super) async fn list_tasks(&self, guest: &Guest) -> Bytes {
+    pub(super) async fn list_tasks(&self, guest: &ClientContext) -> Bytes {
         let mut all = Vec::new();
         for server in self.router.servers(&guest.view) {
             let place = place(&server, guest.party_key(&server));
@@ -238,8 +238,12 @@ impl Proxy {
         [&b"{\"tasks\":["[..], &all.join(&b","[..]), b"]}"].concat().into()
     }
 
-    async fn tasks_of(&self, guest: &Guest, server: &Arc<Server>) -> Result<Vec<Bytes>, Failure> {
-        let misbehaved = || Failure::Misbehaved("its answer to `tasks/list` is no list".into());
+    async fn tasks_of(
+        &self,
+        guest: &ClientContext,
+        server: &Arc<Server>,
+    ) -> Result<Vec<Bytes>, CallError> {
+        let misbehaved = || CallError::Misbehaved("its answer to `tasks/list` is no list".into());
         let (instance, running) = self.instance(guest, server).await?;
         let Some(place) = place(server, guest.party_key(server)) else { return Ok(Vec::new()) };
         let mut own = Vec::new();
@@ -276,7 +280,7 @@ impl Proxy {
 
 /// Where the tasks of a server are that runs for this party, or for all; nothing where it does not
 /// run. A remote server is no process of ours: its tasks outlive a connection.
-pub(super) fn place(server: &Server, party: Option<PartyKey>) -> Option<Place> {
+pub(super) fn place(server: &Server, party: Option<InstanceKey>) -> Option<TaskHost> {
     let instance = match &party {
         Some(key) => server.owned(key)?,
         None => server.shared().clone(),
@@ -304,7 +308,7 @@ mod tests {
     }
 
     fn key(server: &str, session: Option<&str>, id: &str) -> Key {
-        let party = session.map(|id| PartyKey::Session(SessionId::presented(id)));
+        let party = session.map(|id| InstanceKey::Session(SessionId::presented(id)));
         ((server.parse().unwrap(), party, 1), id.to_owned())
     }
 
@@ -333,7 +337,7 @@ mod tests {
         assert!(tasks.tool(&owner("b"), &key("s", None, "1")).is_none());
         let (place, id) = key("s", Some("x"), "1");
         assert_eq!(tasks.owner(place.clone(), &id), Some(owner("b")));
-        tasks.forget(&PartyKey::Session(SessionId::presented("x")));
+        tasks.forget(&InstanceKey::Session(SessionId::presented("x")));
         assert_eq!(tasks.owner(place, &id), None);
         // Another process gives the same ids to others.
         let mut next = key("s", None, "1");

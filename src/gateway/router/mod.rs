@@ -4,10 +4,10 @@
 //! tools, can neither move nor shadow what another server offers: behind the endpoint of all
 //! servers every tool and prompt stands behind its server's prefix.
 
-mod catalog;
+mod merged_names;
 mod pages;
 mod selectors;
-mod shelf;
+mod server_lists;
 mod template;
 
 use std::sync::Arc;
@@ -25,13 +25,13 @@ use portcullis_protocol::{
     names::{ServerName, nearest_of},
     refusal::{Code, Refusal},
 };
-use portcullis_upstream::{Offer, Server};
+use portcullis_upstream::{ListKind, Server};
 
-use catalog::Catalog;
+use merged_names::MergedNames;
 use selectors::{Reference, reference};
-use shelf::Shelf;
+use server_lists::ServerLists;
 
-pub use pages::{Mark, Page, Room};
+pub use pages::{Cursor, Page, PageLimits};
 pub use selectors::selects_once;
 
 /// Where a message goes.
@@ -49,10 +49,10 @@ pub struct Router {
     shelves: ArcSwap<Shelves>,
 }
 
-type Shelves = IndexMap<ServerName, Arc<Shelf>>;
+type Shelves = IndexMap<ServerName, Arc<ServerLists>>;
 
 /// Answers whether this principal could use something, before a server is started to look.
-pub trait Sight: Sync {
+pub trait Visibility: Sync {
     /// A tool of which nothing is known but its name.
     fn tool(&self, server: &ServerName, name: &str) -> bool;
     fn prompt(&self, server: &ServerName, name: &str) -> bool;
@@ -62,7 +62,7 @@ pub trait Sight: Sync {
     /// A server's lists, among those of all servers.
     fn server(&self, server: &ServerName) -> bool;
     /// An item of a list.
-    fn item(&self, offer: Offer, definition: &Definition) -> bool;
+    fn item(&self, offer: ListKind, definition: &Definition) -> bool;
 }
 
 impl Router {
@@ -78,17 +78,17 @@ impl Router {
     pub fn set(&self, servers: impl IntoIterator<Item = Arc<Server>>) {
         let servers: Vec<_> = servers.into_iter().collect();
         let prefixes: Vec<_> =
-            servers.iter().map(|server| shelf::prefix(server).to_owned()).collect();
+            servers.iter().map(|server| server_lists::prefix(server).to_owned()).collect();
         let before = self.shelves.load();
         let shelves = servers.into_iter().map(|server| {
-            let own = shelf::prefix(&server);
+            let own = server_lists::prefix(&server);
             // Only what stands behind no prefix could be taken for another's.
             let others: Vec<_> = match own.is_empty() {
                 true => prefixes.iter().filter(|other| *other != own).cloned().collect(),
                 false => Vec::new(),
             };
             let kept = before.get(&server.name).filter(|shelf| shelf.is_of(&server, &others));
-            let shelf = kept.cloned().unwrap_or_else(|| Shelf::new(server.clone(), others));
+            let shelf = kept.cloned().unwrap_or_else(|| ServerLists::new(server.clone(), others));
             (server.name.clone(), shelf)
         });
         self.shelves.store(Arc::new(shelves.collect()));
@@ -107,7 +107,7 @@ impl Router {
         self.shelves.load().get(name).map(|shelf| shelf.server.clone())
     }
 
-    fn shelf(&self, name: &ServerName) -> Result<Arc<Shelf>, Refusal> {
+    fn shelf(&self, name: &ServerName) -> Result<Arc<ServerLists>, Refusal> {
         self.shelves
             .load()
             .get(name)
@@ -125,7 +125,7 @@ impl Router {
         view: &View,
         method: &Method,
         params: &Bytes,
-        sight: &dyn Sight,
+        sight: &dyn Visibility,
     ) -> Result<Route, Refusal> {
         let object = || {
             let object = Object::parse(params.clone())
@@ -140,10 +140,10 @@ impl Router {
                     return Err(Refusal::new(Code::InvalidParams, "`arguments` must be an object"));
                 }
                 let outer = required(&object, "name")?;
-                let (shelf, name) = self.owner(view, &outer, Offer::Tools, sight).await?;
+                let (shelf, name) = self.owner(view, &outer, ListKind::Tools, sight).await?;
                 let server = shelf.server.clone();
                 let tool = if sight.tool(&server.name, &name) {
-                    let found = shelf.whole(Offer::Tools).await;
+                    let found = shelf.whole(ListKind::Tools).await;
                     let catalog = found.map_err(|failure| failure.refusal(&server.name))?;
                     match view {
                         View::All => catalog.get(&outer).cloned(),
@@ -208,9 +208,9 @@ impl Router {
         &self,
         view: &View,
         outer: &str,
-        offer: Offer,
-        sight: &dyn Sight,
-    ) -> Result<(Arc<Shelf>, String), Refusal> {
+        offer: ListKind,
+        sight: &dyn Visibility,
+    ) -> Result<(Arc<ServerLists>, String), Refusal> {
         if let View::One(name) = view {
             return Ok((self.shelf(name)?, outer.to_owned()));
         }
@@ -229,7 +229,7 @@ impl Router {
     }
 
     /// The server whose prefix a name has, and the name without it.
-    fn by_prefix<'n>(&self, outer: &'n str) -> Option<(Arc<Shelf>, &'n str)> {
+    fn by_prefix<'n>(&self, outer: &'n str) -> Option<(Arc<ServerLists>, &'n str)> {
         // The longest prefix wins. Where a server has none, all else is its own.
         let shelves = self.shelves.load_full();
         shelves
@@ -287,14 +287,14 @@ impl Router {
         &self,
         view: &View,
         outer: &str,
-        sight: &dyn Sight,
+        sight: &dyn Visibility,
         could: impl Fn(&ServerName, &str) -> bool,
-    ) -> Result<(Arc<Shelf>, String, Option<Arc<Definition>>), Refusal> {
-        let (shelf, name) = self.owner(view, outer, Offer::Prompts, sight).await?;
+    ) -> Result<(Arc<ServerLists>, String, Option<Arc<Definition>>), Refusal> {
+        let (shelf, name) = self.owner(view, outer, ListKind::Prompts, sight).await?;
         // Policy decides on a name to the letter, and a server may be less strict.
         let mut prompt = None;
         if could(&shelf.server.name, &name) {
-            let found = shelf.whole(Offer::Prompts).await;
+            let found = shelf.whole(ListKind::Prompts).await;
             let catalog = found.map_err(|failure| failure.refusal(&shelf.server.name))?;
             prompt = match view {
                 View::All => catalog.get(outer).cloned(),
@@ -302,7 +302,7 @@ impl Router {
             };
             if prompt.is_none() {
                 let near =
-                    self.nearest(view, Some(&shelf.server.name), outer, Offer::Prompts, sight);
+                    self.nearest(view, Some(&shelf.server.name), outer, ListKind::Prompts, sight);
                 return Err(unknown(&near));
             }
         }
@@ -316,7 +316,7 @@ impl Router {
         &self,
         view: &View,
         uri: &str,
-        sight: &dyn Sight,
+        sight: &dyn Visibility,
     ) -> Result<Arc<Server>, Refusal> {
         if let View::One(name) = view {
             return self.shelf(name).map(|shelf| shelf.server.clone());
@@ -329,15 +329,15 @@ impl Router {
         let candidates: Vec<_> = seen.into_iter().chain(unseen).collect();
         let mut lists: FuturesOrdered<_> = candidates
             .iter()
-            .map(async |shelf| (shelf, last(shelf, Offer::Resources).await))
+            .map(async |shelf| (shelf, last(shelf, ListKind::Resources).await))
             .collect();
         while let Some((shelf, list)) = lists.next().await {
             if list.is_some_and(|catalog| catalog.get(uri).is_some()) {
                 return Ok(shelf.server.clone());
             }
         }
-        let lists = join_all(candidates.iter().map(|shelf| last(shelf, Offer::Templates))).await;
-        let mut first: Option<(&Arc<Shelf>, Arc<Catalog>)> = None;
+        let lists = join_all(candidates.iter().map(|shelf| last(shelf, ListKind::Templates))).await;
+        let mut first: Option<(&Arc<ServerLists>, Arc<MergedNames>)> = None;
         for (&shelf, list) in candidates.iter().zip(lists) {
             let Some(list) = list else { continue };
             // The template itself, of which an argument is to be completed.
@@ -394,8 +394,8 @@ impl Router {
         view: &View,
         server: Option<&ServerName>,
         name: &str,
-        offer: Offer,
-        sight: &dyn Sight,
+        offer: ListKind,
+        sight: &dyn Visibility,
     ) -> Vec<String> {
         let all = self.shelves.load();
         let shelves = all.values().filter(|shelf| match server {
@@ -428,7 +428,7 @@ impl Router {
 }
 
 /// What a server offers, if it says so soon, else what it last did.
-async fn last(shelf: &Arc<Shelf>, offer: Offer) -> Option<Arc<Catalog>> {
+async fn last(shelf: &Arc<ServerLists>, offer: ListKind) -> Option<Arc<MergedNames>> {
     shelf.soon(offer).await.ok().or_else(|| shelf.known(offer))
 }
 

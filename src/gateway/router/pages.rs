@@ -7,18 +7,18 @@ use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Router, Sight, catalog::Catalog, shelf::Shelf};
+use super::{Router, Visibility, merged_names::MergedNames, server_lists::ServerLists};
 use portcullis_protocol::{
     codec::Object,
     exchange::{Definition, View},
     names::ServerName,
     refusal::Refusal,
 };
-use portcullis_upstream::Offer;
+use portcullis_upstream::ListKind;
 
 /// What a page may hold. One item it always may.
 #[derive(Debug, Clone, Copy)]
-pub struct Room {
+pub struct PageLimits {
     pub items: usize,
     pub bytes: usize,
 }
@@ -29,12 +29,12 @@ pub struct Page {
     /// Each item's text.
     pub items: Vec<Bytes>,
     /// Where the next page begins, where there is more.
-    pub next: Option<Mark>,
+    pub next: Option<Cursor>,
 }
 
 /// The last item of a page. What comes and goes before it moves nothing behind it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Mark {
+pub struct Cursor {
     #[serde(rename = "s")]
     server: ServerName,
     #[serde(rename = "n")]
@@ -46,10 +46,10 @@ pub struct Mark {
 
 /// One server's part of a list.
 struct Part {
-    shelf: Arc<Shelf>,
+    shelf: Arc<ServerLists>,
     /// Its place in the config.
     at: usize,
-    catalog: Arc<Catalog>,
+    catalog: Arc<MergedNames>,
 }
 
 impl Router {
@@ -61,10 +61,10 @@ impl Router {
     pub async fn list(
         &self,
         view: &View,
-        offer: Offer,
-        sight: &dyn Sight,
-        after: Option<&Mark>,
-        room: Room,
+        offer: ListKind,
+        sight: &dyn Visibility,
+        after: Option<&Cursor>,
+        room: PageLimits,
     ) -> Result<Page, Refusal> {
         let shelves = self.shelves.load_full();
         let parts = match view {
@@ -125,7 +125,7 @@ impl Router {
                 left = left.saturating_sub(text.len());
                 page.items.push(text);
                 let server = part.shelf.server.name.clone();
-                last = Some(Mark { server, name: name.to_owned(), at });
+                last = Some(Cursor { server, name: name.to_owned(), at });
             }
         }
         Ok(page)
@@ -137,11 +137,11 @@ impl Router {
         &self,
         parts: &[Part],
         part: &Part,
-        offer: Offer,
+        offer: ListKind,
         name: &str,
-        sight: &dyn Sight,
+        sight: &dyn Visibility,
     ) -> bool {
-        matches!(offer, Offer::Resources | Offer::Templates)
+        matches!(offer, ListKind::Resources | ListKind::Templates)
             && parts.iter().take_while(|earlier| earlier.at < part.at).any(|earlier| {
                 let known = earlier.shelf.known(offer);
                 known
@@ -156,7 +156,9 @@ impl Router {
         let Ok(shelf) = self.shelf(server) else { return Vec::new() };
         let shelves = self.shelves.load_full();
         let mut notices = shelf.notices();
-        for (offer, what) in [(Offer::Resources, "resources"), (Offer::Templates, "templates")] {
+        for (offer, what) in
+            [(ListKind::Resources, "resources"), (ListKind::Templates, "templates")]
+        {
             let Some(own) = shelf.known(offer) else { continue };
             let mut shared: HashMap<&ServerName, usize> = HashMap::new();
             let earlier = || shelves.values().take_while(|other| other.server.name != *server);
@@ -183,7 +185,7 @@ impl Router {
 }
 
 /// An item's text under the name that a list has for it.
-fn outward(item: &Definition, offer: Offer, name: &str) -> Bytes {
+fn outward(item: &Definition, offer: ListKind, name: &str) -> Bytes {
     if item.name == name {
         return item.definition.raw().clone();
     }

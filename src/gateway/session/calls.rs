@@ -35,7 +35,7 @@ impl Calls {
         self: &Arc<Self>,
         id: &Id,
         cancel: CancellationToken,
-    ) -> Result<UnderWay, Refusal> {
+    ) -> Result<InFlight, Refusal> {
         let mut state = self.under_way.lock();
         if state.ended {
             cancel.cancel();
@@ -46,7 +46,7 @@ impl Calls {
             }
             Entry::Vacant(place) => {
                 place.insert(cancel);
-                Ok(UnderWay { calls: self.clone(), id: id.clone() })
+                Ok(InFlight { calls: self.clone(), id: id.clone() })
             }
         }
     }
@@ -74,12 +74,12 @@ impl Calls {
 }
 
 /// A request that is under way.
-pub struct UnderWay {
+pub struct InFlight {
     calls: Arc<Calls>,
     id: Id,
 }
 
-impl Drop for UnderWay {
+impl Drop for InFlight {
     fn drop(&mut self) {
         self.calls.under_way.lock().calls.remove(&self.id);
     }

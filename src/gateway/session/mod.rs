@@ -4,10 +4,10 @@
 //! INVARIANT: a session belongs to the principal and to the endpoint that opened it. To anybody
 //! else it does not exist.
 
-mod abilities;
-mod asks;
 mod calls;
-mod level;
+mod capabilities;
+mod log_level;
+mod pending_requests;
 mod replay;
 mod stream;
 
@@ -34,10 +34,10 @@ use portcullis_protocol::{
     refusal::{Code, Refusal},
 };
 
-pub use abilities::Abilities;
-pub use asks::{Ask, Asks, Word};
 pub use calls::Calls;
-pub use level::Level;
+pub use capabilities::ClientCapabilities;
+pub use log_level::LogLevel;
+pub use pending_requests::{ClientReply, PendingRequest, PendingRequests};
 pub use replay::Streams;
 pub use stream::{Event, Reader, Stream, TooSlow};
 
@@ -53,13 +53,13 @@ pub struct Session {
     used: Mutex<Instant>,
     pub calls: Arc<Calls>,
     /// What servers asked of the client.
-    pub asks: Arc<Asks>,
-    pub abilities: Abilities,
+    pub asks: Arc<PendingRequests>,
+    pub abilities: ClientCapabilities,
     /// `clientInfo` of the greeting, as text.
     pub info: Option<Bytes>,
     /// How the client reached the proxy.
     pub transport: Transport,
-    level: Mutex<Option<Level>>,
+    level: Mutex<Option<LogLevel>>,
     /// The servers that have no more room for an instance of this client alone.
     pub shares: Mutex<BTreeSet<ServerName>>,
     requests: AtomicU64,
@@ -165,12 +165,12 @@ impl Session {
     }
 
     /// The least severe log messages that the client wants, where it said so.
-    pub fn level(&self) -> Option<Level> {
+    pub fn level(&self) -> Option<LogLevel> {
         *self.level.lock()
     }
 
     /// Takes note of which log messages the client wants.
-    pub fn set_level(&self, level: Level) {
+    pub fn set_level(&self, level: LogLevel) {
         *self.level.lock() = Some(level);
     }
 
@@ -199,7 +199,7 @@ pub struct Opening {
     pub view: View,
     pub transport: Transport,
     pub revision: Revision,
-    pub abilities: Abilities,
+    pub abilities: ClientCapabilities,
     /// `clientInfo`, as text.
     pub info: Option<Bytes>,
 }
@@ -354,7 +354,7 @@ mod tests {
             view: View::All,
             transport: Transport::Http,
             revision: Revision::LATEST_LEGACY,
-            abilities: Abilities::default(),
+            abilities: ClientCapabilities::default(),
             info: None,
         }
     }

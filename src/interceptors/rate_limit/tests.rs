@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::*;
 use crate::{
-    InterceptorEntry, Use,
+    InterceptorEntry, InterceptorKind,
     fixtures::{call, message, tool},
 };
 use portcullis_chain::Decision;
@@ -254,7 +254,7 @@ fn it_stands_in_a_chain_entry() {
         "use = 'rate-limit'\nname = 'calls'\nlimits = [{ calls = 1, window = '1m' }]",
     )
     .unwrap();
-    assert!(matches!(entry.kind, Use::RateLimit(config) if config.limits.len() == 1));
+    assert!(matches!(entry.kind, InterceptorKind::RateLimit(config) if config.limits.len() == 1));
     assert!(
         toml::from_str::<InterceptorEntry>("use = 'rate-limit'\nlimits = []\nlimt = 1").is_err()
     );

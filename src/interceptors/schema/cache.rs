@@ -8,7 +8,7 @@ use std::{
 use indexmap::IndexMap;
 use sha2::{Digest, Sha256};
 
-use super::checks::{Check, Unusable};
+use super::compiled::{Check, Unusable};
 use portcullis_protocol::exchange::Definition;
 
 /// Bytes that compiled schemas may take, by their own rough count.

@@ -3,7 +3,7 @@ use serde_json::json;
 
 use super::*;
 use crate::{
-    InterceptorEntry, Use,
+    InterceptorEntry, InterceptorKind,
     fixtures::{answered, call, tool},
 };
 use portcullis_chain::Decision;
@@ -353,7 +353,7 @@ async fn what_cannot_be_parsed_is_a_fault() {
 fn it_stands_in_a_chain_entry() {
     let entry: InterceptorEntry =
         toml::from_str("use = 'schema'\nresults = false\nunusable = 'pass'").unwrap();
-    let Use::Schema(config) = entry.kind else { panic!() };
+    let InterceptorKind::Schema(config) = entry.kind else { panic!() };
     assert_eq!(config, Config { arguments: true, results: false, unusable: Unusable::Pass });
     let schema = Schema::new("schema", &config).unwrap();
     let call = Method::new(Method::TOOLS_CALL);

@@ -7,7 +7,7 @@ use serde::de::IgnoredAny;
 
 use super::{
     Action,
-    json::{Malformed, each_string, locate},
+    json_strings::{Malformed, each_string, locate},
     scan::{Budget, Hit, Scanner, Spent},
 };
 

@@ -11,7 +11,7 @@ use super::{
     *,
 };
 use crate::{
-    InterceptorEntry, Use,
+    InterceptorEntry, InterceptorKind,
     fixtures::{answered, message},
 };
 use portcullis_protocol::exchange::{Answer, Payload};
@@ -338,7 +338,7 @@ fn illegal_settings_name_their_key() {
 fn it_stands_in_a_chain_entry() {
     let entry: InterceptorEntry =
         toml::from_str("use = 'secrets'\nresponse = 'refuse'\n[rules]\njwt = 'report'").unwrap();
-    let Use::Secrets(config) = entry.kind else { panic!() };
+    let InterceptorKind::Secrets(config) = entry.kind else { panic!() };
     assert_eq!((config.request, config.response), (Action::Refuse, Action::Refuse));
     assert_eq!(config.rules["jwt"], Action::Report);
     assert!(toml::from_str::<InterceptorEntry>("use = 'secrets'\nrespons = 'off'").is_err());

@@ -18,7 +18,7 @@ use super::super::{
     guest::{Guest, Stage},
     output::excerpt,
 };
-use super::Canned;
+use super::StubResponse;
 use portcullis_egress::is_public;
 
 /// Bytes of a body, one way or the other.
@@ -56,10 +56,10 @@ const RESERVED: [&str; 7] =
 
 /// What a plugin may speak to.
 pub struct Client {
-    places: Vec<Place>,
+    places: Vec<Target>,
 }
 
-struct Place {
+struct Target {
     destination: Destination,
     client: OnceLock<Result<reqwest::Client, String>>,
 }
@@ -67,16 +67,16 @@ struct Place {
 impl Client {
     /// To these places.
     pub fn to(places: impl Iterator<Item = Destination>) -> Self {
-        let places = places.map(|destination| Place { destination, client: OnceLock::new() });
+        let places = places.map(|destination| Target { destination, client: OnceLock::new() });
         Self { places: places.collect() }
     }
 
-    fn place(&self, host: &str, port: u16, clear: bool) -> Option<&Place> {
+    fn place(&self, host: &str, port: u16, clear: bool) -> Option<&Target> {
         self.places.iter().find(|place| place.destination.is(host, port, clear))
     }
 }
 
-impl Place {
+impl Target {
     fn client(&self) -> Result<&reqwest::Client, Error> {
         let made = self.client.get_or_init(|| {
             // Whoever runs plugins need not know that they speak TLS; a second one changes nothing.
@@ -254,7 +254,7 @@ impl Guest {
         // On record even if this ends half way.
         self.requests.push(format!("{shown} unanswered"));
         if let Some(canned) = shared.around.answer(asked.url.as_str()) {
-            let Canned { status, headers, body } = canned.map_err(Error::Failed)?;
+            let StubResponse { status, headers, body } = canned.map_err(Error::Failed)?;
             return Ok(Response { status, headers, body });
         }
         let client_of_place = place.client()?;

@@ -24,7 +24,7 @@ use super::{
     },
     guest::Guest,
     output::{excerpt, is_name},
-    veil::Veil,
+    secret_redactor::SecretRedactor,
 };
 use portcullis_vault::Secret;
 
@@ -38,7 +38,7 @@ const COUNTERS: usize = 32;
 const RANDOM_BYTES: u32 = 4096;
 
 /// What plugins need of the house around them.
-pub trait Surroundings: Send + Sync {
+pub trait HostServices: Send + Sync {
     /// Adds to a counter of a plugin. Names are few.
     fn count(&self, plugin: &str, name: &str, by: u64);
 
@@ -69,7 +69,7 @@ pub trait Surroundings: Send + Sync {
     }
 
     /// What is answered in place of a host, where nobody is to be asked.
-    fn answer(&self, _url: &str) -> Option<Result<Canned, String>> {
+    fn answer(&self, _url: &str) -> Option<Result<StubResponse, String>> {
         None
     }
 
@@ -90,7 +90,7 @@ pub trait Surroundings: Send + Sync {
 
 /// An HTTP answer of nobody's.
 #[derive(Debug, Clone)]
-pub struct Canned {
+pub struct StubResponse {
     pub status: u16,
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
@@ -99,7 +99,7 @@ pub struct Canned {
 /// Nobody counts, and nobody may go anywhere.
 pub struct Nowhere;
 
-impl Surroundings for Nowhere {
+impl HostServices for Nowhere {
     fn count(&self, _: &str, _: &str, _: u64) {}
 
     fn may_reach(&self, _: &str, _: &str, _: u16) -> Result<(), String> {
@@ -118,15 +118,15 @@ pub struct Shared {
     /// Whether requests are sent, and not only put on record.
     pub sends: bool,
     pub secrets: BTreeMap<String, Secret>,
-    pub veil: Veil,
-    pub around: Arc<dyn Surroundings>,
+    pub veil: SecretRedactor,
+    pub around: Arc<dyn HostServices>,
     /// The names that it counts under.
     pub counters: Mutex<BTreeSet<Box<str>>>,
 }
 
 impl Shared {
     /// Without any grant: what `describe` sees.
-    pub fn bare(entry: &str, around: Arc<dyn Surroundings>) -> Self {
+    pub fn bare(entry: &str, around: Arc<dyn HostServices>) -> Self {
         Self {
             entry: entry.into(),
             log: false,
@@ -135,7 +135,7 @@ impl Shared {
             http: None,
             sends: true,
             secrets: BTreeMap::new(),
-            veil: Veil::default(),
+            veil: SecretRedactor::default(),
             around,
             counters: Mutex::default(),
         }

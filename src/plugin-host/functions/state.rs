@@ -52,7 +52,7 @@ impl States {
     /// What the plugin of that entry keeps, so many bytes at most.
     pub fn of(self: &Arc<Self>, entry: &str, max: u64) -> Values {
         let mut values = self.values.lock();
-        let place = || Place::Store(Arc::downgrade(self));
+        let place = || StateKey::Store(Arc::downgrade(self));
         values.entry(entry.to_owned()).or_insert_with(|| Values::at(entry, max, place())).clone()
     }
 
@@ -87,12 +87,12 @@ pub struct Values(Arc<Inner>);
 struct Inner {
     entry: String,
     max: u64,
-    place: Place,
+    place: StateKey,
     /// The tree, once it is used. Everything that writes holds the lock.
     open: Mutex<Option<Open>>,
 }
 
-enum Place {
+enum StateKey {
     Store(Weak<States>),
     Memory,
 }
@@ -110,10 +110,10 @@ enum Kept {
 impl Values {
     /// Of a trial, forgotten with it.
     pub fn for_now(entry: &str, max: u64) -> Self {
-        Self::at(entry, max, Place::Memory)
+        Self::at(entry, max, StateKey::Memory)
     }
 
-    fn at(entry: &str, max: u64, place: Place) -> Self {
+    fn at(entry: &str, max: u64, place: StateKey) -> Self {
         let open = Mutex::new(None);
         Self(Arc::new(Inner { entry: entry.to_owned(), max, place, open }))
     }
@@ -224,8 +224,8 @@ impl From<sled::Error> for Fault {
 impl Inner {
     fn begin(&self) -> Result<Open, Fault> {
         let kept = match &self.place {
-            Place::Memory => Kept::Memory(BTreeMap::new()),
-            Place::Store(states) => {
+            StateKey::Memory => Kept::Memory(BTreeMap::new()),
+            StateKey::Store(states) => {
                 let states = states.upgrade();
                 let store = states.as_ref().and_then(|states| states.store.get());
                 let store = store.ok_or_else(|| Fault::Store("it is not open".into()))?;

@@ -6,10 +6,10 @@ use jiff::Timestamp;
 use serde_json::{Map, Value};
 
 use portcullis_audit::record::{
-    self, Call, Claimed, Direction, Entry, Grounds, Kept, Lack, Record, Shape,
+    self, Call, Claimed, Direction, Entry, Grounds, Kept, Omission, Record, Shape,
 };
 use portcullis_policy::{
-    Action, Circumstances, Explanation, Inspector, Judgement, Request, Target, Unknown, Verdict,
+    Action, Circumstances, Explained, Explanation, Inspector, Request, Target, Unknown, Verdict,
     client_action, is_housekeeping, server_action,
 };
 use portcullis_protocol::claims::{Claimant, Claims};
@@ -88,10 +88,10 @@ impl Recorded {
         }
         let asked = asked.as_ref().ok_or(Aside::Lacks("circumstances"))?;
         for (lack, what) in [
-            (Lack::Groups, "groups"),
-            (Lack::Labels, "labels"),
-            (Lack::Method, "method"),
-            (Lack::Target, "target"),
+            (Omission::Groups, "groups"),
+            (Omission::Labels, "labels"),
+            (Omission::Method, "method"),
+            (Omission::Target, "target"),
         ] {
             if asked.lacks.contains(&lack) {
                 return Err(Aside::Lacks(what));
@@ -119,7 +119,7 @@ impl Recorded {
             target,
             claims,
             shape: shape.clone(),
-            unshowable: asked.lacks.contains(&Lack::Arguments),
+            unshowable: asked.lacks.contains(&Omission::Arguments),
             transport: transport(call.transport),
             spoken: call.revision.as_deref().and_then(Revision::parse),
             at: call.at,
@@ -135,9 +135,9 @@ impl Recorded {
     }
 
     /// What these policies decide of it.
-    pub fn judge(&self, inspector: &mut Inspector) -> Judgement {
+    pub fn judge(&self, inspector: &mut Inspector) -> Explained {
         if self.unshowable && self.put(|request| inspector.reads_arguments(request)) {
-            return Judgement { verdict: Verdict::Refused, rules: Vec::new() };
+            return Explained { verdict: Verdict::Refused, rules: Vec::new() };
         }
         self.put(|request| inspector.judge(request, self.unknown()))
     }

@@ -20,7 +20,7 @@ use self::{
 };
 use super::{
     diagnostics::Finding,
-    load::{Loaded, Place},
+    load::{Loaded, Span},
 };
 use portcullis_protocol::claims::Claims;
 use portcullis_protocol::{
@@ -52,7 +52,7 @@ pub struct KnownTool {
 struct Entry<'a> {
     policy: &'a Policy,
     rule: &'a Rule,
-    place: &'a Place,
+    place: &'a Span,
     shape: Option<Shape>,
 }
 
@@ -91,7 +91,7 @@ impl Entry<'_> {
 
     /// A warning about the whole policy.
     fn warning(&self, code: &'static str, message: String, label: &str) -> Finding {
-        let Place { file, start, length } = self.place;
+        let Span { file, start, length } = self.place;
         Finding::error(code, message).warning().at(file, *start, *length, label)
     }
 

@@ -7,7 +7,7 @@
 //! - A bundle that was in force is never followed by an older one of its name, nor by another of
 //!   the same version.
 
-mod memory;
+mod rollback_guard;
 mod sign;
 #[cfg(test)]
 mod tests;
@@ -25,7 +25,7 @@ use nix::libc::{O_NOFOLLOW, O_NONBLOCK};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-pub(super) use memory::Memory;
+pub(super) use rollback_guard::Memory;
 pub use sign::sign;
 pub use sign::{SignFault, Signed};
 

@@ -12,7 +12,7 @@ use cedar_policy::{
     pst::{self, BinaryOp, Clause, Expr, Literal, UnaryOp, Var},
 };
 
-use super::{Reads, keys::TagKeys};
+use super::{ContextUsage, keys::TagKeys};
 
 /// Levels that a condition is taken apart. What lies deeper is one part.
 const DEPTH: usize = 64;
@@ -22,7 +22,7 @@ pub(super) struct Condition {
     /// The whole of it. None where the scope is all that a policy has.
     pub(super) whole: Option<Expression>,
     /// What it looks at of the circumstances.
-    pub(super) reads: Reads,
+    pub(super) reads: ContextUsage,
     /// Whether it looks at anything beside them.
     pub(super) entities: bool,
     /// Whether what is known of it before the call may differ between two things of the same kind
@@ -102,7 +102,7 @@ impl Condition {
         let Some(whole) = whole else {
             return Self {
                 whole: None,
-                reads: Reads::default(),
+                reads: ContextUsage::default(),
                 entities: false,
                 individual: false,
                 keys: TagKeys::default(),
@@ -144,7 +144,7 @@ impl Condition {
             // Nothing is known of it.
             None => Self {
                 whole: Some(whole),
-                reads: Reads::ALL,
+                reads: ContextUsage::ALL,
                 entities: true,
                 individual: true,
                 keys: TagKeys::UNKNOWN,
@@ -257,7 +257,7 @@ fn expression(expr: &Arc<Expr>) -> Option<Expression> {
 #[derive(Default)]
 struct Uses {
     context: bool,
-    reads: Reads,
+    reads: ContextUsage,
     entities: bool,
     individual: bool,
 }
@@ -277,10 +277,14 @@ impl Uses {
         while let Some(expr) = left.pop() {
             match expr {
                 Expr::GetAttr { expr: of, attr } => match (&**of, attr.as_str()) {
-                    (Expr::Var(Var::Context), "args") => uses.reads(Reads::ARGS | Reads::SUMMARY),
-                    (Expr::Var(Var::Context), attr) => uses.reads(Reads::of(attr)),
+                    (Expr::Var(Var::Context), "args") => {
+                        uses.reads(ContextUsage::ARGS | ContextUsage::SUMMARY)
+                    }
+                    (Expr::Var(Var::Context), attr) => uses.reads(ContextUsage::of(attr)),
                     (Expr::Var(Var::Resource), "claims") => uses.entities = true,
-                    (args, _) if is_args(args) => uses.reads(Reads::ARGS | Reads::SUMMARY),
+                    (args, _) if is_args(args) => {
+                        uses.reads(ContextUsage::ARGS | ContextUsage::SUMMARY)
+                    }
                     (of, _) => left.push(of),
                 },
                 // Whether there is typed input says the action, and not the call; who asks for it
@@ -290,18 +294,22 @@ impl Uses {
                         && attrs.head == "input"
                         && attrs.tail.is_empty() =>
                 {
-                    uses.reads |= Reads::INPUT;
+                    uses.reads |= ContextUsage::INPUT;
                 }
                 Expr::HasAttr { expr: of, attrs } => match (&**of, attrs.head.as_str()) {
-                    (Expr::Var(Var::Context), "args") => uses.reads(Reads::ARGS | Reads::SUMMARY),
-                    (Expr::Var(Var::Context), attr) => uses.reads(Reads::of(attr)),
-                    (args, _) if is_args(args) => uses.reads(Reads::ARGS | Reads::SUMMARY),
+                    (Expr::Var(Var::Context), "args") => {
+                        uses.reads(ContextUsage::ARGS | ContextUsage::SUMMARY)
+                    }
+                    (Expr::Var(Var::Context), attr) => uses.reads(ContextUsage::of(attr)),
+                    (args, _) if is_args(args) => {
+                        uses.reads(ContextUsage::ARGS | ContextUsage::SUMMARY)
+                    }
                     (of, _) => left.push(of),
                 },
                 Expr::BinaryOp { op: BinaryOp::GetTag | BinaryOp::HasTag, left: of, right }
                     if is_args(of) =>
                 {
-                    uses.reads(Reads::ARGS);
+                    uses.reads(ContextUsage::ARGS);
                     left.push(right);
                 }
                 // The same for all that a server has of one kind.
@@ -311,7 +319,7 @@ impl Uses {
                 {
                     uses.entities = true;
                 }
-                Expr::Var(Var::Context) => uses.reads(Reads::ALL),
+                Expr::Var(Var::Context) => uses.reads(ContextUsage::ALL),
                 Expr::Var(Var::Resource) => {
                     uses.entities = true;
                     uses.individual = true;
@@ -319,10 +327,10 @@ impl Uses {
                 Expr::Var(Var::Principal | Var::Action) => uses.entities = true,
                 Expr::Literal(Literal::EntityUID(uid)) => match uid.ty.0.id.as_str() {
                     // They are of the call, and a policy can name them itself.
-                    "Args" => uses.reads(Reads::ARGS | Reads::SUMMARY),
-                    "Paths" => uses.reads(Reads::PATHS),
-                    "Urls" => uses.reads(Reads::URLS),
-                    "Lists" => uses.reads(Reads::LISTS),
+                    "Args" => uses.reads(ContextUsage::ARGS | ContextUsage::SUMMARY),
+                    "Paths" => uses.reads(ContextUsage::PATHS),
+                    "Urls" => uses.reads(ContextUsage::URLS),
+                    "Lists" => uses.reads(ContextUsage::LISTS),
                     // Of all that a server has, Cedar is shown the one that is asked about. So
                     // there is something to see of this one in its own question alone.
                     "Tool" | "Prompt" | "Resource" | "ResourceTemplate" => {
@@ -334,7 +342,7 @@ impl Uses {
                 expr => {
                     // Forms that Cedar may gain may look at anything.
                     if !add_parts(expr, &mut left) {
-                        uses.reads(Reads::ALL);
+                        uses.reads(ContextUsage::ALL);
                         uses.entities = true;
                         uses.individual = true;
                     }
@@ -344,7 +352,7 @@ impl Uses {
         uses
     }
 
-    fn reads(&mut self, reads: Reads) {
+    fn reads(&mut self, reads: ContextUsage) {
         self.context = true;
         self.reads |= reads;
     }
@@ -399,7 +407,7 @@ fn may_fail(expr: &Expr) -> bool {
     match expr {
         Expr::Literal(_) => false,
         Expr::GetAttr { expr, attr } => {
-            !matches!(**expr, Expr::Var(Var::Context)) || !Reads::is_always_there(attr)
+            !matches!(**expr, Expr::Var(Var::Context)) || !ContextUsage::is_always_there(attr)
         }
         Expr::HasAttr { expr, attrs } => {
             !attrs.tail.is_empty() || !matches!(**expr, Expr::Var(Var::Context))
@@ -435,7 +443,7 @@ fn is_plain(expr: &Expr, depth: usize) -> bool {
         Expr::HasAttr { expr, attrs } => {
             matches!(**expr, Expr::Var(Var::Context))
                 && attrs.tail.is_empty()
-                && Reads::of(&attrs.head) != Reads::ALL
+                && ContextUsage::of(&attrs.head) != ContextUsage::ALL
         }
         Expr::Like { expr, .. } => is_plain(expr, depth),
         Expr::Set(items) => items.iter().all(|item| matches!(**item, Expr::Literal(_))),

@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use smol_str::SmolStr;
 
 use super::condition::add_parts;
-use crate::located;
+use crate::normalize;
 use portcullis_protocol::{
     arguments::{self, Unshowable},
     codec::fold,
@@ -212,7 +212,7 @@ impl NamedKeys {
                 }
                 Value::String(text) => {
                     let is_path = self.computed_path || node.is_some_and(|node| node.is_path);
-                    if is_path && located::holds_nul(text) {
+                    if is_path && normalize::holds_nul(text) {
                         return Err(Unshowable::NulInPath);
                     }
                 }

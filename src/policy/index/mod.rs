@@ -13,10 +13,10 @@
 //!
 //! An index knows nothing of other indexes: policies that are to be decided apart have one each.
 
-mod concern;
 mod condition;
+mod context_usage;
 mod keys;
-mod reads;
+mod residual;
 mod scope;
 #[cfg(test)]
 mod tests;
@@ -31,10 +31,10 @@ use cedar_policy_core::{
 };
 use serde_json::{Map, Value as Json};
 
-pub(super) use self::reads::Reads;
+pub(super) use self::context_usage::ContextUsage;
 use self::{
-    concern::{Class, Concern, Known},
     condition::Condition,
+    residual::{Class, Known, Residual},
     scope::{Bits, Scopes},
 };
 use super::{
@@ -188,7 +188,7 @@ impl Index {
         request: &Request<'_>,
     ) -> Result<Answer<'_>, Unaskable> {
         let known = self.known(terms, asker, about)?;
-        let Concern { permits, forbids, failures, open, reads, keys, entities, .. } =
+        let Residual { permits, forbids, failures, open, reads, keys, entities, .. } =
             known.concern();
         let mut answer = Answer {
             permits: permits.iter().map(|number| self.id(*number)).collect(),
@@ -196,7 +196,7 @@ impl Index {
             failures: failures.iter().map(|(number, why)| (self.id(*number), *why)).collect(),
         };
         if open.is_empty() {
-            if reads.has(Reads::INPUT) {
+            if reads.has(ContextUsage::INPUT) {
                 terms.vocabulary.input(request)?;
             }
             return Ok(answer);
@@ -235,7 +235,7 @@ impl Index {
         about: About<'_>,
     ) -> Result<bool, Unaskable> {
         let known = self.known(terms, asker, about)?;
-        let Concern { permitted, bearable, .. } = *known.concern();
+        let Residual { permitted, bearable, .. } = *known.concern();
         let Some(own) = about.own(terms.vocabulary).filter(|_| bearable) else {
             return Ok(permitted && bearable);
         };
@@ -259,16 +259,20 @@ impl Index {
     }
 
     /// What any of the policies looks at.
-    pub(super) fn reads(&self) -> Reads {
+    pub(super) fn reads(&self) -> ContextUsage {
         let policies = self.policies.iter();
-        policies.fold(Reads::default(), |all, policy| all | policy.condition.reads)
+        policies.fold(ContextUsage::default(), |all, policy| all | policy.condition.reads)
     }
 
     /// What those look at that may matter to this.
     ///
     /// # Errors
     /// Where the schema has no such question.
-    pub(super) fn asked(&self, terms: Terms<'_>, about: About<'_>) -> Result<Reads, Unaskable> {
+    pub(super) fn asked(
+        &self,
+        terms: Terms<'_>,
+        about: About<'_>,
+    ) -> Result<ContextUsage, Unaskable> {
         let asker = Asker::of(&about.subject);
         let reads = self.known(terms, asker, about)?.concern().reads;
         match about.own(terms.vocabulary) {

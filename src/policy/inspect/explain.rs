@@ -5,7 +5,9 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 use cedar_policy::{Effect, EntityUid};
 use serde::Serialize;
 
-use super::{Asked, Inspected, Inspector, Looks, Outcomes, Tally, Unknown, text, tree::Node};
+use super::{
+    Inspected, Inspector, Outcomes, Query, ReadSet, Tally, Unknown, condition::Node, text,
+};
 use crate::{
     entities::{Frame, Unaskable},
     index::About,
@@ -165,7 +167,7 @@ impl Inspector {
         let unknown = Unknown::looks(unknown);
         let about = About::of(request);
         // Each question with all that is known of it.
-        let mut questions: Vec<(Arc<Frame>, Asked)> = Vec::new();
+        let mut questions: Vec<(Arc<Frame>, Query)> = Vec::new();
         let mut doubt = false;
         for about in std::iter::once(about).chain(self.set.own(about)) {
             let put = self.met(about, request, unknown).and_then(|met| {
@@ -179,7 +181,7 @@ impl Inspector {
                     return explanation;
                 }
             }
-            doubt |= unknown.at(Looks::ARGUMENTS) && self.set.needs_input(about);
+            doubt |= unknown.at(ReadSet::ARGUMENTS) && self.set.needs_input(about);
         }
         let mut tally = Tally::default();
         let mut near = Vec::new();
@@ -245,9 +247,9 @@ impl Inspector {
         frame: &Frame,
         about: About<'_>,
         request: &Request<'_>,
-        unknown: Looks,
-    ) -> Result<Asked, Unaskable> {
-        if !unknown.at(Looks::ARGUMENTS) {
+        unknown: ReadSet,
+    ) -> Result<Query, Unaskable> {
+        if !unknown.at(ReadSet::ARGUMENTS) {
             self.set.fit(about, request)?;
         }
         self.put(frame, about, request, unknown)
@@ -256,8 +258,8 @@ impl Inspector {
     fn standing(
         &self,
         policy: &Inspected,
-        asked: &Asked,
-        unknown: Looks,
+        asked: &Query,
+        unknown: ReadSet,
         shape: &BTreeMap<String, String>,
     ) -> (Standing, Outcomes) {
         let Some(condition) = &policy.condition else {
@@ -339,8 +341,13 @@ impl Inspected {
 }
 
 /// What a part of a condition looked at.
-fn seen(node: &Node, asked: &Asked, unknown: Looks, shape: &BTreeMap<String, String>) -> Vec<Seen> {
-    let see = |value: super::tree::Value| {
+fn seen(
+    node: &Node,
+    asked: &Query,
+    unknown: ReadSet,
+    shape: &BTreeMap<String, String>,
+) -> Vec<Seen> {
+    let see = |value: super::condition::Value| {
         let (known, absent) = if value.looks.at(unknown) {
             let kind = value.pointer.as_ref().and_then(|pointer| shape.get(pointer));
             let kind =

@@ -6,11 +6,11 @@
 //! - Cedar's own evaluator says what every part of a condition comes to.
 //! - What is not known is never guessed: a part that looks at it can come to either.
 
+mod condition;
 mod explain;
 mod scope;
 #[cfg(test)]
 mod tests;
-mod tree;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -21,14 +21,14 @@ use cedar_policy::{
     Effect, Entities, EntityUid, EvalResult, Expression, PolicyId, eval_expression,
 };
 
+pub(super) use self::condition::{Outcomes, ReadSet};
 pub use self::explain::{Condition, Explanation, Near, Seen, Side, Standing, Verdict};
-pub(super) use self::tree::{Looks, Outcomes};
-use self::{scope::Scope, tree::Node};
+use self::{condition::Node, scope::Scope};
 use super::{
     cache::{Asker, Asking, Key},
     engine::Set,
     entities::{Frame, Unaskable},
-    index::{About, Reads},
+    index::{About, ContextUsage},
     load::Revision,
     request::Request,
 };
@@ -53,17 +53,17 @@ pub enum Unknown {
 }
 
 impl Unknown {
-    fn looks(self) -> Looks {
+    fn looks(self) -> ReadSet {
         match self {
-            Self::Nothing => Looks::NOTHING,
-            Self::Arguments => Looks::ARGUMENTS,
-            Self::Circumstances => Looks::ARGUMENTS | Looks::CIRCUMSTANCES,
-            Self::Claims => Looks::ARGUMENTS | Looks::CIRCUMSTANCES | Looks::CLAIMS,
+            Self::Nothing => ReadSet::NOTHING,
+            Self::Arguments => ReadSet::ARGUMENTS,
+            Self::Circumstances => ReadSet::ARGUMENTS | ReadSet::CIRCUMSTANCES,
+            Self::Claims => ReadSet::ARGUMENTS | ReadSet::CIRCUMSTANCES | ReadSet::CLAIMS,
             Self::Of { transport, source_ip, session_calls } => {
-                let of = |looks, unknown| if unknown { looks } else { Looks::NOTHING };
-                of(Looks::TRANSPORT, transport)
-                    | of(Looks::SOURCE_IP, source_ip)
-                    | of(Looks::SESSION_CALLS, session_calls)
+                let of = |looks, unknown| if unknown { looks } else { ReadSet::NOTHING };
+                of(ReadSet::TRANSPORT, transport)
+                    | of(ReadSet::SOURCE_IP, source_ip)
+                    | of(ReadSet::SESSION_CALLS, session_calls)
             }
         }
     }
@@ -71,7 +71,7 @@ impl Unknown {
 
 /// What a decision would be.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Judgement {
+pub struct Explained {
     pub verdict: Verdict,
     /// The policies that decide; where it is not known: those that it depends on.
     pub rules: Vec<Rule>,
@@ -102,12 +102,12 @@ struct Met {
 }
 
 /// A question as Cedar takes it, with everything that is known of it.
-struct Asked {
+struct Query {
     question: cedar_policy::Request,
     entities: Entities,
 }
 
-impl Asked {
+impl Query {
     /// What an expression of type Bool comes to; `None` where it fails.
     fn holds(&self, expression: &Expression) -> Option<bool> {
         match self.value(expression) {
@@ -150,16 +150,16 @@ impl Inspector {
     }
 
     /// What the policies would decide. Shadow policies decide nothing.
-    pub fn judge(&mut self, request: &Request<'_>, unknown: Unknown) -> Judgement {
+    pub fn judge(&mut self, request: &Request<'_>, unknown: Unknown) -> Explained {
         let unknown = unknown.looks();
-        let refused = Judgement { verdict: Verdict::Refused, rules: Vec::new() };
+        let refused = Explained { verdict: Verdict::Refused, rules: Vec::new() };
         let about = About::of(request);
         // Each policy with what it comes to, of either question.
         let mut all: BTreeMap<usize, Outcomes> = BTreeMap::new();
         let mut doubt = Vec::new();
         for about in std::iter::once(about).chain(self.set.own(about)) {
             let Ok(found) = self.outcomes(about, request, unknown) else { return refused };
-            if unknown.at(Looks::ARGUMENTS) && self.set.needs_input(about) {
+            if unknown.at(ReadSet::ARGUMENTS) && self.set.needs_input(about) {
                 // Arguments that are not of the tool's type would be refused.
                 doubt = found.iter().map(|(number, _)| *number).collect();
             }
@@ -175,7 +175,7 @@ impl Inspector {
         tally.may_be_against.extend(doubt);
         let (verdict, numbers) = tally.conclude();
         let rules = numbers.into_iter().map(|number| self.policies[number].rule.clone());
-        Judgement { verdict, rules: rules.collect() }
+        Explained { verdict, rules: rules.collect() }
     }
 
     /// What the policies in force come to whose scopes are met.
@@ -183,7 +183,7 @@ impl Inspector {
         &mut self,
         about: About<'_>,
         request: &Request<'_>,
-        unknown: Looks,
+        unknown: ReadSet,
     ) -> Result<Vec<(usize, Outcomes)>, Unaskable> {
         let met = self.met(about, request, unknown)?;
         let mut asked = None;
@@ -193,8 +193,8 @@ impl Inspector {
             let outcomes = match (known, &policy.condition) {
                 (_, None) => Outcomes::HOLDS,
                 (Some(outcomes), Some(condition))
-                    if unknown == Looks::ARGUMENTS
-                        || !condition.looks.at(unknown | Looks::ARGUMENTS) =>
+                    if unknown == ReadSet::ARGUMENTS
+                        || !condition.looks.at(unknown | ReadSet::ARGUMENTS) =>
                 {
                     *outcomes
                 }
@@ -208,7 +208,7 @@ impl Inspector {
             };
             found.push((*number, outcomes));
         }
-        if !unknown.at(Looks::ARGUMENTS) {
+        if !unknown.at(ReadSet::ARGUMENTS) {
             self.set.fit(about, request)?;
         }
         Ok(found)
@@ -234,35 +234,35 @@ impl Inspector {
         frame: &Frame,
         about: About<'_>,
         request: &Request<'_>,
-        unknown: Looks,
-    ) -> Result<Asked, Unaskable> {
+        unknown: ReadSet,
+    ) -> Result<Query, Unaskable> {
         let mut reads = self.set.reads;
-        if unknown.at(Looks::ARGUMENTS) {
+        if unknown.at(ReadSet::ARGUMENTS) {
             // What is not known has no type, either.
-            reads = reads.without(Reads::INPUT);
+            reads = reads.without(ContextUsage::INPUT);
         }
         let put = |reads| self.set.put(frame, request, reads);
         let (question, entities) = match put(reads) {
             Err(_) => {
                 // What nothing that matters looks at need not be shown.
                 if !self.set.needs_input(about) {
-                    reads = reads.without(Reads::INPUT);
+                    reads = reads.without(ContextUsage::INPUT);
                 }
                 if !self.reads_arguments(request) {
-                    reads = reads.without(Reads::ARGUMENTS);
+                    reads = reads.without(ContextUsage::ARGUMENTS);
                 }
                 put(reads)?
             }
             Ok(put) => put,
         };
-        Ok(Asked { question, entities })
+        Ok(Query { question, entities })
     }
 
     fn met(
         &mut self,
         about: About<'_>,
         request: &Request<'_>,
-        unknown: Looks,
+        unknown: ReadSet,
     ) -> Result<Arc<Met>, Unaskable> {
         let asking = Asking::of(Asker::of(&about.subject), about.action, &about.resource);
         let key = if about.own { asking.own() } else { asking }.key();
@@ -278,14 +278,14 @@ impl Inspector {
         for number in numbers {
             let outcomes = match &self.policies[number].condition {
                 None => Some(Outcomes::HOLDS),
-                Some(condition) if condition.looks.at(Looks::CIRCUMSTANCES) => None,
+                Some(condition) if condition.looks.at(ReadSet::CIRCUMSTANCES) => None,
                 Some(condition) => {
                     if bare.is_none() {
-                        let unknown = unknown | Looks::ARGUMENTS;
+                        let unknown = unknown | ReadSet::ARGUMENTS;
                         bare = Some(self.put(&frame, about, request, unknown)?);
                     }
                     let evaluate = bare.as_ref();
-                    Some(condition.outcomes(Looks::ARGUMENTS, &mut |expression| {
+                    Some(condition.outcomes(ReadSet::ARGUMENTS, &mut |expression| {
                         evaluate.and_then(|asked| asked.holds(expression))
                     }))
                 }

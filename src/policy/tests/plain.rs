@@ -3,7 +3,7 @@
 
 use cedar_policy::{Context, Entity, EntityUid, RestrictedExpression as Expr};
 
-use super::{super::located, *};
+use super::{super::normalize, *};
 
 fn text(text: impl Into<String>) -> Expr {
     Expr::new_string(text.into())
@@ -79,8 +79,8 @@ fn arguments(request: &Request<'_>) -> [Entity; 4] {
     let summary = summary.map(|(name, value)| (name.to_owned(), value));
     let args = leaves.iter().map(|leaf| (leaf.pointer.clone(), text(&leaf.value)));
     let texts = || leaves.iter().filter_map(|leaf| Some((leaf.pointer.clone(), leaf.text()?)));
-    let paths = texts().map(|(pointer, path)| (pointer, text(located::path(path).unwrap())));
-    let urls = texts().filter_map(|(pointer, url)| Some((pointer, located::Url::read(url)?)));
+    let paths = texts().map(|(pointer, path)| (pointer, text(normalize::path(path).unwrap())));
+    let urls = texts().filter_map(|(pointer, url)| Some((pointer, normalize::Url::read(url)?)));
     let urls = urls.map(|(pointer, url)| {
         let fields = [
             ("href", text(url.href)),

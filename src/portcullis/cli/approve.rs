@@ -6,11 +6,11 @@ use serde_json::Value;
 
 use super::{
     Context, Exit, escape,
-    reach::{Found, Where},
+    proxy_client::{Located, ProxyArgs},
 };
 use portcullis_gateway::{
-    admin::{self, WordRequest},
-    approval::Waiting,
+    admin::{self, ResolveRequest},
+    approval::PendingApproval,
 };
 use portcullis_protocol::names::DecisionId;
 
@@ -19,7 +19,7 @@ pub struct Args {
     #[command(subcommand)]
     verb: Verb,
     #[command(flatten)]
-    place: Where,
+    place: ProxyArgs,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -43,7 +43,7 @@ struct Which {
 
 /// Runs the verb.
 pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
-    let Found::Running(proxy, _) = args.place.proxy(ctx).await? else {
+    let Located::Running(proxy, _) = args.place.proxy(ctx).await? else {
         anyhow::bail!(
             "no proxy runs with this config that you may ask; calls wait in a running one alone"
         );
@@ -53,7 +53,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
         Verb::Allow(which) => (which, true),
         Verb::Deny(which) => (which, false),
     };
-    let word = WordRequest { allow, reason };
+    let word = ResolveRequest { allow, reason };
     let said: Value = proxy.post_json(&format!("/v1/approvals/{id}"), &word).await?;
     if ctx.is_json() {
         ctx.json(&said)?;
@@ -64,7 +64,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
 }
 
 async fn ls(ctx: &Context, proxy: &admin::Client) -> anyhow::Result<Exit> {
-    let calls: Vec<Waiting> = proxy.get_json("/v1/approvals").await?;
+    let calls: Vec<PendingApproval> = proxy.get_json("/v1/approvals").await?;
     if ctx.is_json() {
         ctx.json(&calls)?;
         return Ok(Exit::Ok);

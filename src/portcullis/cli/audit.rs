@@ -13,7 +13,7 @@ mod which;
 use anyhow::Context as _;
 use serde_json::json;
 
-use self::place::{Place, unavailable};
+use self::place::{AuditSource, unavailable};
 pub(super) use self::{
     place::Where,
     which::{LANGUAGE, Which},
@@ -89,10 +89,10 @@ impl Source {
         Self::open(place.find(ctx).await?).await
     }
 
-    async fn open(place: Place) -> anyhow::Result<Self> {
+    async fn open(place: AuditSource) -> anyhow::Result<Self> {
         Ok(match place {
-            Place::Proxy(client) => Self::Proxy(client),
-            Place::Files(files) => Self::Store(files.read().await?),
+            AuditSource::Proxy(client) => Self::Proxy(client),
+            AuditSource::Files(files) => Self::Store(files.read().await?),
         })
     }
 

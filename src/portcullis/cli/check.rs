@@ -7,8 +7,10 @@ use tokio::task::spawn_blocking;
 use super::{Context, Exit, server};
 use portcullis_config::{Code, Diagnostics, Loaded};
 use portcullis_config::{mount_policy, refused_mounts};
-use portcullis_gateway::proxy::{Found, PluginSecrets, artifacts, interceptor, ungranted};
-use portcullis_plugin_host::House;
+use portcullis_gateway::proxy::{
+    BoxedDiagnostic, PluginSecrets, artifacts, interceptor, ungranted,
+};
+use portcullis_plugin_host::PluginHost;
 use portcullis_policy::Start;
 use portcullis_protocol::{identity::Store, names::ServerName};
 
@@ -41,13 +43,13 @@ pub async fn run(_args: Args, ctx: &Context) -> anyhow::Result<Exit> {
 }
 
 /// All findings, and the chain of a config that can be read.
-fn everything(path: &std::path::Path) -> (Vec<Found>, Option<String>) {
+fn everything(path: &std::path::Path) -> (Vec<BoxedDiagnostic>, Option<String>) {
     let loaded = match portcullis_config::load(path) {
         Ok(loaded) => loaded,
         // What it names can't be found without it.
         Err(Diagnostics(findings)) => return (findings.into_iter().map(boxed).collect(), None),
     };
-    let mut found: Vec<Found> = loaded.warnings.iter().cloned().map(boxed).collect();
+    let mut found: Vec<BoxedDiagnostic> = loaded.warnings.iter().cloned().map(boxed).collect();
     match portcullis_policy::Engine::open(
         portcullis_policy::Source::of(&loaded.config.policy, &loaded.config.state_dir),
         &loaded.base,
@@ -67,7 +69,7 @@ fn everything(path: &std::path::Path) -> (Vec<Found>, Option<String>) {
         }
     }
     // What is looked at is not kept: that is for whom the proxy runs as.
-    let house = House { artifacts: artifacts(&loaded, false), ..House::bare() };
+    let house = PluginHost { artifacts: artifacts(&loaded, false), ..PluginHost::bare() };
     let handed = PluginSecrets::read(&loaded, &mut found);
     for member in loaded.config.chain() {
         if member.entry.is_on() {
@@ -102,9 +104,9 @@ fn everything(path: &std::path::Path) -> (Vec<Found>, Option<String>) {
 }
 
 /// Servers that cannot start, since there is no permit for a part of their start.
-fn unstartable(loaded: &Loaded, policies: &portcullis_policy::Engine) -> Vec<Found> {
+fn unstartable(loaded: &Loaded, policies: &portcullis_policy::Engine) -> Vec<BoxedDiagnostic> {
     let finding =
-        |(name, settings): (&ServerName, &portcullis_upstream::config::Server)| -> Option<Found> {
+        |(name, settings): (&ServerName, &portcullis_upstream::config::Server)| -> Option<BoxedDiagnostic> {
             let first = settings.command.as_ref().and_then(|command| command.first());
             let program = settings.url.as_ref().or(settings.image.as_ref()).or(first)?;
             // Permits are found by what they are about, so that only the name counts.
@@ -136,7 +138,7 @@ fn unstartable(loaded: &Loaded, policies: &portcullis_policy::Engine) -> Vec<Fou
 
 /// A finding of the policies. One that is about no text of theirs is about the config's `paths`, or
 /// its `bundle`.
-fn placed(loaded: &Loaded, finding: &portcullis_policy::Finding) -> Found {
+fn placed(loaded: &Loaded, finding: &portcullis_policy::Finding) -> BoxedDiagnostic {
     if finding.labels().is_some_and(|mut labels| labels.next().is_some()) {
         return boxed(finding.clone());
     }
@@ -152,7 +154,7 @@ fn placed(loaded: &Loaded, finding: &portcullis_policy::Finding) -> Found {
     boxed(loaded.locate(&pointer, finding.clone()))
 }
 
-fn boxed(diagnostic: impl Diagnostic + Send + Sync + 'static) -> Found {
+fn boxed(diagnostic: impl Diagnostic + Send + Sync + 'static) -> BoxedDiagnostic {
     Box::new(diagnostic)
 }
 

@@ -7,11 +7,11 @@ use serde_json::{Value, json};
 
 use super::{
     Context, Exit,
-    reach::{self, Found},
+    proxy_client::{self, Located},
 };
 use portcullis_audit::record::{By, ByHand};
 use portcullis_config::Loaded;
-use portcullis_gateway::{admin, proxy::record_client_alone};
+use portcullis_gateway::{admin, proxy::record_client_offline};
 use portcullis_protocol::{
     identity::{Change, Key, KeyHash, Store, StoreFault},
     names::{ClientName, Group},
@@ -46,13 +46,13 @@ enum Verb {
 pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     match args.verb {
         Verb::Add { name, groups } => {
-            let found = Found::with(ctx.load()?).await;
+            let found = Located::with(ctx.load()?).await;
             add(ctx, &found, &store(ctx, &found)?, &name, groups).await
         }
         Verb::Ls => ls(ctx, &ctx.load()?),
         Verb::Rm { name } => {
             // The end of a key waits for no config to be mended.
-            let found = reach::find(ctx).await?;
+            let found = proxy_client::find(ctx).await?;
             rm(ctx, &found, &store(ctx, &found)?, &name).await
         }
     }
@@ -62,7 +62,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
 ///
 /// # Errors
 /// Where it was not reached by its state folder, in which they are.
-fn store(ctx: &Context, found: &Found) -> anyhow::Result<Store> {
+fn store(ctx: &Context, found: &Located) -> anyhow::Result<Store> {
     let state_dir = found.state_dir().with_context(|| {
         format!(
             "a proxy answers at its `admin.socket`, but not in a state folder that {} names, so its \
@@ -74,17 +74,17 @@ fn store(ctx: &Context, found: &Found) -> anyhow::Result<Store> {
 }
 
 /// Records what is about to be done: a proxy that runs does it, else this command itself.
-async fn record(found: &Found, change: &Change, reason: Option<String>) -> anyhow::Result<()> {
+async fn record(found: &Located, change: &Change, reason: Option<String>) -> anyhow::Result<()> {
     let change = change.clone();
     match found {
-        Found::Running(proxy, _) => {
+        Located::Running(proxy, _) => {
             let asked = admin::ClientChange { change, reason };
             Ok(proxy.post_json("/v1/clients", &asked).await?)
         }
-        Found::Alone(loaded) => {
+        Located::Alone(loaded) => {
             let ByHand { uid, user } = myself();
             let by = By { uid, user, reason };
-            record_client_alone(loaded, change, by)
+            record_client_offline(loaded, change, by)
                 .await
                 .map_err(|fault| anyhow::anyhow!("{fault}; {}", fault.remedy()))
         }
@@ -101,7 +101,7 @@ pub(super) fn myself() -> ByHand {
 /// Makes a change once it is on record.
 async fn on_record<T>(
     ctx: &Context,
-    found: &Found,
+    found: &Located,
     change: Change,
     make: impl FnOnce() -> Result<T, StoreFault>,
 ) -> anyhow::Result<T> {
@@ -122,7 +122,7 @@ async fn on_record<T>(
 
 async fn add(
     ctx: &Context,
-    found: &Found,
+    found: &Located,
     store: &Store,
     name: &ClientName,
     groups: Vec<Group>,
@@ -220,7 +220,7 @@ impl Row<'_> {
 
 async fn rm(
     ctx: &Context,
-    found: &Found,
+    found: &Located,
     store: &Store,
     name: &ClientName,
 ) -> anyhow::Result<Exit> {
@@ -242,7 +242,7 @@ async fn rm(
 }
 
 /// That it stands in the config, if so, and where.
-fn in_config(found: &Found, name: &ClientName) -> Option<String> {
+fn in_config(found: &Located, name: &ClientName) -> Option<String> {
     let loaded = found.loaded().filter(|loaded| loaded.config.clients.contains_key(name))?;
     let file = loaded.path.display();
     let line = loaded.line(&format!("/clients/{name}")).unwrap_or_default();

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Context, Exit,
-    reach::{self, Found},
+    proxy_client::{self, Located},
 };
 use portcullis_config::Limits;
 use portcullis_gateway::admin;
@@ -169,10 +169,10 @@ impl Bridge {
                 _socket: None,
             });
         }
-        let found = reach::find(ctx).await?;
+        let found = proxy_client::find(ctx).await?;
         let state_dir = match &found {
-            Found::Running(proxy, _) => proxy.state_dir(),
-            Found::Alone(_) => None,
+            Located::Running(proxy, _) => proxy.state_dir(),
+            Located::Alone(_) => None,
         };
         let state_dir = state_dir.with_context(|| {
             let file = ctx.config.display();

@@ -18,7 +18,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::{Context, Exit};
-use portcullis_config::{Config, Loaded, Whereabouts};
+use portcullis_config::{Config, Loaded, ProxyLocation};
 use portcullis_gateway::admin;
 use portcullis_runtime::{
     container, egress_netns,
@@ -99,7 +99,8 @@ pub async fn run(_args: Args, ctx: &Context) -> anyhow::Result<Exit> {
         }
         Err(portcullis_config::Diagnostics(findings)) => {
             checks.push(no_config(&ctx.config, findings));
-            let Whereabouts { state_dir, socket, .. } = portcullis_config::whereabouts(&ctx.config);
+            let ProxyLocation { state_dir, socket, .. } =
+                portcullis_config::whereabouts(&ctx.config);
             let proxy = admin::Client::find_at(state_dir.as_deref(), socket.as_deref()).await;
             checks.extend(running(proxy).await);
         }

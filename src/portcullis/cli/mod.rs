@@ -9,22 +9,22 @@ mod cases;
 mod catalog;
 mod check;
 mod client;
+mod config_errors;
 mod connect;
 mod context;
 mod doctor;
 mod guard;
-mod keys;
 mod output;
 mod plugin;
 mod policy;
 mod profile;
-mod reach;
+mod proxy_client;
 mod run;
 mod schema;
 mod secret;
 mod server;
+mod signing_keys;
 mod tools;
-mod wrong;
 
 use std::{ffi::OsStr, process::ExitCode, time::Duration};
 

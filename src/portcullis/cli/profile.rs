@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use super::{
     Context, Exit, Usage,
     adding::{Offer, Said, changed, still_off, take},
-    catalog::{Fetched, House, file, only_one, pushed},
-    wrong::Wrong,
+    catalog::{Fetched, Workspace, file, only_one, pushed},
+    config_errors::Wrong,
 };
 use portcullis_catalog::{
     PROFILE, brief,
@@ -138,7 +138,7 @@ impl Set {
 
 /// Runs the verb.
 pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
-    let mut house = House::open(ctx)?;
+    let mut house = Workspace::open(ctx)?;
     match args.verb {
         Verb::Ls => ls(ctx, &house),
         Verb::Show { name } => show(ctx, &house, &name),
@@ -169,7 +169,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     }
 }
 
-fn ls(ctx: &Context, house: &House) -> anyhow::Result<Exit> {
+fn ls(ctx: &Context, house: &Workspace) -> anyhow::Result<Exit> {
     let mut rows = Vec::new();
     for name in Profile::all(&house.base)? {
         let profile = Profile::read(&house.base, &name)?;
@@ -188,7 +188,7 @@ fn ls(ctx: &Context, house: &House) -> anyhow::Result<Exit> {
     Ok(Exit::Ok)
 }
 
-fn show(ctx: &Context, house: &House, name: &str) -> anyhow::Result<Exit> {
+fn show(ctx: &Context, house: &Workspace, name: &str) -> anyhow::Result<Exit> {
     let profile = Profile::read(&house.base, name)?;
     if ctx.is_json() {
         ctx.json(&profile)?;
@@ -217,7 +217,7 @@ fn show(ctx: &Context, house: &House, name: &str) -> anyhow::Result<Exit> {
 
 fn create(
     ctx: &Context,
-    house: &House,
+    house: &Workspace,
     name: &str,
     servers: Vec<ServerName>,
     title: Option<String>,
@@ -341,7 +341,7 @@ fn unlisted(ctx: &Context, loaded: &Loaded, profile: &Profile) {
 }
 
 /// A profile in the form of others.
-fn content(ctx: &Context, house: &House, name: &str) -> anyhow::Result<Value> {
+fn content(ctx: &Context, house: &Workspace, name: &str) -> anyhow::Result<Value> {
     let profile = Profile::read(&house.base, name)?;
     let loaded = ctx.load()?;
     let plain = serde_json::to_value(Server::default())?;
@@ -366,7 +366,12 @@ fn content(ctx: &Context, house: &House, name: &str) -> anyhow::Result<Value> {
     Ok(made(name, profile.title.as_deref().unwrap_or(name), servers))
 }
 
-fn export(ctx: &Context, house: &House, name: &str, file: Option<PathBuf>) -> anyhow::Result<Exit> {
+fn export(
+    ctx: &Context,
+    house: &Workspace,
+    name: &str,
+    file: Option<PathBuf>,
+) -> anyhow::Result<Exit> {
     let content = content(ctx, house, name)?;
     let Some(path) = file else {
         ctx.json(&content)?;
@@ -384,7 +389,7 @@ fn export(ctx: &Context, house: &House, name: &str, file: Option<PathBuf>) -> an
 
 async fn import(
     ctx: &Context,
-    house: &mut House,
+    house: &mut Workspace,
     fetched: Fetched,
     source: &str,
     name: Option<String>,
@@ -463,7 +468,7 @@ async fn import(
 /// The profile of that name, if there is one, and may be replaced by one from that source: it came from
 /// there itself, or the operator chose the name. Otherwise whoever wrote the new one chose it.
 fn replaceable(
-    house: &House,
+    house: &Workspace,
     name: &str,
     chosen: bool,
     source: &str,

@@ -15,7 +15,7 @@ use portcullis_catalog::{lock, profile_file::Profile};
 use portcullis_config::{Code, ConnectionBounds, Diagnostics, Loaded};
 use portcullis_gateway::{
     admin, front,
-    proxy::{Assembly, Caller, Files, Proxy, Purpose, StartFailure, not_started},
+    proxy::{Caller, Files, Gateway, GatewayBuilder, Purpose, StartFailure, record_start_failure},
 };
 use portcullis_policy::Watcher;
 use portcullis_protocol::exchange::View;
@@ -25,7 +25,7 @@ use portcullis_protocol::{
     identity::{Keyring, Principal},
 };
 use portcullis_runtime::sandbox;
-use portcullis_upstream::{Launcher, Offer};
+use portcullis_upstream::{Launcher, ListKind};
 
 /// The file in the state folder that holds the address of the HTTP front while the proxy runs.
 pub(super) const ADDRESS: &str = "address";
@@ -96,7 +96,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
             return Err(reported(failure));
         }
         Err(NotBegun::Other(error)) => {
-            not_started(&loaded, Vec::new(), format!("{error:#}")).await;
+            record_start_failure(&loaded, Vec::new(), format!("{error:#}")).await;
             return Err(error);
         }
     };
@@ -119,7 +119,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
 
 /// A proxy that is started, and what it needs to be reached.
 struct Begun {
-    proxy: Arc<Proxy>,
+    proxy: Arc<Gateway>,
     watcher: Watcher,
     keyring: Arc<Keyring>,
     socket: admin::Server,
@@ -152,7 +152,7 @@ async fn begin(args: &Args, ctx: &Context, loaded: &Loaded) -> Result<Begun, Not
     let assembly = {
         let _progress =
             ctx.progress("loading policies and plugins, looking for a container engine");
-        Assembly::of(loaded).await?
+        GatewayBuilder::of(loaded).await?
     };
     if args.stdio && assembly.writes_to_stdout() {
         return Err(NotBegun::Other(anyhow::anyhow!(
@@ -272,7 +272,7 @@ async fn follow(
     args: Args,
     path: PathBuf,
     files: Vec<PathBuf>,
-    proxy: Arc<Proxy>,
+    proxy: Arc<Gateway>,
     mut hangups: Signal,
 ) {
     let mut files = match Files::watch(files) {
@@ -290,9 +290,9 @@ async fn follow(
             move || args.read(&path)
         });
         match read.await {
-            Ok(Ok(loaded)) => proxy.follow(&loaded, asked).await,
-            Ok(Err(wrong)) => proxy.not_followed(&path, wrong.to_string(), asked).await,
-            Err(error) => proxy.not_followed(&path, error.to_string(), asked).await,
+            Ok(Ok(loaded)) => proxy.apply_config(&loaded, asked).await,
+            Ok(Err(wrong)) => proxy.reject_config(&path, wrong.to_string(), asked).await,
+            Err(error) => proxy.reject_config(&path, error.to_string(), asked).await,
         }
         if asked {
             proxy.reread_secrets();
@@ -315,7 +315,7 @@ async fn follow(
 }
 
 /// Waits for a reason to stop.
-async fn wait(stdio: bool, proxy: &Arc<Proxy>) -> anyhow::Result<&'static str> {
+async fn wait(stdio: bool, proxy: &Arc<Gateway>) -> anyhow::Result<&'static str> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let input_ended = async {
@@ -358,7 +358,7 @@ fn announce(ctx: &Context, launcher: &Launcher, loaded: &Loaded) {
     }
 }
 
-async fn dry_run(ctx: &Context, loaded: &Loaded, proxy: &Arc<Proxy>) -> anyhow::Result<Exit> {
+async fn dry_run(ctx: &Context, loaded: &Loaded, proxy: &Arc<Gateway>) -> anyhow::Result<Exit> {
     announce(ctx, &proxy.launcher, loaded);
     let _progress = ctx.progress("starting the servers");
     // Lists start only the servers of which the local user could use something.
@@ -375,11 +375,11 @@ async fn dry_run(ctx: &Context, loaded: &Loaded, proxy: &Arc<Proxy>) -> anyhow::
         headers: None,
     };
     let mut shown = serde_json::Map::new();
-    for offer in Offer::ALL {
+    for offer in ListKind::ALL {
         let params = serde_json::json!({ "_meta": era::own_meta() }).to_string();
         let text = Frame::request(1, offer.method(), params.as_bytes());
         let frame = Frame::parse(text, proxy.request_caps())?;
-        let place = proxy.enter(&caller.principal)?;
+        let place = proxy.acquire(&caller.principal)?;
         let mut ticket = proxy.take(caller.clone(), frame, place);
         while ticket.notices.recv().await.is_some() {}
         let answered = ticket.answer.await?;

@@ -12,10 +12,10 @@ use zeroize::Zeroizing;
 
 use super::{
     Context, Exit, Usage,
-    reach::{self, Found},
+    proxy_client::{self, Located},
 };
 use portcullis_protocol::names::ServerName;
-use portcullis_upstream::Rehanded;
+use portcullis_upstream::RotationReport;
 use portcullis_vault::{MAX_BYTES, Secret, Store};
 
 #[derive(Debug, clap::Args)]
@@ -31,24 +31,24 @@ enum Verb {
         /// The name of the secret in the store
         name: String,
         #[command(flatten)]
-        place: Place,
+        place: StorePath,
     },
     /// List the names of the secrets in an encrypted store
     Ls {
         #[command(flatten)]
-        place: Place,
+        place: StorePath,
     },
     /// Take a secret out of an encrypted store
     Rm {
         /// The name of the secret in the store
         name: String,
         #[command(flatten)]
-        place: Place,
+        place: StorePath,
     },
     /// Encrypt a store to a new identity, and forget the old one
     RotateKey {
         #[command(flatten)]
-        place: Place,
+        place: StorePath,
     },
     /// Have the running proxy read a server's secrets anew, and hand it those that it gets as files
     Rotate {
@@ -58,7 +58,7 @@ enum Verb {
 }
 
 #[derive(Debug, clap::Args)]
-struct Place {
+struct StorePath {
     /// The file of the store. Its identity is in the file that PORTCULLIS_AGE_IDENTITY names, else
     /// beside it, with `.key` behind its name
     #[arg(long, value_name = "FILE", default_value = "secrets.age")]
@@ -98,7 +98,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     }
 }
 
-fn set(ctx: &Context, name: &str, place: &Place) -> anyhow::Result<Exit> {
+fn set(ctx: &Context, name: &str, place: &StorePath) -> anyhow::Result<Exit> {
     let store = Store::at(&place.store);
     let had_identity = store.identity().exists();
     let is_new = store.set(name, &value()?)?;
@@ -167,16 +167,16 @@ impl Drop for Unseen {
 }
 
 async fn rotate(ctx: &Context, server: &ServerName) -> anyhow::Result<Exit> {
-    let Found::Running(proxy, _) = reach::find(ctx).await? else {
+    let Located::Running(proxy, _) = proxy_client::find(ctx).await? else {
         bail!("no proxy runs with this config: the next start reads all secrets anew");
     };
     let path = format!("/v1/servers/{server}/secrets");
-    let rehanded: Rehanded = proxy.post_json_slowly(&path, &()).await?;
+    let rehanded: RotationReport = proxy.post_json_slowly(&path, &()).await?;
     if ctx.is_json() {
         ctx.json(&json!({ "server": server, "rehanded": rehanded }))?;
         return Ok(Exit::Ok);
     }
-    let Rehanded { secrets, instances, later } = rehanded;
+    let RotationReport { secrets, instances, later } = rehanded;
     ctx.line(format!(
         "{} secrets of `{server}` were read anew; running instances with the new files: {instances}",
         secrets.len()

@@ -22,18 +22,18 @@ use serde_json::{Value, json};
 
 use super::{
     Context, Exit, catalog,
-    reach::{Found, Where},
+    proxy_client::{Located, ProxyArgs},
     run::reported,
 };
 use portcullis_config::{Loaded, protected_paths};
 use portcullis_gateway::{
     admin,
-    proxy::{Assembly, Purpose},
+    proxy::{GatewayBuilder, Purpose},
 };
 use portcullis_policy::{DeliveredAs, Handing};
 use portcullis_protocol::names::ServerName;
 use portcullis_runtime::ProtectedPaths;
-use portcullis_upstream::{Engines, Launcher, config::HandOver};
+use portcullis_upstream::{Engines, Launcher, config::SecretDeliveryMethod};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -44,7 +44,7 @@ pub struct Args {
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
     /// List the servers: where each runs, and how it stands
-    Ls(Where),
+    Ls(ProxyArgs),
     /// Say what a server may do and what not, by which line of the config, and whether policies let
     /// it be started
     Inspect {
@@ -60,7 +60,7 @@ enum Verb {
         #[arg(long, value_name = "FILE")]
         save: Option<PathBuf>,
         #[command(flatten)]
-        place: Where,
+        place: ProxyArgs,
     },
     /// Ask the registry of a server's image who signed it, and keep what it says
     Verify {
@@ -72,14 +72,14 @@ enum Verb {
         /// Only this server
         server: Option<ServerName>,
         #[command(flatten)]
-        place: Where,
+        place: ProxyArgs,
     },
     /// Start what runs of a server anew: calls under way end at the old one, all others go to the new
     Restart {
         /// The server's name in the config
         server: ServerName,
         #[command(flatten)]
-        place: Where,
+        place: ProxyArgs,
     },
     /// Remove what proxies that were killed have left: containers, secrets in memory, control groups
     Cleanup(cleanup::Args),
@@ -110,7 +110,7 @@ enum Verb {
         /// The server's name in the config
         server: ServerName,
         #[command(flatten)]
-        place: Where,
+        place: ProxyArgs,
     },
 }
 
@@ -155,7 +155,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
 
 /// The running proxy, if it may know that server. Where the config is broken, it alone says so.
 async fn running(
-    place: &Where,
+    place: &ProxyArgs,
     ctx: &Context,
     server: Option<&ServerName>,
 ) -> anyhow::Result<Option<admin::Client>> {
@@ -166,10 +166,10 @@ async fn running(
     Ok(proxy)
 }
 
-async fn ls(ctx: &Context, found: Found) -> anyhow::Result<Exit> {
+async fn ls(ctx: &Context, found: Located) -> anyhow::Result<Exit> {
     let states: Vec<Value> = match found {
-        Found::Running(proxy, _) => proxy.get_json("/v1/servers").await?,
-        Found::Alone(loaded) => {
+        Located::Running(proxy, _) => proxy.get_json("/v1/servers").await?,
+        Located::Alone(loaded) => {
             let launcher = launcher(&loaded).await;
             let servers = loaded.config.servers.iter();
             servers
@@ -208,7 +208,7 @@ async fn ls(ctx: &Context, found: Found) -> anyhow::Result<Exit> {
 
 async fn tools(
     ctx: &Context,
-    found: Found,
+    found: Located,
     name: &ServerName,
     save: Option<&Path>,
 ) -> anyhow::Result<Exit> {
@@ -218,10 +218,10 @@ async fn tools(
     let listed: Value = {
         let _progress = ctx.progress("asking the server");
         match found {
-            Found::Running(proxy, _) => {
+            Located::Running(proxy, _) => {
                 proxy.get_json(&format!("/v1/servers/{name}/tools")).await?
             }
-            Found::Alone(loaded) => alone(&loaded, name).await?,
+            Located::Alone(loaded) => alone(&loaded, name).await?,
         }
     };
     let tools = listed["tools"].as_array().map(Vec::as_slice).unwrap_or_default();
@@ -255,7 +255,7 @@ fn replace(file: &Path, text: &str) -> anyhow::Result<()> {
 
 /// Starts a proxy for one question.
 async fn alone(loaded: &Loaded, name: &ServerName) -> anyhow::Result<Value> {
-    let assembly = Assembly::of(loaded).await.map_err(reported)?;
+    let assembly = GatewayBuilder::of(loaded).await.map_err(reported)?;
     let _claim = admin::Server::bind(&loaded.config.state_dir)?;
     let (proxy, _watcher) = assembly.start(loaded, Purpose::Serve).await.map_err(reported)?;
     let listed = match proxy.router.server(name) {
@@ -308,8 +308,8 @@ fn configured<'a>(
 pub(super) fn handed(settings: &portcullis_upstream::config::Server) -> Vec<Handing<'_>> {
     let all = settings.given().flat_map(|given| {
         let handed = match given.hand_over {
-            Some(HandOver::Env) => DeliveredAs::Env,
-            Some(HandOver::File) => DeliveredAs::File,
+            Some(SecretDeliveryMethod::Env) => DeliveredAs::Env,
+            Some(SecretDeliveryMethod::File) => DeliveredAs::File,
             None => DeliveredAs::Header,
         };
         given.references().filter_map(move |(client, from)| {

@@ -6,14 +6,14 @@ use serde_json::{Value, json};
 
 use super::{
     Context, Exit, Usage,
-    reach::{Found, Where},
+    proxy_client::{Located, ProxyArgs},
     run::reported,
 };
 use portcullis_config::Loaded;
 use portcullis_gateway::{
     admin,
     front::http::AS,
-    proxy::{Assembly, Caller, Purpose},
+    proxy::{Caller, GatewayBuilder, Purpose},
 };
 use portcullis_protocol::exchange::View;
 use portcullis_protocol::{
@@ -31,7 +31,7 @@ pub struct Args {
     #[command(subcommand)]
     verb: Verb,
     #[command(flatten)]
-    place: Where,
+    place: ProxyArgs,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -67,7 +67,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     let (answer, states) = {
         let _progress = ctx.progress("asking the proxy");
         match args.place.proxy(ctx).await? {
-            Found::Running(proxy, _) => {
+            Located::Running(proxy, _) => {
                 let mut headers = vec![
                     ("mcp-protocol-version", Revision::LATEST_MODERN.as_str().to_owned()),
                     ("mcp-method", method.to_owned()),
@@ -87,7 +87,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
                 };
                 (answer, states)
             }
-            Found::Alone(loaded) => alone(&loaded, args.client.as_deref(), text).await?,
+            Located::Alone(loaded) => alone(&loaded, args.client.as_deref(), text).await?,
         }
     };
     let answer: Value = serde_json::from_slice(&answer).context("the proxy's answer is no JSON")?;
@@ -176,7 +176,7 @@ async fn alone(
                 .with_context(|| format!("there is no client `{name}`"))?
         }
     };
-    let assembly = Assembly::of(loaded).await.map_err(reported)?;
+    let assembly = GatewayBuilder::of(loaded).await.map_err(reported)?;
     let _claim = admin::Server::bind(&loaded.config.state_dir)?;
     let (proxy, _watcher) = assembly.start(loaded, Purpose::Serve).await.map_err(reported)?;
     let caller = Caller {
@@ -191,7 +191,7 @@ async fn alone(
     };
     let answer = async {
         let frame = Frame::parse(text, proxy.request_caps())?;
-        let place = proxy.enter(&caller.principal)?;
+        let place = proxy.acquire(&caller.principal)?;
         let mut ticket = proxy.take(caller, frame, place);
         while ticket.notices.recv().await.is_some() {}
         let answered = ticket.answer.await?;

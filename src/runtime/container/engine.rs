@@ -11,7 +11,7 @@ use bollard::{API_DEFAULT_VERSION, Docker, errors::Error};
 use futures_util::stream::{FuturesOrdered, StreamExt as _};
 use tokio::time::timeout;
 
-use super::{failure, limits, owner::Owner, pack};
+use super::{cgroup_check, failure, image_builder, lease::Lease};
 use crate::process::LaunchFailure;
 
 /// For one engine to answer, all its sockets asked at once.
@@ -26,7 +26,7 @@ const REQUEST_SECONDS: u64 = 60;
 pub struct Engine {
     pub(super) docker: Docker,
     pub(super) facts: Arc<Facts>,
-    pub(super) packed: Arc<pack::Cache>,
+    pub(super) packed: Arc<image_builder::Cache>,
 }
 
 impl fmt::Debug for Engine {
@@ -74,7 +74,7 @@ pub(super) struct Facts {
     pub lacking: Vec<&'static str>,
     /// Where it keeps what it has.
     pub data: Option<PathBuf>,
-    pub owner: Owner,
+    pub owner: Lease,
 }
 
 /// No engine answered.
@@ -150,7 +150,7 @@ impl Engine {
             return Err("runs no Linux containers".to_owned());
         }
         let podman = version.components.iter().flatten().any(|c| c.name.contains("Podman"));
-        let lacking = limits::lacking(&info, podman);
+        let lacking = cgroup_check::lacking(&info, podman);
         let options = info.security_options.unwrap_or_default();
         let has = |name: &str| options.iter().any(|option| option.contains(name));
         let mut runtimes: Vec<String> = info.runtimes.unwrap_or_default().into_keys().collect();
@@ -180,7 +180,7 @@ impl Engine {
                 lacking,
                 default_runtime: info.default_runtime.unwrap_or_default(),
                 data: info.docker_root_dir.map(PathBuf::from),
-                owner: Owner::current(),
+                owner: Lease::current(),
             }),
             packed: Arc::default(),
         })
@@ -208,7 +208,7 @@ impl Engine {
                 "use an engine and a kernel that have it, or run the server in the sandbox",
             ));
         }
-        limits::check(&self.facts.lacking)
+        cgroup_check::check(&self.facts.lacking)
     }
 
     /// Whether it runs containers by this OCI runtime where it is asked to.

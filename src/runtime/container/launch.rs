@@ -21,13 +21,13 @@ use crate::{
 use portcullis_vault::Secret;
 
 use super::{
-    Engine, Profile,
+    Engine, Profile, cgroup_check,
     engine::{missing, words},
     failure,
-    handle::{self, Container, Guard},
     image::Image,
-    label, limits, settled,
-    streams::{self, Stdin},
+    label, mount_verification,
+    running::{self, Container, Guard},
+    stdio::{self, Stdin},
 };
 
 /// What the names of our containers begin with.
@@ -131,7 +131,7 @@ impl Engine {
         let door = door?;
         if self.facts.podman {
             // It says that it limits even where, rootless on cgroup v1, it does not.
-            limits::kept(&self.docker, guard.id()).await?;
+            cgroup_check::kept(&self.docker, guard.id()).await?;
         }
 
         let attach = AttachContainerOptionsBuilder::new()
@@ -147,19 +147,19 @@ impl Engine {
                     "see that the engine is well: `portcullis doctor`",
                 )
             })?;
-        let (out, stdout) = streams::pipe();
-        let (err, stderr) = streams::pipe();
+        let (out, stdout) = stdio::pipe();
+        let (err, stderr) = stdio::pipe();
         let (ended, streams_ended) = oneshot::channel();
         let over = CancellationToken::new();
         let no_more = over.clone();
         tokio::spawn(async move {
-            streams::demultiplex(attached.output, out, err).await;
+            stdio::demultiplex(attached.output, out, err).await;
             no_more.cancel();
             let _ = ended.send(());
         });
 
         let memory = profile.memory();
-        let watcher = handle::watch(
+        let watcher = running::watch(
             self.docker.clone(),
             guard.id().to_owned(),
             memory,
@@ -174,7 +174,7 @@ impl Engine {
                 "see that the image's program runs as another user, read-only and without network",
             )
         })?;
-        settled::mounts(&self.docker, guard.id(), profile.mounts()).await?;
+        mount_verification::mounts(&self.docker, guard.id(), profile.mounts()).await?;
         Ok(Process {
             stdin: Box::new(Stdin::new(attached.input, over)),
             stdout,

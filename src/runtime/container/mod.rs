@@ -12,25 +12,25 @@
 //! - Secrets go to the engine in the create request alone: never into labels, errors or names.
 //! - Only containers with our name *and* our labels are ever removed.
 
+mod cgroup_check;
 mod engine;
-mod handle;
-mod holder;
 mod image;
+mod image_builder;
+mod image_program;
 mod inspect;
 mod launch;
-mod limits;
+pub(crate) mod lease;
+mod mount_verification;
 mod mounts;
 mod namespace;
-pub(crate) mod owner;
-mod pack;
+mod pause_container;
 mod podman;
 mod profile;
-mod program;
 mod pull;
 mod reap;
+mod running;
 mod seccomp;
-mod settled;
-mod streams;
+mod stdio;
 
 pub use engine::sockets;
 pub use engine::{Engine, NoEngine, Tried, Version};
@@ -54,7 +54,7 @@ pub mod label {
 /// [`Profile`] makes of a server with everything at its default.
 pub fn guard_rules(name: &str) -> Rules {
     let mut rules = Rules::new(name, portcullis_syscalls::container_profile(), egress_netns::NET);
-    rules.holders = holder::LAYERS.iter().cloned().collect();
+    rules.holders = pause_container::LAYERS.iter().cloned().collect();
     rules
 }
 

@@ -2,7 +2,7 @@
 
 use futures_util::future::join_all;
 
-use super::{Engine, Fault, Running, engine::words, handle, owner::Owner};
+use super::{Engine, Fault, Running, engine::words, lease::Lease, running};
 
 impl Engine {
     /// Removes our containers whose owner process is gone, and those of `instance` (which, at the
@@ -23,7 +23,7 @@ impl Engine {
     /// Whether the process that owns a container of ours is gone for certain.
     pub fn is_orphan(&self, container: &Running) -> bool {
         let owner = container.owner.parse();
-        owner.is_ok_and(|owner: Owner| owner.gone(&self.facts.owner))
+        owner.is_ok_and(|owner: Lease| owner.gone(&self.facts.owner))
     }
 
     /// Ends and removes containers of ours, and says of each what came of it.
@@ -34,7 +34,7 @@ impl Engine {
         let mut outcomes = Vec::new();
         for some in [servers, holders] {
             let removals = some.into_iter().map(|container| async move {
-                let removed = handle::remove(&self.docker, &container.id).await;
+                let removed = running::remove(&self.docker, &container.id).await;
                 let removed = removed.map_err(|error| Fault {
                     asked: "remove an orphaned container",
                     why: format!("{}: {}", container.name, words(&error)),

@@ -10,7 +10,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::wire::USAGE;
+use super::protocol::USAGE;
 use crate::process::{Exit, Handle, Origin, Process, Usage};
 
 /// The time that an order may take to be sent.

@@ -25,10 +25,10 @@ use tokio::{
 use zeroize::Zeroizing;
 
 use super::{
+    cgroups::{self, Cgroup, Controller},
     control::{Control, Watching, process},
-    fds,
-    groups::{self, Controller, Groups},
-    wire::{Failure, Plan, Report, TERMINATE},
+    fd_passing,
+    protocol::{Failure, Plan, Report, TERMINATE},
 };
 use crate::{
     egress_netns::{self, EgressSockets},
@@ -68,7 +68,7 @@ pub async fn launch_by(launcher: &Path, spec: &LaunchSpec) -> Result<Process, La
         plan.await.map_err(|error| unexpected(&error))??
     };
     let mut plan = plan;
-    let groups = groups::parents().make(&spec.resources).map_err(|error| no_group(&error))?;
+    let groups = cgroups::parents().make(&spec.resources).map_err(|error| no_group(&error))?;
     plan.groups = groups.folders();
     plan.memory_is_held = groups.limit(Controller::Memory);
     let (mut command, start) = prepare(launcher, &plan).map_err(|error| unexpected(&error))?;
@@ -159,7 +159,7 @@ impl Start {
         let length = u32::try_from(self.plan.len()).map_err(io::Error::other)?.to_be_bytes();
         let streams = self.streams.theirs.iter().map(AsRawFd::as_raw_fd);
         let door = self.door.iter().map(|(_, theirs)| theirs.as_raw_fd());
-        fds::send(&self.control, &length, &streams.chain(door).collect::<Vec<_>>())
+        fd_passing::send(&self.control, &length, &streams.chain(door).collect::<Vec<_>>())
     }
 
     fn ask_blocking(mut self) -> io::Result<Option<Report>> {
@@ -175,7 +175,7 @@ impl Start {
     async fn run(
         self,
         mut child: Child,
-        groups: Groups,
+        groups: Cgroup,
         spec: &LaunchSpec,
     ) -> Result<Process, LaunchFailure> {
         let failed = |error: io::Error| unexpected(&error);
@@ -208,7 +208,7 @@ impl Start {
             None => None,
             // They were sent before the report.
             Some(door) => {
-                let sockets = fds::take(&door, egress_netns::places(&spec.egress).len());
+                let sockets = fd_passing::take(&door, egress_netns::places(&spec.egress).len());
                 Some(EgressSockets::of(sockets.map_err(failed)?, &spec.egress)?)
             }
         };
@@ -224,7 +224,7 @@ async fn supervise(
     mut child: Child,
     mut reports: Lines<tokio::io::BufReader<OwnedReadHalf>>,
     mut watching: Watching,
-    (groups, memory): (Groups, u64),
+    (groups, memory): (Cgroup, u64),
 ) {
     let mut told = None;
     loop {

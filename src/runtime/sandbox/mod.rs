@@ -27,27 +27,27 @@
 //! - The tree lives no longer than the control socket that the proxy holds; a `kill -9` of the
 //!   proxy closes it. No thread's end does.
 
+mod availability;
+mod cgroups;
 mod control;
 mod exec;
-mod facts;
-mod fds;
-mod groups;
+mod fd_passing;
 mod launch;
 mod mounts;
 mod plan;
-mod pod;
+mod pod_client;
 mod program;
-mod wire;
+mod protocol;
 
+pub use availability::{Availability, Outside, Part, available, facts, outside};
+pub use cgroups::{groups_left, remove_group};
 pub use exec::{exec_main, pod_main};
-pub use facts::{Availability, Outside, Part, available, facts, outside};
-pub use groups::{groups_left, remove_group};
 pub use launch::{launch, launch_by};
-pub use pod::launch_in_pod;
+pub use pod_client::launch_in_pod;
 
 /// Finds where control groups are to be had. Call it before anything is started: where systemd has
 /// delegated the proxy's own group, the proxy moves into one within that, which it can't once others are
 /// in it.
 pub fn settle() {
-    groups::parents();
+    cgroups::parents();
 }

@@ -10,7 +10,7 @@ use std::{
 use super::{
     mounts::Rules,
     program::{self, Search},
-    wire::{Bind, Plan},
+    protocol::{Bind, Plan},
 };
 use crate::{
     egress_netns,

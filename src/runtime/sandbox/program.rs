@@ -8,7 +8,7 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use super::{mounts::Rules, wire::Bind};
+use super::{mounts::Rules, protocol::Bind};
 use crate::process::LaunchFailure;
 
 /// Where programs are looked for inside.

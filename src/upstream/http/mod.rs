@@ -3,12 +3,12 @@
 //! `wire` makes the requests, `events` reads event streams, `streams` takes them up again where
 //! they break, `sse` is the older transport.
 
-mod events;
+mod client;
 mod sse;
+mod sse_reader;
 mod streams;
 #[cfg(test)]
 mod tests;
-mod wire;
 
 use std::sync::{
     Arc,
@@ -25,17 +25,19 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
     batch,
-    board::{Begun, Board, Cancel},
-    ear::Ear,
-    link::{Call, Failure, Link, Reply, Said, progress_token, subscription},
+    message_sink::MessageSink,
+    multiplexer::{Cancel, Multiplexer, PendingCall},
+    transport::{
+        Call, CallError, Reply, ServerMessage, ServerTransport, progress_token, subscription,
+    },
 };
+use client::{EVENTS, JSON, PATIENCE, REVISION, SESSION, Wire, body, content_type};
 use portcullis_chain::{Party, Weight, in_turns};
 use portcullis_protocol::{
     codec::{Caps, Frame, Kind, era::header_text},
     exchange::{Method, Revision},
 };
 use portcullis_vault::Secret;
-use wire::{EVENTS, JSON, PATIENCE, REVISION, SESSION, Wire, body, content_type};
 
 pub(super) use sse::Sse;
 
@@ -51,7 +53,7 @@ pub(super) struct Http {
 
 struct Line {
     wire: Arc<Wire>,
-    board: Board,
+    board: Multiplexer,
     closing: CancellationToken,
     /// Whether the server takes no greeting here, as one that only speaks HTTP+SSE would not.
     turned_away: AtomicBool,
@@ -66,8 +68,8 @@ impl Http {
         url: &str,
         headers: &[(String, Secret)],
         caps: Caps,
-        ear: Ear,
-    ) -> Result<Self, Failure> {
+        ear: MessageSink,
+    ) -> Result<Self, CallError> {
         let wire = Arc::new(Wire::new(url, headers)?);
         let out = {
             let wire = wire.clone();
@@ -85,7 +87,7 @@ impl Http {
         let closing = CancellationToken::new();
         let line = Arc::new(Line {
             wire,
-            board: Board::new(caps, ear, out),
+            board: Multiplexer::new(caps, ear, out),
             closing: closing.clone(),
             turned_away: AtomicBool::new(false),
         });
@@ -99,13 +101,13 @@ impl Line {
     }
 
     /// The server knows the session no longer: it has to be greeted again.
-    fn forgotten(&self) -> Failure {
+    fn forgotten(&self) -> CallError {
         let why = "it ended the session";
         self.board.die(why.into());
-        Failure::Unavailable(why.into())
+        CallError::Unavailable(why.into())
     }
 
-    fn call_headers(&self, call: &Call) -> Result<HeaderMap, Failure> {
+    fn call_headers(&self, call: &Call) -> Result<HeaderMap, CallError> {
         let mut headers = HeaderMap::new();
         let probing = call.method.as_str() == Method::DISCOVER;
         let modern = self.modern();
@@ -114,9 +116,9 @@ impl Line {
         }
         let mut put = |name: HeaderName, value: &str| {
             let value = HeaderValue::try_from(value)
-                .map_err(|_| Failure::Misbehaved("a header value cannot be sent".into()))?;
+                .map_err(|_| CallError::Misbehaved("a header value cannot be sent".into()))?;
             headers.append(name, value);
-            Ok::<_, Failure>(())
+            Ok::<_, CallError>(())
         };
         if probing && !modern {
             put(REVISION, Revision::LATEST_MODERN.as_str())?;
@@ -126,14 +128,20 @@ impl Line {
             put(NAME, &header_text(name))?;
         }
         for (name, value) in &call.headers {
-            let name = HeaderName::try_from(name)
-                .map_err(|_| Failure::Misbehaved(format!("`{name}` is not a legal header name")))?;
+            let name = HeaderName::try_from(name).map_err(|_| {
+                CallError::Misbehaved(format!("`{name}` is not a legal header name"))
+            })?;
             put(name, value)?;
         }
         Ok(headers)
     }
 
-    async fn exchange(&self, begun: &Begun, call: &Call, text: Bytes) -> Result<Reply, Failure> {
+    async fn exchange(
+        &self,
+        begun: &PendingCall,
+        call: &Call,
+        text: Bytes,
+    ) -> Result<Reply, CallError> {
         let response = self.wire.post(text, self.call_headers(call)?).await?;
         let status = response.status();
         let greeting = call.method.as_str() == Method::INITIALIZE;
@@ -145,10 +153,10 @@ impl Line {
         }
         if !greeting && status.as_u16() == 404 && self.wire.session.read().is_some() {
             self.forgotten();
-            return Err(Failure::Forgotten);
+            return Err(CallError::Forgotten);
         }
         if matches!(status.as_u16(), 401 | 403) {
-            return Err(Failure::Unavailable(format!(
+            return Err(CallError::Unavailable(format!(
                 "it answered {status}: check the server's `headers` in the config"
             )));
         }
@@ -158,48 +166,59 @@ impl Line {
         match content_type(&response).as_str() {
             JSON => self.answer(begun, body(response, self.board.caps.bytes).await?).await,
             EVENTS if status.is_success() => self.answer_stream(begun, response).await,
-            _ if !status.is_success() => {
-                Err(Failure::Unavailable(format!("it answered {status} without a JSON-RPC error")))
-            }
-            other => Err(Failure::Misbehaved(format!("it answered with content type `{other}`"))),
+            _ if !status.is_success() => Err(CallError::Unavailable(format!(
+                "it answered {status} without a JSON-RPC error"
+            ))),
+            other => Err(CallError::Misbehaved(format!("it answered with content type `{other}`"))),
         }
     }
 
     /// A greeting that was refused on the way: by the server in its own words, or by what knows no
     /// such endpoint.
-    async fn turned_away(&self, begun: &Begun, response: Response) -> Result<Reply, Failure> {
+    async fn turned_away(
+        &self,
+        begun: &PendingCall,
+        response: Response,
+    ) -> Result<Reply, CallError> {
         let status = response.status();
         let text = body(response, self.board.caps.bytes).await?;
         match self.answer(begun, text).await {
             Ok(reply) => Ok(reply),
             Err(_) => {
                 self.turned_away.store(true, Ordering::Relaxed);
-                Err(Failure::Unavailable(format!("it answered {status} without a JSON-RPC error")))
+                Err(CallError::Unavailable(format!(
+                    "it answered {status} without a JSON-RPC error"
+                )))
             }
         }
     }
 
     /// A text that is the answer.
-    async fn answer(&self, begun: &Begun, text: Bytes) -> Result<Reply, Failure> {
+    async fn answer(&self, begun: &PendingCall, text: Bytes) -> Result<Reply, CallError> {
         match self.text(begun, text, "its answer").await? {
             Some(reply) => Ok(reply),
-            None => Err(Failure::Misbehaved("its answer answers another request".into())),
+            None => Err(CallError::Misbehaved("its answer answers another request".into())),
         }
     }
 
     /// A text that came in answer to a call: the call's reply, where it is one.
-    async fn text(&self, begun: &Begun, text: Bytes, what: &str) -> Result<Option<Reply>, Failure> {
+    async fn text(
+        &self,
+        begun: &PendingCall,
+        text: Bytes,
+        what: &str,
+    ) -> Result<Option<Reply>, CallError> {
         let (party, weight) = (Party::Server(self.board.ear.server().clone()), Weight::of(&text));
         in_turns(party, weight, self.messages(begun, text, what)).await
     }
 
     async fn messages(
         &self,
-        begun: &Begun,
+        begun: &PendingCall,
         text: Bytes,
         what: &str,
-    ) -> Result<Option<Reply>, Failure> {
-        let misbehaved = |flaw| Failure::Misbehaved(format!("{what}: {flaw}"));
+    ) -> Result<Option<Reply>, CallError> {
+        let misbehaved = |flaw| CallError::Misbehaved(format!("{what}: {flaw}"));
         let caps = self.board.caps;
         let mut reply = None;
         for message in batch::messages(text, caps, self.board.revision()).map_err(misbehaved)? {
@@ -211,7 +230,7 @@ impl Line {
         Ok(reply)
     }
 
-    async fn frame(&self, begun: &Begun, frame: Frame) -> Result<Option<Reply>, Failure> {
+    async fn frame(&self, begun: &PendingCall, frame: Frame) -> Result<Option<Reply>, CallError> {
         let ours = begun.id.to_string();
         match frame.kind {
             Kind::Result { id, result } if id.raw() == &ours => Ok(Some(Reply::Result(result))),
@@ -219,7 +238,7 @@ impl Line {
                 Ok(Some(Reply::Error(error)))
             }
             Kind::Result { .. } | Kind::Error { .. } => {
-                Err(Failure::Misbehaved("its answer answers another request".into()))
+                Err(CallError::Misbehaved("its answer answers another request".into()))
             }
             Kind::Notification { method, params } => {
                 self.notification(begun, method, params).await;
@@ -234,7 +253,7 @@ impl Line {
         }
     }
 
-    async fn notification(&self, begun: &Begun, method: Method, params: Option<Bytes>) {
+    async fn notification(&self, begun: &PendingCall, method: Method, params: Option<Bytes>) {
         if subscription(params.as_ref()).is_some_and(|named| named != begun.id) {
             return tracing::debug!("a server tells of a subscription on another's stream");
         }
@@ -250,11 +269,11 @@ impl Line {
             _ => {}
         }
         let params = begun.mine.restored(params);
-        self.tell(begun, Said::Notification { method, params }).await;
+        self.tell(begun, ServerMessage::Notification { method, params }).await;
     }
 
     /// Tells what came on a call's own stream.
-    async fn tell(&self, begun: &Begun, said: Said) {
+    async fn tell(&self, begun: &PendingCall, said: ServerMessage) {
         match &begun.said {
             Some(call) if begun.mine.subscribes || !said.is_of_server() => {
                 self.board.ear.tell_stream(call, said).await;
@@ -265,12 +284,12 @@ impl Line {
 }
 
 #[async_trait]
-impl Link for Http {
-    async fn call(&self, call: Call) -> Result<Reply, Failure> {
+impl ServerTransport for Http {
+    async fn call(&self, call: Call) -> Result<Reply, CallError> {
         let board = &self.line.board;
         // Nothing but the end of its session ends such a line.
         if board.dead().is_some() {
-            return Err(Failure::Forgotten);
+            return Err(CallError::Forgotten);
         }
         let (mut begun, text) = board.begin(&call);
         // A modern server sees that the stream is closed; a greeting cannot be taken back.
@@ -286,14 +305,14 @@ impl Link for Http {
             }
         };
         let reply = call.clock.bound(work).await;
-        guard.tells &= matches!(reply, Err(Failure::Timeout(_)));
+        guard.tells &= matches!(reply, Err(CallError::Timeout(_)));
         if let Ok(reply) = &reply {
             board.answered(begun.id, &begun.mine, reply);
         }
         reply
     }
 
-    async fn notify(&self, method: &str, params: Bytes) -> Result<(), Failure> {
+    async fn notify(&self, method: &str, params: Bytes) -> Result<(), CallError> {
         let sent = self.line.wire.post(Frame::notification(method, &params), HeaderMap::new());
         match tokio::time::timeout(PATIENCE, sent).await {
             Ok(Ok(response)) => {
@@ -302,7 +321,7 @@ impl Link for Http {
                 if status == 404 && session { Err(self.line.forgotten()) } else { Ok(()) }
             }
             Ok(Err(failure)) => Err(failure),
-            Err(_) => Err(Failure::Timeout(PATIENCE)),
+            Err(_) => Err(CallError::Timeout(PATIENCE)),
         }
     }
 

@@ -10,12 +10,12 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
     super::{
-        board::{Board, Cancel, Way},
-        ear::Ear,
-        link::{Call, Failure, Link, Reply},
+        message_sink::MessageSink,
+        multiplexer::{Cancel, Multiplexer, StreamKind},
+        transport::{Call, CallError, Reply, ServerTransport},
     },
-    events::Events,
-    wire::{EVENTS, PATIENCE, Wire, content_type},
+    client::{EVENTS, PATIENCE, Wire, content_type},
+    sse_reader::Events,
 };
 use portcullis_protocol::{
     codec::{Caps, Frame},
@@ -28,7 +28,7 @@ pub(crate) struct Sse {
     wire: Arc<Wire>,
     /// Where it wants to be told.
     endpoint: Url,
-    board: Arc<Board>,
+    board: Arc<Multiplexer>,
     _open: DropGuard,
 }
 
@@ -43,23 +43,23 @@ impl Sse {
         url: &str,
         headers: &[(String, Secret)],
         caps: Caps,
-        ear: Ear,
-    ) -> Result<Self, Failure> {
+        ear: MessageSink,
+    ) -> Result<Self, CallError> {
         let wire = Arc::new(Wire::new(url, headers)?);
         let response = wire.listen(None).await?;
         let status = response.status();
         if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
-            return Err(Failure::Unavailable(format!(
+            return Err(CallError::Unavailable(format!(
                 "it answered {status}: check the server's `headers` in the config"
             )));
         }
         if status != StatusCode::OK || content_type(&response) != EVENTS {
-            return Err(Failure::Unavailable(format!("it has no event stream: {status}")));
+            return Err(CallError::Unavailable(format!("it has no event stream: {status}")));
         }
         let mut events = Events::of(response, caps.bytes);
         let endpoint = loop {
             let event = events.next().await.ok_or_else(|| {
-                Failure::Unavailable("its event stream ended before the endpoint".into())
+                CallError::Unavailable("its event stream ended before the endpoint".into())
             })??;
             if event.name.as_deref() == Some(b"endpoint") {
                 break endpoint(wire.url(), &String::from_utf8_lossy(&event.data))?;
@@ -77,7 +77,7 @@ impl Sse {
                 Box::pin(sending) as _
             })
         };
-        let board = Arc::new(Board::new(caps, ear, out));
+        let board = Arc::new(Multiplexer::new(caps, ear, out));
         let closing = CancellationToken::new();
         tokio::spawn(read(events, board.clone(), closing.clone()));
         Ok(Self { wire, endpoint, board, _open: closing.drop_guard() })
@@ -85,42 +85,42 @@ impl Sse {
 }
 
 /// The endpoint that a server names, which has to be of its own origin.
-fn endpoint(url: &Url, named: &str) -> Result<Url, Failure> {
+fn endpoint(url: &Url, named: &str) -> Result<Url, CallError> {
     let endpoint = url
         .join(named)
-        .map_err(|_| Failure::Misbehaved("it names an endpoint that is no URL".into()))?;
+        .map_err(|_| CallError::Misbehaved("it names an endpoint that is no URL".into()))?;
     let credentials = !endpoint.username().is_empty() || endpoint.password().is_some();
     if endpoint.origin() != url.origin() || credentials {
-        return Err(Failure::Misbehaved("it names an endpoint of another origin".into()));
+        return Err(CallError::Misbehaved("it names an endpoint of another origin".into()));
     }
     Ok(endpoint)
 }
 
 /// Posts what is answered on the stream, or not at all. A server may take its time: some answer
 /// a POST only once the work is done.
-async fn tell(wire: &Wire, endpoint: Url, text: Bytes) -> Result<(), Failure> {
+async fn tell(wire: &Wire, endpoint: Url, text: Bytes) -> Result<(), CallError> {
     let response = wire.post_to(endpoint, text, HeaderMap::new()).await?;
     let status = response.status();
     if status.is_success() {
         Ok(())
     } else {
-        Err(Failure::Unavailable(format!("it answered {status} to a message")))
+        Err(CallError::Unavailable(format!("it answered {status} to a message")))
     }
 }
 
 /// Bounds what no call's clock does.
-async fn soon(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
-    tokio::time::timeout(PATIENCE, work).await.unwrap_or(Err(Failure::Timeout(PATIENCE)))
+async fn soon(work: impl Future<Output = Result<(), CallError>>) -> Result<(), CallError> {
+    tokio::time::timeout(PATIENCE, work).await.unwrap_or(Err(CallError::Timeout(PATIENCE)))
 }
 
-async fn read(mut events: Events, board: Arc<Board>, closing: CancellationToken) {
+async fn read(mut events: Events, board: Arc<Multiplexer>, closing: CancellationToken) {
     let reading = async {
         loop {
             match events.next().await {
                 Some(Ok(event)) => {
                     let message = event.name.as_deref().is_none_or(|name| name == b"message");
                     if message && !event.data.is_empty() {
-                        board.take(event.data, Way::Only).await;
+                        board.take(event.data, StreamKind::Only).await;
                     }
                 }
                 Some(Err(failure)) => return failure.to_string(),
@@ -136,8 +136,8 @@ async fn read(mut events: Events, board: Arc<Board>, closing: CancellationToken)
 }
 
 #[async_trait]
-impl Link for Sse {
-    async fn call(&self, call: Call) -> Result<Reply, Failure> {
+impl ServerTransport for Sse {
+    async fn call(&self, call: Call) -> Result<Reply, CallError> {
         if self.board.dead().is_some() {
             return Err(self.board.unavailable());
         }
@@ -156,11 +156,11 @@ impl Link for Sse {
             begun.answer.await.unwrap_or_else(gone)
         };
         let reply = call.clock.bound(work).await;
-        guard.tells &= matches!(reply, Err(Failure::Timeout(_)));
+        guard.tells &= matches!(reply, Err(CallError::Timeout(_)));
         reply
     }
 
-    async fn notify(&self, method: &str, params: Bytes) -> Result<(), Failure> {
+    async fn notify(&self, method: &str, params: Bytes) -> Result<(), CallError> {
         let text = Frame::notification(method, &params);
         soon(tell(&self.wire, self.endpoint.clone(), text)).await
     }

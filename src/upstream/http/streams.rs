@@ -10,12 +10,12 @@ use reqwest::Response;
 
 use super::{
     super::{
-        board::{Begun, Way},
-        link::{Failure, Reply},
+        multiplexer::{PendingCall, StreamKind},
+        transport::{CallError, Reply},
     },
     Line,
-    events::{Events, Resume},
-    wire::{EVENTS, content_type},
+    client::{EVENTS, content_type},
+    sse_reader::{Events, Resume},
 };
 
 /// Tries in a row to take up a call's stream that may fail.
@@ -30,9 +30,9 @@ impl Line {
     /// as any other.
     pub(super) async fn answer_stream(
         &self,
-        begun: &Begun,
+        begun: &PendingCall,
         response: Response,
-    ) -> Result<Reply, Failure> {
+    ) -> Result<Reply, CallError> {
         let mut events = Events::of(response, self.board.caps.bytes);
         let mut resume = Resume::default();
         loop {
@@ -46,11 +46,11 @@ impl Line {
                         return Ok(reply);
                     }
                 }
-                Some(Err(failure @ Failure::Misbehaved(_))) => return Err(failure),
+                Some(Err(failure @ CallError::Misbehaved(_))) => return Err(failure),
                 Some(Err(failure)) => events = self.resumed(&resume, failure).await?,
                 None => {
                     let why = "its event stream ended before the answer";
-                    events = self.resumed(&resume, Failure::Unavailable(why.into())).await?;
+                    events = self.resumed(&resume, CallError::Unavailable(why.into())).await?;
                 }
             }
         }
@@ -58,7 +58,7 @@ impl Line {
 
     /// Takes up a call's stream that ended, behind the last event that came. The call's own clock
     /// bounds it all.
-    async fn resumed(&self, resume: &Resume, ended: Failure) -> Result<Events, Failure> {
+    async fn resumed(&self, resume: &Resume, ended: CallError) -> Result<Events, CallError> {
         let Some(last) = resume.last.as_ref().filter(|_| !self.modern()) else {
             return Err(ended);
         };
@@ -139,7 +139,7 @@ impl Line {
                     heard = true;
                     resume.note(&event);
                     if !event.data.is_empty() {
-                        self.board.take(event.data, Way::Beside).await;
+                        self.board.take(event.data, StreamKind::Beside).await;
                     }
                 }
                 Some(Err(failure)) => {

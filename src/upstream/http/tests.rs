@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use super::*;
-use crate::{Clock, Heard, PartyKey};
+use crate::{Deadline, InstanceKey, UnroutedMessage};
 use portcullis_protocol::names::SessionId;
 
 const CAPS: Caps =
@@ -80,13 +80,13 @@ impl Remote {
         soon(self.requests.recv()).await.unwrap()
     }
 
-    fn line(&self, party: Option<PartyKey>) -> (Arc<Http>, mpsc::Receiver<Heard>) {
-        let (ear, heard) = Ear::test(party);
+    fn line(&self, party: Option<InstanceKey>) -> (Arc<Http>, mpsc::Receiver<UnroutedMessage>) {
+        let (ear, heard) = MessageSink::test(party);
         (Arc::new(Http::new(&self.url, &[], CAPS, ear).unwrap()), heard)
     }
 
     /// A line with a session of the latest legacy revision, without a stream beside.
-    async fn session(&mut self) -> (Arc<Http>, mpsc::Receiver<Heard>) {
+    async fn session(&mut self) -> (Arc<Http>, mpsc::Receiver<UnroutedMessage>) {
         let (line, heard) = self.line(None);
         let greeting = start(&line, call(Method::INITIALIZE));
         self.next().await.result(&[("mcp-session-id", "s1")]);
@@ -120,9 +120,9 @@ fn call(method: &str) -> Call {
 }
 
 fn start(
-    line: &Arc<impl Link + 'static>,
+    line: &Arc<impl ServerTransport + 'static>,
     call: Call,
-) -> tokio::task::JoinHandle<Result<Reply, Failure>> {
+) -> tokio::task::JoinHandle<Result<Reply, CallError>> {
     let line = line.clone();
     tokio::spawn(async move { line.call(call).await })
 }
@@ -165,15 +165,15 @@ async fn a_stream_that_cannot_be_taken_up_is_a_failure() {
     // Without an id there is no place behind which to go on.
     let calling = start(&line, call("tools/call"));
     remote.next().await.stream().send("data: \n\n".into()).unwrap();
-    assert!(matches!(soon(calling).await.unwrap(), Err(Failure::Unavailable(_))));
+    assert!(matches!(soon(calling).await.unwrap(), Err(CallError::Unavailable(_))));
     // The server has no streams to resume.
     let calling = start(&line, call("tools/call"));
     remote.next().await.stream().send("id: 1\nretry: 1\ndata:\n\n".into()).unwrap();
     remote.next().await.status(405);
-    assert!(matches!(soon(calling).await.unwrap(), Err(Failure::Unavailable(_))));
+    assert!(matches!(soon(calling).await.unwrap(), Err(CallError::Unavailable(_))));
     // It answers for ever with streams that say nothing: the clock ends that.
     let mut limited = call("tools/call");
-    limited.clock = Clock::new(Duration::from_millis(300));
+    limited.clock = Deadline::new(Duration::from_millis(300));
     let calling = start(&line, limited);
     remote.next().await.stream().send("id: 1\nretry: 1\ndata:\n\n".into()).unwrap();
     let reply = loop {
@@ -185,7 +185,7 @@ async fn a_stream_that_cannot_be_taken_up_is_a_failure() {
             () = async { while !calling.is_finished() { tokio::task::yield_now().await } } => break calling.await,
         }
     };
-    assert!(matches!(reply.unwrap(), Err(Failure::Timeout(_))));
+    assert!(matches!(reply.unwrap(), Err(CallError::Timeout(_))));
     assert!(line.dead().is_none());
 }
 
@@ -197,7 +197,7 @@ async fn a_forgotten_session_ends_the_line() {
     let got = remote.next().await;
     assert_eq!(got.header("mcp-protocol-version"), "2025-11-25");
     got.status(404);
-    assert_eq!(soon(calling).await.unwrap().unwrap_err(), Failure::Forgotten);
+    assert_eq!(soon(calling).await.unwrap().unwrap_err(), CallError::Forgotten);
     assert_eq!(line.dead().unwrap(), "it ended the session");
 
     // So does a stream beside that was there once.
@@ -223,7 +223,7 @@ async fn the_stream_beside_the_calls_is_heard_and_opened_again() {
     let stream = got.stream();
     let ask = json!({ "jsonrpc": "2.0", "id": "q", "method": "roots/list" });
     stream.send(format!("retry: 1\n{}", event("1", ask))).unwrap();
-    let Heard { party: None, said: Said::Request { answer: place, .. } } =
+    let UnroutedMessage { party: None, said: ServerMessage::Request { answer: place, .. } } =
         soon(heard.recv()).await.unwrap()
     else {
         panic!("no request")
@@ -245,7 +245,8 @@ async fn the_stream_beside_the_calls_is_heard_and_opened_again() {
     let progress = json!({ "progressToken": ours, "progress": 1 });
     let progress = json!({ "jsonrpc": "2.0", "method": Method::PROGRESS, "params": progress });
     stream.send(event("2", progress)).unwrap();
-    let Some(Said::Notification { params: Some(params), .. }) = soon(told.recv()).await else {
+    let Some(ServerMessage::Notification { params: Some(params), .. }) = soon(told.recv()).await
+    else {
         panic!("no progress")
     };
     assert_eq!(params, r#"{"progressToken":"mine","progress":1}"#);
@@ -320,7 +321,7 @@ async fn a_greeting_that_is_not_taken_begins_no_session() {
     let greeting = start(&line, call(Method::INITIALIZE));
     let refused = Response::builder().status(404).header("mcp-session-id", "s1");
     let _ = remote.next().await.reply.send(refused.body(Body::empty()).unwrap());
-    assert!(matches!(soon(greeting).await.unwrap(), Err(Failure::Unavailable(_))));
+    assert!(matches!(soon(greeting).await.unwrap(), Err(CallError::Unavailable(_))));
     assert!(line.turned_away() && line.dead().is_none());
 }
 
@@ -341,7 +342,7 @@ async fn what_a_server_asks_on_a_calls_stream_belongs_to_the_call() {
     stream.send(event("2", ask(2))).unwrap();
     let mut places = Vec::new();
     for _ in 0..2 {
-        let Some(Said::Request { answer, .. }) = soon(told.recv()).await else {
+        let Some(ServerMessage::Request { answer, .. }) = soon(told.recv()).await else {
             panic!("no request")
         };
         places.push(answer);
@@ -350,7 +351,8 @@ async fn what_a_server_asks_on_a_calls_stream_belongs_to_the_call() {
     stream.send(event("3", say(Method::CANCELLED, json!({ "requestId": 1 })))).unwrap();
     soon(places[0].closed()).await;
     stream.send(event("4", say(Method::LOG_MESSAGE, json!({ "data": 1.0 })))).unwrap();
-    let Some(Said::Notification { params: Some(params), .. }) = soon(told.recv()).await else {
+    let Some(ServerMessage::Notification { params: Some(params), .. }) = soon(told.recv()).await
+    else {
         panic!("no notification")
     };
     assert_eq!(params, r#"{"data":1.0}"#);
@@ -405,8 +407,8 @@ async fn batches_are_taken_where_the_revision_has_them() {
 #[tokio::test]
 async fn the_older_transport_has_one_stream_and_an_endpoint() {
     let mut remote = Remote::start().await;
-    let key = PartyKey::Session(SessionId::presented("party"));
-    let (ear, mut heard) = Ear::test(Some(key.clone()));
+    let key = InstanceKey::Session(SessionId::presented("party"));
+    let (ear, mut heard) = MessageSink::test(Some(key.clone()));
     let url = remote.url.clone();
     let opening = tokio::spawn(async move { Sse::open(&url, &[], CAPS, ear).await });
     let got = remote.next().await;
@@ -426,7 +428,7 @@ async fn the_older_transport_has_one_stream_and_an_endpoint() {
     // A question on the one line of a party's own belongs to its newest call.
     let ask = json!({ "jsonrpc": "2.0", "id": 5, "method": "roots/list" });
     stream.send(format!("event: message\ndata: {ask}\n\n")).unwrap();
-    let Some(Said::Request { answer: place, .. }) = soon(told.recv()).await else {
+    let Some(ServerMessage::Request { answer: place, .. }) = soon(told.recv()).await else {
         panic!("no request")
     };
     place.send(Bytes::from_static(br#"{"jsonrpc":"2.0","id":5,"result":{}}"#)).unwrap();
@@ -437,7 +439,7 @@ async fn the_older_transport_has_one_stream_and_an_endpoint() {
     soon(calling).await.unwrap().unwrap();
     // The time that the endpoint takes is the call's: some servers answer once the work is done.
     let mut limited = call("tools/call");
-    limited.clock = Clock::new(PATIENCE + Duration::from_secs(1));
+    limited.clock = Deadline::new(PATIENCE + Duration::from_secs(1));
     let calling = start(&line, limited);
     let working = loop {
         let got = remote.next().await;
@@ -446,7 +448,7 @@ async fn the_older_transport_has_one_stream_and_an_endpoint() {
         }
     };
     let told = soon(calling).await.unwrap();
-    assert!(matches!(told, Err(Failure::Timeout(limit)) if limit > PATIENCE));
+    assert!(matches!(told, Err(CallError::Timeout(limit)) if limit > PATIENCE));
     drop(working);
     // Without a call, it belongs to the party.
     stream.send(format!("data: {ask}\n\n")).unwrap();
@@ -461,10 +463,10 @@ async fn the_older_transport_has_one_stream_and_an_endpoint() {
         }
     };
     got.status(500);
-    assert!(matches!(soon(calling).await.unwrap(), Err(Failure::Unavailable(_))));
+    assert!(matches!(soon(calling).await.unwrap(), Err(CallError::Unavailable(_))));
     let calling = start(&line, call("tools/call"));
     drop(stream);
-    assert!(matches!(soon(calling).await.unwrap(), Err(Failure::Unavailable(_))));
+    assert!(matches!(soon(calling).await.unwrap(), Err(CallError::Unavailable(_))));
     assert!(line.dead().is_some());
 }
 
@@ -472,7 +474,7 @@ async fn the_older_transport_has_one_stream_and_an_endpoint() {
 async fn an_endpoint_elsewhere_is_refused() {
     let mut remote = Remote::start().await;
     for said in ["event: endpoint\ndata: http://other.example/m\n\n", "data: {}\n\n"] {
-        let (ear, _heard) = Ear::test(None);
+        let (ear, _heard) = MessageSink::test(None);
         let url = remote.url.clone();
         let opening = tokio::spawn(async move { Sse::open(&url, &[], CAPS, ear).await });
         remote.next().await.stream().send(said.into()).unwrap();

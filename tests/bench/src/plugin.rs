@@ -10,13 +10,13 @@ use std::{
 };
 
 use anyhow::{Context as _, anyhow};
-use portcullis_chain::{Chain, Fault, Hooks, Interceptor, Link, Trail, Verdict};
+use portcullis_chain::{Chain, ChainEntry, ChainTrace, Fault, Hooks, Interceptor, Verdict};
 use portcullis_config::Limits;
 use portcullis_interceptors::{
     EntrySettings,
     plugin::{Config, Plugin},
 };
-use portcullis_plugin_host::{Cache, House};
+use portcullis_plugin_host::{Cache, PluginHost};
 use portcullis_protocol::{
     exchange::{Answer, Direction, Exchange, Method, Payload, Phase, Revision, Target, Transport},
     identity::{Principal, PrincipalKind},
@@ -83,7 +83,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     let scratch = tempfile::Builder::new().prefix("plugin-").tempdir_in(folder)?;
     let cache = Arc::new(Cache::of(scratch.path()).context("no cache")?);
-    let house = House { cache: Some(cache), ..House::bare() };
+    let house = PluginHost { cache: Some(cache), ..PluginHost::bare() };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
 
     let mut rows: Vec<(String, Arc<dyn Interceptor>)> =
@@ -144,7 +144,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     many(args.many, &paths[0], scratch.path(), &binary)
 }
 
-fn load(path: &Path, house: &House) -> anyhow::Result<Plugin> {
+fn load(path: &Path, house: &PluginHost) -> anyhow::Result<Plugin> {
     let grants =
         json!({ "log": true, "clock": true, "random": true, "metrics": true, "state": "1MiB" });
     let name = path.file_stem().unwrap_or_default();
@@ -167,7 +167,7 @@ async fn measure(
     let caps = Limits::default().request_caps();
     let asked = interceptor.wants(&Method::new(Method::TOOLS_CALL), Phase::Request);
     let phase = if asked { Phase::Request } else { Phase::Response };
-    let link = Link { deadline: Duration::from_secs(10), ..Link::strict(interceptor) };
+    let link = ChainEntry { deadline: Duration::from_secs(10), ..ChainEntry::strict(interceptor) };
     let chain = Arc::new(Chain::new(vec![link], caps, caps));
     // In a task, as messages are: the thread that waits for the whole is no worker.
     tokio::spawn(async move {
@@ -184,7 +184,7 @@ async fn measure(
             exchange.response = answer.clone();
             let from = Instant::now();
             chain
-                .pass(&mut exchange, phase, &mut Trail::default())
+                .pass(&mut exchange, phase, &mut ChainTrace::default())
                 .await
                 .map_err(|refusal| anyhow!("{refusal:?}"))?;
             let took = from.elapsed().as_secs_f64() * 1e6;

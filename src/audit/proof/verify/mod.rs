@@ -4,13 +4,13 @@
 //! it reads first can only be behind what it reads later: the newest checkpoint of the state
 //! folder, `head`, checkpoints, commits, sealed records.
 
-mod book;
-mod digest;
+mod checkpoint_set;
 mod files;
 mod finding;
+mod frame_summary;
 mod frames;
+mod scan;
 mod since;
-mod walk;
 
 #[cfg(test)]
 mod tests;
@@ -21,19 +21,19 @@ use std::{
 };
 
 use crate::{
-    life::{Keys, Manifest},
+    maintenance::{Keys, Manifest},
     proof::{Hash, Verifier, key},
     store::View,
 };
 
-use book::Book;
+use checkpoint_set::CheckpointSet;
 use finding::Findings;
-use walk::Walk;
+use scan::Scan;
 
 pub use finding::{Finding, KeySource, Report, SignedSize, What};
 pub use since::{IllegalSince, Since};
 
-pub(super) use book::FILE as CHECKPOINTS;
+pub(super) use checkpoint_set::FILE as CHECKPOINTS;
 pub(super) use files::{closed, dropped, segments};
 
 /// The copy of the newest checkpoint in the state folder, which is not the store's.
@@ -158,7 +158,7 @@ fn once(request: &Request) -> Result<Report, Halt> {
         others.push((path.clone(), fs::read(path).map_err(failed(path))?));
     }
     let head = head(dir, &mut findings).map_err(failed(dir))?;
-    let mut book = Book::read(dir, &keys, &mut findings).map_err(failed(dir))?;
+    let mut book = CheckpointSet::read(dir, &keys, &mut findings).map_err(failed(dir))?;
     notes.append(&mut book.changes);
     if let Some(newest) = &book.newest {
         let (wrong, unchecked) = newest.checkpoint.companions.check(dir, cipher.as_ref());
@@ -171,7 +171,7 @@ fn once(request: &Request) -> Result<Report, Halt> {
     let since = since.as_ref().map(|since| since.find(&mut book, &keys, &mut findings));
     let since = since.transpose()?;
     book.settle();
-    let walk = Walk::new(dir, &keys, &book, head, cipher.as_ref(), findings);
+    let walk = Scan::new(dir, &keys, &book, head, cipher.as_ref(), findings);
     let walked = walk.run(since.as_ref())?;
     notes.extend(walked.notes);
     Ok(Report {

@@ -5,7 +5,7 @@ use std::{fmt, fs, io, path::Path, str::FromStr};
 use jiff::{Span, Timestamp, Zoned, civil, tz::TimeZone};
 use serde::{Deserialize, Serialize};
 
-use super::{Fault, book::Book, finding::Findings};
+use super::{Fault, checkpoint_set::CheckpointSet, finding::Findings};
 use crate::proof::{
     Verifier,
     checkpoint::{Checkpoint, Signed},
@@ -60,7 +60,7 @@ fn moment(text: &str) -> Option<Timestamp> {
 /// The last note of a file.
 fn note(file: &Path) -> io::Result<String> {
     let text = fs::read_to_string(file)?;
-    let notes = super::super::notes::split(text.as_bytes()).notes;
+    let notes = super::super::note_file::split(text.as_bytes()).notes;
     let last = notes.last().and_then(|(_, note)| std::str::from_utf8(note).ok());
     last.map(str::to_owned).ok_or_else(|| io::Error::other("no checkpoint"))
 }
@@ -80,7 +80,7 @@ impl Since {
     /// witnesses.
     pub(super) fn find(
         &self,
-        book: &mut Book,
+        book: &mut CheckpointSet,
         keys: &[Verifier],
         findings: &mut Findings,
     ) -> Result<Checkpoint, Fault> {

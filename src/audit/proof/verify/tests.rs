@@ -13,9 +13,9 @@ use crate::{
     proof::{
         Companions, Frontier, Signer, TILE,
         checkpoint::{Checkpoint, Pace, Signed},
-        ledger::Ledger,
-        notes,
-        stub::{Part, Stub},
+        checkpoint_file::CheckpointFile,
+        note_file,
+        pruned_segment::{Part, PrunedSegmentProof},
     },
     store::frame::{self, Pack},
 };
@@ -90,7 +90,7 @@ fn write(dir: &Path, lines: &[Bytes]) {
 }
 
 fn sign(dir: &Path, signer: &Signer, lines: &[Bytes], sizes: &[u64]) {
-    let mut ledger = Ledger::open(dir, &[signer.verifier().clone()]).unwrap();
+    let mut ledger = CheckpointFile::open(dir, &[signer.verifier().clone()]).unwrap();
     let key = DigestKey::open(dir, None, None).unwrap();
     let companions = Companions::read(dir, key.fingerprint()).unwrap();
     for &size in sizes {
@@ -405,7 +405,7 @@ fn a_segment_that_is_gone_is_found_unless_retention_says_so() {
     let part = &made.lines[..SEGMENT as usize];
     let hash = |lines: &[Bytes]| lines.iter().map(|line| Hash::leaf(line)).collect::<Vec<_>>();
     let tile = |at: usize| Part::Tile(tree(&part[at..at + 256]).root());
-    let mut stub = Stub {
+    let mut stub = PrunedSegmentProof {
         first: 0,
         end: SEGMENT,
         began: LineHead::read(&part[0]).unwrap().recorded,
@@ -423,7 +423,7 @@ fn a_segment_that_is_gone_is_found_unless_retention_says_so() {
     assert_eq!(report.findings, []);
     assert_eq!((report.first, report.checkpoints), (SEGMENT, 6));
     // Someone else's proof, a changed one, and one of other records.
-    let path = Stub::path(made.dir.path(), 0);
+    let path = PrunedSegmentProof::path(made.dir.path(), 0);
     let good = fs::read(&path).unwrap();
     let other = Signer::for_tests(made.signer.origin().strip_prefix("portcullis/").unwrap(), 9);
     stub.write(made.dir.path(), &other).unwrap();
@@ -501,7 +501,7 @@ fn a_store_that_was_swapped_or_rolled_back_is_found() {
     // Rolled back: what the state folder has is newer.
     let state = tempfile::tempdir().unwrap();
     let notes = fs::read_to_string(mine.path(CHECKPOINTS)).unwrap();
-    let text = notes::split(notes.as_bytes()).notes.last().unwrap().1.to_vec();
+    let text = note_file::split(notes.as_bytes()).notes.last().unwrap().1.to_vec();
     fs::write(state.path().join(NEWEST), &text).unwrap();
     key::keep_verifier(state.path(), mine.signer.verifier()).unwrap();
     let earlier = tempfile::tempdir().unwrap();

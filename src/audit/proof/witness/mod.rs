@@ -24,8 +24,8 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::{notes, verify::CHECKPOINTS};
-use crate::life::write_durably;
+use super::{note_file, verify::CHECKPOINTS};
+use crate::maintenance::write_durably;
 
 use send::Sender;
 
@@ -235,7 +235,7 @@ impl Teller {
             file.take(CHUNK).read_to_end(&mut bytes)?;
             // The end is what may still be written, or stands in the next chunk.
             let whole = memchr::memmem::rfind(&bytes, b"\n\n").map_or(0, |end| end + 2);
-            let found = notes::split(bytes.get(..whole).unwrap_or_default());
+            let found = note_file::split(bytes.get(..whole).unwrap_or_default());
             let mut told = 0;
             for (at, note) in &found.notes {
                 let end = at + note.len();

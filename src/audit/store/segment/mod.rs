@@ -26,16 +26,16 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     block::{Added, BlockMeta, FrameAt, Growing, Sealing},
-    facts::Facts,
     fault::Fault,
     frame::{self, BadFrame, Frame, Frames, Pack},
     index::Index,
+    index_terms::Facts,
     private_dir, stamp,
 };
 use crate::{
     digest::DigestKey,
-    life::{Cipher, write_durably},
     line::Line,
+    maintenance::{Cipher, write_durably},
     proof::{Frontier, Hash},
 };
 

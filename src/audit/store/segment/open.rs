@@ -21,7 +21,7 @@ use super::{
     },
     Mode, Positioned, Segment, Tools, Trust, Wal, added,
 };
-use crate::life::Cipher;
+use crate::maintenance::Cipher;
 
 /// Records that were acknowledged and are gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -31,7 +31,7 @@ fn becomes(
     operator: impl FnOnce(String) -> String,
     second: &Server,
     known: bool,
-) -> Again {
+) -> MergedEntry {
     let text = operator(add(OTHER, first).unwrap());
     let before = said(first).unwrap();
     let done =
@@ -40,7 +40,7 @@ fn becomes(
     done
 }
 
-fn entry(done: &Again) -> toml::Table {
+fn entry(done: &MergedEntry) -> toml::Table {
     let all: toml::Table = done.text.parse().unwrap();
     all["servers"]["s"].as_table().unwrap().clone()
 }

@@ -16,7 +16,7 @@ use axum::{
 };
 
 use super::Front;
-use crate::proxy::Proxy;
+use crate::proxy::Gateway;
 use portcullis_protocol::{
     identity::PrincipalKind,
     refusal::{Code, Refusal},
@@ -29,8 +29,8 @@ pub(super) fn for_clients(front: Front) -> Router {
 }
 
 /// The route of the local socket, which asks the system who connects.
-pub(super) fn for_owner(proxy: Arc<Proxy>) -> Router {
-    let route = get(|State(proxy): State<Arc<Proxy>>| async move { render(&proxy).await });
+pub(super) fn for_owner(proxy: Arc<Gateway>) -> Router {
+    let route = get(|State(proxy): State<Arc<Gateway>>| async move { render(&proxy).await });
     Router::new().route("/metrics", route).with_state(proxy)
 }
 
@@ -60,7 +60,7 @@ async fn for_client(State(front): State<Front>, request: Request) -> Response {
     response
 }
 
-async fn render(proxy: &Proxy) -> Response {
+async fn render(proxy: &Gateway) -> Response {
     proxy.read_usage().await;
     match proxy.metrics.render() {
         Ok(text) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),

@@ -4,14 +4,14 @@
 //! is allowed here (DNS rebinding) or where it has no identity. Then its body is read within the
 //! limits, parsed once, and sent on its way.
 
-pub(super) mod arrival;
 mod client_address;
 mod connections;
+mod legacy_sse;
 mod listener;
 mod metrics;
-mod paired;
 mod proxy_protocol;
-mod reply;
+pub(super) mod request_checks;
+mod responder;
 mod sse;
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc};
@@ -27,7 +27,7 @@ use axum::{
 use bytes::Bytes;
 
 use crate::{
-    proxy::{CLIENT_CHANGED, Caller, Place, Proxy},
+    proxy::{CLIENT_CHANGED, Caller, ConcurrencyPermit, Gateway},
     session::Session,
 };
 use portcullis_chain::{Party, Weight, in_turns};
@@ -42,13 +42,13 @@ use portcullis_protocol::{
 };
 
 use super::{batch, rest};
-use arrival::{Hosts, Speaks};
 use client_address::{ByTrustedProxy, ForwardingFault, is_forwarded};
 use connections::ConnectionPermit;
-use paired::Connections;
+use legacy_sse::Connections;
+use request_checks::{DetectedEra, Hosts};
 
-pub(super) use arrival::{greeted, unsupported};
 pub use listener::Listener;
+pub(super) use request_checks::{greeted, unsupported};
 
 /// The header by which the operator's command line speaks as a client, on the local socket alone.
 pub const AS: &str = "portcullis-as";
@@ -57,14 +57,14 @@ const SESSION: &str = "mcp-session-id";
 /// What the handlers need.
 #[derive(Clone)]
 pub(super) struct Front {
-    pub(super) proxy: Arc<Proxy>,
+    pub(super) proxy: Arc<Gateway>,
     keyring: Arc<Keyring>,
-    door: Arc<Door>,
+    door: Arc<AuthMode>,
     connections: Arc<Connections>,
 }
 
 /// The kinds of door, which differ in how they know who is calling.
-enum Door {
+enum AuthMode {
     /// TCP: keys, `Host` and `Origin`.
     Network { hosts: Hosts, anonymous: Anonymous },
     /// The local socket, which the system has checked: its owner.
@@ -109,20 +109,20 @@ impl Anonymous {
 
 /// The routes of the network's door, bound to `address`.
 pub fn network(
-    proxy: Arc<Proxy>,
+    proxy: Arc<Gateway>,
     keyring: Arc<Keyring>,
     listen: &Listen,
     address: SocketAddr,
 ) -> Router {
     let hosts = Hosts::new(listen, address);
-    let door = Arc::new(Door::Network { hosts, anonymous: Anonymous::of(listen) });
+    let door = Arc::new(AuthMode::Network { hosts, anonymous: Anonymous::of(listen) });
     let front = Front { proxy: proxy.clone(), keyring, door, connections: Arc::default() };
     mcp(front.clone()).merge(health(proxy)).merge(metrics::for_clients(front))
 }
 
 /// The routes of the local socket's door.
-pub fn local(proxy: Arc<Proxy>, keyring: Arc<Keyring>) -> Router {
-    let (door, connections) = (Arc::new(Door::Local), Arc::default());
+pub fn local(proxy: Arc<Gateway>, keyring: Arc<Keyring>) -> Router {
+    let (door, connections) = (Arc::new(AuthMode::Local), Arc::default());
     mcp(Front { proxy: proxy.clone(), keyring, door, connections })
         .merge(health(proxy.clone()))
         .merge(metrics::for_owner(proxy))
@@ -155,14 +155,14 @@ fn mcp(front: Front) -> Router {
 }
 
 /// Health, which anybody may ask.
-fn health(proxy: Arc<Proxy>) -> Router {
+fn health(proxy: Arc<Gateway>) -> Router {
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .with_state(proxy)
 }
 
-async fn ready(State(proxy): State<Arc<Proxy>>) -> Response {
+async fn ready(State(proxy): State<Arc<Gateway>>) -> Response {
     if proxy.closing().is_cancelled() {
         (StatusCode::SERVICE_UNAVAILABLE, "shutting down\n").into_response()
     } else {
@@ -171,16 +171,16 @@ async fn ready(State(proxy): State<Arc<Proxy>>) -> Response {
 }
 
 /// What a path names.
-struct Named(Result<RawPathParams, RawPathParamsRejection>);
+struct PathParams(Result<RawPathParams, RawPathParamsRejection>);
 
-impl Named {
+impl PathParams {
     fn get(&self, name: &str) -> Option<&str> {
         let named = self.0.as_ref().ok()?;
         named.iter().find(|(key, _)| *key == name).map(|(_, value)| value)
     }
 }
 
-impl<S: Send + Sync> FromRequestParts<S> for Named {
+impl<S: Send + Sync> FromRequestParts<S> for PathParams {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Infallible> {
@@ -188,23 +188,27 @@ impl<S: Send + Sync> FromRequestParts<S> for Named {
     }
 }
 
-async fn post_message(State(front): State<Front>, named: Named, request: Request) -> Response {
+async fn post_message(State(front): State<Front>, named: PathParams, request: Request) -> Response {
     front.post(named, request).await
 }
 
-async fn get_stream(State(front): State<Front>, named: Named, request: Request) -> Response {
+async fn get_stream(State(front): State<Front>, named: PathParams, request: Request) -> Response {
     front.get(named, request).await
 }
 
-async fn delete_session(State(front): State<Front>, named: Named, request: Request) -> Response {
+async fn delete_session(
+    State(front): State<Front>,
+    named: PathParams,
+    request: Request,
+) -> Response {
     front.delete(named, request).await
 }
 
-async fn connect(State(front): State<Front>, named: Named, request: Request) -> Response {
+async fn connect(State(front): State<Front>, named: PathParams, request: Request) -> Response {
     front.connect(named, request).await
 }
 
-async fn post_to(State(front): State<Front>, named: Named, request: Request) -> Response {
+async fn post_to(State(front): State<Front>, named: PathParams, request: Request) -> Response {
     front.post_to(named, request).await
 }
 
@@ -239,7 +243,7 @@ async fn other_path(State(front): State<Front>, request: Request) -> Response {
 }
 
 /// Who is at the door.
-pub(super) struct Visitor {
+pub(super) struct Peer {
     pub(super) principal: Arc<Principal>,
     transport: Transport,
     pub(super) address: Option<SocketAddr>,
@@ -248,7 +252,7 @@ pub(super) struct Visitor {
 /// A request that is refused before anything but its headers was looked at.
 pub(super) struct NotAdmitted {
     /// Who sent it, where it presented a valid key.
-    pub(super) visitor: Option<Box<Visitor>>,
+    pub(super) visitor: Option<Box<Peer>>,
     pub(super) refusal: Refusal,
 }
 
@@ -258,7 +262,7 @@ impl From<Refusal> for NotAdmitted {
     }
 }
 
-impl Visitor {
+impl Peer {
     /// Counts the request's connection for its principal.
     fn take_place(&self, request: &Request) -> Result<(), Refusal> {
         let Some(permit) = request.extensions().get::<Arc<ConnectionPermit>>() else {
@@ -291,18 +295,18 @@ impl Visitor {
 }
 
 /// A POST whose body is there.
-struct Arrived {
-    visitor: Visitor,
+struct ReceivedMessage {
+    visitor: Peer,
     headers: HeaderMap,
     view: View,
     /// Whether the client takes an event stream.
     streams: bool,
-    place: Place,
+    place: ConcurrencyPermit,
     text: Bytes,
 }
 
 impl Front {
-    fn view(&self, named: &Named) -> Result<View, Refusal> {
+    fn view(&self, named: &PathParams) -> Result<View, Refusal> {
         match &named.0 {
             Ok(_) => self.view_of(named.get("server")),
             Err(_) => Err(no_server()),
@@ -317,7 +321,7 @@ impl Front {
     }
 
     /// Lets a visitor in, or answers why not.
-    async fn enter(&self, request: Request) -> Result<(Visitor, Request), Response> {
+    async fn enter(&self, request: Request) -> Result<(Peer, Request), Response> {
         let address = request.extensions().get::<SocketAddr>().copied();
         match self.admit(&request) {
             Ok(visitor) => Ok((visitor, request)),
@@ -328,11 +332,11 @@ impl Front {
     }
 
     /// Lets a visitor in, or says why not.
-    pub(super) fn admit(&self, request: &Request) -> Result<Visitor, NotAdmitted> {
+    pub(super) fn admit(&self, request: &Request) -> Result<Peer, NotAdmitted> {
         let headers = request.headers();
         let address = request.extensions().get::<SocketAddr>().copied();
         match &*self.door {
-            Door::Network { hosts, anonymous } => {
+            AuthMode::Network { hosts, anonymous } => {
                 let key = bearer(headers);
                 let known = key.as_ref().ok().and_then(Option::as_ref);
                 let known = known.and_then(|key| self.keyring.authenticate(key));
@@ -343,7 +347,7 @@ impl Front {
                 if let Err(refusal) = refused {
                     // The record of a client's refusal does not go under among those of strangers.
                     let visitor = known.map(|principal| {
-                        Box::new(Visitor { principal, transport: Transport::Http, address })
+                        Box::new(Peer { principal, transport: Transport::Http, address })
                     });
                     return Err(NotAdmitted { visitor, refusal });
                 }
@@ -359,31 +363,31 @@ impl Front {
                     }
                     Err(fault) => return Err(unknown(&fault.to_string()).into()),
                 };
-                let visitor = Visitor { principal, transport: Transport::Http, address };
+                let visitor = Peer { principal, transport: Transport::Http, address };
                 match visitor.take_place(request) {
                     Ok(()) => Ok(visitor),
                     Err(refusal) => Err(NotAdmitted { visitor: Some(Box::new(visitor)), refusal }),
                 }
             }
-            Door::Local => {
+            AuthMode::Local => {
                 let Some(name) = headers.get(AS) else {
                     let principal = Principal::local();
-                    return Ok(Visitor { principal, transport: Transport::Unix, address: None });
+                    return Ok(Peer { principal, transport: Transport::Unix, address: None });
                 };
                 let principal =
                     name.to_str().ok().and_then(|name| self.stand_in(name)).ok_or_else(|| {
                         Refusal::new(Code::Unauthenticated, "there is no such client")
                     })?;
-                Ok(Visitor { principal, transport: Transport::Cli, address: None })
+                Ok(Peer { principal, transport: Transport::Cli, address: None })
             }
         }
     }
 
     /// Reads the body of a visitor's message. A visitor may take long to send it, and is looked at again
     /// after that.
-    pub(super) async fn body(&self, visitor: &Visitor, body: Body) -> Result<Bytes, Refusal> {
+    pub(super) async fn body(&self, visitor: &Peer, body: Body) -> Result<Bytes, Refusal> {
         let incoming = self.proxy.incoming(&visitor.principal);
-        let text = arrival::body(body, self.proxy.request_caps().bytes, incoming).await?;
+        let text = request_checks::body(body, self.proxy.request_caps().bytes, incoming).await?;
         match self.keyring.still_knows(&visitor.principal) {
             true => Ok(text),
             false => Err(Refusal::new(Code::Unauthenticated, CLIENT_CHANGED)),
@@ -402,34 +406,34 @@ impl Front {
     async fn turn_away(
         &self,
         refusal: Refusal,
-        visitor: Option<&Visitor>,
+        visitor: Option<&Peer>,
         address: Option<SocketAddr>,
         message: Option<&[u8]>,
         id: Option<&Id>,
     ) -> Response {
         let text = self.refuse(&refusal, visitor, address, message, id).await;
-        reply::refused(refusal.code, text)
+        responder::refused(refusal.code, text)
     }
 
     /// Records a refusal and makes its text.
     pub(super) async fn refuse(
         &self,
         refusal: &Refusal,
-        visitor: Option<&Visitor>,
+        visitor: Option<&Peer>,
         address: Option<SocketAddr>,
         message: Option<&[u8]>,
         id: Option<&Id>,
     ) -> Bytes {
         let transport = match (visitor, &*self.door) {
             (Some(visitor), _) => visitor.transport,
-            (None, Door::Network { .. }) => Transport::Http,
-            (None, Door::Local) => Transport::Unix,
+            (None, AuthMode::Network { .. }) => Transport::Http,
+            (None, AuthMode::Local) => Transport::Unix,
         };
         let principal = visitor.map(|visitor| &*visitor.principal);
-        self.proxy.turn_away(refusal, transport, address, principal, message, id).await
+        self.proxy.reject(refusal, transport, address, principal, message, id).await
     }
 
-    async fn post(&self, named: Named, request: Request) -> Response {
+    async fn post(&self, named: PathParams, request: Request) -> Response {
         let (visitor, request) = match self.enter(request).await {
             Ok(entered) => entered,
             Err(response) => return response,
@@ -443,11 +447,11 @@ impl Front {
             Ok(view) => view,
             Err(refusal) => return away(refusal).await,
         };
-        let streams = match arrival::content(&headers) {
+        let streams = match request_checks::content(&headers) {
             Ok(streams) => streams,
             Err(refusal) => return away(refusal).await,
         };
-        let place = match self.proxy.enter(&visitor.principal) {
+        let place = match self.proxy.acquire(&visitor.principal) {
             Ok(place) => place,
             Err(refusal) => return away(refusal).await,
         };
@@ -456,13 +460,13 @@ impl Front {
             Err(refusal) => return away(refusal).await,
         };
         let (party, weight) = (Party::Client(visitor.principal.kind.clone()), Weight::of(&text));
-        let arrived = Arrived { visitor, headers, view, streams, place, text };
+        let arrived = ReceivedMessage { visitor, headers, view, streams, place, text };
         in_turns(party, weight, self.take(arrived)).await
     }
 
     /// Sends the message of a POST on its way once its body is there.
-    async fn take(&self, arrived: Arrived) -> Response {
-        let Arrived { visitor, headers, view, streams, place, text } = arrived;
+    async fn take(&self, arrived: ReceivedMessage) -> Response {
+        let ReceivedMessage { visitor, headers, view, streams, place, text } = arrived;
         let away = |refusal, message: Option<Bytes>, id: Option<Id>| {
             let (visitor, address) = (&visitor, visitor.address);
             async move {
@@ -473,7 +477,7 @@ impl Front {
         if let Some(session) = self.takes_batch(&text, &headers, &visitor, &view) {
             let revision = session.revision;
             let caller = visitor.caller(view, Some(session), revision);
-            let carrier = reply::Carrier { proxy: self.proxy.clone(), caller, streams };
+            let carrier = responder::Responder { proxy: self.proxy.clone(), caller, streams };
             return match carrier.batch(&text, place).await {
                 Ok(response) => response,
                 Err(refusal) => away(refusal, Some(text.clone()), None).await,
@@ -487,16 +491,16 @@ impl Front {
             Kind::Request { id, .. } => Some(id.clone()),
             _ => None,
         };
-        let spoken = arrival::speaks(&headers, &frame).and_then(|speaks| match speaks {
-            Speaks::Greeting(revision) => Ok((revision, None)),
+        let spoken = request_checks::speaks(&headers, &frame).and_then(|speaks| match speaks {
+            DetectedEra::Greeting(revision) => Ok((revision, None)),
             // It has no answer but a stream.
-            Speaks::Modern if !streams && is_listen(&frame) => {
-                Err(arrival::not_acceptable("text/event-stream"))
+            DetectedEra::Modern if !streams && is_listen(&frame) => {
+                Err(request_checks::not_acceptable("text/event-stream"))
             }
-            Speaks::Modern => Ok((Revision::LATEST_MODERN, None)),
-            Speaks::Legacy { session, revision } => {
+            DetectedEra::Modern => Ok((Revision::LATEST_MODERN, None)),
+            DetectedEra::Legacy { session, revision } => {
                 let found = self.proxy.sessions.find(&session, &visitor.principal, &view)?;
-                let session = arrival::agreed(revision, found)?;
+                let session = request_checks::agreed(revision, found)?;
                 Ok((session.revision, Some(session)))
             }
         });
@@ -506,9 +510,9 @@ impl Front {
         };
         let mut caller = visitor.caller(view, session, revision);
         if revision.is_modern() {
-            caller.headers = arrival::params(&headers, visitor.transport);
+            caller.headers = request_checks::params(&headers, visitor.transport);
         }
-        reply::Carrier { proxy: self.proxy.clone(), caller, streams }.one(frame, place).await
+        responder::Responder { proxy: self.proxy.clone(), caller, streams }.one(frame, place).await
     }
 
     /// The session in which a batch is sent, where it is one that takes them. Elsewhere a batch is
@@ -517,36 +521,37 @@ impl Front {
         &self,
         text: &[u8],
         headers: &HeaderMap,
-        visitor: &Visitor,
+        visitor: &Peer,
         view: &View,
     ) -> Option<Arc<Session>> {
         let id = presented(headers).filter(|_| is_batch(text))?;
         let session = self.proxy.sessions.find(&id, &visitor.principal, view).ok()?;
-        let session = arrival::agreed(arrival::revision(headers).ok()?, session).ok()?;
+        let session =
+            request_checks::agreed(request_checks::revision(headers).ok()?, session).ok()?;
         batch::are_taken_in(&session).then_some(session)
     }
 
     /// The stream of a legacy session, on which it hears what answers nothing.
-    async fn get(&self, named: Named, request: Request) -> Response {
+    async fn get(&self, named: PathParams, request: Request) -> Response {
         let (visitor, request) = match self.enter(request).await {
             Ok(entered) => entered,
             Err(response) => return response,
         };
         let listens = self.view(&named).and_then(|view| {
             let headers = request.headers();
-            arrival::legacy(headers)?;
+            request_checks::legacy(headers)?;
             let id = presented(headers).ok_or_else(|| {
                 Refusal::new(
                     Code::HttpMethodNotAllowed,
                     "a GET needs the `Mcp-Session-Id` of a session",
                 )
             })?;
-            if !arrival::accepts(headers, "text/event-stream") {
-                return Err(arrival::not_acceptable("text/event-stream"));
+            if !request_checks::accepts(headers, "text/event-stream") {
+                return Err(request_checks::not_acceptable("text/event-stream"));
             }
             let session = self.proxy.sessions.find(&id, &visitor.principal, &view)?;
-            let last = arrival::last_event(headers)?;
-            reply::listen(&session, last.as_deref(), self.proxy.closing().clone())
+            let last = request_checks::last_event(headers)?;
+            responder::listen(&session, last.as_deref(), self.proxy.closing().clone())
         });
         match listens {
             Ok(response) => response,
@@ -557,13 +562,13 @@ impl Front {
     }
 
     /// Ends a legacy session.
-    async fn delete(&self, named: Named, request: Request) -> Response {
+    async fn delete(&self, named: PathParams, request: Request) -> Response {
         let (visitor, request) = match self.enter(request).await {
             Ok(entered) => entered,
             Err(response) => return response,
         };
         let session = self.view(&named).and_then(|view| {
-            arrival::legacy(request.headers())?;
+            request_checks::legacy(request.headers())?;
             let id = presented(request.headers()).ok_or_else(|| {
                 Refusal::new(
                     Code::InvalidRequest,

@@ -11,7 +11,7 @@ use bytes::{Buf, Bytes};
 use futures_util::stream;
 use serde_json::{Value, json};
 
-use crate::proxy::Answered;
+use crate::proxy::ExchangeResponse;
 use portcullis_protocol::{codec::Object, refusal::Code};
 
 /// What came of a call.
@@ -65,8 +65,8 @@ pub(super) fn json(status: StatusCode, text: Parts) -> Response {
 
 impl Reply {
     /// What became of a request, its result shown as `show` does.
-    pub fn of(answered: Option<Answered>, show: fn(Bytes) -> Option<Parts>) -> Self {
-        let Some(Answered { text: Some(text), refused, .. }) = answered else {
+    pub fn of(answered: Option<ExchangeResponse>, show: fn(Bytes) -> Option<Parts>) -> Self {
+        let Some(ExchangeResponse { text: Some(text), refused, .. }) = answered else {
             return Self::broken(
                 StatusCode::INTERNAL_SERVER_ERROR,
                 "no-answer",
@@ -178,8 +178,8 @@ mod tests {
         }
     }
 
-    fn answered(text: Bytes) -> Option<Answered> {
-        Some(Answered { text: Some(text), refused: None, error: None, session: None })
+    fn answered(text: Bytes) -> Option<ExchangeResponse> {
+        Some(ExchangeResponse { text: Some(text), refused: None, error: None, session: None })
     }
 
     #[test]

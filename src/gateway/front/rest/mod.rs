@@ -23,10 +23,10 @@ use parking_lot::Mutex;
 use serde::Deserialize;
 
 use super::{
-    http::{Front, NotAdmitted, Visitor, arrival},
-    sent::{Piece, Sent, pieces},
+    http::{Front, NotAdmitted, Peer, request_checks},
+    in_flight::{InFlight, Output, pieces},
 };
-use crate::proxy::{Answered, Place};
+use crate::proxy::{ConcurrencyPermit, ExchangeResponse};
 use portcullis_chain::{Party, Weight, grow, in_turns};
 use portcullis_protocol::exchange::View;
 use portcullis_protocol::{
@@ -56,7 +56,7 @@ pub(super) fn routes(front: Front) -> Router {
 /// What a query may name.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-struct Asked {
+struct QueryParams {
     /// One server, whose names then stand without a prefix.
     server: Option<String>,
     /// Where a list goes on.
@@ -64,9 +64,9 @@ struct Asked {
 }
 
 /// A query, or why it is none.
-struct Named(Result<Query<Asked>, QueryRejection>);
+struct CallQuery(Result<Query<QueryParams>, QueryRejection>);
 
-impl<S: Send + Sync> FromRequestParts<S> for Named {
+impl<S: Send + Sync> FromRequestParts<S> for CallQuery {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Infallible> {
@@ -74,8 +74,8 @@ impl<S: Send + Sync> FromRequestParts<S> for Named {
     }
 }
 
-impl Named {
-    fn read(self) -> Result<Asked, Refusal> {
+impl CallQuery {
+    fn read(self) -> Result<QueryParams, Refusal> {
         let why = "the query may have `server` and, for a list, `cursor`, each once";
         self.0.map(|Query(asked)| asked).map_err(|_| Refusal::new(Code::InvalidRequest, why))
     }
@@ -88,7 +88,7 @@ async fn openapi(State(front): State<Front>, request: Request) -> Response {
     }
 }
 
-async fn tools(State(front): State<Front>, named: Named, request: Request) -> Response {
+async fn tools(State(front): State<Front>, named: CallQuery, request: Request) -> Response {
     let (visitor, _) = match enter(&front, request).await {
         Ok(entered) => entered,
         Err(reply) => return reply.into_response(),
@@ -96,7 +96,7 @@ async fn tools(State(front): State<Front>, named: Named, request: Request) -> Re
     let listed = async {
         let asked = named.read()?;
         let view = front.view_of(asked.server.as_deref())?;
-        let place = front.proxy.enter(&visitor.principal)?;
+        let place = front.proxy.acquire(&visitor.principal)?;
         let params = call::list(asked.cursor.as_deref());
         let sent = send(&front, &visitor, view, Method::TOOLS_LIST, &params, place)?;
         Ok(finish(sent).await)
@@ -110,12 +110,12 @@ async fn tools(State(front): State<Front>, named: Named, request: Request) -> Re
     in_turns(party(&visitor), Weight::NONE, replied).await.into_response()
 }
 
-async fn invoke(State(front): State<Front>, named: Named, request: Request) -> Response {
+async fn invoke(State(front): State<Front>, named: CallQuery, request: Request) -> Response {
     let (visitor, request) = match enter(&front, request).await {
         Ok(entered) => entered,
         Err(reply) => return reply.into_response(),
     };
-    let Arrived { view, place, text } = match arrive(&front, &visitor, named, request).await {
+    let ReceivedCall { view, place, text } = match arrive(&front, &visitor, named, request).await {
         Ok(arrived) => arrived,
         Err(refusal) => return settled(&front, &visitor, refusal, None).await.into_response(),
     };
@@ -130,12 +130,12 @@ async fn invoke(State(front): State<Front>, named: Named, request: Request) -> R
     in_turns(party(&visitor), Weight::of(&text), invoked).await.into_response()
 }
 
-async fn invoke_all(State(front): State<Front>, named: Named, request: Request) -> Response {
+async fn invoke_all(State(front): State<Front>, named: CallQuery, request: Request) -> Response {
     let (visitor, request) = match enter(&front, request).await {
         Ok(entered) => entered,
         Err(reply) => return reply.into_response(),
     };
-    let Arrived { view, place, text } = match arrive(&front, &visitor, named, request).await {
+    let ReceivedCall { view, place, text } = match arrive(&front, &visitor, named, request).await {
         Ok(arrived) => arrived,
         Err(refusal) => return settled(&front, &visitor, refusal, None).await.into_response(),
     };
@@ -145,9 +145,9 @@ async fn invoke_all(State(front): State<Front>, named: Named, request: Request) 
 
 async fn invoke_each(
     front: &Front,
-    visitor: &Visitor,
+    visitor: &Peer,
     view: View,
-    place: Place,
+    place: ConcurrencyPermit,
     text: &Bytes,
 ) -> Response {
     let calls = match elements(text, MOST, front.proxy.request_caps()) {
@@ -160,7 +160,7 @@ async fn invoke_each(
     let replies = calls.into_iter().map(async |text| {
         let sent = call::parse(text.clone(), front.proxy.request_caps()).and_then(|params| {
             let first = place.lock().take();
-            let place = first.map_or_else(|| front.proxy.enter(&visitor.principal), Ok)?;
+            let place = first.map_or_else(|| front.proxy.acquire(&visitor.principal), Ok)?;
             send(front, visitor, view.clone(), Method::TOOLS_CALL, &params, place)
         });
         match sent {
@@ -191,57 +191,57 @@ async fn other_verb(front: Front, request: Request, allowed: &'static str) -> Re
 }
 
 /// A body, and what its calls need.
-struct Arrived {
+struct ReceivedCall {
     view: View,
-    place: Place,
+    place: ConcurrencyPermit,
     text: Bytes,
 }
 
 async fn arrive(
     front: &Front,
-    visitor: &Visitor,
-    named: Named,
+    visitor: &Peer,
+    named: CallQuery,
     request: Request,
-) -> Result<Arrived, Refusal> {
+) -> Result<ReceivedCall, Refusal> {
     let asked = named.read()?;
     if asked.cursor.is_some() {
         return Err(Refusal::new(Code::InvalidRequest, "a call has no `cursor`"));
     }
     let view = front.view_of(asked.server.as_deref())?;
-    arrival::is_json(request.headers())?;
-    let place = front.proxy.enter(&visitor.principal)?;
+    request_checks::is_json(request.headers())?;
+    let place = front.proxy.acquire(&visitor.principal)?;
     let text = front.body(visitor, request.into_body()).await?;
-    Ok(Arrived { view, place, text })
+    Ok(ReceivedCall { view, place, text })
 }
 
 /// Whose turns the work on a visitor's messages takes.
-fn party(visitor: &Visitor) -> Party {
+fn party(visitor: &Peer) -> Party {
     Party::Client(visitor.principal.kind.clone())
 }
 
 /// Sends a request that is made here on its way.
 fn send(
     front: &Front,
-    visitor: &Visitor,
+    visitor: &Peer,
     view: View,
     method: &str,
     params: &[u8],
-    place: Place,
-) -> Result<Sent, Refusal> {
+    place: ConcurrencyPermit,
+) -> Result<InFlight, Refusal> {
     let text = Frame::request(1, method, params);
     let mut caps = front.proxy.request_caps();
     // What is added here does not count as the client's.
     caps.bytes = caps.bytes.max(text.len());
     let caller = visitor.caller(view, None, Revision::LATEST_MODERN);
-    Ok(Sent::take(&front.proxy, caller, Frame::parse(text, caps)?, place))
+    Ok(InFlight::take(&front.proxy, caller, Frame::parse(text, caps)?, place))
 }
 
 /// Waits for what becomes of a request. Nothing can be said to the client meanwhile.
-async fn finish(sent: Sent) -> Option<Answered> {
+async fn finish(sent: InFlight) -> Option<ExchangeResponse> {
     // Dropped with this future, the guards cancel the call.
     let (mut pieces, _guards) = pieces(vec![sent]);
     while let Some(piece) = pieces.next().await {
-        if let Piece::Answer(answer) = piece {
+        if let Output::Answer(answer) = piece {
             grow(answer.answered.text.as_ref().map_or(Weight::NONE, Weight::of)).await;
             return Some(answer.answered);
         }
@@ -250,19 +250,14 @@ async fn finish(sent: Sent) -> Option<Answered> {
 }
 
 /// A call that was turned away.
-async fn settled(
-    front: &Front,
-    visitor: &Visitor,
-    refusal: Refusal,
-    text: Option<&Bytes>,
-) -> Reply {
+async fn settled(front: &Front, visitor: &Peer, refusal: Refusal, text: Option<&Bytes>) -> Reply {
     let message = text.map(|text| &**text);
     let text = front.refuse(&refusal, Some(visitor), visitor.address, message, None).await;
     Reply::refused(refusal.code, &text)
 }
 
 /// Lets a visitor in, or answers why not.
-async fn enter(front: &Front, request: Request) -> Result<(Visitor, Request), Reply> {
+async fn enter(front: &Front, request: Request) -> Result<(Peer, Request), Reply> {
     let address = request.extensions().get::<SocketAddr>().copied();
     let NotAdmitted { visitor, refusal } = match front.admit(&request) {
         Ok(visitor) => return Ok((visitor, request)),

@@ -12,8 +12,8 @@ use super::*;
 use crate::{
     SCHEMA,
     diagnostics::File,
-    ground::Ground,
     request::*,
+    schema_context::SchemaContext,
     tests::{none, whole},
     typed::Typed,
 };
@@ -134,7 +134,7 @@ fn partial(terms: Terms<'_>, policies: &PolicySet, about: &About<'_>) -> Option<
     }
 }
 
-fn check(texts: &[String], seed: usize, ground: &Ground) -> Result<(), TestCaseError> {
+fn check(texts: &[String], seed: usize, ground: &SchemaContext) -> Result<(), TestCaseError> {
     let terms = ground.terms();
     let policies = valid(texts, terms.schema);
     let index = Index::new(&policies.policies().collect::<Vec<_>>(), terms.vocabulary);
@@ -213,7 +213,7 @@ fn unfit(
 }
 
 /// Without typed tools, and with some.
-fn grounds() -> &'static [Ground; 2] {
+fn grounds() -> &'static [SchemaContext; 2] {
     const TOOLS: &str = r#"{"tools": [
         {"name": "t", "inputSchema": {"type": "object", "properties": {
             "a": {"type": "string"}, "x": {"type": "integer"}, "b": {"type": "object"}}}},
@@ -221,12 +221,12 @@ fn grounds() -> &'static [Ground; 2] {
             "a": {"type": "string"},
             "b": {"type": "object", "properties": {"c": {"type": "integer"}}}}}}
     ]}"#;
-    static GROUNDS: LazyLock<[Ground; 2]> = LazyLock::new(|| {
+    static GROUNDS: LazyLock<[SchemaContext; 2]> = LazyLock::new(|| {
         let file = File { name: "s.tools.json".into(), text: TOOLS.into() };
         let mut findings = Vec::new();
         let typed = Typed::read(&[file], &mut findings);
         assert!(findings.is_empty(), "{findings:?}");
-        [Ground::new(Typed::default()).unwrap(), Ground::new(typed).unwrap()]
+        [SchemaContext::new(Typed::default()).unwrap(), SchemaContext::new(typed).unwrap()]
     });
     &GROUNDS
 }

@@ -2,7 +2,7 @@
 
 use anyhow::bail;
 
-use crate::cli::{Context, catalog::House};
+use crate::cli::{Context, catalog::Workspace};
 use portcullis_catalog::{Image, Kind, Note, Problem, Run, Server};
 use portcullis_oci::names_host;
 
@@ -13,7 +13,7 @@ use portcullis_oci::names_host;
 /// Where nobody can say.
 pub(in crate::cli) async fn locate(
     ctx: &Context,
-    house: &House,
+    house: &Workspace,
     image: &mut Image,
 ) -> anyhow::Result<()> {
     if image.digest.is_some() {
@@ -40,7 +40,7 @@ pub(in crate::cli) async fn locate(
 /// Fixes what the image of a server is, and says how it was asked for.
 pub(super) async fn pin(
     ctx: &Context,
-    house: &House,
+    house: &Workspace,
     server: &mut Server,
 ) -> Result<Option<String>, Problem> {
     let Run::Image { image, .. } = &mut server.run else { return Ok(None) };
@@ -68,7 +68,11 @@ pub(super) async fn pin(
 
 /// Images go on, and back only where the operator says so: whoever writes a catalog or pushes an image could put
 /// an old version there, with what was mended since.
-pub(super) fn onward(house: &House, server: &Server, allow_downgrade: bool) -> Result<(), Problem> {
+pub(super) fn onward(
+    house: &Workspace,
+    server: &Server,
+    allow_downgrade: bool,
+) -> Result<(), Problem> {
     let Run::Image { image, .. } = &server.run else { return Ok(()) };
     let (Some(content), Some(locked)) = (image.content(), house.lock.servers.get(&server.name))
     else {

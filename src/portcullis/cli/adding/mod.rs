@@ -26,13 +26,13 @@ use self::{
 pub(super) use self::{image::locate, options::Said, report::changed};
 use crate::cli::{
     Context, Exit, Reports, Usage,
-    catalog::House,
+    catalog::Workspace,
     server::{locking, not_locked},
 };
 use portcullis_audit::record::{ImageDid, ImageDone};
 use portcullis_catalog::{
     Entry, Kind, Names, Problem, Run, Server, brief,
-    lock::{self, Lock, Locked, Meaning, replace},
+    lock::{self, Lock, ResolvedImage, ServerPin, replace},
     own_variables,
     write::{self, Change, add, file_name, names, policy},
 };
@@ -58,8 +58,8 @@ pub(super) struct Offer {
 struct Taken {
     server: Server,
     /// What the lock file has of its name.
-    old: Option<Locked>,
-    locked: Locked,
+    old: Option<ServerPin>,
+    locked: ServerPin,
     /// What its image was until now.
     was: Option<String>,
     /// What is otherwise than it was. Nothing: it is new.
@@ -90,7 +90,7 @@ impl Policies {
     fn of(
         folder: Option<&Path>,
         server: &Server,
-        locked: Option<&Locked>,
+        locked: Option<&ServerPin>,
         said: &Said,
         again: bool,
         seen: bool,
@@ -203,7 +203,7 @@ impl Taken {
 /// Takes servers into the config. Tells those that were taken, and how it ended.
 pub(super) async fn take(
     ctx: &Context,
-    house: &mut House,
+    house: &mut Workspace,
     offer: Offer,
     said: &Said,
 ) -> anyhow::Result<(Vec<Server>, Exit)> {
@@ -291,9 +291,9 @@ pub(super) async fn take(
             let named: BTreeSet<String> = own.iter().map(|(.., from)| (*from).to_owned()).collect();
             asked = pin(ctx, house, &mut server).await?;
             onward(house, &server, said.allow_downgrade)?;
-            let mut locked = Locked {
+            let mut locked = ServerPin {
                 said: Some(write::said(&server).map_err(unwritten)?),
-                ..Locked::default()
+                ..ServerPin::default()
             };
             let (added, changes) = if again {
                 let before = old.as_ref().and_then(|old| old.said.as_ref());
@@ -334,7 +334,7 @@ pub(super) async fn take(
                     Run::Image { image, .. } => Some(image),
                     Run::Command { .. } | Run::Remote { .. } => None,
                 };
-                let locked = Locked {
+                let locked = ServerPin {
                     source: Some(offer.source.clone()),
                     source_digest: offer.digest.clone(),
                     image: asked,
@@ -430,7 +430,7 @@ fn untrue(described: &Server, entry: &mut Server) {
 }
 
 /// Bytes of what the lock file would have of a description.
-fn kept(locked: &Locked) -> usize {
+fn kept(locked: &ServerPin) -> usize {
     let tools: usize = locked.tools.iter().flatten().map(String::len).sum();
     tools + locked.said.as_ref().map_or(0, |said| said.to_string().len())
 }
@@ -465,8 +465,8 @@ pub(super) fn still_off(only: &mut Option<Vec<String>>, was: Option<&[String]>) 
 }
 
 /// What a server's image was until now: what is locked, or what the config says itself.
-fn until_now(house: &House, config: &Config, name: &str) -> Option<String> {
-    if let Some(content) = house.lock.servers.get(name).and_then(Locked::content) {
+fn until_now(house: &Workspace, config: &Config, name: &str) -> Option<String> {
+    if let Some(content) = house.lock.servers.get(name).and_then(ServerPin::content) {
         return Some(content.to_owned());
     }
     let (_, server) = config.servers.iter().find(|(known, _)| known.as_str() == name)?;
@@ -476,7 +476,7 @@ fn until_now(house: &House, config: &Config, name: &str) -> Option<String> {
 
 /// Writes policies and the lock, in this order, before the config is: what a server is held to is
 /// there before it is.
-fn write(house: &mut House, folder: Option<&Path>, taken: &[Taken]) -> anyhow::Result<()> {
+fn write(house: &mut Workspace, folder: Option<&Path>, taken: &[Taken]) -> anyhow::Result<()> {
     if let Some(folder) = folder {
         std::fs::create_dir_all(folder)
             .with_context(|| format!("cannot make {}", folder.display()))?;
@@ -494,13 +494,13 @@ fn write(house: &mut House, folder: Option<&Path>, taken: &[Taken]) -> anyhow::R
         for one in taken {
             let locked = next.servers.entry(one.server.name.clone()).or_default();
             if let (Some(was), None) = (&one.was, locked.content()) {
-                locked.move_to("", Meaning::Digest(was.clone()));
+                locked.move_to("", ResolvedImage::Digest(was.clone()));
             }
         }
         moved = taken.iter().try_for_each(|one| {
             // What was said is not before it stands in the config.
             let before = next.servers.get(&one.server.name).cloned().unwrap_or_default();
-            let first = Locked {
+            let first = ServerPin {
                 source: before.source,
                 source_digest: before.source_digest,
                 tools: before.tools,
@@ -520,7 +520,7 @@ fn write(house: &mut House, folder: Option<&Path>, taken: &[Taken]) -> anyhow::R
 }
 
 /// Writes what was said of servers, once it stands in the config.
-fn settle_said(house: &mut House, taken: &[Taken]) -> anyhow::Result<()> {
+fn settle_said(house: &mut Workspace, taken: &[Taken]) -> anyhow::Result<()> {
     let mut settled = Ok(());
     house.change(|lock| {
         let mut next = lock.clone();

@@ -8,7 +8,7 @@ use crate::cli::{
 };
 use portcullis_catalog::{
     Options, Packages, Problem, brief,
-    lock::{Locked, same_origin},
+    lock::{ServerPin, same_origin},
     set, settings, tool_lists,
 };
 use portcullis_vault::Source;
@@ -89,7 +89,7 @@ impl Said {
     pub(super) fn may_replace(
         &self,
         server: &str,
-        locked: Option<&Locked>,
+        locked: Option<&ServerPin>,
         strayed: bool,
         moved: Option<&(String, String)>,
         source: &str,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::{
     super::{Context, Exit},
-    place::{PATIENCE, Place, absolute},
+    place::{AuditSource, PATIENCE, absolute},
 };
 use portcullis_audit::{Backup, Pruned, Why};
 use portcullis_gateway::admin::{BackupRequest, PruneRequest};
@@ -18,14 +18,18 @@ pub(super) struct PruneArgs {
 }
 
 /// Drops what `audit.retention` leaves no room for.
-pub(super) async fn prune(place: &Place, ctx: &Context, args: PruneArgs) -> anyhow::Result<Exit> {
+pub(super) async fn prune(
+    place: &AuditSource,
+    ctx: &Context,
+    args: PruneArgs,
+) -> anyhow::Result<Exit> {
     let PruneArgs { dry_run } = args;
     let progress = ctx.progress("looking for segments to drop");
     let pruned: Pruned = match place {
-        Place::Proxy(client) => {
+        AuditSource::Proxy(client) => {
             client.post_json_slowly("/v1/audit/prune", &PruneRequest { dry_run }).await?
         }
-        Place::Files(files) => {
+        AuditSource::Files(files) => {
             files.permit(Role::Operator)?;
             files.prune(dry_run).await?
         }
@@ -71,14 +75,18 @@ pub(super) struct BackupArgs {
 }
 
 /// Copies the log, through the running proxy where there is one.
-pub(super) async fn backup(place: &Place, ctx: &Context, args: BackupArgs) -> anyhow::Result<Exit> {
+pub(super) async fn backup(
+    place: &AuditSource,
+    ctx: &Context,
+    args: BackupArgs,
+) -> anyhow::Result<Exit> {
     let to = absolute(&args.to)?;
     let progress = ctx.progress("copying the audit log");
     let backup: Backup = match place {
-        Place::Proxy(client) => {
+        AuditSource::Proxy(client) => {
             client.post_json_slowly("/v1/audit/backup", &BackupRequest { to }).await?
         }
-        Place::Files(files) => {
+        AuditSource::Files(files) => {
             files.permit(Role::Auditor)?;
             portcullis_audit::back_up(&files.store, to, PATIENCE).await?
         }

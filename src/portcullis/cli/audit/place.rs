@@ -12,7 +12,7 @@ use nix::unistd::{Gid, Uid};
 
 use super::super::{
     Context,
-    reach::{self, Found},
+    proxy_client::{self, Located},
 };
 use portcullis_audit::{Keys, Pruned, Reader, Unavailable, config::Encryption};
 use portcullis_config::Config;
@@ -40,7 +40,7 @@ pub(in crate::cli) struct Where {
 }
 
 /// A log: that of a running proxy, or the files of one that does not run.
-pub(super) enum Place {
+pub(super) enum AuditSource {
     Proxy(Client),
     Files(Files),
 }
@@ -61,19 +61,19 @@ pub(super) fn unavailable(unavailable: Unavailable) -> anyhow::Error {
 
 impl Where {
     /// Finds the log.
-    pub(super) async fn find(&self, ctx: &Context) -> anyhow::Result<Place> {
+    pub(super) async fn find(&self, ctx: &Context) -> anyhow::Result<AuditSource> {
         if let Some(socket) = &self.socket {
-            return Ok(Place::Proxy(reach::knock(socket).await?));
+            return Ok(AuditSource::Proxy(proxy_client::knock(socket).await?));
         }
         if let Some(state_dir) = &self.state_dir {
             if let Some(client) = Client::connect(state_dir).await {
-                return Ok(Place::Proxy(client));
+                return Ok(AuditSource::Proxy(client));
             }
-            return Ok(Place::Files(Files::below(state_dir, ctx)));
+            return Ok(AuditSource::Files(Files::below(state_dir, ctx)));
         }
-        Ok(match reach::find(ctx).await? {
-            Found::Running(client, _) => Place::Proxy(client),
-            Found::Alone(loaded) => Place::Files(Files::of(loaded.config).files),
+        Ok(match proxy_client::find(ctx).await? {
+            Located::Running(client, _) => AuditSource::Proxy(client),
+            Located::Alone(loaded) => AuditSource::Files(Files::of(loaded.config).files),
         })
     }
 
@@ -154,7 +154,7 @@ impl Files {
         let config = self.config.as_ref().context(
             "`audit.retention` of a config says what is dropped: name the config, no state folder",
         )?;
-        proxy::prune_alone(config, dry).await
+        proxy::prune_offline(config, dry).await
     }
 
     /// Opens the log to read its records.

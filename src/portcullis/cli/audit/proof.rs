@@ -12,8 +12,8 @@ use serde_json::json;
 use tokio::task::spawn_blocking;
 
 use super::{
-    super::{Context, Exit, Usage, keys},
-    place::{Folders, Place, Where},
+    super::{Context, Exit, Usage, signing_keys},
+    place::{AuditSource, Folders, Where},
 };
 use portcullis_audit::proof::{
     Proof, ProofFault, Proven, Status, Verifier, read_verifiers,
@@ -33,7 +33,7 @@ pub(super) struct VerifyArgs {
     #[arg(long, conflicts_with = "store")]
     indexes: bool,
     /// The verifier key, as `portcullis audit key` printed it, instead of the state folder's
-    #[arg(long = "key", value_name = "KEY", value_parser = keys::unrepeated::<Verifier>())]
+    #[arg(long = "key", value_name = "KEY", value_parser = signing_keys::unrepeated::<Verifier>())]
     keys: Vec<Verifier>,
     /// A file of checkpoints that were kept elsewhere, or a syslog that has them. Without one,
     /// nothing shows that the newest checkpoints of a copy (`--store`) were removed
@@ -71,7 +71,7 @@ struct Checking {
     #[arg(long, value_name = "FILE", requires = "key")]
     check: Option<PathBuf>,
     /// The verifier key to check with
-    #[arg(long, value_name = "KEY", value_parser = keys::unrepeated::<Verifier>())]
+    #[arg(long, value_name = "KEY", value_parser = signing_keys::unrepeated::<Verifier>())]
     key: Option<Verifier>,
 }
 
@@ -132,8 +132,8 @@ async fn ask(place: &Where, ctx: &Context, args: &VerifyArgs) -> anyhow::Result<
         return Ok(None);
     }
     Ok(match place.find(ctx).await? {
-        Place::Proxy(client) => Some(client),
-        Place::Files(_) => None,
+        AuditSource::Proxy(client) => Some(client),
+        AuditSource::Files(_) => None,
     })
 }
 
@@ -184,8 +184,8 @@ pub(super) async fn prove(place: &Where, ctx: &Context, args: ProveArgs) -> anyh
     if let Some(id) = args.decision {
         let request = ProveRequest { id };
         let proof = match place.find(ctx).await? {
-            Place::Proxy(client) => client.post_json("/v1/audit/prove", &request).await?,
-            Place::Files(files) => {
+            AuditSource::Proxy(client) => client.post_json("/v1/audit/prove", &request).await?,
+            AuditSource::Files(files) => {
                 let reader = files.read().await?;
                 reader.prove(id).await?.with_context(|| {
                     format!("no checkpoint has the records of {id} yet: start the proxy once")
@@ -210,8 +210,10 @@ pub(super) async fn consistency(
         }
         let request = ConsistencyRequest { from, to };
         let proof = match place.find(ctx).await? {
-            Place::Proxy(client) => client.post_json("/v1/audit/consistency", &request).await?,
-            Place::Files(files) => files.read().await?.consistency(from, to).await?,
+            AuditSource::Proxy(client) => {
+                client.post_json("/v1/audit/consistency", &request).await?
+            }
+            AuditSource::Files(files) => files.read().await?.consistency(from, to).await?,
         };
         return print(ctx, &proof);
     }
@@ -281,7 +283,7 @@ fn show(ctx: &Context, proven: &Proven) -> std::io::Result<()> {
 
 /// Has the running proxy sign a checkpoint.
 pub(super) async fn checkpoint(place: &Where, ctx: &Context) -> anyhow::Result<Exit> {
-    let Place::Proxy(client) = place.find(ctx).await? else {
+    let AuditSource::Proxy(client) = place.find(ctx).await? else {
         anyhow::bail!("no proxy runs here: a running one makes checkpoints, and one when it stops");
     };
     let status: Status = client.post_json("/v1/audit/checkpoint", &json!({})).await?;

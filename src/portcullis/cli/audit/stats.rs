@@ -5,7 +5,7 @@ use jiff::{Timestamp, ToSpan as _, Zoned, tz::TimeZone};
 use super::{Source, conclude, which::Which};
 use crate::cli::{Context, Exit};
 use portcullis_audit::{
-    Filter, StatsRequest, Tally,
+    Aggregates, Filter, StatsRequest,
     summary::{Entry, Quantiles, Slot, Summary, Top},
 };
 
@@ -40,7 +40,7 @@ impl Args {
 
 pub(super) async fn run(source: &Source, ctx: &Context, asked: Asked) -> anyhow::Result<Exit> {
     let mut request = StatsRequest { filter: asked.filter, after: None };
-    let mut tally = Tally::default();
+    let mut tally = Aggregates::default();
     let mut unreadable = Vec::new();
     let progress = ctx.progress("summing up the audit log");
     loop {

@@ -14,7 +14,7 @@ use portcullis_catalog::{
 };
 use portcullis_protocol::names::nearest;
 
-pub(super) use sources::{Fetched, House, file};
+pub(super) use sources::{Fetched, Workspace, file};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -70,7 +70,7 @@ enum Verb {
 
 /// Runs the verb.
 pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
-    let mut house = House::open(ctx)?;
+    let mut house = Workspace::open(ctx)?;
     match args.verb {
         Verb::Ls => ls(ctx, &house),
         Verb::Show { catalog, server } => show(ctx, &house, &catalog, server.as_deref()).await,
@@ -138,7 +138,7 @@ pub(super) fn pushed(ctx: &Context, reference: &str, digest: &str) -> anyhow::Re
     Ok(Exit::Ok)
 }
 
-fn ls(ctx: &Context, house: &House) -> anyhow::Result<Exit> {
+fn ls(ctx: &Context, house: &Workspace) -> anyhow::Result<Exit> {
     if ctx.is_json() {
         ctx.json(&house.lock.catalogs)?;
         return Ok(Exit::Ok);
@@ -156,7 +156,7 @@ fn ls(ctx: &Context, house: &House) -> anyhow::Result<Exit> {
     Ok(Exit::Ok)
 }
 
-async fn fetch(ctx: &Context, house: &House, reference: &Reference) -> anyhow::Result<Fetched> {
+async fn fetch(ctx: &Context, house: &Workspace, reference: &Reference) -> anyhow::Result<Fetched> {
     let _progress = ctx.progress(format!("fetching {reference}"));
     house.fetch(reference).await
 }
@@ -168,7 +168,7 @@ fn placed(fetched: &Fetched, problem: &portcullis_catalog::Problem) -> anyhow::E
 
 fn keep(
     ctx: &Context,
-    house: &mut House,
+    house: &mut Workspace,
     name: &str,
     source: &str,
     fetched: &Fetched,
@@ -195,7 +195,7 @@ fn keep(
 
 async fn show(
     ctx: &Context,
-    house: &House,
+    house: &Workspace,
     catalog: &str,
     server: Option<&str>,
 ) -> anyhow::Result<Exit> {
@@ -297,7 +297,7 @@ fn picked(found: Found, names: &[String], from: &str) -> anyhow::Result<Vec<Entr
         .collect()
 }
 
-fn near(house: &House, name: &str) -> String {
+fn near(house: &Workspace, name: &str) -> String {
     let known = house.lock.catalogs.keys().map(String::as_str);
     let near = nearest(name, known);
     near.first().map_or(String::new(), |near| format!("; did you mean `{near}`?"))
@@ -318,7 +318,7 @@ pub(super) struct Add {
 /// Adds the servers that a reference names.
 pub(super) async fn add(args: Add, ctx: &Context) -> anyhow::Result<Exit> {
     let reference: Reference = args.reference.parse().map_err(|error| Usage(format!("{error}")))?;
-    let mut house = House::open(ctx)?;
+    let mut house = Workspace::open(ctx)?;
     let chosen = match &reference {
         Reference::Catalog { servers, .. } => servers.clone(),
         _ => Vec::new(),
@@ -398,7 +398,7 @@ pub(super) struct Import {
 
 /// Adds the servers of a file.
 pub(super) async fn import(args: Import, ctx: &Context) -> anyhow::Result<Exit> {
-    let mut house = House::open(ctx)?;
+    let mut house = Workspace::open(ctx)?;
     let fetched = file(&args.file)?;
     let single = match args.only.as_slice() {
         [one] => Some(one.clone()),

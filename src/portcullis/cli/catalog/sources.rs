@@ -12,7 +12,7 @@ use futures_util::StreamExt as _;
 use crate::cli::Context;
 use portcullis_catalog::{
     Described, Image, MAX_BYTES, Reference, brief, describe,
-    lock::{Kept, Lock, digest, origin, same_origin},
+    lock::{CatalogPin, Lock, digest, origin, same_origin},
 };
 use portcullis_oci as oci;
 use portcullis_upstream::{Engines, images::asked};
@@ -21,7 +21,7 @@ use portcullis_upstream::{Engines, images::asked};
 const LAYER: &str = "application/json";
 
 /// The folder of the config, and what is kept there.
-pub(in crate::cli) struct House {
+pub(in crate::cli) struct Workspace {
     /// The folder of the config.
     pub base: PathBuf,
     state_dir: PathBuf,
@@ -51,7 +51,7 @@ impl Fetched {
     }
 }
 
-impl House {
+impl Workspace {
     /// Opens it. A config that is not there yet is an empty one.
     pub fn open(ctx: &Context) -> anyhow::Result<Self> {
         let path = std::path::absolute(&ctx.config)?;
@@ -145,7 +145,7 @@ impl House {
     }
 
     /// The copy of a catalog that was added.
-    pub fn kept(&self, name: &str, kept: &Kept) -> anyhow::Result<Fetched> {
+    pub fn kept(&self, name: &str, kept: &CatalogPin) -> anyhow::Result<Fetched> {
         let hex = kept.digest.strip_prefix("sha256:").unwrap_or_default();
         if hex.len() != 64 || !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
             bail!("the lock file has no digest of the catalog `{name}`: add it again");
@@ -196,7 +196,7 @@ impl House {
         let path = self.copy_of(&fetched.digest);
         portcullis_catalog::lock::replace(&path, fetched.text.as_bytes())
             .with_context(|| format!("cannot write {}", path.display()))?;
-        let kept = Kept {
+        let kept = CatalogPin {
             source: source.to_owned(),
             digest: fetched.digest.clone(),
             manifest: fetched.manifest.clone(),
@@ -212,7 +212,7 @@ impl House {
     }
 
     /// Forgets a catalog. Its copy goes unless another has the same.
-    pub fn forget(&mut self, name: &str) -> anyhow::Result<Option<Kept>> {
+    pub fn forget(&mut self, name: &str) -> anyhow::Result<Option<CatalogPin>> {
         let Some(kept) = self.lock.catalogs.get(name).cloned() else { return Ok(None) };
         self.change(|lock| drop(lock.catalogs.remove(name)))?;
         if !self.lock.catalogs.values().any(|other| other.digest == kept.digest) {

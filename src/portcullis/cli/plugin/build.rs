@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use super::print_lines;
 use crate::{
-    authoring,
     cli::{Context, Exit, Reports},
+    plugin_dev,
 };
 use portcullis_plugin_host::signature_path;
 
@@ -19,7 +19,7 @@ pub struct Build {
 
 /// Runs the verb.
 pub fn build(options: &Build, ctx: &Context) -> anyhow::Result<Exit> {
-    let built = authoring::build(&options.folder).map_err(|wrong| Reports(vec![wrong]))?;
+    let built = plugin_dev::build(&options.folder).map_err(|wrong| Reports(vec![wrong]))?;
     if ctx.is_json() {
         ctx.json(&built)?;
         return Ok(Exit::Ok);

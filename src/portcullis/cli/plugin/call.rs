@@ -9,11 +9,11 @@ use anyhow::Context as _;
 
 use super::settings;
 use crate::{
-    authoring::{Answered, Given, Verdict, ask, recorded},
     cli::{
         Context, Exit, Reports,
         audit::{Source, Where, conclude},
     },
+    plugin_dev::{Answered, Given, Verdict, ask, recorded},
 };
 use portcullis_protocol::names::DecisionId;
 

@@ -2,8 +2,8 @@
 
 use super::{found, print_lines, settings};
 use crate::{
-    authoring::{Looked, look},
     cli::{Context, Exit, Reports},
+    plugin_dev::{Looked, look},
 };
 
 /// Options of the verb.

@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 use super::{Context, Exit, Reports, Usage};
 use portcullis_gateway::proxy;
 use portcullis_oci::Url;
-use portcullis_plugin_host::{Artifacts, Compiled, Found, House, Pin, Unusable};
+use portcullis_plugin_host::{Artifact, Artifacts, Compiled, LoadError, Pin, PluginHost};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -64,7 +64,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
 }
 
 /// The component that is meant: a file, `oci://` and a reference, or `https://` and a URL.
-async fn found(meant: &str, ctx: &Context) -> anyhow::Result<Found> {
+async fn found(meant: &str, ctx: &Context) -> anyhow::Result<Artifact> {
     let registries = || registries(ctx);
     let found = if let Some(reference) = meant.strip_prefix("oci://") {
         match reference.contains('@') {
@@ -82,7 +82,7 @@ async fn found(meant: &str, ctx: &Context) -> anyhow::Result<Found> {
         let url: Url = meant.parse().map_err(|error| Usage(format!("`{meant}`: {error}")))?;
         registries()?.download(&url).await
     } else {
-        Found::file(Path::new(meant))
+        Artifact::file(Path::new(meant))
     };
     found.map_err(wrong)
 }
@@ -90,18 +90,18 @@ async fn found(meant: &str, ctx: &Context) -> anyhow::Result<Found> {
 /// How registries are asked: as the config says, where there is one. Nothing is kept.
 fn registries(ctx: &Context) -> anyhow::Result<Artifacts> {
     match fs::symlink_metadata(&ctx.config) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(House::bare().artifacts),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(PluginHost::bare().artifacts),
         // One that is wrong is not as good as none: without its `ca-file`, a login would go out in
         // the clear.
         _ => Ok(proxy::artifacts(&ctx.load()?, false)),
     }
 }
 
-fn compiled(found: &Found) -> anyhow::Result<Compiled> {
+fn compiled(found: &Artifact) -> anyhow::Result<Compiled> {
     Compiled::of(found, Pin::Any, None).map_err(wrong)
 }
 
-fn wrong(unusable: Unusable) -> anyhow::Error {
+fn wrong(unusable: LoadError) -> anyhow::Error {
     Reports(vec![Box::new(unusable)]).into()
 }
 

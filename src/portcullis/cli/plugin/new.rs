@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use crate::{
-    authoring::{self, Language},
     cli::{Context, Exit, Reports},
+    plugin_dev::{self, Language},
 };
 
 /// Options of the verb.
@@ -24,7 +24,7 @@ pub struct New {
 pub fn new(options: &New, ctx: &Context) -> anyhow::Result<Exit> {
     let New { name, lang, dir } = options;
     let folder = dir.as_deref().unwrap_or(Path::new(name));
-    let written = authoring::new(*lang, name, folder);
+    let written = plugin_dev::new(*lang, name, folder);
     let written = written.map_err(|failed| Reports(vec![Box::new(failed)]))?;
     if ctx.is_json() {
         ctx.json(&written)?;

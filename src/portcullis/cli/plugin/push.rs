@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::{compiled, registries, wrong};
 use crate::cli::{Context, Exit};
-use portcullis_plugin_host::{Found, Signed, signature_path};
+use portcullis_plugin_host::{Artifact, Signed, signature_path};
 
 /// Options of the verb.
 #[derive(Debug, clap::Args)]
@@ -22,7 +22,7 @@ pub struct Push {
 /// Runs the verb.
 pub async fn push(options: &Push, ctx: &Context) -> anyhow::Result<Exit> {
     let Push { component, reference } = options;
-    let found = Found::file(component).map_err(wrong)?;
+    let found = Artifact::file(component).map_err(wrong)?;
     // What cannot be loaded is of no use to anybody.
     let compiled = compiled(&found)?;
     let (_, place) = found.places();

@@ -9,10 +9,10 @@ use serde_json::json;
 use super::{compiled, found, wrong};
 use crate::cli::{
     Context, Exit,
-    keys::{self, KeyPlace},
+    signing_keys::{self, KeyPlace},
 };
 use portcullis_foundation::note_key::Verifier;
-use portcullis_plugin_host::{Compiled, Found, Pin, Signed, Unusable, signature_path};
+use portcullis_plugin_host::{Artifact, Compiled, LoadError, Pin, Signed, signature_path};
 
 /// Options of `key`.
 #[derive(Debug, clap::Args)]
@@ -32,7 +32,7 @@ pub struct Sign {
     component: PathBuf,
     /// The signing key: its file, or `env:NAME`; may be given several times
     #[arg(long = "key", value_name = "FILE", required = true, action = ArgAction::Append,
-          value_parser = keys::unrepeated::<KeyPlace>())]
+          value_parser = signing_keys::unrepeated::<KeyPlace>())]
     keys: Vec<KeyPlace>,
 }
 
@@ -44,13 +44,13 @@ pub struct Verify {
     component: String,
     /// The verifier key; may be given several times, and one that signed it is enough
     #[arg(long = "key", value_name = "KEY", required = true, action = ArgAction::Append,
-          value_parser = keys::unrepeated::<Verifier>())]
+          value_parser = signing_keys::unrepeated::<Verifier>())]
     keys: Vec<Verifier>,
 }
 
 /// Makes a key, or prints the verifier key of one.
 pub fn key(options: &Key, ctx: &Context) -> anyhow::Result<Exit> {
-    keys::key(&options.file, options.name.as_deref(), ctx)
+    signing_keys::key(&options.file, options.name.as_deref(), ctx)
 }
 
 /// Writes the signature beside the component.
@@ -58,7 +58,7 @@ pub fn sign(options: &Sign, ctx: &Context) -> anyhow::Result<Exit> {
     let Sign { component, keys } = options;
     let keys = keys.iter().map(KeyPlace::read).collect::<anyhow::Result<Vec<_>>>()?;
     // What cannot be loaded is not vouched for.
-    let signed = Signed::of(&compiled(&Found::file(component).map_err(wrong)?)?);
+    let signed = Signed::of(&compiled(&Artifact::file(component).map_err(wrong)?)?);
     let path = signature_path(component);
     let before = match fs::read_to_string(&path) {
         Ok(note) => Some(note),
@@ -103,7 +103,7 @@ pub async fn verify(options: &Verify, ctx: &Context) -> anyhow::Result<Exit> {
             }
             Ok(Exit::Ok)
         }
-        Err(Unusable::Unsigned { why, .. }) => {
+        Err(LoadError::Unsigned { why, .. }) => {
             if ctx.is_json() {
                 ctx.json(&json!({ "holds": false, "why": why }))?;
             } else {

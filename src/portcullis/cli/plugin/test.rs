@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use crate::{
-    authoring::{Hook, Ran, run_cases},
     cli::{
         Context, Exit, Usage,
         cases::{Told, count, tell},
     },
+    plugin_dev::{Hook, Ran, run_cases},
 };
 use portcullis_policy::Finding;
 

@@ -10,7 +10,7 @@ use serde_json::json;
 use super::{count, load, reports};
 use crate::cli::{
     Context, Exit, Usage,
-    keys::{self, KeyPlace},
+    signing_keys::{self, KeyPlace},
 };
 use portcullis_foundation::note_key::Verifier;
 use portcullis_policy::{Bundle, Source, sign};
@@ -42,7 +42,7 @@ enum Verb {
         dir: PathBuf,
         /// The signing key: its file, or `env:NAME`; may be given several times
         #[arg(long = "key", value_name = "FILE", required = true, action = ArgAction::Append,
-              value_parser = keys::unrepeated::<KeyPlace>())]
+              value_parser = signing_keys::unrepeated::<KeyPlace>())]
         keys: Vec<KeyPlace>,
         /// The version, instead of the next
         #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
@@ -55,7 +55,7 @@ enum Verb {
         /// The verifier key, instead of those of the config; then nothing is known of versions that
         /// were in force. May be given several times
         #[arg(long = "key", value_name = "KEY", action = ArgAction::Append,
-              value_parser = keys::unrepeated::<Verifier>())]
+              value_parser = signing_keys::unrepeated::<Verifier>())]
         keys: Vec<Verifier>,
     },
 }
@@ -63,7 +63,7 @@ enum Verb {
 /// Runs the verb.
 pub fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     match args.verb {
-        Verb::Key { file, name } => keys::key(&file, name.as_deref(), ctx),
+        Verb::Key { file, name } => signing_keys::key(&file, name.as_deref(), ctx),
         Verb::Sign { dir, keys, as_version } => signed(&dir, &keys, as_version, ctx),
         Verb::Verify { dir, keys } => verify(dir, keys, ctx),
     }

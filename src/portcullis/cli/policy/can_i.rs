@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 use super::{explain, load, reports, source};
 use crate::cli::{Context, Exit, Usage};
 use portcullis_config::Config;
-use portcullis_interceptors::{InterceptorEntry, Use};
+use portcullis_interceptors::{InterceptorEntry, InterceptorKind};
 use portcullis_policy::{
     Action, Circumstances, Engine, Explanation, Outcome, Request, Resource, Stated, Subject,
     Target, Unknown, Verdict, worded_action,
@@ -294,7 +294,8 @@ impl Asker {
                 return Ok(Self::Server(name));
             }
             Who::Plugin(name) => {
-                let is_plugin = |entry: &&InterceptorEntry| matches!(entry.kind, Use::Plugin(_));
+                let is_plugin =
+                    |entry: &&InterceptorEntry| matches!(entry.kind, InterceptorKind::Plugin(_));
                 let mut plugins = config.interceptors.iter().filter(is_plugin);
                 if !plugins.any(|entry| entry.name() == name) {
                     return Err(Usage(format!("`--as`: no plugin is called `{name}`")).into());

@@ -6,14 +6,14 @@ use serde_json::{Value, json};
 use crate::cli::{
     Context, Exit,
     client::myself,
-    reach::{self, Found},
+    proxy_client::{self, Located},
 };
-use portcullis_audit::record::{Left, LeftKind};
 use portcullis_audit::record::{MEMBERS, Reaping};
+use portcullis_audit::record::{Orphan, OrphanKind};
 use portcullis_config::Config;
-use portcullis_gateway::proxy::record_alone;
+use portcullis_gateway::proxy::record_offline;
 use portcullis_runtime::container;
-use portcullis_upstream::{Leftovers, config::Runtime};
+use portcullis_upstream::{Orphans, config::Runtime};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -29,12 +29,12 @@ pub(super) struct Args {
 /// One thing that was found, and what became of it.
 struct Row {
     what: &'static str,
-    left: Left,
+    left: Orphan,
 }
 
 /// Runs the verb. That there is no proxy, nor a config that can be used, may be why none comes back.
 pub(super) async fn run(ctx: &Context, args: &Args) -> anyhow::Result<Exit> {
-    let log = match reach::find(ctx).await {
+    let log = match proxy_client::find(ctx).await {
         Ok(log) => Some(log),
         Err(wrong) if args.dry_run || args.unrecorded => {
             ctx.note(format_args!("{}: {wrong}", ctx.config.display()));
@@ -48,7 +48,7 @@ pub(super) async fn run(ctx: &Context, args: &Args) -> anyhow::Result<Exit> {
             return Err(wrong);
         }
     };
-    let config = log.as_ref().and_then(Found::loaded).map(|loaded| &loaded.config);
+    let config = log.as_ref().and_then(Located::loaded).map(|loaded| &loaded.config);
     let host = match config {
         Some(config) => Ok(config.engine.host.clone()),
         None => portcullis_config::whereabouts(&ctx.config).engine,
@@ -64,7 +64,7 @@ pub(super) async fn run(ctx: &Context, args: &Args) -> anyhow::Result<Exit> {
             }
             Err(illegible) => Err(illegible.to_string()),
         };
-        Leftovers::find(engine).await
+        Orphans::find(engine).await
     };
     let unseen = found.unseen.clone();
     let mut failed = needs_engine && unseen.is_some();
@@ -81,7 +81,7 @@ pub(super) async fn run(ctx: &Context, args: &Args) -> anyhow::Result<Exit> {
             failed = true;
             ctx.note(format_args!("What came of it is not on record: {error:#}"));
         }
-        let what = |left: &Left| if left.error.is_some() { "failed" } else { "removed" };
+        let what = |left: &Orphan| if left.error.is_some() { "failed" } else { "removed" };
         all.into_iter().map(|left| Row { what: what(&left), left }).collect()
     };
     failed |= rows.iter().any(|row| row.left.error.is_some());
@@ -101,19 +101,21 @@ fn needs_engine(config: &Config) -> bool {
 }
 
 /// Has what is about to be removed, or was, put on record: by the proxy that runs, else by this command.
-async fn record(log: Option<&Found>, left: &[Left], done: bool) -> anyhow::Result<()> {
+async fn record(log: Option<&Located>, left: &[Orphan], done: bool) -> anyhow::Result<()> {
     let Some(log) = log.filter(|_| !left.is_empty()) else { return Ok(()) };
     let parts = left.chunks(MEMBERS).map(|part| Reaping { left: part.to_vec(), done });
     match log {
-        Found::Running(proxy, _) => {
+        Located::Running(proxy, _) => {
             for part in parts {
                 let () = proxy.post_json("/v1/leftovers", &part).await?;
             }
             Ok(())
         }
-        Found::Alone(loaded) => record_alone(loaded, parts.map(|part| part.by(myself())).collect())
-            .await
-            .map_err(|fault| anyhow::anyhow!("{fault}; {}", fault.remedy())),
+        Located::Alone(loaded) => {
+            record_offline(loaded, parts.map(|part| part.by(myself())).collect())
+                .await
+                .map_err(|fault| anyhow::anyhow!("{fault}; {}", fault.remedy()))
+        }
     }
 }
 
@@ -121,7 +123,7 @@ fn tell(ctx: &Context, rows: &[Row]) -> anyhow::Result<()> {
     if ctx.is_json() {
         let all: Vec<Value> = rows
             .iter()
-            .map(|Row { what, left: Left { kind, name, server, error } }| {
+            .map(|Row { what, left: Orphan { kind, name, server, error } }| {
                 json!({ "kind": kind, "name": name, "server": server, "what": what, "error": error })
             })
             .collect();
@@ -133,18 +135,18 @@ fn tell(ctx: &Context, rows: &[Row]) -> anyhow::Result<()> {
         ctx.note("Nothing is left of proxies that are gone.");
     }
     if !rows.is_empty() {
-        let row = |Row { what, left: Left { kind, name, server, error } }: &Row| {
+        let row = |Row { what, left: Orphan { kind, name, server, error } }: &Row| {
             let server = server.clone().unwrap_or_default();
             let error = error.clone().unwrap_or_default();
             [(*what).to_owned(), kind.as_str().to_owned(), name.clone(), server, error]
         };
         // A sandbox has several groups, and their names say nothing: they are counted.
         let counted =
-            |row: &&Row| row.left.kind == LeftKind::ControlGroup && row.left.error.is_none();
+            |row: &&Row| row.left.kind == OrphanKind::ControlGroup && row.left.error.is_none();
         let (groups, others): (Vec<&Row>, Vec<&Row>) = rows.iter().partition(counted);
         let sum = groups.first().map(|first| {
             let name = format!("{} of sandboxes", groups.len());
-            row(&Row { what: first.what, left: Left { name, ..first.left.clone() } })
+            row(&Row { what: first.what, left: Orphan { name, ..first.left.clone() } })
         });
         let header = ["WHAT", "KIND", "NAME", "SERVER", "WHY"];
         ctx.table(&header, others.into_iter().map(row).chain(sum))?;

@@ -11,11 +11,11 @@ use tokio::sync::watch;
 use super::{configured, handed, launcher};
 use crate::cli::{Context, Exit, client::myself};
 use portcullis_audit::record::{ImageDid, ImageDone};
-use portcullis_catalog::lock::{Lock, Meaning};
+use portcullis_catalog::lock::{Lock, ResolvedImage};
 use portcullis_config::Loaded;
 use portcullis_gateway::{
     admin,
-    proxy::{pull_outcome, record_images_alone},
+    proxy::{pull_outcome, record_images_offline},
 };
 use portcullis_oci::{Reference, names_host};
 use portcullis_policy::Start;
@@ -67,23 +67,23 @@ struct Row {
 
 enum Done {
     /// The config says it itself.
-    Fixed(Meaning),
+    Fixed(ResolvedImage),
     /// The config says it itself, and its tag means something else by now.
     Behind {
-        has: Meaning,
-        means: Meaning,
+        has: ResolvedImage,
+        means: ResolvedImage,
     },
-    Kept(Meaning),
-    Locked(Meaning),
+    Kept(ResolvedImage),
+    Locked(ResolvedImage),
     Moved {
         from: String,
-        to: Meaning,
+        to: ResolvedImage,
     },
 }
 
 impl Done {
     /// What is to be written into the lock file.
-    fn news(&self) -> Option<&Meaning> {
+    fn news(&self) -> Option<&ResolvedImage> {
         match self {
             Self::Fixed(_) | Self::Behind { .. } | Self::Kept(_) => None,
             Self::Locked(to) | Self::Moved { to, .. } => Some(to),
@@ -142,7 +142,7 @@ async fn all(ctx: &Context, which: &Which, wish: Wish) -> anyhow::Result<Exit> {
 
 impl Row {
     /// What is to be written into the lock file.
-    fn news(&self) -> Option<&Meaning> {
+    fn news(&self) -> Option<&ResolvedImage> {
         self.what.as_ref().ok()?.news()
     }
 
@@ -192,7 +192,7 @@ async fn record(loaded: &Loaded, all: Vec<ImageDone>) -> anyhow::Result<()> {
     if let Some(proxy) = admin::Client::connect(&loaded.config.state_dir).await {
         return Ok(proxy.post_json("/v1/images", &all).await?);
     }
-    record_images_alone(loaded, all, myself())
+    record_images_offline(loaded, all, myself())
         .await
         .map_err(|fault| anyhow::anyhow!("{fault}; {}", fault.remedy()))
 }
@@ -250,7 +250,7 @@ async fn one(
 }
 
 /// What a name means now.
-async fn now(ctx: &Context, launcher: &Launcher, image: &str) -> Result<Meaning, String> {
+async fn now(ctx: &Context, launcher: &Launcher, image: &str) -> Result<ResolvedImage, String> {
     let _progress = ctx.progress(format!("asking what {image} means"));
     launcher.images.ask(&launcher.engine.now(), image).await.map_err(|error| error.to_string())
 }
@@ -267,7 +267,7 @@ fn write(
     server: &ServerName,
     image: &str,
     was: Option<&str>,
-    to: Meaning,
+    to: ResolvedImage,
 ) -> Result<(), String> {
     let mut moved = Ok(());
     let change = |lock: &mut Lock| moved = lock.move_from(server.as_str(), image, was, to);
@@ -295,7 +295,7 @@ fn tell(ctx: &Context, rows: Vec<Row>, dry: bool) -> anyhow::Result<Exit> {
                     Ok(Done::Moved { from, to }) => ("moved", Some(from.as_str()), Some(to), None),
                     Err(error) => ("failed", None, None, Some(error)),
                 };
-                let to = to.map(Meaning::as_str);
+                let to = to.map(ResolvedImage::as_str);
                 json!({ "server": server, "image": image, "what": word, "from": from, "to": to, "error": error })
             })
             .collect();

@@ -17,8 +17,8 @@ use portcullis_runtime::{
     sandbox,
 };
 use portcullis_upstream::{
-    Launcher, Place,
-    config::{Given, HandOver, Server},
+    Launcher, Placement,
+    config::{SecretBinding, SecretDeliveryMethod, Server},
 };
 
 mod words;
@@ -46,7 +46,7 @@ struct Asked {
 
 /// Everything that is known of a server before it is started.
 struct Found {
-    place: Place,
+    place: Placement,
     profile: Vec<(String, String)>,
     deviations: Vec<Deviation>,
     digest: Option<String>,
@@ -64,7 +64,7 @@ impl Found {
     ) -> anyhow::Result<Self> {
         let place = launcher.place(settings);
         let (mut profile, mut deviations) = (Vec::new(), Vec::new());
-        if let Place::Remote { url } = &place {
+        if let Placement::Remote { url } = &place {
             profile.push(("url".to_owned(), url.clone()));
         } else {
             let mut spec = launcher.spec_without_secrets(name, settings);
@@ -76,7 +76,9 @@ impl Found {
             let container = container::Profile::of(&spec)?;
             deviations = container.deviations();
             profile = match &place {
-                Place::Sandbox { .. } => sandbox::facts(&settings.resources, &settings.hardening),
+                Placement::Sandbox { .. } => {
+                    sandbox::facts(&settings.resources, &settings.hardening)
+                }
                 _ => container.describe(),
             };
         }
@@ -276,7 +278,7 @@ impl Page<'_> {
         self.secrets(settings)?;
         self.head(&format!("its messages pass: {}", self.chain))?;
         self.decided(found)?;
-        if matches!(found.place, Place::Remote { .. }) {
+        if matches!(found.place, Placement::Remote { .. }) {
             return Ok(());
         }
         if found.deviations.is_empty() {
@@ -296,10 +298,10 @@ impl Page<'_> {
     }
 
     fn secrets(&self, settings: &Server) -> anyhow::Result<()> {
-        let one = |given: Given<'_>| {
+        let one = |given: SecretBinding<'_>| {
             let by = match given.hand_over {
-                Some(HandOver::Env) => "in its environment",
-                Some(HandOver::File) => "as a file in memory",
+                Some(SecretDeliveryMethod::Env) => "in its environment",
+                Some(SecretDeliveryMethod::File) => "as a file in memory",
                 None => "a header of ours",
             };
             let own: Vec<_> = given.by_client.keys().map(String::as_str).collect();

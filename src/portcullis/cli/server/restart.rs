@@ -3,7 +3,7 @@
 use crate::cli::{Context, Exit};
 use portcullis_gateway::admin;
 use portcullis_protocol::names::ServerName;
-use portcullis_upstream::Restarted;
+use portcullis_upstream::RestartReport;
 
 /// Asks the running proxy.
 pub(super) async fn run(
@@ -16,7 +16,7 @@ pub(super) async fn run(
             "no proxy runs with this config, so no server does: start it with `portcullis run`"
         )
     };
-    let done: Restarted = {
+    let done: RestartReport = {
         let _progress = ctx.progress(format!("starting `{server}` anew"));
         proxy.post_json_slowly(&format!("/v1/servers/{server}/restart"), &()).await?
     };
@@ -24,7 +24,7 @@ pub(super) async fn run(
         ctx.json(&done)?;
         return Ok(Exit::Ok);
     }
-    let Restarted { instances, calls } = done;
+    let RestartReport { instances, calls } = done;
     match (instances, calls) {
         (0, _) => {
             ctx.line(format_args!("{server}: nothing of it runs; what starts next is new"))?

@@ -6,13 +6,13 @@ use serde_json::{Value, json};
 use super::{Context, Exit, configured, launcher};
 use portcullis_config::Loaded;
 use portcullis_protocol::names::ServerName;
-use portcullis_upstream::{Signatures, SignedBy};
+use portcullis_upstream::{SignatureVerifier, SignedBy};
 
 /// What counts as a signature, by the config.
 ///
 /// # Errors
 /// Where a signer cannot be told.
-pub(super) fn signatures(loaded: &Loaded) -> anyhow::Result<Signatures> {
+pub(super) fn signatures(loaded: &Loaded) -> anyhow::Result<SignatureVerifier> {
     loaded.signatures().map_err(|(pointer, why)| {
         let line = loaded.line(&pointer).map_or_else(String::new, |line| format!(":{line}"));
         anyhow::anyhow!("{}{line}: {why}", loaded.path.display())

@@ -20,7 +20,7 @@ use nix::{
     mount::{MsFlags, mount},
 };
 
-use crate::sandbox::wire::Failure;
+use crate::sandbox::protocol::Failure;
 
 /// By which our covers are known.
 const COVER: &str = "covered";

@@ -18,7 +18,7 @@ use nix::{
     unistd::{Gid, Pid, Uid, setgroups, setresgid, setresuid},
 };
 
-use crate::sandbox::wire::{Failure, Plan};
+use crate::sandbox::protocol::{Failure, Plan};
 
 /// Newest landlock version that we ask for; an older kernel gives what it has.
 const LANDLOCK: ABI = ABI::V6;

@@ -28,7 +28,7 @@ use nix::{
 use zeroize::Zeroizing;
 
 use super::{sys, tree::Tree};
-use crate::sandbox::wire::{Failure, Plan, Report, TERMINATE, USAGE};
+use crate::sandbox::protocol::{Failure, Plan, Report, TERMINATE, USAGE};
 
 /// The time between two looks at the tree's memory.
 const WATCH: Duration = Duration::from_millis(250);

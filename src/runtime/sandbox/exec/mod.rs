@@ -41,8 +41,8 @@ pub(super) use confine::landlock_version;
 pub use pod::pod_main;
 
 use super::{
-    fds,
-    wire::{Failure, MAX_PLAN, Plan, Report},
+    fd_passing,
+    protocol::{Failure, MAX_PLAN, Plan, Report},
 };
 use crate::egress_netns;
 
@@ -124,7 +124,7 @@ fn receive(control: &mut UnixStream) -> Result<Given, Failure> {
         Failure::new(format!("the sandbox's launcher got no plan: {error}"))
     };
     let mut length = [0; 4];
-    let mut streams = fds::receive(control, &mut length, MsgFlags::MSG_WAITALL)
+    let mut streams = fd_passing::receive(control, &mut length, MsgFlags::MSG_WAITALL)
         .map_err(|error| failed(&error))?;
     let door = (streams.len() == 4).then(|| streams.pop()).flatten().map(UnixStream::from);
     let streams = streams.try_into().map_err(|_| failed(&"three streams belong to it"))?;
@@ -245,7 +245,7 @@ fn open(plan: &Plan, door: Option<UnixStream>) -> Result<(), Failure> {
     };
     let sockets = egress_netns::furnish(&plan.door)
         .map_err(|failure| Failure { what: failure.what, remedy: failure.remedy })?;
-    fds::give(&door, &sockets).map_err(|error| {
+    fd_passing::give(&door, &sockets).map_err(|error| {
         Failure::new(format!("the sandbox can't hand out the sockets of its way out: {error}"))
             .remedy(
                 "list fewer names and ports in `egress`, or raise the proxy's limit of open files",

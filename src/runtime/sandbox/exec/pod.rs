@@ -44,7 +44,7 @@ use super::{
     Given, confine, init, receive, seccomp, sys,
     tree::{Tree, below},
 };
-use crate::sandbox::wire::{Failure, Plan, Report};
+use crate::sandbox::protocol::{Failure, Plan, Report};
 
 /// Connections at once: more than a proxy has instances, spares and replicas of one server.
 const MOST: usize = 256;

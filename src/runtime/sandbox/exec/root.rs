@@ -21,7 +21,7 @@ use super::{
     below,
     sys::{self, NODEV, NOEXEC, NOSUID, RDONLY},
 };
-use crate::sandbox::wire::{Bind, Failure, Plan};
+use crate::sandbox::protocol::{Bind, Failure, Plan};
 
 /// Where the new root is put together. Covered in the launcher's own mount namespace only.
 const BASE: &str = "/tmp";

@@ -4,7 +4,7 @@
 use nix::libc;
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 
-use crate::sandbox::wire::Failure;
+use crate::sandbox::protocol::Failure;
 
 /// Lets the process and its children listen at no socket. Where a network is shared, who listens in
 /// another's place is taken for it.

@@ -86,7 +86,7 @@ pub(super) fn calls() -> Vec<String> {
 
 /// The published schema of records.
 fn schema() -> Value {
-    schemars::schema_for!(crate::record::Happening).to_value()
+    schemars::schema_for!(crate::record::Event).to_value()
 }
 
 /// An event of each kind, made of the schema: each member that is required, and each that is not.

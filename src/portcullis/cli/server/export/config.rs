@@ -6,14 +6,14 @@ use toml::{Table, Value};
 
 use portcullis_audit::config::Audit;
 use portcullis_config::{Admin, Approvals, Config, Listen, Loaded};
-use portcullis_interceptors::Use;
+use portcullis_interceptors::InterceptorKind;
 use portcullis_policy::Policy;
 use portcullis_protocol::names::ServerName;
 use portcullis_upstream::config::{Server, Sharing};
 
 /// What becomes of a key of the config in the pod.
 #[derive(Debug, Clone, PartialEq)]
-enum Fate {
+enum KeyDisposition {
     /// It is there, too.
     Kept,
     /// The pod has its own in its place.
@@ -27,9 +27,9 @@ enum Fate {
     In(Keys),
 }
 
-type Keys = Vec<(String, Fate)>;
+type Keys = Vec<(String, KeyDisposition)>;
 
-use Fate::{In, Kept, Left, Lost, Pods};
+use KeyDisposition::{In, Kept, Left, Lost, Pods};
 
 /// The keys of a table with what becomes of each. Whoever adds a key to the config finds that this does
 /// not compile, and says here what becomes of it.
@@ -82,7 +82,7 @@ fn of_file() -> Keys {
 /// The keys of the server.
 fn of_server(settings: &Server) -> Keys {
     let in_container = settings.image.is_some();
-    let unless = |fate: Fate| if in_container { fate } else { Kept };
+    let unless = |fate: KeyDisposition| if in_container { fate } else { Kept };
     keys!(Server {
         image: Kept,
         signed_by: Left,
@@ -118,7 +118,11 @@ fn of_server(settings: &Server) -> Keys {
 }
 
 /// All keys with that fate, each with its pointer.
-fn with(fate: &Fate, keys: &Keys, (name, pointer): (&str, &str)) -> Vec<(String, String)> {
+fn with(
+    fate: &KeyDisposition,
+    keys: &Keys,
+    (name, pointer): (&str, &str),
+) -> Vec<(String, String)> {
     let mut found = Vec::new();
     for (key, its) in keys {
         let (name, pointer) = (format!("{name}{key}"), format!("{pointer}/{key}"));
@@ -150,7 +154,7 @@ fn keep(table: &mut Table, keys: &Keys) {
 /// The keys that stand in the config and that the pod can't have, each with its pointer.
 fn lost(loaded: &Loaded) -> Vec<(String, String)> {
     let plugins = loaded.config.interceptors.iter().enumerate();
-    let plugins = plugins.filter(|(_, entry)| matches!(entry.kind, Use::Plugin(_)));
+    let plugins = plugins.filter(|(_, entry)| matches!(entry.kind, InterceptorKind::Plugin(_)));
     let plugins = plugins.map(|(at, entry)| {
         (format!("interceptors.{}", entry.name()), format!("/interceptors/{at}"))
     });

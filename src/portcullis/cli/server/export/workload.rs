@@ -8,8 +8,8 @@ use super::{
     super::{handed, launcher, verify},
     K8s, config as pod_config,
 };
-use crate::cli::{Context, wrong::Wrong};
-use portcullis_catalog::lock::{Lock, Locked, Meaning};
+use crate::cli::{Context, config_errors::Wrong};
+use portcullis_catalog::lock::{Lock, ResolvedImage, ServerPin};
 use portcullis_config::Loaded;
 use portcullis_egress::{Destination, Host, Pattern};
 use portcullis_oci::{Platform, Program};
@@ -17,7 +17,7 @@ use portcullis_policy::{Part, Start};
 use portcullis_runtime::container::{Image, Profile};
 use portcullis_upstream::{
     Launcher,
-    config::{HandOver, Runtime, Server},
+    config::{Runtime, SecretDeliveryMethod, Server},
     images::{self, Pinned},
 };
 
@@ -180,7 +180,7 @@ fn policies(loaded: &Loaded) -> anyhow::Result<Vec<(String, String)>> {
 fn secrets(settings: &Server) -> Vec<Secret> {
     let secrets = settings.secrets.iter().map(|(name, secret)| Secret {
         name: name.clone(),
-        file: secret.hand_over == HandOver::File,
+        file: secret.hand_over == SecretDeliveryMethod::File,
     });
     let headers = settings.headers.keys().map(|name| Secret { name: name.clone(), file: false });
     secrets.chain(headers).collect()
@@ -231,7 +231,7 @@ fn pinned(loaded: &Loaded, launcher: &Launcher, args: &K8s, image: &str) -> anyh
         }
     };
     anyhow::ensure!(
-        matches!(pinned.meaning, Meaning::Digest(_)),
+        matches!(pinned.meaning, ResolvedImage::Digest(_)),
         "`{image}` is an image of this machine, which no cluster can pull: push it to a registry, and \
          name it there"
     );
@@ -306,8 +306,8 @@ fn lock(loaded: &Loaded, args: &K8s, pinned: &Pinned) -> anyhow::Result<Option<S
     lock.catalogs.clear();
     lock.servers.retain(|name, _| name == args.server.as_str());
     for locked in lock.servers.values_mut() {
-        let Locked { image, image_digest, .. } = std::mem::take(locked);
-        *locked = Locked { image, image_digest, ..Locked::default() };
+        let ServerPin { image, image_digest, .. } = std::mem::take(locked);
+        *locked = ServerPin { image, image_digest, ..ServerPin::default() };
     }
     Ok(Some(toml::to_string(&lock)?))
 }

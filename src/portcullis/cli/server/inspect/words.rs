@@ -8,7 +8,7 @@ use portcullis_runtime::{
     sandbox::{self, Outside},
 };
 use portcullis_upstream::{
-    Place,
+    Placement,
     config::{Runtime, Server},
 };
 
@@ -23,7 +23,7 @@ pub(super) fn may(
     let mut add = |key: &str, what: String| {
         all.push(May { what, config_key: key.to_owned(), line: line(loaded, name, key) });
     };
-    if let Place::Remote { url } = &found.place {
+    if let Placement::Remote { url } = &found.place {
         add("url", format!("do what it likes: it runs elsewhere, and is asked at {url}"));
         return all;
     }
@@ -38,7 +38,7 @@ pub(super) fn may(
     for (index, mount) in settings.mounts.iter().enumerate() {
         let how = if mount.writable { "read and change" } else { "read" };
         // The sandbox mounts what is writable `noexec`; a container's engine can't.
-        let sandboxed = matches!(found.place, Place::Sandbox { .. });
+        let sandboxed = matches!(found.place, Placement::Sandbox { .. });
         let exec = match mount.writable && (!sandboxed || settings.hardening.exec_tmp) {
             true => ", and execute programs there",
             false => "",
@@ -64,7 +64,7 @@ pub(super) fn may(
     let hardening = &settings.hardening;
     if hardening.network {
         let of = match found.place {
-            Place::Sandbox { .. } => "the machine's own network",
+            Placement::Sandbox { .. } => "the machine's own network",
             _ => "the engine's network",
         };
         let what = format!("reach whatever {of} reaches, undecided and off the record");
@@ -74,7 +74,7 @@ pub(super) fn may(
         add("hardening.writable-root", "change its own root, until it ends".to_owned());
     }
     let outside = match found.place {
-        Place::Sandbox { .. } => sandbox::outside(hardening.user.as_deref()),
+        Placement::Sandbox { .. } => sandbox::outside(hardening.user.as_deref()),
         _ => Outside::Same,
     };
     match (outside, &hardening.user) {
@@ -95,13 +95,13 @@ pub(super) fn may(
 }
 
 /// What nothing of the config lets it do.
-pub(super) fn may_not(settings: &Server, place: &Place) -> Vec<String> {
-    if let Place::Remote { .. } = place {
+pub(super) fn may_not(settings: &Server, place: &Placement) -> Vec<String> {
+    if let Placement::Remote { .. } = place {
         let what = "lead the proxy elsewhere: redirects to other hosts are not followed";
         return vec![what.to_owned()];
     }
     let hardening = &settings.hardening;
-    let sandbox = matches!(place, Place::Sandbox { .. });
+    let sandbox = matches!(place, Placement::Sandbox { .. });
     let mut all = Vec::new();
     let mut add = |what: &str| all.push(what.to_owned());
     add(match (hardening.network, settings.egress.is_empty()) {

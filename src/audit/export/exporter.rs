@@ -1,0 +1,409 @@
+//! One stream: reads what is new, delivers it in batches, and moves its cursor behind what was
+//! acknowledged.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{sync::watch, time::Instant};
+
+use super::{
+    Item, Meters,
+    cursor::{Cursor, CursorFile},
+    target::{Sink, Undelivered},
+};
+use crate::{line::Line, proof::Hash};
+
+/// The records of a log, as they become durable.
+pub(super) trait Source: Send + Sync + 'static {
+    /// How many records there are, durable ones alone: the number of the next.
+    fn ends(&self) -> watch::Receiver<u64>;
+    /// The first record that is still there.
+    fn first(&self) -> u64;
+    /// Records from `from` on, or from the first behind it that is still there. Blocks.
+    ///
+    /// # Errors
+    /// Says what can't be read.
+    fn lines(&self, from: u64, most: usize) -> Result<Vec<Line>, String>;
+    /// The first record behind `from` that can be read, where that one can't. Blocks.
+    fn behind(&self, from: u64) -> Option<u64>;
+}
+
+/// Attempts to read before a record counts as lost: what can't be read for want of memory or of
+/// descriptors can be a moment later.
+const ATTEMPTS: u32 = 5;
+
+/// Which records a stream is for.
+pub(super) type Wanted = Arc<dyn Fn(&Item) -> bool + Send + Sync>;
+
+/// How a stream paces itself.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pace {
+    /// How long a record waits for others to go along with.
+    pub linger: Duration,
+    /// The wait behind the first failure, doubled by each further one.
+    pub least: Duration,
+    /// The longest wait behind a failure.
+    pub most: Duration,
+    /// How often the cursor is kept at most: each time is a write that is synced, on the disk that
+    /// the log itself is on.
+    pub keep: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            linger: Duration::from_millis(100),
+            least: Duration::from_millis(500),
+            most: Duration::from_secs(60),
+            keep: Duration::from_secs(1),
+        }
+    }
+}
+
+/// What a stream is made of.
+pub(super) struct Parts {
+    pub name: String,
+    /// As logs show it.
+    pub target: String,
+    pub log: String,
+    pub source: Arc<dyn Source>,
+    pub sink: Box<dyn Sink>,
+    pub wanted: Option<Wanted>,
+    /// Records in a batch, at most.
+    pub batch: usize,
+    /// Whether a stream without a cursor leaves out what is on record already.
+    pub from_now: bool,
+    pub place: CursorFile,
+    pub pace: Pace,
+    pub meters: Meters,
+    /// The first record that is not delivered, for the metrics.
+    pub next: Arc<AtomicU64>,
+    /// Set when the stream is to deliver what there is and end.
+    pub stop: watch::Receiver<bool>,
+}
+
+/// A stream at work.
+pub(super) struct Stream {
+    parts: Parts,
+    next: u64,
+    /// The hash of the record before `next`, where it is known.
+    hash: Option<Hash>,
+    /// The place is that of the cursor's file, and no record was held against it yet.
+    unproven: bool,
+    /// Records in a batch, less than what is set once a target found one too large.
+    size: usize,
+    failures: u32,
+    /// Attempts at a record that can't be read.
+    unread: u32,
+    /// Where to read on, behind one that can't be read.
+    read_on: Option<u64>,
+    unkept: bool,
+    kept: Instant,
+}
+
+impl Stream {
+    /// Takes up where the cursor stands.
+    pub async fn open(parts: Parts) -> Self {
+        let place = parts.place.clone();
+        let read = tokio::task::spawn_blocking(move || place.read()).await;
+        let read = read.map_err(std::io::Error::other).and_then(|read| read);
+        let size = parts.batch;
+        let mut stream = Self {
+            parts,
+            next: 0,
+            hash: None,
+            unproven: false,
+            size,
+            failures: 0,
+            unread: 0,
+            read_on: None,
+            unkept: false,
+            kept: Instant::now(),
+        };
+        stream.begin(read);
+        stream.parts.next.store(stream.next, Ordering::Relaxed);
+        stream
+    }
+
+    fn begin(&mut self, read: std::io::Result<Option<Cursor>>) {
+        let Parts { name, log, source, .. } = &self.parts;
+        let (first, end) = (source.first(), *source.ends().borrow());
+        let from_the_oldest = "the stream begins again with the oldest record there is";
+        match read {
+            Ok(None) => {
+                self.next = if self.parts.from_now { end } else { first };
+                // So that a stop before the first delivery does not move the beginning.
+                self.unkept = true;
+            }
+            Ok(Some(cursor)) if cursor.log != *log => {
+                tracing::error!(
+                    export = name,
+                    was = cursor.log,
+                    is = log,
+                    "the cursor of this export belongs to another log; {from_the_oldest}"
+                );
+                self.next = first;
+            }
+            Ok(Some(cursor)) if cursor.next > end => {
+                tracing::error!(
+                    export = name,
+                    delivered = cursor.next,
+                    on_record = end,
+                    "the log has fewer records than this export has delivered: it was set back, \
+                     or lost records; {from_the_oldest}"
+                );
+                self.next = first;
+            }
+            Ok(Some(cursor)) => {
+                self.next = cursor.next;
+                self.hash = cursor.hash;
+                self.unproven = true;
+            }
+            Err(error) => {
+                tracing::error!(
+                    export = name,
+                    %error,
+                    "the cursor of this export can't be read; {from_the_oldest}"
+                );
+                self.next = first;
+            }
+        }
+        tracing::info!(export = name, to = self.parts.target, next = self.next, "exporting");
+    }
+
+    /// Delivers until it is told to stop, or the log is closed.
+    pub async fn run(mut self) {
+        let mut ends = self.parts.source.ends();
+        let mut stop = self.parts.stop.clone();
+        loop {
+            let stopping = *stop.borrow_and_update();
+            let end = *ends.borrow_and_update();
+            if self.next >= end {
+                if stopping {
+                    return self.keep().await;
+                }
+                tokio::select! {
+                    changed = ends.changed() => if changed.is_err() {
+                        return self.keep().await;
+                    },
+                    changed = stop.changed() => if changed.is_err() {
+                        return self.keep().await;
+                    },
+                    () = tokio::time::sleep_until(self.kept + self.parts.pace.keep),
+                        if self.unkept => self.keep().await,
+                }
+                let waiting = ends.borrow().saturating_sub(self.next);
+                if waiting > 0 && waiting < self.size as u64 && !*stop.borrow() {
+                    tokio::select! {
+                        () = tokio::time::sleep(self.parts.pace.linger) => {}
+                        _ = stop.changed() => {}
+                    }
+                }
+                continue;
+            }
+            match self.step().await {
+                Ok(()) if self.failures > 0 => {
+                    tracing::info!(export = self.parts.name, "the export delivers again");
+                    self.failures = 0;
+                }
+                Ok(()) => {}
+                Err(undelivered) => {
+                    let wait = self.failed(&undelivered, end);
+                    if stopping {
+                        return self.keep().await;
+                    }
+                    tokio::select! {
+                        () = tokio::time::sleep(wait) => {}
+                        _ = stop.changed() => {}
+                    }
+                }
+            }
+            if self.unkept && self.kept.elapsed() >= self.parts.pace.keep {
+                self.keep().await;
+            }
+        }
+    }
+
+    /// Delivers one batch.
+    async fn step(&mut self) -> Result<(), Undelivered> {
+        let Read { chain, items, illegible } = self.read().await?;
+        let Some(chain) = chain else { return Ok(()) };
+        if !self.fits(&chain) {
+            return Ok(());
+        }
+        for why in &illegible {
+            self.parts.meters.lost.inc();
+            tracing::error!(export = self.parts.name, why, "a record can't be exported");
+        }
+        let count = items.len() as u64;
+        if !items.is_empty() {
+            self.parts.sink.deliver(Arc::new(items)).await?;
+        }
+        self.parts.meters.records.inc_by(count);
+        self.next = chain.next;
+        self.hash = Some(chain.hash);
+        self.unkept = true;
+        self.parts.next.store(self.next, Ordering::Relaxed);
+        Ok(())
+    }
+
+    async fn read(&mut self) -> Result<Read, Undelivered> {
+        let (source, wanted) = (self.parts.source.clone(), self.parts.wanted.clone());
+        let (from, most) = (self.read_on.unwrap_or(self.next), self.size);
+        let look_behind = self.unread >= ATTEMPTS;
+        let read = tokio::task::spawn_blocking(move || match read(&*source, from, most, wanted) {
+            Err(why) if look_behind => Err((why, source.behind(from))),
+            other => other.map_err(|why| (why, None)),
+        });
+        let read = read.await.unwrap_or_else(|error| Err((error.to_string(), None)));
+        read.inspect(|_| (self.unread, self.read_on) = (0, None)).map_err(|(why, behind)| {
+            self.unread = self.unread.saturating_add(1);
+            self.read_on = behind.or(self.read_on);
+            Undelivered::Failed(format!("records can't be read: {why}"))
+        })
+    }
+
+    /// Holds what was read against what was delivered. Where it does not fit, says so, and says
+    /// whether the batch may go all the same.
+    fn fits(&mut self, read: &Chain) -> bool {
+        let name = &self.parts.name;
+        let gap = read.first.saturating_sub(self.next);
+        if gap > 0 {
+            self.parts.meters.lost.inc_by(gap);
+            tracing::error!(
+                export = name,
+                missing = gap,
+                from = self.next,
+                to = read.first - 1,
+                "records were dropped by retention, or can't be read, before this export had \
+                 delivered them; it goes on behind them"
+            );
+        } else if self.hash.is_some_and(|hash| hash != read.prev) {
+            tracing::error!(
+                export = name,
+                seq = read.first,
+                "this log does not continue what this export has delivered: it was exchanged or \
+                 altered; `portcullis audit verify` tells more"
+            );
+            if self.unproven {
+                self.unproven = false;
+                self.hash = None;
+                self.next = self.parts.source.first();
+                tracing::error!(export = name, next = self.next, "the export begins again");
+                return false;
+            }
+        }
+        self.unproven = false;
+        true
+    }
+
+    /// Tells of a failure and says how long to wait.
+    fn failed(&mut self, undelivered: &Undelivered, end: u64) -> Duration {
+        self.parts.meters.failures.inc();
+        self.failures = self.failures.saturating_add(1);
+        let pace = self.parts.pace;
+        let doubled = pace.least.saturating_mul(1 << self.failures.saturating_sub(1).min(16));
+        let mut wait = jittered(doubled.min(pace.most));
+        match undelivered {
+            Undelivered::Later { wait: asked, .. } => wait = wait.max(*asked),
+            Undelivered::TooLarge(_) if self.size > 1 => {
+                self.size /= 2;
+                wait = Duration::ZERO;
+            }
+            _ => {}
+        }
+        tracing::warn!(
+            export = self.parts.name,
+            to = self.parts.target,
+            error = %undelivered,
+            attempt = self.failures,
+            waiting = end.saturating_sub(self.next),
+            again_in = ?wait,
+            "an export could not be delivered"
+        );
+        wait
+    }
+
+    /// Keeps the cursor.
+    async fn keep(&mut self) {
+        if !std::mem::take(&mut self.unkept) {
+            return;
+        }
+        self.kept = Instant::now();
+        let cursor = Cursor::new(self.parts.log.clone(), self.next, self.hash);
+        let place = self.parts.place.clone();
+        let written = tokio::task::spawn_blocking(move || place.write(&cursor)).await;
+        if let Err(error) = written.map_err(std::io::Error::other).and_then(|w| w) {
+            self.unkept = true;
+            self.parts.meters.failures.inc();
+            tracing::warn!(
+                export = self.parts.name,
+                %error,
+                "the cursor of this export can't be kept: after a restart, records come twice"
+            );
+        }
+    }
+}
+
+/// The ends of what was read.
+struct Chain {
+    first: u64,
+    prev: Hash,
+    /// One behind the last.
+    next: u64,
+    hash: Hash,
+}
+
+/// What was read.
+struct Read {
+    chain: Option<Chain>,
+    items: Vec<Item>,
+    /// Why records are not among the items.
+    illegible: Vec<String>,
+}
+
+fn read(
+    source: &dyn Source,
+    from: u64,
+    most: usize,
+    wanted: Option<Wanted>,
+) -> Result<Read, String> {
+    let lines = source.lines(from, most)?;
+    let mut illegible = Vec::new();
+    let mut items = Vec::with_capacity(lines.len());
+    for line in &lines {
+        match Item::of(line) {
+            Ok(item) if wanted.as_ref().is_none_or(|wanted| wanted(&item)) => items.push(item),
+            Ok(_) => {}
+            Err(why) => illegible.push(why),
+        }
+    }
+    let head =
+        |line: &Line| line.head().ok_or_else(|| format!("record {} has no head", line.seq()));
+    let chain = match (lines.first(), lines.last()) {
+        (Some(first), Some(last)) => Some(Chain {
+            first: first.seq().0,
+            prev: head(first)?.prev,
+            next: last.seq().0 + 1,
+            hash: last.hash(),
+        }),
+        _ => None,
+    };
+    Ok(Read { chain, items, illegible })
+}
+
+/// Between the half of it and all, so that many do not come back at once.
+fn jittered(wait: Duration) -> Duration {
+    let mut random = [0; 2];
+    // Without random numbers it is the whole wait.
+    if getrandom::fill(&mut random).is_err() {
+        return wait;
+    }
+    let share = f64::from(u16::from_ne_bytes(random)) / f64::from(u16::MAX);
+    wait.mul_f64(0.5 + share / 2.0)
+}

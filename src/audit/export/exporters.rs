@@ -1,0 +1,276 @@
+//! All streams of a config: started with the proxy, watched over, and ended after its last record.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
+use tokio::{sync::watch, task::JoinHandle};
+
+use super::{
+    Format, Illegal, Item, Origin, Target,
+    cursor::CursorFile,
+    exporter::{Pace, Parts, Source, Stream, Wanted},
+};
+use crate::{
+    Filter,
+    config::{self, Begin, Destination},
+};
+use portcullis_protocol::names::ExportName;
+use portcullis_vault::{Secret, SecretRef, Source as SecretSource};
+
+/// How long a stream that came to an end by a fault of ours waits before it begins again.
+const AFTER_FAULT: Duration = Duration::from_secs(10);
+
+/// What one stream counts.
+#[derive(Debug, Clone, Default)]
+pub struct Meters {
+    /// Records that were delivered.
+    pub records: Counter,
+    /// Batches that were not, and cursors that could not be kept.
+    pub failures: Counter,
+    /// Records that were gone before they were delivered.
+    pub lost: Counter,
+    /// Records that are not delivered yet.
+    pub lag: Gauge,
+}
+
+/// One stream of the config, its secrets resolved.
+#[derive(Clone)]
+pub struct Settings {
+    name: ExportName,
+    target: Target,
+    format: Option<Format>,
+    headers: Vec<(String, Secret)>,
+    ca_file: Option<PathBuf>,
+    batch: usize,
+    from_now: bool,
+    /// Which records; all without it.
+    wanted: Option<Wanted>,
+}
+
+/// The streams of a running proxy.
+pub struct Streams {
+    all: Vec<Running>,
+    stop: watch::Sender<bool>,
+}
+
+struct Running {
+    name: ExportName,
+    meters: Meters,
+    next: Arc<AtomicU64>,
+    ends: watch::Receiver<u64>,
+    task: parking_lot::Mutex<Option<JoinHandle<()>>>,
+}
+
+impl std::fmt::Debug for Streams {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.all.iter().map(|running| running.name.as_str())).finish()
+    }
+}
+
+impl Streams {
+    /// Starts them. `store` is the log's folder, where cursors are kept.
+    ///
+    /// # Errors
+    /// Where headers or certificates can't be used, with the stream's name.
+    pub(super) fn start(
+        settings: Vec<Settings>,
+        store: &Path,
+        origin: &Origin,
+        source: &Arc<dyn Source>,
+        meters: impl Fn(&ExportName) -> Meters,
+    ) -> Result<Self, Illegal> {
+        let (stop, stopped) = watch::channel(false);
+        let mut all = Vec::new();
+        for settings in settings {
+            let name = settings.name.clone();
+            let named = |illegal: Illegal| Illegal(format!("the export `{name}`: {}", illegal.0));
+            // Tried here, so that what can't be used is told before the proxy takes messages.
+            settings.sink(origin).map_err(named)?;
+            let (meters, next) = (meters(&settings.name), Arc::new(AtomicU64::new(0)));
+            let each = Each {
+                settings,
+                place: CursorFile::new(store, name.as_str()),
+                origin: origin.clone(),
+                source: source.clone(),
+                meters: meters.clone(),
+                next: next.clone(),
+                stop: stopped.clone(),
+            };
+            let task = parking_lot::Mutex::new(Some(tokio::spawn(each.watch_over())));
+            all.push(Running { name, meters, next, ends: source.ends(), task });
+        }
+        Ok(Self { all, stop })
+    }
+
+    /// Sets the gauges of what waits, for whoever reads the metrics.
+    pub fn measure(&self) {
+        for Running { meters, next, ends, .. } in &self.all {
+            let lag = ends.borrow().saturating_sub(next.load(Ordering::Relaxed));
+            meters.lag.set(i64::try_from(lag).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// The stream that is furthest behind, and its first record that is not delivered. One that has
+    /// not begun stands at the beginning.
+    pub fn undelivered(&self) -> Option<(ExportName, u64)> {
+        let place = |running: &Running| running.next.load(Ordering::Relaxed);
+        let last = self.all.iter().min_by_key(|running| place(running))?;
+        Some((last.name.clone(), place(last)))
+    }
+
+    /// Has them deliver what there is, keep their cursors and end, for at most so long. What is
+    /// not delivered by then is delivered after the next start.
+    pub async fn finish(&self, patience: Duration) {
+        let _ = self.stop.send(true);
+        let deadline = tokio::time::Instant::now() + patience;
+        for running in &self.all {
+            let Some(mut task) = running.task.lock().take() else { continue };
+            if tokio::time::timeout_at(deadline, &mut task).await.is_err() {
+                task.abort();
+                tracing::warn!(
+                    export = %running.name,
+                    "the export was not done in time; it goes on after the next start"
+                );
+            }
+        }
+    }
+}
+
+impl Settings {
+    /// Reads an entry of the config and the secrets that it names. What depends on a secret is
+    /// checked here, the rest was when the config was read.
+    ///
+    /// # Errors
+    /// [`Illegal`], which names secrets by their references and repeats none.
+    pub fn read(entry: &config::Export, base: &Path) -> Result<Self, Illegal> {
+        let resolve = |secret: &SecretRef| {
+            let source = SecretSource::try_from(secret);
+            source.and_then(|source| source.resolve()).map_err(|error| Illegal(error.to_string()))
+        };
+        let target = match &entry.to {
+            Destination::Plain(text) => Target::parse(text, base)?,
+            Destination::Secret(secret) => {
+                let target = Target::parse(resolve(secret)?.expose(), base)?;
+                if target.is_open() {
+                    tracing::warn!(
+                        export = %entry.name,
+                        to = %target,
+                        "records go over the network in the open"
+                    );
+                }
+                target
+            }
+        };
+        if let Some(format) = entry.format
+            && !target.formats().contains(&format)
+        {
+            return Err(Illegal(format!("`{format}` can't be streamed to {target}")));
+        }
+        if !entry.headers.is_empty() && !target.takes_headers() {
+            return Err(Illegal(format!("`headers` has no meaning for {target}")));
+        }
+        let wanted = entry.filter.as_deref().map(|text| {
+            let filter: Filter = text.parse().map_err(|e| Illegal(format!("its filter: {e}")))?;
+            Ok::<Wanted, Illegal>(Arc::new(move |item: &Item| filter.matches(&item.entry)))
+        });
+        let wanted = wanted.transpose()?;
+        let headers = entry
+            .headers
+            .iter()
+            .map(|(name, secret)| Ok((name.clone(), resolve(secret)?)))
+            .collect::<Result<_, Illegal>>()?;
+        Ok(Self {
+            name: entry.name.clone(),
+            target,
+            format: entry.format,
+            headers,
+            ca_file: entry.ca_file.clone(),
+            batch: entry.batch,
+            from_now: entry.begin == Begin::Now,
+            wanted,
+        })
+    }
+
+    /// Whether it is the proxy's own standard output that records go to.
+    pub fn writes_to_stdout(&self) -> bool {
+        matches!(self.target, Target::Stdout)
+    }
+
+    fn sink(&self, origin: &Origin) -> Result<Box<dyn super::target::Sink>, Illegal> {
+        self.target.sink(self.format, origin.clone(), &self.headers, self.ca_file.as_deref())
+    }
+}
+
+/// What one stream is started from, again if need be.
+struct Each {
+    settings: Settings,
+    place: CursorFile,
+    origin: Origin,
+    source: Arc<dyn Source>,
+    meters: Meters,
+    next: Arc<AtomicU64>,
+    stop: watch::Receiver<bool>,
+}
+
+impl Each {
+    async fn watch_over(self) {
+        let mut stop = self.stop.clone();
+        loop {
+            let sink = match self.settings.sink(&self.origin) {
+                Ok(sink) => sink,
+                Err(illegal) => {
+                    tracing::error!(export = %self.settings.name, %illegal, "the export can't run");
+                    return;
+                }
+            };
+            let parts = Parts {
+                name: self.settings.name.to_string(),
+                target: self.settings.target.to_string(),
+                log: self.origin.log.clone(),
+                source: self.source.clone(),
+                sink,
+                wanted: self.settings.wanted.clone(),
+                batch: self.settings.batch.max(1),
+                from_now: self.settings.from_now,
+                place: self.place.clone(),
+                pace: Pace::default(),
+                meters: self.meters.clone(),
+                next: self.next.clone(),
+                stop: self.stop.clone(),
+            };
+            let ended = tokio::spawn(async move { Stream::open(parts).await.run().await });
+            let mut ended = Aborting(ended);
+            match (&mut ended.0).await {
+                Ok(()) => return,
+                Err(fault) => {
+                    self.meters.failures.inc();
+                    tracing::error!(
+                        export = %self.settings.name,
+                        %fault,
+                        "an export ended by a fault of the proxy; it begins again"
+                    );
+                }
+            }
+            tokio::select! {
+                () = tokio::time::sleep(AFTER_FAULT) => {}
+                _ = stop.changed() => return,
+            }
+        }
+    }
+}
+
+/// A task that ends with whoever waits for it.
+struct Aborting(JoinHandle<()>);
+
+impl Drop for Aborting {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}

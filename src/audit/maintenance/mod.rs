@@ -1,0 +1,28 @@
+//! The life of a store: what makes it this store (`manifest`), encryption at rest (`cipher`,
+//! `keys`), what is missing where calls go on without it (`gap`), what is dropped (`retention`),
+//! and copies (`backup`).
+//!
+//! INVARIANT: no error, `Debug` or log line of this room holds a key or what was encrypted.
+
+mod backup;
+mod cipher;
+mod file_permissions;
+mod keys;
+mod manifest;
+mod missed_records;
+mod retention;
+mod segment_admin;
+
+pub(crate) use backup::is_unfinished;
+pub use backup::{Backup, BackupFault};
+pub(crate) use cipher::{Cipher, CipherFault, Key, KeyId};
+pub(crate) use file_permissions::open_to_others;
+pub use keys::{KeyTrouble, Keys};
+pub use manifest::is_encrypted;
+pub(crate) use manifest::{FILE as MANIFEST, Manifest, ManifestFault};
+pub use missed_records::Missed;
+pub(crate) use missed_records::{Gap, PROBE};
+pub(crate) use portcullis_foundation::atomic_file::write as write_durably;
+pub use retention::{Limits, Why};
+pub(crate) use segment_admin::sweep;
+pub use segment_admin::{Dropped, PruneFault, Pruned, back_up};

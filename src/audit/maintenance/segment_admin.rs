@@ -1,0 +1,293 @@
+//! What is done with the files of a log that is open: backups, and the dropping of old segments.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use tokio::task::spawn_blocking;
+
+use super::{
+    backup::{self, Backup, BackupFault},
+    retention::{self, Candidate, Limits, Why},
+};
+use crate::{
+    Audit, Unavailable,
+    record::Event,
+    store::{Fault, Lock, SegmentInfo},
+};
+
+/// What a segment is called from the moment on in which it is dropped.
+const DROPPING: &str = "dropping";
+
+/// A segment that was dropped, or would be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dropped {
+    /// `seq` of its first and its last record.
+    pub first: u64,
+    pub last: u64,
+    /// When those were written.
+    pub from: Timestamp,
+    pub to: Timestamp,
+    /// Bytes of the disk that it took.
+    pub bytes: u64,
+    pub why: Why,
+}
+
+/// What retention did, or would do.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pruned {
+    /// The segments, the oldest first.
+    pub dropped: Vec<Dropped>,
+    /// The first segment that is too old and kept all the same, because a stream has not delivered
+    /// its records yet.
+    pub held: Option<u64>,
+    /// Bytes of the disk that the segments take that are left.
+    pub bytes: u64,
+}
+
+/// Why segments could not be dropped. Those before are dropped.
+#[derive(Debug, thiserror::Error)]
+pub enum PruneFault {
+    #[error("the segment {first} of the audit log is kept, since its proof can't be: {why}")]
+    Proof { first: u64, why: String },
+    #[error("the segment {first} of the audit log is kept, since that can't be recorded: {why}")]
+    Unrecorded { first: u64, why: Unavailable },
+    #[error("{doing} {}: {source}", path.display())]
+    Io { doing: &'static str, path: PathBuf, source: io::Error },
+    #[error("the work ended early: {0}")]
+    Task(String),
+}
+
+impl Audit {
+    /// Copies the store to a folder, which is empty or has an earlier backup of it, while records
+    /// are written. Then the log tells of it.
+    ///
+    /// # Errors
+    /// [`BackupFault`]; what an interrupted backup leaves is not opened as a store.
+    pub async fn back_up(&self, to: PathBuf) -> Result<Backup, BackupFault> {
+        let _alone = self.keeping().lock().await;
+        let dir = self.dir().to_owned();
+        let backup = copied(move || backup::copy(&dir, &to)).await?;
+        let what = Event::StoreBackedUp {
+            to: backup.to.display().to_string(),
+            first: backup.first.unwrap_or(0),
+            last: backup.last.unwrap_or(0),
+        };
+        if let Err(fault) = self.record_event(what).await {
+            tracing::error!(%fault, "a backup of the audit log is not on record");
+        }
+        Ok(backup)
+    }
+}
+
+impl Audit {
+    /// Drops the segments that these limits leave no room for, the oldest first. Of each, what
+    /// proofs need is kept, and an event tells of it before it goes. `undelivered` is the first
+    /// record that a stream has still to deliver. A dry run only tells what would go.
+    ///
+    /// # Errors
+    /// [`PruneFault`]: nothing is dropped that could not be proven and recorded.
+    pub async fn prune(
+        &self,
+        limits: Limits,
+        undelivered: Option<u64>,
+        dry: bool,
+    ) -> Result<Pruned, PruneFault> {
+        let _alone = self.keeping().lock().await;
+        let segments = self.shelf().segments();
+        let (segments, candidates) = blocking(move || {
+            let candidates = segments.iter().map(candidate).collect::<Result<Vec<_>, _>>()?;
+            Ok((segments, candidates))
+        })
+        .await?;
+        let plan = retention::plan(&candidates, limits, undelivered, Timestamp::now());
+        let mut pruned = Pruned {
+            held: plan.held,
+            bytes: candidates.iter().map(|segment| segment.bytes).sum(),
+            ..Pruned::default()
+        };
+        for (candidate, why) in plan.drop {
+            let Some(segment) = segments.iter().find(|info| info.first == candidate.first) else {
+                continue;
+            };
+            let dropped = Dropped {
+                first: segment.first,
+                last: segment.end.saturating_sub(1),
+                from: segment.began.unwrap_or(segment.ended),
+                to: segment.ended,
+                bytes: candidate.bytes,
+                why,
+            };
+            if !dry {
+                self.drop_segment(segment, &dropped).await?;
+            }
+            pruned.bytes -= candidate.bytes;
+            pruned.dropped.push(dropped);
+        }
+        Ok(pruned)
+    }
+
+    async fn drop_segment(
+        &self,
+        segment: &SegmentInfo,
+        dropped: &Dropped,
+    ) -> Result<(), PruneFault> {
+        let Dropped { first, last, from, to, bytes, why } = *dropped;
+        let (audit, info) = (self.clone(), segment.clone());
+        blocking(move || {
+            audit.keep_proof(&info).map_err(|fault: Fault| PruneFault::Proof {
+                first: info.first,
+                why: fault.to_string(),
+            })
+        })
+        .await?;
+        let why = why.words().to_owned();
+        if dropped.why == Why::SizeUndelivered {
+            tracing::error!(
+                first,
+                last,
+                "audit records are dropped that were not exported yet: {why}"
+            );
+        } else {
+            tracing::info!(first, last, bytes, "a segment of the audit log is dropped: {why}");
+        }
+        let what = Event::SegmentDropped { first, last, from, to, bytes, reason: why };
+        let told = match self.record_event(what.clone()).await {
+            // To drop it is what makes room for the record of it.
+            Err(Unavailable::Full { .. }) => false,
+            Err(why) => return Err(PruneFault::Unrecorded { first, why }),
+            Ok(()) => true,
+        };
+        let shelf = self.shelf().clone();
+        let path = segment.path.clone();
+        blocking(move || {
+            shelf.forget(first);
+            remove(&path)
+        })
+        .await?;
+        if !told && let Err(fault) = self.record_event(what).await {
+            tracing::error!(first, last, %fault, "a dropped segment of the audit log is not on record");
+        }
+        Ok(())
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, PruneFault> + Send + 'static,
+) -> Result<T, PruneFault> {
+    spawn_blocking(work).await.unwrap_or_else(|error| Err(PruneFault::Task(error.to_string())))
+}
+
+fn candidate(info: &SegmentInfo) -> Result<Candidate, PruneFault> {
+    let bytes = size(&info.path).map_err(|source| PruneFault::Io {
+        doing: "cannot look at",
+        path: info.path.clone(),
+        source,
+    })?;
+    let SegmentInfo { first, end, ended, closed, .. } = *info;
+    Ok(Candidate { first, end, ended, closed, bytes })
+}
+
+/// Bytes of the disk that a folder takes.
+fn size(dir: &Path) -> io::Result<u64> {
+    let mut bytes = 0;
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        match entry.metadata() {
+            Ok(meta) if meta.is_dir() => bytes += size(&entry.path())?,
+            Ok(meta) => bytes += meta.blocks() * 512,
+            // Packed or made again meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(bytes)
+}
+
+/// Removes a segment's folder. It has another name before the first of its files goes, so that it
+/// is there wholly or not at all whenever the machine stops.
+fn remove(path: &Path) -> Result<(), PruneFault> {
+    let failed = |doing, path: &Path| {
+        let path = path.to_owned();
+        move |source| PruneFault::Io { doing, path, source }
+    };
+    let aside = path.with_extension(DROPPING);
+    let folder = path.parent().unwrap_or(path);
+    fs::rename(path, &aside)
+        .and_then(|()| File::open(folder)?.sync_all())
+        .map_err(failed("cannot drop", path))?;
+    fs::remove_dir_all(&aside).map_err(failed("cannot remove", &aside))
+}
+
+/// Removes what a dropping left that was interrupted.
+pub(crate) fn sweep(dir: &Path) -> io::Result<()> {
+    let entries = match fs::read_dir(dir.join("segments")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == DROPPING) {
+            fs::remove_dir_all(&path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Copies the store in `dir`, which no process has open, to a folder.
+///
+/// # Errors
+/// [`BackupFault`], also where another process has the store for longer than `patience`.
+pub async fn back_up(dir: &Path, to: PathBuf, patience: Duration) -> Result<Backup, BackupFault> {
+    let dir = dir.to_owned();
+    copied(move || {
+        if !dir.is_dir() {
+            let missing = Unavailable::Missing { dir: dir.clone() };
+            return Err(BackupFault::Store(missing.to_string()));
+        }
+        let _lock = Lock::take(&dir, patience).map_err(|_| {
+            let dir = dir.display();
+            BackupFault::Store(format!("another process has {dir} open: stop it, or ask it"))
+        })?;
+        backup::copy(&dir, &to)
+    })
+    .await
+}
+
+async fn copied(
+    copy: impl FnOnce() -> Result<Backup, BackupFault> + Send + 'static,
+) -> Result<Backup, BackupFault> {
+    let done = spawn_blocking(copy).await;
+    done.unwrap_or_else(|error| Err(BackupFault::Store(error.to_string())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_segment_goes_wholly_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let segments = dir.path().join("segments");
+        let one = segments.join("0000000000000000");
+        let two = segments.join("0000000000000010");
+        for segment in [&one, &two] {
+            fs::create_dir_all(segment.join("index")).unwrap();
+            fs::write(segment.join("records"), vec![1; 9000]).unwrap();
+        }
+        assert!(size(&one).unwrap() >= 9000);
+        remove(&one).unwrap();
+        assert!(!one.exists());
+        // What an interrupted dropping left is no segment any more, and goes with the next start.
+        fs::rename(&two, two.with_extension(DROPPING)).unwrap();
+        sweep(dir.path()).unwrap();
+        assert_eq!(fs::read_dir(&segments).unwrap().count(), 0);
+        sweep(&dir.path().join("none")).unwrap();
+    }
+}

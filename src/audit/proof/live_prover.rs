@@ -1,0 +1,108 @@
+//! Proofs of a log that is open.
+
+use std::sync::Arc;
+
+use tokio::task::spawn_blocking;
+
+use super::{
+    Proof, Signer, Verifier,
+    statement::{consist, include, keep},
+};
+use crate::{
+    query::Archive,
+    store::{Fault, SegmentInfo, SegmentSet},
+};
+use portcullis_protocol::names::DecisionId;
+
+/// Why there is no proof.
+#[derive(Debug, thiserror::Error)]
+pub enum ProveFault {
+    #[error("there is no record of the decision {0}")]
+    Unknown(DecisionId),
+    #[error("there is no checkpoint of {0} records")]
+    NoCheckpoint(u64),
+    #[error(
+        "no checkpoint has these records yet, and none could be made: the running proxy makes them"
+    )]
+    Unsigned,
+    #[error("{0}")]
+    Store(String),
+}
+
+impl From<Fault> for ProveFault {
+    fn from(fault: Fault) -> Self {
+        Self::Store(fault.to_string())
+    }
+}
+
+/// Makes proofs from the store.
+#[derive(Clone)]
+pub(crate) struct Prover {
+    shelf: Arc<SegmentSet>,
+    archive: Archive,
+}
+
+impl Prover {
+    pub fn new(shelf: Arc<SegmentSet>, archive: Archive) -> Self {
+        Self { shelf, archive }
+    }
+
+    /// The store's own verifier keys: whoever checks a proof brings a key of their own.
+    fn keys(&self) -> Result<Vec<Verifier>, ProveFault> {
+        let dir = self.shelf.dir();
+        crate::proof::key::read_verifiers(dir).map_err(|error| {
+            ProveFault::Store(format!("the verifier key in {}: {error}", dir.display()))
+        })
+    }
+
+    /// Proves that the records of a decision are in the log. `None` where no checkpoint has all of
+    /// them yet.
+    pub async fn include(&self, id: DecisionId) -> Result<Option<Proof>, ProveFault> {
+        let page = self.archive.show(id).await.map_err(|e| ProveFault::Store(e.to_string()))?;
+        if page.lines.is_empty() {
+            return Err(match page.unreadable.into_iter().next() {
+                Some(what) => ProveFault::Store(what),
+                None => ProveFault::Unknown(id),
+            });
+        }
+        let seqs: Vec<u64> = page.lines.iter().map(|line| line.seq().0).collect();
+        self.work(move |prover| {
+            let view = prover.shelf.view();
+            let mut lines = Vec::new();
+            for seq in seqs {
+                lines.extend(view.lines(seq, 1)?);
+            }
+            Ok(include(prover.shelf.dir(), &prover.keys()?, &view, &lines)?)
+        })
+        .await
+    }
+
+    /// Proves that the log of `from` records is the beginning of that of `to`.
+    pub async fn consist(&self, from: u64, to: u64) -> Result<Proof, ProveFault> {
+        self.work(move |prover| {
+            let view = prover.shelf.view();
+            consist(prover.shelf.dir(), &prover.keys()?, &view, (from, to)).map_err(|fault| {
+                match fault {
+                    Ok(size) => ProveFault::NoCheckpoint(size),
+                    Err(fault) => fault.into(),
+                }
+            })
+        })
+        .await
+    }
+
+    /// Keeps of a closed segment what proofs need. Durable when it returns; the segment's folder
+    /// can then be removed.
+    pub fn keep(&self, signer: &Signer, segment: &SegmentInfo) -> Result<(), Fault> {
+        keep(self.shelf.dir(), signer, &self.shelf.view(), segment)
+    }
+
+    async fn work<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Self) -> Result<T, ProveFault> + Send + 'static,
+    ) -> Result<T, ProveFault> {
+        let prover = self.clone();
+        let done = spawn_blocking(move || work(&prover)).await;
+        done.unwrap_or_else(|error| Err(ProveFault::Store(error.to_string())))
+    }
+}

@@ -1,0 +1,230 @@
+//! All checkpoints that the records are held against: those of the store, and those that others
+//! have kept.
+
+use std::{collections::HashSet, fs, io, path::Path};
+
+use rayon::prelude::*;
+use serde::Deserialize;
+
+use super::finding::{Finding, Findings, What};
+use crate::{
+    digest::DigestKey,
+    proof::{
+        Hash, Verifier,
+        checkpoint::{NoCheckpoint, Signed},
+        note_file::{self, Tail},
+    },
+};
+
+/// The file of checkpoints in the store's folder.
+pub(in crate::proof) const FILE: &str = "checkpoints";
+
+/// A checkpoint, and who has it.
+#[derive(Debug, Clone)]
+pub(super) struct Kept {
+    pub signed: Signed,
+    /// The file's name, and where in it.
+    pub file: String,
+    pub offset: u64,
+}
+
+/// Checkpoints by size, each once.
+#[derive(Debug, Default)]
+pub(super) struct CheckpointSet {
+    pub kept: Vec<Kept>,
+    /// The newest one of the store's own.
+    pub newest: Option<Signed>,
+    /// What its own checkpoints tell of files that were replaced.
+    pub changes: Vec<String>,
+}
+
+/// A line of a log that holds a note.
+#[derive(Deserialize)]
+struct Logged {
+    checkpoint: String,
+}
+
+/// Notes with where they stand: those of a file of notes, or those in a log's lines.
+fn found(bytes: &[u8]) -> (Vec<(usize, Vec<u8>)>, Tail) {
+    const OPENING: &[u8] = b"{\"checkpoint\":";
+    let logged: Vec<_> = memchr::memmem::find_iter(bytes, OPENING)
+        .filter_map(|at| {
+            let mut rest = serde_json::Deserializer::from_slice(&bytes[at..]).into_iter();
+            let Logged { checkpoint } = rest.next()?.ok()?;
+            Some((at, checkpoint.into_bytes()))
+        })
+        .collect();
+    if !logged.is_empty() {
+        return (logged, Tail::None);
+    }
+    let found = note_file::split(bytes);
+    (found.notes.into_iter().map(|(at, note)| (at, note.to_vec())).collect(), found.tail)
+}
+
+fn open(note: &[u8], keys: &[Verifier]) -> Result<Signed, NoCheckpoint> {
+    let note = std::str::from_utf8(note).map_err(|_| NoCheckpoint::Malformed)?;
+    let mut fault = NoCheckpoint::Malformed;
+    for key in keys {
+        match Signed::open(note, key) {
+            Ok(signed) => return Ok(signed),
+            // What one key says of its own note is more than what another one says of it.
+            Err(NoCheckpoint::OtherKey | NoCheckpoint::OtherStore)
+                if fault != NoCheckpoint::Malformed => {}
+            Err(found) => fault = found,
+        }
+    }
+    Err(fault)
+}
+
+fn unusable(fault: NoCheckpoint) -> What {
+    match fault {
+        NoCheckpoint::Malformed => What::CheckpointMalformed,
+        NoCheckpoint::OtherKey => What::CheckpointOtherKey,
+        NoCheckpoint::Forged => What::CheckpointForged,
+        NoCheckpoint::OtherStore => What::CheckpointOtherStore,
+    }
+}
+
+impl CheckpointSet {
+    /// Reads the store's own.
+    pub fn read(dir: &Path, keys: &[Verifier], findings: &mut Findings) -> io::Result<Self> {
+        let bytes = match fs::read(dir.join(FILE)) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(error),
+        };
+        let mut book = Self::default();
+        let (notes, tail) = found(&bytes);
+        let opened: Vec<_> = notes.par_iter().map(|(_, note)| open(note, keys)).collect();
+        // Notes that can't be read since the last that could.
+        let mut bad = 0;
+        for ((at, _), opened) in notes.iter().zip(opened) {
+            let at = *at as u64;
+            match opened {
+                Ok(signed) => {
+                    let missing = book.follows(&signed, bad);
+                    findings_at(findings, missing, at);
+                    bad = 0;
+                    book.note_changes(&signed);
+                    book.newest = Some(signed.clone());
+                    book.kept.push(Kept { signed, file: FILE.into(), offset: at });
+                }
+                Err(fault) => {
+                    bad += 1;
+                    findings
+                        .add(Finding::new(unusable(fault), fault.to_string()).file(FILE).at(at));
+                }
+            }
+        }
+        if let Tail::Damaged(at) = tail {
+            let finding = Finding::new(What::CheckpointMalformed, "this is no checkpoint");
+            findings.add(finding.file(FILE).at(at as u64));
+        }
+        if notes.is_empty() {
+            let message = "there are none, and every store has one since it was made";
+            findings.add(Finding::new(What::CheckpointMissing, message).file(FILE));
+        }
+        Ok(book)
+    }
+
+    /// Notes which files were replaced since the checkpoint before this one.
+    fn note_changes(&mut self, next: &Signed) {
+        let Some(Signed { checkpoint: before, .. }) = &self.newest else { return };
+        let after = &next.checkpoint;
+        for file in after.companions.changed_since(&before.companions) {
+            let meaning = if file == DigestKey::FILE {
+                format!(
+                    ": digests of the records before record {} can no longer be compared with \
+                     later ones",
+                    after.size
+                )
+            } else {
+                String::new()
+            };
+            self.changes.push(format!(
+                "`{file}` was replaced between the checkpoints {} and {}, by {}{meaning}",
+                before.number, after.number, after.time
+            ));
+        }
+    }
+
+    /// What is wrong with what stands between the newest one and this one.
+    fn follows(&self, next: &Signed, bad: u64) -> Option<Finding> {
+        let (number, before) = match &self.newest {
+            Some(newest) => (newest.checkpoint.number + 1, newest.hash),
+            None => (0, Hash::ZERO),
+        };
+        let found = &next.checkpoint;
+        match found.number.checked_sub(number) {
+            Some(0) if found.before == before => None,
+            Some(0) => Some(Finding::new(
+                What::CheckpointMisplaced,
+                format!("checkpoint {number} does not name the one before it"),
+            )),
+            // Those are told of already.
+            Some(missing) if missing <= bad => None,
+            Some(_) => Some(Finding::new(
+                What::CheckpointMissing,
+                format!("checkpoints {number} to {} are not there", found.number - 1),
+            )),
+            None => Some(Finding::new(
+                What::CheckpointMisplaced,
+                format!("checkpoint {} stands where {number} belongs", found.number),
+            )),
+        }
+    }
+
+    /// Adds what a witness has. One that the store does not have was taken away from it.
+    pub fn witness(
+        &mut self,
+        path: &Path,
+        bytes: &[u8],
+        keys: &[Verifier],
+        findings: &mut Findings,
+    ) {
+        let name = path.display().to_string();
+        let (notes, _) = found(bytes);
+        let own: HashSet<_> = self.kept.iter().map(|kept| kept.signed.hash).collect();
+        if notes.is_empty() && !bytes.is_empty() {
+            let message = "there is no checkpoint in it";
+            findings.add(Finding::new(What::CheckpointMalformed, message).file(&name));
+        }
+        for (at, note) in notes {
+            let offset = at as u64;
+            match open(&note, keys) {
+                Ok(signed) => {
+                    if !own.contains(&signed.hash) {
+                        let message = format!(
+                            "the store has no checkpoint {} of {} records, which was signed at {}",
+                            signed.checkpoint.number,
+                            signed.checkpoint.size,
+                            signed.checkpoint.time
+                        );
+                        let finding = Finding::new(What::CheckpointMissing, message);
+                        findings.add(finding.file(&name).at(offset));
+                    }
+                    self.kept.push(Kept { signed, file: name.clone(), offset });
+                }
+                Err(fault) => {
+                    let finding = Finding::new(unusable(fault), fault.to_string());
+                    findings.add(finding.file(&name).at(offset));
+                }
+            }
+        }
+    }
+
+    /// Sorts them by size; of several that say the same, one is enough.
+    pub fn settle(&mut self) {
+        self.kept.sort_by_key(|kept| kept.signed.checkpoint.size);
+        self.kept.dedup_by(|b, a| {
+            let (a, b) = (&a.signed.checkpoint, &b.signed.checkpoint);
+            a.size == b.size && a.root == b.root && a.last == b.last
+        });
+    }
+}
+
+fn findings_at(findings: &mut Findings, finding: Option<Finding>, at: u64) {
+    if let Some(finding) = finding {
+        findings.add(finding.file(FILE).at(at));
+    }
+}

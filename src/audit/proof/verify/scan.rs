@@ -1,0 +1,523 @@
+//! One way through all records, in order: the chain, the tree, and every checkpoint on the way.
+
+use std::{io, path::Path};
+
+use jiff::Timestamp;
+use rayon::prelude::*;
+
+use super::{
+    Fault, Halt, Head,
+    checkpoint_set::{CheckpointSet, Kept},
+    failed,
+    files::{self, Segment},
+    finding::{Finding, Findings, SignedSize, What},
+    frame_summary::{self, Digest, Leaves, Unread},
+    frames::{Piece, Unit},
+};
+use crate::{
+    maintenance::Cipher,
+    proof::{
+        Frontier, Hash, TILE, Verifier,
+        checkpoint::Checkpoint,
+        pruned_segment::{Part, PrunedSegmentProof},
+    },
+};
+
+/// Frames that are read at once, by all processors.
+const BATCH: usize = 512;
+/// How late a checkpoint may be, in seconds: disks are slow and machines sleep.
+const GRACE: i64 = 600;
+
+/// What came of it.
+pub(super) struct Walked {
+    pub first: u64,
+    pub end: u64,
+    pub records: u64,
+    pub checkpoints: u64,
+    pub signed: Option<SignedSize>,
+    pub findings: Findings,
+    pub notes: Vec<String>,
+}
+
+/// Where the walk is.
+pub(super) struct Scan<'a> {
+    dir: &'a Path,
+    keys: &'a [Verifier],
+    kept: &'a [Kept],
+    newest: Option<&'a Checkpoint>,
+    head: Option<(u64, Hash)>,
+    /// Whether `head` is not there, or empty.
+    headless: bool,
+    cipher: Option<&'a Cipher>,
+    /// Sizes of trees that are asked for within a frame, sorted.
+    wanted: Vec<u64>,
+    /// `seq` of the record to come.
+    next: u64,
+    /// The hash of the record before, where it is known.
+    prev: Option<Hash>,
+    /// The newest time so far.
+    recorded: Timestamp,
+    /// The tree over all records before, where it is known.
+    tree: Option<Frontier>,
+    /// Whether that was made of records, or of a checkpoint that holds.
+    trusted: bool,
+    /// The size of the checkpoint that was to be taken as given.
+    anchor: Option<u64>,
+    /// The checkpoint to come, in `kept`.
+    at: usize,
+    /// Whether something was told that is the reason why records are missing here.
+    explained: bool,
+    /// The newest checkpoint that holds, and whether the one before the next did not.
+    signed: Option<SignedSize>,
+    mismatched: bool,
+    /// The first record behind the newest checkpoint is not older than this.
+    uncovered: Option<Timestamp>,
+    records: u64,
+    checkpoints: u64,
+    /// Checkpoints that could not be held against anything, and those that go with a finding.
+    unchecked: u64,
+    also: u64,
+    findings: Findings,
+    notes: Vec<String>,
+}
+
+impl<'a> Scan<'a> {
+    pub fn new(
+        dir: &'a Path,
+        keys: &'a [Verifier],
+        book: &'a CheckpointSet,
+        head: Head,
+        cipher: Option<&'a Cipher>,
+        findings: Findings,
+    ) -> Self {
+        let headless = matches!(head, Head::Missing);
+        let head = match head {
+            Head::At(seq, hash) => Some((seq, hash)),
+            Head::Start | Head::Damaged | Head::Missing => None,
+        };
+        let sizes = book.kept.iter().map(|kept| kept.signed.checkpoint.size);
+        let mut wanted: Vec<_> = sizes.chain(head.map(|(seq, _)| seq.saturating_add(1))).collect();
+        wanted.sort_unstable();
+        wanted.dedup();
+        Self {
+            dir,
+            keys,
+            kept: &book.kept,
+            newest: book.newest.as_ref().map(|signed| &signed.checkpoint),
+            head,
+            headless,
+            cipher,
+            wanted,
+            next: 0,
+            prev: Some(Hash::ZERO),
+            recorded: Timestamp::MIN,
+            tree: Some(Frontier::default()),
+            trusted: true,
+            anchor: None,
+            at: 0,
+            explained: false,
+            signed: None,
+            mismatched: false,
+            uncovered: None,
+            records: 0,
+            checkpoints: 0,
+            unchecked: 0,
+            also: 0,
+            findings,
+            notes: Vec::new(),
+        }
+    }
+
+    /// Walks from the beginning, or from a checkpoint that is taken as given.
+    pub fn run(mut self, since: Option<&Checkpoint>) -> Result<Walked, Halt> {
+        let segments = files::segments(self.dir).map_err(failed(self.dir))?;
+        let dropped = files::dropped(self.dir).map_err(failed(self.dir))?;
+        // A segment that is just being dropped is in both.
+        let stubs = dropped.into_iter().filter(|first| segments.binary_search(first).is_err());
+        let mut all: Vec<_> = stubs.map(|first| (first, true)).collect();
+        all.extend(segments.iter().map(|first| (*first, false)));
+        all.sort_unstable();
+        let begin = since.map_or(0, |since| self.begin(since, &all));
+        self.pass();
+        let newest = segments.last().copied();
+        for (at, (first, stub)) in all.iter().enumerate() {
+            let end = all.get(at + 1).map_or(u64::MAX, |(next, _)| *next);
+            if end <= begin {
+                continue;
+            }
+            self.gap(*first, None);
+            if *stub {
+                self.stub(*first)?;
+            } else {
+                self.resume(*first);
+                self.segment(*first, newest == Some(*first))?;
+            }
+        }
+        self.finish();
+        let first = since.map_or_else(|| segments.first().copied().unwrap_or(0), |c| c.size);
+        Ok(Walked {
+            first: first.min(self.next),
+            end: self.next,
+            records: self.records,
+            checkpoints: self.checkpoints,
+            signed: self.signed,
+            findings: self.findings,
+            notes: self.notes,
+        })
+    }
+
+    /// Goes to the last place before a checkpoint whose tree is known. What says so need not be
+    /// believed: the checkpoint's root tells.
+    fn begin(&mut self, since: &Checkpoint, all: &[(u64, bool)]) -> u64 {
+        self.anchor = Some(since.size);
+        self.at = self.kept.partition_point(|kept| kept.signed.checkpoint.size < since.size);
+        for (first, _) in all.iter().rev() {
+            let Ok(Some(closed)) = files::closed(self.dir, *first) else { continue };
+            if closed.end <= since.size && closed.tree.size() == closed.end {
+                self.next = closed.end;
+                self.prev = Some(closed.last);
+                self.recorded = closed.ended;
+                self.tree = Some(closed.tree);
+                self.trusted = false;
+                return closed.end;
+            }
+        }
+        0
+    }
+
+    /// Records up to `first` are not there.
+    fn gap(&mut self, first: u64, unit: Option<&Unit>) {
+        if first <= self.next {
+            return;
+        }
+        if !self.explained {
+            let message = if unit.is_some() {
+                format!("the records {} to {} are not there", self.next, first - 1)
+            } else {
+                format!(
+                    "the records {} to {} are not there: no segment has them, and there is no \
+                     proof that retention dropped them",
+                    self.next,
+                    first - 1
+                )
+            };
+            let finding = Finding::new(What::RecordMissing, message).seq(self.next);
+            self.findings.add(match unit {
+                Some(unit) => frame_summary::place(finding, unit),
+                None => finding.file("segments"),
+            });
+        }
+        self.next = first;
+        self.prev = None;
+        self.tree = None;
+        self.explained = false;
+        self.pass();
+    }
+
+    /// Behind damage, goes on with the tree that the segment before says it ended with.
+    fn resume(&mut self, first: u64) {
+        if self.tree.is_some() {
+            return;
+        }
+        let before = files::segments(self.dir).unwrap_or_default();
+        let before = before.iter().rev().find(|begin| **begin < first);
+        let closed = before.and_then(|before| files::closed(self.dir, *before).ok().flatten());
+        if let Some(closed) = closed.filter(|c| c.end == first && c.tree.size() == first) {
+            self.tree = Some(closed.tree);
+            self.trusted = false;
+        }
+    }
+
+    fn stub(&mut self, first: u64) -> Result<(), Halt> {
+        let path = PrunedSegmentProof::path(self.dir, first);
+        let name = format!("dropped/{first:016}.proof");
+        let stub = match PrunedSegmentProof::read(self.dir, first, self.keys) {
+            Ok(Ok(stub)) => stub,
+            Ok(Err(fault)) => {
+                self.findings
+                    .add(Finding::new(What::ProofDamaged, fault.to_string()).file(name).seq(first));
+                self.explained = true;
+                return Ok(());
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Halt::Moved),
+            Err(error) => return Err(failed(&path)(error).into()),
+        };
+        for part in &stub.parts {
+            match (part, &mut self.tree) {
+                (Part::Leaf(leaf), Some(tree)) => {
+                    tree.append(*leaf);
+                    self.prev = Some(*leaf);
+                }
+                (Part::Tile(root), Some(tree)) => {
+                    if tree.append_tile(*root).is_err() {
+                        let message = "a tile stands where none can begin";
+                        let finding = Finding::new(What::ProofMismatch, message);
+                        self.findings.add(finding.file(name.as_str()).seq(self.next));
+                        self.tree = None;
+                    }
+                }
+                (_, None) => {}
+            }
+            self.next += match part {
+                Part::Leaf(_) => 1,
+                Part::Tile(_) => TILE,
+            };
+            self.pass();
+        }
+        self.prev = Some(stub.last);
+        self.recorded = self.recorded.max(stub.ended);
+        Ok(())
+    }
+
+    fn segment(&mut self, first: u64, newest: bool) -> Result<(), Halt> {
+        let opened = Segment::open(self.dir, first).map_err(failed(self.dir))?;
+        let segment = opened.ok_or(Halt::Moved)?;
+        let content = segment.content().map_err(failed(self.dir))?;
+        let found = self.findings.count();
+        for pieces in content.pieces.chunk_by(|a, b| a.unit().is_some() == b.unit().is_some()) {
+            for pieces in pieces.chunks(BATCH) {
+                self.pieces(pieces)?;
+            }
+        }
+        if found == self.findings.count() {
+            self.closed(first);
+        }
+        if let Some(Piece::Damage { source, bytes, .. }) = content.unfinished.filter(|_| newest) {
+            let acknowledged = self.head.is_some_and(|(seq, _)| seq >= self.next);
+            if acknowledged {
+                let finding = Finding::new(What::FrameDamaged, "this is no frame of records");
+                self.findings
+                    .add(finding.file(source.name.as_str()).at(bytes.start).seq(self.next));
+                self.explained = true;
+            } else {
+                self.notes.push(format!(
+                    "{} at byte {}: a commit that was not finished; none of it was acknowledged",
+                    source.name, bytes.start
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Holds what a closed segment says of itself against its records, in which nothing was found:
+    /// the proxy goes by it when it starts.
+    fn closed(&mut self, first: u64) {
+        let says = match files::closed(self.dir, first) {
+            Ok(None) => return,
+            Ok(Some(closed)) => {
+                let Some(tree) = self.tree.as_ref().filter(|_| self.trusted) else { return };
+                if closed.end == self.next && closed.tree == *tree && Some(closed.last) == self.prev
+                {
+                    return;
+                }
+                "it does not say what the records say"
+            }
+            Err(_) => "it can't be read",
+        };
+        let finding = Finding::new(What::IndexMismatch, says);
+        self.findings.add(finding.file(format!("segments/{first:016}/{}", files::CLOSED)));
+    }
+
+    fn pieces(&mut self, pieces: &[Piece]) -> Result<(), Halt> {
+        let mut after = self.next;
+        let mut from = Vec::with_capacity(pieces.len());
+        for unit in pieces.iter().filter_map(Piece::unit) {
+            from.push((unit, unit.first.max(if unit.first < after { after } else { 0 })));
+            after = after.max(unit.records().end);
+        }
+        let digests: Vec<_> = from
+            .par_iter()
+            .map(|(unit, from)| {
+                let again = *from >= unit.records().end;
+                (!again).then(|| Digest::of(unit, *from, &self.wanted, self.cipher))
+            })
+            .collect();
+        for ((unit, _), digest) in from.iter().zip(digests) {
+            match digest {
+                Some(Ok(digest)) => self.frame(unit, digest),
+                Some(Err(Unread::Damaged(why))) => {
+                    let finding = Finding::new(What::FrameDamaged, why).seq(unit.first);
+                    self.findings.add(frame_summary::place(finding, unit));
+                    self.explained = true;
+                }
+                Some(Err(Unread::Sealed(why))) => return Err(Fault::Sealed(why).into()),
+                None => {
+                    let records = unit.records();
+                    let message = format!(
+                        "the records {} to {} stand here again, or behind later ones",
+                        records.start,
+                        records.end - 1
+                    );
+                    let finding = Finding::new(What::RecordMisplaced, message).seq(records.start);
+                    self.findings.add(frame_summary::place(finding, unit));
+                }
+            }
+        }
+        for piece in pieces {
+            if let Piece::Damage { source, bytes, last } = piece {
+                let message = if *last {
+                    "this is no frame of records, and there is none behind it".to_owned()
+                } else {
+                    format!("this is no frame of records, up to byte {}", bytes.end)
+                };
+                let finding = Finding::new(What::FrameDamaged, message).seq(self.next);
+                self.findings.add(finding.file(source.name.as_str()).at(bytes.start));
+                self.explained = true;
+            }
+        }
+        Ok(())
+    }
+
+    fn frame(&mut self, unit: &Unit, digest: Digest) {
+        self.gap(digest.first, Some(unit));
+        self.explained = false;
+        let Digest { first, count, prev, last, begin, ended, leaves, findings } = digest;
+        findings.into_iter().for_each(|finding| self.findings.add(finding));
+        if let (Some(known), Some(named)) = (self.prev, prev)
+            && known != named
+        {
+            self.findings.add(frame_summary::place(frame_summary::broken(first), unit));
+        }
+        if begin != Timestamp::MIN && begin < self.recorded {
+            self.findings
+                .add(frame_summary::place(frame_summary::back(first, begin, self.recorded), unit));
+        }
+        self.recorded = self.recorded.max(ended);
+        self.head_is(first, &leaves, last);
+        match leaves {
+            Leaves::Tile(root) => {
+                let added = self.tree.as_mut().map(|tree| tree.append_tile(root));
+                if matches!(added, Some(Err(_))) {
+                    self.tree = None;
+                }
+                self.next += count;
+                self.pass();
+            }
+            Leaves::Each(hashes) => {
+                for hash in hashes {
+                    if let Some(tree) = &mut self.tree {
+                        tree.append(hash);
+                    }
+                    self.next += 1;
+                    self.pass();
+                }
+            }
+        }
+        self.records += count;
+        self.prev = Some(last);
+        if self.uncovered.is_none() && self.newest.is_some_and(|newest| newest.size < self.next) {
+            self.uncovered = Some(ended);
+        }
+    }
+
+    /// Holds the record that was acknowledged last against its hash.
+    fn head_is(&mut self, first: u64, leaves: &Leaves, last: Hash) {
+        let Some((seq, hash)) = self.head else { return };
+        let Some(at) = seq.checked_sub(first) else { return };
+        let found = match leaves {
+            Leaves::Tile(_) => (at == TILE - 1).then_some(last),
+            Leaves::Each(hashes) => usize::try_from(at).ok().and_then(|at| hashes.get(at)).copied(),
+        };
+        if found.is_some_and(|found| found != hash) {
+            let message =
+                "this is not the record that was acknowledged, of which `head` has the hash";
+            self.findings.add(Finding::new(What::HeadMismatch, message).file("head").seq(seq));
+        }
+    }
+
+    /// Holds the checkpoints up to here against the tree.
+    fn pass(&mut self) {
+        while let Some(kept) =
+            self.kept.get(self.at).filter(|k| k.signed.checkpoint.size <= self.next)
+        {
+            self.at += 1;
+            let checkpoint = &kept.signed.checkpoint;
+            let tree = self.tree.as_ref().filter(|tree| tree.size() == checkpoint.size);
+            match tree.map(|tree| tree.root() == checkpoint.root) {
+                Some(true) => {
+                    self.checkpoints += 1;
+                    self.trusted = true;
+                    self.mismatched = false;
+                    self.signed = Some(SignedSize { size: checkpoint.size, time: checkpoint.time });
+                }
+                Some(false) if self.trusted || self.anchor == Some(checkpoint.size) => {
+                    self.checkpoints += 1;
+                    // One finding is enough for all that a change spoils.
+                    if std::mem::replace(&mut self.mismatched, true) {
+                        self.also += 1;
+                    } else {
+                        self.findings.add(mismatch(kept, self.signed.as_ref()));
+                    }
+                }
+                Some(false) | None => self.unchecked += 1,
+            }
+        }
+    }
+
+    fn finish(&mut self) {
+        let beyond = self.kept.get(self.at..).unwrap_or_default();
+        if let Some(kept) = beyond.last() {
+            let Checkpoint { size, time, number, .. } = &kept.signed.checkpoint;
+            let message = format!(
+                "the log ends before record {}, and checkpoint {number} of {size} records was \
+                 signed at {time}",
+                self.next
+            );
+            let finding = Finding::new(What::TailCut, message).seq(self.next);
+            self.findings.add(finding.file(kept.file.as_str()).at(kept.offset));
+        } else if let Some((seq, _)) = self.head.filter(|(seq, _)| *seq >= self.next)
+            && !self.explained
+        {
+            let message = format!(
+                "the log ends before record {}, and record {seq} was acknowledged",
+                self.next
+            );
+            self.findings.add(Finding::new(What::TailCut, message).file("head").seq(self.next));
+        }
+        if self.headless && self.next > 0 {
+            let message = "it is not there, or empty: whether records behind the newest checkpoint \
+                           were cut off can't be told";
+            self.findings.add(Finding::new(What::HeadMissing, message).file("head"));
+        }
+        if self.also > 0 {
+            self.notes
+                .push(format!("{} more checkpoints do not hold for the same reason", self.also));
+        }
+        if self.unchecked > 0 {
+            self.notes.push(format!(
+                "{} checkpoints could not be checked: hashes of records before them are gone",
+                self.unchecked
+            ));
+        }
+        self.overdue();
+    }
+
+    /// A checkpoint says when another one will be there; the log must not go on without.
+    fn overdue(&mut self) {
+        let (Some(newest), Some(since)) = (self.newest, self.uncovered) else { return };
+        let since = since.max(newest.time);
+        let late = self.recorded.as_second().saturating_sub(since.as_second());
+        let due = i64::try_from(newest.next.time.as_secs()).unwrap_or(i64::MAX);
+        if late > due.saturating_add(GRACE) {
+            let message = format!(
+                "no checkpoint was made after {since}, and records until {}: checkpoints were \
+                 removed, or the log of the proxy says why none could be made",
+                self.recorded
+            );
+            let finding = Finding::new(What::CheckpointOverdue, message);
+            self.findings.add(finding.file(super::CHECKPOINTS).seq(newest.size));
+        }
+    }
+}
+
+fn mismatch(kept: &Kept, good: Option<&SignedSize>) -> Finding {
+    let Checkpoint { size, time, number, .. } = &kept.signed.checkpoint;
+    let from = good.map_or(0, |good| good.size);
+    let message = format!(
+        "the first {size} records are not those for which checkpoint {number} was signed at \
+         {time}: one of the records {from} to {} was changed",
+        size.saturating_sub(1)
+    );
+    let finding = Finding::new(What::RootMismatch, message).seq(from);
+    finding.file(kept.file.as_str()).at(kept.offset)
+}

@@ -1,0 +1,567 @@
+//! What is known of many records without reading them: counts by value, times, sizes. A block of
+//! the store has one; those of whole blocks are merged, so that a summary of a day reads only its
+//! edges.
+
+use std::collections::BTreeMap;
+
+use hdrhistogram::Histogram;
+use jiff::Timestamp;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+
+use crate::{
+    record::{Decision, Kind},
+    store::{
+        decision,
+        index_terms::{Facts, Field},
+        kind,
+    },
+};
+
+/// Values of a field that are kept when there are too many. Twice as many may be held.
+const VALUES: usize = 2000;
+/// Servers whose times are kept apart.
+const SERVERS: usize = 64;
+/// Slots of a timeline before their width is doubled.
+const SLOTS: usize = 1500;
+
+/// How many, and how many of them were refused.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Count {
+    /// All of them.
+    pub all: u64,
+    /// Those with the decision `refused`.
+    pub refused: u64,
+}
+
+impl Count {
+    fn add(&mut self, other: Self) {
+        self.all = self.all.saturating_add(other.all);
+        self.refused = self.refused.saturating_add(other.refused);
+    }
+}
+
+/// Counts by value. Where values are too many (a client can invent names of tools), the rarest are
+/// counted together.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(bound(serialize = "K: Serialize", deserialize = "K: Deserialize<'de>"))]
+pub struct Counts<K: Ord = String> {
+    #[serde(with = "pairs")]
+    by: BTreeMap<K, Count>,
+    others: Count,
+    /// Whether there are values that are not in `by`.
+    cut: bool,
+}
+
+/// Maps as lists of pairs: JSON has no keys but texts.
+mod pairs {
+    use super::*;
+
+    pub fn serialize<K: Serialize, S: Serializer>(
+        map: &BTreeMap<K, Count>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(map)
+    }
+
+    pub fn deserialize<'de, K: Deserialize<'de> + Ord, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<BTreeMap<K, Count>, D::Error> {
+        Vec::deserialize(deserializer).map(BTreeMap::from_iter)
+    }
+}
+
+impl<K: Ord + Clone> Counts<K> {
+    pub(super) fn add(&mut self, value: K, count: Count) {
+        self.by.entry(value).or_default().add(count);
+        if self.by.len() > 2 * VALUES {
+            self.cut();
+        }
+    }
+
+    fn cut(&mut self) {
+        let mut sizes: Vec<u64> = self.by.values().map(|count| count.all).collect();
+        let (_, &mut least, _) = sizes.select_nth_unstable_by(VALUES, |a, b| b.cmp(a));
+        let mut kept = VALUES;
+        self.cut = true;
+        let (by, others) = (&mut self.by, &mut self.others);
+        by.retain(|_, count| {
+            let keep = count.all >= least && kept > 0;
+            if keep {
+                kept -= 1;
+            } else {
+                others.add(*count);
+            }
+            keep
+        });
+    }
+
+    fn merge(&mut self, other: &Self) {
+        for (value, count) in &other.by {
+            match self.by.get_mut(value) {
+                Some(mine) => mine.add(*count),
+                None => self.add(value.clone(), *count),
+            }
+        }
+        self.others.add(other.others);
+        self.cut |= other.cut;
+    }
+
+    /// Every value that any of the records has, those with a count of nothing included; `None`
+    /// where not all are known.
+    pub(super) fn values(&self) -> Option<impl Iterator<Item = &K>> {
+        (!self.cut).then(|| self.by.keys())
+    }
+
+    /// The counts by value, in the order of values.
+    pub fn iter(&self) -> impl Iterator<Item = (&K, Count)> {
+        self.by.iter().map(|(value, count)| (value, *count))
+    }
+
+    /// What was counted of values that are not kept apart.
+    pub fn others(&self) -> Count {
+        self.others
+    }
+
+    /// The count of one value, as far as it is kept apart.
+    pub fn get(&self, value: &K) -> Count {
+        self.by.get(value).copied().unwrap_or_default()
+    }
+
+    /// The most frequent values, and what was counted of all others.
+    pub fn top(&self, most: usize) -> (Vec<(&K, Count)>, Count) {
+        let mut all: Vec<_> = self.iter().filter(|(_, count)| count.all > 0).collect();
+        all.sort_by(|(a, x), (b, y)| y.all.cmp(&x.all).then_with(|| a.cmp(b)));
+        let rest = all.split_off(most.min(all.len()));
+        let mut others = self.others;
+        rest.into_iter().for_each(|(_, count)| others.add(count));
+        (all, others)
+    }
+
+    /// How many values there are, as far as they are kept apart.
+    pub fn len(&self) -> usize {
+        self.by.values().filter(|count| count.all > 0).count()
+    }
+
+    /// Whether nothing was counted.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0 && self.others == Count::default()
+    }
+}
+
+/// How long things took, in microseconds, to two significant digits.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Times(Option<Histogram<u32>>);
+
+/// Longer times are counted as this one: a day.
+const LONGEST: u64 = 86_400_000_000;
+
+impl Times {
+    fn record(&mut self, micros: u64, times: u32) {
+        if self.0.is_none() {
+            // Grows with what is recorded. Two digits are a number of digits that it can have.
+            self.0 = Histogram::new(2).ok();
+        }
+        if let Some(histogram) = &mut self.0 {
+            // It has no bound that this could be beyond.
+            let _ = histogram.record_n(micros.clamp(1, LONGEST), times);
+        }
+    }
+
+    fn merge(&mut self, other: &Self) {
+        match (&mut self.0, &other.0) {
+            (Some(mine), Some(other)) => {
+                // As above.
+                let _ = mine.add(other);
+            }
+            (None, Some(other)) => self.0 = Some(other.clone()),
+            (_, None) => {}
+        }
+    }
+
+    /// How many were measured.
+    pub fn count(&self) -> u64 {
+        self.0.as_ref().map_or(0, Histogram::len)
+    }
+
+    /// The least and the most, no closer together than they were.
+    pub(super) fn range(&self) -> Option<(u64, u64)> {
+        let histogram = self.0.as_ref().filter(|histogram| !histogram.is_empty())?;
+        let most = histogram.max();
+        let most = if most >= LONGEST { u64::MAX } else { most };
+        // A time of nothing is counted as one microsecond.
+        let least = if histogram.min() <= 1 { 0 } else { histogram.min() };
+        Some((least, most))
+    }
+
+    /// The microseconds within which this share of them was done.
+    pub fn quantile(&self, share: f64) -> Option<u64> {
+        let histogram = self.0.as_ref()?;
+        Some(histogram.value_at_quantile(share).min(histogram.max()))
+    }
+}
+
+/// Written as steps: how far up from the value before, and how many.
+impl Serialize for Times {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut before = 0;
+        let recorded = self.0.iter().flat_map(|histogram| histogram.iter_recorded());
+        let steps: Vec<(u64, u32)> = recorded
+            .map(|step| {
+                let up = step.value_iterated_to() - before;
+                before = step.value_iterated_to();
+                (up, step.count_at_value())
+            })
+            .collect();
+        steps.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Times {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut times = Self::default();
+        let mut value: u64 = 0;
+        for (up, count) in Vec::<(u64, u32)>::deserialize(deserializer)? {
+            value = value.saturating_add(up);
+            times.record(value, count);
+        }
+        Ok(times)
+    }
+}
+
+/// Counts by time. Begins with a slot a minute and doubles their width where they become too many.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Timeline {
+    /// A slot is two to this power minutes wide.
+    #[serde(deserialize_with = "power")]
+    power: u8,
+    /// By the number of the slot since 1970.
+    slots: BTreeMap<u32, Count>,
+}
+
+impl Timeline {
+    pub(super) fn add(&mut self, at: Timestamp, count: Count) {
+        let minute = u32::try_from(at.as_second().max(0) / 60).unwrap_or(u32::MAX);
+        self.slots.entry(minute >> self.power).or_default().add(count);
+        self.widen(self.power);
+    }
+
+    fn merge(&mut self, other: &Self) {
+        self.widen(other.power);
+        let shift = self.power - other.power;
+        for (slot, count) in &other.slots {
+            self.slots.entry(slot >> shift).or_default().add(*count);
+        }
+        self.widen(self.power);
+    }
+
+    /// Makes slots at least this wide, and so wide that they are not too many.
+    fn widen(&mut self, least: u8) {
+        while self.power < least || (self.slots.len() > SLOTS && self.power < WIDEST) {
+            self.power += 1;
+            for (slot, count) in std::mem::take(&mut self.slots) {
+                self.slots.entry(slot >> 1).or_default().add(count);
+            }
+        }
+    }
+
+    /// The seconds of a slot.
+    pub fn width(&self) -> i64 {
+        60 << self.power
+    }
+
+    /// The beginning of each slot that has records, in seconds since 1970, and how many it has.
+    pub fn iter(&self) -> impl Iterator<Item = (i64, Count)> {
+        self.slots.iter().map(|(slot, count)| (i64::from(*slot) * self.width(), *count))
+    }
+}
+
+/// The power at which all time since 1970 is one slot.
+const WIDEST: u8 = 31;
+
+fn power<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u8, D::Error> {
+    let power = u8::deserialize(deserializer)?;
+    if power > WIDEST {
+        return Err(D::Error::custom("a timeline with slots of more than all time"));
+    }
+    Ok(power)
+}
+
+/// What is known of many records. Only `kinds`, `events`, `summarized` and the sizes count every
+/// record. All else counts decisions on messages, each once: by its outcome or its refusal, not by
+/// its intent, and not by events.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Aggregates {
+    pub(super) records: u64,
+    pub(super) kinds: Counts,
+    pub(super) principals: Counts,
+    pub(super) servers: Counts,
+    /// By server and name.
+    pub(super) tools: Counts<(String, String)>,
+    pub(super) methods: Counts,
+    pub(super) decisions: Counts,
+    pub(super) codes: Counts,
+    pub(super) rules: Counts,
+    pub(super) labels: Counts,
+    pub(super) events: Counts,
+    /// Refusals that have no records of their own, by code.
+    pub(super) summarized: Counts,
+    pub(super) total: Times,
+    /// The part of it that the servers took.
+    pub(super) server: Times,
+    pub(super) by_server: BTreeMap<String, Times>,
+    pub(super) request_bytes: u64,
+    pub(super) response_bytes: u64,
+    pub(super) timeline: Timeline,
+}
+
+impl Aggregates {
+    /// Decisions by what was decided.
+    pub fn decisions(&self) -> &Counts {
+        &self.decisions
+    }
+
+    /// Counts a record.
+    pub(crate) fn add(&mut self, recorded: Timestamp, facts: &Facts) {
+        let first = |wanted| facts.term(wanted);
+        let decided = first(Field::Decision);
+        let refused = decided == Some(decision(Decision::Refused));
+        let one = Count { all: 1, refused: u64::from(refused) };
+        self.records += 1;
+        self.request_bytes = self.request_bytes.saturating_add(facts.request_bytes.unwrap_or(0));
+        let decides = [Kind::Outcome, Kind::Refused].map(kind).map(Some);
+        let decides = decides.contains(&first(Field::Kind));
+        if let Some(kind) = first(Field::Kind) {
+            self.kinds.add(kind.to_owned(), one);
+        }
+        if let (Some(count), Some(code)) = (facts.summarized, first(Field::Code)) {
+            self.summarized.add(code.to_owned(), Count { all: count, refused: count });
+        }
+        // The values of other records are to be known all the same.
+        let counted = if decides { one } else { Count::default() };
+        self.response_bytes = self.response_bytes.saturating_add(facts.response_bytes.unwrap_or(0));
+        for (field, value) in &facts.terms {
+            let counts = match field {
+                Field::Principal => &mut self.principals,
+                Field::Server => &mut self.servers,
+                Field::Method => &mut self.methods,
+                Field::Decision => &mut self.decisions,
+                Field::Code => &mut self.codes,
+                Field::Rule => &mut self.rules,
+                Field::Event => {
+                    self.events.add(value.clone(), one);
+                    continue;
+                }
+                Field::Label => &mut self.labels,
+                Field::Tool => {
+                    let server = first(Field::Server).unwrap_or_default().to_owned();
+                    self.tools.add((server, value.clone()), counted);
+                    continue;
+                }
+                Field::Kind | Field::Id | Field::Trace | Field::Session | Field::Target => continue,
+            };
+            counts.add(value.clone(), counted);
+        }
+        if decides {
+            self.add_times(facts);
+            self.timeline.add(recorded, one);
+        }
+    }
+
+    /// Measures a record's times.
+    pub(super) fn add_times(&mut self, facts: &Facts) {
+        if let Some(micros) = facts.total_us {
+            self.total.record(micros, 1);
+        }
+        if let Some(micros) = facts.server_us {
+            self.server.record(micros, 1);
+            if let Some(name) = facts.term(Field::Server) {
+                if let Some(times) = self.by_server.get_mut(name) {
+                    times.record(micros, 1);
+                } else if self.by_server.len() < SERVERS {
+                    self.by_server.entry(name.to_owned()).or_default().record(micros, 1);
+                }
+            }
+        }
+    }
+
+    /// Counts what another counted, too.
+    pub fn merge(&mut self, other: &Self) {
+        self.records = self.records.saturating_add(other.records);
+        for (mine, other) in [
+            (&mut self.kinds, &other.kinds),
+            (&mut self.principals, &other.principals),
+            (&mut self.servers, &other.servers),
+            (&mut self.methods, &other.methods),
+            (&mut self.decisions, &other.decisions),
+            (&mut self.codes, &other.codes),
+            (&mut self.rules, &other.rules),
+            (&mut self.labels, &other.labels),
+            (&mut self.events, &other.events),
+            (&mut self.summarized, &other.summarized),
+        ] {
+            mine.merge(other);
+        }
+        self.tools.merge(&other.tools);
+        self.total.merge(&other.total);
+        self.server.merge(&other.server);
+        for (name, times) in &other.by_server {
+            if let Some(mine) = self.by_server.get_mut(name) {
+                mine.merge(times);
+            } else if self.by_server.len() < SERVERS {
+                self.by_server.insert(name.clone(), times.clone());
+            }
+        }
+        self.request_bytes = self.request_bytes.saturating_add(other.request_bytes);
+        self.response_bytes = self.response_bytes.saturating_add(other.response_bytes);
+        self.timeline.merge(&other.timeline);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(1_795_248_000 + second).unwrap()
+    }
+
+    fn facts(terms: &[(Field, &str)]) -> Facts {
+        let terms = terms.iter().map(|(field, value)| (*field, (*value).to_owned())).collect();
+        Facts { terms, ..Facts::default() }
+    }
+
+    fn call(client: &str, tool: &str, micros: u64) -> Facts {
+        let terms = [
+            (Field::Kind, "outcome"),
+            (Field::Principal, client),
+            (Field::Server, "notes"),
+            (Field::Tool, tool),
+            (Field::Decision, "allowed"),
+        ];
+        Facts { total_us: Some(micros), server_us: Some(micros / 2), ..facts(&terms) }
+    }
+
+    #[test]
+    fn a_decision_is_counted_once() {
+        let mut tally = Aggregates::default();
+        let intent = [(Field::Kind, "intent"), (Field::Principal, "dev")];
+        tally.add(at(0), &Facts { request_bytes: Some(41), ..facts(&intent) });
+        tally.add(at(1), &Facts { response_bytes: Some(7), ..call("dev", "read", 2000) });
+        let refused = [
+            (Field::Kind, "refused"),
+            (Field::Principal, "dev"),
+            (Field::Decision, "refused"),
+            (Field::Code, "policy-denied"),
+            (Field::Rule, "no-destructive"),
+        ];
+        tally.add(at(60), &facts(&refused));
+        let event = [
+            (Field::Kind, "event"),
+            (Field::Event, "refusals-summarized"),
+            (Field::Principal, "dev"),
+            (Field::Server, "notes"),
+            (Field::Decision, "refused"),
+            (Field::Code, "malformed"),
+        ];
+        tally.add(at(61), &Facts { summarized: Some(900), ..facts(&event) });
+        assert_eq!(tally.records, 4);
+        assert_eq!(tally.servers.get(&"notes".into()), Count { all: 1, refused: 0 });
+        assert_eq!(tally.summarized.get(&"malformed".into()), Count { all: 900, refused: 900 });
+        assert_eq!(tally.codes.get(&"malformed".into()), Count::default());
+        assert_eq!(tally.principals.get(&"dev".into()), Count { all: 2, refused: 1 });
+        assert_eq!(tally.rules.get(&"no-destructive".into()), Count { all: 1, refused: 1 });
+        assert_eq!(tally.kinds.get(&"intent".into()).all, 1);
+        assert_eq!(tally.events.get(&"refusals-summarized".into()).all, 1);
+        assert_eq!(tally.tools.get(&("notes".into(), "read".into())).all, 1);
+        assert_eq!((tally.request_bytes, tally.response_bytes), (41, 7));
+        let slots: Vec<_> = tally.timeline.iter().map(|(slot, count)| (slot, count.all)).collect();
+        assert_eq!(slots, [(1_795_248_000, 1), (1_795_248_060, 1)]);
+    }
+
+    #[test]
+    fn times_have_quantiles() {
+        let mut tally = Aggregates::default();
+        for micros in 1..=1000 {
+            tally.add(at(0), &call("dev", "read", micros * 1000));
+        }
+        for (share, micros) in [(0.5, 500_000.0), (0.99, 990_000.0), (1.0, 1_000_000.0)] {
+            let found = tally.total.quantile(share).unwrap() as f64;
+            assert!((found / micros - 1.0).abs() < 0.01, "{share}: {found}");
+        }
+        assert_eq!(tally.by_server["notes"].count(), 1000);
+        assert_eq!(Times::default().quantile(0.5), None);
+    }
+
+    #[test]
+    fn names_that_a_client_invents_do_not_displace_those_in_use() {
+        let mut tally = Aggregates::default();
+        let mut calls = 0;
+        for round in 0..10 {
+            let mut block = Aggregates::default();
+            for n in 0..1500 {
+                block.add(at(n), &call("evil", &format!("tool-{round}-{n}"), 1));
+                block.add(at(n), &call("dev", "read", 1));
+                calls += 2;
+            }
+            tally.merge(&block);
+        }
+        assert_eq!(tally.tools.get(&("notes".into(), "read".into())).all, 15_000);
+        assert!(tally.tools.iter().count() <= 2 * VALUES);
+        let kept: u64 = tally.tools.iter().map(|(_, count)| count.all).sum();
+        assert_eq!(kept + tally.tools.others().all, calls);
+    }
+
+    #[test]
+    fn a_timeline_of_years_is_bounded() {
+        let mut timeline = Timeline::default();
+        for hour in 0..30_000 {
+            timeline.add(at(hour * 3600), Count { all: 1, refused: 0 });
+        }
+        assert!(timeline.slots.len() <= SLOTS);
+        assert_eq!(timeline.iter().map(|(_, count)| count.all).sum::<u64>(), 30_000);
+        let mut other = Timeline::default();
+        other.add(at(0), Count { all: 5, refused: 0 });
+        other.merge(&timeline);
+        assert_eq!(other.iter().next().map(|(_, count)| count.all), {
+            let first = timeline.iter().next();
+            first.map(|(_, count)| count.all + 5)
+        });
+    }
+
+    fn records() -> impl Strategy<Value = Vec<(u8, u8, u64, u32)>> {
+        proptest::collection::vec(
+            (0..5_u8, 0..5_u8, 0..10_000_000_000_u64, 0..1_000_000_u32),
+            0..60,
+        )
+    }
+
+    fn tally(records: &[(u8, u8, u64, u32)]) -> Aggregates {
+        let mut tally = Aggregates::default();
+        for (client, tool, micros, second) in records {
+            let facts = call(&format!("c{client}"), &format!("t{tool}"), *micros);
+            tally.add(at(i64::from(*second)), &facts);
+        }
+        tally
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn merged_parts_are_the_whole(records in records(), cut in any::<prop::sample::Index>()) {
+            let (left, right) = records.split_at(cut.index(records.len() + 1));
+            let mut merged = tally(left);
+            merged.merge(&tally(right));
+            prop_assert_eq!(merged, tally(&records));
+        }
+
+        #[test]
+        fn a_tally_is_stored_as_it_is(records in records()) {
+            let tally = tally(&records);
+            let bytes = postcard::to_allocvec(&tally).unwrap();
+            prop_assert_eq!(postcard::from_bytes::<Aggregates>(&bytes).unwrap(), tally);
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! How much is kept of a text, and that its secrets are taken out before it is cut.
+
+use super::{
+    Omission,
+    v1::{Record, Target},
+};
+
+// Most that is kept of a text, in bytes as JSON writes it.
+pub(super) const NAME: usize = 256;
+pub(super) const URI: usize = 512;
+pub(super) const WORDS: usize = 512;
+pub(super) const DETAIL: usize = 1024;
+pub(super) const LABEL: usize = 64;
+/// Bytes that are kept of a text beyond its limit until secrets are taken out of it: as long as a
+/// secret of the vault may be, so that no cut keeps the first part of one.
+const MARGIN: usize = 64 << 10;
+
+impl Record {
+    /// Passes every text that a client, a server or a fault chose through `scrub`, and only then
+    /// clips it: of a secret that a cut went through, the first part would be kept.
+    pub(crate) fn settle(&mut self, scrub: Option<&dyn Fn(&mut String)>) {
+        let change = |text: &mut String, most| {
+            // The constructors cut here, at the latest three bytes before for a whole character.
+            let cut = text.len() + 3 >= most + MARGIN;
+            if let Some(scrub) = scrub {
+                scrub(text);
+            }
+            if cut {
+                // The last of what is left can be the first part of a secret, and what was taken
+                // out before can have moved it to below the limit.
+                text.truncate(text.floor_char_boundary(text.len().saturating_sub(MARGIN)));
+                text.push('…');
+            }
+            *text = clip(text, most);
+        };
+        if let Self::Event(event) = self {
+            event.what.texts(|text| change(text, WORDS));
+        }
+        let mut lacks = Vec::new();
+        if let Some(call) = self.call_mut() {
+            let before = (call.method.clone(), call.target.clone());
+            call.method.iter_mut().for_each(|method| change(method, NAME));
+            call.trace.iter_mut().for_each(|trace| change(trace, LABEL));
+            match &mut call.target {
+                Some(Target::Tool(name) | Target::Prompt(name)) => change(name, NAME),
+                Some(Target::Resource(uri)) => change(uri, URI),
+                None => {}
+            }
+            if before.0 != call.method {
+                lacks.push(Omission::Method);
+            }
+            if before.1 != call.target {
+                lacks.push(Omission::Target);
+            }
+            call.labels = std::mem::take(&mut call.labels)
+                .into_iter()
+                .map(|mut label| {
+                    change(&mut label, LABEL);
+                    label
+                })
+                .collect();
+        }
+        if let Some(asked) = self.asked_mut() {
+            let labels = asked.labels.clone();
+            asked.labels = std::mem::take(&mut asked.labels)
+                .into_iter()
+                .map(|mut label| {
+                    change(&mut label, LABEL);
+                    label
+                })
+                .collect();
+            if labels != asked.labels {
+                lacks.push(Omission::Labels);
+            }
+            asked.lacks.extend(lacks);
+        }
+        let refusal = match self {
+            Self::Outcome(outcome) => outcome.refusal.as_mut(),
+            Self::Refused(refused) => Some(&mut refused.refusal),
+            Self::Intent(_) | Self::Event(_) => None,
+        };
+        if let Some(refusal) = refusal {
+            change(&mut refusal.message, WORDS);
+            refusal.detail.iter_mut().for_each(|detail| change(detail, DETAIL));
+        }
+        if let Some(grounds) = self.grounds_mut() {
+            for finding in &mut grounds.findings {
+                change(&mut finding.message, WORDS);
+            }
+        }
+    }
+}
+
+/// The URI without user, query, fragment and inline data.
+pub fn bare_uri(uri: &str) -> String {
+    let end = if uri.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("data:")) {
+        uri.find(',')
+    } else {
+        uri.find(['?', '#'])
+    };
+    let bare = &uri[..end.unwrap_or(uri.len())];
+    if let Some((scheme, rest)) = bare.split_once("://") {
+        let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        if let Some((_, host)) = authority.rsplit_once('@') {
+            return format!("{scheme}://{host}{path}");
+        }
+    }
+    bare.to_owned()
+}
+
+/// The beginning of a text that has all that will be kept of it, and [`MARGIN`].
+pub(super) fn bound(text: &str, most: usize) -> String {
+    text[..text.floor_char_boundary(most + MARGIN)].to_owned()
+}
+
+/// A text in words, cut to what a record takes of one.
+pub fn clip_words(text: &str) -> String {
+    clip(text, WORDS)
+}
+
+/// The beginning of a text that takes at most `most` bytes as JSON, with `…` where it was cut.
+pub(super) fn clip(text: &str, most: usize) -> String {
+    let mut bytes = 0;
+    for (at, c) in text.char_indices() {
+        bytes += match c {
+            '"' | '\\' => 2,
+            c if c.is_ascii_control() => 6,
+            c => c.len_utf8(),
+        };
+        if bytes > most {
+            return format!("{}…", &text[..at]);
+        }
+    }
+    text.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use portcullis_test_support::exchange;
+
+    use crate::{DigestKey, Intent, Ruling};
+    use portcullis_protocol::exchange;
+
+    #[test]
+    fn a_uri_is_recorded_without_what_can_hold_secrets() {
+        for (uri, bare) in [
+            ("file:///srv/a.txt", "file:///srv/a.txt"),
+            ("https://u:p@host/x?token=1#f", "https://host/x"),
+            ("https://host", "https://host"),
+            ("https://u@host#x@y/z", "https://host"),
+            ("data:text/plain,hello", "data:text/plain"),
+            ("notes:today?x", "notes:today"),
+            ("é", "é"),
+        ] {
+            assert_eq!(bare_uri(uri), bare);
+        }
+    }
+
+    #[test]
+    fn texts_are_clipped_at_characters() {
+        assert_eq!(clip("ab", 2), "ab");
+        assert_eq!(clip("äöü", 4), "äö…");
+        assert_eq!(clip("\u{1}\u{1}", 6), "\u{1}…");
+    }
+
+    #[test]
+    fn secrets_are_taken_out_before_a_text_is_clipped() {
+        let secret = ["S3", "CR3T"].concat();
+        let scrub = |text: &mut String| *text = text.replace(&secret, "[x]");
+        let of = |name: &str| {
+            let exchange = exchange(|exchange| {
+                exchange.target = exchange::Target::Tool { name: name.into(), tool: None };
+            });
+            let key = DigestKey::for_tests();
+            let mut record = Record::from(Intent::of(&exchange, Ruling::default(), &key));
+            record.settle(Some(&scrub));
+            match record.call().and_then(|call| call.target.clone()) {
+                Some(Target::Tool(name)) => name,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(of("short"), "short");
+        // Around the limit, and around the place where the text is cut before.
+        for at in [NAME, NAME + MARGIN] {
+            for before in at - 10..at + 4 {
+                let name = of(&format!("{}{secret}", "a".repeat(before)));
+                assert!(!name.contains("S3"), "{before}: {name}");
+                assert!(name.len() <= NAME + '…'.len_utf8(), "{before}: {}", name.len());
+            }
+        }
+        // What is taken out moves what follows to the front.
+        let name = of(&secret.repeat((NAME + MARGIN) / secret.len() + 1));
+        assert!(!name.contains("S3]") && !name.contains("]S"), "{name}");
+    }
+}

@@ -1,0 +1,528 @@
+//! All segments of a store: what is sealed, what still grows, and views of both.
+
+mod mark;
+mod view;
+
+use std::{
+    fs::{self, DirBuilder},
+    io,
+    os::unix::fs::DirBuilderExt as _,
+    path::Path,
+    sync::{Arc, Weak},
+};
+
+use jiff::Timestamp;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use super::{
+    BLOCK,
+    block::Growing,
+    fault::Fault,
+    segment::{Closed, Found, Loss, Mode, Segment, Tools, Trust, Wal},
+};
+use crate::{
+    digest::DigestKey,
+    maintenance::Cipher,
+    proof::{Frontier, Hash},
+};
+
+pub(super) use mark::HeadFile;
+use mark::read_head;
+pub(crate) use view::View;
+
+/// Old segments kept open for queries.
+const OPEN: usize = 8;
+
+/// Makes a folder that only its owner can enter, and those above it where they are missing. It is
+/// still there after a power cut.
+pub(crate) fn private_dir(dir: &Path) -> io::Result<()> {
+    let missing = |dir: &&Path| !dir.as_os_str().is_empty() && !dir.exists();
+    let made: Vec<_> = dir.ancestors().take_while(missing).collect();
+    DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    // A name is only as durable as the folder that it stands in.
+    for above in made.into_iter().filter_map(Path::parent) {
+        let above = if above.as_os_str().is_empty() { Path::new(".") } else { above };
+        fs::File::open(above)?.sync_all()?;
+    }
+    Ok(())
+}
+
+/// The time of microseconds since 1970.
+pub(crate) fn time(micros: u64) -> Timestamp {
+    i64::try_from(micros)
+        .ok()
+        .and_then(|micros| Timestamp::from_microsecond(micros).ok())
+        .unwrap_or(Timestamp::MAX)
+}
+
+/// The microseconds since 1970 of a time.
+pub(crate) fn stamp(time: Timestamp) -> u64 {
+    u64::try_from(time.as_microsecond()).unwrap_or(0)
+}
+
+/// The durable end of the log.
+#[derive(Debug, Clone)]
+pub(crate) struct Head {
+    /// The tree over all records.
+    pub tree: Frontier,
+    /// The hash of the last one.
+    pub last: Hash,
+    /// When it was written.
+    pub recorded: Timestamp,
+}
+
+/// What is known of a segment without reading it.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct SegmentInfo {
+    /// `seq` of its first record.
+    pub first: u64,
+    /// `seq` after its last one.
+    pub end: u64,
+    /// When its first record was written, once it is closed.
+    pub began: Option<Timestamp>,
+    /// When its last record was written.
+    pub ended: Timestamp,
+    /// Whether it takes no more records.
+    pub closed: bool,
+    /// The folder.
+    pub path: std::path::PathBuf,
+}
+
+/// A segment, open or not.
+struct Slot {
+    first: u64,
+    closed: Mutex<Option<Closed>>,
+    open: Mutex<Held>,
+}
+
+/// A segment as a slot holds it.
+#[derive(Default)]
+struct Held {
+    open: Option<Arc<Segment>>,
+    /// One that was given up and that a view may still read: sled lets nobody open it twice.
+    given_up: Weak<Segment>,
+}
+
+impl Held {
+    fn give_up(&mut self) {
+        if let Some(segment) = self.open.take() {
+            self.given_up = Arc::downgrade(&segment);
+        }
+    }
+}
+
+impl Slot {
+    fn new(first: u64, closed: Option<Closed>) -> Arc<Self> {
+        Arc::new(Self { first, closed: Mutex::new(closed), open: Mutex::default() })
+    }
+}
+
+/// The segments of one store.
+pub(crate) struct SegmentSet {
+    tools: Arc<Tools>,
+    inner: Mutex<Inner>,
+    ends: watch::Sender<u64>,
+    /// The tree before the first segment, where that was not closed when the store was opened.
+    base: Option<Frontier>,
+    /// What could not be read when the store was opened.
+    damage: Vec<String>,
+}
+
+struct Inner {
+    slots: Arc<Vec<Arc<Slot>>>,
+    /// Blocks in memory, in order; the last may still grow.
+    growing: Vec<Arc<Growing>>,
+    /// `seq` after the last sealed record.
+    sealed: u64,
+    head: Head,
+    /// First records of old segments that were opened, the latest at the end.
+    opened: Vec<u64>,
+}
+
+/// What a shelf is opened by.
+pub(crate) struct Opening<'a> {
+    pub key: DigestKey,
+    pub cipher: Option<Arc<Cipher>>,
+    /// Only with [`Mode::Write`] may the files of records change.
+    pub mode: Mode,
+    /// Whether closed segments are believed what they say of themselves, and the others their
+    /// index. Else the tree is made of records again, and of the indexes of closed segments.
+    pub trust: Trust,
+    /// What was found when it was opened a moment ago, where it was: what can't be read was cut
+    /// off and set aside then.
+    pub again: Option<Vec<String>>,
+    /// What there was before a record, where retention dropped all of it.
+    pub dropped: &'a dyn Fn(u64) -> Option<Head>,
+}
+
+/// What a writer goes on with.
+pub(crate) struct Opened {
+    pub shelf: Arc<SegmentSet>,
+    pub(super) current: Option<Current>,
+    /// Blocks that are to be sealed, with their segments.
+    pub(super) unsealed: Vec<(Arc<Segment>, Arc<Growing>)>,
+    /// Segments that are to be closed after that.
+    pub(super) unclosed: Vec<Arc<Segment>>,
+    pub(super) loss: Option<Loss>,
+    /// Why nobody knows the tree before the first segment.
+    pub(crate) groundless: Option<String>,
+}
+
+/// The segment that is written.
+pub(super) struct Current {
+    pub segment: Arc<Segment>,
+    pub growing: Arc<Growing>,
+    pub wal: Option<Wal>,
+}
+
+impl SegmentSet {
+    /// Opens the store in `dir`.
+    pub(crate) fn open(dir: &Path, opening: Opening<'_>) -> Result<Opened, Fault> {
+        let Opening { key, cipher, mode, trust, again, dropped } = opening;
+        let tools = Arc::new(Tools::new(dir, key, cipher));
+        let mut slots = Vec::new();
+        let mut head =
+            Head { tree: Frontier::default(), last: Hash::ZERO, recorded: Timestamp::UNIX_EPOCH };
+        let mut end = 0;
+        let (mut growing, mut unsealed, mut unclosed) = (Vec::new(), Vec::new(), Vec::new());
+        let mut current = None;
+        let mut damage = Vec::new();
+        let (mut base, mut groundless) = (Some(Frontier::default()), None);
+        let mark = read_head(dir);
+        let acknowledged = mark.map_or(0, |(seq, _)| seq + 1);
+        let firsts = firsts(dir)?;
+        for (at, &first) in firsts.iter().enumerate() {
+            // Damage costs a segment few records at its end; the first one begins where retention left.
+            if at > 0 && first > acknowledged.max(end) + 16 * BLOCK {
+                damage.push(format!(
+                    "{}: it begins after records that there never were",
+                    tools.path(first).display()
+                ));
+                continue;
+            }
+            let next = firsts.get(at + 1).copied();
+            let fits = |closed: &Closed| {
+                closed.first == first
+                    && closed.tree.size() == closed.end
+                    && next.is_none_or(|next| next == closed.end)
+            };
+            let closed = match Segment::closed(&tools, first) {
+                Ok(Some(closed)) if !fits(&closed) => {
+                    damage.push(format!(
+                        "{}: what `segment.json` says does not fit",
+                        tools.path(first).display()
+                    ));
+                    None
+                }
+                Ok(closed) => closed,
+                Err(fault) => {
+                    damage.push(fault.to_string());
+                    None
+                }
+            };
+            // One in the middle that is not closed is rare: a stop between two days, or damage.
+            let index = match (&closed, next) {
+                (Some(_), _) => Trust::Believe,
+                (None, Some(_)) => Trust::Doubt,
+                (None, None) => trust,
+            };
+            let closed = closed.filter(|_| trust == Trust::Believe);
+            let slot = Slot::new(first, closed.clone());
+            slots.push(slot.clone());
+            if let Some(closed) = closed {
+                head = Head { tree: closed.tree, last: closed.last, recorded: closed.ended };
+                groundless = None;
+                end = closed.end;
+                continue;
+            }
+            if at == 0 && first > 0 {
+                match dropped(first) {
+                    Some(before) => {
+                        base = Some(before.tree.clone());
+                        head = before;
+                    }
+                    None => {
+                        base = None;
+                        let path = tools.path(first);
+                        let path = path.display();
+                        let why = format!("{path}: nothing tells of the records before it");
+                        damage.push(why.clone());
+                        groundless = Some(why);
+                    }
+                }
+            }
+            let expected = if again.is_some() { 0 } else { acknowledged };
+            let found = Segment::open(&tools, first, mode, expected, index)?;
+            let Found { segment, growing: blocks, wal, end: after, damage: bad } = found;
+            damage.extend(bad);
+            slot.open.lock().open = Some(segment.clone());
+            head.tree.pad(first);
+            head.read(&segment, &blocks)?;
+            end = after;
+            unsealed.extend(blocks.iter().map(|block| (segment.clone(), block.clone())));
+            growing.extend(blocks);
+            if at + 1 < firsts.len() {
+                unclosed.push(segment);
+                continue;
+            }
+            let last = unsealed.pop_if(|(of, block)| of.first == first && !block.is_full());
+            let block = match last {
+                Some((_, block)) => block,
+                None => {
+                    let block = Arc::new(Growing::new(end));
+                    growing.push(block.clone());
+                    block
+                }
+            };
+            // A full block's commits take nothing more.
+            let wal = wal.filter(|_| !block.is_empty());
+            current = Some(Current { segment, growing: block, wal });
+        }
+        let sealed = growing.first().map_or(end, |block| block.first);
+        let loss =
+            mark.filter(|(seq, _)| *seq >= end).map(|(seq, _)| Loss { from: end, until: seq + 1 });
+        if let Some((_, hash)) = mark.filter(|(seq, hash)| *seq + 1 == end && *hash != head.last) {
+            damage.push(format!(
+                "the last record is not the one that was acknowledged, of which the hash was {hash}"
+            ));
+        }
+        if let Some(mut earlier) = again {
+            damage.retain(|what| !earlier.contains(what));
+            earlier.append(&mut damage);
+            damage = earlier;
+        }
+        let shelf = Self {
+            tools,
+            inner: Mutex::new(Inner {
+                slots: Arc::new(slots),
+                growing,
+                sealed,
+                head,
+                opened: Vec::new(),
+            }),
+            ends: watch::Sender::new(end),
+            base,
+            damage,
+        };
+        Ok(Opened { shelf: Arc::new(shelf), current, unsealed, unclosed, loss, groundless })
+    }
+
+    /// The folder of the store.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.tools.dir
+    }
+
+    pub(super) fn tools(&self) -> &Arc<Tools> {
+        &self.tools
+    }
+
+    /// What could not be read when the store was opened, in words.
+    pub(crate) fn damage(&self) -> &[String] {
+        &self.damage
+    }
+
+    /// How many records the log has had: `seq` after the last durable one, now and whenever it
+    /// changes.
+    pub(crate) fn ends(&self) -> watch::Receiver<u64> {
+        self.ends.subscribe()
+    }
+
+    /// The durable end of the log.
+    pub(crate) fn head(&self) -> Head {
+        self.inner.lock().head.clone()
+    }
+
+    /// All that is durable now. Records that come later are not in it.
+    pub(crate) fn view(self: &Arc<Self>) -> View {
+        let inner = self.inner.lock();
+        let memory = inner
+            .growing
+            .iter()
+            .map(|block| {
+                let count = usize::try_from(block.end() - block.first).unwrap_or(0);
+                (block.clone(), count)
+            })
+            .collect::<Vec<_>>();
+        let end = memory.last().map_or(inner.sealed, |(block, count)| block.first + *count as u64);
+        View { shelf: self.clone(), slots: inner.slots.clone(), sealed: inner.sealed, memory, end }
+    }
+
+    /// All segments, in order.
+    pub(crate) fn segments(&self) -> Vec<SegmentInfo> {
+        let (slots, head, end) = {
+            let inner = self.inner.lock();
+            (inner.slots.clone(), inner.head.clone(), *self.ends.borrow())
+        };
+        slots
+            .iter()
+            .map(|slot| {
+                let closed = slot.closed.lock();
+                SegmentInfo {
+                    first: slot.first,
+                    end: closed.as_ref().map_or(end, |closed| closed.end),
+                    began: closed.as_ref().map(|closed| closed.begin),
+                    ended: closed.as_ref().map_or(head.recorded, |closed| closed.ended),
+                    closed: closed.is_some(),
+                    path: self.tools.path(slot.first),
+                }
+            })
+            .collect()
+    }
+
+    /// The tree at the end of the last closed segment that has no record from `size` on.
+    pub(crate) fn closed_before(&self, size: u64) -> Option<Frontier> {
+        let slots = self.inner.lock().slots.clone();
+        slots.iter().rev().find_map(|slot| {
+            let closed = slot.closed.lock();
+            closed.as_ref().filter(|closed| closed.end <= size).map(|closed| closed.tree.clone())
+        })
+    }
+
+    /// Forgets a closed segment, whose folder can then be removed. Views that were made before
+    /// keep what they have open.
+    pub(crate) fn forget(&self, first: u64) {
+        let mut inner = self.inner.lock();
+        Arc::make_mut(&mut inner.slots)
+            .retain(|slot| slot.first != first || slot.closed.lock().is_none());
+    }
+
+    /// The blocks of a segment, opened if it is not.
+    fn open_slot(&self, slot: &Slot) -> Result<Arc<Segment>, Fault> {
+        let mut held = slot.open.lock();
+        if let Some(segment) = &held.open {
+            return Ok(segment.clone());
+        }
+        let segment = match held.given_up.upgrade() {
+            Some(segment) => segment,
+            None => {
+                let path = self.tools.path(slot.first);
+                if !path.join("records").is_file() {
+                    let what = format!("{}: its records are missing", path.display());
+                    return Err(Fault::Damaged(what));
+                }
+                let trust = Trust::Believe;
+                let found = Segment::open(&self.tools, slot.first, Mode::Read, 0, trust)?;
+                for what in &found.damage {
+                    tracing::error!("{what}");
+                }
+                found.segment
+            }
+        };
+        held.open = Some(segment.clone());
+        drop(held);
+        self.give_up_oldest(slot.first);
+        Ok(segment)
+    }
+
+    /// Holds no more than so many old segments, of which this one was opened last.
+    fn give_up_oldest(&self, opened: u64) {
+        let oldest = {
+            let mut inner = self.inner.lock();
+            inner.opened.retain(|first| *first != opened);
+            inner.opened.push(opened);
+            let more = inner.opened.len() > OPEN;
+            let oldest = more.then(|| inner.opened.remove(0));
+            oldest.and_then(|oldest| inner.slots.iter().find(|slot| slot.first == oldest).cloned())
+        };
+        // Not while the other lock is held, which the writer needs: it may be opened just now.
+        if let Some(slot) = oldest {
+            slot.open.lock().give_up();
+        }
+    }
+
+    /// Adds a segment that is to be written.
+    pub(super) fn add(&self, segment: &Arc<Segment>) {
+        let slot = Slot::new(segment.first, None);
+        slot.open.lock().open = Some(segment.clone());
+        Arc::make_mut(&mut self.inner.lock().slots).push(slot);
+    }
+
+    /// Records in `block`, which is the last one or a new one, are durable now.
+    pub(super) fn grown(&self, block: &Arc<Growing>, head: Head) {
+        let mut inner = self.inner.lock();
+        if inner.growing.last().is_none_or(|last| last.first != block.first) {
+            inner.growing.push(block.clone());
+        }
+        inner.head = head;
+        self.ends.send_replace(block.end());
+    }
+
+    /// A block is in its segment now.
+    pub(super) fn sealed(&self, block: &Growing) {
+        let mut inner = self.inner.lock();
+        inner.growing.retain(|growing| growing.first != block.first);
+        inner.sealed = block.end();
+    }
+
+    /// Bytes of records that are not sealed.
+    pub(super) fn unsealed(&self) -> usize {
+        self.inner.lock().growing.iter().map(|block| block.bytes()).sum()
+    }
+
+    /// A segment takes no more records, all of which are sealed.
+    pub(super) fn close(&self, segment: &Segment) -> Result<(), Fault> {
+        let slots = self.inner.lock().slots.clone();
+        let at = slots.iter().position(|slot| slot.first == segment.first);
+        let before = at.and_then(|at| slots.get(at.checked_sub(1)?));
+        let tree = match before {
+            None => self.base.clone(),
+            Some(before) => before.closed.lock().as_ref().map(|closed| closed.tree.clone()),
+        };
+        let tree = tree.ok_or_else(|| {
+            let path = segment.path().display();
+            Fault::Damaged(format!("{path} can't be closed: nothing tells of the tree before it"))
+        })?;
+        let closed = segment.close(tree)?;
+        if let Some(slot) = at.and_then(|at| slots.get(at)) {
+            *slot.closed.lock() = Some(closed);
+            self.give_up_oldest(segment.first);
+        }
+        Ok(())
+    }
+}
+
+impl Head {
+    /// Adds the records of a segment and of blocks that are not in it yet.
+    fn read(&mut self, segment: &Segment, growing: &[Arc<Growing>]) -> Result<(), Fault> {
+        for block in segment.blocks().iter() {
+            block.append_to(&mut self.tree)?;
+            self.last = block.last;
+            self.recorded = time(block.end);
+        }
+        for block in growing {
+            block.append_to(&mut self.tree);
+            if let Some((last, recorded)) = block.last() {
+                self.last = last;
+                self.recorded = time(recorded);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The first records of all segments, in order.
+fn firsts(dir: &Path) -> Result<Vec<u64>, Fault> {
+    let dir = dir.join("segments");
+    let failed = |e: io::Error| Fault::io("reading", &dir, &e);
+    let mut firsts = Vec::new();
+    match fs::read_dir(&dir) {
+        Ok(entries) => {
+            for entry in entries {
+                let name = entry.map_err(failed)?.file_name();
+                let digits = name.to_str().filter(|name| name.len() == 16);
+                firsts.extend(digits.and_then(|digits| digits.parse::<u64>().ok()));
+            }
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(error)),
+    }
+    firsts.sort_unstable();
+    Ok(firsts)
+}
+
+/// The first record of the oldest segment in `dir`; 0 where there is none.
+pub(crate) fn first_segment(dir: &Path) -> io::Result<u64> {
+    let firsts = firsts(dir).map_err(io::Error::other)?;
+    Ok(firsts.first().copied().unwrap_or(0))
+}

@@ -1,0 +1,42 @@
+//! Where things stand in the file: JSON pointers to byte ranges.
+
+use std::{collections::HashMap, ops::Range};
+
+/// Where a key and its value stand. An element of an array has no key of its own.
+#[derive(Debug, Clone)]
+pub(super) struct Span {
+    pub key: Option<Range<usize>>,
+    pub value: Range<usize>,
+}
+
+impl Span {
+    /// The key, where there is one: a value may be a whole table.
+    pub fn head(&self) -> Range<usize> {
+        self.key.clone().unwrap_or_else(|| self.value.clone())
+    }
+}
+
+/// The places of everything in a file, by JSON pointer.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Spans(HashMap<String, Span>);
+
+impl Spans {
+    pub fn insert(&mut self, pointer: String, place: Span) {
+        self.0.insert(pointer, place);
+    }
+
+    /// The place of that pointer, or of the nearest thing around it that stands in the file.
+    pub fn nearest(&self, mut pointer: &str) -> Option<&Span> {
+        loop {
+            if let Some(place) = self.0.get(pointer) {
+                return Some(place);
+            }
+            pointer = pointer.rsplit_once('/')?.0;
+        }
+    }
+
+    /// Everything below a pointer.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Span)> {
+        self.0.iter().map(|(pointer, place)| (pointer.as_str(), place))
+    }
+}

@@ -1,0 +1,264 @@
+//! Nothing is answered before it is known who asks and that they may; what was refused and who
+//! read records is on record.
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    body::{Body, to_bytes},
+    extract::{ConnectInfo, Request, State},
+    middleware::{self, Next},
+    response::{IntoResponse as _, Response},
+};
+use http::{StatusCode, header};
+use serde_json::Value;
+
+use portcullis_protocol::identity::Role;
+
+use super::{Peer, Problem};
+use portcullis_audit::{
+    Audit,
+    record::{AdminAction, Decision, Event},
+};
+
+/// Bytes of a question about the log.
+const QUESTION: usize = 64 << 10;
+/// The code of a refusal.
+const ROLE_MISSING: &str = "admin-role-missing";
+/// Characters of a path and of a question that are recorded.
+const RECORDED: usize = 2_000;
+/// Bytes of an error's text that become a problem.
+const ERROR: usize = 4 << 10;
+
+/// Who may ask for a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Need {
+    /// Whoever gets to the socket.
+    Nothing,
+    Role(Role),
+    /// Root or the proxy's own user: they speak as `local:USER` to the servers.
+    Owner,
+}
+
+/// What is not named here is the owner's alone.
+fn need(path: &str) -> Need {
+    match path {
+        "/healthz" | "/readyz" => Need::Nothing,
+        "/metrics" | "/v1/status" | "/v1/servers" => Need::Role(Role::Operator),
+        // It writes all records wherever the proxy may write.
+        "/v1/audit/backup" => Need::Owner,
+        "/v1/audit/prune" => Need::Role(Role::Operator),
+        "/v1/approvals" => Need::Role(Role::Approver),
+        _ if path.starts_with("/v1/approvals/") => Need::Role(Role::Approver),
+        _ if path.starts_with("/v1/servers/") => Need::Role(Role::Operator),
+        _ if path.starts_with("/v1/audit/") => Need::Role(Role::Auditor),
+        _ => Need::Owner,
+    }
+}
+
+/// Where admin actions are recorded.
+#[derive(Clone)]
+pub struct Recorder {
+    pub audit: Audit,
+    /// Decides which refusals get a record.
+    pub refusal: Arc<RecordsRefusal>,
+}
+
+/// Whether one more refusal of this user, with this code, gets a record of its own. If not, it is
+/// counted elsewhere.
+type RecordsRefusal = dyn Fn(&str, &'static str) -> bool + Send + Sync;
+
+/// These routes behind the check of roles.
+pub(super) fn guarded(routes: Router, recorder: Option<Recorder>) -> Router {
+    routes.layer(middleware::from_fn_with_state(recorder, admit))
+}
+
+async fn admit(
+    State(recorder): State<Option<Recorder>>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let path = request.uri().path();
+    // The rest is what clients are offered, too, and records of its own or none.
+    let (need, own) = (need(path), path.starts_with("/v1/"));
+    if let Err(problem) = allowed(need, &peer) {
+        let user = peer.user.as_deref().map_or_else(|| peer.uid.to_string(), str::to_owned);
+        if let Some(recorder) = recorder.filter(|r| (r.refusal)(&user, ROLE_MISSING)) {
+            tracing::warn!(uid = peer.uid, path, "refused at the admin socket");
+            let action = action(&peer, &request, None, Some(&problem));
+            recorder.audit.record_best_effort(action).await;
+        }
+        return problem.into_response();
+    }
+    let request = match recorder.filter(|_| own) {
+        Some(recorder) => match on_record(&recorder, &peer, request).await {
+            Ok(request) => request,
+            Err(problem) => return problem.into_response(),
+        },
+        None => request,
+    };
+    let answer = next.run(request).await;
+    if own { in_words(answer).await } else { answer }
+}
+
+fn allowed(need: Need, peer: &Peer) -> Result<(), Problem> {
+    let (met, whom) = match need {
+        Need::Nothing => (true, String::new()),
+        Need::Role(role) => (peer.standing.has(role), format!("those with the role `{role}`")),
+        Need::Owner => (peer.standing.owner, "root and the user who runs the proxy".to_owned()),
+    };
+    if met {
+        return Ok(());
+    }
+    let who =
+        peer.user.as_ref().map_or_else(|| format!("user {}", peer.uid), |user| format!("`{user}`"));
+    let remedy = match need {
+        Need::Role(role) => format!(
+            "have the operator name you, or a group of yours, in `admin.roles.{role}` of the config \
+             and start the proxy again"
+        ),
+        _ => "run the command as that user".to_owned(),
+    };
+    Err(Problem::new(
+        StatusCode::FORBIDDEN,
+        format!("this is for {whom}, and {who} is none of them"),
+    )
+    .code(ROLE_MISSING)
+    .remedy(remedy))
+}
+
+/// Records a question before it is answered, and hands it on. A reader who is not the owner gets
+/// nothing that is not on record; the owner must be able to look at a store that takes none.
+async fn on_record(recorder: &Recorder, peer: &Peer, request: Request) -> Result<Request, Problem> {
+    let (parts, body) = request.into_parts();
+    let body = to_bytes(body, QUESTION).await.map_err(|_| {
+        Problem::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            format!("a question has at most {} KiB", QUESTION >> 10),
+        )
+        .remedy("ask for less at once")
+    })?;
+    let asked = asked(&body);
+    let request = Request::from_parts(parts, Body::from(body));
+    let action = action(peer, &request, asked, None);
+    if peer.standing.owner {
+        recorder.audit.record_best_effort(action).await;
+        return Ok(request);
+    }
+    // Where calls go on without a record, readings do not.
+    match recorder.audit.record_required(action).await {
+        Ok(()) => Ok(request),
+        Err(fault) => Err(Problem::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("it could not be recorded that you ask, so you are not answered: {fault}"),
+        )
+        .code("audit-unavailable")
+        .remedy(fault.remedy())),
+    }
+}
+
+fn action(
+    peer: &Peer,
+    request: &Request,
+    asked: Option<String>,
+    refused: Option<&Problem>,
+) -> Event {
+    let verb = format!("{} {}", request.method(), request.uri().path());
+    let query = request.uri().query().map(|query| cut(query, RECORDED));
+    Event::AdminAction(AdminAction {
+        uid: peer.uid,
+        user: peer.user.as_deref().map(str::to_owned),
+        pid: peer.pid,
+        verb: cut(&verb, RECORDED),
+        target: asked.or(query),
+        code: refused.map(|problem| problem.code.clone()),
+        decision: if refused.is_some() { Decision::Refused } else { Decision::Allowed },
+    })
+}
+
+/// What a question asks for: its JSON without what is not set.
+fn asked(body: &[u8]) -> Option<String> {
+    if body.is_empty() {
+        return None;
+    }
+    let mut value: Value = serde_json::from_slice(body).ok()?;
+    bare(&mut value);
+    Some(cut(&value.to_string(), RECORDED))
+}
+
+fn bare(value: &mut Value) {
+    if let Value::Object(members) = value {
+        members.values_mut().for_each(bare);
+        members.retain(|_, value| match value {
+            Value::Null | Value::Bool(false) => false,
+            Value::Object(members) => !members.is_empty(),
+            Value::Array(items) => !items.is_empty(),
+            _ => true,
+        });
+    }
+}
+
+fn cut(text: &str, most: usize) -> String {
+    match text.char_indices().nth(most) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+/// An error that is no [`Problem`] (axum's own, of a body that is no JSON) as one.
+async fn in_words(answer: Response) -> Response {
+    let status = answer.status();
+    let kind = answer.headers().get(header::CONTENT_TYPE);
+    let told = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/json"));
+    if told || !(status.is_client_error() || status.is_server_error()) {
+        return answer;
+    }
+    let text = to_bytes(answer.into_body(), ERROR).await.unwrap_or_default();
+    let text = String::from_utf8_lossy(&text).trim().to_owned();
+    let text = if text.is_empty() { status.to_string() } else { text };
+    Problem::new(status, text)
+        .remedy("is the command of the same version as the proxy?")
+        .into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_nobody_thought_of_is_the_owners() {
+        for (path, needed) in [
+            ("/healthz", Need::Nothing),
+            ("/metrics", Need::Role(Role::Operator)),
+            ("/v1/status", Need::Role(Role::Operator)),
+            ("/v1/servers/notes/log", Need::Role(Role::Operator)),
+            ("/v1/audit/prune", Need::Role(Role::Operator)),
+            ("/v1/audit/backup", Need::Owner),
+            ("/v1/audit/query", Need::Role(Role::Auditor)),
+            ("/v1/audit/show/x", Need::Role(Role::Auditor)),
+            ("/mcp", Need::Owner),
+            ("/servers/notes/mcp", Need::Owner),
+            ("/invoke", Need::Owner),
+            ("/v1/audit", Need::Owner),
+            ("/v1//audit/query", Need::Owner),
+            ("/v1/%61udit/query", Need::Owner),
+            ("/V1/audit/query", Need::Owner),
+            ("/v1/auditx", Need::Owner),
+            ("/v1/whatever", Need::Owner),
+            ("", Need::Owner),
+        ] {
+            assert_eq!(need(path), needed, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_question_is_recorded_without_what_is_not_set() {
+        let body = br#"{"filter":{"client":"dev","server":null,"intents":false},"last":20,"x":{}}"#;
+        assert_eq!(asked(body).unwrap(), r#"{"filter":{"client":"dev"},"last":20}"#);
+        assert_eq!(asked(b""), None);
+        assert_eq!(asked(b"no JSON"), None);
+        let long = format!("\"{}\"", "ä".repeat(5_000));
+        assert_eq!(asked(long.as_bytes()).unwrap().chars().count(), RECORDED + 1);
+    }
+}

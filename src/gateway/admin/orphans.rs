@@ -1,0 +1,38 @@
+//! `POST /v1/leftovers`: what somebody removes at the command line of what killed proxies have left is put
+//! on record, before it is done and afterwards.
+
+use std::sync::Arc;
+
+use axum::{
+    Json, Router,
+    extract::{ConnectInfo, State},
+    routing::post,
+};
+use http::StatusCode;
+
+use super::{Peer, Problem};
+use crate::proxy::Gateway;
+use portcullis_audit::record::{ByHand, MEMBERS, Reaping};
+
+/// The route.
+pub fn routes(proxy: Arc<Gateway>) -> Router {
+    Router::new().route("/v1/leftovers", post(reaping)).with_state(proxy)
+}
+
+async fn reaping(
+    State(proxy): State<Arc<Gateway>>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    Json(reaping): Json<Reaping>,
+) -> Result<Json<()>, Problem> {
+    // A record would be cut, and not say of the rest that it is removed.
+    if reaping.left.len() > MEMBERS {
+        return Err(Problem::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            format!("a record has at most {MEMBERS} leftovers"),
+        )
+        .remedy("name fewer at once"));
+    }
+    let user = peer.user.as_deref().map(str::to_owned);
+    proxy.audit.record_required(reaping.by(ByHand { uid: Some(peer.uid), user })).await?;
+    Ok(Json(()))
+}

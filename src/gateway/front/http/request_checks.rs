@@ -1,0 +1,328 @@
+//! What is checked of a request's headers and body before it is a message.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use axum::{
+    body::{Body, HttpBody},
+    http::{HeaderMap, Uri, header},
+};
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use serde_json::json;
+
+use crate::{proxy::Incoming, session::Session};
+use portcullis_config::Listen;
+use portcullis_protocol::{
+    codec::{
+        Frame, Kind, Object,
+        era::{META_CAPABILITIES, META_REVISION},
+        headers::{PARAM, decoded},
+    },
+    exchange::{Method, Revision, Transport},
+    names::SessionId,
+    refusal::{Code, Refusal},
+};
+
+/// How long a body may take to arrive.
+const BODY: Duration = Duration::from_secs(30);
+
+/// The `Host` and `Origin` values that are taken.
+pub(super) struct Hosts {
+    hosts: Vec<String>,
+    origins: Vec<String>,
+}
+
+impl Hosts {
+    pub fn new(listen: &Listen, address: SocketAddr) -> Self {
+        let port = address.port();
+        let mut hosts: Vec<String> =
+            listen.allowed_hosts.iter().map(|h| h.to_lowercase()).collect();
+        hosts.push(address.to_string());
+        if address.ip().is_loopback() {
+            hosts.extend(["localhost", "127.0.0.1", "[::1]"].map(|host| format!("{host}:{port}")));
+        }
+        let origins = listen.allowed_origins.iter().map(|o| o.to_lowercase()).collect();
+        Self { hosts, origins }
+    }
+
+    /// A page in a browser can send requests here under a name of its own that resolves to this
+    /// address; what it cannot do is send another `Host` or `Origin` than its own.
+    pub fn check(&self, headers: &HeaderMap, uri: &Uri) -> Result<(), Refusal> {
+        let refused = |what: &str| {
+            Refusal::new(Code::ForbiddenOrigin, format!("this {what} is not allowed here"))
+        };
+        let host = match (single(headers, &header::HOST), uri.authority()) {
+            (Ok(Some(host)), None) => host.to_lowercase(),
+            // A URI can name the host, too (RFC 9112, 3.2.2); then they must agree.
+            (Ok(None), Some(authority)) => authority.as_str().to_lowercase(),
+            (Ok(Some(host)), Some(authority)) if host.eq_ignore_ascii_case(authority.as_str()) => {
+                host.to_lowercase()
+            }
+            _ => return Err(refused("host")),
+        };
+        if !self.hosts.contains(&host) {
+            return Err(refused("host"));
+        }
+        match single(headers, &header::ORIGIN) {
+            Ok(None) => Ok(()),
+            Ok(Some(origin)) if self.origins.contains(&origin.to_lowercase()) => Ok(()),
+            // A page of this very host, which was checked above and has no pages.
+            Ok(Some(origin))
+                if origin
+                    .split_once("://")
+                    .is_some_and(|(_, authority)| authority.eq_ignore_ascii_case(&host)) =>
+            {
+                Ok(())
+            }
+            _ => Err(refused("origin")),
+        }
+    }
+}
+
+/// The one value of a header; none; or an error where there are several or it is no text.
+fn single<'a>(headers: &'a HeaderMap, name: &header::HeaderName) -> Result<Option<&'a str>, ()> {
+    let mut values = headers.get_all(name).iter();
+    match (values.next(), values.next()) {
+        (None, _) => Ok(None),
+        (Some(value), None) => value.to_str().map(Some).map_err(|_| ()),
+        _ => Err(()),
+    }
+}
+
+/// Checks what a POST carries and takes; whether the client takes an event stream.
+pub(super) fn content(headers: &HeaderMap) -> Result<bool, Refusal> {
+    is_json(headers)?;
+    let (json, stream) =
+        (accepts(headers, "application/json"), accepts(headers, "text/event-stream"));
+    if json { Ok(stream) } else { Err(not_acceptable("application/json")) }
+}
+
+/// Checks what a POST carries.
+pub(in crate::front) fn is_json(headers: &HeaderMap) -> Result<(), Refusal> {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("");
+    let kind = kind.split(';').next().unwrap_or("").trim();
+    if !kind.eq_ignore_ascii_case("application/json")
+        || headers.contains_key(header::CONTENT_ENCODING)
+    {
+        return Err(Refusal::new(
+            Code::UnsupportedMedia,
+            "send `Content-Type: application/json`, without a `Content-Encoding`",
+        ));
+    }
+    Ok(())
+}
+
+/// What is answered where `Accept` does not name what there is.
+pub(super) fn not_acceptable(kind: &str) -> Refusal {
+    Refusal::new(Code::NotAcceptable, format!("`Accept` must name `{kind}`"))
+}
+
+/// Whether `Accept` names a media type. Without the header everything is taken.
+pub(super) fn accepts(headers: &HeaderMap, wanted: &str) -> bool {
+    let mut ranges = headers
+        .get_all(header::ACCEPT)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(|range| range.split(';').next().unwrap_or("").trim().to_ascii_lowercase())
+        .peekable();
+    if ranges.peek().is_none() {
+        return true;
+    }
+    let group = wanted.split('/').next().unwrap_or("");
+    ranges.any(|range| range == wanted || range == "*/*" || range == format!("{group}/*"))
+}
+
+/// Reads a body of at most `most` bytes. One that announces more is not waited for.
+pub(super) async fn body(
+    mut body: Body,
+    most: usize,
+    mut incoming: Incoming<'_>,
+) -> Result<Bytes, Refusal> {
+    let too_large =
+        || Refusal::new(Code::TooLarge, format!("the message has more than {most} bytes"));
+    if usize::try_from(body.size_hint().lower()).map_or(true, |announced| announced > most) {
+        return Err(too_large());
+    }
+    let read = async {
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|_| Refusal::new(Code::Malformed, "the body broke off"))?;
+            // Trailers say nothing here.
+            let Ok(data) = frame.into_data() else { continue };
+            if incoming.received() + data.len() > most {
+                return Err(too_large());
+            }
+            incoming.push(&data).await?;
+        }
+        Ok(incoming.finish())
+    };
+    let late = |_| Err(Refusal::new(Code::Malformed, "the body took too long to arrive"));
+    tokio::time::timeout(BODY, read).await.unwrap_or_else(late)
+}
+
+/// In which era a message speaks.
+#[derive(Debug)]
+pub(super) enum DetectedEra {
+    /// `initialize`, with the revision that is agreed on.
+    Greeting(Revision),
+    /// In a legacy session, with the revision that the header names, if it does.
+    Legacy { session: SessionId, revision: Option<Revision> },
+    /// Stateless: 2026-07-28.
+    Modern,
+}
+
+/// Tells the era of a message, and holds a modern one against its headers.
+pub(super) fn speaks(headers: &HeaderMap, frame: &Frame) -> Result<DetectedEra, Refusal> {
+    let version = header_text(headers, "mcp-protocol-version")?;
+    let method = match &frame.kind {
+        Kind::Request { method, .. } | Kind::Notification { method, .. } => method.as_str(),
+        Kind::Result { .. } | Kind::Error { .. } => "",
+    };
+    let params = frame.params();
+    let meta = params.and_then(|params| params.object("_meta"));
+    let claimed = meta.as_ref().and_then(|meta| meta.string(META_REVISION));
+    if method == Method::INITIALIZE && claimed.is_none() {
+        return Ok(DetectedEra::Greeting(greeted(params)));
+    }
+    let session = header_text(headers, "mcp-session-id")?.map(|id| SessionId::presented(&id));
+    let revision = named(version.as_deref())?;
+    let modern = revision.is_some_and(Revision::is_modern) || claimed.is_some();
+    if !modern {
+        return match session {
+            Some(session) => Ok(DetectedEra::Legacy { session, revision }),
+            None => Err(Refusal::new(
+                Code::InvalidRequest,
+                "begin with `initialize`, or speak 2026-07-28 (`MCP-Protocol-Version` and `_meta`)",
+            )),
+        };
+    }
+    if session.is_some() {
+        return Err(Refusal::new(Code::InvalidRequest, "2026-07-28 knows no sessions"));
+    }
+    if matches!(frame.kind, Kind::Request { .. }) {
+        modern_request(headers, version, claimed, meta.as_ref(), method, params)?;
+    }
+    Ok(DetectedEra::Modern)
+}
+
+/// The revision that the header names, if it does.
+pub(super) fn revision(headers: &HeaderMap) -> Result<Option<Revision>, Refusal> {
+    named(header_text(headers, "mcp-protocol-version")?.as_deref())
+}
+
+fn named(version: Option<&str>) -> Result<Option<Revision>, Refusal> {
+    version.map(|version| Revision::parse(version).ok_or_else(|| unsupported(version))).transpose()
+}
+
+/// What MCP 2026-07-28 asks of a request: `_meta` with revision and capabilities, and headers that
+/// say what the body says.
+fn modern_request(
+    headers: &HeaderMap,
+    version: Option<String>,
+    claimed: Option<String>,
+    meta: Option<&Object>,
+    method: &str,
+    params: Option<&Object>,
+) -> Result<(), Refusal> {
+    let missing = |what: &str| Refusal::new(Code::InvalidParams, format!("`_meta` lacks `{what}`"));
+    let mismatch = |what: &str| {
+        Refusal::new(
+            Code::HeaderMismatch,
+            format!("header `{what}` is missing or not what the body says"),
+        )
+    };
+    let claimed = claimed.ok_or_else(|| missing(META_REVISION))?;
+    if version.as_deref() != Some(claimed.as_str()) {
+        return Err(mismatch("MCP-Protocol-Version"));
+    }
+    if !Revision::parse(&claimed).is_some_and(Revision::is_modern) {
+        return Err(unsupported(&claimed));
+    }
+    if meta.and_then(|meta| meta.object(META_CAPABILITIES)).is_none() {
+        return Err(missing(META_CAPABILITIES));
+    }
+    if header_text(headers, "mcp-method")?.as_deref() != Some(method) {
+        return Err(mismatch("Mcp-Method"));
+    }
+    let name = match method {
+        Method::TOOLS_CALL | Method::PROMPTS_GET => "name",
+        Method::RESOURCES_READ => "uri",
+        // Tasks are an extension, whose rule it is.
+        method if Method::TASK.contains(&method) && method != Method::TASKS_RESULT => "taskId",
+        _ => return Ok(()),
+    };
+    let said = params.and_then(|params| params.string(name));
+    let header = header_text(headers, "mcp-name")?;
+    if said.is_none() || header.as_deref().and_then(decoded).as_deref() != said.as_deref() {
+        return Err(mismatch("Mcp-Name"));
+    }
+    Ok(())
+}
+
+/// Turns away who speaks 2026-07-28, which has neither streams of its own to `GET` nor sessions to
+/// `DELETE`.
+pub(super) fn legacy(headers: &HeaderMap) -> Result<(), Refusal> {
+    match revision(headers)? {
+        Some(revision) if revision.is_modern() => {
+            Err(Refusal::new(Code::HttpMethodNotAllowed, "2026-07-28 has no HTTP method but POST"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The last event that a client had of a stream that it lost.
+pub(super) fn last_event(headers: &HeaderMap) -> Result<Option<String>, Refusal> {
+    header_text(headers, "last-event-id")
+}
+
+/// A header's text, where it stands once.
+fn header_text(headers: &HeaderMap, name: &'static str) -> Result<Option<String>, Refusal> {
+    let name = header::HeaderName::from_static(name);
+    single(headers, &name).map(|value| value.map(|v| v.trim().to_owned())).map_err(|()| {
+        Refusal::new(
+            Code::HeaderMismatch,
+            format!("header `{name}` stands more than once or is no text"),
+        )
+    })
+}
+
+/// The headers that repeat arguments, where they are to be held against the body: the tool is not
+/// known yet, so that is done later. What comes over a local socket may be a bridge of standard
+/// input, where nobody has to send them; those that are sent must be right there, too.
+pub(super) fn params(headers: &HeaderMap, transport: Transport) -> Option<Arc<HeaderMap>> {
+    let params: HeaderMap = headers
+        .iter()
+        .filter(|(name, _)| name.as_str().starts_with(PARAM))
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect();
+    (transport == Transport::Http || !params.is_empty()).then(|| Arc::new(params))
+}
+
+/// The revision to agree on: the one that the client asks for where it is a legacy one that is
+/// known, else the latest legacy one.
+pub(in crate::front) fn greeted(params: Option<&Object>) -> Revision {
+    params
+        .and_then(|params| params.string("protocolVersion"))
+        .and_then(|version| Revision::parse(&version))
+        .filter(|revision| !revision.is_modern())
+        .unwrap_or(Revision::LATEST_LEGACY)
+}
+
+/// The session, where the header does not name another revision than the one agreed on.
+pub(super) fn agreed(
+    revision: Option<Revision>,
+    session: Arc<Session>,
+) -> Result<Arc<Session>, Refusal> {
+    match revision {
+        Some(revision) if revision != session.revision => Err(unsupported(revision.as_str())),
+        _ => Ok(session),
+    }
+}
+
+pub(in crate::front) fn unsupported(requested: &str) -> Refusal {
+    let supported: Vec<_> = Revision::ALL.iter().rev().map(|r| r.as_str()).collect();
+    let requested: String = requested.chars().filter(|c| !c.is_control()).take(32).collect();
+    Refusal::new(Code::RevisionUnsupported, "this protocol revision is not spoken here")
+        .data("supported", json!(supported))
+        .data("requested", json!(requested))
+}

@@ -1,0 +1,276 @@
+//! Answers: one JSON text, or a stream of events that ends with it.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    http::{HeaderName, HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    super::{
+        batch,
+        in_flight::{Answer, InFlight, Output, pieces},
+    },
+    SESSION, sse,
+};
+use crate::{
+    proxy::{Caller, ConcurrencyPermit, Gateway},
+    session::{Reader, Session, Stream, TooSlow},
+};
+use portcullis_protocol::{
+    codec::{Frame, Id},
+    exchange::Revision,
+    refusal::{Code, Refusal},
+};
+
+/// How long a call may be silent before its answer becomes a stream that can show signs of life.
+const SILENCE: Duration = Duration::from_secs(10);
+/// How long where the stream can be resumed: what breaks off before cannot.
+const SILENCE_RESUMABLE: Duration = Duration::from_secs(1);
+
+/// Codes of JSON-RPC and of MCP 2026-07-28. Between the last two there is that of a missing client
+/// capability.
+const METHOD_NOT_FOUND: i64 = -32601;
+const HEADER_MISMATCH: i64 = -32020;
+const UNSUPPORTED_VERSION: i64 = -32022;
+
+/// The HTTP methods of the endpoints for who has no session.
+const VERBS: HeaderValue = HeaderValue::from_static("POST");
+
+/// The answer to a message that was refused before it was one.
+pub(super) fn refused(code: Code, text: Bytes) -> Response {
+    let status = StatusCode::from_u16(code.http()).unwrap_or(StatusCode::BAD_REQUEST);
+    let status = match code {
+        // What a path names.
+        Code::Unknown => StatusCode::NOT_FOUND,
+        // A refusal with a status of its own is no answer of 200.
+        _ if status.is_success() => StatusCode::BAD_REQUEST,
+        _ => status,
+    };
+    let mut response = json(status, text);
+    if code == Code::Unauthenticated {
+        response.headers_mut().insert(
+            header::WWW_AUTHENTICATE,
+            HeaderValue::from_static("Bearer realm=\"portcullis\""),
+        );
+    }
+    if code == Code::HttpMethodNotAllowed {
+        response.headers_mut().insert(header::ALLOW, VERBS);
+    }
+    response
+}
+
+fn json(status: StatusCode, text: Bytes) -> Response {
+    (status, [(header::CONTENT_TYPE, "application/json")], text).into_response()
+}
+
+/// A message on its way whose answer somebody waits for.
+pub(super) struct Responder {
+    pub proxy: Arc<Gateway>,
+    pub caller: Caller,
+    /// Whether the client takes an event stream.
+    pub streams: bool,
+}
+
+/// How messages are answered.
+enum ResponseMode {
+    /// All at once.
+    Whole(Vec<Answer>),
+    /// By events.
+    Events(Reader),
+}
+
+impl Responder {
+    /// Sends a message on its way and waits for what becomes of it.
+    pub async fn one(self, frame: Frame, place: ConcurrencyPermit) -> Response {
+        let sent = InFlight::take(&self.proxy, self.caller.clone(), frame, place);
+        let revision = self.caller.revision;
+        match self.carry(vec![sent]).await {
+            Some(ResponseMode::Whole(mut answers)) => match answers.pop() {
+                Some(answer) => whole(answer, revision),
+                None => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+            },
+            Some(ResponseMode::Events(reader)) => sse::response(events(reader)),
+            None => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+        }
+    }
+
+    /// Sends the messages of a batch on their way and waits for what becomes of them all.
+    ///
+    /// # Errors
+    /// A refusal of all where the text is no batch.
+    pub async fn batch(self, text: &Bytes, place: ConcurrencyPermit) -> Result<Response, Refusal> {
+        let sent = batch::take(&self.proxy, &self.caller, text, place).await?;
+        Ok(match self.carry(sent).await {
+            Some(ResponseMode::Whole(answers)) => all(answers),
+            Some(ResponseMode::Events(reader)) => sse::response(events(reader)),
+            None => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+        })
+    }
+
+    /// Leaves it to a task to carry what comes. In a legacy session the task goes on when the
+    /// client has gone: a connection that breaks cancels nothing there, and what is a stream can
+    /// be resumed. Anybody else cancels by going.
+    async fn carry(self, sent: Vec<InFlight>) -> Option<ResponseMode> {
+        let (opened, waiting) = oneshot::channel();
+        tokio::spawn(self.pump(sent, opened));
+        waiting.await.ok()
+    }
+
+    async fn pump(self, sent: Vec<InFlight>, mut opened: oneshot::Sender<ResponseMode>) {
+        let session = self.caller.session.clone();
+        let streams = self.streams && sent.iter().any(InFlight::is_asked);
+        let id = sent.first().and_then(InFlight::id).cloned();
+        let (mut pieces, guards) = pieces(sent);
+        let silence = if session.is_some() { SILENCE_RESUMABLE } else { SILENCE };
+        let silence = tokio::time::sleep(silence);
+        tokio::pin!(silence);
+        let mut answers = Vec::new();
+        let first = loop {
+            tokio::select! {
+                biased;
+                piece = pieces.next() => match piece {
+                    Some(Output::Answer(answer)) => answers.push(answer),
+                    Some(Output::Notice(text)) if streams => break Some(text),
+                    // Nobody listens to it.
+                    Some(Output::Notice(_)) => {}
+                    None => return drop(opened.send(ResponseMode::Whole(answers))),
+                },
+                () = &mut silence, if streams => break None,
+                () = opened.closed(), if session.is_none() => return,
+            }
+        };
+        let stream = match &session {
+            Some(session) => session.streams.open(),
+            None => Stream::fleeting(),
+        };
+        // Earlier revisions do not know of events without data.
+        if session.is_some_and(|session| session.revision >= Revision::V2025_11_25) {
+            stream.prime();
+        }
+        let _ = opened.send(ResponseMode::Events(stream.read()));
+        for text in answers.into_iter().filter_map(Answer::text) {
+            stream.answer(text);
+        }
+        let mut next = first.map(Output::Notice);
+        loop {
+            match next.take() {
+                Some(Output::Answer(answer)) => {
+                    if let Some(text) = answer.text() {
+                        stream.answer(text);
+                    }
+                }
+                Some(Output::Notice(text)) => {
+                    let sent = stream.send(text).await;
+                    if sent == Err(TooSlow) {
+                        drop(guards);
+                        stream.answer(self.too_slow(id.as_ref()).await);
+                        break;
+                    }
+                }
+                None => {}
+            }
+            next = tokio::select! {
+                piece = pieces.next() => piece,
+                () = stream.left(), if self.caller.session.is_none() => return,
+            };
+            if next.is_none() {
+                break;
+            }
+        }
+        stream.end();
+    }
+
+    async fn too_slow(&self, id: Option<&Id>) -> Bytes {
+        let refusal = Refusal::new(Code::ClientTooSlow, "what was sent was not read in time");
+        let caller = &self.caller;
+        let (transport, address) = (caller.transport, caller.client_addr);
+        let principal = Some(&*caller.principal);
+        self.proxy.reject(&refusal, transport, address, principal, None, id).await
+    }
+}
+
+fn whole(Answer { answered, asked }: Answer, revision: Revision) -> Response {
+    if !asked {
+        return match (answered.refused, answered.text) {
+            (None, _) => StatusCode::ACCEPTED.into_response(),
+            (Some(_), Some(text)) => json(StatusCode::FORBIDDEN, text),
+            (Some(_), None) => StatusCode::FORBIDDEN.into_response(),
+        };
+    }
+    let status = match (answered.refused, answered.error) {
+        (Some(Code::ShuttingDown), _) => StatusCode::SERVICE_UNAVAILABLE,
+        // MCP 2026-07-28 gives these a status of their own, whoever says them.
+        (_, Some(METHOD_NOT_FOUND)) if revision.is_modern() => StatusCode::NOT_FOUND,
+        (_, Some(UNSUPPORTED_VERSION..=HEADER_MISMATCH)) if revision.is_modern() => {
+            StatusCode::BAD_REQUEST
+        }
+        _ => StatusCode::OK,
+    };
+    let Some(text) = answered.text else {
+        // Cancelled: nobody waits for it any more.
+        return StatusCode::NO_CONTENT.into_response();
+    };
+    let mut response = json(status, text);
+    if let Some(session) = answered.session
+        && let Ok(id) = HeaderValue::from_str(session.id.expose())
+    {
+        response.headers_mut().insert(HeaderName::from_static(SESSION), id);
+    }
+    response
+}
+
+/// The answers to a batch.
+fn all(answers: Vec<Answer>) -> Response {
+    if answers.iter().any(|answer| answer.asked) {
+        return match batch::join(answers) {
+            Some(text) => json(StatusCode::OK, text),
+            // All of them cancelled.
+            None => StatusCode::NO_CONTENT.into_response(),
+        };
+    }
+    let refused: Vec<_> =
+        answers.into_iter().filter(|answer| answer.answered.refused.is_some()).collect();
+    if refused.is_empty() {
+        return StatusCode::ACCEPTED.into_response();
+    }
+    let texts = refused.into_iter().filter_map(|answer| answer.answered.text).collect();
+    json(StatusCode::FORBIDDEN, batch::array(texts).unwrap_or_default())
+}
+
+/// The session's own stream, or the rest of the one that the client lost.
+pub(super) fn listen(
+    session: &Arc<Session>,
+    last: Option<&str>,
+    closing: CancellationToken,
+) -> Result<Response, Refusal> {
+    let reader = match last {
+        Some(last) => session.streams.resume(last)?,
+        None => {
+            let reader = session.listen();
+            if session.revision >= Revision::V2025_11_25 {
+                session.streams.own().prime();
+            }
+            reader
+        }
+    };
+    let ended = session.ended().clone();
+    Ok(sse::response(events(reader).take_until(async move {
+        tokio::select! {
+            () = ended.cancelled() => {}
+            () = closing.cancelled() => {}
+        }
+    })))
+}
+
+fn events(reader: Reader) -> impl futures_util::Stream<Item = [Bytes; 3]> + Send + 'static {
+    stream::unfold(reader, async |mut reader| {
+        let event = reader.next().await?;
+        Some((sse::event(event), reader))
+    })
+}

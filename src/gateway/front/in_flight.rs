@@ -1,0 +1,130 @@
+//! Messages on their way, and what comes of them.
+
+use std::{future::ready, sync::Arc};
+
+use bytes::Bytes;
+use futures_util::{
+    StreamExt,
+    stream::{self, BoxStream, SelectAll},
+};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::DropGuard;
+
+use crate::proxy::{Caller, ConcurrencyPermit, ExchangeHandle, ExchangeResponse, Gateway};
+use portcullis_protocol::codec::{Frame, Id, Kind};
+
+/// A message that was sent on its way, or was turned away.
+pub(super) enum InFlight {
+    UnderWay { ticket: ExchangeHandle, id: Option<Id> },
+    Settled(Answer),
+}
+
+/// What became of one message.
+pub(super) struct Answer {
+    pub answered: ExchangeResponse,
+    /// Whether an answer was asked for.
+    pub asked: bool,
+}
+
+/// What comes of messages.
+pub(super) enum Output {
+    /// A message for the client that is no answer of ours.
+    Notice(Bytes),
+    Answer(Answer),
+}
+
+impl InFlight {
+    /// Sends a message on its way.
+    pub fn take(
+        proxy: &Arc<Gateway>,
+        caller: Caller,
+        frame: Frame,
+        place: ConcurrencyPermit,
+    ) -> Self {
+        let id = match &frame.kind {
+            Kind::Request { id, .. } => Some(id.clone()),
+            _ => None,
+        };
+        Self::UnderWay { ticket: proxy.take(caller, frame, place), id }
+    }
+
+    /// Whether an answer is to come.
+    pub fn is_asked(&self) -> bool {
+        match self {
+            Self::UnderWay { id, .. } => id.is_some(),
+            Self::Settled(answer) => answer.asked,
+        }
+    }
+
+    /// The id by which the client knows it.
+    pub fn id(&self) -> Option<&Id> {
+        match self {
+            Self::UnderWay { id, .. } => id.as_ref(),
+            Self::Settled(_) => None,
+        }
+    }
+}
+
+impl Answer {
+    /// The text for a client that cannot tell the refusal of a notification from an answer.
+    pub fn text(self) -> Option<Bytes> {
+        self.answered.text.filter(|_| self.asked)
+    }
+}
+
+/// What comes of messages as it comes, the answer to each last, and what cancels those that have
+/// not ended.
+pub(super) fn pieces(
+    sent: Vec<InFlight>,
+) -> (SelectAll<BoxStream<'static, Output>>, Vec<DropGuard>) {
+    let mut guards = Vec::new();
+    let pieces = stream::select_all(sent.into_iter().map(|sent| match sent {
+        InFlight::Settled(answer) => stream::once(ready(Output::Answer(answer))).boxed(),
+        InFlight::UnderWay { ticket: ExchangeHandle { notices, answer, cancel }, id } => {
+            guards.push(cancel);
+            let asked = id.is_some();
+            stream::unfold(Progress::UnderWay { notices, answer, asked }, Progress::next).boxed()
+        }
+    }));
+    (pieces, guards)
+}
+
+/// How far a message is.
+enum Progress {
+    UnderWay {
+        notices: mpsc::Receiver<Bytes>,
+        answer: oneshot::Receiver<ExchangeResponse>,
+        asked: bool,
+    },
+    /// What was said before the answer goes before it. What others might say after it, since they
+    /// have the channel too, has nobody to go to.
+    Ending {
+        notices: mpsc::Receiver<Bytes>,
+        answer: Answer,
+    },
+    Over,
+}
+
+impl Progress {
+    async fn next(self) -> Option<(Output, Self)> {
+        let (mut notices, answer) = match self {
+            Self::UnderWay { mut notices, mut answer, asked } => {
+                let answered = tokio::select! {
+                    biased;
+                    Some(text) = notices.recv() => {
+                        let under_way = Self::UnderWay { notices, answer, asked };
+                        return Some((Output::Notice(text), under_way));
+                    }
+                    answered = &mut answer => answered.ok()?,
+                };
+                (notices, Answer { answered, asked })
+            }
+            Self::Ending { notices, answer } => (notices, answer),
+            Self::Over => return None,
+        };
+        Some(match notices.try_recv() {
+            Ok(text) => (Output::Notice(text), Self::Ending { notices, answer }),
+            Err(_) => (Output::Answer(answer), Self::Over),
+        })
+    }
+}

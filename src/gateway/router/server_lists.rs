@@ -1,0 +1,257 @@
+//! One server's lists, as the merged ones wait for them: soon, or not at all.
+//!
+//! A server that has not said within [`SOON`] what it offers goes on starting, or thinking, by
+//! itself. It is missing from the lists that were asked for meanwhile; when it has said it after
+//! all, those who listen hear that the list changed. Nobody waits for one of which it is known what it
+//! had when it last ran: it is started meanwhile. One that was late or failed is not waited for
+//! again until it has been punctual.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures_util::{
+    FutureExt,
+    future::{BoxFuture, Shared},
+};
+use parking_lot::Mutex;
+
+use super::merged_names::MergedNames;
+use portcullis_upstream::{CallError, Items, ListKind, Server};
+
+/// How long a merged list waits for a server of which nothing is known.
+const SOON: Duration = Duration::from_secs(10);
+
+/// A server with what is known of its lists.
+pub struct ServerLists {
+    pub server: Arc<Server>,
+    /// The prefixes of all other servers, where this one has none.
+    others: Vec<String>,
+    slots: [Mutex<CachedList>; 4],
+}
+
+/// One list.
+#[derive(Default)]
+struct CachedList {
+    /// As it was last had.
+    catalog: Option<Arc<MergedNames>>,
+    flight: Option<InFlightFetch>,
+    /// Why it is missing from merged lists, where it is.
+    missing: Option<String>,
+    /// Whether it was given out while the server did not run.
+    told_before: bool,
+    /// Whether it was late, or failed, when it was last asked for.
+    late: bool,
+}
+
+/// The question for a list, while it is under way. All who ask meanwhile share it.
+#[derive(Clone)]
+struct InFlightFetch {
+    since: Instant,
+    answer: Shared<BoxFuture<'static, Result<Arc<MergedNames>, CallError>>>,
+}
+
+impl ServerLists {
+    pub fn new(server: Arc<Server>, others: Vec<String>) -> Arc<Self> {
+        Arc::new(Self { server, others, slots: Default::default() })
+    }
+
+    /// Whether it is of this very server, beside others of these prefixes.
+    pub fn is_of(&self, server: &Arc<Server>, others: &[String]) -> bool {
+        Arc::ptr_eq(&self.server, server) && self.others == others
+    }
+
+    /// What stands before the server's names in merged lists.
+    pub fn prefix(&self) -> &str {
+        prefix(&self.server)
+    }
+
+    /// A list, where the server says soon what it has.
+    ///
+    /// # Errors
+    /// A [`Failure`] where it does not. Then it is missing, and the status says why.
+    pub async fn soon(self: &Arc<Self>, offer: ListKind) -> Result<Arc<MergedNames>, CallError> {
+        if let Some(kept) = self.server.kept(offer) {
+            return self.settle(offer, kept);
+        }
+        let known = self.before(offer).await;
+        let (flight, patience) = self.flight(offer);
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let left = patience.saturating_sub(flight.since.elapsed());
+        if let Ok(answer) = tokio::time::timeout(left, flight.answer.clone()).await {
+            return answer;
+        }
+        if self.is_missed(offer, &flight) {
+            return Err(CallError::Timeout(SOON));
+        }
+        // It arrived in this very moment.
+        flight.answer.await
+    }
+
+    /// A list of the one server that is asked, at once where it is known what that had when it last
+    /// ran.
+    ///
+    /// # Errors
+    /// A [`Failure`] where it does not say.
+    pub async fn here(self: &Arc<Self>, offer: ListKind) -> Result<Arc<MergedNames>, CallError> {
+        if self.server.kept(offer).is_none()
+            && let Some(known) = self.before(offer).await
+        {
+            self.flight(offer);
+            return Ok(known);
+        }
+        self.whole(offer).await
+    }
+
+    /// What a server that does not run had when it did. Where it turns out to have something else by
+    /// now, those who listen hear that the list changed.
+    async fn before(&self, offer: ListKind) -> Option<Arc<MergedNames>> {
+        let items = self.server.known(offer).await?;
+        let mut slot = self.slot(offer).lock();
+        // It was tried since, in vain.
+        if slot.missing.is_some() {
+            return None;
+        }
+        let catalog = match &slot.catalog {
+            Some(catalog) if Arc::ptr_eq(catalog.items(), &items) => catalog.clone(),
+            _ => Arc::new(MergedNames::of(items, offer, self.prefix(), &self.others)),
+        };
+        slot.catalog = Some(catalog.clone());
+        slot.told_before = true;
+        Some(catalog)
+    }
+
+    /// Notes that a list was given without this server's, where that is still under way.
+    fn is_missed(&self, offer: ListKind, flight: &InFlightFetch) -> bool {
+        let mut slot = self.slot(offer).lock();
+        let under_way = slot.flight.as_ref().is_some_and(|now| now.answer.ptr_eq(&flight.answer));
+        if under_way && slot.missing.is_none() {
+            slot.missing = Some("it has not said yet what it has".to_owned());
+        }
+        under_way
+    }
+
+    /// A list, however long the server takes.
+    ///
+    /// # Errors
+    /// A [`Failure`] where it does not say.
+    pub async fn whole(self: &Arc<Self>, offer: ListKind) -> Result<Arc<MergedNames>, CallError> {
+        if let Some(kept) = self.server.kept(offer) {
+            return self.settle(offer, kept);
+        }
+        let (flight, _) = self.flight(offer);
+        flight.answer.await
+    }
+
+    /// A list as it was last had, for what must not wait.
+    pub fn known(&self, offer: ListKind) -> Option<Arc<MergedNames>> {
+        self.slot(offer).lock().catalog.clone()
+    }
+
+    /// Asks anew for each list that is missing.
+    pub fn ask_again(self: &Arc<Self>) {
+        for offer in ListKind::ALL {
+            if self.slot(offer).lock().missing.is_some() {
+                self.flight(offer);
+            }
+        }
+    }
+
+    /// What an operator should know of the server's lists.
+    pub fn notices(&self) -> Vec<String> {
+        let mut notices = Vec::new();
+        for offer in ListKind::ALL {
+            let slot = self.slot(offer).lock();
+            if let Some(why) = &slot.missing {
+                notices.push(format!("missing from `{}`: {why}", offer.method()));
+            }
+            let catalog = slot.catalog.iter().flat_map(|catalog| catalog.notices());
+            notices.extend(catalog.map(|notice| format!("`{}`: {notice}", offer.method())));
+        }
+        notices
+    }
+
+    /// The question that is under way, or a new one, and how long it is waited for.
+    fn flight(self: &Arc<Self>, offer: ListKind) -> (InFlightFetch, Duration) {
+        let mut slot = self.slot(offer).lock();
+        let patience = if slot.late { Duration::ZERO } else { SOON };
+        if let Some(flight) = &slot.flight {
+            return (flight.clone(), patience);
+        }
+        let (shelf, since) = (self.clone(), Instant::now());
+        // A task of its own: it goes on when nobody waits any more.
+        let task = tokio::spawn(async move {
+            let items = shelf.server.items(offer).await;
+            shelf.land(offer, since.elapsed(), items)
+        });
+        let answer = task
+            .map(|done| {
+                let ended = || CallError::Misbehaved("the work for it ended early".into());
+                done.unwrap_or_else(|_| Err(ended()))
+            })
+            .boxed()
+            .shared();
+        let flight = InFlightFetch { since, answer };
+        slot.flight = Some(flight.clone());
+        (flight, patience)
+    }
+
+    fn land(
+        &self,
+        offer: ListKind,
+        took: Duration,
+        items: Result<Items, CallError>,
+    ) -> Result<Arc<MergedNames>, CallError> {
+        {
+            let mut slot = self.slot(offer).lock();
+            slot.flight = None;
+            slot.late = items.is_err() || took > SOON;
+        }
+        self.settle(offer, items)
+    }
+
+    /// Takes what a server said of a list.
+    fn settle(
+        &self,
+        offer: ListKind,
+        items: Result<Items, CallError>,
+    ) -> Result<Arc<MergedNames>, CallError> {
+        let mut slot = self.slot(offer).lock();
+        let items = match items {
+            Ok(items) => items,
+            Err(failure) => {
+                if slot.missing.is_none() {
+                    tracing::warn!(
+                        server = %self.server.name, list = offer.method(), %failure,
+                        "the server is missing from a list"
+                    );
+                }
+                slot.missing = Some(failure.to_string());
+                return Err(failure);
+            }
+        };
+        let catalog = match &slot.catalog {
+            Some(catalog) if Arc::ptr_eq(catalog.items(), &items) => catalog.clone(),
+            _ => Arc::new(MergedNames::of(items, offer, self.prefix(), &self.others)),
+        };
+        let before = slot.catalog.replace(catalog.clone());
+        let told = std::mem::take(&mut slot.told_before);
+        let changed = || before.is_some_and(|before| !before.items().is_same(catalog.items()));
+        if slot.missing.take().is_some() || told && changed() {
+            self.server.tell_of_list(offer);
+        }
+        Ok(catalog)
+    }
+
+    fn slot(&self, offer: ListKind) -> &Mutex<CachedList> {
+        &self.slots[offer as usize]
+    }
+}
+
+/// What stands before a server's names in merged lists.
+pub fn prefix(server: &Server) -> &str {
+    server.settings.prefix.as_deref().unwrap_or(server.name.as_str())
+}

@@ -1,0 +1,100 @@
+//! What a client says that it can do.
+
+use bytes::Bytes;
+use serde_json::Value;
+
+use portcullis_protocol::exchange::{Method, Payload};
+
+/// The `capabilities` of a greeting, or those in the `_meta` of a modern request: what a server
+/// may ask of this client.
+#[derive(Debug, Clone)]
+pub struct ClientCapabilities(Payload);
+
+impl Default for ClientCapabilities {
+    fn default() -> Self {
+        Self(Payload::new(Bytes::from_static(b"{}")))
+    }
+}
+
+impl ClientCapabilities {
+    /// Of this JSON text, where it is an object; else none.
+    pub fn new(capabilities: Option<Bytes>) -> Self {
+        capabilities
+            .map(|text| Self(Payload::new(text)))
+            .filter(|abilities| abilities.0.value().is_object())
+            .unwrap_or_default()
+    }
+
+    /// The text, as the client sent it.
+    pub fn raw(&self) -> &Bytes {
+        self.0.raw()
+    }
+
+    fn has(&self, pointer: &str) -> bool {
+        self.0.value().pointer(pointer).is_some_and(|value| !value.is_null())
+    }
+
+    /// Whether a server could ask this client for anything.
+    pub fn is_askable(&self) -> bool {
+        ["/sampling", "/elicitation", "/roots"].into_iter().any(|ability| self.has(ability))
+    }
+
+    /// Whether the client has this extension.
+    pub fn extension(&self, name: &str) -> bool {
+        self.0.value().get("extensions").is_some_and(|extensions| extensions.get(name).is_some())
+    }
+
+    /// Whether the client says that it takes this request. Methods that MCP does not know are
+    /// between the client and the server.
+    pub fn takes(&self, method: &Method, params: &Value) -> bool {
+        match method.as_str() {
+            Method::SAMPLE => self.has("/sampling"),
+            Method::ROOTS_LIST => self.has("/roots"),
+            // Without a mode it is a form, and an empty `elicitation` means forms
+            // (MCP 2025-11-25, client features, elicitation).
+            Method::ELICIT if params.get("mode").and_then(Value::as_str) == Some("url") => {
+                self.has("/elicitation/url")
+            }
+            Method::ELICIT => {
+                self.has("/elicitation")
+                    && (self.has("/elicitation/form") || !self.has("/elicitation/url"))
+            }
+            _ => true,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_a_client_takes() {
+        let url = json!({ "mode": "url" });
+        let form = json!({ "mode": "form" });
+        for (capabilities, method, params, takes) in [
+            ("{}", Method::SAMPLE, &form, false),
+            (r#"{"sampling":{}}"#, Method::SAMPLE, &form, true),
+            (r#"{"roots":{"listChanged":true}}"#, Method::ROOTS_LIST, &form, true),
+            (r#"{"elicitation":{}}"#, Method::ELICIT, &form, true),
+            (r#"{"elicitation":{}}"#, Method::ELICIT, &Value::Null, true),
+            (r#"{"elicitation":{}}"#, Method::ELICIT, &url, false),
+            (r#"{"elicitation":{"url":{}}}"#, Method::ELICIT, &url, true),
+            (r#"{"elicitation":{"url":{}}}"#, Method::ELICIT, &form, false),
+            (r#"{"elicitation":{"url":{},"form":{}}}"#, Method::ELICIT, &form, true),
+            ("[]", Method::ELICIT, &form, false),
+            ("{}", "acme/ask", &form, true),
+        ] {
+            let abilities = ClientCapabilities::new(Some(Bytes::from(capabilities)));
+            assert_eq!(
+                abilities.takes(&Method::new(method), params),
+                takes,
+                "{capabilities} {method} {params}"
+            );
+        }
+        assert!(!ClientCapabilities::default().is_askable());
+        assert!(ClientCapabilities::new(Some(Bytes::from_static(b"{\"roots\":{}}"))).is_askable());
+    }
+}

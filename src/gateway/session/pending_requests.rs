@@ -1,0 +1,154 @@
+//! Requests of servers that wait for a client's answer.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, oneshot};
+
+use portcullis_protocol::{
+    codec::{Id, Object},
+    exchange::Answer,
+    refusal::{Code, Refusal},
+};
+
+/// Questions that one client may have before it at once.
+const MOST: usize = 64;
+/// Notifications of progress on an answer that may wait for the server.
+const PROGRESS: usize = 16;
+
+/// The questions that one client has before it. Their ids are ours, since those of many servers
+/// meet here; so are the tokens by which the client tells how far it is.
+#[derive(Default)]
+pub struct PendingRequests {
+    next: AtomicU64,
+    open: Mutex<HashMap<u64, Slot>>,
+}
+
+struct Slot {
+    answer: oneshot::Sender<Answer>,
+    /// Where the client's progress on it goes, and the server's token for that.
+    progress: Option<(Bytes, mpsc::Sender<Bytes>)>,
+}
+
+impl PendingRequests {
+    /// Opens a question. `token` is the server's progress token, where it wants to hear of that.
+    ///
+    /// # Errors
+    /// A refusal where the client has too many before it already.
+    pub fn begin(self: &Arc<Self>, token: Option<Bytes>) -> Result<PendingRequest, Refusal> {
+        let id = self.next.fetch_add(1, Ordering::Relaxed) + 1;
+        let (sender, answer) = oneshot::channel();
+        let (told, progress) = mpsc::channel(PROGRESS);
+        let mut open = self.open.lock();
+        if open.len() >= MOST {
+            return Err(Refusal::new(Code::RateLimited, "this client has too many questions")
+                .detail(format!("{MOST} requests of servers wait for its answer")));
+        }
+        open.insert(id, Slot { answer: sender, progress: token.map(|token| (token, told)) });
+        Ok(PendingRequest { id, asks: self.clone(), answer, progress })
+    }
+
+    /// Hands an answer of the client to who waits for it; false where nobody does.
+    pub fn settle(&self, id: &Id, answer: Answer) -> bool {
+        let Some(id) = number(id.raw()) else { return false };
+        let open = self.open.lock().remove(&id);
+        open.is_some_and(|open| open.answer.send(answer).is_ok())
+    }
+
+    /// Hands the `params` of a client's progress on to who asked, with the server's own token in
+    /// them. Progress on nothing that is open is dropped.
+    pub fn progress(&self, params: &Bytes) {
+        let Ok(object) = Object::parse(params.clone()) else { return };
+        let Some(id) = object.get("progressToken").and_then(|token| number(&token)) else { return };
+        let open = self.open.lock();
+        if let Some(Slot { progress: Some((token, told)), .. }) = open.get(&id) {
+            let _ = told.try_send(object.with(&[("progressToken", Some(token))]));
+        }
+    }
+}
+
+fn number(text: &Bytes) -> Option<u64> {
+    std::str::from_utf8(text).ok()?.parse().ok()
+}
+
+/// One question that is open until this is dropped.
+pub struct PendingRequest {
+    id: u64,
+    asks: Arc<PendingRequests>,
+    answer: oneshot::Receiver<Answer>,
+    progress: mpsc::Receiver<Bytes>,
+}
+
+impl PendingRequest {
+    /// The id under which the client knows it.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Waits for what the client says next; its answer is the last. Nothing where its session ended.
+    pub async fn next(&mut self) -> Option<ClientReply> {
+        tokio::select! {
+            biased;
+            Some(params) = self.progress.recv() => Some(ClientReply::Progress(params)),
+            answer = &mut self.answer => answer.ok().map(ClientReply::Answer),
+        }
+    }
+}
+
+/// What a client says to a question.
+pub enum ClientReply {
+    /// How far it is: `params` with the server's own token.
+    Progress(Bytes),
+    Answer(Answer),
+}
+
+impl Drop for PendingRequest {
+    fn drop(&mut self) {
+        self.asks.open.lock().remove(&self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use portcullis_protocol::exchange::Payload;
+
+    fn result(text: &'static str) -> Answer {
+        Answer::Result(Payload::new(Bytes::from_static(text.as_bytes())))
+    }
+
+    #[tokio::test]
+    async fn an_answer_and_progress_find_their_question() {
+        let asks = Arc::new(PendingRequests::default());
+        let mut first = asks.begin(Some(Bytes::from_static(b"\"t\""))).unwrap();
+        let second = asks.begin(None).unwrap();
+        assert_ne!(first.id(), second.id());
+        let token = format!("{{\"progressToken\":{},\"progress\":0.50}}", first.id());
+        asks.progress(&token.into());
+        assert!(!asks.settle(&Id::from(99), result("{}")));
+        assert!(asks.settle(&Id::from(1), result("{\"a\":1}")));
+        let Some(ClientReply::Progress(told)) = first.next().await else { panic!("no progress") };
+        assert_eq!(told, "{\"progressToken\":\"t\",\"progress\":0.50}");
+        let Some(ClientReply::Answer(answer)) = first.next().await else { panic!("no answer") };
+        assert_eq!(answer.payload().raw(), "{\"a\":1}");
+        drop(second);
+        assert!(!asks.settle(&Id::from(2), result("{}")));
+        assert!(asks.open.lock().is_empty());
+    }
+
+    #[test]
+    fn questions_are_bounded() {
+        let asks = Arc::new(PendingRequests::default());
+        let held: Vec<_> = (0..MOST).map(|_| asks.begin(None).unwrap()).collect();
+        assert_eq!(asks.begin(None).err().unwrap().code, Code::RateLimited);
+        drop(held);
+        assert!(asks.begin(None).is_ok());
+    }
+}

@@ -1,0 +1,189 @@
+//! One compiled schema, and what it says of a value.
+
+use std::fmt::Write as _;
+
+use jsonschema::{PatternOptions, ValidationError, Validator, error::ValidationErrorKind as Kind};
+use serde_json::Value;
+
+use super::{
+    complexity::{Bound, Unbounded},
+    short,
+};
+
+/// Bytes of a schema's text.
+const SCHEMA_BYTES: usize = 256 << 10;
+/// Bytes of one compiled pattern, and of its automaton.
+pub(super) const PATTERN_BYTES: usize = 256 << 10;
+/// Units of work for one instance. A unit is some tens of nanoseconds.
+const WORK: u64 = 20_000_000;
+/// Units of work up to which it is worked out what does not fit and where.
+const EXPLAINED_WORK: u64 = 200_000;
+/// Evaluations nested within each other, which a thread's stack must hold.
+const NESTING: u64 = 256;
+/// Places that are told of one value.
+const TOLD: usize = 3;
+
+/// Why a schema cannot be used. The words are for the operator: they hold the server's text.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Unusable {
+    #[error("is missing")]
+    Missing,
+    #[error("is longer than {SCHEMA_BYTES} bytes")]
+    Long,
+    #[error("{0}")]
+    Unbounded(#[from] Unbounded),
+    #[error("is not legal: {0}")]
+    Illegal(String),
+}
+
+/// What a value's check comes to, unless it fits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Misfit {
+    /// It does not fit: where and what was expected, without any of the value.
+    Invalid(String),
+    /// To check it would take too long.
+    Costly,
+}
+
+/// A schema that can be used.
+pub(super) struct Check {
+    validator: Validator,
+    bound: Bound,
+}
+
+impl Check {
+    /// Compiles a schema. Takes long for long ones, and much of a stack.
+    pub(super) fn of(schema: &Value) -> Result<Self, Unusable> {
+        if schema.to_string().len() > SCHEMA_BYTES {
+            return Err(Unusable::Long);
+        }
+        let bound = Bound::of(schema)?;
+        let validator = jsonschema::options()
+            .offline()
+            // A linear-time engine: a pattern is the server's text.
+            .with_pattern_options(
+                PatternOptions::regex().size_limit(PATTERN_BYTES).dfa_size_limit(PATTERN_BYTES),
+            )
+            .build(schema)
+            .map_err(|error| Unusable::Illegal(short(&error.to_string())))?;
+        Ok(Self { validator, bound })
+    }
+
+    /// Bytes that it may take, roughly and rather too many.
+    pub(super) fn bytes(&self) -> usize {
+        (self.bound.patterns + 1) * PATTERN_BYTES
+    }
+
+    /// The most work that checking this value can take, or nothing where it is too much.
+    pub(super) fn work(&self, value: &Value) -> Option<u64> {
+        let size = Size::of(value);
+        let (work, nesting) = self.bound.at(size.depth)?;
+        let work = work.saturating_mul(size.weight);
+        (work <= WORK && nesting <= NESTING).then_some(work)
+    }
+
+    /// Whether the value fits.
+    pub(super) fn check(&self, value: &Value) -> Result<(), Misfit> {
+        let work = self.work(value).ok_or(Misfit::Costly)?;
+        if self.validator.is_valid(value) {
+            return Ok(());
+        }
+        if work > EXPLAINED_WORK {
+            return Err(Misfit::Invalid("somewhere, they do not fit the schema".into()));
+        }
+        let mut words = String::new();
+        let mut errors = self.validator.iter_errors(value);
+        for error in errors.by_ref().take(TOLD) {
+            let _ = write!(words, "{}; ", self.tell(&error));
+        }
+        let more = errors.count();
+        if more > 0 {
+            let _ = write!(words, "and {more} more; ");
+        }
+        words.truncate(words.trim_end_matches("; ").len());
+        Err(Misfit::Invalid(words))
+    }
+
+    /// The place and the expectation. Everything in it is the schema's text, or a number: a
+    /// property that the schema does not name is shown as `*`.
+    fn tell(&self, error: &ValidationError<'_>) -> String {
+        let mut place = String::new();
+        for part in error.instance_path().as_str().split('/').skip(1) {
+            place.push('/');
+            let name = part.replace("~1", "/").replace("~0", "~");
+            let known = self.bound.names.contains(&name);
+            let index = !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+            place.push_str(if known || (index && part.len() < 8) { part } else { "*" });
+        }
+        let expectation = expectation(error.kind());
+        match place.as_str() {
+            "" => format!("the top level {}", short(&expectation)),
+            place => format!("`{}` {}", short(place), short(&expectation)),
+        }
+    }
+}
+
+/// What the schema expects, from the schema alone.
+fn expectation(kind: &Kind) -> String {
+    match kind {
+        Kind::Required { property } => {
+            format!("lacks `{}`", property.as_str().unwrap_or_default())
+        }
+        Kind::Type { kind: jsonschema::error::TypeKind::Single(expected) } => {
+            format!("is no {expected}")
+        }
+        Kind::Type { .. } => "has none of the types that are allowed".into(),
+        Kind::Enum { options } => format!("is none of {options}"),
+        Kind::Constant { expected_value } => format!("is not {expected_value}"),
+        Kind::Pattern { pattern } => format!("does not match the pattern `{pattern}`"),
+        Kind::Format { format } => format!("is no {format}"),
+        Kind::Minimum { limit } => format!("is less than {limit}"),
+        Kind::Maximum { limit } => format!("is greater than {limit}"),
+        Kind::ExclusiveMinimum { limit } => format!("is not greater than {limit}"),
+        Kind::ExclusiveMaximum { limit } => format!("is not less than {limit}"),
+        Kind::MultipleOf { multiple_of } => format!("is no multiple of {multiple_of}"),
+        Kind::MinLength { limit } => format!("is shorter than {limit} characters"),
+        Kind::MaxLength { limit } => format!("is longer than {limit} characters"),
+        Kind::MinItems { limit } => format!("has fewer than {limit} items"),
+        Kind::MaxItems { limit } => format!("has more than {limit} items"),
+        Kind::AdditionalItems { limit } => format!("has more than {limit} items"),
+        Kind::MinProperties { limit } => format!("has fewer than {limit} properties"),
+        Kind::MaxProperties { limit } => format!("has more than {limit} properties"),
+        Kind::AdditionalProperties { unexpected } | Kind::UnevaluatedProperties { unexpected } => {
+            let (number, what) = (unexpected.len(), "that the schema does not name");
+            format!("has {number} {} {what}", if number == 1 { "property" } else { "properties" })
+        }
+        Kind::UniqueItems => "has an item twice".into(),
+        Kind::FalseSchema => "must be absent".into(),
+        Kind::AnyOf { .. } | Kind::OneOfNotValid { .. } => "fits none of the alternatives".into(),
+        Kind::OneOfMultipleValid { .. } => "fits more than one of the alternatives".into(),
+        other => format!("does not fit `{}`", other.keyword()),
+    }
+}
+
+/// How deep a value is nested and how much there is of it: values, and bytes of text by the 32.
+struct Size {
+    depth: usize,
+    weight: u64,
+}
+
+impl Size {
+    fn of(value: &Value) -> Self {
+        let (mut depth, mut weight) = (0, 0u64);
+        let mut open = vec![(value, 0)];
+        while let Some((value, at)) = open.pop() {
+            depth = depth.max(at);
+            weight += 1;
+            match value {
+                Value::String(text) => weight += text.len() as u64 / 32,
+                Value::Array(items) => open.extend(items.iter().map(|item| (item, at + 1))),
+                Value::Object(members) => {
+                    weight += members.keys().map(|key| key.len() as u64 / 32).sum::<u64>();
+                    open.extend(members.values().map(|member| (member, at + 1)));
+                }
+                _ => {}
+            }
+        }
+        Self { depth, weight }
+    }
+}

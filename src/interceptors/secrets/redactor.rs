@@ -1,0 +1,450 @@
+//! Takes secrets out of what is kept: texts of records and log lines, and whole bodies.
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    ops::Range,
+    sync::Arc,
+};
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+
+use serde_json::{Map, Value};
+
+use super::{
+    Invalid, Known, SHORTEST_KNOWN, add,
+    documents::{documents, waste_of},
+    json_strings::quote_long_numbers,
+    layers::Layers,
+    named::{self, is_harmless},
+    names::{Counts, is_named_by_another, is_secret, names_another},
+    once,
+    payload::budget_of,
+    rules,
+    scan::{Budget, Hit, Scanner, Spent},
+};
+
+/// Takes the secrets out of what is kept. Knows every built-in rule, whatever the chain is told of
+/// it; the values that servers are given, each line of them too: what is kept line by line
+/// holds a key of many lines in parts; and as JSON spells them, once and within another string; and
+/// values that only their name gives away (see [`super::names`]).
+pub struct Scrubber {
+    scanner: ArcSwap<Scanner>,
+    known: Mutex<Vec<Known>>,
+}
+
+/// Longest key that is looked at together with its value: longer ones name nothing that a rule
+/// knows, and each element of an array is looked at with its key.
+const KEY: usize = 128;
+/// Levels of JSON within strings of JSON that are taken apart.
+const NESTED: usize = 4;
+/// What stands in the place of a value that only its name gives away.
+const NAMED_MARK: &str = "[redacted:secret-name]";
+
+/// A body without its secrets.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Redacted {
+    pub body: Value,
+    /// How many were taken out.
+    pub secrets: usize,
+}
+
+/// Why a body could not be looked through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Unredacted {
+    #[error("it could not be looked through for secrets in bounded time")]
+    Spent,
+    #[error("it is no JSON, or nested too deeply to be looked through for secrets")]
+    Unreadable,
+}
+
+/// JSON with every digit of its numbers.
+fn read(text: &[u8]) -> Option<Value> {
+    match quote_long_numbers(text) {
+        Some(quoted) => serde_json::from_slice(&quoted).ok(),
+        None => serde_json::from_slice(text).ok(),
+    }
+}
+
+/// A text as it is, and as JSON may spell it within a string, and that within another.
+fn spellings(text: &str) -> BTreeSet<String> {
+    let mut all = BTreeSet::from([text.to_owned()]);
+    for _ in 0..2 {
+        for text in all.clone() {
+            let quoted = Value::from(text).to_string();
+            let plain = quoted.get(1..quoted.len() - 1).unwrap_or_default();
+            let slashes = plain.replace('/', "\\/");
+            let ascii = |plain: &str, upper: bool| -> String {
+                let mut units = [0; 2];
+                let mut out = String::new();
+                for c in plain.chars() {
+                    if c.is_ascii() {
+                        out.push(c);
+                        continue;
+                    }
+                    for unit in c.encode_utf16(&mut units) {
+                        out.push_str(&match upper {
+                            true => format!("\\u{unit:04X}"),
+                            false => format!("\\u{unit:04x}"),
+                        });
+                    }
+                }
+                out
+            };
+            for plain in [plain, &slashes] {
+                all.extend([plain.to_owned(), ascii(plain, false), ascii(plain, true)]);
+            }
+        }
+    }
+    all
+}
+
+impl Scrubber {
+    /// A scrubber that knows these values too.
+    ///
+    /// # Errors
+    /// Values by which nothing could be scanned.
+    pub fn new(known: &[Known]) -> Result<Self, Invalid> {
+        let known = once(known);
+        let scanner = ArcSwap::from_pointee(Self::scanner(&known)?);
+        Ok(Self { scanner, known: Mutex::new(known) })
+    }
+
+    /// Knows these values, too, from now on. Of older ones the newest are kept: what somebody still
+    /// has must be among these. It takes a while, and blocks.
+    ///
+    /// # Errors
+    /// Values by which nothing could be scanned: then all stays as it was.
+    pub fn learn(&self, more: &[Known]) -> Result<(), Invalid> {
+        let mut known = self.known.lock();
+        let mut all = known.clone();
+        if add(&mut all, more) {
+            self.scanner.store(Arc::new(Self::scanner(&all)?));
+        }
+        *known = all;
+        Ok(())
+    }
+
+    fn scanner(known: &[Known]) -> Result<Scanner, Invalid> {
+        let sources = rules::read(rules::BUILT_IN)?;
+        let rules = sources.iter().map(rules::Rule::new).collect::<Result<Vec<_>, _>>()?;
+        let mut exact = Vec::new();
+        for secret in known {
+            let value = secret.value.expose();
+            let parts: BTreeSet<_> =
+                [value].into_iter().chain(value.lines().map(str::trim)).collect();
+            let long = parts.into_iter().filter(|part| part.len() >= SHORTEST_KNOWN);
+            for part in long {
+                exact.extend(spellings(part).into_iter().map(|spelling| (secret.id(), spelling)));
+            }
+        }
+        let exact: Vec<_> = exact.iter().map(|(id, text)| (id.clone(), text.as_str())).collect();
+        Ok(Scanner::new(rules, &exact)?)
+    }
+
+    /// Puts `[redacted:RULE]` where a secret stands. A text that costs too much to look through is
+    /// replaced whole.
+    pub fn scrub(&self, text: &mut String) {
+        let scanner = self.scanner.load();
+        match scanner.scan(text.as_bytes(), &mut Budget(1 << 20)) {
+            Ok(hits) => {
+                take_out(&scanner, text, hits);
+                take_out_named(text, &scanner.set);
+            }
+            Err(Spent) => *text = "[redacted]".into(),
+        }
+    }
+
+    /// A body with `[redacted:RULE]` where a secret stands: in its strings, keys and numbers, and
+    /// in the place of each value that is one by what its name says; also in JSON that stands in a
+    /// string, and in lines that stand in an array.
+    ///
+    /// # Errors
+    /// Says why it could not be looked through.
+    pub fn redact(&self, body: &[u8]) -> Result<Redacted, Unredacted> {
+        let value = read(body).ok_or(Unredacted::Unreadable)?;
+        let scanner = self.scanner.load();
+        let mut taking = Taking {
+            scanner: &scanner,
+            budget: budget_of(body.len()),
+            waste: waste_of(body.len()),
+            secrets: 0,
+            nested: 0,
+        };
+        let body = taking.value(value, "").map_err(|Spent| Unredacted::Spent)?;
+        Ok(Redacted { body, secrets: taking.secrets })
+    }
+}
+
+/// Puts marks in the place of these hits; how many there were.
+fn take_out(scanner: &Scanner, text: &mut String, mut hits: Vec<Hit>) -> usize {
+    // Of overlapping hits the one that begins first takes all.
+    hits.sort_by_key(|hit| (hit.range.start, std::cmp::Reverse(hit.range.end)));
+    let mut whole: Vec<Hit> = Vec::new();
+    for hit in hits {
+        match whole.last_mut() {
+            Some(last) if hit.range.start < last.range.end => {
+                last.range.end = last.range.end.max(hit.range.end);
+            }
+            _ => whole.push(hit),
+        }
+    }
+    let count = whole.len();
+    let marks = whole.into_iter().map(|hit| {
+        let id = scanner.ids.get(hit.id).map_or("", String::as_str);
+        (hit.range, format!("[redacted:{id}]"))
+    });
+    replace(text, marks);
+    count
+}
+
+/// Puts a mark in the place of each range. They are in order and apart. One pass over the text,
+/// however many there are.
+fn replace<M: AsRef<str>>(
+    text: &mut String,
+    marks: impl ExactSizeIterator<Item = (Range<usize>, M)>,
+) {
+    if marks.len() == 0 {
+        return;
+    }
+    let mut out = String::with_capacity(text.len());
+    let mut at = 0;
+    for (range, mark) in marks {
+        out.push_str(text.get(at..range.start).unwrap_or_default());
+        out.push_str(mark.as_ref());
+        at = range.end;
+    }
+    out.push_str(text.get(at..).unwrap_or_default());
+    *text = out;
+}
+
+/// Puts marks in the place of values that only their name gives away; how many there were.
+fn take_out_named(text: &mut String, ids: &HashSet<String>) -> usize {
+    let layers = Layers::of(text.as_bytes());
+    let mut ranges: Vec<Range<usize>> = Vec::new();
+    for (depth, layer) in layers.texts().enumerate() {
+        let Ok(layer) = std::str::from_utf8(layer) else { continue };
+        let mut found = named::values(layer, ids);
+        layers.locate(depth, &mut found);
+        ranges.extend(found);
+    }
+    ranges.sort_unstable_by_key(|range| (range.start, range.end));
+    ranges.dedup_by(|next, last| {
+        let joined = next.start < last.end;
+        if joined {
+            last.end = last.end.max(next.end);
+        }
+        joined
+    });
+    replace(text, ranges.iter().map(|range| (range.clone(), NAMED_MARK)));
+    ranges.len()
+}
+
+struct Taking<'a> {
+    scanner: &'a Scanner,
+    budget: Budget,
+    /// What attempts at JSON in all of the body's strings may still read.
+    waste: usize,
+    secrets: usize,
+    /// Strings of JSON that this is within.
+    nested: usize,
+}
+
+impl Taking<'_> {
+    /// The value of a member, or of an element or the whole (an empty key).
+    fn value(&mut self, value: Value, key: &str) -> Result<Value, Spent> {
+        Ok(match value {
+            Value::String(text) => Value::String(self.string(text, key)?),
+            Value::Array(items) => Value::Array(self.items(items, key)?),
+            Value::Object(members) => Value::Object(self.members(members)?),
+            Value::Number(number) => {
+                let text = number.to_string();
+                let shown = self.text(text.clone(), key)?;
+                if shown == text { Value::Number(number) } else { Value::String(shown) }
+            }
+            plain => plain,
+        })
+    }
+
+    fn members(&mut self, members: Map<String, Value>) -> Result<Map<String, Value>, Spent> {
+        let naming = members.iter().find_map(|(key, value)| {
+            let name = value.as_str().filter(|_| names_another(key))?;
+            is_secret(name).then(|| name.to_owned())
+        });
+        let mut redacted = Map::with_capacity(members.len());
+        let mut same: HashMap<String, usize> = HashMap::new();
+        for (name, member) in members {
+            let member = match &naming {
+                _ if is_secret(&name) => self.named(member, &name)?,
+                Some(naming) if is_named_by_another(&name) => self.named(member, naming)?,
+                _ => self.value(member, &name)?,
+            };
+            let mut name = self.text(name, "")?;
+            self.secrets += take_out_named(&mut name, &self.scanner.set);
+            // Two keys that are secrets can come to the same.
+            if redacted.contains_key(&name) {
+                let times = same.entry(name.clone()).or_insert(1);
+                *times += 1;
+                name = format!("{name}#{times}");
+            }
+            redacted.insert(name, member);
+        }
+        Ok(redacted)
+    }
+
+    /// The elements of an array, of which one can be named by the one in front of it: as a flag of a
+    /// command line (`["--token", "…"]`), or in a list of names and values.
+    fn items(&mut self, mut items: Vec<Value>, key: &str) -> Result<Vec<Value>, Spent> {
+        self.lines(&mut items)?;
+        let pairs =
+            items.len().is_multiple_of(2) && items.iter().step_by(2).all(|name| name.is_string());
+        let mut redacted = Vec::with_capacity(items.len());
+        let mut naming: Option<String> = None;
+        for (at, item) in items.into_iter().enumerate() {
+            let text = item.as_str().unwrap_or_default();
+            let is_flag = text.starts_with('-');
+            let next = (is_flag || pairs && at.is_multiple_of(2)).then(|| text.trim_matches('-'));
+            let next = next.filter(|name| is_secret(name) && !name.contains(['=', ':']));
+            let next = next.map(str::to_owned);
+            redacted.push(match naming.filter(|_| !is_flag) {
+                Some(name) => self.named(item, &name)?,
+                None => self.value(item, key)?,
+            });
+            naming = next;
+        }
+        Ok(redacted)
+    }
+
+    /// The value of a member whose name says that it is a secret: all of it is taken out, whatever it
+    /// is. Booleans and counts stay.
+    fn named(&mut self, value: Value, name: &str) -> Result<Value, Spent> {
+        let counts = Counts::of(name);
+        let is_count = |value: &Value| match value {
+            Value::Number(_) => counts.hold(&value.to_string()),
+            Value::Array(items) => {
+                counts == Counts::Tokens
+                    && items
+                        .iter()
+                        .all(|item| item.is_number() && Counts::Few.hold(&item.to_string()))
+            }
+            _ => false,
+        };
+        match &value {
+            Value::Null | Value::Bool(_) => return Ok(value),
+            Value::Array(items) if items.is_empty() => return Ok(value),
+            Value::Object(members) if members.is_empty() => return Ok(value),
+            value if is_count(value) => return Ok(value.clone()),
+            _ => {}
+        }
+        let before = self.secrets;
+        if let Value::String(text) = value {
+            // What a rule knows is shown by the rule's name.
+            let text = self.text(text, name)?;
+            if is_harmless(&text, &self.scanner.set) {
+                return Ok(Value::String(text));
+            }
+        }
+        self.secrets = before + 1;
+        Ok(NAMED_MARK.into())
+    }
+
+    /// A string: a text in which JSON documents may stand.
+    fn string(&mut self, text: String, key: &str) -> Result<String, Spent> {
+        let text = self.text(text, key)?;
+        let documents = match self.nested < NESTED {
+            true => documents(&text, &mut self.waste)?,
+            false => Vec::new(),
+        };
+        let mut shown = String::with_capacity(text.len());
+        let mut at = 0;
+        for document in documents {
+            let Some(raw) = text.get(document.clone()) else { continue };
+            if let Some(redacted) = self.document(raw)? {
+                self.plain(text.get(at..document.start).unwrap_or_default(), &mut shown);
+                shown.push_str(&redacted);
+                at = document.end;
+            }
+        }
+        self.plain(text.get(at..).unwrap_or_default(), &mut shown);
+        Ok(shown)
+    }
+
+    /// A JSON document in a text, where it holds secrets. One without them stays as it is written.
+    fn document(&mut self, raw: &str) -> Result<Option<String>, Spent> {
+        self.budget.0 = self.budget.0.checked_sub(raw.len()).ok_or(Spent)?;
+        let Some(value) = read(raw.as_bytes()) else { return Ok(None) };
+        let before = self.secrets;
+        self.nested += 1;
+        let value = self.value(value, "");
+        self.nested -= 1;
+        let value = value?;
+        Ok((self.secrets > before).then(|| value.to_string()))
+    }
+
+    /// Adds a part of a text that is not a JSON document.
+    fn plain(&mut self, part: &str, shown: &mut String) {
+        let mut part = part.to_owned();
+        self.secrets += take_out_named(&mut part, &self.scanner.set);
+        shown.push_str(&part);
+    }
+
+    /// Takes out what stands in several strings of an array, as the lines of a key may.
+    fn lines(&mut self, items: &mut [Value]) -> Result<(), Spent> {
+        if items.len() < 2 || !items.iter().all(Value::is_string) {
+            return Ok(());
+        }
+        let mut starts = Vec::with_capacity(items.len());
+        let mut whole = String::new();
+        for item in items.iter() {
+            starts.push(whole.len());
+            whole.push_str(item.as_str().unwrap_or_default());
+            whole.push('\n');
+        }
+        self.budget.0 = self.budget.0.checked_sub(whole.len()).ok_or(Spent)?;
+        let mut hits = self.scanner.scan(whole.as_bytes(), &mut self.budget)?;
+        hits.retain(|hit| {
+            whole
+                .get(hit.range.clone())
+                .is_some_and(|text| text.trim_end_matches('\n').contains('\n'))
+        });
+        // From the end, so that earlier places stay where they are.
+        hits.sort_by_key(|hit| std::cmp::Reverse(hit.range.start));
+        let mut until = usize::MAX;
+        for hit in hits {
+            let end = hit.range.end.min(until);
+            until = hit.range.start;
+            let mark =
+                format!("[redacted:{}]", self.scanner.ids.get(hit.id).map_or("", String::as_str));
+            let first = starts.partition_point(|start| *start <= hit.range.start).saturating_sub(1);
+            for (item, start) in
+                items.iter_mut().zip(&starts).skip(first).take_while(|(_, start)| **start < end)
+            {
+                let Value::String(text) = item else { continue };
+                let from = hit.range.start.saturating_sub(*start).min(text.len());
+                let to = end.saturating_sub(*start).min(text.len());
+                if from < to {
+                    text.replace_range(from..to, &mark);
+                }
+            }
+            self.secrets += 1;
+        }
+        Ok(())
+    }
+
+    fn text(&mut self, mut text: String, key: &str) -> Result<String, Spent> {
+        let scanner = self.scanner;
+        let mut hits = scanner.scan(text.as_bytes(), &mut self.budget)?;
+        if !key.is_empty() && key.len() <= KEY {
+            // Some secrets are known by the name before them alone, which here is the key.
+            let named = format!("{key}={text}");
+            let before = key.len() + 1;
+            let found = scanner.scan(named.as_bytes(), &mut self.budget)?;
+            hits.extend(found.into_iter().filter(|hit| hit.range.end > before).map(|hit| {
+                let Range { start, end } = hit.range;
+                Hit { range: start.saturating_sub(before)..end - before, ..hit }
+            }));
+        }
+        self.secrets += take_out(scanner, &mut text, hits);
+        Ok(text)
+    }
+}

@@ -1,0 +1,365 @@
+//! A loaded plugin, and the way of one message through it.
+
+use std::{
+    sync::Arc,
+    task::Poll,
+    time::{Duration, Instant},
+};
+
+use futures_util::poll;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{
+    Lifetime, LoadError, Manifest, Message, Pin, PluginHost, PrincipalKind, Settings, Verdict,
+    artifact::Artifact,
+    breaker::{Admitted, Breaker, BreakerKey, News, Time},
+    functions::Values,
+    load::Compiled,
+    pool::Pool,
+    quotas::{CallerQuota, Evictable},
+    sessions::{Crowded, Party, Sessions},
+    template::{OUTPUT_SLACK, Template},
+};
+
+/// What begins a session.
+const INITIALIZE: &str = "initialize";
+
+/// Why a plugin reached no verdict.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    #[error("it was not done within {0:?}")]
+    Deadline(Duration),
+    #[error("it needs more than its {0} MiB of memory (`memory-mib`)")]
+    Memory(usize),
+    #[error("its instances for this caller need more than {0} MiB of memory together")]
+    MemoryOfCaller(usize),
+    #[error("its instances need more than {0} MiB of memory together")]
+    MemoryTogether(usize),
+    #[error("it recursed beyond its stack")]
+    Stack,
+    #[error("it handed back more than twice the message and {} MiB", OUTPUT_SLACK >> 20)]
+    Output,
+    #[error("it trapped: {0}")]
+    Trap(String),
+    #[error("it does not start: {0}")]
+    Start(String),
+    #[error("it failed: {0}")]
+    Own(String),
+    #[error("its verdict is wrong: {0}")]
+    Verdict(String),
+    #[error("all instances that it may keep for sessions are at work")]
+    Crowded,
+    #[error("others kept it at work, and too little of its {0:?} was left")]
+    Queued(Duration),
+    #[error("it failed again and again, and is not asked for another {0:?}")]
+    LetAlone(Duration),
+}
+
+impl Failure {
+    /// Whether the message at hand has caused it. What others do, who have the permits, the memory
+    /// or the instances, must not count against whoever sent this one.
+    fn is_its_own(&self) -> bool {
+        !matches!(
+            self,
+            Self::MemoryOfCaller(_)
+                | Self::MemoryTogether(_)
+                | Self::Crowded
+                | Self::Queued(_)
+                | Self::LetAlone(_)
+        )
+    }
+}
+
+/// What came of asking a plugin.
+#[derive(Debug)]
+pub struct Said {
+    pub verdict: Result<Verdict, Failure>,
+    /// The HTTP requests that it made meanwhile: method, host and status of each.
+    pub requests: Vec<String>,
+    /// Bytes of memory that the instance had in the end.
+    pub memory: usize,
+}
+
+impl From<Failure> for Said {
+    fn from(failure: Failure) -> Self {
+        Self { verdict: Err(failure), requests: Vec::new(), memory: 0 }
+    }
+}
+
+/// A loaded plugin.
+pub struct Plugin {
+    inner: Arc<Inner>,
+    manifest: Manifest,
+    sha256: String,
+    signed_by: Option<String>,
+}
+
+struct Inner {
+    template: Arc<Template>,
+    breaker: Arc<Breaker>,
+    instances: Instances,
+}
+
+/// Where the instance of a message comes from.
+enum Instances {
+    /// One for each message.
+    Fresh(Arc<Pool>),
+    /// One for each session.
+    Kept(Arc<Sessions>),
+}
+
+impl Plugin {
+    /// Loads a component. It blocks while it compiles: call it off the async threads.
+    ///
+    /// # Errors
+    /// One [`Unusable`] for whatever is wrong with the file, its digest, what it imports and
+    /// exports, its manifest, or the configuration for it.
+    pub fn load(
+        found: &Artifact,
+        pin: Pin<'_>,
+        settings: Settings,
+        house: &PluginHost,
+    ) -> Result<Self, LoadError> {
+        Compiled::of(found, pin, house.cache.as_deref())?.plugin(settings, house)
+    }
+
+    pub(super) fn new(
+        template: Template,
+        manifest: Manifest,
+        sha256: String,
+        signed_by: Option<String>,
+    ) -> Self {
+        let template = Arc::new(template);
+        let (instances, room): (_, Arc<dyn Evictable>) = match manifest.lifetime {
+            Lifetime::Message => {
+                let pool = Pool::of(template.clone());
+                (Instances::Fresh(pool.clone()), pool)
+            }
+            Lifetime::Session => {
+                let sessions = Sessions::swept(template.host);
+                (Instances::Kept(sessions.clone()), sessions)
+            }
+        };
+        template.shares.ask_for_room(Arc::downgrade(&room));
+        let inner = Inner { template, breaker: Arc::default(), instances };
+        Self { inner: Arc::new(inner), manifest, sha256, signed_by }
+    }
+
+    /// What the plugin says of itself.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// What it keeps, where it is granted that.
+    pub fn values(&self) -> Option<&Values> {
+        self.inner.template.shared.state.as_ref()
+    }
+
+    /// The digest of its file, in hex.
+    pub fn sha256(&self) -> &str {
+        &self.sha256
+    }
+
+    /// The name of the key by whose signature it was taken, where the operator asks for one.
+    pub fn signed_by(&self) -> Option<&str> {
+        self.signed_by.as_deref()
+    }
+
+    /// Makes instances ready, so that the first message need not wait for one, and has what is told
+    /// of faults begin anew.
+    pub fn warm(&self) {
+        self.inner.show_let_alone();
+        if let Instances::Fresh(pool) = &self.inner.instances {
+            pool.refill();
+        }
+    }
+
+    /// The plugin's verdict, checked, from an instance that has seen no other message, or where the
+    /// plugin asks for that, none but those of this session. Has to be called within a tokio runtime;
+    /// dropping the future ends the guest.
+    pub async fn inspect(&self, message: Message, session: Option<&str>) -> Said {
+        let template = &self.inner.template;
+        let now = Instant::now();
+        let time = Arc::new(Time::from(now, template.deadline));
+        let kind = match message.principal.kind {
+            PrincipalKind::Client => "client",
+            PrincipalKind::Local => "local",
+            PrincipalKind::Anonymous => "anonymous",
+        };
+        let principal = format!("{kind}:{}", message.principal.name);
+        let between = BreakerKey { principal: principal.clone(), server: message.server.clone() };
+        let admitted = match self.inner.breaker.admit(between.clone(), now) {
+            Ok(admitted) => Some(admitted),
+            Err(_) if template.fail_open => None,
+            Err(pause) => return Failure::LetAlone(pause).into(),
+        };
+        let mut asked =
+            RunningCall { inner: self.inner.clone(), between, admitted, time: time.clone() };
+        // Whoever has neither key nor session cannot be told from the next one; and a session has none
+        // before it began.
+        let nobody = session.is_none()
+            && (message.principal.kind == PrincipalKind::Anonymous || message.event == INITIALIZE);
+        let part = template.shares.part(&principal);
+        let party = (!nobody).then(|| Party { principal, session: session.map(str::to_owned) });
+        let inner = self.inner.clone();
+        let mut work =
+            Box::pin(async move { inner.work(&message, party.as_ref(), &part, &time).await });
+        let said = match poll!(work.as_mut()) {
+            Poll::Ready(said) => said,
+            // Not done within a tick or two, or no permit: go on where it holds up no message.
+            Poll::Pending => match AbortOnDropHandle::new(template.host.slow.spawn(work)).await {
+                Ok(said) => said,
+                Err(error) => Failure::Trap(error.to_string()).into(),
+            },
+        };
+        asked.ended(&said.verdict);
+        said
+    }
+}
+
+/// A message that the plugin is asked of. Dropped before its end, it was given up.
+struct RunningCall {
+    inner: Arc<Inner>,
+    between: BreakerKey,
+    /// Nothing: whatever becomes of it does not count.
+    admitted: Option<Admitted>,
+    time: Arc<Time>,
+}
+
+impl RunningCall {
+    fn ended(&mut self, verdict: &Result<Verdict, Failure>) {
+        let Some(admitted) = self.admitted.take() else { return };
+        let news = match verdict {
+            Ok(_) => admitted.succeeded(Instant::now()),
+            Err(failure) if failure.is_its_own() => admitted.failed(Instant::now()),
+            Err(_) => None,
+        };
+        if let Some(news) = news {
+            self.inner.tell(news, &self.between);
+        }
+    }
+}
+
+impl Drop for RunningCall {
+    fn drop(&mut self) {
+        let admitted = self.admitted.take();
+        let news = admitted.and_then(|admitted| admitted.given_up(&self.time, Instant::now()));
+        if let Some(news) = news {
+            self.inner.tell(news, &self.between);
+        }
+    }
+}
+
+impl Inner {
+    fn tell(self: &Arc<Self>, news: News, between: &BreakerKey) {
+        let shared = &self.template.shared;
+        let (principal, server) = (&between.principal, between.server.as_deref().unwrap_or(""));
+        match news {
+            News::Opened(pause) => {
+                tracing::warn!(
+                    interceptor = %shared.entry, principal, server, ?pause,
+                    "the plugin fails again and again and is let alone"
+                );
+                // Who it was may never come back.
+                let inner = Arc::downgrade(self);
+                self.template.host.slow.spawn(async move {
+                    tokio::time::sleep(pause).await;
+                    if let Some(inner) = inner.upgrade() {
+                        inner.show_let_alone();
+                    }
+                });
+            }
+            News::Closed => tracing::info!(
+                interceptor = %shared.entry, principal, server, "the plugin works again"
+            ),
+        }
+        self.show_let_alone();
+    }
+
+    /// Tells between how many it is let alone.
+    fn show_let_alone(&self) {
+        let shared = &self.template.shared;
+        shared.around.let_alone(&shared.entry, self.breaker.open(Instant::now()));
+    }
+
+    async fn work(
+        &self,
+        message: &Message,
+        party: Option<&Party>,
+        part: &Arc<CallerQuota>,
+        time: &Time,
+    ) -> Said {
+        let until = time.until();
+        let within = |failure| Said::from(failure);
+        let template = &self.template;
+        let deadline = tokio::time::Instant::from_std(until);
+        let place = template.shares.place(part, message.payload.len());
+        match &self.instances {
+            Instances::Fresh(pool) => {
+                let Ok(Ok(_place)) = tokio::time::timeout_at(deadline, place).await else {
+                    return within(Failure::Queued(template.deadline));
+                };
+                time.begin(Instant::now());
+                let mut instance = match pool.take() {
+                    Some(mut ready) => match ready.join(part) {
+                        Ok(()) => ready,
+                        Err(spent) => {
+                            pool.done(ready);
+                            return within(template.spent(spent));
+                        }
+                    },
+                    None => match template.prepare(until, Some(part)).await {
+                        Ok(prepared) => prepared,
+                        Err(failure) => return late(failure, time).into(),
+                    },
+                };
+                let mut said = template.ask(&mut instance, message, until).await;
+                pool.done(instance);
+                said.verdict = said.verdict.map_err(|failure| late(failure, time));
+                said
+            }
+            Instances::Kept(sessions) => {
+                // Their own turn first: messages of one session that wait for each other must not
+                // hold the places that others need.
+                let mut slot = match party {
+                    None => None,
+                    Some(party) => {
+                        match tokio::time::timeout_at(deadline, sessions.turn(party, part)).await {
+                            Ok(Ok(slot)) => Some(slot),
+                            Ok(Err(Crowded)) => return within(Failure::Crowded),
+                            Err(_) => return within(Failure::Queued(template.deadline)),
+                        }
+                    }
+                };
+                let Ok(Ok(_place)) = tokio::time::timeout_at(deadline, place).await else {
+                    return within(Failure::Queued(template.deadline));
+                };
+                time.begin(Instant::now());
+                // Out of its place: should this future be dropped, so is the instance.
+                let mut instance = match slot.as_mut().and_then(|slot| slot.take()) {
+                    Some(kept) => kept,
+                    None => match template.prepare(until, Some(part)).await {
+                        Ok(prepared) => prepared,
+                        Err(failure) => return late(failure, time).into(),
+                    },
+                };
+                let mut said = template.ask(&mut instance, message, until).await;
+                said.verdict = said.verdict.map_err(|failure| late(failure, time));
+                if let Some(slot) = &mut slot
+                    && said.verdict.is_ok()
+                {
+                    **slot = Some(instance);
+                }
+                said
+            }
+        }
+    }
+}
+
+/// What a message failed by: where most of its time went by in a queue, that is others' doing.
+fn late(failure: Failure, time: &Time) -> Failure {
+    match failure {
+        Failure::Deadline(all) if !time.was_enough() => Failure::Queued(all),
+        other => other,
+    }
+}

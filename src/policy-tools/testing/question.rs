@@ -1,0 +1,435 @@
+//! What a case file asks: every case, once for each of its rows, parties, actions and targets.
+
+use serde_json::{Map, Value};
+use serde_saphyr::Spanned;
+
+use super::{
+    file::{Case, Context, Document, Expect, Hints, Who, Words, party},
+    own::Own,
+    yaml::span,
+};
+use portcullis_policy::{
+    Action, File, Finding, Resource, Subject, Target, server_action, worded_action,
+};
+use portcullis_protocol::claims::Claims;
+use portcullis_protocol::identity::{Principal, PrincipalKind};
+
+/// A request, with what should become of it.
+pub(super) struct Query {
+    pub(super) name: String,
+    pub(super) who: String,
+    pub(super) word: String,
+    pub(super) target: Option<String>,
+    pub(super) action: Action,
+    pub(super) method: String,
+    pub(super) sides: Sides,
+    pub(super) claims: Claims,
+    pub(super) args: Option<Map<String, Value>>,
+    pub(super) context: Context,
+    pub(super) expect: Expect,
+    pub(super) by: Option<Vec<String>>,
+    pub(super) asks: Option<Vec<String>>,
+    /// The row that asks it, where a case has rows.
+    pub(super) row: Option<Span>,
+    pub(super) expect_place: Span,
+    pub(super) by_place: Span,
+    pub(super) asks_place: Span,
+}
+
+/// The word for what is done, what it is done to, and what policies are asked for it.
+type Asked = (String, Option<String>, Action, String, Sides);
+
+/// Who asks what.
+pub(super) enum Sides {
+    /// A client of a server, or a server of a client.
+    Asked(Principal, Target),
+    Own(Own),
+}
+
+impl Query {
+    pub(super) fn sides(&self) -> (Subject<'_>, Resource<'_>) {
+        match &self.sides {
+            Sides::Asked(principal, target) => target.sides(principal, self.claims),
+            Sides::Own(own) => own.sides(),
+        }
+    }
+}
+
+/// Offset and length in the file.
+pub(super) type Span = (usize, usize);
+
+/// All questions of a file, and all that is wrong with it.
+pub(super) fn questions(file: &File, document: &Document) -> (Vec<Query>, Vec<Finding>) {
+    let mut reader = Reader { file, document, questions: Vec::new(), findings: Vec::new() };
+    for case in &document.cases {
+        reader.case(case);
+    }
+    (reader.questions, reader.findings)
+}
+
+struct Reader<'a> {
+    file: &'a File,
+    document: &'a Document,
+    questions: Vec<Query>,
+    findings: Vec<Finding>,
+}
+
+impl Reader<'_> {
+    fn place<T>(&self, of: &Spanned<T>) -> Span {
+        span(self.file, of.referenced)
+    }
+
+    fn wrong(&mut self, place: Span, message: impl Into<String>, label: &str, help: &str) {
+        let finding =
+            Finding::error("policy-cases", message).at(self.file, place.0, place.1, label);
+        self.findings.push(if help.is_empty() { finding } else { finding.help(help) });
+    }
+
+    fn case(&mut self, case: &Spanned<Case>) {
+        let place = self.place(case);
+        let Some(name) = &case.value.name else {
+            self.wrong(place, "the case has no name", "begins here", "add `name: …`");
+            return;
+        };
+        let Some(rows) = &case.value.each else {
+            self.asked(name.clone(), &case.value, place, None);
+            return;
+        };
+        if rows.is_empty() {
+            self.wrong(place, "the case has no rows, so it asks nothing", "`each` is empty", "");
+        }
+        for (at, row) in rows.iter().enumerate() {
+            let place = self.place(row);
+            if row.value.each.is_some() {
+                self.wrong(place, "a row has no rows of its own", "has `each`", "");
+                continue;
+            }
+            let name = match &row.value.name {
+                Some(row) => format!("{name}: {row}"),
+                None => format!("{name} (row {})", at + 1),
+            };
+            self.asked(name, &over(&row.value, &case.value), place, Some(place));
+        }
+    }
+
+    /// The questions of one row, or of a case without rows.
+    fn asked(&mut self, name: String, case: &Case, place: Span, row: Option<Span>) {
+        let Some(expect) = &case.expect else {
+            let help = "add `expect:` `allow`, `deny`, `shown`, `hidden` or `error`";
+            return self.wrong(place, "the case expects nothing", "begins here", help);
+        };
+        let Some(who) = &case.who else {
+            let help = "add `as:` and a party";
+            return self.wrong(place, "the case does not say who asks", "begins here", help);
+        };
+        let Some((actions, targets, targets_place)) = self.actions(case, place) else { return };
+        let listed = matches!(expect.value, Expect::Shown | Expect::Hidden);
+        if let Some(by) = case.by.as_ref().filter(|_| listed) {
+            let help = "what lists show is what no set of circumstances allows: take `by` out";
+            let place = self.place(by);
+            return self.wrong(place, "no one policy decides what lists show", "", help);
+        }
+        if let Some(asks) = &case.asks {
+            let place = self.place(asks);
+            if listed || expect.value != Expect::Allow {
+                let help = "take `asks` out";
+                return self.wrong(place, "only what is allowed asks for more", "", help);
+            }
+            let unknown = asks.value.0.iter().find(|word| !OBLIGATIONS.contains(&word.as_str()));
+            if let Some(word) = unknown {
+                let message = format!("there is no obligation `{}`", word.escape_debug());
+                let help = format!("known here: {}", OBLIGATIONS.join(", "));
+                return self.wrong(place, message, "", &help);
+            }
+        }
+        for word in &who.value.0 {
+            let party = match party(word, self.document) {
+                Ok(party) => party,
+                Err(help) => {
+                    let place = self.place(who);
+                    let message = format!("nobody is called `{}`", word.escape_debug());
+                    self.wrong(place, message, "is no party", &help);
+                    continue;
+                }
+            };
+            let asked = match Own::of(case, &party) {
+                Some(Ok(questions)) => questions
+                    .into_iter()
+                    .map(|(target, own)| {
+                        let action = own.action();
+                        let method = String::new();
+                        let word = action.as_str().to_owned();
+                        (word, Some(target), action, method, Sides::Own(own))
+                    })
+                    .collect(),
+                Some(Err(problem)) => {
+                    // Of a server, it is the host that is wrong.
+                    let place = match (&party, &case.egress) {
+                        (Who::Server(_), Some(reach)) => self.place(reach),
+                        _ => self.place(who),
+                    };
+                    return self.wrong(place, problem, "", "");
+                }
+                None => {
+                    let who = self.place(who);
+                    let Some(asked) = self.combined(&party, &actions, &targets, targets_place, who)
+                    else {
+                        return;
+                    };
+                    asked
+                }
+            };
+            for (asked_word, target, action, method, sides) in asked {
+                if listed && !LISTED.contains(&action) {
+                    let place = self.place(expect);
+                    let message = format!("no list has what `{}` is asked of", action.as_str());
+                    let help = "lists have tools, prompts, resources and templates";
+                    return self.wrong(place, message, "", help);
+                }
+                let hints = case.hints.or_else(|| {
+                    target.as_ref().and_then(|tool| self.document.tools.get(tool)).copied()
+                });
+                let context = case.context.or(&self.document.context);
+                let expect_place = self.place(expect);
+                let at = |words: &Option<Spanned<Words>>| {
+                    words.as_ref().map_or(expect_place, |words| self.place(words))
+                };
+                let words = |words: &Option<Spanned<Words>>| {
+                    words.as_ref().map(|words| words.value.0.clone())
+                };
+                let question = Query {
+                    name: name.clone(),
+                    who: word.clone(),
+                    word: asked_word,
+                    target,
+                    action,
+                    method: context.method.clone().unwrap_or(method),
+                    sides,
+                    claims: claims(hints.unwrap_or_default()),
+                    args: case.args.clone(),
+                    context,
+                    expect: expect.value,
+                    by: words(&case.by),
+                    asks: words(&case.asks),
+                    row,
+                    expect_place,
+                    by_place: at(&case.by),
+                    asks_place: at(&case.asks),
+                };
+                self.questions.push(question);
+            }
+        }
+    }
+
+    /// Every action with every target, of one party.
+    fn combined(
+        &mut self,
+        party: &Who,
+        actions: &[String],
+        targets: &[Option<String>],
+        targets_place: Span,
+        who_place: Span,
+    ) -> Option<Vec<Asked>> {
+        let mut asked = Vec::new();
+        for word in actions {
+            for target in targets {
+                let (action, method, principal, sides) =
+                    self.sides(party, word, target.as_deref(), targets_place, who_place).ok()?;
+                let sides = Sides::Asked(principal, sides);
+                asked.push((word.clone(), target.clone(), action, method, sides));
+            }
+        }
+        Some(asked)
+    }
+
+    /// The words for what is done, and what it is done to.
+    fn actions(
+        &mut self,
+        case: &Case,
+        place: Span,
+    ) -> Option<(Vec<String>, Vec<Option<String>>, Span)> {
+        let short = [
+            (&case.call, "tools/call"),
+            (&case.read, "resources/read"),
+            (&case.get, "prompts/get"),
+        ];
+        let mut short = short.into_iter().filter_map(|(key, method)| Some((key.as_ref()?, method)));
+        let some = |words: &Spanned<Words>| words.value.0.iter().cloned().map(Some).collect();
+        let help = "give one of `call: SERVER/TOOL`, `read: SERVER/URI`, `get: SERVER/PROMPT` and \
+                    `do: ACTION` with `on: TARGET`";
+        let own = [
+            case.launch.is_some(),
+            case.deliver.is_some(),
+            case.egress.is_some(),
+            case.grant.is_some(),
+        ];
+        let own = own.into_iter().filter(|own| *own).count();
+        let (first, second) = (short.next(), short.next());
+        if own > 0 {
+            if own == 1 && first.is_none() && case.action.is_none() && case.on.is_none() {
+                return Some((Vec::new(), Vec::new(), place));
+            }
+            self.wrong(place, "the case says twice what is done", "begins here", "");
+            return None;
+        }
+        match (first, second, &case.action) {
+            (Some((targets, method)), None, None) => {
+                let place = self.place(targets);
+                if let Some(on) = &case.on {
+                    let place = self.place(on);
+                    self.wrong(place, "`on` goes with `do` alone", "", help);
+                    return None;
+                }
+                Some((vec![method.to_owned()], some(targets), place))
+            }
+            (None, None, Some(actions)) => {
+                let (targets, place) = match &case.on {
+                    Some(on) => (some(on), self.place(on)),
+                    None => (vec![None], self.place(actions)),
+                };
+                Some((actions.value.0.clone(), targets, place))
+            }
+            (None, None, None) => {
+                self.wrong(place, "the case does not say what is done", "begins here", help);
+                None
+            }
+            _ => {
+                self.wrong(place, "the case says twice what is done", "begins here", help);
+                None
+            }
+        }
+    }
+
+    /// Both sides of a request.
+    fn sides(
+        &mut self,
+        who: &Who,
+        word: &str,
+        target: Option<&str>,
+        target_place: Span,
+        who_place: Span,
+    ) -> Result<(Action, String, Principal, Target), ()> {
+        let (action, method) = worded_action(word);
+        let is_action = action.as_str() == word;
+        if let Who::Server(server) = who {
+            let action =
+                if is_action { action } else { server_action(word, word.starts_with("notif")) };
+            let clients = worded_action(word).0;
+            let is_method = matches!(clients, Action::OtherMethod | Action::NotifyServer);
+            if !is_server_action(action) || !(is_method || is_server_action(clients)) {
+                let message = format!("a server does not ask for `{}`", word.escape_debug());
+                self.wrong(who_place, message, "is a server", "");
+                return Err(());
+            }
+            let Some(client) = target else {
+                let message = format!("`{}` is asked of a client", action.as_str());
+                self.wrong(target_place, message, "says no client", "add `on:` and a party");
+                return Err(());
+            };
+            let principal = party(client, self.document).ok().and_then(|who| principal(&who));
+            let Some(principal) = principal else {
+                let message = format!("`{}` is no client", client.escape_debug());
+                self.wrong(target_place, message, "is asked", super::file::FORMS);
+                return Err(());
+            };
+            return Ok((action, method.to_owned(), principal, Target::Asker(server.clone())));
+        }
+        if is_server_action(action) {
+            let message = format!("`{}` is asked by a server", action.as_str());
+            self.wrong(who_place, message, "is no server", "write `as: server:NAME`");
+            return Err(());
+        }
+        let sides = match Target::parse(action, target) {
+            Ok(sides) => sides,
+            Err(error) => {
+                self.wrong(target_place, error.to_string(), "does not name that", "");
+                return Err(());
+            }
+        };
+        let Some(principal) = principal(who) else {
+            self.wrong(who_place, "a plugin asks for nothing", "is a plugin", "");
+            return Err(());
+        };
+        Ok((action, method.to_owned(), principal, sides))
+    }
+}
+
+/// What policies may ask for, by their annotations.
+const OBLIGATIONS: [&str; 6] = ["approve", "redact", "rate", "note", "label", "keep"];
+
+/// Actions that lists are made by.
+const LISTED: [Action; 5] = [
+    Action::CallTool,
+    Action::GetPrompt,
+    Action::ReadResource,
+    Action::SeeTemplate,
+    Action::Connect,
+];
+
+fn is_server_action(action: Action) -> bool {
+    matches!(
+        action,
+        Action::Sample
+            | Action::Elicit
+            | Action::ListRoots
+            | Action::NotifyClient
+            | Action::OtherServerMethod
+    )
+}
+
+/// A row over its case: what the row says counts.
+fn over(row: &Case, case: &Case) -> Case {
+    // A row that says what is done says all of it.
+    let says = row.call.is_some()
+        || row.read.is_some()
+        || row.get.is_some()
+        || row.action.is_some()
+        || row.launch.is_some()
+        || row.deliver.is_some()
+        || row.egress.is_some()
+        || row.grant.is_some();
+    let base = if says { &Case::default() } else { case };
+    Case {
+        name: None,
+        who: row.who.clone().or_else(|| case.who.clone()),
+        call: row.call.clone().or_else(|| base.call.clone()),
+        read: row.read.clone().or_else(|| base.read.clone()),
+        get: row.get.clone().or_else(|| base.get.clone()),
+        action: row.action.clone().or_else(|| base.action.clone()),
+        on: row.on.clone().or_else(|| base.on.clone()),
+        launch: row.launch.clone().or_else(|| base.launch.clone()),
+        deliver: row.deliver.clone().or_else(|| base.deliver.clone()),
+        egress: row.egress.clone().or_else(|| base.egress.clone()),
+        grant: row.grant.clone().or_else(|| base.grant.clone()),
+        args: row.args.clone().or_else(|| case.args.clone()),
+        hints: row.hints.or(case.hints),
+        context: row.context.or(&case.context),
+        expect: row.expect.clone().or_else(|| case.expect.clone()),
+        by: row.by.clone().or_else(|| case.by.clone()),
+        asks: row.asks.clone().or_else(|| case.asks.clone()),
+        each: None,
+    }
+}
+
+fn principal(who: &Who) -> Option<Principal> {
+    let (kind, groups) = match who {
+        Who::Client { name, groups } => (PrincipalKind::Client(name.clone()), groups.clone()),
+        Who::Local { user, groups } => {
+            (PrincipalKind::Local { user: user.clone() }, groups.clone())
+        }
+        Who::Anonymous => (PrincipalKind::Anonymous, Vec::new()),
+        Who::Server(_) | Who::Plugin(_) => return None,
+    };
+    let verified = kind != PrincipalKind::Anonymous;
+    Some(Principal { kind, groups, verified, key: None })
+}
+
+fn claims(hints: Hints) -> Claims {
+    Claims::from_hints(|name| match name {
+        "readOnlyHint" => hints.read_only_hint,
+        "destructiveHint" => hints.destructive_hint,
+        "idempotentHint" => hints.idempotent_hint,
+        "openWorldHint" => hints.open_world_hint,
+        _ => None,
+    })
+}

@@ -1,0 +1,476 @@
+//! Case files are found, asked and told of.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fs,
+    path::{Path, PathBuf},
+};
+
+use serde::Serialize;
+
+use portcullis_policy::{Circumstances, File, Finding, Request, Target};
+use portcullis_policy::{Engine, Failure, Outcome, is_tools_file};
+
+use super::{
+    file::{Document, Expect},
+    question::{Query, Sides, questions},
+    yaml::{is_case_file, read},
+};
+use portcullis_protocol::{
+    exchange::{Revision, Transport},
+    names::Group,
+    obligations::Keep,
+    refusal::Rule,
+};
+
+/// When a case takes place that does not say when: a Monday noon.
+const NOON: jiff::Timestamp = jiff::Timestamp::constant(1_767_614_400, 0);
+
+/// What came of all cases.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// What could not be read or asked.
+    pub findings: Vec<Finding>,
+    pub cases: Vec<Ran>,
+    pub coverage: Coverage,
+}
+
+/// What came of one case.
+#[derive(Debug, Serialize)]
+pub struct Ran {
+    pub file: PathBuf,
+    /// From 1.
+    pub line: u32,
+    pub name: String,
+    #[serde(rename = "as")]
+    pub who: String,
+    #[serde(rename = "do")]
+    pub action: String,
+    #[serde(rename = "on", skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+    pub expected: &'static str,
+    pub came: &'static str,
+    /// The policies that decided.
+    pub rules: Vec<Rule>,
+    /// What they ask for beside the decision, by the names of their annotations.
+    pub asks: BTreeSet<&'static str>,
+    /// What failed while it was decided.
+    pub errors: Vec<Failure>,
+    pub passed: bool,
+    /// Why it did not pass: the case, and the policies that decided.
+    #[serde(skip)]
+    pub failure: Vec<Finding>,
+}
+
+/// Which policies decide a case.
+#[derive(Debug, Serialize)]
+pub struct Coverage {
+    /// How many there are.
+    pub policies: usize,
+    /// Those that decide no case.
+    pub undecided: Vec<Rule>,
+}
+
+impl Coverage {
+    /// Of a hundred policies, how many decide a case, rounded down. All of none.
+    pub fn percent(&self) -> usize {
+        match self.policies {
+            0 => 100,
+            policies => (policies - self.undecided.len()) * 100 / policies,
+        }
+    }
+}
+
+/// Runs the cases of case files, of folders, and beside files of policies. Names are relative to
+/// `base`. `filter` is part of the names of the cases to run, in any case of letters.
+pub fn run(paths: &[PathBuf], base: &Path, filter: Option<&str>) -> Report {
+    let mut runner = Runner {
+        base,
+        filter: filter.map(str::to_lowercase),
+        engines: HashMap::new(),
+        findings: Vec::new(),
+        cases: Vec::new(),
+        rules: BTreeMap::new(),
+    };
+    let (files, policies) = runner.find(paths);
+    for file in files {
+        runner.file(file);
+    }
+    // Policies of which no case file speaks are not decided by any case.
+    for path in policies {
+        let tools = runner.tools_beside(&path);
+        runner.engine(std::iter::once(path).chain(tools).collect());
+    }
+    runner.report()
+}
+
+struct Runner<'a> {
+    base: &'a Path,
+    filter: Option<String>,
+    engines: HashMap<Vec<PathBuf>, Option<std::rc::Rc<Engine>>>,
+    findings: Vec<Finding>,
+    cases: Vec<Ran>,
+    /// Every policy by file and line, and whether it decided a case.
+    rules: BTreeMap<(PathBuf, u32), (Rule, bool)>,
+}
+
+impl Runner<'_> {
+    /// The case files and the files of policies that the paths name, each once, in order.
+    fn find(&mut self, paths: &[PathBuf]) -> (Vec<PathBuf>, Vec<PathBuf>) {
+        let (mut cases, mut policies) = (Vec::new(), Vec::new());
+        for path in paths {
+            let path = path.strip_prefix(self.base).unwrap_or(path);
+            let full = self.base.join(path);
+            let names = match fs::metadata(&full) {
+                Ok(data) if data.is_dir() => fs::read_dir(&full).and_then(|entries| {
+                    let name =
+                        |entry: std::io::Result<fs::DirEntry>| Ok(path.join(entry?.file_name()));
+                    entries.map(name).collect()
+                }),
+                Ok(_) => Ok(vec![path.to_owned()]),
+                Err(error) => Err(error),
+            };
+            match names {
+                Ok(names) => {
+                    for name in names {
+                        if is_case_file(&name) {
+                            cases.push(name);
+                        } else if name.extension().is_some_and(|extension| extension == "cedar") {
+                            cases.extend(
+                                ["test.yaml", "test.yml"]
+                                    .map(|end| name.with_extension(end))
+                                    .into_iter()
+                                    .filter(|cases| self.base.join(cases).is_file()),
+                            );
+                            policies.push(name);
+                        }
+                    }
+                }
+                Err(error) => {
+                    let message = format!("cannot read {}: {error}", path.display());
+                    self.findings.push(Finding::error("policy-unreadable", message).file(path));
+                }
+            }
+        }
+        for names in [&mut cases, &mut policies] {
+            names.sort();
+            names.dedup();
+        }
+        (cases, policies)
+    }
+
+    /// The engine of these policies; what is wrong with them is told once.
+    fn engine(&mut self, paths: Vec<PathBuf>) -> Option<std::rc::Rc<Engine>> {
+        if let Some(engine) = self.engines.get(&paths) {
+            return engine.clone();
+        }
+        let engine = match Engine::load(&paths, self.base) {
+            Ok(engine) => {
+                // What is in shadow decides nothing yet.
+                for rule in engine.rules().into_iter().filter(|rule| !rule.obligations.shadow) {
+                    let file = rule.file.clone().unwrap_or_default();
+                    let key = (file, rule.line.unwrap_or_default());
+                    self.rules.entry(key).or_insert((rule, false));
+                }
+                Some(std::rc::Rc::new(engine))
+            }
+            Err(diagnostics) => {
+                self.findings.extend(diagnostics.findings().iter().cloned());
+                None
+            }
+        };
+        self.engines.insert(paths, engine.clone());
+        engine
+    }
+
+    fn file(&mut self, name: PathBuf) {
+        let text = match fs::read_to_string(self.base.join(&name)) {
+            Ok(text) => text,
+            Err(error) => {
+                let message = format!("cannot read {}: {error}", name.display());
+                self.findings.push(Finding::error("policy-unreadable", message).file(name));
+                return;
+            }
+        };
+        let file = File { name, text: text.into() };
+        let document: Document = match read(&file, "policy-cases") {
+            Ok(document) => document,
+            Err(finding) => return self.findings.push(*finding),
+        };
+        let (questions, findings) = questions(&file, &document);
+        self.findings.extend(findings);
+        let Some(engine) = self.engine(self.policies(&file, &document)) else { return };
+        let known = engine.rules();
+        for question in &questions {
+            let unknown =
+                question.by.iter().flatten().find(|id| !known.iter().any(|rule| rule.id == **id));
+            if let Some(id) = unknown {
+                let finding = unknown_policy(&file, question, id, &known);
+                self.findings.push(finding);
+                continue;
+            }
+            let wanted = self.filter.as_ref();
+            if wanted.is_some_and(|part| !question.name.to_lowercase().contains(part)) {
+                continue;
+            }
+            let ran = ask(&engine, &file, question);
+            for rule in &ran.rules {
+                let file = rule.file.clone().unwrap_or_default();
+                let key = (file, rule.line.unwrap_or_default());
+                if let Some((_, decided)) = self.rules.get_mut(&key) {
+                    *decided = true;
+                }
+            }
+            self.cases.push(ran);
+        }
+    }
+
+    /// Which policies a file of cases is about: those that it names, those of its own name, or all
+    /// of its folder; with the typed tools of the folder.
+    fn policies(&self, file: &File, document: &Document) -> Vec<PathBuf> {
+        let mut policies = self.policies_alone(file, document);
+        policies.extend(self.tools_beside(&file.name));
+        policies
+    }
+
+    /// The files of tools in the folder of this file.
+    fn tools_beside(&self, file: &Path) -> Vec<PathBuf> {
+        let folder = file.parent().unwrap_or(Path::new(""));
+        // What cannot be read is told of where the policies are.
+        let entries = fs::read_dir(self.base.join(folder)).into_iter().flatten().flatten();
+        let names = entries.map(|entry| folder.join(entry.file_name()));
+        let mut names: Vec<_> = names.filter(|name| is_tools_file(name)).collect();
+        names.sort();
+        names
+    }
+
+    fn policies_alone(&self, file: &File, document: &Document) -> Vec<PathBuf> {
+        let folder = file.name.parent().unwrap_or(Path::new(""));
+        if let Some(named) = &document.policies {
+            let join = |name: &String| match name.as_str() {
+                "." => folder.to_owned(),
+                name => folder.join(name),
+            };
+            return named.value.0.iter().map(join).collect();
+        }
+        let own = file.name.with_extension("").with_extension("cedar");
+        if self.base.join(&own).is_file() { vec![own] } else { vec![folder.to_owned()] }
+    }
+
+    fn report(mut self) -> Report {
+        self.findings.sort_by_key(Finding::order);
+        self.findings.dedup_by_key(|finding| (finding.order(), finding.to_string()));
+        let policies = self.rules.len();
+        let undecided = self.rules.into_values().filter(|(_, decided)| !decided);
+        let undecided = undecided.map(|(rule, _)| rule).collect();
+        Report {
+            findings: self.findings,
+            cases: self.cases,
+            coverage: Coverage { policies, undecided },
+        }
+    }
+}
+
+fn unknown_policy(file: &File, question: &Query, id: &str, known: &[Rule]) -> Finding {
+    let near = known
+        .iter()
+        .map(|rule| (strsim::damerau_levenshtein(&rule.id, id), &rule.id))
+        .min()
+        .filter(|(distance, near)| *distance <= 2.max(near.len() / 3));
+    let (start, length) = question.by_place;
+    let finding = Finding::error("policy-cases", format!("no policy has the id `{id}`")).at(
+        file,
+        start,
+        length,
+        "is not among the policies of these cases",
+    );
+    match near {
+        Some((_, near)) => finding.help(format!("did you mean `{near}`?")),
+        None => finding.help("`policies:` at the top of the file says which policies it is about"),
+    }
+}
+
+fn ask(engine: &Engine, file: &File, question: &Query) -> Ran {
+    let (subject, resource) = question.sides();
+    let listed = matches!(question.expect, Expect::Shown | Expect::Hidden);
+    let (came, outcome) = if listed {
+        let shown = engine.could_allow(&subject, question.action, &resource);
+        (if shown { Expect::Shown } else { Expect::Hidden }, None)
+    } else {
+        let written = question.args.as_ref().and_then(|args| serde_json::to_vec(args).ok());
+        let context = &question.context;
+        // What the proxy does of itself comes by no way.
+        let (transport, revision) = match question.sides {
+            Sides::Asked(..) => (Some(Transport::Http), Some(Revision::LATEST_LEGACY)),
+            Sides::Own(_) => (None, None),
+        };
+        let outcome = engine.decide(&Request {
+            subject,
+            action: question.action,
+            resource,
+            args: question.args.as_ref(),
+            written: written.as_deref().unwrap_or_default(),
+            circumstances: Circumstances {
+                method: &question.method,
+                transport: context.transport.or(transport),
+                revision: context.revision.or(revision),
+                now: context.now.unwrap_or(NOON),
+                source_ip: context.source_ip,
+                session_calls: context.session_calls.unwrap_or_default(),
+                labels: context.labels.as_ref().unwrap_or(&BTreeSet::new()),
+            },
+        });
+        let came = match (outcome.allowed, outcome.errors.is_empty()) {
+            (true, _) => Expect::Allow,
+            (false, true) => Expect::Deny,
+            (false, false) => Expect::Error,
+        };
+        (came, Some(outcome))
+    };
+    let asks = outcome.as_ref().map(|outcome| asks(&outcome.rules)).unwrap_or_default();
+    let failure = failure(engine, file, question, came, outcome.as_ref());
+    let (line, _) = file.position(question.row.unwrap_or(question.expect_place).0);
+    let (rules, errors) = outcome.map_or_else(Default::default, |o| (o.rules, o.errors));
+    Ran {
+        file: file.name.clone(),
+        line,
+        name: question.name.clone(),
+        who: question.who.clone(),
+        action: question.word.clone(),
+        target: question.target.clone(),
+        expected: question.expect.as_str(),
+        came: came.as_str(),
+        rules,
+        asks,
+        errors,
+        passed: failure.is_empty(),
+        failure,
+    }
+}
+
+/// What to tell of a case that did not come as expected: the case, and the policies that decided.
+fn failure(
+    engine: &Engine,
+    file: &File,
+    question: &Query,
+    came: Expect,
+    outcome: Option<&Outcome>,
+) -> Vec<Finding> {
+    let expected = question.expect;
+    let rules = outcome.map_or(&[][..], |outcome| &outcome.rules);
+    let why = outcome.map(Outcome::explain);
+    let (message, place, label) = if came != expected {
+        let message = format!("expected {}, came {}", expected.as_str(), came.as_str());
+        let label = match &why {
+            Some(why) => format!("came {}: {why}", came.as_str()),
+            None => format!("came {}", came.as_str()),
+        };
+        (message, question.expect_place, label)
+    } else if let Some(but) = not_by(question, rules) {
+        let message = format!("came {}, but {but}", came.as_str());
+        (message, question.by_place, why.unwrap_or_default())
+    } else if let Some((but, label)) = not_asked(question, rules) {
+        (format!("came {}, but {but}", came.as_str()), question.asks_place, label)
+    } else {
+        return Vec::new();
+    };
+    let mut labels = vec![(question.row, "in this row"), (Some(place), label.as_str())];
+    labels.retain(|(place, _)| place.is_some());
+    let labels = labels.into_iter().filter_map(|(place, label)| {
+        let (start, length) = place?;
+        Some(miette::LabeledSpan::new(Some(label.to_owned()), start, length))
+    });
+    let case = Finding::error("policy-case-failed", format!("{}: {message}", question.name))
+        .labelled(file, labels.collect())
+        .help(asked(question));
+    let mut findings = vec![case];
+    findings.extend(rules.iter().filter_map(|rule| {
+        let failed = outcome.into_iter().flat_map(|outcome| &outcome.errors);
+        let failed = failed.filter_map(|failure| Some((failure.rule.as_ref()?, failure)));
+        let problem = failed.clone().find(|(other, _)| *other == rule);
+        let label = match (problem, came) {
+            (Some((_, failure)), _) => format!("fails: {}", failure.problem),
+            (None, Expect::Allow) => "permits it".to_owned(),
+            _ => "forbids it".to_owned(),
+        };
+        engine.show(&rule.id, "policy-case-decided", &format!("`{}`", rule.id), &label)
+    }));
+    findings
+}
+
+/// How other policies decided than those that should.
+fn not_by(question: &Query, rules: &[Rule]) -> Option<String> {
+    let by = question.by.as_ref()?;
+    if by.is_empty() {
+        return (!rules.is_empty()).then(|| "some policy decides".to_owned());
+    }
+    let missing = by.iter().find(|id| !rules.iter().any(|rule| rule.id == **id))?;
+    Some(format!("not by `{missing}`"))
+}
+
+/// How something else is asked for than should be, and what is.
+fn not_asked(question: &Query, rules: &[Rule]) -> Option<(String, String)> {
+    let wanted = question.asks.as_ref()?;
+    let asked = asks(rules);
+    let but = if wanted.is_empty() {
+        format!("asks for `{}`", asked.first()?)
+    } else {
+        let missing = wanted.iter().find(|word| !asked.contains(word.as_str()))?;
+        format!("does not ask for `{missing}`")
+    };
+    let asked: Vec<_> = asked.into_iter().collect();
+    let label = if asked.is_empty() { "nothing".to_owned() } else { asked.join(", ") };
+    Some((but, format!("asks for {label}")))
+}
+
+/// What policies ask for, by the names of their annotations.
+fn asks(rules: &[Rule]) -> BTreeSet<&'static str> {
+    rules
+        .iter()
+        .flat_map(|Rule { obligations, .. }| {
+            [
+                ("approve", obligations.approve.is_some()),
+                ("redact", !obligations.redact.is_empty()),
+                ("rate", obligations.rate.is_some()),
+                ("note", obligations.note.is_some()),
+                ("label", !obligations.labels.is_empty()),
+                ("keep", obligations.keep != Keep::default()),
+            ]
+        })
+        .filter_map(|(name, asked)| asked.then_some(name))
+        .collect()
+}
+
+/// The whole question, for the person who wonders.
+fn asked(question: &Query) -> String {
+    let mut text = format!("asked: {}", question.who);
+    let groups: Vec<_> = match &question.sides {
+        Sides::Asked(principal, _) => principal.groups.iter().map(Group::as_str).collect(),
+        Sides::Own(_) => Vec::new(),
+    };
+    if !groups.is_empty() {
+        text += &format!(" (in {})", groups.join(", "));
+    }
+    text += &format!(", {}", question.word);
+    if let Some(target) = &question.target {
+        text += &format!(" {target}");
+    }
+    if let Some(args) = &question.args {
+        text += &format!(", args {}", serde_json::to_string(args).unwrap_or_default());
+    }
+    if let Sides::Asked(_, Target::Tool(..)) = &question.sides {
+        let claims = question.claims;
+        let claimed: Vec<_> = [
+            (claims.read_only, "read_only"),
+            (claims.destructive, "destructive"),
+            (claims.idempotent, "idempotent"),
+            (claims.open_world, "open_world"),
+        ]
+        .into_iter()
+        .filter_map(|(claimed, name)| claimed.then_some(name))
+        .collect();
+        let claimed = if claimed.is_empty() { "nothing".to_owned() } else { claimed.join(", ") };
+        text += &format!(", claims {claimed}");
+    }
+    text
+}

@@ -1,0 +1,414 @@
+//! What a call shows to policies: its circumstances as the context, its arguments as the tags of an
+//! entity. Made as the values that Cedar's evaluator works with: to have Cedar evaluate expressions
+//! for them costs more than the decision, and a time is twice as dear as all else.
+//!
+//! INVARIANT: a value equals what Cedar makes of the expression for it (the property tests of the
+//! index hold every decision against plain Cedar, which is given expressions).
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    net::IpAddr,
+    sync::{Arc, OnceLock},
+};
+
+use arc_swap::ArcSwapOption;
+use cedar_policy::{EntityUid, RestrictedExpression};
+pub(super) use cedar_policy_core::{ast::Request as Asked, entities::Entities};
+use cedar_policy_core::{
+    ast::{
+        Context, Entity, EntityUID, EntityUIDEntry, ExtensionFunction, Literal, Name, PartialValue,
+        Value,
+    },
+    entities::{NoEntitiesSchema, TCComputation},
+    evaluator::RestrictedEvaluator,
+    extensions::Extensions,
+};
+use jiff::Timestamp;
+use quick_cache::sync::Cache;
+use serde_json::{Map, Value as Json};
+use smol_str::SmolStr;
+
+use super::{
+    entities::Unaskable,
+    index::ContextUsage,
+    normalize::{self, Url},
+    request::{Circumstances, Request},
+};
+use portcullis_protocol::arguments::{self, Arguments};
+use portcullis_protocol::exchange::{Revision, Transport};
+
+/// Addresses of clients that are kept as Cedar has them.
+const ADDRESSES: usize = 1024;
+
+/// Makes of calls what policies are shown.
+pub(super) struct Calls {
+    args: Shown,
+    paths: Shown,
+    urls: Shown,
+    lists: Shown,
+    no_labels: Value,
+    clock: Clock,
+    ip: Function,
+    addresses: Cache<IpAddr, Value>,
+}
+
+/// An entity that has nothing but what a call brings.
+struct Shown {
+    uid: EntityUID,
+    value: Value,
+}
+
+type Function = &'static ExtensionFunction;
+
+/// Principal, action and resource.
+pub(super) type Uids = [EntityUIDEntry; 3];
+
+/// These of a question.
+pub(super) fn uids(uids: [EntityUid; 3]) -> Uids {
+    uids.map(|uid| EntityUIDEntry::known(uid.into(), None))
+}
+
+impl Calls {
+    /// With the entities that arguments are the tags of, as they are, as paths and as URLs, and the
+    /// one whose tags are the lengths of arrays.
+    pub(super) fn new([args, paths, urls, lists]: [EntityUid; 4]) -> Result<Self, Unaskable> {
+        let shown = |uid: EntityUid| {
+            let uid = EntityUID::from(uid);
+            Shown { value: Value::from(uid.clone()), uid }
+        };
+        Ok(Self {
+            args: shown(args),
+            paths: shown(paths),
+            urls: shown(urls),
+            lists: shown(lists),
+            no_labels: Value::empty_set(None),
+            clock: Clock::new()?,
+            ip: function("ip")?,
+            addresses: Cache::new(ADDRESSES),
+        })
+    }
+
+    /// The whole question. What no policy reads stays out of it.
+    ///
+    /// Not checked against the schema: what does not depend on the call was, and the context would
+    /// lack what no policy reads.
+    pub(super) fn question(
+        &self,
+        [subject, action, resource]: Uids,
+        input: Option<Value>,
+        entities: Option<&Entities>,
+        request: &Request<'_>,
+        reads: ContextUsage,
+    ) -> Result<(Asked, Entities), Unaskable> {
+        let context = self.context(&request.circumstances, input, reads)?;
+        let asked = Asked::new_unchecked(subject, action, resource, Some(context));
+        let entities = entities.cloned().unwrap_or_default();
+        if !reads.has(ContextUsage::ARGUMENTS) {
+            return Ok((asked, entities));
+        }
+        let shown = self.arguments(request, reads)?;
+        // Nothing is above them, so that what is above what need not be found out again.
+        let entities = entities
+            .add_entities(
+                shown,
+                None::<&NoEntitiesSchema>,
+                TCComputation::AssumeAlreadyComputed,
+                Extensions::all_available(),
+            )
+            .map_err(|_| Unaskable::Misfit("set of entities"))?;
+        Ok((asked, entities))
+    }
+
+    fn context(
+        &self,
+        circumstances: &Circumstances<'_>,
+        input: Option<Value>,
+        reads: ContextUsage,
+    ) -> Result<Context, Unaskable> {
+        let Circumstances { method, transport, revision, .. } = *circumstances;
+        let mut shown = BTreeMap::new();
+        let mut show = |name, value| shown.insert(SmolStr::new_static(name), value);
+        if let Some(input) = input {
+            show("input", input);
+        }
+        if reads.has(ContextUsage::METHOD) {
+            show("method", Value::from(method));
+        }
+        if reads.has(ContextUsage::TRANSPORT) {
+            show("transport", word(transport.map_or("", written)));
+        }
+        if reads.has(ContextUsage::REVISION) {
+            show("revision", word(revision.map_or("", Revision::as_str)));
+        }
+        if reads.has(ContextUsage::SESSION_CALLS) {
+            show("session_calls", long(circumstances.session_calls));
+        }
+        if reads.has(ContextUsage::ARGS | ContextUsage::SUMMARY) {
+            show("args", self.args.value.clone());
+        }
+        if reads.has(ContextUsage::PATHS) {
+            show("paths", self.paths.value.clone());
+        }
+        if reads.has(ContextUsage::URLS) {
+            show("urls", self.urls.value.clone());
+        }
+        if reads.has(ContextUsage::LISTS) {
+            show("lists", self.lists.value.clone());
+        }
+        if reads.has(ContextUsage::LABELS) {
+            let none = circumstances.labels.is_empty();
+            show("labels", if none { self.no_labels.clone() } else { texts(circumstances.labels) });
+        }
+        if reads.has(ContextUsage::NOW) {
+            show("now", self.clock.at(circumstances.now)?);
+        }
+        if let Some(address) = circumstances.source_ip
+            && reads.has(ContextUsage::SOURCE_IP)
+        {
+            show("source_ip", self.address(address.to_canonical())?);
+        }
+        Ok(Context::Value(Arc::new(shown)))
+    }
+
+    fn address(&self, address: IpAddr) -> Result<Value, Unaskable> {
+        if let Some(kept) = self.addresses.get(&address) {
+            return Ok(kept);
+        }
+        let made = call(self.ip, &[Value::from(address.to_string())])?;
+        self.addresses.insert(address, made.clone());
+        Ok(made)
+    }
+
+    /// The arguments, as they are read.
+    fn arguments(
+        &self,
+        request: &Request<'_>,
+        reads: ContextUsage,
+    ) -> Result<Vec<Arc<Entity>>, Unaskable> {
+        // Leaves first: too many of them are refused without a look at the whole text.
+        let Arguments { leaves, lists } =
+            request.args.map(Arguments::of).transpose()?.unwrap_or_default();
+        arguments::exact(request.written)?;
+        let mut shown = Vec::new();
+        let texts = || leaves.iter().filter_map(|leaf| Some((leaf, leaf.text()?)));
+        if reads.has(ContextUsage::PATHS) {
+            let paths = texts()
+                .map(|(leaf, text)| {
+                    Ok((leaf.pointer.as_str().into(), Value::from(normalize::path(text)?)))
+                })
+                .collect::<Result<Vec<_>, Unaskable>>()?;
+            shown.push(self.paths.with(Vec::new(), paths));
+        }
+        if reads.has(ContextUsage::URLS) {
+            let urls = texts()
+                .filter_map(|(leaf, text)| Some((leaf.pointer.as_str().into(), Url::read(text)?)))
+                .map(|(pointer, url)| (pointer, web(url)))
+                .collect();
+            shown.push(self.urls.with(Vec::new(), urls));
+        }
+        if reads.has(ContextUsage::LISTS) {
+            let lengths =
+                lists.into_iter().map(|list| (list.pointer.into(), long(list.length as u64)));
+            shown.push(self.lists.with(Vec::new(), lengths.collect()));
+        }
+        if reads.has(ContextUsage::ARGS | ContextUsage::SUMMARY) {
+            let summary = if reads.has(ContextUsage::SUMMARY) {
+                summary(request.args, &leaves)
+            } else {
+                Vec::new()
+            };
+            let tags =
+                leaves.into_iter().map(|leaf| (leaf.pointer.into(), Value::from(leaf.value)));
+            shown.push(self.args.with(summary, tags.collect()));
+        }
+        Ok(shown)
+    }
+}
+
+impl Shown {
+    fn with(&self, attributes: Vec<(SmolStr, Value)>, tags: Vec<(SmolStr, Value)>) -> Arc<Entity> {
+        let whole = |(name, value)| (name, PartialValue::Value(value));
+        Arc::new(Entity::new_with_attr_partial_value(
+            self.uid.clone(),
+            attributes.into_iter().map(whole),
+            HashSet::new(),
+            HashSet::new(),
+            tags.into_iter().map(whole),
+        ))
+    }
+}
+
+/// What there is to say of arguments together.
+fn summary(args: Option<&Map<String, Json>>, leaves: &[arguments::Leaf]) -> Vec<(SmolStr, Value)> {
+    let size = leaves.iter().map(|leaf| leaf.value.len() as u64).sum();
+    let keys = texts(args.into_iter().flat_map(Map::keys));
+    let all = [("keys", keys), ("leaves", long(leaves.len() as u64)), ("size", long(size))];
+    all.map(|(name, value)| (SmolStr::new_static(name), value)).into()
+}
+
+/// Times as Cedar has them. It reads them of text, and slowly: so a second is read once, and the
+/// rest is added to it.
+struct Clock {
+    datetime: Function,
+    duration: Function,
+    offset: Function,
+    second: ArcSwapOption<(i64, Value)>,
+    /// The durations below a second, by their milliseconds.
+    durations: Box<[OnceLock<Value>]>,
+}
+
+impl Clock {
+    fn new() -> Result<Self, Unaskable> {
+        Ok(Self {
+            datetime: function("datetime")?,
+            duration: function("duration")?,
+            offset: function("offset")?,
+            second: ArcSwapOption::empty(),
+            durations: (0..1000).map(|_| OnceLock::new()).collect(),
+        })
+    }
+
+    fn at(&self, time: Timestamp) -> Result<Value, Unaskable> {
+        let time = time.as_millisecond();
+        let (second, millis) = (time.div_euclid(1000), time.rem_euclid(1000));
+        let kept = self.second.load();
+        let began = match &*kept {
+            Some(kept) if kept.0 == second => kept.1.clone(),
+            _ => {
+                let time = Timestamp::from_second(second);
+                let time = time.map_err(|_| Unaskable::Misfit("time"))?;
+                let text = time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+                let made = call(self.datetime, &[Value::from(text)])?;
+                self.second.store(Some(Arc::new((second, made.clone()))));
+                made
+            }
+        };
+        let Some(slot) = self.durations.get(millis as usize).filter(|_| millis > 0) else {
+            return Ok(began);
+        };
+        let duration = match slot.get() {
+            Some(duration) => duration,
+            None => {
+                let made = call(self.duration, &[Value::from(format!("{millis}ms"))])?;
+                slot.get_or_init(|| made)
+            }
+        };
+        call(self.offset, &[began, duration.clone()])
+    }
+}
+
+fn function(name: &str) -> Result<Function, Unaskable> {
+    let name = Name::parse_unqualified_name(name);
+    let found = name.ok().and_then(|name| Extensions::all_available().func(&name).ok());
+    found.ok_or(Unaskable::Misfit("extension function"))
+}
+
+fn call(function: Function, args: &[Value]) -> Result<Value, Unaskable> {
+    match function.call(args) {
+        Ok(PartialValue::Value(value)) => Ok(value),
+        _ => Err(Unaskable::Misfit("context")),
+    }
+}
+
+/// What an expression that names nothing comes to.
+pub(super) fn value(expression: &RestrictedExpression) -> Result<Value, Unaskable> {
+    RestrictedEvaluator::new(Extensions::all_available())
+        .interpret(expression.as_ref().as_borrowed())
+        .map_err(|_| Unaskable::Misfit("context"))
+}
+
+/// A text of a few that there are.
+fn word(word: &'static str) -> Value {
+    Value::from(SmolStr::new_static(word))
+}
+
+fn texts<'t>(texts: impl IntoIterator<Item = &'t String>) -> Value {
+    Value::set_of_lits(texts.into_iter().map(|text| Literal::from(text.as_str())), None)
+}
+
+fn long(value: u64) -> Value {
+    Value::from(i64::try_from(value).unwrap_or(i64::MAX))
+}
+
+fn written(transport: Transport) -> &'static str {
+    match transport {
+        Transport::Http => "http",
+        Transport::Unix => "unix",
+        Transport::Stdio => "stdio",
+        Transport::Cli => "cli",
+    }
+}
+
+pub(super) fn web(url: Url) -> Value {
+    let fields = [
+        ("href", Value::from(url.href)),
+        ("scheme", Value::from(url.scheme)),
+        ("host", Value::from(url.host)),
+        ("port", long(url.port.into())),
+        ("path", Value::from(url.path)),
+        ("login", Value::from(url.login)),
+        ("verbatim", Value::from(url.verbatim)),
+    ];
+    Value::record(fields.map(|(name, value)| (SmolStr::new_static(name), value)), None)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn calls() -> Calls {
+        let uid = |kind: &str| format!(r#"Portcullis::{kind}::"x""#).parse().unwrap();
+        Calls::new(["Args", "Paths", "Urls", "Lists"].map(uid)).unwrap()
+    }
+
+    fn shown(calls: &Calls, now: Timestamp, source_ip: IpAddr) -> Result<Context, Unaskable> {
+        let labels = BTreeSet::new();
+        let own = Circumstances::own(now);
+        let circumstances =
+            Circumstances { now, source_ip: Some(source_ip), labels: &labels, ..own };
+        calls.context(&circumstances, None, ContextUsage::NOW | ContextUsage::SOURCE_IP)
+    }
+
+    #[test]
+    fn times_and_addresses_are_what_cedar_reads() {
+        let calls = calls();
+        let times = [
+            "2026-11-21T08:30:00Z",
+            "2026-11-21T08:30:00.001Z",
+            "2026-11-21T08:30:00.999999999Z",
+            "2026-11-21T08:30:01.010Z",
+            "2024-02-29T23:59:59.500Z",
+            "1970-01-01T00:00:00Z",
+            "1969-12-31T23:59:59.250Z",
+            "0001-01-01T00:00:00.100Z",
+            "9999-12-30T21:59:59.999Z",
+        ];
+        let addresses = ["10.1.2.3", "::1", "2001:db8::7", "::ffff:192.0.2.1", "0.0.0.0"];
+        // Twice: first made, then kept.
+        for _ in 0..2 {
+            for (time, address) in times.iter().flat_map(|t| addresses.map(|a| (t, a))) {
+                let now: Timestamp = time.parse().unwrap();
+                let address: IpAddr = address.parse().unwrap();
+                let text = now.strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string();
+                let plain = cedar_policy::Context::from_pairs([
+                    ("now".to_owned(), RestrictedExpression::new_datetime(text)),
+                    (
+                        "source_ip".to_owned(),
+                        RestrictedExpression::new_ip(address.to_canonical().to_string()),
+                    ),
+                ]);
+                let shown = shown(&calls, now, address).unwrap();
+                assert_eq!(cedar_policy::Context::from(shown), plain.unwrap(), "{time} {address}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_time_that_cedar_cannot_read_is_an_error() {
+        let now = "-000004-01-01T00:00:00Z".parse().unwrap();
+        let made = shown(&calls(), now, [127, 0, 0, 1].into());
+        assert_eq!(made, Err(Unaskable::Misfit("context")));
+    }
+}

@@ -1,0 +1,338 @@
+//! What of a set of policies concerns one question, before its call is known.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, OnceLock},
+};
+
+use cedar_policy::{Effect, Entities, Expression, Policy, PolicyId, PolicySet};
+use cedar_policy_core::{ast::SlotEnv, evaluator::Evaluator, extensions::Extensions};
+
+use super::{
+    About, ContextUsage, Index, Terms,
+    condition::Outcomes,
+    holds,
+    keys::NamedKeys,
+    scope::{Bits, Slots},
+};
+use crate::{
+    cache::Weighs,
+    context::{self, Uids},
+    entities::{Base, Unaskable},
+};
+
+/// The policies that matter to a question, by their numbers.
+#[derive(Debug, Default)]
+pub(super) struct Residual {
+    /// Satisfied whatever the call.
+    pub(super) permits: Vec<u32>,
+    pub(super) forbids: Vec<u32>,
+    /// Failing whatever the call.
+    pub(super) failures: Vec<(u32, &'static str)>,
+    /// Those that depend on the call.
+    pub(super) open: Vec<u32>,
+    /// What these look at of its circumstances.
+    pub(super) reads: ContextUsage,
+    /// The arguments that they name.
+    pub(super) keys: NamedKeys,
+    /// Whether they look at anything else.
+    pub(super) entities: bool,
+    /// Whether there may be a call that a policy permits.
+    pub(super) permitted: bool,
+    /// Whether there may be a call that none forbids and none fails on.
+    pub(super) bearable: bool,
+}
+
+/// What is the same of all that a server has of one kind, with the same claims.
+pub(super) struct Class {
+    base: Base,
+    principal: Slots,
+    bits: Bits,
+    /// What is known of all policies but the individual ones.
+    standings: Vec<(u32, Standing)>,
+    /// The policies that look at more of the resource.
+    individual: Vec<u32>,
+    concern: Arc<Residual>,
+}
+
+/// What is kept of one question.
+pub(super) struct Known {
+    class: Arc<Class>,
+    concern: Arc<Residual>,
+    uids: OnceLock<Uids>,
+    entities: OnceLock<Entities>,
+}
+
+/// What a policy whose scope is met comes to before the call is known.
+#[derive(Debug, Clone, Copy)]
+enum Standing {
+    /// This, whatever the call.
+    Satisfied,
+    Failed(&'static str),
+    /// It depends on the call.
+    Open(Outcomes),
+}
+
+/// Puts what is known of a question to Cedar.
+struct Inquiry<'a> {
+    index: &'a Index,
+    terms: Terms<'a>,
+    about: About<'a>,
+    base: &'a Base,
+    /// Made when it is first needed: most questions are answered without.
+    known: OnceLock<(cedar_policy::Request, Entities)>,
+}
+
+impl Class {
+    pub(super) fn new(
+        index: &Index,
+        terms: Terms<'_>,
+        about: About<'_>,
+    ) -> Result<Self, Unaskable> {
+        let About { action, resource, own, .. } = about;
+        let base = terms.vocabulary.base(about, terms.schema)?;
+        let scopes = &index.scopes;
+        let principal = scopes.of(&base.subject, &base.entities);
+        let uid = terms.vocabulary.resource_uid(&resource);
+        let bits = terms.vocabulary.bits(&base.subject, action, own, &uid);
+        let holders = match &base.holder {
+            Some(server) => {
+                let above = base.entities.ancestors(server).into_iter().flatten();
+                scopes.above(std::iter::once(server).chain(above))
+            }
+            None => scopes.of(&uid, &base.entities),
+        };
+        let met = scopes.met(&principal, &holders, &base.action, bits);
+        let (individual, shared) = met.into_iter().partition::<Vec<_>, _>(|number| {
+            base.holder.is_some() && index.policies[*number as usize].condition.individual
+        });
+        let inquiry = Inquiry { index, terms, about, base: &base, known: OnceLock::new() };
+        let standings = inquiry.standings(&shared)?;
+        let concern = Arc::new(inquiry.concern(&standings, &[]));
+        drop(inquiry);
+        Ok(Self { base, principal, bits, standings, individual, concern })
+    }
+}
+
+impl Weighs for Class {
+    fn weight(&self) -> u64 {
+        // Its entities, then its policies.
+        4096 + 64 * (self.standings.len() + self.individual.len()) as u64
+    }
+}
+
+impl Known {
+    pub(super) fn new(
+        index: &Index,
+        terms: Terms<'_>,
+        about: About<'_>,
+        class: Arc<Class>,
+    ) -> Result<Self, Unaskable> {
+        let mut own = class.individual.clone();
+        if class.base.holder.is_some() {
+            let uid = terms.vocabulary.resource_uid(&about.resource);
+            let slots: Slots = index.scopes.own(&uid).collect();
+            let action = &class.base.action;
+            own.extend(index.scopes.met(&class.principal, &slots, action, class.bits));
+        }
+        if own.is_empty() {
+            let concern = Arc::clone(&class.concern);
+            let (uids, entities) = (OnceLock::new(), OnceLock::new());
+            return Ok(Self { class, concern, uids, entities });
+        }
+        let base = &class.base;
+        let inquiry = Inquiry { index, terms, about, base, known: OnceLock::new() };
+        let standings = inquiry.standings(&own)?;
+        let concern = Arc::new(inquiry.concern(&class.standings, &standings));
+        let entities = OnceLock::new();
+        if let Some((_, made)) = inquiry.known.into_inner() {
+            let _ = entities.set(made);
+        }
+        Ok(Self { class, concern, uids: OnceLock::new(), entities })
+    }
+
+    pub(super) fn concern(&self) -> &Residual {
+        &self.concern
+    }
+
+    /// Everything but the arguments.
+    pub(super) fn entities(
+        &self,
+        terms: Terms<'_>,
+        about: About<'_>,
+    ) -> Result<&Entities, Unaskable> {
+        if let Some(entities) = self.entities.get() {
+            return Ok(entities);
+        }
+        let entities = terms.vocabulary.entities(&self.class.base, &about.resource)?;
+        Ok(self.entities.get_or_init(|| entities))
+    }
+
+    /// Principal, action and resource.
+    pub(super) fn uids(&self, terms: Terms<'_>, about: About<'_>) -> Uids {
+        let made = self.uids.get_or_init(|| {
+            let Base { subject, action, .. } = &self.class.base;
+            let resource = terms.vocabulary.resource_uid(&about.resource);
+            context::uids([subject.clone(), action.clone(), resource])
+        });
+        made.clone()
+    }
+}
+
+impl Weighs for Known {
+    fn weight(&self) -> u64 {
+        let Residual { permits, forbids, failures, open, keys, .. } = &*self.concern;
+        let policies = permits.len() + forbids.len() + 5 * failures.len() + open.len();
+        // One that is shared weighs on all who share it: too much rather than too little.
+        4 * policies as u64 + keys.weight()
+    }
+}
+
+impl Inquiry<'_> {
+    /// What each of these policies comes to, without those that come to nothing.
+    fn standings(&self, numbers: &[u32]) -> Result<Vec<(u32, Standing)>, Unaskable> {
+        let mut standings = Vec::new();
+        for number in numbers {
+            // What a closed part failed of. A condition that is one closed part fails of that.
+            let mut why = None;
+            let mut broken = None;
+            let condition = &self.index.policies[*number as usize].condition;
+            let outcomes = condition.outcomes(&mut |part| match self.evaluate(part) {
+                Ok(Ok(value)) => Outcomes::certain(value),
+                Ok(Err(problem)) => {
+                    why = Some(problem);
+                    Outcomes::FAILED
+                }
+                Err(unaskable) => {
+                    broken = Some(unaskable);
+                    Outcomes::FAILED
+                }
+            });
+            if let Some(unaskable) = broken {
+                return Err(unaskable);
+            }
+            let standing = match (outcomes, why) {
+                (Outcomes { satisfied: false, failed: false, .. }, _) => continue,
+                (Outcomes { unsatisfied: false, failed: false, .. }, _) => Standing::Satisfied,
+                (Outcomes { satisfied: false, unsatisfied: false, .. }, Some(why))
+                    if condition.reads == ContextUsage::default() =>
+                {
+                    Standing::Failed(why)
+                }
+                (outcomes, _) => Standing::Open(outcomes),
+            };
+            standings.push((*number, standing));
+        }
+        Ok(standings)
+    }
+
+    fn evaluate(&self, part: &Expression) -> Result<Result<bool, &'static str>, Unaskable> {
+        let (question, entities) = self.known()?;
+        let extensions = Extensions::all_available();
+        let evaluator = Evaluator::new(question.as_ref().clone(), entities.as_ref(), extensions);
+        Ok(holds(evaluator.interpret(part.as_ref(), &SlotEnv::new())))
+    }
+
+    fn known(&self) -> Result<&(cedar_policy::Request, Entities), Unaskable> {
+        if let Some(known) = self.known.get() {
+            return Ok(known);
+        }
+        let vocabulary = self.terms.vocabulary;
+        let known = vocabulary.before_the_call(self.base, &self.about.resource)?;
+        Ok(self.known.get_or_init(|| known))
+    }
+
+    /// What standings, some of a class and some of one question, make together.
+    fn concern(&self, class: &[(u32, Standing)], own: &[(u32, Standing)]) -> Residual {
+        let all = || class.iter().chain(own).copied();
+        let mut concern = Residual::default();
+        let mut odd = Vec::new();
+        for (number, standing) in all() {
+            let policy = &self.index.policies[number as usize];
+            if self.about.own && (policy.own || policy.condition.reads.has(ContextUsage::INPUT)) {
+                // It is about calls that are of the tool's type, and others are refused.
+                concern.reads |= ContextUsage::INPUT;
+            }
+            match (standing, policy.effect) {
+                (Standing::Satisfied, Effect::Permit) => concern.permits.push(number),
+                (Standing::Satisfied, Effect::Forbid) => concern.forbids.push(number),
+                (Standing::Failed(why), _) => concern.failures.push((number, why)),
+                (Standing::Open(outcomes), _) => {
+                    concern.open.push(number);
+                    concern.reads |= match self.about.own {
+                        true => policy.condition.reads,
+                        // There is none.
+                        false => policy.condition.reads.without(ContextUsage::INPUT),
+                    };
+                    concern.keys.add(&policy.condition.keys);
+                    concern.entities |= policy.condition.entities;
+                    if outcomes.odd {
+                        odd.push(&policy.policy);
+                    }
+                }
+            }
+        }
+        let possible = |refined: &_| self.possible(all(), refined);
+        (concern.permitted, concern.bearable) = possible(&HashMap::new());
+        // Where a call may be asked about twice, the other question may be the one that permits.
+        let matters = concern.permitted || self.terms.vocabulary.has_own_actions();
+        if matters && concern.bearable && !odd.is_empty() {
+            (concern.permitted, concern.bearable) = match self.refine(&odd) {
+                Ok(refined) => possible(&refined),
+                Err(unaskable) => {
+                    tracing::error!(action = self.about.action.as_str(), "not shown: {unaskable}");
+                    (false, false)
+                }
+            };
+        }
+        concern
+    }
+
+    /// Whether there may be a call that is permitted, and one that is not refused.
+    fn possible(
+        &self,
+        mut standings: impl Iterator<Item = (u32, Standing)> + Clone,
+        refined: &HashMap<PolicyId, Outcomes>,
+    ) -> (bool, bool) {
+        let outcomes = |(number, standing): (u32, Standing)| {
+            let policy = &self.index.policies[number as usize];
+            let outcomes = match standing {
+                Standing::Satisfied => Outcomes::certain(true),
+                Standing::Failed(_) => Outcomes::FAILED,
+                Standing::Open(outcomes) => refined.get(&policy.id).copied().unwrap_or(outcomes),
+            };
+            (policy.effect, outcomes)
+        };
+        // Every policy must come to something that does not refuse.
+        let bearable = |(effect, outcomes): (Effect, Outcomes)| match effect {
+            Effect::Permit => outcomes.satisfied || outcomes.unsatisfied,
+            Effect::Forbid => outcomes.unsatisfied,
+        };
+        let permits =
+            |(effect, outcomes): (Effect, Outcomes)| effect == Effect::Permit && outcomes.satisfied;
+        let permitted = standings.clone().map(outcomes).any(permits);
+        (permitted, standings.all(|s| bearable(outcomes(s))))
+    }
+
+    /// What Cedar's partial evaluation knows of these policies.
+    fn refine(&self, odd: &[&Policy]) -> Result<HashMap<PolicyId, Outcomes>, Unaskable> {
+        let policies = PolicySet::from_policies(odd.iter().map(|policy| (*policy).clone()))
+            .map_err(|_| Unaskable::Misfit("policies"))?;
+        let (_, entities) = self.known()?;
+        let Terms { schema, vocabulary } = self.terms;
+        let (request, entities) =
+            vocabulary.open_question(self.base, &self.about.resource, entities, schema)?;
+        let response = policies
+            .tpe(&request, &entities, schema)
+            .map_err(|_| Unaskable::Misfit("partial question"))?;
+        let certain = |value| move |id: &PolicyId| (id.clone(), Outcomes::certain(value));
+        let satisfied = response.true_permits().chain(response.true_forbids());
+        let unsatisfied = response.false_permits().chain(response.false_forbids());
+        let failed = response.error_permits().chain(response.error_forbids());
+        Ok(satisfied
+            .map(certain(true))
+            .chain(unsatisfied.map(certain(false)))
+            .chain(failed.map(|id| (id.clone(), Outcomes::FAILED)))
+            .collect())
+    }
+}

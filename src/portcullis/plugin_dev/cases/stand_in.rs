@@ -1,0 +1,88 @@
+//! What is around a plugin in a case: the same time, the same bytes, answers of nobody's.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use parking_lot::Mutex;
+
+use super::file::Reply;
+use portcullis_plugin_host::{HostServices, StubResponse};
+
+/// When a case takes place that does not say when: a Monday noon.
+const NOON: jiff::Timestamp = jiff::Timestamp::constant(1_767_614_400, 0);
+
+/// Stands in for the proxy.
+#[derive(Default)]
+pub struct StandIn(Mutex<Seen>);
+
+#[derive(Default)]
+struct Seen {
+    now: Option<jiff::Timestamp>,
+    replies: VecDeque<Reply>,
+    counts: BTreeMap<String, u64>,
+    lines: Vec<String>,
+    random: u8,
+}
+
+/// What a plugin did beside its verdict.
+pub struct Did {
+    pub counts: BTreeMap<String, u64>,
+    pub lines: Vec<String>,
+}
+
+impl StandIn {
+    /// What the next message finds.
+    pub fn prepare(&self, now: Option<jiff::Timestamp>, replies: Vec<Reply>) {
+        let mut seen = self.0.lock();
+        seen.now = now;
+        seen.replies = replies.into();
+    }
+
+    /// What was done since it was last asked.
+    pub fn take(&self) -> Did {
+        let mut seen = self.0.lock();
+        Did { counts: std::mem::take(&mut seen.counts), lines: std::mem::take(&mut seen.lines) }
+    }
+}
+
+impl HostServices for StandIn {
+    fn count(&self, _: &str, name: &str, by: u64) {
+        let mut seen = self.0.lock();
+        let count = seen.counts.entry(name.to_owned()).or_default();
+        *count = count.saturating_add(by);
+    }
+
+    fn may_reach(&self, _: &str, _: &str, _: u16) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn now(&self) -> u64 {
+        let now = self.0.lock().now.unwrap_or(NOON);
+        u64::try_from(now.as_millisecond()).unwrap_or_default()
+    }
+
+    fn random(&self, bytes: &mut [u8]) -> bool {
+        let next = &mut self.0.lock().random;
+        for byte in bytes {
+            // A permutation of all bytes, so that they look like some.
+            *next = next.wrapping_mul(197).wrapping_add(91);
+            *byte = *next;
+        }
+        true
+    }
+
+    fn log(&self, _: &str, level: tracing::Level, line: &str) {
+        self.0.lock().lines.push(format!("{} {line}", level.as_str().to_lowercase()));
+    }
+
+    fn answer(&self, url: &str) -> Option<Result<StubResponse, String>> {
+        let mut seen = self.0.lock();
+        let Some(reply) = seen.replies.pop_front_if(|reply| reply.url == url) else {
+            return Some(Err("no answer to this is written in the case".into()));
+        };
+        Some(Ok(StubResponse {
+            status: reply.status,
+            headers: reply.headers.into_iter().collect(),
+            body: reply.body.into_bytes(),
+        }))
+    }
+}

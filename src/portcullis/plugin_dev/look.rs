@@ -1,0 +1,306 @@
+//! What a component is, what it asks for, and what it costs.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use super::{
+    Wrong,
+    cases::{Hook, StandIn, granted, hooks},
+};
+use portcullis_gateway::proxy::permits;
+use portcullis_plugin_host::{
+    Artifact, Compiled, Direction, Grants, Lifetime, Message, Phase, Pin, Plugin, PluginHost,
+    Principal, PrincipalKind, Settings, Target,
+};
+use portcullis_vault::Secret;
+
+/// Bytes of the texts that are measured.
+const SIZES: [usize; 3] = [1 << 10, 10 << 10, 100 << 10];
+/// How long each is measured, and how often at least.
+const PATIENCE: Duration = Duration::from_millis(300);
+const RUNS: usize = 5;
+/// Between two messages: what is cleared away and made ready after one is not the next one's.
+const PAUSE: Duration = Duration::from_millis(1);
+/// Measured messages are asked one after the other: there is time for slow ones.
+const DEADLINE: Duration = Duration::from_secs(30);
+const MEMORY_MIB: u64 = 64;
+/// What measured texts are made of: words, as heuristics meet them.
+const WORDS: &str = "The committee met on Tuesday and agreed to look at the numbers again. ";
+
+/// A component, looked at.
+#[derive(Debug, Serialize)]
+pub struct Looked {
+    pub name: String,
+    pub version: String,
+    pub description: String,
+    pub path: PathBuf,
+    pub bytes: usize,
+    pub sha256: String,
+    pub compile_ms: u64,
+    pub lifetime: &'static str,
+    /// Whether it is asked once about each half of an exchange, whatever others replace.
+    pub once: bool,
+    pub hooks: Vec<Hook>,
+    /// The functions of the host that it imports.
+    pub imports: Vec<&'static str>,
+    pub hosts: Vec<String>,
+    pub secrets: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub config_schema: Option<Value>,
+    /// The entry of a config that uses it, with all that it asks for.
+    pub config: String,
+    /// The policies that let it have that.
+    pub policies: Vec<String>,
+    /// The names of the keys that say they have signed it: `plugin verify` says whether they did.
+    pub signatures: Vec<String>,
+    pub costs: Vec<Cost>,
+    /// Microseconds of each KiB beyond the first.
+    pub slopes: Vec<Slope>,
+    /// Why the costs could not be measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unmeasured: Option<String>,
+}
+
+/// What each KiB of messages costs beyond the first.
+#[derive(Debug, Serialize)]
+pub struct Slope {
+    pub event: String,
+    pub phase: &'static str,
+    pub us: f64,
+}
+
+/// What messages of one size cost.
+#[derive(Debug, Serialize)]
+pub struct Cost {
+    pub event: String,
+    pub phase: &'static str,
+    pub kib: usize,
+    pub runs: usize,
+    /// Microseconds: the median, and what one in a hundred exceeds.
+    pub p50_us: f64,
+    pub p99_us: f64,
+}
+
+/// Looks at a component; with this configuration, where costs are measured.
+///
+/// # Errors
+/// Why it is no plugin.
+pub async fn look(
+    found: &Artifact,
+    config: Map<String, Value>,
+    measure: bool,
+) -> Result<Looked, Wrong> {
+    let before = Instant::now();
+    let compiled = Compiled::of(found, Pin::Any, None)?;
+    let (path, _) = found.places();
+    let compile_ms = u64::try_from(before.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let manifest = compiled.manifest();
+    let schema = manifest.config_schema.as_deref();
+    let mut looked = Looked {
+        name: manifest.name.clone(),
+        version: manifest.version.clone(),
+        description: manifest.description.clone(),
+        path: path.to_owned(),
+        bytes: compiled.size(),
+        sha256: compiled.sha256().to_owned(),
+        compile_ms,
+        lifetime: match manifest.lifetime {
+            Lifetime::Message => "message",
+            Lifetime::Session => "session",
+        },
+        once: manifest.once,
+        hooks: hooks(&compiled),
+        imports: compiled.functions().iter().map(|function| function.as_str()).collect(),
+        hosts: manifest.hosts.iter().map(ToString::to_string).collect(),
+        secrets: manifest.secrets.clone(),
+        config_schema: schema.and_then(|schema| serde_json::from_str(schema).ok()),
+        config: match found.named() {
+            Some(named) => lines(named, &compiled),
+            None => entry(path, &compiled),
+        },
+        policies: policies(&compiled),
+        signatures: signatures(found.note().unwrap_or_default()),
+        costs: Vec::new(),
+        slopes: Vec::new(),
+        unmeasured: None,
+    };
+    if measure {
+        match costs(&compiled, config).await {
+            Ok(costs) => {
+                let halves = costs.chunk_by(|a, b| a.phase == b.phase);
+                looked.slopes = halves
+                    .filter_map(|half| {
+                        let Cost { event, phase, .. } = half.first()?;
+                        Some(Slope { event: event.clone(), phase, us: slope(half)? })
+                    })
+                    .collect();
+                looked.costs = costs;
+            }
+            Err(why) => looked.unmeasured = Some(why),
+        }
+    }
+    Ok(looked)
+}
+
+/// The lines of a config that use a component, with all that it asks for.
+pub fn entry(path: &Path, compiled: &Compiled) -> String {
+    let path = toml::Value::from(path.display().to_string());
+    lines(&format!("path = {path}\nsha256 = \"{}\"\n", compiled.sha256()), compiled)
+}
+
+/// The same of one that is named by these lines.
+fn lines(named: &str, compiled: &Compiled) -> String {
+    let manifest = compiled.manifest();
+    let name = &manifest.name;
+    let mut lines = format!("[[interceptors]]\nuse = \"plugin\"\nname = \"{name}\"\n{named}");
+    let schema = manifest.config_schema.as_deref();
+    let schema: Option<Value> = schema.and_then(|schema| serde_json::from_str(schema).ok());
+    let required = schema.as_ref().and_then(|schema| schema.get("required")?.as_array().cloned());
+    let required: Vec<_> = required.iter().flatten().filter_map(Value::as_str).collect();
+    if !required.is_empty() {
+        lines += &format!("config = {{}}   # it has to say: {}\n", required.join(", "));
+    }
+    if let Some(missing) = compiled.missing(&Grants::default()) {
+        lines += &format!("[interceptors.grants]\n{}\n", missing.lines());
+    }
+    lines
+}
+
+/// The policies that let a component have all that it asks for.
+pub fn policies(compiled: &Compiled) -> Vec<String> {
+    let manifest = compiled.manifest();
+    permits(&manifest.name, &granted(compiled, manifest.secrets.iter()))
+}
+
+fn signatures(note: &str) -> Vec<String> {
+    let lines = note.lines().filter_map(|line| line.strip_prefix("\u{2014} "));
+    lines.filter_map(|line| line.split(' ').next().map(str::to_owned)).collect()
+}
+
+async fn costs(compiled: &Compiled, config: Map<String, Value>) -> Result<Vec<Cost>, String> {
+    let manifest = compiled.manifest();
+    let settings = Settings {
+        entry: manifest.name.clone(),
+        config,
+        memory_mib: MEMORY_MIB,
+        fail_open: false,
+        trial: None,
+        deadline: DEADLINE,
+        grants: granted(compiled, manifest.secrets.iter()),
+        secrets: manifest
+            .secrets
+            .iter()
+            .map(|name| (name.clone(), Secret::new("a secret of nobody's".into())))
+            .collect(),
+    };
+    let house = PluginHost { around: Arc::new(StandIn::default()), ..PluginHost::bare() };
+    let plugin = compiled.plugin(settings, &house).map_err(|unusable| unusable.to_string())?;
+    let mut costs = Vec::new();
+    for phase in ["request", "response"] {
+        // One method of each half; the one that most messages have, if it is hooked.
+        let all = hooks(compiled);
+        let of_phase = || all.iter().filter(|hook| hook.phase == phase);
+        let hook = of_phase().find(|hook| matches!(hook.event.as_str(), "tools/call" | "*"));
+        let Some(hook) = hook.or_else(|| of_phase().next()) else { continue };
+        for size in SIZES {
+            costs.push(cost(&plugin, hook, size).await?);
+        }
+    }
+    Ok(costs)
+}
+
+async fn cost(plugin: &Plugin, hook: &Hook, size: usize) -> Result<Cost, String> {
+    let message = sized(hook, size);
+    let mut took = Vec::new();
+    let begun = Instant::now();
+    // The first ones are not counted: they find cold caches.
+    let mut warm = 3;
+    while took.len() < RUNS || begun.elapsed() < PATIENCE {
+        let message = message.clone();
+        let before = Instant::now();
+        let said = plugin.inspect(message, None).await;
+        let elapsed = before.elapsed();
+        if let Err(failure) = said.verdict {
+            return Err(format!("asked about {} KiB, {failure}", size >> 10));
+        }
+        match warm {
+            0 => took.push(elapsed.as_secs_f64() * 1e6),
+            _ => warm -= 1,
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+    took.sort_by(f64::total_cmp);
+    let at = |part: f64| {
+        let last = took.len().saturating_sub(1);
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            clippy::cast_precision_loss
+        )]
+        let place = (last as f64 * part).round() as usize;
+        let micros = took.get(place.min(last)).copied().unwrap_or_default();
+        (micros * 10.0).round() / 10.0
+    };
+    Ok(Cost {
+        event: hook.event.clone(),
+        phase: hook.phase,
+        kib: size >> 10,
+        runs: took.len(),
+        p50_us: at(0.5),
+        p99_us: at(0.99),
+    })
+}
+
+/// What each KiB costs beyond the first, by the medians of the smallest and the largest.
+fn slope(costs: &[Cost]) -> Option<f64> {
+    let (first, last) = (costs.first()?, costs.last()?);
+    let kib = u32::try_from(last.kib.checked_sub(first.kib)?).ok().filter(|kib| *kib > 0)?;
+    let slope = (last.p50_us - first.p50_us).max(0.0) / f64::from(kib);
+    Some((slope * 100.0).round() / 100.0)
+}
+
+/// A message of which the payload has about so many bytes.
+fn sized(hook: &Hook, size: usize) -> Message {
+    let text: String = WORDS.chars().cycle().take(size.saturating_sub(60)).collect();
+    let event = match hook.event.as_str() {
+        "*" => "tools/call",
+        event => event,
+    };
+    let (target, payload) = match (event, hook.phase) {
+        ("tools/call", "request") => (
+            Target::Tool("probe".into()),
+            json!({ "name": "probe", "arguments": { "text": text } }),
+        ),
+        ("tools/call", _) => {
+            (Target::Tool("probe".into()), json!({ "content": [{ "type": "text", "text": text }] }))
+        }
+        ("resources/read", "response") => (
+            Target::Resource("probe://text".into()),
+            json!({ "contents": [{ "uri": "probe://text", "text": text }] }),
+        ),
+        _ => (Target::None, json!({ "text": text })),
+    };
+    Message {
+        exchange: "00000000-0000-7000-8000-000000000000".into(),
+        event: event.to_owned(),
+        phase: if hook.phase == "request" { Phase::Request } else { Phase::Response },
+        direction: Direction::ClientToServer,
+        server: Some("probe".into()),
+        target,
+        principal: Principal {
+            name: "anonymous".into(),
+            kind: PrincipalKind::Anonymous,
+            groups: Vec::new(),
+        },
+        labels: Vec::new(),
+        session_prefix: None,
+        is_error: false,
+        payload: payload.to_string(),
+    }
+}

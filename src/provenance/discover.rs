@@ -1,0 +1,201 @@
+//! Where signatures of an image are looked for.
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use portcullis_oci::{Client, Descriptor, Digest, Error as Registry, Reference};
+
+use crate::{
+    By, Provenance, Rejected, Rejection, Signed, Trust,
+    candidate::{Candidate, is_artifact, is_layer},
+    evaluate::weigh,
+    rejection::words,
+};
+
+/// How long all of it may take.
+const WITHIN: Duration = Duration::from_secs(60);
+/// Manifests that are looked at, and layers of all of them.
+const MANIFESTS: usize = 32;
+const LAYERS: usize = 64;
+/// Bytes of one layer, and of all.
+const LAYER: u64 = 4 << 20;
+const BYTES: u64 = 32 << 20;
+/// What is told of what does not count.
+const REJECTED: usize = 64;
+
+/// Why it is not known who signed an image: which is not that nobody did.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The registry does not tell.
+    #[error("its signatures cannot be asked for: {0}")]
+    Registry(#[from] Registry),
+    /// It took too long.
+    #[error("its signatures were not had in time")]
+    Late,
+}
+
+/// Who of those who are trusted signed the image with that digest, or attests what of it. `repository`
+/// says where to look; of its tag and digest nothing is used.
+///
+/// # Errors
+/// Where the registry does not answer as one does.
+pub async fn verify(
+    client: &Client,
+    repository: &Reference,
+    image: Digest,
+    trust: &Trust,
+) -> Result<Provenance, Error> {
+    if trust.is_empty() {
+        return Ok(Provenance::default());
+    }
+    let looking = Looking { client, repository, image, trust, found: Provenance::default() };
+    looking.look_for(WITHIN).await
+}
+
+/// What may still be looked at, and whether something could not be.
+struct Left {
+    layers: usize,
+    bytes: u64,
+    over: bool,
+}
+
+impl Left {
+    fn take(&mut self, size: u64) -> bool {
+        let fits = self.layers > 0 && size <= LAYER.min(self.bytes);
+        if fits {
+            self.layers -= 1;
+            self.bytes -= size;
+        } else {
+            self.over = true;
+        }
+        fits
+    }
+}
+
+struct Looking<'a> {
+    client: &'a Client,
+    repository: &'a Reference,
+    image: Digest,
+    trust: &'a Trust,
+    found: Provenance,
+}
+
+impl Looking<'_> {
+    /// Looks that long at most.
+    async fn look_for(self, within: Duration) -> Result<Provenance, Error> {
+        tokio::time::timeout(within, self.look()).await.map_err(|_| Error::Late)?
+    }
+
+    async fn look(mut self) -> Result<Provenance, Error> {
+        let manifests = self.manifests().await?;
+        let left = Mutex::new(Left { layers: LAYERS, bytes: BYTES, over: false });
+        let left = || left.lock().unwrap_or_else(PoisonError::into_inner);
+        for at in manifests {
+            left().over = false;
+            let wanted =
+                |layer: &Descriptor| is_layer(&layer.media_type) && left().take(layer.size);
+            let pulled = self.client.pull(&self.repository.pinned(at), wanted).await;
+            let Some((pulled, blobs)) = self.had(Some(at), pulled)? else { continue };
+            if left().over {
+                self.reject(Some(at), Rejection::TooMuch("its layers"));
+            } else if blobs.is_empty() {
+                let kind = words(pulled.manifest.artifact_type());
+                self.reject(Some(at), Rejection::Layer(format!("it is `{kind}`")));
+            }
+            for (layer, bytes) in blobs {
+                let weighed = Candidate::read(&layer, &bytes)
+                    .and_then(|candidate| weigh(&candidate, self.image, self.trust));
+                match weighed {
+                    Ok((what, by)) => {
+                        let signed = |by: By| Signed { by, what: what.clone(), at };
+                        self.found.signed.extend(by.into_iter().map(signed));
+                    }
+                    Err(why) => self.reject(Some(at), why),
+                }
+            }
+        }
+        Ok(self.found)
+    }
+
+    /// The manifests in which signatures can be: by cosign's tags, and by what says that it is about
+    /// the image.
+    async fn manifests(&mut self) -> Result<Vec<Digest>, Error> {
+        let mut all: Vec<Digest> = Vec::new();
+        for kind in ["sig", "att"] {
+            let (host, repository) = (self.repository.host(), self.repository.repository());
+            let tag = format!("{host}/{repository}:sha256-{}.{kind}", self.image.hex());
+            let Ok(tag) = tag.parse::<Reference>() else { continue };
+            let named = match self.client.resolve(&tag).await {
+                Err(Registry::Missing(_)) => continue,
+                named => self.had(None, named)?,
+            };
+            all.extend(named);
+        }
+        let listed = self.client.referrers(&self.repository.pinned(self.image), None).await;
+        let listed = self.had(None, listed)?.unwrap_or_default();
+        // A list that a client keeps, where a registry has none, need not say what it lists.
+        let may_be = |kind: &Option<String>| kind.as_deref().is_none_or(is_artifact);
+        let listed = listed.into_iter().filter(|one| may_be(&one.artifact_type));
+        all.extend(listed.map(|one| one.digest));
+        let mut seen = std::collections::HashSet::new();
+        all.retain(|one| seen.insert(*one));
+        if all.len() > MANIFESTS {
+            all.truncate(MANIFESTS);
+            self.reject(None, Rejection::TooMuch("the artifacts that are about it"));
+        }
+        Ok(all)
+    }
+
+    /// What a registry gave; none where it has there what is no signature. Anybody who may push to
+    /// a repository can put that there, so it is no fault of the registry.
+    fn had<T>(&mut self, at: Option<Digest>, had: Result<T, Registry>) -> Result<Option<T>, Error> {
+        match had {
+            Ok(had) => Ok(Some(had)),
+            Err(
+                why @ (Registry::Missing(_)
+                | Registry::NoArtifact { .. }
+                | Registry::Index(_)
+                | Registry::TooLarge { .. }),
+            ) => {
+                self.reject(at, Rejection::Unread(words(&why.to_string())));
+                Ok(None)
+            }
+            Err(why) => Err(why.into()),
+        }
+    }
+
+    fn reject(&mut self, at: Option<Digest>, why: Rejection) {
+        if self.found.rejected.len() < REJECTED {
+            self.found.rejected.push(Rejected { at, why });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use portcullis_oci::{Logins, Settings};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_registry_that_is_silent_is_late() {
+        let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let image = Digest::of(b"image");
+        let repository = format!("{}/acme/app@{image}", silent.local_addr().unwrap());
+        let repository = repository.parse().unwrap();
+        let client = Client::new(Settings { logins: Logins::Nobody, ..Settings::default() });
+        let (client, trust) = (client.unwrap(), Trust::default());
+        let looking = Looking {
+            client: &client,
+            repository: &repository,
+            image,
+            trust: &trust,
+            found: Provenance::default(),
+        };
+        // Before the client's own patience is over, which would be a fault of the registry.
+        let late = looking.look_for(Duration::from_millis(50)).await;
+        assert!(matches!(late, Err(Error::Late)), "{late:?}");
+    }
+}

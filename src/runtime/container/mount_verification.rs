@@ -1,0 +1,179 @@
+//! Whether the engine mounted what was checked.
+//!
+//! A source is checked here, by its path, and the engine looks at that path again when it starts the
+//! container. In between, whoever may write in a folder above it (a server that has that folder, for
+//! one) can put a link to anything in its place.
+//!
+//! An engine mounts when it starts the program, so the program runs while we look: where a mount is another,
+//! it is ended after moments with it, and not before.
+
+use std::{
+    ffi::OsString,
+    fs,
+    os::unix::ffi::OsStringExt,
+    path::{Path, PathBuf},
+    sync::Once,
+};
+
+use bollard::Docker;
+
+use crate::process::{LaunchFailure, Mount};
+
+use super::{Fault, failure};
+
+/// A folder of a file system, as the kernel names it: the device, and the path from its root.
+#[derive(Debug, PartialEq, Eq)]
+struct MountOrigin {
+    device: String,
+    path: PathBuf,
+}
+
+/// One line of proc_pid_mountinfo(5), as far as it matters here.
+#[derive(Debug)]
+struct Mounted {
+    place: MountOrigin,
+    at: PathBuf,
+}
+
+/// Looks at the mounts of a container that runs.
+///
+/// Where the engine's processes can't be seen from here, what can be seen is that the sources are no
+/// links now.
+///
+/// # Errors
+/// Where one is not what was checked.
+pub(super) async fn mounts(
+    docker: &Docker,
+    id: &str,
+    checked: &[Mount],
+) -> Result<(), LaunchFailure> {
+    if checked.is_empty() {
+        return Ok(());
+    }
+    let container = docker.inspect_container(id, None).await.map_err(|error| {
+        let fault = Fault::of("say which process the container is")(error);
+        failure(fault.to_string(), "see that the engine is well: `portcullis doctor`")
+    })?;
+    let pid = container.state.and_then(|state| state.pid).filter(|pid| *pid > 0);
+    let (id, checked) = (id.to_owned(), checked.to_vec());
+    // A folder of a server that does not answer holds up this launch, and nobody else.
+    let looking = tokio::task::spawn_blocking(move || compare(pid, &id, &checked)).await;
+    looking.map_err(|_| failure("its mounts could not be looked at", "try again"))?
+}
+
+fn compare(pid: Option<i64>, id: &str, checked: &[Mount]) -> Result<(), LaunchFailure> {
+    let inside = pid.and_then(|pid| seen(pid, id));
+    if inside.is_none() {
+        static ONCE: Once = Once::new();
+        ONCE.call_once(|| {
+            tracing::warn!(
+                "the engine's processes can't be seen from here, so that it mounted what was checked is \
+                 known by the paths alone: run the proxy as root on the engine's machine to have it seen"
+            );
+        });
+    }
+    let here = fs::read("/proc/self/mountinfo").map(|text| parsed(&text)).unwrap_or_default();
+    for mount in checked {
+        let same = match &inside {
+            Some(inside) => {
+                // The last one covers the others.
+                let found = inside.iter().rev().find(|mounted| mounted.at == mount.target);
+                found.is_some_and(|m| place(&here, &mount.source).is_some_and(|p| p == m.place))
+            }
+            None => fs::canonicalize(&mount.source).is_ok_and(|source| source == mount.source),
+        };
+        if !same {
+            return Err(failure(
+                format!(
+                    "what is mounted at {} is not what was checked: {} was replaced in between",
+                    mount.target.display(),
+                    mount.source.display()
+                ),
+                "see who may write in the folders above it; another server's mount may be one",
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// What a container's process sees mounted, if that number is its here.
+fn seen(pid: i64, id: &str) -> Option<Vec<Mounted>> {
+    let text = fs::read(format!("/proc/{pid}/mountinfo")).ok()?;
+    // After that: whoever has the number by now is found out.
+    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    (id.len() >= 12 && groups.contains(id)).then(|| parsed(&text))
+}
+
+/// Where a path is that has no links in it, by its text alone.
+fn place(here: &[Mounted], source: &Path) -> Option<MountOrigin> {
+    let above = here.iter().filter(|mounted| source.starts_with(&mounted.at));
+    // Of those at the same place, the last one covers the others.
+    let over = above.max_by_key(|mounted| mounted.at.components().count())?;
+    let rest = source.strip_prefix(&over.at).ok()?;
+    let path = over.place.path.join(rest).components().collect();
+    Some(MountOrigin { device: over.place.device.clone(), path })
+}
+
+fn parsed(text: &[u8]) -> Vec<Mounted> {
+    let line = |line: &[u8]| {
+        let mut words = line.split(|byte| *byte == b' ').skip(2);
+        let device = String::from_utf8(words.next()?.to_vec()).ok()?;
+        let path = unescaped(words.next()?);
+        Some(Mounted { place: MountOrigin { device, path }, at: unescaped(words.next()?) })
+    };
+    text.split(|byte| *byte == b'\n').filter_map(line).collect()
+}
+
+/// White space and backslashes are three octal digits there.
+fn unescaped(word: &[u8]) -> PathBuf {
+    let mut bytes = Vec::with_capacity(word.len());
+    let mut rest = word;
+    while let Some((first, after)) = rest.split_first() {
+        let octal = (*first == b'\\').then(|| after.get(..3)).flatten();
+        let octal = octal.and_then(|digits| std::str::from_utf8(digits).ok());
+        match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = after.get(3..).unwrap_or_default();
+            }
+            None => {
+                bytes.push(*first);
+                rest = after;
+            }
+        }
+    }
+    OsString::from_vec(bytes).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HERE: &[u8] = b"22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw\n\
+        23 22 0:21 / /tmp rw shared:2 - tmpfs tmpfs rw\n\
+        24 22 254:1 /@data /srv/my\\040data rw shared:3 - btrfs /dev/vdb rw\n\
+        25 24 254:2 /inner /srv/my\\040data rw shared:4 - ext4 /dev/vdc rw\n";
+
+    #[test]
+    fn a_path_is_in_the_last_mount_that_is_nearest() {
+        let here = parsed(HERE);
+        let of = |path: &str| {
+            let MountOrigin { device, path } = place(&here, Path::new(path)).unwrap();
+            format!("{device} {}", path.display())
+        };
+        assert_eq!(of("/srv/notes"), "254:0 /srv/notes");
+        assert_eq!(of("/tmp"), "0:21 /");
+        assert_eq!(of("/tmpfile"), "254:0 /tmpfile");
+        assert_eq!(of("/srv/my data/a"), "254:2 /inner/a");
+        assert_eq!(of("/srv/my data"), "254:2 /inner");
+    }
+
+    #[test]
+    fn names_with_white_space_and_backslashes() {
+        for (word, name) in
+            [(r"/a\040b\134c", r"/a b\c"), (r"/a\", r"/a\"), (r"/\99", r"/\99"), ("", "")]
+        {
+            assert_eq!(unescaped(word.as_bytes()), Path::new(name));
+        }
+    }
+}

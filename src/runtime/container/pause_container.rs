@@ -1,0 +1,246 @@
+//! The container that holds a server's network namespace, where the server has a way out.
+//!
+//! An engine makes a container's network namespace when it starts the container's program, and not
+//! before. So a container of its own has the namespace first; its doors are opened, and then the
+//! server starts in the same namespace. What its program asks for in its first instruction is
+//! answered.
+//!
+//! Its program is ours and does nothing: it reads its input until that ends, which the engine sees to
+//! when the proxy has gone, however that went. It is confined as a server is, and more.
+
+use std::sync::LazyLock;
+
+use bollard::{
+    container::AttachContainerResults,
+    errors::Error,
+    models::ContainerCreateBody,
+    query_parameters::{AttachContainerOptionsBuilder, CreateContainerOptionsBuilder},
+};
+use tokio::sync::watch;
+
+use crate::{
+    egress_netns::EgressSockets,
+    process::{Exit, LaunchFailure},
+};
+use portcullis_egress::Destination;
+
+use super::{
+    Engine, Profile,
+    engine::words,
+    failure, label,
+    launch::Labels,
+    namespace,
+    running::{Guard, remove},
+};
+
+/// x86-64:
+///
+/// ```text
+/// 0:  push 1;  pop rdx        6a 01 5a
+///     mov rsi, rsp            48 89 e6
+///     xor edi, edi            31 ff
+///     xor eax, eax            31 c0      read(0, stack, 1)
+///     syscall                 0f 05
+///     test eax, eax           85 c0
+///     jg 0                    7f f0      until there is no more
+///     push 60; pop rax        6a 3c 58
+///     xor edi, edi            31 ff      exit(0)
+///     syscall                 0f 05
+/// ```
+const X86_64: &[u8] = b"\x6a\x01\x5a\x48\x89\xe6\x31\xff\x31\xc0\x0f\x05\x85\xc0\x7f\xf0\
+    \x6a\x3c\x58\x31\xff\x0f\x05";
+
+/// AArch64:
+///
+/// ```text
+/// 0:  mov x0, #0              d2800000
+///     mov x1, sp              910003e1
+///     mov x2, #1              d2800022
+///     mov x8, #63             d28007e8   read(0, stack, 1)
+///     svc #0                  d4000001
+///     cmp x0, #0              f100001f
+///     b.gt 0                  54ffff4c   until there is no more
+///     mov x0, #0              d2800000
+///     mov x8, #93             d2800ba8   exit(0)
+///     svc #0                  d4000001
+/// ```
+const AARCH64: [u32; 10] = [
+    0xd280_0000,
+    0x9100_03e1,
+    0xd280_0022,
+    0xd280_07e8,
+    0xd400_0001,
+    0xf100_001f,
+    0x54ff_ff4c,
+    0xd280_0000,
+    0xd280_0ba8,
+    0xd400_0001,
+];
+
+/// The program, for an architecture by Rust's name for it. Elsewhere servers in containers can't have
+/// a way out.
+pub(super) fn program(arch: &str) -> Option<Vec<u8>> {
+    match arch {
+        "x86_64" => Some(executable(62, X86_64)),
+        "aarch64" => Some(executable(183, &AARCH64.map(u32::to_le_bytes).concat())),
+        _ => None,
+    }
+}
+
+/// A static executable as elf(5) has it: its header, one program header that loads the whole file
+/// (readable and executable), and the code.
+fn executable(machine: u16, code: &[u8]) -> Vec<u8> {
+    const BASE: u64 = 0x40_0000;
+    const HEADERS: u64 = 64 + 56;
+    let size = HEADERS + code.len() as u64;
+    let mut file = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
+    // ET_EXEC, the machine, version 1.
+    for half in [2, machine, 1, 0] {
+        file.extend(half.to_le_bytes());
+    }
+    // Where it begins; the program header's place; no sections.
+    for word in [BASE + HEADERS, 64, 0] {
+        file.extend(word.to_le_bytes());
+    }
+    // No flags; the sizes of the header and of one program header; no sections.
+    for half in [0_u16, 0, 64, 56, 1, 64, 0, 0] {
+        file.extend(half.to_le_bytes());
+    }
+    // PT_LOAD, PF_R | PF_X.
+    for half in [1_u32, 5] {
+        file.extend(half.to_le_bytes());
+    }
+    // The whole file, at its place, for pages of any size up to 64 KiB.
+    for word in [0, BASE, BASE, size, size, 0x1_0000] {
+        file.extend(word.to_le_bytes());
+    }
+    file.extend(code);
+    file
+}
+
+/// A container that holds a namespace, and the end of whose input is ours.
+pub(super) struct PauseContainer {
+    guard: Guard,
+    input: AttachContainerResults,
+}
+
+impl Engine {
+    /// Makes one for the container of a server that is to have that name. It does not run yet.
+    pub(super) async fn hold(
+        &self,
+        server: &str,
+        profile: &Profile,
+        labels: &Labels,
+    ) -> Result<PauseContainer, LaunchFailure> {
+        let image = self.holder_image().await?;
+        let mut labels = labels.clone();
+        labels.insert(label::PROFILE.to_owned(), profile.hash());
+        labels.insert(label::HOLDS.to_owned(), server.to_owned());
+        let body = ContainerCreateBody {
+            image: Some(image),
+            user: Some(profile.user().to_owned()),
+            attach_stdin: Some(true),
+            open_stdin: Some(true),
+            stdin_once: Some(true),
+            tty: Some(false),
+            stop_signal: Some("SIGTERM".to_owned()),
+            labels: Some(labels),
+            healthcheck: Some(profile.health()),
+            host_config: Some(profile.host_config()),
+            ..ContainerCreateBody::default()
+        };
+        let options = CreateContainerOptionsBuilder::new().name(&format!("{server}-net")).build();
+        let created = self.docker.create_container(Some(options), body).await;
+        let guard = Guard::new(self.docker.clone(), created.map_err(did_not("create"))?.id);
+        let attach = AttachContainerOptionsBuilder::new().stream(true).stdin(true).build();
+        let input = self.docker.attach_container(guard.id(), Some(attach)).await;
+        Ok(PauseContainer { guard, input: input.map_err(did_not("attach to"))? })
+    }
+
+    /// Starts the holder of that id, and opens the way out in its namespace.
+    pub(super) async fn open(
+        &self,
+        holder: &str,
+        listed: &[Destination],
+    ) -> Result<EgressSockets, LaunchFailure> {
+        self.docker.start_container(holder, None).await.map_err(did_not("start"))?;
+        EgressSockets::open(namespace::of(&self.docker, holder).await?, listed).await
+    }
+}
+
+fn did_not(what: &'static str) -> impl Fn(Error) -> LaunchFailure {
+    move |error| {
+        failure(
+            format!(
+                "the engine did not {what} the container that holds its network: {}",
+                words(&error)
+            ),
+            "see that the engine is well: `portcullis doctor`",
+        )
+    }
+}
+
+impl PauseContainer {
+    pub(super) fn id(&self) -> &str {
+        self.guard.id()
+    }
+
+    /// Has it end after its server, with which it is removed. Whoever holds the guard that is
+    /// handed out holds both.
+    pub(super) fn end_after(self, server: Guard, mut exit: watch::Receiver<Option<Exit>>) -> Guard {
+        let Self { guard, input } = self;
+        let (docker, ids) = (server.docker().clone(), [server.id(), guard.id()].map(str::to_owned));
+        tokio::spawn(async move {
+            let _ = exit.wait_for(Option::is_some).await;
+            // In this order: an engine may keep what another one has joined.
+            let _ = remove(&docker, &ids[0]).await;
+            drop(input);
+            let _ = remove(&docker, &ids[1]).await;
+        });
+        server.with(guard)
+    }
+}
+
+/// The digests of the layers of holders' images, for those who let nothing else hold a namespace.
+pub(super) static LAYERS: LazyLock<Vec<String>> = LazyLock::new(|| {
+    ["x86_64", "aarch64"].into_iter().filter_map(super::image_builder::holder_layer).collect()
+});
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs,
+        io::Write,
+        os::unix::fs::PermissionsExt,
+        process::{Command, Stdio},
+    };
+
+    use super::*;
+
+    #[test]
+    fn the_program_reads_until_its_input_ends() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = folder.path().join("holder");
+        fs::write(&place, program(std::env::consts::ARCH).expect("an architecture of ours"))
+            .unwrap();
+        fs::set_permissions(&place, fs::Permissions::from_mode(0o755)).unwrap();
+        let mut child =
+            Command::new(&place).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut input = child.stdin.take().unwrap();
+        // More than a pipe holds: it has read on.
+        input.write_all(&[b'x'; 200_000]).unwrap();
+        assert_eq!(child.try_wait().unwrap(), None);
+        drop(input);
+        let ended = child.wait_with_output().unwrap();
+        assert_eq!((ended.status.code(), ended.stdout), (Some(0), Vec::new()));
+    }
+
+    #[test]
+    fn it_is_one_small_file_for_each_architecture() {
+        let (ours, theirs) = (program("x86_64").unwrap(), program("aarch64").unwrap());
+        assert_eq!((ours.len(), theirs.len()), (143, 160));
+        // The two differ in the machine, their sizes and the code.
+        assert_eq!((&ours[..18], &ours[20..96]), (&theirs[..18], &theirs[20..96]));
+        assert_eq!(program("riscv64"), None);
+    }
+}

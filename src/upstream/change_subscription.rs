@@ -1,0 +1,377 @@
+//! What a modern server tells unasked: one `subscriptions/listen` for each running instance, for
+//! its lists and for the resources that are watched.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{
+    deadline::Deadline,
+    handshake::Handshake,
+    message_sink::MessageSink,
+    transport::{Call, CallError, Reply, ServerMessage, ServerTransport},
+};
+use portcullis_protocol::{codec::era::own_meta, exchange::Method};
+
+/// How long a server may take to say what it grants.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The first and the longest pause before a subscription that failed or ended is opened again.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(60));
+/// Notifications of a subscription that may wait.
+const QUEUE: usize = 64;
+
+/// Resources, and by how many each is watched.
+pub(super) type WantedResources = BTreeMap<String, usize>;
+
+/// What a server said to the last subscription.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Granted {
+    /// The resources that it was asked for.
+    pub asked: BTreeSet<String>,
+    /// Those that it grants.
+    pub granted: BTreeSet<String>,
+    /// What it said or did instead of granting anything.
+    pub instead: Option<Result<Bytes, CallError>>,
+}
+
+/// Listens for as long as the task lives and the link does.
+pub(super) fn begin(
+    link: Arc<dyn ServerTransport>,
+    greeting: &Handshake,
+    ear: MessageSink,
+    wanted: watch::Receiver<WantedResources>,
+    granted: watch::Sender<Granted>,
+) -> AbortOnDropHandle<()> {
+    let listener = Listener { lists: lists(greeting), link, ear, wanted, granted };
+    AbortOnDropHandle::new(tokio::spawn(listener.run()))
+}
+
+/// The members of the filter for the lists of which the server says that it tells.
+fn lists(greeting: &Handshake) -> Vec<&'static str> {
+    let tells = |capability: &str| {
+        let capabilities = &greeting.words.value()["capabilities"];
+        capabilities[capability]["listChanged"] == Value::Bool(true)
+    };
+    [
+        ("tools", "toolsListChanged"),
+        ("prompts", "promptsListChanged"),
+        ("resources", "resourcesListChanged"),
+    ]
+    .into_iter()
+    .filter_map(|(capability, member)| tells(capability).then_some(member))
+    .collect()
+}
+
+struct Listener {
+    lists: Vec<&'static str>,
+    link: Arc<dyn ServerTransport>,
+    ear: MessageSink,
+    wanted: watch::Receiver<WantedResources>,
+    granted: watch::Sender<Granted>,
+}
+
+/// A subscription that is open.
+struct Open {
+    pump: AbortOnDropHandle<()>,
+}
+
+impl Listener {
+    async fn run(mut self) {
+        let mut open: Option<Open> = None;
+        let mut failed: u32 = 0;
+        let mut since = Instant::now();
+        while self.link.dead().is_none() {
+            let asked: BTreeSet<String> = self.wanted.borrow_and_update().keys().cloned().collect();
+            if self.lists.is_empty() && asked.is_empty() {
+                open = None;
+                self.granted.send_replace(Granted::default());
+                if self.wanted.changed().await.is_err() {
+                    return;
+                }
+                continue;
+            }
+            let mut said = Granted { asked: asked.clone(), ..Default::default() };
+            match self.open(&asked).await {
+                Ok((opened, granted)) => {
+                    // The one before ends only now, so that nothing is missed in between.
+                    open = Some(opened);
+                    said.granted = granted;
+                    since = Instant::now();
+                    self.granted.send_replace(said);
+                }
+                Err(instead) => {
+                    let refused = instead.is_ok();
+                    said.instead = Some(instead);
+                    self.granted.send_replace(said);
+                    if refused && open.is_none() {
+                        // It would say the same again.
+                        if self.wanted.changed().await.is_err() {
+                            return;
+                        }
+                        continue;
+                    }
+                    failed += 1;
+                    if !refused {
+                        open = None;
+                    }
+                }
+            }
+            let ended = async {
+                if let Some(open) = &mut open {
+                    let _ = (&mut open.pump).await;
+                }
+                tokio::time::sleep(pause(failed)).await;
+            };
+            tokio::select! {
+                () = ended => {
+                    open = None;
+                    failed = if since.elapsed() > PAUSES.1 { 0 } else { failed + 1 };
+                    // What changed since then, nobody told.
+                    self.ear.missed();
+                }
+                changed = self.wanted.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    failed = 0;
+                }
+            }
+        }
+    }
+
+    /// Opens a subscription and waits for what it grants; or what the server says or does instead.
+    async fn open(
+        &self,
+        asked: &BTreeSet<String>,
+    ) -> Result<(Open, BTreeSet<String>), Result<Bytes, CallError>> {
+        let mut filter: serde_json::Map<String, Value> =
+            self.lists.iter().map(|member| ((*member).to_owned(), Value::Bool(true))).collect();
+        if !asked.is_empty() {
+            filter.insert("resourceSubscriptions".into(), json!(asked));
+        }
+        let params = json!({ "notifications": filter, "_meta": own_meta() });
+        let (sender, said) = mpsc::channel(QUEUE);
+        let mut call = Call::own(Method::LISTEN, Some(params.to_string().into()), PATIENCE);
+        call.clock = Deadline::never();
+        call.said = Some(sender);
+        let (acknowledge, acknowledged) = oneshot::channel();
+        let (link, ear) = (self.link.clone(), self.ear.clone());
+        let pump = tokio::spawn(async move {
+            let mut acknowledge = Some(acknowledge);
+            let reply = tokio::select! {
+                biased;
+                () = hear(said, &ear, &mut acknowledge) => return,
+                reply = link.call(call) => reply,
+            };
+            if let Some(acknowledge) = acknowledge {
+                let _ = acknowledge.send(Err(match reply {
+                    Ok(Reply::Error(error)) => Ok(error),
+                    Ok(Reply::Result(_)) => {
+                        Err(CallError::Misbehaved("it ended a subscription at once".into()))
+                    }
+                    Err(failure) => Err(failure),
+                }));
+            }
+        });
+        let open = Open { pump: AbortOnDropHandle::new(pump) };
+        match tokio::time::timeout(PATIENCE, acknowledged).await {
+            Ok(Ok(granted)) => granted.map(|granted| (open, granted)),
+            Ok(Err(_)) => Err(Err(CallError::Unavailable("its subscription ended".into()))),
+            Err(_) => Err(Err(CallError::Timeout(PATIENCE))),
+        }
+    }
+}
+
+fn pause(failed: u32) -> Duration {
+    PAUSES.0.saturating_mul(1 << failed.min(12)).min(PAUSES.1)
+}
+
+type Acknowledge = oneshot::Sender<Result<BTreeSet<String>, Result<Bytes, CallError>>>;
+
+/// Hears one subscription for ever: its end is that of its call.
+async fn hear(
+    mut said: mpsc::Receiver<ServerMessage>,
+    ear: &MessageSink,
+    acknowledge: &mut Option<Acknowledge>,
+) {
+    while let Some(said) = said.recv().await {
+        if let ServerMessage::Notification { method, params } = &said
+            && method.as_str() == Method::ACKNOWLEDGED
+        {
+            if let Some(acknowledge) = acknowledge.take() {
+                let _ = acknowledge.send(Ok(resources(params.as_ref())));
+            }
+        } else if acknowledge.is_some() {
+            tracing::debug!("a server tells before it says what it grants");
+        } else {
+            ear.tell(said);
+        }
+    }
+    std::future::pending().await
+}
+
+/// The resources that an acknowledgement grants.
+fn resources(params: Option<&Bytes>) -> BTreeSet<String> {
+    let params = params.and_then(|params| serde_json::from_slice::<Value>(params).ok());
+    let uris = params
+        .as_ref()
+        .and_then(|params| params.pointer("/notifications/resourceSubscriptions")?.as_array());
+    uris.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, DuplexStream, Lines, duplex};
+
+    use super::*;
+    use crate::{UnroutedMessage, stdio::StdioTransport};
+    use portcullis_protocol::{
+        codec::{Caps, era::META_SUBSCRIPTION},
+        exchange::{Payload, Revision},
+    };
+
+    struct Server {
+        lines: Lines<BufReader<DuplexStream>>,
+        stdout: DuplexStream,
+    }
+
+    impl Server {
+        async fn read(&mut self) -> Value {
+            let line = self.lines.next_line();
+            let line = tokio::time::timeout(Duration::from_secs(30), line).await.expect("in time");
+            serde_json::from_str(&line.unwrap().unwrap()).unwrap()
+        }
+
+        /// The next subscription: its id and filter.
+        async fn listened(&mut self) -> (Value, Value) {
+            let mut message = self.read().await;
+            assert_eq!(message["method"], Method::LISTEN, "{message}");
+            (message["id"].take(), message["params"]["notifications"].take())
+        }
+
+        async fn cancelled(&mut self) -> Value {
+            let mut message = self.read().await;
+            assert_eq!(message["method"], Method::CANCELLED, "{message}");
+            message["params"]["requestId"].take()
+        }
+
+        async fn write(&mut self, message: Value) {
+            self.stdout.write_all(format!("{message}\n").as_bytes()).await.unwrap();
+        }
+
+        async fn tell(&mut self, id: &Value, method: &str, mut params: Value) {
+            params["_meta"] = json!({ META_SUBSCRIPTION: id });
+            self.write(json!({ "jsonrpc": "2.0", "method": method, "params": params })).await;
+        }
+    }
+
+    struct SubscriptionState {
+        server: Server,
+        heard: mpsc::Receiver<UnroutedMessage>,
+        wanted: watch::Sender<WantedResources>,
+        granted: watch::Receiver<Granted>,
+        listening: AbortOnDropHandle<()>,
+    }
+
+    fn bench(capabilities: Value) -> SubscriptionState {
+        let (stdin, server_in) = duplex(1 << 14);
+        let (stdout, server_out) = duplex(1 << 14);
+        let (ear, heard) = MessageSink::test(None);
+        let caps = Caps { bytes: 1 << 14, depth: 9, nodes: 1_000, keys: 1_000, object_keys: 1_000 };
+        let link = Arc::new(StdioTransport::new(stdin, stdout, caps, ear.clone()));
+        let words = json!({ "capabilities": capabilities }).to_string();
+        let greeting =
+            Handshake { revision: Revision::LATEST_MODERN, words: Payload::new(words.into()) };
+        let (wanted, granted) = (watch::Sender::default(), watch::Sender::default());
+        let server = Server { lines: BufReader::new(server_in).lines(), stdout: server_out };
+        let (changes, answers) = (wanted.subscribe(), granted.subscribe());
+        let listening = begin(link, &greeting, ear, changes, granted);
+        SubscriptionState { server, heard, wanted, granted: answers, listening }
+    }
+
+    impl SubscriptionState {
+        fn want(&self, uris: &[&str]) {
+            let wanted = uris.iter().map(|uri| ((*uri).to_owned(), 1)).collect();
+            self.wanted.send_replace(wanted);
+        }
+    }
+
+    async fn answered(granted: &mut watch::Receiver<Granted>, asked: &str) -> Granted {
+        let said = granted.wait_for(|said| said.asked.contains(asked));
+        tokio::time::timeout(Duration::from_secs(30), said).await.unwrap().unwrap().clone()
+    }
+
+    fn set(uris: &[&str]) -> BTreeSet<String> {
+        uris.iter().map(|uri| (*uri).to_owned()).collect()
+    }
+
+    #[tokio::test]
+    async fn one_subscription_follows_what_is_wanted() {
+        let mut bench = bench(json!({ "tools": { "listChanged": true }, "resources": {} }));
+        let (first, filter) = bench.server.listened().await;
+        assert_eq!(filter, json!({ "toolsListChanged": true }));
+        // Before it has acknowledged, a server has nothing to tell.
+        let changed = Method::TOOLS_CHANGED;
+        bench.server.tell(&first, changed, json!({ "early": true })).await;
+        bench.server.tell(&first, Method::ACKNOWLEDGED, json!({ "notifications": filter })).await;
+        bench.server.tell(&first, changed, json!({})).await;
+        let UnroutedMessage { party: None, said: ServerMessage::Notification { method, params } } =
+            bench.heard.recv().await.unwrap()
+        else {
+            panic!("no notification")
+        };
+        // The id of the subscription is ours, and nobody else's.
+        assert_eq!((method.as_str(), params.unwrap()), (changed, Bytes::from_static(b"{}")));
+
+        bench.want(&["a", "b"]);
+        let (second, filter) = bench.server.listened().await;
+        let both = json!({ "toolsListChanged": true, "resourceSubscriptions": ["a", "b"] });
+        assert_eq!(filter, both);
+        // The first goes on until the second is granted.
+        bench.server.tell(&first, changed, json!({})).await;
+        assert!(bench.heard.recv().await.is_some());
+        let granted = json!({ "notifications": { "resourceSubscriptions": ["b"] } });
+        bench.server.tell(&second, Method::ACKNOWLEDGED, granted).await;
+        let said = answered(&mut bench.granted, "a").await;
+        assert_eq!((said.asked, said.granted), (set(&["a", "b"]), set(&["b"])));
+        assert_eq!(bench.server.cancelled().await, first);
+        bench.server.tell(&second, Method::UPDATED, json!({ "uri": "b" })).await;
+        let heard = bench.heard.recv().await.unwrap();
+        assert_eq!(heard.said.method().as_str(), Method::UPDATED);
+
+        // One that ends is opened again.
+        bench.server.write(json!({ "jsonrpc": "2.0", "id": second, "result": {} })).await;
+        let (third, filter) = bench.server.listened().await;
+        assert_eq!(filter, both);
+        drop(bench.listening);
+        assert_eq!(bench.server.cancelled().await, third);
+    }
+
+    #[tokio::test]
+    async fn what_a_server_refuses_is_known_and_not_asked_for_over_and_over() {
+        let mut bench = bench(json!({ "tools": {} }));
+        bench.want(&["a"]);
+        let (id, filter) = bench.server.listened().await;
+        assert_eq!(filter, json!({ "resourceSubscriptions": ["a"] }));
+        let error = json!({ "code": -32601, "message": "no" });
+        bench.server.write(json!({ "jsonrpc": "2.0", "id": id, "error": error })).await;
+        let said = answered(&mut bench.granted, "a").await;
+        assert_eq!(said.instead, Some(Ok(error.to_string().into())));
+        // The next that it hears is of what is wanted by then.
+        bench.want(&[]);
+        bench.want(&["b"]);
+        assert_eq!(bench.server.listened().await.1, json!({ "resourceSubscriptions": ["b"] }));
+        drop(bench.server);
+        let said = answered(&mut bench.granted, "b").await;
+        assert!(matches!(said.instead, Some(Err(CallError::Unavailable(_)))));
+        // With the link, it is over.
+        tokio::time::timeout(Duration::from_secs(30), bench.listening).await.unwrap().unwrap();
+    }
+}

@@ -1,0 +1,166 @@
+//! How long a call may still take. While a person is asked, the time does not run: what a person
+//! takes is not the server's.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{sync::watch, time::Instant};
+
+use super::CallError;
+
+/// A call's time. Clones are the same clock.
+#[derive(Debug, Clone)]
+pub struct Deadline {
+    limit: Option<Duration>,
+    state: Arc<watch::Sender<State>>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// What was left when it was last stopped.
+    left: Duration,
+    /// Since when it runs; nothing while it is stopped.
+    since: Option<Instant>,
+    /// Who stopped it.
+    paused: usize,
+}
+
+impl Deadline {
+    /// A clock that runs from now on and expires after `limit`.
+    pub fn new(limit: Duration) -> Self {
+        Self::of(Some(limit))
+    }
+
+    /// A clock that does not expire.
+    pub fn never() -> Self {
+        Self::of(None)
+    }
+
+    fn of(limit: Option<Duration>) -> Self {
+        let left = limit.unwrap_or_default();
+        let state = State { left, since: Some(Instant::now()), paused: 0 };
+        Self { limit, state: Arc::new(watch::Sender::new(state)) }
+    }
+
+    /// Stops it until the guard is dropped, and until all others are that stopped it meanwhile.
+    #[must_use = "the clock runs on once this is dropped"]
+    pub fn pause(&self) -> PauseGuard {
+        self.state.send_modify(|state| {
+            state.paused += 1;
+            if let Some(since) = state.since.take() {
+                state.left = state.left.saturating_sub(since.elapsed());
+            }
+        });
+        PauseGuard(self.clone())
+    }
+
+    /// Done once its time is over.
+    pub async fn expired(&self) {
+        if self.limit.is_none() {
+            return std::future::pending().await;
+        }
+        let mut state = self.state.subscribe();
+        loop {
+            let due = {
+                let state = state.borrow_and_update();
+                state.since.map(|since| since.checked_add(state.left))
+            };
+            // A time too far to be told never comes.
+            let over = async {
+                match due {
+                    Some(Some(due)) => tokio::time::sleep_until(due).await,
+                    _ => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = over => return,
+                // The sender is ours, so it is there.
+                _ = state.changed() => {}
+            }
+        }
+    }
+
+    /// Done once somebody has stopped it.
+    pub async fn stopped(&self) {
+        let mut state = self.state.subscribe();
+        // The sender is ours, so it is there.
+        let _ = state.wait_for(|state| state.paused > 0).await;
+    }
+
+    /// Does work for as long as there is time.
+    ///
+    /// # Errors
+    /// [`Failure::Timeout`] where the time was over first, else what the work fails with.
+    pub async fn bound<T>(
+        &self,
+        work: impl Future<Output = Result<T, CallError>>,
+    ) -> Result<T, CallError> {
+        tokio::select! {
+            biased;
+            done = work => done,
+            () = self.expired() => Err(CallError::Timeout(self.limit.unwrap_or_default())),
+        }
+    }
+}
+
+/// A clock that is stopped.
+#[derive(Debug)]
+pub struct PauseGuard(Deadline);
+
+impl Drop for PauseGuard {
+    fn drop(&mut self) {
+        self.0.state.send_modify(|state| {
+            state.paused -= 1;
+            if state.paused == 0 {
+                state.since = Some(Instant::now());
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn time_does_not_run_while_a_person_is_asked() {
+        let clock = Deadline::new(Duration::ZERO);
+        assert!(clock.stopped().now_or_never().is_none());
+        let (one, other) = (clock.pause(), clock.clone().pause());
+        let waiting = tokio::spawn({
+            let clock = clock.clone();
+            async move { clock.expired().await }
+        });
+        drop(one);
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished() && clock.expired().now_or_never().is_none());
+        assert!(clock.stopped().now_or_never().is_some());
+        drop(other);
+        waiting.await.unwrap();
+        let _paused = clock.pause();
+        assert!(clock.expired().now_or_never().is_none());
+    }
+
+    #[tokio::test]
+    async fn what_was_left_is_left_when_it_runs_again() {
+        let clock = Deadline::new(Duration::from_secs(3_600));
+        drop(clock.pause());
+        let left = clock.state.borrow().left;
+        assert!(left > Duration::from_secs(3_000) && left < Duration::from_secs(3_600));
+    }
+
+    #[tokio::test]
+    async fn work_is_bound_by_it() {
+        let (short, never) = (Duration::from_millis(1), std::future::pending::<Result<(), _>>());
+        assert_eq!(Deadline::new(short).bound(never).await, Err(CallError::Timeout(short)));
+        for clock in
+            [Deadline::never(), Deadline::new(Duration::MAX), Deadline::new(Duration::ZERO)]
+        {
+            assert_eq!(clock.bound(async { Ok(1) }).await, Ok(1));
+        }
+        for clock in [Deadline::never(), Deadline::new(Duration::MAX)] {
+            assert!(clock.expired().now_or_never().is_none());
+        }
+    }
+}

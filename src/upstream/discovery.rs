@@ -1,0 +1,533 @@
+//! What a server offers: its tools, prompts, resources and templates, fetched once and kept until
+//! the server says that they changed.
+
+use std::{
+    collections::HashMap,
+    ops::Deref,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use super::{
+    handshake::Handshake,
+    transport::{Call, CallError, Reply, ServerTransport},
+};
+use portcullis_chain::{Party, Weight, grow, in_turns};
+use portcullis_protocol::{
+    codec::{Object, era::own_meta, headers::Repeated, may_have},
+    exchange::{Definition, Method, Payload},
+    names::ServerName,
+};
+
+/// The kinds of thing that a server offers in lists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ListKind {
+    Tools,
+    Prompts,
+    Resources,
+    Templates,
+}
+
+impl ListKind {
+    /// All kinds.
+    pub const ALL: [ListKind; 4] = [Self::Tools, Self::Prompts, Self::Resources, Self::Templates];
+
+    /// The kind that a list method lists.
+    pub fn of(method: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|offer| offer.method() == method)
+    }
+
+    /// The method that lists it.
+    pub fn method(self) -> &'static str {
+        match self {
+            Self::Tools => Method::TOOLS_LIST,
+            Self::Prompts => Method::PROMPTS_LIST,
+            Self::Resources => Method::RESOURCES_LIST,
+            Self::Templates => Method::TEMPLATES_LIST,
+        }
+    }
+
+    /// The notification that it changed.
+    pub fn changed(self) -> &'static str {
+        match self {
+            Self::Tools => "notifications/tools/list_changed",
+            Self::Prompts => "notifications/prompts/list_changed",
+            Self::Resources | Self::Templates => "notifications/resources/list_changed",
+        }
+    }
+
+    /// The member of a list's result that holds the items.
+    pub fn member(self) -> &'static str {
+        match self {
+            Self::Tools => "tools",
+            Self::Prompts => "prompts",
+            Self::Resources => "resources",
+            Self::Templates => "resourceTemplates",
+        }
+    }
+
+    /// The member of an item by which it is called.
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::Tools | Self::Prompts => "name",
+            Self::Resources => "uri",
+            Self::Templates => "uriTemplate",
+        }
+    }
+
+    fn capability(self) -> &'static str {
+        match self {
+            Self::Tools => "tools",
+            Self::Prompts => "prompts",
+            Self::Resources | Self::Templates => "resources",
+        }
+    }
+}
+
+/// A list as it was fetched.
+pub type Items = Arc<List>;
+
+/// Items in the server's order, each name once.
+#[derive(Debug, Default)]
+pub struct List {
+    items: Vec<Arc<Definition>>,
+    notices: Notices,
+}
+
+impl List {
+    /// What was left out, and why.
+    pub fn notices(&self) -> &Notices {
+        &self.notices
+    }
+
+    /// Whether another has the very same items.
+    pub fn is_same(&self, other: &Self) -> bool {
+        let raw = |list: &Self| -> Vec<Bytes> {
+            list.items.iter().map(|item| item.definition.raw().clone()).collect()
+        };
+        std::ptr::eq(self, other) || raw(self) == raw(other)
+    }
+
+    /// What is in one page, as a server could have sent it.
+    ///
+    /// # Errors
+    /// Where it is none.
+    pub(super) fn of_page(
+        server: &ServerName,
+        offer: ListKind,
+        modern: bool,
+        page: Bytes,
+    ) -> Result<Self, CallError> {
+        let mut gathered = Collected { offer, modern, ..Collected::default() };
+        gathered.page(server, page)?;
+        Ok(gathered.list)
+    }
+}
+
+impl Deref for List {
+    type Target = [Arc<Definition>];
+
+    fn deref(&self) -> &[Arc<Definition>] {
+        &self.items
+    }
+}
+
+impl FromIterator<Arc<Definition>> for List {
+    fn from_iter<T: IntoIterator<Item = Arc<Definition>>>(items: T) -> Self {
+        Self { items: items.into_iter().collect(), notices: Notices::default() }
+    }
+}
+
+/// What an operator should know of a server's lists. Of a flood of it only the count is kept.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Notices {
+    told: Vec<String>,
+    more: usize,
+}
+
+impl Notices {
+    /// Tells of an item by its name, which is the server's text: it is shown without what could
+    /// forge a line or a terminal's state.
+    pub fn item(&mut self, name: &str, why: &str) {
+        let shown: String = name.chars().take(SHOWN).flat_map(char::escape_default).collect();
+        let more = if name.chars().nth(SHOWN).is_some() { "…" } else { "" };
+        self.add(format!("`{shown}{more}` is left out: {why}"));
+    }
+
+    /// Tells of something that is not the server's text.
+    pub fn add(&mut self, notice: String) {
+        if self.told.len() < MOST_NOTICES {
+            self.told.push(notice);
+        } else {
+            self.more += 1;
+        }
+    }
+
+    /// The notices, the last of them a count where there were too many.
+    pub fn iter(&self) -> impl Iterator<Item = String> {
+        let more = (self.more > 0).then(|| format!("and {} more of the kind", self.more));
+        self.told.iter().cloned().chain(more)
+    }
+}
+
+/// Notices of one list that are kept.
+const MOST_NOTICES: usize = 16;
+/// Characters of an item's name that a notice shows.
+const SHOWN: usize = 64;
+/// Items that one server may offer of a kind. One that offers more is cut off there.
+const MOST_ITEMS: usize = 10_000;
+/// How long who asks again for a list that was not to be had is told so without a new try.
+const FAILED: Duration = Duration::from_secs(5);
+/// Pages that one list may have.
+const MOST_PAGES: usize = 1_000;
+/// How long lists are kept: a server may not tell of changes.
+const KEPT: Duration = Duration::from_secs(60);
+
+/// The lists of one running server.
+#[derive(Default)]
+pub struct Definitions {
+    slots: [Slot; 4],
+    /// Counts the changes that the server told of, so that a list fetched across one is not kept.
+    changes: AtomicU64,
+}
+
+#[derive(Default)]
+struct Slot {
+    kept: Mutex<Option<(Instant, Result<Items, CallError>)>>,
+    fetching: tokio::sync::Mutex<()>,
+}
+
+impl Definitions {
+    /// Forgets everything: the server said that a list changed.
+    pub fn forget(&self) {
+        self.changes.fetch_add(1, Ordering::SeqCst);
+        for slot in &self.slots {
+            *slot.kept.lock() = None;
+        }
+    }
+
+    /// The items of a kind as they were last fetched, or why they could not be, where that is not
+    /// long ago.
+    pub fn kept(&self, offer: ListKind) -> Option<Result<Items, CallError>> {
+        self.slots[offer as usize].fresh()
+    }
+
+    /// The items of a kind: at most `bytes` bytes of lists, had within `deadline`. Who asks while
+    /// they are fetched waits for that, and shares what becomes of it.
+    ///
+    /// # Errors
+    /// A [`Failure`] where the server does not list them as the protocol has it, or did not a
+    /// moment ago.
+    pub async fn items(
+        &self,
+        offer: ListKind,
+        server: &ServerName,
+        greeting: &Handshake,
+        link: &dyn ServerTransport,
+        bytes: usize,
+        deadline: Duration,
+    ) -> Result<Items, CallError> {
+        if !greeting.offers(offer.capability()) {
+            return Ok(Items::default());
+        }
+        let slot = &self.slots[offer as usize];
+        if let Some(kept) = slot.fresh() {
+            return kept;
+        }
+        let Ok(_one_at_a_time) = timeout(deadline, slot.fetching.lock()).await else {
+            return Err(CallError::Timeout(deadline));
+        };
+        if let Some(kept) = slot.fresh() {
+            return kept;
+        }
+        let changes = self.changes.load(Ordering::SeqCst);
+        let fetching =
+            async { fetch(offer, server, greeting, link, bytes, deadline).await.map(Items::new) };
+        let fetching = in_turns(Party::Server(server.clone()), Weight::NONE, fetching);
+        let fetched =
+            timeout(deadline, fetching).await.unwrap_or(Err(CallError::Timeout(deadline)));
+        if let Ok(items) = &fetched
+            && let told @ 1.. = items.notices.iter().count()
+        {
+            // Which is the server's text, and not for a log.
+            tracing::warn!(%server, list = offer.method(), told, "a part of the server's list is left out");
+        }
+        if self.changes.load(Ordering::SeqCst) == changes {
+            *slot.kept.lock() = Some((Instant::now(), fetched.clone()));
+        }
+        fetched
+    }
+}
+
+impl Slot {
+    fn fresh(&self) -> Option<Result<Items, CallError>> {
+        let kept = self.kept.lock();
+        let (since, result) = kept.as_ref()?;
+        let limit = if result.is_ok() { KEPT } else { FAILED };
+        (since.elapsed() < limit).then(|| result.clone())
+    }
+}
+
+async fn fetch(
+    offer: ListKind,
+    server: &ServerName,
+    greeting: &Handshake,
+    link: &dyn ServerTransport,
+    bytes: usize,
+    deadline: Duration,
+) -> Result<List, CallError> {
+    let mut gathered =
+        Collected { offer, modern: greeting.revision.is_modern(), ..Collected::default() };
+    let mut left = bytes;
+    let mut cursor: Option<Value> = None;
+    for _ in 0..MOST_PAGES {
+        let mut params = json!({});
+        if gathered.modern {
+            params["_meta"] = own_meta();
+        }
+        if let Some(cursor) = &cursor {
+            params["cursor"] = cursor.clone();
+        }
+        let call = Call::own(offer.method(), Some(params.to_string().into()), deadline);
+        let result = match link.call(call).await? {
+            Reply::Result(result) => result,
+            // A server may offer resources and know no templates.
+            Reply::Error(_) if offer == ListKind::Templates => break,
+            Reply::Error(_) => {
+                return Err(CallError::Misbehaved(format!("it refused `{}`", offer.method())));
+            }
+        };
+        // Items are slices of their page, which stays in memory with them.
+        let Some(rest) = left.checked_sub(result.len()) else {
+            gathered.list.notices.add(format!("the list is cut off at {bytes} bytes"));
+            break;
+        };
+        left = rest;
+        grow(Weight::of(&result)).await;
+        let next = gathered.page(server, result)?;
+        if gathered.list.items.len() > MOST_ITEMS {
+            gathered.list.notices.add(format!("the list is cut off at {MOST_ITEMS} items"));
+            gathered.list.items.truncate(MOST_ITEMS);
+            break;
+        }
+        match next {
+            // An empty cursor is one like any other. The same cursor again would go round for
+            // ever.
+            Some(next) if cursor.as_ref() != Some(&next) => cursor = Some(next),
+            _ => break,
+        }
+    }
+    Ok(gathered.list)
+}
+
+/// What was taken of a list's pages so far.
+struct Collected {
+    offer: ListKind,
+    /// Whether the server speaks 2026-07-28, where a tool with a bad `x-mcp-header` is none.
+    modern: bool,
+    list: List,
+    /// Where the item of a name stands.
+    seen: HashMap<String, usize>,
+}
+
+impl Default for Collected {
+    fn default() -> Self {
+        Self { offer: ListKind::Tools, modern: false, list: List::default(), seen: HashMap::new() }
+    }
+}
+
+impl Collected {
+    /// Takes a page's items; the cursor to the next page.
+    fn page(&mut self, server: &ServerName, result: Bytes) -> Result<Option<Value>, CallError> {
+        let offer = self.offer;
+        let misbehaved =
+            || CallError::Misbehaved(format!("its answer to `{}` is no list", offer.method()));
+        let object = Object::parse(result).map_err(|_| misbehaved())?;
+        let list = object.get(offer.member()).ok_or_else(misbehaved)?;
+        let raws: Vec<&serde_json::value::RawValue> =
+            serde_json::from_slice(&list).map_err(|_| misbehaved())?;
+        for raw in raws {
+            let raw = list.slice_ref(raw.get().as_bytes());
+            let name = Object::parse(raw.clone()).ok().and_then(|item| item.string(offer.key()));
+            match name {
+                Some(name) => self.item(server, name, raw),
+                None => {
+                    let notice = format!("an item without `{}` is left out", offer.key());
+                    self.list.notices.add(notice);
+                }
+            }
+        }
+        Ok(object
+            .get("nextCursor")
+            .and_then(|cursor| serde_json::from_slice::<Value>(&cursor).ok())
+            .filter(Value::is_string))
+    }
+
+    fn item(&mut self, server: &ServerName, name: String, raw: Bytes) {
+        if let Some(&first) = self.seen.get(&name) {
+            // A list that goes round shows the very same again, which is nothing to tell of.
+            if self.list.items.get(first).is_some_and(|item| *item.definition.raw() != raw) {
+                self.list.notices.item(&name, "the list has one of this name before it");
+            }
+            return;
+        }
+        let definition = Payload::new(raw);
+        if self.modern
+            && self.offer == ListKind::Tools
+            && may_have(definition.raw(), "x-mcp-header")
+            && let Some(schema) = definition.value().get("inputSchema")
+            && let Err(why) = Repeated::of(schema)
+        {
+            self.list.notices.item(&name, why);
+            return;
+        }
+        self.seen.insert(name.clone(), self.list.items.len());
+        let server = server.clone();
+        self.list.items.push(Arc::new(Definition::new(server, name, definition)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gathered(modern: bool, pages: &[&'static str]) -> List {
+        let mut gathered = Collected { modern, ..Collected::default() };
+        for page in pages {
+            let page = Bytes::from_static(page.as_bytes());
+            gathered.page(&"s".parse().unwrap(), page).unwrap();
+        }
+        gathered.list
+    }
+
+    fn names(list: &List) -> Vec<&str> {
+        list.iter().map(|item| item.name.as_str()).collect()
+    }
+
+    #[test]
+    fn pages_keep_the_text_of_items() {
+        let text = r#"{"tools":[{"name":"a","x":1.0},{"noname":1},{"name":"b"}],"nextCursor":""}"#;
+        let server = "s".parse().unwrap();
+        let mut gathered = Collected::default();
+        let next = gathered.page(&server, Bytes::from_static(text.as_bytes())).unwrap();
+        assert_eq!(names(&gathered.list), ["a", "b"]);
+        assert_eq!(gathered.list[0].definition.raw(), r#"{"name":"a","x":1.0}"#);
+        assert_eq!(next, Some(Value::from("")));
+        for bad in ["[]", "{}", r#"{"tools":{}}"#] {
+            let bad = Bytes::copy_from_slice(bad.as_bytes());
+            assert!(Collected::default().page(&server, bad).is_err());
+        }
+    }
+
+    #[test]
+    fn of_items_with_one_name_the_first_counts() {
+        let list = gathered(
+            false,
+            &[
+                r#"{"tools":[{"name":"a","n":1},{"name":"b"},{"name":"a","n":2}]}"#,
+                r#"{"tools":[{"name":"b"},{"name":"c"}]}"#,
+            ],
+        );
+        assert_eq!(names(&list), ["a", "b", "c"]);
+        assert_eq!(list[0].definition.raw(), r#"{"name":"a","n":1}"#);
+        // `b` came twice as the same.
+        let notices: Vec<_> = list.notices().iter().collect();
+        assert_eq!(notices, ["`a` is left out: the list has one of this name before it"]);
+    }
+
+    #[test]
+    fn a_modern_tool_with_a_bad_header_is_none() {
+        let page = r#"{"tools":[
+            {"name":"a\u001b[2J\n","inputSchema":{"properties":{"x":{"type":"number","x-mcp-header":"X"}}}},
+            {"name":"b","inputSchema":{"properties":{"x":{"type":"string","x-mcp-header":"X"}}}}
+        ]}"#;
+        let list = gathered(true, &[page]);
+        assert_eq!(names(&list), ["b"]);
+        let notices: Vec<_> = list.notices().iter().collect();
+        let why = "`x-mcp-header` stands at what is no string, integer or boolean";
+        assert_eq!(notices, [format!(r"`a\u{{1b}}[2J\n` is left out: {why}")]);
+        // To a server of an era without such headers it means nothing.
+        assert_eq!(gathered(false, &[page]).len(), 2);
+    }
+
+    #[test]
+    fn a_flood_of_notices_is_counted() {
+        let mut notices = Notices::default();
+        for number in 0..1_000 {
+            notices.item(&format!("{number}{}", "é".repeat(1_000)), "why");
+        }
+        let told: Vec<_> = notices.iter().collect();
+        assert_eq!(told.len(), MOST_NOTICES + 1);
+        assert_eq!(told.last().unwrap(), "and 984 more of the kind");
+        assert!(told.iter().all(|notice| notice.len() < 1_000));
+    }
+
+    /// A server that lists for ever, `page` bytes at a time, or never answers.
+    struct ListFetcher {
+        page: Option<usize>,
+        asked: AtomicU64,
+    }
+
+    #[async_trait::async_trait]
+    impl ServerTransport for ListFetcher {
+        async fn call(&self, _: Call) -> Result<Reply, CallError> {
+            let asked = self.asked.fetch_add(1, Ordering::SeqCst);
+            let Some(bytes) = self.page else { return std::future::pending().await };
+            let item = json!({ "name": asked.to_string(), "x": "x".repeat(bytes) });
+            let page = json!({ "tools": [item], "nextCursor": asked.to_string() });
+            Ok(Reply::Result(page.to_string().into()))
+        }
+
+        async fn notify(&self, _: &str, _: Bytes) -> Result<(), CallError> {
+            Ok(())
+        }
+
+        fn agreed(&self, _: portcullis_protocol::exchange::Revision) {}
+
+        fn dead(&self) -> Option<String> {
+            None
+        }
+    }
+
+    fn greeting() -> Handshake {
+        Handshake {
+            revision: portcullis_protocol::exchange::Revision::LATEST_LEGACY,
+            words: Payload::new(Bytes::from_static(br#"{"capabilities":{"tools":{}}}"#)),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_list_without_end_is_cut_off() {
+        let link = ListFetcher { page: Some(1_000), asked: AtomicU64::new(0) };
+        let (definitions, server) = (Definitions::default(), "s".parse().unwrap());
+        let items = definitions
+            .items(ListKind::Tools, &server, &greeting(), &link, 10_000, Duration::from_secs(9))
+            .await
+            .unwrap();
+        assert_eq!(items.len(), 9);
+    }
+
+    #[tokio::test]
+    async fn all_who_wait_for_a_list_share_its_failure() {
+        let link = ListFetcher { page: None, asked: AtomicU64::new(0) };
+        let (definitions, server) = (Definitions::default(), "s".parse().unwrap());
+        let (greeting, deadline) = (greeting(), Duration::from_millis(50));
+        let waiting = (0..20)
+            .map(|_| definitions.items(ListKind::Tools, &server, &greeting, &link, 1, deadline));
+        for result in futures_util::future::join_all(waiting).await {
+            assert_eq!(result.unwrap_err(), CallError::Timeout(deadline));
+        }
+        let again =
+            definitions.items(ListKind::Tools, &server, &greeting, &link, 1, deadline).await;
+        assert_eq!(again.unwrap_err(), CallError::Timeout(deadline));
+        assert_eq!(link.asked.load(Ordering::SeqCst), 1);
+    }
+}

@@ -1,0 +1,206 @@
+//! What a server said of itself and what it offered when it last ran, so that nobody who asks for that
+//! waits for it to start: not after it was let go, nor after the proxy was started again.
+//!
+//! It is kept in the state folder, with what the server was then: another program, image or entry of
+//! the config offers something else. A call never relies on it; it waits for the server's own list.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use parking_lot::RwLock;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use sha2::{Digest as _, Sha256};
+use tokio::sync::{Mutex, OnceCell};
+
+use super::{
+    discovery::{Items, List, ListKind},
+    handshake::Handshake,
+    instance::ServerShared,
+};
+use portcullis_protocol::{
+    exchange::{Payload, Revision},
+    names::ServerName,
+};
+
+/// Bytes of one server's file: more than most lists have. One that has more is known while the proxy
+/// runs.
+const BYTES: usize = 8 << 20;
+
+/// What is known of one server.
+#[derive(Default)]
+pub(super) struct DiscoveryCache {
+    greeting: RwLock<Option<Arc<Handshake>>>,
+    lists: [RwLock<Option<Items>>; 4],
+    /// Once it was read what an earlier proxy has left.
+    read: OnceCell<()>,
+    /// Held by whoever writes.
+    writing: Mutex<()>,
+}
+
+/// It as a file.
+#[derive(Serialize, Deserialize)]
+struct CachedDiscovery {
+    /// What the server was.
+    of: String,
+    revision: String,
+    greeting: Box<RawValue>,
+    lists: BTreeMap<String, Vec<Box<RawValue>>>,
+}
+
+/// Name of the folder of the state folder that has a file for each server.
+pub const KNOWN_FOLDER: &str = "known";
+
+/// The definitions of the tools that a server listed when it last ran for the proxy of this state
+/// folder. None where no list is kept.
+pub fn kept_tools(state_dir: &Path, server: &ServerName) -> Option<Vec<serde_json::Value>> {
+    let path = state_dir.join(KNOWN_FOLDER).join(format!("{server}.json"));
+    if fs::metadata(&path).ok()?.len() > BYTES as u64 {
+        return None;
+    }
+    let written: CachedDiscovery = serde_json::from_slice(&fs::read(&path).ok()?).ok()?;
+    let tools = written.lists.get(ListKind::Tools.method())?;
+    tools.iter().map(|tool| serde_json::from_str(tool.get()).ok()).collect()
+}
+
+impl ServerShared {
+    /// What the server last offered of a kind.
+    pub async fn known(&self, offer: ListKind) -> Option<Items> {
+        self.recall().await;
+        self.known.lists[offer as usize].read().clone()
+    }
+
+    /// What it last said of itself.
+    pub async fn known_greeting(&self) -> Option<Arc<Handshake>> {
+        self.recall().await;
+        self.known.greeting.read().clone()
+    }
+
+    /// Notes what it says of itself. What it offered in another revision is not what it offers.
+    pub fn learn_greeting(&self, greeting: &Arc<Handshake>) {
+        *self.known.greeting.write() = Some(greeting.clone());
+    }
+
+    /// Notes what it offers of a kind, and has that written down where it is news.
+    pub fn learn_list(self: &Arc<Self>, offer: ListKind, items: &Items) {
+        let before = self.known.lists[offer as usize].write().replace(items.clone());
+        if !before.is_some_and(|before| before.is_same(items)) {
+            let common = self.clone();
+            tokio::spawn(async move { common.write().await });
+        }
+    }
+
+    async fn recall(&self) {
+        self.known.read.get_or_init(|| self.read()).await;
+    }
+
+    fn file(&self) -> Option<PathBuf> {
+        let folder = self.launcher.known.as_ref()?;
+        Some(folder.join(format!("{}.json", self.name)))
+    }
+
+    async fn read(&self) {
+        let Some(path) = self.file() else { return };
+        let (launcher, settings) = (self.launcher.clone(), self.settings.clone());
+        let server = self.name.clone();
+        let read = tokio::task::spawn_blocking(move || -> io::Result<Option<CachedDiscovery>> {
+            if fs::metadata(&path)?.len() > BYTES as u64 {
+                return Err(io::ErrorKind::FileTooLarge.into());
+            }
+            let written: CachedDiscovery = serde_json::from_slice(&fs::read(&path)?)?;
+            Ok((written.of == launcher.what(&server, &settings)).then_some(written))
+        });
+        // Without it, the server is waited for.
+        let Ok(Ok(Some(written))) = read.await else { return };
+        let Some(revision) = Revision::parse(&written.revision) else { return };
+        for offer in ListKind::ALL {
+            let Some(items) = written.lists.get(offer.method()) else { continue };
+            let list = List::of(&self.name, offer, revision.is_modern(), items);
+            self.known.lists[offer as usize].write().get_or_insert(Items::new(list));
+        }
+        let words = Payload::new(Bytes::from(written.greeting.get().to_owned()));
+        let mut known = self.known.greeting.write();
+        known.get_or_insert_with(|| Arc::new(Handshake { revision, words }));
+    }
+
+    async fn write(&self) {
+        let _one_at_a_time = self.known.writing.lock().await;
+        let (Some(path), Some(greeting)) = (self.file(), self.known.greeting.read().clone()) else {
+            return;
+        };
+        let raw = |text: &Bytes| serde_json::from_slice::<Box<RawValue>>(text).ok();
+        let Some(said) = raw(greeting.words.raw()) else { return };
+        let mut lists = BTreeMap::new();
+        for offer in ListKind::ALL {
+            if let Some(items) = &*self.known.lists[offer as usize].read() {
+                let items = items.iter().filter_map(|item| raw(item.definition.raw()));
+                lists.insert(offer.method().to_owned(), items.collect());
+            }
+        }
+        let (launcher, settings, scrub) =
+            (self.launcher.clone(), self.settings.clone(), self.scrub.clone());
+        let revision = greeting.revision.as_str().to_owned();
+        let server = self.name.clone();
+        let name = server.clone();
+        let written = tokio::task::spawn_blocking(move || -> io::Result<()> {
+            let of = launcher.what(&name, &settings);
+            let text =
+                serde_json::to_string(&CachedDiscovery { of, revision, greeting: said, lists })?;
+            let mut clean = text.clone();
+            scrub(&mut clean);
+            // A server that shows a secret in what it offers is waited for.
+            if clean != text || text.len() > BYTES {
+                return match fs::remove_file(&path) {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                    done => done,
+                };
+            }
+            replace(&path, &text)
+        });
+        if let Ok(Err(error)) = written.await {
+            tracing::debug!(%server, %error, "what the server offers could not be written down");
+        }
+    }
+}
+
+/// Writes a file that nobody else reads, as a whole or not at all.
+fn replace(path: &Path, text: &str) -> io::Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    fs::create_dir_all(folder)?;
+    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    io::Write::write_all(&mut file, text.as_bytes())?;
+    file.persist(path)?;
+    Ok(())
+}
+
+impl super::Launcher {
+    /// What a server is, as far as that can be told without starting it: another one has another
+    /// text. It reads files: call it off the async threads.
+    fn what(&self, server: &ServerName, settings: &crate::config::Server) -> String {
+        let mut hash = Sha256::new();
+        hash.update(serde_json::to_vec(settings).unwrap_or_default());
+        let program = settings.command.as_ref().and_then(|command| command.first());
+        if let Some(program) = program.filter(|_| settings.image.is_none()) {
+            let stamp = portcullis_runtime::Stamp::of(&self.program(program)).ok();
+            hash.update(format!("{stamp:?}"));
+        }
+        if let Some(image) = &settings.image {
+            hash.update(format!("{:?}", self.images.known(server, image)));
+        }
+        hex::encode(hash.finalize())
+    }
+}
+
+impl List {
+    /// A list of items that were written down.
+    fn of(server: &ServerName, offer: ListKind, modern: bool, items: &[Box<RawValue>]) -> Self {
+        let items: Vec<_> = items.iter().map(|item| item.get()).collect();
+        let page = format!("{{\"{}\":[{}]}}", offer.member(), items.join(","));
+        Self::of_page(server, offer, modern, page.into()).unwrap_or_default()
+    }
+}

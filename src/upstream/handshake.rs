@@ -1,0 +1,241 @@
+//! The first words with a server: which era it speaks, and what it says of itself.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+
+use super::{
+    instance_key::InstanceOwner,
+    transport::{Call, CallError, Reply, ServerTransport},
+};
+use crate::config::Era;
+use portcullis_chain::{Weight, grow};
+use portcullis_protocol::{
+    codec::era::{META_SERVER_INFO, implementation, own_meta},
+    exchange::{Method, Payload, Revision},
+};
+
+/// How long a server may take to answer the question that only modern servers know.
+const PROBE: Duration = Duration::from_secs(3);
+
+/// In whose name a legacy server is greeted.
+#[derive(Debug)]
+pub(super) struct HandshakeParams {
+    revision: Revision,
+    /// The text of an object, which goes on byte for byte.
+    capabilities: Bytes,
+}
+
+impl Default for HandshakeParams {
+    /// In nobody's: there is nobody whom the server could ask.
+    fn default() -> Self {
+        Self { revision: Revision::LATEST_LEGACY, capabilities: Bytes::from_static(b"{}") }
+    }
+}
+
+impl HandshakeParams {
+    /// In the name of a party.
+    pub fn of(party: &InstanceOwner) -> Self {
+        Self {
+            revision: party.revision.min(Revision::LATEST_LEGACY),
+            capabilities: party.capabilities.clone(),
+        }
+    }
+}
+
+/// What a server said when it was greeted.
+#[derive(Debug)]
+pub struct Handshake {
+    pub revision: Revision,
+    /// The result of `initialize` or `server/discover`: the server's claims.
+    pub words: Payload,
+}
+
+impl Handshake {
+    /// Name and version by which the server calls itself.
+    pub fn claims(&self) -> Option<String> {
+        let words = self.words.value();
+        let modern = words.get("_meta").and_then(|meta| meta.get(META_SERVER_INFO));
+        claims(modern.or_else(|| words.get("serverInfo"))?)
+    }
+
+    /// Whether the server says that it has a capability.
+    pub fn offers(&self, capability: &str) -> bool {
+        self.words.value().get("capabilities").is_some_and(|c| c.get(capability).is_some())
+    }
+}
+
+/// Name and version of an `Implementation`, as one text.
+pub fn claims(info: &Value) -> Option<String> {
+    let name = info.get("name")?.as_str()?;
+    match info.get("version").and_then(Value::as_str) {
+        Some(version) => Some(format!("{name} {version}")),
+        None => Some(name.to_owned()),
+    }
+}
+
+/// Greets a server. In [`Era::Auto`] it is asked with `server/discover` first; any answer but a
+/// modern one, or none in time, means legacy.
+///
+/// # Errors
+/// [`Failure::Unavailable`] where the link died, in which case a caller that probed should start
+/// the server again and greet it as legacy; the other failures of [`Link::call`].
+pub(super) async fn greet(
+    link: &dyn ServerTransport,
+    era: Era,
+    hello: &HandshakeParams,
+    deadline: Duration,
+) -> Result<Handshake, CallError> {
+    let greeting = match era {
+        Era::Legacy => initialize(link, hello, deadline).await?,
+        Era::Modern => discover(link, deadline)
+            .await?
+            .ok_or_else(|| CallError::Misbehaved("it does not speak 2026-07-28".into()))?,
+        Era::Auto => probe(link, hello, PROBE.min(deadline), deadline).await?,
+    };
+    link.agreed(greeting.revision);
+    if !greeting.revision.is_modern() {
+        link.notify(Method::INITIALIZED, Bytes::from_static(b"{}")).await?;
+    }
+    link.listen();
+    Ok(greeting)
+}
+
+/// Finds out the era. A server that has not answered after `patience` may be a legacy one that
+/// leaves unknown requests unanswered, or one that is slow to start. So it is greeted as legacy
+/// and its answer to the question is still heard: a modern server that was slow gives it, and
+/// refuses `initialize` on the connection on which it did.
+async fn probe(
+    link: &dyn ServerTransport,
+    hello: &HandshakeParams,
+    patience: Duration,
+    deadline: Duration,
+) -> Result<Handshake, CallError> {
+    let discovery = discover(link, deadline);
+    tokio::pin!(discovery);
+    let settled = |found: Result<Option<Handshake>, CallError>| match found {
+        Err(failure) if link.dead().is_some() => Some(Err(failure)),
+        found => found.ok().flatten().map(Ok),
+    };
+    if let Ok(found) = tokio::time::timeout(patience, &mut discovery).await {
+        return match settled(found) {
+            Some(end) => end,
+            None => initialize(link, hello, deadline).await,
+        };
+    }
+    let initialization = initialize(link, hello, deadline);
+    tokio::pin!(initialization);
+    tokio::select! {
+        biased;
+        found = &mut discovery => match settled(found) {
+            Some(end) => end,
+            None => initialization.await,
+        },
+        greeting = &mut initialization => match greeting {
+            Ok(greeting) => Ok(greeting),
+            Err(failure) => settled(discovery.await).unwrap_or(Err(failure)),
+        },
+    }
+}
+
+async fn discover(
+    link: &dyn ServerTransport,
+    deadline: Duration,
+) -> Result<Option<Handshake>, CallError> {
+    let params = json!({ "_meta": own_meta() }).to_string();
+    match link.call(Call::own(Method::DISCOVER, Some(params.into()), deadline)).await? {
+        Reply::Error(_) => Ok(None),
+        Reply::Result(result) => {
+            grow(Weight::of(&result)).await;
+            let words = Payload::new(result);
+            let modern = words
+                .value()
+                .get("supportedVersions")
+                .and_then(Value::as_array)
+                .is_some_and(|v| v.iter().any(|v| v == Revision::LATEST_MODERN.as_str()));
+            Ok(modern.then_some(Handshake { revision: Revision::LATEST_MODERN, words }))
+        }
+    }
+}
+
+async fn initialize(
+    link: &dyn ServerTransport,
+    hello: &HandshakeParams,
+    deadline: Duration,
+) -> Result<Handshake, CallError> {
+    let mut params = Vec::from(&b"{\"protocolVersion\":\""[..]);
+    params.extend_from_slice(hello.revision.as_str().as_bytes());
+    params.extend_from_slice(b"\",\"capabilities\":");
+    params.extend_from_slice(&hello.capabilities);
+    params.extend_from_slice(format!(",\"clientInfo\":{}}}", implementation()).as_bytes());
+    match link.call(Call::own(Method::INITIALIZE, Some(params.into()), deadline)).await? {
+        Reply::Error(_) => Err(CallError::Misbehaved("it refused `initialize`".into())),
+        Reply::Result(result) => {
+            grow(Weight::of(&result)).await;
+            let words = Payload::new(result);
+            let version = words.value().get("protocolVersion").and_then(Value::as_str);
+            let revision = version
+                .and_then(Revision::parse)
+                .filter(|revision| !revision.is_modern())
+                .ok_or_else(|| {
+                    CallError::Misbehaved(
+                        "it answered `initialize` with a revision nobody knows".into(),
+                    )
+                })?;
+            Ok(Handshake { revision, words })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, duplex};
+
+    use super::*;
+    use crate::{message_sink::MessageSink, stdio::StdioTransport};
+    use portcullis_protocol::codec::Caps;
+
+    const MODERN: &str =
+        r#"{"jsonrpc":"2.0","id":1,"result":{"supportedVersions":["2026-07-28"]}}"#;
+    const UNKNOWN: &str = r#"{"jsonrpc":"2.0","id":1,"error":{"code":-32601,"message":"?"}}"#;
+    const LEGACY: &str = r#"{"jsonrpc":"2.0","id":2,"result":{"protocolVersion":"2025-06-18"}}"#;
+    const REFUSED: &str = r#"{"jsonrpc":"2.0","id":2,"error":{"code":-32022,"message":"?"}}"#;
+
+    /// Greets a server that answers once it has heard both questions.
+    async fn slow(answers: &[&str]) -> Result<Revision, CallError> {
+        let (stdin, heard) = duplex(1 << 12);
+        let (stdout, mut said) = duplex(1 << 12);
+        let caps = Caps { bytes: 1 << 12, depth: 8, nodes: 100, keys: 100, object_keys: 100 };
+        let (ear, _heard) = MessageSink::test(None);
+        let link = StdioTransport::new(stdin, stdout, caps, ear);
+        let server = async {
+            let mut lines = BufReader::new(heard).lines();
+            for method in [Method::DISCOVER, Method::INITIALIZE] {
+                assert!(lines.next_line().await.unwrap().unwrap().contains(method));
+            }
+            for answer in answers {
+                said.write_all(format!("{answer}\n").as_bytes()).await.unwrap();
+            }
+            (lines, said)
+        };
+        let hello = HandshakeParams::default();
+        let greeting = probe(&link, &hello, Duration::ZERO, Duration::from_secs(9));
+        let (greeting, _open) = tokio::join!(greeting, server);
+        greeting.map(|greeting| greeting.revision)
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_slow_to_answer_is_greeted_in_its_own_era() {
+        let (modern, legacy) = (Ok(Revision::V2026_07_28), Ok(Revision::V2025_06_18));
+        for (answers, revision) in [
+            (&[MODERN, REFUSED][..], &modern),
+            (&[REFUSED, MODERN], &modern),
+            (&[UNKNOWN, LEGACY], &legacy),
+            (&[LEGACY], &legacy),
+        ] {
+            assert_eq!(slow(answers).await, *revision, "{answers:?}");
+        }
+        assert!(slow(&[UNKNOWN, REFUSED]).await.is_err());
+    }
+}

@@ -1,0 +1,197 @@
+//! Where a link puts what a server says beside its answers.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::sync::mpsc;
+
+use super::{
+    discovery::Definitions,
+    instance_key::InstanceKey,
+    transport::{ServerMessage, UnroutedMessage, tells_of_lists},
+};
+use portcullis_protocol::names::ServerName;
+
+/// Messages of one instance that may wait to be taken.
+const QUEUE: usize = 64;
+/// How long the line of a party's own instance waits for that party to take what belongs to its
+/// call.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What one running instance says goes through here.
+#[derive(Clone)]
+pub(super) struct MessageSink {
+    server: ServerName,
+    party: Option<InstanceKey>,
+    definitions: Arc<Definitions>,
+    queue: mpsc::Sender<ServerMessage>,
+    /// What did not fit a queue.
+    lost: Arc<AtomicU64>,
+    /// Whether others tell of lists that change.
+    lists_apart: bool,
+}
+
+impl MessageSink {
+    /// Passes on what belongs to no call to `heard`, for as long as somebody takes it.
+    pub fn new(
+        server: ServerName,
+        party: Option<InstanceKey>,
+        definitions: Arc<Definitions>,
+        heard: mpsc::Sender<UnroutedMessage>,
+        lost: Arc<AtomicU64>,
+    ) -> Self {
+        // A queue for each instance: one that floods fills its own.
+        let (queue, mut waiting) = mpsc::channel(QUEUE);
+        tokio::spawn({
+            let party = party.clone();
+            async move {
+                while let Some(said) = waiting.recv().await {
+                    if heard.send(UnroutedMessage { party: party.clone(), said }).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        });
+        Self { server, party, definitions, queue, lost, lists_apart: false }
+    }
+
+    /// That lists change is heard, and told by another of its kind alone: clients hear of it once.
+    pub fn without_lists(self) -> Self {
+        Self { lists_apart: true, ..self }
+    }
+
+    /// An ear for tests, and what it hears.
+    #[cfg(test)]
+    pub fn test(party: Option<InstanceKey>) -> (Self, mpsc::Receiver<UnroutedMessage>) {
+        let (sender, heard) = mpsc::channel(4);
+        let server = "s".parse().unwrap();
+        (Self::new(server, party, Arc::default(), sender, Arc::default()), heard)
+    }
+
+    /// The server that speaks.
+    pub fn server(&self) -> &ServerName {
+        &self.server
+    }
+
+    /// Whether all that is said here is said to one party.
+    pub fn has_party(&self) -> bool {
+        self.party.is_some()
+    }
+
+    /// Whether that party is a client without a session.
+    pub fn has_modern_party(&self) -> bool {
+        matches!(self.party, Some(InstanceKey::Client { .. }))
+    }
+
+    /// Takes what belongs to no call, without waiting. That a list changed is never missed, even
+    /// where it cannot be told to anybody.
+    pub fn tell(&self, said: ServerMessage) {
+        if tells_of_lists(said.method()) {
+            self.definitions.forget();
+            if self.lists_apart {
+                return;
+            }
+        }
+        match self.queue.try_send(said) {
+            Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => {}
+            Err(mpsc::error::TrySendError::Full(said)) => self.lose(&said),
+        }
+    }
+
+    /// Takes what belongs to a call. Only its own party is waited for: one client that does not
+    /// read must not stop a line that others share.
+    pub async fn tell_call(&self, call: &mpsc::Sender<ServerMessage>, said: ServerMessage) {
+        match call.try_send(said) {
+            // Whoever called is gone, and with it who would have wanted to know.
+            Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => {}
+            Err(mpsc::error::TrySendError::Full(said)) if self.has_party() => {
+                match tokio::time::timeout(PATIENCE, call.reserve()).await {
+                    Ok(Ok(place)) => place.send(said),
+                    Ok(Err(_)) => {}
+                    Err(_) => self.lose(&said),
+                }
+            }
+            Err(mpsc::error::TrySendError::Full(said)) => self.lose(&said),
+        }
+    }
+
+    /// Takes what belongs to a call and came on that call's own stream: only the call waits.
+    pub async fn tell_stream(&self, call: &mpsc::Sender<ServerMessage>, said: ServerMessage) {
+        // Whoever called may be gone.
+        let _ = call.send(said).await;
+    }
+
+    /// What is known of the server's lists may be old: it may have told of changes to nobody.
+    pub fn missed(&self) {
+        self.definitions.forget();
+    }
+
+    /// Counts what nobody could take. A request among them is answered by the drop of its answer's
+    /// sender.
+    fn lose(&self, said: &ServerMessage) {
+        let lost = self.lost.fetch_add(1, Ordering::Relaxed) + 1;
+        // Of a flood, the first of each power of two is told; all are counted for the record.
+        if lost.is_power_of_two() {
+            let request = matches!(said, ServerMessage::Request { .. });
+            tracing::warn!(server = %self.server, request, lost, "a message of a server did not fit its queue and is dropped");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use portcullis_protocol::exchange::Method;
+
+    fn notification(method: &str) -> ServerMessage {
+        ServerMessage::Notification { method: Method::new(method), params: None }
+    }
+
+    #[tokio::test]
+    async fn nothing_is_lost_uncounted() {
+        let (ear, mut heard) = MessageSink::test(None);
+        let all: u64 = 1_000;
+        for _ in 0..all {
+            ear.tell(notification("notifications/message"));
+        }
+        let lost = ear.lost.clone();
+        drop(ear);
+        let mut taken = 0;
+        while heard.recv().await.is_some() {
+            taken += 1;
+        }
+        assert!(taken < all);
+        assert_eq!(taken + lost.load(Ordering::Relaxed), all);
+    }
+
+    #[tokio::test]
+    async fn who_does_not_read_is_waited_for_on_a_line_of_its_own_alone() {
+        let key = InstanceKey::Session(portcullis_protocol::names::SessionId::presented("x"));
+        for (party, lost) in [(None, 2), (Some(key), 0)] {
+            let (ear, _heard) = MessageSink::test(party);
+            let (call, mut said) = mpsc::channel(1);
+            let (_, taken) = tokio::join!(
+                async {
+                    for _ in 0..3 {
+                        ear.tell_call(&call, notification("notifications/progress")).await;
+                    }
+                    drop(call);
+                },
+                async {
+                    let mut taken = 0;
+                    while said.recv().await.is_some() {
+                        taken += 1;
+                    }
+                    taken
+                }
+            );
+            assert_eq!(ear.lost.load(Ordering::Relaxed), lost);
+            assert_eq!(taken + lost, 3);
+        }
+    }
+}

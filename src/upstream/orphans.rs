@@ -1,0 +1,108 @@
+//! What proxies that are gone have left on this machine. It is found by the tests by which a proxy finds
+//! it when it starts: containers by the lease in their labels, folders of secrets by their lock, control
+//! groups by the lease in their names.
+//!
+//! INVARIANT: nothing is a leftover of which it is not certain that its proxy is gone.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use portcullis_audit::record::{Orphan, OrphanKind};
+use portcullis_runtime::{
+    container::{self, Running},
+    sandbox,
+};
+
+/// How long control groups that have processes still are waited for, all together.
+const DYING: Duration = Duration::from_secs(1);
+
+/// What was found. Looking at it and removing it blocks: it is for commands, and not for a proxy that has
+/// calls under way.
+#[derive(Debug, Default)]
+pub struct Orphans {
+    engine: Option<container::Engine>,
+    orphans: Vec<Running>,
+    folders: Vec<PathBuf>,
+    groups: Vec<PathBuf>,
+    /// Containers of ours that are no leftovers: their proxies live, or whether they do can't be told
+    /// from here.
+    pub stay: Vec<Orphan>,
+    /// Why no containers were looked for.
+    pub unseen: Option<String>,
+}
+
+impl Orphans {
+    /// Looks for them, on an engine, too, or not for the reason that there is none.
+    pub async fn find(engine: Result<container::Engine, String>) -> Self {
+        let mut found = Self::default();
+        let listed = async {
+            let engine = engine?;
+            let all = engine.list().await.map_err(|fault| fault.to_string())?;
+            Ok::<_, String>((engine, all))
+        };
+        match listed.await {
+            Ok((engine, all)) => {
+                let (orphans, stay): (Vec<_>, Vec<_>) =
+                    all.into_iter().partition(|one| engine.is_orphan(one));
+                found.stay = stay.iter().map(container).collect();
+                found.orphans = orphans;
+                found.engine = Some(engine);
+            }
+            Err(why) => found.unseen = Some(why),
+        }
+        found.folders = portcullis_vault::abandoned();
+        found.groups = sandbox::groups_left();
+        found
+    }
+
+    /// All of them, in the order in which they are removed: secrets first.
+    pub fn list(&self) -> Vec<Orphan> {
+        let folders = self.folders.iter().map(|path| folder(OrphanKind::Secrets, path));
+        let groups = self.groups.iter().map(|path| folder(OrphanKind::ControlGroup, path));
+        folders.chain(self.orphans.iter().map(container)).chain(groups).collect()
+    }
+
+    /// Removes all of them, and says of each why it could not be, if so.
+    pub async fn remove(self) -> Vec<Orphan> {
+        let mut all = self.list();
+        let Self { engine, orphans, folders, groups, stay: _, unseen: _ } = self;
+        let mut failed = HashMap::new();
+        for folder in folders {
+            let removed = portcullis_vault::remove_abandoned(&folder);
+            failed.extend(removed.err().map(|why| (folder.display().to_string(), why.to_string())));
+        }
+        if let Some(engine) = engine {
+            for (container, removed) in engine.remove_containers(orphans).await {
+                failed.extend(removed.err().map(|fault| (container.name, fault.to_string())));
+            }
+        }
+        let end = Instant::now() + DYING;
+        for group in groups {
+            let removed = sandbox::remove_group(&group, end);
+            failed.extend(removed.err().map(|why| (group.display().to_string(), why)));
+        }
+        for left in &mut all {
+            left.error = failed.remove(&left.name);
+        }
+        all
+    }
+}
+
+fn folder(kind: OrphanKind, path: &Path) -> Orphan {
+    Orphan { kind, name: path.display().to_string(), server: None, error: None }
+}
+
+fn container(container: &Running) -> Orphan {
+    Orphan {
+        kind: match container.holds {
+            Some(_) => OrphanKind::NetworkHolder,
+            None => OrphanKind::Container,
+        },
+        name: container.name.clone(),
+        server: Some(container.server.clone()),
+        error: None,
+    }
+}

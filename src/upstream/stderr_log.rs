@@ -1,0 +1,226 @@
+//! What a server writes to standard error, as much of it as is kept.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+use super::server_secrets::SecretSet;
+
+/// Lines of standard error that are kept.
+const LINES: usize = 500;
+/// Bytes of one such line that are kept.
+const LINE_BYTES: usize = 2_000;
+/// Bytes of one such line that are read at once. Of a longer one nothing is kept: where it is cut, a
+/// secret could be in two parts that nobody knows.
+const LINE_READ: usize = 16 << 10;
+
+/// Lines of a private key that are left out, at most: one of OpenPGP with many signatures has
+/// thousands.
+const KEY_LINES: usize = 4096;
+/// How many lines in a row may have nothing of a key in them before it is over: its headers, or words
+/// that only mention the beginning of one.
+const STRANGE_LINES: usize = 8;
+/// Letters of base64 in a row that are part of a key, and no digest in hexadecimal digits.
+const ARMOR: usize = 48;
+/// Bytes that are looked at again where a line is cut, since the beginning of a key may be.
+const OVERLAP: usize = 128;
+
+/// Takes the secrets out of a text that is kept.
+pub type Scrub = Arc<dyn Fn(&mut String) + Send + Sync>;
+
+/// The last lines, oldest first.
+pub(super) type Log = Arc<Mutex<VecDeque<String>>>;
+
+/// A private key over several lines: none of them is one by itself, so that no rule would find it.
+#[derive(Default)]
+struct Key {
+    /// How many more of its lines may come.
+    left: usize,
+    /// How many lines had nothing of it in them, since the last that had.
+    strange: usize,
+}
+
+impl Key {
+    /// Whether anything of a line is kept. Of one in which a key begins, that is what stands before it.
+    fn leaves(&mut self, line: &mut String) -> bool {
+        self.strange = if is_armor(line) { 0 } else { self.strange + 1 };
+        let within = self.left > 0 && self.strange <= STRANGE_LINES;
+        self.left = if within { self.left - 1 } else { 0 };
+        let end = line.rfind("-----END");
+        let mut begins = line.match_indices("-----BEGIN").map(|(at, _)| at);
+        let begun = begins.find(|&at| {
+            end.is_none_or(|end| end < at)
+                && line.get(at..).is_some_and(|rest| rest.contains("PRIVATE KEY"))
+        });
+        if let Some(at) = begun {
+            (self.left, self.strange) = (KEY_LINES, 0);
+            // What stands before it may be the end of another one.
+            line.truncate(if within { 0 } else { at });
+            line.push_str("[redacted:private-key]");
+            return true;
+        }
+        if end.is_some() {
+            self.left = 0;
+        }
+        !within
+    }
+}
+
+fn is_armor(line: &str) -> bool {
+    let is_of_it = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'/' | b'=');
+    let mut runs = line.as_bytes().split(|b| !is_of_it(b));
+    runs.any(|run| run.len() >= ARMOR && !run.iter().all(u8::is_ascii_hexdigit))
+}
+
+/// Keeps the last lines of standard error, without the secrets that the server was handed.
+pub(super) async fn keep(
+    mut stderr: impl AsyncRead + Unpin,
+    log: Log,
+    scrub: Scrub,
+    handed: impl Fn() -> Vec<Arc<SecretSet>>,
+) {
+    let mut chunk = vec![0; 4096];
+    let mut line = Vec::new();
+    let mut is_long = false;
+    let mut key = Key::default();
+    let mut keep = |line: &mut Vec<u8>, is_whole: bool| {
+        let mut text = String::from_utf8_lossy(line).trim_end().to_owned();
+        let leaves = key.leaves(&mut text);
+        if !is_whole {
+            is_long = true;
+            line.drain(..line.len() - OVERLAP);
+            return;
+        }
+        line.clear();
+        if std::mem::take(&mut is_long) {
+            text = format!("[a line of more than {LINE_READ} bytes]");
+        } else if !leaves {
+            return;
+        }
+        scrub(&mut text);
+        // Here even a value is looked for that is too short to be looked for in every message.
+        for secret in handed().iter().flat_map(|handed| &handed.0) {
+            let value = secret.value.expose();
+            if !value.is_empty() && text.contains(value) {
+                text = text.replace(value, "[redacted]");
+            }
+        }
+        text.truncate(text.floor_char_boundary(LINE_BYTES));
+        let mut log = log.lock();
+        if log.len() == LINES {
+            log.pop_front();
+        }
+        log.push_back(text);
+    };
+    loop {
+        match stderr.read(&mut chunk).await {
+            Ok(0) | Err(_) => break,
+            Ok(n) => {
+                for &byte in &chunk[..n] {
+                    if byte == b'\n' {
+                        keep(&mut line, true);
+                        continue;
+                    }
+                    line.push(byte);
+                    if line.len() > LINE_READ {
+                        keep(&mut line, false);
+                    }
+                }
+            }
+        }
+    }
+    if !line.is_empty() {
+        keep(&mut line, true);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{event::DeliveryMethod, server_secrets::DeliveredSecret};
+    use portcullis_vault::{Secret, Source};
+
+    #[test]
+    fn a_key_over_several_lines_is_one_mark() {
+        let (begin, end) = ("-----BEGIN", "-----END");
+        let rsa = ["RSA PRIVATE", "KEY-----"].join(" ");
+        let text = format!(
+            "before\nkey: {begin} {rsa}\nMIIE\nowIB\n{end} {rsa}\nafter\n\
+             {begin} CERTIFICATE-----\nMIIC\n{end} CERTIFICATE-----\n\
+             {end} CERTIFICATE-----{begin} {rsa}\nMIIE\n{end} {rsa}{begin} {rsa}\nMIIE\n{end} {rsa}\n\
+             in one: {begin} {rsa}\\nMIIE\\n{end} {rsa}\nlast\n{begin} {rsa}\n"
+        );
+        let mut key = Key::default();
+        let mut kept = Vec::new();
+        let (body, headers) = ("MIIE".repeat(16), ["MIIE"; STRANGE_LINES]);
+        let endless = [body.as_str()].into_iter().chain(headers).cycle().take(KEY_LINES);
+        for line in text.lines().chain(endless).chain(["beyond"]) {
+            let mut line = line.to_owned();
+            if key.leaves(&mut line) {
+                kept.push(line);
+            }
+        }
+        let in_one = format!("in one: {begin} {rsa}\\nMIIE\\n{end} {rsa}");
+        assert_eq!(
+            kept,
+            [
+                "before",
+                "key: [redacted:private-key]",
+                "after",
+                "-----BEGIN CERTIFICATE-----",
+                "MIIC",
+                "-----END CERTIFICATE-----",
+                "-----END CERTIFICATE-----[redacted:private-key]",
+                "[redacted:private-key]",
+                // What rules find.
+                &in_one,
+                "last",
+                "[redacted:private-key]",
+                "beyond",
+            ]
+        );
+    }
+
+    #[tokio::test]
+    async fn the_log_is_bounded_and_without_secrets() {
+        let log = Arc::default();
+        let value = ["hunter", "2-is-long"].concat();
+        let handed = Arc::new(SecretSet(vec![DeliveredSecret {
+            name: "K".to_owned(),
+            value: Secret::new(value.clone()),
+            source: Source::Env("K".to_owned()),
+            by: DeliveryMethod::Environment,
+            client: None,
+        }]));
+        let mut text = format!("key {value}\n");
+        // Where a line is cut, and where reading it ends, no part of a secret is left.
+        text.push_str(&format!("{}{value}\n", "x".repeat(LINE_BYTES - 3)));
+        text.push_str(&format!("{}{value}\n", "x".repeat(LINE_READ - 3)));
+        // A key may begin in a long line, wherever that is cut, and may only be mentioned.
+        let (begin, end, kind) = ("-----BEGIN", "-----END", ["PRIVATE", "KEY-----"].join(" "));
+        let body = "MIIE".repeat(16);
+        for before in [2 * LINE_READ, LINE_READ - 20, LINE_READ - 8] {
+            let long = "x".repeat(before);
+            text.push_str(&format!("{long}{begin} {kind}\n{body}\n{body}\n{end} {kind}\n"));
+        }
+        text.push_str(&format!("no {begin} {kind} there\n"));
+        for n in 0..=STRANGE_LINES {
+            text.push_str(&format!("{n} words {}\n", "0123456789abcdef".repeat(4)));
+        }
+        for n in 0..LINES - 8 {
+            text.push_str(&format!("{n}{}\n", "x".repeat(LINE_BYTES)));
+        }
+        let scrub: Scrub = Arc::new(|text| *text = text.replace("key", "word"));
+        keep(text.as_bytes(), Arc::clone(&log), scrub, || vec![handed.clone()]).await;
+        let log = log.lock();
+        assert_eq!(log.len(), LINES);
+        assert_eq!(log[0], "word [redacted]");
+        assert!(log[1].ends_with("x[re"), "{}", log[1]);
+        let long = format!("[a line of more than {LINE_READ} bytes]");
+        assert_eq!(log.range(2..6).collect::<Vec<_>>(), [&long; 4]);
+        assert_eq!(log[6], "no [redacted:private-word]");
+        assert!(log[7].starts_with(&format!("{STRANGE_LINES} words")));
+        assert_eq!(log[8].len(), LINE_BYTES);
+    }
+}

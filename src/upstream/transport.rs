@@ -1,0 +1,415 @@
+//! A line to a server: requests with their answers, whatever carries them.
+
+use std::{path::PathBuf, time::Duration};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use serde_json::Value;
+use tokio::sync::{mpsc, oneshot};
+
+use super::{Deadline, InstanceKey};
+use portcullis_protocol::{
+    codec::{
+        Frame, Id, Kind, Object,
+        era::{META_LOG_LEVEL, META_SUBSCRIPTION},
+        may_have,
+    },
+    exchange::{Method, Revision},
+    refusal::{Code, Refusal, Rule},
+};
+
+/// A request for a server.
+#[derive(Debug, Clone)]
+pub struct Call {
+    pub method: Method,
+    /// What a modern HTTP server wants in `Mcp-Name`: the tool, the prompt or the URI.
+    pub name: Option<String>,
+    /// Further headers for a modern HTTP server (`Mcp-Param-*`), encoded for the wire.
+    pub headers: Vec<(String, String)>,
+    /// The client's own message, where the request forwards one: all that nobody changed in it
+    /// goes on byte for byte.
+    pub frame: Option<Frame>,
+    /// `params`, where there are any.
+    pub params: Option<Bytes>,
+    /// Where goes what the server says that belongs to this request.
+    pub said: Option<mpsc::Sender<ServerMessage>>,
+    /// How long to wait for the answer.
+    pub clock: Deadline,
+}
+
+impl Call {
+    /// A request of our own.
+    pub fn own(method: &str, params: Option<Bytes>, deadline: Duration) -> Self {
+        Self {
+            method: Method::new(method),
+            name: None,
+            headers: Vec::new(),
+            frame: None,
+            params,
+            said: None,
+            clock: Deadline::new(deadline),
+        }
+    }
+
+    /// The text to send under an id of ours, and what the client calls its own in it: ids and
+    /// tokens of many clients meet on one link, so all become ours.
+    pub(super) fn text(&self, id: u64) -> (Bytes, OriginalIds) {
+        let token = self
+            .params
+            .as_ref()
+            .filter(|params| may_have(params, "progressToken"))
+            .and_then(|params| Object::parse(params.clone()).ok());
+        let (params, token) = match token.and_then(|params| swap_token(&params, id)) {
+            Some((params, token)) => (Some(params), Some(token)),
+            None => (self.params.clone(), None),
+        };
+        let text = match &self.frame {
+            Some(frame) => frame.forward(Some(&Id::from(id)), params.as_deref()),
+            None => Frame::request(id, self.method.as_str(), params.as_deref().unwrap_or_default()),
+        };
+        let client = match self.frame.as_ref().map(|frame| &frame.kind) {
+            Some(Kind::Request { id, .. }) => Some(id.raw().clone()),
+            _ => None,
+        };
+        let mine = OriginalIds {
+            token,
+            id: client,
+            subscribes: self.method.as_str() == Method::LISTEN,
+            logs: self.params.as_ref().is_some_and(|params| may_have(params, META_LOG_LEVEL)),
+        };
+        (text, mine)
+    }
+}
+
+fn swap_token(params: &Object, id: u64) -> Option<(Bytes, Bytes)> {
+    let meta = params.object("_meta")?;
+    let token = meta.get("progressToken")?;
+    let meta = meta.with(&[("progressToken", Some(id.to_string().as_bytes()))]);
+    Some((params.with(&[("_meta", Some(&meta))]), token))
+}
+
+/// What a client calls its own in a request, where ours stands on the link.
+#[derive(Debug, Clone)]
+pub(super) struct OriginalIds {
+    /// The text of its progress token.
+    pub token: Option<Bytes>,
+    /// The text of its id, which names its subscription as well; our own requests have none.
+    pub id: Option<Bytes>,
+    /// Whether it opens a subscription.
+    pub subscribes: bool,
+    /// Whether it asks for log messages.
+    pub logs: bool,
+}
+
+impl OriginalIds {
+    /// A copy that keeps nothing of the client's message alive, where there is a progress token
+    /// and it all has at most so many bytes.
+    pub fn copied(&self, most: usize) -> Option<Self> {
+        let copy = |text: &Bytes| Bytes::copy_from_slice(text);
+        let (token, id) = (self.token.as_ref()?, self.id.as_ref());
+        let bytes = token.len() + id.map_or(0, Bytes::len);
+        (bytes <= most).then(|| Self { token: Some(copy(token)), id: id.map(copy), ..*self })
+    }
+
+    /// A notification's `params` with the client's own words put back.
+    pub fn restored(&self, params: Option<Bytes>) -> Option<Bytes> {
+        let params = params?;
+        let Ok(object) = Object::parse(params.clone()) else { return Some(params) };
+        let meta = object
+            .object("_meta")
+            .filter(|meta| meta.get(META_SUBSCRIPTION).is_some())
+            .map(|meta| meta.with(&[(META_SUBSCRIPTION, self.id.as_deref())]));
+        let mut edits: Vec<(&str, Option<&[u8]>)> = Vec::new();
+        if let Some(token) = &self.token
+            && object.get("progressToken").is_some()
+        {
+            edits.push(("progressToken", Some(token)));
+        }
+        if let Some(meta) = &meta {
+            // Without an id of a client's, nobody knows the subscription by another name.
+            let empty = Object::parse(meta.clone()).is_ok_and(|meta| meta.keys().next().is_none());
+            edits.push(("_meta", (!empty).then_some(&meta[..])));
+        }
+        Some(if edits.is_empty() { params } else { object.with(&edits) })
+    }
+}
+
+/// What a server answered: the text of `result` or `error`.
+#[derive(Debug, Clone)]
+pub enum Reply {
+    Result(Bytes),
+    Error(Bytes),
+}
+
+/// Why there is no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CallError {
+    /// It is not there: it did not start, it ended, it cannot be reached.
+    #[error("{0}")]
+    Unavailable(String),
+    /// Its image is on its way, so far; that goes on by itself.
+    #[error("its image is still being pulled ({0}), which goes on")]
+    Pulling(String),
+    /// It did not take the request, because it had ended the session.
+    #[error("it ended the session")]
+    Forgotten,
+    #[error("it did not answer within {} s", .0.as_secs_f32())]
+    Timeout(Duration),
+    /// It has as many of something as it may have.
+    #[error("it has {most} {what}, which is its limit")]
+    Overloaded { what: &'static str, most: usize },
+    #[error("{0}")]
+    Misbehaved(String),
+    /// It is let alone for a while, or tried with another call.
+    #[error("{why}")]
+    Resting { why: String, left: Duration },
+    /// Its start could not be recorded, so it was not started.
+    #[error("its start can't be recorded: {0}")]
+    Unrecorded(String),
+    /// It may not be started, or run any longer: policy does not permit it, or the config has another
+    /// in its place.
+    #[error("{0}")]
+    Forbidden(Box<Refusal>),
+    /// It gets a secret that differs by client, and there is none for this one.
+    #[error(
+        "`{key}` has nothing for `{client}`{}: name it in its `by-client`, or give all others a `from`",
+        at(place.as_ref())
+    )]
+    NoSecret {
+        /// Of the config.
+        key: String,
+        client: String,
+        /// Where that stands, and on which line.
+        place: Option<(PathBuf, u32)>,
+    },
+}
+
+fn at(place: Option<&(PathBuf, u32)>) -> String {
+    place.map(|(file, line)| format!(" ({}:{line})", file.display())).unwrap_or_default()
+}
+
+impl CallError {
+    /// What the agent is told; the operator's detail goes with it.
+    pub fn refusal(&self, server: &portcullis_protocol::names::ServerName) -> Refusal {
+        let (code, message) = match self {
+            Self::Forbidden(refusal) => return refusal.as_ref().clone(),
+            Self::Unavailable(_) | Self::Forgotten => {
+                (Code::ServerUnavailable, format!("server `{server}` is not available"))
+            }
+            Self::Pulling(_) => (
+                Code::ServerUnavailable,
+                format!(
+                    "server `{server}` is not available yet: its image is being pulled; try again later"
+                ),
+            ),
+            Self::Timeout(_) => {
+                (Code::ServerTimeout, format!("server `{server}` did not answer in time"))
+            }
+            Self::Overloaded { what, .. } => {
+                (Code::ServerOverloaded, format!("server `{server}` has too many {what}"))
+            }
+            Self::Resting { left, .. } => {
+                let message =
+                    format!("server `{server}` keeps ending and is let alone for a moment");
+                let refusal = Refusal::new(Code::ServerCircuitOpen, message).retry_after(*left);
+                return refusal.detail(self.to_string());
+            }
+            Self::NoSecret { key, place, .. } => {
+                let message =
+                    format!("server `{server}` needs a secret that this client has none of");
+                let (file, line) = place.clone().unzip();
+                let rule = Rule { file, line, ..Rule::named(key) };
+                let refusal = Refusal::new(Code::SecretUnavailable, message).rule(rule);
+                return refusal.detail(self.to_string());
+            }
+            Self::Misbehaved(_) => (
+                Code::ServerMisbehaved,
+                format!("server `{server}` did not answer as the protocol has it"),
+            ),
+            Self::Unrecorded(_) => (
+                Code::AuditUnavailable,
+                format!("the start of server `{server}` could not be recorded, so it was not made"),
+            ),
+        };
+        Refusal::new(code, message).detail(self.to_string())
+    }
+}
+
+/// What a server says beside its answers.
+#[derive(Debug)]
+pub enum ServerMessage {
+    /// A request. Whoever takes it sends the text of the whole answer. Once the server has taken
+    /// the request back, or is gone, nobody waits for the answer: `answer` is closed.
+    Request { id: Id, method: Method, params: Option<Bytes>, answer: oneshot::Sender<Bytes> },
+    /// A notification. The client's own progress token, or id of its subscription, is in it.
+    Notification { method: Method, params: Option<Bytes> },
+}
+
+impl ServerMessage {
+    /// Its method.
+    pub fn method(&self) -> &Method {
+        match self {
+            Self::Request { method, .. } | Self::Notification { method, .. } => method,
+        }
+    }
+
+    /// The text of its `params`, where it has any.
+    pub fn params(&self) -> Option<&Bytes> {
+        match self {
+            Self::Request { params, .. } | Self::Notification { params, .. } => params.as_ref(),
+        }
+    }
+}
+
+impl ServerMessage {
+    /// Whether it is of what a server offers to all, and not of what it was asked.
+    pub(super) fn is_of_server(&self) -> bool {
+        let method = self.method();
+        tells_of_lists(method) || method.as_str() == Method::UPDATED
+    }
+}
+
+/// What a server says that belongs to no call.
+#[derive(Debug)]
+pub struct UnroutedMessage {
+    /// For whom the instance runs that said it; nothing where it is the shared one.
+    pub party: Option<InstanceKey>,
+    pub said: ServerMessage,
+}
+
+/// A line to one server.
+#[async_trait]
+pub trait ServerTransport: Send + Sync {
+    /// Sends a request and waits for its answer. Dropping the future cancels the request.
+    ///
+    /// # Errors
+    /// A [`Failure`] where no answer came.
+    async fn call(&self, call: Call) -> Result<Reply, CallError>;
+
+    /// Sends a notification.
+    ///
+    /// # Errors
+    /// A [`Failure`] where it could not be sent.
+    async fn notify(&self, method: &str, params: Bytes) -> Result<(), CallError>;
+
+    /// Tells the link which revision was agreed on.
+    fn agreed(&self, revision: Revision);
+
+    /// Why the link is dead, once it is.
+    fn dead(&self) -> Option<String>;
+
+    /// The greeting is over: the server may say what it wants from now on.
+    fn listen(&self) {}
+
+    /// Whether the server takes no greeting here, as one of an older transport would not.
+    fn turned_away(&self) -> bool {
+        false
+    }
+
+    /// Takes leave of the server, where there are words for it.
+    async fn leave(&self) {}
+}
+
+/// Whether a notification tells that a list changed.
+pub(super) fn tells_of_lists(method: &Method) -> bool {
+    method.as_str().ends_with("/list_changed")
+}
+
+/// The answer to a server's request that nobody takes.
+pub(super) fn nobody(id: &Id) -> Bytes {
+    let error =
+        serde_json::json!({ "code": -32603, "message": "the client side takes no requests now" });
+    Frame::error(Some(id), error.to_string().as_bytes())
+}
+
+/// The empty result, for a server's ping.
+pub(super) fn pong(id: &Id) -> Bytes {
+    Frame::result(id, b"{}")
+}
+
+/// The token of ours that a progress notification names.
+pub(super) fn progress_token(params: Option<&Bytes>) -> Option<u64> {
+    let token = Object::parse(params?.clone()).ok()?.get("progressToken")?;
+    serde_json::from_slice::<Value>(&token).ok()?.as_u64()
+}
+
+/// The id of ours by which a notification names its subscription.
+pub(super) fn subscription(params: Option<&Bytes>) -> Option<u64> {
+    let params = params.filter(|params| may_have(params, META_SUBSCRIPTION))?;
+    let id = Object::parse(params.clone()).ok()?.object("_meta")?.get(META_SUBSCRIPTION)?;
+    // Some servers write every id as a string.
+    match serde_json::from_slice(&id).ok()? {
+        Value::Number(id) => id.as_u64(),
+        Value::String(id) => id.parse().ok(),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_tokens_become_ours_and_come_back() {
+        let params = Bytes::from_static(br#"{"name":"t","_meta":{"progressToken":"abc","x":1.0}}"#);
+        let mut call = Call::own("tools/call", Some(params), Duration::from_secs(1));
+        let (text, mine) = call.text(7);
+        assert_eq!(
+            text,
+            r#"{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"t","_meta":{"progressToken":7,"x":1.0}}}"#
+        );
+        assert_eq!(mine.token.as_deref(), Some(&b"\"abc\""[..]));
+        let said = Bytes::from_static(br#"{"progressToken":7,"progress":0.50}"#);
+        assert_eq!(progress_token(Some(&said)), Some(7));
+        assert_eq!(
+            mine.restored(Some(said)).unwrap(),
+            r#"{"progressToken":"abc","progress":0.50}"#
+        );
+
+        let hidden = br#"{"_meta":{"progress\u0054oken":"abc"}}"#;
+        call.params = Some(Bytes::from_static(hidden));
+        assert_eq!(call.text(9).1.token.unwrap(), "\"abc\"");
+        call.params = Some(Bytes::from_static(br#"{"name":"t"}"#));
+        assert_eq!(call.text(8).1.token, None);
+    }
+
+    #[test]
+    fn subscriptions_are_known_by_our_ids_and_by_the_clients() {
+        let caps = portcullis_protocol::codec::Caps {
+            bytes: 1_000,
+            depth: 9,
+            nodes: 99,
+            keys: 99,
+            object_keys: 99,
+        };
+        let text = br#"{"jsonrpc":"2.0","id":"mine","method":"subscriptions/listen","params":{}}"#;
+        let mut call = Call::own(Method::LISTEN, None, Duration::from_secs(1));
+        call.frame = Some(Frame::parse(Bytes::from_static(text), caps).unwrap());
+        let mine = call.text(5).1;
+        assert!(mine.subscribes);
+        let own = Call::own(Method::LISTEN, None, Duration::from_secs(1)).text(5).1;
+        let key = META_SUBSCRIPTION;
+        for (said, clients, ours) in [
+            (
+                format!(r#"{{"uri":"u","_meta":{{"{key}":5,"x":1.0}}}}"#),
+                format!(r#"{{"uri":"u","_meta":{{"{key}":"mine","x":1.0}}}}"#),
+                r#"{"uri":"u","_meta":{"x":1.0}}"#.to_owned(),
+            ),
+            (
+                format!(r#"{{"_meta":{{"{key}":"5"}}}}"#),
+                format!(r#"{{"_meta":{{"{key}":"mine"}}}}"#),
+                "{}".to_owned(),
+            ),
+        ] {
+            let said = Some(Bytes::from(said));
+            assert_eq!(subscription(said.as_ref()), Some(5));
+            assert_eq!(mine.restored(said.clone()).unwrap(), clients);
+            assert_eq!(own.restored(said).unwrap(), ours);
+        }
+        for said in ["{}", r#"{"_meta":{}}"#, r#"{"_meta":1}"#, "["] {
+            let said = Some(Bytes::copy_from_slice(said.as_bytes()));
+            assert_eq!(subscription(said.as_ref()), None);
+            assert_eq!(mine.restored(said.clone()), said);
+        }
+    }
+}

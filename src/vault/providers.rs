@@ -1,0 +1,65 @@
+//! Keepers of secrets that are asked by a program of theirs.
+//!
+//! The desktop's keyring is asked by `secret-tool`, which its makers ship: a client of our own would
+//! bring a whole D-Bus stack into the proxy.
+
+use std::borrow::Cow;
+
+use serde::Deserialize;
+use zeroize::Zeroizing;
+
+use crate::{error::Why, helper::run, resolve::text};
+
+type Value = Result<Zeroizing<String>, Why>;
+
+fn not_text() -> Why {
+    Why::new("it is not UTF-8 text")
+}
+
+/// An item of the Secret Service.
+pub(crate) async fn keyring(service: &str, account: &str) -> Value {
+    const PROGRAM: &str = "secret-tool";
+    let said = run(PROGRAM, &["lookup", "service", service, "username", account], b"").await?;
+    // It says nothing more where there is none, where it is locked and where there is no keyring.
+    if said.code == Some(1) {
+        return Err(Why::new(
+            "the keyring has no such item, is locked, or does not run in this session: \
+             `secret-tool store --label=LABEL service SERVICE username ACCOUNT` adds one",
+        ));
+    }
+    // A line break of its own is written to terminals alone.
+    text(said.well(PROGRAM)?).ok_or_else(not_text)
+}
+
+/// A secret of `docker pass`.
+pub(crate) async fn docker_pass(name: &str) -> Value {
+    const PROGRAM: &str = "docker pass";
+    let said = run("docker", &["pass", "get", "--reveal", name], b"").await?;
+    let all = text(said.well(PROGRAM)?).ok_or_else(not_text)?;
+    let value = all.split_once('\n').and_then(|(id, rest)| {
+        id.strip_prefix("ID: ").filter(|id| *id == name)?;
+        rest.strip_prefix("Value: ")?.strip_suffix('\n')
+    });
+    let odd = || Why::new(format!("`{PROGRAM} get --reveal` does not answer as is known of it"));
+    value.map(|value| Zeroizing::new(value.to_owned())).ok_or_else(odd)
+}
+
+/// What a credential helper has for a server.
+pub(crate) async fn docker_credential(helper: &str, url: &str) -> Value {
+    #[derive(Deserialize)]
+    struct Credential<'a> {
+        #[serde(rename = "Secret", borrow)]
+        secret: Cow<'a, str>,
+    }
+    let program = format!("docker-credential-{helper}");
+    let said = run(&program, &["get"], format!("{url}\n").as_bytes()).await?;
+    // The protocol has errors on standard output. This one alone is known to hold no secret.
+    if said.code != Some(0) && said.out.trim_ascii() == b"credentials not found in native keychain"
+    {
+        return Err(Why::new(format!("`{program}` has no credentials for this server")));
+    }
+    let out = said.well(&program)?;
+    let credential: Credential<'_> = serde_json::from_slice(&out)
+        .map_err(|_| Why::new(format!("`{program}` does not speak the protocol of helpers")))?;
+    Ok(Zeroizing::new(credential.secret.into_owned()))
+}
