@@ -64,7 +64,7 @@ impl Unavailable {
                 "check that the folder is writable for this user and that the disk is sound"
             }
             Self::Unfit { .. } => {
-                "give the key, or use the version, that it takes: docs/audit/README.md says more"
+                "give the key, or use the version, that it takes: docs/operate/audit.md says more"
             }
             Self::Closed { .. } => "start the proxy again",
         }

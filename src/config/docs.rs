@@ -1,4 +1,4 @@
-//! `docs/config.md` is made of the schema, so that it lists every key as it is.
+//! `docs/reference/config.md` is made of the schema, so that it lists every key as it is.
 
 use std::fmt::Write as _;
 
@@ -11,21 +11,21 @@ const INTRODUCTION: &str = "\
 
 <!-- Made of the schema by the test `docs_config_md_is_up_to_date`. Change `src/config`, not this. -->
 
-The config is one TOML file, `portcullis.toml` in the working folder unless `--config FILE` or
-`PORTCULLIS_CONFIG` names another. Relative paths in it are relative to the file. Unknown keys are
-errors. `portcullis check` lists everything that is wrong with it; `portcullis schema config`
-prints its JSON Schema, from which editors complete and check as you type.
+The config is one TOML file: `portcullis.toml` in the working folder, or the file that
+`--config FILE` or `PORTCULLIS_CONFIG` names. Relative paths are relative to the file. Unknown keys
+are errors. `portcullis check` lists all errors. `portcullis schema config` prints the JSON Schema,
+with which editors complete and validate.
 
-A running proxy follows `[servers]` (and `[limits.servers]`): what is new, gone or changed there
-counts once the file is saved, or at SIGHUP. Everything else counts from the next start on.
+A running proxy reloads `[servers]` and `[limits.servers]` when the file is saved, or at SIGHUP.
+Other changes take effect at the next start.
 
-Secrets never stand in it: a secret is a reference, `{ from = \"env:NAME\" }` or
+The config contains no secrets: a secret is a reference, `{ from = \"env:NAME\" }` or
 `{ from = \"file:PATH\" }`, and a client's key is a hash.
 ";
 
 #[test]
 fn docs_config_md_is_up_to_date() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/config.md");
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/reference/config.md");
     let text = document();
     if std::env::var_os("PORTCULLIS_WRITE_DOCS").is_some() {
         std::fs::write(path, &text).unwrap();
@@ -33,7 +33,7 @@ fn docs_config_md_is_up_to_date() {
     let written = std::fs::read_to_string(path).unwrap_or_default();
     assert!(
         written == text,
-        "docs/config.md is not what the schema says: run this test with PORTCULLIS_WRITE_DOCS=1"
+        "docs/reference/config.md is not what the schema says: run this test with PORTCULLIS_WRITE_DOCS=1"
     );
 }
 

@@ -283,7 +283,7 @@ secrets = { A = { from = "HIDDEN" } }
         = Where a secret of a server comes from, and how the server gets it.
     4:49 [config-bad-value] expected a string, found an integer
         = A reference, as for every secret. With `by-client`: what the clients have that are not named there, and the instance that tells what the server offers. Without it, those have none.
-    7:26 [config-bad-value] a secret comes `from` a reference: write `env:NAME`, `file:PATH` or another kind that docs/secrets.md lists, never the value
+    7:26 [config-bad-value] a secret comes `from` a reference: write `env:NAME`, `file:PATH` or another kind that docs/concepts/secrets.md lists, never the value
     "#);
 }
 

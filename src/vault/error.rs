@@ -10,7 +10,7 @@ pub enum Unresolved {
     /// Not a reference. What was written is not repeated: it may be the secret itself.
     #[error(
         "a secret comes `from` a reference: write `env:NAME`, `file:PATH` or another kind that \
-         docs/secrets.md lists, never the value"
+         docs/concepts/secrets.md lists, never the value"
     )]
     Reference,
     #[error("the environment variable `{0}` is not set: export it before the proxy starts")]

@@ -9,7 +9,8 @@ use tokio::process::Command;
 
 use crate::common::{call, exchange, find, intent, open, outcome, query, refuse};
 
-const DOCS: &str = concat!(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."), "/docs/audit/queries.md");
+const DOCS: &str =
+    concat!(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."), "/docs/reference/audit-queries.md");
 
 async fn run(state_dir: &Path, args: &[&str]) -> Output {
     let mut command = Command::new(cargo_bin("portcullis"));

@@ -1,4 +1,4 @@
-"""Checks an audit log with nothing but what docs/audit/proof.md says, and no code of the proxy's.
+"""Checks an audit log with nothing but what docs/operate/audit-proof.md says, and no code of the proxy's.
 
 usage: verify.py KEY CHECKPOINTS LINES
 

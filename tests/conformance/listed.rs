@@ -1,4 +1,4 @@
-//! What docs/conformance.md says of a run.
+//! What docs/reference/conformance.md says of a run.
 
 use std::path::Path;
 
@@ -14,13 +14,13 @@ pub struct Listed {
 
 /// What is said of the suite of `revision` where the server is one of `server`.
 pub fn listed(root: &Path, revision: &str, server: &str, reached: &str) -> Listed {
-    let page = std::fs::read_to_string(root.join("docs/conformance.md")).unwrap();
+    let page = std::fs::read_to_string(root.join("docs/reference/conformance.md")).unwrap();
     let mut succeed = None;
     let mut failing = Vec::new();
     for row in page.lines().filter(|line| line.starts_with("| 20")) {
         let cells: Vec<_> = row.trim_matches('|').split('|').map(str::trim).collect();
         let [suite, with, third, fourth, fifth] = cells[..] else {
-            panic!("a row of docs/conformance.md without five cells: {row}");
+            panic!("a row of docs/reference/conformance.md without five cells: {row}");
         };
         if (suite, with) != (revision, server) {
             continue;
@@ -28,7 +28,10 @@ pub fn listed(root: &Path, revision: &str, server: &str, reached: &str) -> Liste
         // A scenario and its check in one table, and a way and a number in the other.
         match (third.strip_prefix('`'), fourth.strip_prefix('`')) {
             (Some(scenario), Some(check)) => {
-                assert!(!fifth.is_empty(), "a row of docs/conformance.md without a reason: {row}");
+                assert!(
+                    !fifth.is_empty(),
+                    "a row of docs/reference/conformance.md without a reason: {row}"
+                );
                 failing.push((scenario.trim_matches('`').into(), check.trim_matches('`').into()));
             }
             _ if third == reached => succeed = fourth.parse().ok(),
@@ -36,7 +39,7 @@ pub fn listed(root: &Path, revision: &str, server: &str, reached: &str) -> Liste
         }
     }
     let succeed = succeed.unwrap_or_else(|| {
-        panic!("docs/conformance.md has no row of {revision} | {server} | {reached}")
+        panic!("docs/reference/conformance.md has no row of {revision} | {server} | {reached}")
     });
     Listed { succeed, failing }
 }

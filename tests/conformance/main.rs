@@ -1,7 +1,7 @@
 //! The official conformance suite against a server that has all it asks for: directly, and through
 //! the proxy with its whole chain on. `tests/setup/conformance` installs the suite.
 //!
-//! Through the proxy no check fails, but for those that docs/conformance.md lists with the reason
+//! Through the proxy no check fails, but for those that docs/reference/conformance.md lists with the reason
 //! why nothing can be done about them. A check that is listed and does not fail is wrong too. The
 //! page's numbers are held to as well.
 

@@ -156,7 +156,7 @@ impl Report {
         let stale: Vec<_> = listed.iter().filter(|listed| !failing.contains(listed)).collect();
         assert!(
             unlisted.is_empty() && stale.is_empty(),
-            "{}\nlisted in docs/conformance.md, and does not fail: {stale:?}\n\
+            "{}\nlisted in docs/reference/conformance.md, and does not fail: {stale:?}\n\
              fails, and is not listed there:{unlisted}\nthe suite said:\n{}",
             self.run,
             self.output

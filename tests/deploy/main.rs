@@ -169,7 +169,7 @@ fn several_servers_are_behind_one_proxy() {
 #[test]
 fn prometheus_has_data_for_every_query_of_the_dashboard() {
     let project = Project::new("monitoring");
-    // Grafana is not in Debian; see docs/deploy.md.
+    // Grafana is not in Debian; see docs/operate/deploy.md.
     project.compose(&["up", "-d", "portcullis"]);
     project.healthy();
     let key = project.add_client("agent", &[]);

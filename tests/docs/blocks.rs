@@ -40,6 +40,8 @@ pub fn check(report: &mut Report, page: &Page, block: &Block) {
         ("sql", "") => outputs::is_the_export_table(page),
         // A test of `outputs` compares it with the real one.
         ("text", "audit-filter") => Ok(()),
+        // GitHub draws it.
+        ("mermaid", "") => Ok(()),
         ("yaml", "plugin-cases") | ("toml", "cargo") => plugins::is_followed(page),
         ("rust" | "js" | "python" | "c" | "wit", info) if info.starts_with("file=") => {
             plugins::is_followed(page)

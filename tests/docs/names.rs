@@ -23,8 +23,13 @@ const OTHERS: &str = include_str!("others.txt");
 const ENDINGS: [&str; 9] = [".rs", ".md", ".py", ".cedar", ".yaml", ".wit", ".toml", ".json", ".c"];
 
 /// Pages about the tests, whose words are those of the tests.
-const OF_TESTS: [&str; 5] =
-    ["docs/escapes.md", "docs/isolation.md", "docs/matrix.md", "docs/servers.md", "tests/"];
+const OF_TESTS: [&str; 5] = [
+    "docs/reference/escapes.md",
+    "docs/concepts/isolation.md",
+    "docs/reference/matrix.md",
+    "docs/start/servers.md",
+    "tests/",
+];
 
 pub struct Names {
     files: Vec<String>,
@@ -131,7 +136,7 @@ impl Names {
         if let Some(outcome) = self.key(text) {
             return ("keys of the config", outcome);
         }
-        if is_code(text) && page.path == "docs/conformance.md" {
+        if is_code(text) && page.path == "docs/reference/conformance.md" {
             return ("checks of the conformance suite, which tests/conformance compares", Ok(()));
         }
         if is_code(text) {

@@ -65,7 +65,7 @@ fn the_readmes_first_policy_decides_as_it_shows() {
 
 #[test]
 fn the_readmes_chain_is_the_one_that_check_prints() {
-    let page = page("README.md");
+    let page = page("docs/concepts/pipeline.md");
     let find = |text: &str| page.blocks.iter().find(|block| block.text.contains(text)).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let entries = &find("use = \"rate-limit\"").text;
@@ -76,7 +76,7 @@ fn the_readmes_chain_is_the_one_that_check_prints() {
 
 #[test]
 fn a_wrong_filter_is_shown_as_the_docs_show_it() {
-    let page = page("docs/audit/queries.md");
+    let page = page("docs/reference/audit-queries.md");
     let block = page.blocks.iter().find(|block| block.info == "audit-filter").unwrap();
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("portcullis.toml"), "").unwrap();

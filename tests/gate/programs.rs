@@ -183,7 +183,7 @@ async fn programs_of_an_image_reach_what_is_listed() {
     programs_reach("container", &place, "/opt/python", false).await;
 }
 
-/// As docs/servers.md says: its folder is mounted under its own name, and its interpreter is one
+/// As docs/start/servers.md says: its folder is mounted under its own name, and its interpreter is one
 /// that everybody may read.
 #[tokio::test]
 async fn a_program_of_a_virtual_environment_runs() {

@@ -120,8 +120,8 @@ fn peak(gate: &Gate) -> usize {
     line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() >> 10
 }
 
-/// What docs/limits.md promises: so many times the result, and so many MiB, beyond what the proxy has
-/// anyway.
+/// The bound that docs/operate/limits.md states: FACTOR times the result plus MARGIN MiB, on top of
+/// the proxy's baseline.
 const FACTOR: usize = 3;
 const MARGIN: usize = 25;
 

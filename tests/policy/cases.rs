@@ -927,7 +927,7 @@ permit (principal is Portcullis::Local, action, resource);
 
 #[test]
 fn the_example_of_the_docs_holds() {
-    let docs = include_str!("../../docs/policies/test.md");
+    let docs = include_str!("../../docs/concepts/policies/test.md");
     let block = |kind: &str| {
         let after = docs.split_once(&format!("```{kind}\n")).unwrap().1;
         after.split_once("```").unwrap().0

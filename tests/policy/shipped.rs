@@ -4,18 +4,20 @@ use std::path::{Path, PathBuf};
 
 use super::*;
 
+/// The folder of the sources.
+fn root() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
+}
+
 /// A run in the folder of the sources.
 fn run_here(args: &[&str]) -> String {
     let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
-    shown(&command.args(args).current_dir(folder).env_clear().output().unwrap())
+    shown(&command.args(args).current_dir(root()).env_clear().output().unwrap())
 }
 
 /// The files of policies in a folder of the sources, by their names there.
 fn files(folder: &str) -> Vec<PathBuf> {
-    let entries =
-        fs::read_dir(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).join(folder))
-            .unwrap();
+    let entries = fs::read_dir(root().join(folder)).unwrap();
     let mut files: Vec<_> = entries
         .map(|entry| Path::new(folder).join(entry.unwrap().file_name()))
         .filter(|name| name.extension().is_some_and(|extension| extension == "cedar"))
@@ -54,7 +56,8 @@ fn they_decide_as_their_cases_say() {
         let ran = run_here(&[&["policy", "test", "--fail-under", "100"], args].concat());
         assert!(ran.starts_with("exit 0\n"), "{folder}: {ran}");
         for file in files(folder) {
-            assert!(file.with_extension("test.yaml").is_file(), "{} has cases", file.display());
+            let cases = root().join(file.with_extension("test.yaml"));
+            assert!(cases.is_file(), "{} has cases", file.display());
         }
     }
 }

@@ -192,7 +192,7 @@ cases:
 
 #[test]
 fn the_example_of_the_docs_decides_as_it_says() {
-    let docs = include_str!("../../docs/policies/typed.md");
+    let docs = include_str!("../../docs/concepts/policies/typed.md");
     let example = docs.split("```cedar\n").nth(1).and_then(|rest| rest.split("```").next());
     let folder = typed(example.unwrap(), &TOOLS.replace("add-note", "add_note"));
     let check = portcullis(&folder, &["policy", "check", "policies"]);

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::{Column, Filter, plan};
 
-const DOCS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/audit/queries.md");
+const DOCS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/reference/audit-queries.md");
 
 fn table() -> String {
     let mut text = "| field | what it is | compared with | index | example |\n".to_owned();

@@ -1,4 +1,4 @@
-//! `docs/audit/records.md` is made of the schema, so that it has every kind and every field.
+//! `docs/reference/records.md` is made of the schema, so that it has every kind and every field.
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use super::Entry;
 
 const INTRODUCTION: &str = include_str!("docs.md");
-const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/audit/records.md");
+const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/reference/records.md");
 
 #[test]
 fn docs_audit_records_md_is_up_to_date() {
@@ -18,7 +18,7 @@ fn docs_audit_records_md_is_up_to_date() {
     let written = std::fs::read_to_string(PATH).unwrap_or_default();
     assert!(
         written == text,
-        "docs/audit/records.md is not what the schema says: run this test with \
+        "docs/reference/records.md is not what the schema says: run this test with \
          PORTCULLIS_WRITE_DOCS=1"
     );
 }

@@ -54,7 +54,7 @@ fn filter(checker: &mut Checker<'_>, at: &str, export: &Export) {
         Some(Err(illegal)) => checker.bad(
             at,
             format!("this is no filter: {illegal}"),
-            "docs/audit/queries.md has the language; `portcullis audit query` takes the same",
+            "docs/reference/audit-queries.md has the language; `portcullis audit query` takes the same",
         ),
         Some(Ok(filter)) if filter.says_when() => checker.bad(
             at,

@@ -47,17 +47,17 @@ headers = { "a b" = { from = "HIDDEN" } }
     10:1 [config-conflict] `ca-file` has no meaning for syslog
         = remove it: there is no TLS on the way
     13:6 [config-bad-value] this is no target: write `file:PATH`, `stdout`, `https://…`, `otlp+https://…`, `syslog+tls://HOST:PORT`, `syslog+tcp://HOST:PORT`, `syslog+udp://HOST:PORT`, `unix:PATH` or `postgres://…`
-    16:15 [config-bad-value] a secret comes `from` a reference: write `env:NAME`, `file:PATH` or another kind that docs/secrets.md lists, never the value
+    16:15 [config-bad-value] a secret comes `from` a reference: write `env:NAME`, `file:PATH` or another kind that docs/concepts/secrets.md lists, never the value
     22:1 [config-conflict] two exports write to standard output (line 17)
         = keep one, or give it a file
     25:10 [config-bad-value] this is no filter: `maybe` is no value of `decision`
-        = docs/audit/queries.md has the language; `portcullis audit query` takes the same
+        = docs/reference/audit-queries.md has the language; `portcullis audit query` takes the same
     27:1 [config-conflict] `jsonl` can't be streamed to PostgreSQL
         = remove it: PostgreSQL has columns
     28:1 [config-conflict] `headers` has no meaning for PostgreSQL
         = remove it
     28:13 [config-bad-value] `a b` is no name of a header
-    28:30 [config-bad-value] a secret comes `from` a reference: write `env:NAME`, `file:PATH` or another kind that docs/secrets.md lists, never the value
+    28:30 [config-bad-value] a secret comes `from` a reference: write `env:NAME`, `file:PATH` or another kind that docs/concepts/secrets.md lists, never the value
     "#);
 }
 

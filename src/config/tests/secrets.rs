@@ -121,7 +121,7 @@ secrets.TOKEN = { by-client = { "local:joe" = "keyctl:x" } }
         = remove it: each client then has an instance of its own
     13:9 [config-missing-key] this comes from nowhere
         = write `from = "env:NAME"`, or references for single clients: `by-client = { NAME = "file:PATH" }`
-    14:40 [config-bad-value] a secret comes `from` a reference: write `env:NAME`, `file:PATH` or another kind that docs/secrets.md lists, never the value
+    14:40 [config-bad-value] a secret comes `from` a reference: write `env:NAME`, `file:PATH` or another kind that docs/concepts/secrets.md lists, never the value
     14:59 [config-bad-value] `No Client` is no client
         = write the name of a client, or `"local:USER"` for the user who runs the proxy
     14:82 [config-bad-value] `local:` is no client

@@ -309,7 +309,7 @@ fn tools_that_there_are_not() {
 
 #[test]
 fn the_docs_have_every_finding() {
-    let docs = include_str!("../../../docs/policies/check.md");
+    let docs = include_str!("../../../docs/concepts/policies/check.md");
     let texts = [include_str!("mod.rs"), include_str!("tools.rs"), include_str!("../load.rs")];
     let mut codes: Vec<_> = texts
         .iter()

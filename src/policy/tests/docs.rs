@@ -4,7 +4,7 @@ use super::*;
 
 #[test]
 fn the_examples_of_the_docs_hold() {
-    let docs = include_str!("../../../docs/policies.md");
+    let docs = include_str!("../../../docs/concepts/policies.md");
     let examples: Vec<_> =
         docs.split("```cedar\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
     let engine = engine(&examples.concat());

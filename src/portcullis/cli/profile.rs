@@ -283,7 +283,7 @@ fn dressed<'a>(
         };
         let Ok(source) = from.parse::<portcullis_vault::Source>() else {
             bail!(
-                "what `{shown}` of `{name}` comes from is no reference (docs/secrets.md has them all)"
+                "what `{shown}` of `{name}` comes from is no reference (docs/concepts/secrets.md has them all)"
             );
         };
         *there = Some(source.relative_to(&loaded.base).to_string());

@@ -1,4 +1,4 @@
-//! `docs/escapes.md` is made of the table. `PORTCULLIS_WRITE_DOCS=1` writes it anew.
+//! `docs/reference/escapes.md` is made of the table. `PORTCULLIS_WRITE_DOCS=1` writes it anew.
 
 use std::{fmt::Write as _, fs, path::Path};
 
@@ -30,13 +30,14 @@ fn page() -> String {
 
 #[test]
 fn the_page_has_every_attempt() {
-    let place = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).join("docs/escapes.md");
+    let place =
+        Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).join("docs/reference/escapes.md");
     if std::env::var_os("PORTCULLIS_WRITE_DOCS").is_some() {
         fs::write(&place, page()).unwrap();
     }
     let written = fs::read_to_string(&place).unwrap_or_default();
     assert!(
         written == page(),
-        "docs/escapes.md is old: run this test with PORTCULLIS_WRITE_DOCS=1"
+        "docs/reference/escapes.md is old: run this test with PORTCULLIS_WRITE_DOCS=1"
     );
 }

@@ -1,5 +1,5 @@
 //! Other people's servers behind the proxy: what each needs beyond the default profile is in
-//! docs/servers.md, and nothing else is in the configs here.
+//! docs/start/servers.md, and nothing else is in the configs here.
 
 mod everything;
 mod files;
@@ -73,7 +73,7 @@ async fn leaves_nothing(gate: Gate) {
     assert!(memory < 256 << 20, "{state:#}");
     let all = containers(&gate.mark);
     assert!(!all.is_empty());
-    // The numbers in docs/servers.md: `-- --nocapture` shows them.
+    // The numbers in docs/start/servers.md: `-- --nocapture` shows them.
     let most = all.iter().filter_map(|id| Some((counted(id, MOST)?, counted(id, TASKS)?))).max();
     println!(
         "{} (MiB now, most; tasks; s): {} {:?} {:?} {}",

@@ -1,5 +1,5 @@
 //! Every revision and transport of a client against every revision and transport of a server, in
-//! everything that both can do. `docs/matrix.md` is made of what comes out: run this with
+//! everything that both can do. `docs/reference/matrix.md` is made of what comes out: run this with
 //! PORTCULLIS_WRITE_DOCS=1 to write it.
 
 mod cells;

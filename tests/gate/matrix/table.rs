@@ -23,18 +23,18 @@ const HEAD: &str = "<!-- Made by the test `every_revision_reaches_every_other_ov
 
 # Which revisions work together
 
-Each cell is an exchange between a client of one revision and a server of another, through the proxy, that the tests make over every transport that the two revisions have.
+Each cell is an exchange between a client and a server of these revisions through the proxy. The tests make it over every transport of the two revisions.
 
 ";
 
 const FOOT: &str = "
-- **✓**: it works over every pair of these transports.
-- **–**: one of the two revisions does not have it.
-- **at once**: both have tasks, but of two kinds that cannot be translated. In 2025-11-25 the client asks for a task, on a tool that says it can be one, and a blocking `tasks/result` has the outcome; in the extension to 2026-07-28 the server decides whether a call becomes a task, and asks its questions in it. So neither side is told that the other has tasks, and the call is answered when it is done.
+- **✓**: works over every pair of transports.
+- **–**: one of the revisions does not have the feature.
+- **at once**: both revisions have tasks, but of two kinds that cannot be translated. In 2025-11-25 the client requests a task for a tool that supports it, and a blocking `tasks/result` returns the outcome. In the extension to 2026-07-28 the server decides whether a call becomes a task, and sends its requests in it. So the proxy hides tasks from both sides, and answers the call when it is done.
 
-The tests make most of these exchanges behind one endpoint with all servers, too. One thing depends on what else is under way: a server of 2026-07-28 over standard input and output serves all clients at once, and its log messages name no call. They are handed on where the call that asked for them is the only one under way, and dropped where it is not.
+The tests also make most of these exchanges at one endpoint with all servers. One feature depends on concurrent calls: a server of 2026-07-28 over standard input and output serves all clients at once, and its log messages name no call. They are forwarded if the call that requested them is the only one in flight, and dropped otherwise.
 
-What the columns mean:
+Columns:
 
 | column | exchange |
 |---|---|
@@ -51,19 +51,19 @@ pub fn check_cells(outcomes: &[Outcome]) {
     }
 }
 
-/// Holds `docs/matrix.md` against what should come out.
+/// Holds `docs/reference/matrix.md` against what should come out.
 ///
 /// # Panics
 /// Where it says something else.
 pub fn check_page() {
     let page = page();
-    let path = root().join("docs/matrix.md");
+    let path = root().join("docs/reference/matrix.md");
     if std::env::var_os("PORTCULLIS_WRITE_DOCS").is_some() {
         std::fs::write(&path, &page).unwrap();
     }
     assert!(
         std::fs::read_to_string(&path).unwrap_or_default() == page,
-        "docs/matrix.md is not what came out: run this test with PORTCULLIS_WRITE_DOCS=1"
+        "docs/reference/matrix.md is not what came out: run this test with PORTCULLIS_WRITE_DOCS=1"
     );
 }
 

@@ -38,7 +38,7 @@ pub fn portcullis() -> PathBuf {
 
 /// The checkout.
 pub fn root() -> PathBuf {
-    concat!(env!("CARGO_MANIFEST_DIR"), "/../..").into()
+    std::fs::canonicalize(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).unwrap()
 }
 
 /// What `cargo test` and `tests/run` put beside the executable.

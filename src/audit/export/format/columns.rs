@@ -1,5 +1,5 @@
 //! The columns that CSV, Parquet and PostgreSQL have in common: one table, which is also what
-//! `docs/audit/export.md` shows.
+//! `docs/operate/audit-export.md` shows.
 
 use std::borrow::Cow;
 
@@ -39,7 +39,10 @@ pub struct Column {
     pub kind: Kind,
     /// Whether every record has a value.
     pub always: bool,
-    #[cfg_attr(not(test), expect(dead_code, reason = "docs/audit/export.md is held against it"))]
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "docs/operate/audit-export.md is held against it")
+    )]
     pub about: &'static str,
     pub value: for<'a> fn(&'a Item) -> Value<'a>,
 }

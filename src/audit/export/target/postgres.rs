@@ -174,19 +174,16 @@ impl Table {
             .await
             .map_err(failed("the table can't be looked for"))?;
         if known.is_none() {
-            client
-                .batch_execute(&table())
-                .await
-                .map_err(failed("the table can't be made (docs/audit/export.md has its DDL)"))?;
+            client.batch_execute(&table()).await.map_err(failed(
+                "the table can't be made (docs/operate/audit-export.md has its DDL)",
+            ))?;
         }
-        let insert = client
-            .prepare(&insert())
-            .await
-            .map_err(failed("the table has other columns than docs/audit/export.md says"))?;
-        let compare = client
-            .prepare(&compare())
-            .await
-            .map_err(failed("the table has other columns than docs/audit/export.md says"))?;
+        let insert = client.prepare(&insert()).await.map_err(failed(
+            "the table has other columns than docs/operate/audit-export.md says",
+        ))?;
+        let compare = client.prepare(&compare()).await.map_err(failed(
+            "the table has other columns than docs/operate/audit-export.md says",
+        ))?;
         Ok(Connection { client, insert, compare, task })
     }
 }

@@ -136,7 +136,7 @@ impl Said {
                     .filter(|(_, from)| from.parse::<Source>().is_ok())
                     .ok_or_else(|| {
                         let text = "write `--secret NAME=REFERENCE`, such as `env:VARIABLE`, `file:PATH` or \
-                                    `vault:PATH#KEY` (docs/secrets.md has them all), never the value";
+                                    `vault:PATH#KEY` (docs/concepts/secrets.md has them all), never the value";
                         Usage(text.to_owned())
                     })?;
                 let (server, name) = place

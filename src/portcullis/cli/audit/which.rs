@@ -15,7 +15,7 @@ Filters:
 
   Fields are compared with =, !=, in (…), ~ (with * and ?), !~, contains, <, <=, >, >=; `has FIELD`
   asks for any value. Conditions are joined with and, or, not and parentheses. All fields are in
-  docs/audit/queries.md; `--fields help` lists them.";
+  docs/reference/audit-queries.md; `--fields help` lists them.";
 
 /// A filter, and options that narrow it.
 #[derive(Debug, Clone, clap::Args)]

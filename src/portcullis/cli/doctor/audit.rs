@@ -29,7 +29,7 @@ pub(super) fn checks(loaded: &Loaded) -> Vec<Check> {
             "audit",
             "no witness keeps checkpoints: a log that was replaced together with the state folder, \
              or a copy without its newest checkpoints, looks right to `audit verify`",
-            "add an `[[audit.witness]]` on another machine: docs/audit/proof.md",
+            "add an `[[audit.witness]]` on another machine: docs/operate/audit-proof.md",
         ));
     }
     if let Some(encryption) = &config.audit.encryption {

@@ -1,4 +1,4 @@
-//! `docs/audit/export.md` is made of the table of columns, so that it lists every one as it is.
+//! `docs/operate/audit-export.md` is generated from the table of columns, so it lists all of them.
 
 use std::fmt::Write as _;
 
@@ -16,7 +16,7 @@ fn renew(text: &str, begin: &str, end: &str, inner: &str) -> String {
 
 #[test]
 fn docs_audit_export_md_is_up_to_date() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/audit/export.md");
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/operate/audit-export.md");
     let written = std::fs::read_to_string(path).unwrap();
     let mut columns = String::new();
     for column in COLUMNS {
@@ -38,6 +38,6 @@ fn docs_audit_export_md_is_up_to_date() {
     let written = std::fs::read_to_string(path).unwrap();
     assert!(
         written == text,
-        "docs/audit/export.md is not what the columns say: run this test with PORTCULLIS_WRITE_DOCS=1"
+        "docs/operate/audit-export.md is not what the columns say: run this test with PORTCULLIS_WRITE_DOCS=1"
     );
 }
