@@ -178,11 +178,9 @@ impl Chain {
                 return Ok(());
             }
         }
-        let mut refusal = Refusal::new(
-            Code::InterceptorFault,
-            "the checks on this message did not come to an end",
-        )
-        .detail(format!("interceptors still changed the message in round {ROUNDS}"));
+        let mut refusal =
+            Refusal::new(Code::InterceptorFault, "the checks on this message did not settle")
+                .detail(format!("interceptors still changed the message in round {ROUNDS}"));
         refusal.rules.extend(changer.map(ChainEntry::rule));
         Err(refusal)
     }

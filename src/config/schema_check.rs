@@ -202,7 +202,7 @@ fn explain(document: &Document, error: &ValidationError<'_>, findings: &mut Vec<
             let fault = FORMATS.iter().find(|(name, _)| name == format).map(|(_, fault)| fault);
             let text = error.instance().as_str();
             let message = fault.zip(text).and_then(|(fault, text)| fault(text));
-            add(pointer, bad(message.unwrap_or_else(|| format!("this is no {format}"))));
+            add(pointer, bad(message.unwrap_or_else(|| format!("this is not a valid {format}"))));
         }
         Kind::Pattern { .. } => {
             add(pointer, bad("this does not have the form that is needed here".into()));

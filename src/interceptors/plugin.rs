@@ -339,7 +339,7 @@ impl Worded<'_> {
             Decision::Replace(text) => portcullis_chain::Verdict::replace(text.into()),
             Decision::Refuse(refused) => {
                 let words = match refused.reason.trim() {
-                    "" => "a plugin refuses this",
+                    "" => "a plugin refused the message",
                     words => words,
                 };
                 let rule = self.rule(&refused.code);

@@ -210,7 +210,7 @@ impl PolicyGate {
         let requests: Vec<InputRequest> = match &exchange.response {
             None => return Ok(Verdict::pass()),
             Some(Answer::Result(result)) => serde_json::from_slice::<Carried>(result.raw())
-                .map_err(|_| Fault("`inputRequests` of the result is not as specified".into()))?
+                .map_err(|_| Fault("`inputRequests` of the result is malformed".into()))?
                 .input_requests
                 .map(|requests| requests.into_values().collect())
                 .unwrap_or_default(),
@@ -219,16 +219,14 @@ impl PolicyGate {
                 Some(elicitations) => elicitations
                     .as_array()
                     .and_then(|all| all.iter().map(elicitation).collect())
-                    .ok_or_else(|| {
-                        Fault("`elicitations` of the error is not as specified".into())
-                    })?,
+                    .ok_or_else(|| Fault("`elicitations` of the error is malformed".into()))?,
             },
         };
         let mut verdict = Verdict::pass();
         for request in requests {
             let server = exchange.server.as_ref().ok_or_else(no_server)?;
             if Method::new(&request.method).passes_for_known() {
-                let words = "a method in `inputRequests` is a known one but for case or spelling";
+                let words = "a method in `inputRequests` differs from a known method only in case or look-alike characters";
                 return Err(Fault(words.into()));
             }
             let mut decided = self.decide(
@@ -248,11 +246,10 @@ impl PolicyGate {
                 return Ok(Verdict { findings: verdict.findings, ..decided });
             }
             if let Some(rule) = decided.rules.iter().find(|rule| changes(rule)) {
-                let words = "what policy asks for here can be done to a request of its own alone";
+                let words = "policy attaches obligations that only apply to separate requests, not to a request inside a result";
                 let refusal = Refusal::new(Code::PolicyDenied, words).rule(rule.clone());
                 let refused = Verdict::refuse(refusal.detail(
-                    "the server asks the client inside a result, where `@approve`, `@redact`, \
-                     `@rate` and `@label` cannot be done",
+                    "`@approve`, `@redact`, `@rate` and `@label` cannot be applied to a server request inside a result",
                 ));
                 return Ok(Verdict { findings: verdict.findings, ..refused });
             }
@@ -454,7 +451,7 @@ fn unenforced(shadow: Shadow, allowed: bool, phase: Phase) -> Finding {
 }
 
 fn no_server() -> Fault {
-    Fault("the message is about a server, and none is known".into())
+    Fault("the message needs a server, and none is known".into())
 }
 
 fn invalid(message: &str) -> Unclear {
@@ -468,7 +465,7 @@ fn server(exchange: &Exchange) -> Result<&ServerName, Unclear> {
 }
 
 fn astray() -> Unclear {
-    Unclear::Fault(Fault("`params` do not name what the message was routed to".into()))
+    Unclear::Fault(Fault("`params` name a different target than the message was routed to".into()))
 }
 
 fn text<'a>(params: Params<'a>, key: &str) -> Result<&'a str, Unclear> {

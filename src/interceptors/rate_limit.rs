@@ -276,7 +276,7 @@ impl<C: Clock + Clone> RateLimit<C> {
             let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
             return Err(Refusal::new(
                 Code::RateLimited,
-                format!("the rate limit of {} is reached; try again in {seconds} s", meter.words),
+                format!("the rate limit of {} is reached; retry in {seconds} s", meter.words),
             )
             .rule(Rule::named(&meter.rule))
             .retry_after(wait));

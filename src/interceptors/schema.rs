@@ -301,7 +301,7 @@ impl Side {
         match (self, value) {
             (_, None) => Ok(()),
             (Self::Arguments, Some(value)) if !value.is_object() => {
-                Err(Misfit::Invalid("they are no object".into()))
+                Err(Misfit::Invalid("they are not an object".into()))
             }
             (Self::Result, Some(Value::Null)) => check
                 .check(&Value::Null)

@@ -263,7 +263,7 @@ impl Secrets {
             };
             let mut refusal = Refusal::new(
                 Code::SecretFound,
-                format!("{side} holds a secret, which may not pass here"),
+                format!("{side} contains a secret, which the `secrets` interceptor blocks"),
             );
             let refused = report.found.iter().filter(|found| found.action == Action::Refuse);
             let ids: BTreeSet<_> = refused.map(|found| found.id).collect();

@@ -102,9 +102,9 @@ pub enum Target {
 /// Why a text names nothing that the action could be asked of.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NoTarget {
-    #[error("`{}` is asked of {what}", action.as_str())]
+    #[error("`{}` needs a target of the form {what}", action.as_str())]
     Missing { action: Action, what: &'static str },
-    #[error("`{}` is no client's to ask for", .0.as_str())]
+    #[error("`{}` is an action of the proxy; a client cannot be its principal", .0.as_str())]
     Own(Action),
     #[error("the server's name: {0}")]
     Server(#[from] portcullis_protocol::names::IllegalName),
@@ -151,7 +151,7 @@ impl Target {
             | Action::ListRoots
             | Action::NotifyClient
             | Action::OtherServerMethod => {
-                Self::Asker(text.ok_or(missing("a client, by a SERVER"))?.parse()?)
+                Self::Asker(text.ok_or(missing("SERVER, the server that asks"))?.parse()?)
             }
             Action::Launch | Action::DeliverSecret | Action::Egress | Action::Grant => {
                 return Err(NoTarget::Own(action));

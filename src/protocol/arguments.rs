@@ -21,16 +21,15 @@ const FEW_BYTES: usize = 2048;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Unshowable {
     #[error(
-        "the arguments hold more than {MAX_LEAVES} values, which is more than policies are shown"
+        "the arguments have more than {MAX_LEAVES} values, the most that policies can evaluate"
     )]
     TooMany,
     #[error(
-        "the arguments and the keys that lead to each of them are more than {} MiB together, which \
-         is more than policies are shown",
+        "the arguments and the keys that lead to each of them are more than {} MiB together, the most that policies can evaluate",
         MAX_BYTES / 1024 / 1024
     )]
     TooLarge,
-    #[error("the arguments hold a number with more digits than policies are shown")]
+    #[error("the arguments have a number with more digits than policies can evaluate")]
     Inexact,
     #[error("a key of the arguments differs only in case from one that a policy names")]
     Misspelled,

@@ -126,7 +126,7 @@ impl Watched {
             None => {
                 let error = json!({
                     "code": -32602,
-                    "message": "the server does not tell of changes of this resource",
+                    "message": "the server does not send updates for this resource",
                 });
                 Ok(Reply::Error(error.to_string().into()))
             }

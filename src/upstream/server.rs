@@ -214,7 +214,7 @@ impl Server {
         self.calls.token()
     }
 
-    /// Done once it was taken out of the config, or changed there, and nothing of it runs any more.
+    /// Done once it was removed from the config, or changed there, and nothing of it runs any more.
     pub fn gone(&self) -> &CancellationToken {
         &self.gone
     }

@@ -148,15 +148,15 @@ pub enum CallError {
     #[error("{0}")]
     Unavailable(String),
     /// Its image is on its way, so far; that goes on by itself.
-    #[error("its image is still being pulled ({0}), which goes on")]
+    #[error("its image is still being pulled ({0}); the pull goes on")]
     Pulling(String),
     /// It did not take the request, because it had ended the session.
     #[error("it ended the session")]
     Forgotten,
-    #[error("it did not answer within {} s", .0.as_secs_f32())]
+    #[error("no answer within {} s", .0.as_secs_f32())]
     Timeout(Duration),
     /// It has as many of something as it may have.
-    #[error("it has {most} {what}, which is its limit")]
+    #[error("its limit of {most} {what} is reached")]
     Overloaded { what: &'static str, most: usize },
     #[error("{0}")]
     Misbehaved(String),
@@ -164,7 +164,7 @@ pub enum CallError {
     #[error("{why}")]
     Resting { why: String, left: Duration },
     /// Its start could not be recorded, so it was not started.
-    #[error("its start can't be recorded: {0}")]
+    #[error("the audit log cannot record its start: {0}")]
     Unrecorded(String),
     /// It may not be started, or run any longer: policy does not permit it, or the config has another
     /// in its place.
@@ -172,7 +172,7 @@ pub enum CallError {
     Forbidden(Box<Refusal>),
     /// It gets a secret that differs by client, and there is none for this one.
     #[error(
-        "`{key}` has nothing for `{client}`{}: name it in its `by-client`, or give all others a `from`",
+        "`{key}` has no entry for `{client}`{}: add the client to `by-client`, or set a default `from`",
         at(place.as_ref())
     )]
     NoSecret {
@@ -199,7 +199,7 @@ impl CallError {
             Self::Pulling(_) => (
                 Code::ServerUnavailable,
                 format!(
-                    "server `{server}` is not available yet: its image is being pulled; try again later"
+                    "server `{server}` is not available yet: its image is being pulled; retry later"
                 ),
             ),
             Self::Timeout(_) => {
@@ -209,26 +209,30 @@ impl CallError {
                 (Code::ServerOverloaded, format!("server `{server}` has too many {what}"))
             }
             Self::Resting { left, .. } => {
-                let message =
-                    format!("server `{server}` keeps ending and is let alone for a moment");
+                let message = format!(
+                    "server `{server}` is crashing repeatedly; circuit open, retry in {} ms",
+                    left.as_millis()
+                );
                 let refusal = Refusal::new(Code::ServerCircuitOpen, message).retry_after(*left);
                 return refusal.detail(self.to_string());
             }
             Self::NoSecret { key, place, .. } => {
-                let message =
-                    format!("server `{server}` needs a secret that this client has none of");
+                let message = format!(
+                    "server `{server}` needs a secret that is not configured for this client"
+                );
                 let (file, line) = place.clone().unzip();
                 let rule = Rule { file, line, ..Rule::named(key) };
                 let refusal = Refusal::new(Code::SecretUnavailable, message).rule(rule);
                 return refusal.detail(self.to_string());
             }
-            Self::Misbehaved(_) => (
-                Code::ServerMisbehaved,
-                format!("server `{server}` did not answer as the protocol has it"),
-            ),
+            Self::Misbehaved(_) => {
+                (Code::ServerMisbehaved, format!("server `{server}` returned an invalid response"))
+            }
             Self::Unrecorded(_) => (
                 Code::AuditUnavailable,
-                format!("the start of server `{server}` could not be recorded, so it was not made"),
+                format!(
+                    "server `{server}` was not started: the audit log could not record the start"
+                ),
             ),
         };
         Refusal::new(code, message).detail(self.to_string())
@@ -317,8 +321,8 @@ pub(super) fn tells_of_lists(method: &Method) -> bool {
 
 /// The answer to a server's request that nobody takes.
 pub(super) fn nobody(id: &Id) -> Bytes {
-    let error =
-        serde_json::json!({ "code": -32603, "message": "the client side takes no requests now" });
+    let message = "the client accepts no requests at present";
+    let error = serde_json::json!({ "code": -32603, "message": message });
     Frame::error(Some(id), error.to_string().as_bytes())
 }
 

@@ -31,10 +31,10 @@ pub enum Unresolved {
     Empty(Source),
     #[error("the secret of `{0}` holds a NUL byte, which no environment can hold")]
     Nul(Source),
-    #[error("the secret of `{from}` was not to be had within {} s", PATIENCE.as_secs(), from = .0)]
+    #[error("timed out after {} s resolving secret `{from}`", PATIENCE.as_secs(), from = .0)]
     Late(Source),
     /// What its keeper said, in words of ours.
-    #[error("the secret of `{from}` is not to be had: {why}")]
+    #[error("cannot resolve secret `{from}`: {why}")]
     Kept { from: Source, why: Why },
 }
 

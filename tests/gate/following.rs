@@ -82,7 +82,7 @@ async fn servers_come_and_go_and_the_others_go_on() {
     let ended = event(&gate, "server-stopped").await;
     // Those for all clients, and for the one that can be asked.
     assert!(!ended.is_empty());
-    let reason = |one: &Value| one["reason"] == "it was taken out of the config";
+    let reason = |one: &Value| one["reason"] == "it was removed from the config";
     assert!(ended.iter().all(reason), "{ended:#?}");
     // The one that was there all along was not touched, nor was the client's session.
     client.call("crooked__echo", echo()).await.unwrap();
@@ -517,7 +517,7 @@ async fn what_policies_forbid_by_now_is_not_watched_of_the_new_entry() {
     .await;
     assert_eq!(code_of(&ended), "policy-denied", "{ended:#}");
     assert_eq!(ended["data"]["uri"], WATCHED, "{ended:#}");
-    assert!(ended["message"].as_str().unwrap().contains("listen again"), "{ended:#}");
+    assert!(ended["message"].as_str().unwrap().contains("subscribe again"), "{ended:#}");
     let now = subscriptions(&gate, "refused").await;
     assert!(now.len() >= refused + 2, "{now:#?}");
     let decided = now.iter().find(|one| one["id"] == data["decision"]).expect("its decision");
@@ -539,7 +539,10 @@ async fn what_was_watched_of_a_server_that_is_gone_is_said_to_be() {
     gate.put(&text[..text.find("[servers.everything]").unwrap()]);
     let heard = told(&mut session, "notifications/message").await;
     assert_eq!(heard["data"]["code"], "server-unavailable", "{heard:#}");
-    assert!(heard["data"]["message"].as_str().unwrap().contains("taken out"), "{heard:#}");
+    assert!(
+        heard["data"]["message"].as_str().unwrap().contains("removed from the config"),
+        "{heard:#}"
+    );
     gate.stop().await;
 }
 
@@ -569,7 +572,7 @@ async fn what_waits_for_its_client_is_not_taken_up_where_the_entry_is_another() 
         let taken_up = json!({ "inputResponses": given, "requestState": asked["requestState"] });
         let error = agent.ask("tools/call", call(taken_up)).await.unwrap_err();
         assert_eq!(error["data"]["code"], "request-state-invalid", "{error:#}");
-        assert!(error["message"].as_str().unwrap().contains("begin again"), "{error:#}");
+        assert!(error["message"].as_str().unwrap().contains("call again"), "{error:#}");
         gate.stop().await;
     }
 }

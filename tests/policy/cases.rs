@@ -585,7 +585,7 @@ cases:
       help: name it under `principals`, or write `client:NAME`, `group:NAME` (some client in that group), `local:USER`, `server:NAME`, `plugin:NAME` or `anonymous`
     policy-cases
 
-      × `call_tool` is asked of SERVER/TOOL
+      × `call_tool` needs a target of the form SERVER/TOOL
         ╭─[policies/p.test.yaml:11:34]
      10 │   - { name: f, as: somebody, call: notes/x, expect: deny }
      11 │   - { name: g, as: reader, call: notes, expect: deny }

@@ -490,14 +490,17 @@ fn questions_that_make_no_sense_are_usage_errors() {
     let folder = folder(POLICIES);
     for (args, expected) in [
         (&["--as", "CI", "call_tool", "notes/x"] as &[_], "`--as`: `CI` is not a legal name"),
-        (&["--as", "ci-bot", "call_tool", "notes"], "`call_tool` is asked of SERVER/TOOL"),
+        (
+            &["--as", "ci-bot", "call_tool", "notes"],
+            "`call_tool` needs a target of the form SERVER/TOOL",
+        ),
         (&["--as", "ci-bot", "call_tool", "No/x"], "the server's name: `No` is not a legal name"),
         (
             &["--as", "ci-bot", "call_tool", "notes/x", "--args", "[1]"],
             "`--args` is no JSON object",
         ),
         (&["--as", "ci-bot", "call_tool", "notes/x", "--hint", "destructive=1"], "the hints are "),
-        (&["--as", "ci-bot", "sample"], "`sample` is asked of a client, by a SERVER"),
+        (&["--as", "ci-bot", "sample"], "`sample` needs a target of the form SERVER"),
         // What is not there is no answer: in CI, neither yes nor no would be right.
         (
             &["--as", "ci-bo", "call_tool", "notes/x"],
@@ -507,7 +510,10 @@ fn questions_that_make_no_sense_are_usage_errors() {
         (&["--as", "ci-bot", "call_tool", "note/x"], "no server `note`: did you mean `notes`?"),
         (&["--as", "ci-bot", "tools/list", "desk"], "the config has no server `desk`\n"),
         (&["--as", "server:note", "egress", "a.example:443"], "no server `note`: did you mean"),
-        (&["--as", "server:notes", "egress", "a.example"], "`egress` is asked of HOST:PORT"),
+        (
+            &["--as", "server:notes", "egress", "a.example"],
+            "`egress` needs a target of the form HOST:PORT",
+        ),
         (&["--as", "server:notes", "launch"], "`portcullis server inspect notes` says"),
         (&["--as", "server:notes", "sample", "ci-bot"], "is `--as CLIENT sample SERVER`"),
         (&["--as", "plugin:none", "grant", "http"], "no plugin is called `none`"),

@@ -68,7 +68,7 @@ fn admit(
     if let Kind::Request { method, .. } = &frame.kind
         && method.as_str() == Method::INITIALIZE
     {
-        return Err(Refusal::new(Code::InvalidRequest, "`initialize` comes alone"));
+        return Err(Refusal::new(Code::InvalidRequest, "`initialize` must not be part of a batch"));
     }
     match place.take() {
         Some(place) => Ok(place),

@@ -69,7 +69,7 @@ impl Gateway {
         }
         // A question of a server's ends with the call that it belongs to, and nobody would tell.
         if exchange.notification || exchange.direction == Direction::ServerToClient {
-            let words = "this would have to wait for the approval of a person, and cannot";
+            let words = "this message needs a person's approval, and messages of this kind cannot wait for it";
             let refusal = Refusal::new(Code::ApprovalTimeout, words);
             return Err(asking.into_iter().fold(refusal, |all, asking| all.rule(asking.rule)));
         }
@@ -90,8 +90,8 @@ impl Gateway {
             Err(asking.iter().fold(refusal, |refusal, asking| refusal.rule(asking.rule.clone())))
         };
         let Some(call) = self.waiting(exchange, asking.clone()).await else {
-            let words = "a person would have to see all of it, and it is too long for that";
-            return refuse(Code::ApprovalTimeout, words, "it cannot be shown as a whole".into());
+            let words = "this call needs a person's approval and is too long to be shown in full";
+            return refuse(Code::ApprovalTimeout, words, "the call cannot be shown in full".into());
         };
         // Nobody is asked about what is not on record.
         self.on_record(Event::ApprovalRequested {
@@ -107,7 +107,7 @@ impl Gateway {
         let ticket = match self.approvals.ask(&exchange.principal.kind, call, Arc::new(notes)) {
             Ok(ticket) => ticket,
             Err(full) => {
-                let words = "too many calls wait for the approval of a person";
+                let words = "too many calls wait for approval";
                 return refuse(Code::ApprovalTimeout, words, full.to_string());
             }
         };
@@ -118,13 +118,13 @@ impl Gateway {
             }
         };
         let Some(Resolution { allowed, by, reason }) = word else {
-            let words = "no person allowed it in time";
+            let words = "the call was not approved in time";
             return refuse(Code::ApprovalTimeout, words, "nobody said anything".into());
         };
         let (by, reason) = (self.shown(&by), reason.map(|reason| self.shown(&reason)));
         if !allowed {
             let why = reason.map(|reason| format!(": {reason}")).unwrap_or_default();
-            let words = "a person was asked and did not allow it";
+            let words = "a person denied the call";
             return refuse(Code::ApprovalDenied, words, format!("denied by {by}{why}"));
         }
         self.still_permitted(exchange, passage).await
@@ -147,13 +147,13 @@ impl Gateway {
             Decision::Pass if verdict.rules.iter().all(asked) => Ok(()),
             // Other conditions than those under which it was allowed.
             _ => {
-                let words = "the policies changed while it waited for approval: ask again";
+                let words = "the policies changed while the call waited for approval: call again";
                 Err(Refusal::new(Code::ApprovalTimeout, words))
             }
         }
     }
 
-    /// The call as a person sees it; nothing where it cannot be shown as a whole.
+    /// The call as a person sees it; nothing where the call cannot be shown in full.
     async fn waiting(
         &self,
         exchange: &Exchange,
@@ -182,7 +182,7 @@ impl Gateway {
 
     async fn on_record(&self, happening: Event) -> Result<(), Refusal> {
         self.audit.record_event(happening).await.map_err(|error| {
-            let words = "that a person was asked could not be recorded, so it was not done";
+            let words = "the approval request could not be recorded, so the call was not made";
             Refusal::new(Code::AuditUnavailable, words).detail(error.to_string())
         })
     }

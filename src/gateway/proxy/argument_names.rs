@@ -47,15 +47,16 @@ pub(super) fn check_argument_names(exchange: &Exchange) -> Result<(), Refusal> {
     };
     found.map_err(|wrong| match wrong {
         Wrong::Spelled(name) => {
-            let words =
-                format!("the arguments have a name that is one of the {what}'s but for case");
+            let words = format!(
+                "the arguments have a name that differs from one of the {what}'s only in case"
+            );
             Refusal::new(Code::ArgumentsInvalid, words)
                 .detail(format!("the {what}'s name for it is {name:?}"))
         }
         Wrong::TooLarge => {
-            let words = "the tool's schema is too large to hold the names of these arguments to it";
+            let words = "the tool's schema is too large to check the names of these arguments";
             Refusal::new(Code::ArgumentsInvalid, words)
-                .detail(format!("they meet more than {PARTS} parts of it"))
+                .detail(format!("the arguments match more than {PARTS} parts of the schema"))
         }
         Wrong::Unreadable(pattern) => {
             let words = format!("the {what}'s schema has a pattern of names that cannot be read");

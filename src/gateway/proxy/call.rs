@@ -101,7 +101,10 @@ impl Gateway {
             if guest.revision.is_modern() { self.open_state(server, exchange)? } else { None };
         if let Some(State::Parked(key)) = &state {
             let parked = self.parked.take(key).ok_or_else(|| {
-                Refusal::new(Code::RequestStateInvalid, "this call waits no more: begin again")
+                Refusal::new(
+                    Code::RequestStateInvalid,
+                    "this call is no longer suspended: call again",
+                )
             })?;
             return self.resume(&making, parked).await;
         }
@@ -392,12 +395,8 @@ impl Gateway {
         making: &CallContext<'_>,
         asked: &Object,
     ) -> Result<Vec<(String, Bytes)>, Refusal> {
-        let misbehaved = || {
-            failed(
-                &CallError::Misbehaved("its `inputRequests` are not as specified".into()),
-                making,
-            )
-        };
+        let misbehaved =
+            || failed(&CallError::Misbehaved("its `inputRequests` are malformed".into()), making);
         let Some(requests) = asked.get("inputRequests") else {
             tokio::time::sleep(AGAIN).await;
             return Ok(Vec::new());
@@ -438,7 +437,7 @@ impl Gateway {
                 None => {
                     return Err(Refusal::new(
                         Code::ClientUnavailable,
-                        "the server asked for something that the client did not give",
+                        "the server requested input that the client did not provide",
                     )
                     .detail("its `inputRequests` were not all answered"));
                 }

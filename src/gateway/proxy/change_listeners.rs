@@ -152,12 +152,12 @@ impl Gateway {
         let acknowledged = json!({ "notifications": granted, "_meta": tag }).to_string();
         let text = Frame::notification(Method::ACKNOWLEDGED, acknowledged.as_bytes());
         if out.send(text).await.is_err() {
-            return Err(Refusal::new(Code::Cancelled, "the client listens no more"));
+            return Err(Refusal::new(Code::Cancelled, "the client closed the subscription"));
         }
         listener.told.store(true, Ordering::Release);
         tokio::select! {
             () = listener.slow.cancelled() => {
-                Err(Refusal::new(Code::ClientTimeout, "this client does not read what it hears"))
+                Err(Refusal::new(Code::ClientTimeout, "the client did not read its notifications in time"))
             }
             lost = listener.lost.wait() => Err(lost.clone()),
             () = self.closing.cancelled() => {
@@ -183,7 +183,7 @@ impl Gateway {
             Subscriber::Session(id) => {
                 let Some(session) = self.sessions.get(id) else { return };
                 let mut data = json!({
-                    "message": format!("this resource is not watched any more: {}", why.message),
+                    "message": format!("the resource subscription ended: {}", why.message),
                     "uri": uri,
                     "code": why.code.as_str(),
                 });
@@ -199,7 +199,7 @@ impl Gateway {
             Subscriber::Listener(key) => {
                 let Some(listener) = self.listeners.get(*key) else { return };
                 let message =
-                    format!("a resource is not watched any more, listen again: {}", why.message);
+                    format!("a resource subscription ended, subscribe again: {}", why.message);
                 let refusal = Refusal { message, ..why }.data("uri", uri.into());
                 // The first reason is as good as another.
                 let _ = listener.lost.set(refusal);

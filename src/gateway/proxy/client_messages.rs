@@ -36,7 +36,7 @@ impl Gateway {
             return ExchangeResponse { text: None, refused: None, error: None, session: None };
         }
         let refusal =
-            Refusal::new(Code::InvalidRequest, "this answers no request that is under way");
+            Refusal::new(Code::InvalidRequest, "response does not match any pending request");
         let client = Some(&*caller.principal);
         let text = self
             .reject(&refusal, caller.transport, caller.client_addr, client, Some(frame.raw()), None)
@@ -110,7 +110,7 @@ impl Gateway {
             .ok()
             .and_then(|params| params.string("level"))
             .and_then(|level| LogLevel::parse(&level))
-            .ok_or_else(|| Refusal::new(Code::InvalidParams, "`level` is not one of MCP's"))?;
+            .ok_or_else(|| Refusal::new(Code::InvalidParams, "`level` is not an MCP log level"))?;
         let Some(session) = &guest.session else {
             return Err(Refusal::new(Code::MethodUnknown, "this method needs a session"));
         };

@@ -117,7 +117,7 @@ impl Gateway {
     }
 
     fn over_limit(&self) -> Refusal {
-        Refusal::new(Code::RateLimited, "too many messages of this client are under way")
+        Refusal::new(Code::RateLimited, "too many concurrent requests for this client")
             .detail(format!("limits.concurrent = {}", self.config.limits.concurrent))
             .retry_after(Duration::from_millis(100))
     }

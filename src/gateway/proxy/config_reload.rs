@@ -27,7 +27,7 @@ use portcullis_upstream::{Server, config::Server as Settings};
 const FOLDERS: Duration = Duration::from_secs(30);
 
 /// Why a call that goes to a server is not answered any more.
-const REMOVED: &str = "it was taken out of the config";
+const REMOVED: &str = "it was removed from the config";
 const CHANGED: &str = "its entry in the config has changed; call again";
 
 /// What a config that was read again is to the one before.

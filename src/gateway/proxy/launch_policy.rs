@@ -151,7 +151,7 @@ fn refused(
     }
     let why = outcome.explain_alone();
     let detail = format!("{} {target}: {why} (policies {})", action.as_str(), outcome.revision);
-    let words = format!("policy does not permit server `{server}` to be started");
+    let words = format!("policy does not permit the start of server `{server}`");
     let refusal = Refusal::new(Code::PolicyDenied, words).detail(detail);
     Some(Refusal { rules: outcome.rules.clone(), ..refusal })
 }

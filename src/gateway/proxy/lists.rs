@@ -71,8 +71,13 @@ impl Gateway {
 
     /// Where a cursor says that the page begins.
     fn mark(&self, cursor: &Value, bound: &[u8]) -> Result<Cursor, Refusal> {
-        let none =
-            |why: String| Refusal::new(Code::InvalidParams, "there is no such cursor").detail(why);
+        let none = |why: String| {
+            Refusal::new(
+                Code::InvalidParams,
+                "the cursor is not valid; request the list again without one",
+            )
+            .detail(why)
+        };
         let text = cursor.as_str().ok_or_else(|| none("it is no string".into()))?;
         let mark =
             self.seal.open(PURPOSE, bound, text).map_err(|broken| none(broken.to_string()))?;
@@ -82,7 +87,7 @@ impl Gateway {
     /// The refusal of a tool that no server has, with the nearest names that this client may see.
     pub(super) fn unknown_tool(&self, caller: &Caller, exchange: &Exchange, name: &str) -> Refusal {
         let near = self.near(caller, exchange, name);
-        let message = format!("there is no such tool here{}", router::did_you_mean(&near));
+        let message = format!("the tool does not exist{}", router::did_you_mean(&near));
         let detail = format!(
             "server `{}` has no tool of the name that was called",
             exchange.server.as_ref().map_or("", |server| server.as_str())

@@ -91,7 +91,7 @@ impl MessageMemory {
         let bytes = bytes.min(self.share);
         let units = u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX);
         let full = |_| {
-            Refusal::new(Code::RateLimited, "large messages take all memory that there is for them")
+            Refusal::new(Code::RateLimited, "the memory for large messages is exhausted")
                 .detail(format!("limits.message-memory-bytes = {}", self.most))
                 .retry_after(Duration::from_secs(1))
         };

@@ -37,7 +37,7 @@ impl Gateway {
         let arguments = sent.value().get("arguments").and_then(Value::as_object);
         repeated.check(headers, arguments).map_err(|name| {
             let message = format!(
-                "header `{}` is missing or not what the body says: ask for the tools again",
+                "header `{}` is missing or differs from the body: list the tools again",
                 self.shown(name.as_str())
             );
             Refusal::new(Code::HeaderMismatch, message)

@@ -127,7 +127,7 @@ impl Gateway {
             rated.iter().filter_map(|rule| Some((rule.id.clone(), rule.obligations.rate?)));
         let (limits, who): (Vec<_>, _) = (limits.collect(), &exchange.principal.kind);
         let spent = |(at, wait): (usize, Duration)| {
-            let refusal = Refusal::new(Code::RateLimited, "a rate limit of policy is spent");
+            let refusal = Refusal::new(Code::RateLimited, "a rate limit of the policy is reached");
             rated.get(at).cloned().into_iter().fold(refusal, Refusal::rule).retry_after(wait)
         };
         // What a person is asked about counts, whatever the person says: else nothing would bound how
@@ -182,7 +182,9 @@ impl Gateway {
             None => Ok(()),
             Some((label, rule)) => {
                 let text = "a check on this message could not be completed";
-                let detail = format!("with `{label}`, its server labelled this client too often");
+                let detail = format!(
+                    "`{label}` exceeds the number of labels that one server may put on this client"
+                );
                 Err(Refusal::new(Code::InterceptorFault, text).rule(rule.clone()).detail(detail))
             }
         }

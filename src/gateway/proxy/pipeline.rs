@@ -120,8 +120,10 @@ impl Gateway {
                 self.finish(&exchange, &passage, end).await
             }
             None => {
-                let refusal =
-                    Refusal::new(Code::Cancelled, "the client gave it up before it was decided");
+                let refusal = Refusal::new(
+                    Code::Cancelled,
+                    "the client cancelled the request before it was decided",
+                );
                 self.record_refusal(&exchange, &passage, &refusal).await;
                 Err(refusal)
             }
@@ -143,7 +145,7 @@ impl Gateway {
             return Err(Refusal::new(Code::ShuttingDown, "the proxy is shutting down"));
         }
         if !method_of(exchange.method.as_str(), guest.revision) {
-            let words = "this method is not one of this revision";
+            let words = "this protocol revision does not have this method";
             return Err(Refusal::new(Code::MethodUnknown, words));
         }
         reject_lookalike_method(&exchange.method)?;
@@ -243,7 +245,7 @@ impl Gateway {
             }
             (_, _, None) => Err(Refusal::new(
                 Code::MethodUnknown,
-                "this method is not one that can be asked of all servers at once",
+                "this method cannot be sent to all servers at once: use a server's own endpoint",
             )),
             (_, _, Some(server)) => {
                 passage.asked = Some(Instant::now());
@@ -292,10 +294,8 @@ impl Gateway {
             return Disposition::Answered(answer);
         }
         if let Err(why) = well_formed(&answer) {
-            let refusal = Refusal::new(
-                Code::ServerMisbehaved,
-                "the server did not answer as the protocol has it",
-            );
+            let refusal =
+                Refusal::new(Code::ServerMisbehaved, "the server returned an invalid response");
             return Disposition::Failed(refusal.detail(why));
         }
         exchange.response = Some(answer);
@@ -510,7 +510,7 @@ fn traceparent(params: &Bytes) -> Option<String> {
 /// `method-unknown`.
 pub(super) fn reject_lookalike_method(method: &Method) -> Result<(), Refusal> {
     if method.passes_for_known() {
-        let words = "this method is a known one but for case or other spelling";
+        let words = "method name differs from a known method only in case or look-alike characters";
         return Err(Refusal::new(Code::MethodUnknown, words));
     }
     Ok(())
@@ -534,7 +534,7 @@ fn method_of(method: &str, revision: Revision) -> bool {
 
 /// Whether an answer has the shape that JSON-RPC and MCP give it.
 pub(super) fn well_formed(answer: &Answer) -> Result<(), String> {
-    let no_object = || "its `result` or `error` is no object".to_owned();
+    let no_object = || "its `result` or `error` is not an object".to_owned();
     match answer {
         // Its text is JSON, so its first byte says what it is: it may be large.
         Answer::Result(result) if result.raw().trim_ascii_start().starts_with(b"{") => Ok(()),

@@ -69,8 +69,7 @@ impl Gateway {
             return Ok(None);
         };
         let unknown = |why: String| {
-            let words = "this `requestState` is not one of this request's, or its server has another \
-                         entry in the config by now: begin again";
+            let words = "this `requestState` does not belong to this request, or the config entry of its server has changed: call again without it";
             Refusal::new(Code::RequestStateInvalid, words).detail(why)
         };
         let sealed: String =

@@ -281,7 +281,8 @@ impl Gateway {
         method: &Method,
         params: Option<Bytes>,
     ) -> Bytes {
-        let refusal = Refusal::new(Code::MethodUnknown, "there is no client for this here");
+        let refusal =
+            Refusal::new(Code::MethodUnknown, "no client is connected that can answer this");
         if let Some(summary) = self.refusals.of_server(server, refusal.code.as_str()) {
             // What is not recorded one by one need not be looked at, either: it goes nowhere.
             self.metrics.refusal(refusal.code);

@@ -85,7 +85,7 @@ impl Gateway {
             if !guest.abilities.takes(method, exchange.request.value()) {
                 return Err(Refusal::new(
                     Code::MethodUnknown,
-                    "this client does not say that it can be asked this",
+                    "the client does not declare the capability for this request",
                 ));
             }
             reject_lookalike_method(method)?;
@@ -120,7 +120,7 @@ impl Gateway {
             Ok(answer) => match well_formed(&answer) {
                 Err(why) => Err((
                     false,
-                    Refusal::new(Code::InvalidParams, "the client's answer is not well formed")
+                    Refusal::new(Code::InvalidParams, "the client's answer is malformed")
                         .detail(why),
                 )),
                 Ok(()) => {
@@ -263,9 +263,9 @@ fn refused(id: &Id, refusal: &Refusal, exchange: &Exchange) -> Bytes {
 }
 
 fn nobody() -> Refusal {
-    Refusal::new(Code::ClientUnavailable, "there is no client that hears this now")
+    Refusal::new(Code::ClientUnavailable, "no client is connected that can answer this")
 }
 
 pub(super) fn withdrawn() -> Refusal {
-    Refusal::new(Code::Cancelled, "the request was taken back before it was answered")
+    Refusal::new(Code::Cancelled, "the request was cancelled before it was answered")
 }

@@ -167,7 +167,7 @@ impl Gateway {
             self.apply_obligations(&exchange, &mut passage).await?;
             let server = route
                 .server
-                .ok_or_else(|| Refusal::new(Code::Unknown, "there is no such resource here"))?;
+                .ok_or_else(|| Refusal::new(Code::Unknown, "the resource does not exist"))?;
             server.ensure_active()?;
             Ok(server)
         };
@@ -194,7 +194,7 @@ impl Gateway {
             tracing::error!(decision = %exchange.id, %error, "an outcome could not be recorded");
         }
         let watching = watched.map_err(|refusal| (id, refusal))?.map_err(|_| {
-            let words = "the server does not tell of changes of this resource";
+            let words = "the server does not send updates for this resource";
             (id, Refusal::new(Code::Unknown, words))
         })?;
         match recorded {
@@ -233,7 +233,10 @@ impl Gateway {
         server: &Arc<Server>,
     ) -> Result<Answer, Refusal> {
         let (Some(session), Target::Resource { uri }) = (&guest.session, &exchange.target) else {
-            return Err(Refusal::new(Code::MethodUnknown, "this method is not of this revision"));
+            return Err(Refusal::new(
+                Code::MethodUnknown,
+                "this protocol revision does not have this method",
+            ));
         };
         let hearer = Subscriber::Session(session.id.clone());
         let key = (hearer, server.name.clone(), uri.clone());
@@ -318,7 +321,7 @@ impl Gateway {
             // What ends with it takes other locks.
             drop(before);
             let Some(number) = claimed else {
-                let words = format!("server `{name}` was taken out of the config");
+                let words = format!("server `{name}` was removed from the config");
                 return Err((None, Refusal::new(Code::ServerUnavailable, words)));
             };
             let Some(guest) = self.guest_of(hearer, from) else {

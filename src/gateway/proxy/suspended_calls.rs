@@ -171,8 +171,11 @@ impl SuspendedCalls {
         let mut cells = self.cells.lock();
         let own = cells.values().filter(|cell| cell.owner == owner).count();
         if cells.len() >= MOST || own >= OF_ONE {
-            return Err(Refusal::new(Code::RateLimited, "too many calls wait for their client")
-                .retry_after(Duration::from_secs(1)));
+            return Err(Refusal::new(
+                Code::RateLimited,
+                "too many calls wait for input from this client",
+            )
+            .retry_after(Duration::from_secs(1)));
         }
         let key = Uuid::now_v7();
         cells.insert(key, Entry { owner, until, parked });

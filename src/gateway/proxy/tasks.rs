@@ -73,7 +73,7 @@ impl Tasks {
     /// `many` servers and knows a task by its id alone, on any of them.
     fn made(&self, key: Key, task: Task, many: bool) -> Result<(), Refusal> {
         if key.1.len() > ID_BYTES {
-            let words = "the server gave its task an id that is too long";
+            let words = "the id of the server's task is too long";
             return Err(Refusal::new(Code::ServerMisbehaved, words));
         }
         let mut known = self.known.lock();
@@ -91,7 +91,7 @@ impl Tasks {
         if known.iter().any(taken) {
             return Err(Refusal::new(
                 Code::ServerMisbehaved,
-                "the server gave its task an id that is taken",
+                "the id of the server's task is already in use",
             ));
         }
         if known.len() >= MOST {
@@ -104,7 +104,7 @@ impl Tasks {
             oldest.map(|key| known.remove(&key));
         }
         if known.len() >= MOST {
-            return Err(Refusal::new(Code::RateLimited, "too many tasks are known here"));
+            return Err(Refusal::new(Code::RateLimited, "too many tasks are open"));
         }
         known.insert(key, task);
         Ok(())
@@ -158,11 +158,11 @@ impl Gateway {
             let required = json!({ "extensions": { TASKS_EXTENSION: {} } });
             return Err(Refusal::new(
                 Code::CapabilityMissing,
-                "this method is for clients that declare the extension of tasks",
+                "this method needs a client that declares the tasks extension",
             )
             .data("requiredCapabilities", required));
         }
-        let unknown = || Refusal::new(Code::RequestStateInvalid, "there is no such task here");
+        let unknown = || Refusal::new(Code::RequestStateInvalid, "the task does not exist");
         let params = Object::parse(exchange.request.raw().clone())?;
         selects_once(&exchange.method, &params)?;
         let id = params
@@ -243,7 +243,8 @@ impl Gateway {
         guest: &ClientContext,
         server: &Arc<Server>,
     ) -> Result<Vec<Bytes>, CallError> {
-        let misbehaved = || CallError::Misbehaved("its answer to `tasks/list` is no list".into());
+        let misbehaved =
+            || CallError::Misbehaved("its answer to `tasks/list` is not a list".into());
         let (instance, running) = self.instance(guest, server).await?;
         let Some(place) = place(server, guest.party_key(server)) else { return Ok(Vec::new()) };
         let mut own = Vec::new();

@@ -112,7 +112,7 @@ impl Router {
             .load()
             .get(name)
             .cloned()
-            .ok_or_else(|| Refusal::new(Code::Unknown, format!("there is no server `{name}` here")))
+            .ok_or_else(|| Refusal::new(Code::Unknown, format!("server `{name}` does not exist")))
     }
 
     /// Finds where a request goes. A server is started to look for a tool only where `sight` says
@@ -356,7 +356,7 @@ impl Router {
                     if matching.any(|entry| known.get(&entry.name).is_none()) {
                         return Err(Refusal::new(
                             Code::Unknown,
-                            "more than one server has a template for this: use a server's own endpoint",
+                            "more than one server has a template for this URI: use the server's own endpoint",
                         )
                         .detail(format!("servers `{}` and `{}`", one.server.name, shelf.server.name)));
                     }
@@ -366,7 +366,7 @@ impl Router {
         match first {
             Some((shelf, _)) => Ok(shelf.server.clone()),
             None => {
-                let refusal = Refusal::new(Code::Unknown, "there is no such resource here");
+                let refusal = Refusal::new(Code::Unknown, "the resource does not exist");
                 Err(refusal.data("uri", uri.into()))
             }
         }
@@ -439,7 +439,7 @@ const LONGEST_SUGGESTED: usize = 64;
 
 /// The refusal of a name that is not there.
 pub fn unknown(near: &[String]) -> Refusal {
-    let message = "there is no such tool or prompt here";
+    let message = "the tool or prompt does not exist";
     Refusal::new(Code::Unknown, format!("{message}{}", did_you_mean(near)))
 }
 

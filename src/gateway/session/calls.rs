@@ -41,9 +41,10 @@ impl Calls {
             cancel.cancel();
         }
         match state.calls.entry(id.clone()) {
-            Entry::Occupied(_) => {
-                Err(Refusal::new(Code::InvalidRequest, "a request of this id is under way already"))
-            }
+            Entry::Occupied(_) => Err(Refusal::new(
+                Code::InvalidRequest,
+                "a request with this id is already in flight",
+            )),
             Entry::Vacant(place) => {
                 place.insert(cancel);
                 Ok(InFlight { calls: self.clone(), id: id.clone() })

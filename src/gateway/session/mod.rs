@@ -224,8 +224,8 @@ impl Sessions {
     pub fn open(&self, opening: Opening) -> Result<Arc<Session>, Refusal> {
         let mut random = [0; 24];
         getrandom::fill(&mut random).map_err(|error| {
-            Refusal::new(Code::InterceptorFault, "no session can be opened")
-                .detail(format!("the system gives no random bytes: {error}"))
+            Refusal::new(Code::InterceptorFault, "the session cannot be opened")
+                .detail(format!("the operating system returned no random bytes: {error}"))
         })?;
         let of_owner = |s: &&Arc<Session>| s.owner.kind == opening.owner.kind;
         let budget =
@@ -280,7 +280,7 @@ impl Sessions {
             }
             _ => Err(Refusal::new(
                 Code::SessionUnknown,
-                "there is no such session: begin a new one with `initialize`",
+                "the session does not exist or has ended: start a new one with `initialize`",
             )),
         }
     }

@@ -48,8 +48,11 @@ impl PendingRequests {
         let (told, progress) = mpsc::channel(PROGRESS);
         let mut open = self.open.lock();
         if open.len() >= MOST {
-            return Err(Refusal::new(Code::RateLimited, "this client has too many questions")
-                .detail(format!("{MOST} requests of servers wait for its answer")));
+            return Err(Refusal::new(
+                Code::RateLimited,
+                "too many server requests wait for this client",
+            )
+            .detail(format!("{MOST} server requests wait for its answer")));
         }
         open.insert(id, Slot { answer: sender, progress: token.map(|token| (token, told)) });
         Ok(PendingRequest { id, asks: self.clone(), answer, progress })

@@ -84,9 +84,8 @@ impl Streams {
     /// # Errors
     /// A refusal where the id is none of this session's, or its stream is not kept any more.
     pub fn resume(&self, last: &str) -> Result<Reader, Refusal> {
-        let gone = || {
-            Refusal::new(Code::InvalidRequest, "the stream that `Last-Event-ID` names is not kept")
-        };
+        let gone =
+            || Refusal::new(Code::InvalidRequest, "the stream of this `Last-Event-ID` has expired");
         let (number, event) = last.split_once('-').ok_or_else(gone)?;
         let (number, event): (u64, u64) = (
             u64::from_str_radix(number, 16).map_err(|_| gone())?,

@@ -197,15 +197,18 @@ async fn where_a_policy_cannot_look_nothing_passes() {
         ),
         (with(json!({"name": ["t"]})), "invalid-params: `name` must be a string"),
         (with(json!(["t"])), "invalid-params: `params` must be an object"),
-        (with(json!({"name": "u"})), "fault: `params` do not name what the message was routed to"),
+        (
+            with(json!({"name": "u"})),
+            "fault: `params` name a different target than the message was routed to",
+        ),
         (with(json!({"name": "t", "arguments": null})), "p.cedar:1"),
         (
             Exchange { server: None, ..call("ci", &t, json!({})) },
-            "fault: the message is about a server, and none is known",
+            "fault: the message needs a server, and none is known",
         ),
         (
             about_notes("resources/read", json!({"uri": "note://2"})),
-            "fault: `params` do not name what the message was routed to",
+            "fault: `params` name a different target than the message was routed to",
         ),
         (
             about_notes("completion/complete", json!({"ref": {"type": "ref/tool"}})),
@@ -257,8 +260,8 @@ async fn requests_that_a_result_carries_are_decided_each() {
         ),
         (carrying(json!({"a": elicit("form"), "b": elicit("url")})), REFUSED),
         (carrying(json!({"a": {"method": "x/z"}})), REFUSED),
-        (carrying(json!([1])), "fault: `inputRequests` of the result is not as specified"),
-        (carrying(json!({"a": {}})), "fault: `inputRequests` of the result is not as specified"),
+        (carrying(json!([1])), "fault: `inputRequests` of the result is malformed"),
+        (carrying(json!({"a": {}})), "fault: `inputRequests` of the result is malformed"),
     ] {
         assert_eq!(said(&gate, &exchange).await, expected);
     }

@@ -130,18 +130,18 @@ fn expectation(kind: &Kind) -> String {
             format!("lacks `{}`", property.as_str().unwrap_or_default())
         }
         Kind::Type { kind: jsonschema::error::TypeKind::Single(expected) } => {
-            format!("is no {expected}")
+            format!("is not of type {expected}")
         }
-        Kind::Type { .. } => "has none of the types that are allowed".into(),
-        Kind::Enum { options } => format!("is none of {options}"),
+        Kind::Type { .. } => "is of a type that is not allowed".into(),
+        Kind::Enum { options } => format!("is not one of {options}"),
         Kind::Constant { expected_value } => format!("is not {expected_value}"),
         Kind::Pattern { pattern } => format!("does not match the pattern `{pattern}`"),
-        Kind::Format { format } => format!("is no {format}"),
+        Kind::Format { format } => format!("is not a valid {format}"),
         Kind::Minimum { limit } => format!("is less than {limit}"),
         Kind::Maximum { limit } => format!("is greater than {limit}"),
         Kind::ExclusiveMinimum { limit } => format!("is not greater than {limit}"),
         Kind::ExclusiveMaximum { limit } => format!("is not less than {limit}"),
-        Kind::MultipleOf { multiple_of } => format!("is no multiple of {multiple_of}"),
+        Kind::MultipleOf { multiple_of } => format!("is not a multiple of {multiple_of}"),
         Kind::MinLength { limit } => format!("is shorter than {limit} characters"),
         Kind::MaxLength { limit } => format!("is longer than {limit} characters"),
         Kind::MinItems { limit } => format!("has fewer than {limit} items"),
@@ -153,7 +153,7 @@ fn expectation(kind: &Kind) -> String {
             let (number, what) = (unexpected.len(), "that the schema does not name");
             format!("has {number} {} {what}", if number == 1 { "property" } else { "properties" })
         }
-        Kind::UniqueItems => "has an item twice".into(),
+        Kind::UniqueItems => "has a duplicate item".into(),
         Kind::FalseSchema => "must be absent".into(),
         Kind::AnyOf { .. } | Kind::OneOfNotValid { .. } => "fits none of the alternatives".into(),
         Kind::OneOfMultipleValid { .. } => "fits more than one of the alternatives".into(),

@@ -67,13 +67,16 @@ async fn the_refusal_tells_the_place_and_the_expectation_and_no_value() {
     let tool = notes();
     for (arguments, words) in [
         (json!({}), "the top level lacks `title`"),
-        (json!({ "title": 5 }), "`/title` is no string"),
+        (json!({ "title": 5 }), "`/title` is not of type string"),
         (json!({ "title": HIDDEN }), "`/title` does not match the pattern `^[A-Z]`"),
         (json!({ "title": format!("A{HIDDEN}") }), "`/title` is longer than 9 characters"),
-        (json!({ "title": "A", "level": HIDDEN }), r#"`/level` is none of ["low","high"]"#),
-        (json!({ "title": "A", "count": 0.5 }), "`/count` is no integer"),
-        (json!({ "title": "A", "tags": ["x", { HIDDEN: HIDDEN }] }), "`/tags/1` is no string"),
-        (json!({ "title": "A", "tags": [HIDDEN, HIDDEN] }), "`/tags` has an item twice"),
+        (json!({ "title": "A", "level": HIDDEN }), r#"`/level` is not one of ["low","high"]"#),
+        (json!({ "title": "A", "count": 0.5 }), "`/count` is not of type integer"),
+        (
+            json!({ "title": "A", "tags": ["x", { HIDDEN: HIDDEN }] }),
+            "`/tags/1` is not of type string",
+        ),
+        (json!({ "title": "A", "tags": [HIDDEN, HIDDEN] }), "`/tags` has a duplicate item"),
         (
             json!({ "title": "A", HIDDEN: 1 }),
             "the top level has 1 property that the schema does not name",
@@ -92,8 +95,8 @@ async fn names_that_only_the_client_knows_are_not_told() {
     let refusal = refused(&tool, json!({ "hunter2": 1, "b": 2, "c": 3, "d": 4, "e": 5 })).await;
     assert_eq!(
         refusal.message,
-        "the arguments do not fit the tool's schema: `/*` is no string; `/*` is no string; \
-         `/*` is no string; and 2 more"
+        "the arguments do not fit the tool's schema: `/*` is not of type string; `/*` is not of type string; \
+         `/*` is not of type string; and 2 more"
     );
 }
 

@@ -143,7 +143,7 @@ fn arguments_of_another_type_are_refused_where_a_policy_is_about_them() {
         ),
         (
             r#"{"text": "ok", "pages": 10000000000000000000000001}"#,
-            "the arguments hold a number with more digits than policies are shown",
+            "the arguments have a number with more digits than policies can evaluate",
         ),
     ] {
         assert!(decide(all, "add-note", json).allowed, "no policy is about the type: {json}");

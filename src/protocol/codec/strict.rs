@@ -160,9 +160,9 @@ pub enum Flaw {
     CrowdedObject(usize),
     #[error("the message is not UTF-8")]
     NotUtf8,
-    #[error("an object has a key twice, exactly or but for case or escapes")]
+    #[error("an object has a key twice, exactly or differing only in case or escapes")]
     DuplicateKey,
-    #[error("a key is a known one but for case or a look-alike letter")]
+    #[error("a key differs from a known key only in case or a look-alike letter")]
     MisspelledKey,
     #[error("the message is not JSON (line {line}, column {column})")]
     Syntax { line: usize, column: usize },

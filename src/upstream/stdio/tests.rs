@@ -117,7 +117,7 @@ async fn servers_ask_and_ping() {
         panic!("no request")
     };
     drop(answer);
-    assert!(server.read().await.contains("takes no requests"));
+    assert!(server.read().await.contains("accepts no requests"));
 }
 
 fn notification(method: &str, params: &str) -> String {

@@ -85,8 +85,8 @@ pub(super) enum ForwardingFault {
 
 impl From<ForwardingFault> for Refusal {
     fn from(fault: ForwardingFault) -> Self {
-        Refusal::new(Code::InvalidRequest, "the client's address is not known").detail(format!(
-            "{fault}: listen.client-address says what the proxies of listen.trusted-proxies send"
+        Refusal::new(Code::InvalidRequest, "the client's address cannot be determined").detail(format!(
+            "{fault}: set listen.client-address to the header that the proxies of listen.trusted-proxies send"
         ))
     }
 }

@@ -56,8 +56,8 @@ impl Connections {
     fn open(self: &Arc<Self>, connection: Arc<Connection>, most: usize) -> Result<Open, Refusal> {
         let mut random = [0; 24];
         getrandom::fill(&mut random).map_err(|error| {
-            Refusal::new(Code::InterceptorFault, "no connection can be opened")
-                .detail(format!("the system gives no random bytes: {error}"))
+            Refusal::new(Code::InterceptorFault, "the connection cannot be opened")
+                .detail(format!("the operating system returned no random bytes: {error}"))
         })?;
         let id = SessionId::presented(&BASE64_URL_SAFE_NO_PAD.encode(random));
         let mut open = self.0.lock();
@@ -82,7 +82,7 @@ impl Connections {
         found
             // What it says there is decided by whom it was opened for: groups and key, too.
             .filter(|found| found.principal == visitor.principal && found.view == *view)
-            .ok_or_else(|| Refusal::new(Code::SessionUnknown, "there is no such connection"))
+            .ok_or_else(|| Refusal::new(Code::SessionUnknown, "the connection does not exist"))
     }
 }
 

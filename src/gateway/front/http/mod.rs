@@ -216,8 +216,10 @@ async fn other_verb(front: Front, request: Request, allowed: HeaderValue) -> Res
     let address = request.extensions().get::<SocketAddr>().copied();
     let (visitor, refusal) = match front.admit(&request) {
         Ok(visitor) => {
-            let refusal =
-                Refusal::new(Code::HttpMethodNotAllowed, "this HTTP method is not known here");
+            let refusal = Refusal::new(
+                Code::HttpMethodNotAllowed,
+                "this path does not accept this HTTP method",
+            );
             (Some(Box::new(visitor)), refusal)
         }
         Err(NotAdmitted { visitor, refusal }) => (visitor, refusal),
@@ -238,7 +240,7 @@ async fn other_path(State(front): State<Front>, request: Request) -> Response {
         Ok(visitor) => Some(Box::new(visitor)),
         Err(NotAdmitted { visitor, .. }) => visitor,
     };
-    let refusal = Refusal::new(Code::Unknown, "there is nothing at this path");
+    let refusal = Refusal::new(Code::Unknown, "this path does not exist");
     front.turn_away(refusal, visitor.as_deref(), address, None, None).await
 }
 
@@ -353,13 +355,15 @@ impl Front {
                 }
                 let unknown = |message: &str| Refusal::new(Code::Unauthenticated, message);
                 let principal = match key {
-                    Ok(Some(_)) => known.ok_or_else(|| unknown("this key is not known here"))?,
+                    Ok(Some(_)) => known.ok_or_else(|| unknown("the key is not known"))?,
                     Ok(None) if anonymous.takes(request) => Principal::anonymous(),
                     Ok(None) if *anonymous == Anonymous::Loopback => {
-                        return Err(unknown("a key is needed by callers of other machines").into());
+                        return Err(unknown("callers from other machines need a key").into());
                     }
                     Ok(None) => {
-                        return Err(unknown("a key is needed: Authorization: Bearer …").into());
+                        return Err(
+                            unknown("a key is required: send Authorization: Bearer KEY").into()
+                        );
                     }
                     Err(fault) => return Err(unknown(&fault.to_string()).into()),
                 };
@@ -376,7 +380,7 @@ impl Front {
                 };
                 let principal =
                     name.to_str().ok().and_then(|name| self.stand_in(name)).ok_or_else(|| {
-                        Refusal::new(Code::Unauthenticated, "there is no such client")
+                        Refusal::new(Code::Unauthenticated, "the client does not exist")
                     })?;
                 Ok(Peer { principal, transport: Transport::Cli, address: None })
             }
@@ -594,7 +598,7 @@ fn is_listen(frame: &Frame) -> bool {
 }
 
 fn no_server() -> Refusal {
-    Refusal::new(Code::Unknown, "there is no server of this name")
+    Refusal::new(Code::Unknown, "the server does not exist")
 }
 
 fn presented(headers: &HeaderMap) -> Option<SessionId> {

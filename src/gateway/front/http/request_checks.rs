@@ -48,9 +48,8 @@ impl Hosts {
     /// A page in a browser can send requests here under a name of its own that resolves to this
     /// address; what it cannot do is send another `Host` or `Origin` than its own.
     pub fn check(&self, headers: &HeaderMap, uri: &Uri) -> Result<(), Refusal> {
-        let refused = |what: &str| {
-            Refusal::new(Code::ForbiddenOrigin, format!("this {what} is not allowed here"))
-        };
+        let refused =
+            |what: &str| Refusal::new(Code::ForbiddenOrigin, format!("this {what} is not allowed"));
         let host = match (single(headers, &header::HOST), uri.authority()) {
             (Ok(Some(host)), None) => host.to_lowercase(),
             // A URI can name the host, too (RFC 9112, 3.2.2); then they must agree.
@@ -146,7 +145,8 @@ pub(super) async fn body(
     }
     let read = async {
         while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|_| Refusal::new(Code::Malformed, "the body broke off"))?;
+            let frame =
+                frame.map_err(|_| Refusal::new(Code::Malformed, "the request body ended early"))?;
             // Trailers say nothing here.
             let Ok(data) = frame.into_data() else { continue };
             if incoming.received() + data.len() > most {
@@ -156,7 +156,7 @@ pub(super) async fn body(
         }
         Ok(incoming.finish())
     };
-    let late = |_| Err(Refusal::new(Code::Malformed, "the body took too long to arrive"));
+    let late = |_| Err(Refusal::new(Code::Malformed, "the request body did not arrive in time"));
     tokio::time::timeout(BODY, read).await.unwrap_or_else(late)
 }
 
@@ -197,7 +197,7 @@ pub(super) fn speaks(headers: &HeaderMap, frame: &Frame) -> Result<DetectedEra, 
         };
     }
     if session.is_some() {
-        return Err(Refusal::new(Code::InvalidRequest, "2026-07-28 knows no sessions"));
+        return Err(Refusal::new(Code::InvalidRequest, "revision 2026-07-28 has no sessions"));
     }
     if matches!(frame.kind, Kind::Request { .. }) {
         modern_request(headers, version, claimed, meta.as_ref(), method, params)?;
@@ -228,7 +228,7 @@ fn modern_request(
     let mismatch = |what: &str| {
         Refusal::new(
             Code::HeaderMismatch,
-            format!("header `{what}` is missing or not what the body says"),
+            format!("header `{what}` is missing or differs from the body"),
         )
     };
     let claimed = claimed.ok_or_else(|| missing(META_REVISION))?;
@@ -263,9 +263,10 @@ fn modern_request(
 /// `DELETE`.
 pub(super) fn legacy(headers: &HeaderMap) -> Result<(), Refusal> {
     match revision(headers)? {
-        Some(revision) if revision.is_modern() => {
-            Err(Refusal::new(Code::HttpMethodNotAllowed, "2026-07-28 has no HTTP method but POST"))
-        }
+        Some(revision) if revision.is_modern() => Err(Refusal::new(
+            Code::HttpMethodNotAllowed,
+            "revision 2026-07-28 only uses the HTTP method POST",
+        )),
         _ => Ok(()),
     }
 }
@@ -279,10 +280,7 @@ pub(super) fn last_event(headers: &HeaderMap) -> Result<Option<String>, Refusal>
 fn header_text(headers: &HeaderMap, name: &'static str) -> Result<Option<String>, Refusal> {
     let name = header::HeaderName::from_static(name);
     single(headers, &name).map(|value| value.map(|v| v.trim().to_owned())).map_err(|()| {
-        Refusal::new(
-            Code::HeaderMismatch,
-            format!("header `{name}` stands more than once or is no text"),
-        )
+        Refusal::new(Code::HeaderMismatch, format!("header `{name}` is repeated or is not text"))
     })
 }
 
@@ -322,7 +320,7 @@ pub(super) fn agreed(
 pub(in crate::front) fn unsupported(requested: &str) -> Refusal {
     let supported: Vec<_> = Revision::ALL.iter().rev().map(|r| r.as_str()).collect();
     let requested: String = requested.chars().filter(|c| !c.is_control()).take(32).collect();
-    Refusal::new(Code::RevisionUnsupported, "this protocol revision is not spoken here")
+    Refusal::new(Code::RevisionUnsupported, "this protocol revision is not supported")
         .data("supported", json!(supported))
         .data("requested", json!(requested))
 }

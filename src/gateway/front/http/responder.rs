@@ -187,7 +187,8 @@ impl Responder {
     }
 
     async fn too_slow(&self, id: Option<&Id>) -> Bytes {
-        let refusal = Refusal::new(Code::ClientTooSlow, "what was sent was not read in time");
+        let refusal =
+            Refusal::new(Code::ClientTooSlow, "client did not read the response stream in time");
         let caller = &self.caller;
         let (transport, address) = (caller.transport, caller.client_addr);
         let principal = Some(&*caller.principal);

@@ -27,7 +27,7 @@ pub(super) fn parse(text: Bytes, caps: Caps) -> Result<Vec<u8>, Refusal> {
     let call = Object::parse(text)?;
     let wrong = |what: &str| Err(Refusal::new(Code::InvalidParams, what));
     if call.keys().any(|key| !["tool", "arguments"].contains(&key)) {
-        return wrong("a call has no members but `tool` and `arguments`");
+        return wrong("a call may only have the members `tool` and `arguments`");
     }
     let Some(tool) = call.string("tool") else { return wrong("`tool` must be a string") };
     let arguments = call.get("arguments");

@@ -184,7 +184,8 @@ async fn other_verb(front: Front, request: Request, allowed: &'static str) -> Re
         Ok((visitor, _)) => visitor,
         Err(reply) => return reply.into_response(),
     };
-    let refusal = Refusal::new(Code::HttpMethodNotAllowed, "this HTTP method is not known here");
+    let refusal =
+        Refusal::new(Code::HttpMethodNotAllowed, "this path does not accept this HTTP method");
     let mut response = settled(&front, &visitor, refusal, None).await.into_response();
     response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
     response
@@ -205,7 +206,7 @@ async fn arrive(
 ) -> Result<ReceivedCall, Refusal> {
     let asked = named.read()?;
     if asked.cursor.is_some() {
-        return Err(Refusal::new(Code::InvalidRequest, "a call has no `cursor`"));
+        return Err(Refusal::new(Code::InvalidRequest, "a call does not take a `cursor`"));
     }
     let view = front.view_of(asked.server.as_deref())?;
     request_checks::is_json(request.headers())?;

@@ -361,7 +361,9 @@ impl Asker {
                     let (name, port) = target.rsplit_once(':')?;
                     Some(Resource::Host { name, port: port.parse().ok()? })
                 });
-                parsed.ok_or_else(|| Usage("`egress` is asked of HOST:PORT".to_owned()))?
+                parsed.ok_or_else(|| {
+                    Usage("`egress` needs a target of the form HOST:PORT".to_owned())
+                })?
             }
             (Self::Plugin(_), Action::Grant) => {
                 let function = target.ok_or_else(|| {
