@@ -265,7 +265,7 @@ impl Instance {
         tokio::spawn(async move {
             if let Err(failure) = instance.renew().await {
                 let (server, failure) = (&instance.common.name, instance.told(failure));
-                tracing::warn!(%server, %failure, "it was not started anew for its new secrets");
+                tracing::warn!(%server, %failure, "server was not restarted for its new secrets");
             }
         });
     }
@@ -321,5 +321,5 @@ fn outdated(now: &SecretSet, running: &Running) -> Vec<String> {
 
 /// Why one that was to be started anew for its new secrets was not.
 pub(super) fn not_anew(failure: &CallError) -> String {
-    format!("it was not started anew: {failure}")
+    format!("it was not restarted: {failure}")
 }

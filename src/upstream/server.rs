@@ -54,7 +54,7 @@ const SHARE: usize = 4;
 /// How long no further instance is started after one that did not start.
 const PAUSE: Duration = Duration::from_secs(10);
 /// Why a process that waits is another.
-const REREAD: &str = "its secrets were read anew";
+const REREAD: &str = "its secrets were read again";
 /// Instances that are replaced at once.
 const REPLACED_AT_ONCE: usize = 4;
 
@@ -566,7 +566,7 @@ impl Server {
     /// # Errors
     /// Why one did not start.
     pub async fn restart(&self) -> Result<RestartReport, CallError> {
-        let why = "it was started anew";
+        let why = "it was restarted";
         // First: no new one is to be one that was started before.
         self.shared.renew_spares(why, false).await;
         let all = futures_util::stream::iter(self.all());

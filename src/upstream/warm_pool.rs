@@ -162,7 +162,7 @@ impl Instance {
             } else if spare.begun.place.kind() != place.kind() {
                 spare.end(common, "it would run elsewhere by now").await;
             } else if !handed.as_ref().is_some_and(|now| Arc::ptr_eq(now, &spare.begun.handed)) {
-                spare.end(common, "its secrets were read anew").await;
+                spare.end(common, "its secrets were read again").await;
             } else {
                 common.spares.lived();
                 break Some(spare);

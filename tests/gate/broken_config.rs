@@ -44,7 +44,7 @@ async fn a_running_proxy_is_asked_all_the_same() {
             (&["server", "stats", "notes"], "sandbox"),
             (&["server", "tools", "notes"], "add_note"),
             (&["server", "logs", "notes", "--format", "json"], "["),
-            (&["server", "restart", "notes"], "started anew"),
+            (&["server", "restart", "notes"], "restarted"),
             (&["tools", "ls"], "notes__add_note"),
             (&["tools", "call", "notes__list_notes"], ""),
             (&["approve", "ls", "--format", "json"], "[]"),

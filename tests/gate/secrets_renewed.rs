@@ -227,7 +227,7 @@ async fn a_start_for_a_new_secret_that_fails_is_tried_again() {
     assert_eq!(in_environment(&agent).await, value(1));
     gate.hold("initialize");
     replace(&gate.path("token"), &value(2));
-    gate.logged("the failure", |line| line.contains("was not started anew")).await;
+    gate.logged("the failure", |line| line.contains("was not restarted")).await;
     assert_eq!(in_environment(&agent).await, value(1));
     gate.let_go("initialize");
     // Nobody asks, and nothing else changes.

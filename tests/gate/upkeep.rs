@@ -128,7 +128,7 @@ async fn a_restart_loses_no_call() {
     .await;
     let ended = gate.records(&["event = server-stopped"]).await;
     assert_eq!(ended.len(), 1);
-    assert_eq!(ended[0]["reason"], "it was started anew");
+    assert_eq!(ended[0]["reason"], "it was restarted");
     gate.stop().await;
 }
 
@@ -149,7 +149,7 @@ async fn what_does_not_start_anew_goes_on() {
     std::fs::remove_file(&program).unwrap();
     let failed = gate.cli(&["server", "restart", "crooked"]).await;
     assert_eq!(failed.code, Some(1), "{failed:#?}");
-    assert!(failed.stderr.contains("was not started anew"), "{failed:#?}");
+    assert!(failed.stderr.contains("was not restarted"), "{failed:#?}");
     agent.call("crooked__echo", echo()).await.unwrap();
     assert_eq!(marked(&gate.mark), before);
     gate.stop().await;

@@ -138,7 +138,7 @@ pub enum Event {
     },
     /// A server is about to be started, or connected to. Where this can't be recorded, it is not.
     /// One launch has several where it takes several tries: a legacy server that ends when it is
-    /// asked for its era is started anew, a remote one is tried in an older protocol.
+    /// asked for its era is started again, a remote one is tried in an older protocol.
     ServerLaunching(Launching),
     /// Policy does not permit a server's start, its way out, or a secret: it is not started.
     ServerLaunchRefused(LaunchRefused),

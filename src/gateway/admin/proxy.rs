@@ -107,7 +107,7 @@ async fn restart(
     let restarted = restarted.await.map_err(|error| error.to_string());
     let restarted = restarted.and_then(|done| done.map_err(|failure| failure.to_string()));
     Ok(Json(restarted.map_err(|why| {
-        let message = format!("server `{name}` was not started anew: {why}");
+        let message = format!("server `{name}` was not restarted: {why}");
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, message)
             .remedy("what ran goes on; `portcullis server logs` may say more")
     })?))

@@ -24,9 +24,9 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
-    /// List the calls that wait, with what they would send
+    /// List the calls that wait for approval, with their arguments
     Ls,
-    /// Let a call go on
+    /// Approve a call
     Allow(Which),
     /// Refuse a call
     Deny(Which),
@@ -34,9 +34,9 @@ enum Verb {
 
 #[derive(Debug, clap::Args)]
 struct Which {
-    /// The decision's id, as `approve ls` and the agent have it
+    /// The decision id, as shown by `approve ls` and to the agent
     id: DecisionId,
-    /// Why, for the record
+    /// The reason, kept in the audit record
     #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
     reason: Option<String>,
 }

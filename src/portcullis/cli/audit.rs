@@ -35,44 +35,44 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
-    /// Show the newest records, and follow the log
+    /// Show the newest records, or follow the log
     Tail {
-        /// Go on with records as they are written
+        /// Print new records as they are written
         #[arg(short, long)]
         follow: bool,
-        /// How many records to begin with
+        /// Number of records to show first
         #[arg(short = 'n', long, default_value_t = 20, value_name = "N")]
         lines: usize,
         #[command(flatten)]
         which: Which,
     },
-    /// Search the log, and count what is found
+    /// Search the log, and count records
     #[command(after_long_help = which::LANGUAGE)]
     Query(query::Args),
-    /// Show everything on record of one decision, with the rule that decided
+    /// Show all records of one decision, with the rule that decided
     Show {
-        /// The decision's id, as the agent was given it
+        /// The decision id, as shown to the agent
         #[arg(value_name = "ID")]
         decision: DecisionId,
     },
-    /// Write records in a format for others, oldest first
+    /// Export records in a chosen format, oldest first
     #[command(after_long_help = which::LANGUAGE)]
     Export(export::Args),
-    /// Copy the log, also while the proxy runs, to a folder that can be verified and opened
+    /// Copy the log to a folder, also while the proxy runs; the copy can be verified and read
     Backup(keep::BackupArgs),
-    /// Drop the records that `audit.retention` leaves no room for; their proofs stay
+    /// Delete the records beyond `audit.retention`; their proofs stay
     Prune(keep::PruneArgs),
-    /// Hold the log's files against each other and against its checkpoints
+    /// Verify the log's files against each other and against its checkpoints
     Verify(proof::VerifyArgs),
-    /// Prove that the records of a decision are in the log, or check such a proof
+    /// Write or check a proof that the records of a decision are in the log
     Prove(proof::ProveArgs),
-    /// Prove that the log at one checkpoint begins with that at another, or check such a proof
+    /// Write or check a proof that a later checkpoint extends an earlier one
     Consistency(proof::ConsistencyArgs),
-    /// Have the running proxy sign a checkpoint now
+    /// Make the running proxy sign a checkpoint now
     Checkpoint,
-    /// Print the key that checkpoints are checked with
+    /// Print the verifier key of the checkpoints
     Key,
-    /// Sum up the log: who, what, how often, how long; by default of the last 24 hours
+    /// Summarize the log by client, tool, count and duration; default: the last 24 hours
     Stats(stats::Args),
 }
 

@@ -25,9 +25,9 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
-    /// Add a client and print its key, this once
+    /// Add a client and print its key; the key is not shown again
     Add {
-        /// The client's name, as policies and records have it
+        /// The client's name, as used in policies and audit records
         name: ClientName,
         /// A group for policies; may be given several times
         #[arg(long = "group", value_name = "GROUP")]
@@ -35,7 +35,7 @@ enum Verb {
     },
     /// List the clients
     Ls,
-    /// Remove a client; its key ends at once
+    /// Remove a client; revokes its key immediately
     Rm {
         /// The client's name
         name: ClientName,

@@ -33,13 +33,13 @@ use portcullis_protocol::{
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The proxy's endpoint, such as `http://127.0.0.1:8811/mcp`. Default: the local socket of the
-    /// proxy that runs with this config
+    /// proxy with this config
     #[arg(long)]
     url: Option<String>,
-    /// A file that holds the client's key. Default: the variable PORTCULLIS_KEY
+    /// A file with the client's key. Default: the variable PORTCULLIS_KEY
     #[arg(long, value_name = "FILE", requires = "url")]
     key_file: Option<PathBuf>,
-    /// Show this server alone, its names without a prefix
+    /// Use only this server; its names have no prefix
     #[arg(long, conflicts_with = "url")]
     server: Option<ServerName>,
 }

@@ -28,7 +28,7 @@ pub struct Global {
         default_value = "portcullis.toml"
     )]
     pub config: PathBuf,
-    /// How data is printed
+    /// Output format
     #[arg(long, global = true, value_enum, default_value_t = Format::Text)]
     pub format: Format,
 }
@@ -36,9 +36,9 @@ pub struct Global {
 /// How data is printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Format {
-    /// For people: tables and sentences.
+    /// Tables and text for people
     Text,
-    /// For programs: JSON, stable from version to version.
+    /// JSON for programs, stable across versions
     Json,
 }
 

@@ -154,7 +154,7 @@ fn runtimes(
             let version = engine.version();
             checks.push(Check::ok("engine", version.to_string()));
             let warning = |text: &String| {
-                Check::warn("engine", text, "servers run all the same, with one wall less")
+                Check::warn("engine", text, "servers still run, with one isolation layer missing")
             };
             checks.extend(version.warnings.iter().map(warning));
             if let Err(LaunchFailure { what, remedy }) = engine.confines() {

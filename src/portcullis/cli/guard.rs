@@ -18,46 +18,46 @@ use portcullis_runtime::container;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Where the proxy finds the engine: `unix:PATH`
+    /// Listen on this socket for the proxy: `unix:PATH`
     #[arg(long, value_name = "ADDRESS", value_parser = socket)]
     listen: PathBuf,
     /// The engine's socket: `unix:PATH`
     #[arg(long, value_name = "ADDRESS", value_parser = socket, default_value = "unix:/var/run/docker.sock")]
     engine: PathBuf,
-    /// Who may use the socket, as permissions in octal digits
+    /// File mode of the socket, in octal
     #[arg(long, value_name = "MODE", value_parser = mode, default_value = "600")]
     mode: u32,
-    /// Tells this guard's containers from those of others on the same engine
+    /// Label for this guard's containers; separates guards that share an engine
     #[arg(long, value_name = "NAME", value_parser = name, default_value = "default")]
     owner: String,
-    /// What containers may have beyond the hardened default, or what may be asked beyond launches
+    /// Allow a relaxation of the hardened defaults, or a request other than a launch; repeatable
     #[arg(long, value_parser = allow(), value_name = "WHAT", value_delimiter = ',')]
     allow: Vec<Allow>,
-    /// A capability that may be added
+    /// Allow this Linux capability; repeatable
     #[arg(long = "cap-add", value_name = "CAPABILITY", value_delimiter = ',')]
     capabilities: Vec<String>,
-    /// A folder of the host that may be mounted, with what is below it: `PATH`, or `PATH:rw`
+    /// Allow mounts of this host folder and its subfolders: `PATH`, or `PATH:rw`; repeatable
     #[arg(long = "mount", value_name = "PATH[:rw]", value_parser = mount)]
     mounts: Vec<MountRule>,
-    /// An OCI runtime beside the engine's default
+    /// Allow this OCI runtime, in addition to the engine's default; repeatable
     #[arg(long = "runtime", value_name = "NAME", value_delimiter = ',')]
     runtimes: Vec<String>,
-    /// Memory that one container may have
+    /// Maximum memory of a container
     #[arg(long, value_name = "MIB", default_value_t = 4096, value_parser = clap::value_parser!(u64).range(6..=1 << 20))]
     memory_mib: u64,
-    /// Processors that one container may have
+    /// Maximum CPUs of a container
     #[arg(long, value_name = "NUMBER", default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=1024))]
     cpus: u64,
-    /// Processes that one container may have
+    /// Maximum processes of a container
     #[arg(long, value_name = "NUMBER", default_value_t = 1024, value_parser = clap::value_parser!(u64).range(2..=65536))]
     pids: u64,
-    /// Containers at one time
+    /// Maximum number of concurrent containers
     #[arg(long, value_name = "NUMBER", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=65536))]
     containers: u32,
-    /// The biggest image that may be loaded with `--allow pack`
+    /// Maximum size of an image loaded with `--allow pack`
     #[arg(long, value_name = "MIB", default_value_t = 2048, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
     image_mib: u64,
-    /// Ask a guard that listens there for its engine's version, and end
+    /// Request the engine's version from a running guard at `--listen`, and exit
     #[arg(long)]
     check: bool,
 }

@@ -49,31 +49,31 @@ struct Cli {
 enum Verb {
     /// Run the proxy
     Run(run::Args),
-    /// Check the config, the policies and the plugins, and list every finding
+    /// Check config, policies and plugins, and list all findings
     Check(check::Args),
-    /// Say what this machine offers: engine, sandbox, limits
+    /// Check this machine: container engine, sandbox, limits
     Doctor(doctor::Args),
-    /// Bridge a client's standard input and output to a running proxy
+    /// Connect a stdio client to a running proxy
     Connect(connect::Args),
-    /// Stand between a proxy and a container engine's socket: only what Portcullis needs passes
+    /// Filter a container engine's socket: only requests that Portcullis needs pass
     Guard(guard::Args),
-    /// Clients and their keys
+    /// Manage clients and their keys
     Client(client::Args),
-    /// Servers behind the proxy
+    /// Manage servers
     Server(server::Args),
-    /// Catalogs of servers that others wrote
+    /// Manage catalogs of servers
     Catalog(catalog::Args),
-    /// Named sets of servers
+    /// Manage profiles: named sets of servers
     Profile(profile::Args),
-    /// Secrets: an encrypted store of them, and those that a server has
+    /// Manage an encrypted store of secrets, and rotate the secrets of a server
     Secret(secret::Args),
-    /// Tools, as a client sees them
+    /// List and call tools as a client
     Tools(tools::Args),
     /// Policies
     Policy(policy::Args),
-    /// Plugins: make, build, test and look at them
+    /// Create, build, test, sign and inspect plugins
     Plugin(plugin::Args),
-    /// Calls that wait for a person
+    /// List, approve and deny calls that wait for approval
     Approve(approve::Args),
     /// The audit log
     Audit(audit::Args),

@@ -12,10 +12,10 @@ use portcullis_gateway::admin::Client;
 /// Where a proxy is, where the config is not to say it.
 #[derive(Debug, clap::Args)]
 pub(super) struct ProxyArgs {
-    /// The state folder, instead of the one that the config names
+    /// The state folder, instead of the config's `state-dir`
     #[arg(long, global = true, value_name = "DIR")]
     state_dir: Option<PathBuf>,
-    /// The running proxy's `admin.socket`, for who has a role but can't read the config
+    /// The running proxy's `admin.socket`, for users with a role who cannot read the config
     #[arg(long, global = true, value_name = "PATH", conflicts_with = "state_dir")]
     socket: Option<PathBuf>,
 }

@@ -32,16 +32,16 @@ pub(super) const ADDRESS: &str = "address";
 
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// Check everything, start the servers, list what the local user would see, and end
+    /// Check everything, start the servers, list the tools that the local user may see, and exit
     #[arg(long)]
     dry_run: bool,
-    /// Serve one client over standard input and output, beside HTTP; end with its input
+    /// Serve one client over stdio in addition to HTTP; exit at the end of its input
     #[arg(long)]
     stdio: bool,
-    /// Take no image whose tag is not in the lock file
+    /// Refuse images with a tag that portcullis.lock does not have
     #[arg(long)]
     locked: bool,
-    /// Only the servers of this profile
+    /// Run only the servers of this profile
     #[arg(long, value_name = "NAME")]
     profile: Option<String>,
 }

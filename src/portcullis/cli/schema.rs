@@ -13,8 +13,7 @@ enum What {
     Config,
     /// The records of the audit log, as JSON Schema
     Audit,
-    /// What policies may speak of, as a Cedar schema; with the actions of typed tools, where the
-    /// config has any
+    /// The Cedar schema of policies, with the actions of the config's typed tools
     Cedar,
 }
 

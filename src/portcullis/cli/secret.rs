@@ -26,7 +26,7 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
-    /// Keep a secret in an encrypted store: its value is read from standard input, or asked for
+    /// Set a secret in an encrypted store; reads the value from standard input or a prompt
     Set {
         /// The name of the secret in the store
         name: String,
@@ -38,19 +38,19 @@ enum Verb {
         #[command(flatten)]
         place: StorePath,
     },
-    /// Take a secret out of an encrypted store
+    /// Remove a secret from an encrypted store
     Rm {
         /// The name of the secret in the store
         name: String,
         #[command(flatten)]
         place: StorePath,
     },
-    /// Encrypt a store to a new identity, and forget the old one
+    /// Encrypt a store to a new identity, and delete the old identity
     RotateKey {
         #[command(flatten)]
         place: StorePath,
     },
-    /// Have the running proxy read a server's secrets anew, and hand it those that it gets as files
+    /// Make the running proxy read a server's secrets again and update those that are delivered as files
     Rotate {
         /// The server's name
         server: ServerName,
@@ -59,8 +59,8 @@ enum Verb {
 
 #[derive(Debug, clap::Args)]
 struct StorePath {
-    /// The file of the store. Its identity is in the file that PORTCULLIS_AGE_IDENTITY names, else
-    /// beside it, with `.key` behind its name
+    /// The file of the store. Its identity is the file in PORTCULLIS_AGE_IDENTITY. Default: the
+    /// store's name with `.key`
     #[arg(long, value_name = "FILE", default_value = "secrets.age")]
     store: PathBuf,
 }
@@ -168,7 +168,7 @@ impl Drop for Unseen {
 
 async fn rotate(ctx: &Context, server: &ServerName) -> anyhow::Result<Exit> {
     let Located::Running(proxy, _) = proxy_client::find(ctx).await? else {
-        bail!("no proxy runs with this config: the next start reads all secrets anew");
+        bail!("no proxy runs with this config: the next start reads all secrets");
     };
     let path = format!("/v1/servers/{server}/secrets");
     let rehanded: RotationReport = proxy.post_json_slowly(&path, &()).await?;
@@ -178,7 +178,7 @@ async fn rotate(ctx: &Context, server: &ServerName) -> anyhow::Result<Exit> {
     }
     let RotationReport { secrets, instances, later } = rehanded;
     ctx.line(format!(
-        "{} secrets of `{server}` were read anew; running instances with the new files: {instances}",
+        "{} secrets of `{server}` were read again; running instances with the new files: {instances}",
         secrets.len()
     ))?;
     if !later.is_empty() {

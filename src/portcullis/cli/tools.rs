@@ -25,7 +25,7 @@ use portcullis_protocol::{
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Speak as this client (`anonymous` for a caller without a key). Default: the local user
+    /// Act as this client (`anonymous` for a caller without a key). Default: the local user
     #[arg(long = "as", value_name = "CLIENT", global = true)]
     client: Option<String>,
     #[command(subcommand)]
@@ -42,7 +42,7 @@ enum Verb {
     Call {
         /// The tool, as `tools ls` names it
         tool: String,
-        /// The arguments, a JSON object
+        /// The arguments, as a JSON object
         #[arg(default_value = "{}")]
         arguments: String,
     },

@@ -6,7 +6,8 @@ use crate::cli::{Context, catalog::Workspace};
 use portcullis_catalog::{Image, Kind, Note, Problem, Run, Server};
 use portcullis_oci::names_host;
 
-/// Finds out what an image is by content. An id, and a name without a registry, are those of the engine, where it
+/// Finds out what an image is by content. An id, and a name without a registry, are those of the
+/// engine, where it
 /// has such an image: `docker run` would take that one, too. Other names are their registry's.
 ///
 /// # Errors
@@ -66,7 +67,8 @@ pub(super) async fn pin(
     Ok(Some(asked))
 }
 
-/// Images go on, and back only where the operator says so: whoever writes a catalog or pushes an image could put
+/// Images go on, and back only where the operator says so: whoever writes a catalog or pushes an
+/// image could put
 /// an old version there, with what was mended since.
 pub(super) fn onward(
     house: &Workspace,
@@ -82,8 +84,7 @@ pub(super) fn onward(
         return Ok(());
     }
     Err(Problem::of(format!(
-        "the image of `{}` would be {content} again, which was moved on from: somebody may have put an old \
-         version back; if that is meant, say `--allow-downgrade`",
+        "the image of `{}` would go back to {content}, which was replaced earlier: the source may have been rolled back; to accept it, add `--allow-downgrade`",
         server.name
     )))
 }

@@ -16,24 +16,25 @@ use portcullis_vault::Source;
 /// What is said beside a reference or a file.
 #[derive(Debug, clap::Args)]
 pub(in crate::cli) struct Said {
-    /// A setting of the server's catalog; may be given several times. A value may be JSON
+    /// Set a configuration value of the catalog entry; repeatable. The value may be JSON
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Settings of several servers: a `config.yaml` of Docker's
+    /// Read settings of several servers from a Docker `config.yaml`
     #[arg(long, value_name = "FILE")]
     settings: Option<PathBuf>,
-    /// The tools that are left on: a `tools.yaml` of Docker's
+    /// Read the enabled tools from a Docker `tools.yaml`
     #[arg(long, value_name = "FILE")]
     tools: Option<PathBuf>,
-    /// Where a secret comes from, by the variable or header of the server, such as `TOKEN=env:MY_TOKEN`; of
-    /// several servers, `SERVER/TOKEN=env:MY_TOKEN`. It confirms that the server gets it
+    /// Set the source of a secret by its variable or header, such as `TOKEN=env:MY_TOKEN`, and
+    /// confirm its delivery to the server; repeatable. With several servers:
+    /// `SERVER/TOKEN=env:MY_TOKEN`
     #[arg(long = "secret", value_name = "[SERVER/]NAME=REFERENCE")]
     secrets: Vec<String>,
-    /// How packages that npx or uvx would fetch run
+    /// Select how npx and uvx packages run
     #[arg(long, value_enum, default_value_t = How::Process)]
     packages: How,
-    /// Take servers again that came from the same place, tag and digest aside. `--replace=SERVER`: that
-    /// server, wherever it came from; may be given several times
+    /// Replace servers that were added from the same source, whatever its tag or digest.
+    /// `--replace=SERVER` replaces that server, whatever its source; repeatable
     #[arg(
         long,
         value_name = "SERVER",
@@ -42,26 +43,26 @@ pub(in crate::cli) struct Said {
         default_missing_value = ""
     )]
     pub(super) replace: Vec<String>,
-    /// With `--replace`: write `server-NAME.cedar` anew also where it was changed by hand
+    /// With `--replace`: overwrite `server-NAME.cedar` even if it was edited
     #[arg(long, requires = "replace")]
     pub(super) overwrite_policies: bool,
-    /// Take an image again that was moved on from
+    /// Allow going back to an image that was replaced earlier
     #[arg(long)]
     pub(super) allow_downgrade: bool,
-    /// Say what would be written, and write nothing
+    /// Print the changes without writing them
     #[arg(long)]
     pub(super) dry_run: bool,
-    /// Confirm without a question what is written: the servers with their programs, hosts, folders and
-    /// variables. Not secrets and headers: `--secret` confirms those that it names
+    /// Confirm servers, programs, hosts, folders and variables without a prompt. Secrets and
+    /// headers need `--secret`
     #[arg(long)]
     pub(super) yes: bool,
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
 enum How {
-    /// As a program of this machine, in the sandbox
+    /// Run them as local processes in the sandbox
     Process,
-    /// In a container of the language's own image
+    /// Run them in a container of the language's official image
     Container,
 }
 

@@ -20,10 +20,10 @@ use portcullis_audit::{
 pub(super) struct Args {
     #[command(flatten)]
     which: Which,
-    /// How records are written
+    /// Output format of the records
     #[arg(long, value_enum, value_name = "FORMAT", default_value_t = Format::Jsonl)]
     format_out: Format,
-    /// A new file for them, instead of standard output
+    /// Write to this new file instead of standard output
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
 }

@@ -12,7 +12,7 @@ use portcullis_protocol::identity::Role;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct PruneArgs {
-    /// Say what would be dropped, and drop nothing
+    /// Print the records that would be deleted, without deleting them
     #[arg(long)]
     dry_run: bool,
 }
@@ -69,7 +69,7 @@ pub(super) async fn prune(
 
 #[derive(Debug, clap::Args)]
 pub(super) struct BackupArgs {
-    /// An empty folder, or one with an earlier backup of this log
+    /// An empty folder, or a folder with an earlier backup of this log
     #[arg(value_name = "DIR")]
     to: PathBuf,
 }

@@ -25,10 +25,10 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 /// How the log is named on the command line.
 #[derive(Debug, clap::Args)]
 pub(in crate::cli) struct Where {
-    /// The state folder, instead of the one that the config names
+    /// The state folder, instead of the config's `state-dir`
     #[arg(long, global = true, value_name = "DIR")]
     state_dir: Option<PathBuf>,
-    /// The running proxy's `admin.socket`, for who has a role but can't read the config
+    /// The running proxy's `admin.socket`, for users with a role who cannot read the config
     #[arg(
         long,
         global = true,

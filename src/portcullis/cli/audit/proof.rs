@@ -25,28 +25,28 @@ use portcullis_protocol::names::DecisionId;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct VerifyArgs {
-    /// Begin at a checkpoint and take it as given: the newest of at most so many records or made by
-    /// that time (`2026-11-21`, `24h`), or one in a file
+    /// Start at a trusted checkpoint: the newest with at most this number of records, or signed by
+    /// this time (`2026-11-21`, `24h`), or one in a file
     #[arg(long, value_name = "SIZE|TIME|FILE")]
     since: Option<Since>,
-    /// Hold the indexes that questions go by against the records, too
+    /// Verify the query indexes against the records, too
     #[arg(long, conflicts_with = "store")]
     indexes: bool,
-    /// The verifier key, as `portcullis audit key` printed it, instead of the state folder's
+    /// The verifier key, as printed by `portcullis audit key`, instead of the state folder's
     #[arg(long = "key", value_name = "KEY", value_parser = signing_keys::unrepeated::<Verifier>())]
     keys: Vec<Verifier>,
-    /// A file of checkpoints that were kept elsewhere, or a syslog that has them. Without one,
-    /// nothing shows that the newest checkpoints of a copy (`--store`) were removed
+    /// A file or syslog with checkpoints that were kept elsewhere. Without it, removal of the
+    /// newest checkpoints of a copy (`--store`) cannot be detected
     #[arg(long = "witness", value_name = "FILE")]
     witnesses: Vec<PathBuf>,
-    /// The store's folder, such as a backup, instead of the one that the config names
+    /// The folder of the store, such as a backup, instead of the config's
     #[arg(long, value_name = "DIR")]
     store: Option<PathBuf>,
 }
 
 #[derive(Debug, clap::Args)]
 pub(super) struct ProveArgs {
-    /// The decision's id, as the agent was given it
+    /// The decision id, as shown to the agent
     #[arg(value_name = "ID", required_unless_present = "check", conflicts_with = "check")]
     decision: Option<DecisionId>,
     #[command(flatten)]
@@ -67,7 +67,7 @@ pub(super) struct ConsistencyArgs {
 
 #[derive(Debug, clap::Args)]
 struct Checking {
-    /// Check a proof instead of making one; it takes no store. `-` is standard input
+    /// Check this proof instead of writing one; needs no store. `-` is standard input
     #[arg(long, value_name = "FILE", requires = "key")]
     check: Option<PathBuf>,
     /// The verifier key to check with

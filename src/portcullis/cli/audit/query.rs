@@ -13,13 +13,13 @@ use portcullis_audit::{
 pub(super) struct Args {
     #[command(flatten)]
     which: Which,
-    /// How many records, or groups, to show
+    /// Maximum number of records or groups to show
     #[arg(long, default_value_t = 50, value_name = "N")]
     limit: usize,
-    /// Begin behind this record: the number that the query before ended with
+    /// Start after this record: the number at the end of the previous query
     #[arg(long, value_name = "SEQ")]
     after: Option<Seq>,
-    /// The oldest records first
+    /// Show the oldest records first
     #[arg(long)]
     oldest_first: bool,
     /// Show these fields: `time,client,tool,code`; `help` lists them all
@@ -33,7 +33,7 @@ pub(super) struct Args {
         conflicts_with_all = ["fields", "after", "oldest_first"]
     )]
     group: Vec<String>,
-    /// Say how many records there are
+    /// Print only the number of records
     #[arg(long, conflicts_with_all = ["fields", "group", "after", "oldest_first"])]
     count: bool,
 }

@@ -13,7 +13,7 @@ use portcullis_audit::{
 pub(super) struct Args {
     #[command(flatten)]
     which: Which,
-    /// How many of each to show
+    /// Maximum number of rows of each table
     #[arg(long, default_value_t = 10, value_name = "N")]
     top: usize,
 }

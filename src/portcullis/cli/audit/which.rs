@@ -20,7 +20,7 @@ Filters:
 /// A filter, and options that narrow it.
 #[derive(Debug, Clone, clap::Args)]
 pub(in crate::cli) struct Which {
-    /// Which records: `client = ci-bot and time > 24h ago`
+    /// A filter, such as `client = ci-bot and time > 24h ago`
     #[arg(value_name = "FILTER")]
     filter: Vec<String>,
     /// The client's name, `local:USER` or `anonymous`
@@ -35,25 +35,25 @@ pub(in crate::cli) struct Which {
     /// The method, such as `tools/call`
     #[arg(long, value_name = "METHOD")]
     method: Option<String>,
-    /// What was decided
+    /// The decision
     #[arg(long, value_enum, value_name = "DECISION")]
     decision: Option<Decision>,
     /// The code of the refusal, such as `policy-denied`
     #[arg(long, value_name = "CODE")]
     code: Option<String>,
-    /// The id of a rule that decided
+    /// The id of the rule that decided
     #[arg(long, value_name = "ID")]
     rule: Option<String>,
-    /// A label that an interceptor gave
+    /// A label that an interceptor added
     #[arg(long, value_name = "LABEL")]
     label: Option<String>,
-    /// From this time on: `2026-11-21T08:00:00Z`, or a while ago: `90m`, `24h`, `7d`
+    /// Start time: `2026-11-21T08:00:00Z`, or relative: `90m`, `24h`, `7d`
     #[arg(long, value_name = "TIME")]
     since: Option<String>,
-    /// Up to this time, given like `--since`
+    /// End time, in the form of `--since`
     #[arg(long, value_name = "TIME")]
     until: Option<String>,
-    /// Show intents also where their outcome is on record
+    /// Show intents even if their outcome is recorded
     #[arg(long)]
     intents: bool,
 }

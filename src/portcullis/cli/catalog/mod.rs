@@ -24,42 +24,42 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
-    /// List the catalogs that were added
+    /// List the added catalogs
     Ls,
-    /// List the servers of a catalog, or show what one of them would become
+    /// List the servers of a catalog, or show the config entry for one of them
     Show {
-        /// A catalog that was added, a file, a URL, or the name of an artifact
+        /// An added catalog, a file, a URL, or the name of an artifact
         catalog: String,
         /// The server's name in the catalog
         server: Option<String>,
     },
-    /// Add a catalog from a file or a URL: a copy is kept, and its digest locked
+    /// Add a catalog from a file or a URL; keeps a copy and locks its digest
     Add {
-        /// What it is to be called
+        /// Local name of the catalog
         name: String,
         /// A file, or a URL
         source: String,
-        /// Take a copy again that was moved on from
+        /// Allow going back to a copy that was replaced earlier
         #[arg(long)]
         allow_downgrade: bool,
     },
-    /// Forget a catalog. Servers that were added from it stay
+    /// Remove a catalog; servers that were added from it stay
     Rm {
         /// The catalog's name
         name: String,
     },
-    /// Pull a catalog that is an artifact of a registry, and add it
+    /// Pull a catalog from an OCI registry, and add it
     Pull {
         /// The artifact: `HOST/NAME:TAG` or `HOST/NAME@sha256:…`
         reference: String,
-        /// What it is to be called. Default: the last part of the artifact's name
+        /// Local name. Default: the last part of the artifact's name
         #[arg(long)]
         name: Option<String>,
-        /// Take a copy again that was moved on from
+        /// Allow going back to a copy that was replaced earlier
         #[arg(long)]
         allow_downgrade: bool,
     },
-    /// Push a catalog that was added to a registry, as an artifact
+    /// Push an added catalog to an OCI registry
     Push {
         /// The catalog's name
         name: String,
@@ -308,7 +308,7 @@ fn near(house: &Workspace, name: &str) -> String {
 pub(super) struct Add {
     /// `catalog://CATALOG/SERVER`, `docker://IMAGE`, `https://…`, `file://…` or a path
     reference: String,
-    /// What the server is to be called here
+    /// Name of the server in the config
     #[arg(long)]
     name: Option<portcullis_protocol::names::ServerName>,
     #[command(flatten)]
@@ -381,15 +381,15 @@ pub(super) fn only_one(text: &str) -> Option<String> {
 /// `server import`
 #[derive(Debug, clap::Args)]
 pub(super) struct Import {
-    /// A client's file (`mcpServers` and its like), a catalog, a profile or a `server.json`
+    /// A client's config file (such as `mcpServers`), a catalog, a profile or a `server.json`
     file: PathBuf,
-    /// Only this server of the file; may be given several times
+    /// Import only this server of the file; repeatable
     #[arg(long = "only", value_name = "SERVER")]
     only: Vec<String>,
-    /// What the server is to be called here, of a file with one server or with `--only`
+    /// Name of the server in the config; needs a file with one server, or `--only`
     #[arg(long)]
     name: Option<portcullis_protocol::names::ServerName>,
-    /// Only the servers that are on: a `registry.yaml` of Docker's
+    /// Import only the servers that a Docker `registry.yaml` enables
     #[arg(long, value_name = "FILE", conflicts_with = "only")]
     enabled: Option<PathBuf>,
     #[command(flatten)]

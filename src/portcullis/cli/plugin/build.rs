@@ -31,7 +31,10 @@ pub fn build(options: &Build, ctx: &Context) -> anyhow::Result<Exit> {
     print_lines(ctx, &built.config, &built.policies)?;
     let signature = signature_path(&built.path);
     if signature.exists() {
-        ctx.note(format_args!("{} is of another file: sign this one anew", signature.display()));
+        ctx.note(format_args!(
+            "{} belongs to another file: sign this one again",
+            signature.display()
+        ));
     }
     Ok(Exit::Ok)
 }

@@ -26,13 +26,13 @@ pub struct Call {
     /// The component
     #[arg(value_name = "FILE")]
     component: PathBuf,
-    /// The message: one of JSON-RPC, or in YAML by the keys of cases; `-` is standard input
+    /// The message: JSON-RPC, or YAML with the keys of test cases; `-` is standard input
     #[arg(long, value_name = "FILE", required_unless_present = "from_audit")]
     message: Option<PathBuf>,
-    /// The message of this decision of the audit log, where a policy had it kept (`@keep`)
+    /// Use the message of this decision from the audit log; needs a policy with `@keep`
     #[arg(long, value_name = "ID", conflicts_with = "message")]
     from_audit: Option<DecisionId>,
-    /// Of that decision, the answer
+    /// Use the response of that decision
     #[arg(long, requires = "from_audit")]
     answer: bool,
     /// The plugin's `config`, as a JSON object

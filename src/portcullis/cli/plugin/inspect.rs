@@ -12,10 +12,10 @@ pub struct Inspect {
     /// The component: a file, `oci://HOST/REPOSITORY:TAG` (or `@sha256:…`), or `https://…`
     #[arg(value_name = "FILE")]
     component: String,
-    /// The plugin's `config` while its cost is measured, as a JSON object
+    /// The plugin's `config` for the cost measurement, as a JSON object
     #[arg(long, value_name = "JSON", default_value = "{}")]
     settings: String,
-    /// Do not measure what messages cost
+    /// Skip the cost measurement
     #[arg(long)]
     no_cost: bool,
 }

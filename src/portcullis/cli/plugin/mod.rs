@@ -25,26 +25,26 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
-    /// Make a project that builds and passes its own cases
+    /// Create a project that builds and passes its own test cases
     New(new::New),
-    /// Build a project into its `target/NAME.wasm`
+    /// Build a project into `target/NAME.wasm`
     Build(build::Build),
-    /// Run the cases beside a plugin (`NAME.test.yaml`)
+    /// Run the test cases of a plugin (`NAME.test.yaml`)
     Test(test::Test),
-    /// Ask a plugin about one message
+    /// Run a plugin on one message
     Call(call::Call),
-    /// Say what a plugin is, what it asks for, and what it costs
+    /// Show a plugin's metadata, requested grants and cost
     Inspect(inspect::Inspect),
-    /// Make a signing key in a file, and print the verifier key for `signed-by`
+    /// Create a signing key file, and print the verifier key for `signed-by`
     ///
-    /// Of a file that is there, the verifier key is printed. Keep the file where plugins are signed,
-    /// and not where the proxy runs.
+    /// If the file exists, only the verifier key is printed. Keep the file where plugins are
+    /// signed, not on the proxy's machine.
     Key(sign::Key),
-    /// Sign a component, in `FILE.sig` beside it
+    /// Sign a component; writes `FILE.sig` next to it
     Sign(sign::Sign),
-    /// Say whether the signature beside a component, or pushed with it, holds
+    /// Verify the signature of a component: next to the file, or in the registry
     Verify(sign::Verify),
-    /// Push a component into an OCI registry, and print what to write into a config
+    /// Push a component to an OCI registry, and print its config entry
     Push(push::Push),
 }
 

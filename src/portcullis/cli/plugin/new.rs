@@ -12,10 +12,10 @@ use crate::{
 pub struct New {
     /// The plugin's name: a-z, 0-9 and `-`
     name: String,
-    /// The language to write it in
+    /// The plugin's language
     #[arg(long, value_enum)]
     lang: Language,
-    /// The project's folder, instead of one of the plugin's name
+    /// The project's folder. Default: the plugin's name
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
 }

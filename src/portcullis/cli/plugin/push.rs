@@ -11,10 +11,10 @@ use portcullis_plugin_host::{Artifact, Signed, signature_path};
 /// Options of the verb.
 #[derive(Debug, clap::Args)]
 pub struct Push {
-    /// The component; its signature `FILE.sig` goes along, if there is one
+    /// The component; `FILE.sig` is pushed with it, if it exists
     #[arg(value_name = "FILE")]
     component: PathBuf,
-    /// Where to: `oci://HOST/REPOSITORY:TAG`
+    /// The destination: `oci://HOST/REPOSITORY:TAG`
     #[arg(value_name = "REFERENCE")]
     reference: String,
 }

@@ -19,7 +19,7 @@ use portcullis_plugin_host::{Artifact, Compiled, LoadError, Pin, Signed, signatu
 pub struct Key {
     /// The file of the signing key
     file: PathBuf,
-    /// The name of the key; to make one
+    /// The name of the key; required to create one
     #[arg(long)]
     name: Option<String>,
 }
@@ -30,7 +30,7 @@ pub struct Sign {
     /// The component
     #[arg(value_name = "FILE")]
     component: PathBuf,
-    /// The signing key: its file, or `env:NAME`; may be given several times
+    /// The signing key: a file, or `env:NAME`; repeatable
     #[arg(long = "key", value_name = "FILE", required = true, action = ArgAction::Append,
           value_parser = signing_keys::unrepeated::<KeyPlace>())]
     keys: Vec<KeyPlace>,
@@ -42,7 +42,7 @@ pub struct Verify {
     /// The component: a file, `oci://HOST/REPOSITORY:TAG` (or `@sha256:…`), or `https://…`
     #[arg(value_name = "FILE")]
     component: String,
-    /// The verifier key; may be given several times, and one that signed it is enough
+    /// The verifier key; repeatable, one valid signature is enough
     #[arg(long = "key", value_name = "KEY", required = true, action = ArgAction::Append,
           value_parser = signing_keys::unrepeated::<Verifier>())]
     keys: Vec<Verifier>,

@@ -19,10 +19,10 @@ pub struct Test {
     /// Folders and case files (`NAME.test.yaml`)
     #[arg(value_name = "DIR|FILE", default_value = ".")]
     paths: Vec<PathBuf>,
-    /// The component that all cases are about, instead of those of the files
+    /// The component for all test cases, instead of those that the files name
     #[arg(long, value_name = "FILE")]
     plugin: Option<PathBuf>,
-    /// Only cases with this text in their name
+    /// Run only cases with this text in their name
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
 }

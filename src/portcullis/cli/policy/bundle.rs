@@ -23,37 +23,36 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
-    /// Make a signing key in a file, and print the verifier key for `bundle-keys`
+    /// Create a signing key file, and print the verifier key for `bundle-keys`
     ///
-    /// A bundle has the name of its key. Of a file that is there, the verifier key is printed. Keep
-    /// the file where bundles are signed, and not where the proxy runs.
+    /// A bundle has the name of its key. If the file exists, only the verifier key is printed. Keep
+    /// the file where bundles are signed, not on the proxy's machine.
     Key {
         /// The file of the signing key
         file: PathBuf,
-        /// The name of the key and of its bundles; to make one
+        /// The name of the key and of its bundles; required to create one
         #[arg(long)]
         name: Option<String>,
     },
-    /// Sign all files of a folder, as the next version
+    /// Sign all files of a folder as the next version
     ///
-    /// The policies must load. The manifest is written to `bundle.note`, whole and last. The same
-    /// files are not signed as another version: the signature is added.
+    /// The policies must load. The manifest is written to `bundle.note` last, in one step. If the
+    /// files have not changed, the version stays and the signature is added.
     Sign {
         dir: PathBuf,
-        /// The signing key: its file, or `env:NAME`; may be given several times
+        /// The signing key: a file, or `env:NAME`; repeatable
         #[arg(long = "key", value_name = "FILE", required = true, action = ArgAction::Append,
               value_parser = signing_keys::unrepeated::<KeyPlace>())]
         keys: Vec<KeyPlace>,
-        /// The version, instead of the next
+        /// The version. Default: the next
         #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
         as_version: Option<u64>,
     },
-    /// Say whether a bundle holds: signature, every file, and version
+    /// Verify a bundle: signature, files and version
     Verify {
-        /// The folder, instead of the config's
+        /// The folder of the bundle. Default: the config's
         dir: Option<PathBuf>,
-        /// The verifier key, instead of those of the config; then nothing is known of versions that
-        /// were in force. May be given several times
+        /// The verifier key, instead of the config's; disables the check against earlier versions. Repeatable
         #[arg(long = "key", value_name = "KEY", action = ArgAction::Append,
               value_parser = signing_keys::unrepeated::<Verifier>())]
         keys: Vec<Verifier>,

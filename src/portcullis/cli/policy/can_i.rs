@@ -30,39 +30,39 @@ use portcullis_upstream::kept_tools;
 
 #[derive(Debug, clap::Args)]
 pub struct CanI {
-    /// Who asks: a client's name, `group:NAME` (some client in that group), `local:USER`, `anonymous`,
-    /// or, of what the proxy does for them, `server:NAME` and `plugin:NAME`
+    /// The principal: a client's name, `group:NAME` (any client in that group), `local:USER`,
+    /// `anonymous`; for actions of the proxy `server:NAME` or `plugin:NAME`
     #[arg(long = "as", value_name = "PARTY")]
     party: String,
-    /// A group of the client, beside those that it has; may be given several times
+    /// An additional group of the client; repeatable
     #[arg(long = "group", value_name = "GROUP")]
     groups: Vec<Group>,
     /// An action (`call_tool`) or a method (`tools/call`)
     #[arg(value_name = "ACTION")]
     action: String,
-    /// SERVER/TOOL, SERVER/PROMPT, SERVER/URI, or only SERVER; nothing for all servers at once. Of
-    /// `egress` it is HOST:PORT, of `grant` the function
+    /// The target: SERVER/TOOL, SERVER/PROMPT, SERVER/URI or SERVER; default: all servers at once.
+    /// For `egress`: HOST:PORT; for `grant`: the function
     #[arg(value_name = "TARGET")]
     target: Option<String>,
     /// The arguments, as a JSON object
     #[arg(long, value_name = "JSON")]
     args: Option<String>,
-    /// A hint of the tool's annotations: `readOnlyHint=true`; may be given several times
+    /// A hint of the tool's annotations, such as `readOnlyHint=true`; repeatable
     #[arg(long = "hint", value_name = "NAME=BOOL", value_parser = hint, action = ArgAction::Append)]
     hints: Vec<(String, bool)>,
-    /// What `context.method` is, where ACTION is not a method
+    /// Value of `context.method`, if ACTION is not a method
     #[arg(long, value_name = "METHOD")]
     method: Option<String>,
-    /// What `context.transport` is: `http`, `unix`, `stdio` or `cli`
+    /// Value of `context.transport`: `http`, `unix`, `stdio` or `cli`
     #[arg(long, value_name = "TRANSPORT", value_parser = transport)]
     transport: Option<Transport>,
-    /// What `context.source_ip` is
+    /// Value of `context.source_ip`
     #[arg(long, value_name = "ADDRESS")]
     source_ip: Option<IpAddr>,
-    /// What `context.session_calls` is
+    /// Value of `context.session_calls`
     #[arg(long, value_name = "NUMBER")]
     session_calls: Option<u64>,
-    /// Say what each policy comes to that is about this, or nearly, and why
+    /// Explain the result of each policy that matches or nearly matches
     #[arg(long)]
     explain: bool,
 }

@@ -15,10 +15,9 @@ use portcullis_protocol::names::ServerName;
 /// Options of the verb.
 #[derive(Debug, clap::Args)]
 pub struct Check {
-    /// Files and folders, instead of those of the config
+    /// Files and folders, instead of the config's
     paths: Vec<PathBuf>,
-    /// All tools of a server, as it answers `tools/list`, in a file of JSON; may be given for
-    /// several servers
+    /// A JSON file with the `tools/list` result of a server; repeatable
     #[arg(long, value_name = "SERVER=FILE", value_parser = tools_of, action = ArgAction::Append)]
     tools: Vec<(ServerName, PathBuf)>,
 }

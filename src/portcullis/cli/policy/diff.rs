@@ -21,14 +21,13 @@ use portcullis_protocol::{
 /// Options of the verb.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A file or folder of policies, or two: with one, the config's are what it is held against
+    /// One or two files or folders of policies; a single one is compared with the config's
     #[arg(value_name = "PATH", num_args = 1..=2, required = true)]
     sets: Vec<PathBuf>,
-    /// All tools of a server, as it answers `tools/list`, in a file of JSON; may be given for
-    /// several servers
+    /// A JSON file with the `tools/list` result of a server; repeatable
     #[arg(long, value_name = "SERVER=FILE", value_parser = tools_of, action = ArgAction::Append)]
     tools: Vec<(ServerName, PathBuf)>,
-    /// Ask also about the clients and tools that are on record in the audit log
+    /// Include the clients and tools in the audit log
     #[arg(long)]
     recorded: bool,
     #[command(flatten)]

@@ -17,10 +17,10 @@ use portcullis_protocol::{names::DecisionId, refusal::Code};
 /// Options of the verb.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The decision's id, as the agent was given it
+    /// The decision id, as shown to the agent
     #[arg(value_name = "ID")]
     decision: DecisionId,
-    /// Files and folders of policies, instead of those of the config
+    /// Files and folders of policies, instead of the config's
     #[arg(long, value_name = "PATH", num_args = 1..)]
     policies: Vec<PathBuf>,
     #[command(flatten)]

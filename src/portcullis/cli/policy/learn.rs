@@ -21,7 +21,8 @@ const TOLD: usize = 20;
 /// Options of the verb.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A new file for the policies, instead of standard output; cases go to NAME.test.yaml beside it
+    /// Write the policies to this new file instead of standard output, and the cases to
+    /// NAME.test.yaml next to it
     #[arg(short, long, value_name = "NAME.cedar")]
     output: Option<PathBuf>,
     #[command(flatten)]

@@ -26,27 +26,27 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
-    /// Check policies and list every finding
+    /// Check policies and list all findings
     Check(check::Check),
     /// Format policies, keeping their comments
     Fmt(fmt::Fmt),
-    /// Run the cases beside policies (`NAME.test.yaml`)
+    /// Run the test cases of policies (`NAME.test.yaml`)
     Test(test::Test),
-    /// Print a policy for a common wish, with its cases
+    /// Print a policy template with its test cases
     New(new::New),
-    /// Ask whether a client may do something, and which rules say so
+    /// Evaluate whether a principal may perform an action, and print the deciding rules
     CanI(can_i::CanI),
-    /// Say why a recorded decision is as it is: what matched, what nearly did, and what it saw
+    /// Explain a recorded decision: policies that matched or nearly matched, and their input
     Explain(explain::Args),
-    /// Decide the recorded calls again under these policies, and say what would change
+    /// Evaluate recorded calls with these policies, and print the decisions that change
     #[command(after_long_help = super::audit::LANGUAGE)]
     Replay(replay::Args),
-    /// Propose policies that permit just what the recorded calls did, with cases
+    /// Propose policies that permit exactly the recorded calls, with test cases
     #[command(after_long_help = super::audit::LANGUAGE)]
     Learn(learn::Args),
-    /// Say which clients gain or lose which tools from one set of policies to another
+    /// Print which clients gain or lose which tools between two sets of policies
     Diff(diff::Args),
-    /// Sign folders of policies, and verify them
+    /// Sign and verify bundles: signed folders of policies
     Bundle(bundle::Args),
 }
 

@@ -11,10 +11,10 @@ use portcullis_protocol::names::{ClientName, Group, ServerName};
 /// Options of the verb.
 #[derive(Debug, clap::Args)]
 pub struct New {
-    /// What is wished for
+    /// The template
     #[arg(value_enum)]
     template: Template,
-    /// For the clients of this group
+    /// Apply the policy to the clients of this group
     #[arg(long, value_name = "GROUP", required_unless_present = "client")]
     group: Option<Group>,
     /// For this client
@@ -23,13 +23,13 @@ pub struct New {
     /// On this server
     #[arg(long, value_name = "SERVER")]
     server: ServerName,
-    /// These tools of the server; may be given several times
+    /// Apply the policy to this tool of the server; repeatable
     #[arg(long = "tool", value_name = "TOOL")]
     tools: Vec<ToolName>,
-    /// The hours of `working-hours`, UTC
+    /// The hours for `working-hours`, UTC
     #[arg(long, value_name = "FROM-TO", default_value = "8-18", value_parser = hours)]
     hours: (u8, u8),
-    /// Write NAME.cedar and NAME.test.yaml to this folder, instead of printing them
+    /// Write NAME.cedar and NAME.test.yaml to this folder instead of standard output
     #[arg(long, value_name = "FOLDER")]
     dir: Option<PathBuf>,
 }

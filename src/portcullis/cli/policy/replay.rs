@@ -16,10 +16,10 @@ use portcullis_policy_tools::{Change, Replay, Replayed};
 /// Options of the verb.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Files and folders of policies, instead of those of the config
+    /// Files and folders of policies, instead of the config's
     #[arg(long, value_name = "PATH", num_args = 1..)]
     policies: Vec<PathBuf>,
-    /// Changes to show, the most frequent first
+    /// Maximum number of changes to show, the most frequent first
     #[arg(long, default_value_t = 50, value_name = "N")]
     limit: usize,
     #[command(flatten)]

@@ -15,15 +15,15 @@ use portcullis_policy_tools::{Coverage, Ran, run_cases};
 /// Options of the verb.
 #[derive(Debug, clap::Args)]
 pub struct Test {
-    /// Case files (`NAME.test.yaml`), folders, and files of policies, instead of those of the config
+    /// Case files (`NAME.test.yaml`), folders and policy files, instead of the config's
     paths: Vec<PathBuf>,
-    /// Only cases with this text in their name
+    /// Run only cases with this text in their name
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
-    /// Say which policies decide no case
+    /// List the policies that decide no case
     #[arg(long, conflicts_with = "filter")]
     coverage: bool,
-    /// Fail where fewer of a hundred policies decide a case
+    /// Fail if fewer than this percentage of policies decide a case
     #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(..=100))]
     #[arg(conflicts_with = "filter")]
     fail_under: Option<u8>,

@@ -17,11 +17,10 @@ use portcullis_upstream::{Orphans, config::Runtime};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Show what would be removed, and remove nothing
+    /// Print the orphans without removing them
     #[arg(long)]
     dry_run: bool,
-    /// Remove it also where neither the config can be read nor its proxy asked, so that nothing of it goes
-    /// on record
+    /// Remove even if neither the config nor the proxy is available; the removal is then not recorded
     #[arg(long, conflicts_with = "dry_run")]
     unrecorded: bool,
 }

@@ -33,7 +33,7 @@ const UNRECORDED: &str = "this can't be recorded in the audit log, so it is not 
 /// The servers that a verb is about.
 #[derive(Debug, clap::Args)]
 pub(super) struct Which {
-    /// Servers of the config. Default: all that are images
+    /// Servers of the config. Default: all servers with an image
     servers: Vec<ServerName>,
 }
 
@@ -241,8 +241,7 @@ async fn one(
     let goes_back = locked.is_some_and(|locked| locked.was_once(now.as_str()));
     if let (true, Wish::Update { allow_downgrade: false, .. }) = (goes_back, wish) {
         return Err(format!(
-            "`{image}` means {} again, which was moved on from: somebody may have put an old version back; \
-             if that is meant, say `--allow-downgrade`",
+            "`{image}` would go back to {}, which was replaced earlier: the registry may have been rolled back; to accept it, add `--allow-downgrade`",
             now.as_str()
         ));
     }

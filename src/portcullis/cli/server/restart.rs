@@ -17,7 +17,7 @@ pub(super) async fn run(
         )
     };
     let done: RestartReport = {
-        let _progress = ctx.progress(format!("starting `{server}` anew"));
+        let _progress = ctx.progress(format!("restarting `{server}`"));
         proxy.post_json_slowly(&format!("/v1/servers/{server}/restart"), &()).await?
     };
     if ctx.is_json() {
@@ -26,12 +26,12 @@ pub(super) async fn run(
     }
     let RestartReport { instances, calls } = done;
     match (instances, calls) {
-        (0, _) => {
-            ctx.line(format_args!("{server}: nothing of it runs; what starts next is new"))?
-        }
-        (n, 0) => ctx.line(format_args!("{server}: {n} started anew"))?,
+        (0, _) => ctx.line(format_args!(
+            "{server}: no instance is running; the next start uses the new configuration"
+        ))?,
+        (n, 0) => ctx.line(format_args!("{server}: {n} restarted"))?,
         (n, calls) => ctx.line(format_args!(
-            "{server}: {n} started anew; {calls} under way at the old, which end with them"
+            "{server}: {n} restarted; {calls} in-flight calls finish on the old instances"
         ))?,
     }
     Ok(Exit::Ok)
