@@ -1,13 +1,16 @@
-//! The audit log: what was decided of every message, on disk before the message leaves.
+//! The audit log: the decision about every message, on disk before the message leaves.
 //!
-//! - An *intent* is durable before a call leaves; its *outcome* follows. What is refused before it
-//!   leaves has one *refused* record. All carry the decision's id.
-//! - What can't be recorded is not done: a store that is full, slow, in use or broken says so with
+//! `record` has the types of records, `log` writes them, `store` keeps them, `proof` signs and
+//! verifies them, `query` finds and counts them, `export` delivers them to other systems, and
+//! `maintenance` has keys, retention and backups.
+//!
+//! # Invariants
+//! - An *intent* is durable before a call leaves, and its *outcome* follows. A message that is
+//!   refused before it leaves has one *refused* record. All of them carry the decision id.
+//! - What cannot be recorded is not done: a store that is full, slow, in use or broken returns
 //!   [`Unavailable`], and the caller refuses.
-//! - No record holds a secret, and none an argument's value or a result unless a policy says
+//! - No record holds a secret. No record holds an argument's value or a result unless a policy has
 //!   `@keep`: texts are kept as size and keyed digest, arguments and results as their shape.
-//!
-//! Records are in `record`, the store in `store`, reading in `query`.
 
 pub mod config;
 mod digest;

@@ -1,15 +1,15 @@
-//! Descriptions of MCP servers that others wrote, read and turned into our own: Docker's catalogs and
-//! profiles, `server.json` of the MCP registry, and `mcpServers` of desktop clients.
+//! Descriptions of MCP servers by others, read and converted: Docker's catalogs and profiles,
+//! `server.json` of the MCP registry, and `mcpServers` of desktop clients.
 //!
-//! Everything that is read is hostile until it is a [`Server`]. Invariants:
-//!
-//! - No input has a reader panic, take more memory than a small multiple of it, or recurse deeper
-//!   than [`MAX_DEPTH`].
-//! - A `Server` holds references to secrets and never one that was written down; one that may hold
-//!   a secret where none can be handed over is refused, and its value is in no message.
-//! - What weakens the hardened profile is taken from nobody but the person: folders that they named,
-//!   and a user by number. Everything else is a [`Note`].
-//! - A server that is wrong spoils no other of its file; each problem has its place.
+//! # Invariants
+//! - All input is hostile until it is a [`Server`].
+//! - No input makes a reader panic, take more memory than a small multiple of its size, or recurse
+//!   deeper than [`MAX_DEPTH`].
+//! - A `Server` holds references to secrets and never a secret in plain text. A server that may
+//!   hold a secret where none can be delivered is refused, and its value is in no message.
+//! - Only the person can weaken the hardened profile: folders that they named, and a user by
+//!   number. Everything else becomes a [`Note`].
+//! - An invalid server does not affect the others of its file; each problem has its position.
 
 mod clients;
 mod docker;

@@ -1,11 +1,11 @@
-//! The chain: which interceptors see a message, in which order, in which mode, by when, and what
-//! becomes of their verdicts and faults.
+//! The chain: which interceptors see a message, in which order, mode and time, and the effect of
+//! their verdicts and faults.
 //!
-//! INVARIANTS
-//! - What leaves was seen by every interceptor that asked for it: a replacement sends the message
-//!   past all the others again, policy included, until none has anything to change.
+//! # Invariants
+//! - Every interceptor that wants a message has seen the version that leaves: a replacement passes
+//!   all other interceptors again, policy included, until none changes anything.
 //! - A fault, a missed deadline and a panic are refusals, unless the operator wrote `fail-open`.
-//! - An interceptor in `audit` mode has no effect but findings.
+//! - An interceptor in `audit` mode has no effect except findings.
 //! - No interceptor can lift another's refusal: the first one ends the message's way.
 
 mod contract;

@@ -1,11 +1,17 @@
-//! `portcullis.toml`: read, checked once with spans, and from then on a [`Config`] of plain values.
+//! The config: `portcullis.toml`, read and checked once, with positions for findings, and from
+//! then on a [`Config`] of plain values.
 //!
-//! The text becomes a plain value with the place of everything in it (`document`), is held against
-//! the schema of its shape (`shape`), becomes typed (`typed`), and is checked for what a schema
-//! can't say (`checks`). Every step tells of all that is wrong, not only of the first; a part that
-//! one step found wrong is not shown to the next.
+//! - `document` parses the text into a plain value with the position of every part.
+//! - `schema_check` compares it with the JSON Schema.
+//! - `deserialize` makes typed values.
+//! - `checks` finds what a schema cannot express.
 //!
-//! INVARIANT: no message repeats what may be a secret; no text, however broken, panics.
+//! Every step reports all of its findings, not only the first. A part that is wrong in one step is
+//! not passed to the next.
+//!
+//! # Invariants
+//! - No message repeats a possible secret.
+//! - No text, however broken, causes a panic.
 
 mod chain;
 mod checks;

@@ -1,17 +1,17 @@
-//! The proxy end through which a confined program reaches the hosts that its operator lists, and
-//! no other: HTTP `CONNECT`, plain HTTP, SOCKS5, and connections that were made to a listed host as
-//! if it were there. It knows neither who decides nor who records: that comes in by a [`Gate`].
+//! The proxy through which a confined program reaches the hosts that its operator lists, and no
+//! others: HTTP `CONNECT`, plain HTTP, SOCKS5, and connections to a stand-in address of a listed
+//! host. It does not know who decides and who records: the caller provides a [`Gate`].
 //!
-//! Invariants:
-//! - Nothing leaves for a program before its gate allowed it, not even the question for an address.
-//! - A connection is made to the very address that was checked. One that is not everybody's is
+//! # Invariants
+//! - Nothing leaves for a program before its gate allowed it, DNS queries included.
+//! - A connection goes to exactly the address that was checked. An address that is not public is
 //!   refused, unless the operator wrote that address down.
-//! - Where TLS is spoken, the server name in the clear is the host that was allowed, and there is no
-//!   other one encrypted beside it, nor in a second beginning that the server asks for. No byte goes
-//!   out before that was seen.
+//! - Where TLS is spoken, the server name in clear text is the allowed host, and there is no
+//!   other, encrypted name beside it or in a second `ClientHello` that the server requests. No
+//!   byte leaves before that was checked.
 //! - A connection ends when its gate no longer allows it.
-//! - Whatever the program sends, every attempt is told of once, every wait has a deadline, and every
-//!   buffer a bound.
+//! - Whatever the program sends, every attempt is reported once, every wait has a deadline, and
+//!   every buffer a bound.
 
 mod address;
 mod client_hello;

@@ -1,7 +1,8 @@
-//! What every layer stands on and no layer owns: files, keys, memory, text and units.
+//! Common parts of all layers: files, keys, memory, text and units.
 //!
-//! INVARIANT: nothing here knows MCP, policies or the config, and no crate of the workspace is a
-//! dependency.
+//! # Invariants
+//! - Nothing here knows MCP, policies or the config.
+//! - No crate of the workspace is a dependency.
 
 pub mod allocator;
 pub mod atomic_file;

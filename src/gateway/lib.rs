@@ -1,8 +1,13 @@
-//! The gateway: takes messages of clients, decides them, and passes them on to servers.
+//! The gateway: receives messages of clients, decides them, and forwards them to servers.
 //!
-//! `front` accepts clients, `session` keeps what a client of an older revision said, `router` finds
-//! the server of a message, `proxy` takes a message through all stages, `approval` asks people and
-//! `admin` serves operators.
+//! - `front` accepts clients.
+//! - `session` keeps the state of clients of older revisions.
+//! - `router` finds the server of a message.
+//! - `proxy` takes a message through all stages.
+//! - `approval` has calls that wait for a person.
+//! - `admin` serves operators.
+//!
+//! The invariants are in the modules.
 
 pub mod admin;
 pub mod approval;

@@ -1,18 +1,19 @@
-//! A guard in front of a container engine's API: it passes the calls that Portcullis makes, for the
-//! containers that Portcullis may have, and nothing else.
+//! A filter in front of a container engine's API: it passes the calls that Portcullis makes, for
+//! the containers that Portcullis may have, and nothing else.
 //!
-//! The engine's socket is root on its machine. Whoever holds the guard's socket instead can start
-//! containers that are as confined as [`Rules`] say, and can do things to those alone.
+//! The engine's socket is root on its machine. A process that holds the guard's socket instead can
+//! start only containers that are as confined as [`Rules`] require, and can act on those only.
 //!
-//! Invariants:
-//! - A request is never passed on: it is read into a [`Call`](route::Call), and a call that is
-//!   allowed becomes a new request, of known words only. What two readers could read differently
-//!   (paths, doubled keys, cases of keys, two lengths) does not get to the engine.
-//! - A container is created from what [`create`] has read and checked, written anew.
-//! - Nothing is done to a container that this guard did not create. None joins what another one has,
-//!   but the network namespace of a holder that the same client had created for it alone.
-//! - A container ends with the connection that is attached to it. None outlives its proxy, nor the
-//!   guard, nor, where that was killed, its next start. One that cannot be removed is tried again.
+//! # Invariants
+//! - A request is never forwarded: it is parsed into a [`Call`](route::Call), and an allowed call
+//!   becomes a new request of known values only. Anything that two readers could read differently
+//!   (paths, duplicate keys, case of keys, two lengths) does not reach the engine.
+//! - A container is created from what [`create`] has parsed and checked, written again.
+//! - Nothing is done to a container that this guard did not create. No container joins a namespace
+//!   of another, except the network namespace of a holder that the same client had created for it
+//!   only.
+//! - A container ends with the connection that is attached to it. None outlives its proxy or the
+//!   guard; after a killed guard, its next start removes them. A failed removal is tried again.
 //! - Bodies, headers, connections, containers and times are bounded.
 
 mod archive;

@@ -1,4 +1,8 @@
-//! The interceptors, one file each. They know no sockets and no siblings; `chain` calls them.
+//! The interceptors, one file each; `chain` calls them.
+//!
+//! # Invariants
+//! - An interceptor uses no sockets.
+//! - An interceptor does not know the others.
 
 pub mod entry;
 pub mod plugin;

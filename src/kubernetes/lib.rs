@@ -1,17 +1,17 @@
-//! Kubernetes manifests of one MCP server behind a proxy of its own, as a security team would want
-//! to apply them. Nothing is asked of a cluster: a [`Workload`] goes in, text comes out.
+//! Kubernetes manifests of one MCP server behind a proxy of its own, as a security team would
+//! apply them. Nothing is requested from a cluster: a [`Workload`] goes in, text comes out.
 //!
-//! A server that speaks over standard input and output has a container of its own in the proxy's
-//! pod. An init container copies the proxy's executable and its libraries there, and `portcullis
+//! A server that speaks over standard input and output has its own container in the proxy's pod.
+//! An init container copies the proxy's executable and its libraries there, and `portcullis
 //! pod-exec` starts the server's program for the proxy, which reaches it over a socket in a volume
-//! that nobody else sees. A remote server has no container: its pod is the proxy alone.
+//! that nothing else sees. A remote server has no container: its pod has only the proxy.
 //!
-//! Invariants:
-//! - Every pod keeps to the Pod Security Standard "restricted", and its namespace enforces that.
-//! - No value of a secret is in what comes out: a [`Secret`] has none. The operator makes the
-//!   `Secret` object; volumes refer to it.
-//! - Nothing reaches the pod but from where clients are said to be, and the pod reaches nothing but
-//!   what the server's `egress` lists, as far as the cluster's network can tell that apart.
+//! # Invariants
+//! - Every pod satisfies the Pod Security Standard "restricted", and its namespace enforces that.
+//! - The output contains no secret value: a [`Secret`] has none. The operator creates the `Secret`
+//!   object; volumes refer to it.
+//! - Only the configured clients reach the pod, and the pod reaches only the server's `egress`
+//!   list, as far as the cluster's network can tell that apart.
 
 mod network;
 mod pod;

@@ -1,23 +1,23 @@
-//! Artifacts of OCI registries: pulled by digest, pushed, and kept.
+//! Artifacts of OCI registries: pulled by digest, pushed, and stored.
+//!
+//! `client` has the requests, `transport` the HTTP, `redirect_policy` the allowed redirects,
+//! `image` the metadata of images that an engine is going to pull, and `store` the local copies.
+//! The crate does not know the meaning of an artifact. It has its own HTTP code, because other
+//! clients read answers without a bound and follow all redirects. Challenges (`http-auth`) and
+//! docker's stored logins (`docker_credential`) come from crates.
 //!
 //! # Invariants
-//! - What is handed out as pulled has the digest that it was asked for by, taken here over those very
-//!   bytes, each time: what a registry, a host that it leads to, or whoever can write to the folder
-//!   where it is kept says of it counts for nothing.
+//! - Pulled bytes have the requested digest, computed here over those bytes each time. Statements
+//!   of a registry, of a host that it redirects to, or of a process that can write to the store's
+//!   folder count for nothing.
 //! - Every answer is bounded in bytes, in silence and in time.
-//! - A login goes to the registry that it is for, or to the token service that this registry names; to
-//!   nobody whom a redirect leads to. No error, `Debug` or log holds one, nor words of a registry,
-//!   which could repeat it: the name of a host that it leads to is one, too.
-//! - Nothing goes out without TLS, logins included, but to this machine, or to a host that is named
-//!   for that.
-//! - A registry with a public address leads to public addresses alone. Behind a proxy of the
-//!   environment, that one says who is reached.
-//!
-//! This room knows nothing of what artifacts are for. `client.rs` is what can be asked, `transport.rs`
-//! how, `way.rs` where it may lead; `image.rs` tells of images what an engine is going to pull;
-//! `store.rs` keeps what came. Other clients read answers without a bound and follow redirects
-//! as they come, so the HTTP is our own here; the parts that are nobody's secret, what challenges say
-//! (`http-auth`) and where docker keeps logins (`docker_credential`), are not.
+//! - A login goes to its registry, or to the token service that this registry names, and never to
+//!   a redirect's target. No error, `Debug` or log contains a login, or text of a registry, which
+//!   could repeat it; the name of a host that a registry leads to is such text.
+//! - Nothing goes out without TLS, logins included, except to this machine or to a host that is
+//!   configured for it.
+//! - A registry with a public address leads to public addresses only. Behind a proxy of the
+//!   environment, that proxy decides which addresses are reached.
 
 mod client;
 mod credentials;

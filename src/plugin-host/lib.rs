@@ -1,20 +1,21 @@
-//! The host of plugins: WebAssembly components that speak `plugins/wit`.
+//! The host of plugins: WebAssembly components that implement `plugins/wit`.
+//!
+//! The crate knows neither exchanges nor policies: the interceptor `plugin` converts an exchange
+//! into a [`Message`] and a [`Verdict`] into the chain's.
 //!
 //! # Invariants
-//! - Every message meets an instance of its own, made from memory that no other message sees. Where
-//!   the plugin asks for one for each session, none but the messages of one principal's session meet
-//!   it, one after the other. No instance is used again after a fault.
-//! - A plugin has no authority but the functions of the contract that the operator grants it. A
-//!   component that asks for more is not loaded.
-//! - What it is handed of secrets is in nothing that it says.
-//! - Time, memory, tables, stack and what is copied out are bounded, so that a plugin can fail but
-//!   not stall or starve the proxy. A guest that is not done within a few milliseconds goes on in
-//!   threads of its own. One that fails again and again is let alone for a while.
-//! - Native code is run that wasmtime made in this process, or that was read from the cache under a
-//!   seal of ours; no other.
-//!
-//! This room knows neither exchanges nor policies: [`crate::interceptors::plugin`] turns the one
-//! into a [`Message`] and a [`Verdict`] into the chain's.
+//! - Every message gets its own instance, made from memory that no other message sees. If the
+//!   plugin requests an instance for each session, that instance gets only the messages of one
+//!   principal's session, one after the other. No instance is used again after a fault.
+//! - A plugin has no authority except the functions of the contract that the operator grants it. A
+//!   component that imports more is not loaded.
+//! - The output of a plugin contains none of the secrets that were delivered to it.
+//! - Time, memory, tables, stack and copied output are bounded, so that a plugin can fail but
+//!   cannot stall or starve the proxy. A guest that is not done within a few milliseconds
+//!   continues in threads of its own. A plugin that fails repeatedly is skipped for a while, and
+//!   its messages are refused.
+//! - Native code that runs was made by wasmtime in this process, or was read from the cache under
+//!   the proxy's seal.
 
 mod artifact;
 mod bindings;

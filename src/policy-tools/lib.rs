@@ -1,8 +1,11 @@
 //! The policy workbench: what people do with policies beside enforcing them.
 //!
-//! `cases` runs test files, `replay` decides recorded calls again, `compare` shows what two sets of
-//! policies decide differently, `learn` proposes policies from records, `format` formats them and
-//! `templates` begins them. The engine that decides is [`portcullis_policy`].
+//! `testing` runs case files, `replay` decides recorded calls again, `compare` shows the
+//! differences between two sets of policies, `learn` proposes policies from records, `format`
+//! formats them and `templates` starts them. The engine that decides is [`portcullis_policy`].
+//!
+//! # Invariants
+//! - Facts that a record does not have are reported as unknown, never guessed.
 
 mod compare;
 mod format;

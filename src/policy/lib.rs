@@ -1,12 +1,12 @@
-//! Policy: Cedar decides what passes. Deny by default: what no policy permits is refused, and so
-//! is everything on which a policy fails.
+//! Policy: Cedar decides what passes. The default is deny: a request that no policy permits is
+//! refused, and so is every request on which a policy fails.
 //!
-//! Invariants:
-//! - A decision is made on one whole set of policies, and says by its revision on which.
-//! - A set that does not validate is never used; the one before stays.
-//! - A policy in shadow decides nothing, and shows or hides nothing in a list.
-//! - What [`Engine::could_allow`] denies, [`Engine::decide`] never allows.
-//! - This room knows neither the protocol's framing nor a clock: both are handed in.
+//! # Invariants
+//! - A decision uses one whole set of policies, and names its revision.
+//! - A set that does not validate is never used; the previous one stays.
+//! - A policy in shadow mode decides nothing, and shows or hides nothing in a list.
+//! - [`Engine::decide`] never allows what [`Engine::could_allow`] denies.
+//! - The crate knows neither the protocol's framing nor a clock: callers pass both in.
 
 mod analysis;
 mod bundle;

@@ -1,6 +1,7 @@
 //! Portcullis: a policy-enforcing security proxy for the Model Context Protocol.
 //!
-//! The command line, and the tools of plugin authors. The proxy itself is [`portcullis_gateway`].
+//! `cli` is the command line and `plugin_dev` has the tools of plugin authors. The proxy itself is
+//! [`portcullis_gateway`].
 
 pub mod cli;
 pub mod plugin_dev;

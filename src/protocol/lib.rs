@@ -1,6 +1,8 @@
 //! The vocabulary that every layer shares: names, messages, exchanges, principals and refusals.
 //!
-//! INVARIANT: nothing here decides what happens to a message, and nothing reaches a network.
+//! # Invariants
+//! - Nothing here decides what happens to a message.
+//! - Nothing here reaches a network.
 
 pub mod arguments;
 pub mod claims;

@@ -1,47 +1,50 @@
-//! Who signed an image, and what they attest of it.
+//! The signers of an image, and their attestations.
 //!
-//! Given an image's digest and a trust ([`Trust`]: keys, and identities with the authorities that
-//! vouch for them), [`verify`] looks in the image's repository for
-//! - cosign's tags `sha256-HEX.sig` and `sha256-HEX.att`: payloads of simple signing and envelopes
-//!   (DSSE) of in-toto's statements, with cosign's annotations;
-//! - manifests that say they are about the image (the referrers of OCI 1.1, or the list by the tag
-//!   `sha256-HEX` where a registry has none): Sigstore's bundles of statements, as cosign 3 writes
-//!   them, and the above,
+//! [`verify`] takes an image's digest and a trust ([`Trust`]: keys, and identities with the
+//! authorities that vouch for them), and searches the image's repository for
+//! - cosign's tags `sha256-HEX.sig` and `sha256-HEX.att`: payloads of simple signing and DSSE
+//!   envelopes of in-toto statements, with cosign's annotations;
+//! - manifests that refer to the image (the referrers of OCI 1.1, or the list by the tag
+//!   `sha256-HEX` in a registry without them): Sigstore bundles of statements, as cosign 3 writes
+//!   them, and the above.
 //!
-//! and says what of it holds.
+//! It returns what is valid.
 //!
 //! # Invariants
-//! - Nothing counts but what is signed: the digest of the image has to stand in the signed bytes. What
-//!   a tag, a list or an annotation says only leads there.
-//! - What is found adds, and takes nothing away: a registry can hide a signature, never make one, and
-//!   what somebody else pushes beside a signature does not harm it, as long as it is found.
-//! - A registry that does not tell ([`Error`]) is not one that has nothing.
-//! - Signed JSON with a key twice is refused, so that no other reader reads another payload.
-//! - No input takes more than bounded bytes, requests and time, nor panics.
+//! - Only signed content counts: the image's digest must be in the signed bytes. A tag, a list or
+//!   an annotation only leads there.
+//! - A finding adds evidence and removes none: a registry can hide a signature but never make one,
+//!   and other uploads beside a signature do not harm it, as long as it is found.
+//! - A registry that does not answer ([`Error`]) is not one that has nothing.
+//! - Signed JSON with a duplicate key is refused, so that no other reader reads another payload.
+//! - No input takes more than bounded bytes, requests and time, or causes a panic.
 //!
-//! # What a signature may stand on
-//! On the digest by which the image is run. An index names the manifests of its platforms by their
-//! digests, so who signs the index signs each of them. Who signs one of the manifests signs no index:
-//! another manifest of it may be taken.
+//! # What a signature covers
+//! The digest by which the image runs. An index names the manifests of its platforms by digest, so
+//! a signature of the index covers each of them. A signature of one manifest does not cover the
+//! index: another manifest of it may be selected.
 //!
-//! A statement is of each of its subjects; it counts where the image is one, by SHA-256. The
-//! `docker-reference` of simple signing is not looked at, as with cosign: it is the digest that is
-//! signed, wherever copies of it lie.
+//! A statement covers each of its subjects; it counts if the image is one of them, by SHA-256. The
+//! `docker-reference` of simple signing is ignored, as in cosign: the digest is signed, wherever
+//! copies of it are.
 //!
 //! # Identities
-//! A certificate counts as `sigstore-verify` has it: it chains to an authority of the trusted root, has
-//! the timestamp of one of its logs of certificates, was valid when an authority of timestamps or the
-//! transparency log saw the signature, and the log's entry is of this signature and proved (by the
-//! log's promise alone in cosign's older annotations, which have nothing else; whoever signs chooses
-//! these, so what a promise is worth, every such signature is). Bundles of version 0.1, which may leave
-//! the proof out, are not taken. Nothing is fetched: the root is a file that the operator names.
-//! Revocation is by taking somebody out of the trust.
+//! A certificate counts by the rules of `sigstore-verify`:
+//! - It chains to an authority of the trusted root and has the timestamp of one of its certificate
+//!   logs.
+//! - It was valid when a timestamp authority or the transparency log saw the signature.
+//! - The log's entry belongs to this signature and is proved. In cosign's older annotations, the
+//!   only proof is the log's promise. A signer can choose this format, so every such signature is
+//!   worth as much as a promise.
+//!
+//! Bundles of version 0.1, which may omit the proof, are not accepted. Nothing is fetched: the
+//! root is a file that the operator names. To revoke a signer, remove it from the trust.
 //!
 //! # Why not the crate `sigstore`
-//! Its `cosign` brings a second client of registries (`oci-client`), which reads answers without a
-//! bound and follows redirects with logins, and with it OpenID Connect, a browser's launcher and a
-//! compiler of protocol buffers. `sigstore-verify`, of the same project, verifies and does nothing else;
-//! `ring` computes for it here, and `portcullis-oci` asks registries.
+//! Its `cosign` brings a second registry client (`oci-client`), which reads answers without a
+//! bound and follows redirects with logins, and with it OpenID Connect, a browser launcher and a
+//! protocol buffer compiler. `sigstore-verify`, of the same project, only verifies; `ring` does
+//! its computations here, and `portcullis-oci` sends the requests.
 
 mod candidate;
 mod crypto;

@@ -1,9 +1,10 @@
-//! Where servers run: containers, sandboxes, and what confines both.
+//! Where servers run: containers and sandboxes, and their confinement.
 //!
-//! `process` is the contract that both runtimes fulfil. `mount_policy` says which paths of the host a
-//! server may see, `egress_netns` opens sockets in network namespaces without a route.
+//! `process` is the contract of both runtimes. `mount_policy` decides which paths of the host a
+//! server may see, and `egress_netns` opens sockets in network namespaces without a route.
 //!
-//! INVARIANT: a server runs with all of its confinement or not at all.
+//! # Invariants
+//! - A server runs with its whole confinement or not at all.
 
 pub mod config;
 pub mod container;

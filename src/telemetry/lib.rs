@@ -1,8 +1,9 @@
 //! What the operator sees of a running proxy beside the audit log: logs on standard error and
 //! metrics.
 //!
-//! INVARIANTS: neither logs nor metrics hold arguments, results or secrets. Nothing that a client
-//! or a server writes can forge a log line or grow the metrics without bound.
+//! # Invariants
+//! - Neither logs nor metrics contain arguments, results or secrets.
+//! - Text of a client or a server cannot forge a log line or grow the metrics without bound.
 
 mod config;
 mod logs;

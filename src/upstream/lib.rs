@@ -1,7 +1,8 @@
-//! Servers: how one is started, spoken to, watched and ended.
+//! Servers: how they are started, called, watched and ended.
 //!
-//! INVARIANT: what a server does (hang, die, flood, lie) ends at its own calls: every queue to and
-//! from it is bounded, every wait has a deadline, and its failure is a [`Failure`] of that call.
+//! # Invariants
+//! - A server that hangs, dies, floods or lies affects only its own calls: every queue to and from
+//!   it is bounded, every wait has a deadline, and its failure is a [`CallError`] of that call.
 
 mod batch;
 mod breaker;

@@ -1,9 +1,11 @@
 //! Where secrets come from, and the type that keeps them out of logs.
 //!
-//! Invariant: no error, no `Debug` and no `Display` of this room holds a value, nor a reference
-//! that could be one (a secret pasted where its reference belongs), nor anything that a keeper of
-//! secrets wrote. Whatever a source is, fetching its value ends within [`PATIENCE`], and no more
-//! than [`MAX_BYTES`] of it are taken.
+//! # Invariants
+//! - No error, `Debug` or `Display` of this crate contains a value, a reference that could be a
+//!   value (a secret pasted in place of its reference), or text that an external secret store
+//!   wrote.
+//! - Whatever the source, fetching a value ends within [`PATIENCE`] and takes at most
+//!   [`MAX_BYTES`].
 
 mod dotenv;
 mod error;

@@ -1,15 +1,16 @@
-//! The operator's way into a running proxy: HTTP over `admin.sock` in the state folder.
+//! The operator's access to a running proxy: HTTP over `admin.sock` in the state folder.
 //!
-//! - That socket is its owner's alone (mode 0600, in a folder of mode 0700). Where the config says
-//!   `admin.socket` there is a second one, a door for those who have a role. Each peer's user and
-//!   group are asked of the kernel.
-//! - Nothing is answered that the peer's roles do not allow (`guard`): root and the proxy's own
-//!   user may do everything, others what `admin.roles` names. Refusals, and who reads records, are
-//!   on record.
-//! - [`Server`] serves any [`axum::Router`]: [`audit_routes`] is this room's, others are merged
-//!   with it where the proxy is assembled. Handlers that need to know who asks take
-//!   `ConnectInfo<Peer>`.
+//! - Only the owner can use that socket (mode 0600, in a folder of mode 0700). With `admin.socket`
+//!   in the config there is a second socket, for users with a role.
+//! - [`Server`] serves any [`axum::Router`]: [`audit_routes`] belongs to this module, and the
+//!   caller merges the others. Handlers that need the peer take `ConnectInfo<Peer>`.
 //! - Errors are [`Problem`]s, on both ends.
+//!
+//! # Invariants
+//! - The kernel provides each peer's user and group.
+//! - Nothing is answered that the peer's roles do not allow (`authorize`): root and the proxy's
+//!   own user may do everything, others what `admin.roles` names.
+//! - Refusals and readers of records are on record.
 
 mod approvals;
 mod audit;

@@ -1,11 +1,12 @@
-//! Calls that wait for a person. A policy's `@approve` puts a call here; `portcullis approve` or the
-//! answer of a webhook lets it go on or ends it.
+//! Calls that wait for a person. A policy's `@approve` puts a call here; `portcullis approve` or
+//! the answer of a webhook continues or ends it.
 //!
-//! Invariants:
-//! - Who is asked sees all that will be sent, without its secrets.
-//! - Only what waits can be allowed, and once. What nobody allows in time is refused.
-//! - What was said is on record before it counts, whatever becomes of the call meanwhile.
-//! - One client cannot take the place of the others, and what waits is bounded.
+//! # Invariants
+//! - The person who is asked sees everything that will be sent, without its secrets.
+//! - Only a waiting call can be allowed, and only once. A call that nobody allows in time is
+//!   refused.
+//! - A resolution is on record before it has an effect, whatever happens to the call meanwhile.
+//! - One client cannot take the slots of the others, and the number of waiting calls is bounded.
 
 mod webhook;
 

@@ -1,5 +1,7 @@
-//! Where clients connect: bytes in, bytes out. Everything that is about bytes, headers and streams
-//! happens here, and nothing that is about policy.
+//! Where clients connect: everything about bytes, headers and streams.
+//!
+//! # Invariants
+//! - Nothing here is about policy.
 
 mod batch;
 mod connection;

@@ -1,18 +1,33 @@
-//! The proxy: assembles the way of a message, and is the only room that names every stage.
+//! The pipeline of a message, from arrival to answer; the only module that names every stage.
 //!
-//! `way` takes one exchange through all stages; `told` is what a client says that asks nothing;
-//! `own` has the answers that the proxy gives itself; `call` makes one call at a server
-//! (`dialogue`), whatever the two eras; `questions` puts to clients what servers ask, `parked` and
-//! `state` have it wait for clients that are stateless; `listen` knows who hears of changes,
-//! `subscriptions` of which resources, `tasks` whose task is whose; `guest` is a client with what
-//! it says of itself. `lists` puts the merged lists together; `params` holds headers that repeat
-//! arguments against them; `recording` puts exchanges on record, `presence` who came and went,
-//! `reloads` which policies decide, `following` which servers there are, `secrets` what they are
-//! handed, `files` what changes beside them; `obligations` does what policies ask for beside their
-//! decision, `approve` asks a person; `places` bounds what a principal has under way; `refusals`
-//! bounds how many of them are recorded one by one; `servers` hears what servers say on their own,
-//! `own_acts` has policy decide what is done to start them; `assembly` puts it all together from a
-//! config.
+//! Messages of clients:
+//! - `pipeline` takes an exchange through all stages; `client` is a client with its declarations.
+//! - `client_messages` has notifications and responses of clients.
+//! - `builtin_methods` has the answers of the proxy itself, `lists` the merged lists.
+//! - `mirrored_headers` compares headers with the arguments that they repeat, `argument_names` the
+//!   names of arguments with the tool's schema.
+//! - `concurrency` bounds the messages in flight of a principal, `memory` the memory of large
+//!   ones.
+//! - `visibility` evaluates policies before a server is involved, `obligations` applies
+//!   obligations of policies, and `approval` waits for a person.
+//!
+//! Calls and servers:
+//! - `call` makes one call at a server (`upstream_call`), whatever the two eras.
+//! - `server_requests` sends server requests to clients. For clients without a session,
+//!   `suspended_calls` and `request_state` suspend the call.
+//! - `change_listeners` knows the subscribers of changes, `subscriptions` the resources, `tasks`
+//!   the owners of tasks.
+//! - `server_events` receives the events and unsolicited messages of servers.
+//! - `launch_policy` and `egress_policy` have policies decide launches and connections, `plugins`
+//!   the grants of plugins.
+//!
+//! Records and reloads:
+//! - `recorder` records exchanges, `client_activity` clients and sessions, `startup_events`,
+//!   `launch_events` and `egress_events` what their names say, and `refusal_sampling` bounds the
+//!   refusals that get a record of their own.
+//! - `policy_reload`, `config_reload` and `secret_rotation` apply changed policies, servers and
+//!   secrets, `file_watcher` watches files, and `audit_retention` drops old segments.
+//! - `builder` makes all of it from a config.
 
 mod approval;
 mod argument_names;

@@ -1,8 +1,9 @@
-//! Which server owns this tool, prompt or resource; what the merged lists hold.
+//! The server of a tool, prompt or resource, and the content of the merged lists.
 //!
-//! INVARIANT: what is merged is named by the operator. A server's name for itself, or for its
-//! tools, can neither move nor shadow what another server offers: behind the endpoint of all
-//! servers every tool and prompt stands behind its server's prefix.
+//! # Invariants
+//! - Merged names are the operator's. The name that a server gives itself or its tools can neither
+//!   move nor shadow what another server offers: at the endpoint of all servers, every tool and
+//!   prompt has its server's prefix.
 
 mod merged_names;
 mod pages;

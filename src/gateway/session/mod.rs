@@ -1,8 +1,9 @@
-//! Legacy sessions: what a client said when it greeted, what it has under way, and the stream on
-//! which it hears from servers. Modern clients have none.
+//! Legacy sessions: a client's declarations at `initialize`, its requests in flight, and the
+//! stream for messages of servers. Modern clients have none.
 //!
-//! INVARIANT: a session belongs to the principal and to the endpoint that opened it. To anybody
-//! else it does not exist.
+//! # Invariants
+//! - A session belongs to the principal and to the endpoint that opened it. To anybody else it
+//!   does not exist.
 
 mod calls;
 mod capabilities;
