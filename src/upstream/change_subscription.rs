@@ -209,7 +209,7 @@ async fn hear(
                 let _ = acknowledge.send(Ok(resources(params.as_ref())));
             }
         } else if acknowledge.is_some() {
-            tracing::debug!("a server tells before it says what it grants");
+            tracing::debug!("server notification before the subscription was granted");
         } else {
             ear.tell(said);
         }

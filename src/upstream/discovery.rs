@@ -258,7 +258,7 @@ impl Definitions {
             && let told @ 1.. = items.notices.iter().count()
         {
             // Which is the server's text, and not for a log.
-            tracing::warn!(%server, list = offer.method(), told, "a part of the server's list is left out");
+            tracing::warn!(%server, list = offer.method(), told, "entries of the server's list left out");
         }
         if self.changes.load(Ordering::SeqCst) == changes {
             *slot.kept.lock() = Some((Instant::now(), fetched.clone()));

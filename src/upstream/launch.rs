@@ -108,7 +108,7 @@ impl Instance {
         match self.start_as(launch, era, spare.take()).await {
             Err((failure, true)) if probe => {
                 let failure = self.told(failure);
-                tracing::debug!(server = %self.common.name, %failure, "the server ended when asked for its era; starting it as legacy");
+                tracing::debug!(server = %self.common.name, %failure, "server exited during discovery; starting it as a legacy server");
                 self.known_legacy.store(true, Ordering::Relaxed);
                 self.start_as(launch, Era::Legacy, None).await.map_err(|(failure, _)| failure)
             }

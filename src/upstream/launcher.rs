@@ -257,7 +257,7 @@ impl Launcher {
             if !hidden.is_empty() {
                 tracing::info!(
                     %server, hosts = hidden.join(", "),
-                    "reached by HTTPS_PROXY alone: a program that does not go by that finds no such host"
+                    "hosts are reachable only through HTTPS_PROXY; programs that ignore it cannot resolve them"
                 );
             }
             let gate = self.outward.gate(reacher);

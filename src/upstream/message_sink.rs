@@ -138,7 +138,7 @@ impl MessageSink {
         // Of a flood, the first of each power of two is told; all are counted for the record.
         if lost.is_power_of_two() {
             let request = matches!(said, ServerMessage::Request { .. });
-            tracing::warn!(server = %self.server, request, lost, "a message of a server did not fit its queue and is dropped");
+            tracing::warn!(server = %self.server, request, lost, "server message dropped: queue full");
         }
     }
 }

@@ -171,7 +171,7 @@ impl Multiplexer {
         // Where the process ends there is nobody left to tell.
         let Ok(runtime) = Handle::try_current() else { return };
         let Ok(permit) = self.errands.clone().try_acquire_owned() else {
-            return tracing::debug!("a server does not read, and misses a message");
+            return tracing::debug!("server does not read its input; message dropped");
         };
         let sending = (self.out)(text);
         runtime.spawn(async move {
@@ -199,7 +199,7 @@ impl Multiplexer {
                 for element in batch::elements(&text) {
                     self.malformed(&element, &flaw);
                 }
-                return tracing::debug!(%flaw, "a text of a server is no message");
+                return tracing::debug!(%flaw, "server sent an invalid message");
             }
         };
         for message in messages {
@@ -217,7 +217,7 @@ impl Multiplexer {
                 self.settle(id, Err(CallError::Misbehaved(format!("its answer: {flaw}"))));
             }
             // Some servers print to standard output; what is no message answers nothing.
-            None => tracing::debug!(%flaw, "a text of a server is no message"),
+            None => tracing::debug!(%flaw, "server sent an invalid message"),
         }
     }
 
@@ -225,7 +225,7 @@ impl Multiplexer {
         match frame.kind {
             Kind::Result { id, result } => self.answer(id.raw(), Reply::Result(result)),
             Kind::Error { id: Some(id), error } => self.answer(id.raw(), Reply::Error(error)),
-            Kind::Error { id: None, .. } => tracing::debug!("a server's error names no request"),
+            Kind::Error { id: None, .. } => tracing::debug!("server error has no request id"),
             Kind::Request { id, method, params } => {
                 let Some(said) = self.request(id, method, params) else { return };
                 self.tell_party(said, way).await;
@@ -237,7 +237,7 @@ impl Multiplexer {
     fn answer(&self, id: &Bytes, reply: Reply) {
         match std::str::from_utf8(id).ok().and_then(|id| id.parse().ok()) {
             Some(id) => self.settle(id, Ok(reply)),
-            None => tracing::debug!("a server answered with an id that was never given"),
+            None => tracing::debug!("server response has an unknown id"),
         }
     }
 
@@ -252,7 +252,7 @@ impl Multiplexer {
             }
             None => {
                 self.given_up.lock().remove(&id);
-                tracing::debug!("a server answered a request that is not under way");
+                tracing::debug!("server response matches no pending request");
             }
         }
     }
@@ -296,7 +296,7 @@ impl Multiplexer {
     async fn notification(&self, method: Method, params: Option<Bytes>, way: StreamKind) {
         if let Some(id) = subscription(params.as_ref()) {
             let Some((call, mine)) = self.call(id) else {
-                return tracing::debug!("a server tells of a subscription that is over");
+                return tracing::debug!("server notification for an ended subscription");
             };
             let params = mine.restored(params);
             return self.ear.tell_call(&call, ServerMessage::Notification { method, params }).await;

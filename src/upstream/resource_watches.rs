@@ -104,9 +104,7 @@ impl Watched {
             for uri in uris {
                 let reply = link.call(change(Method::SUBSCRIBE, &uri, RENEWAL)).await;
                 if !matches!(reply, Ok(Reply::Result(_))) {
-                    tracing::warn!(
-                        "a server that was started again takes no subscription to a resource that it had taken"
-                    );
+                    tracing::warn!("restarted server rejected an earlier resource subscription");
                 }
             }
         });

@@ -129,7 +129,7 @@ impl Running {
 /// Ends a process, and does not wait for ever for that: what then remains goes with its handle.
 pub(super) async fn end(process: &dyn Handle, grace: Duration) {
     if tokio::time::timeout(grace + FORCE, process.stop(grace)).await.is_err() {
-        tracing::warn!(process = process.describe(), "a server's process did not end in time");
+        tracing::warn!(process = process.describe(), "server process did not exit in time");
     }
 }
 

@@ -283,7 +283,7 @@ impl Server {
                 if let Err(failure) = next.running().await {
                     // Each try is on record, and the next call would make the next.
                     *no_more.lock() = Some(Instant::now() + PAUSE);
-                    tracing::debug!(%failure, "a further instance did not start");
+                    tracing::debug!(%failure, "another instance did not start");
                 }
             });
         }

@@ -48,7 +48,7 @@ impl StdioTransport {
                 if let Some(lines) = lines
                     && tokio::time::timeout(PATIENCE, lines.send(text)).await.is_err()
                 {
-                    tracing::debug!("a server does not read, and misses a message");
+                    tracing::debug!("server does not read its input; message dropped");
                 }
             };
             Box::pin(sending) as _

@@ -180,7 +180,7 @@ async fn connections_of_a_trusted_proxy_beyond_the_bound_are_told_of() {
         open.push(connect_from([127, 0, 0, 2].into(), gate.addr).await.unwrap());
     }
     let told = gate.logged("a connection that is not taken", |line| {
-        line.contains("connections of trusted proxies were closed")
+        line.contains("connections of trusted proxies closed")
     });
     let line = told.await;
     assert!(line.contains("127.0.0.2"), "{line}");

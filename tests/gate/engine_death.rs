@@ -68,7 +68,7 @@ async fn an_engine_that_comes_after_the_proxy_is_used_and_cleared_up() {
     let doctor = gate.cli(&["doctor"]).await;
     assert!(doctor.stdout.contains("`crooked` is failed: no container engine"), "{doctor:#?}");
     ground.begin().unwrap();
-    gate.logged("the engine", |line| line.contains("a container engine answers by now")).await;
+    gate.logged("the engine", |line| line.contains("container engine is available")).await;
     until("those of before to be gone", async || {
         let now = ground.containers().unwrap();
         ours.iter().all(|id| !now.contains(id)).then_some(())

@@ -149,7 +149,7 @@ async fn what_does_not_pass_the_checks_changes_nothing() {
     gate.put(&bad);
     let place = format!("portcullis.toml:{line}:");
     let told = gate.logged("what is wrong", |told| told.contains(&place)).await;
-    assert!(told.contains("is not used"), "{told}");
+    assert!(told.contains("changed config rejected"), "{told}");
     assert!(!listed(&agent, "second").await);
     agent.call("crooked__echo", echo()).await.unwrap();
     assert_eq!(marked(&gate.mark), before);
@@ -162,9 +162,9 @@ async fn what_does_not_pass_the_checks_changes_nothing() {
     })
     .await;
     gate.put(&good);
-    gate.logged("that all is well", |line| line.contains("the config holds again")).await;
+    gate.logged("that all is well", |line| line.contains("config file is valid again")).await;
     gate.signal(Signal::SIGHUP);
-    gate.logged("that there is nothing", |line| line.contains("has nothing new")).await;
+    gate.logged("that there is nothing", |line| line.contains("no changes")).await;
     assert_eq!(marked(&gate.mark), before);
     let rejected = event(&gate, "config-rejected").await;
     assert_eq!(rejected.len(), 2, "{rejected:#?}");
@@ -232,7 +232,7 @@ async fn what_a_profile_leaves_out_is_followed_for_what_others_may_not_see() {
     gate.put(&with("data"));
     gate.logged("why it is not taken", |line| line.contains("data may not be mounted")).await;
     gate.put(&with("other"));
-    gate.logged("that all is well", |line| line.contains("the config holds again")).await;
+    gate.logged("that all is well", |line| line.contains("config file is valid again")).await;
     // Nothing of the servers changed, and still this is another's now.
     fs::remove_dir(gate.path("data")).unwrap();
     std::os::unix::fs::symlink("other", gate.path("data")).unwrap();

@@ -221,7 +221,7 @@ async fn a_tag_is_resolved_once_and_moved_by_an_operator_alone() {
     assert!(!error.to_string().contains("127.0.0.1"), "{error:#}");
     let failed = records(&gate, "server-launch-failed").await;
     let why = failed[0]["reason"].as_str().unwrap();
-    assert!(why.contains("is not to be had") && why.contains("does not answer"), "{why}");
+    assert!(why.contains("cannot be pulled") && why.contains("does not answer"), "{why}");
     assert_eq!(recorded(&gate, "image-pull-failed").await["digest"], first.as_str());
     gate.stop().await;
 }
@@ -910,7 +910,7 @@ async fn a_server_that_is_taken_out_while_its_image_is_pulled_is_not_started() {
         assert_eq!(pulled["server"], "crooked", "{pulled:#}");
         let failed = recorded(&gate, "server-launch-failed").await;
         let why = failed["reason"].as_str().unwrap();
-        assert!(why.contains("was taken out of the config"), "{failed:#}");
+        assert!(why.contains("was removed from the config"), "{failed:#}");
         assert!(records(&gate, "server-launched").await.is_empty());
         assert!(containers(&gate.mark).is_empty());
         gate.stop().await;

@@ -165,7 +165,7 @@ async fn programs_reach(mark: &str, place: &str, python: &str, curl: bool) {
     let launched = gate.records(&["event = server-launched"]).await;
     assert_eq!(launched[0]["egress_tried"], true, "{:#}", launched[0]);
     let told =
-        gate.logged("hosts behind the variable", |line| line.contains("by HTTPS_PROXY alone"));
+        gate.logged("hosts behind the variable", |line| line.contains("only through HTTPS_PROXY"));
     let told = told.await;
     assert!(told.contains("*.below.example:443") && !told.contains("web.example"), "{told}");
     gate.stop().await;

@@ -85,7 +85,7 @@ async fn admit(
     if let Err(problem) = allowed(need, &peer) {
         let user = peer.user.as_deref().map_or_else(|| peer.uid.to_string(), str::to_owned);
         if let Some(recorder) = recorder.filter(|r| (r.refusal)(&user, ROLE_MISSING)) {
-            tracing::warn!(uid = peer.uid, path, "refused at the admin socket");
+            tracing::warn!(uid = peer.uid, path, "admin socket: request refused");
             let action = action(&peer, &request, None, Some(&problem));
             recorder.audit.record_best_effort(action).await;
         }

@@ -347,10 +347,10 @@ async fn accept(listener: &UnixListener) -> (UnixStream, tokio::net::unix::UCred
         match listener.accept().await {
             Ok((stream, _)) => match stream.peer_cred() {
                 Ok(peer) => return (stream, peer),
-                Err(error) => tracing::warn!(%error, "peer of the admin socket unknown"),
+                Err(error) => tracing::warn!(%error, "admin socket: peer credentials unavailable"),
             },
             Err(error) => {
-                tracing::error!(%error, "the admin socket accepts nobody");
+                tracing::error!(%error, "admin socket cannot accept connections");
                 // Out of file handles, most likely: asking again at once would not help.
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
@@ -367,7 +367,7 @@ async fn accept_owner(
         let (stream, peer) = accept(&own).await;
         let (uid, pid) = (peer.uid(), peer.pid());
         let Some((_, user)) = owners.iter().find(|(owner, _)| *owner == uid) else {
-            tracing::warn!(uid, "stranger at the owner's admin socket");
+            tracing::warn!(uid, "admin socket: connection from another user refused");
             continue;
         };
         let peer = Peer { uid, user: user.clone(), pid, standing: Standing::OWNER, _seat: None };
@@ -398,7 +398,7 @@ async fn accept_at_door(
             let (standing, user) = match tokio::time::timeout(LOOKUP, looking).await {
                 Ok(Ok(found)) => found,
                 _ => {
-                    tracing::error!(uid, "the name service does not tell the user's groups");
+                    tracing::error!(uid, "name service returned no groups for the user");
                     (Standing::STRANGER, None)
                 }
             };

@@ -184,7 +184,7 @@ impl Approvals {
                     }
                     Ok(None) => {}
                     Err(error) => {
-                        tracing::warn!(decision = %id, %error, "the webhook for approvals was not reached");
+                        tracing::warn!(decision = %id, %error, "approval webhook not reached");
                         notary.unreached(&told, &error).await;
                     }
                 }

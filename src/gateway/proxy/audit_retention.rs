@@ -31,11 +31,10 @@ impl Gateway {
             match self.prune(false).await {
                 Ok(Pruned { held: Some(held), .. }) => tracing::warn!(
                     held,
-                    "audit records are older than `audit.retention.max-age` and kept, since \
-                     they are not exported yet"
+                    "audit records older than `audit.retention.max-age` are kept until they are exported"
                 ),
                 Ok(_) => {}
-                Err(fault) => tracing::error!(%fault, "`audit.retention` is not kept"),
+                Err(fault) => tracing::error!(%fault, "`audit.retention` could not be applied"),
             }
             tokio::select! {
                 () = tokio::time::sleep(INTERVAL) => {}

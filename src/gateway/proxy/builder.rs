@@ -306,7 +306,7 @@ impl GatewayBuilder {
                     && !refused.is_empty()
                 {
                     let why = Diagnostics(refused);
-                    tracing::error!("servers will not start for what they mount:\n{why}");
+                    tracing::error!("servers cannot start because of their mounts:\n{why}");
                 }
             }
         });
@@ -380,7 +380,7 @@ pub(super) async fn reap(engine: &container::Engine, instance: &str) {
     match engine.reap(instance).await {
         Ok(0) => {}
         Ok(reaped) => tracing::info!(reaped, "removed containers of an earlier run"),
-        Err(fault) => tracing::warn!(%fault, "orphaned containers could not be looked for"),
+        Err(fault) => tracing::warn!(%fault, "search for orphaned containers failed"),
     }
 }
 
@@ -560,7 +560,7 @@ pub(super) fn missing(
     let missing = handed.iter().filter_map(|(holder, read)| Some((holder, read.as_ref().err()?)));
     missing
         .map(|((server, whose), not)| {
-            tracing::warn!(%server, client = whose.client(), why = not.failure.what, "a server can't be started until its secret is to be had");
+            tracing::warn!(%server, client = whose.client(), why = not.failure.what, "server cannot start: its secret does not resolve");
             startup_events::no_secret(server, not, false)
         })
         .collect()

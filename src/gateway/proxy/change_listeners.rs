@@ -177,7 +177,7 @@ impl Gateway {
     ) {
         tracing::info!(
             %server, code = %why.code, decision = decision.map(tracing::field::display),
-            "a resource that was watched is not any more"
+            "resource subscription ended"
         );
         match &hearer {
             Subscriber::Session(id) => {

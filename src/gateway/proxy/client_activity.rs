@@ -142,7 +142,7 @@ impl Gateway {
         }
         let Some(new) = self.presence.enter(caller) else { return };
         if let Err(error) = self.audit.record_event(Event::ClientSeen(who(caller))).await {
-            tracing::error!(%error, "that a client came in could not be recorded");
+            tracing::error!(%error, "client connection could not be recorded");
             self.presence.forget(new);
         }
     }

@@ -91,7 +91,7 @@ impl Gateway {
                     if let Some(running) = instance.peek() {
                         let sent = instance.notify(&running, method, params.clone()).await;
                         if let Err(failure) = sent {
-                            tracing::debug!(%failure, "a server could not be told");
+                            tracing::debug!(%failure, "notification to a server failed");
                         }
                     }
                 }

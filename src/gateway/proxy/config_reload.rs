@@ -105,7 +105,7 @@ impl Gateway {
             }
             following.rejected = Some(reason.clone());
         }
-        tracing::error!("the config has changed and is not used, the one before stays:\n{reason}");
+        tracing::error!("changed config rejected; the previous config stays in force:\n{reason}");
         self.metrics.config_reload(false);
         let file = file.display().to_string();
         self.audit.record_best_effort(Event::ConfigRejected { file, reason }).await;
@@ -119,7 +119,7 @@ impl Gateway {
             self.apply_servers(loaded).await
         };
         match taken {
-            Ok(None) if asked => tracing::info!("the config has nothing new"),
+            Ok(None) if asked => tracing::info!("config reloaded; no changes"),
             Ok(None) => {}
             // Each hearer's notices pass the chain, and nothing waits for that.
             Ok(Some(affected)) => {
@@ -183,7 +183,7 @@ impl Gateway {
             let mut following = self.following.lock();
             if !moved && difference == Difference::default() && following.waiting == waiting {
                 if following.rejected.take().is_some() {
-                    tracing::info!("the config holds again");
+                    tracing::info!("config file is valid again");
                 }
                 // What is the same may stand on other lines, and what is not run for the profile be
                 // another.
@@ -262,7 +262,7 @@ impl Gateway {
         );
         if !waiting.is_empty() {
             let sections = waiting.join(", ");
-            tracing::warn!(sections, "what else changed in the config needs a restart");
+            tracing::warn!(sections, "config changes in these sections need a restart");
         }
         for (server, why) in retired {
             let proxy = self.clone();

@@ -81,8 +81,8 @@ impl Gate for ConnectionGate {
                 // The host is the server's word, and could be a secret.
                 let host = proxy.shown(&attempt.host.plain());
                 let port = attempt.port;
-                tracing::error!(%server, host, port, %error, "a connection could not be recorded and is not made");
-                Verdict::Refuse("nothing leaves while the audit log takes no records".into())
+                tracing::error!(%server, host, port, %error, "egress connection refused: it could not be recorded");
+                Verdict::Refuse("egress is refused while the audit log accepts no records".into())
             }
         }
     }
@@ -124,10 +124,10 @@ impl Gate for ConnectionGate {
                 }
                 let advice = refusal.operator_advice(server.as_str());
                 let advice = advice.map(|advice| proxy.shown(&advice));
-                tracing::info!(%server, to = to(), code = refusal.code(), advice, "a connection of a server was refused");
+                tracing::info!(%server, to = to(), code = refusal.code(), advice, "egress connection refused");
             }
             End::Revoked(_) => {
-                tracing::warn!(%server, to = to(), "policies permit a connection of a server no longer, and it was ended");
+                tracing::warn!(%server, to = to(), "policy revoked; egress connection closed");
             }
             _ => {}
         }

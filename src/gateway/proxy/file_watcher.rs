@@ -117,7 +117,7 @@ impl Files {
         }
         // First the watch and then the files: what changes in between is news again.
         if let Err(error) = self.renew() {
-            tracing::warn!(%error, "changes of files may go unseen");
+            tracing::warn!(%error, "file watcher failed; changes may be missed");
         }
         true
     }

@@ -34,7 +34,7 @@ impl Gateway {
             Ok(permitted) => permitted,
             Err(forbidden) => {
                 let (happening, refusal) = *forbidden;
-                tracing::warn!(%server, detail = refusal.detail, "policy does not permit a server's start");
+                tracing::warn!(%server, detail = refusal.detail, "policy denied the start of a server");
                 self.audit.record_best_effort(happening).await;
                 return Err(LaunchDenied::Forbidden(Box::new(refusal)));
             }
@@ -44,7 +44,7 @@ impl Gateway {
         // Together, so that they wait for one commit. The order is kept.
         let all = all.into_iter().map(|happening| self.audit.record_event(happening));
         futures_util::future::try_join_all(all).await.map(drop).map_err(|error| {
-            tracing::error!(%server, %error, "a server's start could not be recorded and is not made");
+            tracing::error!(%server, %error, "server not started: the start could not be recorded");
             LaunchDenied::Unrecorded(format!("{error}: {}", error.remedy()))
         })
     }
@@ -121,7 +121,7 @@ impl LaunchReview for Gateway {
         launching: &LaunchRequest,
     ) -> Option<Box<Refusal>> {
         let (happening, refusal) = *self.may_launch(server, launching).err()?;
-        tracing::warn!(%server, detail = refusal.detail, "policies let a server run no longer");
+        tracing::warn!(%server, detail = refusal.detail, "policy revoked; stopping server");
         self.audit.record_best_effort(happening).await;
         let message = format!("policy no longer permits server `{server}` to run");
         Some(Box::new(Refusal { message, ..refusal }))

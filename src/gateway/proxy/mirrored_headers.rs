@@ -56,11 +56,10 @@ impl Gateway {
             .filter(|(name, _)| name.as_str().starts_with(PARAM) && !known.has(name))
             .filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?)))
             .filter(|(name, value)| {
-                let clean = decoded(value).is_some_and(|text| {
-                    *self.shown(&text) == *text && *self.shown(name) == **name
-                });
+                let clean = decoded(value)
+                    .is_some_and(|text| *self.shown(&text) == *text && *self.shown(name) == **name);
                 if !clean {
-                    tracing::warn!(decision = %exchange.id, "a header that no tool asks for is not handed on");
+                    tracing::warn!(decision = %exchange.id, "header dropped: no tool declares it");
                 }
                 clean
             })

@@ -360,7 +360,7 @@ impl Gateway {
         self.tasks.close();
         let began = Instant::now();
         if tokio::time::timeout(DRAIN, self.tasks.wait()).await.is_err() {
-            tracing::warn!(under_way = self.tasks.len(), "calls were still under way at the end");
+            tracing::warn!(under_way = self.tasks.len(), "calls still in flight at shutdown");
         } else {
             tracing::debug!(took = ?began.elapsed(), "all calls ended");
         }
@@ -383,19 +383,19 @@ impl Gateway {
         if let Ok(engine) = self.launcher.engine.now()
             && let Err(fault) = engine.reap(&self.launcher.instance).await
         {
-            tracing::warn!(%fault, "containers could not be cleaned away");
+            tracing::warn!(%fault, "containers could not be removed");
         }
         let counts = async {
             self.summarize_refusals(true).await;
             self.tell_of_drops().await;
         };
         if tokio::time::timeout(DRAIN, counts).await.is_err() {
-            tracing::error!("the last counts of refusals and dropped messages are not on record");
+            tracing::error!("last counts of refusals and dropped messages not recorded");
         }
         let what =
             portcullis_audit::record::Event::ProxyStopped { reason: Some(reason.to_owned()) };
         if let Err(error) = self.audit.record_event(what).await {
-            tracing::error!(%error, "the end could not be recorded");
+            tracing::error!(%error, "shutdown could not be recorded");
         }
         self.exports.finish(LAST_EXPORT).await;
     }

@@ -194,7 +194,7 @@ impl Gateway {
             server.ensure_active()?;
         }
         self.record_intent(exchange, passage).await.map_err(|error| {
-            tracing::error!(decision = %exchange.id, %error, "a call could not be recorded and is not made");
+            tracing::error!(decision = %exchange.id, %error, "call refused: it could not be recorded");
             Refusal::new(Code::AuditUnavailable, "the call could not be recorded, so it was not made")
                 .detail(error.to_string())
         })?;
@@ -276,7 +276,7 @@ impl Gateway {
         match self.record_intent(&notice, &mut passage).await {
             Ok(()) => Some(Frame::notification(notice.method.as_str(), notice.request.raw())),
             Err(error) => {
-                tracing::error!(decision = %notice.id, %error, "a notification could not be recorded and is dropped");
+                tracing::error!(decision = %notice.id, %error, "notification dropped: it could not be recorded");
                 None
             }
         }

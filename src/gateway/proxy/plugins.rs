@@ -149,12 +149,12 @@ impl Gateway {
                             interceptor = name,
                             version,
                             digest,
-                            "a plugin has changed and was loaded again"
+                            "changed plugin loaded"
                         );
                     }
                     Err(error) => tracing::error!(
                         interceptor = name, %error,
-                        "a plugin has changed, which could not be recorded, and the one before stays"
+                        "changed plugin rejected: the change could not be recorded; the previous one stays in force"
                     ),
                 }
                 return;
@@ -167,7 +167,7 @@ impl Gateway {
         };
         tracing::error!(
             interceptor = name,
-            "a plugin has changed and is not used, the one before stays: {refused}"
+            "changed plugin rejected; the previous one stays in force: {refused}"
         );
         self.audit
             .record_best_effort(startup_events::no_plugin(entry, &config.place(), refused))
@@ -236,7 +236,7 @@ impl HostServices for PluginServices {
         let (Some((call, proxy)), Ok(runtime)) = (known, Handle::try_current()) else {
             tracing::error!(
                 interceptor = plugin, decision = exchange, requests = %requests.join(", "),
-                "a plugin sent requests for a message that was withdrawn, which is on no record"
+                "plugin requests for a withdrawn message are not recorded"
             );
             return;
         };
@@ -249,7 +249,7 @@ impl HostServices for PluginServices {
     fn may_reach(&self, plugin: &str, host: &str, port: u16) -> Result<(), String> {
         // A message whose record is not taken is refused, but what a plugin sent would have gone out.
         if !self.proxy().is_some_and(|proxy| proxy.audit.is_well()) {
-            return Err("nothing is sent while the audit log takes no records".into());
+            return Err("requests are refused while the audit log accepts no records".into());
         }
         let resource = Resource::Host { name: host, port };
         let outcome = self.policies.decide_own(Subject::Plugin(plugin), Action::Egress, resource);
@@ -399,7 +399,7 @@ impl GatedPlugin {
             None => Ok(()),
         };
         if let Err(why) = &new {
-            tracing::warn!(plugin = name, "what the plugin would see is refused: {why}");
+            tracing::warn!(plugin = name, "plugin grants refused by policy: {why}");
         }
         *said = Some((revision, new.clone()));
         new

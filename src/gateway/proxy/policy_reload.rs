@@ -86,7 +86,7 @@ impl Gateway {
     /// passes that they decided.
     async fn record_policies(&self, loaded: Event) {
         while let Err(error) = self.audit.record_event(loaded.clone()).await {
-            tracing::error!(%error, "policies could not be recorded, and nothing passes that they decided");
+            tracing::error!(%error, "new policies could not be recorded; refusing what they decide");
             tokio::select! {
                 () = tokio::time::sleep(PAUSE) => {}
                 () = self.closing.cancelled() => return self.audit.record_best_effort(loaded).await,

@@ -295,7 +295,7 @@ impl Gateway {
             return;
         }
         let (summaries, count) = (all.len(), all.iter().map(|due| due.count).sum::<u64>());
-        tracing::warn!(count, summaries, "too many refusals to record each by itself");
+        tracing::warn!(count, summaries, "too many refusals; recording summaries");
         let written = stream::iter(all).map(|due| async move {
             if due.summary.opened.get().is_some() {
                 due.summary.on_record(&self.audit).await;

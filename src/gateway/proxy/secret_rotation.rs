@@ -23,7 +23,7 @@ impl Gateway {
         let mut files = None;
         loop {
             if let Err(error) = self.follow_secrets(&mut files) {
-                tracing::warn!(%error, "changes of files of secrets may go unseen");
+                tracing::warn!(%error, "file watcher of secrets failed; changes may be missed");
             }
             // Also what changed before they were watched.
             let servers = self.router.servers(&View::All);
@@ -80,7 +80,7 @@ impl Gateway {
                     self.until_closing(async move {
                         if let Err(why) = instance.see_to_secrets(&*proxy).await {
                             let why = proxy.shown(&why);
-                            tracing::warn!(%server, why, "not all secrets could be handed over anew");
+                            tracing::warn!(%server, why, "not all secrets could be delivered again");
                         }
                     });
                 }

@@ -63,7 +63,7 @@ impl Gateway {
             engine = self.launcher.engine.wait(needed) => engine,
             () = self.closing.cancelled() => return,
         };
-        tracing::info!(engine = %engine.version(), "a container engine answers by now");
+        tracing::info!(engine = %engine.version(), "container engine is available");
         reap(&engine, &self.launcher.instance).await;
         for server in self.router.servers(&View::All) {
             server.try_again().await;
@@ -147,13 +147,13 @@ impl Gateway {
                 let principal = party.as_ref().map(PrincipalKind::name);
                 tracing::warn!(
                     %server, client = principal, secrets = secrets.join(", "),
-                    "secrets changed that a running server has in its environment or in headers: it has the new ones with its next start (`portcullis server restart`)"
+                    "changed secrets of a running server take effect at its next start (`portcullis server restart`)"
                 );
                 Event::SecretsStale { launch, server, principal, secrets }
             }
             ServerEvent::Pulled(pulling) => launch_events::pulled(name, *pulling),
             ServerEvent::Lost { count } => {
-                tracing::warn!(%server, count, "messages of a server were dropped");
+                tracing::warn!(%server, count, "server messages dropped");
                 let reason = DropReason::Flood;
                 Event::MessagesDropped(Dropped { server, principal: None, reason, count })
             }

@@ -98,7 +98,7 @@ impl Gateway {
             return Err(refused(id, &refusal, &exchange));
         }
         if let Err(error) = self.record_intent(&exchange, &mut passage).await {
-            tracing::error!(decision = %exchange.id, %error, "a server's request could not be recorded and is not put");
+            tracing::error!(decision = %exchange.id, %error, "server request refused: it could not be recorded");
             let refusal = Refusal::new(Code::AuditUnavailable, "the request could not be recorded");
             return Err(refused(id, &refusal, &exchange));
         }

@@ -143,7 +143,7 @@ pub async fn record_start_failure(loaded: &Loaded, happened: Vec<Event>, reason:
     let last = Event::ProxyStartFailed { version: version(), reason };
     let all = [vec![config(loaded)], happened, vec![last]].concat();
     if let Err(error) = record_offline(loaded, all).await {
-        tracing::warn!(%error, "that the proxy did not start could not be recorded");
+        tracing::warn!(%error, "failed start of the proxy could not be recorded");
     }
 }
 

@@ -110,7 +110,7 @@ impl Drop for Watching {
             let (instance, uri) = (self.instance.clone(), std::mem::take(&mut self.uri));
             let work = async move {
                 if let Err(failure) = instance.unwatch(&uri).await {
-                    tracing::debug!(%failure, "a watch could not be ended");
+                    tracing::debug!(%failure, "resource subscription could not be ended");
                 }
             };
             self.turn.proxy.tasks.spawn_on(work, &runtime);
@@ -137,7 +137,7 @@ impl Gateway {
         match self.follow_place(&key).await {
             Ok(_) => true,
             Err((_, refusal)) => {
-                tracing::debug!(server = %key.1, code = %refusal.code, "a resource is not watched");
+                tracing::debug!(server = %key.1, code = %refusal.code, "resource subscription failed");
                 false
             }
         }
@@ -181,7 +181,7 @@ impl Gateway {
         let unrecorded = |words: &str| (id, Refusal::new(Code::AuditUnavailable, words));
         passage.image = self.image(guest, &server);
         if let Err(error) = self.record_intent(&exchange, &mut passage).await {
-            tracing::error!(decision = %exchange.id, %error, "a subscription could not be recorded and is not made");
+            tracing::error!(decision = %exchange.id, %error, "subscription refused: it could not be recorded");
             return Err(unrecorded("the subscription could not be recorded, so it was not made"));
         }
         let watched = self.watch(guest, &server, uri).await;

@@ -231,7 +231,7 @@ impl Gateway {
             match self.tasks_of(guest, &server).await {
                 Ok(tasks) => all.extend(tasks),
                 Err(failure) => {
-                    tracing::warn!(server = %server.name, %failure, "the server is missing from a list of tasks");
+                    tracing::warn!(server = %server.name, %failure, "server is missing from a merged list of tasks");
                 }
             }
         }

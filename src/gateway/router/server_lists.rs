@@ -226,7 +226,7 @@ impl ServerLists {
                 if slot.missing.is_none() {
                     tracing::warn!(
                         server = %self.server.name, list = offer.method(), %failure,
-                        "the server is missing from a list"
+                        "server is missing from a merged list"
                     );
                 }
                 slot.missing = Some(failure.to_string());

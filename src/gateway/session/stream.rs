@@ -229,7 +229,7 @@ impl Stream {
             if state.ended && rest.last().is_none_or(|kept| kept.text.is_none()) {
                 return None;
             }
-            tracing::info!(stream = self.number, "a stream is resumed without all of its events");
+            tracing::info!(stream = self.number, "stream resumed with events missing");
         }
         state.next = from;
         state.waiting = waiting;
@@ -306,7 +306,7 @@ impl State {
     }
 
     fn cut_off(&mut self) {
-        tracing::warn!("a client reads too slowly and is cut off");
+        tracing::warn!("client reads too slowly; closing the connection");
         self.reader += 1;
         self.heard = false;
         self.since = Instant::now();

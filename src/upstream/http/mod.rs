@@ -78,7 +78,7 @@ impl Http {
                 let sending = async move {
                     let sending = wire.post(text, HeaderMap::new());
                     if !matches!(tokio::time::timeout(PATIENCE, sending).await, Ok(Ok(_))) {
-                        tracing::debug!("a message that is no request could not be sent");
+                        tracing::debug!("notification or response could not be sent");
                     }
                 };
                 Box::pin(sending) as _
@@ -255,7 +255,7 @@ impl Line {
 
     async fn notification(&self, begun: &PendingCall, method: Method, params: Option<Bytes>) {
         if subscription(params.as_ref()).is_some_and(|named| named != begun.id) {
-            return tracing::debug!("a server tells of a subscription on another's stream");
+            return tracing::debug!("server notification for a subscription of another stream");
         }
         match method.as_str() {
             Method::CANCELLED => return self.board.take_back(params.as_ref()),

@@ -71,7 +71,7 @@ impl Sse {
                 let (wire, endpoint) = (wire.clone(), endpoint.clone());
                 let sending = async move {
                     if let Err(failure) = soon(tell(&wire, endpoint, text)).await {
-                        tracing::debug!(%failure, "a message that is no request could not be sent");
+                        tracing::debug!(%failure, "notification or response could not be sent");
                     }
                 };
                 Box::pin(sending) as _

@@ -113,7 +113,7 @@ impl Line {
                             failed += 1;
                         }
                         status => {
-                            tracing::debug!(status, "a server has no stream beside its calls");
+                            tracing::debug!(status, "server offers no standalone stream");
                             return;
                         }
                     },
@@ -143,7 +143,7 @@ impl Line {
                     }
                 }
                 Some(Err(failure)) => {
-                    tracing::debug!(%failure, "a server's stream beside its calls broke");
+                    tracing::debug!(%failure, "standalone stream of a server ended early");
                     return heard;
                 }
                 None => return heard,

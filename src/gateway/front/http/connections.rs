@@ -133,7 +133,7 @@ impl ConnectionTable {
                 tracing::warn!(
                     count,
                     %address,
-                    "connections of trusted proxies were closed: too many are open",
+                    "connections of trusted proxies closed: too many are open",
                 );
             }
             return None;
@@ -301,7 +301,7 @@ impl State {
             tracing::warn!(
                 count,
                 %network,
-                "connections without a key were closed to make room for newer ones",
+                "connections without a key closed to make room for newer ones",
             );
         }
     }

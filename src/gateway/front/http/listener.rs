@@ -112,7 +112,7 @@ impl Listener {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     // Out of descriptors, or a connection that was gone at once.
-                    tracing::warn!(%error, "a connection could not be accepted");
+                    tracing::warn!(%error, "connection could not be accepted");
                     tokio::time::sleep(Duration::from_millis(50)).await;
                     continue;
                 }
@@ -130,7 +130,7 @@ impl Listener {
                 let _held = held;
                 let connection = shared.connection(stream, peer, is_proxy, permit.clone());
                 if until_displaced(connection, &permit).await == Ended::Displaced {
-                    tracing::debug!(%peer, "a connection without a key gave way to another");
+                    tracing::debug!(%peer, "connection without a key closed in favor of another");
                 }
             });
             if crowded {
@@ -192,17 +192,17 @@ impl Shared {
                 Ok(Ok(None)) => fault = Some(ForwardingFault::Unnamed),
                 Ok(Err(ProxyProtocolFault::Io(error))) => {
                     // As a health check that only connects does.
-                    tracing::debug!(%peer, %error, "a connection of a trusted proxy broke off");
+                    tracing::debug!(%peer, %error, "connection of a trusted proxy ended early");
                     return;
                 }
                 Ok(Err(fault)) => {
-                    tracing::warn!(%peer, %fault, "a connection of a trusted proxy is refused");
+                    tracing::warn!(%peer, %fault, "connection of a trusted proxy refused");
                     let refused = stream.write_all(NO_PROXY_HEADER);
                     let _ = tokio::time::timeout(GRACE, refused).await;
                     return;
                 }
                 Err(_) => {
-                    tracing::debug!(%peer, "a trusted proxy sent no header of the PROXY protocol");
+                    tracing::debug!(%peer, "trusted proxy sent no PROXY protocol header");
                     return;
                 }
             }
@@ -232,7 +232,7 @@ impl Shared {
             }
         };
         if let Err(error) = ended {
-            tracing::debug!(%client, %error, "a connection broke off");
+            tracing::debug!(%client, %error, "connection ended early");
         }
     }
 
