@@ -212,7 +212,7 @@ impl Connection {
             Ok(()) => {}
             Err(SendTimeoutError::Timeout(_)) => {
                 let client = self.principal.name();
-                tracing::warn!(%client, "a client reads too slowly and is cut off");
+                tracing::warn!(%client, "client reads too slowly; closing the connection");
                 self.gone.cancel();
             }
             Err(SendTimeoutError::Closed(_)) => self.gone.cancel(),

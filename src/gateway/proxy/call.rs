@@ -181,7 +181,7 @@ impl Gateway {
                 Ok(own) => own,
                 // Rather one that can ask it nothing than none; and from now on the same one.
                 Err(CallError::Overloaded { .. }) if guest.shares(&server.name) => {
-                    tracing::warn!(server = %server.name, client = guest.principal.name(), "too many instances for single clients: this one shares the common one, which cannot ask it anything");
+                    tracing::warn!(server = %server.name, client = guest.principal.name(), "instance limit reached; the client shares the common instance, without server requests");
                     return Ok((shared.clone(), running));
                 }
                 Err(failure) => return Err(failure),
@@ -518,7 +518,7 @@ pub(super) async fn set_level(
 
 fn failed(failure: &CallError, making: &CallContext<'_>) -> Refusal {
     let (decision, server) = (making.exchange.id, &making.server.name);
-    tracing::warn!(%decision, %server, %failure, "a call failed");
+    tracing::warn!(%decision, %server, %failure, "call failed");
     failure.refusal(server)
 }
 
