@@ -8,8 +8,8 @@ use serde_json::Value;
 
 /// From the lowest layer to the highest.
 const LAYERS: [&[&str]; 8] = [
-    &["egress", "foundation", "kubernetes", "syscalls", "vault"],
-    &["guard", "oci", "protocol"],
+    &["egress", "foundation", "kubernetes", "syscalls"],
+    &["guard", "oci", "protocol", "vault"],
     &["audit", "catalog", "chain", "provenance"],
     &["plugin-host", "policy", "runtime", "telemetry"],
     &["interceptors", "policy-tools", "upstream"],

@@ -9,10 +9,11 @@ use std::{
 };
 
 use hmac::{Hmac, KeyInit as _, Mac as _};
+use portcullis_foundation::atomic_file;
 use sha2::Sha256;
 
 use super::{
-    maintenance::{Cipher, CipherFault, write_durably},
+    maintenance::{Cipher, CipherFault},
     proof::Hash,
     record::Body,
 };
@@ -102,7 +103,7 @@ impl DigestKey {
                 None => bytes.clone(),
             };
             // Whole or not at all: a half-written key would lock the store.
-            write_durably(dir, Self::FILE, &text)?;
+            atomic_file::write(&dir.join(Self::FILE), &text)?;
         }
         Ok(key)
     }

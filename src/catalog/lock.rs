@@ -3,10 +3,10 @@
 //! It says of each server whence it came and what its image's tag meant, and of each catalog what
 //! was in it. Written by commands, read by people and held by `check` and `run`.
 
+use portcullis_foundation::atomic_file;
 use std::{
     collections::BTreeMap,
     fs::{File, TryLockError},
-    io::Write as _,
     path::Path,
     time::{Duration, Instant},
 };
@@ -267,7 +267,7 @@ impl Lock {
     /// Writes it, whole or not at all.
     fn write(&self, folder: &Path) -> Result<(), LockError> {
         let (path, text) = (folder.join(FILE), self.text(folder)?);
-        replace(&path, text.as_bytes()).map_err(|error| LockError::Write {
+        atomic_file::replace(&path, text.as_bytes()).map_err(|error| LockError::Write {
             path: path.display().to_string(),
             why: error.to_string(),
         })
@@ -421,27 +421,6 @@ pub fn origin(source: &str) -> &str {
 #[must_use]
 pub fn same_origin(one: &str, other: &str) -> bool {
     origin(one) == origin(other) && !["/dev/", "/proc/"].iter().any(|pipe| one.starts_with(pipe))
-}
-
-/// Writes a file in one step, with the rights that it had.
-///
-/// # Errors
-/// Where that fails; then the file is as it was.
-pub fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    use std::os::unix::fs::PermissionsExt as _;
-    // A link is written through, and not replaced.
-    let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    let folder = path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
-    let mode = std::fs::metadata(&path).map_or(0o644, |meta| meta.permissions().mode() & 0o777);
-    let mut new = tempfile::Builder::new()
-        .prefix(".new-")
-        .permissions(std::fs::Permissions::from_mode(mode))
-        .tempfile_in(folder)?;
-    new.write_all(bytes)?;
-    new.as_file().set_permissions(std::fs::Permissions::from_mode(mode))?;
-    new.as_file().sync_all()?;
-    new.persist(&path).map_err(|failed| failed.error)?;
-    std::fs::File::open(folder)?.sync_all()
 }
 
 /// `sha256:` and the digest of some bytes.

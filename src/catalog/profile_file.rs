@@ -7,7 +7,9 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{lock::replace, name::is_legal, report::brief, write::tools_left_on};
+use portcullis_foundation::atomic_file;
+
+use crate::{name::is_legal, report::brief, write::tools_left_on};
 
 /// The folder beside the config.
 pub const FOLDER: &str = "profiles";
@@ -181,7 +183,7 @@ impl Profile {
             return Err(failed("it would be too large".into()));
         }
         std::fs::create_dir_all(folder.join(FOLDER)).map_err(|error| failed(error.to_string()))?;
-        replace(&path, text.as_bytes()).map_err(|error| failed(error.to_string()))?;
+        atomic_file::replace(&path, text.as_bytes()).map_err(|error| failed(error.to_string()))?;
         Ok(there)
     }
 

@@ -1,25 +1,77 @@
-//! Files that are there whole or not at all.
+//! Files that are replaced as a whole: readers see the old content or the new content, also after
+//! a crash.
 
 use std::{
-    fs::{File, Permissions},
+    fs::{self, File, Permissions},
     io::{self, Write as _},
     os::unix::fs::PermissionsExt as _,
     path::Path,
 };
 
-/// Writes a file that only its owner can read: whole or not at all, and on disk when it returns.
-pub fn write(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
-    write_as(dir, name, bytes, 0o600)
+/// Mode of a new file that anybody may read.
+pub const PUBLIC: u32 = 0o644;
+
+/// Writes a file that only its owner can read (mode 0600). The content is on disk when this returns.
+///
+/// # Errors
+/// An error of the file system. The file then has its old content.
+pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    write_as(path, bytes, 0o600)
 }
 
-/// The same with this mode.
-pub fn write_as(dir: &Path, name: &str, bytes: &[u8], mode: u32) -> io::Result<()> {
+/// Writes a file with this mode. The content is on disk when this returns.
+///
+/// # Errors
+/// As [`write`].
+pub fn write_as(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let folder = match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    };
     let mut file = tempfile::Builder::new()
         .prefix(".new-")
         .permissions(Permissions::from_mode(mode))
-        .tempfile_in(dir)?;
+        .tempfile_in(folder)?;
     file.write_all(bytes)?;
+    // The process's umask may have taken bits from the mode.
+    file.as_file().set_permissions(Permissions::from_mode(mode))?;
     file.as_file().sync_all()?;
-    file.persist(dir.join(name)).map_err(|failed| failed.error)?;
-    File::open(dir)?.sync_all()
+    file.persist(path).map_err(|failed| failed.error)?;
+    File::open(folder)?.sync_all()
+}
+
+/// Replaces the content of a file and keeps its mode. A symbolic link stays: its target is replaced.
+/// A new file has the mode [`PUBLIC`].
+///
+/// # Errors
+/// As [`write`].
+pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let mode = fs::metadata(&path).map_or(PUBLIC, |meta| meta.permissions().mode() & 0o777);
+    write_as(&path, bytes, mode)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn a_replaced_file_keeps_its_mode_and_its_links() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, link) = (folder.path().join("file"), folder.path().join("link"));
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        write_as(&file, b"one", 0o640).unwrap();
+        symlink(&file, &link).unwrap();
+        replace(&link, b"two").unwrap();
+        assert_eq!((fs::read(&file).unwrap(), mode(&file)), (b"two".to_vec(), 0o640));
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        write(&file, b"three").unwrap();
+        assert_eq!((fs::read(&link).unwrap(), mode(&file)), (b"three".to_vec(), 0o600));
+        replace(&folder.path().join("new"), b"").unwrap();
+        assert_eq!(mode(&folder.path().join("new")), PUBLIC);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3);
+        assert!(write(&folder.path().join("absent/file"), b"").is_err());
+    }
 }

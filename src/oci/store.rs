@@ -1,15 +1,16 @@
 //! What was pulled, kept by digest.
 
 use std::{
-    fs::{self, DirBuilder, File, Permissions},
-    io::{self, Read as _, Write as _},
-    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
+    fs::{DirBuilder, File},
+    io::{self, Read as _},
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
 };
 
 use bytes::Bytes;
 
 use super::{Client, Descriptor, Digest, Error, Limits, Pulled, Reference, client::read};
+use portcullis_foundation::atomic_file;
 
 /// A folder of content, of which each file is named by its digest. What is read is held against its
 /// name each time: whoever can write there can take something away, but put nothing in its place.
@@ -111,14 +112,7 @@ impl Store {
         let write = || {
             let folder = path.parent().unwrap_or(&self.folder);
             DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-            let mut file = tempfile::Builder::new()
-                .prefix(".new-")
-                .permissions(Permissions::from_mode(0o600))
-                .tempfile_in(folder)?;
-            file.write_all(bytes)?;
-            file.as_file().sync_all()?;
-            file.persist(&path).map_err(|failed| failed.error)?;
-            fs::File::open(folder)?.sync_all()
+            atomic_file::write(&path, bytes)
         };
         write().map_err(|error| self.failed(error))
     }
@@ -126,6 +120,8 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt as _};
+
     use super::*;
 
     #[test]

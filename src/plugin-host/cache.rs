@@ -5,11 +5,12 @@
 //! digest of the component that it was made of, and all of the engine that it depends on. What does
 //! not open is thrown away and compiled again.
 
+use portcullis_foundation::atomic_file;
 use std::{
-    fs::{self, DirBuilder, File, Permissions},
+    fs::{self, DirBuilder, File},
     hash::{Hash, Hasher},
-    io::{self, Read as _, Write as _},
-    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
+    io::{self, Read as _},
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     time::SystemTime,
 };
@@ -127,14 +128,7 @@ impl Cache {
 
     fn write(&self, path: &Path, sha256: &str, code: &[u8]) -> io::Result<()> {
         let seal = self.seal(path, sha256, code).ok_or_else(|| io::Error::other("no key"))?;
-        let mut file = tempfile::Builder::new()
-            .prefix(".entry-")
-            .permissions(Permissions::from_mode(0o600))
-            .tempfile_in(&self.dir)?;
-        file.write_all(&seal.finalize().into_bytes())?;
-        file.write_all(code)?;
-        file.persist(path).map_err(|error| error.error)?;
-        Ok(())
+        atomic_file::write(path, &[&seal.finalize().into_bytes(), code].concat())
     }
 
     fn throw_away(&self, path: &Path, why: &str) {

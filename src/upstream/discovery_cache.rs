@@ -23,6 +23,7 @@ use super::{
     handshake::Handshake,
     instance::ServerShared,
 };
+use portcullis_foundation::atomic_file;
 use portcullis_protocol::{
     exchange::{Payload, Revision},
     names::ServerName,
@@ -160,22 +161,13 @@ impl ServerShared {
                     done => done,
                 };
             }
-            replace(&path, &text)
+            fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))?;
+            atomic_file::write(&path, text.as_bytes())
         });
         if let Ok(Err(error)) = written.await {
-            tracing::debug!(%server, %error, "what the server offers could not be written down");
+            tracing::debug!(%server, %error, "discovery cache could not be written");
         }
     }
-}
-
-/// Writes a file that nobody else reads, as a whole or not at all.
-fn replace(path: &Path, text: &str) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    fs::create_dir_all(folder)?;
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
-    io::Write::write_all(&mut file, text.as_bytes())?;
-    file.persist(path)?;
-    Ok(())
 }
 
 impl super::Launcher {

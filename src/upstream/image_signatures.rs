@@ -206,12 +206,12 @@ impl SignatureVerifier {
                 Ok(found) => SignedBy::from(&*added(known.signed, &found.signed)),
                 Err(why) if nothing => {
                     // Policies see an image that nobody is known to have signed.
-                    tracing::warn!(%server, why, "it is not known who signed the image of a server");
+                    tracing::warn!(%server, why, "image signatures of a server could not be verified");
                     self.kept.rest(place, UNTOLD);
                     by
                 }
                 Err(why) => {
-                    tracing::info!(%server, why, "who signed the image of a server is taken as it was found before");
+                    tracing::info!(%server, why, "using stored image signatures of a server");
                     by
                 }
             });
@@ -386,7 +386,7 @@ impl SignatureCache {
             .map_err(|error| error.to_string())
             .and_then(|bytes| serde_json::from_slice(&bytes).map_err(|error| error.to_string()));
         read.map_err(|why| {
-            tracing::warn!(file = %path.display(), why, "what was kept of an image's signatures is not used: they are looked for again");
+            tracing::warn!(file = %path.display(), why, "stored image signatures are invalid; fetching them again");
         })
         .ok()
     }
@@ -399,7 +399,7 @@ impl SignatureCache {
             return;
         }
         if let Err(why) = self.add(place, signed, now) {
-            tracing::warn!(%why, "what is known of an image's signatures is not kept: the next start asks again");
+            tracing::warn!(%why, "image signatures could not be stored; the next start fetches them again");
         }
     }
 
@@ -432,7 +432,10 @@ impl SignatureCache {
         }
         let seal = self.seal().ok_or_else(|| io::Error::other("there is no key to seal it"))?;
         let sealed = seal.seal(PURPOSE, key.hex().as_bytes(), &bytes, HOLDS);
-        atomic_file::write(&self.folder(), &key.hex(), sealed.map_err(io::Error::other)?.as_bytes())
+        atomic_file::write(
+            &self.folder().join(key.hex()),
+            sealed.map_err(io::Error::other)?.as_bytes(),
+        )
     }
 
     /// The turn to add to a file, until this is dropped. The folder is locked, since the files are

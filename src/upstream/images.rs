@@ -293,7 +293,7 @@ impl Images {
                 server,
                 image = pinned.name,
                 digest = pinned.digest(),
-                "locked what the image means"
+                "image tag pinned in portcullis.lock"
             );
             return Ok(());
         }
@@ -378,7 +378,7 @@ impl Images {
     ) -> Result<portcullis_oci::Image, ImageError> {
         let found = self.client()?.image(reference, &engine.platform()).await;
         let found = found.map_err(|error| {
-            failed(format!("the image `{reference}` is not to be had: {error}"), error.help())
+            failed(format!("the image `{reference}` cannot be pulled: {error}"), error.help())
         })?;
         let most = self.registries.largest_image_mib.saturating_mul(1 << 20);
         if found.size > most {
@@ -413,7 +413,7 @@ impl Images {
             let image = self.look(engine, reference).await?;
             let size = image.size;
             let platform = image.platform.to_string();
-            tracing::info!(image = %reference, platform, size = mib(size), "pulling an image");
+            tracing::info!(image = %reference, platform, size = mib(size), "pulling image");
             let login = self.client()?.login(reference).await;
             let login = login.map_err(|error| failed(error.to_string(), error.help()))?;
             let shown = self.shown.get();
@@ -464,9 +464,9 @@ impl Images {
         let ended = tokio::time::timeout(deadline, work).await.unwrap_or_else(|_| Err(late()));
         match &ended {
             Ok(pulled) => {
-                tracing::info!(image = %reference, took_s = pulled.took.as_secs(), "pulled an image");
+                tracing::info!(image = %reference, took_s = pulled.took.as_secs(), "image pulled");
             }
-            Err(why) => tracing::warn!(image = %reference, %why, "an image was not pulled"),
+            Err(why) => tracing::warn!(image = %reference, %why, "image pull failed"),
         }
         ended
     }
@@ -507,14 +507,14 @@ impl PullMark {
 
     fn note(&self) -> io::Result<()> {
         fs::create_dir_all(&self.folder)?;
-        atomic_file::write(&self.folder, &self.name, format!("{}\n", self.image).as_bytes())
+        atomic_file::write(&self.folder.join(&self.name), format!("{}\n", self.image).as_bytes())
     }
 
     fn forget(&self) {
         if let Err(error) = fs::remove_file(self.folder.join(&self.name))
             && error.kind() != io::ErrorKind::NotFound
         {
-            tracing::warn!(image = self.image, %error, "it can't be noted that an image was looked at: the next start does that again");
+            tracing::warn!(image = self.image, %error, "image check could not be stored; the next start repeats it");
         }
     }
 }

@@ -8,9 +8,9 @@
 use std::{
     collections::BTreeMap,
     env,
-    fs::{self, File, TryLockError},
-    io::{self, Read as _, Write as _},
-    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+    fs::{File, TryLockError},
+    io::{self, Read as _},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::{Secret, error::Why, is_secret_name};
+use portcullis_foundation::atomic_file;
 
 /// The variable of the environment that says where the identity is.
 const IDENTITY: &str = "PORTCULLIS_AGE_IDENTITY";
@@ -261,22 +262,14 @@ fn folder(path: &Path) -> &Path {
 
 /// Puts a whole, synced file in place, its owner's alone.
 fn write(path: &Path, bytes: &[u8]) -> Result<(), Why> {
-    let made = || -> io::Result<()> {
-        let folder = folder(path);
-        let mut file = tempfile::Builder::new()
-            .prefix(".secrets-")
-            .permissions(fs::Permissions::from_mode(0o600))
-            .tempfile_in(folder)?;
-        file.write_all(bytes)?;
-        file.as_file().sync_all()?;
-        file.persist(path).map_err(|failed| failed.error)?;
-        File::open(folder)?.sync_all()
-    };
-    made().map_err(|error| Why::new(format!("cannot write `{}`: {error}", path.display())))
+    atomic_file::write(path, bytes)
+        .map_err(|error| Why::new(format!("cannot write `{}`: {error}", path.display())))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt as _};
+
     use super::*;
 
     fn store() -> (tempfile::TempDir, Store) {

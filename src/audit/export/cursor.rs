@@ -8,7 +8,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{maintenance::write_durably, proof::Hash};
+use crate::proof::Hash;
+use portcullis_foundation::atomic_file;
 
 /// The version of the file.
 const VERSION: u8 = 1;
@@ -68,7 +69,7 @@ impl CursorFile {
         use fs::DirBuilder;
         use std::os::unix::fs::DirBuilderExt as _;
         DirBuilder::new().recursive(true).mode(0o700).create(&self.folder)?;
-        write_durably(&self.folder, &self.name, &serde_json::to_vec(cursor)?)
+        atomic_file::write(&self.folder.join(&self.name), &serde_json::to_vec(cursor)?)
     }
 }
 

@@ -16,7 +16,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tempfile::NamedTempFile;
 
-use super::{Manifest, ManifestFault, write_durably};
+use super::{Manifest, ManifestFault};
+use portcullis_foundation::atomic_file;
 
 /// The file that stands in a copy that is not finished.
 const UNFINISHED: &str = "backup-unfinished";
@@ -250,7 +251,7 @@ fn make(dir: &Path) -> Result<(), BackupFault> {
 }
 
 fn write(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), BackupFault> {
-    write_durably(dir, name, bytes).map_err(failed("cannot write to", dir))
+    atomic_file::write(&dir.join(name), bytes).map_err(failed("cannot write to", dir))
 }
 
 fn sync(dir: &Path) -> Result<(), BackupFault> {

@@ -8,7 +8,8 @@ use std::{
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{Cipher, KeyId, write_durably};
+use super::{Cipher, KeyId};
+use portcullis_foundation::atomic_file;
 
 /// The name of the file in the store's folder.
 pub(crate) const FILE: &str = "store.json";
@@ -161,7 +162,7 @@ impl Manifest {
     fn write(&self, dir: &Path) -> Result<(), ManifestFault> {
         let text = serde_json::to_vec_pretty(self)
             .map_err(|error| self.damaged(dir, error.to_string()))?;
-        write_durably(dir, FILE, &[&text, &b"\n"[..]].concat())
+        atomic_file::write(&dir.join(FILE), &[&text, &b"\n"[..]].concat())
             .map_err(|source| ManifestFault::Io { path: dir.join(FILE), source })
     }
 

@@ -22,7 +22,6 @@ pub use manifest::is_encrypted;
 pub(crate) use manifest::{FILE as MANIFEST, Manifest, ManifestFault};
 pub use missed_records::Missed;
 pub(crate) use missed_records::{Gap, PROBE};
-pub(crate) use portcullis_foundation::atomic_file::write as write_durably;
 pub use retention::{Limits, Why};
 pub(crate) use segment_admin::sweep;
 pub use segment_admin::{Dropped, PruneFault, Pruned, back_up};

@@ -25,7 +25,8 @@ use super::{
     verify::NEWEST,
     witness::{self, Witness},
 };
-use crate::{maintenance::write_durably, store::Head};
+use crate::store::Head;
+use portcullis_foundation::atomic_file;
 
 /// How often the log is looked at.
 const LOOK: Duration = Duration::from_millis(200);
@@ -340,7 +341,7 @@ impl Maker {
             }
         };
         // After the store has it: `verify` looks here first.
-        write_durably(&self.state, NEWEST, signed.note.as_bytes())?;
+        atomic_file::write(&self.state.join(NEWEST), signed.note.as_bytes())?;
         self.ledger = Some(ledger);
         Ok(signed)
     }
@@ -376,6 +377,6 @@ impl Maker {
              was rolled back or replaced; `portcullis audit verify` says more"
         );
         let aside = format!("{NEWEST}-{}-{}", checkpoint.number, checkpoint.time.as_second());
-        write_durably(&self.state, &aside, note.as_bytes())
+        atomic_file::write(&self.state.join(&aside), note.as_bytes())
     }
 }

@@ -11,7 +11,7 @@ use std::{
 
 use signed_note::NoteError;
 
-use crate::maintenance::write_durably;
+use portcullis_foundation::atomic_file;
 pub(super) use portcullis_foundation::note_key::NotSigned;
 pub use portcullis_foundation::note_key::{IllegalVerifier, Verifier};
 use portcullis_foundation::{
@@ -118,7 +118,7 @@ pub(super) fn keep_verifier(dir: &Path, key: &Verifier) -> io::Result<()> {
     }
     keys.push(key.clone());
     let text: String = keys.iter().map(|key| format!("{key}\n")).collect();
-    write_durably(dir, VERIFIER, text.as_bytes())
+    atomic_file::write(&dir.join(VERIFIER), text.as_bytes())
 }
 
 #[cfg(test)]

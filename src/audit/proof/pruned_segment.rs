@@ -31,7 +31,7 @@ use super::{
     Hash, TILE,
     key::{Signer, Verifier},
 };
-use crate::maintenance::write_durably;
+use portcullis_foundation::atomic_file;
 
 /// A part of a segment's tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -136,10 +136,8 @@ impl PrunedSegmentProof {
         let body = self.body();
         let note = signer.sign(&self.text(signer.origin(), &body)).map_err(io::Error::other)?;
         let path = Self::path(dir, self.first);
-        let folder = path.parent().unwrap_or(dir);
-        fs::create_dir_all(folder)?;
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        write_durably(folder, &name, format!("{note}\n{body}").as_bytes())
+        fs::create_dir_all(path.parent().unwrap_or(dir))?;
+        atomic_file::write(&path, format!("{note}\n{body}").as_bytes())
     }
 
     /// Reads what was written of the segment that began with `first`.

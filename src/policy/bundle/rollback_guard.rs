@@ -101,7 +101,7 @@ impl Memory {
             .mode(0o700)
             .create(state)
             .and_then(|()| Ok(serde_json::to_vec_pretty(&self)?))
-            .and_then(|text| atomic_file::write(state, FILE, &text));
+            .and_then(|text| atomic_file::write(&state.join(FILE), &text));
         kept.map_err(|error| {
             let path = state.join(FILE);
             let message = format!(

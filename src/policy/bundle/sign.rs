@@ -98,7 +98,7 @@ pub fn sign(
     let note =
         note.filter(|note| note.len() as u64 <= MANIFEST_BYTES).ok_or(SignFault::TooLarge)?;
     // Everybody may read what everybody may check.
-    atomic_file::write_as(dir, MANIFEST, note.as_bytes(), 0o644)
+    atomic_file::write_as(&dir.join(MANIFEST), note.as_bytes(), 0o644)
         .map_err(|source| SignFault::Write { path: dir.join(MANIFEST), source })?;
     let files = manifest.files.into_iter().map(|file| file.name).collect();
     Ok(Signed { name: manifest.name, version, files, again })

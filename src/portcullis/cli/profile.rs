@@ -13,7 +13,7 @@ use super::{
 };
 use portcullis_catalog::{
     PROFILE, brief,
-    lock::{replace, same_origin},
+    lock::same_origin,
     member, profile as made,
     profile_file::{NoProfile, Profile, Settings},
     read,
@@ -31,18 +31,18 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
-    /// List the profiles beside the config
+    /// List the profiles in the config's folder
     Ls,
     /// Show the servers of a profile
     Show {
         /// The profile's name
         name: String,
     },
-    /// Make a profile of servers of the config, or make it anew
+    /// Create or overwrite a profile of servers in the config
     Create {
         /// The profile's name
         name: String,
-        /// A server of the config; may be given several times
+        /// A server of the config; repeatable
         #[arg(long = "server", value_name = "SERVER", required = true)]
         servers: Vec<ServerName>,
         /// A title, for people
@@ -51,36 +51,35 @@ enum Verb {
         #[command(flatten)]
         settings: Set,
     },
-    /// Write a profile as others read it (Docker's form, as JSON or YAML), without values of secrets and
-    /// without folders
+    /// Export a profile in Docker's format (JSON or YAML), without secret values and folders
     Export {
         /// The profile's name
         name: String,
         /// The file. Default: standard output
         file: Option<PathBuf>,
     },
-    /// Take a profile of Docker's form: its servers into the config, and a profile of them
+    /// Import a profile in Docker's format: adds its servers to the config, and the profile
     Import {
         /// The file
         file: PathBuf,
-        /// What it is to be called. Default: its own name
+        /// Local name. Default: the profile's own name
         #[arg(long)]
         name: Option<String>,
         #[command(flatten)]
         said: Said,
     },
-    /// Push a profile to a registry, as an artifact
+    /// Push a profile to an OCI registry
     Push {
         /// The profile's name
         name: String,
         /// The artifact: `HOST/NAME:TAG`
         reference: String,
     },
-    /// Pull a profile from a registry, and take it
+    /// Pull a profile from an OCI registry, and import it
     Pull {
         /// The artifact: `HOST/NAME:TAG` or `HOST/NAME@sha256:…`
         reference: String,
-        /// What it is to be called. Default: its own name
+        /// Local name. Default: the profile's own name
         #[arg(long)]
         name: Option<String>,
         #[command(flatten)]
@@ -91,16 +90,13 @@ enum Verb {
 /// What is otherwise with servers while they run for a profile.
 #[derive(Debug, clap::Args)]
 struct Set {
-    /// A tool that is left on, by the server's own name for it; all others of that server are off. May
-    /// be given several times
+    /// Enable only this tool of the server, by the server's own name for it; repeatable
     #[arg(long = "tool", value_name = "SERVER/TOOL")]
     tools: Vec<String>,
-    /// A value in the place of that which the config has for a variable in `env`; may be given several
-    /// times
+    /// Override the value of a variable in the server's `env`; repeatable
     #[arg(long = "env", value_name = "SERVER/NAME=VALUE")]
     env: Vec<String>,
-    /// A reference in the place of that which the config has for a secret or a header; may be given
-    /// several times
+    /// Override the reference of a secret or header of the server; repeatable
     #[arg(long = "secret", value_name = "SERVER/NAME=REFERENCE")]
     secrets: Vec<String>,
 }
@@ -382,7 +378,8 @@ fn export(
         Some("yaml" | "yml") => serde_yaml_ng::to_string(&content)?,
         _ => return Err(Usage("the file's name ends in `.json` or `.yaml`".into()).into()),
     };
-    replace(&path, text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
+    portcullis_foundation::atomic_file::replace(&path, text.as_bytes())
+        .with_context(|| format!("cannot write {}", path.display()))?;
     ctx.note(format_args!("the profile `{name}` is in {}", path.display()));
     Ok(Exit::Ok)
 }

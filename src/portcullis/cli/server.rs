@@ -10,12 +10,7 @@ mod verify;
 
 pub(super) use images::{locking, not_locked, show as show_pulls};
 
-use std::{
-    fs::Permissions,
-    io::Write as _,
-    os::unix::fs::PermissionsExt as _,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use serde_json::{Value, json};
@@ -26,6 +21,7 @@ use super::{
     run::reported,
 };
 use portcullis_config::{Loaded, protected_paths};
+use portcullis_foundation::atomic_file;
 use portcullis_gateway::{
     admin,
     proxy::{GatewayBuilder, Purpose},
@@ -43,69 +39,67 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
-    /// List the servers: where each runs, and how it stands
+    /// List the servers with runtime and state
     Ls(ProxyArgs),
-    /// Say what a server may do and what not, by which line of the config, and whether policies let
-    /// it be started
+    /// Show the permissions of a server, the config line of each, and whether policies permit its start
     Inspect {
         /// The server's name in the config
         server: ServerName,
     },
-    /// List all tools of a server, as it lists them, whoever may call them
+    /// List all tools of a server, without applying policies
     Tools {
         /// The server's name in the config
         server: ServerName,
-        /// Write the list to a file: `SERVER.tools.json` among the policies gives each tool an action
-        /// of its own
+        /// Write the list to a file. `SERVER.tools.json` in a policy folder gives each tool a typed action
         #[arg(long, value_name = "FILE")]
         save: Option<PathBuf>,
         #[command(flatten)]
         place: ProxyArgs,
     },
-    /// Ask the registry of a server's image who signed it, and keep what it says
+    /// Verify the signatures of a server's image, and store the result
     Verify {
         /// The server's name in the config
         server: ServerName,
     },
-    /// Show what each running instance does and uses: calls, time, memory, processor
+    /// Show calls, time, memory and CPU of each running instance
     Stats {
-        /// Only this server
+        /// Show only this server
         server: Option<ServerName>,
         #[command(flatten)]
         place: ProxyArgs,
     },
-    /// Start what runs of a server anew: calls under way end at the old one, all others go to the new
+    /// Restart a server's running instances; in-flight calls finish on the old ones
     Restart {
         /// The server's name in the config
         server: ServerName,
         #[command(flatten)]
         place: ProxyArgs,
     },
-    /// Remove what proxies that were killed have left: containers, secrets in memory, control groups
+    /// Remove orphans of killed proxies: containers, secrets in memory, control groups
     Cleanup(cleanup::Args),
-    /// Add a server that a catalog, an image, a URL or a file describes
+    /// Add a server from a catalog, an image, a URL or a file
     Add(catalog::Add),
-    /// Add the servers of a file: a client's `mcpServers`, a catalog, a profile, a `server.json`
+    /// Import the servers of a file: a client's `mcpServers`, a catalog, a profile or a `server.json`
     Import(catalog::Import),
-    /// Lock what the tags of images mean, where that is not locked yet
+    /// Pin unpinned image tags to digests in portcullis.lock
     Lock(images::Which),
-    /// Have the tags of images mean what they mean now, and show from which digest to which
+    /// Resolve image tags again, update portcullis.lock, and print old and new digests
     Update {
         #[command(flatten)]
         which: images::Which,
-        /// Take a digest again that was moved on from
+        /// Allow going back to a digest that was replaced earlier
         #[arg(long)]
         allow_downgrade: bool,
-        /// Show what would be moved, and move nothing
+        /// Print the changes without writing them
         #[arg(long)]
         dry_run: bool,
     },
-    /// Have the engine pull images, where policies permit their start
+    /// Pull images into the engine, if policies permit their start
     Pull(images::Which),
-    /// Write what it takes to run a server elsewhere
+    /// Export a server for another platform
     #[command(subcommand)]
     Export(export::Export),
-    /// Show the last lines that a running server wrote to standard error
+    /// Show the last lines of a running server's standard error
     Logs {
         /// The server's name in the config
         server: ServerName,
@@ -228,7 +222,8 @@ async fn tools(
     if let Some(file) = save {
         let mut text = serde_json::to_string_pretty(&listed)?;
         text.push('\n');
-        replace(file, &text).with_context(|| format!("cannot write {}", file.display()))?;
+        atomic_file::write_as(file, text.as_bytes(), atomic_file::PUBLIC)
+            .with_context(|| format!("cannot write {}", file.display()))?;
         ctx.note(format_args!("{} tools of `{name}` are in {}", tools.len(), file.display()));
     } else if ctx.is_json() {
         ctx.json(&listed)?;
@@ -236,21 +231,6 @@ async fn tools(
         ctx.table(&super::tools::HEADER, tools.iter().map(super::tools::row))?;
     }
     Ok(Exit::Ok)
-}
-
-/// Writes a file in one step: who reads it meanwhile finds all of the old or all of the new one.
-fn replace(file: &Path, text: &str) -> anyhow::Result<()> {
-    let folder = match file.parent() {
-        Some(folder) if folder != Path::new("") => folder,
-        _ => Path::new("."),
-    };
-    let mut new = tempfile::NamedTempFile::new_in(folder)?;
-    new.write_all(text.as_bytes())?;
-    // Policies are for all to read who may read their folder.
-    new.as_file().set_permissions(Permissions::from_mode(0o644))?;
-    new.as_file().sync_all()?;
-    new.persist(file)?;
-    Ok(())
 }
 
 /// Starts a proxy for one question.

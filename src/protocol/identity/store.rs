@@ -5,9 +5,9 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Read, Write},
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
+    fs::{DirBuilder, File, OpenOptions},
+    io::{self, Read},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Key, KeyHash, NoRandomness};
 use crate::names::{ClientName, Group};
+use portcullis_foundation::atomic_file;
 
 /// Bytes of the file: room for some ten thousand clients.
 const LARGEST: u64 = 4 << 20;
@@ -181,15 +182,7 @@ impl Store {
 
     fn write(&self, content: Content) -> io::Result<()> {
         let text = toml::to_string(&content).map_err(io::Error::other)?;
-        let mut file = tempfile::Builder::new()
-            .prefix(".clients-")
-            .permissions(fs::Permissions::from_mode(0o600))
-            .tempfile_in(&self.dir)?;
-        file.write_all(HEADER.as_bytes())?;
-        file.write_all(text.as_bytes())?;
-        file.as_file().sync_all()?;
-        file.persist(&self.path)?;
-        File::open(&self.dir)?.sync_all()
+        atomic_file::write(&self.path, [HEADER, &text].concat().as_bytes())
     }
 
     fn io(&self, source: io::Error) -> StoreFault {
@@ -199,6 +192,8 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt as _};
+
     use super::*;
 
     fn name(name: &str) -> ClientName {

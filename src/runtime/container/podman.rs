@@ -1,9 +1,8 @@
 //! What Podman takes as a file of the machine that it runs on.
 
+use portcullis_foundation::atomic_file;
 use std::{
-    env, fs,
-    io::{self, Write},
-    os::unix::fs::PermissionsExt,
+    env, fs, io,
     path::{Path, PathBuf},
 };
 
@@ -29,15 +28,14 @@ fn write(folder: &Path, kind: &str, text: &str) -> io::Result<PathBuf> {
     if fs::read_to_string(&place).is_ok_and(|there| there == text) {
         return Ok(place);
     }
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
-    file.write_all(text.as_bytes())?;
-    file.as_file().set_permissions(fs::Permissions::from_mode(0o644))?;
-    file.persist(&place).map_err(|error| error.error)?;
+    atomic_file::write_as(&place, text.as_bytes(), atomic_file::PUBLIC)?;
     Ok(place)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     #[test]

@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::{note_file, verify::CHECKPOINTS};
-use crate::maintenance::write_durably;
+use portcullis_foundation::atomic_file;
 
 use send::Sender;
 
@@ -250,7 +250,10 @@ impl Teller {
                 }
                 told = end + 1;
                 let after = *offset + told as u64;
-                write_durably(&self.state, &self.cursor, format!("{after}\n").as_bytes())?;
+                atomic_file::write(
+                    &self.state.join(&self.cursor),
+                    format!("{after}\n").as_bytes(),
+                )?;
             }
             *offset += told as u64;
             if told == 0 {

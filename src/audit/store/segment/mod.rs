@@ -35,9 +35,10 @@ use super::{
 use crate::{
     digest::DigestKey,
     line::Line,
-    maintenance::{Cipher, write_durably},
+    maintenance::Cipher,
     proof::{Frontier, Hash},
 };
+use portcullis_foundation::atomic_file;
 
 pub(super) use open::{Found, Loss};
 pub(super) use wal::Wal;
@@ -351,7 +352,7 @@ impl Segment {
             tree,
         };
         let text = serde_json::to_vec_pretty(&closed).map_err(|e| Fault::Io(e.to_string()))?;
-        write_durably(&self.path, CLOSED, &text)
+        atomic_file::write(&self.path.join(CLOSED), &text)
             .map_err(|e| Fault::io("closing", &self.path, &e))?;
         Ok(closed)
     }

@@ -3,7 +3,8 @@
 use std::{fs, os::unix::fs::FileExt as _, path::Path};
 
 use super::super::fault::Fault;
-use crate::{maintenance::write_durably, proof::Hash};
+use crate::proof::Hash;
+use portcullis_foundation::atomic_file;
 
 /// Its name.
 const HEAD: &str = "head";
@@ -43,7 +44,7 @@ impl HeadFile {
                      it was closed can't be told"
                 );
             }
-            write_durably(dir, HEAD, text(last.unwrap_or(START)).as_bytes())
+            atomic_file::write(&dir.join(HEAD), text(last.unwrap_or(START)).as_bytes())
                 .map_err(|e| Fault::io("making", &path, &e))?;
         }
         let opened = fs::OpenOptions::new().write(true).open(&path);

@@ -32,11 +32,12 @@ use crate::cli::{
 use portcullis_audit::record::{ImageDid, ImageDone};
 use portcullis_catalog::{
     Entry, Kind, Names, Problem, Run, Server, brief,
-    lock::{self, Lock, ResolvedImage, ServerPin, replace},
+    lock::{self, Lock, ResolvedImage, ServerPin},
     own_variables,
     write::{self, Change, add, file_name, names, policy},
 };
 use portcullis_config::{Config, Diagnostics, Loaded};
+use portcullis_foundation::atomic_file;
 use portcullis_upstream::images;
 
 /// Bytes of what the lock file keeps of one server's description.
@@ -387,7 +388,7 @@ pub(super) async fn take(
             }
             return Err(error);
         }
-        replace(&ctx.config, text.as_bytes())
+        atomic_file::replace(&ctx.config, text.as_bytes())
             .with_context(|| format!("cannot write {}", ctx.config.display()))?;
         settle_said(house, &taken)?;
     }
@@ -483,7 +484,7 @@ fn write(house: &mut Workspace, folder: Option<&Path>, taken: &[Taken]) -> anyho
     }
     for one in taken {
         if let Policies::Written(path, text) = &one.policies {
-            replace(path, text.as_bytes())
+            atomic_file::replace(path, text.as_bytes())
                 .with_context(|| format!("cannot write {}", path.display()))?;
         }
     }

@@ -185,8 +185,7 @@ impl Workspace {
         }
         if !allow_downgrade && before.is_some_and(|before| before.was_once(&fetched.digest)) {
             bail!(
-                "the catalog `{name}` would be {} again, which was moved on from: somebody may have put an \
-                 old version back; if that is meant, say `--allow-downgrade`",
+                "the catalog `{name}` would go back to {}, which was replaced earlier: the source may have been rolled back; to accept it, add `--allow-downgrade`",
                 fetched.digest
             );
         }
@@ -194,7 +193,7 @@ impl Workspace {
         std::fs::create_dir_all(&folder)
             .with_context(|| format!("cannot make {}", folder.display()))?;
         let path = self.copy_of(&fetched.digest);
-        portcullis_catalog::lock::replace(&path, fetched.text.as_bytes())
+        portcullis_foundation::atomic_file::replace(&path, fetched.text.as_bytes())
             .with_context(|| format!("cannot write {}", path.display()))?;
         let kept = CatalogPin {
             source: source.to_owned(),

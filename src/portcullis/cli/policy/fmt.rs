@@ -1,8 +1,7 @@
 //! `portcullis policy fmt`: one layout for all policies.
 
 use std::{
-    fs,
-    io::{self, Read as _, Write as _},
+    io::{self, Read as _},
     path::{Path, PathBuf},
 };
 
@@ -18,9 +17,9 @@ use portcullis_policy_tools::{Formatted, format, format_files};
 /// Options of the verb.
 #[derive(Debug, clap::Args)]
 pub struct Fmt {
-    /// Files and folders, instead of those of the config; `-` reads standard input
+    /// Files and folders, instead of the config's; `-` reads standard input
     paths: Vec<PathBuf>,
-    /// Change nothing, and show what would change
+    /// Show the changes without writing them
     #[arg(long)]
     check: bool,
 }
@@ -60,7 +59,7 @@ pub fn fmt(Fmt { paths, check }: &Fmt, ctx: &Context) -> anyhow::Result<Exit> {
     let changed: Vec<_> = formatted.iter().filter(|file| file.before != file.after).collect();
     if !check {
         for file in &changed {
-            replace(&file.name, &file.after)
+            portcullis_foundation::atomic_file::replace(&file.name, file.after.as_bytes())
                 .with_context(|| format!("cannot write {}", file.name.display()))?;
         }
     }
@@ -121,19 +120,4 @@ fn diff(file: &Formatted) -> String {
         .context_radius(2)
         .header(&name, &format!("{name} (formatted)"))
         .to_string()
-}
-
-/// Replaces a file at once, so that a proxy that reads it never finds half of it.
-fn replace(name: &Path, text: &str) -> io::Result<()> {
-    // A link stays one: what it leads to is replaced.
-    let name = fs::canonicalize(name)?;
-    let folder = name.parent().unwrap_or(Path::new("."));
-    let mut file = tempfile::Builder::new()
-        .prefix(".fmt-")
-        .permissions(fs::metadata(&name)?.permissions())
-        .tempfile_in(folder)?;
-    file.write_all(text.as_bytes())?;
-    file.as_file().sync_all()?;
-    file.persist(&name)?;
-    Ok(())
 }

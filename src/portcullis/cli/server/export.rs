@@ -10,13 +10,14 @@ use clap::ValueEnum;
 use portcullis_kubernetes::{Cni, stream};
 use serde_json::json;
 
-use super::{configured, replace};
+use super::configured;
 use crate::cli::{Context, Exit};
+use portcullis_foundation::atomic_file;
 use portcullis_protocol::names::ServerName;
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Export {
-    /// Kubernetes manifests: a pod with a proxy for this server alone, and all around it
+    /// Write Kubernetes manifests: a pod with a proxy for only this server, and its resources
     K8s(K8s),
 }
 
@@ -24,44 +25,43 @@ pub(super) enum Export {
 pub(super) struct K8s {
     /// The server's name in the config
     server: ServerName,
-    /// The image with Portcullis, by its digest: as `examples/deploy/build` makes it
+    /// The Portcullis image by digest, as built by `examples/deploy/build`
     #[arg(long, value_name = "NAME@sha256:…")]
     portcullis_image: String,
     /// The namespace of all objects
     #[arg(long, value_name = "NAME", default_value = "mcp")]
     namespace: String,
-    /// Write files into a folder, and a `kustomization.yaml`. Default: all to standard output
+    /// Write the files and a `kustomization.yaml` to this folder. Default: standard output
     #[arg(long, value_name = "FOLDER")]
     output: Option<PathBuf>,
-    /// Who carries out network policies
+    /// The network plugin that enforces network policies
     #[arg(long, value_enum, default_value = "any")]
     cni: Network,
-    /// The claim of a volume in the place of a folder of `mounts`, by its target: `/data=notes-data`
+    /// Replace a folder of `mounts` with a volume claim, by its target: `/data=notes-data`; repeatable
     #[arg(long = "claim", value_name = "TARGET=CLAIM")]
     claims: Vec<String>,
     /// The cluster's runtime class, such as `gvisor`
     #[arg(long, value_name = "NAME")]
     runtime_class: Option<String>,
-    /// How much audit store and state may take
+    /// Size of the volume for audit store and state
     #[arg(long, value_name = "QUANTITY", default_value = "10Gi")]
     storage: String,
-    /// The storage class for that. Default: the cluster's
+    /// Storage class of that volume. Default: the cluster's
     #[arg(long, value_name = "NAME")]
     storage_class: Option<String>,
-    /// The processor of the nodes, in the words of images
+    /// Architecture of the nodes, such as `amd64`
     #[arg(long, value_name = "NAME", default_value = "amd64", value_parser = ["amd64", "arm64"])]
     architecture: String,
-    /// A key of the config that the pod is to do without: `audit.export`, or an interceptor by its
-    /// name, `interceptors.NAME`
+    /// Leave out a key of the config: `audit.export`, or an interceptor, `interceptors.NAME`; repeatable
     #[arg(long = "leave-out", value_name = "KEY")]
     leave_out: Vec<String>,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Network {
-    /// Any that knows NetworkPolicy
+    /// Any plugin that supports NetworkPolicy
     Any,
-    /// Cilium, which can tell hosts by their names
+    /// Cilium, which can match hosts by name
     Cilium,
 }
 
@@ -88,7 +88,12 @@ pub(super) async fn run(export: Export, ctx: &Context) -> anyhow::Result<Exit> {
     let failed = || format!("cannot write into {}", folder.display());
     fs::create_dir_all(folder).with_context(failed)?;
     for manifest in &manifests {
-        replace(&folder.join(manifest.file), &manifest.yaml()).with_context(failed)?;
+        atomic_file::write_as(
+            &folder.join(manifest.file),
+            manifest.yaml().as_bytes(),
+            atomic_file::PUBLIC,
+        )
+        .with_context(failed)?;
     }
     let files: Vec<_> = manifests.iter().map(|manifest| manifest.file).collect();
     let all = json!({
@@ -97,7 +102,8 @@ pub(super) async fn run(export: Export, ctx: &Context) -> anyhow::Result<Exit> {
         "resources": files,
     });
     let text = serde_yaml_ng::to_string(&all)?;
-    replace(&folder.join("kustomization.yaml"), &text).with_context(failed)?;
+    atomic_file::write_as(&folder.join("kustomization.yaml"), text.as_bytes(), atomic_file::PUBLIC)
+        .with_context(failed)?;
     if ctx.is_json() {
         ctx.json(&json!({ "folder": folder, "files": files }))?;
     } else {
