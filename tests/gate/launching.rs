@@ -86,7 +86,7 @@ async fn a_way_out_is_decided_by_its_host() {
     let reach = format!(
         "{CALLS} @id(\"run\") permit (principal, action == Portcullis::Action::\"launch\", resource) \
          when {{ resource.runtime == \"remote\" }}; \
-         @id(\"go\") permit (principal, action == Portcullis::Action::\"reach\", resource) \
+         @id(\"go\") permit (principal, action == Portcullis::Action::\"egress\", resource) \
          when {{ resource.name == \"127.0.0.1\" && resource.port != {port} }};"
     );
     let gate = Setup::new(&format!("[servers.far]\nurl = \"http://127.0.0.1:{port}/mcp\""))

@@ -62,9 +62,9 @@ async fn each_connection_is_decided_and_on_record() {
     let port = origin().await;
     let policies = format!(
         "@id(\"rest\") permit (principal, action, resource) \
-         unless {{ action == Portcullis::Action::\"reach\" }}; \
+         unless {{ action == Portcullis::Action::\"egress\" }}; \
          @id(\"web\") permit (principal == Portcullis::Server::\"fetcher\", \
-         action == Portcullis::Action::\"reach\", resource) \
+         action == Portcullis::Action::\"egress\", resource) \
          when {{ resource.name == \"web.example\" && resource.port == {port} }};"
     );
     let gate = Setup::new(&format!(
@@ -208,7 +208,7 @@ async fn what_policies_come_to_forbid_ends() {
         })
         .await;
         let forbidden = "@id(\"all\") permit (principal, action, resource); \
-             @id(\"closed\") forbid (principal, action == Portcullis::Action::\"reach\", resource);";
+             @id(\"closed\") forbid (principal, action == Portcullis::Action::\"egress\", resource);";
         std::fs::write(gate.path("policies/gate.cedar"), forbidden).unwrap();
     });
     assert!(said.contains("IncompleteRead") || said.contains("reset"), "{said}");

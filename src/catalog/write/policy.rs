@@ -37,8 +37,8 @@ pub fn policy(server: &Server) -> String {
             if let Some((host, port)) = place(url) {
                 let _ = write!(
                     text,
-                    "\n@id(\"{name}.reach\")\npermit (\n  principal == Portcullis::Server::\"{name}\",\n  action == \
-                     Portcullis::Action::\"reach\",\n  resource\n)\nwhen {{ resource.name == \"{host}\" && resource.port == {port} }};\n"
+                    "\n@id(\"{name}.egress\")\npermit (\n  principal == Portcullis::Server::\"{name}\",\n  action == \
+                     Portcullis::Action::\"egress\",\n  resource\n)\nwhen {{ resource.name == \"{host}\" && resource.port == {port} }};\n"
                 );
             }
         }
@@ -123,7 +123,7 @@ fn egress(text: &mut String, server: &Server) {
         let _ = write!(
             text,
             "\n@id(\"{name}.egress\")\npermit (\n  principal == Portcullis::Server::\"{name}\",\n  action == \
-             Portcullis::Action::\"reach\",\n  resource\n)\nwhen\n{{\n  {}\n}};\n",
+             Portcullis::Action::\"egress\",\n  resource\n)\nwhen\n{{\n  {}\n}};\n",
             hosts.join(" ||\n  ")
         );
     }
