@@ -57,6 +57,6 @@ fn of_url(url: &str) -> Option<&'static str> {
         );
     }
     Url::parse(url).is_ok_and(|url| url_holds_secret(&url)).then_some(
-        "the path of this URL looks as if it had a key in it, and whoever reads the URL has the key",
+        "the path of this URL looks as if it had a key in it, and every reader of the URL has the key",
     )
 }

@@ -172,9 +172,7 @@ pub fn request(method: Method, target: &str, body: Body) -> Result<Request<Body>
     if json {
         builder = builder.header(CONTENT_TYPE, "application/json");
     }
-    builder
-        .body(body)
-        .map_err(|_| Refusal::new(Code::Malformed, "the request cannot be written anew"))
+    builder.body(body).map_err(|_| Refusal::new(Code::Malformed, "the request cannot be rewritten"))
 }
 
 pub fn empty() -> Body {

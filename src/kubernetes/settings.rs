@@ -80,8 +80,7 @@ fn configs(workload: &Workload) -> [Manifest; 2] {
         Manifest {
             file: "policies.yaml",
             comment: vec![
-                "Your policies as they are. When they change here, the proxy reads them anew."
-                    .into(),
+                "Your policies, unchanged. When they change here, the proxy reloads them.".into(),
             ],
             object: json!({
                 "apiVersion": "v1",

@@ -154,7 +154,7 @@ pub enum Error {
     #[error("`{0}` is a list of artifacts, one for each platform")]
     Index(String),
     /// There is none for this machine.
-    #[error("`{reference}` is not for {wanted}, but for: {there}")]
+    #[error("`{reference}` is not available for {wanted}, only for: {there}")]
     Elsewhere {
         /// The image.
         reference: String,
@@ -165,7 +165,7 @@ pub enum Error {
     },
     /// Several of those that it lists could be taken for this machine's.
     #[error(
-        "`{reference}` lists several images for {wanted}, or names one in other words: which one runs cannot be told"
+        "`{reference}` lists several images for {wanted}, or names one ambiguously: which one runs cannot be determined"
     )]
     Ambiguous {
         /// The image.
@@ -228,7 +228,7 @@ impl Error {
             Self::Denied { host, with_login: false, .. } => {
                 format!("log in with `docker login {host}`")
             }
-            Self::Denied { .. } => "ask the registry's owner for the right, or log in anew".into(),
+            Self::Denied { .. } => "ask the registry's owner for the right, or log in again".into(),
             Self::Login { .. } => {
                 "see `config.json` in `~/.docker` or `DOCKER_CONFIG`, and the helper that it names"
                     .into()
@@ -247,7 +247,7 @@ impl Error {
                 "name an image for this platform, or use an engine of another".into()
             }
             Self::Ambiguous { .. } => {
-                "name the digest of the one that you mean, and tell whoever made the list".into()
+                "name the digest of the image that you mean, and report the fault to the list's author".into()
             }
             Self::Changed { folder, .. } => format!(
                 "find out who changed it; it is pulled again when you have removed `{folder}`"

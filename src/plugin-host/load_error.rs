@@ -83,7 +83,7 @@ pub enum LoadError {
     NotMeant { path: PathBuf, name: String, version: String, meant: String },
 
     #[error("`signed-by` of the plugin `{}` has no verifier key at {at}, NAME+HASH+KEY", path.display())]
-    #[diagnostic(code("plugin-key-illegal"), help("whoever signs the plugin has this key"))]
+    #[diagnostic(code("plugin-key-illegal"), help("the signer of the plugin has this key"))]
     Key { path: PathBuf, at: usize },
 
     #[error("`{}` is not WebAssembly", path.display())]

@@ -258,7 +258,7 @@ impl Inner {
             News::Opened(pause) => {
                 tracing::warn!(
                     interceptor = %shared.entry, principal, server, ?pause,
-                    "the plugin fails again and again and is let alone"
+                    "the plugin fails repeatedly; circuit open"
                 );
                 // Who it was may never come back.
                 let inner = Arc::downgrade(self);

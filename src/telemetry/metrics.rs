@@ -293,7 +293,7 @@ impl Metrics {
             "Messages by method, transport and outcome",
             self.requests.clone(),
         );
-        r.register("mcp_requests_active", "Messages under way", self.active.clone());
+        r.register("mcp_requests_active", "Messages in flight", self.active.clone());
         r.register(
             "mcp_request_duration_seconds",
             "Time from a message's arrival to its answer",

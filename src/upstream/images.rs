@@ -328,7 +328,7 @@ impl Images {
         let Some(reference) = pinned.reference.clone() else {
             return Err(failed(
                 format!("the image `{}` is not on this engine, and is of no registry", pinned.name),
-                "load or build it; where it was built anew, `portcullis server update` takes that",
+                "load or build it; after a rebuild, run `portcullis server update`",
             ));
         };
         let (pull, by_us) = self.begin(image, |told| {

@@ -406,7 +406,7 @@ impl Launcher {
             return Ok(None);
         }
         let failed = |why: portcullis_vault::Why| LaunchFailure {
-            what: format!("its secrets can't be handed over as files: {why}"),
+            what: format!("its secrets cannot be delivered as files: {why}"),
             remedy: Some("run the proxy where it has a tmpfs, such as /dev/shm".into()),
         };
         let runtime = match self.runtime.get() {

@@ -156,11 +156,11 @@ impl Instance {
             let Some(spare) = common.spares.first() else { break None };
             let cleared = &spare.begun.cleared.program;
             if spare.begun.exit.get().is_some() {
-                spare.end(common, "it ended before anybody needed it").await;
+                spare.end(common, "it ended before it was needed").await;
             } else if cleared.digest != now {
                 spare.end(common, "its program was replaced").await;
             } else if spare.begun.place.kind() != place.kind() {
-                spare.end(common, "it would run elsewhere by now").await;
+                spare.end(common, "its runtime has changed").await;
             } else if !handed.as_ref().is_some_and(|now| Arc::ptr_eq(now, &spare.begun.handed)) {
                 spare.end(common, "its secrets were read again").await;
             } else {
@@ -233,7 +233,7 @@ impl Instance {
             if spare.since.elapsed() < SOON {
                 common.spares.pause();
             }
-            spare.end(common, "it ended before anybody needed it").await;
+            spare.end(common, "it ended before it was needed").await;
         }
         let steady = |spare: &WarmProcess| spare.since.elapsed() >= SOON;
         if common.spares.ready.lock().waiting.iter().any(steady) {

@@ -354,7 +354,7 @@ fn nobody_takes_the_place_of_anothers_server() {
     let theirs = image("github", '2');
     write(dir, "portcullis.toml", &config(dir).replace(&theirs, "ghcr.io/mine/github:1"));
     let (code, _, err) = run(dir, &["profile", "import", "p.json", "--replace"]);
-    assert!(code == 11 && err.contains("runs something of yours by now"), "{err}");
+    assert!(code == 11 && err.contains("its entry was edited since"), "{err}");
     assert!(config(dir).contains("ghcr.io/mine/github:1"), "{}", config(dir));
 
     // Two of one file that would be one here.

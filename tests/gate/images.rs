@@ -302,7 +302,7 @@ async fn a_pull_is_shown_and_platforms_are_told() {
     let refused = written.cli(&["server", "pull"]).await;
     assert_eq!(refused.code, Some(1), "{refused:#?}");
     assert!(
-        refused.stderr.contains("is not for linux/amd64, but for: linux/arm64"),
+        refused.stderr.contains("is not available for linux/amd64, only for: linux/arm64"),
         "{refused:#?}"
     );
 }

@@ -92,7 +92,7 @@ impl Drop for Inner {
             let Missed { since, until, intents, outcomes, refusals, events } = missed;
             tracing::error!(
                 %since, %until, intents, outcomes, refusals, events,
-                "THE AUDIT LOG MISSES THESE RECORDS and could not be told of it: keep this line"
+                "THE AUDIT LOG MISSES THESE RECORDS and the gap could not be recorded: keep this line"
             );
         }
         self.checkpointer = None;

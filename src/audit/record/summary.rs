@@ -169,7 +169,7 @@ impl fmt::Display for Event {
                     write!(f, " of {principal}")?;
                 }
                 let kept = if *kept { ", and the old value goes on being used" } else { "" };
-                write!(f, " is not to be had{kept}: {reason}")
+                write!(f, " does not resolve{kept}: {reason}")
             }
             Self::SecretsStale { server, secrets, .. } => {
                 let secrets = secrets.join(", ");

@@ -246,7 +246,7 @@ fn denied(file: &mut Object<'_>) -> Result<(), Problem> {
         return Ok(());
     }
     let reason = policy.get("reason").and_then(Node::text).unwrap_or("");
-    Err(Problem::at(policy.place, format!("whoever wrote it does not allow it: {}", brief(reason))))
+    Err(Problem::at(policy.place, format!("its author does not allow it: {}", brief(reason))))
 }
 
 fn limit(servers: usize, node: &Node) -> Result<(), Problem> {

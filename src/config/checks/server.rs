@@ -409,7 +409,7 @@ fn machine(checker: &mut Checker<'_>, at: &str, to: &Destination) {
     };
     let (message, help) = if is_metadata(address) {
         (
-            format!("at {address}, clouds hand out credentials of this machine to whoever asks"),
+            format!("at {address}, clouds serve credentials of this machine to every caller"),
             "remove it, unless the server is to act as this machine".to_owned(),
         )
     } else if address.is_loopback() && to.address.is_none() {

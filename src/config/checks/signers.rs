@@ -102,7 +102,7 @@ fn one(checker: &mut Checker<'_>, at: &str, signer: &Signer) {
         checker.bad(
             &child(at, "subject"),
             "this would be anybody",
-            "say who: an e-mail address, or a URI, with `*` for parts of it, but for the host or the domain",
+            "say who: an e-mail address, or a URI, with `*` for parts of it, except for the host or the domain",
         );
     }
 }

@@ -28,7 +28,7 @@ async fn reaping(
     if reaping.left.len() > MEMBERS {
         return Err(Problem::new(
             StatusCode::PAYLOAD_TOO_LARGE,
-            format!("a record has at most {MEMBERS} leftovers"),
+            format!("a record has at most {MEMBERS} orphans"),
         )
         .remedy("name fewer at once"));
     }

@@ -482,7 +482,7 @@ async fn images_that_lie_of_their_size_or_kind() {
             amd64(),
             "a kind that is not run here",
         ),
-        (json!([]), json!({ "os": "linux", "architecture": "arm64" }), "but for: linux/arm64"),
+        (json!([]), json!({ "os": "linux", "architecture": "arm64" }), "only for: linux/arm64"),
         (json!([]), json!({ "os": "windows", "architecture": "amd64" }), "windows/amd64"),
         (json!([]), json!({ "os": words, "architecture": words }), "names no platform"),
         (json!([]), json!({ "architecture": "amd64" }), "names no platform"),

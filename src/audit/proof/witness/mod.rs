@@ -206,7 +206,7 @@ impl Teller {
                     status.failing = Some(error.to_string());
                     let to = status.to.clone();
                     drop(status);
-                    tracing::warn!(%error, to, "a witness could not be told of a checkpoint");
+                    tracing::warn!(%error, to, "checkpoint could not be sent to a witness");
                     match wait(nudged, pause) {
                         Err(RecvTimeoutError::Disconnected) => return,
                         _ => pause = (pause * 2).min(PAUSES.1),

@@ -100,7 +100,7 @@ impl Said {
         }
         let came = match locked.and_then(|locked| locked.source.as_deref()) {
             Some(came) if strayed => {
-                format!("came from {} and runs something of yours by now", brief(came))
+                format!("came from {} and its entry was edited since", brief(came))
             }
             Some(came) if same_origin(came, source) => {
                 let Some((was, is)) = moved else { return Ok(()) };

@@ -306,7 +306,7 @@ fn tell(ctx: &Context, rows: Vec<Row>, dry: bool) -> anyhow::Result<Exit> {
                 Ok(Done::Behind { has: _, means }) => {
                     let (name, digest) = (tagged(image).unwrap_or(image), means.as_str());
                     ctx.line(format!(
-                        "{server}: the config has the digest, and {name} is {digest} by now"
+                        "{server}: the config has the digest, and {name} is now {digest}"
                     ))?;
                     ctx.line(format!(
                         "  to take that, write `image = \"{name}@{digest}\"`, then `portcullis server lock {server}`"

@@ -82,7 +82,7 @@ pub(super) fn may(
             add("hardening.user", format!("act as the user {user} on what is mounted"));
         }
         (outside @ Outside::Ourselves { .. }, _) if !settings.mounts.is_empty() => {
-            let what = format!("act on what is mounted as whoever runs the proxy: {outside}");
+            let what = format!("act on mounted files as the user that runs the proxy: {outside}");
             add("mounts", what);
         }
         _ => {}
