@@ -93,7 +93,7 @@ impl ServerPin {
         self.image_digest.as_deref().or(self.image_id.as_deref())
     }
 
-    /// Whether it was that before, and was moved on from it.
+    /// Whether it had this digest earlier, and it was replaced.
     #[must_use]
     pub fn was_once(&self, content: &str) -> bool {
         self.content() != Some(content) && self.was.iter().any(|one| one == content)
@@ -162,7 +162,7 @@ pub struct CatalogPin {
 }
 
 impl CatalogPin {
-    /// Whether its copy was that before, and was moved on from it.
+    /// Whether its copy had this digest earlier, and it was replaced.
     #[must_use]
     pub fn was_once(&self, digest: &str) -> bool {
         self.digest != digest && self.was.iter().any(|one| one == digest)

@@ -1,5 +1,5 @@
 //! The body of a create request: everything that a container of Portcullis' has, and nothing that
-//! it has not. It is checked, and written anew from what was checked.
+//! it has not. It is checked, and rewritten from what was checked.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

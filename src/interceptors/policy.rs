@@ -1,7 +1,7 @@
 //! Asks the Cedar policies whether a message may pass, in both directions, and filters lists.
 //! Refuses with `policy-denied`, and with `invalid-params` where a policy could not look.
 //!
-//! Every method is decided but for the protocol's housekeeping: `ping`, `notifications/initialized`,
+//! Every method is decided, except the protocol's housekeeping: `ping`, `notifications/initialized`,
 //! `notifications/cancelled` and `notifications/progress`. They carry no content to anyone: they
 //! answer for the connection, or speak of an exchange that was decided when it began. They pass
 //! the chain and are recorded like any other message.

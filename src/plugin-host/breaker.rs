@@ -1,4 +1,4 @@
-//! A plugin that fails again and again is let alone for a while: what it would fail on is refused at
+//! A plugin that fails repeatedly gets an open circuit for a while: what it would fail on is refused at
 //! once, and costs nothing.
 //!
 //! It is counted for each who calls and each server apart: messages of one, made so that the plugin
@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 
 /// Faults in a row.
 const FAULTS: u32 = 5;
-/// How long it is let alone at first, and at most.
+/// The first and the longest time that the circuit stays open.
 const FIRST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(60);
 /// Parties that faults are remembered of.
@@ -34,9 +34,9 @@ pub struct BreakerKey {
 #[derive(Debug, Clone, Copy)]
 struct Count {
     faults: u32,
-    /// How long it was let alone last; nothing before the first time.
+    /// How long the circuit was open last; nothing before the first time.
     pause: Duration,
-    /// Until when it is let alone.
+    /// When the circuit closes.
     until: Option<Instant>,
     /// A message is under way that says how it goes on.
     trying: bool,
@@ -88,7 +88,7 @@ impl Time {
 /// What became of it, where that is news.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum News {
-    /// It is let alone, for so long.
+    /// The circuit is open, for this long.
     Opened(Duration),
     /// It works again.
     Closed,
@@ -116,7 +116,7 @@ impl Breaker {
         Ok(Admitted { breaker: self.clone(), between, trial })
     }
 
-    /// Between how many it is let alone.
+    /// The number of caller and server pairs with an open circuit.
     pub fn open(&self, now: Instant) -> usize {
         self.0.lock().values().filter(|count| count.until.is_some_and(|until| now < until)).count()
     }

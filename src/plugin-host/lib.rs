@@ -63,7 +63,7 @@ pub struct PluginHost {
     pub around: Arc<dyn HostServices>,
     /// Where their values are; nowhere: they are forgotten with the plugin.
     pub states: Option<Arc<States>>,
-    /// Where they are kept as they were compiled; nowhere: each is compiled anew.
+    /// Where they are kept as they were compiled; nowhere: each is compiled again.
     pub cache: Option<Arc<Cache>>,
     /// How registries are asked for them.
     pub artifacts: Artifacts,

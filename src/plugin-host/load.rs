@@ -70,7 +70,7 @@ pub struct Settings {
     pub memory_mib: u64,
     /// For one verdict.
     pub deadline: Duration,
-    /// Whether messages pass where it fails. It is never let alone then: a few messages that it
+    /// Whether messages pass where it fails. Its circuit never opens then: a few messages that it
     /// fails on would let all others pass.
     pub fail_open: bool,
     /// Set where its verdicts have no effect: then nothing else that it does has one either.

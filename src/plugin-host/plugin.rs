@@ -166,7 +166,7 @@ impl Plugin {
     }
 
     /// Makes instances ready, so that the first message need not wait for one, and has what is told
-    /// of faults begin anew.
+    /// of faults restart.
     pub fn warm(&self) {
         self.inner.show_let_alone();
         if let Instances::Fresh(pool) = &self.inner.instances {
@@ -276,7 +276,7 @@ impl Inner {
         self.show_let_alone();
     }
 
-    /// Tells between how many it is let alone.
+    /// Reports the number of caller and server pairs with an open circuit.
     fn show_let_alone(&self) {
         let shared = &self.template.shared;
         shared.around.let_alone(&shared.entry, self.breaker.open(Instant::now()));

@@ -70,7 +70,7 @@ struct Watched {
 impl Watched {
     /// Watches the folder that each source is in (a file is often replaced by a rename, and a watch
     /// on the file itself would follow the old one), or, where that is gone, the nearest one above
-    /// it, and each source that is a folder. Anew each time, since a watch follows a folder that
+    /// it, and each source that is a folder. Repeated each time, since a watch follows a folder that
     /// was moved away and not the one that took its place.
     fn renew(&mut self, sources: &[PathBuf]) -> notify::Result<()> {
         for folder in std::mem::take(&mut self.folders) {

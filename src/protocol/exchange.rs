@@ -120,8 +120,8 @@ impl Method {
         &self.0
     }
 
-    /// Whether this is none that is known here, and a lenient reader would take it for one: but for
-    /// case, look-alike letters, and what is neither letter nor digit.
+    /// Whether this differs from a known name only in case, look-alike letters and characters that
+    /// are neither letters nor digits. A lenient reader would take it for that name.
     pub fn passes_for_known(&self) -> bool {
         if Self::KNOWN.contains(&&*self.0) {
             return false;

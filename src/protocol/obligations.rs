@@ -54,7 +54,7 @@ impl Redact {
     }
 }
 
-/// So many in a time, evenly spread but for a burst of them all.
+/// A number of calls in a time, spread evenly except for a burst of all of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Rate {
     pub calls: NonZeroU32,

@@ -45,7 +45,7 @@ pub enum Who {
 
 /// As whom somebody logged in: an e-mail address, or a URI (with `://`). `*` stands for any text
 /// without `/` and `@`, `**` for any text. The scheme and the host of a URI, and what stands behind the
-/// `@` of an address, are written out, but for a `*.` that the host begins with.
+/// `@` of an address, are written out, except for a `*.` at the beginning of the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Subject(String);
 

@@ -102,7 +102,7 @@ impl Gate for DenyAllEgress {
     fn told(&self, _: Outcome) {}
 }
 
-/// The variables by which programs find the proxy, but for those that the operator set.
+/// The variables by which programs find the proxy, except those that the operator set.
 pub fn environment(
     destinations: &[Destination],
     set: impl Fn(&str) -> bool,

@@ -66,7 +66,7 @@ impl LaunchSpec {
         }
     }
 
-    /// What programs need to find themselves at home, but for what is `set` already.
+    /// The usual variables of programs, except those that are `set` already.
     pub fn home(&self, set: impl Fn(&str) -> bool) -> Vec<(&'static str, &'static str)> {
         // The one place where everybody may write: caches and settings go there.
         let home = [("HOME", "/tmp")];

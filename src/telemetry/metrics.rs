@@ -464,7 +464,7 @@ impl Metrics {
         self.unwell.get_or_create(&ServerLabels { server: server.into() }).inc();
     }
 
-    /// An instance of a server ended. What the others take is read anew; the processor time of
+    /// An instance of a server ended. What the others take is read again; the processor time of
     /// all that ever ran stays.
     pub fn server_ended(&self, server: &ServerName) {
         self.running.dec();
@@ -576,7 +576,7 @@ impl Metrics {
         counter.inc_by(by.min(u64::MAX - counter.get()));
     }
 
-    /// A plugin is let alone after faults, between so many callers and servers.
+    /// A plugin's circuit is open for this number of caller and server pairs.
     pub fn plugin_let_alone(&self, plugin: &str, between: usize) {
         let labels = EntryLabels { plugin: Value::Named(plugin.into()) };
         let between = i64::try_from(between).unwrap_or(i64::MAX);

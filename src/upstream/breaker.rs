@@ -1,5 +1,5 @@
-//! An instance that keeps ending soon after its start is let alone for a while, and then tried with
-//! one call: it may be that very call that ends it, and the others need not end with it.
+//! The circuit of an instance that ends repeatedly soon after its start opens for a while. Then one
+//! call tries it: that call may be the cause, and the others need not end with it.
 
 use std::{
     sync::{
@@ -15,8 +15,8 @@ use super::transport::CallError;
 
 /// An instance that ran for so long before it ended is no failing one.
 pub(super) const STEADY: Duration = Duration::from_secs(30);
-/// How often an instance may end soon after its start, with no call answered since, before it is let
-/// alone for a while.
+/// How often an instance may end soon after its start, with no call answered since, before its
+/// circuit opens for a while.
 const FALLS: u32 = 3;
 /// The first such while.
 const FIRST_REST: Duration = Duration::from_millis(500);
@@ -33,7 +33,7 @@ pub(super) struct Breaker {
     trial: Arc<Semaphore>,
 }
 
-/// How long one is let alone, and why.
+/// How long a circuit stays open, and why.
 #[derive(Debug)]
 pub(super) struct OpenUntil {
     pub pause: Duration,
@@ -45,7 +45,7 @@ impl Breaker {
         Self { falls: AtomicU32::new(0), trial: Arc::new(Semaphore::new(1)) }
     }
 
-    /// It ended though nobody asked for that, after so long. Whether it is let alone.
+    /// Records an unexpected end after this time. Returns whether the circuit opens.
     pub fn record_failure(&self, ran: Duration, why: &str) -> Option<OpenUntil> {
         if ran >= STEADY {
             self.answered();

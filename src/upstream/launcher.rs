@@ -442,7 +442,7 @@ impl Launcher {
         Ok(Some(folder))
     }
 
-    /// What is started, as the runtimes take it, but for secrets.
+    /// What is started, in the form of the runtimes, without secrets.
     pub fn spec_without_secrets(
         &self,
         server: &ServerName,

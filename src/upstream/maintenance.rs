@@ -1,5 +1,5 @@
 //! What is done for an instance beside calls: it is looked after, asked about, handed new secrets,
-//! let alone for a while, and ended.
+//! left idle for a while, and ended.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -30,7 +30,7 @@ pub(super) struct RotationOutcome {
     pub outdated: Vec<String>,
 }
 
-/// When one that has old secrets is replaced, where that failed when it was last tried.
+/// Backoff for restarting an instance with stale secrets.
 #[derive(Debug, Default)]
 pub(super) enum RestartBackoff {
     /// Nothing has failed.
@@ -319,7 +319,7 @@ fn outdated(now: &SecretSet, running: &Running) -> Vec<String> {
     held.map(|secret| secret.name.clone()).collect()
 }
 
-/// Why one that was to be started anew for its new secrets was not.
+/// Why an instance was not restarted for its new secrets.
 pub(super) fn not_anew(failure: &CallError) -> String {
     format!("it was not restarted: {failure}")
 }

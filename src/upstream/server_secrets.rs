@@ -90,7 +90,7 @@ pub struct DeliveredSecret {
     pub client: Option<String>,
 }
 
-/// A secret of a server that is not to be had.
+/// A secret of a server that does not resolve.
 #[derive(Debug)]
 pub struct SecretError {
     /// The name under which the server would get it.
@@ -217,7 +217,7 @@ fn not_handed(
 /// A server, and whose secrets of it.
 pub type SecretHolder = (ServerName, SecretScope);
 
-/// What was last read of one server's secrets, or why it was not to be had, for everybody who has some
+/// What was last read of one server's secrets, or why it did not resolve, for everybody who has some
 /// there.
 pub type LoadedSecrets = BTreeMap<SecretScope, Result<Arc<SecretSet>, String>>;
 
@@ -313,7 +313,7 @@ impl ServerShared {
     /// What was last read.
     ///
     /// # Errors
-    /// Where it was not to be had.
+    /// Where it did not resolve.
     pub(super) fn handed(&self, whose: &SecretScope) -> Result<Arc<SecretSet>, LaunchFailure> {
         match self.hands.read().get(whose) {
             Some(Ok(handed)) => Ok(handed.clone()),
@@ -327,11 +327,11 @@ impl ServerShared {
         }
     }
 
-    /// The secrets that an instance is to be handed. Where they were not to be had, they are looked
+    /// The secrets to deliver to an instance. Where they did not resolve, they are looked
     /// for again.
     ///
     /// # Errors
-    /// Where they are still not to be had.
+    /// Where they still do not resolve.
     pub(super) async fn hand(&self, whose: &SecretScope) -> Result<Arc<SecretSet>, LaunchFailure> {
         if let Ok(handed) = self.handed(whose) {
             return Ok(handed);
@@ -344,11 +344,12 @@ impl ServerShared {
         self.reread(whose, ReloadScope::All).await.map_err(|not| *not.failure)
     }
 
-    /// Reads them anew, for who has the turn to. Where they have the same values as before, what comes
+    /// Reads them again, for the caller that has the turn. Where they have the same values as
+    /// before, what comes
     /// back is the very one of before.
     ///
     /// # Errors
-    /// Where one is not to be had, or could not be looked for: then all stays as it was.
+    /// Where one does not resolve, or could not be looked for: then all stays as it was.
     pub(super) async fn reread(
         &self,
         whose: &SecretScope,

@@ -1,10 +1,10 @@
-//! Why a secret is not to be had.
+//! Why a secret does not resolve.
 
 use std::{io, path::PathBuf};
 
 use crate::{MAX_BYTES, PATIENCE, Source};
 
-/// A secret that is not to be had. Names its source, never its value.
+/// A secret that does not resolve. Names its source, never its value.
 #[derive(Debug, thiserror::Error)]
 pub enum Unresolved {
     /// Not a reference. What was written is not repeated: it may be the secret itself.

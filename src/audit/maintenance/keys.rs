@@ -12,7 +12,7 @@ pub struct Keys {
     old: Vec<Key>,
 }
 
-/// Why a key is not to be had.
+/// Why a key does not resolve.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyTrouble {
     /// Its secret could not be fetched.
@@ -33,7 +33,7 @@ impl Keys {
     /// Fetches the keys of a loaded config.
     ///
     /// # Errors
-    /// Which of them is not to be had, as a JSON pointer from the top of the config, and why.
+    /// The key that does not resolve, as a JSON pointer from the top of the config, and why.
     pub fn fetch(encryption: &Encryption) -> Result<Self, (String, KeyTrouble)> {
         let at = "/audit/encryption";
         let key = |pointer: String, reference: &SecretRef| {

@@ -3,7 +3,7 @@
 //!
 //! From the first such record that the store did not take, none waits for it any more: each is
 //! counted, and once a second it is tried whether the store takes the record that tells of them.
-//! When it does, the log is whole again but for the gap that it tells of.
+//! Then the log is whole again, except for the gap that it reports.
 
 use std::time::{Duration, Instant};
 

@@ -21,7 +21,7 @@ use crate::{
 /// The version of proofs.
 const VERSION: u8 = 1;
 
-/// A proof, whole in itself but for the verifier key.
+/// A proof, complete except for the verifier key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "proof", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Proof {

@@ -119,7 +119,7 @@ pub(crate) fn write(
     Ok(())
 }
 
-/// The header but for length and checksum, which encryption binds the body to.
+/// The header without length and checksum. Encryption binds the body to it.
 fn covered(flags: u8, first: u64, count: u32) -> [u8; HEADER - 8] {
     let mut bytes = [0; HEADER - 8];
     let (flag, rest) = bytes.split_at_mut(1);

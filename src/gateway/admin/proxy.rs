@@ -80,7 +80,7 @@ async fn tools(
     Ok(Json(listed))
 }
 
-/// Reads a server's secrets anew, and hands it those that it gets as files.
+/// Reads a server's secrets again, and delivers those that it gets as files.
 async fn secrets(
     State(proxy): State<Arc<Gateway>>,
     Path(name): Path<String>,
@@ -96,7 +96,7 @@ async fn secrets(
     Ok(Json(rehanded))
 }
 
-/// Starts what runs of a server anew; calls under way end at the old ones.
+/// Restarts a server's running instances; in-flight calls finish on the old ones.
 async fn restart(
     State(proxy): State<Arc<Gateway>>,
     Path(name): Path<String>,

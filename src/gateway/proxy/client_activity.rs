@@ -236,7 +236,7 @@ impl Gateway {
     pub async fn client_changes(&self, change: Change, by: By) -> Result<(), Unavailable> {
         let undone = by.reason.is_some();
         self.audit.record_event(changed(change.clone(), by)).await?;
-        // What undoes a change that was not made is not heard of again, nor is that change.
+        // Reverting an unapplied change cancels the expected notification for both.
         if undone {
             self.expected.take(&change.reverse());
         } else {

@@ -86,7 +86,7 @@ impl Files {
     }
 
     /// Watches the folders of the files: a file is often replaced by a rename, and a watch on the file
-    /// itself would follow the old one. Anew after each change, since a folder can be replaced too.
+    /// itself would follow the old one. Repeated after each change, since a folder can be replaced too.
     fn renew(&mut self) -> notify::Result<()> {
         let ways: Vec<_> = self.paths.iter().flat_map(|path| way_to(path)).collect();
         let folders = ways.iter().filter_map(|path| path.parent().map(ToOwned::to_owned));

@@ -35,7 +35,7 @@ use portcullis_vault::{Secret, Source};
 pub struct PluginSecrets(BTreeMap<usize, BTreeMap<String, Secret>>);
 
 impl PluginSecrets {
-    /// All of a config. What is not to be had is a finding.
+    /// All plugins of a config. A plugin that is unavailable is a finding.
     pub fn read(loaded: &Loaded, found: &mut Vec<BoxedDiagnostic>) -> Self {
         let mut all = BTreeMap::new();
         for (at, entry) in loaded.config.interceptors.iter().enumerate() {

@@ -88,7 +88,7 @@ fn fault(error: &dyn std::error::Error) -> Refusal {
 }
 
 /// What a state is bound to: the principal with its key, the server as the config has it, and the
-/// request but for what changes from one try to the next. So neither whoever has a client's name later
+/// request except for what changes from one try to the next. So neither whoever has a client's name later
 /// nor what an entry means later can open it.
 fn bound(server: &Server, exchange: &Exchange) -> [u8; 32] {
     let mut digest = Sha256::new();
@@ -115,7 +115,7 @@ fn bound(server: &Server, exchange: &Exchange) -> [u8; 32] {
     digest.finalize().into()
 }
 
-/// The same value with the keys of all objects in order: a client may write its retry anew.
+/// The same value with the keys of all objects in order: a client may serialize its retry again.
 fn sorted(value: &Value) -> Value {
     match value {
         Value::Array(items) => items.iter().map(sorted).collect(),

@@ -83,7 +83,7 @@ pub(super) fn no_plugin(entry: &InterceptorEntry, path: &Path, why: String) -> E
     }
 }
 
-/// A secret that is not to be had; `kept` where its value of before goes on being used.
+/// A secret that does not resolve; `kept` if its previous value stays in use.
 pub(super) fn no_secret(server: &ServerName, not: &SecretError, kept: bool) -> Event {
     Event::SecretUnresolved {
         server: server.to_string(),

@@ -151,7 +151,7 @@ impl ServerLists {
         self.slot(offer).lock().catalog.clone()
     }
 
-    /// Asks anew for each list that is missing.
+    /// Requests each missing list again.
     pub fn ask_again(self: &Arc<Self>) {
         for offer in ListKind::ALL {
             if self.slot(offer).lock().missing.is_some() {

@@ -53,7 +53,7 @@ pub trait HostServices: Send + Sync {
         u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or_default()
     }
 
-    /// Fills bytes that nobody can foretell, if there are some to be had.
+    /// Fills unpredictable bytes, if the system has some.
     fn random(&self, bytes: &mut [u8]) -> bool {
         getrandom::fill(bytes).is_ok()
     }
@@ -82,7 +82,7 @@ pub trait HostServices: Send + Sync {
         );
     }
 
-    /// A plugin is let alone, after faults, between so many callers and servers; none: it works.
+    /// The number of caller and server pairs for which a plugin's circuit is open; 0: it works.
     fn let_alone(&self, plugin: &str, between: usize) {
         let _ = (plugin, between);
     }

@@ -97,7 +97,7 @@ impl Answer<'_> {
     }
 }
 
-/// What a question is about, but for its circumstances and arguments.
+/// What a question is about, without its circumstances and arguments.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct About<'a> {
     pub(super) subject: Subject<'a>,

@@ -8,7 +8,7 @@
 //!
 //! `cedar-policy-mcp-schema-generator` 0.7 makes such actions too. It is not used, because it
 //! - requires one exact version of Cedar's core (`=4.14.0`): no fix of Cedar could be taken before it
-//!   is released anew;
+//!   is released again;
 //! - takes names of tools and properties for Cedar's identifiers, and refuses a list with `get-file`
 //!   or `user-agent` in it, which are legal and common;
 //! - gives an action the members `input` and one for each stub, so that the circumstances would not

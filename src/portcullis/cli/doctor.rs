@@ -418,7 +418,7 @@ fn listening(address: SocketAddr, more: &str) -> Check {
     Check::warn("port", format!("{detail} can be reached from outside, without TLS"), remedy)
 }
 
-/// The secrets that are not to be had now. They may be when the proxy starts.
+/// The secrets that do not resolve now. They may resolve when the proxy starts.
 fn secrets(loaded: &Loaded) -> Vec<Check> {
     let mut checks = Vec::new();
     for (server, settings) in &loaded.config.servers {

@@ -328,7 +328,7 @@ fn unlisted(ctx: &Context, loaded: &Loaded, profile: &Profile) {
         if !listed && let Some((file, _)) = texts.iter().find(|(_, text)| text.contains(&policy)) {
             ctx.note(format_args!(
                 "the profile has no list of the tools of `{server}`, and the policy `{id}` ({}) leaves only \
-                 some on: whoever takes the profile has all of them on; make it anew with `--tool {server}/TOOL` \
+                 some on: whoever takes the profile has all of them on; overwrite it with `--tool {server}/TOOL` \
                  for each",
                 file.display()
             ));

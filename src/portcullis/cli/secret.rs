@@ -117,7 +117,7 @@ fn set(ctx: &Context, name: &str, place: &StorePath) -> anyhow::Result<Exit> {
     Ok(Exit::Ok)
 }
 
-/// The value of a secret: all of standard input but for the line break at its end, or what a person
+/// The value of a secret: all of standard input except the line break at its end, or what a person
 /// types unseen. Never an argument, which would stand in the list of processes.
 fn value() -> anyhow::Result<Secret> {
     let stdin = io::stdin();

@@ -76,7 +76,7 @@ impl Object {
     }
 
     /// The text with members replaced, added at the end (`Some`) or taken out (`None`). All else
-    /// stays as it was, but for white space between members where one is added or taken out.
+    /// stays as it was, except for white space between members where one is added or taken out.
     pub fn with(&self, edits: &[(&str, Option<&[u8]>)]) -> Bytes {
         let edit = |key: &str| edits.iter().find(|(k, _)| *k == key).map(|(_, value)| *value);
         let removes = self.members.iter().any(|m| edit(&m.key) == Some(None));

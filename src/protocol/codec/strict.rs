@@ -65,7 +65,7 @@ const RESULT: [&str; 6] =
 const ERROR: [&str; 3] = ["code", "message", "data"];
 const DATA: [&str; 1] = ["elicitations"];
 
-/// What a text is. In a message and in `params`, a key that is a known one but for case is refused
+/// What a text is. In a message and in `params`, a key that differs from a known key only in case is refused
 /// where it stands alone, too: policy would not see it, and a server that matches keys without
 /// case would act on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

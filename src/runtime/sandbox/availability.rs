@@ -98,7 +98,7 @@ pub fn facts(resources: &Resources, hardening: &Hardening) -> Vec<(String, Strin
 
 const NAMESPACES: &str = "user, process, network, mount, IPC, UTS, cgroup";
 
-/// Where control groups are to be had.
+/// Where control groups are available.
 const GROUPS: &str = "run the proxy as a service of systemd with `Delegate=yes`, as root or with \
      cgroup v2 (a user's own services have memory and pids; for cpu, root writes `Delegate=cpu memory \
      pids` below [Service] in `systemctl edit user@.service`)";

@@ -89,7 +89,7 @@ pub(super) struct CgroupParents {
     missing: BTreeMap<Controller, String>,
 }
 
-/// What this machine offers. Looked for once: what was to be had then must be had at every start. The
+/// What this machine offers. Detected once: what was available then must be available at every start. The
 /// proxy may move into another group then.
 pub(super) fn parents() -> &'static CgroupParents {
     static FOUND: LazyLock<CgroupParents> = LazyLock::new(|| {

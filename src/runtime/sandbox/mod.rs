@@ -9,14 +9,14 @@
 //! for its filters, binds the life of a tree to the *thread* that made it, and has no limit on a
 //! tree without cgroups. OCI runtimes as libraries need root or systemd. So the parts come from
 //! crates (`nix`, `landlock`, `seccompiler`, `caps`), and their order is ours: the executable
-//! starts itself anew as `portcullis sandbox-exec`, with one thread, which does the rest.
+//! starts itself again as `portcullis sandbox-exec`, with one thread, which does the rest.
 //!
 //! As an ordinary user, the launcher first makes a user namespace, which owns all others. As root
 //! it builds the root with the host's own rights, then becomes 65534 for the host too, and only
 //! then makes a user namespace: what is inside has no rights over its own mounts, and a folder
 //! that only root may read is not readable inside.
 //!
-//! In a pod of Kubernetes, where user namespaces are not to be had, a server's container is its own, and
+//! In a pod of Kubernetes, where user namespaces are not available, a server's container is its own, and
 //! `pod-exec` starts the program in it ([`launch_in_pod`]).
 //!
 //! Invariants:
@@ -45,7 +45,7 @@ pub use exec::{exec_main, pod_main};
 pub use launch::{launch, launch_by};
 pub use pod_client::launch_in_pod;
 
-/// Finds where control groups are to be had. Call it before anything is started: where systemd has
+/// Finds available control groups. Call it before anything is started: where systemd has
 /// delegated the proxy's own group, the proxy moves into one within that, which it can't once others are
 /// in it.
 pub fn settle() {

@@ -1,4 +1,4 @@
-//! Keepers of secrets as they are: Debian's, and stand-ins where there is no program to be had.
+//! Keepers of secrets as they are: Debian's, and stand-ins where no program is available.
 
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
 

@@ -111,7 +111,7 @@ const fn always(column: Column) -> Column {
 
 use Kind::{Boolean, Integer, Text, Time};
 
-/// All of them, in order. New ones come at the end but for `line`, which is the last.
+/// All of them, in order. New ones come at the end, except `line`, which is the last.
 pub const COLUMNS: &[Column] = &[
     always(column("seq", Integer, "The record's place in the log, from 0.", |i| integer(i.seq.0))),
     always(column("recorded", Time, "When the record was written.", |i| Value::Time(i.recorded))),

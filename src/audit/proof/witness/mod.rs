@@ -275,7 +275,7 @@ fn wait(nudged: &mpsc::Receiver<()>, pause: Duration) -> Result<(), RecvTimeoutE
     }
 }
 
-/// The address of a name and a port, tried anew each time.
+/// The address of a name and a port, tried again each time.
 fn resolve(address: &str) -> io::Result<SocketAddr> {
     use std::net::ToSocketAddrs as _;
     address.to_socket_addrs()?.next().ok_or_else(|| io::Error::other("the name has no address"))

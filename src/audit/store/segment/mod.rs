@@ -184,7 +184,7 @@ impl Segment {
         Ok(())
     }
 
-    /// Begins the index anew; it has no blocks then.
+    /// Restarts the index; it has no blocks then.
     fn renewed(&self, why: &str) -> Result<Vec<Arc<BlockMeta>>, Fault> {
         let segment = self.path.display();
         tracing::warn!(%segment, why, "an index of the audit log is made again");

@@ -422,7 +422,7 @@ async fn an_address_of_ours_is_its_name() {
     assert_eq!(told.attempt.unwrap().host.to_string(), "web.example");
 }
 
-/// What is forwarded in clear text is what was allowed, framed anew.
+/// What is forwarded in clear text is what was allowed, framed again.
 #[tokio::test]
 async fn nothing_is_smuggled() {
     let web = Origin::clear().await;

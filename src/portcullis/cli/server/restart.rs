@@ -1,4 +1,4 @@
-//! `portcullis server restart`: what runs of a server is started anew, and no call is lost for that.
+//! `portcullis server restart`: restarts a server's running instances without losing a call.
 
 use crate::cli::{Context, Exit};
 use portcullis_gateway::admin;

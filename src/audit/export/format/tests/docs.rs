@@ -7,7 +7,7 @@ use super::super::super::{
     target::table,
 };
 
-/// What stands in the docs from behind `begin` up to `end`, made anew.
+/// What stands in the docs from behind `begin` up to `end`, regenerated.
 fn renew(text: &str, begin: &str, end: &str, inner: &str) -> String {
     let (before, rest) = text.split_once(begin).unwrap();
     let (_, after) = rest.split_once(end).unwrap();

@@ -212,7 +212,7 @@ fn egress(settings: &Server) -> Vec<Egress> {
     listed.chain(remote).collect()
 }
 
-/// What the image is, by the config or the lock file: a pod that looks it up anew could be another.
+/// What the image is, by the config or the lock file: a pod that looks it up again could get another.
 fn pinned(loaded: &Loaded, launcher: &Launcher, args: &K8s, image: &str) -> anyhow::Result<Pinned> {
     let name = &args.server;
     let pinned = match images::fixed(image)? {
