@@ -10,23 +10,24 @@ use portcullis_foundation::units::{Age, Size};
 use portcullis_protocol::names::ExportName;
 use portcullis_vault::SecretRef;
 
-/// The audit log.
+/// Audit log.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Audit {
-    /// The store's folder. Default: `audit` in the state folder.
+    /// Folder of the audit store. Default: `audit` in the state folder.
     pub dir: Option<PathBuf>,
-    /// Milliseconds that a call may wait for its record to be on disk before it is refused.
+    /// Milliseconds that a call waits for its record to be on disk. After that, `on-failure`
+    /// applies.
     #[schemars(range(min = 1))]
     pub deadline_ms: u64,
     pub on_failure: OnFailure,
     pub retention: Retention,
-    /// Encrypts records at rest. Without it the files are only their owner's to read.
+    /// Encryption of records at rest. Without it, only file permissions protect the records.
     pub encryption: Option<Encryption>,
     pub checkpoint: Checkpoint,
-    /// Who else is told of checkpoints, so that they are kept where this machine can't change them.
+    /// Witnesses that store checkpoints where this machine cannot change them.
     pub witness: Vec<Witness>,
-    /// Where records go beside the store, each a stream of its own.
+    /// Exports of records, in addition to the store. Each is a stream of its own.
     pub export: Vec<Export>,
 }
 
@@ -45,14 +46,15 @@ impl Default for Audit {
     }
 }
 
-/// When a checkpoint of the audit log is signed, beside the proxy's start and end.
+/// Times at which a checkpoint of the audit log is signed, in addition to the start and the end of
+/// the proxy.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Checkpoint {
-    /// After so many records.
+    /// Number of records after which a checkpoint is signed.
     #[schemars(range(min = 1))]
     pub records: u64,
-    /// So many seconds after a record that no checkpoint has.
+    /// Seconds after the first record that no checkpoint covers.
     #[schemars(range(min = 1, max = 86400))]
     pub seconds: u64,
 }
@@ -63,20 +65,20 @@ impl Default for Checkpoint {
     }
 }
 
-/// A witness of checkpoints: one of `file`, `syslog` and `url`.
+/// Witness of checkpoints: one of `file`, `syslog` and `url`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Witness {
-    /// A file to append to, such as one on another machine's disk.
+    /// File to append to, such as a file on another machine's disk.
     pub file: Option<PathBuf>,
-    /// A syslog (RFC 5424): `udp://HOST:PORT`, `tcp://HOST:PORT` or `unix:///dev/log`.
+    /// Syslog server (RFC 5424): `udp://HOST:PORT`, `tcp://HOST:PORT` or `unix:///dev/log`.
     pub syslog: Option<String>,
-    /// A URL that takes each checkpoint in the body of a POST.
+    /// URL that receives each checkpoint in the body of a POST request.
     pub url: Option<String>,
 }
 
 impl Witness {
-    /// Where it is; `None` unless exactly one legal place is named.
+    /// The witness; `None` unless exactly one valid target is set.
     pub fn place(&self) -> Option<proof::Witness> {
         match (&self.file, &self.syslog, &self.url) {
             (Some(file), None, None) if !file.as_os_str().is_empty() => {
@@ -93,27 +95,27 @@ impl Witness {
     }
 }
 
-/// What becomes of a call that can't be recorded: the store is full, slow or broken.
+/// Handling of a call that cannot be recorded, because the store is full, slow or broken.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnFailure {
-    /// It is refused.
+    /// Refuse the call.
     #[default]
     Refuse,
-    /// It goes on without a record. Logs and metrics tell so, and the log itself once it works
-    /// again: how many records it misses, and since when.
+    /// Continue without a record. Logs and metrics report it. When the store works again, an event
+    /// has the number of missing records and their time.
     Pass,
 }
 
-/// How long records are kept. Without a limit: for ever. Whole segments are dropped, the oldest
-/// first; their proofs stay.
+/// Retention of records. Without a limit, records are kept forever. Whole segments are dropped,
+/// oldest first; their proofs are kept.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Retention {
-    /// Records older than this are dropped: `90d`, `12h`, `26w`.
+    /// Maximum age of records: `90d`, `12h`, `26w`. Older records are dropped.
     pub max_age: Option<Age>,
-    /// The oldest records are dropped while the segments take more than this: `20GiB`. Also those
-    /// that were not exported yet.
+    /// Maximum size of all segments: `20GiB`. Beyond it, the oldest records are dropped, even if
+    /// they are not exported yet.
     pub max_size: Option<Size>,
 }
 
@@ -121,42 +123,41 @@ pub struct Retention {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Encryption {
-    /// The key for new records: 32 random bytes as 64 hex digits or in base64, such as
-    /// `openssl rand -hex 32` makes.
+    /// Key for new records: 32 random bytes as 64 hex digits or in base64, for example from
+    /// `openssl rand -hex 32`.
     pub key: SecretRef,
-    /// Keys that were used before, for as long as records of their time are kept.
+    /// Earlier keys. Keep each for as long as its records are kept.
     #[serde(default)]
     pub old_keys: Vec<SecretRef>,
 }
 
-/// One stream of audit records to a target.
+/// Stream of audit records to one target.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Export {
-    /// Its name in logs and metrics, and of its cursor in the store.
+    /// Name in logs and metrics, and name of the stream's cursor in the store.
     pub name: ExportName,
-    /// `file:PATH`, `stdout`, `https://…`, `otlp+https://…`, `syslog+tls://HOST:PORT`,
-    /// `syslog+tcp://HOST:PORT`, `syslog+udp://HOST:PORT`, `unix:PATH` or `postgres://…`. A URL
-    /// with a password or a token in it is a reference: `{ from = "env:NAME" }`.
+    /// Target: `file:PATH`, `stdout`, `https://…`, `otlp+https://…`, `syslog+tls://HOST:PORT`,
+    /// `syslog+tcp://HOST:PORT`, `syslog+udp://HOST:PORT`, `unix:PATH` or `postgres://…`. Write a
+    /// URL with a password or a token as a reference: `{ from = "env:NAME" }`.
     pub to: Destination,
-    /// How records are written. Default: `jsonl`, but what OTLP and syslog have of their own.
-    /// `postgres` has columns and takes none.
+    /// Format of records. Default: `jsonl`; for OTLP and syslog, their own format. `postgres` has
+    /// columns and takes no format.
     #[serde(default)]
     pub format: Option<Format>,
-    /// Only records that this filter is for, such as `decision = refused`. Default: all.
+    /// Filter of the records to export, such as `decision = refused`. Default: all records.
     #[serde(default)]
     pub filter: Option<String>,
-    /// Which record is the first, where none was delivered yet.
+    /// First record of the stream, if none was delivered yet.
     #[serde(default)]
     pub begin: Begin,
     /// Secret headers sent to an HTTP endpoint.
     #[serde(default)]
     pub headers: BTreeMap<String, SecretRef>,
-    /// Certificates (PEM) of the authorities that are taken for a target over TLS. Default: those
-    /// of the system.
+    /// Certificate authorities (PEM) for a target over TLS. Default: those of the system.
     #[serde(default)]
     pub ca_file: Option<PathBuf>,
-    /// Records that are delivered at once, at most.
+    /// Maximum number of records in one delivery.
     #[serde(default = "default_batch")]
     #[schemars(range(min = 1, max = 10_000))]
     pub batch: usize,
@@ -166,7 +167,7 @@ fn default_batch() -> usize {
     500
 }
 
-/// A target: as it is, or where it comes from.
+/// Target: in plain text, or a reference to a secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Destination {
@@ -174,13 +175,13 @@ pub enum Destination {
     Secret(SecretRef),
 }
 
-/// Where a stream of records begins.
+/// Beginning of a stream of records.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Begin {
-    /// With the oldest record in the store.
+    /// The oldest record in the store.
     #[default]
     Oldest,
-    /// With the first record after the stream's first start.
+    /// The first record after the stream's first start.
     Now,
 }

@@ -41,7 +41,7 @@ fn document() -> String {
     let mut text = INTRODUCTION.to_owned();
     let root = schema();
     table(&mut text, "The top of the file", "", root, &[]);
-    text.push_str("\n## Findings\n\n| code | what it stands for |\n|---|---|\n");
+    text.push_str("\n## Findings\n\n| code | meaning |\n|---|---|\n");
     for code in Code::ALL {
         let _ = writeln!(text, "| `{code}` | {} |", code.about());
     }
@@ -102,7 +102,7 @@ fn interceptors(text: &mut String, kinds: &[Value]) {
     own.retain(|key, _| common.contains(key));
     shared["required"] = Value::Null;
     shared["description"] =
-        "One entry of the chain. Every entry takes these keys beside its own.".into();
+        "Keys of every entry of the chain, in addition to the interceptor's own keys.".into();
     table(text, "`[[interceptors]]`", "interceptors", &shared, &[]);
     let mut omit: Vec<&str> = common.iter().map(String::as_str).collect();
     omit.push("use");

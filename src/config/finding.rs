@@ -38,25 +38,25 @@ macro_rules! codes {
 }
 
 codes! {
-    /// The file is not there, or can't be read.
+    /// The file does not exist or cannot be read.
     Unreadable = "config-unreadable";
-    /// The text is no TOML.
+    /// The file is not valid TOML.
     Syntax = "config-syntax";
-    /// A key that means nothing here.
+    /// Unknown key.
     UnknownKey = "config-unknown-key";
-    /// A key that must be there is not.
+    /// A required key is missing.
     MissingKey = "config-missing-key";
-    /// A value of the wrong type or form.
+    /// A value has the wrong type or format.
     BadValue = "config-bad-value";
-    /// Two settings that can't both hold.
+    /// Two settings contradict each other.
     Conflict = "config-conflict";
-    /// A setting that opens what should be shut, without the word that it is meant.
+    /// A setting weakens security without the key that confirms it.
     Unsafe = "config-unsafe";
-    /// A secret in plain text.
+    /// A secret is in plain text.
     LiteralSecret = "config-literal-secret";
-    /// More than the operator's ceilings let any server have.
+    /// A value is above a ceiling of `[limits.servers]`.
     AboveCeiling = "config-above-ceiling";
-    /// Something that policies do not let this have.
+    /// Policies do not permit a setting.
     NotPermitted = "config-not-permitted";
 }
 
@@ -289,7 +289,7 @@ impl Diagnostic for Finding {
     }
 }
 
-/// What another room says of something that the config names, shown at the place where it is named.
+/// What another crate says of something that the config names, shown at the place where it is named.
 #[derive(Debug)]
 pub struct Located {
     said: Box<dyn Diagnostic + Send + Sync>,

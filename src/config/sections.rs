@@ -24,14 +24,14 @@ use portcullis_telemetry::Telemetry;
 use portcullis_upstream::config::{Registries, Server, Signer};
 use portcullis_vault::SecretRef;
 
-/// The whole file. Relative paths are relative to the file.
+/// Top level of the file. Relative paths are relative to the file.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Config {
     #[serde(default)]
     pub listen: Listen,
-    /// Where the proxy keeps its audit store, client keys and local socket. Default: `.portcullis`
-    /// beside the config.
+    /// State folder: audit store, client keys and local socket. Default: `.portcullis` next to the
+    /// config.
     #[serde(default = "default_state_dir")]
     pub state_dir: PathBuf,
     #[serde(default)]
@@ -50,45 +50,46 @@ pub struct Config {
     pub engine: Engine,
     #[serde(default)]
     pub registries: Registries,
-    /// Whose signatures of images count. Each image of a server that has a digest and a registry is
-    /// looked at before it is started, once, and policies are told who signed it.
+    /// Signers of images that you trust. Before an image with a digest and a registry starts for
+    /// the first time, the proxy verifies its signatures, once. Policies receive the names of the
+    /// signers.
     #[serde(default)]
     pub signers: BTreeMap<SignerName, Signer>,
-    /// Who may connect, beside those of `portcullis client add`.
+    /// Clients that may connect, in addition to those of `portcullis client add`.
     #[serde(default)]
     pub clients: BTreeMap<ClientName, Client>,
-    /// The servers behind the proxy, in the order in which lists show them.
+    /// Servers behind the proxy, in the order of merged lists.
     #[serde(default)]
     pub servers: IndexMap<ServerName, Server>,
-    /// The chain, in order. Policy and audit are always in it and need no entry. `rate-limit`,
-    /// `schema` and `secrets` are in it with their defaults unless an entry with the same `use` takes
-    /// the place of the default: with other settings, or with `mode = "off"`.
+    /// Interceptors of the chain, in order. Policy and audit are always in the chain and need no
+    /// entry. `rate-limit`, `schema` and `secrets` are in the chain with their defaults. An entry
+    /// with the same `use` replaces the default; `mode = "off"` removes it.
     #[serde(default)]
     pub interceptors: Vec<InterceptorEntry>,
 }
 
 impl Config {
-    /// What the operator says of the servers' tools.
+    /// Operator's claims about the tools of each server.
     pub fn tools(&self) -> impl Iterator<Item = (&ServerName, &BTreeMap<String, Tool>)> {
         self.servers.iter().map(|(name, server)| (name, &server.tools))
     }
 }
 
-/// The state folder of a config that names none.
+/// Default of `state-dir`.
 pub(super) const STATE_DIR: &str = ".portcullis";
 
 fn default_state_dir() -> PathBuf {
     STATE_DIR.into()
 }
 
-/// Calls that wait for a person, where a policy says `@approve`.
+/// Calls that wait for the approval of a person, because a policy has `@approve`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Approvals {
-    /// Seconds after which a call that nobody allowed is refused.
+    /// Seconds to wait for a decision. After that, the call is refused.
     #[schemars(range(min = 1, max = 86400))]
     pub timeout_s: u64,
-    /// Calls of one client that may wait at once.
+    /// Maximum number of calls of one client that wait at the same time.
     #[schemars(range(min = 1, max = 1000))]
     pub per_client: usize,
     pub webhook: Option<Webhook>,
@@ -100,70 +101,73 @@ impl Default for Approvals {
     }
 }
 
-/// A URL that is told of each call that waits, and may say in its answer what becomes of it.
+/// Webhook that receives each waiting call. Its response may allow or deny the call.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Webhook {
-    /// It takes the call as JSON in the body of a POST.
+    /// URL that receives the call as JSON in the body of a POST request.
     pub url: String,
-    /// Secret headers sent to it.
+    /// Secret headers of the request.
     #[serde(default)]
     pub headers: BTreeMap<String, SecretRef>,
 }
 
-/// The operator's way into the running proxy, over a local socket.
+/// Admin interface of the running proxy, on a local socket.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Admin {
-    /// A second socket, for users who have a role: nobody but root and the user who runs the proxy
-    /// gets to the one in the state folder. Its folder must be one that others can't write to.
+    /// Path of a second socket, for users with a role. Only root and the user who runs the proxy
+    /// can open the socket in the state folder. Other users must not have write access to the
+    /// folder of the second socket.
     pub socket: Option<PathBuf>,
     pub roles: Roles,
 }
 
-/// What is taken of one message, one client and one session.
+/// Limits of messages, clients and sessions.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Limits {
-    /// Bytes of one message of a client.
+    /// Maximum size in bytes of one message of a client.
     #[schemars(range(min = 1))]
     pub request_bytes: usize,
-    /// Bytes of one message of a server.
+    /// Maximum size in bytes of one message of a server.
     #[schemars(range(min = 1))]
     pub response_bytes: usize,
-    /// Nesting of arrays and objects in a message.
+    /// Maximum nesting depth of arrays and objects in a message.
     #[schemars(range(min = 4, max = 1000))]
     pub depth: usize,
-    /// Values in a message, keys included.
+    /// Maximum number of values in a message, including keys.
     #[schemars(range(min = 1))]
     pub nodes: usize,
-    /// Keys of one object in a message of a client or a server. Elements of arrays are not keys.
+    /// Maximum number of keys of one object in a message of a client or a server. Elements of
+    /// arrays are not keys.
     #[schemars(range(min = 8))]
     pub object_keys: usize,
-    /// Keys in one message of a client, over all its objects.
+    /// Maximum number of keys in one message of a client, over all its objects.
     #[schemars(range(min = 8))]
     pub request_keys: usize,
-    /// Keys in one message of a server, over all its objects.
+    /// Maximum number of keys in one message of a server, over all its objects.
     #[schemars(range(min = 8))]
     pub response_keys: usize,
-    /// Bytes of memory for large messages of clients, over all clients: bodies while they arrive, and
-    /// messages until they are answered. One client has at most a quarter. What is beyond is refused
-    /// with `rate-limited`. Messages of up to 32 KiB do not count.
+    /// Bytes of memory for large messages, over all clients: bodies while they arrive, and messages
+    /// until their response. One client uses at most a quarter. Messages beyond the limit are
+    /// refused with `rate-limited`. Messages of up to 32 KiB do not count.
     #[schemars(range(min = 1))]
     pub message_memory_bytes: usize,
-    /// Exchanges that one principal may have under way at once.
+    /// Maximum number of exchanges of one principal in flight.
     #[schemars(range(min = 1))]
     pub concurrent: usize,
-    /// Legacy sessions at once, over all clients.
+    /// Maximum number of open legacy sessions, over all clients.
     #[schemars(range(min = 1))]
     pub sessions: usize,
-    /// Seconds after which an unused legacy session ends.
+    /// Seconds without use after which a legacy session ends.
     #[schemars(range(min = 1))]
     pub session_idle_s: u64,
-    /// Seconds that a client may take to answer what a server asks it.
+    /// Seconds for a client to answer a server request.
     #[schemars(range(min = 1, max = 3600))]
     pub question_s: u64,
-    /// Items on one page of a list. Clients that ask for no further page see the first alone.
+    /// Items on one page of a list. A client that does not request further pages sees only the
+    /// first one.
     #[schemars(range(min = 1))]
     pub page: usize,
     pub connections: ConnectionLimits,
@@ -171,7 +175,7 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// What is taken of a client's message.
+    /// Limits of a client's message.
     pub fn request_caps(&self) -> Caps {
         Caps {
             bytes: self.request_bytes,
@@ -182,7 +186,7 @@ impl Limits {
         }
     }
 
-    /// What is taken of a server's message.
+    /// Limits of a server's message.
     pub fn response_caps(&self) -> Caps {
         Caps {
             bytes: self.response_bytes,
@@ -216,11 +220,11 @@ impl Default for Limits {
     }
 }
 
-/// The container engine.
+/// Container engine.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Engine {
-    /// The engine's socket: `unix:///var/run/docker.sock`. Default: `DOCKER_HOST`, else Docker's
-    /// usual sockets.
+    /// Socket of the engine, such as `unix:///var/run/docker.sock`. Default: `DOCKER_HOST`, else
+    /// Docker's usual sockets.
     pub host: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! What an operator lists: hosts, ports, and what is spoken there.
+//! Destinations in the config: hosts, ports and protocols.
 
 use std::{
     borrow::Cow,
@@ -10,14 +10,14 @@ use std::{
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
-/// A host: a name in lower case and without the dot of the root, or an address.
+/// Host: a name in lower case without the root's dot, or an address.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Host {
     Name(String),
     Address(IpAddr),
 }
 
-/// A text that is no host.
+/// Text that is not a valid host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("this is neither the name of a host nor an address")]
 pub struct IllegalHost;
@@ -54,7 +54,7 @@ impl FromStr for Host {
 }
 
 impl Host {
-    /// An address, without the clothes of the other family.
+    /// An address; an IPv4-mapped IPv6 address becomes its IPv4 address.
     pub fn of(address: IpAddr) -> Self {
         Self::Address(address.to_canonical())
     }
@@ -79,17 +79,17 @@ impl fmt::Display for Host {
     }
 }
 
-/// Which hosts an entry is about.
+/// Hosts that an entry matches.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Pattern {
-    /// This one.
+    /// Exactly this host.
     One(Host),
-    /// `*.example.com`: all names below this one, and not itself.
+    /// `*.example.com`: all names below this one, not the name itself.
     Below(String),
 }
 
 impl Pattern {
-    /// Whether a host is among them.
+    /// Whether a host matches.
     pub fn holds(&self, host: &Host) -> bool {
         match (self, host) {
             (Self::One(one), host) => one == host,
@@ -110,30 +110,30 @@ impl fmt::Display for Pattern {
     }
 }
 
-/// What is spoken with a destination.
+/// Protocol of a destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Wire {
-    /// TLS from the first byte, for the host of that name.
+    /// TLS from the first byte, with the name of the host.
     Tls,
     /// HTTP in clear text.
     Http,
-    /// Anything. What begins as TLS does is held to be TLS.
+    /// Any protocol. A connection that begins like TLS is checked as TLS.
     Tcp,
 }
 
-/// A place that a program may reach: `api.example.com:443`.
+/// Destination that a program may reach: `api.example.com:443`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Destination {
     pub host: Pattern,
     pub port: u16,
     pub wire: Wire,
-    /// Where it is, as the operator says. May be an address of a private network.
+    /// Address set by the operator. May be in a private network.
     pub address: Option<IpAddr>,
 }
 
-/// A text that is no destination.
+/// Text that is not a valid destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum IllegalDestination {
     #[error(
@@ -249,11 +249,11 @@ impl JsonSchema for Destination {
     }
 }
 
-/// All that a program may reach.
+/// All destinations of a program.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Destinations(Vec<Destination>);
 
-/// Two entries are about the same hosts and port.
+/// Two entries match the same hosts and port.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` and `{1}` are about the same host and port")]
 pub struct Twice(pub Destination, pub Destination);

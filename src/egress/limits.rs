@@ -1,4 +1,4 @@
-//! How much of everything one program may have, and who counts it.
+//! Limits of the egress connections of one program, and their meter.
 
 use std::{
     num::NonZeroU32,
@@ -8,30 +8,30 @@ use std::{
 
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 
-/// Bytes that are handed on at once.
+/// Bytes that are forwarded at once.
 pub(crate) const CHUNK: usize = 16 << 10;
 
-/// How much of everything one program may have.
+/// Limits of the egress connections of one program.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// Connections at once.
+    /// Maximum number of concurrent connections.
     pub connections: usize,
-    /// Attempts a second, on the average.
+    /// Maximum number of connection attempts per second, on average.
     pub attempts: NonZeroU32,
-    /// Bytes a second from the program, over all its connections.
+    /// Bytes per second from the program, over all its connections.
     pub up: Option<NonZeroU32>,
-    /// Bytes a second to it.
+    /// Bytes per second to the program, over all its connections.
     pub down: Option<NonZeroU32>,
-    /// Bytes in both directions, for good.
+    /// Bytes in both directions, over the lifetime of the program.
     pub total: Option<u64>,
-    /// For all that comes before the first byte is handed on, each step by itself: a request, an
-    /// address, a connection, the beginning of TLS.
+    /// Timeout of each step before the first byte is forwarded: request, name resolution,
+    /// connection, start of TLS.
     pub handshake: Duration,
-    /// Without a byte in either direction.
+    /// Time without data in either direction after which a connection is closed.
     pub idle: Duration,
-    /// The same where one side has said all.
+    /// The same time after one side has finished sending.
     pub half_closed: Duration,
-    /// Bytes of a request's head.
+    /// Maximum size in bytes of a request's head.
     pub head: usize,
 }
 
@@ -51,11 +51,11 @@ impl Default for Limits {
     }
 }
 
-/// All that is to be had is used up.
+/// The total limit is used up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Spent;
 
-/// Counts what all connections of a program use together.
+/// Counts the usage of all connections of a program.
 pub(crate) struct Meter {
     attempts: DefaultDirectRateLimiter,
     up: Option<DefaultDirectRateLimiter>,
@@ -90,12 +90,12 @@ impl Meter {
         }
     }
 
-    /// Whether one more attempt may be made now.
+    /// Whether one more attempt is allowed now.
     pub fn attempt(&self) -> bool {
         self.attempts.check().is_ok()
     }
 
-    /// Waits until so many bytes may go on.
+    /// Waits until this number of bytes may be forwarded.
     pub async fn take(&self, way: Way, bytes: usize) -> Result<(), Spent> {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         if let Some(total) = self.total {

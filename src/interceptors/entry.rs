@@ -15,23 +15,23 @@ use portcullis_foundation::json_pointer;
 
 use crate::{plugin, rate_limit, schema, secrets};
 
-/// What every entry of the chain may say.
+/// Keys of every entry of the chain.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct EntrySettings {
-    /// The name in records and refusals. Default: the value of `use`.
+    /// Name in records and refusals. Default: the value of `use`.
     pub name: Option<String>,
     pub mode: Mode,
     /// Let a message pass when this interceptor fails.
     pub fail_open: bool,
-    /// Milliseconds for one verdict. Default 1000.
+    /// Timeout of one verdict in milliseconds. Default: 1000.
     #[schemars(range(min = 1))]
     pub deadline_ms: Option<u64>,
-    /// Ask only for these methods (a narrowing of the interceptor's own hooks).
+    /// Apply only to these methods. The interceptor's own hooks still limit the methods.
     pub events: Option<Vec<String>>,
 }
 
-/// One entry of the chain.
+/// Entry of the chain.
 #[derive(Debug, Clone, Serialize)]
 pub struct InterceptorEntry {
     #[serde(flatten)]
@@ -40,26 +40,49 @@ pub struct InterceptorEntry {
     pub kind: InterceptorKind,
 }
 
-/// Which interceptor an entry is, with that interceptor's own settings.
-#[derive(Debug, Clone, Serialize)]
-#[serde(tag = "use", rename_all = "kebab-case")]
-pub enum InterceptorKind {
-    RateLimit(rate_limit::Config),
-    Schema(schema::Config),
-    Secrets(secrets::Config),
-    Plugin(Box<plugin::Config>),
+/// The table of interceptors: the variant, the value of `use`, and the type of the settings. A new
+/// interceptor is one line here. The compiler then asks for its constructor.
+macro_rules! interceptors {
+    ($($variant:ident = $name:literal, $config:ty;)*) => {
+        /// Which interceptor an entry is, with that interceptor's own settings.
+        #[derive(Debug, Clone, Serialize)]
+        #[serde(tag = "use")]
+        pub enum InterceptorKind {
+            $(#[serde(rename = $name)] $variant($config),)*
+        }
+
+        impl InterceptorKind {
+            /// The value of `use`.
+            pub fn as_str(&self) -> &'static str {
+                match self {
+                    $(Self::$variant(_) => $name,)*
+                }
+            }
+
+            /// The interceptor of this name with these settings. `None` where there is none.
+            fn from_table(
+                name: &str,
+                table: Map<String, Value>,
+            ) -> Option<Result<Self, FieldError>> {
+                match name {
+                    $($name => Some(typed(table).map(Self::$variant)),)*
+                    _ => None,
+                }
+            }
+
+            /// The schemas of the settings, by the value of `use`.
+            fn schemas(generator: &mut SchemaGenerator) -> Vec<(&'static str, Schema)> {
+                vec![$(($name, <$config>::json_schema(generator)),)*]
+            }
+        }
+    };
 }
 
-impl InterceptorKind {
-    /// The value of `use`.
-    pub fn as_str(&self) -> &'static str {
-        match self {
-            Self::RateLimit(_) => "rate-limit",
-            Self::Schema(_) => "schema",
-            Self::Secrets(_) => "secrets",
-            Self::Plugin(_) => "plugin",
-        }
-    }
+interceptors! {
+    RateLimit = "rate-limit", rate_limit::Config;
+    Schema = "schema", schema::Config;
+    Secrets = "secrets", secrets::Config;
+    Plugin = "plugin", Box<plugin::Config>;
 }
 
 /// A value that is not what it should be, and where in the entry it stands.
@@ -89,18 +112,11 @@ impl InterceptorEntry {
         let (settings, own): (Map<_, _>, Map<_, _>) =
             table.into_iter().partition(|(key, _)| is_setting(key));
         let settings = typed(settings)?;
-        let kind = match which.as_ref().and_then(Value::as_str) {
-            Some("rate-limit") => InterceptorKind::RateLimit(typed(own)?),
-            Some("schema") => InterceptorKind::Schema(typed(own)?),
-            Some("secrets") => InterceptorKind::Secrets(typed(own)?),
-            Some("plugin") => InterceptorKind::Plugin(Box::new(typed(own)?)),
-            _ => {
-                return Err(FieldError {
-                    pointer: "/use".into(),
-                    message: "`use` must name an interceptor".into(),
-                });
-            }
-        };
+        let name = which.as_ref().and_then(Value::as_str).unwrap_or_default();
+        let kind = InterceptorKind::from_table(name, own).unwrap_or_else(|| {
+            let message = "`use` must name an interceptor".to_owned();
+            Err(FieldError { pointer: "/use".into(), message })
+        })?;
         Ok(Self { settings, kind })
     }
 }
@@ -138,12 +154,7 @@ impl JsonSchema for InterceptorEntry {
     }
 
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        let kinds = [
-            ("rate-limit", rate_limit::Config::json_schema(generator)),
-            ("schema", schema::Config::json_schema(generator)),
-            ("secrets", secrets::Config::json_schema(generator)),
-            ("plugin", plugin::Config::json_schema(generator)),
-        ];
+        let kinds = InterceptorKind::schemas(generator);
         let settings = EntrySettings::json_schema(generator);
         let entries: Vec<Schema> =
             kinds.into_iter().map(|(name, own)| entry(name, &own, &settings)).collect();

@@ -1,4 +1,5 @@
-//! Asks a WebAssembly plugin. Refuses with `plugin-refused`, by the rule `PLUGIN/CODE`; replaces payloads; labels and reports. A plugin that traps, takes too long, wants
+//! Asks a WebAssembly plugin. Refuses with `plugin-refused`, by the rule `PLUGIN/CODE`; replaces
+//! payloads; labels and reports. A plugin that traps, takes too long, wants
 //! too much or talks nonsense is a fault. Whether a replacement is legal is the chain's to say.
 
 use std::{
@@ -34,45 +35,46 @@ const DEADLINE_MS: u64 = 1_000;
 /// The code of the findings that tell of a plugin's HTTP requests: no plugin can give it itself.
 const REQUEST: &str = exchange::Finding::REQUEST;
 
-/// One plugin in the chain.
+/// Plugin in the chain.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Config {
-    /// The component (`*.wasm`). Either this or `oci`.
+    /// File of the component (`*.wasm`). Set either this or `oci`.
     #[serde(default)]
     pub path: Option<PathBuf>,
-    /// The component in a registry, pinned: `HOST/REPOSITORY[:TAG]@sha256:…`.
+    /// Component in a registry, pinned: `HOST/REPOSITORY[:TAG]@sha256:…`.
     #[serde(default)]
     pub oci: Option<String>,
-    /// The SHA-256 of the component, in hex. Required with `path` unless `signed-by` or
-    /// `allow-unpinned`.
+    /// SHA-256 of the component in hex. Required with `path`, unless `signed-by` or
+    /// `allow-unpinned` is set.
     #[serde(default)]
     pub sha256: Option<String>,
-    /// Verifier keys, NAME+HASH+KEY, of which one has to have signed the component (`FILE.sig`, or
-    /// what was pushed with it).
+    /// Verifier keys, NAME+HASH+KEY. One of them must have signed the component (`FILE.sig`, or the
+    /// signature pushed with it).
     #[serde(default)]
     pub signed_by: Vec<String>,
-    /// The name of the plugin that is meant, by its manifest. Required with `path` and `signed-by`
-    /// without `sha256`.
+    /// Required plugin name, as in its manifest. Set it with `path` and `signed-by` if `sha256` is
+    /// absent.
     #[serde(default)]
     pub plugin: Option<String>,
-    /// The versions of it that are meant, such as `>=1.2`. Required with `path` and `signed-by`
-    /// without `sha256`.
+    /// Required plugin version, such as `>=1.2`. Set it with `path` and `signed-by` if `sha256` is
+    /// absent.
     #[serde(default)]
     pub version: Option<Versions>,
-    /// Take whatever file is at `path`: for work on a plugin.
+    /// Load any file at `path`, without a check. For the development of a plugin.
     #[serde(default)]
     pub allow_unpinned: bool,
-    /// What the plugin itself is told; its schema for it is in its manifest.
+    /// Settings of the plugin itself. Its manifest has their schema.
     #[serde(default)]
     pub config: Map<String, Value>,
-    /// MiB of memory for one instance, 1 to 256.
+    /// Memory of one instance in MiB, 1 to 256.
     #[serde(default = "default_memory_mib")]
     pub memory_mib: u64,
-    /// Send its HTTP requests in `mode = "audit"`, too: for plugins that can't be tried without.
+    /// Send the plugin's HTTP requests also in `mode = "audit"`. For plugins that cannot be tested
+    /// without them.
     #[serde(default)]
     pub audit_http: bool,
-    /// What it may do beyond its verdicts. `portcullis check` prints what of it a plugin needs.
+    /// Host functions that the plugin may use. `portcullis check` prints those that a plugin needs.
     #[serde(default)]
     pub grants: Grants,
 }
@@ -92,7 +94,7 @@ impl Config {
     /// relative to `base`.
     ///
     /// # Errors
-    /// The first that is not to be had.
+    /// The first that does not resolve.
     pub fn secrets(&self, base: &Path) -> Result<BTreeMap<String, Secret>, (String, Unresolved)> {
         let granted = self.grants.secrets.iter().flatten();
         let resolved = granted.map(|(name, reference)| {

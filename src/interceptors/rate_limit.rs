@@ -37,8 +37,8 @@ use portcullis_protocol::{
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Config {
-    /// The limits. A message must pass every one that counts its method. Default: 6000 calls, reads,
-    /// prompts and completions of each client in a minute.
+    /// Rate limits. A message must pass every limit that counts its method. Default: 6000 calls,
+    /// reads, prompts and completions per client and minute.
     #[serde(default = "default_limits")]
     pub limits: Vec<Limit>,
 }
@@ -69,26 +69,26 @@ fn default_limits() -> Vec<Limit> {
     }]
 }
 
-/// One limit.
+/// Rate limit.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Limit {
-    /// What refusals and records call it. Default: made of its figures, such as
+    /// Name in refusals and records. Default: made of the settings, such as
     /// `100-per-1m-by-client-tool`.
     #[serde(default)]
     pub name: Option<String>,
-    /// What has a count of its own: each client, each server, each tool, or each combination.
-    /// Empty: one count for everything.
+    /// Keys of separate counts: per client, per server, per tool, or per combination. Empty: one
+    /// count for everything.
     #[serde(default = "per_client")]
     pub per: BTreeSet<Per>,
-    /// Calls in a window.
+    /// Maximum number of calls in a window.
     pub calls: NonZeroU32,
-    /// The window: a number and one of `ms`, `s`, `m`, `h`, `d`, such as `1m`.
+    /// Length of the window: a number and one of `ms`, `s`, `m`, `h`, `d`, such as `1m`.
     pub window: Window,
-    /// Calls that may come at once after a quiet time. Default: `calls`.
+    /// Calls that may come at once after an idle time. Default: `calls`.
     #[serde(default)]
     pub burst: Option<NonZeroU32>,
-    /// Methods that count, or `*` for every one.
+    /// Methods that count; `*` for all methods.
     #[serde(default = "tool_calls")]
     pub events: Vec<String>,
 }
@@ -101,7 +101,7 @@ fn tool_calls() -> Vec<String> {
     vec![Method::TOOLS_CALL.to_owned()]
 }
 
-/// What a limit tells apart.
+/// Key of separate counts.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
 )]

@@ -43,8 +43,8 @@ pub struct Config {
     pub arguments: bool,
     /// Check structured results against `outputSchema`.
     pub results: bool,
-    /// What happens to calls of a tool whose schema is missing, invalid, too complex or refers
-    /// beyond itself.
+    /// Handling of calls of a tool whose schema is missing, invalid, too complex or has external
+    /// references.
     pub unusable: Unusable,
 }
 
@@ -54,14 +54,14 @@ impl Default for Config {
     }
 }
 
-/// What becomes of a call that no schema can vouch for.
+/// Handling of a call without a usable schema.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Unusable {
     /// Refuse with `server-misbehaved`.
     #[default]
     Refuse,
-    /// Let it pass unchecked, with a finding.
+    /// Let the call pass unchecked, with a finding.
     Pass,
 }
 

@@ -53,14 +53,14 @@ use portcullis_vault::Secret;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Config {
-    /// What happens to a secret in a request, unless its rule says otherwise.
+    /// Action for a secret in a request, unless `rules` has one for its rule.
     pub request: Action,
-    /// What happens to a secret in an answer, unless its rule says otherwise.
+    /// Action for a secret in a response, unless `rules` has one for its rule.
     pub response: Action,
-    /// What happens to the secrets of single rules, by the rule's id, in both phases. `vault`
-    /// stands for all secrets that the proxy hands to servers.
+    /// Actions for the secrets of single rules, by rule id, for requests and responses. `vault`
+    /// stands for all secrets that the proxy delivers to servers.
     pub rules: BTreeMap<String, Action>,
-    /// Bytes of a message that are scanned. A longer message is a fault.
+    /// Maximum size in bytes of a scanned message. A larger message is a fault.
     pub max_bytes: usize,
 }
 
@@ -75,17 +75,17 @@ impl Default for Config {
     }
 }
 
-/// What happens to a secret, the strictest last.
+/// Action for a secret, in the order of strictness.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
 )]
 #[serde(rename_all = "kebab-case")]
 pub enum Action {
-    /// Do not look for it.
+    /// Do not search for the secret.
     Off,
-    /// Let it pass, with a finding.
+    /// Let the message pass, with a finding.
     Report,
-    /// Put `[redacted:RULE]` in its place. In an object's key: refuse.
+    /// Replace the secret with `[redacted:RULE]`. In an object's key: refuse the message.
     Redact,
     /// Refuse the message with `secret-found`.
     Refuse,

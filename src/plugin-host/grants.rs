@@ -1,5 +1,4 @@
-//! What an operator gives a plugin beyond its verdicts, and what is missing of that, in the words of
-//! the config.
+//! Grants of a plugin, and the missing ones in the form of the config.
 
 use std::{borrow::Cow, collections::BTreeMap, fmt, net::IpAddr, str::FromStr};
 
@@ -9,42 +8,42 @@ use serde::{Deserialize, Serialize};
 use portcullis_foundation::units::Size;
 use portcullis_vault::SecretRef;
 
-/// What a plugin is given. What is not named here it may not even ask for.
+/// Host functions that a plugin may use. A plugin that requires another one is not loaded.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct Grants {
-    /// Write the plugin's log lines to the proxy's log. A plugin sees whole messages, and can
-    /// write what stands in them.
+    /// Write to the proxy's log. A plugin sees whole messages and can log their contents.
     pub log: bool,
-    /// Know what time it is.
+    /// Read the clock.
     pub clock: bool,
-    /// Have random bytes.
+    /// Get random bytes.
     pub random: bool,
-    /// Keep values that outlive messages and the proxy, so many bytes at most.
+    /// Store values that persist across messages and restarts of the proxy. The value is the
+    /// maximum size.
     pub state: Option<Size>,
-    /// Count for the operator's monitoring.
+    /// Publish metrics for monitoring.
     pub metrics: bool,
-    /// Speak HTTP to these hosts: `api.example.com:443`, or `http://HOST:PORT` without TLS.
+    /// Send HTTP requests to these hosts: `api.example.com:443`, or `http://HOST:PORT` without TLS.
     pub http: Option<Vec<Destination>>,
-    /// Read these secrets, by the names that the plugin knows them by.
+    /// Read these secrets, by the names that the plugin uses.
     pub secrets: Option<BTreeMap<String, SecretRef>>,
 }
 
-/// A host that a plugin may speak to over TLS: `HOST:PORT`; in clear text: `http://HOST:PORT`. With
-/// `=ADDRESS` behind it where the address is not to be asked of the DNS.
+/// Host that a plugin may reach: `HOST:PORT` over TLS, `http://HOST:PORT` in clear text. A suffix
+/// `=ADDRESS` sets the address without DNS.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Destination {
-    /// A name, in lower case, or an address.
+    /// Name in lower case, or an address.
     pub host: String,
     pub port: u16,
-    /// In clear text, without TLS.
+    /// Whether the connection is in clear text, without TLS.
     pub clear: bool,
-    /// Where it is, as the operator says.
+    /// Address set by the operator.
     pub address: Option<IpAddr>,
 }
 
-/// A text that is no destination.
+/// Text that is not a valid destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
     "write a host and a port, such as `api.example.com:443`, or with its address \
@@ -126,10 +125,10 @@ impl JsonSchema for Destination {
         json_schema!({
             "type": "string",
             "format": "destination",
-            "description": "A host and a port, `api.example.com:443`, or with its address, \
-                            `api.example.com:443=10.0.0.5`; spoken to over TLS, and with `http://` \
-                            before it without. Names that the DNS gives addresses of \
-                            private networks are not spoken to without.",
+            "description": "Host and port, `api.example.com:443`, or with an address, \
+                            `api.example.com:443=10.0.0.5`. The connection uses TLS, or HTTP in \
+                            clear text with the prefix `http://`. A name that resolves to a \
+                            private network is refused unless the entry has its address.",
         })
     }
 }

@@ -1,22 +1,22 @@
-//! The section `[policy]` of the config, and what a server's section says of its tools.
+//! The section `[policy]` of the config, and claims about the tools of a server.
 
 use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Where the Cedar policies are.
+/// Location of the Cedar policies.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Policy {
-    /// Files, and folders whose `*.cedar` and `*.tools.json` files are read (not those in folders
-    /// within).
+    /// Files and folders. In a folder, `*.cedar` and `*.tools.json` files are read; subfolders are
+    /// not.
     pub paths: Vec<PathBuf>,
-    /// A folder that `portcullis policy bundle sign` signed, instead of `paths`: policies are taken
-    /// from it as they were signed, or not at all.
+    /// Folder that `portcullis policy bundle sign` signed, instead of `paths`. If the content
+    /// differs from what was signed, no policy is loaded from it.
     pub bundle: Option<PathBuf>,
-    /// Verifier keys, `NAME+HASH+BASE64`, as `portcullis policy bundle key` prints them. One of them
-    /// must have signed the bundle, whose name is the key's.
+    /// Verifier keys, `NAME+HASH+BASE64`, as `portcullis policy bundle key` prints them. One of
+    /// them must have signed the bundle, and the name of the bundle must be the name of that key.
     pub bundle_keys: Vec<String>,
 }
 
@@ -26,18 +26,18 @@ impl Default for Policy {
     }
 }
 
-/// What the operator says of a tool, in the place of all that the server claims of it
-/// (`resource.claims` in policies, then with `by == "operator"`). What is left out has MCP's
-/// default: not read-only, destructive unless it is read-only, not idempotent, open world.
+/// Claims about a tool that replace all claims of the server (`resource.claims` in policies, then
+/// with `by == "operator"`). Absent keys have the default of MCP: not read-only, destructive unless
+/// read-only, not idempotent, open world.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Tool {
-    /// It changes nothing.
+    /// The tool changes nothing.
     pub read_only: Option<bool>,
-    /// It can destroy something.
+    /// The tool can make destructive changes.
     pub destructive: Option<bool>,
-    /// Calling it again with the same arguments changes nothing more.
+    /// A repeated call with the same arguments has no further effect.
     pub idempotent: Option<bool>,
-    /// It deals with a world that is open: the web, mail, other people.
+    /// The tool interacts with an open world, such as the web, mail or other people.
     pub open_world: Option<bool>,
 }

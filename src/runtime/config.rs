@@ -12,23 +12,23 @@ use serde::{Deserialize, Serialize};
 
 use crate::process::Mount;
 
-/// Ceilings for one server's process.
+/// Resource limits of one process of a server.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Resources {
-    /// MiB of memory (and swap together).
+    /// Memory in MiB, including swap.
     #[schemars(range(min = 8))]
     pub memory_mib: u64,
-    /// Processors.
+    /// Number of processors.
     #[schemars(range(min = 0.01, max = 1024.0))]
     pub cpus: f64,
-    /// Processes and threads.
+    /// Maximum number of processes and threads.
     #[schemars(range(min = 1))]
     pub pids: u32,
-    /// MiB of `/tmp`, which is in memory and counts as such.
+    /// Size of `/tmp` in MiB. It is in memory and counts as memory.
     #[schemars(range(min = 1, max = 1024))]
     pub tmp_mib: u64,
-    /// Open files of one process.
+    /// Maximum number of open files of one process.
     #[schemars(range(min = 64, max = 65_536))]
     pub files: u32,
 }
@@ -39,44 +39,44 @@ impl Default for Resources {
     }
 }
 
-/// Deviations from the hardened default profile. Each is off by default and shows in
-/// `portcullis server inspect`.
+/// Deviations from the hardened profile. Each is off by default, and `portcullis server inspect`
+/// shows it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Hardening {
-    /// Attach the engine's default network (a sandbox: the host's).
+    /// Attach the default network of the engine. In a sandbox: the network of the host.
     pub network: bool,
-    /// A writable root file system.
+    /// Make the root file system writable.
     pub writable_root: bool,
     /// Run as `UID:GID` instead of 65534:65534.
     pub user: Option<String>,
     /// Capabilities to add, such as `CAP_NET_BIND_SERVICE`.
     pub cap_add: Vec<String>,
-    /// Allow programs in /tmp to be executed; in the sandbox also those in writable mounts.
+    /// Allow the execution of programs in `/tmp`; in the sandbox also in writable mounts.
     pub exec_tmp: bool,
 }
 
-/// A host folder or file that a server sees: `SOURCE:TARGET`, `SOURCE:TARGET:ro` (the same) or
+/// Host folder or file mounted into a server: `SOURCE:TARGET`, `SOURCE:TARGET:ro` (the same) or
 /// `SOURCE:TARGET:rw`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct MountEntry {
-    /// On the host: absolute once the config is loaded, symbolic links not yet resolved.
+    /// Path on the host: absolute once the config is loaded, symbolic links not yet resolved.
     pub source: PathBuf,
-    /// Inside: absolute.
+    /// Absolute path in the server's file system.
     pub target: PathBuf,
     pub writable: bool,
 }
 
 impl MountEntry {
-    /// The mount as runtimes take it.
+    /// The mount in the form of the runtimes.
     pub fn as_mount(&self) -> Mount {
         let Self { source, target, writable } = self.clone();
         Mount { source, target, writable }
     }
 }
 
-/// A mount that is none, and why.
+/// Reason why a text is not a valid mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum IllegalMount {
     #[error("a mount is `SOURCE:TARGET`, with `:rw` behind it to let the server write")]

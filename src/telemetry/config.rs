@@ -9,18 +9,18 @@ use serde::{Deserialize, Serialize};
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Telemetry {
     pub log_format: LogFormat,
-    /// A filter such as `info` or `portcullis=debug`. `PORTCULLIS_LOG` overrides it.
+    /// Log filter, such as `info` or `portcullis=debug`. `PORTCULLIS_LOG` overrides it.
     pub log: Option<String>,
-    /// Clients that may read `/metrics` over TCP, each with its key as a bearer token (`portcullis
-    /// client add prometheus`). None by default: then only the local socket serves it.
+    /// Clients that may read `/metrics` over TCP, with their key as a bearer token (`portcullis
+    /// client add prometheus`). Default: none; only the local socket serves `/metrics`.
     pub metrics_clients: Vec<ClientName>,
 }
 
-/// How log lines are written.
+/// Format of log lines.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum LogFormat {
-    /// JSON unless standard error is a terminal.
+    /// Text if standard error is a terminal, else JSON.
     #[default]
     Auto,
     Text,

@@ -8,22 +8,22 @@ use portcullis_runtime::config::{Hardening, MountEntry, Resources};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// How OCI registries are asked. Logins are those of `docker login`.
+/// Access to OCI registries. Logins are those of `docker login`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Registries {
-    /// Hosts, with their ports, that are asked without TLS, which shows a login for them to the
-    /// network between. Those of this machine are, unless there is a `ca-file`.
+    /// Hosts, with their ports, that are reached without TLS. Their logins are then visible on the
+    /// network. Registries on this machine are reached without TLS unless `ca-file` is set.
     pub plain_http: Vec<String>,
-    /// Certificates of authorities that registries may have beside those of the system, in PEM.
+    /// Certificate authorities of registries (PEM), in addition to those of the system.
     pub ca_file: Option<PathBuf>,
-    /// Seconds for all that is asked for one artifact.
+    /// Seconds for all requests for one artifact.
     #[schemars(range(min = 1, max = 3600))]
     pub deadline_s: u64,
     /// Seconds for the engine to pull one image.
     #[schemars(range(min = 1, max = 86400))]
     pub pull_deadline_s: u64,
-    /// MiB that an image may have, packed as its registry has it.
+    /// Maximum size in MiB of an image, compressed as in its registry.
     #[schemars(range(min = 1, max = 1048576))]
     pub largest_image_mib: u64,
 }
@@ -40,20 +40,21 @@ impl Default for Registries {
     }
 }
 
-/// Somebody whose signatures count: the holder of a key, or an identity that was let in by an issuer
-/// and got a certificate for it (Sigstore's "keyless" signing).
+/// Trusted signer: the holder of a key, or an identity that an issuer confirmed in a certificate
+/// (Sigstore's "keyless" signing).
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Signer {
-    /// The file of a public key in PEM: ECDSA (P-256, P-384), Ed25519 or RSA.
+    /// File of a public key in PEM: ECDSA (P-256, P-384), Ed25519 or RSA.
     pub key: Option<PathBuf>,
-    /// The URL of the OpenID Connect issuer that let them in.
+    /// URL of the OpenID Connect issuer that confirms the identity.
     pub issuer: Option<String>,
-    /// As whom: an e-mail address, or a URI. `*` stands for any text without `/` and `@`, `**` for any
-    /// text: `https://github.com/acme/*/.github/workflows/release.yml@refs/tags/*`.
+    /// Identity at the issuer: an e-mail address or a URI. `*` matches any text without `/` and
+    /// `@`, `**` matches any text:
+    /// `https://github.com/acme/*/.github/workflows/release.yml@refs/tags/*`.
     pub subject: Option<String>,
-    /// The file of the authorities and logs that vouch for it: Sigstore's `trusted_root.json`. With a
-    /// `key`, signatures count only where its transparency log has them.
+    /// File of the trusted authorities and logs: Sigstore's `trusted_root.json`. With a `key`, only
+    /// signatures in the transparency log are valid.
     pub trusted_root: Option<PathBuf>,
 }
 
@@ -61,87 +62,90 @@ pub struct Signer {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Server {
-    /// A container image: by digest (`name@sha256:…`), by tag (`registry/name:tag`, resolved once into
-    /// the lock file), or by a local image id (`sha256:…`).
+    /// Container image: by digest (`name@sha256:…`), by tag (`registry/name:tag`, resolved once
+    /// into the lock file), or by a local image id (`sha256:…`).
     pub image: Option<String>,
-    /// Who has to have signed the `image`: names of `[signers]`, of which one is enough.
+    /// Names of `[signers]`. At least one of them must have signed the `image`.
     pub signed_by: Vec<SignerName>,
-    /// A program and its arguments. With `image`: arguments for the image's entry point.
+    /// Program and its arguments. With `image`: arguments for the image's entry point.
     pub command: Option<Vec<String>>,
-    /// A remote server's endpoint.
+    /// Endpoint of a remote server.
     pub url: Option<String>,
-    /// What is spoken to a `url`.
+    /// Transport to a `url`.
     pub transport: Transport,
-    /// Where it runs. With `image`: `runsc`, or nothing.
+    /// Runtime of the server. With `image`: `runsc`, or omit the key.
     pub runtime: Runtime,
-    /// The socket of `portcullis pod-exec`, which starts the program of `image` in another container
-    /// of the proxy's own pod. `server export k8s` writes it, with the pod, which confines the program:
-    /// to policies that is a deviation, `pod-socket`. Here, `mounts`, `egress`, `hardening` and
-    /// `resources` (but for `files`) only tell policies what the pod gives it.
+    /// Socket of `portcullis pod-exec`, which starts the program of `image` in another container of
+    /// the proxy's pod. `server export k8s` writes this key together with the pod. The pod confines
+    /// the program, so policies see the deviation `pod-socket`. With this key, `mounts`, `egress`,
+    /// `hardening` and `resources` (except `files`) have no effect: they only describe the pod to
+    /// policies.
     pub pod_socket: Option<PathBuf>,
-    /// What stands before the server's names in the merged lists, with `__` between. Default: the
-    /// server's name. Empty: nothing. At most 32 characters; one server's must not be taken for
-    /// another's.
+    /// Prefix of the server's names in the merged lists, separated by `__`. Default: the server's
+    /// name. Empty: no prefix. At most 32 characters. It must not be confusable with the prefix of
+    /// another server.
     pub prefix: Option<String>,
-    /// Plain environment.
+    /// Environment variables in plain text.
     pub env: BTreeMap<String, String>,
-    /// Secrets that it is handed, as environment or as files. The `secrets` interceptor looks for them
-    /// in all messages.
+    /// Secrets of the server, delivered as environment variables or as files. The `secrets`
+    /// interceptor searches all messages for them.
     pub secrets: BTreeMap<String, ServerSecret>,
     /// Secret headers sent to a `url`.
     pub headers: BTreeMap<String, ServerHeader>,
-    /// Start it anew when a secret changes that it has in its environment or in a header. Else it goes
-    /// on with the old one until its next start, which is told in the log. Files change in place.
+    /// Restart the server when a secret changes that it has in its environment or in a header. If
+    /// false, the server keeps the old secret until its next start, and the log reports that.
+    /// Secrets as files change in place.
     pub restart_on_rotation: bool,
-    /// Host folders: `SOURCE:TARGET` (read-only) or `SOURCE:TARGET:rw`.
+    /// Mounted folders of the host: `SOURCE:TARGET` (read-only) or `SOURCE:TARGET:rw`.
     pub mounts: Vec<MountEntry>,
     pub resources: Resources,
-    /// Hosts that the server may reach, through a proxy end of ours; none by default. Each connection
-    /// is decided by policies (`egress`) and recorded. `api.example.com:443` is TLS for that very name,
-    /// `http://example.com:80` HTTP in clear text, `tcp://db.example.com:5432` anything else,
-    /// `*.example.com:443` every name below. A name that leads to a private network is refused unless
-    /// its address is written behind it: `git.example.com:443=10.0.0.5`.
+    /// Hosts that the server may reach, through the egress proxy of Portcullis. Default: none.
+    /// Policies decide each connection (`egress`), and each is recorded. `api.example.com:443` is
+    /// TLS for exactly that name, `http://example.com:80` HTTP in clear text,
+    /// `tcp://db.example.com:5432` any other protocol, `*.example.com:443` every name below. A name
+    /// that resolves to a private network is refused unless the entry has its address:
+    /// `git.example.com:443=10.0.0.5`.
     #[schemars(length(max = 200))]
     pub egress: Vec<portcullis_egress::Destination>,
     pub egress_limits: EgressLimits,
-    /// Deviations from the hardened default profile, each with its own line.
+    /// Deviations from the hardened profile, one key each.
     pub hardening: Hardening,
     pub era: Era,
-    /// Seconds for the server to start and greet.
+    /// Seconds for the server to start and complete the handshake.
     #[schemars(range(min = 1))]
     pub start_timeout_s: u64,
-    /// Seconds for one call.
+    /// Timeout of one call in seconds.
     #[schemars(range(min = 1))]
     pub call_timeout_s: u64,
-    /// Seconds without a call after which an instance is stopped. 0: never. One in which resources
-    /// are watched is not idle, and the common one of a remote server is not stopped.
+    /// Seconds without a call after which an instance is stopped; 0 disables it. An instance with
+    /// resource subscriptions is not idle. The shared instance of a remote server is not stopped.
     pub idle_stop_s: u64,
-    /// Seconds between questions to a running instance whether it still answers (`ping`, or
-    /// `server/discover` in revision 2026-07-28). 0: it is not asked. One that does not answer is ended
-    /// and another started in its place; to be asked keeps no idle one alive.
+    /// Health-check interval in seconds; 0 disables it. The request is `ping`, or `server/discover`
+    /// in revision 2026-07-28. An instance that does not answer is stopped and replaced. Health
+    /// checks do not count as activity for `idle-stop-s`.
     pub health_s: u64,
-    /// Seconds that it may take to answer that, beside the calls that it was given before.
+    /// Timeout of a health check in seconds. While calls from before the check are in flight, the
+    /// timeout is extended.
     #[schemars(range(min = 1))]
     pub health_timeout_s: u64,
-    /// Calls under way at once on one instance; more are refused.
+    /// Maximum number of calls in flight on one instance. Further calls are refused.
     #[schemars(range(min = 1))]
     pub concurrent: usize,
     pub sharing: Sharing,
-    /// Instances for single clients at once. Beyond that, a legacy session shares the common one,
-    /// which can ask it nothing, and a client of 2026-07-28 is refused. One client has at most a
-    /// quarter of them.
+    /// Maximum number of dedicated instances. One client has at most a quarter of them. Beyond the
+    /// limit, a legacy session uses the shared instance, which cannot send server requests, and a
+    /// client of revision 2026-07-28 is refused.
     #[schemars(range(min = 1))]
     pub instances: usize,
-    /// Processes that are started ahead and wait for their first word, so that a client that needs
-    /// an instance does not wait for a start. At most 16.
+    /// Number of processes kept started in advance (warm pool), so that a client that needs a
+    /// dedicated instance does not wait for a start. At most 16.
     #[schemars(range(max = 16))]
     pub warm: usize,
-    /// Instances among which the calls of clients that share one are divided, each to that with the
-    /// least under way: for servers that keep nothing between calls. Further ones are started as
-    /// all are busy. At most 16.
+    /// Maximum number of shared instances. Each call goes to the one with the fewest calls in
+    /// flight. For stateless servers only. Further replicas start when all are busy. At most 16.
     #[schemars(range(min = 1, max = 16))]
     pub replicas: usize,
-    /// What the operator knows of single tools, by their names on the server.
+    /// Your claims about single tools, by their names on the server.
     pub tools: BTreeMap<String, Tool>,
 }
 
@@ -181,90 +185,88 @@ impl Default for Server {
     }
 }
 
-/// What is spoken to a remote server.
+/// Transport to a remote server.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Transport {
-    /// Streamable HTTP, and HTTP+SSE with servers that do not take that.
+    /// Streamable HTTP; HTTP+SSE for servers that do not support it.
     #[default]
     Auto,
     StreamableHttp,
-    /// HTTP+SSE, as revision 2024-11-05 has it: `url` is that of the event stream.
+    /// HTTP+SSE of revision 2024-11-05; `url` is the URL of the event stream.
     Sse,
 }
 
-/// Where a server runs.
+/// Runtime of a server.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Runtime {
-    /// In a container made of the program and its libraries where an engine answers and the
-    /// program is an executable that can be packed; else in the local sandbox.
+    /// A container built from the program and its libraries, if an engine is available and the
+    /// program is an executable that can be packed. Else the local sandbox.
     #[default]
     Auto,
     Container,
-    /// In a container under gVisor, whose kernel stands between the server and the machine's: the
-    /// engine must have the OCI runtime `runsc`. Without `egress`, which does not get there.
+    /// A container under gVisor, whose kernel isolates the server from the kernel of the machine.
+    /// The engine must have the OCI runtime `runsc`. `egress` is not available.
     Runsc,
     Sandbox,
 }
 
 impl Runtime {
-    /// The OCI runtime that the engine is asked for by name.
+    /// Name of the OCI runtime, if the engine must not use its default.
     pub fn oci(self) -> Option<&'static str> {
         (self == Self::Runsc).then_some("runsc")
     }
 }
 
-/// The protocol era in which a server is addressed.
+/// Protocol era of a server.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Era {
-    /// Ask with `server/discover`, fall back to `initialize`.
+    /// Try `server/discover`, then `initialize`.
     #[default]
     Auto,
     Legacy,
     Modern,
 }
 
-/// Who shares an instance of a server.
+/// Sharing of instances among clients.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Sharing {
-    /// All clients share one, but for those that the server may ask something (samples of a model,
-    /// the user's input, roots): each of those has its own where the server is a legacy one. Where
-    /// secrets differ by client (`by-client`), it means `per-client`.
+    /// All clients share one instance. A client that declares sampling, elicitation or roots has
+    /// its own instance of a legacy server. With `by-client` secrets: the same as `per-client`.
     #[default]
     Auto,
-    /// All clients share one, and the server can ask nobody anything.
+    /// All clients share one instance. The server cannot send server requests.
     Shared,
-    /// Each client has one of its own, whatever the server's era; so has each of its sessions, and
-    /// each way in which a sessionless client can be asked, where a legacy server may ask
-    /// something. Callers with neither key nor session are one client.
+    /// Each client has its own instance, in both eras. If a legacy server may send server requests,
+    /// each session of the client has its own instance, and so has each set of capabilities of a
+    /// client without sessions. Callers with neither key nor session count as one client.
     PerClient,
-    /// Each legacy session has one of its own; a client of 2026-07-28, which has no sessions, has
-    /// one as with `per-client`.
+    /// Each legacy session has its own instance. Clients of revision 2026-07-28 have no sessions:
+    /// the same as `per-client`.
     PerSession,
 }
 
 impl Sharing {
-    /// Whether no two clients ever meet in one instance. The common one then only tells what the
-    /// server offers.
+    /// Whether clients never share an instance. The shared instance then only serves lists.
     pub fn keeps_apart(self) -> bool {
         matches!(self, Self::PerClient | Self::PerSession)
     }
 }
 
-/// How much of what `egress` lists one process of a server may have.
+/// Limits of the egress connections of one process of a server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct EgressLimits {
-    /// Connections at once.
+    /// Maximum number of concurrent connections.
     #[schemars(range(min = 1, max = 4096))]
     pub connections: usize,
-    /// Attempts a second, on the average.
+    /// Maximum number of connection attempts per second, on average.
     #[schemars(range(min = 1, max = 10000))]
     pub attempts_per_s: u32,
-    /// Seconds without a byte in either direction after which a connection ends.
+    /// Seconds without data in either direction after which a connection is closed.
     #[schemars(range(min = 1, max = 86400))]
     pub idle_s: u64,
 }
@@ -276,7 +278,7 @@ impl Default for EgressLimits {
 }
 
 impl EgressLimits {
-    /// As the proxy end takes them.
+    /// The limits in the form of the egress proxy.
     pub fn limits(&self) -> portcullis_egress::Limits {
         let default = portcullis_egress::Limits::default();
         portcullis_egress::Limits {
@@ -288,57 +290,57 @@ impl EgressLimits {
     }
 }
 
-/// Where a secret of a server comes from, and how the server gets it.
+/// Source of a secret of a server, and its delivery.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ServerSecret {
-    /// A reference, as for every secret. With `by-client`: what the clients have that are not named
-    /// there, and the instance that tells what the server offers. Without it, those have none.
+    /// Reference to the secret. With `by-client`: the value for all other clients, and for the
+    /// instance that serves lists. If absent, these have no value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<String>,
-    /// References for single clients, by their names; the user who runs the proxy is `local:USER`.
-    /// Each client then has an instance of its own, and where neither this nor `from` has a value for
-    /// one, its calls are refused (`secret-unavailable`).
+    /// References for single clients, by client name; the user who runs the proxy is `local:USER`.
+    /// Each client then has its own instance. Calls of a client with a value neither here nor in
+    /// `from` are refused (`secret-unavailable`).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub by_client: BTreeMap<String, String>,
-    /// How the server gets it.
+    /// Delivery to the server.
     #[serde(rename = "as", default)]
     pub hand_over: SecretDeliveryMethod,
 }
 
-/// Where a secret header comes from.
+/// Source of a secret header.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ServerHeader {
-    /// A reference, as for every secret. With `by-client`: what is sent for the clients that are not
-    /// named there, and to learn what the server offers. Without it, nothing is.
+    /// Reference to the secret. With `by-client`: the value for all other clients, and for requests
+    /// of lists. If absent, these have no value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<String>,
-    /// References for single clients, by their names, as in `[servers.NAME.secrets.NAME]`.
+    /// References for single clients, by client name, as in `[servers.NAME.secrets.NAME]`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub by_client: BTreeMap<String, String>,
 }
 
-/// A secret of a server, whichever way it is handed over.
+/// Secret of a server, for any kind of delivery.
 #[derive(Debug, Clone, Copy)]
 pub struct SecretBinding<'a> {
     /// The name under which the server gets it.
     pub name: &'a str,
-    /// What everybody has who is not named.
+    /// Reference for clients without their own.
     pub from: Option<&'a str>,
-    /// By the names of clients.
+    /// References by client name.
     pub by_client: &'a BTreeMap<String, String>,
-    /// None for a header.
+    /// Delivery to the process; `None` for a header.
     pub hand_over: Option<SecretDeliveryMethod>,
 }
 
 impl<'a> SecretBinding<'a> {
-    /// The key of the server's table in which it stands.
+    /// Key of the server's table that contains the secret.
     pub fn table(&self) -> &'static str {
         if self.hand_over.is_some() { "secrets" } else { "headers" }
     }
 
-    /// Every reference, with the client whose own it is.
+    /// All references, with the client for those of one client.
     pub fn references(self) -> impl Iterator<Item = (Option<&'a str>, &'a str)> {
         let own = self.by_client.iter().map(|(client, from)| (Some(&**client), &**from));
         self.from.map(|from| (None, from)).into_iter().chain(own)
@@ -346,7 +348,7 @@ impl<'a> SecretBinding<'a> {
 }
 
 impl Server {
-    /// The secrets that it is handed, those that are sent as headers among them.
+    /// All secrets of the server, including headers.
     pub fn given(&self) -> impl Iterator<Item = SecretBinding<'_>> {
         let secrets = self.secrets.iter().map(|(name, secret)| SecretBinding {
             name,
@@ -363,12 +365,12 @@ impl Server {
         secrets.chain(headers)
     }
 
-    /// Whether clients have secrets of their own there, so that they may not share an instance.
+    /// Whether clients have different secrets, so that they cannot share an instance.
     pub fn has_secrets_by_client(&self) -> bool {
         self.given().any(|given| !given.by_client.is_empty())
     }
 
-    /// Every reference that stands in it.
+    /// All references of the server.
     pub fn references_mut(&mut self) -> impl Iterator<Item = &mut String> {
         let secrets = self.secrets.values_mut().map(|one| (&mut one.from, &mut one.by_client));
         let headers = self.headers.values_mut().map(|one| (&mut one.from, &mut one.by_client));
@@ -376,7 +378,7 @@ impl Server {
     }
 }
 
-/// Whether that can be whose secret it is: the name of a client, or `local:USER`.
+/// Whether the text is a valid key of `by-client`: the name of a client, or `local:USER`.
 pub fn is_client(name: &str) -> bool {
     match name.strip_prefix("local:") {
         Some(user) => !user.is_empty() && !user.contains(|c: char| c.is_control() || c == ':'),
@@ -384,20 +386,20 @@ pub fn is_client(name: &str) -> bool {
     }
 }
 
-/// How a server gets a secret.
+/// Delivery of a secret to a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum SecretDeliveryMethod {
-    /// As a variable of its environment, by the secret's name. What runs beside it as its user, and
-    /// whoever may ask the container engine, can read it there.
+    /// An environment variable with the secret's name. Processes of the same user, and users with
+    /// access to the container engine, can read it.
     #[default]
     Env,
-    /// As the file `/run/secrets/NAME`, in memory, which only the server sees. The variable
-    /// `NAME_FILE` of its environment says where it is.
+    /// The file `/run/secrets/NAME`, in memory and visible only to the server. The environment
+    /// variable `NAME_FILE` has its path.
     File,
 }
 
-/// Whether an environment can hold a variable of that name.
+/// Whether the text is a valid name of an environment variable.
 pub fn is_env_name(name: &str) -> bool {
     name.bytes()
         .enumerate()

@@ -5,17 +5,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Source, Unresolved};
 
-/// Where a secret comes from.
+/// Reference to a secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct SecretRef {
-    /// `env:NAME`: a variable of the proxy's own environment. `file:PATH`: the content of a file,
-    /// without the line break at its end. `dotenv:PATH#NAME`: a variable of a `.env` file.
-    /// `keyring:SERVICE/ACCOUNT`: an item of the desktop's keyring. `keyctl:DESCRIPTION`: a key that
-    /// the kernel keeps. `docker-pass:NAME`: a secret of `docker pass`.
-    /// `docker-credential:HELPER/URL`: what a credential helper has for a server.
-    /// `vault:PATH#FIELD`: a field of a secret in HashiCorp Vault. `age:PATH#NAME`: a secret of an
-    /// encrypted store, which `portcullis secret` keeps.
+    /// `env:NAME`: variable of the proxy's environment. `file:PATH`: content of a file, without the
+    /// line break at its end. `dotenv:PATH#NAME`: variable of a `.env` file.
+    /// `keyring:SERVICE/ACCOUNT`: item of the desktop's keyring. `keyctl:DESCRIPTION`: key in the
+    /// kernel's keyring. `docker-pass:NAME`: secret of `docker pass`.
+    /// `docker-credential:HELPER/URL`: entry of a credential helper for a server.
+    /// `vault:PATH#FIELD`: field of a secret in HashiCorp Vault. `age:PATH#NAME`: secret of an
+    /// encrypted store, written by `portcullis secret`.
     pub from: String,
 }
 

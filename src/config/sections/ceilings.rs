@@ -1,49 +1,48 @@
-//! What servers may be given at most.
+//! Ceilings of the settings of servers.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// The operator's ceilings: what any server of this file may be given at most. A server above one is
-/// an error, whether its number stands in the file or is the default.
+/// Ceilings: maximum values of the settings of all servers in this file. A server above a ceiling
+/// is an error, also if its value is the default.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Ceilings {
-    /// Of `resources.memory-mib`.
+    /// Maximum of `resources.memory-mib`.
     #[schemars(range(min = 8))]
     pub memory_mib: Option<u64>,
-    /// Of `resources.cpus`.
+    /// Maximum of `resources.cpus`.
     #[schemars(range(min = 0.01, max = 1024.0))]
     pub cpus: Option<f64>,
-    /// Of `resources.pids`.
+    /// Maximum of `resources.pids`.
     #[schemars(range(min = 1))]
     pub pids: Option<u32>,
-    /// Of `resources.tmp-mib`.
+    /// Maximum of `resources.tmp-mib`.
     #[schemars(range(min = 1))]
     pub tmp_mib: Option<u64>,
-    /// Of `resources.files`.
+    /// Maximum of `resources.files`.
     #[schemars(range(min = 64))]
     pub files: Option<u32>,
-    /// Of `instances`.
+    /// Maximum of `instances`.
     #[schemars(range(min = 1))]
     pub instances: Option<usize>,
-    /// Of `warm`.
+    /// Maximum of `warm`.
     pub warm: Option<usize>,
-    /// Of `replicas`.
+    /// Maximum of `replicas`.
     #[schemars(range(min = 1))]
     pub replicas: Option<usize>,
-    /// The deviations from the hardened default profile that servers may ask for, by their keys
-    /// (`egress`, `mounts`, `hardening.network`); `[]` is none. Default: all. Policies decide beside
-    /// that, at each start.
+    /// Deviations from the hardened profile that servers may have, by their keys (`egress`,
+    /// `mounts`, `hardening.network`); `[]` permits none. Default: all. In addition, policies
+    /// decide at each start.
     pub deviations: Option<Vec<Loosening>>,
 }
 
-/// A key of a server by which it gets more than the hardened default profile gives, by the name that
-/// policies have for it (`resource.deviations`).
+/// Key of a server that weakens the hardened profile, named as in policies (`resource.deviations`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Loosening {
     #[serde(rename = "egress")]
     Egress,
-    /// Read-only ones, too.
+    /// Any mount, including read-only mounts.
     #[serde(rename = "mounts")]
     Mounts,
     #[serde(rename = "hardening.network")]
@@ -61,7 +60,7 @@ pub enum Loosening {
 }
 
 impl Loosening {
-    /// All of them, with their keys.
+    /// All deviations with their keys.
     pub(crate) const ALL: [(Self, &str); 8] = [
         (Self::Egress, "egress"),
         (Self::Mounts, "mounts"),

@@ -1,4 +1,4 @@
-//! Where clients connect, and which reverse proxies may speak for them.
+//! The section `[listen]`: the HTTP front and its trusted reverse proxies.
 
 use std::net::SocketAddr;
 
@@ -7,33 +7,36 @@ use serde::{Deserialize, Serialize};
 
 use crate::ProxyNetwork;
 
-/// Where clients connect.
+/// HTTP front, where clients connect.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Listen {
-    /// Address and port of the HTTP front. Anything but loopback should stand behind TLS.
+    /// Address and port of the HTTP front. Put it behind TLS unless the address is a loopback
+    /// address.
     #[schemars(with = "String", extend("format" = "socket-address"))]
     pub http: SocketAddr,
-    /// Take calls without a key. Policy sees them as `Portcullis::Anonymous::"anonymous"`.
+    /// Accept calls without a key. Their principal in policies is
+    /// `Portcullis::Anonymous::"anonymous"`.
     pub anonymous: bool,
-    /// Take them from other machines, too. Without it, a call without a key needs a client address
-    /// of loopback and no header of a reverse proxy (`Forwarded`, `X-Forwarded-For`, `Via` …). A
-    /// reverse proxy on this machine that adds no such header is not noticed: give every client a
-    /// key behind one.
+    /// Accept calls without a key also from other machines. If false, such a call must come from a
+    /// loopback address and have no header of a reverse proxy (`Forwarded`, `X-Forwarded-For`,
+    /// `Via` …). A local reverse proxy that adds none of these headers is not detected: give every
+    /// client behind it a key.
     pub anonymous_beyond_loopback: bool,
-    /// `Host` values taken beside the address itself and, on loopback, `localhost`.
+    /// Accepted `Host` values, in addition to the address itself and, on loopback, `localhost`.
     pub allowed_hosts: Vec<String>,
-    /// `Origin` values taken, for clients in a browser. None are by default.
+    /// Accepted `Origin` values, for clients in a browser. Default: none.
     pub allowed_origins: Vec<String>,
-    /// Offer REST, too: `/tools`, `/invoke`, `/batch` and `/openapi.json`, for the same clients
-    /// and under the same policies as `/mcp`.
+    /// Serve the REST interface: `/tools`, `/invoke`, `/batch` and `/openapi.json`, for the same
+    /// clients and under the same policies as `/mcp`.
     pub rest: bool,
-    /// Addresses and networks of reverse proxies (`127.0.0.1`, `10.0.0.0/8`) that say for which
-    /// client they forward. `client-address` says how. Nobody else is believed.
+    /// Addresses and networks of reverse proxies (`127.0.0.1`, `10.0.0.0/8`) that report the
+    /// address of their client, in the form of `client-address`. Reports from other addresses are
+    /// ignored.
     pub trusted_proxies: Vec<ProxyNetwork>,
-    /// How trusted proxies say which address their client has. Limits, records and policies
-    /// (`context.source_ip`) go by that address. A trusted proxy that does not say it in this form
-    /// is refused.
+    /// Form in which trusted proxies report the address of their client. Limits, records and
+    /// policies (`context.source_ip`) use that address. Requests of a trusted proxy without an
+    /// address in this form are refused.
     pub client_address: Option<ClientAddressSource>,
 }
 
@@ -52,38 +55,41 @@ impl Default for Listen {
     }
 }
 
-/// Where a trusted proxy says which address its client has.
+/// Form in which a trusted proxy reports the address of its client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ClientAddressSource {
-    /// The header `Forwarded` (RFC 7239): the last `for` that is not a trusted proxy.
+    /// Header `Forwarded` (RFC 7239): the last `for` that is not a trusted proxy.
     Forwarded,
-    /// The header `X-Forwarded-For`: the last address that is not a trusted proxy.
+    /// Header `X-Forwarded-For`: the last address that is not a trusted proxy.
     XForwardedFor,
-    /// The PROXY protocol, version 1 or 2, at the start of each connection.
+    /// PROXY protocol, version 1 or 2, at the start of each connection.
     ProxyProtocol,
 }
 
-/// Connections of the HTTP front. A connection counts as authenticated from its first request with
-/// a valid key on; until then it may have to give way to a newer one.
+/// Limits of connections to the HTTP front. A connection is authenticated from its first request
+/// with a valid key. Before that, a newer connection can replace it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ConnectionLimits {
-    /// Connections at once. Less where the system's limit of open files (`ulimit -Hn`) leaves less.
+    /// Maximum number of connections. Lower if the system's limit of open files (`ulimit -Hn`)
+    /// requires it.
     #[schemars(range(min = 8))]
     pub total: usize,
-    /// Connections that have not authenticated, of all networks. Default: a quarter of `total`. One
-    /// more takes the place of the oldest one of the network that has most. The rest of `total` is
-    /// kept for authenticated connections and for trusted proxies.
+    /// Maximum number of unauthenticated connections, over all networks. Default: a quarter of
+    /// `total`. A further connection replaces the oldest one of the network with the most
+    /// connections. The rest of `total` is reserved for authenticated connections and trusted
+    /// proxies.
     #[schemars(range(min = 1))]
     pub unauthenticated: Option<usize>,
-    /// Connections that have not authenticated, of one IPv4 address or IPv6 /64. Default: half of
-    /// `unauthenticated`. One more takes the place of the oldest of them. Of calls without a key that
-    /// a trusted proxy forwards by HTTP, as many of one network are taken at once.
+    /// Maximum number of unauthenticated connections of one network (an IPv4 address or an IPv6
+    /// /64). Default: half of `unauthenticated`. A further connection replaces the oldest one of
+    /// the network. The same number limits concurrent calls without a key that a trusted proxy
+    /// forwards over HTTP for one network.
     #[schemars(range(min = 1))]
     pub unauthenticated_per_network: Option<usize>,
-    /// Authenticated connections of one client, of all networks. Default: an eighth of `total`. A
-    /// request on one more is refused.
+    /// Maximum number of authenticated connections of one client, over all networks. Default: an
+    /// eighth of `total`. A request on a further connection is refused.
     #[schemars(range(min = 1))]
     pub per_client: Option<usize>,
 }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::names::Group;
 
-/// One client with a key.
+/// Client with a key.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Client {

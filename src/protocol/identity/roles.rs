@@ -9,12 +9,12 @@ use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
-/// What somebody is trusted with.
+/// Role of a user at the admin socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Role {
     /// Reads and verifies the audit log.
     Auditor,
-    /// Sees how the proxy and its servers do, and has old records dropped, but sees none.
+    /// Sees the state and the logs of servers and drops old records, but cannot read records.
     Operator,
     /// Sees the calls that wait for approval, and allows or denies them.
     Approver,
@@ -30,20 +30,21 @@ impl fmt::Display for Role {
     }
 }
 
-/// Who has which role, beside root and the user who runs the proxy.
+/// Members of each role. Root and the user who runs the proxy have all roles.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Roles {
-    /// Who may read, export and verify the audit log: `user:NAME` or `group:NAME` of this machine.
+    /// Users who may read, export and verify the audit log: `user:NAME` or `group:NAME` of this
+    /// machine.
     pub auditor: Vec<Member>,
-    /// Who may see the state and the logs of servers and have old records dropped, without seeing
+    /// Users who may see the state and the logs of servers and drop old records, but not read
     /// records.
     pub operator: Vec<Member>,
-    /// Who may see, allow and deny the calls that wait for the approval of a person.
+    /// Users who may see, allow and deny calls that wait for approval.
     pub approver: Vec<Member>,
 }
 
-/// A user or a group of this machine: `user:NAME`, `group:NAME`, or with a number for the name.
+/// User or group of this machine: `user:NAME`, `group:NAME`, or a number instead of the name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Member {
