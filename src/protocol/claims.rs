@@ -5,20 +5,20 @@ use serde::{Deserialize, Serialize};
 
 use crate::exchange::Definition;
 
-/// Something that a signer of the config attests of an image.
+/// Attestation of an image by a signer of the config.
 #[derive(
     Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
 )]
 #[serde(deny_unknown_fields)]
 pub struct Attested {
-    /// Which signer, by their name in the config.
+    /// Name of the signer in the config.
     pub by: String,
-    /// The type of in-toto's predicate: a URI.
+    /// Predicate type of in-toto: a URI.
     #[serde(rename = "type")]
     pub of_type: String,
 }
 
-/// What is claimed of a tool. Never trusted, only matched.
+/// Claims about a tool. Never trusted, only matched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Claims {
     pub read_only: bool,
@@ -28,7 +28,7 @@ pub struct Claims {
     pub by: Claimant,
 }
 
-/// Who claims it.
+/// Author of the claims.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Claimant {
     Server,

@@ -1,4 +1,4 @@
-//! What servers reach through the proxy's own end, as records of kind `event` have it: version 1.
+//! Egress connections of servers, in records of kind `event`: version 1.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -6,40 +6,41 @@ use serde::{Deserialize, Serialize};
 use super::Rule;
 use portcullis_protocol::names::DecisionId;
 
-/// A connection that a server is about to have.
+/// Event of an egress connection that is about to be opened.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct EgressConnecting {
-    /// As in its `server-launching`.
+    /// Same value as in its `server-launching`.
     #[schemars(with = "String", extend("format" = "uuid"))]
     pub launch: DecisionId,
     pub server: String,
-    /// The one client for which alone the server runs.
+    /// Client of the dedicated instance.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub principal: Option<String>,
-    /// Which one of that launch.
+    /// Number of the connection within the launch.
     pub connection: u64,
     pub host: String,
     pub port: u16,
-    /// How it asked: `connect`, `http`, `socks5`, or `direct`, as if the host were there.
+    /// Protocol of the request: `connect`, `http`, `socks5`, or `direct` for a connection without a
+    /// proxy protocol.
     pub protocol: String,
-    /// The policies that permit it.
+    /// Policies that permit the connection.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rules: Vec<Rule>,
-    /// The revision of the policies that decided.
+    /// Revision of the policies that decided.
     pub policy_revision: String,
 }
 
-/// What became of a connection that a server wanted.
+/// Event of an egress connection that ended or was refused.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct EgressClosed {
-    /// As in its `server-launching`.
+    /// Same value as in its `server-launching`.
     #[schemars(with = "String", extend("format" = "uuid"))]
     pub launch: DecisionId,
     pub server: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub principal: Option<String>,
-    /// As in its `egress-connecting`, where there was one. This and what is asked for are absent where it
-    /// could not be read.
+    /// Same value as in its `egress-connecting`, if there is one. `connection`, `host`, `port` and
+    /// `protocol` are absent if the request could not be parsed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connection: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -48,43 +49,44 @@ pub struct EgressClosed {
     pub port: Option<u16>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protocol: Option<String>,
-    /// The address and port that it led to.
+    /// Address and port of the connection's other end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
     /// Bytes from the server.
     pub up: u64,
-    /// Bytes to it.
+    /// Bytes to the server.
     pub down: u64,
-    /// Microseconds that it took.
+    /// Duration in microseconds.
     pub took_us: u64,
     pub end: EgressEnd,
-    /// Why it was refused or ended, in one word.
+    /// Code of the reason for the refusal or the end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<String>,
-    /// The same in words.
+    /// Description of the reason.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// The policies that forbid it; none where nothing permits it, or something else refused it.
+    /// Policies that forbid the connection. Empty if no policy permits it, or if it was refused for
+    /// another reason.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rules: Vec<Rule>,
-    /// The revision of the policies that forbid it.
+    /// Revision of the policies that forbid the connection.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy_revision: Option<String>,
 }
 
-/// How a connection ended.
+/// End of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum EgressEnd {
-    /// It was not allowed, came to nothing, or went on in a way that is not allowed.
+    /// The connection was not allowed, failed, or continued in a way that is not allowed.
     Refused,
-    /// Both sides had said all.
+    /// Both sides closed the connection.
     Closed,
-    /// One of the sides broke off.
+    /// One side aborted the connection.
     Broken,
-    /// Nothing was said for too long.
+    /// The connection was idle for too long.
     Idle,
-    /// Policies came to forbid it.
+    /// A policy change forbids the connection.
     Revoked,
     /// The server was stopped.
     Stopped,

@@ -1,4 +1,4 @@
-//! What happens to the proxy, as records of kind `event` have it: version 1, as in `v1`.
+//! Events of the proxy, in records of kind `event`: version 1, as in `v1`.
 
 mod images;
 mod people;
@@ -23,228 +23,234 @@ use super::egress::{EgressClosed, EgressConnecting};
 use crate::line::Seq;
 use portcullis_protocol::names::DecisionId;
 
-/// The events. `event` says which it is.
+/// Events. `event` has the name.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum Event {
-    /// The proxy began to take messages.
+    /// The proxy started to accept messages.
     ProxyStarted {
         version: String,
-        /// Whether it only tries what it would do, takes no message of anybody, and ends.
+        /// Whether this is a dry run: the proxy reports what it would do, accepts no messages and
+        /// ends.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         dry_run: bool,
     },
-    /// The proxy did not start: what it was told to do cannot be done.
+    /// The proxy did not start, because its settings are invalid or cannot be applied.
     ProxyStartFailed {
         version: String,
-        /// Everything that is wrong, one a line.
+        /// All problems, one per line.
         reason: String,
     },
-    /// The proxy stopped in an orderly way.
+    /// The proxy stopped regularly, not by a crash.
     ProxyStopped {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         reason: Option<String>,
     },
-    /// The config that this run goes by.
+    /// The config of this run.
     ConfigLoaded {
-        /// Its file.
+        /// Path of the file.
         file: String,
         /// `sha256:` and the digest of the file.
         revision: String,
-        /// How many servers it names.
+        /// Number of servers.
         servers: u64,
-        /// Its chain of interceptors in their order, without `policy`: `NAME`, `NAME (default)` for one
-        /// that is on without an entry, `NAME (audit)` or `NAME (off)`.
+        /// Interceptors of the chain, in order, without `policy`: `NAME`, `NAME (default)` for an
+        /// interceptor that is on without an entry, `NAME (audit)` or `NAME (off)`.
         chain: Vec<String>,
     },
-    /// The config was read again while the proxy ran, and its servers take the places of those before.
+    /// The config was reloaded while the proxy ran. Its servers replace the earlier ones.
     ConfigReloaded {
-        /// Its file.
+        /// Path of the file.
         file: String,
         /// `sha256:` and the digest of the file.
         revision: String,
-        /// How many servers there are now.
+        /// Number of servers after the reload.
         servers: u64,
-        /// Servers that were not there before.
+        /// Added servers.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         added: Vec<String>,
-        /// Servers whose entry is another.
+        /// Servers with a changed entry.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         changed: Vec<String>,
-        /// Servers that are there no more.
+        /// Removed servers.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         removed: Vec<String>,
-        /// Other sections that are not as they were when the proxy started, and count from its next
-        /// start on.
+        /// Other sections that changed since the proxy started. They take effect at its next start.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         waiting: Vec<String>,
     },
-    /// The config was read again and not taken; all stays as it was.
+    /// A reload of the config failed. The earlier config stays in effect.
     ConfigRejected {
-        /// Its file.
+        /// Path of the file.
         file: String,
-        /// Everything that is wrong, one a line.
+        /// All problems, one per line.
         reason: String,
     },
     /// Policies took effect.
     PolicyLoaded {
         revision: String,
         policies: u64,
-        /// The name of the signed bundle that they are from.
+        /// Name of the signed bundle that contains the policies.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         bundle: Option<String>,
-        /// Its version.
+        /// Version of the bundle.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         bundle_version: Option<u64>,
-        /// The policies that have bodies kept, by `@keep`.
+        /// Policies that keep bodies, by `@keep`.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         keeping: Vec<String>,
     },
-    /// Policies were read and not taken; the old ones stay.
+    /// Policies were rejected. The earlier policies stay in effect.
     PolicyRejected { reason: String },
     /// A plugin was loaded.
     PluginLoaded(PluginLoaded),
-    /// A plugin was not loaded, and so the proxy did not start.
+    /// A plugin was not loaded, so the proxy did not start.
     PluginRefused {
-        /// The interceptor's name.
+        /// Name of the interceptor.
         plugin: String,
         file: String,
         reason: String,
     },
-    /// A plugin sent requests for a message and came to no verdict on it, since the message was
-    /// withdrawn: else they are findings in its record.
+    /// A plugin sent HTTP requests for a message that was cancelled before its verdict. With a
+    /// verdict, such requests are findings in the message's record.
     PluginHttpSent {
-        /// The interceptor's name.
+        /// Name of the interceptor.
         plugin: String,
-        /// The decision on that message.
+        /// Decision id of the message.
         #[schemars(with = "String", extend("format" = "uuid"))]
         call: DecisionId,
-        /// Method, host and what came of it.
+        /// Method, host and result of each request.
         requests: Vec<String>,
     },
-    /// A client was let in: the first message of this principal with this key from this address,
-    /// or the first one after an hour without any.
+    /// First message of a principal with this key from this address, or the first one after an hour
+    /// without messages.
     ClientSeen(Who),
-    /// A session was opened by an `initialize`, which has records of its own.
+    /// `initialize` opened a session. The message itself has its own records.
     SessionOpened(SessionOpened),
-    /// A session ended. Those that are open when the proxy stops end with it, without this.
+    /// A session ended. Sessions that are open when the proxy stops have no such event.
     SessionEnded {
         session: String,
         principal: String,
-        /// How many requests were made in it.
+        /// Number of requests in the session.
         requests: u64,
-        /// Why it ended.
+        /// Reason for the end.
         reason: String,
     },
-    /// A server is about to be started, or connected to. Where this can't be recorded, it is not.
-    /// One launch has several where it takes several tries: a legacy server that ends when it is
-    /// asked for its era is started again, a remote one is tried in an older protocol.
+    /// A server is about to be started, or connected to. If this cannot be recorded, the server is
+    /// not started. A launch with several attempts has several such events: a legacy server that
+    /// ends during the detection of its era is started again, a remote server is tried with an
+    /// older transport.
     ServerLaunching(Launching),
-    /// Policy does not permit a server's start, its way out, or a secret: it is not started.
+    /// Policy does not permit a server's start, its egress or a secret. The server is not started.
     ServerLaunchRefused(LaunchRefused),
-    /// What a tag means was asked of its registry, or of the engine, and is the image from now on.
+    /// An image tag was resolved at its registry or in the engine. From now on, the digest
+    /// identifies the image.
     ImageResolved(ImageResolved),
-    /// What a server's image means is moved by `portcullis server`. Where that can't be recorded, it is
-    /// not.
+    /// `portcullis server` is about to change the locked digest of a server's image. If this cannot
+    /// be recorded, the lock file is not changed.
     ImageLocked(ImageLocked),
-    /// What is on record as locked was not: what was locked before, if anything, still is.
+    /// The change of an `image-locked` event failed. The earlier digest, if any, stays locked.
     ImageLockFailed(ImageLockFailed),
-    /// `portcullis server pull` has the engine pull an image. Where that can't be recorded, it does not.
+    /// `portcullis server pull` is about to pull an image with the engine. If this cannot be
+    /// recorded, it is not pulled.
     ImagePulling(ImagePulling),
     /// The engine pulled an image.
     ImagePulled(ImagePulled),
-    /// The engine did not pull an image.
+    /// The engine failed to pull an image.
     ImagePullFailed(ImagePullFailed),
     /// A server was started, or connected to.
     ServerLaunched(Box<Launched>),
     /// A server could not be started.
     ServerLaunchFailed {
-        /// As in its `server-launching`.
+        /// Same value as in its `server-launching`.
         #[schemars(with = "String", extend("format" = "uuid"))]
         launch: DecisionId,
         server: String,
-        /// Where it was to run.
+        /// Intended kind of runtime.
         kind: PlaceKind,
-        /// The one client for which alone it was to run.
+        /// Client for which the dedicated instance was intended.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         principal: Option<String>,
         reason: String,
     },
     /// A server ended or was stopped.
     ServerStopped(Stopped),
-    /// `portcullis server cleanup` is about to remove what proxies that are gone have left. Where this can't be
-    /// recorded, it is not done.
+    /// `portcullis server cleanup` is about to remove orphans of killed proxies. If this cannot be
+    /// recorded, nothing is removed.
     OrphansRemoving(LeftBehind),
-    /// What came of it.
+    /// Result of `orphans-removing`.
     OrphansRemoved(LeftBehind),
     /// The proxy itself is about to open connections to a remote server.
     EgressOpened(Egress),
-    /// A server is about to be connected to a host of its `egress`. Where this can't be recorded, it is
-    /// not. What a server with `hardening.network` asks of a network is not seen.
+    /// A server is about to be connected to a host of its `egress`. If this cannot be recorded, the
+    /// connection is refused. Network connections of a server with `hardening.network` are not
+    /// recorded.
     EgressConnecting(EgressConnecting),
-    /// What became of a connection that a server wanted, be it that it was refused.
+    /// An egress connection of a server ended or was refused.
     EgressClosed(Box<EgressClosed>),
-    /// A server is about to be handed secrets. No value is on record.
+    /// Secrets are about to be delivered to a server. Values are not recorded.
     SecretsDelivered {
-        /// As in its `server-launching`.
+        /// Same value as in its `server-launching`.
         #[schemars(with = "String", extend("format" = "uuid"))]
         launch: DecisionId,
         server: String,
-        /// The one client for which alone it is to run.
+        /// Client for which the dedicated instance starts.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         principal: Option<String>,
         secrets: Vec<SecretHanded>,
     },
-    /// A secret could not be had when the proxy started, and so its server can't be started (for that
-    /// client, where one is named); or not when it was read again, and the old value goes on being used.
+    /// A secret did not resolve. At the start of the proxy: its server cannot start (only for
+    /// `principal`, if there is one). At a later read: the old value stays in use, and `kept` is
+    /// true.
     SecretUnresolved {
         server: String,
-        /// The name under which the server would have got it.
+        /// Name of the secret at the server.
         secret: String,
         source: SecretSource,
-        /// The one client whose own value it would have been.
+        /// Client to which the value belongs, for a secret by client.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         principal: Option<String>,
-        /// Whether it was read before, and that value goes on being used.
+        /// Whether an earlier value stays in use.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         kept: bool,
         reason: String,
     },
-    /// A secret changed that a running server has in its environment, or that is sent to it as a header.
-    /// It goes on with the old one until its next start.
+    /// A secret changed that a running server has in its environment or gets as a header. The
+    /// server uses the old value until its next start.
     SecretsStale {
-        /// As in its `server-launching`.
+        /// Same value as in its `server-launching`.
         #[schemars(with = "String", extend("format" = "uuid"))]
         launch: DecisionId,
         server: String,
-        /// The one client for which alone it runs.
+        /// Client of the dedicated instance.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         principal: Option<String>,
-        /// All of which it has an old value, by their names.
+        /// Names of all secrets of which the server has an old value.
         secrets: Vec<String>,
     },
-    /// Messages were dropped, and how many.
+    /// Messages were dropped.
     MessagesDropped(Dropped),
-    /// A person is asked to allow a call.
+    /// A call waits for the approval of a person.
     ApprovalRequested {
-        /// The `id` of the call that waits.
+        /// `id` of the waiting call.
         #[schemars(with = "String", extend("format" = "uuid"))]
         call: DecisionId,
         principal: String,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         server: Option<String>,
-        /// The policies that ask for it.
+        /// Policies that require the approval.
         rules: Vec<String>,
-        /// When the call is refused, if nobody says anything.
+        /// Time at which the call is refused without a decision.
         #[schemars(with = "String", extend("format" = "date-time"))]
         until: Timestamp,
-        /// The host of the webhook that is told of the call, with its arguments.
+        /// Host of the webhook that receives the call with its arguments.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         webhook: Option<String>,
     },
-    /// The webhook for approvals was not reached, or did not answer as it may. The call waits on.
+    /// The approval webhook could not be reached or returned an invalid response. The call
+    /// continues to wait.
     ApprovalWebhookFailed {
-        /// As in its `approval-requested`.
+        /// Same value as in its `approval-requested`.
         #[schemars(with = "String", extend("format" = "uuid"))]
         call: DecisionId,
         principal: String,
@@ -252,61 +258,61 @@ pub enum Event {
         server: Option<String>,
         reason: String,
     },
-    /// A person, or the webhook, allowed a call or did not. What nobody said anything of is refused
-    /// with `approval-timeout`.
+    /// A person or the webhook allowed or denied a call. A call without a decision is refused with
+    /// `approval-timeout`.
     ApprovalDecided {
-        /// As in its `approval-requested`.
+        /// Same value as in its `approval-requested`.
         #[schemars(with = "String", extend("format" = "uuid"))]
         call: DecisionId,
         principal: String,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         server: Option<String>,
         allowed: bool,
-        /// Who said so: a user of this machine, or the webhook.
+        /// User of this machine, or the webhook, that decided.
         by: String,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         reason: Option<String>,
     },
-    /// A client is given a key. Where `portcullis client` can't record this, it gives none.
+    /// A client gets a key. If `portcullis client` cannot record this, it creates no key.
     ClientAdded {
         client: String,
-        /// The first digits of the hash of its key.
+        /// First digits of the hash of the client's key.
         key_id: String,
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         groups: Vec<String>,
         #[serde(flatten)]
         by: By,
     },
-    /// A client's key is taken away.
+    /// A client's key is removed.
     ClientRemoved {
         client: String,
-        /// The first digits of the hash of its key.
+        /// First digits of the hash of the client's key.
         key_id: String,
         #[serde(flatten)]
         by: By,
     },
-    /// Somebody asked something of the running proxy at its admin socket.
+    /// A user sent a request to the admin socket of the running proxy.
     AdminAction(AdminAction),
-    /// More messages are refused than are recorded one by one. The refusals that have this in
-    /// common share the `id` of this event from here on.
+    /// More messages are refused than are recorded individually. From now on, refusals with the
+    /// values of this event share its `id`.
     RefusalSummaryOpened(RefusalGroup),
-    /// So many messages were refused without a record of each. Their answers, if they had any, have
-    /// the `id` of this event. One `id` can have several such records: their counts add up.
+    /// Number of messages that were refused without individual records. Their responses, if any,
+    /// have the `id` of this event. One `id` can have several such records: add their counts.
     RefusalsSummarized(SummarizedRefusals),
-    /// Records that were acknowledged are gone: the files that held them are damaged, and what is
-    /// left of those is in `quarantine`. Later records take their places.
+    /// Acknowledged records are lost, because their files are damaged. The rest of these files is
+    /// in `quarantine`. Later records reuse their `seq`.
     RecordsLost {
-        /// The place of the first lost record.
+        /// `seq` of the first lost record.
         from: Seq,
-        /// The place after the last.
+        /// `seq` after the last lost record.
         until: Seq,
-        /// What was found.
+        /// Description of the damage.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         reason: Option<String>,
     },
-    /// The store did not take records, and so many of each kind are missing: of what had happened
-    /// already, and of refusals; where the operator lets messages pass that cannot be recorded,
-    /// of those, too.
+    /// The store did not accept records, and these numbers of records are missing: records of what
+    /// had already happened, and of refusals. With `on-failure = "pass"`, also records of messages
+    /// that passed.
     RecordsDropped {
         #[schemars(with = "String", extend("format" = "date-time"))]
         since: Timestamp,
@@ -317,55 +323,56 @@ pub enum Event {
         refusals: u64,
         events: u64,
     },
-    /// Records grew too old, or the store too large: a segment was dropped, and its proof kept.
+    /// A segment was dropped by retention, because of its age or the size of the store. Its proof
+    /// is kept.
     SegmentDropped {
-        /// `seq` of its first and its last record.
+        /// `seq` of the first record of the segment; `last` is that of the last one.
         first: u64,
         last: u64,
-        /// When those were written.
+        /// Time at which the first record was written; `to` is that of the last one.
         #[schemars(with = "String", extend("format" = "date-time"))]
         from: Timestamp,
         #[schemars(with = "String", extend("format" = "date-time"))]
         to: Timestamp,
-        /// How much room it took.
+        /// Size of the segment in bytes.
         bytes: u64,
         reason: String,
     },
-    /// Records are encrypted under another key from here on.
+    /// From now on, records are encrypted with another key.
     KeyRotated {
-        /// The key's id, as in `store.json`.
+        /// Id of the key, as in `store.json`.
         key_id: String,
     },
-    /// The store was copied.
+    /// A backup of the store was made.
     StoreBackedUp {
-        /// The folder that has the copy.
+        /// Folder of the backup.
         to: String,
-        /// `seq` of the first and the last record of the copy.
+        /// `seq` of the first record of the backup; `last` is that of the last one.
         first: u64,
         last: u64,
     },
 }
 
-/// A plugin that was loaded.
+/// Event of a loaded plugin.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PluginLoaded {
-    /// The interceptor's name.
+    /// Name of the interceptor.
     pub plugin: String,
-    /// Its path, or `oci://` and its reference with the digest of its manifest.
+    /// Path of the component, or `oci://` and its reference with the digest of its manifest.
     pub file: String,
     /// `sha256:` and the digest of the component.
     pub digest: String,
-    /// Whether the config names that digest, or that of a manifest that does.
+    /// Whether the config pins that digest, or the digest of a manifest that contains it.
     pub pinned: bool,
-    /// The key by whose signature it was taken, where the config asks for one.
+    /// Key that signed the component, if the config requires a signature.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signed_by: Option<String>,
-    /// Name and version by its own manifest.
+    /// Name and version in the plugin's manifest.
     pub manifest: String,
-    /// What it may do beyond its verdicts: functions (`log`), hosts (`http:api.example.com:443`) and
-    /// secrets (`secret:NAME`).
+    /// Grants: host functions (`log`), hosts (`http:api.example.com:443`) and secrets
+    /// (`secret:NAME`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub grants: Vec<String>,
-    /// MiB of memory that one instance of it may have.
+    /// Memory limit of one instance in MiB.
     pub memory_mib: u64,
 }

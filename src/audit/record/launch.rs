@@ -1,4 +1,4 @@
-//! What is done with images, and what proxies that are gone left behind.
+//! Actions on images, and orphans of killed proxies.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -9,59 +9,59 @@ use super::{
 };
 use portcullis_protocol::names::{DecisionId, ServerName};
 
-/// What was done, or is about to be, with the image of a server.
+/// Action on the image of a server, done or about to be done.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ImageDone {
-    /// Whose image it is.
+    /// Server of the image.
     pub server: ServerName,
-    /// As the config has it.
+    /// Image as written in the config.
     pub image: String,
-    /// `sha256:…`
+    /// `sha256:…` of the image.
     pub digest: String,
-    /// What was done with it.
+    /// Action on the image.
     pub what: ImageDid,
 }
 
-/// What is done with an image.
+/// Action on an image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub enum ImageDid {
-    /// It is locked.
+    /// The image is locked.
     Locked {
-        /// What was locked before.
+        /// Digest that was locked before.
         was: Option<String>,
     },
-    /// It is on record as locked, and was not.
+    /// A recorded lock failed.
     NotLocked {
-        /// Why.
+        /// Reason of the failure.
         reason: String,
     },
-    /// The engine is to pull it.
+    /// The engine is about to pull the image.
     Pulling,
-    /// The engine pulled it.
+    /// The engine pulled the image.
     Pulled {
-        /// What it is for.
+        /// Platform of the image.
         platform: String,
-        /// Its bytes.
+        /// Size in bytes.
         size: u64,
-        /// Microseconds that this took.
+        /// Duration in microseconds.
         took_us: u64,
     },
-    /// The engine did not.
+    /// The engine failed to pull the image.
     NotPulled {
-        /// Why.
+        /// Reason of the failure.
         reason: String,
     },
 }
 
 impl ImageDone {
-    /// It as somebody did it at the command line.
+    /// Event of the action by a user of the command line.
     pub fn by(self, by: ByHand) -> Event {
         self.on_record(None, by)
     }
 
-    /// The event, with the launch for which it was done.
+    /// Event of the action, with the launch that required it.
     pub fn on_record(self, launch: Option<DecisionId>, by: ByHand) -> Event {
         let Self { server, image, digest, what } = self;
         let server = server.to_string();
@@ -95,18 +95,18 @@ impl ImageDone {
     }
 }
 
-/// What somebody removes at the command line of what proxies have left that are gone.
+/// Removal of orphans at the command line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Reaping {
     /// At most [`MEMBERS`](super::MEMBERS).
     pub left: Vec<Orphan>,
-    /// Whether it was done; else it is about to be.
+    /// Whether the removal was done; else it is about to be done.
     pub done: bool,
 }
 
 impl Reaping {
-    /// It as that person's.
+    /// Event of the removal by this user.
     pub fn by(self, by: ByHand) -> Event {
         let Self { left, done } = self;
         let behind = LeftBehind { left, by };
@@ -117,22 +117,22 @@ impl Reaping {
     }
 }
 
-/// What kind of thing was left.
+/// Kind of an orphan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum OrphanKind {
-    /// The container of a server.
+    /// Container of a server.
     Container,
-    /// A container that holds the network of another.
+    /// Container that keeps the network namespace of a server's container.
     NetworkHolder,
-    /// A folder of secrets, in memory.
+    /// Folder of secrets, in memory.
     Secrets,
-    /// A control group of a sandbox.
+    /// Control group of a sandbox.
     ControlGroup,
 }
 
 impl OrphanKind {
-    /// The word for it.
+    /// Name of the kind.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Container => "container",
@@ -143,17 +143,17 @@ impl OrphanKind {
     }
 }
 
-/// One thing that was left.
+/// Orphan of a killed proxy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Orphan {
     pub kind: OrphanKind,
-    /// The container's name, or the path of the folder.
+    /// Name of the container, or path of the folder.
     pub name: String,
-    /// The server whose container it is.
+    /// Server of the container.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server: Option<String>,
-    /// Why it could not be removed.
+    /// Reason why the orphan could not be removed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }

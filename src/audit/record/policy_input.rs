@@ -1,5 +1,5 @@
-//! What policies were shown of a message beside what is on record anyway: with it, a decision can be
-//! made again under other policies.
+//! Policy input that the rest of a record does not contain, so that a replay can decide the message
+//! again under other policies.
 
 use std::collections::BTreeSet;
 
@@ -14,25 +14,26 @@ use portcullis_protocol::arguments;
 use portcullis_protocol::claims::Claims;
 use portcullis_protocol::exchange::{Exchange, Target};
 
-/// What policies were shown beside the rest of the record.
+/// Policy input that the rest of the record does not contain.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PolicyInput {
-    /// What was claimed of the tool.
+    /// Claims about the tool.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub claims: Option<Claimed>,
-    /// Calls made in the session before.
+    /// Number of earlier calls in the session.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub session_calls: u64,
-    /// Labels that there were when policies decided.
+    /// Labels at the time of the decision.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub labels: BTreeSet<String>,
-    /// What policies saw otherwise than it is on record: `groups`, `labels`, `method`, `target`,
-    /// cut or without what may be secret; `arguments`, which were more than policies are shown.
+    /// Values that are recorded incompletely or that policies did not get. `groups`, `labels`,
+    /// `method`, `target`: truncated or redacted in the record. `arguments`: too large for
+    /// policies.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub lacks: BTreeSet<Omission>,
 }
 
-/// What is claimed of a tool.
+/// Claims about a tool.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Claimed {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -43,11 +44,11 @@ pub struct Claimed {
     pub idempotent: bool,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub open_world: bool,
-    /// `server` or `operator`.
+    /// Author of the claims: `server` or `operator`.
     pub by: String,
 }
 
-/// What a record can lack.
+/// Value that a record can lack.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
 )]
@@ -65,7 +66,7 @@ fn is_zero(count: &u64) -> bool {
 }
 
 impl PolicyInput {
-    /// What policies were shown of this exchange. `groups` is how many of its groups are on record.
+    /// Policy input of this exchange. `groups` is the number of its recorded groups.
     pub(super) fn of(exchange: &Exchange, ruling: Ruling<'_>, groups: usize) -> Self {
         let claims = match &exchange.target {
             Target::Tool { tool, .. } => {

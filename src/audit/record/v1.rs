@@ -15,42 +15,42 @@ use super::{Event, PolicyInput};
 use crate::{line::Seq, proof::Hash};
 use portcullis_protocol::names::DecisionId;
 
-/// The version that these types are.
+/// Version of these types.
 pub const VERSION: u8 = 1;
 
-/// One record as the store returns it.
+/// Record as the store returns it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(title = "Portcullis audit record, version 1")]
 pub struct Entry {
-    /// The version of the record: 1.
+    /// Version of the record: 1.
     pub v: u8,
-    /// The record's place in the log, counted from 0 without gaps.
+    /// Position of the record in the log, counted from 0 without gaps.
     pub seq: Seq,
-    /// When the record was written, to the microsecond: never before an earlier record, also where
-    /// the clock was set back.
+    /// Time of writing, in microseconds. Never before that of an earlier record, even if the clock
+    /// was set back.
     #[schemars(with = "String", extend("format" = "date-time"))]
     pub recorded: Timestamp,
-    /// The hash of the record before; zeros for the first.
+    /// Hash of the preceding record; zeros for the first record.
     pub prev: Hash,
     #[serde(flatten)]
     pub record: Record,
 }
 
-/// What is recorded. `record` says which kind it is.
+/// Content of a record. `record` has the kind.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "record", rename_all = "kebab-case")]
 pub enum Record {
-    /// A message that was allowed, written before it leaves the proxy.
+    /// An allowed message. Written before the message leaves the proxy.
     Intent(Box<Intent>),
-    /// What came of a message that had an intent, written after its end.
+    /// The end of a message that has an intent. Written after its end.
     Outcome(Box<Outcome>),
-    /// A message that was refused before it left.
+    /// A message that was refused before it left the proxy.
     Refused(Box<Refused>),
-    /// Something that happened to the proxy and not in a call.
+    /// An event of the proxy that is not a message.
     Event(Box<EventRecord>),
 }
 
-/// The kinds of record.
+/// Kinds of records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
@@ -60,87 +60,86 @@ pub enum Kind {
     Event,
 }
 
-/// What was decided of a message.
+/// Decision about a message.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema, clap::ValueEnum,
 )]
 #[serde(rename_all = "kebab-case")]
 pub enum Decision {
-    /// It may pass; in an outcome: it passed, and so did its answer.
+    /// The message may pass. In an outcome: the message and its response passed.
     Allowed,
-    /// It, or in an outcome its answer, was refused.
+    /// The message was refused. In an outcome: its response was refused.
     Refused,
-    /// It was allowed, and the server gave no usable answer.
+    /// The message was allowed, but the server returned no valid response.
     Failed,
-    /// It was allowed, and its sender stopped waiting.
+    /// The message was allowed, but its sender cancelled it.
     Cancelled,
 }
 
-/// The message and who sent it: what every record of a decision says first.
+/// The message and its sender: the common fields of all records of a decision.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Call {
-    /// The decision's id, a UUID. All records of one decision carry the same.
+    /// Decision id, a UUID. All records of one decision have the same.
     #[schemars(with = "String", extend("format" = "uuid"))]
     pub id: DecisionId,
-    /// When the message arrived.
+    /// Time at which the message arrived.
     #[schemars(with = "String", extend("format" = "date-time"))]
     pub at: Timestamp,
-    /// The client's name, `local:USER` or `anonymous`. Absent where nobody was identified.
+    /// Name of the client, `local:USER` or `anonymous`. Absent if no principal was identified.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub principal: Option<String>,
-    /// Whether that identity was proven.
+    /// Whether the identity was proven.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub verified: bool,
-    /// The client's groups.
+    /// Groups of the client.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<String>,
-    /// The first digits of the hash of the client's key: one name can have had several keys.
+    /// First digits of the hash of the client's key. One name can have several keys over time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_id: Option<String>,
-    /// The client's address and port, over a network.
+    /// Address and port of the client, for connections over a network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
     pub client_addr: Option<SocketAddr>,
     pub transport: Transport,
-    /// The first characters of the session's id: enough to join, too few to speak in it.
+    /// First characters of the session id: enough to join records, too few to use the session.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session: Option<String>,
     pub direction: Direction,
-    /// The JSON-RPC method. Absent where the message could not be read.
+    /// JSON-RPC method. Absent if the message could not be parsed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub method: Option<String>,
-    /// Whether the message expects no answer.
+    /// Whether the message is a notification, which expects no response.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub notification: bool,
-    /// The era of the protocol that the client speaks.
+    /// Protocol era of the client.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub era: Option<Era>,
-    /// The protocol revision that the client speaks, a date.
+    /// Protocol revision of the client, a date.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<String>,
-    /// The server that is asked, or that asks.
+    /// Server that receives the message, or that sends it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server: Option<String>,
-    /// `sha256:` and the digest of the image that the server runs from, where it runs in a
-    /// container.
+    /// `sha256:` and the digest of the server's image, if it runs in a container.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
-    /// The tool, prompt or resource.
+    /// Tool, prompt or resource.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<Target>,
-    /// `sha256:` and the digest of the tool's definition in canonical form (RFC 8785): the same
-    /// as long as its server says the same of it.
+    /// `sha256:` and the digest of the tool's definition in canonical form (RFC 8785). It changes
+    /// only if the server changes the definition.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pin: Option<String>,
-    /// Labels that interceptors gave.
+    /// Labels set by interceptors.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub labels: BTreeSet<String>,
-    /// The trace id of the client's `traceparent`.
+    /// Trace id of the client's `traceparent`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trace: Option<String>,
 }
 
-/// How the client reached the proxy.
+/// Transport between client and proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Transport {
@@ -150,7 +149,7 @@ pub enum Transport {
     Cli,
 }
 
-/// The eras of the protocol.
+/// Protocol eras.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Era {
@@ -160,7 +159,7 @@ pub enum Era {
     Modern,
 }
 
-/// Who speaks and who is spoken to.
+/// Direction of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Direction {
@@ -168,31 +167,31 @@ pub enum Direction {
     ServerToClient,
 }
 
-/// What a message is about.
+/// Target of a message.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Target {
-    /// A tool's name on its server.
+    /// Name of a tool on its server.
     Tool(String),
-    /// A prompt's name on its server.
+    /// Name of a prompt on its server.
     Prompt(String),
-    /// A resource's URI without its user, query and fragment, which can hold secrets.
+    /// URI of a resource without user, query and fragment, which can contain secrets.
     Resource(String),
 }
 
-/// What the stages found on the way to the decision.
+/// Results of the stages that led to the decision.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Grounds {
-    /// The rules that decided, and those that had permitted what was then refused, or failed.
+    /// Rules that decided, and rules that permitted a message that was then refused, or failed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rules: Vec<Rule>,
-    /// What interceptors saw.
+    /// Findings of interceptors.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub findings: Vec<Finding>,
-    /// The revision of the policies that decided.
+    /// Revision of the policies that decided.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy_revision: Option<String>,
-    /// How many rules, findings, labels and members of the shape were left out to keep the
+    /// Number of rules, findings, labels and members of the shape that were omitted to keep the
     /// record small.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub omitted: u32,
@@ -202,142 +201,141 @@ pub(super) fn is_zero(count: &u32) -> bool {
     *count == 0
 }
 
-/// A rule: a policy, a secret's pattern, an interceptor.
+/// Rule: a policy, a pattern of secrets, or an interceptor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Rule {
-    /// A policy's `@id`, a secret rule's id, an interceptor's name.
+    /// `@id` of a policy, id of a secret rule, or name of an interceptor.
     pub id: String,
-    /// The file that holds it.
+    /// File that contains the rule.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file: Option<String>,
-    /// The line on which it begins, from 1.
+    /// First line of the rule, counted from 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub line: Option<u32>,
-    /// Its author's reason.
+    /// Reason given by the author of the rule.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// What a policy asks for beside permitting: `redact`, `approve`, `rate`, `note`, `label`.
+    /// Obligations of a policy: `redact`, `approve`, `rate`, `note`, `label`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub asks: Vec<String>,
-    /// Whether it permitted a message that was refused, or failed, for another reason.
+    /// Whether the rule permitted a message that was refused, or failed, for another reason.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub overruled: bool,
 }
 
-/// Something that an interceptor saw.
+/// Finding of an interceptor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Finding {
-    /// The interceptor that reports.
+    /// Name of the interceptor.
     pub interceptor: String,
     /// `request` or `response`.
     pub phase: String,
     pub rule: Rule,
-    /// What was seen and where, in words.
+    /// Description of the finding and its position.
     pub message: String,
-    /// What came of it: `reported`, `redacted`, `replaced`, `refused`, `would-refuse`,
+    /// Effect on the message: `reported`, `redacted`, `replaced`, `refused`, `would-refuse`,
     /// `would-permit`, `would-replace` or `fault`.
     pub effect: String,
 }
 
-/// A text that is recorded by its size and its keyed digest alone.
+/// Text of which only the size and a keyed digest are recorded.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Body {
-    /// Its size in bytes.
+    /// Size in bytes.
     pub bytes: u64,
-    /// `hmac-sha256:` and the digest in hex, under the store's own key: equal texts are seen to
-    /// be equal, and a guess can't be checked without the key.
+    /// `hmac-sha256:` and the digest in hex, under the store's own key. Equal texts have equal
+    /// digests. Without the key, a guess cannot be verified.
     pub digest: String,
 }
 
-/// A body that is kept because a policy's `@keep` says so. Everything that the secret scanner
-/// knows was taken out of it first.
+/// Body that is kept because of a policy's `@keep`. The secret scanner redacted it first.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Kept {
-    /// The JSON, with `[redacted:RULE]` in the place of each secret. Absent where it could not be
-    /// looked through.
+    /// JSON with `[redacted:RULE]` in place of each secret. Absent if the body could not be
+    /// scanned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub body: Option<Value>,
-    /// How many secrets were taken out.
+    /// Number of redacted secrets.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub redacted: u32,
-    /// Whether more than the limit was there: long texts end with `…`, later members are left out.
+    /// Whether the body was truncated: long texts end with `…`, later members are omitted.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub cut: bool,
-    /// Why there is no body.
+    /// Reason why there is no body.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<String>,
 }
 
-/// Why a message, or its answer, did not pass.
+/// Refusal of a message or of its response.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Refusal {
-    /// The stable code that the agent was given.
+    /// Stable code that the agent received.
     pub code: String,
-    /// What the agent was told.
+    /// Message that the agent received.
     pub message: String,
-    /// What else is known, for the operator.
+    /// Further details for the operator.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
 }
 
-/// The types of arguments or of a result by JSON pointer. `*` stands for every element of an array, `|`
-/// joins the types where they differ. A key that neither the tool's schema nor the protocol names
-/// stands as `#` and the beginning of its keyed digest, since a key can hold data too.
+/// Types of arguments or of a result by JSON pointer. `*` stands for every element of an array, `|`
+/// joins different types. A key that neither the tool's schema nor the protocol defines is `#` and
+/// the beginning of its keyed digest, because a key can contain data.
 pub type Shape = BTreeMap<String, String>;
 
-/// A message that was allowed, before it leaves.
+/// Record of an allowed message, before it leaves the proxy.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Intent {
     #[serde(flatten)]
     pub call: Call,
-    /// What was decided: `allowed` in an intent, `refused` in a refusal.
+    /// Decision: `allowed` in an intent, `refused` in a refusal.
     pub decision: Decision,
     #[serde(flatten)]
     pub grounds: Grounds,
-    /// What policies were shown beside the rest of the record. Absent where the message could not
-    /// be read.
+    /// Policy input that the other fields do not contain. Absent if the message could not be
+    /// parsed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub asked: Option<PolicyInput>,
-    /// The parameters as they leave. Of what could not be read: the whole message.
+    /// Parameters as they leave the proxy. If the message could not be parsed: the whole message.
     pub request: Body,
-    /// The shape of the arguments; in an outcome that of the result, unless that has more than
-    /// 1 MiB.
+    /// Shape of the arguments. In an outcome: shape of the result; absent if the result is larger
+    /// than 1 MiB.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub shape: Shape,
-    /// The arguments (where there are none by that name: the parameters without `_meta`), where a
-    /// policy that decided says `@keep("arguments")`.
+    /// Arguments, if a policy that decided has `@keep("arguments")`. For methods without
+    /// `arguments`: the parameters without `_meta`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub arguments: Option<Kept>,
 }
 
-/// What came of a message that had an intent.
+/// Record of the end of a message that has an intent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Outcome {
     #[serde(flatten)]
     pub call: Call,
     pub decision: Decision,
-    /// Why it was refused or failed.
+    /// Reason why the message was refused or failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refusal: Option<Refusal>,
     #[serde(flatten)]
     pub grounds: Grounds,
-    /// Whether the server answered with a result or an error.
+    /// Whether the server returned a result or an error.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub answer: Option<AnswerKind>,
-    /// The result or the error object as it reached its last stage.
+    /// Result or error object as it reached its last stage.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub response: Option<Body>,
-    /// The shape of the result. A result of more than 1 MiB has none.
+    /// Shape of the result. A result larger than 1 MiB has none.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub shape: Shape,
-    /// The result or the error object, where a policy that decided says `@keep("result")`.
+    /// Result or error object, if a policy that decided has `@keep("result")`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result: Option<Kept>,
     #[serde(flatten)]
     pub timing: Timing,
 }
 
-/// Which kind of answer a server gave.
+/// Kind of a server's response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum AnswerKind {
@@ -345,52 +343,52 @@ pub enum AnswerKind {
     Error,
 }
 
-/// How long it took.
+/// Durations of a message.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Timing {
     /// Microseconds from the message's arrival to this record.
     pub total_us: u64,
-    /// Microseconds of it that the server took.
+    /// Microseconds of `total_us` spent in the server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server_us: Option<u64>,
-    /// Microseconds of it in each stage: `parse`, `route`, `request/NAME` for each interceptor
-    /// before the call, `intent` for the record that has to be on disk before it leaves, `server`,
-    /// `response/NAME` for each interceptor on the way back. Stages that took less than one are
-    /// left out.
+    /// Microseconds of `total_us` in each stage: `parse`, `route`, `request/NAME` for each
+    /// interceptor of the request, `intent` for writing the intent to disk, `server`,
+    /// `response/NAME` for each interceptor of the response. Stages of less than one microsecond
+    /// are omitted.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub stages_us: BTreeMap<String, u64>,
 }
 
-/// A message that was refused before it left.
+/// A message that was refused before it left the proxy.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Refused {
     #[serde(flatten)]
     pub call: Call,
-    /// What was decided: `allowed` in an intent, `refused` in a refusal.
+    /// Decision: `allowed` in an intent, `refused` in a refusal.
     pub decision: Decision,
     pub refusal: Refusal,
     #[serde(flatten)]
     pub grounds: Grounds,
-    /// As in an intent.
+    /// Same field as in an intent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub asked: Option<PolicyInput>,
-    /// The message, or its parameters where it could be read.
+    /// Parameters, or the whole message if it could not be parsed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request: Option<Body>,
-    /// The shape of the arguments.
+    /// Shape of the arguments.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub shape: Shape,
-    /// The arguments, as in an intent, where a policy that decided says so.
+    /// Arguments, under the same condition as in an intent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub arguments: Option<Kept>,
     #[serde(flatten)]
     pub timing: Timing,
 }
 
-/// Something that happened to the proxy.
+/// Record of an event.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct EventRecord {
-    /// The event's own id, a UUID.
+    /// Id of the event, a UUID.
     #[schemars(with = "String", extend("format" = "uuid"))]
     pub id: DecisionId,
     #[schemars(with = "String", extend("format" = "date-time"))]

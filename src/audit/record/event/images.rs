@@ -1,4 +1,4 @@
-//! What became of the images of servers.
+//! Events of the images of servers.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -6,53 +6,53 @@ use serde::{Deserialize, Serialize};
 use super::ByHand;
 use portcullis_protocol::names::DecisionId;
 
-/// What the tag of a server's image means.
+/// Event of a resolved image tag.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ImageResolved {
-    /// As in the `server-launching` by which it was wanted first.
+    /// Same value as in the `server-launching` that first required the image.
     #[schemars(with = "String", extend("format" = "uuid"))]
     pub launch: DecisionId,
     pub server: String,
-    /// As the config has it.
+    /// Image as written in the config.
     pub image: String,
-    /// `sha256:…`: in its registry, or of an image that is of none.
+    /// `sha256:…` in its registry, or the local image id if it has no registry.
     pub digest: String,
 }
 
-/// What a server's image is from now on.
+/// Event of a changed lock of a server's image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ImageLocked {
     pub server: String,
-    /// As the config has it.
+    /// Image as written in the config.
     pub image: String,
-    /// `sha256:…`: in its registry, or of an image that is of none.
+    /// `sha256:…` in its registry, or the local image id if it has no registry.
     pub digest: String,
-    /// What was locked before.
+    /// Digest that was locked before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub was: Option<String>,
     #[serde(flatten)]
     pub by: ByHand,
 }
 
-/// An image that was not locked after all.
+/// Event of a failed lock.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ImageLockFailed {
     pub server: String,
-    /// As the config has it.
+    /// Image as written in the config.
     pub image: String,
-    /// `sha256:…`: what it was to be locked as, as in its `image-locked`.
+    /// `sha256:…` that could not be locked, as in its `image-locked`.
     pub digest: String,
-    /// Why it was not.
+    /// Reason of the failure.
     pub reason: String,
     #[serde(flatten)]
     pub by: ByHand,
 }
 
-/// An image that the engine is to pull.
+/// Event of a pull that is about to begin.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ImagePulling {
     pub server: String,
-    /// As the config has it.
+    /// Image as written in the config.
     pub image: String,
     /// `sha256:…` in its registry.
     pub digest: String,
@@ -60,41 +60,43 @@ pub struct ImagePulling {
     pub by: ByHand,
 }
 
-/// An image that the engine pulled.
+/// Event of a pulled image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ImagePulled {
-    /// As in the `server-launching` by which it was wanted first; none of `server pull`.
+    /// Same value as in the `server-launching` that first required the image. Absent for `server
+    /// pull`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>", extend("format" = "uuid"))]
     pub launch: Option<DecisionId>,
     pub server: String,
-    /// As the config has it.
+    /// Image as written in the config.
     pub image: String,
     /// `sha256:…` in its registry.
     pub digest: String,
-    /// What it is for: `linux/amd64`.
+    /// Platform of the image, such as `linux/amd64`.
     pub platform: String,
-    /// Its bytes, as its manifest has them.
+    /// Size in bytes, as in its manifest.
     pub size: u64,
-    /// Microseconds that the pull took.
+    /// Duration of the pull in microseconds.
     pub took_us: u64,
     #[serde(flatten)]
     pub by: ByHand,
 }
 
-/// An image that the engine did not pull.
+/// Event of a failed pull.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ImagePullFailed {
-    /// As in the `server-launching` by which it was wanted first; none of `server pull`.
+    /// Same value as in the `server-launching` that first required the image. Absent for `server
+    /// pull`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>", extend("format" = "uuid"))]
     pub launch: Option<DecisionId>,
     pub server: String,
-    /// As the config has it.
+    /// Image as written in the config.
     pub image: String,
     /// `sha256:…` in its registry.
     pub digest: String,
-    /// Why it was not pulled.
+    /// Reason of the failure.
     pub reason: String,
     #[serde(flatten)]
     pub by: ByHand,

@@ -1,4 +1,4 @@
-//! Who came, and who did something by hand.
+//! Events of clients and of users at the command line and the admin socket.
 
 use std::net::SocketAddr;
 
@@ -7,56 +7,56 @@ use serde::{Deserialize, Serialize};
 
 use super::super::v1::{Decision, Transport};
 
-/// Who did something at the command line. Nobody where the file was changed otherwise, and the
-/// proxy found out.
+/// User who did something at the command line. Empty if the file was changed in another way and the
+/// proxy detected it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct By {
-    /// The user id, as the system tells.
+    /// User id, as reported by the system.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uid: Option<u32>,
-    /// The user's name, where the system knows one.
+    /// Name of the user, if the system has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
-    /// Why, where it is not what was asked for: that could not be done, and is undone.
+    /// Reason, if this event reverts a failed change.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
 
-/// Who did something at the command line; nobody where the proxy did it of itself.
+/// User who did something at the command line; empty if the proxy did it by itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ByHand {
-    /// The user id, as the system tells, of whoever did it at the command line.
+    /// Id of the user of the command line, as reported by the system.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uid: Option<u32>,
-    /// The user's name, where the system knows one.
+    /// Name of the user, if the system has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
 }
 
-/// Who is at the door.
+/// Principal of a connection.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Who {
-    /// The client's name, `local:USER` or `anonymous`.
+    /// Name of the client, `local:USER` or `anonymous`.
     pub principal: String,
-    /// Whether that identity was proven.
+    /// Whether the identity was proven.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub verified: bool,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<String>,
-    /// The first digits of the hash of the key.
+    /// First digits of the hash of the key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_id: Option<String>,
-    /// The address and port, over a network.
+    /// Address and port of the client, for connections over a network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
     pub client_addr: Option<SocketAddr>,
     pub transport: Transport,
 }
 
-/// A session that was opened.
+/// Event of an opened session.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SessionOpened {
-    /// The first characters of its id, as in the records of its calls.
+    /// First characters of the session id, as in the records of its calls.
     pub session: String,
     #[serde(flatten)]
     pub who: Who,
@@ -66,23 +66,23 @@ pub struct SessionOpened {
     pub client_info: Option<String>,
 }
 
-/// What an operator asked of the running proxy.
+/// Event of a request at the admin socket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct AdminAction {
-    /// The user id, as the system tells.
+    /// User id, as reported by the system.
     pub uid: u32,
-    /// The user's name, where the system knows one.
+    /// Name of the user, if the system has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<i32>,
-    /// What is asked: the HTTP method and the path, such as `POST /v1/audit/query`.
+    /// HTTP method and path, such as `POST /v1/audit/query`.
     pub verb: String,
-    /// What it is asked of or about: a filter, a server's name, a decision's id.
+    /// Target of the request: a filter, the name of a server, or a decision id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
     pub decision: Decision,
-    /// The code of a refusal.
+    /// Code of the refusal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<String>,
 }

@@ -4,48 +4,48 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// What refusals that share a decision id have in common.
+/// Common values of refusals that share a decision id.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub struct RefusalGroup {
-    /// The code that each of them has.
+    /// Code of the refusals.
     pub code: String,
-    /// The client's name, `local:USER` or `anonymous`. Absent where nobody was identified.
+    /// Name of the client, `local:USER` or `anonymous`. Absent if no principal was identified.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub principal: Option<String>,
-    /// The server, where a server was refused.
+    /// Server, if messages of a server were refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server: Option<String>,
-    /// The address that they came from; of an IPv6 address, its /64.
+    /// Address of the sender; for IPv6, its /64 network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<String>,
-    /// Whether they came from more networks, or from more users of this machine, than are counted
-    /// apart.
+    /// Whether the refusals are of several networks, or users of this machine, beyond those that
+    /// are counted separately.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub others: bool,
 }
 
 impl RefusalGroup {
-    /// Refusals with this code.
+    /// Group of refusals with this code.
     pub fn of(code: &str) -> Self {
         Self { code: code.to_owned(), ..Self::default() }
     }
 
-    /// The group of this one's refusals where there are too many groups: by the code, the server
-    /// and, where it is known, the principal.
+    /// Group for the same refusals if there are too many groups: by code, server and, if known,
+    /// principal.
     pub fn among_others(self, known: bool) -> Self {
         let principal = self.principal.filter(|_| known);
         Self { principal, network: None, others: true, ..self }
     }
 }
 
-/// How many refusals share a decision id.
+/// Number of refusals that share a decision id.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SummarizedRefusals {
     #[serde(flatten)]
     pub group: RefusalGroup,
-    /// How many they are.
+    /// Number of refusals in this record.
     pub count: u64,
-    /// When the first of them was refused. The last was before this record.
+    /// Time of the first refusal. The last one was before this record.
     #[schemars(with = "String", extend("format" = "date-time"))]
     pub since: Timestamp,
 }

@@ -1,4 +1,4 @@
-//! What became of servers: their start, what they were handed, their end, and what they left.
+//! Events of servers: start, secrets, end and orphans.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -11,7 +11,7 @@ use super::{
 use portcullis_protocol::claims::Attested;
 use portcullis_protocol::names::DecisionId;
 
-/// Where a server runs.
+/// Kind of a server's runtime.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum PlaceKind {
@@ -20,223 +20,222 @@ pub enum PlaceKind {
     Remote,
 }
 
-/// A server that is to be started.
+/// Event of a server that is about to start.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Launching {
-    /// What joins all events of one launch.
+    /// Id of the launch. All events of one launch have the same.
     #[schemars(with = "String", extend("format" = "uuid"))]
     pub launch: DecisionId,
     pub server: String,
     pub kind: PlaceKind,
-    /// The image as the config has it, the program, or of the URL scheme, host and port.
+    /// Image as written in the config, the program, or scheme, host and port of the URL.
     pub program: String,
-    /// `sha256:…` of the image, by the config or the lock file, or of the program's file.
+    /// `sha256:…` of the image, from the config or the lock file, or of the program's file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<String>,
-    /// The keys of the config by which it deviates from the hardened profile.
+    /// Config keys of the deviations from the hardened profile.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub deviations: Vec<String>,
-    /// Who of the config's signers signed the image.
+    /// Signers of the config that signed the image.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub signers: Vec<String>,
-    /// What they attest of it.
+    /// Attestations of these signers.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub attested: Vec<Attested>,
-    /// The one client for which alone it is to run.
+    /// Client for which the dedicated instance starts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub principal: Option<String>,
-    /// The policies that permit its start, the way to it, and each of its secrets.
+    /// Policies that permit the start, the connection to the server, and each of its secrets.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rules: Vec<Rule>,
-    /// The revision of the policies that decided.
+    /// Revision of the policies that decided.
     pub policy_revision: String,
 }
 
-/// A start that policy does not permit.
+/// Event of a start that policy does not permit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LaunchRefused {
     #[schemars(with = "String", extend("format" = "uuid"))]
     pub launch: DecisionId,
     pub server: String,
     pub kind: PlaceKind,
-    /// The one client for which alone it was to run.
+    /// Client for which the dedicated instance was intended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub principal: Option<String>,
-    /// What is not permitted: `launch`, `egress` or `deliver_secret`.
+    /// Action that is not permitted: `launch`, `egress` or `deliver_secret`.
     pub action: String,
-    /// The program, `HOST:PORT`, or the secret's name.
+    /// Program, `HOST:PORT`, or name of the secret.
     pub target: String,
-    /// The policies that forbid it; none where nothing permits it.
+    /// Policies that forbid the action. Empty if no policy permits it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rules: Vec<Rule>,
     pub policy_revision: String,
 }
 
-/// A server that was started.
+/// Event of a started server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Launched {
-    /// As in its `server-launching`.
+    /// Same value as in its `server-launching`.
     #[schemars(with = "String", extend("format" = "uuid"))]
     pub launch: DecisionId,
     pub server: String,
     pub kind: PlaceKind,
-    /// Which one: `container 0123456789ab`, `sandbox pid 42`, or of a URL scheme, host and port.
+    /// Instance: `container 0123456789ab`, `sandbox pid 42`, or scheme, host and port of the URL.
     pub place: String,
-    /// Why it runs there.
+    /// Reason for this kind of runtime.
     pub reason: String,
-    /// The program, in a sandbox.
+    /// Program, for a sandbox.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub program: Option<String>,
-    /// The image as the config or the packing names it. Of a pod's container it is the config's word:
-    /// which image that is of, its cluster knows.
+    /// Image as named by the config, or by the packing of a program. For a container of a pod: as
+    /// named by the config; only the cluster knows the image that runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_ref: Option<String>,
-    /// `sha256:` and the digest by which the engine knows the image that runs.
+    /// `sha256:` and the engine's digest of the running image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
-    /// The digest of all that confines it, as in the container's label. A sandbox and a pod's container
-    /// have none.
+    /// Digest of the confinement settings, as in the container's label. Absent for a sandbox and
+    /// for a container of a pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub profile: Option<String>,
-    /// What the config changed against the default profile: `FIELD: ACTUAL (CONFIG KEY)`. Where
-    /// `pod-socket` is among it, this is what the config asks for: its pod has the container made.
+    /// Deviations from the hardened profile: `FIELD: ACTUAL (CONFIG KEY)`. With `pod-socket`, these
+    /// are the deviations in the config; the pod creates the container.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub deviations: Vec<String>,
-    /// Whether it was tried, from inside and before its program began, that nothing but its `egress` is
-    /// to be reached: nothing was. A server without `egress` is not tried.
+    /// Whether a self-test ran inside, before the start of the program, and could reach nothing
+    /// except `egress`. Servers without `egress` are not tested.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub egress_tried: bool,
-    /// The one client for which alone it runs.
+    /// Client of the dedicated instance.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub principal: Option<String>,
-    /// The era in which it was greeted.
+    /// Protocol era of the handshake.
     pub era: Era,
     pub revision: String,
-    /// Name and version that it claims.
+    /// Name and version that the server claims.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server_info: Option<String>,
-    /// Microseconds until it was ready.
+    /// Microseconds until the server was ready.
     pub took_us: u64,
 }
 
-/// A server that ended.
+/// Event of a server that ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Stopped {
-    /// As in its `server-launching`.
+    /// Same value as in its `server-launching`.
     #[schemars(with = "String", extend("format" = "uuid"))]
     pub launch: DecisionId,
     pub server: String,
-    /// As at its launch.
+    /// Same value as in its `server-launched`.
     pub place: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub principal: Option<String>,
     pub reason: String,
-    /// Its exit code: 128 + n after signal n, -1 where it could not be told. Absent for a remote
-    /// one.
+    /// Exit code: 128 + n after signal n, -1 if unknown. Absent for a remote server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i64>,
-    /// What else is known of its end.
+    /// Further details of the end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_reason: Option<String>,
 }
 
-/// What proxies have left that are gone.
+/// Event of orphans of killed proxies.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LeftBehind {
-    /// Where there is more, the next record has it.
+    /// Orphans. If there are more than fit into a record, the next record has the rest.
     pub left: Vec<Orphan>,
     #[serde(flatten)]
     pub by: ByHand,
 }
 
-/// A way out of this machine.
+/// Event of connections to a remote server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Egress {
-    /// As in its `server-launching`.
+    /// Same value as in its `server-launching`.
     #[schemars(with = "String", extend("format" = "uuid"))]
     pub launch: DecisionId,
     pub server: String,
-    /// The one client for which alone they are opened.
+    /// Client of the dedicated instance for which they are opened.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub principal: Option<String>,
-    /// Of the URL scheme, host and port: its path may hold a secret.
+    /// Scheme, host and port of the URL. The path is omitted, because it can contain a secret.
     pub url: String,
-    /// `streamable-http` or `sse`.
+    /// Transport: `streamable-http` or `sse`.
     pub protocol: String,
-    /// Whether the way there is encrypted.
+    /// Whether the connections are encrypted.
     pub encrypted: bool,
 }
 
-/// Where a secret comes from.
+/// Source of a secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum SecretSource {
-    /// A variable of the proxy's own environment.
+    /// Variable of the proxy's environment.
     Env,
     File,
     /// A `.env` file.
     Dotenv,
-    /// The desktop's keyring.
+    /// Keyring of the desktop.
     Keyring,
-    /// The kernel's keys.
+    /// Keyring of the kernel.
     Keyctl,
     DockerPass,
-    /// A credential helper.
+    /// Credential helper.
     DockerCredential,
     /// HashiCorp Vault.
     Vault,
-    /// An encrypted store of Portcullis.
+    /// Encrypted store of Portcullis.
     Age,
-    /// What was written is no reference.
+    /// The text is not a valid reference.
     Illegal,
 }
 
-/// A secret that a server was handed.
+/// Secret that is delivered to a server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SecretHanded {
-    /// The name under which the server gets it.
+    /// Name of the secret at the server.
     pub secret: String,
     pub source: SecretSource,
-    /// How it is handed over.
+    /// Kind of delivery.
     pub by: HandedBy,
-    /// Whether it is the client's own, and not what all have who are not named.
+    /// Whether the value belongs to the client; else it is the common value.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub own: bool,
 }
 
-/// How a secret is handed over.
+/// Kind of delivery of a secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum HandedBy {
-    /// In the environment of its process.
+    /// Environment variable of the process.
     Environment,
-    /// In a file, on a tmpfs that nobody else sees.
+    /// File on a tmpfs that only the server sees.
     File,
-    /// In a header of every request to it.
+    /// Header of every request to the server.
     Header,
 }
 
-/// Messages that were dropped.
+/// Event of dropped messages.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Dropped {
     pub server: String,
-    /// For whom they were, where that is known.
+    /// Recipient of the messages, if known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub principal: Option<String>,
     pub reason: DropReason,
-    /// How many, since the last such record.
+    /// Number of messages since the last such record.
     pub count: u64,
 }
 
-/// Why messages were dropped.
+/// Reason for dropped messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum DropReason {
-    /// The server sent them unasked, and faster than they were taken.
+    /// The server sent them without a request, faster than they were read.
     Flood,
-    /// Log messages below the level that the client asked for.
+    /// Log messages below the level that the client set.
     Level,
-    /// Notifications of a call that its client did not read. They were allowed, and have an
-    /// intent each.
+    /// Notifications of a call that its client did not read. They were allowed, and each has an
+    /// intent.
     Unread,
 }
