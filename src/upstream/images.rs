@@ -545,7 +545,7 @@ pub fn fixed(name: &str) -> Result<Option<Pinned>, ImageError> {
 /// # Errors
 /// Where it is no name of an image, or no meaning of one.
 pub fn pinned(name: &str, meaning: ResolvedImage, is_new: bool) -> Result<Pinned, ImageError> {
-    let illegal = |_| failed(format!("what `{name}` is locked as is no digest"), RELOCK);
+    let illegal = |_| failed(format!("the lock of `{name}` is not a digest"), RELOCK);
     let digest: portcullis_oci::Digest = meaning.as_str().parse().map_err(illegal)?;
     let reference = match &meaning {
         ResolvedImage::Id(_) => None,

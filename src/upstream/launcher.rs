@@ -516,7 +516,7 @@ fn packable(program: &Path) -> Result<(), String> {
     match read {
         Ok(()) if &magic == b"\x7fELF" => Ok(()),
         _ => Err(format!(
-            "`{name}` is no executable that can be packed; name an `image` to run it in a container"
+            "`{name}` is not an executable that can be packed; set `image` to run it in a container"
         )),
     }
 }

@@ -26,7 +26,7 @@ pub(crate) fn find(text: &str, name: &str) -> Result<Zeroizing<String>, Why> {
         let (key, value) = line.split_once('=').ok_or_else(|| bad("this is not NAME=VALUE"))?;
         let key = key.trim_end();
         if !legal_variable(key) {
-            return Err(bad("what stands before `=` is no name of a variable"));
+            return Err(bad("the text before `=` is not a variable name"));
         }
         let mut value = Zeroizing::new(value.trim_start().to_owned());
         // A quoted value may go on in the lines that follow.
@@ -141,7 +141,7 @@ mod tests {
             (format!("'{word}'{word}"), "behind the closing quote"),
             (format!("{word}\nA={word}"), "second time"),
             (format!("{word}\n{word}"), "not NAME=VALUE"),
-            (format!("{word}\n{word} x={word}"), "no name of a variable"),
+            (format!("{word}\n{word} x={word}"), "not a variable name"),
         ] {
             let error = find(&format!("A={value}\n"), "A").unwrap_err().to_string();
             assert!(error.contains(what) && error.starts_with("line "), "{error}");

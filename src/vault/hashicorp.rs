@@ -88,7 +88,7 @@ impl Vault {
             let authorities = Certificate::from_pem_bundle(&pem)
                 .ok()
                 .filter(|all| !all.is_empty())
-                .ok_or_else(|| bad("there is no certificate in it".to_owned()))?;
+                .ok_or_else(|| bad("it contains no certificate".to_owned()))?;
             client = client.tls_certs_only(authorities);
         }
         let client = client
@@ -176,7 +176,7 @@ impl Vault {
         };
         let value = fields.0.get(field).ok_or_else(|| Why::new("the secret has no such field"))?;
         let value = serde_json::from_str::<String>(value.get());
-        value.map(Zeroizing::new).map_err(|_| Why::new("the field is no text"))
+        value.map(Zeroizing::new).map_err(|_| Why::new("the field is not text"))
     }
 
     fn url<'a>(&self, steps: impl IntoIterator<Item = &'a str>) -> Result<Url, Why> {
@@ -209,7 +209,7 @@ impl Vault {
         more.insert(REQUESTED, HeaderValue::from_static("true"));
         if let Some(namespace) = &self.namespace {
             let namespace = HeaderValue::try_from(namespace)
-                .map_err(|_| Why::new("`VAULT_NAMESPACE` is no namespace"))?;
+                .map_err(|_| Why::new("`VAULT_NAMESPACE` is not a namespace"))?;
             more.insert(NAMESPACE, namespace);
         }
         let mut request = self.client.request(method, url).headers(more);

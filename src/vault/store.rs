@@ -191,7 +191,7 @@ impl Store {
         let text = text(file).map_err(|why| bad(&why))?;
         let lines = text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#'));
         let all: Vec<Identity> = lines
-            .map(|line| line.parse().map_err(|_| bad("has a line that is no identity of age")))
+            .map(|line| line.parse().map_err(|_| bad("has a line that is not an age identity")))
             .collect::<Result<_, _>>()?;
         if all.is_empty() { Err(bad("holds no identity")) } else { Ok(all) }
     }

@@ -82,7 +82,7 @@ async fn what_could_deceive_is_left_out_and_told() {
     for (name, why) in [
         ("`read`", "of this name before"),
         (r"`re\u{430}d`", "looks like another"),
-        (r"`re\u{200b}ad`", "not seen"),
+        (r"`re\u{200b}ad`", "invisible"),
     ] {
         let tells = |notice: &&String| notice.contains(name) && notice.contains(why);
         assert_eq!(told.iter().filter(tells).count(), 1, "{name}: {told:#?}");

@@ -98,7 +98,7 @@ async fn show(State(held): State<Held>, Path(id): Path<String>) -> Result<Json<P
     let id: DecisionId = id.parse().map_err(|_| {
         Problem::new(
             StatusCode::BAD_REQUEST,
-            format!("`{}` is no decision id", id.escape_default()),
+            format!("`{}` is not a decision id", id.escape_default()),
         )
     })?;
     let page = held.audit.archive().show(id).await?;

@@ -56,7 +56,7 @@ async fn backup(
     Json(BackupRequest { to }): Json<BackupRequest>,
 ) -> Result<Json<Backup>, Problem> {
     if !to.is_absolute() {
-        let message = format!("`{}` is no absolute path", to.display());
+        let message = format!("`{}` is not an absolute path", to.display());
         return Err(Problem::new(StatusCode::BAD_REQUEST, message)
             .remedy("name the folder from the root of the file system on"));
     }

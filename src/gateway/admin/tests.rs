@@ -70,7 +70,7 @@ async fn the_log_is_queried_shown_and_followed() {
     let missing = client.get_json::<Page>(&format!("/v1/audit/show/{}", DecisionId::next())).await;
     assert!(missing.unwrap_err().is_not_found());
     let nonsense = client.get_json::<Page>("/v1/audit/show/x%0Ay").await.unwrap_err();
-    assert_eq!(nonsense.to_string(), r"`x\ny` is no decision id");
+    assert_eq!(nonsense.to_string(), r"`x\ny` is not a decision id");
 
     let request = TailRequest { last: 10, follow: true, ..TailRequest::default() };
     let mut lines = client.stream_lines("/v1/audit/tail", &request).await.unwrap();

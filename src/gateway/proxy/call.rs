@@ -155,7 +155,7 @@ impl Gateway {
             let answers = self.collect_inputs(&making, &asked).await?;
             params = Some(again(params.as_ref(), &asked, &answers));
         }
-        let failure = CallError::Misbehaved(format!("it asked for more {ROUNDS} times"));
+        let failure = CallError::Misbehaved(format!("it requested more input {ROUNDS} times"));
         Err(failed(&failure, &making))
     }
 
@@ -169,7 +169,7 @@ impl Gateway {
         let own = if server.settings.sharing.keeps_apart() {
             // Whatever the server's era is. The common one need not be there for it.
             let party = guest.party(server, None).ok_or_else(|| {
-                CallError::Misbehaved("a client that is kept apart is no party of its own".into())
+                CallError::Misbehaved("an isolated client has no principal of its own".into())
             })?;
             server.own(&party)?
         } else {

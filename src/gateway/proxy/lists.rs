@@ -78,7 +78,7 @@ impl Gateway {
             )
             .detail(why)
         };
-        let text = cursor.as_str().ok_or_else(|| none("it is no string".into()))?;
+        let text = cursor.as_str().ok_or_else(|| none("it is not a string".into()))?;
         let mark =
             self.seal.open(PURPOSE, bound, text).map_err(|broken| none(broken.to_string()))?;
         serde_json::from_slice(&mark).map_err(|error| none(error.to_string()))

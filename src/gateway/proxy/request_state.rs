@@ -73,7 +73,7 @@ impl Gateway {
             Refusal::new(Code::RequestStateInvalid, words).detail(why)
         };
         let sealed: String =
-            serde_json::from_slice(&state).map_err(|_| unknown("it is no string".into()))?;
+            serde_json::from_slice(&state).map_err(|_| unknown("it is not a string".into()))?;
         let plain = self
             .seal
             .open(PURPOSE, &bound(server, exchange), &sealed)

@@ -58,7 +58,7 @@ impl MergedNames {
         };
         for (item, name) in items.iter().zip(&outward) {
             let why = if tool_names::has_unseen(&item.name) {
-                Some("its name has characters that are not seen")
+                Some("its name has invisible characters")
             } else if !named {
                 None
             } else if prefix.is_empty()
@@ -66,11 +66,11 @@ impl MergedNames {
             {
                 Some("its name looks like one of another server")
             } else if !item.name.is_ascii() && !looks.insert(tool_names::look(&item.name)) {
-                Some("its name looks like another of the list")
+                Some("its name looks like another one of the list")
             } else if catalog.places.contains_key(name)
                 || (!fits(item, name) && fitting.contains(&**name))
             {
-                Some("what its name comes to in merged lists is another's name")
+                Some("its prefixed name is the name of another item")
             } else {
                 None
             };

@@ -25,7 +25,9 @@ pub fn selects_once(method: &Method, params: &Object) -> Result<(), Refusal> {
     };
     let is_other = |key: &str| key != own && SELECTORS.contains(&key);
     match params.keys().find(|key| is_other(key)) {
-        Some(other) => Err(invalid(format!("`{method}` has no `{other}`: its target is `{own}`"))),
+        Some(other) => {
+            Err(invalid(format!("`{method}` does not take `{other}`: its target is `{own}`")))
+        }
         None => Ok(()),
     }
 }
@@ -52,7 +54,7 @@ pub(super) fn reference(object: &Object) -> Result<Reference, Refusal> {
     };
     if object.keys().any(|key| !members.contains(&key)) {
         let members = members.join("`, `");
-        return Err(invalid(format!("a `ref` of this type has no members but `{members}`")));
+        return Err(invalid(format!("a `ref` of this type may only have the members `{members}`")));
     }
     let selected =
         object.string(key).ok_or_else(|| invalid(format!("`ref.{key}` must be a string")))?;

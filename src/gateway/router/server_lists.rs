@@ -129,7 +129,7 @@ impl ServerLists {
         let mut slot = self.slot(offer).lock();
         let under_way = slot.flight.as_ref().is_some_and(|now| now.answer.ptr_eq(&flight.answer));
         if under_way && slot.missing.is_none() {
-            slot.missing = Some("it has not said yet what it has".to_owned());
+            slot.missing = Some("its lists are not known yet".to_owned());
         }
         under_way
     }

@@ -296,7 +296,7 @@ fn state_dir(dir: &Path) -> Check {
     };
     let shown = shown(dir);
     if !meta.is_dir() {
-        return Check::fail(name, format!("{shown} is no folder"), "set another `state-dir`");
+        return Check::fail(name, format!("{shown} is not a folder"), "set another `state-dir`");
     }
     if meta.uid() != nix::unistd::geteuid().as_raw() {
         let detail = format!("{shown} belongs to user {}, not to you", meta.uid());

@@ -125,7 +125,7 @@ fn capabilities(given: &[String]) -> Result<BTreeSet<String>, Usage> {
             let upper = given.to_ascii_uppercase();
             let name = upper.strip_prefix("CAP_").unwrap_or(&upper);
             if name == "ALL" || !name.bytes().all(|b| b.is_ascii_uppercase() || b == b'_') {
-                return Err(Usage(format!("`{given}` is no single capability")));
+                return Err(Usage(format!("`{given}` is not a single capability")));
             }
             Ok(format!("CAP_{name}"))
         })

@@ -50,7 +50,7 @@ impl Repeated {
         let mut repeated = Self::default();
         let mut seen = HashSet::new();
         if schema.get(ANNOTATION).is_some() {
-            return Err("`x-mcp-header` stands at no property");
+            return Err("`x-mcp-header` is not on a property");
         }
         repeated.walk(schema, &mut Vec::new(), &mut seen)?;
         Ok(repeated)
@@ -67,7 +67,9 @@ impl Repeated {
         for (keyword, value) in keywords {
             if keyword != "properties" {
                 if hidden(keyword, value) {
-                    return Err("`x-mcp-header` stands where `properties` alone do not lead");
+                    return Err(
+                        "`x-mcp-header` is on a property that is not reachable through `properties` only",
+                    );
                 }
                 continue;
             }
@@ -77,7 +79,7 @@ impl Repeated {
                     let header = header(annotation)?;
                     if !primitive(property) {
                         return Err(
-                            "`x-mcp-header` stands at what is no string, integer or boolean",
+                            "`x-mcp-header` is on a property that is not a string, integer or boolean",
                         );
                     }
                     if !seen.insert(header.clone()) {
@@ -173,11 +175,12 @@ fn annotated(schema: &Value) -> bool {
 }
 
 fn header(annotation: &Value) -> Result<HeaderName, &'static str> {
-    let name = annotation.as_str().ok_or("`x-mcp-header` is no string")?;
+    let name = annotation.as_str().ok_or("`x-mcp-header` is not a string")?;
     if name.is_empty() {
         return Err("`x-mcp-header` is empty");
     }
-    HeaderName::try_from(format!("{PARAM}{name}")).map_err(|_| "`x-mcp-header` is no header's name")
+    HeaderName::try_from(format!("{PARAM}{name}"))
+        .map_err(|_| "`x-mcp-header` is not a valid header name")
 }
 
 /// Whether a schema is of a type that headers can repeat; `null` beside it says that there may be

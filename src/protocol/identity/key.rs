@@ -23,7 +23,7 @@ pub struct NoRandomness(getrandom::Error);
 
 /// What was presented has not the form of a key. Says nothing of the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("this is no key of ours")]
+#[error("this is not a key of this proxy")]
 pub struct NoKey;
 
 impl Key {

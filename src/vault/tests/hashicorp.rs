@@ -188,7 +188,7 @@ fn fields_of_both_versions() {
     assert_eq!(found, Outcome::Value(format!("{}é\n", value("2"))));
     assert_eq!(fetch("vault:old/a b#token", &env), Outcome::Value(value("2")));
     fetch("vault:kv/team/app#none", &env).failed("the secret has no such field");
-    fetch("vault:kv/team/app#port", &env).failed("the field is no text");
+    fetch("vault:kv/team/app#port", &env).failed("the field is not text");
     fetch("vault:kv/team/gone#token", &env).failed("Vault has no secret there");
     fetch("vault:kv/team#token", &env).failed("is an engine");
     fetch("vault:elsewhere/app#token", &env).failed("do not let this token read there");
@@ -230,7 +230,7 @@ fn no_token_goes_where_it_is_not_meant_to() {
         (with("VAULT_ADDR", "https://127.0.0.1:1"), "Vault cannot be reached"),
         // The system's authorities do not know it.
         (with("VAULT_CACERT", ""), "Vault cannot be reached"),
-        (with("VAULT_CACERT", &vault.file("token")), "there is no certificate in it"),
+        (with("VAULT_CACERT", &vault.file("token")), "it contains no certificate"),
         (with("VAULT_TOKEN_FILE", &vault.file("none")), "No such file"),
         (with("VAULT_TOKEN", "wrong"), "do not let this token read there"),
         (with("VAULT_TOKEN", "not\nlegal"), "holds characters that no token has"),

@@ -70,7 +70,7 @@ impl Reply {
             return Self::broken(
                 StatusCode::INTERNAL_SERVER_ERROR,
                 "no-answer",
-                "there is no answer",
+                "the response is missing",
             );
         };
         if let Some(code) = refused {

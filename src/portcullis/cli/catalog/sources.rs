@@ -111,7 +111,7 @@ impl Workspace {
                     .await
                 }
             },
-            Reference::Image(_) => bail!("an image is no file that describes servers"),
+            Reference::Image(_) => bail!("an image does not describe servers"),
         }
     }
 

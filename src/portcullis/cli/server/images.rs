@@ -52,7 +52,7 @@ impl Which {
         }
         let named = self.servers.iter().map(|name| {
             let server = configured(loaded, name)?;
-            image((name, server)).ok_or_else(|| anyhow::anyhow!("the server `{name}` is no image"))
+            image((name, server)).ok_or_else(|| anyhow::anyhow!("server `{name}` has no image"))
         });
         named.collect()
     }
@@ -397,7 +397,7 @@ async fn fetch(
         let _progress = ctx.progress(format!("asking for the image of {name}"));
         launcher.images.pin(&launcher.engine.now(), name, server).await?
     };
-    let pinned = pinned.ok_or_else(|| anyhow::anyhow!("the server `{name}` is no image"))?;
+    let pinned = pinned.ok_or_else(|| anyhow::anyhow!("server `{name}` has no image"))?;
     let mut program = launcher.program_of(name, server, Some(&pinned))?;
     program.signed = launcher.signed(name, server, &pinned).await?;
     let program = program.for_policies(&launcher.place(server));

@@ -30,7 +30,7 @@ pub(super) async fn run(ctx: &Context, loaded: &Loaded, name: &ServerName) -> an
     let launcher = launcher(loaded).await;
     let pinned = launcher.images.pin(&launcher.engine.now(), name, settings).await?;
     let Some(pinned) = pinned else {
-        anyhow::bail!("`{name}` is no image: signatures are of images");
+        anyhow::bail!("server `{name}` has no image, so it has no signatures");
     };
     let Some(reference) = &pinned.reference else {
         anyhow::bail!(
