@@ -108,7 +108,7 @@ async fn the_refusal_names_the_limit_and_the_time() {
     // Both are spent; the one that recovers last is told.
     assert_eq!(refusal.rules, [Rule::named("6-per-1m-by-client-tool")]);
     assert_eq!(refusal.retry_after, Some(Duration::from_millis(9_950)));
-    assert_eq!(refusal.message, "the rate limit of 6 calls per 1m is reached; try again in 10 s");
+    assert_eq!(refusal.message, "the rate limit of 6 calls per 1m is reached; retry in 10 s");
     clock.advance(refusal.retry_after.unwrap());
     assert!(passes(&limiter, &call));
 }
