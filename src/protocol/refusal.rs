@@ -1,5 +1,8 @@
-//! Refusals: what an agent is told (a stable code, a decision id) and what the operator is told
-//! (the rule, its file and its line).
+//! Refusals. Agents get a stable code and a decision id; operators also get the rule, its file and
+//! its line.
+
+#[cfg(test)]
+mod docs;
 
 use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
@@ -12,11 +15,11 @@ use crate::{
 };
 
 macro_rules! codes {
-    ($($(#[$doc:meta])* $variant:ident = $text:literal, $rpc:expr, $http:literal;)*) => {
-        /// Why a message was refused. The text of a code never changes once published.
+    ($($(#[doc = $doc:literal])* $variant:ident = $text:literal, $rpc:expr, $http:literal;)*) => {
+        /// Why a message was refused. The text of a published code never changes.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
         pub enum Code {
-            $($(#[$doc])* #[serde(rename = $text)] $variant,)*
+            $($(#[doc = $doc])* #[serde(rename = $text)] $variant,)*
         }
 
         impl Code {
@@ -28,13 +31,19 @@ macro_rules! codes {
                 match self { $(Code::$variant => $text,)* }
             }
 
+            /// The meaning, for `docs/reference/codes.md`.
+            #[cfg(test)]
+            fn meaning(self) -> &'static str {
+                match self { $(Code::$variant => concat!($($doc),*).trim(),)* }
+            }
+
             /// The JSON-RPC error code that carries it.
             pub fn rpc(self) -> i32 {
                 match self { $(Code::$variant => $rpc,)* }
             }
 
-            /// The HTTP status where a refusal happens before there is a JSON-RPC answer to give,
-            /// or where revision 2026-07-28 prescribes one.
+            /// The HTTP status if the refusal precedes the JSON-RPC response, or if revision
+            /// 2026-07-28 prescribes a status.
             pub fn http(self) -> u16 {
                 match self { $(Code::$variant => $http,)* }
             }
@@ -42,8 +51,8 @@ macro_rules! codes {
     };
 }
 
-/// Refusals of ours: outside JSON-RPC's reserved range (-32768 to -32000), of which MCP
-/// 2026-07-28 closes or keeps for itself all that is not JSON-RPC's own.
+/// The JSON-RPC error code of Portcullis's own refusals. It lies outside JSON-RPC's reserved range
+/// (-32768 to -32000), which JSON-RPC and MCP 2026-07-28 keep for themselves.
 const REFUSED: i32 = -31000;
 const PARSE: i32 = -32700;
 const INVALID_REQUEST: i32 = -32600;
@@ -55,80 +64,81 @@ const MISSING_CAPABILITY: i32 = -32021;
 const UNSUPPORTED_REVISION: i32 = -32022;
 
 codes! {
-    /// No policy permits it, or one forbids it.
+    /// No policy permits the message, or a policy forbids it.
     PolicyDenied = "policy-denied", REFUSED, 200;
-    /// The client gave it up before it was decided.
+    /// The client cancelled the request before it was decided.
     Cancelled = "cancelled", REFUSED, 200;
-    /// A rate limit is spent.
+    /// A rate limit or a limit of `limits` is reached. Retry after `retryAfterMs`, if present.
     RateLimited = "rate-limited", REFUSED, 200;
-    /// The arguments do not fit the tool's input schema.
+    /// The arguments do not match the tool's input schema.
     ArgumentsInvalid = "arguments-invalid", INVALID_PARAMS, 200;
-    /// A result does not fit the tool's output schema.
+    /// The result does not match the tool's output schema.
     ResultInvalid = "result-invalid", INTERNAL, 200;
-    /// No such tool, prompt or resource, or none that this client may see.
+    /// The tool, prompt, resource or server does not exist, or the client may not see it.
     Unknown = "unknown-target", INVALID_PARAMS, 200;
-    /// A secret stands in a message, and the rule says refuse.
+    /// The message contains a secret, and the `secrets` interceptor is set to refuse it.
     SecretFound = "secret-found", REFUSED, 200;
-    /// A plugin refused.
+    /// A plugin refused the message.
     PluginRefused = "plugin-refused", REFUSED, 200;
-    /// An interceptor failed, and it is not `fail-open`.
+    /// An interceptor failed and is not set to `fail-open`.
     InterceptorFault = "interceptor-fault", REFUSED, 200;
-    /// The call, or the start of its server, could not be recorded, so it was not made.
+    /// The audit log could not record the call or the start of its server, so the call was not
+    /// made.
     AuditUnavailable = "audit-unavailable", REFUSED, 200;
-    /// No key, or none that is known.
+    /// The request has no key, or an unknown key.
     Unauthenticated = "unauthenticated", REFUSED, 401;
-    /// `Host` or `Origin` is not one that is allowed here.
+    /// The `Host` or `Origin` header is not allowed.
     ForbiddenOrigin = "forbidden-origin", REFUSED, 403;
-    /// The session is unknown, ended, or another principal's.
+    /// The session does not exist, has ended, or belongs to another principal.
     SessionUnknown = "session-unknown", REFUSED, 404;
-    /// Not JSON, or not one JSON-RPC 2.0 message.
+    /// The text is not JSON, or not a single JSON-RPC 2.0 message.
     Malformed = "malformed", PARSE, 400;
-    /// A JSON-RPC message with a member missing or of the wrong type.
+    /// A member of the JSON-RPC message is missing or has the wrong type.
     InvalidRequest = "invalid-request", INVALID_REQUEST, 400;
-    /// Parameters missing or of the wrong type where policy looks.
+    /// Parameters that policies read are missing or have the wrong type.
     InvalidParams = "invalid-params", INVALID_PARAMS, 400;
-    /// An object has a key twice, exactly or but for case or escapes.
+    /// An object has a duplicate key, exactly or differing only in case or escapes.
     DuplicateKey = "duplicate-key", INVALID_REQUEST, 400;
-    /// More bytes, values or levels than are taken.
+    /// The message has more bytes, values or nesting levels than `limits` allows.
     TooLarge = "too-large", INVALID_REQUEST, 413;
-    /// A body that is not plain JSON, by its `Content-Type` or `Content-Encoding`.
+    /// The body is not plain JSON according to `Content-Type` or `Content-Encoding`.
     UnsupportedMedia = "unsupported-media", INVALID_REQUEST, 415;
-    /// An answer of a kind that `Accept` does not name.
+    /// The `Accept` header does not name the media type of the response.
     NotAcceptable = "not-acceptable", INVALID_REQUEST, 406;
-    /// An HTTP method that is not known here, or not without a session.
+    /// The path does not accept this HTTP method, or the method needs a session.
     HttpMethodNotAllowed = "http-method-not-allowed", INVALID_REQUEST, 405;
-    /// A method that is not known, or not one of this revision.
+    /// The MCP method does not exist, or not in this protocol revision.
     MethodUnknown = "method-unknown", METHOD_NOT_FOUND, 404;
     /// A header and the body disagree (MCP 2026-07-28).
     HeaderMismatch = "header-mismatch", HEADER_MISMATCH, 400;
     /// The client does not declare a capability that the method needs (MCP 2026-07-28).
     CapabilityMissing = "capability-missing", MISSING_CAPABILITY, 400;
-    /// A protocol revision that is not spoken here.
+    /// The protocol revision is not supported.
     RevisionUnsupported = "revision-unsupported", UNSUPPORTED_REVISION, 400;
-    /// The server is down, could not start, or ended while the call was under way.
+    /// The server is down, could not start, or ended during the call. Retry.
     ServerUnavailable = "server-unavailable", INTERNAL, 200;
     /// The server did not answer in time.
     ServerTimeout = "server-timeout", INTERNAL, 200;
-    /// The server's queue is full.
+    /// The server's queue is full. Retry later.
     ServerOverloaded = "server-overloaded", INTERNAL, 200;
-    /// Secrets of the server differ by client, and there is none for this one.
+    /// The server needs a secret that is not configured for this client.
     SecretUnavailable = "secret-unavailable", REFUSED, 200;
-    /// The server keeps ending soon after its start: it is let alone for a moment, or another call tries
-    /// whether it answers again.
+    /// The server is crashing repeatedly, so its circuit breaker is open. Retry after
+    /// `retryAfterMs`.
     ServerCircuitOpen = "server-circuit-open", INTERNAL, 200;
-    /// What the server answered is no legal answer.
+    /// The server returned an invalid response.
     ServerMisbehaved = "server-misbehaved", INTERNAL, 200;
-    /// The client did not give what a server asked of it, or could not be asked.
+    /// The client did not provide what a server requested, or is not connected.
     ClientUnavailable = "client-unavailable", INTERNAL, 200;
     /// The client did not answer a server's request in time.
     ClientTimeout = "client-timeout", INTERNAL, 200;
-    /// A `requestState` or a task that is not known here, not this client's, or too old.
+    /// The `requestState` or task is unknown, expired, or belongs to another client.
     RequestStateInvalid = "request-state-invalid", INVALID_PARAMS, 400;
-    /// The client did not read in time what was sent to it.
+    /// The client did not read the response stream in time.
     ClientTooSlow = "client-too-slow", REFUSED, 200;
-    /// A person was asked to allow it, and said no.
+    /// A person denied the call.
     ApprovalDenied = "approval-denied", REFUSED, 200;
-    /// Nobody allowed it in time, or nobody could be asked.
+    /// The call was not approved in time, or no approver was available.
     ApprovalTimeout = "approval-timeout", REFUSED, 200;
     /// The proxy is shutting down.
     ShuttingDown = "shutting-down", INTERNAL, 503;
@@ -151,16 +161,16 @@ pub struct Rule {
     /// The line on which it begins, from 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub line: Option<u32>,
-    /// Its `@reason`, in its author's words.
+    /// Its `@reason`, as its author wrote it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// What else a policy asks for.
+    /// The policy's obligations.
     #[serde(skip)]
     pub obligations: Arc<Obligations>,
 }
 
 impl Keep {
-    /// All that any of these rules wants kept.
+    /// The union of what these rules keep.
     pub fn of<'a>(rules: impl IntoIterator<Item = &'a Rule>) -> Self {
         rules.into_iter().fold(Self::default(), |all, rule| Self {
             arguments: all.arguments || rule.obligations.keep.arguments,
@@ -170,32 +180,32 @@ impl Keep {
 }
 
 impl Rule {
-    /// A rule of which no file is known here. The chain adds where its interceptor was configured.
+    /// A rule without a file. The chain adds the position of its interceptor in the config.
     pub fn named(id: impl Into<String>) -> Self {
         Self { id: id.into(), file: None, line: None, reason: None, obligations: Arc::default() }
     }
 }
 
-/// A refusal, as a stage makes it. The chain adds the decision id.
+/// A refusal by a stage of the pipeline. The chain adds the decision id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{code}: {message}")]
 pub struct Refusal {
     /// The stable code.
     pub code: Code,
-    /// What the agent reads. Never a secret, never an argument's value, never a path of the host.
+    /// The text for the agent. It never has a secret, the value of an argument or a path of the host.
     pub message: String,
-    /// The rules that decided, for the operator alone.
+    /// The rules that decided, only for the operator.
     pub rules: Vec<Rule>,
-    /// What else the operator should know. Goes to the audit record, not to the agent.
+    /// Details for the operator. They go to the audit record, not to the agent.
     pub detail: Option<String>,
-    /// When it is worth coming back.
+    /// The time until a retry can succeed.
     pub retry_after: Option<Duration>,
-    /// Further members of the error's `data`, where the protocol has some.
+    /// Further members of the error's `data`.
     pub data: Option<Box<serde_json::Map<String, Value>>>,
 }
 
 impl Refusal {
-    /// A refusal with a code and the words for the agent.
+    /// A refusal with a code and the text for the agent.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
         Self {
             code,
@@ -207,31 +217,31 @@ impl Refusal {
         }
     }
 
-    /// With the rule that decided.
+    /// Adds a rule that decided.
     pub fn rule(mut self, rule: Rule) -> Self {
         self.rules.push(rule);
         self
     }
 
-    /// With more for the operator.
+    /// Sets the details for the operator.
     pub fn detail(mut self, detail: impl Into<String>) -> Self {
         self.detail = Some(detail.into());
         self
     }
 
-    /// With the time after which it is worth coming back.
+    /// Sets the time until a retry can succeed.
     pub fn retry_after(mut self, after: Duration) -> Self {
         self.retry_after = Some(after);
         self
     }
 
-    /// With a member for the error's `data`.
+    /// Adds a member to the error's `data`.
     pub fn data(mut self, name: &str, value: Value) -> Self {
         self.data.get_or_insert_default().insert(name.to_owned(), value);
         self
     }
 
-    /// The JSON-RPC error object that the agent sees:
+    /// The JSON-RPC error object for the agent:
     /// `{code, message, data: {code, decision, retryAfterMs?}}`.
     pub fn to_rpc_error(&self, decision: DecisionId) -> Value {
         let mut data = Value::Object(self.data.as_deref().cloned().unwrap_or_default());

@@ -9,7 +9,8 @@ use std::{
 use pulldown_cmark::{CodeBlockKind, Event, Options, Parser, Tag, TagEnd};
 
 /// Texts that a test copies into a generated page, where they are checked.
-const PARTS: [&str; 2] = ["src/audit/record/docs.md", "tests/container/escape/head.md"];
+const PARTS: [&str; 3] =
+    ["src/audit/record/docs.md", "src/protocol/refusal/docs.md", "tests/container/escape/head.md"];
 
 /// One Markdown file.
 pub struct Page {
