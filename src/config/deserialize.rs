@@ -142,7 +142,7 @@ impl Builder<'_> {
     }
 }
 
-/// Makes every path absolute, but for those of policies and plugins: their rooms take the base
+/// Makes every path absolute, except those of policies and plugins: their crates take the base
 /// and call files by the names that the operator wrote.
 pub(super) fn resolve(config: &mut Config, base: &Path) {
     config.state_dir = base.join(&config.state_dir);

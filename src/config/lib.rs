@@ -67,7 +67,7 @@ const LARGEST: u64 = 4 << 20;
 /// A config that holds, with what later findings need to point into its file.
 #[derive(Debug, Clone)]
 pub struct Loaded {
-    /// The settings. Paths in them are absolute, but for those of policies and plugins, which
+    /// The settings. Paths in them are absolute, except those of policies and plugins, which
     /// are loaded with `base` and called by the names that stand in the file.
     pub config: Config,
     /// The file, as the user named it.
@@ -95,7 +95,7 @@ impl Loaded {
         self.document.at_value(pointer, code, message)
     }
 
-    /// What another room says of something that the config names, shown at the place where it is
+    /// What another crate says of something that the config names, shown at the place where it is
     /// named.
     pub fn locate(
         &self,

@@ -184,7 +184,7 @@ const MOST_NOTICES: usize = 16;
 const SHOWN: usize = 64;
 /// Items that one server may offer of a kind. One that offers more is cut off there.
 const MOST_ITEMS: usize = 10_000;
-/// How long who asks again for a list that was not to be had is told so without a new try.
+/// How long a failed list request is answered with the failure, without a new try.
 const FAILED: Duration = Duration::from_secs(5);
 /// Pages that one list may have.
 const MOST_PAGES: usize = 1_000;
@@ -224,7 +224,7 @@ impl Definitions {
     /// they are fetched waits for that, and shares what becomes of it.
     ///
     /// # Errors
-    /// A [`Failure`] where the server does not list them as the protocol has it, or did not a
+    /// A [`CallError`] where the server does not list them as the protocol has it, or did not a
     /// moment ago.
     pub async fn items(
         &self,
@@ -349,7 +349,7 @@ impl Collected {
     fn page(&mut self, server: &ServerName, result: Bytes) -> Result<Option<Value>, CallError> {
         let offer = self.offer;
         let misbehaved =
-            || CallError::Misbehaved(format!("its answer to `{}` is no list", offer.method()));
+            || CallError::Misbehaved(format!("its answer to `{}` is not a list", offer.method()));
         let object = Object::parse(result).map_err(|_| misbehaved())?;
         let list = object.get(offer.member()).ok_or_else(misbehaved)?;
         let raws: Vec<&serde_json::value::RawValue> =
@@ -452,7 +452,7 @@ mod tests {
         let list = gathered(true, &[page]);
         assert_eq!(names(&list), ["b"]);
         let notices: Vec<_> = list.notices().iter().collect();
-        let why = "`x-mcp-header` stands at what is no string, integer or boolean";
+        let why = "`x-mcp-header` is on a property that is not a string, integer or boolean";
         assert_eq!(notices, [format!(r"`a\u{{1b}}[2J\n` is left out: {why}")]);
         // To a server of an era without such headers it means nothing.
         assert_eq!(gathered(false, &[page]).len(), 2);

@@ -236,7 +236,7 @@ impl Instance {
     /// for it.
     ///
     /// # Errors
-    /// A [`Failure`] where it does not start, or did not a moment ago.
+    /// A [`CallError`] where it does not start, or did not a moment ago.
     pub async fn running(self: &Arc<Self>) -> Result<Arc<Running>, CallError> {
         self.touch();
         if let Some(running) = self.peek() {
@@ -436,10 +436,10 @@ impl Instance {
     }
 
     /// Makes a call. Where a remote server did not take it because it had ended the session, it
-    /// is greeted anew and gets it once more.
+    /// is initialized again and gets it once more.
     ///
     /// # Errors
-    /// A [`Failure`] where no answer came.
+    /// A [`CallError`] where no answer came.
     pub async fn call(self: &Arc<Self>, running: &Running, call: Call) -> Result<Reply, CallError> {
         let _permit = self.permit()?;
         let trial = self.breaker.admit()?;
@@ -501,7 +501,7 @@ impl Instance {
     /// Sends a notification.
     ///
     /// # Errors
-    /// A [`Failure`] where it could not be sent.
+    /// A [`CallError`] where it could not be sent.
     pub async fn notify(
         &self,
         running: &Running,
@@ -542,7 +542,7 @@ impl Instance {
 
     fn permit(&self) -> Result<Active<'_>, CallError> {
         let permit = self.permits.clone().try_acquire_owned().map_err(|_| {
-            CallError::Overloaded { what: "calls under way", most: self.common.settings.concurrent }
+            CallError::Overloaded { what: "calls in flight", most: self.common.settings.concurrent }
         })?;
         self.touch();
         let number = self.begun.fetch_add(1, Ordering::SeqCst);
@@ -560,7 +560,7 @@ impl Instance {
     /// What it offers of a kind, starting it if need be.
     ///
     /// # Errors
-    /// A [`Failure`] where it does not say.
+    /// A [`CallError`] where it does not say.
     pub(super) async fn items(self: &Arc<Self>, offer: ListKind) -> Result<Items, CallError> {
         self.touch();
         if let Some(kept) = self.kept(offer) {

@@ -195,7 +195,7 @@ impl Instance {
     /// Gets together what a start goes by.
     ///
     /// # Errors
-    /// Where a secret is not to be had, or not to be found out what the image means, or nothing may
+    /// Where a secret does not resolve, or the image does not resolve, or nothing may
     /// be started any more.
     async fn prepare(&self) -> Result<PreparedLaunch, CallError> {
         let ServerShared { launcher, name, settings, .. } = &*self.common;
@@ -267,7 +267,7 @@ impl Instance {
     /// Has a process running: a new one, or a spare that was started in nobody's name.
     ///
     /// # Errors
-    /// A [`Failure`] where it may not be started, or does not start.
+    /// A [`CallError`] where it may not be started, or does not start.
     pub(super) async fn begin(
         &self,
         launch: Launch<'_>,

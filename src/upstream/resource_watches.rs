@@ -138,7 +138,7 @@ impl Instance {
     /// it tells is [`Heard`](super::Heard).
     ///
     /// # Errors
-    /// A [`Failure`] where the server did not answer. Its refusal is a [`Reply::Error`].
+    /// A [`CallError`] where the server did not answer. Its refusal is a [`Reply::Error`].
     pub async fn watch(self: &Arc<Self>, uri: &str) -> Result<Reply, CallError> {
         let running = self.running().await?;
         // Dropped last: nobody else may count on a subscription that is being taken back.
@@ -169,7 +169,7 @@ impl Instance {
     /// One that watched does so no longer. After the last, the server is told, if it runs.
     ///
     /// # Errors
-    /// A [`Failure`] where the server did not answer; the resource is no longer watched all the
+    /// A [`CallError`] where the server did not answer; the resource is no longer watched all the
     /// same.
     pub async fn unwatch(self: &Arc<Self>, uri: &str) -> Result<(), CallError> {
         let change = change(Method::UNSUBSCRIBE, uri, self.call_timeout());

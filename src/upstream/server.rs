@@ -128,7 +128,7 @@ pub struct InstanceStatus {
     pub usage: Option<Usage>,
 }
 
-/// What became of secrets that were read anew.
+/// The result of reading secrets again.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RotationReport {
     /// All of its secrets, by name.
@@ -139,7 +139,7 @@ pub struct RotationReport {
     pub later: Vec<String>,
 }
 
-/// What was read anew of a server's secrets.
+/// What was read again of a server's secrets.
 #[derive(Debug, Default)]
 pub struct Reading {
     read: BTreeSet<SecretScope>,
@@ -150,7 +150,7 @@ pub struct Reading {
 /// What became of a server's instances that were to be replaced.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RestartReport {
-    /// How many run anew.
+    /// Number of restarted instances.
     pub instances: usize,
     /// Calls that go on at the old ones, which end when those are done.
     pub calls: usize,
@@ -159,7 +159,7 @@ pub struct RestartReport {
 impl Server {
     /// A server that is not started yet. What becomes of it goes to `events`, what it says on its
     /// own to `heard`; its standard error is kept as `scrub` leaves it. It is handed what was `read`,
-    /// which is looked for already; where that was not to be had, it is read again when a start is
+    /// which is looked for already; where that was unavailable, it is read again when a start is
     /// tried.
     pub fn new(
         name: ServerName,
@@ -370,7 +370,7 @@ impl Server {
         }
     }
 
-    /// Says in the server's place that a list changed: it was not to be had when clients asked
+    /// Reports for the server that a list changed: it was unavailable when clients asked
     /// for it, and now it is.
     pub fn tell_of_list(&self, offer: ListKind) {
         let method = Method::new(offer.changed());
@@ -382,7 +382,7 @@ impl Server {
     /// What the server offers of a kind, starting it if need be.
     ///
     /// # Errors
-    /// A [`Failure`] where it does not say.
+    /// A [`CallError`] where it does not say.
     pub async fn items(&self, offer: ListKind) -> Result<Items, CallError> {
         self.shared.items(offer).await
     }
@@ -449,7 +449,7 @@ impl Server {
         self.shared.review_spares(review).await;
     }
 
-    /// Reads its secrets anew, those of single clients among them. What could not be had is on record, and
+    /// Reads its secrets again, also those of single clients. What does not resolve is on record, and
     /// stays as it was.
     pub async fn reread(&self, which: ReloadScope) -> Reading {
         let mut reading = Reading::default();
@@ -481,12 +481,12 @@ impl Server {
         all
     }
 
-    /// Reads its secrets anew, and puts those that it gets as files into the hands of what runs of it.
+    /// Reads its secrets again, and delivers those that it gets as files to its running instances.
     /// What it gets in its environment or in headers, the next start hands over; that is now where the
     /// config says so.
     ///
     /// # Errors
-    /// Where a secret is not to be had: then those of the same clients stay as they were; or where an
+    /// Where a secret does not resolve: then those of the same clients stay as they were; or where an
     /// instance could not be handed the new ones, which then has the old ones still. The rest is done.
     pub async fn rehand(
         &self,
@@ -559,7 +559,7 @@ impl Server {
         join_all(gone.iter().map(|instance| instance.close("its client is gone"))).await;
     }
 
-    /// Starts each instance that runs anew. The new one takes the calls; the old one ends once its
+    /// Restarts each running instance. The new one takes the calls; the old one ends once its
     /// own are done, at the latest when a call has had its time. Where a new one does not start, the
     /// old one goes on.
     ///

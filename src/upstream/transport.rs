@@ -160,7 +160,7 @@ pub enum CallError {
     Overloaded { what: &'static str, most: usize },
     #[error("{0}")]
     Misbehaved(String),
-    /// It is let alone for a while, or tried with another call.
+    /// Its circuit is open, or another call tries it.
     #[error("{why}")]
     Resting { why: String, left: Duration },
     /// Its start could not be recorded, so it was not started.
@@ -287,13 +287,13 @@ pub trait ServerTransport: Send + Sync {
     /// Sends a request and waits for its answer. Dropping the future cancels the request.
     ///
     /// # Errors
-    /// A [`Failure`] where no answer came.
+    /// A [`CallError`] where no answer came.
     async fn call(&self, call: Call) -> Result<Reply, CallError>;
 
     /// Sends a notification.
     ///
     /// # Errors
-    /// A [`Failure`] where it could not be sent.
+    /// A [`CallError`] where it could not be sent.
     async fn notify(&self, method: &str, params: Bytes) -> Result<(), CallError>;
 
     /// Tells the link which revision was agreed on.

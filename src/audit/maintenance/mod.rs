@@ -2,7 +2,7 @@
 //! `keys`), what is missing where calls go on without it (`gap`), what is dropped (`retention`),
 //! and copies (`backup`).
 //!
-//! INVARIANT: no error, `Debug` or log line of this room holds a key or what was encrypted.
+//! INVARIANT: no error, `Debug` or log line of this module holds a key or what was encrypted.
 
 mod backup;
 mod cipher;

@@ -61,7 +61,7 @@ const SLACK: Duration = Duration::from_millis(250);
 /// What a server may do and say before the proxy has heard it.
 const EVENTS: usize = 64;
 
-/// Something that is wrong with a config, whichever room found it.
+/// Something that is wrong with a config, whichever crate found it.
 pub type BoxedDiagnostic = Box<dyn miette::Diagnostic + Send + Sync>;
 
 /// Why a proxy does not start.
@@ -552,7 +552,7 @@ pub(super) fn by_server(
     all
 }
 
-/// What is on record of secrets that are not to be had. The servers that need them can't be
+/// The records of secrets that do not resolve. The servers that need them can't be
 /// started; nobody else is harmed.
 pub(super) fn missing(
     handed: &BTreeMap<SecretHolder, Result<SecretSet, SecretError>>,

@@ -85,7 +85,7 @@ impl Gateway {
         }
     }
 
-    /// Like [`enter`](Self::enter), but waits a while for a place.
+    /// Like [`enter`](Self::acquire), but waits a while for a place.
     ///
     /// # Errors
     /// `rate-limited` where there is none left by then.

@@ -173,7 +173,7 @@ pub struct Gateway {
     parked: SuspendedCalls,
     listeners: Listeners,
     subscriptions: Subscriptions,
-    /// Held by whoever takes a config that was read again.
+    /// Serializes config reloads.
     follows: tokio::sync::Mutex<()>,
     following: Mutex<ReloadStatus>,
     /// Servers that are in the config no more, until they are gone.
@@ -220,7 +220,7 @@ pub struct ExchangeHandle {
 #[derive(Debug)]
 pub struct ExchangeResponse {
     /// The text of the answer; for a notification only that of its refusal, which a transport
-    /// with a channel for it may hand out. It holds its principal's [`Place`] until
+    /// with a channel for it may hand out. It holds its principal's [`ConcurrencyPermit`] until
     /// it is dropped, so that answers that nobody reads are bounded as messages are.
     pub text: Option<Bytes>,
     /// The code of a refusal.

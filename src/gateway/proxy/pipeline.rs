@@ -1,8 +1,8 @@
 //! One exchange, from arrival to answer.
 //!
 //! INVARIANTS
-//! - No message reaches a server, and no answer a client, but through [`Proxy::exchange`] or
-//!   [`Proxy::take_from`](super::Proxy::take_from).
+//! - No message reaches a server, and no answer a client, but through [`Gateway::handle`] or
+//!   [`Gateway::on_server_message`](super::Gateway::on_server_message).
 //! - The intent is on disk before a call leaves; where it cannot be, the call is not made.
 //! - However an exchange ends (answer, refusal, failure, cancellation), it is recorded.
 

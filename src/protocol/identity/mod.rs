@@ -1,7 +1,7 @@
 //! Who is calling: an API key, the local user, or nobody in particular becomes a [`Principal`].
 //!
 //! INVARIANT: a key is kept as its hash alone and shown once, by `portcullis client add`. No error,
-//! `Debug` or log line of this room holds one.
+//! `Debug` or log line of this module holds one.
 
 mod bearer;
 mod config;

@@ -37,7 +37,7 @@ impl Wire {
     /// The way to `url`, with secret headers.
     ///
     /// # Errors
-    /// A [`Failure`] where the URL or a header is not legal. It names the header, never its value.
+    /// A [`CallError`] where the URL or a header is not legal. It names the header, never its value.
     pub fn new(url: &str, headers: &[(String, Secret)]) -> Result<Self, CallError> {
         let unavailable = |what: String| CallError::Unavailable(what);
         let url = Url::parse(url).map_err(|e| unavailable(format!("its URL is bad: {e}")))?;

@@ -63,7 +63,7 @@ impl Http {
     /// A line to `url`, with secret headers; what belongs to no request goes to `ear`.
     ///
     /// # Errors
-    /// A [`Failure`] where the URL or a header is not legal. It names the header, never its value.
+    /// A [`CallError`] where the URL or a header is not legal. It names the header, never its value.
     pub fn new(
         url: &str,
         headers: &[(String, Secret)],

@@ -37,7 +37,7 @@ impl Sse {
     /// no request goes to `ear`.
     ///
     /// # Errors
-    /// A [`Failure`] where there is no such stream, or where it names an endpoint of another
+    /// A [`CallError`] where there is no such stream, or where it names an endpoint of another
     /// origin: the operator's headers go nowhere but where the config says.
     pub async fn open(
         url: &str,
