@@ -392,7 +392,7 @@ async fn what_is_taken_out_while_its_signatures_are_looked_for_is_neither_locked
         Some(failed.first()?["reason"].as_str()?.to_owned())
     })
     .await;
-    assert!(why.contains("was taken out of the config"), "{why}");
+    assert!(why.contains("was removed from the config"), "{why}");
     assert!(!gate.path("portcullis.lock").exists());
     for event in ["image-pulled", "server-launched"] {
         assert_eq!(gate.records(&[&format!("event = {event}")]).await, [Value::Null; 0], "{event}");

@@ -37,7 +37,7 @@ pub fn policy(server: &Server) -> String {
             if let Some((host, port)) = place(url) {
                 let _ = write!(
                     text,
-                    "\n@id(\"{name}.egress\")\npermit (\n  principal == Portcullis::Server::\"{name}\",\n  action == \
+                    "\n@id(\"{name}.url\")\npermit (\n  principal == Portcullis::Server::\"{name}\",\n  action == \
                      Portcullis::Action::\"egress\",\n  resource\n)\nwhen {{ resource.name == \"{host}\" && resource.port == {port} }};\n"
                 );
             }
