@@ -49,7 +49,7 @@ limits = [{ calls = 1, widnow = "1m" }]
 use = "schema"
 bogus = 1
 "#;
-    insta::assert_snapshot!(findings(text), @r#"
+    insta::assert_snapshot!(findings(text), @"
     2:8 [config-unknown-key] unknown key `htp`
         ^ did you mean `http`?
         = known here: `http`, `anonymous`, `anonymous-beyond-loopback`, `allowed-hosts`, `allowed-origins`, `rest`, `trusted-proxies`, `client-address`
@@ -61,14 +61,14 @@ bogus = 1
         = known here: `image`, `signed-by`, `command`, `url`, `transport`, `runtime`, `pod-socket`, `prefix`, `env`, `secrets`, `headers`, `restart-on-rotation`, `mounts`, `resources`, `egress`, `egress-limits`, `hardening`, `era`, `start-timeout-s`, `call-timeout-s`, `idle-stop-s`, `health-s`, `health-timeout-s`, `concurrent`, `sharing`, `instances`, `warm`, `replicas`, `tools`
     8:11 [config-missing-key] the key `window` is missing
         ^ in this table
-        = `window`: The window: a number and one of `ms`, `s`, `m`, `h`, `d`, such as `1m`.
+        = `window`: Length of the window: a number and one of `ms`, `s`, `m`, `h`, `d`, such as `1m`.
     8:24 [config-unknown-key] unknown key `widnow`
         ^ did you mean `window`?
         = known here: `name`, `per`, `calls`, `window`, `burst`, `events`
     11:1 [config-unknown-key] unknown key `bogus`
         ^ not known here
         = known here: `use`, `arguments`, `results`, `unusable`, `name`, `mode`, `fail-open`, `deadline-ms`, `events`
-    "#);
+    ");
 }
 
 #[test]
@@ -130,20 +130,20 @@ groups = ["a b"]
 "#;
     insta::assert_snapshot!(findings(text), @r#"
     2:13 [config-bad-value] expected a string, found an integer
-        = Where the proxy keeps its audit store, client keys and local socket. Default: `.portcullis` beside the config.
+        = State folder: audit store, client keys and local socket. Default: `.portcullis` next to the config.
     4:8 [config-bad-value] invalid socket address syntax: write an address and a port, such as `127.0.0.1:8811`
-        = Address and port of the HTTP front. Anything but loopback should stand behind TLS.
+        = Address and port of the HTTP front. Put it behind TLS unless the address is a loopback address.
     5:13 [config-bad-value] expected true or false, found a string
-        = Take calls without a key. Policy sees them as `Portcullis::Anonymous::"anonymous"`.
+        = Accept calls without a key. Their principal in policies is `Portcullis::Anonymous::"anonymous"`.
     7:9 [config-bad-value] this must be at least 4
-        = Nesting of arrays and objects in a message.
+        = Maximum nesting depth of arrays and objects in a message.
     8:9 [config-bad-value] expected an integer, found a number with a fraction
-        = Values in a message, keys included.
+        = Maximum number of values in a message, including keys.
     10:14 [config-bad-value] `jsn` is not a value of this key
         ^ did you mean `json`?
         = one of `text`, `json`, `auto`
     12:11 [config-bad-value] expected an array, found a string
-        = A program and its arguments. With `image`: arguments for the image's entry point.
+        = Program and its arguments. With `image`: arguments for the image's entry point.
     14:11 [config-bad-value] this names no program
         = write `["PROGRAM", "ARGUMENT", …]`
     15:10 [config-bad-value] `a b` can't stand before the name of a tool
@@ -153,9 +153,9 @@ groups = ["a b"]
     18:17 [config-bad-value] nothing can be mounted on `/`, `/proc`, `/sys` or `/dev`
         = `SOURCE:TARGET`, `SOURCE:TARGET:ro` or `SOURCE:TARGET:rw`.
     19:22 [config-bad-value] this must be at least 0.01
-        = Processors.
+        = Number of processors.
     19:38 [config-bad-value] this must be at least 8
-        = MiB of memory (and swap together).
+        = Memory in MiB, including swap.
     22:26 [config-bad-value] expected a string, found an integer
     23:10 [config-bad-value] `D` is not a legal name: use 1 to 64 of a-z, 0-9, `-` and `_`, beginning with a letter or a digit
     26:11 [config-bad-value] `a b` is not a legal name: use 1 to 64 of a-z, 0-9, `-` and `_`, beginning with a letter or a digit
@@ -278,13 +278,13 @@ secrets = { A = "HIDDEN", B = { from = 1 } }
 command = ["x"]
 secrets = { A = { from = "HIDDEN" } }
 "#;
-    insta::assert_snapshot!(findings(text), @r#"
+    insta::assert_snapshot!(findings(text), @"
     4:17 [config-bad-value] expected a table, found a string
-        = Where a secret of a server comes from, and how the server gets it.
+        = Source of a secret of a server, and its delivery.
     4:49 [config-bad-value] expected a string, found an integer
-        = A reference, as for every secret. With `by-client`: what the clients have that are not named there, and the instance that tells what the server offers. Without it, those have none.
+        = Reference to the secret. With `by-client`: the value for all other clients, and for the instance that serves lists. If absent, these have no value.
     7:26 [config-bad-value] a secret comes `from` a reference: write `env:NAME`, `file:PATH` or another kind that docs/concepts/secrets.md lists, never the value
-    "#);
+    ");
 }
 
 #[test]

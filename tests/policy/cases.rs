@@ -784,7 +784,7 @@ cases:
   - { name: c, as: server:github, egress: api.github.com, expect: deny }
   - { name: d, as: server:github, egress: a:1, call: github/x, expect: deny }
   - { name: e, as: plugin:scan, call: github/x, expect: deny }
-"#, &[]), @r#"
+"#, &[]), @"
     exit 11
     policy-cases
 
@@ -807,10 +807,10 @@ cases:
     policy-cases
 
       × `api.github.com` is not HOST:PORT
-       ╭─[policies/p.test.yaml:5:42]
+       ╭─[policies/p.test.yaml:5:43]
      4 │   - { name: b, as: server:github, grant: log, expect: deny }
      5 │   - { name: c, as: server:github, egress: api.github.com, expect: deny }
-       ·                                          ──────────────
+       ·                                           ──────────────
      6 │   - { name: d, as: server:github, egress: a:1, call: github/x, expect: deny }
        ╰────
     policy-cases
@@ -834,7 +834,7 @@ cases:
        ╰────
     5 findings
     --- stderr
-    "#);
+    ");
 }
 
 #[test]

@@ -179,7 +179,7 @@ fn document() -> String {
     text.push_str("\n## Values\n");
     for name in [
         "Target",
-        "Asked",
+        "PolicyInput",
         "Claimed",
         "Body",
         "Kept",
@@ -187,7 +187,7 @@ fn document() -> String {
         "Rule",
         "Finding",
         "SecretHanded",
-        "Left",
+        "Orphan",
         "Attested",
     ] {
         let target = &schema.0["$defs"][name];

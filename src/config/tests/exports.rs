@@ -74,14 +74,14 @@ name = "No Name"
 "#;
     insta::assert_snapshot!(findings(text), @r#"
     5:9 [config-bad-value] this must be at least 1
-        = Records that are delivered at once, at most.
+        = Maximum number of records in one delivery.
     6:10 [config-bad-value] `xml` is not a value of this key
         = one of `jsonl`, `csv`, `parquet`, `ocsf`, `cef`, `syslog`, `otlp`
     7:1 [config-missing-key] the key `to` is missing
         ^ in this table
-        = `to`: `file:PATH`, `stdout`, `https://…`, `otlp+https://…`, `syslog+tls://HOST:PORT`, `syslog+tcp://HOST:PORT`, `syslog+udp://HOST:PORT`, `unix:PATH` or `postgres://…`. A URL with a password or a token in it is a reference: `{ from = "env:NAME" }`.
+        = `to`: Target: `file:PATH`, `stdout`, `https://…`, `otlp+https://…`, `syslog+tls://HOST:PORT`, `syslog+tcp://HOST:PORT`, `syslog+udp://HOST:PORT`, `unix:PATH` or `postgres://…`. Write a URL with a password or a token as a reference: `{ from = "env:NAME" }`.
     8:8 [config-bad-value] `No Name` is not a legal name: use 1 to 64 of a-z, 0-9, `-` and `_`, beginning with a letter or a digit
-        = Its name in logs and metrics, and of its cursor in the store.
+        = Name in logs and metrics, and name of the stream's cursor in the store.
     "#);
 }
 
