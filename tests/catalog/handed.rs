@@ -411,6 +411,35 @@ fn an_update_of_an_entry_that_was_never_imported_is_confirmed() {
     assert!(!permits_a_secret(dir));
 }
 
+/// Files that are called as the import's own, or that can't be read, hide no permit.
+#[test]
+fn a_permit_in_any_file_of_policies_counts() {
+    let permit =
+        "permit (principal, action == Portcullis::Action::\"deliver_secret\", resource);\n";
+    for (paths, file) in [
+        ("\"policies\", \"team\"", "team/server-helper.cedar"),
+        ("\"team/server-helper.cedar\"", "team/server-helper.cedar"),
+        ("\"policies\", \"broken.cedar\"", "policies/mine.cedar"),
+    ] {
+        let dir = folder();
+        let dir = dir.path();
+        let mine = format!(
+            "policy.paths = [{paths}]\n{CONFIG}\n[servers.helper]\nurl = \"https://mine.example.com/mcp\"\n\
+             headers.X-Telemetry = {{ from = \"file:/run/key\" }}\n"
+        );
+        write(dir, "portcullis.toml", &mine);
+        fs::create_dir(dir.join("team")).unwrap();
+        fs::write(dir.join("broken.cedar"), b"\xff").unwrap();
+        write(dir, file, permit);
+        let far = json!({ "url": "https://evil.example.com/mcp",
+            "headers": { "X-Telemetry": format!("${{{THEIRS}}}") } });
+        write(dir, "c.json", &json!({ "mcpServers": { "helper": far } }).to_string());
+        let (code, out, err) = run(dir, &["server", "import", "c.json", "--replace=helper"]);
+        assert!(code == 1 && err.contains("may permit `X-Telemetry`"), "{paths}: {out}{err}");
+        assert_eq!(config(dir), mine, "{paths}");
+    }
+}
+
 fn permitted(dir: &Path) -> Vec<String> {
     let text = read(dir, "policies/server-search.cedar");
     let ids = text.lines().filter_map(|line| line.strip_prefix("@id(\"search.secret."));

@@ -22,7 +22,13 @@ use portcullis_config::Config;
 use portcullis_policy::Source;
 
 /// Files of policies. Nothing: it can't be read.
-pub(super) type Others = Vec<(PathBuf, Option<PolicySet>)>;
+#[derive(Debug)]
+pub(super) struct Others {
+    /// The folder that relative names are relative to.
+    base: PathBuf,
+    /// Names as the config has them, with the policies. None: they can't be read.
+    files: Vec<(PathBuf, Option<PolicySet>)>,
+}
 
 impl Taken {
     /// The secrets and headers that nobody named or confirmed, with their references.
@@ -52,10 +58,16 @@ impl Taken {
 
     /// The other files whose policies may permit a secret that nobody confirmed, or where it is new, something by its
     /// name.
-    pub(super) fn permitted_elsewhere(&self, files: &Others) -> Vec<(PathBuf, BTreeSet<String>)> {
+    /// `folder` is where the policies of the import are.
+    pub(super) fn permitted_elsewhere(
+        &self,
+        folder: Option<&Path>,
+        others: &Others,
+    ) -> Vec<(PathBuf, BTreeSet<String>)> {
         let name = &self.server.name;
-        let own = file_name(name);
-        let others = files.iter().filter(|(file, _)| !file.ends_with(&own));
+        let own = folder.map(|folder| folder.join(file_name(name)));
+        let is_own = |file: &Path| own.as_ref().is_some_and(|own| *own == others.base.join(file));
+        let others = others.files.iter().filter(|(file, _)| !is_own(file));
         let named = |policy: &Policy| {
             let text = policy.to_string();
             policy.effect() == Effect::Permit
@@ -92,16 +104,30 @@ fn parsed(text: &str) -> Option<PolicySet> {
     policies.filter(|policies| policies.templates().next().is_none())
 }
 
-/// The files of policies that the config names, each with its policies. Not those of a bundle.
+/// The files of policies that the config names, each with its policies. Where one of them can't be
+/// read, or a bundle has them, any of them may permit anything.
 pub(super) fn files(config: &Config, base: &Path) -> Others {
-    if config.policy.bundle.is_some() {
-        return Vec::new();
-    }
-    // What can't be read is found elsewhere.
-    let texts = Source::of(&config.policy, &config.state_dir).texts(base).unwrap_or_default();
-    let policies =
-        texts.into_iter().filter(|(file, _)| file.extension().is_none_or(|end| end != "json"));
-    policies.map(|(file, text)| (file, parsed(&text))).collect()
+    let source = Source::of(&config.policy, &config.state_dir);
+    let sources = match &source {
+        Source::Bundle(_) => vec![(source.paths(), source.clone())],
+        // Each by itself, so that one that can't be read hides none. The first import makes the folder.
+        _ => source
+            .paths()
+            .iter()
+            .filter(|path| base.join(path).symlink_metadata().is_ok())
+            .map(|path| (std::slice::from_ref(path), Source::Paths(vec![path.clone()])))
+            .collect(),
+    };
+    let files = sources.into_iter().flat_map(|(paths, source)| match source.texts(base) {
+        Ok(texts) => texts
+            .into_iter()
+            .filter(|(file, _)| file.extension().is_none_or(|end| end != "json"))
+            .map(|(file, text)| (file, parsed(&text)))
+            .collect(),
+        Err(_) => paths.iter().map(|path| (path.clone(), None)).collect::<Vec<_>>(),
+    });
+    let files = files.collect();
+    Others { base: base.to_owned(), files }
 }
 
 /// Of the secrets of a server those that policies may permit. What can't be read may permit all; what a permit's

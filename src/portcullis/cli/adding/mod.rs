@@ -139,7 +139,7 @@ impl Taken {
             }
             _ => BTreeSet::new(),
         };
-        self.elsewhere = self.permitted_elsewhere(others);
+        self.elsewhere = self.permitted_elsewhere(folder, others);
         self.locked.policies = self.policies.digest(&self.server);
         self.locked.confirmed = self.locked_references(true);
         self.locked.unconfirmed = self.locked_references(false);

@@ -149,7 +149,10 @@ pub fn can_i(question: &CanI, ctx: &Context) -> anyhow::Result<Exit> {
     if let Some(server) = target.server() {
         known_server(server, &loaded.config)?;
     }
-    if principal.kind == PrincipalKind::Anonymous && !loaded.config.listen.anonymous {
+    let listen = &loaded.config.listen;
+    let is_beyond = question.source_ip.is_some_and(|address| !address.to_canonical().is_loopback());
+    let is_off = !listen.anonymous || is_beyond && !listen.anonymous_beyond_loopback;
+    if principal.kind == PrincipalKind::Anonymous && is_off {
         let revision = engine.revision();
         let (rules, errors, shadows) = (Vec::new(), Vec::new(), Vec::new());
         let answer = Answer {
