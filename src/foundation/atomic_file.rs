@@ -12,9 +12,11 @@ use std::{
 pub const PUBLIC: u32 = 0o644;
 
 /// Writes a file that only its owner can read (mode 0600). The content is on disk when this returns.
+/// A symbolic link is replaced by the file.
 ///
 /// # Errors
-/// An error of the file system. The file then has its old content.
+/// An error of the file system. The file then has its old content, unless only the sync of the folder
+/// failed.
 pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     write_as(path, bytes, 0o600)
 }

@@ -14,7 +14,7 @@ const DEFAULT_FILTER: &str = "info";
 /// A log filter that cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{origin}: `{filter}` is not a log filter ({reason}); write a level such as `info`, or levels by module such as `info,portcullis::policy=debug`"
+    "{origin}: `{filter}` is not a log filter ({reason}); write a level such as `info`, or levels by module such as `info,portcullis_policy=debug`"
 )]
 pub struct IllegalFilter {
     /// The key or the variable that holds it.

@@ -137,12 +137,12 @@ impl Rule {
         let (shortest, longest) = properties;
         let reach = match (longest, source.reach) {
             (Some(_), Some(_)) => {
-                return Err(illegal("`egress` is only for a regex without a longest match".into()));
+                return Err(illegal("`reach` is only for a regex without a longest match".into()));
             }
             (Some(longest), None) => longest,
             (None, Some(reach)) => reach,
             (None, None) => {
-                return Err(illegal("the regex has no longest match: give `egress`".into()));
+                return Err(illegal("the regex has no longest match: give `reach`".into()));
             }
         };
         if reach > REACH {
@@ -245,7 +245,7 @@ mod tests {
             (rule("keywords = []\nregex = 'aa'"), "`keywords` needs texts"),
             (rule("keywords = ['a']\nregex = 'a'"), "`keywords` needs texts"),
             (rule("keywords = ['aa']\nregex = 'aa('"), "secret rule `a`: `regex`"),
-            (rule("keywords = ['aa']\nregex = 'aa+'"), "give `egress`"),
+            (rule("keywords = ['aa']\nregex = 'aa+'"), "give `reach`"),
             (rule("keywords = ['aa']\nregex = 'aa'\nreach = 9"), "only for a regex without"),
             (rule("keywords = ['aa']\nregex = 'aa+'\nreach = 99999999"), "reach further"),
             (rule("keywords = ['aa']\nregex = '(((a{99}){99}){99}){9}'"), "size limit"),
