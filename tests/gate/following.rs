@@ -248,7 +248,7 @@ async fn what_else_changed_is_said_to_need_a_restart() {
     let mut gate = Setup::crooked("").start().await;
     let good = gate.config();
     gate.put(&(good.clone() + "\n[limits]\npage = 7\n[telemetry]\nlog-format = \"text\"\n"));
-    let told = gate.logged("the warning", |line| line.contains("needs a restart")).await;
+    let told = gate.logged("the warning", |line| line.contains("need a restart")).await;
     assert!(told.contains("limits, telemetry"), "{told}");
     let taken = event(&gate, "config-reloaded").await;
     assert_eq!(taken[0]["waiting"], json!(["limits", "telemetry"]), "{taken:#?}");

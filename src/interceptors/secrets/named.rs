@@ -358,8 +358,10 @@ impl Reader<'_> {
 
     /// The end of the lines that are indented deeper than `indent`.
     fn block_end(&self, line_end: usize, indent: usize) -> usize {
-        let mut end = line_end;
-        for line in self.0.get(line_end..).unwrap_or_default().split_inclusive('\n').skip(1) {
+        // Each break is a line of its own, so that it may be `\n`, `\r\n` or `\r`.
+        let mut lines = self.0.get(line_end..).unwrap_or_default().split_inclusive(['\r', '\n']);
+        let mut end = line_end + lines.next().map_or(0, str::len);
+        for line in lines {
             let blanks = line.len() - line.trim_start().len();
             self.spend(line.len());
             if !line.trim().is_empty() && blanks <= indent {
@@ -367,8 +369,7 @@ impl Reader<'_> {
             }
             end += line.len();
         }
-        // The break of the first line was not counted.
-        (end + 1).min(self.0.len()).max(line_end)
+        end
     }
 
     fn skip_blanks(&self, from: usize) -> usize {
