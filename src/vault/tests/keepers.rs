@@ -56,7 +56,7 @@ fn what_a_broken_helper_writes_is_repeated_nowhere() {
 fn one_that_hangs_is_given_up_with_all_that_it_started() {
     let dir = helper("echo $$ > \"$0.pid\"; sleep 1000 & echo $! >> \"$0.pid\"; wait");
     let env = [("PATH", path_with(&dir))];
-    fetch("docker-credential:fake/u", &env).failed("within 20 s");
+    fetch("docker-credential:fake/u", &env).failed("after 20 s");
     let pids = fs::read_to_string(dir.path().join("docker-credential-fake.pid")).unwrap();
     assert_eq!(pids.lines().count(), 2);
     for pid in pids.lines() {
