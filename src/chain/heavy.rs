@@ -29,8 +29,8 @@ use portcullis_foundation::allocator;
 use portcullis_foundation::fair_semaphore::{FairPermit, FairSemaphore};
 use portcullis_protocol::{identity::PrincipalKind, names::ServerName};
 
-/// Weight of the heaviest message that is worked on by an async worker, in bytes of plain text: less
-/// than a millisecond of work.
+/// Weight of the heaviest message that an async worker works on, in bytes of plain text. A heavier
+/// message takes turns.
 pub const LARGE_BYTES: usize = 32 << 10;
 
 /// What a value or a key weighs, in bytes of plain text.

@@ -38,7 +38,8 @@ pub fn set_up() {
     }
 }
 
-/// Counts memory of a large message that was freed.
+/// Counts memory of a large message that was freed. An upper bound will do: too large a count has free
+/// pages returned sooner.
 pub fn freed(bytes: usize) {
     FREED.fetch_add(bytes, Ordering::Relaxed);
 }

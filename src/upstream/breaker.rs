@@ -73,7 +73,7 @@ impl Breaker {
     /// Lets a call pass: any, or the one that tries it, which holds what it gets.
     ///
     /// # Errors
-    /// [`Failure::Resting`] where another tries it.
+    /// [`CallError::CircuitOpen`] where another tries it.
     pub fn admit(&self) -> Result<Option<OwnedSemaphorePermit>, CallError> {
         if !self.is_half_open() {
             return Ok(None);
@@ -83,7 +83,7 @@ impl Breaker {
 
     /// What is said of one that another tries.
     pub fn tried(&self) -> CallError {
-        CallError::Resting {
+        CallError::CircuitOpen {
             why: "it kept ending soon after its start, and another call tries it".into(),
             left: AGAIN,
         }
@@ -102,7 +102,7 @@ mod tests {
         assert!(breaker.admit().unwrap().is_none());
         assert_eq!(fell(), Some(FIRST_REST));
         let trial = breaker.admit().unwrap();
-        assert!(trial.is_some() && matches!(breaker.admit(), Err(CallError::Resting { .. })));
+        assert!(trial.is_some() && matches!(breaker.admit(), Err(CallError::CircuitOpen { .. })));
         // It ended it: the next rest is longer, and the next call tries again.
         drop(trial);
         assert_eq!(fell(), Some(2 * FIRST_REST));

@@ -146,7 +146,7 @@ pub(super) enum State {
         why: String,
     },
     /// It kept ending.
-    Resting {
+    CircuitOpen {
         until: Instant,
         why: String,
     },
@@ -303,10 +303,10 @@ impl Instance {
         self.still_there()?;
         let pause = match &*state {
             State::Closed => return Err(CallError::Unavailable("it was ended for good".into())),
-            State::Resting { until, why } => {
+            State::CircuitOpen { until, why } => {
                 let left = until.saturating_duration_since(Instant::now());
                 if !left.is_zero() {
-                    return Err(CallError::Resting { why: why.clone(), left });
+                    return Err(CallError::CircuitOpen { why: why.clone(), left });
                 }
                 Duration::ZERO
             }
@@ -526,7 +526,9 @@ impl Instance {
             CallError::Misbehaved(text) => CallError::Misbehaved(clean(text)),
             CallError::Unrecorded(text) => CallError::Unrecorded(clean(text)),
             CallError::Forgotten => CallError::Unavailable(failure.to_string()),
-            CallError::Resting { why, left } => CallError::Resting { why: clean(why), left },
+            CallError::CircuitOpen { why, left } => {
+                CallError::CircuitOpen { why: clean(why), left }
+            }
             failure @ (CallError::Timeout(_)
             | CallError::Overloaded { .. }
             | CallError::Forbidden(_)

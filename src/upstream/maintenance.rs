@@ -54,7 +54,7 @@ impl Instance {
             }
             Some(OpenUntil { pause, why }) => {
                 self.show(None, Some(why.clone()));
-                State::Resting { until: Instant::now() + pause, why }
+                State::CircuitOpen { until: Instant::now() + pause, why }
             }
         }
     }

@@ -162,7 +162,7 @@ pub enum CallError {
     Misbehaved(String),
     /// Its circuit is open, or another call tries it.
     #[error("{why}")]
-    Resting { why: String, left: Duration },
+    CircuitOpen { why: String, left: Duration },
     /// Its start could not be recorded, so it was not started.
     #[error("the audit log cannot record its start: {0}")]
     Unrecorded(String),
@@ -208,7 +208,7 @@ impl CallError {
             Self::Overloaded { what, .. } => {
                 (Code::ServerOverloaded, format!("server `{server}` has too many {what}"))
             }
-            Self::Resting { left, .. } => {
+            Self::CircuitOpen { left, .. } => {
                 let message = format!(
                     "server `{server}` is crashing repeatedly; circuit open, retry in {} ms",
                     left.as_millis()
