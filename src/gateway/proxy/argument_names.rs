@@ -269,7 +269,7 @@ impl<'s> SchemaNames<'s> {
             let names = schemas.flat_map(names_of).chain(of_names.flat_map(listed));
             let names = names.chain(patterns.iter().copied().filter_map(name_in));
             let known: HashMap<_, _> = names.map(|name| (name, None)).collect();
-            let patterns = patterns.into_iter().filter(|text| name_in(text).is_none()).collect();
+            let patterns = patterns.into_iter().filter(|text| !is_one_name(text)).collect();
             self.parts += known.len();
             if self.parts > PARTS {
                 return Err(Wrong::TooLarge);
@@ -323,7 +323,7 @@ impl<'s> SchemaNames<'s> {
                                 self.parts += 1;
                                 names.entry(fold(name.into())).or_default().push(name);
                             }
-                            patterns.extend(patterns_in(schema).filter(|p| name_in(p).is_none()));
+                            patterns.extend(patterns_in(schema).filter(|p| !is_one_name(p)));
                             open.extend(schema.values());
                         }
                         Value::Array(items) => open.extend(items),
@@ -438,6 +438,11 @@ fn name_in(pattern: &str) -> Option<&str> {
     let name = name.strip_suffix('$').unwrap_or(name);
     let is_name = |c: char| c.is_alphanumeric() || "_-".contains(c);
     (!name.is_empty() && name.chars().all(is_name)).then_some(name)
+}
+
+/// Whether a pattern matches one name only. Without an anchor it matches parts of other names, too.
+fn is_one_name(pattern: &str) -> bool {
+    pattern.starts_with('^') && pattern.ends_with('$') && name_in(pattern).is_some()
 }
 
 /// What a schema says of the members that it does not name. Patterns are not looked at: each may be
@@ -581,6 +586,8 @@ mod tests {
             (of(&["^(path|dir)$"]), "other", "DIR"),
             (of(&["^(?:path|dir)_name$"]), "dir_name", "dir_Name"),
             (of(&["^[a-z]+$"]), "path", "PATH"),
+            (of(&["_key$"]), "api_key", "API_KEY"),
+            (of(&["^x-"]), "x-force", "X-Force"),
             (of(&["^k$"]), "k", "\u{212a}"),
             (of(&["^(k|l)$"]), "k", "\u{212a}"),
             (json!({ "propertyNames": { "pattern": "^(path|dir)$" } }), "path", "Path"),
