@@ -508,8 +508,10 @@ fn loads_code(name: &str) -> bool {
 /// Whether a variable changes what a server runs: where its packages are fetched from, which modules it loads,
 /// or whom it believes on the way there.
 pub(crate) fn changes_what_runs(name: &str) -> bool {
-    const BEGINNINGS: [&str; 3] = ["NPM_CONFIG_", "UV_", "PIP_"];
-    const NAMES: [&str; 14] = [
+    const BEGINNINGS: [&str; 6] = ["NPM_CONFIG_", "YARN_", "COREPACK_", "UV_", "PIP_", "XDG_"];
+    const NAMES: [&str; 15] = [
+        // The folder of the settings of npm, Yarn, pip, and git.
+        "HOME",
         "NODE_PATH",
         "NODE_EXTRA_CA_CERTS",
         "NODE_TLS_REJECT_UNAUTHORIZED",

@@ -48,7 +48,7 @@ pub use name::{Names, Unfit, is_legal, ours, own_variables};
 pub use node::{Key, MAX_BYTES, MAX_DEPTH, MAX_NODES, Node, What};
 pub use options::{Options, Packages};
 pub use reference::{NoReference, Reference};
-pub use report::{Kind, Location, Note, Problem, brief};
+pub use report::{Kind, Location, Note, Problem, brief, quoted};
 pub use secret_heuristics::{
     argument_holds_secret, begins_as_key, holds_key, names_secret, segment_holds_secret,
     url_holds_secret,

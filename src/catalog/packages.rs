@@ -4,7 +4,7 @@ use crate::{
     draft::Draft,
     image::NoImage,
     options::Packages,
-    report::{Location, Report, brief},
+    report::{Location, Report, brief, quoted},
     server::{Image, Run},
 };
 
@@ -143,13 +143,14 @@ pub(crate) fn identity(program: &str, arguments: &[String]) -> String {
         Some(fetcher) => unversioned(fetcher, arguments),
         None => arguments.to_vec(),
     };
-    let words = std::iter::once(program).chain(words.iter().map(String::as_str)).map(quoted);
+    let words =
+        std::iter::once(program).chain(words.iter().map(String::as_str)).map(quoted_if_needed);
     words.collect::<Vec<_>>().join(" ")
 }
 
 /// A word, with quotes where it would not be told from others without.
-fn quoted(word: &str) -> String {
-    let shown = format!("{word:?}");
+fn quoted_if_needed(word: &str) -> String {
+    let shown = quoted(word);
     let plain = !word.is_empty() && !word.contains(char::is_whitespace);
     if plain && shown.len() == word.len() + 2 { word.to_owned() } else { shown }
 }

@@ -138,13 +138,32 @@ impl Report {
 
 /// A stranger's text that a person confirms: all of it, on one line, with nothing unseen in it.
 pub(crate) fn whole(text: &str) -> String {
-    text.chars().flat_map(char::escape_debug).collect()
+    escape_blanks(text.chars().flat_map(char::escape_debug))
+}
+
+/// The same in double quotes.
+pub fn quoted(text: &str) -> String {
+    escape_blanks(format!("{text:?}").chars())
+}
+
+/// Escapes letters and symbols that look like a space, and which Rust counts as printable.
+fn escape_blanks(escaped: impl Iterator<Item = char>) -> String {
+    let mut shown = String::new();
+    for c in escaped {
+        match c {
+            '\u{115f}' | '\u{1160}' | '\u{2800}' | '\u{3164}' | '\u{ffa0}' | '\u{1d159}' => {
+                shown.extend(c.escape_unicode());
+            }
+            c => shown.push(c),
+        }
+    }
+    shown
 }
 
 /// A stranger's text for a message: short, on one line, with nothing unseen in it.
 pub fn brief(text: &str) -> String {
     const LONGEST: usize = 60;
-    let mut shown: String = text.chars().take(LONGEST).flat_map(char::escape_debug).collect();
+    let mut shown = escape_blanks(text.chars().take(LONGEST).flat_map(char::escape_debug));
     if text.chars().nth(LONGEST).is_some() {
         shown.push('…');
     }

@@ -313,14 +313,15 @@ fn what_is_confirmed_is_shown_whole() {
     let long = format!("/srv/{}end", "a-long-name/".repeat(8));
     let registry = format!("https://registry.example.com{long}");
     let server = |argument: &str| {
-        json!({ "mcpServers": { "s": { "command": "npx", "args": ["x@1.0.0", argument, "\u{202e}back"],
-            "env": { "NPM_CONFIG_REGISTRY": registry, "MODE": "fast" } } } })
+        json!({ "mcpServers": { "s": { "command": "npx", "args": ["x@1.0.0", argument, "\u{202e}back", "\u{3164}"],
+            "env": { "HOME": "/srv/home", "NPM_CONFIG_REGISTRY": registry, "MODE": "fast" } } } })
     };
     write(dir, "c.json", &server(&long).to_string());
     let (_, out, err) = run(dir, &["server", "import", "c.json", "--dry-run"]);
     let line =
         |begins: &str| out.lines().find(|line| line.trim().starts_with(begins)).unwrap_or_default();
-    assert!(line("arguments").ends_with(&format!("{long:?} \"\\u{{202e}}back\"")), "{out}{err}");
+    let shown = format!("{long:?} \"\\u{{202e}}back\" \"\\u{{3164}}\"");
+    assert!(line("arguments").ends_with(&shown), "{out}{err}");
     assert!(line("deviates: it reads").contains(&format!("`{long}`")), "{out}{err}");
     let told = line("variable NPM_CONFIG_REGISTRY");
     assert!(told.contains(&format!("<- {registry:?}  -> ")), "{out}");
@@ -330,7 +331,7 @@ fn what_is_confirmed_is_shown_whole() {
     let shown: Value = serde_json::from_str(&out).unwrap();
     let changes = shown["taken"][0]["handed"].as_array().unwrap().iter();
     let changes: Vec<_> = changes.map(|one| &one["changes-what-runs"]).collect();
-    assert_eq!(changes, [&json!(false), &json!(true)]);
+    assert_eq!(changes, [&json!(true), &json!(false), &json!(true)]);
 
     // Nobody reads more than that.
     write(dir, "c.json", &server(&"a-word ".repeat(600)).to_string());

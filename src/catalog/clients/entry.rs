@@ -12,7 +12,7 @@ use crate::{
     object::{Object, Said},
     options::Options,
     packages,
-    report::{Location, Report, brief},
+    report::{Location, Report, brief, quoted},
     server::{Run, Secret, Server, Transport},
 };
 
@@ -77,7 +77,7 @@ pub(super) fn read(
     }
     for key in ["disabledTools", "excludeTools", "disabled_tools"] {
         let off: Vec<String> =
-            entry.texts(key, report).iter().map(|said| format!("{:?}", said.text)).collect();
+            entry.texts(key, report).iter().map(|said| quoted(said.text)).collect();
         if !off.is_empty() {
             let off = off.join(", ");
             report.must(

@@ -279,17 +279,16 @@ impl Reader<'_> {
 
     /// A value without quotes in free text.
     fn unquoted(&self, at: usize, separator: usize, name: usize) -> Option<Range<usize>> {
+        let is_cookie = self.0.get(name..separator)?.trim_end().to_ascii_lowercase();
+        // A header: the field of a form ends at the next.
+        let is_cookie = self.byte(separator) == Some(b':') && is_cookie.ends_with("cookie");
         if !self.begins_line(name) {
+            if is_cookie {
+                return Some(at..self.cookies(at));
+            }
             let mut end = self.word(at);
             if self.0.get(at..end).is_some_and(is_scheme) {
                 end = self.word(self.skip_blanks(end));
-            }
-            let name = self.0.get(name..separator).unwrap_or_default();
-            if name.trim_end().to_ascii_lowercase().ends_with("cookie") {
-                // A cookie may have more fields.
-                while self.before(end) == Some(b';') && self.byte(end) == Some(b' ') {
-                    end = self.word(end + 1);
-                }
             }
             return Some(at..end);
         }
@@ -303,7 +302,25 @@ impl Reader<'_> {
         }
         let end = self.word(at);
         // Of a form body or a query, the next field is not the value any more.
-        Some(at..if self.byte(end) == Some(b'&') { end } else { line_end })
+        let is_field = self.byte(end) == Some(b'&') && !is_cookie;
+        Some(at..if is_field { end } else { line_end })
+    }
+
+    /// The end of the pairs of a `Cookie` or `Set-Cookie` header. Values may be in quotes (RFC 6265,
+    /// section 4.1.1).
+    fn cookies(&self, from: usize) -> usize {
+        let mut at = from;
+        loop {
+            at = self.until(at, |b| b.is_ascii_whitespace() || b"\"'`<>".contains(&b));
+            at = match (self.before(at), self.byte(at)) {
+                (Some(b'='), Some(b'"')) => {
+                    let end = self.until(at + 1, |b| matches!(b, b'"' | b'\r' | b'\n'));
+                    end + usize::from(self.byte(end) == Some(b'"'))
+                }
+                (Some(b';'), Some(b' ')) => at + 1,
+                _ => return at,
+            };
+        }
     }
 
     /// The end of a word: white space, a quote, or the next field of a form.

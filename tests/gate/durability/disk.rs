@@ -233,15 +233,21 @@ async fn a_proxy_whose_log_cannot_be_written_does_not_start() {
 async fn a_proxy_out_of_file_handles_refuses_what_it_cannot_record() {
     let mut rig = Rig::new("").await;
     let pid = rig.gate.pid();
-    let open: BTreeSet<u64> = std::fs::read_dir(format!("/proc/{pid}/fd"))
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().to_str().unwrap().parse().unwrap())
-        .collect();
     // The next one that is opened would be this.
-    limit(pid, (0..).find(|handle| !open.contains(handle)).unwrap());
+    let close_all_others = || {
+        let open: BTreeSet<u64> = std::fs::read_dir(format!("/proc/{pid}/fd"))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().to_str().unwrap().parse().unwrap())
+            .collect();
+        limit(pid, (0..).find(|handle| !open.contains(handle)).unwrap());
+    };
     // More than a file of commits takes, over the connections that there are.
     let mut refused = 0;
-    for _ in 0..2500 {
+    for calls in 0..2500 {
+        // A handle that was open for a moment only leaves room for one more.
+        if calls % 500 == 0 && refused == 0 {
+            close_all_others();
+        }
         match rig.caller.call().await {
             (mark, Came::Answer) => rig.answered.push(mark),
             // Also one that was made, whose outcome needed the file: `check` finds its intent.

@@ -83,6 +83,12 @@ fn values_are_found_by_the_names_in_front_of_them() {
         // Cookies within a line.
         ("sent Cookie: a=1; b=2 to c", "sent Cookie: # to c"),
         ("got Set-Cookie: sid=1; Path=/; Secure in", "got Set-Cookie: # in"),
+        ("sent Cookie: a=\"1 2\"; b=x&c=2; d=\"3\" to e", "sent Cookie: # to e"),
+        ("sent Cookie: a=\"1", "sent Cookie: #"),
+        ("sent Cookie: a=\"1\nHost: \"b\"", "sent Cookie: #\nHost: \"b\""),
+        ("session_cookie=abc&page=2", "session_cookie=#&page=2"),
+        ("?session_cookie=abc&page=2", "?session_cookie=#&page=2"),
+        ("Cookie: q=x&sid=2; token=3\nHost: a", "Cookie: #\nHost: a"),
         // Marks that this proxy does not write.
         ("password: [redacted:hunter2]", "password: #"),
         ("token=[redacted:vault:s/hunter2]", "token=#"),

@@ -6,7 +6,9 @@ use serde_json::{Value, json};
 
 use super::{Policies, Taken};
 use crate::cli::Context;
-use portcullis_catalog::{HandOver, HandOverKind, Kind, Problem, Run, Server, write::Change};
+use portcullis_catalog::{
+    HandOver, HandOverKind, Kind, Problem, Run, Server, quoted, write::Change,
+};
 
 /// How far it is with what is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -148,7 +150,7 @@ fn told(
         Run::Remote { .. } => &[],
     };
     if !arguments.is_empty() {
-        let words: Vec<String> = arguments.iter().map(|word| format!("{word:?}")).collect();
+        let words: Vec<String> = arguments.iter().map(|word| quoted(word)).collect();
         ctx.line(format!("  arguments  {}", words.join(" ")))?;
     }
     handed(ctx, taken)?;
@@ -180,7 +182,7 @@ fn handed(ctx: &Context, taken: &Taken) -> anyhow::Result<()> {
     let to = server.destination().join(", ");
     for HandOver { kind, name, from, permitted, changes_what_runs } in server.handed() {
         let from = match kind {
-            HandOverKind::Variable => format!("{from:?}"),
+            HandOverKind::Variable => quoted(from),
             HandOverKind::Header | HandOverKind::Secret => from.to_owned(),
         };
         let open = match permitted {
