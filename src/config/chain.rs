@@ -15,6 +15,9 @@ use super::Config;
 /// seconds, and nobody chose a shorter time.
 const DEFAULT_DEADLINE_MS: u64 = 10_000;
 
+/// The interceptors of every chain, behind its rate limits. No entry of a file changes them.
+pub(super) const BUILTIN: [&str; 2] = ["policy", "argument-names"];
+
 /// An interceptor of the chain.
 #[derive(Debug, Clone)]
 pub struct Member<'a> {
@@ -46,7 +49,7 @@ impl Member<'_> {
 }
 
 impl Config {
-    /// The chain in its order, without `policy`: rate limits first, then what is on by default,
+    /// The chain in its order, without [`BUILTIN`]: rate limits first, then what is on by default,
     /// then the entries of the file. An entry takes the place of the default for the same `use`, also
     /// one that is off.
     pub fn chain(&self) -> Vec<Member<'_>> {
@@ -60,12 +63,12 @@ impl Config {
         chain
     }
 
-    /// The whole chain with `policy`, as a person reads it.
+    /// The whole chain with [`BUILTIN`], as a person reads it.
     pub fn chain_in_words(&self) -> String {
         let chain = self.chain();
         let first = chain.iter().filter(|member| member.entry.is_rate_limit()).count();
         let mut names: Vec<String> = chain.iter().map(Member::shown).collect();
-        names.insert(first, "policy".to_owned());
+        names.splice(first..first, BUILTIN.map(str::to_owned));
         names.join(", ")
     }
 
@@ -81,8 +84,9 @@ impl Config {
                 default: member.at.is_none(),
             })
             .collect();
-        let policy = Shown { name: "policy".to_owned(), mode: Mode::Enforce, default: true };
-        shown.insert(first, policy);
+        let builtin = BUILTIN.map(str::to_owned);
+        let builtin = builtin.map(|name| Shown { name, mode: Mode::Enforce, default: true });
+        shown.splice(first..first, builtin);
         shown
     }
 
@@ -126,17 +130,26 @@ mod tests {
         let off = |kind: &str| format!("{}mode = \"off\"\n", entry(kind));
         let all = ["rate-limit", "schema", "secrets"];
         for (text, expected) in [
-            (String::new(), "rate-limit (default), policy, schema (default), secrets (default)"),
-            (off("schema"), "rate-limit (default), policy, secrets (default), schema (off)"),
+            (
+                String::new(),
+                "rate-limit (default), policy, argument-names, schema (default), secrets (default)",
+            ),
+            (
+                off("schema"),
+                "rate-limit (default), policy, argument-names, secrets (default), schema (off)",
+            ),
             (
                 format!("{}{}", entry("secrets"), entry("schema")),
-                "rate-limit (default), policy, secrets, schema",
+                "rate-limit (default), policy, argument-names, secrets, schema",
             ),
             (
                 format!("{}mode = \"audit\"\n{}", entry("schema"), entry("rate-limit")),
-                "rate-limit, policy, secrets (default), schema (audit)",
+                "rate-limit, policy, argument-names, secrets (default), schema (audit)",
             ),
-            (all.map(off).concat(), "rate-limit (off), policy, schema (off), secrets (off)"),
+            (
+                all.map(off).concat(),
+                "rate-limit (off), policy, argument-names, schema (off), secrets (off)",
+            ),
         ] {
             assert_eq!(chain(&text), expected, "{text}");
         }

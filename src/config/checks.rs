@@ -16,6 +16,7 @@ use portcullis_interceptors::InterceptorKind;
 
 use super::{
     Finding,
+    chain::BUILTIN,
     deserialize::Built,
     document::Document,
     finding::Code,
@@ -313,7 +314,7 @@ impl Checker<'_> {
                     "this is no name for an interceptor",
                     "use 1 to 64 letters, digits, `.`, `_` and `-`",
                 );
-            } else if matches!(name, "policy" | "audit") {
+            } else if BUILTIN.contains(&name) || name == "audit" {
                 self.conflict(
                     &key,
                     format!("`{name}` is always in the chain, under that name"),

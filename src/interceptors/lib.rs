@@ -4,6 +4,7 @@
 //! - An interceptor uses no sockets.
 //! - An interceptor does not know the others.
 
+pub mod argument_names;
 pub mod entry;
 pub mod plugin;
 pub mod policy;

@@ -166,38 +166,68 @@ async fn connections_without_a_key_behind_a_trusted_proxy_lock_nobody_out() {
     gate.stop().await;
 }
 
-/// The log says that connections of a trusted proxy are not taken.
+/// Idle connections of a trusted proxy give way: the oldest to its next, and to a client of its own.
 #[tokio::test]
-async fn connections_of_a_trusted_proxy_beyond_the_bound_are_told_of() {
-    let mut gate = Setup::notes()
+async fn idle_connections_of_a_trusted_proxy_lock_no_client_out() {
+    let written = Setup::notes()
         .keyed()
         .listen("trusted-proxies = [\"127.0.0.2\"]\nclient-address = \"forwarded\"")
         .and("[limits.connections]\ntotal = 8")
-        .start()
-        .await;
+        .write();
+    let key = written.add_client("ann", &[]).await;
+    let gate = written.start().await;
     let mut open = Vec::new();
-    for _ in 0..7 {
+    for _ in 0..9 {
         open.push(connect_from([127, 0, 0, 2].into(), gate.addr).await.unwrap());
     }
-    let told = gate.logged("a connection that is not taken", |line| {
-        line.contains("connections of trusted proxies closed")
-    });
-    let line = told.await;
-    assert!(line.contains("127.0.0.2"), "{line}");
-    let last = open.last_mut().unwrap();
-    let closed = in_time("the end of a connection", last.read(&mut [0; 1])).await;
+    let closed = in_time("the end of the oldest", open[0].read(&mut [0; 1])).await;
     assert!(!closed.is_ok_and(|read| read > 0));
+    let newest = open.last_mut().unwrap();
+    let request =
+        format!("GET /mcp HTTP/1.1\r\nHost: {}\r\nForwarded: for=127.0.0.3\r\n\r\n", gate.addr);
+    newest.write_all(request.as_bytes()).await.unwrap();
+    let answered = in_time("the answer on the newest", newest.read(&mut [0; 1])).await;
+    assert_eq!(answered.unwrap(), 1);
+    assert_eq!(calls("during", 5, &gate, &key).await, 5);
     drop(open);
     gate.stop().await;
 }
 
-/// Opens an event stream, and returns it with the status of its answer.
-async fn stream(to: SocketAddr, key: &str) -> (TcpStream, u16) {
+/// The log says that connections of a trusted proxy are not taken: each that it has is busy.
+#[tokio::test]
+async fn busy_connections_of_a_trusted_proxy_give_way_to_nobody() {
+    let written = Setup::notes()
+        .keyed()
+        .listen("trusted-proxies = [\"127.0.0.2\"]\nclient-address = \"forwarded\"")
+        .and("[limits.connections]\ntotal = 8\nper-client = 6")
+        .write();
+    let key = written.add_client("ann", &[]).await;
+    let mut gate = written.start().await;
+    let proxy = IpAddr::from([127, 0, 0, 2]);
+    let mut streams = Vec::new();
+    for _ in 0..6 {
+        let (stream, status) = stream(proxy, gate.addr, &key).await;
+        assert_eq!(status, 200);
+        streams.push(stream);
+    }
+    let mut refused = connect_from(proxy, gate.addr).await.unwrap();
+    let line = gate.logged("a connection that is not taken", |line| {
+        line.contains("connections of trusted proxies closed: too many are open")
+    });
+    assert!(line.await.contains("127.0.0.2"));
+    let closed = in_time("the end of a connection", refused.read(&mut [0; 1])).await;
+    assert!(!closed.is_ok_and(|read| read > 0));
+    drop(streams);
+    gate.stop().await;
+}
+
+/// Opens an event stream from an address, and returns it with the status of its answer.
+async fn stream(from: IpAddr, to: SocketAddr, key: &str) -> (TcpStream, u16) {
     let exchange = async {
-        let mut stream = TcpStream::connect(to).await.unwrap();
+        let mut stream = connect_from(from, to).await.unwrap();
         let text = format!(
             "GET /sse HTTP/1.1\r\nHost: {to}\r\nAuthorization: Bearer {key}\r\n\
-             Accept: text/event-stream\r\n\r\n"
+             Forwarded: for=127.0.0.3\r\nAccept: text/event-stream\r\n\r\n"
         );
         stream.write_all(text.as_bytes()).await.unwrap();
         let mut answer = vec![0; 1024];
@@ -221,7 +251,7 @@ async fn the_streams_of_one_key_lock_no_other_key_of_their_address_out() {
     let mut streams = Vec::new();
     let mut statuses = Vec::new();
     for _ in 0..1_100 {
-        let (stream, status) = stream(gate.addr, &greedy).await;
+        let (stream, status) = stream(HERE, gate.addr, &greedy).await;
         streams.push(stream);
         statuses.push(status);
     }
@@ -233,7 +263,7 @@ async fn the_streams_of_one_key_lock_no_other_key_of_their_address_out() {
     assert!(refused.iter().any(|record| record["principal"] == "greedy"), "{refused:#?}");
     drop(streams);
     until("a place for the client", async || {
-        (stream(gate.addr, &greedy).await.1 == 200).then_some(())
+        (stream(HERE, gate.addr, &greedy).await.1 == 200).then_some(())
     })
     .await;
     gate.stop().await;
@@ -253,7 +283,7 @@ async fn the_streams_of_many_keys_leave_places_to_a_client_with_few() {
     let (mut streams, mut open) = (Vec::new(), 0);
     for key in &greedy {
         for _ in 0..20 {
-            let (stream, status) = stream(gate.addr, key).await;
+            let (stream, status) = stream(HERE, gate.addr, key).await;
             streams.push(stream);
             open += usize::from(status == 200);
         }

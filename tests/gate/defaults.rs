@@ -10,7 +10,7 @@ const NOTES: &str = "[servers.notes]\ncommand = [\"portcullis\", \"example-serve
 #[tokio::test]
 async fn without_a_line_in_the_config_schemas_secrets_and_rates_are_checked() {
     let gate = Setup::crooked("").and(NOTES).start().await;
-    let chain = "rate-limit (default), policy, schema (default), secrets (default)";
+    let chain = "rate-limit (default), policy, argument-names, schema (default), secrets (default)";
     let checked = gate.cli(&["check"]).await;
     assert!(checked.stdout.contains(&format!("chain: {chain}\n")), "{checked:#?}");
     let inspected = gate.cli(&["server", "inspect", "crooked"]).await;
@@ -45,7 +45,8 @@ async fn without_a_line_in_the_config_schemas_secrets_and_rates_are_checked() {
 async fn a_default_is_switched_off_by_a_line_that_says_so_and_by_no_other() {
     let gate = Setup::crooked("").and(NOTES).without("secrets").without("schema").start().await;
     let checked = gate.cli(&["check"]).await;
-    let chain = "chain: rate-limit (default), policy, schema (off), secrets (off)\n";
+    let chain =
+        "chain: rate-limit (default), policy, argument-names, schema (off), secrets (off)\n";
     assert!(checked.stdout.contains(chain), "{checked:#?}");
     let agent = gate.modern();
     let secret = credential();

@@ -96,7 +96,7 @@ fn a_policy_is_checked_against_the_type() {
        ╰────
       help: take the tool out of the file: policies decide on it by `call_tool` and `context.args` then
 
-    chain: rate-limit (default), policy, schema (default), secrets (default)
+    chain: rate-limit (default), policy, argument-names, schema (default), secrets (default)
     1 finding
     --- stderr
     "#);

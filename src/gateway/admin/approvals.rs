@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 
 use super::{Peer, Problem};
 use crate::{
+    Gateway,
     approval::{PendingApproval, Resolution, ResolutionResult},
-    proxy::Gateway,
 };
 
 /// What a person says of a call.

@@ -11,7 +11,7 @@ use axum::{
 use serde::{Deserialize, Serialize};
 
 use super::{Peer, Problem};
-use crate::proxy::Gateway;
+use crate::Gateway;
 use portcullis_audit::record::By;
 use portcullis_protocol::identity::Change;
 
@@ -36,6 +36,6 @@ async fn change(
     Json(ClientChange { change, reason }): Json<ClientChange>,
 ) -> Result<Json<()>, Problem> {
     let user = peer.user.as_deref().map(str::to_owned);
-    proxy.client_changes(change, By { uid: Some(peer.uid), user, reason }).await?;
+    proxy.clients.record_change(change, By { uid: Some(peer.uid), user, reason }).await?;
     Ok(Json(()))
 }

@@ -10,7 +10,7 @@ use axum::{
 };
 
 use super::{Peer, Problem};
-use crate::proxy::Gateway;
+use crate::Gateway;
 use portcullis_audit::record::{ByHand, ImageDone};
 
 /// The route.

@@ -8,7 +8,7 @@ use http::StatusCode;
 use serde::{Deserialize, Serialize};
 
 use super::Problem;
-use crate::proxy::Gateway;
+use crate::Gateway;
 use portcullis_audit::{Backup, BackupFault, PruneFault, Pruned};
 
 /// Where to copy the log.

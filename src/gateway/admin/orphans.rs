@@ -11,7 +11,7 @@ use axum::{
 use http::StatusCode;
 
 use super::{Peer, Problem};
-use crate::proxy::Gateway;
+use crate::Gateway;
 use portcullis_audit::record::{ByHand, MEMBERS, Reaping};
 
 /// The route.

@@ -11,7 +11,7 @@ use http::StatusCode;
 use serde_json::{Value, json};
 
 use super::Problem;
-use crate::proxy::Gateway;
+use crate::Gateway;
 use portcullis_upstream::{ReloadScope, RestartReport, RotationReport, Server};
 
 /// `GET /v1/servers`, `GET /v1/servers/NAME/log`, `GET /v1/servers/NAME/tools`, `GET /v1/status`,
@@ -31,7 +31,7 @@ async fn status(State(proxy): State<Arc<Gateway>>) -> Json<Value> {
     let policies = proxy.policies.status().borrow().clone();
     let (missing, missed) = proxy.audit.missed();
     let audit = &proxy.config.audit;
-    let (rejected, waiting) = proxy.unfollowed();
+    let (rejected, waiting) = proxy.servers.unfollowed();
     Json(json!({
         "version": env!("CARGO_PKG_VERSION"),
         "policies": policies,
@@ -42,7 +42,7 @@ async fn status(State(proxy): State<Arc<Gateway>>) -> Json<Value> {
             "waiting": waiting,
         },
         "sessions": proxy.sessions.count(),
-        "servers": proxy.server_states().await,
+        "servers": proxy.servers.states().await,
         "audit": {
             "records": proxy.audit.written(),
             "on-failure": audit.on_failure,
@@ -58,7 +58,7 @@ async fn status(State(proxy): State<Arc<Gateway>>) -> Json<Value> {
 }
 
 async fn servers(State(proxy): State<Arc<Gateway>>) -> Json<Vec<Value>> {
-    Json(proxy.server_states().await)
+    Json(proxy.servers.states().await)
 }
 
 async fn log(
@@ -88,7 +88,7 @@ async fn secrets(
     let server = server(&proxy, &name)?.clone();
     // On a task of its own: who asked may not wait for the end of it.
     let rehanded =
-        tokio::spawn(async move { server.rehand(proxy.as_ref(), ReloadScope::All).await });
+        tokio::spawn(async move { server.rehand(&*proxy.servers, ReloadScope::All).await });
     let rehanded =
         rehanded.await.unwrap_or_else(|error| Err(error.to_string())).map_err(|why| {
             Problem::new(StatusCode::SERVICE_UNAVAILABLE, format!("server `{name}`: {why}"))

@@ -6,10 +6,7 @@ use std::sync::Arc;
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::in_flight::{Answer, InFlight};
-use crate::{
-    proxy::{Caller, ConcurrencyPermit, ExchangeResponse, Gateway},
-    session::Session,
-};
+use crate::{Caller, ConcurrencyPermit, ExchangeResponse, Gateway, session::Session};
 use portcullis_protocol::{
     codec::{Frame, Id, Kind, elements},
     exchange::{Method, Revision},
@@ -49,8 +46,10 @@ pub(super) async fn take(
         };
         let (transport, address) = (caller.transport, caller.client_addr);
         let (principal, message) = (Some(&*caller.principal), Some(&*element));
-        let turned =
-            proxy.reject(&refusal, transport, address, principal, message, id.as_ref()).await;
+        let turned = proxy
+            .recorder
+            .reject(&refusal, transport, address, principal, message, id.as_ref())
+            .await;
         let (refused, error) = (Some(refusal.code), Some(refusal.code.rpc().into()));
         let answered = ExchangeResponse { text: Some(turned), refused, error, session: None };
         // What is no message may have been a request.
@@ -72,7 +71,7 @@ fn admit(
     }
     match place.take() {
         Some(place) => Ok(place),
-        None => proxy.acquire(&caller.principal),
+        None => proxy.admission.acquire(&caller.principal),
     }
 }
 

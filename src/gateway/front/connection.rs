@@ -18,7 +18,7 @@ use super::{
     in_flight::{InFlight, Output, pieces},
 };
 use crate::{
-    proxy::{Caller, ConcurrencyPermit, Gateway},
+    Caller, ConcurrencyPermit, Gateway,
     session::{Calls, Session},
 };
 use portcullis_chain::{Party, Weight, in_turns};
@@ -223,7 +223,10 @@ impl Connection {
     pub async fn turn_away(&self, away: &Rejected, message: Option<&[u8]>) -> Bytes {
         let principal = Some(&*self.principal);
         let id = away.id.as_ref();
-        self.proxy.reject(&away.refusal, self.transport, None, principal, message, id).await
+        self.proxy
+            .recorder
+            .reject(&away.refusal, self.transport, None, principal, message, id)
+            .await
     }
 
     /// What follows is said in this session, and what the session hears goes to the outbox.

@@ -10,12 +10,12 @@ use futures_util::{
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::DropGuard;
 
-use crate::proxy::{Caller, ConcurrencyPermit, ExchangeHandle, ExchangeResponse, Gateway};
+use crate::{Caller, ConcurrencyPermit, ExchangeHandle, ExchangeResponse, Gateway};
 use portcullis_protocol::codec::{Frame, Id, Kind};
 
 /// A message that was sent on its way, or was turned away.
 pub(super) enum InFlight {
-    UnderWay { ticket: ExchangeHandle, id: Option<Id> },
+    UnderWay { handle: ExchangeHandle, id: Option<Id> },
     Settled(Answer),
 }
 
@@ -45,7 +45,7 @@ impl InFlight {
             Kind::Request { id, .. } => Some(id.clone()),
             _ => None,
         };
-        Self::UnderWay { ticket: proxy.take(caller, frame, place), id }
+        Self::UnderWay { handle: proxy.start(caller, frame, place), id }
     }
 
     /// Whether an answer is to come.
@@ -80,10 +80,11 @@ pub(super) fn pieces(
     let mut guards = Vec::new();
     let pieces = stream::select_all(sent.into_iter().map(|sent| match sent {
         InFlight::Settled(answer) => stream::once(ready(Output::Answer(answer))).boxed(),
-        InFlight::UnderWay { ticket: ExchangeHandle { notices, answer, cancel }, id } => {
+        InFlight::UnderWay { handle: ExchangeHandle { notices, response, cancel }, id } => {
             guards.push(cancel);
             let asked = id.is_some();
-            stream::unfold(Progress::UnderWay { notices, answer, asked }, Progress::next).boxed()
+            stream::unfold(Progress::UnderWay { notices, answer: response, asked }, Progress::next)
+                .boxed()
         }
     }));
     (pieces, guards)

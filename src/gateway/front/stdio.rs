@@ -11,7 +11,7 @@ use tokio::{
 use tokio_util::codec::{AnyDelimiterCodec, AnyDelimiterCodecError, FramedRead};
 
 use super::connection::{Connection, ENDED, Rejected};
-use crate::proxy::Gateway;
+use crate::Gateway;
 use portcullis_protocol::exchange::View;
 use portcullis_protocol::{
     codec::{Flaw, one_line},
@@ -66,8 +66,8 @@ pub async fn serve(
 }
 
 async fn take(client: &Arc<Connection>, line: Bytes) -> Result<(), Rejected> {
-    let place = client.proxy.enter_within(&client.principal, PATIENCE).await?;
-    let line = client.proxy.arrived(&client.principal, line)?;
+    let place = client.proxy.admission.acquire_within(&client.principal, PATIENCE).await?;
+    let line = client.proxy.admission.arrived(&client.principal, line)?;
     if let Some(greeting) = client.take(line, place, None).await? {
         // Everything after it is said in its session.
         let _ = greeting.await;

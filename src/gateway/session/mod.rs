@@ -35,7 +35,7 @@ use portcullis_protocol::{
     refusal::{Code, Refusal},
 };
 
-pub use calls::Calls;
+pub use calls::{Calls, InFlight};
 pub use capabilities::ClientCapabilities;
 pub use log_level::LogLevel;
 pub use pending_requests::{ClientReply, PendingRequest, PendingRequests};

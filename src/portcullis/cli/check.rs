@@ -7,9 +7,7 @@ use tokio::task::spawn_blocking;
 use super::{Context, Exit, server};
 use portcullis_config::{Code, Diagnostics, Loaded};
 use portcullis_config::{mount_policy, refused_mounts};
-use portcullis_gateway::proxy::{
-    BoxedDiagnostic, PluginSecrets, artifacts, interceptor, ungranted,
-};
+use portcullis_gateway::{BoxedDiagnostic, PluginSecrets, artifacts, interceptor, ungranted};
 use portcullis_plugin_host::PluginHost;
 use portcullis_policy::Start;
 use portcullis_protocol::{identity::Store, names::ServerName};

@@ -11,7 +11,7 @@ use super::{
 };
 use portcullis_audit::record::{By, ByHand};
 use portcullis_config::Loaded;
-use portcullis_gateway::{admin, proxy::record_client_offline};
+use portcullis_gateway::{admin, record_client_offline};
 use portcullis_protocol::{
     identity::{Change, Key, KeyHash, Store, StoreFault},
     names::{ClientName, Group},

@@ -14,8 +14,8 @@ use super::{Context, Exit, Reports, adding, profile};
 use portcullis_catalog::{lock, profile_file::Profile};
 use portcullis_config::{Code, ConnectionBounds, Diagnostics, Loaded};
 use portcullis_gateway::{
-    admin, front,
-    proxy::{Caller, Files, Gateway, GatewayBuilder, Purpose, StartFailure, record_start_failure},
+    Caller, Files, Gateway, GatewayBuilder, Purpose, StartFailure, admin, front,
+    record_start_failure,
 };
 use portcullis_policy::Watcher;
 use portcullis_protocol::exchange::View;
@@ -191,7 +191,7 @@ async fn serve(args: &Args, ctx: &Context, loaded: &Loaded, begun: Begun) -> any
     let listener = door.context("a dry run takes no messages")?;
     let address = listener.address();
     // Before they are read again: what has changed since they were loaded is on record, too.
-    tokio::spawn(proxy.clone().tell_of_clients(keyring.clone(), keyring.changes()));
+    tokio::spawn(proxy.clients.clone().follow_changes(keyring.clone(), keyring.changes()));
     let _key_watcher = keyring.watch().context("the file of clients cannot be watched")?;
 
     let stop = CancellationToken::new();
@@ -217,7 +217,7 @@ async fn serve(args: &Args, ctx: &Context, loaded: &Loaded, begun: Begun) -> any
         audit: proxy.audit.clone(),
         refusal: Arc::new({
             let proxy = proxy.clone();
-            move |user: &str, code| proxy.records_admin_refusal(user, code)
+            move |user: &str, code| proxy.recorder.records_admin_refusal(user, code)
         }),
     };
     let local = tokio::spawn(socket.recorded(recorder).serve(local, stop.clone()));
@@ -290,12 +290,12 @@ async fn follow(
             move || args.read(&path)
         });
         match read.await {
-            Ok(Ok(loaded)) => proxy.apply_config(&loaded, asked).await,
-            Ok(Err(wrong)) => proxy.reject_config(&path, wrong.to_string(), asked).await,
-            Err(error) => proxy.reject_config(&path, error.to_string(), asked).await,
+            Ok(Ok(loaded)) => proxy.servers.apply_config(&loaded, asked).await,
+            Ok(Err(wrong)) => proxy.servers.reject_config(&path, wrong.to_string(), asked).await,
+            Err(error) => proxy.servers.reject_config(&path, error.to_string(), asked).await,
         }
         if asked {
-            proxy.reread_secrets();
+            proxy.servers.reread_secrets();
         }
         let changed = async {
             let more = match &mut files {
@@ -379,10 +379,10 @@ async fn dry_run(ctx: &Context, loaded: &Loaded, proxy: &Arc<Gateway>) -> anyhow
         let params = serde_json::json!({ "_meta": era::own_meta() }).to_string();
         let text = Frame::request(1, offer.method(), params.as_bytes());
         let frame = Frame::parse(text, proxy.request_caps())?;
-        let place = proxy.acquire(&caller.principal)?;
-        let mut ticket = proxy.take(caller.clone(), frame, place);
-        while ticket.notices.recv().await.is_some() {}
-        let answered = ticket.answer.await?;
+        let place = proxy.admission.acquire(&caller.principal)?;
+        let mut handle = proxy.start(caller.clone(), frame, place);
+        while handle.notices.recv().await.is_some() {}
+        let answered = handle.response.await?;
         let answer: serde_json::Value = answered
             .text
             .map(|text| serde_json::from_slice(&text))
@@ -405,7 +405,8 @@ async fn dry_run(ctx: &Context, loaded: &Loaded, proxy: &Arc<Gateway>) -> anyhow
         shown.insert(offer.member().to_owned(), names.into());
     }
     let failed: Vec<_> = proxy
-        .server_states()
+        .servers
+        .states()
         .await
         .into_iter()
         .filter_map(|state| {

@@ -22,10 +22,7 @@ use super::{
 };
 use portcullis_config::{Loaded, protected_paths};
 use portcullis_foundation::atomic_file;
-use portcullis_gateway::{
-    admin,
-    proxy::{GatewayBuilder, Purpose},
-};
+use portcullis_gateway::{GatewayBuilder, Purpose, admin};
 use portcullis_policy::{DeliveredAs, Handing};
 use portcullis_protocol::names::ServerName;
 use portcullis_runtime::ProtectedPaths;

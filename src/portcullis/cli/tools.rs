@@ -10,11 +10,7 @@ use super::{
     run::reported,
 };
 use portcullis_config::Loaded;
-use portcullis_gateway::{
-    admin,
-    front::http::AS,
-    proxy::{Caller, GatewayBuilder, Purpose},
-};
+use portcullis_gateway::{Caller, GatewayBuilder, Purpose, admin, front::http::AS};
 use portcullis_protocol::exchange::View;
 use portcullis_protocol::{
     codec::{Frame, era},
@@ -191,14 +187,14 @@ async fn alone(
     };
     let answer = async {
         let frame = Frame::parse(text, proxy.request_caps())?;
-        let place = proxy.acquire(&caller.principal)?;
-        let mut ticket = proxy.take(caller, frame, place);
-        while ticket.notices.recv().await.is_some() {}
-        let answered = ticket.answer.await?;
+        let place = proxy.admission.acquire(&caller.principal)?;
+        let mut handle = proxy.start(caller, frame, place);
+        while handle.notices.recv().await.is_some() {}
+        let answered = handle.response.await?;
         answered.text.context("the call was cancelled")
     };
     let answer: anyhow::Result<bytes::Bytes> = answer.await;
-    let states = proxy.server_states().await;
+    let states = proxy.servers.states().await;
     proxy.close("the question is answered").await;
     Ok((answer?, states))
 }

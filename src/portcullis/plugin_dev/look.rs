@@ -13,7 +13,7 @@ use super::{
     Wrong,
     cases::{Hook, StandIn, granted, hooks},
 };
-use portcullis_gateway::proxy::permits;
+use portcullis_gateway::permits;
 use portcullis_plugin_host::{
     Artifact, Compiled, Direction, Grants, Lifetime, Message, Phase, Pin, Plugin, PluginHost,
     Principal, PrincipalKind, Settings, Target,

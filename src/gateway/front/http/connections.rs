@@ -5,8 +5,9 @@
 //! of a network that has too many is closed for it. A connection moves to the other part with its
 //! first request that presents a valid key, and counts for the principal of that key from then on.
 //! A trusted proxy that forwards requests of many clients has places in that part, too; each of its
-//! connections counts for the client whose request it carries, as long as it does. The last places of
-//! that part are for principals that have few connections.
+//! connections counts for the client whose request it carries, as long as it does. Where places are
+//! missing, the one of its connections that was idle longest is closed. The last places of that part are for principals
+//! that have few connections.
 
 use std::{
     cmp::Reverse,
@@ -17,9 +18,9 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tokio_util::sync::CancellationToken;
+use tokio::sync::Notify;
 
-use crate::proxy::network;
+use crate::stages::network;
 use portcullis_config::ConnectionBounds;
 use portcullis_protocol::{
     identity::PrincipalKind,
@@ -44,11 +45,14 @@ struct State {
     /// The number of the next connection. Numbers grow, so a lower one is older.
     next: u64,
     /// What closes each connection that has not authenticated, by network and number.
-    unauthenticated: HashMap<IpAddr, BTreeMap<u64, CancellationToken>>,
+    unauthenticated: HashMap<IpAddr, BTreeMap<u64, Arc<Notify>>>,
     /// How many those are.
     unauthenticated_count: usize,
     /// How many connections of clients and of trusted proxies are open.
     authenticated_count: usize,
+    /// What closes each connection of a trusted proxy that carries no request, since when: a lower
+    /// number is longer ago.
+    idle_proxies: BTreeMap<u64, Arc<Notify>>,
     /// How many connections each principal has.
     clients: HashMap<PrincipalKind, usize>,
     /// How many requests without a key trusted proxies forward for each network.
@@ -81,7 +85,7 @@ impl Unlogged {
 pub(super) struct ConnectionPermit {
     table: Arc<ConnectionTable>,
     number: u64,
-    displaced: CancellationToken,
+    displaced: Arc<Notify>,
     place: Mutex<Place>,
 }
 
@@ -96,14 +100,24 @@ enum Place {
 
 /// For whom a trusted proxy's connection carries a request.
 enum Forwarding {
-    Nobody,
+    /// It carries no request, and has none since this moment of [`State::idle_proxies`].
+    Idle(u64),
+    /// It is not known yet.
+    Unknown,
     Client(PrincipalKind),
     /// A caller without a key.
     Anonymous(IpAddr),
 }
 
-/// Ends what a request of a trusted proxy's connection counts for when it is dropped.
-pub(super) struct RequestGuard(pub Arc<ConnectionPermit>);
+/// A request on a trusted proxy's connection. What it counts for ends when this is dropped.
+pub(super) struct RequestGuard(Arc<ConnectionPermit>);
+
+impl RequestGuard {
+    pub fn new(permit: Arc<ConnectionPermit>) -> Self {
+        permit.begin_request();
+        Self(permit)
+    }
+}
 
 impl Drop for RequestGuard {
     fn drop(&mut self) {
@@ -120,7 +134,8 @@ impl ConnectionTable {
     pub fn admit(self: &Arc<Self>, address: IpAddr) -> (ConnectionPermit, bool) {
         let network = network(address);
         let mut state = self.state.lock();
-        let permit = self.permit(&mut state, Place::Unauthenticated(network));
+        let displaced = Arc::new(Notify::new());
+        let permit = self.permit(&mut state, displaced, Place::Unauthenticated(network));
         let crowded = state.insert(network, permit.number, permit.displaced.clone(), &self.bounds);
         (permit, crowded)
     }
@@ -128,7 +143,7 @@ impl ConnectionTable {
     /// A place for a connection of a trusted proxy. None where they are all taken.
     pub fn admit_proxy(self: &Arc<Self>, address: IpAddr) -> Option<ConnectionPermit> {
         let mut state = self.state.lock();
-        if state.authenticated_count >= self.bounds.authenticated {
+        if !state.make_room(&self.bounds) {
             if let Some(count) = state.refused_proxies.add() {
                 tracing::warn!(
                     count,
@@ -139,27 +154,58 @@ impl ConnectionTable {
             return None;
         }
         state.authenticated_count += 1;
-        Some(self.permit(&mut state, Place::Proxy(Forwarding::Nobody)))
+        let displaced = Arc::new(Notify::new());
+        let place = Place::Proxy(state.idle(&displaced));
+        Some(self.permit(&mut state, displaced, place))
     }
 
-    fn permit(self: &Arc<Self>, state: &mut State, place: Place) -> ConnectionPermit {
-        let number = state.next;
-        state.next += 1;
-        let displaced = CancellationToken::new();
+    fn permit(
+        self: &Arc<Self>,
+        state: &mut State,
+        displaced: Arc<Notify>,
+        place: Place,
+    ) -> ConnectionPermit {
+        let number = state.number();
         ConnectionPermit { table: self.clone(), number, displaced, place: Mutex::new(place) }
     }
 }
 
 impl ConnectionPermit {
-    /// Cancelled once the connection has to give way to another, unless it has authenticated since.
-    pub fn displaced(&self) -> &CancellationToken {
-        &self.displaced
+    /// Returns once the connection has to give way to another. One on which a request with a key
+    /// arrives at that moment has a place of its client's, and does not.
+    pub async fn displaced(&self) {
+        loop {
+            self.displaced.notified().await;
+            if !self.has_place() {
+                return;
+            }
+        }
     }
 
-    /// Whether a request with a key has come on it. One that authenticates while it is to give way
-    /// does not give way any more: it has the place of its client.
-    pub fn is_authenticated(&self) -> bool {
-        matches!(*self.place.lock(), Place::Client(_))
+    /// Whether a trusted proxy forwards requests of many clients on it.
+    pub fn is_proxy(&self) -> bool {
+        matches!(*self.place.lock(), Place::Proxy(_))
+    }
+
+    fn has_place(&self) -> bool {
+        let place = self.place.lock();
+        self.table.state.lock().has(&place, self.number)
+    }
+
+    /// Counts a trusted proxy's connection as busy. One that was to give way does not if there is a
+    /// place for it.
+    fn begin_request(&self) {
+        let mut place = self.place.lock();
+        let Place::Proxy(forwarding) = &mut *place else { return };
+        let Forwarding::Idle(since) = *forwarding else { return };
+        let mut state = self.table.state.lock();
+        if state.idle_proxies.remove(&since).is_none() {
+            if !state.make_room(&self.table.bounds) {
+                return;
+            }
+            state.authenticated_count += 1;
+        }
+        *forwarding = Forwarding::Unknown;
     }
 
     /// Counts a trusted proxy's connection for the one client that it is for, by its address.
@@ -196,8 +242,11 @@ impl ConnectionPermit {
             return Err(full("too many connections of this client are open")
                 .detail(format!("limits.connections.per-client = {}", bounds.per_client)));
         }
-        let has_place = !matches!(*place, Place::Unauthenticated(_));
-        let others = state.authenticated_count - usize::from(has_place);
+        let has_place =
+            !matches!(*place, Place::Unauthenticated(_)) && state.has(&place, self.number);
+        let is_idle = matches!(*place, Place::Proxy(Forwarding::Idle(_)));
+        let idle = state.idle_proxies.len() - usize::from(is_idle && has_place);
+        let busy_others = state.authenticated_count - usize::from(has_place) - idle;
         let (most, whom) = match open < FEW {
             true => (bounds.authenticated, "authenticated clients"),
             false => (
@@ -205,7 +254,7 @@ impl ConnectionPermit {
                 "clients that have many connections",
             ),
         };
-        if others >= most {
+        if busy_others >= most || !has_place && !state.make_room(bounds) {
             return Err(full("too many connections are open")
                 .detail(format!("limits.connections: {most} are for {whom}")));
         }
@@ -229,7 +278,11 @@ impl ConnectionPermit {
     /// `rate-limited` where the network has no place left.
     pub fn forward_anonymous(&self, client: IpAddr) -> Result<(), Refusal> {
         let mut place = self.place.lock();
-        let Place::Proxy(forwarding @ Forwarding::Nobody) = &mut *place else { return Ok(()) };
+        let forwarding = match &mut *place {
+            Place::Proxy(forwarding @ Forwarding::Unknown) => forwarding,
+            Place::Proxy(Forwarding::Idle(_)) => return Err(full("too many connections are open")),
+            _ => return Ok(()),
+        };
         let network = network(client);
         let most = self.table.bounds.unauthenticated_per_network;
         let mut state = self.table.state.lock();
@@ -247,8 +300,11 @@ impl ConnectionPermit {
     fn end_request(&self) {
         let mut place = self.place.lock();
         if let Place::Proxy(forwarding) = &mut *place {
-            let before = std::mem::replace(forwarding, Forwarding::Nobody);
-            self.table.state.lock().end_forwarding(&before);
+            if !matches!(forwarding, Forwarding::Idle(_)) {
+                let mut state = self.table.state.lock();
+                state.end_forwarding(forwarding);
+                *forwarding = state.idle(&self.displaced);
+            }
         }
     }
 }
@@ -266,7 +322,7 @@ impl State {
         &mut self,
         network: IpAddr,
         number: u64,
-        displaced: CancellationToken,
+        displaced: Arc<Notify>,
         bounds: &ConnectionBounds,
     ) -> bool {
         let own = self.unauthenticated.get(&network).map_or(0, BTreeMap::len);
@@ -294,7 +350,7 @@ impl State {
     fn displace(&mut self, network: IpAddr) {
         let oldest = self.unauthenticated.get_mut(&network).and_then(BTreeMap::pop_first);
         let Some((_, displaced)) = oldest else { return };
-        displaced.cancel();
+        displaced.notify_one();
         self.forget_if_empty(network);
         self.unauthenticated_count -= 1;
         if let Some(count) = self.displaced.add() {
@@ -303,6 +359,41 @@ impl State {
                 %network,
                 "connections without a key closed to make room for newer ones",
             );
+        }
+    }
+
+    fn number(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
+    /// Notes that a connection of a trusted proxy is idle from now on.
+    fn idle(&mut self, displaced: &Arc<Notify>) -> Forwarding {
+        let since = self.number();
+        self.idle_proxies.insert(since, displaced.clone());
+        Forwarding::Idle(since)
+    }
+
+    /// Whether there is a place for one more connection of a client or a trusted proxy, perhaps since
+    /// the one of a trusted proxy that was idle longest gives way.
+    fn make_room(&mut self, bounds: &ConnectionBounds) -> bool {
+        if self.authenticated_count < bounds.authenticated {
+            return true;
+        }
+        let Some((_, oldest)) = self.idle_proxies.pop_first() else { return false };
+        oldest.notify_one();
+        self.authenticated_count -= 1;
+        true
+    }
+
+    /// Whether a connection has not given way.
+    fn has(&self, place: &Place, number: u64) -> bool {
+        match place {
+            Place::Unauthenticated(network) => {
+                self.unauthenticated.get(network).is_some_and(|open| open.contains_key(&number))
+            }
+            Place::Proxy(Forwarding::Idle(since)) => self.idle_proxies.contains_key(since),
+            Place::Proxy(_) | Place::Client(_) => true,
         }
     }
 
@@ -321,6 +412,12 @@ impl State {
                 self.authenticated_count -= 1;
                 decrease(&mut self.clients, principal);
             }
+            Place::Proxy(Forwarding::Idle(since)) => {
+                // One that gave way is not there any more.
+                if self.idle_proxies.remove(since).is_some() {
+                    self.authenticated_count -= 1;
+                }
+            }
             Place::Proxy(forwarding) => {
                 self.authenticated_count -= 1;
                 self.end_forwarding(forwarding);
@@ -330,7 +427,7 @@ impl State {
 
     fn end_forwarding(&mut self, forwarding: &Forwarding) {
         match forwarding {
-            Forwarding::Nobody => {}
+            Forwarding::Idle(_) | Forwarding::Unknown => {}
             Forwarding::Client(principal) => decrease(&mut self.clients, principal),
             Forwarding::Anonymous(network) => decrease(&mut self.anonymous, network),
         }
@@ -382,13 +479,14 @@ mod tests {
 
     /// Whether each of these was closed.
     fn closed<const N: usize>(permits: [&ConnectionPermit; N]) -> [bool; N] {
-        permits.map(|permit| permit.displaced().is_cancelled())
+        permits.map(|permit| !permit.has_place())
     }
 
     fn is_empty(table: &ConnectionTable) -> bool {
         let state = table.state.lock();
         state.unauthenticated.is_empty()
             && state.clients.is_empty()
+            && state.idle_proxies.is_empty()
             && state.anonymous.is_empty()
             && (state.unauthenticated_count, state.authenticated_count) == (0, 0)
     }
@@ -430,7 +528,7 @@ mod tests {
         known.authenticate(&client("ann")).unwrap();
         let strangers: Vec<_> = (0..50).map(|_| admit(&table, "192.0.2.1")).collect();
         assert_eq!(closed([&known]), [false]);
-        assert_eq!(strangers.iter().filter(|s| !s.displaced().is_cancelled()).count(), 2);
+        assert_eq!(strangers.iter().filter(|stranger| stranger.has_place()).count(), 2);
         drop((known, strangers));
         assert!(is_empty(&table));
     }
@@ -483,16 +581,63 @@ mod tests {
     fn clients_with_many_requests_leave_places_of_a_trusted_proxy_to_those_with_few() {
         let table = Arc::new(ConnectionTable::new(WIDE));
         let proxy = "192.0.2.9".parse().unwrap();
-        let forward = |name: &str, count: usize| -> Vec<_> {
+        // A proxy keeps its connections open, also those whose request was refused.
+        let forward = |name: &str, count: usize| -> (Vec<_>, Vec<_>) {
             let permits = (0..count).map_while(|_| table.admit_proxy(proxy));
-            permits.filter(|permit| permit.authenticate(&client(name)).is_ok()).collect()
+            let requests = permits.map(|permit| RequestGuard::new(Arc::new(permit)));
+            let (taken, refused): (Vec<_>, Vec<_>) =
+                requests.partition(|request| request.0.authenticate(&client(name)).is_ok());
+            let idle = refused.iter().map(|request| request.0.clone()).collect();
+            (taken, idle)
         };
-        let (ann, bob) = (forward("ann", 40), forward("bob", 40));
+        let (ann, idle_of_ann) = forward("ann", 40);
+        let (bob, idle_of_bob) = forward("bob", 40);
         assert_eq!((ann.len(), bob.len()), (20, 15));
-        let eve = forward("eve", 6);
+        assert_eq!(table.state.lock().authenticated_count, 40, "idle ones fill the rest");
+        let (eve, _) = forward("eve", 6);
         assert_eq!(eve.len(), 5, "as many as there are places");
-        drop((ann, bob, eve));
+        assert!(idle_of_ann.iter().chain(&idle_of_bob).all(|idle| !idle.has_place()));
+        drop((ann, bob, eve, idle_of_ann, idle_of_bob));
         assert!(is_empty(&table));
+    }
+
+    #[tokio::test]
+    async fn an_idle_connection_of_a_trusted_proxy_gives_way_to_a_client_or_a_newer_one() {
+        let table = table();
+        let proxy = "192.0.2.9".parse().unwrap();
+        let front: Vec<_> = (0..4).map(|_| Arc::new(table.admit_proxy(proxy).unwrap())).collect();
+        let closed = || front.iter().map(|permit| !permit.has_place()).collect::<Vec<_>>();
+        let request = RequestGuard::new(front[0].clone());
+        let ann = admit(&table, "192.0.2.1");
+        ann.authenticate(&client("ann")).unwrap();
+        assert_eq!(closed(), [false, true, false, false]);
+        tokio::time::timeout(Duration::from_secs(30), front[1].displaced()).await.unwrap();
+        let newer = Arc::new(table.admit_proxy(proxy).unwrap());
+        assert_eq!(closed(), [false, true, true, false]);
+        // A request that arrives on one that is to give way takes the place of an idle one.
+        let late = RequestGuard::new(front[1].clone());
+        assert_eq!(closed(), [false, false, true, true]);
+        late.0.authenticate(&client("bob")).unwrap();
+        drop(late);
+        let busy = [RequestGuard::new(front[1].clone()), RequestGuard::new(newer)];
+        // Nobody idle is left.
+        assert!(table.admit_proxy(proxy).is_none());
+        let refused = RequestGuard::new(front[2].clone());
+        assert!(refused.0.authenticate(&client("bob")).is_err());
+        assert!(refused.0.forward_anonymous(proxy).is_err());
+        drop((request, ann, busy, refused, front));
+        assert!(is_empty(&table));
+    }
+
+    #[test]
+    fn of_idle_connections_the_one_that_was_idle_longest_gives_way() {
+        let table = table();
+        let proxy = "192.0.2.9".parse().unwrap();
+        let front: Vec<_> = (0..4).map(|_| Arc::new(table.admit_proxy(proxy).unwrap())).collect();
+        drop(RequestGuard::new(front[0].clone()));
+        let _newer = table.admit_proxy(proxy).unwrap();
+        let closed: Vec<_> = front.iter().map(|permit| !permit.has_place()).collect();
+        assert_eq!(closed, [false, true, false, false]);
     }
 
     #[test]
@@ -509,7 +654,7 @@ mod tests {
         let first = admit(&table, "192.0.2.1");
         let _more = [admit(&table, "192.0.2.1"), admit(&table, "192.0.2.1")];
         assert_eq!(closed([&first]), [true]);
-        assert!(!first.is_authenticated());
+        assert!(!first.has_place());
         let counts = || {
             let state = table.state.lock();
             let ann = state.clients.get(&client("ann")).copied().unwrap_or_default();
@@ -518,7 +663,7 @@ mod tests {
         assert_eq!(counts(), (2, 0, 0));
         // Its request had arrived by then. It leaves the place of nobody else.
         first.authenticate(&client("ann")).unwrap();
-        assert!(first.is_authenticated());
+        assert!(first.has_place());
         assert_eq!(counts(), (2, 1, 1));
         drop(first);
         assert_eq!(counts(), (2, 0, 0));
@@ -537,7 +682,7 @@ mod tests {
         assert_eq!(first.authenticate(&client("ann")).err().unwrap().code, Code::RateLimited);
         let bob = [open("bob").unwrap(), open("bob").unwrap()];
         assert_eq!(first.authenticate(&client("eve")).err().unwrap().code, Code::RateLimited);
-        assert!(!first.is_authenticated());
+        assert!(!first.has_place());
         drop((ann, bob, first, more));
         assert!(is_empty(&table));
     }
@@ -547,8 +692,9 @@ mod tests {
         let table = table();
         let proxy = "192.0.2.9".parse().unwrap();
         let front: Vec<_> = (0..4).map(|_| Arc::new(table.admit_proxy(proxy).unwrap())).collect();
+        let begin = || front.iter().cloned().map(RequestGuard::new).collect::<Vec<_>>();
+        let guards = begin();
         assert!(table.admit_proxy(proxy).is_none(), "they have the places of clients, and no more");
-        let guards: Vec<_> = front.iter().map(|permit| RequestGuard(permit.clone())).collect();
         front[0].authenticate(&client("ann")).unwrap();
         front[1].authenticate(&client("ann")).unwrap();
         assert!(front[2].authenticate(&client("ann")).is_err());
@@ -556,13 +702,14 @@ mod tests {
         drop(guards);
         assert!(table.state.lock().clients.is_empty());
 
+        let guards = begin();
         let stranger: IpAddr = "192.0.2.1".parse().unwrap();
         for permit in &front[..2] {
             permit.forward_anonymous(stranger).unwrap();
         }
         assert!(front[2].forward_anonymous(stranger).is_err());
         front[2].forward_anonymous("192.0.2.2".parse().unwrap()).unwrap();
-        drop(front);
+        drop((guards, front));
         assert!(is_empty(&table));
     }
 

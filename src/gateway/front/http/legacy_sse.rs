@@ -20,8 +20,8 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::{Front, PathParams, Peer, request_checks, sse};
 use crate::{
+    CLIENT_CHANGED,
     front::connection::{Connection, ENDED},
-    proxy::CLIENT_CHANGED,
     session::Event,
 };
 use portcullis_protocol::exchange::View;
@@ -140,7 +140,7 @@ impl Front {
         let found = self.view(&named).and_then(|view| {
             request_checks::is_json(request.headers())?;
             let connection = self.connections.find(&named, &visitor, &view)?;
-            Ok((connection, self.proxy.acquire(&visitor.principal)?))
+            Ok((connection, self.proxy.admission.acquire(&visitor.principal)?))
         });
         let mut message = None;
         let taken = async {

@@ -157,16 +157,10 @@ enum Ended {
 /// message is on its way then, so the connection stays. The connection is polled first, and keys are
 /// looked at nowhere else, so the look at the permit comes after all that has arrived was read.
 async fn until_displaced(connection: impl Future<Output = ()>, permit: &ConnectionPermit) -> Ended {
-    let displaced = async {
-        permit.displaced().cancelled().await;
-        if permit.is_authenticated() {
-            std::future::pending::<()>().await;
-        }
-    };
     tokio::select! {
         biased;
         () = connection => Ended::OfItself,
-        () = displaced => Ended::Displaced,
+        () = permit.displaced(), if !permit.is_proxy() => Ended::Displaced,
     }
 }
 
@@ -208,12 +202,12 @@ impl Shared {
             }
             permit.dedicate(client.ip());
         }
-        let shared = self.clone();
+        let (shared, own) = (self.clone(), permit.clone());
         let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
             if let Some(fault) = fault {
                 request.extensions_mut().insert(fault);
             }
-            shared.clone().request(request, client, is_proxy, permit.clone())
+            shared.clone().request(request, client, is_proxy, own.clone())
         });
         let mut stream = TimeoutStream::new(stream);
         stream.set_write_timeout(Some(WRITE));
@@ -227,6 +221,12 @@ impl Shared {
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
             () = self.closing.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+            // Its last answer may be on its way still, and its next request, too.
+            () = permit.displaced(), if permit.is_proxy() => {
+                tracing::debug!(%client, "idle connection of a trusted proxy closed in favor of another");
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }
@@ -253,7 +253,7 @@ impl Shared {
             is_proxy && proxies.source != ClientAddressSource::ProxyProtocol
         };
         if let Some(proxies) = self.proxies.as_ref().filter(names_client) {
-            guard = Some(RequestGuard(permit.clone()));
+            guard = Some(RequestGuard::new(permit.clone()));
             match proxies.client(client, request.headers()) {
                 Ok(named) => client = named,
                 Err(fault) => {
@@ -313,7 +313,6 @@ mod tests {
         };
         let table = Arc::new(ConnectionTable::new(bounds));
         let permits = [0; 3].map(|_| table.admit("192.0.2.1".parse().unwrap()).0);
-        assert!(permits[0].displaced().is_cancelled());
         permits
     }
 

@@ -16,7 +16,7 @@ use axum::{
 };
 
 use super::Front;
-use crate::proxy::Gateway;
+use crate::Gateway;
 use portcullis_protocol::{
     identity::PrincipalKind,
     refusal::{Code, Refusal},

@@ -26,10 +26,7 @@ use axum::{
 };
 use bytes::Bytes;
 
-use crate::{
-    proxy::{CLIENT_CHANGED, Caller, ConcurrencyPermit, Gateway},
-    session::Session,
-};
+use crate::{CLIENT_CHANGED, Caller, ConcurrencyPermit, Gateway, session::Session};
 use portcullis_chain::{Party, Weight, in_turns};
 use portcullis_config::Listen;
 use portcullis_protocol::exchange::View;
@@ -390,7 +387,7 @@ impl Front {
     /// Reads the body of a visitor's message. A visitor may take long to send it, and is looked at again
     /// after that.
     pub(super) async fn body(&self, visitor: &Peer, body: Body) -> Result<Bytes, Refusal> {
-        let incoming = self.proxy.incoming(&visitor.principal);
+        let incoming = self.proxy.admission.incoming(&visitor.principal);
         let text = request_checks::body(body, self.proxy.request_caps().bytes, incoming).await?;
         match self.keyring.still_knows(&visitor.principal) {
             true => Ok(text),
@@ -434,7 +431,7 @@ impl Front {
             (None, AuthMode::Local) => Transport::Unix,
         };
         let principal = visitor.map(|visitor| &*visitor.principal);
-        self.proxy.reject(refusal, transport, address, principal, message, id).await
+        self.proxy.recorder.reject(refusal, transport, address, principal, message, id).await
     }
 
     async fn post(&self, named: PathParams, request: Request) -> Response {
@@ -455,7 +452,7 @@ impl Front {
             Ok(streams) => streams,
             Err(refusal) => return away(refusal).await,
         };
-        let place = match self.proxy.acquire(&visitor.principal) {
+        let place = match self.proxy.admission.acquire(&visitor.principal) {
             Ok(place) => place,
             Err(refusal) => return away(refusal).await,
         };

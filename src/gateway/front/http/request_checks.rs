@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http_body_util::BodyExt;
 use serde_json::json;
 
-use crate::{proxy::Incoming, session::Session};
+use crate::{Incoming, session::Session};
 use portcullis_config::Listen;
 use portcullis_protocol::{
     codec::{

@@ -19,7 +19,7 @@ use super::{
     SESSION, sse,
 };
 use crate::{
-    proxy::{Caller, ConcurrencyPermit, Gateway},
+    Caller, ConcurrencyPermit, Gateway,
     session::{Reader, Session, Stream, TooSlow},
 };
 use portcullis_protocol::{
@@ -192,7 +192,7 @@ impl Responder {
         let caller = &self.caller;
         let (transport, address) = (caller.transport, caller.client_addr);
         let principal = Some(&*caller.principal);
-        self.proxy.reject(&refusal, transport, address, principal, None, id).await
+        self.proxy.recorder.reject(&refusal, transport, address, principal, None, id).await
     }
 }
 

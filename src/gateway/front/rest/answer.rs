@@ -11,7 +11,7 @@ use bytes::{Buf, Bytes};
 use futures_util::stream;
 use serde_json::{Value, json};
 
-use crate::proxy::ExchangeResponse;
+use crate::ExchangeResponse;
 use portcullis_protocol::{codec::Object, refusal::Code};
 
 /// What came of a call.

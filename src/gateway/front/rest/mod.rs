@@ -26,7 +26,7 @@ use super::{
     http::{Front, NotAdmitted, Peer, request_checks},
     in_flight::{InFlight, Output, pieces},
 };
-use crate::proxy::{ConcurrencyPermit, ExchangeResponse};
+use crate::{ConcurrencyPermit, ExchangeResponse};
 use portcullis_chain::{Party, Weight, grow, in_turns};
 use portcullis_protocol::exchange::View;
 use portcullis_protocol::{
@@ -96,7 +96,7 @@ async fn tools(State(front): State<Front>, named: CallQuery, request: Request) -
     let listed = async {
         let asked = named.read()?;
         let view = front.view_of(asked.server.as_deref())?;
-        let place = front.proxy.acquire(&visitor.principal)?;
+        let place = front.proxy.admission.acquire(&visitor.principal)?;
         let params = call::list(asked.cursor.as_deref());
         let sent = send(&front, &visitor, view, Method::TOOLS_LIST, &params, place)?;
         Ok(finish(sent).await)
@@ -160,7 +160,8 @@ async fn invoke_each(
     let replies = calls.into_iter().map(async |text| {
         let sent = call::parse(text.clone(), front.proxy.request_caps()).and_then(|params| {
             let first = place.lock().take();
-            let place = first.map_or_else(|| front.proxy.acquire(&visitor.principal), Ok)?;
+            let place =
+                first.map_or_else(|| front.proxy.admission.acquire(&visitor.principal), Ok)?;
             send(front, visitor, view.clone(), Method::TOOLS_CALL, &params, place)
         });
         match sent {
@@ -210,7 +211,7 @@ async fn arrive(
     }
     let view = front.view_of(asked.server.as_deref())?;
     request_checks::is_json(request.headers())?;
-    let place = front.proxy.acquire(&visitor.principal)?;
+    let place = front.proxy.admission.acquire(&visitor.principal)?;
     let text = front.body(visitor, request.into_body()).await?;
     Ok(ReceivedCall { view, place, text })
 }

@@ -16,7 +16,7 @@ use super::super::{
 };
 use portcullis_audit::{Keys, Pruned, Reader, Unavailable, config::Encryption};
 use portcullis_config::Config;
-use portcullis_gateway::{admin::Client, proxy};
+use portcullis_gateway::admin::Client;
 use portcullis_protocol::identity::Role;
 
 /// How long to wait for a store that another command is reading.
@@ -154,7 +154,7 @@ impl Files {
         let config = self.config.as_ref().context(
             "`audit.retention` of a config says what is dropped: name the config, no state folder",
         )?;
-        proxy::prune_offline(config, dry).await
+        portcullis_gateway::prune_offline(config, dry).await
     }
 
     /// Opens the log to read its records.

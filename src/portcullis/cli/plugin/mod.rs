@@ -13,7 +13,7 @@ use std::{fs, io, path::Path};
 use serde_json::{Map, Value};
 
 use super::{Context, Exit, Reports, Usage};
-use portcullis_gateway::proxy;
+use portcullis_gateway as gateway;
 use portcullis_oci::Url;
 use portcullis_plugin_host::{Artifact, Artifacts, Compiled, LoadError, Pin, PluginHost};
 
@@ -93,7 +93,7 @@ fn registries(ctx: &Context) -> anyhow::Result<Artifacts> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(PluginHost::bare().artifacts),
         // One that is wrong is not as good as none: without its `ca-file`, a login would go out in
         // the clear.
-        _ => Ok(proxy::artifacts(&ctx.load()?, false)),
+        _ => Ok(gateway::artifacts(&ctx.load()?, false)),
     }
 }
 

@@ -11,7 +11,7 @@ use crate::cli::{
 use portcullis_audit::record::{MEMBERS, Reaping};
 use portcullis_audit::record::{Orphan, OrphanKind};
 use portcullis_config::Config;
-use portcullis_gateway::proxy::record_offline;
+use portcullis_gateway::record_offline;
 use portcullis_runtime::container;
 use portcullis_upstream::{Orphans, config::Runtime};
 

@@ -13,10 +13,7 @@ use crate::cli::{Context, Exit, client::myself};
 use portcullis_audit::record::{ImageDid, ImageDone};
 use portcullis_catalog::lock::{Lock, ResolvedImage};
 use portcullis_config::Loaded;
-use portcullis_gateway::{
-    admin,
-    proxy::{pull_outcome, record_images_offline},
-};
+use portcullis_gateway::{admin, pull_outcome, record_images_offline};
 use portcullis_oci::{Reference, names_host};
 use portcullis_policy::Start;
 use portcullis_protocol::names::ServerName;

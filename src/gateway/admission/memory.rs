@@ -1,0 +1,308 @@
+//! The memory that large messages of clients take, which is bounded for all clients and for each.
+//!
+//! A message counts from its first bytes until nobody has a part of it any more: while its body
+//! arrives, while it waits for its server, and while its parsed form is kept. Small messages do not
+//! count, for they are bounded by their number (`limits.concurrent`), and so that a client with small
+//! messages is not kept out by others with large ones.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use parking_lot::Mutex;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use portcullis_chain::LARGE_BYTES;
+use portcullis_foundation::{
+    allocator,
+    fair_semaphore::{FairPermit, FairSemaphore},
+};
+use portcullis_protocol::{
+    codec::{Caps, Counts},
+    identity::PrincipalKind,
+    refusal::{Code, Refusal},
+};
+
+/// Bytes that one permit stands for.
+const UNIT: usize = 1 << 10;
+/// One client has at most this part of all memory for messages.
+const SHARE: usize = 4;
+/// Bytes of one value or key in the parsed form of a message (`serde_json::Value`, and the text and
+/// the hash of a key).
+const NODE_BYTES: usize = 80;
+
+/// Large bodies of one client that are received at once. The others wait, unread: to receive many at
+/// once takes time from other clients and makes none of them faster.
+const RECEIVED_AT_ONCE: usize = 8;
+
+/// Memory for large messages.
+#[derive(Debug)]
+pub(crate) struct MessageMemory {
+    /// Bytes for all clients.
+    most: usize,
+    /// Bytes for one client.
+    share: usize,
+    /// Bytes of the largest body.
+    largest: usize,
+    all: Arc<Semaphore>,
+    own: Mutex<HashMap<PrincipalKind, Weak<Semaphore>>>,
+    /// Large bodies that are received.
+    receiving: FairSemaphore<PrincipalKind>,
+}
+
+/// Memory that a message has until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Reservation {
+    bytes: usize,
+    _own: OwnedSemaphorePermit,
+    _all: OwnedSemaphorePermit,
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        allocator::freed(self.bytes);
+    }
+}
+
+impl MessageMemory {
+    /// Memory of `most` bytes, and in any case enough for one message of a client at its caps.
+    pub fn new(most: usize, caps: Caps) -> Self {
+        let one = caps.bytes.saturating_add(caps.nodes.saturating_mul(NODE_BYTES));
+        let share = (most / SHARE).max(one);
+        let most = most.max(share);
+        let all = Self::semaphore(most);
+        let receiving = FairSemaphore::for_each(RECEIVED_AT_ONCE);
+        Self { most, share, largest: caps.bytes, all, own: Mutex::default(), receiving }
+    }
+
+    fn semaphore(bytes: usize) -> Arc<Semaphore> {
+        let units = bytes.div_ceil(UNIT).min(Semaphore::MAX_PERMITS);
+        Arc::new(Semaphore::new(units))
+    }
+
+    /// Reserves memory for `bytes` more bytes, at most for all that one client may have.
+    ///
+    /// # Errors
+    /// `rate-limited` where the client, or all clients, have as much as they may.
+    pub fn reserve(&self, who: &PrincipalKind, bytes: usize) -> Result<Reservation, Refusal> {
+        let bytes = bytes.min(self.share);
+        let units = u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX);
+        let full = |_| {
+            Refusal::new(Code::RateLimited, "the memory for large messages is exhausted")
+                .detail(format!("limits.message-memory-bytes = {}", self.most))
+                .retry_after(Duration::from_secs(1))
+        };
+        let own = self.own(who).try_acquire_many_owned(units).map_err(full)?;
+        let all = self.all.clone().try_acquire_many_owned(units).map_err(full)?;
+        Ok(Reservation { bytes, _own: own, _all: all })
+    }
+
+    /// Reserves memory for the parsed form of a message, where that is large.
+    ///
+    /// # Errors
+    /// As [`reserve`](Self::reserve).
+    pub fn reserve_parsed(
+        &self,
+        who: &PrincipalKind,
+        counts: Counts,
+    ) -> Result<Option<Reservation>, Refusal> {
+        let bytes = counts.nodes.saturating_mul(NODE_BYTES);
+        (bytes > LARGE_BYTES * 4).then(|| self.reserve(who, bytes)).transpose()
+    }
+
+    /// A text that has its memory until nobody has a part of it any more.
+    ///
+    /// # Errors
+    /// As [`reserve`](Self::reserve).
+    pub fn hold(&self, who: &PrincipalKind, text: Bytes) -> Result<Bytes, Refusal> {
+        let reserved = (text.len() > LARGE_BYTES).then(|| self.reserve(who, text.len()));
+        Ok(held(text, reserved.transpose()?.into_iter().collect()))
+    }
+
+    fn own(&self, who: &PrincipalKind) -> Arc<Semaphore> {
+        let mut all = self.own.lock();
+        if let Some(own) = all.get(who).and_then(Weak::upgrade) {
+            return own;
+        }
+        all.retain(|_, own| own.strong_count() > 0);
+        let own = Self::semaphore(self.share);
+        all.insert(who.clone(), Arc::downgrade(&own));
+        own
+    }
+}
+
+/// The body of a message while it arrives.
+pub struct Incoming<'a> {
+    memory: &'a MessageMemory,
+    who: &'a PrincipalKind,
+    text: BytesMut,
+    reserved: Vec<Reservation>,
+    /// Bytes that need no reservation or have one.
+    covered: usize,
+    /// Held while a large body is received.
+    turn: Option<FairPermit>,
+}
+
+impl<'a> Incoming<'a> {
+    pub(crate) fn new(memory: &'a MessageMemory, who: &'a PrincipalKind) -> Self {
+        let text = BytesMut::new();
+        Self { memory, who, text, reserved: Vec::new(), covered: LARGE_BYTES, turn: None }
+    }
+
+    /// Bytes that arrived so far.
+    pub fn received(&self) -> usize {
+        self.text.len()
+    }
+
+    /// Adds bytes that arrived. The body waits where the client sends many large ones at once.
+    ///
+    /// # Errors
+    /// `rate-limited` where there is no memory for them.
+    pub async fn push(&mut self, bytes: &[u8]) -> Result<(), Refusal> {
+        let needed = self.text.len() + bytes.len();
+        if needed > self.covered {
+            if self.turn.is_none() {
+                let turn = self.memory.receiving.next(self.who).await;
+                self.turn = turn.ok();
+            }
+            // Twice as much each time, as the buffer grows.
+            let covered = needed.max((2 * self.covered).min(self.memory.largest));
+            let more = covered - self.covered;
+            self.reserved.push(self.memory.reserve(self.who, more)?);
+            self.covered += more;
+        }
+        self.text.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    /// The whole body. It has its memory until nobody has a part of it any more.
+    pub fn finish(self) -> Bytes {
+        let Self { text, reserved, .. } = self;
+        held(text.freeze(), reserved)
+    }
+}
+
+fn held(text: Bytes, reserved: Vec<Reservation>) -> Bytes {
+    if reserved.is_empty() {
+        return text;
+    }
+    Bytes::from_owner(Body { text, _reserved: reserved })
+}
+
+struct Body {
+    text: Bytes,
+    _reserved: Vec<Reservation>,
+}
+
+impl AsRef<[u8]> for Body {
+    fn as_ref(&self) -> &[u8] {
+        &self.text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    const MIB: usize = 1 << 20;
+    const CAPS: Caps = Caps { bytes: MIB, depth: 8, nodes: 100, keys: 100, object_keys: 100 };
+
+    fn client(name: &str) -> PrincipalKind {
+        PrincipalKind::Local { user: name.into() }
+    }
+
+    #[test]
+    fn one_message_at_the_caps_always_fits() {
+        let nodes = 1_000_000;
+        let memory = MessageMemory::new(1, Caps { nodes, ..CAPS });
+        let ann = client("ann");
+        let _body = memory.reserve(&ann, MIB).unwrap();
+        let counts = Counts { nodes, keys: 0 };
+        let _parsed = memory.reserve_parsed(&ann, counts).unwrap().unwrap();
+        assert!(memory.reserve(&ann, MIB).is_err());
+    }
+
+    #[test]
+    fn one_client_has_its_share_and_all_have_what_there_is() {
+        let memory = MessageMemory::new(8 * MIB, CAPS);
+        let [ann, bob] = ["ann", "bob"].map(client);
+        let first = memory.reserve(&ann, 2 * MIB).unwrap();
+        let refused = memory.reserve(&ann, 1).unwrap_err();
+        assert_eq!(refused.code, Code::RateLimited);
+        let _bobs = memory.reserve(&bob, 2 * MIB).unwrap();
+        drop(first);
+        memory.reserve(&ann, 2 * MIB).unwrap();
+        let others: Vec<_> = ["c", "d", "e"]
+            .map(client)
+            .iter()
+            .map(|who| memory.reserve(who, 2 * MIB).unwrap())
+            .collect();
+        assert!(memory.reserve(&ann, 1).is_err());
+        drop(others);
+        // What could never fit passes where nothing else is there.
+        memory.reserve(&ann, usize::MAX).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_body_has_its_memory_until_its_last_part_is_gone() {
+        let memory = MessageMemory::new(8 * MIB, CAPS);
+        let ann = client("ann");
+        let mut body = Incoming::new(&memory, &ann);
+        let chunk = [b' '; 100_000];
+        while body.received() < 15 * 100_000 {
+            body.push(&chunk).await.unwrap();
+        }
+        let text = body.finish();
+        assert_eq!(text.len(), 1_500_000);
+        let part = text.slice(7..9);
+        drop(text);
+        assert!(memory.reserve(&ann, MIB).is_err());
+        drop(part);
+        memory.reserve(&ann, 2 * MIB).unwrap();
+        // Small bodies need none.
+        let _all = memory.reserve(&ann, 2 * MIB).unwrap();
+        let mut body = Incoming::new(&memory, &ann);
+        body.push(&chunk[..LARGE_BYTES]).await.unwrap();
+        assert!(body.push(b" ").await.is_err());
+        assert_eq!(body.finish().len(), LARGE_BYTES);
+    }
+
+    #[tokio::test]
+    async fn large_bodies_of_one_client_are_received_a_few_at_once() {
+        let memory = MessageMemory::new(64 * MIB, CAPS);
+        let [ann, bob] = ["ann", "bob"].map(client);
+        let large = vec![b' '; LARGE_BYTES + 1];
+        let mut bodies = Vec::new();
+        for _ in 0..RECEIVED_AT_ONCE {
+            let mut body = Incoming::new(&memory, &ann);
+            body.push(&large).await.unwrap();
+            bodies.push(body);
+        }
+        let mut next = Incoming::new(&memory, &ann);
+        assert!(next.push(&large).now_or_never().is_none());
+        // Small ones do not wait, and neither do those of others.
+        let mut small = Incoming::new(&memory, &ann);
+        small.push(b" ").now_or_never().unwrap().unwrap();
+        let mut other = Incoming::new(&memory, &bob);
+        other.push(&large).now_or_never().unwrap().unwrap();
+        // What is whole makes room, and keeps its memory.
+        let text = bodies.pop().unwrap().finish();
+        next.push(&large).now_or_never().unwrap().unwrap();
+        drop(text);
+    }
+
+    #[tokio::test]
+    async fn an_unfinished_body_that_is_given_up_has_no_memory() {
+        let memory = MessageMemory::new(8 * MIB, CAPS);
+        let ann = client("ann");
+        for _ in 0..10 {
+            let mut body = Incoming::new(&memory, &ann);
+            body.push(&vec![b' '; 2 * MIB - LARGE_BYTES]).await.unwrap();
+        }
+    }
+}

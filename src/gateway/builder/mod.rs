@@ -1,0 +1,540 @@
+//! Puts a proxy together from its config: everything is checked before anything is started, so
+//! that a config with a fault leaves nothing behind.
+
+mod chain;
+mod secrets;
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    Gateway,
+    admission::Admission,
+    approval::{Approvals, Webhook},
+    clients::Clients,
+    file_watcher::Files,
+    pipeline::{Pipeline, PipelineParts},
+    plugins::{self, LoadedPlugin, PluginServices},
+    recorder::Recorder,
+    router::Router,
+    server_requests::ServerRequests,
+    servers::{EgressPolicy, NewServer, Servers, ServersParts},
+    session::Sessions,
+    stages::{Obligations, Stages},
+    subscriptions::Subscriptions,
+    tasks::Tasks,
+    upstream_call::InFlightCalls,
+};
+use portcullis_audit::{Audit, Unavailable, config::OnFailure, export, proof, record::Event};
+use portcullis_chain::{Chain, ChainEntry};
+use portcullis_config::{Code, Config, Diagnostics, Loaded, protected_paths, refused_mounts};
+use portcullis_foundation::fair_semaphore::FairSemaphore;
+use portcullis_interceptors::{
+    InterceptorEntry, InterceptorKind,
+    policy::PolicyGate,
+    secrets::{Scrubber, Secrets},
+};
+use portcullis_plugin_host::{Broken, PluginHost};
+use portcullis_policy::{Revision, Stated};
+use portcullis_protocol::{
+    names::ServerName,
+    seal::{KeyFault, Seal},
+};
+use portcullis_runtime::{ProtectedPaths, container};
+use portcullis_telemetry::Metrics;
+use portcullis_upstream::{
+    Engines, KNOWN_FOLDER, Launcher, LoadedSecrets, SecretBroker, SecretSet, SignatureVerifier,
+};
+
+pub use chain::interceptor;
+use chain::links;
+pub(crate) use secrets::{by_server, handed, missing};
+use secrets::{known, learn};
+
+/// Segments of the audit log that `max-size` has room for, at least.
+const SEGMENTS: u64 = 8;
+
+/// Something that is wrong with a config, whichever crate found it.
+pub type BoxedDiagnostic = Box<dyn miette::Diagnostic + Send + Sync>;
+
+/// Why a proxy does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartFailure {
+    #[error("the config cannot be used")]
+    Config(Vec<BoxedDiagnostic>, Vec<Event>),
+    #[error(transparent)]
+    Policies(#[from] portcullis_policy::Diagnostics),
+    #[error(transparent)]
+    Audit(#[from] Unavailable),
+    #[error(transparent)]
+    Seal(#[from] KeyFault),
+    #[error("the audit records cannot be exported: {0}")]
+    Export(#[from] export::Illegal),
+    #[error(transparent)]
+    PluginState(#[from] Broken),
+    #[error("the policy files cannot be watched: {0}")]
+    Watch(String),
+    #[error("the files of the plugins cannot be watched: {0}")]
+    WatchPlugins(String),
+    #[error("a part of the start ended early: {0}")]
+    Task(String),
+}
+
+/// The parts of a proxy that a config describes and that can be checked without starting anything.
+pub struct GatewayBuilder {
+    pub policies: Arc<portcullis_policy::Engine>,
+    links: Vec<ChainEntry>,
+    gate: Arc<PolicyGate>,
+    launcher: Arc<Launcher>,
+    scrubber: Arc<Scrubber>,
+    /// The plugins in the chain, for the record.
+    pub(crate) plugins: Vec<Event>,
+    exports: Vec<export::Settings>,
+    approvals: Arc<Approvals>,
+    metrics: Arc<Metrics>,
+    around: Arc<PluginServices>,
+    house: PluginHost,
+    in_chain: Vec<LoadedPlugin>,
+    /// The secrets of servers, which are known already.
+    read: BTreeMap<ServerName, LoadedSecrets>,
+}
+
+/// What a proxy is started for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// To take messages.
+    Serve,
+    /// To see whether it could.
+    DryRun,
+}
+
+impl GatewayBuilder {
+    /// Loads policies and plugins, resolves secrets, and looks for an engine.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the config or the policies.
+    pub async fn of(loaded: &Loaded) -> Result<Self, StartFailure> {
+        let config = &loaded.config;
+        let policies = Arc::new(portcullis_policy::Engine::open(
+            portcullis_policy::Source::of(&config.policy, &config.state_dir)
+                .narrowed(loaded.profile.as_deref()),
+            &loaded.base,
+        )?);
+        let gate = Arc::new(PolicyGate::new(policies.clone(), Stated::of(config.tools())));
+        let host = config.engine.host.as_deref();
+        let engine = if config.servers.values().any(|server| server.url.is_none()) {
+            Engines::find(host).await
+        } else {
+            Engines::none(host, "no server needs a container engine")
+        };
+        let metrics = Arc::new(Metrics::new());
+        let around = PluginServices::new(policies.clone(), metrics.clone());
+        let house = plugins::house(loaded, around.clone());
+        let handed = handed(&config.servers, &loaded.base).await;
+        let (links, handed, scrubber, exports, approvals, signatures, gathered) =
+            tokio::task::spawn_blocking({
+                let (loaded, gate, house) = (loaded.clone(), gate.clone(), house.clone());
+                move || {
+                    let mut gathered = BuildFindings::default();
+                    gathered.happened.extend(missing(&handed));
+                    let to_plugins = plugins::PluginSecrets::read(&loaded, &mut gathered.found);
+                    let known = [known(&handed), to_plugins.known(&loaded)].concat();
+                    let scrubber = Scrubber::new(&known).map_err(|error| error.to_string());
+                    let exports = exports(&loaded, &mut gathered.found);
+                    let signatures = signatures(&loaded, &mut gathered.found);
+                    let approvals = Arc::new(approvals(&loaded, &mut gathered.found));
+                    let links = links(&loaded, gate, &known, (&to_plugins, &house), &mut gathered);
+                    (links, handed, scrubber, exports, approvals, signatures, gathered)
+                }
+            })
+            .await
+            .map_err(|error| StartFailure::Task(error.to_string()))?;
+        let BuildFindings { found, happened, plugins: in_chain, scanners } = gathered;
+        if let (Some(signatures), true) = (signatures, found.is_empty()) {
+            let scrubber = Arc::new(scrubber.map_err(StartFailure::Task)?);
+            let read = by_server(handed);
+            let hands = SecretBroker::new(&read, learn(scrubber.clone(), scanners));
+            hands.locate(loaded.secret_lines());
+            let launcher = Arc::new(Launcher {
+                engine,
+                instance: uuid::Uuid::now_v7().to_string(),
+                base: loaded.base.clone(),
+                protected: ProtectedPaths::new(protected_paths(loaded)),
+                caps: config.limits.response_caps(),
+                hands,
+                runtime: Default::default(),
+                digests: Default::default(),
+                known: Some(config.state_dir.join(KNOWN_FOLDER)),
+                images: Arc::new(loaded.images()),
+                outward: Arc::new(EgressPolicy(around.clone())),
+                signatures,
+                dismissed: Default::default(),
+                looks: FairSemaphore::one_each(),
+            });
+            Ok(Self {
+                policies,
+                links,
+                gate,
+                launcher,
+                scrubber,
+                exports,
+                approvals,
+                plugins: happened,
+                in_chain,
+                metrics,
+                around,
+                house,
+                read,
+            })
+        } else {
+            Err(StartFailure::Config(found, happened))
+        }
+    }
+
+    /// Whether records go to standard output, which then can't be a client's.
+    pub fn writes_to_stdout(&self) -> bool {
+        self.exports.iter().any(export::Settings::writes_to_stdout)
+    }
+
+    /// Starts the proxy: opens the audit log, clears away what an earlier run left, and begins to
+    /// hear servers. Servers themselves start when they are first needed.
+    ///
+    /// # Errors
+    /// Where the key of the seal or the audit log cannot be used or the policies cannot be watched.
+    pub async fn start(
+        mut self,
+        loaded: &Loaded,
+        purpose: Purpose,
+    ) -> Result<(Arc<Gateway>, portcullis_policy::Watcher), StartFailure> {
+        let config = Arc::new(loaded.config.clone());
+        let state_dir = config.state_dir.clone();
+        let seal = tokio::task::spawn_blocking(move || Seal::load(&state_dir))
+            .await
+            .map_err(|error| StartFailure::Task(error.to_string()))??;
+        if let Some(states) = self.house.states.clone().filter(|_| keeps_state(&config)) {
+            tokio::task::spawn_blocking(move || states.open())
+                .await
+                .map_err(|error| StartFailure::Task(error.to_string()))??;
+        }
+        let deadline = Duration::from_millis(config.audit.deadline_ms);
+        // A name or a URI can hold a secret, and what is refused early never met the chain.
+        let scrub = scrub(&self.scrubber);
+        let audit = open(&config, deadline, Some(scrub.clone())).await?;
+        tokio::task::spawn_blocking(portcullis_vault::clear)
+            .await
+            .map_err(|error| StartFailure::Task(error.to_string()))?;
+        let engine = self.launcher.engine.now().ok();
+        if let Some(engine) = &engine {
+            reap(engine, &self.launcher.instance).await;
+        }
+        if purpose == Purpose::Serve {
+            self.policies.enforce()?;
+        }
+        let reloads = self.policies.reloads();
+        let watcher = portcullis_policy::watch(self.policies.clone())
+            .map_err(|error| StartFailure::Watch(error.to_string()))?;
+        let files: Vec<_> = self.in_chain.iter().flat_map(LoadedPlugin::files).collect();
+        let files = (!files.is_empty()).then(|| Files::watch(files)).transpose();
+        let files = files.map_err(|error| StartFailure::WatchPlugins(error.to_string()))?;
+        let stood = config.servers.iter();
+        let stood: Vec<_> = stood
+            .map(|(name, settings)| {
+                let read = self.read.remove(name).unwrap_or_default();
+                NewServer::of(name, settings, &self.launcher, read, scrub.clone())
+            })
+            .collect();
+        let metrics = self.metrics.clone();
+        let revision = self.record(loaded, &audit, purpose).await?;
+        let exports = std::mem::take(&mut self.exports);
+        let exports = audit.export(exports, |name| metrics.export(name))?;
+        let router = Router::new(stood.iter().map(|stood| stood.server.clone()));
+        let parts =
+            Parts { config, seal: Arc::new(seal), router: Arc::new(router), audit, exports };
+        let gateway = self.assemble(parts, revision);
+        stood.into_iter().for_each(|stood| gateway.servers.register(stood));
+        tokio::spawn({
+            let (launcher, loaded) = (gateway.launcher.clone(), loaded.clone());
+            async move {
+                let looking = tokio::task::spawn_blocking(move || {
+                    refused_mounts(&launcher.mount_policy(), &loaded)
+                });
+                if let Ok(refused) = looking.await
+                    && !refused.is_empty()
+                {
+                    let why = Diagnostics(refused);
+                    tracing::error!("servers cannot start because of their mounts:\n{why}");
+                }
+            }
+        });
+        if engine.is_none() && purpose == Purpose::Serve {
+            tokio::spawn(gateway.servers.clone().await_engine());
+        }
+        tokio::spawn(gateway.clone().sweep());
+        tokio::spawn(gateway.clone().run_retention());
+        tokio::spawn(gateway.servers.clone().keep_secrets());
+        tokio::spawn(gateway.recorder.clone().record_reloads(reloads));
+        self.around.settle(&gateway.recorder, gateway.tasks.clone());
+        for one in &self.in_chain {
+            one.plugin.warm();
+        }
+        if let Some(files) = files {
+            let (recorder, closing) = (gateway.recorder.clone(), gateway.closing.clone());
+            tokio::spawn(plugins::keep_plugins(self.in_chain, files, recorder, closing));
+        }
+        Ok((gateway, watcher))
+    }
+
+    /// Puts the components together, each with those that it uses.
+    fn assemble(&mut self, parts: Parts, revision: Revision) -> Arc<Gateway> {
+        let Parts { config, seal, router, audit, exports } = parts;
+        let (metrics, policies, gate) =
+            (self.metrics.clone(), self.policies.clone(), self.gate.clone());
+        let (launcher, approvals) = (self.launcher.clone(), self.approvals.clone());
+        let (tasks, closing) = (TaskTracker::new(), CancellationToken::new());
+        let limits = &config.limits;
+        let recorder = Recorder::new(
+            audit.clone(),
+            metrics.clone(),
+            policies.clone(),
+            self.scrubber.clone(),
+            revision,
+            Duration::from_millis(config.audit.deadline_ms),
+            closing.clone(),
+        );
+        let sessions =
+            Arc::new(Sessions::new(limits.sessions, Duration::from_secs(limits.session_idle_s)));
+        let caps = limits.request_caps();
+        let admission = Admission::new(limits.concurrent, limits.message_memory_bytes, caps);
+        let admission = Arc::new(admission);
+        let obligations = Obligations::new(
+            sessions.clone(),
+            approvals.clone(),
+            gate.clone(),
+            recorder.clone(),
+            closing.clone(),
+        );
+        let chain = Chain::new(std::mem::take(&mut self.links), caps, limits.response_caps());
+        let stages = Arc::new(Stages { chain, gate, obligations, recorder: recorder.clone() });
+        let server_requests = ServerRequests::new(
+            stages.clone(),
+            router.clone(),
+            seal.clone(),
+            Duration::from_secs(limits.question_s),
+            tasks.clone(),
+        );
+        let subscriptions = Subscriptions::new(
+            stages.clone(),
+            router.clone(),
+            sessions.clone(),
+            tasks.clone(),
+            closing.clone(),
+        );
+        let server_tasks = Tasks::new(router.clone());
+        let in_flight = Arc::new(InFlightCalls::default());
+        let servers = Servers::new(ServersParts {
+            config: config.clone(),
+            router: router.clone(),
+            launcher: launcher.clone(),
+            sessions: sessions.clone(),
+            stages: stages.clone(),
+            subscriptions: subscriptions.clone(),
+            requests: server_requests.clone(),
+            server_tasks: server_tasks.clone(),
+            in_flight: in_flight.clone(),
+            tasks: tasks.clone(),
+            closing: closing.clone(),
+        });
+        let clients = Clients::new(servers.clone(), approvals.clone(), tasks.clone());
+        let pipeline = Pipeline::new(PipelineParts {
+            stages,
+            router: router.clone(),
+            sessions: sessions.clone(),
+            admission: admission.clone(),
+            clients: clients.clone(),
+            subscriptions,
+            server_requests: server_requests.clone(),
+            server_tasks,
+            in_flight,
+            seal,
+            page: limits.page,
+            tasks: tasks.clone(),
+            closing: closing.clone(),
+        });
+        Arc::new(Gateway {
+            config,
+            router,
+            sessions,
+            audit,
+            exports,
+            metrics,
+            policies,
+            launcher,
+            approvals,
+            admission,
+            clients,
+            servers,
+            recorder,
+            pipeline,
+            server_requests,
+            returning: Default::default(),
+            tasks,
+            closing,
+        })
+    }
+}
+
+/// What a gateway is assembled of, beside what its builder has.
+struct Parts {
+    config: Arc<Config>,
+    seal: Arc<Seal>,
+    router: Arc<Router>,
+    audit: Audit,
+    exports: export::Streams,
+}
+
+fn scrub(scrubber: &Arc<Scrubber>) -> portcullis_audit::Scrub {
+    let scrubber = scrubber.clone();
+    Arc::new(move |text| scrubber.scrub(text))
+}
+
+/// Removes what earlier proxies left on an engine.
+pub(crate) async fn reap(engine: &container::Engine, instance: &str) {
+    match engine.reap(instance).await {
+        Ok(0) => {}
+        Ok(reaped) => tracing::info!(reaped, "removed containers of an earlier run"),
+        Err(fault) => tracing::warn!(%fault, "search for orphaned containers failed"),
+    }
+}
+
+/// Whether a plugin keeps values.
+fn keeps_state(config: &Config) -> bool {
+    let granted = |entry: &InterceptorEntry| match &entry.kind {
+        InterceptorKind::Plugin(config) => config.grants.state.is_some(),
+        _ => false,
+    };
+    config.interceptors.iter().filter(|entry| entry.is_on()).any(granted)
+}
+
+/// Opens the audit log of a config.
+pub(crate) async fn open(
+    config: &Config,
+    deadline: Duration,
+    scrub: Option<portcullis_audit::Scrub>,
+) -> Result<Audit, Unavailable> {
+    let dir = config.audit.dir.clone().unwrap_or_else(|| config.state_dir.join("audit"));
+    let unfit = |why: String| Unavailable::Unfit { dir: dir.clone(), why };
+    let keys = tokio::task::spawn_blocking({
+        let encryption = config.audit.encryption.clone();
+        move || encryption.as_ref().map(portcullis_audit::Keys::fetch).transpose()
+    });
+    let keys = keys.await.map_err(|error| unfit(error.to_string()))?;
+    let keys = keys.map_err(|(pointer, trouble)| {
+        unfit(format!("`{}`: {trouble}", pointer.trim_start_matches('/').replace('/', ".")))
+    })?;
+    let pass = config.audit.on_failure == OnFailure::Pass;
+    let checkpoints = checkpoints(config);
+    let mut options = portcullis_audit::Options {
+        deadline,
+        scrub,
+        keys,
+        pass,
+        checkpoints,
+        ..Default::default()
+    };
+    if let Some(size) = config.audit.retention.max_size {
+        // So small that dropping one keeps most of what may be kept.
+        options.segment_bytes = options.segment_bytes.min(size.0 / SEGMENTS);
+    }
+    let opened = tokio::task::spawn_blocking({
+        let dir = dir.clone();
+        move || Audit::open_with(&dir, options)
+    });
+    opened.await.unwrap_or_else(|error| Err(Unavailable::Broken { dir, why: error.to_string() }))
+}
+
+/// How checkpoints of the audit log are made, by the config.
+fn checkpoints(config: &Config) -> proof::Settings {
+    let portcullis_audit::config::Checkpoint { records, seconds } = config.audit.checkpoint;
+    let witnesses =
+        config.audit.witness.iter().filter_map(portcullis_audit::config::Witness::place).collect();
+    let time = Duration::from_secs(seconds);
+    proof::Settings { state: Some(config.state_dir.clone()), records, time, witnesses }
+}
+
+/// What is wrong with a config, and what is to be recorded of it.
+#[derive(Default)]
+struct BuildFindings {
+    found: Vec<BoxedDiagnostic>,
+    happened: Vec<Event>,
+    plugins: Vec<LoadedPlugin>,
+    /// Who looks for secrets in messages.
+    scanners: Vec<Arc<Secrets>>,
+}
+
+/// The streams of audit records, with their secrets.
+fn exports(loaded: &Loaded, found: &mut Vec<BoxedDiagnostic>) -> Vec<export::Settings> {
+    let mut all = Vec::new();
+    for (at, entry) in loaded.config.audit.export.iter().enumerate() {
+        match export::Settings::read(entry, &loaded.base) {
+            Ok(settings) => all.push(settings),
+            Err(illegal) => {
+                let pointer = format!("/audit/export/{at}");
+                let what = format!("the export `{}`: {illegal}", entry.name);
+                found.push(Box::new(loaded.finding(&pointer, Code::BadValue, what)));
+            }
+        }
+    }
+    all
+}
+
+/// Whose signatures of images count.
+fn signatures(loaded: &Loaded, found: &mut Vec<BoxedDiagnostic>) -> Option<SignatureVerifier> {
+    match loaded.signatures() {
+        Ok(signatures) => Some(signatures),
+        Err((pointer, why)) => {
+            found.push(Box::new(loaded.finding(&pointer, Code::BadValue, why)));
+            None
+        }
+    }
+}
+
+fn is_loopback(url: &reqwest::Url) -> bool {
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+/// Where calls wait for a person, and who is told of them.
+fn approvals(loaded: &Loaded, found: &mut Vec<BoxedDiagnostic>) -> Approvals {
+    let settings = &loaded.config.approvals;
+    let patience = Duration::from_secs(settings.timeout_s);
+    let webhook = settings.webhook.as_ref().and_then(|webhook| {
+        let made = SecretSet::headers(&webhook.headers, &loaded.base)
+            .map_err(|not| (not.failure.what, not.failure.remedy))
+            .and_then(|headers| {
+                let url = reqwest::Url::parse(&webhook.url).ok();
+                // Who sits on the way could allow calls.
+                let safe = |url: &reqwest::Url| match url.scheme() {
+                    "https" => true,
+                    "http" => is_loopback(url),
+                    _ => false,
+                };
+                let help = || Some("such as `https://chat.example.com/hooks/approvals`".to_owned());
+                let what = "this is no URL of HTTPS, nor of HTTP on this machine";
+                let url = url.filter(safe).ok_or_else(|| (what.to_owned(), help()))?;
+                Webhook::new(url, &headers, patience).map_err(|illegal| (illegal.to_string(), None))
+            });
+        match made {
+            Ok(webhook) => Some(webhook),
+            Err((what, help)) => {
+                let finding = loaded.finding("/approvals/webhook", Code::BadValue, what);
+                found.push(Box::new(match help {
+                    Some(help) => finding.help(help),
+                    None => finding,
+                }));
+                None
+            }
+        }
+    });
+    Approvals::new(patience, settings.per_client, webhook)
+}

@@ -1,0 +1,89 @@
+//! The secrets of servers: read, and made known to what looks for them.
+
+use std::{collections::BTreeMap, path::Path, sync::Arc};
+
+use futures_util::StreamExt as _;
+use indexmap::IndexMap;
+
+use crate::recorder::startup_events;
+use portcullis_audit::record::Event;
+use portcullis_interceptors::secrets::{Known, Scrubber, Secrets};
+use portcullis_protocol::names::ServerName;
+use portcullis_upstream::{
+    LoadedSecrets, RegisterForRedaction, SecretError, SecretHolder, SecretScope, SecretSet,
+};
+
+/// Secrets of servers that are read at once.
+const READ_AT_ONCE: usize = 8;
+
+/// The secrets that servers are handed, as they are now.
+pub(crate) async fn handed(
+    servers: &IndexMap<ServerName, portcullis_upstream::config::Server>,
+    base: &Path,
+) -> BTreeMap<SecretHolder, Result<SecretSet, SecretError>> {
+    let all = servers.iter().flat_map(|(server, settings)| {
+        let all = SecretScope::all(settings).into_iter();
+        all.map(|whose| ((server.clone(), whose), settings.clone()))
+    });
+    // Owned, so that the whole can be done on a task of its own.
+    let all: Vec<_> = all.collect();
+    let all = futures_util::stream::iter(all).map(|(holder, settings)| {
+        let base = base.to_owned();
+        async move {
+            let read = SecretSet::read(&settings, &base, &holder.1).await;
+            (holder, read)
+        }
+    });
+    all.buffer_unordered(READ_AT_ONCE).collect().await
+}
+
+/// The same for each server.
+pub(crate) fn by_server(
+    handed: BTreeMap<SecretHolder, Result<SecretSet, SecretError>>,
+) -> BTreeMap<ServerName, LoadedSecrets> {
+    let mut all = BTreeMap::<_, LoadedSecrets>::new();
+    for ((server, whose), read) in handed {
+        let read = read.map(Arc::new).map_err(|not| not.failure.what);
+        all.entry(server).or_default().insert(whose, read);
+    }
+    all
+}
+
+/// The records of secrets that do not resolve. The servers that need them can't be
+/// started; nobody else is harmed.
+pub(crate) fn missing(
+    handed: &BTreeMap<SecretHolder, Result<SecretSet, SecretError>>,
+) -> Vec<Event> {
+    let missing = handed.iter().filter_map(|(holder, read)| Some((holder, read.as_ref().err()?)));
+    missing
+        .map(|((server, whose), not)| {
+            tracing::warn!(%server, client = whose.client(), why = not.failure.what, "server cannot start: its secret does not resolve");
+            startup_events::no_secret(server, not, false)
+        })
+        .collect()
+}
+
+/// The secrets of servers by the names under which they are found in traffic.
+pub(super) fn known(handed: &BTreeMap<SecretHolder, Result<SecretSet, SecretError>>) -> Vec<Known> {
+    let all = handed.iter().filter_map(|(holder, read)| Some((&holder.0, read.as_ref().ok()?)));
+    all.flat_map(|(server, handed)| known_of(server, handed)).collect()
+}
+
+fn known_of(server: &ServerName, handed: &SecretSet) -> Vec<Known> {
+    let all = handed.0.iter().map(|secret| Known {
+        holder: server.to_string(),
+        name: secret.name.clone(),
+        client: secret.client.clone(),
+        value: secret.value.clone(),
+    });
+    all.collect()
+}
+
+/// Has values looked for that are read later: in messages, records and logs.
+pub(super) fn learn(scrubber: Arc<Scrubber>, scanners: Vec<Arc<Secrets>>) -> RegisterForRedaction {
+    Arc::new(move |server, handed| {
+        let known: Vec<_> = handed.iter().flat_map(|handed| known_of(server, handed)).collect();
+        scrubber.learn(&known).map_err(|error| error.to_string())?;
+        scanners.iter().try_for_each(|scanner| scanner.learn(&known).map_err(|e| e.to_string()))
+    })
+}

@@ -1,0 +1,136 @@
+//! The running proxy: its components, and its end.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    admission::{Admission, ConcurrencyPermit},
+    approval::Approvals,
+    clients::Clients,
+    pipeline::{ExchangeHandle, Pipeline},
+    recorder::Recorder,
+    router::Router,
+    server_requests::ServerRequests,
+    servers::Servers,
+    session::Sessions,
+    stages::Caller,
+};
+use portcullis_audit::{Audit, export::Streams};
+use portcullis_config::Config;
+use portcullis_foundation::allocator::Returning;
+use portcullis_protocol::codec::{Caps, Frame};
+use portcullis_telemetry::Metrics;
+use portcullis_upstream::Launcher;
+
+/// How long calls in flight may take to end when the proxy stops.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the last counts may take to be recorded when the proxy stops.
+const COUNTS_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long exports may take to deliver the last records when the proxy stops.
+const LAST_EXPORT: Duration = Duration::from_secs(5);
+/// How often idle servers and sessions are looked for.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(2);
+
+/// The running proxy.
+pub struct Gateway {
+    pub config: Arc<Config>,
+    pub router: Arc<Router>,
+    pub sessions: Arc<Sessions>,
+    pub audit: Audit,
+    /// The streams of audit records to elsewhere.
+    pub exports: Streams,
+    pub metrics: Arc<Metrics>,
+    pub policies: Arc<portcullis_policy::Engine>,
+    pub launcher: Arc<Launcher>,
+    /// Calls that wait for a person.
+    pub approvals: Arc<Approvals>,
+    pub admission: Arc<Admission>,
+    pub clients: Arc<Clients>,
+    pub servers: Arc<Servers>,
+    pub recorder: Arc<Recorder>,
+    pub(crate) pipeline: Arc<Pipeline>,
+    pub(crate) server_requests: Arc<ServerRequests>,
+    /// Gives memory of large messages back to the system.
+    pub(crate) returning: Returning,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) closing: CancellationToken,
+}
+
+impl Gateway {
+    /// Starts a message on its way, under the permit that its principal took for it. It goes on by
+    /// itself; dropping the handle cancels it.
+    pub fn start(&self, caller: Caller, frame: Frame, permit: ConcurrencyPermit) -> ExchangeHandle {
+        self.pipeline.start(caller, frame, permit)
+    }
+
+    /// What is taken of a client's message.
+    pub fn request_caps(&self) -> Caps {
+        self.config.limits.request_caps()
+    }
+
+    /// Cancelled once the proxy takes no more messages.
+    pub fn closing(&self) -> &CancellationToken {
+        &self.closing
+    }
+
+    /// Ends what is idle until the proxy stops.
+    pub(crate) async fn sweep(self: Arc<Self>) {
+        let mut tick = tokio::time::interval(SWEEP_INTERVAL);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = tick.tick() => {}
+                () = self.closing.cancelled() => return,
+            }
+            self.recorder.summarize_refusals(false).await;
+            self.recorder.record_drops().await;
+            self.sessions.sweep();
+            self.server_requests.suspended.sweep();
+            self.returning.look();
+            self.metrics.sessions(self.sessions.count());
+            self.servers.sweep().await;
+        }
+    }
+
+    /// Reads what the running servers use and what was recorded, for the metrics.
+    pub async fn read_usage(&self) {
+        self.metrics.audit_records(self.audit.written());
+        let (gap, missed) = self.audit.missed();
+        self.metrics.audit_missed(missed, gap.is_some());
+        self.metrics.audit_unsigned(self.audit.checkpoints().failing.is_some());
+        self.exports.measure();
+        self.servers.read_usage().await;
+    }
+
+    /// Stops: takes no more messages, lets those in flight end for a while, ends the servers.
+    pub async fn close(&self, reason: &str) {
+        self.closing.cancel();
+        self.server_requests.suspended.clear();
+        self.tasks.close();
+        let began = Instant::now();
+        if tokio::time::timeout(DRAIN_TIMEOUT, self.tasks.wait()).await.is_err() {
+            tracing::warn!(under_way = self.tasks.len(), "calls still in flight at shutdown");
+        } else {
+            tracing::debug!(took = ?began.elapsed(), "all calls ended");
+        }
+        self.server_requests.suspended.clear();
+        self.servers.close().await;
+        let counts = async {
+            self.recorder.summarize_refusals(true).await;
+            self.recorder.record_drops().await;
+        };
+        if tokio::time::timeout(COUNTS_TIMEOUT, counts).await.is_err() {
+            tracing::error!("last counts of refusals and dropped messages not recorded");
+        }
+        let what =
+            portcullis_audit::record::Event::ProxyStopped { reason: Some(reason.to_owned()) };
+        if let Err(error) = self.audit.record_event(what).await {
+            tracing::error!(%error, "shutdown could not be recorded");
+        }
+        self.exports.finish(LAST_EXPORT).await;
+    }
+}

@@ -1,0 +1,188 @@
+//! Answers that the proxy gives itself: greetings, pings and the merged lists (`lists.rs`).
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+
+use crate::{
+    router::Router,
+    stages::{ClientContext, Stages},
+    tasks::Tasks,
+};
+use portcullis_protocol::exchange::View;
+use portcullis_protocol::{
+    codec::{
+        Object,
+        era::{META_SERVER_INFO, TASKS_EXTENSION, implementation},
+    },
+    exchange::{Exchange, Method, Revision},
+    refusal::Refusal,
+    seal::Seal,
+};
+use portcullis_upstream::{Handshake, ListKind};
+
+/// How long a greeting waits for a server that never ran before: less than after which an answer becomes
+/// a stream, which could no longer name the session.
+const SOON: Duration = Duration::from_secs(5);
+
+/// Answers what the proxy answers itself.
+pub(super) struct BuiltinMethods {
+    pub(super) stages: Arc<Stages>,
+    pub(super) router: Arc<Router>,
+    pub(super) seal: Arc<Seal>,
+    tasks: Arc<Tasks>,
+    /// Entries of a page of a list.
+    pub(super) page: usize,
+}
+
+impl BuiltinMethods {
+    pub fn new(
+        stages: Arc<Stages>,
+        router: Arc<Router>,
+        seal: Arc<Seal>,
+        tasks: Arc<Tasks>,
+        page: usize,
+    ) -> Self {
+        Self { stages, router, seal, tasks, page }
+    }
+
+    /// Whether the proxy answers this method itself.
+    pub fn has(method: &Method) -> bool {
+        let own = [Method::INITIALIZE, Method::DISCOVER, Method::PING, Method::TASKS_LIST];
+        own.contains(&method.as_str()) || ListKind::of(method.as_str()).is_some()
+    }
+
+    /// The result of a method that the proxy [has](Self::has).
+    ///
+    /// # Errors
+    /// A refusal where it cannot be answered.
+    pub async fn answer(
+        &self,
+        guest: &ClientContext,
+        exchange: &Exchange,
+    ) -> Result<Bytes, Refusal> {
+        Ok(match exchange.method.as_str() {
+            Method::INITIALIZE => self.initialized(guest, exchange).await,
+            Method::DISCOVER => self.discovered(guest).await,
+            Method::TASKS_LIST => self.tasks.list(guest).await,
+            method => match ListKind::of(method) {
+                Some(offer) => self.list(guest, exchange, offer).await?,
+                None => Bytes::from_static(b"{}"),
+            },
+        })
+    }
+
+    async fn initialized(&self, guest: &ClientContext, exchange: &Exchange) -> Bytes {
+        let revision = Value::from(exchange.revision.as_str()).to_string();
+        let Some(greeting) = self.greeted(&guest.view).await else {
+            return json!({
+                "protocolVersion": exchange.revision.as_str(),
+                "capabilities": merged(false),
+                "serverInfo": implementation(),
+            })
+            .to_string()
+            .into();
+        };
+        let words = &greeting.words;
+        if !greeting.revision.is_modern()
+            && let Ok(object) = Object::parse(words.raw().clone())
+        {
+            // The server's own greeting, in the client's revision.
+            return object.with(&[("protocolVersion", Some(revision.as_bytes()))]);
+        }
+        let words = words.value();
+        let mut result = json!({
+            "protocolVersion": exchange.revision.as_str(),
+            "capabilities": capabilities(words, false),
+            "serverInfo": server_info(words),
+        });
+        if let Some(instructions) = words.get("instructions") {
+            result["instructions"] = instructions.clone();
+        }
+        result.to_string().into()
+    }
+
+    async fn discovered(&self, guest: &ClientContext) -> Bytes {
+        let versions: Vec<_> = Revision::ALL.iter().rev().map(|r| r.as_str()).collect();
+        let versions = json!(versions);
+        let greeting = self.greeted(&guest.view).await;
+        if let Some(greeting) = &greeting
+            && greeting.revision.is_modern()
+            && let Ok(object) = Object::parse(greeting.words.raw().clone())
+        {
+            // The server's own words; how long they hold is for policy to say, too.
+            return object.with(&[
+                ("supportedVersions", Some(versions.to_string().as_bytes())),
+                ("ttlMs", Some(b"0")),
+                ("cacheScope", Some(b"\"private\"")),
+            ]);
+        }
+        let words = greeting.as_ref().map(|greeting| greeting.words.value());
+        let mut result = json!({
+            "resultType": "complete",
+            "supportedVersions": versions,
+            "capabilities": words.map_or_else(|| merged(true), |words| capabilities(words, true)),
+            "ttlMs": 0,
+            "cacheScope": "private",
+            "_meta": { META_SERVER_INFO: words.map_or_else(implementation, server_info) },
+        });
+        if let Some(instructions) = words.and_then(|words| words.get("instructions")) {
+            result["instructions"] = instructions.clone();
+        }
+        result.to_string().into()
+    }
+
+    /// What the one server of a view says of itself. It is waited for only where it never ran before,
+    /// and not for long; a greeting for all servers waits for none of them.
+    async fn greeted(&self, view: &View) -> Option<Arc<Handshake>> {
+        let View::One(name) = view else { return None };
+        let server = self.router.server(name)?;
+        let known = server.greeting().await;
+        let starting = tokio::spawn(async move { server.shared().running().await });
+        if known.is_some() {
+            return known;
+        }
+        let running = tokio::time::timeout(SOON, starting).await.ok()?.ok()?.ok()?;
+        Some(running.greeting.clone())
+    }
+}
+
+/// What can be done at the endpoint of all servers, which has all that the proxy can merge.
+fn merged(modern: bool) -> Value {
+    let mut capabilities = json!({
+        "tools": { "listChanged": true },
+        "prompts": { "listChanged": true },
+        "resources": { "subscribe": true, "listChanged": true },
+        "completions": {},
+        "logging": {},
+    });
+    if modern {
+        capabilities["extensions"] = json!({ TASKS_EXTENSION: {} });
+    } else {
+        capabilities["tasks"] =
+            json!({ "list": {}, "cancel": {}, "requests": { "tools": { "call": {} } } });
+    }
+    capabilities
+}
+
+/// A server's capabilities in the words of the other era. Tasks have other methods there.
+fn capabilities(words: &Value, modern: bool) -> Value {
+    let mut capabilities = words.get("capabilities").cloned().unwrap_or_else(|| json!({}));
+    if let Some(capabilities) = capabilities.as_object_mut() {
+        if modern {
+            capabilities.remove("tasks");
+        } else if let Some(extensions) =
+            capabilities.get_mut("extensions").and_then(Value::as_object_mut)
+        {
+            extensions.remove(TASKS_EXTENSION);
+        }
+    }
+    capabilities
+}
+
+/// What a server says that it is, in either era's words.
+fn server_info(words: &Value) -> Value {
+    let modern = words.get("_meta").and_then(|meta| meta.get(META_SERVER_INFO));
+    modern.or_else(|| words.get("serverInfo")).cloned().unwrap_or_else(implementation)
+}

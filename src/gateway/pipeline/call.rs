@@ -1,0 +1,516 @@
+//! One call at a server, in the words of both eras.
+//!
+//! Whatever the eras, a server may ask its client something in the midst of a call. The four cases:
+//!
+//! | client | server | |
+//! |---|---|---|
+//! | legacy | legacy | the question is put to the client on the call's stream |
+//! | legacy | modern | `input_required`: each question is put, then the call is made again with the answers |
+//! | modern | legacy | the call is parked, the client is told `input_required`, and takes it up with its answers |
+//! | modern | modern | `input_required` goes on, with the server's state sealed to who was asked |
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use serde_json::Value;
+use tokio::sync::{
+    mpsc::{self, error::TrySendError},
+    oneshot,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{Message, mirrored_headers};
+use crate::{
+    server_requests::{PendingInput, ReplyRoute, ServerRequests, State, SuspendedCall, TTL},
+    stages::{ClientContext, Stages},
+    upstream_call::{CallEvent, InFlightCalls, UpstreamCall},
+};
+use portcullis_audit::record::DropReason;
+use portcullis_chain::{Party, Weight, grow, in_turns};
+use portcullis_protocol::{
+    codec::{
+        Frame, Id, Kind, Object,
+        era::{self, ResultKind, Speaker, TASKS_EXTENSION},
+    },
+    exchange::{Answer, Exchange, Method, Payload, Revision, Target},
+    refusal::{Code, Refusal},
+};
+use portcullis_upstream::{
+    Call, CallError, Deadline, Instance, Reply, Running, Server, ServerMessage,
+};
+
+/// How often a modern server may ask a legacy client for more before its call is given up.
+const ROUNDS: usize = 32;
+/// Questions that a server may ask in one call.
+const QUESTIONS: usize = 64;
+/// Bytes of the questions that a parked call may keep.
+const PARKED_BYTES: usize = 1 << 20;
+/// How long after one question another is asked at once with it.
+const AT_ONCE: Duration = Duration::from_millis(50);
+/// How long a modern server that wants the call made again, and asks nothing, is left alone.
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// How far a call came.
+enum CallOutcome {
+    Over(Result<Reply, CallError>),
+    /// The server asks a modern client something.
+    Asks(UpstreamCall, Vec<PendingInput>),
+}
+
+/// A call as it is made, and made again.
+struct CallContext<'a> {
+    guest: &'a ClientContext,
+    frame: &'a Frame,
+    server: &'a Arc<Server>,
+    exchange: &'a Exchange,
+    notices: &'a mpsc::Sender<Bytes>,
+}
+
+/// Whether any instance of a server that keeps nothing between calls can answer this. A task is
+/// asked about where it was made (in 2026-07-28 the server decides what becomes one, for clients that
+/// take tasks), and what is subscribed to or told stays at one place, too.
+fn stands_alone(guest: &ClientContext, exchange: &Exchange) -> bool {
+    match exchange.method.as_str() {
+        Method::TOOLS_CALL if guest.abilities.extension(TASKS_EXTENSION) => false,
+        Method::TOOLS_CALL => {
+            let params = exchange.request.value();
+            params.get("task").is_none() && params.get("requestState").is_none()
+        }
+        Method::PROMPTS_GET | Method::RESOURCES_READ | Method::COMPLETE => true,
+        _ => false,
+    }
+}
+
+/// Makes calls at servers.
+pub(super) struct ServerCalls {
+    stages: Arc<Stages>,
+    requests: Arc<ServerRequests>,
+    in_flight: Arc<InFlightCalls>,
+    tasks: TaskTracker,
+    closing: CancellationToken,
+}
+
+impl ServerCalls {
+    pub fn new(
+        stages: Arc<Stages>,
+        requests: Arc<ServerRequests>,
+        in_flight: Arc<InFlightCalls>,
+        tasks: TaskTracker,
+        closing: CancellationToken,
+    ) -> Self {
+        Self { stages, requests, in_flight, tasks, closing }
+    }
+
+    /// Asks a server, and gets the answer in the client's words.
+    ///
+    /// # Errors
+    /// A refusal where there is no answer.
+    pub async fn call(
+        &self,
+        Message { client: guest, frame, notices }: Message<'_>,
+        server: &Arc<Server>,
+        exchange: &Exchange,
+    ) -> Result<Answer, Refusal> {
+        let making = CallContext { guest, frame, server, exchange, notices };
+        let state = if guest.revision.is_modern() {
+            self.requests.open_state(server, exchange)?
+        } else {
+            None
+        };
+        if let Some(State::Parked(key)) = &state {
+            let parked = self.requests.suspended.take(key).ok_or_else(|| {
+                Refusal::new(
+                    Code::RequestStateInvalid,
+                    "this call is no longer suspended: call again",
+                )
+            })?;
+            return self.resume(&making, parked).await;
+        }
+        let (mut instance, mut running) =
+            guest.instance(server).await.map_err(|failure| failed(&failure, &making))?;
+        if Arc::ptr_eq(&instance, server.shared()) && stands_alone(guest, exchange) {
+            let other = server.least_busy();
+            if let Some(runs) = other.peek() {
+                (instance, running) = (other, runs);
+            }
+        }
+        let revision = running.greeting.revision;
+        let mut params = outgoing(&making, revision);
+        if let (Some(State::Server(own)), Some(text)) = (&state, &params) {
+            // What the client hands back is the server's again.
+            let own = Value::from(own.as_str()).to_string();
+            params = Object::parse(text.clone())
+                .ok()
+                .map(|params| params.with(&[("requestState", Some(own.as_bytes()))]));
+        }
+        let modern = revision.is_modern();
+        for _ in 0..ROUNDS {
+            let call = self.call_of(&making, params.clone());
+            let dialogue = UpstreamCall::begin(
+                &self.in_flight,
+                server,
+                instance.clone(),
+                running.clone(),
+                call,
+            );
+            let talk = self.drive_call(&making, (&instance, &running), dialogue).await;
+            let reply = match talk {
+                CallOutcome::Over(reply) => reply.map_err(|failure| failed(&failure, &making))?,
+                CallOutcome::Asks(dialogue, open) => {
+                    let at = (instance, running);
+                    return self.park(&making, SuspendedCall::new(dialogue, open, at));
+                }
+            };
+            let asked = match &reply {
+                Reply::Result(result) if modern && !guest.revision.is_modern() => {
+                    Object::parse(result.clone())
+                        .ok()
+                        .filter(|result| ResultKind::of(result) == ResultKind::InputRequired)
+                }
+                _ => None,
+            };
+            let Some(asked) = asked else { return self.translate_reply(&making, revision, reply) };
+            let answers = self.collect_inputs(&making, &asked).await?;
+            params = Some(again(params.as_ref(), &asked, &answers));
+        }
+        let failure = CallError::Misbehaved(format!("it requested more input {ROUNDS} times"));
+        Err(failed(&failure, &making))
+    }
+
+    fn call_of(&self, making: &CallContext<'_>, params: Option<Bytes>) -> Call {
+        let exchange = making.exchange;
+        Call {
+            method: exchange.method.clone(),
+            name: match &exchange.target {
+                _ if Method::TASK.contains(&exchange.method.as_str()) => {
+                    let params = exchange.request.value();
+                    params.get("taskId").and_then(Value::as_str).map(str::to_owned)
+                }
+                Target::Tool { name, .. } | Target::Prompt { name, .. } => Some(name.clone()),
+                Target::Resource { uri } => Some(uri.clone()),
+                Target::None => None,
+            },
+            headers: mirrored_headers::for_server(&self.stages.recorder, making.guest, exchange),
+            params,
+            frame: Some(making.frame.clone()),
+            said: None,
+            clock: Deadline::new(making.server.deadline()),
+        }
+    }
+
+    /// Hears a server out: hands on what it says meanwhile, and puts what it asks.
+    async fn drive_call(
+        &self,
+        making: &CallContext<'_>,
+        (instance, running): (&Arc<Instance>, &Arc<Running>),
+        mut dialogue: UpstreamCall,
+    ) -> CallOutcome {
+        let CallContext { guest, server, notices, .. } = making;
+        // What is put to the client is taken back where the call ends before it is answered.
+        let over = CancellationToken::new();
+        let _over = over.clone().drop_guard();
+        let mut put = 0;
+        let mut open: Vec<PendingInput> = Vec::new();
+        let mut together = None;
+        loop {
+            let turn = tokio::select! {
+                biased;
+                turn = dialogue.next() => turn,
+                // All that the server asks at once is handed over at once.
+                () = expired(together), if !open.is_empty() => {
+                    return CallOutcome::Asks(dialogue, open);
+                }
+            };
+            match turn {
+                CallEvent::Over(reply) => {
+                    if let Ok(Reply::Result(text) | Reply::Error(text)) = &reply {
+                        grow(Weight::of(text)).await;
+                    }
+                    return CallOutcome::Over(reply);
+                }
+                CallEvent::Said(ServerMessage::Notification { method, params }) => {
+                    grow(params.as_ref().map_or(Weight::NONE, Weight::of)).await;
+                    self.forward_notification(making, method, params).await;
+                }
+                CallEvent::Said(ServerMessage::Request { id, method, params, answer }) => {
+                    put += 1;
+                    let held: usize = open.iter().map(PendingInput::size).sum();
+                    let size = params.as_ref().map_or(0, Bytes::len);
+                    let parks = guest.session.is_none();
+                    if put > QUESTIONS || (parks && held + size > PARKED_BYTES) {
+                        let text =
+                            self.requests.refuse(&server.name, Some(&id), &method, params).await;
+                        let _ = answer.send(text);
+                        continue;
+                    }
+                    if guest.session.is_some() {
+                        let way = ReplyRoute {
+                            server: server.name.clone(),
+                            instance: Some((instance.clone(), running.clone())),
+                            out: Some((*notices).clone()),
+                            clock: Some(dialogue.clock().clone()),
+                            over: over.clone(),
+                        };
+                        self.requests.forward_to_client(
+                            (*guest).clone(),
+                            way,
+                            (id, method, params),
+                            answer,
+                        );
+                        continue;
+                    }
+                    // On a task of its own, so that it is recorded to its end.
+                    let (requests, guest, server) =
+                        (self.requests.clone(), (*guest).clone(), server.name.clone());
+                    let party = Party::Server(server.clone());
+                    let weight = params.as_ref().map_or(Weight::NONE, Weight::of);
+                    let admitted = self.tasks.spawn(in_turns(party, weight, async move {
+                        let admitted = requests.admit(&guest, &server, &id, &method, params).await;
+                        match admitted {
+                            Ok(question) => {
+                                Some(PendingInput::new(&requests, question, id, answer))
+                            }
+                            Err(text) => {
+                                let _ = answer.send(text);
+                                None
+                            }
+                        }
+                    }));
+                    if let Ok(Some(question)) = admitted.await {
+                        together.get_or_insert_with(|| tokio::time::Instant::now() + AT_ONCE);
+                        open.push(question);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Hands a server's notification on to the client that waits, through the chain.
+    async fn forward_notification(
+        &self,
+        making: &CallContext<'_>,
+        method: Method,
+        params: Option<Bytes>,
+    ) {
+        let (guest, server) = (making.guest, &making.server.name);
+        if let Some(text) = self.stages.notice_to(guest, server, &method, params).await
+            // A client that does not read loses notifications, not its answer.
+            && let Err(TrySendError::Full(_)) = making.notices.try_send(text)
+        {
+            let drops = &self.stages.recorder.drops;
+            drops.count(server, &guest.principal.kind, DropReason::Unread);
+        }
+    }
+
+    /// Leaves a call waiting, and tells its client what the server asks.
+    fn park(&self, making: &CallContext<'_>, mut parked: SuspendedCall) -> Result<Answer, Refusal> {
+        if self.closing.is_cancelled() {
+            return Err(Refusal::new(Code::ShuttingDown, "the proxy is shutting down"));
+        }
+        parked.pause();
+        let requests: Vec<_> = parked.open.iter().map(PendingInput::request).collect();
+        let limit = self.requests.timeout.min(TTL);
+        let owner = making.guest.principal.kind.clone();
+        let key = self.requests.suspended.park(owner, parked, limit)?;
+        let state =
+            self.requests.seal_state(making.server, making.exchange, &State::Parked(key))?;
+        let parts: [&[u8]; 5] = [
+            b"{\"resultType\":\"input_required\",\"inputRequests\":{",
+            &requests.join(&b","[..]),
+            b"},\"requestState\":",
+            &state,
+            b"}",
+        ];
+        Ok(Answer::Result(Payload::new(parts.concat().into())))
+    }
+
+    /// Takes a parked call up with what the client answered.
+    async fn resume(
+        &self,
+        making: &CallContext<'_>,
+        mut parked: SuspendedCall,
+    ) -> Result<Answer, Refusal> {
+        let given = Object::parse(making.exchange.request.raw().clone())
+            .ok()
+            .and_then(|params| params.object("inputResponses"));
+        for open in std::mem::take(&mut parked.open) {
+            match given.as_ref().and_then(|given| given.get(open.key())) {
+                // On a task of its own, so that it is recorded to its end.
+                Some(result) => {
+                    let party = Party::Client(making.guest.principal.kind.clone());
+                    let weight = Weight::of(&result);
+                    let settled = in_turns(party, weight, open.settle(result));
+                    drop(self.tasks.spawn(settled).await);
+                }
+                None => parked.open.push(open),
+            }
+        }
+        if !parked.open.is_empty() {
+            return self.park(making, parked);
+        }
+        let (dialogue, (instance, running)) = parked.resume();
+        match self.drive_call(making, (&instance, &running), dialogue).await {
+            CallOutcome::Over(reply) => {
+                let reply = reply.map_err(|failure| failed(&failure, making))?;
+                self.translate_reply(making, running.greeting.revision, reply)
+            }
+            CallOutcome::Asks(dialogue, open) => {
+                self.park(making, SuspendedCall::new(dialogue, open, (instance, running)))
+            }
+        }
+    }
+
+    /// Puts all that a modern server asks in a result to a legacy client; the answers by their
+    /// keys.
+    async fn collect_inputs(
+        &self,
+        making: &CallContext<'_>,
+        asked: &Object,
+    ) -> Result<Vec<(String, Bytes)>, Refusal> {
+        let misbehaved =
+            || failed(&CallError::Misbehaved("its `inputRequests` are malformed".into()), making);
+        let Some(requests) = asked.get("inputRequests") else {
+            tokio::time::sleep(AGAIN).await;
+            return Ok(Vec::new());
+        };
+        let requests = Object::parse(requests)
+            .ok()
+            .filter(|requests| requests.keys().count() <= QUESTIONS)
+            .ok_or_else(misbehaved)?;
+        let over = CancellationToken::new();
+        let _over = over.clone().drop_guard();
+        let mut waiting = Vec::new();
+        for key in requests.keys() {
+            let request = requests.object(key).ok_or_else(misbehaved)?;
+            let method = request.string("method").ok_or_else(misbehaved)?;
+            let (sender, answer) = oneshot::channel();
+            let way = ReplyRoute {
+                server: making.server.name.clone(),
+                instance: None,
+                out: Some(making.notices.clone()),
+                clock: None,
+                over: over.clone(),
+            };
+            // The id is nobody's: the server knows the question by its key.
+            let question = (Id::from(0), Method::new(&method), request.get("params"));
+            self.requests.forward_to_client(making.guest.clone(), way, question, sender);
+            waiting.push((key.to_owned(), method, answer));
+        }
+        let mut answers = Vec::new();
+        for (key, method, answer) in waiting {
+            let text = answer.await.unwrap_or_default();
+            let frame = Object::parse(text).map_err(|_| misbehaved())?;
+            match frame.get("result") {
+                Some(result) => answers.push((key, result)),
+                // Who does not answer a form cancels it; for the rest there are no such words.
+                None if method == Method::ELICIT => {
+                    answers.push((key, Bytes::from_static(b"{\"action\":\"cancel\"}")));
+                }
+                None => {
+                    return Err(Refusal::new(
+                        Code::ClientUnavailable,
+                        "the server requested input that the client did not provide",
+                    )
+                    .detail("its `inputRequests` were not all answered"));
+                }
+            }
+        }
+        Ok(answers)
+    }
+
+    /// A server's reply in the client's words.
+    fn translate_reply(
+        &self,
+        making: &CallContext<'_>,
+        revision: Revision,
+        reply: Reply,
+    ) -> Result<Answer, Refusal> {
+        let (method, client) = (&making.exchange.method, making.guest.revision);
+        match reply {
+            Reply::Error(error) => {
+                let error = era::error(error, method, revision, client);
+                Ok(Answer::Error(Payload::new(error)))
+            }
+            Reply::Result(result) => {
+                let result = era::result(result, method, revision, client)
+                    .map_err(|why| failed(&CallError::Misbehaved(why.into()), making))?;
+                if revision.is_modern() && client.is_modern() {
+                    return self.sealed(making, result);
+                }
+                Ok(Answer::Result(Payload::new(result)))
+            }
+        }
+    }
+
+    /// A modern result with the server's own `requestState` sealed into one of ours.
+    fn sealed(&self, making: &CallContext<'_>, result: Bytes) -> Result<Answer, Refusal> {
+        let plain = |result| Ok(Answer::Result(Payload::new(result)));
+        if !portcullis_protocol::codec::may_have(&result, "requestState") {
+            return plain(result);
+        }
+        let Ok(object) = Object::parse(result.clone()) else { return plain(result) };
+        if ResultKind::of(&object) != ResultKind::InputRequired {
+            return plain(result);
+        }
+        match object.string("requestState") {
+            Some(own) => {
+                let state = self.requests.seal_state(
+                    making.server,
+                    making.exchange,
+                    &State::Server(own),
+                )?;
+                plain(object.with(&[("requestState", Some(&state))]))
+            }
+            None => plain(result),
+        }
+    }
+}
+
+/// Waits until a moment; for ever where there is none yet.
+async fn expired(until: Option<tokio::time::Instant>) {
+    match until {
+        Some(until) => tokio::time::sleep_until(until).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn failed(failure: &CallError, making: &CallContext<'_>) -> Refusal {
+    let (decision, server) = (making.exchange.id, &making.server.name);
+    tracing::warn!(%decision, %server, %failure, "call failed");
+    failure.refusal(server)
+}
+
+/// The `params` of the next try, with what the client answered and the server's own state.
+fn again(params: Option<&Bytes>, asked: &Object, answers: &[(String, Bytes)]) -> Bytes {
+    let empty = Bytes::from_static(b"{}");
+    let pairs: Vec<_> = answers.iter().map(|(key, text)| (key.as_str(), Some(&text[..]))).collect();
+    let responses = Object::parse(empty.clone()).map(|object| object.with(&pairs)).ok();
+    let state = asked.get("requestState");
+    let edits = [
+        ("inputResponses", responses.as_deref().filter(|_| !answers.is_empty())),
+        ("requestState", state.as_deref()),
+    ];
+    let params = params.unwrap_or(&empty);
+    Object::parse(params.clone()).map_or_else(|_| params.clone(), |object| object.with(&edits))
+}
+
+/// The `params` for a server: what the client sent where nobody changed it, in the words of the
+/// server's era.
+fn outgoing(making: &CallContext<'_>, server: Revision) -> Option<Bytes> {
+    let raw = making.exchange.request.raw();
+    let guest = making.guest;
+    let speaker = Speaker {
+        revision: guest.revision,
+        capabilities: guest.abilities.raw().clone(),
+        info: guest.info.clone(),
+        level: guest.level.map(|level| level.as_str()),
+    };
+    if let Some(translated) = era::params(raw, &speaker, server) {
+        return Some(translated);
+    }
+    let sent = match &making.frame.kind {
+        Kind::Request { params, .. } | Kind::Notification { params, .. } => params.is_some(),
+        _ => false,
+    };
+    (sent || raw.as_ref() != b"{}").then(|| raw.clone())
+}

@@ -1,0 +1,134 @@
+//! What a client says that asks nothing of a server: answers to what servers asked it,
+//! notifications, and which log messages it wants.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::{ExchangeResponse, Pipeline};
+use crate::{
+    session::LogLevel,
+    stages::{Caller, ClientContext, set_level},
+};
+use portcullis_protocol::exchange::View;
+use portcullis_protocol::{
+    codec::{Frame, Id, Kind, Object},
+    exchange::{Answer, Exchange, Method, Payload},
+    refusal::{Code, Refusal},
+};
+use portcullis_upstream::{InstanceKey, Server};
+
+impl Pipeline {
+    /// Takes a client's answer to what a server asked it. One to a question that nobody asked is
+    /// refused.
+    pub(super) async fn on_client_response(
+        &self,
+        caller: &Caller,
+        frame: &Frame,
+    ) -> ExchangeResponse {
+        let settled = match (&frame.kind, &caller.session) {
+            (Kind::Result { id, result }, Some(session)) => {
+                session.asks.settle(id, Answer::Result(Payload::new(result.clone())))
+            }
+            (Kind::Error { id: Some(id), error }, Some(session)) => {
+                session.asks.settle(id, Answer::Error(Payload::new(error.clone())))
+            }
+            _ => false,
+        };
+        if settled {
+            return ExchangeResponse { text: None, refused: None, error: None, session: None };
+        }
+        let refusal =
+            Refusal::new(Code::InvalidRequest, "response does not match any pending request");
+        let client = Some(&*caller.principal);
+        let text = self
+            .stages
+            .recorder
+            .reject(&refusal, caller.transport, caller.client_addr, client, Some(frame.raw()), None)
+            .await;
+        let (refused, error) = (Some(refusal.code), Some(refusal.code.rpc().into()));
+        ExchangeResponse { text: Some(text), refused, error, session: None }
+    }
+
+    /// Does what a client's notification is for.
+    pub(super) async fn on_notification(
+        &self,
+        guest: &ClientContext,
+        server: Option<&Arc<Server>>,
+        exchange: &Exchange,
+    ) {
+        let params = exchange.request.raw();
+        match exchange.method.as_str() {
+            Method::CANCELLED => {
+                let id = Object::parse(params.clone())
+                    .ok()
+                    .and_then(|params| params.get("requestId"))
+                    .and_then(|id| Id::parse(id).ok());
+                if let (Some(calls), Some(id)) = (&guest.calls, id) {
+                    calls.cancel(&id);
+                }
+            }
+            Method::PROGRESS => {
+                if let Some(session) = &guest.session {
+                    session.asks.progress(params);
+                }
+            }
+            Method::INITIALIZED => {}
+            // That its roots changed is told to the servers that run for it alone. What else it
+            // has to say goes to the one server that it speaks to, since policy decided on that.
+            method => {
+                let servers = match server {
+                    // The one that was decided on, whatever has its name by now.
+                    Some(server) => vec![server.clone()],
+                    None => self.router.servers(&guest.view),
+                };
+                let told = servers.iter().filter_map(|server| {
+                    let own = guest.party_key(server).and_then(|key| server.owned(&key));
+                    match (method, &guest.view, own) {
+                        (Method::ROOTS_CHANGED, _, own) => own,
+                        (_, View::All, _) => None,
+                        // Nobody who is kept apart speaks to the one that is for all.
+                        (_, View::One(_), own) if server.settings.sharing.keeps_apart() => own,
+                        (_, View::One(_), own) => own.or_else(|| Some(server.shared().clone())),
+                    }
+                });
+                for instance in told {
+                    if let Some(running) = instance.peek() {
+                        let sent = instance.notify(&running, method, params.clone()).await;
+                        if let Err(failure) = sent {
+                            tracing::debug!(%failure, "notification to a server failed");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Answers `logging/setLevel`: from now on the session hears no less severe messages, and the
+    /// servers that run for it alone send none.
+    pub(super) async fn set_log_level(
+        &self,
+        guest: &ClientContext,
+        exchange: &Exchange,
+    ) -> Result<Answer, Refusal> {
+        let level = Object::parse(exchange.request.raw().clone())
+            .ok()
+            .and_then(|params| params.string("level"))
+            .and_then(|level| LogLevel::parse(&level))
+            .ok_or_else(|| Refusal::new(Code::InvalidParams, "`level` is not an MCP log level"))?;
+        let Some(session) = &guest.session else {
+            return Err(Refusal::new(Code::MethodUnknown, "this method needs a session"));
+        };
+        session.set_level(level);
+        let key = InstanceKey::Session(session.id.clone());
+        for server in self.router.servers(&guest.view) {
+            if let Some(instance) = server.owned(&key)
+                && let Some(running) = instance.peek()
+                && let Err(failure) = set_level(&instance, &running, level.as_str()).await
+            {
+                return Err(failure.refusal(&server.name));
+            }
+        }
+        Ok(Answer::Result(Payload::new(Bytes::from_static(b"{}"))))
+    }
+}

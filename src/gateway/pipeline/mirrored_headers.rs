@@ -1,0 +1,83 @@
+//! What a tool's schema says of its arguments beside their values: which of them headers repeat
+//! (`Mcp-Param-*`, MCP 2026-07-28).
+//!
+//! INVARIANT: decisions are made on the body. A client's headers are held against what it sent
+//! itself, and a server's are computed from what goes to it, whatever the chain made of it.
+
+use serde_json::Value;
+
+use crate::{recorder::Recorder, stages::Caller};
+use portcullis_protocol::{
+    codec::{
+        headers::{PARAM, Repeated, decoded},
+        may_have,
+    },
+    exchange::{Exchange, Payload, Target},
+    refusal::{Code, Refusal},
+};
+
+/// Headers that no tool asks for, and that are handed on all the same.
+const MOST_FORWARDED: usize = 16;
+
+/// Holds the client's headers against the arguments that it `sent`. Only once the chain let
+/// the call pass: what a tool's schema says is not for everybody.
+///
+/// # Errors
+/// `header-mismatch`.
+pub(super) fn check(
+    recorder: &Recorder,
+    caller: &Caller,
+    exchange: &Exchange,
+    sent: &Payload,
+) -> Result<(), Refusal> {
+    let (Some(headers), Some(repeated)) = (&caller.headers, repeated(exchange)) else {
+        return Ok(());
+    };
+    let arguments = sent.value().get("arguments").and_then(Value::as_object);
+    repeated.check(headers, arguments).map_err(|name| {
+        let message = format!(
+            "header `{}` is missing or differs from the body: list the tools again",
+            recorder.shown(name.as_str())
+        );
+        Refusal::new(Code::HeaderMismatch, message)
+    })
+}
+
+/// The headers for a modern server: those that the tool asks for, and as they came those of
+/// the client's of which nothing is known here. The chain does not see the latter, so none
+/// passes in which a secret stands.
+pub(super) fn for_server(
+    recorder: &Recorder,
+    caller: &Caller,
+    exchange: &Exchange,
+) -> Vec<(String, String)> {
+    let Target::Tool { .. } = exchange.target else { return Vec::new() };
+    let known = repeated(exchange).unwrap_or_default();
+    let mut headers = known.headers(exchange.arguments());
+    let others = caller.headers.iter().flat_map(|headers| headers.iter());
+    let others = others
+        .filter(|(name, _)| name.as_str().starts_with(PARAM) && !known.has(name))
+        .filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?)))
+        .filter(|(name, value)| {
+            let clean = decoded(value).is_some_and(|text| {
+                *recorder.shown(&text) == *text && *recorder.shown(name) == **name
+            });
+            if !clean {
+                tracing::warn!(decision = %exchange.id, "header dropped: no tool declares it");
+            }
+            clean
+        })
+        .map(|(name, value)| (name.to_owned(), value.to_owned()));
+    headers.extend(others.take(MOST_FORWARDED));
+    headers
+}
+
+/// What the called tool has repeated. A legacy server's annotations can be anything: one that is
+/// out of place means nothing.
+fn repeated(exchange: &Exchange) -> Option<Repeated> {
+    let Target::Tool { tool: Some(tool), .. } = &exchange.target else { return None };
+    if !may_have(tool.definition.raw(), "x-mcp-header") {
+        return None;
+    }
+    Repeated::of(tool.definition.value().get("inputSchema")?).ok()
+}

@@ -1,0 +1,430 @@
+//! Plugins, as the proxy has them: what policies and the config give each, and what is around them.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::{Arc, OnceLock, Weak},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use miette::Diagnostic as _;
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    builder::BoxedDiagnostic,
+    file_watcher::Files,
+    recorder::{Recorder, startup_events},
+};
+use portcullis_audit::record::Event;
+use portcullis_chain::{Fault, Interceptor, Verdict};
+use portcullis_config::{Code, Loaded};
+use portcullis_interceptors::{
+    InterceptorEntry, InterceptorKind,
+    plugin::{Config, Plugin},
+    secrets::Known,
+};
+use portcullis_plugin_host::{
+    Artifacts, Cache, Grants, HostServices, LoadError, PluginHost, States, signature_path,
+};
+use portcullis_policy::{Action, DeliveredAs, Holder, Resource, Subject};
+use portcullis_protocol::exchange::{Exchange, Method, Phase};
+use portcullis_telemetry::Metrics;
+use portcullis_upstream::config::Registries;
+use portcullis_vault::{Secret, Source};
+
+/// The secrets that plugins are handed, by the places of their entries, read once for this run.
+#[derive(Default)]
+pub struct PluginSecrets(BTreeMap<usize, BTreeMap<String, Secret>>);
+
+impl PluginSecrets {
+    /// All plugins of a config. A plugin that is unavailable is a finding.
+    pub fn read(loaded: &Loaded, found: &mut Vec<BoxedDiagnostic>) -> Self {
+        let mut all = BTreeMap::new();
+        for (at, entry) in loaded.config.interceptors.iter().enumerate() {
+            let InterceptorKind::Plugin(config) = &entry.kind else { continue };
+            if !entry.is_on() {
+                continue;
+            }
+            match config.secrets(&loaded.base) {
+                Ok(secrets) => {
+                    all.insert(at, secrets);
+                }
+                Err((name, error)) => {
+                    let pointer = format!("/interceptors/{at}/grants/secrets/{name}");
+                    let what = error.to_string();
+                    found.push(Box::new(loaded.finding(&pointer, Code::BadValue, what)));
+                }
+            }
+        }
+        Self(all)
+    }
+
+    /// The same by the names under which they are found in traffic.
+    pub fn known(&self, loaded: &Loaded) -> Vec<Known> {
+        let entries = loaded.config.interceptors.iter().enumerate();
+        let all = entries.flat_map(|(at, entry)| {
+            let secrets = self.0.get(&at).into_iter().flatten();
+            secrets.map(|(name, value)| (entry.name(), name, value))
+        });
+        all.map(|(holder, name, value)| Known {
+            holder: holder.to_owned(),
+            name: name.clone(),
+            client: None,
+            value: value.clone(),
+        })
+        .collect()
+    }
+
+    fn of(&self, at: usize) -> BTreeMap<String, Secret> {
+        self.0.get(&at).cloned().unwrap_or_default()
+    }
+}
+
+/// Loads the plugin of the entry at `at`. It blocks while the plugin compiles.
+///
+/// # Errors
+/// What is wrong with it, at its place in the config.
+pub fn load(
+    loaded: &Loaded,
+    at: usize,
+    entry: &InterceptorEntry,
+    config: &Config,
+    handed: &PluginSecrets,
+    house: &PluginHost,
+) -> Result<Plugin, BoxedDiagnostic> {
+    let plugin = Plugin::load(config, &entry.settings, &loaded.base, handed.of(at), house);
+    plugin.map_err(|error| -> BoxedDiagnostic {
+        let key = match &error {
+            LoadError::Config { at, .. } if !config.config.is_empty() => format!("config{at}"),
+            LoadError::Start { .. } if !config.config.is_empty() => "config".into(),
+            _ if config.oci.is_some() => "oci".into(),
+            _ => "path".into(),
+        };
+        Box::new(loaded.locate(&format!("/interceptors/{at}/{key}"), error))
+    })
+}
+
+/// A plugin in the chain, with its entry.
+pub struct LoadedPlugin {
+    pub entry: InterceptorEntry,
+    pub plugin: Arc<Plugin>,
+}
+
+impl LoadedPlugin {
+    /// The files of which others may take the place.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let component = self.plugin.changeable().into_iter();
+        component.flat_map(|path| [signature_path(&path), path]).collect()
+    }
+}
+
+/// Has plugins take each other's place as their files change.
+pub(crate) async fn keep_plugins(
+    all: Vec<LoadedPlugin>,
+    mut files: Files,
+    recorder: Arc<Recorder>,
+    closing: CancellationToken,
+) {
+    loop {
+        tokio::select! {
+            changed = files.changed() => if !changed { return },
+            () = closing.cancelled() => return,
+        }
+        for one in all.iter().filter(|one| one.plugin.changeable().is_some()) {
+            look_again(one, &recorder).await;
+        }
+    }
+}
+
+async fn look_again(LoadedPlugin { entry, plugin }: &LoadedPlugin, recorder: &Recorder) {
+    let InterceptorKind::Plugin(config) = &entry.kind else { return };
+    let name = entry.name();
+    let looked = tokio::task::spawn_blocking({
+        let plugin = plugin.clone();
+        move || plugin.look_again()
+    });
+    let refused = match looked.await {
+        Ok(Ok(None)) => return,
+        Ok(Ok(Some(next))) => {
+            let (digest, version) = (next.sha256().to_owned(), next.manifest().version.clone());
+            // Before it counts.
+            match recorder.audit.record_event(startup_events::plugin(entry, config, &next)).await {
+                Ok(()) => {
+                    plugin.take(next);
+                    tracing::info!(interceptor = name, version, digest, "changed plugin loaded");
+                }
+                Err(error) => tracing::error!(
+                    interceptor = name, %error,
+                    "changed plugin rejected: the change could not be recorded; the previous one stays in force"
+                ),
+            }
+            return;
+        }
+        Ok(Err(refused)) => match refused.help() {
+            Some(help) => format!("{refused}; {help}"),
+            None => refused.to_string(),
+        },
+        Err(error) => error.to_string(),
+    };
+    tracing::error!(
+        interceptor = name,
+        "changed plugin rejected; the previous one stays in force: {refused}"
+    );
+    recorder
+        .audit
+        .record_best_effort(startup_events::no_plugin(entry, &config.place(), refused))
+        .await;
+}
+
+/// What is around the plugins of a proxy.
+pub fn house(loaded: &Loaded, around: Arc<PluginServices>) -> PluginHost {
+    let states = States::at(loaded.config.state_dir.join("plugins/state"));
+    let plugins = loaded.config.interceptors.iter();
+    // Without plugins there is nothing to keep, nor a key to make.
+    let any = plugins.into_iter().any(|entry| matches!(entry.kind, InterceptorKind::Plugin(_)));
+    let cache = any.then(|| Cache::of(&loaded.config.state_dir)).flatten().map(Arc::new);
+    let artifacts = artifacts(loaded, true);
+    PluginHost { around, states: Some(states), cache, artifacts }
+}
+
+/// How a config has registries asked for plugins; what is pulled is kept for the next start, or not.
+pub fn artifacts(loaded: &Loaded, keep: bool) -> Artifacts {
+    let Registries { plain_http, ca_file, deadline_s, .. } = &loaded.config.registries;
+    let settings = portcullis_oci::Settings {
+        authorities: ca_file.clone(),
+        plain_http: plain_http.clone(),
+        ..Default::default()
+    };
+    Artifacts::asked(settings, Duration::from_secs(*deadline_s))
+        .kept_in(&loaded.config.state_dir, keep)
+}
+
+/// What is around the plugins of a proxy, of which there is none before its start.
+pub struct PluginServices {
+    pub(crate) policies: Arc<portcullis_policy::Engine>,
+    pub(crate) metrics: Arc<Metrics>,
+    running: OnceLock<(Weak<Recorder>, TaskTracker)>,
+}
+
+impl PluginServices {
+    pub fn new(policies: Arc<portcullis_policy::Engine>, metrics: Arc<Metrics>) -> Arc<Self> {
+        Arc::new(Self { policies, metrics, running: OnceLock::new() })
+    }
+
+    /// The recorder of the proxy, while that runs.
+    pub(crate) fn recorder(&self) -> Option<Arc<Recorder>> {
+        self.running.get().and_then(|(recorder, _)| recorder.upgrade())
+    }
+
+    /// The proxy runs.
+    pub fn settle(&self, recorder: &Arc<Recorder>, tasks: TaskTracker) {
+        let _ = self.running.set((Arc::downgrade(recorder), tasks));
+    }
+}
+
+impl HostServices for PluginServices {
+    fn count(&self, plugin: &str, name: &str, by: u64) {
+        self.metrics.plugin_counted(plugin, name, by);
+    }
+
+    fn let_alone(&self, plugin: &str, between: usize) {
+        self.metrics.plugin_let_alone(plugin, between);
+    }
+
+    fn withdrawn(&self, plugin: &str, exchange: &str, requests: Vec<String>) {
+        let known = exchange.parse().ok().zip(self.recorder()).zip(self.running.get());
+        let (Some(((call, recorder), (_, tasks))), Ok(runtime)) = (known, Handle::try_current())
+        else {
+            tracing::error!(
+                interceptor = plugin, decision = exchange, requests = %requests.join(", "),
+                "plugin requests for a withdrawn message are not recorded"
+            );
+            return;
+        };
+        let sent = Event::PluginHttpSent { plugin: plugin.to_owned(), call, requests };
+        // One that stops waits for it.
+        tasks.spawn_on(async move { recorder.audit.record_best_effort(sent).await }, &runtime);
+    }
+
+    fn may_reach(&self, plugin: &str, host: &str, port: u16) -> Result<(), String> {
+        // A message whose record is not taken is refused, but what a plugin sent would have gone out.
+        if !self.recorder().is_some_and(|recorder| recorder.audit.is_well()) {
+            return Err("requests are refused while the audit log accepts no records".into());
+        }
+        let resource = Resource::Host { name: host, port };
+        let outcome = self.policies.decide_own(Subject::Plugin(plugin), Action::Egress, resource);
+        match outcome.permits_alone() {
+            true => Ok(()),
+            false => Err(format!("policy does not permit `{host}:{port}`")),
+        }
+    }
+}
+
+/// Something that the config gives a plugin and policies do not.
+struct UngrantedCapability {
+    /// Its key within `grants`.
+    key: String,
+    what: String,
+    action: Action,
+    /// The resource, as a policy names it.
+    shown: String,
+    why: String,
+}
+
+impl UngrantedCapability {
+    fn words(&self, plugin: &str) -> String {
+        format!("policy does not let the plugin `{plugin}` have {}: {}", self.what, self.why)
+    }
+}
+
+fn withheld(
+    plugin: &str,
+    grants: &Grants,
+    policies: &portcullis_policy::Engine,
+) -> Vec<UngrantedCapability> {
+    let mut withheld = Vec::new();
+    let mut ask =
+        |key: String, what: String, action: Action, resource: Resource<'_>, shown: String| {
+            let outcome = policies.decide_own(Subject::Plugin(plugin), action, resource);
+            if outcome.permits_alone() {
+                return;
+            }
+            let why = outcome.explain_alone();
+            withheld.push(UngrantedCapability { key, what, action, shown, why });
+        };
+    for function in grants.functions() {
+        let name = function.as_str();
+        let (what, shown) = (format!("`{name}`"), format!("Grant::\"{name}\""));
+        ask(name.to_owned(), what, Action::Grant, Resource::Grant(name), shown);
+    }
+    for (nth, host) in grants.hosts().enumerate() {
+        let resource = Resource::Host { name: host.name(), port: host.port };
+        let what = format!("the host `{}:{}`", host.host, host.port);
+        let shown = format!("Host::\"{}:{}\"", host.name(), host.port);
+        ask(format!("http/{nth}"), what, Action::Egress, resource, shown);
+    }
+    for (name, reference) in grants.secrets.iter().flatten() {
+        // A reference that is none was found to be wrong before.
+        let Ok(source) = Source::try_from(reference) else { continue };
+        let source = source.kind();
+        let holder = Holder::Plugin(plugin);
+        let handed = DeliveredAs::Plugin;
+        let resource = Resource::Secret { holder, name, source, handed, client: None };
+        let secret = format!("{holder}/{name}");
+        let secret = cedar_policy::EntityId::new(&secret);
+        let shown = format!("Secret::\"{}\"", secret.escaped());
+        ask(
+            format!("secrets/{name}"),
+            format!("the secret `{name}`"),
+            Action::DeliverSecret,
+            resource,
+            shown,
+        );
+    }
+    withheld
+}
+
+/// What the entry at `at` gives a plugin and policy does not.
+pub fn ungranted(
+    loaded: &Loaded,
+    at: usize,
+    entry: &InterceptorEntry,
+    policies: &portcullis_policy::Engine,
+) -> Vec<BoxedDiagnostic> {
+    let InterceptorKind::Plugin(config) = &entry.kind else { return Vec::new() };
+    let plugin = entry.name();
+    let found =
+        withheld(plugin, &config.grants, policies).into_iter().map(|withheld| -> BoxedDiagnostic {
+            let help = withheld.permit(plugin);
+            let pointer = format!("/interceptors/{at}/grants/{}", withheld.key);
+            Box::new(
+                loaded.finding(&pointer, Code::NotPermitted, withheld.words(plugin)).help(help),
+            )
+        });
+    found.collect()
+}
+
+/// The policies that let a plugin have all that its entry grants it, one a line.
+pub fn permits(plugin: &str, grants: &Grants) -> Vec<String> {
+    // Where nothing is permitted, all is missing.
+    let Ok(none) = portcullis_policy::Engine::load(&[], Path::new("")) else { return Vec::new() };
+    withheld(plugin, grants, &none).iter().map(|withheld| withheld.permit(plugin)).collect()
+}
+
+impl UngrantedCapability {
+    /// The policy that is missing.
+    fn permit(&self, plugin: &str) -> String {
+        let id = cedar_policy::EntityId::new(plugin);
+        format!(
+            "permit (principal == Portcullis::Plugin::\"{}\", action == \
+             Portcullis::Action::\"{}\", resource == Portcullis::{});",
+            id.escaped(),
+            self.action.as_str(),
+            self.shown
+        )
+    }
+}
+
+/// A plugin that is asked only while policies let it have what it was given when the proxy started.
+/// Without that it is not asked, which is a fault. Hosts are asked of with every request.
+pub struct GatedPlugin {
+    plugin: Arc<Plugin>,
+    grants: Grants,
+    policies: Arc<portcullis_policy::Engine>,
+    /// What policies said last, and which they were.
+    said: Mutex<Option<(portcullis_policy::Revision, Result<(), String>)>>,
+}
+
+impl GatedPlugin {
+    pub fn new(
+        plugin: Arc<Plugin>,
+        grants: Grants,
+        policies: Arc<portcullis_policy::Engine>,
+    ) -> Self {
+        Self { plugin, grants, policies, said: Mutex::default() }
+    }
+
+    fn may_go_on(&self) -> Result<(), String> {
+        let mut said = self.said.lock();
+        let revision = self.policies.revision();
+        if let Some((of, said)) = &*said
+            && *of == revision
+        {
+            return said.clone();
+        }
+        let name = self.plugin.name();
+        let withheld = withheld(name, &self.grants, &self.policies);
+        let new = match withheld.iter().find(|withheld| withheld.action != Action::Egress) {
+            Some(withheld) => Err(format!("{}; it has it since the start", withheld.words(name))),
+            None => Ok(()),
+        };
+        if let Err(why) = &new {
+            tracing::warn!(plugin = name, "plugin grants refused by policy: {why}");
+        }
+        *said = Some((revision, new.clone()));
+        new
+    }
+}
+
+#[async_trait]
+impl Interceptor for GatedPlugin {
+    fn name(&self) -> &str {
+        self.plugin.name()
+    }
+
+    fn wants(&self, method: &Method, phase: Phase) -> bool {
+        self.plugin.wants(method, phase)
+    }
+
+    fn repeatable(&self) -> bool {
+        self.plugin.repeatable()
+    }
+
+    async fn inspect(&self, exchange: &Exchange, phase: Phase) -> Result<Verdict, Fault> {
+        self.may_go_on().map_err(Fault)?;
+        self.plugin.inspect(exchange, phase).await
+    }
+}

@@ -1,0 +1,76 @@
+//! Messages of servers that clients do not get: counted here and recorded as events, since each
+//! record of one would say the same.
+
+use std::collections::HashMap;
+
+use parking_lot::Mutex;
+
+use super::Recorder;
+use portcullis_audit::record::{DropReason, Dropped, Event};
+use portcullis_protocol::{identity::PrincipalKind, names::ServerName};
+
+/// Counts that are kept apart until they are recorded.
+const MAX_COUNTS: usize = 1_000;
+
+/// Messages that were dropped, not recorded yet.
+#[derive(Default)]
+pub(crate) struct DropCounters(Mutex<HashMap<Dropping, u64>>);
+
+/// The server whose messages they were, for whom, and why they were dropped.
+type Dropping = (ServerName, Option<PrincipalKind>, DropReason);
+
+impl DropCounters {
+    /// Counts a message of a server that a client does not get.
+    pub fn count(&self, server: &ServerName, principal: &PrincipalKind, why: DropReason) {
+        self.add(server.clone(), Some(principal.clone()), why, 1);
+    }
+
+    fn add(&self, server: ServerName, of: Option<PrincipalKind>, why: DropReason, count: u64) {
+        let mut counts = self.0.lock();
+        let of = of.filter(|_| counts.len() < MAX_COUNTS);
+        let counted = counts.entry((server, of, why)).or_default();
+        *counted = counted.saturating_add(count);
+    }
+}
+
+impl Recorder {
+    /// Records what was dropped since this was last done. What can't be recorded stays for the next
+    /// time.
+    pub(crate) async fn record_drops(&self) {
+        let counts = std::mem::take(&mut *self.drops.0.lock());
+        let told = counts.into_iter().map(|((server, of, why), count)| async move {
+            let dropped = Dropped {
+                server: server.to_string(),
+                principal: of.as_ref().map(PrincipalKind::name),
+                reason: why,
+                count,
+            };
+            let told = self.audit.record_event(Event::MessagesDropped(dropped)).await;
+            told.inspect_err(|_| self.drops.add(server, of, why, count)).err()
+        });
+        // Together: they wait for one commit, and once where the store is slow.
+        let failures = futures_util::future::join_all(told).await;
+        if let Some(error) = failures.into_iter().flatten().next() {
+            tracing::error!(%error, "counts of dropped messages could not be recorded");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn drops_are_counted_apart_and_within_bounds() {
+        let drops = DropCounters::default();
+        let server: ServerName = "s".parse().unwrap();
+        for client in 0..MAX_COUNTS + 10 {
+            let kind = PrincipalKind::Client(format!("c{client}").parse().unwrap());
+            drops.count(&server, &kind, DropReason::Unread);
+            drops.count(&server, &kind, DropReason::Unread);
+        }
+        let counts = drops.0.lock();
+        assert!(counts.len() <= MAX_COUNTS + 1);
+        assert_eq!(counts.values().sum::<u64>(), 2 * (MAX_COUNTS as u64 + 10));
+    }
+}

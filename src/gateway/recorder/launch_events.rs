@@ -1,0 +1,192 @@
+//! Events made of what becomes of servers.
+
+use portcullis_audit::record::{
+    ByHand, Egress, Event, HandedBy, ImageDid, ImageDone, ImageResolved, LaunchRefused, Launched,
+    Launching, PlaceKind, SecretHanded, SecretSource, bare_uri, era, micros, rule,
+};
+use portcullis_protocol::{identity::PrincipalKind, names::ServerName, refusal};
+use portcullis_runtime::process::Origin;
+use portcullis_upstream::{
+    DeliveryMethod, Placement, SecretDelivery, Started,
+    images::{ImageError, Pulled},
+};
+use portcullis_vault::Source;
+
+/// The event of a server's start.
+pub(crate) fn launched(server: &ServerName, started: Started) -> Launched {
+    let Started { launch, place, process, origin, party, revision, server_info, took } = started;
+    let Origin { program, image_ref, image, profile, deviations, egress_tried } = origin;
+    Launched {
+        launch,
+        server: server.to_string(),
+        kind: kind(&place),
+        reason: match &place {
+            Placement::Remote { .. } => "the config names a URL".to_owned(),
+            Placement::Container { why } | Placement::Sandbox { why } => why.clone(),
+        },
+        place: match &place {
+            Placement::Remote { url } => url.clone(),
+            Placement::Container { .. } | Placement::Sandbox { .. } => process,
+        },
+        program,
+        image_ref,
+        image,
+        profile,
+        deviations,
+        egress_tried,
+        principal: party.as_ref().map(PrincipalKind::name),
+        era: era(revision),
+        revision: revision.to_string(),
+        server_info,
+        took_us: micros(took),
+    }
+}
+
+/// The events that are recorded before a server is started.
+pub(crate) fn launching(
+    server: &ServerName,
+    launching: &portcullis_upstream::LaunchRequest,
+    rules: &[refusal::Rule],
+    revision: &str,
+) -> Vec<Event> {
+    let portcullis_upstream::LaunchRequest {
+        launch,
+        place,
+        program,
+        party,
+        way,
+        handing,
+        resolved,
+    } = launching;
+    let (launch, server) = (*launch, server.to_string());
+    let principal = party.as_ref().map(PrincipalKind::name);
+    let found_out = resolved.as_ref().map(|(image, digest)| {
+        let (server, image, digest) = (server.clone(), image.clone(), digest.clone());
+        Event::ImageResolved(ImageResolved { launch, server, image, digest })
+    });
+    let mut all: Vec<Event> = found_out.into_iter().collect();
+    all.push(Event::ServerLaunching(Launching {
+        launch,
+        server: server.clone(),
+        kind: kind(place),
+        program: match place {
+            Placement::Remote { url } => url.clone(),
+            Placement::Container { .. } | Placement::Sandbox { .. } => bare_uri(&program.name),
+        },
+        digest: program.digest.clone(),
+        deviations: program.deviations.iter().map(|key| (*key).to_owned()).collect(),
+        signers: program.signed.signers.clone(),
+        attested: program.signed.attested.clone(),
+        principal: principal.clone(),
+        rules: rules.iter().map(rule).collect(),
+        policy_revision: revision.to_owned(),
+    }));
+    all.extend(way.as_ref().map(|way| {
+        Event::EgressOpened(Egress {
+            launch,
+            server: server.clone(),
+            principal: principal.clone(),
+            encrypted: way.url.starts_with("https://"),
+            url: way.url.clone(),
+            protocol: way.protocol.to_owned(),
+        })
+    }));
+    if !handing.is_empty() {
+        let secrets = handing.iter().map(handed).collect();
+        all.push(Event::SecretsDelivered { launch, server, principal, secrets });
+    }
+    all
+}
+
+/// The event of an image's pull that ended.
+pub(crate) fn pulled(server: &ServerName, pulling: portcullis_upstream::Pulling) -> Event {
+    let portcullis_upstream::Pulling { launch, image, digest, outcome } = pulling;
+    let what = pull_outcome(outcome);
+    ImageDone { server: server.clone(), image, digest, what }
+        .on_record(Some(launch), ByHand::default())
+}
+
+/// The outcome of a pull as records have it.
+pub fn pull_outcome(outcome: Result<Pulled, ImageError>) -> ImageDid {
+    match outcome {
+        Ok(Pulled { platform, size, took }) => {
+            ImageDid::Pulled { platform, size, took_us: micros(took) }
+        }
+        Err(failed) => ImageDid::NotPulled { reason: failed.to_string() },
+    }
+}
+
+/// The event that is recorded before a running server gets new values of secrets in files.
+pub(crate) fn handed_again(
+    server: &ServerName,
+    launching: &portcullis_upstream::LaunchRequest,
+    secrets: &[String],
+) -> Event {
+    let files = launching
+        .handing
+        .iter()
+        .filter(|handing| handing.by == DeliveryMethod::File && secrets.contains(&handing.secret));
+    Event::SecretsDelivered {
+        launch: launching.launch,
+        server: server.to_string(),
+        principal: launching.party.as_ref().map(PrincipalKind::name),
+        secrets: files.map(handed).collect(),
+    }
+}
+
+/// The event of a start that policies do not permit: the action that they refuse, and its target.
+pub(crate) fn launch_refused(
+    server: &ServerName,
+    launching: &portcullis_upstream::LaunchRequest,
+    (action, target): (&str, &str),
+    rules: &[refusal::Rule],
+    revision: &str,
+) -> Event {
+    Event::ServerLaunchRefused(LaunchRefused {
+        launch: launching.launch,
+        server: server.to_string(),
+        kind: kind(&launching.place),
+        principal: launching.party.as_ref().map(PrincipalKind::name),
+        action: action.to_owned(),
+        target: bare_uri(target),
+        rules: rules.iter().map(rule).collect(),
+        policy_revision: revision.to_owned(),
+    })
+}
+
+/// The source of a secret as records have it.
+pub(crate) fn source(source: &Source) -> SecretSource {
+    match source {
+        Source::Env(_) => SecretSource::Env,
+        Source::File(_) => SecretSource::File,
+        Source::Dotenv { .. } => SecretSource::Dotenv,
+        Source::Keyring { .. } => SecretSource::Keyring,
+        Source::Keyctl(_) => SecretSource::Keyctl,
+        Source::DockerPass(_) => SecretSource::DockerPass,
+        Source::DockerCredential { .. } => SecretSource::DockerCredential,
+        Source::Vault { .. } => SecretSource::Vault,
+        Source::Age { .. } => SecretSource::Age,
+    }
+}
+
+/// Where a server runs as records have it.
+pub(crate) fn kind(place: &Placement) -> PlaceKind {
+    match place {
+        Placement::Container { .. } => PlaceKind::Container,
+        Placement::Sandbox { .. } => PlaceKind::Sandbox,
+        Placement::Remote { .. } => PlaceKind::Remote,
+    }
+}
+
+fn handed(handing: &SecretDelivery) -> SecretHanded {
+    SecretHanded {
+        secret: handing.secret.clone(),
+        source: source(&handing.source),
+        by: match handing.by {
+            DeliveryMethod::Environment => HandedBy::Environment,
+            DeliveryMethod::File => HandedBy::File,
+            DeliveryMethod::Header => HandedBy::Header,
+        },
+        own: handing.client.is_some(),
+    }
+}

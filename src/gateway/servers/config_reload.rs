@@ -1,0 +1,325 @@
+//! Servers of a config that was read again while the proxy runs: all of them take the places of those
+//! before, or none.
+//!
+//! INVARIANT: what changed is on record before it counts. A server whose entry is the same is not
+//! touched; of one whose entry is not, nothing is started any more, and nothing of the new one is
+//! handed to the old. A config is not taken by which a server that goes on would see what is the
+//! proxy's own.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use indexmap::IndexMap;
+use serde_json::{Map, Value};
+
+use super::{NewServer, Servers};
+use crate::builder::{by_server, handed, missing};
+use portcullis_audit::record::Event;
+use portcullis_config::{Config, Diagnostics, Finding, Loaded, exposing_mounts, protected_paths};
+use portcullis_policy::Stated;
+use portcullis_protocol::exchange::View;
+use portcullis_protocol::names::ServerName;
+use portcullis_runtime::{MountPolicy, ProtectedPath, ProtectedPaths};
+use portcullis_upstream::{Server, config::Server as Settings};
+
+/// How long the folders of all servers' mounts may take to be looked at.
+const FOLDERS: Duration = Duration::from_secs(30);
+
+/// Why a call that goes to a server is not answered any more.
+const REMOVED: &str = "it was removed from the config";
+const CHANGED: &str = "its entry in the config has changed; call again";
+
+/// What a config that was read again is to the one before.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Difference {
+    added: Vec<ServerName>,
+    changed: Vec<ServerName>,
+    removed: Vec<ServerName>,
+}
+
+impl Difference {
+    fn of(
+        before: &IndexMap<ServerName, Arc<Server>>,
+        now: &IndexMap<ServerName, Settings>,
+    ) -> Self {
+        let mut difference = Self::default();
+        for (name, settings) in now {
+            match before.get(name) {
+                None => difference.added.push(name.clone()),
+                Some(server) if !same(&server.settings, settings) => {
+                    difference.changed.push(name.clone());
+                }
+                Some(_) => {}
+            }
+        }
+        let gone = before.keys().filter(|name| !now.contains_key(*name));
+        difference.removed.extend(gone.cloned());
+        difference
+    }
+
+    fn all(&self) -> impl Iterator<Item = &ServerName> {
+        self.added.iter().chain(&self.changed).chain(&self.removed)
+    }
+}
+
+fn same(one: &Settings, other: &Settings) -> bool {
+    let plain = |settings| serde_json::to_value(settings).ok();
+    plain(one) == plain(other)
+}
+
+/// The sections beside servers that differ. What `[limits.servers]` says is said of servers.
+fn sections(one: &Config, other: &Config) -> Vec<String> {
+    let plain = |config| {
+        let mut all = match serde_json::to_value(config) {
+            Ok(Value::Object(all)) => all,
+            _ => Map::new(),
+        };
+        all.remove("servers");
+        if let Some(limits) = all.get_mut("limits").and_then(Value::as_object_mut) {
+            limits.remove("servers");
+        }
+        all
+    };
+    let (one, other) = (plain(one), plain(other));
+    other.into_iter().filter(|(name, value)| one.get(name) != Some(value)).map(|(n, _)| n).collect()
+}
+
+/// What of the config's file is not in use, and why.
+#[derive(Debug, Default)]
+pub(crate) struct ReloadStatus {
+    /// What is wrong with the file as it is, where it was not taken.
+    pub rejected: Option<String>,
+    /// The sections that count from the next start on.
+    pub waiting: Vec<String>,
+}
+
+impl Servers {
+    /// Notes that the config as its file is now is not taken: all stays as it is. `again`: whether
+    /// that is told though nothing else is wrong than before.
+    pub async fn reject_config(&self, file: &Path, reason: String, again: bool) {
+        {
+            let mut reload = self.reload.lock();
+            if reload.rejected.as_ref() == Some(&reason) && !again {
+                return;
+            }
+            reload.rejected = Some(reason.clone());
+        }
+        tracing::error!("changed config rejected; the previous config stays in force:\n{reason}");
+        self.recorder.metrics.config_reload(false);
+        let file = file.display().to_string();
+        self.recorder.audit.record_best_effort(Event::ConfigRejected { file, reason }).await;
+    }
+
+    /// Takes the servers of a config that was read again and passed all checks. `asked`: whether
+    /// somebody asked for that, and hears that there is nothing new.
+    pub async fn apply_config(self: &Arc<Self>, loaded: &Loaded, asked: bool) {
+        let taken = {
+            let _one_at_a_time = self.reloading.lock().await;
+            self.apply_servers(loaded).await
+        };
+        match taken {
+            Ok(None) if asked => tracing::info!("config reloaded; no changes"),
+            Ok(None) => {}
+            // Each hearer's notices pass the chain, and nothing waits for that.
+            Ok(Some(affected)) => {
+                let servers = self.clone();
+                self.until_closing(async move {
+                    servers.subscriptions.tell_of_servers(&affected).await;
+                });
+            }
+            Err(why) => self.reject_config(&loaded.path, why, true).await,
+        }
+    }
+
+    /// Notes where the config has what is told of by its line, and that other files of secrets may have
+    /// to be followed.
+    fn find(&self, loaded: &Loaded) {
+        self.launcher.hands.locate(loaded.secret_lines());
+        self.launcher.signatures.locate(loaded.signed_by_lines());
+        self.secrets_changed.notify_one();
+    }
+
+    /// Holds the mounts of all servers against what that config makes the proxy's own, and tells what is
+    /// its own by it: those that run have their mounts already.
+    ///
+    /// # Errors
+    /// Which are refused, and why.
+    async fn check_mounts(&self, loaded: &Loaded) -> Result<Arc<Vec<ProtectedPath>>, String> {
+        let (launcher, loaded) = (self.launcher.clone(), loaded.clone());
+        let looking =
+            tokio::task::spawn_blocking(move || newly_exposed(&launcher.protected, &loaded));
+        match tokio::time::timeout(FOLDERS, looking).await {
+            Ok(Ok((refused, own))) if refused.is_empty() => Ok(own),
+            Ok(Ok((refused, _))) => Err(Diagnostics(refused).to_string()),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err(format!(
+                "the folders of `mounts`, and what no server may see, could not be looked at within \
+                 {} s: see which of them is mounted from elsewhere, such as NFS, and does not answer",
+                FOLDERS.as_secs()
+            )),
+        }
+    }
+
+    /// The servers that came, changed or went; nothing where there was nothing new.
+    ///
+    /// # Errors
+    /// Why all stays as it is.
+    async fn apply_servers(
+        self: &Arc<Self>,
+        loaded: &Loaded,
+    ) -> Result<Option<Vec<ServerName>>, String> {
+        let config = &loaded.config;
+        let own = self.check_mounts(loaded).await?;
+        let before = self.router.servers(&View::All).into_iter();
+        let before: IndexMap<_, _> = before.map(|server| (server.name.clone(), server)).collect();
+        let difference = Difference::of(&before, &config.servers);
+        let waiting = sections(&self.config, config);
+        let moved = !before.keys().eq(config.servers.keys());
+        {
+            let mut reload = self.reload.lock();
+            if !moved && difference == Difference::default() && reload.waiting == waiting {
+                if reload.rejected.take().is_some() {
+                    tracing::info!("config file is valid again");
+                }
+                // What is the same may stand on other lines, and what is not run for the profile be
+                // another.
+                self.launcher.protected.follow(own);
+                self.find(loaded);
+                return Ok(None);
+            }
+        }
+        let Difference { added, changed, removed } = &difference;
+        let new: IndexMap<_, _> = (config.servers.iter())
+            .filter(|(name, _)| added.contains(name) || changed.contains(name))
+            .map(|(name, settings)| (name.clone(), settings.clone()))
+            .collect();
+        if new.values().any(|settings| settings.url.is_none()) {
+            // Nobody needed one, perhaps. What comes of it is for the servers to say.
+            let _ = self.launcher.engine.look().await;
+        }
+        let read = handed(&new, &self.launcher.base).await;
+        for missing in missing(&read) {
+            self.recorder.audit.record_best_effort(missing).await;
+        }
+        let mut hands = by_server(read);
+        for (name, read) in &hands {
+            for handed in read.values().flatten() {
+                let learned = self.launcher.hands.learn(name, handed).await;
+                learned.map_err(|failure| format!("server `{name}`: {}", failure.what))?;
+            }
+        }
+        let names = |all: &[ServerName]| all.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let happening = Event::ConfigReloaded {
+            file: loaded.path.display().to_string(),
+            revision: loaded.revision.clone(),
+            servers: u64::try_from(config.servers.len()).unwrap_or(u64::MAX),
+            added: names(added),
+            changed: names(changed),
+            removed: names(removed),
+            waiting: waiting.clone(),
+        };
+        let recorded = self.recorder.audit.record_event(happening).await;
+        recorded.map_err(|error| format!("it could not be recorded: {error}"))?;
+
+        // From here on it counts. First, nothing more is started of what goes.
+        self.launcher.protected.follow(own);
+        let retired: Vec<_> = (changed.iter().map(|name| (name, CHANGED)))
+            .chain(removed.iter().map(|name| (name, REMOVED)))
+            .filter_map(|(name, why)| Some((before.get(name)?.clone(), why)))
+            .collect();
+        self.retired.lock().extend(retired.iter().map(|(server, _)| server.clone()));
+        for (server, why) in &retired {
+            server.stop_new_launches(why);
+        }
+        let mut stood = Vec::new();
+        let servers = config.servers.iter().map(|(name, settings)| {
+            if let (Some(server), false) = (before.get(name), changed.contains(name)) {
+                return server.clone();
+            }
+            let read = hands.remove(name).unwrap_or_default();
+            let new = NewServer::of(name, settings, &self.launcher, read, self.recorder.scrub());
+            let server = new.server.clone();
+            stood.push(new);
+            server
+        });
+        let servers: Vec<_> = servers.collect();
+        self.stages.gate.state(Stated::of(config.tools()));
+        self.router.set(servers);
+        self.find(loaded);
+        stood.into_iter().for_each(|stood| self.register(stood));
+        *self.reload.lock() = ReloadStatus { rejected: None, waiting: waiting.clone() };
+        self.recorder.metrics.config_reload(true);
+        tracing::info!(
+            added = names(added).join(", "),
+            changed = names(changed).join(", "),
+            removed = names(removed).join(", "),
+            revision = loaded.revision,
+            "config loaded again"
+        );
+        if !waiting.is_empty() {
+            let sections = waiting.join(", ");
+            tracing::warn!(sections, "config changes in these sections need a restart");
+        }
+        for (server, why) in retired {
+            let servers = self.clone();
+            self.retiring.spawn(async move {
+                tokio::join!(
+                    servers.subscriptions.change_places(&server),
+                    server.drain_and_stop(why, &servers.ending)
+                );
+                server.flush().await;
+                servers.retired.lock().retain(|other| other.number != server.number);
+            });
+        }
+        Ok(Some(difference.all().cloned().collect()))
+    }
+
+    /// What of the config's file is not in use: why it was not taken, and the sections that wait for
+    /// the next start.
+    pub fn unfollowed(&self) -> (Option<String>, Vec<String>) {
+        let reload = self.reload.lock();
+        (reload.rejected.as_ref().map(|why| self.recorder.shown(why)), reload.waiting.clone())
+    }
+}
+
+/// The mounts by which servers would see a path that another config makes the proxy's own, and all paths
+/// that are the proxy's own by that config. Other forbidden mounts are refused at a launch: a server can
+/// make a mount forbidden, and must not keep others' changes from being applied.
+fn newly_exposed(
+    protected: &ProtectedPaths,
+    loaded: &Loaded,
+) -> (Vec<Finding>, Arc<Vec<ProtectedPath>>) {
+    let (all, now) = (protected.with(protected_paths(loaded)), protected.now());
+    let more: Vec<_> = all.iter().filter(|path| !now.contains(path)).cloned().collect();
+    if more.is_empty() {
+        return (Vec::new(), all);
+    }
+    let policy = MountPolicy::default().with_own(Arc::new(more));
+    (exposing_mounts(&policy, loaded), all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(text: &str) -> Config {
+        let path = std::path::Path::new("/folder/portcullis.toml");
+        portcullis_config::parse(path, text).unwrap().config
+    }
+
+    #[test]
+    fn sections_that_differ_are_named() {
+        let first = "[servers.a]\nurl = \"https://a.example\"\n";
+        let one = config(first);
+        for (text, named) in [
+            (first.to_owned(), &[][..]),
+            ("[servers.b]\nurl = \"https://a.example\"\n".to_owned(), &[]),
+            (format!("{first}[limits.servers]\nmemory-mib = 9000\n"), &[]),
+            (format!("{first}[limits]\npage = 9\n"), &["limits"]),
+            (format!("{first}[listen]\nanonymous = true\n[engine]\n"), &["listen"]),
+        ] {
+            let mut found = sections(&one, &config(&text));
+            found.sort();
+            assert_eq!(found, named, "{text}");
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! What servers reach through the proxy's own end: decided by policies and put on record, each
+//! connection for itself.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tokio::sync::{Mutex, watch};
+
+use crate::{plugins::PluginServices, recorder::egress_events};
+use portcullis_egress::{Attempt, End, Forbidden, Gate, Grounds, Outcome, Verdict};
+use portcullis_policy::{Action, Resource, Revision, Subject};
+use portcullis_protocol::refusal::Rule;
+use portcullis_runtime::egress_netns::{EgressContext, EgressGates};
+
+/// Policies as the gates of servers' egress.
+pub(crate) struct EgressPolicy(pub(crate) Arc<PluginServices>);
+
+impl EgressGates for EgressPolicy {
+    fn gate(&self, reacher: EgressContext) -> Arc<dyn Gate> {
+        let mut status = self.0.policies.status();
+        let asked = status.borrow_and_update().revision;
+        Arc::new(ConnectionGate {
+            around: self.0.clone(),
+            reacher,
+            policies: Mutex::new((status, asked)),
+        })
+    }
+}
+
+/// Decides for one start of a server.
+struct ConnectionGate {
+    around: Arc<PluginServices>,
+    reacher: EgressContext,
+    /// Word of policies, and the last that were heard of.
+    policies: Mutex<(watch::Receiver<portcullis_policy::Status>, Revision)>,
+}
+
+/// What policies say against an attempt: by which, and of what revision.
+struct Denial {
+    rules: Vec<Rule>,
+    revision: String,
+}
+
+impl ConnectionGate {
+    fn ask(&self, attempt: &Attempt) -> portcullis_policy::Outcome {
+        let host = attempt.host.plain();
+        let resource = Resource::Host { name: &host, port: attempt.port };
+        let server = Subject::Server(&self.reacher.server);
+        self.around.policies.decide_own(server, Action::Egress, resource)
+    }
+}
+
+/// What the program is told of it, and what is kept for the record.
+fn forbidden(attempt: &Attempt, outcome: portcullis_policy::Outcome) -> Verdict {
+    let Attempt { host, port, .. } = attempt;
+    let why = format!("policy does not permit `{}:{port}`", host.plain());
+    let against = Denial { rules: outcome.rules, revision: outcome.revision.to_string() };
+    let grounds: Grounds = Arc::new(against);
+    Verdict::Refuse(Forbidden { why, grounds: Some(grounds) })
+}
+
+#[async_trait]
+impl Gate for ConnectionGate {
+    async fn decide(&self, attempt: &Attempt) -> Verdict {
+        let server = &self.reacher.server;
+        let Some(recorder) = self.around.recorder() else {
+            return Verdict::Refuse("the proxy is not there any more".into());
+        };
+        let outcome = self.ask(attempt);
+        if !outcome.permits_alone() {
+            return forbidden(attempt, outcome);
+        }
+        let revision = outcome.revision.to_string();
+        let happening = egress_events::reaching(&self.reacher, attempt, &outcome.rules, &revision);
+        match recorder.audit.record_event(happening).await {
+            Ok(()) => {
+                self.around.metrics.egress_opened(server);
+                Verdict::Allow
+            }
+            Err(error) => {
+                // The host is the server's word, and could be a secret.
+                let host = recorder.shown(&attempt.host.plain());
+                let port = attempt.port;
+                tracing::error!(%server, host, port, %error, "egress connection refused: it could not be recorded");
+                Verdict::Refuse("egress is refused while the audit log accepts no records".into())
+            }
+        }
+    }
+
+    async fn changed(&self) {
+        let mut policies = self.policies.lock().await;
+        let (status, asked) = &mut *policies;
+        loop {
+            if status.changed().await.is_err() {
+                // The proxy ends, and with it all connections.
+                return std::future::pending().await;
+            }
+            let revision = status.borrow_and_update().revision;
+            if revision != *asked {
+                *asked = revision;
+                return;
+            }
+        }
+    }
+
+    fn still(&self, attempt: &Attempt) -> Verdict {
+        let outcome = self.ask(attempt);
+        if outcome.permits_alone() { Verdict::Allow } else { forbidden(attempt, outcome) }
+    }
+
+    fn told(&self, outcome: Outcome) {
+        let server = &self.reacher.server;
+        self.around.metrics.egress_ended(server, &outcome);
+        let Some(recorder) = self.around.recorder() else { return };
+        let to = || {
+            let to = outcome.attempt.as_ref().map(|to| format!("{}:{}", to.host, to.port));
+            to.map(|to| recorder.shown(&to))
+        };
+        match &outcome.end {
+            End::Refused(refusal) => {
+                // Each is on record and in the log, so a flood of them is bounded as others are.
+                if recorder.refusals.of_server(server, refusal.code()).is_some() {
+                    return;
+                }
+                let advice = refusal.operator_advice(server.as_str());
+                let advice = advice.map(|advice| recorder.shown(&advice));
+                tracing::info!(%server, to = to(), code = refusal.code(), advice, "egress connection refused");
+            }
+            End::Revoked(_) => {
+                tracing::warn!(%server, to = to(), "policy revoked; egress connection closed");
+            }
+            _ => {}
+        }
+        let against = outcome.grounds.as_ref().and_then(|grounds| grounds.downcast_ref());
+        let against = against.map(|Denial { rules, revision }| (&rules[..], &revision[..]));
+        let happening = egress_events::reached(&self.reacher, &outcome, against);
+        // Where the runtime is gone, so is the log.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move { recorder.audit.record_best_effort(happening).await });
+        }
+    }
+}

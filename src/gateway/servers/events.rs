@@ -1,0 +1,263 @@
+//! What servers do and say on their own.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+use super::Servers;
+use crate::{
+    recorder::{launch_events, startup_events},
+    server_requests::ReplyRoute,
+    session::Session,
+    stages::ClientContext,
+    tasks::place,
+};
+use portcullis_audit::record::{DropReason, Dropped, Event, Stopped, bare_uri};
+use portcullis_chain::{Party, Weight, in_turns};
+use portcullis_protocol::exchange::View;
+use portcullis_protocol::{
+    codec::Object, exchange::Method, identity::PrincipalKind, names::ServerName, refusal::Code,
+};
+use portcullis_upstream::{
+    Instance, InstanceKey, Running, Server, ServerEvent, ServerMessage, Started, UnroutedMessage,
+};
+
+impl Servers {
+    /// Hears what one server says, which is known by its name and its number, until it is gone.
+    pub(crate) async fn receive_server_messages(
+        self: Arc<Self>,
+        (name, number): (ServerName, u64),
+        mut heard: mpsc::Receiver<UnroutedMessage>,
+    ) {
+        while let Some(heard) = heard.recv().await {
+            let weight = heard.said.params().map_or(Weight::NONE, Weight::of);
+            let work = self.on_server_message((&name, number), heard);
+            in_turns(Party::Server(name.clone()), weight, work).await;
+        }
+    }
+
+    /// Records what becomes of one server until it is gone.
+    pub(crate) async fn record(
+        self: Arc<Self>,
+        server: ServerName,
+        mut events: mpsc::Receiver<ServerEvent>,
+    ) {
+        while let Some(event) = events.recv().await {
+            match event {
+                // Who waited may have given up.
+                ServerEvent::Flush(done) => drop(done.send(())),
+                ServerEvent::Launching(launching, cleared) => {
+                    let _ = cleared.send(self.authorize_launch(&server, &launching).await);
+                }
+                event => {
+                    if let Some(happening) = self.happened(&server, event) {
+                        self.recorder.audit.record_best_effort(happening).await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// What became of a server, for the log, the metrics and the record.
+    fn happened(&self, name: &ServerName, event: ServerEvent) -> Option<Event> {
+        let server = name.to_string();
+        Some(match event {
+            ServerEvent::Launching(..) | ServerEvent::Flush(_) => return None,
+            ServerEvent::Unwell => {
+                self.recorder.metrics.server_unwell(name);
+                return None;
+            }
+            ServerEvent::Started(started) => {
+                let Started { place, process, revision, took, .. } = &*started;
+                tracing::info!(
+                    %server, place = place.kind(), why = place.why(), process, %revision,
+                    took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+                    "server started"
+                );
+                self.recorder.metrics.server_started();
+                Event::ServerLaunched(Box::new(launch_events::launched(name, *started)))
+            }
+            ServerEvent::NotStarted { launch, place, party, why } => {
+                let why = self.recorder.shown(&why);
+                tracing::warn!(%server, why, "server did not start");
+                let principal = party.as_ref().map(PrincipalKind::name);
+                let kind = launch_events::kind(&place);
+                Event::ServerLaunchFailed { launch, server, kind, principal, reason: why }
+            }
+            ServerEvent::Ended { launch, process, party, why, exit } => {
+                let why = self.recorder.shown(&why);
+                tracing::info!(%server, why, "server ended");
+                self.recorder.metrics.server_ended(name);
+                let (exit_code, exit_reason) = exit.map(|exit| (exit.code, exit.reason)).unzip();
+                Event::ServerStopped(Stopped {
+                    launch,
+                    server,
+                    place: bare_uri(&process),
+                    principal: party.as_ref().map(PrincipalKind::name),
+                    reason: why,
+                    exit_code,
+                    exit_reason: exit_reason.flatten(),
+                })
+            }
+            ServerEvent::Unread { not, kept } => {
+                let why = self.recorder.shown(&not.failure.what);
+                tracing::warn!(%server, why, kept, "a secret could not be read again");
+                let mut happening = startup_events::no_secret(name, &not, kept);
+                if let Event::SecretUnresolved { reason, .. } = &mut happening {
+                    *reason = why;
+                }
+                happening
+            }
+            ServerEvent::Outdated { launch, party, secrets } => {
+                let principal = party.as_ref().map(PrincipalKind::name);
+                tracing::warn!(
+                    %server, client = principal, secrets = secrets.join(", "),
+                    "changed secrets of a running server take effect at its next start (`portcullis server restart`)"
+                );
+                Event::SecretsStale { launch, server, principal, secrets }
+            }
+            ServerEvent::Pulled(pulling) => launch_events::pulled(name, *pulling),
+            ServerEvent::Lost { count } => {
+                tracing::warn!(%server, count, "server messages dropped");
+                let reason = DropReason::Flood;
+                Event::MessagesDropped(Dropped { server, principal: None, reason, count })
+            }
+        })
+    }
+
+    /// Takes what a server says that belongs to no call: requests and messages to the session for
+    /// which alone it runs, changes to all who are to hear of them. Everything else has no client
+    /// to go to, and is refused.
+    async fn on_server_message(
+        &self,
+        (server, number): (&ServerName, u64),
+        heard: UnroutedMessage,
+    ) {
+        let UnroutedMessage { party, mut said } = heard;
+        if let Some(party) = &party
+            && !is_change(said.method())
+        {
+            said = match self.in_flight.tell(number, party, said) {
+                Some(said) => said,
+                None => return,
+            };
+        }
+        // One that is in the config no more is heard for the calls alone that it still has.
+        let now = self.router.server(server).filter(|now| now.number == number);
+        let is_there = now.is_some();
+        let session = match &party {
+            Some(InstanceKey::Session(id)) if is_there => self.sessions.get(id),
+            _ => None,
+        };
+        match said {
+            // Clients were told of all its lists when it went.
+            ServerMessage::Notification { method, .. } if !is_there && is_change(&method) => {}
+            ServerMessage::Request { id, method, params, answer } => match session {
+                // Each is on record, so a flood of them is bounded as refusals are.
+                Some(session)
+                    if session.is_heard()
+                        && self.recorder.refusals.admits(server, party.as_ref()) =>
+                {
+                    let way = ReplyRoute {
+                        server: server.clone(),
+                        instance: now.and_then(|server| running(&server, &party)),
+                        out: None,
+                        clock: None,
+                        over: session.ended().clone(),
+                    };
+                    self.requests.forward_to_client(
+                        ClientContext::at(&session),
+                        way,
+                        (id, method, params),
+                        answer,
+                    );
+                }
+                _ => {
+                    let text = self.requests.refuse(server, Some(&id), &method, params).await;
+                    let _ = answer.send(text);
+                }
+            },
+            ServerMessage::Notification { method, params } => {
+                let handed_on = is_there
+                    && self.hand_on(server, &party, session, &method, params.clone()).await;
+                if !handed_on {
+                    self.requests.refuse(server, None, &method, params).await;
+                }
+            }
+        }
+    }
+
+    /// Hands a notification on; whether there was anybody for it.
+    async fn hand_on(
+        &self,
+        server: &ServerName,
+        party: &Option<InstanceKey>,
+        session: Option<Arc<Session>>,
+        method: &Method,
+        params: Option<Bytes>,
+    ) -> bool {
+        let change = is_change(method);
+        // What each hearer is sent is on record, so a flood of it is bounded as refusals are.
+        let taken = match (change, &session) {
+            (true, _) => self.recorder.refusals.admits_change(server, party.as_ref()),
+            (false, Some(_)) => self.recorder.refusals.admits(server, party.as_ref()),
+            (false, None) => true,
+        };
+        if !taken {
+            self.recorder.refusals.dropped(server, Code::RateLimited.as_str());
+            return true;
+        }
+        if change {
+            return self.subscriptions.tell_of_change(server, party.as_ref(), method, params).await;
+        }
+        let sessions = match (session, method.as_str()) {
+            (Some(session), _) => vec![session],
+            (None, Method::TASK_STATUS) => {
+                let id = params.clone().and_then(|params| Object::parse(params).ok());
+                let id = id.and_then(|params| params.string("taskId")).unwrap_or_default();
+                let at = self.router.server(server).and_then(|s| place(&s, party.clone()));
+                let owner = at.and_then(|at| self.server_tasks.owner(at, &id));
+                let mut sessions = self.sessions.all();
+                sessions.retain(|session| {
+                    Some(&session.owner().kind) == owner.as_ref()
+                        && match session.view() {
+                            View::All => true,
+                            View::One(name) => name == server,
+                        }
+                });
+                sessions
+            }
+            (None, _) => return false,
+        };
+        let mut told = false;
+        for session in sessions.into_iter().filter(|session| session.is_heard()) {
+            let guest = ClientContext::at(&session);
+            told = true;
+            if let Some(text) = self.stages.notice_to(&guest, server, method, params.clone()).await
+            {
+                session.tell(text);
+            }
+        }
+        told
+    }
+}
+
+/// Whether a notification tells of a change, which many may want to hear of.
+fn is_change(method: &Method) -> bool {
+    [Method::TOOLS_CHANGED, Method::PROMPTS_CHANGED, Method::RESOURCES_CHANGED, Method::UPDATED]
+        .contains(&method.as_str())
+}
+
+/// The instance of a server that runs for a party.
+fn running(
+    server: &Arc<Server>,
+    party: &Option<InstanceKey>,
+) -> Option<(Arc<Instance>, Arc<Running>)> {
+    let instance = match party {
+        Some(key) => server.owned(key)?,
+        None => server.shared().clone(),
+    };
+    let running = instance.peek()?;
+    Some((instance, running))
+}

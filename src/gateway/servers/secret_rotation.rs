@@ -1,0 +1,93 @@
+//! Secrets of servers that change while the proxy runs: files are followed, and all are asked for again
+//! when an operator says so. What becomes of new values is the servers' to do (`Server::rehand`).
+
+use std::{path::PathBuf, sync::Arc};
+
+use super::Servers;
+use crate::file_watcher::Files;
+use portcullis_protocol::exchange::View;
+use portcullis_upstream::{ReloadScope, Server};
+
+impl Servers {
+    /// Has the secrets of all servers read again, from wherever they come, and what is new handed over.
+    /// What cannot be had, or cannot be handed over, is told in the log, and on record. No server waits
+    /// for another.
+    pub fn reread_secrets(self: &Arc<Self>) {
+        self.secrets_changed.notify_one();
+        let servers = self.router.servers(&View::All).into_iter();
+        let with_secrets = servers.filter(|server| server.settings.given().next().is_some());
+        with_secrets.for_each(|server| self.reread(server, ReloadScope::All));
+    }
+
+    /// Follows the files from which secrets come until the proxy stops.
+    pub(crate) async fn keep_secrets(self: Arc<Self>) {
+        let mut files = None;
+        loop {
+            if let Err(error) = self.follow_secrets(&mut files) {
+                tracing::warn!(%error, "file watcher of secrets failed; changes may be missed");
+            }
+            // Also what changed before they were watched.
+            let servers = self.router.servers(&View::All);
+            let of_files = servers.into_iter().filter(|server| !server.secret_files().is_empty());
+            of_files.for_each(|server| self.reread(server, ReloadScope::Files));
+            let changed = async {
+                match &mut files {
+                    Some(files) => files.changed().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                changed = changed => if !changed { return },
+                () = self.secrets_changed.notified() => {}
+                () = self.closing.cancelled() => return,
+            }
+        }
+    }
+
+    fn follow_secrets(&self, files: &mut Option<Files>) -> notify::Result<()> {
+        let servers = self.router.servers(&View::All);
+        let mut paths: Vec<PathBuf> =
+            servers.iter().flat_map(|server| server.secret_files()).collect();
+        paths.sort();
+        paths.dedup();
+        match files {
+            Some(files) => files.follow(paths),
+            None if paths.is_empty() => Ok(()),
+            None => files.insert(Files::none()?).follow(paths),
+        }
+    }
+
+    /// Has the secrets of one server read again, on a task of its own: a server that hangs holds up
+    /// nobody else's, nor who follows them. One at a time; what is asked for meanwhile is done
+    /// afterwards, once.
+    fn reread(self: &Arc<Self>, server: Arc<Server>, which: ReloadScope) {
+        server.rereads.ask(which);
+        let servers = self.clone();
+        self.until_closing(async move { servers.see_to_rereads(&server).await });
+    }
+
+    async fn see_to_rereads(self: &Arc<Self>, server: &Arc<Server>) {
+        while server.rereads.is_asked() && server.ensure_active().is_ok() {
+            let Some(mut turn) = server.rereads.turn() else { return };
+            while let Some(which) = turn.take() {
+                let reading = server.reread(which).await;
+                if which == ReloadScope::All {
+                    tracing::info!(server = %server.name, "secrets were read again");
+                }
+                // Each by itself: one that hangs at its start holds up neither the others nor the next
+                // reading.
+                for instance in server.having(&reading) {
+                    let (servers, server) = (self.clone(), server.name.clone());
+                    self.until_closing(async move {
+                        if let Err(why) = instance.see_to_secrets(&*servers).await {
+                            let why = servers.recorder.shown(&why);
+                            tracing::warn!(%server, why, "not all secrets could be delivered again");
+                        }
+                    });
+                }
+                let server = server.clone();
+                self.until_closing(async move { server.see_to_spares().await });
+            }
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! What every message passes, whoever sent it: the chain of interceptors, the obligations of
+//! policies, and the record of it.
+
+mod approval;
+mod client;
+mod obligations;
+mod visibility;
+
+use std::{
+    net::{IpAddr, Ipv6Addr},
+    sync::Arc,
+    time::Instant,
+};
+
+use bytes::Bytes;
+use serde_json::Value;
+
+use crate::recorder::{ExchangeRecord, Recorder};
+use portcullis_audit::record::DropReason;
+use portcullis_chain::Chain;
+use portcullis_interceptors::policy::PolicyGate;
+use portcullis_protocol::{
+    codec::{Frame, Object, may_have},
+    exchange::{Answer, Direction, Exchange, Method, Payload, Phase, Target},
+    identity::Principal,
+    names::{DecisionId, ServerName},
+    refusal::{Code, Refusal},
+};
+
+pub use client::Caller;
+pub(crate) use client::{ClientContext, set_level};
+pub(crate) use obligations::Obligations;
+pub(crate) use visibility::PrincipalView;
+
+/// The stages of every message.
+pub(crate) struct Stages {
+    pub chain: Chain,
+    pub gate: Arc<PolicyGate>,
+    pub obligations: Obligations,
+    pub recorder: Arc<Recorder>,
+}
+
+impl Stages {
+    /// A message as an exchange that is about nothing yet, with the labels that its client carries.
+    pub fn begin(
+        &self,
+        caller: &Caller,
+        method: &Method,
+        notification: bool,
+        params: Option<Bytes>,
+    ) -> Exchange {
+        let labels = self.obligations.labels(caller);
+        Exchange { labels, ..new_exchange(caller, method, notification, params) }
+    }
+
+    /// What a principal could use.
+    pub fn view<'a>(&'a self, principal: &'a Principal) -> PrincipalView<'a> {
+        PrincipalView(self.gate.sight(principal))
+    }
+
+    /// Sends a message through the chain, and fulfils what policies ask for before it leaves.
+    ///
+    /// # Errors
+    /// A refusal of it.
+    pub async fn request(
+        &self,
+        exchange: &mut Exchange,
+        record: &mut ExchangeRecord,
+    ) -> Result<(), Refusal> {
+        reject_lookalike_method(&exchange.method)?;
+        self.chain.pass(exchange, Phase::Request, &mut record.trail).await?;
+        self.obligations.apply(exchange, record).await
+    }
+
+    /// Sends a notification of a server through the chain; the text for the client, if it may pass.
+    pub async fn to_client(&self, mut notice: Exchange) -> Option<Bytes> {
+        let mut record = ExchangeRecord::default();
+        if let Err(refusal) = self.request(&mut notice, &mut record).await {
+            self.recorder.record_refusal(&notice, &record, &refusal).await;
+            return None;
+        }
+        match self.recorder.record_intent(&notice, &mut record).await {
+            Ok(()) => Some(Frame::notification(notice.method.as_str(), notice.request.raw())),
+            Err(error) => {
+                tracing::error!(decision = %notice.id, %error, "notification dropped: it could not be recorded");
+                None
+            }
+        }
+    }
+
+    /// Whether the client wants to hear this. Log messages are filtered by their level.
+    fn is_wanted(&self, guest: &ClientContext, notice: &Exchange) -> bool {
+        let wanted = notice.method.as_str() != Method::LOG_MESSAGE
+            || guest.wants(notice.request.value().get("level").and_then(Value::as_str));
+        if let (false, Some(server)) = (wanted, &notice.server) {
+            self.recorder.drops.count(server, &guest.principal.kind, DropReason::Level);
+        }
+        wanted
+    }
+
+    /// A server's notification for one client, through the chain.
+    pub async fn notice_to(
+        &self,
+        guest: &ClientContext,
+        server: &ServerName,
+        method: &Method,
+        params: Option<Bytes>,
+    ) -> Option<Bytes> {
+        let mut notice = self.begin(guest, method, true, params);
+        notice.direction = Direction::ServerToClient;
+        notice.server = Some(server.clone());
+        if !self.is_wanted(guest, &notice) {
+            return None;
+        }
+        self.to_client(notice).await
+    }
+}
+
+/// A message as an exchange that is about nothing yet.
+pub(crate) fn new_exchange(
+    caller: &Caller,
+    method: &Method,
+    notification: bool,
+    params: Option<Bytes>,
+) -> Exchange {
+    let request = Payload::from(params);
+    let trace = traceparent(request.raw());
+    Exchange {
+        id: DecisionId::next(),
+        at: jiff::Timestamp::now(),
+        started: Instant::now(),
+        principal: caller.principal.clone(),
+        direction: Direction::ClientToServer,
+        method: method.clone(),
+        notification,
+        transport: caller.transport,
+        client_addr: caller.client_addr,
+        session: caller.session.as_ref().map(|session| session.id.clone()),
+        session_calls: caller.session.as_ref().map_or(0, |session| session.requests()),
+        revision: caller.revision,
+        server: None,
+        target: Target::None,
+        request,
+        response: None,
+        labels: Default::default(),
+        obligations: Vec::new(),
+        trace,
+    }
+}
+
+/// The trace id of `_meta.traceparent` (W3C Trace Context: `00-TRACE-SPAN-FLAGS`).
+fn traceparent(params: &Bytes) -> Option<String> {
+    if !may_have(params, "traceparent") {
+        return None;
+    }
+    let parent = Object::parse(params.clone()).ok()?.object("_meta")?.string("traceparent")?;
+    let trace = parent.split('-').nth(1)?;
+    let legal = trace.len() == 32 && trace.bytes().all(|b| b.is_ascii_hexdigit());
+    legal.then(|| trace.to_owned())
+}
+
+/// Refuses what passes for a method that is known here, whoever says it: it would be decided as one
+/// that nobody knows, and done as one that everybody does.
+///
+/// # Errors
+/// `method-unknown`.
+pub(crate) fn reject_lookalike_method(method: &Method) -> Result<(), Refusal> {
+    if method.passes_for_known() {
+        let words = "method name differs from a known method only in case or look-alike characters";
+        return Err(Refusal::new(Code::MethodUnknown, words));
+    }
+    Ok(())
+}
+
+/// Whether an answer has the shape that JSON-RPC and MCP give it.
+pub(crate) fn well_formed(answer: &Answer) -> Result<(), String> {
+    let no_object = || "its `result` or `error` is not an object".to_owned();
+    match answer {
+        // Its text is JSON, so its first byte says what it is: it may be large.
+        Answer::Result(result) if result.raw().trim_ascii_start().starts_with(b"{") => Ok(()),
+        Answer::Result(_) => Err(no_object()),
+        Answer::Error(error) => {
+            let object = Object::parse(error.raw().clone()).map_err(|_| no_object())?;
+            if object.get("code").is_none() || object.string("message").is_none() {
+                return Err("its `error` lacks `code` or `message`".into());
+            }
+            Ok(())
+        }
+    }
+}
+
+/// Where an address's limits are counted: the address itself, or an IPv6 address's /64, the
+/// whole of which one machine has.
+pub fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64)),
+        v4 => v4,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ipv6_address_counts_as_its_network() {
+        for (address, counted) in [
+            ("192.0.2.1", "192.0.2.1"),
+            ("::ffff:192.0.2.1", "192.0.2.1"),
+            ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
+        ] {
+            let counted: IpAddr = counted.parse().unwrap();
+            assert_eq!(network(address.parse().unwrap()), counted, "{address}");
+        }
+    }
+}

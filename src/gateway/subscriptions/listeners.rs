@@ -1,0 +1,409 @@
+//! Who hears of changes: legacy sessions by what they subscribed to, modern clients by
+//! `subscriptions/listen`.
+//!
+//! INVARIANT: a client hears of a list, or of a resource, only where policy lets it see the server,
+//! or read the resource's changes; and each notification passes the chain as what it is to it.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::sync::{SetOnce, mpsc};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Subscriptions,
+    watches::{Lost, MOST, Subscriber, Subscription},
+};
+use crate::{router::Visibility as _, stages::ClientContext};
+use portcullis_protocol::exchange::View;
+use portcullis_protocol::{
+    codec::{Frame, Id, Object, era::META_SUBSCRIPTION},
+    exchange::{Answer, Exchange, Method, Payload},
+    identity::PrincipalKind,
+    names::ServerName,
+    refusal::{Code, Refusal},
+};
+use portcullis_upstream::InstanceKey;
+
+/// How long one that listens may take to read what many resources have it told at once.
+const READS: Duration = Duration::from_secs(10);
+
+/// What a client wants to hear of (MCP 2026-07-28, `subscriptions/listen`).
+#[derive(Debug, Default, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Filter {
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    tools_list_changed: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    prompts_list_changed: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    resources_list_changed: bool,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    resource_subscriptions: Vec<String>,
+}
+
+impl Filter {
+    fn lists(&self, method: &str) -> bool {
+        match method {
+            Method::TOOLS_CHANGED => self.tools_list_changed,
+            Method::PROMPTS_CHANGED => self.prompts_list_changed,
+            Method::RESOURCES_CHANGED => self.resources_list_changed,
+            _ => false,
+        }
+    }
+}
+
+/// A modern client that listens.
+struct Listener {
+    guest: ClientContext,
+    /// The id of its request, by which it knows what it hears.
+    id: Id,
+    filter: Filter,
+    /// Whether it was told what is granted. Nothing else comes before that.
+    told: AtomicBool,
+    out: mpsc::Sender<Bytes>,
+    /// Cancelled where it does not read what it asked for.
+    slow: CancellationToken,
+    /// Why something is not watched any more that was granted to it.
+    lost: SetOnce<Refusal>,
+}
+
+/// All that listen.
+#[derive(Default)]
+pub(crate) struct Listeners {
+    next: AtomicU64,
+    all: Mutex<HashMap<u64, Arc<Listener>>>,
+}
+
+/// Takes a listener out where its request ends, however it does.
+struct Listening {
+    hub: Arc<Subscriptions>,
+    key: u64,
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.hub.listeners.all.lock().remove(&self.key);
+        self.hub.watches.forget(&Subscriber::Listener(self.key));
+    }
+}
+
+impl Subscriptions {
+    /// Answers `subscriptions/listen`: tells what is granted, then everything of it, until the
+    /// client closes its stream or the proxy stops.
+    ///
+    /// # Errors
+    /// A refusal where the filter is none, or the client does not read what it hears.
+    pub(crate) async fn listen(
+        self: &Arc<Self>,
+        guest: &ClientContext,
+        id: &Id,
+        exchange: &Exchange,
+        out: &mpsc::Sender<Bytes>,
+    ) -> Result<Answer, Refusal> {
+        let invalid = |why: &str| Refusal::new(Code::InvalidParams, why.to_owned());
+        let notifications = exchange.request.value().get("notifications");
+        let asked: Filter =
+            notifications.ok_or_else(|| invalid("`notifications` must be an object")).and_then(
+                |filter| Filter::deserialize(filter).map_err(|error| invalid(&error.to_string())),
+            )?;
+        if asked.resource_subscriptions.len() > MOST {
+            return Err(invalid(&format!("at most {MOST} resources can be watched")));
+        }
+        let mut granted = Filter { resource_subscriptions: Vec::new(), ..asked.clone() };
+        let listening = Listening { hub: self.clone(), key: self.listeners.next() };
+        let listener = Arc::new(Listener {
+            guest: guest.clone(),
+            id: id.clone(),
+            filter: granted.clone(),
+            told: AtomicBool::new(false),
+            out: out.clone(),
+            slow: CancellationToken::new(),
+            lost: SetOnce::new(),
+        });
+        self.listeners.all.lock().insert(listening.key, listener.clone());
+        // All at once: a server opens one subscription for what it is asked together.
+        // On tasks of their own, so that each is recorded to its end.
+        let asked_for = asked.resource_subscriptions.iter().map(|uri| {
+            let (hub, guest, uri) = (self.clone(), guest.clone(), uri.clone());
+            let hearer = Subscriber::Listener(listening.key);
+            self.tasks.spawn(async move { hub.grant(&guest, hearer, uri).await })
+        });
+        let found = futures_util::future::join_all(asked_for).await;
+        for (uri, found) in asked.resource_subscriptions.iter().zip(found) {
+            if found.unwrap_or(false) {
+                granted.resource_subscriptions.push(uri.clone());
+            }
+        }
+        let tag = tag(id);
+        let acknowledged = json!({ "notifications": granted, "_meta": tag }).to_string();
+        let text = Frame::notification(Method::ACKNOWLEDGED, acknowledged.as_bytes());
+        if out.send(text).await.is_err() {
+            return Err(Refusal::new(Code::Cancelled, "the client closed the subscription"));
+        }
+        listener.told.store(true, Ordering::Release);
+        tokio::select! {
+            () = listener.slow.cancelled() => {
+                Err(Refusal::new(Code::ClientTimeout, "the client did not read its notifications in time"))
+            }
+            lost = listener.lost.wait() => Err(lost.clone()),
+            () = self.closing.cancelled() => {
+                let result = json!({ "resultType": "complete", "_meta": tag });
+                Ok(Answer::Result(Payload::from(result)))
+            }
+        }
+    }
+
+    /// Tells who heard of a resource that it is not watched any more. The revisions with sessions have
+    /// no word for that, but log messages; a listener's request ends, so that it asks again and hears
+    /// what is granted.
+    pub(crate) async fn tell_of_loss(
+        &self,
+        (hearer, server, uri): Subscription,
+        (decision, why): Lost,
+    ) {
+        tracing::info!(
+            %server, code = %why.code, decision = decision.map(tracing::field::display),
+            "resource subscription ended"
+        );
+        match &hearer {
+            Subscriber::Session(id) => {
+                let Some(session) = self.sessions.get(id) else { return };
+                let mut data = json!({
+                    "message": format!("the resource subscription ended: {}", why.message),
+                    "uri": uri,
+                    "code": why.code.as_str(),
+                });
+                if let Some(decision) = decision {
+                    data["decision"] = decision.to_string().into();
+                }
+                let params = json!({ "level": "warning", "logger": "portcullis", "data": data });
+                let (method, params) = (Method::new(Method::LOG_MESSAGE), params.to_string());
+                let guest = ClientContext::at(&session);
+                let text =
+                    self.stages.notice_to(&guest, &server, &method, Some(params.into())).await;
+                text.map(|text| session.tell(text));
+            }
+            Subscriber::Listener(key) => {
+                let Some(listener) = self.listeners.get(*key) else { return };
+                let message =
+                    format!("a resource subscription ended, subscribe again: {}", why.message);
+                let refusal = Refusal { message, ..why }.data("uri", uri.into());
+                // The first reason is as good as another.
+                let _ = listener.lost.set(refusal);
+            }
+        }
+    }
+
+    /// Tells who hears of a resource that it may have changed: between the watch of the server that had
+    /// its entry in the config and that of the one that has it now, nobody told.
+    pub(crate) async fn tell_of_move(&self, (hearer, server, uri): Subscription) {
+        let method = Method::new(Method::UPDATED);
+        let params = Bytes::from(json!({ "uri": uri }).to_string());
+        match &hearer {
+            Subscriber::Session(id) => {
+                let session = self.sessions.get(id).filter(|session| session.is_heard());
+                let Some(session) = session else { return };
+                let guest = ClientContext::at(&session);
+                let text = self.stages.notice_to(&guest, &server, &method, Some(params)).await;
+                text.map(|text| session.tell(text));
+            }
+            Subscriber::Listener(key) => {
+                // One that was not told what is granted has read nothing yet that could be old.
+                let listener = self.listeners.get(*key);
+                let Some(listener) = listener.filter(|one| one.told.load(Ordering::Acquire)) else {
+                    return;
+                };
+                let text = self.notice_for(&listener, &server, &method, Some(&params)).await;
+                // There is one for each resource, so they may well come faster than they are read.
+                if let Some(text) = text
+                    && listener.out.send_timeout(text, READS).await.is_err()
+                {
+                    listener.slow.cancel();
+                }
+            }
+        }
+    }
+
+    /// Ends what a principal listens to.
+    pub(crate) fn end_listeners(&self, kind: &PrincipalKind, key: Option<&str>, why: &str) {
+        for listener in self.listeners.all.lock().values() {
+            if listener.guest.principal.is(kind, key) {
+                let _ = listener.lost.set(Refusal::new(Code::Unauthenticated, why));
+            }
+        }
+    }
+
+    /// Who hears of a resource, for whoever asks in its name; `from` is where a session asked for it.
+    /// Nobody, once it has ended.
+    pub(crate) fn guest_of(
+        &self,
+        hearer: &Subscriber,
+        from: Option<SocketAddr>,
+    ) -> Option<ClientContext> {
+        match hearer {
+            Subscriber::Session(id) => {
+                self.sessions.get(id).map(|s| ClientContext::at(&s).from(from))
+            }
+            Subscriber::Listener(key) => self.listeners.get(*key).map(|one| one.guest.clone()),
+        }
+    }
+
+    /// Tells all clients that see any of these servers that lists have changed, each once.
+    pub(crate) async fn tell_of_servers(&self, servers: &[ServerName]) {
+        let seen = |guest: &ClientContext| {
+            let sight = self.stages.view(&guest.principal);
+            let shows = |server: &&ServerName| match &guest.view {
+                View::All => true,
+                View::One(name) => name == *server,
+            };
+            servers.iter().filter(shows).find(|server| sight.server(server)).cloned()
+        };
+        let lists = [Method::TOOLS_CHANGED, Method::PROMPTS_CHANGED, Method::RESOURCES_CHANGED];
+        for session in self.sessions.all().into_iter().filter(|session| session.is_heard()) {
+            let guest = ClientContext::at(&session);
+            let Some(server) = seen(&guest) else { continue };
+            for method in lists {
+                if let Some(text) =
+                    self.stages.notice_to(&guest, &server, &Method::new(method), None).await
+                {
+                    session.tell(text);
+                }
+            }
+        }
+        for (_, listener) in self.listeners.told() {
+            let Some(server) = seen(&listener.guest) else { continue };
+            for method in lists.into_iter().filter(|method| listener.filter.lists(method)) {
+                self.tell_listener(&listener, &server, &Method::new(method), None).await;
+            }
+        }
+    }
+
+    /// Tells those of a change who are to hear of it; whether there was anybody.
+    pub(crate) async fn tell_of_change(
+        &self,
+        server: &ServerName,
+        party: Option<&InstanceKey>,
+        method: &Method,
+        params: Option<Bytes>,
+    ) -> bool {
+        let uri = (method.as_str() == Method::UPDATED).then(|| {
+            let params = params.clone().and_then(|params| Object::parse(params).ok());
+            params.and_then(|params| params.string("uri")).unwrap_or_default()
+        });
+        let sees = |guest: &ClientContext| {
+            let shown = match &guest.view {
+                View::All => true,
+                View::One(name) => name == server,
+            };
+            let sight = self.stages.view(&guest.principal);
+            shown && sight.server(server)
+        };
+        // Who hears of it, where it is of one resource.
+        let hearers = uri.map(|uri| self.watches.hearers(server, &uri));
+        let mut told = false;
+        for session in self.sessions.all() {
+            let meant = match (&hearers, party) {
+                (_, Some(InstanceKey::Client { .. })) => false,
+                (_, Some(InstanceKey::Session(id))) if *id != session.id => false,
+                (Some(hearers), _) => hearers.contains(&Subscriber::Session(session.id.clone())),
+                (None, _) => true,
+            };
+            let guest = ClientContext::at(&session);
+            if !meant || !session.is_heard() || !sees(&guest) {
+                continue;
+            }
+            told = true;
+            if let Some(text) = self.stages.notice_to(&guest, server, method, params.clone()).await
+            {
+                session.tell(text);
+            }
+        }
+        for (key, listener) in self.listeners.told() {
+            let meant = match &hearers {
+                Some(hearers) => hearers.contains(&Subscriber::Listener(key)),
+                None => listener.filter.lists(method.as_str()),
+            };
+            let theirs = party.is_none_or(|party| match self.router.server(server) {
+                Some(server) => listener.guest.party_key(&server).as_ref() == Some(party),
+                None => false,
+            });
+            if !meant || !theirs || !sees(&listener.guest) {
+                continue;
+            }
+            told = true;
+            self.tell_listener(&listener, server, method, params.as_ref()).await;
+        }
+        told
+    }
+
+    async fn tell_listener(
+        &self,
+        listener: &Listener,
+        server: &ServerName,
+        method: &Method,
+        params: Option<&Bytes>,
+    ) {
+        if let Some(text) = self.notice_for(listener, server, method, params).await
+            && listener.out.try_send(text).is_err()
+        {
+            listener.slow.cancel();
+        }
+    }
+
+    /// A server's notification for one that listens, through the chain.
+    async fn notice_for(
+        &self,
+        listener: &Listener,
+        server: &ServerName,
+        method: &Method,
+        params: Option<&Bytes>,
+    ) -> Option<Bytes> {
+        let params = tagged(params, &listener.id);
+        self.stages.notice_to(&listener.guest, server, method, Some(params)).await
+    }
+}
+
+impl Listeners {
+    fn next(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn get(&self, key: u64) -> Option<Arc<Listener>> {
+        self.all.lock().get(&key).cloned()
+    }
+
+    /// Those that were told what is granted to them, with their keys.
+    fn told(&self) -> Vec<(u64, Arc<Listener>)> {
+        let all = self.all.lock();
+        let told = all.iter().filter(|(_, listener)| listener.told.load(Ordering::Acquire));
+        told.map(|(key, listener)| (*key, listener.clone())).collect()
+    }
+}
+
+fn tag(id: &Id) -> Value {
+    json!({ META_SUBSCRIPTION: serde_json::from_slice::<Value>(id.raw()).unwrap_or_default() })
+}
+
+/// `params` with the id by which the listener knows its subscription.
+fn tagged(params: Option<&Bytes>, id: &Id) -> Bytes {
+    let empty = Bytes::from_static(b"{}");
+    let params = params.unwrap_or(&empty);
+    let Ok(object) = Object::parse(params.clone()) else { return params.clone() };
+    let meta = match object.object("_meta") {
+        Some(meta) => meta.with(&[(META_SUBSCRIPTION, Some(id.raw()))]),
+        None => tag(id).to_string().into(),
+    };
+    object.with(&[("_meta", Some(&meta))])
+}

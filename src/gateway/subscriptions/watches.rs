@@ -1,0 +1,417 @@
+//! The resources whose changes clients hear of: sessions by `resources/subscribe`, listeners by what
+//! they listen to. Where the entry of a server changes, what was watched of the one before is watched
+//! of the one in its place.
+//!
+//! INVARIANT: no server is asked to tell of a resource before that was decided and recorded, nor is
+//! the one that takes another's place in the config.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::SocketAddr,
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use parking_lot::Mutex;
+use serde_json::json;
+
+use super::Subscriptions;
+use crate::{recorder::ExchangeRecord, stages::ClientContext};
+use portcullis_audit::Conclusion;
+use portcullis_protocol::exchange::View;
+use portcullis_protocol::{
+    exchange::{Answer, Exchange, Method, Payload, Target},
+    identity::PrincipalKind,
+    names::{DecisionId, ServerName, SessionId},
+    refusal::{Code, Refusal},
+};
+use portcullis_upstream::{CallError, Instance, Reply, Server};
+
+/// Resources that one session, or one listener, may watch.
+pub(crate) const MOST: usize = 256;
+/// Resources that may be watched for one principal.
+const OF_ONE: usize = 1_024;
+
+/// What is watched for sessions and listeners.
+#[derive(Default)]
+pub(crate) struct Watches {
+    watched: Mutex<HashMap<Subscription, Watched>>,
+    /// How many resources are watched for each principal.
+    counts: Mutex<HashMap<PrincipalKind, usize>>,
+}
+
+/// Who hears of a resource.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum Subscriber {
+    Session(SessionId),
+    Listener(u64),
+}
+
+/// Who hears of which server's resource, by its URI.
+pub(crate) type Subscription = (Subscriber, ServerName, String);
+
+/// A resource that somebody hears of.
+struct Watched {
+    /// Which server of that name it is, of all that ever were in the config.
+    number: u64,
+    /// Nothing while that server is being asked.
+    watching: Option<Watching>,
+    /// From where the client asked for it.
+    from: Option<SocketAddr>,
+}
+
+/// What is not watched any more, and by which decision where one was made.
+pub(crate) type Lost = (Option<DecisionId>, Refusal);
+
+/// A place among the resources that are watched for a principal, until it is dropped.
+struct SubscriberPermit {
+    hub: Arc<Subscriptions>,
+    owner: PrincipalKind,
+}
+
+impl SubscriberPermit {
+    fn take(hub: &Arc<Subscriptions>, owner: &PrincipalKind) -> Result<Self, Refusal> {
+        let mut counts = hub.watches.counts.lock();
+        let count = counts.entry(owner.clone()).or_default();
+        if *count >= OF_ONE {
+            let words = format!("at most {OF_ONE} resources can be watched by one client");
+            return Err(Refusal::new(Code::RateLimited, words));
+        }
+        *count += 1;
+        Ok(Self { hub: hub.clone(), owner: owner.clone() })
+    }
+}
+
+impl Drop for SubscriberPermit {
+    fn drop(&mut self) {
+        let mut counts = self.hub.watches.counts.lock();
+        if let Some(count) = counts.get_mut(&self.owner) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.owner);
+            }
+        }
+    }
+}
+
+/// A resource that is watched until this is dropped.
+struct Watching {
+    turn: SubscriberPermit,
+    server: ServerName,
+    /// Which server of that name it is, of all that ever were in the config.
+    number: u64,
+    instance: Arc<Instance>,
+    uri: String,
+}
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let (instance, uri) = (self.instance.clone(), std::mem::take(&mut self.uri));
+            let work = async move {
+                if let Err(failure) = instance.unwatch(&uri).await {
+                    tracing::debug!(%failure, "resource subscription could not be ended");
+                }
+            };
+            self.turn.hub.tasks.spawn_on(work, &runtime);
+        }
+    }
+}
+
+impl Subscriptions {
+    /// Takes one resource into a listener's filter; whether it is watched.
+    pub(crate) async fn grant(
+        self: &Arc<Self>,
+        guest: &ClientContext,
+        hearer: Subscriber,
+        uri: String,
+    ) -> bool {
+        let Ok(watching) = self.watch_one(guest, &guest.view, &uri).await else { return false };
+        let key = (hearer, watching.server.clone(), uri);
+        self.watches.add(key.clone(), watching, guest);
+        if self.guest_of(&key.0, None).is_none() {
+            // It has ended meanwhile.
+            self.watches.forget(&key.0);
+            return false;
+        }
+        match self.follow_place(&key).await {
+            Ok(_) => true,
+            Err((_, refusal)) => {
+                tracing::debug!(server = %key.1, code = %refusal.code, "resource subscription failed");
+                false
+            }
+        }
+    }
+
+    /// Has a server tell of a resource's changes, as the request of its own that this is in revisions
+    /// before 2026-07-28.
+    async fn watch_one(
+        self: &Arc<Self>,
+        guest: &ClientContext,
+        view: &View,
+        uri: &str,
+    ) -> Result<Watching, Lost> {
+        let method = Method::new(Method::SUBSCRIBE);
+        let params = Bytes::from(json!({ "uri": uri }).to_string());
+        let mut exchange = self.stages.begin(guest, &method, false, Some(params.clone()));
+        let id = Some(exchange.id);
+        let mut record = ExchangeRecord::default();
+        let sight = self.stages.view(&guest.principal);
+        let mut counted = None;
+        let admitted = async {
+            let route = self.router.route(view, &method, &params, &sight).await?;
+            // As a call is: where its entry in the config changes, the server is not ended before this.
+            counted = route.server.as_ref().map(|server| server.counted());
+            exchange.server = route.server.as_ref().map(|server| server.name.clone());
+            exchange.target = route.target;
+            self.stages.request(&mut exchange, &mut record).await?;
+            let server = route
+                .server
+                .ok_or_else(|| Refusal::new(Code::Unknown, "the resource does not exist"))?;
+            server.ensure_active()?;
+            Ok(server)
+        };
+        let server = match admitted.await {
+            Ok(server) => server,
+            Err(refusal) => {
+                self.stages.recorder.record_refusal(&exchange, &record, &refusal).await;
+                return Err((id, refusal));
+            }
+        };
+        let unrecorded = |words: &str| (id, Refusal::new(Code::AuditUnavailable, words));
+        record.image = guest.image(&server);
+        if let Err(error) = self.stages.recorder.record_intent(&exchange, &mut record).await {
+            tracing::error!(decision = %exchange.id, %error, "subscription refused: it could not be recorded");
+            return Err(unrecorded("the subscription could not be recorded, so it was not made"));
+        }
+        let watched = self.watch(guest, &server, uri).await;
+        let conclusion = match &watched {
+            Ok(_) => Conclusion::Delivered,
+            Err(refusal) => Conclusion::Failed(refusal),
+        };
+        let recorded = self.stages.recorder.record_outcome(&exchange, &record, conclusion).await;
+        if let Err(error) = &recorded {
+            tracing::error!(decision = %exchange.id, %error, "an outcome could not be recorded");
+        }
+        let watching = watched.map_err(|refusal| (id, refusal))?.map_err(|_| {
+            let words = "the server does not send updates for this resource";
+            (id, Refusal::new(Code::Unknown, words))
+        })?;
+        match recorded {
+            Ok(()) => Ok(watching),
+            Err(_) => Err(unrecorded("the subscription was made, but could not be recorded")),
+        }
+    }
+
+    /// Has a server tell of a resource's changes, or returns the server's own error.
+    async fn watch(
+        self: &Arc<Self>,
+        guest: &ClientContext,
+        server: &Arc<Server>,
+        uri: &str,
+    ) -> Result<Result<Watching, Bytes>, Refusal> {
+        let failed = |failure: CallError| failure.refusal(&server.name);
+        let turn = SubscriberPermit::take(self, &guest.principal.kind)?;
+        let (instance, _) = guest.instance(server).await.map_err(failed)?;
+        Ok(match instance.watch(uri).await.map_err(failed)? {
+            Reply::Result(_) => {
+                let (server, number) = (server.name.clone(), server.number);
+                Ok(Watching { turn, server, number, instance, uri: uri.to_owned() })
+            }
+            Reply::Error(error) => Err(error),
+        })
+    }
+
+    /// Answers `resources/subscribe` and `resources/unsubscribe` of a legacy session.
+    ///
+    /// # Errors
+    /// A refusal where the server cannot tell of changes.
+    pub(crate) async fn subscribe(
+        self: &Arc<Self>,
+        guest: &ClientContext,
+        exchange: &Exchange,
+        server: &Arc<Server>,
+    ) -> Result<Answer, Refusal> {
+        let (Some(session), Target::Resource { uri }) = (&guest.session, &exchange.target) else {
+            return Err(Refusal::new(
+                Code::MethodUnknown,
+                "this protocol revision does not have this method",
+            ));
+        };
+        let hearer = Subscriber::Session(session.id.clone());
+        let key = (hearer, server.name.clone(), uri.clone());
+        if exchange.method.as_str() == Method::UNSUBSCRIBE {
+            let watched = self.watches.watched.lock().remove(&key);
+            drop(watched);
+            return Ok(Answer::Result(Payload::new(Bytes::from_static(b"{}"))));
+        }
+        let others = |other: &&Subscription| other.0 == key.0 && **other != key;
+        let many = self.watches.watched.lock().keys().filter(others).count();
+        if many >= MOST {
+            return Err(Refusal::new(
+                Code::RateLimited,
+                format!("at most {MOST} resources can be watched"),
+            ));
+        }
+        match self.watch(guest, server, uri).await? {
+            Err(error) => return Ok(Answer::Error(Payload::new(error))),
+            Ok(watching) => self.watches.add(key.clone(), watching, guest),
+        }
+        if session.ended().is_cancelled() {
+            self.watches.forget(&key.0);
+        } else if server.ensure_active().is_err() {
+            // On a task of its own, so that it is recorded to its end.
+            let hub = self.clone();
+            let moved = self.tasks.spawn(async move { hub.follow_place(&key).await });
+            let Ok(moved) = moved.await else {
+                return Err(Refusal::new(Code::ShuttingDown, "the proxy is shutting down"));
+            };
+            moved.map_err(|(_, refusal)| refusal)?;
+        }
+        Ok(Answer::Result(Payload::new(Bytes::from_static(b"{}"))))
+    }
+
+    /// What was watched of a server that is in the config no more is watched of the one in its place,
+    /// where there is one. Whoever has lost something by that is told, and whoever may have missed
+    /// something.
+    pub(crate) async fn change_places(self: &Arc<Self>, old: &Server) {
+        let moved: Vec<_> = {
+            let watched = self.watches.watched.lock();
+            let of_it = watched.iter().filter(|((_, server, _), watched)| {
+                *server == old.name && watched.number <= old.number
+            });
+            of_it.map(|(key, _)| key.clone()).collect()
+        };
+        let moved = futures_util::stream::iter(moved).for_each_concurrent(None, |key| async move {
+            match self.follow_place(&key).await {
+                Ok(true) => self.tell_of_move(key).await,
+                Ok(false) => {}
+                Err(lost) => self.tell_of_loss(key, lost).await,
+            }
+        });
+        moved.await;
+    }
+
+    /// Has a resource that is watched be watched of the server that is in the config by now, where that
+    /// is another: as a request of its own, since what is there is another program. Whether it was
+    /// moved there by this.
+    ///
+    /// # Errors
+    /// Why it is not watched any more.
+    async fn follow_place(self: &Arc<Self>, key: &Subscription) -> Result<bool, Lost> {
+        let (hearer, name, uri) = key;
+        let mut is_moved = false;
+        loop {
+            let now = self.router.server(name);
+            let (before, from, claimed) = {
+                let mut watched = self.watches.watched.lock();
+                let Some(entry) = watched.get_mut(key) else { return Ok(false) };
+                let claimed = now.as_ref().map(|server| server.number);
+                // Somebody else may be at it, or has been.
+                if claimed.is_some_and(|number| entry.number >= number) {
+                    return Ok(is_moved);
+                }
+                entry.number = claimed.unwrap_or(entry.number);
+                let (before, from) = (entry.watching.take(), entry.from);
+                if claimed.is_none() {
+                    watched.remove(key);
+                }
+                (before, from, claimed)
+            };
+            // What ends with it takes other locks.
+            drop(before);
+            let Some(number) = claimed else {
+                let words = format!("server `{name}` was removed from the config");
+                return Err((None, Refusal::new(Code::ServerUnavailable, words)));
+            };
+            let Some(guest) = self.guest_of(hearer, from) else {
+                self.watches.forget(hearer);
+                return Ok(false);
+            };
+            // It is there that it was granted, and not at whoever else has something of that name.
+            let moved = self.watch_one(&guest, &View::One(name.clone()), uri).await;
+            let mut watched = self.watches.watched.lock();
+            // Whoever took it back, or asked for it again, has the last word.
+            let waits = |entry: &&mut Watched| entry.number == number && entry.watching.is_none();
+            let entry = watched.get_mut(key).filter(waits);
+            let superseded = self
+                .router
+                .server(name)
+                .is_none_or(|now| now.number != number || now.ensure_active().is_err());
+            match (moved, entry) {
+                (Ok(watching), Some(entry)) => {
+                    entry.number = watching.number;
+                    entry.watching = Some(watching);
+                    is_moved = true;
+                }
+                // What is there by now, or in a moment, is asked instead.
+                (Err(_), Some(_)) if superseded => {}
+                (Err(lost), Some(_)) => {
+                    watched.remove(key);
+                    return Err(lost);
+                }
+                (moved, None) => {
+                    drop(watched);
+                    drop(moved);
+                    return Ok(false);
+                }
+            }
+        }
+    }
+}
+
+/// Whether who watches one URI hears of a change of another: of itself, and of what is below it
+/// (MCP: an update may be of a part of the resource that was subscribed).
+fn covers(watched: &str, changed: &str) -> bool {
+    changed.strip_prefix(watched).is_some_and(|rest| {
+        rest.is_empty() || watched.ends_with('/') || rest.starts_with(['/', '?', '#'])
+    })
+}
+
+impl Watches {
+    /// Those who hear of a change of a server's resource.
+    pub fn hearers(&self, server: &ServerName, uri: &str) -> HashSet<Subscriber> {
+        let watched = self.watched.lock();
+        let of_it = watched.iter().filter(|((_, of, watched), entry)| {
+            of == server && entry.watching.is_some() && covers(watched, uri)
+        });
+        of_it.map(|((hearer, ..), _)| hearer.clone()).collect()
+    }
+
+    /// Notes that a resource is watched. Twice is once: what was watched before is watched no more.
+    fn add(&self, key: Subscription, watching: Watching, guest: &ClientContext) {
+        let (number, from) = (watching.number, guest.client_addr);
+        let entry = Watched { number, watching: Some(watching), from };
+        let before = self.watched.lock().insert(key, entry);
+        // What ends with it takes other locks.
+        drop(before);
+    }
+
+    /// Has nothing watched any more for one that hears of nothing any more.
+    pub fn forget(&self, hearer: &Subscriber) {
+        let mut watched = self.watched.lock();
+        let all: Vec<_> = watched.extract_if(|key, _| key.0 == *hearer).collect();
+        drop(watched);
+        drop(all);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::covers;
+
+    #[test]
+    fn a_change_below_what_is_watched_is_heard_of() {
+        for (watched, changed, heard) in [
+            ("file:///a", "file:///a", true),
+            ("file:///a", "file:///a/b", true),
+            ("file:///a/", "file:///a/b", true),
+            ("file:///a", "file:///a#b", true),
+            ("file:///a", "file:///ab", false),
+            ("file:///a/b", "file:///a", false),
+        ] {
+            assert_eq!(covers(watched, changed), heard, "{watched} {changed}");
+        }
+    }
+}

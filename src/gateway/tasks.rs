@@ -1,0 +1,369 @@
+//! Tasks: calls that go on after their answer (those of revision 2025-11-25, and the extension
+//! `io.modelcontextprotocol/tasks` of 2026-07-28).
+//!
+//! INVARIANT: a task is its maker's alone. A server sees all clients as one, so here is known whose
+//! task is whose, and what is not known here is nobody's.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use serde_json::{json, value::RawValue};
+
+use crate::{
+    router::{Route, Router, selects_once},
+    stages::ClientContext,
+};
+use portcullis_protocol::exchange::View;
+use portcullis_protocol::{
+    codec::{Object, era::TASKS_EXTENSION, may_have},
+    exchange::{Answer, Exchange, Method, Target},
+    identity::PrincipalKind,
+    names::ServerName,
+    obligations::Obligations,
+    refusal::{Code, Refusal},
+};
+use portcullis_upstream::{Call, CallError, InstanceKey, ListKind, Reply, Server};
+
+/// Tasks that are known at once, and those of one principal among them.
+const MOST: usize = 16_384;
+const OF_ONE: usize = 1_024;
+/// How long a task is known after it was last spoken of.
+const KEPT: Duration = Duration::from_secs(24 * 3_600);
+/// Bytes of a task's id.
+const ID_BYTES: usize = 1_024;
+/// Pages of one server's list of tasks that are asked for.
+const PAGES: usize = 16;
+
+/// Which process has a task: of which server, for which party alone, and which of all that ever
+/// ran, since the next one gives the same ids to others. What runs elsewhere counts as one for as long
+/// as its entry in the config is the same.
+type TaskHost = (ServerName, Option<InstanceKey>, u64);
+
+/// A task's place, and the server's id of it.
+type Key = (TaskHost, String);
+
+/// What policies asked for.
+type TaskObligations = Vec<Arc<Obligations>>;
+
+/// What is known of a task.
+#[derive(Clone)]
+struct Task {
+    owner: PrincipalKind,
+    /// The tool that was called.
+    tool: String,
+    /// What the policies that let the call pass ask for: its result comes later.
+    obligations: TaskObligations,
+    used: Instant,
+}
+
+/// All tasks that clients may follow.
+pub(crate) struct Tasks {
+    router: Arc<Router>,
+    known: Mutex<HashMap<Key, Task>>,
+}
+
+impl Tasks {
+    pub fn new(router: Arc<Router>) -> Arc<Self> {
+        Arc::new(Self { router, known: Mutex::default() })
+    }
+
+    /// Takes note of a task.
+    ///
+    /// # Errors
+    /// Where the maker has too many, or the id is taken: on its server, or, for a maker that sees
+    /// `many` servers and knows a task by its id alone, on any of them.
+    fn made(&self, key: Key, task: Task, many: bool) -> Result<(), Refusal> {
+        if key.1.len() > ID_BYTES {
+            let words = "the id of the server's task is too long";
+            return Err(Refusal::new(Code::ServerMisbehaved, words));
+        }
+        let mut known = self.known.lock();
+        let taken = |(other, of): (&Key, &Task)| {
+            let ((server, party, _), (own_server, own_party, _)) = (&other.0, &key.0);
+            other.1 == key.1
+                && if other.0 == key.0 {
+                    of.owner != task.owner
+                } else {
+                    many && server != own_server
+                        && of.owner == task.owner
+                        && (party == own_party || party.is_none())
+                }
+        };
+        if known.iter().any(taken) {
+            return Err(Refusal::new(
+                Code::ServerMisbehaved,
+                "the id of the server's task is already in use",
+            ));
+        }
+        if known.len() >= MOST {
+            known.retain(|_, task| task.used.elapsed() < KEPT);
+        }
+        // A client that has too many loses sight of the one that it has not asked for longest.
+        let own = || known.iter().filter(|(_, other)| other.owner == task.owner);
+        if own().count() >= OF_ONE {
+            let oldest = own().min_by_key(|(_, other)| other.used).map(|(key, _)| key.clone());
+            oldest.map(|key| known.remove(&key));
+        }
+        if known.len() >= MOST {
+            return Err(Refusal::new(Code::RateLimited, "too many tasks are open"));
+        }
+        known.insert(key, task);
+        Ok(())
+    }
+
+    /// The tool of a principal's task.
+    fn tool(&self, owner: &PrincipalKind, key: &Key) -> Option<(String, TaskObligations)> {
+        let mut known = self.known.lock();
+        let task = known.get_mut(key).filter(|task| task.owner == *owner)?;
+        if task.used.elapsed() >= KEPT {
+            return None;
+        }
+        task.used = Instant::now();
+        Some((task.tool.clone(), task.obligations.clone()))
+    }
+
+    /// Who made a task.
+    pub fn owner(&self, place: TaskHost, id: &str) -> Option<PrincipalKind> {
+        self.known.lock().get(&(place, id.to_owned())).map(|task| task.owner.clone())
+    }
+
+    fn at(&self, owner: &PrincipalKind, place: &TaskHost) -> bool {
+        self.known.lock().iter().any(|(key, task)| task.owner == *owner && key.0 == *place)
+    }
+
+    /// Forgets the tasks of a client that is gone: whoever has its name next is somebody else.
+    pub fn forget_owner(&self, owner: &PrincipalKind) {
+        self.known.lock().retain(|_, task| task.owner != *owner);
+    }
+
+    /// Forgets the tasks of a party whose servers have ended.
+    pub fn forget(&self, party: &InstanceKey) {
+        self.known.lock().retain(|key, _| key.0.1.as_ref() != Some(party));
+    }
+}
+
+impl Tasks {
+    /// Where a message about a task goes; nothing where it is about none.
+    ///
+    /// # Errors
+    /// A refusal where the task is not this client's.
+    pub async fn route(
+        &self,
+        guest: &ClientContext,
+        exchange: &mut Exchange,
+    ) -> Result<Option<Route>, Refusal> {
+        if !Method::TASK.contains(&exchange.method.as_str()) {
+            return Ok(None);
+        }
+        if guest.revision.is_modern() && !guest.abilities.extension(TASKS_EXTENSION) {
+            let required = json!({ "extensions": { TASKS_EXTENSION: {} } });
+            return Err(Refusal::new(
+                Code::CapabilityMissing,
+                "this method needs a client that declares the tasks extension",
+            )
+            .data("requiredCapabilities", required));
+        }
+        let unknown = || Refusal::new(Code::RequestStateInvalid, "the task does not exist");
+        let params = Object::parse(exchange.request.raw().clone())?;
+        selects_once(&exchange.method, &params)?;
+        let id = params
+            .string("taskId")
+            .ok_or_else(|| Refusal::new(Code::InvalidParams, "`taskId` must be a string"))?;
+        let visible = self.router.servers(&guest.view).into_iter();
+        let (server, name, asked) = visible
+            .filter_map(|server| {
+                let key = (place(&server, guest.party_key(&server))?, id.clone());
+                let (tool, asked) = self.tool(&guest.principal.kind, &key)?;
+                Some((server, tool, asked))
+            })
+            .next()
+            .ok_or_else(unknown)?;
+        // The result of the call is still to come.
+        exchange.obligations = asked;
+        let items =
+            server.items(ListKind::Tools).await.map_err(|failure| failure.refusal(&server.name))?;
+        let tool = items.iter().find(|item| item.name == name).cloned();
+        let target = Target::Tool { name, tool };
+        Ok(Some(Route { server: Some(server), target, params: None }))
+    }
+
+    /// Takes note of the task that an answer makes.
+    ///
+    /// # Errors
+    /// A refusal where it cannot be followed.
+    pub fn note(
+        &self,
+        guest: &ClientContext,
+        server: &Server,
+        exchange: &Exchange,
+        answer: &Answer,
+    ) -> Result<(), Refusal> {
+        let (Answer::Result(result), Target::Tool { name, .. }) = (answer, &exchange.target) else {
+            return Ok(());
+        };
+        if exchange.method.as_str() != Method::TOOLS_CALL || !may_have(result.raw(), "taskId") {
+            return Ok(());
+        }
+        let Ok(object) = Object::parse(result.raw().clone()) else { return Ok(()) };
+        let id = if exchange.revision.is_modern() {
+            (object.string("resultType").as_deref() == Some("task"))
+                .then(|| object.string("taskId"))
+                .flatten()
+        } else {
+            object.object("task").and_then(|task| task.string("taskId"))
+        };
+        let Some(id) = id else { return Ok(()) };
+        let owner = exchange.principal.kind.clone();
+        let (tool, obligations) = (name.clone(), exchange.obligations.clone());
+        let task = Task { owner, tool, obligations, used: Instant::now() };
+        // A process that has ended since took its tasks with it.
+        let Some(place) = place(server, guest.party_key(server)) else { return Ok(()) };
+        self.made((place, id), task, guest.view == View::All)
+    }
+
+    /// The result of `tasks/list`: of each server's tasks those that this client made.
+    pub async fn list(&self, guest: &ClientContext) -> Bytes {
+        let mut all = Vec::new();
+        for server in self.router.servers(&guest.view) {
+            let place = place(&server, guest.party_key(&server));
+            if !place.is_some_and(|place| self.at(&guest.principal.kind, &place)) {
+                continue;
+            }
+            match self.tasks_of(guest, &server).await {
+                Ok(tasks) => all.extend(tasks),
+                Err(failure) => {
+                    tracing::warn!(server = %server.name, %failure, "server is missing from a merged list of tasks");
+                }
+            }
+        }
+        [&b"{\"tasks\":["[..], &all.join(&b","[..]), b"]}"].concat().into()
+    }
+
+    async fn tasks_of(
+        &self,
+        guest: &ClientContext,
+        server: &Arc<Server>,
+    ) -> Result<Vec<Bytes>, CallError> {
+        let misbehaved =
+            || CallError::Misbehaved("its answer to `tasks/list` is not a list".into());
+        let (instance, running) = guest.instance(server).await?;
+        let Some(place) = place(server, guest.party_key(server)) else { return Ok(Vec::new()) };
+        let mut own = Vec::new();
+        let mut cursor: Option<Bytes> = None;
+        for _ in 0..PAGES {
+            let params = match &cursor {
+                Some(cursor) => [&b"{\"cursor\":"[..], cursor, b"}"].concat().into(),
+                None => Bytes::from_static(b"{}"),
+            };
+            let call = Call::own(Method::TASKS_LIST, Some(params), server.deadline());
+            let result = match instance.call(&running, call).await? {
+                Reply::Result(result) => Object::parse(result).map_err(|_| misbehaved())?,
+                Reply::Error(_) => return Ok(own),
+            };
+            let list = result.get("tasks").ok_or_else(misbehaved)?;
+            let tasks: Vec<&RawValue> = serde_json::from_slice(&list).map_err(|_| misbehaved())?;
+            for task in tasks {
+                let text = list.slice_ref(task.get().as_bytes());
+                let id = Object::parse(text.clone()).ok().and_then(|task| task.string("taskId"));
+                let key = id.map(|id| (place.clone(), id));
+                if key.is_some_and(|key| self.tool(&guest.principal.kind, &key).is_some()) {
+                    own.push(text);
+                }
+            }
+            match result.get("nextCursor") {
+                Some(next) if cursor.as_ref() != Some(&next) => cursor = Some(next),
+                _ => break,
+            }
+        }
+        Ok(own)
+    }
+}
+
+/// Where the tasks of a server are that runs for this party, or for all; nothing where it does not
+/// run. A remote server is no process of ours: its tasks outlive a connection.
+pub(crate) fn place(server: &Server, party: Option<InstanceKey>) -> Option<TaskHost> {
+    let instance = match &party {
+        Some(key) => server.owned(key)?,
+        None => server.shared().clone(),
+    };
+    let run = if server.settings.url.is_some() { server.number } else { instance.peek()?.number };
+    Some((server.name.clone(), party, run))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use portcullis_protocol::names::SessionId;
+
+    fn owner(name: &str) -> PrincipalKind {
+        PrincipalKind::Client(name.parse().unwrap())
+    }
+
+    fn task(name: &str) -> Task {
+        Task {
+            owner: owner(name),
+            tool: "t".to_owned(),
+            obligations: Vec::new(),
+            used: Instant::now(),
+        }
+    }
+
+    fn key(server: &str, session: Option<&str>, id: &str) -> Key {
+        let party = session.map(|id| InstanceKey::Session(SessionId::presented(id)));
+        ((server.parse().unwrap(), party, 1), id.to_owned())
+    }
+
+    #[test]
+    fn a_task_is_its_makers_alone() {
+        let tasks = Tasks::new(Arc::new(Router::new([])));
+        for (made, by, fine) in [
+            (key("s", None, "1"), "a", true),
+            // Again, by the same server for the same client.
+            (key("s", None, "1"), "a", true),
+            // One id for two clients of one process.
+            (key("s", None, "1"), "b", false),
+            // A process of another session has ids of its own.
+            (key("s", Some("x"), "1"), "b", true),
+            (key("s", Some("y"), "1"), "b", true),
+            // Whoever sees both servers could not tell them apart.
+            (key("other", None, "1"), "a", false),
+            (key("other", Some("x"), "1"), "b", false),
+            (key("other", Some("z"), "1"), "b", true),
+        ] {
+            assert_eq!(tasks.made(made.clone(), task(by), true).is_ok(), fine, "{made:?} {by}");
+        }
+        // Who sees one server can tell.
+        assert!(tasks.made(key("other", None, "1"), task("a"), false).is_ok());
+        assert!(tasks.tool(&owner("a"), &key("s", None, "1")).is_some());
+        assert!(tasks.tool(&owner("b"), &key("s", None, "1")).is_none());
+        let (place, id) = key("s", Some("x"), "1");
+        assert_eq!(tasks.owner(place.clone(), &id), Some(owner("b")));
+        tasks.forget(&InstanceKey::Session(SessionId::presented("x")));
+        assert_eq!(tasks.owner(place, &id), None);
+        // Another process gives the same ids to others.
+        let mut next = key("s", None, "1");
+        next.0.2 = 2;
+        tasks.made(next.clone(), task("b"), true).unwrap();
+        assert!(tasks.tool(&owner("a"), &next).is_none());
+        let long = key("s", None, &"x".repeat(ID_BYTES + 1));
+        assert!(tasks.made(long, task("a"), true).is_err());
+    }
+
+    #[test]
+    fn tasks_are_bounded() {
+        let tasks = Tasks::new(Arc::new(Router::new([])));
+        for id in 0..OF_ONE {
+            tasks.made(key("s", None, &id.to_string()), task("a"), true).unwrap();
+        }
+        // One more, and the oldest is forgotten.
+        tasks.made(key("s", None, "x"), task("a"), true).unwrap();
+        assert!(tasks.tool(&owner("a"), &key("s", None, "0")).is_none());
+        assert_eq!(tasks.known.lock().len(), OF_ONE);
+        assert!(tasks.made(key("s", None, "y"), task("b"), true).is_ok());
+    }
+}
