@@ -25,16 +25,7 @@ The config contains no secrets: a secret is a reference, `{ from = \"env:NAME\" 
 
 #[test]
 fn docs_config_md_is_up_to_date() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/reference/config.md");
-    let text = document();
-    if std::env::var_os("PORTCULLIS_WRITE_DOCS").is_some() {
-        std::fs::write(path, &text).unwrap();
-    }
-    let written = std::fs::read_to_string(path).unwrap_or_default();
-    assert!(
-        written == text,
-        "docs/reference/config.md is not what the schema says: run this test with PORTCULLIS_WRITE_DOCS=1"
-    );
+    portcullis_test_support::check_page("reference/config.md", &document());
 }
 
 fn document() -> String {

@@ -1,5 +1,5 @@
 //! What a container and a sandbox promise, as one probe finds it in both: the table of
-//! `docs/concepts/isolation.md` is made of it. `PORTCULLIS_WRITE_DOCS=1` writes it anew.
+//! `docs/concepts/isolation.md` is generated from it. `PORTCULLIS_WRITE_DOCS=1` writes it.
 
 use std::{
     fs,
@@ -32,16 +32,7 @@ async fn the_table_of_promises_is_what_one_probe_finds_in_both() {
     for (promise, find) in PROMISES {
         table += &format!("| {promise} | {} | {} |\n", find(&container), find(&sandbox));
     }
-    let page =
-        Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).join("docs/concepts/isolation.md");
-    let text = fs::read_to_string(&page).unwrap();
-    let (before, rest) = text.split_once(BEGIN).expect("the table's place");
-    let (written, after) = rest.split_once(END).expect("the table's end");
-    if std::env::var_os("PORTCULLIS_WRITE_DOCS").is_some() {
-        fs::write(&page, format!("{before}{BEGIN}{table}{END}{after}")).unwrap();
-        return;
-    }
-    assert_eq!(written, table, "PORTCULLIS_WRITE_DOCS=1 writes the table");
+    portcullis_test_support::check_part("concepts/isolation.md", BEGIN, END, &table);
 }
 
 /// Unmounts, whatever becomes of the test.

@@ -1,8 +1,8 @@
-//! Values that the tests of several crates share.
+//! Values and checks that the tests of several crates share.
 
 #![expect(clippy::unwrap_used, reason = "for tests, whose values are constants")]
 
-use std::{collections::BTreeSet, sync::Arc, time::Instant};
+use std::{collections::BTreeSet, env, fs, path::Path, sync::Arc, time::Instant};
 
 use serde_json::json;
 
@@ -42,4 +42,30 @@ pub fn exchange(change: impl FnOnce(&mut Exchange)) -> Exchange {
     };
     change(&mut exchange);
     exchange
+}
+
+/// Checks that a page of docs, such as `reference/codes.md`, has this generated text. With
+/// `PORTCULLIS_WRITE_DOCS`, the page is written first.
+///
+/// # Panics
+/// If the page has another text.
+pub fn check_page(page: &str, text: &str) {
+    let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs")).join(page);
+    if env::var_os("PORTCULLIS_WRITE_DOCS").is_some() {
+        fs::write(&path, text).unwrap();
+    }
+    let written = fs::read_to_string(&path).unwrap_or_default();
+    assert!(written == text, "docs/{page} is outdated: run this test with PORTCULLIS_WRITE_DOCS=1");
+}
+
+/// The same as [`check_page`] for the part of a page between two texts.
+///
+/// # Panics
+/// If the page has another part, or lacks one of the texts.
+pub fn check_part(page: &str, begin: &str, end: &str, part: &str) {
+    let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs")).join(page);
+    let text = fs::read_to_string(path).unwrap();
+    let (before, rest) = text.split_once(begin).unwrap();
+    let (_, after) = rest.split_once(end).unwrap();
+    check_page(page, &format!("{before}{begin}{part}{end}{after}"));
 }

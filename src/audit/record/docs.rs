@@ -7,20 +7,10 @@ use serde_json::{Map, Value};
 use super::Entry;
 
 const INTRODUCTION: &str = include_str!("docs.md");
-const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/reference/records.md");
 
 #[test]
 fn docs_audit_records_md_is_up_to_date() {
-    let text = document();
-    if std::env::var_os("PORTCULLIS_WRITE_DOCS").is_some() {
-        std::fs::write(PATH, &text).unwrap();
-    }
-    let written = std::fs::read_to_string(PATH).unwrap_or_default();
-    assert!(
-        written == text,
-        "docs/reference/records.md is not what the schema says: run this test with \
-         PORTCULLIS_WRITE_DOCS=1"
-    );
+    portcullis_test_support::check_page("reference/records.md", &document());
 }
 
 /// The fields of one kind of record or event, by name: their schema, and whether they are required.

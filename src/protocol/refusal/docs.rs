@@ -5,20 +5,10 @@ use std::fmt::Write as _;
 use super::Code;
 
 const INTRODUCTION: &str = include_str!("docs.md");
-const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/reference/codes.md");
 
 #[test]
 fn docs_reference_codes_md_is_up_to_date() {
-    let text = document();
-    if std::env::var_os("PORTCULLIS_WRITE_DOCS").is_some() {
-        std::fs::write(PATH, &text).unwrap();
-    }
-    let written = std::fs::read_to_string(PATH).unwrap_or_default();
-    assert!(
-        written == text,
-        "docs/reference/codes.md differs from the table of codes: run this test with \
-         PORTCULLIS_WRITE_DOCS=1"
-    );
+    portcullis_test_support::check_page("reference/codes.md", &document());
 }
 
 fn document() -> String {

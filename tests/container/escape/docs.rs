@@ -1,6 +1,6 @@
-//! `docs/reference/escapes.md` is made of the table. `PORTCULLIS_WRITE_DOCS=1` writes it anew.
+//! `docs/reference/escapes.md` is generated from the table. `PORTCULLIS_WRITE_DOCS=1` writes it.
 
-use std::{fmt::Write as _, fs, path::Path};
+use std::fmt::Write as _;
 
 use super::table::{Control, ROWS, Refusal};
 
@@ -30,14 +30,5 @@ fn page() -> String {
 
 #[test]
 fn the_page_has_every_attempt() {
-    let place =
-        Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).join("docs/reference/escapes.md");
-    if std::env::var_os("PORTCULLIS_WRITE_DOCS").is_some() {
-        fs::write(&place, page()).unwrap();
-    }
-    let written = fs::read_to_string(&place).unwrap_or_default();
-    assert!(
-        written == page(),
-        "docs/reference/escapes.md is old: run this test with PORTCULLIS_WRITE_DOCS=1"
-    );
+    portcullis_test_support::check_page("reference/escapes.md", &page());
 }

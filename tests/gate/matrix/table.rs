@@ -6,10 +6,7 @@ use super::{
     Side,
     cells::{Expected, Feature},
 };
-use crate::support::{
-    client::{REVISIONS, Transport, Wrong},
-    root,
-};
+use crate::support::client::{REVISIONS, Transport, Wrong};
 
 /// One cell of one pair.
 pub struct Outcome {
@@ -56,15 +53,7 @@ pub fn check_cells(outcomes: &[Outcome]) {
 /// # Panics
 /// Where it says something else.
 pub fn check_page() {
-    let page = page();
-    let path = root().join("docs/reference/matrix.md");
-    if std::env::var_os("PORTCULLIS_WRITE_DOCS").is_some() {
-        std::fs::write(&path, &page).unwrap();
-    }
-    assert!(
-        std::fs::read_to_string(&path).unwrap_or_default() == page,
-        "docs/reference/matrix.md is not what came out: run this test with PORTCULLIS_WRITE_DOCS=1"
-    );
+    portcullis_test_support::check_page("reference/matrix.md", &page());
 }
 
 /// The failures: those that say the same are one.
