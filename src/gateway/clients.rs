@@ -23,7 +23,7 @@ use crate::{
 };
 use portcullis_audit::{
     Unavailable,
-    record::{By, Event, SessionOpened, Who},
+    record::{By, ClientAdded, ClientRemoved, ClientSeen, Event, SessionEnded, SessionOpened, Who},
 };
 use portcullis_protocol::identity::{Change, Keyring, Principal, PrincipalKind};
 use portcullis_upstream::{InstanceKey, Launcher, claims};
@@ -102,14 +102,15 @@ impl ExpectedChanges {
 /// What is recorded of a change among the clients.
 pub(crate) fn changed(change: Change, by: By) -> Event {
     match change {
-        Change::Added { client, key, groups } => Event::ClientAdded {
+        Change::Added { client, key, groups } => ClientAdded {
             client: client.to_string(),
             key_id: key,
             groups: groups.iter().map(ToString::to_string).collect(),
             by,
-        },
+        }
+        .into(),
         Change::Removed { client, key } => {
-            Event::ClientRemoved { client: client.to_string(), key_id: key, by }
+            ClientRemoved { client: client.to_string(), key_id: key, by }.into()
         }
     }
 }
@@ -156,7 +157,7 @@ impl Clients {
             return;
         }
         let Some(new) = self.recent.enter(caller) else { return };
-        if let Err(error) = self.recorder.audit.record_event(Event::ClientSeen(who(caller))).await {
+        if let Err(error) = self.recorder.audit.record_event(ClientSeen { who: who(caller) }).await {
             tracing::error!(%error, "client connection could not be recorded");
             self.recent.forget(new);
         }
@@ -168,17 +169,17 @@ impl Clients {
         let info = session.info.as_ref().and_then(|info| serde_json::from_slice(info).ok());
         self.recorder
             .audit
-            .record_best_effort(Event::SessionOpened(SessionOpened {
+            .record_best_effort(SessionOpened {
                 session: session.id.prefix().to_owned(),
                 who: who(&caller),
                 revision: session.revision.to_string(),
                 client_info: info.as_ref().and_then(claims),
-            }))
+            })
             .await;
         session.ended().cancelled().await;
         self.recorder
             .audit
-            .record_best_effort(Event::SessionEnded {
+            .record_best_effort(SessionEnded {
                 session: session.id.prefix().to_owned(),
                 principal: session.owner().name(),
                 requests: session.requests(),

@@ -127,7 +127,7 @@ impl Gateway {
             tracing::error!("last counts of refusals and dropped messages not recorded");
         }
         let what =
-            portcullis_audit::record::Event::ProxyStopped { reason: Some(reason.to_owned()) };
+            portcullis_audit::record::ProxyStopped { reason: Some(reason.to_owned()) };
         if let Err(error) = self.audit.record_event(what).await {
             tracing::error!(%error, "shutdown could not be recorded");
         }

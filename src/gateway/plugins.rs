@@ -18,7 +18,7 @@ use crate::{
     file_watcher::Files,
     recorder::{Recorder, startup_events},
 };
-use portcullis_audit::record::Event;
+use portcullis_audit::record::PluginHttpSent;
 use portcullis_chain::{Fault, Interceptor, Verdict};
 use portcullis_config::{Code, Loaded};
 use portcullis_interceptors::{
@@ -244,7 +244,7 @@ impl HostServices for PluginServices {
             );
             return;
         };
-        let sent = Event::PluginHttpSent { plugin: plugin.to_owned(), call, requests };
+        let sent = PluginHttpSent { plugin: plugin.to_owned(), call, requests };
         // One that stops waits for it.
         tasks.spawn_on(async move { recorder.audit.record_best_effort(sent).await }, &runtime);
     }

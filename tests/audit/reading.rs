@@ -7,8 +7,7 @@ use std::{
 
 use portcullis_audit::{
     Aggregates, Audit, By, Column, CountRequest, Counting, Intent, Order, Outcome, Query, Refused,
-    Ruling, StatsRequest,
-    record::{Event, Stopped},
+    Ruling, StatsRequest, record::ServerStopped,
 };
 use portcullis_protocol::{
     exchange::{Effect, Exchange, Finding, Method, Phase},
@@ -78,7 +77,7 @@ async fn write(audit: &Audit, at: usize) {
         2 => audit.intent(Intent::of(&exchange, ruling, audit.key())).await.unwrap(),
         3 => {
             let server = pick(SERVERS, at, 2).into();
-            let what = Event::ServerStopped(Stopped {
+            let what = ServerStopped {
                 launch: DecisionId::next(),
                 server,
                 place: "sandbox pid 42".into(),
@@ -86,7 +85,7 @@ async fn write(audit: &Audit, at: usize) {
                 reason: "nobody used it".into(),
                 exit_code: Some(0),
                 exit_reason: None,
-            });
+            };
             audit.record_event(what).await.unwrap();
         }
         _ => {

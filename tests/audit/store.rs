@@ -10,7 +10,7 @@ use std::{
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use portcullis_audit::{
     Audit, Options, Query, Reader, Tailed, Unavailable,
-    record::{Event, Kind, Record},
+    record::{Event, Kind, Record, RecordsLost},
 };
 
 use crate::common::{DEADLINE, call, find, intent, open, outcome, query};
@@ -191,7 +191,9 @@ async fn records_that_damage_took_are_told_of() {
         let events = find(&audit, query("kind = event")).await;
         let [entry] = events.as_slice() else { panic!("{events:?}") };
         let Record::Event(event) = &entry.record else { panic!("{entry:?}") };
-        let Event::RecordsLost { from, until, reason } = &event.what else { panic!("{event:?}") };
+        let Event::RecordsLost(RecordsLost { from, until, reason }) = &event.what else {
+            panic!("{event:?}")
+        };
         assert_eq!((until.0, entry.seq), (100, *from));
         assert!((40..60).contains(&from.0), "{from}");
         assert!(reason.as_ref().unwrap().contains("frame"), "{reason:?}");

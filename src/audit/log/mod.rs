@@ -25,7 +25,7 @@ use crate::{
     maintenance::{self, Gap, Keys, Missed, PROBE},
     proof::{self, CheckpointFault, Checkpointer, Proof, ProveFault, Prover, Verifier},
     query::Archive,
-    record::{Entry, Event, EventRecord, Intent, Kind, Outcome, Record, Refused},
+    record::{Entry, Event, EventRecord, Intent, KeyRotated, Kind, Outcome, Record, Refused},
     store::{Fault, Job, Lock, SegmentInfo, SegmentSet, Settings, Writer, private_dir},
     unavailable::Unavailable,
 };
@@ -77,7 +77,7 @@ impl Drop for Inner {
         // What is missed and not told of yet is told now, or never by this log.
         let missed = self.gap.open();
         let told = missed.and_then(|missed| {
-            let (job, answer) = Job::new(EventRecord::now(missed.into()).into()).ok()?;
+            let (job, answer) = Job::new(EventRecord::now(missed).into()).ok()?;
             self.jobs.as_ref()?.try_send(job).ok()?;
             Some(answer)
         });
@@ -152,7 +152,7 @@ impl Audit {
         };
         let (jobs, thread) = Writer::start(opened, settings, tail.clone()).map_err(unavailable)?;
         if let Some(id) = rotated {
-            let what = Event::KeyRotated { key_id: id.to_string() };
+            let what = KeyRotated { key_id: id.to_string() };
             let (job, _) = Job::new(EventRecord::now(what).into()).map_err(unavailable)?;
             // Nothing else is in the queue yet.
             let _ = jobs.try_send(job);
@@ -222,7 +222,8 @@ impl Audit {
     /// Records something that happened already and can't be refused any more. What the store does
     /// not take is counted, and the log tells of it once it takes records again. While the store
     /// is known to take none, nothing that is told waits for it.
-    pub async fn record_best_effort(&self, what: Event) {
+    pub async fn record_best_effort(&self, what: impl Into<Event>) {
+        let what = what.into();
         let (inner, event) = (&self.inner, what.name());
         let why = match inner.gap.open().filter(|_| !inner.well.load(Ordering::Relaxed)) {
             Some(missed) => format!("the store takes none since {}", missed.since),
@@ -239,7 +240,7 @@ impl Audit {
     ///
     /// # Errors
     /// [`Unavailable`]: what would happen, must not.
-    pub async fn record_event(&self, what: Event) -> Result<(), Unavailable> {
+    pub async fn record_event(&self, what: impl Into<Event>) -> Result<(), Unavailable> {
         self.record(EventRecord::now(what).into()).await
     }
 
@@ -247,7 +248,11 @@ impl Audit {
     ///
     /// # Errors
     /// As for [`Audit::record_event`].
-    pub async fn record_event_as(&self, id: DecisionId, what: Event) -> Result<(), Unavailable> {
+    pub async fn record_event_as(
+        &self,
+        id: DecisionId,
+        what: impl Into<Event>,
+    ) -> Result<(), Unavailable> {
         self.record(EventRecord { id, ..EventRecord::now(what) }.into()).await
     }
 
@@ -255,7 +260,7 @@ impl Audit {
     ///
     /// # Errors
     /// As for [`Audit::record_event`].
-    pub async fn record_required(&self, what: Event) -> Result<(), Unavailable> {
+    pub async fn record_required(&self, what: impl Into<Event>) -> Result<(), Unavailable> {
         self.inner.write(EventRecord::now(what).into()).await
     }
 
@@ -435,7 +440,7 @@ async fn mend(inner: Weak<Inner>) {
         tokio::time::sleep(PROBE).await;
         let Some(inner) = inner.upgrade() else { return };
         let Some(missed) = inner.gap.open() else { return };
-        if inner.write(EventRecord::now(missed.into()).into()).await.is_ok() {
+        if inner.write(EventRecord::now(missed).into()).await.is_ok() {
             tracing::warn!(
                 since = %missed.since, until = %missed.until, records = missed.count(),
                 "the audit log takes records again; it tells of those that it misses"

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use crate::record::{Event, Kind};
+use crate::record::{Event, Kind, RecordsDropped};
 
 /// How often it is tried whether the store takes records again.
 pub(crate) const PROBE: Duration = Duration::from_secs(1);
@@ -70,7 +70,7 @@ impl Missed {
 impl From<Missed> for Event {
     fn from(missed: Missed) -> Self {
         let Missed { since, until, intents, outcomes, refusals, events } = missed;
-        Self::RecordsDropped { since, until, intents, outcomes, refusals, events }
+        RecordsDropped { since, until, intents, outcomes, refusals, events }.into()
     }
 }
 

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     Audit, Unavailable,
-    record::Event,
+    record::{SegmentDropped, StoreBackedUp},
     store::{Fault, Lock, SegmentInfo},
 };
 
@@ -74,7 +74,7 @@ impl Audit {
         let _alone = self.keeping().lock().await;
         let dir = self.dir().to_owned();
         let backup = copied(move || backup::copy(&dir, &to)).await?;
-        let what = Event::StoreBackedUp {
+        let what = StoreBackedUp {
             to: backup.to.display().to_string(),
             first: backup.first.unwrap_or(0),
             last: backup.last.unwrap_or(0),
@@ -157,7 +157,7 @@ impl Audit {
         } else {
             tracing::info!(first, last, bytes, "a segment of the audit log is dropped: {why}");
         }
-        let what = Event::SegmentDropped { first, last, from, to, bytes, reason: why };
+        let what = SegmentDropped { first, last, from, to, bytes, reason: why };
         let told = match self.record_event(what.clone()).await {
             // To drop it is what makes room for the record of it.
             Err(Unavailable::Full { .. }) => false,

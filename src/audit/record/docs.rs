@@ -158,7 +158,8 @@ fn document() -> String {
     text.push_str("happened. Fields in bold are always there.\n");
     let event = kinds.iter().find(|(name, _)| name == "event").unwrap().1;
     for (name, variant) in schema.variants(event, "event") {
-        let _ = write!(text, "\n### `{name}`\n\n{}\n", about(variant).replace("\\|", "|"));
+        let about = about(schema.target(variant)).replace("\\|", "|");
+        let _ = write!(text, "\n### `{name}`\n\n{about}\n");
         let fields = schema.fields(variant);
         if fields.len() > 1 {
             text.push_str("\n| field | value | |\n|---|---|---|\n");

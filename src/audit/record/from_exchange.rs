@@ -204,9 +204,11 @@ impl Refused {
 
 impl EventRecord {
     /// That this happened now.
-    pub fn now(mut what: Event) -> Self {
-        what.shorten(MEMBERS);
-        what.texts(|text| *text = bound(text, WORDS));
+    pub fn now(what: impl Into<Event>) -> Self {
+        let mut what = what.into();
+        let content = what.content_mut();
+        content.shorten(MEMBERS);
+        content.texts(&mut |text| *text = bound(text, WORDS));
         Self { id: DecisionId::next(), at: Timestamp::now(), what }
     }
 }

@@ -1,11 +1,10 @@
-//! Actions on images, and orphans of killed proxies.
+//! Actions of the command line on images and on orphans of killed proxies.
 
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
     ByHand, Event, ImageLockFailed, ImageLocked, ImagePullFailed, ImagePulled, ImagePulling,
-    LeftBehind,
+    Orphan, OrphansRemoved, OrphansRemoving,
 };
 use portcullis_protocol::names::{DecisionId, ServerName};
 
@@ -66,31 +65,17 @@ impl ImageDone {
         let Self { server, image, digest, what } = self;
         let server = server.to_string();
         match what {
-            ImageDid::Locked { was } => {
-                Event::ImageLocked(ImageLocked { server, image, digest, was, by })
-            }
+            ImageDid::Locked { was } => ImageLocked { server, image, digest, was, by }.into(),
             ImageDid::NotLocked { reason } => {
-                Event::ImageLockFailed(ImageLockFailed { server, image, digest, reason, by })
+                ImageLockFailed { server, image, digest, reason, by }.into()
             }
-            ImageDid::Pulling => Event::ImagePulling(ImagePulling { server, image, digest, by }),
-            ImageDid::Pulled { platform, size, took_us } => Event::ImagePulled(ImagePulled {
-                launch,
-                server,
-                image,
-                digest,
-                platform,
-                size,
-                took_us,
-                by,
-            }),
-            ImageDid::NotPulled { reason } => Event::ImagePullFailed(ImagePullFailed {
-                launch,
-                server,
-                image,
-                digest,
-                reason,
-                by,
-            }),
+            ImageDid::Pulling => ImagePulling { server, image, digest, by }.into(),
+            ImageDid::Pulled { platform, size, took_us } => {
+                ImagePulled { launch, server, image, digest, platform, size, took_us, by }.into()
+            }
+            ImageDid::NotPulled { reason } => {
+                ImagePullFailed { launch, server, image, digest, reason, by }.into()
+            }
         }
     }
 }
@@ -109,51 +94,6 @@ impl Reaping {
     /// Event of the removal by this user.
     pub fn by(self, by: ByHand) -> Event {
         let Self { left, done } = self;
-        let behind = LeftBehind { left, by };
-        match done {
-            true => Event::OrphansRemoved(behind),
-            false => Event::OrphansRemoving(behind),
-        }
+        if done { OrphansRemoved { left, by }.into() } else { OrphansRemoving { left, by }.into() }
     }
-}
-
-/// Kind of an orphan.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum OrphanKind {
-    /// Container of a server.
-    Container,
-    /// Container that keeps the network namespace of a server's container.
-    NetworkHolder,
-    /// Folder of secrets, in memory.
-    Secrets,
-    /// Control group of a sandbox.
-    ControlGroup,
-}
-
-impl OrphanKind {
-    /// Name of the kind.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Container => "container",
-            Self::NetworkHolder => "network-holder",
-            Self::Secrets => "secrets",
-            Self::ControlGroup => "control-group",
-        }
-    }
-}
-
-/// Orphan of a killed proxy.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Orphan {
-    pub kind: OrphanKind,
-    /// Name of the container, or path of the folder.
-    pub name: String,
-    /// Server of the container.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub server: Option<String>,
-    /// Reason why the orphan could not be removed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub error: Option<String>,
 }

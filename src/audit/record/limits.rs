@@ -34,7 +34,7 @@ impl Record {
             *text = clip(text, most);
         };
         if let Self::Event(event) = self {
-            event.what.texts(|text| change(text, WORDS));
+            event.what.content_mut().texts(&mut |text| change(text, WORDS));
         }
         let mut lacks = Vec::new();
         if let Some(call) = self.call_mut() {

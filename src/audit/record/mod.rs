@@ -4,28 +4,19 @@
 mod accessors;
 #[cfg(test)]
 mod docs;
-mod egress;
 mod encode;
 mod event;
-mod event_fields;
 mod from_exchange;
 mod kept_body;
 mod launch;
 mod limits;
 mod policy_input;
 mod shape;
-mod summary;
 pub mod v1;
 
-pub use egress::{EgressClosed, EgressConnecting, EgressEnd};
-pub use event::{
-    AdminAction, By, ByHand, DropReason, Dropped, Egress, Event, HandedBy, ImageLockFailed,
-    ImageLocked, ImagePullFailed, ImagePulled, ImagePulling, ImageResolved, LaunchRefused,
-    Launched, Launching, LeftBehind, PlaceKind, PluginLoaded, RefusalGroup, SecretHanded,
-    SecretSource, SessionOpened, Stopped, SummarizedRefusals, Who,
-};
+pub use event::*;
 pub use from_exchange::{Arrival, Conclusion, MEMBERS, RULES, Ruling, era, micros, rule};
-pub use launch::{ImageDid, ImageDone, Orphan, OrphanKind, Reaping};
+pub use launch::{ImageDid, ImageDone, Reaping};
 pub use limits::{bare_uri, clip_words};
 pub use policy_input::{Claimed, Omission, PolicyInput};
 pub use v1::{

@@ -23,7 +23,7 @@ use super::{
 use crate::{
     line::{Line, LineHead, Seq},
     log::{Clock, Written},
-    record::{Entry, Event, EventRecord, Kind, Record, VERSION, encode},
+    record::{Entry, Event, EventRecord, Kind, Record, RecordsLost, VERSION, encode},
 };
 
 /// Records in one commit.
@@ -140,7 +140,8 @@ impl Writer {
                 "records of the audit log are lost: what could not be read is in `quarantine`. Check the disk"
             );
             let reason = self.shelf.damage().first().cloned();
-            self.news.push(Event::RecordsLost { from: Seq(from), until: Seq(until), reason });
+            let (from, until) = (Seq(from), Seq(until));
+            self.news.push(RecordsLost { from, until, reason }.into());
         }
         let now = segments::stamp((self.settings.clock)());
         let last = segments::stamp(self.head.recorded);

@@ -18,7 +18,7 @@ use portcullis_protocol::identity::Role;
 use super::{Peer, Problem};
 use portcullis_audit::{
     Audit,
-    record::{AdminAction, Decision, Event},
+    record::{AdminAction, Decision},
 };
 
 /// Bytes of a question about the log.
@@ -163,10 +163,10 @@ fn action(
     request: &Request,
     asked: Option<String>,
     refused: Option<&Problem>,
-) -> Event {
+) -> AdminAction {
     let verb = format!("{} {}", request.method(), request.uri().path());
     let query = request.uri().query().map(|query| cut(query, RECORDED));
-    Event::AdminAction(AdminAction {
+    AdminAction {
         uid: peer.uid,
         user: peer.user.as_deref().map(str::to_owned),
         pid: peer.pid,
@@ -174,7 +174,7 @@ fn action(
         target: asked.or(query),
         code: refused.map(|problem| problem.code.clone()),
         decision: if refused.is_some() { Decision::Refused } else { Decision::Allowed },
-    })
+    }
 }
 
 /// What a question asks for: its JSON without what is not set.

@@ -55,7 +55,8 @@ pub(super) fn links(
             (InterceptorKind::Plugin(config), Some((at, plugin))) => match plugin {
                 Ok(plugin) => {
                     gathered.found.extend(plugins::ungranted(loaded, at, entry, gate.engine()));
-                    gathered.happened.push(startup_events::plugin(entry, config, &plugin.now()));
+                    let event = startup_events::plugin(entry, config, &plugin.now());
+                    gathered.happened.push(event.into());
                     let plugin = Arc::new(plugin);
                     gathered
                         .plugins
@@ -66,7 +67,8 @@ pub(super) fn links(
                 }
                 Err(wrong) => {
                     let why = wrong.to_string();
-                    gathered.happened.push(startup_events::no_plugin(entry, &config.place(), why));
+                    let event = startup_events::no_plugin(entry, &config.place(), why);
+                    gathered.happened.push(event.into());
                     Err(wrong)
                 }
             },

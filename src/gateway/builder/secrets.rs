@@ -58,7 +58,7 @@ pub(crate) fn missing(
     missing
         .map(|((server, whose), not)| {
             tracing::warn!(%server, client = whose.client(), why = not.failure.what, "server cannot start: its secret does not resolve");
-            startup_events::no_secret(server, not, false)
+            startup_events::no_secret(server, not, false).into()
         })
         .collect()
 }

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use parking_lot::Mutex;
 
 use super::Recorder;
-use portcullis_audit::record::{DropReason, Dropped, Event};
+use portcullis_audit::record::{DropReason, MessagesDropped};
 use portcullis_protocol::{identity::PrincipalKind, names::ServerName};
 
 /// Counts that are kept apart until they are recorded.
@@ -39,13 +39,13 @@ impl Recorder {
     pub(crate) async fn record_drops(&self) {
         let counts = std::mem::take(&mut *self.drops.0.lock());
         let told = counts.into_iter().map(|((server, of, why), count)| async move {
-            let dropped = Dropped {
+            let dropped = MessagesDropped {
                 server: server.to_string(),
                 principal: of.as_ref().map(PrincipalKind::name),
                 reason: why,
                 count,
             };
-            let told = self.audit.record_event(Event::MessagesDropped(dropped)).await;
+            let told = self.audit.record_event(dropped).await;
             told.inspect_err(|_| self.drops.add(server, of, why, count)).err()
         });
         // Together: they wait for one commit, and once where the store is slow.

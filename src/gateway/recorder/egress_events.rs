@@ -1,7 +1,7 @@
 //! Events made of connections that servers open through the proxy.
 
 use portcullis_audit::record::{
-    EgressClosed, EgressConnecting, EgressEnd, Event, clip_words, micros, rule,
+    EgressClosed, EgressConnecting, EgressEnd, clip_words, micros, rule,
 };
 use portcullis_egress::{Attempt, End, Outcome};
 use portcullis_protocol::{identity::PrincipalKind, refusal};
@@ -13,8 +13,8 @@ pub(crate) fn reaching(
     attempt: &Attempt,
     rules: &[refusal::Rule],
     revision: &str,
-) -> Event {
-    Event::EgressConnecting(EgressConnecting {
+) -> EgressConnecting {
+    EgressConnecting {
         launch: reacher.launch,
         server: reacher.server.to_string(),
         principal: reacher.principal.get().map(PrincipalKind::name),
@@ -24,7 +24,7 @@ pub(crate) fn reaching(
         protocol: attempt.protocol.as_str().to_owned(),
         rules: rules.iter().map(rule).collect(),
         policy_revision: revision.to_owned(),
-    })
+    }
 }
 
 /// The event of a connection that ended, with the policies that refused it, where they did.
@@ -32,7 +32,7 @@ pub(crate) fn reached(
     reacher: &EgressContext,
     outcome: &Outcome,
     forbidden: Option<(&[refusal::Rule], &str)>,
-) -> Event {
+) -> EgressClosed {
     let attempt = outcome.attempt.as_ref();
     let (code, reason) = match &outcome.end {
         End::Refused(refusal) => (Some(refusal.code()), Some(refusal.to_string())),
@@ -40,7 +40,7 @@ pub(crate) fn reached(
         _ => (None, None),
     };
     let (rules, revision) = forbidden.unzip();
-    Event::EgressClosed(Box::new(EgressClosed {
+    EgressClosed {
         launch: reacher.launch,
         server: reacher.server.to_string(),
         principal: reacher.principal.get().map(PrincipalKind::name),
@@ -64,5 +64,5 @@ pub(crate) fn reached(
         reason: reason.map(|reason| clip_words(&reason)),
         rules: rules.unwrap_or_default().iter().map(rule).collect(),
         policy_revision: revision.map(str::to_owned),
-    }))
+    }
 }

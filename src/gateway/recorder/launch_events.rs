@@ -1,8 +1,9 @@
 //! Events made of what becomes of servers.
 
 use portcullis_audit::record::{
-    ByHand, Egress, Event, HandedBy, ImageDid, ImageDone, ImageResolved, LaunchRefused, Launched,
-    Launching, PlaceKind, SecretHanded, SecretSource, bare_uri, era, micros, rule,
+    ByHand, EgressOpened, Event, HandedBy, ImageDid, ImageDone, ImageResolved, PlaceKind,
+    SecretHanded, SecretSource, SecretsDelivered, ServerLaunchRefused, ServerLaunched,
+    ServerLaunching, bare_uri, era, micros, rule,
 };
 use portcullis_protocol::{identity::PrincipalKind, names::ServerName, refusal};
 use portcullis_runtime::process::Origin;
@@ -13,10 +14,10 @@ use portcullis_upstream::{
 use portcullis_vault::Source;
 
 /// The event of a server's start.
-pub(crate) fn launched(server: &ServerName, started: Started) -> Launched {
+pub(crate) fn launched(server: &ServerName, started: Started) -> ServerLaunched {
     let Started { launch, place, process, origin, party, revision, server_info, took } = started;
     let Origin { program, image_ref, image, profile, deviations, egress_tried } = origin;
-    Launched {
+    ServerLaunched {
         launch,
         server: server.to_string(),
         kind: kind(&place),
@@ -62,10 +63,10 @@ pub(crate) fn launching(
     let principal = party.as_ref().map(PrincipalKind::name);
     let found_out = resolved.as_ref().map(|(image, digest)| {
         let (server, image, digest) = (server.clone(), image.clone(), digest.clone());
-        Event::ImageResolved(ImageResolved { launch, server, image, digest })
+        ImageResolved { launch, server, image, digest }.into()
     });
     let mut all: Vec<Event> = found_out.into_iter().collect();
-    all.push(Event::ServerLaunching(Launching {
+    let starting = ServerLaunching {
         launch,
         server: server.clone(),
         kind: kind(place),
@@ -80,9 +81,10 @@ pub(crate) fn launching(
         principal: principal.clone(),
         rules: rules.iter().map(rule).collect(),
         policy_revision: revision.to_owned(),
-    }));
+    };
+    all.push(starting.into());
     all.extend(way.as_ref().map(|way| {
-        Event::EgressOpened(Egress {
+        Event::from(EgressOpened {
             launch,
             server: server.clone(),
             principal: principal.clone(),
@@ -93,7 +95,7 @@ pub(crate) fn launching(
     }));
     if !handing.is_empty() {
         let secrets = handing.iter().map(handed).collect();
-        all.push(Event::SecretsDelivered { launch, server, principal, secrets });
+        all.push(SecretsDelivered { launch, server, principal, secrets }.into());
     }
     all
 }
@@ -121,12 +123,12 @@ pub(crate) fn handed_again(
     server: &ServerName,
     launching: &portcullis_upstream::LaunchRequest,
     secrets: &[String],
-) -> Event {
+) -> SecretsDelivered {
     let files = launching
         .handing
         .iter()
         .filter(|handing| handing.by == DeliveryMethod::File && secrets.contains(&handing.secret));
-    Event::SecretsDelivered {
+    SecretsDelivered {
         launch: launching.launch,
         server: server.to_string(),
         principal: launching.party.as_ref().map(PrincipalKind::name),
@@ -141,8 +143,8 @@ pub(crate) fn launch_refused(
     (action, target): (&str, &str),
     rules: &[refusal::Rule],
     revision: &str,
-) -> Event {
-    Event::ServerLaunchRefused(LaunchRefused {
+) -> ServerLaunchRefused {
+    ServerLaunchRefused {
         launch: launching.launch,
         server: server.to_string(),
         kind: kind(&launching.place),
@@ -151,7 +153,7 @@ pub(crate) fn launch_refused(
         target: bare_uri(target),
         rules: rules.iter().map(rule).collect(),
         policy_revision: revision.to_owned(),
-    })
+    }
 }
 
 /// The source of a secret as records have it.

@@ -5,7 +5,10 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 use tokio::sync::{mpsc, watch};
 
 use super::{Recorder, startup_events};
-use portcullis_audit::{Unavailable, record::Event};
+use portcullis_audit::{
+    Unavailable,
+    record::{PolicyLoaded, PolicyRejected},
+};
 use portcullis_policy::{Reload, Revision};
 
 /// Revisions that are known to be on record. What a message was decided by is one of the last.
@@ -74,7 +77,7 @@ impl Recorder {
                 Some(Reload::Rejected(failure)) => {
                     self.metrics.policy_reload(false);
                     let reason = failure.to_string();
-                    self.audit.record_best_effort(Event::PolicyRejected { reason }).await;
+                    self.audit.record_best_effort(PolicyRejected { reason }).await;
                 }
                 None => return,
             }
@@ -83,7 +86,7 @@ impl Recorder {
 
     /// Records policies that took effect, however often that has to be tried: until then no message
     /// passes that they decided.
-    async fn record_policies(&self, loaded: Event) {
+    async fn record_policies(&self, loaded: PolicyLoaded) {
         while let Err(error) = self.audit.record_event(loaded.clone()).await {
             tracing::error!(%error, "new policies could not be recorded; refusing what they decide");
             tokio::select! {

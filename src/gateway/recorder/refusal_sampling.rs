@@ -32,7 +32,7 @@ use super::Recorder;
 use crate::stages::network;
 use portcullis_audit::{
     Audit,
-    record::{Event, RefusalGroup, SummarizedRefusals},
+    record::{RefusalGroup, RefusalSummaryOpened, RefusalsSummarized},
 };
 use portcullis_protocol::{
     identity::{Principal, PrincipalKind},
@@ -126,7 +126,7 @@ impl Summary {
             // A task of its own: a caller that goes away while it waits must not cause another
             // record.
             tokio::spawn(async move {
-                let what = Event::RefusalSummaryOpened(summary.group.clone());
+                let what = RefusalSummaryOpened { group: summary.group.clone() };
                 if let Err(error) = audit.record_event_as(summary.id, what).await {
                     let decision = summary.id;
                     tracing::error!(%decision, %error, "a summary of refusals could not be recorded");
@@ -302,11 +302,8 @@ impl Recorder {
                 due.summary.on_record(&self.audit).await;
             }
             let Due { summary, count, since, .. } = &due;
-            let what = Event::RefusalsSummarized(SummarizedRefusals {
-                group: summary.group.clone(),
-                count: *count,
-                since: *since,
-            });
+            let what =
+                RefusalsSummarized { group: summary.group.clone(), count: *count, since: *since };
             match self.audit.record_event_as(summary.id, what).await {
                 Ok(()) => self.refusals.recorded(&due),
                 Err(error) => {

@@ -7,7 +7,10 @@ use super::launch_events;
 use crate::builder::{GatewayBuilder, Purpose, StartFailure};
 use portcullis_audit::{
     Audit, Scrub, Unavailable,
-    record::{By, ByHand, Event, ImageDone, PluginLoaded, SecretSource},
+    record::{
+        By, ByHand, ConfigLoaded, Event, ImageDone, PluginLoaded, PluginRefused, PolicyLoaded,
+        PolicyRejected, ProxyStartFailed, ProxyStarted, SecretSource, SecretUnresolved,
+    },
 };
 use portcullis_config::{Loaded, Member};
 use portcullis_interceptors::{
@@ -30,9 +33,9 @@ fn count(members: usize) -> u64 {
 }
 
 /// What a config comes to, as its file is now.
-fn config(loaded: &Loaded) -> Event {
+fn config(loaded: &Loaded) -> ConfigLoaded {
     let chain = loaded.config.chain();
-    Event::ConfigLoaded {
+    ConfigLoaded {
         file: loaded.path.display().to_string(),
         revision: loaded.revision.clone(),
         servers: count(loaded.config.servers.len()),
@@ -41,8 +44,8 @@ fn config(loaded: &Loaded) -> Event {
 }
 
 /// These policies, in force.
-pub(crate) fn policies(status: &portcullis_policy::Status) -> Event {
-    Event::PolicyLoaded {
+pub(crate) fn policies(status: &portcullis_policy::Status) -> PolicyLoaded {
+    PolicyLoaded {
         revision: status.revision.to_string(),
         policies: count(status.policies),
         bundle: status.bundle.as_ref().map(|bundle| bundle.name.clone()),
@@ -52,9 +55,9 @@ pub(crate) fn policies(status: &portcullis_policy::Status) -> Event {
 }
 
 /// A plugin that was loaded.
-pub(crate) fn plugin(entry: &InterceptorEntry, config: &plugin::Config, plugin: &Version) -> Event {
+pub(crate) fn plugin(entry: &InterceptorEntry, config: &plugin::Config, plugin: &Version) -> PluginLoaded {
     let manifest = plugin.manifest();
-    Event::PluginLoaded(PluginLoaded {
+    PluginLoaded {
         plugin: entry.name().to_owned(),
         file: config.place().display().to_string(),
         digest: format!("sha256:{}", plugin.sha256()),
@@ -63,7 +66,7 @@ pub(crate) fn plugin(entry: &InterceptorEntry, config: &plugin::Config, plugin: 
         manifest: format!("{} {}", manifest.name, manifest.version),
         grants: grants(config),
         memory_mib: config.memory_mib,
-    })
+    }
 }
 
 /// What a config gives a plugin: functions, hosts and secrets.
@@ -75,8 +78,8 @@ fn grants(config: &plugin::Config) -> Vec<String> {
 }
 
 /// A plugin that was not loaded.
-pub(crate) fn no_plugin(entry: &InterceptorEntry, path: &Path, why: String) -> Event {
-    Event::PluginRefused {
+pub(crate) fn no_plugin(entry: &InterceptorEntry, path: &Path, why: String) -> PluginRefused {
+    PluginRefused {
         plugin: entry.name().to_owned(),
         file: path.display().to_string(),
         reason: why,
@@ -84,8 +87,8 @@ pub(crate) fn no_plugin(entry: &InterceptorEntry, path: &Path, why: String) -> E
 }
 
 /// A secret that does not resolve; `kept` if its previous value stays in use.
-pub(crate) fn no_secret(server: &ServerName, not: &SecretError, kept: bool) -> Event {
-    Event::SecretUnresolved {
+pub(crate) fn no_secret(server: &ServerName, not: &SecretError, kept: bool) -> SecretUnresolved {
+    SecretUnresolved {
         server: server.to_string(),
         secret: not.secret.clone(),
         source: not.source.as_ref().map_or(SecretSource::Illegal, launch_events::source),
@@ -105,7 +108,7 @@ impl GatewayBuilder {
         purpose: Purpose,
     ) -> Result<portcullis_policy::Revision, Unavailable> {
         let dry_run = purpose == Purpose::DryRun;
-        audit.record_event(Event::ProxyStarted { version: version(), dry_run }).await?;
+        audit.record_event(ProxyStarted { version: version(), dry_run }).await?;
         audit.record_event(config(loaded)).await?;
         let status = self.policies.status().borrow().clone();
         audit.record_event(policies(&status)).await?;
@@ -129,7 +132,7 @@ impl StartFailure {
             }
             Self::Policies(diagnostics) => {
                 let reason = diagnostics.to_string();
-                (reason.clone(), vec![Event::PolicyRejected { reason }])
+                (reason.clone(), vec![PolicyRejected { reason }.into()])
             }
             other => (other.to_string(), Vec::new()),
         };
@@ -140,8 +143,8 @@ impl StartFailure {
 /// Records that the proxy did not start, after what happened on the way, where the store can be
 /// had.
 pub async fn record_start_failure(loaded: &Loaded, happened: Vec<Event>, reason: String) {
-    let last = Event::ProxyStartFailed { version: version(), reason };
-    let all = [vec![config(loaded)], happened, vec![last]].concat();
+    let last = ProxyStartFailed { version: version(), reason }.into();
+    let all = [vec![config(loaded).into()], happened, vec![last]].concat();
     if let Err(error) = record_offline(loaded, all).await {
         tracing::warn!(%error, "failed start of the proxy could not be recorded");
     }

@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 
 use super::{NewServer, Servers};
 use crate::builder::{by_server, handed, missing};
-use portcullis_audit::record::Event;
+use portcullis_audit::record::{ConfigRejected, ConfigReloaded};
 use portcullis_config::{Config, Diagnostics, Finding, Loaded, exposing_mounts, protected_paths};
 use portcullis_policy::Stated;
 use portcullis_protocol::exchange::View;
@@ -106,7 +106,7 @@ impl Servers {
         tracing::error!("changed config rejected; the previous config stays in force:\n{reason}");
         self.recorder.metrics.config_reload(false);
         let file = file.display().to_string();
-        self.recorder.audit.record_best_effort(Event::ConfigRejected { file, reason }).await;
+        self.recorder.audit.record_best_effort(ConfigRejected { file, reason }).await;
     }
 
     /// Takes the servers of a config that was read again and passed all checks. `asked`: whether
@@ -208,7 +208,7 @@ impl Servers {
             }
         }
         let names = |all: &[ServerName]| all.iter().map(ToString::to_string).collect::<Vec<_>>();
-        let happening = Event::ConfigReloaded {
+        let happening = ConfigReloaded {
             file: loaded.path.display().to_string(),
             revision: loaded.revision.clone(),
             servers: u64::try_from(config.servers.len()).unwrap_or(u64::MAX),

@@ -13,7 +13,10 @@ use crate::{
     stages::ClientContext,
     tasks::place,
 };
-use portcullis_audit::record::{DropReason, Dropped, Event, Stopped, bare_uri};
+use portcullis_audit::record::{
+    DropReason, Event, MessagesDropped, SecretUnresolved, SecretsStale, ServerLaunchFailed,
+    ServerStopped, bare_uri,
+};
 use portcullis_chain::{Party, Weight, in_turns};
 use portcullis_protocol::exchange::View;
 use portcullis_protocol::{
@@ -76,21 +79,21 @@ impl Servers {
                     "server started"
                 );
                 self.recorder.metrics.server_started();
-                Event::ServerLaunched(Box::new(launch_events::launched(name, *started)))
+                launch_events::launched(name, *started).into()
             }
             ServerEvent::NotStarted { launch, place, party, why } => {
                 let why = self.recorder.shown(&why);
                 tracing::warn!(%server, why, "server did not start");
                 let principal = party.as_ref().map(PrincipalKind::name);
                 let kind = launch_events::kind(&place);
-                Event::ServerLaunchFailed { launch, server, kind, principal, reason: why }
+                ServerLaunchFailed { launch, server, kind, principal, reason: why }.into()
             }
             ServerEvent::Ended { launch, process, party, why, exit } => {
                 let why = self.recorder.shown(&why);
                 tracing::info!(%server, why, "server ended");
                 self.recorder.metrics.server_ended(name);
                 let (exit_code, exit_reason) = exit.map(|exit| (exit.code, exit.reason)).unzip();
-                Event::ServerStopped(Stopped {
+                ServerStopped {
                     launch,
                     server,
                     place: bare_uri(&process),
@@ -98,16 +101,14 @@ impl Servers {
                     reason: why,
                     exit_code,
                     exit_reason: exit_reason.flatten(),
-                })
+                }
+                .into()
             }
             ServerEvent::Unread { not, kept } => {
                 let why = self.recorder.shown(&not.failure.what);
                 tracing::warn!(%server, why, kept, "a secret could not be read again");
-                let mut happening = startup_events::no_secret(name, &not, kept);
-                if let Event::SecretUnresolved { reason, .. } = &mut happening {
-                    *reason = why;
-                }
-                happening
+                let unresolved = startup_events::no_secret(name, &not, kept);
+                SecretUnresolved { reason: why, ..unresolved }.into()
             }
             ServerEvent::Outdated { launch, party, secrets } => {
                 let principal = party.as_ref().map(PrincipalKind::name);
@@ -115,13 +116,13 @@ impl Servers {
                     %server, client = principal, secrets = secrets.join(", "),
                     "changed secrets of a running server take effect at its next start (`portcullis server restart`)"
                 );
-                Event::SecretsStale { launch, server, principal, secrets }
+                SecretsStale { launch, server, principal, secrets }.into()
             }
             ServerEvent::Pulled(pulling) => launch_events::pulled(name, *pulling),
             ServerEvent::Lost { count } => {
                 tracing::warn!(%server, count, "server messages dropped");
                 let reason = DropReason::Flood;
-                Event::MessagesDropped(Dropped { server, principal: None, reason, count })
+                MessagesDropped { server, principal: None, reason, count }.into()
             }
         })
     }

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 
 use super::Servers;
 use crate::recorder::launch_events;
-use portcullis_audit::record::Event;
+use portcullis_audit::record::ServerLaunchRefused;
 use portcullis_policy::{Action, DeliveredAs, Handing, Outcome, Part, Start};
 use portcullis_protocol::{
     names::ServerName,
@@ -77,7 +77,7 @@ impl Servers {
         &self,
         server: &ServerName,
         launching: &LaunchRequest,
-    ) -> Result<LaunchPermits, Box<(Event, Refusal)>> {
+    ) -> Result<LaunchPermits, Box<(ServerLaunchRefused, Refusal)>> {
         let program = launching.program.for_policies(&launching.place);
         let secrets = launching.handing.iter().map(|handing| Handing {
             name: &handing.secret,

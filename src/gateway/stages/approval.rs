@@ -9,7 +9,7 @@ use crate::{
     approval::{ApprovalRecorder, ApprovalRule, PendingApproval, Resolution},
     recorder::{ExchangeRecord, Recorder},
 };
-use portcullis_audit::record::Event;
+use portcullis_audit::record::{ApprovalDecided, ApprovalRequested, ApprovalWebhookFailed};
 use portcullis_chain::{Decision, Interceptor as _};
 use portcullis_protocol::{
     exchange::{Direction, Exchange, Phase, Target},
@@ -23,7 +23,7 @@ struct Notes(Arc<Recorder>);
 impl ApprovalRecorder for Notes {
     async fn given(&self, call: &PendingApproval, word: &Resolution) -> Result<(), String> {
         let shown = |text: &str| self.0.shown(text);
-        let happening = Event::ApprovalDecided {
+        let happening = ApprovalDecided {
             call: call.id,
             principal: call.principal.clone(),
             server: call.server.clone(),
@@ -36,7 +36,7 @@ impl ApprovalRecorder for Notes {
 
     async fn unreached(&self, call: &PendingApproval, why: &str) {
         let reason = self.0.shown(why);
-        let happening = Event::ApprovalWebhookFailed {
+        let happening = ApprovalWebhookFailed {
             call: call.id,
             principal: call.principal.clone(),
             server: call.server.clone(),
@@ -88,7 +88,7 @@ impl Obligations {
             return refuse(Code::ApprovalTimeout, words, "the call cannot be shown in full".into());
         };
         // Nobody is asked about what is not on record.
-        self.on_record(Event::ApprovalRequested {
+        self.on_record(ApprovalRequested {
             call: exchange.id,
             principal: exchange.principal.name(),
             server: call.server.clone(),
@@ -175,7 +175,7 @@ impl Obligations {
         })
     }
 
-    async fn on_record(&self, happening: Event) -> Result<(), Refusal> {
+    async fn on_record(&self, happening: ApprovalRequested) -> Result<(), Refusal> {
         self.recorder.audit.record_event(happening).await.map_err(|error| {
             let words = "the approval request could not be recorded, so the call was not made";
             Refusal::new(Code::AuditUnavailable, words).detail(error.to_string())

@@ -4,7 +4,6 @@
 mod cef;
 pub(super) mod columns;
 mod csv;
-mod events;
 mod ocsf;
 mod otlp;
 mod parquet;
@@ -18,7 +17,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Item;
-use crate::record::{Decision, Kind};
+use crate::record::{Decision, Kind, Record, Severity};
 
 /// How records are written.
 #[derive(
@@ -240,16 +239,7 @@ fn unwritable(error: std::io::Error) -> Fault {
     Fault(format!("the export can't be written: {error}"))
 }
 
-/// How much a record matters, in the words of all formats.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Severity {
-    Informational,
-    Low,
-    Medium,
-    High,
-    Critical,
-}
-
+/// The severity in the words of all formats.
 impl Severity {
     fn ocsf(self) -> (u8, &'static str) {
         match self {
@@ -296,10 +286,9 @@ impl Severity {
 }
 
 fn severity(item: &Item) -> Severity {
-    match (item.record.event(), item.record.decision()) {
-        (Some(_), Some(Decision::Refused)) => return Severity::Medium,
-        (Some(event), _) => return events::of(event).severity,
-        (None, _) => {}
+    if let Record::Event(event) = &item.record {
+        let refused = event.what.decision() == Some(Decision::Refused);
+        return if refused { Severity::Medium } else { event.what.category().severity };
     }
     let code = item.record.refusal().map_or("", |refusal| refusal.code.as_str());
     match (item.record.decision(), code) {

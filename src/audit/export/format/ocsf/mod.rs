@@ -1,5 +1,5 @@
 //! Events of the Open Cybersecurity Schema Framework 1.9.0: API Activity (6003) for exchanges,
-//! Detection Finding (2004) for what was refused, and classes by event (`events.rs`) for the rest.
+//! Detection Finding (2004) for what was refused, and classes by event (`events!`) for the rest.
 //!
 //! Every event has the whole record in `raw_data`, and in `attestation_list` (the profile
 //! `record_integrity`) the record's hash, the hash of the record before and the log's id. The
@@ -12,10 +12,10 @@ mod other;
 
 use serde_json::{Map, Value, json};
 
-use super::{super::Item, Origin, Severity, events::Class, severity};
+use super::{super::Item, Origin, severity};
 use crate::{
     proof::Hash,
-    record::{Call, Decision, Target},
+    record::{Call, Decision, Severity, Target},
 };
 
 /// The version of the schema.

@@ -7,24 +7,24 @@ use std::net::{IpAddr, SocketAddr};
 use serde_json::{Map, Value, json};
 
 use super::{
-    super::{super::Item, Origin, events},
-    Class, class, product, put,
+    super::{super::Item, Origin},
+    class, product, put,
 };
-use crate::record::{Decision, Record};
+use crate::record::{Class, Decision, Record};
 
 /// An event.
 pub(super) fn event(item: &Item, origin: &Origin) -> Map<String, Value> {
+    let Record::Event(happened) = &item.record else { return Map::new() };
     let mut members = item.happening().unwrap_or_default();
     members.shift_remove("event");
-    let name = item.record.event().unwrap_or("event");
-    let meaning = events::of(name);
-    let activity = match meaning.activity {
+    let (name, category) = (happened.what.name(), happened.what.category());
+    let activity = match category.activity {
         (99, _) => (99, name),
         known => known,
     };
-    let mut event = classified(meaning.class, activity, &members, item, origin);
+    let mut event = classified(category.class, activity, &members, item, origin);
     let refused = item.record.decision() == Some(Decision::Refused);
-    let failed = meaning.failed || refused;
+    let failed = category.failed || refused;
     let (status_id, status) = if failed { (2, "Failure") } else { (1, "Success") };
     event.insert("status_id".into(), status_id.into());
     event.insert("status".into(), status.into());
@@ -42,9 +42,7 @@ pub(super) fn event(item: &Item, origin: &Origin) -> Map<String, Value> {
     if let Some(count) = item.record.summarized() {
         event.insert("count".into(), count.into());
     }
-    if let Record::Event(happened) = &item.record {
-        event.insert("message".into(), happened.what.to_string().into());
-    }
+    event.insert("message".into(), happened.what.to_string().into());
     if !members.is_empty() {
         event.insert("unmapped".into(), members.into());
     }

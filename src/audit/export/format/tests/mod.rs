@@ -105,10 +105,6 @@ fn events() -> Vec<String> {
         .collect()
 }
 
-fn name(event: &Value) -> &str {
-    event["properties"]["event"]["const"].as_str().unwrap()
-}
-
 /// Any value that fits a schema.
 fn instance(schema: &Value, root: &Value) -> Value {
     if let Some(reference) = schema["$ref"].as_str() {
@@ -157,16 +153,6 @@ fn members(schema: &Value, root: &Value) -> serde_json::Map<String, Value> {
 fn samples() -> Vec<Item> {
     let texts: Vec<String> = calls().into_iter().chain(events()).collect();
     chained(texts.iter().map(String::as_str))
-}
-
-#[test]
-fn every_event_of_the_schema_has_a_meaning() {
-    let schema = schema();
-    let kinds = schema["oneOf"].as_array().unwrap();
-    let unknown: Vec<&str> =
-        kinds.iter().map(name).filter(|name| !super::events::is_known(name)).collect();
-    assert!(unknown.is_empty(), "add {unknown:?} to the table in `events.rs`");
-    assert!(kinds.len() > 10);
 }
 
 #[test]
