@@ -3,8 +3,8 @@
 use jiff::Timestamp;
 
 use super::{
-    Event, PolicyInput, RefusalGroup,
-    v1::{Call, Decision, Grounds, Kept, Kind, Record, Refusal, Rule, Target, Timing},
+    Decision, Event, PolicyInput, RefusalGroup, Rule,
+    v1::{Call, Grounds, Kept, Kind, Record, Refusal, Target, Timing},
 };
 use portcullis_protocol::names::DecisionId;
 

@@ -29,7 +29,7 @@ pub use secrets::*;
 pub use servers::*;
 pub use store::*;
 
-use super::v1::Decision::{self, Allowed, Refused};
+use super::shared::Decision::{self, Allowed, Refused};
 use category::*;
 
 /// Defines [`Event`] with a line for each event: its struct, its name, its category in exports and,

@@ -9,16 +9,18 @@ use std::{
 use jiff::Timestamp;
 
 use super::{
-    Event, PolicyInput, Who,
+    Claimed, Decision, Era, Event, Omission, PolicyInput, Rule, Transport, Who,
     limits::{DETAIL, LABEL, NAME, URI, WORDS, bare_uri, bound, clip},
     shape,
     v1::{
-        AnswerKind, Call, Decision, Direction, Era, EventRecord, Finding, Grounds, Intent, Kept,
-        Outcome, Record, Refusal, Refused, Rule, Shape, Target, Timing, Transport,
+        AnswerKind, Call, Direction, EventRecord, Finding, Grounds, Intent, Kept, Outcome, Record,
+        Refusal, Refused, Shape, Target, Timing,
     },
 };
 use crate::digest::{DigestKey, Domain};
 use portcullis_protocol::{
+    arguments,
+    claims::Claims,
     exchange::{self, Answer, Exchange, Schema},
     identity::Principal,
     names::DecisionId,
@@ -26,7 +28,7 @@ use portcullis_protocol::{
 };
 
 // Most that is kept of a list.
-pub(super) const LABELS: usize = 16;
+const LABELS: usize = 16;
 /// Rules that a record names.
 pub const RULES: usize = 16;
 const FINDINGS: usize = 16;
@@ -198,6 +200,36 @@ impl Refused {
             shape: Shape::new(),
             arguments: None,
             timing: Timing::default(),
+        }
+    }
+}
+
+impl PolicyInput {
+    /// Policy input of this exchange. `groups` is the number of its recorded groups.
+    fn of(exchange: &Exchange, ruling: Ruling<'_>, groups: usize) -> Self {
+        let claims = match &exchange.target {
+            exchange::Target::Tool { tool, .. } => {
+                Some(tool.as_deref().map(Claims::from).unwrap_or_default())
+            }
+            _ => None,
+        };
+        let labels = ruling.labels.unwrap_or(&exchange.labels);
+        let cut_uri = match &exchange.target {
+            exchange::Target::Resource { uri } => bare_uri(uri) != *uri,
+            _ => false,
+        };
+        let request = &exchange.request;
+        let lacks = [
+            (!arguments::are_showable(request.value(), request.raw()), Omission::Arguments),
+            (exchange.principal.groups.len() > groups, Omission::Groups),
+            (labels.len() > LABELS, Omission::Labels),
+            (cut_uri, Omission::Target),
+        ];
+        Self {
+            claims: claims.map(Claimed::from),
+            session_calls: exchange.session_calls,
+            labels: labels.iter().take(LABELS).map(|label| bound(label, LABEL)).collect(),
+            lacks: lacks.into_iter().filter_map(|(lacks, what)| lacks.then_some(what)).collect(),
         }
     }
 }

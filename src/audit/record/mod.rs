@@ -12,6 +12,7 @@ mod launch;
 mod limits;
 mod policy_input;
 mod shape;
+mod shared;
 pub mod v1;
 
 pub use event::*;
@@ -19,9 +20,10 @@ pub use from_exchange::{Arrival, Conclusion, MEMBERS, RULES, Ruling, era, micros
 pub use launch::{ImageDid, ImageDone, Reaping};
 pub use limits::{bare_uri, clip_words};
 pub use policy_input::{Claimed, Omission, PolicyInput};
+pub use shared::{Decision, Era, Rule, Transport};
 pub use v1::{
-    AnswerKind, Body, Call, Decision, Direction, Entry, Era, EventRecord, Finding, Grounds, Intent,
-    Kept, Kind, Outcome, Record, Refusal, Refused, Rule, Shape, Target, Timing, Transport, VERSION,
+    AnswerKind, Body, Call, Direction, Entry, EventRecord, Finding, Grounds, Intent, Kept, Kind,
+    Outcome, Record, Refusal, Refused, Shape, Target, Timing, VERSION,
 };
 
 pub(super) use encode::encode;

@@ -6,13 +6,7 @@ use std::collections::BTreeSet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{
-    from_exchange::{LABELS, Ruling},
-    limits::{LABEL, bare_uri, bound},
-};
-use portcullis_protocol::arguments;
 use portcullis_protocol::claims::Claims;
-use portcullis_protocol::exchange::{Exchange, Target};
 
 /// Policy input that the rest of the record does not contain.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -63,36 +57,6 @@ pub enum Omission {
 
 fn is_zero(count: &u64) -> bool {
     *count == 0
-}
-
-impl PolicyInput {
-    /// Policy input of this exchange. `groups` is the number of its recorded groups.
-    pub(super) fn of(exchange: &Exchange, ruling: Ruling<'_>, groups: usize) -> Self {
-        let claims = match &exchange.target {
-            Target::Tool { tool, .. } => {
-                Some(tool.as_deref().map(Claims::from).unwrap_or_default())
-            }
-            _ => None,
-        };
-        let labels = ruling.labels.unwrap_or(&exchange.labels);
-        let cut_uri = match &exchange.target {
-            Target::Resource { uri } => bare_uri(uri) != *uri,
-            _ => false,
-        };
-        let request = &exchange.request;
-        let lacks = [
-            (!arguments::are_showable(request.value(), request.raw()), Omission::Arguments),
-            (exchange.principal.groups.len() > groups, Omission::Groups),
-            (labels.len() > LABELS, Omission::Labels),
-            (cut_uri, Omission::Target),
-        ];
-        Self {
-            claims: claims.map(Claimed::from),
-            session_calls: exchange.session_calls,
-            labels: labels.iter().take(LABELS).map(|label| bound(label, LABEL)).collect(),
-            lacks: lacks.into_iter().filter_map(|(lacks, what)| lacks.then_some(what)).collect(),
-        }
-    }
 }
 
 impl From<Claims> for Claimed {

@@ -1,12 +1,12 @@
 //! A filter as a tree, and back as text.
 
-use std::{fmt, net::IpAddr};
+use std::fmt;
 
 use jiff::Timestamp;
 
 use super::{
     column::{Column, Type},
-    literal::{self, Pattern},
+    literal::{self, Network, Pattern},
 };
 
 /// What must hold of a record.
@@ -67,43 +67,6 @@ impl Compare {
             Self::AtLeast => ">=",
             Self::Equal => "=",
         }
-    }
-}
-
-/// An address, or all that begin with the same bits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::query) struct Network {
-    pub address: IpAddr,
-    pub bits: u8,
-}
-
-impl Network {
-    /// Whether an address is in it. IPv4 addresses that are written as IPv6 are IPv4 ones.
-    pub fn has(&self, other: IpAddr) -> bool {
-        let shift = |all: u32| all.saturating_sub(u32::from(self.bits));
-        match (self.address, other.to_canonical()) {
-            (IpAddr::V4(mine), IpAddr::V4(other)) => {
-                let differ = mine.to_bits() ^ other.to_bits();
-                differ.checked_shr(shift(32)).unwrap_or(0) == 0
-            }
-            (IpAddr::V6(mine), IpAddr::V6(other)) => {
-                let differ = mine.to_bits() ^ other.to_bits();
-                differ.checked_shr(shift(128)).unwrap_or(0) == 0
-            }
-            _ => false,
-        }
-    }
-
-    /// The bits of a single address.
-    pub fn most_bits(address: IpAddr) -> u8 {
-        if address.is_ipv4() { 32 } else { 128 }
-    }
-}
-
-impl fmt::Display for Network {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.address.fmt(f)?;
-        if self.bits < Self::most_bits(self.address) { write!(f, "/{}", self.bits) } else { Ok(()) }
     }
 }
 

@@ -1,14 +1,12 @@
 //! Values as a filter writes them.
 
-use std::{borrow::Cow, net::IpAddr};
+use std::{borrow::Cow, fmt, net::IpAddr};
 
 use jiff::{
     Span, Timestamp, ToSpan as _, Zoned,
     civil::{Date, DateTime},
 };
 use regex::{Regex, RegexBuilder};
-
-use super::expr::Network;
 
 /// Words that mean something where a value could stand.
 const WORDS: &[&str] = &["and", "or", "not", "in", "has", "contains", "ago"];
@@ -196,6 +194,43 @@ pub(super) fn bytes(text: &str) -> Option<u64> {
         ("gib", 1 << 30),
     ];
     number(text, UNITS)
+}
+
+/// An address, or all that begin with the same bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::query) struct Network {
+    pub address: IpAddr,
+    pub bits: u8,
+}
+
+impl Network {
+    /// Whether an address is in it. IPv4 addresses that are written as IPv6 are IPv4 ones.
+    pub fn has(&self, other: IpAddr) -> bool {
+        let shift = |all: u32| all.saturating_sub(u32::from(self.bits));
+        match (self.address, other.to_canonical()) {
+            (IpAddr::V4(mine), IpAddr::V4(other)) => {
+                let differ = mine.to_bits() ^ other.to_bits();
+                differ.checked_shr(shift(32)).unwrap_or(0) == 0
+            }
+            (IpAddr::V6(mine), IpAddr::V6(other)) => {
+                let differ = mine.to_bits() ^ other.to_bits();
+                differ.checked_shr(shift(128)).unwrap_or(0) == 0
+            }
+            _ => false,
+        }
+    }
+
+    /// The bits of a single address.
+    pub fn most_bits(address: IpAddr) -> u8 {
+        if address.is_ipv4() { 32 } else { 128 }
+    }
+}
+
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.address.fmt(f)?;
+        if self.bits < Self::most_bits(self.address) { write!(f, "/{}", self.bits) } else { Ok(()) }
+    }
 }
 
 /// An address or a network: `10.0.0.0/8`.

@@ -4,7 +4,7 @@ use jiff::Zoned;
 use miette::{GraphicalReportHandler, GraphicalTheme};
 use proptest::{collection::vec, prelude::*, sample::select};
 
-use super::{expr::Network, *};
+use super::{literal::Network, *};
 
 fn now() -> Zoned {
     "2026-11-21T16:00:00+01:00[Europe/Berlin]".parse().unwrap()

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use jiff::Timestamp;
 
-use super::super::v1::{Decision, Era, Rule, Transport};
+use super::super::shared::{Decision, Era, Rule, Transport};
 use crate::line::Seq;
 use portcullis_protocol::{claims::Attested, names::DecisionId};
 

@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    super::v1::Rule,
+    super::shared::Rule,
     content::{Content, content},
 };
 use portcullis_protocol::names::DecisionId;

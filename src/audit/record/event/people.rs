@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use super::{
-    super::v1::{Decision, Transport},
+    super::shared::{Decision, Transport},
     content::{Content, content, then},
 };
 

@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    super::v1::{Era, Rule},
+    super::shared::{Era, Rule},
     ByHand,
     content::{Content, content, then},
 };
