@@ -29,8 +29,8 @@ use serde_json::{Map, Value as Json};
 use smol_str::SmolStr;
 
 use super::{
+    conditions::ContextUsage,
     entities::Unaskable,
-    index::ContextUsage,
     normalize::{self, Url},
     request::{Circumstances, Request},
 };

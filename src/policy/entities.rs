@@ -9,8 +9,9 @@ use cedar_policy::{
 use cedar_policy_core::ast::{RestrictedExpr, Value};
 
 use super::{
+    conditions::ContextUsage,
     context::{self, Asked, Calls, Uids},
-    index::{About, ContextUsage},
+    index::About,
     normalize,
     request::{Action, DeliveredAs, Holder, Program, Request, Resource, Subject},
     typed::{Typed, Unfit},

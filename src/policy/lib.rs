@@ -11,6 +11,7 @@
 mod analysis;
 mod bundle;
 mod cache;
+mod conditions;
 mod config;
 mod context;
 mod diagnostics;

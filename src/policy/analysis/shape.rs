@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use cedar_policy::{Effect, EntityUid, Policy, Schema};
-use serde_json::Value;
+use cedar_policy::{ActionConstraint, Effect, EntityUid, Policy, Schema};
 
-use super::expr::{Expr, Uid, Var, could_fail};
+use super::expr::{Expr, Var, is_server, server_of};
+use crate::conditions::{ContextUsage, Node, Scope, may_fail};
 
 /// What each action applies to, from the schema.
 pub(super) struct Actions(BTreeMap<String, Applies>);
@@ -42,8 +42,10 @@ impl Actions {
     fn holds(&self, action: &str, condition: &Expr) -> Option<bool> {
         let within = &self.0.get(action)?.within;
         match condition {
-            Expr::Eq(Var::Action, uid) => Some(uid.id == action),
-            Expr::In(Var::Action, uids) => Some(uids.iter().any(|uid| within.contains(&uid.id))),
+            Expr::Eq(Var::Action, uid) => Some(uid.id().unescaped() == action),
+            Expr::In(Var::Action, uids) => {
+                Some(uids.iter().any(|uid| within.contains(uid.id().unescaped())))
+            }
             _ => None,
         }
     }
@@ -82,38 +84,33 @@ impl Shape {
         if policy.annotation("mode").is_some() {
             return None;
         }
-        let json = policy.to_json().ok()?;
-        let mut parts = Vec::new();
-        for (key, var) in
-            [("principal", Var::Principal), ("action", Var::Action), ("resource", Var::Resource)]
-        {
-            parts.push(scope(json.get(key)?, var)?);
-        }
-        for condition in json.get("conditions")?.as_array()? {
-            let body = Expr::of(condition.get("body")?);
-            parts.push(match condition.get("kind")?.as_str()? {
-                "when" => body,
-                "unless" => body.negated(),
-                _ => return None,
-            });
-        }
-        let whole = Expr::and(parts);
+        let Scope { principal, action, resource } = Scope::of(policy);
+        let condition = Node::of(policy);
+        let whole = Expr::and([
+            Expr::side(Var::Principal, principal),
+            match action {
+                ActionConstraint::Any => Expr::True,
+                ActionConstraint::Eq(uid) => Expr::Eq(Var::Action, uid),
+                ActionConstraint::In(uids) => Expr::In(Var::Action, uids.into_iter().collect()),
+            },
+            Expr::side(Var::Resource, resource),
+            condition.as_ref().map_or(Expr::True, Expr::of),
+        ]);
         let possible: BTreeSet<String> = actions
             .0
             .keys()
             .filter(|action| whole.with(&|part| actions.holds(action, part)) != Expr::False)
             .cloned()
             .collect();
-        let condition = within(&whole, actions, &possible);
         let plain = |key: &str| matches!(key, "id" | "reason");
         Some(Self {
             forbids: policy.effect() == Effect::Forbid,
+            condition: within(&whole, actions, &possible),
             actions: possible,
-            condition,
             // One for a tool's own action, or about typed input, refuses what is not of the type.
-            could_fail: could_fail(json.get("conditions")?)
-                || json.get("conditions")?.to_string().contains(r#""attr":"input""#)
-                || policy.entity_literals().iter().any(is_own_action),
+            could_fail: condition.is_some_and(|condition| {
+                may_fail(condition.expr()) || condition.uses.reads.has(ContextUsage::INPUT)
+            }) || policy.entity_literals().iter().any(is_own_action),
             obliges: policy.annotations().any(|(key, _)| !plain(key)),
             reason: policy.annotation("reason").map(str::to_owned),
         })
@@ -157,12 +154,9 @@ impl Shape {
 
     /// The servers that the resource is in, where it holds for those of some servers alone.
     pub(super) fn servers(&self) -> Option<BTreeSet<String>> {
-        let server = |uid: &Uid| {
-            if uid.kind == "Portcullis::Server" {
-                Some(uid.id.clone())
-            } else {
-                uid.server().map(|server| server.id)
-            }
+        let server = |uid: &EntityUid| match is_server(uid) {
+            true => Some(uid.id().unescaped().to_owned()),
+            false => server_of(uid).map(str::to_owned),
         };
         self.parts().find_map(|part| match part {
             Expr::Eq(Var::Resource, uid) => Some(BTreeSet::from([server(uid)?])),
@@ -193,32 +187,5 @@ fn within(condition: &Expr, actions: &Actions, among: &BTreeSet<String>) -> Expr
         let mut held = among.iter().map(|action| actions.holds(action, part));
         let first = held.next()??;
         held.all(|other| other == Some(first)).then_some(first)
-    })
-}
-
-fn scope(constraint: &Value, var: Var) -> Option<Expr> {
-    let uid = |value: &Value| {
-        let text = |key| value.get(key).and_then(Value::as_str).map(str::to_owned);
-        Some(Uid { kind: text("type")?, id: text("id")? })
-    };
-    let all = |value: &Value| -> Option<BTreeSet<Uid>> {
-        match (value.get("entity"), value.get("entities")) {
-            (Some(one), _) => Some(BTreeSet::from([uid(one)?])),
-            (None, Some(several)) => several.as_array()?.iter().map(uid).collect(),
-            (None, None) => None,
-        }
-    };
-    Some(match constraint.get("op")?.as_str()? {
-        "All" => Expr::True,
-        "==" => Expr::Eq(var, uid(constraint.get("entity")?)?),
-        "in" => Expr::In(var, all(constraint)?),
-        "is" => {
-            let is = Expr::Is(var, constraint.get("entity_type")?.as_str()?.to_owned());
-            match constraint.get("in") {
-                None => is,
-                Some(parent) => Expr::and([is, Expr::In(var, all(parent)?)]),
-            }
-        }
-        _ => return None,
     })
 }

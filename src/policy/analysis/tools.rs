@@ -6,6 +6,7 @@ use cedar_policy::{
     EntityId, EntityTypeName, EntityUid, PartialEntities, PartialEntityUid, PartialRequest,
     PolicyId, Schema,
 };
+use cedar_policy_core::ast::{Expr, ExprKind, Var};
 use serde_json::json;
 
 use super::{
@@ -90,9 +91,13 @@ fn unknown_tools(entry: &Entry<'_>, known: &Known) -> Vec<Finding> {
 
 /// Whether a policy names tools, by id or by name.
 fn names_tools(entry: &Entry<'_>) -> bool {
-    let named = r#"{".":{"left":{"Var":"resource"},"attr":"name"}}"#;
+    let is_name = |expr: &Expr| {
+        matches!(expr.expr_kind(), ExprKind::GetAttr { expr, attr }
+            if attr == "name" && matches!(expr.expr_kind(), ExprKind::Var(Var::Resource)))
+    };
+    let condition = entry.policy.as_ref().non_scope_constraints();
     entry.policy.entity_literals().iter().any(|uid| uid.type_name().basename() == "Tool")
-        || entry.policy.to_json().is_ok_and(|json| json.to_string().contains(named))
+        || condition.is_some_and(|condition| condition.subexpressions().any(is_name))
 }
 
 /// The policies that could hold for some known tool, whoever asks and however.

@@ -7,12 +7,14 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use cedar_policy::pst::{BinaryOp, Expr, Literal, Var};
+use cedar_policy_core::ast::{BinaryOp, Expr, ExprKind, Literal, Var};
 use serde_json::{Map, Value};
 use smol_str::SmolStr;
 
-use super::condition::add_parts;
-use crate::normalize;
+use crate::{
+    conditions::{Node, literal_text, parts},
+    normalize,
+};
 use portcullis_protocol::{
     arguments::{self, Unshowable},
     codec::fold,
@@ -34,69 +36,69 @@ pub(super) struct TagKeys {
 }
 
 impl TagKeys {
-    /// Of a policy of which nothing is known.
-    pub(super) const UNKNOWN: Self = Self {
-        pointers: BTreeSet::new(),
-        paths: BTreeSet::new(),
-        computed: true,
-        computed_path: true,
-    };
-
     /// Adds those of a condition.
-    pub(super) fn add(&mut self, condition: &Expr) {
+    pub(super) fn add(&mut self, condition: &Node) {
+        match condition.kind.parts() {
+            [] => self.add_leaf(condition.expr()),
+            parts => parts.iter().for_each(|part| self.add(part)),
+        }
+    }
+
+    /// Adds those of a part that is not taken apart. No value of another part is held against its
+    /// own.
+    fn add_leaf(&mut self, leaf: &Expr) {
         // A stack of our own: a chain of `&&` is as deep as it is long.
-        let mut left = vec![condition];
+        let mut left = vec![leaf];
         let mut texts = Vec::new();
         // Whether the names of arguments are used where it is not known what is held against them.
         let mut loose = false;
         while let Some(expr) = left.pop() {
-            match expr {
-                Expr::BinaryOp { op: BinaryOp::GetTag | BinaryOp::HasTag, left: of, right } => {
-                    let is_path = !["args", "urls", "lists"].iter().any(|name| is_member(of, name));
-                    self.add_tag(right, is_path);
-                    left.extend([&**of, right]);
+            match expr.expr_kind() {
+                ExprKind::BinaryApp { op: BinaryOp::GetTag | BinaryOp::HasTag, arg1, arg2 } => {
+                    let is_path =
+                        !["args", "urls", "lists"].iter().any(|name| is_member(arg1, name));
+                    self.add_tag(arg2, is_path);
+                    left.extend([&**arg1, arg2]);
                 }
-                Expr::BinaryOp { left: one, right: other, .. } => {
-                    for (keys, names) in [(one, other), (other, one)] {
-                        match &**keys {
-                            Expr::GetAttr { expr: of, attr }
+                ExprKind::BinaryApp { arg1, arg2, .. } => {
+                    for (of, names) in [(arg1, arg2), (arg2, arg1)] {
+                        match of.expr_kind() {
+                            ExprKind::GetAttr { expr, attr }
                                 if is_keys(attr) && self.add_names(names) =>
                             {
-                                left.push(of);
+                                left.push(expr);
                             }
-                            keys => left.push(keys),
+                            _ => left.push(of),
                         }
                     }
                 }
-                Expr::GetAttr { expr, attr } => {
+                ExprKind::GetAttr { expr, attr } => {
                     loose |= is_keys(attr);
                     left.push(expr);
                 }
-                Expr::Literal(Literal::String(text)) => texts.push(text),
-                expr => {
+                ExprKind::Lit(Literal::String(text)) => texts.push(text),
+                _ => match parts(expr) {
+                    Some(parts) => left.extend(parts),
                     // Forms that Cedar may gain may read any.
-                    if !add_parts(expr, &mut left) {
-                        self.computed = true;
-                        self.computed_path = true;
-                    }
-                }
+                    None => (self.computed, self.computed_path) = (true, true),
+                },
             }
         }
         if loose {
-            // Each text of the condition may be such a name.
+            // Each text of the part may be such a name.
             texts.into_iter().for_each(|text| self.add_name(text));
         }
     }
 
     fn add_tag(&mut self, key: &Expr, is_path: bool) {
-        match key {
-            Expr::Literal(Literal::String(pointer)) => {
+        match key.expr_kind() {
+            ExprKind::Lit(Literal::String(pointer)) => {
                 if is_path {
                     self.paths.insert(pointer.clone());
                 }
                 self.pointers.insert(pointer.clone());
             }
-            Expr::IfThenElse { then_expr, else_expr, .. } => {
+            ExprKind::If { then_expr, else_expr, .. } => {
                 self.add_tag(then_expr, is_path);
                 self.add_tag(else_expr, is_path);
             }
@@ -109,13 +111,9 @@ impl TagKeys {
 
     /// Adds names that are held against `context.args.keys`, where they are written out.
     fn add_names(&mut self, names: &Expr) -> bool {
-        match names {
-            Expr::Literal(Literal::String(name)) => {
-                self.add_name(name);
-                true
-            }
-            Expr::Set(names) => names.iter().all(|name| self.add_names(name)),
-            _ => false,
+        match names.expr_kind() {
+            ExprKind::Set(names) => names.iter().all(|name| self.add_names(name)),
+            _ => literal_text(names).inspect(|name| self.add_name(name)).is_some(),
         }
     }
 
@@ -128,8 +126,8 @@ impl TagKeys {
 
 /// Whether it is `context.NAME`.
 fn is_member(expr: &Expr, name: &str) -> bool {
-    matches!(expr, Expr::GetAttr { expr, attr }
-        if attr == name && matches!(**expr, Expr::Var(Var::Context)))
+    matches!(expr.expr_kind(), ExprKind::GetAttr { expr, attr }
+        if attr == name && matches!(expr.expr_kind(), ExprKind::Var(Var::Context)))
 }
 
 /// Whether an attribute is the names of arguments. Nothing else that policies see has one of this
@@ -141,16 +139,16 @@ fn is_keys(attribute: &str) -> bool {
 /// The arguments that some policies name, together.
 #[derive(Debug, Default)]
 pub(super) struct NamedKeys {
-    root: Node,
+    root: Token,
     tokens: u64,
     computed: bool,
     computed_path: bool,
 }
 
 #[derive(Debug, Default)]
-struct Node {
+struct Token {
     /// By their keys.
-    below: HashMap<Box<str>, Node>,
+    below: HashMap<Box<str>, Token>,
     /// These keys, folded.
     folded: HashSet<Box<str>>,
     /// Whether what stands here is read as a path.
@@ -224,9 +222,9 @@ impl NamedKeys {
 
     fn members<'a>(
         &'a self,
-        node: Option<&'a Node>,
+        node: Option<&'a Token>,
         members: &'a Map<String, Value>,
-        open: &mut Vec<(Option<&'a Node>, &'a Value)>,
+        open: &mut Vec<(Option<&'a Token>, &'a Value)>,
     ) -> Result<(), Unshowable> {
         let mut met = HashSet::new();
         for (key, value) in members {
@@ -250,7 +248,7 @@ impl NamedKeys {
 
 #[cfg(test)]
 mod tests {
-    use cedar_policy::{Policy, pst::Clause};
+    use cedar_policy::Policy;
     use serde_json::json;
 
     use super::*;
@@ -258,10 +256,7 @@ mod tests {
     fn check(condition: &str, args: &Value) -> Result<(), Unshowable> {
         let text = format!("permit (principal, action, resource) when {{ {condition} }};");
         let mut keys = TagKeys::default();
-        for clause in Policy::parse(None, text).unwrap().to_pst().unwrap().body().clauses() {
-            let (Clause::When(expr) | Clause::Unless(expr)) = clause;
-            keys.add(expr);
-        }
+        keys.add(&Node::of(&text.parse::<Policy>().unwrap()).unwrap());
         let mut named = NamedKeys::default();
         named.add(&keys);
         named.check(args.as_object())

@@ -1,10 +1,10 @@
 //! The policies that can matter to a question, found without walking all of them: Cedar evaluates
 //! every policy of a set for every question.
 //!
-//! [`scope`] finds the policies whose scopes a question meets, by what they name. [`condition`] says
-//! what each of them can come to before the call is known. What is left is a [`Concern`]: the few
-//! policies that still depend on the call, and what the others came to. Both are Cedar's words: it
-//! evaluates every condition, and every part of one.
+//! [`scope`] finds the policies whose scopes a question meets, by what they name. Their conditions'
+//! parts that do not look at the call say what each of them can come to before the call is known.
+//! What is left is a [`Residual`]: the few policies that still depend on the call, and what the
+//! others came to. Both are Cedar's words: it evaluates every condition, and every part of one.
 //!
 //! Invariants:
 //! - Of a question, plain Cedar has the same decision, the same determining policies and the same
@@ -13,8 +13,6 @@
 //!
 //! An index knows nothing of other indexes: policies that are to be decided apart have one each.
 
-mod condition;
-mod context_usage;
 mod keys;
 mod residual;
 mod scope;
@@ -31,14 +29,14 @@ use cedar_policy_core::{
 };
 use serde_json::{Map, Value as Json};
 
-pub(super) use self::context_usage::ContextUsage;
 use self::{
-    condition::Condition,
+    keys::TagKeys,
     residual::{Class, Known, Residual},
     scope::{Bits, Scopes},
 };
 use super::{
     cache::{self, Answers, Asker, Asking},
+    conditions::{ContextUsage, Kind, Node, Uses},
     entities::{Frame, OWN, Unaskable, Vocabulary},
     request::{Action, Request, Resource, Subject},
 };
@@ -56,11 +54,35 @@ pub(super) struct Index {
 struct Indexed {
     id: PolicyId,
     effect: Effect,
-    condition: Condition,
+    /// None where the scope is all that it has.
+    condition: Option<Node>,
+    /// Whether what is known of it before the call may differ between two things of the same kind
+    /// and claims on the same server.
+    individual: bool,
+    /// The arguments that it names.
+    keys: TagKeys,
     /// As it was written, for partial evaluation.
     policy: Policy,
     /// Whether it names a tool's own action.
     own: bool,
+}
+
+impl Indexed {
+    /// What its condition looks at.
+    fn uses(&self) -> Uses {
+        self.condition.as_ref().map(|condition| condition.uses).unwrap_or_default()
+    }
+}
+
+/// Whether what a condition comes to before the call is known looks at more of the resource than its
+/// class: by a part that does not depend on the call, or by one of which Cedar's partial evaluation
+/// may know more.
+fn is_individual(node: &Node) -> bool {
+    match &node.kind {
+        _ if !node.uses.of_the_call() => node.uses.individual,
+        Kind::Leaf { odd, .. } => *odd && node.uses.individual,
+        kind => kind.parts().iter().any(is_individual),
+    }
 }
 
 /// What an index says of a question.
@@ -145,10 +167,15 @@ impl Index {
             let policy = Policy::from(policy.as_ref().clone());
             let own = vocabulary.has_own_actions()
                 && policy.entity_literals().iter().any(|uid| vocabulary.is_own_action(uid));
+            let condition = Node::of(&policy);
+            let mut keys = TagKeys::default();
+            condition.iter().for_each(|condition| keys.add(condition));
             Indexed {
                 id: policy.id().clone(),
                 effect: policy.effect(),
-                condition: Condition::of(&policy),
+                individual: condition.as_ref().is_some_and(is_individual),
+                keys,
+                condition,
                 policy,
                 own,
             }
@@ -210,8 +237,8 @@ impl Index {
         let evaluator = Evaluator::new(question, &entities, Extensions::all_available());
         let no_slots = SlotEnv::new();
         for policy in open.iter().filter_map(|number| self.policies.get(*number as usize)) {
-            let Some(condition) = &policy.condition.whole else { continue };
-            match holds(evaluator.interpret(condition.as_ref(), &no_slots)) {
+            let Some(condition) = &policy.condition else { continue };
+            match holds(evaluator.interpret(condition.expr(), &no_slots)) {
                 Ok(true) => match policy.effect {
                     Effect::Permit => answer.permits.push(&policy.id),
                     Effect::Forbid => answer.forbids.push(&policy.id),
@@ -261,7 +288,7 @@ impl Index {
     /// What any of the policies looks at.
     pub(super) fn reads(&self) -> ContextUsage {
         let policies = self.policies.iter();
-        policies.fold(ContextUsage::default(), |all, policy| all | policy.condition.reads)
+        policies.fold(ContextUsage::default(), |all, policy| all | policy.uses().reads)
     }
 
     /// What those look at that may matter to this.

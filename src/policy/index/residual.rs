@@ -5,18 +5,21 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use cedar_policy::{Effect, Entities, Expression, Policy, PolicyId, PolicySet};
-use cedar_policy_core::{ast::SlotEnv, evaluator::Evaluator, extensions::Extensions};
+use cedar_policy::{Effect, Entities, Policy, PolicyId, PolicySet};
+use cedar_policy_core::{
+    ast::{Expr, SlotEnv},
+    evaluator::Evaluator,
+    extensions::Extensions,
+};
 
 use super::{
-    About, ContextUsage, Index, Terms,
-    condition::Outcomes,
-    holds,
+    About, Index, Terms, holds,
     keys::NamedKeys,
     scope::{Bits, Slots},
 };
 use crate::{
     cache::Weighs,
+    conditions::{ContextUsage, Kind, Outcomes},
     context::{self, Uids},
     entities::{Base, Unaskable},
 };
@@ -69,8 +72,11 @@ enum Standing {
     /// This, whatever the call.
     Satisfied,
     Failed(&'static str),
-    /// It depends on the call.
-    Open(Outcomes),
+    /// It depends on the call. `odd`, where Cedar's partial evaluation may know more of it.
+    Open {
+        outcomes: Outcomes,
+        odd: bool,
+    },
 }
 
 /// Puts what is known of a question to Cedar.
@@ -104,7 +110,7 @@ impl Class {
         };
         let met = scopes.met(&principal, &holders, &base.action, bits);
         let (individual, shared) = met.into_iter().partition::<Vec<_>, _>(|number| {
-            base.holder.is_some() && index.policies[*number as usize].condition.individual
+            base.holder.is_some() && index.policies[*number as usize].individual
         });
         let inquiry = Inquiry { index, terms, about, base: &base, known: OnceLock::new() };
         let standings = inquiry.standings(&shared)?;
@@ -196,18 +202,28 @@ impl Inquiry<'_> {
             // What a closed part failed of. A condition that is one closed part fails of that.
             let mut why = None;
             let mut broken = None;
-            let condition = &self.index.policies[*number as usize].condition;
-            let outcomes = condition.outcomes(&mut |part| match self.evaluate(part) {
-                Ok(Ok(value)) => Outcomes::certain(value),
-                Ok(Err(problem)) => {
-                    why = Some(problem);
-                    Outcomes::FAILED
-                }
-                Err(unaskable) => {
-                    broken = Some(unaskable);
-                    Outcomes::FAILED
-                }
+            let mut odd = false;
+            let policy = &self.index.policies[*number as usize];
+            let outcomes = policy.condition.as_ref().map(|condition| {
+                condition.outcomes(&mut |part| {
+                    if part.uses.of_the_call() {
+                        odd |= matches!(part.kind, Kind::Leaf { odd: true, .. });
+                        return None;
+                    }
+                    Some(match self.evaluate(part.expr()) {
+                        Ok(Ok(value)) => Outcomes::certain(value),
+                        Ok(Err(problem)) => {
+                            why = Some(problem);
+                            Outcomes::FAILED
+                        }
+                        Err(unaskable) => {
+                            broken = Some(unaskable);
+                            Outcomes::FAILED
+                        }
+                    })
+                })
             });
+            let outcomes = outcomes.unwrap_or(Outcomes::SATISFIED);
             if let Some(unaskable) = broken {
                 return Err(unaskable);
             }
@@ -215,22 +231,22 @@ impl Inquiry<'_> {
                 (Outcomes { satisfied: false, failed: false, .. }, _) => continue,
                 (Outcomes { unsatisfied: false, failed: false, .. }, _) => Standing::Satisfied,
                 (Outcomes { satisfied: false, unsatisfied: false, .. }, Some(why))
-                    if condition.reads == ContextUsage::default() =>
+                    if policy.uses().reads == ContextUsage::default() =>
                 {
                     Standing::Failed(why)
                 }
-                (outcomes, _) => Standing::Open(outcomes),
+                (outcomes, _) => Standing::Open { outcomes, odd },
             };
             standings.push((*number, standing));
         }
         Ok(standings)
     }
 
-    fn evaluate(&self, part: &Expression) -> Result<Result<bool, &'static str>, Unaskable> {
+    fn evaluate(&self, part: &Expr) -> Result<Result<bool, &'static str>, Unaskable> {
         let (question, entities) = self.known()?;
         let extensions = Extensions::all_available();
         let evaluator = Evaluator::new(question.as_ref().clone(), entities.as_ref(), extensions);
-        Ok(holds(evaluator.interpret(part.as_ref(), &SlotEnv::new())))
+        Ok(holds(evaluator.interpret(part, &SlotEnv::new())))
     }
 
     fn known(&self) -> Result<&(cedar_policy::Request, Entities), Unaskable> {
@@ -246,10 +262,11 @@ impl Inquiry<'_> {
     fn concern(&self, class: &[(u32, Standing)], own: &[(u32, Standing)]) -> Residual {
         let all = || class.iter().chain(own).copied();
         let mut concern = Residual::default();
-        let mut odd = Vec::new();
+        let mut all_odd = Vec::new();
         for (number, standing) in all() {
             let policy = &self.index.policies[number as usize];
-            if self.about.own && (policy.own || policy.condition.reads.has(ContextUsage::INPUT)) {
+            let uses = policy.uses();
+            if self.about.own && (policy.own || uses.reads.has(ContextUsage::INPUT)) {
                 // It is about calls that are of the tool's type, and others are refused.
                 concern.reads |= ContextUsage::INPUT;
             }
@@ -257,17 +274,17 @@ impl Inquiry<'_> {
                 (Standing::Satisfied, Effect::Permit) => concern.permits.push(number),
                 (Standing::Satisfied, Effect::Forbid) => concern.forbids.push(number),
                 (Standing::Failed(why), _) => concern.failures.push((number, why)),
-                (Standing::Open(outcomes), _) => {
+                (Standing::Open { odd, .. }, _) => {
                     concern.open.push(number);
                     concern.reads |= match self.about.own {
-                        true => policy.condition.reads,
+                        true => uses.reads,
                         // There is none.
-                        false => policy.condition.reads.without(ContextUsage::INPUT),
+                        false => uses.reads.without(ContextUsage::INPUT),
                     };
-                    concern.keys.add(&policy.condition.keys);
-                    concern.entities |= policy.condition.entities;
-                    if outcomes.odd {
-                        odd.push(&policy.policy);
+                    concern.keys.add(&policy.keys);
+                    concern.entities |= uses.entities;
+                    if odd {
+                        all_odd.push(&policy.policy);
                     }
                 }
             }
@@ -276,8 +293,8 @@ impl Inquiry<'_> {
         (concern.permitted, concern.bearable) = possible(&HashMap::new());
         // Where a call may be asked about twice, the other question may be the one that permits.
         let matters = concern.permitted || self.terms.vocabulary.has_own_actions();
-        if matters && concern.bearable && !odd.is_empty() {
-            (concern.permitted, concern.bearable) = match self.refine(&odd) {
+        if matters && concern.bearable && !all_odd.is_empty() {
+            (concern.permitted, concern.bearable) = match self.refine(&all_odd) {
                 Ok(refined) => possible(&refined),
                 Err(unaskable) => {
                     tracing::error!(action = self.about.action.as_str(), "not shown: {unaskable}");
@@ -297,9 +314,11 @@ impl Inquiry<'_> {
         let outcomes = |(number, standing): (u32, Standing)| {
             let policy = &self.index.policies[number as usize];
             let outcomes = match standing {
-                Standing::Satisfied => Outcomes::certain(true),
+                Standing::Satisfied => Outcomes::SATISFIED,
                 Standing::Failed(_) => Outcomes::FAILED,
-                Standing::Open(outcomes) => refined.get(&policy.id).copied().unwrap_or(outcomes),
+                Standing::Open { outcomes, .. } => {
+                    refined.get(&policy.id).copied().unwrap_or(outcomes)
+                }
             };
             (policy.effect, outcomes)
         };

@@ -2,12 +2,12 @@
 
 use std::collections::HashMap;
 
-use cedar_policy::{
-    ActionConstraint, Entities, EntityTypeName, EntityUid, Policy, PrincipalConstraint,
-    ResourceConstraint,
-};
+use cedar_policy::{ActionConstraint, Entities, EntityUid, Policy};
 
-use super::super::entities::Vocabulary;
+use crate::{
+    conditions::{Constraint, Scope},
+    entities::Vocabulary,
+};
 
 /// Where a policy that names no principal, or no resource, stands.
 const ANY: u32 = 0;
@@ -44,55 +44,22 @@ pub(super) struct Bits {
     pub(super) resource: u16,
 }
 
-/// A constraint on a principal or a resource: they have the same forms.
-enum Constraint {
-    Any,
-    Eq(EntityUid),
-    In(EntityUid),
-    Is(EntityTypeName),
-    IsIn(EntityTypeName, EntityUid),
-}
-
-impl From<PrincipalConstraint> for Constraint {
-    fn from(constraint: PrincipalConstraint) -> Self {
-        match constraint {
-            PrincipalConstraint::Any => Self::Any,
-            PrincipalConstraint::Eq(uid) => Self::Eq(uid),
-            PrincipalConstraint::In(uid) => Self::In(uid),
-            PrincipalConstraint::Is(kind) => Self::Is(kind),
-            PrincipalConstraint::IsIn(kind, uid) => Self::IsIn(kind, uid),
-        }
-    }
-}
-
-impl From<ResourceConstraint> for Constraint {
-    fn from(constraint: ResourceConstraint) -> Self {
-        match constraint {
-            ResourceConstraint::Any => Self::Any,
-            ResourceConstraint::Eq(uid) => Self::Eq(uid),
-            ResourceConstraint::In(uid) => Self::In(uid),
-            ResourceConstraint::Is(kind) => Self::Is(kind),
-            ResourceConstraint::IsIn(kind, uid) => Self::IsIn(kind, uid),
-        }
-    }
-}
-
 impl Scopes {
     /// Of policies in the order of their numbers.
     pub(super) fn new(policies: &[&Policy], vocabulary: &Vocabulary) -> Self {
         let mut scopes = Self { slots: HashMap::new(), at: HashMap::new() };
         for (policy, of) in (0..).zip(policies) {
-            let (principal, principals) =
-                scopes.place(of.principal_constraint().into(), vocabulary);
-            let (resource, resources) = scopes.place(of.resource_constraint().into(), vocabulary);
-            let actions = match of.action_constraint() {
+            let Scope { principal, action, resource } = Scope::of(of);
+            let (principal, principals) = scopes.place(principal, vocabulary);
+            let (resource, resources) = scopes.place(resource, vocabulary);
+            let actions = match &action {
                 ActionConstraint::Any => u32::MAX,
-                ActionConstraint::Eq(uid) => vocabulary.actions_of(|action, _| *action == uid),
+                ActionConstraint::Eq(uid) => vocabulary.actions_of(|action, _| action == uid),
                 ActionConstraint::In(uids) => vocabulary.actions_of(|action, groups| {
                     uids.iter().any(|uid| uid == action || groups.contains(uid))
                 }),
             };
-            let mut own = match of.action_constraint() {
+            let mut own = match action {
                 ActionConstraint::Any => Vec::new(),
                 ActionConstraint::Eq(uid) => vec![uid],
                 ActionConstraint::In(uids) => uids,

@@ -5,10 +5,9 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 use cedar_policy::{Effect, EntityUid};
 use serde::Serialize;
 
-use super::{
-    Inspected, Inspector, Outcomes, Query, ReadSet, Tally, Unknown, condition::Node, text,
-};
+use super::{Hidden, Inspected, Inspector, Query, Tally, Unknown, text};
 use crate::{
+    conditions::{Node, Outcomes},
     entities::{Frame, Unaskable},
     index::About,
     load::Revision,
@@ -164,15 +163,15 @@ impl Inspector {
             more: 0,
             problem: None,
         };
-        let unknown = Unknown::looks(unknown);
+        let hidden = Hidden::of(unknown);
         let about = About::of(request);
         // Each question with all that is known of it.
         let mut questions: Vec<(Arc<Frame>, Query)> = Vec::new();
         let mut doubt = false;
         for about in std::iter::once(about).chain(self.set.own(about)) {
-            let put = self.met(about, request, unknown).and_then(|met| {
+            let put = self.met(about, request, hidden).and_then(|met| {
                 explanation.name(&met.frame);
-                Ok((Arc::clone(&met.frame), self.question(&met.frame, about, request, unknown)?))
+                Ok((Arc::clone(&met.frame), self.question(&met.frame, about, request, hidden)?))
             });
             match put {
                 Ok(question) => questions.push(question),
@@ -181,7 +180,7 @@ impl Inspector {
                     return explanation;
                 }
             }
-            doubt |= unknown.at(ReadSet::ARGUMENTS) && self.set.needs_input(about);
+            doubt |= hidden.arguments() && self.set.needs_input(about);
         }
         let mut tally = Tally::default();
         let mut near = Vec::new();
@@ -192,7 +191,7 @@ impl Inspector {
                 let [subject, action, resource] = frame.uids();
                 let off = policy.scope.off(subject, action, resource, frame.entities());
                 if off.is_empty() {
-                    let next = self.standing(policy, asked, unknown, shape);
+                    let next = self.standing(policy, asked, hidden, shape);
                     found = Some(match found {
                         None => next,
                         Some(before) => {
@@ -247,43 +246,43 @@ impl Inspector {
         frame: &Frame,
         about: About<'_>,
         request: &Request<'_>,
-        unknown: ReadSet,
+        hidden: Hidden,
     ) -> Result<Query, Unaskable> {
-        if !unknown.at(ReadSet::ARGUMENTS) {
+        if !hidden.arguments() {
             self.set.fit(about, request)?;
         }
-        self.put(frame, about, request, unknown)
+        self.put(frame, about, request, hidden)
     }
 
     fn standing(
         &self,
         policy: &Inspected,
         asked: &Query,
-        unknown: ReadSet,
+        hidden: Hidden,
         shape: &BTreeMap<String, String>,
     ) -> (Standing, Outcomes) {
         let Some(condition) = &policy.condition else {
-            return (Standing::Matched { values: Vec::new() }, Outcomes::HOLDS);
+            return (Standing::Matched { values: Vec::new() }, Outcomes::SATISFIED);
         };
         let mut evaluate = |expression: &_| asked.holds(expression);
-        let outcomes = condition.outcomes(unknown, &mut evaluate);
-        if outcomes == Outcomes::HOLDS {
-            let values = seen(condition, asked, unknown, shape);
+        let outcomes = condition.seen(hidden, &mut evaluate);
+        if outcomes == Outcomes::SATISFIED {
+            let values = seen(condition, asked, hidden, shape);
             return (Standing::Matched { values }, outcomes);
         }
-        let blamed = condition.to_blame(unknown, &mut evaluate).unwrap_or(condition);
-        let line = blamed
-            .place
-            .zip(self.set.loaded.places.get(&cedar_policy::PolicyId::new(&policy.rule.id)));
+        let blamed = condition.to_blame(hidden, &mut evaluate).unwrap_or(condition);
+        let (start, text) = blamed.written();
+        let places = &self.set.loaded.places;
+        let line = start.zip(places.get(&cedar_policy::PolicyId::new(&policy.rule.id)));
         let condition = Condition {
-            text: blamed.text.clone(),
+            text,
             file: policy.rule.file.clone(),
-            line: line.map(|((start, _), place)| place.file.position(start).0),
-            values: seen(blamed, asked, unknown, shape),
+            line: line.map(|(start, place)| place.file.position(start).0),
+            values: seen(blamed, asked, hidden, shape),
         };
         let standing = match outcomes {
             outcomes if outcomes.is_open() => Standing::Unknown { condition },
-            Outcomes { fails: true, .. } => Standing::Failed { condition },
+            Outcomes { failed: true, .. } => Standing::Failed { condition },
             _ => Standing::Unmet { condition },
         };
         (standing, outcomes)
@@ -341,14 +340,9 @@ impl Inspected {
 }
 
 /// What a part of a condition looked at.
-fn seen(
-    node: &Node,
-    asked: &Query,
-    unknown: ReadSet,
-    shape: &BTreeMap<String, String>,
-) -> Vec<Seen> {
+fn seen(node: &Node, asked: &Query, hidden: Hidden, shape: &BTreeMap<String, String>) -> Vec<Seen> {
     let see = |value: super::condition::Value| {
-        let (known, absent) = if value.looks.at(unknown) {
+        let (known, absent) = if hidden.from(value.uses) {
             let kind = value.pointer.as_ref().and_then(|pointer| shape.get(pointer));
             let kind =
                 kind.map_or_else(|| "not kept".to_owned(), |kind| format!("{kind}, not kept"));

@@ -21,14 +21,13 @@ use cedar_policy::{
     Effect, Entities, EntityUid, EvalResult, Expression, PolicyId, eval_expression,
 };
 
-pub(super) use self::condition::{Outcomes, ReadSet};
 pub use self::explain::{Condition, Explanation, Near, Seen, Side, Standing, Verdict};
-use self::{condition::Node, scope::Scope};
 use super::{
     cache::{Asker, Asking, Key},
+    conditions::{ContextUsage, Node, Outcomes, Scope, Uses},
     engine::Set,
     entities::{Frame, Unaskable},
-    index::{About, ContextUsage},
+    index::About,
     load::Revision,
     request::Request,
 };
@@ -52,20 +51,43 @@ pub enum Unknown {
     Of { transport: bool, source_ip: bool, session_calls: bool },
 }
 
-impl Unknown {
-    fn looks(self) -> ReadSet {
-        match self {
-            Self::Nothing => ReadSet::NOTHING,
-            Self::Arguments => ReadSet::ARGUMENTS,
-            Self::Circumstances => ReadSet::ARGUMENTS | ReadSet::CIRCUMSTANCES,
-            Self::Claims => ReadSet::ARGUMENTS | ReadSet::CIRCUMSTANCES | ReadSet::CLAIMS,
-            Self::Of { transport, source_ip, session_calls } => {
-                let of = |looks, unknown| if unknown { looks } else { ReadSet::NOTHING };
-                of(ReadSet::TRANSPORT, transport)
-                    | of(ReadSet::SOURCE_IP, source_ip)
-                    | of(ReadSet::SESSION_CALLS, session_calls)
+/// What of a question cannot be seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Hidden {
+    context: ContextUsage,
+    claims: bool,
+}
+
+impl Hidden {
+    const ARGUMENTS: Self = Self { context: ContextUsage::ARGUMENTS, claims: false };
+
+    fn of(unknown: Unknown) -> Self {
+        let none = ContextUsage::default();
+        let context = match unknown {
+            Unknown::Nothing => none,
+            Unknown::Arguments => ContextUsage::ARGUMENTS,
+            Unknown::Circumstances | Unknown::Claims => ContextUsage::ALL,
+            Unknown::Of { transport, source_ip, session_calls } => {
+                let of = |members, unknown| if unknown { members } else { none };
+                of(ContextUsage::TRANSPORT, transport)
+                    | of(ContextUsage::SOURCE_IP, source_ip)
+                    | of(ContextUsage::SESSION_CALLS, session_calls)
             }
-        }
+        };
+        Self { context, claims: unknown == Unknown::Claims }
+    }
+
+    fn arguments(self) -> bool {
+        self.context.has(ContextUsage::ARGUMENTS)
+    }
+
+    fn and_arguments(self) -> Self {
+        Self { context: self.context | ContextUsage::ARGUMENTS, ..self }
+    }
+
+    /// Whether what looks at these cannot be evaluated.
+    fn from(self, uses: Uses) -> bool {
+        uses.values.has(self.context) || (self.claims && uses.claims)
     }
 }
 
@@ -129,7 +151,7 @@ impl Inspector {
             .policies()
             .filter_map(|policy| {
                 let rule = set.loaded.rules.get(policy.id())?.clone();
-                let condition = policy.as_ref().non_scope_constraints().map(Node::of);
+                let condition = Node::of(policy);
                 Some(Inspected {
                     rule,
                     effect: policy.effect(),
@@ -151,20 +173,20 @@ impl Inspector {
 
     /// What the policies would decide. Shadow policies decide nothing.
     pub fn judge(&mut self, request: &Request<'_>, unknown: Unknown) -> Explained {
-        let unknown = unknown.looks();
+        let hidden = Hidden::of(unknown);
         let refused = Explained { verdict: Verdict::Refused, rules: Vec::new() };
         let about = About::of(request);
         // Each policy with what it comes to, of either question.
         let mut all: BTreeMap<usize, Outcomes> = BTreeMap::new();
         let mut doubt = Vec::new();
         for about in std::iter::once(about).chain(self.set.own(about)) {
-            let Ok(found) = self.outcomes(about, request, unknown) else { return refused };
-            if unknown.at(ReadSet::ARGUMENTS) && self.set.needs_input(about) {
+            let Ok(found) = self.outcomes(about, request, hidden) else { return refused };
+            if hidden.arguments() && self.set.needs_input(about) {
                 // Arguments that are not of the tool's type would be refused.
                 doubt = found.iter().map(|(number, _)| *number).collect();
             }
             for (number, outcomes) in found {
-                let other = all.entry(number).or_insert(Outcomes::DOES_NOT);
+                let other = all.entry(number).or_insert(Outcomes::UNSATISFIED);
                 *other = other.either(outcomes);
             }
         }
@@ -183,32 +205,32 @@ impl Inspector {
         &mut self,
         about: About<'_>,
         request: &Request<'_>,
-        unknown: ReadSet,
+        hidden: Hidden,
     ) -> Result<Vec<(usize, Outcomes)>, Unaskable> {
-        let met = self.met(about, request, unknown)?;
+        let met = self.met(about, request, hidden)?;
         let mut asked = None;
         let mut found = Vec::new();
         for (number, known) in &met.policies {
             let policy = &self.policies[*number];
             let outcomes = match (known, &policy.condition) {
-                (_, None) => Outcomes::HOLDS,
+                (_, None) => Outcomes::SATISFIED,
                 (Some(outcomes), Some(condition))
-                    if unknown == ReadSet::ARGUMENTS
-                        || !condition.looks.at(unknown | ReadSet::ARGUMENTS) =>
+                    if hidden == Hidden::ARGUMENTS
+                        || !hidden.and_arguments().from(condition.uses) =>
                 {
                     *outcomes
                 }
                 (_, Some(condition)) => {
                     if asked.is_none() {
-                        asked = Some(self.put(&met.frame, about, request, unknown)?);
+                        asked = Some(self.put(&met.frame, about, request, hidden)?);
                     }
                     let Some(asked) = &asked else { continue };
-                    condition.outcomes(unknown, &mut |expression| asked.holds(expression))
+                    condition.seen(hidden, &mut |expression| asked.holds(expression))
                 }
             };
             found.push((*number, outcomes));
         }
-        if !unknown.at(ReadSet::ARGUMENTS) {
+        if !hidden.arguments() {
             self.set.fit(about, request)?;
         }
         Ok(found)
@@ -234,10 +256,10 @@ impl Inspector {
         frame: &Frame,
         about: About<'_>,
         request: &Request<'_>,
-        unknown: ReadSet,
+        hidden: Hidden,
     ) -> Result<Query, Unaskable> {
         let mut reads = self.set.reads;
-        if unknown.at(ReadSet::ARGUMENTS) {
+        if hidden.arguments() {
             // What is not known has no type, either.
             reads = reads.without(ContextUsage::INPUT);
         }
@@ -262,7 +284,7 @@ impl Inspector {
         &mut self,
         about: About<'_>,
         request: &Request<'_>,
-        unknown: ReadSet,
+        hidden: Hidden,
     ) -> Result<Arc<Met>, Unaskable> {
         let asking = Asking::of(Asker::of(&about.subject), about.action, &about.resource);
         let key = if about.own { asking.own() } else { asking }.key();
@@ -273,19 +295,20 @@ impl Inspector {
         let met = self.set.met(about, &frame);
         let mut numbers: Vec<_> = met.filter_map(|id| self.numbers.get(id)).copied().collect();
         numbers.sort_unstable();
+        let circumstances = ContextUsage::ALL.without(ContextUsage::ARGUMENTS);
         let mut bare = None;
         let mut policies = Vec::new();
         for number in numbers {
             let outcomes = match &self.policies[number].condition {
-                None => Some(Outcomes::HOLDS),
-                Some(condition) if condition.looks.at(ReadSet::CIRCUMSTANCES) => None,
+                None => Some(Outcomes::SATISFIED),
+                Some(condition) if condition.uses.values.has(circumstances) => None,
                 Some(condition) => {
                     if bare.is_none() {
-                        let unknown = unknown | ReadSet::ARGUMENTS;
-                        bare = Some(self.put(&frame, about, request, unknown)?);
+                        let hidden = hidden.and_arguments();
+                        bare = Some(self.put(&frame, about, request, hidden)?);
                     }
                     let evaluate = bare.as_ref();
-                    Some(condition.outcomes(ReadSet::ARGUMENTS, &mut |expression| {
+                    Some(condition.seen(Hidden::ARGUMENTS, &mut |expression| {
                         evaluate.and_then(|asked| asked.holds(expression))
                     }))
                 }
@@ -313,19 +336,20 @@ struct Tally {
 
 impl Tally {
     fn add(&mut self, number: usize, effect: Effect, outcomes: Outcomes) {
-        let Outcomes { holds, does_not, fails } = outcomes;
-        let against = fails || (holds && effect == Effect::Forbid);
+        let Outcomes { satisfied, unsatisfied, failed } = outcomes;
+        let against = failed || (satisfied && effect == Effect::Forbid);
         let certain = match effect {
-            Effect::Permit => !does_not && !holds,
-            Effect::Forbid => !does_not,
+            Effect::Permit => !unsatisfied && !satisfied,
+            Effect::Forbid => !unsatisfied,
         };
         match (against, certain) {
             (true, true) => self.against.push(number),
             (true, false) => self.may_be_against.push(number),
             (false, _) => {}
         }
-        if effect == Effect::Permit && holds {
-            if does_not || fails { self.may_permit.push(number) } else { self.permits.push(number) }
+        if effect == Effect::Permit && satisfied {
+            let certain = !unsatisfied && !failed;
+            if certain { self.permits.push(number) } else { self.may_permit.push(number) }
         }
     }
 

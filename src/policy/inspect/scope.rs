@@ -1,27 +1,9 @@
 //! Which sides of a policy's scope a question meets.
 
-use cedar_policy::{
-    ActionConstraint, Entities, EntityTypeName, EntityUid, Policy, PrincipalConstraint,
-    ResourceConstraint,
-};
+use cedar_policy::{ActionConstraint, Entities, EntityUid};
 
 use super::explain::Side;
-
-/// A policy's scope.
-pub(super) struct Scope {
-    pub(super) principal: Constraint,
-    pub(super) action: ActionConstraint,
-    pub(super) resource: Constraint,
-}
-
-/// A constraint on a principal or a resource: they have the same forms.
-pub(super) enum Constraint {
-    Any,
-    Is(EntityTypeName),
-    Eq(EntityUid),
-    In(EntityUid),
-    IsIn(EntityTypeName, EntityUid),
-}
+use crate::conditions::{Constraint, Scope};
 
 impl Constraint {
     fn meets(&self, uid: &EntityUid, entities: &Entities) -> bool {
@@ -35,7 +17,7 @@ impl Constraint {
         }
     }
 
-    /// Whether it names an entity.
+    /// The entity that it names.
     pub(super) fn names(&self) -> Option<&EntityUid> {
         match self {
             Self::Any | Self::Is(_) => None,
@@ -44,7 +26,7 @@ impl Constraint {
     }
 
     /// As it is written, after `principal` or `resource`.
-    pub(super) fn text(&self) -> String {
+    fn text(&self) -> String {
         match self {
             Self::Any => String::new(),
             Self::Is(kind) => format!("is {kind}"),
@@ -56,26 +38,6 @@ impl Constraint {
 }
 
 impl Scope {
-    pub(super) fn of(policy: &Policy) -> Self {
-        Self {
-            principal: match policy.principal_constraint() {
-                PrincipalConstraint::Any => Constraint::Any,
-                PrincipalConstraint::Is(kind) => Constraint::Is(kind),
-                PrincipalConstraint::Eq(uid) => Constraint::Eq(uid),
-                PrincipalConstraint::In(uid) => Constraint::In(uid),
-                PrincipalConstraint::IsIn(kind, uid) => Constraint::IsIn(kind, uid),
-            },
-            action: policy.action_constraint(),
-            resource: match policy.resource_constraint() {
-                ResourceConstraint::Any => Constraint::Any,
-                ResourceConstraint::Is(kind) => Constraint::Is(kind),
-                ResourceConstraint::Eq(uid) => Constraint::Eq(uid),
-                ResourceConstraint::In(uid) => Constraint::In(uid),
-                ResourceConstraint::IsIn(kind, uid) => Constraint::IsIn(kind, uid),
-            },
-        }
-    }
-
     /// The sides that a question does not meet.
     pub(super) fn off(
         &self,
