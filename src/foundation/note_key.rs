@@ -131,6 +131,46 @@ impl Verifier {
     }
 }
 
+/// The note of a text with the signatures of these keys. The signatures of a note of the very same
+/// text stay.
+///
+/// # Errors
+/// Where a note can't hold the text, or there is no key.
+pub fn sign(text: &str, keys: &[Signer], before: Option<&str>) -> Result<String, NoteError> {
+    let is_of_it = |note: &&str| {
+        note.strip_prefix(text).is_some_and(|signatures| signatures.starts_with('\n'))
+    };
+    let before = before.filter(is_of_it).map(str::to_owned);
+    let signed = keys.iter().try_fold(before, |note, key| match note {
+        Some(note) if key.verifier().open(&note).is_ok() => Ok(Some(note)),
+        Some(note) => key.sign_too(&note).map(Some),
+        None => key.sign(text).map(Some),
+    });
+    signed?.ok_or(NoteError::UnverifiedNote)
+}
+
+/// The text of a note, and which of these keys have signed it.
+///
+/// # Errors
+/// Where none has. A wrong signature counts more than the absence of one.
+pub fn open<'k>(
+    note: &str,
+    keys: &'k [Verifier],
+) -> Result<(String, Vec<&'k Verifier>), NotSigned> {
+    let (mut text, mut by, mut why) = (None, Vec::new(), NotSigned::OtherKey);
+    for key in keys {
+        match key.open(note) {
+            Ok(opened) => {
+                text = Some(opened);
+                by.push(key);
+            }
+            Err(NotSigned::OtherKey) => {}
+            Err(other) => why = other,
+        }
+    }
+    text.map(|text| (text, by)).ok_or(why)
+}
+
 impl PartialEq for Verifier {
     fn eq(&self, other: &Self) -> bool {
         self.text == other.text
@@ -202,6 +242,17 @@ mod tests {
         let both = signer("b", 3).sign_too(&note).unwrap();
         assert_eq!(verifier.open(&both).unwrap(), "one\ntwo\n");
         assert_eq!(signer("b", 3).verifier().open(&both).unwrap(), "one\ntwo\n");
+        // Of several keys, those count that have signed, and a wrong signature is not a missing one.
+        let keys = [signer("c", 4).verifier().clone(), verifier];
+        assert_eq!(open(&both, &keys), Ok(("one\ntwo\n".to_owned(), vec![&keys[1]])));
+        assert_eq!(open(&both.replace("two", "too"), &keys), Err(NotSigned::Forged));
+        assert_eq!(open(&both, &keys[..1]), Err(NotSigned::OtherKey));
+        // The signatures of another text do not stay.
+        let (text, both) = ("one\ntwo\n", Some(both.as_str()));
+        let again = sign(text, &[signs], both).unwrap();
+        assert_eq!(Some(again.as_str()), both);
+        let other = sign("three\n", &[signer("c", 4)], both).unwrap();
+        assert_eq!(open(&other, &keys), Ok(("three\n".to_owned(), vec![&keys[0]])));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::Compiled;
-use portcullis_foundation::note_key::{NotSigned, Signer, Verifier};
+use portcullis_foundation::note_key::{self, NotSigned, Signer, Verifier};
 
 /// The first line of the text that is signed.
 const FORMAT: &str = "portcullis-plugin-v1";
@@ -72,17 +72,8 @@ impl Signed {
     /// # Errors
     /// Where a note cannot hold the text.
     pub fn sign(&self, keys: &[Signer], before: Option<&str>) -> Result<String, Unsigned> {
-        let text = self.text();
-        let mut note = before.filter(|note| self.is_in(note)).map(str::to_owned);
-        for key in keys {
-            let signed = match &note {
-                Some(note) if key.verifier().open(note).is_ok() => Ok(note.clone()),
-                Some(note) => key.sign_too(note),
-                None => key.sign(&text),
-            };
-            note = Some(signed.map_err(|_| NotSigned::Malformed)?);
-        }
-        note.ok_or(Unsigned::Note(NotSigned::Malformed))
+        let note = note_key::sign(&self.text(), keys, before);
+        note.map_err(|_| Unsigned::Note(NotSigned::Malformed))
     }
 
     /// What a note says of the file with this digest, and which of these keys say so.
@@ -94,19 +85,8 @@ impl Signed {
         sha256: &str,
         keys: &'a [Verifier],
     ) -> Result<(Self, Vec<&'a Verifier>), Unsigned> {
-        let mut why = NotSigned::OtherKey;
-        let mut by = Vec::new();
-        let mut text = None;
-        for key in keys {
-            match key.open(note) {
-                Ok(opened) => {
-                    text = Some(opened);
-                    by.push(key);
-                }
-                Err(other) => why = other,
-            }
-        }
-        let signed = Self::parse(&text.ok_or(why)?).ok_or(Unsigned::Other)?;
+        let (text, by) = note_key::open(note, keys)?;
+        let signed = Self::parse(&text).ok_or(Unsigned::Other)?;
         if signed.sha256 != sha256 {
             let Self { name, version, sha256 } = signed;
             return Err(Unsigned::File { name, version, sha256 });

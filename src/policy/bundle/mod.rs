@@ -30,7 +30,7 @@ pub use sign::sign;
 pub use sign::{SignFault, Signed};
 
 use super::diagnostics::{File, Finding};
-use portcullis_foundation::note_key::{NotSigned, Verifier};
+use portcullis_foundation::note_key::{self, NotSigned, Verifier};
 
 /// The manifest, in the folder that it is about: a signed note whose text is JSON.
 pub const MANIFEST: &str = "bundle.note";
@@ -186,17 +186,7 @@ impl Bundle {
 
     /// The text of the manifest, and who of those that may has signed it.
     fn signed(&self, note: &str) -> Result<(String, Vec<&Verifier>), (String, &'static str)> {
-        let mut signed: Option<(String, Vec<&Verifier>)> = None;
-        let mut why = NotSigned::OtherKey;
-        for key in &self.keys {
-            match (key.open(note), &mut signed) {
-                (Ok(_), Some((_, keys))) => keys.push(key),
-                (Ok(text), None) => signed = Some((text, vec![key])),
-                (Err(NotSigned::OtherKey), _) => {}
-                (Err(other), _) => why = other,
-            }
-        }
-        signed.ok_or_else(|| match why {
+        note_key::open(note, &self.keys).map_err(|why| match why {
             NotSigned::OtherKey => (
                 "none of the keys that may has signed the manifest".to_owned(),
                 "sign it with the key of one of `bundle-keys`, or add the signer's verifier key \

@@ -9,7 +9,10 @@ use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 
 use super::{BYTES, FORMAT, Listed, MANIFEST, MANIFEST_BYTES, Manifest, is_plain, names, read};
-use portcullis_foundation::{atomic_file, note_key::Signer};
+use portcullis_foundation::{
+    atomic_file,
+    note_key::{self, Signer},
+};
 
 /// What was signed.
 #[derive(Debug)]
@@ -62,20 +65,20 @@ pub fn sign(
     }
     let files = list(dir)?;
     let before = before(dir, keys, version.is_some())?;
-    let (note, version, again) = match before {
-        Some((note, manifest))
+    let (kept, version) = match before {
+        Some((note, text, manifest))
             if manifest.files == files && version.is_none_or(|v| v == manifest.version) =>
         {
-            (Some(note), manifest.version, true)
+            (Some((note, text)), manifest.version)
         }
-        Some((_, manifest)) => {
+        Some((.., manifest)) => {
             let version = version.unwrap_or(manifest.version.saturating_add(1));
             if version == manifest.version {
                 return Err(SignFault::Taken { version });
             }
-            (None, version, false)
+            (None, version)
         }
-        None => (None, version.unwrap_or(1), false),
+        None => (None, version.unwrap_or(1)),
     };
     let manifest = Manifest {
         format: FORMAT.to_owned(),
@@ -85,18 +88,14 @@ pub fn sign(
         time: now.round(jiff::Unit::Second).unwrap_or(now),
         files,
     };
-    let mut note = note;
-    for key in keys {
-        note = Some(
-            match &note {
-                Some(note) => key.sign_too(note),
-                None => key.sign(&text(&manifest)?),
-            }
-            .map_err(|_| SignFault::TooLarge)?,
-        );
-    }
-    let note =
-        note.filter(|note| note.len() as u64 <= MANIFEST_BYTES).ok_or(SignFault::TooLarge)?;
+    let again = kept.is_some();
+    let (note, text) = match kept {
+        Some((note, text)) => (Some(note), text),
+        None => (None, text(&manifest)?),
+    };
+    let note = note_key::sign(&text, keys, note.as_deref()).ok();
+    let note = note.filter(|note| note.len() as u64 <= MANIFEST_BYTES);
+    let note = note.ok_or(SignFault::TooLarge)?;
     // Everybody may read what everybody may check.
     atomic_file::write_as(&dir.join(MANIFEST), note.as_bytes(), 0o644)
         .map_err(|source| SignFault::Write { path: dir.join(MANIFEST), source })?;
@@ -129,12 +128,12 @@ fn list(dir: &Path) -> Result<Vec<Listed>, SignFault> {
     Ok(listed)
 }
 
-/// The manifest that is there, where one of the keys has signed it.
+/// The manifest that is there as note and text, where one of the keys has signed it.
 fn before(
     dir: &Path,
     keys: &[Signer],
     said: bool,
-) -> Result<Option<(String, Manifest)>, SignFault> {
+) -> Result<Option<(String, String, Manifest)>, SignFault> {
     let path = dir.join(MANIFEST);
     match fs::symlink_metadata(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -144,8 +143,8 @@ fn before(
         .map_err(|problem| SignFault::File { path: path.clone(), problem })?;
     let note = String::from_utf8(note).unwrap_or_default();
     let text = keys.iter().find_map(|key| key.verifier().open(&note).ok());
-    match text.and_then(|text| Manifest::parse(&text).ok()) {
-        Some(manifest) => Ok(Some((note, manifest))),
+    match text.and_then(|text| Manifest::parse(&text).ok().zip(Some(text))) {
+        Some((manifest, text)) => Ok(Some((note, text, manifest))),
         // Whoever says the version knows what it follows.
         None if said => Ok(None),
         None => Err(SignFault::Unknown(path)),

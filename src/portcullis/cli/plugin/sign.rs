@@ -11,7 +11,7 @@ use crate::cli::{
     Context, Exit,
     signing_keys::{self, KeyPlace},
 };
-use portcullis_foundation::note_key::Verifier;
+use portcullis_foundation::{atomic_file, note_key::Verifier};
 use portcullis_plugin_host::{Artifact, Compiled, LoadError, Pin, Signed, signature_path};
 
 /// Options of `key`.
@@ -68,9 +68,8 @@ pub fn sign(options: &Sign, ctx: &Context) -> anyhow::Result<Exit> {
         }
     };
     let note = signed.sign(&keys, before.as_deref())?;
-    let new = path.with_extension("sig.new");
-    fs::write(&new, note)
-        .and_then(|()| fs::rename(&new, &path))
+    // Everybody may read what everybody may check.
+    atomic_file::write_as(&path, note.as_bytes(), 0o644)
         .with_context(|| format!("cannot write {}", path.display()))?;
     if ctx.is_json() {
         ctx.json(&json!({ "signature": path, "signed": signed }))?;
