@@ -20,5 +20,5 @@ pub use learn::{Learned, Learner};
 pub use replay::{Aside, Change, Recorded, Replay, Replayed};
 pub use templates::{Filling, Made, Team, Template, ToolName, make};
 pub use testing::{
-    Coverage, Ran, Report, Who, is_case_file, read as read_cases, run as run_cases, span,
+    Coverage, NOON, Ran, Report, Who, is_case_file, read as read_cases, run as run_cases, span,
 };

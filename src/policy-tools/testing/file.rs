@@ -14,6 +14,7 @@ use portcullis_policy::DeliveredAs;
 use portcullis_protocol::claims::Attested;
 use portcullis_protocol::{
     exchange::{Revision, Transport},
+    identity::{Principal, PrincipalKind},
     names::{ClientName, Group, ServerName},
 };
 
@@ -252,6 +253,22 @@ impl Who {
             "plugin" => Ok(Self::Plugin(name.to_owned())),
             _ => Err(FORMS.to_owned()),
         }
+    }
+}
+
+impl Who {
+    /// The client that it is, where it is one.
+    pub fn principal(&self) -> Option<Principal> {
+        let (kind, groups) = match self {
+            Self::Client { name, groups } => (PrincipalKind::Client(name.clone()), groups.clone()),
+            Self::Local { user, groups } => {
+                (PrincipalKind::Local { user: user.clone() }, groups.clone())
+            }
+            Self::Anonymous => (PrincipalKind::Anonymous, Vec::new()),
+            Self::Server(_) | Self::Plugin(_) => return None,
+        };
+        let verified = kind != PrincipalKind::Anonymous;
+        Some(Principal { kind, groups, verified, key: None })
     }
 }
 

@@ -8,5 +8,5 @@ mod run;
 mod yaml;
 
 pub use file::Who;
-pub use run::{Coverage, Ran, Report, run};
+pub use run::{Coverage, NOON, Ran, Report, run};
 pub use yaml::{is_case_file, read, span};

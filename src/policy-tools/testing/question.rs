@@ -12,7 +12,7 @@ use portcullis_policy::{
     Action, File, Finding, Resource, Subject, Target, server_action, worded_action,
 };
 use portcullis_protocol::claims::Claims;
-use portcullis_protocol::identity::{Principal, PrincipalKind};
+use portcullis_protocol::identity::Principal;
 
 /// A request, with what should become of it.
 pub(super) struct Query {
@@ -326,7 +326,7 @@ impl Reader<'_> {
                 self.wrong(target_place, message, "says no client", "add `on:` and a party");
                 return Err(());
             };
-            let principal = party(client, self.document).ok().and_then(|who| principal(&who));
+            let principal = party(client, self.document).ok().and_then(|who| who.principal());
             let Some(principal) = principal else {
                 let message = format!("`{}` is no client", client.escape_debug());
                 self.wrong(target_place, message, "is asked", super::file::FORMS);
@@ -346,7 +346,7 @@ impl Reader<'_> {
                 return Err(());
             }
         };
-        let Some(principal) = principal(who) else {
+        let Some(principal) = who.principal() else {
             self.wrong(who_place, "a plugin asks for nothing", "is a plugin", "");
             return Err(());
         };
@@ -388,40 +388,20 @@ fn over(row: &Case, case: &Case) -> Case {
         || row.deliver.is_some()
         || row.egress.is_some()
         || row.grant.is_some();
-    let base = if says { &Case::default() } else { case };
-    Case {
-        name: None,
-        who: row.who.clone().or_else(|| case.who.clone()),
-        call: row.call.clone().or_else(|| base.call.clone()),
-        read: row.read.clone().or_else(|| base.read.clone()),
-        get: row.get.clone().or_else(|| base.get.clone()),
-        action: row.action.clone().or_else(|| base.action.clone()),
-        on: row.on.clone().or_else(|| base.on.clone()),
-        launch: row.launch.clone().or_else(|| base.launch.clone()),
-        deliver: row.deliver.clone().or_else(|| base.deliver.clone()),
-        egress: row.egress.clone().or_else(|| base.egress.clone()),
-        grant: row.grant.clone().or_else(|| base.grant.clone()),
-        args: row.args.clone().or_else(|| case.args.clone()),
-        hints: row.hints.or(case.hints),
-        context: row.context.or(&case.context),
-        expect: row.expect.clone().or_else(|| case.expect.clone()),
-        by: row.by.clone().or_else(|| case.by.clone()),
-        asks: row.asks.clone().or_else(|| case.asks.clone()),
-        each: None,
+    let mut merged = row.clone();
+    macro_rules! inherit {
+        ($($field:ident)*) => { $(
+            if merged.$field.is_none() {
+                merged.$field.clone_from(&case.$field);
+            }
+        )* };
     }
-}
-
-fn principal(who: &Who) -> Option<Principal> {
-    let (kind, groups) = match who {
-        Who::Client { name, groups } => (PrincipalKind::Client(name.clone()), groups.clone()),
-        Who::Local { user, groups } => {
-            (PrincipalKind::Local { user: user.clone() }, groups.clone())
-        }
-        Who::Anonymous => (PrincipalKind::Anonymous, Vec::new()),
-        Who::Server(_) | Who::Plugin(_) => return None,
-    };
-    let verified = kind != PrincipalKind::Anonymous;
-    Some(Principal { kind, groups, verified, key: None })
+    if !says {
+        inherit!(call read get action on launch deliver egress grant);
+    }
+    inherit!(who args hints expect by asks);
+    merged.context = row.context.or(&case.context);
+    merged
 }
 
 fn claims(hints: Hints) -> Claims {

@@ -24,7 +24,7 @@ use portcullis_protocol::{
 };
 
 /// When a case takes place that does not say when: a Monday noon.
-const NOON: jiff::Timestamp = jiff::Timestamp::constant(1_767_614_400, 0);
+pub const NOON: jiff::Timestamp = jiff::Timestamp::constant(1_767_614_400, 0);
 
 /// What came of all cases.
 #[derive(Debug, Serialize)]

@@ -30,7 +30,7 @@ pub fn message(
     let (phase, is_error, payload) = payload(case, &target)?;
     let principal = match &case.who {
         Some(who) => party(&who.value, principals)?,
-        None => principal(PrincipalKind::Anonymous, Vec::new()),
+        None => told(&Principal::anonymous()),
     };
     let direction = match case.from {
         Some(From::Server) => Direction::ServerToClient,
@@ -184,31 +184,24 @@ fn party(
             )
         })?,
     };
-    match who {
-        Who::Client { name, groups } => Ok(principal(PrincipalKind::Client(name), groups)),
-        Who::Local { user, groups } => Ok(principal(PrincipalKind::Local { user }, groups)),
-        Who::Anonymous => Ok(principal(PrincipalKind::Anonymous, Vec::new())),
-        Who::Server(_) | Who::Plugin(_) => Err(format!(
+    let client = who.principal().ok_or_else(|| {
+        format!(
             "`{word}` is no client: what a server sends has `from: server` and the client that it \
              is for"
-        )),
-    }
+        )
+    })?;
+    Ok(told(&client))
 }
 
-fn principal(
-    kind: PrincipalKind,
-    groups: Vec<portcullis_protocol::names::Group>,
-) -> portcullis_plugin_host::Principal {
-    let told = match &kind {
+fn told(client: &Principal) -> portcullis_plugin_host::Principal {
+    let kind = match &client.kind {
         PrincipalKind::Client(_) => portcullis_plugin_host::PrincipalKind::Client,
         PrincipalKind::Local { .. } => portcullis_plugin_host::PrincipalKind::Local,
         PrincipalKind::Anonymous => portcullis_plugin_host::PrincipalKind::Anonymous,
     };
-    let verified = kind != PrincipalKind::Anonymous;
-    let principal = Principal { kind, groups, verified, key: None };
     portcullis_plugin_host::Principal {
-        name: principal.name(),
-        kind: told,
-        groups: principal.groups.iter().map(ToString::to_string).collect(),
+        name: client.name(),
+        kind,
+        groups: client.groups.iter().map(ToString::to_string).collect(),
     }
 }

@@ -6,9 +6,7 @@ use parking_lot::Mutex;
 
 use super::file::Reply;
 use portcullis_plugin_host::{HostServices, StubResponse};
-
-/// When a case takes place that does not say when: a Monday noon.
-const NOON: jiff::Timestamp = jiff::Timestamp::constant(1_767_614_400, 0);
+use portcullis_policy_tools::NOON;
 
 /// Stands in for the proxy.
 #[derive(Default)]
