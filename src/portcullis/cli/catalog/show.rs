@@ -1,0 +1,94 @@
+//! `portcullis catalog show`.
+
+use anyhow::bail;
+
+use super::{Workspace, fetch, near, picked, placed};
+use crate::cli::{Context, Exit, Usage};
+use portcullis_catalog::{CATALOG, Entry, Options, Reference, Run, SERVERS, read, write};
+
+/// Lists the servers of a catalog, or shows one of them.
+pub async fn run(
+    ctx: &Context,
+    house: &Workspace,
+    catalog: &str,
+    server: Option<&str>,
+) -> anyhow::Result<Exit> {
+    let mut options = Options { foreign: true, ..Options::default() };
+    let fetched = if let Some(kept) = house.lock.catalogs.get(catalog) {
+        house.kept(catalog, kept)?
+    } else if catalog.contains("://") || std::path::Path::new(catalog).exists() {
+        let reference: Reference = catalog.parse().map_err(|error| Usage(format!("{error}")))?;
+        options.foreign = !matches!(reference, Reference::File(_));
+        fetch(ctx, house, &reference).await?
+    } else if catalog.contains('/') {
+        house.artifact(catalog, &[CATALOG, SERVERS]).await?
+    } else {
+        bail!("there is no catalog `{catalog}`{}", near(house, catalog))
+    };
+    let found = read(&fetched.text, &options).map_err(|problem| placed(&fetched, &problem))?;
+    if let Some(server) = server {
+        return one(ctx, picked(found, &[server.to_owned()], &fetched.name)?);
+    }
+    if ctx.is_json() {
+        ctx.json(&found)?;
+        return Ok(Exit::Ok);
+    }
+    if let Some(title) = &found.title {
+        ctx.note(format_args!("{title} ({})", found.format));
+    }
+    let rows = found.servers.iter().map(row);
+    ctx.table(&["NAME", "RUNS AS", "WHAT IT IS"], rows)?;
+    Ok(Exit::Ok)
+}
+
+/// Shows what single servers would become: their entry, and what should be known of it.
+fn one(ctx: &Context, entries: Vec<Entry>) -> anyhow::Result<Exit> {
+    let mut exit = Exit::Ok;
+    if ctx.is_json() {
+        ctx.json(&entries)?;
+        return Ok(exit);
+    }
+    for entry in entries {
+        match entry.server {
+            Ok(server) => {
+                for line in write::add("", &server)?.lines().filter(|line| !line.is_empty()) {
+                    ctx.line(line)?;
+                }
+                for handed in server.handed() {
+                    let (kind, to) = (handed.kind.as_str(), server.destination().join(", "));
+                    ctx.line(format!("# {kind} {} <- {} -> {to}", handed.name, handed.from))?;
+                }
+                for tool in &server.tools {
+                    ctx.line(format!("# tool: {}", tool.name))?;
+                }
+                for note in &server.notes {
+                    ctx.line(format!("# {}: {}", note.kind.as_str(), note.text))?;
+                }
+            }
+            Err(problems) => {
+                exit = Exit::Findings;
+                for problem in problems {
+                    ctx.note(problem);
+                }
+            }
+        }
+    }
+    Ok(exit)
+}
+
+fn row(entry: &Entry) -> [String; 3] {
+    let (runs, what) = match &entry.server {
+        Ok(server) => {
+            let runs = match &server.run {
+                Run::Image { image, .. } => image.name.clone(),
+                Run::Command { program, .. } => program.clone(),
+                Run::Remote { url, .. } => url.clone(),
+            };
+            (runs, server.title.clone().or(server.description.clone()).unwrap_or_default())
+        }
+        Err(problems) => {
+            ("-".to_owned(), problems.first().map_or(String::new(), |problem| problem.text.clone()))
+        }
+    };
+    [entry.name.clone(), runs, what.chars().take(80).collect()]
+}
