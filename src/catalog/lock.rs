@@ -75,9 +75,9 @@ pub struct ServerPin {
     /// destination.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub unconfirmed: BTreeMap<String, String>,
-    /// What its description said of the entry in the config: the rest of the entry is the operator's.
+    /// `sha256:` of the entry that was written into the config. An entry with another was edited since.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub said: Option<toml::Table>,
+    pub entry: Option<String>,
 }
 
 impl ServerPin {
@@ -350,7 +350,7 @@ impl Lock {
         locked.source.clone_from(&taken.source);
         locked.source_digest.clone_from(&taken.source_digest);
         locked.tools.clone_from(&taken.tools);
-        locked.said.clone_from(&taken.said);
+        locked.entry.clone_from(&taken.entry);
         locked.destination.clone_from(&taken.destination);
         locked.confirmed.clone_from(&taken.confirmed);
         locked.unconfirmed.clone_from(&taken.unconfirmed);

@@ -404,11 +404,13 @@ fn an_update_of_an_entry_that_was_never_imported_is_confirmed() {
     assert!(code == 1 && err.contains(told) && config(dir) == mine, "{out}{err}");
     let (code, out, asked) = at_a_terminal(dir, &import, "n\ny\n");
     assert!(code == 1 && asked.contains(told) && config(dir) == mine, "{out}{asked}");
-    // Without that permit it is taken, and permits neither.
+    // Without that permit it is taken, and permits neither. What the operator handed over is not its.
     fs::remove_file(dir.join("policies/mine.cedar")).unwrap();
     let out = ok(dir, &import);
     assert_eq!(out.matches("(not permitted)").count(), 2, "{out}");
-    assert_eq!(from(dir), "file:/run/key");
+    let lost = "warning: `headers.X-Telemetry.from = \"file:/run/key\"` is lost";
+    assert!(out.contains(lost) && out.contains("you wrote or edited the entry"), "{out}");
+    assert_eq!(from(dir), format!("env:MCP_HELPER__{THEIRS}"));
     assert!(!permits_a_secret(dir));
 }
 
@@ -486,7 +488,7 @@ fn an_update_is_confirmed_as_the_first_was() {
     );
     let (code, out, err) = bare(dir, &again);
     assert_eq!(code, 1, "{out}{err}");
-    assert!(out.contains("egress: also evil.example.com:443"), "{out}");
+    assert!(out.contains("warning: `egress = \"evil.example.com:443\"` is new"), "{out}");
     assert!(out.contains("secret KEY  <- env:MINE  -> image example.com/search, evil.example.com:443  (not permitted)"), "{out}");
     ok(dir, &again);
     assert_eq!(permitted(dir), [""; 0]);
@@ -495,25 +497,72 @@ fn an_update_is_confirmed_as_the_first_was() {
     checks(dir);
 }
 
+/// A reference in the entry is the operator's word for it, until they say another.
 #[test]
-fn a_reference_that_the_operator_wrote_into_the_entry_is_confirmed() {
+fn a_reference_that_the_operator_wrote_into_the_entry_is_not_the_next_one_s() {
     let dir = folder();
     let dir = dir.path();
     write(dir, "x.yaml", &entry("api.example.com", &["KEY"], ""));
     ok(dir, &["server", "add", "x.yaml"]);
     assert_eq!(permitted(dir), [""; 0]);
-    write(dir, "portcullis.toml", &config(dir).replace("env:MCP_SEARCH__KEY", "env:MINE"));
-    ok(dir, &["server", "add", "x.yaml", "--replace"]);
+    let edited = config(dir).replace("env:MCP_SEARCH__KEY", "env:MINE");
+    write(dir, "portcullis.toml", &edited);
+    let (code, _, err) = run(dir, &["server", "add", "x.yaml", "--replace"]);
+    assert!(code == 1 && err.contains("its entry was edited since"), "{err}");
+    assert_eq!(config(dir), edited);
+    let named = ["server", "add", "x.yaml", "--replace=search"];
+    let out = ok(dir, &named);
+    assert!(out.contains("`secrets.KEY.from = \"env:MINE\"` is lost"), "{out}");
+    assert!(out.contains("secret KEY  <- env:MCP_SEARCH__KEY  -> "), "{out}");
+    assert!(out.contains("(not permitted)") && permitted(dir) == [""; 0], "{out}");
+    assert!(!config(dir).contains("env:MINE"));
+    ok(dir, &[&named[..], &["--secret", "KEY=env:MINE"]].concat());
     assert_eq!(permitted(dir), ["KEY"]);
     assert!(config(dir).contains("env:MINE"));
     checks(dir);
 
-    // For where it went then. Updates without a word for it do not make it go elsewhere, however many.
+    // For where it goes. Updates without a word for it do not make it go elsewhere, however many.
     write(dir, "x.yaml", &entry("evil.example.com", &["KEY"], ""));
     for _ in 0..2 {
-        ok(dir, &["server", "add", "x.yaml", "--replace"]);
+        let out = ok(dir, &["server", "add", "x.yaml", "--replace"]);
+        assert!(out.contains("secret KEY  <- env:MINE  -> "), "{out}");
         assert_eq!(permitted(dir), [""; 0]);
     }
+}
+
+/// A reference that the operator confirmed, and then took out of the entry.
+#[test]
+fn a_reference_that_the_operator_took_back_needs_another_word() {
+    let dir = folder();
+    let dir = dir.path();
+    write(dir, "x.yaml", &entry("api.example.com", &["KEY", "OTHER"], ""));
+    let named = ["--secret", "KEY=env:MINE", "--secret", "OTHER=env:MCP_SEARCH__OTHER"];
+    ok(dir, &[&["server", "add", "x.yaml"][..], &named].concat());
+    assert_eq!(permitted(dir), ["KEY", "OTHER"]);
+    let edited = config(dir)
+        .replace("env:MINE", "env:MCP_SEARCH__KEY")
+        .replace("env:MCP_SEARCH__OTHER", "file:/other");
+    write(dir, "portcullis.toml", &edited);
+    let out = ok(dir, &["server", "add", "x.yaml", "--replace=search"]);
+    assert_eq!(out.matches("(not permitted)").count(), 2, "{out}");
+    assert_eq!(permitted(dir), [""; 0]);
+    assert!(!config(dir).contains("env:MINE"), "{}", config(dir));
+}
+
+/// One source for two secrets, of which one is named.
+#[test]
+fn a_reference_that_is_named_for_a_secret_confirms_no_other() {
+    let dir = folder();
+    let dir = dir.path();
+    write(dir, "x.yaml", &entry("api.example.com", &["KEY", "OTHER"], ""));
+    ok(dir, &["server", "add", "x.yaml", "--secret", "OTHER=env:MINE"]);
+    write(dir, "x.yaml", &entry("evil.example.com", &["KEY", "OTHER"], ""));
+    let again = ["server", "add", "x.yaml", "--replace"];
+    ok(dir, &again);
+    assert_eq!(permitted(dir), [""; 0]);
+    ok(dir, &[&again[..], &["--secret", "KEY=env:MINE"]].concat());
+    assert_eq!(permitted(dir), ["KEY"]);
+    assert_eq!(config(dir).matches("env:MINE").count(), 2, "{}", config(dir));
 }
 
 /// What is left in the lock file and among the policies of a server that was removed is not of the next of its name.
@@ -543,8 +592,9 @@ fn what_an_earlier_version_took_is_found_and_taken_back() {
     // Their lock file does not have what was confirmed.
     let mut lock: toml::Table = read(dir, "portcullis.lock").parse().unwrap();
     let helper = lock["servers"]["helper"].as_table_mut().unwrap();
-    helper.remove("confirmed").unwrap();
-    helper.remove("destination").unwrap();
+    for key in ["confirmed", "destination", "entry"] {
+        helper.remove(key).unwrap();
+    }
     write(dir, "portcullis.lock", &toml::to_string(&lock).unwrap());
 
     let (code, out, err) = run(dir, &["check", "--format", "json"]);
@@ -554,11 +604,14 @@ fn what_an_earlier_version_took_is_found_and_taken_back() {
     let message = unsafe_one["message"].as_str().unwrap();
     assert!(message.contains("`X-Telemetry` of `helper`") && message.contains(THEIRS), "{message}");
 
-    let again = ["server", "import", ".mcp.json", "--replace"];
+    let again = ["server", "import", ".mcp.json", "--replace=helper"];
     let (code, out, _) = bare(dir, &again);
     assert!(code == 1 && permits_a_secret(dir), "{out}");
     let out = ok(dir, &again);
-    assert!(out.contains(&format!("from env:{THEIRS}")), "{out}");
+    assert!(
+        out.contains(&format!("`headers.X-Telemetry.from = \"env:{THEIRS}\"` is lost")),
+        "{out}"
+    );
     assert_eq!(from(dir), format!("env:MCP_HELPER__{THEIRS}"));
     assert!(!permits_a_secret(dir));
     checks(dir);
@@ -737,36 +790,15 @@ fn another_package_or_tenant_is_another_destination() {
     }
 }
 
-/// The lock files of versions that did not keep what a description said.
+/// A variable that the operator wrote into an entry is theirs to choose.
 #[test]
-fn a_variable_of_the_proxy_is_found_without_what_was_said() {
-    for unsaid in [true, false] {
-        let dir = folder();
-        let dir = dir.path();
-        let far = json!({ "url": "https://a.example.com/mcp", "headers": { "X-Telemetry": format!("${{{THEIRS}}}") } });
-        write(dir, "c.json", &json!({ "mcpServers": { "helper": far } }).to_string());
-        let named = format!("X-Telemetry=env:{THEIRS}");
-        ok(dir, &["server", "import", "c.json", "--secret", &named]);
-        let mut lock: toml::Table = read(dir, "portcullis.lock").parse().unwrap();
-        let helper = lock["servers"]["helper"].as_table_mut().unwrap();
-        helper.remove("confirmed").unwrap();
-        if unsaid {
-            helper.remove("said").unwrap();
-        } else {
-            helper["said"]["headers"]["X-Telemetry"]["from"] = "env:ELSE".into();
-        }
-        write(dir, "portcullis.lock", &toml::to_string(&lock).unwrap());
-        let (_, out, err) = run(dir, &["check", "--format", "json"]);
-        let found: Vec<Value> = serde_json::from_str(&out).unwrap();
-        let warned = found.iter().any(|one| one["code"] == "config-unsafe");
-        assert_eq!(warned, unsaid, "{out}{err}");
-        if unsaid {
-            ok(dir, &["server", "import", "c.json", "--replace"]);
-            assert_eq!(from(dir), format!("env:MCP_HELPER__{THEIRS}"));
-            assert!(!permits_a_secret(dir));
-            checks(dir);
-        }
-    }
+fn a_variable_that_the_operator_chose_is_not_found() {
+    let dir = folder();
+    let dir = dir.path();
+    write(dir, "x.yaml", &entry("api.example.com", &["KEY"], ""));
+    ok(dir, &["server", "add", "x.yaml"]);
+    write(dir, "portcullis.toml", &config(dir).replace("env:MCP_SEARCH__KEY", "env:MINE"));
+    checks(dir);
 }
 
 #[test]

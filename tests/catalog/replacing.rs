@@ -1,10 +1,14 @@
-//! What takes the place of something: what the operator wrote stays, and strangers choose nothing.
+//! What takes the place of something: what the operator wrote goes only where they name it, and strangers choose
+//! nothing.
 
 use std::{fs, path::Path};
 
 use serde_json::{Value, json};
 
-use super::{CONFIG, checks, config, folder, ok, read, run, table, write};
+use super::{
+    CONFIG, Door, Registry, bare, checks, config, folder, image, ok, read, run, secret, table,
+    write,
+};
 
 fn digest(of: char) -> String {
     format!("sha256:{}", of.to_string().repeat(64))
@@ -48,47 +52,162 @@ fn policies(dir: &Path) -> String {
     read(dir, "policies/server-search.cedar")
 }
 
-/// An update by whoever writes the catalog or pushes the image.
+/// An update by the author of the catalog or of the image.
 #[test]
-fn an_update_leaves_what_the_operator_wrote() {
+fn an_entry_that_was_not_edited_is_written_again_with_the_difference_shown() {
     let dir = folder();
     let dir = dir.path();
     write(dir, "x.yaml", &entry('1', "api.example.com"));
     ok(dir, &["server", "add", "x.yaml"]);
-    let key = dir.join("k");
-    fs::write(&key, "x").unwrap();
-    let text = config(dir)
-        .replace("env:MCP_SEARCH__KEY\"", &format!("file:{}\", as = \"file\"", key.display()))
-        .replace("egress =", "signed-by = [\"acme\"] # always\nprefix = \"s\"\negress =");
-    let signer = "\n[signers.acme]\nkey = \"acme.pub\"\n";
-    write(dir, "portcullis.toml", &format!("{text}{signer}"));
-    let before = table(dir)["servers"]["search"].clone();
-    assert!(before.get("signed-by").is_some() && before["secrets"]["KEY"].get("as").is_some());
-
     write(dir, "x.yaml", &entry('2', "evil.example.com"));
+    let before = config(dir);
     let dry = ok(dir, &["server", "add", "x.yaml", "--replace", "--dry-run"]);
-    assert_eq!(table(dir)["servers"]["search"], before);
+    let (code, unconfirmed, err) = bare(dir, &["server", "add", "x.yaml", "--replace"]);
+    assert!(code == 1 && err.contains("nobody confirmed it"), "{err}");
+    assert_eq!(config(dir), before);
     let out = ok(dir, &["server", "add", "x.yaml", "--replace"]);
     for line in [
-        format!("from {}", image("search", '1')),
-        format!("to   {}", image("search", '2')),
-        "egress: also evil.example.com:443".to_owned(),
-        "egress: no longer api.example.com:443".to_owned(),
+        format!("-image = \"{}\"", image("search", '1')),
+        format!("+image = \"{}\"", image("search", '2')),
+        "-egress = [\"api.example.com:443\"]".to_owned(),
+        "+egress = [\"evil.example.com:443\"]".to_owned(),
+        "warning: `egress = \"evil.example.com:443\"` is new: the server may reach this host"
+            .to_owned(),
     ] {
-        for out in [&dry, &out] {
+        for out in [&dry, &unconfirmed, &out] {
             assert!(out.lines().any(|told| told.trim() == line), "{line} is not told: {out}");
         }
     }
+    assert!(!out.contains("lost"), "{out}");
     let after = table(dir)["servers"]["search"].clone();
-    for key in ["signed-by", "prefix", "secrets"] {
-        assert_eq!(after[key], before[key], "{key}");
-    }
     assert_eq!(after["image"].as_str(), Some(&*image("search", '2')));
     assert_eq!(after["egress"], toml::Value::from(vec!["evil.example.com:443"]));
-    assert!(config(dir).contains("signed-by = [\"acme\"] # always\n"), "{}", config(dir));
-    assert!(config(dir).ends_with(signer), "{}", config(dir));
+    assert!(config(dir).starts_with(CONFIG), "{}", config(dir));
     // The policies were as they had been written, and follow.
     assert!(policies(dir).contains(&digest('2')) && !policies(dir).contains("api.example.com"));
+}
+
+/// An update of an entry that the operator narrowed.
+#[test]
+fn an_entry_that_the_operator_edited_is_replaced_only_where_it_is_named() {
+    let dir = folder();
+    let dir = dir.path();
+    write(dir, "x.yaml", &entry('1', "api.example.com"));
+    ok(dir, &["server", "add", "x.yaml"]);
+    let imported = config(dir);
+    let again = ["server", "add", "x.yaml", "--replace"];
+    let named = ["server", "add", "x.yaml", "--replace=search"];
+    write(dir, "x.yaml", &entry('2', "api.example.com, evil.example.com"));
+    // Any edit counts, whatever it says.
+    for (from, to) in [
+        ("egress = [\"api.example.com:443\"]", "egress = []"),
+        ("env:MCP_SEARCH__KEY", "env:MINE"),
+        ("egress =", "# Never evil.example.com\negress ="),
+    ] {
+        let edited = imported.replace(from, to);
+        write(dir, "portcullis.toml", &edited);
+        let (code, out, err) = run(dir, &again);
+        assert!(code == 1 && err.contains("its entry was edited since"), "{to}: {out}{err}");
+        assert!(err.contains("--replace=search"), "{err}");
+        assert_eq!(config(dir), edited);
+    }
+
+    let key = dir.join("k");
+    fs::write(&key, "x").unwrap();
+    let from_file = format!("{{ from = \"file:{}\", as = \"file\" }}", key.display());
+    let text = imported
+        .replace("{ from = \"env:MCP_SEARCH__KEY\" }", &from_file)
+        .replace("egress =", "signed-by = [\"acme\"] # always\nsharing = \"per-client\"\negress =");
+    let signer = "\n[signers.acme]\nkey = \"acme.pub\"\n";
+    write(dir, "portcullis.toml", &format!("{text}{signer}"));
+    let before = config(dir);
+    assert_ne!(run(dir, &again).0, 0);
+    let dry = ok(dir, &[&named[..], &["--dry-run"]].concat());
+    let (code, unconfirmed, err) = bare(dir, &named);
+    assert!(code == 1 && err.contains("nobody confirmed it"), "{err}");
+    let (code, json, _) = bare(dir, &[&named[..], &["--format", "json"]].concat());
+    assert_eq!((code, config(dir)), (1, before));
+    let out = ok(dir, &named);
+    let lost = [
+        "-signed-by = [\"acme\"] # always".to_owned(),
+        "-sharing = \"per-client\"".to_owned(),
+        format!("-secrets = {{ KEY = {from_file} }}"),
+        "warning: you wrote or edited the entry in the config: its lines with `-` are lost"
+            .to_owned(),
+        "warning: `signed-by = \"acme\"` is lost: this signer is no longer required".to_owned(),
+        "warning: `sharing = \"per-client\"` is lost: clients share instances as by default"
+            .to_owned(),
+        format!(
+            "warning: `secrets.KEY.from = \"file:{}\"` is lost: the secret is no longer delivered like this",
+            key.display()
+        ),
+        "warning: `egress = \"evil.example.com:443\"` is new: the server may reach this host"
+            .to_owned(),
+    ];
+    for line in &lost {
+        for out in [&dry, &unconfirmed, &out] {
+            assert!(out.lines().any(|told| told.trim() == line), "{line} is not told: {out}");
+        }
+    }
+    let shown: Value = serde_json::from_str(&json).unwrap();
+    let one = &shown["taken"][0];
+    assert!(one["diff"].as_str().unwrap().contains(&lost[0]), "{json}");
+    let warnings: Vec<&str> =
+        one["warnings"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+    for line in &lost[3..] {
+        assert!(warnings.contains(&&line["warning: ".len()..]), "{line}: {json}");
+    }
+    let after = table(dir)["servers"]["search"].clone();
+    assert!(after.get("signed-by").is_none() && after.get("sharing").is_none(), "{after}");
+    assert_eq!(after["secrets"]["KEY"]["from"].as_str(), Some("env:MCP_SEARCH__KEY"));
+    assert!(config(dir).ends_with(signer) && config(dir).starts_with(CONFIG), "{}", config(dir));
+    // It is the description's now.
+    write(dir, "x.yaml", &entry('3', "api.example.com"));
+    ok(dir, &again);
+}
+
+/// `server add docker://IMAGE` asks nothing, except where it takes away what the operator wrote.
+#[test]
+fn an_edited_entry_is_replaced_by_an_image_only_where_that_is_confirmed() {
+    let registry = Registry::start(&Door::default());
+    let dir = folder();
+    let dir = dir.path();
+    image::version(&registry.host(), "x", "1", "1");
+    let reference = format!("docker://{}/x:1", registry.host());
+    let add = ["server", "add", &reference, "--name", "x"];
+    let (code, out, err) = bare(dir, &add);
+    assert_eq!(code, 0, "{out}{err}");
+    image::version(&registry.host(), "x", "1", "2");
+    let (code, out, err) = bare(dir, &[&add[..], &["--replace"]].concat());
+    assert!(code == 0 && out.contains("+image = "), "{out}{err}");
+    let text = config(dir).replace("image =", "sharing = \"per-client\"\nimage =");
+    write(dir, "portcullis.toml", &text);
+    let named = [&add[..], &["--replace=x"]].concat();
+    let (code, out, err) = bare(dir, &named);
+    assert!(code == 1 && err.contains("nobody confirmed it"), "{out}{err}");
+    assert!(out.contains("-sharing = \"per-client\""), "{out}");
+    assert_eq!(config(dir), text);
+    ok(dir, &named);
+    assert!(!config(dir).contains("per-client"), "{}", config(dir));
+}
+
+/// The output may end up in a log.
+#[test]
+fn what_may_be_a_secret_is_not_in_the_difference() {
+    let dir = folder();
+    let dir = dir.path();
+    write(dir, "x.yaml", &entry('1', "api.example.com"));
+    ok(dir, &["server", "add", "x.yaml"]);
+    let env = format!("env = {{ LEVEL = \"info\", PASSWORD = \"{}\" }} # it was {0}\n", secret());
+    let text = config(dir).replace("egress =", &format!("{env}egress ="));
+    write(dir, "portcullis.toml", &text);
+    for format in ["text", "json"] {
+        let named =
+            ["server", "add", "x.yaml", "--replace=search", "--dry-run", "--format", format];
+        let out = ok(dir, &named);
+        assert!(out.contains("LEVEL") && out.contains("(not shown: it may be a secret)"), "{out}");
+        assert!(!out.contains(&secret()), "{out}");
+    }
 }
 
 #[test]
@@ -110,8 +229,10 @@ fn policies_that_somebody_changed_stay() {
     // The new image is permitted by no policy.
     assert!(!policies(dir).contains(&digest('2')));
     checks(dir);
-    ok(dir, &["server", "add", "x.yaml", "--replace", "--overwrite-policies"]);
+    let out = ok(dir, &["server", "add", "x.yaml", "--replace", "--overwrite-policies"]);
     assert!(policies(dir).contains(&digest('2')) && !policies(dir).contains("mine"));
+    assert!(out.lines().any(|line| line.trim() == "-// mine"), "{out}");
+    assert!(out.contains("server-search.cedar: its lines with `-` are lost"), "{out}");
     // Nor are they written again where somebody took them away.
     fs::remove_file(dir.join("policies/server-search.cedar")).unwrap();
     ok(dir, &["server", "add", "x.yaml", "--replace"]);

@@ -21,7 +21,7 @@ pub enum Unwritten {
     #[error("`servers` in the config is no table")]
     Shape,
     #[error(
-        "the config has a server `{0}` already: name this one with `--name`, or take it again with `--replace`"
+        "the config has a server `{0}` already: name this one with `--name`, or replace it with `--replace`"
     )]
     There(String),
 }
@@ -145,7 +145,7 @@ pub(super) fn table(server: &Server) -> Table {
 }
 
 /// A mount as it stands in the config.
-pub(super) fn mount(mount: &Mount) -> String {
+fn mount(mount: &Mount) -> String {
     let how = if mount.writable { ":rw" } else { "" };
     format!("{}:{}{how}", mount.source, mount.target)
 }

@@ -79,8 +79,8 @@ fn everything(path: &std::path::Path) -> (Vec<BoxedDiagnostic>, Option<String>) 
     }
     for (at, text) in super::adding::unconfirmed(&loaded) {
         let finding = loaded.finding(&at, Code::Unsafe, text).warning();
-        let help = "if that is meant, name it (`--secret NAME=REFERENCE`) and take the server again with `--replace`; \
-                    else take it again without, and it gets a variable of its own";
+        let help = "if that is meant, name it (`--secret NAME=REFERENCE`) and replace the server with `--replace=NAME`; \
+                    else replace it without, and it gets a variable of its own";
         found.push(boxed(finding.help(help)));
     }
     if let Err((at, text)) = loaded.signatures() {

@@ -15,7 +15,7 @@ use cedar_policy::{
     ActionConstraint, Effect, EntityUid, Policy, PolicySet, PrincipalConstraint, ResourceConstraint,
 };
 
-use super::Taken;
+use super::taken::Taken;
 use crate::cli::Context;
 use portcullis_catalog::write::file_name;
 use portcullis_config::Config;
@@ -37,22 +37,14 @@ impl Taken {
         open.map(|(name, secret)| (name.as_str(), secret.from.as_str()))
     }
 
-    /// Permits the references that the operator names now, and those that they named or confirmed before for
-    /// the same destination. `named`: references of `--secret`; `by_operator`: secrets and headers whose
-    /// reference they wrote into the entry themselves, which counts unless the server was taken with that
-    /// reference before and it was not confirmed.
-    pub(super) fn permit(&mut self, named: &[&str], by_operator: &[String]) {
+    /// Permits the references that the operator named or confirmed before for the same destination, and that
+    /// still stand in the entry.
+    pub(super) fn permit_confirmed(&mut self) {
         let destination = self.server.destination();
-        // A lock entry of a server that was removed from the config belongs to that server, not to this one.
-        let old = self.old.as_ref().filter(|_| self.changes.is_some());
-        let old = old.filter(|old| old.goes_there(&destination));
+        let old = self.old.as_ref().filter(|old| old.goes_there(&destination));
         for (name, secret) in self.server.references_mut() {
-            let before = old.is_some_and(|old| {
-                let by_operator =
-                    by_operator.contains(name) && old.unconfirmed.get(name) != Some(&secret.from);
-                by_operator || old.confirmed.get(name) == Some(&secret.from)
-            });
-            secret.permitted = before || named.contains(&&*secret.from);
+            secret.permitted |=
+                old.is_some_and(|old| old.confirmed.get(name) == Some(&secret.from));
         }
     }
 
@@ -76,7 +68,7 @@ impl Taken {
         };
         let found = others.map(|(file, all)| {
             let secrets = perhaps_permitted(all, name, self.open().map(|(name, _)| name));
-            let named = self.changes.is_none() && all.iter().any(|all| all.policies().any(named));
+            let named = self.replaced.is_none() && all.iter().any(|all| all.policies().any(named));
             (file.clone(), secrets, named)
         });
         let found = found.filter(|(_, secrets, named)| *named || !secrets.is_empty());

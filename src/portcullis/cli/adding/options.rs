@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
+use super::taken::Taken;
 use crate::cli::{
     Usage,
     catalog::{Fetched, file},
@@ -33,8 +34,9 @@ pub(in crate::cli) struct Said {
     /// Select how npx and uvx packages run
     #[arg(long, value_enum, default_value_t = How::Process)]
     packages: How,
-    /// Replace servers that were added from the same source, whatever its tag or digest.
-    /// `--replace=SERVER` replaces that server, whatever its source; repeatable
+    /// Replace servers that were added from the same source, whatever its tag or digest, and whose
+    /// entries you did not edit. `--replace=SERVER` replaces that server, whatever its source,
+    /// and your edits of its entry; repeatable
     #[arg(
         long,
         value_name = "SERVER",
@@ -75,23 +77,30 @@ impl Said {
         self.dry_run
     }
 
-    /// Whether what came from the same place is taken again.
+    /// Whether servers of the same origin are replaced.
     pub fn replaces(&self) -> bool {
         self.replace.iter().any(String::is_empty)
     }
 
-    /// Whether a server was named as one to take again.
+    /// Whether a server was named as one to replace.
     pub(super) fn names(&self, server: &str) -> bool {
         self.replace.iter().any(|name| name == server)
     }
 
-    /// Whether a server that is there may be taken again, from a source. `strayed`: it runs something
-    /// else by now than was taken. `moved`: what it runs, and what else it would.
+    /// Whether nothing is written of a server before a question is answered. A command line that names all that
+    /// there is needs none, except where it takes the place of what the operator wrote.
+    pub(super) fn asks(&self, in_full: bool, server: &Taken) -> bool {
+        let edited = server.replaced.as_ref().is_some_and(|replaced| replaced.edited);
+        !self.yes && !self.dry_run && (!in_full || edited)
+    }
+
+    /// Whether a server that is there may be replaced by one from a source. `edited`: its entry is not the one
+    /// that was imported. `moved`: what it runs, and what else it would.
     pub(super) fn may_replace(
         &self,
         server: &str,
         locked: Option<&ServerPin>,
-        strayed: bool,
+        edited: bool,
         moved: Option<&(String, String)>,
         source: &str,
     ) -> Result<(), String> {
@@ -99,14 +108,18 @@ impl Said {
             return Ok(());
         }
         let came = match locked.and_then(|locked| locked.source.as_deref()) {
-            Some(came) if strayed => {
-                format!("came from {} and its entry was edited since", brief(came))
+            Some(came) if same_origin(came, source) && edited => {
+                return Err(format!(
+                    "`{server}` came from {}, and its entry was edited since, which would be lost: if that is meant, \
+                     say `--replace={server}` (with `--dry-run`, it shows the difference)",
+                    brief(came)
+                ));
             }
             Some(came) if same_origin(came, source) => {
                 let Some((was, is)) = moved else { return Ok(()) };
                 return Err(format!(
-                    "`{server}` runs {} and would run {}, with the references and folders that you gave it: if \
-                     that is meant, say `--replace={server}`",
+                    "`{server}` runs {} and would run {}, with the references that you gave it: if that is meant, \
+                     say `--replace={server}`",
                     brief(was),
                     brief(is)
                 ));

@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
-use super::{Policies, Taken};
+use similar::TextDiff;
+
+use super::taken::{Policies, Replaced, Taken};
 use crate::cli::Context;
-use portcullis_catalog::{
-    HandOver, HandOverKind, Kind, Problem, Run, Server, quoted, write::Change,
-};
+use portcullis_catalog::{HandOver, HandOverKind, Kind, Problem, Run, Server, quoted};
 
 /// How far it is with what is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,7 +30,7 @@ pub(super) fn tell(
     stage: Stage,
 ) -> anyhow::Result<()> {
     if ctx.is_json() {
-        ctx.json(&data(taken, refused, stage))?;
+        ctx.json(&data(from, taken, refused, stage))?;
         return Ok(());
     }
     if stage == Stage::Confirmed {
@@ -62,7 +62,7 @@ pub(super) fn tell(
              these servers may be started yet",
         );
     }
-    if taken.iter().any(|one| one.changes.is_none()) && stage != Stage::Planned {
+    if taken.iter().any(|one| one.replaced.is_none()) && stage != Stage::Planned {
         ctx.note(
             "nobody may call it yet: say who, in policies of your own (`portcullis policy new`)",
         );
@@ -70,13 +70,13 @@ pub(super) fn tell(
     Ok(())
 }
 
-fn data(taken: &[Taken], refused: &[(String, Vec<Problem>)], stage: Stage) -> Value {
+fn data(from: &str, taken: &[Taken], refused: &[(String, Vec<Problem>)], stage: Stage) -> Value {
     let planned = stage == Stage::Planned;
     let taken: Vec<Value> = taken
         .iter()
         .map(|taken| {
             let (policy, stays) = match &taken.policies {
-                Policies::Written(path, _) => (Some(path).filter(|_| !planned), None),
+                Policies::Written { path, .. } => (Some(path).filter(|_| !planned), None),
                 Policies::Changed(path, text) => {
                     (None, Some(json!({ "file": path, "instead-of": text })))
                 }
@@ -84,9 +84,11 @@ fn data(taken: &[Taken], refused: &[(String, Vec<Problem>)], stage: Stage) -> Va
             };
             let handed: Vec<HandOver<'_>> = taken.server.handed().collect();
             let elsewhere: Vec<_> = taken.elsewhere.iter().map(|(file, _)| file).collect();
+            let tools = taken.replaced.as_ref().and_then(|replaced| replaced.tools.as_ref());
             json!({
                 "server": taken.server, "lock": taken.locked, "policy": policy,
-                "changes": taken.changes, "changed-policy": stays,
+                "replaced": taken.replaced.is_some(), "diff": differences(taken, from),
+                "warnings": warnings(taken), "tools": tools, "changed-policy": stays,
                 "handed": handed, "destination": taken.server.destination(), "other-policies": elsewhere,
             })
         })
@@ -123,7 +125,7 @@ fn head(taken: &Taken, stage: Stage) -> String {
         Run::Command { program, .. } => format!("program {program}"),
         Run::Remote { url, .. } => format!("server at {url}"),
     };
-    let verb = match (&taken.changes, stage) {
+    let verb = match (&taken.replaced, stage) {
         (None, Stage::Planned) => "would add",
         (None, Stage::Written | Stage::Confirmed) => "added",
         (Some(_), Stage::Planned) => "would replace",
@@ -142,8 +144,14 @@ fn told(
 ) -> anyhow::Result<()> {
     let server = &taken.server;
     ctx.line(head(taken, stage))?;
-    for change in taken.changes.iter().flatten() {
-        changed(ctx, change)?;
+    for line in differences(taken, from).lines() {
+        ctx.line(format!("  {line}"))?;
+    }
+    for warning in warnings(taken) {
+        ctx.line(format!("  warning: {warning}"))?;
+    }
+    if let Some(tools) = taken.replaced.as_ref().and_then(|replaced| replaced.tools.as_ref()) {
+        ctx.line(format!("  {tools}"))?;
     }
     let arguments = match &server.run {
         Run::Image { arguments, .. } | Run::Command { arguments, .. } => arguments.as_slice(),
@@ -175,6 +183,44 @@ fn told(
     policies(ctx, taken, stage)
 }
 
+/// Differences between what is replaced and what takes its place, as unified diffs: of the entry, and of
+/// policies that the operator edited.
+fn differences(taken: &Taken, from: &str) -> String {
+    let entry = taken.replaced.as_ref().and_then(|replaced| replaced.entry.as_ref());
+    let entry = entry.map(|entry| {
+        let texts = TextDiff::from_lines(&entry.before, &entry.after);
+        texts.unified_diff().header("the config", from).to_string()
+    });
+    let policies = match &taken.policies {
+        Policies::Written { path, text, edited: Some(before) } => {
+            let name = path.display().to_string();
+            let texts = TextDiff::from_lines(before, text);
+            Some(texts.unified_diff().header(&name, from).to_string())
+        }
+        _ => None,
+    };
+    entry.into_iter().chain(policies).collect()
+}
+
+/// What the operator loses, and what is opened, in words.
+fn warnings(taken: &Taken) -> Vec<String> {
+    let mut all = Vec::new();
+    if let Some(Replaced { entry: Some(entry), edited, .. }) = &taken.replaced {
+        if *edited {
+            all.push(
+                "you wrote or edited the entry in the config: its lines with `-` are lost"
+                    .to_owned(),
+            );
+        }
+        all.extend(entry.warnings.iter().cloned());
+    }
+    if let Policies::Written { path, edited: Some(_), .. } = &taken.policies {
+        let path = path.display();
+        all.push(format!("you wrote or edited {path}: its lines with `-` are lost"));
+    }
+    all
+}
+
 /// Shows each thing that a server is handed: what it is, where it comes from, and where it goes. A person confirms
 /// it, so nothing is cut.
 fn handed(ctx: &Context, taken: &Taken) -> anyhow::Result<()> {
@@ -204,7 +250,7 @@ fn handed(ctx: &Context, taken: &Taken) -> anyhow::Result<()> {
 /// Shows what becomes of a server's policies.
 fn policies(ctx: &Context, taken: &Taken, stage: Stage) -> anyhow::Result<()> {
     match &taken.policies {
-        Policies::Written(path, _) if stage != Stage::Planned => {
+        Policies::Written { path, .. } if stage != Stage::Planned => {
             ctx.line(format!("  policies: {}", path.display()))?;
         }
         Policies::Changed(path, text) => {
@@ -217,12 +263,12 @@ fn policies(ctx: &Context, taken: &Taken, stage: Stage) -> anyhow::Result<()> {
                 ctx.line(format!("    {line}").trim_end())?;
             }
         }
-        Policies::Written(..) | Policies::Same | Policies::Nowhere | Policies::There(_) => {}
+        Policies::Written { .. } | Policies::Same | Policies::Nowhere | Policies::There(_) => {}
     }
     let open: Vec<String> = taken.open().map(|(name, _)| format!("`{name}`")).collect();
     if !open.is_empty()
         && stage != Stage::Planned
-        && matches!(taken.policies, Policies::Written(..))
+        && matches!(taken.policies, Policies::Written { .. })
     {
         ctx.line(format!(
             "  must: let it have {}, or it does not start: remove the slashes before their permits in that file, or \
@@ -230,29 +276,6 @@ fn policies(ctx: &Context, taken: &Taken, stage: Stage) -> anyhow::Result<()> {
             open.join(", "),
             taken.server.name
         ))?;
-    }
-    Ok(())
-}
-
-/// Shows what becomes of a key of an entry, and what does not although the description says so.
-pub(in crate::cli) fn changed(ctx: &Context, change: &Change) -> anyhow::Result<()> {
-    let Change { key, was, is, taken } = change;
-    let list = matches!(key.as_str(), "mounts" | "egress" | "servers");
-    let nothing = || "nothing".to_owned();
-    if !taken {
-        let is = is.clone().unwrap_or_else(nothing);
-        let was = was.clone().unwrap_or_else(nothing);
-        ctx.line(format!("  {key}: stays {was}, which is yours; the description says {is}"))?;
-        return Ok(());
-    }
-    match (was, is) {
-        (Some(was), None) if list => ctx.line(format!("  {key}: no longer {was}"))?,
-        (None, Some(is)) if list => ctx.line(format!("  {key}: also {is}"))?,
-        (was, is) => {
-            ctx.line(format!("  {key}"))?;
-            ctx.line(format!("    from {}", was.clone().unwrap_or_else(nothing)))?;
-            ctx.line(format!("    to   {}", is.clone().unwrap_or_else(nothing)))?;
-        }
     }
     Ok(())
 }

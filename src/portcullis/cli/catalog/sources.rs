@@ -166,8 +166,8 @@ impl Workspace {
         Ok(fetched)
     }
 
-    /// Keeps a copy of a catalog, in the place of one of that name from the same source. One that was moved
-    /// on from is taken again only if `back` says so.
+    /// Keeps a copy of a catalog, in the place of one of that name from the same source. A copy that was
+    /// replaced earlier is taken again only with `allow_downgrade`.
     pub fn keep(
         &mut self,
         name: &str,

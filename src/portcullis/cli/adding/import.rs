@@ -1,0 +1,285 @@
+//! The servers of an offer, one by one: what each becomes in the config.
+
+use std::{collections::BTreeSet, path::PathBuf};
+
+use anyhow::Context as _;
+
+use super::{
+    Offer, Said,
+    confirm::{self, Others},
+    image::{onward, pin},
+    options::SecretFrom,
+    taken::{Policies, Replaced, Taken},
+};
+use crate::cli::{Context, Usage, catalog::Workspace, context::reports};
+use portcullis_catalog::{
+    Kind, Location, Names, Problem, Run, Server, brief,
+    lock::ServerPin,
+    write::{self, ExistingEntry, add, names},
+};
+use portcullis_config::{Config, Diagnostics, Loaded};
+use portcullis_upstream::images;
+
+/// Bytes of the names of tools that the lock file keeps of one server.
+const MAX_TOOLS_BYTES: usize = 256 << 10;
+
+/// Import of the servers of one offer into the config.
+pub struct Import<'a> {
+    ctx: &'a Context,
+    house: &'a Workspace,
+    said: &'a Said,
+    secrets: Vec<SecretFrom<'a>>,
+    /// Servers of which `--tools` lists the tools that are left on.
+    listed: BTreeSet<String>,
+    source: String,
+    source_digest: Option<String>,
+    in_full: bool,
+    /// The config as it was.
+    pub before: Loaded,
+    /// The servers that it had.
+    there: Vec<String>,
+    /// The folder of policies.
+    pub folder: Option<PathBuf>,
+    pub others: Others,
+    /// The text of the config, with the servers that were taken.
+    pub text: String,
+    known: Names,
+    replaced: BTreeSet<String>,
+}
+
+impl<'a> Import<'a> {
+    /// Reads the config and the options.
+    ///
+    /// # Errors
+    /// [`Usage`], and where the config is invalid.
+    pub fn begin(
+        ctx: &'a Context,
+        house: &'a Workspace,
+        offer: &Offer,
+        said: &'a Said,
+    ) -> anyhow::Result<Self> {
+        let text = match std::fs::read_to_string(&ctx.config) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+            read => read.with_context(|| format!("cannot read {}", ctx.config.display()))?,
+        };
+        // A config that is wrong already is not ours to change.
+        let before = portcullis_config::parse(&ctx.config, &text).map_err(reports)?;
+        let there = names(&text)?;
+        let known = Names::of(there.iter().map(String::as_str));
+        if let Some(name) =
+            said.replace.iter().find(|name| !name.is_empty() && !there.contains(name))
+        {
+            let text = format!("the config has no server `{}` to replace", brief(name));
+            return Err(Usage(text).into());
+        }
+        let secrets = said.secrets()?;
+        let offered = |name: &str| offer.entries.iter().any(|entry| entry.name == name);
+        if let Some(name) =
+            secrets.iter().find_map(|(server, ..)| server.filter(|name| !offered(name)))
+        {
+            let text = format!("`{}` of `--secret` is no server of {}", brief(name), offer.name);
+            return Err(Usage(text).into());
+        }
+        Ok(Self {
+            ctx,
+            house,
+            said,
+            secrets,
+            listed: said.tool_lists()?.into_keys().collect(),
+            source: offer.source.clone(),
+            source_digest: offer.digest.clone(),
+            in_full: offer.in_full,
+            folder: policies_folder(&before.config, &house.base),
+            others: confirm::files(&before.config, &house.base),
+            before,
+            there,
+            text,
+            known,
+            replaced: BTreeSet::new(),
+        })
+    }
+
+    /// Takes a server.
+    ///
+    /// # Errors
+    /// Why it is not taken. Then the text of the config is as it was.
+    pub async fn server(&mut self, server: Server, place: Location) -> Result<Taken, Problem> {
+        let (mut server, said) = (server, self.said);
+        let problem = |text: String| Problem::at(place, text);
+        let unwritten = |error: write::Unwritten| problem(error.to_string());
+        let name = server.name.clone();
+        let again = (said.replaces() || said.names(&name)) && self.there.contains(&name);
+        let entry = match again {
+            true => ExistingEntry::of(&self.text, &name).map_err(unwritten)?,
+            false => None,
+        };
+        let mut old = self.house.lock.servers.get(&name).cloned();
+        let stands = |of: &String, from: &mut String| {
+            entry.as_ref().and_then(|entry| entry.reference(of)) == Some(from)
+        };
+        if let Some(old) = &mut old {
+            old.confirmed.retain(stands);
+            old.unconfirmed.retain(stands);
+        }
+        let written = old.as_ref().and_then(|old| old.entry.as_ref());
+        let edited = entry.as_ref().is_some_and(|entry| Some(&entry.digest()) != written);
+        if let Some(entry) = &entry {
+            if !self.replaced.insert(name.clone()) {
+                return Err(problem(format!("there are two that would be `{name}` here")));
+            }
+            let moved = entry.moved(&server).map_err(unwritten)?;
+            said.may_replace(&name, old.as_ref(), edited, moved.as_ref(), &self.source)
+                .map_err(problem)?;
+        } else {
+            self.known.take(&name).map_err(|error| problem(error.to_string()))?;
+        }
+        self.permit_named(&mut server)?;
+        let image = pin(self.ctx, self.house, &mut server).await?;
+        onward(self.house, &server, said.allow_downgrade)?;
+        let mut tools = None;
+        if let (Some(old), Some(_)) = (&old, &entry) {
+            keep_references(&mut server, old);
+            if !self.listed.contains(&server.original) {
+                tools = still_off(&mut server.only, old.tools.as_deref());
+            }
+        }
+        let replaced = match &entry {
+            Some(entry) => {
+                let entry = entry.replace(&self.text, &server).map_err(unwritten)?;
+                Some(Replaced { entry, edited, tools })
+            }
+            None => None,
+        };
+        let text = match &replaced {
+            Some(Replaced { entry: Some(entry), .. }) => entry.text.clone(),
+            Some(_) => self.text.clone(),
+            None => add(&self.text, &server).map_err(unwritten)?,
+        };
+        // What the config's own checks find counts as ours.
+        portcullis_config::parse(&self.ctx.config, &text).map_err(|Diagnostics(found)| {
+            let found: Vec<String> = found.iter().map(ToString::to_string).collect();
+            problem(found.join("; "))
+        })?;
+        // The lock file is one for all servers.
+        if server.only.iter().flatten().map(String::len).sum::<usize>() > MAX_TOOLS_BYTES {
+            return Err(problem(format!(
+                "the names of the tools of `{name}` have more than {} KiB, too much for the lock file",
+                MAX_TOOLS_BYTES >> 10
+            )));
+        }
+        let (image_digest, image_id) = match &server.run {
+            Run::Image { image, .. } => (image.digest.clone(), image.id.clone()),
+            Run::Command { .. } | Run::Remote { .. } => (None, None),
+        };
+        let locked = ServerPin {
+            source: Some(self.source.clone()),
+            source_digest: self.source_digest.clone(),
+            image,
+            image_digest,
+            image_id,
+            tools: server.only.clone(),
+            entry: ExistingEntry::of(&text, &name).map_err(unwritten)?.map(|new| new.digest()),
+            ..ServerPin::default()
+        };
+        let was = until_now(self.house, &self.before.config, &name);
+        let (perhaps, elsewhere) = (BTreeSet::new(), Vec::new());
+        let policies = Policies::Nowhere;
+        let mut taken = Taken { server, old, locked, was, replaced, policies, perhaps, elsewhere };
+        taken.permit_confirmed();
+        taken.settle(self.folder.as_deref(), &self.others, said);
+        // A question that is still to come may confirm a secret, but can't make a file the server's.
+        let may_be_confirmed =
+            said.asks(self.in_full, &taken) && !matches!(taken.policies, Policies::There(_));
+        if let Some(why) = taken.hindered().filter(|_| !may_be_confirmed) {
+            return Err(problem(why));
+        }
+        self.text = text;
+        Ok(taken)
+    }
+
+    /// Permits the references of `--secret`.
+    fn permit_named(&self, server: &mut Server) -> Result<(), Problem> {
+        let original = server.original.clone();
+        let own = self.secrets.iter().filter(|(of, ..)| of.is_none_or(|of| of == original));
+        for (_, name, from) in own {
+            let mut asks = false;
+            for (known, secret) in server.references_mut() {
+                // A header's may have been named by the variable in it.
+                asks |= known == name || secret.from == *from;
+                secret.permitted |= secret.from == *from;
+            }
+            if !asks {
+                return Err(Problem::of(format!(
+                    "`{}` of `--secret` is no secret and no header that `{}` asks for",
+                    brief(name),
+                    server.name
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Has the references that the operator gave a server at an earlier import be those of its description, unless
+/// others are named now. Notes about references that the server does not have then go.
+fn keep_references(server: &mut Server, old: &ServerPin) {
+    let mut gone = Vec::new();
+    for (name, secret) in server.references_mut() {
+        let earlier = old.confirmed.get(name).or_else(|| old.unconfirmed.get(name));
+        if let Some(earlier) =
+            earlier.filter(|earlier| **earlier != secret.from && !secret.permitted)
+        {
+            gone.push(std::mem::replace(&mut secret.from, earlier.clone()));
+        }
+    }
+    server.notes.retain(|note| {
+        let about = |from: &String| note.text.contains(&format!("`{from}`"));
+        note.kind == Kind::LeftOut || !gone.iter().any(about)
+    });
+}
+
+/// Has a tool that was off stay off, where the new description leaves it on. Tells what is otherwise.
+pub fn still_off(only: &mut Option<Vec<String>>, was: Option<&[String]>) -> Option<String> {
+    let said = only.clone();
+    if let Some(was) = was {
+        let both = said.as_deref().unwrap_or(was).iter().filter(|tool| was.contains(tool));
+        *only = Some(both.cloned().collect());
+    }
+    let set = |tools: Option<&[String]>| {
+        tools.map(|tools| tools.iter().cloned().collect::<BTreeSet<String>>())
+    };
+    let shown = |tools: Option<&[String]>| match tools {
+        Some(tools) => format!("[{}]", tools.join(", ")),
+        None => "all".to_owned(),
+    };
+    if set(said.as_deref()) != set(only.as_deref()) {
+        let (stays, said) = (shown(only.as_deref()), shown(said.as_deref()));
+        Some(format!("tools left on: stays {stays}, which is yours; the description says {said}"))
+    } else if set(was) != set(only.as_deref()) {
+        let (is, was) = (shown(only.as_deref()), shown(was));
+        Some(format!("tools left on: {is} instead of {was}"))
+    } else {
+        None
+    }
+}
+
+/// What a server's image was until now: what is locked, or what the config says itself.
+fn until_now(house: &Workspace, config: &Config, name: &str) -> Option<String> {
+    if let Some(content) = house.lock.servers.get(name).and_then(ServerPin::content) {
+        return Some(content.to_owned());
+    }
+    let (_, server) = config.servers.iter().find(|(known, _)| known.as_str() == name)?;
+    let fixed = images::fixed(server.image.as_deref()?).ok()??;
+    Some(fixed.meaning.as_str().to_owned())
+}
+
+/// The folder that policies are taken from.
+fn policies_folder(config: &Config, base: &std::path::Path) -> Option<PathBuf> {
+    if config.policy.bundle.is_some() {
+        return None;
+    }
+    let paths = config.policy.paths.iter().map(|path| base.join(path));
+    let mut folders =
+        paths.filter(|path| path.is_dir() || (!path.exists() && path.extension().is_none()));
+    folders.next()
+}

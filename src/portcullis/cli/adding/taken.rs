@@ -1,0 +1,177 @@
+//! A server that an import takes: what is written of it, and what hinders that.
+
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    Said,
+    confirm::{self, Others},
+};
+use portcullis_audit::record::{ImageDid, ImageDone};
+use portcullis_catalog::{
+    Run, Server,
+    lock::{self, ServerPin},
+    write::{Replacement, file_name, policy},
+};
+
+/// Server that is taken.
+pub struct Taken {
+    pub server: Server,
+    /// What the lock file has of its name. Confirmations are left of references alone that stand in the entry.
+    pub old: Option<ServerPin>,
+    pub locked: ServerPin,
+    /// What its image was until now.
+    pub was: Option<String>,
+    /// The entry that it replaces. `None`: it is new.
+    pub replaced: Option<Replaced>,
+    pub policies: Policies,
+    /// Secrets that nobody named or confirmed, and that the policies which stay may permit all the same.
+    pub perhaps: BTreeSet<String>,
+    /// Other files whose policies hold for it already, each with the secrets that it may permit and nobody
+    /// confirmed.
+    pub elsewhere: Vec<(PathBuf, BTreeSet<String>)>,
+}
+
+/// Entry that is replaced.
+pub struct Replaced {
+    /// The new entry. `None`: it has the values of the old one.
+    pub entry: Option<Replacement>,
+    /// Whether the operator wrote the old entry, or edited it since it was imported.
+    pub edited: bool,
+    /// Difference in the tools that are left on.
+    pub tools: Option<String>,
+}
+
+/// What becomes of a server's policies.
+pub enum Policies {
+    /// There is no folder for them.
+    Nowhere,
+    /// They are written, in the place of a text that the operator edited, if there is one.
+    Written { path: PathBuf, text: String, edited: Option<String> },
+    /// They are what would be written.
+    Same,
+    /// Others are there already, of which nobody knows what they permit: the server is not taken.
+    There(PathBuf),
+    /// Somebody changed them, and they stay. With what would be written.
+    Changed(PathBuf, String),
+}
+
+impl Policies {
+    fn of(
+        folder: Option<&Path>,
+        server: &Server,
+        locked: Option<&ServerPin>,
+        said: &Said,
+        again: bool,
+        seen: bool,
+    ) -> Self {
+        let Some(folder) = folder else { return Self::Nowhere };
+        let (path, text) = (folder.join(file_name(&server.name)), policy(server));
+        let ours = locked.and_then(|locked| locked.policies.as_deref()).filter(|_| again);
+        // Who took them away may have meant it.
+        let never = !again || locked.is_none_or(|locked| locked.source.is_none());
+        if never && !path.exists() {
+            return Self::Written { path, text, edited: None };
+        }
+        // What can't be read is nothing that was written so.
+        let there = std::fs::read(&path).unwrap_or_default();
+        if there == text.as_bytes() {
+            Self::Same
+        } else if seen || ours == Some(&*lock::digest(&there)) {
+            Self::Written { path, text, edited: None }
+        } else if said.overwrite_policies {
+            let edited = Some(String::from_utf8_lossy(&there).into_owned());
+            Self::Written { path, text, edited }
+        } else if !again {
+            Self::There(path)
+        } else {
+            Self::Changed(path, text)
+        }
+    }
+
+    fn digest(&self, server: &Server) -> Option<String> {
+        match self {
+            Self::Written { .. } | Self::Same => Some(lock::digest(policy(server).as_bytes())),
+            Self::Nowhere | Self::There(_) | Self::Changed(..) => None,
+        }
+    }
+}
+
+impl Taken {
+    /// Decides what becomes of its policies, and what is locked of them and of what is confirmed.
+    pub fn settle(&mut self, folder: Option<&Path>, others: &Others, said: &Said) {
+        let (old, again) = (self.old.as_ref(), self.replaced.is_some());
+        // What is there was what would be written, before a secret was confirmed.
+        let seen = matches!(self.policies, Policies::Same);
+        self.policies = Policies::of(folder, &self.server, old, said, again, seen);
+        self.perhaps = match &self.policies {
+            Policies::Changed(path, _) => {
+                let names = self.open().map(|(name, _)| name);
+                confirm::perhaps_permitted(&confirm::policies(path), &self.server.name, names)
+            }
+            _ => BTreeSet::new(),
+        };
+        self.elsewhere = self.permitted_elsewhere(folder, others);
+        self.locked.policies = self.policies.digest(&self.server);
+        self.locked.confirmed = self.locked_references(true);
+        self.locked.unconfirmed = self.locked_references(false);
+        self.locked.destination = self.server.destination();
+    }
+
+    /// Whether it brings anything that was not there before.
+    pub fn is_news(&self) -> bool {
+        let changed = |replaced: &Replaced| replaced.entry.is_some();
+        self.replaced.as_ref().is_none_or(changed)
+            || matches!(self.policies, Policies::Written { .. })
+    }
+
+    /// Why it can't be written as it is: policies that are there may permit what nobody confirmed.
+    pub fn hindered(&self) -> Option<String> {
+        if let Policies::There(path) = &self.policies {
+            return Some(format!(
+                "{} exists and has other rules; remove it, or let the import write it with `--replace \
+                 --overwrite-policies`",
+                path.display()
+            ));
+        }
+        if !self.is_news() {
+            return None;
+        }
+        let listed = |secrets: &BTreeSet<String>| {
+            let names: Vec<String> = secrets.iter().map(|name| format!("`{name}`")).collect();
+            names.join(", ")
+        };
+        if let Policies::Changed(path, _) = &self.policies
+            && !self.perhaps.is_empty()
+        {
+            return Some(format!(
+                "{} was changed by hand and may permit {}, which nobody confirmed: confirm it with `--secret \
+                 NAME=REFERENCE`, or let the import write the file with `--overwrite-policies`",
+                path.display(),
+                listed(&self.perhaps)
+            ));
+        }
+        // Of a server that is there, a reference may be the operator's own.
+        let mut elsewhere = self.elsewhere.iter().filter(|_| self.replaced.is_some());
+        let (path, secrets) = elsewhere.find(|(_, secrets)| !secrets.is_empty())?;
+        Some(format!(
+            "{} may permit {}, which nobody confirmed: confirm it with `--secret NAME=REFERENCE`",
+            path.display(),
+            listed(secrets)
+        ))
+    }
+
+    /// What is on record of it before it is locked: an image that was another, or none.
+    pub fn locking(&self) -> Option<ImageDone> {
+        let Run::Image { image, .. } = &self.server.run else { return None };
+        let digest = self.locked.content()?.to_owned();
+        (self.was.as_deref() != Some(&*digest)).then_some(ImageDone {
+            server: self.server.name.parse().ok()?,
+            image: image.to_string(),
+            digest,
+            what: ImageDid::Locked { was: self.was.clone() },
+        })
+    }
+}

@@ -1,0 +1,163 @@
+//! `portcullis profile`: named sets of servers.
+
+mod create;
+mod export;
+mod import;
+mod overrides;
+
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+
+use super::{
+    Context, Exit,
+    adding::Said,
+    catalog::{Workspace, file, pushed},
+};
+use portcullis_catalog::{PROFILE, profile_file::Profile};
+use portcullis_protocol::names::ServerName;
+
+pub(super) use overrides::narrow;
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Verb {
+    /// List the profiles in the config's folder
+    Ls,
+    /// Show the servers of a profile
+    Show {
+        /// The profile's name
+        name: String,
+    },
+    /// Create or overwrite a profile of servers in the config
+    Create {
+        /// The profile's name
+        name: String,
+        /// A server of the config; repeatable
+        #[arg(long = "server", value_name = "SERVER", required = true)]
+        servers: Vec<ServerName>,
+        /// A title, for people
+        #[arg(long)]
+        title: Option<String>,
+        #[command(flatten)]
+        settings: create::Set,
+    },
+    /// Export a profile in Docker's format (JSON or YAML), without secret values and folders
+    Export {
+        /// The profile's name
+        name: String,
+        /// The file. Default: standard output
+        file: Option<PathBuf>,
+    },
+    /// Import a profile in Docker's format: adds its servers to the config, and the profile
+    Import {
+        /// The file
+        file: PathBuf,
+        /// Local name. Default: the profile's own name
+        #[arg(long)]
+        name: Option<String>,
+        #[command(flatten)]
+        said: Said,
+    },
+    /// Push a profile to an OCI registry
+    Push {
+        /// The profile's name
+        name: String,
+        /// The artifact: `HOST/NAME:TAG`
+        reference: String,
+    },
+    /// Pull a profile from an OCI registry, and import it
+    Pull {
+        /// The artifact: `HOST/NAME:TAG` or `HOST/NAME@sha256:…`
+        reference: String,
+        /// Local name. Default: the profile's own name
+        #[arg(long)]
+        name: Option<String>,
+        #[command(flatten)]
+        said: Said,
+    },
+}
+
+/// Runs the verb.
+pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
+    let mut house = Workspace::open(ctx)?;
+    match args.verb {
+        Verb::Ls => ls(ctx, &house),
+        Verb::Show { name } => show(ctx, &house, &name),
+        Verb::Create { name, servers, title, settings } => {
+            create::run(ctx, &house, &name, servers, title, &settings)
+        }
+        Verb::Export { name, file } => export::run(ctx, &house, &name, file),
+        Verb::Import { file: path, name, said } => {
+            let fetched = file(&path)?;
+            let source = house.place(&path);
+            import::run(ctx, &mut house, fetched, &source, name, &said).await
+        }
+        Verb::Push { name, reference } => {
+            let content = export::content(ctx, &house, &name)?;
+            let digest = {
+                let _progress = ctx.progress(format!("pushing {reference}"));
+                house.push(&reference, PROFILE, &content).await?
+            };
+            pushed(ctx, &reference, &digest)
+        }
+        Verb::Pull { reference, name, said } => {
+            let fetched = {
+                let _progress = ctx.progress(format!("pulling {reference}"));
+                house.artifact(&reference, &[PROFILE]).await?
+            };
+            import::run(ctx, &mut house, fetched, &format!("oci://{reference}"), name, &said).await
+        }
+    }
+}
+
+fn ls(ctx: &Context, house: &Workspace) -> anyhow::Result<Exit> {
+    let mut rows = Vec::new();
+    for name in Profile::all(&house.base)? {
+        let profile = Profile::read(&house.base, &name)?;
+        rows.push((name, profile));
+    }
+    if ctx.is_json() {
+        let all: serde_json::Map<String, Value> =
+            rows.into_iter().map(|(name, profile)| (name, json!(profile))).collect();
+        ctx.json(&all)?;
+    } else {
+        let rows = rows.into_iter().map(|(name, profile)| {
+            [name, profile.servers.join(", "), profile.title.unwrap_or_default()]
+        });
+        ctx.table(&["NAME", "SERVERS", "TITLE"], rows)?;
+    }
+    Ok(Exit::Ok)
+}
+
+fn show(ctx: &Context, house: &Workspace, name: &str) -> anyhow::Result<Exit> {
+    let profile = Profile::read(&house.base, name)?;
+    if ctx.is_json() {
+        ctx.json(&profile)?;
+        return Ok(Exit::Ok);
+    }
+    let loaded = ctx.load()?;
+    let rows = profile.servers.iter().map(|name| {
+        let settings = profile.settings.get(name);
+        let tools = settings.and_then(|settings| settings.tools.as_ref());
+        let tools = tools.map_or("all".to_owned(), |tools| tools.join(", "));
+        let otherwise = settings.map_or(String::new(), |settings| {
+            let names = settings.env.keys().chain(settings.secrets.keys());
+            names.map(String::as_str).collect::<Vec<_>>().join(", ")
+        });
+        let server = loaded.config.servers.iter().find(|(known, _)| known.as_str() == name);
+        let what = server.map_or("(not in the config)".to_owned(), |(_, server)| {
+            let program = server.command.as_ref().and_then(|command| command.first());
+            let what = server.image.as_ref().or(server.url.as_ref()).or(program);
+            what.cloned().unwrap_or_default()
+        });
+        [name.clone(), what, tools, otherwise]
+    });
+    ctx.table(&["SERVER", "WHAT IT IS", "TOOLS LEFT ON", "OTHERWISE"], rows)?;
+    Ok(Exit::Ok)
+}
