@@ -1,4 +1,4 @@
-//! Common parts of all layers: files, keys, memory, text and units.
+//! Common parts of all layers: backoff, files, keys, memory, text and units.
 //!
 //! # Invariants
 //! - Nothing here knows MCP, policies or the config.
@@ -6,6 +6,7 @@
 
 pub mod allocator;
 pub mod atomic_file;
+pub mod backoff;
 pub mod fair_semaphore;
 pub mod json;
 pub mod json_pointer;

@@ -27,14 +27,14 @@ use crate::{
     peer::Peer,
     refusal::{Code, Refusal},
 };
+use portcullis_foundation::backoff::Backoff;
 
 /// From its creation until somebody is attached.
 const UNATTACHED: Duration = Duration::from_secs(60);
 /// For the proxy to remove it by itself.
 const GRACE: Duration = Duration::from_secs(20);
-/// Between the first removal that failed and the second; then twice as long each time.
-const PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// Pauses between failed removals.
+const BACKOFF: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
 /// For the engine to be done with a creation that it did not answer in time.
 const LATE: Duration = Duration::from_secs(600);
 /// For all to be removed at the guard's end: less than an init waits before it kills.
@@ -120,8 +120,7 @@ impl Leases {
         let leases = self.clone();
         tokio::spawn(async move {
             let given_up = tokio::time::Instant::now() + LATE;
-            let mut pause = PAUSE;
-            loop {
+            for pauses in 0.. {
                 match leases.recover(&name, &guard).await {
                     Ok(Removal::Done) => {
                         tracing::warn!(container = name, "removed: its creation was not answered");
@@ -133,8 +132,7 @@ impl Leases {
                         tracing::error!(container = name, "not removed yet: {}", refusal.why);
                     }
                 }
-                sleep(pause).await;
-                pause = (pause * 2).min(LONGEST_PAUSE);
+                sleep(BACKOFF.pause(pauses)).await;
             }
             drop(place);
         });
@@ -206,8 +204,10 @@ impl Leases {
     /// Removes a container, and tries again until it is gone. It keeps its place until then.
     async fn end(&self, id: &str, why: &str) {
         let short = id.get(..12).unwrap_or(id);
-        let mut pause = PAUSE;
-        while self.find(id).is_some() {
+        for pauses in 0.. {
+            if self.find(id).is_none() {
+                return;
+            }
             match remove(&self.engine, id).await {
                 Ok(Removal::Done) => {
                     tracing::warn!(container = short, "removed: {why}");
@@ -219,8 +219,7 @@ impl Leases {
                     tracing::error!(container = short, "not removed yet ({why}): {}", refusal.why);
                 }
             }
-            sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            sleep(BACKOFF.pause(pauses)).await;
         }
     }
 }

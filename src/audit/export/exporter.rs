@@ -17,6 +17,7 @@ use super::{
     target::{Sink, Undelivered},
 };
 use crate::{line::Line, proof::Hash};
+use portcullis_foundation::backoff::Backoff;
 
 /// The records of a log, as they become durable.
 pub(super) trait Source: Send + Sync + 'static {
@@ -307,8 +308,8 @@ impl Stream {
         self.parts.meters.failures.inc();
         self.failures = self.failures.saturating_add(1);
         let pace = self.parts.pace;
-        let doubled = pace.least.saturating_mul(1 << self.failures.saturating_sub(1).min(16));
-        let mut wait = jittered(doubled.min(pace.most));
+        let backoff = Backoff::new(pace.least, pace.most);
+        let mut wait = jittered(backoff.pause(self.failures.saturating_sub(1)));
         match undelivered {
             Undelivered::Later { wait: asked, .. } => wait = wait.max(*asked),
             Undelivered::TooLarge(_) if self.size > 1 => {

@@ -25,14 +25,14 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::{note_file, verify::CHECKPOINTS};
-use portcullis_foundation::atomic_file;
+use portcullis_foundation::{atomic_file, backoff::Backoff};
 
 use send::Sender;
 
 /// Bytes of checkpoints that are read at once.
 const CHUNK: u64 = 256 << 10;
-/// The first pause after a failure, and the longest.
-const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// Pauses after failures.
+const BACKOFF: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
 /// How long the end waits for what is still to be delivered.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -188,12 +188,12 @@ struct Teller {
 
 impl Teller {
     fn run(mut self, nudged: &mpsc::Receiver<()>) {
-        let mut pause = PAUSES.0;
+        let mut pauses = 0;
         let mut offset = self.begin();
         loop {
             match self.tell(&mut offset) {
                 Ok(()) => {
-                    pause = PAUSES.0;
+                    pauses = 0;
                     if nudged.recv().is_err() {
                         // The last one may have been made since.
                         let _ = self.tell(&mut offset);
@@ -207,9 +207,9 @@ impl Teller {
                     let to = status.to.clone();
                     drop(status);
                     tracing::warn!(%error, to, "checkpoint could not be sent to a witness");
-                    match wait(nudged, pause) {
+                    match wait(nudged, BACKOFF.pause(pauses)) {
                         Err(RecvTimeoutError::Disconnected) => return,
-                        _ => pause = (pause * 2).min(PAUSES.1),
+                        _ => pauses += 1,
                     }
                 }
             }
