@@ -37,6 +37,7 @@ mod maintenance;
 mod resource_watches;
 mod running;
 mod server;
+mod signature_cache;
 mod warm_pool;
 
 pub use deadline::{Deadline, PauseGuard};
