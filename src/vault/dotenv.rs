@@ -1,18 +1,19 @@
-//! One variable of a `.env` file.
+//! Reads one variable of a `.env` file.
 //!
-//! There is no specification, and readers differ: most put in other variables where `$` stands
-//! (`dotenvy` even those of the process), Docker's `--env-file` does not, and of a name that stands
-//! twice some take the first and some the last. A secret that is cut or exchanged without a word
-//! is worse than none, so whatever readers differ about is refused here, with the way to write it.
+//! There is no specification, and parsers differ. Most expand `$` (`dotenvy` even with the
+//! process's variables); Docker's `--env-file` does not. Of a name that occurs twice, some take the
+//! first value and some the last. A silently truncated or wrong secret is worse than an error, so
+//! every line that parsers read differently is refused, and the error says how to write it.
 
 use zeroize::Zeroizing;
 
 use crate::{error::Why, source::legal_variable};
 
-/// The value of a variable in the text of such a file.
+/// Value of a variable in the text of a `.env` file.
 ///
 /// # Errors
-/// Where there is none, or readers would not agree which. Names the line, never what is on it.
+/// If the variable is missing, or parsers read its line differently. Names the line, never its
+/// content.
 pub(crate) fn find(text: &str, name: &str) -> Result<Zeroizing<String>, Why> {
     let mut found = None;
     let mut lines = text.lines().zip(1..);
@@ -29,7 +30,7 @@ pub(crate) fn find(text: &str, name: &str) -> Result<Zeroizing<String>, Why> {
             return Err(bad("the text before `=` is not a variable name"));
         }
         let mut value = Zeroizing::new(value.trim_start().to_owned());
-        // A quoted value may go on in the lines that follow.
+        // A quoted value may continue on the following lines.
         if let Some(quote @ ('"' | '\'')) = value.chars().next() {
             while end(&value, quote).is_none() {
                 let Some((more, _)) = lines.next() else {
@@ -43,14 +44,14 @@ pub(crate) fn find(text: &str, name: &str) -> Result<Zeroizing<String>, Why> {
             continue;
         }
         if found.is_some() {
-            return Err(bad("this variable stands here a second time: keep one"));
+            return Err(bad("this variable is set a second time: keep one"));
         }
         found = Some(read(&value).map_err(bad)?);
     }
-    found.ok_or_else(|| Why::new("it has no such variable"))
+    found.ok_or_else(|| Why::new("it does not have this variable"))
 }
 
-/// Where a quoted text ends: the place of the closing quote.
+/// Position of the closing quote.
 fn end(value: &str, quote: char) -> Option<usize> {
     let mut escaped = false;
     value.char_indices().skip(1).find_map(|(at, c)| {
@@ -61,8 +62,7 @@ fn end(value: &str, quote: char) -> Option<usize> {
 }
 
 fn read(value: &str) -> Result<Zeroizing<String>, &'static str> {
-    const DOLLAR: &str =
-        "`$` would be read as a variable by some: put the value into single quotes";
+    const DOLLAR: &str = "some parsers expand `$`: put the value into single quotes";
     let Some(quote @ ('"' | '\'')) = value.chars().next() else {
         let bare = match value.find(" #").or_else(|| value.find("\t#")) {
             Some(comment) => &value[..comment],
@@ -80,7 +80,7 @@ fn read(value: &str) -> Result<Zeroizing<String>, &'static str> {
     let end = end(value, quote).ok_or("its quote is never closed")?;
     let after = value[end + 1..].trim();
     if !after.is_empty() && !after.starts_with('#') {
-        return Err("something stands behind the closing quote");
+        return Err("there is text after the closing quote");
     }
     let inside = &value[1..end];
     if quote == '\'' {
@@ -96,7 +96,7 @@ fn read(value: &str) -> Result<Zeroizing<String>, &'static str> {
                 Some(c @ ('"' | '\\' | '$')) => c,
                 _ => {
                     return Err(
-                        "a backslash here has no meaning: put the value into single quotes",
+                        "parsers differ about this backslash: put the value into single quotes",
                     );
                 }
             },
@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_all_readers_agree_on() {
+    fn unambiguous_lines_are_read() {
         let file = "# comment\n\nA=plain # comment\n export B = 'as $is \\n'\nC=\"a\\nb\\\\c\\\"d\\$e\"\n\
                     D='two\nlines' # comment\r\nE=x#y\nF=\nG=\"\"\n";
         for (name, value) in [
@@ -125,11 +125,11 @@ mod tests {
         ] {
             assert_eq!(find(file, name).unwrap().as_str(), value, "{name}");
         }
-        assert_eq!(find(file, "H").unwrap_err().to_string(), "it has no such variable");
+        assert_eq!(find(file, "H").unwrap_err().to_string(), "it does not have this variable");
     }
 
     #[test]
-    fn what_readers_differ_about_is_refused_and_not_repeated() {
+    fn ambiguous_lines_are_refused_and_not_repeated() {
         let word = ["hun", "ter2"].concat();
         for (value, what) in [
             (format!("{word}$HOME"), "`$`"),
@@ -138,7 +138,7 @@ mod tests {
             (format!("{word}'b"), "quotes, backslashes"),
             (format!("\"{word}"), "never closed"),
             (format!("\"{word}\\x\""), "backslash"),
-            (format!("'{word}'{word}"), "behind the closing quote"),
+            (format!("'{word}'{word}"), "after the closing quote"),
             (format!("{word}\nA={word}"), "second time"),
             (format!("{word}\n{word}"), "not NAME=VALUE"),
             (format!("{word}\n{word} x={word}"), "not a variable name"),

@@ -1,10 +1,10 @@
-//! HashiCorp Vault (and OpenBao, which speaks the same): one field of one secret of a key-value
-//! engine, of version 1 or 2.
+//! HashiCorp Vault and OpenBao, which has the same API: one field of one secret of a key-value
+//! engine, version 1 or 2.
 //!
-//! Where it is and who asks comes from the environment, by the names that Vault's own tools use:
+//! Address and credentials come from the environment, by the names of Vault's own tools:
 //! `VAULT_ADDR`, `VAULT_NAMESPACE`, `VAULT_CACERT`; a token in `VAULT_TOKEN` or in the file of
 //! `VAULT_TOKEN_FILE`, or a role in `VAULT_ROLE_ID` with `VAULT_SECRET_ID` or
-//! `VAULT_SECRET_ID_FILE`. A token that a role was given is given back after its one use.
+//! `VAULT_SECRET_ID_FILE`. A role's token is revoked after its one use.
 
 use std::{borrow::Cow, collections::HashMap, env, fs, net::IpAddr, time::Duration};
 
@@ -16,23 +16,24 @@ use zeroize::Zeroizing;
 
 use crate::{Secret, error::Why, headers};
 
-/// Bytes of an answer that are read.
-const MAX_ANSWER: usize = 1 << 20;
-/// The time that one request may take.
-const REQUEST: Duration = Duration::from_secs(8);
+/// Limit of an answer in bytes.
+const MAX_ANSWER_BYTES: usize = 1 << 20;
+/// Time limit for one request.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(8);
 
 const NAMESPACE: HeaderName = HeaderName::from_static("x-vault-namespace");
-/// Without it, Vault's agents refuse requests that a browser could be made to send.
-const REQUESTED: HeaderName = HeaderName::from_static("x-vault-request");
+/// Vault's agents refuse requests without this header, because a browser could be made to send
+/// them.
+const REQUEST_MARKER: HeaderName = HeaderName::from_static("x-vault-request");
 
-/// One field of the secret at `path`, which is written as for `vault kv get`.
+/// One field of the secret at `path`, in the form of `vault kv get`.
 pub(crate) async fn field(path: &str, field: &str) -> Result<Zeroizing<String>, Why> {
     let vault = Vault::of_environment()?;
     let (token, given) = vault.token().await?;
     let value = vault.read(&token, path, field).await;
     if given {
         let url = vault.url(["auth", "token", "revoke-self"])?;
-        // It runs out by itself, too.
+        // The token also expires by itself.
         let _ = vault.ask(Method::POST, url, Some(&token), None).await;
     }
     value
@@ -44,7 +45,7 @@ struct Vault {
     namespace: Option<String>,
 }
 
-/// What `sys/internal/ui/mounts` says of the engine that a path belongs to.
+/// Mount of the engine that a path belongs to, from `sys/internal/ui/mounts`.
 #[derive(Deserialize)]
 struct Mount {
     path: String,
@@ -73,15 +74,17 @@ impl Vault {
         });
         if address.scheme() != "https" && !(address.scheme() == "http" && loopback) {
             return Err(Why::new(
-                "`VAULT_ADDR` is not https: plain http would show secrets on the network, and is \
-                 taken for this machine only",
+                "`VAULT_ADDR` is not https: plain http exposes secrets on the network, and is \
+                 accepted for this machine only",
             ));
         }
-        // An error says that a provider is there already.
+        // Fails only if a provider is already installed.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        // A redirect or a proxy of the environment would carry the token to another place.
-        let mut client =
-            Client::builder().no_proxy().redirect(redirect::Policy::none()).timeout(REQUEST);
+        // A redirect or a proxy of the environment would send the token elsewhere.
+        let mut client = Client::builder()
+            .no_proxy()
+            .redirect(redirect::Policy::none())
+            .timeout(REQUEST_TIMEOUT);
         if let Some(file) = variable("VAULT_CACERT")? {
             let bad = |why: String| Why::new(format!("`VAULT_CACERT`, {file}: {why}"));
             let pem = fs::read(&file).map_err(|error| bad(error.to_string()))?;
@@ -93,18 +96,18 @@ impl Vault {
         }
         let client = client
             .build()
-            .map_err(|error| Why::new(format!("no HTTP client could be made: {error}")))?;
+            .map_err(|error| Why::new(format!("the HTTP client cannot be created: {error}")))?;
         Ok(Self { client, address, namespace: variable("VAULT_NAMESPACE")? })
     }
 
-    /// The token, and whether it was given for this alone.
+    /// The token, and whether it was issued for this request only.
     async fn token(&self) -> Result<(Secret, bool), Why> {
         if let Some(token) = secret("VAULT_TOKEN", "VAULT_TOKEN_FILE")? {
             return Ok((token, false));
         }
         let Some(role) = variable("VAULT_ROLE_ID")? else {
             return Err(Why::new(
-                "nobody asks: export `VAULT_TOKEN`, `VAULT_TOKEN_FILE`, or `VAULT_ROLE_ID` with \
+                "no credentials: export `VAULT_TOKEN`, `VAULT_TOKEN_FILE`, or `VAULT_ROLE_ID` with \
                  `VAULT_SECRET_ID_FILE`",
             ));
         };
@@ -125,7 +128,7 @@ impl Vault {
         let login: Login = match answer {
             (StatusCode::OK, body) => read(&body)?,
             (status, _) => {
-                return Err(Why::new(format!("Vault does not let the role in (HTTP {status})")));
+                return Err(Why::new(format!("Vault refuses the role's login (HTTP {status})")));
             }
         };
         Ok((Secret::new(login.auth.client_token), true))
@@ -137,12 +140,13 @@ impl Vault {
         path: &str,
         field: &str,
     ) -> Result<Zeroizing<String>, Why> {
-        let refused = || Why::new("Vault's policies do not let this token read there");
+        let refused = || Why::new("Vault's policies do not permit this token to read that path");
         let steps = ["sys", "internal", "ui", "mounts"].into_iter().chain(path.split('/'));
         let (status, body) = self.ask(Method::GET, self.url(steps)?, Some(token), None).await?;
         let mount = match status {
             StatusCode::OK => Some(read::<Answer<Mount>>(&body)?.data),
-            // As Vault's own client has it: then it is an old one, which has version 1 alone.
+            // As in Vault's own client: then it is an old version, which has only version 1 of the
+            // engine.
             StatusCode::NOT_FOUND => None,
             StatusCode::FORBIDDEN => return Err(refused()),
             other => return Err(odd(other)),
@@ -157,7 +161,7 @@ impl Vault {
                 let mount = mount.path.trim_matches('/');
                 let rest = path.strip_prefix(mount).and_then(|rest| rest.strip_prefix('/'));
                 let rest = rest.filter(|rest| !rest.is_empty()).ok_or_else(|| {
-                    Why::new(format!("`{mount}` is an engine: name a secret in it"))
+                    Why::new(format!("`{mount}` is an engine: add the path of a secret"))
                 })?;
                 format!("{mount}/data/{rest}")
             }
@@ -167,14 +171,19 @@ impl Vault {
         match status {
             StatusCode::OK => {}
             StatusCode::FORBIDDEN => return Err(refused()),
-            StatusCode::NOT_FOUND => return Err(Why::new("Vault has no secret there")),
+            StatusCode::NOT_FOUND => return Err(Why::new("Vault has no secret at that path")),
             other => return Err(odd(other)),
         }
         let fields = match versioned {
             None => read::<Answer<Fields<'_>>>(&body)?.data,
             Some(_) => read::<Answer<Answer<Fields<'_>>>>(&body)?.data.data,
         };
-        let value = fields.0.get(field).ok_or_else(|| Why::new("the secret has no such field"))?;
+        let value = fields.0.get(field).ok_or_else(|| {
+            Why::new(
+                "the secret does not have this \
+            field",
+            )
+        })?;
         let value = serde_json::from_str::<String>(value.get());
         value.map(Zeroizing::new).map_err(|_| Why::new("the field is not text"))
     }
@@ -203,10 +212,10 @@ impl Vault {
         };
         let mut more = match token {
             Some(token) => headers(&[("x-vault-token".to_owned(), token.clone())])
-                .map_err(|_| Why::new("the token of Vault holds characters that no token has"))?,
+                .map_err(|_| Why::new("the token contains characters that are not legal in one"))?,
             None => HeaderMap::new(),
         };
-        more.insert(REQUESTED, HeaderValue::from_static("true"));
+        more.insert(REQUEST_MARKER, HeaderValue::from_static("true"));
         if let Some(namespace) = &self.namespace {
             let namespace = HeaderValue::try_from(namespace)
                 .map_err(|_| Why::new("`VAULT_NAMESPACE` is not a namespace"))?;
@@ -217,10 +226,10 @@ impl Vault {
             request = request.body(body.as_bytes().to_vec());
         }
         let mut response = request.send().await.map_err(unreachable)?;
-        let mut all = Zeroizing::new(Vec::with_capacity(MAX_ANSWER));
+        let mut all = Zeroizing::new(Vec::with_capacity(MAX_ANSWER_BYTES));
         while let Some(chunk) = response.chunk().await.map_err(unreachable)? {
-            if all.len() + chunk.len() > MAX_ANSWER {
-                return Err(Why::new("Vault's answer has more than 1 MiB"));
+            if all.len() + chunk.len() > MAX_ANSWER_BYTES {
+                return Err(Why::new("Vault's answer is larger than 1 MiB"));
             }
             all.extend_from_slice(&chunk);
         }
@@ -231,12 +240,12 @@ impl Vault {
 fn odd(status: StatusCode) -> Why {
     Why::new(match status.as_u16() {
         503 => "Vault is sealed or under maintenance".to_owned(),
-        300..400 => "Vault sends elsewhere: name its active node in `VAULT_ADDR`".to_owned(),
+        300..400 => "Vault redirects: set `VAULT_ADDR` to its active node".to_owned(),
         code => format!("Vault answers with HTTP {code}"),
     })
 }
 
-/// What an error of the client comes from, without the URL.
+/// Causes of a client error, without the URL.
 fn causes(error: &dyn std::error::Error) -> String {
     let mut words = error.to_string();
     let mut next = error.source();
@@ -249,7 +258,7 @@ fn causes(error: &dyn std::error::Error) -> String {
 
 fn read<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Why> {
     serde_json::from_slice(body)
-        .map_err(|_| Why::new("the answer is not what Vault's API says: is it Vault?"))
+        .map_err(|_| Why::new("the answer does not match Vault's API: check `VAULT_ADDR`"))
 }
 
 fn variable(name: &str) -> Result<Option<String>, Why> {
@@ -261,7 +270,7 @@ fn variable(name: &str) -> Result<Option<String>, Why> {
     }
 }
 
-/// A secret of the environment, or of the file that the environment names.
+/// Secret from an environment variable, or from the file that a variable names.
 fn secret(name: &str, file: &str) -> Result<Option<Secret>, Why> {
     if let Some(value) = variable(name)? {
         return Ok(Some(Secret::new(value)));

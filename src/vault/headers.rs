@@ -1,22 +1,22 @@
-//! Secrets as headers of HTTP.
+//! Secrets as HTTP headers.
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::Secret;
 
-/// A header that cannot be sent. Names it, never its value.
+/// Error for a header that cannot be sent. Names it, never its value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IllegalHeader {
-    #[error("`{}` is no header", .0.escape_default())]
+    #[error("`{}` is not a header name", .0.escape_default())]
     Name(String),
     #[error("the value of the header `{0}` is not legal")]
     Value(HeaderName),
 }
 
-/// These headers, marked as sensitive, so that no client of HTTP shows or indexes them.
+/// Headers marked as sensitive, so that HTTP clients neither show nor index them.
 ///
 /// # Errors
-/// The first that cannot be sent.
+/// The first header that cannot be sent.
 pub fn headers(secrets: &[(String, Secret)]) -> Result<HeaderMap, IllegalHeader> {
     let mut map = HeaderMap::new();
     for (name, value) in secrets {

@@ -1,5 +1,5 @@
-//! Programs that keep secrets: started without a shell, given what they need on standard input,
-//! and read no further than a secret may be long. What they write to standard error is nobody's.
+//! Runs programs that store secrets: without a shell, with their input on standard input. Output
+//! beyond the length limit of a secret is not read, and standard error is ignored.
 
 use std::{io, process::Stdio};
 
@@ -15,15 +15,15 @@ use zeroize::Zeroizing;
 
 use crate::{MAX_BYTES, error::Why};
 
-/// What a program said.
+/// Result of a program.
 pub(crate) struct Said {
-    /// Its exit code, where no signal ended it.
+    /// Exit code, unless a signal ended the program.
     pub code: Option<i32>,
     pub out: Zeroizing<Vec<u8>>,
 }
 
 impl Said {
-    /// Its words, where it ended well.
+    /// Output, if the program succeeded.
     pub fn well(self, program: &str) -> Result<Zeroizing<Vec<u8>>, Why> {
         match self.code {
             Some(0) => Ok(self.out),
@@ -33,7 +33,7 @@ impl Said {
     }
 }
 
-/// A group of processes that ends when nobody waits for it any more.
+/// Process group that is killed on drop.
 struct Group(Option<Pid>);
 
 impl Drop for Group {
@@ -44,7 +44,7 @@ impl Drop for Group {
     }
 }
 
-/// Runs a program of `PATH`.
+/// Runs a program found in `PATH`.
 pub(crate) async fn run(program: &str, arguments: &[&str], input: &[u8]) -> Result<Said, Why> {
     let failed = |error: io::Error| Why::new(format!("`{program}` failed: {error}"));
     let mut child = Command::new(program)
@@ -64,11 +64,11 @@ pub(crate) async fn run(program: &str, arguments: &[&str], input: &[u8]) -> Resu
     let pid = child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw);
     let mut group = Group(pid);
     let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
-    // The room for all of it at once: a buffer that grows leaves copies behind.
+    // Allocated in full: a growing buffer leaves copies behind.
     let mut out = Zeroizing::new(Vec::with_capacity(MAX_BYTES + 1));
     let write = async {
         if let Some(mut stdin) = stdin {
-            // One that does not read has its reasons, and an exit code for them.
+            // A program that does not read its input reports that by its exit code.
             let _ = stdin.write_all(input).await;
         }
     };

@@ -1,18 +1,18 @@
-//! Keys that the kernel keeps (keyrings(7)).
+//! Keys of the kernel (keyrings(7)).
 
 use linux_keyutils::{KeyError, KeyRing, KeyRingIdentifier};
 use zeroize::Zeroizing;
 
 use crate::{MAX_BYTES, error::Why, resolve::text};
 
-/// The key of type `user` with that description, of the session's keyring and what is linked to it.
+/// Key of type `user` with that description, in the session keyring or a keyring linked to it.
 pub(crate) fn key(description: &str) -> Result<Zeroizing<String>, Why> {
     let ring = KeyRing::from_special_id(KeyRingIdentifier::Session, false).map_err(|e| why(&e))?;
     let key = ring.search(description).map_err(|e| why(&e))?;
     let mut bytes = Zeroizing::new(vec![0; MAX_BYTES + 1]);
     let length = key.read(&mut *bytes).map_err(|e| why(&e))?;
     if length > MAX_BYTES {
-        return Err(Why::new(format!("it has more than {} KiB", MAX_BYTES >> 10)));
+        return Err(Why::new(format!("it is larger than {} KiB", MAX_BYTES >> 10)));
     }
     bytes.truncate(length);
     text(bytes).ok_or_else(|| Why::new("it is not UTF-8 text"))
@@ -21,16 +21,17 @@ pub(crate) fn key(description: &str) -> Result<Zeroizing<String>, Why> {
 fn why(error: &KeyError) -> Why {
     Why::new(match error {
         KeyError::KeyDoesNotExist | KeyError::KeyringDoesNotExist => {
-            "the session's keyring has no such key: `keyctl padd user DESCRIPTION @u` adds one, \
+            "the session keyring does not have this key: `keyctl padd user DESCRIPTION @u` adds \
+            one, \
              and `keyctl link @u @s` lets a session find it"
                 .to_owned()
         }
         KeyError::KeyExpired => "the key has expired".to_owned(),
         KeyError::KeyRevoked => "the key was revoked".to_owned(),
         KeyError::AccessDenied | KeyError::PermissionDenied => {
-            "the kernel does not let this process read it".to_owned()
+            "the kernel does not permit this process to read it".to_owned()
         }
-        KeyError::OperationNotSupported => "this kernel keeps no keys".to_owned(),
-        other => format!("the kernel says {other:?}"),
+        KeyError::OperationNotSupported => "this kernel does not support keys".to_owned(),
+        other => format!("the kernel reports {other:?}"),
     })
 }

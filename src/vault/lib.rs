@@ -4,7 +4,7 @@
 //! - No error, `Debug` or `Display` of this crate contains a value, a reference that could be a
 //!   value (a secret pasted in place of its reference), or text that an external secret store
 //!   wrote.
-//! - Whatever the source, fetching a value ends within [`PATIENCE`] and takes at most
+//! - Whatever the source, fetching a value ends within [`RESOLVE_TIMEOUT`] and takes at most
 //!   [`MAX_BYTES`].
 
 mod dotenv;
@@ -34,14 +34,14 @@ pub use tmpfs_files::{
     Folder, Reader, Runtime, abandoned, clear, folders, is_folder, remove_abandoned,
 };
 
-/// Bytes that a secret may have.
+/// Limit of a secret in bytes.
 pub const MAX_BYTES: usize = 64 << 10;
 
-/// The time that fetching a secret may take. A keeper may ask a person to unlock it.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+/// Time limit for resolving a secret. A secret store may ask a person to unlock it.
+pub const RESOLVE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A secret value: no `Display`, and a `Debug` that shows nothing. Its memory is overwritten when
-/// it is dropped.
+/// Secret value without `Display`, and with a `Debug` that shows nothing. Its memory is overwritten
+/// on drop.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Zeroizing<String>);
 
@@ -50,7 +50,7 @@ impl Secret {
         Self(Zeroizing::new(value))
     }
 
-    /// The value, for the one place that hands it over.
+    /// The value, for its delivery.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_secret_shows_nothing() {
+    fn secret_shows_nothing_in_debug_output() {
         let secret = Secret::new(["hunter", "2"].concat());
         assert_eq!(format!("{secret:?}"), "Secret(…)");
     }

@@ -1,4 +1,4 @@
-//! Encrypted stores, in a build without them.
+//! Replacement of encrypted stores in a build without them.
 
 use std::path::{Path, PathBuf};
 
@@ -6,26 +6,26 @@ use zeroize::Zeroizing;
 
 use crate::{Secret, error::Why};
 
-/// An encrypted store, which this build can't open.
+/// Encrypted store that this build cannot open.
 #[derive(Debug, Clone)]
 pub struct Store(PathBuf);
 
 fn none<T>() -> Result<T, Why> {
-    Err(Why::new("this build has no encrypted stores: build it with `--features age`"))
+    Err(Why::new("this build does not support encrypted stores: build it with `--features age`"))
 }
 
 impl Store {
-    /// The store in that file.
+    /// Store in that file.
     pub fn at(path: &Path) -> Self {
         Self(path.to_owned())
     }
 
-    /// Where it is: there is no identity to look for.
+    /// Path of the store, because there is no identity.
     pub fn identity(&self) -> &Path {
         &self.0
     }
 
-    /// The value of a secret.
+    /// Value of a secret.
     ///
     /// # Errors
     /// Always.
@@ -33,7 +33,7 @@ impl Store {
         none()
     }
 
-    /// The names of its secrets.
+    /// Names of the store's secrets.
     ///
     /// # Errors
     /// Always.
@@ -41,7 +41,7 @@ impl Store {
         none()
     }
 
-    /// Keeps a secret under a name.
+    /// Stores a secret under a name.
     ///
     /// # Errors
     /// Always.
@@ -49,7 +49,7 @@ impl Store {
         none()
     }
 
-    /// Takes a secret out.
+    /// Removes a secret.
     ///
     /// # Errors
     /// Always.
@@ -57,7 +57,7 @@ impl Store {
         none()
     }
 
-    /// Encrypts all of it to a new identity.
+    /// Encrypts the store to a new identity.
     ///
     /// # Errors
     /// Always.

@@ -1,7 +1,7 @@
-//! Keepers of secrets that are asked by a program of theirs.
+//! Secret stores that are accessed through their programs.
 //!
-//! The desktop's keyring is asked by `secret-tool`, which its makers ship: a client of our own would
-//! bring a whole D-Bus stack into the proxy.
+//! The desktop's keyring is read with `secret-tool`, which its developers ship: a client in the
+//! proxy would need a whole D-Bus stack.
 
 use std::borrow::Cow;
 
@@ -16,22 +16,22 @@ fn not_text() -> Why {
     Why::new("it is not UTF-8 text")
 }
 
-/// An item of the Secret Service.
+/// Item of the Secret Service.
 pub(crate) async fn keyring(service: &str, account: &str) -> Value {
     const PROGRAM: &str = "secret-tool";
     let said = run(PROGRAM, &["lookup", "service", service, "username", account], b"").await?;
-    // It says nothing more where there is none, where it is locked and where there is no keyring.
+    // The program does not distinguish a missing item, a locked keyring and a missing keyring.
     if said.code == Some(1) {
         return Err(Why::new(
-            "the keyring has no such item, is locked, or does not run in this session: \
+            "the keyring does not have this item, is locked, or does not run in this session: \
              `secret-tool store --label=LABEL service SERVICE username ACCOUNT` adds one",
         ));
     }
-    // A line break of its own is written to terminals alone.
+    // The program adds a line break only for terminals.
     text(said.well(PROGRAM)?).ok_or_else(not_text)
 }
 
-/// A secret of `docker pass`.
+/// Secret of `docker pass`.
 pub(crate) async fn docker_pass(name: &str) -> Value {
     const PROGRAM: &str = "docker pass";
     let said = run("docker", &["pass", "get", "--reveal", name], b"").await?;
@@ -40,11 +40,11 @@ pub(crate) async fn docker_pass(name: &str) -> Value {
         id.strip_prefix("ID: ").filter(|id| *id == name)?;
         rest.strip_prefix("Value: ")?.strip_suffix('\n')
     });
-    let odd = || Why::new(format!("`{PROGRAM} get --reveal` does not answer as is known of it"));
+    let odd = || Why::new(format!("`{PROGRAM} get --reveal` answered in an unknown format"));
     value.map(|value| Zeroizing::new(value.to_owned())).ok_or_else(odd)
 }
 
-/// What a credential helper has for a server.
+/// Credential that a helper has for a server.
 pub(crate) async fn docker_credential(helper: &str, url: &str) -> Value {
     #[derive(Deserialize)]
     struct Credential<'a> {
@@ -53,13 +53,17 @@ pub(crate) async fn docker_credential(helper: &str, url: &str) -> Value {
     }
     let program = format!("docker-credential-{helper}");
     let said = run(&program, &["get"], format!("{url}\n").as_bytes()).await?;
-    // The protocol has errors on standard output. This one alone is known to hold no secret.
+    // The protocol reports errors on standard output. Only this one is known to contain no secret.
     if said.code != Some(0) && said.out.trim_ascii() == b"credentials not found in native keychain"
     {
         return Err(Why::new(format!("`{program}` has no credentials for this server")));
     }
     let out = said.well(&program)?;
-    let credential: Credential<'_> = serde_json::from_slice(&out)
-        .map_err(|_| Why::new(format!("`{program}` does not speak the protocol of helpers")))?;
+    let credential: Credential<'_> = serde_json::from_slice(&out).map_err(|_| {
+        Why::new(format!(
+            "`{program}` does not follow the protocol of credential \
+            helpers"
+        ))
+    })?;
     Ok(Zeroizing::new(credential.secret.into_owned()))
 }

@@ -1,4 +1,4 @@
-//! A reference to a secret, as configs have it.
+//! Reference to a secret in the config.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

@@ -1,5 +1,5 @@
-//! Fetching the value of a reference: on a thread of its own and within a deadline, because files
-//! may be pipes, keepers may be programs, and those may wait for a person.
+//! Resolves a reference on a separate thread within a deadline: files may be pipes, secret stores
+//! may be programs, and both may wait for a person.
 
 use std::{env, fs::File, io::Read, path::Path, sync::mpsc, thread, time::Duration};
 
@@ -7,17 +7,17 @@ use tokio::{sync::oneshot, time::timeout};
 use zeroize::Zeroizing;
 
 use crate::{
-    MAX_BYTES, PATIENCE, Secret, Source, Unresolved, dotenv, error::Why, hashicorp, keyctl,
+    MAX_BYTES, RESOLVE_TIMEOUT, Secret, Source, Unresolved, dotenv, error::Why, hashicorp, keyctl,
     providers, store,
 };
 
-/// What a thread may take beyond the deadline that it keeps itself, before it is left behind.
-const GRACE: Duration = Duration::from_secs(2);
+/// Time that a thread may take beyond its own deadline before it is abandoned.
+const GRACE_PERIOD: Duration = Duration::from_secs(2);
 
 impl Source {
-    /// Fetches the value, and blocks meanwhile. A file's value ends before the line break (LF or
-    /// CR LF) that editors put at its end; nothing else is trimmed, because white space may belong
-    /// to a secret.
+    /// Resolves the value and blocks meanwhile. The value of a file ends before the line break (LF
+    /// or CR LF) that editors add at its end. Nothing else is trimmed, because white space may
+    /// belong to a secret.
     ///
     /// # Errors
     /// [`Unresolved`], which names the source and never the value.
@@ -27,7 +27,8 @@ impl Source {
         }
         let (tell, told) = mpsc::sync_channel(1);
         self.begin(move |outcome| drop(tell.send(outcome)));
-        told.recv_timeout(PATIENCE + GRACE).unwrap_or_else(|_| Err(Unresolved::Late(self.clone())))
+        told.recv_timeout(RESOLVE_TIMEOUT + GRACE_PERIOD)
+            .unwrap_or_else(|_| Err(Unresolved::Late(self.clone())))
     }
 
     /// As [`Source::resolve`], without blocking.
@@ -40,7 +41,7 @@ impl Source {
         }
         let (tell, told) = oneshot::channel();
         self.begin(move |outcome| drop(tell.send(outcome)));
-        match timeout(PATIENCE + GRACE, told).await {
+        match timeout(RESOLVE_TIMEOUT + GRACE_PERIOD, told).await {
             Ok(Ok(outcome)) => outcome,
             _ => Err(Unresolved::Late(self.clone())),
         }
@@ -48,7 +49,7 @@ impl Source {
 
     fn begin(&self, tell: impl FnOnce(Result<Secret, Unresolved>) + Send + 'static) {
         let source = self.clone();
-        // Where no thread can be had, nobody tells, and the waiting side says that it was late.
+        // If no thread can be started, nothing is sent, and the receiver reports a timeout.
         let _ =
             thread::Builder::new().name("secret".to_owned()).spawn(move || tell(source.at_once()));
     }
@@ -89,15 +90,15 @@ impl Source {
         Ok(Secret::new(std::mem::take(&mut *value)))
     }
 
-    /// On this thread, which is one of [`Source::begin`].
+    /// Runs on this thread, which [`Source::begin`] started.
     fn wait<T>(&self, what: impl Future<Output = T>) -> Result<T, Unresolved> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| Unresolved::Kept {
             from: self.clone(),
-            why: Why::new(format!("nothing could be started: {error}")),
+            why: Why::new(format!("no async runtime could be started: {error}")),
         })?;
-        let outcome = runtime.block_on(async { timeout(PATIENCE, what).await });
-        // Looking up a host's name can't be cancelled.
+        let outcome = runtime.block_on(async { timeout(RESOLVE_TIMEOUT, what).await });
+        // The lookup of a host name cannot be cancelled.
         runtime.shutdown_background();
         outcome.map_err(|_| Unresolved::Late(self.clone()))
     }
@@ -106,7 +107,7 @@ impl Source {
 fn read(path: &Path) -> Result<Zeroizing<String>, Unresolved> {
     let failed = |source| Unresolved::File { path: path.into(), source };
     let file = File::open(path).map_err(failed)?;
-    // The room for the whole file at once: a buffer that grows leaves copies behind.
+    // Allocated in full: a growing buffer leaves copies behind.
     let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_BYTES + 1));
     file.take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() > MAX_BYTES {
@@ -115,7 +116,7 @@ fn read(path: &Path) -> Result<Zeroizing<String>, Unresolved> {
     text(bytes).ok_or_else(|| Unresolved::FileText(path.into()))
 }
 
-/// These bytes as text, if they are UTF-8.
+/// The bytes as text, if they are UTF-8.
 pub(crate) fn text(mut bytes: Zeroizing<Vec<u8>>) -> Option<Zeroizing<String>> {
     match String::from_utf8(std::mem::take(&mut *bytes)) {
         Ok(text) => Some(Zeroizing::new(text)),
@@ -131,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_loses_one_line_break_and_nothing_else() {
+    fn file_value_loses_only_one_final_line_break() {
         let dir = tempfile::tempdir().unwrap();
         for (written, value) in [
             ("value", "value"),
@@ -148,13 +149,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_waits_blocks_no_other() {
+    async fn waiting_source_does_not_block_others() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("pipe");
         let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
         assert!(made.success());
         let source = Source::File(path.clone());
-        // On one thread: the value is written by whoever runs while the reader waits for it.
+        // On one thread: the value is written while the reader waits for it.
         let (secret, written) = tokio::join!(source.fetch(), async {
             tokio::task::spawn_blocking(move || std::fs::write(path, "late\n")).await
         });

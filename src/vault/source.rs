@@ -1,4 +1,4 @@
-//! References to secrets, each of one line, and what they mean.
+//! References to secrets, each one line.
 
 use std::{
     fmt,
@@ -8,27 +8,26 @@ use std::{
 
 use crate::Unresolved;
 
-/// Where one secret comes from.
+/// Source of one secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
-    /// A variable of the proxy's own environment.
+    /// Variable of the proxy's environment.
     Env(String),
-    /// A file, without the line break at its end.
+    /// File, without the line break at its end.
     File(PathBuf),
-    /// A variable of a `.env` file.
+    /// Variable of a `.env` file.
     Dotenv { path: PathBuf, name: String },
-    /// An item of the desktop's keyring (Secret Service), by its attributes `service` and
-    /// `username`.
+    /// Item of the desktop's keyring (Secret Service), by its attributes `service` and `username`.
     Keyring { service: String, account: String },
-    /// A key of type `user` that the kernel keeps for this session or user.
+    /// Key of type `user` in the kernel's keyrings of this session or user.
     Keyctl(String),
-    /// A secret of `docker pass`.
+    /// Secret of `docker pass`.
     DockerPass(String),
-    /// What the credential helper `docker-credential-HELPER` has for a server.
+    /// Credential that `docker-credential-HELPER` has for a server.
     DockerCredential { helper: String, url: String },
-    /// A field of a secret in HashiCorp Vault's key-value engine.
+    /// Field of a secret in HashiCorp Vault's key-value engine.
     Vault { path: String, field: String },
-    /// A secret of an encrypted store of ours.
+    /// Secret of an encrypted store of Portcullis.
     Age { path: PathBuf, name: String },
 }
 
@@ -79,12 +78,12 @@ fn parse(reference: &str) -> Option<Source> {
     })
 }
 
-/// Whether a secret of an encrypted store can have that name.
+/// Whether the text is a legal name in an encrypted store.
 pub fn is_secret_name(name: &str) -> bool {
     name.len() <= 128 && legal_name(name, "._-")
 }
 
-/// No name may be taken for an option of a program.
+/// A name must not look like an option of a program.
 fn legal_name(name: &str, besides: &str) -> bool {
     name.chars().all(|c| c.is_ascii_alphanumeric() || besides.contains(c))
         && name.starts_with(|c: char| c.is_ascii_alphanumeric())
@@ -116,7 +115,7 @@ impl fmt::Display for Source {
 }
 
 impl Source {
-    /// The word before the colon.
+    /// Kind: the word before the colon.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Env(_) => "env",
@@ -131,7 +130,7 @@ impl Source {
         }
     }
 
-    /// The file in which the value stands, where it is one that can be watched.
+    /// File with the value, if it can be watched.
     pub fn file(&self) -> Option<&Path> {
         match self {
             Self::File(path) | Self::Dotenv { path, .. } | Self::Age { path, .. } => Some(path),
@@ -139,7 +138,7 @@ impl Source {
         }
     }
 
-    /// The same source, a relative file seen from `base` (the config's folder).
+    /// The same source, with a relative file resolved against `base` (the config's folder).
     pub fn relative_to(mut self, base: &Path) -> Self {
         if let Self::File(path) | Self::Dotenv { path, .. } | Self::Age { path, .. } = &mut self {
             *path = base.join(&*path);
@@ -153,7 +152,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn references_are_parsed_and_nothing_else_is() {
+    fn only_references_are_parsed() {
         let owned = str::to_owned;
         for (text, source) in [
             ("env:GITHUB_TOKEN", Source::Env("GITHUB_TOKEN".into())),
@@ -186,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_reference_is_not_repeated() {
+    fn illegal_reference_is_not_repeated() {
         let long = format!("age:a#{}", "b".repeat(129));
         for text in [
             "",
@@ -226,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn relative_files_are_seen_from_the_configs_folder() {
+    fn relative_files_are_resolved_against_the_configs_folder() {
         for (text, seen) in [
             ("file:a", "file:/base/a"),
             ("dotenv:.env#A", "dotenv:/base/.env#A"),

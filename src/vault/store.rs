@@ -1,9 +1,11 @@
-//! An encrypted store of secrets: one file in the format of age (which the program `age` opens,
-//! too), and beside it, or better elsewhere, the identity that decrypts it.
+//! Encrypted store of secrets: one file in the format of age (the program `age` opens it, too), and
+//! the identity that decrypts it, beside it or, better, elsewhere.
 //!
-//! Invariants: what is in place is whole, whenever the machine stops; who reads while another
-//! writes sees all of the old or all of the new; the identity on disk opens the store on disk at
-//! any time, in the middle of a change of keys too.
+//! Invariants:
+//!
+//! - A file on disk is always complete, even if the machine stops.
+//! - A reader sees all of the old or all of the new state while another process writes.
+//! - The identity on disk opens the store on disk at any time, also during a change of keys.
 
 use std::{
     collections::BTreeMap,
@@ -27,23 +29,23 @@ use zeroize::{Zeroize as _, Zeroizing};
 use crate::{Secret, error::Why, is_secret_name};
 use portcullis_foundation::atomic_file;
 
-/// The variable of the environment that says where the identity is.
-const IDENTITY: &str = "PORTCULLIS_AGE_IDENTITY";
-/// Bytes that a store may have.
-const MAX_STORE: u64 = 4 << 20;
-/// How long a store is waited for that another process changes.
-const LOCK: Duration = Duration::from_secs(10);
-/// How often it is looked for meanwhile.
-const LOOK: Duration = Duration::from_millis(20);
+/// Environment variable with the path of the identity.
+const IDENTITY_VARIABLE: &str = "PORTCULLIS_AGE_IDENTITY";
+/// Limit of a store in bytes.
+const MAX_STORE_BYTES: u64 = 4 << 20;
+/// Time limit for waiting for a store that another process changes.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
+/// Interval between attempts to lock the store.
+const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
-/// An encrypted store.
+/// Encrypted store.
 #[derive(Debug, Clone)]
 pub struct Store {
     path: PathBuf,
     identity: PathBuf,
 }
 
-/// What is in it.
+/// Content of a store.
 #[derive(Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Content {
@@ -57,59 +59,64 @@ impl Drop for Content {
 }
 
 impl Store {
-    /// The store in that file. Its identity is in the file that `PORTCULLIS_AGE_IDENTITY` names,
-    /// else beside it, with `.key` behind its name.
+    /// Store in that file. Its identity is the file of `PORTCULLIS_AGE_IDENTITY`, otherwise beside
+    /// the store, with `.key` appended to its name.
     pub fn at(path: &Path) -> Self {
         let beside = || {
             let mut name = path.as_os_str().to_owned();
             name.push(".key");
             name.into()
         };
-        let named = env::var_os(IDENTITY).filter(|name| !name.is_empty());
+        let named = env::var_os(IDENTITY_VARIABLE).filter(|name| !name.is_empty());
         Self { path: path.to_owned(), identity: named.map_or_else(beside, PathBuf::from) }
     }
 
-    /// The same store with its identity elsewhere.
+    /// This store with another identity file.
     #[must_use]
     pub fn with_identity(self, identity: PathBuf) -> Self {
         Self { identity, ..self }
     }
 
-    /// Where its identity is.
+    /// Path of the identity.
     pub fn identity(&self) -> &Path {
         &self.identity
     }
 
-    /// The value of a secret.
+    /// Value of a secret.
     ///
     /// # Errors
-    /// Where there is none, or the store can't be opened.
+    /// If the secret does not exist, or the store cannot be opened.
     pub fn get(&self, name: &str) -> Result<Zeroizing<String>, Why> {
         let _locked = self.lock(false)?;
         let content = self.open(&self.identities()?)?;
         let value = content.secrets.get(name);
-        value.cloned().map(Zeroizing::new).ok_or_else(|| Why::new("the store has no such secret"))
+        value.cloned().map(Zeroizing::new).ok_or_else(|| {
+            Why::new(
+                "the store does not have this \
+            secret",
+            )
+        })
     }
 
-    /// The names of its secrets.
+    /// Names of the store's secrets.
     ///
     /// # Errors
-    /// Where the store can't be opened.
+    /// If the store cannot be opened.
     pub fn names(&self) -> Result<Vec<String>, Why> {
         let _locked = self.lock(false)?;
         Ok(self.open(&self.identities()?)?.secrets.keys().cloned().collect())
     }
 
-    /// Keeps a secret under a name, and tells whether there was none before. The first makes the
-    /// store, and its identity where there is none.
+    /// Stores a secret under a name. Returns whether the name is new. The first secret creates the
+    /// store, and its identity if there is none.
     ///
     /// # Errors
-    /// Where the name is not legal, or the store can't be opened or written.
+    /// If the name is not legal, or the store cannot be opened or written.
     pub fn set(&self, name: &str, value: &Secret) -> Result<bool, Why> {
         if !is_secret_name(name) {
             return Err(Why::new(
                 "a secret's name has letters, digits, `.`, `_` and `-`, begins with a letter or a \
-                 digit, and has 128 characters at most",
+                 digit, and has at most 128 characters",
             ));
         }
         let _locked = self.lock(true)?;
@@ -125,10 +132,10 @@ impl Store {
         Ok(is_new)
     }
 
-    /// Takes a secret out, and tells whether there was one.
+    /// Removes a secret. Returns whether it existed.
     ///
     /// # Errors
-    /// Where the store can't be opened or written.
+    /// If the store cannot be opened or written.
     pub fn remove(&self, name: &str) -> Result<bool, Why> {
         let _locked = self.lock(true)?;
         let identities = self.identities()?;
@@ -139,16 +146,16 @@ impl Store {
         Ok(true)
     }
 
-    /// Encrypts all of it to a new identity, and forgets the old one. Copies of the old store are
-    /// still opened by copies of the old identity.
+    /// Encrypts the store to a new identity, and drops the old one. Copies of the old identity
+    /// still open copies of the old store.
     ///
     /// # Errors
-    /// Where the store can't be opened or written.
+    /// If the store cannot be opened or written.
     pub fn rotate_key(&self) -> Result<(), Why> {
         let _locked = self.lock(true)?;
         let old = self.identities()?;
         let content = self.open(&old)?;
-        // Both are known until the store is encrypted to the new one.
+        // Both identities are on disk until the store is encrypted to the new one.
         let mut all = vec![Identity::generate()];
         all.extend(old);
         write(&self.identity, &listed(&all))?;
@@ -156,7 +163,7 @@ impl Store {
         write(&self.identity, &listed(&all[..1]))
     }
 
-    /// Holds the folder: its files are replaced, which no lock on a file survives.
+    /// Locks the folder: its files are replaced, and a lock on a file would not survive that.
     fn lock(&self, alone: bool) -> Result<File, Why> {
         let folder = folder(&self.path);
         let failed = |error: io::Error| Why::new(format!("`{}`: {error}", folder.display()));
@@ -165,9 +172,11 @@ impl Store {
         loop {
             match if alone { held.try_lock() } else { held.try_lock_shared() } {
                 Ok(()) => return Ok(held),
-                Err(TryLockError::WouldBlock) if begin.elapsed() < LOCK => thread::sleep(LOOK),
+                Err(TryLockError::WouldBlock) if begin.elapsed() < LOCK_TIMEOUT => {
+                    thread::sleep(LOCK_RETRY_INTERVAL)
+                }
                 Err(TryLockError::WouldBlock) => {
-                    return Err(Why::new("another process holds the store: try again"));
+                    return Err(Why::new("another process uses the store: try again"));
                 }
                 Err(TryLockError::Error(error)) => return Err(failed(error)),
             }
@@ -179,39 +188,39 @@ impl Store {
         let bad = |why: &str| Why::new(format!("the identity `{shown}` {why}"));
         let file = File::open(&self.identity).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => {
-                bad("is not there: put it there, or name its place in `PORTCULLIS_AGE_IDENTITY`")
+                bad("does not exist: put it there, or set `PORTCULLIS_AGE_IDENTITY` to its path")
             }
             _ => bad(&format!("cannot be read: {error}")),
         })?;
         let meta = file.metadata().map_err(|error| bad(&format!("cannot be read: {error}")))?;
         if meta.is_file() && meta.mode() & 0o077 != 0 {
-            return Err(bad("can be read or written by others: `chmod 600` it, and \
-                            `portcullis secret rotate-key` if somebody may have read it"));
+            return Err(bad("is accessible to other users: `chmod 600` it, and run \
+                            `portcullis secret rotate-key` if another user may have read it"));
         }
         let text = text(file).map_err(|why| bad(&why))?;
         let lines = text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#'));
         let all: Vec<Identity> = lines
             .map(|line| line.parse().map_err(|_| bad("has a line that is not an age identity")))
             .collect::<Result<_, _>>()?;
-        if all.is_empty() { Err(bad("holds no identity")) } else { Ok(all) }
+        if all.is_empty() { Err(bad("contains no identity")) } else { Ok(all) }
     }
 
     fn open(&self, identities: &[Identity]) -> Result<Content, Why> {
         let bad = |why: &str| Why::new(format!("the store `{}` {why}", self.path.display()));
         let file = File::open(&self.path).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => bad("is not there: `portcullis secret set` makes it"),
+            io::ErrorKind::NotFound => bad("does not exist: `portcullis secret set` creates it"),
             _ => bad(&format!("cannot be read: {error}")),
         })?;
-        let sealed = io::BufReader::new(file.take(MAX_STORE));
+        let sealed = io::BufReader::new(file.take(MAX_STORE_BYTES));
         let identities = identities.iter().map(|one| one as &dyn age::Identity);
         let plain = Decryptor::new_buffered(sealed)
             .and_then(|sealed| sealed.decrypt(identities))
             .map_err(|error| match error {
             age::DecryptError::NoMatchingKeys => bad("is encrypted to another identity"),
-            _ => bad("is damaged, or no file of age"),
+            _ => bad("is damaged, or not an age file"),
         })?;
         let text = text(plain).map_err(|why| bad(&why))?;
-        serde_json::from_str(&text).map_err(|_| bad("holds something else than secrets"))
+        serde_json::from_str(&text).map_err(|_| bad("does not contain secrets"))
     }
 
     fn save(&self, content: &Content, to: &Recipient) -> Result<(), Why> {
@@ -224,19 +233,19 @@ impl Store {
             Zeroizing::new(Vec::with_capacity(6 * size + 64 * content.secrets.len() + 64));
         serde_json::to_writer(&mut *plain, content).map_err(|error| failed(&error))?;
         let sealed = age::encrypt(to, &plain).map_err(|error| failed(&error))?;
-        if sealed.len() as u64 > MAX_STORE {
-            return Err(Why::new(format!("a store has {} MiB at most", MAX_STORE >> 20)));
+        if sealed.len() as u64 > MAX_STORE_BYTES {
+            return Err(Why::new(format!("a store has at most {} MiB", MAX_STORE_BYTES >> 20)));
         }
         write(&self.path, &sealed)
     }
 }
 
-/// All of it as text. What is read has a limit of its own.
+/// Decrypted text, limited in size.
 fn text(from: impl io::Read) -> Result<Zeroizing<String>, String> {
     let mut bytes = Zeroizing::new(Vec::new());
-    from.take(MAX_STORE)
+    from.take(MAX_STORE_BYTES)
         .read_to_end(&mut bytes)
-        .map_err(|_| "is damaged, or cut off".to_owned())?;
+        .map_err(|_| "is damaged or truncated".to_owned())?;
     crate::resolve::text(bytes).ok_or_else(|| "is not UTF-8 text".to_owned())
 }
 
@@ -245,7 +254,7 @@ fn recipient(identities: &[Identity]) -> Result<Recipient, Why> {
     Ok(first.to_public())
 }
 
-/// The file of identities, as `age-keygen` writes it.
+/// Identity file in the format of `age-keygen`.
 fn listed(identities: &[Identity]) -> Zeroizing<Vec<u8>> {
     let mut text = Zeroizing::new(Vec::with_capacity(256 * identities.len()));
     for identity in identities {
@@ -260,7 +269,7 @@ fn folder(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Puts a whole, synced file in place, its owner's alone.
+/// Replaces a file by a complete, synced one that only its owner can access.
 fn write(path: &Path, bytes: &[u8]) -> Result<(), Why> {
     atomic_file::write(path, bytes)
         .map_err(|error| Why::new(format!("cannot write `{}`: {error}", path.display())))
@@ -284,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_is_found_and_nothing_of_it_is_readable() {
+    fn stored_secrets_are_found_and_unreadable_on_disk() {
         let (dir, store) = store();
         assert!(store.names().is_err());
         assert!(store.set("TOKEN", &value("2")).unwrap());
@@ -301,14 +310,14 @@ mod tests {
         }
         assert!(store.remove("TOKEN").unwrap());
         assert!(!store.remove("TOKEN").unwrap());
-        assert!(store.get("TOKEN").unwrap_err().to_string().contains("no such secret"));
+        assert!(store.get("TOKEN").unwrap_err().to_string().contains("does not have this secret"));
         for name in ["", "-x", "a b", "a/b", &"x".repeat(129)] {
             assert!(store.set(name, &value("5")).is_err(), "{name}");
         }
     }
 
     #[test]
-    fn the_program_age_opens_it() {
+    fn program_age_opens_a_store() {
         let (_dir, store) = store();
         store.set("A", &value("2")).unwrap();
         let opened = std::process::Command::new("age")
@@ -323,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_key_opens_what_the_old_one_does_not() {
+    fn only_the_new_key_opens_the_store_after_a_rotation() {
         let (dir, store) = store();
         store.set("A", &value("2")).unwrap();
         let old = dir.path().join("old");
@@ -333,7 +342,7 @@ mod tests {
         assert_eq!(store.identities().unwrap().len(), 1);
         let error = store.clone().with_identity(old.clone()).get("A").unwrap_err().to_string();
         assert!(error.contains("another identity"), "{error}");
-        // Interrupted before and after the store was encrypted anew: it opens.
+        // Interrupted before or after the store was encrypted to the new identity, it opens.
         let new = fs::read_to_string(&store.identity).unwrap();
         let both = format!("{new}{}", fs::read_to_string(&old).unwrap());
         fs::write(&store.identity, &both).unwrap();
@@ -343,20 +352,20 @@ mod tests {
     }
 
     #[test]
-    fn an_identity_that_others_may_read_is_refused_and_never_replaced() {
+    fn identity_readable_by_others_is_refused_and_never_replaced() {
         let (_dir, store) = store();
         store.set("A", &value("2")).unwrap();
         fs::set_permissions(&store.identity, fs::Permissions::from_mode(0o640)).unwrap();
         assert!(store.get("A").unwrap_err().to_string().contains("by others"));
         fs::remove_file(&store.identity).unwrap();
         for outcome in [store.set("B", &value("3")).map(drop), store.rotate_key()] {
-            assert!(outcome.unwrap_err().to_string().contains("is not there"));
+            assert!(outcome.unwrap_err().to_string().contains("does not exist"));
         }
         assert!(!store.identity.exists());
     }
 
     #[test]
-    fn a_damaged_store_says_so_and_stays_as_it_is() {
+    fn damaged_store_is_reported_and_left_unchanged() {
         let (_dir, store) = store();
         store.set("A", &value("2")).unwrap();
         let whole = fs::read(&store.path).unwrap();
@@ -373,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn writers_at_once_lose_nothing() {
+    fn concurrent_writers_lose_nothing() {
         let (_dir, store) = store();
         store.set("first", &value("2")).unwrap();
         thread::scope(|scope| {

@@ -1,9 +1,12 @@
-//! Files by which secrets are handed over: on a tmpfs, so that no disk ever has them, in a folder
-//! that only the proxy's own user may enter. What is mounted of it into a server is one folder in
-//! there, which is the server's alone.
+//! Files that deliver secrets. They are on a tmpfs, so that no disk ever holds them, in a folder
+//! that only the proxy's user can enter. A server gets one folder of it mounted, which belongs only
+//! to that server.
 //!
-//! Invariants: a file is whole whenever it is looked at, the old one or the new one; nothing of a
-//! folder outlives its server, nor of a run its proxy by more than the next start.
+//! Invariants:
+//!
+//! - A file is always complete, with the old or the new value.
+//! - A server's folder ends with the server, and a proxy's folder at the latest with the next start
+//!   of a proxy.
 
 use std::{
     collections::BTreeSet,
@@ -21,25 +24,25 @@ use tempfile::TempDir;
 
 use crate::{Secret, error::Why};
 
-/// What the names of our folders begin with.
+/// Prefix of the names of the folders.
 const PREFIX: &str = "portcullis-secrets-";
-/// Tries to make a folder that another process does not take for an abandoned one.
-const TRIES: usize = 5;
+/// Limit of attempts to create a folder that no other process takes for an orphan.
+const MAX_ATTEMPTS: usize = 5;
 
-/// The folder of one run of the proxy, in memory.
+/// Folder in memory of one run of the proxy.
 #[derive(Debug)]
 pub struct Runtime {
     dir: TempDir,
-    /// Locked as long as the proxy lives, however it ends.
+    /// Locked until the proxy ends, for any reason.
     _held: File,
 }
 
 impl Runtime {
-    /// Makes it on the first of `RUNTIME_DIRECTORY`, `XDG_RUNTIME_DIR`, `/run` and `/dev/shm` that
-    /// is a tmpfs, and removes what was left there by a proxy that was killed.
+    /// Creates the folder on the first tmpfs among `RUNTIME_DIRECTORY`, `XDG_RUNTIME_DIR`, `/run`
+    /// and `/dev/shm`, and removes folders of killed proxies there.
     ///
     /// # Errors
-    /// Where there is no such place.
+    /// If none of these is a tmpfs.
     pub fn make() -> Result<Self, Why> {
         let mut why = Vec::new();
         for place in places() {
@@ -48,27 +51,27 @@ impl Runtime {
                 Err(error) => why.push(format!("{}: {error}", place.display())),
             }
         }
-        Err(Why::new(format!("no folder in memory can be made ({})", why.join("; "))))
+        Err(Why::new(format!("no folder in memory can be created ({})", why.join("; "))))
     }
 
     fn make_in(place: &Path) -> io::Result<Self> {
         if statfs(place)?.filesystem_type() != TMPFS_MAGIC {
-            return Err(io::Error::other("this is no tmpfs"));
+            return Err(io::Error::other("this is not a tmpfs"));
         }
-        // Whoever may rename it could put another in its place.
+        // A user who can rename it could replace it.
         let meta = fs::metadata(place)?;
         let trusted = [0, geteuid().as_raw()].contains(&meta.uid())
             && (meta.mode() & 0o022 == 0 || meta.mode() & 0o1000 != 0);
         if !trusted {
-            return Err(io::Error::other("others may change it"));
+            return Err(io::Error::other("other users can change it"));
         }
         sweep(place);
-        for _ in 0..TRIES {
+        for _ in 0..MAX_ATTEMPTS {
             let dir = tempfile::Builder::new()
                 .prefix(PREFIX)
                 .permissions(fs::Permissions::from_mode(0o700))
                 .tempdir_in(place)?;
-            // Another proxy's sweep may remove the folder before it is locked.
+            // Another proxy's cleanup may remove the folder before it is locked.
             let held = match File::open(dir.path()) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 opened => opened?,
@@ -78,39 +81,40 @@ impl Runtime {
                 return Ok(Self { dir, _held: held });
             }
         }
-        Err(io::Error::other("it is removed as soon as it is made"))
+        Err(io::Error::other("other processes remove it immediately"))
     }
 
-    /// A folder for one server. Its files are their reader's alone, where that is known; else, all
-    /// may read them who can reach them, which on this machine is nobody but the proxy's own user.
+    /// Folder for one server. If the reader is known, only the reader can read its files. Otherwise
+    /// all users who can reach them can, which on this machine is only the proxy's user.
     ///
     /// # Errors
-    /// Where it can't be made.
+    /// If the folder cannot be created.
     pub fn folder(&self, reader: Option<Reader>) -> Result<Folder, Why> {
         let made = || -> io::Result<TempDir> {
             let dir = tempfile::Builder::new().prefix("s-").tempdir_in(self.dir.path())?;
-            // Whatever the umask is.
+            // Regardless of the umask.
             fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
             Ok(dir)
         };
-        let dir = made().map_err(|error| Why::new(format!("a folder can't be made: {error}")))?;
+        let dir =
+            made().map_err(|error| Why::new(format!("a folder can't be created: {error}")))?;
         Ok(Folder { dir, reader })
     }
 }
 
-/// Who reads the files of a folder, by what they are on this machine.
+/// User on this machine who reads the files of a folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reader {
-    /// The proxy's own user.
+    /// The proxy's user.
     Ourselves,
-    /// That user and group, to whom the proxy may give files.
+    /// That user and group, to which the proxy may give files.
     Other(u32, u32),
 }
 
-/// Where folders of secrets may be, the best first.
+/// Possible parents of secret folders, the best first.
 fn places() -> impl Iterator<Item = PathBuf> {
     let named = ["RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR"].map(|name| {
-        // systemd may name several, with colons between.
+        // systemd may list several, separated by colons.
         let all = std::env::var(name).unwrap_or_default();
         PathBuf::from(all.split(':').next().unwrap_or_default())
     });
@@ -118,19 +122,19 @@ fn places() -> impl Iterator<Item = PathBuf> {
     named.into_iter().chain(usual).filter(|place| place.is_absolute())
 }
 
-/// What the paths of folders of secrets begin with, wherever one may be made.
+/// Prefixes of the paths of secret folders, for every possible parent.
 pub fn folders() -> impl Iterator<Item = PathBuf> {
     places().map(|place| place.join(PREFIX))
 }
 
-/// Removes what proxies that were killed have left of secrets, wherever it may be.
+/// Removes secrets that killed proxies left, in every possible parent.
 pub fn clear() {
     places().for_each(|place| sweep(&place));
 }
 
-/// The folders of secrets that proxies of this user have left that were killed, wherever they may be.
+/// Secret folders that killed proxies of this user left, in every possible parent.
 pub fn abandoned() -> Vec<PathBuf> {
-    // This process need not have the environment of the one that was killed.
+    // The environment of the killed process may have differed.
     let own = PathBuf::from(format!("/run/user/{}", geteuid()));
     let below = fs::read_dir("/run").into_iter().flatten().flatten();
     let below = below.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
@@ -139,20 +143,20 @@ pub fn abandoned() -> Vec<PathBuf> {
     places.iter().flat_map(|place| abandoned_in(place)).collect()
 }
 
-/// Removes one of [`abandoned`] with all that is in it.
+/// Removes one of the [`abandoned`] folders with its content.
 ///
 /// # Errors
-/// Where the system does not, or a proxy holds it after all.
+/// If the system refuses, or a proxy uses it after all.
 pub fn remove_abandoned(folder: &Path) -> io::Result<()> {
-    // Locked, so that nobody else takes it for one that he may remove, too.
+    // Locked, so that no other process tries to remove it, too.
     match hold(folder) {
         Some(_held) => fs::remove_dir_all(folder),
         None if !folder.exists() => Ok(()),
-        None => Err(io::Error::other("somebody holds it")),
+        None => Err(io::Error::other("another process uses it")),
     }
 }
 
-/// Removes the folders of proxies that are gone.
+/// Removes the folders of proxies that have ended.
 fn sweep(place: &Path) {
     for folder in abandoned_in(place) {
         let _ = remove_abandoned(&folder);
@@ -164,7 +168,7 @@ fn abandoned_in(place: &Path) -> impl Iterator<Item = PathBuf> {
     entries.map(|entry| entry.path()).filter(|path| hold(path).is_some())
 }
 
-/// Locks the folder of a proxy of this user, if it is one and its proxy is gone.
+/// Locks a folder, if a proxy of this user created it and has ended.
 fn hold(path: &Path) -> Option<File> {
     let ours = path.file_name()?.to_string_lossy().starts_with(PREFIX)
         && fs::symlink_metadata(path).is_ok_and(|meta| {
@@ -175,13 +179,13 @@ fn hold(path: &Path) -> Option<File> {
     Some(held)
 }
 
-/// Whether that is a folder of secrets of some proxy, by its name.
+/// Whether the name is that of a proxy's secret folder.
 pub fn is_folder(path: &Path) -> bool {
     let above = path.parent().and_then(Path::file_name);
     above.is_some_and(|name| name.to_string_lossy().starts_with(PREFIX))
 }
 
-/// The secrets of one server as files. Gone once it is dropped.
+/// Secrets of one server as files. Removed on drop.
 #[derive(Debug)]
 pub struct Folder {
     dir: TempDir,
@@ -189,15 +193,15 @@ pub struct Folder {
 }
 
 impl Folder {
-    /// Where it is on this machine.
+    /// Path on this machine.
     pub fn path(&self) -> &Path {
         self.dir.path()
     }
 
-    /// Puts a secret into the file of that name, in the place of an earlier one at once.
+    /// Writes a secret to the file of that name, atomically replacing an earlier value.
     ///
     /// # Errors
-    /// Where it can't be written; the earlier one is in place then.
+    /// If the file cannot be written; the earlier value then stays.
     pub fn put(&self, name: &str, value: &Secret) -> Result<(), Why> {
         let put = || -> io::Result<()> {
             let mode = if self.reader.is_some() { 0o400 } else { 0o444 };
@@ -224,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_in_memory_and_the_servers_alone() {
+    fn files_are_in_memory_and_belong_to_one_server() {
         let runtime = shm();
         let (reader, owner) = match geteuid().is_root() {
             true => (Reader::Other(65534, 65534), (65534, 65534)),
@@ -259,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_killed_proxy_left_is_removed_and_nothing_else() {
+    fn only_folders_of_killed_proxies_are_removed() {
         let left = Path::new("/dev/shm").join(format!("{PREFIX}left-{}", std::process::id()));
         fs::create_dir(&left).unwrap();
         fs::set_permissions(&left, fs::Permissions::from_mode(0o700)).unwrap();
@@ -270,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_tmpfs_is_refused() {
+    fn folder_outside_a_tmpfs_is_refused() {
         let error = Runtime::make_in(Path::new("/proc")).unwrap_err();
         assert!(error.to_string().contains("no tmpfs"), "{error}");
     }

@@ -1,5 +1,5 @@
-//! Fetches what a reference names and prints its value, or why there is none: for the tests, which
-//! need an environment of their own for it.
+//! Prints the value of a reference, or the error. For tests, which need a separate environment for
+//! it.
 
 use std::process::ExitCode;
 

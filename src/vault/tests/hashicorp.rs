@@ -1,6 +1,6 @@
-//! HashiCorp Vault. No package registry has it, so its part is played by a stand-in that speaks its
-//! HTTP API over TLS, as the API's documentation has it: the preflight by which versions of the
-//! key-value engine are told apart, both versions of it, AppRole, and tokens that are given back.
+//! HashiCorp Vault. No package registry has it, so a stand-in speaks its HTTP API over TLS,
+//! following the API's documentation: the preflight that distinguishes the versions of the
+//! key-value engine, both versions, AppRole, and revoked tokens.
 
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
 
@@ -23,7 +23,7 @@ use support::{Outcome, fetch, value};
 const TOKEN: &str = "operators-own";
 const NAMESPACE: &str = "team/a";
 
-/// A Vault of one test.
+/// Stand-in for Vault in one test.
 struct Vault {
     address: String,
     dir: tempfile::TempDir,
@@ -32,9 +32,9 @@ struct Vault {
 
 #[derive(Default)]
 struct State {
-    /// Tokens that are good.
+    /// Valid tokens.
     tokens: BTreeSet<String>,
-    /// How many were ever given to roles.
+    /// Number of tokens issued to roles.
     given: usize,
     sealed: bool,
 }
@@ -181,23 +181,23 @@ fn answer(request: &str, token: &str, body: &str, state: &mut State) -> (u16, St
 }
 
 #[test]
-fn fields_of_both_versions() {
+fn fields_of_both_engine_versions_are_read() {
     let vault = Vault::start();
     let env = vault.by_token();
     let found = fetch("vault:kv/team/app#token", &env);
     assert_eq!(found, Outcome::Value(format!("{}é\n", value("2"))));
     assert_eq!(fetch("vault:old/a b#token", &env), Outcome::Value(value("2")));
-    fetch("vault:kv/team/app#none", &env).failed("the secret has no such field");
+    fetch("vault:kv/team/app#none", &env).failed("the secret does not have this field");
     fetch("vault:kv/team/app#port", &env).failed("the field is not text");
-    fetch("vault:kv/team/gone#token", &env).failed("Vault has no secret there");
+    fetch("vault:kv/team/gone#token", &env).failed("Vault has no secret at that path");
     fetch("vault:kv/team#token", &env).failed("is an engine");
-    fetch("vault:elsewhere/app#token", &env).failed("do not let this token read there");
+    fetch("vault:elsewhere/app#token", &env).failed("do not permit this token to read that path");
     vault.state.lock().unwrap().sealed = true;
     fetch("vault:kv/team/app#token", &env).failed("sealed");
 }
 
 #[test]
-fn a_role_is_let_in_and_gives_its_token_back() {
+fn role_logs_in_and_revokes_its_token() {
     let vault = Vault::start();
     let role = |role: &str| {
         vault.env(&[
@@ -206,15 +206,15 @@ fn a_role_is_let_in_and_gives_its_token_back() {
         ])
     };
     assert_eq!(fetch("vault:old/a b#token", &role("its-role")), Outcome::Value(value("2")));
-    fetch("vault:elsewhere/app#token", &role("its-role")).failed("do not let this token");
-    fetch("vault:old/a b#token", &role("other")).failed("does not let the role in");
+    fetch("vault:elsewhere/app#token", &role("its-role")).failed("do not permit this token");
+    fetch("vault:old/a b#token", &role("other")).failed("refuses the role's login");
     let state = vault.state.lock().unwrap();
     assert_eq!(state.given, 2);
     assert_eq!(state.tokens, [TOKEN.to_owned()].into());
 }
 
 #[test]
-fn no_token_goes_where_it_is_not_meant_to() {
+fn token_is_sent_to_the_configured_vault_only() {
     let vault = Vault::start();
     let with = |name: &'static str, value: &str| {
         let mut env = vault.by_token();
@@ -228,12 +228,12 @@ fn no_token_goes_where_it_is_not_meant_to() {
         (with("VAULT_ADDR", "localhost"), "`VAULT_ADDR` is no URL"),
         (with("VAULT_ADDR", "http://vault.example:8200"), "is not https"),
         (with("VAULT_ADDR", "https://127.0.0.1:1"), "Vault cannot be reached"),
-        // The system's authorities do not know it.
+        // The system's certificate authorities do not include it.
         (with("VAULT_CACERT", ""), "Vault cannot be reached"),
         (with("VAULT_CACERT", &vault.file("token")), "it contains no certificate"),
         (with("VAULT_TOKEN_FILE", &vault.file("none")), "No such file"),
-        (with("VAULT_TOKEN", "wrong"), "do not let this token read there"),
-        (with("VAULT_TOKEN", "not\nlegal"), "holds characters that no token has"),
+        (with("VAULT_TOKEN", "wrong"), "do not permit this token to read that path"),
+        (with("VAULT_TOKEN", "not\nlegal"), "contains characters that are not legal"),
         (vault.env(&[]), "nobody asks"),
     ] {
         let said = fetch(reference, &env).failed(what);

@@ -1,4 +1,4 @@
-//! Keepers of secrets as they are: Debian's, and stand-ins where no program is available.
+//! Secret stores: Debian's programs, and stand-ins for programs that are not available.
 
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
 
@@ -8,7 +8,7 @@ use std::{fs, process::Command, time::Duration};
 
 use support::{Outcome, fetch, fetcher, script, value};
 
-/// `docker-credential-NAME` in a folder of its own, as a shell script.
+/// `docker-credential-NAME` in a temporary folder, as a shell script.
 fn helper(text: &str) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     script(&dir.path().join("docker-credential-fake"), text);
@@ -20,7 +20,7 @@ fn path_with(dir: &tempfile::TempDir) -> String {
 }
 
 #[test]
-fn a_credential_helper_gets_the_url_and_its_secret_is_taken() {
+fn credential_helper_gets_the_url_and_returns_its_secret() {
     let dir = helper(
         r#"[ "$1" = get ] || exit 3
 read -r url
@@ -36,11 +36,11 @@ printf '{"ServerURL":"%s","Username":"me","Secret":"%s"}\n' "$url" "$VALUE""#,
 }
 
 #[test]
-fn what_a_broken_helper_writes_is_repeated_nowhere() {
+fn output_of_a_broken_helper_is_not_repeated() {
     let value = value("2");
     for (text, what) in [
         ("echo $VALUE; echo $VALUE >&2; exit 1", "exit code 1"),
-        ("echo $VALUE", "does not speak the protocol"),
+        ("echo $VALUE", "does not follow the protocol"),
         ("echo \"{\\\"Secret\\\":\\\"\\\",\\\"x\\\":\\\"$VALUE\\\"}\"", "is empty"),
         ("yes $VALUE", "more than 64 KiB"),
         ("echo $VALUE; kill -9 $$", "ended by a signal"),
@@ -53,7 +53,7 @@ fn what_a_broken_helper_writes_is_repeated_nowhere() {
 }
 
 #[test]
-fn one_that_hangs_is_given_up_with_all_that_it_started() {
+fn hanging_helper_is_killed_with_its_children() {
     let dir = helper("echo $$ > \"$0.pid\"; sleep 1000 & echo $! >> \"$0.pid\"; wait");
     let env = [("PATH", path_with(&dir))];
     fetch("docker-credential:fake/u", &env).failed("after 20 s");
@@ -61,7 +61,7 @@ fn one_that_hangs_is_given_up_with_all_that_it_started() {
     assert_eq!(pids.lines().count(), 2);
     for pid in pids.lines() {
         support::until(Duration::from_secs(10), || {
-            // What was killed may wait for somebody to reap it.
+            // A killed process may still wait to be reaped.
             match fs::read_to_string(format!("/proc/{pid}/stat")) {
                 Ok(stat) => stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" Z")),
                 Err(_) => true,
@@ -72,7 +72,8 @@ fn one_that_hangs_is_given_up_with_all_that_it_started() {
 
 #[test]
 fn docker_pass_is_asked_for_one_secret() {
-    // A stand-in: the plugin needs Docker's own packages. It answers as the plugin's source does.
+    // A stand-in, because the plugin needs Docker's own packages. It answers as the plugin's source
+    // does.
     let dir = tempfile::tempdir().unwrap();
     script(
         &dir.path().join("docker"),
@@ -84,12 +85,12 @@ printf 'ID: app/token\nValue: %s\n' "$VALUE""#,
     assert_eq!(fetch("docker-pass:app/token", &env), Outcome::Value(value.clone()));
     fetch("docker-pass:app/other", &env).failed("`docker pass` failed with exit code 1");
     script(&dir.path().join("docker"), "echo $VALUE");
-    let said = fetch("docker-pass:app/token", &env).failed("does not answer as is known");
+    let said = fetch("docker-pass:app/token", &env).failed("answered in an unknown format");
     assert!(!said.contains("hunter"), "{said}");
 }
 
 #[test]
-fn debians_helper_for_pass() {
+fn debians_pass_helper_returns_its_secret() {
     let dir = tempfile::Builder::new().prefix("p").tempdir_in("/tmp").unwrap();
     let home = dir.path().to_str().unwrap().to_owned();
     let env = [
@@ -117,7 +118,7 @@ printf '{"ServerURL":"https://x.example","Username":"me","Secret":"%s"}' "$VALUE
     let (out, error) =
         (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
     assert!(out.starts_with(&format!("{}\n", value("2"))), "{out}{error}");
-    // This helper says nothing where it has nothing.
+    // This helper prints nothing for an unknown server.
     assert!(
         out.contains("the secret of `docker-credential:pass/https://y.example` is empty"),
         "{out}"
@@ -125,7 +126,7 @@ printf '{"ServerURL":"https://x.example","Username":"me","Secret":"%s"}' "$VALUE
 }
 
 #[test]
-fn the_desktops_keyring() {
+fn desktop_keyring_item_is_read() {
     let dir = tempfile::tempdir().unwrap();
     let done = Command::new("dbus-run-session")
         .args([
@@ -148,18 +149,18 @@ printf '%s' "$VALUE" | secret-tool store --label=test service "https://x.example
     let (out, error) =
         (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
     assert!(out.starts_with(&format!("{}\n", value("2\nand more"))), "{out}{error}");
-    assert!(out.contains("has no such item"), "{out}{error}");
+    assert!(out.contains("does not have this item"), "{out}{error}");
     assert!(out.contains("has no credentials for this server"), "{out}{error}");
 }
 
 #[test]
-fn a_keyring_that_does_not_run_says_so() {
+fn keyring_that_does_not_run_is_reported() {
     let env = [("DBUS_SESSION_BUS_ADDRESS", "unix:path=/nonexistent".to_owned())];
     fetch("keyring:a/b", &env).failed("does not run in this session");
 }
 
 #[test]
-fn keys_that_the_kernel_keeps() {
+fn kernel_keys_are_read_unless_expired_or_revoked() {
     let done = Command::new("keyctl")
         .args([
             "session",
@@ -179,6 +180,6 @@ keyctl revoke "$(keyctl search @s user portcullis:test)" >&2
     let (out, error) =
         (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
     assert!(out.starts_with(&format!("{}\n", value("2"))), "{out}{error}");
-    assert!(out.contains("has no such key"), "{out}{error}");
+    assert!(out.contains("does not have this key"), "{out}{error}");
     assert!(out.contains("was revoked"), "{out}{error}");
 }

@@ -1,4 +1,4 @@
-//! Fetching in an environment of its own.
+//! Resolves references in a separate environment.
 
 use std::{
     fs,
@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// What came of a reference.
+/// Result of resolving a reference.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Outcome {
     Value(String),
@@ -16,7 +16,7 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// Its words, where it failed with these among them.
+    /// Error text, which must contain the given text.
     #[track_caller]
     pub fn failed(self, with: &str) -> String {
         match self {
@@ -26,12 +26,12 @@ impl Outcome {
     }
 }
 
-/// A secret of a test.
+/// Secret of a test.
 pub fn value(rest: &str) -> String {
     ["hun", "ter", rest].concat()
 }
 
-/// The program that fetches, which `cargo test` builds with the tests.
+/// Program that resolves a reference; `cargo test` builds it with the tests.
 pub fn fetcher() -> String {
     let tests = std::env::current_exe().unwrap();
     let fetcher = tests.parent().unwrap().parent().unwrap().join("examples/fetch");
@@ -39,7 +39,7 @@ pub fn fetcher() -> String {
     fetcher.to_str().unwrap().to_owned()
 }
 
-/// What a reference names, with these variables in the environment.
+/// Resolves a reference with these variables in the environment.
 pub fn fetch(reference: &str, env: &[(&str, String)]) -> Outcome {
     let env = env.iter().map(|(name, value)| (*name, value.as_str()));
     let done = Command::new(fetcher()).arg(reference).envs(env).output().unwrap();
@@ -58,7 +58,7 @@ pub fn script(path: &Path, text: &str) {
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-/// Waits until something is so.
+/// Waits until the condition holds.
 #[allow(dead_code)]
 #[track_caller]
 pub fn until(limit: Duration, so: impl Fn() -> bool) {
