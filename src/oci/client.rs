@@ -1,4 +1,4 @@
-//! What is asked of a registry.
+//! Requests to registries.
 
 use std::{
     path::PathBuf,
@@ -17,25 +17,25 @@ use super::{
     transport::{Answer, Request, Right, Transport},
 };
 
-/// How a registry that knows referrers says that it has heard of one.
+/// Header by which a registry with the referrers API confirms a subject.
 const OCI_SUBJECT: &str = "oci-subject";
 
-/// How registries are asked.
+/// Settings of a registry client.
 #[derive(Debug, Clone, Default)]
 pub struct Settings {
-    /// Where logins are.
+    /// Source of logins.
     pub logins: Logins,
-    /// The certificates of authorities that registries may have besides those of this machine: a
-    /// file in PEM.
+    /// PEM file with certificate authorities that registries may use in addition to those of this
+    /// machine.
     pub authorities: Option<PathBuf>,
-    /// Hosts, as references write them, that are asked without TLS. Those of this machine are,
-    /// unless `authorities` are given.
+    /// Hosts, as in references, that are contacted without TLS. Hosts of this machine are, unless
+    /// `authorities` is set.
     pub plain_http: Vec<String>,
-    /// What is too much, and too late.
+    /// Limits of sizes and times.
     pub limits: Limits,
 }
 
-/// What is too much, and too late.
+/// Limits of sizes and times.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Bytes of a manifest, and of a list of referrers.
@@ -44,16 +44,16 @@ pub struct Limits {
     pub blobs: u64,
     /// Layers of an artifact.
     pub layers: usize,
-    /// Between two pieces of an answer.
+    /// Time between two parts of an answer.
     pub idle: Duration,
-    /// For all that one method asks.
+    /// Time for all requests of one method.
     pub total: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            // As much as registries have to take.
+            // The size that registries must accept.
             manifest: 4 << 20,
             blobs: 256 << 20,
             layers: 64,
@@ -63,40 +63,40 @@ impl Default for Limits {
     }
 }
 
-/// A manifest as it came, which is what its digest is of.
+/// Manifest as received: the bytes that its digest covers.
 #[derive(Debug, Clone)]
 pub struct Pulled {
     /// Its digest.
     pub digest: Digest,
     /// Its bytes.
     pub bytes: Bytes,
-    /// What they say.
+    /// Parsed manifest.
     pub manifest: Manifest,
 }
 
-/// What is to be pushed: one artifact.
+/// One artifact to push.
 #[derive(Debug, Clone)]
 pub struct Artifact {
-    /// What it is.
+    /// Type of the artifact.
     pub artifact_type: Option<String>,
     /// The config's media type, and the config.
     pub config: (String, Bytes),
     /// The layers with their media types, in order.
     pub layers: Vec<(String, Bytes)>,
-    /// Free words.
+    /// Annotations.
     pub annotations: std::collections::BTreeMap<String, String>,
-    /// The manifest that it is about.
+    /// Manifest that the artifact refers to.
     pub subject: Option<Descriptor>,
 }
 
-/// Asks registries.
+/// Client of registries.
 pub struct Client(Transport);
 
 impl Client {
-    /// One that asks like that.
+    /// Client with these settings.
     ///
     /// # Errors
-    /// Where the file of the authorities is wrong.
+    /// If the file of authorities is invalid.
     pub fn new(settings: Settings) -> Result<Self, Error> {
         Transport::new(settings).map(Self)
     }
@@ -105,11 +105,11 @@ impl Client {
         Instant::now() + self.0.limits().total
     }
 
-    /// The digest that the reference names now: its own, or what its tag stands for. That is taken
-    /// from what the registry gives, not from what it says of it.
+    /// Present digest of the reference: its own, or that of its tag. It is computed from the
+    /// registry's content, not taken from the registry's statements.
     ///
     /// # Errors
-    /// As [`Self::manifest`], but that a list of artifacts has a digest, too.
+    /// As [`Self::manifest`], except that an index is allowed.
     pub async fn resolve(&self, reference: &Reference) -> Result<Digest, Error> {
         match reference.digest() {
             Some(digest) => Ok(digest),
@@ -117,10 +117,10 @@ impl Client {
         }
     }
 
-    /// The manifest that the reference is pinned to.
+    /// Manifest that the reference is pinned to.
     ///
     /// # Errors
-    /// Where it is not pinned; where it is not had, or is not what its digest says.
+    /// If the reference is not pinned, or the manifest is unavailable or does not match its digest.
     pub async fn manifest(&self, reference: &Reference) -> Result<Pulled, Error> {
         self.manifest_until(reference, self.until()).await
     }
@@ -132,11 +132,11 @@ impl Client {
         Ok(Pulled { digest, bytes, manifest })
     }
 
-    /// The manifest that the reference is pinned to, and those of its blobs that are wanted (its
-    /// config and layers, in that order).
+    /// Manifest that the reference is pinned to, and its wanted blobs (config and layers, in that
+    /// order).
     ///
     /// # Errors
-    /// As [`Self::manifest`]; where blobs are too large, or are not what their digests say.
+    /// As [`Self::manifest`]; if blobs are too large or do not match their digests.
     pub async fn pull(
         &self,
         reference: &Reference,
@@ -162,24 +162,24 @@ impl Client {
         Ok((pulled, blobs))
     }
 
-    /// What is at a URL, if it is no larger than that: for files that no digest names yet.
+    /// Content of a URL, up to that size: for files without a known digest.
     ///
     /// # Errors
-    /// Where it is not asked for over TLS (this machine may do without), or not had.
+    /// If the URL is not `https` (not required for this machine), or the content is unavailable.
     pub async fn file(&self, url: &Url, most: u64) -> Result<Bytes, Error> {
         let answer = self.0.get(url, self.until()).await?;
         found(answer, || url.path().to_owned()).await?.whole("the file", most).await
     }
 
-    /// Bytes that a manifest may have.
+    /// Limit of a manifest in bytes.
     pub(crate) fn most_of_a_manifest(&self) -> u64 {
         self.0.limits().manifest
     }
 
-    /// The login for whoever pulls from there in our place, if there is one.
+    /// Login for another program that pulls this reference, if there is one.
     ///
     /// # Errors
-    /// Where it can't be read.
+    /// If the login cannot be read.
     pub async fn login(&self, reference: &Reference) -> Result<Option<Login>, Error> {
         self.0.login(reference, self.until()).await
     }
@@ -198,10 +198,10 @@ impl Client {
         Ok(bytes)
     }
 
-    /// The manifests that say they are about the one that the reference is pinned to.
+    /// Manifests that refer to the one that the reference is pinned to.
     ///
     /// # Errors
-    /// Where it is not pinned, or the registry does not answer well.
+    /// If the reference is not pinned, or the registry's answer is invalid.
     pub async fn referrers(
         &self,
         reference: &Reference,
@@ -212,22 +212,22 @@ impl Client {
             return Ok(Vec::new());
         };
         let all = listed(&bytes).map_err(|why| match by_tag {
-            // Whoever may push can put anything there: that is no fault of the registry.
+            // Everybody who may push can put anything there, so it is not the registry's fault.
             true => {
-                let why = format!("its list of referrers is none: {why}");
+                let why = format!("its list of referrers is invalid: {why}");
                 Error::NoArtifact { reference: reference.to_string(), why }
             }
             false => unlisted(reference, &why),
         })?;
-        // A registry may leave the choice to us.
+        // A registry may leave the filtering to the client.
         let of_it = |one: &Descriptor| {
             artifact_type.is_none_or(|wanted| one.artifact_type.as_deref() == Some(wanted))
         };
         Ok(all.into_iter().filter(of_it).collect())
     }
 
-    /// The list of referrers as it came, and whether it stands by a tag, where a registry has no API
-    /// for it; nothing where there is none.
+    /// List of referrers as received, and whether it is the list under a tag that replaces the API.
+    /// `None` if there is no list.
     async fn list(
         &self,
         reference: &Reference,
@@ -236,7 +236,8 @@ impl Client {
         let digest = reference.digest().ok_or_else(|| Error::Unpinned(reference.to_string()))?;
         let mut answer =
             self.get(reference, &format!("referrers/{digest}"), Some(INDEX), until).await?;
-        // A registry of before 1.1 of the specification: whoever pushes keeps a list by this tag.
+        // A registry older than version 1.1 of the specification: clients that push maintain a list
+        // under this tag.
         let by_tag = answer.status == StatusCode::NOT_FOUND;
         if by_tag {
             let tag = format!("manifests/{}", fallback(digest));
@@ -250,10 +251,10 @@ impl Client {
         Ok(Some((bytes, by_tag)))
     }
 
-    /// Pushes an artifact to the tag, and tells its digest.
+    /// Pushes an artifact to the tag and returns its digest.
     ///
     /// # Errors
-    /// Where there is no tag, or the registry does not take it.
+    /// If there is no tag, or the registry refuses the artifact.
     pub async fn push(&self, reference: &Reference, artifact: &Artifact) -> Result<Digest, Error> {
         let tag = reference.tag().ok_or_else(|| Error::Untagged(reference.to_string()))?.to_owned();
         let until = self.until();
@@ -286,7 +287,7 @@ impl Client {
         Ok(Digest::of(&bytes))
     }
 
-    /// Adds to the list that stands for the referrers' API where a registry has none.
+    /// Adds an entry to the list that replaces the referrers API if a registry has none.
     async fn list_referrer(
         &self,
         reference: &Reference,
@@ -294,7 +295,7 @@ impl Client {
         own: Descriptor,
         until: Instant,
     ) -> Result<(), Error> {
-        // Here all of it has to be read: it is written back.
+        // Here the whole list must be parsed, because it is written back.
         let mut all = match self.list(&reference.pinned(subject), until).await? {
             Some((bytes, _)) => {
                 let read = serde_json::from_slice(&bytes);
@@ -343,7 +344,7 @@ impl Client {
         match said.map(str::parse::<Digest>) {
             Some(Ok(actual)) if actual != digest => Err(Error::Protocol {
                 host: Asked::from(reference.host()),
-                why: format!("it says of {digest} that it has another digest"),
+                why: format!("it reports another digest for {digest}"),
             }),
             _ => Ok(answer),
         }
@@ -385,7 +386,7 @@ impl Client {
         }
     }
 
-    /// The bytes of the manifest, or the list, that the reference names.
+    /// Bytes of the manifest or index that the reference names.
     pub(crate) async fn document(
         &self,
         reference: &Reference,
@@ -429,12 +430,12 @@ impl Client {
             host: Asked::from(reference.host()),
             why: why.to_string(),
         };
-        // A digest has a colon, which `join` alone would take for a scheme's.
+        // A digest contains a colon, and `join` would treat the text before it as a scheme.
         base.join(&format!("./{path}")).map_err(join)
     }
 }
 
-/// What a list of referrers has. An entry that is none is left out: somebody else may have put it
+/// Entries of a list of referrers. Invalid entries are omitted: other people may have put them
 /// there.
 fn listed(bytes: &[u8]) -> Result<Vec<Descriptor>, String> {
     #[derive(serde::Deserialize)]
@@ -447,11 +448,11 @@ fn listed(bytes: &[u8]) -> Result<Vec<Descriptor>, String> {
 }
 
 fn unlisted(reference: &Reference, why: &str) -> Error {
-    let why = format!("its list of referrers is none: {why}");
+    let why = format!("its list of referrers is invalid: {why}");
     Error::Protocol { host: Asked::from(reference.host()), why }
 }
 
-/// Reads the manifest with that digest.
+/// Parses the manifest with that digest.
 pub(crate) fn read(
     reference: &Reference,
     digest: Digest,
@@ -461,7 +462,7 @@ pub(crate) fn read(
     read_layers(reference, digest, bytes, limits.layers)
 }
 
-/// The same, with as many layers as that.
+/// Parses it with a limit of layers.
 pub(crate) fn read_layers(
     reference: &Reference,
     digest: Digest,
@@ -475,9 +476,7 @@ pub(crate) fn read_layers(
         NoManifest::Other(why) => none(why),
     })?;
     match manifest.layers.len() {
-        count if count > most => {
-            Err(none(format!("it has {count} layers, and {most} are the most")))
-        }
+        count if count > most => Err(none(format!("it has {count} layers; the limit is {most}"))),
         _ => Ok(manifest),
     }
 }
@@ -495,7 +494,7 @@ async fn found(answer: Answer, what: impl Fn() -> String) -> Result<Answer, Erro
     }
 }
 
-/// The tag by which the referrers of a manifest are listed where a registry has no API for them.
+/// Tag of the list of referrers of a manifest in a registry without the API.
 fn fallback(digest: Digest) -> String {
     format!("sha256-{}", digest.hex())
 }
@@ -507,7 +506,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_entry_of_a_list_harms_no_other() {
+    fn invalid_list_entries_are_omitted() {
         let good = Descriptor::of(MANIFEST, b"good");
         let with = |key: &str, value: Value| {
             let mut one = json!(good);

@@ -1,4 +1,4 @@
-//! How registries are logged in to: by what `docker login` left.
+//! Logins to registries, as stored by `docker login`.
 
 use std::{
     env, fmt,
@@ -14,12 +14,12 @@ use zeroize::Zeroizing;
 
 use super::{Error, Reference, error::Hidden};
 
-/// Bytes of a docker config.
-const CONFIG: u64 = 4 << 20;
-/// For a credential helper: it may ask a keyring, or a person.
-const HELPER: Duration = Duration::from_secs(30);
+/// Limit of a docker config in bytes.
+const MAX_CONFIG_BYTES: u64 = 4 << 20;
+/// Time limit for a credential helper, which may ask a keyring or a person.
+const HELPER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Where logins are.
+/// Source of logins.
 #[derive(Debug, Clone, Default)]
 pub enum Logins {
     /// `config.json` in `DOCKER_CONFIG`, else in `~/.docker`: its `auths`, `credsStore` and
@@ -28,21 +28,21 @@ pub enum Logins {
     Docker,
     /// `config.json` in this folder.
     DockerIn(PathBuf),
-    /// Nowhere: everybody's registries alone.
+    /// No logins: public registries only.
     Nobody,
 }
 
-/// A login. No `Debug` shows it.
+/// A login. Its `Debug` shows nothing.
 #[derive(Clone)]
 pub enum Login {
-    /// A name with its password.
+    /// User and password.
     Password {
-        /// The name.
+        /// User.
         user: String,
-        /// The password.
+        /// Password.
         password: Zeroizing<String>,
     },
-    /// What a registry's token service gives tokens for.
+    /// Identity token, which a registry's token service exchanges for tokens.
     Identity(Zeroizing<String>),
 }
 
@@ -53,7 +53,7 @@ impl fmt::Debug for Login {
 }
 
 impl Logins {
-    /// The login for a registry, if there is one, and if it is found until then.
+    /// Login for a registry, if there is one and it is found before the deadline.
     pub(crate) async fn of(
         &self,
         reference: &Reference,
@@ -71,16 +71,16 @@ impl Logins {
         let failed = |why: &str| Error::Login { host: host.clone(), why: why.to_owned() };
         let (sender, receiver) = oneshot::channel();
         let name = reference.login_name().to_owned();
-        // A helper is a program that may never end. A thread of the runtime would keep that from
-        // ending too.
+        // A credential helper is a program that may never end. On a thread of the async runtime, it
+        // would block the runtime's shutdown, too.
         std::thread::Builder::new()
             .name("registry-login".into())
             .spawn(move || drop(sender.send(find(&folder, &name))))
             .map_err(|error| failed(&error.to_string()))?;
         let left = until.saturating_duration_since(Instant::now());
-        match tokio::time::timeout(left.min(HELPER), receiver).await {
+        match tokio::time::timeout(left.min(HELPER_TIMEOUT), receiver).await {
             Ok(Ok(found)) => found.map_err(|why| failed(&why)),
-            Ok(Err(_)) => Err(failed("the credential helper could not be asked")),
+            Ok(Err(_)) => Err(failed("the credential helper could not be started")),
             Err(_) => Err(failed("the credential helper does not answer")),
         }
     }
@@ -94,7 +94,7 @@ fn folder() -> Option<PathBuf> {
 fn find(folder: &std::path::Path, name: &str) -> Result<Option<Login>, String> {
     let path = folder.join("config.json");
     let mut config = Zeroizing::new(Vec::new());
-    match File::open(&path).and_then(|file| file.take(CONFIG).read_to_end(&mut config)) {
+    match File::open(&path).and_then(|file| file.take(MAX_CONFIG_BYTES).read_to_end(&mut config)) {
         Ok(_) => {}
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(format!("{}: {error}", path.display())),
@@ -105,25 +105,25 @@ fn find(folder: &std::path::Path, name: &str) -> Result<Option<Login>, String> {
         }
         Ok(DockerCredential::IdentityToken(token)) => Ok(Some(Login::Identity(token.into()))),
         Err(Failure::NoCredentialConfigured | Failure::ConfigNotFound) => Ok(None),
-        // So helpers say that they have none; there is no other way in their protocol.
+        // Helpers report a missing login this way; their protocol has no other.
         Err(Failure::HelperFailure { ref stdout, ref stderr, .. })
             if [stdout, stderr].iter().any(|said| said.contains("credentials not found")) =>
         {
             Ok(None)
         }
-        // What a helper prints can hold what it keeps.
-        Err(Failure::HelperFailure { helper, .. }) => Err(format!("`{helper}` fails")),
+        // A helper's output can contain its secrets.
+        Err(Failure::HelperFailure { helper, .. }) => Err(format!("`{helper}` failed")),
         Err(Failure::HelperCommunicationError) => {
             Err("the credential helper of `config.json` cannot be started".into())
         }
         Err(Failure::MalformedHelperResponse) => {
-            Err("the credential helper's answer is none".into())
+            Err("the credential helper's answer is invalid".into())
         }
         Err(Failure::CredentialDecodingError) => {
             Err(format!("`auth` in {} is not USER:PASSWORD in base64", path.display()))
         }
         Err(Failure::CredentialMismatchError) => {
-            Err(format!("`auth` and `username` in {} do not agree", path.display()))
+            Err(format!("`auth` and `username` in {} contradict each other", path.display()))
         }
         Err(Failure::ConfigReadError) => Err(format!("{} is not a docker config", path.display())),
     }

@@ -1,31 +1,31 @@
-//! What names content.
+//! Digests of content.
 
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize, de};
 use sha2::{Digest as _, Sha256};
 
-/// A SHA-256 digest, written `sha256:` and 64 hex digits. Registries use no other.
+/// SHA-256 digest, written as `sha256:` and 64 hex digits. Registries use only this algorithm.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest([u8; 32]);
 
-/// Text that is no digest.
+/// Error for text that is not a digest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a digest is `sha256:` and 64 digits of lower-case hex")]
 pub struct IllegalDigest;
 
 impl Digest {
-    /// The digest of these bytes.
+    /// Digest of these bytes.
     pub fn of(bytes: &[u8]) -> Self {
         Self(Sha256::digest(bytes).into())
     }
 
-    /// Its 32 bytes.
+    /// The 32 bytes.
     pub fn bytes(&self) -> [u8; 32] {
         self.0
     }
 
-    /// Its 64 digits.
+    /// The 64 hex digits.
     pub fn hex(&self) -> String {
         hex::encode(self.0)
     }
@@ -36,7 +36,7 @@ impl FromStr for Digest {
 
     fn from_str(text: &str) -> Result<Self, IllegalDigest> {
         let digits = text.strip_prefix("sha256:").ok_or(IllegalDigest)?;
-        // Content has one name, not one for each way to write it.
+        // Content has only one spelling of its name.
         if digits.bytes().any(|byte| byte.is_ascii_uppercase()) {
             return Err(IllegalDigest);
         }
@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn content_has_one_name() {
+    fn digest_has_one_spelling() {
         let digest = Digest::of(b"abc");
         let text = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         assert_eq!(digest.to_string(), text);

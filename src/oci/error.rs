@@ -1,4 +1,4 @@
-//! What goes wrong with registries, for the operator.
+//! Errors of registry requests, for the operator.
 
 use std::{error::Error as Fault, fmt, io, time::Duration};
 
@@ -6,18 +6,18 @@ use rustls::{CertificateError, Error as Tls};
 
 use super::{Digest, reference::IllegalReference};
 
-/// Bytes of the causes of a fault.
-const CAUSES: usize = 512;
+/// Limit in bytes for the causes of an error.
+const MAX_CAUSE_BYTES: usize = 512;
 
-/// Who was asked, as errors call it. The name of a host that a registry leads to is of the registry's
-/// choice, and could be a login: it is not told.
+/// Contacted host, as errors name it. The name of a host that a registry redirects to is the
+/// registry's choice and could contain a login, so it is not shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Asked {
-    /// The host that the operator named.
+    /// Host named by the operator.
     Itself(String),
-    /// One that this host leads to.
+    /// Host that this host redirects to.
     LedTo {
-        /// The host that the operator named.
+        /// Host named by the operator.
         by: String,
     },
 }
@@ -26,7 +26,7 @@ impl fmt::Display for Asked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Itself(host) => write!(f, "`{host}`"),
-            Self::LedTo { by } => write!(f, "a host that `{by}` leads to"),
+            Self::LedTo { by } => write!(f, "a host that `{by}` redirects to"),
         }
     }
 }
@@ -37,164 +37,165 @@ impl From<&str> for Asked {
     }
 }
 
-/// Why an artifact was not pulled, pushed or listed. No text holds a login, a token, or words of a
-/// registry: it could repeat there what it was sent.
+/// Failure to pull, push or list an artifact. No text contains a login, a token, or a registry's
+/// text, which could repeat them.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The reference is none.
+    /// The reference is invalid.
     #[error("`{text}` is not a reference to an artifact: {why}")]
     Reference {
-        /// What was written.
+        /// Text as written.
         text: String,
-        /// What is wrong with it.
+        /// Cause.
         why: IllegalReference,
     },
-    /// It has no digest, and what it names could change.
+    /// The reference has no digest, so its target could change.
     #[error("`{0}` is not pinned: it has no digest")]
     Unpinned(String),
-    /// It has no tag, which a push needs.
+    /// The reference has no tag, which a push needs.
     #[error("`{0}` has no tag to push to")]
     Untagged(String),
-    /// The registry could not be reached, or broke off.
+    /// The registry is unreachable, or closed the connection.
     #[error("{host} does not answer: {why}")]
     Unreachable {
-        /// The host asked.
+        /// Contacted host.
         host: Asked,
-        /// The fault, without addresses or words of the other side.
+        /// Cause, without addresses or the registry's text.
         why: String,
     },
-    /// It was silent for too long, or slow for too long.
+    /// The registry did not answer in time.
     #[error("{host} did not finish within {within:?}")]
     Late {
-        /// The host asked.
+        /// Contacted host.
         host: Asked,
-        /// The time that it had.
+        /// Time limit.
         within: Duration,
     },
-    /// It does not have it.
-    #[error("`{0}` is not in the registry, or not shown to you")]
+    /// The registry does not have the artifact.
+    #[error("`{0}` is not in the registry, or not visible to you")]
     Missing(String),
-    /// It wants a login, and there is none.
-    #[error("`{host}` wants a login, and there is none")]
+    /// The registry requires a login, and there is none.
+    #[error("`{host}` requires a login, and there is none")]
     NoLogin {
-        /// The registry.
+        /// Registry.
         host: String,
     },
-    /// It does not take the login, or the login may not do that.
-    #[error("`{host}` does not let you {what}")]
+    /// The registry refuses the login, or the login lacks the right.
+    #[error("`{host}` does not permit you to {what}")]
     Denied {
-        /// The registry.
+        /// Registry.
         host: String,
-        /// What was asked for.
+        /// Refused action.
         what: &'static str,
         /// Whether a login was sent.
         with_login: bool,
     },
-    /// The logins could not be read.
+    /// The login cannot be read.
     #[error("the login for `{host}` cannot be read: {why}")]
     Login {
-        /// The registry.
+        /// Registry.
         host: String,
-        /// The fault, without any of the login.
+        /// Cause, without any part of the login.
         why: String,
     },
-    /// It leads to where nobody should be sent.
-    #[error("{host} leads elsewhere in a way that is not followed: {why}")]
+    /// The registry redirects to a place that is not allowed.
+    #[error("{host}: request not allowed: {why}")]
     Astray {
-        /// The host asked.
+        /// Contacted host.
         host: Asked,
-        /// Which way.
+        /// Reason.
         why: &'static str,
     },
-    /// It says something that the protocol does not have.
-    #[error("{host} does not speak as a registry does: {why}")]
+    /// The answer violates the protocol.
+    #[error("{host} does not follow the protocol of registries: {why}")]
     Protocol {
-        /// The host asked.
+        /// Contacted host.
         host: Asked,
-        /// What was wrong.
+        /// Cause.
         why: String,
     },
-    /// It answers with a fault.
-    #[error("{host} answers {status}{}", bracketed(.code))]
+    /// The registry answered with an error.
+    #[error("{host} answered {status}{}", bracketed(.code))]
     Failed {
-        /// The host asked.
+        /// Contacted host.
         host: Asked,
-        /// The HTTP status.
+        /// HTTP status.
         status: u16,
-        /// The registry's code for it, if it is one of the specification's.
+        /// Error code of the registry, if it is one of the specification's.
         code: Option<&'static str>,
     },
-    /// The bytes are not those that the digest names.
-    #[error("{what} is not what its digest says: {actual} came for {expected}")]
+    /// The content does not match the digest.
+    #[error("{what} does not match its digest: expected {expected}, got {actual}")]
     Digest {
         /// Manifest or blob.
         what: &'static str,
-        /// What was asked for.
+        /// Requested digest.
         expected: Digest,
-        /// What came.
+        /// Digest of the received bytes.
         actual: Digest,
     },
-    /// It is larger than it may be.
+    /// The content exceeds a limit.
     #[error("{what} is larger than {most} bytes")]
     TooLarge {
         /// Manifest, blob or answer.
         what: &'static str,
-        /// The bound.
+        /// Limit in bytes.
         most: u64,
     },
-    /// The manifest is none, or not one of an artifact.
+    /// The manifest is invalid, or not that of an artifact.
     #[error("`{reference}` is not an artifact: {why}")]
     NoArtifact {
-        /// The artifact.
+        /// Artifact.
         reference: String,
-        /// What is wrong with it.
+        /// Cause.
         why: String,
     },
-    /// It lists artifacts, one for each platform.
+    /// The reference names an index of artifacts, one for each platform.
     #[error("`{0}` is a list of artifacts, one for each platform")]
     Index(String),
-    /// There is none for this machine.
+    /// The image is not available for this platform.
     #[error("`{reference}` is not available for {wanted}, only for: {there}")]
     Elsewhere {
-        /// The image.
+        /// Image.
         reference: String,
-        /// The platform asked for.
+        /// Requested platform.
         wanted: String,
-        /// Those that exist.
+        /// Available platforms.
         there: String,
     },
-    /// Several of those that it lists could be taken for this machine's.
+    /// Several images of the index match this platform.
     #[error(
-        "`{reference}` lists several images for {wanted}, or names one ambiguously: which one runs cannot be determined"
+        "`{reference}` lists several images for {wanted}, or names one ambiguously: it is not \
+        clear which one would run"
     )]
     Ambiguous {
-        /// The image.
+        /// Image.
         reference: String,
-        /// The platform asked for.
+        /// Requested platform.
         wanted: String,
     },
-    /// What was kept is not what was put there.
-    #[error("what is kept as {digest} in `{folder}` was changed")]
+    /// Stored content was changed.
+    #[error("the stored content of {digest} in `{folder}` was changed")]
     Changed {
-        /// What was asked for.
+        /// Requested digest.
         digest: Digest,
-        /// The folder of the store.
+        /// Folder of the store.
         folder: String,
     },
-    /// The store could not be read or written.
-    #[error("what was pulled cannot be kept in `{folder}`: {why}")]
+    /// The store cannot be read or written.
+    #[error("pulled content cannot be stored in `{folder}`: {why}")]
     Store {
-        /// The folder of the store.
+        /// Folder of the store.
         folder: String,
-        /// The fault.
+        /// Cause.
         why: std::io::Error,
     },
-    /// The CA file is none.
+    /// The file of authorities is invalid.
     #[error("the certificates of authorities in `{file}` cannot be read: {why}")]
     Authorities {
-        /// The file.
+        /// File.
         file: String,
-        /// The fault.
+        /// Cause.
         why: String,
     },
 }
@@ -204,25 +205,29 @@ fn bracketed(code: &Option<&'static str>) -> String {
 }
 
 impl Error {
-    /// What to do about it.
+    /// Remedy.
     pub fn help(&self) -> String {
         match self {
-            Self::Reference { .. } => "write HOST/REPOSITORY:TAG or HOST/REPOSITORY@sha256:…".into(),
-            Self::Unpinned(_) => "write its digest behind it: REFERENCE@sha256:…".into(),
+            Self::Reference { .. } => {
+                "write HOST/REPOSITORY:TAG or HOST/REPOSITORY@sha256:…".into()
+            }
+            Self::Unpinned(_) => "append its digest: REFERENCE@sha256:…".into(),
             Self::Untagged(_) => "write HOST/REPOSITORY:TAG".into(),
             Self::Unreachable { why, .. } if why.contains("certificate") => {
-                "if its certificate is of an authority of your own, name that one's file in \
+                "if your own authority signed its certificate, set the authority's file in \
                  `SSL_CERT_FILE`"
                     .into()
             }
             Self::Unreachable { .. } => {
-                "see that the host is right and can be reached; a registry without TLS is asked on \
-                 this machine alone, unless it is named for that"
+                "check that the host is right and reachable; a registry without TLS is accepted on \
+                 this machine only, or if the config names it"
                     .into()
             }
-            Self::Late { .. } => "try again; if it stays so, see what is between you and it".into(),
+            Self::Late { .. } => "try again; if it fails again, check the network to the \
+                host"
+                .into(),
             Self::Missing(_) => {
-                "see that the name is right, and log in (`docker login HOST`) if it is private".into()
+                "check the name, and log in (`docker login HOST`) if it is private".into()
             }
             Self::NoLogin { host } => format!("log in with `docker login {host}`"),
             Self::Denied { host, with_login: false, .. } => {
@@ -230,35 +235,41 @@ impl Error {
             }
             Self::Denied { .. } => "ask the registry's owner for the right, or log in again".into(),
             Self::Login { .. } => {
-                "see `config.json` in `~/.docker` or `DOCKER_CONFIG`, and the helper that it names"
+                "check `config.json` in `~/.docker` or `DOCKER_CONFIG`, and the helper that it \
+                names"
                     .into()
             }
-            Self::Astray { .. } => "ask the registry's owner why it does so; do not go around".into(),
-            Self::Protocol { .. } => "see that the host is a registry".into(),
-            Self::Failed { .. } => "try again; if it stays so, ask the registry's owner".into(),
+            Self::Astray { .. } => "ask the registry's owner about the redirect; do not work \
+                around it"
+                .into(),
+            Self::Protocol { .. } => "check that the host is a registry".into(),
+            Self::Failed { .. } => "try again; if it fails again, ask the registry's owner".into(),
             Self::Digest { .. } => {
-                "something changed it on its way: do not use what came, and ask the registry's owner"
-                    .into()
+                "it was changed in transit: do not use it, and ask the registry's owner".into()
             }
-            Self::TooLarge { .. } => "see that the reference is right: no such thing is so large".into(),
-            Self::NoArtifact { .. } => "see that the reference is right".into(),
-            Self::Index(_) => "name the digest of the one that you mean".into(),
+            Self::TooLarge { .. } => "check the reference: the content is larger than \
+                expected"
+                .into(),
+            Self::NoArtifact { .. } => "check the reference".into(),
+            Self::Index(_) => "use the digest of one artifact of the list".into(),
             Self::Elsewhere { .. } => {
-                "name an image for this platform, or use an engine of another".into()
+                "use an image for this platform, or an engine on another platform".into()
             }
             Self::Ambiguous { .. } => {
-                "name the digest of the image that you mean, and report the fault to the list's author".into()
+                "use the digest of one image, and report the fault to the list's author".into()
             }
-            Self::Changed { folder, .. } => format!(
-                "find out who changed it; it is pulled again when you have removed `{folder}`"
-            ),
-            Self::Store { .. } => "see that the folder is the proxy's and has room".into(),
-            Self::Authorities { .. } => "name a file of certificates in PEM".into(),
+            Self::Changed { folder, .. } => {
+                format!("find out who changed it, then remove `{folder}`; it will be pulled again")
+            }
+            Self::Store { .. } => "check that the folder belongs to the proxy and has free \
+                space"
+                .into(),
+            Self::Authorities { .. } => "use a file of certificates in PEM".into(),
         }
     }
 }
 
-/// The codes of the distribution specification: no other word of an answer is repeated.
+/// Error codes of the distribution specification. No other text of an answer is repeated.
 const CODES: [&str; 14] = [
     "BLOB_UNKNOWN",
     "BLOB_UPLOAD_INVALID",
@@ -276,7 +287,7 @@ const CODES: [&str; 14] = [
     "TOOMANYREQUESTS",
 ];
 
-/// The first code of the specification in the body of a failed answer.
+/// First code of the specification in the body of an error answer.
 pub(crate) fn known_code(body: &[u8]) -> Option<&'static str> {
     #[derive(serde::Deserialize)]
     struct Body {
@@ -291,25 +302,26 @@ pub(crate) fn known_code(body: &[u8]) -> Option<&'static str> {
     CODES.into_iter().find(|code| *code == first.code)
 }
 
-/// Where JSON of a registry is wrong, and in which way. The fault's own words repeat what is there.
+/// Position and kind of an error in a registry's JSON. The parser's own text would repeat the
+/// content.
 pub(crate) fn json_fault(error: &serde_json::Error) -> String {
     use serde_json::error::Category;
     let what = match error.classify() {
-        Category::Syntax | Category::Io => "it is no JSON",
+        Category::Syntax | Category::Io => "it is not JSON",
         Category::Eof => "its JSON ends too early",
-        Category::Data => "it is JSON of another shape",
+        Category::Data => "it is JSON of another form",
     };
     format!("{what}: line {}, column {}", error.line(), error.column())
 }
 
-/// The causes of a fault, outermost first, without the URL: one of a redirect can hold a token.
+/// Causes of an error, outermost first, without the URL: that of a redirect can contain a token.
 pub(crate) fn causes(error: reqwest::Error) -> String {
     let error = error.without_url();
     let mut words = Vec::<String>::new();
     let mut cause: Option<&(dyn Fault + 'static)> = Some(&error);
     while let Some(one) = cause {
         let said = if is_of_other_names(one) {
-            "its certificate is of other names".to_owned()
+            "its certificate is for other names".to_owned()
         } else {
             one.to_string()
         };
@@ -319,21 +331,21 @@ pub(crate) fn causes(error: reqwest::Error) -> String {
         cause = one.source();
     }
     let mut words = words.join(": ");
-    if words.len() > CAUSES {
-        words.truncate(words.floor_char_boundary(CAUSES));
+    if words.len() > MAX_CAUSE_BYTES {
+        words.truncate(words.floor_char_boundary(MAX_CAUSE_BYTES));
         words.push('…');
     }
     words
 }
 
-/// Whether this is the fault that lists the names which were asked for and shown.
+/// Whether this is the error that lists the requested and the presented names.
 fn is_of_other_names(fault: &(dyn Fault + 'static)) -> bool {
     let inner = fault.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
     let tls = fault.downcast_ref::<Tls>().or_else(|| inner?.downcast_ref());
     matches!(tls, Some(Tls::InvalidCertificate(CertificateError::NotValidForNameContext { .. })))
 }
 
-/// Stands for what is not shown.
+/// Placeholder for text that is not shown.
 pub(crate) struct Hidden;
 
 impl fmt::Debug for Hidden {

@@ -1,4 +1,4 @@
-//! Images: what can be known of one before it is pulled.
+//! Metadata of images before they are pulled.
 
 use std::{fmt, time::Instant};
 
@@ -11,23 +11,23 @@ use super::{
     manifest::{Manifest, NoManifest},
 };
 
-/// Layers of an image: storage drivers take no more.
-const LAYERS: usize = 127;
-/// Platforms that an error names.
-const NAMED: usize = 12;
+/// Limit of an image's layers: storage drivers accept no more.
+const MAX_LAYERS: usize = 127;
+/// Limit of the platforms that an error names.
+const MAX_NAMED_PLATFORMS: usize = 12;
 
-/// What a program is for, in the words of images: `linux/amd64`.
+/// Platform of a program in the terms of images: `linux/amd64`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Platform {
-    /// The system.
+    /// Operating system.
     pub os: String,
-    /// The processor.
+    /// Processor architecture.
     pub architecture: String,
-    /// Which kind of it, where that is said.
+    /// Variant of the architecture, if any.
     pub variant: Option<String>,
 }
 
-/// The words that are known: others are a registry's own, and not repeated.
+/// Known names. Others are the registry's text and not repeated.
 const SYSTEMS: [&str; 4] = ["linux", "windows", "darwin", "freebsd"];
 const PROCESSORS: [&str; 11] = [
     "386", "amd64", "arm", "arm64", "loong64", "mips64", "mips64le", "ppc64le", "riscv64", "s390x",
@@ -35,7 +35,7 @@ const PROCESSORS: [&str; 11] = [
 ];
 
 impl Platform {
-    /// Linux on this processor.
+    /// Linux on this architecture.
     pub fn linux(architecture: &str) -> Self {
         Self { os: "linux".into(), architecture: architecture.into(), variant: None }
     }
@@ -53,7 +53,7 @@ impl Platform {
         Some(Self { os: os.into(), architecture: architecture.into(), variant })
     }
 
-    /// Whether what is for that runs on this.
+    /// Whether a program for the other platform runs on this one.
     fn runs(&self, other: &Self) -> bool {
         self.os == other.os
             && self.architecture == other.architecture
@@ -68,37 +68,37 @@ impl fmt::Display for Platform {
     }
 }
 
-/// An image of a registry, for one platform.
+/// Image of a registry for one platform.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Image {
-    /// The digest that it was asked for by: that of its manifest, or of a list with it.
+    /// Digest it was requested by: of its manifest, or of an index that lists it.
     pub digest: Digest,
-    /// The digest of its manifest.
+    /// Digest of the manifest.
     pub manifest: Digest,
-    /// The digest of its configuration.
+    /// Digest of the configuration.
     pub config: Digest,
-    /// What it is for.
+    /// Platform of the image.
     pub platform: Platform,
-    /// Its layers, packed as they are pulled.
+    /// Layers, compressed as they are pulled.
     pub layers: Vec<Descriptor>,
-    /// What its layers are once they are unpacked, as its configuration says: `sha256:…`.
+    /// Digests of the uncompressed layers, from the configuration: `sha256:…`.
     pub unpacked: Vec<String>,
-    /// Bytes of configuration and layers, by what its manifest says.
+    /// Bytes of configuration and layers, from the manifest.
     pub size: u64,
-    /// Its program, by its configuration.
+    /// Program, from the configuration.
     pub program: Program,
 }
 
-/// The program of an image, as it was built. Both empty where it says none.
+/// Program of an image as built. Both lists are empty if the image sets none.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Program {
-    /// What is always executed.
+    /// Part that is always executed.
     pub entrypoint: Vec<String>,
-    /// Its arguments, or the program itself, where nobody gives others.
+    /// Default arguments, or the program itself.
     pub arguments: Vec<String>,
 }
 
-/// A platform as somebody else wrote it.
+/// Platform as written in a manifest.
 #[derive(Deserialize)]
 struct Said {
     os: Option<String>,
@@ -109,8 +109,8 @@ struct Said {
 }
 
 impl Said {
-    /// The system and the processor as engines read them: in any case, by several words for one, and
-    /// Linux where no system is named.
+    /// System and architecture as engines read them: in any case, with several names for one, and
+    /// Linux if no system is named.
     fn read(&self) -> (String, String) {
         let lower = |word: &Option<String>| word.as_deref().unwrap_or_default().to_lowercase();
         let os = Some(lower(&self.os)).filter(|os| !os.is_empty());
@@ -125,7 +125,7 @@ impl Said {
     }
 }
 
-/// What a configuration says of an image.
+/// Configuration of an image.
 #[derive(Deserialize)]
 struct Configured {
     #[serde(flatten)]
@@ -139,7 +139,7 @@ struct Unpacked {
     diff_ids: Option<Vec<String>>,
 }
 
-/// What of a configuration says how its program is run.
+/// Part of a configuration about running the program.
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 struct Run {
@@ -159,10 +159,10 @@ struct OnePlatform {
 }
 
 impl Client {
-    /// What an image is that the reference is pinned to, for that platform.
+    /// Metadata of the image that the reference is pinned to, for that platform.
     ///
     /// # Errors
-    /// Where it is not had, is no image, or is for other platforms.
+    /// If it is unavailable, is not an image, or is for other platforms.
     pub async fn image(&self, reference: &Reference, on: &Platform) -> Result<Image, Error> {
         let until = self.until();
         let digest = reference.digest().ok_or_else(|| Error::Unpinned(reference.to_string()))?;
@@ -175,18 +175,18 @@ impl Client {
             manifest = choose(reference, all, on)?;
             bytes = self.document(&reference.pinned(manifest), until).await?;
         }
-        let read = read_layers(reference, manifest, &bytes, LAYERS)?;
+        let read = read_layers(reference, manifest, &bytes, MAX_LAYERS)?;
         if !is_config(&read.config.media_type) {
-            return Err(none("its configuration is none of an image".into()));
+            return Err(none("its configuration is not that of an image".into()));
         }
         if !read.layers.iter().all(|layer| is_layer(&layer.media_type)) {
-            return Err(none("it has a layer of a kind that is not run here".into()));
+            return Err(none("it has a layer of an unsupported kind".into()));
         }
         let size = read
             .layers
             .iter()
             .try_fold(read.config.size, |sum, layer| sum.checked_add(layer.size))
-            .ok_or_else(|| none("its layers say that they are larger than anything".into()))?;
+            .ok_or_else(|| none("the sum of its layers' sizes is out of range".into()))?;
         let (platform, unpacked, program) = self.configured(reference, &read.config, until).await?;
         if !on.runs(&platform) {
             return Err(elsewhere(reference, on, vec![platform]));
@@ -196,7 +196,7 @@ impl Client {
         Ok(Image { digest, manifest, config, platform, layers, unpacked, size, program })
     }
 
-    /// What an image is for, its unpacked layers and how it is run, by its own configuration.
+    /// Platform, uncompressed layers and program of an image, from its configuration.
     async fn configured(
         &self,
         reference: &Reference,
@@ -212,9 +212,8 @@ impl Client {
         let none = |why: String| Error::NoArtifact { reference: reference.to_string(), why };
         let Configured { platform, rootfs, config } =
             serde_json::from_slice(&bytes).map_err(|error| none(json_fault(&error)))?;
-        let platform = Platform::known(&platform).ok_or_else(|| {
-            none("its configuration names no platform that programs are known for".into())
-        })?;
+        let platform = Platform::known(&platform)
+            .ok_or_else(|| none("its configuration does not name a known platform".into()))?;
         let Run { entrypoint, cmd } = config.unwrap_or_default();
         let program = Program {
             entrypoint: entrypoint.unwrap_or_default(),
@@ -224,15 +223,15 @@ impl Client {
     }
 }
 
-/// The manifest of a list that is for a platform. It has to be the one that an engine takes, so a
-/// list that engines could read differently is refused.
+/// Manifest in an index for a platform. It must be the one that engines choose, so an index that
+/// engines could read differently is refused.
 fn choose(reference: &Reference, all: Platforms, on: &Platform) -> Result<Digest, Error> {
     let mut there = Vec::new();
     let mut found: Vec<(Option<String>, Digest)> = Vec::new();
     let ambiguous =
         || Error::Ambiguous { reference: reference.to_string(), wanted: on.to_string() };
     for OnePlatform { digest, platform } in all.manifests {
-        // Signatures and the like stand there as of no platform.
+        // Signatures and similar entries have no platform.
         let Some(said) = platform else { continue };
         let Some(platform) = Platform::known(&said) else {
             if said.read() == (on.os.clone(), on.architecture.clone()) {
@@ -240,7 +239,7 @@ fn choose(reference: &Reference, all: Platforms, on: &Platform) -> Result<Digest
             }
             continue;
         };
-        // What asks for more of a system than its name, engines take for another one.
+        // Engines treat an entry with additional requirements on the system as another platform.
         if on.runs(&platform) && said.features.is_none_or(|features| features.is_empty()) {
             let variant = plain(&platform);
             if found.iter().any(|(known, of)| *known == variant && *of != digest) {
@@ -250,7 +249,7 @@ fn choose(reference: &Reference, all: Platforms, on: &Platform) -> Result<Digest
         }
         there.push(platform);
     }
-    // The plainest of several kinds of one processor runs on all of them.
+    // The simplest of several variants runs on all of them.
     found.sort_by(|(one, _), (other, _)| one.cmp(other));
     match found.first() {
         Some((_, digest)) => Ok(*digest),
@@ -258,7 +257,7 @@ fn choose(reference: &Reference, all: Platforms, on: &Platform) -> Result<Digest
     }
 }
 
-/// The kind of a processor, where that is not what the processor's name alone says.
+/// Variant of an architecture, unless it is the default one.
 fn plain(platform: &Platform) -> Option<String> {
     let named = match platform.architecture.as_str() {
         "amd64" => "v1",
@@ -271,12 +270,13 @@ fn plain(platform: &Platform) -> Option<String> {
 fn elsewhere(reference: &Reference, on: &Platform, mut there: Vec<Platform>) -> Error {
     there.sort();
     there.dedup();
-    let more = there.len().saturating_sub(NAMED);
-    let mut names: Vec<String> = there.iter().take(NAMED).map(ToString::to_string).collect();
+    let more = there.len().saturating_sub(MAX_NAMED_PLATFORMS);
+    let mut names: Vec<String> =
+        there.iter().take(MAX_NAMED_PLATFORMS).map(ToString::to_string).collect();
     if more > 0 {
         names.push(format!("{more} more"));
     }
-    let there = if names.is_empty() { "none that is known".to_owned() } else { names.join(", ") };
+    let there = if names.is_empty() { "no known platform".to_owned() } else { names.join(", ") };
     Error::Elsewhere { reference: reference.to_string(), wanted: on.to_string(), there }
 }
 
@@ -288,7 +288,7 @@ fn is_config(kind: &str) -> bool {
     )
 }
 
-/// Layers that an engine would fetch from elsewhere (`foreign`, `nondistributable`) are none.
+/// Whether it is a layer. Layers from other hosts (`foreign`, `nondistributable`) are not accepted.
 fn is_layer(kind: &str) -> bool {
     matches!(
         kind,
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn a_platform_is_chosen_or_those_that_exist_are_told() {
+    fn platform_is_chosen_or_available_ones_are_listed() {
         let reference: Reference =
             format!("ghcr.io/acme/thing@{}", Digest::of(b"")).parse().unwrap();
         let list = || Platforms {
@@ -342,11 +342,11 @@ mod tests {
         );
         let none = Platforms { manifests: Vec::new() };
         let told = choose(&reference, none, &Platform::linux("amd64")).unwrap_err().to_string();
-        assert!(told.contains("none that is known"), "{told}");
+        assert!(told.contains("no known platform"), "{told}");
     }
 
     #[test]
-    fn a_list_that_engines_could_read_differently_is_refused() {
+    fn ambiguous_index_is_refused() {
         let reference: Reference =
             format!("ghcr.io/acme/thing@{}", Digest::of(b"")).parse().unwrap();
         let good = || one("linux", "amd64", None, b"good");

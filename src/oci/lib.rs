@@ -3,20 +3,21 @@
 //! `client` has the requests, `transport` the HTTP, `redirect_policy` the allowed redirects,
 //! `image` the metadata of images that an engine is going to pull, and `store` the local copies.
 //! The crate does not know the meaning of an artifact. It has its own HTTP code, because other
-//! clients read answers without a bound and follow all redirects. Challenges (`http-auth`) and
+//! clients read answers without a limit and follow all redirects. Challenges (`http-auth`) and
 //! docker's stored logins (`docker_credential`) come from crates.
 //!
 //! # Invariants
+//!
 //! - Pulled bytes have the requested digest, computed here over those bytes each time. Statements
 //!   of a registry, of a host that it redirects to, or of a process that can write to the store's
-//!   folder count for nothing.
-//! - Every answer is bounded in bytes, in silence and in time.
-//! - A login goes to its registry, or to the token service that this registry names, and never to
-//!   a redirect's target. No error, `Debug` or log contains a login, or text of a registry, which
-//!   could repeat it; the name of a host that a registry leads to is such text.
+//!   folder are not trusted.
+//! - Every answer is limited in bytes, in silence and in time.
+//! - A login goes to its registry, or to the token service that this registry names, and never to a
+//!   redirect's target. No error, `Debug` or log contains a login, or text of a registry, which
+//!   could repeat it; the name of a host that a registry redirects to is such text.
 //! - Nothing goes out without TLS, logins included, except to this machine or to a host that is
 //!   configured for it.
-//! - A registry with a public address leads to public addresses only. Behind a proxy of the
+//! - A registry with a public address redirects to public addresses only. Behind a proxy of the
 //!   environment, that proxy decides which addresses are reached.
 
 mod client;

@@ -1,4 +1,4 @@
-//! Manifests, and what they name.
+//! Manifests and descriptors.
 
 use std::collections::BTreeMap;
 
@@ -6,35 +6,35 @@ use serde::{Deserialize, Serialize, de::IgnoredAny};
 
 use super::{Digest, error::json_fault};
 
-/// The media type of a manifest, and Docker's older one.
+/// Media type of a manifest, and Docker's older one.
 pub(crate) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 pub(crate) const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
-/// The media type of an index of manifests, and Docker's older one.
+/// Media type of an index of manifests, and Docker's older one.
 pub(crate) const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 pub(crate) const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
-/// The media type of a config that says nothing: `{}`.
+/// Media type of an empty config: `{}`.
 pub const EMPTY: &str = "application/vnd.oci.empty.v1+json";
 
-/// Content, as a manifest names it.
+/// Reference of a manifest to content.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Descriptor {
-    /// What it is.
+    /// Media type.
     pub media_type: String,
-    /// Which it is.
+    /// Digest.
     pub digest: Digest,
-    /// Its bytes.
+    /// Size in bytes.
     pub size: u64,
-    /// In lists of referrers: what the manifest is of.
+    /// In lists of referrers: type of the artifact.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub artifact_type: Option<String>,
-    /// Free words.
+    /// Annotations.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
 }
 
 impl Descriptor {
-    /// Of these bytes.
+    /// Descriptor of these bytes.
     pub fn of(media_type: &str, bytes: &[u8]) -> Self {
         Self {
             media_type: media_type.to_owned(),
@@ -46,37 +46,37 @@ impl Descriptor {
     }
 }
 
-/// What an artifact is made of.
+/// Manifest of an artifact.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Manifest {
     pub(crate) schema_version: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) media_type: Option<String>,
-    /// What the artifact is; where it is not said, the config's media type says so.
+    /// Type of the artifact. If absent, the config's media type counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub artifact_type: Option<String>,
-    /// What stands above the layers.
+    /// Config.
     pub config: Descriptor,
-    /// The content, in order.
+    /// Content, in order.
     pub layers: Vec<Descriptor>,
-    /// The manifest that this one is about.
+    /// Manifest that this one refers to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subject: Option<Descriptor>,
-    /// Free words.
+    /// Annotations.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
 }
 
-/// Why bytes are no manifest.
+/// Error for bytes that are not a manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum NoManifest {
-    /// It lists manifests, one for each platform.
+    /// It is an index of manifests, one for each platform.
     Index,
     Other(String),
 }
 
-/// What tells the kinds of documents apart.
+/// Fields that distinguish the kinds of documents.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Kind {
@@ -87,8 +87,8 @@ struct Kind {
 }
 
 impl Manifest {
-    /// Reads one. A document that could be taken for something else is refused, whatever its sender
-    /// says that it is (CVE-2021-41190).
+    /// Parses a manifest. A document that could be taken for another kind is refused, whatever
+    /// media type its sender states (CVE-2021-41190).
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self, NoManifest> {
         let json = |error: serde_json::Error| NoManifest::Other(json_fault(&error));
         let kind: Kind = serde_json::from_slice(bytes).map_err(json)?;
@@ -97,12 +97,12 @@ impl Manifest {
             (Some(_), None, None) => return Err(NoManifest::Index),
             (None, Some(_), None) => {}
             (None, None, None) => return other("it has no `layers`"),
-            _ => return other("it could be taken for documents of several kinds"),
+            _ => return other("its kind is ambiguous"),
         }
         match kind.media_type.as_deref() {
             None | Some(MANIFEST | DOCKER_MANIFEST) => {}
-            Some(INDEX | DOCKER_INDEX) => return other("it says that it is an index"),
-            Some(_) => return other("its `mediaType` is not one of manifests"),
+            Some(INDEX | DOCKER_INDEX) => return other("its `mediaType` is that of an index"),
+            Some(_) => return other("its `mediaType` is not that of a manifest"),
         }
         let manifest: Self = serde_json::from_slice(bytes).map_err(json)?;
         match manifest.schema_version {
@@ -111,13 +111,13 @@ impl Manifest {
         }
     }
 
-    /// What the artifact is.
+    /// Type of the artifact.
     pub fn artifact_type(&self) -> &str {
         self.artifact_type.as_deref().unwrap_or(&self.config.media_type)
     }
 }
 
-/// Manifests that a registry lists.
+/// Index of manifests.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Index {
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_be_taken_for_something_else_is_refused() {
+    fn ambiguous_documents_are_refused() {
         let descriptor = json!(Descriptor::of("text/plain", b"x"));
         let manifest = json!({
             "schemaVersion": 2, "mediaType": MANIFEST, "config": descriptor, "layers": [descriptor],
@@ -172,7 +172,7 @@ mod tests {
         ] {
             assert!(matches!(with(change.clone()), Err(NoManifest::Other(_))), "{change}");
         }
-        // What it says is not repeated, only where.
+        // Errors name the position and do not repeat the content.
         let words = ["Basic ", "d29yZHM="].concat();
         for change in [json!({ "schemaVersion": words }), json!({ "config": { "digest": words } })]
         {

@@ -1,4 +1,4 @@
-//! Where a registry may lead, and what such a place is called.
+//! Allowed redirects of registries, and the names of their targets in errors.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -9,14 +9,14 @@ use url::{Host, Url};
 
 use super::{Error, error::Asked, reference::is_loopback};
 
-/// Where requests begin: at a registry, or at whoever has a file.
+/// Origin of requests: a registry, or the host of a file.
 #[derive(Debug, Clone)]
 pub(crate) struct Origin {
     pub url: Url,
-    /// What the operator calls it.
+    /// Name that the operator uses.
     pub name: String,
-    /// Whether its own address is none of the whole Internet: it may lead to the others around it.
-    /// Told by a connection that was made to it, since it could answer the DNS as it likes.
+    /// Whether its address is private, so that it may redirect to other private addresses.
+    /// Determined from a connection to it, because it could answer DNS queries arbitrarily.
     pub private: bool,
 }
 
@@ -25,7 +25,7 @@ impl Origin {
         self.url.origin() == url.origin()
     }
 
-    /// What errors call the host of a URL.
+    /// Name of a URL's host in errors.
     pub fn asked(&self, url: &Url) -> Asked {
         match self.is_at(url) {
             true => Asked::Itself(self.name.clone()),
@@ -37,33 +37,33 @@ impl Origin {
         Error::Astray { host: self.asked(from), why }
     }
 
-    /// Where a `Location` leads.
+    /// Target of a `Location` header.
     pub fn next(&self, from: &Url, headers: &HeaderMap) -> Result<Url, Error> {
         let location = headers.get(header::LOCATION).and_then(|value| value.to_str().ok());
         let to = location
             .and_then(|location| from.join(location).ok())
-            .ok_or_else(|| self.astray(from, "it does not say where to"))?;
+            .ok_or_else(|| self.astray(from, "redirect without a target"))?;
         self.follow(from, &to)?;
         Ok(to)
     }
 
-    /// Whether to go there: by TLS; without it where the registry itself is asked without, and then
-    /// no further than to the same host, or this machine from this machine. What a name stands for is
-    /// looked at when it is connected to ([`Public`]).
+    /// Whether to follow a redirect. The target must use TLS, unless the registry is contacted
+    /// without; then it must be the same host, or this machine from this machine. The target's
+    /// addresses are checked when connecting ([`Public`]).
     pub fn follow(&self, from: &Url, to: &Url) -> Result<(), Error> {
         let astray = |why| Err(self.astray(from, why));
         if !to.username().is_empty() || to.password().is_some() {
-            return astray("to a URL with a login in it");
+            return astray("redirect to a URL that contains a login");
         }
         match to.scheme() {
             "https" => {}
             "http" if self.url.scheme() == "http" => {
                 if !(self.is_at(to) || is_local(&self.url) && is_local(to)) {
-                    return astray("to a host without TLS");
+                    return astray("redirect to a host without TLS");
                 }
             }
-            "http" => return astray("from TLS to none"),
-            _ => return astray("to what is not HTTP"),
+            "http" => return astray("redirect from TLS to plain HTTP"),
+            _ => return astray("redirect to a scheme other than HTTP"),
         }
         let public = match to.host() {
             Some(Host::Ipv4(address)) => is_public(address.into()),
@@ -74,15 +74,15 @@ impl Origin {
     }
 }
 
-const INWARD: &str = "to an address that is not public, as its own is";
+const INWARD: &str = "redirect from a public address to one that is not";
 
-/// Whether a URL is of this machine.
+/// Whether a URL is on this machine.
 pub(crate) fn is_local(url: &Url) -> bool {
     url.host_str().is_some_and(is_loopback)
 }
 
-/// Finds addresses of names that a public registry leads to, and gives the public ones alone. The
-/// connection is made to what was looked at here.
+/// Resolves names that a public registry redirects to, and returns only public addresses. The
+/// connection uses exactly these addresses.
 pub(crate) struct Public;
 
 impl Public {
@@ -90,7 +90,7 @@ impl Public {
         Arc::new(Self)
     }
 
-    /// Whether it is for want of one that a request failed.
+    /// Whether a request failed because no public address was found.
     pub fn refused(error: &reqwest::Error) -> Option<&'static str> {
         let mut cause: Option<&dyn std::error::Error> = Some(error);
         while let Some(one) = cause {
@@ -140,13 +140,13 @@ mod tests {
     }
 
     #[test]
-    fn where_nobody_is_led() {
+    fn forbidden_redirects_are_not_followed() {
         let (tls, plain) = ("https://registry.example.com/v2/", "http://127.0.0.1:5000/v2/");
         for (home, to, why) in [
-            (tls, "http://cdn.example.com/a", "from TLS to none"),
-            (tls, "http://registry.example.com/a", "from TLS to none"),
-            (tls, "http://127.0.0.1/a", "from TLS to none"),
-            (tls, "https://u:p@cdn.example.com/a", "a login in it"),
+            (tls, "http://cdn.example.com/a", "redirect from TLS to plain HTTP"),
+            (tls, "http://registry.example.com/a", "redirect from TLS to plain HTTP"),
+            (tls, "http://127.0.0.1/a", "redirect from TLS to plain HTTP"),
+            (tls, "https://u:p@cdn.example.com/a", "contains a login"),
             (tls, "ftp://cdn.example.com/a", "not HTTP"),
             (plain, "http://cdn.example.com/a", "without TLS"),
             ("http://10.0.0.1:5000/v2/", "http://10.0.0.1:5001/a", "without TLS"),
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn names_of_private_addresses_are_not_connected_to() {
+    async fn names_with_private_addresses_are_refused() {
         let here = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let transport =
             Transport::new(Settings { logins: Logins::Nobody, ..Settings::default() }).unwrap();
@@ -200,7 +200,7 @@ mod tests {
                 && error.to_string().contains("registry.example.com"),
             "{error}"
         );
-        // A registry of a private address may.
+        // A registry with a private address may redirect there.
         tokio::select! {
             heard = here.accept() => drop(heard.unwrap()),
             answered = transport.send(request(true)) => panic!("{:?}", answered.err()),

@@ -1,18 +1,18 @@
-//! Where an artifact is.
+//! References to artifacts.
 
 use std::{fmt, net::IpAddr, str::FromStr};
 
 use super::{Digest, digest::IllegalDigest};
 
-/// How long the name of a repository, with its host, may be; a tag.
-const NAME: usize = 255;
-const TAG: usize = 128;
-/// What Docker Hub is called, and where it is.
+/// Limit of a repository's name with its host, and of a tag, in characters.
+const MAX_NAME_CHARS: usize = 255;
+const MAX_TAG_CHARS: usize = 128;
+/// Name of Docker Hub, and its address.
 const HUB: &str = "docker.io";
-const HUB_AT: &str = "registry-1.docker.io";
+const HUB_ADDRESS: &str = "registry-1.docker.io";
 
-/// `HOST[:PORT]/REPOSITORY[:TAG][@DIGEST]`, with a tag or a digest or both; where both are there, the
-/// digest says what it is. Nothing is filled in: what a name leaves out should not be ours to guess.
+/// `HOST[:PORT]/REPOSITORY[:TAG][@DIGEST]`, with a tag, a digest or both. If both exist, the digest
+/// counts. Missing parts are an error, because defaults would be guesses.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Reference {
     host: String,
@@ -21,10 +21,10 @@ pub struct Reference {
     digest: Option<Digest>,
 }
 
-/// Text that is no reference.
+/// Error for text that is not a reference.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IllegalReference {
-    #[error("it has to begin with a registry's host, as `ghcr.io/acme/thing:1.0` does")]
+    #[error("it must begin with a registry's host, as `ghcr.io/acme/thing:1.0` does")]
     NoHost,
     #[error("`{0}` is not a host, or a host and a port")]
     Host(String),
@@ -41,13 +41,12 @@ pub enum IllegalReference {
 }
 
 impl Reference {
-    /// The image of a name as Docker takes it: of Docker Hub where no host is named, and `latest`
-    /// where no tag is.
+    /// Image by Docker's rules: of Docker Hub if no host is named, and `latest` if there is no tag.
     ///
     /// # Errors
-    /// Where it is no name of an image.
+    /// If it is not an image name.
     pub fn of_image(text: &str) -> Result<Self, IllegalReference> {
-        // That is how artifacts are named, which none of Docker's names is.
+        // Artifacts are named that way, Docker's images never.
         if text.contains("://") {
             return Err(IllegalReference::Host(text.to_owned()));
         }
@@ -65,37 +64,37 @@ impl Reference {
         format!("{host}{name}{tag}{digest}").parse()
     }
 
-    /// The registry's host as it was written, with the port where one was.
+    /// Registry's host as written, with its port.
     pub fn host(&self) -> &str {
         &self.host
     }
 
-    /// Where the registry is reached.
+    /// Address of the registry.
     pub(crate) fn authority(&self) -> &str {
-        if self.host == HUB { HUB_AT } else { &self.host }
+        if self.host == HUB { HUB_ADDRESS } else { &self.host }
     }
 
-    /// The name under which docker keeps a login for the registry.
+    /// Name under which docker stores a login for the registry.
     pub fn login_name(&self) -> &str {
         if self.host == HUB { "https://index.docker.io/v1/" } else { &self.host }
     }
 
-    /// The name within the registry.
+    /// Name within the registry.
     pub fn repository(&self) -> &str {
         &self.repository
     }
 
-    /// The tag, where one was written.
+    /// Tag, if any.
     pub fn tag(&self) -> Option<&str> {
         self.tag.as_deref()
     }
 
-    /// The digest, where one was written.
+    /// Digest, if any.
     pub fn digest(&self) -> Option<Digest> {
         self.digest
     }
 
-    /// The same, pinned to this digest.
+    /// This reference with this digest.
     pub fn pinned(&self, digest: Digest) -> Self {
         Self { digest: Some(digest), ..self.clone() }
     }
@@ -106,7 +105,7 @@ impl Reference {
     }
 }
 
-/// Whether a host by this name is this machine.
+/// Whether a host name means this machine.
 pub(crate) fn is_loopback(name: &str) -> bool {
     name == "localhost"
         || name.trim_matches(['[', ']']).parse().is_ok_and(|address: IpAddr| address.is_loopback())
@@ -122,7 +121,7 @@ impl FromStr for Reference {
             None => (text, None),
         };
         let (host, rest) = text.split_once('/').ok_or(IllegalReference::NoHost)?;
-        // `acme/thing` would be Docker Hub's to others.
+        // Docker would take `acme/thing` as a name of Docker Hub.
         let bare = host.split(':').next().unwrap_or_default();
         if !names_host(text) {
             return Err(IllegalReference::NoHost);
@@ -135,7 +134,9 @@ impl FromStr for Reference {
             Some((repository, tag)) => (repository, Some(tag)),
             None => (rest, None),
         };
-        if host.len() + repository.len() >= NAME || !repository.split('/').all(is_component) {
+        if host.len() + repository.len() >= MAX_NAME_CHARS
+            || !repository.split('/').all(is_component)
+        {
             return Err(IllegalReference::Repository(repository.to_owned()));
         }
         if let Some(tag) = tag
@@ -155,7 +156,7 @@ impl FromStr for Reference {
     }
 }
 
-/// Whether the name of an image begins with a registry's host, by Docker's rule.
+/// Whether an image name begins with a registry's host, by Docker's rule.
 pub fn names_host(image: &str) -> bool {
     image
         .split_once('/')
@@ -189,7 +190,7 @@ fn is_component(name: &str) -> bool {
 
 fn is_tag(tag: &str) -> bool {
     let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
-    tag.len() <= TAG
+    tag.len() <= MAX_TAG_CHARS
         && tag.bytes().next().is_some_and(word)
         && tag.bytes().all(|byte| word(byte) || matches!(byte, b'.' | b'-'))
 }
@@ -212,7 +213,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn references_are_read_and_written() {
+    fn references_round_trip() {
         let digest = Digest::of(b"");
         for text in [
             "ghcr.io/acme/thing:1.0".to_owned(),
@@ -234,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_filled_in() {
+    fn incomplete_references_are_refused() {
         for (text, why) in [
             ("thing:1.0", "begin with a registry's host"),
             ("acme/thing:1.0", "begin with a registry's host"),
@@ -261,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_images_are_made_whole_as_docker_does() {
+    fn image_names_are_completed_by_dockers_rules() {
         let digest = Digest::of(b"");
         for (text, whole) in [
             ("fetch", "docker.io/library/fetch:latest"),
@@ -294,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn this_machine_is_known() {
+    fn loopback_hosts_are_recognized() {
         let loopback =
             |text: &str| format!("{text}/a:1").parse::<Reference>().unwrap().is_loopback();
         assert!(

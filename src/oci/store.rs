@@ -1,4 +1,4 @@
-//! What was pulled, kept by digest.
+//! Local store of pulled artifacts, by digest.
 
 use std::{
     fs::{DirBuilder, File},
@@ -12,33 +12,33 @@ use bytes::Bytes;
 use super::{Client, Descriptor, Digest, Error, Limits, Pulled, Reference, client::read};
 use portcullis_foundation::atomic_file;
 
-/// A folder of content, of which each file is named by its digest. What is read is held against its
-/// name each time: whoever can write there can take something away, but put nothing in its place.
+/// Folder of content, with each file named by its digest. Content is verified at each read: a user
+/// who can write there can remove content but not replace it.
 #[derive(Debug, Clone)]
 pub struct Store {
     folder: PathBuf,
 }
 
-/// A manifest, and the blobs of it that are wanted.
+/// Manifest with its wanted blobs.
 type Kept = (Pulled, Vec<(Descriptor, Bytes)>);
 
 impl Store {
-    /// The store in this folder, which is made when something is put there.
+    /// Store in this folder, which is created when something is stored.
     pub fn at(folder: PathBuf) -> Self {
         Self { folder }
     }
 
-    /// The folder.
+    /// Folder of the store.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// The manifest that the reference is pinned to and its wanted blobs: from here, or, where
-    /// something is missing, from its registry and then kept here. The flag says whether a registry
-    /// was asked.
+    /// Manifest that the reference is pinned to, and its wanted blobs: from the store, or, if
+    /// something is missing, from its registry and then stored. The flag says whether a registry
+    /// was contacted.
     ///
     /// # Errors
-    /// As [`Client::pull`]; where what is here was changed, or nothing can be kept here.
+    /// As [`Client::pull`]; if stored content was changed, or nothing can be stored.
     pub async fn pull(
         &self,
         client: &Client,
@@ -50,7 +50,7 @@ impl Store {
             return Ok((pulled, blobs, false));
         }
         let (pulled, blobs) = client.pull(reference, &wanted).await?;
-        // The manifest last: where it is, all that it needs is.
+        // The manifest last: if it exists, so does all that it needs.
         for (one, bytes) in &blobs {
             self.put(one.digest, bytes)?;
         }
@@ -58,10 +58,10 @@ impl Store {
         Ok((pulled, blobs, true))
     }
 
-    /// The same of what is here alone; none where something is missing.
+    /// Same from the store only; `None` if something is missing.
     ///
     /// # Errors
-    /// Where the reference is not pinned, or what is here was changed.
+    /// If the reference is not pinned, or stored content was changed.
     pub fn find(
         &self,
         reference: &Reference,
@@ -125,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_kept_is_private_and_checked() {
+    fn stored_content_is_private_and_verified() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::at(folder.path().join("kept"));
         let digest = Digest::of(b"content");

@@ -1,4 +1,4 @@
-//! Requests and bounded answers: whom they go to, and who is told a login.
+//! HTTP requests with limited answers, and the rules for recipients and logins.
 
 use std::{
     collections::HashMap,
@@ -23,14 +23,14 @@ use super::{
     redirect_policy::{Origin, Public, is_local},
 };
 
-/// How often one request is led elsewhere.
-const REDIRECTS: usize = 5;
-/// Bytes of an answer that is not content: of tokens and faults.
-const ANSWER: u64 = 64 << 10;
-/// Who asks.
-const AGENT: &str = concat!("portcullis/", env!("CARGO_PKG_VERSION"));
+/// Limit of the redirects of one request.
+const MAX_REDIRECTS: usize = 5;
+/// Limit in bytes of an answer without content: tokens and errors.
+const MAX_ANSWER_BYTES: u64 = 64 << 10;
+/// User agent of requests.
+const USER_AGENT: &str = concat!("portcullis/", env!("CARGO_PKG_VERSION"));
 
-/// What a request is for, which a login may or may not be good for.
+/// Right that a request needs; a login may or may not have it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Right {
     Pull,
@@ -55,24 +55,24 @@ impl Right {
 
 /// One request.
 pub(crate) struct Request<'a> {
-    /// Whose registry it is for.
+    /// Artifact, whose registry the request is for.
     pub to: &'a Reference,
     pub right: Right,
     pub method: Method,
     pub url: Url,
     pub headers: HeaderMap,
     pub body: Bytes,
-    /// When it has to be over.
+    /// Deadline.
     pub until: Instant,
-    /// Whether an answer of the registry, which told this URL, was seen to come from a private address.
+    /// Whether the registry's answer with this URL came from a private address.
     pub from_private: bool,
 }
 
-/// What came back. Its body is not read yet.
+/// Answer with an unread body.
 pub(crate) struct Answer {
     pub status: StatusCode,
     pub headers: HeaderMap,
-    /// Who answered, in the end, and where that began.
+    /// Final URL, and the origin.
     pub url: Url,
     pub home: Origin,
     response: reqwest::Response,
@@ -83,18 +83,18 @@ pub(crate) struct Answer {
 
 /// Sends requests.
 pub(crate) struct Transport {
-    /// For the wide world, by way of the proxies that the environment names.
+    /// For other machines, through the proxies of the environment.
     outside: reqwest::Client,
-    /// For where a registry leads, of which the public addresses alone are connected to.
+    /// For targets of redirects; connects to public addresses only.
     led: reqwest::Client,
-    /// For this machine, and for what is asked without TLS: a proxy would read that.
+    /// For this machine, and for hosts without TLS, where a proxy could read the content.
     direct: reqwest::Client,
     settings: Settings,
-    /// `Authorization` as it was taken, by registry, repository and right.
+    /// Accepted `Authorization` headers, by registry, repository and right.
     authorized: Mutex<HashMap<(String, String, Right), Authorization>>,
 }
 
-/// What the registry takes, and whether somebody in particular stands behind it.
+/// Header that the registry accepted, and whether it is that of a login.
 #[derive(Clone)]
 struct Authorization {
     header: Zeroizing<String>,
@@ -103,7 +103,7 @@ struct Authorization {
 
 impl Transport {
     pub fn new(settings: Settings) -> Result<Self, Error> {
-        // Whoever asks registries need not know that they speak TLS; a second one changes nothing.
+        // Callers need not install a TLS provider; a second installation changes nothing.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let authorities = match &settings.authorities {
             None => Vec::new(),
@@ -114,14 +114,14 @@ impl Transport {
                 let found = reqwest::Certificate::from_pem_bundle(&pem)
                     .map_err(|error| failed(causes(error)))?;
                 if found.is_empty() {
-                    return Err(failed("there is none".into()));
+                    return Err(failed("it contains no certificate".into()));
                 }
                 found
             }
         };
         let builder = || {
             reqwest::Client::builder()
-                .user_agent(AGENT)
+                .user_agent(USER_AGENT)
                 .redirect(redirect::Policy::none())
                 .referer(false)
                 .retry(reqwest::retry::never())
@@ -131,7 +131,7 @@ impl Transport {
         let built = |builder: reqwest::ClientBuilder| {
             builder.build().map_err(|error| Error::Unreachable {
                 host: "registry".into(),
-                why: format!("no HTTP client could be made: {}", causes(error)),
+                why: format!("the HTTP client cannot be created: {}", causes(error)),
             })
         };
         let outside = built(builder())?;
@@ -148,7 +148,7 @@ impl Transport {
         self.settings.logins.of(to, until).await
     }
 
-    /// Where a registry's API begins.
+    /// Base URL of a registry's API.
     pub fn base(&self, to: &Reference) -> Result<Url, Error> {
         let scheme = if self.is_plain(to) { "http" } else { "https" };
         let base = format!("{scheme}://{}/v2/{}/", to.authority(), to.repository());
@@ -158,14 +158,14 @@ impl Transport {
         })
     }
 
-    /// Whether a registry is asked without TLS.
+    /// Whether a registry is contacted without TLS.
     fn is_plain(&self, to: &Reference) -> bool {
-        // A registry on this machine that does speak TLS is named as such by its certificate's file.
+        // A registry on this machine with TLS is identified by the file of its certificate.
         (to.is_loopback() && self.settings.authorities.is_none())
             || self.settings.plain_http.iter().any(|host| host == to.host())
     }
 
-    /// Sends it, with what the registry wants for it, and follows where it is led.
+    /// Sends a request, with the authorization that the registry requires, and follows redirects.
     pub async fn send(&self, mut request: Request<'_>) -> Result<Answer, Error> {
         let name = request.to.host().to_owned();
         let url = self.base(request.to)?;
@@ -173,7 +173,7 @@ impl Transport {
         let key = (request.to.host().to_owned(), request.to.repository().to_owned(), request.right);
         let (mut asked, mut hops) = (false, 0);
         loop {
-            // Nobody but the registry itself is told a login, and nobody else is heard on which.
+            // Only the registry itself gets a login, and only its challenges count.
             let at_home = home.is_at(&request.url);
             let authorization = if at_home {
                 self.authorized.lock().ok().and_then(|all| all.get(&key).cloned())
@@ -191,7 +191,7 @@ impl Transport {
                         all.insert(key.clone(), authorization);
                     }
                 }
-                // Another host's wish for a login is nothing that an operator should be told to fulfil.
+                // The operator must not be advised to log in to another host.
                 StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if !at_home => {
                     return Err(answer.fault().await);
                 }
@@ -204,12 +204,12 @@ impl Transport {
                 }
                 status if status.is_redirection() && status != StatusCode::NOT_MODIFIED => {
                     if !matches!(request.method, Method::GET | Method::HEAD) {
-                        let why = "what is written is written at the registry";
+                        let why = "a write must not be redirected";
                         return Err(home.astray(&request.url, why));
                     }
                     hops += 1;
-                    if hops > REDIRECTS {
-                        return Err(home.astray(&request.url, "it leads on and on"));
+                    if hops > MAX_REDIRECTS {
+                        return Err(home.astray(&request.url, "too many redirects"));
                     }
                     request.url = answer.next()?;
                 }
@@ -218,14 +218,14 @@ impl Transport {
         }
     }
 
-    /// Gets what is at a URL of nobody's registry: without a login, and by TLS, or from this machine.
+    /// Content of a URL outside of registries: without a login, over TLS or from this machine.
     pub async fn get(&self, url: &Url, until: Instant) -> Result<Answer, Error> {
         let mut home = Origin { url: url.clone(), name: host(url), private: false };
         if url.scheme() != "https" && !(url.scheme() == "http" && is_local(url)) {
-            return Err(home.astray(url, "it is not asked for over TLS"));
+            return Err(home.astray(url, "the URL is not https"));
         }
         let mut at = url.clone();
-        for _ in 0..=REDIRECTS {
+        for _ in 0..=MAX_REDIRECTS {
             let builder = self.client(&at, &home).get(at.clone());
             let answer = self.answer(builder, &at, until, false, &home).await?;
             if !answer.status.is_redirection() {
@@ -234,7 +234,7 @@ impl Transport {
             at = answer.next()?;
             home = answer.home;
         }
-        Err(home.astray(&at, "it leads on and on"))
+        Err(home.astray(&at, "too many redirects"))
     }
 
     async fn once(
@@ -273,7 +273,7 @@ impl Transport {
     ) -> Result<Answer, Error> {
         let Limits { idle, total, .. } = *self.limits();
         let (host, mut home) = (home.asked(url), home.clone());
-        // What is sent may take as long as there is time; an answer may not let us wait for it.
+        // Sending may use all remaining time; an answer must not be silent for too long.
         let left = until.saturating_duration_since(Instant::now());
         let within = if uploads { left } else { left.min(idle) };
         let told = if within == left { total } else { idle };
@@ -296,7 +296,7 @@ impl Transport {
         Ok(Answer { status, headers, url: url.clone(), home, response, idle, until, total })
     }
 
-    /// What the registry wants to see with a request, by its challenge.
+    /// Authorization header that the registry's challenge requires.
     async fn authorize(
         &self,
         request: &Request<'_>,
@@ -323,7 +323,7 @@ impl Transport {
             }
         }
         if !basic {
-            let why = "it wants a login and does not say which kind".to_owned();
+            let why = "it requires a login without naming a supported scheme".to_owned();
             return Err(Error::Protocol { host: Asked::Itself(host), why });
         }
         match self.settings.logins.of(request.to, request.until).await? {
@@ -331,15 +331,16 @@ impl Transport {
                 Ok(Authorization { header: basic_of(&user, &password), with_login: true })
             }
             Some(Login::Identity(_)) => {
-                let why = "it wants a password, and the login is a token".to_owned();
+                let why = "it requires a password, but the login is a token".to_owned();
                 Err(Error::Login { host, why })
             }
             None => Err(Error::NoLogin { host }),
         }
     }
 
-    /// A token of the service that the registry names. The login goes there, as the registry could
-    /// have had it itself; without TLS only to this machine, or to the very host that is asked without.
+    /// Token of the service that the registry names. The login is sent there, because the registry
+    /// could have obtained it itself. Without TLS it is sent only to this machine, or to the same
+    /// host that is contacted without.
     async fn token(
         &self,
         request: &Request<'_>,
@@ -350,10 +351,10 @@ impl Transport {
         let host = request.to.host().to_owned();
         let mut url: Url = realm.parse().map_err(|_| Error::Protocol {
             host: Asked::Itself(host.clone()),
-            why: "the realm of its logins is no URL".to_owned(),
+            why: "the realm of its challenge is not a URL".to_owned(),
         })?;
         home.follow(&home.url, &url)?;
-        // Asked for by us, not by the challenge: no more than what this is for.
+        // The scope comes from this request, not from the challenge, so it is no wider than needed.
         let scope = format!("repository:{}:{}", request.to.repository(), request.right.scope());
         let login = self.settings.logins.of(request.to, request.until).await?;
         let builder = match &login {
@@ -398,25 +399,30 @@ impl Transport {
             access_token: Option<String>,
         }
         let asked = home.asked(&url);
-        let body = Zeroizing::new(answer.whole("a token", ANSWER).await?.to_vec());
-        // What is wrong with it is not told: it can be most of a token.
+        let body = Zeroizing::new(answer.whole("a token", MAX_ANSWER_BYTES).await?.to_vec());
+        // The parse error is not shown, because it can contain most of a token.
         let token = serde_json::from_slice(&body)
             .ok()
             .and_then(|Token { token, access_token }| token.or(access_token))
             .map(Zeroizing::new)
-            .ok_or_else(|| Error::Protocol { host: asked, why: "it gives no token".to_owned() })?;
+            .ok_or_else(|| Error::Protocol {
+                host: asked,
+                why: "the answer contains no \
+                token"
+                    .to_owned(),
+            })?;
         let header = Zeroizing::new(format!("Bearer {}", *token));
         Ok(Authorization { header, with_login: login.is_some() })
     }
 }
 
 impl Answer {
-    /// Where it leads.
+    /// Target of a redirect.
     pub fn next(&self) -> Result<Url, Error> {
         self.home.next(&self.url, &self.headers)
     }
 
-    /// Reads all of the body, if it is no larger than that.
+    /// Reads the whole body, up to that size.
     pub async fn whole(self, what: &'static str, most: u64) -> Result<Bytes, Error> {
         let Self { url, home, response, idle, until, total, .. } = self;
         let host = home.asked(&url);
@@ -445,10 +451,10 @@ impl Answer {
         }
     }
 
-    /// What a status means that is not the one hoped for.
+    /// Error for an unexpected status.
     pub async fn fault(self) -> Error {
         let (host, status) = (self.home.asked(&self.url), self.status.as_u16());
-        let body = self.whole("an answer", ANSWER).await.unwrap_or_default();
+        let body = self.whole("an answer", MAX_ANSWER_BYTES).await.unwrap_or_default();
         Error::Failed { host, status, code: known_code(&body) }
     }
 }
@@ -467,11 +473,11 @@ fn basic_of(user: &str, password: &str) -> Zeroizing<String> {
     Zeroizing::new(format!("Basic {}", *encoded))
 }
 
-/// A header that no `Debug` shows.
+/// Header value that no `Debug` shows.
 fn secret(text: &str, url: &Url) -> Result<HeaderValue, Error> {
     let mut value = HeaderValue::from_str(text).map_err(|_| Error::Login {
         host: host(url),
-        why: "it has characters that no HTTP header can hold".to_owned(),
+        why: "it has characters that are illegal in an HTTP header".to_owned(),
     })?;
     value.set_sensitive(true);
     Ok(value)

@@ -1,4 +1,4 @@
-//! Against registries that mean no good.
+//! Hostile registries.
 
 mod support;
 
@@ -24,7 +24,7 @@ use tempfile::TempDir;
 
 const KIND: &str = "application/vnd.oci.image.manifest.v1+json";
 
-/// A server that answers by this, and what it was asked.
+/// Server with scripted answers, and the requests it got.
 struct Server {
     address: SocketAddr,
     asked: Arc<Mutex<Vec<(String, HeaderMap)>>>,
@@ -112,7 +112,7 @@ async fn refused(server: &Server, client: &Client, digest: Digest) -> Error {
 }
 
 #[tokio::test]
-async fn bytes_of_another_digest() {
+async fn content_with_another_digest_is_refused() {
     let server = Server::start(|_, _| manifest(&[]).into_response()).await;
     let asked = Digest::of(b"another");
     let error = refused(&server, &client(), asked).await;
@@ -120,7 +120,7 @@ async fn bytes_of_another_digest() {
         matches!(error, Error::Digest { what: "the manifest", expected, .. } if expected == asked),
         "{error}"
     );
-    // Whatever the header says.
+    // Whatever the header states.
     let server = Server::start(move |_, _| {
         ([("docker-content-digest", asked.to_string())], manifest(&[])).into_response()
     })
@@ -130,8 +130,8 @@ async fn bytes_of_another_digest() {
 }
 
 #[tokio::test]
-async fn more_than_there_should_be() {
-    // Said beforehand: a gigabyte. And not said.
+async fn oversized_answers_are_refused() {
+    // A gigabyte, announced in a header and not announced.
     let large = Server::start(|_, _| {
         let body = endless(vec![b' '; 1 << 16].into(), Duration::ZERO).into_body();
         ([(header::CONTENT_LENGTH, "1073741824")], body).into_response()
@@ -143,7 +143,7 @@ async fn more_than_there_should_be() {
         assert!(matches!(error, Error::TooLarge { what: "the manifest", .. }), "{error}");
     }
 
-    // A blob without end, where the manifest names a few bytes.
+    // An endless blob, for which the manifest states a few bytes.
     let text = manifest(&[Descriptor::of("text/plain", b"few")]);
     let digest = Digest::of(&text);
     let server = Server::start(move |path, _| match path.contains("/manifests/") {
@@ -154,7 +154,7 @@ async fn more_than_there_should_be() {
     let error = refused(&server, &client(), digest).await;
     assert!(matches!(error, Error::TooLarge { what: "the blob", most: 3 }), "{error}");
 
-    // A manifest that names what is too much: nothing of it is asked for.
+    // A manifest that exceeds a limit: none of its content is requested.
     let mut huge = Descriptor::of("text/plain", b"");
     huge.size = u64::MAX;
     let few = Descriptor::of("text/plain", b"few");
@@ -171,7 +171,7 @@ async fn more_than_there_should_be() {
 }
 
 #[tokio::test]
-async fn silence_and_slowness() {
+async fn silent_and_slow_registries_time_out() {
     let silent = Server::start(|_, _| endless(Bytes::new(), Duration::from_secs(3600))).await;
     let slow = Server::start(|_, _| endless(" ".into(), Duration::from_millis(20))).await;
     let mute = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -186,7 +186,7 @@ async fn silence_and_slowness() {
 }
 
 #[tokio::test]
-async fn a_list_in_the_place_of_an_artifact() {
+async fn index_in_place_of_an_artifact_is_refused() {
     let text = json!({ "schemaVersion": 2, "manifests": [] }).to_string();
     let digest = Digest::of(text.as_bytes());
     let server = Server::start(move |_, _| text.clone().into_response()).await;
@@ -201,17 +201,17 @@ async fn a_list_in_the_place_of_an_artifact() {
 }
 
 #[tokio::test]
-async fn led_astray() {
+async fn forbidden_redirects_are_refused() {
     let digest = Digest::of(b"");
     let around = Server::start(|path, _| moved(path)).await;
     let error = refused(&around, &client(), digest).await;
-    assert!(error.to_string().contains("on and on"), "{error}");
+    assert!(error.to_string().contains("too many redirects"), "{error}");
     assert_eq!(around.asked.lock().unwrap().len(), 6);
 
     for (to, told) in [
         ("http://example.invalid/x", "without TLS"),
         ("file:///etc/passwd", "not HTTP"),
-        ("https://user:word@example.invalid/", "a login in it"),
+        ("https://user:word@example.invalid/", "contains a login"),
         ("http://", "where to"),
     ] {
         let server = Server::start(move |_, _| moved(to)).await;
@@ -224,9 +224,9 @@ async fn led_astray() {
 }
 
 #[tokio::test]
-async fn nobody_else_hears_a_login() {
+async fn login_is_sent_to_its_registry_only() {
     let password = support::password();
-    // Where blobs are, which asks for a login of its own.
+    // Host of the blobs, which asks for a login of its own.
     let text = manifest(&[Descriptor::of("text/plain", b"few")]);
     let digest = Digest::of(&text);
     let elsewhere = Server::start(|_, _| challenge("Basic realm=\"give it to me\"")).await;
@@ -242,13 +242,13 @@ async fn nobody_else_hears_a_login() {
     let (_folder, client) = docker(&server, &password);
     let error = refused(&server, &client, digest).await;
     assert!(matches!(error, Error::Failed { status: 401, .. }), "{error}");
-    // Nor is the operator told to log in there.
+    // Nor is the operator advised to log in there.
     let told = format!("{error} {error:?} {}", error.help());
     assert!(!told.contains(&there.to_string()) && !told.contains("docker login"), "{told}");
     assert!(server.was_told(header::AUTHORIZATION) && !elsewhere.was_told(header::AUTHORIZATION));
     assert!(!format!("{error:?}").contains("signed"), "{error:?}");
 
-    // Where nothing is asked, nothing is said either.
+    // Without a challenge, no login is sent either.
     let few = "few";
     let elsewhere = Server::start(move |_, _| few.into_response()).await;
     let there = elsewhere.address;
@@ -269,7 +269,7 @@ async fn nobody_else_hears_a_login() {
 }
 
 #[tokio::test]
-async fn a_login_goes_to_the_token_service_and_never_in_the_clear() {
+async fn login_goes_to_the_token_service_and_never_without_tls() {
     let password = support::password();
     let text = manifest(&[]);
     let digest = Digest::of(&text);
@@ -290,7 +290,7 @@ async fn a_login_goes_to_the_token_service_and_never_in_the_clear() {
     let (_folder, client) = docker(&server, &password);
     let pinned = server.reference(digest);
     client.manifest(&pinned).await.expect("had");
-    // With a token that it has, it does not ask for one again.
+    // A token is reused.
     client.manifest(&pinned).await.expect("had");
     {
         let asked = service.asked.lock().expect("whole");
@@ -310,7 +310,7 @@ async fn a_login_goes_to_the_token_service_and_never_in_the_clear() {
 }
 
 #[tokio::test]
-async fn what_a_registry_repeats_is_not_told() {
+async fn text_of_a_registry_is_not_repeated() {
     let password = support::password();
     let server = Server::start(|_, headers| match headers.get(header::AUTHORIZATION) {
         None => challenge("Basic realm=\"registry\""),
@@ -332,7 +332,7 @@ async fn what_a_registry_repeats_is_not_told() {
 }
 
 #[tokio::test]
-async fn files_are_bounded_too() {
+async fn files_are_limited_too() {
     let server = Server::start(|path, _| match path {
         "/there" => moved("/few"),
         "/few" => "few".into_response(),
@@ -354,10 +354,10 @@ async fn files_are_bounded_too() {
 }
 
 #[tokio::test]
-async fn answers_that_are_none() {
+async fn invalid_answers_are_errors() {
     let known: BTreeMap<u16, &str> = BTreeMap::from([
         (404, "not in the registry"),
-        (403, "does not let you read this"),
+        (403, "does not permit you to read this"),
         (429, "answers 429 (TOOMANYREQUESTS)"),
         (503, "answers 503"),
         (201, "answers 201"),
@@ -370,7 +370,7 @@ async fn answers_that_are_none() {
         let error = client().manifest(&server.reference(Digest::of(b""))).await.unwrap_err();
         assert!(error.to_string().contains(told), "{error}");
     }
-    // A token for anybody is no login.
+    // A token for anonymous clients is not a login.
     let service =
         Server::start(|_, _| json!({ "access_token": "anybody" }).to_string().into_response())
             .await;
@@ -390,9 +390,9 @@ async fn answers_that_are_none() {
 }
 
 #[tokio::test]
-async fn documents_that_repeat_a_login_are_not_told() {
+async fn documents_that_repeat_a_login_are_not_shown() {
     let (password, held) = (support::password(), Arc::new(Mutex::new(Bytes::new())));
-    // By its tag it gives a document with the login in it, and by that one's digest the same again.
+    // The tag returns a document that contains the login, and so does that document's digest.
     let given = held.clone();
     let server = Server::start(move |path, headers| {
         let Some(login) = headers.get(header::AUTHORIZATION) else {
@@ -427,8 +427,8 @@ async fn documents_that_repeat_a_login_are_not_told() {
 }
 
 #[tokio::test]
-async fn names_of_hosts_that_it_leads_to_are_not_told() {
-    // One that nobody answers at, by its name.
+async fn names_of_redirect_targets_are_not_shown() {
+    // Target of a redirect that does not resolve.
     let server = Server::start(|path, _| match path {
         "/v2/acme/words/manifests/1" => moved("https://what-it-heard.invalid/"),
         _ => challenge("Bearer realm=\"https://what-it-heard.invalid/\""),
@@ -445,7 +445,7 @@ async fn names_of_hosts_that_it_leads_to_are_not_told() {
     }
 }
 
-/// A registry with one image: its manifest, and its configuration.
+/// Registry with one image: its manifest and its configuration.
 async fn image(layers: serde_json::Value, config: serde_json::Value) -> Result<u64, Error> {
     let config = config.to_string();
     let kind = "application/vnd.oci.image.config.v1+json";
@@ -464,7 +464,7 @@ async fn image(layers: serde_json::Value, config: serde_json::Value) -> Result<u
 }
 
 #[tokio::test]
-async fn images_that_lie_of_their_size_or_kind() {
+async fn images_with_false_size_or_kind_are_refused() {
     let tar = "application/vnd.oci.image.layer.v1.tar";
     let layer = |size: u64, kind: &str| json!({ "mediaType": kind, "size": size, "digest": Digest::of(b"layer") });
     let amd64 = || json!({ "os": "linux", "architecture": "amd64" });
@@ -473,20 +473,25 @@ async fn images_that_lie_of_their_size_or_kind() {
 
     let words = ["Basic ", "d29yZHM="].concat();
     for (layers, config, why) in [
-        (json!([layer(u64::MAX, tar), layer(u64::MAX, tar)]), amd64(), "larger than anything"),
+        (json!([layer(u64::MAX, tar), layer(u64::MAX, tar)]), amd64(), "out of range"),
         (json!([{ "mediaType": tar, "size": -1, "digest": Digest::of(b"") }]), amd64(), "shape"),
         (json!([{ "mediaType": tar, "size": 1e30, "digest": Digest::of(b"") }]), amd64(), "shape"),
-        (json!(vec![layer(1, tar); 128]), amd64(), "128 layers, and 127 are the most"),
+        (json!(vec![layer(1, tar); 128]), amd64(), "128 layers; the limit is 127"),
         (
             json!([layer(1, "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip")]),
             amd64(),
-            "a kind that is not run here",
+            "an unsupported kind",
         ),
         (json!([]), json!({ "os": "linux", "architecture": "arm64" }), "only for: linux/arm64"),
         (json!([]), json!({ "os": "windows", "architecture": "amd64" }), "windows/amd64"),
-        (json!([]), json!({ "os": words, "architecture": words }), "names no platform"),
-        (json!([]), json!({ "architecture": "amd64" }), "names no platform"),
-        (json!([]), json!(["linux", "amd64"]), "of another shape"),
+        (
+            json!([]),
+            json!({ "os": words, "architecture": words }),
+            "does not name a known \
+            platform",
+        ),
+        (json!([]), json!({ "architecture": "amd64" }), "does not name a known platform"),
+        (json!([]), json!(["linux", "amd64"]), "of another form"),
     ] {
         let error = image(layers, config).await.expect_err(why).to_string();
         assert!(error.contains(why) && !error.contains("d29"), "{error}");

@@ -1,4 +1,4 @@
-//! Against a real registry: Debian's docker-registry.
+//! A real registry: Debian's docker-registry.
 
 mod support;
 
@@ -34,7 +34,7 @@ fn words(one: &Descriptor) -> bool {
 }
 
 #[tokio::test]
-async fn what_is_pushed_is_pulled_by_its_digest() {
+async fn pushed_artifact_is_pulled_by_its_digest() {
     let registry = Registry::start(&Door::default());
     let (client, tagged) = (anonymous(), reference(&registry, "acme/words:1.0"));
     let pushed = client.push(&tagged, &artifact("hello")).await.expect("pushed");
@@ -48,7 +48,7 @@ async fn what_is_pushed_is_pulled_by_its_digest() {
     assert_eq!(blobs.len(), 1);
     assert_eq!(blobs[0].1, "hello");
 
-    // The tag moves on, the pin does not.
+    // The tag moves, the digest does not.
     let newer = client.push(&tagged, &artifact("bye")).await.expect("pushed");
     assert_ne!(newer, pushed);
     assert_eq!(client.resolve(&tagged).await.expect("resolved"), newer);
@@ -65,19 +65,19 @@ async fn what_is_pushed_is_pulled_by_its_digest() {
 }
 
 #[tokio::test]
-async fn what_the_registry_changed_is_not_taken() {
+async fn blob_changed_in_the_registry_is_refused() {
     let registry = Registry::start(&Door::default());
     let (client, tagged) = (anonymous(), reference(&registry, "acme/words:1.0"));
     let pinned = tagged.pinned(client.push(&tagged, &artifact("hello")).await.expect("pushed"));
     fs::write(registry.blob(&Digest::of(b"hello").hex()), "jello").expect("changed");
     let changed = client.pull(&pinned, words).await.unwrap_err();
     assert!(matches!(changed, Error::Digest { what: "the blob", .. }), "{changed}");
-    // What is not wanted is not pulled.
+    // Unwanted blobs are not pulled.
     client.pull(&pinned, |_| false).await.expect("pulled");
 }
 
 #[tokio::test]
-async fn who_is_about_what_is_listed() {
+async fn referrers_are_listed() {
     let registry = Registry::start(&Door::default());
     let (client, tagged) = (anonymous(), reference(&registry, "acme/words:1.0"));
     let subject = client.push(&tagged, &artifact("hello")).await.expect("pushed");
@@ -103,7 +103,7 @@ async fn who_is_about_what_is_listed() {
 }
 
 #[tokio::test]
-async fn a_login_of_docker_opens_and_is_never_shown() {
+async fn docker_login_is_used_and_never_shown() {
     let (user, password) = ("tester".to_owned(), support::password());
     let login = Some((user.clone(), password.clone()));
     let registry = Registry::start(&Door { login, tls: false });
@@ -128,7 +128,7 @@ async fn a_login_of_docker_opens_and_is_never_shown() {
     let told = format!("{denied} {denied:?} {}", denied.help());
     assert!(!told.contains(&wrong), "{told}");
 
-    // A helper that is not there is not the same as no login.
+    // A missing helper differs from a missing login.
     let folder = tempfile::tempdir().expect("a folder");
     let config = serde_json::json!({ "credsStore": "none-of-that-name" });
     fs::write(folder.path().join("config.json"), config.to_string()).expect("written");
@@ -137,7 +137,7 @@ async fn a_login_of_docker_opens_and_is_never_shown() {
 }
 
 #[tokio::test]
-async fn tls_by_an_authority_that_the_operator_names() {
+async fn configured_authority_is_accepted_for_tls() {
     let registry = Registry::start(&Door { login: None, tls: true });
     let tagged = reference(&registry, "acme/words:1.0");
     let authorities = Some(registry.authority());
@@ -146,7 +146,7 @@ async fn tls_by_an_authority_that_the_operator_names() {
     let pushed = client.push(&tagged, &artifact("hello")).await.expect("pushed");
     assert_eq!(client.pull(&tagged.pinned(pushed), words).await.expect("pulled").1[0].1, "hello");
 
-    // Another's authority does not do.
+    // Another authority's certificate is refused.
     let other = Registry::start(&Door { login: None, tls: true });
     let settings = Settings { authorities: Some(other.authority()), ..Settings::default() };
     let stranger = Client::new(settings).expect("a client").resolve(&tagged).await.unwrap_err();
@@ -155,7 +155,7 @@ async fn tls_by_an_authority_that_the_operator_names() {
 }
 
 #[tokio::test]
-async fn what_was_pulled_is_had_without_the_registry() {
+async fn stored_artifact_is_available_without_the_registry() {
     let registry = Registry::start(&Door::default());
     let (client, tagged) = (anonymous(), reference(&registry, "acme/words:1.0"));
     let pinned = tagged.pinned(client.push(&tagged, &artifact("hello")).await.expect("pushed"));

@@ -1,4 +1,4 @@
-//! Debian's docker-registry, run by a test for itself.
+//! Debian's docker-registry, started by a test.
 
 #![allow(dead_code)]
 
@@ -11,19 +11,19 @@ use std::{
     time::Duration,
 };
 
-/// How long it may take to listen.
-const START: Duration = Duration::from_secs(60);
+/// Time limit for the registry to listen.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How a registry is met.
+/// Access to a registry.
 #[derive(Default)]
 pub struct Door {
-    /// The user and the password that it wants.
+    /// Required user and password.
     pub login: Option<(String, String)>,
-    /// Whether it speaks TLS, by a certificate of an authority of its own.
+    /// Whether it uses TLS, with a certificate of a test authority.
     pub tls: bool,
 }
 
-/// A registry on this machine, with a storage of its own. It ends with this.
+/// Registry on this machine with separate storage. Ends on drop.
 pub struct Registry {
     child: Child,
     folder: tempfile::TempDir,
@@ -66,7 +66,7 @@ impl Registry {
             .expect("docker-registry is installed: tests/setup/packages");
         let log = child.stderr.take().expect("its log");
         let (sender, receiver) = mpsc::channel();
-        // Read to its end, so that it is never held up.
+        // Read to its end, so that the registry never blocks on it.
         std::thread::spawn(move || {
             for line in BufReader::new(log).lines().map_while(Result::ok) {
                 let _ = sender.send(line);
@@ -75,7 +75,7 @@ impl Registry {
         let mut said = Vec::new();
         let port = loop {
             let line = receiver
-                .recv_timeout(START)
+                .recv_timeout(START_TIMEOUT)
                 .unwrap_or_else(|_| panic!("docker-registry does not start: {said:#?}"));
             let port = line
                 .split_once("listening on 127.0.0.1:")
@@ -88,17 +88,17 @@ impl Registry {
         Self { child, folder, port }
     }
 
-    /// The host, as references write it.
+    /// Host in the form of references.
     pub fn host(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }
 
-    /// The certificate of its authority.
+    /// Certificate of its authority.
     pub fn authority(&self) -> PathBuf {
         self.folder.path().join("ca.pem")
     }
 
-    /// The file where it keeps a blob.
+    /// File in which it stores a blob.
     pub fn blob(&self, hex: &str) -> PathBuf {
         let below = format!("storage/docker/registry/v2/blobs/sha256/{}/{hex}/data", &hex[..2]);
         self.folder.path().join(below)
@@ -112,7 +112,7 @@ impl Drop for Registry {
     }
 }
 
-/// A password that is made now.
+/// New password.
 pub fn password() -> String {
     let mut bytes = [0; 12];
     let mut random = fs::File::open("/dev/urandom").expect("random bytes");
@@ -120,7 +120,7 @@ pub fn password() -> String {
     hex::encode(bytes)
 }
 
-/// A docker config with that login, in a folder of its own.
+/// Docker config with that login, in a temporary folder.
 pub fn docker_config(host: &str, user: &str, password: &str) -> tempfile::TempDir {
     use base64::prelude::{BASE64_STANDARD, Engine as _};
     let folder = tempfile::tempdir().expect("a folder");
@@ -130,7 +130,7 @@ pub fn docker_config(host: &str, user: &str, password: &str) -> tempfile::TempDi
     folder
 }
 
-/// By perl, which every Debian has: the one kind of hash that the registry takes.
+/// With perl, which every Debian has: the only kind of hash that the registry accepts.
 fn bcrypt(password: &str) -> String {
     let salt = "$2b$05$abcdefghijklmnopqrstuu";
     let made = Command::new("perl")
