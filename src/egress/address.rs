@@ -1,9 +1,9 @@
-//! Which addresses are everybody's.
+//! Classification of IP addresses.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
-/// Whether an address is one of the whole Internet: not of this machine, not of a network around it,
-/// and no way to such a one.
+/// Whether an address belongs to the public Internet: not to this machine, not to a network around
+/// it, and not a tunnel to such an address.
 pub fn is_public(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => is_public_v4(v4),
@@ -15,8 +15,8 @@ fn is_public_v4(v4: Ipv4Addr) -> bool {
     let [a, b, c, _] = v4.octets();
     let special = matches!(
         (a, b, c),
-        // This network, shared (RFC 6598), protocol assignments, 6to4 relays, benchmarks, and all
-        // from multicast up.
+        // This network, shared (RFC 6598), protocol assignments, 6to4 relays, benchmarks, and
+        // everything from multicast up.
         (0, ..)
             | (100, 64..=127, _)
             | (192, 0, 0)
@@ -24,7 +24,7 @@ fn is_public_v4(v4: Ipv4Addr) -> bool {
             | (198, 18..=19, _)
             | (224.., ..)
     );
-    // Where Azure keeps a machine's secrets, though the address is one of the whole Internet.
+    // Azure's metadata service, although the address is public.
     let special = special || v4 == Ipv4Addr::new(168, 63, 129, 16);
     !(special || v4.is_private() || v4.is_loopback() || v4.is_link_local() || v4.is_documentation())
 }
@@ -32,13 +32,14 @@ fn is_public_v4(v4: Ipv4Addr) -> bool {
 fn is_public_v6(v6: Ipv6Addr) -> bool {
     let segments = v6.segments();
     match segments {
-        // IPv4 in other clothes is held to the same: mapped, and NAT64, which is the only way to IPv4
-        // for a network that has none.
+        // Embedded IPv4 addresses follow the same rules: mapped ones, and NAT64, the only access to
+        // IPv4 for a network without it.
         [0, 0, 0, 0, 0, 0xffff, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] => {
             let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
             is_public_v4(Ipv4Addr::new(a, b, c, d))
         }
-        // Protocol assignments with Teredo, documentation, and 6to4, whose gateways are gone.
+        // Protocol assignments with Teredo, documentation, and 6to4, whose gateways no longer
+        // exist.
         [0x2001, 0..=0x1ff, ..] | [0x2001, 0xdb8, ..] | [0x2002, ..] | [0x3fff, 0..=0xfff, ..] => {
             false
         }
@@ -46,11 +47,13 @@ fn is_public_v6(v6: Ipv6Addr) -> bool {
     }
 }
 
-/// Whether a cloud hands out a machine's credentials there to whoever asks from that machine.
+/// Whether a cloud's metadata service at this address gives a machine's credentials to any program
+/// on that machine.
 pub fn is_metadata(address: IpAddr) -> bool {
     match address.to_canonical() {
         IpAddr::V4(v4) => {
-            // Amazon, Google, Microsoft and others; Microsoft, Alibaba and Oracle beside it.
+            // Amazon, Google, Microsoft and others; then additional ones of Microsoft, Alibaba and
+            // Oracle.
             v4.is_link_local()
                 || [[168, 63, 129, 16], [100, 100, 100, 200], [192, 0, 0, 192]]
                     .contains(&v4.octets())
@@ -59,15 +62,15 @@ pub fn is_metadata(address: IpAddr) -> bool {
     }
 }
 
-/// Whether an address is one of this machine's own. A public one is, too, where the machine has it:
-/// what listens there may be there for this machine alone.
+/// Whether an address belongs to this machine. It may be public, too: a service that listens there
+/// may be meant for this machine only.
 pub(crate) fn is_own(address: IpAddr) -> bool {
     let any: SocketAddr = match address {
         IpAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
         IpAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
     };
-    // To connect such a socket sends nothing: it makes the kernel choose where it would send from,
-    // which is the address itself where that is its own.
+    // Connecting this socket sends nothing. The kernel chooses its source address, which equals the
+    // target if the target belongs to this machine.
     let source = UdpSocket::bind(any).and_then(|socket| {
         socket.connect((address, 9))?;
         socket.local_addr()
@@ -80,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_of_networks_around_are_not_public() {
+    fn addresses_of_surrounding_networks_are_not_public() {
         for address in
             ["1.1.1.1", "93.184.216.34", "2606:4700::1111", "::ffff:1.1.1.1", "64:ff9b::101:101"]
         {
@@ -123,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn clouds_keep_credentials_at_addresses_of_their_own() {
+    fn metadata_addresses_of_clouds_are_recognized() {
         for address in [
             "169.254.169.254",
             "169.254.170.2",
@@ -139,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn this_machine_knows_its_own_addresses() {
+    fn own_addresses_are_recognized() {
         assert!(is_own(Ipv4Addr::LOCALHOST.into()));
         assert!(!is_own(Ipv4Addr::new(192, 0, 2, 1).into()));
     }

@@ -1,4 +1,4 @@
-//! The beginning of TLS: whom it asks for.
+//! First message of TLS: which server it names.
 
 use std::io;
 
@@ -7,29 +7,29 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::{Host, Refusal};
 
-/// The bytes before a record's content.
+/// Bytes before a record's content.
 pub(crate) const HEAD: usize = 5;
-/// A record of the handshake.
+/// Type of handshake records.
 pub(crate) const HANDSHAKE: u8 = 22;
-/// Content of one record (RFC 8446, section 5.1).
-const MOST: usize = 1 << 14;
+/// Limit of a record's content in bytes (RFC 8446, section 5.1).
+const MAX_RECORD_BYTES: usize = 1 << 14;
 const CLIENT_HELLO: u8 = 1;
 const SERVER_NAME: u16 = 0;
-/// `encrypted_client_hello` (RFC 9849), and `encrypted_server_name` of the drafts before it.
+/// `encrypted_client_hello` (RFC 9849), and `encrypted_server_name` of earlier drafts.
 const ENCRYPTED: [u16; 2] = [0xfe0d, 0xffce];
 
-/// Reads the first record, of which the first bytes are here already.
+/// Reads the first record, whose first bytes have been read already.
 ///
 /// # Errors
-/// [`Refusal`] where it is no beginning of TLS for the host.
+/// [`Refusal`] if it does not begin TLS for the host.
 pub(crate) async fn read(
     stream: &mut (impl AsyncRead + Unpin),
     first: &[u8],
     host: &Host,
 ) -> Result<Vec<u8>, Refusal> {
     let broken = |error: io::Error| match error.kind() {
-        io::ErrorKind::UnexpectedEof => Refusal::BrokenHello("it ends half way".into()),
-        _ => Refusal::BrokenHello("the connection broke off".into()),
+        io::ErrorKind::UnexpectedEof => Refusal::BrokenHello("it is incomplete".into()),
+        _ => Refusal::BrokenHello("the connection was closed".into()),
     };
     let mut record = first.to_vec();
     if record.is_empty() {
@@ -45,7 +45,7 @@ pub(crate) async fn read(
         [_, 3, _, high, low] => usize::from(u16::from_be_bytes([high, low])),
         _ => return Err(Refusal::NotTls(host.clone())),
     };
-    if !(4..=MOST).contains(&length) {
+    if !(4..=MAX_RECORD_BYTES).contains(&length) {
         return Err(Refusal::BrokenHello("the length of its first record is not legal".into()));
     }
     record.resize(HEAD + length, 0);
@@ -54,17 +54,18 @@ pub(crate) async fn read(
     Ok(record)
 }
 
-/// Holds a record to be the whole beginning of TLS for a host.
+/// Checks that a record is a complete ClientHello for a host.
 pub(crate) fn check(record: &[u8], host: &Host) -> Result<(), Refusal> {
     let broken = |why: &str| Refusal::BrokenHello(why.to_owned());
     let [HANDSHAKE, 3, _, _, _, kind, a, b, c, ..] = *record else {
-        return Err(broken("it is no handshake"));
+        return Err(broken("it is not a handshake"));
     };
     if kind != CLIENT_HELLO {
-        return Err(broken("it is no ClientHello"));
+        return Err(broken("it is not a ClientHello"));
     }
     let length = usize::try_from(u32::from_be_bytes([0, a, b, c])).unwrap_or(usize::MAX);
-    // Whoever looks at the first record alone would see half a name. No library does this.
+    // A server that reads only the first record would see a part of the name. No library sends
+    // that.
     if length != record.len() - HEAD - 4 {
         return Err(broken("its ClientHello does not fill exactly one record"));
     }
@@ -78,12 +79,11 @@ pub(crate) fn check(record: &[u8], host: &Host) -> Result<(), Refusal> {
         (None, _) => None,
         (Some((_, content)), None) => {
             let name = server_name(content);
-            Some(name.ok_or_else(|| broken("its server name (SNI) is not one legal name"))?)
+            Some(name.ok_or_else(|| broken("its server name (SNI) is not exactly one legal name"))?)
         }
         (Some(_), Some(_)) => return Err(broken("it names two servers")),
     };
-    // One that keeps to the letter of the specification reads the name, too: what it takes has no two
-    // readings.
+    // A strict parser reads the name, too: a message that both accept is unambiguous.
     let mut acceptor = Acceptor::default();
     let mut rest = record;
     while !rest.is_empty() {
@@ -94,15 +94,15 @@ pub(crate) fn check(record: &[u8], host: &Host) -> Result<(), Refusal> {
     }
     let name = match acceptor.accept() {
         Ok(Some(accepted)) => accepted.client_hello().server_name().map(str::to_owned),
-        Ok(None) => return Err(broken("its ClientHello ends half way")),
+        Ok(None) => return Err(broken("its ClientHello is incomplete")),
         Err((error, _)) => return Err(broken(&error.to_string())),
     };
     if name.as_deref() != asked {
-        return Err(broken("its server name (SNI) has two readings"));
+        return Err(broken("its server name (SNI) is ambiguous"));
     }
     match (host, asked) {
         (Host::Name(name), Some(asked)) if asked.eq_ignore_ascii_case(name) => Ok(()),
-        // An address is never named (RFC 6066, section 3).
+        // Addresses are never named (RFC 6066, section 3).
         (Host::Address(_), None) => Ok(()),
         (host, Some(asked)) => {
             Err(Refusal::OtherServerName { asked: asked.to_owned(), host: host.clone() })
@@ -111,20 +111,19 @@ pub(crate) fn check(record: &[u8], host: &Host) -> Result<(), Refusal> {
     }
 }
 
-/// The name in an extension of that kind: one, of a host, and nothing beside it. Anything else would
-/// be a matter of who reads it.
+/// Name in a server name extension: exactly one host name. Anything else would be ambiguous.
 fn server_name(content: &[u8]) -> Option<&str> {
     let (length, list) = content.split_first_chunk()?;
     let [0, high, low, name @ ..] = list else { return None };
     let fills = usize::from(u16::from_be_bytes(*length)) == list.len()
         && usize::from(u16::from_be_bytes([*high, *low])) == name.len();
     let name = std::str::from_utf8(name).ok().filter(|_| fills)?;
-    // Without the dot of the root, which `Host` takes.
+    // Without the root's dot, which `Host` accepts.
     let legal = !name.ends_with('.') && matches!(name.parse(), Ok(Host::Name(_)));
     legal.then_some(name)
 }
 
-/// The extensions of a ClientHello, each by its kind with its content.
+/// Extensions of a ClientHello: kind and content.
 fn extensions(hello: &[u8]) -> Option<Vec<(u16, &[u8])>> {
     fn take<'a>(from: &mut &'a [u8], bytes: usize) -> Option<&'a [u8]> {
         let (taken, rest) = from.split_at_checked(bytes)?;
@@ -135,7 +134,7 @@ fn extensions(hello: &[u8]) -> Option<Vec<(u16, &[u8])>> {
         Some(take(from, bytes)?.iter().fold(0, |all, byte| all << 8 | usize::from(*byte)))
     }
     let mut rest = hello;
-    // Version and random; then session, cipher suites and compression, each behind its length.
+    // Version and random; then session, cipher suites and compression, each after its length.
     take(&mut rest, 34)?;
     for size in [1, 2, 1] {
         let length = number(&mut rest, size)?;
@@ -155,7 +154,8 @@ fn extensions(hello: &[u8]) -> Option<Vec<(u16, &[u8])>> {
     Some(all)
 }
 
-/// What ends TLS with an error that a person can read: `unrecognized_name` or `access_denied`.
+/// TLS alert that ends the connection with a readable error: `unrecognized_name` or
+/// `access_denied`.
 pub(crate) fn alert(refusal: &Refusal) -> [u8; 7] {
     let code = match refusal {
         Refusal::NoServerName(_) | Refusal::OtherServerName { .. } => 112,
@@ -179,7 +179,7 @@ mod tests {
     };
 
     #[test]
-    fn the_name_is_that_of_the_host() {
+    fn server_name_must_be_that_of_the_host() {
         let (name, address) = ("a.example", "192.0.2.1");
         let host = |text: &str| text.parse::<Host>().unwrap();
         assert_eq!(check(&hello(name), &host("A.example.")), Ok(()));
@@ -196,14 +196,14 @@ mod tests {
     }
 
     #[test]
-    fn no_other_name_is_hidden_beside_it() {
+    fn encrypted_names_are_refused() {
         let host = "a.example".parse().unwrap();
         let plain = hello("a.example");
         assert_eq!(check(&with_extension(&plain, 0x7777, b"x"), &host), Ok(()));
         for kind in ENCRYPTED {
             let encrypted = with_extension(&plain, kind, &[0; 40]);
             let refused = check(&encrypted, &host).unwrap_err();
-            // What it makes of ECH that is not well-formed is the strict reader's to say.
+            // Malformed ECH is left to the strict parser.
             assert!(
                 matches!(refused, Refusal::EncryptedServerName | Refusal::BrokenHello(_)),
                 "{refused}"
@@ -214,9 +214,9 @@ mod tests {
         assert!(matches!(check(&twice, &host), Err(Refusal::BrokenHello(_))));
     }
 
-    /// Of an address there is no name; of a name there is one, and no more.
+    /// A hello for an address has no name; one for a host has exactly one.
     #[test]
-    fn nothing_stands_beside_the_name() {
+    fn additional_names_are_refused() {
         let address = hello("192.0.2.1");
         let (name, number) = ("a.example".parse().unwrap(), "192.0.2.1".parse().unwrap());
         let with = |content: &[u8]| with_extension(&address, SERVER_NAME, content);
@@ -244,7 +244,7 @@ mod tests {
         assert!(matches!(check(&with(&one), &number), Err(Refusal::OtherServerName { .. })));
     }
 
-    /// The content of an extension that names servers, of a kind each.
+    /// Content of a server name extension with these kinds and names.
     fn named(names: &[(u8, &str)]) -> Vec<u8> {
         let mut list = Vec::new();
         for (kind, name) in names {
@@ -256,12 +256,12 @@ mod tests {
     }
 
     #[test]
-    fn half_a_beginning_is_none() {
+    fn incomplete_hello_is_refused() {
         let host = "a.example".parse().unwrap();
         let plain = hello("a.example");
         for length in 0..plain.len() {
             assert!(check(&plain[..length], &host).is_err(), "{length}");
-            // With the length of the record corrected, so that it looks whole.
+            // With the record's length corrected, so that it looks complete.
             if length > HEAD + 4 {
                 let mut record = plain[..length].to_vec();
                 let short = u16::try_from(length - HEAD).unwrap().to_be_bytes();
@@ -273,18 +273,18 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_change_lets_another_name_through(at in 0usize..400, byte in any::<u8>()) {
+        fn no_changed_byte_passes_another_name(at in 0usize..400, byte in any::<u8>()) {
             let mut record = hello("a.example");
             let at = at % record.len();
             record[at] = byte;
             if check(&record, &"b.example".parse().unwrap()).is_ok() {
-                // One changed byte can make `b.example` of `a.example`.
+                // One changed byte can turn `a.example` into `b.example`.
                 prop_assert!(record.windows(9).any(|part| part.eq_ignore_ascii_case(b"b.example")));
             }
         }
 
         #[test]
-        fn no_bytes_are_too_much(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
+        fn arbitrary_bytes_cause_no_panic(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
             let host = "a.example".parse().unwrap();
             let _ = check(&bytes, &host);
             let mut framed = vec![22, 3, 1, 0, 0, 1, 0, 0, 0];

@@ -1,4 +1,4 @@
-//! From what a program wants to a connection: the list, the gate, the address.
+//! Turns a program's request into a connection: list, gate, address.
 
 use std::{
     collections::HashMap,
@@ -21,16 +21,16 @@ use super::{
     limits::Meter,
 };
 
-/// Addresses of a host that are tried.
-const TRIED: usize = 4;
-/// For a gate to decide, who has deadlines of its own: this is for one that has not.
-const DECISION: Duration = Duration::from_secs(60);
+/// Limit of a host's addresses that are tried.
+const MAX_ADDRESSES: usize = 4;
+/// Time limit for a gate's decision, in case the gate has none.
+const DECISION_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What all connections of a program share.
+/// State that all connections of a program share.
 pub(crate) struct Shared {
     pub server: String,
     pub destinations: Destinations,
-    /// The hosts that stand behind addresses of our own making.
+    /// Hosts behind the egress addresses inside.
     pub stand_ins: HashMap<IpAddr, Host>,
     pub limits: Limits,
     pub meter: Meter,
@@ -39,19 +39,19 @@ pub(crate) struct Shared {
     pub stop: CancellationToken,
     pub tasks: TaskTracker,
     pub attempts: AtomicU64,
-    /// What was begun and has not ended, by its number.
+    /// Attempts that have not ended, by number.
     pub live: Mutex<HashMap<u64, Arc<ActiveAttempt>>>,
 }
 
-/// An attempt that has not ended.
+/// Attempt that has not ended.
 pub(crate) struct ActiveAttempt {
     attempt: Attempt,
-    /// Set where it may not go on, with the reason.
+    /// Reason why the attempt was revoked.
     revoked: SetOnce<String>,
     grounds: Mutex<Option<Grounds>>,
 }
 
-/// An attempt, which is told of when this is dropped.
+/// Attempt that is reported to the gate on drop.
 pub(crate) struct AttemptGuard {
     shared: Arc<Shared>,
     live: Arc<ActiveAttempt>,
@@ -64,7 +64,7 @@ pub(crate) struct AttemptGuard {
 }
 
 impl AttemptGuard {
-    /// Says how it ended; the first word counts.
+    /// Sets how the attempt ended; the first call counts.
     pub fn ended(&self, end: End) {
         self.end.lock().get_or_insert(end);
     }
@@ -73,7 +73,7 @@ impl AttemptGuard {
         self.ended(End::Refused(refusal.clone()));
     }
 
-    /// Waits until it may not go on, and says why.
+    /// Waits until the attempt is revoked, and returns the reason.
     pub async fn revoked(&self) -> String {
         self.live.revoked.wait().await.clone()
     }
@@ -100,7 +100,7 @@ impl Drop for AttemptGuard {
     }
 }
 
-/// A connection to where a program wanted.
+/// Connection to a requested host.
 pub(crate) struct Connection {
     pub stream: TcpStream,
     pub host: Host,
@@ -109,7 +109,7 @@ pub(crate) struct Connection {
 }
 
 impl Shared {
-    /// Tells of what was refused before anybody could read what was wanted.
+    /// Reports a refusal before the requested host was known.
     pub fn unread(&self, refusal: Refusal) {
         self.gate.told(Outcome {
             attempt: None,
@@ -123,7 +123,7 @@ impl Shared {
         });
     }
 
-    /// The host that is meant.
+    /// Requested host: an egress address inside becomes its host.
     pub fn meant(&self, host: Host) -> Host {
         match &host {
             Host::Address(address) => self.stand_ins.get(address).cloned().unwrap_or(host),
@@ -131,7 +131,7 @@ impl Shared {
         }
     }
 
-    /// The entry that lists a host and port.
+    /// List entry for a host and port.
     pub fn listed(&self, host: &Host, port: u16) -> Result<&Destination, Refusal> {
         self.destinations
             .find(host, port)
@@ -143,7 +143,7 @@ impl Shared {
         let attempt = Attempt { number, host, port, protocol };
         let live = ActiveAttempt { attempt, revoked: SetOnce::new(), grounds: Mutex::default() };
         let live = Arc::new(live);
-        // Before it is decided: a change that comes after that finds it.
+        // Before the decision, so that a later change of the policies includes this attempt.
         self.live.lock().insert(number, live.clone());
         AttemptGuard {
             shared: self.clone(),
@@ -157,12 +157,12 @@ impl Shared {
         }
     }
 
-    /// Tells of an attempt that was refused before it could be tried.
+    /// Reports an attempt that was refused before it was tried.
     pub fn refuse(self: &Arc<Self>, host: Host, port: u16, protocol: Protocol, refusal: &Refusal) {
         self.ticket(host, port, protocol).refused(refusal);
     }
 
-    /// Asks again of all that has not ended whether it may go on.
+    /// Decides again about every attempt that has not ended.
     pub fn review(&self) {
         let live: Vec<_> = self.live.lock().values().cloned().collect();
         for one in live {
@@ -173,10 +173,10 @@ impl Shared {
         }
     }
 
-    /// Connects to where a program wants, if it may.
+    /// Connects to a requested host, if permitted.
     ///
     /// # Errors
-    /// [`Refusal`], which has been told.
+    /// [`Refusal`], which has been reported to the gate.
     pub async fn open(
         self: &Arc<Self>,
         host: Host,
@@ -210,22 +210,22 @@ impl Shared {
             let host = host.clone();
             return Err(Refusal::OtherWire { host, port: *port, wire: listed.wire });
         }
-        match timeout(DECISION, self.gate.decide(&ticket.live.attempt)).await {
+        match timeout(DECISION_TIMEOUT, self.gate.decide(&ticket.live.attempt)).await {
             Ok(Verdict::Allow) => ticket.allowed.store(true, Ordering::Relaxed),
             Ok(Verdict::Refuse(forbidden)) => {
                 *ticket.live.grounds.lock() = forbidden.grounds;
                 return Err(Refusal::Policy(forbidden.why));
             }
-            Err(_) => return Err(Refusal::Policy("it was not decided in time".into())),
+            Err(_) => return Err(Refusal::Policy("the decision took too long".into())),
         }
         let mut last = None;
-        for address in self.addresses(host, *port, listed).await?.into_iter().take(TRIED) {
+        for address in self.addresses(host, *port, listed).await?.into_iter().take(MAX_ADDRESSES) {
             let address = SocketAddr::new(address, *port);
             *ticket.address.lock() = Some(address);
-            // To the address itself: nothing is looked up again.
+            // To the checked address: the name is not resolved again.
             match timeout(self.limits.handshake, TcpStream::connect(address)).await {
                 Ok(Ok(stream)) => {
-                    // Small messages of two programs that wait for each other.
+                    // For small messages of two programs that wait for each other.
                     let _ = stream.set_nodelay(true);
                     return Ok((stream, listed.wire));
                 }
@@ -238,7 +238,7 @@ impl Shared {
         Err(last.unwrap_or_else(|| Refusal::Unresolved(host.clone())))
     }
 
-    /// The addresses of a host that may be connected to.
+    /// Permitted addresses of a host.
     async fn addresses(
         &self,
         host: &Host,
@@ -246,7 +246,7 @@ impl Shared {
         listed: &Destination,
     ) -> Result<Vec<IpAddr>, Refusal> {
         let name = match (listed.address, host) {
-            // The operator wrote it down.
+            // Address from the config.
             (Some(address), _) => return Ok(vec![address]),
             (None, Host::Address(address)) => return Ok(vec![*address]),
             (None, Host::Name(name)) => name,

@@ -25,8 +25,8 @@ pub struct IllegalHost;
 impl FromStr for Host {
     type Err = IllegalHost;
 
-    /// Reads names as the DNS has them and addresses as they are usually written. `127.1`, `0x7f.1`
-    /// and `2130706433`, which some take for addresses and others for names, are neither.
+    /// Parses names by the rules of DNS, and addresses in their usual notation. `127.1`, `0x7f.1`
+    /// and `2130706433`, which programs read differently, are refused.
     fn from_str(text: &str) -> Result<Self, IllegalHost> {
         if let Some(inner) = text.strip_prefix('[') {
             let v6 = inner.strip_suffix(']').and_then(|v6| v6.parse::<Ipv6Addr>().ok());
@@ -59,7 +59,7 @@ impl Host {
         Self::Address(address.to_canonical())
     }
 
-    /// As policies know it: an address without brackets.
+    /// Notation of policies: an address without brackets.
     pub fn plain(&self) -> String {
         match self {
             Self::Name(name) => name.clone(),
@@ -68,7 +68,7 @@ impl Host {
     }
 }
 
-/// As URLs have it: an IPv6 address in brackets.
+/// Notation of URLs: an IPv6 address in brackets.
 impl fmt::Display for Host {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -138,17 +138,17 @@ pub struct Destination {
 pub enum IllegalDestination {
     #[error(
         "write a host and a port, such as `api.example.com:443` for TLS, `http://example.com:80` \
-         for HTTP in clear text, `tcp://db.example.com:5432` for anything else, or with an address \
+         for plain HTTP, `tcp://db.example.com:5432` for other protocols, or, with an address \
          of a private network `git.example.com:443=10.0.0.5`"
     )]
     Shape,
-    #[error("a plain `HOST:80` would be TLS: write `http://HOST:80` for HTTP in clear text")]
+    #[error("`HOST:80` means TLS: write `http://HOST:80` for plain HTTP")]
     Port80,
     #[error("port 443 is for TLS: write `HOST:443`")]
     Port443,
-    #[error("a `*.` stands before two labels at least, such as `*.example.com`")]
+    #[error("a `*.` must be followed by at least two labels, such as `*.example.com`")]
     Wildcard,
-    #[error("`*.` hosts can't share one address, nor be had by `tcp://`, which names no host")]
+    #[error("`*.` cannot have an address, nor be used with `tcp://`, which names no host")]
     WildcardWith,
 }
 
@@ -191,7 +191,7 @@ impl FromStr for Destination {
                 _ => return Err(Illegal::Wildcard),
             },
             None if host.contains('*') => return Err(Illegal::Wildcard),
-            // Bare IPv6 addresses would be read with their last group as the port.
+            // A bare IPv6 address is ambiguous: its last group could be the port.
             None if host.contains(':') && !host.starts_with('[') => return Err(Illegal::Shape),
             None => Pattern::One(host.parse().map_err(|_| Illegal::Shape)?),
         };
@@ -253,16 +253,16 @@ impl JsonSchema for Destination {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Destinations(Vec<Destination>);
 
-/// Two entries match the same hosts and port.
+/// Error: two entries match the same hosts and port.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` and `{1}` are about the same host and port")]
+#[error("`{0}` and `{1}` match the same host and port")]
 pub struct Twice(pub Destination, pub Destination);
 
 impl Destinations {
-    /// Of these entries.
+    /// Destinations from these entries.
     ///
     /// # Errors
-    /// Where two of them are about the same, so that nobody could tell which one counts.
+    /// If two of them match the same, because it would not be clear which one counts.
     pub fn new(all: Vec<Destination>) -> Result<Self, Twice> {
         for (nth, one) in all.iter().enumerate() {
             let same = |other: &&Destination| one.host == other.host && one.port == other.port;
@@ -273,17 +273,17 @@ impl Destinations {
         Ok(Self(all))
     }
 
-    /// All of them.
+    /// All entries.
     pub fn iter(&self) -> impl Iterator<Item = &Destination> {
         self.0.iter()
     }
 
-    /// Whether there is none.
+    /// Whether there are no entries.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The entry that is about a host and a port: the one that names it, or the narrowest.
+    /// Entry for a host and port: the one with this host, or the narrowest pattern.
     pub fn find(&self, host: &Host, port: u16) -> Option<&Destination> {
         let breadth = |one: &&Destination| match &one.host {
             Pattern::One(_) => 0,
@@ -300,7 +300,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hosts() {
+    fn hosts_are_parsed_or_refused() {
         for (text, read) in [
             ("Api.GitHub.com", "api.github.com"),
             ("api.github.com.", "api.github.com"),
@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn destinations() {
+    fn destinations_are_parsed_or_refused() {
         for (text, shown) in [
             ("api.github.com:443", "api.github.com:443"),
             ("https://api.github.com", "api.github.com:443"),
@@ -399,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn the_narrowest_entry_counts() {
+    fn narrowest_entry_counts() {
         let all =
             ["*.b.example:443", "*.a.b.example:443", "a.b.example:443", "http://a.b.example:80"];
         let all: Vec<Destination> = all.iter().map(|text| text.parse().unwrap()).collect();
@@ -425,7 +425,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_read_is_written_and_read_the_same(text in "[a-zA-Z0-9.:*/=_\\[\\]-]{0,40}") {
+        fn destinations_round_trip(text in "[a-zA-Z0-9.:*/=_\\[\\]-]{0,40}") {
             if let Ok(read) = text.parse::<Destination>() {
                 prop_assert_eq!(read.to_string().parse(), Ok(read));
             }
@@ -435,7 +435,7 @@ mod tests {
         }
 
         #[test]
-        fn no_text_is_too_much(text in any::<String>()) {
+        fn arbitrary_text_causes_no_panic(text in any::<String>()) {
             let _ = text.parse::<Destination>();
             let _ = text.parse::<Host>();
         }

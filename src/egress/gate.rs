@@ -1,4 +1,4 @@
-//! Who decides and hears of what a program tries.
+//! Interface to the caller that decides about attempts and records them.
 
 use std::{any::Any, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::{Host, Refusal};
 
-/// How a program asks.
+/// How a program requests a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Protocol {
@@ -16,12 +16,12 @@ pub enum Protocol {
     /// A request in plain HTTP.
     Http,
     Socks5,
-    /// As if the host were there.
+    /// A connection to an address inside that stands for a host.
     Direct,
 }
 
 impl Protocol {
-    /// In one word.
+    /// Name of the protocol.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Connect => "connect",
@@ -32,33 +32,33 @@ impl Protocol {
     }
 }
 
-/// A connection that a program wants.
+/// A connection that a program requests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attempt {
-    /// Which one of the program's; no two have the same.
+    /// Number of the attempt, unique for the program.
     pub number: u64,
     pub host: Host,
     pub port: u16,
     pub protocol: Protocol,
 }
 
-/// What is said of an attempt.
+/// Decision about an attempt.
 #[derive(Debug, Clone)]
 pub enum Verdict {
     Allow,
     Refuse(Forbidden),
 }
 
-/// Why an attempt is refused.
+/// Refusal of an attempt.
 #[derive(Debug, Clone)]
 pub struct Forbidden {
-    /// In words that the program may read.
+    /// Reason, which the program may read.
     pub why: String,
-    /// What the gate wants to have again when it is told of the end.
+    /// Data of the gate that it gets back with the outcome.
     pub grounds: Option<Grounds>,
 }
 
-/// What a gate knows of its own verdict, and nobody else.
+/// Data of a gate about its own verdict, opaque to this crate.
 pub type Grounds = Arc<dyn Any + Send + Sync>;
 
 impl From<&str> for Forbidden {
@@ -67,54 +67,54 @@ impl From<&str> for Forbidden {
     }
 }
 
-/// What became of an attempt.
+/// Outcome of an attempt.
 #[derive(Debug)]
 pub struct Outcome {
-    /// What was wanted, where that could be read.
+    /// The attempt, if it could be parsed.
     pub attempt: Option<Attempt>,
-    /// Where it went.
+    /// Address of the connection.
     pub address: Option<SocketAddr>,
     /// Bytes from the program.
     pub up: u64,
-    /// Bytes to it.
+    /// Bytes to the program.
     pub down: u64,
     pub duration: Duration,
     pub end: End,
-    /// The gate said so.
+    /// Whether the gate allowed it.
     pub allowed: bool,
-    /// What the gate gave with its refusal.
+    /// Data that the gate gave with its refusal.
     pub grounds: Option<Grounds>,
 }
 
 /// How an attempt ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum End {
-    /// It was not allowed, or went on in a way that is not.
+    /// It was not allowed, or violated the rules later.
     Refused(Refusal),
-    /// Both sides have said all.
+    /// Both sides finished.
     Closed,
-    /// One of the sides broke off.
+    /// A side closed the connection unexpectedly.
     Broken,
-    /// Nothing was said for too long.
+    /// No data for too long.
     Idle,
-    /// It was allowed, and then no longer, for a reason in words.
+    /// It was allowed and later revoked, for this reason.
     Revoked(String),
-    /// Whoever serves it stopped.
+    /// The egress proxy stopped.
     Stopped,
 }
 
-/// Decides what a program may reach beyond its operator's list, and hears what becomes of it.
+/// Decides about attempts within the operator's list, and receives their outcomes.
 #[async_trait]
 pub trait Gate: Send + Sync + 'static {
-    /// Whether an attempt may be made that the list allows. Nothing has left for it before.
+    /// Decides about an attempt that the list allows. Nothing has been sent for it before.
     async fn decide(&self, attempt: &Attempt) -> Verdict;
 
-    /// Waits until something may be decided otherwise than before.
+    /// Waits until a decision may differ from an earlier one.
     async fn changed(&self);
 
-    /// Whether an attempt that was allowed may go on. Must not block.
+    /// Decides again about an allowed attempt. Must not block.
     fn still(&self, attempt: &Attempt) -> Verdict;
 
-    /// What became of an attempt; each is told of once. Must not block.
+    /// Receives the outcome of an attempt, once for each. Must not block.
     fn told(&self, outcome: Outcome);
 }

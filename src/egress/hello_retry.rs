@@ -1,8 +1,9 @@
-//! The second beginning of TLS, which a server may ask for (HelloRetryRequest, RFC 8446, section
-//! 4.1.4): it names a server once more, and there are servers that go by that name.
+//! Second ClientHello, which a server can request (HelloRetryRequest, RFC 8446, section 4.1.4). It
+//! names a server again, and some servers use that name.
 //!
-//! Only a server's first answer can ask for it. Until that is here, the program hands on no other
-//! message of the handshake; if it asks, the next one is held to be what the first one was held to be.
+//! Only a server's first answer can request it. Until that answer arrives, no other handshake
+//! message of the program is forwarded. If the server requests one, the second ClientHello is
+//! checked like the first.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -14,42 +15,42 @@ use tokio::{
 use super::{
     Host, Refusal,
     client_hello::{self, HANDSHAKE, HEAD},
-    limits::CHUNK,
+    limits::CHUNK_BYTES,
     tunnel::{Direction, Stop},
 };
 
-/// The random of a ServerHello that asks for another ClientHello.
+/// Random of a ServerHello that requests another ClientHello.
 const RETRY: [u8; 32] = [
     0xcf, 0x21, 0xad, 0x74, 0xe5, 0x9a, 0x61, 0x11, 0xbe, 0x1d, 0x8c, 0x02, 0x1e, 0x65, 0xb8, 0x91,
     0xc2, 0xa2, 0x11, 0x16, 0x7a, 0xbb, 0x8c, 0x5e, 0x07, 0x9e, 0x09, 0xe2, 0xc8, 0xa8, 0x33, 0x9c,
 ];
 const SERVER_HELLO: u8 = 2;
-/// Before the random: type, length and version.
-const BEFORE: usize = 6;
-/// Content of one record, encrypted or not.
-const MOST: usize = (1 << 14) + 2048;
-/// Records of other kinds than the handshake.
+/// Bytes before the random: type, length and version.
+const RANDOM_OFFSET: usize = 6;
+/// Limit of a record's content in bytes, encrypted or not.
+const MAX_RECORD_BYTES: usize = (1 << 14) + 2048;
+/// Types of records other than the handshake.
 const CHANGE_CIPHER_SPEC: u8 = 20;
 const ALERT: u8 = 21;
 const DATA: u8 = 23;
 
-/// What both directions of a connection need to know of each other.
+/// State that both directions of a connection share.
 pub(crate) struct Retry {
-    /// Whether the program speaks TLS, once it has said something.
+    /// Whether the program uses TLS, known after its first byte.
     tls: SetOnce<bool>,
-    /// The server said something before that.
+    /// Whether the server sent data before that.
     spoke: AtomicBool,
-    /// Whether the server asks for another beginning, once it has answered the first.
+    /// Whether the server requests another ClientHello, known after its first answer.
     again: SetOnce<bool>,
 }
 
-/// What is read of a direction.
+/// Data read from one direction.
 enum Read {
-    /// A record, with its head.
+    /// A record with its header.
     Record(Vec<u8>),
-    /// What is none.
+    /// Data that is not a record.
     Other(Vec<u8>),
-    /// All that was left.
+    /// All remaining data.
     Rest(Vec<u8>),
 }
 
@@ -58,20 +59,21 @@ impl Retry {
         Self { tls: SetOnce::new(), spoke: AtomicBool::new(false), again: SetOnce::new() }
     }
 
-    /// The program is about to say something, in TLS or not.
+    /// The program is about to send data, with or without TLS.
     ///
     /// # Errors
-    /// [`Refusal`] where TLS begins in the middle of something else, where nobody could tell which
-    /// answer is the server's first.
+    /// [`Refusal`] if TLS begins after other data, because the server's first answer could not be
+    /// determined.
     pub fn begins(&self, tls: bool) -> Result<(), Refusal> {
         if tls && self.spoke.load(Ordering::Relaxed) {
-            return Err(Refusal::BrokenHello("the server has spoken before it".into()));
+            return Err(Refusal::BrokenHello("the server sent data before it".into()));
         }
         let _ = self.tls.set(tls);
         Ok(())
     }
 
-    /// Hands on what a program says behind its ClientHello, until nothing can be asked of it any more.
+    /// Forwards the program's data after its ClientHello, until the server can no longer request
+    /// another one.
     pub async fn up<W: AsyncWrite + Unpin>(
         &self,
         from: &mut (impl AsyncRead + Unpin),
@@ -83,7 +85,7 @@ impl Retry {
                 Read::Record(record) => record,
                 Read::Rest(rest) if rest.is_empty() => return Ok(()),
                 Read::Other(_) | Read::Rest(_) => {
-                    let why = "what follows it is no TLS".to_owned();
+                    let why = "it is not followed by TLS".to_owned();
                     return Err(Stop::Refused(Refusal::BrokenHello(why)));
                 }
             };
@@ -99,14 +101,14 @@ impl Retry {
         Ok(())
     }
 
-    /// Hands on what a server says, until it has answered the beginning of TLS, or for as long as
-    /// nobody knows whether there will be one.
+    /// Forwards the server's data until it has answered the ClientHello, or while it is unknown
+    /// whether there will be one.
     pub async fn down<W: AsyncWrite + Unpin>(
         &self,
         from: &mut (impl AsyncRead + Unpin),
         lane: &mut Direction<'_, W>,
     ) -> Result<(), Stop> {
-        let mut buffer = vec![0; CHUNK];
+        let mut buffer = vec![0; CHUNK_BYTES];
         let tls = loop {
             tokio::select! {
                 biased;
@@ -128,7 +130,7 @@ impl Retry {
                 }
                 Read::Other(bytes) | Read::Rest(bytes) => (bytes, Some(false)),
             };
-            // Before the program can know.
+            // Before the program can know it.
             if let Some(again) = again {
                 let _ = self.again.set(again);
             }
@@ -140,23 +142,23 @@ impl Retry {
     }
 }
 
-/// Whether a record of a server asks for another ClientHello; nothing where it says neither.
+/// Whether a server's record requests another ClientHello. `None` if it does not decide that.
 fn asks_again(record: &[u8]) -> Result<Option<bool>, Refusal> {
     match record {
         [CHANGE_CIPHER_SPEC | ALERT, ..] => Ok(None),
         [HANDSHAKE, ..] => {
             let content = record.get(HEAD..).unwrap_or_default();
-            let random = content.get(BEFORE..BEFORE + RETRY.len());
+            let random = content.get(RANDOM_OFFSET..RANDOM_OFFSET + RETRY.len());
             match (content.first(), random) {
                 (Some(&SERVER_HELLO), Some(random)) => Ok(Some(random == RETRY)),
-                _ => Err(Refusal::BrokenHello("the server's answer to it is not readable".into())),
+                _ => Err(Refusal::BrokenHello("the server's answer to it cannot be parsed".into())),
             }
         }
         _ => Ok(Some(false)),
     }
 }
 
-/// Reads a record, or what is none.
+/// Reads a record, or data that is not one.
 async fn record(from: &mut (impl AsyncRead + Unpin)) -> Result<Read, Stop> {
     let mut bytes = Vec::with_capacity(HEAD);
     if fill(from, &mut bytes, HEAD).await? {
@@ -168,7 +170,7 @@ async fn record(from: &mut (impl AsyncRead + Unpin)) -> Result<Read, Stop> {
         }
         _ => return Ok(Read::Other(bytes)),
     };
-    if length > MOST {
+    if length > MAX_RECORD_BYTES {
         return Ok(Read::Other(bytes));
     }
     if fill(from, &mut bytes, HEAD + length).await? {
@@ -177,7 +179,7 @@ async fn record(from: &mut (impl AsyncRead + Unpin)) -> Result<Read, Stop> {
     Ok(Read::Record(bytes))
 }
 
-/// Reads until there are so many bytes; tells whether it ended before.
+/// Reads until this number of bytes is available. Returns whether the stream ended before.
 async fn fill(
     from: &mut (impl AsyncRead + Unpin),
     bytes: &mut Vec<u8>,

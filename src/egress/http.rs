@@ -1,4 +1,4 @@
-//! Programs that speak HTTP: `CONNECT`, and requests in clear text.
+//! HTTP requests of programs: `CONNECT`, and plain HTTP.
 
 use std::{any::Any, convert::Infallible, future::Future, pin::Pin, sync::Arc};
 
@@ -23,11 +23,12 @@ use super::{
     tunnel::{Opening, carry, splice},
 };
 
-/// Headers of one message.
-const HEADERS: usize = 100;
-/// Bytes that wait between the two halves of a request's way.
-const BETWEEN: usize = 64 << 10;
-/// What concerns one connection alone (RFC 9110, section 7.6.1), beside what `Connection` names.
+/// Limit of the headers of one message.
+const MAX_HEADERS: usize = 100;
+/// Size in bytes of the buffer between the two halves of a request's path.
+const BUFFER_BYTES: usize = 64 << 10;
+/// Headers for one connection only (RFC 9110, section 7.6.1), in addition to those that
+/// `Connection` names.
 const HOP_BY_HOP: [HeaderName; 9] = [
     header::CONNECTION,
     header::PROXY_AUTHENTICATE,
@@ -42,19 +43,19 @@ const HOP_BY_HOP: [HeaderName; 9] = [
 
 type Body = UnsyncBoxBody<Bytes, hyper::Error>;
 
-/// What counts a connection as long as anything comes of it.
+/// Keeps a connection counted for as long as it is used.
 pub(crate) type Held = Arc<dyn Any + Send + Sync>;
 
-/// What a program believes that it speaks to.
+/// What a program takes this end for.
 #[derive(Debug, Clone)]
 pub(crate) enum Toward {
     /// A proxy.
     Proxy,
-    /// This very host.
+    /// This host itself.
     Host(Host, u16),
 }
 
-/// Serves one connection. Boxed, because a connection can hold another one.
+/// Serves one connection. Boxed, because a connection can contain another one.
 pub(crate) fn serve<S>(
     stream: S,
     toward: Toward,
@@ -76,7 +77,7 @@ where
             .timer(TokioTimer::new())
             .header_read_timeout(shared.limits.handshake)
             .max_buf_size(shared.limits.head)
-            .max_headers(HEADERS)
+            .max_headers(MAX_HEADERS)
             .serve_connection(TokioIo::new(stream), service)
             .with_upgrades();
         let done = tokio::select! {
@@ -86,7 +87,7 @@ where
         if let Err(error) = done
             && error.is_parse()
         {
-            shared.unread(Refusal::Malformed(format!("it speaks no HTTP: {error}")));
+            shared.unread(Refusal::Malformed(format!("it is not HTTP: {error}")));
         }
     })
 }
@@ -104,17 +105,17 @@ async fn answer(
     answered.unwrap_or_else(|refusal| refused(&refusal, &shared))
 }
 
-/// A refusal, in words for whoever reads the program's log.
+/// Response with a refusal, for the reader of the program's log.
 fn refused(refusal: &Refusal, shared: &Shared) -> Response<Body> {
     let advice = refusal.advice(&shared.server);
     let advice = advice.map(|advice| format!("; {advice}")).unwrap_or_default();
-    let text = format!("Portcullis does not let `{}` through: {refusal}{advice}\n", shared.server);
+    let text = format!("Portcullis refused egress of `{}`: {refusal}{advice}\n", shared.server);
     let mut response = Response::new(text_body(text));
     *response.status_mut() = refusal.status();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    // What is left of the request is not read.
+    // The rest of the request is not read.
     headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     headers.insert(
         HeaderName::from_static("x-portcullis-refusal"),
@@ -131,17 +132,17 @@ fn malformed(why: &str) -> Refusal {
     Refusal::Malformed(why.to_owned())
 }
 
-/// A host and a port, of which the usual one may be left out.
+/// Host and port; the usual port may be omitted.
 fn place(authority: &Authority, usual: Option<u16>) -> Result<(Host, u16), Refusal> {
     let text = authority.as_str();
     if text.contains('@') {
-        return Err(malformed("no user and no password belong in front of a host"));
+        return Err(malformed("a user or password in front of a host is not allowed"));
     }
     let host = authority
         .host()
         .parse()
         .map_err(|_| malformed("this is neither the name of a host nor an address"))?;
-    // As it is written: `Authority` takes what is no number for no port.
+    // As written, because `Authority` treats an invalid port as none.
     let written = text.strip_prefix(authority.host()).unwrap_or(text);
     let port = match (written.strip_prefix(':'), usual) {
         (Some(port), _) => {
@@ -150,17 +151,17 @@ fn place(authority: &Authority, usual: Option<u16>) -> Result<(Host, u16), Refus
         }
         (None, usual) => usual,
     };
-    Ok((host, port.ok_or_else(|| malformed("a port from 1 to 65535 belongs behind the host"))?))
+    Ok((host, port.ok_or_else(|| malformed("a port from 1 to 65535 must follow the host"))?))
 }
 
-/// The one `Host` of a request.
+/// The only `Host` of a request.
 fn host_header(headers: &HeaderMap) -> Result<Option<Authority>, Refusal> {
     let mut all = headers.get_all(header::HOST).iter();
     match (all.next(), all.next()) {
         (None, _) => Ok(None),
         (Some(one), None) => {
             let authority = Authority::try_from(one.as_bytes());
-            authority.map(Some).map_err(|_| malformed("its `Host` is no host"))
+            authority.map(Some).map_err(|_| malformed("its `Host` is not a host"))
         }
         (Some(_), Some(_)) => Err(malformed("it has more than one `Host`")),
     }
@@ -175,9 +176,9 @@ async fn connect(
         let authority = request
             .uri()
             .authority()
-            .ok_or_else(|| malformed("`CONNECT` names a host and a port"))?;
+            .ok_or_else(|| malformed("`CONNECT` requires a host and a port"))?;
         let (host, port) = place(authority, None)?;
-        // Not compared: it goes nowhere, and Node writes the proxy's own name into it.
+        // Not compared: it is not forwarded, and Node sends the proxy's own name in it.
         host_header(request.headers())?;
         Ok::<_, Refusal>((shared.meant(host), port))
     })();
@@ -187,7 +188,7 @@ async fn connect(
         shared.refuse(host.clone(), port, Protocol::Connect, refusal);
     })?;
     if wire == Wire::Http {
-        // Each request in it is an attempt of its own.
+        // Each request in it is a separate attempt.
         let shared = shared.clone();
         shared.tasks.clone().spawn(async move {
             if let Some(upgraded) = upgraded(request, &shared).await {
@@ -207,31 +208,31 @@ async fn connect(
     Ok(Response::new(text_body(String::new())))
 }
 
-/// What is left of a connection once `CONNECT` was answered.
+/// The rest of a connection after the response to `CONNECT`.
 async fn upgraded(request: Request<Incoming>, shared: &Shared) -> Option<TokioIo<Upgraded>> {
     let upgraded = timeout(shared.limits.handshake, hyper::upgrade::on(request)).await;
     upgraded.ok()?.ok().map(TokioIo::new)
 }
 
-/// Where a request in clear text goes.
+/// Target of a plain HTTP request.
 fn target(request: &Request<Incoming>, toward: &Toward) -> Result<(Host, u16), Refusal> {
     let uri = request.uri();
     if request.method() == Method::CONNECT {
-        return Err(Refusal::Unsupported("there is no proxy behind this host"));
+        return Err(Refusal::Unsupported("the host is not a proxy"));
     }
     let named = host_header(request.headers())?;
     let absolute = match (uri.scheme_str(), uri.authority()) {
         (Some("http"), Some(authority)) => Some(place(authority, Some(80))?),
         (None, None) => None,
         (Some("https"), Some(_)) => {
-            return Err(malformed("a proxy is asked for `https://` by `CONNECT`"));
+            return Err(malformed("use `CONNECT` for `https://` URLs"));
         }
-        _ => return Err(malformed("this is no URL of `http://`")),
+        _ => return Err(malformed("this is not an `http://` URL")),
     };
     let (host, port) = match (toward, absolute) {
         (Toward::Proxy, Some(absolute)) => absolute,
         (Toward::Proxy, None) => {
-            return Err(malformed("a proxy is asked for a whole URL, `http://HOST/…`"));
+            return Err(malformed("a request to a proxy needs a whole URL, `http://HOST/…`"));
         }
         (Toward::Host(host, port), None) => (host.clone(), *port),
         (Toward::Host(host, port), Some(absolute)) if absolute == (host.clone(), *port) => absolute,
@@ -239,7 +240,7 @@ fn target(request: &Request<Incoming>, toward: &Toward) -> Result<(Host, u16), R
     };
     match named {
         Some(named) if place(&named, Some(80))? != (host.clone(), port) => {
-            Err(malformed("its `Host` is another one than it is sent to"))
+            Err(malformed("its `Host` differs from the host that it is sent to"))
         }
         None if request.version() > Version::HTTP_10 => Err(malformed("it has no `Host`")),
         _ => Ok((host, port)),
@@ -253,18 +254,18 @@ async fn forward(
 ) -> Result<Response<Body>, Refusal> {
     let read = target(&request, toward);
     let (host, port) = read.inspect_err(|refusal| shared.unread(refusal.clone()))?;
-    // Without a length, the body of such a request would be left out on the way.
+    // Without a length, the body of such a request would be dropped.
     if matches!(*request.method(), Method::GET | Method::HEAD)
         && request.headers().contains_key(header::TRANSFER_ENCODING)
     {
-        let refusal = malformed("a body of such a request needs a `Content-Length`");
+        let refusal = malformed("the body of such a request needs a `Content-Length`");
         shared.unread(refusal.clone());
         return Err(refusal);
     }
-    // What the server is told is what was allowed, in our spelling.
+    // The server gets the permitted host, in normalized form.
     let host = shared.meant(host);
     let named = if port == 80 { host.to_string() } else { format!("{host}:{port}") };
-    let named = HeaderValue::try_from(named).map_err(|_| malformed("its host is none"))?;
+    let named = HeaderValue::try_from(named).map_err(|_| malformed("its host is illegal"))?;
     let path = request.uri().path_and_query().cloned();
     *request.uri_mut() = Uri::from(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
     *request.version_mut() = Version::HTTP_11;
@@ -275,13 +276,13 @@ async fn forward(
     let Connection { mut stream, ticket, .. } =
         shared.open(host.clone(), port, Protocol::Http).await?;
     let ticket = Arc::new(ticket);
-    let (near, mut far) = tokio::io::duplex(BETWEEN);
+    let (near, mut far) = tokio::io::duplex(BUFFER_BYTES);
     let (judging, judged) = oneshot::channel::<Infallible>();
     let (carrier, carried) = (shared.clone(), ticket.clone());
-    // Everything on the way is counted and timed as in a tunnel.
+    // All data is counted and timed as in a tunnel.
     shared.tasks.spawn(async move {
         let end = splice(&mut far, &mut stream, Opening::Clear, &carried, &carrier).await;
-        // A server that ends the connection may do so with an answer that is no answer.
+        // A server that closes the connection may have sent an invalid answer.
         if matches!(end, End::Closed | End::Broken) {
             drop(far);
             let _ = judged.await;
@@ -296,24 +297,24 @@ async fn forward(
     answered
 }
 
-/// Sends a request and judges the head of its answer.
+/// Sends a request and checks the head of the answer.
 async fn exchange(
     request: Request<Incoming>,
     near: DuplexStream,
     host: &Host,
     shared: &Shared,
 ) -> Result<Response<Body>, Refusal> {
-    let failed = |_| Refusal::Unreachable(host.clone(), "it does not answer in HTTP".into());
+    let failed = |_| Refusal::Unreachable(host.clone(), "its answer is not HTTP".into());
     let (mut sender, connection) = client::conn::http1::Builder::new()
-        .max_buf_size(shared.limits.head.max(BETWEEN))
-        .max_headers(HEADERS)
+        .max_buf_size(shared.limits.head.max(BUFFER_BYTES))
+        .max_headers(MAX_HEADERS)
         .handshake(TokioIo::new(near))
         .await
         .map_err(failed)?;
     shared.tasks.spawn(async move {
         let _ = connection.await;
     });
-    // As long as something moves; then the carrier ends it.
+    // As long as data moves; otherwise the tunnel ends it.
     let mut response = sender.send_request(request).await.map_err(failed)?;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         return Err(failed_switch(host));
@@ -324,10 +325,10 @@ async fn exchange(
 }
 
 fn failed_switch(host: &Host) -> Refusal {
-    Refusal::Unreachable(host.clone(), "it switches to a protocol that nobody asked for".into())
+    Refusal::Unreachable(host.clone(), "it switches to a protocol that was not requested".into())
 }
 
-/// Leaves of headers what is meant for the other end.
+/// Removes headers that are not end-to-end.
 fn end_to_end(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> = headers
         .get_all(header::CONNECTION)

@@ -8,8 +8,8 @@ use std::{
 
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 
-/// Bytes that are forwarded at once.
-pub(crate) const CHUNK: usize = 16 << 10;
+/// Size in bytes of forwarded chunks.
+pub(crate) const CHUNK_BYTES: usize = 16 << 10;
 
 /// Limits of the egress connections of one program.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,7 +74,7 @@ pub(crate) enum Way {
 impl Meter {
     pub fn new(limits: &Limits) -> Self {
         let rate = |rate: Option<NonZeroU32>| {
-            let chunk = const { NonZeroU32::new(CHUNK as u32).unwrap() };
+            let chunk = const { NonZeroU32::new(CHUNK_BYTES as u32).unwrap() };
             // A chunk that is larger than the burst would never pass.
             rate.map(|rate| {
                 RateLimiter::direct(Quota::per_second(rate).allow_burst(rate.max(chunk)))
@@ -90,7 +90,7 @@ impl Meter {
         }
     }
 
-    /// Whether one more attempt is allowed now.
+    /// Whether another attempt is allowed now.
     pub fn attempt(&self) -> bool {
         self.attempts.check().is_ok()
     }
@@ -101,7 +101,7 @@ impl Meter {
         if let Some(total) = self.total {
             let before = self.used.fetch_add(bytes.into(), Ordering::Relaxed);
             if before.saturating_add(bytes.into()) > total {
-                // Not counted further, so that it never wraps.
+                // Saturated, so that it never wraps.
                 self.used.store(total, Ordering::Relaxed);
                 return Err(Spent);
             }

@@ -1,4 +1,4 @@
-//! Why something is refused, for the program and for the record.
+//! Refusals of egress, for the program and for the record.
 
 use std::net::IpAddr;
 
@@ -6,50 +6,49 @@ use http::StatusCode;
 
 use super::{Host, Wire};
 
-/// Why an attempt was refused, or came to nothing.
+/// Reason why an attempt was refused or failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     #[error("{0}")]
     Malformed(String),
     #[error("`{host}:{port}` is not in its list of hosts")]
     NotListed { host: Host, port: u16 },
-    #[error("`{host}:{port}` is listed for {}, and is spoken to otherwise", words(*.wire))]
+    #[error("`{host}:{port}` is listed for {}, but the connection uses another \
+        protocol", words(*.wire))]
     OtherWire { host: Host, port: u16, wire: Wire },
     #[error("{0}")]
     Policy(String),
-    /// With one of the addresses that the DNS gave. Only the operator's log has it: servers learn no
-    /// addresses of the networks around the proxy.
-    #[error("`{host}` has no address that everybody can reach")]
+    /// With one of the addresses from DNS. Only the operator's log contains it: servers must not
+    /// learn addresses of the networks around the proxy.
+    #[error("`{host}` has no public address")]
     Private { host: Host, port: u16, address: IpAddr },
     #[error("no address was found for `{0}`")]
     Unresolved(Host),
-    #[error("`{0}` can't be connected to: {1}")]
+    #[error("`{0}` cannot be reached: {1}")]
     Unreachable(Host, String),
-    #[error("it begins TLS without the name of the server (SNI), which must be `{0}`")]
+    #[error("its ClientHello has no server name (SNI); it must be `{0}`")]
     NoServerName(Host),
-    #[error("it asks for the TLS server `{asked}`, and was let through to `{host}`")]
+    #[error("it requests the TLS server `{asked}`, but is allowed to reach `{host}`")]
     OtherServerName { asked: String, host: Host },
-    #[error(
-        "it encrypts the name of the TLS server (ECH), so that nobody can tell whom it asks for"
-    )]
+    #[error("it encrypts the name of the TLS server (ECH), so the name cannot be checked")]
     EncryptedServerName,
-    #[error("it does not speak TLS, which `{0}` is listed for")]
+    #[error("it does not use TLS, but `{0}` is listed for TLS")]
     NotTls(Host),
-    #[error("its TLS does not begin as it should: {0}")]
+    #[error("its ClientHello is invalid: {0}")]
     BrokenHello(String),
-    #[error("it has {0} connections already")]
+    #[error("it already has {0} connections")]
     TooMany(usize),
-    #[error("it tries too often")]
+    #[error("it made too many attempts")]
     TooFast,
     #[error("it took too long")]
     Slow,
-    #[error("it has sent and received all that it may")]
+    #[error("its total limit of bytes is used up")]
     Spent,
     #[error("{0}")]
     Unsupported(&'static str),
 }
 
-/// An entry of `egress` that says at which address a host is. Port 80 is for HTTP in clear text.
+/// Entry of `egress` with the address of a host. Port 80 is for plain HTTP.
 fn pinned(host: &Host, port: u16, address: &str) -> String {
     let scheme = if port == 80 { "http://" } else { "" };
     format!("{scheme}{host}:{port}={address}")
@@ -58,13 +57,13 @@ fn pinned(host: &Host, port: u16, address: &str) -> String {
 fn words(wire: Wire) -> &'static str {
     match wire {
         Wire::Tls => "TLS",
-        Wire::Http => "HTTP in clear text",
+        Wire::Http => "plain HTTP",
         Wire::Tcp => "other protocols",
     }
 }
 
 impl Refusal {
-    /// The stable code.
+    /// Stable code.
     pub fn code(&self) -> &'static str {
         match self {
             Self::Malformed(_) => "malformed",
@@ -87,7 +86,7 @@ impl Refusal {
         }
     }
 
-    /// What the operator of a server of that name can do about it, for the operator's eyes.
+    /// Remedy for the operator of the server, for the operator's log.
     pub fn operator_advice(&self, server: &str) -> Option<String> {
         match self {
             Self::Private { host, port, address } => Some(format!(
@@ -99,7 +98,7 @@ impl Refusal {
         }
     }
 
-    /// What the operator of a server of that name can do about it, as the server's program reads it.
+    /// Remedy for the operator of the server, in the answer to the server's program.
     pub fn advice(&self, server: &str) -> Option<String> {
         let under = format!("below `[servers.{server}]`");
         Some(match self {
@@ -108,19 +107,17 @@ impl Refusal {
                 format!("to allow it, write `egress = [\"{scheme}{host}:{port}\"]` {under}")
             }
             Self::OtherWire { host, port, wire: Wire::Tls } if *port != 443 => {
-                format!(
-                    "for HTTP in clear text, write `http://{host}:{port}` into `egress` {under}"
-                )
+                format!("for plain HTTP, write `http://{host}:{port}` into `egress` {under}")
             }
             Self::Private { host, port, .. } => format!(
-                "to allow one of a private network, write its address behind the port, \
+                "to allow a host of a private network, append its address to the port, \
                  `{}`, in `egress` {under}",
                 pinned(host, *port, "ADDRESS")
             ),
             Self::NotTls(host) => format!(
-                "for other protocols than TLS, write `tcp://{host}:PORT` into `egress` {under}"
+                "for a protocol other than TLS, write `tcp://{host}:PORT` into `egress` {under}"
             ),
-            Self::EncryptedServerName => "switch ECH off in the program".to_owned(),
+            Self::EncryptedServerName => "disable ECH in the program".to_owned(),
             _ => return None,
         })
     }
@@ -137,7 +134,7 @@ impl Refusal {
         }
     }
 
-    /// RFC 1928, section 6.
+    /// Reply code of RFC 1928, section 6.
     pub(crate) fn reply(&self) -> u8 {
         match self {
             Self::Unresolved(_) => 4,

@@ -1,4 +1,4 @@
-//! The front door: takes connections and finds out what is spoken.
+//! Accepts connections and detects their protocol.
 
 use std::{
     io,
@@ -26,26 +26,26 @@ use super::{
     tunnel::{carry, turn_away},
 };
 
-/// Between two tries to take a connection where the machine has nothing left for it.
-const PAUSE: Duration = Duration::from_millis(100);
-/// What SOCKS4 begins with.
+/// Interval between attempts to accept when the machine is out of resources.
+const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(100);
+/// First byte of SOCKS4.
 const SOCKS4: u8 = 4;
 
-/// A socket that connections of the program come from.
+/// Listening socket for the program's connections.
 #[derive(Debug)]
 pub enum Listener {
     Tcp(TcpListener),
     Unix(UnixListener),
 }
 
-/// The way out of one program.
+/// Egress proxy of one program.
 pub struct Egress {
     shared: Arc<Shared>,
     permits: Arc<Semaphore>,
 }
 
 impl Egress {
-    /// For the server of that name.
+    /// Egress proxy for the server of that name.
     pub fn new(
         server: &str,
         destinations: Destinations,
@@ -56,7 +56,7 @@ impl Egress {
         Self::with_stand_ins(server, destinations, limits, gate, resolver, [])
     }
 
-    /// The same, where the program has been given addresses of our own making for hosts.
+    /// Egress proxy for a program that has addresses inside for hosts.
     pub fn with_stand_ins(
         server: &str,
         destinations: Destinations,
@@ -82,17 +82,17 @@ impl Egress {
         Self { shared: Arc::new(shared), permits }
     }
 
-    /// Serves programs that know that they speak to a proxy, until [`Egress::stop`].
+    /// Serves programs with proxy support, until [`Egress::stop`].
     pub async fn proxy(&self, listener: Listener) {
         self.listen(listener, None).await;
     }
 
-    /// Serves programs that believe that they speak to a host itself.
+    /// Serves programs that connect to a host's address inside.
     pub async fn direct(&self, listener: Listener, host: Host, port: u16) {
         self.listen(listener, Some((host, port))).await;
     }
 
-    /// Ends what the gate no longer allows, whenever it says that something has changed, until
+    /// Ends connections that the gate no longer allows, whenever it reports a change, until
     /// [`Egress::stop`].
     pub async fn review(&self) {
         loop {
@@ -118,8 +118,9 @@ impl Egress {
                 () = self.shared.stop.cancelled() => return,
             };
             if let Err(error) = taken {
-                tracing::warn!(server = self.shared.server, %error, "no connection of a program is taken");
-                sleep(PAUSE).await;
+                tracing::warn!(server = self.shared.server, %error, "connections of a program \
+                    cannot be accepted");
+                sleep(ACCEPT_RETRY_INTERVAL).await;
             }
         }
     }
@@ -138,7 +139,7 @@ impl Egress {
         });
     }
 
-    /// Serves one connection that is here already: one to the proxy, or to what seems to be a host.
+    /// Serves one accepted connection: to the proxy, or to a host's address inside.
     pub async fn converse<S>(&self, stream: S, toward: Option<(Host, u16)>)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -151,7 +152,7 @@ impl Egress {
         self.shared.stop.cancel();
     }
 
-    /// Ends everything, and returns once all of it was told.
+    /// Ends everything, and returns after all outcomes were reported.
     pub async fn stop(&self) {
         self.shared.stop.cancel();
         self.shared.tasks.close();
@@ -190,11 +191,14 @@ where
     match first {
         socks::VERSION => socks5(rewound(stream, first), shared, held).await,
         HANDSHAKE => {
-            let refusal = Refusal::Unsupported("the proxy is spoken to in clear text: `http://…`");
+            let refusal = Refusal::Unsupported(
+                "the proxy does not use TLS: configure it as \
+                `http://…`",
+            );
             turn_away(stream, &refusal).await;
             shared.unread(refusal);
         }
-        SOCKS4 => shared.unread(Refusal::Unsupported("SOCKS4 can't name hosts: use SOCKS5")),
+        SOCKS4 => shared.unread(Refusal::Unsupported("SOCKS4 cannot name hosts: use SOCKS5")),
         _ => http::serve(rewound(stream, first), Toward::Proxy, shared, held).await,
     }
 }
@@ -202,12 +206,12 @@ where
 async fn first_byte(stream: &mut (impl AsyncRead + Unpin), shared: &Shared) -> Option<u8> {
     match timeout(shared.limits.handshake, stream.read_u8()).await {
         Ok(Ok(first)) => Some(first),
-        // One that was opened ahead of need.
+        // A connection that was opened in advance.
         Ok(Err(_)) | Err(_) => None,
     }
 }
 
-/// A stream with its first byte again.
+/// Stream with its first byte put back.
 fn rewound<S>(stream: S, first: u8) -> impl AsyncRead + AsyncWrite + Unpin + Send + 'static
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -228,7 +232,7 @@ where
             return;
         }
         Ok(Err(Fault::Gone)) => {
-            return shared.unread(Refusal::Malformed("it speaks no SOCKS5".into()));
+            return shared.unread(Refusal::Malformed("it is not SOCKS5".into()));
         }
         Err(_) => return shared.unread(Refusal::Slow),
     };

@@ -1,7 +1,7 @@
-//! SOCKS5 (RFC 1928): the question in front of a connection.
+//! SOCKS5 (RFC 1928): the request before a connection.
 //!
-//! It is two short messages, of which crates bring servers with policies, resolvers and sockets of
-//! their own.
+//! It consists of two short messages. The crates for it bring servers with their own policies,
+//! resolvers and sockets.
 
 use std::{
     io,
@@ -18,12 +18,12 @@ const USER_AND_PASSWORD: u8 = 2;
 const NONE_ACCEPTED: u8 = 0xff;
 const CONNECT: u8 = 1;
 
-/// Why there is no question.
+/// Failure to read a request.
 #[derive(Debug)]
 pub(crate) enum Fault {
-    /// The program is to be told.
+    /// The program gets an answer with the refusal.
     Refused(Refusal),
-    /// It is gone.
+    /// The program has gone.
     Gone,
 }
 
@@ -37,8 +37,8 @@ fn malformed(why: &str) -> Fault {
     Fault::Refused(Refusal::Malformed(why.to_owned()))
 }
 
-/// Reads where a program wants to be connected to. Its name and password, which some always send,
-/// are worth nothing here: who reaches us is who may.
+/// Reads the requested target. User and password, which some programs always send, are ignored:
+/// reaching this socket is sufficient.
 pub(crate) async fn question(
     stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
 ) -> Result<(Host, u16), Fault> {
@@ -70,7 +70,7 @@ pub(crate) async fn question(
     stream.read_exact(&mut head).await?;
     let [version, command, _, kind] = head;
     if version != VERSION {
-        return Err(malformed("this is no SOCKS5 request"));
+        return Err(malformed("this is not a SOCKS5 request"));
     }
     let host = match kind {
         1 => {
@@ -90,29 +90,29 @@ pub(crate) async fn question(
                 .and_then(|name| name.parse().ok())
                 .ok_or_else(|| malformed("this is neither the name of a host nor an address"))
         }
-        _ => return Err(malformed("this is no kind of address")),
+        _ => return Err(malformed("this address type is unknown")),
     };
     let port = stream.read_u16().await?;
     if command != CONNECT {
-        let why = "SOCKS5 can do CONNECT here; neither BIND nor UDP leads out";
+        let why = "only CONNECT is supported, not BIND or UDP";
         return Err(Fault::Refused(Refusal::Unsupported(why)));
     }
     if port == 0 {
-        return Err(malformed("there is no port 0"));
+        return Err(malformed("port 0 is not allowed"));
     }
     Ok((host?, port))
 }
 
-/// Bytes behind their length.
+/// Bytes after their length.
 async fn sized(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; stream.read_u8().await?.into()];
     stream.read_exact(&mut bytes).await?;
     Ok(bytes)
 }
 
-/// Answers a question: 0 is yes.
+/// Answers a request; 0 means success.
 pub(crate) async fn answer(stream: &mut (impl AsyncWrite + Unpin), reply: u8) -> io::Result<()> {
-    // Where the connection comes from is nobody's business.
+    // The source address of the connection is not revealed.
     stream.write_all(&[VERSION, reply, 0, 1, 0, 0, 0, 0, 0, 0]).await?;
     stream.flush().await
 }
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn questions() {
+    fn requests_are_parsed_or_refused() {
         let name = [&[5, 1, 0, 5, 1, 0, 3, 9][..], b"a.example", &[1, 187]].concat();
         let (read, said) = ask(&name);
         assert_eq!(read.unwrap(), ("a.example".parse().unwrap(), 443));
@@ -162,7 +162,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_are_too_much(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
+        fn arbitrary_bytes_cause_no_panic(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
             let _ = ask(&bytes);
             let _ = ask(&[&[5, 1, 0, 5][..], &bytes].concat());
         }

@@ -1,4 +1,4 @@
-//! Bytes between a program and where it was let through to.
+//! Forwarding between a program and a permitted host.
 
 use std::{
     io,
@@ -16,27 +16,27 @@ use super::{
     client_hello::{self, HANDSHAKE},
     connect::{AttemptGuard, Connection, Shared},
     hello_retry::Retry,
-    limits::{self, CHUNK},
+    limits::{self, CHUNK_BYTES},
 };
 
-/// For a program to read why it was refused.
-const LAST_WORDS: Duration = Duration::from_secs(1);
-/// Bytes of it that are thrown away meanwhile.
-const THROWN_AWAY: u64 = 64 << 10;
+/// Time for a program to read its refusal.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
+/// Limit of the program's bytes that are discarded meanwhile.
+const MAX_DRAINED_BYTES: u64 = 64 << 10;
 
-/// How a connection begins.
+/// Beginning of a connection.
 #[derive(Clone, Copy)]
 pub(crate) enum Opening<'a> {
-    /// In clear text.
+    /// Plain text.
     Clear,
-    /// With a beginning of TLS that was read and checked, for this host.
+    /// A ClientHello for this host, already read and checked.
     Hello(&'a [u8], &'a Host),
-    /// Nobody knows. What looks like TLS is for this host.
+    /// Unknown. Data that looks like TLS is for this host.
     Unknown(&'a Host),
 }
 
-/// Carries a connection from its first byte to its last, and says how it ended. `begun` is what was
-/// read of it already and was checked.
+/// Forwards a connection from its first to its last byte, and returns how it ended. `begun` is data
+/// that was already read and checked.
 pub(crate) async fn carry(
     mut client: impl AsyncRead + AsyncWrite + Unpin,
     way: Connection,
@@ -79,18 +79,18 @@ pub(crate) async fn carry(
     }
 }
 
-/// Ends what began, or should have begun, as TLS, in a way that shows in the program's error.
+/// Refuses a TLS connection with an alert, which the program's error shows.
 pub(crate) async fn turn_away(mut client: impl AsyncRead + AsyncWrite + Unpin, refusal: &Refusal) {
-    let _ = timeout(LAST_WORDS, async {
+    let _ = timeout(DRAIN_TIMEOUT, async {
         client.write_all(&client_hello::alert(refusal)).await?;
         client.shutdown().await?;
-        // What was not read would make a reset of the end, and the alert would be lost.
-        tokio::io::copy(&mut client.take(THROWN_AWAY), &mut tokio::io::sink()).await
+        // Unread data would cause a reset, and the alert would be lost.
+        tokio::io::copy(&mut client.take(MAX_DRAINED_BYTES), &mut tokio::io::sink()).await
     })
     .await;
 }
 
-/// Why bytes go no further.
+/// Reason why forwarding stops.
 pub(crate) enum Stop {
     Refused(Refusal),
     Broken,
@@ -108,7 +108,7 @@ impl From<limits::Spent> for Stop {
     }
 }
 
-/// When something was last said.
+/// Time of the last data.
 pub(crate) struct Activity {
     since: Instant,
     last: AtomicU64,
@@ -125,7 +125,7 @@ impl Activity {
         self.last.store(elapsed, Ordering::Relaxed);
     }
 
-    /// Waits until nothing was said for too long.
+    /// Waits until no data came for too long.
     async fn idle(&self, shared: &Shared) {
         loop {
             let patience = match self.half.load(Ordering::Relaxed) {
@@ -137,7 +137,7 @@ impl Activity {
             if until <= Instant::now() {
                 return;
             }
-            // One side may have said all before that, which shortens it.
+            // One side may finish before that, which shortens the wait.
             let look = Instant::now() + shared.limits.half_closed.min(patience);
             sleep_until(until.min(look)).await;
         }
@@ -154,7 +154,7 @@ pub(crate) struct Direction<'a, W> {
 }
 
 impl<W: AsyncWrite + Unpin> Direction<'_, W> {
-    /// Hands bytes on.
+    /// Forwards bytes.
     pub async fn deliver(&mut self, bytes: &[u8]) -> Result<(), Stop> {
         self.activity.touch();
         self.shared.meter.take(self.way, bytes.len()).await?;
@@ -165,9 +165,9 @@ impl<W: AsyncWrite + Unpin> Direction<'_, W> {
         Ok(())
     }
 
-    /// Hands on all that is left.
+    /// Forwards all remaining bytes.
     async fn rest(&mut self, from: &mut (impl AsyncRead + Unpin)) -> Result<(), Stop> {
-        let mut buffer = vec![0; CHUNK];
+        let mut buffer = vec![0; CHUNK_BYTES];
         loop {
             match from.read(&mut buffer).await? {
                 0 => break,
@@ -181,7 +181,7 @@ impl<W: AsyncWrite + Unpin> Direction<'_, W> {
     }
 }
 
-/// Hands bytes on in both directions until both have ended.
+/// Forwards bytes in both directions until both have ended.
 pub(crate) async fn splice<C, U>(
     client: &mut C,
     upstream: &mut U,
@@ -237,7 +237,7 @@ where
     };
     let both = async { tokio::try_join!(up, down) };
     tokio::select! {
-        // What ends it comes first: no byte goes on after that.
+        // Revocation first: no byte is forwarded after it.
         biased;
         () = shared.stop.cancelled() => End::Stopped,
         why = ticket.revoked() => End::Revoked(why),
@@ -250,7 +250,7 @@ where
     }
 }
 
-/// Reads the beginning of something of which only this is known: if it is TLS, it is for this host.
+/// Reads the beginning of a connection of unknown protocol: if it is TLS, it is for this host.
 async fn begin(
     client: &mut (impl AsyncRead + Unpin),
     host: &Host,
@@ -263,7 +263,7 @@ async fn begin(
     if first != [HANDSHAKE] {
         return Ok(first);
     }
-    // Whatever version it claims: there are readers of TLS that do not look at that.
+    // For any claimed version, because some TLS parsers ignore it.
     let rest = timeout(shared.limits.handshake, client_hello::read(client, &first, host)).await;
     rest.unwrap_or(Err(Refusal::Slow)).map_err(Stop::Refused)
 }

@@ -1,5 +1,5 @@
-//! Whatever a program says, nobody is asked for what is not listed, nothing is sent, every attempt is
-//! told of once, and every conversation ends.
+//! Whatever a program sends: no unlisted host is resolved, nothing is sent, every attempt is
+//! reported once, and every connection ends.
 
 use std::{io, net::IpAddr, sync::Arc, time::Duration};
 
@@ -16,7 +16,7 @@ use super::{
     support::{Recorder, SOON},
 };
 
-/// Knows a private address of everything, so that nothing is ever connected to.
+/// Resolves every name to a private address, so that nothing is ever connected.
 struct Private;
 
 #[async_trait]
@@ -87,14 +87,14 @@ async fn hold(way: u8, said: &[u8]) {
         assert_eq!(numbers.iter().filter(|number| **number == attempt.number).count(), 1);
     }
     numbers.sort_unstable();
-    numbers.dedup_by(|one, other| panic!("{one} and {other} are told of twice"));
+    numbers.dedup_by(|one, other| panic!("{one} and {other} are reported twice"));
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 500, ..ProptestConfig::default() })]
 
     #[test]
-    fn nothing_gets_out(
+    fn nothing_leaves_whatever_is_sent(
         way in any::<u8>(),
         seed in any::<Index>(),
         edits in vec((any::<Index>(), 0usize..4, vec(any::<u8>(), 0..6)), 0..5),
@@ -106,7 +106,7 @@ proptest! {
             let until = (at + gone).min(said.len());
             said.splice(at..until, new);
         }
-        // Half of them are whole.
+        // Half of them are complete.
         let end = end.index(2 * said.len() + 1).min(said.len());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(hold(way, &said[..end]));

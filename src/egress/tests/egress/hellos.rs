@@ -1,13 +1,13 @@
-//! Beginnings of TLS, as libraries write them and as they should not be.
+//! ClientHellos, as libraries write them and invalid ones.
 
 use std::sync::Arc;
 
-/// As a library writes it, for a name or an address.
+/// ClientHello of a library for a name or an address.
 pub fn hello(name: &str) -> Vec<u8> {
     said(&mut client(name))
 }
 
-/// A client that trusts nobody.
+/// Client that trusts no certificate.
 pub fn client(name: &str) -> rustls::ClientConnection {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider)
@@ -19,7 +19,7 @@ pub fn client(name: &str) -> rustls::ClientConnection {
     rustls::ClientConnection::new(Arc::new(config), name).unwrap()
 }
 
-/// What a client has to say.
+/// Bytes that a client wants to send.
 pub fn said(client: &mut rustls::ClientConnection) -> Vec<u8> {
     let mut bytes = Vec::new();
     while client.wants_write() {
@@ -28,7 +28,7 @@ pub fn said(client: &mut rustls::ClientConnection) -> Vec<u8> {
     bytes
 }
 
-/// Puts an extension behind the others, and rights all lengths.
+/// Appends an extension, and corrects all lengths.
 pub fn with_extension(hello: &[u8], kind: u16, content: &[u8]) -> Vec<u8> {
     let mut at = 9 + 34;
     at += 1 + usize::from(hello[at]);
@@ -47,8 +47,8 @@ pub fn with_extension(hello: &[u8], kind: u16, content: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// With an inner one that nobody but the server can read.
+/// With an inner hello that only the server can read.
 pub fn with_ech(hello: &[u8]) -> Vec<u8> {
-    // Type 0 (outer), a suite, a configuration's id, the key and what is encrypted.
+    // Type 0 (outer), a suite, a configuration's id, the key and the ciphertext.
     with_extension(hello, 0xfe0d, &[0, 0, 1, 0, 1, 7, 0, 2, 1, 2, 0, 3, 1, 2, 3])
 }

@@ -1,4 +1,4 @@
-//! Everything is bounded.
+//! Limits of egress.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use tokio::{
 
 use super::support::{SOON, World, code};
 
-/// A host that sends back what it is sent.
+/// Host that echoes its input.
 async fn mirror() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -31,7 +31,7 @@ async fn world(limits: Limits) -> (World, u16) {
     (World::new(&[format!("tcp://mirror.example:{port}=127.0.0.1")], limits).await, port)
 }
 
-/// A tunnel to the mirror.
+/// Tunnel to the echo host.
 async fn tunnel(world: &World, port: u16) -> TcpStream {
     world.tunnel("mirror.example", port).await
 }
@@ -42,13 +42,13 @@ async fn ends(mut stream: TcpStream) {
 }
 
 #[tokio::test]
-async fn connections() {
+async fn connections_beyond_the_limit_are_refused() {
     let (world, port) = world(Limits { connections: 2, ..Limits::default() }).await;
     let mut one = tunnel(&world, port).await;
     let two = tunnel(&world, port).await;
     ends(TcpStream::connect(world.proxy).await.unwrap()).await;
     assert_eq!(code(&world.told().await), "too-many");
-    // Those that are there go on, and one that ends makes room.
+    // Existing connections continue, and one that ends frees a slot.
     one.write_all(b"x").await.unwrap();
     assert_eq!(timeout(SOON, one.read_u8()).await.unwrap().unwrap(), b'x');
     drop(two);
@@ -64,11 +64,11 @@ async fn connections() {
             }
         }
     };
-    timeout(SOON, again).await.expect("there is room again");
+    timeout(SOON, again).await.expect("a slot is free again");
 }
 
 #[tokio::test]
-async fn attempts() {
+async fn attempts_beyond_the_rate_are_refused() {
     let limits = Limits { attempts: 1.try_into().unwrap(), ..Limits::default() };
     let (world, port) = world(limits).await;
     let ask = format!("CONNECT mirror.example:{port} HTTP/1.1\r\n\r\n");
@@ -78,11 +78,11 @@ async fn attempts() {
             return;
         }
     }
-    panic!("200 attempts were let through");
+    panic!("200 attempts were allowed");
 }
 
 #[tokio::test]
-async fn bytes_in_all() {
+async fn connections_end_when_the_total_is_used_up() {
     let (world, port) = world(Limits { total: Some(100_000), ..Limits::default() }).await;
     let mut stream = tunnel(&world, port).await;
     let _ = stream.write_all(&vec![b'x'; 200_000]).await;
@@ -90,7 +90,7 @@ async fn bytes_in_all() {
     let told = world.told().await;
     assert_eq!(code(&told), "spent");
     assert!(told.up + told.down <= 100_000, "{told:?}");
-    // For good.
+    // Permanently.
     let mut stream = tunnel(&world, port).await;
     let _ = stream.write_all(b"x").await;
     ends(stream).await;
@@ -98,7 +98,7 @@ async fn bytes_in_all() {
 }
 
 #[tokio::test]
-async fn bytes_a_second() {
+async fn bytes_per_second_are_limited() {
     let rate = Some((64 << 10).try_into().unwrap());
     let (world, port) = world(Limits { up: rate, ..Limits::default() }).await;
     let mut stream = tunnel(&world, port).await;
@@ -113,12 +113,12 @@ async fn bytes_a_second() {
     wrote.unwrap();
     got.unwrap();
     assert_eq!(back, sent);
-    // One second's worth is there from the start.
+    // One second's worth is available from the start.
     assert!(began.elapsed() >= Duration::from_millis(1400), "{:?}", began.elapsed());
 }
 
 #[tokio::test]
-async fn silence() {
+async fn idle_connections_are_closed() {
     let short = Duration::from_millis(200);
     let (world, port) = world(Limits { idle: short, ..Limits::default() }).await;
     ends(tunnel(&world, port).await).await;
@@ -126,7 +126,7 @@ async fn silence() {
 }
 
 #[tokio::test]
-async fn half_a_connection() {
+async fn half_closed_connections_end_sooner() {
     // Sends nothing and closes nothing.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -139,7 +139,7 @@ async fn half_a_connection() {
 }
 
 #[tokio::test]
-async fn beginnings() {
+async fn incomplete_requests_time_out() {
     let handshake = Duration::from_millis(200);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -159,9 +159,9 @@ async fn beginnings() {
     }
 }
 
-/// A ClientHello that comes byte by byte is put together.
+/// A ClientHello that arrives byte by byte is assembled.
 #[tokio::test]
-async fn small_writes() {
+async fn client_hello_in_small_writes_passes() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let listed = [format!("tcp://mirror.example:{port}=127.0.0.1")];
@@ -181,7 +181,7 @@ async fn small_writes() {
 }
 
 #[tokio::test]
-async fn an_end_is_told_of() {
+async fn stop_reports_all_outcomes() {
     let (world, port) = world(Limits::default()).await;
     let mut stream = tunnel(&world, port).await;
     stream.write_all(b"x").await.unwrap();
@@ -193,9 +193,9 @@ async fn an_end_is_told_of() {
     ends(stream).await;
 }
 
-/// One that is not allowed any longer ends at once, and nothing else does.
+/// A revoked connection ends at once, and no other does.
 #[tokio::test]
-async fn what_is_revoked_ends() {
+async fn revoked_connection_ends() {
     let port = mirror().await;
     let listed = ["mirror", "other"].map(|name| format!("tcp://{name}.example:{port}=127.0.0.1"));
     let world = World::new(&listed, Limits::default()).await;
@@ -213,7 +213,7 @@ async fn what_is_revoked_ends() {
     assert_eq!(timeout(SOON, stays.read_u8()).await.unwrap().unwrap(), b'y');
 }
 
-/// Whoever asked for what is still being decided.
+/// An attempt whose decision is pending.
 async fn undecided() -> (World, TcpStream) {
     let listed = ["tcp://undecided.example:1".to_owned()];
     let world = World::new(&listed, Limits::default()).await;
@@ -227,9 +227,9 @@ async fn undecided() -> (World, TcpStream) {
     (world, stream)
 }
 
-/// What comes to be forbidden while it is still being decided is refused.
+/// An attempt that is forbidden while its decision is pending is refused.
 #[tokio::test]
-async fn what_is_revoked_before_it_is_open_is_refused() {
+async fn attempt_revoked_before_it_is_open_is_refused() {
     let (world, stream) = undecided().await;
     world.gate.forbid("undecided.example");
     ends(stream).await;
@@ -238,9 +238,9 @@ async fn what_is_revoked_before_it_is_open_is_refused() {
     assert!(!told.allowed && told.grounds.is_some(), "{:?}", told.end);
 }
 
-/// Whoever goes away while it is being decided is told of all the same.
+/// An attempt whose program disconnects during the decision is reported, too.
 #[tokio::test]
-async fn what_is_given_up_is_told_of() {
+async fn abandoned_attempt_is_reported() {
     let (world, _stream) = undecided().await;
     timeout(SOON, world.egress.stop()).await.expect("it stops");
     let told = world.told().await;

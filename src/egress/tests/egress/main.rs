@@ -1,4 +1,4 @@
-//! The whole proxy end: real sockets, real programs, and all the ways round it that we know of.
+//! The whole egress proxy: real sockets, real programs, and all known ways around it.
 
 #![allow(clippy::unwrap_used)]
 

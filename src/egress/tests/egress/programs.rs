@@ -1,4 +1,4 @@
-//! Programs as they are: curl, Python and Node.
+//! Real programs: curl, Python and Node.
 
 use std::{path::Path, process::Stdio};
 
@@ -41,7 +41,7 @@ impl Scene {
     }
 }
 
-/// Whether it went well, and what it printed.
+/// Whether the program succeeded, and its output.
 async fn run(program: &str, arguments: &[&str], environment: &[(&str, &str)]) -> (bool, String) {
     let run = Command::new(program)
         .args(arguments)
@@ -58,7 +58,7 @@ async fn run(program: &str, arguments: &[&str], environment: &[(&str, &str)]) ->
 }
 
 #[tokio::test]
-async fn curl() {
+async fn curl_reaches_listed_hosts_only() {
     let scene = scene().await;
     let (ca, at) = (scene.ca(), scene.world.proxy);
     for proxy in [format!("http://{at}"), format!("socks5h://{at}"), format!("socks5h://u:p@{at}")]
@@ -70,19 +70,19 @@ async fn curl() {
             assert_eq!(code(&scene.world.told().await), "Closed");
         }
     }
-    // Through a tunnel, in clear text.
+    // Through a tunnel, in plain text.
     let proxy = format!("http://{at}");
     let (well, said) = run("curl", &["-sS", "-p", "-x", &proxy, &scene.web_url()], &[]).await;
     assert!(well && said.starts_with("GET /deep HTTP/1.1"), "{said}");
     assert_eq!(code(&scene.world.told().await), "Closed");
-    // As if it were there.
+    // Directly, at the host's address inside.
     let direct = scene.world.direct("tls.example", scene.tls.port).await;
     let to = format!("tls.example:{}:{direct}", scene.tls.port);
     let (well, said) =
         run("curl", &["-sS", "--cacert", &ca, "--connect-to", &to, &scene.tls_url()], &[]).await;
     assert!(well && said.starts_with("GET /deep HTTP/1.1"), "{said}");
     assert_eq!(code(&scene.world.told().await), "Closed");
-    // What is not listed says so.
+    // The error names an unlisted host.
     let (well, said) = run("curl", &["-sS", "-x", &proxy, "http://evil.example/"], &[]).await;
     assert!(well && said.contains("egress = [\"http://evil.example:80\"]"), "{said}");
     assert_eq!(code(&scene.world.told().await), "not-listed");
@@ -92,7 +92,7 @@ async fn curl() {
 }
 
 #[tokio::test]
-async fn python() {
+async fn python_reaches_listed_hosts() {
     let scene = scene().await;
     let (ca, proxy) = (scene.ca(), format!("http://{}", scene.world.proxy));
     let environment = [
@@ -111,7 +111,7 @@ async fn python() {
 }
 
 #[tokio::test]
-async fn node() {
+async fn node_reaches_listed_hosts() {
     let scene = scene().await;
     let ca = scene.ca();
     let direct = scene.world.direct("tls.example", scene.tls.port).await;
@@ -126,7 +126,7 @@ async fn node() {
             agent.createConnection = () => tls.connect({ socket, servername: host });
             https.get({ host, port, path: '/tunnel', agent }, show);
         }).end();
-        // Knows nothing of proxies: the name leads to the door.
+        // Without proxy support: the name resolves to the egress socket.
         const lookup = (name, options, done) => options.all
             ? done(null, [{ address: '127.0.0.1', family: 4 }]) : done(null, '127.0.0.1', 4);
         https.get({ host, port: direct, path: '/direct', lookup }, show);

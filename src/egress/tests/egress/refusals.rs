@@ -1,4 +1,4 @@
-//! Ways round the list: each is refused, for its reason, before a byte has left.
+//! Ways around the list: each is refused, with its reason, before a byte was sent.
 
 use std::{net::Ipv4Addr, sync::Arc};
 
@@ -49,7 +49,7 @@ fn behind(hello: &[u8]) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn no_way_round() {
+async fn ways_around_the_list_are_refused() {
     let (tls, web, db) =
         (Origin::tls("tls.example").await, Origin::clear().await, Origin::clear().await);
     let (t, w, d) = (tls.port, web.port, db.port);
@@ -251,9 +251,9 @@ async fn no_way_round() {
         assert_eq!((told.up, told.down), (0, 0), "{what}: {shown:?}");
     }
     for origin in [&tls, &web, &db] {
-        assert_eq!(origin.heard(), "", "something came through");
+        assert_eq!(origin.heard(), "", "the host received data");
     }
-    // Nobody was asked for what is not listed, not even the DNS.
+    // No unlisted name was resolved.
     let asked = world.names.asked.lock().unwrap().clone();
     assert!(
         !asked.iter().any(|name| name.contains("evil") || name == "policy.example"),
@@ -262,7 +262,7 @@ async fn no_way_round() {
 }
 
 #[tokio::test]
-async fn no_way_round_where_the_host_seems_to_be() {
+async fn ways_around_the_list_are_refused_at_direct_sockets() {
     let tls = Origin::tls("tls.example").await;
     let web = Origin::clear().await;
     let listed = [
@@ -292,13 +292,13 @@ async fn no_way_round_where_the_host_seems_to_be() {
     assert!(world.gate.asked.lock().unwrap().is_empty());
 }
 
-/// The name first has an address of the Internet, then one of this machine.
+/// The name first has a public address, then one of this machine.
 #[tokio::test]
-async fn a_name_that_changes_its_address() {
+async fn name_that_changes_its_address_is_refused() {
     let canary = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let port = canary.local_addr().unwrap().port();
     let world = World::new(&[format!("rebind.example:{port}")], Limits::default()).await;
-    // Of a block that was given back and leads nowhere.
+    // Of a returned block that is not routed.
     world.names.know("rebind.example", &[&["3ffe::1"], &["127.0.0.1"], &["127.0.0.1", "::1"]]);
     let ask = connect(&format!("rebind.example:{port}"), &hello("rebind.example"));
     world.say(&ask).await;
@@ -311,15 +311,15 @@ async fn a_name_that_changes_its_address() {
         assert_eq!(code(&told), "private-address");
         assert_eq!(told.address, None);
     }
-    // Once an attempt: between the look and the connection nobody is asked.
+    // One lookup for each attempt: the name is not resolved again between check and connection.
     assert_eq!(world.names.asked.lock().unwrap().len(), 3);
     let nobody = tokio::time::timeout(std::time::Duration::ZERO, canary.accept()).await;
     assert!(nobody.is_err(), "the canary was connected to");
 }
 
-/// What the program inside reads says what to do.
+/// The program inside can read the remedy.
 #[tokio::test]
-async fn refusals_are_words() {
+async fn refusals_contain_the_remedy() {
     let world = World::new(&["tls.example:443".to_owned()], Limits::default()).await;
     let answer = world.say(&connect("evil.example:8443", b"")).await;
     let answer = String::from_utf8(answer).unwrap();
@@ -340,9 +340,9 @@ async fn refusals_are_words() {
     }
 }
 
-/// A body goes on whole, or not at all.
+/// A body is forwarded completely or not at all.
 #[tokio::test]
-async fn bodies_end_in_one_place() {
+async fn ambiguous_bodies_are_refused() {
     let chunked = "Transfer-Encoding: chunked";
     for (method, headers, passes) in [
         ("POST", chunked.to_owned(), true),
@@ -366,9 +366,9 @@ async fn bodies_end_in_one_place() {
     }
 }
 
-/// What a server answers that is no answer is refused, and told of so.
+/// A server's invalid answer is refused and reported.
 #[tokio::test]
-async fn answers_that_are_none() {
+async fn invalid_answers_are_refused() {
     for answer in ["HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n", "no HTTP\r\n\r\n", ""]
     {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
@@ -381,7 +381,7 @@ async fn answers_that_are_none() {
         });
         let world = World::new(&[format!("http://{host}=127.0.0.1")], Limits::default()).await;
         let ask = format!("GET http://{host}/ HTTP/1.1\r\nHost: {host}\r\n\r\n");
-        // Whoever says that there is no more to come may go without an answer.
+        // A client that closes its side may get no answer.
         let mut stream = TcpStream::connect(world.proxy).await.unwrap();
         stream.write_all(ask.as_bytes()).await.unwrap();
         let mut said = Vec::new();
@@ -393,9 +393,9 @@ async fn answers_that_are_none() {
     }
 }
 
-/// Whoever asks by the address that a name has inside asks for the name.
+/// A request to a name's address inside is a request to the name.
 #[tokio::test]
-async fn an_address_of_ours_is_its_name() {
+async fn address_inside_stands_for_its_name() {
     let web = Origin::clear().await;
     let port = web.port;
     let listed = format!("http://web.example:{port}=127.0.0.1").parse().unwrap();
@@ -422,9 +422,9 @@ async fn an_address_of_ours_is_its_name() {
     assert_eq!(told.attempt.unwrap().host.to_string(), "web.example");
 }
 
-/// What is forwarded in clear text is what was allowed, framed again.
+/// A forwarded plain HTTP request is the permitted one, with new framing.
 #[tokio::test]
-async fn nothing_is_smuggled() {
+async fn smuggled_requests_are_not_forwarded() {
     let web = Origin::clear().await;
     let host = format!("web.example:{}", web.port);
     let world = World::new(&[format!("http://{host}=127.0.0.1")], Limits::default()).await;

@@ -1,4 +1,4 @@
-//! The second beginning of TLS, which a server asks for.
+//! Second ClientHello, requested by the server.
 
 use portcullis_egress::Limits;
 use rustls::ClientConnection;
@@ -17,14 +17,14 @@ use super::{
 const HOST: &str = "tls.example";
 const OTHER: &str = "evl.example";
 
-/// Has a client hear a record.
+/// Delivers a record to a client.
 async fn hear(stream: &mut TcpStream, client: &mut ClientConnection) -> Vec<u8> {
     let mut record = vec![0; 5];
     timeout(SOON, stream.read_exact(&mut record)).await.unwrap().unwrap();
     record.resize(5 + usize::from(u16::from_be_bytes([record[3], record[4]])), 0);
     timeout(SOON, stream.read_exact(&mut record[5..])).await.unwrap().unwrap();
     client.read_tls(&mut record.as_slice()).unwrap();
-    // It trusts nobody, and so says that it has no more to say.
+    // It trusts no certificate, and so reports an error.
     let _ = client.process_new_packets();
     record
 }
@@ -50,7 +50,7 @@ async fn scene(again: bool) -> (Origin, World) {
 }
 
 #[tokio::test]
-async fn a_second_beginning_for_the_same_host_passes() {
+async fn second_hello_for_the_same_host_passes() {
     let (origin, world) = scene(true).await;
     let mut stream = world.tunnel(HOST, origin.port).await;
     let mut client = client(HOST);
@@ -60,7 +60,7 @@ async fn a_second_beginning_for_the_same_host_passes() {
     let second = said(&mut client);
     assert!(second.windows(HOST.len()).any(|part| part == HOST.as_bytes()));
     stream.write_all(&second).await.unwrap();
-    // Whatever stands between, its real answer comes.
+    // After any intermediate messages, its real answer arrives.
     let answered = async {
         loop {
             let record = hear(&mut stream, &mut client).await;
@@ -78,7 +78,7 @@ async fn a_second_beginning_for_the_same_host_passes() {
 }
 
 #[tokio::test]
-async fn a_second_beginning_for_another_host_does_not_pass() {
+async fn second_hello_for_another_host_is_refused() {
     let (origin, world) = scene(true).await;
     let mut stream = world.tunnel(HOST, origin.port).await;
     let mut client = client(HOST);
@@ -88,13 +88,13 @@ async fn a_second_beginning_for_another_host_does_not_pass() {
     stream.write_all(&renamed(&said(&mut client))).await.unwrap();
     let told = world.told().await;
     assert_eq!(code(&told), "other-server-name");
-    // All that may stand before it, and nothing of it.
+    // At most the messages allowed before it, and nothing of it.
     assert!(told.up <= u64::try_from(first.len() + 6).unwrap(), "{} {}", told.up, first.len());
 }
 
-/// One that does not wait for the question.
+/// A program that does not wait for the server's request.
 #[tokio::test]
-async fn a_second_beginning_at_once_waits_and_does_not_pass() {
+async fn immediate_second_hello_waits_and_is_refused() {
     for (again, expected) in [(true, "other-server-name"), (false, "Closed")] {
         let (origin, world) = scene(again).await;
         let mut stream = world.tunnel(HOST, origin.port).await;
@@ -110,15 +110,15 @@ async fn a_second_beginning_at_once_waits_and_does_not_pass() {
                 assert_eq!(code(&told), expected);
                 assert_eq!(told.up, u64::try_from(first.len() + 6).unwrap());
             }
-            // Who has not asked takes none: that is the server's to say.
+            // A server that did not request it refuses it itself.
             false => assert!(["Closed", "Broken"].contains(&&*code(&told)), "{:?}", told.end),
         }
     }
 }
 
-/// What is no TLS behind a beginning of TLS.
+/// Data other than TLS after a ClientHello.
 #[tokio::test]
-async fn something_else_behind_the_beginning_does_not_pass() {
+async fn other_data_after_the_hello_is_refused() {
     let (origin, world) = scene(false).await;
     let mut stream = world.tunnel(HOST, origin.port).await;
     let first = said(&mut client(HOST));
@@ -126,6 +126,6 @@ async fn something_else_behind_the_beginning_does_not_pass() {
     let mut rest = Vec::new();
     let _ = timeout(SOON, stream.read_to_end(&mut rest)).await.unwrap();
     let told = world.told().await;
-    // The server may have answered first, whose business it is then.
+    // The server may have answered first, and then handles it.
     assert!(["broken-hello", "Closed", "Broken"].contains(&&*code(&told)), "{:?}", told.end);
 }

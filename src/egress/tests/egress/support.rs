@@ -1,4 +1,4 @@
-//! A proxy end with hosts around it.
+//! Egress proxy with hosts around it.
 
 use std::{
     collections::HashMap,
@@ -22,14 +22,15 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, rustls};
 
-/// For anything to happen that must happen.
+/// Time limit for anything that must happen.
 pub const SOON: Duration = Duration::from_secs(60);
 
-/// Lets through all but `policy.example`, never comes to an end with `undecided.example`, and keeps what it is told.
+/// Allows all hosts except `policy.example`, never decides about `undecided.example`, and keeps the
+/// reported outcomes.
 pub struct Recorder {
     told: mpsc::UnboundedSender<Outcome>,
     pub asked: Mutex<Vec<Attempt>>,
-    /// What is let through no longer.
+    /// Revoked host.
     forbidden: Mutex<Option<String>>,
     changed: Notify,
 }
@@ -64,7 +65,7 @@ impl Gate for Recorder {
 }
 
 impl Recorder {
-    /// With all that it will be told.
+    /// Recorder and the channel of its outcomes.
     pub fn new() -> (Arc<Self>, mpsc::UnboundedReceiver<Outcome>) {
         let (told, receiver) = mpsc::unbounded_channel();
         let new = Self {
@@ -76,14 +77,14 @@ impl Recorder {
         (Arc::new(new), receiver)
     }
 
-    /// Lets a host through no longer.
+    /// Revokes a host.
     pub fn forbid(&self, host: &str) {
         *self.forbidden.lock().unwrap() = Some(host.to_owned());
         self.changed.notify_one();
     }
 }
 
-/// Knows names; each question gets the next answer, and the last one over and over.
+/// Resolver with scripted answers: each lookup gets the next answer, and the last one repeatedly.
 #[derive(Default)]
 pub struct Names {
     answers: Mutex<HashMap<String, Vec<Vec<IpAddr>>>>,
@@ -110,7 +111,7 @@ impl Resolver for Names {
     }
 }
 
-/// A proxy end that listens.
+/// A listening egress proxy.
 pub struct World {
     pub egress: Arc<Egress>,
     pub gate: Arc<Recorder>,
@@ -140,7 +141,7 @@ impl World {
         Self { egress, gate, names, proxy, told: tokio::sync::Mutex::new(receiver) }
     }
 
-    /// Another door, behind which a program believes a host to be.
+    /// Another socket, at which a program expects a host.
     pub async fn direct(&self, host: &str, port: u16) -> SocketAddr {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -149,15 +150,15 @@ impl World {
         address
     }
 
-    /// What it is told of next.
+    /// Next reported outcome.
     pub async fn told(&self) -> Outcome {
         timeout(SOON, async { self.told.lock().await.recv().await })
             .await
-            .expect("it is told of soon")
+            .expect("it is reported soon")
             .expect("the gate lives")
     }
 
-    /// Asks the proxy for a tunnel.
+    /// Requests a tunnel from the proxy.
     pub async fn ask_for(&self, host: &str, port: u16) -> TcpStream {
         let mut stream = TcpStream::connect(self.proxy).await.unwrap();
         let ask = format!("CONNECT {host}:{port} HTTP/1.1\r\n\r\n");
@@ -165,7 +166,7 @@ impl World {
         stream
     }
 
-    /// A tunnel through the proxy.
+    /// Tunnel through the proxy.
     pub async fn tunnel(&self, host: &str, port: u16) -> TcpStream {
         let mut stream = self.ask_for(host, port).await;
         let mut head = Vec::new();
@@ -176,13 +177,13 @@ impl World {
         stream
     }
 
-    /// Says something to the proxy and no more, and returns all that it answers.
+    /// Sends data to the proxy, closes the sending side, and returns the answer.
     pub async fn say(&self, bytes: &[u8]) -> Vec<u8> {
         say(self.proxy, bytes).await
     }
 }
 
-/// The code of a refusal, or how else it ended.
+/// Code of a refusal, or how else it ended.
 pub fn code(outcome: &Outcome) -> String {
     match &outcome.end {
         End::Refused(refusal) => refusal.code().to_owned(),
@@ -190,12 +191,12 @@ pub fn code(outcome: &Outcome) -> String {
     }
 }
 
-/// Says something and no more, and returns all that is answered.
+/// Sends data, closes the sending side, and returns the answer.
 pub async fn say(to: SocketAddr, bytes: &[u8]) -> Vec<u8> {
     let mut stream = TcpStream::connect(to).await.unwrap();
     let mut answer = Vec::new();
     timeout(SOON, async {
-        // It may be turned away before it has said all.
+        // The connection may be refused before everything was sent.
         let _ = stream.write_all(bytes).await;
         let _ = stream.shutdown().await;
         let _ = stream.read_to_end(&mut answer).await;
@@ -205,11 +206,11 @@ pub async fn say(to: SocketAddr, bytes: &[u8]) -> Vec<u8> {
     answer
 }
 
-/// A host that answers every request in HTTP with what it was sent, and keeps that.
+/// Host that answers every HTTP request with the request itself, and keeps it.
 pub struct Origin {
     pub port: u16,
     pub heard: Arc<Mutex<Vec<u8>>>,
-    /// The certificate, where it speaks TLS.
+    /// Certificate, if it uses TLS.
     pub certificate: String,
 }
 
@@ -222,7 +223,8 @@ impl Origin {
         Self::with_groups(name, None).await
     }
 
-    /// One that takes no share of a key that a client of rustls offers first, and so asks again.
+    /// Host that supports no key share that a rustls client offers first, and so requests another
+    /// ClientHello.
     pub async fn tls_that_asks_again(name: &str) -> Self {
         Self::with_groups(name, Some(rustls::crypto::ring::kx_group::SECP384R1)).await
     }
