@@ -1,4 +1,4 @@
-//! What may be a signature: layers as cosign and Sigstore's bundles have them.
+//! Possible signatures: layers in the formats of cosign and of Sigstore's bundles.
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use portcullis_oci::Descriptor;
@@ -8,35 +8,36 @@ use sigstore_verify::types::{Bundle, DerCertificate, DsseEnvelope, MediaType, Si
 
 use crate::{Rejection, rejection::words};
 
-/// The layers that signatures are in.
+/// Media types of layers with signatures.
 const SIMPLE: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
 const ENVELOPE: &str = "application/vnd.dsse.envelope.v1+json";
 const BUNDLE: &str = "application/vnd.dev.sigstore.bundle";
-/// What cosign writes beside them.
+/// Annotations that cosign writes beside them.
 const SIGNED: &str = "dev.cosignproject.cosign/signature";
 const CERTIFICATE: &str = "dev.sigstore.cosign/certificate";
 const CHAIN: &str = "dev.sigstore.cosign/chain";
 const LOGGED: &str = "dev.sigstore.cosign/bundle";
 const TIMESTAMP: &str = "dev.sigstore.cosign/rfc3161timestamp";
-/// Certificates of a chain.
-const CERTIFICATES: usize = 8;
+/// Limit of a chain's certificates.
+const MAX_CERTIFICATES: usize = 8;
 
-/// What may be a signature.
+/// A possible signature.
 pub(crate) struct Candidate {
     pub content: Content,
-    /// The same with what vouches for its time and its signer, where there is such.
+    /// The signature with proofs of its time and signer, if any.
     pub bundle: Option<Bundle>,
 }
 
-/// What is signed, and the signature.
+/// Signed content, with the signature.
 pub(crate) enum Content {
-    /// A payload of simple signing.
+    /// Payload of simple signing.
     Simple { payload: Vec<u8>, signature: Vec<u8> },
-    /// A statement of in-toto.
+    /// Statement of in-toto.
     Statement(DsseEnvelope),
 }
 
-/// Whether signatures are in such layers; in such artifacts, as lists of referrers call them.
+/// Whether layers of this media type contain signatures; the next one is for artifact types in
+/// lists of referrers.
 pub(crate) fn is_layer(media_type: &str) -> bool {
     [SIMPLE, ENVELOPE].contains(&media_type) || media_type.starts_with(BUNDLE)
 }
@@ -47,7 +48,7 @@ pub(crate) fn is_artifact(artifact_type: &str) -> bool {
 }
 
 impl Candidate {
-    /// Reads a layer.
+    /// Parses a layer.
     pub fn read(layer: &Descriptor, bytes: &[u8]) -> Result<Self, Rejection> {
         match &*layer.media_type {
             SIMPLE => simple(layer, bytes),
@@ -62,17 +63,17 @@ impl Candidate {
             _ => {
                 let bundle: Bundle = serde_json::from_value(parsed(bytes)?)
                     .map_err(|why| unread(&why.to_string()))?;
-                // Of this version, a log's promise would do where others need its proof.
+                // In this version, a log's promise would suffice where others require its proof.
                 if bundle.media_type == MediaType::Bundle0_1 {
                     return Err(unread(
-                        "it is a bundle of version 0.1, which needs no proof of a log",
+                        "it is a bundle of version 0.1, which does not require a log's proof",
                     ));
                 }
                 match &bundle.content {
                     SignatureContent::DsseEnvelope(envelope) => {
                         statement(envelope.clone(), Some(bundle))
                     }
-                    _ => Err(unread("it signs a file, and no statement about an image")),
+                    _ => Err(unread("it signs a file and not a statement about an image")),
                 }
             }
         }
@@ -101,7 +102,7 @@ fn simple(layer: &Descriptor, payload: &[u8]) -> Result<Candidate, Rejection> {
     let Some(Ok(signature)) = signature else {
         return Err(unread(&format!("it has no `{SIGNED}` in Base64")));
     };
-    // cosign hashes with SHA-256 here, whatever the key.
+    // cosign hashes with SHA-256 here, for every kind of key.
     let digest = ring::digest::digest(&ring::digest::SHA256, payload);
     let bundle = beside(
         layer,
@@ -117,7 +118,7 @@ fn simple(layer: &Descriptor, payload: &[u8]) -> Result<Candidate, Rejection> {
     Ok(Candidate { content: Content::Simple { payload: payload.to_vec(), signature }, bundle })
 }
 
-/// An entry of a log with the log's promise, as cosign writes it.
+/// Log entry with the log's promise, in cosign's format.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Logged {
@@ -148,12 +149,12 @@ struct Stamp {
     signed: String,
 }
 
-/// The bundle that a layer with this content and its annotations stand for; none without a
+/// Bundle that a layer with this content and its annotations represent; `None` without a
 /// certificate and an entry.
 fn beside(layer: &Descriptor, content: Value) -> Result<Option<Bundle>, Rejection> {
     let said = |key: &str| layer.annotations.get(key).filter(|text| !text.is_empty());
     let json = |text: &String| parsed(text.as_bytes());
-    let wrong = |what: &'static str| move |()| unread(&format!("its `{what}` is none"));
+    let wrong = |what: &'static str| move |()| unread(&format!("its `{what}` is invalid"));
     let leaf = said(CERTIFICATE);
     let logged = said(LOGGED).map(json).transpose()?;
     if leaf.is_none() && logged.is_none() {
@@ -205,10 +206,10 @@ fn beside(layer: &Descriptor, content: Value) -> Result<Option<Bundle>, Rejectio
 fn certificates(pem: &str) -> Result<Vec<DerCertificate>, Rejection> {
     const END: &str = "-----END CERTIFICATE-----";
     let all: Vec<&str> = pem.split_inclusive(END).filter(|one| one.contains(END)).collect();
-    if all.len() > CERTIFICATES {
-        return Err(unread(&format!("it has more than {CERTIFICATES} certificates")));
+    if all.len() > MAX_CERTIFICATES {
+        return Err(unread(&format!("it has more than {MAX_CERTIFICATES} certificates")));
     }
     let read = |one: &&str| DerCertificate::from_pem(one.trim());
     let all: Result<Vec<_>, _> = all.iter().map(read).collect();
-    all.map_err(|_| unread("its certificates are none"))
+    all.map_err(|_| unread("its certificates are invalid"))
 }

@@ -1,4 +1,4 @@
-//! `ring` for `sigstore-verify`, which computes nothing itself.
+//! Provides `ring` to `sigstore-verify`, which has no cryptography of its own.
 
 use std::cell::RefCell;
 
@@ -12,19 +12,19 @@ use sigstore_verify::{
 };
 
 thread_local! {
-    /// What is verified on this thread now. `ring` takes messages, never digests of them, and
-    /// `sigstore-verify` asks for some by their digest.
+    /// Message being verified on this thread. `ring` accepts messages, never digests, but
+    /// `sigstore-verify` passes some by digest.
     static MESSAGE: RefCell<Option<Vec<u8>>> = const { RefCell::new(None) };
 }
 
-/// Has `sigstore-verify` compute with `ring`. Whoever was first in this process stays.
+/// Makes `sigstore-verify` use `ring`. The first provider in a process stays.
 pub(crate) fn install() {
     if try_default_provider().is_none() {
         let _ = install_default_provider(&Ring);
     }
 }
 
-/// Verifies something of which a signature may be asked for by the message's digest.
+/// Verifies a message whose signature may be requested by the message's digest.
 pub(crate) fn verifying<T>(message: &[u8], verify: impl FnOnce() -> T) -> T {
     struct Forget;
     impl Drop for Forget {
@@ -57,7 +57,7 @@ fn algorithm(algorithm: HashAlgorithm) -> Result<&'static digest::Algorithm> {
         HashAlgorithm::Sha2256 => Ok(&digest::SHA256),
         HashAlgorithm::Sha2384 => Ok(&digest::SHA384),
         HashAlgorithm::Sha2512 => Ok(&digest::SHA512),
-        other => Err(Error::UnsupportedAlgorithm(format!("{other} is not known"))),
+        other => Err(Error::UnsupportedAlgorithm(format!("{other} is not supported"))),
     }
 }
 
@@ -74,7 +74,9 @@ fn verification(scheme: SigningScheme) -> Result<&'static dyn signature::Verific
         SigningScheme::RsaPkcs1Sha256 => &signature::RSA_PKCS1_2048_8192_SHA256,
         SigningScheme::RsaPkcs1Sha384 => &signature::RSA_PKCS1_2048_8192_SHA384,
         SigningScheme::RsaPkcs1Sha512 => &signature::RSA_PKCS1_2048_8192_SHA512,
-        other => return Err(Error::UnsupportedAlgorithm(format!("{} is not known", other.name()))),
+        other => {
+            return Err(Error::UnsupportedAlgorithm(format!("{} is not supported", other.name())));
+        }
     })
 }
 
@@ -108,7 +110,7 @@ impl CryptoProvider for Ring {
             Some(message) if digest::digest(algorithm, message).as_ref() == expected => {
                 self.verify_raw(scheme, key, message, signature)
             }
-            _ => Err(Error::Verification("this is not the digest of what is verified".into())),
+            _ => Err(Error::Verification("this is not the digest of the verified message".into())),
         })
     }
 }
@@ -123,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_digest_counts_only_as_that_of_the_message_under_verification() {
+    fn only_the_digest_of_the_verified_message_counts() {
         let (scheme, random) = (SigningScheme::EcdsaP256Sha256, SystemRandom::new());
         let signing = &ECDSA_P256_SHA256_ASN1_SIGNING;
         let pkcs8 = EcdsaKeyPair::generate_pkcs8(signing, &random).unwrap();

@@ -1,4 +1,4 @@
-//! Where signatures of an image are looked for.
+//! Searches for signatures of an image.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -14,33 +14,33 @@ use crate::{
     rejection::words,
 };
 
-/// How long all of it may take.
-const WITHIN: Duration = Duration::from_secs(60);
-/// Manifests that are looked at, and layers of all of them.
-const MANIFESTS: usize = 32;
-const LAYERS: usize = 64;
-/// Bytes of one layer, and of all.
-const LAYER: u64 = 4 << 20;
-const BYTES: u64 = 32 << 20;
-/// What is told of what does not count.
-const REJECTED: usize = 64;
+/// Time limit for the whole search.
+const SEARCH_TIMEOUT: Duration = Duration::from_secs(60);
+/// Limits of the manifests, and of the layers of all of them.
+const MAX_MANIFESTS: usize = 32;
+const MAX_LAYERS: usize = 64;
+/// Limits in bytes of one layer, and of all.
+const MAX_LAYER_BYTES: u64 = 4 << 20;
+const MAX_TOTAL_BYTES: u64 = 32 << 20;
+/// Limit of the reported rejections.
+const MAX_REJECTED: usize = 64;
 
-/// Why it is not known who signed an image: which is not that nobody did.
+/// Failure to determine the signers of an image. This differs from an unsigned image.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The registry does not tell.
-    #[error("its signatures cannot be asked for: {0}")]
+    /// The registry does not answer.
+    #[error("its signatures cannot be read: {0}")]
     Registry(#[from] Registry),
-    /// It took too long.
-    #[error("its signatures were not had in time")]
+    /// The search took too long.
+    #[error("timed out while reading its signatures")]
     Late,
 }
 
-/// Who of those who are trusted signed the image with that digest, or attests what of it. `repository`
-/// says where to look; of its tag and digest nothing is used.
+/// Trusted signers and attestations of the image with that digest. `repository` is the place to
+/// search; its tag and digest are ignored.
 ///
 /// # Errors
-/// Where the registry does not answer as one does.
+/// If the registry does not answer correctly.
 pub async fn verify(
     client: &Client,
     repository: &Reference,
@@ -51,10 +51,10 @@ pub async fn verify(
         return Ok(Provenance::default());
     }
     let looking = Looking { client, repository, image, trust, found: Provenance::default() };
-    looking.look_for(WITHIN).await
+    looking.look_for(SEARCH_TIMEOUT).await
 }
 
-/// What may still be looked at, and whether something could not be.
+/// Remaining budget, and whether something was skipped.
 struct Left {
     layers: usize,
     bytes: u64,
@@ -63,7 +63,7 @@ struct Left {
 
 impl Left {
     fn take(&mut self, size: u64) -> bool {
-        let fits = self.layers > 0 && size <= LAYER.min(self.bytes);
+        let fits = self.layers > 0 && size <= MAX_LAYER_BYTES.min(self.bytes);
         if fits {
             self.layers -= 1;
             self.bytes -= size;
@@ -83,14 +83,14 @@ struct Looking<'a> {
 }
 
 impl Looking<'_> {
-    /// Looks that long at most.
+    /// Searches for at most this time.
     async fn look_for(self, within: Duration) -> Result<Provenance, Error> {
         tokio::time::timeout(within, self.look()).await.map_err(|_| Error::Late)?
     }
 
     async fn look(mut self) -> Result<Provenance, Error> {
         let manifests = self.manifests().await?;
-        let left = Mutex::new(Left { layers: LAYERS, bytes: BYTES, over: false });
+        let left = Mutex::new(Left { layers: MAX_LAYERS, bytes: MAX_TOTAL_BYTES, over: false });
         let left = || left.lock().unwrap_or_else(PoisonError::into_inner);
         for at in manifests {
             left().over = false;
@@ -119,8 +119,7 @@ impl Looking<'_> {
         Ok(self.found)
     }
 
-    /// The manifests in which signatures can be: by cosign's tags, and by what says that it is about
-    /// the image.
+    /// Manifests that may contain signatures: by cosign's tags, and by references to the image.
     async fn manifests(&mut self) -> Result<Vec<Digest>, Error> {
         let mut all: Vec<Digest> = Vec::new();
         for kind in ["sig", "att"] {
@@ -135,21 +134,21 @@ impl Looking<'_> {
         }
         let listed = self.client.referrers(&self.repository.pinned(self.image), None).await;
         let listed = self.had(None, listed)?.unwrap_or_default();
-        // A list that a client keeps, where a registry has none, need not say what it lists.
+        // A list that clients maintain in a registry without the API need not contain the kind.
         let may_be = |kind: &Option<String>| kind.as_deref().is_none_or(is_artifact);
         let listed = listed.into_iter().filter(|one| may_be(&one.artifact_type));
         all.extend(listed.map(|one| one.digest));
         let mut seen = std::collections::HashSet::new();
         all.retain(|one| seen.insert(*one));
-        if all.len() > MANIFESTS {
-            all.truncate(MANIFESTS);
-            self.reject(None, Rejection::TooMuch("the artifacts that are about it"));
+        if all.len() > MAX_MANIFESTS {
+            all.truncate(MAX_MANIFESTS);
+            self.reject(None, Rejection::TooMuch("the artifacts that refer to it"));
         }
         Ok(all)
     }
 
-    /// What a registry gave; none where it has there what is no signature. Anybody who may push to
-    /// a repository can put that there, so it is no fault of the registry.
+    /// The registry's content; `None` if it is not a signature. Everybody who may push to a
+    /// repository can put such content there, so it is not the registry's fault.
     fn had<T>(&mut self, at: Option<Digest>, had: Result<T, Registry>) -> Result<Option<T>, Error> {
         match had {
             Ok(had) => Ok(Some(had)),
@@ -167,7 +166,7 @@ impl Looking<'_> {
     }
 
     fn reject(&mut self, at: Option<Digest>, why: Rejection) {
-        if self.found.rejected.len() < REJECTED {
+        if self.found.rejected.len() < MAX_REJECTED {
             self.found.rejected.push(Rejected { at, why });
         }
     }
@@ -180,7 +179,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_registry_that_is_silent_is_late() {
+    async fn silent_registry_times_out() {
         let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let image = Digest::of(b"image");
         let repository = format!("{}/acme/app@{image}", silent.local_addr().unwrap());
@@ -194,7 +193,7 @@ mod tests {
             trust: &trust,
             found: Provenance::default(),
         };
-        // Before the client's own patience is over, which would be a fault of the registry.
+        // Before the client's own timeout, which would count as the registry's failure.
         let late = looking.look_for(Duration::from_millis(50)).await;
         assert!(matches!(late, Err(Error::Late)), "{late:?}");
     }

@@ -1,4 +1,4 @@
-//! Whose signature something is.
+//! Determines the signer of a signature.
 
 use portcullis_oci::Digest;
 use sigstore_verify::{
@@ -15,7 +15,7 @@ use crate::{
     trust::{Kind, schemes},
 };
 
-/// What a candidate proves of this image, and by whom.
+/// What a candidate proves about this image, and who signed it.
 pub(crate) fn weigh(
     candidate: &Candidate,
     image: Digest,
@@ -27,7 +27,7 @@ pub(crate) fn weigh(
     };
     let weighing = Weighing { candidate, image };
     let (mut by, mut why) = (Vec::new(), Vec::new());
-    // What each root says of it, since several signers can have one.
+    // Result for each root, because several signers can share one.
     let mut told: Vec<Option<Result<(String, String), String>>> = vec![None; trust.roots.len()];
     for signer in &trust.signers {
         let name = || signer.name.clone();
@@ -51,7 +51,7 @@ pub(crate) fn weigh(
                         by.push(By::Identity { name: name(), issuer, subject });
                     }
                     Ok((issuer, subject)) => {
-                        let who = words(&format!("it is of {subject}, let in by {issuer}"));
+                        let who = words(&format!("it is of {subject}, authenticated by {issuer}"));
                         why.push(format!("`{}`: {who}", signer.name));
                     }
                     Err(told) => why.push(format!("`{}`: {told}", signer.name)),
@@ -84,19 +84,19 @@ impl Weighing<'_> {
                 .is_ok_and(|key| key.verify(&message, &signature).is_ok())
         });
         if !holds {
-            return Err("it is not of this key".to_owned());
+            return Err("it was not made with this key".to_owned());
         }
         let Some(log) = log else { return Ok(()) };
         let policy = PublicKeyVerificationPolicy::new(key.clone());
         match self.logged(log, &policy)? {
             result if result.tlog_verified() => Ok(()),
-            _ => Err("no log has it".to_owned()),
+            _ => Err("it is in no log".to_owned()),
         }
     }
 
-    /// By whom, as an authority and the logs vouch: the issuer, and the subject.
+    /// Issuer and subject, as proved by an authority and the logs.
     fn by_certificate(&self, root: &Verifier) -> Result<(String, String), String> {
-        // Whose certificate it is, is for the caller to hold against whom the operator named.
+        // The caller compares the certificate with the configured signers.
         let result = self.logged(root, &VerificationPolicy::any_identity())?;
         if !(result.certificate_verified() && result.sct_verified() && result.tlog_verified()) {
             return Err("not all of it was verified".to_owned());
@@ -112,15 +112,12 @@ impl Weighing<'_> {
         root: &Verifier,
         policy: &dyn sigstore_verify::Policy,
     ) -> Result<VerificationResult, String> {
-        let bundle: &Bundle = self
-            .candidate
-            .bundle
-            .as_ref()
-            .ok_or("it has neither a certificate nor an entry of a log")?;
-        // `tlog_verified` is true of each of no entries, too.
+        let bundle: &Bundle =
+            self.candidate.bundle.as_ref().ok_or("it has neither a certificate nor a log entry")?;
+        // `tlog_verified` is also true without entries.
         if bundle.verification_material.tlog_entries.is_empty() {
             return Err(
-                "no log has it: it has neither an inclusion proof nor an inclusion promise"
+                "it is in no log: it has neither an inclusion proof nor an inclusion promise"
                     .to_owned(),
             );
         }

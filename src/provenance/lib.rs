@@ -61,48 +61,48 @@ pub use discover::{Error, verify};
 pub use rejection::{Rejected, Rejection};
 pub use trust::{Signer, Subject, Trust, Untrusted, Who};
 
-/// What is known of an image.
+/// Signatures and attestations of an image.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Provenance {
-    /// What was proved.
+    /// Valid ones.
     pub signed: Vec<Signed>,
-    /// What was found and does not count.
+    /// Rejected ones.
     pub rejected: Vec<Rejected>,
 }
 
-/// Something that was proved.
+/// A valid signature or attestation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Signed {
-    /// Who vouches for it.
+    /// Signer.
     pub by: By,
-    /// For what.
+    /// Signed content.
     pub what: What,
-    /// The manifest that it stands in.
+    /// Manifest that contains it.
     pub at: Digest,
 }
 
-/// Who vouches for something.
+/// Signer of something.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum By {
-    /// The holder of a key.
+    /// Holder of a key.
     Key {
-        /// What the operator calls it.
+        /// Name in the config.
         name: String,
     },
-    /// Somebody who was let in by an issuer.
+    /// Holder of an identity that an issuer authenticated.
     Identity {
-        /// What the operator calls them.
+        /// Name in the config.
         name: String,
-        /// Who let them in.
+        /// Issuer.
         issuer: String,
-        /// As whom.
+        /// Authenticated subject.
         subject: String,
     },
 }
 
 impl By {
-    /// What the operator calls them.
+    /// Name in the config.
     pub fn name(&self) -> &str {
         match self {
             Self::Key { name } | Self::Identity { name, .. } => name,
@@ -110,17 +110,17 @@ impl By {
     }
 }
 
-/// What somebody vouches for.
+/// Content that a signer vouches for.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum What {
     /// The image.
     Signature,
-    /// That this is so of the image.
+    /// A statement about the image.
     Attestation {
-        /// What kind of thing is said: a URI.
+        /// Type of the statement: a URI.
         predicate_type: String,
-        /// What is said, if it is not more than 64 KiB.
+        /// The statement, up to 64 KiB.
         predicate: Option<serde_json::Value>,
     },
 }

@@ -1,4 +1,4 @@
-//! What is signed: a payload that names an image by its digest.
+//! Signed payloads that name an image by its digest.
 
 use portcullis_foundation::json::ambiguous;
 use portcullis_oci::Digest;
@@ -6,23 +6,23 @@ use serde_json::{Map, Value};
 
 use crate::{Rejection, What};
 
-/// The type of simple signing's payloads, as cosign writes it.
+/// Type of simple signing's payloads, as cosign writes it.
 const SIMPLE: &str = "cosign container image signature";
-/// The types of in-toto's statements.
+/// Types of in-toto's statements.
 const STATEMENTS: [&str; 2] =
     ["https://in-toto.io/Statement/v1", "https://in-toto.io/Statement/v0.1"];
-/// The predicate by which cosign 3 writes a signature as a statement.
+/// Predicate of cosign 3's signatures in statements.
 pub(crate) const SIGNATURE: &str = "https://sigstore.dev/cosign/sign/v1";
-/// Subjects of a statement.
-const SUBJECTS: usize = 1024;
-/// Bytes of a predicate's type; of a predicate that is handed out.
-const TYPE: usize = 1024;
-const PREDICATE: usize = 64 << 10;
+/// Limit of a statement's subjects.
+const MAX_SUBJECTS: usize = 1024;
+/// Limits in bytes of a predicate's type, and of a returned predicate.
+const MAX_TYPE_BYTES: usize = 1024;
+const MAX_PREDICATE_BYTES: usize = 64 << 10;
 
-/// Reads a payload of simple signing that is about the image.
+/// Parses a payload of simple signing about the image.
 ///
-/// `docker-reference` is not looked at, as cosign does not: a signature is of what the digest names,
-/// wherever that lies, so that a copy in another registry keeps it.
+/// `docker-reference` is ignored, as in cosign: a signature covers the digest, wherever copies of
+/// the image are.
 pub(crate) fn simple(payload: &[u8], image: Digest) -> Result<What, Rejection> {
     let payload = object(read(payload)?, "the payload")?;
     let critical = part(&payload, "critical")?;
@@ -36,32 +36,32 @@ pub(crate) fn simple(payload: &[u8], image: Digest) -> Result<What, Rejection> {
     }
 }
 
-/// Reads a statement of in-toto that is about the image: one that has it among its subjects, for a
-/// statement is of each of them.
+/// Parses a statement of in-toto about the image. The image must be one of its subjects: a
+/// statement covers each of them.
 pub(crate) fn statement(payload: &[u8], image: Digest) -> Result<What, Rejection> {
     let mut statement = object(read(payload)?, "the statement")?;
     if ambiguous(&statement) {
-        return Err(Rejection::Payload("it has keys that differ by case alone".into()));
+        return Err(Rejection::Payload("it has keys that differ only in case".into()));
     }
     if !STATEMENTS.contains(&text(&statement, "_type")?) {
-        return Err(Rejection::Payload("its `_type` is not one of in-toto's statements".into()));
+        return Err(Rejection::Payload("its `_type` is not that of an in-toto statement".into()));
     }
     let predicate_type = text(&statement, "predicateType")?.to_owned();
-    if predicate_type.is_empty() || predicate_type.len() > TYPE {
+    if predicate_type.is_empty() || predicate_type.len() > MAX_TYPE_BYTES {
         return Err(Rejection::Payload(format!(
-            "its `predicateType` is empty, or over {TYPE} bytes"
+            "its `predicateType` is empty, or over {MAX_TYPE_BYTES} bytes"
         )));
     }
     let subjects = statement.get("subject").and_then(Value::as_array);
-    let subjects = subjects.filter(|subjects| subjects.len() <= SUBJECTS).ok_or_else(|| {
-        Rejection::Payload(format!("its `subject` is no list of up to {SUBJECTS}"))
+    let subjects = subjects.filter(|subjects| subjects.len() <= MAX_SUBJECTS).ok_or_else(|| {
+        Rejection::Payload(format!("its `subject` is not a list of up to {MAX_SUBJECTS}"))
     })?;
     let mut is_of_it = false;
     for subject in subjects {
         let subject = subject.as_object().filter(|one| !ambiguous(one));
         let digest = subject.and_then(|one| one.get("digest")?.as_object());
         let Some(digest) = digest.filter(|digest| !ambiguous(digest)) else {
-            return Err(Rejection::Payload("one of its subjects is none".into()));
+            return Err(Rejection::Payload("one of its subjects is invalid".into()));
         };
         is_of_it |= digest.get("sha256").and_then(Value::as_str) == Some(&image.hex());
     }
@@ -72,7 +72,8 @@ pub(crate) fn statement(payload: &[u8], image: Digest) -> Result<What, Rejection
         return Ok(What::Signature);
     }
     let predicate = statement.remove("predicate");
-    let predicate = predicate.filter(|predicate| predicate.to_string().len() <= PREDICATE);
+    let predicate =
+        predicate.filter(|predicate| predicate.to_string().len() <= MAX_PREDICATE_BYTES);
     Ok(What::Attestation { predicate_type, predicate })
 }
 
@@ -83,14 +84,14 @@ fn read(payload: &[u8]) -> Result<Value, Rejection> {
 fn object(value: Value, what: &str) -> Result<Map<String, Value>, Rejection> {
     match value {
         Value::Object(object) if !ambiguous(&object) => Ok(object),
-        _ => Err(Rejection::Payload(format!("{what} is no object that all read alike"))),
+        _ => Err(Rejection::Payload(format!("{what} is not an unambiguous object"))),
     }
 }
 
 fn part<'a>(of: &'a Map<String, Value>, key: &str) -> Result<&'a Map<String, Value>, Rejection> {
     let part = of.get(key).and_then(Value::as_object);
     part.filter(|part| !ambiguous(part))
-        .ok_or_else(|| Rejection::Payload(format!("it has no `{key}` that all read alike")))
+        .ok_or_else(|| Rejection::Payload(format!("it has no unambiguous `{key}`")))
 }
 
 fn text<'a>(of: &'a Map<String, Value>, key: &str) -> Result<&'a str, Rejection> {
@@ -109,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn payloads_of_simple_signing() {
+    fn simple_signing_payloads_are_parsed_or_refused() {
         let (this, that) = (image().to_string(), Digest::of(b"other").to_string());
         let payload = |kind: &str, digest: &str| {
             json!({
@@ -141,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn statements() {
+    fn statements_are_parsed_or_refused() {
         let hex = image().hex();
         let other = Digest::of(b"other").hex();
         let of = |subjects: Value, kind: &str| {
@@ -163,14 +164,14 @@ mod tests {
             assert_eq!(read(&of(none, kind)), Err(Rejection::OtherImage));
         }
         let mut large = of(json!([one(&hex)]), kind);
-        large["predicate"] = json!("x".repeat(PREDICATE));
+        large["predicate"] = json!("x".repeat(MAX_PREDICATE_BYTES));
         let Ok(What::Attestation { predicate: None, .. }) = read(&large) else { panic!() };
         for bad in [
             of(json!({}), kind),
             of(json!([1]), kind),
             of(json!([{ "digest": { "sha256": other, "SHA256": hex } }]), kind),
             of(json!([{ "digest": { "sha256": hex }, "Digest": {} }]), kind),
-            of(json!(vec![one(&hex); SUBJECTS + 1]), kind),
+            of(json!(vec![one(&hex); MAX_SUBJECTS + 1]), kind),
             of(json!([one(&hex)]), ""),
             json!({ "_type": "x", "subject": [one(&hex)], "predicateType": kind }),
         ] {

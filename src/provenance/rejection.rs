@@ -1,46 +1,46 @@
-//! Why what was found does not count.
+//! Reasons to reject a possible signature.
 
 use portcullis_oci::Digest;
 
-/// Characters that are told of a fault.
-const WORDS: usize = 300;
+/// Limit of an error text in characters.
+const MAX_CHARS: usize = 300;
 
-/// Something that was found and does not count.
+/// A rejected signature.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rejected {
-    /// The manifest that it is in, where it has one.
+    /// Manifest that contains it, if any.
     pub at: Option<Digest>,
-    /// Why.
+    /// Reason.
     pub why: Rejection,
 }
 
-/// Why something that was found does not count.
+/// Reason why a possible signature is rejected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Rejection {
-    /// What is listed cannot be had.
-    #[error("it cannot be had: {0}")]
+    /// A listed manifest or layer cannot be read.
+    #[error("it cannot be read: {0}")]
     Unread(String),
-    /// There is more than is looked at.
-    #[error("there is more than is looked at: {0}")]
+    /// There is more than the limits allow to check.
+    #[error("more than the limits allow to check: {0}")]
     TooMuch(&'static str),
-    /// The layer holds no signature.
-    #[error("it is no signature that is known: {0}")]
+    /// The layer contains no signature.
+    #[error("it is not a known signature format: {0}")]
     Layer(String),
-    /// What is signed does not speak of an image.
-    #[error("what is signed names no image: {0}")]
+    /// The signed content does not name an image.
+    #[error("its signed content names no image: {0}")]
     Payload(String),
-    /// What is signed speaks of another image.
+    /// The signed content names another image.
     #[error("it is of another image")]
     OtherImage,
-    /// It is a signature of nobody who is trusted, or none.
+    /// The signature is invalid, or not of a trusted signer.
     #[error("{0}")]
     NotTrusted(String),
 }
 
-/// What a fault says, as a person can read it: others chose some of its words.
+/// Error text made printable: other parties chose parts of it.
 pub(crate) fn words(text: &str) -> String {
-    let mut told: String = text.chars().flat_map(escaped).take(WORDS).collect();
-    if text.len() > WORDS {
+    let mut told: String = text.chars().flat_map(escaped).take(MAX_CHARS).collect();
+    if text.len() > MAX_CHARS {
         told.push('…');
     }
     told

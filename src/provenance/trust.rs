@@ -1,4 +1,4 @@
-//! Whose signatures count.
+//! Trusted signers.
 
 use std::{fmt, str::FromStr};
 
@@ -12,56 +12,55 @@ use sigstore_verify::{
 
 use crate::crypto;
 
-/// Somebody whose signatures count.
+/// A trusted signer.
 #[derive(Debug, Clone)]
 pub struct Signer {
-    /// What the operator calls them.
+    /// Name in the config.
     pub name: String,
-    /// How they are known.
+    /// How the signer is identified.
     pub who: Who,
 }
 
-/// How a signer is known.
+/// How a signer is identified.
 #[derive(Debug, Clone)]
 pub enum Who {
     /// By a key.
     Key {
-        /// The public key in PEM: ECDSA (P-256, P-384), Ed25519 or RSA.
+        /// Public key in PEM: ECDSA (P-256, P-384), Ed25519 or RSA.
         pem: String,
-        /// Where this is given, a signature counts only with an entry in one of its transparency
-        /// logs.
+        /// If set, a signature counts only with an entry in one of its transparency logs.
         trusted_root: Option<String>,
     },
-    /// By a certificate that was issued to them for minutes, after they had logged in.
+    /// By a short-lived certificate, issued after a login.
     Identity {
-        /// Who let them in: the URL of the OpenID Connect issuer.
+        /// URL of the OpenID Connect issuer.
         issuer: String,
-        /// As whom.
+        /// Authenticated subject.
         subject: Subject,
-        /// The authorities and logs that vouch for it: Sigstore's `trusted_root.json`.
+        /// Authorities and logs: Sigstore's `trusted_root.json`.
         trusted_root: String,
     },
 }
 
-/// As whom somebody logged in: an e-mail address, or a URI (with `://`). `*` stands for any text
-/// without `/` and `@`, `**` for any text. The scheme and the host of a URI, and what stands behind the
-/// `@` of an address, are written out, except for a `*.` at the beginning of the host.
+/// Pattern of an authenticated subject: an e-mail address, or a URI (with `://`). `*` matches any
+/// text without `/` and `@`, `**` any text. The scheme and host of a URI, and the text after the
+/// `@` of an address, are literal, except for a `*.` at the beginning of the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Subject(String);
 
-/// Why a signer cannot be told.
+/// Error in the definition of a signer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Untrusted {
-    /// The key is none that is known.
+    /// The key is invalid or of an unsupported kind.
     #[error(
-        "it is no public key in PEM of ECDSA (P-256, P-384), Ed25519 or RSA (2048 to 8192 bits)"
+        "it is not a public key in PEM of ECDSA (P-256, P-384), Ed25519 or RSA (2048 to 8192 bits)"
     )]
     Key,
-    /// The file is no trusted root.
-    #[error("it is no trusted root of Sigstore: {0}")]
+    /// The file is not a trusted root.
+    #[error("it is not a trusted root of Sigstore: {0}")]
     Root(String),
-    /// The subject would be anybody, or anybody's of any place.
-    #[error("the subject is empty, or does not say of which host or domain")]
+    /// The subject would match everybody, or everybody of any host.
+    #[error("the subject is empty, or does not name a host or domain")]
     Subject,
 }
 
@@ -94,16 +93,17 @@ impl fmt::Display for Subject {
 }
 
 impl Subject {
-    /// Whether this is they. An address is never taken for a URI, nor the other way round.
+    /// Whether the subject matches. An address never matches a URI pattern, nor the reverse.
     pub fn is(&self, subject: &str) -> bool {
         self.0.contains("://") == subject.contains("://")
             && matches(self.0.as_bytes(), subject.as_bytes())
     }
 }
 
-/// Whether the pattern fits all of the text. Each star is tried again once for each byte at most.
+/// Whether the pattern matches all of the text. Each star is tried again at most once for each
+/// byte.
 fn matches(pattern: &[u8], text: &[u8]) -> bool {
-    // `open` are the lengths of the text's beginnings that the pattern so far can stand for.
+    // `open` marks the lengths of prefixes of the text that the pattern so far can match.
     let mut open = vec![false; text.len() + 1];
     open[0] = true;
     let mut at = 0;
@@ -128,7 +128,7 @@ fn matches(pattern: &[u8], text: &[u8]) -> bool {
     open[text.len()]
 }
 
-/// Who is trusted, ready to be held against signatures.
+/// Trusted signers, prepared for verification.
 pub struct Trust {
     pub(crate) signers: Vec<Trusted>,
     pub(crate) roots: Vec<Verifier>,
@@ -153,17 +153,17 @@ impl fmt::Debug for Trust {
 }
 
 impl Default for Trust {
-    /// Nobody.
+    /// No signers.
     fn default() -> Self {
         Self { signers: Vec::new(), roots: Vec::new(), digest: digest(&[]) }
     }
 }
 
 impl Trust {
-    /// These signers.
+    /// Trust in these signers.
     ///
     /// # Errors
-    /// Which of them cannot be told, and why.
+    /// The invalid signer, and the reason.
     pub fn new(signers: &[Signer]) -> Result<Self, (String, Untrusted)> {
         crypto::install();
         let (mut texts, mut roots) = (Vec::<&str>::new(), Vec::new());
@@ -194,12 +194,12 @@ impl Trust {
         Ok(Self { signers: trusted, roots, digest: digest(signers) })
     }
 
-    /// Of all that says who is trusted: what was found with one trust is not what another finds.
+    /// Digest of all trusted signers: a result for one trust is not valid for another.
     pub fn digest(&self) -> Digest {
         self.digest
     }
 
-    /// Whether nobody is trusted.
+    /// Whether there are no signers.
     pub fn is_empty(&self) -> bool {
         self.signers.is_empty()
     }
@@ -225,8 +225,8 @@ fn key(pem: &str) -> Result<DerPublicKey, Untrusted> {
     Ok(key)
 }
 
-/// How a key of this kind signs: as cosign has it. It hashed with SHA-256 whatever the curve, and now
-/// by the curve.
+/// Signature schemes of this kind of key in cosign, which used to hash with SHA-256 for every
+/// curve, and now by the curve.
 pub(crate) fn schemes(key: &DerPublicKey) -> &'static [SigningScheme] {
     match KeyAlgorithm::from_spki(key) {
         Ok(KeyAlgorithm::EcdsaP256) => &[SigningScheme::EcdsaP256Sha256],
@@ -251,7 +251,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn subjects() {
+    fn subjects_match_their_patterns() {
         let flow = "https://github.com/acme/app/.github/workflows/release.yml@refs/tags/v1";
         for (pattern, subject, expected) in [
             ("ada@example.com", "ada@example.com", true),
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn what_tells_nobody() {
+    fn invalid_signers_are_refused() {
         let trust = |who| Trust::new(&[Signer { name: "ada".into(), who }]).unwrap_err();
         let key = |pem: &str| Who::Key { pem: pem.into(), trusted_root: None };
         for pem in ["", "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n"] {

@@ -163,9 +163,10 @@ async fn an_image_runs_once_it_is_signed_by_one_who_has_to() {
     // Signatures of another key, and of another image.
     let said = payload(place.image.digest);
     let other = payload(portcullis_oci::Digest::of(b"other"));
-    for (by, payload, why) in
-        [(&evil, &said, "`acme`: it is not of this key"), (&acme, &other, "it is of another image")]
-    {
+    for (by, payload, why) in [
+        (&evil, &said, "`acme`: it was not made with this key"),
+        (&acme, &other, "it is of another image"),
+    ] {
         place.tag(by, payload).await;
         let found = plain(&gate.cli(&["server", "verify", "hello"]).await, 11);
         assert!(found.contains(why), "{found}");
@@ -339,7 +340,8 @@ async fn what_is_kept_of_signatures_is_no_reason_not_to_ask_again() {
 async fn a_signer_that_cannot_be_told_is_found_before_anything_runs() {
     let place = "[servers.hello]\nimage = \"example.com/acme/hello@sha256:";
     let place = format!("{place}{}\"\nsigned-by = [\"acme\"]\n", "0".repeat(64));
-    for (text, why) in [("no key", "it is no public key in PEM"), ("", "it is no public key")] {
+    for (text, why) in [("no key", "it is not a public key in PEM"), ("", "it is not a public key")]
+    {
         let written = Setup::new(&format!("{BY_KEY}\n{place}")).file("acme.pub", text).write();
         assert!(told(&written).await.contains(why));
     }

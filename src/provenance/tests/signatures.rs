@@ -1,4 +1,4 @@
-//! What counts as a signature of an image and what does not, against a real registry.
+//! Which signatures of an image count, with a real registry.
 
 #[path = "../../oci/tests/support/mod.rs"]
 mod registry;
@@ -21,7 +21,7 @@ use sigstore::{
 const SCAN: &str = "https://example.com/scan/v1";
 const SIGNED: &str = "dev.cosignproject.cosign/signature";
 
-/// A registry with an image.
+/// Registry with an image.
 struct Place {
     registry: registry::Registry,
     client: Client,
@@ -68,10 +68,10 @@ impl Place {
     }
 
     async fn found(&self, trust: &Trust) -> Provenance {
-        self.look(trust).await.expect("the registry tells")
+        self.look(trust).await.expect("the registry answers")
     }
 
-    /// Who signed it, and what they attest, in words.
+    /// Signers and attestations as text.
     async fn says(&self, trust: &Trust) -> Vec<String> {
         let said = |signed: portcullis_provenance::Signed| {
             let what = match signed.what {
@@ -83,7 +83,7 @@ impl Place {
         self.found(trust).await.signed.into_iter().map(said).collect()
     }
 
-    /// Why the one thing that was found does not count.
+    /// Reason why the only found signature is rejected.
     async fn refuses(&self, trust: &Trust) -> Rejection {
         let found = self.found(trust).await;
         assert_eq!(found.signed, []);
@@ -136,7 +136,7 @@ fn not_trusted(why: Rejection) -> String {
 }
 
 #[tokio::test]
-async fn keys_of_every_kind_by_cosigns_tags_and_by_bundles() {
+async fn keys_of_every_kind_count_in_tags_and_bundles() {
     let mut pairs: Vec<KeyPair> =
         [&rcgen::PKCS_ECDSA_P256_SHA256, &rcgen::PKCS_ECDSA_P384_SHA384, &rcgen::PKCS_ED25519]
             .into_iter()
@@ -179,7 +179,7 @@ async fn keys_of_every_kind_by_cosigns_tags_and_by_bundles() {
         assert_eq!(found.signed[1].what, what);
         assert_eq!((found.signed[3].at, found.rejected), (at, vec![]));
 
-        // Another key of the same kind signed none of it.
+        // Another key of the same kind has signed nothing.
         let other = KeyPair::generate().expect("a key");
         let found = place.found(&by_key(&other)).await;
         assert_eq!((found.signed.len(), found.rejected.len()), (0, 4));
@@ -187,7 +187,7 @@ async fn keys_of_every_kind_by_cosigns_tags_and_by_bundles() {
 }
 
 #[tokio::test]
-async fn identities_by_cosigns_tags_and_by_bundles() {
+async fn identities_count_in_tags_and_bundles() {
     let (place, sigstore) = (Place::new().await, Sigstore::new());
     let issued = sigstore.issue(&Asking::default());
     let payload = payload(place.digest());
@@ -224,13 +224,16 @@ async fn identities_by_cosigns_tags_and_by_bundles() {
     place.bundle(&sigstore.bundle(&evil, &signed)).await;
     let trusted = trust(&[("people", identity(&sigstore, "*@example.com"))]);
     let why = not_trusted(place.refuses(&trusted).await);
-    assert!(why.contains("it is of ada@example.com, let in by https://login.example.com.evil"));
+    assert!(why.contains(
+        "it is of ada@example.com, authenticated by \
+        https://login.example.com.evil"
+    ));
     place.bundle(&sigstore.bundle(&ada, &signed)).await;
     assert_eq!(place.says(&trusted).await, ["people: signature"]);
 }
 
 #[tokio::test]
-async fn a_signature_of_a_platforms_manifest_is_none_of_the_index() {
+async fn signature_of_a_platform_manifest_does_not_cover_the_index() {
     let (place, key) = (Place::new().await, key());
     let index = Digest::of(b"an index that names the image");
     let tag = format!("sha256-{}.sig", index.hex());
@@ -245,7 +248,7 @@ async fn a_signature_of_a_platforms_manifest_is_none_of_the_index() {
 }
 
 #[tokio::test]
-async fn signatures_by_keys_that_do_not_count() {
+async fn invalid_key_signatures_are_rejected() {
     let (place, acme, evil) = (Place::new().await, key(), key());
     let (trusted, image) = (by_key(&acme), place.digest());
     let (good, other) = (payload(image), payload(Digest::of(b"other")));
@@ -257,33 +260,33 @@ async fn signatures_by_keys_that_do_not_count() {
     doubled["signatures"] = json!([by_acme()["signatures"][0], by_acme()["signatures"][0]]);
     let mut retyped = by_acme();
     retyped["payloadType"] = "text/plain".into();
-    // Signed as bytes, and not as a statement.
+    // Signed as bytes, not as a statement.
     let bare = envelope(&said, &sign(&acme, &said));
     let enveloped = |envelope: &Value| (ENVELOPE, envelope.to_string().into(), json!({}));
-    let unknown = "no signature that is known";
+    let unknown = "not a known signature format";
     let cases = [
         ("another image", simple(&other, annotated(&acme, &other))),
-        ("`acme`: it is not of this key", simple(&good, annotated(&evil, &good))),
-        // The payload was changed since.
-        ("`acme`: it is not of this key", simple(&good, annotated(&acme, &other))),
+        ("`acme`: it was not made with this key", simple(&good, annotated(&evil, &good))),
+        // The payload was changed after signing.
+        ("`acme`: it was not made with this key", simple(&good, annotated(&acme, &other))),
         ("it has a key twice", simple(twice.as_bytes(), annotated(&acme, twice.as_bytes()))),
         (signed, simple(&good, json!({}))),
         (signed, simple(&good, json!({ signed: "%" }))),
         ("application/vnd.oci.empty", ("text/plain", good.clone(), annotated(&acme, &good))),
-        // A statement where a payload should be, and the other way round.
+        // A statement in place of a payload, and the reverse.
         ("names no image", simple(&said, annotated(&acme, &said))),
         (unknown, (ENVELOPE, good.clone(), annotated(&acme, &good))),
         (unknown, (BUNDLE, by_acme().to_string().into(), json!({}))),
         ("exactly one signature", enveloped(&doubled)),
         ("`payloadType` is not in-toto's", enveloped(&retyped)),
-        ("`acme`: it is not of this key", enveloped(&bare)),
+        ("`acme`: it was not made with this key", enveloped(&bare)),
     ];
     for (expected, layer) in cases {
         place.tag("sig", &[layer]).await;
         let why = place.refuses(&trusted).await.to_string();
         assert!(why.contains(expected), "{expected}: {why}");
     }
-    // What others push beside a good one does not harm it.
+    // Other uploads beside a valid one do not harm it.
     let layers = [
         simple(&good, annotated(&evil, &good)),
         (ENVELOPE, b"{".to_vec(), json!({})),
@@ -295,13 +298,13 @@ async fn signatures_by_keys_that_do_not_count() {
 }
 
 #[tokio::test]
-async fn what_others_push_to_the_tag_of_the_list_does_not_harm_a_signature() {
+async fn uploads_to_the_list_tag_do_not_harm_a_signature() {
     let (place, acme) = (Place::new().await, key());
     let (trusted, said) = (by_key(&acme), payload(place.digest()));
     place.tag("sig", &[simple(&said, annotated(&acme, &said))]).await;
     let list = format!("sha256-{}", place.digest().hex());
     let put = |kind: &str, bytes: &[u8]| sigstore::put(&place.repository, &list, kind, bytes);
-    // Something that is no list, though it says so.
+    // Invalid content with the media type of a list.
     let kind = "application/vnd.oci.image.index.v1+json";
     put(kind, json!({ "schemaVersion": 2, "mediaType": kind }).to_string().as_bytes());
     let found = place.found(&trusted).await;
@@ -310,7 +313,7 @@ async fn what_others_push_to_the_tag_of_the_list_does_not_harm_a_signature() {
 }
 
 #[tokio::test]
-async fn a_statement_is_of_each_of_its_subjects_and_of_nothing_else() {
+async fn statement_covers_exactly_its_subjects() {
     let (place, acme, other) = (Place::new().await, key(), Digest::of(b"other"));
     let trusted = by_key(&acme);
     place.bundle(&keyed(&acme, &statement(&[other], SIGN, &json!({})))).await;
@@ -321,7 +324,7 @@ async fn a_statement_is_of_each_of_its_subjects_and_of_nothing_else() {
 }
 
 #[tokio::test]
-async fn certificates_that_do_not_count() {
+async fn invalid_certificates_are_rejected() {
     let sigstore = Sigstore::new();
     let trusted = by_identity(&sigstore);
     let refuses = async |expected: &str, bundle: &dyn Fn(&[u8]) -> Value| {
@@ -345,12 +348,12 @@ async fn certificates_that_do_not_count() {
         sigstore.bundle(&issue(Asking { stamped: false, ..Asking::default() }), said)
     })
     .await;
-    // Of an authority that is not in the root, in the log that is.
+    // Authority not in the root, log in the root.
     refuses("certificate chain is invalid", &|said| {
         sigstore.bundle(&Sigstore::new().issue(&Asking::default()), said)
     })
     .await;
-    // Of the authority, in a log that is not in the root.
+    // Authority in the root, log not in the root.
     refuses("No log key", &|said| Sigstore::new().bundle(&good, said)).await;
     refuses("it is of https://example.com/other", &|said| {
         let subject = "https://example.com/other";
@@ -372,7 +375,7 @@ async fn certificates_that_do_not_count() {
         }),
     )
     .await;
-    // Nothing says when it was signed.
+    // Nothing proves the time of signing.
     refuses(
         "timestamp",
         &changed(|bundle| {
@@ -405,7 +408,7 @@ async fn certificates_that_do_not_count() {
         }),
     )
     .await;
-    // A good entry of another signature of the same signer.
+    // A valid entry of another signature of the same signer.
     refuses("does not match", &|said| {
         let mut bundle = sigstore.bundle(&good, said);
         let other = sigstore.bundle(&good, &statement(&[Digest::of(b"other")], SIGN, &json!({})));
@@ -413,7 +416,7 @@ async fn certificates_that_do_not_count() {
         bundle
     })
     .await;
-    // The certificate of one, the signature of another.
+    // The certificate of one signer, the signature of another.
     refuses("ignature", &|said| {
         let mut bundle = sigstore.bundle(&good, said);
         let signature = sign(&key(), &pae(said));
@@ -423,7 +426,7 @@ async fn certificates_that_do_not_count() {
         bundle
     })
     .await;
-    // A version of bundles in which the log need prove nothing.
+    // A bundle version that requires no proof of the log.
     refuses(
         "a bundle of version 0.1",
         &changed(|bundle| {
@@ -447,7 +450,7 @@ async fn certificates_that_do_not_count() {
     })
     .await;
     refuses(
-        "no signature that is known",
+        "not a known signature format",
         &changed(|bundle| {
             bundle["mediaType"] = "application/vnd.dev.sigstore.bundle.v9+json".into();
         }),
@@ -456,7 +459,7 @@ async fn certificates_that_do_not_count() {
 }
 
 #[tokio::test]
-async fn older_annotations_with_certificates_that_do_not_count() {
+async fn invalid_certificates_in_older_annotations_are_rejected() {
     let sigstore = Sigstore::new();
     let (trusted, good) = (by_identity(&sigstore), sigstore.issue(&Asking::default()));
     let place = Place::new().await;
@@ -473,14 +476,14 @@ async fn older_annotations_with_certificates_that_do_not_count() {
     };
     let expired = sigstore.issue(&Asking { years: (2020, 2021), ..Asking::default() });
     refuses("Expired", sigstore.annotations(&expired, &said)).await;
-    refuses("neither a certificate nor an entry", annotated(&good.key, &said)).await;
+    refuses("neither a certificate nor a log entry", annotated(&good.key, &said)).await;
     refuses("inclusion promise", with("bundle", json!(""))).await;
     for none in [json!("{}"), json!("["), json!(r#"{"Payload":1,"Payload":2}"#)] {
-        refuses("no signature that is known", with("bundle", none)).await;
+        refuses("not a known signature format", with("bundle", none)).await;
     }
     refuses("no signing certificate", with("certificate", json!(""))).await;
     refuses("certificates", with("certificate", json!(good.pem().repeat(9)))).await;
-    // The log's entry is of other bytes, signed by the same.
+    // The log's entry is for other bytes of the same signer.
     let other = payload(Digest::of(b"other"));
     let body = logged_file(&other, &sign(&good.key, &other), &good.pem());
     refuses("hash mismatch", with("bundle", json!(sigstore.promised(&body).to_string()))).await;
@@ -495,7 +498,7 @@ async fn older_annotations_with_certificates_that_do_not_count() {
 }
 
 #[tokio::test]
-async fn a_key_may_have_to_be_in_a_log() {
+async fn key_signature_requires_a_log_if_configured() {
     let (place, sigstore, acme) = (Place::new().await, Sigstore::new(), key());
     let logged = trust(&[("acme", who(acme.public_key_pem(), Some(&sigstore)))]);
     let said = statement(&[place.digest()], SIGN, &json!({}));
@@ -525,7 +528,7 @@ async fn a_key_may_have_to_be_in_a_log() {
 }
 
 #[tokio::test]
-async fn a_registry_that_does_not_tell_is_not_one_that_has_nothing() {
+async fn failing_registry_differs_from_an_empty_one() {
     let (place, acme) = (Place::new().await, key());
     let trusted = by_key(&acme);
     let bundle = keyed(&acme, &statement(&[place.digest()], SIGN, &json!({})));
@@ -535,22 +538,22 @@ async fn a_registry_that_does_not_tell_is_not_one_that_has_nothing() {
     std::fs::write(place.registry.blob(&blob), "x".repeat(bundle.to_string().len())).unwrap();
     let error = place.look(&trusted).await.unwrap_err();
     assert!(matches!(error, Error::Registry(Registry::Digest { .. })), "{error}");
-    // It is gone.
+    // The registry has ended.
     let Place { registry, client, repository, image } = place;
     drop(registry);
     let error = verify(&client, &repository, image.digest, &trusted).await.unwrap_err();
     assert!(matches!(error, Error::Registry(Registry::Unreachable { .. })), "{error}");
-    // Nobody is asked for nothing.
+    // Without trusted signers, the registry is not contacted.
     let nobody = verify(&client, &repository, image.digest, &trust(&[])).await.unwrap();
     assert_eq!(nobody, Provenance::default());
 }
 
 #[tokio::test]
-async fn no_more_is_looked_at_than_is_bounded() {
+async fn search_stops_at_its_limits() {
     let (place, acme, evil) = (Place::new().await, key(), key());
     let trusted = by_key(&acme);
     let said = payload(place.digest());
-    // Layers: the client takes no artifact with more than 64.
+    // Layers: the client accepts no artifact with more than 64.
     let one = simple(&said, annotated(&evil, &said));
     place.tag("sig", &vec![one.clone(); 65]).await;
     assert!(matches!(place.refuses(&trusted).await, Rejection::Unread(_)));
@@ -561,14 +564,14 @@ async fn no_more_is_looked_at_than_is_bounded() {
     let found = place.found(&trusted).await;
     assert_eq!(found.signed.len(), 1);
     assert_eq!(found.rejected[0].why, Rejection::TooMuch("its layers"));
-    // Layers of several artifacts: 64 of them.
+    // Layers of several artifacts: 64.
     for (before, counts) in [(23, 1), (24, 0)] {
         place.tag("sig", &vec![one.clone(); 40]).await;
         let mut layers = vec![one.clone(); before];
         layers.push(simple(&said, annotated(&acme, &said)));
         place.tag("att", &layers).await;
         let found = place.found(&trusted).await;
-        // Of what does not count, no more than so many are told.
+        // The number of reported rejections is limited.
         assert_eq!((found.signed.len(), found.rejected.len()), (counts, 63 + (1 - counts)));
         let over = found.rejected.iter().any(|one| one.why == Rejection::TooMuch("its layers"));
         assert_eq!(over, counts == 0);
@@ -585,7 +588,7 @@ async fn no_more_is_looked_at_than_is_bounded() {
     let large = (SIMPLE, vec![b' '; (4 << 20) + 1], annotated(&acme, b""));
     let small = simple(&said, annotated(&acme, &said));
     place.tag("sig", &[large, small]).await;
-    // Artifacts, of which those that can hold none are not counted.
+    // Artifacts; those that cannot contain signatures are not counted.
     for number in 0..40 {
         let bytes = format!("{number}").into_bytes();
         let to = (&place.client, &place.repository, &place.image);
@@ -594,8 +597,8 @@ async fn no_more_is_looked_at_than_is_bounded() {
     }
     let found = place.found(&trusted).await;
     assert_eq!(found.signed.len(), 1);
-    // The large layer, the empty artifact and 30 bundles, and that there are more.
+    // The large layer, the empty artifact, 30 bundles, and the report that there are more.
     assert_eq!(found.rejected.len(), 33);
-    let over = Rejection::TooMuch("the artifacts that are about it");
+    let over = Rejection::TooMuch("the artifacts that refer to it");
     assert!(found.rejected.iter().any(|one| one.why == over));
 }

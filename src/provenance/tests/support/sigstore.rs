@@ -1,6 +1,6 @@
-//! A stand-in for Sigstore, with keys of its own: an authority that issues certificates to
-//! identities, the log that stamps those, and the log of signatures, in so far as verifiers look. And
-//! what cosign writes of it.
+//! Stand-in for Sigstore with test keys: an authority that issues certificates to identities, their
+//! certificate log, and the log of signatures, as far as verifiers check them. Also the formats
+//! that cosign writes.
 
 #![allow(dead_code)]
 
@@ -36,7 +36,7 @@ fn id(key: &KeyPair) -> Digest {
     Digest::of(&key.subject_public_key_info())
 }
 
-/// A payload of simple signing.
+/// Payload of simple signing.
 pub fn payload(image: Digest) -> Vec<u8> {
     json!({
         "critical": {
@@ -50,7 +50,7 @@ pub fn payload(image: Digest) -> Vec<u8> {
     .into_bytes()
 }
 
-/// A statement about images.
+/// Statement about images.
 pub fn statement(images: &[Digest], predicate_type: &str, predicate: &Value) -> Vec<u8> {
     let subjects = images.iter().map(|image| json!({ "digest": { "sha256": image.hex() } }));
     json!({
@@ -63,7 +63,7 @@ pub fn statement(images: &[Digest], predicate_type: &str, predicate: &Value) -> 
     .into_bytes()
 }
 
-/// What is signed of a statement (DSSE's PAE).
+/// Signed bytes of a statement (DSSE's PAE).
 pub fn pae(payload: &[u8]) -> Vec<u8> {
     [format!("DSSEv1 {} {IN_TOTO} {} ", IN_TOTO.len(), payload.len()).as_bytes(), payload].concat()
 }
@@ -75,7 +75,7 @@ pub fn envelope(payload: &[u8], signature: &[u8]) -> Value {
     })
 }
 
-/// A bundle of a statement that a key signed, without a log.
+/// Bundle with a statement that a key signed, without a log.
 pub fn keyed(key: &KeyPair, payload: &[u8]) -> Value {
     let signature = sign(key, &pae(payload));
     json!({
@@ -85,14 +85,15 @@ pub fn keyed(key: &KeyPair, payload: &[u8]) -> Value {
     })
 }
 
-/// Who asks for a certificate.
+/// Request for a certificate.
 #[derive(Clone)]
 pub struct Asking {
     pub issuer: &'static str,
     pub subject: &'static str,
-    /// The years in which the certificate is valid, from the first's first day to the last's.
+    /// Years in which the certificate is valid, from the first day of the first to that of the
+    /// last.
     pub years: (i32, i32),
-    /// Whether the log of certificates stamps it.
+    /// Whether the certificate log stamps it.
     pub stamped: bool,
 }
 
@@ -105,7 +106,7 @@ impl Default for Asking {
     }
 }
 
-/// A certificate with its key.
+/// Certificate with its key.
 pub struct Issued {
     pub key: KeyPair,
     pub der: Vec<u8>,
@@ -166,7 +167,7 @@ impl Sigstore {
         })
     }
 
-    /// A certificate for whoever asks.
+    /// Certificate for a request.
     pub fn issue(&self, asking: &Asking) -> Issued {
         let mut params = CertificateParams::new(Vec::new()).expect("parameters");
         let subject = asking.subject.try_into().expect("a subject");
@@ -187,7 +188,7 @@ impl Sigstore {
         };
         let mut certificate = issued(&params);
         if asking.stamped {
-            // What is stamped is the certificate without the stamp.
+            // The stamp covers the certificate without the stamp.
             let stamp = self.stamp(first(inside(&certificate)));
             let oid = [1, 3, 6, 1, 4, 1, 11129, 2, 4, 2];
             params.custom_extensions.push(CustomExtension::from_oid_content(&oid, stamp));
@@ -196,7 +197,7 @@ impl Sigstore {
         Issued { key, der: certificate }
     }
 
-    /// A list of the one stamp of this certificate, as RFC 6962 has it.
+    /// List with the stamp of this certificate, by RFC 6962.
     fn stamp(&self, certificate: &[u8]) -> Vec<u8> {
         let at = (now().as_millis() as u64).to_be_bytes();
         let issuer = Digest::of(&self.authority.key().subject_public_key_info());
@@ -210,7 +211,7 @@ impl Sigstore {
         der(0x04, &with_length(&with_length(&one)))
     }
 
-    /// An entry of the log of signatures, as a bundle has it.
+    /// Entry of the signature log, in the format of a bundle.
     pub fn entry(&self, body: &Value) -> Value {
         let kind = json!({ "kind": body["kind"], "version": body["apiVersion"] });
         let body = body.to_string().into_bytes();
@@ -235,7 +236,7 @@ impl Sigstore {
         })
     }
 
-    /// The log's promise, as cosign writes it beside a signature.
+    /// Promise of the log, in cosign's format.
     pub fn promised(&self, body: &Value) -> Value {
         let body = body.to_string().into_bytes();
         let time = now().as_secs() - 1;
@@ -256,7 +257,7 @@ impl Sigstore {
         base64(sign(&self.log, said.as_bytes()))
     }
 
-    /// A bundle of a statement that the holder of a certificate signed.
+    /// Bundle with a statement that the holder of a certificate signed.
     pub fn bundle(&self, by: &Issued, payload: &[u8]) -> Value {
         let signature = sign(&by.key, &pae(payload));
         let entry = self.entry(&logged_statement(payload, &signature, &by.pem()));
@@ -269,7 +270,7 @@ impl Sigstore {
         })
     }
 
-    /// The same by a key, in the log.
+    /// Same with a key, in the log.
     pub fn keyed(&self, key: &KeyPair, payload: &[u8]) -> Value {
         let mut bundle = keyed(key, payload);
         let signature = sign(key, &pae(payload));
@@ -279,7 +280,8 @@ impl Sigstore {
         bundle
     }
 
-    /// What cosign writes beside a payload of simple signing, signed by the holder of a certificate.
+    /// Annotations of cosign for a payload of simple signing, signed by the holder of a
+    /// certificate.
     pub fn annotations(&self, by: &Issued, payload: &[u8]) -> Value {
         let signature = sign(&by.key, payload);
         let body = logged_file(payload, &signature, &by.pem());
@@ -292,7 +294,7 @@ impl Sigstore {
     }
 }
 
-/// The body of the log's entry about a statement.
+/// Body of the log entry for a statement.
 pub fn logged_statement(payload: &[u8], signature: &[u8], verifier: &str) -> Value {
     json!({
         "apiVersion": "0.0.1", "kind": "dsse",
@@ -304,7 +306,7 @@ pub fn logged_statement(payload: &[u8], signature: &[u8], verifier: &str) -> Val
     })
 }
 
-/// The body of the log's entry about any bytes.
+/// Body of the log entry for any bytes.
 pub fn logged_file(payload: &[u8], signature: &[u8], verifier: &str) -> Value {
     json!({
         "apiVersion": "0.0.1", "kind": "hashedrekord",
@@ -317,15 +319,15 @@ pub fn logged_file(payload: &[u8], signature: &[u8], verifier: &str) -> Value {
     })
 }
 
-/// What cosign writes beside a payload that a key signed.
+/// Annotations of cosign for a payload that a key signed.
 pub fn annotated(key: &KeyPair, payload: &[u8]) -> Value {
     json!({ "dev.cosignproject.cosign/signature": base64(sign(key, payload)) })
 }
 
-/// A layer: its media type, its bytes, its annotations.
+/// Layer: media type, bytes, annotations.
 pub type Layer = (&'static str, Vec<u8>, Value);
 
-/// Pushes what cosign does by its tags: an artifact whose layers have annotations.
+/// Pushes what cosign pushes under its tags: an artifact whose layers have annotations.
 pub async fn push_tag(client: &Client, to: &Reference, tag: &str, layers: &[Layer]) -> Digest {
     let at: Reference =
         format!("{}/{}:blobs", to.host(), to.repository()).parse().expect("a reference");
@@ -352,7 +354,7 @@ pub async fn push_tag(client: &Client, to: &Reference, tag: &str, layers: &[Laye
     put(to, tag, kind, manifest.to_string().as_bytes())
 }
 
-/// Puts a manifest there as it is.
+/// Pushes a manifest without changes.
 pub fn put(to: &Reference, tag: &str, kind: &str, manifest: &[u8]) -> Digest {
     let mut stream = TcpStream::connect(to.host()).expect("the registry");
     stream.set_read_timeout(Some(Duration::from_secs(30))).expect("set");
@@ -370,7 +372,7 @@ pub fn put(to: &Reference, tag: &str, kind: &str, manifest: &[u8]) -> Digest {
     Digest::of(manifest)
 }
 
-/// Pushes a bundle that says it is about the image, as cosign 3 does.
+/// Pushes a bundle that refers to the image, as cosign 3 does.
 pub async fn push_bundle(
     client: &Client,
     repository: &Reference,
@@ -380,7 +382,7 @@ pub async fn push_bundle(
     push_about(client, repository, image, BUNDLE, BUNDLE, bundle.to_string().into_bytes()).await
 }
 
-/// Pushes something that says it is about the image.
+/// Pushes an artifact that refers to the image.
 pub async fn push_about(
     client: &Client,
     repository: &Reference,
@@ -419,7 +421,7 @@ fn der(tag: u8, content: &[u8]) -> Vec<u8> {
     [head, content.to_vec()].concat()
 }
 
-/// The lengths of the head and of the content of what stands first.
+/// Lengths of the header and of the content of the first DER value.
 fn lengths(der: &[u8]) -> (usize, usize) {
     match der[1] {
         short @ ..128 => (2, short as usize),
