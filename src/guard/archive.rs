@@ -1,7 +1,8 @@
-//! An image that is loaded: Portcullis' own form of one, read while it passes.
+//! Checks a loaded image while it streams: it must have the form that Portcullis writes.
 //!
-//! An archive can name any number of images and move any tag. Ours has three files in one order: the
-//! configuration, the list of images (one, below a name of ours), and its layer.
+//! A general archive can name any number of images and move any tag. Portcullis's archives have
+//! three files in a fixed order: the configuration, the list of images (one, with a name prefix of
+//! Portcullis), and its layer.
 
 use std::{
     pin::Pin,
@@ -19,10 +20,10 @@ use crate::{
 };
 
 const BLOCK: usize = 512;
-/// Of the two small files.
-const SMALL: u64 = 256 << 10;
+/// Size limit in bytes of the two small files.
+const MAX_SMALL_FILE_BYTES: u64 = 256 << 10;
 
-/// A body that breaks off where it is not such an archive.
+/// Body that fails as soon as it is not such an archive.
 pub struct Archive {
     body: Incoming,
     reader: Reader,
@@ -52,7 +53,7 @@ impl Body for Archive {
                     return Poll::Ready(end.err().map(|refusal| Err(refusal.into())));
                 }
             };
-            // Trailers say nothing here.
+            // Trailers are ignored.
             let Ok(data) = frame.into_data() else { continue };
             let passed = self.reader.take(&data).map(|()| Frame::data(data));
             return Poll::Ready(Some(passed.map_err(Into::into)));
@@ -60,11 +61,11 @@ impl Body for Archive {
     }
 }
 
-/// What comes next.
+/// Expected next part.
 #[derive(Debug)]
 enum Next {
     Header,
-    /// Of the file at this position: what is left of it, then of its padding.
+    /// Of the file with this index: the remaining content, then the remaining padding.
     Content {
         file: usize,
         left: u64,
@@ -75,10 +76,10 @@ enum Next {
 
 struct Reader {
     next: Next,
-    /// The header or the small file that is being read.
+    /// Header or small file that is being read.
     kept: Vec<u8>,
     files: Vec<String>,
-    /// The layer, by the list.
+    /// Layer by the list.
     layer: String,
     left: u64,
 }
@@ -92,7 +93,13 @@ struct Entry {
 }
 
 fn refuse<T>(why: &str) -> Result<T, Refusal> {
-    Err(Refusal::new(Code::Image, format!("the archive is no image that Portcullis packed: {why}")))
+    Err(Refusal::new(
+        Code::Image,
+        format!(
+            "the archive is not an image packed by Portcullis: \
+        {why}"
+        ),
+    ))
 }
 
 impl Reader {
@@ -146,7 +153,7 @@ impl Reader {
                 }
                 Next::Zeros => {
                     if bytes.iter().any(|byte| *byte != 0) {
-                        return refuse("something follows its end");
+                        return refuse("there is data after its end");
                     }
                     bytes = &[];
                 }
@@ -164,8 +171,8 @@ impl Reader {
             };
         }
         let field = |from: usize, to: usize| header.get(from..to).unwrap_or_default();
-        // As tar(5) has it. All that gives a name or a size another meaning is refused: long names,
-        // prefixes, links, sparse files, sizes that are no octal number.
+        // By tar(5). Everything that changes the meaning of a name or a size is refused: long
+        // names, prefixes, links, sparse files, sizes that are not octal numbers.
         let octal = |text: &[u8]| {
             let end = text.iter().position(|b| matches!(b, 0 | b' ')).unwrap_or(text.len());
             let (digits, rest) = text.split_at(end);
@@ -180,22 +187,27 @@ impl Reader {
             .map(|(at, byte)| u64::from(if (148..156).contains(&at) { b' ' } else { *byte }))
             .sum();
         if octal(field(148, 156)) != Some(sum) {
-            return refuse("a header is broken");
+            return refuse("a header is invalid");
         }
         if field(156, 157) != b"0" || field(257, 265) != b"ustar  \0" {
-            return refuse("a file is no plain file");
+            return refuse("a file is not a regular file");
         }
         if field(157, 257).iter().chain(field(345, 512)).any(|byte| *byte != 0) {
-            return refuse("a header says more than a plain file's");
+            return refuse("a header has fields that a regular file does not need");
         }
         let name = field(0, 100);
         let end = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
         let (name, rest) = name.split_at(end);
         let Some(name) = std::str::from_utf8(name).ok().filter(|_| rest.iter().all(|b| *b == 0))
         else {
-            return refuse("a file's name is none");
+            return refuse("a file has an invalid name");
         };
-        let Some(size) = octal(field(124, 136)) else { return refuse("a file's size is none") };
+        let Some(size) = octal(field(124, 136)) else {
+            return refuse(
+                "a file has an invalid \
+            size",
+            );
+        };
         let file = self.files.len();
         let hex = |text: &str| {
             text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
@@ -207,9 +219,9 @@ impl Reader {
             _ => false,
         };
         if !expected {
-            return refuse("a file has another name, or another place");
+            return refuse("a file has an unexpected name or position");
         }
-        if file < 2 && (size == 0 || size > SMALL) {
+        if file < 2 && (size == 0 || size > MAX_SMALL_FILE_BYTES) {
             return refuse("its configuration is empty or too long");
         }
         self.files.push(name.to_owned());
@@ -220,7 +232,7 @@ impl Reader {
         Ok(Next::Content { file, left: size, padding })
     }
 
-    /// A file was read whole.
+    /// Processes a completely read file.
     fn file(&mut self, file: usize) -> Result<(), Refusal> {
         let content = std::mem::take(&mut self.kept);
         if file != 1 {
@@ -228,12 +240,22 @@ impl Reader {
         }
         let images = portcullis_foundation::json::read(&content).ok();
         let images = images.and_then(|value| serde_json::from_value::<Vec<Entry>>(value).ok());
-        let Some([image]) = images.as_deref() else { return refuse("it has not one image") };
+        let Some([image]) = images.as_deref() else {
+            return refuse(
+                "it does not have exactly one \
+            image",
+            );
+        };
         let tagged = matches!(image.repo_tags.as_slice(), [tag] if is_packed(tag));
         if !tagged {
             return refuse("it gives the image another name");
         }
-        let [layer] = image.layers.as_slice() else { return refuse("it has not one layer") };
+        let [layer] = image.layers.as_slice() else {
+            return refuse(
+                "it does not have exactly one \
+            layer",
+            );
+        };
         if Some(&image.config) != self.files.first() {
             return refuse("its list names other files");
         }
@@ -244,7 +266,7 @@ impl Reader {
     fn end(&self) -> Result<(), Refusal> {
         match self.next {
             Next::Zeros => Ok(()),
-            _ => refuse("it breaks off"),
+            _ => refuse("it is truncated"),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Carrying out a call that was read: what is asked of the engine in its stead, and for whom.
+//! Executes a parsed call: sends a new request to the engine, and checks the client's rights.
 
 use std::{cell::RefCell, path::PathBuf, sync::Arc, time::Duration};
 
@@ -26,18 +26,18 @@ use crate::{
     tunnel,
 };
 
-/// Of a body that is read here.
-const LONGEST: usize = 4 << 20;
-/// For such a body to arrive.
-const ARRIVAL: Duration = Duration::from_secs(30);
-/// For the head of an answer.
-const ANSWER: Duration = Duration::from_secs(60);
-/// For the engine to take an image in.
-const LOADING: Duration = Duration::from_secs(600);
-/// The longest login at a registry.
-const LOGIN: usize = 8192;
-/// What is told of the engine's machine.
-const INFO: [&str; 16] = [
+/// Limit in bytes of a body that is read here.
+const MAX_BODY_BYTES: usize = 4 << 20;
+/// Time limit for such a body to arrive.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+/// Time limit for the head of an answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+/// Time limit for the engine to load an image.
+const LOAD_TIMEOUT: Duration = Duration::from_secs(600);
+/// Limit in bytes of a registry login.
+const MAX_LOGIN_BYTES: usize = 8192;
+/// Fields of the engine's information that are passed on.
+const INFO_FIELDS: [&str; 16] = [
     "Architecture",
     "CgroupDriver",
     "CgroupVersion",
@@ -56,7 +56,7 @@ const INFO: [&str; 16] = [
     "Warnings",
 ];
 
-/// What all requests share.
+/// State that all requests share.
 pub struct Shared {
     pub rules: Rules,
     pub engine: Engine,
@@ -64,7 +64,7 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// Carries a call out for a client.
+    /// Executes a call for a client.
     pub async fn carry_out(
         self: &Arc<Self>,
         asked: Asked,
@@ -96,15 +96,15 @@ impl Shared {
                 self.list(&base).await
             }
             Call::Create { name } => {
-                let body = engine::read(request.into_body(), LONGEST, ARRIVAL).await?;
+                let body = engine::read(request.into_body(), MAX_BODY_BYTES, BODY_TIMEOUT).await?;
                 self.create(&base, &name, body.to_vec(), peer).await
             }
             Call::Container { container, act } => {
                 let held = self.leases.find(&container).ok_or_else(|| {
-                    let why = "no container of this guard's has that name";
+                    let why = "this guard has no container with that name";
                     Refusal::new(Code::Container, why)
                 })?;
-                // Not the lease itself, with its place: a wait can be long.
+                // Without the lease and its permit: a wait can be long.
                 let (id, mounts) = (held.id.clone(), held.mounts().to_vec());
                 drop(held);
                 self.act(&format!("{base}/containers/{id}"), &id, &mounts, act, request).await
@@ -114,18 +114,18 @@ impl Shared {
 
     async fn pass(&self, method: Method, target: &str) -> Result<Response<Body>, Refusal> {
         let request = engine::request(method, target, engine::empty())?;
-        self.engine.pass(request, Some(ANSWER)).await
+        self.engine.pass(request, Some(ANSWER_TIMEOUT)).await
     }
 
-    /// Of the machine, only what Portcullis goes by: the rest has names of proxies and registries,
-    /// with their passwords in the worst case.
+    /// Only the information that Portcullis uses. The rest contains names of proxies and
+    /// registries, possibly with passwords.
     async fn info(&self, base: &str) -> Result<Response<Body>, Refusal> {
         let target = format!("{base}/info");
         let (status, info) = self.engine.ask(Method::GET, &target, Vec::new()).await?;
         if !status.is_success() {
             return Err(Refusal::new(Code::Engine, format!("the engine answered {status}")));
         }
-        let told: serde_json::Map<String, Value> = INFO
+        let told: serde_json::Map<String, Value> = INFO_FIELDS
             .iter()
             .filter_map(|key| Some(((*key).to_owned(), info.get(*key)?.clone())))
             .collect();
@@ -142,34 +142,34 @@ impl Shared {
     ) -> Result<Response<Body>, Refusal> {
         let refuse = |why: &str| Err(Refusal::new(Code::Image, why));
         if !self.rules.allows(Allow::Pull) {
-            return refuse("images may not be pulled (see --allow pull)");
+            return refuse("pulling images is not allowed (see --allow pull)");
         }
         let plain = |b: u8| b.is_ascii_alphanumeric() || b"._:/@-".contains(&b);
         if image.len() > 512 || image.starts_with('-') || !image.bytes().all(plain) {
-            return refuse("that is no name of an image");
+            return refuse("this is not an image name");
         }
         let by_content = match tag {
             Some(tag) => create::is_digest(tag) && !image.contains('@'),
             None => image.split_once('@').is_some_and(|(_, digest)| create::is_digest(digest)),
         };
         if !by_content {
-            return refuse("images are pulled by digest only");
+            return refuse("images can be pulled by digest only");
         }
         let query = query(&[("fromImage", Some(image)), ("tag", tag), ("platform", platform)]);
         let target = format!("{base}/images/create?{query}");
         let mut request = engine::request(Method::POST, &target, engine::empty())?;
         if let Some(login) = login {
-            if login.len() > LOGIN {
+            if login.len() > MAX_LOGIN_BYTES {
                 return Err(Refusal::new(Code::Limit, "the login is too long"));
             }
             request.headers_mut().insert("x-registry-auth", login);
         }
-        self.engine.pass(request, Some(LOADING)).await
+        self.engine.pass(request, Some(LOAD_TIMEOUT)).await
     }
 
     async fn load(&self, base: &str, body: Incoming) -> Result<Response<Body>, Refusal> {
         if !self.rules.allows(Allow::Pack) {
-            let why = "images may not be loaded (see --allow pack)";
+            let why = "loading images is not allowed (see --allow pack)";
             return Err(Refusal::new(Code::Image, why));
         }
         let body = Archive::new(body, self.rules.image).boxed_unsync();
@@ -177,7 +177,7 @@ impl Shared {
         let mut request = engine::request(Method::POST, &target, body)?;
         let tar = HeaderValue::from_static("application/x-tar");
         request.headers_mut().insert(CONTENT_TYPE, tar);
-        self.engine.pass(request, Some(LOADING)).await
+        self.engine.pass(request, Some(LOAD_TIMEOUT)).await
     }
 
     async fn create(
@@ -199,7 +199,7 @@ impl Shared {
             let checked = create::check(&body, &named, &shared.rules, held)?;
             Ok((checked, joining.into_inner()))
         });
-        // Taken back unless the container comes to be.
+        // Undone unless the container is created.
         let (checked, mut joining) = checked.await?;
         let target = format!("{base}/images/{}/json", checked.image);
         let (status, image) = self.engine.ask(Method::GET, &target, Vec::new()).await?;
@@ -207,10 +207,10 @@ impl Shared {
             return Ok(answer(status, &image));
         }
         if !image.get("Config").is_some_and(Value::is_object) {
-            let why = "the engine does not say what the image is";
+            let why = "the engine does not describe the image";
             return Err(Refusal::new(Code::Engine, why));
         }
-        // One that is nowhere covered would be a folder of the host's disk, without a bound.
+        // An uncovered volume would be a folder on the host's disk, without a size limit.
         let volumes = image.pointer("/Config/Volumes").and_then(Value::as_object);
         if let Some(volume) =
             volumes.into_iter().flat_map(|v| v.keys()).find(|v| !checked.places.contains(*v))
@@ -226,14 +226,15 @@ impl Shared {
             let ours = matches!(layers.map(Vec::as_slice), Some([Value::String(layer)])
                 if self.rules.holders.contains(layer));
             if !ours {
-                let why = "a container that holds a network has another program than Portcullis'";
+                let why = "a pause container does not run Portcullis's program";
                 return Err(Refusal::new(Code::Profile, why));
             }
         }
         let place = self.leases.place()?;
         let query = query(&[("name", Some(name))]);
         let target = format!("{base}/containers/create?{query}");
-        // Carried through even if the client goes: what was created is held, and ends some time.
+        // Completed even if the client disconnects: a created container has a lease and ends at
+        // some time.
         let (engine, leases, body) = (self.engine.clone(), self.leases.clone(), checked.body);
         let (name, mounts, holds) = (name.to_owned(), checked.mounts, checked.holds);
         let guard = self.rules.name.clone();
@@ -257,11 +258,11 @@ impl Shared {
         });
         let created = creating.await;
         let (status, told) =
-            created.map_err(|_| Refusal::new(Code::Engine, "the creation was broken off"))??;
+            created.map_err(|_| Refusal::new(Code::Engine, "the creation was interrupted"))??;
         Ok(answer(status, &told))
     }
 
-    /// The containers that were created here: labels can be anybody's.
+    /// Containers created through this guard. Labels alone could be set by others.
     async fn list(&self, base: &str) -> Result<Response<Body>, Refusal> {
         let filters = filters(&self.rules.name);
         let target = format!("{base}/containers/json?all=true&{filters}");
@@ -315,11 +316,15 @@ impl Shared {
                 }
                 Ok(answer)
             }
-            Act::Attach { .. } => Err(Refusal::new(Code::Call, "attaching comes first")),
+            Act::Attach { .. } => Err(Refusal::new(
+                Code::Call,
+                "a container must be attached \
+                before it starts",
+            )),
         }
     }
 
-    /// What was a folder when the container was created may be a link by now.
+    /// Checked again: a folder at the creation of the container may be a link now.
     async fn mounts(self: &Arc<Self>, mounts: &[(PathBuf, bool)]) -> Result<(), Refusal> {
         let (shared, mounts) = (self.clone(), mounts.to_vec());
         looked(move || {
@@ -341,7 +346,7 @@ impl Shared {
             first.is_some_and(|value| value.eq_ignore_ascii_case(word)) && values.next().is_none()
         };
         if !asks(CONNECTION, "upgrade") || !asks(UPGRADE, "tcp") {
-            let why = "attaching takes `Connection: Upgrade` and `Upgrade: tcp`";
+            let why = "attaching requires `Connection: Upgrade` and `Upgrade: tcp`";
             return Err(Refusal::new(Code::Malformed, why));
         }
         let attachment = self.leases.attach(id)?;
@@ -366,16 +371,17 @@ impl Shared {
     }
 }
 
-/// Looks at the file system, which may not answer, and holds up nobody else.
+/// Accesses the file system on a blocking thread. If the file system does not answer, other
+/// requests continue.
 async fn looked<T: Send + 'static>(
     look: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
 ) -> Result<T, Refusal> {
     let late = || Refusal::new(Code::Mount, "a folder of the host does not answer");
-    let looking = timeout(ARRIVAL, tokio::task::spawn_blocking(look)).await;
+    let looking = timeout(BODY_TIMEOUT, tokio::task::spawn_blocking(look)).await;
     looking.map_err(|_| late())?.map_err(|_| late())?
 }
 
-/// Containers that may be this guard's, as a parameter of the engine's.
+/// Filter parameter for containers that may belong to this guard.
 pub fn filters(name: &str) -> String {
     let filters = json!({
         "label": [label::CONTAINER, format!("{}={name}", label::GUARD)],
@@ -394,9 +400,9 @@ fn query(parameters: &[(&str, Option<&str>)]) -> String {
     query.finish()
 }
 
-/// A request that says all in its line has no body.
+/// Checks that a request without a body has none.
 async fn nothing(body: Incoming) -> Result<(), Refusal> {
-    match engine::read(body, 0, ARRIVAL).await {
+    match engine::read(body, 0, BODY_TIMEOUT).await {
         Ok(_) => Ok(()),
         Err(refusal) if refusal.why.starts_with("the body is longer") => {
             Err(Refusal::new(Code::Malformed, "Portcullis never sends a body here"))

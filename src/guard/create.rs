@@ -1,5 +1,5 @@
-//! The body of a create request: everything that a container of Portcullis' has, and nothing that
-//! it has not. It is checked, and rewritten from what was checked.
+//! Body of a create request: exactly the settings that Portcullis uses. The body is parsed,
+//! checked, and written again from the parsed values.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,8 +17,8 @@ use crate::{
     rules::{Allow, MountRule, Rules},
 };
 
-/// The keys that are known. The engine takes them in any case of letters; here they have one, and
-/// an unknown key is refused.
+/// Known keys. The engine accepts them in any case; here only one case is accepted, and an unknown
+/// key is refused.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "PascalCase")]
 struct Body {
@@ -143,26 +143,26 @@ struct Bind {
     non_recursive: bool,
 }
 
-/// A create request that may be made.
+/// A permitted create request.
 #[derive(Debug)]
 pub struct Checked {
-    /// What the engine is told.
+    /// Body for the engine.
     pub body: Vec<u8>,
     pub image: String,
-    /// The folders of the host that it has, with whether it may write.
+    /// Host folders, with whether they are writable.
     pub mounts: Vec<(PathBuf, bool)>,
-    /// The places inside that are memory or a folder of the host: an image's volumes must be there.
+    /// Paths inside that are memory or host folders. Volumes of the image must be among them.
     pub places: BTreeSet<String>,
-    /// What it holds, where it is no server: its image must be one of a holder.
+    /// For a pause container: what it holds. Its image must be one of pause containers.
     pub holds: Option<Holding>,
 }
 
-/// A network namespace that is held: for whom.
+/// A network namespace held for another container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Holding {
-    /// The name of the one container that may join it.
+    /// Name of the only container that may join it.
     pub by: String,
-    /// Who launches both, in which run, for which server.
+    /// Process that launches both, its run, and the server.
     pub of: [String; 3],
 }
 
@@ -173,27 +173,40 @@ impl Holding {
     }
 }
 
-/// Reads and checks a body.
+/// Parses and checks a body.
 ///
-/// `held` finds the container of that id or name which holds exactly that, where nobody has joined it
-/// yet; it tells its id.
+/// `held` finds the container with that id or name that holds exactly this and that no container
+/// has joined yet. It returns the id.
 ///
 /// # Errors
-/// With what is wrong first. No value of the environment or the command is in the words.
+/// The first problem. The text contains no value of the environment or the command.
 pub fn check(
     body: &[u8],
     name: &str,
     rules: &Rules,
     held: impl Fn(&str, &Holding) -> Option<String>,
 ) -> Result<Checked, Refusal> {
-    let malformed = || Refusal::new(Code::Malformed, "the body is not JSON, or has a key twice");
+    let malformed = || {
+        Refusal::new(
+            Code::Malformed,
+            "the body is not JSON, or has a duplicate \
+        key",
+        )
+    };
     let value = portcullis_foundation::json::read(body).map_err(|_| malformed())?;
     if let Some(unknown) = unknown(&value) {
         let why = format!("Portcullis never sets `{}`", shown(&unknown));
         return Err(Refusal::new(Code::Profile, why));
     }
     let mut body: Body = serde_json::from_value(value).map_err(|error| {
-        Refusal::new(Code::Profile, format!("the body is no container's: {}", kind(&error)))
+        Refusal::new(
+            Code::Profile,
+            format!(
+                "the body is not that of a container: \
+            {}",
+                kind(&error)
+            ),
+        )
     })?;
     whole(&body)?;
     image(&body.image)?;
@@ -207,7 +220,7 @@ pub fn check(
         let holding = Holding::of(&body.labels, name.to_owned());
         let Some(holder) = held(holder, &holding).filter(|_| holds.is_none()) else {
             return refuse(
-                "it joins a network that no container of this guard's holds for it alone",
+                "it joins a network that no pause container of this guard holds for it only",
             );
         };
         body.host_config.network_mode = format!("container:{holder}");
@@ -218,7 +231,7 @@ pub fn check(
     body.labels.insert(label::GUARD.to_owned(), rules.name.clone());
     body.labels.insert(label::CONTAINER.to_owned(), name.to_owned());
     let checked = Checked {
-        // What is said of a wrong value may hold the value.
+        // The parser's text about an invalid value may contain the value.
         body: serde_json::to_vec(&body).map_err(|_| malformed())?,
         mounts,
         places,
@@ -228,7 +241,7 @@ pub fn check(
     Ok(checked)
 }
 
-/// The first key of the upper levels that is not known, for the words of a refusal.
+/// First unknown key of the upper levels, for the text of a refusal.
 fn unknown(value: &Value) -> Option<String> {
     const BODY: &str = "Image Cmd Env User AttachStdin AttachStdout AttachStderr OpenStdin StdinOnce \
         Tty StopSignal Labels Healthcheck HostConfig";
@@ -244,11 +257,11 @@ fn unknown(value: &Value) -> Option<String> {
         .or_else(|| stranger(value.get("HostConfig"), HOST).map(|key| format!("HostConfig.{key}")))
 }
 
-/// What is wrong, without a value that the parser may quote.
+/// Problem of a body, without a value that the parser may quote.
 fn kind(error: &serde_json::Error) -> String {
     let text = error.to_string();
     let quoted = ["missing field", "unknown field"].iter().any(|known| text.starts_with(known));
-    if quoted { shown(&text) } else { "a value is of the wrong kind".to_owned() }
+    if quoted { shown(&text) } else { "a value has the wrong type".to_owned() }
 }
 
 fn refuse<T>(why: impl Into<String>) -> Result<T, Refusal> {
@@ -261,7 +274,7 @@ fn no_nul(texts: &[String]) -> bool {
 
 fn whole(body: &Body) -> Result<(), Refusal> {
     if !no_nul(&body.env) || !body.cmd.iter().all(|words| no_nul(words)) {
-        return refuse("an argument or a variable holds a NUL");
+        return refuse("an argument or a variable contains a NUL byte");
     }
     if body.env.iter().any(|pair| pair.find('=').is_none_or(|at| at == 0)) {
         return refuse("a variable of the environment is not NAME=VALUE");
@@ -277,9 +290,9 @@ pub(crate) fn is_digest(text: &str) -> bool {
 
 fn image(image: &str) -> Result<(), Refusal> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"._:/@-".contains(&b);
-    // It becomes a part of a path, in which it must stay what it is.
+    // It becomes a part of a path and must not change the path's meaning.
     if image.len() > 512 || !image.bytes().all(plain) || !route::is_whole(image.split('/')) {
-        return Err(Refusal::new(Code::Image, "the image has no name of an image"));
+        return Err(Refusal::new(Code::Image, "the image name is invalid"));
     }
     let by_content =
         is_digest(image) || image.split_once('@').is_some_and(|(_, digest)| is_digest(digest));
@@ -297,28 +310,29 @@ fn labels(labels: &BTreeMap<String, String>, name: &str) -> Result<(), Refusal> 
             return refuse(format!("the label `{wanted}` is missing, empty or too long"));
         }
     }
-    // Without a guard it is empty, so that an image's does not count. The guard's own replaces it.
+    // Without a guard it is empty, so that a label of the image does not count. The guard replaces
+    // it.
     let other = |(key, value): &(&String, &String)| match key.as_str() {
         label::GUARD => !value.is_empty(),
         label::HOLDS => false,
         key => !OURS.contains(&key),
     };
     if let Some((other, _)) = labels.iter().find(other) {
-        return refuse(format!("the label `{}` is none of Portcullis'", shown(other)));
+        return refuse(format!("the label `{}` is not one of Portcullis", shown(other)));
     }
     let server = labels.get(label::SERVER).map_or("", String::as_str);
     let rest = name.strip_prefix(NAME).and_then(|rest| rest.strip_prefix(server));
     if rest.is_none_or(|rest| !rest.starts_with('-')) {
-        return refuse("the container's name is not its server's");
+        return refuse("the container's name is not that of its server");
     }
     Ok(())
 }
 
-/// What a holder holds. Beside that it has nothing: its program needs no more.
+/// What a pause container holds. It may have nothing else, because its program needs no more.
 fn holds(body: &Body) -> Result<Option<Holding>, Refusal> {
     let Some(by) = body.labels.get(label::HOLDS) else { return Ok(None) };
     if by.is_empty() || by.len() > 200 {
-        return refuse("the label of what it holds names no container");
+        return refuse("the label `dev.portcullis.holds` names no container");
     }
     let host = &body.host_config;
     let more = body.cmd.is_some()
@@ -328,7 +342,7 @@ fn holds(body: &Body) -> Result<Option<Holding>, Refusal> {
         || !host.readonly_rootfs
         || host.network_mode != "none";
     if more {
-        return refuse("a container that holds a network has a command, variables, mounts or more");
+        return refuse("a pause container has a command, variables, mounts or other settings");
     }
     Ok(Some(Holding::of(&body.labels, by.clone())))
 }
@@ -351,7 +365,7 @@ fn streams(body: &Body) -> Result<(), Refusal> {
     if body.tty {
         return refuse("`Tty` is set");
     }
-    // Without them the server's input would stay open when its proxy has gone.
+    // Without them the server's input would stay open after its proxy ended.
     if !body.open_stdin || !body.stdin_once {
         return refuse("`OpenStdin` or `StdinOnce` is not set");
     }
@@ -371,11 +385,11 @@ fn health(health: &Health) -> Result<(), Refusal> {
             if times == [INTERVAL, TIMEOUT, RETRIES, START_PERIOD].map(Some) {
                 Ok(())
             } else {
-                // What the request leaves out, the engine takes from the image.
-                refuse("`Healthcheck` has other times than Portcullis'")
+                // The engine takes omitted values from the image.
+                refuse("`Healthcheck` has other times than Portcullis sets")
             }
         }
-        _ => refuse("`Healthcheck` is another program than Portcullis'"),
+        _ => refuse("`Healthcheck` runs another program than Portcullis sets"),
     }
 }
 
@@ -418,11 +432,11 @@ fn host(host: &mut Host, rules: &Rules) -> Result<(), Refusal> {
         ("PidsLimit", host.pids_limit, rules.pids),
     ] {
         if value == 0 || value > most {
-            return refuse(format!("`{what}` is {value}; 1 to {most} is allowed"));
+            return refuse(format!("`{what}` is {value}; the allowed range is 1 to {most}"));
         }
     }
     if host.memory_swap != host.memory {
-        return refuse("`MemorySwap` is not `Memory`: it would have swap beside it");
+        return refuse("`MemorySwap` differs from `Memory`, which would allow swap");
     }
     for limit in &host.ulimits {
         let most = match limit.name.as_str() {
@@ -431,30 +445,33 @@ fn host(host: &mut Host, rules: &Rules) -> Result<(), Refusal> {
             _ => -1,
         };
         if !(0..=most).contains(&limit.soft) || !(0..=most).contains(&limit.hard) {
-            return refuse(format!("the limit `{}` is not one of Portcullis'", shown(&limit.name)));
+            return refuse(format!("the limit `{}` is not one of Portcullis", shown(&limit.name)));
         }
     }
     match host.network_mode.as_str() {
         "none" => {}
-        // Whose it is, is looked at apart.
+        // Its owner is checked separately.
         joined if joined.starts_with("container:") => {
             if !host.extra_hosts.is_empty() {
-                return refuse("it has `ExtraHosts` of its own and joins a network");
+                return refuse("it has `ExtraHosts` and joins a network");
             }
         }
         "bridge" if rules.allows(Allow::Network) => {}
         "bridge" => return refuse("it has a network (see --allow network)"),
-        _ => return refuse("`NetworkMode` is neither none, bridge, nor that of a holder"),
+        _ => return refuse("`NetworkMode` is not none, bridge or a pause container"),
     }
     for entry in &host.extra_hosts {
-        // Of the range in which Portcullis puts its own sockets inside.
-        // Split where the engine does: at the first colon.
+        // Addresses in the network of Portcullis's sockets inside. Split where the engine splits:
+        // at the first colon.
         let word = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
         let (name, address) = entry.split_once(':').unwrap_or_default();
         let address = address.parse::<Ipv4Addr>().ok();
         let named = !name.is_empty() && name.bytes().all(word);
         if !named || !address.is_some_and(|a| a.octets().starts_with(&rules.stand_ins)) {
-            return refuse("an entry of `ExtraHosts` leads elsewhere than to Portcullis");
+            return refuse(
+                "an entry of `ExtraHosts` has an address outside of Portcullis's \
+                network",
+            );
         }
     }
     match &host.runtime {
@@ -476,24 +493,25 @@ fn security(host: &mut Host, rules: &Rules) -> Result<(), Refusal> {
                     != Some(&rules.seccomp)
                 {
                     return refuse(
-                        "its seccomp profile is not this guard's: the guard and the proxy must be of \
+                        "its seccomp profile differs from this guard's: the guard and the proxy \
+                        must have \
                          the same version",
                     );
                 }
                 *option = format!("seccomp={}", rules.seccomp);
                 seccomp = true;
             }
-            _ => return refuse("`SecurityOpt` has what Portcullis never sets"),
+            _ => return refuse("`SecurityOpt` has an option that Portcullis never sets"),
         }
     }
     if !privileges || !seccomp {
-        return refuse("`SecurityOpt` has no seccomp profile, or not `no-new-privileges`");
+        return refuse("`SecurityOpt` lacks a seccomp profile or `no-new-privileges`");
     }
     Ok(())
 }
 
 fn tmpfs(places: &BTreeMap<String, String>, rules: &Rules) -> Result<(), Refusal> {
-    const MOST_MIB: u64 = 1024;
+    const MAX_MIB: u64 = 1024;
     for (place, options) in places {
         if !is_plain(Path::new(place)) || is_engines(Path::new(place)) {
             return refuse(format!("`Tmpfs` is at {}", shown(place)));
@@ -501,31 +519,32 @@ fn tmpfs(places: &BTreeMap<String, String>, rules: &Rules) -> Result<(), Refusal
         let (mut nosuid, mut nodev, mut noexec, mut size) = (false, false, false, false);
         let mut seen = BTreeSet::new();
         for option in options.split(',') {
-            // The engine goes by the last of two, and `exec` undoes `noexec`: one flag stands once.
+            // The engine uses the last of two, and `exec` cancels `noexec`, so each flag may occur
+            // once.
             let key = option.split_once('=').map_or(option, |(key, _)| key);
             if !seen.insert(key.strip_prefix("no").unwrap_or(key)) {
-                return refuse("`Tmpfs` has an option twice, or with its opposite");
+                return refuse("`Tmpfs` has a duplicate option, or one with its opposite");
             }
             match option {
                 "rw" | "mode=1777" => {}
                 "exec" if rules.allows(Allow::ExecTmp) => {}
-                "exec" => return refuse("`Tmpfs` may be executed from (see --allow exec-tmp)"),
+                "exec" => return refuse("`Tmpfs` allows execution (see --allow exec-tmp)"),
                 "nosuid" => nosuid = true,
                 "nodev" => nodev = true,
                 "noexec" => noexec = true,
                 _ => match option.strip_prefix("size=").and_then(|mib| mib.strip_suffix('m')) {
                     Some(mib) if mib.bytes().all(|b| b.is_ascii_digit()) => {
-                        size = mib.parse::<u64>().is_ok_and(|mib| (1..=MOST_MIB).contains(&mib));
+                        size = mib.parse::<u64>().is_ok_and(|mib| (1..=MAX_MIB).contains(&mib));
                     }
                     _ => return refuse("`Tmpfs` has an option that Portcullis never sets"),
                 },
             }
         }
         if !nosuid || !nodev || !size {
-            return refuse(format!("`Tmpfs` lacks nosuid, nodev, or a size up to {MOST_MIB} MiB"));
+            return refuse(format!("`Tmpfs` lacks nosuid, nodev, or a size up to {MAX_MIB} MiB"));
         }
         if !noexec && !rules.allows(Allow::ExecTmp) {
-            return refuse("`Tmpfs` may be executed from (see --allow exec-tmp)");
+            return refuse("`Tmpfs` allows execution (see --allow exec-tmp)");
         }
     }
     Ok(())
@@ -534,12 +553,12 @@ fn tmpfs(places: &BTreeMap<String, String>, rules: &Rules) -> Result<(), Refusal
 fn is_plain(path: &Path) -> bool {
     path.is_absolute()
         && path.components().all(|c| matches!(c, Component::RootDir | Component::Normal(_)))
-        // A trailing slash, and two in a row, are lost in components.
+        // Components drop trailing and doubled slashes.
         && path.components().collect::<PathBuf>().as_os_str() == path.as_os_str()
         && path.components().count() > 1
 }
 
-/// Places inside that are the engine's, or the loader's of its init.
+/// Paths inside that belong to the engine, or to the loader of its init.
 fn is_engines(path: &Path) -> bool {
     ["/dev", "/proc", "/sys", "/sbin"].iter().any(|taken| path.starts_with(taken))
 }
@@ -549,16 +568,16 @@ fn mounts(mounts: &[Mount], rules: &Rules) -> Result<Vec<(PathBuf, bool)>, Refus
     for mount in mounts {
         let refuse = |why: &str| {
             let place = shown(&mount.source.to_string_lossy());
-            Err(Refusal::new(Code::Mount, format!("{place} may not be mounted: {why}")))
+            Err(Refusal::new(Code::Mount, format!("{place} must not be mounted: {why}")))
         };
         if mount.r#type != "bind" {
-            return refuse("it is no folder or file of the host");
+            return refuse("it is not a folder or file of the host");
         }
         if mount.bind_options.propagation != "rprivate" || !mount.bind_options.non_recursive {
-            return refuse("what is mounted below it would be, too");
+            return refuse("mounts below it would be mounted, too");
         }
         if !is_plain(&mount.target) || is_engines(&mount.target) {
-            return refuse("its place inside is the engine's, or no plain path");
+            return refuse("its target belongs to the engine, or is not a plain path");
         }
         source(&mount.source, !mount.read_only, rules)?;
         checked.push((mount.source.clone(), !mount.read_only));
@@ -566,44 +585,45 @@ fn mounts(mounts: &[Mount], rules: &Rules) -> Result<Vec<(PathBuf, bool)>, Refus
     Ok(checked)
 }
 
-/// Whether a folder of the host may be mounted. Asked again when the container starts: what was a
-/// folder then may be a link now.
+/// Whether a host folder may be mounted. Checked again when the container starts, because a folder
+/// may have become a link.
 pub fn source(path: &Path, writable: bool, rules: &Rules) -> Result<(), Refusal> {
     let refuse = |why: &str| {
         let place = shown(&path.to_string_lossy());
-        Err(Refusal::new(Code::Mount, format!("{place} may not be mounted: {why}")))
+        Err(Refusal::new(Code::Mount, format!("{place} must not be mounted: {why}")))
     };
     if !is_plain(path) {
-        return refuse("it is no plain absolute path");
+        return refuse("it is not a plain absolute path");
     }
     let Some(rule) = rules.mounts.iter().filter(|rule| path.starts_with(&rule.path)).max_by_key(
-        // The narrowest says whether it may be written to.
+        // The narrowest rule decides about write access.
         |rule| rule.path.components().count(),
     ) else {
-        return refuse("it is below no folder of --mount");
+        return refuse("it is not below a folder of --mount");
     };
     if writable && !rule.writable {
-        return refuse("it may only be read (see --mount PATH:rw)");
+        return refuse("it is read-only (see --mount PATH:rw)");
     }
-    // Who may write above a folder may write to it.
+    // Write access to a folder includes the folders below it.
     if writable && rules.mounts.iter().any(|rule| !rule.writable && rule.path.starts_with(path)) {
-        return refuse("it, or a folder in it, may only be read (see --mount)");
+        return refuse("it, or a folder in it, is read-only (see --mount)");
     }
-    // The engine follows links, so there must be none. The rule's own folder is the operator's word, but
-    // not where a container may write above it, and put something else in its place.
+    // The engine follows links, so the path must have none. A rule's own path is trusted, except if
+    // a container may write above it and could replace it.
     let above = |other: &MountRule| other.path != path && path.starts_with(&other.path);
     if path == rule.path && !rules.mounts.iter().any(|rule| rule.writable && above(rule)) {
         return Ok(());
     }
     match std::fs::canonicalize(path) {
-        Ok(real) if real != path => refuse("there is a link on the way to it"),
-        // What answers at a socket, or a device, does so for whoever may only read, too.
+        Ok(real) if real != path => refuse("its path contains a link"),
+        // A socket or a device acts on behalf of its clients even on a read-only mount.
         Ok(real) => match std::fs::metadata(real) {
             Ok(found) if found.is_dir() || found.is_file() => Ok(()),
-            _ => refuse("it is no folder and no plain file"),
+            _ => refuse("it is neither a folder nor a regular file"),
         },
         Err(_) => refuse(
-            "the guard cannot see it: give the guard the folder of --mount at the same path, read-only",
+            "the guard cannot see it: mount the folder of --mount for the guard at the same path, \
+            read-only",
         ),
     }
 }

@@ -1,4 +1,5 @@
-//! The engine behind the guard: one connection for each request, nothing shared between two.
+//! Client of the engine behind the guard. Each request has its own connection; requests share
+//! nothing.
 
 use std::{
     path::{Path, PathBuf},
@@ -24,36 +25,36 @@ use tokio::{net::UnixStream, task::JoinHandle, time::timeout};
 
 use crate::refusal::{Code, Refusal};
 
-/// Any body.
+/// Body of any kind.
 pub type Body = UnsyncBoxBody<Bytes, BoxError>;
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-const CONNECT: Duration = Duration::from_secs(5);
-/// For the head of an answer that nothing has to be waited for.
-const ANSWER: Duration = Duration::from_secs(60);
-/// Of an answer that is read here.
-const LONGEST: usize = 8 << 20;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time limit for the head of an answer that needs no waiting.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+/// Limit in bytes of an answer that is read here.
+const MAX_ANSWER_BYTES: usize = 8 << 20;
 
-/// The guard, or its engine, does not do what it should.
+/// Failure of the guard or its engine.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Fault(pub(crate) String);
 
-/// Asks for the engine's version, through a guard or not: whether it is there.
+/// Version of the engine, directly or through a guard; shows whether it is available.
 ///
 /// # Errors
-/// Where nothing answers, or not as an engine does.
+/// If nothing answers, or not as an engine does.
 pub async fn version(socket: &Path) -> Result<String, Fault> {
     let engine = Engine::new(socket.to_owned());
     let answer = engine.ask(Method::GET, "/version", Vec::new()).await;
     let (status, value) = answer.map_err(|refusal| Fault(refusal.why))?;
     match value.get("Version").and_then(Value::as_str) {
         Some(version) if status.is_success() => Ok(version.to_owned()),
-        _ => Err(Fault(format!("it answered {status}, and not as an engine does"))),
+        _ => Err(Fault(format!("it answered {status}, unlike an engine"))),
     }
 }
 
-/// The engine's address.
+/// Address of the engine.
 #[derive(Debug, Clone)]
 pub struct Engine {
     socket: PathBuf,
@@ -66,21 +67,22 @@ impl Engine {
 
     async fn connect(&self) -> Result<(http1::SendRequest<Body>, Task), Refusal> {
         let silent = |why: String| Refusal::new(Code::Engine, why);
-        let stream = timeout(CONNECT, UnixStream::connect(&self.socket)).await;
+        let stream = timeout(CONNECT_TIMEOUT, UnixStream::connect(&self.socket)).await;
         let stream = stream
-            .map_err(|_| silent("the engine takes no connection".to_owned()))?
+            .map_err(|_| silent("the engine does not accept a connection".to_owned()))?
             .map_err(|error| silent(format!("the engine cannot be reached: {error}")))?;
-        let (sender, connection) = http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(|error| silent(format!("the engine cannot be spoken to: {error}")))?;
+        let (sender, connection) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(|error| {
+                silent(format!("the HTTP connection to the engine failed: {error}"))
+            })?;
         let task = tokio::spawn(async move {
             let _ = connection.with_upgrades().await;
         });
         Ok((sender, Task(task)))
     }
 
-    /// Sends a request. `patience` bounds the wait for the head of the answer; what has no end by
-    /// itself, such as waiting for a container, has none.
+    /// Sends a request. `patience` limits the wait for the head of the answer. Requests that wait
+    /// by design, such as for a container's end, have no limit.
     pub async fn send(
         &self,
         request: Request<Body>,
@@ -94,10 +96,18 @@ impl Engine {
                 .map_err(|_| Refusal::new(Code::Engine, "the engine does not answer"))?,
             None => asking.await,
         };
-        // Words of a body that was broken off are ours.
+        // An error about an interrupted body is the guard's own.
         let answer = answer.map_err(|error| {
             let told = std::error::Error::source(&error).and_then(|s| s.downcast_ref::<Refusal>());
-            let lost = || Refusal::new(Code::Engine, format!("the engine broke off: {error}"));
+            let lost = || {
+                Refusal::new(
+                    Code::Engine,
+                    format!(
+                        "the engine closed the connection: \
+                {error}"
+                    ),
+                )
+            };
             told.cloned().unwrap_or_else(lost)
         })?;
         Ok((answer, task))
@@ -113,7 +123,7 @@ impl Engine {
         Ok(answer_of(answer, task))
     }
 
-    /// Sends a request and reads the answer whole.
+    /// Sends a request and reads the whole answer.
     pub async fn ask(
         &self,
         method: Method,
@@ -121,19 +131,21 @@ impl Engine {
         body: Vec<u8>,
     ) -> Result<(StatusCode, Value), Refusal> {
         let body = if body.is_empty() { empty() } else { whole(body) };
-        let (answer, _task) = self.send(request(method, target, body)?, Some(ANSWER)).await?;
+        let (answer, _task) =
+            self.send(request(method, target, body)?, Some(ANSWER_TIMEOUT)).await?;
         let status = answer.status();
-        let read = timeout(ANSWER, Limited::new(answer.into_body(), LONGEST).collect());
+        let read =
+            timeout(ANSWER_TIMEOUT, Limited::new(answer.into_body(), MAX_ANSWER_BYTES).collect());
         let bytes = read
             .await
-            .map_err(|_| Refusal::new(Code::Engine, "the engine does not end its answer"))?
+            .map_err(|_| Refusal::new(Code::Engine, "the engine does not finish its answer"))?
             .map_err(|_| Refusal::new(Code::Engine, "the engine's answer is too long"))?
             .to_bytes();
         Ok((status, serde_json::from_slice(&bytes).unwrap_or(Value::Null)))
     }
 
-    /// Turns a connection into the streams of a container. The answer is the engine's where it does
-    /// not.
+    /// Upgrades a connection to the streams of a container. If the engine does not upgrade, returns
+    /// its answer.
     pub async fn upgrade(
         &self,
         target: &str,
@@ -141,7 +153,7 @@ impl Engine {
         let mut asked = request(Method::POST, target, empty())?;
         asked.headers_mut().insert(CONNECTION, http::HeaderValue::from_static("Upgrade"));
         asked.headers_mut().insert(UPGRADE, http::HeaderValue::from_static("tcp"));
-        let (mut answer, task) = self.send(asked, Some(ANSWER)).await?;
+        let (mut answer, task) = self.send(asked, Some(ANSWER_TIMEOUT)).await?;
         if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
             if answer.status().is_success() {
                 let why = "the engine does not upgrade the connection";
@@ -151,21 +163,21 @@ impl Engine {
         }
         let upgraded = hyper::upgrade::on(&mut answer).await;
         let upgraded = upgraded.map_err(|error| {
-            Refusal::new(Code::Engine, format!("the engine broke off: {error}"))
+            Refusal::new(Code::Engine, format!("the engine closed the connection: {error}"))
         })?;
         let parts = socket(upgraded)
-            .ok_or_else(|| Refusal::new(Code::Engine, "the connection is no socket"))?;
+            .ok_or_else(|| Refusal::new(Code::Engine, "the connection is not a socket"))?;
         Ok(Ok(parts))
     }
 }
 
-/// The socket below an upgraded connection, and what was read from it already.
+/// Socket below an upgraded connection, and the bytes already read from it.
 pub fn socket(upgraded: Upgraded) -> Option<(UnixStream, Bytes)> {
     let parts = upgraded.downcast::<TokioIo<UnixStream>>().ok()?;
     Some((parts.io.into_inner(), parts.read_buf))
 }
 
-/// A request of our own words.
+/// A request composed by the guard.
 pub fn request(method: Method, target: &str, body: Body) -> Result<Request<Body>, Refusal> {
     let json = body.size_hint().exact() != Some(0);
     let mut builder = Request::builder().method(method).uri(target).header(HOST, "docker");
@@ -183,7 +195,7 @@ pub fn whole(bytes: Vec<u8>) -> Body {
     Full::new(Bytes::from(bytes)).map_err(|never| match never {}).boxed_unsync()
 }
 
-/// An answer with the headers that say something about its body, and no others.
+/// Answer with only the headers that describe its body.
 fn answer_of(answer: Response<Incoming>, task: Task) -> Response<Body> {
     let (head, body) = answer.into_parts();
     let mut response = Response::new(Answer { body, _task: task }.boxed_unsync());
@@ -196,7 +208,7 @@ fn answer_of(answer: Response<Incoming>, task: Task) -> Response<Body> {
     response
 }
 
-/// The task of a connection, which ends with whoever waits for its answer.
+/// Task of a connection. Ends when its answer is dropped.
 pub struct Task(JoinHandle<()>);
 
 impl Drop for Task {
@@ -230,7 +242,7 @@ impl hyper::body::Body for Answer {
     }
 }
 
-/// Reads a body whole.
+/// Reads a whole body.
 pub async fn read(body: Incoming, most: usize, patience: Duration) -> Result<BytesMut, Refusal> {
     let mut read = BytesMut::new();
     let mut body = Limited::new(body, most);
@@ -239,7 +251,7 @@ pub async fn read(body: Incoming, most: usize, patience: Duration) -> Result<Byt
             let frame = frame.map_err(|_| {
                 Refusal::new(
                     Code::Limit,
-                    format!("the body is longer than {most} bytes, or broke off"),
+                    format!("the body is longer than {most} bytes, or was interrupted"),
                 )
             })?;
             if let Ok(data) = frame.into_data() {

@@ -1,5 +1,5 @@
-//! Containers that were created through the guard, and how long each may be there: as long as
-//! somebody is attached to it. One is held until it is gone, whatever its removal takes.
+//! Containers created through the guard, and their lifetime: each lives as long as a client is
+//! attached to it. A lease lasts until the container is removed, however long that takes.
 
 use std::{
     collections::HashMap,
@@ -29,18 +29,18 @@ use crate::{
 };
 use portcullis_foundation::backoff::Backoff;
 
-/// From its creation until somebody is attached.
-const UNATTACHED: Duration = Duration::from_secs(60);
-/// For the proxy to remove it by itself.
-const GRACE: Duration = Duration::from_secs(20);
+/// Time limit from a container's creation to its attachment.
+const ATTACH_TIMEOUT: Duration = Duration::from_secs(60);
+/// Time for the proxy to remove it by itself.
+const GRACE_PERIOD: Duration = Duration::from_secs(20);
 /// Pauses between failed removals.
 const BACKOFF: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
-/// For the engine to be done with a creation that it did not answer in time.
-const LATE: Duration = Duration::from_secs(600);
-/// For all to be removed at the guard's end: less than an init waits before it kills.
-const ENDING: Duration = Duration::from_secs(8);
+/// Time for the engine to complete a creation that it did not answer in time.
+const LOST_CREATION_TIMEOUT: Duration = Duration::from_secs(600);
+/// Time limit for all removals at the guard's end: less than an init system waits before it kills.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(8);
 
-/// All containers of this guard's that may be there.
+/// All containers of this guard that may exist.
 #[derive(Clone)]
 pub struct Leases {
     engine: Engine,
@@ -54,20 +54,20 @@ pub struct Leases {
 pub struct Lease {
     pub id: String,
     held: Held,
-    /// Whether somebody has joined what it holds.
+    /// Whether a container has joined the namespace that it holds.
     joined: AtomicBool,
     attached: AtomicBool,
     _place: OwnedSemaphorePermit,
 }
 
-/// What is known of a container.
+/// Data of a container.
 pub struct Held {
     pub name: String,
-    /// The folders of the host that it has, with whether it may write.
+    /// Host folders, with whether they are writable.
     pub mounts: Vec<(PathBuf, bool)>,
     /// What it holds.
     pub holds: Option<Holding>,
-    /// Who had it created.
+    /// Client that created it.
     pub by: Peer,
 }
 
@@ -77,17 +77,17 @@ impl Leases {
         Self { engine, held: Arc::default(), free, most, ending: Arc::default() }
     }
 
-    /// Room for one more.
+    /// Permit for one more container.
     pub fn place(&self) -> Result<OwnedSemaphorePermit, Refusal> {
         if self.ending.load(Ordering::Acquire) {
-            return Err(Refusal::new(Code::Limit, "the guard is ending"));
+            return Err(Refusal::new(Code::Limit, "the guard is shutting down"));
         }
         self.free.clone().try_acquire_owned().map_err(|_| {
-            Refusal::new(Code::Limit, "there are as many containers as may be (see --containers)")
+            Refusal::new(Code::Limit, "the limit of containers is reached (see --containers)")
         })
     }
 
-    /// Holds one that was just created.
+    /// Adds a lease for a container that was just created.
     pub fn hold(&self, id: String, held: Held, place: OwnedSemaphorePermit) {
         let lease = Lease {
             id: id.clone(),
@@ -98,28 +98,29 @@ impl Leases {
         };
         {
             let mut held = self.held.lock();
-            // The engine gives a name to one at a time: the earlier one is gone.
+            // The engine gives a name to only one container at a time, so the earlier one no longer
+            // exists.
             held.retain(|_, other| other.held.name != lease.held.name);
             held.insert(id.clone(), Arc::new(lease));
         }
         let leases = self.clone();
         tokio::spawn(async move {
             if !leases.ending.load(Ordering::Acquire) {
-                sleep(UNATTACHED).await;
+                sleep(ATTACH_TIMEOUT).await;
             }
             let idle = |lease: Arc<Lease>| !lease.attached.load(Ordering::Acquire);
             if leases.find(&id).is_some_and(idle) {
-                leases.end(&id, "nobody attached to it").await;
+                leases.end(&id, "no client attached to it").await;
             }
         });
     }
 
-    /// Keeps the place of one whose creation the engine did not answer: it may be there, or come to be.
-    /// It is removed then, where its labels say that it is the one.
+    /// Keeps the permit of a container whose creation the engine did not answer: it may exist, or
+    /// be created later. Removes it if its labels identify it.
     pub fn lost(&self, name: String, guard: String, place: OwnedSemaphorePermit) {
         let leases = self.clone();
         tokio::spawn(async move {
-            let given_up = tokio::time::Instant::now() + LATE;
+            let given_up = tokio::time::Instant::now() + LOST_CREATION_TIMEOUT;
             for pauses in 0.. {
                 match leases.recover(&name, &guard).await {
                     Ok(Removal::Done) => {
@@ -138,7 +139,7 @@ impl Leases {
         });
     }
 
-    /// Removes the container of that name, if that is what this guard created by it.
+    /// Removes the container with that name, if this guard created it.
     async fn recover(&self, name: &str, guard: &str) -> Result<Removal, Refusal> {
         let target = format!("/containers/{name}/json");
         let (status, told) = self.engine.ask(Method::GET, &target, Vec::new()).await?;
@@ -155,14 +156,14 @@ impl Leases {
         }
     }
 
-    /// One that was created through this guard, by its id or name.
+    /// Lease of a container by id or name.
     pub fn find(&self, container: &str) -> Option<Arc<Lease>> {
         let held = self.held.lock();
         let named = || held.values().find(|lease| lease.held.name == container);
         held.get(container).or_else(named).cloned()
     }
 
-    /// Joins the container that holds exactly that, and was created by the same client: once.
+    /// Joins the container that holds exactly this and was created by the same client, once.
     pub fn join(&self, container: &str, holding: &Holding, by: Peer) -> Option<Joining> {
         let is_for =
             |lease: &Arc<Lease>| lease.held.holds.as_ref() == Some(holding) && lease.held.by == by;
@@ -170,38 +171,38 @@ impl Leases {
         (!lease.joined.swap(true, Ordering::AcqRel)).then_some(Joining { lease, kept: false })
     }
 
-    /// It is not there any more.
+    /// Removes the lease of a container that no longer exists.
     pub fn drop(&self, id: &str) {
         self.held.lock().remove(id);
     }
 
-    /// Somebody attaches to it: once, as Portcullis does. What a second one would see is the first
-    /// one's.
+    /// Attaches to a container, once, as Portcullis does. A second client would see the first one's
+    /// data.
     pub fn attach(&self, id: &str) -> Result<Attachment, Refusal> {
         let lease = self.find(id);
         if lease.is_none_or(|lease| lease.attached.swap(true, Ordering::AcqRel)) {
-            let why = "somebody is, or was, attached to it already";
+            let why = "a client is or was already attached to it";
             return Err(Refusal::new(Code::Call, why));
         }
         Ok(Attachment { leases: self.clone(), id: id.to_owned() })
     }
 
-    /// Removes all, and those that are being created. Nothing is created after.
+    /// Removes all containers, including those being created. No container is created afterwards.
     pub async fn end_all(&self) {
         self.ending.store(true, Ordering::Release);
         let ids: Vec<String> = self.held.lock().keys().cloned().collect();
         for id in ids {
             let leases = self.clone();
-            tokio::spawn(async move { leases.end(&id, "the guard ends").await });
+            tokio::spawn(async move { leases.end(&id, "the guard shuts down").await });
         }
-        // What is held, and what is being created, has a place.
-        if timeout(ENDING, self.free.acquire_many(self.most)).await.is_err() {
+        // Existing containers and those being created have a permit.
+        if timeout(SHUTDOWN_TIMEOUT, self.free.acquire_many(self.most)).await.is_err() {
             let left = self.held.lock().len();
-            tracing::error!(left, "containers are left: the guard's next start removes them");
+            tracing::error!(left, "containers remain: the guard's next start removes them");
         }
     }
 
-    /// Removes a container, and tries again until it is gone. It keeps its place until then.
+    /// Removes a container, and retries until it succeeds. The permit is held until then.
     async fn end(&self, id: &str, why: &str) {
         let short = id.get(..12).unwrap_or(id);
         for pauses in 0.. {
@@ -225,25 +226,25 @@ impl Leases {
 }
 
 impl Lease {
-    /// The folders of the host that it has, with whether it may write.
+    /// Host folders, with whether they are writable.
     pub fn mounts(&self) -> &[(PathBuf, bool)] {
         &self.held.mounts
     }
 }
 
-/// That a container which is being created has joined another. It is taken back unless it is kept.
+/// Reservation of a joined container by one that is being created. Undone on drop unless kept.
 pub struct Joining {
     lease: Arc<Lease>,
     kept: bool,
 }
 
 impl Joining {
-    /// The id of the one that is joined.
+    /// Id of the joined container.
     pub fn id(&self) -> &str {
         &self.lease.id
     }
 
-    /// The container is there, or may come to be.
+    /// The container exists, or may be created later.
     pub fn keep(&mut self) {
         self.kept = true;
     }
@@ -257,7 +258,7 @@ impl Drop for Joining {
     }
 }
 
-/// That somebody is attached to a container. However that ends, the container does soon after.
+/// Attachment to a container. After its end, for any reason, the container ends soon.
 pub struct Attachment {
     leases: Leases,
     id: String,
@@ -266,24 +267,24 @@ pub struct Attachment {
 impl Drop for Attachment {
     fn drop(&mut self) {
         let (leases, id) = (self.leases.clone(), std::mem::take(&mut self.id));
-        // Without a runtime the guard itself has ended.
+        // Without an async runtime, the guard itself has ended.
         let Ok(runtime) = Handle::try_current() else { return };
         runtime.spawn(async move {
-            sleep(GRACE).await;
+            sleep(GRACE_PERIOD).await;
             if leases.find(&id).is_some() {
-                leases.end(&id, "nobody is attached to it any more").await;
+                leases.end(&id, "no client is attached to it any more").await;
             }
         });
     }
 }
 
-/// What the engine says of a removal.
+/// Result of a removal.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Removal {
     Done,
-    /// It was not there.
+    /// It did not exist.
     Absent,
-    /// The engine removes it already, which may fail.
+    /// The engine is already removing it, which may fail.
     Going,
 }
 
@@ -313,9 +314,9 @@ mod tests {
         Held { name: name.to_owned(), mounts: Vec::new(), holds, by: peer(1) }
     }
 
-    const PATIENCE: Duration = Duration::from_secs(30);
+    const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
-    /// Takes a request, whose answer is up to the caller.
+    /// Accepts a request, whose answer the caller sends.
     async fn asked(engine: &UnixListener) -> UnixStream {
         asked_for(engine, "DELETE /containers/a?force=true").await
     }
@@ -341,7 +342,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_container_that_cannot_be_removed_is_held_and_tried_again() {
+    async fn failed_removal_is_retried_with_the_lease_kept() {
         let folder = tempfile::tempdir().expect("a folder");
         let socket = folder.path().join("engine.sock");
         let engine = UnixListener::bind(&socket).expect("a socket");
@@ -349,7 +350,7 @@ mod tests {
         let place = leases.place().expect("a place");
         leases.hold("a".to_owned(), held("n", None), place);
         let ending = leases.clone();
-        let ending = tokio::spawn(async move { ending.end("a", "it is tried").await });
+        let ending = tokio::spawn(async move { ending.end("a", "a test").await });
         let story = async {
             for status in ["500 x", "409 x"] {
                 answer(asked(&engine).await, status).await;
@@ -359,12 +360,12 @@ mod tests {
             answer(third, "404 x").await;
             ending.await.expect("no panic");
         };
-        timeout(PATIENCE, story).await.expect("three requests");
+        timeout(TEST_TIMEOUT, story).await.expect("three requests");
         assert!(leases.find("a").is_none() && leases.place().is_ok());
     }
 
     #[tokio::test]
-    async fn a_container_whose_creation_was_not_answered_is_removed_when_it_comes_to_be() {
+    async fn container_of_an_unanswered_creation_is_removed_later() {
         let folder = tempfile::tempdir().expect("a folder");
         let socket = folder.path().join("engine.sock");
         let engine = UnixListener::bind(&socket).expect("a socket");
@@ -376,7 +377,7 @@ mod tests {
             serde_json::json!({"Config": {"Labels": labels}}).to_string()
         };
         let story = async {
-            // Not there yet; another's, which is let alone; there.
+            // Does not exist yet; belongs to another owner and is skipped; exists.
             for (status, body) in
                 [("404 x", String::new()), ("200 x", of("other")), ("200 x", of("g"))]
             {
@@ -389,11 +390,11 @@ mod tests {
                 tokio::task::yield_now().await;
             }
         };
-        timeout(PATIENCE, story).await.expect("to be removed");
+        timeout(TEST_TIMEOUT, story).await.expect("to be removed");
     }
 
     #[tokio::test]
-    async fn what_is_held_is_joined_once_by_whom_it_is_held_for() {
+    async fn held_network_is_joined_once_by_its_container() {
         let folder = tempfile::tempdir().expect("a folder");
         let leases = Leases::new(Engine::new(folder.path().join("engine.sock")), 2);
         let holding = |by: &str| Holding { by: by.to_owned(), of: Default::default() };
@@ -409,7 +410,7 @@ mod tests {
         {
             assert!(join(container, by, pid).is_none(), "{container} {by} {pid}");
         }
-        // A creation that failed takes it back.
+        // A failed creation undoes it.
         let failed = join("n-a", "x", 1).expect("to join");
         assert_eq!(failed.id(), "a");
         assert!(join("a", "x", 1).is_none());
@@ -421,7 +422,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_created_while_the_guard_ends_is_removed_too() {
+    async fn container_created_during_shutdown_is_removed() {
         let folder = tempfile::tempdir().expect("a folder");
         let socket = folder.path().join("engine.sock");
         let engine = UnixListener::bind(&socket).expect("a socket");
@@ -437,7 +438,7 @@ mod tests {
             answer(asked(&engine).await, "204 x").await;
             end.await.expect("no panic");
         };
-        timeout(PATIENCE, story).await.expect("a request");
+        timeout(TEST_TIMEOUT, story).await.expect("a request");
         assert!(leases.find("a").is_none());
     }
 }

@@ -33,39 +33,38 @@ pub use refusal::{Code, Refusal};
 pub use rules::{Allow, MountRule, Rules};
 pub use serve::Guard;
 
-/// Labels of containers. Portcullis has them from here.
+/// Labels of containers, which Portcullis sets too.
 pub mod label {
-    /// The instance of the proxy that launched it.
+    /// Instance of the proxy that launched it.
     pub const INSTANCE: &str = "dev.portcullis.instance";
-    /// The server, by the operator's name.
+    /// Server's name in the config.
     pub const SERVER: &str = "dev.portcullis.server";
-    /// The hash of the profile that it was made from.
+    /// Hash of the profile that it was created from.
     pub const PROFILE: &str = "dev.portcullis.profile";
-    /// The process that launched it.
+    /// Process that launched it.
     pub const OWNER: &str = "dev.portcullis.owner";
-    /// The guard through which it was created, by the name of its [`Rules`](crate::Rules). Empty
-    /// without a guard.
+    /// Guard that created it, by the name of its [`Rules`](crate::Rules). Empty without a guard.
     pub const GUARD: &str = "dev.portcullis.guard";
-    /// On a container that holds a network namespace: the name of the one that is to join it.
+    /// On a pause container: name of the container that is to join it.
     pub const HOLDS: &str = "dev.portcullis.holds";
-    /// The name that the guard created it by, which the labels of an image cannot know.
+    /// Name that the guard created it with, which labels of an image cannot know.
     pub const CONTAINER: &str = "dev.portcullis.container";
 }
 
-/// When a container is asked whether it can still start a process. All of it is named in the request,
-/// and nothing is zero: what is not named, the engine takes from the image.
+/// Times of the health check that a container can still start a process. All are set and none is
+/// zero, because the engine takes unset ones from the image.
 pub mod health {
-    /// Nanoseconds from one question to the next.
+    /// Nanoseconds between two checks.
     pub const INTERVAL: i64 = 30_000_000_000;
-    /// Nanoseconds for the answer.
+    /// Time limit of a check in nanoseconds.
     pub const TIMEOUT: i64 = 5_000_000_000;
-    /// Questions without an answer until it counts as unwell.
+    /// Number of failed checks until the container counts as unhealthy.
     pub const RETRIES: i64 = 3;
-    /// Nanoseconds at its start for which an image may name another interval: as few as there can be.
+    /// Nanoseconds at the start for which an image could set another interval: the minimum.
     pub const START_PERIOD: i64 = 1_000_000;
 }
 
-/// What the names of Portcullis' containers begin with.
+/// Prefix of the names of Portcullis's containers.
 pub const NAME: &str = "portcullis-";
-/// What the names of packed images begin with.
+/// Prefix of the names of packed images.
 pub const PACKED: &str = "portcullis.invalid/packed/";

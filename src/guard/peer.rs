@@ -1,24 +1,24 @@
-//! Who is at the other end of a connection.
+//! Process at the other end of a connection.
 
 use std::{fs, io};
 
 use tokio::net::UnixStream;
 
-/// A client of the socket, as the kernel tells of it: nothing that it says itself.
+/// Client of the socket as reported by the kernel; nothing comes from the client itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Peer {
     user: u32,
-    /// Its id, and when it began, in the kernel's ticks: another process may get the id of one that has
-    /// ended. Nothing where the kernel tells of no process, as of one in a container of its own: then
-    /// all of the user's are one.
+    /// Process id and start time in the kernel's ticks: another process may get the id of one that
+    /// ended. `None` if the kernel reports no process, as for one in a separate container. All such
+    /// processes of a user count as one.
     process: Option<(i32, u64)>,
 }
 
 impl Peer {
-    /// That of a connection.
+    /// Peer of a connection.
     ///
     /// # Errors
-    /// Where the kernel does not say.
+    /// If the kernel does not report it.
     pub fn of(stream: &UnixStream) -> io::Result<Self> {
         let credentials = stream.peer_cred()?;
         let process = credentials.pid().and_then(|pid| Some((pid, began(pid)?)));
@@ -26,10 +26,10 @@ impl Peer {
     }
 }
 
-/// When a process began.
+/// Start time of a process.
 fn began(pid: i32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // Behind the name, which is in brackets and may hold anything.
+    // Follows the name, which is in brackets and may contain anything.
     stat.rsplit(')').next()?.split_whitespace().nth(19)?.parse().ok()
 }
 
@@ -37,20 +37,20 @@ fn began(pid: i32) -> Option<u64> {
 pub(crate) mod tests {
     use super::*;
 
-    /// Somebody.
+    /// Peer of a test.
     pub(crate) fn peer(pid: i32) -> Peer {
         Peer { user: 1, process: Some((pid, 1)) }
     }
 
     #[tokio::test]
-    async fn a_peer_is_a_process_of_a_time() {
+    async fn peer_is_identified_by_process_and_start_time() {
         let (one, other) = UnixStream::pair().expect("a pair");
         let (here, there) = (Peer::of(&one).expect("a peer"), Peer::of(&other).expect("a peer"));
         assert_eq!(here, there);
         let pid = i32::try_from(std::process::id()).expect("a number");
         let Some((id, began)) = here.process else { panic!("{here:?}") };
         assert_eq!(id, pid);
-        // Another one that has its id later, one of another user, and one of whom nothing is known.
+        // A later process with the same id, one of another user, and an unknown one.
         for other in [
             Peer { process: Some((pid, began + 1)), ..here },
             Peer { user: here.user + 1, ..here },
@@ -58,7 +58,7 @@ pub(crate) mod tests {
         ] {
             assert_ne!(here, other);
         }
-        // A process that is not there, and one that began before this one.
+        // A process that does not exist, and one that started earlier.
         assert_eq!(super::began(i32::MAX), None);
         assert!(super::began(1).is_some_and(|first| first < began));
     }

@@ -1,4 +1,4 @@
-//! Why a request was not passed on.
+//! Refusals of requests.
 
 use std::fmt;
 
@@ -8,29 +8,29 @@ use http_body_util::{BodyExt, Full};
 
 use crate::engine::Body;
 
-/// What kind of refusal it is. The words are stable.
+/// Kind of a refusal. Its text is stable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Code {
-    /// Not a request that can be read in one way only.
+    /// Not an unambiguous request.
     Malformed,
     /// A call that Portcullis does not make, or that the operator does not allow.
     Call,
-    /// A container that would be less confined than the rules say.
+    /// A container less confined than the rules require.
     Profile,
-    /// A folder of the host that no container may have.
+    /// A host folder that must not be mounted.
     Mount,
-    /// An image that may not be used, pulled or loaded.
+    /// An image that must not be used, pulled or loaded.
     Image,
-    /// A container that is not there, or not one of this guard's.
+    /// A container that does not exist, or does not belong to this guard.
     Container,
-    /// Too much, too many or too slow.
+    /// A limit of size, number or time is exceeded.
     Limit,
     /// The engine did not answer, or not as expected.
     Engine,
 }
 
 impl Code {
-    /// The stable word.
+    /// Stable text.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Malformed => "guard-malformed",
@@ -48,8 +48,8 @@ impl Code {
         match self {
             Self::Malformed => StatusCode::BAD_REQUEST,
             Self::Call | Self::Profile | Self::Mount | Self::Image => StatusCode::FORBIDDEN,
-            // The same as the engine's for one that is not there: whose others are is nobody's
-            // business.
+            // Same as the engine's answer for a missing container, so that the existence of other
+            // containers is not revealed.
             Self::Container => StatusCode::NOT_FOUND,
             Self::Limit => StatusCode::TOO_MANY_REQUESTS,
             Self::Engine => StatusCode::BAD_GATEWAY,
@@ -63,7 +63,7 @@ impl fmt::Display for Code {
     }
 }
 
-/// A request that was not passed on. The words hold nothing of a body but names of its keys.
+/// A refused request. The text contains nothing of a body except names of its keys.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{code}: {why}")]
 pub struct Refusal {
@@ -76,7 +76,7 @@ impl Refusal {
         Self { code, why: why.into() }
     }
 
-    /// In the engine's form, so that its clients show the words.
+    /// Response in the engine's format, so that its clients show the text.
     pub(crate) fn response(&self) -> Response<Body> {
         let text = serde_json::json!({ "message": self.to_string() }).to_string();
         let body = Full::new(Bytes::from(text)).map_err(|never| match never {}).boxed_unsync();
@@ -88,12 +88,11 @@ impl Refusal {
     }
 }
 
-/// Something that a client wrote, for a line of a log or a message: short, and without control
-/// characters.
+/// Text of a client for a log line or a message: shortened, and without control characters.
 pub(crate) fn shown(text: &str) -> String {
-    const LONGEST: usize = 120;
-    let mut shown: String = text.chars().take(LONGEST).flat_map(char::escape_debug).collect();
-    if text.chars().count() > LONGEST {
+    const MAX_CHARS: usize = 120;
+    let mut shown: String = text.chars().take(MAX_CHARS).flat_map(char::escape_debug).collect();
+    if text.chars().count() > MAX_CHARS {
         shown.push('…');
     }
     shown

@@ -1,4 +1,4 @@
-//! A request line, read strictly: one of the calls that Portcullis makes, or a refusal.
+//! Strict parser of request lines: one of the calls that Portcullis makes, or a refusal.
 
 use http::{Method, Uri};
 
@@ -7,16 +7,16 @@ use crate::{
     refusal::{Code, Refusal, shown},
 };
 
-/// The oldest version of the API that is spoken. Older ones mean other things by the same words.
-const OLDEST: u32 = 41;
-const LONGEST: usize = 4096;
-/// What paths begin with that have no version, as bollard's have none.
-const OURS: [&str; 4] = ["version", "info", "images", "containers"];
+/// Oldest supported version of the API. In older ones the same requests mean other things.
+const MIN_API_VERSION: u32 = 41;
+const MAX_TARGET_BYTES: usize = 4096;
+/// First segments of paths without a version, as bollard sends them.
+const UNVERSIONED: [&str; 4] = ["version", "info", "images", "containers"];
 
-/// A call as it is made: what its path begins with, and what is asked.
+/// A parsed request: base path and call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Asked {
-    /// `/v1.41`, or nothing, which is the engine's own version.
+    /// `/v1.41`, or empty for the engine's own version.
     pub base: String,
     pub call: Call,
 }
@@ -34,7 +34,7 @@ pub enum Call {
     Container { container: String, act: Act },
 }
 
-/// What is done to a container.
+/// Action on a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Act {
     Inspect,
@@ -47,7 +47,7 @@ pub enum Act {
 }
 
 impl Call {
-    /// In a few words, for logs.
+    /// Short description for logs.
     pub fn words(&self) -> &'static str {
         match self {
             Self::Version => "version",
@@ -70,19 +70,19 @@ impl Call {
     }
 }
 
-/// Reads method and target.
+/// Parses method and target.
 pub fn read(method: &Method, uri: &Uri) -> Result<Asked, Refusal> {
     let malformed = |why: &str| Err(Refusal::new(Code::Malformed, why));
     if uri.scheme().is_some() || uri.authority().is_some() {
         return malformed("the target is not a path");
     }
     let path = uri.path();
-    if path.len() + uri.query().map_or(0, str::len) > LONGEST {
+    if path.len() + uri.query().map_or(0, str::len) > MAX_TARGET_BYTES {
         return malformed("the target is too long");
     }
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"._:/@-".contains(&b);
     if !path.starts_with('/') || !path.bytes().all(plain) {
-        return malformed("the path has characters that no path of Portcullis' has");
+        return malformed("the path has characters that Portcullis never uses in a path");
     }
     let segments: Vec<&str> = path.split('/').skip(1).collect();
     if !is_whole(segments.iter().copied()) {
@@ -90,7 +90,7 @@ pub fn read(method: &Method, uri: &Uri) -> Result<Asked, Refusal> {
     }
     let (base, rest) = match segments.split_first() {
         Some((version, rest)) if is_version(version) => (format!("/{version}"), rest),
-        Some((first, _)) if OURS.contains(first) => (String::new(), segments.as_slice()),
+        Some((first, _)) if UNVERSIONED.contains(first) => (String::new(), segments.as_slice()),
         _ => return Err(other(method, &segments)),
     };
     let mut query = Query::of(uri.query().unwrap_or(""))?;
@@ -99,7 +99,7 @@ pub fn read(method: &Method, uri: &Uri) -> Result<Asked, Refusal> {
     Ok(Asked { base, call })
 }
 
-/// Whether the segments of a path stand for themselves, to every reader.
+/// Whether the segments of a path are literal for every parser.
 pub fn is_whole<'a>(mut segments: impl Iterator<Item = &'a str>) -> bool {
     segments.all(|segment| !matches!(segment, "" | "." | ".."))
 }
@@ -109,7 +109,7 @@ fn is_version(segment: &str) -> bool {
     minor.is_some_and(|minor| {
         minor.len() == 2
             && minor.bytes().all(|b| b.is_ascii_digit())
-            && minor.parse::<u32>().is_ok_and(|minor| minor >= OLDEST)
+            && minor.parse::<u32>().is_ok_and(|minor| minor >= MIN_API_VERSION)
     })
 }
 
@@ -133,17 +133,18 @@ fn call(method: &Method, path: &[&str], query: &mut Query) -> Result<Call, Refus
         ["containers", "json"] if get => {
             query.flag("all")?;
             query.off("size")?;
-            // Answered with this guard's own containers, whatever they say.
+            // Ignored: the answer has only this guard's containers.
             query.take("filters");
             Call::List
         }
         ["containers", "create"] if post => {
             let name = query.required("name")?;
             if !is_name(&name) || !name.starts_with(NAME) {
-                let why = format!("a container's name begins with `{NAME}`");
+                let why = format!("a container's name must begin with `{NAME}`");
                 return Err(Refusal::new(Code::Profile, why));
             }
-            // With one, the engine may create a container of another image than the one that is looked at.
+            // With a platform, the engine may create a container from another image than the
+            // checked one.
             if query.platform()?.is_some() {
                 return Err(Refusal::new(Code::Call, "`platform` is never set by Portcullis here"));
             }
@@ -193,18 +194,18 @@ fn call(method: &Method, path: &[&str], query: &mut Query) -> Result<Call, Refus
 
 fn other(method: &Method, path: &[&str]) -> Refusal {
     let why =
-        format!("Portcullis never asks {} /{}", shown(method.as_str()), shown(&path.join("/")));
+        format!("Portcullis never sends {} /{}", shown(method.as_str()), shown(&path.join("/")));
     Refusal::new(Code::Call, why)
 }
 
-/// A name or an id of a container.
+/// Whether the text is a name or an id of a container.
 fn is_name(text: &str) -> bool {
     text.len() <= 200
         && text.starts_with(|c: char| c.is_ascii_alphanumeric())
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
 }
 
-/// The parameters, each of which is known and stands once.
+/// Query parameters, each known and present once.
 struct Query(Vec<(String, String)>);
 
 impl Query {
@@ -212,7 +213,7 @@ impl Query {
         let mut parameters: Vec<(String, String)> = Vec::new();
         for (name, value) in url::form_urlencoded::parse(text.as_bytes()).into_owned() {
             if parameters.iter().any(|(other, _)| other.eq_ignore_ascii_case(&name)) {
-                let why = format!("the parameter `{}` stands twice", shown(&name));
+                let why = format!("the parameter `{}` is duplicated", shown(&name));
                 return Err(Refusal::new(Code::Malformed, why));
             }
             parameters.push((name, value));
@@ -241,7 +242,7 @@ impl Query {
         }
     }
 
-    /// A flag that is never set.
+    /// Checks a flag that is never set.
     fn off(&mut self, name: &str) -> Result<(), Refusal> {
         if self.flag(name)? {
             return Err(Refusal::new(Code::Call, format!("`{name}` is never set by Portcullis")));
@@ -252,7 +253,7 @@ impl Query {
     fn one_of(&mut self, name: &str, known: &[&str]) -> Result<String, Refusal> {
         let value = self.required(name)?;
         if !known.contains(&value.as_str()) {
-            let why = format!("`{name}` is none of {}", known.join(", "));
+            let why = format!("`{name}` is not one of {}", known.join(", "));
             return Err(Refusal::new(Code::Call, why));
         }
         Ok(value)
@@ -262,7 +263,7 @@ impl Query {
         let platform = self.take("platform").filter(|platform| !platform.is_empty());
         let word = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"/._-".contains(&b);
         if platform.as_ref().is_some_and(|p| p.len() > 64 || !p.bytes().all(word)) {
-            return Err(Refusal::new(Code::Malformed, "`platform` is no platform"));
+            return Err(Refusal::new(Code::Malformed, "`platform` is not a platform"));
         }
         Ok(platform)
     }
@@ -292,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn the_calls_of_portcullis() {
+    fn calls_of_portcullis_are_parsed() {
         let id = "0123456789abcdef".repeat(4);
         for (method, target, words) in [
             ("GET", "/v1.41/version", "version"),
@@ -326,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_read_in_two_ways_is_not_read() {
+    fn ambiguous_request_lines_are_refused() {
         for (method, target, expected) in [
             ("GET", "/v1.41//containers/json", "guard-malformed"),
             ("GET", "//v1.41/containers/json", "guard-malformed"),

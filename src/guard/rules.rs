@@ -1,11 +1,11 @@
-//! What the operator allows beyond the hardened default.
+//! What the operator allows in addition to the hardened default.
 
 use std::{collections::BTreeSet, path::PathBuf};
 
 use serde_json::Value;
 
-/// A way in which a container may be less confined than the default, or a call that is not needed
-/// by all. [`Allow::about`] says what each is.
+/// A deviation of containers from the default, or an optional call. [`Allow::about`] describes
+/// each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Allow {
     WritableRoot,
@@ -16,51 +16,51 @@ pub enum Allow {
     Pull,
 }
 
-/// A folder of the host that containers may have.
+/// Host folder that containers may mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MountRule {
-    /// It, and what is below it.
+    /// The folder; includes everything below it.
     pub path: PathBuf,
     pub writable: bool,
 }
 
-/// What containers may be.
+/// Requirements for containers.
 #[derive(Debug, Clone)]
 pub struct Rules {
-    /// Tells this guard's containers from those of others, by a label.
+    /// Label value that identifies this guard's containers.
     pub name: String,
-    /// The seccomp profile that every container has: the engine's format, as JSON.
+    /// Seccomp profile of every container, in the engine's format (JSON).
     pub seccomp: Value,
-    /// The network in which Portcullis puts its own sockets inside: what `/etc/hosts` may name.
+    /// Network of the addresses of Portcullis's sockets inside, which `/etc/hosts` may name.
     pub stand_ins: [u8; 3],
-    /// The layers (`sha256:…`) that images have whose program does nothing but hold a network namespace:
-    /// each such image has one layer, which is one of these. None: nothing holds one.
+    /// Layers (`sha256:…`) of pause containers' images. Each such image has exactly one of them. If
+    /// empty, no pause container is permitted.
     pub holders: BTreeSet<String>,
     pub allow: BTreeSet<Allow>,
-    /// Capabilities that may be added: `CAP_NET_BIND_SERVICE`.
+    /// Capabilities that may be added, such as `CAP_NET_BIND_SERVICE`.
     pub capabilities: BTreeSet<String>,
     pub mounts: Vec<MountRule>,
-    /// Runtimes beside the engine's default, such as `runsc`.
+    /// Runtimes in addition to the engine's default, such as `runsc`.
     pub runtimes: BTreeSet<String>,
-    /// Bytes that one container may have at most.
+    /// Memory limit of one container in bytes.
     pub memory: u64,
-    /// Billionths of a processor.
+    /// Processor limit in billionths of a processor.
     pub nano_cpus: u64,
     pub pids: u64,
-    /// Containers at one time.
+    /// Limit of simultaneous containers.
     pub containers: u32,
-    /// Connections at one time.
+    /// Limit of simultaneous connections.
     pub connections: usize,
-    /// Bytes of an image that is loaded.
+    /// Size limit of a loaded image in bytes.
     pub image: u64,
 }
 
 impl Allow {
-    /// All of them.
+    /// All variants.
     pub const ALL: [Self; 6] =
         [Self::WritableRoot, Self::ExecTmp, Self::Network, Self::Root, Self::Pack, Self::Pull];
 
-    /// The word for it: that of the config, where that has one.
+    /// Name of the option, that of the config where there is one.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::WritableRoot => "writable-root",
@@ -72,7 +72,7 @@ impl Allow {
         }
     }
 
-    /// What it stands for.
+    /// Description.
     pub fn about(self) -> &'static str {
         match self {
             Self::WritableRoot => "A writable root (`hardening.writable-root`)",
@@ -81,14 +81,14 @@ impl Allow {
                 "The engine's bridge, with all that is behind it (`hardening.network`)"
             }
             Self::Root => "Root inside (`hardening.user = \"0:…\"`)",
-            Self::Pack => "Loading images that Portcullis packs of programs",
+            Self::Pack => "Loading images that Portcullis packs from programs",
             Self::Pull => "Pulling images, by digest",
         }
     }
 }
 
 impl Rules {
-    /// The default: nothing but the hardened profile.
+    /// Default rules: only the hardened profile.
     pub fn new(name: impl Into<String>, seccomp: Value, stand_ins: [u8; 3]) -> Self {
         Self {
             name: name.into(),
@@ -108,8 +108,9 @@ impl Rules {
         }
     }
 
-    /// Takes no more connections than a process with that many descriptors can: each has one to the
-    /// engine. Each container has a removal, and two for whoever is attached to it.
+    /// Reduces the limit of connections to what a process with that many descriptors supports: each
+    /// has one to the engine. Each container needs one for its removal, and two for the attached
+    /// client.
     pub fn fit(&mut self, files: u64) {
         const OTHERS: u64 = 64;
         let left = files.saturating_sub(OTHERS + 3 * u64::from(self.containers));
@@ -127,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn connections_fit_the_descriptors() {
+    fn connections_are_limited_by_the_descriptors() {
         let mut rules = Rules::new("test", Value::Null, [192, 31, 196]);
         rules.fit(65536);
         assert_eq!(rules.connections, 1024);

@@ -1,4 +1,4 @@
-//! The guard's socket.
+//! Listening socket of the guard.
 
 use std::{
     convert::Infallible,
@@ -35,11 +35,11 @@ use crate::{
     rules::Rules,
 };
 
-const HEADERS: usize = 64;
-const HEAD: usize = 32 << 10;
-const HEAD_TIME: Duration = Duration::from_secs(10);
+const MAX_HEADERS: usize = 64;
+const MAX_HEAD_BYTES: usize = 32 << 10;
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A guard that listens.
+/// A listening guard.
 pub struct Guard {
     listener: UnixListener,
     shared: Arc<Shared>,
@@ -47,11 +47,12 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// Listens at `socket`, which gets `mode`, and removes what an earlier guard of that name left.
+    /// Listens at `socket` with `mode`, and removes containers that an earlier guard of that name
+    /// left.
     ///
     /// # Errors
-    /// Where the socket cannot be made, a folder that may be mounted holds it or the engine's, or the
-    /// engine does not answer.
+    /// If the socket cannot be created, a folder of the mount rules contains it or the engine's
+    /// socket, or the engine does not answer.
     pub async fn listen(
         rules: Rules,
         engine: PathBuf,
@@ -59,7 +60,7 @@ impl Guard {
         mode: u32,
     ) -> Result<Self, Fault> {
         apart(&rules, &[&engine, socket])?;
-        // A second guard by mistake ends here, before it removes what the first one has.
+        // An accidental second guard fails here, before it removes the first one's containers.
         let listener = bind(socket, mode)
             .map_err(|error| Fault(format!("cannot listen at {}: {error}", socket.display())))?;
         let engine = Engine::new(engine);
@@ -72,7 +73,8 @@ impl Guard {
         Ok(Self { listener, shared: Arc::new(Shared { rules, engine, leases }), connections })
     }
 
-    /// Serves until told to end, then removes all containers: they would outlive their proxies.
+    /// Serves until `end`, then removes all containers, which would otherwise outlive their
+    /// proxies.
     pub async fn serve(self, end: CancellationToken) {
         end.run_until_cancelled(self.accept()).await;
         self.shared.leases.end_all().await;
@@ -80,13 +82,13 @@ impl Guard {
 
     async fn accept(&self) {
         loop {
-            // Beyond the bound, whoever comes waits in the listener's queue.
+            // Connections beyond the limit wait in the listener's queue.
             let Ok(place) = self.connections.clone().acquire_owned().await else { return };
             let stream = match self.listener.accept().await {
                 Ok((stream, _)) => stream,
                 Err(error) => {
-                    // Out of descriptors: others end, and there will be some.
-                    tracing::error!("no connection was taken: {error}");
+                    // Out of descriptors: other connections will end and free some.
+                    tracing::error!("a connection could not be accepted: {error}");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                     continue;
                 }
@@ -104,7 +106,7 @@ async fn serve(stream: UnixStream, shared: Arc<Shared>) {
     let peer = match Peer::of(&stream) {
         Ok(peer) => peer,
         Err(error) => {
-            tracing::warn!("a connection was not taken, whose other end is not known: {error}");
+            tracing::warn!("a connection with an unknown peer was refused: {error}");
             return;
         }
     };
@@ -114,15 +116,15 @@ async fn serve(stream: UnixStream, shared: Arc<Shared>) {
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIME)
-        .max_headers(HEADERS)
-        .max_buf_size(HEAD)
-        // One request each: nothing can follow another in its body's place.
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_headers(MAX_HEADERS)
+        .max_buf_size(MAX_HEAD_BYTES)
+        // One request per connection: no other request can follow in place of its body.
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     if let Err(error) = connection.await {
-        tracing::debug!("a connection broke off: {error}");
+        tracing::debug!("a connection was interrupted: {error}");
     }
 }
 
@@ -141,7 +143,7 @@ async fn respond(shared: Arc<Shared>, peer: Peer, request: Request<Incoming>) ->
         let target = target.split('?').next().unwrap_or_default();
         let (method, target) = (shown(method.as_str()), shown(target));
         match code {
-            // Asked of what has just ended by itself, many times a day.
+            // Frequent: requests for a container that has just ended.
             Code::Container => tracing::info!(%code, method, target, "refused: {why}"),
             _ => tracing::warn!(%code, method, target, "refused: {why}"),
         }
@@ -152,7 +154,7 @@ async fn respond(shared: Arc<Shared>, peer: Peer, request: Request<Incoming>) ->
 fn admit(request: &Request<Incoming>) -> Result<route::Asked, Refusal> {
     let malformed = |why: &str| Err(Refusal::new(Code::Malformed, why));
     if request.version() != http::Version::HTTP_11 {
-        return malformed("HTTP/1.1 is spoken here");
+        return malformed("only HTTP/1.1 is supported");
     }
     let headers = request.headers();
     if headers.contains_key(TRANSFER_ENCODING) && headers.contains_key(CONTENT_LENGTH) {
@@ -164,11 +166,11 @@ fn admit(request: &Request<Incoming>) -> Result<route::Asked, Refusal> {
     let asked = route::read(request.method(), request.uri())?;
     let attaches = matches!(asked.call, Call::Container { act: Act::Attach { .. }, .. });
     if !attaches && (headers.contains_key(UPGRADE) || asks_upgrade(request)) {
-        return malformed("only attaching upgrades a connection");
+        return malformed("only attaching may upgrade a connection");
     }
     let loads = matches!(asked.call, Call::Load);
     if headers.contains_key(TRANSFER_ENCODING) && (!loads || request.method() != Method::POST) {
-        return malformed("only an image comes in chunks");
+        return malformed("only an image may have a chunked body");
     }
     Ok(asked)
 }
@@ -181,11 +183,11 @@ fn asks_upgrade(request: &Request<Incoming>) -> bool {
     })
 }
 
-/// Refuses folders that hold a socket: with the engine's, a container would be root on the machine,
-/// and with the guard's it would start others.
+/// Refuses folders that contain a socket: with the engine's, a container would have root on the
+/// machine; with the guard's, it could start others.
 fn apart(rules: &Rules, sockets: &[&Path]) -> Result<(), Fault> {
     let both = |path: &Path| {
-        // A socket that is not there yet is in a folder that is.
+        // The parent folder of a socket that does not exist yet.
         let parent = || Some(path.parent()?.canonicalize().ok()?.join(path.file_name()?));
         let real = path.canonicalize().ok().or_else(parent);
         [Some(path.to_owned()), real].into_iter().flatten()
@@ -194,7 +196,7 @@ fn apart(rules: &Rules, sockets: &[&Path]) -> Result<(), Fault> {
         for socket in sockets {
             if both(&rule.path).any(|folder| both(socket).any(|path| path.starts_with(&folder))) {
                 return Err(Fault(format!(
-                    "the folder {} of --mount holds the socket {}: name folders without it",
+                    "the folder {} of --mount contains the socket {}: use folders without it",
                     rule.path.display(),
                     socket.display()
                 )));
@@ -204,15 +206,15 @@ fn apart(rules: &Rules, sockets: &[&Path]) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Ends what an earlier guard of that name left: nobody is attached to that any more.
+/// Removes containers that an earlier guard of that name left, to which no client is attached.
 async fn sweep(engine: &Engine, name: &str) -> Result<(), Fault> {
     let fault = |refusal: Refusal| Fault(refusal.why);
     let target = format!("/containers/json?all=true&{}", filters(name));
     let (status, list) = engine.ask(Method::GET, &target, Vec::new()).await.map_err(fault)?;
     if !status.is_success() {
-        return Err(Fault(format!("the engine answered {status} when asked for its containers")));
+        return Err(Fault(format!("the engine answered {status} to a request for its containers")));
     }
-    // An image can bring the label of the guard, but not the name that its container will have.
+    // An image can bring the guard's label, but not the name that its container will have.
     let created = |container: &&Value| {
         let labelled = container.pointer("/Labels")?.get(label::CONTAINER)?.as_str()?;
         let name = container.pointer("/Names/0")?.as_str()?.strip_prefix('/')?;
@@ -227,12 +229,12 @@ async fn sweep(engine: &Engine, name: &str) -> Result<(), Fault> {
     Ok(())
 }
 
-/// A socket that only its owner can use before it has its mode.
+/// Creates a socket that only its owner can use until its mode is set.
 fn bind(socket: &Path, mode: u32) -> io::Result<UnixListener> {
-    // What a guard left that was killed. Anything but a socket is somebody else's.
+    // Socket of a killed guard. Other kinds of files belong to someone else.
     if fs::symlink_metadata(socket).is_ok_and(|found| found.file_type().is_socket()) {
         if std::os::unix::net::UnixStream::connect(socket).is_ok() {
-            return Err(io::Error::new(io::ErrorKind::AddrInUse, "somebody listens there"));
+            return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process listens there"));
         }
         fs::remove_file(socket)?;
     }

@@ -1,4 +1,4 @@
-//! The streams of a container, copied both ways.
+//! Copies the streams of a container in both directions.
 
 use std::time::Duration;
 
@@ -12,14 +12,14 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-/// For a client to close its end after the container has closed its.
-const CLOSING: Duration = Duration::from_secs(10);
-/// How often is looked whether a client that says nothing more is still there.
-const LOOK: Duration = Duration::from_secs(2);
-const BUFFER: usize = 64 << 10;
+/// Time for a client to close its end after the container has closed its own.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Interval between checks whether a silent client is still connected.
+const CHECK_INTERVAL: Duration = Duration::from_secs(2);
+const BUFFER_BYTES: usize = 64 << 10;
 
-/// Copies until the container's streams have ended or the client has gone. Who reads slowly is
-/// written to slowly, and holds up the other side: nothing is kept here but one buffer each way.
+/// Copies until the container's streams have ended or the client has disconnected. A slow reader
+/// slows the other side down: only one buffer is kept for each direction.
 pub async fn run(client: (UnixStream, Bytes), engine: (UnixStream, Bytes)) {
     let (client_read, client_write) = client.0.into_split();
     let (engine_read, engine_write) = engine.0.into_split();
@@ -29,17 +29,17 @@ pub async fn run(client: (UnixStream, Bytes), engine: (UnixStream, Bytes)) {
     tokio::select! {
         () = &mut inward => {}
         () = &mut outward => {
-            let _ = timeout(CLOSING, inward).await;
+            let _ = timeout(CLOSE_TIMEOUT, inward).await;
         }
     }
 }
 
-/// Copies to the container, and ends once the client has gone.
+/// Copies to the container, and ends when the client has disconnected.
 async fn inward(first: Bytes, mut client: OwnedReadHalf, mut engine: OwnedWriteHalf) {
-    let mut buffer = vec![0; BUFFER];
+    let mut buffer = vec![0; BUFFER_BYTES];
     let mut bytes: &[u8] = &first;
     loop {
-        // A container that reads nothing must not hide that its client has gone.
+        // A container that does not read must not hide that its client has disconnected.
         tokio::select! {
             biased;
             written = engine.write_all(bytes) => if written.is_err() { break },
@@ -51,14 +51,14 @@ async fn inward(first: Bytes, mut client: OwnedReadHalf, mut engine: OwnedWriteH
         };
     }
     let _ = engine.shutdown().await;
-    // The end of its input is the container's to act on, but a client that has gone altogether will
-    // never read what that comes to.
+    // The container reacts to the end of its input. A fully disconnected client will never read the
+    // result.
     gone(&client).await;
 }
 
-/// Copies to the client all that the container says.
+/// Copies all output of the container to the client.
 async fn outward(first: Bytes, mut engine: OwnedReadHalf, mut client: OwnedWriteHalf) {
-    let mut buffer = vec![0; BUFFER];
+    let mut buffer = vec![0; BUFFER_BYTES];
     if client.write_all(&first).await.is_ok() {
         while let Ok(read @ 1..) = engine.read(&mut buffer).await {
             let Some(bytes) = buffer.get(..read) else { break };
@@ -70,14 +70,14 @@ async fn outward(first: Bytes, mut engine: OwnedReadHalf, mut client: OwnedWrite
     let _ = client.shutdown().await;
 }
 
-/// Resolves once the peer has closed both ways.
+/// Resolves when the peer has closed both directions.
 async fn gone(peer: &OwnedReadHalf) {
     let both = Interest::READABLE.add(Interest::WRITABLE);
     while let Ok(ready) = peer.as_ref().ready(both).await {
         if ready.is_write_closed() {
             return;
         }
-        sleep(LOOK).await;
+        sleep(CHECK_INTERVAL).await;
     }
 }
 
@@ -85,33 +85,36 @@ async fn gone(peer: &OwnedReadHalf) {
 mod tests {
     use super::*;
 
-    const PATIENCE: Duration = Duration::from_secs(30);
+    const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
     #[tokio::test]
-    async fn a_client_that_goes_is_noticed_while_the_container_reads_nothing() {
+    async fn disconnect_is_noticed_while_the_container_does_not_read() {
         let (client, far) = UnixStream::pair().expect("a pair");
         let (engine, container) = UnixStream::pair().expect("a pair");
         engine.writable().await.expect("room");
-        while engine.try_write(&[0; BUFFER]).is_ok() {}
-        let input = Bytes::from_static(b"what nobody reads");
+        while engine.try_write(&[0; BUFFER_BYTES]).is_ok() {}
+        let input = Bytes::from_static(b"unread input");
         let running = tokio::spawn(run((client, input), (engine, Bytes::new())));
         drop(far);
-        timeout(PATIENCE, running).await.expect("the tunnel's end").expect("no panic");
+        timeout(TEST_TIMEOUT, running).await.expect("the tunnel's end").expect("no panic");
         drop(container);
     }
 
     #[tokio::test]
-    async fn what_a_container_said_before_it_ended_gets_to_a_slow_client() {
+    async fn slow_client_gets_all_output_of_an_ended_container() {
         let (client, mut far) = UnixStream::pair().expect("a pair");
         let (engine, mut container) = UnixStream::pair().expect("a pair");
         let running = tokio::spawn(run((client, Bytes::new()), (engine, Bytes::new())));
         let said = vec![7; 4 << 20];
         let saying = tokio::spawn(async move { container.write_all(&said).await });
         let mut heard = Vec::new();
-        timeout(PATIENCE, far.read_to_end(&mut heard)).await.expect("its end").expect("to read");
+        timeout(TEST_TIMEOUT, far.read_to_end(&mut heard))
+            .await
+            .expect("its end")
+            .expect("to read");
         assert_eq!(heard.len(), 4 << 20);
         assert!(saying.await.expect("no panic").is_ok());
         drop(far);
-        timeout(PATIENCE, running).await.expect("the tunnel's end").expect("no panic");
+        timeout(TEST_TIMEOUT, running).await.expect("the tunnel's end").expect("no panic");
     }
 }

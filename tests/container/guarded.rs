@@ -142,7 +142,7 @@ async fn a_way_out_passes_the_guard_and_another_servers_network_does_not() {
         };
         let options = bollard::query_parameters::CreateContainerOptionsBuilder::new().name(&name);
         let refused = docker.create_container(Some(options.build()), body).await.unwrap_err();
-        assert!(refused.to_string().contains("holds for it alone"), "{refused}");
+        assert!(refused.to_string().contains("holds for it only"), "{refused}");
     }
     process.handle.stop(Duration::ZERO).await;
     assert_eq!(count(engine, &other.instance).await, 0);

@@ -1,6 +1,6 @@
 use super::*;
 
-/// What Portcullis packs: its files in their order, by the names that they have.
+/// Archive as Portcullis packs it: its files in order, with their names.
 fn archive(tag: &str, change: impl Fn(usize, &mut tar::Header)) -> Vec<u8> {
     let (config, layer) =
         (format!("{}.json", "a".repeat(64)), format!("{}/layer.tar", "b".repeat(64)));
@@ -35,7 +35,7 @@ fn read(bytes: &[u8], piece: usize) -> Result<(), Refusal> {
 const TAG: &str = "portcullis.invalid/packed/notes:0123";
 
 #[test]
-fn what_portcullis_packs_is_taken_in_any_pieces() {
+fn packed_image_is_accepted_in_chunks_of_any_size() {
     let whole = archive(TAG, |_, _| {});
     for piece in [1, 7, 511, 512, 513, 100_000] {
         assert_eq!(read(&whole, piece), Ok(()), "{piece}");
@@ -46,7 +46,7 @@ fn what_portcullis_packs_is_taken_in_any_pieces() {
 }
 
 #[test]
-fn another_archive_is_refused() {
+fn other_archives_are_refused() {
     for tag in [
         "debian:latest",
         "portcullis.invalid/packed/../debian:1",

@@ -9,7 +9,7 @@ fn rules() -> Rules {
     Rules::new("test", seccomp, [192, 31, 196])
 }
 
-/// What Portcullis sends for a server with everything at its default.
+/// Request for a server with default settings.
 fn body() -> Value {
     let image = format!("sha256:{}", "0".repeat(64));
     json!({
@@ -46,7 +46,7 @@ fn body() -> Value {
     })
 }
 
-/// No container holds anything.
+/// No container holds a network.
 fn nobody(_: &str, _: &Holding) -> Option<String> {
     None
 }
@@ -64,8 +64,8 @@ fn with(pointer: &str, value: Value) -> Value {
 }
 
 #[test]
-fn the_default_profile_is_taken_and_labelled() {
-    let taken = outcome(&body(), &rules()).expect("to be taken");
+fn default_profile_is_accepted_and_labelled() {
+    let taken = outcome(&body(), &rules()).expect("to be accepted");
     let mut expected = body();
     expected["Labels"][label::GUARD] = "test".into();
     expected["Labels"][label::CONTAINER] = NAMED.into();
@@ -75,7 +75,7 @@ fn the_default_profile_is_taken_and_labelled() {
 }
 
 #[test]
-fn what_is_looser_is_refused() {
+fn looser_settings_are_refused() {
     let bind = |source: &str, more: Value| {
         let mut mount = json!({
             "Type": "bind", "Source": source, "Target": "/data", "ReadOnly": true,
@@ -264,7 +264,7 @@ impl From<MountRuleOf> for crate::MountRule {
 }
 
 #[test]
-fn keys_stand_once_and_in_one_case() {
+fn duplicate_keys_and_other_cases_are_refused() {
     let whole = body().to_string();
     for (from, to) in [
         ("\"Privileged\":false", "\"Privileged\":false,\"Privileged\":true"),
@@ -284,7 +284,7 @@ fn keys_stand_once_and_in_one_case() {
 }
 
 #[test]
-fn what_the_operator_allows_is_taken() {
+fn allowed_deviations_are_accepted() {
     type Loosen = fn(&mut Rules);
     let cases: [(&str, Value, Loosen); 8] = [
         ("/Image", json!(format!("a.example/b@sha256:{}", "0".repeat(64))), |_| {}),
@@ -320,7 +320,7 @@ fn what_the_operator_allows_is_taken() {
     }
 }
 
-/// A holder for the server of [`body`].
+/// Pause container for the server of [`body`].
 fn holder() -> Value {
     let mut holder = body();
     holder["Labels"][label::HOLDS] = NAMED.into();
@@ -331,7 +331,7 @@ fn holder() -> Value {
 }
 
 #[test]
-fn a_network_is_held_for_one_container_and_by_nothing_that_does_more() {
+fn network_is_held_for_one_container_by_a_minimal_one() {
     let named = format!("{NAMED}-net");
     let held = |body: &Value, rules: &Rules| {
         let checked = check(body.to_string().as_bytes(), &named, rules, nobody)?;
@@ -364,7 +364,7 @@ fn a_network_is_held_for_one_container_and_by_nothing_that_does_more() {
         assert!(held(&holder, &rules).is_err(), "{pointer} {value}");
     }
 
-    // Who joins says whose container it is, and gets the id of the one that was made for it.
+    // The joining container names its owner, and gets the id of the pause container made for it.
     let joins = |body: &Value, name: &str| {
         let found = |container: &str, asked: &Holding| {
             (container == "h" && *asked == holding).then(|| "0123".to_owned())
@@ -373,7 +373,7 @@ fn a_network_is_held_for_one_container_and_by_nothing_that_does_more() {
     };
     let mut server = with("/HostConfig/NetworkMode", json!("container:h"));
     server["HostConfig"]["ExtraHosts"] = json!([]);
-    let taken = joins(&server, NAMED).expect("to be taken");
+    let taken = joins(&server, NAMED).expect("to be accepted");
     let taken: Value = serde_json::from_slice(&taken.body).expect("JSON");
     assert_eq!(taken["HostConfig"]["NetworkMode"], "container:0123");
     assert!(joins(&server, "portcullis-notes-4567").is_err());
@@ -394,7 +394,7 @@ fn a_network_is_held_for_one_container_and_by_nothing_that_does_more() {
 }
 
 #[test]
-fn folders_are_seen_without_links() {
+fn folders_with_links_are_refused() {
     let folder = tempfile::tempdir().expect("a folder");
     let top = std::fs::canonicalize(folder.path()).expect("a path");
     std::fs::create_dir(top.join("data")).expect("a folder");
@@ -411,7 +411,7 @@ fn folders_are_seen_without_links() {
     rules.mounts.push(crate::MountRule { path: top.join("data"), writable: false });
     assert!(source(&top.join("data"), true, &rules).is_err());
     assert_eq!(source(&top.join("data"), false, &rules), Ok(()));
-    // A rule's own folder is the operator's word, but not below one that a container may write to.
+    // A rule's own path is trusted, but not below a folder that a container may write.
     std::fs::remove_dir_all(top.join("data")).expect("to be removed");
     std::os::unix::fs::symlink("/etc", top.join("data")).expect("a link");
     let refused = source(&top.join("data"), false, &rules).expect_err("a link");
@@ -426,13 +426,13 @@ fn folders_are_seen_without_links() {
     assert_eq!(source(&top.join("file"), false, &rules), Ok(()));
     std::fs::remove_file(top.join("data")).expect("to be removed");
     std::fs::create_dir(top.join("data")).expect("a folder");
-    // What holds a folder that may only be read is not written to either.
+    // A folder that contains a read-only one is not writable either.
     assert!(source(&top, true, &rules).is_err());
     assert_eq!(source(&top, false, &rules), Ok(()));
 }
 
 #[test]
-fn refusals_hold_no_values() {
+fn refusals_contain_no_values() {
     let secret = "hunter2".repeat(2);
     for (pointer, value) in [
         ("/Env", json!([secret])),

@@ -1,4 +1,4 @@
-//! How guards start and end, and what becomes of containers then.
+//! Start and end of guards, and their effect on containers.
 
 use std::time::Duration;
 
@@ -10,16 +10,16 @@ use tokio::{
     time::timeout,
 };
 
-use crate::stand::{PATIENCE, Stand, create, direct, engine, image, is_there, lure, name};
+use crate::stand::{Stand, TEST_TIMEOUT, create, direct, engine, image, is_there, lure, name};
 
 #[tokio::test]
-async fn what_a_guard_left_is_removed_by_the_next() {
+async fn containers_of_a_killed_guard_are_removed_by_the_next() {
     let mut stand = Stand::still("left", &[Allow::Pack]);
     let guard = stand.start().await;
     let image = image(&stand).await;
     stand.rules.containers = 1;
     assert_eq!(create(&stand, &image, "left").await.status, 201);
-    // What an image labelled is not what the guard made.
+    // A container with labels of an image was not created by the guard.
     let theirs = lure(&stand, &image, "image", "an image cannot know").await;
     stand.kill(guard).await;
     stand.start().await;
@@ -40,12 +40,12 @@ async fn what_a_guard_left_is_removed_by_the_next() {
 }
 
 #[tokio::test]
-async fn a_second_guard_at_the_same_socket_ends_nothing() {
+async fn second_guard_at_the_same_socket_removes_nothing() {
     let stand = Stand::new("second", &[Allow::Pack]).await;
     let image = image(&stand).await;
     assert_eq!(create(&stand, &image, "second").await.status, 201);
     let fault = stand.listen().await.err().expect("a fault").to_string();
-    assert!(fault.contains("somebody listens there"), "{fault}");
+    assert!(fault.contains("another process listens there"), "{fault}");
     assert!(is_there("second").await);
     assert!(stand.socket().exists());
     let target = format!("/v1.41/containers/{}?force=1", name("second"));
@@ -53,23 +53,23 @@ async fn a_second_guard_at_the_same_socket_ends_nothing() {
 }
 
 #[tokio::test]
-async fn a_guard_that_is_told_to_end_removes_its_containers() {
+async fn guard_removes_its_containers_on_shutdown() {
     let stand = Stand::still("end", &[Allow::Pack]);
     let guard = stand.start().await;
     let image = image(&stand).await;
     assert_eq!(create(&stand, &image, "end-a").await.status, 201);
     assert_eq!(create(&stand, &image, "end-b").await.status, 201);
     stand.end.cancel();
-    timeout(PATIENCE, guard).await.expect("its end").expect("no panic");
+    timeout(TEST_TIMEOUT, guard).await.expect("its end").expect("no panic");
     assert!(!is_there("end-a").await && !is_there("end-b").await);
 }
 
 #[tokio::test]
-async fn a_guard_ends_while_its_connections_are_taken() {
+async fn guard_ends_while_all_connections_are_in_use() {
     let mut stand = Stand::still("full", &[]);
     stand.rules.connections = 1;
     let guard = stand.start().await;
-    // A request that has a connection for as long as its body takes.
+    // A request occupies a connection for as long as its body takes.
     let mut taken = UnixStream::connect(stand.socket()).await.expect("a connection");
     let head = format!(
         "POST /v1.41/containers/create?name={} HTTP/1.1\r\nHost: d\r\nExpect: 100-continue\r\n\
@@ -77,15 +77,15 @@ async fn a_guard_ends_while_its_connections_are_taken() {
         name("full")
     );
     taken.write_all(head.as_bytes()).await.expect("to write");
-    // It is being read.
-    timeout(PATIENCE, taken.read_u8()).await.expect("to go on").expect("a byte");
+    // The guard is reading it.
+    timeout(TEST_TIMEOUT, taken.read_u8()).await.expect("to go on").expect("a byte");
     stand.end.cancel();
-    // Sooner than the body is given up.
+    // Earlier than the body's timeout.
     timeout(Duration::from_secs(20), guard).await.expect("its end").expect("no panic");
 }
 
 #[tokio::test]
-async fn a_folder_of_mounts_holds_no_socket() {
+async fn mount_folder_with_a_socket_is_refused() {
     let mut stand = Stand::still("mounts", &[]);
     let top = stand.folder.path().to_owned();
     let link = top.join("link");
@@ -101,7 +101,7 @@ async fn a_folder_of_mounts_holds_no_socket() {
     ] {
         stand.rules.mounts = vec![MountRule { path: path.clone(), writable: false }];
         let fault = stand.listen().await.err().unwrap_or_else(|| panic!("{}", path.display()));
-        assert!(fault.to_string().contains("holds the socket"), "{fault}");
+        assert!(fault.to_string().contains("contains the socket"), "{fault}");
     }
     std::fs::create_dir(top.join("data")).expect("a folder");
     stand.rules.mounts = vec![MountRule { path: top.join("data"), writable: false }];

@@ -1,4 +1,4 @@
-//! Ways round the guard, tried with raw requests on the guard of a real engine.
+//! Attempts to circumvent the guard, with raw requests to the guard of a real engine.
 
 mod ends;
 mod stand;
@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::stand::{Stand, body, create, direct, image, lure, name};
 
 #[tokio::test]
-async fn requests_that_are_not_portcullis_never_get_to_the_engine() {
+async fn foreign_requests_never_reach_the_engine() {
     let stand = Stand::new("calls", &[]).await;
     for (method, target, body) in [
         ("GET", "//v1.41/containers/json", ""),
@@ -92,7 +92,7 @@ async fn requests_that_are_not_portcullis_never_get_to_the_engine() {
 }
 
 #[tokio::test]
-async fn a_request_that_can_be_read_in_two_ways_is_not_read() {
+async fn ambiguous_requests_are_refused() {
     let stand = Stand::new("framing", &[]).await;
     let second = "GET /v1.41/containers/json HTTP/1.1\r\nHost: d\r\n\r\n";
     for head in [
@@ -125,17 +125,17 @@ async fn a_request_that_can_be_read_in_two_ways_is_not_read() {
         let head = format!("GET /v1.41/version HTTP/1.1\r\nHost: d\r\n{headers}\r\n");
         assert_ne!(stand.raw(head.as_bytes()).await.status, 200);
     }
-    // What follows an allowed request on its connection is not read at all.
+    // Data after an allowed request on its connection is not read.
     let pipelined = format!("GET /v1.41/version HTTP/1.1\r\nHost: d\r\n\r\n{second}");
     let answer = stand.raw(pipelined.as_bytes()).await;
     assert_eq!((answer.status, answer.heads()), (200, 1), "{answer:?}");
 }
 
 #[tokio::test]
-async fn nothing_is_done_to_containers_of_others_nor_more_than_allowed_to_its_own() {
+async fn containers_of_others_are_not_accessible() {
     let stand = Stand::new("own", &[Allow::Pack]).await;
     let image = image(&stand).await;
-    // One of somebody else's, as like to ours as it can be made.
+    // A container of another owner, as similar as possible.
     let labels = json!({
         label::OWNER: "m b n 1 2", label::INSTANCE: "i", label::SERVER: "notes",
         label::PROFILE: "p", label::GUARD: "another",
@@ -144,7 +144,7 @@ async fn nothing_is_done_to_containers_of_others_nor_more_than_allowed_to_its_ow
     let target = format!("/v1.41/containers/create?name={}", name("theirs"));
     let made = direct("POST", &target, &theirs.to_string()).await;
     let theirs = made.json()["Id"].as_str().unwrap_or_else(|| panic!("{made:?}")).to_owned();
-    // And one with our labels and a name of ours.
+    // And one with the guard's labels and name prefix.
     let lure = lure(&stand, &image, "lure", &name("lure")).await;
 
     for id in [&theirs, &theirs[..12].to_owned(), &name("theirs"), &lure, &"0".repeat(64)] {
@@ -203,7 +203,7 @@ async fn nothing_is_done_to_containers_of_others_nor_more_than_allowed_to_its_ow
         assert!((400..500).contains(&answer.status), "{method} {tail}: {answer:?}");
         assert_ne!(answer.status, 404, "{method} {tail}: {answer:?}");
     }
-    // Lists are of its own, whatever is asked for.
+    // Lists have only its own containers, whatever the filter.
     for filters in ["", "&filters=%7B%7D", "&filters=%7B%22name%22%3A%5B%22.%22%5D%7D"] {
         let list = stand.ask("GET", &format!("/v1.41/containers/json?all=true{filters}"), "").await;
         let list = list.json();
@@ -211,7 +211,7 @@ async fn nothing_is_done_to_containers_of_others_nor_more_than_allowed_to_its_ow
             list.as_array().expect("a list").iter().filter_map(|c| c["Id"].as_str()).collect();
         assert_eq!(ids, [ours.as_str()]);
     }
-    // The machine is told of without what is not needed.
+    // Information about the machine has only the needed fields.
     let info = stand.ask("GET", "/v1.41/info", "").await.json();
     assert!(info["OSType"].is_string() && info["Name"].is_null() && info["HttpProxy"].is_null());
 
@@ -224,7 +224,7 @@ async fn nothing_is_done_to_containers_of_others_nor_more_than_allowed_to_its_ow
 }
 
 #[tokio::test]
-async fn a_network_is_joined_by_the_client_that_had_it_held() {
+async fn network_is_joined_only_by_the_client_that_holds_it() {
     let mut stand = Stand::still("joins", &[Allow::Pack]);
     let layer = {
         let first = Stand::new("layer", &[Allow::Pack]).await;
@@ -244,7 +244,7 @@ async fn a_network_is_joined_by_the_client_that_had_it_held() {
     joins["HostConfig"]["NetworkMode"] = format!("container:{id}").into();
     let text = joins.to_string();
 
-    // Another process, that says all the same.
+    // Another process that sends the same request.
     let url = format!("http://d{}", target("joins"));
     let socket = stand.socket();
     let asked = tokio::process::Command::new("curl")
@@ -253,9 +253,9 @@ async fn a_network_is_joined_by_the_client_that_had_it_held() {
         .arg(&socket)
         .output();
     let told = String::from_utf8(asked.await.expect("curl").stdout).expect("text");
-    assert!(told.contains("no container of this guard's holds for it"), "{told}");
+    assert!(told.contains("no pause container of this guard holds for it"), "{told}");
 
-    // What is refused has joined nothing: for its mounts, and for its image.
+    // A refused request has joined nothing, whether refused for its mounts or its image.
     let mut mounts = joins.clone();
     mounts["HostConfig"]["Mounts"] = json!([{"Type": "bind", "Source": "/etc", "Target": "/x",
         "ReadOnly": true, "BindOptions": {"Propagation": "rprivate", "NonRecursive": true}}]);
@@ -275,7 +275,7 @@ async fn a_network_is_joined_by_the_client_that_had_it_held() {
 }
 
 #[tokio::test]
-async fn creations_that_are_looser_leave_no_container() {
+async fn refused_creations_leave_no_container() {
     let stand = Stand::new("create", &[Allow::Pack]).await;
     let image = image(&stand).await;
     let whole = body(&stand.rules, &image).to_string();

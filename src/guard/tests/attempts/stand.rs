@@ -1,4 +1,4 @@
-//! A guard of a real engine, and raw requests.
+//! A guard in front of a real engine, and raw requests.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -12,7 +12,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 pub fn engine() -> PathBuf {
     let host = std::env::var("DOCKER_HOST").unwrap_or_default();
@@ -32,14 +32,14 @@ impl Drop for Stand {
 }
 
 impl Stand {
-    /// A guard of its own name, with nothing allowed but what is asked for.
+    /// Guard with a separate name that allows only these deviations.
     pub async fn new(name: &str, allow: &[Allow]) -> Self {
         let stand = Self::still(name, allow);
         stand.start().await;
         stand
     }
 
-    /// Before it is started.
+    /// The same before it is started.
     pub fn still(name: &str, allow: &[Allow]) -> Self {
         let name = format!("{name}-{}", std::process::id());
         let mut rules = Rules::new(name, portcullis_syscalls::container_profile(), [192, 31, 196]);
@@ -58,7 +58,7 @@ impl Stand {
         tokio::spawn(guard.serve(self.end.clone()))
     }
 
-    /// Without the end that a guard has when it is told to.
+    /// Ends the guard without its shutdown.
     pub async fn kill(&self, guard: JoinHandle<()>) {
         guard.abort();
         assert!(guard.await.expect_err("it ended by itself").is_cancelled());
@@ -98,7 +98,7 @@ impl Answer {
 
     pub fn json(&self) -> Value {
         let body = self.text.split_once("\r\n\r\n").map_or("", |(_, body)| body);
-        // An engine's longer answers come in chunks.
+        // The engine's longer answers are chunked.
         let from = body.find(['{', '[']).unwrap_or(0);
         let to = body.rfind(['}', ']']).map_or(0, |at| at + 1);
         serde_json::from_str(body.get(from..to).unwrap_or("")).unwrap_or(Value::Null)
@@ -108,23 +108,23 @@ impl Answer {
 pub async fn raw(socket: &std::path::Path, request: &[u8]) -> Answer {
     let exchange = async {
         let mut stream = UnixStream::connect(socket).await.expect("a connection");
-        // It may be answered before it is read to its end.
+        // The answer may come before the request was read to its end.
         let _ = stream.write_all(request).await;
         let mut answer = Vec::new();
         let _ = stream.read_to_end(&mut answer).await;
         String::from_utf8_lossy(&answer).into_owned()
     };
-    let text = timeout(PATIENCE, exchange).await.expect("an answer");
+    let text = timeout(TEST_TIMEOUT, exchange).await.expect("an answer");
     let status = text.get(9..12).and_then(|code| code.parse().ok()).unwrap_or(0);
     Answer { status, text }
 }
 
-/// The engine itself, round the guard.
+/// Request to the engine itself, bypassing the guard.
 pub async fn direct(method: &str, target: &str, body: &str) -> Answer {
     raw(&engine(), request(method, target, body).as_bytes()).await
 }
 
-/// An image without a program, loaded through the guard. Its id.
+/// Id of an image without a program, loaded through the guard.
 pub async fn image(stand: &Stand) -> String {
     let mut layer = tar::Builder::new(Vec::new());
     let mut header = tar::Header::new_gnu();
@@ -172,7 +172,7 @@ pub async fn image(stand: &Stand) -> String {
     found.json()["Id"].as_str().unwrap_or_else(|| panic!("{found:?}")).to_owned()
 }
 
-/// From `sha256sum`: the crate has no need of a digest otherwise.
+/// From `sha256sum`, because the crate does not otherwise need a digest.
 fn sha256(bytes: &[u8]) -> String {
     use std::{
         io::Write as _,
@@ -185,7 +185,7 @@ fn sha256(bytes: &[u8]) -> String {
     String::from_utf8_lossy(&output.stdout).split(' ').next().unwrap_or_default().to_owned()
 }
 
-/// What Portcullis asks for, with everything at its default.
+/// Request of Portcullis with default settings.
 pub fn body(rules: &Rules, image: &str) -> Value {
     json!({
         "Image": image, "Env": [], "User": "65534:65534",
@@ -213,7 +213,7 @@ pub fn name(tail: &str) -> String {
     format!("{NAME}notes-{tail}{}", std::process::id())
 }
 
-/// A container that was not made through the guard, with all labels that it gives.
+/// Container created directly at the engine, with all labels that the guard sets.
 pub async fn lure(stand: &Stand, image: &str, tail: &str, labelled: &str) -> String {
     let mut lured = body(&stand.rules, image);
     lured["Labels"][label::GUARD] = stand.rules.name.clone().into();
