@@ -1,17 +1,18 @@
-//! Kubernetes manifests of one MCP server behind a proxy of its own, as a security team would
-//! apply them. Nothing is requested from a cluster: a [`Workload`] goes in, text comes out.
+//! Kubernetes manifests of one MCP server behind its own proxy, in the form that a security team
+//! would apply. Nothing is requested from a cluster: the input is a [`Workload`], the output text.
 //!
-//! A server that speaks over standard input and output has its own container in the proxy's pod.
-//! An init container copies the proxy's executable and its libraries there, and `portcullis
-//! pod-exec` starts the server's program for the proxy, which reaches it over a socket in a volume
-//! that nothing else sees. A remote server has no container: its pod has only the proxy.
+//! A server over standard input and output has its own container in the proxy's pod. An init
+//! container copies the proxy's executable and its libraries there, and `portcullis pod-exec`
+//! starts the server's program for the proxy, which connects over a socket in a volume that no
+//! other container mounts. A remote server has no container: its pod has only the proxy.
 //!
 //! # Invariants
+//!
 //! - Every pod satisfies the Pod Security Standard "restricted", and its namespace enforces that.
 //! - The output contains no secret value: a [`Secret`] has none. The operator creates the `Secret`
 //!   object; volumes refer to it.
 //! - Only the configured clients reach the pod, and the pod reaches only the server's `egress`
-//!   list, as far as the cluster's network can tell that apart.
+//!   list, as far as the cluster's network can distinguish that.
 
 mod network;
 mod pod;
@@ -24,171 +25,178 @@ use sha2::{Digest as _, Sha256};
 
 pub use pod::{LOADERS, PROXY_USER, SERVER_USER};
 
-/// Where the proxy listens, in its pod and as a service.
+/// Port of the proxy, in its pod and as a service.
 pub const PORT: u16 = 8811;
-/// Where the proxy finds its config in its pod.
+/// Path of the proxy's config in its pod.
 pub const CONFIG: &str = "/etc/portcullis/portcullis.toml";
-/// Where it finds its policies, from there.
+/// Folder of the policies, relative to the config.
 pub const POLICIES: &str = "policies";
-/// Where it keeps its state.
+/// State folder.
 pub const STATE: &str = "/var/lib/portcullis/state";
-/// Where it finds the secrets, each a file.
+/// Folder of the secrets, one file each.
 pub const SECRETS: &str = "/etc/portcullis-secrets";
-/// The socket at which the server's container takes orders.
+/// Socket at which the server's container accepts connections.
 pub const SOCKET: &str = "/run/portcullis/server.sock";
-/// Bytes that an object may have in a cluster's store, less what is around a `ConfigMap`'s data.
-const LARGEST: usize = 1_000_000;
-/// How long the name of a server may be, so that all names that are made of it are labels.
-const LONGEST: usize = 50;
+/// Limit in bytes of a `ConfigMap`'s data in a cluster's store.
+const MAX_DATA_BYTES: usize = 1_000_000;
+/// Limit of a server's name, so that all derived names are labels.
+const MAX_NAME_CHARS: usize = 50;
 
-/// What is to run.
+/// Workload to run.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Workload {
-    /// The server's name in the config.
+    /// Name of the server in the config.
     pub server: String,
-    /// The namespace, a label of DNS.
+    /// Namespace, a DNS label.
     pub namespace: String,
-    /// The image with Portcullis, by digest.
+    /// Image with Portcullis, by digest.
     pub portcullis: String,
-    /// Of nodes, in Kubernetes's word: `amd64`.
+    /// Architecture of the nodes by Kubernetes's name: `amd64`.
     pub architecture: String,
-    /// The text of the proxy's config.
+    /// Text of the proxy's config.
     pub config: String,
-    /// That of the lock file beside it, where what the server's image means stands there.
+    /// Text of the lock file, if it has the digest of the server's image.
     pub lock: Option<String>,
-    /// Policies, by the names of their files.
+    /// Policies by file name.
     pub policies: Vec<(String, String)>,
-    /// The server's container; none for a remote server.
+    /// Container of the server; `None` for a remote server.
     pub container: Option<Container>,
     /// Secrets, by the keys of the `Secret` object.
     pub secrets: Vec<Secret>,
-    /// What the pod may reach.
+    /// Destinations that the pod may reach.
     pub egress: Vec<Egress>,
-    /// Who carries out network policies.
+    /// Network plugin that enforces network policies.
     pub cni: Cni,
-    /// How much the proxy may keep, in Kubernetes's words: `10Gi`.
+    /// Size of the proxy's volume as a quantity: `10Gi`.
     pub storage: String,
-    /// Of which class; none for the cluster's default.
+    /// Storage class; `None` for the cluster's default.
     pub storage_class: Option<String>,
-    /// What the config loosens, one a line, with the place: shown above the pod.
+    /// Deviations in the config, one a line with its position; shown above the pod.
     pub deviations: Vec<String>,
 }
 
-/// A server's own container.
+/// Container of a server.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Container {
-    /// By digest.
+    /// Image by digest.
     pub image: String,
-    /// Its entry point.
+    /// Entry point.
     pub program: Vec<String>,
-    /// User and group; [`SERVER_USER`] where the config names none.
+    /// User and group; [`SERVER_USER`] if the config sets none.
     pub user: Option<(u32, u32)>,
     pub memory_mib: u64,
     pub cpus: f64,
-    /// MiB of `/tmp`, in memory.
+    /// Size of `/tmp` in MiB, in memory.
     pub tmp_mib: u64,
     pub writable_root: bool,
-    /// Capabilities without `CAP_`. The standard lets a pod have one alone.
+    /// Capabilities without `CAP_`. The standard permits only one.
     pub capabilities: Vec<String>,
-    /// Volumes that the operator has.
+    /// Volumes of the operator.
     pub claims: Vec<Claim>,
     pub runtime_class: Option<String>,
 }
 
-/// A claim of a volume that stands for a folder of the host.
+/// Claim of a volume that replaces a host folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claim {
     pub name: String,
-    /// The place in the server's container.
+    /// Path in the server's container.
     pub target: String,
     pub writable: bool,
 }
 
-/// A secret, by its name alone.
+/// A secret, by name only.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Secret {
     pub name: String,
-    /// Whether the server finds it as a file. The proxy always does, which hands over the others
-    /// and looks for all of them in traffic.
+    /// Whether the server gets it as a file. The proxy always does: it delivers the others, and
+    /// scans traffic for all of them.
     pub file: bool,
 }
 
-/// A place outside that the pod may reach.
+/// Destination that the pod may reach.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Egress {
-    /// The host.
+    /// Host.
     pub host: EgressHost,
     pub port: u16,
 }
 
-/// Where that is.
+/// Host of a destination.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EgressHost {
-    /// A name of DNS.
+    /// DNS name.
     Name(String),
     /// Every name below one.
     Below(String),
-    /// An address, whatever it is called.
+    /// Address.
     Address(IpAddr),
 }
 
-/// Who carries out network policies.
+/// Network plugin that enforces network policies.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Cni {
-    /// Whoever does `NetworkPolicy`, which knows addresses alone.
+    /// Any plugin with `NetworkPolicy`, which supports only addresses.
     #[default]
     Any,
-    /// Cilium, which knows names.
+    /// Cilium, which supports names.
     Cilium,
 }
 
-/// What no manifests can be made of.
+/// Reason why a workload cannot have manifests.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unfit {
-    #[error("`{0}` is no name of a namespace: 1 to 63 of a-z, 0-9 and `-`, not at an end")]
+    #[error("`{0}` is not a namespace name: 1 to 63 of a-z, 0-9 and `-`, not at an end")]
     Namespace(String),
     #[error(
-        "the name of the server is too long for objects of a cluster: at most {LONGEST} characters"
+        "the name of the server is too long for objects of a cluster: at most {MAX_NAME_CHARS} \
+        characters"
     )]
     Server,
-    #[error("`{0}` is no name that a key of a ConfigMap or a Secret can have")]
+    #[error("`{0}` is not a legal key of a ConfigMap or a Secret")]
     Key(String),
-    #[error("config and policies have {0} bytes, and an object of a cluster at most {LARGEST}")]
+    #[error(
+        "config and policies have {0} bytes; an object of a cluster has at most \
+        {MAX_DATA_BYTES}"
+    )]
     Large(usize),
-    #[error("two policies are called `{0}`, and all are in one folder of the pod")]
+    #[error("two policy files are called `{0}`; the pod has all of them in one folder")]
     Twice(String),
-    #[error("the standard \"restricted\" lets no container have `{0}`, only NET_BIND_SERVICE")]
+    #[error("the standard \"restricted\" permits only NET_BIND_SERVICE, not `{0}`")]
     Capability(String),
-    #[error("the standard \"restricted\" lets nothing run as root (user {0}:{1})")]
+    #[error("the standard \"restricted\" does not permit root (user {0}:{1})")]
     Root(u32, u32),
-    #[error("the user {0} is the proxy's own in the pod: take another")]
+    #[error("the user {0} is that of the proxy in the pod: choose another")]
     Proxy(u32),
-    #[error("`{0}` is no quantity: a whole number with `Ki`, `Mi`, `Gi` or `Ti`, such as `10Gi`")]
+    #[error(
+        "`{0}` is not a quantity: write a whole number with `Ki`, `Mi`, `Gi` or `Ti`, such as \
+        `10Gi`"
+    )]
     Quantity(String),
 }
 
-/// One file of manifests.
+/// One manifest file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Manifest {
-    /// Its name.
+    /// File name.
     pub file: &'static str,
-    /// What is to be known of it, one line each.
+    /// Comment, one line each.
     pub comment: Vec<String>,
-    /// The object.
+    /// Object.
     pub object: Value,
 }
 
 impl Manifest {
-    /// As a document of YAML, with the comment above.
+    /// YAML document with the comment above.
     #[must_use]
     pub fn yaml(&self) -> String {
         let mut text = String::new();
         for line in &self.comment {
-            // One line of a comment never becomes a line of the document.
+            // A line break in a comment must not end the comment.
             let line: String = line.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
             let _ = writeln!(text, "# {}", line.trim_end());
         }
-        // A value of JSON has no key that YAML could not have.
+        // Every JSON value is a valid YAML value.
         text.push_str(&serde_yaml_ng::to_string(&self.object).unwrap_or_default());
         text
     }
@@ -200,7 +208,7 @@ pub fn stream(manifests: &[Manifest]) -> String {
     manifests.iter().map(|manifest| format!("---\n{}", manifest.yaml())).collect()
 }
 
-/// The names by which a proxy is reached in its cluster, as clients write them in `Host`.
+/// Host names of a proxy in its cluster, as clients send them in `Host`.
 #[must_use]
 pub fn hosts(server: &str, namespace: &str) -> Vec<String> {
     let name = object_name(server);
@@ -210,7 +218,7 @@ pub fn hosts(server: &str, namespace: &str) -> Vec<String> {
         .into()
 }
 
-/// What objects of a server are called.
+/// Name of a server's objects.
 #[must_use]
 pub fn object_name(server: &str) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
@@ -219,12 +227,12 @@ pub fn object_name(server: &str) -> String {
     if name == server {
         return format!("mcp-{name}");
     }
-    // Another server's name could become the same one.
+    // The digest prevents two servers from having the same name.
     let digest = hex::encode(Sha256::digest(server));
     format!("mcp-{name}-{}", &digest[..6])
 }
 
-/// The name of the `Secret` object that the operator makes.
+/// Name of the `Secret` object that the operator creates.
 #[must_use]
 pub fn secret_name(server: &str) -> String {
     format!("{}-secrets", object_name(server))
@@ -244,7 +252,7 @@ impl Workload {
         })
     }
 
-    /// What finds the pod.
+    /// Label selector of the pod.
     fn selector(&self) -> Value {
         json!({
             "app.kubernetes.io/name": "portcullis",
@@ -256,10 +264,10 @@ impl Workload {
         json!({ "name": name, "namespace": self.namespace, "labels": self.labels() })
     }
 
-    /// Its manifests, in the order in which they are to be applied.
+    /// Manifests of this workload, in the order to apply them.
     ///
     /// # Errors
-    /// What of it no pod can or may be.
+    /// Which part cannot or must not be in a pod.
     pub fn manifests(&self) -> Result<Vec<Manifest>, Unfit> {
         self.check()?;
         let mut all = settings::manifests(self);
@@ -278,7 +286,7 @@ impl Workload {
         if !label(&self.namespace) {
             return Err(Unfit::Namespace(self.namespace.clone()));
         }
-        if self.server.len() > LONGEST || !label(&self.name()) {
+        if self.server.len() > MAX_NAME_CHARS || !label(&self.name()) {
             return Err(Unfit::Server);
         }
         let key = |text: &&str| {
@@ -300,7 +308,7 @@ impl Workload {
         }
         let texts = self.policies.iter().map(|(name, text)| name.len() + text.len());
         let policies: usize = texts.sum();
-        if policies.max(self.config.len()) > LARGEST {
+        if policies.max(self.config.len()) > MAX_DATA_BYTES {
             return Err(Unfit::Large(policies.max(self.config.len())));
         }
         let digits = self.storage.trim_end_matches(|c: char| c.is_ascii_alphabetic());

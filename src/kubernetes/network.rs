@@ -1,4 +1,4 @@
-//! How the pod is reached, and what it reaches.
+//! Network access to and from the pod.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
@@ -6,11 +6,11 @@ use serde_json::{Value, json};
 
 use crate::{Cni, Egress, EgressHost, Manifest, PORT, Workload};
 
-/// Where clients are: pods with the one label in namespaces with the other.
+/// Labels of clients: pods with the second one in namespaces with the first one.
 const CLIENTS: &str = "portcullis.dev/clients";
 const CLIENT: &str = "portcullis.dev/client";
 
-/// What of all IPv4 addresses is not everybody's, as our own proxy end has it.
+/// IPv4 addresses that are not public, as in Portcullis's egress proxy.
 const NOT_PUBLIC: [&str; 16] = [
     "0.0.0.0/8",
     "10.0.0.0/8",
@@ -29,8 +29,8 @@ const NOT_PUBLIC: [&str; 16] = [
     "224.0.0.0/4",
     "240.0.0.0/4",
 ];
-/// The same of the part of IPv6 from which addresses are given out. NAT64 is not in it: a cluster
-/// that has it needs a rule of its own.
+/// The same for the allocated part of IPv6. NAT64 is not in it: a cluster with NAT64 needs its own
+/// rule.
 const PUBLIC_V6: &str = "2000::/3";
 const NOT_PUBLIC_V6: [&str; 4] = ["2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20"];
 
@@ -47,8 +47,8 @@ fn service(workload: &Workload) -> Manifest {
     Manifest {
         file: "service.yaml",
         comment: vec![
-            format!("Clients with a key reach it at {url}. It has no TLS:"),
-            "what stands before it, or the cluster's network, has to have that.".into(),
+            format!("Clients with a key reach it at {url}. It does not use TLS:"),
+            "a proxy in front of it, or the cluster's network, must encrypt.".into(),
         ],
         object: json!({
             "apiVersion": "v1",
@@ -65,21 +65,21 @@ fn service(workload: &Workload) -> Manifest {
 
 fn policy(workload: &Workload) -> Manifest {
     let mut comment = vec![
-        "Nothing reaches the pod but pods with the label".to_owned(),
+        "Only pods with this label reach the pod:".to_owned(),
         format!("    {CLIENT}: \"true\""),
-        "in namespaces with the label".into(),
+        "in namespaces with this label:".into(),
         format!("    {CLIENTS}: \"true\""),
-        "(and the node, for its probes). Network policies have to be carried out by the cluster's"
+        "(and the node, for its probes). The cluster's network plugin (CNI) must enforce network"
             .into(),
-        "network (CNI): where it does not, this is without effect.".into(),
+        "policies; otherwise this object has no effect.".into(),
     ];
     let egress = match workload.cni {
         _ if workload.egress.is_empty() => {
-            comment.push("It reaches nothing, not even names.".into());
+            comment.push("It reaches nothing, not even DNS.".into());
             Vec::new()
         }
         Cni::Cilium => {
-            comment.push("What it reaches is in cilium-network-policy.yaml.".into());
+            comment.push("Its destinations are in cilium-network-policy.yaml.".into());
             Vec::new()
         }
         Cni::Any => {
@@ -121,17 +121,17 @@ fn shown(egress: &Egress) -> String {
     }
 }
 
-/// What a policy of the network can't say.
+/// Parts of the config that a network policy cannot express.
 fn known_by_address(workload: &Workload) -> Vec<String> {
     let listed: Vec<String> = workload.egress.iter().map(shown).collect();
-    let mut comment = vec![format!("Your config lets it reach {}.", listed.join(", "))];
+    let mut comment = vec![format!("Your config allows it to reach {}.", listed.join(", "))];
     if workload.egress.iter().any(is_named) {
         comment.push(
-            "A NetworkPolicy knows no names: it may reach ANY public address at these ports, and the"
+            "A NetworkPolicy has no names: it permits ANY public address at these ports, and the"
                 .into(),
         );
         comment.push(
-            "cluster's DNS. With Cilium, export with `--cni cilium`, which keeps it to the names."
+            "cluster's DNS. With Cilium, export with `--cni cilium`, which permits only the names."
                 .into(),
         );
     }
@@ -185,7 +185,7 @@ fn rules(egress: &[Egress]) -> Vec<Value> {
     rules
 }
 
-/// What Cilium is told, which learns the addresses of names from the answers that pods get.
+/// Policy for Cilium, which learns the addresses of names from DNS answers to pods.
 fn by_names(workload: &Workload) -> Manifest {
     let selector = |host: &EgressHost| match host {
         EgressHost::Name(name) => json!({ "matchName": name }),
@@ -219,9 +219,8 @@ fn by_names(workload: &Workload) -> Manifest {
     Manifest {
         file: "cilium-network-policy.yaml",
         comment: vec![
-            "Only these names can be asked for, and only the addresses that they have be reached."
-                .into(),
-            "To Cilium, `*` stands for one label: what is further below has to be added.".into(),
+            "Only these names can be resolved, and only their addresses can be reached.".into(),
+            "In Cilium, `*` matches one label: add names further below.".into(),
         ],
         object: json!({
             "apiVersion": "cilium.io/v2",

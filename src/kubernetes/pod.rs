@@ -1,44 +1,46 @@
-//! The pod.
+//! Manifest of the pod.
 
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use crate::{CONFIG, Container, Manifest, PORT, SECRETS, SOCKET, Workload, secret_name};
 
-/// User and group of the proxy, as its image has them. The group is that of volumes, too.
+/// User and group of the proxy, as in its image. The group is also that of volumes.
 pub const PROXY_USER: (u32, u32) = (65532, 65532);
-/// User and group of a server that the config gives no other.
+/// Default user and group of a server.
 pub const SERVER_USER: (u32, u32) = (65534, 65534);
 
-/// Where the server's container finds the proxy's executable.
+/// Path of the proxy's executable in the server's container.
 const TOOLS: &str = "/portcullis";
-/// Variables by which an image could have glibc's loader run code of its own, before our program is
-/// there to confine any: emptied for it.
+/// Variables by which an image could make glibc's loader run its code before Portcullis's program
+/// confines anything. They are set to empty.
 pub const LOADERS: [&str; 3] = ["LD_AUDIT", "LD_PRELOAD", "GLIBC_TUNABLES"];
-/// Where servers find secrets that they get as files.
+/// Folder of the secrets that servers get as files.
 const SERVER_SECRETS: &str = "/run/secrets";
 
 pub(super) fn manifest(workload: &Workload) -> Manifest {
     let name = workload.name();
     let mut comment = vec![
-        "One pod: two could not write one audit log. Requests are limits, so that it is not the first"
+        "One pod, because two cannot write one audit log. Requests equal limits, so it is not \
+        evicted"
             .to_owned(),
-        "to be evicted. How many processes a pod may have is the kubelet's to say (podPidsLimit).".into(),
+        "first. The kubelet limits the number of processes (podPidsLimit).".into(),
     ];
     if workload.container.is_some() {
         comment.push(
-            "A volume can't be mounted noexec: what the server writes to /tmp it can execute."
+            "A volume cannot be mounted noexec: the server can execute files that it writes to \
+            /tmp."
                 .into(),
         );
     }
     if !workload.deviations.is_empty() {
-        comment.push("Your config loosens the hardened profile:".into());
+        comment.push("Your config deviates from the hardened profile:".into());
         comment.extend(workload.deviations.iter().map(|line| format!("    {line}")));
     }
     let mut template = json!({
         "metadata": {
             "labels": workload.labels(),
-            // The proxy reads policies anew by itself, but not its config.
+            // The proxy reloads policies by itself, but not its config.
             "annotations": { "portcullis.dev/config": digest(workload) },
         },
         "spec": spec(workload),
@@ -96,7 +98,7 @@ fn spec(workload: &Workload) -> Value {
         },
     });
     if !workload.egress.is_empty() {
-        // Names are asked for as they stand, and not below the cluster's domains first.
+        // Names are resolved as written, not below the cluster's domains first.
         spec["dnsConfig"] = json!({ "options": [{ "name": "ndots", "value": "1" }] });
     }
     if let Some(container) = &workload.container {
@@ -108,7 +110,7 @@ fn spec(workload: &Workload) -> Value {
     spec
 }
 
-/// What every container of the pod keeps to.
+/// Security context of every container of the pod.
 fn confined((user, group): (u32, u32)) -> Value {
     json!({
         "allowPrivilegeEscalation": false,
@@ -122,7 +124,7 @@ fn confined((user, group): (u32, u32)) -> Value {
     })
 }
 
-/// Requests that are limits.
+/// Requests equal to limits.
 fn resources(memory_mib: u64, millicpus: u64, disk_mib: u64) -> Value {
     let all = json!({
         "cpu": format!("{millicpus}m"),
@@ -136,7 +138,7 @@ fn mount(name: &str, path: &str, read_only: bool) -> Value {
     json!({ "name": name, "mountPath": path, "readOnly": read_only })
 }
 
-/// Copies the proxy's executable to where the server's container finds it.
+/// Init container that copies the proxy's executable to where the server's container finds it.
 fn installer(workload: &Workload) -> Value {
     json!({
         "name": "install",
@@ -159,7 +161,7 @@ fn proxy(workload: &Workload) -> Value {
         mounts.push(mount("secrets", SECRETS, true));
     }
     if workload.container.is_some() {
-        // To connect, nothing has to be written.
+        // Connecting does not need write access.
         mounts.push(mount("socket", "/run/portcullis", true));
     }
     let ask = |path: &str, every: u32, failures: u32| {
@@ -209,7 +211,7 @@ fn server(workload: &Workload, of: &Container) -> Value {
     let serve = [&*loader, "--inhibit-cache", "--library-path", &libraries, &ourselves];
     let serve = serve.into_iter().chain(["pod-exec", "serve", SOCKET, "--"]);
     let command: Vec<&str> = serve.chain(of.program.iter().map(String::as_str)).collect();
-    // A fraction of a thousandth is none to Kubernetes.
+    // Kubernetes accepts no fraction of a thousandth.
     let millicpus = (of.cpus * 1000.0).ceil().max(1.0) as u64;
     json!({
         "name": "server",

@@ -1,4 +1,4 @@
-//! What the pod needs to be there before it: the namespace, who it is, its settings, its volume.
+//! Objects that the pod needs: namespace, service account, settings, volume.
 
 use serde_json::{Map, Value, json};
 
@@ -19,10 +19,7 @@ fn namespace(workload: &Workload) -> Manifest {
     }
     Manifest {
         file: "namespace.yaml",
-        comment: vec![
-            "The cluster itself refuses pods here that are not as confined as the standard says."
-                .into(),
-        ],
+        comment: vec!["The cluster refuses pods here that do not satisfy the standard.".into()],
         object: json!({
             "apiVersion": "v1",
             "kind": "Namespace",
@@ -32,10 +29,10 @@ fn namespace(workload: &Workload) -> Manifest {
 }
 
 fn account(workload: &Workload) -> Manifest {
-    let mut comment = vec!["An account of its own, without rights and without a token.".to_owned()];
+    let mut comment = vec!["A separate account, without rights and without a token.".to_owned()];
     if !workload.secrets.is_empty() {
         let name = secret_name(&workload.server);
-        comment.push("The secrets are yours to make, with these keys, before the pod is:".into());
+        comment.push("Create the secrets with these keys before the pod:".into());
         comment.push(format!(
             "    kubectl --namespace {} create secret generic {name} \\",
             workload.namespace
@@ -69,7 +66,7 @@ fn configs(workload: &Workload) -> [Manifest; 2] {
     [
         Manifest {
             file: "config.yaml",
-            comment: vec!["The proxy's config, made of yours: this server alone.".into()],
+            comment: vec!["The proxy's config, derived from yours: only this server.".into()],
             object: json!({
                 "apiVersion": "v1",
                 "kind": "ConfigMap",
@@ -103,9 +100,9 @@ fn storage(workload: &Workload) -> Manifest {
     Manifest {
         file: "storage.yaml",
         comment: vec![
-            "The audit store, the clients' keys (hashed) and the keys of the seal. One pod has it at a"
+            "The audit store, the clients' keys (hashed) and the seal's keys. One pod uses it at a"
                 .into(),
-            "time; where the class does not know ReadWriteOncePod, write ReadWriteOnce.".into(),
+            "time; if the class does not support ReadWriteOncePod, write ReadWriteOnce.".into(),
         ],
         object: json!({
             "apiVersion": "v1",

@@ -1,4 +1,4 @@
-//! What comes out, held against Kubernetes's own schemas and the Pod Security Standard "restricted".
+//! Compares manifests with Kubernetes's schemas and the Pod Security Standard "restricted".
 
 #![expect(clippy::unwrap_used, reason = "a helper that cannot go on fails its test")]
 
@@ -14,7 +14,7 @@ fn digest(of: char) -> String {
     format!("sha256:{}", of.to_string().repeat(64))
 }
 
-/// A server that gets nothing but what every server gets.
+/// Server with default settings.
 fn least() -> Workload {
     Workload {
         server: "notes".into(),
@@ -36,7 +36,7 @@ fn least() -> Workload {
     }
 }
 
-/// One that has everything that there is to have.
+/// Server with every setting.
 fn most() -> Workload {
     let mut workload = least();
     workload.server = "git_hub".into();
@@ -70,7 +70,7 @@ fn most() -> Workload {
     workload
 }
 
-/// One that runs elsewhere.
+/// Remote server.
 fn remote() -> Workload {
     Workload {
         server: "search".into(),
@@ -96,7 +96,7 @@ fn pod(workload: &Workload) -> Value {
 }
 
 #[test]
-fn manifests_are_as_they_are() {
+fn manifests_match_their_snapshots() {
     for (name, workload) in all() {
         let manifests = workload.manifests().unwrap();
         insta::assert_snapshot!(name, stream(&manifests));
@@ -104,7 +104,7 @@ fn manifests_are_as_they_are() {
 }
 
 #[test]
-fn kubernetes_takes_what_comes_out() {
+fn manifests_match_the_schemas_of_kubernetes() {
     let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/tests/kubernetes/bin");
     let validate = |version: &str, text: &str| {
         let folder = tempfile::tempdir().unwrap();
@@ -117,11 +117,11 @@ fn kubernetes_takes_what_comes_out() {
             .expect("tests/setup/kubernetes installs it");
         (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
     };
-    // The first with all that is used here, and the newest that is known.
+    // The oldest version with all used fields, and the newest known one.
     for version in ["1.29", "1.37"] {
         for (name, workload) in all() {
             let manifests = workload.manifests().unwrap();
-            // Kinds of others have no schema.
+            // Third-party kinds have no schema.
             let known: Vec<Manifest> = manifests
                 .into_iter()
                 .filter(|one| one.object["kind"] != "CiliumNetworkPolicy")
@@ -135,8 +135,8 @@ fn kubernetes_takes_what_comes_out() {
     assert!(!validate("1.37", &wrong).0);
 }
 
-/// <https://kubernetes.io/docs/concepts/security/pod-security-standards/>, each control of "baseline"
-/// and "restricted", and the rest of what we promise.
+/// Violations of <https://kubernetes.io/docs/concepts/security/pod-security-standards/>, each
+/// control of "baseline" and "restricted", and of Portcullis's own rules.
 fn breaches(spec: &Value) -> Vec<String> {
     let mut found = Vec::new();
     let mut hold = |holds: bool, what: String| {
@@ -195,7 +195,7 @@ fn breaches(spec: &Value) -> Vec<String> {
             |one: &Value| one["value"] == "" && LOADERS.iter().any(|name| one["name"] == *name);
         let held = env.iter().all(|one| one["name"] == "PORTCULLIS_CONFIG" || emptied(one));
         hold(held, "environment");
-        // What is of the server's image has no say in how our own program is loaded.
+        // Parts of the server's image must not affect how Portcullis's program is loaded.
         let all = name != "server"
             || LOADERS.iter().all(|name| env.iter().any(|one| one["name"] == *name));
         hold(all, "loader");
@@ -214,7 +214,7 @@ fn every_pod_is_restricted() {
         assert_eq!(enforced, "restricted");
         assert!(manifests.iter().all(|one| one.object["kind"] != "Secret"), "{name}");
     }
-    // The table sees what it is there to see.
+    // The table finds violations.
     for (pointer, value) in [
         ("/hostPID", true.into()),
         ("/automountServiceAccountToken", true.into()),
@@ -233,7 +233,7 @@ fn every_pod_is_restricted() {
 }
 
 #[test]
-fn only_root_and_only_the_writable_root_are_what_the_config_says() {
+fn config_changes_only_the_writable_root() {
     let server = |workload: &Workload| pod(workload)["containers"][1]["securityContext"].clone();
     assert_eq!(server(&least())["readOnlyRootFilesystem"], true);
     assert_eq!(server(&least())["runAsUser"], SERVER_USER.0);
@@ -243,7 +243,7 @@ fn only_root_and_only_the_writable_root_are_what_the_config_says() {
 }
 
 #[test]
-fn the_servers_container_sees_nothing_of_the_proxys() {
+fn server_container_mounts_nothing_of_the_proxy() {
     for workload in [least(), most()] {
         let spec = pod(&workload);
         let mounts = spec["containers"][1]["volumeMounts"].as_array().unwrap();
@@ -255,7 +255,7 @@ fn the_servers_container_sees_nothing_of_the_proxys() {
         let tools = mounts.iter().find(|mount| mount["name"] == "tools").unwrap();
         assert_eq!(tools["readOnly"], true);
     }
-    // It finds as files what it is to have as files, and no other secret.
+    // It gets as files exactly the secrets that are delivered as files.
     let volumes = pod(&most())["volumes"].clone();
     let of = |name: &str| {
         let found = volumes.as_array().unwrap().iter().find(|volume| volume["name"] == name);
@@ -265,7 +265,7 @@ fn the_servers_container_sees_nothing_of_the_proxys() {
 }
 
 #[test]
-fn what_no_pod_can_be_is_refused() {
+fn impossible_workloads_are_refused() {
     let changed = |change: &dyn Fn(&mut Workload)| {
         let mut workload = most();
         change(&mut workload);
@@ -307,7 +307,7 @@ fn comments_stay_comments() {
 }
 
 #[test]
-fn clients_find_it_by_the_names_of_its_service() {
+fn clients_use_the_names_of_the_service() {
     assert_eq!(
         hosts("git-hub", "mcp"),
         [
@@ -320,7 +320,7 @@ fn clients_find_it_by_the_names_of_its_service() {
 }
 
 #[test]
-fn no_two_servers_have_objects_of_one_name() {
+fn object_names_of_servers_are_distinct() {
     let names = ["a-b", "a_b", "A-b", "-a-b", "a-b-", "a.b"].map(object_name);
     let different: std::collections::BTreeSet<_> = names.iter().collect();
     assert_eq!(different.len(), names.len(), "{names:?}");
