@@ -1,9 +1,9 @@
-//! What the operator sees of a running proxy beside the audit log: logs on standard error and
-//! metrics.
+//! Logs on standard error and metrics of a running proxy.
 //!
 //! # Invariants
+//!
 //! - Neither logs nor metrics contain arguments, results or secrets.
-//! - Text of a client or a server cannot forge a log line or grow the metrics without bound.
+//! - Text of a client or a server cannot forge a log line or grow the metrics without limit.
 
 mod config;
 mod logs;

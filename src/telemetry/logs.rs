@@ -1,4 +1,4 @@
-//! Logs: to standard error only, since standard output may be protocol traffic.
+//! Logs: to standard error only, because standard output may be protocol traffic.
 
 use std::io::{self, IsTerminal, Write};
 
@@ -7,17 +7,17 @@ use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
 use crate::config::{LogFormat, Telemetry};
 use portcullis_foundation::printable::escaped;
 
-/// The variable whose filter comes before the config's.
+/// Variable whose filter overrides the config's.
 const VARIABLE: &str = "PORTCULLIS_LOG";
 const DEFAULT_FILTER: &str = "info";
 
-/// A log filter that cannot be read.
+/// An invalid log filter.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{origin}: `{filter}` is not a log filter ({reason}); write a level such as `info`, or levels by module such as `info,portcullis_policy=debug`"
 )]
 pub struct IllegalFilter {
-    /// The key or the variable that holds it.
+    /// Key or variable that contains it.
     pub origin: &'static str,
     pub filter: String,
     pub reason: String,
@@ -26,7 +26,7 @@ pub struct IllegalFilter {
 /// Starts logging for this process. A second call changes nothing.
 ///
 /// # Errors
-/// A filter in the config or in `PORTCULLIS_LOG` that cannot be read.
+/// An invalid filter in the config or in `PORTCULLIS_LOG`.
 pub fn init(config: &Telemetry) -> Result<(), IllegalFilter> {
     let filter = filter(config, std::env::var(VARIABLE).ok())?;
     let json = match config.log_format {
@@ -38,7 +38,7 @@ pub fn init(config: &Telemetry) -> Result<(), IllegalFilter> {
         .with_env_filter(filter)
         .with_ansi(false)
         .with_writer(Escaping(io::stderr));
-    // An `Err` says that a subscriber is there already, which is the wished state.
+    // `Err` means that a subscriber is already installed, as wanted.
     let _ = if json {
         builder.json().flatten_event(true).with_span_list(false).try_init()
     } else {
@@ -60,8 +60,8 @@ fn filter(config: &Telemetry, variable: Option<String>) -> Result<EnvFilter, Ill
     })
 }
 
-/// A writer of whole lines that writes characters that could steer a terminal or hide text as
-/// `\uXXXX`, so that a tool's name can neither forge a line nor speak to a terminal. The form is
+/// Writer of whole lines that escapes characters that could control a terminal or hide text as
+/// `\uXXXX`, so that a tool's name can neither forge a line nor control a terminal. The format is
 /// JSON's own, so a JSON line keeps its value.
 struct Escaping<M>(M);
 
@@ -86,7 +86,7 @@ impl<W: Write> Write for EscapingWriter<W> {
     }
 }
 
-/// The line with its last line feed as it is and every other character escaped that could steer.
+/// Line with its last line feed unchanged and every other such character escaped.
 fn escape(line: &str) -> String {
     match line.strip_suffix('\n') {
         Some(text) => escaped(text, |_| false).into_owned() + "\n",
@@ -120,7 +120,7 @@ mod tests {
         "x\r\n2026 INFO forged\u{1b}[31m\u{9b}2J\u{202e}\u{200b}\u{2060}\u{2028}\u{e0041}";
 
     #[test]
-    fn a_hostile_name_stays_on_its_line() {
+    fn hostile_name_stays_on_its_line() {
         for json in [false, true] {
             let sink = Sink::default();
             let make = {
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn the_variable_comes_before_the_config() {
+    fn variable_overrides_the_config() {
         let config = Telemetry { log: Some("warn".into()), ..Telemetry::default() };
         assert_eq!(filter(&config, Some("debug".into())).unwrap().to_string(), "debug");
         assert_eq!(filter(&config, Some(String::new())).unwrap().to_string(), "warn");
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn an_illegal_filter_names_its_origin() {
+    fn illegal_filter_error_names_its_origin() {
         let config = Telemetry { log: Some("portcullis=loud".into()), ..Telemetry::default() };
         let error = filter(&config, None).unwrap_err();
         assert_eq!(error.origin, "telemetry.log");

@@ -1,8 +1,8 @@
-//! Metrics in the names that users of MCP gateways know, as OpenMetrics text.
+//! Metrics with the names that users of MCP gateways know, as OpenMetrics text.
 //!
-//! Label values come from closed sets: methods, transports and outcomes of ours, names of the
-//! config, and tools that a server has. Everything else is folded to `other`, so that neither a
-//! client nor a server can grow the store.
+//! Label values come from closed sets: methods, transports and outcomes of Portcullis, names of the
+//! config, and tools that a server has. All other values become `other`, so that neither a client
+//! nor a server can grow the store.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -30,18 +30,18 @@ use portcullis_protocol::{
     refusal::Code,
 };
 
-/// The content type of [`Metrics::render`].
+/// Content type of [`Metrics::render`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Tools that have a label of their own, over all servers.
-const TOOLS: usize = 1_000;
-/// Bytes of a tool's name that is taken for a label.
-const TOOL_BYTES: usize = 128;
+/// Limit of tools with their own label, over all servers.
+const MAX_TOOLS: usize = 1_000;
+/// Limit in bytes of a tool's name as a label.
+const MAX_TOOL_BYTES: usize = 128;
 const OTHER: &str = "other";
-/// Names that one plugin counts under.
-const PLUGIN_NAMES: usize = 32;
+/// Limit of the counters of one plugin.
+const MAX_PLUGIN_NAMES: usize = 32;
 
-/// JSON-RPC error codes that have a label of their own: JSON-RPC's, MCP's and ours.
+/// JSON-RPC error codes with their own label: those of JSON-RPC, MCP and Portcullis.
 const ERRORS: &[(i64, &str)] = &[
     (-32700, "-32700"),
     (-32600, "-32600"),
@@ -57,23 +57,23 @@ const ERRORS: &[(i64, &str)] = &[
     (-31000, "-31000"),
 ];
 
-/// What became of a message.
+/// Outcome of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Outcome {
-    /// A result, or a notification that was taken.
+    /// A result, or an accepted notification.
     Ok,
-    /// A tool's own failure: a result with `isError`.
+    /// An error of a tool: a result with `isError`.
     ToolError,
     /// An error of the server.
     Error,
     /// A refusal of the proxy.
     Refused,
-    /// The client went away first.
+    /// The client disconnected before the answer.
     Cancelled,
 }
 
 impl Outcome {
-    /// The label's value.
+    /// Value of the label.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Ok => "ok",
@@ -85,7 +85,7 @@ impl Outcome {
     }
 }
 
-/// A label's value: ours, a name of the config, or a tool.
+/// Value of a label: a constant, a name of the config, or a tool.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 enum Value {
     Fixed(&'static str),
@@ -189,13 +189,13 @@ const OVERHEAD_BUCKETS: [f64; 14] = [
 #[derive(Debug, Clone, Copy)]
 pub struct ToolCall<'a> {
     pub server: Option<&'a ServerName>,
-    /// The tool, where a server has it.
+    /// Tool, if a server has it.
     pub tool: Option<&'a Definition>,
     pub principal: &'a Principal,
     pub outcome: Outcome,
-    /// From the message's arrival to its answer.
+    /// Time from the message's arrival to its answer.
     pub total: Duration,
-    /// The server's part in it; nothing where the call did not reach it.
+    /// Time in the server; `None` if the call did not reach it.
     pub in_tool: Option<Duration>,
 }
 
@@ -215,7 +215,7 @@ pub struct Metrics {
     memory: Family<ServerLabels, Gauge>,
     cpu: Family<ServerLabels, Seconds>,
     unwell: Family<ServerLabels, Counter>,
-    /// The last reading of each server's instances: their processor time by their numbers.
+    /// Last measured processor time of each server's instances, by instance number.
     cpu_seen: Mutex<HashMap<ServerName, HashMap<u64, Duration>>>,
     audit_records: Counter,
     audit_missed: Counter,
@@ -228,7 +228,7 @@ pub struct Metrics {
     reloads: Family<OutcomeLabels, Counter>,
     config_reloads: Family<OutcomeLabels, Counter>,
     plugins: Family<PluginLabels, Counter>,
-    /// How many names each plugin counts under.
+    /// Number of counters of each plugin.
     plugin_names: Mutex<BTreeMap<String, usize>>,
     plugins_let_alone: Family<EntryLabels, Gauge>,
     egress_open: Family<ServerLabels, Gauge>,
@@ -244,7 +244,7 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Metrics that have counted nothing.
+    /// Metrics with zero counts.
     pub fn new() -> Self {
         let call_histogram: fn() -> Histogram = || Histogram::new(CALL_BUCKETS);
         let mut metrics = Self {
@@ -285,7 +285,7 @@ impl Metrics {
         metrics
     }
 
-    /// The encoder adds `_total` to counters' names, and a full stop is added to the words.
+    /// The encoder appends `_total` to counters' names and a full stop to descriptions.
     fn register(&mut self) {
         let r = &mut self.registry;
         r.register(
@@ -311,57 +311,59 @@ impl Metrics {
         );
         r.register(
             "portcullis_overhead_seconds",
-            "Time that tool calls spend in the gateway, apart from the server",
+            "Time that tool calls spend in the gateway, without the server's time",
             self.overhead.clone(),
         );
         r.register(
             "portcullis_egress_open",
-            "Connections that a server has to hosts of its list",
+            "Open egress connections of a server",
             self.egress_open.clone(),
         );
         r.register(
             "portcullis_egress_connections",
-            "Connections that a server wanted, by how they ended: the code of a refusal, or another end",
+            "Requested egress connections of a server, by outcome: the code of a refusal, or \
+            another end",
             self.egress.clone(),
         );
         r.register(
             "portcullis_egress_bytes",
-            "Bytes of a server's connections: up from it, down to it",
+            "Bytes of a server's egress connections: up from it, down to it",
             self.egress_bytes.clone(),
         );
-        r.register("mcp_errors", "JSON-RPC errors given to clients, by code", self.errors.clone());
+        r.register("mcp_errors", "JSON-RPC errors sent to clients, by code", self.errors.clone());
         r.register("portcullis_refusals", "Refusals by stable code", self.refusals.clone());
         r.register("portcullis_sessions_active", "Legacy sessions", self.sessions.clone());
-        r.register("portcullis_servers_running", "Servers that are running", self.running.clone());
+        r.register(
+            "portcullis_servers_running",
+            "Running instances of \
+            servers",
+            self.running.clone(),
+        );
         r.register(
             "portcullis_server_memory_bytes",
-            "Memory that a running server takes",
+            "Memory of a running server",
             self.memory.clone(),
         );
-        r.register(
-            "portcullis_server_cpu_seconds",
-            "Processor time that a server has taken",
-            self.cpu.clone(),
-        );
+        r.register("portcullis_server_cpu_seconds", "Processor time of a server", self.cpu.clone());
         r.register(
             "portcullis_server_unwell",
-            "Instances of servers that were ended since they did not answer whether they are well",
+            "Instances of servers ended after a failed health check",
             self.unwell.clone(),
         );
         r.register("portcullis_audit_records", "Audit records written", self.audit_records.clone());
         r.register(
             "portcullis_audit_missed",
-            "Audit records that the log misses, where calls go on without it",
+            "Audit records missing from the log, if calls continue without it",
             self.audit_missed.clone(),
         );
         r.register(
             "portcullis_audit_passing",
-            "1 while calls go on without an audit record",
+            "1 while calls continue without an audit record",
             self.audit_passing.clone(),
         );
         r.register(
             "portcullis_audit_unsigned",
-            "1 while no checkpoint of the audit log can be signed",
+            "1 while checkpoints of the audit log cannot be signed",
             self.audit_unsigned.clone(),
         );
         r.register(
@@ -376,12 +378,12 @@ impl Metrics {
         );
         r.register(
             "portcullis_audit_export_lost_records",
-            "Audit records that were gone before they were delivered, by export",
+            "Audit records dropped before they were delivered, by export",
             self.export_lost.clone(),
         );
         r.register(
             "portcullis_audit_export_lag_records",
-            "Audit records that wait to be delivered, by export",
+            "Audit records waiting for delivery, by export",
             self.export_lag.clone(),
         );
         r.register(
@@ -396,18 +398,18 @@ impl Metrics {
         );
         r.register(
             "portcullis_plugin_events",
-            "What plugins count, by the names that they give it",
+            "Counters of plugins, by their names",
             self.plugins.clone(),
         );
         r.register(
             "portcullis_plugin_let_alone",
-            "Callers and servers for whose messages a plugin failed again and again and is not asked",
+            "Pairs of caller and server for which a plugin's circuit is open",
             self.plugins_let_alone.clone(),
         );
     }
 
-    /// A message has arrived. It counts as active until the guard is finished or dropped;
-    /// dropped, it counts as cancelled.
+    /// A message arrived. It counts as active until the guard is finished or dropped; dropped, it
+    /// counts as cancelled.
     pub fn request(self: &Arc<Self>, method: &Method, transport: Transport) -> ActiveRequest {
         self.active.inc();
         ActiveRequest {
@@ -419,7 +421,7 @@ impl Metrics {
         }
     }
 
-    /// A `tools/call` is over.
+    /// A `tools/call` ended.
     pub fn tool_call(&self, call: ToolCall<'_>) {
         let server = call.server.map_or(Value::Fixed(OTHER), Value::from);
         self.tool_calls
@@ -437,42 +439,42 @@ impl Metrics {
         }
     }
 
-    /// A client was given a JSON-RPC error, the proxy's or a server's.
+    /// A client got a JSON-RPC error from the proxy or a server.
     pub fn error(&self, rpc_code: i64) {
         let code =
             ERRORS.iter().find(|(code, _)| *code == rpc_code).map_or(OTHER, |(_, text)| text);
         self.errors.get_or_create(&CodeLabels { code: Value::Fixed(code) }).inc();
     }
 
-    /// The proxy refused.
+    /// The proxy refused a message.
     pub fn refusal(&self, code: Code) {
         self.refusals.get_or_create(&CodeLabels { code: Value::Fixed(code.as_str()) }).inc();
     }
 
-    /// Legacy sessions at present.
+    /// Current number of legacy sessions.
     pub fn sessions(&self, active: usize) {
         self.sessions.set(i64::try_from(active).unwrap_or(i64::MAX));
     }
 
-    /// An instance of a server was started.
+    /// An instance of a server started.
     pub fn server_started(&self) {
         self.running.inc();
     }
 
-    /// An instance of a server is ended since it does not answer.
+    /// An instance of a server ended after a failed health check.
     pub fn server_unwell(&self, server: &ServerName) {
         self.unwell.get_or_create(&ServerLabels { server: server.into() }).inc();
     }
 
-    /// An instance of a server ended. What the others take is read again; the processor time of
-    /// all that ever ran stays.
+    /// An instance of a server ended. The usage of the others is measured again; the processor time
+    /// of ended instances stays counted.
     pub fn server_ended(&self, server: &ServerName) {
         self.running.dec();
         self.memory.remove(&ServerLabels { server: server.into() });
     }
 
-    /// What the running instances of a server take: the number of each, its memory in bytes, and
-    /// its processor time since its start.
+    /// Usage of a server's running instances: number, memory in bytes, and processor time since the
+    /// start of each.
     pub fn server_usage(&self, server: &ServerName, instances: &[(u64, u64, Duration)]) {
         if instances.is_empty() {
             return;
@@ -488,23 +490,23 @@ impl Metrics {
         self.cpu.get_or_create(&labels).inc_by(more.sum());
     }
 
-    /// So many audit records were written since the start.
+    /// Number of audit records written since the start.
     pub fn audit_records(&self, written: u64) {
         self.audit_records.inner().fetch_max(written, Ordering::Relaxed);
     }
 
-    /// So many audit records were missed since the start, and whether calls go on without them.
+    /// Number of audit records missed since the start, and whether calls continue without them.
     pub fn audit_missed(&self, missed: u64, passing: bool) {
         self.audit_missed.inner().fetch_max(missed, Ordering::Relaxed);
         self.audit_passing.set(i64::from(passing));
     }
 
-    /// Whether checkpoints of the audit log can't be signed now.
+    /// Whether checkpoints of the audit log cannot be signed now.
     pub fn audit_unsigned(&self, unsigned: bool) {
         self.audit_unsigned.set(i64::from(unsigned));
     }
 
-    /// What one stream of audit records counts.
+    /// Meters of one export stream.
     pub fn export(&self, name: &ExportName) -> Meters {
         let labels = ExportLabels { export: Value::Named(name.as_str().into()) };
         Meters {
@@ -515,24 +517,24 @@ impl Metrics {
         }
     }
 
-    /// The policies were read again: taken, or rejected with the old set kept.
+    /// The policies were reloaded: accepted, or rejected with the previous set kept.
     pub fn policy_reload(&self, taken: bool) {
         let outcome = Value::Fixed(if taken { "taken" } else { "rejected" });
         self.reloads.get_or_create(&OutcomeLabels { outcome }).inc();
     }
 
-    /// The config was read again, and taken or not.
+    /// The config was reloaded, and accepted or not.
     pub fn config_reload(&self, taken: bool) {
         let outcome = Value::Fixed(if taken { "taken" } else { "rejected" });
         self.config_reloads.get_or_create(&OutcomeLabels { outcome }).inc();
     }
 
-    /// A server is let through to a host of its list.
+    /// A server opened an egress connection.
     pub fn egress_opened(&self, server: &ServerName) {
         self.egress_open.get_or_create(&ServerLabels { server: server.into() }).inc();
     }
 
-    /// What became of a connection that a server wanted.
+    /// Outcome of a requested egress connection.
     pub fn egress_ended(&self, server: &ServerName, outcome: &portcullis_egress::Outcome) {
         let server = Value::from(server);
         if outcome.allowed {
@@ -555,15 +557,15 @@ impl Metrics {
         }
     }
 
-    /// A plugin counted something. Plugins are the config's; the names of one are few, also where
-    /// others take its place.
+    /// A plugin counted something. The config names plugins; the number of counters of each is
+    /// limited, also after a plugin is replaced.
     pub fn plugin_counted(&self, plugin: &str, name: &str, by: u64) {
         let labels =
             PluginLabels { plugin: Value::Named(plugin.into()), name: Value::Named(name.into()) };
         if self.plugins.get(&labels).is_none() {
             let mut names = self.plugin_names.lock();
             let names = names.entry(plugin.to_owned()).or_default();
-            if *names >= PLUGIN_NAMES {
+            if *names >= MAX_PLUGIN_NAMES {
                 return;
             }
             if self.plugins.get(&labels).is_none() {
@@ -571,7 +573,7 @@ impl Metrics {
                 drop(self.plugins.get_or_create(&labels));
             }
         }
-        // A counter that goes back would be read as one that began anew.
+        // A counter that decreases would be read as restarted.
         let counter = self.plugins.get_or_create(&labels);
         counter.inc_by(by.min(u64::MAX - counter.get()));
     }
@@ -586,7 +588,7 @@ impl Metrics {
     /// All metrics as OpenMetrics text, of [`CONTENT_TYPE`].
     ///
     /// # Errors
-    /// None that is known: the encoder's own, which writing to a string does not raise.
+    /// None in practice: the encoder's own, which writing to a string does not cause.
     pub fn render(&self) -> Result<String, fmt::Error> {
         let mut out = String::new();
         text::encode(&mut out, &self.registry)?;
@@ -601,7 +603,7 @@ impl Metrics {
         if let Some(name) = seen.get(&tool.server).and_then(|names| names.get(tool.name.as_str())) {
             return Value::Named(Arc::clone(name));
         }
-        if seen.values().map(HashSet::len).sum::<usize>() >= TOOLS {
+        if seen.values().map(HashSet::len).sum::<usize>() >= MAX_TOOLS {
             return Value::Fixed(OTHER);
         }
         let name: Arc<str> = tool.name.as_str().into();
@@ -610,10 +612,10 @@ impl Metrics {
     }
 }
 
-/// Whether a tool's name is short and plain enough for a label. The text format escapes quotes
-/// and line feeds, but no other control.
+/// Whether a tool's name is short and simple enough for a label. The text format escapes quotes and
+/// line feeds, but no other control characters.
 fn is_fit(name: &str) -> bool {
-    name.len() <= TOOL_BYTES && !name.chars().any(char::is_control)
+    name.len() <= MAX_TOOL_BYTES && !name.chars().any(char::is_control)
 }
 
 fn method_label(method: &Method) -> &'static str {
@@ -637,7 +639,7 @@ fn client_label(principal: &Principal) -> Value {
     }
 }
 
-/// A message under way.
+/// A message in flight.
 #[must_use = "a dropped message counts as cancelled"]
 pub struct ActiveRequest {
     metrics: Arc<Metrics>,
@@ -648,7 +650,7 @@ pub struct ActiveRequest {
 }
 
 impl ActiveRequest {
-    /// The message has this outcome.
+    /// Sets the outcome of the message.
     pub fn finish(mut self, outcome: Outcome) {
         self.outcome = outcome;
     }

@@ -36,7 +36,7 @@ fn lines(metrics: &Metrics, name: &str) -> Vec<String> {
 }
 
 #[test]
-fn a_call_shows_its_time_in_the_tool_and_in_the_gateway_apart() {
+fn call_times_in_tool_and_gateway_are_separate() {
     let metrics = Metrics::new();
     call(&metrics, Some(&tool("notes", "add")));
     assert_eq!(
@@ -54,7 +54,7 @@ fn a_call_shows_its_time_in_the_tool_and_in_the_gateway_apart() {
 }
 
 #[test]
-fn a_message_is_active_until_its_outcome() {
+fn message_is_active_until_its_outcome() {
     let metrics = Arc::new(Metrics::new());
     let first = metrics.request(&Method::new("tools/call"), Transport::Http);
     let second = metrics.request(&Method::new("no/such\nthing"), Transport::Stdio);
@@ -77,15 +77,15 @@ fn a_message_is_active_until_its_outcome() {
 #[test]
 fn hostile_names_do_not_grow_the_store() {
     let metrics = Metrics::new();
-    for i in 0..(TOOLS + 50) {
+    for i in 0..(MAX_TOOLS + 50) {
         call(&metrics, Some(&tool("notes", &format!("t{i}"))));
     }
     call(&metrics, None);
-    for name in ["bad\rname".to_owned(), "x".repeat(TOOL_BYTES + 1)] {
+    for name in ["bad\rname".to_owned(), "x".repeat(MAX_TOOL_BYTES + 1)] {
         call(&metrics, Some(&tool("notes", &name)));
     }
     let totals = lines(&metrics, "mcp_tool_calls_total");
-    assert_eq!(totals.len(), TOOLS + 1);
+    assert_eq!(totals.len(), MAX_TOOLS + 1);
     assert!(
         totals.contains(
             &r#"mcp_tool_calls_total{server="notes",tool="other",client="ci",outcome="ok"} 53"#
@@ -99,7 +99,7 @@ fn hostile_names_do_not_grow_the_store() {
 }
 
 #[test]
-fn a_restarted_server_adds_to_its_processor_time() {
+fn restarted_server_adds_to_its_processor_time() {
     let metrics = Metrics::new();
     let name: ServerName = "notes".parse().unwrap();
     metrics.server_started();
@@ -164,7 +164,7 @@ fn every_metric_has_its_published_name() {
 }
 
 #[test]
-fn a_plugin_counts_under_few_names_and_never_back() {
+fn plugin_counters_are_limited_and_never_decrease() {
     let metrics = Metrics::new();
     for at in 0..100 {
         metrics.plugin_counted("p", &format!("n{at}"), 1);
@@ -172,7 +172,7 @@ fn a_plugin_counts_under_few_names_and_never_back() {
     metrics.plugin_counted("p", "n0", u64::MAX);
     metrics.plugin_counted("p", "n0", 5);
     let counted = lines(&metrics, "portcullis_plugin_events_total");
-    assert_eq!(counted.len(), PLUGIN_NAMES);
+    assert_eq!(counted.len(), MAX_PLUGIN_NAMES);
     let most = format!(r#"{{plugin="p",name="n0"}} {}"#, u64::MAX);
     assert!(counted.iter().any(|line| line.ends_with(&most)), "{counted:?}");
 }
