@@ -9,15 +9,15 @@ use seccompiler::{
 
 use crate::table::{Call, Condition, TERMINAL_REQUESTS, table};
 
-/// The two filters of the sandbox, to be loaded in this order.
+/// The two filters of the sandbox, to load in this order.
 ///
-/// The first allows what the table allows, with its conditions, and answers `EPERM` to all else.
-/// The second goes by the call alone and answers `ENOSYS` to a call that is not in the table, as a
-/// kernel does that lacks it: programs know how to live with that. Where both refuse, the kernel
-/// takes the answer of the filter that was loaded last (seccomp(2), "Return value").
+/// The first allows what the table allows, with its conditions, and answers `EPERM` to all other
+/// calls. The second considers only the call and answers `ENOSYS` to calls that are not in the
+/// table, as a kernel without them does; programs handle that. If both refuse, the kernel uses the
+/// answer of the filter that was loaded last (seccomp(2), "Return value").
 ///
 /// # Errors
-/// Where the architecture is not one of seccompiler's.
+/// If seccompiler does not support the architecture.
 pub fn sandbox_filters() -> Result<[BpfProgram; 2], BackendError> {
     let arch = std::env::consts::ARCH.try_into()?;
     let compile = |rules: BTreeMap<i64, Vec<SeccompRule>>, otherwise: i32| {

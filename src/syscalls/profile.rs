@@ -4,8 +4,8 @@ use serde_json::{Value, json};
 
 use crate::table::{ABSENT, Call, Condition, table};
 
-/// The profile that an engine takes, for x86-64 and ARM64. It is the same text on every
-/// architecture, so that a guard and a proxy on different machines agree on it.
+/// Profile for container engines, for x86-64 and ARM64. The text is the same on every architecture,
+/// so that a guard and a proxy on different machines agree.
 ///
 /// A call of another architecture's ABI (32-bit, x32) ends the process: engines do that with every
 /// profile that names no sub-architecture.

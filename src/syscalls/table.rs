@@ -1,6 +1,6 @@
-//! Calls, and the conditions on their arguments.
+//! Calls, and conditions on their arguments.
 //!
-//! Not in the table, on purpose: ptrace and process_vm_*, io_uring, bpf, perf, userfaultfd, keys,
+//! Deliberately not in the table: ptrace and process_vm_*, io_uring, bpf, perf, userfaultfd, keys,
 //! mounts and namespaces, modules, kexec, reboot, swap, clocks, quotas, accounting, System V IPC
 //! and memfd_create (memory that no limit counts, and programs on no mount), execveat, handles to
 //! files, fanotify, sync and syncfs (they flush the whole machine), setxattr and its variants
@@ -9,17 +9,17 @@
 
 use libc::c_long;
 
-/// The bits that make a program run as its file's owner or group, inode(7).
+/// Bits that make a program run as its file's owner or group, inode(7).
 const SET_ID: u32 = libc::S_ISUID | libc::S_ISGID;
 
-/// The flags with which open(2) makes a file and so reads its mode argument. `O_TMPFILE` contains
-/// `O_DIRECTORY`, whose value depends on the architecture; this is the bit of its own.
+/// Flags with which open(2) creates a file and reads its mode argument. `O_TMPFILE` contains
+/// `O_DIRECTORY`, whose value depends on the architecture; this is its other bit.
 const CREATES: u32 = libc::O_CREAT as u32 | 0o20_000_000;
 
 /// The type in the second argument of socket(2), without `SOCK_NONBLOCK` and `SOCK_CLOEXEC`.
 const SOCKET_TYPE: u32 = 0xf;
 
-/// Every flag of clone(2) that makes a namespace.
+/// All flags of clone(2) that create a namespace.
 const NAMESPACES: u32 = (libc::CLONE_NEWNS
     | libc::CLONE_NEWCGROUP
     | libc::CLONE_NEWUTS
@@ -31,18 +31,18 @@ const NAMESPACES: u32 = (libc::CLONE_NEWNS
 /// Requests of ioctl(2) that type into a terminal or control the console.
 pub const TERMINAL_REQUESTS: [u32; 2] = [libc::TIOCSTI as u32, libc::TIOCLINUX as u32];
 
-/// A system call that may be made.
+/// An allowed system call.
 pub struct Call {
     pub name: &'static str,
-    /// The number on this architecture; `None` where the architecture lacks the call.
+    /// Number on this architecture; `None` if the architecture lacks the call.
     pub number: Option<c_long>,
-    /// The call may be made if all conditions of one of these sets hold. No set at all: always.
+    /// The call is allowed if all conditions of one of these sets hold. Without sets: always.
     pub any_of: Vec<Vec<Condition>>,
 }
 
-/// A condition on an argument, counted from 0: `argument & mask == value`.
+/// Condition on an argument, counted from 0: `argument & mask == value`.
 ///
-/// It looks at the lower 32 bits, as the kernel does with every argument that the table is about.
+/// It considers the lower 32 bits, as the kernel does for every argument in the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Condition {
     pub argument: u8,
@@ -62,10 +62,10 @@ fn no_set_id(argument: u8) -> Condition {
     masked(argument, SET_ID, 0)
 }
 
-/// Refused calls that answer `ENOSYS` in both runtimes, because programs then use another call or
-/// go on without, and fail on `EPERM`: the C library makes clone of clone3, and cp(1) and install(1)
-/// set modes without ACLs. The flags and modes of clone3 and openat2 are behind a pointer, where no
-/// filter sees them.
+/// Refused calls that answer `ENOSYS` in both runtimes. Programs then use another call or continue
+/// without, but fail on `EPERM`: the C library replaces clone3 by clone, and cp(1) and install(1)
+/// set modes without ACLs. The flags and modes of clone3 and openat2 are behind a pointer, where
+/// filters cannot see them.
 pub const ABSENT: &[&str] = &[
     "clone3",
     "fremovexattr",
@@ -100,7 +100,7 @@ const ALWAYS: &[(&str, c_long)] = everywhere![
     SYS_pread64 SYS_preadv SYS_preadv2 SYS_pwrite64 SYS_pwritev SYS_pwritev2 SYS_read SYS_readahead
     SYS_readv SYS_sendfile SYS_splice SYS_sync_file_range SYS_tee SYS_truncate SYS_write SYS_writev
     // Files: names and attributes. mkdirat has no condition: the kernel drops set-ID bits from the
-    // mode of a new folder (mkdir(2), "Notes"), and cp(1) passes those of the folder that it copies.
+    // mode of a new folder (mkdir(2), "Notes"), and cp(1) passes those of the copied folder.
     SYS_chdir SYS_faccessat SYS_faccessat2 SYS_fchdir SYS_fchown SYS_fchownat SYS_fgetxattr
     SYS_flistxattr SYS_fstat SYS_fstatfs SYS_getcwd SYS_getdents64 SYS_getxattr
     SYS_inotify_add_watch SYS_inotify_init1 SYS_inotify_rm_watch SYS_lgetxattr SYS_linkat
@@ -150,7 +150,7 @@ const ALWAYS_ON_X86_64: &[(&str, Option<c_long>)] = only_on_x86_64![
     SYS_signalfd SYS_stat SYS_symlink SYS_time SYS_unlink SYS_utime SYS_utimes SYS_vfork
 ];
 
-/// Calls that the libc crate does not name everywhere. Since 424, numbers are the same on every
+/// Calls that the libc crate does not name everywhere. From 424 on, numbers are the same on every
 /// architecture (Documentation/process/adding-syscalls.rst of the kernel).
 const ALWAYS_AND_NEW: &[(&str, c_long)] = &[
     ("futex_waitv", 449),
@@ -161,7 +161,7 @@ const ALWAYS_AND_NEW: &[(&str, c_long)] = &[
 ];
 const FCHMODAT2: c_long = 452;
 
-/// Calls that may be made with some arguments.
+/// Calls that are allowed with some arguments.
 fn with_conditions() -> Vec<Call> {
     let call = |(name, number): (&'static str, Option<c_long>), any_of| Call {
         name: without_prefix(name),
@@ -171,9 +171,9 @@ fn with_conditions() -> Vec<Call> {
     let everywhere = |table: &[(&'static str, c_long)]| (table[0].0, Some(table[0].1));
     let on_x86_64 = |table: &[(&'static str, Option<c_long>)]| table[0];
     vec![
-        // A set-ID file in a writable mount is a program of this server's user for every other user
-        // of the machine. The mount's `nosuid` holds inside only; the machine itself still sees
-        // the bit. The same calls as systemd's RestrictSUIDSGID=, and O_TMPFILE.
+        // A set-ID file in a writable mount is a program that runs as this server's user for every
+        // other user of the machine. The mount's `nosuid` applies inside only; the machine itself
+        // still sees the bit. These are the calls of systemd's RestrictSUIDSGID=, and O_TMPFILE.
         call(on_x86_64(only_on_x86_64![SYS_chmod]), vec![vec![no_set_id(1)]]),
         call(everywhere(everywhere![SYS_fchmod]), vec![vec![no_set_id(1)]]),
         call(everywhere(everywhere![SYS_fchmodat]), vec![vec![no_set_id(2)]]),
@@ -189,7 +189,7 @@ fn with_conditions() -> Vec<Call> {
     ]
 }
 
-/// Opens a file that is there, or makes one without set-ID bits. The mode follows the flags.
+/// Opens an existing file, or creates one without set-ID bits. The mode follows the flags.
 fn opening(flags: u8) -> Vec<Vec<Condition>> {
     vec![vec![masked(flags, CREATES, 0)], vec![no_set_id(flags + 1)]]
 }
@@ -200,16 +200,16 @@ fn nodes(mode: u8) -> Vec<Vec<Condition>> {
     kinds.map(|kind| vec![masked(mode, libc::S_IFMT | SET_ID, kind)]).into()
 }
 
-/// The kinds of sockets, by domain, type and protocol. What is not among them, such as MPTCP,
-/// UDP-Lite, SCTP, DCCP, SMC and the ICMP sockets of ping(8), is code of the kernel that no MCP
-/// server needs. Raw sockets take CAP_NET_RAW, which a server has by `hardening.cap-add` alone.
+/// Allowed sockets, by domain, type and protocol. The others, such as MPTCP, UDP-Lite, SCTP, DCCP,
+/// SMC and the ICMP sockets of ping(8), use kernel code that no MCP server needs. Raw sockets
+/// require CAP_NET_RAW, which a server has only with `hardening.cap-add`.
 fn sockets() -> Vec<Vec<Condition>> {
     let domain = |domain: i32| equal(0, domain as u32);
     let kind = |kind: i32| masked(1, SOCKET_TYPE, kind as u32);
     let protocol = |protocol: i32| equal(2, protocol as u32);
     let mut allowed = vec![
         vec![domain(libc::AF_UNIX)],
-        // Runtimes list network interfaces by it.
+        // Runtimes use it to list network interfaces.
         vec![domain(libc::AF_NETLINK), protocol(libc::NETLINK_ROUTE)],
     ];
     for internet in [libc::AF_INET, libc::AF_INET6] {
@@ -224,7 +224,7 @@ fn sockets() -> Vec<Vec<Condition>> {
     allowed
 }
 
-/// All calls that may be made, each once.
+/// All allowed calls, each once.
 pub fn table() -> Vec<Call> {
     let always = ALWAYS.iter().chain(ALWAYS_AND_NEW).map(|(name, number)| (name, Some(*number)));
     let x86_64 = ALWAYS_ON_X86_64.iter().map(|(name, number)| (name, *number));

@@ -1,4 +1,4 @@
-//! Runs the sandbox's programs and the container's profile over the same calls.
+//! Evaluates the sandbox's programs and the container's profile for the same calls.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::*;
 use crate::{container_profile, table::ABSENT};
 
-/// What becomes of a call.
+/// Result of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verdict {
     Allowed,
@@ -15,7 +15,7 @@ enum Verdict {
     Killed,
 }
 
-/// A system call as a filter sees it, `struct seccomp_data` of linux/seccomp.h.
+/// A system call as a filter sees it: `struct seccomp_data` of linux/seccomp.h.
 #[derive(Debug, Clone, Copy)]
 struct Made {
     number: u32,
@@ -28,7 +28,7 @@ struct Made {
 const ARCH: u32 = 0xc000_003e;
 #[cfg(target_arch = "aarch64")]
 const ARCH: u32 = 0xc000_00b7;
-/// 32-bit programs of the same machine.
+/// 32-bit programs on the same machine.
 #[cfg(target_arch = "x86_64")]
 const ARCH_32: u32 = 0x4000_0003;
 #[cfg(target_arch = "aarch64")]
@@ -51,7 +51,7 @@ impl Made {
     }
 }
 
-/// Runs one program as the kernel does. It knows the instructions that seccompiler writes.
+/// Runs one program as the kernel does. Supports the instructions that seccompiler writes.
 fn run(program: &BpfProgram, made: &Made) -> u32 {
     let (mut at, mut accumulator) = (0, 0);
     loop {
@@ -71,8 +71,8 @@ fn run(program: &BpfProgram, made: &Made) -> u32 {
     }
 }
 
-/// What the kernel makes of all filters: the strictest action, and of equal ones that of the filter
-/// that was loaded last.
+/// Result of all filters in the kernel: the strictest action, and of equal ones that of the filter
+/// loaded last.
 fn in_the_sandbox(filters: &[BpfProgram; 2], made: &Made) -> Verdict {
     let answers = filters.iter().rev().map(|program| run(program, made));
     let strictest = answers.fold(libc::SECCOMP_RET_ALLOW, |so_far, answer| {
@@ -87,9 +87,9 @@ fn in_the_sandbox(filters: &[BpfProgram; 2], made: &Made) -> Verdict {
     }
 }
 
-/// The container's profile, read as its format is documented.
+/// The container's profile, parsed as its format is documented.
 struct Profile {
-    /// By the call's name: sets of conditions, and what becomes of a call that meets one of them.
+    /// By call name: sets of conditions, and the result of a call that satisfies one of them.
     rules: BTreeMap<String, Vec<(Vec<Condition>, Verdict)>>,
     otherwise: Verdict,
 }
@@ -130,19 +130,19 @@ impl Profile {
     }
 }
 
-/// Values of one argument that lie on both sides of each of the call's conditions.
+/// Values of one argument on both sides of each of the call's conditions.
 fn candidates(call: &Call, argument: u8) -> Vec<u64> {
     let mut values = BTreeSet::from([0, u64::from(u32::MAX), 1 << 32]);
     let conditions = call.any_of.iter().flatten().filter(|one| one.argument == argument);
     for Condition { mask, value, .. } in conditions.copied() {
         let bits = (0..32).map(|bit| 1_u32 << bit).filter(|bit| mask & bit != 0);
-        // Of a mask of all bits, the lowest and the highest stand for the others.
+        // For a mask of all bits, the lowest and the highest represent the others.
         let few = |bit: &u32| mask != u32::MAX || *bit == 1 || *bit == 1 << 31;
         let bits = bits.filter(few);
         for near in [value, !mask, value | !mask, mask].into_iter().chain(bits.map(|b| value ^ b)) {
             values.insert(u64::from(near));
         }
-        // The kernel drops the upper half of such an argument.
+        // The kernel ignores the upper half of such an argument.
         values.insert(u64::from(value) | 1 << 40);
     }
     if call.name == "ioctl" && argument == 1 {
@@ -181,7 +181,7 @@ fn both_runtimes_allow_the_same_calls() {
 }
 
 #[test]
-fn what_is_not_in_the_table_is_refused_in_both() {
+fn calls_outside_the_table_are_refused_in_both() {
     let (filters, profile) = (sandbox_filters().expect("filters"), Profile::ours());
     let known: BTreeSet<i64> = table().iter().filter_map(|call| call.number).collect();
     for number in (0..1024).filter(|number| !known.contains(number)) {
@@ -208,7 +208,7 @@ fn calls_of_another_abi_are_refused() {
     }
 }
 
-/// The verdict on a call by its name, which must be the same in both runtimes.
+/// Result for a call by name, which must be the same in both runtimes.
 fn verdict(name: &str, arguments: &[u32]) -> Verdict {
     let mut six = [0; 6];
     for (to, from) in six.iter_mut().zip(arguments) {
@@ -261,7 +261,7 @@ fn set_id_bits_are_refused_in_every_mode_argument() {
             assert_eq!(verdict(name, &arguments), refused, "{name} {arguments:x?}");
         }
     }
-    // A call that makes no file has no mode argument: whatever is in the register does not count.
+    // A call that creates no file has no mode argument: the register's value does not count.
     allowed("openat", &[3, 0, 0, 0o6755]);
     // The kernel drops these bits from the mode of a folder.
     allowed("mkdirat", &[3, 0, 0o2755]);
@@ -310,9 +310,9 @@ fn sockets_are_allowed_by_domain_type_and_protocol() {
 }
 
 #[test]
-fn what_reaches_beyond_the_process_is_not_in_the_table() {
+fn calls_beyond_the_process_are_not_in_the_table() {
     let names: BTreeSet<&str> = table().iter().map(|call| call.name).collect();
-    assert_eq!(names.len(), table().len(), "a call stands twice");
+    assert_eq!(names.len(), table().len(), "a call is listed twice");
     for name in [
         "acct",
         "add_key",
@@ -383,7 +383,7 @@ fn what_reaches_beyond_the_process_is_not_in_the_table() {
 }
 
 #[test]
-fn the_kernel_takes_programs_of_this_length() {
+fn programs_fit_the_kernels_length_limit() {
     // BPF_MAXINSNS of linux/bpf_common.h.
     assert!(sandbox_filters().expect("filters").iter().all(|program| program.len() <= 4096));
 }
