@@ -1,7 +1,7 @@
-//! What the process does so that memory of large messages goes back to the system.
+//! Returns the memory of large messages to the system.
 //!
-//! glibc raises the size from which it maps memory of its own for an allocation, up to 32 MiB, with
-//! each such piece that is freed. From then on large buffers lie among small ones, and what is freed
+//! With each freed allocation that had its own mapping, glibc raises the size from which it creates
+//! such mappings, up to 32 MiB. From then on large buffers lie among small ones, and memory freed
 //! between them stays with the process. So the size is fixed here, and after much memory was freed
 //! the allocator is asked to return its free pages (`mallopt(3)`, `malloc_trim(3)`).
 
@@ -12,46 +12,47 @@ use std::{
 
 use parking_lot::Mutex;
 
-/// Bytes from which an allocation has a mapping of its own, which goes back when it is freed.
+/// Minimum size in bytes of an allocation with its own mapping, which is returned when it is freed.
 #[cfg(target_env = "gnu")]
-const MAPPED_BYTES: i32 = 1 << 20;
-/// Bytes of freed memory that are worth a look.
-const WORTH_BYTES: usize = 1 << 20;
-/// How often free pages are returned while large messages keep coming.
+const MIN_MAPPED_BYTES: i32 = 1 << 20;
+/// Minimum of freed bytes for which free pages are returned.
+const MIN_FREED_BYTES: usize = 1 << 20;
+/// Interval between returns of free pages while large messages keep arriving.
 const BUSY_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Bytes of large messages that were freed, over the life of the process.
+/// Bytes of large messages that were freed since the start of the process.
 static FREED: AtomicUsize = AtomicUsize::new(0);
 
-/// Sets the allocator up. To be called while the process has one thread.
+/// Configures the allocator. Must be called while the process is single-threaded.
 #[cfg_attr(
     target_env = "gnu",
     expect(unsafe_code, reason = "mallopt(3) sets two integers before there are threads")
 )]
 pub fn set_up() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: the function takes integers alone, and no other thread allocates yet.
+    // SAFETY: the function takes only integers, and no other thread allocates yet.
     unsafe {
-        nix::libc::mallopt(nix::libc::M_MMAP_THRESHOLD, MAPPED_BYTES);
-        // What is fixed with it would else be 128 KiB, and every free of more a system call.
-        nix::libc::mallopt(nix::libc::M_TRIM_THRESHOLD, 4 * MAPPED_BYTES);
+        nix::libc::mallopt(nix::libc::M_MMAP_THRESHOLD, MIN_MAPPED_BYTES);
+        // Fixing the mapping size would otherwise set this to 128 KiB, and every larger free would
+        // be a system call.
+        nix::libc::mallopt(nix::libc::M_TRIM_THRESHOLD, 4 * MIN_MAPPED_BYTES);
     }
 }
 
-/// Counts memory of a large message that was freed. An upper bound will do: too large a count has free
-/// pages returned sooner.
+/// Counts freed memory of a large message. An upper bound suffices: a count that is too large
+/// returns free pages earlier.
 pub fn freed(bytes: usize) {
     FREED.fetch_add(bytes, Ordering::Relaxed);
 }
 
-/// Decides when free pages are returned: once no more large messages are freed, or, while they keep
-/// coming, every half a minute.
+/// Decides when free pages are returned: when no more large messages are freed, or, while they keep
+/// arriving, every half a minute.
 pub struct Returning(Mutex<Seen>);
 
 struct Seen {
     /// [`FREED`] at the last return.
     returned: usize,
-    /// The same at the last look.
+    /// [`FREED`] at the last check.
     looked: usize,
     last: Instant,
 }
@@ -64,7 +65,7 @@ impl Default for Returning {
 }
 
 impl Returning {
-    /// Returns free pages where it is time. Asked regularly.
+    /// Returns free pages if it is time. Must be called regularly.
     pub fn look(&self) {
         if self.is_time(FREED.load(Ordering::Relaxed), Instant::now()) {
             tokio::task::spawn_blocking(trim);
@@ -75,7 +76,7 @@ impl Returning {
         let mut seen = self.0.lock();
         let is_quiet = std::mem::replace(&mut seen.looked, freed) == freed;
         let is_due = now.saturating_duration_since(seen.last) >= BUSY_INTERVAL;
-        let is_worth_it = freed.wrapping_sub(seen.returned) >= WORTH_BYTES;
+        let is_worth_it = freed.wrapping_sub(seen.returned) >= MIN_FREED_BYTES;
         let is_time = is_worth_it && (is_quiet || is_due);
         if is_time {
             (seen.returned, seen.last) = (freed, now);
@@ -90,7 +91,7 @@ impl Returning {
 )]
 fn trim() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: the function takes an integer alone and is safe to call from any thread.
+    // SAFETY: the function takes only an integer and is safe to call from any thread.
     unsafe {
         nix::libc::malloc_trim(0);
     }
@@ -101,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pages_are_returned_once_it_is_quiet_or_every_half_a_minute() {
+    fn pages_are_returned_when_quiet_or_every_half_a_minute() {
         let began = Instant::now();
         let seen = Seen { returned: 0, looked: 0, last: began };
         let returning = Returning(Mutex::new(seen));
@@ -116,7 +117,7 @@ mod tests {
             (5 * mib, 12, false),
             (9 * mib, 14, false),
             (15 * mib, 38, false),
-            // More keeps coming.
+            // More messages keep arriving.
             (20 * mib, 40, true),
             (25 * mib, 42, false),
         ] {

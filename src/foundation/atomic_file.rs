@@ -8,7 +8,7 @@ use std::{
     path::Path,
 };
 
-/// Mode of a new file that anybody may read.
+/// Mode of a new file that everybody may read.
 pub const PUBLIC: u32 = 0o644;
 
 /// Writes a file that only its owner can read (mode 0600). The content is on disk when this returns.
@@ -35,7 +35,7 @@ pub fn write_as(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
         .permissions(Permissions::from_mode(mode))
         .tempfile_in(folder)?;
     file.write_all(bytes)?;
-    // The process's umask may have taken bits from the mode.
+    // The umask may have removed bits from the mode.
     file.as_file().set_permissions(Permissions::from_mode(mode))?;
     file.as_file().sync_all()?;
     file.persist(path).map_err(|failed| failed.error)?;
@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_replaced_file_keeps_its_mode_and_its_links() {
+    fn replaced_file_keeps_its_mode_and_links() {
         let folder = tempfile::tempdir().unwrap();
         let (file, link) = (folder.path().join("file"), folder.path().join("link"));
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;

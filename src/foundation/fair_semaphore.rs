@@ -1,5 +1,5 @@
-//! Work that takes long, a few pieces at once: who has much of it keeps others waiting for one piece at
-//! most, and has all places where nobody else wants any.
+//! Semaphore for long work with fairness between principals: one with much work delays others by at
+//! most one piece, and uses all permits if nobody else needs them.
 
 use std::{
     collections::HashMap,
@@ -10,7 +10,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 
-/// Who waits for which.
+/// Semaphore with a queue for each key.
 #[derive(Debug)]
 pub struct FairSemaphore<K> {
     each: usize,
@@ -18,38 +18,38 @@ pub struct FairSemaphore<K> {
     own: Mutex<HashMap<K, Weak<Semaphore>>>,
 }
 
-/// Held to the end of the work.
+/// Permit, held until the work ends.
 #[derive(Debug)]
 pub struct FairPermit {
-    // In this order: a principal's next piece queues up for the place behind those of others.
+    // In this order: a principal's next piece queues behind those of others.
     _own: OwnedSemaphorePermit,
     _all: OwnedSemaphorePermit,
 }
 
 impl<K: Clone + Eq + Hash> FairSemaphore<K> {
-    /// So many at once.
+    /// Semaphore with this number of permits.
     pub fn new(at_once: usize) -> Self {
         Self { each: at_once, all: Arc::new(Semaphore::new(at_once)), own: Mutex::default() }
     }
 
-    /// One at once for each, and as many as there are in all.
+    /// One permit for each principal, without a common limit.
     pub fn one_each() -> Self {
         Self::for_each(1)
     }
 
-    /// So many at once for each, and as many as there are in all.
+    /// This number of permits for each principal, without a common limit.
     pub fn for_each(at_once: usize) -> Self {
         let all = Arc::new(Semaphore::new(Semaphore::MAX_PERMITS));
         Self { each: at_once, all, own: Mutex::default() }
     }
 
-    /// Waits for the turn of this one, and then for a place.
+    /// Waits for this principal's turn, and then for a permit.
     ///
     /// # Errors
-    /// None: the places are there for as long as this is.
+    /// None in practice: the semaphore is never closed.
     pub async fn next(&self, who: &K) -> Result<FairPermit, AcquireError> {
         let own = self.own(who).acquire_owned().await?;
-        // Who has all places has nothing that waits here.
+        // A principal that holds all permits has no other waiting piece here.
         let all = self.all.clone().acquire_owned().await?;
         Ok(FairPermit { _own: own, _all: all })
     }
@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn who_has_much_keeps_nobody_else_waiting() {
+    async fn principal_with_much_work_does_not_delay_others() {
         let turns = FairSemaphore::new(2);
         let [one, two] = ["a", "b"];
         let all: Vec<_> =
@@ -82,7 +82,7 @@ mod tests {
         assert!((&mut again).now_or_never().is_none());
         let mut other = Box::pin(turns.next(&two));
         assert!((&mut other).now_or_never().is_none());
-        // Whoever has most comes last, though it has waited longest.
+        // The principal with most work comes last, although it has waited longest.
         let mut all = all.into_iter();
         drop(all.next());
         assert!((&mut again).now_or_never().is_none());

@@ -1,21 +1,21 @@
-//! JSON that every parser reads as one and the same: parsers disagree on which counts where an object
-//! has a key twice. For documents that are read as a whole; messages have a strict walk of their own.
+//! Unambiguous JSON: parsers disagree about objects with duplicate keys. For documents that are
+//! parsed as a whole; messages have their own strict parser.
 
 use std::{collections::HashSet, fmt};
 
 use serde::de::{self, Deserialize, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value, error::Category};
 
-/// Text that is not read. Its words repeat nothing of what stands there.
+/// Text that cannot be parsed. The error repeats nothing of the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Unreadable {
-    #[error("it has a key twice: line {line}, column {column}")]
+    #[error("it has a duplicate key: line {line}, column {column}")]
     Twice { line: usize, column: usize },
-    #[error("it is no JSON: line {line}, column {column}")]
+    #[error("it is not JSON: line {line}, column {column}")]
     NotJson { line: usize, column: usize },
 }
 
-/// Reads JSON in which no object has a key twice. Depth is bounded, by the parser.
+/// Parses JSON without duplicate keys. The parser limits the depth.
 ///
 /// # Errors
 /// [`Unreadable`].
@@ -29,7 +29,7 @@ pub fn read(bytes: &[u8]) -> Result<Value, Unreadable> {
     })
 }
 
-/// Whether keys of this object differ by case alone: Go's parser takes those for one.
+/// Whether keys of this object differ only in case. Go's parser treats them as equal.
 pub fn ambiguous(object: &Map<String, Value>) -> bool {
     let mut seen = HashSet::new();
     !object.keys().all(|key| seen.insert(key.to_uppercase().to_lowercase()))
@@ -77,7 +77,7 @@ impl<'de> Visitor<'de> for Reading {
     }
 
     fn visit_f64<E: de::Error>(self, number: f64) -> Result<Value, E> {
-        Number::from_f64(number).map(Value::Number).ok_or_else(|| E::custom("no finite number"))
+        Number::from_f64(number).map(Value::Number).ok_or_else(|| E::custom("not a finite number"))
     }
 
     fn visit_str<E>(self, text: &str) -> Result<Value, E> {
@@ -114,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_that_stands_twice_is_refused_at_any_depth() {
+    fn duplicate_key_is_refused_at_any_depth() {
         for good in ["{}", r#"[1,-1,0.5,null,true,"x",{"a":{"a":1}}]"#, r#"{"a":1,"A":1}"#] {
             assert_eq!(read(good.as_bytes()), Ok(serde_json::from_str(good).unwrap()));
         }
@@ -131,12 +131,12 @@ mod tests {
         }
         assert_eq!(
             read(b"{\"a\":1,\n\"a\":2}").unwrap_err().to_string(),
-            "it has a key twice: line 2, column 6"
+            "it has a duplicate key: line 2, column 6"
         );
     }
 
     #[test]
-    fn keys_that_differ_by_case_are_told() {
+    fn keys_that_differ_in_case_are_found() {
         let ambiguous = |text: &str| ambiguous(read(text.as_bytes()).unwrap().as_object().unwrap());
         assert!(ambiguous(r#"{"subject":1,"Subject":2}"#));
         assert!(ambiguous(r#"{"subject":1,"\u017fubject":2}"#));

@@ -2,17 +2,17 @@
 
 use serde_path_to_error::Segment;
 
-/// The pointer of a child.
+/// Pointer to a child.
 pub fn child(pointer: &str, key: impl std::fmt::Display) -> String {
     format!("{pointer}/{}", key.to_string().replace('~', "~0").replace('/', "~1"))
 }
 
-/// The keys and indices of a pointer.
+/// Keys and indices of a pointer.
 pub fn segments(pointer: &str) -> Vec<String> {
     pointer.split('/').skip(1).map(|part| part.replace("~1", "/").replace("~0", "~")).collect()
 }
 
-/// The pointer to the place at which deserializing stopped.
+/// Pointer to the position where deserialization failed.
 pub fn pointer_of(path: &serde_path_to_error::Path) -> String {
     path.iter().fold(String::new(), |pointer, segment| match segment {
         Segment::Seq { index } => child(&pointer, index),

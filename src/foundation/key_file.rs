@@ -1,4 +1,4 @@
-//! Files of keys: 32 random bytes, made once, whole, and their owner's alone.
+//! Key files: 32 random bytes, created once, complete, and readable by their owner only.
 
 use std::{
     fs::{self, DirBuilder, File},
@@ -9,23 +9,23 @@ use std::{
 
 use zeroize::Zeroizing;
 
-/// A key; its memory is overwritten when it is dropped.
+/// A key. Its memory is overwritten on drop.
 pub type Key = Zeroizing<[u8; 32]>;
 
-/// What is wrong with the file of a key. Whoever reads it says what that means.
+/// Failure to read or create a key file. The caller explains its effect.
 #[derive(Debug)]
 pub enum Fault {
-    /// It can't be read or made.
+    /// It cannot be read or created.
     Io { path: PathBuf, source: io::Error },
-    /// Others can read or write it.
+    /// Other users can read or write it.
     Open(PathBuf),
-    /// It has not 32 bytes.
+    /// It does not have 32 bytes.
     Damaged(PathBuf),
-    /// The operating system gives no random bytes.
+    /// The operating system provides no random bytes.
     Random(getrandom::Error),
 }
 
-/// Reads the key of that name in a folder, and makes both where they are missing.
+/// Reads the key with that name in a folder, and creates both if they are missing.
 pub fn load(dir: &Path, name: &str) -> Result<Key, Fault> {
     let path = dir.join(name);
     if let Some(key) = read(&path)? {
@@ -37,7 +37,7 @@ pub fn load(dir: &Path, name: &str) -> Result<Key, Fault> {
         .create(dir)
         .map_err(|source| Fault::Io { path: dir.to_owned(), source })?;
     make(dir, &path)?;
-    // Of two processes that make it at once, one wins, and both use what it wrote.
+    // If two processes create it at once, one wins, and both use its key.
     read(&path)?.ok_or(Fault::Damaged(path))
 }
 
@@ -51,14 +51,14 @@ fn read(path: &Path) -> Result<Option<Key>, Fault> {
     if file.metadata().map_err(io)?.mode() & 0o077 != 0 {
         return Err(Fault::Open(path.to_owned()));
     }
-    // One byte more than a key has, to tell a file that is longer.
+    // One byte more than a key, to detect a longer file.
     let mut bytes = Zeroizing::new(Vec::with_capacity(33));
     file.take(33).read_to_end(&mut bytes).map_err(io)?;
     let key = <[u8; 32]>::try_from(&bytes[..]).map_err(|_| Fault::Damaged(path.to_owned()))?;
     Ok(Some(Zeroizing::new(key)))
 }
 
-/// Puts a whole, synced file in place, unless there is one by now.
+/// Creates a complete, synced file, unless one exists already.
 fn make(dir: &Path, path: &Path) -> Result<(), Fault> {
     let mut key = Zeroizing::new([0; 32]);
     getrandom::fill(&mut *key).map_err(Fault::Random)?;
@@ -85,7 +85,7 @@ mod tests {
     const NAME: &str = "a.key";
 
     #[test]
-    fn the_key_is_made_once() {
+    fn key_is_created_once() {
         let dir = tempfile::tempdir().unwrap();
         let state = dir.path().join("a/state");
         let key = load(&state, NAME).unwrap();
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn all_who_begin_at_once_have_the_same_key() {
+    fn concurrent_starts_get_the_same_key() {
         let dir = tempfile::tempdir().unwrap();
         let keys: Vec<Key> = std::thread::scope(|scope| {
             let all: Vec<_> =
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_cannot_be_trusted_is_refused() {
+    fn untrustworthy_key_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(NAME);
         let write = |bytes: &[u8], mode| {
@@ -125,7 +125,7 @@ mod tests {
         for bytes in [&[][..], &[1; 31], &[1; 33]] {
             write(bytes, 0o600);
             assert!(matches!(load(dir.path(), NAME), Err(Fault::Damaged(_))), "{}", bytes.len());
-            // And it is left for somebody to look at.
+            // The file is left unchanged for inspection.
             assert_eq!(fs::read(&path).unwrap(), bytes);
         }
         fs::remove_file(&path).unwrap();

@@ -1,4 +1,4 @@
-//! Keys of signed notes (C2SP signed-note, Ed25519): what signs a text, and what it is checked with.
+//! Keys of signed notes (C2SP signed-note, Ed25519): for signing and for verification.
 
 use std::{fmt, str::FromStr};
 
@@ -10,26 +10,26 @@ use signed_note::{
 };
 use zeroize::Zeroizing;
 
-/// C2SP's number for Ed25519.
+/// C2SP's algorithm number of Ed25519.
 const ED25519: u8 = 1;
-/// What the text of a signing key begins with.
+/// Prefix of a signing key's text.
 pub const PRIVATE: &str = "PRIVATE+KEY+";
 
-/// Signs notes in one name.
+/// Signs notes under one name.
 pub struct Signer {
     signer: StandardSigner,
     verifier: Verifier,
     text: Zeroizing<String>,
 }
 
-/// A name that no key can have: it is empty, or has white space or a plus sign.
+/// Error for a name that is empty, or contains white space or a plus sign.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` can't name a key")]
+#[error("`{0}` is not a legal name of a key")]
 pub struct IllegalName(pub String);
 
-/// Text that is no signing key. What it was is not said.
+/// Error for text that is not a signing key. Does not contain the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("this is no signing key")]
+#[error("this is not a signing key")]
 pub struct IllegalSigner;
 
 impl fmt::Debug for Signer {
@@ -39,7 +39,7 @@ impl fmt::Debug for Signer {
 }
 
 impl Signer {
-    /// The key of this seed, under this name.
+    /// Key of this seed with this name.
     ///
     /// # Errors
     /// [`IllegalName`].
@@ -56,7 +56,7 @@ impl Signer {
         Ok(Self { signer, verifier, text })
     }
 
-    /// The key that this text is: `PRIVATE+KEY+NAME+HASH+BASE64`.
+    /// Key from its text: `PRIVATE+KEY+NAME+HASH+BASE64`.
     ///
     /// # Errors
     /// [`IllegalSigner`].
@@ -70,7 +70,7 @@ impl Signer {
             _ => None,
         };
         let signer = Self::of(name, seed.ok_or(IllegalSigner)?).map_err(|_| IllegalSigner)?;
-        // With another hash it would be a key of another name.
+        // A different hash would mean a key with another name.
         if *signer.text == text { Ok(signer) } else { Err(IllegalSigner) }
     }
 
@@ -79,23 +79,23 @@ impl Signer {
         &self.text
     }
 
-    /// What its signatures are checked with.
+    /// Key that verifies its signatures.
     pub fn verifier(&self) -> &Verifier {
         &self.verifier
     }
 
-    /// The note of this text with the signature.
+    /// Note of this text with the signature.
     ///
     /// # Errors
-    /// Where a note can't hold the text.
+    /// If the text is not legal in a note.
     pub fn sign(&self, text: &str) -> Result<String, NoteError> {
         self.add_to(Note::new(text.as_bytes(), &[])?)
     }
 
-    /// The note with this signature more.
+    /// Note with this signature added.
     ///
     /// # Errors
-    /// Where it is no note.
+    /// If it is not a note.
     pub fn sign_too(&self, note: &str) -> Result<String, NoteError> {
         self.add_to(Note::from_bytes(note.as_bytes())?)
     }
@@ -106,7 +106,7 @@ impl Signer {
     }
 }
 
-/// A key that signed notes are checked with, as text `NAME+HASH+BASE64` (C2SP signed-note).
+/// Key that verifies signed notes, with the text `NAME+HASH+BASE64` (C2SP signed-note).
 #[derive(Clone)]
 pub struct Verifier {
     text: String,
@@ -114,12 +114,12 @@ pub struct Verifier {
 }
 
 impl Verifier {
-    /// The name of the key: what it signs is in this name.
+    /// Name of the key, which its signatures carry.
     pub fn name(&self) -> &str {
         self.key.name()
     }
 
-    /// The text of a note, if this key has signed it. Signatures of others do not matter.
+    /// Text of a note that this key has signed. Other signatures are ignored.
     pub fn open(&self, note: &str) -> Result<String, NotSigned> {
         let parsed = Note::from_bytes(note.as_bytes()).map_err(|_| NotSigned::Malformed)?;
         let known = VerifierList::new(vec![Box::new(self.key.clone())]);
@@ -189,10 +189,11 @@ impl fmt::Debug for Verifier {
     }
 }
 
-/// Text that is no verifier key.
+/// Error for text that is not a verifier key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "this is no verifier key, NAME+HASH+BASE64: `portcullis audit key` prints that of an audit log, \
+    "this is not a verifier key, NAME+HASH+BASE64: `portcullis audit key` prints that of an audit \
+    log, \
      `portcullis policy bundle key` that of bundles, `portcullis plugin key` that of plugins"
 )]
 pub struct IllegalVerifier;
@@ -206,14 +207,14 @@ impl FromStr for Verifier {
     }
 }
 
-/// Why a note is not taken for what it says.
+/// Reason why a note is rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NotSigned {
-    #[error("it is no signed note")]
+    #[error("it is not a signed note")]
     Malformed,
-    #[error("another key has signed it")]
+    #[error("it is signed with another key")]
     OtherKey,
-    #[error("its signature is wrong")]
+    #[error("its signature is invalid")]
     Forged,
 }
 
@@ -226,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_the_key_signed_is_opened() {
+    fn only_notes_signed_by_the_key_are_opened() {
         let signs = signer("a", 1);
         let verifier: Verifier = signs.verifier().to_string().parse().unwrap();
         assert_eq!(verifier.name(), "a");
@@ -234,11 +235,11 @@ mod tests {
         assert_eq!(verifier.open(&note).unwrap(), "one\ntwo\n");
         assert_eq!(verifier.open(&note.replace("two", "too")), Err(NotSigned::Forged));
         assert_eq!(verifier.open("one\ntwo\n"), Err(NotSigned::Malformed));
-        // The same key under another name, and another key under the same name.
+        // The same key with another name, and another key with the same name.
         for other in [signer("b", 1), signer("a", 2)] {
             assert_eq!(other.verifier().open(&note), Err(NotSigned::OtherKey));
         }
-        // Another may sign it too.
+        // Another key may sign it too.
         let both = signer("b", 3).sign_too(&note).unwrap();
         assert_eq!(verifier.open(&both).unwrap(), "one\ntwo\n");
         assert_eq!(signer("b", 3).verifier().open(&both).unwrap(), "one\ntwo\n");
@@ -256,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn a_signing_key_is_read_as_it_was_written() {
+    fn signing_key_round_trips() {
         let made = signer("a", 1);
         assert_eq!(Signer::parse(made.text()).unwrap().verifier(), made.verifier());
         let renamed = made.text().replace("+a+", "+b+");

@@ -1,10 +1,10 @@
-//! Characters that must not reach a terminal or a log as they are.
+//! Characters that must not reach a terminal or a log unescaped.
 
 use std::borrow::Cow;
 
-/// Whether a character could steer a terminal or hide text from its reader: control characters, line
-/// and paragraph separators, marks of direction (Unicode Standard Annex 9), invisible characters, and
-/// the tags and variation selectors of plane 14.
+/// Whether a character could control a terminal or hide text from its reader: control characters,
+/// line and paragraph separators, marks of direction (Unicode Standard Annex 9), invisible
+/// characters, and the tags and variation selectors of plane 14.
 pub fn can_steer(c: char) -> bool {
     c.is_control()
         || matches!(c,
@@ -13,9 +13,9 @@ pub fn can_steer(c: char) -> bool {
             | '\u{e0000}'..='\u{e0fff}')
 }
 
-/// A text whose characters of that kind are written as `\uXXXX`, one for each UTF-16 unit, except
-/// those that `keeps` names. The form is JSON's own: a JSON text in which such characters stand only
-/// within strings keeps its value.
+/// Text with such characters escaped as `\uXXXX`, one for each UTF-16 unit, except those for which
+/// `keeps` returns true. The format is JSON's own: a JSON text with such characters only within
+/// strings keeps its value.
 pub fn escaped(text: &str, keeps: impl Fn(char) -> bool) -> Cow<'_, str> {
     let steers = |c: char| can_steer(c) && !keeps(c);
     if !text.contains(steers) {
@@ -39,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_escaped_json_string_keeps_its_value() {
+    fn escaped_json_string_keeps_its_value() {
         let text = "a\u{202e}b\u{e0041}\u{e0100}c\u{200b}\u{2028}\u{9b}\u{feff}é日\u{1f512}";
         let json = serde_json::to_string(text).unwrap();
         let escaped = escaped(&json, |_| false);

@@ -1,4 +1,4 @@
-//! Units of settings: ages and sizes, as people write them.
+//! Units of settings: durations and sizes as people write them.
 
 use std::{borrow::Cow, fmt, str::FromStr};
 
@@ -7,12 +7,12 @@ use jiff::{SignedDuration, Span, SpanRelativeTo};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
-/// A while: `90d`, `12h`, `26w`. Days have 24 hours.
+/// A duration: `90d`, `12h`, `26w`. Days have 24 hours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Age(pub SignedDuration);
 
-/// A text that is no age.
+/// Error for text that is not a duration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("write an age in weeks, days or hours, such as `90d`: months and years differ in length")]
 pub struct IllegalAge;
@@ -70,7 +70,7 @@ impl JsonSchema for Age {
 #[serde(try_from = "String", into = "String")]
 pub struct Size(pub u64);
 
-/// A text that is no size.
+/// Error for text that is not a size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("write a size with its unit, such as `20GiB` or `500MB`")]
 pub struct IllegalSize;
@@ -87,7 +87,7 @@ impl FromStr for Size {
 
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The largest unit that says it exactly: what is shown is read again as the same.
+        // The largest unit that is exact, so that the text round-trips.
         let units = ["TiB", "GiB", "MiB", "KiB"];
         let sizes = units.iter().zip([40u32, 30, 20, 10]);
         for (unit, shift) in sizes {
@@ -132,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ages_and_sizes() {
+    fn ages_and_sizes_are_parsed_or_refused() {
         for (text, hours, shown) in [
             ("90d", 90 * 24, "90d"),
             ("26w", 26 * 7 * 24, "182d"),

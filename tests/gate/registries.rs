@@ -135,11 +135,11 @@ async fn signed_and_behind_a_login_and_an_authority_of_its_own() {
     assert!(looked["config"].as_str().unwrap().contains(&format!("oci = \"{pinned}\"")));
     let verify = async |key: &str| written.cli(&["plugin", "verify", &meant, "--key", key]).await;
     assert!(told(&verify(&ours).await, 0).contains("noop 0.1.0 holds"));
-    assert!(told(&verify(&theirs).await, 11).contains("another key has signed it"));
+    assert!(told(&verify(&theirs).await, 11).contains("it is signed with another key"));
 
     with(&written, &format!("{trusts}{}", entry(&pinned, &format!("signed-by = [\"{theirs}\"]"))));
     let refused = told(&written.cli(&["check"]).await, 11);
-    assert!(refused.contains("another key has signed it"), "{refused}");
+    assert!(refused.contains("it is signed with another key"), "{refused}");
     with(&written, &format!("{trusts}{}", entry(&pinned, &format!("signed-by = [\"{ours}\"]"))));
     let gate = written.start().await;
     let loaded = gate.records(&["event = plugin-loaded"]).await;
