@@ -1,5 +1,5 @@
-//! What an interceptor is. It is shown an exchange that it cannot change and returns a verdict;
-//! the chain alone carries verdicts out, so an interceptor in `audit` mode cannot have an effect.
+//! Contract of an interceptor. It gets an exchange that it cannot change and returns a verdict.
+//! Only the chain executes verdicts, so an interceptor in `audit` mode cannot have an effect.
 
 use std::collections::BTreeSet;
 
@@ -22,15 +22,15 @@ pub enum Mode {
     Enforce,
     /// Verdicts are computed and recorded, and change nothing.
     Audit,
-    /// It is not in the chain: no message is shown to it.
+    /// Not in the chain: it sees no message.
     Off,
 }
 
-/// An event and a phase at which an interceptor wants to be asked.
+/// Events and a phase that an interceptor inspects.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Hook {
-    /// Methods, or `*` for every one.
+    /// Methods, or `*` for all.
     pub events: Vec<String>,
     pub phase: Phase,
 }
@@ -40,7 +40,7 @@ pub struct Hook {
 pub struct Hooks(pub Vec<Hook>);
 
 impl Hooks {
-    /// Every event in these phases.
+    /// All events in these phases.
     pub fn every(phases: &[Phase]) -> Self {
         Self(phases.iter().map(|&phase| Hook { events: vec!["*".into()], phase }).collect())
     }
@@ -50,13 +50,13 @@ impl Hooks {
         Self(vec![Hook { events: events.iter().map(|e| (*e).to_owned()).collect(), phase }])
     }
 
-    /// These and others.
+    /// These hooks and others.
     pub fn and(mut self, others: Hooks) -> Self {
         self.0.extend(others.0);
         self
     }
 
-    /// Whether the interceptor wants to see this.
+    /// Whether the interceptor inspects this method and phase.
     pub fn wants(&self, method: &Method, phase: Phase) -> bool {
         self.0.iter().any(|hook| {
             hook.phase == phase && hook.events.iter().any(|e| e == "*" || e == method.as_str())
@@ -64,40 +64,40 @@ impl Hooks {
     }
 }
 
-/// What an interceptor decides.
+/// Decision of an interceptor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
     Pass,
-    /// Put this JSON text in the place of `params`, `result` or `error`.
+    /// Replace `params`, `result` or `error` by this JSON text.
     Replace(Bytes),
     Refuse(Refusal),
 }
 
-/// What an interceptor says of a message.
+/// Answer of an interceptor about a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verdict {
     pub decision: Decision,
-    /// Rules that decided for letting it pass (a permit), for the record.
+    /// Rules that permitted the message, for the record.
     pub rules: Vec<Rule>,
-    /// The revision of the policies that decided, where policies did.
+    /// Revision of the policies that decided, if policies did.
     pub revision: Option<String>,
     pub findings: Vec<Finding>,
-    /// Labels for the exchange, from here on.
+    /// Labels for the rest of the exchange.
     pub labels: BTreeSet<String>,
 }
 
 impl Verdict {
-    /// Nothing to say.
+    /// Verdict that passes the message.
     pub fn pass() -> Self {
         Self::of(Decision::Pass)
     }
 
-    /// A refusal and nothing else.
+    /// Verdict with only a refusal.
     pub fn refuse(refusal: Refusal) -> Self {
         Self::of(Decision::Refuse(refusal))
     }
 
-    /// A replacement and nothing else.
+    /// Verdict with only a replacement.
     pub fn replace(raw: Bytes) -> Self {
         Self::of(Decision::Replace(raw))
     }
@@ -112,49 +112,49 @@ impl Verdict {
         }
     }
 
-    /// With the revision of the policies that decided.
+    /// Adds the revision of the policies that decided.
     pub fn by(mut self, revision: impl ToString) -> Self {
         self.revision = Some(revision.to_string());
         self
     }
 
-    /// With something seen.
+    /// Adds a finding.
     pub fn finding(mut self, finding: Finding) -> Self {
         self.findings.push(finding);
         self
     }
 }
 
-/// An interceptor could not do its work. The chain refuses with `interceptor-fault`, or lets the
-/// message pass where the operator wrote `fail-open = true`. The text is for the operator.
+/// Failure of an interceptor. The chain refuses with `interceptor-fault`, or passes the message if
+/// the operator set `fail-open = true`. The text is for the operator.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Fault(pub String);
 
-/// One member of the chain.
+/// Member of the chain.
 #[async_trait]
 pub trait Interceptor: Send + Sync {
-    /// The name in findings, records and refusals: the config's `name`, or its `use`.
+    /// Name in findings, records and refusals: the config's `name`, or its `use`.
     fn name(&self) -> &str;
 
-    /// Whether to ask it about this.
+    /// Whether it inspects this method and phase.
     fn wants(&self, method: &Method, phase: Phase) -> bool;
 
-    /// Whether it may be asked again about a message that another interceptor replaced. One that
-    /// counts messages is asked once.
+    /// Whether it can inspect a message again after another interceptor replaced it. An interceptor
+    /// that counts messages inspects each once.
     fn repeatable(&self) -> bool {
         true
     }
 
-    /// Whether it decides by the exchange's labels, so that it is asked again about a message that
-    /// another interceptor labelled afterwards.
+    /// Whether its decision depends on the exchange's labels, so that it must inspect a message
+    /// again after another interceptor added labels.
     fn reads_labels(&self) -> bool {
         false
     }
 
-    /// The verdict on one half of an exchange.
+    /// Verdict on one half of an exchange.
     ///
     /// # Errors
-    /// A [`Fault`] where no verdict could be reached.
+    /// A [`Fault`] if no verdict was reached.
     async fn inspect(&self, exchange: &Exchange, phase: Phase) -> Result<Verdict, Fault>;
 }

@@ -1,10 +1,10 @@
-//! CPU work on heavy messages: large ones, and ones of many values. It runs beside the async workers, a few pieces at once, and parties
-//! take turns: one client or server that sends many heavy messages delays its own messages, and
-//! others by one piece of work at most.
+//! CPU work on heavy messages: large ones, and ones with many values. It runs beside the async
+//! workers, a few pieces at once, and parties take turns: a client or server that sends many heavy
+//! messages delays its own messages, and others by at most one piece of work.
 //!
 //! A heavy message is parsed, decided, checked, recorded and rewritten in code that does not yield.
-//! Moving single steps to other threads would leave out the step that somebody adds later. So the
-//! whole future of a message is polled here: [`in_turns`] takes a turn for each poll, and tells the
+//! Moving single steps to other threads would miss steps that are added later. So the whole future
+//! of a message is polled here: [`in_turns`] takes a turn for each poll, and informs the async
 //! runtime that the poll blocks.
 
 use std::{
@@ -29,23 +29,23 @@ use portcullis_foundation::allocator;
 use portcullis_foundation::fair_semaphore::{FairPermit, FairSemaphore};
 use portcullis_protocol::{identity::PrincipalKind, names::ServerName};
 
-/// Weight of the heaviest message that an async worker works on, in bytes of plain text. A heavier
+/// Weight, in bytes of plain text, up to which an async worker processes a message. A heavier
 /// message takes turns.
 pub const LARGE_BYTES: usize = 32 << 10;
 
-/// What a value or a key weighs, in bytes of plain text.
+/// Weight of a value or a key, in bytes of plain text.
 const VALUE_BYTES: usize = 64;
 
-/// How much work a text is.
+/// Amount of work that a text causes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Weight(usize);
 
 impl Weight {
-    /// Nothing is in hand yet.
+    /// Weight before any text.
     pub const NONE: Self = Self(0);
 
-    /// The weight of a text that was not parsed. Commas, colons and brackets are counted for its
-    /// values and keys, those in strings among them.
+    /// Weight of unparsed text. Commas, colons and brackets count as values and keys, including
+    /// those in strings.
     pub fn of<T: AsRef<[u8]> + ?Sized>(text: &T) -> Self {
         let text = text.as_ref();
         if text.len() > LARGE_BYTES {
@@ -60,27 +60,27 @@ impl Weight {
     }
 }
 
-/// Whose message is worked on.
+/// Party whose message is processed.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Party {
     Client(PrincipalKind),
     Server(ServerName),
 }
 
-/// Half of the processors work on heavy messages at most, the rest is left to all others.
+/// Heavy messages use at most half of the processors; the rest remains for others.
 static TURNS: LazyLock<FairSemaphore<Party>> = LazyLock::new(|| {
     let processors = thread::available_parallelism().map_or(1, usize::from);
     FairSemaphore::new((processors / 2).max(1))
 });
 
 tokio::task_local! {
-    /// Weight of the heaviest text that the work of this task has had in hand.
+    /// Weight of the heaviest text so far in this task's work.
     static IN_HAND: Arc<AtomicUsize>;
 }
 
-/// Runs the work on a message of this weight. While the message is heavy, each poll of `work`
-/// waits for a turn of `party` and blocks no async worker. `work` becomes heavy when [`grow`] says
-/// so, such as with a large answer to a small request.
+/// Runs the work on a message of this weight. While the message is heavy, each poll of `work` waits
+/// for a turn of `party` and blocks no async worker. `work` becomes heavy when [`grow`] reports it,
+/// for example with a large answer to a small request.
 ///
 /// Within the work on another message, `work` is part of that work: a turn is never awaited while
 /// another is held.
@@ -89,7 +89,7 @@ pub fn in_turns<F: Future>(
     weight: Weight,
     work: F,
 ) -> impl Future<Output = F::Output> + use<F> {
-    // Boxed, so that what awaits this does not grow by the size of the work.
+    // Boxed, so that the caller's future does not grow by the size of the work.
     let work = Box::pin(work);
     async move {
         if IN_HAND.try_with(|_| ()).is_ok() {
@@ -124,8 +124,8 @@ async fn take_turns<F: Future>(party: Party, weight: Weight, mut work: Pin<Box<F
     .await
 }
 
-/// Says that the work on a message has a text of this weight in hand, such as an answer. Where that
-/// makes it heavy, the caller goes on in the next turn of the message's party.
+/// Reports that the work on a message now includes a text of this weight, such as an answer. If
+/// that makes it heavy, the caller continues in the next turn of the message's party.
 pub async fn grow(weight: Weight) {
     if !weight.is_large() {
         return;
@@ -136,11 +136,12 @@ pub async fn grow(weight: Weight) {
     }
 }
 
-/// Runs `work` on this thread. The runtime moves the other tasks of this worker to another thread.
+/// Runs `work` on this thread. The async runtime moves the other tasks of this worker to another
+/// thread.
 fn beside_workers<T>(work: impl FnOnce() -> T) -> T {
     match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
         Ok(RuntimeFlavor::MultiThread) => block_in_place(work),
-        // A runtime of one thread, as tests have, has nobody to hand its tasks to.
+        // A single-threaded runtime, as in tests, has no thread to move its tasks to.
         _ => work(),
     }
 }
@@ -176,7 +177,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn large_work_takes_no_more_than_its_share_of_processors() {
+    async fn heavy_work_uses_at_most_its_share_of_processors() {
         let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let all = (0..16).map(|i| {
             let (now, most) = (now.clone(), most.clone());
@@ -197,7 +198,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn work_becomes_large_with_what_it_has_in_hand() {
+    async fn work_becomes_heavy_when_its_text_grows() {
         in_turns(client("grows"), Weight::NONE, async {
             assert!(!is_large());
             grow(Weight(LARGE_BYTES)).await;
@@ -207,12 +208,12 @@ mod tests {
             grow(LARGE).await;
         })
         .await;
-        // Outside of any message it does nothing.
+        // Outside of a message it has no effect.
         grow(LARGE).await;
     }
 
     #[tokio::test]
-    async fn work_within_work_awaits_no_second_turn() {
+    async fn nested_work_awaits_no_second_turn() {
         let inner = async {
             yield_now().await;
             assert!(is_large());

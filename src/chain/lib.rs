@@ -2,11 +2,12 @@
 //! their verdicts and faults.
 //!
 //! # Invariants
-//! - Every interceptor that wants a message has seen the version that leaves: a replacement passes
-//!   all other interceptors again, policy included, until none changes anything.
-//! - A fault, a missed deadline and a panic are refusals, unless the operator wrote `fail-open`.
+//!
+//! - Every interceptor that wants a message has seen the version that is sent: a replacement passes
+//!   all other interceptors again, including policy, until none changes anything.
+//! - A fault, a missed deadline and a panic are refusals, unless the operator set `fail-open`.
 //! - An interceptor in `audit` mode has no effect except findings.
-//! - No interceptor can lift another's refusal: the first one ends the message's way.
+//! - No interceptor can lift another's refusal: the first one ends processing.
 
 mod contract;
 mod heavy;

@@ -1,4 +1,4 @@
-//! Carries verdicts out.
+//! Runs the chain and executes verdicts.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,28 +18,28 @@ use portcullis_protocol::{
     refusal::{Code, Refusal, Rule},
 };
 
-/// How often a message may go round before interceptors that keep changing it are a fault.
-const ROUNDS: usize = 4;
+/// Limit of the rounds of a message. If interceptors still change it then, that is a fault.
+const MAX_ROUNDS: usize = 4;
 
-/// The members of `params` that say what is asked: policy decided on them, the router chose the
+/// Members of `params` that name the target. Policy decided on them and the router selected the
 /// server by them, so no interceptor may change them.
-const FIXED: [&str; 6] = ["name", "uri", "ref", "cursor", "requestState", "taskId"];
+const TARGET_MEMBERS: [&str; 6] = ["name", "uri", "ref", "cursor", "requestState", "taskId"];
 
-/// One place in the chain.
+/// Entry of the chain.
 pub struct ChainEntry {
     pub interceptor: Arc<dyn Interceptor>,
     pub mode: Mode,
     pub fail_open: bool,
     pub deadline: Duration,
-    /// The methods to which the operator narrowed it.
+    /// Methods to which the operator restricted it.
     pub events: Option<Vec<String>>,
-    /// Where the operator put it into the chain, a file and a line from 1: the place of each of
-    /// its rules that has none of its own.
+    /// Position of the entry in the config: file and line, from 1. It is the position of each of
+    /// its rules that has none.
     pub place: Option<(PathBuf, u32)>,
 }
 
 impl ChainEntry {
-    /// A link that enforces, refuses on a fault and hears all that its interceptor asks for.
+    /// Entry that enforces, refuses on a fault, and inspects everything its interceptor wants.
     pub fn strict(interceptor: Arc<dyn Interceptor>) -> Self {
         Self {
             interceptor,
@@ -74,7 +74,7 @@ impl ChainEntry {
         Finding { interceptor: self.interceptor.name().to_owned(), phase, rule, message, effect }
     }
 
-    /// The link as the rule of what the chain itself says of it.
+    /// Rule that stands for this entry in findings of the chain itself.
     fn rule(&self) -> Rule {
         let mut rule = Rule::named(self.interceptor.name());
         self.put(&mut rule);
@@ -88,8 +88,8 @@ impl ChainEntry {
         }
     }
 
-    /// Puts every rule of a verdict in its place. A refusal by an entry of the config has a rule
-    /// also where its interceptor names none.
+    /// Sets the position of every rule of a verdict. A refusal by a config entry has a rule even if
+    /// its interceptor names none.
     fn placed(&self, mut verdict: Verdict) -> Verdict {
         if let Decision::Refuse(refusal) = &mut verdict.decision {
             if refusal.rules.is_empty() && self.place.is_some() {
@@ -103,27 +103,27 @@ impl ChainEntry {
     }
 }
 
-/// What the interceptors said on a message's way.
+/// What interceptors reported about a message.
 #[derive(Debug, Clone, Default)]
 pub struct ChainTrace {
-    /// The rules that let it pass.
+    /// Rules that permitted it.
     pub rules: Vec<Rule>,
     pub findings: Vec<Finding>,
-    /// The revision of the policies that decided last.
+    /// Revision of the policies that decided last.
     pub revision: Option<String>,
-    /// The labels that there were then.
+    /// Labels at that decision.
     pub labels: Option<BTreeSet<String>>,
-    /// The labels that interceptors gave to words of a server, which its client is to carry, and who
-    /// gave them.
+    /// Labels that interceptors gave to content of a server, which its client is to carry, and the
+    /// rules that gave them.
     pub heard: BTreeMap<String, Rule>,
     /// Whether an interceptor replaced the payload.
     pub replaced: bool,
-    /// What took how long: `PHASE/NAME` of each interceptor that was asked, in order, and what
-    /// others add.
+    /// Duration of each stage: `PHASE/NAME` of each interceptor in order, and stages that others
+    /// add.
     pub stages: Vec<(String, Duration)>,
 }
 
-/// The links, in order.
+/// Entries in order.
 pub struct Chain {
     links: Vec<ChainEntry>,
     request: Caps,
@@ -131,13 +131,13 @@ pub struct Chain {
 }
 
 impl Chain {
-    /// A chain of these links, holding what they replace to these caps.
+    /// Chain of these entries, with limits for replacements.
     pub fn new(links: Vec<ChainEntry>, request: Caps, response: Caps) -> Self {
         Self { links, request, response }
     }
 
-    /// Sends one half of an exchange through the chain. Afterwards the exchange holds what may
-    /// be sent on.
+    /// Sends one half of an exchange through the chain. Afterwards the exchange holds what may be
+    /// forwarded.
     ///
     /// # Errors
     /// The first refusal.
@@ -149,9 +149,9 @@ impl Chain {
     ) -> Result<(), Refusal> {
         let mut version = 0_usize;
         let mut changer = None;
-        // What each link was shown: which version of the payload, and under how many labels.
+        // What each entry inspected: version of the payload, and number of labels.
         let mut seen: Vec<Option<(usize, usize)>> = vec![None; self.links.len()];
-        for round in 0..ROUNDS {
+        for round in 0..MAX_ROUNDS {
             let mut settled = true;
             for (link, seen) in self.links.iter().zip(&mut seen) {
                 let labels = exchange.labels.len();
@@ -170,8 +170,8 @@ impl Chain {
                     version += 1;
                     changer = Some(link);
                 }
-                // Labels are never taken back, so their number tells whether there are new ones; its
-                // own are no news to it.
+                // Labels are never removed, so a higher number means new ones; an entry's own
+                // labels are not new to it.
                 *seen = Some((version, exchange.labels.len()));
             }
             if settled {
@@ -179,13 +179,13 @@ impl Chain {
             }
         }
         let mut refusal =
-            Refusal::new(Code::InterceptorFault, "the checks on this message did not settle")
-                .detail(format!("interceptors still changed the message in round {ROUNDS}"));
+            Refusal::new(Code::InterceptorFault, "interceptors kept changing this message")
+                .detail(format!("interceptors still changed the message in round {MAX_ROUNDS}"));
         refusal.rules.extend(changer.map(ChainEntry::rule));
         Err(refusal)
     }
 
-    /// Asks one link and carries out its verdict; true where it replaced the payload.
+    /// Runs one entry and executes its verdict. Returns whether it replaced the payload.
     async fn step(
         &self,
         link: &ChainEntry,
@@ -268,7 +268,7 @@ impl Chain {
                     _ => exchange.request = Payload::new(raw),
                 }
                 trail.replaced = true;
-                // Who changed a message is on record, also where the interceptor says nothing.
+                // The record says who changed a message, even if the interceptor reports nothing.
                 if !told {
                     let message = "replaced the payload".to_owned();
                     let rule = link.rule();
@@ -300,20 +300,20 @@ impl Chain {
     }
 }
 
-/// A replacement is held to what a client's or a server's own message is held to, and may not change
-/// what is asked, which `params` say.
+/// Checks a replacement by the rules for messages of clients and servers. It must not change the
+/// target in `params`.
 ///
 /// # Errors
-/// Why it is not taken.
+/// Why it is refused.
 pub fn may_replace(params: &Bytes, raw: &Bytes, what: Text, caps: Caps) -> Result<(), Fault> {
     let object = codec::check(raw, what, caps)
         .and_then(|_| Object::parse(raw.clone()))
         .map_err(|flaw| Fault(format!("its replacement is not legal: {flaw}")))?;
     if what == Text::Params {
         let before = Object::parse(params.clone()).map_err(|flaw| Fault(flaw.to_string()))?;
-        if let Some(member) = FIXED.into_iter().find(|m| object.get(m) != before.get(m)) {
+        if let Some(member) = TARGET_MEMBERS.into_iter().find(|m| object.get(m) != before.get(m)) {
             return Err(Fault(format!(
-                "its replacement changes `{member}`: what is called is decided before"
+                "its replacement changes `{member}`, but the target is already decided"
             )));
         }
     }

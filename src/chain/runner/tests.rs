@@ -133,7 +133,7 @@ fn unlabelled(exchange: &Exchange) -> Result<Verdict, Fault> {
 }
 
 #[tokio::test]
-async fn who_decides_by_labels_is_asked_again_about_new_ones() {
+async fn interceptor_that_reads_labels_runs_again_for_new_ones() {
     let (result, exchange, trail, log) = Bench::default()
         .link("a", |_| {}, pass)
         .link("reader", |_| {}, unlabelled)
@@ -145,7 +145,7 @@ async fn who_decides_by_labels_is_asked_again_about_new_ones() {
     let asked: Vec<_> = log.iter().map(|line| line.split(' ').next().unwrap()).collect();
     assert_eq!(asked, ["a", "reader", "b", "c", "reader"]);
     assert_eq!(exchange.labels, ["tainted".to_owned()].into());
-    // What the client says itself is nothing that it heard.
+    // The client's own labels are not carried.
     assert!(trail.heard.is_empty());
 
     // In audit mode labels have no effect.
@@ -160,7 +160,7 @@ fn refuse(_: &Exchange) -> Result<Verdict, Fault> {
 }
 
 #[tokio::test]
-async fn a_replacement_goes_past_the_others_again() {
+async fn replacement_passes_the_others_again() {
     let (result, exchange, trail, log) = Bench::default()
         .link("a", |_| {}, pass)
         .link("b", |_| {}, replace("{\"name\":\"t\",\"x\":1}"))
@@ -180,7 +180,7 @@ async fn a_replacement_goes_past_the_others_again() {
 #[tokio::test]
 async fn faults_are_refusals_unless_fail_open() {
     let fault = |_: &Exchange| Err(Fault("broken".into()));
-    let panic = |_: &Exchange| -> Result<Verdict, Fault> { panic!("at the guard") };
+    let panic = |_: &Exchange| -> Result<Verdict, Fault> { panic!("in an interceptor") };
     let retarget = replace("{\"name\":\"other\"}");
     let twice = replace("{\"name\":\"t\",\"x\":1,\"x\":2}");
     let bench: [(&str, Verdicts); 4] = [
@@ -206,7 +206,7 @@ async fn faults_are_refusals_unless_fail_open() {
 }
 
 #[tokio::test]
-async fn a_missed_deadline_is_a_fault() {
+async fn missed_deadline_is_a_fault() {
     struct Never(Hooks);
 
     #[async_trait]
@@ -245,7 +245,7 @@ async fn audit_mode_changes_nothing() {
 }
 
 #[tokio::test]
-async fn the_first_refusal_ends_the_way() {
+async fn first_refusal_ends_processing() {
     let (result, _, _, log) =
         Bench::default().link("a", |_| {}, refuse).link("b", |_| {}, pass).run().await;
     assert_eq!(result.unwrap_err().code, Code::PolicyDenied);
@@ -253,7 +253,7 @@ async fn the_first_refusal_ends_the_way() {
 }
 
 #[tokio::test]
-async fn interceptors_that_never_agree_are_a_fault() {
+async fn endless_replacements_are_a_fault() {
     let (result, ..) = Bench::default()
         .link("a", |_| {}, replace("{\"name\":\"t\",\"x\":1}"))
         .link("b", |_| {}, replace("{\"name\":\"t\",\"x\":2}"))
