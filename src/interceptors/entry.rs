@@ -1,8 +1,8 @@
-//! One `[[interceptors]]` entry: settings of every entry and those of the interceptor that `use`
-//! names, side by side in one table.
+//! One `[[interceptors]]` entry: common settings and those of the interceptor that `use` names, in
+//! one table.
 //!
-//! Serde's `flatten` can't refuse unknown keys, so the two halves are taken apart by hand: here,
-//! and nowhere else.
+//! Serde's `flatten` cannot refuse unknown keys, so the two halves are separated by hand, only
+//! here.
 
 use std::{borrow::Cow, sync::LazyLock};
 
@@ -40,11 +40,11 @@ pub struct InterceptorEntry {
     pub kind: InterceptorKind,
 }
 
-/// The table of interceptors: the variant, the value of `use`, and the type of the settings. A new
-/// interceptor is one line here. The compiler then asks for its constructor.
+/// Table of interceptors: the variant, the value of `use`, and the type of the settings. A new
+/// interceptor is one line here. The compiler then requires its constructor.
 macro_rules! interceptors {
     ($($variant:ident = $name:literal, $config:ty;)*) => {
-        /// Which interceptor an entry is, with that interceptor's own settings.
+        /// Interceptor of an entry, with its settings.
         #[derive(Debug, Clone, Serialize)]
         #[serde(tag = "use")]
         pub enum InterceptorKind {
@@ -52,14 +52,15 @@ macro_rules! interceptors {
         }
 
         impl InterceptorKind {
-            /// The value of `use`.
+            /// Value of `use`.
             pub fn as_str(&self) -> &'static str {
                 match self {
                     $(Self::$variant(_) => $name,)*
                 }
             }
 
-            /// The interceptor of this name with these settings. `None` where there is none.
+            /// Interceptor with this name and these settings. `None` if there is no such
+            /// interceptor.
             fn from_table(
                 name: &str,
                 table: Map<String, Value>,
@@ -70,7 +71,7 @@ macro_rules! interceptors {
                 }
             }
 
-            /// The schemas of the settings, by the value of `use`.
+            /// Schemas of the settings, by the value of `use`.
             fn schemas(generator: &mut SchemaGenerator) -> Vec<(&'static str, Schema)> {
                 vec![$(($name, <$config>::json_schema(generator)),)*]
             }
@@ -85,10 +86,10 @@ interceptors! {
     Plugin = "plugin", Box<plugin::Config>;
 }
 
-/// A value that is not what it should be, and where in the entry it stands.
+/// Invalid value, with its position in the entry.
 #[derive(Debug)]
 pub struct FieldError {
-    /// A JSON pointer, relative to the entry.
+    /// JSON pointer, relative to the entry.
     pub pointer: String,
     pub message: String,
 }
@@ -101,12 +102,12 @@ fn is_setting(key: &str) -> bool {
 }
 
 impl InterceptorEntry {
-    /// The name in records and refusals: `name`, or the value of `use`.
+    /// Name in records and refusals: `name`, or the value of `use`.
     pub fn name(&self) -> &str {
         self.settings.name.as_deref().unwrap_or(self.kind.as_str())
     }
 
-    /// Takes an entry apart.
+    /// Parses an entry.
     pub fn from_table(mut table: Map<String, Value>) -> Result<Self, FieldError> {
         let which = table.remove("use");
         let (settings, own): (Map<_, _>, Map<_, _>) =
@@ -122,7 +123,7 @@ impl InterceptorEntry {
 }
 
 impl InterceptorEntry {
-    /// Whether messages are shown to it.
+    /// Whether it inspects messages.
     pub fn is_on(&self) -> bool {
         self.settings.mode != Mode::Off
     }
@@ -133,7 +134,7 @@ impl InterceptorEntry {
     }
 }
 
-/// A table as a type, or the place that does not fit.
+/// Table as a typed value, or the position of the error.
 pub fn typed<T: DeserializeOwned>(table: Map<String, Value>) -> Result<T, FieldError> {
     serde_path_to_error::deserialize(Value::Object(table)).map_err(|error| FieldError {
         pointer: json_pointer::pointer_of(error.path()),
@@ -162,7 +163,7 @@ impl JsonSchema for InterceptorEntry {
     }
 }
 
-/// The schema of an entry of one kind.
+/// Schema of an entry of one kind.
 fn entry(name: &str, own: &Schema, settings: &Schema) -> Schema {
     let mut properties = Map::new();
     properties.insert(
@@ -192,7 +193,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_entry_reads_what_it_writes() {
+    fn entry_round_trips() {
         let table = serde_json::json!({ "use": "schema", "mode": "audit", "name": "shape" });
         let entry: InterceptorEntry = serde_json::from_value(table).unwrap();
         assert_eq!((entry.name(), entry.kind.as_str()), ("shape", "schema"));

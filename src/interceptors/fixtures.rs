@@ -12,7 +12,7 @@ use portcullis_protocol::{
     names::DecisionId,
 };
 
-/// A client's message without a server, a target or parameters.
+/// Client message without server, target or parameters.
 pub(crate) fn message(client: &str, method: &str) -> Exchange {
     Exchange {
         id: DecisionId::next(),
@@ -42,13 +42,13 @@ pub(crate) fn message(client: &str, method: &str) -> Exchange {
     }
 }
 
-/// A tool of that definition.
+/// Tool with that definition.
 pub(crate) fn tool(server: &str, name: &str, definition: Value) -> Arc<Definition> {
     let definition = Payload::from(definition);
     Arc::new(Definition::new(server.parse().unwrap(), name.into(), definition))
 }
 
-/// A call of a tool.
+/// Call of a tool.
 pub(crate) fn call(client: &str, tool: &Arc<Definition>, arguments: Value) -> Exchange {
     Exchange {
         server: Some(tool.server.clone()),
@@ -58,7 +58,7 @@ pub(crate) fn call(client: &str, tool: &Arc<Definition>, arguments: Value) -> Ex
     }
 }
 
-/// The same exchange with its result.
+/// The exchange with its result.
 pub(crate) fn answered(exchange: Exchange, result: Value) -> Exchange {
     Exchange { response: Some(Answer::Result(Payload::from(result))), ..exchange }
 }

@@ -1,6 +1,7 @@
 //! The interceptors, one file each; `chain` calls them.
 //!
 //! # Invariants
+//!
 //! - An interceptor uses no sockets.
 //! - An interceptor does not know the others.
 

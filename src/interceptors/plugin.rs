@@ -1,6 +1,6 @@
-//! Asks a WebAssembly plugin. Refuses with `plugin-refused`, by the rule `PLUGIN/CODE`; replaces
-//! payloads; labels and reports. A plugin that traps, takes too long, wants
-//! too much or talks nonsense is a fault. Whether a replacement is legal is the chain's to say.
+//! Runs a WebAssembly plugin. Refuses with `plugin-refused`, with the rule `PLUGIN/CODE`; replaces
+//! payloads; adds labels and findings. A trap, a timeout, an exceeded limit or an invalid answer is
+//! a fault. The chain checks whether a replacement is legal.
 
 use std::{
     collections::BTreeMap,
@@ -30,9 +30,9 @@ use portcullis_protocol::{
 };
 use portcullis_vault::{Secret, Source, Unresolved};
 
-/// The default of `deadline-ms`.
-const DEADLINE_MS: u64 = 1_000;
-/// The code of the findings that tell of a plugin's HTTP requests: no plugin can give it itself.
+/// Default of `deadline-ms`.
+const DEFAULT_DEADLINE_MS: u64 = 1_000;
+/// Code of findings about a plugin's HTTP requests. A plugin cannot use it.
 const REQUEST: &str = exchange::Finding::REQUEST;
 
 /// Plugin in the chain.
@@ -80,7 +80,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// Where the plugin is, as the operator wrote it; what is in a registry begins with `oci://`.
+    /// Location of the plugin as the operator wrote it, with `oci://` for registries.
     pub fn place(&self) -> PathBuf {
         match (&self.oci, &self.path) {
             (Some(reference), _) => {
@@ -90,11 +90,10 @@ impl Config {
         }
     }
 
-    /// The secrets that are granted, with their names and where they come from. Relative files are
-    /// relative to `base`.
+    /// Granted secrets by name, with their sources. Relative files are resolved against `base`.
     ///
     /// # Errors
-    /// The first that does not resolve.
+    /// The first secret that does not resolve.
     pub fn secrets(&self, base: &Path) -> Result<BTreeMap<String, Secret>, (String, Unresolved)> {
         let granted = self.grants.secrets.iter().flatten();
         let resolved = granted.map(|(name, reference)| {
@@ -110,14 +109,14 @@ fn default_memory_mib() -> u64 {
     64
 }
 
-/// See the module.
+/// Interceptor that runs a plugin.
 pub struct Plugin {
     name: String,
     place: PluginSource,
     now: ArcSwap<Version>,
 }
 
-/// All that it takes to load the plugin of an entry.
+/// Everything needed to load the plugin of an entry.
 struct PluginSource {
     config: Config,
     settings: EntrySettings,
@@ -126,24 +125,24 @@ struct PluginSource {
     house: PluginHost,
 }
 
-/// A plugin as its file was when it was loaded.
+/// Loaded version of a plugin.
 pub struct Version {
     hooks: Hooks,
     plugin: portcullis_plugin_host::Plugin,
 }
 
 impl Version {
-    /// What the plugin says of itself.
+    /// Manifest of the plugin.
     pub fn manifest(&self) -> &portcullis_plugin_host::Manifest {
         self.plugin.manifest()
     }
 
-    /// The digest of its file, in hex.
+    /// Digest of its file in hex.
     pub fn sha256(&self) -> &str {
         self.plugin.sha256()
     }
 
-    /// The name of the key by whose signature it was taken.
+    /// Name of the key whose signature was accepted.
     pub fn signed_by(&self) -> Option<&str> {
         self.plugin.signed_by()
     }
@@ -172,7 +171,8 @@ impl PluginSource {
         let pin = match &config.sha256 {
             sha256 if !keys.is_empty() => Pin::Signed { by: &keys, sha256: sha256.as_deref() },
             Some(sha256) => Pin::Sha256(sha256),
-            // A reference has the digest of the manifest, which has that of the component.
+            // A reference contains the digest of the manifest, which contains that of the
+            // component.
             None if config.allow_unpinned || config.oci.is_some() => Pin::Any,
             None => Pin::Missing,
         };
@@ -180,7 +180,7 @@ impl PluginSource {
             entry: entry_name(settings),
             config: config.config.clone(),
             memory_mib: config.memory_mib,
-            deadline: Duration::from_millis(settings.deadline_ms.unwrap_or(DEADLINE_MS)),
+            deadline: Duration::from_millis(settings.deadline_ms.unwrap_or(DEFAULT_DEADLINE_MS)),
             fail_open: settings.fail_open,
             trial: (settings.mode == portcullis_chain::Mode::Audit)
                 .then_some(Trial { http: config.audit_http }),
@@ -188,7 +188,7 @@ impl PluginSource {
             secrets: self.secrets.clone(),
         };
         let compiled = Compiled::of(&self.found()?, pin, self.house.cache.as_deref())?;
-        // Before it is handed anything.
+        // Before it gets any grant.
         self.is_meant(compiled.manifest())?;
         let plugin = compiled.plugin(granted, &self.house)?;
         let manifest = plugin.manifest();
@@ -206,11 +206,12 @@ impl PluginSource {
         Ok(Version { hooks, plugin })
     }
 
-    /// Whether it is the plugin that the entry names. A signature is on all that its key ever signed.
+    /// Checks that it is the plugin that the entry names. A signature alone covers everything its
+    /// key ever signed.
     fn is_meant(&self, manifest: &portcullis_plugin_host::Manifest) -> Result<(), LoadError> {
         let Config { oci, sha256, signed_by, plugin, version, .. } = &self.config;
         let path = self.config.place();
-        // The digest of a reference says which it is.
+        // The digest of a reference identifies it.
         let named = oci.is_some() || (plugin.is_some() && version.is_some());
         if !signed_by.is_empty() && sha256.is_none() && !named {
             return Err(LoadError::Unnamed {
@@ -242,11 +243,11 @@ fn entry_name(settings: &EntrySettings) -> String {
 }
 
 impl Plugin {
-    /// Loads the plugin of an entry, with the secrets that it is granted; a relative `path` is
-    /// relative to `base`. It blocks while it compiles: call it off the async threads.
+    /// Loads the plugin of an entry with its granted secrets; a relative `path` is resolved against
+    /// `base`. Blocks while compiling: call it outside the async threads.
     ///
     /// # Errors
-    /// One [`Unusable`], which says what to do.
+    /// One [`Unusable`], which contains the remedy.
     pub fn load(
         config: &Config,
         settings: &EntrySettings,
@@ -265,29 +266,29 @@ impl Plugin {
         Ok(Self { name: entry_name(settings), place, now })
     }
 
-    /// The version that messages meet now.
+    /// Version that inspects messages now.
     pub fn now(&self) -> Arc<Version> {
         self.now.load_full()
     }
 
-    /// Makes instances ready.
+    /// Prepares instances.
     pub fn warm(&self) {
         self.now.load().plugin.warm();
     }
 
-    /// Its file, where the operator lets another take its place.
+    /// Its file, if the operator allows replacing it.
     pub fn changeable(&self) -> Option<PathBuf> {
         self.place.file().filter(|_| self.place.config.sha256.is_none())
     }
 
-    /// Loads the file as it is now, beside the version that messages meet; nothing where it is the
-    /// same. Blocks like [`Self::load`].
+    /// Loads the present file, beside the active version; `None` if it is unchanged. Blocks like
+    /// [`Self::load`].
     ///
     /// # Errors
-    /// Why it cannot take the other's place.
+    /// Why it cannot replace the active version.
     pub fn look_again(&self) -> Result<Option<Version>, LoadError> {
         let now = self.now.load_full();
-        // What a registry has under a digest does not change.
+        // The content of a registry's digest does not change.
         let Some(file) = self.changeable() else { return Ok(None) };
         if portcullis_plugin_host::digest(&file)? == now.sha256() {
             return Ok(None);
@@ -295,7 +296,7 @@ impl Plugin {
         let next = self.place.load()?;
         let (old, new) = (now.manifest(), next.manifest());
         let path = || self.place.config.place();
-        // Whose signature is good, or whose folder is open, may stand here for this plugin alone.
+        // Even with a valid signature, or in an open folder, only the same plugin may replace it.
         if new.name != old.name {
             return Err(LoadError::Another {
                 path: path(),
@@ -313,14 +314,14 @@ impl Plugin {
         Ok(Some(next))
     }
 
-    /// Messages meet this version from now on. Those under way finish with the other.
+    /// Activates this version. In-flight messages finish with the previous one.
     pub fn take(&self, next: Version) {
         next.plugin.warm();
         self.now.store(Arc::new(next));
     }
 }
 
-/// A version, and the name of its entry: what verdicts are worded by.
+/// Version and name of its entry, for the text of verdicts.
 struct Worded<'a> {
     name: &'a str,
     manifest: &'a portcullis_plugin_host::Manifest,
@@ -398,7 +399,7 @@ impl Interceptor for Plugin {
         match verdict {
             Ok(said) => {
                 let mut verdict = worded.verdict(said, phase);
-                // Whom else it told of the message belongs to its record.
+                // Its HTTP requests about the message belong in the message's record.
                 let requests = requests.into_iter();
                 let requests = requests.map(|request| worded.finding(phase, REQUEST, request));
                 verdict.findings.splice(..0, requests);
@@ -406,7 +407,8 @@ impl Interceptor for Plugin {
             }
             Err(failure) if requests.is_empty() => Err(Fault(failure.to_string())),
             Err(failure) => {
-                // What was sent comes before what was not: a long text is cut at its end.
+                // Sent requests come before unsent ones, because a long text is truncated at its
+                // end.
                 let mut requests = requests;
                 requests.sort_by_key(|request| request.ends_with(portcullis_plugin_host::DENIED));
                 Err(Fault(format!("{failure} (HTTP before: {})", requests.join(", "))))
@@ -415,7 +417,7 @@ impl Interceptor for Plugin {
     }
 }
 
-/// The plugin's hooks, without the events that the operator does not name.
+/// Hooks of the plugin, restricted to the operator's events.
 fn narrowed(hooks: &Hooks, events: Option<&[String]>) -> Hooks {
     let Some(events) = events else { return hooks.clone() };
     let all = |events: &[String]| events.iter().any(|event| event == "*");
@@ -486,7 +488,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_operator_narrows_and_never_widens() {
+    fn events_restrict_hooks_and_never_extend_them() {
         let both = Hooks::on(&["tools/call", "tools/list"], Phase::Request)
             .and(Hooks::on(&["tools/call"], Phase::Response));
         let every = Hooks::every(&[Phase::Request]);

@@ -1,10 +1,10 @@
-//! Asks the Cedar policies whether a message may pass, in both directions, and filters lists.
-//! Refuses with `policy-denied`, and with `invalid-params` where a policy could not look.
+//! Evaluates the Cedar policies for messages in both directions, and filters lists. Refuses with
+//! `policy-denied`, and with `invalid-params` if policies cannot be evaluated.
 //!
-//! Every method is decided, except the protocol's housekeeping: `ping`, `notifications/initialized`,
-//! `notifications/cancelled` and `notifications/progress`. They carry no content to anyone: they
-//! answer for the connection, or speak of an exchange that was decided when it began. They pass
-//! the chain and are recorded like any other message.
+//! Every method is decided, except the protocol's housekeeping: `ping`,
+//! `notifications/initialized`, `notifications/cancelled` and `notifications/progress`. These carry
+//! no content: they concern the connection, or an exchange that was decided when it began. They
+//! pass the chain and are recorded like other messages.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -29,14 +29,14 @@ use portcullis_protocol::{
 
 mod obligations;
 
-/// What an agent reads where no policy has words for it.
+/// Text for the agent if no policy provides one.
 const NOT_PERMITTED: &str = "not permitted by policy";
 
-/// The interceptor.
+/// Interceptor that evaluates policies.
 #[derive(Debug)]
 pub struct PolicyGate {
     engine: Arc<Engine>,
-    /// What the operator says of tools, by the config of the moment.
+    /// The operator's annotations of tools, from the present config.
     stated: ArcSwap<Stated>,
     hooks: Hooks,
 }
@@ -48,7 +48,7 @@ pub struct PolicyVisibility<'a> {
     view: View<'a>,
 }
 
-/// An entry of a list that a client may or may not see, by its name on its server.
+/// Entry of a list, by its name on its server.
 #[derive(Debug, Clone, Copy)]
 pub enum Listed<'a> {
     Tool(&'a Definition),
@@ -57,14 +57,14 @@ pub enum Listed<'a> {
     Template { server: &'a ServerName, uri: &'a str },
 }
 
-/// What becomes of a message.
+/// Treatment of a message.
 #[derive(Debug)]
 enum Disposition<'a> {
     Housekeeping,
     Decide(Question<'a>),
 }
 
-/// Who asks what of whom, with which arguments.
+/// Policy input: principal, action, resource and arguments.
 #[derive(Debug)]
 struct Question<'a> {
     subject: Subject<'a>,
@@ -72,46 +72,45 @@ struct Question<'a> {
     resource: Resource<'a>,
     method: &'a str,
     args: Option<&'a Map<String, Value>>,
-    /// The text in which `args` stand.
+    /// Text that contains `args`.
     written: &'a [u8],
 }
 
-/// Why a message cannot be put to the policies.
+/// Reason why policies cannot be evaluated for a message.
 #[derive(Debug)]
 enum Unclear {
-    /// The sender's fault, in words for it.
+    /// The sender's error, with a text for the sender.
     Invalid(String),
-    /// Ours: the exchange contradicts itself.
+    /// An internal error: the exchange contradicts itself.
     Fault(Fault),
 }
 
 impl PolicyGate {
-    /// A gate that asks this engine. Where the operator stated what a tool is, the engine is shown
-    /// that, and not what the server claims.
+    /// Gate with this engine. The operator's annotations of a tool replace the server's claims.
     pub fn new(engine: Arc<Engine>, stated: Stated) -> Self {
         let stated = ArcSwap::from_pointee(stated);
         Self { engine, stated, hooks: Hooks::every(&[Phase::Request, Phase::Response]) }
     }
 
-    /// The config says something else of tools by now.
+    /// Sets the annotations of a new config.
     pub fn state(&self, stated: Stated) {
         self.stated.store(Arc::new(stated));
     }
 
-    /// The engine that it asks.
+    /// Policy engine.
     pub fn engine(&self) -> &Arc<Engine> {
         &self.engine
     }
 
-    /// What this principal could use, by the policies of the moment of each question.
+    /// What this principal could use, by the policies at the time of each query.
     pub fn sight<'a>(&'a self, principal: &'a Principal) -> PolicyVisibility<'a> {
         PolicyVisibility { gate: self, view: self.engine.view(Subject::Client(principal)) }
     }
 }
 
 impl PolicyVisibility<'_> {
-    /// Whether a list may show this entry to this principal: whether it could use it in some
-    /// circumstances. A use is decided on its own.
+    /// Whether a list may show this entry to this principal: whether any circumstances permit its
+    /// use. Each use is decided separately.
     pub fn visible(&self, entry: Listed<'_>) -> bool {
         let (action, resource) = match entry {
             Listed::Tool(tool) => {
@@ -130,19 +129,19 @@ impl PolicyVisibility<'_> {
         self.view.could_allow(action, &resource)
     }
 
-    /// Whether this principal could have arguments of a prompt completed.
+    /// Whether this principal could complete arguments of a prompt.
     pub fn completes(&self, server: &ServerName, name: &str) -> bool {
         self.view.could_allow(Action::Complete, &Resource::Prompt { server, name })
     }
 
-    /// Whether a merged list may hold what a server offers: whether this principal could greet
+    /// Whether a merged list may contain a server's items: whether this principal could connect to
     /// that server.
     pub fn lists(&self, server: &ServerName) -> bool {
         self.view.could_allow(Action::Connect, &Resource::Server(server))
     }
 
     /// Whether this principal could call a tool of which only the name is known, whatever the
-    /// server claims of it: asked before a server is started to look for the tool.
+    /// server claims. Checked before a server is started to look for the tool.
     pub fn conceivable(&self, server: &ServerName, name: &str) -> bool {
         let could = |claims| {
             self.view.could_allow(Action::CallTool, &Resource::Tool { server, name, claims })
@@ -203,9 +202,8 @@ impl PolicyGate {
         verdict.by(revision)
     }
 
-    /// The requests to the client that an answer carries (2026-07-28's multi-round-trip requests,
-    /// 2025-11-25's error of required URL elicitations): each is decided as the request of its own
-    /// that it is elsewhere.
+    /// Server requests inside a result (multi-round-trip requests of 2026-07-28, the error of
+    /// required URL elicitations in 2025-11-25): each is decided like a separate request.
     fn decide_answer(&self, exchange: &Exchange) -> Result<Verdict, Fault> {
         let requests: Vec<InputRequest> = match &exchange.response {
             None => return Ok(Verdict::pass()),
@@ -253,7 +251,7 @@ impl PolicyGate {
                 ));
                 return Ok(Verdict { findings: verdict.findings, ..refused });
             }
-            // What is asked stands in the answer.
+            // The request is inside the response.
             verdict.rules.extend(decided.rules.into_iter().map(|rule| Rule {
                 obligations: Arc::new(Obligations {
                     keep: Keep { arguments: false, result: rule.obligations.keep.arguments },
@@ -303,8 +301,8 @@ impl PolicyGate {
         Ok(Disposition::Decide(question))
     }
 
-    /// What a client asks for. Names are read from `params`, since those go on to the server, and must
-    /// be those by which the router found the target.
+    /// Policy input of a client's message. Names come from `params`, because those are forwarded to
+    /// the server, and must equal those that the router used.
     fn asked<'a>(
         &self,
         exchange: &'a Exchange,
@@ -359,7 +357,7 @@ impl PolicyGate {
     }
 }
 
-/// An elicitation that an error asks for, as the request that it is.
+/// Elicitation in an error, as a separate request.
 fn elicitation(params: &Value) -> Option<InputRequest> {
     Some(InputRequest {
         method: Method::ELICIT.to_owned(),
@@ -367,7 +365,7 @@ fn elicitation(params: &Value) -> Option<InputRequest> {
     })
 }
 
-/// The part of a result that asks something of the client.
+/// Part of a result with requests to the client.
 #[derive(Debug, Deserialize)]
 struct Carried {
     #[serde(rename = "inputRequests", default)]
@@ -414,13 +412,13 @@ impl Interceptor for PolicyGate {
     }
 }
 
-/// Whether a rule asks for what an answer cannot have done to a part of it.
+/// Whether a rule has an obligation that cannot be applied to a part of a response.
 fn changes(rule: &Rule) -> bool {
     let Obligations { approve, redact, rate, labels, .. } = &*rule.obligations;
     approve.is_some() || rate.is_some() || !redact.is_empty() || !labels.is_empty()
 }
 
-/// What permits a message says what else becomes of it.
+/// Verdict that permits a message, with its obligations.
 fn permit(exchange: &Exchange, rules: Vec<Rule>) -> Verdict {
     let mut verdict = obligations::of_request(exchange, &rules);
     verdict.labels.extend(rules.iter().flat_map(|rule| rule.obligations.labels.iter().cloned()));
@@ -429,7 +427,7 @@ fn permit(exchange: &Exchange, rules: Vec<Rule>) -> Verdict {
 }
 
 fn refusal(outcome: Outcome, action: Action) -> Refusal {
-    // A failure has no words for the agent: what failed may be a permit that says why it permits.
+    // A failed policy has no text for the agent: it may be a permit with a reason for permitting.
     let reason = outcome.rules.iter().find_map(|rule| rule.reason.as_deref());
     let message = reason.filter(|_| outcome.errors.is_empty()).unwrap_or(NOT_PERMITTED).to_owned();
     let detail =
@@ -438,7 +436,7 @@ fn refusal(outcome: Outcome, action: Action) -> Refusal {
     Refusal { rules: outcome.rules, ..refusal }
 }
 
-/// What a policy in shadow would have made of a message that was allowed or not.
+/// Finding about what policies in shadow mode would have decided.
 fn unenforced(shadow: Shadow, allowed: bool, phase: Phase) -> Finding {
     let (effect, message) = match (allowed, shadow.problem) {
         (true, None) => (Effect::WouldRefuse, "a policy in shadow forbids it".to_owned()),
@@ -451,7 +449,7 @@ fn unenforced(shadow: Shadow, allowed: bool, phase: Phase) -> Finding {
 }
 
 fn no_server() -> Fault {
-    Fault("the message needs a server, and none is known".into())
+    Fault("the message needs a server, but none is known".into())
 }
 
 fn invalid(message: &str) -> Unclear {

@@ -1,15 +1,14 @@
-//! Caps calls per client, server and tool. Refuses with `rate-limited`, names the limit as the
-//! rule, and says when to come back.
+//! Limits calls per client, server and tool. Refuses with `rate-limited`; the rule is the limit,
+//! and the refusal contains the retry time.
 //!
 //! Each limit is a GCRA (a leaky bucket as a meter, by the governor crate) per key: it holds
-//! `burst` calls and refills evenly, `calls` per `window`. All limits that a message falls under
-//! are asked before any is charged, in one step: a call that one limit refuses costs nothing
-//! under the others, so a client that hammers against its limit for one tool does not eat up its
-//! allowance for all tools.
+//! `burst` calls and refills evenly, `calls` per `window`. All limits of a message are checked
+//! before any is charged, in one step. A call that one limit refuses is not charged by the others,
+//! so a client that exceeds its limit for one tool does not use up its limit for all tools.
 //!
-//! INVARIANT: memory is bounded by the config and the catalog, never by what a client writes.
-//! Names of tools that no server has share one count, and no more than [`TOOLS_PER_OWNER`] tools
-//! of one client and server have a count of their own; further ones share one.
+//! INVARIANT: the config and the catalog bound the memory, never a client's input. Names of tools
+//! that no server has share one count. At most [`MAX_TOOLS_PER_OWNER`] tools of one client and server
+//! have separate counts; further ones share one.
 
 mod state_store;
 
@@ -25,7 +24,7 @@ use parking_lot::Mutex;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use self::state_store::TOOLS_PER_OWNER;
+pub use self::state_store::MAX_TOOLS_PER_OWNER;
 use self::state_store::{Key, Owner, Store, Tool};
 use portcullis_chain::{Fault, Hook, Hooks, Interceptor, Verdict};
 use portcullis_protocol::{
@@ -49,13 +48,13 @@ impl Default for Config {
     }
 }
 
-/// The methods that the default limit counts: all that servers work for.
+/// Methods that the default limit counts: those that cause work for servers.
 const DEFAULT_EVENTS: [&str; 4] =
     [Method::TOOLS_CALL, Method::RESOURCES_READ, Method::PROMPTS_GET, Method::COMPLETE];
-/// Messages of one client in a minute, and at once after a quiet time, that the default limit lets
-/// pass. An agent waits for its model between turns, at least half a second, and few make more than
-/// ten calls in a turn: 20 a second. Scripts of code-writing agents come in bursts of thousands. Five
-/// times the first, and a minute's worth at once, stops neither, and stops a loop that went wild.
+/// Default limit for one client: messages per minute, and burst after an idle time. An agent waits
+/// for its model between turns, at least half a second, and few make more than ten calls in a turn:
+/// 20 a second. Scripts of code-writing agents send bursts of thousands. Five times the first
+/// value, and a minute's worth at once, stops neither, but stops a runaway loop.
 const DEFAULT_PER_MINUTE: NonZeroU32 = NonZeroU32::new(6_000).unwrap();
 
 fn default_limits() -> Vec<Limit> {
@@ -122,13 +121,13 @@ impl Per {
     }
 }
 
-/// A length of time as the config has it, from 1 ms to 31 days.
+/// Duration in the config, from 1 ms to 31 days.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 #[schemars(with = "String", extend("pattern" = "^[0-9]+(ms|s|m|h|d)$"))]
 pub struct Window(Duration);
 
-/// A window that is no length of time.
+/// Error for text that is not a window.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "`{0}` is not a window: write a number and one of ms, s, m, h, d, such as `30s` or `1m`, up to 31d"
@@ -137,7 +136,7 @@ pub struct IllegalWindow(String);
 
 const UNITS: [(&str, u64); 5] =
     [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
-const LONGEST_MS: u64 = 31 * 86_400_000;
+const MAX_WINDOW_MS: u64 = 31 * 86_400_000;
 
 impl FromStr for Window {
     type Err = IllegalWindow;
@@ -149,7 +148,7 @@ impl FromStr for Window {
             .iter()
             .find(|(name, _)| *name == unit)
             .and_then(|(_, millis)| number.parse::<u64>().ok()?.checked_mul(*millis))
-            .filter(|millis| (1..=LONGEST_MS).contains(millis))
+            .filter(|millis| (1..=MAX_WINDOW_MS).contains(millis))
             .map(|millis| Self(Duration::from_millis(millis)))
             .ok_or_else(|| IllegalWindow(text.to_owned()))
     }
@@ -178,12 +177,12 @@ impl fmt::Display for Window {
     }
 }
 
-/// Settings from which no interceptor can be made.
+/// Invalid settings.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Invalid {
-    #[error("`limits` is empty: give at least one limit, or take `rate-limit` out of the chain")]
+    #[error("`limits` is empty: set at least one limit, or remove `rate-limit` from the chain")]
     Empty,
-    #[error("`limits[{0}].events` is empty: name the methods that count, or leave the key out")]
+    #[error("`limits[{0}].events` is empty: name the methods that count, or remove the key")]
     NoEvents(usize),
     #[error(
         "`limits[{0}]`: {calls} calls per {window} is finer than one per nanosecond",
@@ -191,22 +190,22 @@ pub enum Invalid {
     )]
     TooFine(usize, NonZeroU32, Window),
     #[error(
-        "`limits[{0}].burst` takes more than 10 years to refill: make it smaller, or `calls` greater"
+        "`limits[{0}].burst` takes more than 10 years to refill: reduce it, or increase `calls`"
     )]
     TooLong(usize),
 }
 
-/// The interceptor.
+/// Interceptor that limits rates.
 pub struct RateLimit<C: Clock = DefaultClock> {
     name: String,
     hooks: Hooks,
     clock: C,
-    /// Not after the start of any limiter's clock.
+    /// A time not after the start of any limiter's clock.
     start: C::Instant,
     limits: Mutex<Vec<Meter<C>>>,
 }
 
-/// A limit with its counts.
+/// Limit with its counts.
 struct Meter<C: Clock> {
     rule: String,
     words: String,
@@ -217,17 +216,17 @@ struct Meter<C: Clock> {
 }
 
 impl RateLimit {
-    /// The interceptor by the name that records are to have.
+    /// Interceptor with this name in records.
     ///
     /// # Errors
-    /// Limits that are empty or that no clock can measure.
+    /// If limits are empty or finer than a clock can measure.
     pub fn new(name: impl Into<String>, config: &Config) -> Result<Self, Invalid> {
         Self::with_clock(name, config, DefaultClock::default())
     }
 }
 
 impl<C: Clock + Clone> RateLimit<C> {
-    /// [`RateLimit::new`] on another clock.
+    /// [`RateLimit::new`] with another clock.
     ///
     /// # Errors
     /// As there.
@@ -251,12 +250,12 @@ impl<C: Clock + Clone> RateLimit<C> {
         })
     }
 
-    /// Asks every limit that counts this message, and charges them all or none. Of several that
-    /// are spent, the one that recovers last is told.
+    /// Checks every limit that counts this message, and charges all of them or none. Of several
+    /// exceeded ones, the refusal names the one that recovers last.
     fn admit(&self, exchange: &Exchange) -> Result<(), Refusal> {
         let now = self.clock.now();
         let elapsed = now.duration_since(self.start);
-        // One lock over all limits makes asking and charging one step.
+        // One lock for all limits makes checking and charging one step.
         let limits = self.limits.lock();
         let mut charges = Vec::with_capacity(limits.len());
         let mut spent: Option<(Duration, &Meter<C>)> = None;
@@ -318,18 +317,18 @@ impl<C: Clock + Clone> Meter<C> {
     }
 }
 
-/// The count that a message falls under.
+/// Key of the count for a message.
 fn key(per: &BTreeSet<Per>, exchange: &Exchange) -> Key {
     let tool = match &exchange.target {
         Target::Tool { tool: Some(tool), .. } => Tool::Known(tool.name.as_str().into()),
-        // A name that no server has is the client's to invent.
+        // A client can invent names of tools that no server has.
         _ => Tool::Other,
     };
     Key {
         owner: Owner {
             client: per.contains(&Per::Client).then(|| exchange.principal.kind.clone()),
             server: exchange.server.clone().filter(|_| {
-                // Tools of the same name on two servers are two tools.
+                // Equally named tools of two servers are different tools.
                 per.contains(&Per::Server) || per.contains(&Per::Tool)
             }),
         },

@@ -1,13 +1,13 @@
 //! Checks arguments against a tool's `inputSchema` and structured results against its
 //! `outputSchema` (JSON Schema 2020-12, or the draft that `$schema` names).
 //!
-//! Refuses with `arguments-invalid`, `result-invalid`, and `server-misbehaved` where a tool's
-//! schema cannot be used. What it tells never holds a value, for that may be a secret: places,
-//! and the schema's own words.
+//! Refuses with `arguments-invalid`, `result-invalid`, and `server-misbehaved` if a tool's schema
+//! is unusable. Its texts never contain a value, which may be a secret: only positions, and the
+//! schema's own text.
 //!
-//! A schema is a server's text. INVARIANTS: nothing is fetched, neither from a network nor from a
-//! file; patterns run in linear time; the work of one check has a bound that is known before it
-//! begins (`bound`); what is compiled is kept once per definition and bounded (`cache`).
+//! A schema is untrusted text of a server. INVARIANTS: nothing is fetched, from a network or a
+//! file; patterns run in linear time; the work of one check has a limit that is known before it
+//! begins (`complexity`); each definition is compiled once, and the cache is limited (`cache`).
 
 mod cache;
 mod compiled;
@@ -65,27 +65,28 @@ pub enum Unusable {
     Pass,
 }
 
-/// Settings from which no interceptor can be made.
+/// Invalid settings.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Invalid {
     #[error(
-        "`arguments` and `results` are both false: leave one of them on, or take `schema` out of the chain"
+        "`arguments` and `results` are both false: enable one of them, or remove `schema` from \
+        the chain"
     )]
     Nothing,
 }
 
-/// Bytes of a payload up to which it is checked in place, and not on a thread of its own.
-const IN_PLACE_BYTES: usize = 64 << 10;
-/// Units of work up to which a payload is checked in place.
-const IN_PLACE_WORK: u64 = 100_000;
-/// Definitions compiled, and large payloads checked, at once.
-const AT_ONCE: usize = 2;
-/// The stack of a compiling thread: compilation recurses with the length of a chain of references.
-const COMPILE_STACK: usize = 256 << 20;
-/// Bytes of a server's text in words of ours.
-const SHORT: usize = 200;
+/// Size in bytes up to which a payload is checked inline, without a separate thread.
+const MAX_INLINE_BYTES: usize = 64 << 10;
+/// Units of work up to which a payload is checked inline.
+const MAX_INLINE_WORK: u64 = 100_000;
+/// Limit of simultaneous compilations and checks of large payloads.
+const MAX_CONCURRENT: usize = 2;
+/// Stack of a compiling thread: compilation recurses with the length of a chain of references.
+const COMPILE_STACK_BYTES: usize = 256 << 20;
+/// Limit in bytes of a server's text in messages.
+const MAX_TEXT_BYTES: usize = 200;
 
-/// The interceptor.
+/// Interceptor that checks schemas.
 pub struct Schema {
     name: String,
     hooks: Hooks,
@@ -96,10 +97,10 @@ pub struct Schema {
 }
 
 impl Schema {
-    /// The interceptor by the name that records are to have.
+    /// Interceptor with this name in records.
     ///
     /// # Errors
-    /// Settings by which there is nothing to check.
+    /// Settings that check nothing.
     pub fn new(name: impl Into<String>, config: &Config) -> Result<Self, Invalid> {
         if !config.arguments && !config.results {
             return Err(Invalid::Nothing);
@@ -112,12 +113,12 @@ impl Schema {
             hooks: on(Phase::Request, config.arguments).and(on(Phase::Response, config.results)),
             unusable: config.unusable,
             cache: Arc::default(),
-            compiling: Arc::new(Semaphore::new(AT_ONCE)),
-            checking: FairSemaphore::new(AT_ONCE),
+            compiling: Arc::new(Semaphore::new(MAX_CONCURRENT)),
+            checking: FairSemaphore::new(MAX_CONCURRENT),
         })
     }
 
-    /// The compiled schemas of a tool.
+    /// Compiled schemas of a tool.
     async fn checks(&self, tool: &Arc<Definition>) -> Result<Arc<Checks>, Fault> {
         if let Some(checks) = self.cache.lock().recognise(tool) {
             return Ok(checks);
@@ -131,8 +132,8 @@ impl Schema {
             return Ok(checks);
         }
         let (cache, tool) = (Arc::clone(&self.cache), Arc::clone(tool));
-        // The work has the permit and keeps its result, whether or not this call still waits: a
-        // schema that takes longer than a deadline is compiled once all the same.
+        // The compilation holds the permit and stores its result, even if this call has stopped
+        // waiting: a schema that takes longer than a deadline is still compiled only once.
         on_large_stack(move || {
             let _permit = permit;
             let checks = Checks::of(&tool);
@@ -141,7 +142,7 @@ impl Schema {
         .await
     }
 
-    /// Checks one side of a call, in place where that is quick.
+    /// Checks one side of a call, inline if that is quick.
     async fn check(
         &self,
         checks: &Arc<Checks>,
@@ -150,23 +151,23 @@ impl Schema {
         who: &PrincipalKind,
     ) -> Result<Result<(), Misfit>, Fault> {
         let Some(check) = side.of(checks) else { return Ok(Ok(())) };
-        if payload.raw().len() <= IN_PLACE_BYTES {
+        if payload.raw().len() <= MAX_INLINE_BYTES {
             let value = side.part(parsed(payload)?);
             let work = value.as_ref().map_or(Some(0), |value| check.work(value));
-            if work.is_none_or(|work| work <= IN_PLACE_WORK) {
+            if work.is_none_or(|work| work <= MAX_INLINE_WORK) {
                 return Ok(side.verdict(check, value.as_deref()));
             }
         }
         let turn = self.checking.next(who).await.map_err(closed)?;
         let (checks, raw) = (Arc::clone(checks), payload.raw().clone());
         let judge = move || {
-            // Held by the thread: a call whose deadline passed has not ended its check.
+            // Held by the thread: after a call's deadline, its check still runs.
             let _turn = turn;
             side.judge(&checks, raw)
         };
         tokio::task::spawn_blocking(judge)
             .await
-            .map_err(|error| Fault(format!("the check did not end: {error}")))?
+            .map_err(|error| Fault(format!("the check did not finish: {error}")))?
     }
 
     fn finding(&self, phase: Phase, message: String) -> Finding {
@@ -179,7 +180,7 @@ impl Schema {
         }
     }
 
-    /// A tool's schema cannot be used.
+    /// Verdict for an unusable schema of a tool.
     fn unusable(&self, phase: Phase, side: Side, reason: &Reason) -> Verdict {
         let detail = format!("the tool's {} {reason}", side.keyword());
         match self.unusable {
@@ -187,7 +188,7 @@ impl Schema {
             Unusable::Refuse => Verdict::refuse(
                 Refusal::new(
                     Code::ServerMisbehaved,
-                    format!("the server's {} for this tool cannot be used", side.keyword()),
+                    format!("the server's {} for this tool is unusable", side.keyword()),
                 )
                 .rule(Rule::named(self.name.clone()))
                 .detail(detail),
@@ -200,7 +201,7 @@ impl Schema {
         let words = match misfit {
             Misfit::Invalid(words) => format!("{what} do not fit the tool's schema: {words}"),
             Misfit::Costly => {
-                format!("{what} are too large or too deep to be checked against the tool's schema")
+                format!("{what} are too large or too deep to check against the tool's schema")
             }
         };
         Verdict::refuse(Refusal::new(code, words).rule(Rule::named(self.name.clone())))
@@ -218,7 +219,7 @@ impl Interceptor for Schema {
     }
 
     async fn inspect(&self, exchange: &Exchange, phase: Phase) -> Result<Verdict, Fault> {
-        // An unknown tool is the router's to refuse, with the names that this client may see.
+        // The router refuses unknown tools, with the names that this client may see.
         let Target::Tool { tool: Some(tool), .. } = &exchange.target else {
             return Ok(Verdict::pass());
         };
@@ -238,7 +239,7 @@ impl Interceptor for Schema {
     }
 }
 
-/// What is checked against which schema.
+/// Checked side of a call, with its schema.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Side {
     Arguments,
@@ -274,10 +275,10 @@ impl Side {
         }
     }
 
-    /// The value to be checked, or `None` where the payload need not have one.
+    /// Value to check; `None` if the payload need not have one.
     fn part(self, payload: &Value) -> Option<Cow<'_, Value>> {
         match self {
-            // Absent arguments are none, as a tool without parameters is called.
+            // Absent arguments count as empty, as in calls of tools without parameters.
             Self::Arguments => Some(
                 payload
                     .get("arguments")
@@ -289,7 +290,7 @@ impl Side {
                     .and_then(Value::as_str)
                     .is_some_and(|kind| kind != "complete");
                 let failed = payload.get("isError") == Some(&Value::Bool(true));
-                // A failure, and an answer that is not the result yet, need no structure.
+                // An error, and a response that is not yet the result, need no structured content.
                 (!interim && !failed).then(|| {
                     Cow::Borrowed(payload.get("structuredContent").unwrap_or(&Value::Null))
                 })
@@ -310,7 +311,7 @@ impl Side {
         }
     }
 
-    /// The whole check on a thread of its own.
+    /// The whole check on a separate thread.
     fn judge(self, checks: &Checks, raw: Bytes) -> Result<Result<(), Misfit>, Fault> {
         let Some(check) = self.of(checks) else { return Ok(Ok(())) };
         let payload = Payload::new(raw);
@@ -318,7 +319,7 @@ impl Side {
     }
 }
 
-/// The value of a payload. What cannot be parsed must not pass for an absent value.
+/// Value of a payload. Text that cannot be parsed must not count as absent.
 fn parsed(payload: &Payload) -> Result<&Value, Fault> {
     match payload.value() {
         Value::Null if !matches!(payload.raw().trim_ascii(), b"" | b"null") => {
@@ -328,8 +329,7 @@ fn parsed(payload: &Payload) -> Result<&Value, Fault> {
     }
 }
 
-/// Compiles on a thread with a large stack, which it takes from the system only as far as it is
-/// used.
+/// Compiles on a thread with a large stack, of which the system provides only the used part.
 async fn on_large_stack<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Fault> {
@@ -340,7 +340,7 @@ async fn on_large_stack<T: Send + 'static>(
     };
     std::thread::Builder::new()
         .name("schema-compile".into())
-        .stack_size(COMPILE_STACK)
+        .stack_size(COMPILE_STACK_BYTES)
         .spawn(work)
         .map_err(|error| Fault(format!("no thread to compile a schema on: {error}")))?;
     match made.await {
@@ -353,11 +353,11 @@ fn closed(_: tokio::sync::AcquireError) -> Fault {
     Fault("the proxy is shutting down".into())
 }
 
-/// A server's text for words of ours: short, and without control characters.
+/// Shortened text of a server, without control characters.
 fn short(text: &str) -> String {
     let mut out = String::new();
     for c in text.chars() {
-        if out.len() >= SHORT {
+        if out.len() >= MAX_TEXT_BYTES {
             out.push('…');
             break;
         }

@@ -1,17 +1,16 @@
-//! Finds secrets in what passes: in every string and key of requests, results, errors and lists.
-//! By default refuses a request that holds one, with `secret-found`, and redacts it from an
-//! answer.
+//! Finds secrets in messages: in every string and key of requests, results, errors and lists. By
+//! default refuses a request that contains one, with `secret-found`, and redacts it in a response.
 //!
-//! Two kinds are looked for: what a rule knows by its shape (`secrets/rules.toml`), and the very
-//! values that the proxy hands to servers. What is scanned is what strings say, not their JSON
-//! text: an escaped letter hides nothing, nor does one in JSON within a string (`layers`). A
-//! redaction changes the string concerned and leaves every other byte as it was.
+//! Two kinds are found: formats that a rule knows (`secrets/rules.toml`), and the values of secrets
+//! that the proxy delivers to servers. Strings are scanned decoded, not as JSON text: an escaped
+//! letter hides nothing, nor does one in JSON within a string (`layers`). A redaction changes the
+//! string concerned and leaves every other byte unchanged.
 //!
-//! What is kept or shown to people also loses values that only their name gives away (`names`,
-//! `scrubber`). Messages do not: tools need them.
+//! In stored or displayed text, values that only their name marks as secret are redacted, too
+//! (`names`, `redactor`). Not in messages, because tools need them.
 //!
-//! INVARIANTS: neither a verdict nor an error holds a secret or a part of one. The work of a scan
-//! is bounded by the size of the payload; beyond the budget it is a fault.
+//! INVARIANTS: neither a verdict nor an error contains a secret or a part of one. The size of the
+//! payload bounds the work of a scan; beyond the budget it is a fault.
 
 mod documents;
 mod json_strings;
@@ -91,14 +90,14 @@ pub enum Action {
     Refuse,
 }
 
-/// A secret that the proxy itself hands to a server or a plugin.
+/// A secret that the proxy delivers to a server or a plugin.
 #[derive(Debug, Clone)]
 pub struct Known {
-    /// The server, or the plugin's entry.
+    /// Server, or entry of the plugin.
     pub holder: String,
-    /// The name under which that gets it.
+    /// Name under which it is delivered.
     pub name: String,
-    /// The client whose own it is.
+    /// Client whose own value it is.
     pub client: Option<String>,
     pub value: Secret,
 }
@@ -114,12 +113,12 @@ impl Known {
     }
 }
 
-/// Settings from which no interceptor can be made.
+/// Invalid settings.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Invalid {
-    #[error("`rules.{id}`: there is no such rule{hint}", hint = did_you_mean(.near))]
+    #[error("`rules.{id}`: unknown rule{hint}", hint = did_you_mean(.near))]
     UnknownRule { id: String, near: Vec<String> },
-    #[error("`max-bytes` is 0: then every message is a fault")]
+    #[error("`max-bytes` is 0, which would make every message a fault")]
     NoBytes,
     #[error(transparent)]
     Rules(#[from] IllegalRules),
@@ -129,32 +128,32 @@ fn did_you_mean(near: &[String]) -> String {
     near.first().map_or_else(String::new, |near| format!("; did you mean `{near}`?"))
 }
 
-/// The id that stands for all known secrets.
+/// Id that stands for all known secrets.
 const VAULT: &str = "vault";
-/// Bytes of the shortest known secret that is looked for: shorter ones stand in any text.
-const SHORTEST_KNOWN: usize = 8;
-/// Bytes of a payload up to which it is scanned in place, and not on a thread of its own.
-const IN_PLACE_BYTES: usize = 128 << 10;
-/// Large payloads scanned at once.
-const AT_ONCE: usize = 2;
+/// Minimum length in bytes of a known secret that is searched; shorter ones occur in any text.
+const MIN_KNOWN_BYTES: usize = 8;
+/// Size in bytes up to which a payload is scanned inline, without a separate thread.
+const MAX_INLINE_BYTES: usize = 128 << 10;
+/// Limit of simultaneous scans of large payloads.
+const MAX_CONCURRENT: usize = 2;
 
-/// The interceptor.
+/// Interceptor that finds secrets.
 pub struct Secrets {
     name: String,
     hooks: Hooks,
     config: Config,
     tables: ArcSwap<Tables>,
-    /// What servers and plugins were ever handed in this run.
+    /// Secrets delivered to servers and plugins in this run.
     known: Mutex<Vec<Known>>,
     scanning: FairSemaphore<PrincipalKind>,
 }
 
-/// Values of one secret of one client, or of all, that are looked for, the newest: one that was
-/// replaced so often, and that nobody has any more, is worth nothing.
-const VALUES: usize = 8;
+/// Limit of the searched values of one secret of one client, or of all; the newest are kept. Older
+/// replaced values are no longer valid.
+const MAX_VALUES: usize = 8;
 
-/// Adds values to those that are known, the newest last. None of what is added is forgotten for
-/// another. Tells whether any is new.
+/// Adds values to the known ones, the newest last. An added value never displaces another added
+/// one. Returns whether any is new.
 fn add(known: &mut Vec<Known>, more: &[Known]) -> bool {
     let mut news = false;
     for one in more {
@@ -168,7 +167,7 @@ fn add(known: &mut Vec<Known>, more: &[Known]) -> bool {
         }
         news = true;
         let is_added = |other: &Known| more.iter().any(|one| same(one) && one.value == other.value);
-        if known.iter().filter(|other| same(other)).count() >= VALUES
+        if known.iter().filter(|other| same(other)).count() >= MAX_VALUES
             && let Some(oldest) = known.iter().position(|other| same(other) && !is_added(other))
         {
             known.remove(oldest);
@@ -178,27 +177,26 @@ fn add(known: &mut Vec<Known>, more: &[Known]) -> bool {
     news
 }
 
-/// Values without those that are there twice.
+/// Values without duplicates.
 fn once(known: &[Known]) -> Vec<Known> {
     let mut all = Vec::new();
     add(&mut all, known);
     all
 }
 
-/// What a scanning thread needs.
+/// State of a scanning thread.
 struct Tables {
     scanner: Scanner,
-    /// For each of the scanner's ids.
+    /// Actions by the scanner's ids.
     request: Vec<Action>,
     response: Vec<Action>,
 }
 
 impl Secrets {
-    /// The interceptor by the name that records are to have, with the values that servers are
-    /// given.
+    /// Interceptor with this name in records, and the values that servers get.
     ///
     /// # Errors
-    /// Settings for a rule that does not exist, or none by which anything could be scanned.
+    /// Settings for a rule that does not exist, or with which nothing could be scanned.
     pub fn new(name: impl Into<String>, config: &Config, known: &[Known]) -> Result<Self, Invalid> {
         if config.max_bytes == 0 {
             return Err(Invalid::NoBytes);
@@ -210,15 +208,15 @@ impl Secrets {
             tables: ArcSwap::from_pointee(Tables::new(config, &known)?),
             config: config.clone(),
             known: Mutex::new(known),
-            scanning: FairSemaphore::new(AT_ONCE),
+            scanning: FairSemaphore::new(MAX_CONCURRENT),
         })
     }
 
-    /// Looks for these values, too, from now on. Of older ones the newest are kept: what somebody
-    /// still has must be among these. It takes a while, and blocks.
+    /// Also searches these values from now on. Of older ones the newest are kept, so values in use
+    /// must be among these. Blocks for a while.
     ///
     /// # Errors
-    /// Values by which nothing could be scanned: then all stays as it was.
+    /// Values with which nothing could be scanned; then nothing changes.
     pub fn learn(&self, more: &[Known]) -> Result<(), Invalid> {
         let mut known = self.known.lock();
         let mut all = known.clone();
@@ -233,7 +231,7 @@ impl Secrets {
         Finding { interceptor: self.name.clone(), phase, rule, message, effect }
     }
 
-    /// What becomes of a message in which this was found.
+    /// Verdict on a message with these findings.
     fn verdict(&self, tables: &Tables, phase: Phase, report: Report) -> Verdict {
         let mut verdict = Verdict::pass();
         for found in &report.found {
@@ -295,13 +293,13 @@ impl Tables {
             .collect::<Result<Vec<_>, _>>()?;
         let mut exact = Vec::new();
         for secret in known.iter().filter(|_| !is_off(VAULT)) {
-            if secret.value.expose().len() >= SHORTEST_KNOWN {
+            if secret.value.expose().len() >= MIN_KNOWN_BYTES {
                 exact.push((secret.id(), secret.value.expose()));
             } else {
                 tracing::warn!(
                     holder = secret.holder,
                     secret = %secret.name,
-                    "a secret of fewer than {SHORTEST_KNOWN} bytes is not looked for in messages"
+                    "messages are not scanned for a secret of fewer than {MIN_KNOWN_BYTES} bytes"
                 );
             }
         }
@@ -318,7 +316,7 @@ impl Tables {
         Ok(Self { scanner, request, response })
     }
 
-    /// One of the scanner's rules, as records name it.
+    /// One of the scanner's rules, as named in records.
     fn rule(&self, id: usize) -> Rule {
         let scanner = &self.scanner;
         Rule {
@@ -354,25 +352,25 @@ impl Interceptor for Secrets {
         let raw = exchange.payload(phase).raw();
         if raw.len() > self.config.max_bytes {
             return Err(Fault(format!(
-                "the message has {} bytes, and `max-bytes` is {}",
+                "the message has {} bytes; `max-bytes` is {}",
                 raw.len(),
                 self.config.max_bytes
             )));
         }
-        let report = if raw.len() <= IN_PLACE_BYTES {
+        let report = if raw.len() <= MAX_INLINE_BYTES {
             tables.inspect(phase, raw)?
         } else {
             let closed = |_| Fault("the proxy is shutting down".into());
             let turn = self.scanning.next(&exchange.principal.kind).await.map_err(closed)?;
             let (tables, raw) = (tables.clone(), raw.clone());
             let scan = move || {
-                // Held by the thread: a call whose deadline passed has not ended its scan.
+                // Held by the thread: after a call's deadline, its scan still runs.
                 let _turn = turn;
                 tables.inspect(phase, &raw)
             };
             tokio::task::spawn_blocking(scan)
                 .await
-                .map_err(|error| Fault(format!("the scan did not end: {error}")))??
+                .map_err(|error| Fault(format!("the scan did not finish: {error}")))??
         };
         Ok(self.verdict(&tables, phase, report))
     }

@@ -1,4 +1,4 @@
-//! What policies that permit a message ask to have changed in it: `@redact` and `@note`.
+//! Changes that permitting policies require: `@redact` and `@note`.
 
 use std::ops::Range;
 
@@ -13,10 +13,10 @@ use portcullis_protocol::{
     refusal::Rule,
 };
 
-/// What stands where something was overwritten.
+/// Replacement of redacted values.
 const REDACTED: &[u8] = br#""[redacted]""#;
 
-/// A verdict on a request that these rules permit: what they redact is overwritten.
+/// Verdict on a request that these rules permit, with its redactions.
 pub(super) fn of_request(exchange: &Exchange, rules: &[Rule]) -> Verdict {
     let named = [Method::TOOLS_CALL, Method::PROMPTS_GET].contains(&exchange.method.as_str());
     let mut text = exchange.request.raw().clone();
@@ -37,8 +37,8 @@ pub(super) fn of_request(exchange: &Exchange, rules: &[Rule]) -> Verdict {
     Verdict { findings, ..Verdict::replace(text) }
 }
 
-/// A verdict on a result, with the findings and rules of another one: what the policies that
-/// permitted the request redact is overwritten, and their notes are added.
+/// Verdict on a result, with the findings and rules of another one: applies the redactions of the
+/// policies that permitted the request, and adds their notes.
 pub(super) fn of_answer(exchange: &Exchange, verdict: Verdict) -> Verdict {
     let Some(Answer::Result(result)) = &exchange.response else { return verdict };
     let mut text = result.raw().clone();
@@ -70,9 +70,9 @@ fn finding(rule: Rule, phase: Phase) -> Finding {
     }
 }
 
-/// A result with its fields overwritten. A server repeats its structured content as JSON in a text
-/// block (MCP, "Structured Content"), so there, too.
-/// The state of a task has the result of its call inside, as `result`.
+/// Result with redacted fields. A server repeats its structured content as JSON in a text block
+/// (MCP, "Structured Content"), so it is redacted there, too. The state of a task contains the
+/// result of its call as `result`.
 fn redacted(text: &Bytes, asked: &Obligations, of_task: bool) -> Option<Bytes> {
     let pointers = &asked.redact.result;
     if pointers.is_empty() {
@@ -83,7 +83,7 @@ fn redacted(text: &Bytes, asked: &Obligations, of_task: bool) -> Option<Bytes> {
         return splice(text, vec![(place, inner)]);
     }
     let written = overwrite(text, pointers, REDACTED)?;
-    // A copy of what was structured could stand in any of the texts.
+    // Any of the texts could contain a copy of structured content.
     let structured = |text: &Bytes| Object::parse(text.clone()).ok()?.get("structuredContent");
     if structured(text) == structured(&written) {
         return Some(written);
@@ -98,8 +98,8 @@ fn inner_result(text: &Bytes) -> Option<Range<usize>> {
     state.members().find(|(key, _)| *key == "result").map(|(_, place)| place)
 }
 
-/// The result with the fields overwritten in all text blocks; those in which they are not found are
-/// overwritten as a whole.
+/// Result with the fields redacted in all text blocks. Blocks without these fields are redacted as
+/// a whole.
 fn in_blocks(text: &Bytes, pointers: &[Pointer]) -> Option<Bytes> {
     let result = Object::parse(text.clone()).ok()?;
     let (_, content) = result.members().find(|(key, _)| *key == "content")?;
@@ -119,7 +119,7 @@ fn in_blocks(text: &Bytes, pointers: &[Pointer]) -> Option<Bytes> {
     splice(text, edits.collect())
 }
 
-/// A result with a note behind its content; nothing where it stands there.
+/// Result with a note appended to its content; `None` if the note is already there.
 fn noted(text: &Bytes, note: &str) -> Option<Bytes> {
     let result = Object::parse(text.clone()).ok()?;
     let content = result.get("content")?;
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn a_field_is_overwritten_wherever_a_result_has_it() {
+    fn field_is_redacted_everywhere_in_a_result() {
         let mut asked = Obligations::default();
         asked.take("redact", "result:/structuredContent/ssn").unwrap();
         let result = r#"{"content": [{"type": "text", "text": "{\"ssn\": 1, \"n\": 1.0}"}, {"type": "text", "text": "x: 1"}], "structuredContent": {"ssn": 1, "n": 1.0}}"#;
@@ -152,14 +152,14 @@ mod tests {
             r#"{"content": [{"type": "text", "text": "{\"ssn\": \"[redacted]\", \"n\": 1.0}"}, {"type": "text", "text": "[redacted]"}], "structuredContent": {"ssn": "[redacted]", "n": 1.0}}"#
         );
         assert_eq!(redacted(&written, &asked, false), None);
-        // The same in the state of a task.
+        // Same in the state of a task.
         let state = format!(r#"{{"taskId": "t", "result": {result}}}"#);
         let state = redacted(&bytes(&state), &asked, true).unwrap();
         assert!(state.ends_with(&[&written[..], b"}"].concat()), "{state:?}");
     }
 
     #[test]
-    fn no_text_keeps_a_copy_of_what_was_structured() {
+    fn text_blocks_keep_no_copy_of_redacted_content() {
         let result = r#"{"content":[{"type":"text","text":"{\"a\":{\"ssn\":1}}"}],"structuredContent":{"a":{"ssn":1}}}"#;
         for (redact, text, structured) in [
             ("result:/structuredContent", r#""[redacted]""#, r#""[redacted]""#),
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_note_stands_behind_the_content_once() {
+    fn note_is_appended_once() {
         for (result, expected) in [
             (
                 r#"{"content":[]}"#,

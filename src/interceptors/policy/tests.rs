@@ -13,7 +13,7 @@ fn gate(policies: &str) -> PolicyGate {
     PolicyGate::new(Arc::new(engine), Stated::default())
 }
 
-/// One policy for each action, by its name, for one resource.
+/// One policy for each action, named after it, for one resource.
 const EACH: &str = r#"
 @id("connect") permit (principal == Portcullis::Client::"ci", action == Portcullis::Action::"connect",
     resource == Portcullis::Proxy::"portcullis");
@@ -51,7 +51,7 @@ const EACH: &str = r#"
     when { context.method == "x/y" };
 "#;
 
-/// A message about the server `notes`.
+/// Message for the server `notes`.
 fn about_notes(method: &str, params: Value) -> Exchange {
     let target = match method {
         Method::PROMPTS_GET => Target::Prompt { name: "p".into(), prompt: None },
@@ -78,7 +78,7 @@ async fn verdict(gate: &PolicyGate, exchange: &Exchange) -> Result<Verdict, Faul
     gate.inspect(exchange, phase).await
 }
 
-/// The ids of the permits, or the code and the words of the refusal.
+/// Ids of the permits, or code and text of the refusal.
 async fn said(gate: &PolicyGate, exchange: &Exchange) -> String {
     match verdict(gate, exchange).await {
         Ok(Verdict { decision: Decision::Refuse(refusal), .. }) => refusal.to_string(),
@@ -92,7 +92,7 @@ async fn said(gate: &PolicyGate, exchange: &Exchange) -> String {
 const REFUSED: &str = "policy-denied: not permitted by policy";
 
 #[tokio::test]
-async fn every_method_is_asked_for_under_its_action() {
+async fn every_method_is_decided_by_its_action() {
     let gate = gate(EACH);
     let none = gate_of_nothing();
     let t = tool("notes", "t", json!({}));
@@ -172,7 +172,7 @@ async fn housekeeping_passes_undecided() {
         (from_server("ping", json!({})), true),
         (from_server("notifications/cancelled", json!({})), true),
         (from_server("notifications/progress", json!({})), true),
-        // The same names as requests are methods like any other.
+        // The same names as requests are ordinary methods.
         (message("ci", "notifications/initialized"), false),
         (message("ci", "notifications/cancelled"), false),
     ] {
@@ -182,7 +182,7 @@ async fn housekeeping_passes_undecided() {
 }
 
 #[tokio::test]
-async fn where_a_policy_cannot_look_nothing_passes() {
+async fn messages_that_policies_cannot_evaluate_are_refused() {
     let gate = gate("permit (principal, action, resource);");
     let t = tool("notes", "t", json!({}));
     let with = |params| Exchange { request: Payload::from(params), ..call("ci", &t, json!({})) };
@@ -204,7 +204,7 @@ async fn where_a_policy_cannot_look_nothing_passes() {
         (with(json!({"name": "t", "arguments": null})), "p.cedar:1"),
         (
             Exchange { server: None, ..call("ci", &t, json!({})) },
-            "fault: the message needs a server, and none is known",
+            "fault: the message needs a server, but none is known",
         ),
         (
             about_notes("resources/read", json!({"uri": "note://2"})),
@@ -221,7 +221,7 @@ async fn where_a_policy_cannot_look_nothing_passes() {
 }
 
 #[tokio::test]
-async fn a_refusal_gives_the_agent_the_reason_and_the_operator_the_rule() {
+async fn refusal_has_the_reason_for_the_agent_and_the_rule_for_the_operator() {
     let gate = gate(
         "permit (principal, action, resource);\n\
          @id(\"no\") @reason(\"notes are kept\")\n\
@@ -244,7 +244,7 @@ async fn a_refusal_gives_the_agent_the_reason_and_the_operator_the_rule() {
 }
 
 #[tokio::test]
-async fn requests_that_a_result_carries_are_decided_each() {
+async fn each_request_inside_a_result_is_decided() {
     let gate = gate(EACH);
     let t = tool("notes", "t", json!({}));
     let carrying = |requests| {
@@ -268,7 +268,7 @@ async fn requests_that_a_result_carries_are_decided_each() {
 }
 
 #[tokio::test]
-async fn an_errors_elicitations_are_decided() {
+async fn elicitations_inside_an_error_are_decided() {
     let error = |data: Value| {
         let error = json!({"code": -32042, "message": "m", "data": data});
         Exchange {
@@ -293,7 +293,7 @@ async fn an_errors_elicitations_are_decided() {
 }
 
 #[test]
-fn lists_are_filtered_by_what_could_be_used() {
+fn lists_show_only_usable_entries() {
     let gate = gate(
         r#"permit (principal == Portcullis::Client::"ci", action == Portcullis::Action::"call_tool", resource)
            when { !resource.claims.destructive && context.args.hasTag("/a") };

@@ -23,7 +23,7 @@ fn passes<C: Clock + Clone>(limiter: &RateLimit<C>, exchange: &Exchange) -> bool
     limiter.admit(exchange).is_ok()
 }
 
-/// Calls of one tool that pass until one does not.
+/// Number of calls of one tool that pass until one is refused.
 fn passing<C: Clock + Clone>(limiter: &RateLimit<C>, exchange: &Exchange) -> usize {
     (0..1_000).take_while(|_| passes(limiter, exchange)).count()
 }
@@ -33,9 +33,9 @@ fn of(client: &str, server: &str, name: &str) -> Exchange {
 }
 
 #[test]
-fn keys_tell_apart_what_the_limit_names() {
+fn keys_of_a_limit_have_separate_counts() {
     let calls = [of("a", "s", "t"), of("b", "s", "t"), of("a", "z", "t"), of("a", "s", "u")];
-    // For each `per`: which of the other calls have a count apart from the first one's.
+    // For each `per`: the other calls that have a count separate from the first one's.
     for (per, apart) in [
         ("[]", [false, false, false]),
         (r#"["client"]"#, [true, false, false]),
@@ -56,7 +56,7 @@ fn keys_tell_apart_what_the_limit_names() {
 }
 
 #[test]
-fn without_settings_a_client_has_6000_calls_a_minute() {
+fn default_limit_is_6000_calls_per_client_and_minute() {
     let (limiter, clock) = limiter("");
     let call = of("a", "s", "t");
     let passing = || (0..10_000).take_while(|_| passes(&limiter, &call)).count();
@@ -64,13 +64,13 @@ fn without_settings_a_client_has_6000_calls_a_minute() {
     assert!(passes(&limiter, &of("b", "s", "t")));
     clock.advance(Duration::from_secs(1));
     assert_eq!(passing(), 100);
-    // Lists cost nothing.
+    // Lists do not count.
     assert!(passes(&limiter, &message("a", "tools/list")));
     assert!(!passes(&limiter, &message("a", "resources/read")));
 }
 
 #[test]
-fn calls_come_back_evenly_over_the_window() {
+fn calls_refill_evenly_over_the_window() {
     let (limiter, clock) = limiter("limits = [{ calls = 4, window = '1m' }]");
     let call = of("a", "s", "t");
     assert_eq!(passing(&limiter, &call), 4);
@@ -83,7 +83,7 @@ fn calls_come_back_evenly_over_the_window() {
 }
 
 #[test]
-fn a_burst_is_apart_from_the_rate() {
+fn burst_is_independent_of_the_rate() {
     let (limiter, clock) = limiter("limits = [{ calls = 60, window = '1m', burst = 3 }]");
     let call = of("a", "s", "t");
     assert_eq!(passing(&limiter, &call), 3);
@@ -92,7 +92,7 @@ fn a_burst_is_apart_from_the_rate() {
 }
 
 #[tokio::test]
-async fn the_refusal_names_the_limit_and_the_time() {
+async fn refusal_names_the_limit_and_the_retry_time() {
     let (limiter, clock) = limiter(
         "limits = [
             { name = 'fast', calls = 10, window = '1s', burst = 1 },
@@ -105,7 +105,7 @@ async fn the_refusal_names_the_limit_and_the_time() {
     let verdict = limiter.inspect(&call, Phase::Request).await.unwrap();
     let Decision::Refuse(refusal) = verdict.decision else { panic!("{verdict:?}") };
     assert_eq!(refusal.code, Code::RateLimited);
-    // Both are spent; the one that recovers last is told.
+    // Both are exceeded; the one that recovers last is named.
     assert_eq!(refusal.rules, [Rule::named("6-per-1m-by-client-tool")]);
     assert_eq!(refusal.retry_after, Some(Duration::from_millis(9_950)));
     assert_eq!(refusal.message, "the rate limit of 6 calls per 1m is reached; retry in 10 s");
@@ -114,7 +114,7 @@ async fn the_refusal_names_the_limit_and_the_time() {
 }
 
 #[test]
-fn a_refused_call_costs_nothing_under_the_other_limits() {
+fn refused_call_is_not_charged_by_other_limits() {
     for limits in [
         "{ calls = 5, window = '1h' }, { per = ['tool'], calls = 1, window = '1h' }",
         "{ per = ['tool'], calls = 1, window = '1h' }, { calls = 5, window = '1h' }",
@@ -132,7 +132,7 @@ fn a_refused_call_costs_nothing_under_the_other_limits() {
 }
 
 #[test]
-fn only_its_events_count() {
+fn only_configured_events_count() {
     let (limiter, _) = limiter(
         "limits = [
             { calls = 1, window = '1h' },
@@ -147,7 +147,7 @@ fn only_its_events_count() {
 }
 
 #[test]
-fn invented_tools_share_one_count() {
+fn unknown_tools_share_one_count() {
     let (limiter, _) = limiter("limits = [{ per = ['client', 'tool'], calls = 3, window = '1h' }]");
     let unknown = |i: usize| Exchange {
         server: Some("s".parse().unwrap()),
@@ -159,22 +159,22 @@ fn invented_tools_share_one_count() {
 }
 
 #[test]
-fn a_flood_of_tools_is_bounded_and_harms_no_other_client() {
+fn flood_of_tools_is_limited_and_does_not_affect_other_clients() {
     let (limiter, clock) =
         limiter("limits = [{ per = ['client', 'tool'], calls = 2, window = '1h' }]");
     let passed =
         (0..5_000).filter(|i| passes(&limiter, &of("flood", "s", &format!("t{i}")))).count();
-    assert_eq!(passed, TOOLS_PER_OWNER + 2);
-    assert_eq!(limiter.limits.lock()[0].store.len(), TOOLS_PER_OWNER + 1);
+    assert_eq!(passed, MAX_TOOLS_PER_OWNER + 2);
+    assert_eq!(limiter.limits.lock()[0].store.len(), MAX_TOOLS_PER_OWNER + 1);
     assert_eq!(passing(&limiter, &of("good", "s", "t9999")), 2);
-    // Once the counts have run out their place is free again.
+    // Expired counts free their slots.
     clock.advance(Duration::from_secs(7_200));
     assert_eq!(passing(&limiter, &of("flood", "s", "t9998")), 2);
     assert!(limiter.limits.lock()[0].store.len() < 10);
 }
 
 #[test]
-fn counts_that_ran_out_are_swept() {
+fn expired_counts_are_removed() {
     let (limiter, clock) = limiter("limits = [{ calls = 1, window = '1ms' }]");
     for i in 0..5_000 {
         clock.advance(Duration::from_millis(1));
@@ -184,7 +184,7 @@ fn counts_that_ran_out_are_swept() {
 }
 
 #[test]
-fn many_threads_get_no_more_than_the_limit() {
+fn concurrent_calls_do_not_exceed_the_limit() {
     let limiter = Arc::new(
         RateLimit::new(
             "rate-limit",
@@ -204,14 +204,14 @@ fn many_threads_get_no_more_than_the_limit() {
 }
 
 #[test]
-fn windows_are_read_and_written() {
+fn windows_round_trip() {
     for (text, millis) in [
         ("500ms", 500),
         ("1s", 1_000),
         ("90s", 90_000),
         ("1m", 60_000),
         ("2h", 7_200_000),
-        ("31d", LONGEST_MS),
+        ("31d", MAX_WINDOW_MS),
     ] {
         let window: Window = text.parse().unwrap();
         assert_eq!(window.0, Duration::from_millis(millis));
@@ -249,7 +249,7 @@ fn illegal_settings_name_their_key() {
 }
 
 #[test]
-fn it_stands_in_a_chain_entry() {
+fn settings_are_parsed_from_an_entry() {
     let entry: InterceptorEntry = toml::from_str(
         "use = 'rate-limit'\nname = 'calls'\nlimits = [{ calls = 1, window = '1m' }]",
     )

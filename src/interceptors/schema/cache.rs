@@ -1,4 +1,4 @@
-//! Compiled schemas: one compilation per definition, however often the lists are fetched again.
+//! Cache of compiled schemas: one compilation per definition, however often lists are fetched.
 
 use std::{
     collections::HashMap,
@@ -11,17 +11,17 @@ use sha2::{Digest, Sha256};
 use super::compiled::{Check, Unusable};
 use portcullis_protocol::exchange::Definition;
 
-/// Bytes that compiled schemas may take, by their own rough count.
-const BYTES: usize = 256 << 20;
-/// Tools for which no digest has to be made.
-const TOOLS: usize = 8_192;
-/// What an entry takes beside its patterns, for each byte of its definition.
+/// Limit in bytes of the compiled schemas, roughly counted.
+const MAX_BYTES: usize = 256 << 20;
+/// Limit of the tools that are recognized without a digest.
+const MAX_TOOLS: usize = 8_192;
+/// Size of an entry without its patterns, for each byte of its definition.
 const BYTES_PER_BYTE: usize = 16;
 
-/// The schemas of one definition.
+/// Compiled schemas of one definition.
 pub(super) struct Checks {
     pub input: Result<Check, Unusable>,
-    /// `None` where the definition has no `outputSchema`.
+    /// `None` if the definition has no `outputSchema`.
     pub output: Option<Result<Check, Unusable>>,
 }
 
@@ -44,32 +44,32 @@ impl Checks {
 
 pub(super) type Key = [u8; 32];
 
-/// Bounded, oldest out first.
+/// Limited; removes the oldest first.
 #[derive(Default)]
 pub(super) struct Cache {
     by_digest: IndexMap<Key, (usize, Arc<Checks>)>,
     bytes: usize,
-    /// A digest costs more than a small call's validation, so the same tool in memory is
-    /// recognised by its address, for as long as it lives.
+    /// A digest costs more than the validation of a small call, so a tool is recognized by its
+    /// address in memory while it exists.
     by_address: HashMap<usize, (Weak<Definition>, Weak<Checks>)>,
 }
 
 impl Cache {
-    /// What was compiled for this very tool.
+    /// Schemas compiled for exactly this tool.
     pub(super) fn recognise(&self, tool: &Arc<Definition>) -> Option<Arc<Checks>> {
         let (known, checks) = self.by_address.get(&Arc::as_ptr(tool).addr())?;
-        // An address is used again only after every reference, weak ones too, is gone.
+        // An address is reused only after all references, including weak ones, are gone.
         (known.as_ptr() == Arc::as_ptr(tool)).then(|| checks.upgrade())?
     }
 
-    /// What was compiled for the same definition.
+    /// Schemas compiled for an equal definition.
     pub(super) fn find(&mut self, tool: &Arc<Definition>, key: &Key) -> Option<Arc<Checks>> {
         let checks = Arc::clone(&self.by_digest.get(key)?.1);
         self.remember(tool, &checks);
         Some(checks)
     }
 
-    /// Keeps what was compiled.
+    /// Stores compiled schemas.
     pub(super) fn keep(&mut self, tool: &Arc<Definition>, key: Key, checks: Checks) -> Arc<Checks> {
         let bytes = checks.bytes() + tool.definition.raw().len() * BYTES_PER_BYTE;
         let checks = Arc::new(checks);
@@ -78,7 +78,7 @@ impl Cache {
             self.bytes -= old;
         }
         self.bytes += bytes;
-        while self.bytes > BYTES && self.by_digest.len() > 1 {
+        while self.bytes > MAX_BYTES && self.by_digest.len() > 1 {
             if let Some((_, (old, _))) = self.by_digest.shift_remove_index(0) {
                 self.bytes -= old;
             }
@@ -87,9 +87,9 @@ impl Cache {
     }
 
     fn remember(&mut self, tool: &Arc<Definition>, checks: &Arc<Checks>) {
-        if self.by_address.len() >= TOOLS {
+        if self.by_address.len() >= MAX_TOOLS {
             self.by_address.retain(|_, (tool, _)| tool.strong_count() > 0);
-            if self.by_address.len() >= TOOLS {
+            if self.by_address.len() >= MAX_TOOLS {
                 self.by_address.clear();
             }
         }
@@ -97,14 +97,14 @@ impl Cache {
         self.by_address.insert(address, (Arc::downgrade(tool), Arc::downgrade(checks)));
     }
 
-    /// Definitions kept.
+    /// Number of stored definitions.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.by_digest.len()
     }
 }
 
-/// The key of a definition.
+/// Key of a definition.
 pub(super) fn key(tool: &Definition) -> Key {
     Sha256::digest(tool.definition.raw()).into()
 }

@@ -1,4 +1,4 @@
-//! One compiled schema, and what it says of a value.
+//! A compiled schema, and its check of a value.
 
 use std::fmt::Write as _;
 
@@ -10,25 +10,25 @@ use super::{
     short,
 };
 
-/// Bytes of a schema's text.
-const SCHEMA_BYTES: usize = 256 << 10;
-/// Bytes of one compiled pattern, and of its automaton.
-pub(super) const PATTERN_BYTES: usize = 256 << 10;
-/// Units of work for one instance. A unit is some tens of nanoseconds.
-const WORK: u64 = 20_000_000;
-/// Units of work up to which it is worked out what does not fit and where.
-const EXPLAINED_WORK: u64 = 200_000;
-/// Evaluations nested within each other, which a thread's stack must hold.
-const NESTING: u64 = 256;
-/// Places that are told of one value.
-const TOLD: usize = 3;
+/// Limit of a schema's text in bytes.
+const MAX_SCHEMA_BYTES: usize = 256 << 10;
+/// Limit in bytes of one compiled pattern, and of its automaton.
+pub(super) const MAX_PATTERN_BYTES: usize = 256 << 10;
+/// Limit in units of work for one instance. A unit takes tens of nanoseconds.
+const MAX_WORK: u64 = 20_000_000;
+/// Units of work up to which errors are described with their position.
+const MAX_EXPLAINED_WORK: u64 = 200_000;
+/// Limit of nested evaluations, which a thread's stack must hold.
+const MAX_NESTING: u64 = 256;
+/// Limit of the reported errors of one value.
+const MAX_ERRORS: usize = 3;
 
-/// Why a schema cannot be used. The words are for the operator: they hold the server's text.
+/// Reason why a schema is unusable. The text is for the operator: it contains the server's text.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Unusable {
     #[error("is missing")]
     Missing,
-    #[error("is longer than {SCHEMA_BYTES} bytes")]
+    #[error("is longer than {MAX_SCHEMA_BYTES} bytes")]
     Long,
     #[error("{0}")]
     Unbounded(#[from] Unbounded),
@@ -36,64 +36,66 @@ pub(super) enum Unusable {
     Illegal(String),
 }
 
-/// What a value's check comes to, unless it fits.
+/// Failure of a check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Misfit {
-    /// It does not fit: where and what was expected, without any of the value.
+    /// The value does not fit: position and expectation, without any part of the value.
     Invalid(String),
-    /// To check it would take too long.
+    /// The check would take too long.
     Costly,
 }
 
-/// A schema that can be used.
+/// A usable schema.
 pub(super) struct Check {
     validator: Validator,
     bound: Bound,
 }
 
 impl Check {
-    /// Compiles a schema. Takes long for long ones, and much of a stack.
+    /// Compiles a schema. Takes long for long ones, and needs a large stack.
     pub(super) fn of(schema: &Value) -> Result<Self, Unusable> {
-        if schema.to_string().len() > SCHEMA_BYTES {
+        if schema.to_string().len() > MAX_SCHEMA_BYTES {
             return Err(Unusable::Long);
         }
         let bound = Bound::of(schema)?;
         let validator = jsonschema::options()
             .offline()
-            // A linear-time engine: a pattern is the server's text.
+            // A linear-time engine, because patterns are the server's text.
             .with_pattern_options(
-                PatternOptions::regex().size_limit(PATTERN_BYTES).dfa_size_limit(PATTERN_BYTES),
+                PatternOptions::regex()
+                    .size_limit(MAX_PATTERN_BYTES)
+                    .dfa_size_limit(MAX_PATTERN_BYTES),
             )
             .build(schema)
             .map_err(|error| Unusable::Illegal(short(&error.to_string())))?;
         Ok(Self { validator, bound })
     }
 
-    /// Bytes that it may take, roughly and rather too many.
+    /// Estimated size in bytes, rather too large.
     pub(super) fn bytes(&self) -> usize {
-        (self.bound.patterns + 1) * PATTERN_BYTES
+        (self.bound.patterns + 1) * MAX_PATTERN_BYTES
     }
 
-    /// The most work that checking this value can take, or nothing where it is too much.
+    /// Upper bound of the work to check this value; `None` if it is too much.
     pub(super) fn work(&self, value: &Value) -> Option<u64> {
         let size = Size::of(value);
         let (work, nesting) = self.bound.at(size.depth)?;
         let work = work.saturating_mul(size.weight);
-        (work <= WORK && nesting <= NESTING).then_some(work)
+        (work <= MAX_WORK && nesting <= MAX_NESTING).then_some(work)
     }
 
-    /// Whether the value fits.
+    /// Checks whether the value fits.
     pub(super) fn check(&self, value: &Value) -> Result<(), Misfit> {
         let work = self.work(value).ok_or(Misfit::Costly)?;
         if self.validator.is_valid(value) {
             return Ok(());
         }
-        if work > EXPLAINED_WORK {
-            return Err(Misfit::Invalid("somewhere, they do not fit the schema".into()));
+        if work > MAX_EXPLAINED_WORK {
+            return Err(Misfit::Invalid("they do not fit the schema".into()));
         }
         let mut words = String::new();
         let mut errors = self.validator.iter_errors(value);
-        for error in errors.by_ref().take(TOLD) {
+        for error in errors.by_ref().take(MAX_ERRORS) {
             let _ = write!(words, "{}; ", self.tell(&error));
         }
         let more = errors.count();
@@ -104,7 +106,7 @@ impl Check {
         Err(Misfit::Invalid(words))
     }
 
-    /// The place and the expectation. Everything in it is the schema's text, or a number: a
+    /// Position and expectation of an error. Contains only text of the schema and numbers: a
     /// property that the schema does not name is shown as `*`.
     fn tell(&self, error: &ValidationError<'_>) -> String {
         let mut place = String::new();
@@ -123,7 +125,7 @@ impl Check {
     }
 }
 
-/// What the schema expects, from the schema alone.
+/// Expectation of the schema, from the schema only.
 fn expectation(kind: &Kind) -> String {
     match kind {
         Kind::Required { property } => {
@@ -161,7 +163,7 @@ fn expectation(kind: &Kind) -> String {
     }
 }
 
-/// How deep a value is nested and how much there is of it: values, and bytes of text by the 32.
+/// Depth and size of a value: values, and units of 32 bytes of text.
 struct Size {
     depth: usize,
     weight: u64,

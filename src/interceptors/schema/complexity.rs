@@ -1,11 +1,11 @@
-//! How much work a schema can make, before it is trusted with any.
+//! Upper bounds of the work of a schema, computed before its use.
 //!
-//! A schema is a server's text. A few hundred bytes of `$ref` and `anyOf` can ask for 2^64
-//! evaluations, or for a recursion without an end, and a thread that validates cannot be
-//! interrupted. So each schema is read as a graph once. Its edges either stay at the same
-//! instance (`allOf`, `$ref`, `if`, …) or go to a child of it (`properties`, `items`, …). For every
-//! depth this gives the most work that one instance value at that depth can meet, and the most
-//! nested evaluations. An instance is validated only where both are within bounds.
+//! A schema is untrusted text of a server. A few hundred bytes of `$ref` and `anyOf` can cause 2^64
+//! evaluations, or an endless recursion, and a validating thread cannot be interrupted. So each
+//! schema is read as a graph once. Its edges either stay at the same instance (`allOf`, `$ref`,
+//! `if`, …) or go to a child of it (`properties`, `items`, …). For every depth this gives the
+//! maximum work for one instance value at that depth, and the maximum of nested evaluations. An
+//! instance is validated only if both are within limits.
 
 use std::collections::{HashMap, HashSet};
 
@@ -13,19 +13,19 @@ use serde_json::{Map, Value};
 
 use portcullis_protocol::codec::References;
 
-/// Nesting of an instance for which a bound is known.
-pub(super) const DEPTH: usize = 64;
-/// Schemas within one schema.
-const SCHEMAS: usize = 10_000;
-/// Regular expressions within one schema.
-pub(super) const PATTERNS: usize = 128;
+/// Limit of an instance's nesting for which a bound is known.
+pub(super) const MAX_DEPTH: usize = 64;
+/// Limit of the schemas within one schema.
+const MAX_SCHEMAS: usize = 10_000;
+/// Limit of the regular expressions within one schema.
+pub(super) const MAX_PATTERNS: usize = 128;
 
-/// Why a schema is not taken.
+/// Reason why a schema is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Unbounded {
-    #[error("has more than {SCHEMAS} schemas within it")]
+    #[error("has more than {MAX_SCHEMAS} schemas within it")]
     Size,
-    #[error("has more than {PATTERNS} patterns")]
+    #[error("has more than {MAX_PATTERNS} patterns")]
     Patterns,
     #[error("refers to `{0}`, which is not within it")]
     Reference(String),
@@ -35,20 +35,20 @@ pub(super) enum Unbounded {
     Endless,
 }
 
-/// The most that validation by one schema costs, by the depth of the instance.
+/// Upper bounds of one schema's validation cost, by the depth of the instance.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Bound {
     /// Units of work for each value of an instance of this depth. Saturates.
     work: Vec<u64>,
-    /// Evaluations under way at once.
+    /// Number of nested evaluations.
     nesting: Vec<u64>,
-    /// Names that the schema itself gives to properties.
+    /// Property names in the schema.
     pub names: HashSet<String>,
     pub patterns: usize,
 }
 
 impl Bound {
-    /// Reads a schema.
+    /// Analyzes a schema.
     pub(super) fn of(schema: &Value) -> Result<Self, Unbounded> {
         let mut graph = Graph::new(schema);
         graph.walk()?;
@@ -57,8 +57,8 @@ impl Bound {
         Ok(Self { work, nesting, names: graph.names, patterns: graph.patterns })
     }
 
-    /// The most work per value, and the most nested evaluations, for an instance of this depth.
-    /// `None` beyond [`DEPTH`].
+    /// Maximum work per value, and maximum number of nested evaluations, for an instance of this
+    /// depth. `None` beyond [`MAX_DEPTH`].
     pub(super) fn at(&self, depth: usize) -> Option<(u64, u64)> {
         Some((*self.work.get(depth)?, *self.nesting.get(depth)?))
     }
@@ -66,17 +66,17 @@ impl Bound {
 
 #[derive(Default)]
 struct Node {
-    /// Work at one instance value, without other schemas.
+    /// Work at one instance value, without subschemas.
     own: u64,
     /// Schemas applied to the same value.
     same: Vec<usize>,
-    /// Schemas applied to children, any of which each may meet.
+    /// Schemas applied to any child.
     any: Vec<usize>,
-    /// Schemas applied to one child each, no two to the same.
+    /// Schemas applied to one child each, never two to the same.
     apart: Vec<usize>,
 }
 
-/// The schemas within a schema; the root is the first. A schema is known by its address.
+/// The schemas within a schema; the root is the first. A schema is identified by its address.
 struct Graph<'a> {
     within: References<'a>,
     ids: HashMap<usize, usize>,
@@ -113,7 +113,7 @@ impl<'a> Graph<'a> {
         id
     }
 
-    /// Makes a node of every schema that can be reached.
+    /// Adds a node for every reachable schema.
     fn walk(&mut self) -> Result<(), Unbounded> {
         let mut at = 0;
         while let Some(&schema) = self.found.get(at) {
@@ -122,10 +122,10 @@ impl<'a> Graph<'a> {
                 _ => Node { own: 1, ..Node::default() },
             };
             self.nodes.push(node);
-            if self.found.len() > SCHEMAS {
+            if self.found.len() > MAX_SCHEMAS {
                 return Err(Unbounded::Size);
             }
-            if self.patterns > PATTERNS {
+            if self.patterns > MAX_PATTERNS {
                 return Err(Unbounded::Patterns);
             }
             at += 1;
@@ -175,7 +175,7 @@ impl<'a> Graph<'a> {
                     schema,
                 ) => node.any.push(self.id(schema)),
                 ("unevaluatedItems" | "unevaluatedProperties", schema) => {
-                    // What was evaluated is found by evaluating once more.
+                    // Finding evaluated parts needs a second evaluation.
                     twice = true;
                     node.any.push(self.id(schema));
                 }
@@ -192,7 +192,8 @@ impl<'a> Graph<'a> {
             node.own *= 2;
             node.same.extend_from_within(..);
             node.any.extend_from_within(..);
-            // A child met by two of these is met twice as often: as if each met any child.
+            // A child that two of these match is evaluated twice: counted as if each applied to any
+            // child.
             node.any.extend_from_slice(&node.apart);
         }
         Ok(node)
@@ -205,7 +206,7 @@ impl<'a> Graph<'a> {
         }
     }
 
-    /// What a reference may mean: a JSON pointer or an anchor in the same document.
+    /// Possible targets of a reference: a JSON pointer or an anchor in the same document.
     fn targets(&self, reference: &str) -> Result<Vec<&'a Value>, Unbounded> {
         let targets = self.within.targets(reference);
         if targets.is_empty() {
@@ -214,7 +215,7 @@ impl<'a> Graph<'a> {
         Ok(targets)
     }
 
-    /// Every node after all that apply to the same value within it.
+    /// Nodes in topological order: after all that they apply to the same value.
     fn order(&self) -> Result<Vec<usize>, Unbounded> {
         #[derive(Clone, Copy, PartialEq)]
         enum Mark {
@@ -252,8 +253,8 @@ impl<'a> Graph<'a> {
         Ok(order)
     }
 
-    /// For each depth up to [`DEPTH`]: the most work that applying the root causes at one value
-    /// no deeper than that, and the most nested evaluations.
+    /// For each depth up to [`MAX_DEPTH`]: the maximum work of the root at one value of at most that
+    /// depth, and the maximum number of nested evaluations.
     fn measure(&self, order: &[usize]) -> (Vec<u64>, Vec<u64>) {
         let sum = |row: &[u64], ids: &[usize]| {
             ids.iter().fold(0u64, |sum, &id| sum.saturating_add(row[id]))
@@ -262,7 +263,7 @@ impl<'a> Graph<'a> {
         let mut above = vec![0u64; self.nodes.len()];
         let mut nested_above = above.clone();
         let (mut work, mut nesting) = (Vec::new(), Vec::new());
-        for depth in 0..=DEPTH {
+        for depth in 0..=MAX_DEPTH {
             let mut row = vec![0u64; self.nodes.len()];
             let mut nested = row.clone();
             for &id in order {
@@ -307,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn plain_schemas_cost_little() {
+    fn simple_schemas_have_small_bounds() {
         let schema = json!({
             "type": "object",
             "required": ["path"],
@@ -316,16 +317,16 @@ mod tests {
                 "tags": { "type": "array", "items": { "type": "string" } },
             },
         });
-        for depth in 0..=DEPTH {
+        for depth in 0..=MAX_DEPTH {
             assert!(work(&schema, depth) < 20);
         }
         let bound = Bound::of(&schema).unwrap();
-        assert_eq!(bound.at(DEPTH + 1), None);
+        assert_eq!(bound.at(MAX_DEPTH + 1), None);
         assert!(bound.names.contains("tags"));
     }
 
     #[test]
-    fn doubling_at_one_value_shows() {
+    fn doubling_at_one_value_is_counted() {
         let schema = doubling(60, |next| json!({ "anyOf": [{ "$ref": next }, { "$ref": next }] }));
         assert!(work(&schema, 0) > 1 << 60);
         let schema = doubling(10, |next| json!({ "allOf": [{ "$ref": next }, { "$ref": next }] }));
@@ -333,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn doubling_by_depth_shows() {
+    fn doubling_by_depth_is_counted() {
         let twice = json!({ "$ref": "#" });
         let recursive = json!({ "properties": { "a": { "anyOf": [twice, twice] } } });
         assert!(work(&recursive, 2) < 100);
@@ -341,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tree_does_not_double() {
+    fn recursive_tree_does_not_double() {
         let twice = json!({ "$ref": "#" });
         let tree = json!({
             "properties": { "left": twice, "right": twice, "children": { "items": twice } }
@@ -350,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn looking_for_what_is_unevaluated_counts_again() {
+    fn unevaluated_keywords_count_twice() {
         let mut schema = json!({ "type": "object" });
         for _ in 0..30 {
             schema = json!({ "allOf": [schema], "unevaluatedProperties": false });
@@ -359,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn recursion_without_an_end_is_refused() {
+    fn endless_recursion_is_refused() {
         for schema in [
             json!({ "$ref": "#" }),
             json!({ "allOf": [{ "not": { "$ref": "#" } }] }),
@@ -373,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn references_stay_within() {
+    fn external_references_are_refused() {
         for reference in [
             "https://example.com/schema.json",
             "file:///etc/passwd",
@@ -399,10 +400,10 @@ mod tests {
     }
 
     #[test]
-    fn size_is_bounded() {
-        let many: Vec<Value> = (0..=SCHEMAS).map(|_| json!({})).collect();
+    fn size_is_limited() {
+        let many: Vec<Value> = (0..=MAX_SCHEMAS).map(|_| json!({})).collect();
         assert_eq!(Bound::of(&json!({ "anyOf": many })), Err(Unbounded::Size));
-        let many: Vec<Value> = (0..=PATTERNS).map(|_| json!({ "pattern": "a" })).collect();
+        let many: Vec<Value> = (0..=MAX_PATTERNS).map(|_| json!({ "pattern": "a" })).collect();
         assert_eq!(Bound::of(&json!({ "anyOf": many })), Err(Unbounded::Patterns));
     }
 }

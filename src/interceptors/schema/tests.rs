@@ -55,14 +55,14 @@ fn notes() -> Arc<Definition> {
 }
 
 #[tokio::test]
-async fn arguments_that_fit_pass() {
+async fn fitting_arguments_pass() {
     let tool = notes();
     assert!(passes(&tool, json!({ "title": "A" })).await);
     assert!(passes(&tool, json!({ "title": "A", "tags": ["x", "y"], "level": "low" })).await);
 }
 
 #[tokio::test]
-async fn the_refusal_tells_the_place_and_the_expectation_and_no_value() {
+async fn refusal_has_position_and_expectation_but_no_value() {
     const HIDDEN: &str = "hunter2hunter2";
     let tool = notes();
     for (arguments, words) in [
@@ -90,7 +90,7 @@ async fn the_refusal_tells_the_place_and_the_expectation_and_no_value() {
 }
 
 #[tokio::test]
-async fn names_that_only_the_client_knows_are_not_told() {
+async fn names_unknown_to_the_schema_are_not_shown() {
     let tool = with_input(json!({ "additionalProperties": { "type": "string" } }));
     let refusal = refused(&tool, json!({ "hunter2": 1, "b": 2, "c": 3, "d": 4, "e": 5 })).await;
     assert_eq!(
@@ -101,7 +101,7 @@ async fn names_that_only_the_client_knows_are_not_told() {
 }
 
 #[tokio::test]
-async fn absent_arguments_are_an_empty_object() {
+async fn absent_arguments_count_as_an_empty_object() {
     let schema = schema();
     for (tool, fits) in [(with_input(json!({ "type": "object" })), true), (notes(), false)] {
         for params in [json!({ "name": "t" }), json!({})] {
@@ -111,7 +111,7 @@ async fn absent_arguments_are_an_empty_object() {
             assert_eq!(verdict == Verdict::pass(), fits);
         }
     }
-    // With a schema that takes anything, arguments still are an object.
+    // Arguments must be an object even if the schema accepts anything.
     for arguments in [json!([]), json!("x"), json!(null)] {
         let refusal = refused(&with_input(json!({})), arguments).await;
         assert_eq!(refusal.code, Code::ArgumentsInvalid);
@@ -119,8 +119,8 @@ async fn absent_arguments_are_an_empty_object() {
 }
 
 #[tokio::test]
-async fn drafts_are_honoured() {
-    // A tuple by `items` is draft 7's; 2020-12 has `prefixItems`.
+async fn drafts_are_honored() {
+    // `items` as a tuple is draft 7; 2020-12 has `prefixItems`.
     for (draft, keyword) in [
         ("http://json-schema.org/draft-07/schema#", "items"),
         ("https://json-schema.org/draft/2019-09/schema", "items"),
@@ -136,7 +136,7 @@ async fn drafts_are_honoured() {
 }
 
 #[tokio::test]
-async fn a_schema_that_cannot_be_used_refuses_or_passes_as_the_operator_says() {
+async fn unusable_schema_refuses_or_passes_as_configured() {
     for (definition, reason) in [
         (json!({}), "is missing"),
         (json!({ "inputSchema": { "type": "thing" } }), "is not legal"),
@@ -156,7 +156,7 @@ async fn a_schema_that_cannot_be_used_refuses_or_passes_as_the_operator_says() {
         let tool = tool("s", "t", definition);
         let refusal = refused(&tool, json!({})).await;
         assert_eq!(refusal.code, Code::ServerMisbehaved);
-        assert_eq!(refusal.message, "the server's inputSchema for this tool cannot be used");
+        assert_eq!(refusal.message, "the server's inputSchema for this tool is unusable");
         let detail = refusal.detail.unwrap();
         assert!(detail.contains(reason), "{detail}");
 
@@ -169,7 +169,7 @@ async fn a_schema_that_cannot_be_used_refuses_or_passes_as_the_operator_says() {
 }
 
 #[tokio::test]
-async fn results_are_checked_where_there_is_a_schema_and_a_result() {
+async fn results_are_checked_if_there_is_a_schema() {
     let schema = schema();
     let tool = tool(
         "s",
@@ -209,7 +209,7 @@ async fn results_are_checked_where_there_is_a_schema_and_a_result() {
 }
 
 #[tokio::test]
-async fn a_bad_output_schema_does_not_stop_the_call_but_its_result() {
+async fn unusable_output_schema_refuses_only_the_result() {
     let schema = schema();
     let tool = tool("s", "t", json!({ "inputSchema": {}, "outputSchema": { "$ref": "x" } }));
     let exchange = call("a", &tool, json!({}));
@@ -220,7 +220,7 @@ async fn a_bad_output_schema_does_not_stop_the_call_but_its_result() {
 }
 
 #[tokio::test]
-async fn an_unknown_tool_is_not_this_interceptors_to_refuse() {
+async fn unknown_tool_is_left_to_the_router() {
     let exchange = Exchange {
         target: Target::Tool { name: "zzz".into(), tool: None },
         ..call("a", &notes(), json!({}))
@@ -229,7 +229,7 @@ async fn an_unknown_tool_is_not_this_interceptors_to_refuse() {
 }
 
 #[tokio::test]
-async fn a_definition_is_compiled_once() {
+async fn definition_is_compiled_once() {
     let schema = schema();
     let definition = json!({ "inputSchema": { "type": "object" } });
     let (first, again) = (tool("s", "t", definition.clone()), tool("s", "t", definition));
@@ -239,7 +239,7 @@ async fn a_definition_is_compiled_once() {
     assert_eq!(schema.cache.lock().len(), 1);
     let one = schema.checks(&first).await.unwrap();
     assert!(Arc::ptr_eq(&one, &schema.checks(&again).await.unwrap()));
-    // Another definition at the same place is another definition.
+    // Another definition at the same address is another definition.
     drop((first, again));
     for i in 0..50 {
         let tool = with_input(json!({ "required": [format!("r{i}")] }));
@@ -249,19 +249,19 @@ async fn a_definition_is_compiled_once() {
 }
 
 #[tokio::test]
-async fn a_call_that_no_longer_waits_does_not_undo_the_compilation() {
+async fn abandoned_call_does_not_undo_the_compilation() {
     let schema = schema();
     let tool = notes();
-    // Polled once and dropped: the compilation has begun, and nearly always not ended.
+    // Polled once and dropped: the compilation has begun, and nearly always not finished.
     drop(futures_util::FutureExt::now_or_never(schema.checks(&tool)));
-    // Both permits are free again once the thread has ended, and its result is there.
-    let all = u32::try_from(AT_ONCE).unwrap();
+    // After the thread has ended, both permits are free, and its result is stored.
+    let all = u32::try_from(MAX_CONCURRENT).unwrap();
     drop(schema.compiling.acquire_many(all).await.unwrap());
     assert!(schema.cache.lock().recognise(&tool).is_some());
 }
 
 #[tokio::test]
-async fn the_cache_is_bounded() {
+async fn cache_is_limited() {
     let schema = schema();
     for i in 0..300 {
         let patterns: Vec<_> =
@@ -273,7 +273,7 @@ async fn the_cache_is_bounded() {
 }
 
 #[tokio::test]
-async fn a_hostile_pattern_is_linear() {
+async fn hostile_pattern_runs_in_linear_time() {
     let tool = with_input(json!({ "properties": { "a": { "pattern": "^(a+)+$" } } }));
     assert!(passes(&tool, json!({ "a": "a".repeat(50_000) })).await);
     assert!(!passes(&tool, json!({ "a": format!("{}!", "a".repeat(50_000)) })).await);
@@ -282,7 +282,7 @@ async fn a_hostile_pattern_is_linear() {
 }
 
 #[tokio::test]
-async fn work_without_measure_is_refused_before_it_begins() {
+async fn excessive_work_is_refused_before_it_begins() {
     let twice = |next: Value| json!({ "anyOf": [next, next] });
     let mut defs = Map::new();
     for level in 0..60 {
@@ -302,8 +302,8 @@ async fn work_without_measure_is_refused_before_it_begins() {
 }
 
 #[tokio::test]
-async fn nesting_at_the_bound_fits_a_threads_stack() {
-    // 7 evaluations a level through every kind of applicator, 36 levels: just below the bound.
+async fn nesting_at_the_limit_fits_a_threads_stack() {
+    // 7 evaluations a level through every kind of applicator, 36 levels: just below the limit.
     let schema = json!({
         "$defs": { "n": { "allOf": [{ "anyOf": [{ "oneOf": [{ "if": { "properties": {
             "a": { "items": { "$ref": "#/$defs/n" } } } }, "else": false }] }] }] } },
@@ -320,7 +320,7 @@ async fn nesting_at_the_bound_fits_a_threads_stack() {
 }
 
 #[tokio::test]
-async fn a_long_chain_of_references_compiles() {
+async fn long_chain_of_references_compiles() {
     let mut defs = Map::new();
     for level in 0..2_000 {
         let next = json!({ "$ref": format!("#/$defs/d{}", level + 1) });
@@ -343,7 +343,7 @@ async fn large_payloads_are_checked_too() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_parsed_is_a_fault() {
+async fn unparsable_payload_is_a_fault() {
     let raw = format!(r#"{{"arguments":{}{}}}"#, "[".repeat(200), "]".repeat(200));
     let exchange = Exchange {
         request: Payload::new(Bytes::from(raw)),
@@ -353,7 +353,7 @@ async fn what_cannot_be_parsed_is_a_fault() {
 }
 
 #[test]
-fn it_stands_in_a_chain_entry() {
+fn settings_are_parsed_from_an_entry() {
     let entry: InterceptorEntry =
         toml::from_str("use = 'schema'\nresults = false\nunusable = 'pass'").unwrap();
     let InterceptorKind::Schema(config) = entry.kind else { panic!() };

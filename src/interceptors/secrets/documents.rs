@@ -1,5 +1,5 @@
-//! Finds JSON documents in a text: a text that is one, several on lines of their own (NDJSON), in a
-//! fence of Markdown, behind `data:` of server-sent events, or anywhere in a log line.
+//! Finds JSON documents in a text: as the whole text, on separate lines (NDJSON), in a Markdown
+//! fence, after `data:` of server-sent events, or anywhere in a log line.
 
 use std::ops::Range;
 
@@ -8,17 +8,17 @@ use serde_json::{Deserializer, error::Category};
 
 use super::scan::Spent;
 
-/// Bytes that attempts which come to nothing may read, beside [`WASTE_FACTOR`] times the body.
-const WASTE: usize = 1 << 20;
+/// Limit in bytes of unsuccessful attempts, in addition to [`WASTE_FACTOR`] times the body.
+const BASE_WASTE_BYTES: usize = 1 << 20;
 const WASTE_FACTOR: usize = 8;
 
-/// What attempts that come to nothing may read in all the strings of a body of that size.
+/// Limit in bytes of unsuccessful attempts in all strings of a body of that size.
 pub(super) fn waste_of(bytes: usize) -> usize {
-    WASTE.saturating_add(bytes.saturating_mul(WASTE_FACTOR))
+    BASE_WASTE_BYTES.saturating_add(bytes.saturating_mul(WASTE_FACTOR))
 }
 
-/// The objects and arrays that stand in a text and are in no other, in order. An error where `waste`
-/// has run out: then nobody knows what else is in the text, and it is not to be shown.
+/// Outermost objects and arrays in a text, in order. An error if `waste` is used up: then the rest
+/// of the text is unknown, and must not be shown.
 pub(super) fn documents(text: &str, waste: &mut usize) -> Result<Vec<Range<usize>>, Spent> {
     let bytes = text.as_bytes();
     let mut found = Vec::new();
@@ -60,7 +60,7 @@ fn can_begin(text: &[u8]) -> bool {
     }
 }
 
-/// The offset of a line and a column, both from 1.
+/// Offset of a line and a column, both from 1.
 fn offset(text: &[u8], line: usize, column: usize) -> usize {
     let breaks = memchr::memchr_iter(b'\n', text);
     let start = line.checked_sub(2).and_then(|skip| breaks.into_iter().nth(skip));
@@ -72,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn documents_are_found_wherever_they_stand() {
+    fn documents_are_found_anywhere() {
         for (text, expected) in [
             ("", vec![]),
             ("no [brackets] {here}", vec![]),
@@ -90,12 +90,12 @@ mod tests {
     }
 
     #[test]
-    fn the_work_for_what_is_not_json_is_bounded() {
+    fn work_for_text_without_json_is_limited() {
         let text = "{\"a\":".repeat(200_000);
         assert!(documents(&text, &mut waste_of(text.len())).is_err());
         let text = format!("{}{{\"a\":1}}", "[1,x ".repeat(100_000));
         assert_eq!(documents(&text, &mut waste_of(text.len())).unwrap().len(), 1);
-        // All strings of a body share what may be wasted.
+        // All strings of a body share the limit.
         let text = "[1,".repeat(213);
         let mut waste = waste_of(400 * text.len());
         assert!((0..400).any(|_| documents(&text, &mut waste).is_err()));

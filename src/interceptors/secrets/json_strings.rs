@@ -1,32 +1,32 @@
-//! Walks the strings of a JSON text that was validated before, with their places in the text, so
-//! that one string can be changed and every other byte stays as it was.
+//! Walks the strings of a validated JSON text, with their positions, so that one string can be
+//! changed while every other byte stays.
 
 use std::{borrow::Cow, fmt::Write as _, ops::Range};
 
-/// The text is not JSON after all.
+/// Error: the text is not JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Malformed;
 
-/// Characters of a pointer that are shown.
-const POINTER: usize = 256;
+/// Limit of a displayed pointer in characters.
+const MAX_POINTER_CHARS: usize = 256;
 
 /// One string or key.
 pub(super) struct Text<'a> {
-    /// Where it stands, without its quotes.
+    /// Position without the quotes.
     pub span: Range<usize>,
-    /// What it says, escapes resolved: UTF-8 where the JSON text is.
+    /// Decoded content, without escapes: UTF-8 if the JSON text is.
     pub decoded: Cow<'a, [u8]>,
     pub is_key: bool,
 }
 
-/// The way from the root to a string.
+/// Path from the root to a string.
 #[derive(Default)]
 pub(super) struct Path(Vec<Frame>);
 
 enum Frame {
     Array(usize),
     Object {
-        /// The key, in the text.
+        /// Key, in the text.
         key: Range<usize>,
         /// Whether the key must not be shown.
         hidden: bool,
@@ -35,7 +35,7 @@ enum Frame {
 }
 
 impl Path {
-    /// The place as a JSON pointer (RFC 6901), shortened, hidden keys not shown.
+    /// JSON pointer (RFC 6901), shortened, without hidden keys.
     pub(super) fn pointer(&self, raw: &[u8]) -> String {
         let mut out = String::new();
         for frame in &self.0 {
@@ -50,8 +50,9 @@ impl Path {
                     let _ = write!(out, "/{}", key.replace('~', "~0").replace('/', "~1"));
                 }
             }
-            if out.len() > POINTER {
-                let end = (0..=POINTER).rev().find(|&i| out.is_char_boundary(i)).unwrap_or(0);
+            if out.len() > MAX_POINTER_CHARS {
+                let end =
+                    (0..=MAX_POINTER_CHARS).rev().find(|&i| out.is_char_boundary(i)).unwrap_or(0);
                 out.truncate(end);
                 out.push('…');
                 break;
@@ -61,8 +62,8 @@ impl Path {
     }
 }
 
-/// Shows every string and key of the text, in order. `see` says of a key whether it must be
-/// hidden in the pointers of what is below it.
+/// Visits every string and key of the text, in order. `see` returns whether a key must be hidden in
+/// the pointers of what is below it.
 pub(super) fn each_string<'a, E: From<Malformed>>(
     raw: &'a [u8],
     mut see: impl FnMut(&Path, Text<'a>) -> Result<bool, E>,
@@ -110,8 +111,8 @@ pub(super) fn each_string<'a, E: From<Malformed>>(
     if path.0.is_empty() { Ok(()) } else { Err(Malformed.into()) }
 }
 
-/// The text with quotes around every number that does not fit 64 bits, so that whoever reads it sees
-/// the digits that stand there. None where there is no such number.
+/// Text with quotes around every number that does not fit 64 bits, so that the parser keeps its
+/// digits. `None` if there is no such number.
 pub(super) fn quote_long_numbers(raw: &[u8]) -> Option<Vec<u8>> {
     let mut out: Option<Vec<u8>> = None;
     let (mut at, mut copied) = (0, 0);
@@ -142,9 +143,9 @@ pub(super) fn quote_long_numbers(raw: &[u8]) -> Option<Vec<u8>> {
     out
 }
 
-/// Whether a number would lose digits where it is read.
+/// Whether a parser would drop digits of a number.
 fn is_long(number: &[u8]) -> bool {
-    // As many as floats are written with.
+    // The number of digits of a float.
     if number.iter().filter(|byte| byte.is_ascii_digit()).count() <= 17 {
         return false;
     }
@@ -152,7 +153,7 @@ fn is_long(number: &[u8]) -> bool {
     text.parse::<u64>().is_err() && text.parse::<i64>().is_err()
 }
 
-/// The place of the quote that ends a string.
+/// Position of the quote that ends a string.
 fn string_end(raw: &[u8], from: usize) -> Option<usize> {
     let mut at = from;
     loop {
@@ -164,7 +165,7 @@ fn string_end(raw: &[u8], from: usize) -> Option<usize> {
     }
 }
 
-/// One character or escape of a string: how long it is in the text, and what it says.
+/// One character or escape of a string: its length in the text, and its decoded value.
 fn unit(raw: &[u8]) -> (usize, [u8; 4], usize) {
     let single = |len, byte| (len, [byte, 0, 0, 0], 1);
     match raw {
@@ -196,7 +197,7 @@ fn unit(raw: &[u8]) -> (usize, [u8; 4], usize) {
     }
 }
 
-/// The code unit of a `\uXXXX` at the beginning.
+/// Code unit of a `\uXXXX` at the beginning.
 fn hex4(raw: &[u8]) -> Option<u32> {
     let [b'\\', b'u', digits @ ..] = raw else { return None };
     let digits = std::str::from_utf8(digits.get(..4)?).ok()?;
@@ -223,7 +224,7 @@ fn decode(raw: &[u8]) -> Cow<'_, [u8]> {
     Cow::Owned(out)
 }
 
-/// Where ranges of what a string says stand in its text. The ranges are in order and apart, and
+/// Positions in the text of ranges of a decoded string. The ranges are in order and disjoint, and
 /// each begins and ends between characters.
 pub(super) fn locate(raw: &[u8], ranges: &[Range<usize>]) -> Vec<Range<usize>> {
     let mut places = Vec::with_capacity(ranges.len());
@@ -261,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn strings_have_their_places() {
+    fn strings_have_their_positions() {
         let raw = r#" {"a": [1, "x", {"b/c~": "\u0079\n"}], "d":"z"} "#;
         let values: Vec<_> = strings(raw).unwrap().into_iter().filter(|s| !s.2).collect();
         let expect = [("/a/1", "x"), ("/a/2/b~1c~0", "y\n"), ("/d", "z")];
@@ -272,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_would_lose_digits_are_quoted() {
+    fn long_numbers_are_quoted() {
         let long = "123456789012345678901234567890";
         for (raw, quoted) in [
             ("[1, -2.5e3, 18446744073709551615, -9223372036854775808]".to_owned(), None),
@@ -290,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hidden_key_is_in_no_pointer() {
+    fn hidden_key_is_in_no_pointer() {
         let raw = br#"{"hide":{"k":"v"}}"#;
         let mut pointers = Vec::new();
         each_string::<Malformed>(raw, |path, text| {
@@ -298,12 +299,12 @@ mod tests {
             Ok(text.decoded.as_ref() == b"hide")
         })
         .unwrap();
-        // A key is not shown before it was judged.
+        // A key is not shown before it was checked.
         assert_eq!(pointers, ["/[redacted]", "/[redacted]/[redacted]", "/[redacted]/k"]);
     }
 
     #[test]
-    fn what_is_no_json_is_malformed() {
+    fn text_that_is_not_json_is_malformed() {
         for raw in ["{", "}", "[}", "\"", "\"\\\"", "{]", "[1,2", ",", "\u{1}", "[\"a\\"] {
             assert_eq!(strings(raw), Err(Malformed), "{raw:?}");
         }
@@ -346,7 +347,7 @@ mod tests {
         })
     }
 
-    /// The value's text with characters escaped at random.
+    /// Text of the value with characters escaped at random.
     fn escaped(value: &Value, mask: u64) -> String {
         let mut out = String::new();
         let mut i = 0;
@@ -366,7 +367,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_reads_what_serde_reads(value in json_value(), mask: u64) {
+        fn strings_equal_those_of_serde(value in json_value(), mask: u64) {
             let raw = escaped(&value, mask);
             prop_assert_eq!(&serde_json::from_str::<Value>(&raw).unwrap(), &value);
             let mut expected = Vec::new();
@@ -380,14 +381,14 @@ mod tests {
             prop_assert_eq!(found.len(), expected.len());
             for ((pointer, said), (place, text)) in found.iter().zip(&expected) {
                 prop_assert_eq!(said, text);
-                if place.len() <= POINTER {
+                if place.len() <= MAX_POINTER_CHARS {
                     prop_assert_eq!(pointer, place);
                 }
             }
         }
 
         #[test]
-        fn a_range_of_what_is_said_is_found_in_the_text(
+        fn decoded_range_is_located_in_the_text(
             text: String, from: prop::sample::Index, to: prop::sample::Index, mask: u64
         ) {
             let raw = escaped(&json!(text), mask);
@@ -406,7 +407,7 @@ mod tests {
         }
 
         #[test]
-        fn it_never_panics(raw: Vec<u8>) {
+        fn arbitrary_bytes_cause_no_panic(raw: Vec<u8>) {
             let _ = each_string::<Malformed>(&raw, |path, text| {
                 let _ = path.pointer(&raw);
                 let _ = locate(&raw[text.span], &[0..1, 2..text.decoded.len()]);

@@ -1,25 +1,25 @@
-//! Resolves escapes in a text, as often as they are nested.
+//! Resolves nested escapes in a text.
 //!
 //! JSON within a string, a Python repr, a log line or Markdown writes a line break as `\n`, a quote
-//! as `\"` and a letter as `\u0067`. A token behind such an escape is not found in the raw text: to
-//! a rule, the `n` of `\n` is a letter in front of the token. A [`Layers`] holds the text with its
+//! as `\"` and a letter as `\u0067`. A token after such an escape is not found in the raw text: to
+//! a rule, the `n` of `\n` is a letter in front of the token. [`Layers`] has the text with its
 //! escapes resolved once, twice and so on, and maps a range of any of these texts back to the
 //! original one.
 
 use std::ops::Range;
 
-/// How many levels of escapes are resolved. Deeper ones stay as they are.
+/// Limit of the resolved levels of escapes. Deeper ones stay.
 pub(super) const MAX_LAYERS: usize = 4;
 
-/// The texts that come of a text when its escapes are resolved. Each is shorter than the one
-/// before, so the work and the memory are at most [`MAX_LAYERS`] times those of the text.
+/// Texts with escapes resolved. Each is shorter than the one before, so work and memory are at most
+/// [`MAX_LAYERS`] times those of the text.
 pub(super) struct Layers<'a> {
     base: &'a [u8],
     resolved: Vec<Vec<u8>>,
 }
 
 impl<'a> Layers<'a> {
-    /// The layers of a text, which is UTF-8. A text without escapes has none.
+    /// Layers of a UTF-8 text. A text without escapes has none.
     pub(super) fn of(base: &'a [u8]) -> Self {
         let mut resolved: Vec<Vec<u8>> = Vec::new();
         while resolved.len() < MAX_LAYERS
@@ -58,22 +58,22 @@ impl<'a> Layers<'a> {
     }
 }
 
-/// The side on which a range is known.
+/// Side on which a range is known.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Side {
     Raw,
     Resolved,
 }
 
-/// An escape: its bytes in the text, and what it stands for.
+/// Escape: its bytes in the text, and its value.
 struct Escape {
     len: usize,
     said: [u8; 4],
     said_len: usize,
 }
 
-/// The escape at the start of a text that begins with a backslash. None where JSON, Python and
-/// Markdown have none there, such as `\d`: the backslash is plain text then.
+/// Escape at the start of a text that begins with a backslash. `None` if JSON, Python and Markdown
+/// do not have this escape, such as `\d`: then the backslash is plain text.
 fn escape(raw: &[u8]) -> Option<Escape> {
     let one = |len, byte| Some(Escape { len, said: [byte, 0, 0, 0], said_len: 1 });
     match *raw.get(1)? {
@@ -112,7 +112,7 @@ fn hex(digits: &[u8]) -> Option<u32> {
     u32::from_str_radix(text, 16).ok()
 }
 
-/// Calls `each` with every escape and its place, until that says stop.
+/// Calls `each` with every escape and its position, until that returns false.
 fn each_escape(raw: &[u8], mut each: impl FnMut(usize, &Escape) -> bool) {
     let mut at = 0;
     while let Some(next) = raw.get(at..).and_then(|rest| memchr::memchr(b'\\', rest)) {
@@ -129,7 +129,7 @@ fn each_escape(raw: &[u8], mut each: impl FnMut(usize, &Escape) -> bool) {
     }
 }
 
-/// The text with its escapes resolved once. None where there are none.
+/// Text with its escapes resolved once. `None` without escapes.
 fn resolve(raw: &[u8]) -> Option<Vec<u8>> {
     let mut out: Option<Vec<u8>> = None;
     let mut copied = 0;
@@ -145,10 +145,10 @@ fn resolve(raw: &[u8]) -> Option<Vec<u8>> {
     Some(out)
 }
 
-/// Replaces each range of one side by the range of the other side that covers it. Escapes are
-/// covered whole. One pass over the text, however many ranges there are.
+/// Replaces each range of one side by the covering range of the other side. Escapes are covered
+/// whole. One pass over the text for any number of ranges.
 fn translate(raw: &[u8], ranges: &mut [Range<usize>], from: Side) {
-    // The first and the last byte of each range, in the order of the text.
+    // First and last byte of each range, in the order of the text.
     let mut bytes: Vec<(usize, usize, bool)> = Vec::with_capacity(2 * ranges.len());
     for (i, range) in ranges.iter().enumerate() {
         bytes.push((range.start, i, false));
@@ -223,7 +223,7 @@ mod tests {
             ("a\\\\nb", vec!["a\\\\nb", "a\\nb", "a\nb"]),
             ("\\u0067h\\x70\\_x", vec!["\\u0067h\\x70\\_x", "ghp_x"]),
             ("\\ud83d\\ude00", vec!["\\ud83d\\ude00", "\u{1f600}"]),
-            // What is not an escape stays.
+            // Text without escapes stays.
             ("\\d+ \\ud800 \\xff C:\\", vec!["\\d+ \\ud800 \\xff C:\\"]),
         ] {
             assert_eq!(texts(raw), expected);
@@ -232,20 +232,20 @@ mod tests {
     }
 
     #[test]
-    fn a_range_is_found_in_the_original() {
+    fn range_is_located_in_the_original() {
         let raw = r#"x\\nghp_1\\"y"#;
         let layers = Layers::of(raw.as_bytes());
         let deep: Vec<_> = layers.texts().map(<[u8]>::to_vec).collect();
         let at = deep[2].windows(5).position(|part| part == b"ghp_1").unwrap();
         assert_eq!(&raw[located(&layers, 2, at..at + 5)], "ghp_1");
-        // The `n` in front belongs to an escape of two levels, and goes with it.
+        // The `n` in front belongs to an escape of two levels, and is included.
         let at = raw.find("nghp").unwrap();
         assert_eq!(&raw[located(&layers, 0, at..at + 6)], "\\\\nghp_1");
     }
 
     proptest! {
         #[test]
-        fn a_cut_of_nested_json_leaves_nested_json(
+        fn redacted_nested_json_is_still_json(
             text in "[a-z\"\\\\\n\u{e9}\u{1f600}]{1,12}",
             depth in 0_usize..3,
             from: prop::sample::Index,
@@ -263,7 +263,7 @@ mod tests {
             let place = located(&layers, 0, start..end);
             prop_assert!(place.start <= start && place.end >= end);
             let mut value = format!("\"{}mark{}\"", &body[..place.start], &body[place.end..]);
-            // The outermost text is whole. Inner ones are unless their own quotes were cut.
+            // The outermost text is complete. Inner ones are, unless their own quotes were cut.
             for _ in 0..=depth {
                 let said: String = serde_json::from_str(&value).unwrap();
                 if !(said.starts_with('"') && said.len() > 1 && said.ends_with('"')) {

@@ -1,48 +1,48 @@
-//! Finds values in a text by the names in front of them: `PASSWORD=…`, `Authorization: …`,
-//! `--token …`, `?api_key=…`, `"secret": "…"`, `<password>…</password>`, and the password of a URL.
+//! Finds values in a text by the names in front of them: `PASSWORD=…`, `Authorization: …`, `--token
+//! …`, `?api_key=…`, `"secret": "…"`, `<password>…</password>`, and the password of a URL.
 //!
-//! This is for records and displays. It prefers to take too much: where a value ends is a guess in
-//! free text, so that of an unquoted value at the start of a line all of the line is taken.
+//! For records and displays only. It prefers to redact too much: in free text the end of a value is
+//! a guess, so of an unquoted value at the start of a line the whole line is taken.
 
 use std::{cell::Cell, collections::HashSet, ops::Range};
 
 use super::names::{Counts, is_named_by_another, is_secret, may_hold_name, names_another};
 
-/// Bytes in front of a separator in which its name is sought.
+/// Number of bytes in front of a separator that are searched for its name.
 const MAX_NAME_BYTES: usize = 96;
-/// Characters of Markdown's around a name.
+/// Limit of Markdown characters around a name.
 const MAX_EMPHASIS: usize = 3;
-/// What stands in a mark in the place of a value that only its name gives away.
+/// Rule name in marks for values that only their name marks as secret.
 pub(super) const NAMED: &str = "secret-name";
-/// Bytes in front of a name in which the start of its line is sought.
+/// Number of bytes in front of a name that are searched for the start of its line.
 const MAX_INDENT: usize = 256;
-/// Words of a name that has spaces, such as `secret access key`.
+/// Limit of the words of a name with spaces, such as `secret access key`.
 const MAX_NAME_WORDS: usize = 3;
-/// Words that stand in front of a credential, in a header and elsewhere.
+/// Words in front of a credential, in a header and elsewhere.
 const SCHEMES: &[&str] =
     &["bearer", "basic", "token", "digest", "negotiate", "apikey", "api-key", "key", "bot"];
 /// Values that are not secrets, whatever their name.
 const LITERALS: &[&str] = &["true", "false", "null", "none", "undefined"];
-/// Words that may stand in front of a field at the start of its line.
+/// Words that may precede a field at the start of its line.
 const LINE_WORDS: &[&str] = &["export", "setenv", "set", "ENV", "ARG", "env:", "declare", "local"];
-/// Bytes of the shortest word behind `Bearer` that is a token, where it holds a digit or not.
-const SHORTEST_BEARER: (usize, usize) = (8, 20);
+/// Minimum length in bytes of a token after `Bearer`, with and without a digit.
+const MIN_BEARER_BYTES: (usize, usize) = (8, 20);
 
-/// Steps for each byte of a text, beside [`STEPS`], after which all that is left of it is one value.
-/// The work is linear without it: this is a second barrier.
-const STEPS_PER_BYTE: usize = 64;
-const STEPS: usize = 64 << 10;
+/// Limit of the steps for each byte of a text, in addition to [`BASE_STEPS`]. After that, the rest of
+/// the text counts as one value. The work is linear anyway: this is a second barrier.
+const MAX_STEPS_PER_BYTE: usize = 64;
+const BASE_STEPS: usize = 64 << 10;
 
-/// The ranges of values that only their name gives away, in order and apart. Each begins and ends
-/// between characters. The work is linear in the text: what is read of a value is not read again,
-/// whether the value is taken or not, and everything else that is read is short or ends where the
-/// next name can begin. `ids` are those of marks.
+/// Ranges of values that only their name marks as secret, in order and disjoint. Each begins and
+/// ends between characters. The work is linear in the text: a value is read once, whether it is a
+/// secret or not, and everything else that is read is short or ends where the next name can begin.
+/// `ids` are those of marks.
 pub(super) fn values(text: &str, ids: &HashSet<String>) -> Vec<Range<usize>> {
-    let most = STEPS.saturating_add(text.len().saturating_mul(STEPS_PER_BYTE));
+    let most = BASE_STEPS.saturating_add(text.len().saturating_mul(MAX_STEPS_PER_BYTE));
     values_within(text, ids, most).0
 }
 
-/// The same with that many steps, and how many it took.
+/// Same with a limit of steps; returns the used steps too.
 fn values_within(text: &str, ids: &HashSet<String>, most: usize) -> (Vec<Range<usize>>, usize) {
     let mut found: Vec<Range<usize>> = Vec::new();
     if !text.contains("://") && !may_hold_name(text.as_bytes()) {
@@ -74,25 +74,25 @@ fn values_within(text: &str, ids: &HashSet<String>, most: usize) -> (Vec<Range<u
     (found, reader.1.get())
 }
 
-/// A text, the steps that were taken in it, a place with that of the next `<` behind it, and the ids
-/// of marks.
+/// Text, used steps, a position with that of the next `<` after it, and the ids of marks.
 struct Reader<'a>(&'a str, Cell<usize>, Cell<(usize, usize)>, &'a HashSet<String>);
 
-/// The value behind a name.
+/// Value after a name.
 struct Behind {
     range: Range<usize>,
-    /// Whether it is a secret: others hold no name either, so that nothing in them is read again.
+    /// Whether it is a secret. Other values contain no names either, so nothing in them is read
+    /// again.
     is_secret: bool,
 }
 
-/// The name in front of a separator.
+/// Name in front of a separator.
 struct Name {
     start: usize,
-    /// The quote around it, or the one in front of it alone.
+    /// Quote around it, or only in front of it.
     quote: Option<u8>,
-    /// Whether the quote ends behind the name, as that of a JSON key does.
+    /// Whether the quote ends after the name, as that of a JSON key does.
     closed: bool,
-    /// Which numbers behind it are counts.
+    /// Kind of numbers after it that are counts.
     counts: Counts,
 }
 
@@ -109,12 +109,12 @@ impl Reader<'_> {
         self.byte(at.checked_sub(1)?)
     }
 
-    /// The value behind a separator at this place, where a name or a scheme in front of it makes it
-    /// a secret.
+    /// Value after a separator at this position, if a name or a scheme in front of it makes it a
+    /// secret.
     fn value_behind(&self, at: usize) -> Option<Behind> {
         let range = match self.byte(at)? {
             b':' if self.0.get(at..at + 3) == Some("://") => self.password_of_url(at + 3)?,
-            // `:=` is read at its second character, and `::` is a path of a program.
+            // `:=` is handled at its second character, and `::` is a path of a program.
             b':' if matches!(self.byte(at + 1), Some(b'=' | b':')) => return None,
             b'=' if self.byte(at + 1) == Some(b'=') || self.compares(at) => return None,
             b':' | b'=' => {
@@ -134,7 +134,7 @@ impl Reader<'_> {
         Some(Behind { range, is_secret })
     }
 
-    /// Where a value ends that is a count: all of it is, or it is the first of some fields on a line
+    /// End of a value that is a count: the whole value, or the first of several fields on a line
     /// (`tokens=12, n=3`).
     fn count_end(&self, range: Range<usize>, name: &Name) -> Option<usize> {
         let value = self.0.get(range.clone())?;
@@ -156,7 +156,7 @@ impl Reader<'_> {
         matches!(self.before(at), Some(b'=' | b'!' | b'<' | b'>' | b'~'))
     }
 
-    /// The name in front of a separator, where it is one of a secret.
+    /// Name in front of a separator, if it is that of a secret.
     fn name(&self, separator: usize) -> Option<Name> {
         let bytes = self.0.as_bytes();
         let mut end = separator;
@@ -165,8 +165,8 @@ impl Reader<'_> {
         }
         let spaces = bytes.get(..end)?.iter().rev().take_while(|b| matches!(b, b' ' | b'\t'));
         end -= spaces.take(MAX_NAME_BYTES).count();
-        // Of Markdown: `**Password**: x`. Who writes a name in backticks and a colon says something
-        // about it: what follows is words.
+        // Markdown: `**Password**: x`. A name in backticks with a colon introduces an explanation:
+        // plain words follow.
         let is_mark = |b: &u8| *b == b'*' || *b == b'`' && self.byte(separator) == Some(b'=');
         let emphasis = |end: usize| {
             let before = bytes.get(..end).unwrap_or_default().iter().rev();
@@ -174,7 +174,7 @@ impl Reader<'_> {
         };
         let closing = emphasis(end);
         end -= closing;
-        // Of a program: `config["password"] = x`.
+        // Program: `config["password"] = x`.
         let is_index = self.before(end) == Some(b']')
             && end.checked_sub(1).is_some_and(|end| matches!(self.before(end), Some(b'"' | b'\'')));
         end -= usize::from(is_index);
@@ -223,8 +223,8 @@ impl Reader<'_> {
         None
     }
 
-    /// Whether a field that is called this way, and begins here, has the value of what the field in
-    /// front of it names: `name: DB_PASSWORD`, then `value: x`; `key="password" value="x"`.
+    /// Whether a field with this name that begins here has the value of what the previous field
+    /// names: `name: DB_PASSWORD`, then `value: x`; `key="password" value="x"`.
     fn is_named_before(&self, at: usize, name: &str) -> bool {
         if !is_named_by_another(name) {
             return false;
@@ -244,7 +244,7 @@ impl Reader<'_> {
         names_another(key) && !named.contains('\n') && is_secret(named.trim().trim_matches(quotes))
     }
 
-    /// The value behind a name and its separator.
+    /// Value after a name and its separator.
     fn value(&self, separator: usize, name: &Name) -> Option<Range<usize>> {
         let mut at = separator + 1;
         if self.byte(separator) == Some(b'=') && self.byte(at) == Some(b'>') {
@@ -258,7 +258,7 @@ impl Reader<'_> {
         if name.closed {
             at += self.0.get(at..)?.len() - self.0.get(at..)?.trim_start().len();
         }
-        // A prefix of Python's.
+        // A string prefix of Python.
         if self.byte(at).is_some_and(|b| b"bBfFrRuU".contains(&b))
             && matches!(self.byte(at + 1), Some(b'"' | b'\''))
         {
@@ -277,7 +277,7 @@ impl Reader<'_> {
         }
     }
 
-    /// A value without quotes in free text.
+    /// Value without quotes in free text.
     fn unquoted(&self, at: usize, separator: usize, name: usize) -> Option<Range<usize>> {
         let is_cookie = self.0.get(name..separator)?.trim_end().to_ascii_lowercase();
         // A header: the field of a form ends at the next.
@@ -301,7 +301,7 @@ impl Reader<'_> {
             return Some(at..self.block_end(line_end, self.indent(name)));
         }
         let end = self.word(at);
-        // Of a form body or a query, the next field is not the value any more.
+        // In a form body or a query, the next field is not part of the value.
         let is_field = self.byte(end) == Some(b'&') && !is_cookie;
         Some(at..if is_field { end } else { line_end })
     }
@@ -323,7 +323,7 @@ impl Reader<'_> {
         }
     }
 
-    /// The end of a word: white space, a quote, or the next field of a form.
+    /// End of a word: white space, a quote, or the next field of a form.
     fn word(&self, from: usize) -> usize {
         let bytes = self.0.as_bytes();
         let mut at = from;
@@ -346,8 +346,8 @@ impl Reader<'_> {
         at
     }
 
-    /// Whether nothing stands in front of a name on its line but what may stand in front of a
-    /// field: blanks, marks of lists and quotations, `export`.
+    /// Whether only text that may precede a field precedes a name on its line: blanks, marks of
+    /// lists and quotations, `export`.
     fn begins_line(&self, name: usize) -> bool {
         let least = self.0.ceil_char_boundary(name.saturating_sub(MAX_INDENT));
         let before = self.0.get(least..name).unwrap_or_default();
@@ -362,7 +362,7 @@ impl Reader<'_> {
         is_start(front) || start.is_some_and(is_start)
     }
 
-    /// Blanks in front of the line of a name, as far as they are near.
+    /// Number of blanks at the start of a name's line, if near.
     fn indent(&self, name: usize) -> usize {
         let before = self.0.as_bytes().get(..name).unwrap_or_default();
         before
@@ -373,9 +373,9 @@ impl Reader<'_> {
             .count()
     }
 
-    /// The end of the lines that are indented deeper than `indent`.
+    /// End of the lines that are indented deeper than `indent`.
     fn block_end(&self, line_end: usize, indent: usize) -> usize {
-        // Each break is a line of its own, so that it may be `\n`, `\r\n` or `\r`.
+        // Each break ends a line, because it may be `\n`, `\r\n` or `\r`.
         let mut lines = self.0.get(line_end..).unwrap_or_default().split_inclusive(['\r', '\n']);
         let mut end = line_end + lines.next().map_or(0, str::len);
         for line in lines {
@@ -400,7 +400,7 @@ impl Reader<'_> {
         from + read
     }
 
-    /// What stands in the quotes that begin here, up to the end of the text where they do not end.
+    /// Content of the quotes that begin here, up to the end of the text if they do not end.
     fn quoted(&self, at: usize, quote: u8) -> Range<usize> {
         let bytes = self.0.as_bytes();
         let triple = bytes.get(at..at + 3) == Some(&[quote; 3]);
@@ -420,8 +420,7 @@ impl Reader<'_> {
         start..bytes.len()
     }
 
-    /// The end of what is in the brackets that begin here, up to the end of the text where they do
-    /// not end.
+    /// End of the brackets that begin here, or the end of the text if they do not end.
     fn balanced(&self, from: usize) -> usize {
         let mut depth = 0_usize;
         let mut at = from;
@@ -445,7 +444,7 @@ impl Reader<'_> {
         self.0.get(at..).is_some_and(|rest| rest.starts_with("[redacted"))
     }
 
-    /// The password in the authority of a URL that begins here.
+    /// Password in the authority of a URL that begins here.
     fn password_of_url(&self, at: usize) -> Option<Range<usize>> {
         let end = self.until(at, |b| b.is_ascii_whitespace() || b"/?#\"'<>\\`".contains(&b));
         let authority = self.0.get(at..end)?;
@@ -454,11 +453,11 @@ impl Reader<'_> {
         Some(at + colon + 1..at + user.len())
     }
 
-    /// The text of an XML element whose start ends here.
+    /// Text of an XML element whose start tag ends here.
     fn element(&self, at: usize) -> Option<Range<usize>> {
         let bytes = self.0.as_bytes();
         let least = at.saturating_sub(MAX_NAME_BYTES);
-        // A start tag ends at its first `>`, but for those in the quotes of an attribute.
+        // A start tag ends at its first `>` outside of an attribute's quotes.
         let is_quoted = matches!(self.before(at), Some(b'"' | b'\''));
         let is_edge = |b: &u8| *b == b'<' || *b == b'>' && !is_quoted;
         let tag = bytes.get(least..at)?.iter().rposition(is_edge).map(|tag| least + tag);
@@ -477,7 +476,7 @@ impl Reader<'_> {
         (self.byte(end + 1) == Some(b'/')).then_some(at + 1..end)
     }
 
-    /// The value of a command line's flag that begins here and is not joined by `=`.
+    /// Value of a command-line flag that begins here and is not joined by `=`.
     fn flag(&self, at: usize) -> Option<Range<usize>> {
         if self.before(at).is_some_and(|b| !b.is_ascii_whitespace() && !b"\"'`[(,".contains(&b)) {
             return None;
@@ -502,7 +501,7 @@ impl Reader<'_> {
         }
     }
 
-    /// The token behind `Bearer`, whatever stands in front of that.
+    /// Token after `Bearer`, whatever precedes that.
     fn bearer(&self, at: usize) -> Option<Range<usize>> {
         let scheme = self.0.get(at.checked_sub(6)?..at)?;
         if !scheme.eq_ignore_ascii_case("bearer") {
@@ -513,8 +512,8 @@ impl Reader<'_> {
         let end = self.until(start, |b| !of_token(b));
         let token = self.0.get(start..end)?;
         let shortest = match token.bytes().any(|b| b.is_ascii_digit()) {
-            true => SHORTEST_BEARER.0,
-            false => SHORTEST_BEARER.1,
+            true => MIN_BEARER_BYTES.0,
+            false => MIN_BEARER_BYTES.1,
         };
         (token.len() >= shortest).then_some(start..end)
     }
@@ -524,7 +523,8 @@ fn is_scheme(word: &str) -> bool {
     SCHEMES.iter().any(|scheme| word.eq_ignore_ascii_case(scheme))
 }
 
-/// Whether a value holds nothing: it is empty, a literal, or redacted already, with one of these ids.
+/// Whether a value is not a secret: it is empty, a literal, or already redacted, with one of these
+/// ids.
 pub(super) fn is_harmless(value: &str, ids: &HashSet<String>) -> bool {
     let value = value.trim();
     let literal = value.trim_end_matches([',', ';']);
@@ -535,7 +535,7 @@ pub(super) fn is_harmless(value: &str, ids: &HashSet<String>) -> bool {
         Some((scheme, rest)) if is_scheme(scheme) => rest.trim_start(),
         _ => value,
     };
-    // What stands behind a mark closes what stands around it.
+    // Text after a mark closes the text around it.
     let mark = credential.strip_prefix("[redacted").and_then(|rest| rest.split_once(']'));
     mark.is_some_and(|(id, behind)| {
         let is_id = |id: &str| id == NAMED || ids.contains(id);

@@ -1,11 +1,11 @@
-//! Names that give away that their value is a secret, such as `db_password` or `x-api-key`.
+//! Names that mark their value as a secret, such as `db_password` or `x-api-key`.
 //!
-//! A name is read as words: `secretAccessKey`, `SECRET_ACCESS_KEY` and `secret-access-key` are the
-//! same. In English, the last word says what a thing is: a `password_reset_token` is a token, a
-//! `token_count` is a count. So a name is judged by the term at its end ([`TERMS`]). Words behind
-//! it that say nothing about what the value is ([`NEUTRAL`]) are skipped. A few terms are so clear
-//! ([`STRONG`]) that they count anywhere in a name, unless its last word says that the value only
-//! is about the secret ([`ABOUT`]), such as its length or its file.
+//! A name is split into words: `secretAccessKey`, `SECRET_ACCESS_KEY` and `secret-access-key` are
+//! the same. In English, the last word determines the kind: a `password_reset_token` is a token, a
+//! `token_count` is a count. So the term at the end of a name decides ([`TERMS`]). Words after it
+//! that do not change the kind ([`NEUTRAL`]) are skipped. A few terms are unambiguous ([`STRONG`])
+//! and count anywhere in a name, unless its last word shows that the value is only about the secret
+//! ([`ABOUT`]), such as its length or its file.
 
 mod words;
 
@@ -18,25 +18,25 @@ use self::words::{
     VALUE_KEYS,
 };
 
-/// Bytes of a name that are looked at, from its end.
+/// Number of bytes of a name that are checked, from its end.
 const MAX_NAME_BYTES: usize = 256;
 
-/// Digits of the longest count behind one of [`COUNTED`]. Longer numbers can be secrets.
-const COUNT_DIGITS: usize = 6;
-/// Digits of the longest count of tokens.
-const TOKENS_DIGITS: usize = 12;
+/// Limit of digits of a count after one of [`COUNTED`]. Longer numbers can be secrets.
+const MAX_COUNT_DIGITS: usize = 6;
+/// Limit of digits of a count of tokens.
+const MAX_TOKENS_DIGITS: usize = 12;
 
 static IN_EVERY_NAME: LazyLock<AhoCorasick> = LazyLock::new(|| {
     #[expect(clippy::unwrap_used, reason = "a constant, built by every test of this file")]
     AhoCorasick::builder().ascii_case_insensitive(true).build(STEMS).unwrap()
 });
 
-/// Whether a text can hold a name that gives a secret away.
+/// Whether a text can contain a name that marks a secret.
 pub(super) fn may_hold_name(text: &[u8]) -> bool {
     IN_EVERY_NAME.is_match(text)
 }
 
-/// Whether a name says that its value is a secret.
+/// Whether a name marks its value as a secret.
 pub(super) fn is_secret(name: &str) -> bool {
     let name = end_of(name);
     if !may_hold_name(name.as_bytes()) {
@@ -50,23 +50,23 @@ pub(super) fn is_secret(name: &str) -> bool {
     ends_with_term(judged) || (!about && holds_strong_term(&words))
 }
 
-/// Whether a key is one of a member that names what stands in another member beside it.
+/// Whether a key is that of a member which names another member beside it.
 pub(super) fn names_another(key: &str) -> bool {
     NAMING_KEYS.iter().any(|one| key.eq_ignore_ascii_case(one))
 }
 
-/// Whether a key is one of such another member.
+/// Whether a key is that of such another member.
 pub(super) fn is_named_by_another(key: &str) -> bool {
     VALUE_KEYS.iter().any(|one| key.eq_ignore_ascii_case(one))
 }
 
-/// Which values behind a name that [`is_secret`] are counts.
+/// Kind of values after a name that [`is_secret`] that are counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Counts {
     None,
     /// Short numbers, as of `cookies`.
     Few,
-    /// Numbers, and lists of the numbers that stand for words: `tokens`.
+    /// Numbers, and lists of token ids: `tokens`.
     Tokens,
 }
 
@@ -79,17 +79,17 @@ impl Counts {
         }
     }
 
-    /// Whether a value is a count: the whole of it.
+    /// Whether the whole value is a count.
     pub(super) fn hold(self, value: &str) -> bool {
         let value = value.trim().trim_end_matches([',', ';', '.']);
         match self {
             Self::None => false,
-            Self::Few => is_number(value, COUNT_DIGITS),
+            Self::Few => is_number(value, MAX_COUNT_DIGITS),
             Self::Tokens => {
                 let list = value.strip_prefix('[').and_then(|list| list.strip_suffix(']'));
-                is_number(value, TOKENS_DIGITS)
+                is_number(value, MAX_TOKENS_DIGITS)
                     || list.is_some_and(|list| {
-                        list.split(',').all(|item| is_number(item.trim(), COUNT_DIGITS))
+                        list.split(',').all(|item| is_number(item.trim(), MAX_COUNT_DIGITS))
                     })
             }
         }
@@ -103,13 +103,13 @@ fn is_number(text: &str, most: usize) -> bool {
     are_digits(whole) && are_digits(part)
 }
 
-/// The end of a name, which is what is looked at.
+/// End of a name, the part that is checked.
 fn end_of(name: &str) -> &str {
     name.get(name.ceil_char_boundary(name.len().saturating_sub(MAX_NAME_BYTES))..)
         .unwrap_or_default()
 }
 
-/// The words of a name in lower case, without its digits.
+/// Words of a name in lower case, without digits.
 fn words(name: &str) -> Vec<String> {
     let mut words: Vec<String> = Vec::new();
     let mut word = String::new();

@@ -1,4 +1,4 @@
-//! Scans a whole payload, and puts marks in the place of secrets without touching another byte.
+//! Scans a whole payload, and replaces secrets by marks without changing other bytes.
 
 use std::ops::Range;
 
@@ -11,47 +11,47 @@ use super::{
     scan::{Budget, Hit, Scanner, Spent},
 };
 
-/// Secrets told of one payload; further ones are counted.
-const TOLD: usize = 50;
-/// Bytes that regexes may look at, beside [`BUDGET_FACTOR`] times the payload.
-const BUDGET: usize = 16 << 20;
+/// Limit of the reported secrets of one payload; further ones are counted.
+const MAX_REPORTED: usize = 50;
+/// Limit in bytes for regexes, in addition to [`BUDGET_FACTOR`] times the payload.
+const BASE_BUDGET_BYTES: usize = 16 << 20;
 const BUDGET_FACTOR: usize = 4;
 
-/// What looking through a payload of that size may cost.
+/// Budget for scanning a payload of that size.
 pub(super) fn budget_of(bytes: usize) -> Budget {
-    Budget(BUDGET.saturating_add(bytes.saturating_mul(BUDGET_FACTOR)))
+    Budget(BASE_BUDGET_BYTES.saturating_add(bytes.saturating_mul(BUDGET_FACTOR)))
 }
 
-/// What was found in a payload.
+/// Result of scanning a payload.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Report {
-    /// In the order of the text, the first [`TOLD`].
+    /// In the order of the text, the first [`MAX_REPORTED`].
     pub found: Vec<Found>,
-    /// Secrets beyond those.
+    /// Number of secrets beyond those.
     pub more: usize,
-    /// Whether any is to be refused.
+    /// Whether any must be refused.
     pub refuse: bool,
-    /// The text with its secrets redacted, where any is to be and none is to be refused.
+    /// Redacted text, if any secret must be redacted and none refused.
     pub redacted: Option<Bytes>,
 }
 
 /// One secret.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Found {
-    /// Which of the scanner's ids.
+    /// Id of the scanner.
     pub id: usize,
-    /// A JSON pointer; of a key, to its object's member.
+    /// JSON pointer; for a key, to its object's member.
     pub place: String,
     pub is_key: bool,
     pub action: Action,
 }
 
-/// Why a payload could not be scanned.
+/// Reason why a payload could not be scanned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Unscanned {
     #[error("the payload is not JSON")]
     Malformed,
-    #[error("the payload holds too many keywords of secrets to be scanned in bounded time")]
+    #[error("the payload contains too many keywords of secrets to scan it in time")]
     Spent,
 }
 
@@ -67,16 +67,16 @@ impl From<Spent> for Unscanned {
     }
 }
 
-/// A part of a payload that is replaced by a mark.
+/// Part of a payload that a mark replaces.
 struct Cut {
     range: Range<usize>,
-    /// Which of the scanner's ids.
+    /// Id of the scanner.
     id: usize,
     /// Whether the mark is a JSON string within the string.
     as_json: bool,
 }
 
-/// Looks at every string and key of a JSON text. `actions` has an action for each id.
+/// Scans every string and key of a JSON text. `actions` has an action for each id.
 pub(super) fn inspect(
     scanner: &Scanner,
     actions: &[Action],
@@ -93,7 +93,7 @@ pub(super) fn inspect(
         let hits = join(hits, actions);
         let mut redact = Vec::new();
         for (hit, action) in &hits {
-            // A key cannot be redacted: another name is another member.
+            // A key cannot be redacted, because another name is another member.
             let action = match action {
                 Action::Redact if text.is_key => Action::Refuse,
                 action => *action,
@@ -102,7 +102,7 @@ pub(super) fn inspect(
             if action == Action::Redact {
                 redact.push(hit);
             }
-            if report.found.len() < TOLD {
+            if report.found.len() < MAX_REPORTED {
                 let place = path.pointer(raw);
                 report.found.push(Found { id: hit.id, place, is_key: text.is_key, action });
             } else {
@@ -110,7 +110,7 @@ pub(super) fn inspect(
             }
         }
         let mut ranges: Vec<_> = redact.iter().map(|hit| hit.range.clone()).collect();
-        // JSON in a string stays JSON: where it would not, all of it becomes one JSON string.
+        // JSON in a string stays JSON: if marks would break it, all of it becomes one JSON string.
         let as_json = breaks_json(&text.decoded, &ranges);
         if as_json {
             redact.truncate(1);
@@ -131,8 +131,8 @@ pub(super) fn inspect(
     Ok(report)
 }
 
-/// Whether a text is JSON and would no longer be JSON with marks in the place of these ranges: a known
-/// secret can be a number there, or span two strings.
+/// Whether a text is JSON and would not be JSON with marks in place of these ranges: a known secret
+/// can be a number there, or span two strings.
 fn breaks_json(text: &[u8], ranges: &[Range<usize>]) -> bool {
     let is_json = |text: &[u8]| serde_json::from_slice::<IgnoredAny>(text).is_ok();
     let begins = text.trim_ascii_start().first();
@@ -143,7 +143,7 @@ fn breaks_json(text: &[u8], ranges: &[Range<usize>]) -> bool {
     let mut at = 0;
     for range in ranges {
         left.extend_from_slice(text.get(at..range.start).unwrap_or_default());
-        // A letter is as good as a mark: neither has anything that JSON would escape.
+        // A letter can represent a mark: neither contains anything that JSON would escape.
         left.push(b'x');
         at = range.end;
     }
@@ -151,8 +151,8 @@ fn breaks_json(text: &[u8], ranges: &[Range<usize>]) -> bool {
     !is_json(&left)
 }
 
-/// Hits in order and apart. Of those that overlap, the first that is longest gives its name, and
-/// the strictest its action. What is off, or reported beside something stricter, falls away.
+/// Hits in order and disjoint. Of overlapping ones, the first longest gives its name, and the
+/// strictest its action. Hits that are off, or reported beside a stricter one, are dropped.
 fn join(mut hits: Vec<Hit>, actions: &[Action]) -> Vec<(Hit, Action)> {
     hits.sort_by_key(|hit| (hit.range.start, std::cmp::Reverse(hit.range.end), hit.id));
     let mut joined: Vec<(Hit, Action)> = Vec::new();
@@ -172,14 +172,14 @@ fn join(mut hits: Vec<Hit>, actions: &[Action]) -> Vec<(Hit, Action)> {
     joined
 }
 
-/// The text with a mark in the place of each cut. Cuts are in order and apart.
+/// Text with a mark in place of each cut. Cuts are in order and disjoint.
 fn splice(scanner: &Scanner, raw: &[u8], cuts: &[Cut]) -> Bytes {
     let mut out = Vec::with_capacity(raw.len());
     let mut at = 0;
     for Cut { range, id, as_json } in cuts {
         out.extend_from_slice(raw.get(at..range.start).unwrap_or_default());
         let name = scanner.ids.get(*id).map_or("", String::as_str);
-        // Ids hold nothing that JSON would have to escape.
+        // Ids contain nothing that JSON would escape.
         let quote = if *as_json { "\\\"" } else { "" };
         out.extend_from_slice(format!("{quote}[redacted:{name}]{quote}").as_bytes());
         at = range.end;

@@ -1,4 +1,4 @@
-//! Takes secrets out of what is kept: texts of records and log lines, and whole bodies.
+//! Removes secrets from stored text: records, log lines and whole bodies.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use serde_json::{Map, Value};
 
 use super::{
-    Invalid, Known, SHORTEST_KNOWN, add,
+    Invalid, Known, MIN_KNOWN_BYTES, add,
     documents::{documents, waste_of},
     json_strings::quote_long_numbers,
     layers::Layers,
@@ -24,37 +24,37 @@ use super::{
     scan::{Budget, Hit, Scanner, Spent},
 };
 
-/// Takes the secrets out of what is kept. Knows every built-in rule, whatever the chain is told of
-/// it; the values that servers are given, each line of them too: what is kept line by line
-/// holds a key of many lines in parts; and as JSON spells them, once and within another string; and
-/// values that only their name gives away (see [`super::names`]).
+/// Removes secrets from stored text. It knows every built-in rule, whatever the chain's settings;
+/// the values that servers get, also line by line, because text stored by line contains a
+/// multi-line key in parts; their spellings in JSON, once and within another string; and values
+/// that only their name marks as secret (see [`super::names`]).
 pub struct Scrubber {
     scanner: ArcSwap<Scanner>,
     known: Mutex<Vec<Known>>,
 }
 
-/// Longest key that is looked at together with its value: longer ones name nothing that a rule
-/// knows, and each element of an array is looked at with its key.
-const KEY: usize = 128;
-/// Levels of JSON within strings of JSON that are taken apart.
-const NESTED: usize = 4;
-/// What stands in the place of a value that only its name gives away.
+/// Maximum length of a key that is scanned together with its value. Longer keys match no rule. Each
+/// element of an array is scanned with the array's key.
+const MAX_KEY_BYTES: usize = 128;
+/// Limit of parsed levels of JSON within strings of JSON.
+const MAX_NESTED: usize = 4;
+/// Replacement of a value that only its name marks as secret.
 const NAMED_MARK: &str = "[redacted:secret-name]";
 
-/// A body without its secrets.
+/// Body without its secrets.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Redacted {
     pub body: Value,
-    /// How many were taken out.
+    /// Number of removed secrets.
     pub secrets: usize,
 }
 
-/// Why a body could not be looked through.
+/// Reason why a body could not be scanned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Unredacted {
-    #[error("it could not be looked through for secrets in bounded time")]
+    #[error("it could not be scanned for secrets in time")]
     Spent,
-    #[error("it is no JSON, or nested too deeply to be looked through for secrets")]
+    #[error("it is not JSON, or nested too deeply to scan for secrets")]
     Unreadable,
 }
 
@@ -66,7 +66,7 @@ fn read(text: &[u8]) -> Option<Value> {
     }
 }
 
-/// A text as it is, and as JSON may spell it within a string, and that within another.
+/// The text, its JSON spellings within a string, and those within another string.
 fn spellings(text: &str) -> BTreeSet<String> {
     let mut all = BTreeSet::from([text.to_owned()]);
     for _ in 0..2 {
@@ -100,21 +100,21 @@ fn spellings(text: &str) -> BTreeSet<String> {
 }
 
 impl Scrubber {
-    /// A scrubber that knows these values too.
+    /// Redactor that also knows these values.
     ///
     /// # Errors
-    /// Values by which nothing could be scanned.
+    /// Values with which nothing could be scanned.
     pub fn new(known: &[Known]) -> Result<Self, Invalid> {
         let known = once(known);
         let scanner = ArcSwap::from_pointee(Self::scanner(&known)?);
         Ok(Self { scanner, known: Mutex::new(known) })
     }
 
-    /// Knows these values, too, from now on. Of older ones the newest are kept: what somebody still
-    /// has must be among these. It takes a while, and blocks.
+    /// Also searches these values from now on. Of older ones the newest are kept, so values in use
+    /// must be among these. Blocks for a while.
     ///
     /// # Errors
-    /// Values by which nothing could be scanned: then all stays as it was.
+    /// Values with which nothing could be scanned; then nothing changes.
     pub fn learn(&self, more: &[Known]) -> Result<(), Invalid> {
         let mut known = self.known.lock();
         let mut all = known.clone();
@@ -133,7 +133,7 @@ impl Scrubber {
             let value = secret.value.expose();
             let parts: BTreeSet<_> =
                 [value].into_iter().chain(value.lines().map(str::trim)).collect();
-            let long = parts.into_iter().filter(|part| part.len() >= SHORTEST_KNOWN);
+            let long = parts.into_iter().filter(|part| part.len() >= MIN_KNOWN_BYTES);
             for part in long {
                 exact.extend(spellings(part).into_iter().map(|spelling| (secret.id(), spelling)));
             }
@@ -142,8 +142,8 @@ impl Scrubber {
         Ok(Scanner::new(rules, &exact)?)
     }
 
-    /// Puts `[redacted:RULE]` where a secret stands. A text that costs too much to look through is
-    /// replaced whole.
+    /// Replaces secrets by `[redacted:RULE]`. A text that is too expensive to scan is replaced
+    /// whole.
     pub fn scrub(&self, text: &mut String) {
         let scanner = self.scanner.load();
         match scanner.scan(text.as_bytes(), &mut Budget(1 << 20)) {
@@ -155,12 +155,12 @@ impl Scrubber {
         }
     }
 
-    /// A body with `[redacted:RULE]` where a secret stands: in its strings, keys and numbers, and
-    /// in the place of each value that is one by what its name says; also in JSON that stands in a
-    /// string, and in lines that stand in an array.
+    /// Body with secrets replaced by `[redacted:RULE]`: in its strings, keys and numbers, and in
+    /// place of each value that its name marks as secret; also in JSON within a string, and in
+    /// lines within an array.
     ///
     /// # Errors
-    /// Says why it could not be looked through.
+    /// Why it could not be scanned.
     pub fn redact(&self, body: &[u8]) -> Result<Redacted, Unredacted> {
         let value = read(body).ok_or(Unredacted::Unreadable)?;
         let scanner = self.scanner.load();
@@ -176,9 +176,9 @@ impl Scrubber {
     }
 }
 
-/// Puts marks in the place of these hits; how many there were.
+/// Replaces these hits by marks. Returns their number.
 fn take_out(scanner: &Scanner, text: &mut String, mut hits: Vec<Hit>) -> usize {
-    // Of overlapping hits the one that begins first takes all.
+    // Of overlapping hits, the first one covers all.
     hits.sort_by_key(|hit| (hit.range.start, std::cmp::Reverse(hit.range.end)));
     let mut whole: Vec<Hit> = Vec::new();
     for hit in hits {
@@ -198,8 +198,8 @@ fn take_out(scanner: &Scanner, text: &mut String, mut hits: Vec<Hit>) -> usize {
     count
 }
 
-/// Puts a mark in the place of each range. They are in order and apart. One pass over the text,
-/// however many there are.
+/// Replaces each range by a mark. They are in order and disjoint. One pass over the text for any
+/// number of ranges.
 fn replace<M: AsRef<str>>(
     text: &mut String,
     marks: impl ExactSizeIterator<Item = (Range<usize>, M)>,
@@ -218,7 +218,7 @@ fn replace<M: AsRef<str>>(
     *text = out;
 }
 
-/// Puts marks in the place of values that only their name gives away; how many there were.
+/// Replaces values that only their name marks as secret. Returns their number.
 fn take_out_named(text: &mut String, ids: &HashSet<String>) -> usize {
     let layers = Layers::of(text.as_bytes());
     let mut ranges: Vec<Range<usize>> = Vec::new();
@@ -243,15 +243,15 @@ fn take_out_named(text: &mut String, ids: &HashSet<String>) -> usize {
 struct Taking<'a> {
     scanner: &'a Scanner,
     budget: Budget,
-    /// What attempts at JSON in all of the body's strings may still read.
+    /// Remaining limit of unsuccessful attempts at JSON in all of the body's strings.
     waste: usize,
     secrets: usize,
-    /// Strings of JSON that this is within.
+    /// Number of surrounding strings of JSON.
     nested: usize,
 }
 
 impl Taking<'_> {
-    /// The value of a member, or of an element or the whole (an empty key).
+    /// Value of a member, or of an element or the whole body (an empty key).
     fn value(&mut self, value: Value, key: &str) -> Result<Value, Spent> {
         Ok(match value {
             Value::String(text) => Value::String(self.string(text, key)?),
@@ -281,7 +281,7 @@ impl Taking<'_> {
             };
             let mut name = self.text(name, "")?;
             self.secrets += take_out_named(&mut name, &self.scanner.set);
-            // Two keys that are secrets can come to the same.
+            // Two redacted keys can become equal.
             if redacted.contains_key(&name) {
                 let times = same.entry(name.clone()).or_insert(1);
                 *times += 1;
@@ -292,8 +292,8 @@ impl Taking<'_> {
         Ok(redacted)
     }
 
-    /// The elements of an array, of which one can be named by the one in front of it: as a flag of a
-    /// command line (`["--token", "…"]`), or in a list of names and values.
+    /// Elements of an array, each of which may be named by the previous one: a flag of a command
+    /// line (`["--token", "…"]`), or a list of names and values.
     fn items(&mut self, mut items: Vec<Value>, key: &str) -> Result<Vec<Value>, Spent> {
         self.lines(&mut items)?;
         let pairs =
@@ -315,8 +315,8 @@ impl Taking<'_> {
         Ok(redacted)
     }
 
-    /// The value of a member whose name says that it is a secret: all of it is taken out, whatever it
-    /// is. Booleans and counts stay.
+    /// Value of a member whose name marks a secret: redacted as a whole, of any type. Booleans and
+    /// counts stay.
     fn named(&mut self, value: Value, name: &str) -> Result<Value, Spent> {
         let counts = Counts::of(name);
         let is_count = |value: &Value| match value {
@@ -338,7 +338,7 @@ impl Taking<'_> {
         }
         let before = self.secrets;
         if let Value::String(text) = value {
-            // What a rule knows is shown by the rule's name.
+            // Values that a rule knows get the rule's name.
             let text = self.text(text, name)?;
             if is_harmless(&text, &self.scanner.set) {
                 return Ok(Value::String(text));
@@ -348,10 +348,10 @@ impl Taking<'_> {
         Ok(NAMED_MARK.into())
     }
 
-    /// A string: a text in which JSON documents may stand.
+    /// String that may contain JSON documents.
     fn string(&mut self, text: String, key: &str) -> Result<String, Spent> {
         let text = self.text(text, key)?;
-        let documents = match self.nested < NESTED {
+        let documents = match self.nested < MAX_NESTED {
             true => documents(&text, &mut self.waste)?,
             false => Vec::new(),
         };
@@ -369,7 +369,7 @@ impl Taking<'_> {
         Ok(shown)
     }
 
-    /// A JSON document in a text, where it holds secrets. One without them stays as it is written.
+    /// JSON document in a text, if it contains secrets. Others stay as written.
     fn document(&mut self, raw: &str) -> Result<Option<String>, Spent> {
         self.budget.0 = self.budget.0.checked_sub(raw.len()).ok_or(Spent)?;
         let Some(value) = read(raw.as_bytes()) else { return Ok(None) };
@@ -388,7 +388,7 @@ impl Taking<'_> {
         shown.push_str(&part);
     }
 
-    /// Takes out what stands in several strings of an array, as the lines of a key may.
+    /// Redacts a secret that spans several strings of an array, such as the lines of a key.
     fn lines(&mut self, items: &mut [Value]) -> Result<(), Spent> {
         if items.len() < 2 || !items.iter().all(Value::is_string) {
             return Ok(());
@@ -407,7 +407,7 @@ impl Taking<'_> {
                 .get(hit.range.clone())
                 .is_some_and(|text| text.trim_end_matches('\n').contains('\n'))
         });
-        // From the end, so that earlier places stay where they are.
+        // From the end, so that earlier positions stay valid.
         hits.sort_by_key(|hit| std::cmp::Reverse(hit.range.start));
         let mut until = usize::MAX;
         for hit in hits {
@@ -434,8 +434,8 @@ impl Taking<'_> {
     fn text(&mut self, mut text: String, key: &str) -> Result<String, Spent> {
         let scanner = self.scanner;
         let mut hits = scanner.scan(text.as_bytes(), &mut self.budget)?;
-        if !key.is_empty() && key.len() <= KEY {
-            // Some secrets are known by the name before them alone, which here is the key.
+        if !key.is_empty() && key.len() <= MAX_KEY_BYTES {
+            // Some secrets are recognized only by the name before them, which is the key here.
             let named = format!("{key}={text}");
             let before = key.len() + 1;
             let found = scanner.scan(named.as_bytes(), &mut self.budget)?;

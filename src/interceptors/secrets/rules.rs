@@ -1,17 +1,17 @@
-//! Rules: read from TOML, checked and compiled.
+//! Rules: parsed from TOML, checked and compiled.
 
 use regex::bytes::{Regex, RegexBuilder};
 use serde::Deserialize;
 
-/// The built-in rules.
+/// Built-in rules.
 pub(super) const BUILT_IN: &str = include_str!("rules.toml");
 
-/// Bytes of a compiled rule.
-const SIZE: usize = 4 << 20;
-/// Bytes around a keyword in which the longest match of a rule is sought.
-const REACH: usize = 1 << 20;
+/// Limit of a compiled rule in bytes.
+const MAX_RULE_BYTES: usize = 4 << 20;
+/// Limit in bytes around a keyword for the longest match of a rule.
+const MAX_REACH_BYTES: usize = 1 << 20;
 
-/// A file of rules.
+/// File of rules.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct File {
@@ -19,31 +19,31 @@ pub(super) struct File {
     pub rule: Vec<Source>,
 }
 
-/// A rule as it is written.
+/// Rule as written.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct Source {
     pub id: String,
     pub description: String,
-    /// Texts of which one stands in every match.
+    /// Texts, of which every match contains one.
     pub keywords: Vec<String>,
-    /// Whether keywords are found in any case.
+    /// Whether keywords match in any case.
     #[serde(default)]
     pub ignore_case: bool,
     /// Whether a match may begin before its keyword.
     #[serde(default)]
     pub keyword_inside: bool,
-    /// The match. Its first group, or all of it, is the secret.
+    /// Regex of the match. Its first group, or all of it, is the secret.
     pub regex: String,
-    /// For a regex without a longest match: bytes from the keyword on that are looked at.
+    /// For a regex without a longest match: number of bytes after the keyword that are searched.
     #[serde(default)]
     pub reach: Option<usize>,
-    /// The least Shannon entropy of a secret, in bits a byte.
+    /// Minimum Shannon entropy of a secret, in bits per byte.
     #[serde(default)]
     pub entropy: Option<f64>,
     #[serde(default)]
     pub check: Option<Check>,
-    /// What is no secret after all, matched against the secret.
+    /// Regex of matches that are not secrets, applied to the secret.
     #[serde(default)]
     pub unless: Option<String>,
     #[serde(default)]
@@ -58,7 +58,7 @@ pub(super) struct Source {
     pub clean: Vec<String>,
 }
 
-/// A checksum that a vendor publishes.
+/// Published checksum of a vendor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Check {
@@ -66,18 +66,18 @@ pub(super) enum Check {
     GithubCrc32,
 }
 
-/// Why a file of rules cannot be used.
+/// Reason why a file of rules is unusable.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IllegalRules {
     #[error("the secret rules cannot be read: {0}")]
     Unreadable(String),
-    #[error("the secret rules are of version {0}, and version 1 is known")]
+    #[error("the secret rules have version {0}, but only version 1 is supported")]
     Version(u32),
     #[error("secret rule `{id}`: {reason}")]
     Rule { id: String, reason: String },
 }
 
-/// A compiled rule.
+/// Compiled rule.
 #[derive(Debug, Clone)]
 pub(super) struct Rule {
     pub id: String,
@@ -85,10 +85,10 @@ pub(super) struct Rule {
     pub keywords: Vec<String>,
     pub ignore_case: bool,
     pub action: Option<super::Action>,
-    /// Bytes before and after a keyword that a match can reach.
+    /// Number of bytes before and after a keyword that a match can reach.
     pub before: usize,
     pub after: usize,
-    /// Bytes of the shortest match.
+    /// Length of the shortest match in bytes.
     pub shortest: usize,
     pub regex: Regex,
     entropy: Option<f64>,
@@ -96,7 +96,7 @@ pub(super) struct Rule {
     unless: Option<Regex>,
 }
 
-/// Reads a file of rules.
+/// Parses a file of rules.
 pub(super) fn read(text: &str) -> Result<Vec<Source>, IllegalRules> {
     let file: File =
         toml::from_str(text).map_err(|error| IllegalRules::Unreadable(error.to_string()))?;
@@ -113,7 +113,7 @@ impl Rule {
         let id_is_legal = !source.id.is_empty()
             && source.id.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'));
         if !id_is_legal {
-            return Err(illegal("`id` takes a-z, 0-9 and `-`".into()));
+            return Err(illegal("`id` may contain a-z, 0-9 and `-`".into()));
         }
         if source.keywords.is_empty() || source.keywords.iter().any(|k| k.len() < 2) {
             return Err(illegal("`keywords` needs texts of two or more bytes".into()));
@@ -122,7 +122,7 @@ impl Rule {
             // Bytes, not characters: Unicode classes make scanning ten times slower.
             RegexBuilder::new(pattern)
                 .unicode(false)
-                .size_limit(SIZE)
+                .size_limit(MAX_RULE_BYTES)
                 .build()
                 .map_err(|error| illegal(format!("`{key}`: {error}")))
         };
@@ -142,11 +142,11 @@ impl Rule {
             (Some(longest), None) => longest,
             (None, Some(reach)) => reach,
             (None, None) => {
-                return Err(illegal("the regex has no longest match: give `reach`".into()));
+                return Err(illegal("the regex has no longest match: set `reach`".into()));
             }
         };
-        if reach > REACH {
-            return Err(illegal(format!("a match can reach further than {REACH} bytes")));
+        if reach > MAX_REACH_BYTES {
+            return Err(illegal(format!("a match can reach further than {MAX_REACH_BYTES} bytes")));
         }
         Ok(Self {
             id: source.id.clone(),
@@ -164,7 +164,7 @@ impl Rule {
         })
     }
 
-    /// Whether what the regex found is a secret.
+    /// Whether a match of the regex is a secret.
     pub(super) fn accepts(&self, secret: &[u8]) -> bool {
         self.entropy.is_none_or(|least| entropy(secret) >= least)
             && self.check.is_none_or(|check| check.holds(secret))
@@ -194,7 +194,7 @@ pub(super) fn base62(mut number: u32) -> [u8; 6] {
     out
 }
 
-/// Shannon entropy in bits a byte.
+/// Shannon entropy in bits per byte.
 fn entropy(text: &[u8]) -> f64 {
     let mut counts = [0u32; 256];
     for &byte in text {
@@ -214,8 +214,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_checksum_is_githubs() {
-        // The published example, in two parts.
+    fn checksum_equals_githubs() {
+        // Published example, in two parts.
         let random = ["zQWBuTSOoRi4A9sp", "HcVY5ncnsDkxkJ"].concat();
         assert_eq!(&base62(crc32fast::hash(random.as_bytes())), b"0mLq17");
         assert_eq!(&base62(0), b"000000");
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn an_illegal_rule_is_named_with_its_reason() {
+    fn illegal_rule_error_has_the_reason() {
         let rule = |more: &str| {
             format!("version = 1\n[[rule]]\nid = 'a'\ndescription = ''\nmatch = []\n{more}")
         };
@@ -245,7 +245,7 @@ mod tests {
             (rule("keywords = []\nregex = 'aa'"), "`keywords` needs texts"),
             (rule("keywords = ['a']\nregex = 'a'"), "`keywords` needs texts"),
             (rule("keywords = ['aa']\nregex = 'aa('"), "secret rule `a`: `regex`"),
-            (rule("keywords = ['aa']\nregex = 'aa+'"), "give `reach`"),
+            (rule("keywords = ['aa']\nregex = 'aa+'"), "set `reach`"),
             (rule("keywords = ['aa']\nregex = 'aa'\nreach = 9"), "only for a regex without"),
             (rule("keywords = ['aa']\nregex = 'aa+'\nreach = 99999999"), "reach further"),
             (rule("keywords = ['aa']\nregex = '(((a{99}){99}){99}){9}'"), "size limit"),

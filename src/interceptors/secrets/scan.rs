@@ -1,5 +1,5 @@
-//! Finds secrets in one text: keywords by Aho-Corasick first, and around each of them the rule's
-//! regex.
+//! Finds secrets in one text: keywords by Aho-Corasick first, then the rule's regex around each of
+//! them.
 
 use std::{collections::HashSet, ops::Range};
 
@@ -13,37 +13,37 @@ use super::{
 /// A secret in a text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Hit {
-    /// Which of [`Scanner::ids`].
+    /// Index in [`Scanner::ids`].
     pub id: usize,
     pub range: Range<usize>,
 }
 
-/// What a scan may still cost: bytes that regexes look at.
+/// Remaining budget of a scan: bytes that regexes read.
 pub(super) struct Budget(pub usize);
 
-/// What a byte of a rejected match costs: its groups and its entropy were looked at too.
-const REJECTED: usize = 16;
+/// Cost of a byte of a rejected match, whose groups and entropy were checked too.
+const REJECTED_BYTE_COST: usize = 16;
 
-/// The budget is spent.
+/// Error: the budget is used up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Spent;
 
-/// Rules and known secrets, ready to be looked for.
+/// Rules and known secrets, ready for scanning.
 pub(super) struct Scanner {
     rules: Vec<Rule>,
     keywords: AhoCorasick,
-    /// For each keyword its rule, and its text where its case counts.
+    /// Rule of each keyword, and the keyword's text if its case counts.
     owners: Vec<(usize, Option<Vec<u8>>)>,
     known: Option<AhoCorasick>,
     /// Names: of the rules, then of the known secrets.
     pub ids: Vec<String>,
-    /// The same, to look one up.
+    /// The same as a set.
     pub set: HashSet<String>,
-    /// Bytes of the shortest text that can hold a secret.
+    /// Length in bytes of the shortest text that can contain a secret.
     shortest: usize,
 }
 
-/// A stretch of the text in which a rule is to be tried.
+/// Range of the text in which to try a rule.
 struct Window {
     rule: usize,
     start: usize,
@@ -51,7 +51,7 @@ struct Window {
 }
 
 impl Scanner {
-    /// A scanner for these rules, and for these exact texts by name.
+    /// Scanner for these rules, and for these exact texts by name.
     pub(super) fn new(rules: Vec<Rule>, known: &[(String, &str)]) -> Result<Self, IllegalRules> {
         let unusable =
             |error: aho_corasick::BuildError| IllegalRules::Unreadable(error.to_string());
@@ -90,12 +90,12 @@ impl Scanner {
         })
     }
 
-    /// The action that a rule asks for, whatever the settings' default.
+    /// Action that a rule requires, whatever the default in the settings.
     pub(super) fn action(&self, id: usize) -> Option<super::Action> {
         self.rules.get(id)?.action
     }
 
-    /// What a rule is about, in its author's words.
+    /// Description of a rule.
     pub(super) fn description(&self, id: usize) -> Option<&str> {
         self.rules.get(id).map(|rule| rule.description.as_str())
     }
@@ -105,8 +105,8 @@ impl Scanner {
         id >= self.rules.len()
     }
 
-    /// Every secret in the text, which is UTF-8, also behind escapes that stand in it (see
-    /// [`Layers`]). Ranges begin and end between characters and between escapes; they may overlap.
+    /// All secrets in the UTF-8 text, including those behind escapes (see [`Layers`]). Ranges begin
+    /// and end between characters and between escapes; they may overlap.
     pub(super) fn scan(&self, text: &[u8], budget: &mut Budget) -> Result<Vec<Hit>, Spent> {
         let mut hits = Vec::new();
         if text.len() < self.shortest {
@@ -124,7 +124,7 @@ impl Scanner {
         Ok(hits)
     }
 
-    /// Every secret in the text as it stands.
+    /// All secrets in the text without resolving escapes.
     fn scan_layer(&self, text: &[u8], budget: &mut Budget) -> Result<Vec<Hit>, Spent> {
         let mut hits = Vec::new();
         if let Some(known) = &self.known {
@@ -144,8 +144,8 @@ impl Scanner {
         Ok(hits)
     }
 
-    /// Where to try which rule: around each keyword, windows of one rule joined where they touch,
-    /// so that no byte is looked at twice by one rule.
+    /// Ranges to try each rule in: around each keyword, with adjacent windows of one rule joined,
+    /// so that a rule reads each byte once.
     fn windows(&self, text: &[u8]) -> Vec<Window> {
         let mut windows: Vec<Window> = Vec::new();
         for found in self.keywords.find_overlapping_iter(text) {
@@ -157,7 +157,7 @@ impl Scanner {
             }
             let Some(rule) = self.rules.get(*owner) else { continue };
             let start = found.start().saturating_sub(rule.before);
-            // One byte more, so that what must follow a match can be seen.
+            // One byte more, to see the text that must follow a match.
             let end = (found.end() + rule.after + 1).min(text.len());
             // Keywords come in the order of their ends: most join the last window of their rule.
             match windows.iter_mut().rev().take(8).find(|window| window.rule == *owner) {
@@ -179,7 +179,7 @@ impl Scanner {
     }
 }
 
-/// Tries one rule on one window.
+/// Tries one rule in one window.
 fn search(
     rule: &Rule,
     text: &[u8],
@@ -201,8 +201,8 @@ fn search(
             at = secret.end.max(whole.start + 1);
             hits.push(Hit { id: window.rule, range: secret });
         } else {
-            // What was taken for a secret may hide one that begins within it.
-            budget.0 = budget.0.checked_sub(REJECTED * whole.len()).ok_or(Spent)?;
+            // A rejected match may hide one that begins within it.
+            budget.0 = budget.0.checked_sub(REJECTED_BYTE_COST * whole.len()).ok_or(Spent)?;
             at = whole.start + 1;
         }
         if at > seen.len() {
@@ -212,7 +212,7 @@ fn search(
     Ok(())
 }
 
-/// Makes a range begin and end between characters.
+/// Extends a range to character boundaries.
 fn widen(text: &[u8], range: &mut Range<usize>) {
     let inside = |at: usize| text.get(at).is_some_and(|byte| byte & 0xc0 == 0x80);
     while range.start > 0 && inside(range.start) {

@@ -1,6 +1,6 @@
-//! Makes examples of secrets out of templates, for no secret may stand in a file.
+//! Generates example secrets from templates, because no file may contain a secret.
 
-/// A small generator of numbers (xorshift64*), the same from the same seed.
+/// Small pseudo-random generator (xorshift64*), deterministic by its seed.
 pub(super) struct Seed(u64);
 
 impl Seed {
@@ -25,13 +25,13 @@ const DIGITS: &str = "0123456789";
 const LOWER: &str = "abcdefghijklmnopqrstuvwxyz";
 const UPPER: &str = "ABCDEFGHIJKLMNOPQRSTUVWXYZ";
 
-/// What a generator makes; `None` where there is none of that name.
+/// Output of a generator; `None` if there is none with that name.
 fn generate(name: &str, length: usize, before: &str, seed: &mut Seed) -> Option<String> {
     let base62 = format!("{DIGITS}{UPPER}{LOWER}");
     Some(match name {
         "base62" => seed.draw(&base62, length),
         "base64raw" => seed.draw(&format!("{base62}+/"), length),
-        // Whole groups of four, as an encoder makes them.
+        // Whole groups of four, as an encoder writes them.
         "base64" => seed.draw(&format!("{base62}+/"), length.div_ceil(4) * 4),
         "base64url" => seed.draw(&format!("{base62}-_"), length),
         "base64lines" => {
@@ -67,7 +67,7 @@ fn generate(name: &str, length: usize, before: &str, seed: &mut Seed) -> Option<
     })
 }
 
-/// The template with everything in braces that names a generator put in its place.
+/// Template with every generator name in braces replaced by its output.
 pub(super) fn expand(template: &str, seed: &mut Seed) -> String {
     let mut out = String::new();
     let mut rest = template;

@@ -34,7 +34,7 @@ fn made(template: &str) -> String {
     expand(template, &mut Seed::new(7))
 }
 
-/// A token that the rule `github-token` finds.
+/// Token that the rule `github-token` finds.
 fn token() -> String {
     made("ghp_{base62:30}{crc32}")
 }
@@ -63,14 +63,14 @@ fn replacement(verdict: &Verdict) -> &str {
 }
 
 #[test]
-fn every_rule_finds_its_examples_and_nothing_clean() {
+fn every_rule_finds_its_examples_and_no_clean_text() {
     let scanner = scanner();
     let sources = rules::read(rules::BUILT_IN).unwrap();
     assert!(sources.len() >= 50);
     let mut ids: Vec<_> = sources.iter().map(|source| &source.id).collect();
     ids.sort_unstable();
     ids.dedup();
-    assert_eq!(ids.len(), sources.len(), "an id stands twice");
+    assert_eq!(ids.len(), sources.len(), "an id is duplicated");
     for source in &sources {
         assert!(!source.description.is_empty() && !source.matches.is_empty(), "{}", source.id);
         for round in 0..40 {
@@ -91,7 +91,7 @@ fn every_rule_finds_its_examples_and_nothing_clean() {
 }
 
 #[test]
-fn benign_texts_are_clean() {
+fn harmless_texts_are_clean() {
     let scanner = scanner();
     for round in 0..200 {
         let mut seed = Seed::new(round);
@@ -116,7 +116,7 @@ fn benign_texts_are_clean() {
 }
 
 #[test]
-fn a_secret_is_found_wherever_it_stands() {
+fn secret_is_found_anywhere() {
     let scanner = scanner();
     let (token, key) = (token(), made("AKIA{base32:16}"));
     let filler = "some words, ".repeat(5_000);
@@ -134,13 +134,13 @@ fn a_secret_is_found_wherever_it_stands() {
         assert!(found(&scanner, &text).contains(&"github-token"));
     }
     assert_eq!(found(&scanner, &format!("{key},{key};{key}")).len(), 3);
-    // Side by side, with the character between them belonging to both.
+    // Adjacent secrets that share the character between them.
     let keys = (0..3).map(|i| expand("AIza{base64url:35}", &mut Seed::new(i))).collect::<Vec<_>>();
     assert_eq!(found(&scanner, &keys.join(" ")).len(), 3);
 }
 
 #[tokio::test]
-async fn a_request_with_a_secret_is_refused() {
+async fn request_with_a_secret_is_refused() {
     let secrets = secrets(&Config::default());
     let raw = json!({ "arguments": { "a": ["x", format!("t={}", token())] } }).to_string();
     let verdict = request(&secrets, &raw).await;
@@ -155,7 +155,7 @@ async fn a_request_with_a_secret_is_refused() {
 }
 
 #[tokio::test]
-async fn an_answer_is_redacted_and_no_other_byte_changes() {
+async fn response_is_redacted_without_changing_other_bytes() {
     let secrets = secrets(&Config::default());
     let token = token();
     let escaped = format!("\\u0067{}", &token[1..]);
@@ -195,7 +195,7 @@ async fn errors_and_lists_are_scanned_too() {
 }
 
 #[tokio::test]
-async fn a_secret_in_a_key_refuses_and_is_in_no_pointer() {
+async fn secret_in_a_key_refuses_and_is_in_no_pointer() {
     let secrets = secrets(&Config::default());
     let raw = json!({ "r": { token(): { "inner": token() } } }).to_string();
     let verdict = response(&secrets, &raw).await;
@@ -208,7 +208,7 @@ async fn a_secret_in_a_key_refuses_and_is_in_no_pointer() {
 }
 
 #[tokio::test]
-async fn settings_decide_by_phase_and_by_rule() {
+async fn settings_apply_by_phase_and_by_rule() {
     let raw = json!({ "a": token(), "b": made("AKIA{base32:16}") }).to_string();
     let with = |toml: &str| secrets(&toml::from_str(toml).unwrap());
 
@@ -234,7 +234,7 @@ async fn settings_decide_by_phase_and_by_rule() {
 }
 
 #[tokio::test]
-async fn the_values_that_servers_are_given_are_found_exactly() {
+async fn values_delivered_to_servers_are_found_exactly() {
     let known = |name: &str, value: &str| Known {
         holder: "db".into(),
         name: name.into(),
@@ -256,7 +256,7 @@ async fn the_values_that_servers_are_given_are_found_exactly() {
 }
 
 #[tokio::test]
-async fn overlapping_secrets_are_one_and_the_strictest_decides() {
+async fn overlapping_secrets_count_once_with_the_strictest_action() {
     let url = made("https://bot{colon}ghp_{base62:30}{crc32}@git.example.com/");
     let secrets = self::secrets(&Config::default());
     let verdict = response(&secrets, &json!([url]).to_string()).await;
@@ -264,7 +264,7 @@ async fn overlapping_secrets_are_one_and_the_strictest_decides() {
         replacement(&verdict),
         json!([made("https://bot{colon}[redacted:github-token]@git.example.com/")]).to_string()
     );
-    // What was redacted is clean from then on.
+    // Redacted text is clean.
     assert_eq!(response(&secrets, replacement(&verdict)).await, Verdict::pass());
     let config: Config = toml::from_str("rules = { url-password = 'refuse' }").unwrap();
     let verdict = response(&self::secrets(&config), &json!([url]).to_string()).await;
@@ -272,7 +272,7 @@ async fn overlapping_secrets_are_one_and_the_strictest_decides() {
 }
 
 #[tokio::test]
-async fn many_secrets_are_all_redacted_and_some_are_told() {
+async fn many_secrets_are_redacted_and_the_first_are_reported() {
     let secrets = secrets(&Config::default());
     let list: Vec<_> =
         (0..500).map(|i| expand("ghp_{base62:30}{crc32}", &mut Seed::new(i))).collect();
@@ -286,7 +286,7 @@ async fn many_secrets_are_all_redacted_and_some_are_told() {
 async fn large_messages_are_scanned_and_larger_ones_are_a_fault() {
     let filler = "lorem ipsum dolor sit amet ".repeat(20_000);
     let raw = json!({ "a": filler, "b": token() }).to_string();
-    assert!(raw.len() > IN_PLACE_BYTES);
+    assert!(raw.len() > MAX_INLINE_BYTES);
     let secrets = secrets(&Config::default());
     let verdict = response(&secrets, &raw).await;
     assert!(replacement(&verdict).ends_with("\"[redacted:github-token]\"}"));
@@ -298,22 +298,22 @@ async fn large_messages_are_scanned_and_larger_ones_are_a_fault() {
 }
 
 #[tokio::test]
-async fn a_flood_of_keywords_stays_within_the_budget() {
+async fn flood_of_keywords_stays_within_the_budget() {
     let scanner = scanner();
     let sources = rules::read(rules::BUILT_IN).unwrap();
     let all: String = sources.iter().flat_map(|s| s.keywords.clone()).collect();
     let text = all.repeat(300_000 / all.len());
-    // Windows of one rule never overlap: each looks at every byte once at most.
+    // Windows of one rule never overlap: each reads every byte at most once.
     let mut budget = Budget(sources.len() * text.len());
     assert!(scanner.scan(text.as_bytes(), &mut budget).is_ok());
-    // A message made of nothing but what looks like secrets is a fault, not a long wait.
+    // A message that consists of apparent secrets is a fault, not a long wait.
     let exchange = answered(message("a", "tools/call"), json!("glpat-".repeat(150_000)));
     let secrets = secrets(&Config::default());
     assert!(secrets.inspect(&exchange, Phase::Response).await.is_err());
 }
 
 #[tokio::test]
-async fn what_is_no_json_is_a_fault() {
+async fn payload_that_is_not_json_is_a_fault() {
     let exchange = Exchange {
         request: Payload::new(Bytes::from_static(b"{\"a\":")),
         ..message("a", "tools/call")
@@ -328,14 +328,14 @@ async fn what_is_no_json_is_a_fault() {
 fn illegal_settings_name_their_key() {
     let config: Config = toml::from_str("rules = { github-tokn = 'off' }").unwrap();
     let error = Secrets::new("secrets", &config, &[]).err().unwrap().to_string();
-    assert_eq!(error, "`rules.github-tokn`: there is no such rule; did you mean `github-token`?");
+    assert_eq!(error, "`rules.github-tokn`: unknown rule; did you mean `github-token`?");
     let none = Config { max_bytes: 0, ..Config::default() };
     assert_eq!(Secrets::new("secrets", &none, &[]).err(), Some(Invalid::NoBytes));
     assert!(toml::from_str::<Config>("request = 'hide'").is_err());
 }
 
 #[test]
-fn it_stands_in_a_chain_entry() {
+fn settings_are_parsed_from_an_entry() {
     let entry: InterceptorEntry =
         toml::from_str("use = 'secrets'\nresponse = 'refuse'\n[rules]\njwt = 'report'").unwrap();
     let InterceptorKind::Secrets(config) = entry.kind else { panic!() };
@@ -351,7 +351,7 @@ proptest! {
     fn redaction_changes_only_the_strings_concerned(
         texts in prop::collection::vec((any::<String>(), any::<bool>(), any::<String>()), 0..8)
     ) {
-        // A space keeps what stands before from continuing the token.
+        // A space prevents the text before from continuing the token.
         let with = |secret: &str| -> Value {
             texts
                 .iter()
@@ -370,7 +370,7 @@ proptest! {
 }
 
 #[tokio::test]
-async fn the_newest_value_of_a_secret_is_found_however_many_there_were() {
+async fn newest_value_is_found_after_many_rotations() {
     let value = |i: usize| ["some", "what", "long", &i.to_string(), "end"].join("-");
     let known = |client: Option<&str>, i: usize| Known {
         holder: "db".into(),
@@ -398,7 +398,7 @@ async fn the_newest_value_of_a_secret_is_found_however_many_there_were() {
         secrets.learn(all).unwrap();
         scrubber.learn(all).unwrap();
     };
-    // One value of each client, and then twenty of one, which has its first all the while.
+    // One value of each client, then twenty of one client that keeps its first.
     for i in 11..31 {
         learn(&[known(Some("client-0"), 0), known(Some("client-0"), i)]);
         assert!(found(i).await, "{i}");
@@ -407,7 +407,7 @@ async fn the_newest_value_of_a_secret_is_found_however_many_there_were() {
         assert!(found(i).await, "{i}");
     }
     assert!(!found(11).await);
-    // One that comes back is the newest again, and what all have is not forgotten, however many.
+    // A repeated value is the newest again, and values in use are kept, however many.
     learn(&[known(Some("client-0"), 24)]);
     for i in 31..37 {
         learn(&[known(Some("client-0"), i)]);

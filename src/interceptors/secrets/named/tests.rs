@@ -15,7 +15,7 @@ fn masked(text: &str) -> String {
 }
 
 #[test]
-fn values_are_found_by_the_names_in_front_of_them() {
+fn values_are_found_by_their_names() {
     for (text, expected) in [
         // Files of variables.
         ("PASSWORD=hunter2", "PASSWORD=#"),
@@ -93,16 +93,16 @@ fn values_are_found_by_the_names_in_front_of_them() {
         ("password: [redacted:hunter2]", "password: #"),
         ("token=[redacted:vault:s/hunter2]", "token=#"),
         ("Authorization: Bearer [redacted:hunter2]", "Authorization: #"),
-        // Words of people.
+        // Natural language.
         ("the API key: abc.", "the API key: #"),
         (
             "My secret access key is: x, secret access key = abc",
             "My secret access key is: x, secret access key = #",
         ),
-        // What is cut off.
+        // Truncated text.
         (r#"{"password": "abc"#, r##"{"password": "#"##),
         ("token: [1, 2", "token: #"),
-        // Numbers that are no counts.
+        // Numbers that are not counts.
         ("DB_PASS=48151623", "DB_PASS=#"),
         (r#""pass": 48151623, "x": 1"#, r##""pass": #, "x": 1"##),
         (r#""pass": "1 HUNT""#, r##""pass": "#""##),
@@ -158,7 +158,7 @@ fn other_values_stay() {
 }
 
 #[test]
-fn the_work_for_each_byte_is_bounded() {
+fn work_for_each_byte_is_limited() {
     let steps = |unit: &str, bytes: usize| {
         let text = unit.repeat(bytes / unit.len());
         values_within(&text, &ids(), usize::MAX).1
@@ -263,18 +263,18 @@ fn the_work_for_each_byte_is_bounded() {
         "passwords:\n\n",
         "\"",
     ] {
-        // A unit alone may have no name: some text around has one.
+        // A unit may contain no name: some surrounding text does.
         for unit in [unit.to_owned(), format!("{unit}token"), format!("x{unit} ")] {
             let (few, many) = (steps(&unit, 16 << 10), steps(&unit, 64 << 10));
             assert!(many <= 5 * few + 1024, "{unit:?}: {few} and {many} steps");
-            assert!(many <= STEPS_PER_BYTE * (64 << 10), "{unit:?}: {many} steps");
+            assert!(many <= MAX_STEPS_PER_BYTE * (64 << 10), "{unit:?}: {many} steps");
         }
     }
 }
 
-/// What a prefix makes of a long tail that the reader looks at again and again.
+/// Effect of a prefix on a long tail that the reader checks repeatedly.
 #[test]
-fn a_long_tail_is_read_a_bounded_number_of_times() {
+fn long_tail_is_read_a_limited_number_of_times() {
     for head in ["tokens=[1 ", "<token ", "token=", "--token ", "bearer ", "\"token\":"] {
         for tail in [">", " ", "\n", "=", "\"", "-", "&", "[", ":", "a ", "1 ", "1,", "<"] {
             let text = format!("{head}{}", tail.repeat((128 << 10) / tail.len()));
@@ -285,7 +285,7 @@ fn a_long_tail_is_read_a_bounded_number_of_times() {
 }
 
 #[test]
-fn where_the_steps_run_out_the_rest_is_one_value() {
+fn rest_is_one_value_when_the_steps_are_used_up() {
     let text = "x token=a ".repeat(100);
     let (found, _) = values_within(&text, &ids(), 500);
     assert!(found.len() > 1 && found.len() < 100);

@@ -1,8 +1,8 @@
 use super::*;
 
 #[test]
-fn names_of_secrets_are_known() {
-    // As schemas of MCP servers, their environment, and files of well-known programs have them.
+fn names_of_secrets_are_recognized() {
+    // From schemas of MCP servers, their environment, and files of well-known programs.
     for name in [
         "password",
         "Password",
@@ -86,7 +86,7 @@ fn names_of_secrets_are_known() {
 }
 
 #[test]
-fn other_names_are_not_taken_for_secrets() {
+fn other_names_are_not_secrets() {
     for name in [
         "",
         "name",
@@ -152,7 +152,7 @@ fn other_names_are_not_taken_for_secrets() {
 }
 
 #[test]
-fn every_name_holds_a_stem() {
+fn every_name_contains_a_stem() {
     let terms = TERMS.iter().chain(STRONG).map(|term| term.join("_"));
     for name in terms.chain(JOINED.iter().map(|term| format!("x{term}"))) {
         assert!(is_secret(&name), "{name}");
@@ -160,7 +160,7 @@ fn every_name_holds_a_stem() {
 }
 
 #[test]
-fn a_plural_may_be_a_count() {
+fn plural_may_be_a_count() {
     for (name, value, is_count) in [
         ("tokens", "48151623", true),
         ("tokens", "[1, 2, 100257]", true),
@@ -171,7 +171,7 @@ fn a_plural_may_be_a_count() {
         ("credentials", "48151623", false),
         ("credentials", "[1]", false),
         ("credentials", "", false),
-        // The password of many programs.
+        // The password variable of many programs.
         ("pass", "3", false),
         ("DB_PASS", "48151623", false),
         ("token", "1", false),
@@ -183,6 +183,6 @@ fn a_plural_may_be_a_count() {
 }
 
 #[test]
-fn the_end_of_a_long_name_counts() {
+fn end_of_a_long_name_counts() {
     assert!(is_secret(&format!("{}_password", "é".repeat(500))));
 }

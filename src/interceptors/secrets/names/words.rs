@@ -1,4 +1,4 @@
-//! The words and terms by which names are judged.
+//! Words and terms that classify names.
 
 /// Terms at the end of a name that make its value a secret. Their last word may be a plural.
 pub(super) const TERMS: &[&[&str]] = &[
@@ -11,7 +11,7 @@ pub(super) const TERMS: &[&[&str]] = &[
     &["passphrase"],
     &["passcode"],
     &["dbpass"],
-    // As `passWord` is read.
+    // `passWord` splits this way.
     &["pass", "word"],
     &["pass", "phrase"],
     &["pass", "code"],
@@ -33,7 +33,7 @@ pub(super) const TERMS: &[&[&str]] = &[
     &["sig"],
     &["amz", "signature"],
     &["goog", "signature"],
-    // Keys. A `key` alone, a `primary_key` and a `public_key` are not secrets.
+    // Keys. `key`, `primary_key` and `public_key` are not secrets.
     &["apikey"],
     &["api", "key"],
     &["access", "key"],
@@ -72,7 +72,7 @@ pub(super) const TERMS: &[&[&str]] = &[
     &["license", "key"],
     &["licence", "key"],
     &["psk"],
-    // What a person types to prove who they are.
+    // Codes that a person types to authenticate.
     &["otp"],
     &["totp"],
     &["cvv"],
@@ -126,7 +126,7 @@ pub(super) const STRONG: &[&[&str]] = &[
     &["bearer", "token"],
 ];
 
-/// Words at the end of a name that do not change what it is the name of.
+/// Words at the end of a name that do not change its kind.
 pub(super) const NEUTRAL: &[&str] = &[
     "value",
     "values",
@@ -374,7 +374,7 @@ pub(super) const PINS: &[&str] = &[
 /// Last words of names that are also names of counts.
 pub(super) const COUNTED: &[&str] = &["cookies", "secrets", "credentials", "keys"];
 
-/// Parts of which one is in every name that gives a secret away.
+/// Substrings, of which every name that marks a secret contains one.
 pub(super) const STEMS: &[&str] = &[
     "pass",
     "pat",
@@ -402,7 +402,7 @@ pub(super) const STEMS: &[&str] = &[
     "pin",
 ];
 
-/// Keys of a member that names what stands in another member beside it, as in a list of headers.
+/// Keys of a member that names another member beside it, as in a list of headers.
 pub(super) const NAMING_KEYS: &[&str] = &[
     "name",
     "key",

@@ -1,9 +1,9 @@
-//! What is kept of texts and bodies, without their secrets.
+//! Redaction of stored texts and bodies.
 
 use super::*;
 
 #[test]
-fn a_scrubber_leaves_nothing_of_a_secret() {
+fn redaction_leaves_no_part_of_a_secret() {
     let value = ["correct", "horse", "battery"].join("-");
     let known = Known {
         holder: "s".into(),
@@ -31,7 +31,7 @@ fn a_scrubber_leaves_nothing_of_a_secret() {
     }
 }
 
-/// A body with a secret in each place that it can stand in, in each spelling of JSON.
+/// Bodies with a secret at each possible position, in each JSON spelling.
 fn bodies(secret: &str) -> Vec<String> {
     let escaped: String = secret.chars().map(|c| format!("\\u{:04x}", u32::from(c))).collect();
     let quoted = Value::from(secret).to_string();
@@ -49,14 +49,14 @@ fn bodies(secret: &str) -> Vec<String> {
 }
 
 #[test]
-fn no_secret_of_the_corpus_is_left_in_a_kept_body() {
+fn no_secret_of_the_corpus_is_left_in_a_stored_body() {
     let scrubber = Scrubber::new(&[]).unwrap();
     let scanner = scanner();
     let mut seed = Seed::new(3);
     for source in rules::read(rules::BUILT_IN).unwrap() {
         for template in &source.matches {
             let text = expand(template, &mut seed);
-            // What of the example is the secret, as the rule itself says.
+            // Part of the example that is the secret, by the rule itself.
             let hits = scanner.scan(text.as_bytes(), &mut Budget(usize::MAX)).unwrap();
             let secrets: Vec<_> = hits.iter().map(|hit| &text[hit.range.clone()]).collect();
             for body in bodies(&text) {
@@ -84,7 +84,7 @@ fn texts(value: &Value) -> Vec<String> {
 }
 
 #[test]
-fn kept_bodies_lose_known_values_and_what_keys_give_away() {
+fn known_and_named_values_are_redacted_in_stored_bodies() {
     let value = ["8675", "3099", "1122"].concat();
     let known = Known {
         holder: "s".into(),
@@ -109,13 +109,13 @@ fn kept_bodies_lose_known_values_and_what_keys_give_away() {
         })
     );
     assert_eq!(scrubber.redact(b"no json"), Err(Unredacted::Unreadable));
-    // A flood of keywords is given up, and nothing of it is kept.
+    // A flood of keywords is abandoned, and nothing of it is stored.
     let flood = json!("glpat-".repeat(150_000)).to_string();
     assert_eq!(scrubber.redact(flood.as_bytes()), Err(Unredacted::Spent));
 }
 
 #[test]
-fn kept_bodies_lose_secrets_that_are_spelled_otherwise() {
+fn other_spellings_of_secrets_are_redacted_in_stored_bodies() {
     let known = |name: &str, value: &str| Known {
         holder: "s".into(),
         name: name.into(),
@@ -128,7 +128,7 @@ fn kept_bodies_lose_secrets_that_are_spelled_otherwise() {
     let mark = |name: &str| format!("[redacted:vault:s/{name}]");
     let redact = |body: String| scrubber.redact(body.as_bytes()).unwrap();
 
-    // JSON in a string, and in a string of that; and where it is only a part of the text.
+    // JSON in a string, and in a string of that; also as a part of the text.
     let once = json!({ "k": odd, "n": 1 }).to_string();
     let twice = json!([once]).to_string();
     let escaped = once
@@ -146,16 +146,16 @@ fn kept_bodies_lose_secrets_that_are_spelled_otherwise() {
             );
         }
     }
-    // A name that alone gives a value away, within a string.
+    // A name that marks a value, within a string.
     let named = made("{base64raw:40}");
     let inner = json!({ "aws_secret_access_key": named }).to_string();
     let kept = redact(json!({ "text": inner }).to_string());
     assert!(kept.secrets == 1 && !kept.body.to_string().contains(&named), "{kept:?}");
-    // What holds none stays as it is written.
+    // Text without secrets stays as written.
     let clean = r#"{ "a" : [1, 2.50] }"#;
     assert_eq!(redact(json!({ "text": clean }).to_string()).body, json!({ "text": clean }));
 
-    // A number that no 64 bits hold, also within a string.
+    // A number that does not fit 64 bits, also within a string.
     for body in [format!("[{digits}]"), json!([format!("[{digits}]")]).to_string()] {
         let kept = redact(body);
         let text = kept.body.to_string();
@@ -165,7 +165,7 @@ fn kept_bodies_lose_secrets_that_are_spelled_otherwise() {
         );
     }
 
-    // A key of many lines, one an element.
+    // A multi-line key, one line per element.
     let body = made("{base64raw:64}");
     let name = ["PRIVATE", "KEY"].join(" ");
     let lines = [
@@ -183,7 +183,7 @@ fn kept_bodies_lose_secrets_that_are_spelled_otherwise() {
 }
 
 #[test]
-fn keys_that_are_secrets_all_keep_their_members() {
+fn members_with_secret_keys_are_all_kept() {
     let scrubber = Scrubber::new(&[]).unwrap();
     let named_key = |secret: &str| format!("aws_secret_access_key={secret}");
     let named = made("{base64raw:40}");
@@ -195,7 +195,7 @@ fn keys_that_are_secrets_all_keep_their_members() {
     assert_eq!(keys, ["ghp", mark, &format!("{mark}#2")]);
 }
 
-/// The body as it is kept, and how many secrets were taken out.
+/// Stored body, and the number of removed secrets.
 fn kept(body: Value) -> (Value, usize) {
     let redacted = Scrubber::new(&[]).unwrap().redact(body.to_string().as_bytes()).unwrap();
     (redacted.body, redacted.secrets)
@@ -204,7 +204,7 @@ fn kept(body: Value) -> (Value, usize) {
 const MARK: &str = "[redacted:secret-name]";
 
 #[test]
-fn values_that_their_name_gives_away_are_not_kept() {
+fn named_values_are_not_stored() {
     for (body, expected) in [
         (json!({ "password": "x", "user": "bob" }), json!({ "password": MARK, "user": "bob" })),
         (
@@ -215,7 +215,7 @@ fn values_that_their_name_gives_away_are_not_kept() {
         (json!({ "tokens": [1, 48151623] }), json!({ "tokens": MARK })),
         (json!({ "pass": "1 HUNT" }), json!({ "pass": MARK })),
         (json!({ "pin": 1234, "cvv": 12 }), json!({ "pin": MARK, "cvv": MARK })),
-        // All that stands below the name.
+        // Everything below the name.
         (
             json!({ "credentials": { "user": "a", "list": [1, { "x": "y" }] }, "n": 1 }),
             json!({ "credentials": MARK, "n": 1 }),
@@ -254,7 +254,7 @@ fn values_that_their_name_gives_away_are_not_kept() {
             json!({ "url": "https://h.example/?token=abc&n=1" }),
             json!({ "url": format!("https://h.example/?token={MARK}&n=1") }),
         ),
-        // Behind literal escapes.
+        // After literal escapes.
         (
             json!({ "log": "got {\\\"password\\\": \\\"a b\\\", \\\"n\\\": 1" }),
             json!({ "log": format!("got {{\\\"password\\\": \\\"{MARK}\\\", \\\"n\\\": 1") }),
@@ -269,7 +269,7 @@ fn values_that_their_name_gives_away_are_not_kept() {
 }
 
 #[test]
-fn names_in_json_within_a_text_give_values_away() {
+fn names_in_json_within_a_text_mark_values() {
     let inner = json!({ "env": [{ "name": "TOKEN", "value": "hunter" }], "n": 1 }).to_string();
     let twice = json!({ "inner": inner }).to_string();
     for text in [
@@ -279,7 +279,7 @@ fn names_in_json_within_a_text_give_values_away() {
         format!("Here:\n```json\n{inner}\n```\n"),
         format!("event: x\ndata: {inner}\n\n"),
         format!("12:00 INFO body={inner} done"),
-        // The last of two members with one name is empty, and the first is still there.
+        // The last of two members with one name is empty, and the first is still in the text.
         r#"{"password":"hunter","password":""}"#.to_owned(),
     ] {
         let (found, count) = kept(json!({ "text": text }));
@@ -289,7 +289,7 @@ fn names_in_json_within_a_text_give_values_away() {
 }
 
 #[test]
-fn what_only_looks_like_a_name_of_a_secret_is_kept() {
+fn values_of_harmless_names_are_kept() {
     for body in [
         json!({ "max_tokens": 500, "tokens": 12, "usage": { "prompt_tokens": 3, "cookies": 2 } }),
         json!({ "tokens": [1, 2, 3], "nextPageToken": "abc", "token_type": "x" }),
@@ -304,18 +304,18 @@ fn what_only_looks_like_a_name_of_a_secret_is_kept() {
 }
 
 #[test]
-fn a_rule_that_knows_the_value_names_it() {
+fn matching_rule_gives_the_mark_its_name() {
     let token = token();
     let (found, count) = kept(json!({ "password": token, "a": format!("token={token}") }));
     let mark = "[redacted:github-token]";
     assert_eq!((found, count), (json!({ "password": mark, "a": format!("token={mark}") }), 2));
-    // Where it knows a part of it alone, all of it goes.
+    // If a rule matches only a part of the value, the whole value is redacted.
     let (found, count) = kept(json!({ "password": format!("{token} and more") }));
     assert_eq!((found, count), (json!({ "password": MARK }), 1));
 }
 
 #[test]
-fn texts_of_records_and_logs_lose_what_names_give_away() {
+fn named_values_are_redacted_in_records_and_logs() {
     let scrubber = Scrubber::new(&[]).unwrap();
     for (text, scrubbed) in [
         ("db://h/x?password=abc", format!("db://h/x?password={MARK}")),

@@ -1,12 +1,12 @@
-//! Secrets in JSON text and other escaped text that stands within a string.
+//! Secrets in JSON text and other escaped text within a string.
 
 use super::*;
 use crate::secrets::layers::Layers;
 
-/// A name, and how a text is placed in another.
+/// Name, and function that places a text in another.
 type Placing = (&'static str, fn(&str) -> String);
 
-/// Where a sample stands in the inner value.
+/// Position of a sample in the inner value.
 const POSITIONS: [Placing; 5] = [
     ("alone", str::to_owned),
     ("at the start of a line", |text| format!("the first line\n{text}")),
@@ -34,7 +34,7 @@ fn repr(value: &str) -> String {
     format!("{{'a': '{}', 'n': None}}", text.replace('\t', "\\t").replace('\'', "\\'"))
 }
 
-/// What stands around the inner value. The first four are JSON as a whole.
+/// Text around the inner value. The first four are JSON as a whole.
 const NESTINGS: [Placing; 11] = [
     ("JSON", json_of),
     ("JSON in JSON", |value| json_of(&json_of(value))),
@@ -55,14 +55,14 @@ const NESTINGS: [Placing; 11] = [
 ];
 const WHOLE: usize = 4;
 
-/// Every spelling of a text that a reader of nested text could see.
+/// Every spelling of a text that a parser of nested text could see.
 fn layers(text: &str) -> Vec<String> {
     let layers = Layers::of(text.as_bytes());
     layers.texts().map(|text| String::from_utf8(text.to_vec()).unwrap()).collect()
 }
 
 #[test]
-fn every_rule_finds_its_secret_in_nested_text_live_and_on_record() {
+fn every_rule_finds_its_secret_in_nested_text() {
     let scanner = scanner();
     let tables = secrets(&Config::default()).tables.load_full();
     let scrubber = Scrubber::new(&[]).unwrap();
@@ -93,7 +93,7 @@ fn every_rule_finds_its_secret_in_nested_text_live_and_on_record() {
                     serde_json::from_str::<Value>(shown)
                         .unwrap_or_else(|_| panic!("{what}: {shown}"));
                 }
-                // What stands before the first mark and behind the last is as it was.
+                // Text before the first mark and after the last is unchanged.
                 let (before, _) = shown.split_once("[redacted:").unwrap();
                 let (_, last) = shown.rsplit_once("[redacted:").unwrap();
                 let (_, after) = last.split_once(']').unwrap();
@@ -109,7 +109,7 @@ fn every_rule_finds_its_secret_in_nested_text_live_and_on_record() {
 }
 
 #[tokio::test]
-async fn a_redaction_in_nested_json_leaves_json_and_every_other_byte() {
+async fn redaction_in_nested_json_changes_no_other_byte() {
     let secrets = secrets(&Config::default());
     let token = token();
     let text = |secret: &str| {
@@ -118,11 +118,11 @@ async fn a_redaction_in_nested_json_leaves_json_and_every_other_byte() {
     let raw = |secret: &str| json!({ "text": text(secret) }).to_string();
     let verdict = response(&secrets, &raw(&token)).await;
     assert_eq!(replacement(&verdict), raw("[redacted:github-token]"));
-    // A mark takes whole escapes.
+    // A mark covers whole escapes.
     let spelled = unicode(&token);
     let verdict = response(&secrets, &raw(&spelled)).await;
     assert_eq!(replacement(&verdict), raw("[redacted:github-token]"));
-    // A private key that is cut off ends within an escape.
+    // A truncated private key ends within an escape.
     let name = ["PRIVATE", "KEY"].join(" ");
     let key = format!("-----BEGIN {name}-----\\n{}\\", made("{base64raw:64}"));
     let inner = format!("{{\"a\":\"{key}\"\"}}");
@@ -133,7 +133,7 @@ async fn a_redaction_in_nested_json_leaves_json_and_every_other_byte() {
 }
 
 #[tokio::test]
-async fn a_known_number_in_nested_json_leaves_json() {
+async fn redacted_number_in_nested_json_is_still_json() {
     let digits = ["8675", "3099", "1122"].concat();
     let known = Known {
         holder: "s".into(),
@@ -150,7 +150,7 @@ async fn a_known_number_in_nested_json_leaves_json() {
 }
 
 #[test]
-fn a_flood_of_escapes_stays_within_bounds() {
+fn flood_of_escapes_stays_within_limits() {
     let scanner = scanner();
     for text in ["\\".repeat(1 << 20), "\\\\n".repeat(1 << 18), "\\u0061".repeat(1 << 17)] {
         let mut budget = Budget(1 << 20);
