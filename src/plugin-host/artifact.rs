@@ -1,4 +1,4 @@
-//! Components, wherever they are: in a file, or in a registry.
+//! Components from a file or a registry.
 
 use std::{
     collections::BTreeMap,
@@ -13,42 +13,42 @@ use serde_json::json;
 
 use super::{
     Compiled, LoadError,
-    load::{FILE_BYTES, NOTE_BYTES},
+    load::{MAX_FILE_BYTES, MAX_NOTE_BYTES},
     signature,
 };
 use portcullis_oci::{Client, Descriptor, Limits, Reference, Settings, Store, Url};
 
-/// The media types of the CNCF's guidance for WebAssembly in OCI registries.
+/// Media types from the CNCF's guidance for WebAssembly in OCI registries.
 const CONFIG_KIND: &str = "application/vnd.wasm.config.v0+json";
 const LAYER_KIND: &str = "application/wasm";
-/// When artifacts say that they were made. Tools want a time; the true one would have the same plugin
-/// pushed twice be two.
+/// Creation time in artifacts. Tools require one; the real time would make two pushes of the same
+/// plugin differ.
 const CREATED: &str = "1970-01-01T00:00:00Z";
-/// The annotation of a manifest that has the signature: a signed note.
+/// Annotation of a manifest with the signature: a signed note.
 const SIGNATURE: &str = "portcullis.plugin.signature";
 
-/// A component as it was read, with the note of its signature, and what errors call it.
+/// A component with its signature, and its name in errors.
 pub struct Artifact {
     pub(super) place: PathBuf,
     pub(super) bytes: Bytes,
     pub(super) note: Result<String, String>,
-    /// Where its signature has to be.
+    /// Where its signature must be.
     pub(super) note_place: String,
-    /// The lines of a config that name it.
+    /// Lines of a config that name it.
     pub(super) named: Option<String>,
 }
 
 impl Artifact {
-    /// The one in a file, with the signature beside it.
+    /// Component in a file, with the signature beside it.
     ///
     /// # Errors
-    /// Where it cannot be read.
+    /// If it cannot be read.
     pub fn file(path: &Path) -> Result<Self, LoadError> {
         let unreadable = |source| LoadError::Unreadable { path: path.into(), source };
         let mut bytes = Vec::new();
         let file = File::open(path).map_err(unreadable)?;
-        file.take(FILE_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
-        if bytes.len() as u64 > FILE_BYTES {
+        file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+        if bytes.len() as u64 > MAX_FILE_BYTES {
             return Err(LoadError::TooLarge { path: path.into() });
         }
         let note_place = signature::path(path);
@@ -68,22 +68,22 @@ impl Artifact {
         }
     }
 
-    /// Its file's bytes.
+    /// Bytes of the component.
     pub fn bytes(&self) -> &Bytes {
         &self.bytes
     }
 
-    /// The note of its signature, or why there is none.
+    /// Signature note, or the reason why there is none.
     pub fn note(&self) -> Result<&str, &str> {
         self.note.as_deref().map_err(String::as_str)
     }
 
-    /// What it is called, and where its signature has to be.
+    /// Name in errors, and the place of the signature.
     pub fn places(&self) -> (&Path, &str) {
         (&self.place, &self.note_place)
     }
 
-    /// The lines of a config that name it, where it is not a file.
+    /// Lines of a config that name it, if it is not a file.
     pub fn named(&self) -> Option<&str> {
         self.named.as_deref()
     }
@@ -91,11 +91,11 @@ impl Artifact {
 
 fn read_note(path: &Path) -> io::Result<String> {
     let mut note = String::new();
-    File::open(path)?.take(NOTE_BYTES).read_to_string(&mut note)?;
+    File::open(path)?.take(MAX_NOTE_BYTES).read_to_string(&mut note)?;
     Ok(note)
 }
 
-/// What a plugin is in a registry, or else why it is none.
+/// Layer with the plugin in an artifact, or the reason why it is not a plugin.
 fn layer_of(
     reference: &Reference,
     manifest: &portcullis_oci::Manifest,
@@ -103,28 +103,31 @@ fn layer_of(
     let none =
         |why: String| portcullis_oci::Error::NoArtifact { reference: reference.to_string(), why };
     if manifest.config.media_type != CONFIG_KIND {
-        return Err(none(format!("its config is not `{CONFIG_KIND}`, which WebAssembly has")));
+        return Err(none(format!(
+            "its config is not `{CONFIG_KIND}`, the media type of \
+            WebAssembly"
+        )));
     }
     match &manifest.layers[..] {
         [layer] if layer.media_type == LAYER_KIND => Ok(layer.clone()),
-        _ => Err(none(format!("its layers are not one alone, of `{LAYER_KIND}`"))),
+        _ => Err(none(format!("it does not have exactly one layer, of `{LAYER_KIND}`"))),
     }
 }
 
-/// Gets plugins from registries.
+/// Downloads plugins from registries.
 #[derive(Debug, Clone)]
 pub struct Artifacts {
     settings: Settings,
-    /// Where they are kept, and whether more is put there.
+    /// Store, and whether to add to it.
     store: Option<(Store, bool)>,
 }
 
 impl Artifacts {
-    /// From registries that are asked like that, in no more than this time for each artifact.
+    /// From registries with these settings, with a time limit for each artifact.
     pub fn asked(mut settings: Settings, deadline: Duration) -> Self {
         settings.limits = Limits {
             manifest: 1 << 20,
-            blobs: FILE_BYTES,
+            blobs: MAX_FILE_BYTES,
             layers: 1,
             idle: deadline.min(Limits::default().idle),
             total: deadline,
@@ -132,17 +135,17 @@ impl Artifacts {
         Self { settings, store: None }
     }
 
-    /// The same, with what is kept in this state folder.
+    /// Adds the store in this state folder.
     #[must_use]
     pub fn kept_in(mut self, state_dir: &Path, keep: bool) -> Self {
         self.store = Some((Store::at(state_dir.join("plugins/oci")), keep));
         self
     }
 
-    /// The component that a reference is pinned to: what is kept, else from its registry.
+    /// Component that a reference is pinned to: from the store, else from its registry.
     ///
     /// # Errors
-    /// Where the reference is none or not pinned; where the artifact is not had, or is no plugin's.
+    /// If the reference is invalid or not pinned, or the artifact is unavailable or not a plugin.
     pub async fn component(&self, text: &str) -> Result<Artifact, LoadError> {
         let reference = reference(text)?;
         if reference.digest().is_none() {
@@ -152,7 +155,7 @@ impl Artifacts {
         self.pull(&reference).await.map_err(failed)
     }
 
-    /// The same for what waits for it.
+    /// Same, blocking.
     ///
     /// # Errors
     /// As [`Self::component`].
@@ -167,22 +170,22 @@ impl Artifacts {
         let wait = || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let found = runtime.block_on(self.component(text));
-            // The system's resolver may still be waited for, and longer than there is time.
+            // The system's resolver may still block, beyond the time limit.
             runtime.shutdown_background();
             Ok(found)
         };
-        // Plugins are loaded from many threads, also such as must not wait for a runtime.
+        // Plugins are loaded from many threads, including some that must not block on a runtime.
         let waited = std::thread::scope(|scope| {
             let thread = std::thread::Builder::new().spawn_scoped(scope, wait)?;
-            thread.join().unwrap_or_else(|_| Err(io::Error::other("asking it ended early")))
+            thread.join().unwrap_or_else(|_| Err(io::Error::other("the request ended early")))
         });
         waited.map_err(failed)?
     }
 
-    /// The reference with the digest that it names now.
+    /// Reference with its present digest.
     ///
     /// # Errors
-    /// Where the registry does not say.
+    /// If the registry does not answer.
     pub async fn pinned(&self, text: &str) -> Result<String, LoadError> {
         let reference = reference(text)?;
         let failed = |source| LoadError::Artifact { reference: text.to_owned(), source };
@@ -191,17 +194,17 @@ impl Artifacts {
         Ok(reference.pinned(digest).to_string())
     }
 
-    /// The component at a URL, with the signature beside it, if there is one.
+    /// Component at a URL, with the signature beside it, if there is one.
     ///
     /// # Errors
-    /// Where it is not had.
+    /// If it is unavailable.
     pub async fn download(&self, url: &Url) -> Result<Artifact, LoadError> {
         let failed = |source| LoadError::Artifact { reference: shown(url), source };
         let client = Client::new(self.settings.clone()).map_err(failed)?;
-        let bytes = client.file(url, FILE_BYTES).await.map_err(failed)?;
+        let bytes = client.file(url, MAX_FILE_BYTES).await.map_err(failed)?;
         let mut beside = url.clone();
         beside.set_path(&format!("{}.sig", url.path()));
-        let note = match client.file(&beside, NOTE_BYTES).await {
+        let note = match client.file(&beside, MAX_NOTE_BYTES).await {
             Ok(note) => String::from_utf8(note.to_vec()).map_err(|error| error.to_string()),
             Err(error) => Err(error.to_string()),
         };
@@ -223,7 +226,7 @@ impl Artifacts {
         let kept = match &self.store {
             None => None,
             Some((store, keep)) => match store.find(reference, limits, wanted) {
-                // Who only looks need not be who may read what the proxy keeps.
+                // A command that only inspects may lack access to the proxy's store.
                 Err(portcullis_oci::Error::Store { .. }) if !keep => None,
                 found => found?,
             },
@@ -249,21 +252,21 @@ impl Artifacts {
     async fn unpinned(&self, reference: &Reference) -> LoadError {
         let line = match self.pinned(&reference.to_string()).await {
             Ok(pinned) => {
-                format!("write `oci = \"{pinned}\"` if what it names now is what you mean")
+                format!("write `oci = \"{pinned}\"` to pin its present content")
             }
             Err(LoadError::Artifact { source, .. }) => format!(
-                "write its digest behind it, `oci = \"{reference}@sha256:…\"`; which it is now could \
-                 not be asked: {source}"
+                "append its digest, `oci = \"{reference}@sha256:…\"`; the present one could \
+                 not be determined: {source}"
             ),
             Err(other) => other.to_string(),
         };
         LoadError::UnpinnedArtifact { reference: reference.to_string(), line }
     }
 
-    /// Pushes a component with its signature, if it has one, and tells the pinned reference.
+    /// Pushes a component with its signature, if it has one, and returns the pinned reference.
     ///
     /// # Errors
-    /// Where the reference is none, or the registry does not take it.
+    /// If the reference is invalid, or the registry refuses it.
     pub async fn push(
         &self,
         text: &str,
@@ -305,7 +308,7 @@ impl Artifacts {
     }
 }
 
-/// A URL without what could let somebody in.
+/// URL without credentials.
 fn shown(url: &Url) -> String {
     let mut shown = url.clone();
     shown.set_query(None);

@@ -1,4 +1,4 @@
-//! The types of `plugins/wit`, generated, so that the host cannot drift from the contract.
+//! Types generated from `plugins/wit`, so that the host cannot differ from the contract.
 
 wasmtime::component::bindgen!({
     path: "../../plugins/wit",

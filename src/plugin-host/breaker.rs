@@ -1,8 +1,8 @@
-//! A plugin that fails repeatedly gets an open circuit for a while: what it would fail on is refused at
-//! once, and costs nothing.
+//! Circuit breaker of a plugin: after repeated faults, messages are refused immediately for a
+//! while.
 //!
-//! It is counted for each who calls and each server apart: messages of one, made so that the plugin
-//! fails, must not have those of others refused.
+//! Faults are counted for each pair of caller and server: messages of one caller that make the
+//! plugin fail must not cause refusals for others.
 
 use std::{
     collections::HashMap,
@@ -15,18 +15,18 @@ use std::{
 
 use parking_lot::Mutex;
 
-/// Faults in a row.
-const FAULTS: u32 = 5;
-/// The first and the longest time that the circuit stays open.
-const FIRST: Duration = Duration::from_secs(1);
-const LONGEST: Duration = Duration::from_secs(60);
-/// Parties that faults are remembered of.
-const PARTIES: usize = 1_024;
+/// Number of consecutive faults that open the circuit.
+const MAX_FAULTS: u32 = 5;
+/// Shortest and longest time for which the circuit stays open.
+const MIN_PAUSE: Duration = Duration::from_secs(1);
+const MAX_PAUSE: Duration = Duration::from_secs(60);
+/// Limit of the pairs whose faults are remembered.
+const MAX_PAIRS: usize = 1_024;
 
-/// Whose messages are counted together.
+/// Pair of caller and server whose messages are counted together.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct BreakerKey {
-    /// Who calls.
+    /// Caller.
     pub principal: String,
     pub server: Option<String>,
 }
@@ -34,11 +34,11 @@ pub struct BreakerKey {
 #[derive(Debug, Clone, Copy)]
 struct Count {
     faults: u32,
-    /// How long the circuit was open last; nothing before the first time.
+    /// Last time for which the circuit was open; zero before the first time.
     pause: Duration,
     /// When the circuit closes.
     until: Option<Instant>,
-    /// A message is under way that says how it goes on.
+    /// Whether a trial message is in flight.
     trying: bool,
     last: Instant,
 }
@@ -47,19 +47,19 @@ struct Count {
 #[derive(Default)]
 pub struct Breaker(Mutex<HashMap<BreakerKey, Count>>);
 
-/// A message that may be shown to the plugin. Dropped without a word, it says nothing.
+/// Permission to send a message to the plugin. Dropping it without a result counts as nothing.
 pub struct Admitted {
     breaker: Arc<Breaker>,
     between: BreakerKey,
     trial: bool,
 }
 
-/// The time that a message has, and whether the plugin had enough of it: what a message fails by of
-/// which most went by in a queue is others' doing.
+/// Time limit of a message, and whether the plugin had enough of it. If most of the time passed in
+/// a queue, a timeout is caused by other messages.
 pub struct Time {
     all: Duration,
     until: Instant,
-    /// An instance was at work on it in good time.
+    /// Whether an instance began work on it early enough.
     begun: AtomicBool,
 }
 
@@ -68,34 +68,34 @@ impl Time {
         Self { all, until: now + all, begun: AtomicBool::new(false) }
     }
 
-    /// When it is over.
+    /// Deadline.
     pub fn until(&self) -> Instant {
         self.until
     }
 
-    /// The message waits for nobody else any more.
+    /// The message no longer waits for others.
     pub fn begin(&self, now: Instant) {
         let left = self.until.saturating_duration_since(now);
         self.begun.store(left >= self.all / 2, Ordering::Relaxed);
     }
 
-    /// Whether it began, and with half of its time left.
+    /// Whether work began, with half of the time left.
     pub fn was_enough(&self) -> bool {
         self.begun.load(Ordering::Relaxed)
     }
 }
 
-/// What became of it, where that is news.
+/// Change of the circuit's state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum News {
-    /// The circuit is open, for this long.
+    /// The circuit opened, for this long.
     Opened(Duration),
-    /// It works again.
+    /// The circuit closed.
     Closed,
 }
 
 impl Breaker {
-    /// Whether a message may be shown to the plugin now; where not, for how long.
+    /// Permission to send a message now, or the time until the circuit closes.
     pub fn admit(
         self: &Arc<Self>,
         between: BreakerKey,
@@ -116,14 +116,14 @@ impl Breaker {
         Ok(Admitted { breaker: self.clone(), between, trial })
     }
 
-    /// The number of caller and server pairs with an open circuit.
+    /// Number of caller and server pairs with an open circuit.
     pub fn open(&self, now: Instant) -> usize {
         self.0.lock().values().filter(|count| count.until.is_some_and(|until| now < until)).count()
     }
 }
 
 impl Admitted {
-    /// Whoever waited for it gave it up. That is a fault if the plugin had its time.
+    /// The caller stopped waiting. That is a fault if the plugin had enough time.
     pub fn given_up(self, time: &Time, now: Instant) -> Option<News> {
         if now >= time.until && time.was_enough() { self.failed(now) } else { None }
     }
@@ -133,28 +133,28 @@ impl Admitted {
         let trial = std::mem::take(&mut self.trial);
         let mut counts = self.breaker.0.lock();
         let count = counts.get_mut(&self.between)?;
-        // Messages that were under way when it was let alone change nothing.
+        // Messages that were in flight when the circuit opened change nothing.
         if count.until.is_some() && !trial {
             return None;
         }
         let closed = count.until.take().is_some();
         (count.faults, count.trying) = (0, false);
         if closed {
-            // Not forgotten at once: one good message among many bad ones would have it begin anew.
+            // Reduced step by step: one success among many faults must not reset it.
             count.pause /= 2;
             count.last = now;
         }
-        if count.pause < FIRST || now.saturating_duration_since(count.last) > LONGEST {
+        if count.pause < MIN_PAUSE || now.saturating_duration_since(count.last) > MAX_PAUSE {
             counts.remove(&self.between);
         }
         closed.then_some(News::Closed)
     }
 
-    /// It did not.
+    /// The plugin failed.
     pub fn failed(mut self, now: Instant) -> Option<News> {
         let trial = std::mem::take(&mut self.trial);
         let mut counts = self.breaker.0.lock();
-        if counts.len() >= PARTIES && !counts.contains_key(&self.between) {
+        if counts.len() >= MAX_PAIRS && !counts.contains_key(&self.between) {
             let oldest = counts.iter().min_by_key(|(_, count)| count.last);
             if let Some(oldest) = oldest.map(|(between, _)| between.clone()) {
                 counts.remove(&oldest);
@@ -169,11 +169,11 @@ impl Admitted {
         });
         count.last = now;
         count.faults = count.faults.saturating_add(1);
-        // Messages that were under way when it was let alone change nothing.
-        if count.faults < FAULTS || (count.until.is_some() && !trial) {
+        // Messages that were in flight when the circuit opened change nothing.
+        if count.faults < MAX_FAULTS || (count.until.is_some() && !trial) {
             return None;
         }
-        count.pause = (count.pause * 2).clamp(FIRST, LONGEST);
+        count.pause = (count.pause * 2).clamp(MIN_PAUSE, MAX_PAUSE);
         count.until = Some(now + count.pause);
         count.trying = false;
         Some(News::Opened(count.pause))
@@ -182,7 +182,7 @@ impl Admitted {
 
 impl Drop for Admitted {
     fn drop(&mut self) {
-        // Its client went away, for one: the next message is the one to say.
+        // For example, its client disconnected: the next message is the trial.
         if self.trial
             && let Some(count) = self.breaker.0.lock().get_mut(&self.between)
         {
@@ -204,18 +204,18 @@ mod tests {
     }
 
     #[test]
-    fn faults_in_a_row_open_it_for_whom_they_are() {
+    fn consecutive_faults_open_the_circuit_for_their_pair() {
         let (breaker, now) = (Arc::new(Breaker::default()), Instant::now());
-        for _ in 1..FAULTS {
+        for _ in 1..MAX_FAULTS {
             assert_eq!(fail(&breaker, "a", now), None);
         }
-        // One that goes well begins anew.
+        // One success resets the count.
         assert_eq!(breaker.admit(between("a"), now).ok().unwrap().succeeded(now), None);
-        for _ in 1..FAULTS {
+        for _ in 1..MAX_FAULTS {
             assert_eq!(fail(&breaker, "a", now), None);
         }
-        assert_eq!(fail(&breaker, "a", now), Some(News::Opened(FIRST)));
-        assert_eq!(breaker.admit(between("a"), now).err(), Some(FIRST));
+        assert_eq!(fail(&breaker, "a", now), Some(News::Opened(MIN_PAUSE)));
+        assert_eq!(breaker.admit(between("a"), now).err(), Some(MIN_PAUSE));
         assert!(breaker.admit(between("b"), now).is_ok());
         let other = BreakerKey { server: None, ..between("a") };
         assert!(breaker.admit(other, now).is_ok());
@@ -223,19 +223,19 @@ mod tests {
     }
 
     #[test]
-    fn one_message_says_how_it_goes_on() {
+    fn one_trial_message_decides() {
         let (breaker, mut now) = (Arc::new(Breaker::default()), Instant::now());
-        for _ in 0..FAULTS {
+        for _ in 0..MAX_FAULTS {
             fail(&breaker, "a", now);
         }
         for pause in [2, 4, 8, 16, 32, 60, 60] {
-            now += LONGEST;
+            now += MAX_PAUSE;
             let trial = breaker.admit(between("a"), now).ok().unwrap();
             assert!(breaker.admit(between("a"), now).is_err(), "one at a time");
             assert_eq!(trial.failed(now), Some(News::Opened(Duration::from_secs(pause))));
         }
-        now += LONGEST;
-        // One that nobody waited for says nothing.
+        now += MAX_PAUSE;
+        // An abandoned trial decides nothing.
         drop(breaker.admit(between("a"), now).ok().unwrap());
         let trial = breaker.admit(between("a"), now).ok().unwrap();
         assert_eq!(trial.succeeded(now), Some(News::Closed));
@@ -243,45 +243,45 @@ mod tests {
     }
 
     #[test]
-    fn what_was_under_way_does_not_lengthen_it() {
+    fn in_flight_faults_do_not_extend_the_pause() {
         let (breaker, now) = (Arc::new(Breaker::default()), Instant::now());
         let under_way: Vec<_> =
             (0..20).map(|_| breaker.admit(between("a"), now).ok().unwrap()).collect();
         let news: Vec<_> = under_way.into_iter().filter_map(|one| one.failed(now)).collect();
-        assert_eq!(news, [News::Opened(FIRST)]);
+        assert_eq!(news, [News::Opened(MIN_PAUSE)]);
     }
 
     #[test]
-    fn a_verdict_that_was_under_way_does_not_close_it() {
+    fn in_flight_success_does_not_close_the_circuit() {
         let (breaker, now) = (Arc::new(Breaker::default()), Instant::now());
         let slow = breaker.admit(between("a"), now).ok().unwrap();
-        for _ in 0..FAULTS {
+        for _ in 0..MAX_FAULTS {
             fail(&breaker, "a", now);
         }
         assert_eq!(slow.succeeded(now), None);
-        assert_eq!(breaker.admit(between("a"), now).err(), Some(FIRST));
+        assert_eq!(breaker.admit(between("a"), now).err(), Some(MIN_PAUSE));
     }
 
     #[test]
-    fn one_good_message_does_not_have_it_begin_anew() {
+    fn one_success_does_not_reset_the_pause() {
         let (breaker, mut now) = (Arc::new(Breaker::default()), Instant::now());
-        for _ in 0..FAULTS {
+        for _ in 0..MAX_FAULTS {
             fail(&breaker, "a", now);
         }
         for pause in [2, 4, 8] {
-            now += LONGEST;
+            now += MAX_PAUSE;
             let news = fail(&breaker, "a", now);
             assert_eq!(news, Some(News::Opened(Duration::from_secs(pause))));
         }
-        now += LONGEST;
+        now += MAX_PAUSE;
         let trial = breaker.admit(between("a"), now).ok().unwrap();
         assert_eq!(trial.succeeded(now), Some(News::Closed));
-        let news: Vec<_> = (0..FAULTS).filter_map(|_| fail(&breaker, "a", now)).collect();
+        let news: Vec<_> = (0..MAX_FAULTS).filter_map(|_| fail(&breaker, "a", now)).collect();
         assert_eq!(news, [News::Opened(Duration::from_secs(8))]);
     }
 
     #[test]
-    fn one_that_is_given_up_after_its_time_is_a_fault_if_the_plugin_had_it() {
+    fn timeout_is_a_fault_if_the_plugin_had_enough_time() {
         const ALL: Duration = Duration::from_secs(2);
         let (breaker, now) = (Arc::new(Breaker::default()), Instant::now());
         let admitted = || breaker.admit(between("a"), now).ok().unwrap();
@@ -289,27 +289,27 @@ mod tests {
             (Time::from(now, ALL), Time::from(now, ALL), Time::from(now, ALL));
         late.begin(now + ALL / 2 + Duration::from_millis(1));
         good.begin(now + ALL / 2);
-        for _ in 0..FAULTS {
+        for _ in 0..MAX_FAULTS {
             drop(admitted());
-            // Its client went away.
+            // Its client disconnected.
             assert_eq!(admitted().given_up(&good, now + ALL / 2), None);
-            // It waited for others.
+            // It waited in a queue.
             assert_eq!(admitted().given_up(&queued, now + ALL), None);
             assert_eq!(admitted().given_up(&late, now + ALL), None);
         }
         assert_eq!(breaker.open(now), 0);
-        let news = (0..FAULTS).filter_map(|_| admitted().given_up(&good, now + ALL));
-        assert_eq!(news.collect::<Vec<_>>(), [News::Opened(FIRST)]);
+        let news = (0..MAX_FAULTS).filter_map(|_| admitted().given_up(&good, now + ALL));
+        assert_eq!(news.collect::<Vec<_>>(), [News::Opened(MIN_PAUSE)]);
         assert_eq!(breaker.open(now), 1);
-        assert_eq!(breaker.open(now + 2 * LONGEST), 0, "nobody came back");
+        assert_eq!(breaker.open(now + 2 * MAX_PAUSE), 0, "no message came");
     }
 
     #[test]
-    fn strangers_do_not_fill_the_memory() {
+    fn number_of_counted_pairs_is_limited() {
         let (breaker, now) = (Arc::new(Breaker::default()), Instant::now());
-        for at in 0..2 * PARTIES {
+        for at in 0..2 * MAX_PAIRS {
             fail(&breaker, &at.to_string(), now);
         }
-        assert_eq!(breaker.0.lock().len(), PARTIES);
+        assert_eq!(breaker.0.lock().len(), MAX_PAIRS);
     }
 }

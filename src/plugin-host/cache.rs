@@ -1,9 +1,9 @@
-//! Compiled plugins, kept from one start to the next.
+//! Compiled plugins, stored between starts.
 //!
-//! An entry is native code that will run with the rights of the proxy, so it is taken for nothing but
-//! what this proxy wrote itself: each is sealed by a key of the state folder, over its content, the
-//! digest of the component that it was made of, and all of the engine that it depends on. What does
-//! not open is thrown away and compiled again.
+//! An entry is native code that will run with the proxy's rights, so only entries that this proxy
+//! wrote are used. Each is sealed with a key of the state folder, over its content, the digest of
+//! its component, and all settings of the engine that it depends on. An entry with an invalid seal
+//! is deleted, and the component compiled again.
 
 use portcullis_foundation::atomic_file;
 use std::{
@@ -23,18 +23,18 @@ use zeroize::Zeroizing;
 
 use portcullis_foundation::key_file;
 
-/// Bytes that all entries may take.
-const MOST: u64 = 1 << 30;
-/// Bytes of one entry.
-const LARGEST: u64 = 512 << 20;
-/// Bytes of an entry's seal, at its beginning.
-const SEAL: usize = 32;
-/// What the key is derived for.
+/// Limit of all entries together in bytes.
+const MAX_TOTAL_BYTES: u64 = 1 << 30;
+/// Limit of one entry in bytes.
+const MAX_ENTRY_BYTES: u64 = 512 << 20;
+/// Length in bytes of an entry's seal, at its beginning.
+const SEAL_BYTES: usize = 32;
+/// Purpose for which the key is derived.
 const PURPOSE: &[u8] = b"portcullis plugin cache v1";
-/// How the name of an entry ends.
-const ENDING: &str = ".cwasm";
+/// Extension of the files of entries.
+const EXTENSION: &str = ".cwasm";
 
-/// The folder of the entries, and the key that seals them.
+/// Folder of the entries, and the key of their seals.
 pub struct Cache {
     dir: PathBuf,
     key: Zeroizing<[u8; 32]>,
@@ -42,18 +42,18 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// The cache of a state folder. None: there is no key to trust it by, which the start of the proxy
-    /// tells more of.
+    /// Cache of a state folder. `None` if there is no key; the start of the proxy reports the
+    /// reason.
     pub fn of(state_dir: &Path) -> Option<Self> {
         let secret = key_file::load(state_dir, "seal.key").ok()?;
         let mut key = Zeroizing::new([0; 32]);
         Hkdf::<Sha256>::new(None, &*secret).expand(PURPOSE, &mut *key).ok()?;
         let dir = state_dir.join("plugins/cache");
         DirBuilder::new().recursive(true).mode(0o700).create(&dir).ok()?;
-        Some(Self { dir, key, most: MOST })
+        Some(Self { dir, key, most: MAX_TOTAL_BYTES })
     }
 
-    /// The component of that digest, as it was compiled before for this engine.
+    /// Compiled component with that digest for this engine.
     pub fn find(&self, engine: &Engine, sha256: &str) -> Option<Component> {
         let path = self.path(engine, sha256);
         let opened = match self.open(&path, sha256) {
@@ -64,9 +64,9 @@ impl Cache {
                 return None;
             }
         };
-        match trusted(engine, &opened[SEAL..]) {
+        match trusted(engine, &opened[SEAL_BYTES..]) {
             Ok(component) => {
-                // The oldest go first when there is no more room.
+                // The least recently used entries are deleted when there is no more room.
                 let touched = File::options().append(true).open(&path);
                 let _ = touched.and_then(|file| file.set_modified(SystemTime::now()));
                 Some(component)
@@ -78,7 +78,7 @@ impl Cache {
         }
     }
 
-    /// Keeps what was compiled. Where that fails, it is compiled again the next time.
+    /// Stores a compiled component. If that fails, it is compiled again at the next start.
     pub fn keep(&self, engine: &Engine, sha256: &str, component: &Component) {
         let path = self.path(engine, sha256);
         let kept = component
@@ -87,29 +87,29 @@ impl Cache {
             .and_then(|bytes| self.write(&path, sha256, &bytes).map_err(|e| e.to_string()))
             .and_then(|()| self.make_room().map_err(|error| error.to_string()));
         if let Err(error) = kept {
-            tracing::warn!(%error, "a compiled plugin could not be kept for the next start");
+            tracing::warn!(%error, "a compiled plugin could not be cached");
         }
     }
 
-    /// Named by all that it depends on.
+    /// Path with a name that depends on everything that the entry depends on.
     fn path(&self, engine: &Engine, sha256: &str) -> PathBuf {
         let mut hasher = Engines(Sha256::new());
         engine.precompile_compatibility_hash().hash(&mut hasher);
         let engine = hex::encode(&hasher.0.finalize()[..16]);
-        self.dir.join(format!("{sha256}-{engine}{ENDING}"))
+        self.dir.join(format!("{sha256}-{engine}{EXTENSION}"))
     }
 
-    /// The seal of an entry of that path.
+    /// Seal of the entry at that path.
     fn seal(&self, path: &Path, sha256: &str, code: &[u8]) -> Option<Hmac<Sha256>> {
         let mut mac = Hmac::<Sha256>::new_from_slice(&*self.key).ok()?;
-        // Two texts of fixed length and the rest: nothing can pass for another.
+        // Two texts of fixed length and the rest, so the input is unambiguous.
         mac.update(sha256.as_bytes());
         mac.update(path.file_name()?.as_encoded_bytes());
         mac.update(code);
         Some(mac)
     }
 
-    /// The bytes of an entry of which the seal is ours.
+    /// Content of an entry with a valid seal.
     fn open(&self, path: &Path, sha256: &str) -> io::Result<Option<Vec<u8>>> {
         let file = match File::open(path) {
             Ok(file) => file,
@@ -117,13 +117,13 @@ impl Cache {
             Err(error) => return Err(error),
         };
         let mut bytes = Vec::new();
-        file.take(LARGEST + 1).read_to_end(&mut bytes)?;
+        file.take(MAX_ENTRY_BYTES + 1).read_to_end(&mut bytes)?;
         let sealed = bytes
-            .split_at_checked(SEAL)
-            .filter(|(_, code)| code.len() as u64 <= LARGEST)
+            .split_at_checked(SEAL_BYTES)
+            .filter(|(_, code)| code.len() as u64 <= MAX_ENTRY_BYTES)
             .and_then(|(seal, code)| Some((seal, self.seal(path, sha256, code)?)))
             .is_some_and(|(seal, mac)| mac.verify_slice(seal).is_ok());
-        if sealed { Ok(Some(bytes)) } else { Err(io::Error::other("its seal is not ours")) }
+        if sealed { Ok(Some(bytes)) } else { Err(io::Error::other("its seal is invalid")) }
     }
 
     fn write(&self, path: &Path, sha256: &str, code: &[u8]) -> io::Result<()> {
@@ -134,12 +134,12 @@ impl Cache {
     fn throw_away(&self, path: &Path, why: &str) {
         tracing::warn!(
             file = %path.display(), why,
-            "a compiled plugin of an earlier start is thrown away, and compiled again"
+            "a cached plugin is invalid; compiling it again"
         );
         let _ = fs::remove_file(path);
     }
 
-    /// Removes the entries that were not used for longest, and what an abrupt stop left.
+    /// Deletes the least recently used entries, and files that an abrupt end left.
     fn make_room(&self) -> io::Result<()> {
         let mut all = Vec::new();
         for entry in fs::read_dir(&self.dir)? {
@@ -160,7 +160,7 @@ impl Cache {
     }
 }
 
-/// Native code of which the seal was ours.
+/// Loads native code whose seal was valid.
 fn trusted(engine: &Engine, code: &[u8]) -> wasmtime::Result<Component> {
     #[expect(
         unsafe_code,
@@ -168,14 +168,14 @@ fn trusted(engine: &Engine, code: &[u8]) -> wasmtime::Result<Component> {
                   what `Component::serialize` gave this proxy: its seal, by a key that nobody else \
                   can read, was checked over these very bytes, which nobody else can write to"
     )]
-    // SAFETY: as above; an engine that is set up otherwise has another name for its entries, and
+    // SAFETY: as above. An engine with other settings uses other names for its entries, and
     // wasmtime checks its own version and settings again.
     unsafe {
         Component::deserialize(engine, code)
     }
 }
 
-/// Takes what an engine says of itself into a digest that is the same in every run.
+/// Hashes an engine's settings deterministically.
 struct Engines(Sha256);
 
 impl Hasher for Engines {
@@ -201,7 +201,7 @@ mod tests {
         &Host::shared().unwrap().engine
     }
 
-    /// The least component, kept.
+    /// A minimal component, cached.
     fn kept() -> (tempfile::TempDir, Cache, PathBuf) {
         let folder = tempfile::tempdir().unwrap();
         let cache = Cache::of(folder.path()).unwrap();
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_kept_is_found_and_is_nobody_elses_to_read() {
+    fn cached_entry_is_found_and_private() {
         let (folder, cache, path) = kept();
         assert!(cache.find(engine(), SHA256).is_some());
         assert!(Cache::of(folder.path()).unwrap().find(engine(), SHA256).is_some());
@@ -222,12 +222,12 @@ mod tests {
     }
 
     #[test]
-    fn what_was_tampered_with_is_thrown_away() {
+    fn changed_entry_is_deleted() {
         let changes: [fn(&mut Vec<u8>); 4] = [
-            |bytes| bytes[SEAL + 100] ^= 1,
+            |bytes| bytes[SEAL_BYTES + 100] ^= 1,
             |bytes| bytes[0] ^= 1,
             |bytes| bytes.push(0),
-            |bytes| bytes.truncate(SEAL - 1),
+            |bytes| bytes.truncate(SEAL_BYTES - 1),
         ];
         for change in changes {
             let (_folder, cache, path) = kept();
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_is_good_for_its_component_alone_and_under_its_key_alone() {
+    fn entry_is_valid_only_for_its_component_and_key() {
         let (_folder, cache, path) = kept();
         let other = SHA256.replace('e', "f");
         fs::copy(&path, cache.path(engine(), &other)).unwrap();
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_go_when_there_is_no_room() {
+    fn oldest_entries_are_deleted_when_full() {
         let (_folder, mut cache, path) = kept();
         cache.most = fs::metadata(&path).unwrap().len();
         let old = SystemTime::now() - std::time::Duration::from_secs(60);

@@ -1,4 +1,4 @@
-//! Grants of a plugin, and the missing ones in the form of the config.
+//! Grants of a plugin, and lines of the config for missing ones.
 
 use std::{borrow::Cow, collections::BTreeMap, fmt, net::IpAddr, str::FromStr};
 
@@ -47,7 +47,7 @@ pub struct Destination {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
     "write a host and a port, such as `api.example.com:443`, or with its address \
-     `api.example.com:443=10.0.0.5`; `http://HOST:PORT` is spoken to without TLS, on any port but 443"
+     `api.example.com:443=10.0.0.5`; `http://HOST:PORT` means without TLS, on any port except 443"
 )]
 pub struct IllegalDestination;
 
@@ -68,7 +68,7 @@ impl FromStr for Destination {
         let (host, port) = place.rsplit_once(':').ok_or(IllegalDestination)?;
         let legal = |port: &u16| *port > 0 && !(clear && *port == 443);
         let port = port.parse().ok().filter(legal).ok_or(IllegalDestination)?;
-        // As the URL of a request will have it: a host in another spelling would never match.
+        // In the spelling of a request's URL: a host in another spelling would never match.
         let url = url::Url::parse(&format!("http://{host}/")).map_err(|_| IllegalDestination)?;
         let plain = url.path() == "/" && url.username().is_empty() && url.port().is_none();
         let read = url.host_str().filter(|read| plain && read.eq_ignore_ascii_case(host));
@@ -100,17 +100,17 @@ impl fmt::Display for Destination {
 }
 
 impl Destination {
-    /// The host as policies know it: an address without brackets.
+    /// Host in the notation of policies: an address without brackets.
     pub fn name(&self) -> &str {
         self.host.trim_matches(['[', ']'])
     }
 
-    /// Whether it is this host and port, spoken to so.
+    /// Whether it is this host, port and protocol.
     pub fn is(&self, host: &str, port: u16, clear: bool) -> bool {
         self.host == host && self.port == port && self.clear == clear
     }
 
-    /// Whether it is the same place, wherever that is.
+    /// Whether it is the same destination, ignoring the address.
     pub fn is_same(&self, other: &Self) -> bool {
         self.is(&other.host, other.port, other.clear)
     }
@@ -133,7 +133,7 @@ impl JsonSchema for Destination {
     }
 }
 
-/// A function of the host: an interface of the contract.
+/// Host function: an interface of the contract.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Function {
     Log,
@@ -156,7 +156,7 @@ impl Function {
         Self::Secrets,
     ];
 
-    /// The interface's name, the config's key and the name that policies know.
+    /// Name of the interface, of the config's key and in policies.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Log => "log",
@@ -169,7 +169,7 @@ impl Function {
         }
     }
 
-    /// The function that a component imports by that name, of any version that this host keeps.
+    /// Function that a component imports with that name, in any supported version.
     pub fn imported(name: &str) -> Option<Self> {
         let (name, version) = name.strip_prefix("portcullis:interceptor/")?.split_once('@')?;
         let (minor, _) = version.rsplit_once('.')?;
@@ -178,7 +178,7 @@ impl Function {
 }
 
 impl Grants {
-    /// All functions that are granted.
+    /// All granted functions.
     pub fn functions(&self) -> Vec<Function> {
         Function::ALL.into_iter().filter(|function| self.has(*function)).collect()
     }
@@ -195,12 +195,12 @@ impl Grants {
         }
     }
 
-    /// The hosts that are granted.
+    /// All granted hosts.
     pub fn hosts(&self) -> impl Iterator<Item = &Destination> {
         self.http.iter().flatten()
     }
 
-    /// What a plugin asks for and is not granted.
+    /// Requested grants that are missing.
     pub fn missing(&self, asked: &RequestedGrants<'_>) -> Option<Missing> {
         let wanted = |function: &Function| asked.functions.contains(function);
         let functions = Function::ALL.into_iter().filter(|one| wanted(one) && !self.has(*one));
@@ -223,27 +223,27 @@ impl Grants {
     }
 }
 
-/// What a plugin asks for: by its imports and its manifest.
+/// Requested grants of a plugin, from its imports and its manifest.
 pub struct RequestedGrants<'a> {
     pub functions: &'a [Function],
     pub hosts: &'a [Destination],
     pub secrets: &'a [String],
 }
 
-/// What is not granted.
+/// Missing grants.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Missing {
     functions: Vec<Function>,
     hosts: Vec<Destination>,
     secrets: Vec<String>,
-    /// What is granted already.
+    /// Granted hosts.
     some_hosts: Vec<Destination>,
     some_secrets: bool,
     table: bool,
 }
 
 impl Missing {
-    /// What it is, for a sentence.
+    /// Description for a sentence.
     pub fn what(&self) -> String {
         let functions = self.functions.iter().map(|function| format!("`{}`", function.as_str()));
         let hosts = self.hosts.iter().map(|host| format!("the host `{host}`"));
@@ -251,13 +251,13 @@ impl Missing {
         functions.chain(hosts).chain(secrets).collect::<Vec<_>>().join(", ")
     }
 
-    /// The lines of the config that would grant it.
+    /// Lines of the config that would grant it.
     pub fn lines(&self) -> String {
         let mut lines = Vec::new();
         for function in &self.functions {
             match function {
                 Function::State => lines.push("state = \"1MiB\"".to_owned()),
-                // They have lines of their own below, where the manifest names any.
+                // They have separate lines below, if the manifest names any.
                 Function::Http if !self.hosts.is_empty() => {}
                 Function::Secrets if !self.secrets.is_empty() => {}
                 Function::Http => lines.push("http = []".to_owned()),
@@ -271,7 +271,8 @@ impl Missing {
             lines.push(format!("http = [{}]", all.join(", ")));
         }
         if !self.secrets.is_empty() {
-            // What is granted already is not repeated: it could be a value where a reference belongs.
+            // Existing grants are not repeated, because they could contain a value in place of a
+            // reference.
             let all = self.secrets.iter();
             let all: Vec<_> = all
                 .map(|name| format!("{name} = {{ from = \"env:{}\" }}", name.replace('-', "_")))
@@ -284,7 +285,7 @@ impl Missing {
         lines.join("\n")
     }
 
-    /// Where the lines belong.
+    /// Place of the lines.
     pub fn place(&self) -> &'static str {
         match self.table {
             true => "write into its `[interceptors.grants]`",
@@ -298,7 +299,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn destinations_are_read_as_requests_will_name_them() {
+    fn destinations_are_normalized_like_request_urls() {
         for (text, host, port, clear) in [
             ("api.example.com:443", "api.example.com", 443, false),
             ("API.example.com:80", "api.example.com", 80, false),
@@ -332,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn imports_of_this_contract_are_known() {
+    fn imports_of_the_contract_are_recognized() {
         assert_eq!(Function::imported("portcullis:interceptor/log@0.1.7"), Some(Function::Log));
         for name in [
             "portcullis:interceptor/log@0.2.0",
@@ -346,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn the_lines_that_are_missing_grant_what_is_missing() {
+    fn printed_lines_grant_what_is_missing() {
         let hosts = ["a.example:443".parse().unwrap(), "b.example:80".parse().unwrap()];
         let secrets = ["TOKEN".to_owned()];
         let asked = RequestedGrants { functions: &Function::ALL, hosts: &hosts, secrets: &secrets };

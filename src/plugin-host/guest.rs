@@ -1,4 +1,4 @@
-//! What the host keeps for one instance: its bounds, and what it may call.
+//! State of one instance: its limits and its functions.
 
 use std::{sync::Arc, time::Instant};
 
@@ -6,58 +6,58 @@ use wasmtime::{ResourceLimiter, UpdateDeadline};
 
 use super::{
     functions::{Shared, was_sent},
-    host::{Running, TABLE_ELEMENTS},
+    host::{MAX_TABLE_ELEMENTS, Running},
     quotas::{CallerQuota, Exhausted, Quotas},
 };
 
-/// The guest's time is over.
+/// Error: the guest's deadline has passed.
 #[derive(Debug, thiserror::Error)]
 #[error("the deadline has passed")]
 pub struct DeadlineExceeded;
 
-/// Why an instance did not get the memory that it asked for.
+/// Reason why an instance got no memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OutOfMemory {
-    /// It has all that one may have.
+    /// The instance has its maximum.
     Alone,
-    /// It has not, but something larger is spent.
+    /// A shared limit is used up.
     Together(Exhausted),
 }
 
-/// What an instance is asked at the moment.
+/// Present call of an instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
-    /// What it is, or to begin.
+    /// `describe` or `start`.
     Starting,
-    /// Its verdict.
+    /// `inspect`.
     Inspecting,
 }
 
-/// The state of one instance.
+/// State of one instance.
 pub struct Guest {
-    /// What it has in common with the plugin's other instances.
+    /// State shared with the plugin's other instances.
     pub shared: Arc<Shared>,
     pub stage: Stage,
-    /// Log lines of this message.
+    /// Number of log lines of this message.
     pub lines: u32,
     /// HTTP requests of this message, for the record, and the message's exchange.
     pub requests: Vec<String>,
     pub exchange: String,
-    /// Before everything that it does.
+    /// Creation time.
     pub born: Instant,
-    /// Bytes of memory that it has, and that it may have.
+    /// Used memory in bytes, and its limit.
     pub memory: usize,
     memory_max: usize,
     shares: Arc<Quotas>,
-    /// Of the caller that it works for. Nothing: it is only ready.
+    /// Quota of the caller that it works for. `None` while idle.
     part: Option<Arc<CallerQuota>>,
-    /// Elements of its tables.
+    /// Number of table elements.
     tables: usize,
-    /// It asked for more memory than it may have.
+    /// Set when it requested more memory than allowed.
     pub starved: Option<OutOfMemory>,
-    /// When it has to be done.
+    /// Deadline.
     pub until: Instant,
-    /// Keeps the clock going that ends it.
+    /// Keeps the clock running that ends it.
     pub running: Option<Running>,
 }
 
@@ -88,12 +88,12 @@ impl Guest {
         }
     }
 
-    /// What happens at a tick of the clock: an end, or a chance for others.
+    /// Handles a tick of the clock: ends the guest, or yields.
     pub fn tick(&self, go_on: UpdateDeadline) -> wasmtime::Result<UpdateDeadline> {
         if Instant::now() >= self.until { Err(DeadlineExceeded.into()) } else { Ok(go_on) }
     }
 
-    /// From now on it works for that caller.
+    /// Assigns the instance to a caller.
     pub fn join(&mut self, part: &Arc<CallerQuota>) -> Result<(), Exhausted> {
         self.leave();
         self.shares.join(part, self.memory)?;
@@ -101,14 +101,14 @@ impl Guest {
         Ok(())
     }
 
-    /// It works for nobody any more.
+    /// Releases the instance from its caller.
     pub fn leave(&mut self) {
         if let Some(part) = self.part.take() {
             self.shares.leave(&part, self.memory);
         }
     }
 
-    /// A text without the secrets that the plugin was handed.
+    /// Text without the plugin's secrets.
     pub fn covered(&self, mut text: String) -> String {
         self.shared.veil.cover(&mut text);
         text
@@ -118,7 +118,7 @@ impl Guest {
 impl Drop for Guest {
     fn drop(&mut self) {
         self.shares.give_back(self.part.as_ref(), self.memory);
-        // Taken by the verdict, whatever it is: here no verdict came, since nobody waits any more.
+        // A verdict takes the requests. Here there was none, because the caller stopped waiting.
         if self.requests.iter().any(|request| was_sent(request)) {
             let requests = std::mem::take(&mut self.requests);
             self.shared.around.withdrawn(&self.shared.entry, &self.exchange, requests);
@@ -144,7 +144,7 @@ impl ResourceLimiter for Guest {
             return Ok(false);
         }
         self.memory = all;
-        // What it lacked before it does not lack any more.
+        // An earlier lack of memory has ended.
         self.starved = None;
         Ok(true)
     }
@@ -156,7 +156,7 @@ impl ResourceLimiter for Guest {
         _maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
         let all = self.tables.saturating_add(desired.saturating_sub(current));
-        if all > TABLE_ELEMENTS {
+        if all > MAX_TABLE_ELEMENTS {
             return Ok(false);
         }
         self.tables = all;
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn instances_share_what_the_plugin_may_have() {
+    fn instances_share_the_memory_of_the_plugin() {
         const PAGE: usize = 64 << 10;
         // Eight for all, two for one caller.
         let shares = Quotas::of(PAGE);
@@ -192,7 +192,7 @@ mod tests {
         assert!(two.memory_growing(0, 2 * PAGE, None).unwrap());
         assert!(!two.memory_growing(2 * PAGE, 3 * PAGE, None).unwrap());
         assert_eq!(two.starved, Some(OutOfMemory::Together(Exhausted::Part)));
-        // One that has more than a part has none for that caller.
+        // An instance larger than a caller's quota cannot work for it.
         assert_eq!(one.join(&part), Err(Exhausted::Part));
 
         let mut three = guest(Some(shares.part("b")));
@@ -208,10 +208,10 @@ mod tests {
     }
 
     #[test]
-    fn tables_are_bounded_together() {
+    fn total_of_tables_is_limited() {
         let running = Host::shared().unwrap().running();
         let mut guest = Guest::new(shared(), 0, Quotas::of(0), None, Instant::now(), running);
-        assert!(guest.table_growing(0, TABLE_ELEMENTS - 1, None).unwrap());
+        assert!(guest.table_growing(0, MAX_TABLE_ELEMENTS - 1, None).unwrap());
         assert!(guest.table_growing(0, 1, None).unwrap());
         assert!(!guest.table_growing(1, 2, None).unwrap());
     }

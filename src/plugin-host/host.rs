@@ -1,4 +1,4 @@
-//! One wasmtime engine for all plugins, its clock, and the threads on which slow guests go on.
+//! The wasmtime engine of all plugins, its clock, and the threads for slow guests.
 
 use std::{
     sync::{
@@ -12,38 +12,38 @@ use std::{
 use tokio::runtime::{Builder, Runtime};
 use wasmtime::{Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 
-/// MiB that `memory-mib` may grant at most.
-pub const MEMORY_MIB_MAX: u64 = 256;
-/// Elements of all tables of an instance.
-pub const TABLE_ELEMENTS: usize = 20_000;
-/// Bytes of stack for a guest.
-const STACK: usize = 512 << 10;
-/// Instances at once, over all plugins: what thirty may have at work, ready and kept. Each reserves
-/// address space, not memory.
-const INSTANCES: u32 = 4_000;
-/// Bytes of an instance's memory, its tables and its stack that are kept and zeroed when it ends, not
-/// given back: what the next one would have to fault in again.
-const KEPT: usize = 2 << 20;
-const KEPT_TABLES: usize = 16 << 10;
-const KEPT_STACK: usize = 64 << 10;
-/// How often a running guest is asked whether its time is over.
-const TICK: Duration = Duration::from_millis(2);
-/// Ticks without a guest after which the clock stops.
+/// Maximum of `memory-mib`.
+pub const MAX_MEMORY_MIB: u64 = 256;
+/// Limit of the elements of all tables of an instance.
+pub const MAX_TABLE_ELEMENTS: usize = 20_000;
+/// Stack of a guest in bytes.
+const STACK_BYTES: usize = 512 << 10;
+/// Limit of instances of all plugins: enough for thirty plugins with running, ready and kept ones.
+/// Each reserves address space, not memory.
+const MAX_INSTANCES: u32 = 4_000;
+/// Bytes of an ended instance's memory, tables and stack that are zeroed and kept, so that the next
+/// one causes no page faults there.
+const KEPT_MEMORY_BYTES: usize = 2 << 20;
+const KEPT_TABLE_BYTES: usize = 16 << 10;
+const KEPT_STACK_BYTES: usize = 64 << 10;
+/// Interval between checks of a running guest's deadline.
+const TICK_INTERVAL: Duration = Duration::from_millis(2);
+/// Number of ticks without a guest after which the clock stops.
 const IDLE_TICKS: u32 = 50;
 
-/// What all plugins share.
+/// State that all plugins share.
 pub struct Host {
     pub engine: Engine,
     clock: Arc<Clock>,
-    /// Where guests go on that were not done within a tick or two: a guest that spins takes its
-    /// time from these threads, not from those that carry messages.
+    /// Runs guests that did not finish within a tick or two: a spinning guest uses these threads,
+    /// not those that serve messages.
     pub slow: Runtime,
 }
 
 static HOST: LazyLock<Result<Host, String>> = LazyLock::new(Host::new);
 
 impl Host {
-    /// The host, made when the first plugin is loaded.
+    /// The host, created when the first plugin is loaded.
     pub fn shared() -> Result<&'static Self, String> {
         HOST.as_ref().map_err(Clone::clone)
     }
@@ -61,7 +61,7 @@ impl Host {
         Ok(Self { engine, clock, slow })
     }
 
-    /// Keeps the clock going while a guest runs.
+    /// Keeps the clock running while a guest runs.
     pub fn running(&self) -> Running {
         self.clock.active.fetch_add(1, Ordering::SeqCst);
         if self.clock.stopped.swap(false, Ordering::SeqCst) {
@@ -73,34 +73,34 @@ impl Host {
 
 fn config() -> Config {
     let mut pool = PoolingAllocationConfig::new();
-    // Components of other languages than Rust are made of many modules, of which some have memories.
-    pool.total_component_instances(INSTANCES)
-        .total_core_instances(8 * INSTANCES)
-        .total_memories(INSTANCES + INSTANCES / 2)
-        .total_tables(2 * INSTANCES)
-        .total_stacks(INSTANCES)
+    // Components in languages other than Rust consist of many modules, some of which have memories.
+    pool.total_component_instances(MAX_INSTANCES)
+        .total_core_instances(8 * MAX_INSTANCES)
+        .total_memories(MAX_INSTANCES + MAX_INSTANCES / 2)
+        .total_tables(2 * MAX_INSTANCES)
+        .total_stacks(MAX_INSTANCES)
         .max_core_instances_per_component(64)
         .max_memories_per_component(4)
         .max_tables_per_component(16)
-        .table_elements(TABLE_ELEMENTS)
-        .max_memory_size((MEMORY_MIB_MAX as usize) << 20)
-        .linear_memory_keep_resident(KEPT)
-        .table_keep_resident(KEPT_TABLES)
-        .async_stack_keep_resident(KEPT_STACK)
-        // Where the kernel can tell, only what was written is zeroed.
+        .table_elements(MAX_TABLE_ELEMENTS)
+        .max_memory_size((MAX_MEMORY_MIB as usize) << 20)
+        .linear_memory_keep_resident(KEPT_MEMORY_BYTES)
+        .table_keep_resident(KEPT_TABLE_BYTES)
+        .async_stack_keep_resident(KEPT_STACK_BYTES)
+        // If the kernel reports it, only written pages are zeroed.
         .pagemap_scan(Enabled::Auto);
     let mut config = Config::new();
     config
         .allocation_strategy(InstanceAllocationStrategy::Pooling(pool))
         .epoch_interruption(true)
-        .max_wasm_stack(STACK)
-        .async_stack_size(STACK + (512 << 10))
+        .max_wasm_stack(STACK_BYTES)
+        .async_stack_size(STACK_BYTES + (512 << 10))
         .wasm_backtrace_max_frames(None)
         .wasm_memory64(false);
     config
 }
 
-/// Moves the engine's epoch on while guests run, and costs nothing while none does.
+/// Advances the engine's epoch while guests run, and uses no time otherwise.
 struct Clock {
     active: AtomicUsize,
     stopped: AtomicBool,
@@ -125,12 +125,12 @@ impl Clock {
     fn tick(&self, engine: &Engine) {
         let mut idle = 0;
         loop {
-            thread::sleep(TICK);
+            thread::sleep(TICK_INTERVAL);
             engine.increment_epoch();
             idle = if self.active.load(Ordering::SeqCst) == 0 { idle + 1 } else { 0 };
             if idle >= IDLE_TICKS {
                 // `stopped` is set before `active` is read, and `running` counts before it reads
-                // `stopped`: one of the two sees the other.
+                // `stopped`, so one of the two sees the other.
                 self.stopped.store(true, Ordering::SeqCst);
                 while self.active.load(Ordering::SeqCst) == 0 && self.stopped.load(Ordering::SeqCst)
                 {
@@ -143,7 +143,7 @@ impl Clock {
     }
 }
 
-/// A guest runs as long as this lives.
+/// Marks a running guest until it is dropped.
 pub struct Running(Arc<Clock>);
 
 impl Drop for Running {

@@ -1,21 +1,22 @@
-//! The host of plugins: WebAssembly components that implement `plugins/wit`.
+//! Host of plugins: WebAssembly components that implement `plugins/wit`.
 //!
 //! The crate knows neither exchanges nor policies: the interceptor `plugin` converts an exchange
 //! into a [`Message`] and a [`Verdict`] into the chain's.
 //!
 //! # Invariants
+//!
 //! - Every message gets its own instance, made from memory that no other message sees. If the
 //!   plugin requests an instance for each session, that instance gets only the messages of one
 //!   principal's session, one after the other. No instance is used again after a fault.
 //! - A plugin has no authority except the functions of the contract that the operator grants it. A
 //!   component that imports more is not loaded.
 //! - The output of a plugin contains none of the secrets that were delivered to it.
-//! - Time, memory, tables, stack and copied output are bounded, so that a plugin can fail but
-//!   cannot stall or starve the proxy. A guest that is not done within a few milliseconds
-//!   continues in threads of its own. A plugin that fails repeatedly is skipped for a while, and
-//!   its messages are refused.
-//! - Native code that runs was made by wasmtime in this process, or was read from the cache under
-//!   the proxy's seal.
+//! - Time, memory, tables, stack and copied output are limited, so that a plugin can fail but
+//!   cannot stall or starve the proxy. A guest that does not finish within a few milliseconds
+//!   continues on separate threads. A plugin that fails repeatedly is skipped for a while, and its
+//!   messages are refused.
+//! - Native code that runs was compiled by wasmtime in this process, or was read from the cache
+//!   under the proxy's seal.
 
 mod artifact;
 mod bindings;
@@ -53,26 +54,26 @@ pub use signature::{Signed, Unsigned, path as signature_path};
 
 use std::{sync::Arc, time::Duration};
 
-/// What a registry is given for one artifact, where no config says.
-const REGISTRY: Duration = Duration::from_secs(60);
+/// Time limit for one artifact of a registry, unless the config sets one.
+const REGISTRY_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What all plugins of a proxy have around them.
+/// Environment of all plugins of a proxy.
 #[derive(Clone)]
 pub struct PluginHost {
-    /// Who counts for them and lets them out.
+    /// Services of the proxy.
     pub around: Arc<dyn HostServices>,
-    /// Where their values are; nowhere: they are forgotten with the plugin.
+    /// Stored values; `None`: they are dropped with the plugin.
     pub states: Option<Arc<States>>,
-    /// Where they are kept as they were compiled; nowhere: each is compiled again.
+    /// Cache of compiled plugins; `None`: each is compiled at every start.
     pub cache: Option<Arc<Cache>>,
-    /// How registries are asked for them.
+    /// Access to registries.
     pub artifacts: Artifacts,
 }
 
 impl PluginHost {
-    /// Without anything: for who only looks at a plugin.
+    /// Empty environment, for commands that only inspect a plugin.
     pub fn bare() -> Self {
-        let artifacts = Artifacts::asked(Default::default(), REGISTRY);
+        let artifacts = Artifacts::asked(Default::default(), REGISTRY_TIMEOUT);
         Self { around: Arc::new(Nowhere), states: None, cache: None, artifacts }
     }
 }

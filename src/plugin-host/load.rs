@@ -1,4 +1,4 @@
-//! From a file to a plugin that can be asked, or one clear error.
+//! Loads a plugin from a file, with one clear error on failure.
 
 use std::{
     collections::BTreeMap,
@@ -22,7 +22,7 @@ use super::{
     functions::{Client, Shared, Values},
     grants::{Function, Grants, Missing, RequestedGrants},
     guest::Guest,
-    host::{Host, MEMORY_MIB_MAX},
+    host::{Host, MAX_MEMORY_MIB},
     output::excerpt,
     secret_redactor::SecretRedactor,
     signature::Signed,
@@ -31,72 +31,72 @@ use super::{
 use portcullis_foundation::note_key::Verifier;
 use portcullis_vault::Secret;
 
-/// Bytes of a component's file. Interpreters of other languages take 10 to 20 MiB.
-pub(super) const FILE_BYTES: u64 = 64 << 20;
-/// Bytes of the note of its signature.
-pub(super) const NOTE_BYTES: u64 = 64 << 10;
-/// For `describe`, when a plugin is loaded.
-pub(super) const DESCRIBE: Duration = Duration::from_secs(1);
-/// For `start`, when a plugin is loaded or made ready.
-pub(super) const START: Duration = Duration::from_secs(1);
-/// Things that are wrong with a `config` that an error names.
-const WRONG: usize = 8;
-/// Foreign imports that an error names.
-const FOREIGN: usize = 32;
-/// What it has to export.
+/// Limit of a component's file in bytes. Interpreters of other languages take 10 to 20 MiB.
+pub(super) const MAX_FILE_BYTES: u64 = 64 << 20;
+/// Limit of a signature's note in bytes.
+pub(super) const MAX_NOTE_BYTES: u64 = 64 << 10;
+/// Time limit for `describe` when a plugin is loaded.
+pub(super) const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Time limit for `start` when a plugin is loaded or prepared.
+pub(super) const START_TIMEOUT: Duration = Duration::from_secs(1);
+/// Limit of the problems of a `config` that an error names.
+const MAX_REPORTED_PROBLEMS: usize = 8;
+/// Limit of the foreign imports that an error names.
+const MAX_REPORTED_IMPORTS: usize = 32;
+/// Interface that it must export.
 pub(super) const GUEST: &str = "portcullis:interceptor/guest@0.1";
 
-/// How the operator says which file it is.
+/// How the operator identifies the file.
 #[derive(Debug, Clone, Copy)]
 pub enum Pin<'a> {
-    /// SHA-256 in hex, with or without `sha256:` before it.
+    /// SHA-256 in hex, with or without the prefix `sha256:`.
     Sha256(&'a str),
-    /// What one of these keys signed; where a digest is given, with that too.
+    /// Signed by one of these keys; if a digest is set, that must match, too.
     Signed { by: &'a [Verifier], sha256: Option<&'a str> },
-    /// Whatever is there: `allow-unpinned = true`.
+    /// Any file: `allow-unpinned = true`.
     Any,
-    /// Nothing was said, which is refused with the digest to write.
+    /// Not set, which is refused with the digest to write.
     Missing,
 }
 
-/// What the operator grants and sets.
+/// Grants and settings of the operator.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// The name of its entry.
+    /// Name of its entry.
     pub entry: String,
-    /// The plugin's own configuration.
+    /// Configuration of the plugin.
     pub config: Map<String, Value>,
-    /// MiB of memory for one instance, 1 to 256.
+    /// Memory limit of one instance in MiB, 1 to 256.
     pub memory_mib: u64,
-    /// For one verdict.
+    /// Time limit for one verdict.
     pub deadline: Duration,
-    /// Whether messages pass where it fails. Its circuit never opens then: a few messages that it
-    /// fails on would let all others pass.
+    /// Whether messages pass if it fails. Its circuit then never opens, because a few failing
+    /// messages would let all others pass.
     pub fail_open: bool,
-    /// Set where its verdicts have no effect: then nothing else that it does has one either.
+    /// Set in audit mode, when its verdicts have no effect and nothing else must have one either.
     pub trial: Option<Trial>,
-    /// What it may do beyond its verdicts.
+    /// Host functions that it may use.
     pub grants: Grants,
-    /// The secrets of the grants.
+    /// Secrets of the grants.
     pub secrets: BTreeMap<String, Secret>,
 }
 
-/// A plugin that is tried.
+/// Settings of audit mode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Trial {
-    /// Whether its requests are sent all the same.
+    /// Whether its requests are sent anyway.
     pub http: bool,
 }
 
-/// The SHA-256 of a file as it is now, in hex.
+/// SHA-256 of the present file, in hex.
 ///
 /// # Errors
-/// Where it cannot be read.
+/// If it cannot be read.
 pub fn digest(path: &Path) -> Result<String, LoadError> {
     Artifact::file(path).map(|found| hex::encode(Sha256::digest(&found.bytes)))
 }
 
-/// A component that was read, checked and compiled and has said what it is; nothing is granted yet.
+/// Component that was read, checked, compiled and described; nothing is granted yet.
 pub struct Compiled {
     path: PathBuf,
     size: usize,
@@ -109,16 +109,16 @@ pub struct Compiled {
 }
 
 impl Compiled {
-    /// Reads, checks, compiles and asks. Takes as long as compiling takes (0.1 s for a small plugin
-    /// in Rust), so call it off the async threads.
+    /// Reads, checks, compiles and describes a component. Takes as long as compilation (0.1 s for a
+    /// small plugin in Rust), so call it outside the async threads.
     ///
     /// # Errors
-    /// What is wrong with the file, its digest, what it imports and exports, or its manifest.
+    /// Problem of the file, its digest, its imports and exports, or its manifest.
     pub fn read(path: &Path, pin: Pin<'_>) -> Result<Self, LoadError> {
         Self::kept(path, pin, None)
     }
 
-    /// The same, from what was compiled before where the cache has it.
+    /// Same, with compiled code from the cache if possible.
     ///
     /// # Errors
     /// As [`Self::read`].
@@ -126,7 +126,7 @@ impl Compiled {
         Self::of(&Artifact::file(path)?, pin, cache)
     }
 
-    /// The same of what was found, wherever.
+    /// Same for a component that was already read.
     ///
     /// # Errors
     /// As [`Self::read`].
@@ -139,8 +139,8 @@ impl Compiled {
         let functions = imports(path, &host.engine, &component)?;
         let pre = link(path, &host.engine, &component)?;
         let bare = Arc::new(Shared::bare("", PluginHost::bare().around));
-        let memory = usize::try_from(MEMORY_MIB_MAX << 20).unwrap_or(usize::MAX);
-        let template = Template::new(host, pre, memory, DESCRIBE, bare);
+        let memory = usize::try_from(MAX_MEMORY_MIB << 20).unwrap_or(usize::MAX);
+        let template = Template::new(host, pre, memory, DESCRIBE_TIMEOUT, bare);
         let manifest = describe(path, &template)?;
         let signed_by = match signed {
             Some((statement, keys)) => {
@@ -153,44 +153,44 @@ impl Compiled {
         Ok(Self { path, size, sha256, signed_by, host, pre, functions, manifest })
     }
 
-    /// What it says of itself.
+    /// Manifest.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
     }
 
-    /// The functions of the host that it imports.
+    /// Imported host functions.
     pub fn functions(&self) -> &[Function] {
         &self.functions
     }
 
-    /// The digest of its file, in hex.
+    /// Digest of its file, in hex.
     pub fn sha256(&self) -> &str {
         &self.sha256
     }
 
-    /// The keys by whose signatures it was taken, where the pin asks for that.
+    /// Keys whose signatures were accepted, if the pin requires that.
     pub fn signed_by(&self) -> &[Verifier] {
         &self.signed_by
     }
 
-    /// Bytes of its file.
+    /// Size of its file in bytes.
     pub fn size(&self) -> usize {
         self.size
     }
 
-    /// What of all that it asks for is not granted, by its imports and its manifest.
+    /// Requested grants that are missing, from its imports and its manifest.
     pub fn missing(&self, grants: &Grants) -> Option<Missing> {
         let Manifest { hosts, secrets, .. } = &self.manifest;
         grants.missing(&RequestedGrants { functions: &self.functions, hosts, secrets })
     }
 
-    /// A plugin of it, with these settings.
+    /// Plugin with these settings.
     ///
     /// # Errors
-    /// What it asks for and is not granted, and what is wrong with its configuration.
+    /// Missing grants, and problems of its configuration.
     pub fn plugin(&self, settings: Settings, house: &PluginHost) -> Result<Plugin, LoadError> {
         let Self { path, host, pre, manifest, .. } = self;
-        if !(1..=MEMORY_MIB_MAX).contains(&settings.memory_mib) {
+        if !(1..=MAX_MEMORY_MIB).contains(&settings.memory_mib) {
             return Err(LoadError::Memory { path: path.clone(), said: settings.memory_mib });
         }
         if let Some(missing) = self.missing(&settings.grants) {
@@ -210,14 +210,14 @@ impl Compiled {
     }
 }
 
-/// Whether what a plugin keeps is kept.
+/// Whether a plugin's values persist.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Lasting {
     ForNow,
     Kept,
 }
 
-/// What a plugin is given: what it asks for of what is granted.
+/// Effective grants of a plugin: those requested and granted.
 fn given(
     manifest: &Manifest,
     settings: &Settings,
@@ -248,8 +248,8 @@ fn given(
     })
 }
 
-/// Whether it is the file that the operator means; what is signed of it and by which keys, where that
-/// says so.
+/// Checks that it is the intended file. Returns the signed content and the keys, if the pin
+/// requires a signature.
 fn check_pin(
     found: &Artifact,
     pin: Pin<'_>,
@@ -278,13 +278,13 @@ fn unsigned(found: &Artifact, why: String) -> LoadError {
     LoadError::Unsigned { path, why, note }
 }
 
-/// What was signed has to be of the plugin that the file says it is.
+/// Checks that the signed content is that of the plugin in the file.
 fn agrees(found: &Artifact, manifest: &Manifest, signed: Signed) -> Result<(), LoadError> {
     if (&signed.name, &signed.version) == (&manifest.name, &manifest.version) {
         return Ok(());
     }
     let why = format!(
-        "`{} {}` is signed, and the plugin says that it is `{} {}`",
+        "`{} {}` is signed, but the plugin's manifest has `{} {}`",
         excerpt(&signed.name, 64),
         excerpt(&signed.version, 64),
         manifest.name,
@@ -312,7 +312,7 @@ fn compile(
     sha256: &str,
     cache: Option<&Cache>,
 ) -> Result<Component, LoadError> {
-    // The preamble: magic, version, and layer 0 for a core module or 1 for a component.
+    // Preamble: magic, version, and layer 0 for a core module or 1 for a component.
     match bytes.get(..8) {
         Some([0, b'a', b's', b'm', _, _, 1, 0]) => {}
         Some([0, b'a', b's', b'm', _, _, 0, 0]) => {
@@ -333,7 +333,7 @@ fn compile(
     Ok(compiled)
 }
 
-/// The functions that a component imports, if it imports nothing else.
+/// Imported host functions of a component that imports nothing else.
 fn imports(
     path: &Path,
     engine: &Engine,
@@ -349,7 +349,7 @@ fn imports(
     if foreign.is_empty() {
         Ok(functions)
     } else {
-        foreign.truncate(FOREIGN);
+        foreign.truncate(MAX_REPORTED_IMPORTS);
         Err(LoadError::Foreign { path: path.into(), imports: foreign })
     }
 }
@@ -369,11 +369,11 @@ fn link(
 }
 
 fn describe(path: &Path, template: &Template) -> Result<Manifest, LoadError> {
-    let mut store = template.store(Instant::now() + DESCRIBE, None);
+    let mut store = template.store(Instant::now() + DESCRIBE_TIMEOUT, None);
     store.epoch_deadline_callback(|guest| guest.data().tick(UpdateDeadline::Continue(1)));
     let said = at_once(described(&mut store, template)).map_err(|error| LoadError::Describe {
         path: path.into(),
-        reason: template.failure(&error, store.data(), DESCRIBE).to_string(),
+        reason: template.failure(&error, store.data(), DESCRIBE_TIMEOUT).to_string(),
     })?;
     Manifest::check(said).map_err(|reason| LoadError::Manifest { path: path.into(), reason })
 }
@@ -386,24 +386,26 @@ async fn described(
     world.portcullis_interceptor_guest().call_describe(store).await
 }
 
-/// Tries whether an instance begins: what is wrong with a config, a plugin should say at once and not
-/// at the first message.
+/// Starts an instance as a test, so that the plugin reports errors of its config now and not at the
+/// first message.
 fn begin(manifest: &Manifest, template: &Template) -> Result<(), LoadError> {
-    let mut store = template.store(Instant::now() + START, None);
+    let mut store = template.store(Instant::now() + START_TIMEOUT, None);
     store.epoch_deadline_callback(|guest| guest.data().tick(UpdateDeadline::Continue(1)));
     let begun = at_once(template.begin(&mut store));
     let failed = |reason: String| LoadError::Start { plugin: manifest.name.clone(), reason };
     match begun {
         Ok(Ok(_)) => Ok(()),
         Ok(Err(own)) => Err(failed(own)),
-        Err(error) => Err(failed(template.failure(&error, store.data(), START).to_string())),
+        Err(error) => {
+            Err(failed(template.failure(&error, store.data(), START_TIMEOUT).to_string()))
+        }
     }
 }
 
-/// What of a guest's waits for nothing: it goes on at every tick, and what could wait works in
-/// `inspect` alone. So no runtime is needed, nor in the way.
+/// Runs a guest call that never waits: it continues at every tick, and functions that could wait
+/// are available in `inspect` only. So no async runtime is needed.
 fn at_once<T>(asked: impl Future<Output = wasmtime::Result<T>>) -> wasmtime::Result<T> {
-    asked.now_or_never().unwrap_or_else(|| Err(wasmtime::format_err!("it waited for something")))
+    asked.now_or_never().unwrap_or_else(|| Err(wasmtime::format_err!("it waited")))
 }
 
 fn check_config(
@@ -415,17 +417,17 @@ fn check_config(
     if let Some(text) = &manifest.config_schema {
         let wrong = |reason: String| LoadError::Manifest {
             path: path.into(),
-            reason: format!("its `config-schema` is no JSON Schema: {}", excerpt(&reason, 300)),
+            reason: format!("its `config-schema` is not a JSON Schema: {}", excerpt(&reason, 300)),
         };
         let schema: Value = serde_json::from_str(text).map_err(|error| wrong(error.to_string()))?;
         let validator =
             jsonschema::draft202012::new(&schema).map_err(|error| wrong(error.to_string()))?;
-        let wrong: Vec<_> = validator.iter_errors(&config).take(WRONG).collect();
+        let wrong: Vec<_> = validator.iter_errors(&config).take(MAX_REPORTED_PROBLEMS).collect();
         if let Some(first) = wrong.first() {
             let at = first.instance_path().as_str().to_owned();
             let told = wrong.iter().map(|error| {
-                // Where and what was expected, not what stands there: it can be a secret.
-                let what = excerpt(&error.masked_with("what stands there").to_string(), 200);
+                // Position and expectation without the value, which can be a secret.
+                let what = excerpt(&error.masked_with("the value").to_string(), 200);
                 match error.instance_path().as_str() {
                     "" => what,
                     pointer => format!("`{pointer}`: {what}"),
@@ -450,7 +452,7 @@ mod tests {
     const COMPONENT: &[u8] = b"\0asm\x0d\0\x01\0";
     const MODULE: &[u8] = b"\0asm\x01\0\0\0";
 
-    /// A component that imports an empty interface of that name.
+    /// Component that imports an empty interface with that name.
     fn importing(name: &str) -> Vec<u8> {
         let mut bytes = COMPONENT.to_vec();
         // Section 7, types: one, an instance without declarations.
@@ -470,7 +472,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_plugin_is_told_apart() {
+    fn files_that_are_not_plugins_have_distinct_errors() {
         let code = |bytes: &[u8]| refusal(bytes).code().unwrap().to_string();
         for bytes in [&b""[..], b"\0as", b"\x7fELF\x02\x01\x01\0", b"(component)"] {
             assert_eq!(code(bytes), "plugin-not-wasm", "{bytes:?}");
@@ -482,7 +484,7 @@ mod tests {
     }
 
     #[test]
-    fn what_it_asks_for_beyond_the_contract_is_listed() {
+    fn imports_beyond_the_contract_are_listed() {
         for name in [
             "wasi:cli/environment@0.2.3",
             "wasi:http/outgoing-handler@0.2.0",
@@ -498,7 +500,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_not_there() {
+    fn missing_file_is_an_error() {
         let missing = Compiled::read(Path::new("no/such.wasm"), Pin::Any).err().unwrap();
         assert_eq!(
             missing.to_string(),

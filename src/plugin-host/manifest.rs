@@ -1,4 +1,4 @@
-//! What a plugin says of itself, checked.
+//! Manifest of a plugin, checked.
 
 use std::{borrow::Cow, fmt, str::FromStr};
 
@@ -13,39 +13,39 @@ use super::{
     output::excerpt,
 };
 
-/// Hooks of one plugin, and events of one hook.
-const HOOKS: usize = 16;
-const EVENTS: usize = 64;
-/// Hosts and secrets of one plugin.
-const ASKED: usize = 32;
-/// Options of one plugin.
-const OPTIONS: usize = 16;
-/// This version of Portcullis.
-const HOST: &str = env!("CARGO_PKG_VERSION");
+/// Limits of the hooks of one plugin, and of the events of one hook.
+const MAX_HOOKS: usize = 16;
+const MAX_EVENTS: usize = 64;
+/// Limit of the hosts and of the secrets of one plugin.
+const MAX_REQUESTED: usize = 32;
+/// Limit of the options of one plugin.
+const MAX_OPTIONS: usize = 16;
+/// Version of this Portcullis.
+const HOST_VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// A plugin's own account of itself.
+/// Manifest of a plugin.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Manifest {
     pub name: String,
     pub version: String,
     pub description: String,
     pub hooks: Hooks,
-    /// The JSON Schema that the operator's configuration has to fit.
+    /// JSON Schema for the operator's configuration.
     pub config_schema: Option<String>,
-    /// How long an instance lives.
+    /// Lifetime of an instance.
     pub lifetime: Lifetime,
-    /// The hosts that it asks `http` for.
+    /// Hosts that it requests for `http`.
     pub hosts: Vec<Destination>,
-    /// The names that it asks `secrets` for.
+    /// Names that it requests for `secrets`.
     pub secrets: Vec<String>,
-    /// Whether it is asked about a message once, also where another interceptor replaced it.
+    /// Whether it inspects a message only once, even if another interceptor replaced it.
     pub once: bool,
 }
 
 impl Manifest {
-    /// The manifest, if it holds together.
+    /// Manifest, if it is consistent.
     pub(super) fn check(said: wit::Manifest) -> Result<Self, String> {
-        // The alphabet of every other name: it stands in rules, logs and metrics.
+        // The characters of all other names, because it appears in rules, logs and metrics.
         if said.name.parse::<ServerName>().is_err() {
             return Err(format!("`{}` is not a legal name", excerpt(&said.name, 64)));
         }
@@ -53,10 +53,10 @@ impl Manifest {
             return Err(format!("`{}` is not a version such as 1.2.3", excerpt(&said.version, 64)));
         }
         if said.hooks.is_empty() {
-            return Err("it has no hooks, so it would never be asked".into());
+            return Err("it has no hooks, so it would never run".into());
         }
-        if said.hooks.len() > HOOKS {
-            return Err(format!("it has more than {HOOKS} hooks"));
+        if said.hooks.len() > MAX_HOOKS {
+            return Err(format!("it has more than {MAX_HOOKS} hooks"));
         }
         options(&said.options)?;
         let hooks = said.hooks.into_iter().map(hook).collect::<Result<_, _>>()?;
@@ -75,7 +75,7 @@ impl Manifest {
 }
 
 impl Manifest {
-    /// Whether its version is a lower one.
+    /// Whether its version is older.
     pub fn is_older_than(&self, other: &Self) -> bool {
         let (Some(own), Some(other)) = (self.number(), other.number()) else { return false };
         own.cmp_precedence(&other).is_lt()
@@ -86,18 +86,18 @@ impl Manifest {
         self.number().is_some_and(|own| versions.0.matches(&own))
     }
 
-    /// That it was checked to be one is why this is never nothing.
+    /// Never `None`, because it was checked.
     fn number(&self) -> Option<semver::Version> {
         semver::Version::parse(&self.version).ok()
     }
 }
 
-/// Versions that an operator takes, such as `>=1.2`.
+/// Required versions, such as `>=1.2`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Versions(semver::VersionReq);
 
-/// A text that names no versions.
+/// Error for text that is not a version requirement.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}: write versions such as `>=1.2` or `>=1.2, <2`")]
 pub struct IllegalVersions(semver::Error);
@@ -144,17 +144,17 @@ impl JsonSchema for Versions {
     }
 }
 
-/// Whether this host knows all that the plugin needs.
+/// Checks that this host supports everything that the plugin needs.
 fn options(said: &[(String, String)]) -> Result<(), String> {
-    if said.len() > OPTIONS {
-        return Err(format!("it has more than {OPTIONS} options"));
+    if said.len() > MAX_OPTIONS {
+        return Err(format!("it has more than {MAX_OPTIONS} options"));
     }
-    let Some(host) = semver::Version::parse(HOST).ok() else { return Ok(()) };
+    let Some(host) = semver::Version::parse(HOST_VERSION).ok() else { return Ok(()) };
     for (name, value) in said {
         match (name.as_str(), semver::Version::parse(value)) {
             ("host", Ok(least)) if least <= host => {}
             ("host", Ok(least)) => {
-                return Err(format!("it needs Portcullis {least} or later, and this is {host}"));
+                return Err(format!("it requires Portcullis {least} or later; this is {host}"));
             }
             ("host", Err(_)) => {
                 return Err(format!("`{}` is not a version such as 1.2.3", excerpt(value, 64)));
@@ -162,7 +162,7 @@ fn options(said: &[(String, String)]) -> Result<(), String> {
             (other, _) if other.starts_with("may-") => {}
             (other, _) => {
                 return Err(format!(
-                    "it needs `{}`, which this version of Portcullis does not know",
+                    "it requires `{}`, which this version of Portcullis does not support",
                     excerpt(other, 64)
                 ));
             }
@@ -172,20 +172,24 @@ fn options(said: &[(String, String)]) -> Result<(), String> {
 }
 
 fn hosts(said: &[String]) -> Result<Vec<Destination>, String> {
-    if said.len() > ASKED {
-        return Err(format!("it names more than {ASKED} hosts"));
+    if said.len() > MAX_REQUESTED {
+        return Err(format!("it names more than {MAX_REQUESTED} hosts"));
     }
     let host = |text: &String| match text.parse::<Destination>() {
         Ok(host) if host.address.is_none() => Ok(host),
-        // Where a host is, is the operator's to say.
-        _ => Err(format!("`{}` is not HOST:PORT or http://HOST:PORT", excerpt(text, 64))),
+        // Only the operator sets the address of a host.
+        _ => Err(format!(
+            "`{}` is not HOST_VERSION:PORT or \
+            http://HOST_VERSION:PORT",
+            excerpt(text, 64)
+        )),
     };
     said.iter().map(host).collect()
 }
 
 fn secrets(said: Vec<String>) -> Result<Vec<String>, String> {
-    if said.len() > ASKED {
-        return Err(format!("it names more than {ASKED} secrets"));
+    if said.len() > MAX_REQUESTED {
+        return Err(format!("it names more than {MAX_REQUESTED} secrets"));
     }
     // Such a name needs no quotes in the config.
     let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
@@ -197,14 +201,14 @@ fn secrets(said: Vec<String>) -> Result<Vec<String>, String> {
 
 fn hook(said: wit::Hook) -> Result<Hook, String> {
     if said.events.is_empty() {
-        return Err("a hook names no event".into());
+        return Err("a hook has no events".into());
     }
-    if said.events.len() > EVENTS {
-        return Err(format!("a hook names more than {EVENTS} events"));
+    if said.events.len() > MAX_EVENTS {
+        return Err(format!("a hook has more than {MAX_EVENTS} events"));
     }
     if let Some(event) = said.events.iter().find(|event| !is_method(event)) {
         return Err(format!(
-            "`{}` is no MCP method: events are methods such as `tools/call`, or `*`",
+            "`{}` is not an MCP method: events are methods such as `tools/call`, or `*`",
             excerpt(event, 64)
         ));
     }
@@ -215,8 +219,8 @@ fn hook(said: wit::Hook) -> Result<Hook, String> {
     Ok(Hook { events: said.events, phase })
 }
 
-/// Methods of later revisions have to be hookable too, so this knows their shape and not a list:
-/// words with `/` between, of which only `initialize` and `ping` stand alone.
+/// Methods of later revisions must be hookable too, so this checks their form instead of a list:
+/// words separated by `/`, except `initialize` and `ping`.
 fn is_method(event: &str) -> bool {
     let word = |word: &str| {
         !word.is_empty() && word.bytes().all(|b| b.is_ascii_alphabetic() || b == b'_' || b == b'-')
@@ -243,18 +247,18 @@ mod tests {
             hosts: Vec::new(),
             secrets: Vec::new(),
             once: false,
-            options: vec![("host".into(), HOST.into()), ("may-be".into(), "new".into())],
+            options: vec![("host".into(), HOST_VERSION.into()), ("may-be".into(), "new".into())],
         }
     }
 
     #[test]
-    fn a_sound_manifest_passes() {
+    fn valid_manifest_passes() {
         let manifest = Manifest::check(said()).unwrap();
         assert_eq!(manifest.hooks, Hooks::on(&["tools/call"], Phase::Request));
     }
 
     #[test]
-    fn versions_have_an_order() {
+    fn versions_are_ordered() {
         let of = |version: &str| {
             Manifest::check(wit::Manifest { version: version.into(), ..said() }).unwrap()
         };
@@ -276,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn each_lie_is_named() {
+    fn invalid_manifests_are_refused() {
         type Lie = fn(&mut wit::Manifest);
         let lies: [(Lie, &str); 19] = [
             (|m| m.name = "Probe 1".into(), "not a legal name"),
@@ -286,17 +290,17 @@ mod tests {
             (|m| m.version = "1.02.0".into(), "not a version"),
             (|m| m.hooks.clear(), "no hooks"),
             (|m| m.hooks = vec![m.hooks[0].clone(); 17], "more than 16 hooks"),
-            (|m| m.hooks[0].events.clear(), "names no event"),
+            (|m| m.hooks[0].events.clear(), "has no events"),
             (|m| m.hooks[0].events = vec!["*".into(); 65], "more than 64 events"),
-            (|m| m.hooks[0].events = vec!["everything".into()], "is no MCP method"),
+            (|m| m.hooks[0].events = vec!["everything".into()], "is not an MCP method"),
             (|m| m.hosts = vec!["a:1".into(); 33], "more than 32 hosts"),
-            (|m| m.hosts = vec!["everywhere".into()], "is not HOST:PORT"),
-            (|m| m.hosts = vec!["a:1=10.0.0.1".into()], "is not HOST:PORT"),
+            (|m| m.hosts = vec!["everywhere".into()], "is not HOST_VERSION:PORT"),
+            (|m| m.hosts = vec!["a:1=10.0.0.1".into()], "is not HOST_VERSION:PORT"),
             (|m| m.secrets = vec!["A".into(); 33], "more than 32 secrets"),
             (|m| m.secrets = vec!["A B".into()], "not a legal name of a secret"),
-            (|m| m.options[0].1 = "99.0.0".into(), "needs Portcullis 99.0.0 or later"),
+            (|m| m.options[0].1 = "99.0.0".into(), "requires Portcullis 99.0.0 or later"),
             (|m| m.options[0].1 = "new".into(), "not a version"),
-            (|m| m.options[1].0 = "new".into(), "it needs `new`, which"),
+            (|m| m.options[1].0 = "new".into(), "it requires `new`, which"),
             (|m| m.options = vec![m.options[1].clone(); 17], "more than 16 options"),
         ];
         for (lie, told) in lies {
@@ -308,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn methods_by_their_shape() {
+    fn methods_are_recognized_by_their_form() {
         for event in ["*", "ping", "initialize", "tools/call", "notifications/tools/list_changed"] {
             assert!(is_method(event), "{event}");
         }

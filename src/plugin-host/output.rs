@@ -1,19 +1,19 @@
-//! What a plugin hands back, checked before anybody believes it.
+//! Checks the output of a plugin.
 
 use super::{Decision, Verdict, secret_redactor::SecretRedactor};
 
-/// Labels and findings in one verdict.
-const ITEMS: usize = 32;
-/// Bytes of a label or of a rule's name.
-const NAME_BYTES: usize = 64;
-/// Bytes of a text for people.
-const TEXT_BYTES: usize = 512;
+/// Limit of the labels and of the findings in one verdict.
+const MAX_ITEMS: usize = 32;
+/// Limit of a label or of a rule's name in bytes.
+const MAX_NAME_BYTES: usize = 64;
+/// Limit of a text for people in bytes.
+const MAX_TEXT_BYTES: usize = 512;
 
-/// Checks a verdict, and shortens what is only for reading. No secret that the plugin was handed is
-/// left in it.
+/// Checks a verdict, and shortens texts for people. The result contains none of the plugin's
+/// secrets.
 pub fn check(mut verdict: Verdict, veil: &SecretRedactor) -> Result<Verdict, String> {
-    if verdict.labels.len() > ITEMS || verdict.findings.len() > ITEMS {
-        return Err(format!("it gave more than {ITEMS} labels or findings"));
+    if verdict.labels.len() > MAX_ITEMS || verdict.findings.len() > MAX_ITEMS {
+        return Err(format!("it returned more than {MAX_ITEMS} labels or findings"));
     }
     for label in &verdict.labels {
         legal("label", label, veil)?;
@@ -24,10 +24,10 @@ pub fn check(mut verdict: Verdict, veil: &SecretRedactor) -> Result<Verdict, Str
     }
     match &mut verdict.decision {
         Decision::Pass => {}
-        // The chain holds a replacement to what every message is held to.
+        // The chain checks a replacement like every message.
         Decision::Replace(text) => {
             if veil.hides(text) {
-                return Err("its replacement holds a secret that it was handed".into());
+                return Err("its replacement contains a secret that was delivered to it".into());
             }
         }
         Decision::Refuse(refusal) => {
@@ -42,28 +42,28 @@ pub fn check(mut verdict: Verdict, veil: &SecretRedactor) -> Result<Verdict, Str
 }
 
 fn shorten(text: &mut String, veil: &SecretRedactor) {
-    // Before it is cut: half a secret is one too.
+    // Before truncation, because half a secret is one too.
     veil.cover(text);
-    *text = excerpt(text, TEXT_BYTES);
+    *text = excerpt(text, MAX_TEXT_BYTES);
 }
 
 fn legal(what: &str, name: &str, veil: &SecretRedactor) -> Result<(), String> {
     if veil.hides(name) {
-        Err(format!("a {what} holds a secret that it was handed"))
+        Err(format!("a {what} contains a secret that was delivered to it"))
     } else if is_name(name) {
         Ok(())
     } else {
-        Err(format!("`{}` is not a legal {what}", excerpt(name, NAME_BYTES)))
+        Err(format!("`{}` is not a legal {what}", excerpt(name, MAX_NAME_BYTES)))
     }
 }
 
-/// Whether a text is a label, a code, or a counter's name.
+/// Whether a text is legal as a label, a code or a counter's name.
 pub fn is_name(text: &str) -> bool {
-    (1..=NAME_BYTES).contains(&text.len())
+    (1..=MAX_NAME_BYTES).contains(&text.len())
         && text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b':'))
 }
 
-/// At most so many bytes of a guest's text, with control characters escaped.
+/// Text of a guest, truncated to this number of bytes, with control characters escaped.
 pub fn excerpt(text: &str, bytes: usize) -> String {
     let short = &text[..text.floor_char_boundary(bytes)];
     let mut out = String::with_capacity(short.len());
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_and_codes_are_names_and_few() {
+    fn labels_and_codes_are_legal_names_and_limited() {
         let veil = SecretRedactor::default();
         for (label, legal) in
             [("pii", true), ("pii:email.v1", true), ("", false), ("a b", false), ("É", false)]
@@ -103,24 +103,24 @@ mod tests {
             assert_eq!(check(reported, &veil).is_ok(), legal, "{label}");
             assert_eq!(check(verdict(refusal(label, "no")), &veil).is_ok(), legal, "{label}");
         }
-        let many = Verdict { labels: vec!["x".into(); ITEMS + 1], ..verdict(Decision::Pass) };
+        let many = Verdict { labels: vec!["x".into(); MAX_ITEMS + 1], ..verdict(Decision::Pass) };
         assert!(check(many, &veil).is_err());
     }
 
     #[test]
-    fn words_of_a_refusal_are_short_and_of_one_line() {
+    fn refusal_text_is_short_and_on_one_line() {
         let long = refusal("words", &format!("no\n{}", "ä".repeat(9_999)));
         let Ok(Verdict { decision: Decision::Refuse(refusal), .. }) =
             check(verdict(long), &SecretRedactor::default())
         else {
-            panic!("a refusal stays one");
+            panic!("the decision changed");
         };
         assert!(refusal.reason.starts_with("no\\nää"));
-        assert!(refusal.reason.len() < TEXT_BYTES + 8);
+        assert!(refusal.reason.len() < MAX_TEXT_BYTES + 8);
     }
 
     #[test]
-    fn no_verdict_holds_a_secret() {
+    fn verdicts_contain_no_secret() {
         let value = ["hunter", "2"].concat();
         let veil = SecretRedactor::over([Secret::new(value.clone())].iter()).unwrap();
         let finding = Finding { code: "seen".into(), message: format!("a {value}") };

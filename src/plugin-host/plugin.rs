@@ -1,4 +1,4 @@
-//! A loaded plugin, and the way of one message through it.
+//! A loaded plugin, and the processing of one message.
 
 use std::{
     sync::Arc,
@@ -18,16 +18,16 @@ use super::{
     pool::Pool,
     quotas::{CallerQuota, Evictable},
     sessions::{Crowded, Party, Sessions},
-    template::{OUTPUT_SLACK, Template},
+    template::{MAX_EXTRA_OUTPUT_BYTES, Template},
 };
 
-/// What begins a session.
+/// Method that begins a session.
 const INITIALIZE: &str = "initialize";
 
-/// Why a plugin reached no verdict.
+/// Reason why a plugin reached no verdict.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
-    #[error("it was not done within {0:?}")]
+    #[error("it did not finish within {0:?}")]
     Deadline(Duration),
     #[error("it needs more than its {0} MiB of memory (`memory-mib`)")]
     Memory(usize),
@@ -35,9 +35,9 @@ pub enum Failure {
     MemoryOfCaller(usize),
     #[error("its instances need more than {0} MiB of memory together")]
     MemoryTogether(usize),
-    #[error("it recursed beyond its stack")]
+    #[error("it exceeded its stack")]
     Stack,
-    #[error("it handed back more than twice the message and {} MiB", OUTPUT_SLACK >> 20)]
+    #[error("its output exceeds twice the message plus {} MiB", MAX_EXTRA_OUTPUT_BYTES >> 20)]
     Output,
     #[error("it trapped: {0}")]
     Trap(String),
@@ -45,19 +45,19 @@ pub enum Failure {
     Start(String),
     #[error("it failed: {0}")]
     Own(String),
-    #[error("its verdict is wrong: {0}")]
+    #[error("its verdict is invalid: {0}")]
     Verdict(String),
-    #[error("all instances that it may keep for sessions are at work")]
+    #[error("all of its session instances are busy")]
     Crowded,
-    #[error("others kept it at work, and too little of its {0:?} was left")]
+    #[error("other messages kept it busy, and too little of its {0:?} was left")]
     Queued(Duration),
-    #[error("it failed again and again, and is not asked for another {0:?}")]
+    #[error("it failed repeatedly; circuit open for {0:?}")]
     LetAlone(Duration),
 }
 
 impl Failure {
-    /// Whether the message at hand has caused it. What others do, who have the permits, the memory
-    /// or the instances, must not count against whoever sent this one.
+    /// Whether this message caused the failure. If others hold the permits, the memory or the
+    /// instances, that must not count against this sender.
     fn is_its_own(&self) -> bool {
         !matches!(
             self,
@@ -70,13 +70,13 @@ impl Failure {
     }
 }
 
-/// What came of asking a plugin.
+/// Result of a call of a plugin.
 #[derive(Debug)]
 pub struct Said {
     pub verdict: Result<Verdict, Failure>,
-    /// The HTTP requests that it made meanwhile: method, host and status of each.
+    /// HTTP requests that it made: method, host and status of each.
     pub requests: Vec<String>,
-    /// Bytes of memory that the instance had in the end.
+    /// Memory of the instance at the end, in bytes.
     pub memory: usize,
 }
 
@@ -100,7 +100,7 @@ struct Inner {
     instances: Instances,
 }
 
-/// Where the instance of a message comes from.
+/// Source of a message's instance.
 enum Instances {
     /// One for each message.
     Fresh(Arc<Pool>),
@@ -109,11 +109,11 @@ enum Instances {
 }
 
 impl Plugin {
-    /// Loads a component. It blocks while it compiles: call it off the async threads.
+    /// Loads a component. Blocks while compiling: call it outside the async threads.
     ///
     /// # Errors
-    /// One [`Unusable`] for whatever is wrong with the file, its digest, what it imports and
-    /// exports, its manifest, or the configuration for it.
+    /// One [`Unusable`] for any problem of the file, its digest, its imports and exports, its
+    /// manifest, or its configuration.
     pub fn load(
         found: &Artifact,
         pin: Pin<'_>,
@@ -145,28 +145,27 @@ impl Plugin {
         Self { inner: Arc::new(inner), manifest, sha256, signed_by }
     }
 
-    /// What the plugin says of itself.
+    /// Manifest of the plugin.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
     }
 
-    /// What it keeps, where it is granted that.
+    /// Stored values, if that is granted.
     pub fn values(&self) -> Option<&Values> {
         self.inner.template.shared.state.as_ref()
     }
 
-    /// The digest of its file, in hex.
+    /// Digest of its file, in hex.
     pub fn sha256(&self) -> &str {
         &self.sha256
     }
 
-    /// The name of the key by whose signature it was taken, where the operator asks for one.
+    /// Name of the key whose signature was accepted, if the operator requires one.
     pub fn signed_by(&self) -> Option<&str> {
         self.signed_by.as_deref()
     }
 
-    /// Makes instances ready, so that the first message need not wait for one, and has what is told
-    /// of faults restart.
+    /// Prepares instances, so that the first message need not wait, and resets the reported faults.
     pub fn warm(&self) {
         self.inner.show_let_alone();
         if let Instances::Fresh(pool) = &self.inner.instances {
@@ -174,8 +173,8 @@ impl Plugin {
         }
     }
 
-    /// The plugin's verdict, checked, from an instance that has seen no other message, or where the
-    /// plugin asks for that, none but those of this session. Has to be called within a tokio runtime;
+    /// Checked verdict of the plugin, from an instance that has seen no other message, or, if the
+    /// plugin requests that, only those of this session. Must be called within a tokio runtime;
     /// dropping the future ends the guest.
     pub async fn inspect(&self, message: Message, session: Option<&str>) -> Said {
         let template = &self.inner.template;
@@ -195,8 +194,8 @@ impl Plugin {
         };
         let mut asked =
             RunningCall { inner: self.inner.clone(), between, admitted, time: time.clone() };
-        // Whoever has neither key nor session cannot be told from the next one; and a session has none
-        // before it began.
+        // A caller without key and session is indistinguishable from the next one; and there is no
+        // session before it began.
         let nobody = session.is_none()
             && (message.principal.kind == PrincipalKind::Anonymous || message.event == INITIALIZE);
         let part = template.shares.part(&principal);
@@ -206,7 +205,7 @@ impl Plugin {
             Box::pin(async move { inner.work(&message, party.as_ref(), &part, &time).await });
         let said = match poll!(work.as_mut()) {
             Poll::Ready(said) => said,
-            // Not done within a tick or two, or no permit: go on where it holds up no message.
+            // Not finished within a tick or two, or no permit: continue where it blocks no message.
             Poll::Pending => match AbortOnDropHandle::new(template.host.slow.spawn(work)).await {
                 Ok(said) => said,
                 Err(error) => Failure::Trap(error.to_string()).into(),
@@ -217,11 +216,11 @@ impl Plugin {
     }
 }
 
-/// A message that the plugin is asked of. Dropped before its end, it was given up.
+/// Call of the plugin for a message. If dropped before its end, it was abandoned.
 struct RunningCall {
     inner: Arc<Inner>,
     between: BreakerKey,
-    /// Nothing: whatever becomes of it does not count.
+    /// `None`: its result does not count.
     admitted: Option<Admitted>,
     time: Arc<Time>,
 }
@@ -260,7 +259,7 @@ impl Inner {
                     interceptor = %shared.entry, principal, server, ?pause,
                     "the plugin fails repeatedly; circuit open"
                 );
-                // Who it was may never come back.
+                // The caller may never return.
                 let inner = Arc::downgrade(self);
                 self.template.host.slow.spawn(async move {
                     tokio::time::sleep(pause).await;
@@ -270,7 +269,8 @@ impl Inner {
                 });
             }
             News::Closed => tracing::info!(
-                interceptor = %shared.entry, principal, server, "the plugin works again"
+                interceptor = %shared.entry, principal, server, "the plugin works again; circuit \
+                    closed"
             ),
         }
         self.show_let_alone();
@@ -319,8 +319,8 @@ impl Inner {
                 said
             }
             Instances::Kept(sessions) => {
-                // Their own turn first: messages of one session that wait for each other must not
-                // hold the places that others need.
+                // Waits for the session's turn first: messages of one session that wait for each
+                // other must not hold permits that others need.
                 let mut slot = match party {
                     None => None,
                     Some(party) => {
@@ -335,7 +335,7 @@ impl Inner {
                     return within(Failure::Queued(template.deadline));
                 };
                 time.begin(Instant::now());
-                // Out of its place: should this future be dropped, so is the instance.
+                // Taken from the slot, so that dropping this future drops the instance.
                 let mut instance = match slot.as_mut().and_then(|slot| slot.take()) {
                     Some(kept) => kept,
                     None => match template.prepare(until, Some(part)).await {
@@ -356,7 +356,7 @@ impl Inner {
     }
 }
 
-/// What a message failed by: where most of its time went by in a queue, that is others' doing.
+/// Failure of a message; if most of its time passed in a queue, other messages caused it.
 fn late(failure: Failure, time: &Time) -> Failure {
     match failure {
         Failure::Deadline(all) if !time.was_enough() => Failure::Queued(all),

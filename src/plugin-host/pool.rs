@@ -1,4 +1,4 @@
-//! Instances that are made before they are needed, and cleared away after they were.
+//! Pool of prepared instances; also removes used ones.
 
 use std::{
     sync::{
@@ -11,31 +11,30 @@ use std::{
 use parking_lot::Mutex;
 
 use super::{
-    load::START,
+    load::START_TIMEOUT,
     quotas::{CallerQuota, Evictable},
     template::{Prepared, Template},
 };
 
-/// Instances that are ready at first, and at most.
-const FIRST: usize = 4;
-const MOST: usize = 32;
-/// Bytes that those of one plugin may take together, beyond the first two; and those that messages
-/// have done with, before they are cleared away at once.
-const BYTES: usize = 32 << 20;
-/// Messages after which fewer are made ready, where many were always left.
-const WINDOW: usize = 1_024;
+/// Number of prepared instances at first, and its limit.
+const INITIAL_READY: usize = 4;
+const MAX_READY: usize = 32;
+/// Limit in bytes of one plugin's prepared instances together, beyond the first two; and of used
+/// instances before they are removed immediately.
+const MAX_READY_BYTES: usize = 32 << 20;
+/// Number of messages after which fewer instances are prepared, if many were always unused.
+const SHRINK_WINDOW: usize = 1_024;
 
-/// The ready instances of one plugin. What it costs to make one and to clear one away is paid in
-/// threads of their own, once for several messages: to wake another thread costs a message more than
-/// a short verdict does.
+/// Prepared instances of one plugin. Separate threads create and remove instances, once for several
+/// messages: waking another thread costs a message more than a short verdict.
 pub struct Pool {
     template: Arc<Template>,
     ready: Mutex<Ready>,
-    /// What messages have done with.
+    /// Used instances.
     done: Mutex<Done>,
-    /// Held while one of those is cleared away: its memory is still counted.
+    /// Held while one of those is removed: its memory still counts.
     clearing: Mutex<()>,
-    /// How many are to be ready; grows whenever a message found none.
+    /// Wanted number of prepared instances; grows whenever a message found none.
     wanted: AtomicUsize,
     refilling: AtomicBool,
 }
@@ -46,10 +45,10 @@ struct Done {
     bytes: usize,
 }
 
-/// The ready ones.
+/// Prepared instances.
 struct Ready {
     all: Vec<Prepared>,
-    /// The fewest that were left to a message, of so many messages.
+    /// Minimum left over by a message, and the number of messages.
     least: usize,
     messages: usize,
 }
@@ -61,33 +60,33 @@ impl Pool {
             ready: Mutex::new(Ready { all: Vec::new(), least: usize::MAX, messages: 0 }),
             done: Mutex::default(),
             clearing: Mutex::default(),
-            wanted: AtomicUsize::new(FIRST),
+            wanted: AtomicUsize::new(INITIAL_READY),
             refilling: AtomicBool::new(false),
         })
     }
 
-    /// One that is ready.
+    /// Takes a prepared instance.
     pub fn take(&self) -> Option<Prepared> {
         let mut ready = self.ready.lock();
         let taken = ready.all.pop();
         let left = ready.all.len();
         ready.least = ready.least.min(left);
         ready.messages += 1;
-        let window = (ready.messages >= WINDOW).then(|| {
+        let window = (ready.messages >= SHRINK_WINDOW).then(|| {
             ready.messages = 0;
             std::mem::replace(&mut ready.least, usize::MAX)
         });
         drop(ready);
         let wanted = |wanted: usize| match (&taken, window) {
-            (None, _) => Some((wanted * 2).min(MOST)),
-            (Some(_), Some(least)) if least > wanted / 4 => Some((wanted / 2).max(FIRST)),
+            (None, _) => Some((wanted * 2).min(MAX_READY)),
+            (Some(_), Some(least)) if least > wanted / 4 => Some((wanted / 2).max(INITIAL_READY)),
             _ => None,
         };
         let _ = self.wanted.fetch_update(Ordering::Relaxed, Ordering::Relaxed, wanted);
         taken
     }
 
-    /// Clears an instance away, and makes others ready where few are left.
+    /// Removes a used instance, and prepares others if few are left.
     pub fn done(self: &Arc<Self>, mut instance: Prepared) {
         instance.leave();
         let (spent, bytes) = {
@@ -97,12 +96,12 @@ impl Pool {
             (done.all.len(), done.bytes)
         };
         let low = self.wanted.load(Ordering::Relaxed) / 2;
-        if spent >= low.max(1) || bytes > BYTES || self.ready.lock().all.len() < low {
+        if spent >= low.max(1) || bytes > MAX_READY_BYTES || self.ready.lock().all.len() < low {
             self.refill();
         }
     }
 
-    /// Makes as many ready as there should be.
+    /// Prepares instances up to the wanted number.
     pub fn refill(self: &Arc<Self>) {
         if self.refilling.swap(true, Ordering::AcqRel) {
             return;
@@ -111,13 +110,14 @@ impl Pool {
         self.template.host.slow.spawn(async move {
             let _refilling = Refilling(&pool.refilling);
             loop {
-                // One at a time: those that are left keep their memory counted.
+                // One at a time: the remaining ones still count their memory.
                 while pool.clear_one() {}
                 if pool.has_enough() {
                     return;
                 }
-                // Should this fail, the next message makes its own and says why.
-                match pool.template.prepare(Instant::now() + START, None).await {
+                // If this fails, the next message creates an instance itself and reports the
+                // reason.
+                match pool.template.prepare(Instant::now() + START_TIMEOUT, None).await {
                     Ok(next) => pool.ready.lock().all.push(next),
                     Err(_) => return,
                 }
@@ -139,17 +139,17 @@ impl Pool {
         let ready = self.ready.lock();
         let bytes: usize = ready.all.iter().map(Prepared::memory).sum();
         ready.all.len() >= self.wanted.load(Ordering::Relaxed)
-            || (ready.all.len() >= 2 && bytes >= BYTES)
+            || (ready.all.len() >= 2 && bytes >= MAX_READY_BYTES)
     }
 }
 
 impl Evictable for Pool {
     fn give(&self, of: Option<&Arc<CallerQuota>>) -> bool {
-        // None of these is anybody's.
+        // None of these belongs to a caller.
         if of.is_some() {
             return false;
         }
-        // Behind the one that is cleared away at the moment.
+        // After the one that is being removed.
         if self.clear_one() {
             return true;
         }
@@ -158,7 +158,7 @@ impl Evictable for Pool {
     }
 }
 
-/// Somebody refills as long as this lives.
+/// Marks a running refill until it is dropped.
 struct Refilling<'a>(&'a AtomicBool);
 
 impl Drop for Refilling<'_> {

@@ -1,5 +1,5 @@
-//! What the messages of one caller may take of a plugin's instances and of their memory: a part,
-//! however many they are and however long they take, so that the rest is there for others.
+//! Quotas of one caller's messages for a plugin's instances and memory, so that the rest is
+//! available for others, however many messages it sends and however long they take.
 
 use std::{
     collections::HashMap,
@@ -12,24 +12,24 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::{AcquireError, Semaphore, SemaphorePermit};
 
-/// Instances of one plugin at work at once. Guests hardly wait for anything but HTTP, so more would
-/// not make a plugin faster; this many let quick messages pass slow ones.
-const AT_ONCE: u32 = 32;
-/// Those that work for one caller.
-const AT_ONCE_FOR_ONE: u32 = 8;
-/// What the instances of a plugin may have of memory together, as a multiple of what one may have.
-const MEMORY: usize = 8;
-/// What those of one caller may have.
-const MEMORY_FOR_ONE: usize = 2;
-/// How often a payload stands in a guest's memory, about: one that parses JSON needs ten times as
-/// much, and its language some more.
-const COPIES: usize = 16;
-/// Idle instances that are let go, one after the other, for one that needs room.
-const ROOM: usize = 96;
-/// Callers beyond which those who are gone are forgotten.
-const CALLERS: usize = 64;
+/// Limit of one plugin's running instances. Guests hardly wait except for HTTP, so more would not
+/// make a plugin faster; this number lets quick messages pass slow ones.
+const MAX_RUNNING: u32 = 32;
+/// Limit of the running instances for one caller.
+const MAX_RUNNING_PER_CALLER: u32 = 8;
+/// Memory limit of a plugin's instances together, as a multiple of one instance's limit.
+const MEMORY_FACTOR: usize = 8;
+/// Memory limit of one caller's instances, likewise.
+const MEMORY_FACTOR_PER_CALLER: usize = 2;
+/// Estimated number of copies of a payload in a guest's memory: parsing JSON needs ten times its
+/// size, and the language runtime some more.
+const PAYLOAD_COPIES: usize = 16;
+/// Limit of idle instances that are evicted, one after the other, for one that needs memory.
+const MAX_EVICTIONS: usize = 96;
+/// Number of callers above which inactive ones are removed.
+const MAX_CALLERS: usize = 64;
 
-/// Bytes of memory that are had, and that may be had.
+/// Used bytes of memory, and their limit.
 pub struct MemoryBudget {
     used: AtomicUsize,
     max: usize,
@@ -40,12 +40,12 @@ impl MemoryBudget {
         Self { used: AtomicUsize::new(0), max }
     }
 
-    /// Bytes.
+    /// Limit in bytes.
     pub fn max(&self) -> usize {
         self.max
     }
 
-    /// Bytes.
+    /// Used bytes.
     pub fn used(&self) -> usize {
         self.used.load(Ordering::Relaxed)
     }
@@ -60,35 +60,35 @@ impl MemoryBudget {
     }
 }
 
-/// Who has instances that nobody needs at the moment.
+/// Holder of idle instances.
 pub trait Evictable: Send + Sync {
-    /// Lets one go: of this caller, or of anybody. False: there is none.
+    /// Evicts one: of this caller, or of any. Returns false if there is none.
     fn give(&self, of: Option<&Arc<CallerQuota>>) -> bool;
 }
 
-/// Why there is no memory.
+/// Reason why there is no memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exhausted {
-    /// The caller's other messages have what one caller may have.
+    /// The caller's other messages use the caller's quota.
     Part,
-    /// All callers together have all that there is.
+    /// All callers together use the whole memory.
     All,
 }
 
-/// What one caller may have. It lives as long as one of its messages or instances does.
+/// Quota of one caller. Exists while one of its messages or instances does.
 pub struct CallerQuota {
     permits: Semaphore,
     memory: MemoryBudget,
 }
 
 impl CallerQuota {
-    /// What its instances have of memory.
+    /// Memory of its instances.
     pub fn memory(&self) -> &MemoryBudget {
         &self.memory
     }
 }
 
-/// What there is of one plugin.
+/// Quotas of one plugin.
 pub struct Quotas {
     parts: Mutex<Parts>,
     permits: Semaphore,
@@ -100,81 +100,81 @@ pub struct Quotas {
 #[derive(Default)]
 struct Parts {
     all: HashMap<String, Weak<CallerQuota>>,
-    /// How many there are when it is next looked for those who are gone.
+    /// Number of callers at which inactive ones are removed next.
     many: usize,
 }
 
-/// A message's place at work.
+/// Permit of a message to run.
 pub struct RunPermit<'a> {
     _own: SemaphorePermit<'a>,
     _common: SemaphorePermit<'a>,
 }
 
 impl Quotas {
-    /// Of a plugin of which one instance may have so many bytes.
+    /// Quotas of a plugin whose instances may have this number of bytes.
     pub fn of(memory: usize) -> Arc<Self> {
         Arc::new(Self {
             parts: Mutex::default(),
-            permits: Semaphore::new(AT_ONCE as usize),
-            memory: MemoryBudget::new(memory.saturating_mul(MEMORY)),
-            part: memory.saturating_mul(MEMORY_FOR_ONE),
+            permits: Semaphore::new(MAX_RUNNING as usize),
+            memory: MemoryBudget::new(memory.saturating_mul(MEMORY_FACTOR)),
+            part: memory.saturating_mul(MEMORY_FACTOR_PER_CALLER),
             room: OnceLock::new(),
         })
     }
 
-    /// Who is asked for room.
+    /// Registers a holder of idle instances.
     pub fn ask_for_room(&self, room: Weak<dyn Evictable>) {
         let _ = self.room.set(room);
     }
 
-    /// What all instances have of memory.
+    /// Memory of all instances.
     pub fn memory(&self) -> &MemoryBudget {
         &self.memory
     }
 
-    /// Bytes of memory that one caller's instances may have.
+    /// Memory limit in bytes of one caller's instances.
     pub fn part_of_one(&self) -> usize {
         self.part
     }
 
-    /// What this caller may have.
+    /// Quota of this caller.
     pub fn part(&self, caller: &str) -> Arc<CallerQuota> {
         let mut parts = self.parts.lock();
         if let Some(part) = parts.all.get(caller).and_then(Weak::upgrade) {
             return part;
         }
-        if parts.all.len() >= parts.many.max(CALLERS) {
+        if parts.all.len() >= parts.many.max(MAX_CALLERS) {
             parts.all.retain(|_, part| part.strong_count() > 0);
             parts.many = 2 * parts.all.len();
         }
-        let permits = Semaphore::new(AT_ONCE_FOR_ONE as usize);
+        let permits = Semaphore::new(MAX_RUNNING_PER_CALLER as usize);
         let part = Arc::new(CallerQuota { permits, memory: MemoryBudget::new(self.part) });
         parts.all.insert(caller.to_owned(), Arc::downgrade(&part));
         part
     }
 
-    /// A place for a message with a payload of so many bytes. First of those that are the caller's
-    /// and only then of all, so that nobody waits behind more than a few of another's. Large messages
-    /// of one caller wait for each other, where they would not fit into its part of the memory.
+    /// Permit for a message with a payload of this size. Taken from the caller's permits first and
+    /// then from all, so that nobody waits behind more than a few messages of another caller. Large
+    /// messages of one caller wait for each other if they would exceed its memory quota.
     pub async fn place<'a>(
         &'a self,
         part: &'a CallerQuota,
         payload: usize,
     ) -> Result<RunPermit<'a>, AcquireError> {
-        let each = (self.part / AT_ONCE_FOR_ONE as usize).max(1);
-        let weight = payload.saturating_mul(COPIES) / each;
-        let weight = u32::try_from(weight).unwrap_or(u32::MAX).clamp(1, AT_ONCE_FOR_ONE);
+        let each = (self.part / MAX_RUNNING_PER_CALLER as usize).max(1);
+        let weight = payload.saturating_mul(PAYLOAD_COPIES) / each;
+        let weight = u32::try_from(weight).unwrap_or(u32::MAX).clamp(1, MAX_RUNNING_PER_CALLER);
         let own = part.permits.acquire_many(weight).await?;
         Ok(RunPermit { _own: own, _common: self.permits.acquire().await? })
     }
 
-    /// Takes memory for an instance that works for that caller; for nobody: is made ready. Idle
-    /// instances are let go for it, the caller's own where it has too much.
+    /// Reserves memory for an instance of that caller; without a caller, for a prepared one. Evicts
+    /// idle instances for it, the caller's own if it exceeds its quota.
     pub fn take(&self, part: Option<&Arc<CallerQuota>>, bytes: usize) -> Result<(), Exhausted> {
         if let Some(part) = part {
             self.until_room(Some(part), || part.memory.take(bytes)).ok_or(Exhausted::Part)?;
         }
-        // What is only made ready takes nobody's place.
+        // A prepared instance does not use up another caller's memory.
         let all = match part {
             Some(_) => self.until_room(None, || self.memory.take(bytes)),
             None => self.memory.take(bytes).then_some(()),
@@ -189,7 +189,7 @@ impl Quotas {
     }
 
     fn until_room(&self, of: Option<&Arc<CallerQuota>>, take: impl Fn() -> bool) -> Option<()> {
-        for _ in 0..ROOM {
+        for _ in 0..MAX_EVICTIONS {
             if take() {
                 return Some(());
             }
@@ -201,7 +201,7 @@ impl Quotas {
         take().then_some(())
     }
 
-    /// Gives back what an instance had.
+    /// Releases an instance's memory.
     pub fn give_back(&self, part: Option<&Arc<CallerQuota>>, bytes: usize) {
         self.memory.give_back(bytes);
         if let Some(part) = part {
@@ -209,12 +209,12 @@ impl Quotas {
         }
     }
 
-    /// An instance that has so much begins to work for a caller.
+    /// An instance of this size begins to work for a caller.
     pub fn join(&self, part: &Arc<CallerQuota>, bytes: usize) -> Result<(), Exhausted> {
         self.until_room(Some(part), || part.memory.take(bytes)).ok_or(Exhausted::Part)
     }
 
-    /// It has done so, and waits to be cleared away.
+    /// It has finished, and waits to be removed.
     pub fn leave(&self, part: &CallerQuota, bytes: usize) {
         part.memory.give_back(bytes);
     }
@@ -227,13 +227,13 @@ mod tests {
     const MIB: usize = 1 << 20;
 
     #[tokio::test]
-    async fn one_caller_has_a_part_of_the_places() {
+    async fn one_caller_gets_a_part_of_the_permits() {
         use futures_util::FutureExt as _;
 
         let shares = Quotas::of(64 * MIB);
         let (greedy, other) = (shares.part("greedy"), shares.part("other"));
         let mut held = Vec::new();
-        for _ in 0..AT_ONCE_FOR_ONE {
+        for _ in 0..MAX_RUNNING_PER_CALLER {
             held.push(shares.place(&greedy, 100).now_or_never().expect("a place").unwrap());
         }
         assert!(shares.place(&greedy, 100).now_or_never().is_none());
@@ -252,12 +252,12 @@ mod tests {
         let next = shares.place(&part, 3 * MIB).now_or_never().expect("a place").unwrap();
         assert!(shares.place(&part, 3 * MIB).now_or_never().is_none());
         drop((large, next));
-        // One that is larger than all that there is still gets its turn.
+        // A message larger than the whole limit still gets its turn.
         assert!(shares.place(&part, usize::MAX).now_or_never().is_some());
     }
 
     #[test]
-    fn one_caller_has_a_part_of_the_memory() {
+    fn one_caller_gets_a_part_of_the_memory() {
         let shares = Quotas::of(64 * MIB);
         let (greedy, other) = (shares.part("greedy"), shares.part("other"));
         assert_eq!(shares.take(Some(&greedy), 128 * MIB), Ok(()));
@@ -273,13 +273,13 @@ mod tests {
     }
 
     #[test]
-    fn who_is_gone_is_forgotten() {
+    fn inactive_callers_are_removed() {
         let shares = Quotas::of(MIB);
         let kept = shares.part("kept");
-        for at in 0..10 * CALLERS {
+        for at in 0..10 * MAX_CALLERS {
             shares.part(&at.to_string());
         }
-        assert!(shares.parts.lock().all.len() <= CALLERS);
+        assert!(shares.parts.lock().all.len() <= MAX_CALLERS);
         assert!(Arc::ptr_eq(&kept, &shares.part("kept")));
     }
 }

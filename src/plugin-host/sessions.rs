@@ -1,4 +1,4 @@
-//! Instances that live as long as a session, for plugins that ask for it.
+//! Instances that live as long as a session, for plugins that request it.
 
 use std::{
     collections::HashMap,
@@ -15,48 +15,48 @@ use super::{
     template::Prepared,
 };
 
-/// Instances that one plugin keeps, and that it keeps for one principal.
-const KEPT: usize = 64;
-const SHARE: usize = 16;
-/// How long one is kept that nobody asks.
-const IDLE: Duration = Duration::from_secs(600);
+/// Limits of one plugin's kept instances, and of those for one principal.
+const MAX_KEPT: usize = 64;
+const MAX_KEPT_PER_PRINCIPAL: usize = 16;
+/// Time after which an idle instance is removed.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// Whose messages meet the same instance: the session, by its whole id, and who has it.
+/// Messages with the same instance: the session by its whole id, and its principal.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Party {
     pub principal: String,
     pub session: Option<String>,
 }
 
-/// How often that is looked for.
-const SWEEP: Duration = Duration::from_secs(60);
+/// Interval between searches for idle instances.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 
-/// A party's instance, while it is its turn. Nothing: it has to be made.
+/// Instance of a party during its turn. `None`: it must be created.
 pub type Slot = OwnedMutexGuard<Option<Prepared>>;
 
 struct Kept {
     slot: Arc<Turn<Option<Prepared>>>,
-    /// Of its principal.
+    /// Quota of its principal.
     part: Arc<CallerQuota>,
     used: Instant,
 }
 
-/// The kept instances of one plugin.
+/// Kept instances of one plugin.
 #[derive(Default)]
 pub struct Sessions(Mutex<HashMap<Party, Kept>>);
 
-/// All instances that may be kept are at work.
+/// Error: all kept instances are busy.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Crowded;
 
 impl Sessions {
-    /// None yet; idle ones end as long as there is somebody who keeps some.
+    /// Without instances; idle ones end while this exists.
     pub fn swept(host: &'static Host) -> Arc<Self> {
         let sessions = Arc::new(Self::default());
         let weak = Arc::downgrade(&sessions);
         host.slow.spawn(async move {
             loop {
-                tokio::time::sleep(SWEEP).await;
+                tokio::time::sleep(SWEEP_INTERVAL).await;
                 let Some(sessions) = weak.upgrade() else { return };
                 sessions.sweep(Instant::now());
             }
@@ -64,7 +64,7 @@ impl Sessions {
         sessions
     }
 
-    /// The party's instance, when those before it have done with it.
+    /// Instance of the party, when earlier messages have finished with it.
     pub async fn turn(&self, party: &Party, part: &Arc<CallerQuota>) -> Result<Slot, Crowded> {
         Ok(self.slot(party, part, Instant::now())?.lock_owned().await)
     }
@@ -75,7 +75,7 @@ impl Sessions {
         part: &Arc<CallerQuota>,
         now: Instant,
     ) -> Result<Arc<Turn<Option<Prepared>>>, Crowded> {
-        // Behind the lock: to clear its memory away takes its time, for which nobody should wait.
+        // Dropped after the lock: removing its memory takes time, for which nobody should wait.
         let _gone;
         let mut kept = self.0.lock();
         if let Some(kept) = kept.get_mut(party) {
@@ -83,9 +83,9 @@ impl Sessions {
             return Ok(kept.slot.clone());
         }
         let own = |other: &Party, _: &Kept| other.principal == party.principal;
-        if kept.iter().filter(|(party, kept)| own(party, kept)).count() >= SHARE {
+        if kept.iter().filter(|(party, kept)| own(party, kept)).count() >= MAX_KEPT_PER_PRINCIPAL {
             _gone = Self::let_go(&mut kept, own).ok_or(Crowded)?;
-        } else if kept.len() >= KEPT {
+        } else if kept.len() >= MAX_KEPT {
             _gone = Self::let_go(&mut kept, |_, _| true).ok_or(Crowded)?;
         }
         let slot = Arc::new(Turn::new(None));
@@ -93,8 +93,7 @@ impl Sessions {
         Ok(slot)
     }
 
-    /// Lets the one of these go that waits longest; one at work never, so that no two of a party are
-    /// at work at once.
+    /// Removes the longest idle of these. Never removes a busy one, so that a party never has two.
     fn let_go(kept: &mut HashMap<Party, Kept>, of: impl Fn(&Party, &Kept) -> bool) -> Option<Kept> {
         let idle = kept
             .iter()
@@ -104,13 +103,13 @@ impl Sessions {
         kept.remove(&idle)
     }
 
-    /// Lets those go that nobody asked for long.
+    /// Removes instances that were idle for too long.
     fn sweep(&self, now: Instant) {
         let mut all = self.0.lock();
         let old: Vec<Party> = all
             .iter()
             .filter(|(_, kept)| {
-                Arc::strong_count(&kept.slot) == 1 && now.duration_since(kept.used) >= IDLE
+                Arc::strong_count(&kept.slot) == 1 && now.duration_since(kept.used) >= IDLE_TIMEOUT
             })
             .map(|(party, _)| party.clone())
             .collect();
@@ -125,7 +124,7 @@ impl Evictable for Sessions {
         let gone = {
             let mut all = self.0.lock();
             let idle = all.values().filter(|kept| Arc::strong_count(&kept.slot) == 1);
-            // Of nobody in particular: of the one who has most, and not of those who have little.
+            // Of the principal with the most memory, not of those with little.
             let most = idle.map(|kept| kept.part.memory().used()).max();
             Self::let_go(&mut all, |_, kept| match of {
                 Some(of) => Arc::ptr_eq(of, &kept.part),
@@ -150,36 +149,36 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_longest_idle_is_let_go_and_none_at_work() {
+    async fn longest_idle_is_removed_and_never_a_busy_one() {
         let sessions = Sessions::default();
         let at_work = sessions.turn(&party("p0", 0), &part()).await.unwrap();
-        for at in 1..KEPT {
+        for at in 1..MAX_KEPT {
             sessions.turn(&party(&format!("p{}", at % 8), at), &part()).await.unwrap();
         }
         sessions.turn(&party("new", 0), &part()).await.unwrap();
         let kept = sessions.0.lock();
-        assert_eq!(kept.len(), KEPT);
+        assert_eq!(kept.len(), MAX_KEPT);
         assert!(kept.contains_key(&party("p0", 0)), "at work");
         assert!(!kept.contains_key(&party("p1", 1)), "idle longest");
         drop(at_work);
     }
 
     #[tokio::test]
-    async fn one_principal_has_its_share() {
+    async fn one_principal_gets_its_share() {
         let sessions = Sessions::default();
         let mut at_work = Vec::new();
-        for at in 0..SHARE {
+        for at in 0..MAX_KEPT_PER_PRINCIPAL {
             at_work.push(sessions.turn(&party("greedy", at), &part()).await.unwrap());
         }
         assert_eq!(sessions.turn(&party("greedy", 99), &part()).await.err(), Some(Crowded));
         assert!(sessions.turn(&party("other", 0), &part()).await.is_ok());
         at_work.pop();
         assert!(sessions.turn(&party("greedy", 99), &part()).await.is_ok());
-        assert_eq!(sessions.0.lock().len(), SHARE + 1);
+        assert_eq!(sessions.0.lock().len(), MAX_KEPT_PER_PRINCIPAL + 1);
     }
 
     #[tokio::test]
-    async fn idle_ones_end() {
+    async fn idle_instances_end() {
         let sessions = Sessions::default();
         sessions.turn(&party("a", 0), &part()).await.unwrap();
         let at_work = sessions.turn(&party("b", 0), &part()).await.unwrap();
@@ -188,9 +187,9 @@ mod tests {
             sessions.0.lock().len()
         };
         assert_eq!(after(Duration::ZERO), 2);
-        assert_eq!(after(IDLE), 1, "one is at work");
+        assert_eq!(after(IDLE_TIMEOUT), 1, "one is busy");
         drop(at_work);
-        assert_eq!(after(IDLE), 0);
+        assert_eq!(after(IDLE_TIMEOUT), 0);
         assert!(!sessions.give(None));
     }
 }

@@ -1,4 +1,4 @@
-//! Who stands for a plugin: a signed note (C2SP signed-note, Ed25519) beside its file.
+//! Signature of a plugin: a signed note (C2SP signed-note, Ed25519) beside its file.
 
 use std::{
     ffi::OsString,
@@ -8,30 +8,30 @@ use std::{
 use super::Compiled;
 use portcullis_foundation::note_key::{self, NotSigned, Signer, Verifier};
 
-/// The first line of the text that is signed.
+/// First line of the signed text.
 const FORMAT: &str = "portcullis-plugin-v1";
 
-/// What is signed of a plugin.
+/// Signed content of a plugin's signature.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Signed {
     pub name: String,
     pub version: String,
-    /// The digest of its file, in hex.
+    /// Digest of its file, in hex.
     pub sha256: String,
 }
 
-/// Why a signature does not stand for a file.
+/// Reason why a signature does not cover a file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unsigned {
     #[error("{0}")]
     Note(#[from] NotSigned),
-    #[error("what is signed is no plugin")]
+    #[error("the signed content is not a plugin")]
     Other,
-    #[error("another file is signed, {name} {version} with the digest {sha256}")]
+    #[error("the signature covers another file, {name} {version} with the digest {sha256}")]
     File { name: String, version: String, sha256: String },
 }
 
-/// Where the signature of a plugin's file is: `FILE.sig`.
+/// Path of the signature of a plugin's file: `FILE.sig`.
 pub fn path(component: &Path) -> PathBuf {
     let mut path = OsString::from(component);
     path.push(".sig");
@@ -39,7 +39,7 @@ pub fn path(component: &Path) -> PathBuf {
 }
 
 impl Signed {
-    /// What is to be signed of a component.
+    /// Content to sign for a component.
     pub fn of(compiled: &Compiled) -> Self {
         let manifest = compiled.manifest();
         Self {
@@ -53,7 +53,7 @@ impl Signed {
         format!("{FORMAT}\n{}\n{}\nsha256:{}\n", self.name, self.version, self.sha256)
     }
 
-    /// Whether a note is of this, whoever signed it.
+    /// Whether a note has this content, with any signer.
     pub fn is_in(&self, note: &str) -> bool {
         note.strip_prefix(self.text().as_str()).is_some_and(|rest| rest.starts_with('\n'))
     }
@@ -66,20 +66,19 @@ impl Signed {
         (known && lines.next().is_none()).then_some(Self { name, version, sha256 })
     }
 
-    /// The note with the signatures of these keys; those of others that have signed the very same
-    /// before stay.
+    /// Note with the signatures of these keys. Signatures of other keys on the same content stay.
     ///
     /// # Errors
-    /// Where a note cannot hold the text.
+    /// If the text is not legal in a note.
     pub fn sign(&self, keys: &[Signer], before: Option<&str>) -> Result<String, Unsigned> {
         let note = note_key::sign(&self.text(), keys, before);
         note.map_err(|_| Unsigned::Note(NotSigned::Malformed))
     }
 
-    /// What a note says of the file with this digest, and which of these keys say so.
+    /// Signed content about the file with this digest, and the keys that signed it.
     ///
     /// # Errors
-    /// Where none of them does.
+    /// If none of these keys did.
     pub fn verify<'a>(
         note: &str,
         sha256: &str,
@@ -108,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn a_signature_stands_for_one_file() {
+    fn signature_covers_one_file() {
         let (signed, keys) = (signed(), keys(&[1, 2, 3]));
         let verifiers: Vec<_> = keys.iter().map(|key| key.verifier().clone()).collect();
         let note = signed.sign(&keys[..1], None).unwrap();
@@ -121,14 +120,14 @@ mod tests {
         let forged = note.replace("1.0.0", "2.0.0");
         let forged = Signed::verify(&forged, &signed.sha256, &verifiers).unwrap_err();
         assert!(matches!(forged, Unsigned::Note(_)), "{forged}");
-        // A bundle's manifest or a checkpoint is no plugin, whoever signed it.
+        // A bundle's manifest or a checkpoint is not a plugin, with any signer.
         let stray = keys[0].sign("some other text\n").unwrap();
         assert_eq!(Signed::verify(&stray, &signed.sha256, &verifiers), Err(Unsigned::Other));
         assert!(Signed::verify(&note, &signed.sha256, &[]).is_err());
     }
 
     #[test]
-    fn signatures_of_the_same_add_up_and_of_another_file_do_not() {
+    fn signatures_of_the_same_content_are_combined() {
         let (signed, keys) = (signed(), keys(&[1, 2]));
         let verifiers: Vec<_> = keys.iter().map(|key| key.verifier().clone()).collect();
         let first = signed.sign(&keys[..1], None).unwrap();

@@ -1,4 +1,4 @@
-//! How the instances of a plugin are made, and how one is asked.
+//! Creates instances of a plugin, and calls them.
 
 use std::{
     sync::Arc,
@@ -17,53 +17,53 @@ use super::{
     quotas::{CallerQuota, Exhausted, Quotas},
 };
 
-/// Ticks of the clock that a guest runs where the message is, before it goes on elsewhere.
-const INLINE_TICKS: u64 = 2;
-/// Bytes that a guest may hand back beyond twice the payload's.
-pub const OUTPUT_SLACK: usize = 1 << 20;
+/// Number of ticks that a guest runs on the message's thread before it continues elsewhere.
+const MAX_INLINE_TICKS: u64 = 2;
+/// Limit in bytes of a guest's output beyond twice the payload.
+pub const MAX_EXTRA_OUTPUT_BYTES: usize = 1 << 20;
 
-/// All that it takes to make an instance.
+/// Everything needed to create an instance.
 pub struct Template {
     pub host: &'static Host,
     pub pre: PluginPre<Guest>,
-    /// What instances share, and what they are granted.
+    /// State and grants that instances share.
     pub shared: Arc<Shared>,
-    /// What `start` is told: the JSON text of an object.
+    /// Input of `start`: the JSON text of an object.
     pub config: Arc<str>,
-    /// Bytes for one instance.
+    /// Memory limit of one instance in bytes.
     memory: usize,
-    /// What instances have together.
+    /// Quotas of all instances together.
     pub shares: Arc<Quotas>,
     pub deadline: Duration,
-    /// Whether messages pass where the plugin fails.
+    /// Whether messages pass if the plugin fails.
     pub fail_open: bool,
 }
 
-/// An instance that has begun.
+/// A started instance.
 pub struct Prepared {
     store: Store<Guest>,
     world: World,
 }
 
 impl Prepared {
-    /// Bytes of memory that it has.
+    /// Its memory in bytes.
     pub fn memory(&self) -> usize {
         self.store.data().memory
     }
 
-    /// From now on it works for that caller.
+    /// Assigns the instance to a caller.
     pub fn join(&mut self, part: &Arc<CallerQuota>) -> Result<(), Exhausted> {
         self.store.data_mut().join(part)
     }
 
-    /// It works for nobody any more.
+    /// Releases the instance from its caller.
     pub fn leave(&mut self) {
         self.store.data_mut().leave();
     }
 }
 
 impl Template {
-    /// `memory` is the bytes of one instance.
+    /// `memory` is the limit of one instance in bytes.
     pub fn new(
         host: &'static Host,
         pre: PluginPre<Guest>,
@@ -75,7 +75,7 @@ impl Template {
         Self { host, pre, shared, config: "{}".into(), memory, shares, deadline, fail_open: false }
     }
 
-    /// A store with every bound set, for the messages of that caller or of nobody yet.
+    /// Store with every limit set, for messages of that caller, or without a caller.
     pub fn store(&self, until: Instant, part: Option<&Arc<CallerQuota>>) -> Store<Guest> {
         let (shared, shares) = (self.shared.clone(), self.shares.clone());
         let running = self.host.running();
@@ -83,11 +83,11 @@ impl Template {
         let mut store = Store::new(&self.host.engine, guest);
         store.limiter(|guest| guest);
         store.set_epoch_deadline(1);
-        store.set_hostcall_fuel(OUTPUT_SLACK);
+        store.set_hostcall_fuel(MAX_EXTRA_OUTPUT_BYTES);
         store
     }
 
-    /// An instance that has begun, or in its own words why it does not.
+    /// Started instance, or the plugin's reason why it does not start.
     pub async fn begin(&self, store: &mut Store<Guest>) -> wasmtime::Result<Result<World, String>> {
         let world = self.pre.instantiate_async(&mut *store).await?;
         let guest = world.portcullis_interceptor_guest();
@@ -98,10 +98,10 @@ impl Template {
         })
     }
 
-    /// An instance, ready to be asked.
+    /// Started instance, ready for calls.
     ///
     /// # Errors
-    /// Why there is none.
+    /// The reason why there is none.
     pub async fn prepare(
         &self,
         until: Instant,
@@ -119,7 +119,7 @@ impl Template {
         }
     }
 
-    /// What an instance says of a message. One that fails must not be asked again.
+    /// Verdict of an instance about a message. After a failure the instance must not be used again.
     pub async fn ask(
         &self,
         Prepared { store, world }: &mut Prepared,
@@ -134,9 +134,9 @@ impl Template {
             guest.exchange.clone_from(&message.exchange);
         }
         guest.running = Some(self.host.running());
-        store.set_epoch_deadline(INLINE_TICKS);
+        store.set_epoch_deadline(MAX_INLINE_TICKS);
         let twice = message.payload.len().saturating_mul(2);
-        store.set_hostcall_fuel(twice.saturating_add(OUTPUT_SLACK));
+        store.set_hostcall_fuel(twice.saturating_add(MAX_EXTRA_OUTPUT_BYTES));
         let asked = world.portcullis_interceptor_guest().call_inspect(&mut *store, message).await;
         let verdict = match asked {
             Ok(Ok(verdict)) => output::check(verdict, &self.shared.veil).map_err(Failure::Verdict),
@@ -145,13 +145,13 @@ impl Template {
         };
         let guest = store.data_mut();
         guest.running = None;
-        // Afterwards and not before: what it wrote when it began counts to its first message.
+        // Afterwards, so that lines written at the start count for its first message.
         guest.lines = 0;
         let requests = std::mem::take(&mut guest.requests);
         Said { verdict, requests, memory: guest.memory }
     }
 
-    /// That there is no memory, for other messages have it.
+    /// Failure because other messages use the memory.
     pub fn spent(&self, spent: Exhausted) -> Failure {
         match spent {
             Exhausted::Part => Failure::MemoryOfCaller(self.shares.part_of_one() >> 20),
@@ -159,7 +159,7 @@ impl Template {
         }
     }
 
-    /// What an error of wasmtime's means.
+    /// Failure for an error of wasmtime.
     pub fn failure(&self, error: &wasmtime::Error, guest: &Guest, deadline: Duration) -> Failure {
         let cause = guest.covered(error.root_cause().to_string());
         if error.is::<DeadlineExceeded>() {
@@ -180,7 +180,7 @@ impl Template {
     }
 }
 
-/// Whether a guest that got no memory may end so: it gives up by itself, or writes to where the memory
+/// Whether a guest that got no memory may end this way: it aborts, or writes to where the memory
 /// would be. Another trap has another cause.
 fn may_be_want(error: &wasmtime::Error) -> bool {
     matches!(

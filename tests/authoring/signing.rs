@@ -44,13 +44,13 @@ fn a_signature_holds_for_the_file_that_was_signed() {
     fs::copy(built("redact-pii"), here.join("mine.wasm")).unwrap();
     let (code, out, _) = verify(first);
     assert_eq!(code, 11);
-    assert!(out.contains("another file is signed, watermark 0.1.0"), "{out}");
+    assert!(out.contains("the signature covers another file, watermark 0.1.0"), "{out}");
 
     // Nothing of a file is run that nobody signed: this one would fail.
     fs::copy(built("panic-describe"), here.join("mine.wasm")).unwrap();
     let (code, out, err) = verify(first);
     assert_eq!((code, err.as_str()), (11, ""), "{out}");
-    assert!(out.contains("another file is signed, watermark 0.1.0"), "{out}");
+    assert!(out.contains("the signature covers another file, watermark 0.1.0"), "{out}");
 }
 
 #[test]
@@ -74,7 +74,8 @@ fn what_was_signed_is_held_against_what_the_plugin_says_of_itself() {
     for other in ["watermark\n0.2.0", "redact-pii\n0.1.0"] {
         let (code, out, err) = verify(other);
         assert_eq!((code, err.as_str()), (11, ""), "{out}");
-        let told = format!("`{}` is signed, and the plugin says", other.replace('\n', " "));
+        let told =
+            format!("`{}` is signed, but the plugin's manifest has", other.replace('\n', " "));
         assert!(out.contains(&told), "{out}");
     }
 }

@@ -60,7 +60,7 @@ async fn a_plugin_whose_file_changes_is_replaced_once_that_is_on_record() {
     })
     .await;
     let reason = records[0]["reason"].as_str().unwrap();
-    assert!(reason.contains("is no MCP method"), "{reason}");
+    assert!(reason.contains("is not an MCP method"), "{reason}");
     assert_eq!(agent.refused("crooked__echo", json!({ "text": "plain" })).await, "plugin-refused");
     gate.stop().await;
 }

@@ -140,9 +140,9 @@ async fn verdicts_that_no_compiler_would_hand_back_are_faults() {
         ("empty-labels", "more than"),
         ("wrong-case", "discriminant"),
         ("crooked-pointer", "not aligned"),
-        ("spinning-farewell", "not done within 2s"),
-        ("table-growth", "not done within 2s"),
-        ("large-memory", "not done within 2s"),
+        ("spinning-farewell", "did not finish within 2s"),
+        ("table-growth", "did not finish within 2s"),
+        ("large-memory", "did not finish within 2s"),
     ] {
         let Fault(text) = asked(name).await.expect_err(name);
         assert!(text.contains(told), "{name}: {text}");
@@ -157,12 +157,12 @@ async fn what_is_taken_of_the_host_is_bounded() {
     for (name, told) in [
         ("crumbs", "more than its 64 MiB of memory"),
         ("hoard", "it failed: 50331648"),
-        ("flood-log", "not done within 2s"),
-        ("flood-log-wide", "handed back more than twice the message"),
-        ("flood-state", "not done within 2s"),
-        ("flood-metrics", "not done within 2s"),
-        ("flood-random", "it asked for more than 4096 random bytes"),
-        ("late", "not done within 2s"),
+        ("flood-log", "did not finish within 2s"),
+        ("flood-log-wide", "its output exceeds twice the message"),
+        ("flood-state", "did not finish within 2s"),
+        ("flood-metrics", "did not finish within 2s"),
+        ("flood-random", "it requested more than 4096 random bytes"),
+        ("late", "did not finish within 2s"),
         ("long-error", "it failed: x"),
         ("forged-words", "not a legal"),
     ] {

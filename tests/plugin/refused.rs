@@ -56,8 +56,8 @@ fn one_that_lies_about_itself() {
     insta::assert_snapshot!(told(&liar), @r#"
     plugin-manifest
 
-      x the manifest of the plugin `…/target/plugins/liar.wasm` is wrong: `everything at once` is no MCP method: events are methods such as `tools/call`, or `*`
-      help: this is for the plugin's author to mend
+      x the manifest of the plugin `…/target/plugins/liar.wasm` is invalid: `everything at once` is not an MCP method: events are methods such as `tools/call`, or `*`
+      help: the plugin's author must correct it
     "#);
 }
 
@@ -67,8 +67,8 @@ fn one_that_never_says_what_it_is() {
     insta::assert_snapshot!(told(&staller), @r#"
     plugin-describe
 
-      x the plugin `…/target/plugins/staller.wasm` does not say what it is: it was not done within 1s
-      help: its `describe` has to answer within 1s
+      x the plugin `…/target/plugins/staller.wasm` does not describe itself: it did not finish within 1s
+      help: its `describe` must answer within 1s
     "#);
 }
 
@@ -80,7 +80,7 @@ fn a_configuration_that_does_not_fit_shows_the_place_and_not_the_value() {
     insta::assert_snapshot!(told(&misfit), @r#"
     plugin-config
 
-      x `config` does not fit the plugin `redact-pii`: `/marker`: what stands there is not of type "string"
+      x `config` does not fit the plugin `redact-pii`: `/marker`: the value is not of type "string"
       help: the plugin's schema for it: {"type":"object","properties":{"redact":{"description":"What is replaced in results","type":"array","items":{"enum":["email","phone","iban","card","ip"]},"uniqueItems":true,"default":["email","phone","iban","card"]},"marker":{"description":"Calls whose arguments hold this text are refused","type":"string","minLength":1}},"additionalProperties":false}
     "#);
 }
@@ -93,7 +93,7 @@ fn one_that_the_operators_events_leave_nothing_to_do() {
     insta::assert_snapshot!(told(&idle), @r#"
     plugin-never-asked
 
-      x `events` leave the plugin `redact-pii` nothing to do: it hooks `prompts/get`, `resources/read`, `tools/call`
+      x `events` exclude all hooks of the plugin `redact-pii`: `prompts/get`, `resources/read`, `tools/call`
       help: name some of these events, or remove `events`
     "#);
 }

@@ -117,7 +117,7 @@ async fn one_caller_that_has_all_its_sessions_at_work_crowds_out_nobody_else() {
         let ended = tokio::time::timeout(Duration::from_secs(60), all.join_next()).await;
         let verdict = ended.expect("one that finds none ends").expect("one").expect("no panic");
         let Fault(told) = verdict.expect_err("a fault");
-        assert!(told.contains("all instances that it may keep"), "{told}");
+        assert!(told.contains("all of its session instances"), "{told}");
     }
     assert_eq!(seen(&plugin, "other", Some("s")).await, 0);
     assert_eq!(seen(&plugin, "other", Some("s")).await, 1);

@@ -54,11 +54,14 @@ fn what_the_key_signed_is_loaded_and_nothing_else() {
     assert_eq!(plugin.now().signed_by(), Some("example.com/ours"));
     assert_eq!(plugin.changeable(), Some(path.clone()));
     for (note, told) in [
-        (theirs.sign(&text(&sha256, "0.1.0")), "another key has signed it"),
-        (ours.sign(&text(&"0".repeat(64), "0.1.0")), "another file is signed"),
-        (ours.sign(&text(&sha256, "9.9.9")), "`noop 9.9.9` is signed, and the plugin says"),
-        (ours.sign("something else\n"), "is no plugin"),
-        (b"nothing".to_vec(), "no signed note"),
+        (theirs.sign(&text(&sha256, "0.1.0")), "it is signed with another key"),
+        (ours.sign(&text(&"0".repeat(64), "0.1.0")), "the signature covers another file"),
+        (
+            ours.sign(&text(&sha256, "9.9.9")),
+            "`noop 9.9.9` is signed, but the plugin's manifest has",
+        ),
+        (ours.sign("something else\n"), "is not a plugin"),
+        (b"nothing".to_vec(), "not a signed note"),
     ] {
         let refused = load(&note).err().expect("it is not loaded");
         assert_eq!(refused.code().expect("a code").to_string(), "plugin-unsigned");
@@ -107,7 +110,7 @@ fn no_other_plugin_of_the_same_key_takes_the_place_at_the_start() {
     for (name, version) in [("noop", "0.1.0"), ("keeper", "0.1.0")] {
         let (code, refused) = refused(name, version, meant.clone());
         assert_eq!(code, "plugin-not-meant");
-        let told = format!("is the plugin `{name} {version}`, and `noop >=0.2` is meant");
+        let told = format!("is the plugin `{name} {version}`, but the entry requires `noop >=0.2`");
         assert!(refused.to_string().contains(&told), "{refused}");
     }
     for keys in [json!({}), json!({ "plugin": "noop" }), json!({ "version": "*" })] {

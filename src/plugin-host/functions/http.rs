@@ -1,4 +1,4 @@
-//! HTTP to the hosts that a plugin declares and the operator grants, and to no other.
+//! HTTP requests to the hosts that a plugin declares and the operator grants.
 
 use std::{
     net::SocketAddr,
@@ -21,26 +21,26 @@ use super::super::{
 use super::StubResponse;
 use portcullis_egress::is_public;
 
-/// Bytes of a body, one way or the other.
-const BODY: usize = 1 << 20;
-/// Bytes of all headers of an answer, about.
-const HEADERS: usize = 64 << 10;
-/// What is left of a message's time when a request is given up.
-const RESERVE: Duration = Duration::from_millis(50);
-/// Requests that one message may cause.
-pub const A_MESSAGE: usize = 16;
-/// How a request that was not sent ends on record.
+/// Limit of a request or response body in bytes.
+const MAX_BODY_BYTES: usize = 1 << 20;
+/// Approximate limit of all headers of a response in bytes.
+const MAX_HEADER_BYTES: usize = 64 << 10;
+/// Part of a message's time that remains when a request is abandoned.
+const RESERVED_TIME: Duration = Duration::from_millis(50);
+/// Limit of the requests for one message.
+pub const MAX_REQUESTS_PER_MESSAGE: usize = 16;
+/// Suffix in records of a request that was not sent.
 pub const DENIED: &str = " denied";
-/// How one ends that was not sent since the plugin is only tried.
+/// Suffix in records of a request that was not sent because of `mode = "audit"`.
 const ON_TRIAL: &str = " not sent, on trial";
 
 /// Whether a request left the machine, or may have.
 pub fn was_sent(request: &str) -> bool {
     !request.ends_with(DENIED) && !request.ends_with(ON_TRIAL)
 }
-/// Headers of one request.
-const HEADERS_SENT: usize = 64;
-/// What may be asked. A method of the guest's own making would be a text of its own in the record.
+/// Limit of the headers of one request.
+const MAX_HEADERS: usize = 64;
+/// Allowed methods. A guest's own method would put arbitrary text into the record.
 const METHODS: [Method; 7] = [
     Method::GET,
     Method::HEAD,
@@ -50,11 +50,11 @@ const METHODS: [Method; 7] = [
     Method::DELETE,
     Method::OPTIONS,
 ];
-/// What is the connection's and not the guest's to say.
+/// Headers that the connection sets, not the guest.
 const RESERVED: [&str; 7] =
     ["host", "connection", "content-length", "transfer-encoding", "upgrade", "te", "trailer"];
 
-/// What a plugin may speak to.
+/// HTTP client for a plugin's granted hosts.
 pub struct Client {
     places: Vec<Target>,
 }
@@ -65,7 +65,7 @@ struct Target {
 }
 
 impl Client {
-    /// To these places.
+    /// Client for these destinations.
     pub fn to(places: impl Iterator<Item = Destination>) -> Self {
         let places = places.map(|destination| Target { destination, client: OnceLock::new() });
         Self { places: places.collect() }
@@ -79,10 +79,10 @@ impl Client {
 impl Target {
     fn client(&self) -> Result<&reqwest::Client, Error> {
         let made = self.client.get_or_init(|| {
-            // Whoever runs plugins need not know that they speak TLS; a second one changes nothing.
+            // Callers need not install a TLS provider; a second installation changes nothing.
             let _ = rustls::crypto::ring::default_provider().install_default();
             let builder = reqwest::Client::builder()
-                // A redirect or a proxy of the environment would lead to a place that nobody granted.
+                // A redirect or a proxy of the environment would reach a host that was not granted.
                 .no_proxy()
                 .redirect(reqwest::redirect::Policy::none())
                 .retry(reqwest::retry::never())
@@ -90,18 +90,17 @@ impl Target {
                 .pool_max_idle_per_host(2);
             let host = &self.destination.host;
             let builder = match self.destination.address {
-                // The port is the URL's.
+                // The port comes from the URL.
                 Some(address) => builder.resolve(host, SocketAddr::new(address, 0)),
                 None => builder.dns_resolver(Arc::new(Public)),
             };
-            builder.build().map_err(|error| format!("no HTTP client could be made: {error}"))
+            builder.build().map_err(|error| format!("the HTTP client cannot be created: {error}"))
         });
         made.as_ref().map_err(|why| Error::Failed(why.clone()))
     }
 }
 
-/// Finds addresses of names, and gives those alone that everybody can reach. The connection is made
-/// to what was looked at here.
+/// Resolves names, and returns only public addresses. The connection uses exactly these addresses.
 struct Public;
 
 impl Resolve for Public {
@@ -110,7 +109,7 @@ impl Resolve for Public {
             let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
             let public: Vec<SocketAddr> = found.filter(|found| is_public(found.ip())).collect();
             if public.is_empty() {
-                return Err("it has no public address: the operator grants one of a private \
+                return Err("it has no public address: the operator can grant one of a private \
                             network as `HOST:PORT=ADDRESS`"
                     .into());
             }
@@ -119,7 +118,7 @@ impl Resolve for Public {
     }
 }
 
-/// One request, legal by itself.
+/// One valid request.
 struct Asked {
     method: Method,
     url: Url,
@@ -134,41 +133,52 @@ impl Asked {
         let method = Method::from_bytes(request.method.as_bytes())
             .ok()
             .filter(|method| METHODS.contains(method))
-            .ok_or_else(|| invalid("a method is GET, HEAD, POST, PUT, PATCH, DELETE or OPTIONS"))?;
-        let url = Url::parse(&request.url).map_err(|_| invalid("this is no URL"))?;
+            .ok_or_else(|| {
+                invalid(
+                    "the method must be GET, HEAD, POST, PUT, PATCH, DELETE or \
+                OPTIONS",
+                )
+            })?;
+        let url = Url::parse(&request.url).map_err(|_| invalid("this is not a URL"))?;
         if !matches!(url.scheme(), "https" | "http") || url.host_str().is_none() {
-            return Err(invalid("a URL begins with `https://` or `http://` and a host"));
+            return Err(invalid("the URL must begin with `https://` or `http://` and a host"));
         }
         if !url.username().is_empty() || url.password().is_some() {
-            return Err(invalid("no user and no password belong into a URL"));
+            return Err(invalid("a user or password in the URL is not allowed"));
         }
-        // Whoever grants this port means TLS: a URL with the wrong scheme would send what is secret
-        // in clear text.
+        // A grant of this port means TLS: a URL with the wrong scheme would send secrets in clear
+        // text.
         if url.scheme() == "http" && url.port() == Some(443) {
-            return Err(invalid("port 443 is spoken to with `https://` alone"));
+            return Err(invalid("port 443 requires `https://`"));
         }
-        if request.headers.len() > HEADERS_SENT {
-            return Err(Error::Invalid(format!("a request has {HEADERS_SENT} headers at most")));
+        if request.headers.len() > MAX_HEADERS {
+            return Err(Error::Invalid(format!(
+                "a request can have at most {MAX_HEADERS} headers"
+            )));
         }
         let mut headers = HeaderMap::new();
         for (name, value) in request.headers {
             let name = HeaderName::from_bytes(name.as_bytes())
-                .map_err(|_| invalid("this is no name of a header"))?;
+                .map_err(|_| invalid("this is not a header name"))?;
             if RESERVED.contains(&name.as_str()) || name.as_str().starts_with("proxy-") {
-                return Err(Error::Invalid(format!("the header `{name}` is the host's to write")));
+                return Err(Error::Invalid(format!("the header `{name}` is set by the host")));
             }
-            let value = HeaderValue::from_str(&value)
-                .map_err(|_| Error::Invalid(format!("the header `{name}` has no legal value")))?;
+            let value = HeaderValue::from_str(&value).map_err(|_| {
+                Error::Invalid(format!(
+                    "the value of the header `{name}` is \
+                    illegal"
+                ))
+            })?;
             headers.append(name, value);
         }
-        if request.body.as_ref().is_some_and(|body| body.len() > BODY) {
+        if request.body.as_ref().is_some_and(|body| body.len() > MAX_BODY_BYTES) {
             return Err(Error::TooLarge);
         }
         let timeout = request.timeout_ms.map(|ms| Duration::from_millis(ms.into()));
         Ok(Self { method, url, headers, body: request.body, timeout })
     }
 
-    /// Where it goes, as URLs and grants name it, and whether in clear text.
+    /// Destination by the names of URLs and grants, and whether it is in clear text.
     fn place(&self) -> (&str, u16, bool) {
         (
             self.url.host_str().unwrap_or_default(),
@@ -180,7 +190,8 @@ impl Asked {
 
 async fn exchange(client: &reqwest::Client, asked: Asked) -> Result<Response, Error> {
     let failed = |error: reqwest::Error| {
-        // The URL may hold what the operator's log should not; the innermost cause says most.
+        // Without the URL, which the operator's log should not contain; the innermost cause is the
+        // most useful.
         let error = error.without_url();
         let mut cause: &dyn std::error::Error = &error;
         while let Some(deeper) = cause.source() {
@@ -197,10 +208,10 @@ async fn exchange(client: &reqwest::Client, asked: Asked) -> Result<Response, Er
     let mut size = 0;
     for (name, value) in answer.headers() {
         size += name.as_str().len() + value.len();
-        if size > HEADERS {
+        if size > MAX_HEADER_BYTES {
             return Err(Error::TooLarge);
         }
-        // What is no text no guest can have.
+        // Values that are not text cannot be passed to a guest.
         if let Ok(value) = value.to_str() {
             headers.push((name.as_str().to_owned(), value.to_owned()));
         }
@@ -208,7 +219,7 @@ async fn exchange(client: &reqwest::Client, asked: Asked) -> Result<Response, Er
     let status = answer.status().as_u16();
     let mut body = Vec::new();
     while let Some(chunk) = answer.chunk().await.map_err(failed)? {
-        if body.len() + chunk.len() > BODY {
+        if body.len() + chunk.len() > MAX_BODY_BYTES {
             return Err(Error::TooLarge);
         }
         body.extend_from_slice(&chunk);
@@ -223,15 +234,17 @@ impl Guest {
             return Err(Error::Denied("no host is granted".into()));
         };
         if self.stage != Stage::Inspecting {
-            return Err(Error::Denied("`http` works in `inspect` alone".into()));
+            return Err(Error::Denied("`http` is available in `inspect` only".into()));
         }
         let asked = Asked::read(request)?;
         let (host, port, clear) = asked.place();
         let scheme = if clear { "http://" } else { "" };
         let shown = format!("{} {scheme}{host}:{port}", asked.method);
         let shown = excerpt(&self.covered(shown), 128);
-        if self.requests.len() >= A_MESSAGE {
-            return Err(Error::Denied(format!("a message is good for {A_MESSAGE} requests")));
+        if self.requests.len() >= MAX_REQUESTS_PER_MESSAGE {
+            return Err(Error::Denied(format!(
+                "the limit is {MAX_REQUESTS_PER_MESSAGE} requests for one message"
+            )));
         }
         let granted = client
             .place(host, port, clear)
@@ -249,23 +262,24 @@ impl Guest {
         };
         if !shared.sends {
             self.requests.push(format!("{shown}{ON_TRIAL}"));
-            return Err(Error::Denied("the plugin is on trial, and nothing is sent".into()));
+            return Err(Error::Denied("the plugin is in audit mode, so nothing is sent".into()));
         }
-        // On record even if this ends half way.
+        // Recorded even if the request is interrupted.
         self.requests.push(format!("{shown} unanswered"));
         if let Some(canned) = shared.around.answer(asked.url.as_str()) {
             let StubResponse { status, headers, body } = canned.map_err(Error::Failed)?;
             return Ok(Response { status, headers, body });
         }
         let client_of_place = place.client()?;
-        // Until shortly before the end: a plugin shall be able to say what it makes of silence.
+        // Until shortly before the deadline, so that the plugin can react to a timeout.
         let left = self.until.saturating_duration_since(Instant::now());
-        let wait = left.saturating_sub(RESERVE.min(left / 4));
+        let wait = left.saturating_sub(RESERVED_TIME.min(left / 4));
         let wait = asked.timeout.map_or(wait, |timeout| wait.min(timeout));
-        // An instance has one request under way, and the instances at work are bounded for each caller.
+        // An instance has one request in flight, and the number of running instances is limited for
+        // each caller.
         let done = match tokio::time::timeout(wait, exchange(client_of_place, asked)).await {
             Ok(done) => done,
-            Err(_) => return Err(Error::Failed("it was not answered in time".into())),
+            Err(_) => return Err(Error::Failed("timed out".into())),
         };
         let became = match &done {
             Ok(answer) => format!("{shown} {}", answer.status),
@@ -295,7 +309,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn requests_that_make_no_sense() {
+    fn invalid_requests_are_refused() {
         let request = |method: &str, url: &str, header: &str| Request {
             method: method.into(),
             url: url.into(),
@@ -321,15 +335,16 @@ mod tests {
             let read = Asked::read(request(method, url, header));
             assert!(matches!(read, Err(Error::Invalid(_))), "{method} {url} {header}");
         }
-        let headers = (0..=HEADERS_SENT).map(|at| (format!("x-{at}"), "x".into())).collect();
+        let headers = (0..=MAX_HEADERS).map(|at| (format!("x-{at}"), "x".into())).collect();
         let many = Request { headers, ..request("GET", "https://a", "a") };
         assert!(matches!(Asked::read(many), Err(Error::Invalid(_))));
-        let large = Request { body: Some(vec![0; BODY + 1]), ..request("PUT", "https://a", "a") };
+        let large =
+            Request { body: Some(vec![0; MAX_BODY_BYTES + 1]), ..request("PUT", "https://a", "a") };
         assert!(matches!(Asked::read(large), Err(Error::TooLarge)));
     }
 
     #[test]
-    fn the_host_of_a_url_is_the_one_that_is_granted() {
+    fn host_of_a_url_must_be_granted() {
         let client = Client::to(
             ["a.example:443", "http://10.0.0.5:80"].map(|t| t.parse().unwrap()).into_iter(),
         );

@@ -1,5 +1,5 @@
-//! What an instance may call, each function in a file of its own. What is not granted is not
-//! imported, or the plugin is not loaded; none of this asks again.
+//! Functions that an instance can call, one file each. Functions without a grant are not imported,
+//! or the plugin is not loaded; they are not checked again here.
 
 mod http;
 mod state;
@@ -28,24 +28,24 @@ use super::{
 };
 use portcullis_vault::Secret;
 
-/// Log lines that one message may cause.
-const LOG_LINES: u32 = 8;
-/// Bytes of one log line.
-const LOG_BYTES: usize = 256;
-/// Counters of one plugin.
-const COUNTERS: usize = 32;
-/// Random bytes at once.
-const RANDOM_BYTES: u32 = 4096;
+/// Limit of the log lines for one message.
+const MAX_LOG_LINES: u32 = 8;
+/// Limit of one log line in bytes.
+const MAX_LOG_BYTES: usize = 256;
+/// Limit of the counters of one plugin.
+const MAX_COUNTERS: usize = 32;
+/// Limit of random bytes for one call.
+const MAX_RANDOM_BYTES: u32 = 4096;
 
-/// What plugins need of the house around them.
+/// Services of the proxy for plugins.
 pub trait HostServices: Send + Sync {
-    /// Adds to a counter of a plugin. Names are few.
+    /// Adds to a counter of a plugin. The number of names is limited.
     fn count(&self, plugin: &str, name: &str, by: u64);
 
-    /// Whether a plugin may speak to a host now.
+    /// Whether a plugin may reach a host now.
     ///
     /// # Errors
-    /// Why it may not, for the plugin.
+    /// Reason for the plugin.
     fn may_reach(&self, plugin: &str, host: &str, port: u16) -> Result<(), String>;
 
     /// Milliseconds since 1970.
@@ -53,12 +53,12 @@ pub trait HostServices: Send + Sync {
         u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or_default()
     }
 
-    /// Fills unpredictable bytes, if the system has some.
+    /// Fills random bytes, if the system has some.
     fn random(&self, bytes: &mut [u8]) -> bool {
         getrandom::fill(bytes).is_ok()
     }
 
-    /// Writes a line of a plugin's, which is safe to print, to the operator's log.
+    /// Writes a printable line of a plugin to the operator's log.
     fn log(&self, plugin: &str, level: tracing::Level, line: &str) {
         match level {
             tracing::Level::DEBUG => tracing::debug!(interceptor = %plugin, "{line}"),
@@ -68,27 +68,27 @@ pub trait HostServices: Send + Sync {
         }
     }
 
-    /// What is answered in place of a host, where nobody is to be asked.
+    /// Replacement for a host's response, in tests.
     fn answer(&self, _url: &str) -> Option<Result<StubResponse, String>> {
         None
     }
 
-    /// A plugin sent these requests for a message, and came to no verdict on it: nobody waits for
-    /// one any more.
+    /// Reports requests that a plugin sent for a message without reaching a verdict, because its
+    /// caller stopped waiting.
     fn withdrawn(&self, plugin: &str, exchange: &str, requests: Vec<String>) {
         tracing::warn!(
             interceptor = %plugin, decision = %exchange, requests = %requests.join(", "),
-            "a message was withdrawn that the plugin had sent requests for"
+            "a message was withdrawn after the plugin had sent requests for it"
         );
     }
 
-    /// The number of caller and server pairs for which a plugin's circuit is open; 0: it works.
+    /// Number of caller and server pairs for which a plugin's circuit is open; 0 if none.
     fn let_alone(&self, plugin: &str, between: usize) {
         let _ = (plugin, between);
     }
 }
 
-/// An HTTP answer of nobody's.
+/// HTTP response without a host.
 #[derive(Debug, Clone)]
 pub struct StubResponse {
     pub status: u16,
@@ -96,36 +96,36 @@ pub struct StubResponse {
     pub body: Vec<u8>,
 }
 
-/// Nobody counts, and nobody may go anywhere.
+/// Services that count nothing and permit no host.
 pub struct Nowhere;
 
 impl HostServices for Nowhere {
     fn count(&self, _: &str, _: &str, _: u64) {}
 
     fn may_reach(&self, _: &str, _: &str, _: u16) -> Result<(), String> {
-        Err("nothing is reached from here".into())
+        Err("no host is reachable here".into())
     }
 }
 
-/// What all instances of a plugin share, and what they are granted.
+/// State and grants that all instances of a plugin share.
 pub struct Shared {
-    /// The name of the plugin's entry in the config.
+    /// Name of the plugin's entry in the config.
     pub entry: Arc<str>,
     pub log: bool,
     pub metrics: bool,
     pub state: Option<Values>,
     pub http: Option<Client>,
-    /// Whether requests are sent, and not only put on record.
+    /// Whether requests are sent, or only recorded.
     pub sends: bool,
     pub secrets: BTreeMap<String, Secret>,
     pub veil: SecretRedactor,
     pub around: Arc<dyn HostServices>,
-    /// The names that it counts under.
+    /// Names of its counters.
     pub counters: Mutex<BTreeSet<Box<str>>>,
 }
 
 impl Shared {
-    /// Without any grant: what `describe` sees.
+    /// Without grants, for `describe`.
     pub fn bare(entry: &str, around: Arc<dyn HostServices>) -> Self {
         Self {
             entry: entry.into(),
@@ -148,13 +148,13 @@ impl Log for Guest {
             return;
         }
         self.lines = self.lines.saturating_add(1);
-        if self.lines > LOG_LINES {
+        if self.lines > MAX_LOG_LINES {
             return;
         }
-        // Before it is cut: half a secret is one too.
+        // Before truncation, because half a secret is one too.
         self.shared.veil.cover(&mut line);
-        // Control characters are escaped: a line cannot pass for another.
-        let line = excerpt(&line, LOG_BYTES);
+        // Control characters are escaped, so that a line cannot forge another.
+        let line = excerpt(&line, MAX_LOG_BYTES);
         let level = match level {
             Level::Debug => tracing::Level::DEBUG,
             Level::Info => tracing::Level::INFO,
@@ -177,12 +177,12 @@ impl Clock for Guest {
 
 impl Random for Guest {
     fn bytes(&mut self, count: u32) -> wasmtime::Result<Vec<u8>> {
-        if count > RANDOM_BYTES {
-            wasmtime::bail!("it asked for more than {RANDOM_BYTES} random bytes at once");
+        if count > MAX_RANDOM_BYTES {
+            wasmtime::bail!("it requested more than {MAX_RANDOM_BYTES} random bytes at once");
         }
         let mut bytes = vec![0; count as usize];
         if !self.shared.around.random(&mut bytes) {
-            wasmtime::bail!("the operating system gives no random bytes");
+            wasmtime::bail!("the operating system provides no random bytes");
         }
         Ok(bytes)
     }
@@ -197,7 +197,7 @@ impl Metrics for Guest {
         {
             let mut known = shared.counters.lock();
             if !known.contains(name.as_str()) {
-                if known.len() >= COUNTERS {
+                if known.len() >= MAX_COUNTERS {
                     return;
                 }
                 known.insert(name.as_str().into());

@@ -1,4 +1,4 @@
-//! Values that outlive an instance and the proxy.
+//! Values that persist across instances and restarts of the proxy.
 
 use std::{
     collections::BTreeMap,
@@ -16,40 +16,40 @@ use super::super::{
     guest::Guest,
 };
 
-/// Bytes of a key and of a value.
-const KEY: usize = 256;
-const VALUE: usize = 64 << 10;
-/// What an entry takes beside its key and its value, about.
-const ENTRY: u64 = 64;
-/// Keys of one listing.
-const KEYS: usize = 1_000;
+/// Limits of a key and of a value in bytes.
+const MAX_KEY_BYTES: usize = 256;
+const MAX_VALUE_BYTES: usize = 64 << 10;
+/// Approximate overhead of an entry in bytes.
+const ENTRY_OVERHEAD_BYTES: u64 = 64;
+/// Limit of the keys of one listing.
+const MAX_LISTED_KEYS: usize = 1_000;
 
-/// The folder cannot be used.
+/// Failure to open the folder.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "the state of the plugins in `{}` cannot be opened: {why}; see that no other proxy uses the \
-     folder, or move it away and the plugins begin with nothing", path.display()
+    "the state of the plugins in `{}` cannot be opened: {why}; check that no other proxy uses the \
+     folder, or move it away to start with empty states", path.display()
 )]
 pub struct Broken {
     path: PathBuf,
     why: String,
 }
 
-/// The state of all plugins: a store with a tree for each.
+/// State of all plugins: a store with a tree for each.
 pub struct States {
     path: PathBuf,
     store: OnceLock<sled::Db>,
-    /// By their entries: versions of a plugin that are at work side by side have the same.
+    /// By entry: simultaneous versions of a plugin share them.
     values: Mutex<BTreeMap<String, Values>>,
 }
 
 impl States {
-    /// In this folder, once it is opened.
+    /// State in this folder, which is opened later.
     pub fn at(path: PathBuf) -> Arc<Self> {
         Arc::new(Self { path, store: OnceLock::new(), values: Mutex::default() })
     }
 
-    /// What the plugin of that entry keeps, so many bytes at most.
+    /// Values of the plugin of that entry, limited to this number of bytes.
     pub fn of(self: &Arc<Self>, entry: &str, max: u64) -> Values {
         let mut values = self.values.lock();
         let place = || StateKey::Store(Arc::downgrade(self));
@@ -59,7 +59,7 @@ impl States {
     /// Opens the store. Blocks.
     ///
     /// # Errors
-    /// [`Broken`]; plugins must not go on as if they had never kept anything.
+    /// [`Broken`]; plugins must not continue as if their state were empty.
     pub fn open(&self) -> Result<(), Broken> {
         if self.store.get().is_some() {
             return Ok(());
@@ -80,7 +80,7 @@ impl States {
     }
 }
 
-/// The values of one plugin.
+/// Values of one plugin.
 #[derive(Clone)]
 pub struct Values(Arc<Inner>);
 
@@ -88,7 +88,7 @@ struct Inner {
     entry: String,
     max: u64,
     place: StateKey,
-    /// The tree, once it is used. Everything that writes holds the lock.
+    /// Tree, opened on first use. Everything that writes holds the lock.
     open: Mutex<Option<Open>>,
 }
 
@@ -108,7 +108,7 @@ enum Kept {
 }
 
 impl Values {
-    /// Of a trial, forgotten with it.
+    /// Values of a plugin in audit mode, dropped with it.
     pub fn for_now(entry: &str, max: u64) -> Self {
         Self::at(entry, max, StateKey::Memory)
     }
@@ -118,21 +118,21 @@ impl Values {
         Self(Arc::new(Inner { entry: entry.to_owned(), max, place, open }))
     }
 
-    /// Puts a value there, text or the digits of a counter.
+    /// Stores a value: text or the digits of a counter.
     ///
     /// # Errors
-    /// Where it does not fit.
+    /// If it does not fit.
     pub fn put(&self, key: &str, value: &str) -> Result<(), String> {
         self.set(key, Some(value.as_bytes())).map_err(|error| format!("{error:?}"))
     }
 
-    /// What is there, as text.
+    /// Value as text.
     pub fn text(&self, key: &str) -> Option<String> {
         let value = self.get(key).ok().flatten()?;
         Some(String::from_utf8_lossy(&value).into_owned())
     }
 
-    /// All that is there, as text; of very many keys the first.
+    /// All values as text; the first ones if there are very many.
     pub fn texts(&self) -> BTreeMap<String, String> {
         let keys = self.keys("", None).unwrap_or_default();
         keys.into_iter().filter_map(|key| Some((key.clone(), self.text(&key)?))).collect()
@@ -151,7 +151,7 @@ impl Values {
             Fault::Told(error) => error,
             Fault::Store(error) => {
                 let plugin = &self.0.entry;
-                tracing::error!(interceptor = %plugin, %error, "the plugin's state does not work");
+                tracing::error!(interceptor = %plugin, %error, "the plugin's state is unavailable");
                 Error::Unavailable
             }
         })
@@ -195,21 +195,25 @@ impl Values {
     }
 
     fn keys(&self, prefix: &str, after: Option<&str>) -> Result<Vec<String>, Error> {
-        if prefix.len() > KEY || after.is_some_and(|after| after.len() > KEY) {
+        if prefix.len() > MAX_KEY_BYTES || after.is_some_and(|after| after.len() > MAX_KEY_BYTES) {
             return Err(Error::TooLarge);
         }
         self.with(|open, _| {
             let mut keys = Vec::new();
             open.each_after(prefix, after, |key, _| {
                 keys.push(String::from_utf8_lossy(key).into_owned());
-                if keys.len() < KEYS { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+                if keys.len() < MAX_LISTED_KEYS {
+                    ControlFlow::Continue(())
+                } else {
+                    ControlFlow::Break(())
+                }
             })?;
             Ok(keys)
         })
     }
 }
 
-/// Why something was not done.
+/// Reason of a failure.
 enum Fault {
     Told(Error),
     Store(String),
@@ -228,7 +232,7 @@ impl Inner {
             StateKey::Store(states) => {
                 let states = states.upgrade();
                 let store = states.as_ref().and_then(|states| states.store.get());
-                let store = store.ok_or_else(|| Fault::Store("it is not open".into()))?;
+                let store = store.ok_or_else(|| Fault::Store("the store is not open".into()))?;
                 Kept::Tree(store.open_tree(format!("plugin:{}", self.entry))?)
             }
         };
@@ -244,11 +248,12 @@ impl Inner {
 }
 
 fn size(key: usize, value: usize) -> u64 {
-    ENTRY + key as u64 + value as u64
+    ENTRY_OVERHEAD_BYTES + key as u64 + value as u64
 }
 
 fn legal(key: &str, value: Option<&[u8]>) -> Result<(), Error> {
-    let legal = (1..=KEY).contains(&key.len()) && value.is_none_or(|value| value.len() <= VALUE);
+    let legal = (1..=MAX_KEY_BYTES).contains(&key.len())
+        && value.is_none_or(|value| value.len() <= MAX_VALUE_BYTES);
     if legal { Ok(()) } else { Err(Error::TooLarge) }
 }
 
@@ -277,7 +282,7 @@ impl Open {
         Ok(())
     }
 
-    /// Shows every entry of which the key begins so, in order.
+    /// Visits every entry whose key has this prefix, in order.
     fn each(
         &self,
         prefix: &str,
@@ -286,7 +291,7 @@ impl Open {
         self.each_after(prefix, None, show)
     }
 
-    /// The same from behind a key.
+    /// Same, after a key.
     fn each_after(
         &self,
         prefix: &str,
@@ -391,16 +396,16 @@ mod tests {
     }
 
     #[test]
-    fn keys_come_in_order_and_not_all() {
+    fn keys_are_listed_in_order_up_to_the_limit() {
         let (_folder, _states, both) = both(1 << 20);
         for values in both {
-            for at in 0..KEYS + 5 {
+            for at in 0..MAX_LISTED_KEYS + 5 {
                 values.set(&format!("k{at:05}"), Some(b"")).unwrap();
             }
             values.set("other", Some(b"")).unwrap();
             assert_eq!(values.keys("o", None).unwrap(), ["other"]);
             let keys = values.keys("k", None).unwrap();
-            assert_eq!((keys.len(), keys[1].as_str()), (KEYS, "k00001"));
+            assert_eq!((keys.len(), keys[1].as_str()), (MAX_LISTED_KEYS, "k00001"));
             let rest = values.keys("k", keys.last().map(String::as_str)).unwrap();
             assert_eq!((rest.len(), rest[0].as_str()), (5, "k01000"));
             assert!(values.keys("k", Some("other")).unwrap().is_empty());
@@ -409,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_granted_is_all_there_is() {
+    fn size_is_limited_by_the_grant() {
         let (_folder, _states, both) = both(2 * size(1, 100));
         for values in both {
             values.set("a", Some(&[1; 100])).unwrap();
@@ -421,14 +426,16 @@ mod tests {
             values.set("a", Some(&[1; 10])).unwrap();
             values.set("b", None).unwrap();
             values.set("c", Some(b"")).unwrap();
-            for (key, value) in [("", 0), (&"k".repeat(KEY + 1), 0), ("k", VALUE + 1)] {
+            for (key, value) in
+                [("", 0), (&"k".repeat(MAX_KEY_BYTES + 1), 0), ("k", MAX_VALUE_BYTES + 1)]
+            {
                 assert!(matches!(values.set(key, Some(&vec![1; value])), Err(Error::TooLarge)));
             }
         }
     }
 
     #[test]
-    fn it_outlives_the_proxy_and_is_nobody_elses() {
+    fn values_persist_and_are_separate_for_each_plugin() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state");
         let open = || {
@@ -444,12 +451,12 @@ mod tests {
         let states = open();
         let again = states.of("a", 200);
         assert_eq!(again.get("k").unwrap(), Some(vec![1; 100]));
-        // What it took before counts.
+        // The size of earlier values counts.
         assert!(matches!(again.set("l", Some(&[1; 100])), Err(Error::Full)));
     }
 
     #[test]
-    fn counters_of_many_threads_lose_nothing() {
+    fn concurrent_counters_lose_nothing() {
         let (_folder, _states, both) = both(1 << 20);
         for values in both {
             std::thread::scope(|scope| {
@@ -462,20 +469,20 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_open_is_unavailable() {
+    fn unopened_store_is_unavailable() {
         let folder = tempfile::tempdir().unwrap();
         let states = States::at(folder.path().join("state"));
         let values = states.of("a", 200);
         assert!(matches!(values.get("k"), Err(Error::Unavailable)));
     }
 
-    /// What the store takes of the disk, and not only what is in it, has a bound.
+    /// The store's size on disk is limited, not only that of its values.
     #[test]
-    fn values_that_are_written_again_and_again_take_no_more_room() {
+    fn rewritten_values_do_not_grow_the_store() {
         let (folder, _states, [values, _]) = both(1 << 20);
         let write = || {
             for at in 0..1_000_u32 {
-                let value = vec![u8::try_from(at % 251).unwrap(); VALUE];
+                let value = vec![u8::try_from(at % 251).unwrap(); MAX_VALUE_BYTES];
                 values.set(&format!("k{}", at % 4), Some(&value)).unwrap();
             }
         };
@@ -487,15 +494,15 @@ mod tests {
                     match entry.metadata() {
                         Ok(found) if found.is_dir() => folders.push(entry.path()),
                         Ok(found) => all += found.len(),
-                        // Gone in between.
+                        // Deleted in between.
                         Err(_) => {}
                     }
                 }
             }
             all
         };
-        // 62 MiB are written at a time. What is not needed goes as more is written, at the store's
-        // own time.
+        // 62 MiB are written each time. The store frees unused space at its own time, as more is
+        // written.
         let kept = (0..20).map(|_| {
             write();
             size(folder.path())
