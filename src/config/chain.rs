@@ -1,4 +1,4 @@
-//! The chain of a config: the entries of its file, and the interceptors that are on by default.
+//! Chain of a config: the entries of the file, and the interceptors that are on by default.
 
 use std::borrow::Cow;
 
@@ -11,22 +11,22 @@ use portcullis_interceptors::{
 
 use super::Config;
 
-/// Milliseconds for one verdict of an interceptor that is on by default. The largest messages take
-/// seconds, and nobody chose a shorter time.
+/// Timeout in milliseconds of an interceptor that is on by default. The largest messages take
+/// seconds, and no shorter time was configured.
 const DEFAULT_DEADLINE_MS: u64 = 10_000;
 
 /// The interceptors of every chain, behind its rate limits. No entry of a file changes them.
 pub(super) const BUILTIN: [&str; 2] = ["policy", "argument-names"];
 
-/// An interceptor of the chain.
+/// Interceptor of the chain.
 #[derive(Debug, Clone)]
 pub struct Member<'a> {
     pub entry: Cow<'a, InterceptorEntry>,
-    /// Which entry of the file it is. None: it is on by default.
+    /// Index of its entry in the file. `None`: it is on by default.
     pub at: Option<usize>,
 }
 
-/// An interceptor of the chain, as `check` and `server inspect` show it.
+/// Interceptor of the chain, as `check` and `server inspect` show it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Shown {
     pub name: String,
@@ -36,7 +36,7 @@ pub struct Shown {
 }
 
 impl Member<'_> {
-    /// Its name, and what is not the rule: `schema (default)`, `secrets (audit)`, `schema (off)`.
+    /// Name, with what is unusual: `schema (default)`, `secrets (audit)`, `schema (off)`.
     pub fn shown(&self) -> String {
         let name = self.entry.name();
         match (self.entry.settings.mode, self.at) {
@@ -49,9 +49,8 @@ impl Member<'_> {
 }
 
 impl Config {
-    /// The chain in its order, without [`BUILTIN`]: rate limits first, then what is on by default,
-    /// then the entries of the file. An entry takes the place of the default for the same `use`, also
-    /// one that is off.
+    /// Chain in order, without [`BUILTIN`]: rate limits first, then defaults, then the entries of the
+    /// file. An entry replaces the default for the same `use`, even if it is off.
     pub fn chain(&self) -> Vec<Member<'_>> {
         let file = self.interceptors.iter().enumerate();
         let file = file.map(|(at, entry)| Member { entry: Cow::Borrowed(entry), at: Some(at) });
@@ -63,7 +62,7 @@ impl Config {
         chain
     }
 
-    /// The whole chain with [`BUILTIN`], as a person reads it.
+    /// Whole chain with [`BUILTIN`], as text.
     pub fn chain_in_words(&self) -> String {
         let chain = self.chain();
         let first = chain.iter().filter(|member| member.entry.is_rate_limit()).count();
@@ -72,7 +71,7 @@ impl Config {
         names.join(", ")
     }
 
-    /// The same for programs.
+    /// Same as data.
     pub fn chain_shown(&self) -> Vec<Shown> {
         let chain = self.chain();
         let first = chain.iter().filter(|member| member.entry.is_rate_limit()).count();
@@ -90,17 +89,17 @@ impl Config {
         shown
     }
 
-    /// Bytes of the longest message that the limits let in.
+    /// Size in bytes of the largest message that the limits permit.
     pub(super) fn longest_message(&self) -> usize {
         self.limits.request_bytes.max(self.limits.response_bytes)
     }
 
-    /// The interceptors that are on because the file has no entry with their `use`.
+    /// Default interceptors whose `use` no entry of the file has.
     fn defaults(&self) -> Vec<InterceptorEntry> {
         let kinds = [
             InterceptorKind::RateLimit(rate_limit::Config::default()),
             InterceptorKind::Schema(schema::Config::default()),
-            // No message that the limits let in is too long to be scanned.
+            // Every message within the limits is short enough to be scanned.
             InterceptorKind::Secrets(secrets::Config {
                 max_bytes: self.longest_message(),
                 ..secrets::Config::default()

@@ -1,4 +1,5 @@
-//! What a schema can't say: settings that depend on each other, and values with a meaning.
+//! Checks that a schema cannot express: settings that depend on each other, and the meaning of
+//! values.
 
 mod ceilings;
 mod export;
@@ -31,7 +32,7 @@ use portcullis_vault::Source;
 use crate::SOCKET_PATH_BYTES;
 use portcullis_foundation::note_key::Verifier;
 
-/// Checks everything.
+/// Runs all checks.
 pub(super) fn check(built: &Built, document: &Document, findings: &mut Vec<Finding>) {
     let mut checker = Checker { document, findings };
     checker.listen(built);
@@ -52,7 +53,7 @@ pub(super) fn check(built: &Built, document: &Document, findings: &mut Vec<Findi
     checker.rest(built);
 }
 
-/// Whether a `Host` value names this machine alone.
+/// Whether a `Host` value means only this machine.
 fn is_local(host: &str) -> bool {
     let Ok(authority) = host.parse::<http::uri::Authority>() else { return false };
     let name = authority.host().trim_matches(['[', ']']);
@@ -70,12 +71,12 @@ impl Checker<'_> {
         self.findings.push(finding);
     }
 
-    /// Something is wrong with the value there.
+    /// Adds a finding about the value at a pointer.
     fn bad(&mut self, pointer: &str, message: impl Into<String>, help: &str) {
         self.add(self.document.at_value(pointer, Code::BadValue, message).help(help));
     }
 
-    /// Two settings don't go together; shown at the key.
+    /// Adds a finding about two conflicting settings, at the key.
     fn conflict(&mut self, pointer: &str, message: impl Into<String>, help: &str) {
         self.add(self.document.at_key(pointer, Code::Conflict, message).help(help));
     }
@@ -98,7 +99,7 @@ impl Checker<'_> {
                     )
                     .help(
                         "listen on 127.0.0.1, or give each client a key with `portcullis client \
-                         add`, or write `anonymous-beyond-loopback = true` if that is meant",
+                         add`, or confirm with `anonymous-beyond-loopback = true`",
                     ),
             );
         }
@@ -117,7 +118,7 @@ impl Checker<'_> {
                     )
                     .help(
                         "give each client a key with `portcullis client add` and remove `anonymous \
-                         = true`, or write `anonymous-beyond-loopback = true` if that is meant",
+                         = true`, or confirm with `anonymous-beyond-loopback = true`",
                     ),
             );
         }
@@ -131,9 +132,9 @@ impl Checker<'_> {
         if !listen.trusted_proxies.is_empty() && listen.client_address.is_none() {
             self.conflict(
                 "/listen/trusted-proxies",
-                "it is not said how these proxies tell their client's address",
+                "the form in which these proxies report their client's address is missing",
                 "add `client-address = \"x-forwarded-for\"`, `\"forwarded\"` or \
-                 `\"proxy-protocol\"`: the form that they are configured to send",
+                 `\"proxy-protocol\"`, as the proxies are configured",
             );
         }
         if listen.client_address.is_some() && listen.trusted_proxies.is_empty() {
@@ -150,7 +151,7 @@ impl Checker<'_> {
             if !legal {
                 self.bad(
                     &child("/listen/allowed-hosts", at),
-                    format!("`{}` is no host", brief(host)),
+                    format!("`{}` is not a host", brief(host)),
                     "write `name` or `name:port`, without a scheme",
                 );
             }
@@ -161,7 +162,7 @@ impl Checker<'_> {
             if !legal {
                 self.bad(
                     &child("/listen/allowed-origins", at),
-                    format!("`{}` is no origin", brief(origin)),
+                    format!("`{}` is not an origin", brief(origin)),
                     "write `https://name` or `https://name:port` in lower case, without a path",
                 );
             }
@@ -191,7 +192,7 @@ impl Checker<'_> {
                 self.conflict(
                     &child(at, key),
                     format!("{room} leaves {used} here"),
-                    "write no more than that, or leave the key out",
+                    "lower it to at most that, or remove the key",
                 );
             }
         }
@@ -202,7 +203,7 @@ impl Checker<'_> {
         if !admin.roles.is_empty() && admin.socket.is_none() {
             self.conflict(
                 "/admin/roles",
-                "nobody who is named here gets to the socket in the state folder",
+                "users named here cannot open the socket in the state folder",
                 "set `admin.socket`, such as \"/run/portcullis/admin.sock\"",
             );
         }
@@ -212,7 +213,7 @@ impl Checker<'_> {
         {
             self.bad(
                 "/admin/socket",
-                format!("a socket's path has 1 to {SOCKET_PATH_BYTES} bytes"),
+                format!("the path of a socket must have 1 to {SOCKET_PATH_BYTES} bytes"),
                 "such as \"/run/portcullis/admin.sock\"",
             );
         }
@@ -234,7 +235,7 @@ impl Checker<'_> {
         let old = old.map(|(i, key)| (child(&child(at, "old-keys"), i), key));
         let mut seen: Vec<&str> = Vec::new();
         for (pointer, key) in [(child(at, "key"), &encryption.key)].into_iter().chain(old) {
-            // What was written is not repeated: it may be the key itself.
+            // The text is not repeated, because it may be the key itself.
             if let Err(error) = Source::try_from(key) {
                 self.bad(&pointer, error.to_string(), "such as `{ from = \"env:AUDIT_KEY\" }`");
             } else if seen.contains(&key.from.as_str()) {
@@ -252,14 +253,15 @@ impl Checker<'_> {
                 Err(error) => self.bad(
                     &pointer,
                     error.to_string(),
-                    "`portcullis client add NAME` makes a key and its hash",
+                    "`portcullis client add NAME` creates a key and its hash",
                 ),
                 Ok(hash) => {
                     if let Some(other) = owners.insert(hash, name.to_string()) {
                         self.conflict(
                             &pointer,
                             format!("the clients `{other}` and `{name}` have the same key"),
-                            "give each client a key of its own: the audit log tells them apart by it",
+                            "give each client its own key: the audit log distinguishes clients by \
+                            key",
                         );
                     }
                 }
@@ -267,9 +269,8 @@ impl Checker<'_> {
         }
     }
 
-    /// Names of two servers must not run together: with the prefixes `a` and `a__b`, the server
-    /// of the first could offer `b__x` and pass for the second's `x`. Nor may a reader take one
-    /// for the other.
+    /// Prefixes of two servers must be unambiguous: with `a` and `a__b`, the first server could
+    /// offer `b__x`, which looks like the second's `x`. Nor may they look alike.
     fn prefixes(&mut self, built: &Built) {
         let mut owners: Vec<(&str, &ServerName)> = Vec::new();
         for (name, server) in &built.config.servers {
@@ -277,19 +278,22 @@ impl Checker<'_> {
             let at = child("/servers", name);
             let key = child(&at, "prefix");
             let pointer = if self.document.get(&key).is_some() { key } else { at };
-            if prefix.len() > tool_names::LONGEST_PREFIX {
-                let message =
-                    format!("names behind `{}` would be too long for some clients", brief(prefix));
+            if prefix.len() > tool_names::MAX_PREFIX_CHARS {
+                let message = format!(
+                    "names with the prefix `{}` would be too long for some \
+                        clients",
+                    brief(prefix)
+                );
                 let help = format!(
                     "give it a `prefix` of at most {} characters",
-                    tool_names::LONGEST_PREFIX
+                    tool_names::MAX_PREFIX_CHARS
                 );
                 self.conflict(&pointer, message, &help);
             } else if let Some((_, other)) =
                 owners.iter().find(|(other, _)| tool_names::run_together(other, prefix))
             {
                 let message = format!(
-                    "names of `{name}` could not be told from names of `{other}` (line {})",
+                    "names of `{name}` could be confused with names of `{other}` (line {})",
                     self.line_of(&child("/servers", other)),
                 );
                 self.conflict(&pointer, message, "give one of them another `prefix`");
@@ -311,20 +315,23 @@ impl Checker<'_> {
             if !legal {
                 self.bad(
                     &key,
-                    "this is no name for an interceptor",
+                    "this is not a legal name of an interceptor",
                     "use 1 to 64 letters, digits, `.`, `_` and `-`",
                 );
             } else if BUILTIN.contains(&name) || name == "audit" {
                 self.conflict(
                     &key,
-                    format!("`{name}` is always in the chain, under that name"),
+                    format!(
+                        "the name `{name}` belongs to the interceptor that is always in the \
+                        chain"
+                    ),
                     "choose another name",
                 );
             }
             if defaults.contains(&name) {
                 self.conflict(
                     &key,
-                    format!("`{name}` is in the chain by default, under that name"),
+                    format!("the name `{name}` belongs to an interceptor of the default chain"),
                     "choose another name",
                 );
             }
@@ -335,7 +342,7 @@ impl Checker<'_> {
                     self.line_of(other)
                 );
                 let finding = self.document.at_key(&key, Code::Conflict, message);
-                self.add(finding.help("give each a `name` of its own: records name them by it"));
+                self.add(finding.help("give each a distinct `name`, which records use"));
             }
             for (at, event) in entry.settings.events.iter().flatten().enumerate() {
                 self.event(&child(&child(pointer, "events"), at), event);
@@ -343,7 +350,7 @@ impl Checker<'_> {
             if entry.settings.events.as_ref().is_some_and(Vec::is_empty) {
                 self.bad(
                     &child(pointer, "events"),
-                    "without an event the interceptor would never be asked",
+                    "without an event the interceptor would never run",
                     "remove the key to keep the interceptor's own events",
                 );
             }
@@ -355,7 +362,7 @@ impl Checker<'_> {
             {
                 self.bad(
                     &child(pointer, "sha256"),
-                    "this is no SHA-256",
+                    "this is not a SHA-256 digest",
                     "64 characters of 0-9 and a-f, as `sha256sum FILE` prints",
                 );
             }
@@ -366,24 +373,24 @@ impl Checker<'_> {
         match (&plugin.path, &plugin.oci) {
             (None, None) => self.bad(
                 pointer,
-                "nothing says where the plugin is",
-                "write its `path`, or `oci = \"HOST/REPOSITORY@sha256:…\"`",
+                "the location of the plugin is missing",
+                "set its `path`, or `oci = \"HOST/REPOSITORY@sha256:…\"`",
             ),
             (Some(_), Some(_)) => self.conflict(
                 &child(pointer, "oci"),
-                "the plugin has a `path`, too",
+                "the plugin also has a `path`",
                 "remove one of them",
             ),
             (None, Some(_)) if plugin.allow_unpinned => self.conflict(
                 &child(pointer, "allow-unpinned"),
-                "what is in a registry is always pinned, by the digest in `oci`",
+                "a plugin in a registry is always pinned by the digest in `oci`",
                 "remove the key",
             ),
             (None, Some(text)) => {
                 if let Err(error) = text.parse::<portcullis_oci::Reference>() {
                     self.bad(
                         &child(pointer, "oci"),
-                        format!("`{}` is no reference: {error}", brief(text)),
+                        format!("`{}` is not a reference: {error}", brief(text)),
                         "write HOST/REPOSITORY[:TAG]@sha256:…",
                     );
                 }
@@ -396,7 +403,7 @@ impl Checker<'_> {
         if event == "*" || Method::KNOWN.contains(&event) {
             return;
         }
-        let message = format!("`{}` is no method that is known", brief(event));
+        let message = format!("`{}` is not a known method", brief(event));
         let finding = self.document.at_value(pointer, Code::BadValue, message).warning();
         self.add(match nearest(event, Method::KNOWN.iter().copied()) {
             Some(method) => finding.label(format!("did you mean `{method}`?")),
@@ -413,8 +420,8 @@ impl Checker<'_> {
             }
             Some(_) if policy.bundle_keys.is_empty() => self.conflict(
                 "/policy/bundle",
-                "nobody could have signed this bundle",
-                "name the verifier keys of those who may: `bundle-keys = [\"NAME+HASH+BASE64\"]`, \
+                "no key is trusted to sign this bundle",
+                "set the verifier keys: `bundle-keys = [\"NAME+HASH+BASE64\"]`, \
                  as `portcullis policy bundle key` prints them",
             ),
             None if !policy.bundle_keys.is_empty() => self.conflict(
@@ -427,16 +434,16 @@ impl Checker<'_> {
         if policy.bundle.is_some() && self.document.get("/policy/paths").is_some() {
             self.conflict(
                 "/policy/paths",
-                "policies come from a bundle or from loose files, not from both",
+                "policies come from a bundle or from files, not from both",
                 "remove `paths`, or `bundle` and `bundle-keys`",
             );
         }
         for (at, key) in policy.bundle_keys.iter().enumerate() {
-            // What was written is not repeated: it may be the signing key.
+            // The text is not repeated, because it may be the signing key.
             if key.parse::<Verifier>().is_err() {
                 self.bad(
                     &child(keys, at),
-                    "this is no verifier key",
+                    "this is not a verifier key",
                     "write NAME+HASH+BASE64, as `portcullis policy bundle key` prints it",
                 );
             } else if policy.bundle_keys.iter().take(at).any(|other| other == key) {
@@ -451,7 +458,7 @@ impl Checker<'_> {
         {
             self.bad(
                 "/telemetry/log",
-                format!("this is no log filter: {error}"),
+                format!("this is not a log filter: {error}"),
                 "write a level (`info`) or targets with levels (`portcullis=debug,info`)",
             );
         }
@@ -464,7 +471,7 @@ impl Checker<'_> {
             if !legal {
                 self.bad(
                     "/engine/host",
-                    format!("`{}` is no address of a container engine", brief(host)),
+                    format!("`{}` is not the address of a container engine", brief(host)),
                     "such as `unix:///var/run/docker.sock`",
                 );
             }
@@ -498,8 +505,8 @@ impl Checker<'_> {
             if witness.place().is_none() {
                 self.bad(
                     &child("/audit/witness", at),
-                    "this names no witness, or several",
-                    "give one of `file = \"PATH\"`, `syslog = \"udp://HOST:PORT\"` (or `tcp://`, \
+                    "this names either no witness or several",
+                    "set one of `file = \"PATH\"`, `syslog = \"udp://HOST:PORT\"` (or `tcp://`, \
                      or `unix:///PATH`) and `url = \"https://…\"`",
                 );
             }

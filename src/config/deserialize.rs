@@ -1,4 +1,4 @@
-//! From plain values to a [`Config`], part by part, so that one wrong part hides no other.
+//! Converts plain values to a [`Config`], part by part, so that an invalid part hides no other.
 
 use std::{collections::HashSet, path::Path};
 
@@ -20,14 +20,14 @@ use portcullis_foundation::json_pointer::{child, segments};
 use portcullis_interceptors::entry::{self, FieldError};
 use portcullis_protocol::names::IllegalName;
 
-/// A config of the parts that are right, and which those are.
+/// Config of the valid parts, and which these are.
 pub(super) struct Built {
     pub config: Config,
-    /// Pointers of the entries of the chain that were taken, in their order.
+    /// Pointers of the chain's valid entries, in order.
     pub interceptors: Vec<String>,
 }
 
-/// Makes what can be made.
+/// Builds all valid parts.
 pub(super) fn build(
     document: &Document,
     misshapen: Vec<SchemaViolation>,
@@ -70,8 +70,8 @@ pub(super) fn build(
     Built { config, interceptors }
 }
 
-/// The parts that a finding makes useless: the server, the client, the entry of the chain, or the
-/// key of a section that it is about.
+/// Part that a finding invalidates: a server, a client, an entry of the chain, or a key of a
+/// section.
 fn parts_of(pointer: &str) -> Option<String> {
     let parts = segments(pointer);
     let two = parts.iter().take(2).fold(String::new(), |pointer, part| child(&pointer, part));
@@ -85,7 +85,7 @@ struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    /// A part of the file, unless something is wrong with it.
+    /// Part of the file, unless a finding invalidates it.
     fn part(&self, pointer: &str) -> Option<&Value> {
         if self.wrong.contains(pointer) { None } else { self.document.get(pointer) }
     }
@@ -142,8 +142,8 @@ impl Builder<'_> {
     }
 }
 
-/// Makes every path absolute, except those of policies and plugins: their crates take the base
-/// and call files by the names that the operator wrote.
+/// Makes every path absolute, except those of policies and plugins: their crates get the base, and
+/// name files as the operator wrote them.
 pub(super) fn resolve(config: &mut Config, base: &Path) {
     config.state_dir = base.join(&config.state_dir);
     config.audit.dir = Some(match &config.audit.dir {
@@ -188,7 +188,7 @@ pub(super) fn resolve(config: &mut Config, base: &Path) {
         for mount in &mut server.mounts {
             mount.source = base.join(&mount.source);
         }
-        // Who has secrets of his own there shares it with nobody.
+        // Clients with their own secrets share no instance.
         if server.has_secrets_by_client() && server.sharing == Sharing::Auto {
             server.sharing = Sharing::PerClient;
         }
@@ -199,7 +199,7 @@ pub(super) fn resolve(config: &mut Config, base: &Path) {
         }
         if server.image.is_none()
             && let Some(program) = server.command.as_mut().and_then(|command| command.first_mut())
-            // A bare name is looked up in PATH, by whoever starts it.
+            // A name without a slash is searched in PATH at the start.
             && program.contains('/')
         {
             *program = base.join(&*program).to_string_lossy().into_owned();

@@ -1,4 +1,4 @@
-//! `docs/reference/config.md` is made of the schema, so that it lists every key as it is.
+//! Generates `docs/reference/config.md` from the schema, so that it lists every key.
 
 use std::fmt::Write as _;
 
@@ -39,7 +39,8 @@ fn document() -> String {
     text
 }
 
-/// A table of the file with its keys, then the tables within it. `omit`: keys told of elsewhere.
+/// Section for a table of the file with its keys, then for the tables within it. `omit`: keys
+/// described elsewhere.
 fn table(text: &mut String, title: &str, path: &str, schema: &Value, omit: &[&str]) {
     let Some(properties) = schema.get("properties").and_then(Value::as_object) else { return };
     let _ = write!(text, "\n## {title}\n");
@@ -69,7 +70,7 @@ fn table(text: &mut String, title: &str, path: &str, schema: &Value, omit: &[&st
     }
 }
 
-/// What stands within a value, where that is a table or tables.
+/// Sections for tables within a value.
 fn within(text: &mut String, path: &str, schema: &Value) {
     let schema = not_null(schema);
     if schema.get("properties").is_some() {
@@ -104,7 +105,7 @@ fn interceptors(text: &mut String, kinds: &[Value]) {
     }
 }
 
-/// The branch that is not null, of an optional value.
+/// The branch of an optional value that is not null.
 fn not_null(schema: &Value) -> &Value {
     schema
         .get("anyOf")
@@ -113,7 +114,7 @@ fn not_null(schema: &Value) -> &Value {
         .unwrap_or(schema)
 }
 
-/// What a key takes, in a few words.
+/// Short description of a key's values.
 fn value(schema: &Value) -> String {
     let schema = not_null(schema);
     if let Some(branches) = schema.get("oneOf").and_then(Value::as_array) {

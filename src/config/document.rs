@@ -1,4 +1,4 @@
-//! The TOML text as one plain value, with the place of every key and value beside it.
+//! The TOML text as one plain value, with the position of every key and value.
 
 use std::{ops::Range, path::Path};
 
@@ -9,12 +9,12 @@ use toml::{
 };
 
 use super::{
-    finding::{Code, Finding, MOST, Source},
+    finding::{Code, Finding, MAX_FINDINGS, Source},
     spans::{Span, Spans},
 };
 use portcullis_foundation::json_pointer::child;
 
-/// A config file that is TOML.
+/// Config file in TOML.
 #[derive(Debug, Clone)]
 pub(super) struct Document {
     pub source: Source,
@@ -23,12 +23,13 @@ pub(super) struct Document {
 }
 
 impl Document {
-    /// Reads the text. Findings mean that it is no TOML, or TOML with values that JSON lacks.
+    /// Parses the text. Findings mean that it is not TOML, or has values that JSON lacks.
     pub fn parse(path: &Path, text: &str) -> (Self, Vec<Finding>) {
         let source = Source::new(path, text);
         let (root, errors) = DeTable::parse_recoverable(text);
         if !errors.is_empty() {
-            let findings = errors.iter().take(MOST).map(|error| syntax(&source, error)).collect();
+            let findings =
+                errors.iter().take(MAX_FINDINGS).map(|error| syntax(&source, error)).collect();
             return (Self { source, value: Map::new(), places: Spans::default() }, findings);
         }
         let mut reader = Reader { source: &source, places: Spans::default(), findings: vec![] };
@@ -40,19 +41,19 @@ impl Document {
         (document, findings)
     }
 
-    /// A finding at the value of a pointer.
+    /// Finding at the value of a pointer.
     pub fn at_value(&self, pointer: &str, code: Code, message: impl Into<String>) -> Finding {
         let place = self.places.nearest(pointer).map(|place| place.value.clone());
         Finding::new(code, message).within(&self.source, place)
     }
 
-    /// A finding at the key of a pointer.
+    /// Finding at the key of a pointer.
     pub fn at_key(&self, pointer: &str, code: Code, message: impl Into<String>) -> Finding {
         let place = self.places.nearest(pointer).map(Span::head);
         Finding::new(code, message).within(&self.source, place)
     }
 
-    /// What stands at a pointer.
+    /// Value at a pointer.
     pub fn get(&self, pointer: &str) -> Option<&Value> {
         let mut steps = portcullis_foundation::json_pointer::segments(pointer).into_iter();
         let mut value = self.value.get(&steps.next()?)?;
@@ -66,7 +67,7 @@ impl Document {
         Some(value)
     }
 
-    /// Whether the value there may be a secret, so that no message may repeat it.
+    /// Whether the value at a pointer may be a secret, so that no message may repeat it.
     pub fn is_sensitive(pointer: &str) -> bool {
         let parts = portcullis_foundation::json_pointer::segments(pointer);
         match parts.as_slice() {
@@ -76,7 +77,7 @@ impl Document {
             [audit, export, _, what, ..] if audit == "audit" && export == "export" => {
                 matches!(what.as_str(), "to" | "headers")
             }
-            // What an operator tells a plugin is between the two.
+            // Settings of a plugin may contain secrets.
             [interceptors, _, config, _, ..] => {
                 interceptors == "interceptors" && config == "config"
             }
@@ -84,7 +85,7 @@ impl Document {
         }
     }
 
-    /// What stands where a secret is named is hidden from all messages, unless it is a name.
+    /// Hides values at references to secrets from all messages, unless they are names.
     fn hide_secrets(&mut self) {
         let hidden: Vec<Range<usize>> = self
             .places
@@ -94,7 +95,7 @@ impl Document {
                 Some(Value::String(text)) if is_reference(pointer) => {
                     text.parse::<portcullis_vault::Source>().is_err()
                 }
-                // A target of the plain kinds is a place. What else stands there may hold a token.
+                // A plain target is not secret. Other values there may contain a token.
                 Some(Value::String(text)) if pointer.ends_with("/to") => {
                     !["file:", "unix:", "stdout", "syslog+"]
                         .iter()
@@ -131,7 +132,7 @@ struct Reader<'a> {
 impl Reader<'_> {
     fn table(&mut self, table: &DeTable<'_>, pointer: &str) -> Map<String, Value> {
         let mut entries: Vec<_> = table.iter().collect();
-        // The order of the file: lists show servers in it, and the chain runs in it.
+        // In the order of the file: lists show servers in it, and the chain runs in it.
         entries.sort_by_key(|(key, _)| key.span().start);
         let mut map = Map::new();
         for (key, value) in entries {
@@ -149,15 +150,15 @@ impl Reader<'_> {
             DeValue::String(text) => Value::String(text.to_string()),
             DeValue::Boolean(yes) => Value::Bool(*yes),
             DeValue::Integer(number) => {
-                integer(number).unwrap_or_else(|| self.bad(value, "a number beyond 64 bits"))
+                integer(number).unwrap_or_else(|| self.bad(value, "a number of more than 64 bits"))
             }
             DeValue::Float(number) => number
                 .as_str()
                 .parse()
                 .ok()
                 .and_then(Number::from_f64)
-                .map_or_else(|| self.bad(value, "no finite number"), Value::Number),
-            DeValue::Datetime(_) => self.bad(value, "a date, and no key takes one"),
+                .map_or_else(|| self.bad(value, "not a finite number"), Value::Number),
+            DeValue::Datetime(_) => self.bad(value, "a date, which no key accepts"),
             DeValue::Array(array) => Value::Array(
                 array
                     .iter()

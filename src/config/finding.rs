@@ -1,4 +1,4 @@
-//! What is wrong with a config, where, and what to do about it.
+//! Findings about a config: problem, position and remedy.
 
 use std::{
     fmt,
@@ -14,7 +14,7 @@ use portcullis_catalog::segment_holds_secret;
 
 macro_rules! codes {
     ($(#[doc = $doc:literal] $variant:ident = $text:literal;)*) => {
-        /// The kinds of finding. The text of a code never changes once published.
+        /// Kinds of findings. The text of a published code never changes.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         pub enum Code {
             $(#[doc = $doc] $variant,)*
@@ -24,12 +24,12 @@ macro_rules! codes {
             /// Every code, for the docs and the tests.
             pub const ALL: &[Code] = &[$(Code::$variant,)*];
 
-            /// The stable text.
+            /// Stable text.
             pub fn as_str(self) -> &'static str {
                 match self { $(Code::$variant => $text,)* }
             }
 
-            /// What it stands for, in a sentence.
+            /// Meaning, in one sentence.
             pub fn about(self) -> &'static str {
                 match self { $(Code::$variant => $doc.trim_ascii(),)* }
             }
@@ -66,19 +66,19 @@ impl fmt::Display for Code {
     }
 }
 
-/// Findings told of one file; nobody reads more at once.
-pub(super) const MOST: usize = 100;
+/// Limit of the findings reported for one file.
+pub(super) const MAX_FINDINGS: usize = 100;
 
-/// The text of a file as messages may show it: without secrets and control characters, every
-/// byte in its place.
+/// Text of a file for messages: without secrets and control characters, with every byte at its
+/// position.
 #[derive(Debug, Clone)]
 pub(super) struct Source {
     name: Arc<str>,
     shown: Arc<str>,
 }
 
-/// A string given to a key that sounds like a secret's, and what looks like one anywhere. This is
-/// for the eyes of whoever reads an error: it may hide too much.
+/// String values of keys whose names suggest a secret, and text anywhere that looks like one. Only
+/// for displayed errors, so it may hide too much.
 static SECRETS: LazyLock<Regex> = LazyLock::new(|| {
     let patterns = [
         r#"(?i)(?:token|secret|passw|credential|api[_-]?key|private[_-]?key|_key|_pass|_pat\b|auth|bearer|cookie|session|dsn|webhook|signing|connection[_-]string)[a-z0-9_-]*["']?[ \t]*=[ \t]*(?:"""(?P<a>(?s:.*?))(?:"""|\z)|'''(?P<b>(?s:.*?))(?:'''|\z)|"(?P<c>[^"\n]*)|'(?P<d>[^'\n]*))"#,
@@ -90,7 +90,7 @@ static SECRETS: LazyLock<Regex> = LazyLock::new(|| {
     Regex::new(&patterns.join("|")).unwrap()
 });
 
-/// A URL, whose parts may be secrets.
+/// URL, whose parts may be secrets.
 static URLS: LazyLock<Regex> = LazyLock::new(|| {
     #[expect(clippy::unwrap_used, reason = "a constant, compiled by every test of this file")]
     Regex::new(r#"https?://[^\s"']+"#).unwrap()
@@ -145,7 +145,7 @@ impl Source {
     }
 }
 
-/// Puts a star for each byte but line breaks, so that lines and offsets stay.
+/// Replaces each byte except line breaks by a star, so that lines and offsets stay.
 fn mask(bytes: &mut [u8], text: &str, range: Range<usize>) {
     if !(text.is_char_boundary(range.start) && text.is_char_boundary(range.end)) {
         return;
@@ -157,25 +157,25 @@ fn mask(bytes: &mut [u8], text: &str, range: Range<usize>) {
     }
 }
 
-/// How bad a finding is.
+/// Severity of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Severity {
-    /// The proxy starts all the same.
+    /// The proxy starts anyway.
     Warning,
     /// The proxy does not start.
     Error,
 }
 
-/// One thing that is wrong.
+/// One problem.
 #[derive(Debug, Clone)]
 pub struct Finding {
     pub code: Code,
     pub severity: Severity,
-    /// What is wrong, in one sentence.
+    /// Problem, in one sentence.
     pub message: String,
-    /// A word under the place.
+    /// Label below the position.
     pub label: Option<String>,
-    /// What to do.
+    /// Remedy.
     pub help: Option<String>,
     place: Option<Range<usize>>,
     source: Option<Arc<NamedSource<Arc<str>>>>,
@@ -199,7 +199,7 @@ impl Finding {
     pub(super) fn within(mut self, source: &Source, place: Option<Range<usize>>) -> Self {
         self.source = Some(Arc::new(NamedSource::new(&source.name, source.shown.clone())));
         if let Some(place) = place {
-            // A table's own span may hold many lines, of which the first says enough.
+            // The span of a table may have many lines; the first one suffices.
             let text = source.shown.get(place.clone()).unwrap_or("");
             let first_line = text.lines().next().unwrap_or("").len();
             let place = place.start..place.start + first_line;
@@ -209,19 +209,19 @@ impl Finding {
         self
     }
 
-    /// The same as a warning.
+    /// This finding as a warning.
     pub fn warning(mut self) -> Self {
         self.severity = Severity::Warning;
         self
     }
 
-    /// With a word under the place.
+    /// Adds a label below the position.
     pub fn label(mut self, label: impl Into<String>) -> Self {
         self.label = Some(printable(&label.into()));
         self
     }
 
-    /// With what to do.
+    /// Adds a remedy.
     pub fn help(mut self, help: impl Into<String>) -> Self {
         self.help = Some(printable(&help.into()));
         self
@@ -232,7 +232,7 @@ impl Finding {
         self.position
     }
 
-    /// The file, as the user named it.
+    /// File, as the user named it.
     pub fn file(&self) -> Option<&str> {
         self.source.as_deref().map(NamedSource::name)
     }
@@ -242,7 +242,7 @@ impl Finding {
     }
 }
 
-/// Control characters as escapes: a key may hold any.
+/// Text with control characters escaped: a key may contain any.
 fn printable(text: &str) -> String {
     text.chars().fold(String::with_capacity(text.len()), |mut shown, c| {
         if c.is_control() && c != '\n' {
@@ -289,7 +289,7 @@ impl Diagnostic for Finding {
     }
 }
 
-/// What another crate says of something that the config names, shown at the place where it is named.
+/// Error of another crate about something that the config names, shown at its position in the file.
 #[derive(Debug)]
 pub struct Located {
     said: Box<dyn Diagnostic + Send + Sync>,
@@ -332,7 +332,7 @@ impl Diagnostic for Located {
     }
 }
 
-/// Everything that is wrong with a config: at least one finding is an error.
+/// All problems of a config: at least one finding is an error.
 #[derive(Debug, Clone)]
 pub struct Diagnostics(pub Vec<Finding>);
 

@@ -1,17 +1,18 @@
-//! The config: `portcullis.toml`, read and checked once, with positions for findings, and from
-//! then on a [`Config`] of plain values.
+//! The config: `portcullis.toml`, read and checked once with positions for findings, then a
+//! [`Config`] of plain values.
 //!
 //! - `document` parses the text into a plain value with the position of every part.
 //! - `schema_check` compares it with the JSON Schema.
-//! - `deserialize` makes typed values.
+//! - `deserialize` creates typed values.
 //! - `checks` finds what a schema cannot express.
 //!
-//! Every step reports all of its findings, not only the first. A part that is wrong in one step is
-//! not passed to the next.
+//! Every step reports all of its findings, not only the first. A part that is invalid in one step
+//! is not passed to the next.
 //!
 //! # Invariants
+//!
 //! - No message repeats a possible secret.
-//! - No text, however broken, causes a panic.
+//! - No text causes a panic.
 
 mod chain;
 mod checks;
@@ -55,48 +56,47 @@ use portcullis_protocol::names::ServerName;
 use portcullis_upstream::{Images, SignatureVerifier, config::Server};
 
 use document::Document;
-use finding::{MOST, Source};
+use finding::{MAX_FINDINGS, Source};
 use portcullis_foundation::json_pointer::child;
 
-/// Longest path of a socket: `sun_path` has 108 bytes with the closing zero.
+/// Maximum length of a socket's path in bytes: `sun_path` has 108 bytes with the closing zero.
 pub const SOCKET_PATH_BYTES: usize = 107;
 
-/// Bytes of a config file; no honest one comes near.
-const LARGEST: u64 = 4 << 20;
+/// Limit of a config file in bytes, far above any real one.
+const MAX_FILE_BYTES: u64 = 4 << 20;
 
-/// A config that holds, with what later findings need to point into its file.
+/// Valid config, with the data that later findings need to point into its file.
 #[derive(Debug, Clone)]
 pub struct Loaded {
-    /// The settings. Paths in them are absolute, except those of policies and plugins, which
-    /// are loaded with `base` and called by the names that stand in the file.
+    /// Settings. Paths are absolute, except those of policies and plugins, which are resolved
+    /// against `base` and named as in the file.
     pub config: Config,
-    /// The file, as the user named it.
+    /// File, as the user named it.
     pub path: PathBuf,
-    /// The folder that relative paths in the file are relative to. Absolute.
+    /// Absolute folder that relative paths in the file are relative to.
     pub base: PathBuf,
     /// `sha256:` and the digest of the file.
     pub revision: String,
-    /// What should be looked at but does not keep the proxy from starting.
+    /// Findings that do not prevent the proxy from starting.
     pub warnings: Vec<Finding>,
-    /// Whether no image runs whose tag is not in the lock file: what `run --locked` says.
+    /// Whether only images with locked tags run (`run --locked`).
     pub only_locked: bool,
-    /// The profile for which it runs: what `run --profile` says.
+    /// Profile of the run (`run --profile`).
     pub profile: Option<String>,
-    /// The file's servers as they do not run for the profile, left out or with something else in the
-    /// place of what they have there: what is theirs is not the others' for that.
+    /// Servers of the file that the profile leaves out or overrides, as the file defines them.
+    /// Their protected paths stay protected from the running servers.
     pub aside: Vec<Server>,
     document: Document,
 }
 
 impl Loaded {
-    /// A finding at the value of a JSON pointer into the file, such as `/interceptors/0/path`, or
-    /// at the nearest thing around it that stands in the file.
+    /// Finding at the value of a JSON pointer into the file, such as `/interceptors/0/path`, or at
+    /// the nearest surrounding value that exists.
     pub fn finding(&self, pointer: &str, code: Code, message: impl Into<String>) -> Finding {
         self.document.at_value(pointer, code, message)
     }
 
-    /// What another crate says of something that the config names, shown at the place where it is
-    /// named.
+    /// Finding of another crate about something that the config names, at its position.
     pub fn locate(
         &self,
         pointer: &str,
@@ -105,27 +105,27 @@ impl Loaded {
         Located::new(Box::new(said), self.document.at_value(pointer, Code::BadValue, ""))
     }
 
-    /// The line of a key or an array's element, from 1, by its JSON pointer.
+    /// Line of a key or an array's element, from 1, by its JSON pointer.
     pub fn line(&self, pointer: &str) -> Option<u32> {
         self.document.at_key(pointer, Code::BadValue, "").position().map(|(line, _)| line)
     }
 
-    /// The images of its servers.
+    /// Images of the servers.
     pub fn images(&self) -> Images {
         let Config { state_dir, registries, .. } = &self.config;
         Images::new(&self.base, state_dir, registries, self.only_locked)
     }
 
-    /// The signers whose signatures of images count.
+    /// Verifier with the signers of images.
     ///
     /// # Errors
-    /// The JSON pointer of a signer that is wrong, and why.
+    /// JSON pointer of an invalid signer, and the reason.
     pub fn signatures(&self) -> Result<SignatureVerifier, (String, String)> {
         let Config { state_dir, signers, .. } = &self.config;
         SignatureVerifier::of_config(signers, state_dir, self.signed_by_lines())
     }
 
-    /// The lines of secrets of servers that differ by client, by server and name.
+    /// Positions of secrets that differ by client, by server and name.
     pub fn secret_lines(&self) -> BTreeMap<(ServerName, String), (PathBuf, u32)> {
         let mut lines = BTreeMap::new();
         for (server, settings) in &self.config.servers {
@@ -140,7 +140,7 @@ impl Loaded {
         lines
     }
 
-    /// The lines of servers' `signed-by`, as `FILE:LINE`.
+    /// Positions of the servers' `signed-by`, as `FILE:LINE`.
     pub fn signed_by_lines(&self) -> HashMap<ServerName, String> {
         let servers = self.config.servers.iter().filter(|(_, server)| !server.signed_by.is_empty());
         servers
@@ -151,7 +151,7 @@ impl Loaded {
             .collect()
     }
 
-    /// The same, where it stands in the file at all.
+    /// Line, if the key exists in the file.
     pub fn written(&self, pointer: &str) -> Option<u32> {
         self.document.get(pointer).and_then(|_| self.line(pointer))
     }
@@ -160,17 +160,17 @@ impl Loaded {
 /// Reads and checks a config file.
 ///
 /// # Errors
-/// Everything that is wrong with it.
+/// All problems.
 pub fn load(path: &Path) -> Result<Loaded, Diagnostics> {
     let text = read(path).map_err(|finding| Diagnostics(vec![finding]))?;
     parse(path, &text)
 }
 
-/// Checks the text of a config file. Touches no file: `path` is what messages call it and what
-/// relative paths are relative to.
+/// Checks the text of a config file. Accesses no file: `path` is the name in messages and the base
+/// of relative paths.
 ///
 /// # Errors
-/// Everything that is wrong with it.
+/// All problems.
 pub fn parse(path: &Path, text: &str) -> Result<Loaded, Diagnostics> {
     let base = base_of(path);
     let (document, mut findings) = Document::parse(path, text);
@@ -181,7 +181,7 @@ pub fn parse(path: &Path, text: &str) -> Result<Loaded, Diagnostics> {
         config = Some(built.config);
     }
     findings.sort_by_key(Finding::offset);
-    findings.truncate(MOST);
+    findings.truncate(MAX_FINDINGS);
     match config {
         Some(mut config) if findings.iter().all(|f| f.severity == Severity::Warning) => {
             deserialize::resolve(&mut config, &base);
@@ -214,19 +214,19 @@ fn read(path: &Path) -> Result<String, Finding> {
         |what: String| Finding::new(Code::Unreadable, what).within(&Source::new(path, ""), None);
     let shown = path.display();
     let mut bytes = Vec::new();
-    match File::open(path).and_then(|file| file.take(LARGEST + 1).read_to_end(&mut bytes)) {
+    match File::open(path).and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)) {
         Ok(_) => {}
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return Err(unreadable(format!("there is no config file `{shown}`")).help(
-                "name one with `--config FILE` or PORTCULLIS_CONFIG; \
-                 `portcullis schema config` prints what it may hold",
+            return Err(unreadable(format!("config file `{shown}` does not exist")).help(
+                "set one with `--config FILE` or PORTCULLIS_CONFIG; \
+                 `portcullis schema config` prints its schema",
             ));
         }
-        Err(error) => return Err(unreadable(format!("`{shown}` can't be read: {error}"))),
+        Err(error) => return Err(unreadable(format!("`{shown}` cannot be read: {error}"))),
     }
-    if bytes.len() as u64 > LARGEST {
-        return Err(unreadable(format!("`{shown}` is larger than {} MiB", LARGEST >> 20))
-            .help("is it the right file?"));
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        return Err(unreadable(format!("`{shown}` is larger than {} MiB", MAX_FILE_BYTES >> 20))
+            .help("check that it is the right file"));
     }
     String::from_utf8(bytes).map_err(|error| {
         let good = error.utf8_error().valid_up_to();

@@ -1,4 +1,4 @@
-//! Secrets that stand in an entry as they are, found before others get to read it.
+//! Finds secrets in plain text in an entry before the entry is shared.
 
 use reqwest::Url;
 
@@ -9,19 +9,19 @@ use portcullis_catalog::{argument_holds_secret, holds_key, url_holds_secret};
 use portcullis_foundation::json_pointer::child;
 use portcullis_protocol::names::ServerName;
 
-/// What may be a secret, and stands in plain text.
+/// Possible secret in plain text.
 #[derive(Debug)]
 pub struct PlaintextSecret {
-    /// Where it stands, as a JSON pointer.
+    /// JSON pointer of its position.
     pub pointer: String,
-    /// What it is, and what to do about it. Never the value.
+    /// Description and remedy. Never contains the value.
     pub what: String,
 }
 
 impl Loaded {
-    /// What of a server's entry may be a secret in plain text: in `env`, in `command`, in `url`. Whatever
-    /// hands an entry to others asks this first, and does not if there is any. It finds more than what
-    /// `check` warns of: there, a secret is at least on the machine to which it belongs.
+    /// Possible secrets in plain text in a server's entry: in `env`, `command` and `url`. Commands
+    /// that share an entry check this first, and refuse if there are any. It is stricter than the
+    /// warnings of `check`, where a secret is at least on the machine that it belongs to.
     pub fn literals(&self, name: &ServerName, server: &Server) -> Vec<PlaintextSecret> {
         let at = child("/servers", name.as_str());
         let mut found = Vec::new();
@@ -40,8 +40,7 @@ impl Loaded {
         let mut before = None;
         for (nth, word) in server.command.iter().flatten().enumerate() {
             if argument_holds_secret(before, word) {
-                let what =
-                    "an argument looks like a secret: hand it over under `secrets`".to_owned();
+                let what = "an argument looks like a secret: deliver it with `secrets`".to_owned();
                 found.push(PlaintextSecret { pointer: format!("{at}/command/{nth}"), what });
             }
             before = Some(word);
@@ -52,11 +51,9 @@ impl Loaded {
 
 fn of_url(url: &str) -> Option<&'static str> {
     if url.contains('?') {
-        return Some(
-            "what stands behind `?` in a URL may be a secret: send it in a header, under `headers`",
-        );
+        return Some("the query of a URL may be a secret: send it in a header, with `headers`");
     }
     Url::parse(url).is_ok_and(|url| url_holds_secret(&url)).then_some(
-        "the path of this URL looks as if it had a key in it, and every reader of the URL has the key",
+        "the path of this URL seems to contain a key, which every reader of the URL would get",
     )
 }

@@ -1,4 +1,4 @@
-//! The paths of the proxy that no server may see or change, and the mounts that show them.
+//! Paths of the proxy that no server may see or change, and the mounts that show them.
 
 use std::{
     env,
@@ -18,12 +18,12 @@ use portcullis_runtime::{
 use portcullis_upstream::config::Server;
 use portcullis_vault::SecretRef;
 
-/// The protected paths of a config and of this process's environment.
+/// Protected paths of a config and of this process's environment.
 pub fn protected_paths(loaded: &Loaded) -> Vec<ProtectedPath> {
     collect(loaded, &|name| env::var_os(name))
 }
 
-/// What the proxy has and goes by, by its config and the variables of its environment.
+/// Files and folders of the proxy, from its config and environment variables.
 fn collect(loaded: &Loaded, env: &dyn Fn(&str) -> Option<OsString>) -> Vec<ProtectedPath> {
     let Loaded { config, base, path, aside, .. } = loaded;
     let from_base = |path: &PathBuf| base.join(path);
@@ -47,12 +47,17 @@ fn collect(loaded: &Loaded, env: &dyn Fn(&str) -> Option<OsString>) -> Vec<Prote
         Destination::Secret(_) => None,
     });
     all.add(Protection::Hidden, "an export of the audit log", exports);
-    // Keepers of secrets are asked with what stands in these.
+    // Files with credentials for secret stores.
     let keepers = ["VAULT_TOKEN_FILE", "VAULT_SECRET_ID_FILE"].into_iter().filter_map(variable);
     let logins = variable("DOCKER_CONFIG").map(|folder| folder.join("config.json"));
     let secrets = secret_files(loaded).chain(keepers).chain(logins);
-    all.add(Protection::Hidden, "a file that secrets come from", secrets);
-    all.add(Protection::Hidden, "the secrets that servers are handed", portcullis_vault::folders());
+    all.add(Protection::Hidden, "a source file of secrets", secrets);
+    all.add(
+        Protection::Hidden,
+        "the secrets that are delivered to \
+        servers",
+        portcullis_vault::folders(),
+    );
 
     let signers = config.signers.values();
     let signers = signers.flat_map(|signer| signer.key.iter().chain(&signer.trusted_root));
@@ -75,9 +80,9 @@ fn collect(loaded: &Loaded, env: &dyn Fn(&str) -> Option<OsString>) -> Vec<Prote
         "the program of a server",
         programs.map(|program| base.join(program)),
     );
-    // Those that keep secrets are run from there, too, and may do what the proxy may.
+    // Programs of secret stores also run from there, with the proxy's rights.
     let path = env("PATH").filter(|path| !path.is_empty());
-    // One without a name is the working folder.
+    // An empty entry means the working folder.
     let folders = path.iter().flat_map(env::split_paths).map(|folder| Path::new(".").join(folder));
     all.add(Protection::Fixed, "a folder of programs that the proxy runs", folders);
     all.0
@@ -93,20 +98,20 @@ impl List {
         what: &'static str,
         paths: impl IntoIterator<Item = PathBuf>,
     ) {
-        // Those of the environment are seen from the working folder.
+        // Paths of the environment are relative to the working folder.
         let paths = paths.into_iter().map(|path| std::path::absolute(&path).unwrap_or(path));
         self.0.extend(paths.map(|path| ProtectedPath { path, what, protection }));
     }
 }
 
-/// The program of this machine that a server's `command` names by its path.
+/// Program of this machine that a server's `command` names by path.
 fn program(server: &Server) -> Option<&str> {
     let elsewhere = server.image.is_some() || server.url.is_some() || server.pod_socket.is_some();
     let first = server.command.as_ref().filter(|_| !elsewhere)?.first()?;
     first.contains('/').then_some(first.as_str())
 }
 
-/// The files in which secrets of the config stand, and those that decrypt them.
+/// Files that contain secrets of the config, and those that decrypt them.
 fn secret_files(loaded: &Loaded) -> impl Iterator<Item = PathBuf> + '_ {
     let Loaded { config, base, aside, .. } = loaded;
     let of_servers = config.servers.values().chain(aside).flat_map(|server| server.given());
@@ -145,24 +150,24 @@ fn secret_files(loaded: &Loaded) -> impl Iterator<Item = PathBuf> + '_ {
         })
 }
 
-/// The rules for mounts of the servers of a config.
+/// Rules for mounts of a config's servers.
 pub fn mount_policy(loaded: &Loaded) -> MountPolicy {
     let engine = container::sockets(loaded.config.engine.host.as_deref());
     MountPolicy::of_host().with_engine(engine).with_own(Arc::new(protected_paths(loaded)))
 }
 
-/// The mounts of a config's servers that `policy` refuses.
+/// Mounts of a config's servers that `policy` refuses.
 pub fn refused_mounts(policy: &MountPolicy, loaded: &Loaded) -> Vec<Finding> {
     findings(loaded, |mount| policy.check(mount).err())
 }
 
-/// The mounts of a config's servers that show paths of the proxy.
+/// Mounts of a config's servers that show paths of the proxy.
 pub fn exposing_mounts(policy: &MountPolicy, loaded: &Loaded) -> Vec<Finding> {
     findings(loaded, |mount| policy.exposes(mount))
 }
 
-/// What is told of the mounts of a config's servers. What the containers of pods have is mounted by
-/// others.
+/// Findings about the mounts of a config's servers. Mounts of containers in pods are not made by
+/// the proxy.
 fn findings(loaded: &Loaded, refused: impl Fn(&Mount) -> Option<LaunchFailure>) -> Vec<Finding> {
     let servers = loaded.config.servers.iter();
     let servers = servers.filter(|(_, settings)| settings.pod_socket.is_none());

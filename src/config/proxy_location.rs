@@ -1,5 +1,5 @@
-//! Where a config says that its proxy is, be the rest of it as broken as it may. Commands ask a running
-//! proxy with it, which goes on by what it took before the file was broken.
+//! Location of the running proxy in a config that may be invalid otherwise. Commands use it to
+//! reach a proxy that still runs with the previous config.
 
 use std::{
     ops::Range,
@@ -13,25 +13,25 @@ use toml::{
 
 use super::{base_of, read, sections::STATE_DIR};
 
-/// Where a proxy and its container engine are found.
+/// Location of a proxy and its container engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProxyLocation {
-    /// Absolute. `None` where the file may name one that can't be read: the default may be that of another
-    /// proxy.
+    /// Absolute path. `None` if the file may set one that cannot be parsed: the default may belong
+    /// to another proxy.
     pub state_dir: Option<PathBuf>,
-    /// `admin.socket`, absolute, where it can be read.
+    /// `admin.socket`, absolute, if it can be parsed.
     pub socket: Option<PathBuf>,
-    /// `engine.host`, where the file names one.
+    /// `engine.host`, if the file sets one.
     pub engine: Result<Option<String>, Unreadable>,
 }
 
-/// The file may name an engine, and is broken there.
+/// Error: the file may set an engine, but is invalid there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the config may have an `engine.host`, and can't be read there")]
+#[error("the config may have an `engine.host`, but cannot be parsed there")]
 pub struct Unreadable;
 
-/// Reads what there is of that in a file, whatever else is wrong with it. What it certainly does not say
-/// is at its default.
+/// Reads these settings from a file, whatever else is invalid in it. Settings that are certainly
+/// absent have their defaults.
 pub fn whereabouts(path: &Path) -> ProxyLocation {
     match read(path) {
         Ok(text) => of_text(path, &text),
@@ -64,13 +64,14 @@ pub(super) fn of_text(path: &Path, text: &str) -> ProxyLocation {
 
 struct Legible<'a> {
     text: &'a str,
-    /// Where it is no TOML.
+    /// Ranges that are not valid TOML.
     broken: Vec<Range<usize>>,
 }
 
 impl Legible<'_> {
-    /// The text at a key, if nothing is wrong in its lines: what the parser made of those is a guess. That
-    /// there is none is certain where no line but comments has `word`, without which it can't be written.
+    /// String at a key, if its lines are valid: the parser's result for invalid lines is a guess.
+    /// The key is certainly absent if `word`, which every spelling of it contains, occurs only in
+    /// comments.
     fn string<'t>(
         &self,
         word: &str,
@@ -105,14 +106,14 @@ impl Legible<'_> {
     }
 
     fn is_broken(&self, lines: &Range<usize>) -> bool {
-        // What is missing is told of at the place where it should be, by an empty range.
+        // A missing token is reported at its expected position, with an empty range.
         let touches = |wrong: &Range<usize>| {
             wrong.start <= lines.end && (lines.start < wrong.end || lines.start == wrong.start)
         };
         self.broken.iter().any(touches)
     }
 
-    /// The whole lines of a range.
+    /// Whole lines of a range.
     fn lines(&self, range: Range<usize>) -> Range<usize> {
         let before = self.text.get(..range.start).unwrap_or_default();
         let after = self.text.get(range.end..).unwrap_or_default();
@@ -130,19 +131,19 @@ mod tests {
     }
 
     #[test]
-    fn what_a_broken_config_still_says() {
+    fn broken_config_still_has_a_state_folder() {
         let default = Some("/etc/p/.portcullis");
         for (text, state_dir) in [
             ("", default),
             ("# state-dir = '/s'\n[servers.a\n", default),
             ("state-dir = 'state'", Some("/etc/p/state")),
             ("state-dir = '/s' # mine", Some("/s")),
-            // Broken elsewhere: behind it, in a table, by what a key means.
+            // Invalid elsewhere: after it, in a table, by the meaning of a key.
             ("state-dir = '/s'\nnonsense\n", Some("/s")),
             ("state-dir = '/s'\n[servers.a\nimage = 'x'\n", Some("/s")),
             ("state-dir = '/s'\n[servers.a]\nimage = \"x\n", Some("/s")),
             ("state-dir = '/s'\nimgae = 1\n", Some("/s")),
-            // Broken there, or not to be read as what it should be.
+            // Invalid there, or of the wrong type.
             ("state-dir = '/s\n", None),
             ("state-dir = \"/s\n[servers.a]\n", None),
             ("state-dir = '/s' '/t'\n", None),
@@ -164,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn what_it_says_of_its_socket_and_engine() {
+    fn broken_config_still_has_socket_and_engine() {
         let found = of("[admin]\nsocket = 'run/a'\n[servers\n[engine]\nhost = 'e'\n[listen]\nx");
         assert_eq!(found.socket.as_deref(), Some(Path::new("/etc/p/run/a")));
         assert_eq!(found.engine, Ok(Some("e".to_owned())));
@@ -181,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_can_not_be_read_names_no_proxy() {
+    fn unreadable_file_names_no_proxy() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("c.toml");
         let nothing = ProxyLocation { state_dir: None, socket: None, engine: Ok(None) };
@@ -191,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_config_that_holds_it_is_what_the_config_says() {
+    fn valid_config_gives_its_own_values() {
         let text = "state-dir = 's'\n[admin]\nsocket = '/run/p/a'\n[engine]\nhost = 'unix:///e'\n";
         let path = Path::new("/etc/p/c.toml");
         let config = super::super::parse(path, text).unwrap().config;

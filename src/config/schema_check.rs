@@ -1,5 +1,5 @@
-//! Does the file have the shape of [`Config`]? Asked of its JSON Schema, so that what editors
-//! complete from `portcullis schema config` and what is taken here are the same.
+//! Compares the file with the JSON Schema of [`Config`], so that what editors complete from
+//! `portcullis schema config` equals what is accepted here.
 
 use std::{net::SocketAddr, sync::LazyLock};
 
@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::{
     Config, ProxyNetwork,
     document::Document,
-    finding::{Code, Finding, MOST},
+    finding::{Code, Finding, MAX_FINDINGS},
 };
 use portcullis_foundation::json_pointer::child;
 use portcullis_foundation::units::{Age, Size};
@@ -22,7 +22,7 @@ use portcullis_protocol::identity::Member;
 use portcullis_protocol::names::ServerName;
 use portcullis_runtime::config::MountEntry;
 
-/// The schema without references, so that the path of a failed keyword leads to its place.
+/// Schema without references, so that the path of a failed keyword leads to its position.
 static SCHEMA: LazyLock<Value> = LazyLock::new(|| {
     let settings =
         SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true);
@@ -42,16 +42,16 @@ static VALIDATOR: LazyLock<Validator> = LazyLock::new(|| {
     validator
 });
 
-/// The schema without references.
+/// Schema without references.
 #[cfg(test)]
 pub(super) fn schema() -> &'static Value {
     &SCHEMA
 }
 
-/// Says what is wrong with a text of some format.
+/// Error text for a text of some format.
 type Fault = fn(&str) -> Option<String>;
 
-/// Formats of ours, so that each text that is wrong is found, not only the first.
+/// Custom formats, so that every invalid text is found, not only the first.
 const FORMATS: &[(&str, Fault)] = &[
     ("name", |text| text.parse::<ServerName>().err().map(|error| error.to_string())),
     ("age", |text| text.parse::<Age>().err().map(|error| error.to_string())),
@@ -70,23 +70,23 @@ const FORMATS: &[(&str, Fault)] = &[
     }),
 ];
 
-/// A finding, and the pointer of what can't be used for it.
+/// Finding, with the pointer of the part that it invalidates.
 pub(super) struct SchemaViolation {
     pub pointer: String,
     pub finding: Finding,
 }
 
-/// Everything in the file that does not have its shape.
+/// All differences between the file and the schema.
 pub(super) fn check(document: &Document) -> Vec<SchemaViolation> {
     let value = Value::Object(document.value.clone());
     let mut findings = Vec::new();
-    for error in VALIDATOR.iter_errors(&value).take(MOST) {
+    for error in VALIDATOR.iter_errors(&value).take(MAX_FINDINGS) {
         explain(document, &error, &mut findings);
     }
     findings
 }
 
-/// The part of the schema around the keyword that failed.
+/// Part of the schema around the failed keyword.
 fn around<'a>(error: &ValidationError<'_>) -> Option<&'a Value> {
     let keyword = error.schema_path().as_str();
     let (parent, _) = keyword.rsplit_once('/')?;
@@ -148,7 +148,7 @@ fn explain(document: &Document, error: &ValidationError<'_>, findings: &mut Vec<
                     },
                 }
             } else {
-                // The branch that fails deepest is the one that was meant.
+                // The branch that fails deepest is probably the intended one.
                 let depth = |errors: &Vec<ValidationError<'_>>| {
                     errors.iter().map(|error| error.instance_path().as_str().len()).max()
                 };
@@ -197,7 +197,7 @@ fn explain(document: &Document, error: &ValidationError<'_>, findings: &mut Vec<
         Kind::MaxLength { limit } => {
             add(pointer, bad(format!("this must have at most {limit} characters")))
         }
-        Kind::UniqueItems => add(pointer, bad("this has an element twice".into())),
+        Kind::UniqueItems => add(pointer, bad("this has a duplicate element".into())),
         Kind::Format { format } => {
             let fault = FORMATS.iter().find(|(name, _)| name == format).map(|(_, fault)| fault);
             let text = error.instance().as_str();
@@ -205,7 +205,7 @@ fn explain(document: &Document, error: &ValidationError<'_>, findings: &mut Vec<
             add(pointer, bad(message.unwrap_or_else(|| format!("this is not a valid {format}"))));
         }
         Kind::Pattern { .. } => {
-            add(pointer, bad("this does not have the form that is needed here".into()));
+            add(pointer, bad("this does not have the required form".into()));
         }
         _ => add(pointer, bad(format!("this does not fit: {}", error.masked()))),
     }
@@ -219,7 +219,7 @@ fn unknown_key(document: &Document, pointer: &str, key: &str, known: &[&str]) ->
     );
     let finding = match nearest(key, known.iter().copied()) {
         Some(known) => finding.label(format!("did you mean `{known}`?")),
-        None => finding.label("not known here"),
+        None => finding.label("unknown here"),
     };
     if known.is_empty() {
         finding
@@ -255,7 +255,7 @@ fn not_one_of(document: &Document, pointer: &str, value: &Value, options: &[&Val
     }
 }
 
-/// The values that branches allow, where they are all lists of constants.
+/// Values that branches allow, if all are lists of constants.
 fn constants(branches: &[Value]) -> Option<Vec<&Value>> {
     let mut options = Vec::new();
     for branch in branches {
@@ -269,7 +269,7 @@ fn constants(branches: &[Value]) -> Option<Vec<&Value>> {
     (!options.is_empty()).then_some(options)
 }
 
-/// The key by whose constant value branches are told apart, with the value of each.
+/// Key whose constant value distinguishes branches, with the value of each.
 fn tag(branches: &[Value]) -> Option<(String, Vec<&Value>)> {
     let first = branches.first()?.get("properties")?.as_object()?;
     first.keys().find_map(|key| {
@@ -300,7 +300,7 @@ fn first_paragraph(text: &str) -> String {
     text.split("\n\n").next().unwrap_or(text).replace('\n', " ")
 }
 
-/// TOML's words for JSON's types.
+/// TOML's names of JSON's types.
 fn type_name(json: &str) -> &'static str {
     match json {
         "object" => "a table",
@@ -337,7 +337,7 @@ fn found(value: &Value) -> &'static str {
     }
 }
 
-/// A text of the file, short enough for a message.
+/// Text of the file, shortened for a message.
 pub(super) fn brief(text: &str) -> String {
     match text.char_indices().nth(60) {
         Some((end, _)) => format!("{}…", &text[..end]),
@@ -345,7 +345,7 @@ pub(super) fn brief(text: &str) -> String {
     }
 }
 
-/// The option that was probably meant: at most one edit in three characters away.
+/// Option that was probably intended: at most one edit for every three characters.
 pub(super) fn nearest<'a>(
     text: &str,
     options: impl IntoIterator<Item = &'a str>,

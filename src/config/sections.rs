@@ -1,4 +1,4 @@
-//! The shape of `portcullis.toml`. `portcullis schema config` prints it as JSON Schema.
+//! Structure of `portcullis.toml`. `portcullis schema config` prints it as JSON Schema.
 
 mod ceilings;
 mod listen;

@@ -1,8 +1,8 @@
-//! Where things stand in the file: JSON pointers to byte ranges.
+//! Positions in the file: JSON pointers to byte ranges.
 
 use std::{collections::HashMap, ops::Range};
 
-/// Where a key and its value stand. An element of an array has no key of its own.
+/// Positions of a key and its value. An element of an array has no key.
 #[derive(Debug, Clone)]
 pub(super) struct Span {
     pub key: Option<Range<usize>>,
@@ -10,13 +10,13 @@ pub(super) struct Span {
 }
 
 impl Span {
-    /// The key, where there is one: a value may be a whole table.
+    /// Position of the key, if there is one, because a value may be a whole table.
     pub fn head(&self) -> Range<usize> {
         self.key.clone().unwrap_or_else(|| self.value.clone())
     }
 }
 
-/// The places of everything in a file, by JSON pointer.
+/// Positions of everything in a file, by JSON pointer.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Spans(HashMap<String, Span>);
 
@@ -25,7 +25,7 @@ impl Spans {
         self.0.insert(pointer, place);
     }
 
-    /// The place of that pointer, or of the nearest thing around it that stands in the file.
+    /// Position of that pointer, or of the nearest surrounding value that exists.
     pub fn nearest(&self, mut pointer: &str) -> Option<&Span> {
         loop {
             if let Some(place) = self.0.get(pointer) {

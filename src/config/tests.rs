@@ -11,7 +11,7 @@ mod secrets;
 mod servers;
 mod signers;
 
-/// Findings on one line each: place, code, message, label, help. `HIDDEN` in the text stands for
+/// Findings on one line each: position, code, message, label, help. `HIDDEN` in the text stands for
 /// a secret, which no finding may show.
 fn findings(text: &str) -> String {
     let secret = ["hunter", "2-hunter2"].concat();
@@ -66,13 +66,13 @@ bogus = 1
         ^ did you mean `window`?
         = known here: `name`, `per`, `calls`, `window`, `burst`, `events`
     11:1 [config-unknown-key] unknown key `bogus`
-        ^ not known here
+        ^ unknown here
         = known here: `use`, `arguments`, `results`, `unusable`, `name`, `mode`, `fail-open`, `deadline-ms`, `events`
     ");
 }
 
 #[test]
-fn an_entry_of_the_chain_says_which_it_is() {
+fn entry_of_the_chain_needs_a_known_use() {
     let text = r#"
 [[interceptors]]
 use = "rate-limt"
@@ -100,7 +100,7 @@ mode = "enforced"
 }
 
 #[test]
-fn values_of_the_wrong_type_or_form() {
+fn values_of_the_wrong_type_or_form_are_found() {
     let text = r#"
 state-dir = 1
 [listen]
@@ -144,11 +144,11 @@ groups = ["a b"]
         = one of `text`, `json`, `auto`
     12:11 [config-bad-value] expected an array, found a string
         = Program and its arguments. With `image`: arguments for the image's entry point.
-    14:11 [config-bad-value] this names no program
+    14:11 [config-bad-value] the program is missing
         = write `["PROGRAM", "ARGUMENT", …]`
-    15:10 [config-bad-value] `a b` can't stand before the name of a tool
-        = use letters, digits, `_` and `-`: some clients take no others
-    18:11 [config-bad-value] a mount is `SOURCE:TARGET`, with `:rw` behind it to let the server write
+    15:10 [config-bad-value] `a b` cannot be a prefix of tool names
+        = use letters, digits, `_` and `-`: some clients accept no others
+    18:11 [config-bad-value] a mount is `SOURCE:TARGET`, and `:rw` at the end lets the server write
         = `SOURCE:TARGET`, `SOURCE:TARGET:ro` or `SOURCE:TARGET:rw`.
     18:17 [config-bad-value] nothing can be mounted on `/`, `/proc`, `/sys` or `/dev`
         = `SOURCE:TARGET`, `SOURCE:TARGET:ro` or `SOURCE:TARGET:rw`.
@@ -159,26 +159,26 @@ groups = ["a b"]
     22:26 [config-bad-value] expected a string, found an integer
     23:10 [config-bad-value] `D` is not a legal name: use 1 to 64 of a-z, 0-9, `-` and `_`, beginning with a letter or a digit
     26:11 [config-bad-value] `a b` is not a legal name: use 1 to 64 of a-z, 0-9, `-` and `_`, beginning with a letter or a digit
-        = A group that clients belong to, as Cedar policies see it.
+        = Group of clients, as Cedar policies see it.
     "#);
 }
 
 #[test]
-fn values_that_json_lacks() {
+fn values_that_json_lacks_are_found() {
     let text = r#"
 state-dir = 1979-05-27
 limits.depth = 99999999999999999999
 limits.nodes = inf
 "#;
     insta::assert_snapshot!(findings(text), @r#"
-    2:13 [config-bad-value] this is a date, and no key takes one
-    3:16 [config-bad-value] this is a number beyond 64 bits
-    4:16 [config-bad-value] this is no finite number
+    2:13 [config-bad-value] this is a date, which no key accepts
+    3:16 [config-bad-value] this is a number of more than 64 bits
+    4:16 [config-bad-value] this is not a finite number
     "#);
 }
 
 #[test]
-fn all_errors_of_syntax() {
+fn all_syntax_errors_are_found() {
     let text = r#"
 a =
 b = 1
@@ -193,7 +193,7 @@ b = 2
 }
 
 #[test]
-fn what_opens_the_gate_must_be_meant() {
+fn insecure_settings_need_confirmation() {
     let text = r#"
 [listen]
 http = "0.0.0.0:8811"
@@ -203,16 +203,16 @@ allowed-origins = ["https://x/", "https://x"]
 "#;
     insta::assert_snapshot!(findings(text), @r#"
     4:1 [config-unsafe] anyone who reaches 0.0.0.0:8811 could call without a key
-        = listen on 127.0.0.1, or give each client a key with `portcullis client add`, or write `anonymous-beyond-loopback = true` if that is meant
-    5:18 [config-bad-value] `http://x` is no host
+        = listen on 127.0.0.1, or give each client a key with `portcullis client add`, or confirm with `anonymous-beyond-loopback = true`
+    5:18 [config-bad-value] `http://x` is not a host
         = write `name` or `name:port`, without a scheme
-    6:20 [config-bad-value] `https://x/` is no origin
+    6:20 [config-bad-value] `https://x/` is not an origin
         = write `https://name` or `https://name:port` in lower case, without a path
     "#);
 }
 
 #[test]
-fn entries_of_the_chain_have_names_of_their_own() {
+fn entries_of_the_chain_have_distinct_names() {
     let text = r#"
 [[interceptors]]
 use = "schema"
@@ -229,20 +229,20 @@ name = "a b"
 "#;
     insta::assert_snapshot!(findings(text), @r#"
     4:1 [config-conflict] two interceptors are called `schema` (line 2)
-        = give each a `name` of its own: records name them by it
-    6:11 warning [config-bad-value] `tool/call` is no method that is known
+        = give each a distinct `name`, which records use
+    6:11 warning [config-bad-value] `tool/call` is not a known method
         ^ did you mean `tools/call`?
-    9:1 [config-conflict] `policy` is always in the chain, under that name
+    9:1 [config-conflict] the name `policy` belongs to the interceptor that is always in the chain
         = choose another name
-    10:10 [config-bad-value] without an event the interceptor would never be asked
+    10:10 [config-bad-value] without an event the interceptor would never run
         = remove the key to keep the interceptor's own events
-    13:8 [config-bad-value] this is no name for an interceptor
+    13:8 [config-bad-value] this is not a legal name of an interceptor
         = use 1 to 64 letters, digits, `.`, `_` and `-`
     "#);
 }
 
 #[test]
-fn clients_do_not_share_a_key() {
+fn clients_with_the_same_key_are_refused() {
     let text = r#"
 [clients.a]
 key-hash = "sha256:0000000000000000000000000000000000000000000000000000000000000000"
@@ -251,12 +251,12 @@ key-hash = "sha256:0000000000000000000000000000000000000000000000000000000000000
 "#;
     insta::assert_snapshot!(findings(text), @r#"
     5:1 [config-conflict] the clients `a` and `b` have the same key
-        = give each client a key of its own: the audit log tells them apart by it
+        = give each client its own key: the audit log distinguishes clients by key
     "#);
 }
 
 #[test]
-fn a_literal_secret_is_warned_of() {
+fn literal_secret_causes_a_warning() {
     let text = r#"
 [servers.a]
 command = ["x"]
@@ -269,7 +269,7 @@ env = { GITHUB_TOKEN = "HIDDEN", LOG = "info", KEY_FILE = "/run/key" }
 }
 
 #[test]
-fn a_secret_in_place_of_its_reference_is_not_repeated() {
+fn secret_in_place_of_its_reference_is_not_repeated() {
     let text = r#"
 [servers.a]
 command = ["x"]
@@ -288,7 +288,7 @@ secrets = { A = { from = "HIDDEN" } }
 }
 
 #[test]
-fn the_rest() {
+fn other_invalid_values_are_found() {
     let text = r#"
 [telemetry]
 log = "portcullis=loud"
@@ -298,9 +298,9 @@ host = "/var/run/docker.sock"
 paths = ["a", "", "a"]
 "#;
     insta::assert_snapshot!(findings(text), @r#"
-    3:7 [config-bad-value] this is no log filter: error parsing level filter: expected one of "off", "error", "warn", "info", "debug", "trace", or a number 0-5
+    3:7 [config-bad-value] this is not a log filter: error parsing level filter: expected one of "off", "error", "warn", "info", "debug", "trace", or a number 0-5
         = write a level (`info`) or targets with levels (`portcullis=debug,info`)
-    5:8 [config-bad-value] `/var/run/docker.sock` is no address of a container engine
+    5:8 [config-bad-value] `/var/run/docker.sock` is not the address of a container engine
         = such as `unix:///var/run/docker.sock`
     7:15 [config-bad-value] this path is empty
         = name a file or a folder
@@ -310,19 +310,19 @@ paths = ["a", "", "a"]
 }
 
 #[test]
-fn keys_cannot_steer_a_terminal() {
+fn keys_cannot_control_a_terminal() {
     let text = r#"
 "a\u001b[31m" = 1
 "#;
     insta::assert_snapshot!(findings(text), @r#"
     2:1 [config-unknown-key] unknown key `a\u{1b}[31m`
-        ^ not known here
+        ^ unknown here
         = known here: `listen`, `state-dir`, `policy`, `audit`, `admin`, `approvals`, `limits`, `telemetry`, `engine`, `registries`, `signers`, `clients`, `servers`, `interceptors`
     "#);
 }
 
 #[test]
-fn a_finding_is_shown_in_its_place() {
+fn finding_is_shown_at_its_position() {
     let text = "[listen]\nhttp = \"127.0.0.1:8811\"\nanonymus = true\n";
     let Diagnostics(findings) = parse(Path::new("/etc/p/portcullis.toml"), text).unwrap_err();
     let mut shown = String::new();
@@ -344,7 +344,7 @@ fn a_finding_is_shown_in_its_place() {
 }
 
 #[test]
-fn no_message_and_no_excerpt_shows_a_secret() {
+fn no_message_or_excerpt_shows_a_secret() {
     let secret = ["hunter", "2-hunter2"].concat();
     let key = ["ghp", "_", &"a1".repeat(18)].concat();
     for text in [
@@ -368,7 +368,7 @@ fn no_message_and_no_excerpt_shows_a_secret() {
 }
 
 #[test]
-fn a_config_that_holds_is_loaded_with_absolute_paths() {
+fn valid_config_is_loaded_with_absolute_paths() {
     let text = r#"
         [servers.z]
         command = ["./bin/notes", "./as-it-is"]
@@ -386,7 +386,7 @@ fn a_config_that_holds_is_loaded_with_absolute_paths() {
     assert_eq!(loaded.base, Path::new("/etc/p"));
     assert_eq!(config.state_dir, Path::new("/etc/p/.portcullis"));
     assert_eq!(config.audit.dir.as_deref(), Some(Path::new("/etc/p/.portcullis/audit")));
-    // Policies and plugins are called by the names that the operator wrote.
+    // Paths of policies and plugins stay as the operator wrote them.
     assert_eq!(config.policy.paths, [Path::new("policies")]);
     // The order of the file, not of the alphabet.
     let names: Vec<_> = config.servers.keys().map(|name| name.as_str()).collect();
@@ -408,21 +408,21 @@ fn a_config_that_holds_is_loaded_with_absolute_paths() {
 }
 
 #[test]
-fn an_empty_file_is_a_config_that_allows_nothing() {
+fn empty_file_is_a_config_that_allows_nothing() {
     let loaded = parse(Path::new("p.toml"), "").unwrap();
     assert!(loaded.config.servers.is_empty() && !loaded.config.listen.anonymous);
     assert!(loaded.warnings.is_empty());
 }
 
 #[test]
-fn the_quickstart_holds() {
+fn quickstart_config_is_valid() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/quickstart/portcullis.toml");
     let loaded = load(Path::new(path)).unwrap();
     assert!(loaded.warnings.is_empty());
 }
 
 #[test]
-fn files_that_are_no_config() {
+fn files_that_are_not_a_config_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("portcullis.toml");
     let error = |path: &Path| {
@@ -438,14 +438,14 @@ fn files_that_are_no_config() {
 }
 
 #[test]
-fn findings_are_bounded() {
+fn findings_are_limited() {
     let text: String = (0..5_000).map(|n| format!("key-{n} = 1\n")).collect();
     let Diagnostics(findings) = parse(Path::new("p.toml"), &text).unwrap_err();
-    assert!(findings.len() <= MOST);
+    assert!(findings.len() <= MAX_FINDINGS);
 }
 
 #[test]
-fn deep_nesting_is_an_error_and_no_overflow() {
+fn deep_nesting_is_an_error_without_overflow() {
     for text in ["a=".to_owned() + &"[".repeat(100_000), "a.".repeat(100_000) + "b = 1"] {
         assert!(parse(Path::new("p.toml"), &text).is_err());
     }

@@ -1,4 +1,4 @@
-//! Values with a grammar of their own.
+//! Values with their own syntax.
 
 use std::{borrow::Cow, fmt, net::IpAddr, str::FromStr};
 
@@ -18,14 +18,14 @@ impl ProxyNetwork {
     }
 }
 
-/// A text that is not the network of a trusted proxy.
+/// Error for text that is not the network of a trusted proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum IllegalProxyNetwork {
     #[error("write an address or a network, such as `127.0.0.1`, `10.0.0.0/8` or `fd00::/8`")]
     Form,
-    #[error("a network has no bits behind its prefix")]
+    #[error("a network must have no bits after its prefix")]
     HostBits,
-    #[error("this trusts everybody: name the addresses that your proxies connect from")]
+    #[error("this trusts all addresses: set the addresses that your proxies connect from")]
     Everybody,
     #[error("write an IPv4-mapped address as IPv4")]
     Mapped,
@@ -90,7 +90,7 @@ impl JsonSchema for ProxyNetwork {
     }
 }
 
-/// Linux's capabilities, for `cap-add` (capabilities(7)).
+/// Capabilities of Linux, for `cap-add` (capabilities(7)).
 pub(super) const CAPABILITIES: &[&str] = &[
     "CAP_AUDIT_CONTROL",
     "CAP_AUDIT_READ",

@@ -1,23 +1,25 @@
-//! Arguments as policies see them: every leaf as text and every array's length, by JSON pointer.
+//! Arguments in the form that policies see: every leaf as text and every array's length, by JSON
+//! pointer.
 
 use std::borrow::Cow;
 
 use serde_json::{Map, Number, Value};
 
-/// Leaves that are shown to policies. A message with more is refused where a policy looks at
-/// arguments at all: to show only some would let the others pass unseen.
+/// Limit of the leaves that policies see. If a policy reads arguments, a message with more is
+/// refused: showing only some would let the others pass unseen.
 pub const MAX_LEAVES: usize = 10_000;
 
-/// Bytes of pointers and values that are shown to policies. A long key stands in the pointer of
-/// every leaf below it: without this bound, a message could make thousands of times its own size.
+/// Limit in bytes of the pointers and values that policies see. The pointer of every leaf below a
+/// long key contains the key: without this limit, a message could produce thousands of times its
+/// own size.
 pub const MAX_BYTES: usize = 8 * 1024 * 1024;
 
-/// Bytes of a JSON text that is surely within both bounds. It has at most one leaf and one array in
-/// two bytes, a key that makes their pointers long leaves room for fewer of them, and what numbers
-/// are longer in full is less than the rest.
-const FEW_BYTES: usize = 2048;
+/// Size of a JSON text that is certainly within both limits. Two bytes have at most one leaf and
+/// one array, a key that makes their pointers longer leaves room for fewer of them, and numbers
+/// grow by less than the rest.
+const SAFE_BYTES: usize = 2048;
 
-/// Why arguments cannot be shown to policies.
+/// Reason why policies cannot see the arguments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Unshowable {
     #[error(
@@ -25,7 +27,8 @@ pub enum Unshowable {
     )]
     TooMany,
     #[error(
-        "the arguments and the keys that lead to each of them are more than {} MiB together, the most that policies can evaluate",
+        "the arguments with the keys that lead to each of them exceed {} MiB, the most that \
+        policies can evaluate",
         MAX_BYTES / 1024 / 1024
     )]
     TooLarge,
@@ -34,10 +37,10 @@ pub enum Unshowable {
     #[error("a key of the arguments differs only in case from one that a policy names")]
     Misspelled,
     #[error(
-        "two keys of one object in the arguments differ only in case, and a policy may look at either"
+        "two keys of one object in the arguments differ only in case, and a policy may use either"
     )]
     CaseTwins,
-    #[error("a path in the arguments holds NUL, which no file name can")]
+    #[error("a path in the arguments contains NUL, which a file name cannot contain")]
     NulInPath,
     #[error(
         "a `file:` URL can be read as more than one path: write it without query, fragment, \
@@ -46,34 +49,34 @@ pub enum Unshowable {
     Ambiguous,
 }
 
-/// A scalar among the arguments, or an array or an object that is empty.
+/// Scalar in the arguments, or an empty array or object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Leaf {
-    /// Where it stands, by JSON pointer (RFC 6901).
+    /// JSON pointer (RFC 6901).
     pub pointer: String,
-    /// `[]` and `{}` for an empty array and an empty object.
+    /// Value; `[]` and `{}` for an empty array and an empty object.
     pub value: String,
     /// Whether it is a string, and not a number, a boolean, null or empty.
     is_string: bool,
 }
 
 impl Leaf {
-    /// The value of a string.
+    /// Value of a string.
     pub fn text(&self) -> Option<&str> {
         self.is_string.then_some(&*self.value)
     }
 }
 
-/// An array among the arguments.
+/// Array in the arguments.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct List {
-    /// Where it stands, by JSON pointer (RFC 6901).
+    /// JSON pointer (RFC 6901).
     pub pointer: String,
-    /// How many elements it has, of whatever type.
+    /// Number of elements of any type.
     pub length: usize,
 }
 
-/// The arguments of one message, in the order in which they stand there.
+/// Arguments of one message, in the order of the text.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Arguments {
     pub leaves: Vec<Leaf>,
@@ -98,14 +101,13 @@ impl Arguments {
     }
 }
 
-/// What [`each_part`] finds.
+/// Part that [`each_part`] visits.
 enum Part<'a> {
     Leaf { value: Cow<'a, str>, is_string: bool },
     List(usize),
 }
 
-/// Shows every leaf and every array with its pointer, as long as they are within bounds. An empty
-/// array is both.
+/// Visits every leaf and every array with its pointer, within the limits. An empty array is both.
 fn each_part<'a>(
     args: &'a Map<String, Value>,
     mut show: impl FnMut(&str, Part<'a>),
@@ -121,8 +123,8 @@ fn each_part<'a>(
         if bytes > MAX_BYTES { Err(Unshowable::TooLarge) } else { Ok(()) }
     };
     let mut pointer = String::new();
-    // A stack of our own: nesting is capped before, but must not be what keeps us from overflow.
-    // Each level remembers how long the pointer was above it.
+    // An explicit stack: nesting is limited before, but a stack overflow must not depend on that.
+    // Each level stores the pointer's length above it.
     let mut stack = vec![(0, Children::Object(args.iter()))];
     while let Some((above, children)) = stack.last_mut() {
         pointer.truncate(*above);
@@ -172,10 +174,10 @@ fn each_part<'a>(
     Ok(())
 }
 
-/// Whether policies can be shown all values of `params`: no more leaves than they are shown, and
-/// every number in full. Counts only: it is asked of every message.
+/// Whether policies can see all values of `params`: the number of leaves is within the limit, and
+/// every number is exact. Counts only, because it runs for every message.
 pub fn are_showable(params: &Value, written: &[u8]) -> bool {
-    let few = written.len() <= FEW_BYTES
+    let few = written.len() <= SAFE_BYTES
         || params.as_object().is_none_or(|params| each_part(params, |_, _| ()).is_ok());
     few && exact(written).is_ok()
 }
@@ -191,8 +193,8 @@ pub fn push_token(pointer: &mut String, token: &str) {
     }
 }
 
-/// Checks that policies are shown every number of a JSON text at its full value. A parsed number is
-/// a 64-bit integer or a double; the server reads the text, and may read all of its digits.
+/// Checks that policies see every number of a JSON text with its exact value. A parsed number is a
+/// 64-bit integer or a double; the server parses the text, and may use all of its digits.
 pub fn exact(json: &[u8]) -> Result<(), Unshowable> {
     let mut rest = json;
     while let Some((&first, after)) = rest.split_first() {
@@ -213,7 +215,7 @@ pub fn exact(json: &[u8]) -> Result<(), Unshowable> {
     Ok(())
 }
 
-/// What follows the string whose first quote is behind us.
+/// Text after the string whose first quote has been read.
 fn past_string(mut rest: &[u8]) -> &[u8] {
     while let Some((&first, after)) = rest.split_first() {
         rest = match first {
@@ -232,8 +234,8 @@ fn survives(number: &[u8]) -> bool {
     value.is_some() && value == self::value(&canonical(&number))
 }
 
-/// The value of a decimal: whether it is negative, its digits without zeros at either end, and the
-/// power of ten of the last one. `None` where the exponent is beyond all reason.
+/// Value of a decimal: whether it is negative, its digits without zeros at either end, and the
+/// power of ten of the last one. `None` if the exponent is out of any reasonable range.
 fn value(text: &str) -> Option<(bool, String, i64)> {
     let (mantissa, exponent) = text.split_once(['e', 'E']).unwrap_or((text, "0"));
     let (negative, mantissa) = match mantissa.strip_prefix('-') {
@@ -253,13 +255,13 @@ fn value(text: &str) -> Option<(bool, String, i64)> {
     Some((negative, kept.to_owned(), exponent))
 }
 
-/// One text for one number, however it was written: `50`, `50.0` and `5e1` are all `50`. Plain
-/// decimal, without exponent. What no 64-bit integer holds is the nearest double, by the shortest
-/// decimal that reads as it: see [`exact`].
+/// Canonical text of a number: `50`, `50.0` and `5e1` are all `50`. Plain decimal without exponent.
+/// A value that no 64-bit integer holds is the nearest double, in the shortest decimal that parses
+/// to it: see [`exact`].
 ///
-/// Two decimals of the same length may be equally near (-608775385858597.2 and .3 both stand for a
-/// double that ends in .25). serde_json writes the one with the even digit, as JavaScript and Python
-/// do; `f64`'s own `Display` rounds up, which would refuse what such clients send.
+/// Two decimals of the same length may be equally near (-608775385858597.2 and .3 both represent a
+/// double that ends in .25). serde_json writes the one with the even digit, as JavaScript and
+/// Python do; `f64`'s own `Display` rounds up, which would refuse the numbers of such clients.
 pub fn canonical(number: &Number) -> String {
     if let Some(integer) = number.as_i64() {
         return integer.to_string();
@@ -273,7 +275,7 @@ pub fn canonical(number: &Number) -> String {
     plain_decimal(&number.to_string())
 }
 
-/// A decimal without exponent, and without zeros after the point.
+/// Decimal without exponent, and without zeros at the end of the fraction.
 fn plain_decimal(text: &str) -> String {
     let (mantissa, exponent) = text.split_once(['e', 'E']).unwrap_or((text, "0"));
     let (sign, mantissa) = match mantissa.strip_prefix('-') {
@@ -282,7 +284,7 @@ fn plain_decimal(text: &str) -> String {
     };
     let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
     let fraction = fraction.trim_end_matches('0');
-    // A double's exponent has three digits at most.
+    // A double's exponent has at most three digits.
     let Ok(exponent) = exponent.parse::<i16>() else { return text.to_owned() };
     let digits = format!("{whole}{fraction}");
     let point = whole.len() as i64 + i64::from(exponent);
@@ -316,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_have_one_text() {
+    fn numbers_have_one_canonical_text() {
         for (json, text) in [
             ("50", "50"),
             ("50.0", "50"),
@@ -333,7 +335,7 @@ mod tests {
             ("-123456.789", "-123456.789"),
             ("9007199254740993.0", "9007199254740992"),
             ("1.25e21", "1250000000000000000000"),
-            // The double ends in .25, and both .2 and .3 are as near.
+            // The double ends in .25; .2 and .3 are equally near.
             ("-608775385858597.2", "-608775385858597.2"),
             ("608775385858597.3", "608775385858597.2"),
         ] {
@@ -343,12 +345,13 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_shown_in_full_or_not_at_all() {
+    fn inexact_numbers_are_refused() {
         for json in [
             r#"{"a": [0, -0.0, 0e5, 50.0, 5E+1, 1e-3, 0.1, 1e20, 1.5e300], "b": -0.25}"#,
             "[18446744073709551615, -9223372036854775808, 9007199254740993]",
             "[0.30000000000000004, 5e-324, 100000000000000000000]",
-            // The shortest decimal of a double that lies between two of them, as a JSON writer ends it.
+            // The shortest decimal of a double that lies between two of them, as JSON writers
+            // choose it.
             "[-608775385858597.2, 608775385858597.2, 1152921504606846.8]",
             // Digits in strings and keys are not numbers.
             r#"{"12345678901234567890123": "1e-999 \" 1e-999 \\", "x": "\\\"1e-999"}"#,
@@ -389,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn arrays_are_told_from_objects_by_their_lengths() {
+    fn lists_have_the_lengths_of_arrays_only() {
         let lengths = |value: Value| {
             let lists = Arguments::of(value.as_object().unwrap()).unwrap().lists;
             lists.into_iter().map(|list| (list.pointer, list.length)).collect::<Vec<_>>()
@@ -416,7 +419,7 @@ mod tests {
 
     #[test]
     fn depth_does_not_overflow_the_stack() {
-        // Built and taken apart by hand: serde_json's own parse and drop are recursive.
+        // Built and dropped iteratively: serde_json's own parse and drop are recursive.
         let mut value = json!("leaf");
         for _ in 0..100_000 {
             value = Value::Object(Map::from_iter([(String::new(), value)]));
@@ -441,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_key_over_many_values_is_too_large() {
+    fn long_key_over_many_values_is_too_large() {
         let under = |key: usize, values: usize| {
             let value = Value::from(vec![0; values]);
             Map::from_iter([("k".repeat(key), value)])
@@ -450,7 +453,7 @@ mod tests {
         assert_eq!(Arguments::of(&large), Err(Unshowable::TooLarge));
         let written = Value::from(large.clone()).to_string();
         assert!(!are_showable(&Value::from(large), written.as_bytes()));
-        // Within the bound, both say so.
+        // Within the limit, both agree.
         let small = under(700, MAX_LEAVES);
         assert_eq!(pairs(&small).len(), MAX_LEAVES);
         let written = Value::from(small.clone()).to_string();
@@ -469,10 +472,10 @@ mod tests {
         };
         for (key, value) in [("~", "0"), ("k", "1e308"), ("~", "[]"), ("~", "{}"), ("~", "[[]]")] {
             for share in 1..10 {
-                let key = key.repeat(FEW_BYTES * share / 10);
-                let values = (FEW_BYTES - key.len() - 8) / (value.len() + 1);
+                let key = key.repeat(SAFE_BYTES * share / 10);
+                let values = (SAFE_BYTES - key.len() - 8) / (value.len() + 1);
                 let text = format!(r#"{{"{key}":[{}]}}"#, vec![value; values].join(","));
-                assert!(text.len() <= FEW_BYTES);
+                assert!(text.len() <= SAFE_BYTES);
                 assert_eq!(most(&text), Ok(()), "{share}");
             }
         }
@@ -507,7 +510,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_a_parse_keeps_is_exact(value in json()) {
+        fn numbers_that_survive_parsing_are_exact(value in json()) {
             prop_assert_eq!(exact(value.to_string().as_bytes()), Ok(()));
         }
 
@@ -516,8 +519,8 @@ mod tests {
             let args = Map::from_iter([("args".to_owned(), value)]);
             let found = pairs(&args);
             let args = Value::Object(args);
-            // As many as there are scalars and empty containers, each under its own pointer, which serde_json's own
-            // reading of pointers finds again.
+            // As many as there are scalars and empty containers, each with a distinct pointer that
+            // serde_json's own pointer lookup resolves.
             prop_assert_eq!(found.len(), leaves(&args));
             let pointers: std::collections::HashSet<_> =
                 found.iter().map(|(pointer, _)| pointer).collect();

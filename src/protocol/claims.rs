@@ -37,7 +37,7 @@ pub enum Claimant {
 }
 
 impl Claimant {
-    /// The text that policies see.
+    /// Text that policies see.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Server => "server",
@@ -47,10 +47,10 @@ impl Claimant {
 }
 
 impl Claims {
-    /// The claims of these hints (`readOnlyHint` and so on), with the defaults that MCP documents
-    /// (schema of revision 2025-11-25, `ToolAnnotations`) where one is absent. `destructiveHint`
-    /// is meaningful only where the tool is not read-only, so its default of `true` applies only
-    /// there; an explicit `true` always counts.
+    /// Claims from these hints (`readOnlyHint` and so on), with MCP's documented defaults for
+    /// missing ones (schema of revision 2025-11-25, `ToolAnnotations`). `destructiveHint` is
+    /// meaningful only if the tool is not read-only, so its default of `true` applies only then; an
+    /// explicit `true` always counts.
     pub fn from_hints(hint: impl Fn(&str) -> Option<bool>) -> Self {
         let read_only = hint("readOnlyHint").unwrap_or(false);
         Self {
@@ -64,7 +64,7 @@ impl Claims {
 }
 
 impl Default for Claims {
-    /// The claims of a tool without annotations.
+    /// Claims of a tool without annotations.
     fn default() -> Self {
         Self::from_hints(|_| None)
     }

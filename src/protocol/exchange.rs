@@ -1,4 +1,4 @@
-//! An exchange: one message, its answer where it has one, and all that the stages know of them.
+//! An exchange: one message, its response if any, and the context of the pipeline's stages.
 
 use std::{
     collections::{BTreeSet, HashSet},
@@ -21,16 +21,16 @@ use crate::{
     refusal::Rule,
 };
 
-/// Which servers an endpoint shows.
+/// Servers that an endpoint shows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum View {
-    /// All, their names behind prefixes.
+    /// All servers, with prefixed names.
     All,
-    /// One, its names as they are.
+    /// One server, with its own names.
     One(ServerName),
 }
 
-/// A JSON-RPC method, as the wire has it.
+/// JSON-RPC method, as on the wire.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Method(Arc<str>);
 
@@ -71,7 +71,7 @@ impl Method {
     /// Methods about one task, by its `taskId`.
     pub const TASK: &[&str] = &["tasks/get", Self::TASKS_RESULT, "tasks/update", "tasks/cancel"];
 
-    /// Methods that the proxy knows by name.
+    /// Methods that the proxy knows.
     pub const KNOWN: &[&str] = &[
         Self::INITIALIZE,
         Self::DISCOVER,
@@ -110,30 +110,30 @@ impl Method {
         "notifications/elicitation/complete",
     ];
 
-    /// The method of that name, known or not.
+    /// Method with that name, known or not.
     pub fn new(name: &str) -> Self {
         Self(name.into())
     }
 
-    /// The name on the wire.
+    /// Name on the wire.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Whether this differs from a known name only in case, look-alike letters and characters that
-    /// are neither letters nor digits. A lenient reader would take it for that name.
+    /// Whether this differs from a known name only in case, look-alike letters and characters other
+    /// than letters and digits. A lenient parser would take it for that name.
     pub fn passes_for_known(&self) -> bool {
         if Self::KNOWN.contains(&&*self.0) {
             return false;
         }
-        // Both ways: a look-alike's case and the look-alikes of a case differ (`I`, `l`).
+        // In both orders: a look-alike's case and the look-alikes of a case differ (`I`, `l`).
         let looks = |name: &str| [letters(name), letters(&name.to_lowercase())];
         let own = looks(&self.0);
         Self::KNOWN.iter().any(|known| looks(known).iter().any(|known| own.contains(known)))
     }
 }
 
-/// The letters and digits of a name, as they look to somebody who minds no case.
+/// Letters and digits of a name, normalized by look.
 fn letters(name: &str) -> String {
     unicode_security::skeleton(name)
         .flat_map(char::to_lowercase)
@@ -147,7 +147,7 @@ impl fmt::Display for Method {
     }
 }
 
-/// A revision of the protocol, oldest first.
+/// Protocol revision, oldest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Revision {
     #[serde(rename = "2024-11-05")]
@@ -171,12 +171,12 @@ impl Revision {
         Self::V2025_11_25,
         Self::V2026_07_28,
     ];
-    /// The newest revision that begins with `initialize`.
+    /// Newest revision with `initialize`.
     pub const LATEST_LEGACY: Revision = Self::V2025_11_25;
-    /// The newest stateless revision.
+    /// Newest stateless revision.
     pub const LATEST_MODERN: Revision = Self::V2026_07_28;
 
-    /// The date by which the wire names it.
+    /// Date that names it on the wire.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::V2024_11_05 => "2024-11-05",
@@ -187,7 +187,7 @@ impl Revision {
         }
     }
 
-    /// The revision of that date.
+    /// Revision of that date.
     pub fn parse(date: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|revision| revision.as_str() == date)
     }
@@ -218,13 +218,13 @@ pub enum Transport {
     Cli,
 }
 
-/// Who speaks and who is spoken to.
+/// Direction of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Direction {
-    /// A client's request or notification.
+    /// Request or notification of a client.
     ClientToServer,
-    /// A server's request or notification.
+    /// Request or notification of a server.
     ServerToClient,
 }
 
@@ -239,7 +239,7 @@ pub enum Phase {
 }
 
 impl Phase {
-    /// The name in configs and records.
+    /// Name in configs and records.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Request => "request",
@@ -248,27 +248,27 @@ impl Phase {
     }
 }
 
-/// JSON text that was checked once by the codec (UTF-8, no duplicate keys, within the caps), with
-/// the parsed value beside it as soon as somebody asks. What goes on is the text.
+/// JSON text that the codec checked (UTF-8, no duplicate keys, within the limits), with the parsed
+/// value cached on first use. The text is what is forwarded.
 #[derive(Debug, Clone)]
 pub struct Payload {
     raw: Bytes,
-    /// Shared by clones, so that none is parsed or copied twice.
+    /// Shared by clones, so that it is parsed only once.
     value: Arc<OnceLock<Value>>,
 }
 
 impl Payload {
-    /// Text that the codec checked.
+    /// Payload of text that the codec checked.
     pub fn new(raw: Bytes) -> Self {
         Self { raw, value: Arc::default() }
     }
 
-    /// The text, byte for byte.
+    /// Text, byte for byte.
     pub fn raw(&self) -> &Bytes {
         &self.raw
     }
 
-    /// The value, parsed on first use and kept. An empty text is `null`.
+    /// Value, parsed on first use and cached. Empty text is `null`.
     pub fn value(&self) -> &Value {
         self.value.get_or_init(|| serde_json::from_slice(&self.raw).unwrap_or(Value::Null))
     }
@@ -282,24 +282,24 @@ impl From<Value> for Payload {
     }
 }
 
-/// What came back.
+/// Response to a request.
 #[derive(Debug, Clone)]
 pub enum Answer {
-    /// A `result`.
+    /// `result`.
     Result(Payload),
-    /// An `error`, by the server that was called.
+    /// `error` of the called server.
     Error(Payload),
 }
 
 impl Answer {
-    /// The text of the result or the error object.
+    /// Text of the result or the error object.
     pub fn payload(&self) -> &Payload {
         match self {
             Self::Result(payload) | Self::Error(payload) => payload,
         }
     }
 
-    /// The same kind of answer with another text.
+    /// This kind of response with another text.
     pub fn with(&self, raw: Bytes) -> Self {
         match self {
             Self::Result(_) => Self::Result(Payload::new(raw)),
@@ -308,34 +308,33 @@ impl Answer {
     }
 }
 
-/// A tool, prompt, resource or template as its server defines it. Everything in it is the
-/// server's claim.
+/// Tool, prompt, resource or template as its server defines it. All of it is the server's claim.
 #[derive(Debug)]
 pub struct Definition {
-    /// The server that owns it.
+    /// Server that owns it.
     pub server: ServerName,
-    /// The name on that server; a resource's URI, a template's URI template.
+    /// Name on that server; for a resource its URI, for a template its URI template.
     pub name: String,
-    /// The whole definition, as the server sent it.
+    /// Whole definition, as the server sent it.
     pub definition: Payload,
     pin: OnceLock<Option<String>>,
-    /// The names that its two schemas declare.
+    /// Names that its two schemas declare.
     names: [OnceLock<HashSet<String>>; 2],
     hints: OnceLock<[Option<bool>; HINTS.len()]>,
 }
 
-/// A schema of a tool's definition.
+/// Schema of a tool's definition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Schema {
     Input,
     Output,
 }
 
-/// The hints that MCP knows. They are looked up for every entry of every list, so they are kept.
+/// Hints that MCP defines. They are read for every entry of every list, so they are cached.
 const HINTS: [&str; 4] = ["readOnlyHint", "destructiveHint", "idempotentHint", "openWorldHint"];
 
 impl Definition {
-    /// A definition as its server sent it.
+    /// Definition as its server sent it.
     pub fn new(server: ServerName, name: String, definition: Payload) -> Self {
         Self {
             server,
@@ -347,8 +346,8 @@ impl Definition {
         }
     }
 
-    /// `sha256:` and the digest of the definition in canonical form (RFC 8785), made on first use
-    /// and kept. None where it has no such form.
+    /// `sha256:` and the digest of the definition in canonical form (RFC 8785), computed on first
+    /// use and cached. `None` if it has no such form.
     pub fn pin(&self) -> Option<&str> {
         let made = || {
             let text = serde_json_canonicalizer::to_vec(self.definition.value()).ok()?;
@@ -357,7 +356,7 @@ impl Definition {
         self.pin.get_or_init(made).as_deref()
     }
 
-    /// The names that one of its schemas declares, as `collect` finds them on first use.
+    /// Names that one of its schemas declares, as `collect` finds them on first use.
     pub fn names(
         &self,
         which: Schema,
@@ -371,7 +370,7 @@ impl Definition {
         self.names[at].get_or_init(made)
     }
 
-    /// A hint of the definition's `annotations`, where it is a boolean.
+    /// Hint of the definition's `annotations`, if it is a boolean.
     pub fn hint(&self, name: &str) -> Option<bool> {
         let look = |name| self.definition.value().get("annotations")?.get(name)?.as_bool();
         match HINTS.iter().position(|known| *known == name) {
@@ -381,64 +380,64 @@ impl Definition {
     }
 }
 
-/// What a message is about, once the router knows.
+/// Target of a message, as the router determined it.
 #[derive(Debug, Clone)]
 pub enum Target {
     /// The proxy or a whole server: lists, pings, unknown methods.
     None,
-    /// A tool, with its definition where the server has it. Without, the tool is unknown.
+    /// Tool, with its definition if the server has it. Without, the tool is unknown.
     Tool { name: String, tool: Option<Arc<Definition>> },
-    /// A prompt by its name on its server, with its definition where the server has it and the
-    /// principal could use it.
+    /// Prompt by its name on its server, with its definition if the server has it and the principal
+    /// could use it.
     Prompt { name: String, prompt: Option<Arc<Definition>> },
-    /// A resource by its URI.
+    /// Resource by its URI.
     Resource { uri: String },
 }
 
-/// Something that an interceptor saw, for the audit record. Never holds a secret.
+/// Observation of an interceptor, for the audit record. Never contains a secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
-    /// The interceptor that reports.
+    /// Interceptor that reports it.
     pub interceptor: String,
-    /// The phase in which it looked.
+    /// Phase of the inspection.
     pub phase: Phase,
-    /// The rule or the code by which it reports.
+    /// Rule or code of the report.
     pub rule: Rule,
-    /// What was seen and where (a JSON pointer), in words.
+    /// Text about what was found, and where (a JSON pointer).
     pub message: String,
-    /// What came of it.
+    /// Effect of the finding.
     pub effect: Effect,
 }
 
 impl Finding {
-    /// The code, behind the name of a plugin and `/`, of the findings that tell of its HTTP requests.
+    /// Code, after the name of a plugin and `/`, of findings about its HTTP requests.
     pub const REQUEST: &str = "@http";
 
-    /// Whether it tells of an HTTP request that a plugin made.
+    /// Whether it reports an HTTP request of a plugin.
     pub fn is_request(&self) -> bool {
         self.rule.id.rsplit_once('/').is_some_and(|(_, code)| code == Self::REQUEST)
     }
 }
 
-/// What came of a finding.
+/// Effect of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Effect {
     Reported,
     Redacted,
     Replaced,
     Refused,
-    /// In `audit` mode, or by a policy in shadow: it would have been refused.
+    /// In `audit` mode, or by a policy in shadow mode: the message would have been refused.
     WouldRefuse,
-    /// By a policy in shadow: it would not have been refused.
+    /// By a policy in shadow mode: the message would not have been refused.
     WouldPermit,
-    /// In `audit` mode: it would have been redacted or replaced.
+    /// In `audit` mode: the message would have been redacted or replaced.
     WouldReplace,
-    /// The interceptor failed, and the message passed because the operator said so.
+    /// The interceptor failed, and the message passed because of `fail-open`.
     Fault,
 }
 
 impl Effect {
-    /// The name in records.
+    /// Name in records.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Reported => "reported",
@@ -452,7 +451,7 @@ impl Effect {
         }
     }
 
-    /// What it comes to where verdicts have no effect.
+    /// Corresponding effect in `audit` mode.
     pub fn in_audit(self) -> Self {
         match self {
             Self::Refused => Self::WouldRefuse,
@@ -462,51 +461,51 @@ impl Effect {
     }
 }
 
-/// One message with its context: what interceptors look at.
+/// One message with its context: what interceptors inspect.
 #[derive(Debug, Clone)]
 pub struct Exchange {
-    /// The decision's id, which the audit record and the agent share.
+    /// Decision id, which the audit record and the agent share.
     pub id: DecisionId,
-    /// When the message arrived.
+    /// Arrival of the message.
     pub at: jiff::Timestamp,
-    /// The same moment on the monotonic clock.
+    /// Arrival on the monotonic clock.
     pub started: Instant,
-    /// Who asks. For a message of a server to a client: the client.
+    /// Principal of the request. For a message of a server to a client: the client.
     pub principal: Arc<Principal>,
     pub direction: Direction,
     pub method: Method,
-    /// Whether it expects no answer.
+    /// Whether it expects no response.
     pub notification: bool,
     pub transport: Transport,
     pub client_addr: Option<SocketAddr>,
-    /// The legacy session, where there is one.
+    /// Legacy session, if there is one.
     pub session: Option<SessionId>,
-    /// Calls made in this session so far (0 without one).
+    /// Number of calls in this session so far (0 without one).
     pub session_calls: u64,
-    /// The revision that the client speaks.
+    /// Revision of the client.
     pub revision: Revision,
-    /// The server that is asked, or that asks.
+    /// Server that receives or sends the request.
     pub server: Option<ServerName>,
     pub target: Target,
     /// `params`, with names as the server knows them.
     pub request: Payload,
     /// `result` or `error`, in the response phase.
     pub response: Option<Answer>,
-    /// Labels: those that the session carries, and those that interceptors gave.
+    /// Labels of the session, and those that interceptors gave.
     pub labels: BTreeSet<String>,
-    /// What the policies that let the request pass ask for.
+    /// Obligations of the policies that permitted the request.
     pub obligations: Vec<Arc<Obligations>>,
-    /// The trace id of a `traceparent`, where the client sent one.
+    /// Trace id of a `traceparent`, if the client sent one.
     pub trace: Option<String>,
 }
 
 impl Exchange {
-    /// `params.arguments`, where it is an object.
+    /// `params.arguments`, if it is an object.
     pub fn arguments(&self) -> Option<&serde_json::Map<String, Value>> {
         self.request.value().get("arguments")?.as_object()
     }
 
-    /// Whether the text that passes the chain in this phase is a server's.
+    /// Whether the text in this phase comes from a server.
     pub fn from_server(&self, phase: Phase) -> bool {
         match phase {
             Phase::Request => self.direction == Direction::ServerToClient,
@@ -514,7 +513,7 @@ impl Exchange {
         }
     }
 
-    /// The text that passes the chain in this phase.
+    /// Text that passes the chain in this phase.
     pub fn payload(&self, phase: Phase) -> &Payload {
         match (phase, &self.response) {
             (Phase::Response, Some(answer)) => answer.payload(),
@@ -528,7 +527,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_method_that_passes_for_a_known_one_is_found() {
+    fn look_alike_methods_are_found() {
         for method in [
             "Tools/Call",
             "TOOLS/LIST",

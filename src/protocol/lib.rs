@@ -1,6 +1,7 @@
-//! The vocabulary that every layer shares: names, messages, exchanges, principals and refusals.
+//! Types that every layer shares: names, messages, exchanges, principals and refusals.
 //!
 //! # Invariants
+//!
 //! - Nothing here decides what happens to a message.
 //! - Nothing here reaches a network.
 

@@ -1,4 +1,4 @@
-//! Names and ids, each a type of its own, parsed at one gate (`FromStr`).
+//! Names and ids. Each is a separate type, parsed only by `FromStr`.
 
 use std::{fmt, str::FromStr, sync::Arc};
 
@@ -6,7 +6,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// A name that is no legal [`ServerName`], [`ClientName`], [`ExportName`] or [`Group`].
+/// Error for a text that is not a legal [`ServerName`], [`ClientName`], [`ExportName`] or
+/// [`Group`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "`{0}` is not a legal name: use 1 to 64 of a-z, 0-9, `-` and `_`, beginning with a letter or a digit"
@@ -28,7 +29,7 @@ macro_rules! name {
         pub struct $name(Arc<str>);
 
         impl $name {
-            /// The name as it stands in the config.
+            /// Name as written in the config.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
@@ -65,34 +66,34 @@ macro_rules! name {
 }
 
 name! {
-    /// A server, by the operator's name for it (never by what the server says of itself).
+    /// Server, by its name in the config (never by the name that it reports).
     ServerName
 }
 name! {
-    /// A client: the holder of an API key.
+    /// Client: the holder of an API key.
     ClientName
 }
 name! {
-    /// A stream of audit records to somewhere else.
+    /// Export stream of audit records.
     ExportName
 }
 name! {
-    /// Somebody whose signatures count.
+    /// Trusted signer.
     SignerName
 }
 name! {
-    /// A group that clients belong to, as Cedar policies see it.
+    /// Group of clients, as Cedar policies see it.
     Group
 }
 
-/// One decision: the id that a refusal shows to the agent and that `portcullis audit show` takes.
-/// A UUID version 7, so ids sort by time.
+/// Id of one decision, which a refusal shows to the agent and `portcullis audit show` accepts. A
+/// UUID version 7, so ids sort by time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct DecisionId(Uuid);
 
 impl DecisionId {
-    /// A new id, of now.
+    /// New id with the present time.
     pub fn next() -> Self {
         Self(Uuid::now_v7())
     }
@@ -102,7 +103,7 @@ impl DecisionId {
         self.0.as_bytes()
     }
 
-    /// The id that these bytes are.
+    /// Id from its bytes.
     pub fn from_bytes(bytes: [u8; 16]) -> Self {
         Self(Uuid::from_bytes(bytes))
     }
@@ -122,23 +123,23 @@ impl FromStr for DecisionId {
     }
 }
 
-/// A legacy MCP session, as its client presents it in `Mcp-Session-Id`. Its `Debug` shows a
-/// prefix only: whoever holds the whole id can speak in the session.
+/// Legacy MCP session, as its client sends it in `Mcp-Session-Id`. `Debug` shows only a prefix,
+/// because the holder of the whole id can use the session.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct SessionId(Arc<str>);
 
 impl SessionId {
-    /// The id as a client sent it; whether it exists is the session store's to say.
+    /// Id as a client sent it; the session store knows whether it exists.
     pub fn presented(id: &str) -> Self {
         Self(id.into())
     }
 
-    /// The whole id, for the wire.
+    /// Whole id, for the wire.
     pub fn expose(&self) -> &str {
         &self.0
     }
 
-    /// Enough of the id to join records of one session, not enough to speak in it.
+    /// Enough of the id to join records of one session, not enough to use it.
     pub fn prefix(&self) -> &str {
         self.0.get(..8).unwrap_or("")
     }
@@ -150,40 +151,40 @@ impl fmt::Debug for SessionId {
     }
 }
 
-/// Up to three of the candidates that are most like a name, the likest first, for a message such
-/// as "did you mean". What is not alike is left out. Hand in only what the reader may see.
+/// Up to three of the most similar candidates, the most similar first, for messages such as "did
+/// you mean". Dissimilar ones are omitted. Pass only candidates that the reader may see.
 pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Vec<String> {
     let candidates = candidates.into_iter().map(|candidate| (candidate, ()));
     nearest_of(name, candidates, |()| true)
 }
 
-/// The same among candidates of which it takes time to know whether the reader may see them: only
-/// those that are alike are asked about, and only so many.
+/// Same for candidates whose visibility is expensive to determine: only similar ones are checked,
+/// up to a limit.
 pub fn nearest_of<'a, T>(
     name: &str,
     candidates: impl IntoIterator<Item = (&'a str, T)>,
     seen: impl Fn(&T) -> bool,
 ) -> Vec<String> {
-    const LONGEST: usize = 128;
-    const ALIKE: f64 = 0.8;
-    const ASKED: usize = 50;
-    const COMPARED: usize = 5_000;
-    // The comparison takes time by the product of the lengths, and the name is a client's text.
-    if name.len() > LONGEST {
+    const MAX_NAME_BYTES: usize = 128;
+    const MIN_SIMILARITY: f64 = 0.8;
+    const MAX_CHECKED: usize = 50;
+    const MAX_COMPARED: usize = 5_000;
+    // The cost of a comparison is the product of the lengths, and the name is a client's text.
+    if name.len() > MAX_NAME_BYTES {
         return Vec::new();
     }
     let folded = name.to_lowercase();
     let mut alike: Vec<_> = candidates
         .into_iter()
-        .take(COMPARED)
-        .filter(|(candidate, _)| candidate.len() <= LONGEST)
+        .take(MAX_COMPARED)
+        .filter(|(candidate, _)| candidate.len() <= MAX_NAME_BYTES)
         .map(|(candidate, item)| {
             (strsim::jaro_winkler(&folded, &candidate.to_lowercase()), candidate, item)
         })
-        .filter(|(likeness, ..)| *likeness >= ALIKE)
+        .filter(|(likeness, ..)| *likeness >= MIN_SIMILARITY)
         .collect();
     alike.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(b.1)));
-    let alike = alike.into_iter().take(ASKED).filter(|(.., item)| seen(item));
+    let alike = alike.into_iter().take(MAX_CHECKED).filter(|(.., item)| seen(item));
     alike.take(3).map(|(_, candidate, _)| candidate.to_owned()).collect()
 }
 
@@ -192,7 +193,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn legal_and_illegal_names() {
+    fn illegal_names_are_refused() {
         for name in ["a", "github", "my-server_2", "0x"] {
             assert!(name.parse::<ServerName>().is_ok(), "{name}");
         }
@@ -202,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn nearest_names_are_few_and_alike() {
+    fn nearest_names_are_few_and_similar() {
         let names = ["notes__add_note", "notes__list_notes", "notes__delete_note", "git__log"];
         assert_eq!(nearest("notes__ad_note", names)[0], "notes__add_note");
         assert_eq!(nearest("NOTES__LIST_NOTES", names)[0], "notes__list_notes");

@@ -1,4 +1,4 @@
-//! What a policy asks for beside its decision: its annotations but `@id` and `@reason`.
+//! Obligations of a policy: its annotations except `@id` and `@reason`.
 
 use std::{collections::BTreeSet, num::NonZeroU32, time::Duration};
 
@@ -6,62 +6,62 @@ use jiff::SignedDuration;
 
 use crate::codec::Pointer;
 
-/// The longest time in which `@rate` counts.
-const LONGEST: Duration = Duration::from_secs(31 * 24 * 3600);
-/// Characters of a label.
-const LABEL: usize = 64;
-/// Characters of a text that a person or an agent is to read.
-const WORDS: usize = 1_000;
+/// Maximum period of `@rate`.
+const MAX_RATE_PERIOD: Duration = Duration::from_secs(31 * 24 * 3600);
+/// Limit of a label in characters.
+const MAX_LABEL_CHARS: usize = 64;
+/// Limit in characters of a text for a person or an agent.
+const MAX_TEXT_CHARS: usize = 1_000;
 
-/// What a policy asks for.
+/// Obligations of one policy.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Obligations {
-    /// `@keep`: what the audit log is to keep of messages that it decides.
+    /// `@keep`: bodies that the audit log keeps of messages that the policy decides.
     pub keep: Keep,
-    /// `@mode("shadow")`: it decides nothing, and it is recorded what it would have decided.
+    /// `@mode("shadow")`: it decides nothing; the record says what it would have decided.
     pub shadow: bool,
-    /// `@redact`: fields that are overwritten before the message goes on.
+    /// `@redact`: fields that are overwritten before the message is forwarded.
     pub redact: Redact,
-    /// `@approve`: a person must allow it, and reads this.
+    /// `@approve`: text for the person who must approve.
     pub approve: Option<String>,
     /// `@rate`: how often it permits, for each principal.
     pub rate: Option<Rate>,
-    /// `@note`: what the agent reads beside the result.
+    /// `@note`: text for the agent beside the result.
     pub note: Option<String>,
-    /// `@label`: what the session carries from then on.
+    /// `@label`: labels that the session has from then on.
     pub labels: BTreeSet<String>,
 }
 
-/// Which bodies the audit log keeps, where else it has their shape and digest alone.
+/// Bodies that the audit log keeps; of others it has only shape and digest.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Keep {
     pub arguments: bool,
     pub result: bool,
 }
 
-/// Which fields are overwritten.
+/// Fields that are overwritten.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Redact {
-    /// Of the arguments (of other methods than `tools/call` and `prompts/get`: of `params`).
+    /// Of the arguments (for methods other than `tools/call` and `prompts/get`: of `params`).
     pub arguments: Vec<Pointer>,
     pub result: Vec<Pointer>,
 }
 
 impl Redact {
-    /// Nothing.
+    /// Whether there are no fields.
     pub fn is_empty(&self) -> bool {
         self.arguments.is_empty() && self.result.is_empty()
     }
 }
 
-/// A number of calls in a time, spread evenly except for a burst of all of them.
+/// Number of calls in a period, spread evenly except for a burst of all of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Rate {
     pub calls: NonZeroU32,
     pub window: Duration,
 }
 
-/// Why an annotation is refused.
+/// Reason why an annotation is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Illegal {
     pub problem: String,
@@ -73,13 +73,13 @@ fn illegal(problem: impl Into<String>, help: impl Into<String>) -> Illegal {
 }
 
 impl Obligations {
-    /// Every annotation that is an obligation.
+    /// Names of all annotations that are obligations.
     pub const NAMES: [&str; 7] = ["keep", "mode", "redact", "approve", "rate", "note", "label"];
 
-    /// Those that say what becomes of what is permitted: they mean nothing on a `forbid`.
+    /// Obligations that apply to permitted messages: they mean nothing on a `forbid`.
     pub const OF_PERMITS: [&str; 5] = ["redact", "approve", "rate", "note", "label"];
 
-    /// What it asks for beside permitting, by the names of the annotations.
+    /// Names of the annotations that require something of a permitted message.
     pub fn asked(&self) -> Vec<&'static str> {
         let asked = [
             !self.redact.is_empty(),
@@ -92,18 +92,18 @@ impl Obligations {
         names.filter_map(|(name, asked)| asked.then_some(name)).collect()
     }
 
-    /// Takes one more annotation.
+    /// Adds an annotation.
     ///
     /// # Errors
-    /// Where its text does not say what it must.
+    /// If its text is invalid.
     pub fn take(&mut self, name: &str, text: &str) -> Result<(), Illegal> {
         match name {
             "keep" => self.keep = keep(text)?,
             "mode" if text == "shadow" => self.shadow = true,
             "mode" => {
                 return Err(illegal(
-                    format!("there is no mode `{}`", text.escape_debug()),
-                    "write `@mode(\"shadow\")`, or take it out for a policy that decides",
+                    format!("`{}` is not a mode", text.escape_debug()),
+                    "write `@mode(\"shadow\")`, or remove the annotation to enforce the policy",
                 ));
             }
             "redact" => self.redact = redact(text)?,
@@ -144,7 +144,7 @@ fn redact(text: &str) -> Result<Redact, Illegal> {
         };
         let pointer = pointer.parse().map_err(|_| {
             illegal(
-                format!("`{}` is no field", field.escape_debug()),
+                format!("`{}` is not a field", field.escape_debug()),
                 "name fields by JSON pointers (RFC 6901), with `*` for every member or element: \
                  `@redact(\"/password, /users/*/email, result:/structuredContent/email\")`",
             )
@@ -159,21 +159,24 @@ fn rate(text: &str) -> Result<Rate, Illegal> {
         let (calls, window) = text.split_once('/')?;
         let window: SignedDuration = window.trim().parse().ok()?;
         let window = Duration::try_from(window).ok()?;
-        let legal = window >= Duration::from_millis(1) && window <= LONGEST;
+        let legal = window >= Duration::from_millis(1) && window <= MAX_RATE_PERIOD;
         legal.then_some(Rate { calls: calls.trim().parse().ok()?, window })
     };
     parse().ok_or_else(|| {
         illegal(
-            format!("`{}` is no rate", text.escape_debug()),
+            format!("`{}` is not a rate", text.escape_debug()),
             "write a number and a time of up to 31 days: `@rate(\"10/1m\")`, `@rate(\"5/1h\")`",
         )
     })
 }
 
 fn words(text: &str) -> Result<String, Illegal> {
-    if text.chars().count() > WORDS || text.chars().any(char::is_control) {
-        let problem = format!("the text has control characters or more than {WORDS} characters");
-        return Err(illegal(problem, "say it in one short line"));
+    if text.chars().count() > MAX_TEXT_CHARS || text.chars().any(char::is_control) {
+        let problem = format!(
+            "the text has control characters or more than {MAX_TEXT_CHARS} \
+            characters"
+        );
+        return Err(illegal(problem, "write one short line"));
     }
     Ok(text.to_owned())
 }
@@ -181,7 +184,7 @@ fn words(text: &str) -> Result<String, Illegal> {
 fn labels(text: &str) -> Result<BTreeSet<String>, Illegal> {
     let legal = |label: &str| {
         let mut chars = label.chars();
-        label.len() <= LABEL
+        label.len() <= MAX_LABEL_CHARS
             && chars.next().is_some_and(|c| c.is_ascii_lowercase())
             && chars.all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_.".contains(c))
     };
@@ -190,10 +193,11 @@ fn labels(text: &str) -> Result<BTreeSet<String>, Illegal> {
         .map(|label| match legal(label) {
             true => Ok(label.to_owned()),
             false => Err(illegal(
-                format!("`{}` is no label", label.escape_debug()),
+                format!("`{}` is not a label", label.escape_debug()),
                 format!(
-                    "a label begins with a letter and has small letters, digits, `-`, `_` and `.`, \
-                     at most {LABEL}; write `@label(\"tainted\")` or `@label(\"a,b\")`"
+                    "a label begins with a letter and has lower-case letters, digits, `-`, `_` \
+                    and `.`, \
+                     at most {MAX_LABEL_CHARS}; write `@label(\"tainted\")` or `@label(\"a,b\")`"
                 ),
             )),
         })
@@ -211,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn annotations_say_what_they_must() {
+    fn invalid_annotations_are_refused() {
         let rate = |text| take("rate", text).unwrap().rate.unwrap();
         assert_eq!((rate("10/1m").calls.get(), rate("10/1m").window.as_secs()), (10, 60));
         assert_eq!(rate(" 1 / 1h30m ").window.as_secs(), 5400);
@@ -220,18 +224,18 @@ mod tests {
         assert_eq!(take("label", "a, b-1").unwrap().labels.len(), 2);
         assert!(take("mode", "shadow").unwrap().shadow);
         for (name, text, problem) in [
-            ("rate", "10", "`10` is no rate"),
-            ("rate", "0/1m", "`0/1m` is no rate"),
-            ("rate", "1/0s", "`1/0s` is no rate"),
-            ("rate", "1/-1m", "`1/-1m` is no rate"),
-            ("rate", "1/32d", "`1/32d` is no rate"),
-            ("rate", "1/month", "`1/month` is no rate"),
-            ("redact", "password", "`password` is no field"),
-            ("redact", "/a,,/b", "`` is no field"),
-            ("redact", "/a~2", "`/a~2` is no field"),
-            ("label", "Tainted", "`Tainted` is no label"),
-            ("label", "a b", "`a b` is no label"),
-            ("mode", "audit", "there is no mode `audit`"),
+            ("rate", "10", "`10` is not a rate"),
+            ("rate", "0/1m", "`0/1m` is not a rate"),
+            ("rate", "1/0s", "`1/0s` is not a rate"),
+            ("rate", "1/-1m", "`1/-1m` is not a rate"),
+            ("rate", "1/32d", "`1/32d` is not a rate"),
+            ("rate", "1/month", "`1/month` is not a rate"),
+            ("redact", "password", "`password` is not a field"),
+            ("redact", "/a,,/b", "`` is not a field"),
+            ("redact", "/a~2", "`/a~2` is not a field"),
+            ("label", "Tainted", "`Tainted` is not a label"),
+            ("label", "a b", "`a b` is not a label"),
+            ("mode", "audit", "`audit` is not a mode"),
             ("keep", "all", "`@keep` does not know `all`"),
             ("note", "a\nb", "the text has control characters or more than 1000 characters"),
         ] {

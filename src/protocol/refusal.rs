@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn the_agent_sees_code_and_decision_and_no_rule() {
+    fn agent_sees_code_and_decision_but_no_rule() {
         let id = DecisionId::next();
         let error = Refusal::new(Code::PolicyDenied, "not allowed")
             .rule(Rule::named("no-destructive"))

@@ -1,42 +1,42 @@
-//! Names as the merged lists have them.
+//! Names in the merged lists.
 //!
-//! A server may call a tool what it likes; the strictest of the common clients take
-//! `[a-zA-Z0-9_-]{1,64}`. A name that fits with its prefix stays as it is. Any other has what does
-//! not fit replaced and a part of its own hash behind it, so that it is the same in every run and
-//! differs from that of every other name.
+//! A server may use any name; the strictest common clients accept `[a-zA-Z0-9_-]{1,64}`. A name
+//! that fits with its prefix is unchanged. In any other, illegal characters are replaced and a part
+//! of its hash is appended, so that the result is the same in every run and differs from every
+//! other name.
 
 use std::sync::LazyLock;
 
 use regex::Regex;
 use sha2::{Digest, Sha256};
 
-/// What stands between a server's prefix and a name.
+/// Separator between a server's prefix and a name.
 pub const SEPARATOR: &str = "__";
-/// Characters that a name may have, its prefix included.
-pub const LONGEST: usize = 64;
-/// Characters that a prefix may have: half of them are for the names behind it.
-pub const LONGEST_PREFIX: usize = 32;
+/// Limit of a name with its prefix in characters.
+pub const MAX_NAME_CHARS: usize = 64;
+/// Limit of a prefix in characters: half of a name, so that the rest remains for the tool.
+pub const MAX_PREFIX_CHARS: usize = 32;
 
-/// Hexadecimal digits of a name's hash that are shown.
-const DIGITS: usize = 8;
+/// Number of shown hexadecimal digits of a name's hash.
+const HASH_DIGITS: usize = 8;
 
-/// Whether every client takes this name.
+/// Whether every client accepts this name.
 pub fn is_legal(name: &str) -> bool {
-    (1..=LONGEST).contains(&name.len()) && name.bytes().all(fits)
+    (1..=MAX_NAME_CHARS).contains(&name.len()) && name.bytes().all(fits)
 }
 
 fn fits(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-'
 }
 
-/// A server's name for something, as the merged lists have it.
+/// A server's name in the merged lists.
 pub fn outward(prefix: &str, name: &str) -> String {
     let start = start(prefix);
     let plain = format!("{start}{name}");
     if is_legal(&plain) {
         return plain;
     }
-    let room = LONGEST.saturating_sub(start.len() + 1 + DIGITS);
+    let room = MAX_NAME_CHARS.saturating_sub(start.len() + 1 + HASH_DIGITS);
     let mut stem = String::with_capacity(room);
     for character in name.chars() {
         if stem.len() == room {
@@ -44,25 +44,27 @@ pub fn outward(prefix: &str, name: &str) -> String {
         }
         match u8::try_from(character) {
             Ok(byte) if fits(byte) => stem.push(character),
-            // One for a run of them: a name of another script is its hash.
+            // One underscore for a run of them: a name in another script consists of its hash.
             _ if stem.ends_with('_') => {}
             _ => stem.push('_'),
         }
     }
     let hash = hex::encode(Sha256::digest(name.as_bytes()));
-    format!("{start}{stem}_{}", &hash[..DIGITS])
+    format!("{start}{stem}_{}", &hash[..HASH_DIGITS])
 }
 
-/// Whether a name without its prefix can be one that was changed: then only the server's list says
-/// what it stands for.
+/// Whether a name without its prefix may have been changed. Then only the server's list has the
+/// original.
 pub fn may_be_changed(inner: &str) -> bool {
-    inner.len() > DIGITS
-        && inner.is_char_boundary(inner.len() - DIGITS)
-        && inner[inner.len() - DIGITS..].bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
-        && inner.as_bytes()[inner.len() - DIGITS - 1] == b'_'
+    inner.len() > HASH_DIGITS
+        && inner.is_char_boundary(inner.len() - HASH_DIGITS)
+        && inner[inner.len() - HASH_DIGITS..]
+            .bytes()
+            .all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+        && inner.as_bytes()[inner.len() - HASH_DIGITS - 1] == b'_'
 }
 
-/// A name behind this prefix, without it.
+/// Name without this prefix.
 pub fn inner<'a>(prefix: &str, outer: &'a str) -> Option<&'a str> {
     outer.strip_prefix(&start(prefix))
 }
@@ -71,14 +73,14 @@ fn start(prefix: &str) -> String {
     if prefix.is_empty() { String::new() } else { format!("{prefix}{SEPARATOR}") }
 }
 
-/// Whether names behind one prefix could be taken for names behind the other: because they are
-/// equal, or would be to somebody who minds neither case nor look-alikes (`git1`, `gitl`), or
-/// because one with its separator begins the other.
+/// Whether names with one prefix could be taken for names with the other: the prefixes are equal,
+/// or equal ignoring case and look-alikes (`git1`, `gitl`), or one with its separator is the
+/// beginning of the other.
 pub fn run_together(one: &str, other: &str) -> bool {
     if one.is_empty() || other.is_empty() {
         return one == other;
     }
-    // Case is minded neither before look-alikes are replaced, where `0` is an `O`, nor after.
+    // Case is ignored before look-alikes are replaced, where `0` is an `O`, and after.
     [one.to_owned(), one.to_lowercase()].iter().zip([other.to_owned(), other.to_lowercase()]).any(
         |(one, other)| {
             let (one, other) = (look(&start(one)), look(&start(&other)));
@@ -87,21 +89,20 @@ pub fn run_together(one: &str, other: &str) -> bool {
     )
 }
 
-/// Whether a name that stands behind no prefix looks as if it stood behind this one.
+/// Whether an unprefixed name looks as if it had this prefix.
 pub fn looks_behind(prefix: &str, name: &str) -> bool {
     !prefix.is_empty()
         && (look(name).starts_with(&look(&start(prefix)))
             || look(&name.to_lowercase()).starts_with(&look(&start(&prefix.to_lowercase()))))
 }
 
-/// What a text looks like to somebody who minds no case: its skeleton by Unicode's technical
-/// standard 39, in lower case.
+/// Normalized look of a text: its skeleton by Unicode's technical standard 39, in lower case.
 pub fn look(text: &str) -> String {
     unicode_security::skeleton(text).flat_map(char::to_lowercase).collect()
 }
 
-/// Whether a text has what is not seen where it is shown, or turns what is around it: controls,
-/// the marks of writing directions, what has no width, and what is no character at all.
+/// Whether a text contains invisible characters or ones that change the text around them: controls,
+/// marks of writing directions, zero-width characters, and code points that are not characters.
 pub fn has_unseen(text: &str) -> bool {
     static UNSEEN: LazyLock<Option<Regex>> =
         LazyLock::new(|| Regex::new(r"[\p{C}\p{Zl}\p{Zp}\p{Default_Ignorable_Code_Point}]").ok());
@@ -117,16 +118,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_that_fit_stay() {
+    fn fitting_names_are_unchanged() {
         assert_eq!(outward("notes", "add_note"), "notes__add_note");
         assert_eq!(outward("", "Add-Note9"), "Add-Note9");
         assert_eq!(outward("p", ""), "p__");
-        let name = "n".repeat(LONGEST - 3);
+        let name = "n".repeat(MAX_NAME_CHARS - 3);
         assert_eq!(outward("p", &name), format!("p__{name}"));
     }
 
     #[test]
-    fn names_that_do_not_fit_get_a_hash() {
+    fn other_names_get_a_hash() {
         for (name, expected) in [
             ("repos/list", "p__repos_list_"),
             ("admin.tools.list", "p__admin_tools_list_"),
@@ -139,13 +140,13 @@ mod tests {
         }
         assert_eq!(outward("p", "a.b"), "p__a_b_2e7336dc");
         assert_ne!(outward("p", "a.b"), outward("p", "a/b"));
-        let long = "n".repeat(LONGEST - 2);
-        assert_eq!(outward("p", &long).len(), LONGEST);
+        let long = "n".repeat(MAX_NAME_CHARS - 2);
+        assert_eq!(outward("p", &long).len(), MAX_NAME_CHARS);
         assert_ne!(outward("p", &long), outward("p", &format!("{long}n")));
     }
 
     #[test]
-    fn prefixes_that_run_together() {
+    fn confusable_prefixes_are_found() {
         for (one, other, together) in [
             ("a", "a", true),
             ("a", "b", false),
@@ -170,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_pass_for_anothers() {
+    fn names_that_look_prefixed_are_found() {
         for (name, behind) in [
             ("notes__read", true),
             ("Notes__read", true),
@@ -185,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_seen_is_found() {
+    fn invisible_characters_are_found() {
         for unseen in
             ["a\u{200b}b", "a\u{202e}b", "\u{2066}a", "a\nb", "a\u{ad}b", "\u{fe0f}", "\u{e0041}"]
         {
@@ -234,7 +235,7 @@ mod tests {
         }
 
         #[test]
-        fn no_text_panics(text in ".{0,40}") {
+        fn arbitrary_text_causes_no_panic(text in ".{0,40}") {
             let _ = (has_unseen(&text), look(&text), may_be_changed(&text), is_legal(&text));
             let _ = looks_behind(&text, &text);
         }

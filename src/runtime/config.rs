@@ -69,7 +69,7 @@ pub struct MountEntry {
 }
 
 impl MountEntry {
-    /// The mount in the form of the runtimes.
+    /// This mount in the form that the runtimes use.
     pub fn as_mount(&self) -> Mount {
         let Self { source, target, writable } = self.clone();
         Mount { source, target, writable }
@@ -79,9 +79,9 @@ impl MountEntry {
 /// Reason why a text is not a valid mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum IllegalMount {
-    #[error("a mount is `SOURCE:TARGET`, with `:rw` behind it to let the server write")]
+    #[error("a mount is `SOURCE:TARGET`, and `:rw` at the end lets the server write")]
     Form,
-    #[error("a mount's target is an absolute path without `..`")]
+    #[error("a mount's target must be an absolute path without `..`")]
     Target,
     #[error("nothing can be mounted on `/`, `/proc`, `/sys` or `/dev`")]
     Reserved,
@@ -96,7 +96,7 @@ impl FromStr for MountEntry {
             Some((rest, "ro")) => (rest, false),
             _ => (text, false),
         };
-        // The last colon parts them: a source may hold colons, a target may not.
+        // The last colon separates them: a source can contain colons, a target cannot.
         let (source, target) = rest.rsplit_once(':').ok_or(IllegalMount::Form)?;
         if source.is_empty() || target.is_empty() || text.contains('\0') {
             return Err(IllegalMount::Form);
@@ -109,7 +109,7 @@ impl FromStr for MountEntry {
         if reserved || path == Path::new("/") {
             return Err(IllegalMount::Reserved);
         }
-        // Collected from its parts: without doubled and trailing slashes and `.`.
+        // Collected from components: removes doubled and trailing slashes and `.`.
         Ok(Self { source: source.into(), target: path.components().collect(), writable })
     }
 }
@@ -155,7 +155,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn mounts() {
+    fn mount_entries_are_parsed_or_refused() {
         for (text, read) in [
             ("./data:/data", Ok(("./data", "/data", false))),
             ("/a:/b:ro", Ok(("/a", "/b", false))),

@@ -1,15 +1,16 @@
-//! A way out for servers that have no network: sockets of ours in their network namespace.
+//! Egress sockets: listening sockets in the network namespace of a server that has no other
+//! network.
 //!
-//! A server's namespace has a loopback interface and nothing else: no other interface, no route, no
-//! DNS. Listening sockets are put into it, which then are served from outside:
+//! A server's namespace has only a loopback interface: no other interface, no route, no DNS. The
+//! sockets are created in it and served from outside:
 //!
-//! - one for programs that go by `HTTP_PROXY` and its like;
-//! - for the others, one for each listed name and port, on an address of its own to which the
-//!   server's `/etc/hosts` leads the name.
+//! - one for programs that use `HTTP_PROXY` and similar variables;
+//! - for other programs, one for each listed name and port, on a separate address to which the
+//!   server's `/etc/hosts` resolves the name.
 //!
-//! Whoever makes the sockets tries, from inside, that nothing else is to be reached. Both happens before
-//! the server's program begins: in the sandbox by its launcher, which hands the sockets out; for a
-//! container by a thread of ours in the namespace that its holder has.
+//! The code that creates the sockets tests from inside that nothing else is reachable. Both happen
+//! before the server's program starts: in the sandbox by its launcher, which passes the sockets to
+//! the proxy; for a container by a thread of the proxy in the namespace of the pause container.
 
 use std::{
     fs::{self, File},
@@ -41,16 +42,17 @@ use portcullis_protocol::{
     names::{DecisionId, ServerName},
 };
 
-/// Of a sink for DNS (AS112, RFC 7535), which nobody has a use for inside a server. It is one of the
-/// whole Internet by IANA's registry: programs that look up a name and go to no private address
-/// (mcp-server-fetch does) would refuse any other.
+/// Network of the addresses inside: that of a DNS sink (AS112, RFC 7535), which a server does not
+/// need. By IANA's registry it belongs to the public Internet: programs that resolve a name and
+/// refuse private addresses (mcp-server-fetch does) would refuse any other.
 pub const NET: [u8; 3] = [192, 31, 196];
 const PROXY: Ipv4Addr = Ipv4Addr::new(NET[0], NET[1], NET[2], 1);
 const PORT: u16 = 3128;
-/// For what must fail at once.
-const PROBE: Duration = Duration::from_secs(1);
-/// What nothing inside may get to: the Internet, private networks, and where clouds keep secrets.
-const ELSEWHERE: [&str; 5] = [
+/// Time limit for connections that must fail immediately.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Addresses that must be unreachable from inside: the Internet, private networks, and cloud
+/// metadata services.
+const UNREACHABLE: [&str; 5] = [
     "1.1.1.1:443",
     "10.0.0.1:443",
     "172.17.0.1:80",
@@ -58,24 +60,24 @@ const ELSEWHERE: [&str; 5] = [
     "[2606:4700:4700::1111]:443",
 ];
 
-/// One start of a server that has a way out.
+/// One start of a server with egress.
 #[derive(Debug, Clone)]
 pub struct EgressContext {
-    /// What joins all that is told of it.
+    /// Decision id of the start, which all its records have.
     pub launch: DecisionId,
     pub server: ServerName,
-    /// The one client for which alone it runs. One that was started ahead has none until somebody
-    /// needs it.
+    /// Principal of the only client that the server runs for. A warm process has none until a
+    /// client needs it.
     pub principal: Arc<OnceLock<PrincipalKind>>,
 }
 
-/// Says who decides what servers reach.
+/// Provides the gate that decides a server's egress.
 pub trait EgressGates: Send + Sync {
-    /// Who decides for one start of a server.
+    /// Gate for one start of a server.
     fn gate(&self, reacher: EgressContext) -> Arc<dyn Gate>;
 }
 
-/// For whoever starts no servers.
+/// Refuses all egress, for programs that do not start servers.
 #[derive(Debug, Clone, Copy)]
 pub struct DenyAllEgress;
 
@@ -88,7 +90,7 @@ impl EgressGates for DenyAllEgress {
 #[async_trait]
 impl Gate for DenyAllEgress {
     async fn decide(&self, _: &Attempt) -> Verdict {
-        Verdict::Refuse("nobody is there to decide it".into())
+        Verdict::Refuse("no policies are loaded".into())
     }
 
     async fn changed(&self) {
@@ -96,13 +98,13 @@ impl Gate for DenyAllEgress {
     }
 
     fn still(&self, _: &Attempt) -> Verdict {
-        Verdict::Refuse("nobody is there to decide it".into())
+        Verdict::Refuse("no policies are loaded".into())
     }
 
     fn told(&self, _: Outcome) {}
 }
 
-/// The variables by which programs find the proxy, except those that the operator set.
+/// Environment variables that name the proxy, except those that the operator set.
 pub fn environment(
     destinations: &[Destination],
     set: impl Fn(&str) -> bool,
@@ -114,14 +116,14 @@ pub fn environment(
     let all = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"];
     let all = all.map(|name| (name, proxy.as_str())).into_iter();
     let near = ["NO_PROXY", "no_proxy"].map(|name| (name, "localhost,127.0.0.1,::1"));
-    // Node takes the others for its own from version 24 on.
+    // From version 24 on, Node uses the other variables only with this one.
     let all = all.chain(near).chain([("NODE_USE_ENV_PROXY", "1")]);
     all.filter(|(name, _)| !set(name))
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .collect()
 }
 
-/// The listed names, with the addresses that they have inside.
+/// Listed names with their addresses inside.
 pub fn hosts(destinations: &[Destination]) -> Vec<(String, Ipv4Addr)> {
     let mut names: Vec<&String> = Vec::new();
     for one in destinations {
@@ -135,15 +137,15 @@ pub fn hosts(destinations: &[Destination]) -> Vec<(String, Ipv4Addr)> {
     names.into_iter().cloned().zip(addresses).collect()
 }
 
-/// Whether a destination has an address inside, so that programs get there that know of no proxy.
+/// Whether a destination has an address inside, so that programs without proxy support reach it.
 pub fn has_address(destinations: &[Destination], one: &Destination) -> bool {
     hosts(destinations)
         .iter()
         .any(|(name, _)| matches!(&one.host, Pattern::One(Host::Name(own)) if own == name))
 }
 
-/// How many names can have one.
-pub const ADDRESSES: usize = 253;
+/// Limit of the names that can have an address.
+pub const MAX_ADDRESSES: usize = 253;
 
 /// Sockets in a server's network namespace.
 #[derive(Debug)]
@@ -154,17 +156,17 @@ pub struct EgressSockets {
 }
 
 impl EgressSockets {
-    /// Opens one in a namespace.
+    /// Opens egress sockets in a namespace.
     ///
     /// # Errors
-    /// Where that can't be entered, or anything else is to be reached from it.
+    /// If the namespace cannot be entered, or anything else is reachable from it.
     pub async fn open(
         namespace: File,
         destinations: &[Destination],
     ) -> Result<Self, LaunchFailure> {
         let places = places(destinations);
         let work = tokio::task::spawn_blocking(move || {
-            // A thread of its own, which never leaves the namespace and ends with it.
+            // A separate thread, which never leaves the namespace and ends with it.
             let thread = thread::Builder::new().name("door".to_owned());
             let thread = thread.spawn(move || enter(&namespace, &places));
             let done = thread.map_err(|error| failed("start a thread", &error))?.join();
@@ -174,29 +176,29 @@ impl EgressSockets {
         Self::of(sockets, destinations)
     }
 
-    /// One of sockets that are at its [`places`], in their order.
+    /// Egress sockets from existing sockets that are at [`places`], in that order.
     ///
     /// # Errors
-    /// Where they are fewer or more.
+    /// If there are fewer or more sockets than places.
     pub fn of(
         sockets: Vec<TcpListener>,
         destinations: &[Destination],
     ) -> Result<Self, LaunchFailure> {
         let direct = direct(destinations);
         if sockets.len() != direct.len() + 1 {
-            return Err(failed("be there", &format!("it has {} sockets", sockets.len())));
+            return Err(failed("be used", &format!("there are {} sockets", sockets.len())));
         }
         let mut sockets = sockets.into_iter();
-        let proxy = sockets.next().ok_or_else(|| failed("be there", &"it has no socket"))?;
+        let proxy = sockets.next().ok_or_else(|| failed("be used", &"there is no socket"))?;
         let direct = direct.into_iter().zip(sockets);
         let direct = direct.map(|((host, at), socket)| (host, at.port(), socket)).collect();
         Ok(Self { proxy, direct, stand_ins: stand_ins(destinations) })
     }
 
-    /// Serves it; the process's handle then ends it, too.
+    /// Serves the sockets. The process's handle then also ends them.
     ///
     /// # Errors
-    /// Where the entries contradict each other.
+    /// If the entries contradict each other.
     pub fn serve(
         self,
         server: &ServerName,
@@ -244,35 +246,36 @@ impl EgressSockets {
 }
 
 fn failed(what: &str, error: &dyn std::fmt::Display) -> LaunchFailure {
-    LaunchFailure { what: format!("its way out can't {what}: {error}"), remedy: None }
+    LaunchFailure { what: format!("its egress sockets can't {what}: {error}"), remedy: None }
 }
 
-/// What the thread does.
+/// Work of the thread that enters the namespace.
 fn enter(namespace: &File, places: &[SocketAddrV4]) -> Result<Vec<TcpListener>, LaunchFailure> {
     let inode = |file: io::Result<fs::Metadata>| file.map(|file| (file.dev(), file.ino())).ok();
     let (own, theirs) = (inode(fs::metadata("/proc/self/ns/net")), inode(namespace.metadata()));
     if own.is_none() || own == theirs {
         return Err(LaunchFailure {
-            what: "it has the network of the proxy itself, where no list holds".into(),
+            what: "it shares the proxy's network, where `egress` cannot be enforced".into(),
             remedy: Some("remove `hardening.network`".into()),
         });
     }
     setns(namespace, CloneFlags::CLONE_NEWNET).map_err(|errno| LaunchFailure {
-        what: format!("its network namespace can't be entered: {}", errno.desc()),
+        what: format!("its network namespace cannot be entered: {}", errno.desc()),
         remedy: Some(
-            "for a container, `egress` takes a proxy that runs as root, or with CAP_SYS_ADMIN, on \
-             the machine of the engine; in the sandbox (`runtime = \"sandbox\"`) it takes neither"
+            "for a container, `egress` requires a proxy that runs as root, or with CAP_SYS_ADMIN, \
+            on \
+             the machine of the engine; the sandbox (`runtime = \"sandbox\"`) requires neither"
                 .into(),
         ),
     })?;
     furnish(places)
 }
 
-/// Makes the sockets in the network namespace of the thread that calls, and tries that nothing else
-/// is to be reached from there. Works in a process of one thread, too.
+/// Creates the sockets in the network namespace of the calling thread, and tests that nothing else
+/// is reachable from there. Works in a single-threaded process, too.
 ///
 /// # Errors
-/// Where the thread may not do that, or anything else is to be reached.
+/// If the thread lacks the permission, or anything else is reachable.
 pub fn furnish(places: &[SocketAddrV4]) -> Result<Vec<TcpListener>, LaunchFailure> {
     add_address(PROXY).map_err(|error| failed("have addresses", &error))?;
     let bind = |place: &SocketAddrV4| {
@@ -284,19 +287,19 @@ pub fn furnish(places: &[SocketAddrV4]) -> Result<Vec<TcpListener>, LaunchFailur
     };
     let sockets = places.iter().map(bind).collect::<Result<_, _>>()?;
     prove().map_err(|why| LaunchFailure {
-        what: format!("more than its list is to be reached from inside: {why}"),
-        remedy: Some("see what gives an interface or a route to a namespace that has none".into()),
+        what: format!("more than the `egress` list is reachable from inside: {why}"),
+        remedy: Some("find what adds an interface or a route to an empty namespace".into()),
     })?;
     Ok(sockets)
 }
 
-/// Whether this process may enter a container's network namespace, where that is on this machine. For the
-/// sandbox it need not.
+/// Whether this process may enter a container's network namespace on this machine. The sandbox does
+/// not need that.
 pub fn able() -> bool {
     caps::has_cap(None, CapSet::Effective, Capability::CAP_SYS_ADMIN).unwrap_or(false)
 }
 
-/// Where the sockets of a way out are, inside: that of the proxy first.
+/// Addresses of the egress sockets inside, the one of the proxy first.
 pub fn places(destinations: &[Destination]) -> Vec<SocketAddrV4> {
     if destinations.is_empty() {
         return Vec::new();
@@ -305,7 +308,7 @@ pub fn places(destinations: &[Destination]) -> Vec<SocketAddrV4> {
     std::iter::once(SocketAddrV4::new(PROXY, PORT)).chain(direct).collect()
 }
 
-/// The sockets that stand for listed hosts.
+/// Hosts that have a socket inside, with the socket's address.
 fn direct(destinations: &[Destination]) -> Vec<(Host, SocketAddrV4)> {
     let mut places = Vec::new();
     for (name, address) in hosts(destinations) {
@@ -325,9 +328,9 @@ fn stand_ins(destinations: &[Destination]) -> Vec<(IpAddr, Host)> {
     hosts.map(|(name, address)| (address.into(), Host::Name(name))).collect()
 }
 
-/// Tries, inside, to get elsewhere.
+/// Tests from inside that other addresses are unreachable.
 fn prove() -> Result<(), String> {
-    // Not of the process, whose main thread is elsewhere.
+    // Not that of the process, whose main thread is in another namespace.
     let routes = Path::new("/proc/thread-self/net");
     let v4 = fs::read_to_string(routes.join("route")).map_err(|error| error.to_string())?;
     let foreign = |line: &str, device: Option<&str>| {
@@ -339,18 +342,18 @@ fn prove() -> Result<(), String> {
     if let Some(why) = v4.find_map(|line| foreign(line, line.split_whitespace().next())) {
         return Err(why);
     }
-    // There is none where the kernel has no IPv6.
+    // Does not exist if the kernel has no IPv6.
     let v6 = fs::read_to_string(routes.join("ipv6_route")).unwrap_or_default();
     if let Some(why) = v6.lines().find_map(|line| foreign(line, line.split_whitespace().last())) {
         return Err(why);
     }
-    for place in ELSEWHERE {
+    for place in UNREACHABLE {
         let address: SocketAddr = place.parse().map_err(|_| "no address".to_owned())?;
-        match TcpStream::connect_timeout(&address, PROBE) {
+        match TcpStream::connect_timeout(&address, PROBE_TIMEOUT) {
             Ok(_) => return Err(format!("{place} answers")),
-            // Not even a question has left.
+            // Not even a packet left.
             Err(error) if unreachable(&error) => {}
-            Err(error) => return Err(format!("{place} is tried: {error}")),
+            Err(error) => return Err(format!("connecting to {place}: {error}")),
         }
     }
     let sent = UdpSocket::bind("0.0.0.0:0").and_then(|socket| socket.send_to(&[0], "8.8.8.8:53"));
@@ -366,8 +369,8 @@ fn unreachable(error: &io::Error) -> bool {
     matches!(errno, Some(ENETUNREACH | EHOSTUNREACH | EADDRNOTAVAIL | EAFNOSUPPORT))
 }
 
-/// Gives the loopback interface of this thread's namespace a second address, and with it the net of
-/// class C around that: of a loopback interface, all of a net is local.
+/// Adds an address to the loopback interface of this thread's namespace, together with its class C
+/// network: a loopback interface treats all of a network as local.
 fn add_address(address: Ipv4Addr) -> io::Result<()> {
     let socket = UdpSocket::bind("0.0.0.0:0")?;
     #[expect(unsafe_code, reason = "a C structure of integers and arrays, for which zero is legal")]
@@ -375,7 +378,7 @@ fn add_address(address: Ipv4Addr) -> io::Result<()> {
     for (to, from) in request.ifr_name.iter_mut().zip(b"lo:1") {
         *to = *from as libc::c_char;
     }
-    // A `sockaddr_in`, whose address stands behind family and port.
+    // A `sockaddr_in`: the address follows family and port.
     let mut data = [0; 14];
     for (to, from) in data[2..].iter_mut().zip(address.octets()) {
         *to = from as libc::c_char;
@@ -388,7 +391,7 @@ fn add_address(address: Ipv4Addr) -> io::Result<()> {
     Ok(())
 }
 
-/// A process with a way out, which ends with it.
+/// Process with egress sockets, which end with it.
 struct EgressProcess {
     inner: Box<dyn Handle>,
     egress: Arc<Egress>,
@@ -429,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn names_have_an_address_each() {
+    fn each_name_has_its_own_address() {
         let all = destinations(&[
             "a.x.y:443",
             "*.x.y:443",
@@ -442,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn each_listed_name_and_port_has_a_socket_after_that_of_the_proxy() {
+    fn listed_names_and_ports_have_sockets_after_that_of_the_proxy() {
         let all = destinations(&["a:443", "*.x.y:443", "http://a:80", "tcp://b:5432"]);
         let at = |last, port| SocketAddrV4::new(Ipv4Addr::new(192, 31, 196, last), port);
         assert_eq!(places(&all), [at(1, 3128), at(2, 80), at(2, 443), at(3, 5432)]);
@@ -454,7 +457,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_operator_set_stays() {
+    fn variables_set_by_the_operator_stay() {
         let all = destinations(&["a:443"]);
         let names: Vec<_> = environment(&all, |name| name == "HTTP_PROXY")
             .into_iter()
@@ -467,9 +470,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_network_of_the_proxy_is_no_namespace() {
+    async fn network_of_the_proxy_is_refused() {
         let own = File::open("/proc/self/ns/net").unwrap();
         let refused = EgressSockets::open(own, &destinations(&["a:443"])).await.unwrap_err();
-        assert!(refused.what.contains("network of the proxy itself"), "{}", refused.what);
+        assert!(refused.what.contains("shares the proxy's network"), "{}", refused.what);
     }
 }

@@ -1,9 +1,10 @@
-//! Where servers run: containers and sandboxes, and their confinement.
+//! Runtimes of servers: containers and sandboxes, and their confinement.
 //!
 //! `process` is the contract of both runtimes. `mount_policy` decides which paths of the host a
 //! server may see, and `egress_netns` opens sockets in network namespaces without a route.
 //!
 //! # Invariants
+//!
 //! - A server runs with its whole confinement or not at all.
 
 pub mod config;

@@ -1,9 +1,9 @@
-//! Which folders and files of this machine a server may see: one rule for whatever runtime it has.
-//! Held at `check`, at each launch, and for all servers when the config changes, with symbolic links
-//! resolved: what the config said yesterday may point elsewhere today.
+//! Decides which folders and files of this machine a server may see; one rule for every runtime.
+//! Checked by `check`, at each launch, and for all servers when the config changes, with symbolic
+//! links resolved, because a link may have changed since the last check.
 //!
-//! INVARIANT: no server sees what would make it the operator: the engine, the proxy's state, its
-//! config and policies, and what its secrets come from.
+//! INVARIANT: no server sees a path that would give it the operator's rights: the engine, the
+//! proxy's state, its config and policies, and the sources of its secrets.
 
 use std::{
     fs, io,
@@ -22,24 +22,24 @@ use portcullis_catalog::places::{
     CREDENTIALS, CREDENTIALS_AT_HOME, NEVER, NEVER_WHOLE, NEVER_WRITABLE,
 };
 
-/// Where engines of ordinary users keep what they have, below a home.
+/// Data folders of rootless engines, relative to a home.
 const ENGINES_AT_HOME: &[&str] = &[".local/share/containers", ".local/share/docker"];
 
-/// Where things are on this host that no constant can know.
+/// Sensitive paths of this host, found at run time.
 #[derive(Debug, Clone, Default)]
 pub struct MountPolicy {
-    /// The home of whom the proxy runs as.
+    /// Home of the user who runs the proxy.
     home: Option<PathBuf>,
-    /// Homes of others.
+    /// Homes of other users.
     homes: Vec<PathBuf>,
-    /// Sockets and data of engines, and what else is no server's.
+    /// Sockets and data of engines, and other paths that no server may see.
     never: Vec<PathBuf>,
-    /// What is the proxy's own.
+    /// Paths of the proxy itself.
     own: Arc<Vec<ProtectedPath>>,
 }
 
 impl MountPolicy {
-    /// The homes of this host as it is now, and the engines' usual sockets.
+    /// The present homes of this host, and the engines' usual sockets.
     pub fn of_host() -> Self {
         let mut homes = vec![PathBuf::from("/root")];
         let mut never = container::sockets(None);
@@ -49,28 +49,28 @@ impl MountPolicy {
         match all {
             Ok(all) => homes.extend(all),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            // Which they are is not known.
+            // The users are unknown.
             Err(_) => never.push("/home".into()),
         }
         Self { home: std::env::home_dir(), homes, never, own: Arc::default() }
     }
 
-    /// The same with sockets and data of one more engine.
+    /// This policy extended by sockets and data of another engine.
     #[must_use]
     pub fn with_engine(mut self, engine: impl IntoIterator<Item = PathBuf>) -> Self {
         self.never.extend(engine);
         self
     }
 
-    /// The same with what is the proxy's own.
+    /// This policy extended by paths of the proxy.
     #[must_use]
     pub fn with_own(self, own: Arc<Vec<ProtectedPath>>) -> Self {
         Self { own, ..self }
     }
 
-    /// Why a mount shows a path of the proxy, as far as that can be seen.
+    /// Reason why a mount shows a path of the proxy, if that can be determined.
     pub fn exposes(&self, mount: &Mount) -> Option<LaunchFailure> {
-        // Nobody sees a path that does not exist.
+        // A path that does not exist shows nothing.
         let source = fs::canonicalize(&mount.source).ok()?;
         let why = self.shows(&PathChain::of(&source), mount.writable)?;
         Some(refusal(&mount.source, &source, &why, NOTHING_OF_THE_PROXY))
@@ -80,10 +80,10 @@ impl MountPolicy {
         self.own.iter().find_map(|own| own.refuses(source, writable))
     }
 
-    /// The source of a mount with its links resolved. Asks the file system, which may take its time.
+    /// Source of a mount with its links resolved. Accesses the file system, which may block.
     ///
     /// # Errors
-    /// Why it is refused, and what to do.
+    /// Why the source is refused, and the remedy.
     pub fn check(&self, mount: &Mount) -> Result<PathBuf, LaunchFailure> {
         let given = &mount.source;
         if given.as_os_str().as_bytes().starts_with(b"-") || !given.is_absolute() {
@@ -102,18 +102,16 @@ impl MountPolicy {
                 "make the folder, or correct the path in `mounts`",
             )
         })?;
-        // By the name that is written, too: what is called so may be a link to elsewhere.
+        // Also by the name as written, which may be a link to another folder.
         let refused = match credentials_in(given) {
-            Some(name) => {
-                Some((format!("`{name}` is where credentials are kept"), ONLY_WHAT_IT_NEEDS))
-            }
+            Some(name) => Some((format!("`{name}` holds credentials"), ONLY_WHAT_IT_NEEDS)),
             None => self.refused(&source, mount.writable),
         };
         let Some((why, remedy)) = refused else { return Ok(source) };
         Err(refusal(given, &source, &why, remedy))
     }
 
-    /// Why a source whose links are resolved is refused, and what to do.
+    /// Reason and remedy if a source with resolved links is refused.
     fn refused(&self, source: &Path, writable: bool) -> Option<(String, &'static str)> {
         let refused = |why: String| Some((why, ONLY_WHAT_IT_NEEDS));
         let kind = match fs::metadata(source) {
@@ -142,31 +140,32 @@ impl MountPolicy {
             return refused(why);
         }
         if let Some(name) = credentials_in(source) {
-            return refused(format!("`{name}` is where credentials are kept"));
+            return refused(format!("`{name}` holds credentials"));
         }
         if let Some(name) = CREDENTIALS.iter().find(|name| is_there(&source.join(name))) {
             return refused(format!("`{name}` is inside it"));
         }
         let meets = |place: &&str| chain.meets(Path::new(place));
         if NEVER_WHOLE.iter().filter_map(meets).any(|met| met != Overlap::Within) {
-            return refused("other programs keep their sockets and files in it".into());
+            return refused("it holds sockets and files of other programs".into());
         }
         if writable && NEVER_WRITABLE.iter().filter_map(meets).next().is_some() {
-            return refused("programs of the host are in it, and it would be writable".into());
+            return refused("it holds programs of the host and would be writable".into());
         }
         None
     }
 
-    /// Why a source is refused for what people keep at home.
+    /// Reason why a source is refused because of data in a home.
     fn at_home(&self, source: &PathChain) -> Option<String> {
         let ours = self.home.iter().map(|home| (home, true));
         let theirs = self.homes.iter().map(|home| (home, false));
         for (home, ours) in ours.chain(theirs) {
             let met = source.meets(home);
             if matches!(met, Some(Overlap::At | Overlap::Above)) {
-                return Some("it holds a whole home folder, with its keys".into());
+                return Some("it contains a whole home folder, with its keys".into());
             }
-            // Those of others are looked into for what is in them alone. Ours may have links to anywhere.
+            // Other users' homes matter only for sources inside them. This user's home may have
+            // links to anywhere.
             if met.is_none() && !ours {
                 continue;
             }
@@ -177,7 +176,7 @@ impl MountPolicy {
             ] {
                 for place in names.iter().map(|name| home.join(name)) {
                     let there = match source.meets(&place) {
-                        // A folder such as ~/.config, with the credentials of a tool inside.
+                        // A folder such as ~/.config, with a tool's credentials inside.
                         Some(Overlap::Above) => is_there(&place),
                         met => met.is_some(),
                     };
@@ -191,11 +190,11 @@ impl MountPolicy {
     }
 }
 
-const ONLY_WHAT_IT_NEEDS: &str = "mount a folder that holds only what the server needs";
-const NOTHING_OF_THE_PROXY: &str = "mount a folder that has nothing of the proxy's in it, or move \
+const ONLY_WHAT_IT_NEEDS: &str = "mount a folder with only the files that the server needs";
+const NOTHING_OF_THE_PROXY: &str = "mount a folder without files of the proxy, or move \
      the proxy's config, policies, `state-dir` and secrets out of this one";
 
-/// Whether something is there, be it a link to nowhere, or may be.
+/// Whether the path exists or may exist, also as a dangling link.
 fn is_there(path: &Path) -> bool {
     match fs::symlink_metadata(path) {
         Ok(_) => true,

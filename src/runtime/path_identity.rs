@@ -1,5 +1,4 @@
-//! Where paths lead, and how folders stand to each other: by what the file system knows them by, and
-//! not by what they are called.
+//! Resolves paths, and compares folders by their identity in the file system instead of by name.
 
 use std::{
     fs,
@@ -7,21 +6,21 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-/// Links that are followed on one way: as many as the kernel follows.
-const LINKS: usize = 40;
+/// Limit of links on one path, equal to the kernel's.
+const MAX_LINKS: usize = 40;
 
-/// Where a path leads.
+/// A resolved path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ResolvedPath {
-    /// The links that are followed, and the folders that `..` leaves, in their order: whoever can put
-    /// another there leads elsewhere.
+    /// Links that were followed, and folders that `..` left, in order. A process that can replace
+    /// one changes the result.
     pub turns: Vec<PathBuf>,
-    /// Where it ends, without links; something need not be there.
+    /// End of the path, without links. It need not exist.
     pub end: PathBuf,
 }
 
 impl ResolvedPath {
-    /// The way of an absolute path.
+    /// Resolves an absolute path.
     pub fn of(path: &Path) -> Self {
         let (mut turns, mut links) = (Vec::new(), 0);
         let mut at = PathBuf::from("/");
@@ -40,7 +39,7 @@ impl ResolvedPath {
                 Some(Component::Normal(name)) => {
                     let next = at.join(name);
                     match fs::read_link(&next) {
-                        Ok(target) if links < LINKS => {
+                        Ok(target) if links < MAX_LINKS => {
                             links += 1;
                             turns.push(next);
                             left.extend(parts(&target));
@@ -55,7 +54,7 @@ impl ResolvedPath {
     }
 }
 
-/// How a source stands to a place.
+/// Relation of a source to another path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Overlap {
     At,
@@ -63,8 +62,8 @@ pub(crate) enum Overlap {
     Above,
 }
 
-/// A path without links, with all that is above it, each with what the file system knows it by: a
-/// folder may be mounted at two places, and be found by names that differ in case alone.
+/// Path without links and all folders above it, each with its identity in the file system: a folder
+/// may be mounted at two paths, and have names that differ only in case.
 pub(crate) struct PathChain(Vec<(PathBuf, Option<(u64, u64)>)>);
 
 impl PathChain {
@@ -73,8 +72,8 @@ impl PathChain {
         Self(path.ancestors().map(|path| (path.to_owned(), known(path))).collect())
     }
 
-    /// How this one stands to what an absolute path leads to. One that has a link, or what `..`
-    /// leaves, on the way there is above it.
+    /// Relation of this path to the target of an absolute path. A path that contains a link, or a
+    /// folder that `..` leaves, on the way there is above it.
     pub(crate) fn meets(&self, place: &Path) -> Option<Overlap> {
         let ResolvedPath { turns, end } = ResolvedPath::of(place);
         let holds = |turn: &PathBuf| {
@@ -110,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_folder_is_known_by_what_it_is_whatever_it_is_called() {
+    fn folder_is_recognized_under_another_name() {
         let folder = tempfile::tempdir().unwrap();
         let folder = fs::canonicalize(folder.path()).unwrap();
         fs::write(folder.join("key"), "").unwrap();
@@ -123,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn ways_end_where_their_links_lead_whether_something_is_there_or_not() {
+    fn links_are_followed_also_to_missing_targets() {
         let folder = tempfile::tempdir().unwrap();
         let folder = fs::canonicalize(folder.path()).unwrap();
         let at = |name: &str| folder.join(name);
@@ -134,7 +133,7 @@ mod tests {
         for (path, turns, end) in [
             ("real/deep", &[][..], "real/deep"),
             ("link", &["link"], "real/deep"),
-            // Above what the link leads to, not above the link.
+            // Above the link's target, not above the link.
             ("link/../x", &["link", "real/deep"], "real/x"),
             ("none/../link/./y", &["none", "link"], "real/deep/y"),
             ("dangling/token", &["dangling", "link"], "real/deep/absent/token"),
@@ -143,6 +142,6 @@ mod tests {
             assert_eq!(ResolvedPath::of(&at(path)), ResolvedPath { turns, end: at(end) }, "{path}");
         }
         let round = ResolvedPath::of(&at("round/more"));
-        assert_eq!((round.turns.len(), round.end), (LINKS, at("round/more")));
+        assert_eq!((round.turns.len(), round.end), (MAX_LINKS, at("round/more")));
     }
 }

@@ -1,5 +1,5 @@
-//! A server's process, wherever it runs: the contract between the runtimes (container, sandbox)
-//! and the connection that speaks MCP over its pipes.
+//! A server's process in any runtime: the contract between the runtimes (container, sandbox) and
+//! the connection that speaks MCP over the process's pipes.
 
 use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
@@ -13,41 +13,41 @@ use portcullis_egress::Destination;
 use portcullis_protocol::names::ServerName;
 use portcullis_vault::Secret;
 
-/// Where a server finds the secrets that it is handed as files.
+/// Folder inside with the secrets that are delivered as files.
 pub const SECRETS: &str = "/run/secrets";
 
-/// What to start, the same for every runtime.
+/// Description of a start, the same for every runtime.
 #[derive(Debug, Clone)]
 pub struct LaunchSpec {
     pub server: ServerName,
-    /// The program and its arguments. For an image: arguments after the image's entry point.
+    /// Program and arguments. For an image: arguments after the image's entry point.
     pub command: Vec<String>,
-    /// The image, for containers.
+    /// Image, for containers.
     pub image: Option<String>,
-    /// Plain environment.
+    /// Environment variables without secrets.
     pub env: Vec<(String, String)>,
-    /// Secrets, handed over as environment.
+    /// Secrets delivered as environment variables.
     pub secrets: Vec<(String, Secret)>,
-    /// A folder of the host, on a tmpfs of ours, with secrets that are handed over as files: seen
-    /// as [`SECRETS`] inside, read-only.
+    /// Host folder on a tmpfs with the secrets that are delivered as files. Inside it is
+    /// [`SECRETS`], read-only.
     pub secret_files: Option<PathBuf>,
-    /// Host folders, with their place inside.
+    /// Host folders with their targets inside.
     pub mounts: Vec<Mount>,
-    /// What of this machine it may not see, whatever is mounted.
+    /// Paths of this machine that the server may not see, whatever is mounted.
     pub places: Arc<MountPolicy>,
     pub resources: Resources,
-    /// The OCI runtime, for containers, by the engine's name for it. None: the engine's own choice.
+    /// OCI runtime for containers, by the engine's name for it. `None`: the engine chooses.
     pub runtime: Option<&'static str>,
-    /// What the operator allows beyond the hardened default profile.
+    /// Deviations from the hardened default profile that the operator allows.
     pub hardening: Hardening,
-    /// The hosts that it may reach.
+    /// Hosts that the server may reach.
     pub egress: Vec<Destination>,
-    /// The instance of the proxy that starts it, for labels and reaping.
+    /// Instance of the proxy that starts it, for labels and reaping.
     pub instance: String,
 }
 
 impl LaunchSpec {
-    /// A program with everything at its default, and nothing of its own.
+    /// Program with default settings, without environment, mounts or egress.
     pub fn bare(server: ServerName, command: Vec<String>, instance: impl Into<String>) -> Self {
         Self {
             server,
@@ -66,12 +66,13 @@ impl LaunchSpec {
         }
     }
 
-    /// The usual variables of programs, except those that are `set` already.
+    /// Usual variables of programs, except those that are already `set`.
     pub fn home(&self, set: impl Fn(&str) -> bool) -> Vec<(&'static str, &'static str)> {
-        // The one place where everybody may write: caches and settings go there.
+        // The only folder that every user can write: caches and settings go there.
         let home = [("HOME", "/tmp")];
-        // What is mounted belongs to somebody of the host, so git would take none of it ("dubious
-        // ownership"). That shields a person from a repository of another one: here is no person.
+        // Mounted files belong to a user of the host, so git would refuse them ("dubious
+        // ownership"). That check protects a person from another user's repository, and no person
+        // works here.
         let git = [
             ("GIT_CONFIG_COUNT", "1"),
             ("GIT_CONFIG_KEY_0", "safe.directory"),
@@ -83,12 +84,12 @@ impl LaunchSpec {
     }
 }
 
-/// A host folder that a server sees.
+/// Host folder that a server sees.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mount {
-    /// On the host: absolute. Once it was checked, without symbolic links.
+    /// Absolute host path. After the check, without symbolic links.
     pub source: PathBuf,
-    /// Inside: absolute.
+    /// Absolute path inside.
     pub target: PathBuf,
     pub writable: bool,
 }
@@ -100,25 +101,25 @@ pub struct Process {
     pub stderr: Box<dyn AsyncRead + Send + Unpin>,
     pub handle: Box<dyn Handle>,
     pub origin: Origin,
-    /// Where it asks for the hosts that it may reach: it is there since before the program began, and who
-    /// asks waits. Nobody answers there yet.
+    /// Sockets at which the process asks for reachable hosts. They exist before the program starts;
+    /// connections wait until the sockets are served.
     pub door: Option<EgressSockets>,
 }
 
-/// What runs, and how it is confined: for the record.
+/// What runs and how it is confined, for the record.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Origin {
-    /// The program, where it is one of this machine.
+    /// Program, if it is one of this machine.
     pub program: Option<String>,
-    /// The image as it was named.
+    /// Image as named in the config.
     pub image_ref: Option<String>,
-    /// The digest by which the engine knows the image.
+    /// Digest by which the engine knows the image.
     pub image: Option<String>,
-    /// The digest of the container's profile.
+    /// Digest of the container's profile.
     pub profile: Option<String>,
-    /// What the config changed against the default profile, one a line.
+    /// Differences from the default profile, one a line.
     pub deviations: Vec<String>,
-    /// Whether it was tried from inside that nothing but its way out is to be reached.
+    /// Whether a test from inside confirmed that only the egress sockets are reachable.
     pub egress_tried: bool,
 }
 
@@ -128,30 +129,30 @@ impl fmt::Debug for Process {
     }
 }
 
-/// The way to end a process and to ask about it. Dropping it ends the process at once, whoever
-/// still waits for its end.
+/// Controls a process and reports about it. Dropping it ends the process immediately, even if tasks
+/// still wait for its end.
 #[async_trait]
 pub trait Handle: Send + Sync {
-    /// Where it runs, in one line: `container 0123456789ab`, `sandbox pid 42`.
+    /// Location in one line: `container 0123456789ab`, `sandbox pid 42`.
     fn describe(&self) -> String;
 
-    /// Waits for its end. May be called more than once. What waits does not hold the process: it
-    /// sees the end that the handle's drop brings about.
+    /// Waits for the process's end. Can be called several times. The future does not keep the
+    /// process alive: it resolves when the handle is dropped.
     fn wait(&self) -> BoxFuture<'static, Exit>;
 
-    /// Asks it to end, and ends it by force after `grace`. Returns once it is gone.
+    /// Requests the end, and kills the process after `grace`. Returns after its end.
     async fn stop(&self, grace: Duration);
 
-    /// What it uses now, where that can be told.
+    /// Present resource usage, if known.
     async fn usage(&self) -> Option<Usage>;
 }
 
 /// How a process ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exit {
-    /// Exit code; 128 + n after signal n; -1 where it could not be told.
+    /// Exit code; 128 + n after signal n; -1 if unknown.
     pub code: i64,
-    /// In words, where there is more to say: killed for memory, could not execute.
+    /// Explanation, if there is one: out of memory, could not execute.
     pub reason: Option<String>,
 }
 
@@ -165,21 +166,21 @@ impl fmt::Display for Exit {
     }
 }
 
-/// What a server's process uses.
+/// Resource usage of a server's process.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Usage {
     /// Bytes of memory.
     pub memory: u64,
-    /// Seconds of processor time since it started.
+    /// Seconds of processor time since the start.
     pub cpu_seconds: f64,
 }
 
-/// A server that could not be started.
+/// Failure to start a server.
 #[derive(Debug, thiserror::Error)]
 #[error("{what}")]
 pub struct LaunchFailure {
-    /// What went wrong, for the operator. Never holds a secret.
+    /// Cause, for the operator. Never contains a secret.
     pub what: String,
-    /// What to do about it.
+    /// Remedy.
     pub remedy: Option<String>,
 }

@@ -12,15 +12,15 @@ use nix::libc::O_NONBLOCK;
 use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
 
-/// What changes when a file does.
+/// Metadata that changes when a file changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stamp([i64; 7]);
 
 impl Stamp {
-    /// The stamp of what is there now.
+    /// Stamp of the present file.
     ///
     /// # Errors
-    /// Where it can't be looked at.
+    /// If the metadata cannot be read.
     pub fn of(path: &Path) -> io::Result<Self> {
         let m = fs::metadata(path)?;
         Ok(Self([
@@ -35,12 +35,12 @@ impl Stamp {
     }
 }
 
-/// A program by what is in its file.
+/// A program with the digest of its file.
 #[derive(Debug, Clone)]
 pub struct Hashed {
-    /// As it is started: perhaps a link.
+    /// Path by which it is started, possibly a link.
     program: PathBuf,
-    /// The file that this led to.
+    /// File that this path resolved to.
     path: PathBuf,
     stamp: Stamp,
     /// `sha256:` and the digest of the file in hex.
@@ -48,35 +48,35 @@ pub struct Hashed {
 }
 
 impl Hashed {
-    /// Whether what would be started is still what was hashed.
+    /// Whether the file to start is still the hashed one.
     pub fn is_still(&self) -> bool {
         fs::canonicalize(&self.program).is_ok_and(|path| path == self.path)
             && Stamp::of(&self.path).is_ok_and(|stamp| stamp == self.stamp)
     }
 }
 
-/// The programs that were hashed: to read a large one again for each start would cost more than
-/// the start. One for each program of the config.
+/// Digests of hashed programs, one for each program of the config. Reading a large program again
+/// for each start would cost more than the start.
 #[derive(Debug, Default)]
 pub struct Digests(Mutex<HashMap<PathBuf, Hashed>>);
 
 impl Digests {
-    /// Hashes a program, unless that was done and it has not changed. It reads the whole file: call
-    /// it off the async threads.
+    /// Hashes a program, or returns the digest if the file has not changed since. Reads the whole
+    /// file: call it outside the async threads.
     ///
     /// # Errors
-    /// Where it can't be read.
+    /// If the file cannot be read.
     pub fn of(&self, program: &Path) -> io::Result<Hashed> {
         let known = self.0.lock().get(program).cloned();
         if let Some(known) = known.filter(Hashed::is_still) {
             return Ok(known);
         }
-        // A link is followed, as it is when the program is started.
+        // Links are followed, as at the start of the program.
         let path = fs::canonicalize(program)?;
         // Stamped before it is read: a change in between makes the entry stale, not wrong.
         let stamp = Stamp::of(&path)?;
         let mut hash = Sha256::new();
-        // A pipe without a writer holds nobody up.
+        // A pipe without a writer does not block.
         let mut file = OpenOptions::new().read(true).custom_flags(O_NONBLOCK).open(&path)?;
         if !file.metadata()?.is_file() {
             return Err(io::ErrorKind::InvalidInput.into());
@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_link_that_leads_elsewhere_is_another_program() {
+    fn changed_link_is_another_program() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         fs::write(at("one"), "abc").unwrap();
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pipe_is_no_program() {
+    fn pipe_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let pipe = dir.path().join("pipe");
         mkfifo(&pipe, Mode::S_IRWXU).unwrap();
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_changes_is_hashed_again() {
+    fn changed_program_is_hashed_again() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("program");
         let digests = Digests::default();
@@ -143,14 +143,14 @@ mod tests {
         assert!(digests.of(dir.path()).is_err());
         fs::write(&path, "abc").unwrap();
         let first = digests.of(&path).unwrap();
-        // The example of FIPS 180-2.
+        // Example of FIPS 180-2.
         assert_eq!(
             first.digest,
             "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
         );
         assert!(first.is_still());
         assert_eq!(digests.of(&path).unwrap().digest, first.digest);
-        // Another file in its place, of the same size.
+        // Another file of the same size in its place.
         fs::write(dir.path().join("other"), "abd").unwrap();
         fs::rename(dir.path().join("other"), &path).unwrap();
         assert!(!first.is_still());

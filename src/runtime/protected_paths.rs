@@ -13,9 +13,9 @@ use super::path_identity::{Overlap, PathChain};
 /// A path of the proxy itself, such as its config.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProtectedPath {
-    /// Absolute.
+    /// Absolute path.
     pub path: PathBuf,
-    /// The name in messages: `the config`.
+    /// Name in messages: `the config`.
     pub what: &'static str,
     pub protection: Protection,
 }
@@ -23,16 +23,16 @@ pub struct ProtectedPath {
 /// What a server may not do with a protected path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protection {
-    /// See it.
+    /// No access.
     Hidden,
-    /// See it, nor what links in this folder lead to.
+    /// No access, nor to targets of links in this folder.
     Folder,
-    /// Write it.
+    /// No write access.
     Fixed,
 }
 
 impl ProtectedPath {
-    /// Why a server may not see a source, or not so, where this has to do with it.
+    /// Reason why a server may not see a source, or not with this access, because of this path.
     pub(super) fn refuses(&self, source: &PathChain, writable: bool) -> Option<String> {
         if self.protection == Protection::Fixed && !writable {
             return None;
@@ -48,19 +48,20 @@ impl ProtectedPath {
                 Ok(links) => links.into_iter().find_map(|path| {
                     Self { path, what, protection: Protection::Hidden }.refuses(source, writable)
                 }),
-                Err(error) => {
-                    Some(format!("where links in {what}, {place}, lead can't be seen: {error}"))
-                }
+                Err(error) => Some(format!(
+                    "the targets of links in {what}, {place}, cannot be resolved: \
+                        {error}"
+                )),
             },
             None => None,
         }
     }
 }
 
-/// The links in a folder, as they are now.
+/// Present targets of the links in a folder.
 fn links(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let entries = match fs::read_dir(folder) {
-        // Nothing is in there: it is not there yet, or it is a file.
+        // The folder does not exist yet, or is a file.
         Err(error)
             if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
         {
@@ -78,8 +79,8 @@ fn links(folder: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(links)
 }
 
-/// The protected paths of a proxy: those of the config with which it was started, and those of the
-/// config that it follows now.
+/// Protected paths of a proxy: those of the config that it started with, and those of the present
+/// config.
 #[derive(Debug, Default)]
 pub struct ProtectedPaths {
     at_start: Vec<ProtectedPath>,
@@ -87,23 +88,23 @@ pub struct ProtectedPaths {
 }
 
 impl ProtectedPaths {
-    /// These paths, at the start.
+    /// Protected paths at the start.
     pub fn new(at_start: Vec<ProtectedPath>) -> Self {
         Self { now: ArcSwap::from_pointee(at_start.clone()), at_start }
     }
 
-    /// The paths as they are now.
+    /// Present protected paths.
     pub fn now(&self) -> Arc<Vec<ProtectedPath>> {
         self.now.load_full()
     }
 
-    /// The paths as they would be with those of another config. A proxy keeps what it was started with
-    /// until it stops.
+    /// Protected paths with those of another config. A proxy keeps the ones it started with until
+    /// it stops.
     pub fn with(&self, theirs: Vec<ProtectedPath>) -> Arc<Vec<ProtectedPath>> {
         Arc::new([self.at_start.clone(), theirs].concat())
     }
 
-    /// Sets the paths.
+    /// Sets the protected paths.
     pub fn follow(&self, now: Arc<Vec<ProtectedPath>>) {
         self.now.store(now);
     }

@@ -222,7 +222,7 @@ async fn what_the_engine_says_of_it_is_what_the_profile_says() {
     };
     assert_eq!(inspection.profile, profile.hash());
     for (name, value) in [
-        ("NetworkMode", "none, held by a container of its own"),
+        ("NetworkMode", "none, held by a pause container"),
         ("ExtraHosts", "api.example.com:192.31.196.2"),
     ] {
         assert_eq!(of(&inspection.fields, name), value);
@@ -239,6 +239,6 @@ async fn a_way_that_can_t_be_opened_leaves_no_container() {
     spec.egress = vec!["api.example.com:443".parse().unwrap()];
     spec.hardening.network = true;
     let refused = engine.launch(&spec).await.unwrap_err();
-    assert!(refused.what.contains("more than its list"), "{}", refused.what);
+    assert!(refused.what.contains("more than the `egress` list"), "{}", refused.what);
     wait_until_gone(&engine, &spec.instance).await;
 }

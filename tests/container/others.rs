@@ -174,7 +174,7 @@ async fn a_server_under_podman_answers_and_leaves_nothing() {
 
     let gvisor = LaunchSpec { runtime: Some("runsc"), ..spec(image, &["-c", "read"]) };
     let refused = podman.launch(&gvisor).await.unwrap_err();
-    assert!(refused.what.contains("takes no OCI runtime by name"), "{refused:?}");
+    assert!(refused.what.contains("cannot select an OCI runtime"), "{refused:?}");
     assert!(refused.remedy.unwrap().contains("containers.conf"));
     assert_eq!(count(&podman, &gvisor.instance).await, 0);
 }
@@ -206,7 +206,13 @@ async fn an_engine_without_gvisor_starts_nothing_instead() {
     let mut gvisor = spec(bash(&engine).await, &["-c", "read"]);
     gvisor.runtime = Some("runsc");
     let refused = engine.launch(&gvisor).await.unwrap_err();
-    assert!(refused.what.contains("the engine has no OCI runtime `runsc`; it has "), "{refused:?}");
+    assert!(
+        refused.what.contains(
+            "the engine does not have the OCI runtime `runsc`, only \
+        "
+        ),
+        "{refused:?}"
+    );
     assert!(refused.remedy.unwrap().contains("daemon.json"));
     assert_eq!(count(&engine, &gvisor.instance).await, 0);
 }

@@ -92,8 +92,8 @@ async fn scripts_and_missing_programs_are_refused_in_words() {
     for (program, why) in [
         (script.as_path(), "it is a script"),
         (Path::new("/no/such/program"), "No such file"),
-        (folder.path(), "it is no file"),
-        (Path::new("/dev/null"), "it is no file"),
+        (folder.path(), "it is not a file"),
+        (Path::new("/dev/null"), "it is not a file"),
     ] {
         let refused = engine.pack(program).await.unwrap_err();
         assert!(refused.what.contains(why), "{}", refused.what);

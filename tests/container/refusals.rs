@@ -20,8 +20,8 @@ async fn image_names() {
         ("Not An Image".into(), "is not an image name", "NAME@sha256:DIGEST"),
         ("sha256:123".into(), "an image id is", "NAME@sha256:DIGEST"),
         ("x@sha256:123".into(), "a digest is", "NAME@sha256:DIGEST"),
-        ("no-such-image:1".into(), "named by tag", "NAME@sha256:DIGEST"),
-        ("no-such-image".into(), "named by tag", "NAME@sha256:DIGEST"),
+        ("no-such-image:1".into(), "named by a tag", "NAME@sha256:DIGEST"),
+        ("no-such-image".into(), "named by a tag", "NAME@sha256:DIGEST"),
         (format!("sha256:{zeros}"), "is not on this engine", "docker images"),
         (
             format!("example.invalid/x@sha256:{zeros}"),
@@ -89,12 +89,12 @@ async fn values_that_no_container_should_have() {
         (|h, _| h.cap_add = vec!["ALL".into()], "not a capability"),
         (|h, _| h.cap_add = vec!["--privileged".into()], "not a capability"),
         (|h, _| h.cap_add = vec!["CAP_CAP_CHOWN".into()], "not a capability"),
-        (|_, r| r.memory_mib = 0, "no memory limit"),
-        (|_, r| r.memory_mib = u64::MAX, "no memory limit"),
-        (|_, r| r.cpus = 0.0, "no limit"),
-        (|_, r| r.cpus = f64::NAN, "no limit"),
-        (|_, r| r.cpus = -1.0, "no limit"),
-        (|_, r| r.pids = 0, "no limit of processes"),
+        (|_, r| r.memory_mib = 0, "cannot have a memory limit"),
+        (|_, r| r.memory_mib = u64::MAX, "cannot have a memory limit"),
+        (|_, r| r.cpus = 0.0, "cannot have a limit"),
+        (|_, r| r.cpus = f64::NAN, "cannot have a limit"),
+        (|_, r| r.cpus = -1.0, "cannot have a limit"),
+        (|_, r| r.pids = 0, "cannot have a limit of 0 processes"),
     ];
     for (change, what) in changes {
         let mut spec = spec(image.clone(), &[]);

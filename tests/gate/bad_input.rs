@@ -145,7 +145,7 @@ async fn nothing_of_the_proxys_own_is_mounted() {
         ("door", "the operator's socket, ", &[]),
         ("policies", "the policies", &[]),
         ("more/inner", "the policies, ", &[]),
-        ("token", "a file that secrets come from", &[]),
+        ("token", "a source file of secrets", &[]),
         ("engine", "docker.sock is inside it", &["sandbox"]),
     ] {
         let engine = match source {

@@ -70,5 +70,11 @@ async fn an_interceptor_takes_no_name_of_a_default() {
     assert_eq!(checked.code, Some(11), "{checked:#?}");
     let told = format!("{}{}", checked.stdout, checked.stderr);
     let told = told.split_whitespace().collect::<Vec<_>>().join(" ");
-    assert!(told.contains("`schema` is in the chain by default, under that name"), "{told}");
+    assert!(
+        told.contains(
+            "the name `schema` belongs to an interceptor of the default \
+        chain"
+        ),
+        "{told}"
+    );
 }

@@ -197,8 +197,12 @@ async fn no_server_that_runs_comes_to_see_what_another_is_handed() {
     .await;
     let line = good.lines().position(|line| line.trim().starts_with("mounts")).unwrap() + 1;
     let reason = rejected[0]["reason"].as_str().unwrap();
-    for told in [&format!("portcullis.toml:{line}:"), "app may not be mounted", "secrets come from"]
-    {
+    for told in [
+        &format!("portcullis.toml:{line}:"),
+        "app may not be mounted",
+        "a source file of \
+        secrets",
+    ] {
         assert!(reason.contains(told), "{told}: {rejected:#?}");
     }
     assert!(!listed(&agent, "second").await);

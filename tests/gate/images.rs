@@ -363,7 +363,7 @@ async fn what_came_and_is_another_image_never_runs() {
         until("the image to be refused", async || {
             echo(&gate).await.unwrap_err();
             let failed = records(&gate, "server-launch-failed").await;
-            failed[0]["reason"].as_str().unwrap().contains("is another image").then_some(())
+            failed[0]["reason"].as_str().unwrap().contains("pulled another image").then_some(())
         })
         .await;
         assert_eq!(containers(&gate.mark), Vec::<String>::new());
@@ -479,7 +479,7 @@ async fn what_may_have_come_with_an_error_is_looked_at_before_it_runs() {
     for (pulls, answer, may_be_there) in all {
         between.answers.send_replace((pulls, answer));
         let before = between.answered.load(Ordering::SeqCst);
-        // A server that failed again and again is let alone for a while.
+        // A server that failed repeatedly is let alone for a while.
         until("another pull", async || {
             echo(&gate).await.unwrap_err();
             (between.answered.load(Ordering::SeqCst) > before).then_some(())

@@ -250,7 +250,7 @@ async fn what_is_to_run_under_gvisor_runs_under_nothing_else() {
     assert_eq!(code, "server-unavailable");
     let failed = gate.records(&["event = server-launch-failed"]).await;
     let why = failed[0]["reason"].as_str().unwrap();
-    assert!(why.contains("the engine has no OCI runtime `runsc`"), "{why}");
+    assert!(why.contains("the engine does not have the OCI runtime `runsc`"), "{why}");
     assert_eq!(containers(&gate.mark), Vec::<String>::new());
     gate.stop().await;
 }

@@ -79,5 +79,5 @@ async fn the_machines_own_network_has_no_way_out_of_a_list() {
     spec.egress = vec!["api.example.com:443".parse().unwrap()];
     spec.hardening.network = true;
     let refused = launch(&spec).await.unwrap_err();
-    assert!(refused.what.contains("network of the proxy itself"), "{refused:?}");
+    assert!(refused.what.contains("shares the proxy's network"), "{refused:?}");
 }

@@ -49,7 +49,13 @@ async fn every_attempt_is_refused() {
     if is_root() {
         let ran = run(&attempts(&host, &[LAST])).await;
         match ran.exit.reason {
-            Some(reason) => assert!(reason.contains("more memory than its 128 MiB"), "{reason}"),
+            Some(reason) => assert!(
+                reason.contains(
+                    "more than its limit of 128 MiB of \
+                memory"
+                ),
+                "{reason}"
+            ),
             // The attempt is a process of its own, so its parent may tell before all of it is ended.
             None => assert!(ran.stdout.contains(r#""memory": "SIGKILL""#), "{}", ran.stdout),
         }

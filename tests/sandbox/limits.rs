@@ -34,7 +34,7 @@ async fn memory_hogs_end_alone_and_together() {
         let found = run(&together).await;
         assert_eq!(found.exit.code, 137, "{found:?}");
         let reason = found.exit.reason.unwrap();
-        assert_eq!(reason, "it used more memory than its 64 MiB");
+        assert_eq!(reason, "it used more than its limit of 64 MiB of memory");
     }
 }
 

@@ -89,7 +89,7 @@ async fn what_can_not_be_started_says_why() {
     fs::write(folder.join("no-interpreter"), "#!/no/such/interpreter\n").unwrap();
     let file = |name: &str| folder.join(name).display().to_string();
     for (command, words) in [
-        (vec![], "no command is given"),
+        (vec![], "`command` is missing"),
         (vec!["no-such-program".to_owned()], "`no-such-program`"),
         (vec!["/usr/bin".to_owned()], "`/usr/bin` can't be executed"),
         (vec![file("not-executable")], "not-executable` can't be executed: Permission denied"),

@@ -1,4 +1,4 @@
-//! Servers against the operator's ceilings.
+//! Compares servers with the operator's ceilings.
 
 use super::Checker;
 use crate::{Ceilings, Loosening, finding::Code};
@@ -36,7 +36,7 @@ pub(super) fn check(checker: &mut Checker<'_>, at: &str, server: &Server, ceilin
         if asks_for(server, loosening) && !permitted.contains(&loosening) {
             let line = checker.line_of(&child(ALL, "deviations"));
             let message = format!(
-                "`{key}` is none of the deviations that a server may ask for (line {line})"
+                "`{key}` is not one of the deviations that a server may have (line {line})"
             );
             let pointer = format!("{at}/{}", key.replace('.', "/"));
             let finding = checker.document.at_key(&pointer, Code::AboveCeiling, message);

@@ -1,4 +1,4 @@
-//! The streams of audit records.
+//! Checks the export streams of audit records.
 
 use std::{collections::HashMap, path::Path};
 
@@ -28,7 +28,7 @@ pub(super) fn check(checker: &mut Checker<'_>, exports: &[Export]) {
             checker.conflict(
                 &child(&at, "name"),
                 message,
-                "give each a name of its own: each has a cursor of that name in the store",
+                "give each a distinct name, which its cursor in the store has",
             );
         }
         filter(checker, &child(&at, "filter"), export);
@@ -43,7 +43,12 @@ pub(super) fn check(checker: &mut Checker<'_>, exports: &[Export]) {
                     "two exports write to standard output (line {})",
                     checker.line_of(&other)
                 );
-                checker.conflict(&child(&at, "to"), message, "keep one, or give it a file");
+                checker.conflict(
+                    &child(&at, "to"),
+                    message,
+                    "keep one, or send the other to a \
+                    file",
+                );
             }
         }
     }
@@ -53,19 +58,20 @@ fn filter(checker: &mut Checker<'_>, at: &str, export: &Export) {
     match export.filter.as_deref().map(str::parse::<Filter>) {
         Some(Err(illegal)) => checker.bad(
             at,
-            format!("this is no filter: {illegal}"),
-            "docs/reference/audit-queries.md has the language; `portcullis audit query` takes the same",
+            format!("this is not a filter: {illegal}"),
+            "docs/reference/audit-queries.md describes filters; `portcullis audit query` accepts \
+            the same",
         ),
         Some(Ok(filter)) if filter.says_when() => checker.bad(
             at,
-            "a stream has no use for a time: it would be that of the proxy's start",
-            "leave it out; `begin = \"now\"` leaves out what is on record already",
+            "a time has no meaning for a stream: it would be relative to the proxy's start",
+            "remove it; `begin = \"now\"` skips existing records",
         ),
         _ => {}
     }
 }
 
-/// The target, where it stands in the file itself.
+/// Target, if the file itself contains it.
 fn target(checker: &mut Checker<'_>, at: &str, export: &Export) -> Option<Target> {
     let at = child(at, "to");
     let text = match &export.to {
@@ -82,7 +88,7 @@ fn target(checker: &mut Checker<'_>, at: &str, export: &Export) -> Option<Target
         Ok(target) if target.has_credentials() => {
             let finding = checker
                 .document
-                .at_key(&at, Code::LiteralSecret, "this URL has credentials in it")
+                .at_key(&at, Code::LiteralSecret, "this URL contains credentials")
                 .help("put the whole URL into a secret: `to = { from = \"env:NAME\" }`");
             checker.add(finding);
             None
@@ -99,7 +105,7 @@ fn of_target(checker: &mut Checker<'_>, at: &str, export: &Export, target: &Targ
     if target.is_open() {
         let finding = checker
             .document
-            .at_key(&child(at, "to"), Code::Unsafe, "records go over the network in the open")
+            .at_key(&child(at, "to"), Code::Unsafe, "records cross the network without encryption")
             .warning()
             .help("use `https`, `syslog+tls` or PostgreSQL's `sslmode=require`, if the target can");
         checker.add(finding);
@@ -114,7 +120,7 @@ fn of_target(checker: &mut Checker<'_>, at: &str, export: &Export, target: &Targ
         };
         checker.conflict(
             &child(at, "format"),
-            format!("`{format}` can't be streamed to {}", kind(target)),
+            format!("`{format}` cannot be streamed to {}", kind(target)),
             &help,
         );
     }
@@ -122,7 +128,7 @@ fn of_target(checker: &mut Checker<'_>, at: &str, export: &Export, target: &Targ
         checker.conflict(
             &child(at, "ca-file"),
             format!("`ca-file` has no meaning for {}", kind(target)),
-            "remove it: there is no TLS on the way",
+            "remove it: the connection does not use TLS",
         );
     }
 }
@@ -154,7 +160,7 @@ fn headers(checker: &mut Checker<'_>, at: &str, export: &Export, target: Option<
     for (name, secret) in &export.headers {
         let at = child(&at, name);
         if HeaderName::try_from(name).is_err() {
-            let message = format!("`{}` is no name of a header", brief(name));
+            let message = format!("`{}` is not a header name", brief(name));
             checker.add(checker.document.at_key(&at, Code::BadValue, message));
         }
         if let Err(error) = Source::try_from(secret) {

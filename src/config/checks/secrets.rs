@@ -1,4 +1,4 @@
-//! Entries of `secrets` that look at less than the default whose place they take.
+//! Warns about `secrets` entries that scan less than the default that they replace.
 
 use super::Checker;
 use crate::{Finding, deserialize::Built, finding::Code};
@@ -14,12 +14,12 @@ pub(super) fn check(checker: &mut Checker<'_>, built: &Built) {
     for (entry, at) in built.config.interceptors.iter().zip(&built.interceptors) {
         let InterceptorKind::Secrets(secrets) = &entry.kind else { continue };
         if !entry.is_on() {
-            // The chain is shown with it.
+            // Such an entry is visible in the printed chain.
             continue;
         }
         let gaps = gaps(checker, entry, secrets, at, longest);
         if gaps.is_empty() {
-            // It looks at everything, whatever others leave out.
+            // It scans everything, whatever others omit.
             return;
         }
         all.extend(gaps);
@@ -27,7 +27,7 @@ pub(super) fn check(checker: &mut Checker<'_>, built: &Built) {
     checker.findings.extend(all);
 }
 
-/// A warning for each setting by which an entry leaves something out.
+/// One warning for each setting by which an entry omits something.
 fn gaps(
     checker: &Checker<'_>,
     entry: &InterceptorEntry,
@@ -44,24 +44,24 @@ fn gaps(
     if let Some(events) = &entry.settings.events
         && !events.iter().any(|event| event == "*")
     {
-        let message = "no other method is looked through for secrets".to_owned();
-        let help = "remove the key to look through all".to_owned();
+        let message = "other methods are not scanned for secrets".to_owned();
+        let help = "remove the key to scan all methods".to_owned();
         gaps.push(warning(&child(at, "events"), message, help));
     }
-    let report = "write \"report\" to let them pass with a finding";
+    let report = "set \"report\" to let them pass with a finding";
     for (key, action, what) in
         [("request", secrets.request, "requests"), ("response", secrets.response, "answers")]
     {
         if action == Action::Off {
-            let message = format!("secrets in {what} are not looked for");
+            let message = format!("{what} are not scanned for secrets");
             gaps.push(warning(&child(at, key), message, report.to_owned()));
         }
     }
     let off = secrets.rules.iter().filter(|(_, action)| **action == Action::Off);
     for (id, _) in off {
         let message = match id.as_str() {
-            "vault" => "what servers are handed is not looked for".to_owned(),
-            id => format!("secrets of the rule `{id}` are not looked for"),
+            "vault" => "secrets delivered to servers are not searched".to_owned(),
+            id => format!("secrets of the rule `{id}` are not searched"),
         };
         gaps.push(warning(&child(&child(at, "rules"), id), message, report.to_owned()));
     }
@@ -69,7 +69,7 @@ fn gaps(
         let becomes = if entry.settings.fail_open { "pass unseen" } else { "are refused" };
         let message = format!("messages of more than {} bytes {becomes}", secrets.max_bytes);
         let help = format!(
-            "write `max-bytes = {longest}`, as many as `limits` lets in, or lower \
+            "set `max-bytes = {longest}`, the largest size that `limits` permits, or lower \
              `limits.request-bytes` and `limits.response-bytes`"
         );
         gaps.push(warning(&child(at, "max-bytes"), message, help));

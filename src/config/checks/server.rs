@@ -1,4 +1,4 @@
-//! One server.
+//! Checks one server.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -14,7 +14,7 @@ use crate::{
 use portcullis_catalog::{begins_as_key, names_secret, url_holds_secret};
 use portcullis_egress::{Destination, Destinations, Host, Pattern, is_metadata};
 use portcullis_foundation::json_pointer::child;
-use portcullis_runtime::{container::Image, egress_netns::ADDRESSES, process::SECRETS};
+use portcullis_runtime::{container::Image, egress_netns::MAX_ADDRESSES, process::SECRETS};
 use portcullis_upstream::config::{
     SecretBinding, SecretDeliveryMethod, Server, Sharing, is_client, is_env_name,
 };
@@ -43,41 +43,41 @@ pub(super) fn check(checker: &mut Checker<'_>, at: &str, server: &Server) {
     if server.replicas > 1 && server.sharing.keeps_apart() {
         checker.conflict(
             &child(at, "replicas"),
-            "clients that are kept apart share nothing that could have replicas",
+            "separate instances per client cannot have replicas",
             "remove it, or let clients share: `sharing = \"auto\"`",
         );
     }
 }
 
-/// Who has secrets of his own at a server shares no instance of it.
+/// Clients with their own secrets cannot share an instance.
 fn apart(checker: &mut Checker<'_>, at: &str, server: &Server) {
     let Some(first) = server.given().find(|given| !given.by_client.is_empty()) else { return };
     let what = format!("`{}` differs by client", brief(first.name));
     if server.sharing == Sharing::Shared {
         checker.conflict(
             &child(at, "sharing"),
-            format!("{what}, so that clients may not share an instance"),
-            "remove it: each client then has an instance of its own",
+            format!("{what}, so clients must not share an instance"),
+            "remove it: each client then has its own instance",
         );
     }
     if server.replicas > 1 && !server.sharing.keeps_apart() {
         checker.conflict(
             &child(at, "replicas"),
-            format!("{what}, so that clients share nothing that could have replicas"),
-            "remove it: each client has an instance of its own",
+            format!("{what}, so there is no shared instance to replicate"),
+            "remove it: each client has its own instance",
         );
     }
 }
 
-/// Exactly one kind, and no key that means nothing to it: a key without effect is a promise that
-/// is not kept.
+/// Requires exactly one kind of server, and refuses keys that do not apply to it: a key without
+/// effect would be misleading.
 fn kind(checker: &mut Checker<'_>, at: &str, server: &Server) {
     let (idle, of): (&[&str], &str) = match (&server.image, &server.command, &server.url) {
         (None, None, None) => {
             checker.add(
                 checker
                     .document
-                    .at_key(at, Code::MissingKey, "this server is neither image, command nor url")
+                    .at_key(at, Code::MissingKey, "this server has no `image`, `command` or `url`")
                     .help(
                         "add `image = \"NAME@sha256:…\"`, `command = [\"PROGRAM\", …]` or \
                          `url = \"https://…\"`",
@@ -131,7 +131,7 @@ fn kind(checker: &mut Checker<'_>, at: &str, server: &Server) {
     }
 }
 
-/// What a tag means is found out once, and locked.
+/// Tags are resolved once, and locked.
 fn check_image(checker: &mut Checker<'_>, at: &str, image: &str) {
     if let Err(illegal) = image.parse::<Image>() {
         let help = "such as `ghcr.io/owner/name:1.2` or `ghcr.io/owner/name@sha256:…`";
@@ -142,11 +142,11 @@ fn check_image(checker: &mut Checker<'_>, at: &str, image: &str) {
 fn check_command(checker: &mut Checker<'_>, at: &str, command: &[String], image: bool) {
     let pointer = child(at, "command");
     if !image && command.first().is_none_or(String::is_empty) {
-        checker.bad(&pointer, "this names no program", "write `[\"PROGRAM\", \"ARGUMENT\", …]`");
+        checker.bad(&pointer, "the program is missing", "write `[\"PROGRAM\", \"ARGUMENT\", …]`");
     }
     for (index, _) in command.iter().enumerate().filter(|(_, part)| part.contains('\0')) {
         let what = if index == 0 { "program" } else { "argument" };
-        checker.bad(&child(&pointer, index), format!("a NUL can't stand in a {what}"), "remove it");
+        checker.bad(&child(&pointer, index), format!("a {what} cannot contain NUL"), "remove it");
     }
 }
 
@@ -156,7 +156,7 @@ fn check_url(checker: &mut Checker<'_>, pointer: &str, text: &str) {
         Err(error) => {
             return checker.bad(
                 pointer,
-                format!("this is no URL: {error}"),
+                format!("this is not a URL: {error}"),
                 "such as `https://mcp.example.com/mcp`",
             );
         }
@@ -174,12 +174,12 @@ fn check_url(checker: &mut Checker<'_>, pointer: &str, text: &str) {
         "http" => checker.add(
             checker
                 .document
-                .at_value(pointer, Code::Unsafe, "plain HTTP would show every call on the network")
-                .help("use https; plain http is taken for loopback addresses only"),
+                .at_value(pointer, Code::Unsafe, "plain HTTP exposes every call on the network")
+                .help("use https; plain http is accepted for loopback addresses only"),
         ),
         other => checker.bad(
             pointer,
-            format!("`{}` is no scheme for a server", brief(other)),
+            format!("the scheme `{}` is not supported for a server", brief(other)),
             "use https",
         ),
     }
@@ -187,8 +187,8 @@ fn check_url(checker: &mut Checker<'_>, pointer: &str, text: &str) {
         checker.add(
             checker
                 .document
-                .at_key(pointer, Code::LiteralSecret, "this URL has credentials in it")
-                .help("send them by `headers = { Authorization = { from = \"env:NAME\" } }`"),
+                .at_key(pointer, Code::LiteralSecret, "this URL contains credentials")
+                .help("send them with `headers = { Authorization = { from = \"env:NAME\" } }`"),
         );
     } else if url_holds_secret(&url) {
         let finding = checker.document.at_key(
@@ -197,12 +197,18 @@ fn check_url(checker: &mut Checker<'_>, pointer: &str, text: &str) {
             "a part of this URL looks like a secret in plain text",
         );
         checker.add(finding.warning().help(
-            "send it by `headers = { Authorization = { from = \"env:NAME\" } }`, if the server takes it there; \
-             else let nobody else read this file: logs and records have the URL's host alone",
+            "send it with `headers = { Authorization = { from = \"env:NAME\" } }`, if the server \
+            accepts that; \
+             otherwise protect this file: logs and records contain only the URL's host",
         ));
     }
     if url.fragment().is_some() {
-        checker.bad(pointer, "a server's URL has no fragment", "remove `#` and what follows");
+        checker.bad(
+            pointer,
+            "a server's URL cannot have a \
+            fragment",
+            "remove `#` and the text after it",
+        );
     }
 }
 
@@ -212,8 +218,8 @@ fn prefix(checker: &mut Checker<'_>, at: &str, server: &Server) {
     if !legal {
         checker.bad(
             &child(at, "prefix"),
-            format!("`{}` can't stand before the name of a tool", brief(prefix)),
-            "use letters, digits, `_` and `-`: some clients take no others",
+            format!("`{}` cannot be a prefix of tool names", brief(prefix)),
+            "use letters, digits, `_` and `-`: some clients accept no others",
         );
     }
 }
@@ -228,7 +234,7 @@ fn environment(checker: &mut Checker<'_>, at: &str, server: &Server) {
         .chain(server.secrets.keys().map(|name| (&secrets, name)))
     {
         if !is_env_name(name) {
-            let message = format!("`{}` is no name of a variable", brief(name));
+            let message = format!("`{}` is not a variable name", brief(name));
             checker.add(
                 checker
                     .document
@@ -242,8 +248,7 @@ fn environment(checker: &mut Checker<'_>, at: &str, server: &Server) {
                 Code::Unsafe,
                 format!("`{}` changes which code a program loads", brief(name)),
             );
-            checker
-                .add(finding.warning().help("build what it needs into the image or the program"));
+            checker.add(finding.warning().help("build the code into the image or the program"));
         }
     }
     for given in server.given() {
@@ -254,8 +259,8 @@ fn environment(checker: &mut Checker<'_>, at: &str, server: &Server) {
         if server.env.contains_key(&variable) || server.secrets.contains_key(&variable) {
             checker.conflict(
                 &child(&secrets, name),
-                format!("`{}` is the proxy's to set: it says where the file is", brief(&variable)),
-                "remove the variable, or hand the secret over as `env`",
+                format!("the proxy sets `{}` to the path of the file", brief(&variable)),
+                "remove the variable, or deliver the secret as `env`",
             );
         }
     }
@@ -271,7 +276,7 @@ fn environment(checker: &mut Checker<'_>, at: &str, server: &Server) {
             checker.add(checker.document.at_key(
                 &pointer,
                 Code::BadValue,
-                "a NUL can't stand in a variable",
+                "a variable cannot contain NUL",
             ));
         } else if looks_secret(name, value) {
             let message = format!("`{}` looks like a secret in plain text", brief(name));
@@ -284,10 +289,10 @@ fn environment(checker: &mut Checker<'_>, at: &str, server: &Server) {
     }
 }
 
-/// Where the values of one secret come from.
+/// Checks the sources of one secret's values.
 fn references(checker: &mut Checker<'_>, at: &str, given: SecretBinding<'_>) {
     if given.from.is_none() && given.by_client.is_empty() {
-        let finding = checker.document.at_key(at, Code::MissingKey, "this comes from nowhere");
+        let finding = checker.document.at_key(at, Code::MissingKey, "the source is missing");
         checker.add(finding.help(
             "write `from = \"env:NAME\"`, or references for single clients: `by-client = { NAME = \
              \"file:PATH\" }`",
@@ -300,7 +305,7 @@ fn references(checker: &mut Checker<'_>, at: &str, given: SecretBinding<'_>) {
             checker.add(checker.document.at_value(&pointer, Code::BadValue, error.to_string()));
         }
         if let Some(client) = client.filter(|client| !is_client(client)) {
-            let message = format!("`{}` is no client", brief(client));
+            let message = format!("`{}` is not a client", brief(client));
             let finding = checker.document.at_key(&pointer, Code::BadValue, message);
             checker.add(finding.help(
                 "write the name of a client, or `\"local:USER\"` for the user who runs the proxy",
@@ -309,14 +314,15 @@ fn references(checker: &mut Checker<'_>, at: &str, given: SecretBinding<'_>) {
     }
 }
 
-/// The secrets that it gets as files.
+/// Secrets that the server gets as files.
 fn files(server: &Server) -> impl Iterator<Item = &String> {
     let all =
         server.secrets.iter().filter(|(_, secret)| secret.hand_over == SecretDeliveryMethod::File);
     all.map(|(name, _)| name)
 }
 
-/// By the name of the variable, by how vendors' keys begin, and by what stands in a URL.
+/// Whether a value looks like a secret: by the name of the variable, by prefixes of vendors' keys,
+/// and by the parts of a URL.
 pub(crate) fn looks_secret(name: &str, value: &str) -> bool {
     let is_path = value.starts_with(['/', '.']);
     let in_url = || Url::parse(value).is_ok_and(|url| url.has_host() && url_holds_secret(&url));
@@ -328,7 +334,7 @@ fn headers(checker: &mut Checker<'_>, at: &str, server: &Server) {
     for name in server.headers.keys() {
         let pointer = child(&all, name);
         let Ok(header) = HeaderName::try_from(name.as_str()) else {
-            let message = format!("`{}` is no name of a header", brief(name));
+            let message = format!("`{}` is not a header name", brief(name));
             checker.add(checker.document.at_key(&pointer, Code::BadValue, message));
             continue;
         };
@@ -348,7 +354,7 @@ fn headers(checker: &mut Checker<'_>, at: &str, server: &Server) {
         .contains(&header.as_str())
             || header.as_str().starts_with("mcp-");
         if ours {
-            checker.conflict(&pointer, format!("`{header}` is the proxy's to set"), "remove it");
+            checker.conflict(&pointer, format!("the proxy sets `{header}` itself"), "remove it");
         }
     }
 }
@@ -359,7 +365,7 @@ fn mounts(checker: &mut Checker<'_>, at: &str, server: &Server) {
         if mount.target.starts_with(SECRETS) && files(server).next().is_some() {
             checker.conflict(
                 &child(&child(at, "mounts"), index),
-                format!("`{SECRETS}` is where this server finds its secrets"),
+                format!("`{SECRETS}` contains the secrets of this server"),
                 "mount it elsewhere",
             );
         }
@@ -367,7 +373,7 @@ fn mounts(checker: &mut Checker<'_>, at: &str, server: &Server) {
             checker.conflict(
                 &child(&child(at, "mounts"), index),
                 format!("two mounts have the target `{}`", mount.target.display()),
-                "give each a target of its own",
+                "give each its own target",
             );
         }
     }
@@ -380,19 +386,19 @@ fn egress(checker: &mut Checker<'_>, at: &str, server: &Server) {
     if server.hardening.network {
         checker.conflict(
             at,
-            "`hardening.network` leads past `egress`",
-            "remove `network = true`: what `egress` lists needs no network",
+            "`hardening.network` bypasses `egress`",
+            "remove `network = true`: the hosts in `egress` do not need it",
         );
     }
     if let Err(twice) = Destinations::new(server.egress.clone()) {
         checker.conflict(at, twice.to_string(), "keep one of them");
     }
     let names: BTreeSet<_> = server.egress.iter().map(|one| &one.host).collect();
-    if names.len() > ADDRESSES {
+    if names.len() > MAX_ADDRESSES {
         checker.bad(
             at,
-            format!("these are {} hosts, and {ADDRESSES} are the most", names.len()),
-            "list them below one name (`*.example.com:443`), or divide the server",
+            format!("these are {} hosts; the limit is {MAX_ADDRESSES}", names.len()),
+            "use one pattern for several (`*.example.com:443`), or divide the server",
         );
     }
     for (nth, to) in server.egress.iter().enumerate() {
@@ -400,7 +406,8 @@ fn egress(checker: &mut Checker<'_>, at: &str, server: &Server) {
     }
 }
 
-/// The ways to what a machine keeps for itself. They may be meant, and are easily not.
+/// Warns about destinations that are internal to a machine. They can be intended, but often are
+/// not.
 fn machine(checker: &mut Checker<'_>, at: &str, to: &Destination) {
     let address = match (&to.host, to.address) {
         (_, Some(address)) => address,
@@ -410,14 +417,15 @@ fn machine(checker: &mut Checker<'_>, at: &str, to: &Destination) {
     let (message, help) = if is_metadata(address) {
         (
             format!("at {address}, clouds serve credentials of this machine to every caller"),
-            "remove it, unless the server is to act as this machine".to_owned(),
+            "remove it, unless the server must act as this machine".to_owned(),
         )
     } else if address.is_loopback() && to.address.is_none() {
         (
             format!(
-                "{address} is this machine, where the engine's API or others without a key may listen"
+                "{address} is this machine, where the engine's API or other services without a \
+                key may listen"
             ),
-            format!("remove it, or say that it is meant: `{to}={address}`"),
+            format!("remove it, or confirm it: `{to}={address}`"),
         )
     } else {
         return;
@@ -426,19 +434,19 @@ fn machine(checker: &mut Checker<'_>, at: &str, to: &Destination) {
     checker.add(finding.warning().help(help));
 }
 
-/// Of a container that runs already.
+/// Checks a server in a container of a pod.
 fn pod(checker: &mut Checker<'_>, at: &str, server: &Server) {
     let Some(socket) = &server.pod_socket else { return };
     let pointer = child(at, "pod-socket");
     if !socket.is_absolute() {
-        checker.bad(&pointer, "this is no absolute path", "name the socket by its whole path");
+        checker.bad(&pointer, "this is not an absolute path", "use the whole path of the socket");
     }
     let runtime = child(at, "runtime");
     if checker.document.get(&runtime).is_some() {
         checker.conflict(
             &runtime,
-            "what runs a container that runs already is its pod's to say",
-            "remove it, and write `runtimeClassName` in the pod",
+            "the pod chooses the runtime of its containers",
+            "remove it, and set `runtimeClassName` in the pod",
         );
     }
 }
@@ -448,14 +456,14 @@ fn runtime(checker: &mut Checker<'_>, at: &str, server: &Server) {
     if written && server.image.is_some() && server.runtime.oci().is_none() {
         checker.conflict(
             at,
-            "an image runs in a container, whatever stands here",
-            "remove it, or write `runtime = \"runsc\"` to have it under gVisor",
+            "an image always runs in a container",
+            "remove it, or set `runtime = \"runsc\"` to run it under gVisor",
         );
     }
     if server.runtime.oci().is_some() && !server.egress.is_empty() {
         checker.conflict(
             at,
-            "`egress` does not get to a server under gVisor, whose network is its own kernel's",
+            "`egress` is not available under gVisor, whose kernel has its own network stack",
             "remove `egress`, or run it in an ordinary container",
         );
     }
@@ -464,7 +472,7 @@ fn runtime(checker: &mut Checker<'_>, at: &str, server: &Server) {
         && checker.document.get(&tmp).is_some()
     {
         let message = format!(
-            "/tmp is in memory, of which it has {} MiB: so much can never be written",
+            "/tmp is in memory, and the limit is {} MiB: this size can never be used",
             server.resources.memory_mib
         );
         checker.conflict(&tmp, message, "raise `resources.memory-mib`, or lower this");
@@ -477,7 +485,7 @@ fn hardening(checker: &mut Checker<'_>, at: &str, server: &Server) {
         if CAPABILITIES.contains(&capability.as_str()) {
             continue;
         }
-        let message = format!("`{}` is no capability", brief(capability));
+        let message = format!("`{}` is not a capability", brief(capability));
         let finding = checker.document.at_value(
             &child(&child(at, "cap-add"), index),
             Code::BadValue,
@@ -486,7 +494,7 @@ fn hardening(checker: &mut Checker<'_>, at: &str, server: &Server) {
         let full = format!("CAP_{}", capability.trim_start_matches("CAP_").to_ascii_uppercase());
         checker.add(match nearest(&full, CAPABILITIES.iter().copied()) {
             Some(name) => finding.label(format!("did you mean `{name}`?")),
-            None => finding.help("capabilities(7) names them"),
+            None => finding.help("capabilities(7) lists them"),
         });
     }
     if let Some(user) = &hardening.user {
@@ -498,7 +506,7 @@ fn hardening(checker: &mut Checker<'_>, at: &str, server: &Server) {
         if !user.split_once(':').is_some_and(|(uid, gid)| number(uid) && number(gid)) {
             checker.bad(
                 &child(at, "user"),
-                format!("`{}` is no user", brief(user)),
+                format!("`{}` is not a user", brief(user)),
                 "write `UID:GID` in numbers, such as `1000:1000`",
             );
         }

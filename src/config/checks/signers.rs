@@ -1,4 +1,4 @@
-//! Whose signatures count, and for what.
+//! Checks signers, and the servers that require them.
 
 use std::collections::HashSet;
 
@@ -27,7 +27,7 @@ pub(super) fn check(checker: &mut Checker<'_>, config: &Config) {
                 let mut finding = checker.document.at_value(
                     &at,
                     Code::BadValue,
-                    format!("there is no `[signers.{}]`", brief(signer.as_str())),
+                    format!("`[signers.{}]` does not exist", brief(signer.as_str())),
                 );
                 if let Some(near) = nearest(signer.as_str(), known) {
                     finding = finding.label(format!("did you mean `{near}`?"));
@@ -45,8 +45,8 @@ pub(super) fn check(checker: &mut Checker<'_>, config: &Config) {
         if local && !server.signed_by.is_empty() {
             checker.conflict(
                 &at,
-                "an image of this machine has no registry in which signatures could be",
-                "name the image with its registry: `HOST/NAME@sha256:…`",
+                "a local image has no registry with signatures",
+                "use the image's name with its registry: `HOST/NAME@sha256:…`",
             );
         }
     }
@@ -60,7 +60,7 @@ fn one(checker: &mut Checker<'_>, at: &str, signer: &Signer) {
                 checker.conflict(
                     &child(at, name),
                     format!("`{name}` has no meaning with a `key`"),
-                    "a signer is a key, or an identity: give each a name of its own",
+                    "a signer is either a key or an identity: define two signers",
                 );
             }
         }
@@ -92,7 +92,7 @@ fn one(checker: &mut Checker<'_>, at: &str, signer: &Signer) {
     {
         checker.bad(
             &child(at, "issuer"),
-            "an issuer is a URL, as its certificates have it",
+            "an issuer must be a URL, as in its certificates",
             "such as \"https://token.actions.githubusercontent.com\"",
         );
     }
@@ -101,8 +101,8 @@ fn one(checker: &mut Checker<'_>, at: &str, signer: &Signer) {
     {
         checker.bad(
             &child(at, "subject"),
-            "this would be anybody",
-            "say who: an e-mail address, or a URI, with `*` for parts of it, except for the host or the domain",
+            "this would match everybody",
+            "set an e-mail address, or a URI, with `*` for parts other than the host or the domain",
         );
     }
 }

@@ -14,7 +14,7 @@ fn refusal(mount: Mount, places: &MountPolicy) -> Option<String> {
 }
 
 #[test]
-fn what_is_the_proxys_own_is_no_servers() {
+fn paths_of_the_proxy_are_refused_for_servers() {
     let folder = tempfile::tempdir().unwrap();
     let folder = fs::canonicalize(folder.path()).unwrap();
     let at = |name: &str| folder.join(name);
@@ -52,9 +52,9 @@ fn what_is_the_proxys_own_is_no_servers() {
         ("real/conf.d", "proxy/more"),
         ("proxy", "alias"),
         ("proxy/state", "proxy/notes/state"),
-        // On the way to a secret is a folder that has only a link in it.
+        // A folder with only a link is on the path to a secret.
         ("kept", "hold/link"),
-        // What it leads to is not there yet.
+        // The link's target does not exist yet.
         ("later/x/token", "dangling/token"),
         ("shared/policy/team.cedar", "proxy/policies/team.cedar"),
         ("shared/profile/dev.toml", "proxy/profiles/dev.toml"),
@@ -77,7 +77,7 @@ fn what_is_the_proxys_own_is_no_servers() {
         command = ['../plain/c']\n";
     let loaded = parse(&at("proxy/portcullis.toml"), text).unwrap();
     fs::write(at("proxy/portcullis.toml"), text).unwrap();
-    // Some of the environment are relative to the working folder.
+    // Some paths of the environment are relative to the working folder.
     let up = "../".repeat(std::env::current_dir().unwrap().components().count() - 1);
     let relative = |name: &str| format!("{up}{}", &at(name).to_str().unwrap()[1..]);
     symlink(at("secret-ids"), at("way/vault")).unwrap();
@@ -93,7 +93,7 @@ fn what_is_the_proxys_own_is_no_servers() {
         }))
     };
     let places = MountPolicy::default().with_own(Arc::new(collect(&loaded, &env)));
-    // Whether it is refused for reading, and for writing.
+    // Whether reading is refused, and writing.
     for (source, read, write) in [
         ("", true, true),
         ("proxy", true, true),
@@ -148,7 +148,7 @@ fn what_is_the_proxys_own_is_no_servers() {
 }
 
 #[test]
-fn variables_that_are_empty_name_nothing() {
+fn empty_variables_protect_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let loaded = parse(&folder.path().join("portcullis.toml"), "").unwrap();
     let named = collect(&loaded, &|_| Some(OsString::new()));
@@ -160,7 +160,7 @@ fn variables_that_are_empty_name_nothing() {
 }
 
 #[test]
-fn links_out_of_the_folders_of_policies_and_profiles_are_those_of_now() {
+fn links_in_policy_and_profile_folders_are_followed_as_they_are_now() {
     let folder = tempfile::tempdir().unwrap();
     let folder = fs::canonicalize(folder.path()).unwrap();
     for within in ["proxy", "shared"] {
@@ -177,17 +177,17 @@ fn links_out_of_the_folders_of_policies_and_profiles_are_those_of_now() {
         symlink(folder.join("shared").join(link), within.join(link)).unwrap();
         assert!(shared().is_some(), "{link}");
         fs::remove_file(within.join(link)).unwrap();
-        // Where it can't be listed, nobody knows.
+        // If the folder cannot be listed, its links are unknown.
         fs::remove_dir(&within).unwrap();
         symlink(&within, &within).unwrap();
         let why = shared().unwrap();
-        assert!(why.contains("can't be seen"), "{why}");
+        assert!(why.contains("cannot be resolved"), "{why}");
         fs::remove_file(&within).unwrap();
     }
 }
 
 #[test]
-fn mounts_of_a_config_are_told_by_their_lines() {
+fn refused_mounts_have_their_lines() {
     let path = Path::new("/folder/portcullis.toml");
     let text = "[servers.a]\ncommand = ['/bin/true']\nmounts = ['/usr/share:/a', '/etc:/b']\n\
         [servers.b]\nimage = 'b'\npod-socket = '/x/socket'\nmounts = ['/etc:/b']\n";
@@ -195,7 +195,7 @@ fn mounts_of_a_config_are_told_by_their_lines() {
     let refused = refused_mounts(&MountPolicy::default(), &loaded);
     let [finding] = refused.as_slice() else { panic!("{refused:?}") };
     assert_eq!(finding.position(), Some((3, 28)), "{finding:?}");
-    // For what is the proxy's own alone, as far as it is there.
+    // Only for paths of the proxy that exist.
     let own = |text: &str| {
         let loaded = parse(path, text).unwrap();
         MountPolicy::default().with_own(Arc::new(protected_paths(&loaded)))
@@ -206,7 +206,7 @@ fn mounts_of_a_config_are_told_by_their_lines() {
 }
 
 #[test]
-fn the_config_that_is_followed_counts_beside_the_first() {
+fn paths_of_the_first_and_the_present_config_are_protected() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("portcullis.toml");
     let with = |dir: &str| parse(&path, &format!("state-dir = '{dir}'")).unwrap();

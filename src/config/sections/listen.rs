@@ -1,4 +1,4 @@
-//! The section `[listen]`: the HTTP front and its trusted reverse proxies.
+//! Section `[listen]`: the HTTP front end and its trusted reverse proxies.
 
 use std::net::SocketAddr;
 
@@ -106,7 +106,7 @@ impl Default for ConnectionLimits {
 }
 
 impl ConnectionLimits {
-    /// The bounds with every default filled in, where there can be no more than `most` connections.
+    /// Limits with all defaults filled in, if at most `most` connections are possible.
     pub fn bounds(&self, most: usize) -> ConnectionBounds {
         let total = self.total.min(most).max(MIN_CONNECTIONS);
         let unauthenticated = self.unauthenticated.unwrap_or(total / 4).clamp(1, total - 1);
@@ -123,15 +123,15 @@ impl ConnectionLimits {
     }
 }
 
-/// The least value of `limits.connections.total`.
+/// Minimum of `limits.connections.total`.
 const MIN_CONNECTIONS: usize = 8;
 
-/// [`ConnectionLimits`] in numbers of connections, each at least 1.
+/// [`ConnectionLimits`] as numbers of connections, each at least 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ConnectionBounds {
-    /// Connections that have not authenticated.
+    /// Unauthenticated connections.
     pub unauthenticated: usize,
-    /// Those of them of one network; at most `unauthenticated`.
+    /// Unauthenticated connections of one network; at most `unauthenticated`.
     pub unauthenticated_per_network: usize,
     /// Authenticated connections and those of trusted proxies, together.
     pub authenticated: usize,
@@ -140,7 +140,7 @@ pub struct ConnectionBounds {
 }
 
 impl ConnectionBounds {
-    /// All connections at once.
+    /// All connections.
     pub fn total(&self) -> usize {
         self.unauthenticated + self.authenticated
     }

@@ -3,7 +3,7 @@ use portcullis_audit::config::Destination;
 use super::{findings, parse};
 
 #[test]
-fn exports_that_could_not_run_are_found() {
+fn unusable_exports_are_found() {
     let text = r#"
 [[audit.export]]
 name = "a"
@@ -34,35 +34,35 @@ format = "jsonl"
 headers = { "a b" = { from = "HIDDEN" } }
 "#;
     insta::assert_snapshot!(findings(text), @r#"
-    4:1 [config-literal-secret] this URL has credentials in it
+    4:1 [config-literal-secret] this URL contains credentials
         = put the whole URL into a secret: `to = { from = "env:NAME" }`
     6:1 [config-conflict] two exports are called `a` (line 3)
-        = give each a name of its own: each has a cursor of that name in the store
-    7:1 warning [config-unsafe] records go over the network in the open
+        = give each a distinct name, which its cursor in the store has
+    7:1 warning [config-unsafe] records cross the network without encryption
         = use `https`, `syslog+tls` or PostgreSQL's `sslmode=require`, if the target can
-    8:1 [config-conflict] `parquet` can't be streamed to syslog
+    8:1 [config-conflict] `parquet` cannot be streamed to syslog
         = known here: `syslog`, `cef`, `ocsf`
     9:1 [config-conflict] `headers` has no meaning for syslog
         = remove it
     10:1 [config-conflict] `ca-file` has no meaning for syslog
-        = remove it: there is no TLS on the way
+        = remove it: the connection does not use TLS
     13:6 [config-bad-value] this is no target: write `file:PATH`, `stdout`, `https://…`, `otlp+https://…`, `syslog+tls://HOST:PORT`, `syslog+tcp://HOST:PORT`, `syslog+udp://HOST:PORT`, `unix:PATH` or `postgres://…`
     16:15 [config-bad-value] a secret comes `from` a reference: write `env:NAME`, `file:PATH` or another kind that docs/concepts/secrets.md lists, never the value
     22:1 [config-conflict] two exports write to standard output (line 17)
-        = keep one, or give it a file
-    25:10 [config-bad-value] this is no filter: `maybe` is no value of `decision`
-        = docs/reference/audit-queries.md has the language; `portcullis audit query` takes the same
-    27:1 [config-conflict] `jsonl` can't be streamed to PostgreSQL
+        = keep one, or send the other to a file
+    25:10 [config-bad-value] this is not a filter: `maybe` is no value of `decision`
+        = docs/reference/audit-queries.md describes filters; `portcullis audit query` accepts the same
+    27:1 [config-conflict] `jsonl` cannot be streamed to PostgreSQL
         = remove it: PostgreSQL has columns
     28:1 [config-conflict] `headers` has no meaning for PostgreSQL
         = remove it
-    28:13 [config-bad-value] `a b` is no name of a header
+    28:13 [config-bad-value] `a b` is not a header name
     28:30 [config-bad-value] a secret comes `from` a reference: write `env:NAME`, `file:PATH` or another kind that docs/concepts/secrets.md lists, never the value
     "#);
 }
 
 #[test]
-fn exports_of_another_shape_are_found() {
+fn malformed_exports_are_found() {
     let text = r#"
 [[audit.export]]
 name = "d"
@@ -86,7 +86,7 @@ name = "No Name"
 }
 
 #[test]
-fn exports_are_read_with_their_paths_seen_from_the_config() {
+fn paths_of_exports_are_resolved_against_the_config() {
     let text = r#"
 [[audit.export]]
 name = "siem"

@@ -1,4 +1,4 @@
-//! Where clients connect, who may speak for them, and how many there may be.
+//! Front end, trusted proxies and connection limits.
 
 use super::*;
 
@@ -19,7 +19,7 @@ fn trusted_proxies_are_addresses_and_networks() {
         ("10.0.0.0/33", "write an address"),
         ("10.0.0", "write an address"),
         ("127.0.0.1:8811", "write an address"),
-        ("10.0.0.5/8", "no bits behind"),
+        ("10.0.0.5/8", "no bits after"),
         ("0.0.0.0/0", "everybody"),
         ("::/0", "everybody"),
         ("::ffff:10.0.0.1", "as IPv4"),
@@ -33,20 +33,20 @@ fn trusted_proxies_are_addresses_and_networks() {
 }
 
 #[test]
-fn trusted_proxies_and_the_form_of_the_address_belong_together() {
+fn trusted_proxies_need_the_form_of_the_address() {
     let proxies = "[listen]\ntrusted-proxies = [\"127.0.0.1\"]\n";
-    assert!(findings(proxies).contains("2:1 [config-conflict] it is not said how these proxies"));
+    assert!(findings(proxies).contains("2:1 [config-conflict] the form in which these proxies"));
     let source = "[listen]\nclient-address = \"forwarded\"\n";
     assert!(findings(source).contains("2:1 [config-conflict] this has no meaning without"));
     assert_eq!(findings(&format!("{proxies}client-address = \"forwarded\"\n")), "");
     let both = format!("{proxies}client-address = [\"forwarded\", \"x-forwarded-for\"]\n");
     assert!(findings(&both).contains("3:18 [config-bad-value]"), "{}", findings(&both));
     let everybody = "[listen]\ntrusted-proxies = [\"0.0.0.0/0\"]\nclient-address = \"forwarded\"\n";
-    assert!(findings(everybody).contains("2:20 [config-bad-value] this trusts everybody"));
+    assert!(findings(everybody).contains("2:20 [config-bad-value] this trusts all addresses"));
 }
 
 #[test]
-fn calls_without_a_key_under_a_public_name_must_be_meant() {
+fn calls_without_a_key_under_a_public_name_need_confirmation() {
     let text = |host: &str, more: &str| {
         format!("[listen]\nanonymous = true\nallowed-hosts = [\"{host}\"]\n{more}")
     };
@@ -59,7 +59,7 @@ fn calls_without_a_key_under_a_public_name_must_be_meant() {
 }
 
 #[test]
-fn bounds_of_connections_leave_room_for_clients_with_a_key() {
+fn connection_limits_leave_room_for_clients_with_a_key() {
     let bounds = |limits: ConnectionLimits, most| {
         let bounds = limits.bounds(most);
         assert_eq!(bounds.total(), bounds.unauthenticated + bounds.authenticated);

@@ -1,21 +1,21 @@
 use super::*;
 
 #[test]
-fn a_plugin_is_in_one_place() {
+fn plugin_has_exactly_one_location() {
     let plugin = |lines: &str| findings(&format!("[[interceptors]]\nuse = \"plugin\"\n{lines}\n"));
     let digest = format!("sha256:{}", "0".repeat(64));
     let pinned = format!("oci = \"ghcr.io/acme/a:1@{digest}\"");
     for lines in ["path = \"a.wasm\"", &pinned, "oci = \"ghcr.io/acme/a:1\""] {
-        // That a tag alone is refused, the registry has a say in.
+        // The registry decides whether a tag alone is refused.
         assert_eq!(plugin(lines), "", "{lines}");
     }
     for (lines, told) in [
-        ("", "nothing says where the plugin is"),
-        (&*format!("path = \"a.wasm\"\n{pinned}"), "the plugin has a `path`, too"),
+        ("", "the location of the plugin is missing"),
+        (&*format!("path = \"a.wasm\"\n{pinned}"), "the plugin also has a `path`"),
         (&format!("{pinned}\nallow-unpinned = true"), "is always pinned"),
         (
             "oci = \"acme/a:1\"",
-            "`acme/a:1` is no reference: it has to begin with a registry's host",
+            "`acme/a:1` is not a reference: it must begin with a registry's host",
         ),
         ("oci = \"ghcr.io/acme/a@sha256:12\"", "a digest is `sha256:`"),
     ] {
@@ -25,7 +25,7 @@ fn a_plugin_is_in_one_place() {
 }
 
 #[test]
-fn registries_are_asked_as_the_config_says() {
+fn registry_settings_are_used() {
     let text = "[registries]\nca-file = \"ca.pem\"\nplain-http = [\"10.0.0.1:5000\"]\n";
     let registries = parse(Path::new("/etc/p/portcullis.toml"), text).unwrap().config.registries;
     assert_eq!(registries.ca_file.as_deref(), Some(Path::new("/etc/p/ca.pem")));

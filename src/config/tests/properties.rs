@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// Pieces of configs, right and wrong.
+/// Parts of configs, valid and invalid.
 fn piece() -> impl Strategy<Value = String> {
     let words = [
         "[servers.a]",
@@ -49,12 +49,12 @@ fn piece() -> impl Strategy<Value = String> {
 
 proptest! {
     #[test]
-    fn no_text_panics_the_loader(text in "(?s).{0,400}") {
+    fn arbitrary_text_causes_no_panic(text in "(?s).{0,400}") {
         let _ = parse(Path::new("p.toml"), &text);
     }
 
     #[test]
-    fn no_mix_of_pieces_panics_the_loader(
+    fn mixed_parts_cause_no_panic(
         pieces in proptest::collection::vec((piece(), "[\n ]"), 0..40)
     ) {
         let text: String = pieces.into_iter().flat_map(|(piece, gap)| [piece, gap]).collect();

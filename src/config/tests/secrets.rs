@@ -6,15 +6,15 @@ fn load(text: &str) -> Loaded {
     parse(Path::new("/etc/p/portcullis.toml"), text).unwrap()
 }
 
-/// What is wrong with a server of this, in the words of the findings.
+/// Findings about a server with these lines.
 fn wrong(lines: &str) -> String {
     findings(&format!("[servers.a]\ncommand = [\"a\"]\n{lines}\n"))
 }
 
 #[test]
-fn the_variable_that_names_a_file_is_the_proxys_to_set() {
+fn variable_with_the_path_of_a_file_is_reserved() {
     let file = "A = { from = \"env:A\", as = \"file\" }";
-    let ours = "`A_FILE` is the proxy's to set";
+    let ours = "the proxy sets `A_FILE`";
     for (lines, finding) in [
         (format!("secrets = {{ {file} }}\nenv = {{ A_FILE = \"/x\" }}"), Some(ours)),
         (format!("secrets = {{ {file}, A_FILE = {{ from = \"env:B\" }} }}"), Some(ours)),
@@ -22,7 +22,7 @@ fn the_variable_that_names_a_file_is_the_proxys_to_set() {
             format!("secrets = {{ {file}, A_FILE = {{ from = \"env:B\", as = \"file\" }} }}"),
             Some(ours),
         ),
-        // Another's, or none.
+        // Another variable, or none.
         (format!("secrets = {{ {file} }}\nenv = {{ B_FILE = \"/x\" }}"), None),
         ("secrets = { A = { from = \"env:A\" } }\nenv = { A_FILE = \"/x\" }".to_owned(), None),
     ] {
@@ -38,7 +38,7 @@ fn the_variable_that_names_a_file_is_the_proxys_to_set() {
 }
 
 #[test]
-fn an_entry_that_looks_at_less_than_the_default_is_warned_of() {
+fn entry_that_scans_less_than_the_default_causes_a_warning() {
     let all = "[[interceptors]]\nuse = \"secrets\"\nname = \"all\"\nrules = { jwt = \"report\" }\n";
     let off = "[[interceptors]]\nuse = \"secrets\"\nmode = \"off\"\nevents = [\"tools/call\"]\n";
     let few = r#"
@@ -52,26 +52,26 @@ rules = { jwt = "off", vault = "off", github-token = "report" }
     assert_eq!(findings(all) + &findings(off), "");
     assert_eq!(findings(&format!("{few}{all}")), "");
     insta::assert_snapshot!(findings(few), @r#"
-    4:1 warning [config-unsafe] no other method is looked through for secrets
-        = remove the key to look through all
-    5:1 warning [config-unsafe] secrets in requests are not looked for
-        = write "report" to let them pass with a finding
+    4:1 warning [config-unsafe] other methods are not scanned for secrets
+        = remove the key to scan all methods
+    5:1 warning [config-unsafe] requests are not scanned for secrets
+        = set "report" to let them pass with a finding
     6:1 warning [config-unsafe] messages of more than 1000 bytes are refused
-        = write `max-bytes = 67108864`, as many as `limits` lets in, or lower `limits.request-bytes` and `limits.response-bytes`
-    7:11 warning [config-unsafe] secrets of the rule `jwt` are not looked for
-        = write "report" to let them pass with a finding
-    7:24 warning [config-unsafe] what servers are handed is not looked for
-        = write "report" to let them pass with a finding
+        = set `max-bytes = 67108864`, the largest size that `limits` permits, or lower `limits.request-bytes` and `limits.response-bytes`
+    7:11 warning [config-unsafe] secrets of the rule `jwt` are not searched
+        = set "report" to let them pass with a finding
+    7:24 warning [config-unsafe] secrets delivered to servers are not searched
+        = set "report" to let them pass with a finding
     "#);
     let open = "[limits]\nresponse-bytes = 70000000\n[[interceptors]]\nuse = \"secrets\"\nfail-open = true\n";
     insta::assert_snapshot!(findings(open), @"
     3:1 warning [config-unsafe] messages of more than 67108864 bytes pass unseen
-        = write `max-bytes = 70000000`, as many as `limits` lets in, or lower `limits.request-bytes` and `limits.response-bytes`
+        = set `max-bytes = 70000000`, the largest size that `limits` permits, or lower `limits.request-bytes` and `limits.response-bytes`
     ");
 }
 
 #[test]
-fn nothing_is_mounted_where_a_server_finds_its_secrets() {
+fn mount_over_the_secrets_folder_is_refused() {
     for (how, target, is_wrong) in [
         ("file", "/run/secrets", true),
         ("file", "/run/secrets/deeper/still", true),
@@ -84,7 +84,7 @@ fn nothing_is_mounted_where_a_server_finds_its_secrets() {
         );
         let found = wrong(&lines);
         if is_wrong {
-            assert!(found.starts_with("4:11 [config-conflict] `/run/secrets` is where"), "{found}");
+            assert!(found.starts_with("4:11 [config-conflict] `/run/secrets` contains"), "{found}");
         } else {
             assert_eq!(found, "", "{how} {target}");
         }
@@ -92,7 +92,7 @@ fn nothing_is_mounted_where_a_server_finds_its_secrets() {
 }
 
 #[test]
-fn secrets_by_client_keep_clients_apart() {
+fn secrets_by_client_exclude_shared_instances() {
     let text = r#"
 [servers.a]
 command = ["a"]
@@ -113,24 +113,24 @@ sharing = "per-session"
 secrets.TOKEN = { by-client = { "local:joe" = "keyctl:x" } }
 "#;
     insta::assert_snapshot!(findings(text), @r#"
-    4:1 [config-conflict] `TOKEN` differs by client, so that clients may not share an instance
-        = remove it: each client then has an instance of its own
-    5:1 [config-conflict] `TOKEN` differs by client, so that clients share nothing that could have replicas
-        = remove it: each client has an instance of its own
-    9:1 [config-conflict] `Authorization` differs by client, so that clients may not share an instance
-        = remove it: each client then has an instance of its own
-    13:9 [config-missing-key] this comes from nowhere
+    4:1 [config-conflict] `TOKEN` differs by client, so clients must not share an instance
+        = remove it: each client then has its own instance
+    5:1 [config-conflict] `TOKEN` differs by client, so there is no shared instance to replicate
+        = remove it: each client has its own instance
+    9:1 [config-conflict] `Authorization` differs by client, so clients must not share an instance
+        = remove it: each client then has its own instance
+    13:9 [config-missing-key] the source is missing
         = write `from = "env:NAME"`, or references for single clients: `by-client = { NAME = "file:PATH" }`
     14:40 [config-bad-value] a secret comes `from` a reference: write `env:NAME`, `file:PATH` or another kind that docs/concepts/secrets.md lists, never the value
-    14:59 [config-bad-value] `No Client` is no client
+    14:59 [config-bad-value] `No Client` is not a client
         = write the name of a client, or `"local:USER"` for the user who runs the proxy
-    14:82 [config-bad-value] `local:` is no client
+    14:82 [config-bad-value] `local:` is not a client
         = write the name of a client, or `"local:USER"` for the user who runs the proxy
     "#);
 }
 
 #[test]
-fn who_has_secrets_of_his_own_has_an_instance_of_his_own() {
+fn client_with_its_own_secrets_has_its_own_instance() {
     let own = "secrets = { T = { by-client = { alice = \"file:a\" } } }";
     let header = "headers = { T = { from = \"env:T\", by-client = { alice = \"file:a\" } } }";
     for (lines, sharing) in [

@@ -1,7 +1,7 @@
 use super::*;
 
 #[test]
-fn a_server_is_one_of_three() {
+fn server_has_exactly_one_kind() {
     let text = r#"
 [servers.none]
 [servers.two]
@@ -16,7 +16,7 @@ command = ["notes"]
 headers = { Authorization = { from = "env:A" } }
 "#;
     insta::assert_snapshot!(findings(text), @r#"
-    2:10 [config-missing-key] this server is neither image, command nor url
+    2:10 [config-missing-key] this server has no `image`, `command` or `url`
         = add `image = "NAME@sha256:…"`, `command = ["PROGRAM", …]` or `url = "https://…"`
     5:1 [config-conflict] this server has both `image` and `url`
         = keep one: a server is an image, a command or a url
@@ -32,7 +32,7 @@ headers = { Authorization = { from = "env:A" } }
 }
 
 #[test]
-fn images_have_names() {
+fn image_names_are_checked() {
     let text = r#"
 [servers.a]
 image = "ghcr.io/owner/name:latest"
@@ -69,24 +69,24 @@ url = "example.com"
 headers = { Host = { from = "env:A" }, "b d" = { from = "env:A" } }
 "#;
     insta::assert_snapshot!(findings(text), @r#"
-    3:7 [config-unsafe] plain HTTP would show every call on the network
-        = use https; plain http is taken for loopback addresses only
-    7:7 [config-bad-value] `ftp` is no scheme for a server
+    3:7 [config-unsafe] plain HTTP exposes every call on the network
+        = use https; plain http is accepted for loopback addresses only
+    7:7 [config-bad-value] the scheme `ftp` is not supported for a server
         = use https
-    9:1 [config-literal-secret] this URL has credentials in it
-        = send them by `headers = { Authorization = { from = "env:NAME" } }`
-    9:7 [config-bad-value] a server's URL has no fragment
-        = remove `#` and what follows
-    11:7 [config-bad-value] this is no URL: relative URL without a base
+    9:1 [config-literal-secret] this URL contains credentials
+        = send them with `headers = { Authorization = { from = "env:NAME" } }`
+    9:7 [config-bad-value] a server's URL cannot have a fragment
+        = remove `#` and the text after it
+    11:7 [config-bad-value] this is not a URL: relative URL without a base
         = such as `https://mcp.example.com/mcp`
-    12:13 [config-conflict] `host` is the proxy's to set
+    12:13 [config-conflict] the proxy sets `host` itself
         = remove it
-    12:40 [config-bad-value] `b d` is no name of a header
+    12:40 [config-bad-value] `b d` is not a header name
     "#);
 }
 
 #[test]
-fn names_of_two_servers_do_not_run_together() {
+fn confusable_prefixes_are_refused() {
     let text = r#"
 [servers.a]
 command = ["x"]
@@ -119,19 +119,19 @@ command = ["x"]
 prefix = "more"
 "#;
     insta::assert_snapshot!(findings(text), @r#"
-    6:1 [config-conflict] names of `b` could not be told from names of `a` (line 2)
+    6:1 [config-conflict] names of `b` could be confused with names of `a` (line 2)
         = give one of them another `prefix`
-    7:10 [config-conflict] names of `a__b` could not be told from names of `a` (line 2)
+    7:10 [config-conflict] names of `a__b` could be confused with names of `a` (line 2)
         = give one of them another `prefix`
-    14:1 [config-conflict] names of `d` could not be told from names of `c` (line 9)
+    14:1 [config-conflict] names of `d` could be confused with names of `c` (line 9)
         = give one of them another `prefix`
-    17:10 [config-conflict] names of `a_` could not be told from names of `a` (line 2)
+    17:10 [config-conflict] names of `a_` could be confused with names of `a` (line 2)
         = give one of them another `prefix`
-    21:10 [config-conflict] names of `gitl` could not be told from names of `git1` (line 19)
+    21:10 [config-conflict] names of `gitl` could be confused with names of `git1` (line 19)
         = give one of them another `prefix`
-    25:1 [config-conflict] names of `e` could not be told from names of `git1` (line 19)
+    25:1 [config-conflict] names of `e` could be confused with names of `git1` (line 19)
         = give one of them another `prefix`
-    26:10 [config-conflict] names behind `a-name-that-leaves-no-room-for-others` would be too long for some clients
+    26:10 [config-conflict] names with the prefix `a-name-that-leaves-no-room-for-others` would be too long for some clients
         = give it a `prefix` of at most 32 characters
     "#);
 }
@@ -149,41 +149,41 @@ user = "root"
 "#;
     insta::assert_snapshot!(findings(text), @r#"
     4:20 [config-conflict] two mounts have the target `/b`
-        = give each a target of its own
+        = give each its own target
     5:9 warning [config-unsafe] `LD_PRELOAD` changes which code a program loads
-        = build what it needs into the image or the program
-    7:12 [config-bad-value] `net_raw` is no capability
+        = build the code into the image or the program
+    7:12 [config-bad-value] `net_raw` is not a capability
         ^ did you mean `CAP_NET_RAW`?
-    7:40 [config-bad-value] `nonsense` is no capability
-        = capabilities(7) names them
-    8:8 [config-bad-value] `root` is no user
+    7:40 [config-bad-value] `nonsense` is not a capability
+        = capabilities(7) lists them
+    8:8 [config-bad-value] `root` is not a user
         = write `UID:GID` in numbers, such as `1000:1000`
     "#);
 }
 
 #[test]
-fn hosts_are_listed_once_and_not_beside_a_network() {
+fn duplicate_hosts_and_egress_with_a_network_are_refused() {
     let text = r#"
 [servers.a]
 command = ["a"]
 egress = ["api.example.com:443", "example.com:80", "*:443", "http://b:8080", "tcp://b:8080"]
 "#;
     let found = findings(text);
-    assert!(found.contains("write `http://HOST:80` for HTTP in clear text"), "{found}");
+    assert!(found.contains("write `http://HOST:80` for plain HTTP"), "{found}");
     assert!(found.contains("such as `*.example.com`"), "{found}");
     let text = text.replace("\"example.com:80\", \"*:443\", ", "");
     let found = findings(&text);
-    assert!(found.contains("are about the same host and port"), "{found}");
+    assert!(found.contains("match the same host and port"), "{found}");
     let text = text.replace(", \"tcp://b:8080\"", "");
     assert_eq!(findings(&text), "");
     let found = findings(&format!("{text}hardening = {{ network = true }}"));
-    assert!(found.contains("`hardening.network` leads past `egress`"), "{found}");
+    assert!(found.contains("`hardening.network` bypasses `egress`"), "{found}");
     let found = findings("[servers.a]\nurl = \"https://a.example/mcp\"\negress = [\"b:443\"]");
     assert!(found.contains("`egress` has no meaning for a `url`"), "{found}");
 }
 
 #[test]
-fn servers_stay_below_the_operators_ceilings() {
+fn servers_above_a_ceiling_are_refused() {
     let text = r#"
 [limits.servers]
 memory-mib = 1024
@@ -206,7 +206,7 @@ url = "https://example.com/mcp"
         = lower it, or raise `limits.servers.warm`
     11:15 [config-above-ceiling] `memory-mib` is 2048, above the operator's ceiling for servers, 1024 (line 3)
         = lower it, or raise `limits.servers.memory-mib`
-    12:15 [config-above-ceiling] `hardening.network` is none of the deviations that a server may ask for (line 6)
+    12:15 [config-above-ceiling] `hardening.network` is not one of the deviations that a server may have (line 6)
         = remove it, or add "hardening.network" to `limits.servers.deviations`
     13:10 [config-above-ceiling] `tmp-mib` is 64 by default, above the operator's ceiling for servers, 32 (line 4)
         = write `resources.tmp-mib = 32` for this server, or raise `limits.servers.tmp-mib`
@@ -218,7 +218,7 @@ url = "https://example.com/mcp"
 }
 
 #[test]
-fn gvisor_is_for_containers_without_a_way_out() {
+fn gvisor_excludes_egress() {
     let text = r#"
 [servers.a]
 command = ["a"]
@@ -238,11 +238,11 @@ command = ["e"]
 resources = { memory-mib = 32 }
 "#;
     insta::assert_snapshot!(findings(text), @r#"
-    4:1 [config-conflict] `egress` does not get to a server under gVisor, whose network is its own kernel's
+    4:1 [config-conflict] `egress` is not available under gVisor, whose kernel has its own network stack
         = remove `egress`, or run it in an ordinary container
-    11:1 [config-conflict] an image runs in a container, whatever stands here
-        = remove it, or write `runtime = "runsc"` to have it under gVisor
-    14:32 [config-conflict] /tmp is in memory, of which it has 64 MiB: so much can never be written
+    11:1 [config-conflict] an image always runs in a container
+        = remove it, or set `runtime = "runsc"` to run it under gVisor
+    14:32 [config-conflict] /tmp is in memory, and the limit is 64 MiB: this size can never be used
         = raise `resources.memory-mib`, or lower this
     "#);
 }

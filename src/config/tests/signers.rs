@@ -1,6 +1,6 @@
 use super::*;
 
-/// The findings, by line: the code and the message.
+/// Findings by line: code and message.
 fn lines(text: &str) -> Vec<String> {
     let found = findings(text);
     let first = found.lines().filter(|line| line.starts_with(|c: char| c.is_ascii_digit()));
@@ -16,7 +16,7 @@ fn lines(text: &str) -> Vec<String> {
 }
 
 #[test]
-fn a_signer_is_a_key_or_an_identity() {
+fn signer_is_a_key_or_an_identity() {
     let text = r#"
 [signers.key]
 key = "a.pub"
@@ -48,14 +48,14 @@ trusted-root = "root.json"
             "16 config-conflict `subject` has no meaning with a `key`",
             "17 config-missing-key an identity needs `subject`",
             "17 config-missing-key an identity needs `trusted-root`",
-            "20 config-bad-value an issuer is a URL, as its certificates have it",
-            "21 config-bad-value this would be anybody",
+            "20 config-bad-value an issuer must be a URL, as in its certificates",
+            "21 config-bad-value this would match everybody",
         ]
     );
 }
 
 #[test]
-fn who_has_to_have_signed_is_a_signer_of_the_config() {
+fn signed_by_names_signers_of_the_config() {
     let text = r#"
 [signers.acme]
 key = "a.pub"
@@ -75,10 +75,10 @@ signed-by = []
     assert_eq!(
         lines(text),
         [
-            "6 config-bad-value there is no `[signers.amce]`",
-            "6 config-bad-value there is no `[signers.someone-else]`",
+            "6 config-bad-value `[signers.amce]` does not exist",
+            "6 config-bad-value `[signers.someone-else]` does not exist",
             "6 config-conflict this signer is named twice",
-            "9 config-conflict an image of this machine has no registry in which signatures could be",
+            "9 config-conflict a local image has no registry with signatures",
             "12 config-conflict `signed-by` has no meaning for a `command`",
             "15 config-conflict `signed-by` has no meaning for a `url`",
         ]
@@ -87,7 +87,7 @@ signed-by = []
 }
 
 #[test]
-fn the_files_of_a_signer_are_beside_the_config() {
+fn files_of_a_signer_are_resolved_against_the_config() {
     let text = "[signers.a]\nkey = \"a.pub\"\ntrusted-root = \"/b/root.json\"\n";
     let loaded = parse(Path::new("/etc/p/portcullis.toml"), text).unwrap();
     let signer = &loaded.config.signers[&"a".parse().unwrap()];

@@ -281,7 +281,7 @@ permit (principal, action, resource);
 forbid (principal, action, resource);"#)]), @r#"
     policy-annotation
 
-      × `10` is no rate
+      × `10` is not a rate
        ╭─[policies/a.cedar:1:1]
      1 │ @rate("10")
        · ─────┬─────

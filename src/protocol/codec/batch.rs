@@ -1,4 +1,4 @@
-//! Batches: several messages in one array, as revision 2025-03-26 has them and no other.
+//! Batches: several messages in one array, which only revision 2025-03-26 has.
 
 use std::fmt;
 
@@ -8,18 +8,18 @@ use serde_json::value::RawValue;
 
 use super::{Caps, Flaw, Text, check};
 
-/// Whether a text is an array, if it is anything.
+/// Whether a text begins like an array.
 pub fn is_batch(text: &[u8]) -> bool {
     text.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'[')
 }
 
-/// The elements of a batch of at most `most`, each as it came. Whether they are messages is for
-/// [`Frame::parse`](super::Frame::parse) to say, of each. The caps are those of one message, and
-/// hold for all elements together.
+/// Elements of a batch of at most `most`, each as received. [`Frame::parse`](super::Frame::parse)
+/// checks whether each is a message. The limits are those of one message, and apply to all elements
+/// together.
 ///
 /// # Errors
-/// A [`Flaw`] where the text is beyond a cap or has a key twice, where it is no array, or one of
-/// none or too many.
+/// A [`Flaw`] if the text exceeds a limit, has a duplicate key, is not an array, or has no or too
+/// many elements.
 pub fn elements(text: &Bytes, most: usize, caps: Caps) -> Result<Vec<Bytes>, Flaw> {
     check(text, Text::Value, caps)?;
     let str = std::str::from_utf8(text).map_err(|_| Flaw::NotUtf8)?;
@@ -32,7 +32,7 @@ pub fn elements(text: &Bytes, most: usize, caps: Caps) -> Result<Vec<Bytes>, Fla
             false => Flaw::Syntax { line: error.line(), column: error.column() },
         })?;
     if found.is_empty() {
-        return Err(Flaw::Shape("a batch has at least one message"));
+        return Err(Flaw::Shape("a batch must have at least one message"));
     }
     Ok(found.into_iter().map(|element| text.slice_ref(element.get().as_bytes())).collect())
 }
@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn elements_stay_as_they_came() {
+    fn elements_stay_unchanged() {
         let text = " [ {\"a\": 1.0 } ,\n7 ] ";
         assert!(is_batch(text.as_bytes()));
         assert_eq!(split(text).unwrap(), ["{\"a\": 1.0 }", "7"]);
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn caps_hold_for_all_elements_together() {
+    fn limits_apply_to_all_elements_together() {
         assert!(split(r#"[{"a":1,"b":2},{"a":1,"b":2}]"#).is_ok());
         let more = split(r#"[{"a":1,"b":2},{"a":1,"b":2,"c":3}]"#);
         assert_eq!(more, Err(Flaw::TooManyKeys(4)));

@@ -1,6 +1,5 @@
-//! Translation between the stateless revision (2026-07-28) and those before it, where both have
-//! the same thing in other words. Only members that one era has and the other has not are added or
-//! taken out; all else stays byte for byte.
+//! Translation between the stateless revision (2026-07-28) and earlier ones. Only members that
+//! exist in one era are added or removed; everything else stays byte for byte.
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bytes::Bytes;
@@ -16,22 +15,22 @@ pub const META_CLIENT_INFO: &str = "io.modelcontextprotocol/clientInfo";
 pub const META_SERVER_INFO: &str = "io.modelcontextprotocol/serverInfo";
 pub const META_LOG_LEVEL: &str = "io.modelcontextprotocol/logLevel";
 
-/// The listen request to which a notification belongs.
+/// Request that a notification belongs to (`subscriptions/listen`).
 pub const META_SUBSCRIPTION: &str = "io.modelcontextprotocol/subscriptionId";
 
-/// The extension of 2026-07-28 by which calls go on as tasks.
+/// Extension of 2026-07-28 for calls that continue as tasks.
 pub const TASKS_EXTENSION: &str = "io.modelcontextprotocol/tasks";
 
 /// Members of a result that only 2026-07-28 has.
 const MODERN_RESULT: [&str; 3] = ["resultType", "ttlMs", "cacheScope"];
 
-/// Who the proxy is, for servers and clients.
+/// Name and version of the proxy, for servers and clients.
 pub fn implementation() -> Value {
     json!({ "name": "portcullis", "version": env!("CARGO_PKG_VERSION") })
 }
 
-/// What every modern request of the proxy's own carries in `_meta`. It offers a server nothing
-/// that the proxy would have to ask a client for.
+/// `_meta` of the proxy's own modern requests. It declares no capability that would require a
+/// client.
 pub fn own_meta() -> Value {
     json!({
         META_REVISION: Revision::LATEST_MODERN.as_str(),
@@ -40,20 +39,20 @@ pub fn own_meta() -> Value {
     })
 }
 
-/// A client as a server of the other era must know it.
+/// Data about a client that a server of the other era needs.
 #[derive(Debug, Clone)]
 pub struct Speaker {
     pub revision: Revision,
-    /// `capabilities`, as text.
+    /// `capabilities` as text.
     pub capabilities: Bytes,
-    /// `clientInfo`, as text.
+    /// `clientInfo` as text.
     pub info: Option<Bytes>,
-    /// The least severe log messages that it wants.
+    /// Minimum severity of requested log messages.
     pub level: Option<&'static str>,
 }
 
 impl Speaker {
-    /// The `_meta` members in which a modern request says what a legacy client said once.
+    /// `_meta` members of a modern request that correspond to a legacy client's `initialize`.
     fn meta(&self) -> Vec<(&'static str, Bytes)> {
         let text = |value: Value| Bytes::from(value.to_string());
         let mut meta = vec![
@@ -66,8 +65,8 @@ impl Speaker {
     }
 }
 
-/// A client's `params` in the words of the server's era; nothing where they are the same. Params
-/// that are no object, or whose `_meta` is none, stay as they are: the codec refused them before.
+/// A client's `params` translated to the server's era; `None` if they do not change. Params that
+/// are not an object, or whose `_meta` is not, stay unchanged: the codec refused them before.
 pub fn params(raw: &Bytes, client: &Speaker, server: Revision) -> Option<Bytes> {
     if client.revision.is_modern() == server.is_modern() {
         return None;
@@ -81,7 +80,7 @@ pub fn params(raw: &Bytes, client: &Speaker, server: Revision) -> Option<Bytes> 
             Some(meta) => meta.with(&edits),
             None => Object::parse(Bytes::from_static(b"{}")).ok()?.with(&edits),
         };
-        // A client that cannot have been asked cannot have answered, nor been handed a state.
+        // A client that cannot be asked cannot have answered, or got a state.
         return Some(params.with(&[
             ("_meta", Some(&meta)),
             ("inputResponses", None),
@@ -99,20 +98,20 @@ pub fn params(raw: &Bytes, client: &Speaker, server: Revision) -> Option<Bytes> 
     Some(params.with(&edits))
 }
 
-/// What a modern result is, by its `resultType`.
+/// Kind of a modern result, by its `resultType`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ResultKind {
     Complete,
-    /// The server needs something of the client first.
+    /// The server first needs input of the client.
     InputRequired,
-    /// The work goes on as a task.
+    /// The call continues as a task.
     Task,
-    /// A kind that the revision does not know, which makes the result invalid.
+    /// A kind that the revision does not define, which makes the result invalid.
     Unknown,
 }
 
 impl ResultKind {
-    /// The kind of a modern server's result.
+    /// Kind of a modern server's result.
     pub fn of(result: &Object) -> Self {
         match result.get("resultType") {
             None => Self::Complete,
@@ -126,10 +125,10 @@ impl ResultKind {
     }
 }
 
-/// A server's `result` in the words of the client's era.
+/// A server's `result` translated to the client's era.
 ///
 /// # Errors
-/// Where a modern server answers a legacy client with what has no words there.
+/// If a modern server answers a legacy client with a kind of result that the legacy era lacks.
 pub fn result(
     raw: Bytes,
     method: &Method,
@@ -150,15 +149,15 @@ pub fn result(
     }
     match ResultKind::of(&result) {
         ResultKind::Complete => Ok(result.with(&MODERN_RESULT.map(|key| (key, None)))),
-        _ => Err("it answered with a kind of result that this client's revision has no words for"),
+        _ => Err("it answered with a kind of result that does not exist in this client's revision"),
     }
 }
 
-/// What a legacy server answers for a resource that it has not. In 2026-07-28 it is `-32602`,
-/// which can mean more, so the way back has no translation.
+/// Error code of a legacy server for a missing resource. In 2026-07-28 it is `-32602`, which has
+/// other meanings too, so the reverse has no translation.
 const RESOURCE_NOT_FOUND: &[u8] = b"-32002";
 
-/// A server's `error` in the words of the client's era.
+/// A server's `error` translated to the client's era.
 pub fn error(raw: Bytes, method: &Method, server: Revision, client: Revision) -> Bytes {
     if server.is_modern() || !client.is_modern() || method.as_str() != Method::RESOURCES_READ {
         return raw;
@@ -171,8 +170,8 @@ pub fn error(raw: Bytes, method: &Method, server: Revision, client: Revision) ->
     }
 }
 
-/// A header value as MCP 2026-07-28 has it: plain where it is visible ASCII without surrounding
-/// space and cannot be taken for the sentinel, else `=?base64?…?=`.
+/// Header value by MCP 2026-07-28: plain if it is visible ASCII without surrounding space and
+/// cannot be taken for the sentinel, else `=?base64?…?=`.
 pub fn header_text(value: &str) -> String {
     let plain = value.bytes().all(|b| (0x20..0x7f).contains(&b))
         && value.trim() == value
@@ -202,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_resource_has_the_modern_code_for_a_modern_client_alone() {
+    fn missing_resource_has_the_modern_code_for_modern_clients_only() {
         let read = Method::new(Method::RESOURCES_READ);
         let call = Method::new(Method::TOOLS_CALL);
         let missing = bytes(r#"{"code":-32002,"message":"m","data":{"uri":"u"}}"#);
@@ -264,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn header_values() {
+    fn header_values_are_encoded_if_needed() {
         for (value, text) in [
             ("get_weather", "get_weather"),
             ("a b", "a b"),

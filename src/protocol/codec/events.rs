@@ -1,28 +1,28 @@
-//! Server-sent events, as the HTML standard has them: bytes in, events out.
+//! Parser of server-sent events by the HTML standard: bytes in, events out.
 //!
-//! The data of an event is a message on its way, so it is handed on as the bytes that came, in
-//! one piece with what was read. What the standard says to ignore (unknown fields, lines without a
-//! colon) is ignored; what it says to mend (bad UTF-8) is left to the strict parse, which refuses.
+//! The data of an event is a message in transit, so it is returned as the received bytes, without a
+//! copy. What the standard ignores (unknown fields, lines without a colon) is ignored; what it
+//! repairs (bad UTF-8) is left to the strict parser, which refuses it.
 
 use std::ops::Range;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::{Stream, StreamExt as _, stream};
 
-/// One event. A block with any known field is one, with data or without: an `id` alone says from
-/// where a stream can be resumed.
+/// One event. A block with any known field is one, with or without data: an `id` alone states where
+/// a stream can be resumed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Event {
-    /// Its type, where it has one.
+    /// Type, if it has one.
     pub name: Option<Bytes>,
-    /// The lines of its data, joined by line feeds; empty where it has none.
+    /// Lines of its data, joined by line feeds; empty without data.
     pub data: Bytes,
     pub id: Option<Bytes>,
-    /// Milliseconds to wait before connecting again.
+    /// Milliseconds to wait before reconnecting.
     pub retry: Option<u64>,
 }
 
-/// Why a stream of events ends early.
+/// Reason why a stream of events ends early.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Broken<E> {
     #[error("{0}")]
@@ -31,8 +31,8 @@ pub enum Broken<E> {
     TooLarge(usize),
 }
 
-/// The events of a stream of bytes, each of at most `most` bytes. A block that the end of the
-/// stream cuts off is no event.
+/// Events of a stream of bytes, each of at most `most` bytes. A block cut off by the end of the
+/// stream is not an event.
 pub fn events<S, E>(chunks: S, most: usize) -> impl Stream<Item = Result<Event, Broken<E>>>
 where
     S: Stream<Item = Result<Bytes, E>>,
@@ -53,27 +53,28 @@ where
     })
 }
 
-/// An event is larger than it may be.
+/// Error: an event exceeds the limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TooLarge;
 
-/// Reads events from bytes that come in pieces.
+/// Parses events from chunks of bytes.
 pub struct EventReader {
     most: usize,
-    /// What came and belongs to no event that was returned.
+    /// Received bytes that belong to no returned event.
     buffer: BytesMut,
-    /// Where the line under way begins in it.
+    /// Start of the current line in the buffer.
     line: usize,
-    /// Up to where no end of that line was found.
+    /// Position up to which no end of that line was found.
     searched: usize,
-    /// A line ended with a carriage return: a line feed right behind it ends no other.
+    /// Whether the last line ended with a carriage return: a line feed directly after it ends no
+    /// other line.
     after_return: bool,
-    /// No line was read yet: a byte order mark may stand before it.
+    /// Whether no line was read yet: a byte order mark may precede the first.
     first: bool,
     block: Block,
 }
 
-/// The fields of the block under way, by their places in the buffer.
+/// Fields of the current block, by their positions in the buffer.
 #[derive(Default)]
 struct Block {
     begun: bool,
@@ -87,13 +88,13 @@ struct Block {
 enum Data {
     #[default]
     None,
-    /// One line, which is nearly always all: no copy is made of it.
+    /// A single line, the usual case: no copy is made.
     Line(Range<usize>),
     Lines(BytesMut),
 }
 
 impl EventReader {
-    /// A reader of events of at most `most` bytes, line ends but the last included.
+    /// Reader of events of at most `most` bytes, including line ends except the last.
     pub fn new(most: usize) -> Self {
         Self {
             most,
@@ -106,16 +107,16 @@ impl EventReader {
         }
     }
 
-    /// Takes bytes. [`next`](Self::next) should have returned `None` before: only it gives up
-    /// memory, and holds to the bound.
+    /// Adds bytes. [`next`](Self::next) must have returned `None` before: only it frees memory and
+    /// enforces the limit.
     pub fn push(&mut self, chunk: &[u8]) {
         self.buffer.extend_from_slice(chunk);
     }
 
-    /// The next event, where there is a whole one.
+    /// Next complete event.
     ///
     /// # Errors
-    /// Where it is too large. Nothing of the stream is of use after that.
+    /// If it is too large. The stream is unusable after that.
     #[expect(clippy::should_implement_trait, reason = "`None` is not the end: more may come")]
     pub fn next(&mut self) -> Result<Option<Event>, TooLarge> {
         loop {
@@ -148,7 +149,7 @@ impl EventReader {
             } else {
                 self.field(line);
                 if !self.block.begun {
-                    // Comments and the like between two events add up to nothing.
+                    // Comments between two events do not accumulate.
                     self.forget(after);
                 }
             }
@@ -184,7 +185,7 @@ impl EventReader {
                 };
             }
             b"event" => block.name = Some(value),
-            // The standard ignores one with a NUL in it.
+            // The standard ignores an id that contains NUL.
             b"id" if !self.buffer[value.clone()].contains(&0) => block.id = Some(value),
             b"retry" => {
                 let digits = &self.buffer[value];
@@ -201,7 +202,7 @@ impl EventReader {
         block.begun = true;
     }
 
-    /// Ends the block under way, whose text ends at `end`.
+    /// Ends the current block, whose text ends at `end`.
     fn dispatch(&mut self, end: usize) -> Option<Event> {
         let block = std::mem::take(&mut self.block);
         let text = self.forget(end);
@@ -218,7 +219,7 @@ impl EventReader {
         })
     }
 
-    /// Takes what was read out of the buffer.
+    /// Removes parsed bytes from the buffer.
     fn forget(&mut self, end: usize) -> BytesMut {
         self.line -= end;
         self.searched -= end;
@@ -250,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn events_as_the_standard_has_them() {
+    fn events_are_parsed_by_the_standard() {
         for (text, expected) in [
             ("data: a\n\n", &["a"][..]),
             ("data:a\n\n", &["a"]),
@@ -277,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn all_fields() {
+    fn all_fields_are_parsed() {
         let text = b"event: x\nevent: message\nid: 7\nretry: 30\ndata: {}\n\nretry: +1\nid\n\n";
         let all = read(&[text], 1000).unwrap();
         let [one, two] = all.as_slice() else { panic!("{all:?}") };
@@ -288,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn pieces_do_not_matter() {
+    fn chunk_boundaries_do_not_matter() {
         let text = b"\xef\xbb\xbfdata: a\r\n\r\nid: 1\rdata: b\rdata: c\r\r: x\n\ndata:\n\n";
         let whole = read(&[text], 1000).unwrap();
         assert_eq!(whole.len(), 3);
@@ -301,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_is_bounded_and_what_is_none_adds_up_to_nothing() {
+    fn events_are_limited_and_comments_do_not_accumulate() {
         let line = format!("data: {}\n\n", "x".repeat(94));
         assert_eq!(read(&[line.as_bytes()], 101).unwrap().len(), 1);
         assert_eq!(read(&[line.as_bytes()], 100), Err(TooLarge));
@@ -315,13 +316,13 @@ mod tests {
         pieces.push(b"data: a\n\n");
         assert_eq!(read(&pieces, 100).unwrap().len(), 1);
         assert_eq!(read(&vec![&b"data: a\n"[..]; 20], 100), Err(TooLarge));
-        // Many small events in one piece are no large one.
+        // Many small events in one chunk do not count as a large one.
         let many = "data: a\n\n".repeat(100);
         assert_eq!(read(&[many.as_bytes()], 20).unwrap().len(), 100);
     }
 
     #[tokio::test]
-    async fn a_stream_ends_as_its_source_does() {
+    async fn stream_ends_like_its_source() {
         let chunks = |last| stream::iter([Ok(Bytes::from_static(b"data: a\n\nda")), last]);
         let all: Vec<_> = events(chunks(Ok(Bytes::from_static(b"ta: b\n\n"))), 20).collect().await;
         assert_eq!(all.iter().flatten().count(), 2);

@@ -1,4 +1,4 @@
-//! JSON-RPC 2.0 messages, as MCP has them.
+//! JSON-RPC 2.0 messages of MCP.
 
 use std::{
     sync::OnceLock,
@@ -11,20 +11,20 @@ use serde_json::Value;
 use super::{Caps, Counts, Flaw, Object, Text, check};
 use crate::exchange::{Method, Payload};
 
-/// A request id: its JSON text, a string or a number.
+/// Request id: its JSON text, a string or a number.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Id(Bytes);
 
 impl Id {
-    /// The text, byte for byte as it came.
+    /// Text, byte for byte as received.
     pub fn raw(&self) -> &Bytes {
         &self.0
     }
 
-    /// The id of this text.
+    /// Id with this text.
     ///
     /// # Errors
-    /// A [`Flaw`] where it is neither a string nor a number.
+    /// A [`Flaw`] if it is neither a string nor a number.
     pub fn parse(raw: Bytes) -> Result<Self, Flaw> {
         match raw.first() {
             Some(b'"' | b'-' | b'0'..=b'9') if raw.len() <= 1024 => Ok(Self(raw)),
@@ -39,20 +39,20 @@ impl From<u64> for Id {
     }
 }
 
-/// One message: its text, and which kind it is.
+/// One message: its text and kind.
 #[derive(Debug, Clone)]
 pub struct Frame {
     envelope: Object,
     pub kind: Kind,
-    /// How long reading it took.
+    /// Duration of parsing.
     pub took: Duration,
-    /// How much its text holds.
+    /// Counts of values and keys.
     pub counts: Counts,
-    /// The members of `params`, once somebody asked.
+    /// Members of `params`, parsed on first use.
     params: OnceLock<Option<Object>>,
 }
 
-/// The kinds of message, with the text of what they carry.
+/// Kinds of messages, with the text of their payload.
 #[derive(Debug, Clone)]
 pub enum Kind {
     Request { id: Id, method: Method, params: Option<Bytes> },
@@ -62,15 +62,15 @@ pub enum Kind {
 }
 
 impl Frame {
-    /// Reads one message, strictly.
+    /// Parses one message, strictly.
     ///
     /// # Errors
-    /// A [`Flaw`] where it is not one JSON-RPC 2.0 message within the caps. A batch is none.
+    /// A [`Flaw`] if it is not one JSON-RPC 2.0 message within the limits. A batch is not one.
     pub fn parse(raw: Bytes, caps: Caps) -> Result<Self, Flaw> {
         let began = Instant::now();
         let counts = check(&raw, Text::Message, caps)?;
         if raw.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'[') {
-            return Err(Flaw::Shape("batches are not taken: send one message at a time"));
+            return Err(Flaw::Shape("batches are not accepted: send one message at a time"));
         }
         let envelope = Object::parse(raw)?;
         if envelope.get("jsonrpc").as_deref() != Some(b"\"2.0\"") {
@@ -90,10 +90,11 @@ impl Frame {
                     return Err(Flaw::Shape("`method` is longer than 256 bytes"));
                 }
                 let method = Method::new(&method);
-                // What no interceptor sees must not reach a server.
+                // A server must not receive members that no interceptor sees.
                 if envelope.keys().any(|k| !["jsonrpc", "id", "method", "params"].contains(&k)) {
                     return Err(Flaw::Shape(
-                        "a request has no members but `jsonrpc`, `id`, `method` and `params`",
+                        "a request may only have the members `jsonrpc`, `id`, `method` and \
+                        `params`",
                     ));
                 }
                 match id {
@@ -109,12 +110,17 @@ impl Frame {
                 let id = id.filter(|id| id != "null").map(Id::parse).transpose()?;
                 Kind::Error { id, error }
             }
-            _ => return Err(Flaw::Shape("a message has one of `method`, `result` and `error`")),
+            _ => {
+                return Err(Flaw::Shape(
+                    "a message must have exactly one of `method`, `result` \
+                and `error`",
+                ));
+            }
         };
         Ok(Self { envelope, kind, took: began.elapsed(), counts, params: OnceLock::new() })
     }
 
-    /// A request of our own.
+    /// Request composed by the proxy.
     pub fn request(id: u64, method: &str, params: &[u8]) -> Bytes {
         let mut text =
             format!("{{\"jsonrpc\":\"2.0\",\"id\":{id},\"method\":{}", Value::from(method))
@@ -127,7 +133,7 @@ impl Frame {
         text.into()
     }
 
-    /// A notification of our own.
+    /// Notification composed by the proxy.
     pub fn notification(method: &str, params: &[u8]) -> Bytes {
         let mut text =
             format!("{{\"jsonrpc\":\"2.0\",\"method\":{},\"params\":", Value::from(method))
@@ -137,13 +143,13 @@ impl Frame {
         text.into()
     }
 
-    /// An answer with this `result` text.
+    /// Response with this `result` text.
     pub fn result(id: &Id, result: &[u8]) -> Bytes {
         Self::answer(Some(id), "result", result)
     }
 
-    /// An answer with this `error` text. Without an id it is `null`, as JSON-RPC has it for
-    /// messages that could not be read.
+    /// Response with this `error` text. Without an id it is `null`, as JSON-RPC requires for
+    /// messages that could not be parsed.
     pub fn error(id: Option<&Id>, error: &[u8]) -> Bytes {
         Self::answer(id, "error", error)
     }
@@ -159,8 +165,8 @@ impl Frame {
         text.into()
     }
 
-    /// The same message with another id and other params (`None`: as they are). Everything else
-    /// of the envelope stays byte for byte.
+    /// This message with another id and other params (`None`: unchanged). The rest of the envelope
+    /// stays byte for byte.
     pub fn forward(&self, id: Option<&Id>, params: Option<&[u8]>) -> Bytes {
         let mut edits: Vec<(&str, Option<&[u8]>)> = Vec::with_capacity(2);
         if let Some(id) = id {
@@ -172,13 +178,13 @@ impl Frame {
         self.envelope.with(&edits)
     }
 
-    /// The text as it came.
+    /// Text as received.
     pub fn raw(&self) -> &Bytes {
         self.envelope.raw()
     }
 
-    /// The members of `params`, found on first use and kept. None of an answer, and of a message
-    /// without `params`.
+    /// Members of `params`, parsed on first use and cached. `None` for a response, and for a
+    /// message without `params`.
     pub fn params(&self) -> Option<&Object> {
         let found = || match &self.kind {
             Kind::Request { params, .. } | Kind::Notification { params, .. } => {
@@ -190,7 +196,7 @@ impl Frame {
     }
 }
 
-/// `params` as a payload: an absent one reads as an empty object.
+/// `params` as a payload: absent ones become an empty object.
 impl From<Option<Bytes>> for Payload {
     fn from(params: Option<Bytes>) -> Self {
         Payload::new(params.unwrap_or_else(|| Bytes::from_static(b"{}")))
@@ -209,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn kinds() {
+    fn kinds_are_recognized() {
         let kind = |text| parse(text).unwrap().kind;
         assert!(matches!(
             kind(r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#),
@@ -227,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_message() {
+    fn texts_that_are_not_messages_are_refused() {
         for (text, part) in [
             (r#"{"id":1,"method":"ping"}"#, "jsonrpc"),
             (r#"{"jsonrpc":"1.0","id":1,"method":"ping"}"#, "jsonrpc"),
@@ -236,7 +242,7 @@ mod tests {
             (r#"{"jsonrpc":"2.0","id":1,"method":7}"#, "`method`"),
             (r#"{"jsonrpc":"2.0","id":1,"method":"a","params":[1]}"#, "`params`"),
             (r#"{"jsonrpc":"2.0","id":1,"method":"a","result":{}}"#, "one of"),
-            (r#"{"jsonrpc":"2.0","id":1,"method":"a","x":1}"#, "no members but"),
+            (r#"{"jsonrpc":"2.0","id":1,"method":"a","x":1}"#, "may only have the members"),
             (r#"{"jsonrpc":"2.0","id":1}"#, "one of"),
             (r#"{"jsonrpc":"2.0","result":{}}"#, "`id`"),
             (r#" [{"jsonrpc":"2.0","id":1,"method":"ping"}]"#, "batches"),
@@ -248,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn forwarding_changes_the_id_alone() {
+    fn forwarding_changes_only_the_id() {
         let text =
             r#"{ "jsonrpc":"2.0",  "method":"tools/call", "params": {"a":50.0}, "id":"abc" }"#;
         let frame = parse(text).unwrap();

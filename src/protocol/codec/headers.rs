@@ -1,5 +1,5 @@
-//! The headers of MCP 2026-07-28 that repeat a tool's arguments (`Mcp-Param-*`), so that those in
-//! between can route by them without reading the body. The tool's input schema says which, by
+//! Headers of MCP 2026-07-28 that repeat a tool's arguments (`Mcp-Param-*`), so that intermediaries
+//! can route by them without parsing the body. The tool's input schema selects the arguments, by
 //! `x-mcp-header` at a property.
 
 use std::{borrow::Cow, collections::HashSet};
@@ -10,14 +10,14 @@ use serde_json::{Map, Number, Value};
 
 use super::era::header_text;
 
-/// How the names of these headers begin, in lower case.
+/// Prefix of the names of these headers, in lower case.
 pub const PARAM: &str = "mcp-param-";
 
 const ANNOTATION: &str = "x-mcp-header";
-/// The largest number that every reader of JSON takes for an integer.
-const SAFE: f64 = 9_007_199_254_740_991.0;
+/// Largest number that every JSON parser treats as an integer.
+const MAX_SAFE_INTEGER: f64 = 9_007_199_254_740_991.0;
 
-/// A header's value as its sender meant it; nothing where it is marked as base64 and is none.
+/// Decoded header value; `None` if it is marked as base64 and is invalid.
 pub fn decoded(value: &str) -> Option<Cow<'_, str>> {
     match value.strip_prefix("=?base64?").and_then(|rest| rest.strip_suffix("?=")) {
         Some(encoded) => {
@@ -27,7 +27,7 @@ pub fn decoded(value: &str) -> Option<Cow<'_, str>> {
     }
 }
 
-/// The arguments that a tool has repeated in headers.
+/// Arguments that a tool repeats in headers.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Repeated {
     params: Vec<Param>,
@@ -35,17 +35,17 @@ pub struct Repeated {
 
 #[derive(Debug, PartialEq, Eq)]
 struct Param {
-    /// The properties from the arguments to the value.
+    /// Properties from the arguments to the value.
     path: Vec<String>,
-    /// The header's name, in lower case.
+    /// Name of the header, in lower case.
     header: HeaderName,
 }
 
 impl Repeated {
-    /// What an input schema has repeated.
+    /// Arguments that an input schema repeats.
     ///
     /// # Errors
-    /// What is wrong with an annotation, in words that hold nothing of the server's.
+    /// What is wrong with an annotation, without text of the server.
     pub fn of(schema: &Value) -> Result<Self, &'static str> {
         let mut repeated = Self::default();
         let mut seen = HashSet::new();
@@ -56,7 +56,7 @@ impl Repeated {
         Ok(repeated)
     }
 
-    /// Walks one schema that is reached by `properties` alone.
+    /// Walks one schema that is reachable through `properties` only.
     fn walk(
         &mut self,
         schema: &Value,
@@ -99,7 +99,7 @@ impl Repeated {
         self.params.iter().any(|param| param.header == *header)
     }
 
-    /// The headers for these arguments, encoded for the wire.
+    /// Headers for these arguments, encoded for the wire.
     pub fn headers(&self, arguments: Option<&Map<String, Value>>) -> Vec<(String, String)> {
         self.params
             .iter()
@@ -110,11 +110,10 @@ impl Repeated {
             .collect()
     }
 
-    /// Whether headers say what the arguments say.
+    /// Checks that headers match the arguments.
     ///
     /// # Errors
-    /// The name of a header that is missing, stands twice, is there for nothing, or says something
-    /// else.
+    /// Name of a header that is missing, duplicated, unexpected or different.
     pub fn check(
         &self,
         headers: &HeaderMap,
@@ -147,12 +146,12 @@ impl Param {
     }
 }
 
-/// Whether an annotation stands anywhere below a keyword by which none is to be reached.
+/// Whether an annotation occurs anywhere below a keyword where it is not allowed.
 fn hidden(keyword: &str, value: &Value) -> bool {
     match keyword {
-        // Values of instances, no schemas.
+        // Values of instances, not schemas.
         "default" | "const" | "enum" | "examples" => false,
-        // Here keys are names.
+        // The keys here are names.
         "$defs" | "definitions" | "dependentSchemas" | "patternProperties" => {
             value.as_object().into_iter().flatten().any(|(_, schema)| annotated(schema))
         }
@@ -183,8 +182,8 @@ fn header(annotation: &Value) -> Result<HeaderName, &'static str> {
         .map_err(|_| "`x-mcp-header` is not a valid header name")
 }
 
-/// Whether a schema is of a type that headers can repeat; `null` beside it says that there may be
-/// no value.
+/// Whether a schema has a type that headers can repeat; `null` beside it means that there may be no
+/// value.
 fn primitive(schema: &Value) -> bool {
     let repeatable = |of: &Value| matches!(of.as_str(), Some("string" | "integer" | "boolean"));
     match schema.get("type") {
@@ -197,7 +196,7 @@ fn primitive(schema: &Value) -> bool {
     }
 }
 
-/// A value as a header says it; nothing for what headers do not repeat.
+/// Value in the form of a header; `None` for values that headers do not repeat.
 fn text(value: &Value) -> Option<String> {
     match value {
         Value::String(text) => Some(text.clone()),
@@ -210,17 +209,18 @@ fn text(value: &Value) -> Option<String> {
     }
 }
 
-/// An integer, however it is written: `42.0` is one.
+/// Integer, however it is written: `42.0` is one.
 #[expect(clippy::cast_possible_truncation, reason = "it is whole and within 53 bits")]
 fn integer(number: &Number) -> Option<i128> {
     if let Some(integer) = number.as_i128() {
         return Some(integer);
     }
-    let float = number.as_f64().filter(|float| float.fract() == 0.0 && float.abs() <= SAFE)?;
+    let float =
+        number.as_f64().filter(|float| float.fract() == 0.0 && float.abs() <= MAX_SAFE_INTEGER)?;
     Some(i128::from(float as i64))
 }
 
-/// Whether a header's text is the value: a number by its value, anything else to the letter.
+/// Whether a header's text equals the value: numbers by value, everything else exactly.
 fn same(said: &str, meant: &Value) -> bool {
     let Value::Number(meant) = meant else { return text(meant).as_deref() == Some(said) };
     let Ok(said) = said.parse::<Number>() else { return false };
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn values_are_written_as_the_specification_has_it() {
+    fn values_are_encoded_by_the_specification() {
         for (value, expected) in [
             (json!("us-west1"), Some("us-west1")),
             (json!("Hello, 世界"), Some("=?base64?SGVsbG8sIOS4lueVjA==?=")),
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn nested_values_are_read_at_their_own_place() {
+    fn nested_values_are_read_at_their_position() {
         let repeated = of(json!({
             "location": {
                 "type": "object",
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_that_say_something_else_are_found() {
+    fn headers_that_differ_are_refused() {
         let repeated = of(json!({
             "region": { "type": "string", "x-mcp-header": "Region" },
             "count": { "type": "integer", "x-mcp-header": "Count" },
@@ -333,15 +333,15 @@ mod tests {
             let checked = repeated.check(&map(headers), arguments.as_object());
             assert_eq!(checked.is_ok(), right, "{headers:?}");
         }
-        // Nothing to repeat: nothing may be there.
+        // Without a value to repeat, the header must be absent.
         assert!(repeated.check(&map(&[]), None).is_ok());
         assert!(repeated.check(&map(&[("mcp-param-region", "eu")]), None).is_err());
-        // What is not known is not looked at.
+        // Unknown headers are ignored.
         assert!(repeated.check(&map(&[("mcp-param-other", "eu")]), None).is_ok());
     }
 
     #[test]
-    fn annotations_out_of_place_are_refused() {
+    fn misplaced_annotations_are_refused() {
         let annotated = json!({ "type": "string", "x-mcp-header": "A" });
         for schema in [
             json!({ "x-mcp-header": "A" }),
@@ -382,7 +382,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read_again(text in "\\PC{0,20}|[ \t=?a-z0-9/]{0,20}|.{0,8}") {
+        fn encoded_values_round_trip(text in "\\PC{0,20}|[ \t=?a-z0-9/]{0,20}|.{0,8}") {
             let written = header_text(&text);
             let written: &str = &written;
             let value: http::HeaderValue = written.parse().unwrap();
@@ -391,7 +391,7 @@ mod tests {
         }
 
         #[test]
-        fn numbers_are_the_same_by_value(number in any::<i64>()) {
+        fn numbers_are_compared_by_value(number in any::<i64>()) {
             prop_assert!(same(&number.to_string(), &json!(number)));
             prop_assert!(!same(&number.wrapping_add(1).to_string(), &json!(number)));
         }

@@ -1,8 +1,8 @@
-//! Bytes to messages and back: one strict parse, raw slices from then on.
+//! Conversion between bytes and messages: one strict parse, then slices of the text.
 //!
-//! INVARIANT: a parser that reads a message differently from us must not exist. So everything on
-//! which parsers are known to differ (a key twice, bad UTF-8, lone surrogates, numbers out of
-//! range) is refused here, and what goes on is the text that was read here.
+//! INVARIANT: no parser may read a message differently than this one. So everything on which
+//! parsers are known to differ (duplicate keys, bad UTF-8, lone surrogates, numbers out of range)
+//! is refused here, and the text that was parsed here is what is forwarded.
 
 mod batch;
 pub mod era;
@@ -22,8 +22,8 @@ pub use pointer::{IllegalPointer, Pointer, items, overwrite, splice};
 pub use references::{References, pointed};
 pub use strict::{Caps, Counts, Flaw, Text, check, fold};
 
-/// The text on one line, as standard input and event streams need it. Line breaks in JSON stand
-/// only between values: those inside strings are escaped.
+/// The text on one line, as standard input and event streams require. Line breaks in JSON occur
+/// only between values, because they are escaped inside strings.
 pub fn one_line(text: bytes::Bytes) -> bytes::Bytes {
     if !text.iter().any(|b| matches!(b, b'\n' | b'\r')) {
         return text;

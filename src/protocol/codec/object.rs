@@ -1,4 +1,4 @@
-//! A JSON object as text with the places of its members: what is not edited stays byte for byte.
+//! JSON object as text with the positions of its members: unedited parts stay byte for byte.
 
 use std::{borrow::Cow, fmt, ops::Range};
 
@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 
 use super::strict::{Flaw, Key};
 
-/// An object's text and where its members stand in it.
+/// Text of an object, with the positions of its members.
 #[derive(Debug, Clone)]
 pub struct Object {
     raw: Bytes,
@@ -18,17 +18,17 @@ pub struct Object {
 #[derive(Debug, Clone)]
 struct Member {
     key: Box<str>,
-    /// Where the key's opening quote stands.
+    /// Position of the key's opening quote.
     start: usize,
     value: Range<usize>,
 }
 
 impl Object {
-    /// The members of a text. The text should have passed [`check`](super::check): of a key that
-    /// stands twice, both are kept, and [`get`](Self::get) returns the first.
+    /// Members of a text. The text should have passed [`check`](super::check): of a duplicate key,
+    /// both are kept, and [`get`](Self::get) returns the first.
     ///
     /// # Errors
-    /// [`Flaw`] where the text is no object.
+    /// [`Flaw`] if the text is not an object.
     pub fn parse(raw: Bytes) -> Result<Self, Flaw> {
         let text = std::str::from_utf8(&raw).map_err(|_| Flaw::NotUtf8)?;
         let mut parser = serde_json::Deserializer::from_str(text);
@@ -37,7 +37,7 @@ impl Object {
             .and_then(|members| parser.end().map(|()| members))
             .map_err(|error| {
                 if error.is_data() {
-                    Flaw::Shape("a JSON object is expected")
+                    Flaw::Shape("expected a JSON object")
                 } else {
                     Flaw::Syntax { line: error.line(), column: error.column() }
                 }
@@ -45,38 +45,38 @@ impl Object {
         Ok(Self { raw, members })
     }
 
-    /// The whole text.
+    /// Whole text.
     pub fn raw(&self) -> &Bytes {
         &self.raw
     }
 
-    /// The text of a member's value.
+    /// Text of a member's value.
     pub fn get(&self, key: &str) -> Option<Bytes> {
         self.members.iter().find(|m| &*m.key == key).map(|m| self.raw.slice(m.value.clone()))
     }
 
-    /// A member's value where it is a string.
+    /// Value of a member that is a string.
     pub fn string(&self, key: &str) -> Option<String> {
         serde_json::from_slice(&self.get(key)?).ok()
     }
 
-    /// A member's value where it is an object.
+    /// Value of a member that is an object.
     pub fn object(&self, key: &str) -> Option<Object> {
         Object::parse(self.get(key)?).ok()
     }
 
-    /// The keys, in order.
+    /// Keys, in order.
     pub fn keys(&self) -> impl Iterator<Item = &str> {
         self.members.iter().map(|m| &*m.key)
     }
 
-    /// The keys with the places of their values in the text, in order.
+    /// Keys with the positions of their values in the text, in order.
     pub fn members(&self) -> impl Iterator<Item = (&str, Range<usize>)> {
         self.members.iter().map(|m| (&*m.key, m.value.clone()))
     }
 
-    /// The text with members replaced, added at the end (`Some`) or taken out (`None`). All else
-    /// stays as it was, except for white space between members where one is added or taken out.
+    /// Text with members replaced, appended (`Some`) or removed (`None`). The rest is unchanged,
+    /// except for white space between members where one is appended or removed.
     pub fn with(&self, edits: &[(&str, Option<&[u8]>)]) -> Bytes {
         let edit = |key: &str| edits.iter().find(|(k, _)| *k == key).map(|(_, value)| *value);
         let removes = self.members.iter().any(|m| edit(&m.key) == Some(None));
@@ -129,8 +129,8 @@ impl Object {
     }
 }
 
-/// Whether a JSON text may have this key, anywhere in it. A no is certain: without an escape a key
-/// stands as it is. Asked first, it spares most texts a walk for a key that few have.
+/// Whether a JSON text may contain this key, at any depth. `false` is certain: without an escape, a
+/// key appears literally. Checking this first spares most texts a walk for a rare key.
 pub fn may_have(text: &[u8], key: &str) -> bool {
     memchr::memmem::find(text, key.as_bytes()).is_some() || memchr::memchr(b'\\', text).is_some()
 }
@@ -151,7 +151,8 @@ impl<'de: 'a, 'a> Visitor<'de> for Members<'a> {
         let base = self.text.as_ptr() as usize;
         let mut end = 0;
         while let Some((Key(key), value)) = map.next_entry::<Key<'de>, &'de RawValue>()? {
-            // Between two members stand only white space and a comma (an opening brace, at first).
+            // Between two members are only white space and a comma (at the beginning, an opening
+            // brace).
             let start = self.text[end..].find('"').map_or(end, |at| end + at);
             let from = value.get().as_ptr() as usize - base;
             end = from + value.get().len();
@@ -178,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn edits() {
+    fn members_are_replaced_added_and_removed() {
         let text = "{ \"a\" : 1.0 , \"b\":\t[2], \"\\u0063\":{} }";
         assert_eq!(with(text, &[]), text);
         assert_eq!(with(text, &[("a", Some("50.00"))]), text.replace("1.0", "50.00"));
@@ -191,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_never_overlooked() {
+    fn existing_key_is_never_missed() {
         for (text, may) in [
             (r#"{"a":{"token":1}}"#, true),
             (r#"{"a":{"t\u006fken":1}}"#, true),
@@ -203,17 +204,17 @@ mod tests {
     }
 
     #[test]
-    fn only_objects_are_objects() {
+    fn other_values_are_refused() {
         for text in ["[]", "1", "\"a\"", "null"] {
             let flaw = Object::parse(Bytes::copy_from_slice(text.as_bytes())).unwrap_err();
-            assert_eq!(flaw, Flaw::Shape("a JSON object is expected"), "{text}");
+            assert_eq!(flaw, Flaw::Shape("expected a JSON object"), "{text}");
         }
         assert!(matches!(Object::parse(Bytes::from_static(b"{")), Err(Flaw::Syntax { .. })));
     }
 
     proptest! {
         #[test]
-        fn edits_are_those_of_a_map(
+        fn edits_equal_those_of_a_map(
             members in proptest::collection::vec(("[a-e\"\\\\é]{0,3}", "[a-z\"\\\\]{0,5}"), 0..6),
             edits in proptest::collection::vec(("[a-e]{0,2}", proptest::option::of(0..99u8)), 0..4),
         ) {

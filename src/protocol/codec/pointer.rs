@@ -1,5 +1,4 @@
-//! Fields of a JSON text, by JSON pointer, and what stands there overwritten: all else stays byte
-//! for byte.
+//! Overwrites fields of a JSON text by JSON pointer; the rest stays byte for byte.
 
 use std::{fmt, ops::Range, str::FromStr};
 
@@ -8,13 +7,16 @@ use serde_json::value::RawValue;
 
 use super::Object;
 
-/// A JSON pointer (RFC 6901) in which the token `*` stands for every member or element.
+/// JSON pointer (RFC 6901) in which the token `*` matches every member or element.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Pointer(Vec<String>);
 
-/// A text that is no pointer.
+/// Error for text that is not a pointer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a JSON pointer is made of `/` and a name each, with `~0` for `~` and `~1` for `/`")]
+#[error(
+    "0` for `~` and `~1` for `/`~a JSON pointer consists of names, each after a `/`, with \
+    `~0` for `~` and `~1` for `/`~0` for `~` and `~1` for `/`"
+)]
 pub struct IllegalPointer;
 
 impl FromStr for Pointer {
@@ -49,21 +51,21 @@ impl fmt::Display for Pointer {
 }
 
 impl Pointer {
-    /// The same without its first token, where that is this one or `*`, and not the last.
+    /// This pointer without its first token, if that is the given one or `*`, and not the last.
     pub fn under(&self, first: &str) -> Option<Self> {
         let (token, rest) = self.0.split_first()?;
         let meant = token == first || token == "*";
         (meant && !rest.is_empty()).then(|| Self(rest.to_vec()))
     }
 
-    /// The same below a member.
+    /// This pointer below a member.
     pub fn within(&self, first: &str) -> Self {
         Self(std::iter::once(first.to_owned()).chain(self.0.iter().cloned()).collect())
     }
 }
 
-/// A JSON text with another text in the place of all that these pointers point at; nothing where
-/// they point at nothing, or all of it is so already. Takes text that was held to caps of depth.
+/// JSON text with everything that these pointers match replaced; `None` if they match nothing, or
+/// nothing would change. The text must have passed the depth limit.
 pub fn overwrite(text: &Bytes, pointers: &[Pointer], with: &[u8]) -> Option<Bytes> {
     let paths: Vec<_> = pointers.iter().map(|pointer| &pointer.0[..]).collect();
     edit(text, &paths, with)
@@ -73,7 +75,7 @@ fn edit(text: &Bytes, paths: &[&[String]], with: &[u8]) -> Option<Bytes> {
     if paths.iter().any(|path| path.is_empty()) {
         return (text.trim_ascii() != with).then(|| Bytes::copy_from_slice(with));
     }
-    // What of the pointers is left below a member.
+    // Rest of the pointers below a member.
     let below = |name: &str| -> Vec<&[String]> {
         let split = paths.iter().filter_map(|path| path.split_first());
         split.filter(|(token, _)| *token == name || *token == "*").map(|(_, rest)| rest).collect()
@@ -98,14 +100,14 @@ fn edit(text: &Bytes, paths: &[&[String]], with: &[u8]) -> Option<Bytes> {
     splice(text, edits)
 }
 
-/// The places of an array's elements in its text; nothing where it is none.
+/// Positions of an array's elements in its text; `None` if it is not an array.
 pub fn items(array: &[u8]) -> Option<Vec<Range<usize>>> {
     let items: Vec<&RawValue> = serde_json::from_slice(array).ok()?;
     let start = |item: &RawValue| item.get().as_ptr() as usize - array.as_ptr() as usize;
     Some(items.iter().map(|item| start(item)..start(item) + item.get().len()).collect())
 }
 
-/// A text with others in these places, which come in their order; nothing where there are none.
+/// Text with these ranges replaced, which are in order; `None` without ranges.
 pub fn splice(text: &[u8], edits: Vec<(Range<usize>, Bytes)>) -> Option<Bytes> {
     if edits.is_empty() {
         return None;
@@ -132,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_pointed_at_is_overwritten_and_nothing_else() {
+    fn only_matched_fields_are_overwritten() {
         for (text, pointers, expected) in [
             (r#"{"a": 1.0, "b":[1 , 2]}"#, &["/a"][..], r#"{"a": "x", "b":[1 , 2]}"#),
             (r#"{"a": 1.0, "b":[1 , 2]}"#, &["/b/1"], r#"{"a": 1.0, "b":[1 , "x"]}"#),
@@ -153,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn pointers_are_read_and_written() {
+    fn pointers_round_trip() {
         for text in ["/a", "/a~1b/~0/*", "/"] {
             assert_eq!(text.parse::<Pointer>().unwrap().to_string(), text);
         }

@@ -4,29 +4,29 @@ use std::{cell::OnceCell, collections::HashMap};
 
 use serde_json::Value;
 
-/// What the references of one schema lead to.
+/// Targets of the references of one schema.
 pub struct References<'s> {
     root: &'s Value,
-    /// Found when the first is asked for.
+    /// Collected on first use.
     named: OnceCell<Named<'s>>,
 }
 
-/// What references can name within a document.
+/// Names within a document that references can use.
 #[derive(Default)]
 struct Named<'s> {
     anchors: HashMap<&'s str, Vec<&'s Value>>,
-    /// What has an identifier of its own: `$id`, or `id` in draft 4.
+    /// Schemas with an identifier: `$id`, or `id` in draft 4.
     resources: Vec<(&'s str, &'s Value)>,
 }
 
 impl<'s> References<'s> {
-    /// Those of this schema.
+    /// References of this schema.
     pub fn of(root: &'s Value) -> Self {
         Self { root, named: OnceCell::new() }
     }
 
-    /// What one may mean: a JSON pointer or an anchor in the same document. Nothing where it means
-    /// what is not there.
+    /// Targets of a reference: a JSON pointer or an anchor in the same document. Empty if the
+    /// target does not exist.
     pub fn targets(&self, reference: &str) -> Vec<&'s Value> {
         match reference.strip_prefix('#') {
             None => Vec::new(),
@@ -37,13 +37,13 @@ impl<'s> References<'s> {
         }
     }
 
-    /// All that one can mean to any reader. Readers differ: by their draft (`$id` and `$anchor`
-    /// changed in each), and by what they do with a reference into an embedded resource. So a
-    /// reference without a URI is looked for in the document and in each of its resources, and one
-    /// with a URI in each resource whose identifier ends in the same path segment: to resolve both
-    /// by RFC 3986 changes nothing but what stands before it.
+    /// All targets that any parser may find. Parsers differ by their draft (`$id` and `$anchor`
+    /// changed in each), and in their treatment of references into an embedded resource. So a
+    /// reference without a URI is searched in the document and in each of its resources, and one
+    /// with a URI in each resource whose identifier ends in the same path segment: resolving both
+    /// by RFC 3986 changes only the text before it.
     ///
-    /// None where nothing here can be meant: it leads out of the document, or nowhere.
+    /// `None` if no target is possible here: the reference leaves the document, or has no target.
     pub fn possible_targets(&self, reference: &str) -> Option<Vec<&'s Value>> {
         let (uri, fragment) = reference.split_once('#').unwrap_or((reference, ""));
         let resources = || self.named().resources.iter();
@@ -66,7 +66,7 @@ impl<'s> References<'s> {
         (!targets.is_empty()).then_some(targets)
     }
 
-    /// In how many places [`Self::possible_targets`] looks for one at most.
+    /// Upper bound of the places that [`Self::possible_targets`] searches for one reference.
     pub fn breadth(&self) -> usize {
         1 + self.named().resources.len()
     }
@@ -80,9 +80,9 @@ impl<'s> References<'s> {
     }
 }
 
-/// Whether a URI may be that of a resource with this identifier.
+/// Whether a URI may identify a resource with this identifier.
 fn may_identify(id: &str, uri: &str) -> bool {
-    // What ends in one of these gets its last segment from what it is resolved against.
+    // A URI with one of these endings gets its last segment from its base URI.
     fn last(uri: &str) -> Option<&str> {
         let segment = uri.rsplit(['/', ':']).next()?;
         (!matches!(segment, "" | "." | "..") && !segment.starts_with('?')).then_some(segment)
@@ -93,7 +93,7 @@ fn may_identify(id: &str, uri: &str) -> bool {
     }
 }
 
-/// What a reference that is a JSON pointer leads to.
+/// Target of a reference that is a JSON pointer.
 pub fn pointed<'s>(root: &'s Value, reference: &str) -> Option<&'s Value> {
     root.pointer(&percent_decode(reference.strip_prefix('#')?)?)
 }
@@ -110,7 +110,7 @@ impl<'s> Named<'s> {
                 for keyword in ["$id", "id"] {
                     if let Some(Value::String(id)) = members.get(keyword) {
                         let (uri, name) = id.split_once('#').unwrap_or((id, ""));
-                        // In drafts 4 to 7 this is how an anchor is written.
+                        // Anchors of drafts 4 to 7.
                         if !name.is_empty() {
                             self.anchors.entry(name).or_default().push(value);
                         }
@@ -127,7 +127,7 @@ impl<'s> Named<'s> {
     }
 }
 
-/// A URI fragment without its percent encoding, where that is UTF-8.
+/// URI fragment without percent encoding, if the result is UTF-8.
 fn percent_decode(fragment: &str) -> Option<String> {
     let mut out = Vec::with_capacity(fragment.len());
     let mut bytes = fragment.bytes();
@@ -150,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reference_means_all_that_any_reader_may_take_it_for() {
+    fn reference_has_all_targets_that_any_parser_finds() {
         let of = |name: &str| json!({ "properties": { (name): {} } });
         let root = json!({
             "$id": "https://h.example/a/s.json",
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_there_is_found() {
+    fn existing_targets_are_found() {
         let root = json!({ "$defs": { "a/b c": 1, "l": [{}, 2], "n": { "$anchor": "here" } } });
         let references = References::of(&root);
         for (reference, target) in [

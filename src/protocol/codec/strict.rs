@@ -1,4 +1,4 @@
-//! The strict walk over a JSON text.
+//! Strict walk over a JSON text.
 
 use std::{
     borrow::Cow,
@@ -15,17 +15,17 @@ use super::era::{
 };
 use crate::refusal::{Code, Refusal};
 
-/// How many levels from the top refuse keys that differ in case alone: the envelope, `params`,
-/// and `arguments` or `_meta`. A server that matches keys without case would read another message
-/// than policy did. Below that such keys may be data, such as an environment with `http_proxy` and
-/// `HTTP_PROXY`: there they are refused where policies or the tool's schema name one of them
-/// (`policy::index`, `proxy::spelling`).
+/// Number of levels from the top that refuse keys that differ only in case: the envelope, `params`,
+/// and `arguments` or `_meta`. A server that ignores case would read another message than policy
+/// did. Below that such keys may be data, such as an environment with `http_proxy` and
+/// `HTTP_PROXY`. There they are refused if policies or the tool's schema name one of them
+/// (`policy::index`, `proxy::argument_names`).
 const FOLDED_LEVELS: usize = 3;
 
 /// Members of a message's envelope.
 const ENVELOPE: [&str; 6] = ["jsonrpc", "id", "method", "params", "result", "error"];
 
-/// Members of `params` by which something is decided or routed.
+/// Members of `params` that affect decisions or routing.
 const PARAMS: [&str; 18] = [
     "name",
     "arguments",
@@ -47,9 +47,9 @@ const PARAMS: [&str; 18] = [
     "_meta",
 ];
 
-/// Members of the `_meta` of `params` that say for whom a message speaks, and what belongs to it.
-/// Some are added where a message goes on in the other era: beside a look-alike they would be one
-/// key twice.
+/// Members of the `_meta` of `params` that state for whom a message speaks and what belongs to it.
+/// Some are added during translation to the other era; beside a look-alike they would be duplicate
+/// keys.
 const META: [&str; 6] = [
     "progressToken",
     META_REVISION,
@@ -59,30 +59,30 @@ const META: [&str; 6] = [
     META_SUBSCRIPTION,
 ];
 
-/// Members of an answer in which a server can ask something of the client.
+/// Members of a response in which a server can send the client a request.
 const RESULT: [&str; 6] =
     ["inputRequests", "requestState", "resultType", "ttlMs", "cacheScope", "_meta"];
 const ERROR: [&str; 3] = ["code", "message", "data"];
 const DATA: [&str; 1] = ["elicitations"];
 
-/// What a text is. In a message and in `params`, a key that differs from a known key only in case is refused
-/// where it stands alone, too: policy would not see it, and a server that matches keys without
-/// case would act on it.
+/// Kind of a text. In a message and in `params`, a key that differs from a known key only in case
+/// is refused, even without the known key: policy would not see it, and a server that ignores case
+/// would act on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Text {
-    /// A whole message.
+    /// Whole message.
     Message,
-    /// The `params` of one.
+    /// `params` of a message.
     Params,
-    /// The `_meta` of these.
+    /// `_meta` of `params`.
     Meta,
-    /// The `result` of one.
+    /// `result` of a message.
     Result,
-    /// The `error` of one.
+    /// `error` of a message.
     Error,
-    /// The `data` of an error.
+    /// `data` of an error.
     Data,
-    /// Anything else.
+    /// Any other value.
     Value,
 }
 
@@ -99,7 +99,7 @@ impl Text {
         }
     }
 
-    /// What the value of a key is.
+    /// Kind of the value of a key.
     fn below(self, key: &str) -> Self {
         match (self, key) {
             (Self::Message, "params") => Self::Params,
@@ -121,12 +121,12 @@ impl Text {
     }
 }
 
-/// What is taken of one message.
+/// Limits of one message.
 #[derive(Debug, Clone, Copy)]
 pub struct Caps {
     /// Bytes of text.
     pub bytes: usize,
-    /// Levels of arrays and objects.
+    /// Nesting levels of arrays and objects.
     pub depth: usize,
     /// Values and keys.
     pub nodes: usize,
@@ -136,7 +136,7 @@ pub struct Caps {
     pub object_keys: usize,
 }
 
-/// How much a text that passed [`check`] holds.
+/// Counts of a text that passed [`check`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Values and keys.
@@ -145,7 +145,7 @@ pub struct Counts {
     pub keys: usize,
 }
 
-/// Why a text is not taken. None of them quotes a value.
+/// Reason why a text is refused. Never quotes a value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Flaw {
     #[error("the message has more than {0} bytes")]
@@ -160,7 +160,7 @@ pub enum Flaw {
     CrowdedObject(usize),
     #[error("the message is not UTF-8")]
     NotUtf8,
-    #[error("an object has a key twice, exactly or differing only in case or escapes")]
+    #[error("an object has a duplicate key, exactly or differing only in case or escapes")]
     DuplicateKey,
     #[error("a key differs from a known key only in case or a look-alike letter")]
     MisspelledKey,
@@ -171,7 +171,7 @@ pub enum Flaw {
 }
 
 impl Flaw {
-    /// The stable code.
+    /// Stable code.
     pub fn code(&self) -> Code {
         match self {
             Self::TooLarge(_)
@@ -192,11 +192,11 @@ impl From<Flaw> for Refusal {
     }
 }
 
-/// Walks a whole JSON text once. The walk ends at the first flaw, so that a text that is beyond a cap
-/// costs no more than one at the cap.
+/// Walks a whole JSON text once. Stops at the first flaw, so that a text beyond a limit costs no
+/// more than one at the limit.
 ///
 /// # Errors
-/// The first [`Flaw`] met.
+/// The first [`Flaw`].
 pub fn check(text: &[u8], what: Text, caps: Caps) -> Result<Counts, Flaw> {
     if text.len() > caps.bytes {
         return Err(Flaw::TooLarge(caps.bytes));
@@ -237,7 +237,7 @@ impl State {
         }
     }
 
-    /// Counts a key, the `of_object`th of its object.
+    /// Counts a key, number `of_object` of its object.
     fn count_key<E: serde::de::Error>(&self, of_object: usize) -> Result<(), E> {
         self.count()?;
         self.keys.set(self.keys.get() + 1);
@@ -332,8 +332,8 @@ impl<'de> Visitor<'de> for Walk<'_> {
     }
 }
 
-/// The keys of one object so far: a list while there are few, a set beyond. Each set has a hash key of
-/// its own, drawn from the system's random numbers: nobody can choose keys that collide.
+/// Keys of one object so far: a list while there are few, then a set. Each set has its own hash key
+/// from the system's random numbers, so nobody can choose colliding keys.
 struct Keys<'de> {
     folded: bool,
     few: Vec<Cow<'de, str>>,
@@ -341,7 +341,7 @@ struct Keys<'de> {
 }
 
 impl<'de> Keys<'de> {
-    const FEW: usize = 16;
+    const MAX_LIST_KEYS: usize = 16;
 
     fn new(folded: bool) -> Self {
         Self { folded, few: Vec::new(), many: HashSet::default() }
@@ -356,7 +356,7 @@ impl<'de> Keys<'de> {
         if self.few.contains(&key) || self.many.contains(&key) {
             return false;
         }
-        if self.few.len() < Self::FEW {
+        if self.few.len() < Self::MAX_LIST_KEYS {
             self.few.push(key);
         } else {
             self.many.insert(key);
@@ -365,10 +365,10 @@ impl<'de> Keys<'de> {
     }
 }
 
-/// Case folding as the most lenient matchers do it: `ſ` is `s`, the Kelvin sign is `k`. Letters that
+/// Case folding of the most lenient parsers: `ſ` is `s`, the Kelvin sign is `k`. Letters that
 /// Unicode's simple case folding (`CaseFolding.txt`, statuses C and S; Go's `strings.EqualFold`)
-/// takes for one have one result. The first step is for letters like `ẞ`, which have a lower case
-/// and are their own upper case, while their lower case has another one (`SS`).
+/// treats as equal have one result. The first step handles letters like `ẞ`, which have a lower
+/// case and are their own upper case, while their lower case has another one (`SS`).
 pub fn fold(key: Cow<'_, str>) -> Cow<'_, str> {
     if key.bytes().all(|b| b.is_ascii() && !b.is_ascii_uppercase()) {
         return key;
@@ -414,7 +414,7 @@ mod tests {
         Caps { bytes: 1 << 20, depth: 64, nodes: 10_000, keys: 5_000, object_keys: 1_000 };
 
     #[test]
-    fn flaws() {
+    fn flaws_are_found() {
         let deep = format!("{}{}", "[".repeat(65), "]".repeat(65));
         let bottomless = "[".repeat(200_000);
         let crowded = format!("[{}1]", "1,".repeat(10_000));
@@ -447,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn a_known_key_is_spelled_as_it_is_known() {
+    fn known_keys_with_another_spelling_are_refused() {
         for (text, what, flaw) in [
             (r#"{"method":"m","Params":{}}"#, Text::Message, Some(Flaw::MisspelledKey)),
             (r#"{"params":{"Arguments":{}}}"#, Text::Message, Some(Flaw::MisspelledKey)),
@@ -480,8 +480,8 @@ mod tests {
     }
 
     #[test]
-    fn letters_that_differ_in_case_alone_fold_to_one() {
-        // Go's orbits of more than two letters, and what has no one-letter upper case.
+    fn letters_that_differ_only_in_case_fold_to_one() {
+        // Go's orbits of more than two letters, and letters without a one-letter upper case.
         for letters in [
             "kK\u{212a}",
             "sS\u{17f}",
@@ -505,7 +505,7 @@ mod tests {
     }
 
     #[test]
-    fn many_keys_are_compared_too() {
+    fn duplicates_among_many_keys_are_found() {
         let keys: Vec<_> = (0..100).map(|i| format!("\"k{i}\":0")).collect();
         let counts = check(format!("{{{}}}", keys.join(",")).as_bytes(), Text::Value, CAPS);
         assert_eq!(counts, Ok(Counts { nodes: 201, keys: 100 }));
@@ -514,7 +514,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_bounded_by_object_and_by_message() {
+    fn keys_are_limited_by_object_and_by_message() {
         let object = |keys: usize| {
             let keys: Vec<_> = (0..keys).map(|i| format!("\"k{i}\":0")).collect();
             format!("{{{}}}", keys.join(","))
@@ -534,24 +534,24 @@ mod tests {
         for (text, flaw) in [
             (objects(5, 1_000), None),
             (objects(5_001, 1), Some(Flaw::TooManyKeys(5_000))),
-            // Elements of arrays are no keys.
+            // Elements of arrays are not keys.
             (format!("[{}0]", "0,".repeat(100_000)), None),
         ] {
             assert_eq!(check(text.as_bytes(), Text::Value, roomy).err(), flaw);
         }
-        // What is beyond a cap is not read: the flaw behind it is not found.
+        // Text beyond a limit is not parsed, so the flaw after it is not found.
         let late = format!("{}x", object(1_001));
         assert_eq!(check(late.as_bytes(), Text::Value, CAPS), Err(Flaw::CrowdedObject(1_000)));
     }
 
     proptest! {
         #[test]
-        fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn arbitrary_bytes_cause_no_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = check(&bytes, Text::Message, CAPS);
         }
 
         #[test]
-        fn what_passes_is_json(text in "[\\[\\]{}:,\"a-c0-2 ]{0,40}") {
+        fn text_that_passes_is_json(text in "[\\[\\]{}:,\"a-c0-2 ]{0,40}") {
             if check(text.as_bytes(), Text::Message, CAPS).is_ok() {
                 prop_assert!(serde_json::from_str::<serde_json::Value>(&text).is_ok());
             }

@@ -4,23 +4,22 @@ use http::{HeaderMap, header::AUTHORIZATION};
 
 use super::Key;
 
-/// An `Authorization` header that can't be taken. The text is for whoever sent it, and repeats
-/// nothing of it.
+/// Error about an `Authorization` header. The text is for its sender, and repeats nothing of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BearerFault {
     #[error("there is more than one Authorization header")]
     Duplicate,
     #[error("the Authorization header is not of the form `Bearer KEY`")]
     Scheme,
-    #[error("the Authorization header holds no key of this proxy")]
+    #[error("the Authorization header does not contain a key of this proxy")]
     Key,
 }
 
-/// The key that a request carries, if any.
+/// Key of a request, if any.
 ///
 /// # Errors
-/// Where there is a header that carries no key. Such a request is refused even where anonymous
-/// calls are taken: who shows a bad key is not nobody.
+/// If there is a header without a valid key. Such a request is refused even if anonymous calls are
+/// allowed: a client that sends a bad key is not anonymous.
 pub fn bearer(headers: &HeaderMap) -> Result<Option<Key>, BearerFault> {
     let mut values = headers.get_all(AUTHORIZATION).iter();
     let Some(value) = values.next() else { return Ok(None) };
@@ -40,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn headers() {
+    fn keys_are_read_from_valid_headers_only() {
         let key = Key::generate().unwrap();
         let good = format!("Bearer {}", key.expose());
         let basic = format!("Basic {}", key.expose());

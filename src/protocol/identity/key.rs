@@ -1,4 +1,4 @@
-//! API keys: what a client shows, and the hash that is kept.
+//! API keys and their stored hashes.
 
 use std::{fmt, str::FromStr};
 
@@ -7,46 +7,46 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-/// How every key begins, so that scanners and people know it for what it is.
+/// Prefix of every key, so that scanners and people recognize it.
 const PREFIX: &str = "pck_";
 /// Characters after the prefix: 32 bytes in base64url without padding.
-const BODY: usize = 43;
+const BODY_CHARS: usize = 43;
 
 /// An API key: `pck_` and 256 random bits. Shown once, never stored.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Key(String);
 
-/// The operating system has no random bytes to give.
+/// Error: the operating system provides no random bytes.
 #[derive(Debug, thiserror::Error)]
-#[error("the operating system gives no random bytes: {0}")]
+#[error("the operating system provides no random bytes: {0}")]
 pub struct NoRandomness(getrandom::Error);
 
-/// What was presented has not the form of a key. Says nothing of the text.
+/// Error for text that does not have the form of a key. Does not contain the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("this is not a key of this proxy")]
 pub struct NoKey;
 
 impl Key {
-    /// A new key.
+    /// New key.
     ///
     /// # Errors
-    /// Where the operating system has no random bytes.
+    /// If the operating system provides no random bytes.
     pub fn generate() -> Result<Self, NoRandomness> {
         let mut bytes = [0; 32];
         getrandom::fill(&mut bytes).map_err(NoRandomness)?;
         Ok(Self(format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(bytes))))
     }
 
-    /// The whole key, for the one place that shows it.
+    /// Whole key, to show it once.
     pub fn expose(&self) -> &str {
         &self.0
     }
 
-    /// The hash that is kept in its place.
+    /// Hash that is stored instead of the key.
     ///
-    /// One round of SHA-256 is right here: slow hashes make guessable passwords dear to guess,
-    /// and 256 random bits can't be guessed at any speed. A slow one would only let strangers
-    /// spend the proxy's time.
+    /// One round of SHA-256 is sufficient: slow hashes protect guessable passwords, and 256 random
+    /// bits cannot be guessed at any speed. A slow hash would only let strangers consume the
+    /// proxy's time.
     pub fn hash(&self) -> KeyHash {
         KeyHash(Sha256::digest(self.0.as_bytes()).into())
     }
@@ -57,7 +57,7 @@ impl FromStr for Key {
 
     fn from_str(text: &str) -> Result<Self, NoKey> {
         let body = text.strip_prefix(PREFIX).ok_or(NoKey)?;
-        let legal = body.len() == BODY
+        let legal = body.len() == BODY_CHARS
             && body.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
         if legal { Ok(Self(text.to_owned())) } else { Err(NoKey) }
     }
@@ -69,14 +69,14 @@ impl fmt::Debug for Key {
     }
 }
 
-/// The SHA-256 of a key: `sha256:` and 64 hex digits.
+/// SHA-256 of a key: `sha256:` and 64 hex digits.
 #[derive(Clone, Copy, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 #[expect(clippy::derived_hash_with_manual_eq, reason = "both are of all bytes")]
 pub struct KeyHash([u8; 32]);
 
-/// In constant time. A table of hashes is safe to look keys up in all the same: what its timing
-/// tells is about a hash, of which no key can be made.
+/// In constant time. Looking keys up in a table of hashes is safe anyway: its timing reveals
+/// something about a hash, from which no key can be derived.
 impl PartialEq for KeyHash {
     fn eq(&self, other: &Self) -> bool {
         self.0.ct_eq(&other.0).into()
@@ -84,13 +84,13 @@ impl PartialEq for KeyHash {
 }
 
 impl KeyHash {
-    /// The first digits: which key it is, for records and lists.
+    /// First digits, which identify the key in records and lists.
     pub fn id(&self) -> String {
         hex::encode(&self.0[..6])
     }
 }
 
-/// A text that is no [`KeyHash`].
+/// Error for text that is not a [`KeyHash`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a key's hash is `sha256:` and 64 characters of 0-9 and a-f")]
 pub struct NoHash;
@@ -144,9 +144,9 @@ mod tests {
         let (a, b) = (Key::generate().unwrap(), Key::generate().unwrap());
         assert_ne!(a.expose(), b.expose());
         assert_eq!(a.expose().parse::<Key>().unwrap(), a);
-        assert_eq!(a.expose().len(), PREFIX.len() + BODY);
+        assert_eq!(a.expose().len(), PREFIX.len() + BODY_CHARS);
         assert_eq!(format!("{a:?}"), "Key(…)");
-        let body = "A".repeat(BODY);
+        let body = "A".repeat(BODY_CHARS);
         for text in [
             "".to_owned(),
             body.clone(),
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn hashes_read_what_they_write() {
+    fn hashes_round_trip() {
         let hash = Key::generate().unwrap().hash();
         let text = hash.to_string();
         assert_eq!(text.parse::<KeyHash>().unwrap(), hash);

@@ -1,5 +1,5 @@
-//! Who holds which key: the clients of the config and those of `portcullis client add`, the
-//! latter read again as soon as their file changes.
+//! Keys of all clients: those of the config and those of `portcullis client add`. The latter are
+//! reloaded when their file changes.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, watch};
 use super::{Client, Key, KeyHash, Principal, PrincipalKind, Store, StoreFault};
 use crate::names::{ClientName, Group};
 
-/// Where a client was written down.
+/// Where a client is defined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
     /// In `portcullis.toml`.
@@ -25,30 +25,30 @@ pub enum Origin {
     Store,
 }
 
-/// All keys. Asked for every HTTP request, without a lock.
+/// All keys. Read for every HTTP request, without a lock.
 #[derive(Debug)]
 pub struct Keyring {
     configured: BTreeMap<ClientName, (KeyHash, Vec<Group>)>,
     store: Store,
     ring: ArcSwap<Ring>,
-    /// Who is told of changes. Held while the keys are read.
+    /// Receiver of changes. Locked while the keys are loaded.
     told: Mutex<Option<mpsc::UnboundedSender<Change>>>,
-    /// Told of each reading.
+    /// Notified of each reload.
     read: watch::Sender<()>,
 }
 
-/// What changed among the clients.
+/// Change of a client.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Change {
-    /// A client holds a key now.
+    /// A client now has a key.
     Added { client: ClientName, key: String, groups: Vec<Group> },
-    /// A client does not hold this key any more.
+    /// A client no longer has this key.
     Removed { client: ClientName, key: String },
 }
 
 impl Change {
-    /// Whether it gives the same client the same key as the other, or takes it away as the other.
+    /// Whether both add or both remove the same key of the same client.
     pub fn is_like(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Added { client, key, .. }, Self::Added { client: whose, key: which, .. })
@@ -59,7 +59,7 @@ impl Change {
         }
     }
 
-    /// What undoes it.
+    /// The reverse change.
     pub fn reverse(&self) -> Self {
         match self.clone() {
             Self::Added { client, key, .. } => Self::Removed { client, key },
@@ -74,23 +74,23 @@ struct Ring {
     by_name: BTreeMap<ClientName, (Origin, Arc<Principal>)>,
 }
 
-/// Watches the file of clients as long as it lives.
+/// Watches the file of clients until it is dropped.
 #[derive(Debug)]
 pub struct Watch {
     _watcher: RecommendedWatcher,
 }
 
 impl Keyring {
-    /// The keys of the clients of a config, and of its state folder.
+    /// Keys of the clients of a config, and of its state folder.
     ///
     /// # Errors
-    /// Where the file of clients is broken. A proxy must not start with half of its clients.
+    /// If the file of clients is invalid. A proxy must not start with only some of its clients.
     pub fn load(
         clients: &BTreeMap<ClientName, Client>,
         state_dir: &Path,
     ) -> Result<Self, StoreFault> {
         let configured = clients.iter().filter_map(|(name, client)| {
-            // The loader has refused a hash that is none.
+            // The config loader has refused invalid hashes.
             let hash = client.key_hash.parse().ok()?;
             Some((name.clone(), (hash, client.groups.clone())))
         });
@@ -105,12 +105,12 @@ impl Keyring {
         Ok(keyring)
     }
 
-    /// Reads the file of clients again.
+    /// Reloads the file of clients.
     ///
     /// # Errors
-    /// Where it is broken. The keys from before stay.
+    /// If it is invalid. The previous keys stay.
     pub fn reload(&self) -> Result<(), StoreFault> {
-        // One at a time: an older reading must not follow a newer one.
+        // One at a time: an older state must not replace a newer one.
         let told = self.told.lock();
         let mut ring = Ring::default();
         for (name, (hash, groups)) in &self.configured {
@@ -122,7 +122,7 @@ impl Keyring {
         let ring = Arc::new(ring);
         let before = self.ring.swap(ring.clone());
         if let Some(told) = &*told {
-            // Before those of the same name that are added.
+            // Before added ones with the same name.
             let removed = before.less(&ring).map(|(client, principal)| Change::Removed {
                 client: client.clone(),
                 key: principal.key.clone().unwrap_or_default(),
@@ -132,25 +132,26 @@ impl Keyring {
                 key: principal.key.clone().unwrap_or_default(),
                 groups: principal.groups.clone(),
             });
-            // Who was told may have stopped to listen.
+            // The receiver may have been dropped.
             removed.chain(added).for_each(|change| drop(told.send(change)));
         }
         self.read.send_replace(());
         Ok(())
     }
 
-    /// The changes from now on, for one listener. They are the operator's, so they need no bound.
+    /// Changes from now on, for one receiver. They come from the operator, so the channel is
+    /// unbounded.
     pub fn changes(&self) -> mpsc::UnboundedReceiver<Change> {
         let (sender, changes) = mpsc::unbounded_channel();
         *self.told.lock() = Some(sender);
         changes
     }
 
-    /// Reloads whenever the file of clients changes. A broken file is logged, and the keys from
-    /// before stay.
+    /// Reloads whenever the file of clients changes. An invalid file is logged, and the previous
+    /// keys stay.
     ///
     /// # Errors
-    /// Where the state folder can't be made or watched.
+    /// If the state folder cannot be created or watched.
     pub fn watch(self: &Arc<Self>) -> Result<Watch, StoreFault> {
         self.store.prepare()?;
         let keyring = Arc::downgrade(self);
@@ -158,9 +159,10 @@ impl Keyring {
         let follow = move |event: notify::Result<Event>| {
             if let Some(keyring) = keyring.upgrade().filter(|_| matters(&event, &path)) {
                 match keyring.reload() {
-                    Ok(()) => tracing::info!("clients loaded again"),
+                    Ok(()) => tracing::info!("clients reloaded"),
                     Err(fault) => tracing::error!(
-                        "clients have changed and are not used, those before stay: {fault}"
+                        "clients changed but the file is invalid; the previous clients stay: \
+                        {fault}"
                     ),
                 }
             }
@@ -171,23 +173,23 @@ impl Keyring {
                 watcher.watch(folder, RecursiveMode::NonRecursive).map(|()| watcher)
             })
             .map_err(|source| StoreFault::Watch { path: folder.to_owned(), source })?;
-        // What changed between loading and watching.
+        // For changes between loading and watching.
         self.reload()?;
         Ok(Watch { _watcher: watcher })
     }
 
-    /// Who holds a key.
+    /// Principal of a key.
     pub fn authenticate(&self, key: &Key) -> Option<Arc<Principal>> {
         self.ring.load().by_hash.get(&key.hash()).cloned()
     }
 
-    /// The principal of a client, for the operator who asks on a client's behalf.
+    /// Principal of a client, for the operator who acts on a client's behalf.
     pub fn client(&self, name: &ClientName) -> Option<Arc<Principal>> {
         self.ring.load().by_name.get(name).map(|(_, principal)| Arc::clone(principal))
     }
 
-    /// Whether this principal is what it was when it came in: a client with that key and those groups,
-    /// or none of the clients.
+    /// Whether this principal is unchanged since its connection: a client with that key and those
+    /// groups, or not a client.
     pub fn still_knows(&self, principal: &Principal) -> bool {
         match &principal.kind {
             PrincipalKind::Client(name) => self.client(name).is_some_and(|now| *now == *principal),
@@ -195,11 +197,11 @@ impl Keyring {
         }
     }
 
-    /// Done once it does not know this principal any more.
+    /// Resolves when this principal has changed.
     pub async fn changed(&self, principal: &Principal) {
         let mut read = self.read.subscribe();
         while self.still_knows(principal) {
-            // The sender is this one's own.
+            // The sender belongs to this value.
             let _ = read.changed().await;
         }
     }
@@ -211,7 +213,8 @@ impl Keyring {
     }
 }
 
-/// Whether an event may be about the file of clients. A fault of the watch may hide one.
+/// Whether an event may concern the file of clients. An error of the watcher may hide such an
+/// event.
 fn matters(event: &notify::Result<Event>, path: &Path) -> bool {
     event.as_ref().map_or(true, |event| {
         !event.kind.is_access()
@@ -221,7 +224,7 @@ fn matters(event: &notify::Result<Event>, path: &Path) -> bool {
 }
 
 impl Ring {
-    /// The clients that the other has not, or with another key or other groups.
+    /// Clients that the other ring lacks, or has with another key or other groups.
     fn less<'a>(
         &'a self,
         other: &'a Ring,
@@ -232,17 +235,19 @@ impl Ring {
         })
     }
 
-    /// Adds a client, unless its name or key is taken: the config goes before the store.
+    /// Adds a client, unless its name or key is taken: the config overrides the store.
     fn insert(&mut self, name: &ClientName, hash: KeyHash, groups: &[Group], origin: Origin) {
         if self.by_name.contains_key(name) {
-            tracing::warn!(client = %name, "in the config and in the store: the one in the config counts");
+            tracing::warn!(client = %name, "client is in the config and in the store; the config \
+                counts");
             return;
         }
         let key = Some(hash.id());
         let principal =
             Arc::new(Principal { key, ..Principal::client(name.clone(), groups.to_vec()) });
         if let Some(other) = self.by_hash.get(&hash) {
-            tracing::warn!(client = %name, other = %other.name(), "has the other's key: left out");
+            tracing::warn!(client = %name, other = %other.name(), "client has the key of another \
+                client; ignored");
             return;
         }
         self.by_hash.insert(hash, Arc::clone(&principal));
@@ -267,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_of_config_and_store_are_known_and_no_others() {
+    fn only_keys_of_config_and_store_are_known() {
         let dir = tempfile::tempdir().unwrap();
         let [a, stranger] = [(); 2].map(|()| Key::generate().unwrap());
         let clients = configured(&a, vec!["ops".parse().unwrap()]);
@@ -286,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_in_both_is_the_configs() {
+    fn config_overrides_the_store() {
         let dir = tempfile::tempdir().unwrap();
         let ours = Key::generate().unwrap();
         let clients = configured(&ours, vec![]);
@@ -297,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_file_keeps_the_keys_from_before() {
+    fn invalid_file_keeps_the_previous_keys() {
         let dir = tempfile::tempdir().unwrap();
         let clients = BTreeMap::new();
         let store = Store::within(dir.path());
@@ -310,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_comes_and_goes_while_the_proxy_runs() {
+    fn clients_are_added_and_removed_at_run_time() {
         let dir = tempfile::tempdir().unwrap();
         let clients = BTreeMap::new();
         let keyring = Arc::new(Keyring::load(&clients, dir.path()).unwrap());
@@ -337,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn the_local_user_is_verified_and_anonymous_is_not() {
+    fn local_user_is_verified_and_anonymous_is_not() {
         assert!(Principal::local().verified && Principal::local().name().starts_with("local:"));
         assert!(!Principal::anonymous().verified);
     }

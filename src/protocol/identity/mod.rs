@@ -1,7 +1,7 @@
-//! Who is calling: an API key, the local user, or nobody in particular becomes a [`Principal`].
+//! Identity of callers: an API key, the local user or an anonymous caller becomes a [`Principal`].
 //!
-//! INVARIANT: a key is kept as its hash alone and shown once, by `portcullis client add`. No error,
-//! `Debug` or log line of this module holds one.
+//! INVARIANT: a key is stored only as its hash, and shown once by `portcullis client add`. No
+//! error, `Debug` or log line of this module contains one.
 
 mod bearer;
 mod config;
@@ -23,42 +23,42 @@ use serde::Serialize;
 
 use crate::names::{ClientName, Group};
 
-/// Who sends a client's messages, as policy sees it.
+/// Sender of a client's messages, as policy sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Principal {
     pub kind: PrincipalKind,
     pub groups: Vec<Group>,
-    /// Whether the identity was proven (a key, the owner of the socket).
+    /// Whether the identity is proven (a key, the owner of the socket).
     pub verified: bool,
-    /// Which key proved it: [`KeyHash::id`].
+    /// Key that proved it: [`KeyHash::id`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
 }
 
-/// The kinds of principal.
+/// Kinds of principals.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PrincipalKind {
-    /// The holder of an API key.
+    /// Holder of an API key.
     Client(ClientName),
-    /// The operating-system user who runs the proxy, over stdio or the local socket.
+    /// Operating-system user who runs the proxy, over stdio or the local socket.
     Local { user: String },
-    /// A caller without a key, where the config says `anonymous = true`.
+    /// Caller without a key, if the config has `anonymous = true`.
     Anonymous,
 }
 
 impl Principal {
-    /// Whether that is the same one: a client that was given another's name has another key.
+    /// Whether that is the same principal: a later client with the same name has another key.
     pub fn is(&self, kind: &PrincipalKind, key: Option<&str>) -> bool {
         self.kind == *kind && self.key.as_deref() == key
     }
 
-    /// The holder of an API key.
+    /// Holder of an API key.
     pub fn client(name: ClientName, groups: Vec<Group>) -> Self {
         Self { kind: PrincipalKind::Client(name), groups, verified: true, key: None }
     }
 
-    /// The user who runs this process, by name, or by number where the number has no name.
+    /// User who runs this process, by name, or by number if the number has no name.
     pub fn local() -> Arc<Self> {
         let uid = nix::unistd::Uid::current();
         let user = nix::unistd::User::from_uid(uid).ok().flatten();
@@ -67,13 +67,13 @@ impl Principal {
         Arc::new(Self { kind, groups: Vec::new(), verified: true, key: None })
     }
 
-    /// A caller without a key.
+    /// Caller without a key.
     pub fn anonymous() -> Arc<Self> {
         let kind = PrincipalKind::Anonymous;
         Arc::new(Self { kind, groups: Vec::new(), verified: false, key: None })
     }
 
-    /// The name in logs, metrics and records: the client's name, `local:USER` or `anonymous`.
+    /// Name in logs, metrics and records: the client's name, `local:USER` or `anonymous`.
     pub fn name(&self) -> String {
         self.kind.name()
     }

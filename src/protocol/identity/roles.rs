@@ -1,7 +1,7 @@
-//! Who may do what at the admin socket: users and groups of this machine, by role.
+//! Roles of users and groups of this machine at the admin socket.
 //!
-//! Root and the user who runs the proxy may do everything: they could read its files. To everybody
-//! else nothing is allowed that the config does not name.
+//! Root and the user who runs the proxy may do everything, because they could read its files. All
+//! other users may do only what the config grants.
 
 use std::{borrow::Cow, ffi::CString, fmt, str::FromStr};
 
@@ -52,26 +52,26 @@ pub enum Member {
     Group(Named),
 }
 
-/// By name or by number.
+/// Name or number.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Named {
     Name(String),
     Id(u32),
 }
 
-/// A text that names nobody.
+/// Error for text that names neither a user nor a group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum IllegalMember {
     #[error("write `user:NAME` or `group:NAME`, of this machine")]
     Form,
     #[error("a name has no spaces, colons, commas or slashes")]
     Name,
-    #[error("that number stands for everybody whom the kernel can't name: choose another user")]
+    #[error("the kernel reports this number for every user without a mapping: choose another user")]
     Unmapped,
 }
 
-/// What the kernel shows for a user or group that has no number here (from another user namespace).
-/// It is also the number of `nobody`, so it proves nothing.
+/// Number that the kernel reports for a user or group without a mapping (from another user
+/// namespace). It is also the number of `nobody`, so it proves nothing.
 const UNMAPPED: u32 = 65_534;
 
 impl FromStr for Member {
@@ -142,8 +142,8 @@ impl JsonSchema for Member {
 }
 
 impl Member {
-    /// The number of this user or group. `None` where the machine knows none of that name. Asks
-    /// the name service, which may take its time.
+    /// Number of this user or group. `None` if the machine does not know the name. Queries the name
+    /// service, which may block.
     pub fn id(&self) -> Option<u32> {
         match self {
             Self::User(Named::Id(id)) | Self::Group(Named::Id(id)) => Some(*id),
@@ -167,7 +167,7 @@ impl Member {
     }
 }
 
-/// What somebody may do.
+/// Rights of a user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Standing {
     /// Root, or the user who runs the proxy.
@@ -182,7 +182,7 @@ impl Standing {
     pub const STRANGER: Self =
         Self { owner: false, auditor: false, operator: false, approver: false };
 
-    /// Whether this role is theirs.
+    /// Whether the user has this role.
     pub fn has(self, role: Role) -> bool {
         match role {
             Role::Auditor => self.auditor,
@@ -198,19 +198,19 @@ pub fn is_owner(uid: u32) -> bool {
 }
 
 impl Roles {
-    /// Whether nobody but root and the proxy's user has one.
+    /// Whether no role is granted.
     pub fn is_empty(&self) -> bool {
         self.members().next().is_none()
     }
 
-    /// All members with the role that names them.
+    /// All members with their roles.
     pub fn members(&self) -> impl Iterator<Item = (Role, usize, &Member)> {
         [Role::Auditor, Role::Operator, Role::Approver]
             .into_iter()
             .flat_map(|role| self.with(role).iter().enumerate().map(move |(at, m)| (role, at, m)))
     }
 
-    /// The members with this role.
+    /// Members with this role.
     pub fn with(&self, role: Role) -> &[Member] {
         match role {
             Role::Auditor => &self.auditor,
@@ -219,9 +219,9 @@ impl Roles {
         }
     }
 
-    /// What the user may do whose process has this user and group. The user's further groups are
-    /// those of the name service, so that one who was taken out of a group has lost the role.
-    /// Blocks while the name service looks.
+    /// Rights of the user whose process has this user and group. The user's further groups come
+    /// from the name service, so that a user who was removed from a group has lost the role. Blocks
+    /// during the lookup.
     pub fn standing(&self, uid: u32, gid: u32) -> Standing {
         if is_owner(uid) {
             return Standing::OWNER;
@@ -238,7 +238,7 @@ impl Roles {
         }
     }
 
-    /// Whether the config gives this role to the user, whoever runs this process. Blocks as
+    /// Whether the config grants this role to the user, whichever user runs this process. Blocks as
     /// [`Roles::standing`].
     pub fn grant(&self, role: Role, uid: u32, gid: u32) -> bool {
         let groups = groups(uid, gid);
@@ -246,7 +246,7 @@ impl Roles {
     }
 }
 
-/// The groups of a user whose process has this group.
+/// Groups of a user whose process has this group.
 fn groups(uid: u32, gid: u32) -> Vec<u32> {
     let mut groups = vec![gid];
     if let Ok(Some(user)) = User::from_uid(Uid::from_raw(uid)) {
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn members_are_users_and_groups() {
+    fn members_are_parsed_or_refused() {
         for text in ["user:alice", "group:audit-team", "user:1000", "group:0", "user:a.b@corp"] {
             assert_eq!(text.parse::<Member>().unwrap().to_string(), text);
         }
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_has_a_role_but_those_who_are_named() {
+    fn only_named_users_have_a_role() {
         let own = Uid::effective().as_raw();
         let none = Roles::default();
         assert_eq!(none.standing(0, 0), Standing::OWNER);
@@ -306,16 +306,16 @@ mod tests {
         assert_eq!(has(4003, 5001), (true, false));
         assert_eq!(has(4002, 4002), (false, true));
         assert_eq!(has(4002, 5001), (true, true));
-        // A user's number is no group's, and the other way round.
+        // A user's number does not match a group's, nor the reverse.
         assert_eq!(has(5001, 4001), (false, false));
         assert_eq!(roles(&["user:surely-nobody-here"], &[]).standing(4001, 1), Standing::STRANGER);
-        // `nobody` is whoever has no number.
+        // `nobody` is any user without a number.
         assert_eq!(roles(&["user:nobody"], &[]).standing(UNMAPPED, 1), Standing::STRANGER);
     }
 
     #[test]
-    fn groups_are_those_of_the_name_service() {
-        // Root is a user of every machine, and its group has a name.
+    fn groups_come_from_the_name_service() {
+        // Root exists on every machine, and its group has a name.
         let name = Group::from_gid(Gid::from_raw(0)).unwrap().unwrap().name;
         let member: Member = format!("group:{name}").parse().unwrap();
         assert!(member.includes(0, &groups(0, 4711)));

@@ -1,7 +1,7 @@
 //! `clients.toml` in the state folder: the clients of `portcullis client add`.
 //!
-//! INVARIANT: readers see the file before or after a change, never between; of two writers, one
-//! waits for the other.
+//! INVARIANT: readers see the file before or after a change, never in between; concurrent writers
+//! wait for each other.
 
 use std::{
     collections::BTreeMap,
@@ -18,10 +18,10 @@ use super::{Key, KeyHash, NoRandomness};
 use crate::names::{ClientName, Group};
 use portcullis_foundation::atomic_file;
 
-/// Bytes of the file: room for some ten thousand clients.
-const LARGEST: u64 = 4 << 20;
+/// Limit of the file in bytes: room for about ten thousand clients.
+const MAX_BYTES: u64 = 4 << 20;
 
-const HEADER: &str = "# Written by `portcullis client`. A key is kept as its hash alone.\n";
+const HEADER: &str = "# Written by `portcullis client`. Keys are stored as hashes.\n";
 
 /// One client.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,7 +30,7 @@ pub struct Stored {
     pub key_hash: KeyHash,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<Group>,
-    /// When the client was added.
+    /// Time at which the client was added.
     pub added: Timestamp,
 }
 
@@ -41,60 +41,58 @@ struct Content {
     clients: BTreeMap<ClientName, Stored>,
 }
 
-/// The file, and the folder that it is in.
+/// The file and its folder.
 #[derive(Debug, Clone)]
 pub struct Store {
     dir: PathBuf,
     path: PathBuf,
 }
 
-/// What is wrong with the file of clients.
+/// Failure to read or write the file of clients.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreFault {
     #[error("`{}`: {source}", path.display())]
     Io { path: PathBuf, source: io::Error },
-    #[error("`{}` can be written by others: anyone could give themselves a key; `chmod 600` it", .0.display())]
+    #[error("`{}` is writable by other users, who could add keys: `chmod 600` it", .0.display())]
     Writable(PathBuf),
-    #[error("`{}` is larger than {} MiB", .0.display(), LARGEST >> 20)]
+    #[error("`{}` is larger than {} MiB", .0.display(), MAX_BYTES >> 20)]
     TooLarge(PathBuf),
     #[error("`{}`, line {line}: {message}", path.display())]
     Broken { path: PathBuf, line: usize, message: String },
-    #[error(
-        "there is a client `{0}` already: to give it a new key, `portcullis client rm {0}` first"
-    )]
+    #[error("client `{0}` already exists: for a new key, run `portcullis client rm {0}` first")]
     Exists(ClientName),
-    #[error("there is no client `{0}`: `portcullis client ls` shows those that are")]
+    #[error("client `{0}` does not exist: `portcullis client ls` lists the clients")]
     Missing(ClientName),
-    #[error("`{}` can't be watched for changes: {source}", path.display())]
+    #[error("`{}` cannot be watched for changes: {source}", path.display())]
     Watch { path: PathBuf, source: notify::Error },
     #[error(transparent)]
     Random(#[from] NoRandomness),
 }
 
 impl Store {
-    /// The store in a state folder. Touches nothing yet.
+    /// Store in a state folder. Accesses no file yet.
     pub fn within(state_dir: &Path) -> Self {
         Self { dir: state_dir.to_owned(), path: state_dir.join("clients.toml") }
     }
 
-    /// The file.
+    /// Path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Makes the folder where it is not there, for its owner alone.
+    /// Creates the folder, for its owner only, if it does not exist.
     ///
     /// # Errors
-    /// Where it can't be made.
+    /// If it cannot be created.
     pub fn prepare(&self) -> Result<(), StoreFault> {
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.dir);
         made.map_err(|source| StoreFault::Io { path: self.dir.clone(), source })
     }
 
-    /// All clients. A file that is not there holds none.
+    /// All clients. Empty if the file does not exist.
     ///
     /// # Errors
-    /// Where the file is broken, or others than its owner could have written it.
+    /// If the file is invalid, or users other than its owner could have written it.
     pub fn read(&self) -> Result<BTreeMap<ClientName, Stored>, StoreFault> {
         let mut text = String::new();
         let file = match File::open(&self.path) {
@@ -106,8 +104,8 @@ impl Store {
         if meta.mode() & 0o022 != 0 {
             return Err(StoreFault::Writable(self.path.clone()));
         }
-        file.take(LARGEST + 1).read_to_string(&mut text).map_err(|error| self.io(error))?;
-        if text.len() as u64 > LARGEST {
+        file.take(MAX_BYTES + 1).read_to_string(&mut text).map_err(|error| self.io(error))?;
+        if text.len() as u64 > MAX_BYTES {
             return Err(StoreFault::TooLarge(self.path.clone()));
         }
         let content: Content = toml::from_str(&text).map_err(|error| {
@@ -122,10 +120,10 @@ impl Store {
         Ok(content.clients)
     }
 
-    /// Adds a client with a new key, and returns the key, which is stored nowhere.
+    /// Adds a client with a new key, and returns the key, which is not stored.
     ///
     /// # Errors
-    /// As [`Store::add_with`], and where there is no randomness.
+    /// As [`Store::add_with`], and if there are no random bytes.
     pub fn add(&self, name: &ClientName, groups: Vec<Group>) -> Result<Key, StoreFault> {
         let key = Key::generate()?;
         self.add_with(name, &key, groups)?;
@@ -135,7 +133,7 @@ impl Store {
     /// Adds a client with this key.
     ///
     /// # Errors
-    /// Where there is one of that name, and where the file can't be read or written.
+    /// If the name exists, or the file cannot be read or written.
     pub fn add_with(
         &self,
         name: &ClientName,
@@ -152,10 +150,10 @@ impl Store {
         })
     }
 
-    /// Removes a client; what it was.
+    /// Removes a client and returns it.
     ///
     /// # Errors
-    /// Where there is none of that name, and where the file can't be read or written.
+    /// If the name does not exist, or the file cannot be read or written.
     pub fn remove(&self, name: &ClientName) -> Result<Stored, StoreFault> {
         self.change(|clients| clients.remove(name).ok_or_else(|| StoreFault::Missing(name.clone())))
     }
@@ -201,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn clients_come_and_go() {
+    fn clients_are_added_and_removed() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::within(&dir.path().join("state"));
         assert!(store.read().unwrap().is_empty());
@@ -221,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn writers_at_once_lose_nothing() {
+    fn concurrent_writers_lose_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::within(dir.path());
         std::thread::scope(|scope| {
@@ -238,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_cannot_be_trusted_is_not_read() {
+    fn untrustworthy_file_is_not_read() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::within(dir.path());
         store.add(&name("a"), vec![]).unwrap();
@@ -256,7 +254,7 @@ mod tests {
                 panic!("{text}")
             };
             assert_eq!(found, line, "{text}");
-            // And nobody writes over what somebody may want to mend.
+            // Nor is it overwritten, so that it can be repaired.
             assert!(store.add(&name("b"), vec![]).is_err());
             assert_eq!(fs::read_to_string(store.path()).unwrap(), text);
         }

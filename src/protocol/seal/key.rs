@@ -7,24 +7,25 @@ use std::{
 
 use portcullis_foundation::key_file::{self, Fault, Key};
 
-/// What is wrong with the file of the key.
+/// Failure to read or create the key file.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyFault {
     #[error("`{}`: {source}", path.display())]
     Io { path: PathBuf, source: io::Error },
     #[error(
-        "`{}` can be read or written by others: whoever has the key can forge what the proxy gives \
-         out; remove the file (a new key is made; calls that wait for an answer are lost)",
+        "`{}` is accessible to other users, who could forge sealed texts with the key: \
+         remove the file (a new key is created; calls that wait for an answer are lost)",
         .0.display()
     )]
     Open(PathBuf),
     #[error(
-        "`{}` is not a key of 32 bytes: remove the file (a new key is made; calls that wait for an \
+        "`{}` is not a key of 32 bytes: remove the file (a new key is created; calls that wait \
+        for an \
          answer are lost)",
         .0.display()
     )]
     Damaged(PathBuf),
-    #[error("the operating system gives no random bytes: {0}")]
+    #[error("the operating system provides no random bytes: {0}")]
     Random(getrandom::Error),
 }
 
@@ -39,7 +40,7 @@ impl From<Fault> for KeyFault {
     }
 }
 
-/// Reads the key, and makes it where there is none.
+/// Reads the key, and creates it if it does not exist.
 pub(super) fn load(state_dir: &Path) -> Result<Key, KeyFault> {
     Ok(key_file::load(state_dir, "seal.key")?)
 }

@@ -1,11 +1,9 @@
-//! Handles that the proxy gives out and takes back: text that says something to nobody but us,
-//! and that nobody but us can make or change.
+//! Sealed texts that clients store for the proxy (`requestState`, cursors), so that a restart loses
+//! none. Only the proxy can read, create or change them.
 //!
-//! A client keeps them for us (`requestState`, cursors), so a restart loses none.
-//!
-//! INVARIANT: what opens was sealed by this proxy, for the same purpose, bound to the same bytes,
-//! and is not past its time. Every other text is refused; no error, `Debug` or log line holds the
-//! key or what was sealed.
+//! INVARIANT: a text that opens was sealed by this proxy, for the same purpose, bound to the same
+//! bytes, and has not expired. Every other text is refused. No error, `Debug` or log line contains
+//! the key or the sealed content.
 
 mod key;
 
@@ -22,65 +20,66 @@ use zeroize::Zeroizing;
 pub use key::KeyFault;
 use portcullis_foundation::key_file::Key;
 
-/// Bytes that can be sealed: a handle travels in a message, and must leave room for it.
+/// Limit of the sealed content in bytes. A sealed text is part of a message, and must leave room
+/// for the rest.
 pub const LARGEST: usize = 256 << 10;
 
-/// Bytes of the nonce. It is random: at 24 bytes none comes twice.
-const NONCE: usize = 24;
-/// Bytes of the expiry, in front of what is sealed.
-const EXPIRY: usize = 8;
+/// Bytes of the nonce. It is random: 24 bytes never repeat.
+const NONCE_BYTES: usize = 24;
+/// Bytes of the expiry, which precedes the content.
+const EXPIRY_BYTES: usize = 8;
 /// Bytes of the authentication tag.
-const TAG: usize = 16;
+const TAG_BYTES: usize = 16;
 
-/// What parts these texts from all else that is ever made with the same key.
+/// Separates these texts from anything else made with the same key.
 const DOMAIN: &[u8] = b"portcullis seal 1";
 
-/// Seals and opens, with the key of one state folder.
+/// Seals and opens texts with the key of one state folder.
 pub struct Seal {
     cipher: XChaCha20Poly1305,
 }
 
-/// Why something is not sealed.
+/// Failure to seal.
 #[derive(Debug, thiserror::Error)]
 pub enum Unsealed {
     #[error("more than {LARGEST} bytes cannot be sealed")]
     TooLarge,
-    #[error("the operating system gives no random bytes: {0}")]
+    #[error("the operating system provides no random bytes: {0}")]
     Random(getrandom::Error),
     #[error("the cipher failed")]
     Cipher,
 }
 
-/// Why a text does not open.
+/// Reason why a text does not open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Broken {
-    /// It has not the form of a sealed text.
-    #[error("it has not the form of what is given out here")]
+    /// It does not have the form of a sealed text.
+    #[error("it does not have the form of a sealed text")]
     Malformed,
-    /// It was not made here, or for another purpose, or bound to something else, or changed.
-    #[error("it was not given out here for this")]
+    /// It was sealed elsewhere, for another purpose or bytes, or changed.
+    #[error("it was not sealed by this proxy for this purpose")]
     Forged,
-    /// It was, but it is past its time.
+    /// It is valid but has expired.
     #[error("it has expired")]
     Expired,
 }
 
 impl Seal {
-    /// The seal of a state folder. Its key is made once, in `seal.key`; so is the folder.
+    /// Seal of a state folder. Creates the folder and its key, `seal.key`, once.
     ///
     /// # Errors
-    /// Where the key cannot be read or made, or others than its owner could have read it.
+    /// If the key cannot be read or created, or users other than its owner could have read it.
     pub fn load(state_dir: &Path) -> Result<Self, KeyFault> {
         Ok(Self::of(&key::load(state_dir)?))
     }
 
     fn of(key: &Key) -> Self {
-        // The cipher overwrites its copy of the key when it is dropped.
+        // The cipher overwrites its copy of the key on drop.
         Self { cipher: XChaCha20Poly1305::new((&**key).into()) }
     }
 
-    /// Seals `plain` for a purpose, bound to bytes that must be shown again to open it, for `ttl`
-    /// (rounded up to seconds). The text is base64url.
+    /// Seals `plain` for a purpose, bound to bytes that are needed to open it, for `ttl` (rounded
+    /// up to seconds). The text is base64url.
     ///
     /// # Errors
     /// [`Unsealed`].
@@ -105,9 +104,9 @@ impl Seal {
         if plain.len() > LARGEST {
             return Err(Unsealed::TooLarge);
         }
-        let mut nonce = [0; NONCE];
+        let mut nonce = [0; NONCE_BYTES];
         getrandom::fill(&mut nonce).map_err(Unsealed::Random)?;
-        let mut inside = Zeroizing::new(Vec::with_capacity(EXPIRY + plain.len()));
+        let mut inside = Zeroizing::new(Vec::with_capacity(EXPIRY_BYTES + plain.len()));
         inside.extend_from_slice(&expiry.to_be_bytes());
         inside.extend_from_slice(plain);
         let aad = associated(purpose, bound);
@@ -115,13 +114,13 @@ impl Seal {
             .cipher
             .encrypt(&XNonce::from(nonce), Payload { msg: &inside, aad: &aad })
             .map_err(|_| Unsealed::Cipher)?;
-        let mut whole = Vec::with_capacity(NONCE + sealed.len());
+        let mut whole = Vec::with_capacity(NONCE_BYTES + sealed.len());
         whole.extend_from_slice(&nonce);
         whole.extend_from_slice(&sealed);
         Ok(URL_SAFE_NO_PAD.encode(whole))
     }
 
-    /// What was sealed, where purpose and bound bytes are those it was sealed with.
+    /// Content of a sealed text, if purpose and bound bytes match.
     ///
     /// # Errors
     /// [`Broken`].
@@ -136,13 +135,13 @@ impl Seal {
         text: &str,
         now: u64,
     ) -> Result<Vec<u8>, Broken> {
-        // Bounded before it is decoded: four characters are three bytes.
-        if text.len() > (NONCE + EXPIRY + LARGEST + TAG).div_ceil(3) * 4 {
+        // Checked before decoding: four characters are three bytes.
+        if text.len() > (NONCE_BYTES + EXPIRY_BYTES + LARGEST + TAG_BYTES).div_ceil(3) * 4 {
             return Err(Broken::Malformed);
         }
         let whole = URL_SAFE_NO_PAD.decode(text).map_err(|_| Broken::Malformed)?;
-        let (nonce, sealed) = whole.split_first_chunk::<NONCE>().ok_or(Broken::Malformed)?;
-        if sealed.len() < EXPIRY + TAG {
+        let (nonce, sealed) = whole.split_first_chunk::<NONCE_BYTES>().ok_or(Broken::Malformed)?;
+        if sealed.len() < EXPIRY_BYTES + TAG_BYTES {
             return Err(Broken::Malformed);
         }
         let aad = associated(purpose, bound);
@@ -150,12 +149,13 @@ impl Seal {
             .cipher
             .decrypt(&XNonce::from(*nonce), Payload { msg: sealed, aad: &aad })
             .map_err(|_| Broken::Forged)?;
-        let (expiry, _) = inside.split_first_chunk::<EXPIRY>().ok_or(Broken::Malformed)?;
-        // Only now: whether a forged text would have expired is nobody's to learn.
+        let (expiry, _) = inside.split_first_chunk::<EXPIRY_BYTES>().ok_or(Broken::Malformed)?;
+        // Only after authentication, so that a forged text does not reveal whether it would have
+        // expired.
         if now >= u64::from_be_bytes(*expiry) {
             return Err(Broken::Expired);
         }
-        inside.drain(..EXPIRY);
+        inside.drain(..EXPIRY_BYTES);
         Ok(inside)
     }
 }
@@ -166,8 +166,8 @@ impl fmt::Debug for Seal {
     }
 }
 
-/// Purpose and bound bytes in one text. The purpose's length stands before it, so that no two
-/// pairs give the same bytes.
+/// Purpose and bound bytes in one text. The purpose's length precedes it, so that no two pairs give
+/// the same bytes.
 fn associated(purpose: &str, bound: &[u8]) -> Vec<u8> {
     let mut all = Vec::with_capacity(DOMAIN.len() + 8 + purpose.len() + bound.len());
     all.extend_from_slice(DOMAIN);
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_sealed_opens() {
+    fn sealed_text_opens() {
         let seal = seal(1);
         for plain in [&b""[..], b"x", &[0; 1000], &vec![7; LARGEST]] {
             let text = seal.seal("state", b"alice", plain, HOUR).unwrap();
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_else_opens() {
+    fn other_texts_do_not_open() {
         let seal = seal(1);
         let text = seal.seal("state", b"alice", b"plain", HOUR).unwrap();
         for (purpose, bound) in
@@ -231,7 +231,7 @@ mod tests {
             ("A", Broken::Malformed),
             ("not base64!", Broken::Malformed),
             (&text[..40], Broken::Malformed),
-            // Cut where what is left is base64 still.
+            // Truncated so that the rest is still base64.
             (&text[..text.len() / 4 * 4], Broken::Forged),
             (&padded, Broken::Malformed),
             (&longer, Broken::Forged),
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn time_passes() {
+    fn expired_text_does_not_open() {
         let seal = seal(1);
         let text = seal.seal_until("p", b"", b"x", 1000).unwrap();
         for (now, opened) in [
@@ -253,7 +253,7 @@ mod tests {
         ] {
             assert_eq!(seal.open_at("p", b"", &text, now), opened, "{now}");
         }
-        // One that is forged says so, however old it is.
+        // A forged text is reported as such at any age.
         assert_eq!(seal.open_at("q", b"", &text, 1000), Err(Broken::Forged));
         let text = seal.seal("p", b"", b"x", Duration::ZERO).unwrap();
         assert_eq!(seal.open("p", b"", &text), Err(Broken::Expired));
@@ -264,7 +264,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_flipped_bit_is_refused(
+        fn flipped_bit_is_refused(
             plain in proptest::collection::vec(any::<u8>(), 0..60),
             at in any::<proptest::sample::Index>(),
             bit in 0..8u8,
@@ -278,9 +278,9 @@ mod tests {
             prop_assert_eq!(seal.open("p", b"b", &flipped), Err(Broken::Forged));
         }
 
-        // There is one text for what was sealed, not several that decode to the same bytes.
+        // Sealed content has exactly one text: no two texts decode to the same bytes.
         #[test]
-        fn a_changed_character_is_refused(
+        fn changed_character_is_refused(
             plain in proptest::collection::vec(any::<u8>(), 0..6),
             at in any::<proptest::sample::Index>(),
             other in any::<char>(),
@@ -296,7 +296,7 @@ mod tests {
         }
 
         #[test]
-        fn no_two_pairs_are_one(
+        fn pairs_of_purpose_and_bytes_are_distinct(
             a in ("[ab\0]{0,3}", proptest::collection::vec(0..3u8, 0..10)),
             b in ("[ab\0]{0,3}", proptest::collection::vec(0..3u8, 0..10)),
         ) {

@@ -1,5 +1,5 @@
-//! Whether an engine keeps the limits that a container is made with. One without the control groups
-//! that this takes drops them: Docker with a warning, Podman without a word.
+//! Checks whether an engine applies a container's resource limits. An engine without the required
+//! control groups drops limits: Docker with a warning, Podman silently.
 
 use bollard::{
     Docker,
@@ -10,15 +10,15 @@ use crate::process::LaunchFailure;
 
 use super::{Fault, failure};
 
-/// The limits that an engine can't keep.
+/// Names of the limits that an engine cannot apply.
 pub(super) fn lacking(info: &SystemInfo, podman: bool) -> Vec<&'static str> {
     let mut options = info.security_options.iter().flatten();
     let rootless = options.any(|option| option.contains("rootless"));
     let unified = info.cgroup_version == Some(SystemInfoCgroupVersionEnum::_2);
-    // There it says that it keeps them.
+    // Podman reports these limits as available there.
     let drops = podman && rootless && !unified;
-    // For an ordinary user it says that it limits none, whatever systemd delegated. A container whose
-    // limit can't be had is not started by its runtime.
+    // For an ordinary user, Podman reports no limits, whatever systemd delegated. Its runtime does
+    // not start a container whose limit cannot be applied.
     let unknown = podman && unified;
     [
         ("memory", info.memory_limit),
@@ -31,16 +31,16 @@ pub(super) fn lacking(info: &SystemInfo, podman: bool) -> Vec<&'static str> {
     .collect()
 }
 
-/// Refuses an engine that lacks any.
+/// Refuses an engine that lacks a limit.
 pub(super) fn check(lacking: &[&str]) -> Result<(), LaunchFailure> {
     if lacking.is_empty() { Ok(()) } else { Err(unlimited(&lacking.join(", "))) }
 }
 
-/// Looks at what became of a container's limits.
+/// Checks the limits of a created container.
 pub(super) async fn kept(docker: &Docker, id: &str) -> Result<(), LaunchFailure> {
     let container = docker.inspect_container(id, None).await.map_err(|error| {
-        let fault = Fault::of("say how the container is limited")(error);
-        failure(fault.to_string(), "see that the engine is well: `portcullis doctor`")
+        let fault = Fault::of("report the limits of the container")(error);
+        failure(fault.to_string(), "check the engine: `portcullis doctor`")
     })?;
     let host = container.host_config.unwrap_or_default();
     let limits =
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_keeps_limits() {
+    fn engines_without_a_limit_are_found() {
         use SystemInfoCgroupVersionEnum::{_1, _2, EMPTY};
         let says = |kept, rootless: bool, version| SystemInfo {
             memory_limit: kept,
@@ -87,7 +87,7 @@ mod tests {
             (Some(true), false, Some(_1), true, 0),
             (Some(true), true, Some(_2), true, 0),
             (Some(true), true, Some(_2), false, 0),
-            // What Podman says of itself there is not so.
+            // Podman's own report is wrong there.
             (Some(true), true, Some(_1), true, 3),
             (Some(true), true, Some(EMPTY), true, 3),
             (Some(true), true, None, true, 3),

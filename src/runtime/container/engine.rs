@@ -1,4 +1,4 @@
-//! Finding a container engine and what it can do.
+//! Finds a container engine and what it supports.
 
 use std::{
     env, fmt,
@@ -14,12 +14,13 @@ use tokio::time::timeout;
 use super::{cgroup_check, failure, image_builder, lease::Lease};
 use crate::process::LaunchFailure;
 
-/// For one engine to answer, all its sockets asked at once.
-const CONNECT: Duration = Duration::from_secs(2);
-/// For one that has answered to say what it is: Podman runs programs to find out.
-const TELL: Duration = Duration::from_secs(30);
-/// For any later request's answer to begin. Loading an image is given longer.
-const REQUEST_SECONDS: u64 = 60;
+/// Time limit for a first answer of an engine; all its sockets are tried at once.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Time limit for an engine that answered to report its version. Podman runs programs for that.
+const VERSION_TIMEOUT: Duration = Duration::from_secs(30);
+/// Time limit in seconds for the start of an answer to a later request. Loading an image has a
+/// longer one.
+const REQUEST_TIMEOUT_SECONDS: u64 = 60;
 
 /// A connection to a container engine. Cheap to clone.
 #[derive(Clone)]
@@ -35,19 +36,19 @@ impl fmt::Debug for Engine {
     }
 }
 
-/// What an engine is, for `doctor` and logs.
+/// Name and version of an engine, for `doctor` and logs.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Version {
     /// `Docker` or `Podman`.
     pub name: &'static str,
     pub version: String,
-    /// The API version that both sides speak.
+    /// Version of the API that both sides use.
     pub api: String,
-    /// Where it answered, and why it was asked: `unix:///run/docker.sock`.
+    /// Address at which the engine answered, with its origin: `unix:///run/docker.sock`.
     pub host: String,
     pub cgroup: String,
     pub storage: String,
-    /// What it says of itself that it can't do.
+    /// Warnings of the engine about features that it lacks.
     pub warnings: Vec<String>,
 }
 
@@ -57,38 +58,38 @@ impl fmt::Display for Version {
     }
 }
 
-/// What the rest of this stage needs to know of an engine.
+/// Properties of an engine that launches depend on.
 #[derive(Debug)]
 pub(super) struct Facts {
     pub version: Version,
     pub podman: bool,
     pub apparmor: bool,
-    /// In the words of Rust's target names: `x86_64`, `aarch64`.
+    /// Architecture by Rust's target name: `x86_64`, `aarch64`.
     pub arch: String,
-    /// The OCI runtimes that it says it has, and which of them it uses where none is asked for.
+    /// OCI runtimes that the engine reports, and its default one.
     pub runtimes: Vec<String>,
     pub default_runtime: String,
-    /// Whether it applies lists of system calls.
+    /// Whether the engine applies seccomp profiles.
     pub seccomp: bool,
-    /// Limits that it can't keep.
+    /// Limits that the engine cannot apply.
     pub lacking: Vec<&'static str>,
-    /// Where it keeps what it has.
+    /// The engine's data folder.
     pub data: Option<PathBuf>,
     pub owner: Lease,
 }
 
-/// No engine answered.
+/// Failure to find a container engine.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub struct NoEngine {
-    /// Each address with what came of it, in order.
+    /// Each address in order, with its error.
     pub tried: Vec<Tried>,
 }
 
-/// One address that was tried, and why it was of no use.
+/// One address that was tried, and its error.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tried {
     pub host: String,
-    /// What named it: `engine.host`, `DOCKER_HOST`, `Docker's usual socket`.
+    /// Origin of the address: `engine.host`, `DOCKER_HOST`, `Docker's usual socket`.
     pub from: &'static str,
     pub why: String,
 }
@@ -106,24 +107,25 @@ impl fmt::Display for NoEngine {
 
 impl Engine {
     /// Connects to `host`, else to `DOCKER_HOST`, else to the first of Docker's and Podman's usual
-    /// sockets that answers. Takes two seconds where none does. Addresses are `unix://PATH`, and `tcp://`
-    /// or `http://` on loopback: an engine's API is root on its host, and plain HTTP has no
-    /// authentication.
+    /// sockets that answers. Takes two seconds if none answers. Addresses are `unix://PATH`, and
+    /// `tcp://` or `http://` on loopback: an engine's API gives root on its host, and plain HTTP
+    /// has no authentication.
     pub async fn connect(host: Option<&str>) -> Result<Self, NoEngine> {
         let candidates = candidates(host, |name| env::var_os(name).map(PathBuf::from));
-        // All at once, and the first in their order that answers: those behind it are not waited for.
+        // All are tried at once. The first in order that answers is used, without waiting for later
+        // ones.
         let mut tries: FuturesOrdered<_> = candidates
             .into_iter()
             .map(|(host, from)| async move {
                 let late =
                     |limit: Duration| format!("did not answer within {} seconds", limit.as_secs());
-                let tried = match timeout(CONNECT, reach(&host)).await {
+                let tried = match timeout(CONNECT_TIMEOUT, reach(&host)).await {
                     Ok(Ok(docker)) => {
-                        let told = timeout(TELL, Self::of(docker, &host)).await;
-                        told.unwrap_or_else(|_| Err(late(TELL)))
+                        let told = timeout(VERSION_TIMEOUT, Self::of(docker, &host)).await;
+                        told.unwrap_or_else(|_| Err(late(VERSION_TIMEOUT)))
                     }
                     Ok(Err(why)) => Err(why),
-                    Err(_) => Err(late(CONNECT)),
+                    Err(_) => Err(late(CONNECT_TIMEOUT)),
                 };
                 tried.map_err(|why| Tried { host, from, why })
             })
@@ -144,10 +146,13 @@ impl Engine {
             tokio::try_join!(docker.version(), docker.info()).map_err(|error| words(&error))?;
         let api = docker.client_version();
         if (api.major_version, api.minor_version) < (1, 41) {
-            return Err(format!("speaks API {api} only; 1.41 (Docker 20.10) or newer is needed"));
+            return Err(format!(
+                "supports API {api} at most; Portcullis needs 1.41 (Docker 20.10) \
+                or newer"
+            ));
         }
         if info.os_type.as_deref().is_some_and(|os| os != "linux") {
-            return Err("runs no Linux containers".to_owned());
+            return Err("does not run Linux containers".to_owned());
         }
         let podman = version.components.iter().flatten().any(|c| c.name.contains("Podman"));
         let lacking = cgroup_check::lacking(&info, podman);
@@ -168,7 +173,7 @@ impl Engine {
                     warnings: info.warnings.unwrap_or_default(),
                 },
                 podman,
-                // Podman gives its own profile by itself where it can, and refuses that of Docker's name.
+                // Podman applies its own profile where it can, and refuses Docker's profile name.
                 apparmor: has("apparmor") && !podman,
                 arch: match info.architecture.unwrap_or_default().as_str() {
                     "amd64" | "x86_64" => "x86_64".to_owned(),
@@ -186,41 +191,44 @@ impl Engine {
         })
     }
 
-    /// What this engine is.
+    /// Name and version of this engine.
     pub fn version(&self) -> &Version {
         &self.facts.version
     }
 
-    /// Its socket and its data: whoever has them has the machine.
+    /// Paths of the engine's socket and data. Access to either gives control of the machine.
     pub fn host_paths(&self) -> impl Iterator<Item = PathBuf> {
         let socket = self.facts.version.host.strip_prefix("unix://").map(PathBuf::from);
         socket.into_iter().chain(self.facts.data.clone())
     }
 
-    /// Whether it can confine a server as every profile wants it.
+    /// Checks that the engine can apply the restrictions that every profile has.
     ///
     /// # Errors
-    /// What it lacks, and what to do.
+    /// What the engine lacks, and the remedy.
     pub fn confines(&self) -> Result<(), LaunchFailure> {
         if !self.facts.seccomp {
             return Err(failure(
-                "the engine applies no list of system calls (seccomp)",
-                "use an engine and a kernel that have it, or run the server in the sandbox",
+                "the engine does not apply seccomp profiles",
+                "use an engine and a kernel with seccomp, or run the server in the sandbox",
             ));
         }
         cgroup_check::check(&self.facts.lacking)
     }
 
-    /// Whether it runs containers by this OCI runtime where it is asked to.
+    /// Checks that the engine can run containers with this OCI runtime.
     ///
     /// # Errors
-    /// Why not, and what to do.
+    /// Why it cannot, and the remedy.
     pub fn has_runtime(&self, name: &str) -> Result<(), LaunchFailure> {
         let Facts { runtimes, default_runtime, podman, .. } = &*self.facts;
         if *podman && default_runtime != name {
-            // Its Docker API takes the name and goes by its own default all the same.
+            // Podman's Docker API accepts the name and uses its own default anyway.
             return Err(failure(
-                format!("Podman takes no OCI runtime by name here; its own is `{default_runtime}`"),
+                format!(
+                    "Podman's API cannot select an OCI runtime; its default is \
+                    `{default_runtime}`"
+                ),
                 format!(
                     "install {name} and write `runtime = \"{name}\"` below [engine] of Podman's \
                          containers.conf, or use Docker"
@@ -230,7 +238,7 @@ impl Engine {
         if !runtimes.iter().any(|runtime| runtime == name) {
             return Err(failure(
                 format!(
-                    "the engine has no OCI runtime `{name}`; it has {}",
+                    "the engine does not have the OCI runtime `{name}`, only {}",
                     if runtimes.is_empty() { "none".to_owned() } else { runtimes.join(", ") }
                 ),
                 format!(
@@ -243,11 +251,11 @@ impl Engine {
     }
 }
 
-/// Opens an address and hears a first word from it.
+/// Connects to an address and waits for a first answer.
 async fn reach(host: &str) -> Result<Docker, String> {
     let docker = open(host)?;
     match docker.ping().await {
-        // A guard before the engine that does not let this through has answered, too.
+        // A guard that refuses this request has answered, too.
         Ok(_) | Err(Error::DockerResponseServerError { .. }) => Ok(docker),
         Err(error) => Err(words(&error)),
     }
@@ -258,27 +266,29 @@ fn open(host: &str) -> Result<Docker, String> {
         if !Path::new(path).exists() {
             return Err("does not exist".to_owned());
         }
-        return Docker::connect_with_unix(path, REQUEST_SECONDS, API_DEFAULT_VERSION)
+        return Docker::connect_with_unix(path, REQUEST_TIMEOUT_SECONDS, API_DEFAULT_VERSION)
             .map_err(|error| words(&error));
     }
     let Some(address) = host.strip_prefix("tcp://").or_else(|| host.strip_prefix("http://")) else {
         return Err(
-            "is no address of an engine: use unix://PATH, or tcp://127.0.0.1:PORT".to_owned()
+            "is not the address of an engine: use unix://PATH, or tcp://127.0.0.1:PORT".to_owned()
         );
     };
     if !loopback(address) {
-        return Err("is not on this machine: an engine's plain API is root without a password, \
-                    so only loopback addresses are taken (a tunnel can end on one)"
-            .to_owned());
+        return Err(
+            "is not on this machine: an engine's plain API gives root without a password, \
+                    so only loopback addresses are accepted (a tunnel can end on one)"
+                .to_owned(),
+        );
     }
-    Docker::connect_with_http(host, REQUEST_SECONDS, API_DEFAULT_VERSION)
+    Docker::connect_with_http(host, REQUEST_TIMEOUT_SECONDS, API_DEFAULT_VERSION)
         .map_err(|error| words(&error))
 }
 
 fn loopback(address: &str) -> bool {
     let authority = address.split('/').next().unwrap_or("");
     let Ok(authority) = authority.parse::<http::uri::Authority>() else { return false };
-    // `user@127.0.0.1` is not worth a reading of its own.
+    // Refuses `user@127.0.0.1`.
     if authority.as_str().contains('@') {
         return false;
     }
@@ -286,8 +296,8 @@ fn loopback(address: &str) -> bool {
     host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
-/// The addresses to try. One that was named is the only one: to fall back to another engine would
-/// launch servers where nobody asked for them.
+/// Addresses to try. A configured address is the only one: a fallback to another engine would start
+/// servers where nobody asked for them.
 fn candidates(
     host: Option<&str>,
     env: impl Fn(&str) -> Option<PathBuf>,
@@ -312,7 +322,7 @@ fn candidates(
     .collect()
 }
 
-/// Every socket at which an engine may listen: the one that was named, and those that are found.
+/// Every socket at which an engine may listen: the configured one and the usual ones.
 pub fn sockets(host: Option<&str>) -> Vec<PathBuf> {
     let env = |name: &str| env::var_os(name).map(PathBuf::from);
     let usual = |name: &str| env(name).filter(|_| name != "DOCKER_HOST");
@@ -323,14 +333,14 @@ pub fn sockets(host: Option<&str>) -> Vec<PathBuf> {
         .collect()
 }
 
-/// An engine's error in words, with its causes.
+/// Text of an engine's error, with its causes.
 pub(super) fn words(error: &Error) -> String {
     match error {
         Error::DockerResponseServerError { message, .. } => message.trim().to_owned(),
-        Error::RequestTimeoutError => format!("no answer within {REQUEST_SECONDS} seconds"),
+        Error::RequestTimeoutError => format!("no answer within {REQUEST_TIMEOUT_SECONDS} seconds"),
         Error::SocketNotFoundError(_) => "does not exist".to_owned(),
         other => {
-            // The innermost cause says what a person can act on: `Permission denied`.
+            // The innermost cause is the useful one: `Permission denied`.
             let mut cause: &dyn std::error::Error = other;
             while let Some(inner) = cause.source() {
                 cause = inner;
@@ -340,7 +350,7 @@ pub(super) fn words(error: &Error) -> String {
     }
 }
 
-/// Whether the engine says that the thing asked about is not there.
+/// Whether the engine answered that the object does not exist.
 pub(super) fn missing(error: &Error) -> bool {
     matches!(error, Error::DockerResponseServerError { status_code: 404, .. })
 }
@@ -350,7 +360,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_loopback_addresses_are_taken() {
+    fn remote_plain_addresses_are_refused() {
         for (address, taken) in [
             ("127.0.0.1:2375", true),
             ("localhost:2375", true),
@@ -368,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn a_named_host_is_the_only_one_tried() {
+    fn configured_host_is_the_only_one_tried() {
         let env = |name: &str| match name {
             "XDG_RUNTIME_DIR" => Some(PathBuf::from("/run/user/1")),
             "HOME" => Some(PathBuf::from("/home/me")),
@@ -390,7 +400,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_absent_engine_is_told_in_words() {
+    async fn missing_engine_error_names_each_address() {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("none.sock");
         let host = format!("unix://{}", socket.display());

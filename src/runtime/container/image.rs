@@ -1,22 +1,22 @@
-//! Image names. What runs is named by content (a digest or a local id), so that it is what was
-//! reviewed; what a tag means is found out once, and then stands in the lock file.
+//! Image names. An image runs by content (a digest or a local id), so that it is the one that was
+//! reviewed. A tag is resolved once and stored in the lock file.
 
 use std::{fmt, str::FromStr};
 
 use portcullis_oci::{Digest, Reference};
 
-/// An image by content, or by tag.
+/// Image named by content or by tag.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Image {
     /// A local image: `sha256:` and 64 hex digits.
     Id(String),
-    /// `NAME@sha256:…`, possibly with a tag that says nothing more.
+    /// `NAME@sha256:…`, possibly with a tag, which has no effect.
     Digest(String),
     /// `NAME[:TAG]`.
     Tag(String),
 }
 
-/// A string that names no image.
+/// Error for a string that is not an image name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{name}` is not an image name: {why}")]
 pub struct IllegalImage {
@@ -25,7 +25,7 @@ pub struct IllegalImage {
 }
 
 impl Image {
-    /// The name as the engine takes it.
+    /// Name in the form that the engine accepts.
     pub fn as_str(&self) -> &str {
         match self {
             Self::Id(name) | Self::Digest(name) | Self::Tag(name) => name,
@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_of_images() {
+    fn image_names_are_parsed_or_refused() {
         let hex = "0123456789abcdef".repeat(4);
         for (name, expected) in [
             (format!("sha256:{hex}"), Some("id")),
@@ -121,7 +121,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn any_string_is_taken_or_refused_without_panic(name in "\\PC{0,80}") {
+        fn any_string_is_parsed_or_refused_without_panic(name in "\\PC{0,80}") {
             if let Ok(image) = name.parse::<Image>() {
                 assert_eq!(image.as_str(), name);
             }

@@ -1,8 +1,8 @@
-//! Packing one executable of the host, with its loader and libraries, into an image of its own.
+//! Packs one executable of the host, with its loader and libraries, into an image.
 //!
-//! The image is a pure function of the files: the same files give the same bytes, so an image that
-//! is already there is recognized by its content (the layer's digest), never by a label or a name
-//! that another image could carry too.
+//! The image is a pure function of the files: the same files give the same bytes. So an existing
+//! image is recognized by its content (the layer's digest), never by a label or a name, which
+//! another image could have too.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -29,15 +29,15 @@ use super::{
     failure, label, pause_container,
 };
 
-/// Loading a big image takes longer than any other request.
-const LOAD_SECONDS: u64 = 600;
+/// Time limit in seconds for loading an image, which takes longer than any other request.
+const LOAD_TIMEOUT_SECONDS: u64 = 600;
 
-/// Programs packed by this process: reading a large executable again for each launch would cost
+/// Programs packed by this process. Reading a large executable again for each launch would cost
 /// more than the launch.
 #[derive(Default)]
 pub(super) struct Cache {
     packed: Mutex<HashMap<PathBuf, BuiltImage>>,
-    /// One at a time: the second of two launches finds the first one's image.
+    /// Held while packing, so that the second of two launches finds the first one's image.
     turn: tokio::sync::Mutex<()>,
 }
 
@@ -46,7 +46,7 @@ struct BuiltImage {
     layout: Layout,
 }
 
-/// An image, by what is in it.
+/// Content of an image.
 #[derive(Debug, Clone)]
 struct Layout {
     /// The layer's uncompressed digest: `sha256:…`.
@@ -55,17 +55,17 @@ struct Layout {
     size: u64,
     /// The image's configuration.
     config: String,
-    /// The name under which it is kept, which holds the configuration's digest.
+    /// Name of the image, which contains the configuration's digest.
     name: String,
 }
 
 impl Engine {
-    /// The image (its id, `sha256:…`) that holds `program`, its loader and its shared libraries,
-    /// made now if it is not there already. Its entry point is the program; a
+    /// Id (`sha256:…`) of the image with `program`, its loader and its shared libraries. Makes the
+    /// image if it does not exist. Its entry point is the program; a
     /// [`LaunchSpec`](crate::process::LaunchSpec)'s `command` are the arguments.
     ///
-    /// Only ELF executables of the engine's own architecture can be packed. What a program opens
-    /// while it runs (modules, data files) is not found by looking at it, and is not in the image.
+    /// Only ELF executables of the engine's own architecture can be packed. Files that a program
+    /// opens while it runs (modules, data files) are not in the image.
     pub async fn pack(&self, program: &Path) -> Result<String, LaunchFailure> {
         let program = fs::canonicalize(program).map_err(|error| unreadable(program, &error))?;
         let _turn = self.packed.turn.lock().await;
@@ -95,20 +95,19 @@ impl Engine {
         })
     }
 
-    /// The image (its id) of the program that holds network namespaces, made now if it is not there
-    /// already.
+    /// Id of the image of pause containers. Makes the image if it does not exist.
     pub(super) async fn holder_image(&self) -> Result<String, LaunchFailure> {
         let arch = &self.facts.arch;
         let contents = Contents::holder(arch).ok_or_else(|| {
             failure(
-                format!("no server of an engine that runs {arch} can have a way out"),
+                format!("a container on {arch} cannot have `egress`"),
                 "remove `egress`, or run the server in the sandbox (`runtime = \"sandbox\"`)",
             )
         })?;
         let unwritten = |error: io::Error| {
             failure(
-                format!("the image that holds network namespaces could not be written: {error}"),
-                "see that the folder for temporary files has room, or set TMPDIR",
+                format!("the image for pause containers could not be written: {error}"),
+                "make room in the folder for temporary files, or set TMPDIR",
             )
         };
         let layout = Layout::of(arch, &contents).map_err(unwritten)?;
@@ -119,20 +118,20 @@ impl Engine {
         self.load(write_archive(&contents, &layout).map_err(unwritten)?).await?;
         self.find(&layout).await?.ok_or_else(|| {
             failure(
-                "the engine has no image that holds network namespaces, though it was loaded",
-                "see that the engine is well: `portcullis doctor`",
+                "the engine does not have the image for pause containers although it was loaded",
+                "check the engine: `portcullis doctor`",
             )
         })
     }
 
-    /// The image, if it is there with exactly this content.
+    /// Id of the image, if it exists with exactly this content.
     async fn find(&self, layout: &Layout) -> Result<Option<String>, LaunchFailure> {
         match self.docker.inspect_image(&layout.name).await {
             Ok(image) => Ok(layout.identify(image)),
             Err(error) if missing(&error) => Ok(None),
             Err(error) => Err(failure(
                 format!("the engine could not look up a packed image: {}", words(&error)),
-                "see that the engine is well: `portcullis doctor`",
+                "check the engine: `portcullis doctor`",
             )),
         }
     }
@@ -140,11 +139,12 @@ impl Engine {
     async fn load(&self, archive: File) -> Result<(), LaunchFailure> {
         let refused = |why: String| {
             failure(
-                format!("the engine did not take the packed image: {why}"),
-                "see that its disk is not full: `docker system df`",
+                format!("the engine did not load the packed image: {why}"),
+                "check that its disk is not full: `docker system df`",
             )
         };
-        let docker = self.docker.clone().with_timeout(std::time::Duration::from_secs(LOAD_SECONDS));
+        let docker =
+            self.docker.clone().with_timeout(std::time::Duration::from_secs(LOAD_TIMEOUT_SECONDS));
         let body = ReaderStream::with_capacity(tokio::fs::File::from_std(archive), 256 << 10);
         let options = ImportImageOptionsBuilder::new().quiet(true).build();
         let mut answers = Box::pin(docker.import_image_stream(options, body, None));
@@ -180,7 +180,7 @@ async fn blocking<T: Send + 'static>(
     program: &Path,
     work: impl FnOnce() -> Result<T, LaunchFailure> + Send + 'static,
 ) -> Result<T, LaunchFailure> {
-    // A file made to confuse a reader of ELF ends this task, and nothing else.
+    // A file that crashes the ELF parser ends only this task.
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| {
         Err(unpackable(program, "it could not be read as an executable".to_owned()))
     })
@@ -196,11 +196,11 @@ fn unreadable(program: &Path, error: &io::Error) -> LaunchFailure {
 fn unpackable(program: &Path, why: String) -> LaunchFailure {
     failure(
         format!("{} cannot be packed into an image: {why}", program.display()),
-        "name an `image` that holds the program, or set `runtime = \"sandbox\"`",
+        "set `image` to an image with the program, or set `runtime = \"sandbox\"`",
     )
 }
 
-/// The files of an image: where each stands inside, and where it comes from.
+/// Files of an image, with their paths inside and their sources.
 struct Contents {
     entry: String,
     files: BTreeMap<PathBuf, Source>,
@@ -221,7 +221,7 @@ impl Contents {
     }
 }
 
-/// The digest of the one layer of a holder's image.
+/// Digest of the only layer of a pause container's image.
 pub(super) fn holder_layer(arch: &str) -> Option<String> {
     Some(Layout::of(arch, &Contents::holder(arch)?).ok()?.layer)
 }
@@ -247,8 +247,8 @@ impl Layout {
         let layer = format!("sha256:{layer}");
         let mut env = vec!["PATH=/app".to_owned()];
         if !contents.libraries.is_empty() {
-            // There is no cache of the loader's in the image, and its built-in folders are its
-            // distribution's own: so it is told.
+            // The image has no loader cache, and the loader's built-in folders are those of its
+            // distribution, so the folders are set explicitly.
             let folders: Vec<&str> = contents.libraries.iter().map(String::as_str).collect();
             env.push(format!("LD_LIBRARY_PATH={}", folders.join(":")));
         }
@@ -268,7 +268,7 @@ impl Layout {
         })
         .to_string();
         let digest = hex::encode(&Sha256::digest(config.as_bytes())[..16]);
-        // `.invalid` is no registry's name (RFC 2606), so that nothing can be pulled under it.
+        // `.invalid` is never the name of a registry (RFC 2606), so nothing can be pulled under it.
         let name = format!(
             "{}{}:{digest}",
             portcullis_guard::PACKED,
@@ -278,7 +278,7 @@ impl Layout {
     }
 }
 
-/// The program's name as one component of an image's name: only its letters and digits.
+/// Program name as one component of an image name: only its letters and digits.
 fn plain_name(program: &Path) -> String {
     let name = program.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
     let words: Vec<&str> =
@@ -290,7 +290,7 @@ fn contents(program: &Path, arch: &str) -> Result<Contents, LaunchFailure> {
     let refuse = |why: String| Err(unpackable(program, why));
     let metadata = fs::metadata(program).map_err(|error| unreadable(program, &error))?;
     if !metadata.is_file() {
-        return refuse("it is no file".to_owned());
+        return refuse("it is not a file".to_owned());
     }
     if metadata.mode() & 0o111 == 0 {
         return refuse("it is not executable".to_owned());
@@ -300,9 +300,7 @@ fn contents(program: &Path, arch: &str) -> Result<Contents, LaunchFailure> {
         .and_then(|file| file.take(20).read_to_end(&mut head))
         .map_err(|error| unreadable(program, &error))?;
     if head.starts_with(b"#!") {
-        return refuse(
-            "it is a script, which needs its interpreter and that one's modules too".to_owned(),
-        );
+        return refuse("it is a script, which also needs its interpreter with modules".to_owned());
     }
     // From elf(5): class at 4, byte order at 5, machine at 18.
     let (machine, name) = match head.as_slice() {
@@ -314,10 +312,10 @@ fn contents(program: &Path, arch: &str) -> Result<Contents, LaunchFailure> {
             }
         }
         [0x7f, b'E', b'L', b'F', ..] => ("", "a 32-bit or big-endian architecture"),
-        _ => return refuse("it is no ELF executable".to_owned()),
+        _ => return refuse("it is not an ELF executable".to_owned()),
     };
     if machine != arch {
-        return refuse(format!("it is made for {name}, and the engine runs {arch}"));
+        return refuse(format!("it is built for {name}, but the engine runs {arch}"));
     }
     let tree = DependencyAnalyzer::default()
         .analyze(program)
@@ -330,7 +328,7 @@ fn contents(program: &Path, arch: &str) -> Result<Contents, LaunchFailure> {
         let Some(real) = &library.realpath else {
             return refuse(format!("its library {} is not installed", library.name));
         };
-        // Found again by the name under which it is needed, so that is its name inside.
+        // The loader searches for this name, so the file has it inside.
         let folder = library.path.parent().unwrap_or(Path::new("/lib"));
         let Some(folder) = folder.to_str().filter(|f| !f.contains([':', ';', '$'])) else {
             return refuse(format!("its library {} is in a folder with an odd name", library.name));
@@ -347,11 +345,11 @@ fn contents(program: &Path, arch: &str) -> Result<Contents, LaunchFailure> {
     Ok(Contents { entry, files, libraries })
 }
 
-/// Writes the layer's tar: the same files give the same bytes.
+/// Writes the layer's tar. The same files give the same bytes.
 fn write_layer(contents: &Contents, to: impl Write) -> io::Result<()> {
     let mut layer = Builder::new(to);
     let mut folders = BTreeMap::new();
-    // Where the engine mounts things, and where the profile lets the program write.
+    // Where the engine mounts things, and where the profile allows the program to write.
     for folder in ["dev", "etc", "proc", "run", "sbin", "sys", "tmp"] {
         folders.insert(PathBuf::from(folder), if folder == "tmp" { 0o1777 } else { 0o755 });
     }
@@ -379,7 +377,7 @@ fn write_layer(contents: &Contents, to: impl Write) -> io::Result<()> {
             Source::File(source) => {
                 let source = File::open(source)?;
                 let size = source.metadata()?.len();
-                // Exactly the size that the header says, should the file grow meanwhile.
+                // Exactly the size in the header, even if the file grows meanwhile.
                 (Box::new(source.take(size)), size)
             }
             Source::Bytes(bytes) => (Box::new(bytes.as_slice()), bytes.len() as u64),
@@ -412,7 +410,7 @@ fn archive(program: &Path, layout: &Layout) -> Result<File, LaunchFailure> {
     write_archive(&contents, layout).map_err(|error| {
         failure(
             format!("an image of {} could not be written: {error}", program.display()),
-            "see that the folder for temporary files has room, or set TMPDIR",
+            "make room in the folder for temporary files, or set TMPDIR",
         )
     })
 }
@@ -444,7 +442,7 @@ fn write_archive(contents: &Contents, layout: &Layout) -> io::Result<File> {
     Ok(file)
 }
 
-/// Tar is written in blocks of 512 bytes.
+/// Number of bytes that fill a tar block of 512 bytes.
 fn padding(size: u64) -> usize {
     ((512 - size % 512) % 512) as usize
 }
@@ -485,7 +483,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_packed_says_why() {
+    fn unpackable_program_error_has_the_reason() {
         let elf = |class: u8, machine: u8| {
             let mut head = vec![0x7f, b'E', b'L', b'F', class, 1, 1];
             head.resize(18, 0);
@@ -496,7 +494,7 @@ mod tests {
             (b"#!/bin/sh\n".to_vec(), 0o755, "it is a script"),
             (b"\x7fELF".to_vec(), 0o755, "32-bit"),
             (elf(1, 3), 0o755, "32-bit"),
-            (elf(2, 183), 0o755, "made for aarch64, and the engine runs x86_64"),
+            (elf(2, 183), 0o755, "built for aarch64, but the engine runs x86_64"),
             (elf(2, 62), 0o755, "libraries cannot be listed"),
             (b"MZ".to_vec(), 0o755, "no ELF executable"),
             (Vec::new(), 0o755, "no ELF executable"),
@@ -508,20 +506,20 @@ mod tests {
     }
 
     #[test]
-    fn the_same_program_gives_the_same_image() {
+    fn same_program_gives_the_same_image() {
         let program = std::env::current_exe().unwrap();
         let arch = std::env::consts::ARCH;
         let (one, two) = (examine(&program, arch).unwrap(), examine(&program, arch).unwrap());
         assert_eq!(one.layout.name, two.layout.name);
         assert_eq!(one.layout.config, two.layout.config);
         assert!(one.still().is_some());
-        // A test binary is dynamic: the loader and the C library must be there.
+        // A test binary is dynamic, so the loader and the C library must be included.
         assert!(one.files.len() >= 3, "{:?}", one.files);
         assert!(one.layout.config.contains("LD_LIBRARY_PATH"));
     }
 
     #[test]
-    fn names_of_programs_become_names_of_images() {
+    fn program_names_become_image_names() {
         for (program, name) in [
             ("/usr/bin/Notes_Server", "notes-server"),
             ("/opt/a b..c/x.y-z", "x-y-z"),

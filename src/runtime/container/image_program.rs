@@ -1,4 +1,4 @@
-//! The program of an image that the engine has.
+//! Entry point of an image that the engine has.
 
 use super::{
     Engine,
@@ -9,10 +9,10 @@ use crate::process::LaunchFailure;
 use portcullis_oci::Program;
 
 impl Engine {
-    /// How an image is run that the engine has; nothing where it has not got it.
+    /// Program, arguments and user of an image; `None` if the engine does not have the image.
     ///
     /// # Errors
-    /// Where the engine does not say.
+    /// If the engine does not answer.
     pub async fn program(&self, image: &str) -> Result<Option<Program>, LaunchFailure> {
         match self.docker.inspect_image(image).await {
             Ok(found) => {
@@ -25,7 +25,7 @@ impl Engine {
             Err(error) if missing(&error) => Ok(None),
             Err(error) => Err(failure(
                 format!("the engine could not look up the image `{image}`: {}", words(&error)),
-                "see that the engine is well: `portcullis doctor`",
+                "check the engine: `portcullis doctor`",
             )),
         }
     }

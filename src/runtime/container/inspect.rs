@@ -1,4 +1,5 @@
-//! What the engine itself says of our containers: for `server inspect`, from any process.
+//! What the engine reports about Portcullis's containers, for `server inspect`; works from any
+//! process.
 
 use std::{collections::HashMap, path::Path, time::Duration};
 
@@ -13,49 +14,48 @@ use crate::process::SECRETS;
 
 use super::{Engine, Fault, engine::Facts, label, launch::NAME, profile::DEFAULT_RUNTIME, seccomp};
 
-/// One of our containers, whoever launched it.
+/// A container of any Portcullis process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Running {
     pub id: String,
     pub name: String,
     pub image: String,
-    /// The labels' values, as they are.
+    /// Values of the labels, unchecked.
     pub server: String,
     pub instance: String,
     pub profile: String,
     pub owner: String,
-    /// The engine's word for its state: `running`, `created`, `exited`.
+    /// State in the engine's words: `running`, `created`, `exited`.
     pub state: String,
-    /// The name of the container whose network namespace it holds, where it is no server.
+    /// For a pause container: name of the container that joins its network namespace.
     pub holds: Option<String>,
 }
 
-/// What the engine says of one container.
+/// What the engine reports about one container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Inspection {
     pub id: String,
     pub name: String,
     pub image: String,
     pub started: Option<String>,
-    /// The hash of the profile that it was made from.
+    /// Hash of the profile that the container was created from.
     pub profile: String,
-    /// The same items in the same words as [`Profile::describe`](super::Profile::describe), but as
-    /// the engine reports them.
+    /// The items of [`Profile::describe`](super::Profile::describe), as the engine reports them.
     pub fields: Vec<(String, String)>,
-    /// Names of its environment variables. Their values may be secrets.
+    /// Names of the environment variables. Their values may be secrets.
     pub env: Vec<String>,
 }
 
 impl Engine {
-    /// All containers of ours on this engine, of every instance.
+    /// All Portcullis containers on this engine, of every instance of the proxy.
     pub async fn list(&self) -> Result<Vec<Running>, Fault> {
         let filters = HashMap::from([("label", vec![label::OWNER, label::INSTANCE])]);
         let options = ListContainersOptionsBuilder::new().all(true).filters(&filters).build();
         let mut again = 0..20;
         let found = loop {
             match self.docker.list_containers(Some(options.clone())).await {
-                // Between the end of a program and its removal, Podman names a state (`stopped`) that
-                // Docker's API has not.
+                // Between the end of a program and its removal, Podman reports a state (`stopped`)
+                // that Docker's API does not have.
                 Err(Error::JsonDataError { .. }) if self.facts.podman && again.next().is_some() => {
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
@@ -69,7 +69,7 @@ impl Engine {
                 let labels = container.labels?;
                 let label = |key| labels.get(key).cloned();
                 let server = label(label::SERVER)?;
-                // An image can bring labels; the name is the launcher's alone.
+                // An image can set labels, but only the launcher sets the name.
                 name.strip_prefix(NAME)?.strip_prefix(&server)?.strip_prefix('-')?;
                 Some(Running {
                     id: container.id?,
@@ -86,21 +86,21 @@ impl Engine {
             .collect())
     }
 
-    /// What the engine says of a container, by its id or name.
+    /// What the engine reports about a container, by id or name.
     pub async fn inspect(&self, container: &str) -> Result<Inspection, Fault> {
         let found = self.docker.inspect_container(container, None).await;
         let mut found = found.map_err(Fault::of("inspect the container"))?;
         let mode = found.host_config.as_ref().and_then(|host| host.network_mode.as_deref());
         if let Some(holder) = mode.and_then(|mode| mode.strip_prefix("container:")) {
             let holder = self.docker.inspect_container(holder, None).await;
-            let holder = holder.map_err(Fault::of("inspect the container of its network"))?;
+            let holder = holder.map_err(Fault::of("inspect its pause container"))?;
             put_held(&mut found, holder);
         }
         Ok(Inspection::of(found, &self.facts))
     }
 }
 
-/// Puts what a holder of ours has of the network in the place of its id: that is what holds.
+/// Replaces the id of a pause container by its own network settings, which are the effective ones.
 fn put_held(container: &mut ContainerInspectResponse, holder: ContainerInspectResponse) {
     let holds = holder.config.and_then(|config| config.labels?.remove(label::HOLDS));
     let name = container.name.as_deref().map(|name| name.trim_start_matches('/'));
@@ -111,9 +111,9 @@ fn put_held(container: &mut ContainerInspectResponse, holder: ContainerInspectRe
     }
 }
 
-/// What a network is called that a container of its own holds.
+/// Description of a network whose namespace a pause container holds.
 pub(super) fn held(mode: &str) -> String {
-    format!("{mode}, held by a container of its own")
+    format!("{mode}, held by a pause container")
 }
 
 impl Inspection {
@@ -224,8 +224,8 @@ fn joined(items: Vec<String>) -> String {
     if items.is_empty() { "none".to_owned() } else { items.join(", ") }
 }
 
-/// `SOURCE:TARGET:ro`, as the config writes it. Of the folder of a server's secrets, which is
-/// another at every start, only that it is one.
+/// `SOURCE:TARGET:ro`, as in the config. The folder of a server's secrets is shown without its
+/// path, which differs at every start.
 pub(super) fn mount_line(source: &str, target: &str, writable: bool) -> String {
     let source = match target {
         SECRETS if portcullis_vault::is_folder(Path::new(source)) => "(secrets in memory)",
@@ -234,7 +234,7 @@ pub(super) fn mount_line(source: &str, target: &str, writable: bool) -> String {
     format!("{source}:{target}:{}", if writable { "rw" } else { "ro" })
 }
 
-/// What a seccomp profile is called where its text would be too long.
+/// Short name of a seccomp profile, whose text would be too long.
 pub(super) fn seccomp_name(json: &str) -> String {
     if seccomp::is_ours(json) {
         format!("portcullis:{}", *seccomp::DIGEST)

@@ -1,4 +1,4 @@
-//! Starting a server in a container: create, attach, watch, start.
+//! Starts a server in a container: create, attach, watch, start.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -30,7 +30,7 @@ use super::{
     stdio::{self, Stdin},
 };
 
-/// What the names of our containers begin with.
+/// Prefix of the names of Portcullis's containers.
 pub(super) use portcullis_guard::NAME;
 
 pub(super) type Labels = HashMap<String, String>;
@@ -38,16 +38,15 @@ pub(super) type Labels = HashMap<String, String>;
 impl Engine {
     /// Starts a server in a container with the hardened profile, attached to its streams.
     ///
-    /// Never pulls: an image that is not there is a failure that says so, and so is a name without a
-    /// digest, which could mean any image. A launch that fails, or
-    /// whose future is dropped, leaves no container.
+    /// Never pulls: a missing image is an error, and so is a name without a digest, which could
+    /// mean any image. A launch that fails, or whose future is dropped, leaves no container.
     pub async fn launch(&self, spec: &LaunchSpec) -> Result<Process, LaunchFailure> {
         let interrupted = |_| failure("the launch was interrupted", "try again");
         let (engine, spec) = (self.clone(), spec.clone());
-        // On a task of its own: the engine may be at work on a request that its asker gave up, so
-        // the launch is carried through, and what came of it is dropped (which removes it).
+        // A separate task: the engine may still process a request whose caller has stopped waiting.
+        // So the launch is completed, and its result is dropped, which removes the container.
         let starting = tokio::spawn(async move {
-            // A folder of a server that does not answer holds up this launch, and nobody else.
+            // A folder on a file server that does not answer blocks only this launch.
             let planning = tokio::task::spawn_blocking(move || {
                 let plan = Plan::of(&engine, &spec)?;
                 Ok::<_, LaunchFailure>((engine, spec, plan))
@@ -71,14 +70,17 @@ impl Engine {
                 failure(
                     format!("the image `{image}` is not on this engine"),
                     match &image {
-                        Image::Id(_) => "load or build it; `docker images --no-trunc` lists ids",
-                        _ => "have it pulled: `portcullis server pull`",
+                        Image::Id(_) => {
+                            "load or build the image; `docker images --no-trunc` \
+                            lists ids"
+                        }
+                        _ => "pull it: `portcullis server pull`",
                     },
                 )
             } else {
                 failure(
                     format!("the engine could not look up the image `{image}`: {}", scrub(&error)),
-                    "see that the engine is well: `portcullis doctor`",
+                    "check the engine: `portcullis doctor`",
                 )
             }
         })?;
@@ -104,7 +106,7 @@ impl Engine {
         }
         let options = CreateContainerOptionsBuilder::new().name(&name).build();
         let creating = self.docker.create_container(Some(options), body);
-        // One takes as long as the other, and neither is broken off: what is made is held.
+        // Both take about as long. Neither is cancelled: a created container has an owner.
         let held = holder.as_ref().map(|holder| holder.id().to_owned());
         let (created, door) = match &held {
             None => (creating.await, Ok(None)),
@@ -117,7 +119,7 @@ impl Engine {
         let created = created.map_err(|error| {
             failure(
                 format!("the engine did not create a container of `{image}`: {}", scrub(&error)),
-                "see what `portcullis server inspect` shows of its profile, and `portcullis doctor`",
+                "compare its profile (`portcullis server inspect`) with `portcullis doctor`",
             )
         })?;
         for warning in &created.warnings {
@@ -130,7 +132,7 @@ impl Engine {
         }
         let door = door?;
         if self.facts.podman {
-            // It says that it limits even where, rootless on cgroup v1, it does not.
+            // The engine reports limits even if, rootless on cgroup v1, it does not apply them.
             cgroup_check::kept(&self.docker, guard.id()).await?;
         }
 
@@ -144,7 +146,7 @@ impl Engine {
             self.docker.attach_container(guard.id(), Some(attach)).await.map_err(|error| {
                 failure(
                     format!("the engine did not attach to the container: {}", scrub(&error)),
-                    "see that the engine is well: `portcullis doctor`",
+                    "check the engine: `portcullis doctor`",
                 )
             })?;
         let (out, stdout) = stdio::pipe();
@@ -171,7 +173,8 @@ impl Engine {
         self.docker.start_container(guard.id(), None).await.map_err(|error| {
             failure(
                 format!("the engine did not start a container of `{image}`: {}", scrub(&error)),
-                "see that the image's program runs as another user, read-only and without network",
+                "check that the image's program can run as another user, read-only and without \
+                network",
             )
         })?;
         mount_verification::mounts(&self.docker, guard.id(), profile.mounts()).await?;
@@ -193,7 +196,7 @@ impl Engine {
     }
 }
 
-/// A launch that was checked, before the engine is asked anything.
+/// A checked launch, before any request to the engine.
 struct Plan {
     profile: Profile,
     image: Image,
@@ -207,7 +210,7 @@ impl Plan {
         let Some(image) = &spec.image else {
             return Err(failure(
                 format!("the server `{}` has no image to launch", spec.server),
-                "set `image`, or let its `command` be packed into one",
+                "set `image`, or `command` to have a program packed into an image",
             ));
         };
         let image: Image = image.parse().map_err(|illegal: super::IllegalImage| {
@@ -218,16 +221,19 @@ impl Plan {
         })?;
         if matches!(image, Image::Tag(_)) {
             return Err(failure(
-                format!("the image `{image}` is named by tag, which can be moved to other content"),
+                format!(
+                    "the image `{image}` is named by a tag, which can be moved to other \
+                    content"
+                ),
                 "name it as NAME@sha256:DIGEST, or by its local id sha256:ID",
             ));
         }
-        // This very engine's, whichever the spec knows of.
+        // Paths of this engine, whatever the spec has.
         let places = spec.places.as_ref().clone().with_engine(engine.host_paths());
         let profile = Profile::new(spec, &places)?;
         if spec.command.iter().any(|argument| argument.contains('\0')) {
             return Err(failure(
-                "an argument of the command holds a NUL byte",
+                "an argument of the command contains a NUL byte",
                 "correct `command`",
             ));
         }
@@ -235,7 +241,7 @@ impl Plan {
             (label::INSTANCE.to_owned(), spec.instance.clone()),
             (label::SERVER.to_owned(), spec.server.to_string()),
             (label::OWNER.to_owned(), engine.facts.owner.to_string()),
-            // A guard writes its name here. Without one, what an image brings must not count.
+            // A guard writes its name here. Without a guard, a label of the image must not count.
             (label::GUARD.to_owned(), String::new()),
         ]);
         let body = ContainerCreateBody {
@@ -247,7 +253,7 @@ impl Plan {
             attach_stdout: Some(true),
             attach_stderr: Some(true),
             open_stdin: Some(true),
-            // The engine closes the server's input when we are gone, however we went.
+            // The engine closes the server's input when this process ends, however it ends.
             stdin_once: Some(true),
             tty: Some(false),
             stop_signal: Some("SIGTERM".to_owned()),
@@ -276,20 +282,20 @@ fn environment(spec: &LaunchSpec) -> Result<Vec<String>, LaunchFailure> {
             && name.bytes().all(|b| b.is_ascii_graphic() && b != b'=');
         if !legal {
             return Err(failure(
-                format!("`{}` is no name of an environment variable", name.escape_debug()),
+                format!("`{}` is not a name of an environment variable", name.escape_debug()),
                 "correct it in `env` or `secrets`",
             ));
         }
         if value.contains('\0') {
             return Err(failure(
-                format!("the value of the environment variable `{name}` holds a NUL byte"),
+                format!("the value of the environment variable `{name}` contains a NUL byte"),
                 "correct it in `env` or `secrets`",
             ));
         }
         if !names.insert(name) {
             return Err(failure(
-                format!("the environment variable `{name}` is given twice"),
-                "give it once, in `env` or in `secrets`",
+                format!("the environment variable `{name}` is set twice"),
+                "set it once, in `env` or in `secrets`",
             ));
         }
         environment.push(format!("{name}={value}"));
@@ -299,8 +305,8 @@ fn environment(spec: &LaunchSpec) -> Result<Vec<String>, LaunchFailure> {
     Ok(environment)
 }
 
-/// Adds what the image does not say itself. What the engine makes up of the image's `/etc/passwd`
-/// (`HOME=/nonexistent`, `HOME=/`) is no place to write to.
+/// Adds variables that the image does not set. A `HOME` that the engine takes from the image's
+/// `/etc/passwd` (`/nonexistent`, `/`) is not writable.
 fn settle_in(body: &mut ContainerCreateBody, spec: &LaunchSpec, image: &[String]) {
     let environment = body.env.get_or_insert_default();
     let home = spec.home(|name| {
@@ -310,7 +316,7 @@ fn settle_in(body: &mut ContainerCreateBody, spec: &LaunchSpec, image: &[String]
     environment.extend(home.into_iter().map(|(name, value)| format!("{name}={value}")));
 }
 
-/// Takes secrets out of an engine's words, should it ever repeat the request in them.
+/// Removes secrets from an engine's message, in case the engine repeats the request.
 fn scrub(mut words: String, secrets: &[Secret]) -> String {
     for secret in secrets {
         let value = secret.expose();
@@ -335,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn environments() {
+    fn invalid_environment_variables_are_refused() {
         let taken = environment(&spec(&[("A", "1"), ("b.c", "x=y")], &[("TOKEN", "t")]));
         assert_eq!(taken.unwrap(), ["A=1", "b.c=x=y", "TOKEN=t"]);
         for (env, secrets) in [
@@ -355,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_image_says_of_its_home_stays() {
+    fn home_set_by_the_image_is_kept() {
         let settled = |image: &[&str], spec: &LaunchSpec| {
             let mut body =
                 ContainerCreateBody { env: Some(vec!["A=1".into()]), ..Default::default() };
@@ -377,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn an_engine_that_repeats_a_secret_is_not_quoted() {
+    fn secrets_in_engine_messages_are_redacted() {
         let secrets = [Secret::new("s3".to_owned()), Secret::new(String::new())];
         assert_eq!(
             scrub("bad value s3 in A=s3".into(), &secrets),

@@ -1,30 +1,30 @@
-//! Whose container it is: a lease that lasts as long as the process that wrote it.
+//! Lease of a container: lasts as long as the process that wrote it.
 
 use std::{fmt, fs, str::FromStr};
 
 use nix::{errno::Errno, sys::signal::kill, unistd::Pid};
 use sha2::{Digest, Sha256};
 
-/// A process, told apart from any other that ever had or will have its number.
+/// Identity of a process, distinct from every other process that ever has the same number.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Lease {
-    /// A hash of the machine's id: the id itself is not for others' eyes (machine-id(5)).
+    /// Hash of the machine's id, because the id itself is confidential (machine-id(5)).
     machine: String,
     boot: String,
-    /// Process numbers mean something within one namespace only.
+    /// Process numbers are valid within one namespace only.
     namespace: String,
     pid: i32,
-    /// Clock ticks from boot to its start.
+    /// Clock ticks from boot to the start of the process.
     started: u64,
 }
 
-/// A label that no [`Owner`] wrote.
+/// Error for a label that no [`Owner`] wrote.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not an owner label")]
 pub(crate) struct IllegalOwner;
 
 impl Lease {
-    /// This process.
+    /// Lease of this process.
     pub fn current() -> Self {
         let pid = Pid::this().as_raw();
         Self {
@@ -36,12 +36,13 @@ impl Lease {
         }
     }
 
-    /// Whether the process is gone for certain. What cannot be known from here (another machine,
-    /// another process namespace, a process that hides) is taken to be alive.
+    /// Whether the process has certainly ended. A process that cannot be observed from here
+    /// (another machine, another process namespace, a hidden process) counts as alive.
     pub fn gone(&self, from: &Self) -> bool {
         let known = |s: &str| s != UNKNOWN;
         if self.boot != from.boot {
-            // The same machine since restarted, or another machine behind the same engine?
+            // Either the same machine after a restart, or another machine that uses the same
+            // engine.
             return known(&self.machine)
                 && self.machine == from.machine
                 && known(&self.boot)
@@ -114,7 +115,7 @@ struct Stat {
     started: u64,
 }
 
-/// From proc_pid_stat(5). The second field, the name, may hold anything, so fields are counted
+/// Reads proc_pid_stat(5). The second field, the name, may contain anything, so fields are counted
 /// from its closing parenthesis.
 fn stat(pid: i32) -> Option<Stat> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
@@ -131,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_label_is_read_as_it_was_written() {
+    fn label_round_trips() {
         let me = Lease::current();
         assert_eq!(me.to_string().parse(), Ok(me.clone()));
         assert!(me.started > 0 && me.boot != UNKNOWN && me.namespace != UNKNOWN);
@@ -141,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn gone_only_when_it_is_certain() {
+    fn process_counts_as_gone_only_if_certain() {
         let me = Lease::current();
         let gone = |change: fn(&mut Lease)| {
             let mut owner = Lease { machine: "m".into(), ..me.clone() };
@@ -165,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ended_process_is_gone_even_before_it_is_waited_for() {
+    fn zombie_process_counts_as_gone() {
         let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
         let pid = i32::try_from(child.id()).unwrap();
         let me = Lease::current();

@@ -1,16 +1,17 @@
-//! Servers in containers: the engine, the hardened default profile, images, and the way a process
-//! in a container is started, watched, ended and cleaned away.
+//! Servers in containers: the engine, the hardened default profile, images, and the start,
+//! supervision, end and removal of containers.
 //!
 //! Invariants:
-//! - A container is made from a [`Profile`] and nothing else; an image's labels, user, health check
-//!   and volumes never shape the run.
-//! - A mount is what was checked, or the launch fails.
-//! - An image runs by its digest or its local id, and by no other name.
-//! - A launch that fails or is given up leaves no container, and a dropped process leaves none.
-//! - A server that has a way out starts in a network namespace in which that is there already; the
-//!   container that holds the namespace ends with the server.
-//! - Secrets go to the engine in the create request alone: never into labels, errors or names.
-//! - Only containers with our name *and* our labels are ever removed.
+//!
+//! - A container is created from a [`Profile`] only. An image's labels, user, health check and
+//!   volumes never affect the run.
+//! - A mount is the one that was checked, or the launch fails.
+//! - An image runs by its digest or its local id only.
+//! - A failed or cancelled launch leaves no container, and neither does a dropped process.
+//! - A server with `egress` starts in a network namespace that already has the egress sockets. The
+//!   pause container that holds the namespace ends with the server.
+//! - Secrets reach the engine only in the create request: never in labels, errors or names.
+//! - Only containers with Portcullis's name *and* labels are ever removed.
 
 mod cgroup_check;
 mod engine;
@@ -42,23 +43,23 @@ pub use pull::Progress;
 use crate::{egress_netns, process::LaunchFailure};
 use portcullis_guard::Rules;
 
-/// Labels of our containers, and of the images that we pack.
+/// Labels of Portcullis's containers and of packed images.
 pub mod label {
     pub use portcullis_guard::label::{GUARD, HOLDS, INSTANCE, OWNER, PROFILE, SERVER};
 
-    /// On images: a digest of the packed program.
+    /// On images: digest of the packed program.
     pub const PACKED: &str = "dev.portcullis.packed";
 }
 
-/// What a guard of that name holds containers to, before its operator allows more: what
-/// [`Profile`] makes of a server with everything at its default.
+/// Rules of a guard with that name before its operator allows more: what [`Profile`] makes of a
+/// server with default settings.
 pub fn guard_rules(name: &str) -> Rules {
     let mut rules = Rules::new(name, portcullis_syscalls::container_profile(), egress_netns::NET);
     rules.holders = pause_container::LAYERS.iter().cloned().collect();
     rules
 }
 
-/// The engine did not do what it was asked, or did not answer.
+/// Failure of a request to the engine.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the container engine did not {asked}: {why}")]
 pub struct Fault {

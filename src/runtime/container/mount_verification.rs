@@ -1,11 +1,11 @@
-//! Whether the engine mounted what was checked.
+//! Checks that the engine mounted the sources that were checked.
 //!
-//! A source is checked here, by its path, and the engine looks at that path again when it starts the
-//! container. In between, whoever may write in a folder above it (a server that has that folder, for
-//! one) can put a link to anything in its place.
+//! A source is checked here by its path, and the engine resolves that path again when it starts the
+//! container. In between, a process that can write to a folder above it (for example, a server with
+//! that folder mounted) can replace it by a link to anything.
 //!
-//! An engine mounts when it starts the program, so the program runs while we look: where a mount is another,
-//! it is ended after moments with it, and not before.
+//! An engine mounts when it starts the program, so the program already runs during this check. If a
+//! mount differs, the program is ended within moments of its start.
 
 use std::{
     ffi::OsString,
@@ -21,27 +21,27 @@ use crate::process::{LaunchFailure, Mount};
 
 use super::{Fault, failure};
 
-/// A folder of a file system, as the kernel names it: the device, and the path from its root.
+/// Folder of a file system as the kernel names it: the device, and the path from its root.
 #[derive(Debug, PartialEq, Eq)]
 struct MountOrigin {
     device: String,
     path: PathBuf,
 }
 
-/// One line of proc_pid_mountinfo(5), as far as it matters here.
+/// Fields of one line of proc_pid_mountinfo(5).
 #[derive(Debug)]
 struct Mounted {
     place: MountOrigin,
     at: PathBuf,
 }
 
-/// Looks at the mounts of a container that runs.
+/// Checks the mounts of a running container.
 ///
-/// Where the engine's processes can't be seen from here, what can be seen is that the sources are no
+/// If the engine's processes are not visible from here, this checks only that the sources are not
 /// links now.
 ///
 /// # Errors
-/// Where one is not what was checked.
+/// If a mount is not the checked one.
 pub(super) async fn mounts(
     docker: &Docker,
     id: &str,
@@ -51,14 +51,14 @@ pub(super) async fn mounts(
         return Ok(());
     }
     let container = docker.inspect_container(id, None).await.map_err(|error| {
-        let fault = Fault::of("say which process the container is")(error);
-        failure(fault.to_string(), "see that the engine is well: `portcullis doctor`")
+        let fault = Fault::of("report the container's process")(error);
+        failure(fault.to_string(), "check the engine: `portcullis doctor`")
     })?;
     let pid = container.state.and_then(|state| state.pid).filter(|pid| *pid > 0);
     let (id, checked) = (id.to_owned(), checked.to_vec());
-    // A folder of a server that does not answer holds up this launch, and nobody else.
+    // A folder on a file server that does not answer blocks only this launch.
     let looking = tokio::task::spawn_blocking(move || compare(pid, &id, &checked)).await;
-    looking.map_err(|_| failure("its mounts could not be looked at", "try again"))?
+    looking.map_err(|_| failure("its mounts could not be checked", "try again"))?
 }
 
 fn compare(pid: Option<i64>, id: &str, checked: &[Mount]) -> Result<(), LaunchFailure> {
@@ -67,8 +67,8 @@ fn compare(pid: Option<i64>, id: &str, checked: &[Mount]) -> Result<(), LaunchFa
         static ONCE: Once = Once::new();
         ONCE.call_once(|| {
             tracing::warn!(
-                "the engine's processes can't be seen from here, so that it mounted what was checked is \
-                 known by the paths alone: run the proxy as root on the engine's machine to have it seen"
+                "the engine's processes are not visible from here, so mounts are verified by path \
+                 only: run the proxy as root on the engine's machine to verify them fully"
             );
         });
     }
@@ -76,7 +76,7 @@ fn compare(pid: Option<i64>, id: &str, checked: &[Mount]) -> Result<(), LaunchFa
     for mount in checked {
         let same = match &inside {
             Some(inside) => {
-                // The last one covers the others.
+                // The last mount covers earlier ones.
                 let found = inside.iter().rev().find(|mounted| mounted.at == mount.target);
                 found.is_some_and(|m| place(&here, &mount.source).is_some_and(|p| p == m.place))
             }
@@ -85,29 +85,29 @@ fn compare(pid: Option<i64>, id: &str, checked: &[Mount]) -> Result<(), LaunchFa
         if !same {
             return Err(failure(
                 format!(
-                    "what is mounted at {} is not what was checked: {} was replaced in between",
+                    "the mount at {} is not the one that was checked: {} was replaced in between",
                     mount.target.display(),
                     mount.source.display()
                 ),
-                "see who may write in the folders above it; another server's mount may be one",
+                "check who can write to the folders above it, such as a server with a mount there",
             ));
         }
     }
     Ok(())
 }
 
-/// What a container's process sees mounted, if that number is its here.
+/// Mounts of a container's process, if the process number is valid here.
 fn seen(pid: i64, id: &str) -> Option<Vec<Mounted>> {
     let text = fs::read(format!("/proc/{pid}/mountinfo")).ok()?;
-    // After that: whoever has the number by now is found out.
+    // Read after that, so a reused process number is detected.
     let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
     (id.len() >= 12 && groups.contains(id)).then(|| parsed(&text))
 }
 
-/// Where a path is that has no links in it, by its text alone.
+/// Origin of a path without links, by its text only.
 fn place(here: &[Mounted], source: &Path) -> Option<MountOrigin> {
     let above = here.iter().filter(|mounted| source.starts_with(&mounted.at));
-    // Of those at the same place, the last one covers the others.
+    // The last of several mounts at one path covers the others.
     let over = above.max_by_key(|mounted| mounted.at.components().count())?;
     let rest = source.strip_prefix(&over.at).ok()?;
     let path = over.place.path.join(rest).components().collect();
@@ -124,7 +124,7 @@ fn parsed(text: &[u8]) -> Vec<Mounted> {
     text.split(|byte| *byte == b'\n').filter_map(line).collect()
 }
 
-/// White space and backslashes are three octal digits there.
+/// Decodes white space and backslashes, which are three octal digits there.
 fn unescaped(word: &[u8]) -> PathBuf {
     let mut bytes = Vec::with_capacity(word.len());
     let mut rest = word;
@@ -155,7 +155,7 @@ mod tests {
         25 24 254:2 /inner /srv/my\\040data rw shared:4 - ext4 /dev/vdc rw\n";
 
     #[test]
-    fn a_path_is_in_the_last_mount_that_is_nearest() {
+    fn path_belongs_to_the_nearest_and_last_mount() {
         let here = parsed(HERE);
         let of = |path: &str| {
             let MountOrigin { device, path } = place(&here, Path::new(path)).unwrap();
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn names_with_white_space_and_backslashes() {
+    fn escaped_names_are_decoded() {
         for (word, name) in
             [(r"/a\040b\134c", r"/a b\c"), (r"/a\", r"/a\"), (r"/\99", r"/\99"), ("", "")]
         {

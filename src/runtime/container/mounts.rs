@@ -1,4 +1,4 @@
-//! What is mounted into a container: sources that a server may see, each at a place of its own.
+//! Mounts of a container: checked sources, each with a separate target.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -9,10 +9,10 @@ use crate::{
 
 use super::failure;
 
-/// MountPolicy inside that the profile or the engine owns.
+/// Targets that the profile or the engine owns.
 const NEVER_TARGETS: &[&str] = &["/dev", "/proc", "/run", "/sbin", "/sys", "/tmp"];
 
-/// The mounts with their sources resolved, or the first that is refused.
+/// Mounts with resolved sources, or the first refusal.
 pub(super) fn check(mounts: &[Mount], places: &MountPolicy) -> Result<Vec<Mount>, LaunchFailure> {
     let mut checked: Vec<Mount> = Vec::with_capacity(mounts.len());
     for mount in mounts {
@@ -20,8 +20,8 @@ pub(super) fn check(mounts: &[Mount], places: &MountPolicy) -> Result<Vec<Mount>
         let target = check_target(&mount.target)?;
         if checked.iter().any(|other| other.target == target) {
             return Err(failure(
-                format!("two mounts have the same place inside, {}", target.display()),
-                "give each mount a place of its own",
+                format!("two mounts have the same target, {}", target.display()),
+                "give each mount its own target",
             ));
         }
         checked.push(Mount { source, target, writable: mount.writable });
@@ -32,8 +32,8 @@ pub(super) fn check(mounts: &[Mount], places: &MountPolicy) -> Result<Vec<Mount>
 fn check_target(target: &Path) -> Result<PathBuf, LaunchFailure> {
     let refused = |why: &str| {
         failure(
-            format!("a mount cannot be placed at {}: {why}", target.display()),
-            "choose an absolute path of its own, such as /data",
+            format!("a mount cannot have the target {}: {why}", target.display()),
+            "choose another absolute path, such as /data",
         )
     };
     let plain = |c: Component| matches!(c, Component::RootDir | Component::Normal(_));
@@ -58,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn places_inside() {
+    fn illegal_targets_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         let places = MountPolicy::default();
         for target in [

@@ -1,12 +1,13 @@
-//! The container that holds a server's network namespace, where the server has a way out.
+//! Pause container: holds the network namespace of a server with `egress`.
 //!
-//! An engine makes a container's network namespace when it starts the container's program, and not
-//! before. So a container of its own has the namespace first; its doors are opened, and then the
-//! server starts in the same namespace. What its program asks for in its first instruction is
-//! answered.
+//! An engine creates a container's network namespace only when it starts the container's program.
+//! So the pause container gets the namespace first, the egress sockets are opened in it, and then
+//! the server starts in the same namespace. The sockets therefore exist before the server's first
+//! instruction.
 //!
-//! Its program is ours and does nothing: it reads its input until that ends, which the engine sees to
-//! when the proxy has gone, however that went. It is confined as a server is, and more.
+//! The pause container's program belongs to Portcullis and does nothing: it reads its input until
+//! the end of input, which the engine causes when the proxy ends, however it ends. The container is
+//! at least as confined as a server.
 
 use std::sync::LazyLock;
 
@@ -77,8 +78,8 @@ const AARCH64: [u32; 10] = [
     0xd400_0001,
 ];
 
-/// The program, for an architecture by Rust's name for it. Elsewhere servers in containers can't have
-/// a way out.
+/// Program for an architecture (Rust's name). On other architectures, servers in containers cannot
+/// have egress.
 pub(super) fn program(arch: &str) -> Option<Vec<u8>> {
     match arch {
         "x86_64" => Some(executable(62, X86_64)),
@@ -87,8 +88,8 @@ pub(super) fn program(arch: &str) -> Option<Vec<u8>> {
     }
 }
 
-/// A static executable as elf(5) has it: its header, one program header that loads the whole file
-/// (readable and executable), and the code.
+/// Static executable by elf(5): its header, one program header that loads the whole file (readable
+/// and executable), and the code.
 fn executable(machine: u16, code: &[u8]) -> Vec<u8> {
     const BASE: u64 = 0x40_0000;
     const HEADERS: u64 = 64 + 56;
@@ -98,11 +99,11 @@ fn executable(machine: u16, code: &[u8]) -> Vec<u8> {
     for half in [2, machine, 1, 0] {
         file.extend(half.to_le_bytes());
     }
-    // Where it begins; the program header's place; no sections.
+    // Entry point; offset of the program header; no sections.
     for word in [BASE + HEADERS, 64, 0] {
         file.extend(word.to_le_bytes());
     }
-    // No flags; the sizes of the header and of one program header; no sections.
+    // No flags; sizes of the header and of one program header; no sections.
     for half in [0_u16, 0, 64, 56, 1, 64, 0, 0] {
         file.extend(half.to_le_bytes());
     }
@@ -110,7 +111,7 @@ fn executable(machine: u16, code: &[u8]) -> Vec<u8> {
     for half in [1_u32, 5] {
         file.extend(half.to_le_bytes());
     }
-    // The whole file, at its place, for pages of any size up to 64 KiB.
+    // The whole file at its address, for pages of any size up to 64 KiB.
     for word in [0, BASE, BASE, size, size, 0x1_0000] {
         file.extend(word.to_le_bytes());
     }
@@ -118,14 +119,14 @@ fn executable(machine: u16, code: &[u8]) -> Vec<u8> {
     file
 }
 
-/// A container that holds a namespace, and the end of whose input is ours.
+/// Pause container, with the writing end of its input.
 pub(super) struct PauseContainer {
     guard: Guard,
     input: AttachContainerResults,
 }
 
 impl Engine {
-    /// Makes one for the container of a server that is to have that name. It does not run yet.
+    /// Creates the pause container for a server's container with that name, without starting it.
     pub(super) async fn hold(
         &self,
         server: &str,
@@ -157,7 +158,7 @@ impl Engine {
         Ok(PauseContainer { guard, input: input.map_err(did_not("attach to"))? })
     }
 
-    /// Starts the holder of that id, and opens the way out in its namespace.
+    /// Starts the pause container with that id, and opens the egress sockets in its namespace.
     pub(super) async fn open(
         &self,
         holder: &str,
@@ -171,11 +172,8 @@ impl Engine {
 fn did_not(what: &'static str) -> impl Fn(Error) -> LaunchFailure {
     move |error| {
         failure(
-            format!(
-                "the engine did not {what} the container that holds its network: {}",
-                words(&error)
-            ),
-            "see that the engine is well: `portcullis doctor`",
+            format!("the engine did not {what} the pause container: {}", words(&error)),
+            "check the engine: `portcullis doctor`",
         )
     }
 }
@@ -185,14 +183,15 @@ impl PauseContainer {
         self.guard.id()
     }
 
-    /// Has it end after its server, with which it is removed. Whoever holds the guard that is
-    /// handed out holds both.
+    /// Ends the pause container after its server, with which it is removed. The returned guard owns
+    /// both.
     pub(super) fn end_after(self, server: Guard, mut exit: watch::Receiver<Option<Exit>>) -> Guard {
         let Self { guard, input } = self;
         let (docker, ids) = (server.docker().clone(), [server.id(), guard.id()].map(str::to_owned));
         tokio::spawn(async move {
             let _ = exit.wait_for(Option::is_some).await;
-            // In this order: an engine may keep what another one has joined.
+            // In this order, because an engine may refuse to remove a container that another one
+            // joined.
             let _ = remove(&docker, &ids[0]).await;
             drop(input);
             let _ = remove(&docker, &ids[1]).await;
@@ -201,7 +200,7 @@ impl PauseContainer {
     }
 }
 
-/// The digests of the layers of holders' images, for those who let nothing else hold a namespace.
+/// Digests of the layers of pause containers' images, for a guard that permits only these.
 pub(super) static LAYERS: LazyLock<Vec<String>> = LazyLock::new(|| {
     ["x86_64", "aarch64"].into_iter().filter_map(super::image_builder::holder_layer).collect()
 });
@@ -218,7 +217,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_program_reads_until_its_input_ends() {
+    fn program_runs_until_its_input_ends() {
         let folder = tempfile::tempdir().unwrap();
         let place = folder.path().join("holder");
         fs::write(&place, program(std::env::consts::ARCH).expect("an architecture of ours"))
@@ -227,7 +226,7 @@ mod tests {
         let mut child =
             Command::new(&place).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let mut input = child.stdin.take().unwrap();
-        // More than a pipe holds: it has read on.
+        // More than a pipe's buffer, so the program must have read it.
         input.write_all(&[b'x'; 200_000]).unwrap();
         assert_eq!(child.try_wait().unwrap(), None);
         drop(input);
@@ -236,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_one_small_file_for_each_architecture() {
+    fn program_is_one_small_file_for_each_architecture() {
         let (ours, theirs) = (program("x86_64").unwrap(), program("aarch64").unwrap());
         assert_eq!((ours.len(), theirs.len()), (143, 160));
         // The two differ in the machine, their sizes and the code.

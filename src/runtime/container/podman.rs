@@ -1,4 +1,4 @@
-//! What Podman takes as a file of the machine that it runs on.
+//! Files that Podman reads from the machine it runs on.
 
 use portcullis_foundation::atomic_file;
 use std::{
@@ -8,11 +8,12 @@ use std::{
 
 use sha2::{Digest, Sha256};
 
-/// A file with that text, for everybody to read, in a folder of this user alone, so that nobody else
-/// can put another in its place. It is named by its content and serves every proxy of this user.
+/// Path of a file with that text, readable for everybody, in a folder of this user only, so that no
+/// other user can replace it. Its name is the digest of its content; it serves every proxy of this
+/// user.
 ///
 /// # Errors
-/// Where there is no such folder, or nothing can be written there.
+/// If there is no such folder, or it is not writable.
 pub(super) fn file(kind: &str, text: &str) -> io::Result<PathBuf> {
     let folder = match env::var_os("XDG_RUNTIME_DIR").filter(|folder| !folder.is_empty()) {
         _ if nix::unistd::geteuid().is_root() => PathBuf::from("/run"),
@@ -39,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_is_written_once_and_mended_where_it_says_something_else() {
+    fn file_is_written_once_and_rewritten_if_changed() {
         let folder = tempfile::tempdir().expect("a folder");
         let place = write(folder.path(), "kind", "text").expect("a file");
         assert_eq!(fs::read_to_string(&place).expect("its text"), "text");

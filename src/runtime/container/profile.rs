@@ -1,7 +1,7 @@
-//! The hardened default profile: everything that confines a contained server, in one struct.
+//! The hardened default profile: everything that confines a server in a container, in one struct.
 //!
-//! Invariant: a container is created from a [`Profile`] alone ([`Profile::host_config`]), and what
-//! [`Profile::describe`] says of it is what the engine's `inspect` says of the container.
+//! Invariant: a container is created only from a [`Profile`] ([`Profile::host_config`]), and
+//! [`Profile::describe`] equals what the engine's `inspect` reports about the container.
 
 use std::{collections::HashMap, fmt, path::PathBuf};
 
@@ -25,7 +25,7 @@ use super::{engine::Facts, failure, mounts, podman, seccomp};
 
 const USER: &str = "65534:65534";
 const MIB: u64 = 1 << 20;
-/// What is said where the OCI runtime is the engine's own choice.
+/// Text for an OCI runtime that the engine chooses.
 pub(super) const DEFAULT_RUNTIME: &str = "the engine's default";
 
 /// Everything that confines one server's container.
@@ -38,42 +38,42 @@ pub struct Profile {
     exec_tmp: bool,
     tmp_mib: u64,
     files: u32,
-    /// The OCI runtime, where it is not left to the engine.
+    /// OCI runtime, if the engine does not choose it.
     runtime: Option<&'static str>,
-    /// Volumes that the image declares: scratch space in memory instead of the host's disk.
+    /// Volumes that the image declares. They are scratch space in memory instead of the host's
+    /// disk.
     scratch: Vec<String>,
     memory: u64,
     nano_cpus: i64,
     pids: u32,
     network: bool,
     egress: Vec<Destination>,
-    /// The container whose network namespace it joins, where it has a way out: none of its own. Empty
-    /// before that is there.
+    /// Pause container whose network namespace a server with `egress` joins. Empty before that
+    /// container exists.
     joins: Option<String>,
-    /// Whether its program is one of ours that runs no others: nothing is to be found out about it.
+    /// Whether this is a pause container, whose program runs no other programs.
     holds: bool,
     mounts: Vec<Mount>,
-    /// The folder of secrets that are handed over as files.
+    /// Folder of the secrets that are delivered as files.
     secrets: Option<Mount>,
-    /// The names of the hosts that it may reach, for an engine that lets none have those of the
-    /// container whose network it joins.
+    /// File with the names of the reachable hosts, for an engine that does not give a container the
+    /// hosts of the container whose network it joins.
     hosts: Option<Mount>,
     init: Option<&'static str>,
-    /// The profile of system calls, as the engine takes it.
+    /// Seccomp profile in the form that the engine accepts.
     seccomp: String,
-    /// Processes of the user, where the engine has a default of its own that may be more than it can
-    /// set.
+    /// Limit of the user's processes, for an engine whose own default may be more than it can set.
     nproc: Option<i64>,
 }
 
-/// Something that the config loosened (or tightened) against the default profile.
+/// Difference between the config and the default profile, looser or stricter.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Deviation {
-    /// The profile's field, by the engine's name for it.
+    /// Field of the profile by the engine's name.
     pub field: &'static str,
     pub default: String,
     pub actual: String,
-    /// The key below `[servers.NAME]` that says so.
+    /// Config key below `[servers.NAME]` that sets it.
     pub config_key: &'static str,
 }
 
@@ -85,8 +85,8 @@ impl fmt::Display for Deviation {
 }
 
 impl Profile {
-    /// The profile of a server as configured, before any engine was asked. Refuses values that no
-    /// container could or should have.
+    /// Profile of a configured server, before any request to the engine. Refuses values that a
+    /// container cannot or must not have.
     pub fn of(spec: &LaunchSpec) -> Result<Self, LaunchFailure> {
         Self::new(spec, &spec.places)
     }
@@ -123,14 +123,14 @@ impl Profile {
         })
     }
 
-    /// Takes in what only the engine and the image can tell.
+    /// Completes the profile with properties of the engine and the image.
     pub(super) fn settle(&mut self, facts: &Facts, volumes: Vec<String>) {
         self.apparmor = facts.apparmor;
         let mut volumes = volumes;
         if facts.podman {
             self.init = None;
             self.nproc = Some(most_processes());
-            // Where that fails, so does the engine, which can't read the text as a path.
+            // If this fails, the engine fails, too, because it cannot read the text as a path.
             if let Ok(file) = podman::file("seccomp", &seccomp::JSON) {
                 self.seccomp = file.to_string_lossy().into_owned();
             }
@@ -138,13 +138,13 @@ impl Profile {
                 let lines = egress_netns::hosts(&self.egress).into_iter();
                 let hosts: String =
                     lines.map(|(name, address)| format!("{address}\t{name}\n")).collect();
-                // Where that fails, programs that know of no proxy find no address.
+                // If this fails, programs that do not support a proxy find no address.
                 let file = podman::file("hosts", &format!("127.0.0.1\tlocalhost\n{hosts}"));
                 let target = PathBuf::from("/etc/hosts");
                 self.hosts = file.ok().map(|source| Mount { source, target, writable: false });
             }
-            // With a read-only root, it makes these writable, without a limit and with programs, unless
-            // it is told of them.
+            // With a read-only root, Podman makes these writable, without a limit and with
+            // execution, unless the request lists them.
             volumes.extend(["/run", "/var/tmp"].map(str::to_owned));
         }
         self.scratch = volumes
@@ -155,7 +155,7 @@ impl Profile {
         self.scratch.dedup();
     }
 
-    /// That of the container which holds the network namespace of this one: as tight as can be.
+    /// Profile of the pause container of this one, as strict as possible.
     pub(super) fn holder(&self, facts: &Facts) -> Self {
         let mut holder = Self {
             user: USER.to_owned(),
@@ -177,17 +177,17 @@ impl Profile {
         holder
     }
 
-    /// Has it join the network namespace of that container.
+    /// Makes the container join the network namespace of that pause container.
     pub(super) fn join(&mut self, holder: &str) {
         self.joins = Some(holder.to_owned());
     }
 
-    /// The hosts that it may reach.
+    /// Hosts that the server may reach.
     pub(super) fn egress(&self) -> &[Destination] {
         &self.egress
     }
 
-    /// The host's folders, as they were checked.
+    /// The checked host folders.
     pub(super) fn mounts(&self) -> &[Mount] {
         &self.mounts
     }
@@ -196,7 +196,7 @@ impl Profile {
         &self.user
     }
 
-    /// Bytes.
+    /// Memory limit in bytes.
     pub(super) fn memory(&self) -> u64 {
         self.memory
     }
@@ -215,12 +215,12 @@ impl Profile {
         scratch.chain([("/tmp".to_owned(), tmp(self.exec_tmp, self.tmp_mib))]).collect()
     }
 
-    /// The OCI runtime that the engine must be asked for.
+    /// OCI runtime to request from the engine.
     pub(super) fn runtime(&self) -> Option<&'static str> {
         self.runtime
     }
 
-    /// What the engine is told.
+    /// The profile as a request to the engine.
     pub(super) fn host_config(&self) -> HostConfig {
         let limit = |name: &str, n| ResourcesUlimits {
             name: Some(name.to_owned()),
@@ -250,10 +250,11 @@ impl Profile {
                 Some(holder) => format!("container:{holder}"),
                 None => self.network_mode().to_owned(),
             }),
-            // For programs that know nothing of proxies: see `outward`. Who joins has the holder's.
+            // For programs that do not support a proxy (see `egress_netns`). A container that joins
+            // has the hosts of its pause container.
             extra_hosts: self.holds.then(|| self.extra_hosts()),
             ipc_mode: Some("private".to_owned()),
-            // The engine's own default is the host's namespace on cgroup v1.
+            // On cgroup v1, the engine's default is the host's namespace.
             cgroupns_mode: Some(HostConfigCgroupnsModeEnum::PRIVATE),
             init: Some(true),
             restart_policy: Some(RestartPolicy {
@@ -261,7 +262,8 @@ impl Profile {
                 maximum_retry_count: Some(0),
             }),
             auto_remove: Some(true),
-            // Standard output is protocol traffic: the engine's logs would hold results and secrets.
+            // Standard output is protocol traffic: the engine's logs would contain results and
+            // secrets.
             log_config: Some(HostConfigLogConfig {
                 typ: Some("none".to_owned()),
                 config: Some(HashMap::new()),
@@ -274,8 +276,8 @@ impl Profile {
         }
     }
 
-    /// Replaces a health check that the image brings (which would run a program of its choosing)
-    /// by one that shows that the container can still start a process.
+    /// Replaces the image's health check (which would run a program of its choice) by one that
+    /// shows that the container can still start a process.
     pub(super) fn health(&self) -> HealthConfig {
         use portcullis_guard::health::{INTERVAL, RETRIES, START_PERIOD, TIMEOUT};
         match self.init.filter(|_| !self.holds) {
@@ -304,7 +306,7 @@ impl Profile {
         if self.network { "bridge" } else { "none" }
     }
 
-    /// Each item of the profile by the engine's name for it, with its value.
+    /// Each item of the profile by the engine's name, with its value.
     pub fn describe(&self) -> Vec<(String, String)> {
         let mut tmpfs: Vec<String> =
             self.tmpfs().iter().map(|(place, options)| format!("{place} {options}")).collect();
@@ -366,10 +368,10 @@ impl Profile {
         .to_vec()
     }
 
-    /// A short hash over [`Profile::describe`]: containers with the same hash are confined alike.
+    /// Short hash over [`Profile::describe`]. Containers with the same hash are confined alike.
     pub fn hash(&self) -> String {
         let mut hash = Sha256::new();
-        // The engine knows the names alone of what it may reach.
+        // The engine has only the names of the reachable hosts.
         let egress = ("Egress".to_owned(), or_none(&self.listed()));
         for (field, value) in self.describe().into_iter().chain([egress]) {
             hash.update(field);
@@ -380,7 +382,7 @@ impl Profile {
         hex::encode(&hash.finalize()[..8])
     }
 
-    /// Where this profile differs from the default one, and which line of the config says so.
+    /// Differences from the default profile, each with its config key.
     pub fn deviations(&self) -> Vec<Deviation> {
         let resources = Resources::default();
         let memory = resources.memory_mib.saturating_mul(MIB);
@@ -427,8 +429,8 @@ impl Profile {
     }
 }
 
-/// As many processes as an engine on this machine can let a user have: Podman itself keeps to the
-/// kernel's highest number, and asks for more.
+/// Highest process limit that an engine on this machine can set for a user. Podman knows only the
+/// kernel's maximum, and requests more.
 fn most_processes() -> i64 {
     use nix::sys::resource::{Resource, getrlimit};
     let own = getrlimit(Resource::RLIMIT_NPROC).map_or(u64::MAX, |(_, hard)| hard);
@@ -465,8 +467,8 @@ fn bind(mount: &Mount) -> Bind {
         read_only: Some(!mount.writable),
         bind_options: Some(MountBindOptions {
             propagation: Some(MountBindOptionsPropagationEnum::RPRIVATE),
-            // What is mounted below the folder was not checked, and engines before 25 would leave
-            // it writable in a read-only mount.
+            // Mounts below the folder were not checked, and engines before version 25 would leave
+            // them writable in a read-only mount.
             non_recursive: Some(true),
             ..MountBindOptions::default()
         }),
@@ -507,11 +509,11 @@ fn capabilities(hardening: &Hardening) -> Result<Vec<String>, LaunchFailure> {
 }
 
 fn memory(resources: &Resources) -> Result<u64, LaunchFailure> {
-    // Engines refuse less than 6 MiB; docker-init and a C library alone need nearly that.
+    // Engines refuse less than 6 MiB; docker-init and a C library need nearly that much.
     match resources.memory_mib {
         mib @ 6..=0xff_ffff => Ok(mib * MIB),
         mib => Err(failure(
-            format!("{mib} MiB is no memory limit that a container can have"),
+            format!("a container cannot have a memory limit of {mib} MiB"),
             "set `resources.memory-mib` to 6 or more",
         )),
     }
@@ -521,7 +523,7 @@ fn nano_cpus(resources: &Resources) -> Result<i64, LaunchFailure> {
     match resources.cpus {
         cpus @ 0.01..=1024.0 => Ok((cpus * 1e9) as i64),
         cpus => Err(failure(
-            format!("{cpus} processors is no limit that a container can have"),
+            format!("a container cannot have a limit of {cpus} processors"),
             "set `resources.cpus` to 0.01 or more",
         )),
     }
@@ -529,10 +531,10 @@ fn nano_cpus(resources: &Resources) -> Result<i64, LaunchFailure> {
 
 fn pids(resources: &Resources) -> Result<u32, LaunchFailure> {
     match resources.pids {
-        // 0 would be no limit at all. The init takes one.
+        // 0 would mean no limit. The init process needs one.
         pids @ 2..=4_194_304 => Ok(pids),
         pids => Err(failure(
-            format!("{pids} is no limit of processes that a container can have"),
+            format!("a container cannot have a limit of {pids} processes"),
             "set `resources.pids` to 2 or more",
         )),
     }

@@ -1,4 +1,4 @@
-//! Pulling an image by its digest, through the engine.
+//! Pulls an image by digest, through the engine.
 
 use std::collections::HashMap;
 
@@ -21,29 +21,29 @@ use super::{
     failure,
 };
 
-/// Bytes of an engine's words about a pull: a registry's are among them.
-const WORDS: usize = 400;
+/// Limit in bytes for an engine's error about a pull, which contains text of a registry.
+const MAX_ERROR_BYTES: usize = 400;
 
-/// How far a pull is.
+/// Progress of a pull.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// Bytes that have come.
+    /// Bytes received.
     pub done: u64,
-    /// Bytes that there are, by the manifest.
+    /// Total bytes by the manifest.
     pub total: u64,
 }
 
-/// An image that was not pulled, or is not the one that was to be.
+/// Failure to pull an image, or a pulled image that is not the expected one.
 #[derive(Debug)]
 pub struct NotPulled {
     /// Why.
     pub why: LaunchFailure,
-    /// Whether the engine may have it all the same, now or later.
+    /// Whether the engine may have the image anyway, now or later.
     pub may_be_there: bool,
 }
 
 impl Engine {
-    /// What runs here, in the words of images.
+    /// Platform of this engine in the terms of image manifests.
     pub fn platform(&self) -> Platform {
         let arch = match self.facts.arch.as_str() {
             "x86_64" => "amd64",
@@ -56,26 +56,26 @@ impl Engine {
         Platform::linux(arch)
     }
 
-    /// The id of an image that the engine has, by any name that it knows.
+    /// Id of an image that the engine has, by any name that the engine accepts.
     ///
     /// # Errors
-    /// Where the engine does not say.
+    /// If the engine does not answer.
     pub async fn has(&self, image: &str) -> Result<Option<String>, LaunchFailure> {
         match self.docker.inspect_image(image).await {
             Ok(found) => Ok(Some(found.id.unwrap_or_default())),
             Err(error) if missing(&error) => Ok(None),
             Err(error) => Err(failure(
                 format!("the engine could not look up the image `{image}`: {}", words(&error)),
-                "see that the engine is well: `portcullis doctor`",
+                "check the engine: `portcullis doctor`",
             )),
         }
     }
 
-    /// Has the engine pull an image by the digest that the reference is pinned to, and looks
-    /// whether what it then has is that; has it removed again if not.
+    /// Makes the engine pull an image by the digest of the reference, and verifies the result.
+    /// Removes the image if it is another one.
     ///
     /// # Errors
-    /// Where it is not pulled, or is another.
+    /// If the pull fails, or the image is another one.
     pub async fn pull(
         &self,
         reference: &Reference,
@@ -95,7 +95,8 @@ impl Engine {
         let failed = |error: &Error, may_be_there| NotPulled {
             why: failure(
                 format!("the engine did not pull `{pinned}`: {}", hidden.clean(words(error))),
-                "see that the engine reaches the registry: it asks for itself, by its own settings \
+                "check that the engine can reach the registry; it connects by itself, with its \
+                own settings \
                  for proxies, certificates and registries without TLS",
             ),
             may_be_there,
@@ -120,8 +121,11 @@ impl Engine {
                 self.remove(&pinned).await;
                 return Err(NotPulled {
                     why: failure(
-                        format!("a layer of `{pinned}` is larger than its manifest says: {layer}"),
-                        "do not use this image, and ask the registry's owner",
+                        format!(
+                            "a layer of `{pinned}` is larger than its manifest states: \
+                            {layer}"
+                        ),
+                        "do not use this image; contact the registry's owner",
                     ),
                     may_be_there: true,
                 });
@@ -137,60 +141,57 @@ impl Engine {
         let id = found.id.unwrap_or_default();
         Err(NotPulled {
             why: failure(
-                format!("what the engine pulled as `{pinned}` is another image, {id}"),
-                "do not use it; see what stands between the engine and the registry, and who made the image",
+                format!("the engine pulled another image as `{pinned}`: {id}"),
+                "do not use it; check mirrors and proxies between the engine and the registry, \
+                and the image's author",
             ),
             may_be_there: !removed,
         })
     }
 
-    /// Whether the engine may have an image whose pull ended with that error, now or later.
+    /// Whether the engine may have the image after this error, now or later.
     async fn may_have(&self, pinned: &str, error: &Error) -> bool {
         match error {
-            // Whoever stands before the engine had no answer of it.
+            // A proxy in front of the engine got no answer from it.
             Error::DockerResponseServerError { status_code: 502..=504, .. } => true,
-            // It is done with it, and may have stored it before it failed.
+            // The engine has finished, and may have stored the image before it failed.
             Error::DockerStreamError { .. } | Error::DockerResponseServerError { .. } => {
                 !matches!(self.has(pinned).await, Ok(None))
             }
-            // One that was broken off may go on with it.
+            // An interrupted pull may continue in the engine.
             _ => true,
         }
     }
 
-    /// Has the engine remove an image by that name; whether it has none by it then.
+    /// Makes the engine remove an image by that name. Returns whether the name is then gone.
     async fn remove(&self, image: &str) -> bool {
         match self.docker.remove_image(image, None::<RemoveImageOptions>, None).await {
             Ok(_) => true,
             Err(error) if missing(&error) => true,
             Err(error) => {
-                tracing::warn!(
-                    image,
-                    why = words(&error),
-                    "an image that is not to be used could not be removed"
-                );
+                tracing::warn!(image, why = words(&error), "a rejected image could not be removed");
                 false
             }
         }
     }
 }
 
-/// Whether what an engine has is the image that was looked at.
+/// Whether the engine's image is the one that was inspected.
 fn is(found: &ImageInspect, image: &portcullis_oci::Image) -> bool {
     let by_digest = format!("@{}", image.digest);
     let named = found.repo_digests.iter().flatten().any(|name| name.ends_with(&by_digest));
-    // What an engine calls an image is the digest of its configuration, or of what it was pulled by,
-    // as its store has it.
+    // An engine's image id is the digest of the image's configuration, or the digest it was pulled
+    // by, depending on its store.
     let id = found.id.as_deref().unwrap_or_default();
     let itself = [image.config, image.manifest].iter().any(|digest| digest.to_string() == id);
-    // The digest of a list says nothing of which image of it was taken, but its layers do.
+    // The digest of an index does not say which of its images was selected, but the layers do.
     let layers = || found.root_fs.as_ref().and_then(|fs| fs.layers.as_ref());
     let of_list = || id == image.digest.to_string() && layers() == Some(&image.unpacked);
     named && (itself || of_list())
 }
 
-/// Has a login be in base64 for URLs, as engines read it: what they can't read they take for no login
-/// at all.
+/// Encodes a login in base64 for URLs, as engines expect it. They treat other encodings as no
+/// login.
 fn for_urls(headers: &mut HeaderMap) {
     let Some(login) = headers.get_mut("x-registry-auth") else { return };
     let bytes = login.as_bytes().iter().map(|byte| match byte {
@@ -205,9 +206,9 @@ fn for_urls(headers: &mut HeaderMap) {
     }
 }
 
-/// The layers of an image, and how far each has come.
+/// Layers of an image, with the progress of each.
 struct Layers {
-    /// By the name that engines call them by, size and what has come.
+    /// By the engine's name of the layer: size and received bytes.
     all: HashMap<String, (u64, u64)>,
     total: u64,
 }
@@ -229,7 +230,7 @@ impl Layers {
         Progress { done, total: self.total }
     }
 
-    /// Takes a word of the engine; gives back the name of a layer that is too large.
+    /// Processes a progress message. Returns the name of a layer that is too large.
     fn hear(&mut self, info: &CreateImageInfo) -> Result<(), String> {
         let Some(name) = &info.id else { return Ok(()) };
         let Some((size, done)) = self.all.get_mut(name) else { return Ok(()) };
@@ -248,7 +249,8 @@ impl Layers {
     }
 }
 
-/// What stands in a login, so that an engine's words do not repeat it: a registry could have it do so.
+/// Parts of a login. They are removed from an engine's messages, because a registry could make the
+/// engine repeat them.
 #[derive(Default)]
 struct Hidden(Vec<zeroize::Zeroizing<String>>);
 
@@ -270,7 +272,7 @@ impl Hidden {
                 words = words.replace(secret.as_str(), "[hidden]");
             }
         }
-        words.truncate(words.floor_char_boundary(WORDS));
+        words.truncate(words.floor_char_boundary(MAX_ERROR_BYTES));
         words
     }
 }
@@ -310,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_come_is_told_by_the_layers_of_the_manifest() {
+    fn progress_counts_the_layers_of_the_manifest() {
         let layer = Descriptor::of("application/vnd.oci.image.layer.v1.tar", b"twelve bytes");
         let image = portcullis_oci::Image {
             digest: Digest::of(b"d"),
@@ -337,19 +339,19 @@ mod tests {
     }
 
     #[test]
-    fn a_login_is_in_no_words() {
+    fn login_is_redacted_in_messages() {
         let password = ["not", "to", "be", "seen"].concat();
         let login = Login::Password { user: "me".into(), password: password.clone().into() };
         let hidden = Hidden::of(&login);
         let encoded = BASE64_STANDARD.encode(format!("me:{password}"));
         let told = hidden.clean(format!("denied: Basic {encoded} {password} {}", "x".repeat(999)));
         assert!(!told.contains(&password) && !told.contains(&encoded), "{told}");
-        assert!(told.len() <= WORDS);
+        assert!(told.len() <= MAX_ERROR_BYTES);
     }
 
     #[test]
-    fn a_login_is_sent_as_engines_read_it() {
-        // In three places of a group, so that both characters that differ come up.
+    fn login_is_encoded_for_urls() {
+        // At three positions of a group, so that both differing characters occur.
         for n in 0..3 {
             let text = format!("{}~?~", "x".repeat(n));
             let mut headers = HeaderMap::new();
@@ -363,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_engine_has_is_held_against_what_was_looked_at() {
+    fn engine_image_is_compared_with_the_inspected_image() {
         let of = |bytes: &[u8]| Digest::of(bytes).to_string();
         let image = portcullis_oci::Image {
             digest: Digest::of(b"list"),

@@ -1,14 +1,16 @@
-//! Removing containers that nobody owns any more.
+//! Removes orphaned containers.
 
 use futures_util::future::join_all;
 
 use super::{Engine, Fault, Running, engine::words, lease::Lease, running};
 
 impl Engine {
-    /// Removes our containers whose owner process is gone, and those of `instance` (which, at the
-    /// end of that instance, are all that its handles have not removed yet). Says how many.
+    /// Removes Portcullis's containers whose owner process has ended, and those of `instance` (at
+    /// the end of that instance, the ones that its handles have not removed yet). Returns their
+    /// number.
     ///
-    /// A container without our name and labels, or of an owner that may be alive, is never touched.
+    /// Never touches a container without Portcullis's name and labels, or of an owner that may be
+    /// alive.
     pub async fn reap(&self, instance: &str) -> Result<usize, Fault> {
         let orphans = self.list().await?.into_iter();
         let orphans = orphans.filter(|one| one.instance == instance || self.is_orphan(one));
@@ -20,15 +22,16 @@ impl Engine {
         }
     }
 
-    /// Whether the process that owns a container of ours is gone for certain.
+    /// Whether the process that owns a container has certainly ended.
     pub fn is_orphan(&self, container: &Running) -> bool {
         let owner = container.owner.parse();
         owner.is_ok_and(|owner: Lease| owner.gone(&self.facts.owner))
     }
 
-    /// Ends and removes containers of ours, and says of each what came of it.
+    /// Ends and removes containers, with the result for each.
     pub async fn remove_containers(&self, all: Vec<Running>) -> Vec<(Running, Result<(), Fault>)> {
-        // Servers first: an engine may keep what another one has joined.
+        // Servers first, because an engine may refuse to remove a container that another one
+        // joined.
         let (holders, servers): (Vec<_>, Vec<_>) =
             all.into_iter().partition(|container| container.holds.is_some());
         let mut outcomes = Vec::new();

@@ -1,4 +1,4 @@
-//! A running container: its end, how to bring that about, and what it uses.
+//! A running container: how it ends, how it is ended, and its resource usage.
 
 use std::{
     sync::{Arc, OnceLock},
@@ -26,14 +26,14 @@ use crate::process::{Exit, Handle, Usage};
 
 use super::engine::{missing, words};
 
-/// For the engine to say how a container ended after its streams did.
-const VERDICT: Duration = Duration::from_secs(5);
-/// For a container to end by itself: ten years, which stands for no limit.
-const LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
-/// For the engine to have removed a container that was ended by force.
-const REMOVAL: Duration = Duration::from_secs(20);
+/// Time limit for the engine to report the exit status after the streams ended.
+const EXIT_STATUS_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time limit for waiting for a container's end: ten years, in effect none.
+const UNLIMITED: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
+/// Time limit for the removal of a killed container.
+const REMOVAL_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The container behind a [`Process`](crate::process::Process).
+/// Container behind a [`Process`](crate::process::Process).
 pub(super) struct Container {
     guard: Guard,
     exit: watch::Receiver<Option<Exit>>,
@@ -64,7 +64,7 @@ impl Handle for Container {
         Box::pin(async move {
             match exit.wait_for(Option::is_some).await {
                 Ok(exit) => exit.clone().unwrap_or_else(lost),
-                // The watcher ends without a verdict only with the runtime itself.
+                // The watcher ends without a result only when the async runtime ends.
                 Err(_) => lost(),
             }
         })
@@ -86,8 +86,8 @@ impl Handle for Container {
         let stats = self.docker().stats(self.id(), Some(options)).next().await?.ok()?;
         let memory = stats.memory_stats?;
         let used = memory.usage?;
-        // What the page cache holds can be had back, and is no use of the server's. The name is
-        // cgroup v2's, or v1's.
+        // Page cache can be reclaimed, so it does not count as usage. The name is that of cgroup
+        // v2, or of v1.
         let cache = memory.stats.and_then(|stats| {
             stats.get("inactive_file").or_else(|| stats.get("total_inactive_file")).copied()
         });
@@ -99,13 +99,13 @@ impl Handle for Container {
 }
 
 fn lost() -> Exit {
-    Exit { code: -1, reason: Some("its end could not be watched".to_owned()) }
+    Exit { code: -1, reason: Some("its exit status is unknown".to_owned()) }
 }
 
-/// A container that is removed when this is dropped, and then those that it needs.
+/// Container that is removed on drop, followed by the containers that it depends on.
 pub(super) struct Guard {
     docker: Docker,
-    /// In the order in which they are removed.
+    /// Ids in the order of removal.
     ids: Vec<String>,
 }
 
@@ -122,7 +122,7 @@ impl Guard {
         self.ids.first().map_or("", String::as_str)
     }
 
-    /// The same with what it needs.
+    /// This guard extended by containers that it depends on.
     pub fn with(mut self, mut other: Self) -> Self {
         self.ids.append(&mut other.ids);
         self
@@ -137,11 +137,11 @@ impl Drop for Guard {
     }
 }
 
-/// Containers to be removed, in their order, and the engine that has them.
+/// Containers to remove in order, with their engine.
 type Removal = (Docker, Vec<String>);
 
-/// Removes containers from a thread of its own: the runtime that dropped them may be going down, and
-/// would take a task with it.
+/// Removes containers on a separate thread. The async runtime that dropped them may be shutting
+/// down, and would cancel a task.
 fn remover(docker: Docker, ids: Vec<String>) {
     static QUEUE: OnceLock<Option<mpsc::UnboundedSender<Removal>>> = OnceLock::new();
     let queue = QUEUE.get_or_init(|| {
@@ -159,7 +159,7 @@ fn remover(docker: Docker, ids: Vec<String>) {
             .ok()?;
         Some(sender)
     });
-    // Without a thread, the lease in the labels lets the next start of a proxy remove them.
+    // Without a thread, the lease in the labels lets the next proxy remove them.
     if let Some(queue) = queue {
         let _ = queue.send((docker, ids));
     }
@@ -167,16 +167,16 @@ fn remover(docker: Docker, ids: Vec<String>) {
 
 async fn remove_all(docker: &Docker, ids: &[String]) {
     for id in ids {
-        let _ = timeout(REMOVAL, remove(docker, id)).await;
+        let _ = timeout(REMOVAL_TIMEOUT, remove(docker, id)).await;
     }
 }
 
-/// Ends and removes a container. Returns once it is gone.
+/// Ends and removes a container. Returns after its removal.
 pub(super) async fn remove(docker: &Docker, id: &str) -> Result<(), Error> {
     let force = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
     match docker.remove_container(id, Some(force)).await {
         Err(error) if missing(&error) => Ok(()),
-        // Somebody else is at it: the engine after the end of an auto-removed container.
+        // It is already being removed: by the engine, after the end of an auto-removed container.
         Err(Error::DockerResponseServerError { status_code: 409, .. }) => {
             let removed = WaitContainerOptionsBuilder::new().condition("removed").build();
             match docker.wait_container(id, Some(removed)).next().await {
@@ -189,11 +189,11 @@ pub(super) async fn remove(docker: &Docker, id: &str) -> Result<(), Error> {
     }
 }
 
-/// Watches a container until it has ended, and says how. Ask before it is started: one that ends at
-/// once is removed at once.
+/// Waits for a container's end and returns its exit status. Call it before the start: a container
+/// that ends immediately is removed immediately.
 ///
-/// `streams` resolves when its streams have ended. Both count: a container whose streams are gone
-/// is of no use even where the engine believes that it runs.
+/// `streams` resolves when the container's streams have ended. Either end counts: a container
+/// without streams is useless even if the engine reports it as running.
 pub(super) async fn watch(
     docker: Docker,
     id: String,
@@ -202,15 +202,15 @@ pub(super) async fn watch(
     exit: Arc<watch::Sender<Option<Exit>>>,
 ) {
     let next = WaitContainerOptionsBuilder::new().condition("next-exit").build();
-    // Some engines send nothing, not even headers, before the end.
-    let patient = docker.clone().with_timeout(LIFETIME);
+    // Some engines send nothing before the end, not even headers.
+    let patient = docker.clone().with_timeout(UNLIMITED);
     let mut ended = Box::pin(patient.wait_container(&id, Some(next)));
     let verdict = tokio::select! {
         verdict = ended.next() => verdict,
-        _ = streams => match timeout(VERDICT, ended.next()).await {
+        _ = streams => match timeout(EXIT_STATUS_TIMEOUT, ended.next()).await {
             Ok(verdict) => verdict,
             Err(_) => {
-                let _ = timeout(REMOVAL, remove(&docker, &id)).await;
+                let _ = timeout(REMOVAL_TIMEOUT, remove(&docker, &id)).await;
                 exit.send_replace(Some(Exit {
                     code: -1,
                     reason: Some("the engine ended its streams; it was removed".to_owned()),
@@ -222,10 +222,17 @@ pub(super) async fn watch(
     let (code, why) = match verdict {
         Some(Ok(answer)) => (answer.status_code, String::new()),
         Some(Err(Error::DockerContainerWaitError { code, error })) => (code, error),
-        Some(Err(error)) => (-1, format!("the engine did not say how it ended: {}", words(&error))),
-        None => (-1, "the engine did not say how it ended".to_owned()),
+        Some(Err(error)) => (
+            -1,
+            format!(
+                "the engine did not report its exit status: \
+            {}",
+                words(&error)
+            ),
+        ),
+        None => (-1, "the engine did not report its exit status".to_owned()),
     };
-    // The engine keeps an ended container a little longer than it takes to ask.
+    // The engine keeps an ended container for slightly longer than this request takes.
     let oom = match code {
         0 | -1 => false,
         _ => docker
@@ -241,7 +248,7 @@ pub(super) async fn watch(
 fn reason(code: i64, why: String, oom: bool, memory: u64) -> Option<String> {
     if oom {
         return Some(format!(
-            "killed for want of memory; its limit is {} MiB (`resources.memory-mib`)",
+            "killed because it ran out of memory; its limit is {} MiB (`resources.memory-mib`)",
             memory >> 20
         ));
     }
@@ -264,7 +271,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn how_an_end_reads() {
+    fn exit_reasons_name_the_cause() {
         for (code, why, oom, expected) in [
             (0, "", false, None),
             (1, "", false, None),
@@ -275,7 +282,10 @@ mod tests {
                 137,
                 "",
                 true,
-                Some("killed for want of memory; its limit is 64 MiB (`resources.memory-mib`)"),
+                Some(
+                    "killed because it ran out of memory; its limit is 64 MiB \
+                    (`resources.memory-mib`)",
+                ),
             ),
             (-1, "gone", false, Some("gone")),
             (255, "", false, None),

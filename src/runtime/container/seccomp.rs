@@ -1,19 +1,19 @@
-//! The system calls that a contained server may make, in the engine's format. Which they are stands
-//! in `portcullis-syscalls`, for the sandbox too.
+//! Seccomp profile of containers in the engine's format. `portcullis-syscalls` has the table of
+//! allowed calls, which the sandbox uses too.
 
 use std::{fs, sync::LazyLock};
 
 use sha2::{Digest, Sha256};
 
-/// The profile as the engine takes it.
+/// The profile in the form that the engine accepts.
 pub(super) static JSON: LazyLock<String> =
     LazyLock::new(|| portcullis_syscalls::container_profile().to_string());
 
-/// The first 16 hex digits of the profile's SHA-256: enough to tell two versions apart.
+/// First 16 hex digits of the profile's SHA-256: enough to distinguish two versions.
 pub(super) static DIGEST: LazyLock<String> =
     LazyLock::new(|| hex::encode(&Sha256::digest(JSON.as_bytes())[..8]));
 
-/// Whether that is what an engine was given: its text, or a file of it.
+/// Whether a container's profile is this one, as text or as a file with the text.
 pub(super) fn is_ours(given: &str) -> bool {
     given == *JSON
         || (given.starts_with('/') && fs::read_to_string(given).is_ok_and(|text| text == *JSON))
@@ -24,7 +24,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_of_it_is_ours_and_no_other() {
+    fn only_files_with_this_profile_match() {
         let folder = tempfile::tempdir().expect("a folder");
         let place = folder.path().join("list");
         let given = place.to_str().expect("its path");

@@ -1,4 +1,4 @@
-//! The three streams of an attached container.
+//! Standard streams of an attached container.
 
 use std::{
     io,
@@ -21,10 +21,10 @@ use tokio_util::{
     sync::{CancellationToken, WaitForCancellationFutureOwned},
 };
 
-/// Frames (of at most 32 KiB each) that wait for their reader.
-const QUEUE: usize = 8;
-/// How long standard error may hold up standard output when nobody reads it.
-const PATIENCE: Duration = Duration::from_millis(250);
+/// Limit of frames (of at most 32 KiB each) that wait for their reader.
+const MAX_QUEUED_FRAMES: usize = 8;
+/// Time that unread standard error may delay standard output.
+const STDERR_SEND_TIMEOUT: Duration = Duration::from_millis(250);
 
 pub(super) type Output = Pin<Box<dyn Stream<Item = Result<LogOutput, Error>> + Send>>;
 pub(super) type Input = Pin<Box<dyn AsyncWrite + Send>>;
@@ -32,8 +32,8 @@ type Frames = mpsc::Receiver<Bytes>;
 
 /// Splits the engine's stream into standard output and error. Resolves when the stream has ended.
 ///
-/// A reader of standard output that stops holds up the server (back-pressure). Standard error comes
-/// by the same stream, so a reader of it that stops may not: what does not fit is dropped.
+/// A reader of standard output that stops reading blocks the server (back-pressure). Standard error
+/// uses the same stream, so it must not block: frames that do not fit are dropped.
 pub(super) async fn demultiplex(
     mut output: Output,
     stdout: mpsc::Sender<Bytes>,
@@ -43,30 +43,30 @@ pub(super) async fn demultiplex(
     while let Some(frame) = output.next().await {
         match frame {
             Ok(LogOutput::StdErr { message }) if patient => {
-                let sent = stderr.send_timeout(message, PATIENCE).await;
+                let sent = stderr.send_timeout(message, STDERR_SEND_TIMEOUT).await;
                 patient = !matches!(sent, Err(SendTimeoutError::Timeout(_)));
             }
             Ok(LogOutput::StdErr { message }) => patient = stderr.try_send(message).is_ok(),
             Ok(frame) => {
-                // A reader that has gone wants no more; the rest is still read, for its end.
+                // The reader may be gone. The stream is still read until its end.
                 let _ = stdout.send(frame.into_bytes()).await;
             }
-            // The stream's end either way; how the container ended is for `wait` to say.
+            // Either way the stream has ended; `wait` reports how the container ended.
             Err(_) => break,
         }
     }
 }
 
-/// The two ends of a bounded queue of frames: one for [`demultiplex`], one to read from.
+/// Both ends of a bounded queue of frames: one for [`demultiplex`], one to read from.
 pub(super) fn pipe() -> (mpsc::Sender<Bytes>, Box<dyn AsyncRead + Send + Unpin>) {
-    let (sender, frames): (_, Frames) = mpsc::channel(QUEUE);
+    let (sender, frames): (_, Frames) = mpsc::channel(MAX_QUEUED_FRAMES);
     (sender, Box::new(StreamReader::new(ReceiverStream::new(frames).map(Ok::<_, io::Error>))))
 }
 
-/// The container's standard input. Dropping it is its end, as with a pipe.
+/// Standard input of the container. Dropping it closes the input, as with a pipe.
 ///
-/// The engine may keep the connection of a container that has ended, and read nothing more from
-/// it; so a write fails as soon as the container's own streams have ended, instead of waiting.
+/// The engine may keep the connection of an ended container open without reading. So a write fails
+/// as soon as the container's streams have ended, instead of blocking.
 pub(super) struct Stdin {
     input: Option<Input>,
     ended: Pin<Box<WaitForCancellationFutureOwned>>,
@@ -114,7 +114,7 @@ impl AsyncWrite for Stdin {
 
 impl Drop for Stdin {
     fn drop(&mut self) {
-        // The reading half keeps the connection open, so its end has to be said.
+        // The reading half keeps the connection open, so the end of input is sent explicitly.
         if let (Some(mut input), Ok(runtime)) = (self.input.take(), Handle::try_current()) {
             runtime.spawn(async move {
                 let _ = input.shutdown().await;

@@ -13,7 +13,7 @@ fn refusal(mount: Mount, places: &MountPolicy) -> Option<String> {
 }
 
 #[test]
-fn folders_of_the_host_that_no_server_gets() {
+fn host_system_folders_are_refused() {
     let places = MountPolicy::of_host();
     for source in [
         "/",
@@ -67,7 +67,7 @@ fn links_are_resolved_before_the_check() {
 }
 
 #[test]
-fn credentials_sockets_and_the_engine_are_refused_wherever_they_are() {
+fn credentials_sockets_and_engine_data_are_refused_everywhere() {
     let folder = tempfile::tempdir().unwrap();
     let home = folder.path().join("home/me");
     for within in [
@@ -87,7 +87,7 @@ fn credentials_sockets_and_the_engine_are_refused_wherever_they_are() {
     for (link, to) in [
         (".kube", home.join("dotfiles/kube")),
         (".gnupg", folder.path().join("far/gnupg")),
-        // Whoever makes it has what is looked for there.
+        // A server that created it would find credentials there later.
         (".netrc", home.join("later/netrc")),
         ("plain/.aws", home.join("plain/empty")),
     ] {
@@ -115,24 +115,24 @@ fn credentials_sockets_and_the_engine_are_refused_wherever_they_are() {
             ("dotfiles", true),
             ("dotfiles/kube", true),
             ("later", true),
-            // By its name alone.
+            // Refused by its name only.
             ("plain/.aws", true),
             ("plain/empty", false),
             ("plain/.config", false),
-            // Homes of others are not looked into for what is outside of them.
+            // Other users' homes are not searched for links to the outside.
             ("../../far", !theirs),
             ("../../far/gnupg", !theirs),
         ] {
             let why = refusal(mount(home.join(within), false), &places);
             assert_eq!(why.is_some(), refused, "{within}, another's: {theirs}: {why:?}");
         }
-        // It has a link of such a name in it.
+        // It contains a link with such a name.
         assert!(refusal(mount(home.join("plain"), false), &places).is_some());
     }
 }
 
 #[test]
-fn a_home_is_one_by_its_link_too() {
+fn home_is_recognized_through_a_link() {
     let folder = tempfile::tempdir().unwrap();
     let folder = fs::canonicalize(folder.path()).unwrap();
     fs::create_dir_all(folder.join("data/me/notes")).unwrap();
@@ -152,14 +152,14 @@ fn a_home_is_one_by_its_link_too() {
 }
 
 #[test]
-fn folders_of_the_host_are_known_by_what_they_are() {
+fn host_folders_are_recognized_under_other_mounts() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     let mounted = |from: &str, to: &Path| {
         fs::create_dir(to).unwrap();
         nix::mount::mount(Some(from), to, None::<&str>, MsFlags::MS_BIND, None::<&str>)
     };
-    // For this thread alone, and its end is theirs.
+    // The mount namespace of this thread only, which ends with it.
     std::thread::scope(|scope| {
         scope.spawn(|| {
             if nix::sched::unshare(CloneFlags::CLONE_NEWNS).is_err() {

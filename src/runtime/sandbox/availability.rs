@@ -1,4 +1,4 @@
-//! The sandbox in words, for people.
+//! Describes the sandbox to people.
 
 use std::{fmt, fs};
 
@@ -13,7 +13,7 @@ use crate::{
     process::LaunchFailure,
 };
 
-/// What of the sandbox this machine offers.
+/// Features of the sandbox that this machine supports.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Availability {
     /// Each part, for `portcullis doctor`.
@@ -24,19 +24,19 @@ pub struct Availability {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Part {
     pub name: &'static str,
-    /// What there is of it.
+    /// What this machine supports of it.
     pub detail: String,
-    /// What to do, where the kernel or the machine lacks it.
+    /// Remedy, if the kernel or the machine lacks it.
     pub remedy: Option<&'static str>,
 }
 
-/// Who a server in a sandbox is to this machine, beneath the user that it is inside.
+/// Identity of a server in a sandbox outside of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outside {
-    /// The same user and group, and in no other group.
+    /// The same user and group as inside, and no other groups.
     Same,
-    /// Whoever runs the proxy, with all of that user's groups: an ordinary user can become nobody
-    /// else, and can't leave a group in a user namespace.
+    /// The user who runs the proxy, with all groups. An ordinary user cannot become another user,
+    /// and cannot leave a group in a user namespace.
     Ourselves { user: u32, groups: Vec<u32> },
 }
 
@@ -52,9 +52,9 @@ impl fmt::Display for Outside {
     }
 }
 
-/// Who a server with this `hardening.user` is to this machine.
+/// Identity outside for a server with this `hardening.user`.
 pub fn outside(wanted: Option<&str>) -> Outside {
-    // What is no user is refused at the launch.
+    // A value that is not a user is refused at the launch.
     if plan::user(wanted).is_ok_and(exec::is_privileged) {
         return Outside::Same;
     }
@@ -67,7 +67,7 @@ pub fn outside(wanted: Option<&str>) -> Outside {
 }
 
 /// What the sandbox does for a server with these resources, for `portcullis server inspect`.
-/// Deviations are the server's own `hardening`.
+/// Deviations are in the server's `hardening`.
 pub fn facts(resources: &Resources, hardening: &Hardening) -> Vec<(String, String)> {
     let Resources { memory_mib, cpus, pids, tmp_mib, files } = resources;
     let outside = outside(hardening.user.as_deref());
@@ -77,10 +77,10 @@ pub fn facts(resources: &Resources, hardening: &Hardening) -> Vec<(String, Strin
         ("root", "read-only; of the host: programs, libraries, certificates; no /sys".into()),
         ("/tmp", format!("private, {tmp_mib} MiB, noexec, nosuid, nodev")),
         ("writable mounts", "noexec, nosuid, nodev".into()),
-        ("network", "loopback of its own".into()),
+        ("network", "only a private loopback".into()),
         (
             "system calls",
-            "a list of what is allowed, without set-user-ID and set-group-ID bits; sockets UNIX, TCP \
+            "a list of allowed calls, without set-user-ID and set-group-ID bits; sockets UNIX, TCP \
              and UDP (IPv4, IPv6), NETLINK_ROUTE"
                 .into(),
         ),
@@ -98,7 +98,7 @@ pub fn facts(resources: &Resources, hardening: &Hardening) -> Vec<(String, Strin
 
 const NAMESPACES: &str = "user, process, network, mount, IPC, UTS, cgroup";
 
-/// Where control groups are available.
+/// Remedy for missing control groups.
 const GROUPS: &str = "run the proxy as a service of systemd with `Delegate=yes`, as root or with \
      cgroup v2 (a user's own services have memory and pids; for cpu, root writes `Delegate=cpu memory \
      pids` below [Service] in `systemctl edit user@.service`)";
@@ -107,11 +107,11 @@ fn landlock(version: Option<u32>) -> String {
     match version {
         Some(version @ 6..) => format!("version {version}: files, signals, abstract sockets"),
         Some(version) => format!("version {version}: files"),
-        None => "not in this kernel (5.13 and later can have it)".into(),
+        None => "not in this kernel (available from 5.13 on)".into(),
     }
 }
 
-/// What holds a limit: the kernel's control group, or what stands in for it.
+/// What enforces a limit: the kernel's control group, or its replacement.
 fn limited(controller: Controller, otherwise: &str) -> (String, bool) {
     match cgroups::parents().limits(controller) {
         Ok(Version::V1) => ("by a control group (cgroup v1)".into(), true),
@@ -121,7 +121,7 @@ fn limited(controller: Controller, otherwise: &str) -> (String, bool) {
 }
 
 fn memory() -> (String, bool) {
-    limited(Controller::Memory, "by looking at the tree four times a second")
+    limited(Controller::Memory, "by checking the process tree four times a second")
 }
 
 fn processes() -> (String, bool) {
@@ -132,8 +132,8 @@ fn processors() -> (String, bool) {
     limited(Controller::Cpu, "by affinity, in whole processors")
 }
 
-/// Sets a sandbox up and takes it down again, to see whether this machine offers all that it
-/// needs. Blocks for some milliseconds. Works in the `portcullis` executable only.
+/// Sets up a sandbox and removes it, to test whether this machine supports all parts. Blocks for
+/// some milliseconds. Works only in the `portcullis` executable.
 ///
 /// # Errors
 /// What is missing, and the remedy.
@@ -147,14 +147,14 @@ pub fn available() -> Result<Availability, LaunchFailure> {
         detail,
         remedy: (!held).then_some(GROUPS),
     };
-    let wall = "the sandbox stands on everything else; a kernel with landlock 6 (6.12) has it all";
+    let wall = "the sandbox works without it; a kernel from 6.12 on has landlock 6";
     Ok(Availability {
         parts: vec![
             ok("kernel", kernel.trim()),
             ok("namespaces", NAMESPACES),
             ok("privileges", "none: no capability in any set, no new privileges"),
-            ok("files", "a read-only root of its own, a private /tmp, /proc with parts hidden"),
-            ok("network", "loopback of its own, and nothing else"),
+            ok("files", "a separate read-only root, a private /tmp, parts of /proc hidden"),
+            ok("network", "only a private loopback"),
             ok("seccomp", "filters"),
             Part {
                 name: "landlock",

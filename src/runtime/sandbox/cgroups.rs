@@ -1,12 +1,14 @@
-//! Control groups: the kernel's own limits on the memory, the processes and the processor time of a
-//! whole tree, where the proxy may make some.
+//! Control groups: the kernel's limits on memory, processes and processor time of a whole process
+//! tree, where the proxy may create some.
 //!
-//! Version 1 takes a group within the proxy's own, for each controller. Version 2 forbids a group
-//! that has processes to hand controllers on. Where systemd has delegated the proxy's own group to it
-//! (`Delegate=yes`), the proxy moves into one within it, and makes the others beside that. Else they
-//! are beside the proxy's own, where root may make them, and an ordinary user in his own manager's;
-//! systemd may take a controller away there at any time. Where neither can be had, the sandbox stands
-//! on resource limits, and on the look that its first process takes at the tree.
+//! - Version 1: a group within the proxy's own, for each controller.
+//! - Version 2 forbids a group with processes to delegate controllers. If systemd delegated the
+//!   proxy's own group (`Delegate=yes`), the proxy moves into a group within it and creates the
+//!   others beside that one.
+//! - Version 2 without delegation: groups beside the proxy's own, if the proxy runs as root or in
+//!   an ordinary user's manager. systemd may remove a controller there at any time.
+//! - Without control groups, the sandbox relies on resource limits, and on its first process, which
+//!   checks the tree.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,18 +28,18 @@ use nix::unistd::geteuid;
 
 use crate::{config::Resources, container::lease::Lease};
 
-/// What the names of our groups begin with.
-const NAME: &str = "portcullis_";
-/// A period of processor time, in microseconds.
-const PERIOD: u32 = 100_000;
-/// The time between two looks at whether memory ran out.
-const WATCH: Duration = Duration::from_millis(250);
-/// The launcher's own processes.
-const OWN: u32 = 2;
-/// The group within a delegated one that has the proxy itself.
-const PROXY: &str = "proxy";
+/// Prefix of the names of Portcullis's groups.
+const NAME_PREFIX: &str = "portcullis_";
+/// Period of processor time in microseconds.
+const CPU_PERIOD_US: u32 = 100_000;
+/// Interval between checks for memory exhaustion.
+const OOM_CHECK_INTERVAL: Duration = Duration::from_millis(250);
+/// Number of the launcher's own processes.
+const LAUNCHER_PROCESSES: u32 = 2;
+/// Group within a delegated one for the proxy itself.
+const PROXY_GROUP: &str = "proxy";
 
-/// What a group can limit.
+/// Resource that a group can limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Controller {
     Memory,
@@ -63,7 +65,7 @@ pub(super) enum Version {
     V2,
 }
 
-/// A folder in which groups can be made.
+/// Folder in which groups can be created.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Parent {
     folder: PathBuf,
@@ -72,8 +74,8 @@ struct Parent {
 }
 
 impl Parent {
-    /// Hands its controllers on. Again where somebody took one away: systemd does, in the slices that
-    /// are its own, when the last of its units that asked for one ends.
+    /// Delegates the controllers of this group. Repeated because systemd removes a controller from
+    /// its slices when the last unit that requested it ends.
     fn hand_on(&self) {
         if self.version == Version::V2 {
             hand_on(&self.folder, &self.controllers);
@@ -81,16 +83,16 @@ impl Parent {
     }
 }
 
-/// Where groups can be made on this machine, by this process.
+/// Folders in which this process can create groups on this machine.
 #[derive(Debug, Default)]
 pub(super) struct CgroupParents {
     all: Vec<Parent>,
-    /// Controllers that can't be had, and why.
+    /// Unavailable controllers, with the reasons.
     missing: BTreeMap<Controller, String>,
 }
 
-/// What this machine offers. Detected once: what was available then must be available at every start. The
-/// proxy may move into another group then.
+/// What this machine supports. Detected once: a feature that was available then must be available
+/// at every start. The proxy may move into another group meanwhile.
 pub(super) fn parents() -> &'static CgroupParents {
     static FOUND: LazyLock<CgroupParents> = LazyLock::new(|| {
         let read = |file| fs::read_to_string(file).unwrap_or_default();
@@ -101,7 +103,7 @@ pub(super) fn parents() -> &'static CgroupParents {
 }
 
 impl CgroupParents {
-    /// The version of the groups that limit this, or why none does.
+    /// Version of the groups that limit this resource, or the reason why none does.
     pub(super) fn limits(&self, controller: Controller) -> Result<Version, &str> {
         let parent = self.all.iter().find(|parent| parent.controllers.contains(&controller));
         match parent {
@@ -110,7 +112,7 @@ impl CgroupParents {
         }
     }
 
-    /// Leaves out where none can be made, and takes away what proxies before this one have left.
+    /// Removes folders in which no group can be created, and groups that earlier proxies left.
     fn tried(mut self) -> Self {
         let all = std::mem::take(&mut self.all);
         for parent in all {
@@ -127,10 +129,10 @@ impl CgroupParents {
         self
     }
 
-    /// Makes groups for one tree.
+    /// Creates the groups of one tree.
     ///
     /// # Errors
-    /// Where one that could be made before can't be made now.
+    /// If a group cannot be created now although that worked before.
     pub(super) fn make(&self, resources: &Resources) -> io::Result<Cgroup> {
         let name = name();
         let mut groups = Cgroup(Vec::new());
@@ -144,22 +146,22 @@ impl CgroupParents {
     }
 }
 
-/// The groups of one tree. They are removed when this is dropped and the tree is gone.
+/// Groups of one tree. Removed when this is dropped and the tree has ended.
 #[derive(Debug)]
 pub(super) struct Cgroup(Vec<Group>);
 
 impl Cgroup {
-    /// The folders that a process enters them by.
+    /// Folders by which a process enters the groups.
     pub(super) fn folders(&self) -> Vec<PathBuf> {
         self.0.iter().map(|group| group.folder.clone()).collect()
     }
 
-    /// Whether they limit this.
+    /// Whether these groups limit this resource.
     pub(super) fn limit(&self, controller: Controller) -> bool {
         self.0.iter().any(|group| group.parent.controllers.contains(&controller))
     }
 
-    /// Waits until that has happened, where the kernel does not end the whole group by itself.
+    /// Waits until memory runs out, if the kernel does not end the whole group by itself.
     pub(super) async fn run_out_of_memory(&self) {
         let looked_at = |group: &Group| {
             group.parent.version == Version::V1
@@ -169,7 +171,7 @@ impl Cgroup {
             std::future::pending::<()>().await;
         }
         while !self.ran_out_of_memory() {
-            tokio::time::sleep(WATCH).await;
+            tokio::time::sleep(OOM_CHECK_INTERVAL).await;
         }
     }
 
@@ -196,7 +198,7 @@ impl Group {
         fs::create_dir(&self.folder)?;
         for (file, value) in settings(&self.parent, resources) {
             let place = self.folder.join(file);
-            // Swap can't be limited where the kernel does not account for it.
+            // Swap can be limited only if the kernel accounts for it.
             if !file.contains("sw") || place.exists() {
                 fs::write(place, value)?;
             }
@@ -214,7 +216,8 @@ impl Drop for Group {
         if gone(&self.folder) {
             return;
         }
-        // The last process may still be on its way out. What stays is empty, and the next proxy's.
+        // The last process may still be exiting. The next proxy removes an empty group that
+        // remains.
         let folder = std::mem::take(&mut self.folder);
         let patient = move || {
             for _ in 0..100 {
@@ -228,12 +231,12 @@ impl Drop for Group {
     }
 }
 
-/// The files to write, in their order.
+/// Files to write, in order.
 fn settings(parent: &Parent, resources: &Resources) -> Vec<(&'static str, String)> {
     let memory = resources.memory_mib.saturating_mul(1 << 20).to_string();
-    let pids = resources.pids.saturating_add(OWN).to_string();
-    // The kernel takes no less than a millisecond.
-    let quota = (resources.cpus * f64::from(PERIOD)).max(1000.0) as u64;
+    let pids = resources.pids.saturating_add(LAUNCHER_PROCESSES).to_string();
+    // The kernel accepts no less than a millisecond.
+    let quota = (resources.cpus * f64::from(CPU_PERIOD_US)).max(1000.0) as u64;
     let of = |controller: &Controller| match (controller, parent.version) {
         (Controller::Memory, Version::V1) => vec![
             ("memory.limit_in_bytes", memory.clone()),
@@ -246,21 +249,25 @@ fn settings(parent: &Parent, resources: &Resources) -> Vec<(&'static str, String
         ],
         (Controller::Pids, _) => vec![("pids.max", pids.clone())],
         (Controller::Cpu, Version::V1) => {
-            vec![("cpu.cfs_period_us", PERIOD.to_string()), ("cpu.cfs_quota_us", quota.to_string())]
+            vec![
+                ("cpu.cfs_period_us", CPU_PERIOD_US.to_string()),
+                ("cpu.cfs_quota_us", quota.to_string()),
+            ]
         }
-        (Controller::Cpu, Version::V2) => vec![("cpu.max", format!("{quota} {PERIOD}"))],
+        (Controller::Cpu, Version::V2) => vec![("cpu.max", format!("{quota} {CPU_PERIOD_US}"))],
     };
     parent.controllers.iter().flat_map(of).collect()
 }
 
-/// Whose group it is, and which.
+/// Name of a group, with its owner and a number.
 fn name() -> String {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     let owner = Lease::current().to_string().replace(' ', "_");
-    format!("{NAME}{owner}_{}", NUMBER.fetch_add(1, Ordering::Relaxed))
+    format!("{NAME_PREFIX}{owner}_{}", NUMBER.fetch_add(1, Ordering::Relaxed))
 }
 
-/// Takes away the groups of proxies that are gone. One that still has processes can't be removed.
+/// Removes the groups of proxies that have ended. A group that still has processes cannot be
+/// removed.
 fn sweep(folder: &Path) {
     let own = Lease::current();
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
@@ -270,18 +277,18 @@ fn sweep(folder: &Path) {
     }
 }
 
-/// Whether that is a group of this user's whose proxy is gone.
+/// Whether a folder is a group of this user whose proxy has ended.
 fn is_left(entry: &DirEntry, own: &Lease) -> bool {
     let name = entry.file_name();
-    let owner = name.to_str().and_then(|name| name.strip_prefix(NAME)?.rsplit_once('_'));
+    let owner = name.to_str().and_then(|name| name.strip_prefix(NAME_PREFIX)?.rsplit_once('_'));
     let owner = owner.and_then(|(owner, _)| owner.replace('_', " ").parse::<Lease>().ok());
-    // Anybody may give a group of his own any name.
+    // Any user may give a group any name.
     owner.is_some_and(|owner| owner.gone(own))
         && entry.metadata().is_ok_and(|meta| meta.uid() == geteuid().as_raw())
 }
 
-/// The groups that proxies of this user have left that are gone, wherever in the hierarchies of this
-/// machine: a proxy makes them where it is itself, which need not be where this process is.
+/// Groups that ended proxies of this user left, anywhere in the hierarchies of this machine. A
+/// proxy creates them near its own group, which may differ from that of this process.
 pub fn groups_left() -> Vec<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let mounts = mounts.lines().filter_map(Mounted::read);
@@ -296,7 +303,7 @@ fn left_below(place: PathBuf) -> Vec<PathBuf> {
     let (mut left, mut folders) = (Vec::new(), vec![place]);
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-            // A link is no folder of its own.
+            // A link is not a separate folder.
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                 match is_left(&entry, &own) {
                     true => left.push(entry.path()),
@@ -308,11 +315,11 @@ fn left_below(place: PathBuf) -> Vec<PathBuf> {
     left
 }
 
-/// Takes such a group away. Blocks until `end`, at the latest, while it has processes: those of a proxy
-/// that was killed take a moment to die.
+/// Removes such a group. While it has processes, blocks until `end` at the latest: those of a
+/// killed proxy take a moment to exit.
 ///
 /// # Errors
-/// Why that can't be, with the processes that are still in it.
+/// Why it cannot be removed, with the processes that are still in it.
 pub fn remove_group(group: &Path, end: Instant) -> Result<(), String> {
     loop {
         match fs::remove_dir(group) {
@@ -320,7 +327,7 @@ pub fn remove_group(group: &Path, end: Instant) -> Result<(), String> {
                 if Instant::now() >= end {
                     let pids = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
                     let pids: Vec<_> = pids.split_whitespace().collect();
-                    return Err(format!("it has processes still: {}", pids.join(", ")));
+                    return Err(format!("it still has processes: {}", pids.join(", ")));
                 }
                 thread::sleep(Duration::from_millis(10));
             }
@@ -332,7 +339,7 @@ pub fn remove_group(group: &Path, end: Instant) -> Result<(), String> {
     }
 }
 
-/// Reads where the hierarchies are mounted, and where in them this process is.
+/// Reads where the hierarchies are mounted, and the group of this process in each.
 fn find(mounts: &str, own: &str) -> CgroupParents {
     let mounts: Vec<Mounted> = mounts.lines().filter_map(Mounted::read).collect();
     let mut found = CgroupParents::default();
@@ -352,7 +359,7 @@ fn find(mounts: &str, own: &str) -> CgroupParents {
                     controllers: vec![controller],
                 }),
                 None => {
-                    let why = "the proxy's own group is not to be seen from here";
+                    let why = "the proxy's own group is not visible from here";
                     found.missing.insert(controller, why.to_owned());
                 }
             }
@@ -367,7 +374,7 @@ fn find(mounts: &str, own: &str) -> CgroupParents {
 }
 
 impl CgroupParents {
-    /// The folder beside the proxy's own group; at the top, and where it is delegated, within it.
+    /// Folder beside the proxy's own group; at the top, or if the group is delegated, within it.
     fn unified(&mut self, own: Option<PathBuf>, top: &str) {
         let Some(own) = own else { return };
         let folder = match own.parent() {
@@ -376,7 +383,7 @@ impl CgroupParents {
             _ => own,
         };
         let (controllers, missing) = hand_on(&folder, &Controller::ALL);
-        let why = format!("{} does not hand it on", folder.display());
+        let why = format!("{} does not delegate it", folder.display());
         self.missing.extend(missing.into_iter().map(|one| (one, why.clone())));
         if !controllers.is_empty() {
             self.all.push(Parent { folder, version: Version::V2, controllers });
@@ -384,21 +391,22 @@ impl CgroupParents {
     }
 }
 
-/// Has a group hand on what it does not yet. Returns what it does then, and what it does not.
+/// Makes a group delegate the wanted controllers. Returns those it delegates then, and those it
+/// does not.
 fn hand_on(folder: &Path, wanted: &[Controller]) -> (Vec<Controller>, Vec<Controller>) {
     let file = folder.join("cgroup.subtree_control");
     let listed = || fs::read_to_string(&file).unwrap_or_default();
     let has = |text: &str, one: Controller| text.split_whitespace().any(|w| w == one.name());
     let before = listed();
     for controller in wanted.iter().filter(|one| !has(&before, **one)) {
-        // Where it is ours to hand on. If not, the list goes on without it.
+        // If this group cannot delegate it, continue without it.
         let _ = fs::write(&file, format!("+{}", controller.name()));
     }
     let after = listed();
     wanted.iter().copied().partition(|one| has(&after, *one))
 }
 
-/// Whether systemd says that it leaves a group to who is in it.
+/// Whether systemd marks a group as delegated.
 fn delegated(group: &Path) -> bool {
     ["user.delegate", "trusted.delegate"].iter().any(|name| {
         let mut value = [0; 8];
@@ -406,24 +414,24 @@ fn delegated(group: &Path) -> bool {
     })
 }
 
-/// Moves the proxy into a group within its own. Not where others are in that, which are not ours to
-/// move.
+/// Moves the proxy into a group within its own. Fails if other processes are there, which the proxy
+/// must not move.
 fn step_aside(own: &Path) -> io::Result<()> {
     let me = std::process::id().to_string();
     let inside = fs::read_to_string(own.join("cgroup.procs"))?;
     if inside.split_whitespace().any(|pid| pid != me) {
-        return Err(io::Error::other("others are in it"));
+        return Err(io::Error::other("other processes are in it"));
     }
-    let place = own.join(PROXY);
+    let place = own.join(PROXY_GROUP);
     match fs::create_dir(&place) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
         _ => fs::write(place.join("cgroup.procs"), "0"),
     }
 }
 
-/// A line of /proc/self/mountinfo (proc_pid_mountinfo(5)).
+/// Line of /proc/self/mountinfo (proc_pid_mountinfo(5)).
 struct Mounted<'a> {
-    /// The part of the hierarchy that is seen.
+    /// Visible part of the hierarchy.
     root: &'a str,
     place: &'a str,
     kind: &'a str,
@@ -443,7 +451,7 @@ impl<'a> Mounted<'a> {
         })
     }
 
-    /// The folder of a group in it.
+    /// Folder of a group in this hierarchy.
     fn folder(&self, path: &str) -> Option<PathBuf> {
         let rest = Path::new(path).strip_prefix(self.root).ok()?;
         let plain = !path.split('/').any(|part| part == "..");
@@ -463,7 +471,7 @@ mod tests {
     }
 
     #[test]
-    fn version_1_is_found_by_controller() {
+    fn version_1_folders_are_found_by_controller() {
         let mounts = "\
             25 24 0:22 / /sys/fs/cgroup ro - tmpfs tmpfs rw\n\
             26 25 0:23 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n\
@@ -474,15 +482,15 @@ mod tests {
         let folders: Vec<_> = found.all.iter().map(|p| p.folder.to_str().unwrap()).collect();
         assert_eq!(folders, ["/sys/fs/cgroup/memory/x", "/sys/fs/cgroup/cpu,cpuacct"]);
         assert_eq!(found.limits(Controller::Cpu), Ok(Version::V1));
-        assert!(found.limits(Controller::Pids).unwrap_err().contains("not to be seen"));
+        assert!(found.limits(Controller::Pids).unwrap_err().contains("not visible"));
         assert!(find("", "").limits(Controller::Memory).unwrap_err().contains("mounted"));
         assert!(find("nonsense - \n - cgroup", "0:\n:::").all.is_empty());
         assert!(find(mounts, "4:memory:/docker/ab/../..\n").all.is_empty());
     }
 
-    /// A folder stands in for the hierarchy: what the kernel answers is not tried by this.
+    /// A folder replaces the hierarchy. The kernel's answers are not tested here.
     #[test]
-    fn version_2_is_beside_the_proxys_own_with_what_is_handed_on() {
+    fn version_2_folder_is_beside_the_proxys_own_with_delegated_controllers() {
         let top = tempfile::tempdir().unwrap();
         let slice = top.path().join("user.slice");
         fs::create_dir_all(slice.join("proxy.scope")).unwrap();
@@ -491,7 +499,7 @@ mod tests {
         let found = find(&mount, "0::/user.slice/proxy.scope\n");
         assert_eq!(found.all[0].folder, slice);
         assert_eq!(found.limits(Controller::Memory), Ok(Version::V2));
-        // At the top there is nothing beside it; and what is not handed on is missing.
+        // There is nothing beside the top; and a controller that is not delegated is missing.
         assert!(find(&mount, "0::/\n").all.is_empty());
         fs::write(top.path().join("cgroup.subtree_control"), "cpu memory pids\n").unwrap();
         assert_eq!(find(&mount, "0::/\n").all[0].folder, top.path());
@@ -504,7 +512,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written() {
+    fn limits_are_written_in_each_version() {
         let resources = Resources { memory_mib: 64, cpus: 0.5, pids: 16, ..Resources::default() };
         let memory = (64u64 << 20).to_string();
         assert_eq!(
@@ -529,25 +537,25 @@ mod tests {
     }
 
     #[test]
-    fn groups_of_proxies_that_are_gone_are_taken_away() {
+    fn groups_of_ended_proxies_are_removed() {
         let folder = tempfile::tempdir().unwrap();
         let own = name();
         let dead = Lease::current().to_string().replace(' ', "_");
-        // The number of this process, at another time.
+        // This process's number at another time.
         let (rest, _) = dead.rsplit_once('_').unwrap();
-        let dead = format!("{NAME}{rest}_1_0");
+        let dead = format!("{NAME_PREFIX}{rest}_1_0");
         for name in [own.as_str(), &dead, "portcullis_nonsense", "other"] {
             fs::create_dir(folder.path().join(name)).unwrap();
         }
         sweep(folder.path());
         assert!(!folder.path().join(&dead).exists());
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3);
-        // Wherever it is.
+        // At any depth.
         let below = folder.path().join("other").join(&dead);
         fs::create_dir(&below).unwrap();
         assert_eq!(left_below(folder.path().to_owned()), std::slice::from_ref(&below));
         if geteuid().is_root() {
-            // Another user's, by whatever name.
+            // A group of another user, whatever its name.
             std::os::unix::fs::chown(&below, Some(65534), None).unwrap();
             assert_eq!(left_below(folder.path().to_owned()), Vec::<PathBuf>::new());
             sweep(&folder.path().join("other"));

@@ -1,5 +1,5 @@
-//! Our end of the connection to whoever starts a program, and holds it: the orders that go there, and
-//! the end of the program that comes from there.
+//! The proxy's end of the control connection to the process that starts and supervises a program.
+//! Orders go out; the end of the program comes back.
 
 use std::{io, os::fd::OwnedFd, time::Duration};
 
@@ -13,20 +13,20 @@ use tokio::{
 use super::protocol::USAGE;
 use crate::process::{Exit, Handle, Origin, Process, Usage};
 
-/// The time that an order may take to be sent.
-const SENT: Duration = Duration::from_secs(5);
-/// The time that the answer to `USAGE` may take.
-const MEASURED: Duration = Duration::from_secs(2);
+/// Time limit for sending an order.
+const SEND_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time limit for the answer to `USAGE`.
+const USAGE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Our end. Dropping it ends the connection, and so the program.
+/// The proxy's end. Dropping it ends the connection, and so the program.
 pub(super) struct Control {
     end: watch::Receiver<Option<Exit>>,
-    /// Where orders go, until that is let go of, and the answers to `USAGE`.
+    /// Writer of orders until it is closed, and the answers to `USAGE`.
     orders: Mutex<Option<(OwnedWriteHalf, mpsc::Receiver<Usage>)>>,
     _held: mpsc::Sender<()>,
 }
 
-/// The end of whoever reads what comes from there.
+/// Counterpart for the task that reads the connection.
 pub(super) struct Watching {
     measured: mpsc::Sender<Usage>,
     dropped: mpsc::Receiver<()>,
@@ -34,24 +34,24 @@ pub(super) struct Watching {
 }
 
 impl Watching {
-    /// Hands on an answer to `USAGE`. Nobody waits for it any more where there is no room.
+    /// Delivers an answer to `USAGE`. If the queue is full, nobody waits for it.
     pub(super) fn measured(&self, usage: Usage) {
         let _ = self.measured.try_send(usage);
     }
 
-    /// Waits until the other end is dropped.
+    /// Waits until the other half is dropped.
     pub(super) async fn dropped(&mut self) {
         let _ = self.dropped.recv().await;
     }
 
-    /// Tells of the program's end.
+    /// Reports the program's end.
     pub(super) fn ended(self, exit: Exit) {
         self.ended.send_replace(Some(exit));
     }
 }
 
 impl Control {
-    /// A new one, over which orders are written there.
+    /// Both halves of a control connection that writes orders to `write`.
     pub(super) fn new(write: OwnedWriteHalf) -> (Self, Watching) {
         let (ended, end) = watch::channel(None);
         let (measured, usage) = mpsc::channel(1);
@@ -66,11 +66,11 @@ impl Control {
         Box::pin(async move {
             let ended = end.wait_for(Option::is_some).await;
             let exit = ended.ok().and_then(|exit| exit.clone());
-            exit.unwrap_or(Exit { code: -1, reason: Some("its supervisor is gone".into()) })
+            exit.unwrap_or(Exit { code: -1, reason: Some("its supervisor has ended".into()) })
         })
     }
 
-    /// Sends an order. What has ended takes none.
+    /// Sends an order. Does nothing after the program's end.
     pub(super) async fn order(&self, order: u8) {
         if let Some((write, _)) = self.orders.lock().await.as_mut() {
             let _ = send(write, order).await;
@@ -82,23 +82,23 @@ impl Control {
         drop(self.orders.lock().await.take());
     }
 
-    /// Asks what the program uses.
+    /// Requests the program's resource usage.
     pub(super) async fn usage(&self) -> Option<Usage> {
         let mut orders = self.orders.lock().await;
         let (write, usage) = orders.as_mut()?;
-        // An answer that came too late for an earlier question.
+        // Drop late answers to earlier requests.
         while usage.try_recv().is_ok() {}
         send(write, USAGE).await?;
-        timeout(MEASURED, usage.recv()).await.ok().flatten()
+        timeout(USAGE_TIMEOUT, usage.recv()).await.ok().flatten()
     }
 }
 
 async fn send(write: &mut OwnedWriteHalf, order: u8) -> Option<()> {
     use tokio::io::AsyncWriteExt as _;
-    timeout(SENT, write.write_all(&[order])).await.ok()?.ok()
+    timeout(SEND_TIMEOUT, write.write_all(&[order])).await.ok()?.ok()
 }
 
-/// A process with our ends of its streams.
+/// A process with the proxy's ends of its streams.
 pub(super) fn process(
     [stdin, stdout, stderr]: [OwnedFd; 3],
     handle: impl Handle + 'static,

@@ -1,4 +1,4 @@
-//! Descriptors that go over a socket.
+//! Passing of file descriptors over a socket.
 
 use std::{
     io,
@@ -14,8 +14,8 @@ use nix::{
     sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg},
 };
 
-/// How many the kernel takes with one message (SCM_MAX_FD).
-const MOST: usize = 253;
+/// Limit of descriptors in one message (the kernel's SCM_MAX_FD).
+const MAX_FDS: usize = 253;
 
 /// Sends bytes with descriptors.
 pub(super) fn send(to: &UnixStream, bytes: &[u8], fds: &[RawFd]) -> io::Result<()> {
@@ -29,14 +29,14 @@ pub(super) fn send(to: &UnixStream, bytes: &[u8], fds: &[RawFd]) -> io::Result<(
     Ok(())
 }
 
-/// Receives bytes, and the descriptors that came with them. Where the end is reached, there are
+/// Receives bytes, and the descriptors that came with them. At the end of the stream there are
 /// none.
 pub(super) fn receive(
     from: &UnixStream,
     bytes: &mut [u8],
     flags: MsgFlags,
 ) -> io::Result<Vec<OwnedFd>> {
-    let mut space = cmsg_space!([RawFd; MOST]);
+    let mut space = cmsg_space!([RawFd; MAX_FDS]);
     let mut parts = [io::IoSliceMut::new(bytes)];
     let flags = flags | MsgFlags::MSG_CMSG_CLOEXEC;
     let message = recvmsg::<UnixAddr>(from.as_raw_fd(), &mut parts, Some(&mut space), flags)?;
@@ -49,13 +49,13 @@ pub(super) fn receive(
     Ok(received)
 }
 
-/// Sends listening sockets, however many.
+/// Sends any number of listening sockets.
 pub(super) fn give(to: &UnixStream, sockets: &[TcpListener]) -> io::Result<()> {
     let fds: Vec<_> = sockets.iter().map(AsRawFd::as_raw_fd).collect();
-    fds.chunks(MOST).try_for_each(|some| send(to, &[0], some))
+    fds.chunks(MAX_FDS).try_for_each(|some| send(to, &[0], some))
 }
 
-/// Takes so many listening sockets, which were sent before: nothing is waited for.
+/// Receives that number of listening sockets, which must have been sent before: it does not wait.
 pub(super) fn take(from: &UnixStream, count: usize) -> io::Result<Vec<TcpListener>> {
     let mut sockets = Vec::with_capacity(count);
     while sockets.len() < count {
@@ -68,7 +68,7 @@ pub(super) fn take(from: &UnixStream, count: usize) -> io::Result<Vec<TcpListene
     Ok(sockets)
 }
 
-/// Takes ownership of descriptors that a message brought.
+/// Takes ownership of the descriptors of a message.
 fn adopt(fds: &[RawFd]) -> Vec<OwnedFd> {
     fds.iter()
         .map(|fd| {
@@ -88,15 +88,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sockets_come_over_in_their_order_however_many() {
+    fn sockets_arrive_in_order_in_any_number() {
         let (here, there) = UnixStream::pair().unwrap();
         let sockets: Vec<_> =
-            (0..MOST + 3).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+            (0..MAX_FDS + 3).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let port = |socket: &TcpListener| socket.local_addr().unwrap().port();
         give(&here, &sockets).unwrap();
         let taken = take(&there, sockets.len()).unwrap();
         assert!(taken.iter().map(port).eq(sockets.iter().map(port)));
-        // Fewer than there should be, and none at all.
+        // Fewer sockets than expected, and none at all.
         give(&here, &sockets[..1]).unwrap();
         assert_eq!(take(&there, 2).unwrap_err().kind(), io::ErrorKind::WouldBlock);
         drop(here);

@@ -1,5 +1,5 @@
-//! The proxy's side: starts the launcher, hands it the plan and the streams, and holds the control
-//! socket, whose end is the end of the tree.
+//! The proxy's side of a start: starts the launcher, sends it the plan and the streams, and holds
+//! the control socket. The tree ends when that socket closes.
 
 use std::{
     io::{self, BufRead, BufReader, Write},
@@ -35,29 +35,28 @@ use crate::{
     process::{Exit, Handle, LaunchFailure, LaunchSpec, Process, Usage},
 };
 
-/// This executable, even where its file has been replaced since it was started.
+/// This executable, even if its file was replaced since the start.
 const OURSELVES: &str = "/proc/self/exe";
 
-/// The time that it may take to set up a sandbox and execute the program in it.
-const START: Duration = Duration::from_secs(30);
+/// Time limit for setting up a sandbox and executing the program in it.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The time that a tree has to be gone once it was let go of, before its launcher is killed too.
-const FALL: Duration = Duration::from_secs(5);
+/// Time limit for a tree to end after the control socket closed. Then its launcher is killed, too.
+const END_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The code of what was killed.
-const KILLED: i64 = 137;
+/// Exit code of a killed process.
+const KILLED_EXIT_CODE: i64 = 137;
 
-/// Starts `spec.command` in a sandbox, and returns once the program has been executed.
+/// Starts `spec.command` in a sandbox, and returns after the program was executed.
 ///
 /// # Errors
-/// Where the program can't be started, or any part of the sandbox is missing: it never runs
-/// without.
+/// If the program cannot be started, or any part of the sandbox is missing: it never runs without.
 pub async fn launch(spec: &LaunchSpec) -> Result<Process, LaunchFailure> {
     launch_by(Path::new(OURSELVES), spec).await
 }
 
-/// As [`launch`], by another `portcullis` executable. For programs that hold this library and are
-/// not that executable themselves.
+/// As [`launch`], with another `portcullis` executable. For programs that link this library and are
+/// not that executable.
 ///
 /// # Errors
 /// As [`launch`].
@@ -82,7 +81,7 @@ pub async fn launch_by(launcher: &Path, spec: &LaunchSpec) -> Result<Process, La
     Ok(process)
 }
 
-/// Sets a sandbox up and takes it down again, without a program.
+/// Sets up a sandbox without a program and removes it.
 pub(super) fn attempt() -> Result<bool, LaunchFailure> {
     let launcher = Path::new(OURSELVES);
     let failed = |error: io::Error| unexpected(&error);
@@ -104,7 +103,7 @@ impl From<Failure> for LaunchFailure {
     }
 }
 
-/// The program's streams: the ends that it gets, and ours.
+/// Streams of the program: its ends, and the proxy's.
 pub(super) struct Streams {
     pub theirs: [OwnedFd; 3],
     pub ours: [OwnedFd; 3],
@@ -119,12 +118,12 @@ impl Streams {
     }
 }
 
-/// All that is needed once the launcher runs.
+/// Everything needed after the launcher started.
 pub(super) struct Start {
     pub control: StdStream,
     pub streams: Streams,
     pub plan: Zeroizing<Vec<u8>>,
-    /// By which the sockets of a way out come: our end, and that of the launcher.
+    /// Sockets that pass the egress sockets: the proxy's end and the launcher's.
     pub door: Option<(StdStream, StdStream)>,
 }
 
@@ -144,9 +143,9 @@ fn prepare(launcher: &Path, plan: &Plan) -> io::Result<(Command, Start)> {
 }
 
 impl Start {
-    /// Of a plan, with new streams.
+    /// From a plan, with new streams.
     pub(super) fn new(control: StdStream, plan: &Plan) -> io::Result<Self> {
-        // The room for all of it at once: a buffer that grows leaves copies of secrets behind.
+        // Allocated in full: a growing buffer leaves copies of secrets behind.
         let size: usize =
             plan.environment.iter().map(|(name, value)| name.len() + value.len()).sum();
         let mut body = Zeroizing::new(Vec::with_capacity(6 * size + (1 << 20)));
@@ -154,7 +153,7 @@ impl Start {
         Ok(Self { control, streams: Streams::new()?, plan: body, door: None })
     }
 
-    /// Sends the plan's length and the streams. The socket is empty: nothing blocks.
+    /// Sends the plan's length and the streams. The socket is empty, so this does not block.
     pub(super) fn send_streams(&self) -> io::Result<()> {
         let length = u32::try_from(self.plan.len()).map_err(io::Error::other)?.to_be_bytes();
         let streams = self.streams.theirs.iter().map(AsRawFd::as_raw_fd);
@@ -164,14 +163,14 @@ impl Start {
 
     fn ask_blocking(mut self) -> io::Result<Option<Report>> {
         self.send_streams()?;
-        self.control.set_read_timeout(Some(START))?;
+        self.control.set_read_timeout(Some(START_TIMEOUT))?;
         self.control.write_all(&self.plan)?;
         let mut line = String::new();
         BufReader::new(&self.control).read_line(&mut line)?;
         Ok(serde_json::from_str(&line).ok())
     }
 
-    /// Has it started.
+    /// Starts the launcher and waits for its report.
     async fn run(
         self,
         mut child: Child,
@@ -188,14 +187,15 @@ impl Start {
         let (read, mut write) = UnixStream::from_std(control).map_err(failed)?.into_split();
         let mut reports = tokio::io::BufReader::new(read).lines();
         let greeting = async {
-            // A launcher that ends early has said why, which is worth more than a broken pipe.
+            // A launcher that ended early has reported the reason, which is more useful than a
+            // broken pipe.
             let _ = write.write_all(&plan).await;
             reports.next_line().await.ok().flatten()
         };
-        let Ok(line) = timeout(START, greeting).await else {
+        let Ok(line) = timeout(START_TIMEOUT, greeting).await else {
             return Err(LaunchFailure {
-                what: format!("the sandbox was not ready within {} s", START.as_secs()),
-                remedy: Some("look whether the machine is overloaded".into()),
+                what: format!("the sandbox was not ready within {} s", START_TIMEOUT.as_secs()),
+                remedy: Some("check whether the machine is overloaded".into()),
             });
         };
         match line.and_then(|line| serde_json::from_str(&line).ok()) {
@@ -240,17 +240,17 @@ async fn supervise(
                 _ => break,
             },
             () = watching.dropped() => break,
-            // The kernel ends one process after the other until the rest fits; a tree of which some
-            // is gone is of no use, and ends as a whole.
+            // The kernel kills processes one by one until the rest fits. A tree that lost a process
+            // is useless, so it ends as a whole.
             () = groups.run_out_of_memory() => {
                 let _ = child.start_kill();
                 break;
             }
         }
     }
-    // The tree ends by itself: its first process has seen the end of the control socket, or is
-    // the reason for it.
-    let status = match timeout(FALL, child.wait()).await {
+    // The tree ends by itself: its first process has seen the end of the control socket, or has
+    // caused it.
+    let status = match timeout(END_TIMEOUT, child.wait()).await {
         Ok(status) => status,
         Err(_) => {
             let _ = child.start_kill();
@@ -263,16 +263,16 @@ async fn supervise(
         });
         Exit { code: code.unwrap_or(-1).into(), reason: None }
     });
-    if exit.code == KILLED && groups.ran_out_of_memory() {
-        exit.reason = Some(format!("it used more memory than its {memory} MiB"));
+    if exit.code == KILLED_EXIT_CODE && groups.ran_out_of_memory() {
+        exit.reason = Some(format!("it used more than its limit of {memory} MiB of memory"));
     }
     drop(groups);
     watching.ended(exit);
 }
 
-/// A tree that runs. Dropping it ends the control socket, and so the tree.
+/// A running tree. Dropping it closes the control socket, and so ends the tree.
 struct Running {
-    /// The launcher's process.
+    /// Process id of the launcher.
     pid: u32,
     control: Control,
 }
@@ -306,7 +306,10 @@ fn unexpected(error: &dyn std::error::Error) -> LaunchFailure {
 
 fn no_group(error: &io::Error) -> LaunchFailure {
     LaunchFailure {
-        what: format!("the sandbox can't have a control group, as it could before: {error}"),
+        what: format!(
+            "the sandbox can't create a control group, although it could before: \
+            {error}"
+        ),
         remedy: Some("`portcullis doctor` shows what this machine offers".into()),
     }
 }
@@ -323,7 +326,7 @@ fn no_launcher(launcher: &Path, error: &io::Error) -> LaunchFailure {
 
 fn silent(status: ExitStatus) -> LaunchFailure {
     LaunchFailure {
-        what: format!("the sandbox's launcher ended without a word ({status})"),
+        what: format!("the sandbox's launcher ended without a report ({status})"),
         remedy: Some("`portcullis doctor` shows what the sandbox lacks".into()),
     }
 }

@@ -1,6 +1,6 @@
-//! Which host folders a server may never see, and where inside none may be put.
+//! Host folders that a server may never see, and targets that no mount may have.
 //!
-//! What may be seen is the containers' rule: a server sees no more for running here.
+//! Visibility follows the rule for containers: a sandbox shows a server no more.
 
 use std::{
     path::{Component, Path},
@@ -12,38 +12,39 @@ use crate::{
     process::{LaunchFailure, Mount},
 };
 
-/// Trees inside that hold the system. `/etc` and `/tmp` are the sandbox's too, but have room.
+/// Folders inside that hold the system. `/etc` and `/tmp` belong to the sandbox too, but can hold
+/// mounts.
 const OCCUPIED: &[&str] =
     &["/bin", "/dev", "/lib", "/lib32", "/lib64", "/libx32", "/proc", "/sbin", "/sys", "/usr"];
 
-/// Holds every mount against the rules.
+/// Checks mounts against the rules.
 #[derive(Debug)]
 pub(super) struct Rules {
     places: Arc<MountPolicy>,
 }
 
 impl Rules {
-    /// By what a server may see.
+    /// Rules with what a server may see.
     pub(super) fn of(places: &Arc<MountPolicy>) -> Self {
         Self { places: places.clone() }
     }
 
-    /// Checks what a mount shows and where. Returns it with the links of its source resolved.
+    /// Checks source and target of a mount. Returns it with the links of its source resolved.
     pub(super) fn check(&self, mount: &Mount) -> Result<Mount, LaunchFailure> {
         check_target(&mount.target)?;
         let source = self.places.check(mount)?;
         Ok(Mount { source, target: mount.target.clone(), writable: mount.writable })
     }
 
-    /// Checks that something of a program may be seen. Its place inside is its place on the host,
-    /// so that it finds itself.
+    /// Checks that a part of a program may be visible. Its path inside is its path on the host, so
+    /// that it finds itself.
     pub(super) fn check_program(&self, source: &Path) -> Result<(), LaunchFailure> {
         let (source, target) = (source.to_owned(), source.to_owned());
         self.places.check(&Mount { source, target, writable: false }).map(drop)
     }
 }
 
-/// Checks that a place inside is free for a mount.
+/// Checks that a target is free for a mount.
 fn check_target(target: &Path) -> Result<(), LaunchFailure> {
     let plain = target.is_absolute()
         && target.components().skip(1).all(|part| matches!(part, Component::Normal(_)));
@@ -59,7 +60,7 @@ fn check_target(target: &Path) -> Result<(), LaunchFailure> {
 
 fn misplaced(target: &Path, why: &str) -> LaunchFailure {
     LaunchFailure {
-        what: format!("nothing can be mounted at `{}`: {why}", target.display()),
-        remedy: Some("choose a place of its own, such as `/data`".into()),
+        what: format!("a mount cannot have the target `{}`: {why}", target.display()),
+        remedy: Some("choose another path, such as `/data`".into()),
     }
 }

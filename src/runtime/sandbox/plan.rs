@@ -1,5 +1,5 @@
-//! From what the operator wrote to what the launcher does: everything is looked up and checked
-//! here, in the proxy, before any process is started.
+//! Translates the operator's settings into the launcher's plan. Everything is resolved and checked
+//! here, in the proxy, before any process starts.
 
 use std::{
     collections::BTreeMap,
@@ -17,11 +17,11 @@ use crate::{
     process::{LaunchFailure, LaunchSpec, Mount, SECRETS},
 };
 
-/// The host's trees of programs and libraries, as far as it has them.
+/// The host's folders of programs and libraries, as far as they exist.
 pub(super) const SYSTEM: &[&str] =
     &["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store"];
 
-/// What of the host's /etc is needed to link programs, check certificates and know the time.
+/// Files of the host's /etc for linking programs, checking certificates and the time zone.
 const ETC: &[&str] = &[
     "alternatives",
     "ca-certificates",
@@ -39,24 +39,24 @@ const ETC: &[&str] = &[
     "ssl/openssl.cnf",
 ];
 
-/// User and group of a server that the operator gave no other.
+/// Default user and group of a server.
 const NOBODY: u32 = 65534;
 
 impl Plan {
-    /// What it takes to start a server. `ourselves` is the running executable.
+    /// Plan that starts a server. `ourselves` is the running executable.
     pub(super) fn new(spec: &LaunchSpec, ourselves: &Path) -> Result<Self, LaunchFailure> {
         let Some((word, arguments)) = spec.command.split_first() else {
-            return Err(refused("no command is given", "write `command = [\"PROGRAM\", …]`"));
+            return Err(refused("`command` is missing", "write `command = [\"PROGRAM\", …]`"));
         };
         if !spec.hardening.cap_add.is_empty() {
             return Err(refused(
-                "`cap-add` does not work in the local sandbox, which has no capability to give",
+                "`cap-add` does not work in the sandbox, which has no capabilities",
                 "run the server from an image, or remove `cap-add`",
             ));
         }
         if spec.hardening.network && !spec.egress.is_empty() {
             return Err(refused(
-                "it has the network of the proxy itself, where no list holds",
+                "it shares the proxy's network, where `egress` cannot be enforced",
                 "remove `hardening.network`",
             ));
         }
@@ -71,8 +71,8 @@ impl Plan {
             let Mount { source, target, writable } = rules.check(mount)?;
             if plan.binds.iter().any(|bind| bind.target == target) {
                 return Err(refused(
-                    &format!("two mounts have the same place inside, `{}`", target.display()),
-                    "give each mount a place of its own",
+                    &format!("two mounts have the same target, `{}`", target.display()),
+                    "give each mount its own target",
                 ));
             }
             plan.binds.push(Bind { source, target, writable, whole: false });
@@ -84,7 +84,7 @@ impl Plan {
         environment.extend(way);
         let own_path = environment.get("PATH").cloned();
         let mut search = Search::new(std::mem::take(&mut plan.binds), own_path.as_deref(), rules);
-        // The links of the root count as trees too while the program is looked for.
+        // Links of the root count as folders too while the program is searched.
         let links = plan.links.iter().map(|(place, _)| Bind::read_only(place, place));
         let links: Vec<_> = links.collect();
         search.binds.extend(links.iter().cloned());
@@ -104,7 +104,7 @@ impl Plan {
         let illegal = |name: &&String| name.is_empty() || name.contains(['=', '\0']);
         if let Some(name) = environment.keys().find(illegal) {
             return Err(refused(
-                &format!("`{}` is no name for an environment variable", name.escape_debug()),
+                &format!("`{}` is not a name of an environment variable", name.escape_debug()),
                 "use letters, digits and `_`",
             ));
         }
@@ -118,7 +118,7 @@ impl Plan {
         Ok(plan)
     }
 
-    /// What is said of a server to the container in which its program is: the rest is there.
+    /// Plan for the container with a server's program: the rest is in that container.
     pub(super) fn for_pod(spec: &LaunchSpec) -> Self {
         let mut environment: BTreeMap<String, String> = spec.env.iter().cloned().collect();
         let secrets = spec.secrets.iter();
@@ -132,7 +132,7 @@ impl Plan {
         plan
     }
 
-    /// A plan that starts and bounds nothing.
+    /// Plan without a program and without limits.
     pub(super) fn empty() -> Self {
         Self {
             hostname: String::new(),
@@ -146,8 +146,8 @@ impl Plan {
             writable_root: false,
             exec_tmp: false,
             user: (NOBODY, NOBODY),
-            // Its pod bounds the container, which all instances share; the kernel counts processes by
-            // the user, whom other pods of the node have, too.
+            // The pod limits the container, which all instances share; the kernel counts processes
+            // by user, and other pods of the node have the same user.
             memory: u64::MAX,
             memory_is_held: false,
             pids: u32::MAX,
@@ -159,7 +159,7 @@ impl Plan {
         }
     }
 
-    /// A sandbox without a program, to see whether one can be set up.
+    /// Sandbox without a program, to test whether one can be set up.
     pub(super) fn trial() -> Result<Self, LaunchFailure> {
         Self::skeleton(&crate::config::Hardening::default())
     }
@@ -191,7 +191,7 @@ impl Plan {
     }
 }
 
-/// The host's programs, libraries and general settings: folders to bind, and links to repeat.
+/// The host's programs, libraries and general settings: folders to bind, and links to recreate.
 fn system() -> (Vec<Bind>, Vec<(PathBuf, PathBuf)>) {
     let mut binds = Vec::new();
     let mut links = Vec::new();
@@ -199,7 +199,7 @@ fn system() -> (Vec<Bind>, Vec<(PathBuf, PathBuf)>) {
         if let Ok(link) = fs::read_link(tree) {
             links.push((tree.to_owned(), link));
         } else if tree.is_dir() && fs::canonicalize(tree).is_ok_and(|canonical| canonical == tree) {
-            // Parts of a system may be mounts of their own: libraries of a graphics card, a disk.
+            // Parts of a system may be separate mounts: libraries of a graphics card, a disk.
             binds.push(Bind { whole: true, ..Bind::read_only(tree, tree) });
         }
     }
@@ -212,7 +212,7 @@ fn system() -> (Vec<Bind>, Vec<(PathBuf, PathBuf)>) {
     (binds, links)
 }
 
-/// The files of /etc that tell of users and names. With a network, the host's own words on names.
+/// Files of /etc for users and names. With network access, the host's own name resolution.
 fn files((uid, gid): (u32, u32), network: bool) -> Vec<(PathBuf, String)> {
     let host = |name: &str, otherwise: &str| match network {
         true => fs::read_to_string(format!("/etc/{name}")).unwrap_or_else(|_| otherwise.into()),

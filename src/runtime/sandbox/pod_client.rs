@@ -1,10 +1,10 @@
-//! A server in another container of the proxy's own pod: `portcullis pod-exec serve` is the first
+//! A server in another container of the proxy's pod: `portcullis pod-exec serve` is the first
 //! process there, and starts the program for each connection to its socket.
 //!
-//! What confines the program is its container, as its pod says, and the list of system calls that
-//! `pod-exec` puts on it. In that container everything belongs to the server, the socket and who
-//! listens at it among it, so nothing that comes over it is believed: the pipes are made here, lines
-//! have a bound, no text of it is repeated, and every wait has a deadline.
+//! The container, as configured in its pod, confines the program, together with the seccomp filter
+//! that `pod-exec` loads. Everything in that container belongs to the server, including the socket
+//! and the process that listens there. So nothing that arrives over it is trusted: the pipes are
+//! created here, lines are limited, their text is never repeated, and every wait has a deadline.
 
 use std::{
     fs::{File, OpenOptions},
@@ -34,31 +34,31 @@ use super::{
 };
 use crate::process::{Exit, Handle, LaunchFailure, LaunchSpec, Process, Usage};
 
-/// The time that the other container may take to be there, and to start the program.
-const START: Duration = Duration::from_secs(30);
-/// How often it is looked whether it is there.
-const AGAIN: Duration = Duration::from_millis(100);
-/// The time that what was let go of has to be gone.
-const FALL: Duration = Duration::from_secs(5);
-/// Bytes of a report.
-const LINE: usize = 16 << 10;
+/// Time limit for the other container to be available and to start the program.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+/// Interval between attempts to connect.
+const CONNECT_RETRY_INTERVAL: Duration = Duration::from_millis(100);
+/// Time limit for a program to end after its connection closed.
+const END_TIMEOUT: Duration = Duration::from_secs(5);
+/// Limit of a report in bytes.
+const MAX_REPORT_BYTES: usize = 16 << 10;
 
 type Reports = FramedRead<OwnedReadHalf, LinesCodec>;
 
-/// Has the program of another container of this pod started, with `spec.command` as the arguments
-/// after its entry point.
+/// Starts the program of another container of this pod, with `spec.command` as the arguments after
+/// its entry point.
 ///
 /// # Errors
-/// Where nobody listens at the socket, or the program does not start.
+/// If nothing listens at the socket, or the program does not start.
 pub async fn launch_in_pod(socket: &Path, spec: &LaunchSpec) -> Result<Process, LaunchFailure> {
     let plan = Plan::for_pod(spec);
-    let until = Instant::now() + START;
+    let until = Instant::now() + START_TIMEOUT;
     let control = loop {
         match connect(socket).await {
             Ok(control) => break control,
             Err(error) if until <= Instant::now() => return Err(absent(socket, &error)),
-            // Containers of a pod are started in no order.
-            Err(_) => sleep(AGAIN).await,
+            // Containers of a pod start in any order.
+            Err(_) => sleep(CONNECT_RETRY_INTERVAL).await,
         }
     };
     let failed = |error: io::Error| unexpected(&error);
@@ -69,13 +69,13 @@ pub async fn launch_in_pod(socket: &Path, spec: &LaunchSpec) -> Result<Process, 
     let Streams { theirs, ours } = streams;
     drop(theirs);
     let (read, mut write) = UnixStream::from_std(control).map_err(failed)?.into_split();
-    let mut reports = FramedRead::new(read, LinesCodec::new_with_max_length(LINE));
+    let mut reports = FramedRead::new(read, LinesCodec::new_with_max_length(MAX_REPORT_BYTES));
     let begun = async {
-        // What has failed has said so, which is worth more than a broken pipe.
+        // A failed start has reported the reason, which is more useful than a broken pipe.
         let _ = write.write_all(&plan).await;
         next(&mut reports).await
     };
-    match timeout_at(until.max(Instant::now() + FALL), begun).await {
+    match timeout_at(until.max(Instant::now() + END_TIMEOUT), begun).await {
         Ok(Some(Report::Started { .. })) => {}
         _ => return Err(not_started()),
     }
@@ -87,20 +87,20 @@ pub async fn launch_in_pod(socket: &Path, spec: &LaunchSpec) -> Result<Process, 
     Ok(process)
 }
 
-/// Connects to the very socket that stands there. The server could put a link in its place, which
-/// would lead to another socket of the proxy's own container.
+/// Connects to exactly this socket. The server could replace it by a link to another socket in the
+/// proxy's container.
 async fn connect(socket: &Path) -> io::Result<UnixStream> {
     let path = socket.to_owned();
     let flags = (OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC).bits();
     let open = move || OpenOptions::new().read(true).custom_flags(flags).open(path);
     let file: File = tokio::task::spawn_blocking(open).await.map_err(io::Error::other)??;
     if !file.metadata()?.file_type().is_socket() {
-        return Err(io::Error::other("it is no socket"));
+        return Err(io::Error::other("it is not a socket"));
     }
     UnixStream::connect(format!("/proc/self/fd/{}", file.as_raw_fd())).await
 }
 
-/// The next report; nothing where there is none any more, or none that can be read.
+/// Next report; `None` at the end, or if it cannot be parsed.
 async fn next(reports: &mut Reports) -> Option<Report> {
     serde_json::from_str(&reports.next().await?.ok()?).ok()
 }
@@ -120,12 +120,12 @@ async fn supervise(mut reports: Reports, mut watching: Watching) {
             () = watching.dropped() => break,
         }
     }
-    let lost = || "its container let go of it; `kubectl describe pod` says more".to_owned();
+    let lost = || "its container closed the connection; see `kubectl describe pod`".to_owned();
     let reason = code.is_none().then(lost);
     watching.ended(Exit { code: code.unwrap_or(-1), reason });
 }
 
-/// A program that runs in another container. Dropping it ends the connection, and so the program.
+/// Program in another container. Dropping it ends the connection, and so the program.
 struct PodProcess {
     place: String,
     control: Control,
@@ -145,8 +145,8 @@ impl Handle for PodProcess {
         self.control.order(TERMINATE).await;
         if timeout(grace, self.wait()).await.is_err() {
             self.control.let_go().await;
-            // Who listens there may be the server's own, which no word of ours ends.
-            let _ = timeout(FALL, self.wait()).await;
+            // The listening process may belong to the server and ignore every order.
+            let _ = timeout(END_TIMEOUT, self.wait()).await;
         }
     }
 
@@ -156,22 +156,19 @@ impl Handle for PodProcess {
 }
 
 fn unexpected(error: &dyn std::error::Error) -> LaunchFailure {
-    LaunchFailure {
-        what: format!("its container can't be asked to start it: {error}"),
-        remedy: None,
-    }
+    LaunchFailure { what: format!("no connection to its container: {error}"), remedy: None }
 }
 
 fn absent(socket: &Path, error: &io::Error) -> LaunchFailure {
     LaunchFailure {
-        what: format!("nobody starts it at {}: {error}", socket.display()),
-        remedy: Some("see that the pod's container `server` runs: `kubectl describe pod`".into()),
+        what: format!("nothing starts it at {}: {error}", socket.display()),
+        remedy: Some("check that the pod's container `server` runs: `kubectl describe pod`".into()),
     }
 }
 
 fn not_started() -> LaunchFailure {
     LaunchFailure {
         what: "its program did not start in its container".into(),
-        remedy: Some("`kubectl logs` of the pod's container `server` says why".into()),
+        remedy: Some("see `kubectl logs` of the pod's container `server`".into()),
     }
 }

@@ -1,5 +1,5 @@
-//! What a program needs to be seen inside: itself, the interpreter that its first line names, and
-//! the folder of packages that it is part of. Nothing else of the host is shown for its sake.
+//! Files that a program needs inside: itself, the interpreter of its first line, and the package
+//! folder that contains it. Nothing else of the host becomes visible for it.
 
 use std::{
     env, fs,
@@ -11,36 +11,37 @@ use std::{
 use super::{mounts::Rules, protocol::Bind};
 use crate::process::LaunchFailure;
 
-/// Where programs are looked for inside.
+/// Program path inside.
 pub(super) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// The word that stands for the executable that is running.
+/// Name that means the running executable.
 const OURSELVES: &str = "portcullis";
 
-/// Links and interpreters that lead from one file to the next.
+/// Limit of links and interpreters from one file to the next.
 const MAX_HOPS: usize = 16;
 
-/// Finds a program and what has to be mounted for it.
+/// Finds a program and the mounts that it needs.
 #[derive(Debug)]
 pub(super) struct Search {
-    /// What is to be mounted, that for the program behind what was there before.
+    /// Mounts: the given ones, then those for the program.
     pub binds: Vec<Bind>,
-    /// Folders to be put in front of [`PATH`].
+    /// Folders to put in front of [`PATH`].
     pub path: Vec<PathBuf>,
-    /// Folders of the host that hold programs.
+    /// Folders of the host that contain programs.
     folders: Vec<PathBuf>,
     rules: Rules,
     hops: usize,
 }
 
 impl Search {
-    /// Begins with what is mounted anyway. `path` is the server's own PATH, if it has one.
+    /// Starts with the given mounts. `path` is the server's own PATH, if it has one.
     pub(super) fn new(binds: Vec<Bind>, path: Option<&str>, rules: Rules) -> Self {
         let host = env::var_os("PATH").unwrap_or_default();
         let folders = match path {
             Some(path) => env::split_paths(path).collect(),
             None => env::split_paths(&host)
-                // A version manager's shims need the whole manager: take what they stand for.
+                // A version manager's shims need the whole manager, so their targets are used
+                // instead.
                 .filter(|folder| !folder.ends_with("shims"))
                 .chain(env::split_paths(PATH))
                 .collect::<Vec<_>>(),
@@ -75,7 +76,7 @@ impl Search {
             .ok_or_else(|| missing(name, "it is in no folder of PATH"))
     }
 
-    /// The host's file behind a path inside, if it is in a mount.
+    /// Host file behind a path inside, if it is in a mount.
     fn on_host(&self, inside: &Path) -> Option<PathBuf> {
         let bind = self
             .binds
@@ -86,8 +87,8 @@ impl Search {
         Some(if rest.as_os_str().is_empty() { bind.source.clone() } else { bind.source.join(rest) })
     }
 
-    /// Makes a program visible, and everything that it takes to execute it. Returns its path
-    /// inside: the same one, or what that links to.
+    /// Makes a program visible, and everything needed to execute it. Returns its path inside: the
+    /// same one, or its link target.
     fn admit(&mut self, place: &Path) -> Result<PathBuf, LaunchFailure> {
         self.hops += 1;
         if self.hops > MAX_HOPS {
@@ -144,7 +145,7 @@ impl Search {
         Ok(())
     }
 
-    /// Makes a program visible at this very path, because a script names it.
+    /// Makes a program visible at exactly this path, because a script names it.
     fn admit_at(&mut self, place: &Path) -> Result<(), LaunchFailure> {
         let found = self.admit(place)?;
         if found == place { Ok(()) } else { self.mount(&found, place) }
@@ -157,7 +158,7 @@ impl Search {
     }
 }
 
-/// The folder of packages that a program belongs to: a Python environment, or `node_modules`.
+/// Package folder that contains a program: a Python environment, or `node_modules`.
 fn package(place: &Path) -> Option<PathBuf> {
     let environment = place.parent()?.parent()?;
     if place.parent()?.ends_with("bin") && environment.join("pyvenv.cfg").is_file() {
@@ -167,7 +168,7 @@ fn package(place: &Path) -> Option<PathBuf> {
     outermost.map(Path::to_owned)
 }
 
-/// The standard library of a Python that is not the system's.
+/// Standard library of a Python that is not the system's.
 fn library(program: &Path) -> Option<PathBuf> {
     let name = program.file_name()?.to_str()?;
     let bin = program.parent()?;
@@ -177,7 +178,7 @@ fn library(program: &Path) -> Option<PathBuf> {
     (versioned.is_dir() && prefix.parent().is_some()).then(|| prefix.join("lib"))
 }
 
-/// What stands behind `#!` in a file's first line.
+/// Text after `#!` in a file's first line.
 fn shebang(file: &Path) -> Option<String> {
     let mut head = Vec::new();
     fs::File::open(file).ok()?.take(512).read_to_end(&mut head).ok()?;
@@ -185,7 +186,7 @@ fn shebang(file: &Path) -> Option<String> {
     String::from_utf8(line.to_owned()).ok()
 }
 
-/// The path without `.` and `..`, by its text alone.
+/// The path without `.` and `..`, by its text only.
 fn normalize(path: &Path) -> PathBuf {
     path.components().fold(PathBuf::new(), |mut so_far, part| {
         match part {
@@ -224,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_brings_itself_its_interpreter_and_its_packages_and_nothing_else() {
+    fn program_mounts_itself_its_interpreter_and_its_packages_only() {
         let dir = tempfile::tempdir().unwrap();
         let dir = fs::canonicalize(dir.path()).unwrap();
         let at = |name: &str| dir.join(name);
@@ -256,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_in_a_mount_is_found_under_its_place_inside() {
+    fn program_in_a_mount_has_its_path_inside() {
         let dir = tempfile::tempdir().unwrap();
         let dir = fs::canonicalize(dir.path()).unwrap();
         program(&dir.join("tool"), "binary");

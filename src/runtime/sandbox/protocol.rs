@@ -1,74 +1,74 @@
-//! What the proxy and the launcher say to each other over the control socket.
+//! Protocol between the proxy and the launcher over the control socket.
 //!
 //! The proxy sends four bytes (big endian: the plan's length) together with the program's three
 //! streams, then the plan as JSON, then orders of one byte each. The launcher answers in lines of
-//! JSON. The end of the proxy's side, however it comes about, ends the whole tree.
+//! JSON. The end of the proxy's side, for any reason, ends the whole tree.
 //!
-//! A program that has a way out has a fourth descriptor with its streams: a socket by which the
-//! launcher hands out the listening sockets of it, in the order of the plan, before it answers.
+//! A program with egress has a fourth descriptor with its streams: a socket over which the launcher
+//! sends the listening sockets, in the order of the plan, before it answers.
 
 use std::{net::SocketAddrV4, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroize;
 
-/// Bytes that a plan may have: arguments and environment are limited by the kernel far below.
-pub(super) const MAX_PLAN: usize = 16 << 20;
+/// Limit of a plan in bytes. The kernel's limit for arguments and environment is far below.
+pub(super) const MAX_PLAN_BYTES: usize = 16 << 20;
 
-/// The order to tell the program to end.
+/// Order to terminate the program.
 pub(super) const TERMINATE: u8 = b'T';
-/// The order to report usage.
+/// Order to report resource usage.
 pub(super) const USAGE: u8 = b'U';
 
-/// Everything that the launcher needs to know. It looks nothing up by itself.
+/// Everything that the launcher needs. It resolves nothing itself.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Plan {
-    /// The host name inside.
+    /// Host name inside.
     pub hostname: String,
-    /// The program, as a path inside. None: set everything up, report and end.
+    /// Program, as a path inside. `None`: set everything up, report and end.
     pub program: Option<PathBuf>,
-    /// Its arguments, the zeroth among them.
+    /// Arguments, including the zeroth.
     pub arguments: Vec<String>,
-    /// Its whole environment, secrets among it.
+    /// Whole environment, including secrets.
     pub environment: Vec<(String, String)>,
-    /// Host folders and files, parents before what is mounted within them.
+    /// Host folders and files, parents before mounts within them.
     pub binds: Vec<Bind>,
-    /// Symbolic links in the root: place, and what it points to.
+    /// Symbolic links in the root: path and target.
     pub links: Vec<(PathBuf, PathBuf)>,
-    /// Files of our own: place and contents.
+    /// Files to create: path and contents.
     pub files: Vec<(PathBuf, String)>,
-    /// Stay in the host's network.
+    /// Whether the program stays in the host's network.
     pub network: bool,
-    /// Where the sockets of its way out are. None: it has no way out.
+    /// Addresses of the egress sockets. Empty without egress.
     pub door: Vec<SocketAddrV4>,
     pub writable_root: bool,
     pub exec_tmp: bool,
-    /// The user and the group inside; outside too, where the proxy may choose.
+    /// User and group inside; outside too, if the proxy may choose.
     pub user: (u32, u32),
-    /// Bytes of memory.
+    /// Memory limit in bytes.
     pub memory: u64,
-    /// Whether a control group bounds that, so that nobody need look at the tree.
+    /// Whether a control group enforces it, so that no check of the tree is needed.
     pub memory_is_held: bool,
-    /// Processes and threads.
+    /// Limit of processes and threads.
     pub pids: u32,
-    /// Processors, rounded up.
+    /// Limit of processors, rounded up.
     pub cpus: usize,
-    /// Bytes of /tmp.
+    /// Size of /tmp in bytes.
     pub tmp: u64,
-    /// Folders of the control groups that it enters.
+    /// Folders of the control groups to enter.
     pub groups: Vec<PathBuf>,
-    /// Open files of a process.
+    /// Limit of open files of a process.
     pub open_files: u64,
 }
 
-/// A host folder or file, and its place inside.
+/// Host folder or file, and its target inside.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Bind {
-    /// Absolute, free of symbolic links.
+    /// Absolute, without symbolic links.
     pub source: PathBuf,
     pub target: PathBuf,
     pub writable: bool,
-    /// With what is mounted below it on the host. Else that is not seen.
+    /// Whether mounts below it on the host are included. Otherwise they are hidden.
     pub whole: bool,
 }
 
@@ -84,15 +84,15 @@ impl Drop for Plan {
     }
 }
 
-/// What the launcher reports.
+/// Report of the launcher.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Report {
-    /// The program runs. `landlock` says whether the kernel has it.
+    /// The program runs. `landlock` says whether the kernel supports it.
     Started {
         landlock: bool,
     },
-    /// It doesn't, and nothing of it is left.
+    /// The program does not run, and no process remains.
     Failed(Failure),
     Usage {
         memory: u64,
@@ -104,7 +104,7 @@ pub(super) enum Report {
     },
 }
 
-/// Why a sandbox could not be set up.
+/// Failure to set up a sandbox.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Failure {
     pub what: String,

@@ -100,7 +100,7 @@ async fn a_source_that_is_swapped_for_a_link_after_it_was_checked_is_not_what_ru
         let launched = between.launch(&spec).await;
         if swapped {
             let refused = launched.expect_err("something else is mounted");
-            assert!(refused.what.contains("is not what was checked"), "{}", refused.what);
+            assert!(refused.what.contains("is not the one that was checked"), "{}", refused.what);
         } else {
             launched.unwrap().handle.stop(Duration::ZERO).await;
         }

@@ -123,7 +123,7 @@ impl Setup {
         Written { env: Vec::new(), mark: new_mark(), folder }
     }
 
-    /// Has answers hold the secrets that servers are handed, so that a test sees them.
+    /// Has answers contain the secrets that are delivered to servers, so that a test sees them.
     pub fn shown(mut self) -> Self {
         self.body.insert_str(0, "[[interceptors]]\nuse = \"secrets\"\nresponse = \"off\"\n");
         self

@@ -1,8 +1,9 @@
-//! What is mounted below a folder that a server sees. Nobody checked it, so no server sees it: a
-//! folder is bound without it, or where the kernel does not let us, each of these mounts is covered.
+//! Hides mounts below a folder that a server sees. They were not checked, so no server may see
+//! them: a folder is bound without them, or, if the kernel does not allow that, each of them is
+//! covered.
 //!
-//! In a user namespace of its own, a process may not take apart what came mounted: a folder is bound
-//! with all below it or not at all.
+//! In a separate user namespace, a process cannot separate inherited mounts: it binds a folder with
+//! everything below it or not at all.
 
 use std::{
     ffi::OsString,
@@ -22,10 +23,10 @@ use nix::{
 
 use crate::sandbox::protocol::Failure;
 
-/// By which our covers are known.
+/// Source name that identifies covers.
 const COVER: &str = "covered";
 
-/// A line of `/proc/self/mountinfo`.
+/// Line of `/proc/self/mountinfo`.
 #[derive(Debug, PartialEq, Eq)]
 struct Mounted {
     id: u64,
@@ -34,8 +35,8 @@ struct Mounted {
     is_cover: bool,
 }
 
-/// Covers whatever is mounted below a folder that was bound with it: an empty folder is seen there,
-/// or a file that can't be read.
+/// Covers all mounts below a folder that was bound with them: an empty folder is visible there, or
+/// an unreadable file.
 pub(super) fn cover(bound: &OwnedFd) -> Result<(), Failure> {
     let id = id_of(bound)?;
     let below = |all: &[Mounted]| -> Vec<PathBuf> {
@@ -49,10 +50,10 @@ pub(super) fn cover(bound: &OwnedFd) -> Result<(), Failure> {
                 point.display(),
                 errno.desc()
             ))
-            .remedy("mount a folder that has nothing mounted in it, or unmount that first")
+            .remedy("mount a folder without mounts in it, or unmount them first")
         })?;
     }
-    // Whoever may rename folders in there could have had another covered.
+    // A process that can rename folders there could have had another one covered.
     match below(&mounts()?).first() {
         None => Ok(()),
         Some(bare) => Err(Failure::new(format!(
@@ -73,7 +74,7 @@ fn hide(point: &Path) -> nix::Result<()> {
     let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     let options = Some("size=0,nr_inodes=2,mode=0555");
     match mount(Some(COVER), place.as_str(), Some("tmpfs"), flags, options) {
-        // It is a file. A device can't be opened there, since the mount around it has none.
+        // It is a file. A device cannot be opened there, because the mount around it has `nodev`.
         Err(Errno::ENOTDIR) => {
             mount(Some("/dev/null"), place.as_str(), none, MsFlags::MS_BIND, none)
         }
@@ -81,7 +82,7 @@ fn hide(point: &Path) -> nix::Result<()> {
     }
 }
 
-/// Whether the last thing that was mounted over it is a cover.
+/// Whether the last mount over it is a cover.
 fn is_covered(all: &[Mounted], one: &Mounted) -> bool {
     let over = |one: &Mounted| all.iter().find(|o| o.parent == one.id && o.point == one.point);
     let last = std::iter::successors(over(one), |last| over(last)).last();
@@ -92,19 +93,17 @@ fn id_of(file: &OwnedFd) -> Result<u64, Failure> {
     let told = fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd()));
     let told = told.map_err(|error| unknown(&error.to_string()))?;
     let id = told.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok());
-    id.ok_or_else(|| unknown("the kernel does not say which mount a file is on"))
+    id.ok_or_else(|| unknown("the kernel does not report the mount of a file"))
 }
 
 fn mounts() -> Result<Vec<Mounted>, Failure> {
     let told = fs::read("/proc/self/mountinfo").map_err(|error| unknown(&error.to_string()))?;
     let lines = told.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-    lines
-        .map(|line| mounted(line).ok_or_else(|| unknown("a line is not as it should be")))
-        .collect()
+    lines.map(|line| mounted(line).ok_or_else(|| unknown("a line has an unknown format"))).collect()
 }
 
 fn unknown(why: &str) -> Failure {
-    Failure::new(format!("the sandbox can't find out what is mounted below a mount: {why}"))
+    Failure::new(format!("the sandbox can't find the mounts below a mount: {why}"))
 }
 
 fn mounted(line: &[u8]) -> Option<Mounted> {
@@ -118,7 +117,7 @@ fn mounted(line: &[u8]) -> Option<Mounted> {
     Some(Mounted { id, parent, point: unescaped(point)?, is_cover })
 }
 
-/// A path without the octal numbers that stand for spaces, line breaks and backslashes.
+/// Decodes the octal numbers that represent spaces, line breaks and backslashes in a path.
 fn unescaped(field: &[u8]) -> Option<PathBuf> {
     let mut path = Vec::with_capacity(field.len());
     let mut bytes = field.iter();
@@ -139,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_of_mounts() {
+    fn mount_lines_are_parsed_or_refused() {
         for (line, expected) in [
             (
                 "36 35 98:0 / /tmp/data rw,noatime master:1 - ext4 /dev/root rw",
@@ -166,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_mounted_last_is_what_is_seen() {
+    fn last_mount_at_a_path_is_the_visible_one() {
         let one = |id, parent, point: &str, is_cover| Mounted {
             id,
             parent,

@@ -1,5 +1,5 @@
-//! What the process itself gives up: identity, capabilities, resources, and by landlock what is
-//! left of the file system.
+//! Restrictions that the process puts on itself: identity, capabilities, resources, and landlock
+//! for the rest of the file system.
 
 use std::fs;
 
@@ -20,10 +20,10 @@ use nix::{
 
 use crate::sandbox::protocol::{Failure, Plan};
 
-/// Newest landlock version that we ask for; an older kernel gives what it has.
+/// Newest landlock version to request; an older kernel provides what it supports.
 const LANDLOCK: ABI = ABI::V6;
 
-/// Enters a user namespace in which one user exists: `inside`, who is `outside` for the host.
+/// Enters a user namespace with one user: `inside`, who is `outside` for the host.
 pub(super) fn user_namespace(inside: (u32, u32), outside: (u32, u32)) -> Result<(), Failure> {
     unshare(CloneFlags::CLONE_NEWUSER).map_err(|errno| {
         Failure::new(format!(
@@ -32,7 +32,7 @@ pub(super) fn user_namespace(inside: (u32, u32), outside: (u32, u32)) -> Result<
         ))
         .remedy(super::USER_NAMESPACES)
     })?;
-    // A process that can't be dumped does not own its files in /proc.
+    // A process that is not dumpable does not own its files in /proc.
     prctl::set_dumpable(true).map_err(at("be dumpable for its maps"))?;
     let (uid, gid) = inside;
     for (file, map) in [
@@ -48,7 +48,7 @@ pub(super) fn user_namespace(inside: (u32, u32), outside: (u32, u32)) -> Result<
     prctl::set_dumpable(false).map_err(at("hide its memory"))
 }
 
-/// Becomes another user for the host too. For those who may.
+/// Becomes another user for the host, too. Needs the privilege.
 pub(super) fn become_user((uid, gid): (u32, u32)) -> Result<(), Failure> {
     let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
     setgroups(&[]).map_err(at("leave its groups"))?;
@@ -56,7 +56,7 @@ pub(super) fn become_user((uid, gid): (u32, u32)) -> Result<(), Failure> {
     setresuid(uid, uid, uid).map_err(at("change its user"))
 }
 
-/// Gives up every capability in every set, for good.
+/// Drops every capability in every set, permanently.
 pub(super) fn drop_capabilities() -> Result<(), Failure> {
     let all = caps::runtime::thread_all_supported();
     let dropped = all
@@ -73,8 +73,8 @@ pub(super) fn drop_capabilities() -> Result<(), Failure> {
     prctl::set_no_new_privs().map_err(at("renounce new privileges"))
 }
 
-/// Keeps the process to some processors. Where there are too few anyway, or the kernel won't, it
-/// stays as it is: this ceiling is about fairness.
+/// Restricts the process to some processors. If the machine has too few, or the kernel refuses,
+/// nothing changes: this limit is about fairness.
 pub(super) fn limit_processors(cpus: usize) {
     let Ok(allowed) = sched_getaffinity(Pid::this()) else { return };
     let available: Vec<_> =
@@ -82,7 +82,7 @@ pub(super) fn limit_processors(cpus: usize) {
     if cpus == 0 || available.len() <= cpus {
         return;
     }
-    // Neighbours by process id, so that many servers don't share one processor.
+    // Adjacent processors by process id, so that many servers do not share one.
     let first = Pid::this().as_raw().unsigned_abs() as usize;
     let mut chosen = CpuSet::new();
     for cpu in available.iter().cycle().skip(first % available.len()).take(cpus) {
@@ -93,11 +93,12 @@ pub(super) fn limit_processors(cpus: usize) {
     let _ = sched_setaffinity(Pid::this(), &chosen);
 }
 
-/// Sets the kernel's limits on each process, and on the number of them in this user namespace,
-/// of which `own` are the launcher's.
+/// Sets the kernel's limits for each process, and for the number of processes in this user
+/// namespace, of which `own` are the launcher's.
 pub(super) fn limit_resources(plan: &Plan, own: u64) -> Result<(), Failure> {
-    // The kernel counts address space, not use: a runtime reserves more than it touches. The whole
-    // tree's use is watched by its first process; this stops a single hog at once.
+    // The kernel counts address space, not use, and runtimes reserve more than they touch. The
+    // first process checks the use of the whole tree; this limit stops a single large process
+    // immediately.
     let data = plan.memory.saturating_mul(2);
     let processes = u64::from(plan.pids) + own;
     for (resource, limit) in [
@@ -110,7 +111,7 @@ pub(super) fn limit_resources(plan: &Plan, own: u64) -> Result<(), Failure> {
         (Resource::RLIMIT_NICE, 0),
         (Resource::RLIMIT_RTPRIO, 0),
     ] {
-        // A hard limit that is lower already can't be raised again.
+        // A hard limit that is already lower cannot be raised.
         let limit = getrlimit(resource).map_or(limit, |(_, hard)| hard.min(limit));
         setrlimit(resource, limit, limit)
             .map_err(|errno| failed(&format!("set {resource:?} to {limit}"), errno))?;
@@ -118,8 +119,8 @@ pub(super) fn limit_resources(plan: &Plan, own: u64) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Restricts the file system once more, by landlock, and signals and abstract sockets too. Returns
-/// whether the kernel has it.
+/// Restricts the file system again by landlock, and signals and abstract sockets too. Returns
+/// whether the kernel supports landlock.
 pub(super) fn landlock(plan: &Plan) -> Result<bool, Failure> {
     restrict(plan).map_err(|error| {
         Failure::new(format!("the sandbox can't restrict itself by landlock: {error}"))
@@ -160,7 +161,7 @@ fn restrict(plan: &Plan) -> Result<bool, Box<dyn std::error::Error>> {
     Ok(status.ruleset != RulesetStatus::NotEnforced)
 }
 
-/// The landlock version that the kernel has, at most the one that we know.
+/// The kernel's landlock version, at most the newest one known here.
 pub(in crate::sandbox) fn landlock_version() -> Option<u32> {
     let has = |abi: ABI| -> Result<(), RulesetError> {
         let ruleset = Ruleset::default().set_compatibility(CompatLevel::HardRequirement);

@@ -1,6 +1,6 @@
-//! The first process of the sandbox's process namespace. It starts the program, reaps orphans,
-//! watches the whole tree's memory, takes the proxy's orders, and takes the tree with it when it
-//! ends: the kernel kills all that is left in a process namespace whose first process is gone.
+//! First process of the sandbox's process namespace. It starts the program, reaps orphaned
+//! processes, checks the whole tree's memory and executes the proxy's orders. The tree ends with
+//! it: the kernel kills all processes of a process namespace whose first process has ended.
 
 use std::{
     ffi::{CStr, CString},
@@ -30,13 +30,13 @@ use zeroize::Zeroizing;
 use super::{sys, tree::Tree};
 use crate::sandbox::protocol::{Failure, Plan, Report, TERMINATE, USAGE};
 
-/// The time between two looks at the tree's memory.
-const WATCH: Duration = Duration::from_millis(250);
+/// Interval between checks of the tree's memory.
+const MEMORY_CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
-/// The code of a tree that was killed.
-const KILLED: i64 = 137;
+/// Exit code of a tree that was killed.
+const KILLED_EXIT_CODE: i64 = 137;
 
-/// Starts the program and stays until it has ended or the proxy is gone. Returns the exit code.
+/// Starts the program and returns its exit code after it has ended or the proxy has gone.
 pub(super) fn run(
     plan: Plan,
     control: &mut UnixStream,
@@ -45,7 +45,7 @@ pub(super) fn run(
     tree: Tree,
 ) -> Result<i64, Failure> {
     let children = signal_fd()?;
-    // What processes share counts for each of them here. A group counts it once.
+    // Memory that processes share counts for each of them here. A control group counts it once.
     let memory = if plan.memory_is_held { u64::MAX } else { plan.memory };
     if plan.program.is_none() {
         report(control, &Report::Started { landlock });
@@ -68,7 +68,7 @@ fn signal_fd() -> Result<SignalFd, Failure> {
         })
 }
 
-/// Forks and executes the program. Returns once that has worked.
+/// Forks and executes the program. Returns after exec has succeeded.
 fn spawn(plan: Plan, streams: [OwnedFd; 3]) -> Result<Pid, Failure> {
     let failed = |what: &str, errno: Errno| {
         Failure::new(format!("the sandbox can't {what}: {}", errno.desc()))
@@ -84,7 +84,7 @@ fn spawn(plan: Plan, streams: [OwnedFd; 3]) -> Result<Pid, Failure> {
         ForkResult::Parent { child } => {
             drop((write, streams));
             let mut errno = [0; 4];
-            // The pipe closes by itself when exec works.
+            // The pipe closes by itself when exec succeeds.
             match File::from(read).read_exact(&mut errno) {
                 Err(_) => Ok(child),
                 Ok(()) => Err(not_executed(&plan, Errno::from_raw(i32::from_ne_bytes(errno)))),
@@ -109,11 +109,11 @@ fn not_executed(plan: &Plan, errno: Errno) -> Failure {
     }
 }
 
-/// What execve takes.
+/// Arguments of execve.
 struct Image {
     program: CString,
     arguments: Vec<CString>,
-    /// Each with the NUL byte at its end.
+    /// Variables, each with a NUL byte at the end.
     environment: Vec<Zeroizing<Vec<u8>>>,
 }
 
@@ -121,7 +121,7 @@ impl Image {
     fn new(plan: &Plan) -> Result<Self, Failure> {
         let text = |text: &[u8]| {
             CString::new(text)
-                .map_err(|_| Failure::new("an argument or a variable holds a NUL byte"))
+                .map_err(|_| Failure::new("an argument or a variable contains a NUL byte"))
         };
         let program = plan.program.as_deref().unwrap_or(Path::new(""));
         Ok(Self {
@@ -139,7 +139,7 @@ impl Image {
         })
     }
 
-    /// Becomes the program. Returns only when that fails.
+    /// Becomes the program. Returns only on failure.
     fn execute(&self, [stdin, stdout, stderr]: &[OwnedFd; 3]) -> Errno {
         let environment = self.environment.iter().map(|pair| CStr::from_bytes_with_nul(pair));
         let Ok(environment) = environment.collect::<Result<Vec<_>, _>>() else {
@@ -168,15 +168,15 @@ fn watch(
     memory: u64,
     tree: Tree,
 ) -> (i64, Option<String>) {
-    let own = |reason: &str| (KILLED, Some(reason.to_owned()));
+    let own = |reason: &str| (KILLED_EXIT_CODE, Some(reason.to_owned()));
     let mut watched = Instant::now();
     loop {
         let mut ready = [
             PollFd::new(control.as_fd(), PollFlags::POLLIN),
             PollFd::new(children.as_fd(), PollFlags::POLLIN),
         ];
-        let patience = WATCH.saturating_sub(watched.elapsed());
-        // Rounded up: with nothing left to wait for, the look below is due.
+        let patience = MEMORY_CHECK_INTERVAL.saturating_sub(watched.elapsed());
+        // Rounded up, so that the memory check below is due when the wait ends.
         let patience = PollTimeout::try_from(patience.as_millis() + 1).unwrap_or(PollTimeout::ZERO);
         match poll(&mut ready, patience) {
             Ok(_) | Err(Errno::EINTR) => {}
@@ -197,21 +197,25 @@ fn watch(
                     let (memory, cpu_seconds) = tree.usage();
                     report(control, &Report::Usage { memory, cpu_seconds });
                 }
-                _ => return own("the proxy let go of it"),
+                _ => return own("the proxy closed the connection"),
             }
         }
-        // Not for every child that ends: a look costs more than a child.
-        if watched.elapsed() >= WATCH {
+        // Not for every child that ends: a check is expensive.
+        if watched.elapsed() >= MEMORY_CHECK_INTERVAL {
             let (used, _) = tree.usage();
             if used > memory {
-                return own(&format!("it used more memory than its {} MiB", memory >> 20));
+                return own(&format!(
+                    "it used more than its limit of {} MiB of \
+                    memory",
+                    memory >> 20
+                ));
             }
             watched = Instant::now();
         }
     }
 }
 
-/// Takes the status of every child that has ended. Returns the program's end, when it has.
+/// Reaps every child that has ended. Returns the program's exit status if it has ended.
 fn reap(main: Pid) -> Option<(i64, Option<String>)> {
     loop {
         match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
@@ -222,12 +226,12 @@ fn reap(main: Pid) -> Option<(i64, Option<String>)> {
             }
             Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return None,
             Ok(_) | Err(Errno::EINTR) => {}
-            Err(errno) => return Some((KILLED, Some(errno.desc().to_owned()))),
+            Err(errno) => return Some((KILLED_EXIT_CODE, Some(errno.desc().to_owned()))),
         }
     }
 }
 
-/// Tells the proxy. Where it is gone, the next read says so.
+/// Sends a report to the proxy. If the proxy has gone, the next read fails.
 pub(super) fn report(control: &mut UnixStream, report: &Report) {
     if let Ok(mut line) = serde_json::to_vec(report) {
         line.push(b'\n');

@@ -1,7 +1,7 @@
-//! The launcher's own process: `portcullis sandbox-exec`, which nobody calls by hand.
+//! The launcher's process: `portcullis sandbox-exec`, which only the proxy starts.
 //!
-//! It has one thread from beginning to end, and two processes: the outer one enters the
-//! namespaces and waits, the inner one is their first process and becomes nobody before it
+//! It is single-threaded from start to end, and has two processes: the outer one enters the
+//! namespaces and waits; the inner one is their first process and drops its identity before it
 //! starts the program.
 
 mod below;
@@ -42,17 +42,17 @@ pub use pod::pod_main;
 
 use super::{
     fd_passing,
-    protocol::{Failure, MAX_PLAN, Plan, Report},
+    protocol::{Failure, MAX_PLAN_BYTES, Plan, Report},
 };
 use crate::egress_netns;
 
-/// What to do where user namespaces are refused.
-const USER_NAMESPACES: &str = "let ordinary users make user namespaces (sysctl \
+/// Remedy if user namespaces are refused.
+const USER_NAMESPACES: &str = "allow ordinary users to create user namespaces (sysctl \
      user.max_user_namespaces above 0, kernel.unprivileged_userns_clone=1 and \
-     kernel.apparmor_restrict_unprivileged_userns=0 where these exist), or give the proxy a \
-     container engine to run servers in";
+     kernel.apparmor_restrict_unprivileged_userns=0 where these exist), or install a \
+     container engine for the proxy";
 
-/// Runs the launcher. The exit code is the program's; 125 where it could not be started.
+/// Runs the launcher. The exit code is the program's, or 125 if it could not be started.
 pub fn exec_main() -> ExitCode {
     let code = match control() {
         Ok(control) => outer(control),
@@ -78,7 +78,7 @@ fn outer(mut control: UnixStream) -> i64 {
             return 125;
         }
     };
-    // The first process inside speaks to the proxy from here on.
+    // From here on, the first process inside communicates with the proxy.
     drop(control);
     loop {
         match waitpid(child, None) {
@@ -101,7 +101,7 @@ fn start(control: &mut UnixStream) -> Result<Pid, Failure> {
         }
         ForkResult::Parent { child } => {
             if privileged {
-                // Whoever only waits needs no rights.
+                // A process that only waits needs no privileges.
                 confine::become_user(plan.user)?;
             }
             Ok(child)
@@ -109,16 +109,16 @@ fn start(control: &mut UnixStream) -> Result<Pid, Failure> {
     }
 }
 
-/// What the proxy hands the launcher.
+/// Input of the launcher from the proxy.
 struct Given {
     plan: Plan,
-    /// The program's own.
+    /// Standard streams of the program.
     streams: [OwnedFd; 3],
-    /// By which the sockets of its way out go to the proxy.
+    /// Socket that passes the egress sockets to the proxy.
     door: Option<UnixStream>,
 }
 
-/// Takes it.
+/// Receives the input.
 fn receive(control: &mut UnixStream) -> Result<Given, Failure> {
     let failed = |error: &dyn std::fmt::Display| {
         Failure::new(format!("the sandbox's launcher got no plan: {error}"))
@@ -127,27 +127,28 @@ fn receive(control: &mut UnixStream) -> Result<Given, Failure> {
     let mut streams = fd_passing::receive(control, &mut length, MsgFlags::MSG_WAITALL)
         .map_err(|error| failed(&error))?;
     let door = (streams.len() == 4).then(|| streams.pop()).flatten().map(UnixStream::from);
-    let streams = streams.try_into().map_err(|_| failed(&"three streams belong to it"))?;
+    let streams = streams.try_into().map_err(|_| failed(&"it needs three streams"))?;
     let length = u32::from_be_bytes(length) as usize;
-    if length > MAX_PLAN {
+    if length > MAX_PLAN_BYTES {
         return Err(failed(&"it is too large"));
     }
     let mut plan = Zeroizing::new(vec![0; length]);
     control.read_exact(&mut plan).map_err(|error| failed(&error))?;
     let plan = serde_json::from_slice(&plan)
-        // The error's text could repeat a part of it.
-        .map_err(|_| failed(&"it is not what this version understands"))?;
+        // The error's text could contain a part of it.
+        .map_err(|_| failed(&"this version does not understand it"))?;
     Ok(Given { plan, streams, door })
 }
 
-/// Enters the namespaces. The process namespace begins with the next child. Returns whether the
-/// proxy may do on this host what it likes, and so needs no user namespace for it.
+/// Enters the namespaces. The process namespace applies from the next child on. Returns whether the
+/// proxy is fully privileged on this host, and so needs no user namespace for it.
 fn enter(plan: &Plan) -> Result<bool, Failure> {
-    // Not in the proxy's session, so that a terminal's Ctrl-C reaches the proxy alone.
+    // Not in the proxy's session, so that a terminal's Ctrl-C reaches only the proxy.
     let _ = setsid();
-    // When memory runs out on the host, servers go first. While the file is still ours to write.
+    // When the host runs out of memory, servers are killed first. Set while the file is still
+    // writable.
     let _ = fs::write("/proc/self/oom_score_adj", "1000");
-    // Before the namespace of control groups is made, whose top is then the tree's own group.
+    // Before the cgroup namespace is created, so that its root is the tree's own group.
     for folder in &plan.groups {
         fs::write(folder.join("cgroup.procs"), "0").map_err(|error| {
             let folder = folder.display();
@@ -175,8 +176,8 @@ fn enter(plan: &Plan) -> Result<bool, Failure> {
     Ok(privileged)
 }
 
-/// Whether the launcher may mount and become any user, and that user exists: in a container or
-/// a user namespace around us, there may be few.
+/// Whether the launcher may mount and become any user, and this user exists. A surrounding
+/// container or user namespace may have few users.
 pub(super) fn is_privileged((uid, gid): (u32, u32)) -> bool {
     let needed = [Capability::CAP_SYS_ADMIN, Capability::CAP_SETUID, Capability::CAP_SETGID];
     let able = |capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false);
@@ -192,7 +193,7 @@ pub(super) fn is_privileged((uid, gid): (u32, u32)) -> bool {
     needed.into_iter().all(able) && exists("uid_map", uid) && exists("gid_map", gid)
 }
 
-/// The first process inside. Returns the exit code.
+/// First process inside. Returns the exit code.
 fn inner(
     plan: Plan,
     streams: [OwnedFd; 3],
@@ -208,15 +209,15 @@ fn inner(
     })
 }
 
-/// Puts on everything that the program, and this process too, must not be without. Returns
-/// whether landlock is among it.
+/// Applies everything that confines the program and this process. Returns whether that includes
+/// landlock.
 fn confine(plan: &Plan, door: Option<UnixStream>, privileged: bool) -> Result<bool, Failure> {
     if !plan.network {
         sys::loopback_up().map_err(|error| {
             Failure::new(format!("the sandbox can't bring up its loopback interface: {error}"))
         })?;
     }
-    // While the network namespace is still ours to furnish, and the host's /proc to be read.
+    // While this process can still configure the network namespace and read the host's /proc.
     open(plan, door)?;
     sethostname(&plan.hostname).map_err(at("set its host name"))?;
     root::enter(plan)?;
@@ -225,31 +226,30 @@ fn confine(plan: &Plan, door: Option<UnixStream>, privileged: bool) -> Result<bo
         confine::user_namespace(plan.user, plan.user)?;
     }
     confine::drop_capabilities()?;
-    // Should the outer process be killed. Every change of identity above would have cleared it.
+    // In case the outer process is killed. Every change of identity above would have cleared it.
     prctl::set_pdeathsig(Signal::SIGKILL).map_err(at("tie itself to its parent"))?;
-    // The outer process is in the user namespace where that came first.
+    // The outer process is in the user namespace if that was created first.
     confine::limit_resources(plan, if privileged { 1 } else { 2 })?;
     let landlock = confine::landlock(plan)?;
     seccomp::confine()?;
     Ok(landlock)
 }
 
-/// Makes the sockets of its way out and hands them to the proxy, which answers at them. They are
-/// there, and nothing else is, before there is a program.
+/// Creates the egress sockets and passes them to the proxy, which serves them. They exist, and
+/// nothing else is reachable, before the program starts.
 fn open(plan: &Plan, door: Option<UnixStream>) -> Result<(), Failure> {
     if plan.door.is_empty() {
         return Ok(());
     }
     let Some(door) = door else {
-        return Err(Failure::new("the sandbox's launcher can't hand out the sockets of a way out"));
+        return Err(Failure::new("the sandbox's launcher can't pass the egress sockets on"));
     };
     let sockets = egress_netns::furnish(&plan.door)
         .map_err(|failure| Failure { what: failure.what, remedy: failure.remedy })?;
     fd_passing::give(&door, &sockets).map_err(|error| {
-        Failure::new(format!("the sandbox can't hand out the sockets of its way out: {error}"))
-            .remedy(
-                "list fewer names and ports in `egress`, or raise the proxy's limit of open files",
-            )
+        Failure::new(format!("the sandbox can't pass its egress sockets on: {error}")).remedy(
+            "list fewer names and ports in `egress`, or raise the proxy's limit of open files",
+        )
     })
 }
 

@@ -1,11 +1,11 @@
-//! `portcullis pod-exec`, in a container of the proxy's pod: `install` copies this executable with
-//! its libraries to where the server's container finds it, and `serve` starts the server's program
-//! there for each connection of the proxy.
+//! `portcullis pod-exec`, in a container of the proxy's pod. `install` copies this executable with
+//! its libraries to a folder that the server's container sees. `serve` runs there, and starts the
+//! server's program for each connection of the proxy.
 //!
-//! `serve` has one thread from beginning to end. Each connection has a process of its own, which
-//! starts the program and is the one to which whatever the program leaves behind falls: when the
-//! connection ends, all of that is killed. A program has the same user and may kill that process: then
-//! it falls to `serve`, which lets nothing live that is below none of them.
+//! `serve` is single-threaded from start to end. Each connection has a process that starts the
+//! program and inherits all processes that the program leaves behind: when the connection ends, all
+//! of them are killed. A program has the same user and may kill that process. Then its processes
+//! fall to `serve`, which ends every process that belongs to no connection.
 
 use std::{
     collections::BTreeSet,
@@ -46,17 +46,18 @@ use super::{
 };
 use crate::sandbox::protocol::{Failure, Plan, Report};
 
-/// Connections at once: more than a proxy has instances, spares and replicas of one server.
-const MOST: usize = 256;
-/// The time that a connection may take to say what is to be started.
-const PLAN: Duration = Duration::from_secs(30);
-/// A file of the image in which glibc's loader looks for libraries of the image's choice, which would
-/// run here before anything is confined.
+/// Limit of simultaneous connections: more than a proxy has instances, warm processes and replicas
+/// of one server.
+const MAX_CONNECTIONS: usize = 256;
+/// Time limit for a connection to send its plan.
+const PLAN_TIMEOUT: Duration = Duration::from_secs(30);
+/// File of the image in which glibc's loader looks for libraries to preload, which would run before
+/// anything is confined.
 const PRELOAD: &[u8] = b"/etc/ld.so.preload";
-/// What our loader looks at in its place: a folder of ours, where there is no such file.
+/// Path that the patched loader reads instead: a folder of Portcullis without such a file.
 const NO_PRELOAD: &[u8] = b"/portcullis/noload";
 const _: () = assert!(PRELOAD.len() == NO_PRELOAD.len());
-/// Where programs are looked for, in images that say nothing of it.
+/// Default program path for images that do not set one.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 const USAGE: &str = "portcullis pod-exec install FOLDER
@@ -85,18 +86,18 @@ pub fn pod_main(arguments: &[OsString]) -> ExitCode {
     }
 }
 
-/// Copies this executable as `portcullis`, its loader as `ld.so` and its libraries into `lib`: the
-/// image in which it will run may have others, or none.
+/// Copies this executable as `portcullis`, its loader as `ld.so` and its libraries into `lib`. The
+/// image in which it will run may have other libraries, or none.
 fn install(folder: &Path) -> io::Result<()> {
     let ourselves = env::current_exe()?;
     let tree = DependencyAnalyzer::default().analyze(&ourselves).map_err(io::Error::other)?;
     let loader = tree.interpreter.ok_or_else(|| {
-        io::Error::other("this executable is linked statically: make the image of a dynamic one")
+        io::Error::other("this executable is linked statically: build the image with a dynamic one")
     })?;
     let libraries = folder.join("lib");
     fs::create_dir_all(&libraries)?;
     let put = |bytes: &[u8], to: PathBuf| -> io::Result<()> {
-        // A container that was started again finds what the one before it has left.
+        // A restarted container finds the files of the previous run.
         let new = to.with_extension("new");
         fs::write(&new, bytes)?;
         fs::set_permissions(&new, fs::Permissions::from_mode(0o555))?;
@@ -112,7 +113,7 @@ fn install(folder: &Path) -> io::Result<()> {
     put(&fs::read(&ourselves)?, folder.join("portcullis"))
 }
 
-/// A loader that loads nothing of the image's choice.
+/// Patches a loader so that it preloads nothing of the image.
 fn without_preload(mut loader: Vec<u8>) -> io::Result<Vec<u8>> {
     let mut found = false;
     while let Some(at) = memchr::memmem::find(&loader, PRELOAD) {
@@ -121,15 +122,15 @@ fn without_preload(mut loader: Vec<u8>) -> io::Result<Vec<u8>> {
     }
     if !found {
         return Err(io::Error::other(
-            "the loader is not glibc's as it is known: make the image as `examples/deploy/build` does",
+            "unknown loader, not glibc's: build the image as `examples/deploy/build` does",
         ));
     }
     Ok(loader)
 }
 
-/// Listens until it is told to end.
+/// Listens until the signal to end.
 fn serve(socket: &Path, program: &[OsString]) -> io::Result<()> {
-    // The program has the same user, and may otherwise write into this process.
+    // The program has the same user, and could otherwise write to this process.
     prctl::set_dumpable(false)?;
     prctl::set_no_new_privs()?;
     match fs::remove_file(socket) {
@@ -137,11 +138,12 @@ fn serve(socket: &Path, program: &[OsString]) -> io::Result<()> {
         _ => {}
     }
     let listener = UnixListener::bind(socket)?;
-    // The proxy is another user. Nobody sees the folder but the two containers.
+    // The proxy is another user. Only the two containers see the folder.
     fs::set_permissions(socket, fs::Permissions::from_mode(0o666))?;
     listener.set_nonblocking(true)?;
-    // The pod's network is the proxy's, whose port is free while it is being started again: who had it
-    // then would get the clients' keys. Whatever is started here is bound by it, too.
+    // The pod's network is shared with the proxy. While the proxy restarts, its port is free, and a
+    // process that took it would receive the clients' keys. All processes started here have this
+    // restriction.
     seccomp::forbid_listening().map_err(|failure| io::Error::other(failure.what))?;
     let mut mask = SigSet::empty();
     for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT] {
@@ -156,8 +158,8 @@ fn serve(socket: &Path, program: &[OsString]) -> io::Result<()> {
                 PollFd::new(signals.as_fd(), PollFlags::POLLIN),
                 PollFd::new(listener.as_fd(), PollFlags::POLLIN),
             ];
-            // Who comes when there is no room waits.
-            let of = if running.len() < MOST { &mut ready[..] } else { &mut ready[..1] };
+            // Connections beyond the limit wait.
+            let of = if running.len() < MAX_CONNECTIONS { &mut ready[..] } else { &mut ready[..1] };
             match poll(of, PollTimeout::NONE) {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(errno) => return Err(errno.into()),
@@ -165,12 +167,12 @@ fn serve(socket: &Path, program: &[OsString]) -> io::Result<()> {
         }
         while let Ok(Some(signal)) = signals.read_signal() {
             if signal.ssi_signo != Signal::SIGCHLD as u32 {
-                // What is left of the container ends with its first process.
+                // The container's other processes end with its first process.
                 return Ok(());
             }
         }
         let mut ended = false;
-        // Also what fell to the container's first process.
+        // Also processes that fell to the container's first process.
         while let Some(pid) =
             waitpid(None, Some(WaitPidFlag::WNOHANG)).ok().and_then(|status| status.pid())
         {
@@ -179,11 +181,11 @@ fn serve(socket: &Path, program: &[OsString]) -> io::Result<()> {
         if ended {
             end_strays(&running);
         }
-        if running.len() >= MOST {
+        if running.len() >= MAX_CONNECTIONS {
             continue;
         }
         let Ok((control, _)) = listener.accept() else { continue };
-        // The proxy is another user; this one is the program's.
+        // The proxy is another user; this process has the program's user.
         if !getsockopt(&control, PeerCredentials).is_ok_and(|peer| peer.uid() != geteuid().as_raw())
         {
             continue;
@@ -201,10 +203,10 @@ fn serve(socket: &Path, program: &[OsString]) -> io::Result<()> {
     }
 }
 
-/// Starts the program for one connection, and stays until either has ended. Returns the exit code.
+/// Starts the program for one connection, and returns the exit code when either has ended.
 fn one(mut control: UnixStream, program: &[OsString]) -> i64 {
     let ended = start(&mut control, program);
-    // Before the connection ends, which tells the proxy that nothing is left.
+    // Before the connection ends, which signals to the proxy that no process remains.
     kill_all_below();
     ended.unwrap_or_else(|failure| {
         eprintln!("portcullis pod-exec: {}", failure.what);
@@ -221,32 +223,32 @@ fn start(control: &mut UnixStream, program: &[OsString]) -> Result<i64, Failure>
     prctl::set_pdeathsig(Signal::SIGKILL).map_err(|errno| failed(&errno.desc()))?;
     prctl::set_child_subreaper(true).map_err(|errno| failed(&errno.desc()))?;
     prctl::set_dumpable(false).map_err(|errno| failed(&errno.desc()))?;
-    control.set_read_timeout(Some(PLAN)).map_err(|error| failed(&error))?;
+    control.set_read_timeout(Some(PLAN_TIMEOUT)).map_err(|error| failed(&error))?;
     let Given { mut plan, streams, .. } = receive(control)?;
     control.set_read_timeout(None).map_err(|error| failed(&error))?;
     complete(&mut plan, program, env::vars_os())?;
     confine::limit_resources(&plan, 0)?;
     prctl::set_no_new_privs().map_err(|errno| failed(&errno.desc()))?;
     seccomp::confine()?;
-    // Others of the same container are other connections'.
+    // Other processes of the container belong to other connections.
     init::run(plan, control, streams, false, Tree::Own)
 }
 
-/// What only this container knows: its image's program, and its environment.
+/// Completes a plan with the program and the environment of this container's image.
 fn complete(
     plan: &mut Plan,
     program: &[OsString],
     around: impl Iterator<Item = (OsString, OsString)>,
 ) -> Result<(), Failure> {
     let text = |text: OsString| {
-        text.into_string().map_err(|_| Failure::new("an argument or a variable is no UTF-8"))
+        text.into_string().map_err(|_| Failure::new("an argument or a variable is not UTF-8"))
     };
     let mut environment = Vec::new();
     for (name, value) in around {
         let name = text(name)?;
-        // Of the cluster, and not of the image.
+        // Variables of the cluster, which are not part of the image.
         let set = plan.environment.iter().any(|(other, _)| *other == name);
-        // Nor what the manifests empty, so that the image's own does not count.
+        // Nor those that the manifests set to empty, which disables the image's values.
         let emptied = value.is_empty() && LOADERS.contains(&&*name);
         if !set && !emptied && !name.starts_with("KUBERNETES_") {
             environment.push((name, text(value)?));
@@ -276,8 +278,8 @@ fn find(program: &OsStr, path: &str) -> Result<PathBuf, Failure> {
     })
 }
 
-/// Kills what is below this process and below none of those: what a program leaves behind that has
-/// killed the process that started it.
+/// Kills processes that are below this one and below no connection's process: those left by a
+/// program that killed the process that started it.
 fn end_strays(running: &BTreeSet<Pid>) {
     loop {
         let kept: BTreeSet<Pid> =
@@ -291,14 +293,14 @@ fn end_strays(running: &BTreeSet<Pid>) {
             let _ = kill(*pid, Signal::SIGKILL);
         }
         for pid in strays {
-            // Those that are another's children come here next, once that one is gone.
+            // Children of another process come here next, after that process has ended.
             let _ = waitpid(pid, None);
         }
     }
 }
 
-/// Kills every process below this one. Those that lose their parent meanwhile become its own
-/// children, so it is over when it has none.
+/// Kills every process below this one. Processes whose parent ends meanwhile become children of
+/// this one, so the loop ends when it has no children.
 fn kill_all_below() {
     loop {
         for pid in below(getpid()) {
@@ -316,7 +318,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_plan_is_completed_by_what_the_container_has() {
+    fn plan_is_completed_from_the_container() {
         let folder = tempfile::tempdir().unwrap();
         let program = folder.path().join("server");
         fs::write(&program, "").unwrap();
@@ -330,7 +332,7 @@ mod tests {
         plan.arguments = vec!["--last".into()];
         plan.environment = vec![("A".into(), "config".into())];
         let told = complete(&mut plan, &of(&["server", "--first"]), around(path).into_iter());
-        // It is there, and can't be executed.
+        // It exists, but is not executable.
         assert!(told.unwrap_err().what.contains("`server` is in no folder"));
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
         let mut plan = Plan::empty();
@@ -349,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn our_loader_takes_nothing_of_an_image() {
+    fn patched_loader_ignores_the_image() {
         let tree = DependencyAnalyzer::default().analyze(env::current_exe().unwrap()).unwrap();
         let loader = fs::read(tree.interpreter.unwrap()).unwrap();
         let length = loader.len();

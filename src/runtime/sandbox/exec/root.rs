@@ -1,5 +1,5 @@
-//! The root file system inside: an empty tmpfs with read-only pieces of the host's, put in the
-//! place of the host's root.
+//! Root file system inside: a tmpfs with read-only parts of the host, which replaces the host's
+//! root.
 
 use std::{
     fs,
@@ -23,12 +23,12 @@ use super::{
 };
 use crate::sandbox::protocol::{Bind, Failure, Plan};
 
-/// Where the new root is put together. Covered in the launcher's own mount namespace only.
+/// Folder where the new root is built. Covered in the launcher's mount namespace only.
 const BASE: &str = "/tmp";
 
 const DEVICES: &[&str] = &["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"];
 
-/// Parts of /proc that tell of the machine or steer it, and that no server needs: hidden.
+/// Parts of /proc that reveal or control the machine, and that no server needs. They are hidden.
 const HIDDEN: &[&str] = &[
     "acpi",
     "asound",
@@ -43,17 +43,17 @@ const HIDDEN: &[&str] = &[
     "timer_stats",
 ];
 
-/// Parts of /proc that programs read: read-only.
+/// Parts of /proc that programs read. They are read-only.
 const FIXED: &[&str] = &["bus", "fs", "irq", "sys", "sysrq-trigger"];
 
-/// Builds the root and moves into it. Nothing of the host's file system can be reached afterwards
-/// but what the plan binds.
+/// Builds the root and moves into it. Afterwards, only what the plan binds is reachable of the
+/// host's file system.
 pub(super) fn enter(plan: &Plan) -> Result<(), Failure> {
     let none = None::<&Path>;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).map_err(no_mounts)?;
 
-    // Opened before anything is covered, and without following a link: a source that was swapped
-    // for one since it was checked is refused.
+    // Opened before anything is covered, and without following a link: a source that a link
+    // replaced since the check is refused.
     let sources = plan
         .binds
         .iter()
@@ -75,7 +75,7 @@ pub(super) fn enter(plan: &Plan) -> Result<(), Failure> {
     mask_proc()?;
 
     let tmp = if plan.exec_tmp { flags } else { flags | MsFlags::MS_NOEXEC };
-    // Inodes in proportion, from what 64 MiB had: each takes memory of the kernel's own.
+    // Inodes in proportion to 64 MiB's default, because each uses kernel memory.
     let inodes = (plan.tmp / 4096).clamp(16 << 10, 1 << 20);
     let options = format!("mode=1777,size={},nr_inodes={inodes}", plan.tmp);
     mount(Some("tmp"), "tmp", Some("tmpfs"), tmp, Some(options.as_str()))
@@ -85,7 +85,7 @@ pub(super) fn enter(plan: &Plan) -> Result<(), Failure> {
         bind(device, source, &[], NOSUID | NOEXEC)?;
     }
     for (index, (wanted, source)) in sources.iter().enumerate() {
-        // A writable folder holds no programs, so that a server can't write itself one.
+        // A writable folder is not executable, so that a server cannot write itself a program.
         let restrictions = match (wanted.writable, plan.exec_tmp) {
             (false, _) => RDONLY | NOSUID | NODEV,
             (true, false) => NOSUID | NODEV | NOEXEC,
@@ -96,11 +96,12 @@ pub(super) fn enter(plan: &Plan) -> Result<(), Failure> {
     }
 
     pivot_root(".", ".").map_err(at("change the root"))?;
-    umount2(".", MntFlags::MNT_DETACH).map_err(at("let go of the host's root"))?;
+    umount2(".", MntFlags::MNT_DETACH).map_err(at("detach the host's root"))?;
     chdir("/").map_err(at("enter the new root"))?;
     if plan.writable_root {
         let (uid, gid) = plan.user;
-        chown("/", Some(uid.into()), Some(gid.into())).map_err(at("hand over the root"))?;
+        chown("/", Some(uid.into()), Some(gid.into()))
+            .map_err(at("change the owner of the root"))?;
     } else {
         let root = open(Path::new("/"))?;
         sys::restrict_mount(root.as_fd(), RDONLY, false).map_err(at("make the root read-only"))?;
@@ -108,7 +109,7 @@ pub(super) fn enter(plan: &Plan) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The folders, links and files of our own, in the current folder.
+/// Creates the folders, links and files of the plan in the current folder.
 fn furnish(plan: &Plan) -> Result<(), Failure> {
     for folder in ["dev", "etc", "proc", "tmp"] {
         fs::create_dir(folder).map_err(|error| io("create", Path::new(folder), &error))?;
@@ -161,15 +162,15 @@ fn mask_proc() -> Result<(), Failure> {
     Ok(())
 }
 
-/// Binds one source to its place in the new root, which is the current folder.
+/// Binds one source to its target in the new root, which is the current folder.
 fn bind(bind: &Bind, source: &OwnedFd, earlier: &[Bind], restrict: u64) -> Result<(), Failure> {
     let none = None::<&Path>;
     let place = inside(&bind.target);
     if !earlier.iter().any(|outer| bind.target.starts_with(&outer.target)) {
         make_place(source, &place).map_err(|error| io("make room for", &bind.target, &error))?;
     }
-    // Within another mount the place must be there already. Links are not followed: the other
-    // mount's owner may have left one that leads elsewhere.
+    // Within another mount, the target must exist already. Links are not followed: the owner of
+    // that mount may have created one that leads elsewhere.
     let target = open_place(&place, &bind.target)?;
     let fd = |fd: &OwnedFd| format!("/proc/self/fd/{}", fd.as_raw_fd());
     let attach = |flags| mount(Some(fd(source).as_str()), fd(&target).as_str(), none, flags, none);
@@ -177,7 +178,7 @@ fn bind(bind: &Bind, source: &OwnedFd, earlier: &[Bind], restrict: u64) -> Resul
     let failed = |errno| errno_at(&format!("mount `{}`", bind.source.display()), errno);
     let to_be_covered = match attach(if bind.whole { with_all_below } else { MsFlags::MS_BIND }) {
         Ok(()) => false,
-        // A user namespace may not take what came mounted apart.
+        // A user namespace may not separate inherited mounts.
         Err(Errno::EINVAL) if !bind.whole => {
             attach(with_all_below).map_err(failed)?;
             true
@@ -205,9 +206,8 @@ fn make_place(source: &OwnedFd, place: &Path) -> std::io::Result<()> {
 
 fn open_source(path: &Path) -> Result<OwnedFd, Failure> {
     open(path).map_err(|failure| {
-        failure.remedy(
-            "it must exist, be readable for the user who runs the proxy, and hold no symbolic link",
-        )
+        failure
+            .remedy("it must exist, be readable for the proxy's user, and contain no symbolic link")
     })
 }
 
@@ -223,7 +223,7 @@ fn open_place(place: &Path, shown: &Path) -> Result<OwnedFd, Failure> {
     let how = strict().resolve(ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_BENEATH);
     openat2(base, place, how).map_err(|errno| {
         errno_at(&format!("find a place for a mount at `{}`", shown.display()), errno)
-            .remedy("create the folder in the mount that surrounds it, as a folder and no link")
+            .remedy("create the folder in the mount around it, as a folder and not as a link")
     })
 }
 
@@ -233,7 +233,7 @@ fn strict() -> OpenHow {
         .resolve(ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS)
 }
 
-/// An absolute path inside, as seen from the new root while it is only the current folder.
+/// Absolute path inside, relative to the new root while that is the current folder.
 fn inside(path: &Path) -> PathBuf {
     path.strip_prefix("/").unwrap_or(path).to_owned()
 }
@@ -252,15 +252,15 @@ fn io(what: &str, path: &Path, error: &std::io::Error) -> Failure {
 
 fn no_mounts(errno: Errno) -> Failure {
     Failure::new(format!(
-        "the sandbox can't arrange its own file system: mount is refused ({})",
+        "the sandbox can't build its file system: mount is refused ({})",
         errno.desc()
     ))
     .remedy(super::USER_NAMESPACES)
 }
 
 fn no_proc(errno: Errno) -> Failure {
-    Failure::new(format!("the sandbox can't mount a /proc of its own ({})", errno.desc())).remedy(
+    Failure::new(format!("the sandbox can't mount its own /proc ({})", errno.desc())).remedy(
         "this happens inside containers, whose /proc is partly covered: run the proxy on the \
-         host, or give it a container engine",
+         host, or install a container engine for it",
     )
 }

@@ -1,13 +1,13 @@
-//! Loads the filters of system calls. Which calls they allow stands in `portcullis-syscalls`, for
-//! containers too.
+//! Loads the seccomp filters. `portcullis-syscalls` has the table of allowed calls, which
+//! containers use too.
 
 use nix::libc;
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 
 use crate::sandbox::protocol::Failure;
 
-/// Lets the process and its children listen at no socket. Where a network is shared, who listens in
-/// another's place is taken for it.
+/// Forbids the process and its children to listen at any socket. In a shared network, a process
+/// that takes another's port is taken for that one.
 pub(super) fn forbid_listening() -> Result<(), Failure> {
     let program = || -> Result<BpfProgram, seccompiler::BackendError> {
         let arch = std::env::consts::ARCH.try_into()?;
@@ -19,7 +19,7 @@ pub(super) fn forbid_listening() -> Result<(), Failure> {
     seccompiler::apply_filter(&program).map_err(|error| failed(&error))
 }
 
-/// Builds and loads the filters of a server. The process and its children are bound by them.
+/// Builds and loads the filters of a server, for this process and its children.
 pub(super) fn confine() -> Result<(), Failure> {
     for program in portcullis_syscalls::sandbox_filters().map_err(|error| failed(&error))? {
         seccompiler::apply_filter(&program).map_err(|error| failed(&error))?;

@@ -1,4 +1,4 @@
-//! The system calls that no crate of ours wraps safely.
+//! System calls without a safe wrapper in the crates used here.
 
 use std::{
     ffi::c_uint,
@@ -13,7 +13,7 @@ use nix::{
     unistd::ForkResult,
 };
 
-/// Restrictions of one mount, and of those beneath it.
+/// Restrictions of one mount, and of the mounts below it.
 #[repr(C)]
 #[derive(Debug, Default)]
 struct MountAttr {
@@ -23,14 +23,14 @@ struct MountAttr {
     userns: u64,
 }
 
-// linux/mount.h; libc has no names for them on every target.
+// From linux/mount.h; libc does not name them on every target.
 pub(super) const RDONLY: u64 = 1;
 pub(super) const NOSUID: u64 = 2;
 pub(super) const NODEV: u64 = 4;
 pub(super) const NOEXEC: u64 = 8;
 
-/// Adds restrictions to a mount and to all beneath it. Unlike a remount it never clears any, and
-/// so needs no knowledge of those that an outer namespace has locked.
+/// Adds restrictions to a mount and to all mounts below it. Unlike a remount it never clears any,
+/// and so need not know those that an outer namespace has locked.
 pub(super) fn restrict_mount(at: BorrowedFd<'_>, set: u64, recursive: bool) -> nix::Result<()> {
     let attr = MountAttr { set, ..Default::default() };
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
@@ -51,8 +51,7 @@ pub(super) fn restrict_mount(at: BorrowedFd<'_>, set: u64, recursive: bool) -> n
     Errno::result(result).map(drop)
 }
 
-/// Forks. Only for a process of one thread, where everything that runs in a program may run in
-/// its child.
+/// Forks. Only for a single-threaded process, whose child may run any code.
 pub(super) fn fork() -> nix::Result<ForkResult> {
     #[expect(unsafe_code, reason = "the launcher has one thread, so its child may do anything")]
     unsafe {
@@ -60,7 +59,7 @@ pub(super) fn fork() -> nix::Result<ForkResult> {
     }
 }
 
-/// Marks every file descriptor from 3 on to be closed by exec.
+/// Sets close-on-exec for every file descriptor from 3 on.
 pub(super) fn close_all_on_exec() -> nix::Result<()> {
     #[expect(unsafe_code, reason = "close_range(2) with CLOEXEC closes nothing that is in use")]
     let result = unsafe {
@@ -69,7 +68,7 @@ pub(super) fn close_all_on_exec() -> nix::Result<()> {
     Errno::result(result).map(drop)
 }
 
-/// Gives a signal its default effect again.
+/// Restores the default action of a signal.
 pub(super) fn default_signal(signal: Signal) -> nix::Result<()> {
     #[expect(unsafe_code, reason = "the default action runs no code of ours")]
     unsafe {
@@ -77,7 +76,7 @@ pub(super) fn default_signal(signal: Signal) -> nix::Result<()> {
     }
 }
 
-/// Brings up the loopback interface of this network namespace.
+/// Enables the loopback interface of this network namespace.
 pub(super) fn loopback_up() -> io::Result<()> {
     let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
     #[expect(unsafe_code, reason = "a C structure of integers and arrays, for which zero is legal")]

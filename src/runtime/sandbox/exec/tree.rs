@@ -1,22 +1,22 @@
-//! The processes of a tree, by what /proc says of them.
+//! Processes of a tree, read from /proc.
 
 use std::fs;
 
 use nix::unistd::{Pid, SysconfVar, getpid, sysconf};
 
-/// The processes that are a program's, seen from the one that started it.
+/// Which processes belong to a program, seen from the process that started it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Tree {
-    /// All of the process namespace, and what is in its /tmp.
+    /// All of the process namespace, with the contents of its /tmp.
     Namespace,
-    /// Those below the process itself. Others share /tmp, which is therefore none of it.
+    /// Those below the process itself. /tmp is shared with others, so it does not count.
     Own,
 }
 
 impl Tree {
-    /// Bytes of memory and seconds of processor time. Memory is what each process has for itself, what
-    /// it shares without a file, what is swapped out, and /tmp where that is the tree's own. Whoever
-    /// asks counts for its time alone, with that of its children that have ended.
+    /// Bytes of memory and seconds of processor time. Memory is each process's private memory,
+    /// shared memory without a file, swapped memory, and /tmp if it belongs only to the tree. The
+    /// calling process counts only with its time and that of its ended children.
     pub(super) fn usage(self) -> (u64, f64) {
         let (pids, tmp) = match self {
             Self::Namespace => (all(), in_tmp()),
@@ -36,14 +36,14 @@ fn in_tmp() -> u64 {
         .map_or(0, |tmp| (tmp.blocks() - tmp.blocks_free()) * tmp.fragment_size())
 }
 
-/// All processes that are seen.
+/// All visible processes.
 fn all() -> Vec<Pid> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     let pid = |entry: fs::DirEntry| entry.file_name().to_str()?.parse().ok().map(Pid::from_raw);
     entries.flatten().filter_map(pid).collect()
 }
 
-/// The processes below one.
+/// Processes below one.
 pub(super) fn below(top: Pid) -> Vec<Pid> {
     let parents: Vec<(Pid, Pid)> = all()
         .into_iter()
@@ -60,14 +60,14 @@ pub(super) fn below(top: Pid) -> Vec<Pid> {
     found.split_off(1)
 }
 
-/// What the kernel says of a process, from its state on: behind its name, which is in brackets and may
-/// hold anything.
+/// Fields of a process's stat from its state on. They follow the name, which is in brackets and may
+/// contain anything.
 fn stat(pid: Pid) -> Option<Vec<String>> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     Some(stat.rsplit(')').next()?.split_whitespace().map(str::to_owned).collect())
 }
 
-/// Its time in user and system mode, and that of its children that have ended.
+/// Time in user and system mode, and that of its ended children.
 fn ticks(pid: Pid) -> u64 {
     let fields = stat(pid).unwrap_or_default();
     fields.iter().skip(11).take(4).filter_map(|field| field.parse::<u64>().ok()).sum()
@@ -93,7 +93,7 @@ mod tests {
 
     use super::*;
 
-    /// A shell that has begun what it says.
+    /// A shell that has started executing the text.
     fn shell(text: &str) -> (Child, Pid) {
         let mut shell = Command::new("bash");
         let shell = shell.args(["-c", text]).stdin(Stdio::piped()).stdout(Stdio::piped());
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn processes_below_are_found_however_deep_and_others_are_not() {
+    fn only_descendants_are_found_at_any_depth() {
         let deep = "sleep 60 & bash -c 'sleep 60 & echo; wait' & wait";
         let ((mut one, top), (mut two, other)) = (shell(deep), shell(deep));
         let found = below(top);
@@ -117,14 +117,14 @@ mod tests {
             kill(pid, Signal::SIGKILL).unwrap();
         }
         for (child, pid) in [(&mut one, top), (&mut two, other)] {
-            // It may have ended with those for which it waited.
+            // It may have ended with those it waited for.
             let _ = kill(pid, Signal::SIGKILL);
             child.wait().unwrap();
         }
     }
 
     #[test]
-    fn what_a_process_has_and_did_is_told() {
+    fn memory_and_processor_time_are_counted() {
         let busy = "x=$(head -c 30000000 /dev/zero | tr '\\0' x); for i in {1..200000}; do :; done; echo; read";
         let (mut child, pid) = shell(busy);
         assert!(memory(pid) > 30_000_000, "{}", memory(pid));
