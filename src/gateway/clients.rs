@@ -157,7 +157,8 @@ impl Clients {
             return;
         }
         let Some(new) = self.recent.enter(caller) else { return };
-        if let Err(error) = self.recorder.audit.record_event(ClientSeen { who: who(caller) }).await {
+        if let Err(error) = self.recorder.audit.record_event(ClientSeen { who: who(caller) }).await
+        {
             tracing::error!(%error, "client connection could not be recorded");
             self.recent.forget(new);
         }

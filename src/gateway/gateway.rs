@@ -126,8 +126,7 @@ impl Gateway {
         if tokio::time::timeout(COUNTS_TIMEOUT, counts).await.is_err() {
             tracing::error!("last counts of refusals and dropped messages not recorded");
         }
-        let what =
-            portcullis_audit::record::ProxyStopped { reason: Some(reason.to_owned()) };
+        let what = portcullis_audit::record::ProxyStopped { reason: Some(reason.to_owned()) };
         if let Err(error) = self.audit.record_event(what).await {
             tracing::error!(%error, "shutdown could not be recorded");
         }

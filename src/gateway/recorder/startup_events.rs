@@ -55,7 +55,11 @@ pub(crate) fn policies(status: &portcullis_policy::Status) -> PolicyLoaded {
 }
 
 /// A plugin that was loaded.
-pub(crate) fn plugin(entry: &InterceptorEntry, config: &plugin::Config, plugin: &Version) -> PluginLoaded {
+pub(crate) fn plugin(
+    entry: &InterceptorEntry,
+    config: &plugin::Config,
+    plugin: &Version,
+) -> PluginLoaded {
     let manifest = plugin.manifest();
     PluginLoaded {
         plugin: entry.name().to_owned(),
@@ -79,11 +83,7 @@ fn grants(config: &plugin::Config) -> Vec<String> {
 
 /// A plugin that was not loaded.
 pub(crate) fn no_plugin(entry: &InterceptorEntry, path: &Path, why: String) -> PluginRefused {
-    PluginRefused {
-        plugin: entry.name().to_owned(),
-        file: path.display().to_string(),
-        reason: why,
-    }
+    PluginRefused { plugin: entry.name().to_owned(), file: path.display().to_string(), reason: why }
 }
 
 /// A secret that does not resolve; `kept` if its previous value stays in use.
