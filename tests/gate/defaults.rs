@@ -18,7 +18,7 @@ async fn without_a_line_in_the_config_schemas_secrets_and_rates_are_checked() {
     let inspected = gate.cli(&["server", "inspect", "crooked", "--format", "json"]).await.expect(0);
     let names = |at: usize| (&inspected["chain"][at]["name"], &inspected["chain"][at]["default"]);
     assert_eq!(names(0), (&json!("rate-limit"), &json!(true)), "{inspected:#}");
-    assert_eq!(names(3), (&json!("secrets"), &json!(true)), "{inspected:#}");
+    assert_eq!(names(4), (&json!("secrets"), &json!(true)), "{inspected:#}");
 
     let secret = credential();
     for agent in [gate.legacy().await, gate.modern()] {
