@@ -110,8 +110,8 @@ impl Said {
         let came = match locked.and_then(|locked| locked.source.as_deref()) {
             Some(came) if same_origin(came, source) && edited => {
                 return Err(format!(
-                    "`{server}` came from {}, and its entry was edited since, which would be lost: if that is meant, \
-                     say `--replace={server}` (with `--dry-run`, it shows the difference)",
+                    "`{server}` came from {}, and its entry was edited since: to replace it and lose the edits, say \
+                     `--replace={server}` (with `--dry-run`, it only shows the difference)",
                     brief(came)
                 ));
             }
