@@ -11,17 +11,17 @@ use std::{
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::transport::CallError;
+use super::call_error::CallError;
+use portcullis_foundation::backoff::Backoff;
 
 /// An instance that ran for so long before it ended is no failing one.
 pub(super) const STEADY: Duration = Duration::from_secs(30);
 /// How often an instance may end soon after its start, with no call answered since, before its
 /// circuit opens for a while.
 const FALLS: u32 = 3;
-/// The first such while.
-const FIRST_REST: Duration = Duration::from_millis(500);
-/// The longest such while: short, since one client's calls may be what ends it for all.
-const LONGEST_REST: Duration = Duration::from_secs(5);
+/// Times that the circuit stays open. They are short, because the calls of one client may be what ends
+/// the instance for all.
+const BACKOFF: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(5));
 /// When others may ask again while one call tries it.
 const AGAIN: Duration = Duration::from_millis(500);
 
@@ -40,11 +40,13 @@ pub(super) struct OpenUntil {
     pub why: String,
 }
 
-impl Breaker {
-    pub fn new() -> Self {
+impl Default for Breaker {
+    fn default() -> Self {
         Self { falls: AtomicU32::new(0), trial: Arc::new(Semaphore::new(1)) }
     }
+}
 
+impl Breaker {
     /// Records an unexpected end after this time. Returns whether the circuit opens.
     pub fn record_failure(&self, ran: Duration, why: &str) -> Option<OpenUntil> {
         if ran >= STEADY {
@@ -53,9 +55,8 @@ impl Breaker {
         }
         let falls = self.falls.fetch_add(1, Ordering::Relaxed).saturating_add(1);
         let over = falls.checked_sub(FALLS)?;
-        let pause = (FIRST_REST * (1 << over.min(8))).min(LONGEST_REST);
         Some(OpenUntil {
-            pause,
+            pause: BACKOFF.pause(over),
             why: format!("it ended {falls} times soon after its start; at last: {why}"),
         })
     }
@@ -96,16 +97,16 @@ mod tests {
 
     #[test]
     fn after_a_rest_one_call_tries_it() {
-        let breaker = Breaker::new();
+        let breaker = Breaker::default();
         let fell = || breaker.record_failure(Duration::ZERO, "x").map(|rest| rest.pause);
         assert_eq!((fell(), fell()), (None, None));
         assert!(breaker.admit().unwrap().is_none());
-        assert_eq!(fell(), Some(FIRST_REST));
+        assert_eq!(fell(), Some(BACKOFF.pause(0)));
         let trial = breaker.admit().unwrap();
         assert!(trial.is_some() && matches!(breaker.admit(), Err(CallError::CircuitOpen { .. })));
         // It ended it: the next rest is longer, and the next call tries again.
         drop(trial);
-        assert_eq!(fell(), Some(2 * FIRST_REST));
+        assert_eq!(fell(), Some(BACKOFF.pause(1)));
         let trial = breaker.admit().unwrap();
         assert!(trial.is_some());
         // It was answered.
@@ -114,7 +115,7 @@ mod tests {
         for _ in 0..100 {
             fell();
         }
-        assert_eq!(fell(), Some(LONGEST_REST));
+        assert_eq!(fell(), Some(BACKOFF.pause(u32::MAX)));
         assert_eq!(breaker.record_failure(STEADY, "x").map(|rest| rest.pause), None);
         assert!(!breaker.is_half_open());
     }

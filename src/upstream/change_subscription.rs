@@ -13,17 +13,21 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
+    call_error::CallError,
     deadline::Deadline,
     handshake::Handshake,
     message_sink::MessageSink,
-    transport::{Call, CallError, Reply, ServerMessage, ServerTransport},
+    transport::{Call, Reply, ServerMessage, ServerTransport},
 };
+use portcullis_foundation::backoff::Backoff;
 use portcullis_protocol::{codec::era::own_meta, exchange::Method};
 
 /// How long a server may take to say what it grants.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// The first and the longest pause before a subscription that failed or ended is opened again.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(60));
+/// Pauses before a subscription that failed or ended is opened again.
+const BACKOFF: Backoff = Backoff::new(Duration::from_millis(200), STEADY);
+/// Age from which a subscription that ends does not count as failed.
+const STEADY: Duration = Duration::from_secs(60);
 /// Notifications of a subscription that may wait.
 const QUEUE: usize = 64;
 
@@ -127,12 +131,12 @@ impl Listener {
                 if let Some(open) = &mut open {
                     let _ = (&mut open.pump).await;
                 }
-                tokio::time::sleep(pause(failed)).await;
+                tokio::time::sleep(BACKOFF.pause(failed)).await;
             };
             tokio::select! {
                 () = ended => {
                     open = None;
-                    failed = if since.elapsed() > PAUSES.1 { 0 } else { failed + 1 };
+                    failed = if since.elapsed() > STEADY { 0 } else { failed + 1 };
                     // What changed since then, nobody told.
                     self.ear.missed();
                 }
@@ -187,10 +191,6 @@ impl Listener {
             Err(_) => Err(Err(CallError::Timeout(PATIENCE))),
         }
     }
-}
-
-fn pause(failed: u32) -> Duration {
-    PAUSES.0.saturating_mul(1 << failed.min(12)).min(PAUSES.1)
 }
 
 type Acknowledge = oneshot::Sender<Result<BTreeSet<String>, Result<Bytes, CallError>>>;

@@ -34,6 +34,12 @@ impl<T: Copy + Ord> Coalescing<T> {
         self.asked.lock().is_some()
     }
 
+    /// The turn to do what is asked for. `None` where nothing is asked for, or somebody else has the turn,
+    /// who does that, too.
+    pub fn begin(&self) -> Option<Slot<'_, T>> {
+        self.is_asked().then(|| self.turn()).flatten()
+    }
+
     /// The turn to do what is asked for; nothing where somebody else has it, who does that, too.
     pub fn turn(&self) -> Option<Slot<'_, T>> {
         self.turn.try_lock().ok().map(|held| Slot { of: self, _held: held })
@@ -66,8 +72,10 @@ mod tests {
         assert_eq!(turn.take(), Some(ReloadScope::All));
         assert_eq!(turn.take(), None);
         rereads.ask(ReloadScope::Files);
+        assert!(rereads.begin().is_none(), "two at a time");
         drop(turn);
         assert!(rereads.is_asked());
-        assert_eq!(rereads.turn().unwrap().take(), Some(ReloadScope::Files));
+        assert_eq!(rereads.begin().unwrap().take(), Some(ReloadScope::Files));
+        assert!(rereads.begin().is_none(), "nothing is asked for");
     }
 }

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::watch, time::Instant};
 
-use super::CallError;
+use super::call_error::CallError;
 
 /// A call's time. Clones are the same clock.
 #[derive(Debug, Clone)]

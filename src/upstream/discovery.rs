@@ -17,8 +17,9 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use super::{
+    call_error::CallError,
     handshake::Handshake,
-    transport::{Call, CallError, Reply, ServerTransport},
+    transport::{Call, Reply, ServerTransport},
 };
 use portcullis_chain::{Party, Weight, grow, in_turns};
 use portcullis_protocol::{

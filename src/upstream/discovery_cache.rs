@@ -21,8 +21,10 @@ use tokio::sync::{Mutex, OnceCell};
 use super::{
     discovery::{Items, List, ListKind},
     handshake::Handshake,
-    instance::ServerShared,
+    launcher::Launcher,
+    stderr_log::Scrub,
 };
+use crate::config;
 use portcullis_foundation::atomic_file;
 use portcullis_protocol::{
     exchange::{Payload, Revision},
@@ -34,8 +36,11 @@ use portcullis_protocol::{
 const BYTES: usize = 8 << 20;
 
 /// What is known of one server.
-#[derive(Default)]
 pub(super) struct DiscoveryCache {
+    name: ServerName,
+    settings: Arc<config::Server>,
+    launcher: Arc<Launcher>,
+    scrub: Scrub,
     greeting: RwLock<Option<Arc<Handshake>>>,
     lists: [RwLock<Option<Items>>; 4],
     /// Once it was read what an earlier proxy has left.
@@ -44,7 +49,7 @@ pub(super) struct DiscoveryCache {
     writing: Mutex<()>,
 }
 
-/// It as a file.
+/// Contents of the file of one server.
 #[derive(Serialize, Deserialize)]
 struct CachedDiscovery {
     /// What the server was.
@@ -69,35 +74,54 @@ pub fn kept_tools(state_dir: &Path, server: &ServerName) -> Option<Vec<serde_jso
     tools.iter().map(|tool| serde_json::from_str(tool.get()).ok()).collect()
 }
 
-impl ServerShared {
+impl DiscoveryCache {
+    /// A cache that is read from its file when it is first needed.
+    pub fn new(
+        name: ServerName,
+        settings: Arc<config::Server>,
+        launcher: Arc<Launcher>,
+        scrub: Scrub,
+    ) -> Self {
+        Self {
+            name,
+            settings,
+            launcher,
+            scrub,
+            greeting: RwLock::default(),
+            lists: Default::default(),
+            read: OnceCell::new(),
+            writing: Mutex::default(),
+        }
+    }
+
     /// What the server last offered of a kind.
-    pub async fn known(&self, offer: ListKind) -> Option<Items> {
+    pub async fn list(&self, offer: ListKind) -> Option<Items> {
         self.recall().await;
-        self.known.lists[offer as usize].read().clone()
+        self.lists[offer as usize].read().clone()
     }
 
     /// What it last said of itself.
-    pub async fn known_greeting(&self) -> Option<Arc<Handshake>> {
+    pub async fn greeting(&self) -> Option<Arc<Handshake>> {
         self.recall().await;
-        self.known.greeting.read().clone()
+        self.greeting.read().clone()
     }
 
     /// Notes what it says of itself. What it offered in another revision is not what it offers.
     pub fn learn_greeting(&self, greeting: &Arc<Handshake>) {
-        *self.known.greeting.write() = Some(greeting.clone());
+        *self.greeting.write() = Some(greeting.clone());
     }
 
     /// Notes what it offers of a kind, and has that written down where it is news.
     pub fn learn_list(self: &Arc<Self>, offer: ListKind, items: &Items) {
-        let before = self.known.lists[offer as usize].write().replace(items.clone());
+        let before = self.lists[offer as usize].write().replace(items.clone());
         if !before.is_some_and(|before| before.is_same(items)) {
-            let common = self.clone();
-            tokio::spawn(async move { common.write().await });
+            let cache = self.clone();
+            tokio::spawn(async move { cache.write_file().await });
         }
     }
 
     async fn recall(&self) {
-        self.known.read.get_or_init(|| self.read()).await;
+        self.read.get_or_init(|| self.read_file()).await;
     }
 
     fn file(&self) -> Option<PathBuf> {
@@ -105,7 +129,7 @@ impl ServerShared {
         Some(folder.join(format!("{}.json", self.name)))
     }
 
-    async fn read(&self) {
+    async fn read_file(&self) {
         let Some(path) = self.file() else { return };
         let (launcher, settings) = (self.launcher.clone(), self.settings.clone());
         let server = self.name.clone();
@@ -122,23 +146,23 @@ impl ServerShared {
         for offer in ListKind::ALL {
             let Some(items) = written.lists.get(offer.method()) else { continue };
             let list = List::of(&self.name, offer, revision.is_modern(), items);
-            self.known.lists[offer as usize].write().get_or_insert(Items::new(list));
+            self.lists[offer as usize].write().get_or_insert(Items::new(list));
         }
         let words = Payload::new(Bytes::from(written.greeting.get().to_owned()));
-        let mut known = self.known.greeting.write();
+        let mut known = self.greeting.write();
         known.get_or_insert_with(|| Arc::new(Handshake { revision, words }));
     }
 
-    async fn write(&self) {
-        let _one_at_a_time = self.known.writing.lock().await;
-        let (Some(path), Some(greeting)) = (self.file(), self.known.greeting.read().clone()) else {
+    async fn write_file(&self) {
+        let _one_at_a_time = self.writing.lock().await;
+        let (Some(path), Some(greeting)) = (self.file(), self.greeting.read().clone()) else {
             return;
         };
         let raw = |text: &Bytes| serde_json::from_slice::<Box<RawValue>>(text).ok();
         let Some(said) = raw(greeting.words.raw()) else { return };
         let mut lists = BTreeMap::new();
         for offer in ListKind::ALL {
-            if let Some(items) = &*self.known.lists[offer as usize].read() {
+            if let Some(items) = &*self.lists[offer as usize].read() {
                 let items = items.iter().filter_map(|item| raw(item.definition.raw()));
                 lists.insert(offer.method().to_owned(), items.collect());
             }
@@ -170,10 +194,10 @@ impl ServerShared {
     }
 }
 
-impl super::Launcher {
+impl Launcher {
     /// What a server is, as far as that can be told without starting it: another one has another
     /// text. It reads files: call it off the async threads.
-    fn what(&self, server: &ServerName, settings: &crate::config::Server) -> String {
+    fn what(&self, server: &ServerName, settings: &config::Server) -> String {
         let mut hash = Sha256::new();
         hash.update(serde_json::to_vec(settings).unwrap_or_default());
         let program = settings.command.as_ref().and_then(|command| command.first());
@@ -194,5 +218,59 @@ impl List {
         let items: Vec<_> = items.iter().map(|item| item.get()).collect();
         let page = format!("{{\"{}\":[{}]}}", offer.member(), items.join(","));
         Self::of_page(server, offer, modern, page.into()).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::server_shared::tests::launcher;
+
+    fn cache(folder: &Path, settings: config::Server) -> Arc<DiscoveryCache> {
+        let scrub: Scrub = Arc::new(|text| *text = text.replace("secret", "[redacted]"));
+        let launcher = launcher("/".into(), Some(folder.to_owned()));
+        Arc::new(DiscoveryCache::new("s".parse().unwrap(), Arc::new(settings), launcher, scrub))
+    }
+
+    fn tools(page: &'static str) -> Items {
+        let page = Bytes::from_static(page.as_bytes());
+        let list = List::of_page(&"s".parse().unwrap(), ListKind::Tools, false, page);
+        Items::new(list.unwrap())
+    }
+
+    async fn until(condition: impl Fn() -> bool) {
+        let met = async {
+            while !condition() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), met).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn lists_are_kept_for_the_next_start_of_the_same_server() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("s.json");
+        let first = cache(folder.path(), config::Server::default());
+        assert!(first.list(ListKind::Tools).await.is_none() && first.greeting().await.is_none());
+        let words = Payload::new(Bytes::from_static(br#"{"capabilities":{"tools":{}}}"#));
+        let revision = Revision::LATEST_LEGACY;
+        first.learn_greeting(&Arc::new(Handshake { revision, words }));
+        first.learn_list(ListKind::Tools, &tools(r#"{"tools":[{"name":"a"}]}"#));
+        until(|| file.exists()).await;
+
+        let again = cache(folder.path(), config::Server::default());
+        assert_eq!(again.list(ListKind::Tools).await.unwrap()[0].name, "a");
+        assert!(again.list(ListKind::Prompts).await.is_none());
+        assert_eq!(again.greeting().await.unwrap().revision, revision);
+        let changed = config::Server { concurrent: 1, ..Default::default() };
+        assert!(cache(folder.path(), changed).list(ListKind::Tools).await.is_none());
+
+        // A list that contains a secret is not kept on disk.
+        first.learn_list(ListKind::Tools, &tools(r#"{"tools":[{"name":"secret"}]}"#));
+        until(|| !file.exists()).await;
+        assert_eq!(first.list(ListKind::Tools).await.unwrap()[0].name, "secret");
     }
 }

@@ -1,135 +1,155 @@
-//! A running instance is replaced by a new one: that one takes the calls from now on, and the old one
-//! ends when its own are done, or have had their time.
+//! Replacement of a running instance: the new process takes further calls, and the old process ends when
+//! its calls are done or have had their time.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
-use tokio::task::JoinHandle;
+use tokio::{sync::MutexGuard, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    event::LaunchReview,
-    instance::{Instance, State},
-    running::Running,
-    transport::CallError,
-};
+use super::{event::LaunchReview, running::Running, server_shared::ServerShared};
 
-/// How long one may take to end by itself once its calls are done.
-const GRACE: Duration = Duration::from_secs(3);
+/// Time in which a process may end by itself.
+pub(super) const GRACE: Duration = Duration::from_secs(3);
 
-/// One that takes no more calls.
-pub(super) struct Draining {
+/// Replacements of one instance, one at a time.
+pub(super) struct Replacement {
+    server: Arc<ServerShared>,
+    turn: tokio::sync::Mutex<()>,
+    draining: tokio::sync::Mutex<Option<Draining>>,
+}
+
+/// A process that takes no further calls.
+struct Draining {
     running: Arc<Running>,
-    /// Ends it, whatever it still does.
+    /// Ends the process without waiting for its calls.
     now: CancellationToken,
     ended: JoinHandle<()>,
 }
 
-/// What became of one that was to be replaced.
+/// Result of a replacement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ReplaceOutcome {
-    /// It did not run, or need not be replaced. What starts next is new.
+    /// The instance did not run, or did not have to be replaced.
     NotRunning,
-    /// Another runs in its place; so many calls are still under way at the old one.
+    /// A new process runs; the old one finishes this many calls.
     Busy(usize),
 }
 
-impl Instance {
-    /// Starts another process, has it take the calls, and lets the old one end. Where the new one
-    /// does not start, the old one goes on.
-    ///
-    /// # Errors
-    /// Why the new one did not start.
-    pub(super) async fn replace(self: &Arc<Self>, why: &str) -> Result<ReplaceOutcome, CallError> {
-        self.replace_where(why, |_| true).await
-    }
-
-    /// The same, where what runs is one of which that is so once it is this one's turn.
-    ///
-    /// # Errors
-    /// Why the new one did not start.
-    pub(super) async fn replace_where(
-        self: &Arc<Self>,
-        why: &str,
-        is_so: impl Fn(&Running) -> bool,
-    ) -> Result<ReplaceOutcome, CallError> {
-        let _one_at_a_time = self.replacing.lock().await;
-        let old = match &*self.state.lock().await {
-            State::Running(old) if is_so(old) => old.clone(),
-            _ => return Ok(ReplaceOutcome::NotRunning),
-        };
-        // The state is free meanwhile: the old one takes calls, and can be ended.
-        let new = self.launched(Instant::now() + self.patience()).await?;
-        let mut state = self.state.lock().await;
-        if !matches!(&*state, State::Running(now) if Arc::ptr_eq(now, &old)) {
-            drop(state);
-            new.stop(GRACE).await;
-            self.tell_end(&new, "what it was to take the place of ended first".into()).await;
-            return Ok(ReplaceOutcome::NotRunning);
+impl Replacement {
+    pub fn new(server: Arc<ServerShared>) -> Self {
+        Self {
+            server,
+            turn: tokio::sync::Mutex::default(),
+            draining: tokio::sync::Mutex::default(),
         }
-        *state = State::Running(new.clone());
-        self.show(Some(new.clone()), None);
-        self.watched.begin(&new);
-        drop(state);
-        Ok(ReplaceOutcome::Busy(self.let_go(old, why).await))
     }
 
-    /// Lets one end once its calls are done; how many are under way.
-    async fn let_go(self: &Arc<Self>, old: Arc<Running>, why: &str) -> usize {
-        let mut leaving = self.leaving.lock().await;
-        // One at a time: who replaces it again does not wait for the last.
-        if let Some(before) = leaving.take() {
-            before.now.cancel();
-            let _ = before.ended.await;
+    /// Exclusive right to replace the instance.
+    pub async fn turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().await
+    }
+
+    /// Waits until no replacement is in progress.
+    pub async fn settled(&self) {
+        drop(self.turn.lock().await);
+    }
+
+    /// Ends a process after its calls. Returns the number of its calls.
+    pub async fn drain(&self, old: Arc<Running>, why: &str) -> usize {
+        let mut draining = self.draining.lock().await;
+        // One process drains at a time: the next replacement ends the one before.
+        if let Some(before) = draining.take() {
+            before.end().await;
         }
         old.calls.close();
         let calls = old.calls.len();
         let now = CancellationToken::new();
         let ended = tokio::spawn({
-            let (instance, running, now) = (self.clone(), old.clone(), now.clone());
+            let (server, running, now) = (self.server.clone(), old.clone(), now.clone());
             let why = why.to_owned();
             async move {
                 tokio::select! {
                     () = running.calls.wait() => {}
-                    () = tokio::time::sleep(instance.call_timeout()) => {}
+                    () = tokio::time::sleep(server.call_timeout()) => {}
                     () = now.cancelled() => {}
                 }
                 running.stop(GRACE).await;
-                instance.tell_end(&running, why).await;
+                server.emit_end(&running, why).await;
             }
         });
-        *leaving = Some(Draining { running: old, now, ended });
+        *draining = Some(Draining { running: old, now, ended });
         calls
     }
 
-    /// Ends what still leaves, and waits until it has.
-    pub(super) async fn end_leaving(&self) {
-        let leaving = self.leaving.lock().await.take();
-        if let Some(leaving) = leaving {
-            leaving.now.cancel();
-            let _ = leaving.ended.await;
+    /// Ends the draining process at once, and waits for its end.
+    pub async fn end(&self) {
+        let draining = self.draining.lock().await.take();
+        if let Some(draining) = draining {
+            draining.end().await;
         }
     }
 
-    /// Asks whether what leaves may go on, and ends it at once where it may not.
-    pub(super) async fn review_leaving(&self, review: &dyn LaunchReview) {
-        let leaving = self.leaving.lock().await;
-        let Some(Draining { running, now, .. }) = leaving.as_ref() else { return };
+    /// Ends the draining process at once where policies forbid it.
+    pub async fn review(&self, review: &dyn LaunchReview) {
+        let draining = self.draining.lock().await;
+        let Some(Draining { running, now, .. }) = draining.as_ref() else { return };
         if running.end().is_some() {
             return;
         }
-        if let Some(refusal) = review.forbids(&self.common.name, &running.cleared).await {
+        if let Some(refusal) = review.forbids(&self.server.name, &running.cleared).await {
             let _ = running.revoked.set(refusal);
             now.cancel();
         }
     }
 
-    /// What takes no more calls and has not ended.
-    pub(super) fn leaving(&self) -> Option<Arc<Running>> {
-        let leaving = self.leaving.try_lock().ok()?;
-        let Draining { running, ended, .. } = leaving.as_ref()?;
+    /// The draining process.
+    pub fn draining(&self) -> Option<Arc<Running>> {
+        let draining = self.draining.try_lock().ok()?;
+        let Draining { running, ended, .. } = draining.as_ref()?;
         (!ended.is_finished()).then(|| running.clone())
+    }
+}
+
+impl Draining {
+    async fn end(self) {
+        self.now.cancel();
+        let _ = self.ended.await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{ServerEvent, config, running::tests::running, server_shared::tests::shared};
+
+    #[tokio::test]
+    async fn a_replaced_process_ends_after_its_calls() {
+        let (server, mut events) = shared(config::Server::default());
+        let (replacement, old) = (Replacement::new(server), Arc::new(running(true)));
+        let call = old.calls.token();
+        assert_eq!(replacement.drain(old.clone(), "it was replaced").await, 1);
+        assert!(old.calls.is_closed());
+        assert!(replacement.draining().is_some() && events.try_recv().is_err());
+        drop(call);
+        let Some(ServerEvent::Ended { why, .. }) = events.recv().await else { panic!() };
+        assert_eq!(why, "it was replaced");
+        replacement.end().await;
+        assert!(replacement.draining().is_none());
+    }
+
+    #[tokio::test]
+    async fn the_next_replacement_ends_the_draining_process() {
+        let (server, mut events) = shared(config::Server::default());
+        let replacement = Replacement::new(server);
+        let all = [Arc::new(running(true)), Arc::new(running(true))];
+        let _calls = [all[0].calls.token(), all[1].calls.token()];
+        for (old, why) in all.iter().zip(["first", "second"]) {
+            replacement.drain(old.clone(), why).await;
+        }
+        let Ok(ServerEvent::Ended { why, .. }) = events.try_recv() else { panic!() };
+        assert_eq!(why, "first");
+        assert!(Arc::ptr_eq(&replacement.draining().unwrap(), &all[1]));
+        replacement.end().await;
+        assert!(matches!(events.try_recv(), Ok(ServerEvent::Ended { .. })));
     }
 }

@@ -6,10 +6,9 @@ use async_trait::async_trait;
 use tokio::sync::oneshot;
 
 use super::{
-    image_signatures::SignedBy,
     images::{ImageError, Pulled},
-    launcher::Placement,
-    server_secrets::SecretError,
+    placement::{Placement, Program},
+    secret_set::{DeliveryMethod, SecretError},
 };
 use portcullis_protocol::{
     exchange::Revision,
@@ -127,38 +126,10 @@ pub struct Pulling {
     pub outcome: Result<Pulled, ImageError>,
 }
 
-/// What is to run.
-#[derive(Debug)]
-pub struct Program {
-    /// The image as the config has it, the program, or the URL.
-    pub name: String,
-    /// Of the image, in its registry, or its id where it is of none; of the program's file, where it is one of this
-    /// machine.
-    pub digest: Option<String>,
-    /// The keys of the config by which it deviates from the hardened profile.
-    pub deviations: Vec<&'static str>,
-    /// Who signed the image.
-    pub signed: SignedBy,
-}
-
-impl Program {
-    /// It as policies see it, where it is to run there.
-    pub fn for_policies(&self, place: &Placement) -> portcullis_policy::Program {
-        portcullis_policy::Program {
-            runtime: place.kind(),
-            name: self.name.clone(),
-            digest: self.digest.clone(),
-            deviations: self.deviations.iter().map(|key| (*key).to_owned()).collect(),
-            signers: self.signed.signers.clone(),
-            attested: self.signed.attested.clone(),
-        }
-    }
-}
-
 /// Connections to a server elsewhere.
 #[derive(Debug)]
 pub struct Connecting {
-    /// Where to, as [`origin`](super::launcher::origin) has it.
+    /// Where to, as [`origin`](super::placement::origin) has it.
     pub url: String,
     /// `streamable-http` or `sse`.
     pub protocol: &'static str,
@@ -189,15 +160,4 @@ pub struct SecretDelivery {
     pub by: DeliveryMethod,
     /// The client whose own it is.
     pub client: Option<String>,
-}
-
-/// How a secret is handed over.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DeliveryMethod {
-    /// In the environment of its process.
-    Environment,
-    /// In a file, on a tmpfs that nobody else sees.
-    File,
-    /// In a header of every request to it.
-    Header,
 }

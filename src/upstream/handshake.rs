@@ -6,8 +6,9 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use super::{
+    call_error::CallError,
     instance_key::InstanceOwner,
-    transport::{Call, CallError, Reply, ServerTransport},
+    transport::{Call, Reply, ServerTransport},
 };
 use crate::config::Era;
 use portcullis_chain::{Weight, grow};

@@ -1,120 +1,141 @@
-//! Whether a running instance still answers, where the config has it asked.
+//! Health checks of one instance (`health-s`).
 //!
-//! INVARIANT: to be asked is no use of an instance. It keeps no idle one alive, and neither does it
-//! take a call's place.
+//! INVARIANT: a health check is not a use of the instance. It does not keep an idle instance running, and
+//! it does not take the place of a call.
 
-use std::{
-    sync::{Arc, atomic::Ordering},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use serde_json::json;
 
-use super::{
-    Deadline,
-    event::ServerEvent,
-    instance::{Instance, State},
-    running::Running,
-    transport::Call,
-};
+use super::{active_calls::ActiveCalls, deadline::Deadline, running::Running, transport::Call};
+use crate::config;
 use portcullis_protocol::{codec::era::own_meta, exchange::Method};
 
-/// What is known of one instance's health.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Health {
-    /// When it was last asked, and is again only after a while.
-    asked: Option<Instant>,
-    /// Whether an answer is waited for.
-    waits: bool,
-    /// How long its last answer took.
-    pub took: Option<Duration>,
-}
-
-/// An answer that takes longer is worth a word: it may be the last question.
+/// Age from which an unanswered check is shown as unhealthy.
 const LATE: Duration = Duration::from_secs(2);
 
-impl Health {
-    /// Whether an answer is long in coming.
-    pub fn is_late(&self) -> bool {
-        self.waits && self.asked.is_some_and(|asked| asked.elapsed() >= LATE)
-    }
+/// Health checks of one instance.
+pub(super) struct HealthCheck {
+    every: Duration,
+    timeout: Duration,
+    last: Mutex<LastCheck>,
 }
 
-impl Instance {
-    /// Asks it whether it is well, once it is time: on a task of its own, since it may not answer.
-    pub(super) fn look_at_health(self: &Arc<Self>) {
-        let every = Duration::from_secs(self.common.settings.health_s);
-        let Some(running) = self.peek().filter(|_| !every.is_zero()) else { return };
-        {
-            let mut health = self.health.lock();
-            let last = health.asked.unwrap_or(running.since).max(running.since);
-            if health.waits || last.elapsed() < every {
-                return;
-            }
-            (health.asked, health.waits) = (Some(Instant::now()), true);
+#[derive(Default)]
+struct LastCheck {
+    began: Option<Instant>,
+    is_pending: bool,
+    /// Time of the last answer.
+    took: Option<Duration>,
+}
+
+impl HealthCheck {
+    pub fn new(settings: &config::Server) -> Self {
+        Self {
+            every: Duration::from_secs(settings.health_s),
+            timeout: Duration::from_secs(settings.health_timeout_s),
+            last: Mutex::default(),
         }
-        let instance = self.clone();
-        tokio::spawn(async move {
-            let began = Instant::now();
-            let well = instance.is_well(&running).await;
-            {
-                let mut health = instance.health.lock();
-                health.waits = false;
-                health.took = well.then(|| began.elapsed());
-            }
-            if !well {
-                instance.end_unwell(&running).await;
-            }
-        });
     }
 
-    /// Whether it answers anything at all, or has ended, which others notice.
-    async fn is_well(&self, running: &Running) -> bool {
-        let patience = Duration::from_secs(self.common.settings.health_timeout_s);
-        let before = self.begun.load(Ordering::SeqCst);
-        // Revision 2026-07-28 has no `ping`; what any of its servers can say is what it is.
+    /// Begins a check where one is due. [`check`](Self::check) ends it.
+    pub fn begin(&self, running: &Running) -> bool {
+        let mut last = self.last.lock();
+        let since = last.began.unwrap_or(running.since).max(running.since);
+        if self.every.is_zero() || last.is_pending || since.elapsed() < self.every {
+            return false;
+        }
+        (last.began, last.is_pending) = (Some(Instant::now()), true);
+        true
+    }
+
+    /// Whether the instance answers at all, or has ended, which others notice.
+    pub async fn check(&self, running: &Running, calls: &ActiveCalls) -> bool {
+        let began = Instant::now();
+        let is_well = self.answers(running, calls).await;
+        let mut last = self.last.lock();
+        last.is_pending = false;
+        last.took = is_well.then(|| began.elapsed());
+        is_well
+    }
+
+    async fn answers(&self, running: &Running, calls: &ActiveCalls) -> bool {
+        let before = calls.begun();
+        // Revision 2026-07-28 has no `ping`; each of its servers answers `server/discover`.
         let (method, params) = match running.greeting.revision.is_modern() {
             true => (Method::DISCOVER, json!({ "_meta": own_meta() })),
             false => (Method::PING, json!({})),
         };
-        let mut call = Call::own(method, Some(params.to_string().into()), patience);
+        let mut call = Call::own(method, Some(params.to_string().into()), self.timeout);
         call.clock = Deadline::never();
         let answer = running.link.call(call);
         tokio::pin!(answer);
         loop {
             tokio::select! {
                 answer = &mut answer => return answer.is_ok() || running.end().is_some(),
-                () = tokio::time::sleep(patience) => {}
+                () = tokio::time::sleep(self.timeout) => {}
             }
-            // One that does one thing at a time answers once it is done with what it was asked
-            // before, and that has a deadline of its own.
-            if !self.under_way.lock().iter().any(|call| *call < before) {
+            // A server that does one thing at a time answers after the earlier calls, which have
+            // deadlines of their own.
+            if !calls.has_older(before) {
                 return false;
             }
         }
     }
 
-    /// Ends one that does not answer; another is started in its place, unless nobody needs it.
-    async fn end_unwell(self: &Arc<Self>, running: &Arc<Running>) {
-        let seconds = self.common.settings.health_timeout_s;
-        let why = format!("it did not answer within {seconds} s whether it is well (`health-s`)");
-        {
-            let mut state = self.state.lock().await;
-            match &*state {
-                State::Running(now) if Arc::ptr_eq(now, running) => {}
-                // It was ended or replaced meanwhile.
-                _ => return,
-            }
-            self.common.unwell.fetch_add(1, Ordering::Relaxed);
-            self.say(ServerEvent::Unwell).await;
-            running.stop(Duration::ZERO).await;
-            *state = self.fallen(running, &why);
-            self.tell_end(running, why).await;
-        }
-        if !self.is_idle()
-            && let Err(failure) = self.running().await
-        {
-            tracing::debug!(%failure, "the next instance did not start");
-        }
+    /// Why an instance is ended that failed its check.
+    pub fn failure(&self) -> String {
+        let seconds = self.timeout.as_secs();
+        format!("it did not answer within {seconds} s whether it is well (`health-s`)")
+    }
+
+    /// Whether an answer is late.
+    pub fn is_late(&self) -> bool {
+        let last = self.last.lock();
+        last.is_pending && last.began.is_some_and(|began| began.elapsed() >= LATE)
+    }
+
+    /// Time of the last answer.
+    pub fn took(&self) -> Option<Duration> {
+        self.last.lock().took
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::running::tests::{running, silent};
+
+    fn check(every: u64) -> HealthCheck {
+        let settings = config::Server { health_s: every, ..Default::default() };
+        HealthCheck { timeout: Duration::from_millis(5), ..HealthCheck::new(&settings) }
+    }
+
+    #[tokio::test]
+    async fn checks_are_due_one_at_a_time() {
+        let (checks, calls) = (check(1), ActiveCalls::new(9));
+        let mut running = running(true);
+        assert!(!check(0).begin(&running) && !checks.begin(&running));
+        running.since -= Duration::from_secs(2);
+        assert!(checks.begin(&running) && !checks.begin(&running));
+        assert!(!checks.is_late() && checks.took().is_none());
+        assert!(checks.check(&running, &calls).await);
+        assert!(checks.took().is_some());
+        // The next one is due after a second.
+        assert!(!checks.begin(&running));
+    }
+
+    #[tokio::test]
+    async fn an_instance_that_is_silent_and_has_no_older_call_is_not_well() {
+        let (checks, calls) = (check(1), ActiveCalls::new(9));
+        let running = silent();
+        assert!(!checks.check(&running, &calls).await);
+        assert!(checks.took().is_none());
+        let older = calls.admit().unwrap();
+        let late = tokio::time::timeout(Duration::from_millis(50), checks.check(&running, &calls));
+        assert!(late.await.is_err(), "it may be busy with the older call");
+        drop(older);
+        assert!(!checks.check(&running, &calls).await);
     }
 }

@@ -1,451 +1,188 @@
 //! One instance of a server: started when it is first needed, ended when nobody needs it.
+//!
+//! Each component of it owns one part of the state: the [`Starter`] its start, the [`Lifecycle`] what runs,
+//! the [`Replacement`] what drains, [`ActiveCalls`] its calls, and so on. No component knows the instance.
 
 use std::{
-    collections::BTreeSet,
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
-use parking_lot::{Mutex, RwLock};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
-use tokio_util::sync::CancellationToken;
 
 use super::{
-    Deadline,
-    breaker::Breaker,
-    coalesce::Coalescing,
+    active_calls::ActiveCalls,
+    call_error::CallError,
+    detached_work::DetachedWork,
     discovery::{Items, ListKind},
-    discovery_cache::DiscoveryCache,
-    drain::Draining,
-    event::{ServerEvent, Started},
-    health::Health,
-    images::Pull,
+    drain::{GRACE, ReplaceOutcome, Replacement},
+    event::{LaunchReview, ServerEvent},
+    health::HealthCheck,
     instance_key::{InstanceKey, InstanceOwner},
-    launch::{Launch, on_the_way},
-    launcher::Launcher,
-    maintenance::RestartBackoff,
-    resource_watches::Watched,
+    launch::Starter,
+    lifecycle::Lifecycle,
+    resource_watches::ResourceWatches,
     running::Running,
-    server_secrets::{LoadedSecrets, SecretScope},
-    stderr_log::{Log, Scrub},
-    transport::{Call, CallError, Reply, UnroutedMessage},
+    secret_rotation::{RotationOutcome, SecretRotation},
+    secret_set::SecretScope,
+    server_shared::ServerShared,
+    status::InstanceHealth,
+    transport::{Call, Reply},
     warm_pool::WarmPool,
 };
-use crate::config::{self, Era};
-use portcullis_protocol::{
-    exchange::Revision,
-    identity::PrincipalKind,
-    names::{DecisionId, ServerName},
-    refusal::{Code, Refusal},
-};
-use portcullis_runtime::process::{Exit, Usage};
+use portcullis_protocol::exchange::Revision;
 
-/// Calls that may wait for an instance to start, or to tell what it offers.
-const WAITING: usize = 256;
-/// The longest wait between two tries to start one that does not start.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// For a process that was ended to say how it ended.
-const VERDICT: Duration = Duration::from_secs(1);
-/// Bytes of a failure's text.
-const FAILURE_BYTES: usize = 1_000;
+/// Longest wait for the resource usage of a process.
+const USAGE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What all instances of a server share.
-pub(super) struct ServerShared {
-    pub name: ServerName,
-    pub settings: config::Server,
-    pub launcher: Arc<Launcher>,
-    pub log: Log,
-    pub scrub: Scrub,
-    pub events: mpsc::Sender<ServerEvent>,
-    pub heard: mpsc::Sender<UnroutedMessage>,
-    /// Why nothing is started of it any more, once that is so.
-    pub over: OnceLock<&'static str>,
-    /// The era that it was last greeted in.
-    pub era: RwLock<Option<Era>>,
-    /// Whether it was found to speak HTTP+SSE alone.
-    pub sse: AtomicBool,
-    pub spares: WarmPool,
-    /// How many had to be ended since they did not answer.
-    pub unwell: AtomicU64,
-    pub known: DiscoveryCache,
-    /// What it is handed.
-    pub hands: RwLock<LoadedSecrets>,
-    /// Held by whoever reads its secrets again.
-    pub rereading: tokio::sync::Mutex<()>,
-}
-
-impl ServerShared {
-    /// Whether it is still the one in the config.
-    ///
-    /// # Errors
-    /// `server-unavailable`, with what has become of it.
-    pub fn still_there(&self) -> Result<(), Refusal> {
-        match self.over.get() {
-            None => Ok(()),
-            Some(why) => {
-                let words = format!("server `{}` is not available: {why}", self.name);
-                Err(Refusal::new(Code::ServerUnavailable, words))
-            }
-        }
-    }
-}
-
-/// One instance of a server: the one that all clients share, or one that is greeted in the name
-/// of one party.
+/// One instance of a server: the one that all clients share, or a dedicated one that does the handshake
+/// in the name of one client.
 pub struct Instance {
-    pub(super) common: Arc<ServerShared>,
-    pub(super) party: Option<InstanceOwner>,
-    pub(super) state: tokio::sync::Mutex<State>,
-    /// Held by whoever has another take the place of what runs.
-    pub(super) replacing: tokio::sync::Mutex<()>,
-    /// The pull of its image that it last waited for.
-    pub(super) pull: watch::Sender<Option<Pull>>,
-    /// A copy of the state's running server, to be looked at without waiting.
-    shown: Mutex<Snapshot>,
-    permits: Arc<Semaphore>,
-    /// Who may wait for a start or a list.
-    waiting: Arc<Semaphore>,
-    pub(super) last_used: Mutex<Instant>,
-    /// Whether the question for the era ended the process once, so that it is not asked again.
-    pub(super) known_legacy: AtomicBool,
-    /// Messages of it that did not fit a queue, and how many of those were told of.
-    pub(super) lost: Arc<AtomicU64>,
-    pub(super) told_lost: AtomicU64,
-    pub(super) watched: Watched,
-    pub(super) breaker: Breaker,
-    /// What was replaced, and has not ended yet.
-    pub(super) leaving: tokio::sync::Mutex<Option<Draining>>,
-    pub(super) health: Mutex<Health>,
-    /// How many calls were begun; each has its number.
-    pub(super) begun: AtomicU64,
-    /// The calls under way, by their numbers.
-    pub(super) under_way: Mutex<BTreeSet<u64>>,
-    /// Lists of it are not its own to tell of: another of its kind does.
-    pub(super) quiet: bool,
-    pub(super) renewal: Mutex<RestartBackoff>,
-    /// Hand-overs of secrets to what runs, and to what is about to take its place.
-    pub(super) handing: Coalescing<()>,
-    pub(super) renewing: Coalescing<()>,
-    /// Done once it is not started any more.
-    pub(super) closing: CancellationToken,
-}
-
-pub(super) enum State {
-    Stopped,
-    /// The proxy stops, or its party is gone: it is not started again.
-    Closed,
-    Running(Arc<Running>),
-    /// It did not start.
-    Failed {
-        until: Instant,
-        pause: Duration,
-        why: String,
-    },
-    /// It kept ending.
-    CircuitOpen {
-        until: Instant,
-        why: String,
-    },
-}
-
-#[derive(Default)]
-struct Snapshot {
-    running: Option<Arc<Running>>,
-    failure: Option<String>,
-}
-
-/// How one instance stands.
-pub(super) struct InstanceHealth {
-    pub running: Option<Arc<Running>>,
-    pub process: Option<String>,
-    pub active: usize,
-    /// Calls under way at what takes no more of them, where there is such.
-    pub leaving: Option<(Arc<Running>, usize)>,
-    pub failure: Option<String>,
-    pub usage: Option<Usage>,
-    pub lost: u64,
-    /// How long it last took to say that it is well, where it is asked.
-    pub health: Option<Duration>,
-    /// In one word.
-    pub word: &'static str,
-    pub principal: Option<PrincipalKind>,
+    starter: Starter,
+    pool: Arc<WarmPool>,
+    lifecycle: Lifecycle,
+    replacement: Replacement,
+    calls: ActiveCalls,
+    detached: DetachedWork,
+    health: HealthCheck,
+    watches: ResourceWatches,
+    rotation: SecretRotation,
 }
 
 impl Instance {
-    /// An instance that is not started yet.
-    pub(super) fn new(common: Arc<ServerShared>, party: Option<InstanceOwner>) -> Self {
+    /// A stopped instance.
+    pub(super) fn new(
+        server: Arc<ServerShared>,
+        pool: Arc<WarmPool>,
+        owner: Option<InstanceOwner>,
+    ) -> Self {
+        let starter = Starter::new(server.clone(), owner);
         Self {
-            permits: Arc::new(Semaphore::new(common.settings.concurrent)),
-            waiting: Arc::new(Semaphore::new(WAITING)),
-            common,
-            party,
-            state: tokio::sync::Mutex::new(State::Stopped),
-            replacing: tokio::sync::Mutex::default(),
-            pull: watch::Sender::default(),
-            shown: Mutex::default(),
-            last_used: Mutex::new(Instant::now()),
-            known_legacy: AtomicBool::new(false),
-            lost: Arc::default(),
-            told_lost: AtomicU64::new(0),
-            watched: Watched::default(),
-            breaker: Breaker::new(),
-            leaving: tokio::sync::Mutex::default(),
-            health: Mutex::default(),
-            begun: AtomicU64::new(0),
-            under_way: Mutex::default(),
-            quiet: false,
-            renewal: Mutex::default(),
-            handing: Coalescing::default(),
-            renewing: Coalescing::default(),
-            closing: CancellationToken::new(),
+            pool,
+            lifecycle: Lifecycle::default(),
+            replacement: Replacement::new(server.clone()),
+            calls: ActiveCalls::new(server.settings.concurrent),
+            detached: DetachedWork::default(),
+            health: HealthCheck::new(&server.settings),
+            watches: ResourceWatches::default(),
+            rotation: SecretRotation::new(server, starter.scope.clone()),
+            starter,
         }
     }
 
-    /// A further one of those that all clients share: what it tells of lists, the first one tells.
-    pub(super) fn replica(common: Arc<ServerShared>) -> Self {
-        Self { quiet: true, ..Self::new(common, None) }
+    /// A further instance that all clients share. The first one reports changes of lists.
+    pub(super) fn replica(server: Arc<ServerShared>, pool: Arc<WarmPool>) -> Self {
+        let mut replica = Self::new(server, pool, None);
+        replica.starter.reports_lists = false;
+        replica
     }
 
-    /// For whom it runs; nothing where it is shared.
+    fn server(&self) -> &Arc<ServerShared> {
+        &self.starter.server
+    }
+
+    /// The client that has this instance for itself.
     pub fn party(&self) -> Option<&InstanceKey> {
-        self.party.as_ref().map(|party| &party.key)
+        self.owner().map(|owner| &owner.key)
     }
 
     pub(super) fn owner(&self) -> Option<&InstanceOwner> {
-        self.party.as_ref()
+        self.starter.owner.as_ref()
     }
 
-    pub(super) fn call_timeout(&self) -> Duration {
-        Duration::from_secs(self.common.settings.call_timeout_s)
+    /// Whose secrets the instance gets.
+    pub(super) fn scope(&self) -> &SecretScope {
+        &self.starter.scope
     }
 
-    pub(super) fn start_timeout(&self) -> Duration {
-        Duration::from_secs(self.common.settings.start_timeout_s)
+    /// The running instance, if it takes calls. Does not start it.
+    pub fn peek(&self) -> Option<Arc<Running>> {
+        self.lifecycle.peek()
     }
 
-    /// How long a call waits for an image that is being pulled: somebody waits for its answer.
-    pub(super) fn patience(&self) -> Duration {
-        self.start_timeout().min(self.call_timeout()) / 2
-    }
-
-    /// The running instance, started if need be. One start at a time; who comes meanwhile waits
-    /// for it.
+    /// The running instance, started if necessary. Callers that come during a start wait for it.
     ///
     /// # Errors
-    /// A [`CallError`] where it does not start, or did not a moment ago.
+    /// A [`CallError`] where the start fails, or failed a moment ago.
     pub async fn running(self: &Arc<Self>) -> Result<Arc<Running>, CallError> {
         self.touch();
         if let Some(running) = self.peek() {
             return Ok(running);
         }
-        let running = self.apart(|server| async move { server.started().await }).await?;
+        let instance = self.clone();
+        let running = self.detached.run(async move { instance.started().await }).await?;
         self.touch();
         Ok(running)
     }
 
-    /// Does work that outlives its caller: a client that gives up must not undo the start, or the
-    /// list, that others wait for or that the next try needs. How much may wait is bounded.
-    async fn apart<T, W>(
-        self: &Arc<Self>,
-        work: impl FnOnce(Arc<Self>) -> W,
-    ) -> Result<T, CallError>
-    where
-        T: Send + 'static,
-        W: Future<Output = Result<T, CallError>> + Send + 'static,
-    {
-        let full = |_| CallError::Overloaded { what: "calls that wait for it", most: WAITING };
-        let permit = self.waiting.clone().try_acquire_owned().map_err(full)?;
-        let work = work(self.clone());
-        tokio::spawn(async move {
-            let _permit = permit;
-            work.await
-        })
-        .await
-        .unwrap_or_else(|_| Err(CallError::Misbehaved("the work for it ended early".into())))
-    }
-
     async fn started(&self) -> Result<Arc<Running>, CallError> {
-        let until = Instant::now() + self.patience();
+        let until = Instant::now() + self.server().pull_patience();
+        let pull = &self.starter.pull;
         let mut state = loop {
-            // One that takes the place of what runs may be waited for by whoever wants it.
+            // A replacement that waits for a pull does not delay callers of the old process.
             if let Some(running) = self.peek() {
                 return Ok(running);
             }
-            // All who wait for an image wait for it at once, and not one after another.
-            self.pulled(until).await?;
-            let state = match self.state.try_lock() {
-                Ok(state) => state,
-                // Who comes while one tries it after a rest does not wait to be told how that ended.
-                Err(_) if self.breaker.is_half_open() && self.peek().is_none() => {
-                    return Err(self.breaker.tried());
+            // All callers wait for a pull at the same time.
+            pull.finished(until).await?;
+            let state = match self.lifecycle.try_lock() {
+                Some(state) => state,
+                // While one call tries a half-open circuit, the others do not wait for its result.
+                None if self.lifecycle.breaker.is_half_open() && self.peek().is_none() => {
+                    return Err(self.lifecycle.breaker.tried());
                 }
-                Err(_) => tokio::select! {
-                    state = self.state.lock() => state,
-                    on_the_way = self.pulled_past(until) => return Err(on_the_way),
+                None => tokio::select! {
+                    state = self.lifecycle.lock() => state,
+                    overdue = pull.overdue(until) => return Err(overdue),
                 },
             };
-            if self.pulling().is_none() {
+            if pull.current().is_none() {
                 break state;
             }
         };
-        if let State::Running(running) = &*state {
-            // The connection is dead, which the process behind it need not be.
-            let Some(why) = running.end() else { return Ok(running.clone()) };
-            let running = running.clone();
+        if let Some(running) = state.running().cloned() {
+            // The connection is dead; the process may live.
+            let Some(why) = running.end() else { return Ok(running) };
             running.stop(Duration::ZERO).await;
-            *state = self.fallen(&running, &why);
-            self.tell_end(&running, why).await;
+            state.crashed(&running, &why);
+            self.server().emit_end(&running, why).await;
         }
-        self.still_there()?;
-        let pause = match &*state {
-            State::Closed => return Err(CallError::Unavailable("it was ended for good".into())),
-            State::CircuitOpen { until, why } => {
-                let left = until.saturating_duration_since(Instant::now());
-                if !left.is_zero() {
-                    return Err(CallError::CircuitOpen { why: why.clone(), left });
-                }
-                Duration::ZERO
-            }
-            State::Failed { until, why, .. } if Instant::now() < *until => {
-                return Err(CallError::Unavailable(format!("it failed a moment ago: {why}")));
-            }
-            State::Failed { pause, .. } => *pause,
-            State::Stopped | State::Running(_) => Duration::ZERO,
-        };
-        *state = State::Stopped;
-        self.show(None, None);
-        match self.launched(until).await {
+        self.server().ensure_active()?;
+        let cooldown = state.begin_start()?;
+        match self.launch(until).await {
             Ok(running) => {
-                *state = State::Running(running.clone());
-                self.show(Some(running.clone()), None);
-                self.watched.begin(&running);
+                state.started(running.clone());
+                self.watches.begin(&running);
                 Ok(running)
             }
             Err(failure) => {
-                let pause = (pause * 2).clamp(Duration::from_millis(500), LONGEST_PAUSE);
-                let why = failure.to_string();
-                // Those are no faults of the server's: as soon as it may be started, it is.
-                if !matches!(
-                    failure,
-                    CallError::Unrecorded(_) | CallError::Forbidden(_) | CallError::Pulling(_)
-                ) {
-                    let until = Instant::now() + pause;
-                    *state = State::Failed { until, pause, why: why.clone() };
-                }
-                self.show(None, Some(why));
+                state.start_failed(cooldown, &failure);
                 Err(failure)
             }
         }
     }
 
-    /// Starts a process, or takes a spare one, and greets it; what came of that is told. Its image is
-    /// waited for until then.
-    pub(super) async fn launched(&self, until: Instant) -> Result<Arc<Running>, CallError> {
-        let clock = Deadline::new(self.start_timeout());
-        let began = Instant::now();
-        let (launch, spare) = match self.spare().await {
-            Some(spare) => (spare.launch, Some(spare.begun)),
-            None => (DecisionId::next(), None),
-        };
-        let started = tokio::select! {
-            biased;
-            started = self.start(Launch { id: launch, clock: &clock, until }, spare) => started,
-            () = clock.expired() => Err(CallError::Unavailable(format!(
-                "it did not start within {} s (`start-timeout-s`)",
-                self.common.settings.start_timeout_s
-            ))),
-            () = self.closing.cancelled() => {
-                let ended = || CallError::Unavailable("it was ended while it was being started".into());
-                Err(self.still_there().err().unwrap_or_else(ended))
+    async fn launch(&self, until: Instant) -> Result<Arc<Running>, CallError> {
+        let warm = async {
+            match self.scope() {
+                SecretScope::Common => self.pool.take().await,
+                SecretScope::Client(_) => None,
             }
         };
-        match started {
-            Ok(running) => {
-                let running = Arc::new(running);
-                self.say(ServerEvent::Started(Box::new(Started {
-                    launch,
-                    place: running.place.clone(),
-                    process: running.process.as_ref().map(|p| p.describe()).unwrap_or_default(),
-                    origin: running.origin.clone(),
-                    party: self.principal(),
-                    revision: running.greeting.revision,
-                    server_info: running.greeting.claims(),
-                    took: began.elapsed(),
-                })))
-                .await;
-                Ok(running)
-            }
-            Err(failure) => {
-                let failure = self.told(failure);
-                let why = failure.to_string();
-                let place = self.common.launcher.place(&self.common.settings);
-                self.say(ServerEvent::NotStarted { launch, place, party: self.principal(), why })
-                    .await;
-                Err(failure)
-            }
-        }
+        self.starter.launch(warm, until, &self.lifecycle.closing).await
     }
 
-    pub(super) async fn say(&self, event: ServerEvent) {
-        let _ = self.common.events.send(event).await;
-    }
-
-    /// Tells that what ran has ended, and how.
-    pub(super) async fn tell_end(&self, running: &Running, why: String) {
-        let (process, exit) = match &running.process {
-            Some(process) => {
-                let exit = tokio::time::timeout(VERDICT, process.wait()).await.ok();
-                (process.describe(), exit)
-            }
-            None => (running.place.why().to_owned(), None),
-        };
-        let (launch, party) = (running.launch, self.principal());
-        self.say(ServerEvent::Ended { launch, process, party, why, exit }).await;
-    }
-
-    /// Whose secrets it is handed.
-    pub(super) fn whose(&self) -> SecretScope {
-        let client = self.party.as_ref().map(|party| &party.principal);
-        SecretScope::of(&self.common.settings, client)
-    }
-
-    /// The one client for which alone it runs.
-    pub(super) fn principal(&self) -> Option<PrincipalKind> {
-        self.party.as_ref().map(|party| party.principal.clone())
-    }
-
-    pub(super) fn show(&self, running: Option<Arc<Running>>, failure: Option<String>) {
-        *self.shown.lock() = Snapshot { running, failure };
-    }
-
-    /// A death with the exit code and where to look further. What the server wrote itself stays
-    /// out: a failure's text goes to places where a server has no say.
-    pub(super) fn with_exit(&self, failure: CallError, exit: &OnceLock<Exit>) -> CallError {
-        let mut text = failure.to_string();
-        if let Some(exit) = exit.get() {
-            text = format!("{text} with {exit}");
-        }
-        if !self.common.log.lock().is_empty() {
-            text = format!("{text}; see `portcullis server logs {}`", self.common.name);
-        }
-        self.told(CallError::Unavailable(text))
-    }
-
-    /// Makes a call. Where a remote server did not take it because it had ended the session, it
-    /// is initialized again and gets it once more.
+    /// Makes a call. Where a remote server refused it because the session had ended, the instance does the
+    /// handshake again and repeats the call.
     ///
     /// # Errors
     /// A [`CallError`] where no answer came.
     pub async fn call(self: &Arc<Self>, running: &Running, call: Call) -> Result<Reply, CallError> {
-        let _permit = self.permit()?;
-        let trial = self.breaker.admit()?;
+        let _permit = self.calls.admit()?;
+        let breaker = &self.lifecycle.breaker;
+        let trial = breaker.admit()?;
         let (mut running, mut counted) = (running, running.calls.token());
-        // Counted before that is looked at: one that was replaced ends once it has no calls, and one
-        // that was idle ends where it had none.
+        // Counted before the check: a replaced or idle process ends only where it has no calls.
         let newer = match running.calls.is_closed() {
             true => call.clock.bound(self.running()).await.ok(),
             false => None,
@@ -458,8 +195,8 @@ impl Instance {
         let asks = call.clock.clone();
         let reply = running.unless_revoked(running.link.call(call));
         tokio::pin!(reply);
-        // A call that waits for a person has not ended it so far: while that takes its time, another
-        // may try it.
+        // A call that waits for a person has not ended the instance so far: another call may try it
+        // meanwhile.
         let (mut reply, trial) = tokio::select! {
             biased;
             reply = &mut reply => (reply, trial),
@@ -473,14 +210,14 @@ impl Instance {
         }
         self.touch();
         if reply.is_ok() {
-            self.breaker.answered();
+            breaker.answered();
         }
         drop((counted, trial));
         reply.map_err(|failure| match failure {
             CallError::Unavailable(_) if running.process.is_some() => {
-                self.with_exit(failure, &running.exit)
+                self.server().with_exit(failure, &running.exit)
             }
-            failure => self.told(failure),
+            failure => self.server().scrubbed(failure),
         })
     }
 
@@ -491,7 +228,7 @@ impl Instance {
     ) -> Result<Reply, CallError> {
         let clock = call.clock.clone();
         let running = clock.bound(self.running()).await?;
-        // In the words of another revision it would be another call.
+        // In another revision, the message would be another one.
         if running.greeting.revision != revision {
             return Err(CallError::Forgotten);
         }
@@ -510,161 +247,389 @@ impl Instance {
     ) -> Result<(), CallError> {
         self.touch();
         let sent = running.unless_revoked(running.link.notify(method, params)).await;
-        sent.map_err(|failure| self.told(failure))
+        sent.map_err(|failure| self.server().scrubbed(failure))
     }
 
-    /// A failure as it may be logged: a part of its text can be the server's own, a header's name
-    /// or a content type.
-    pub(super) fn told(&self, failure: CallError) -> CallError {
-        let clean = |mut text: String| {
-            (self.common.scrub)(&mut text);
-            text.truncate(text.floor_char_boundary(FAILURE_BYTES));
-            text
-        };
-        match failure {
-            CallError::Unavailable(text) => CallError::Unavailable(clean(text)),
-            CallError::Misbehaved(text) => CallError::Misbehaved(clean(text)),
-            CallError::Unrecorded(text) => CallError::Unrecorded(clean(text)),
-            CallError::Forgotten => CallError::Unavailable(failure.to_string()),
-            CallError::CircuitOpen { why, left } => {
-                CallError::CircuitOpen { why: clean(why), left }
-            }
-            failure @ (CallError::Timeout(_)
-            | CallError::Overloaded { .. }
-            | CallError::Forbidden(_)
-            | CallError::NoSecret { .. }
-            | CallError::Pulling(_)) => failure,
-        }
-    }
-
-    /// Notes that somebody needs it.
-    pub(super) fn touch(&self) {
-        *self.last_used.lock() = Instant::now();
-    }
-
-    fn permit(&self) -> Result<Active<'_>, CallError> {
-        let permit = self.permits.clone().try_acquire_owned().map_err(|_| {
-            CallError::Overloaded { what: "calls in flight", most: self.common.settings.concurrent }
-        })?;
-        self.touch();
-        let number = self.begun.fetch_add(1, Ordering::SeqCst);
-        self.under_way.lock().insert(number);
-        Ok(Active { number, under_way: &self.under_way, _permit: permit })
-    }
-
-    /// What it offers of a kind, or why it does not say, where that is known.
+    /// A fresh list of the running instance, or the failure to get one. Does not start the instance.
     pub(super) fn kept(&self, offer: ListKind) -> Option<Result<Items, CallError>> {
         let kept = self.peek()?.definitions.kept(offer)?;
         self.touch();
         Some(kept)
     }
 
-    /// What it offers of a kind, starting it if need be.
+    /// A list, for which the instance is started if necessary.
     ///
     /// # Errors
-    /// A [`CallError`] where it does not say.
+    /// A [`CallError`] where the server does not list.
     pub(super) async fn items(self: &Arc<Self>, offer: ListKind) -> Result<Items, CallError> {
         self.touch();
         if let Some(kept) = self.kept(offer) {
             return kept;
         }
-        self.apart(move |server| async move { server.listed(offer).await }).await
-    }
-
-    async fn listed(&self, offer: ListKind) -> Result<Items, CallError> {
-        match self.listed_once(offer).await {
-            // Greeted anew, it may tell.
-            Err(CallError::Forgotten) => self.listed_once(offer).await,
-            listed => listed,
-        }
-        .map_err(|failure| self.told(failure))
+        let instance = self.clone();
+        let listed = async move {
+            let listed = match instance.listed_once(offer).await {
+                // The session had ended; the next start begins another one.
+                Err(CallError::Forgotten) => instance.listed_once(offer).await,
+                listed => listed,
+            };
+            listed.map_err(|failure| instance.server().scrubbed(failure))
+        };
+        self.detached.run(listed).await
     }
 
     async fn listed_once(&self, offer: ListKind) -> Result<Items, CallError> {
         let mut running = self.started().await?;
         let mut counted = running.calls.token();
-        // It was just ended as idle, or another took its place.
+        // The process was just ended as idle, or replaced.
         while running.calls.is_closed() && running.end().is_none() {
             running = self.started().await?;
             counted = running.calls.token();
         }
         let _counted = counted;
-        let (greeting, link) = (&running.greeting, running.link.as_ref());
-        let bytes = self.common.launcher.caps.bytes;
-        let name = &self.common.name;
-        let items =
-            running.definitions.items(offer, name, greeting, link, bytes, self.call_timeout());
+        let (greeting, link, server) = (&running.greeting, running.link.as_ref(), self.server());
+        let (name, bytes) = (&server.name, server.launcher.caps.bytes);
+        let timeout = server.call_timeout();
+        let items = running.definitions.items(offer, name, greeting, link, bytes, timeout);
         let items = running.unless_revoked(items).await?;
-        self.common.learn_list(offer, &items);
+        server.discovery.learn_list(offer, &items);
         Ok(items)
     }
 
-    /// How it stands.
-    pub(super) async fn standing(&self) -> InstanceHealth {
-        let (running, failure) = {
-            let shown = self.shown.lock();
-            (shown.running.clone().filter(|r| r.end().is_none()), shown.failure.clone())
+    /// Subscribes one client to changes of a resource. The subscription is repeated whenever the instance
+    /// starts, until each client has [`unwatch`](Self::unwatch)ed.
+    ///
+    /// # Errors
+    /// A [`CallError`] where the server did not answer. Its refusal is a [`Reply::Error`].
+    pub async fn watch(self: &Arc<Self>, uri: &str) -> Result<Reply, CallError> {
+        let running = self.running().await?;
+        let timeout = self.server().call_timeout();
+        // Boxed: a call's future is large, and the stack of a worker is not.
+        let call = |call: Call| Box::pin(self.call(&running, call));
+        self.watches.watch(&running, uri, timeout, call).await
+    }
+
+    /// Ends the subscription of one client.
+    ///
+    /// # Errors
+    /// A [`CallError`] where the server did not answer. The subscription has ended nevertheless.
+    pub async fn unwatch(self: &Arc<Self>, uri: &str) -> Result<(), CallError> {
+        let timeout = self.server().call_timeout();
+        let call = |call: Call| async move {
+            match self.peek().filter(|running| !running.greeting.revision.is_modern()) {
+                Some(running) => Box::pin(self.call(&running, call)).await.map(drop),
+                // A modern server hears of it by the next subscription.
+                None => Ok(()),
+            }
         };
-        let process = running.as_ref().and_then(|r| r.process.clone());
-        let usage = match &process {
-            Some(process) => tokio::time::timeout(Duration::from_secs(2), process.usage())
-                .await
-                .unwrap_or_default(),
-            None => None,
+        self.watches.unwatch(uri, timeout, call).await
+    }
+
+    /// Notes a use of the instance.
+    pub(super) fn touch(&self) {
+        self.calls.touch();
+    }
+
+    /// Number of calls in flight.
+    pub(super) fn active(&self) -> usize {
+        self.calls.count()
+    }
+
+    /// Whether nobody has used the instance for `idle-stop-s`, nor watches a resource of it.
+    fn is_idle(&self) -> bool {
+        let idle = self.idle_stop();
+        !idle.is_zero() && self.watches.is_empty() && self.calls.is_idle(idle)
+    }
+
+    /// Whether nothing of the instance is left but its place.
+    pub(super) fn is_disposable(&self) -> bool {
+        self.is_idle() && self.peek().is_none() && self.replacement.draining().is_none()
+    }
+
+    fn idle_stop(&self) -> Duration {
+        Duration::from_secs(self.server().settings.idle_stop_s)
+    }
+
+    /// Lets the next call start the instance, although the last start failed a moment ago.
+    pub(super) async fn try_again(&self) {
+        self.lifecycle.lock().await.forget_failure();
+    }
+
+    /// Replaces the running process. Where the new one does not start, the old one continues.
+    ///
+    /// # Errors
+    /// Why the new one did not start.
+    pub(super) async fn replace(&self, why: &str) -> Result<ReplaceOutcome, CallError> {
+        self.replace_where(why, |_| true).await
+    }
+
+    async fn replace_where(
+        &self,
+        why: &str,
+        is_so: impl Fn(&Running) -> bool,
+    ) -> Result<ReplaceOutcome, CallError> {
+        let _one_at_a_time = self.replacement.turn().await;
+        let old = match self.lifecycle.lock().await.running() {
+            Some(old) if is_so(old) => old.clone(),
+            _ => return Ok(ReplaceOutcome::NotRunning),
         };
-        let leaving = self.leaving().map(|running| {
-            let calls = running.calls.len();
-            (running, calls)
-        });
-        let health = *self.health.lock();
-        let pulling = self.pulling();
-        let word = match (&running, &failure) {
-            (Some(_), _) if health.is_late() => "unhealthy",
-            (Some(_), _) if health.took.is_some() => "healthy",
-            (Some(_), _) => "running",
-            (None, _) if pulling.is_some() => "pulling",
-            (None, _) if self.breaker.is_half_open() => "resting",
-            (None, Some(_)) => "failed",
-            (None, None) => "stopped",
+        // The state is free meanwhile: the old process takes calls, and can be ended.
+        let new = self.launch(Instant::now() + self.server().pull_patience()).await?;
+        let mut state = self.lifecycle.lock().await;
+        if !state.is(&old) {
+            drop(state);
+            new.stop(GRACE).await;
+            let why = "what it was to take the place of ended first".into();
+            self.server().emit_end(&new, why).await;
+            return Ok(ReplaceOutcome::NotRunning);
+        }
+        state.started(new.clone());
+        self.watches.begin(&new);
+        drop(state);
+        Ok(ReplaceOutcome::Busy(self.replacement.drain(old, why).await))
+    }
+
+    /// Ends the instance for good.
+    pub(super) async fn close(&self, why: &str) {
+        // Ends a start that is in progress.
+        self.lifecycle.closing.cancel();
+        let mut state = self.lifecycle.lock().await;
+        if let Some(running) = state.close() {
+            running.stop(GRACE).await;
+            state.withdraw(None);
+            self.server().emit_end(&running, why.to_owned()).await;
+        }
+        drop(state);
+        self.replacement.end().await;
+        // A new process ends by itself, or has just replaced the old one.
+        self.replacement.settled().await;
+        self.replacement.end().await;
+        self.report_lost().await;
+    }
+
+    /// Ends the instance where it is idle, notices its death, and begins checks that are due.
+    pub(super) async fn sweep(self: &Arc<Self>) {
+        self.report_lost().await;
+        self.check_health();
+        self.retry_restart();
+        // An instance that is being started is not idle.
+        let Some(mut state) = self.lifecycle.try_lock() else { return };
+        let Some(running) = state.running().cloned() else { return };
+        let ends = running.process.is_some() || self.owner().is_some();
+        let why = if let Some(why) = running.end() {
+            running.stop(Duration::ZERO).await;
+            state.crashed(&running, &why);
+            why
+        } else if ends && self.is_idle() && running.close_unused(self.idle_stop()) {
+            state.withdraw(None);
+            running.stop(GRACE).await;
+            state.stopped();
+            format!("nobody used it for {} s", self.idle_stop().as_secs())
+        } else {
+            return;
         };
-        let failure = match pulling.filter(|_| running.is_none()) {
-            Some(pull) => Some(on_the_way(&pull).to_string()),
-            None => failure,
-        };
-        InstanceHealth {
-            word,
-            running,
-            process: process.map(|process| process.describe()),
-            active: self.active(),
-            leaving,
-            failure,
-            usage,
-            lost: self.lost.load(Ordering::Relaxed),
-            health: health.took,
-            principal: self.principal(),
+        // Before the event of the next start.
+        self.server().emit_end(&running, why).await;
+        drop(state);
+    }
+
+    async fn report_lost(&self) {
+        let count = self.starter.lost.take_unreported();
+        if count > 0 {
+            self.server().emit(ServerEvent::Lost { count }).await;
         }
     }
 
-    /// Calls under way.
-    pub(super) fn active(&self) -> usize {
-        self.under_way.lock().len()
+    /// Begins a health check where one is due, on a task of its own.
+    fn check_health(self: &Arc<Self>) {
+        let Some(running) = self.peek().filter(|running| self.health.begin(running)) else {
+            return;
+        };
+        let instance = self.clone();
+        tokio::spawn(async move {
+            if !instance.health.check(&running, &instance.calls).await {
+                instance.end_unwell(&running).await;
+            }
+        });
     }
 
-    /// The running instance, if it runs, without starting it.
-    pub fn peek(&self) -> Option<Arc<Running>> {
-        let running = self.shown.lock().running.clone()?;
-        (running.end().is_none() && !running.calls.is_closed()).then_some(running)
+    /// Ends a process that did not answer, and starts another one, unless the instance is idle.
+    async fn end_unwell(self: &Arc<Self>, running: &Arc<Running>) {
+        let why = self.health.failure();
+        {
+            let mut state = self.lifecycle.lock().await;
+            // The process was ended or replaced meanwhile.
+            if !state.is(running) {
+                return;
+            }
+            self.server().unwell.fetch_add(1, Ordering::Relaxed);
+            self.server().emit(ServerEvent::Unwell).await;
+            running.stop(Duration::ZERO).await;
+            state.crashed(running, &why);
+            self.server().emit_end(running, why).await;
+        }
+        if !self.is_idle()
+            && let Err(failure) = self.running().await
+        {
+            tracing::debug!(%failure, "the next instance did not start");
+        }
     }
-}
 
-struct Active<'a> {
-    number: u64,
-    under_way: &'a Mutex<BTreeSet<u64>>,
-    _permit: OwnedSemaphorePermit,
-}
+    /// Ends at once what policies forbid. An instance that is being started is reviewed after its start.
+    pub(super) async fn review(&self, review: &dyn LaunchReview) {
+        self.replacement.review(review).await;
+        self.review_running(review).await;
+        // A replacement was decided on before, and the process that it replaces may have been neither
+        // running nor draining.
+        self.replacement.settled().await;
+        self.replacement.review(review).await;
+        self.review_running(review).await;
+    }
 
-impl Drop for Active<'_> {
-    fn drop(&mut self) {
-        self.under_way.lock().remove(&self.number);
+    async fn review_running(&self, review: &dyn LaunchReview) {
+        let mut state = self.lifecycle.lock().await;
+        let Some(running) = state.running().cloned() else { return };
+        let Some(refusal) = review.forbids(&self.server().name, &running.cleared).await else {
+            return;
+        };
+        let why = "policies permit it no longer".to_owned();
+        // First: callers get the refusal, and not the end of the process.
+        let _ = running.revoked.set(refusal);
+        state.withdraw(Some(why.clone()));
+        running.stop(Duration::ZERO).await;
+        state.stopped();
+        self.server().emit_end(&running, why).await;
+        drop(state);
+    }
+
+    /// Delivers the secrets that were read last, also to a process that is about to replace the running
+    /// one. Restarts the instance for the rest where the config says so.
+    ///
+    /// # Errors
+    /// Why the instance keeps its secrets.
+    pub(super) async fn rotate(
+        &self,
+        review: &dyn LaunchReview,
+    ) -> Result<RotationOutcome, String> {
+        let first = self.deliver_secrets(review).await;
+        self.replacement.settled().await;
+        // A delivery that failed the first time is repeated here.
+        let mut outcome = self.deliver_secrets(review).await?;
+        outcome.files |= first.is_ok_and(|first| first.files);
+        self.restart_outdated(outcome).await
+    }
+
+    /// [`rotate`](Self::rotate), once for all who ask at the same time.
+    ///
+    /// # Errors
+    /// Why the instance keeps its secrets.
+    pub async fn see_to_secrets(self: &Arc<Self>, review: &dyn LaunchReview) -> Result<(), String> {
+        let SecretRotation { delivering, restarting, .. } = &self.rotation;
+        delivering.ask(());
+        while let Some(mut turn) = delivering.begin() {
+            while turn.take().is_some() {
+                // A failure is repeated below.
+                let _ = self.deliver_secrets(review).await;
+            }
+        }
+        // Apart, so that the running process has the next values while a replacement is in progress.
+        let mut result = Ok(());
+        restarting.ask(());
+        while let Some(mut turn) = restarting.begin() {
+            while turn.take().is_some() {
+                self.replacement.settled().await;
+                result = match self.deliver_secrets(review).await {
+                    Ok(outcome) => self.restart_outdated(outcome).await.map(drop),
+                    Err(why) => Err(why),
+                };
+            }
+        }
+        result
+    }
+
+    async fn deliver_secrets(&self, review: &dyn LaunchReview) -> Result<RotationOutcome, String> {
+        let state = self.lifecycle.lock().await;
+        match state.running() {
+            Some(running) => self.rotation.deliver(running, review).await,
+            None => Ok(RotationOutcome::default()),
+        }
+    }
+
+    async fn restart_outdated(
+        &self,
+        mut outcome: RotationOutcome,
+    ) -> Result<RotationOutcome, String> {
+        if self.server().settings.restart_on_rotation && !outcome.outdated.is_empty() {
+            let restarted = self.restart_for_secrets().await;
+            restarted.map_err(|failure| format!("it was not restarted: {failure}"))?;
+            outcome.outdated.clear();
+        }
+        Ok(outcome)
+    }
+
+    /// Replaces the process where it has old secrets in its environment or in headers. A failure is
+    /// repeated after a pause.
+    async fn restart_for_secrets(&self) -> Result<(), CallError> {
+        let is_outdated = |running: &Running| self.rotation.is_outdated(running);
+        let replaced = self.replace_where("its secrets changed", is_outdated).await;
+        self.rotation.restarted(replaced.is_ok());
+        replaced.map(drop)
+    }
+
+    /// Repeats a failed restart where it is due, on a task of its own.
+    fn retry_restart(self: &Arc<Self>) {
+        if !self.rotation.take_due() {
+            return;
+        }
+        let instance = self.clone();
+        tokio::spawn(async move {
+            if let Err(failure) = instance.restart_for_secrets().await {
+                let server = instance.server();
+                let (server, failure) = (&server.name, server.scrubbed(failure));
+                tracing::warn!(%server, %failure, "server was not restarted for its new secrets");
+            }
+        });
+    }
+
+    /// State of the instance, for `portcullis server ls` and the metrics.
+    pub(super) async fn standing(&self) -> InstanceHealth {
+        let snapshot = self.lifecycle.snapshot();
+        let process = snapshot.running.as_ref().and_then(|running| running.process.clone());
+        let usage = match &process {
+            Some(process) => {
+                tokio::time::timeout(USAGE_TIMEOUT, process.usage()).await.unwrap_or_default()
+            }
+            None => None,
+        };
+        let draining = self.replacement.draining().map(|running| {
+            let calls = running.calls.len();
+            (running, calls)
+        });
+        let pull = self.starter.pull.current();
+        let word = match (&snapshot.running, &snapshot.failure) {
+            (Some(_), _) if self.health.is_late() => "unhealthy",
+            (Some(_), _) if self.health.took().is_some() => "healthy",
+            (Some(_), _) => "running",
+            (None, _) if pull.is_some() => "pulling",
+            (None, _) if self.lifecycle.breaker.is_half_open() => "resting",
+            (None, Some(_)) => "failed",
+            (None, None) => "stopped",
+        };
+        let failure = match pull.filter(|_| snapshot.running.is_none()) {
+            Some(pull) => Some(CallError::from(&pull).to_string()),
+            None => snapshot.failure,
+        };
+        InstanceHealth {
+            word,
+            running: snapshot.running,
+            process: process.map(|process| process.describe()),
+            active: self.active(),
+            draining,
+            failure,
+            usage,
+            lost: self.starter.lost.count(),
+            health: self.health.took(),
+            principal: self.starter.principal(),
+        }
     }
 }

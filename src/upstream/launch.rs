@@ -1,7 +1,10 @@
-//! How an instance is started: its process, its line, its greeting.
+//! Starts of a server in the name of one client, or of all: process, connection, handshake.
 
 use std::{
-    sync::{Arc, OnceLock, atomic::Ordering},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -10,26 +13,29 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::{SetOnce, oneshot},
 };
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Deadline,
+    call_error::CallError,
+    deadline::Deadline,
     discovery::Definitions,
     event::{
-        Connecting, DeliveryMethod, LaunchDenied, LaunchRequest, Pulling, SecretDelivery,
-        ServerEvent,
+        Connecting, LaunchDenied, LaunchRequest, Pulling, SecretDelivery, ServerEvent, Started,
     },
     handshake::{Handshake, HandshakeParams, greet},
     http::{Http, Sse},
-    images::{ImageError, Pinned, Pull, Readiness, on_its_way},
-    instance::{Instance, ServerShared},
-    launcher::{Placement, PreparedLaunch, origin},
-    message_sink::MessageSink,
+    image_pull::ImagePull,
+    images::{Pinned, Readiness},
+    instance_key::InstanceOwner,
+    launcher::PreparedLaunch,
+    message_sink::{LostMessages, MessageSink},
+    placement::{Placement, origin},
     running::{NUMBERS, Running, SecretHistory, end},
-    server_secrets::{DeliveredSecret, SecretSet},
+    secret_set::{DeliveredSecret, DeliveryMethod, SecretScope, SecretSet},
+    server_shared::ServerShared,
     stderr_log,
     stdio::StdioTransport,
-    transport::{CallError, ServerTransport},
+    transport::ServerTransport,
 };
 use crate::config::{Era, Transport};
 use portcullis_chain::{Party, Weight, in_turns};
@@ -37,7 +43,7 @@ use portcullis_protocol::{identity::PrincipalKind, names::DecisionId};
 use portcullis_runtime::container::Engine;
 use portcullis_runtime::{
     egress_netns::EgressContext,
-    process::{Exit, Handle, LaunchFailure, Origin},
+    process::{Exit, Handle, Origin},
 };
 use portcullis_vault::Folder;
 
@@ -81,7 +87,7 @@ pub(super) struct SpawnedProcess {
 /// One start of an instance.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Launch<'a> {
-    /// What joins all that is told of it.
+    /// Id that all events of the launch have.
     pub id: DecisionId,
     /// How long it may take. It stands still while the audit log is waited for, which has a
     /// deadline of its own.
@@ -90,25 +96,111 @@ pub(super) struct Launch<'a> {
     pub until: Instant,
 }
 
-impl Instance {
+/// Starts a server in the name of one client, or of all.
+pub(super) struct Starter {
+    pub server: Arc<ServerShared>,
+    pub owner: Option<InstanceOwner>,
+    /// Whose secrets the server gets.
+    pub scope: SecretScope,
+    /// Whether changes of lists are reported. Of the instances that all clients share, one reports them.
+    pub reports_lists: bool,
+    /// Whether a probe of the era has ended the process. Then the probe is not repeated.
+    known_legacy: AtomicBool,
+    pub pull: ImagePull,
+    pub lost: Arc<LostMessages>,
+}
+
+impl Starter {
+    pub fn new(server: Arc<ServerShared>, owner: Option<InstanceOwner>) -> Self {
+        let scope = SecretScope::of(&server.settings, owner.as_ref().map(|owner| &owner.principal));
+        Self {
+            server,
+            owner,
+            scope,
+            reports_lists: true,
+            known_legacy: AtomicBool::new(false),
+            pull: ImagePull::default(),
+            lost: Arc::default(),
+        }
+    }
+
+    /// The client in whose name the server starts.
+    pub fn principal(&self) -> Option<PrincipalKind> {
+        self.owner.as_ref().map(|owner| owner.principal.clone())
+    }
+
+    /// Starts a process, or takes a spare one, and does the handshake. Reports the result. The image is
+    /// awaited until then.
+    pub async fn launch(
+        &self,
+        spare: impl Future<Output = Option<SpawnedProcess>>,
+        until: Instant,
+        closing: &CancellationToken,
+    ) -> Result<Arc<Running>, CallError> {
+        let clock = Deadline::new(self.server.start_timeout());
+        let began = Instant::now();
+        let spare = spare.await;
+        let id = spare.as_ref().map_or_else(DecisionId::next, |spare| spare.cleared.launch);
+        let started = tokio::select! {
+            biased;
+            started = self.start(Launch { id, clock: &clock, until }, spare) => started,
+            () = clock.expired() => Err(CallError::Unavailable(format!(
+                "it did not start within {} s (`start-timeout-s`)",
+                self.server.settings.start_timeout_s
+            ))),
+            () = closing.cancelled() => {
+                let ended = || CallError::Unavailable("it was ended while it was being started".into());
+                Err(self.server.ensure_active().map_or_else(CallError::from, |()| ended()))
+            }
+        };
+        match started {
+            Ok(running) => {
+                self.server
+                    .emit(ServerEvent::Started(Box::new(Started {
+                        launch: id,
+                        place: running.place.clone(),
+                        process: running.process.as_ref().map(|p| p.describe()).unwrap_or_default(),
+                        origin: running.origin.clone(),
+                        party: self.principal(),
+                        revision: running.greeting.revision,
+                        server_info: running.greeting.claims(),
+                        took: began.elapsed(),
+                    })))
+                    .await;
+                Ok(Arc::new(running))
+            }
+            Err(failure) => Err(self.not_started(id, failure).await),
+        }
+    }
+
+    /// Reports a failed start. Returns the failure as it may be logged.
+    pub async fn not_started(&self, launch: DecisionId, failure: CallError) -> CallError {
+        let failure = self.server.scrubbed(failure);
+        let why = failure.to_string();
+        let place = self.server.launcher.place(&self.server.settings);
+        let party = self.principal();
+        self.server.emit(ServerEvent::NotStarted { launch, place, party, why }).await;
+        failure
+    }
+
     /// Starts it, by way of a spare process where there is one.
-    pub(super) async fn start(
+    async fn start(
         &self,
         launch: Launch<'_>,
-        mut spare: Option<SpawnedProcess>,
+        spare: Option<SpawnedProcess>,
     ) -> Result<Running, CallError> {
         // One of a party's own exists because the server is a legacy one, as the shared one found.
         let known = self.known_legacy.load(Ordering::Relaxed)
-            || self.party.is_some() && *self.common.era.read() == Some(Era::Legacy);
-        let probe = self.common.settings.era == Era::Auto && !known;
-        let era = match self.common.settings.era {
+            || self.owner.is_some() && *self.server.era.read() == Some(Era::Legacy);
+        let probe = self.server.settings.era == Era::Auto && !known;
+        let era = match self.server.settings.era {
             Era::Auto if !probe => Era::Legacy,
             era => era,
         };
-        match self.start_as(launch, era, spare.take()).await {
+        match self.start_as(launch, era, spare).await {
             Err((failure, true)) if probe => {
-                let failure = self.told(failure);
-                tracing::debug!(server = %self.common.name, %failure, "server exited during discovery; starting it as a legacy server");
+                let failure = self.server.scrubbed(failure);
+                tracing::debug!(server = %self.server.name, %failure, "server exited during discovery; starting it as a legacy server");
                 self.known_legacy.store(true, Ordering::Relaxed);
                 self.start_as(launch, Era::Legacy, None).await.map_err(|(failure, _)| failure)
             }
@@ -125,22 +217,22 @@ impl Instance {
     ) -> Result<Running, (CallError, bool)> {
         let definitions = Arc::new(Definitions::default());
         let ear = MessageSink::new(
-            self.common.name.clone(),
-            self.party().cloned(),
+            self.server.name.clone(),
+            self.owner.as_ref().map(|owner| owner.key.clone()),
             definitions.clone(),
-            self.common.heard.clone(),
+            self.server.unrouted.clone(),
             self.lost.clone(),
         );
-        let ear = if self.quiet { ear.without_lists() } else { ear };
-        let hello = self.party.as_ref().map(HandshakeParams::of).unwrap_or_default();
+        let ear = if self.reports_lists { ear } else { ear.without_lists() };
+        let hello = self.owner.as_ref().map(HandshakeParams::of).unwrap_or_default();
         let line = self.line(launch, &ear, spare).await;
         let mut line = line.map_err(|failure| (failure, false))?;
-        let greeting = greet(line.link.as_ref(), era, &hello, self.start_timeout());
+        let greeting = greet(line.link.as_ref(), era, &hello, self.server.start_timeout());
         let mut greeted =
-            in_turns(Party::Server(self.common.name.clone()), Weight::NONE, greeting).await;
+            in_turns(Party::Server(self.server.name.clone()), Weight::NONE, greeting).await;
         if greeted.is_err()
             && line.link.turned_away()
-            && self.common.settings.transport == Transport::Auto
+            && self.server.settings.transport == Transport::Auto
             && let Ok((older, cleared, handed, greeting)) =
                 self.older(launch, ear.clone(), &hello).await
         {
@@ -152,15 +244,14 @@ impl Instance {
         match greeted {
             Ok(greeting) => {
                 let greeting = Arc::new(greeting);
-                if self.party.is_none() {
-                    self.common.learn_greeting(&greeting);
+                if self.owner.is_none() {
+                    self.server.discovery.learn_greeting(&greeting);
                 }
                 let modern = greeting.revision.is_modern();
-                *self.common.era.write() = Some(if modern { Era::Modern } else { Era::Legacy });
+                *self.server.era.write() = Some(if modern { Era::Modern } else { Era::Legacy });
                 let (number, since) = (NUMBERS.fetch_add(1, Ordering::Relaxed), Instant::now());
                 Ok(Running {
                     number,
-                    launch: launch.id,
                     link,
                     ear,
                     listening: Mutex::default(),
@@ -186,7 +277,7 @@ impl Instance {
                 if let Some(process) = &process {
                     end(process.as_ref(), Duration::ZERO).await;
                 }
-                let failure = if died { self.with_exit(failure, &exit) } else { failure };
+                let failure = if died { self.server.with_exit(failure, &exit) } else { failure };
                 Err((failure, died))
             }
         }
@@ -198,12 +289,10 @@ impl Instance {
     /// Where a secret does not resolve, or the image does not resolve, or nothing may
     /// be started any more.
     async fn prepare(&self) -> Result<PreparedLaunch, CallError> {
-        let ServerShared { launcher, name, settings, .. } = &*self.common;
-        let handed = self.common.hand(&self.whose()).await;
-        let handed = handed.map_err(|failure| refused(&failure))?;
-        let prepared = launcher.prepare(name, settings, handed).await;
-        let prepared = prepared.map_err(|failure| refused(&failure))?;
-        self.still_there()?;
+        let ServerShared { launcher, name, settings, .. } = &*self.server;
+        let secrets = self.server.secrets.load(&self.scope).await?;
+        let prepared = launcher.prepare(name, settings, secrets).await?;
+        self.server.ensure_active()?;
         Ok(prepared)
     }
 
@@ -213,22 +302,22 @@ impl Instance {
         ear: &MessageSink,
         spare: Option<SpawnedProcess>,
     ) -> Result<ConnectedProcess, CallError> {
-        let (settings, launcher) = (&self.common.settings, &self.common.launcher);
+        let (settings, launcher) = (&self.server.settings, &self.server.launcher);
         if let Some(url) = &settings.url {
             let prepared = self.prepare().await?;
             let headers = &prepared.handed.by(DeliveryMethod::Header);
-            let found = self.common.sse.load(Ordering::Relaxed);
+            let found = self.server.sse.load(Ordering::Relaxed);
             let sse = match settings.transport {
                 Transport::Auto => found,
                 other => other == Transport::Sse,
             };
             let cleared = self.announce(launch, Some((url, sse)), &prepared).await?;
-            self.still_there()?;
+            self.server.ensure_active()?;
             let link: Arc<dyn ServerTransport> = match settings.transport {
                 Transport::Auto if found => {
                     let opened = Sse::open(url, headers, launcher.caps, ear.clone()).await;
-                    // It may speak otherwise by now: next time it is asked anew.
-                    self.common.sse.store(opened.is_ok(), Ordering::Relaxed);
+                    // The server may have changed: the next start asks again.
+                    self.server.sse.store(opened.is_ok(), Ordering::Relaxed);
                     Arc::new(opened?)
                 }
                 Transport::Sse => {
@@ -268,23 +357,23 @@ impl Instance {
     ///
     /// # Errors
     /// A [`CallError`] where it may not be started, or does not start.
-    pub(super) async fn begin(
+    pub async fn begin(
         &self,
         launch: Launch<'_>,
         spare: Option<SpawnedProcess>,
     ) -> Result<SpawnedProcess, CallError> {
-        let (name, settings) = (&self.common.name, &self.common.settings);
-        let launcher = &self.common.launcher;
+        let (name, settings) = (&self.server.name, &self.server.settings);
+        let launcher = &self.server.launcher;
         let mut prepared = self.prepare().await?;
         if let Some(spare) = &spare {
             prepared.place = spare.place.clone();
         }
         let cleared = self.announce(launch, None, &prepared).await?;
-        if let Err(over) = self.still_there() {
+        if let Err(refusal) = self.server.ensure_active() {
             if let Some(spare) = spare {
                 end(spare.handle.as_ref(), Duration::ZERO).await;
             }
-            return Err(over);
+            return Err(refusal.into());
         }
         if let Some(spare) = spare {
             // What runs is what was decided now, not what was when it began.
@@ -312,15 +401,14 @@ impl Instance {
             && settings.pod_socket.is_none()
         {
             self.fetch(launch, engine, pinned).await?;
-            self.still_there()?;
+            self.server.ensure_active()?;
         }
         let principal = Arc::new(self.principal().map_or_else(OnceLock::new, OnceLock::from));
         let reacher =
             EgressContext { launch: launch.id, server: name.clone(), principal: principal.clone() };
-        let started = launcher.start(reacher, settings, &prepared).await;
-        let (process, folder) = started.map_err(|failure| refused(&failure))?;
+        let (process, folder) = launcher.start(reacher, settings, &prepared).await?;
         let PreparedLaunch { handed, place, .. } = prepared;
-        let (log, scrub) = (self.common.log.clone(), self.common.scrub.clone());
+        let (log, scrub) = (self.server.log.clone(), self.server.scrub.clone());
         let given = SecretHistory::new(handed.clone());
         tokio::spawn(stderr_log::keep(process.stderr, log, scrub, {
             let given = given.clone();
@@ -359,66 +447,26 @@ impl Instance {
         engine: &Engine,
         pinned: &Pinned,
     ) -> Result<(), CallError> {
-        let ServerShared { launcher, name, .. } = &*self.common;
-        let failed = |failed: ImageError| refused(&failed.into());
+        let ServerShared { launcher, name, .. } = &*self.server;
         if pinned.is_new {
-            launcher.images.lock(name, pinned).await.map_err(failed)?;
-            self.still_there()?;
+            launcher.images.lock(name, pinned).await?;
+            self.server.ensure_active()?;
         }
-        let ready = launcher.images.ready(engine, pinned).await.map_err(failed)?;
+        let ready = launcher.images.ready(engine, pinned).await?;
         let Readiness::Pulling(pull, by_us) = ready else { return Ok(()) };
         if by_us {
-            let (launch, events, end) = (launch.id, self.common.events.clone(), pull.end.clone());
+            let (launch, server, end) = (launch.id, self.server.clone(), pull.end.clone());
             let (image, digest) = (pinned.name.clone(), pinned.digest().to_owned());
             tokio::spawn(async move {
                 let outcome = end.await;
                 let pulling = Box::new(Pulling { launch, image, digest, outcome });
-                let _ = events.send(ServerEvent::Pulled(pulling)).await;
+                server.emit(ServerEvent::Pulled(pulling)).await;
             });
         }
         // Whoever looks whether it is over finds that it is, though nobody may wait for it.
         tokio::spawn(pull.end.clone());
-        self.pull.send_replace(Some(pull));
-        self.pulled(launch.until).await
-    }
-
-    /// Waits where its image is being pulled, until then at the latest.
-    ///
-    /// # Errors
-    /// [`Failure::Pulling`] where it still is, or why it was not pulled.
-    pub(super) async fn pulled(&self, until: Instant) -> Result<(), CallError> {
-        let Some(pull) = self.pulling() else { return Ok(()) };
-        match tokio::time::timeout_at(until.into(), pull.end.clone()).await {
-            Ok(ended) => ended.map(drop).map_err(|failed| refused(&failed.into())),
-            Err(_) => Err(on_the_way(&pull)),
-        }
-    }
-
-    /// The pull of its image that is under way.
-    pub(super) fn pulling(&self) -> Option<Pull> {
-        self.pull.borrow().clone().filter(|pull| pull.end.peek().is_none())
-    }
-
-    /// Done once that time is over and whoever starts it waits for its image.
-    pub(super) async fn pulled_past(&self, until: Instant) -> CallError {
-        tokio::time::sleep_until(until.into()).await;
-        let mut pull = self.pull.subscribe();
-        let under_way =
-            |pull: &Option<Pull>| pull.as_ref().is_some_and(|pull| pull.end.peek().is_none());
-        match pull.wait_for(under_way).await.ok().as_deref() {
-            Some(Some(pull)) => on_the_way(pull),
-            // The sender is this instance's, so it is there.
-            _ => CallError::Pulling(String::new()),
-        }
-    }
-
-    /// Whether anything may still be started of it: the config may have another in its place. Asked
-    /// again after whatever takes a while.
-    ///
-    /// # Errors
-    /// Why not.
-    pub(super) fn still_there(&self) -> Result<(), CallError> {
-        self.common.still_there().map_err(|refusal| CallError::Forbidden(Box::new(refusal)))
+        self.pull.set(pull);
+        self.pull.finished(launch.until).await
     }
 
     /// Greets a remote server over HTTP+SSE, which it may speak where it takes no greeting over
@@ -430,18 +478,18 @@ impl Instance {
         hello: &HandshakeParams,
     ) -> Result<(Arc<dyn ServerTransport>, Arc<LaunchRequest>, Arc<SecretSet>, Handshake), CallError>
     {
-        let url = self.common.settings.url.as_deref().unwrap_or_default();
+        let url = self.server.settings.url.as_deref().unwrap_or_default();
         let prepared = self.prepare().await?;
         let cleared = self.announce(launch, Some((url, true)), &prepared).await?;
-        self.still_there()?;
+        self.server.ensure_active()?;
         let handed = prepared.handed;
         let link =
-            Sse::open(url, &handed.by(DeliveryMethod::Header), self.common.launcher.caps, ear)
+            Sse::open(url, &handed.by(DeliveryMethod::Header), self.server.launcher.caps, ear)
                 .await?;
-        let greeting = greet(&link, Era::Legacy, hello, self.start_timeout());
+        let greeting = greet(&link, Era::Legacy, hello, self.server.start_timeout());
         let greeting =
-            in_turns(Party::Server(self.common.name.clone()), Weight::NONE, greeting).await?;
-        self.common.sse.store(true, Ordering::Relaxed);
+            in_turns(Party::Server(self.server.name.clone()), Weight::NONE, greeting).await?;
+        self.server.sse.store(true, Ordering::Relaxed);
         Ok((Arc::new(link), cleared, handed, greeting))
     }
 
@@ -457,19 +505,19 @@ impl Instance {
         way: Option<(&str, bool)>,
         PreparedLaunch { handed, pinned, hashed, place, .. }: &PreparedLaunch,
     ) -> Result<Arc<LaunchRequest>, CallError> {
-        let launcher = &self.common.launcher;
-        let program = launcher.looking(&self.common.name, &self.common.settings, {
+        let launcher = &self.server.launcher;
+        let program = launcher.looking(&self.server.name, &self.server.settings, {
             let pinned = pinned.clone();
             move |launcher, name, settings| launcher.program_of(name, settings, pinned.as_ref())
         });
-        let mut program = program.await.map_err(|failure| refused(&failure))?;
+        let mut program = program.await?;
         let pinned = pinned.as_ref();
         if let Some(hashed) = hashed {
             program.digest = Some(hashed.digest.clone());
         }
         if let Some(pinned) = pinned {
-            let signed = launcher.signed(&self.common.name, &self.common.settings, pinned).await;
-            program.signed = signed.map_err(|failure| refused(&failure))?;
+            program.signed =
+                launcher.signed(&self.server.name, &self.server.settings, pinned).await?;
         }
         let launching = Arc::new(LaunchRequest {
             launch: launch.id,
@@ -487,7 +535,7 @@ impl Instance {
         });
         let _paused = launch.clock.pause();
         let (recorded, answer) = oneshot::channel();
-        self.say(ServerEvent::Launching(launching.clone(), recorded)).await;
+        self.server.emit(ServerEvent::Launching(launching.clone(), recorded)).await;
         let nobody = |_| Err(LaunchDenied::Unrecorded("the proxy is shutting down".to_owned()));
         answer.await.unwrap_or_else(nobody).map_err(|why| match why {
             LaunchDenied::Unrecorded(why) => CallError::Unrecorded(why),
@@ -509,13 +557,25 @@ impl From<&DeliveredSecret> for SecretDelivery {
     }
 }
 
-pub(super) fn on_the_way(pull: &Pull) -> CallError {
-    CallError::Pulling(on_its_way(*pull.progress.borrow()))
-}
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::running::tests::{cleared, handle};
 
-fn refused(failure: &LaunchFailure) -> CallError {
-    CallError::Unavailable(match &failure.remedy {
-        Some(remedy) => format!("{} ({remedy})", failure.what),
-        None => failure.what.clone(),
-    })
+    /// A process that has received no message.
+    pub fn spawned(secrets: Arc<SecretSet>) -> SpawnedProcess {
+        SpawnedProcess {
+            stdin: Box::new(tokio::io::sink()),
+            stdout: Box::new(tokio::io::empty()),
+            handle: handle(),
+            exit: Arc::default(),
+            principal: Arc::default(),
+            place: Placement::Sandbox { why: "test".into() },
+            origin: Origin::default(),
+            cleared: cleared(),
+            given: SecretHistory::new(secrets.clone()),
+            handed: secrets,
+            folder: None,
+        }
+    }
 }

@@ -8,11 +8,12 @@ use std::{
 
 use super::{
     engine_handle::Engines,
-    event::{DeliveryMethod, Program},
     image_signatures::{SignatureVerifier, SignedBy},
     images::{Images, Pinned},
     instance_key::RevokedClients,
-    server_secrets::{SecretBroker, SecretSet},
+    placement::{Placement, Program, origin},
+    secret_broker::SecretBroker,
+    secret_set::{DeliveryMethod, SecretSet},
 };
 use crate::config::{self, Runtime};
 use portcullis_foundation::fair_semaphore::FairSemaphore;
@@ -54,50 +55,6 @@ pub struct Launcher {
     pub dismissed: RevokedClients,
     /// Looks at the folders of servers, by name and mounts.
     pub looks: FairSemaphore<String>,
-}
-
-/// Where a server is to run, and why there.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Placement {
-    /// In a container of an image, or of the packed program.
-    Container {
-        why: String,
-    },
-    Sandbox {
-        why: String,
-    },
-    Remote {
-        /// Where, without more: `https://mcp.example.com`, as [`origin`] has it.
-        url: String,
-    },
-}
-
-/// A server's URL as it is told of: its scheme, host and port. Hosted servers hand out URLs of which the
-/// path is a key, and nobody can tell those from others.
-pub fn origin(url: &str) -> String {
-    match reqwest::Url::parse(url) {
-        Ok(url) => url.origin().ascii_serialization(),
-        Err(_) => "a URL that cannot be read".to_owned(),
-    }
-}
-
-impl Placement {
-    /// The kind in one word.
-    pub fn kind(&self) -> &'static str {
-        match self {
-            Self::Container { .. } => "container",
-            Self::Sandbox { .. } => "sandbox",
-            Self::Remote { .. } => "remote",
-        }
-    }
-
-    /// Why there.
-    pub fn why(&self) -> &str {
-        match self {
-            Self::Container { why } | Self::Sandbox { why } => why,
-            Self::Remote { url } => url,
-        }
-    }
 }
 
 /// What a start goes by, from the decision on it to its end.

@@ -23,6 +23,30 @@ const QUEUE: usize = 64;
 /// call.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// Messages of one instance that were dropped because a queue was full.
+#[derive(Debug, Default)]
+pub(super) struct LostMessages {
+    count: AtomicU64,
+    reported: AtomicU64,
+}
+
+impl LostMessages {
+    /// Number of all dropped messages.
+    pub fn count(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// Number of messages that were dropped since the last report.
+    pub fn take_unreported(&self) -> u64 {
+        let count = self.count();
+        count.saturating_sub(self.reported.swap(count, Ordering::Relaxed))
+    }
+
+    fn add(&self) -> u64 {
+        self.count.fetch_add(1, Ordering::Relaxed) + 1
+    }
+}
+
 /// What one running instance says goes through here.
 #[derive(Clone)]
 pub(super) struct MessageSink {
@@ -30,8 +54,7 @@ pub(super) struct MessageSink {
     party: Option<InstanceKey>,
     definitions: Arc<Definitions>,
     queue: mpsc::Sender<ServerMessage>,
-    /// What did not fit a queue.
-    lost: Arc<AtomicU64>,
+    lost: Arc<LostMessages>,
     /// Whether others tell of lists that change.
     lists_apart: bool,
 }
@@ -43,7 +66,7 @@ impl MessageSink {
         party: Option<InstanceKey>,
         definitions: Arc<Definitions>,
         heard: mpsc::Sender<UnroutedMessage>,
-        lost: Arc<AtomicU64>,
+        lost: Arc<LostMessages>,
     ) -> Self {
         // A queue for each instance: one that floods fills its own.
         let (queue, mut waiting) = mpsc::channel(QUEUE);
@@ -134,7 +157,7 @@ impl MessageSink {
     /// Counts what nobody could take. A request among them is answered by the drop of its answer's
     /// sender.
     fn lose(&self, said: &ServerMessage) {
-        let lost = self.lost.fetch_add(1, Ordering::Relaxed) + 1;
+        let lost = self.lost.add();
         // Of a flood, the first of each power of two is told; all are counted for the record.
         if lost.is_power_of_two() {
             let request = matches!(said, ServerMessage::Request { .. });
@@ -166,7 +189,8 @@ mod tests {
             taken += 1;
         }
         assert!(taken < all);
-        assert_eq!(taken + lost.load(Ordering::Relaxed), all);
+        assert_eq!(taken + lost.count(), all);
+        assert_eq!((lost.take_unreported(), lost.take_unreported()), (lost.count(), 0));
     }
 
     #[tokio::test]
@@ -190,7 +214,7 @@ mod tests {
                     taken
                 }
             );
-            assert_eq!(ear.lost.load(Ordering::Relaxed), lost);
+            assert_eq!(ear.lost.count(), lost);
             assert_eq!(taken + lost, 3);
         }
     }

@@ -19,11 +19,11 @@ use tokio::{
 
 use super::{
     batch,
+    call_error::CallError,
     message_sink::MessageSink,
     pending_requests::PendingServerRequests,
     transport::{
-        Call, CallError, OriginalIds, Reply, ServerMessage, nobody, pong, progress_token,
-        subscription,
+        Call, OriginalIds, Reply, ServerMessage, nobody, pong, progress_token, subscription,
     },
 };
 use portcullis_chain::{Party, Weight, in_turns};

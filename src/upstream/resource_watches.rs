@@ -7,10 +7,10 @@ use serde_json::json;
 use tokio::sync::watch;
 
 use super::{
+    call_error::CallError,
     change_subscription::{self, Granted, WantedResources},
-    instance::Instance,
     running::Running,
-    transport::{Call, CallError, Reply},
+    transport::{Call, Reply},
 };
 use portcullis_protocol::exchange::Method;
 
@@ -21,7 +21,7 @@ const MOST: usize = 4_096;
 const RENEWAL: Duration = Duration::from_secs(30);
 
 /// What is watched on one instance.
-pub(super) struct Watched {
+pub(super) struct ResourceWatches {
     wanted: watch::Sender<WantedResources>,
     /// What a modern server said to that.
     granted: watch::Sender<Granted>,
@@ -29,14 +29,14 @@ pub(super) struct Watched {
     changing: tokio::sync::Mutex<()>,
 }
 
-impl Default for Watched {
+impl Default for ResourceWatches {
     fn default() -> Self {
         let (wanted, granted) = (watch::Sender::default(), watch::Sender::default());
         Self { wanted, granted, changing: tokio::sync::Mutex::default() }
     }
 }
 
-impl Watched {
+impl ResourceWatches {
     pub fn is_empty(&self) -> bool {
         self.wanted.borrow().is_empty()
     }
@@ -111,6 +111,60 @@ impl Watched {
         *running.listening.lock() = Some(tokio_util::task::AbortOnDropHandle::new(renewing));
     }
 
+    /// Subscribes one client to a resource at a running instance. The subscription is repeated whenever
+    /// the instance starts, until each client has [`unwatch`](Self::unwatch)ed. `call` makes the request
+    /// to a legacy server.
+    ///
+    /// # Errors
+    /// A [`CallError`] where the server did not answer. Its refusal is a [`Reply::Error`].
+    pub async fn watch<W: Future<Output = Result<Reply, CallError>>>(
+        &self,
+        running: &Running,
+        uri: &str,
+        timeout: Duration,
+        call: impl FnOnce(Call) -> W,
+    ) -> Result<Reply, CallError> {
+        // Dropped last: nobody else may count on a subscription that is being taken back.
+        let mut turn = None;
+        let mut watching = Watching { watched: self, uri, takes_back: false };
+        let change = change(Method::SUBSCRIBE, uri, timeout);
+        let clock = change.clock.clone();
+        let work = async {
+            if running.greeting.revision.is_modern() {
+                self.add(uri)?;
+                watching.takes_back = true;
+                return self.granted(uri).await;
+            }
+            turn = Some(self.changing.lock().await);
+            let first = self.add(uri)?;
+            watching.takes_back = true;
+            if first { call(change).await } else { Ok(Reply::Result(Bytes::from_static(b"{}"))) }
+        };
+        let reply = clock.bound(work).await;
+        watching.takes_back &= !matches!(reply, Ok(Reply::Result(_)));
+        reply
+    }
+
+    /// Ends the subscription of one client. After the last one, `call` tells the server.
+    ///
+    /// # Errors
+    /// A [`CallError`] where the server did not answer. The subscription has ended nevertheless.
+    pub async fn unwatch<W: Future<Output = Result<(), CallError>>>(
+        &self,
+        uri: &str,
+        timeout: Duration,
+        call: impl FnOnce(Call) -> W,
+    ) -> Result<(), CallError> {
+        let change = change(Method::UNSUBSCRIBE, uri, timeout);
+        let clock = change.clock.clone();
+        let turn = clock.bound(async { Ok(self.changing.lock().await) }).await;
+        if !self.remove(uri) {
+            return Ok(());
+        }
+        let _one_at_a_time = turn?;
+        call(change).await
+    }
+
     /// What a modern server grants of one resource, once it has said so.
     async fn granted(&self, uri: &str) -> Result<Reply, CallError> {
         let mut granted = self.granted.subscribe();
@@ -132,64 +186,9 @@ impl Watched {
     }
 }
 
-impl Instance {
-    /// Asks the server to tell of changes of a resource, starting it if need be. It is told again
-    /// whenever it is started, until each that watches has [`unwatch`](Self::unwatch)ed. What
-    /// it tells is [`Heard`](super::Heard).
-    ///
-    /// # Errors
-    /// A [`CallError`] where the server did not answer. Its refusal is a [`Reply::Error`].
-    pub async fn watch(self: &Arc<Self>, uri: &str) -> Result<Reply, CallError> {
-        let running = self.running().await?;
-        // Dropped last: nobody else may count on a subscription that is being taken back.
-        let mut turn = None;
-        let mut watching = Watching { watched: &self.watched, uri, takes_back: false };
-        let change = change(Method::SUBSCRIBE, uri, self.call_timeout());
-        let clock = change.clock.clone();
-        let work = async {
-            if running.greeting.revision.is_modern() {
-                self.watched.add(uri)?;
-                watching.takes_back = true;
-                return self.watched.granted(uri).await;
-            }
-            turn = Some(self.watched.changing.lock().await);
-            let first = self.watched.add(uri)?;
-            watching.takes_back = true;
-            if first {
-                self.call(&running, change).await
-            } else {
-                Ok(Reply::Result(Bytes::from_static(b"{}")))
-            }
-        };
-        let reply = clock.bound(work).await;
-        watching.takes_back &= !matches!(reply, Ok(Reply::Result(_)));
-        reply
-    }
-
-    /// One that watched does so no longer. After the last, the server is told, if it runs.
-    ///
-    /// # Errors
-    /// A [`CallError`] where the server did not answer; the resource is no longer watched all the
-    /// same.
-    pub async fn unwatch(self: &Arc<Self>, uri: &str) -> Result<(), CallError> {
-        let change = change(Method::UNSUBSCRIBE, uri, self.call_timeout());
-        let clock = change.clock.clone();
-        let turn = clock.bound(async { Ok(self.watched.changing.lock().await) }).await;
-        if !self.watched.remove(uri) {
-            return Ok(());
-        }
-        let _one_at_a_time = turn?;
-        match self.peek().filter(|running| !running.greeting.revision.is_modern()) {
-            Some(running) => self.call(&running, change).await.map(drop),
-            // A modern server hears of it by the next subscription.
-            None => Ok(()),
-        }
-    }
-}
-
 /// Takes back what was wanted where the server does not grant it, or the caller gives up.
 struct Watching<'a> {
-    watched: &'a Watched,
+    watched: &'a ResourceWatches,
     uri: &'a str,
     takes_back: bool,
 }
@@ -204,4 +203,55 @@ impl Drop for Watching<'_> {
 
 fn change(method: &str, uri: &str, limit: Duration) -> Call {
     Call::own(method, Some(json!({ "uri": uri }).to_string().into()), limit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::running::tests::running;
+
+    const TIMEOUT: Duration = Duration::from_secs(30);
+
+    async fn unreachable(_: Call) -> Result<Reply, CallError> {
+        panic!("the server was called")
+    }
+
+    #[tokio::test]
+    async fn a_server_is_asked_for_the_first_watch_and_the_last() {
+        let (watches, running) = (ResourceWatches::default(), running(true));
+        let empty = || Reply::Result(Bytes::from_static(b"{}"));
+        let asked = watches.watch(&running, "a", TIMEOUT, async |call| {
+            assert_eq!(call.method.as_str(), Method::SUBSCRIBE);
+            Ok(empty())
+        });
+        assert!(matches!(asked.await, Ok(Reply::Result(_))));
+        let again = watches.watch(&running, "a", TIMEOUT, unreachable);
+        assert!(matches!(again.await, Ok(Reply::Result(_))));
+        let unasked = async |call| unreachable(call).await.map(drop);
+        assert_eq!(watches.unwatch("a", TIMEOUT, unasked).await, Ok(()));
+        assert!(!watches.is_empty());
+        let failed = CallError::Forgotten;
+        let last = watches.unwatch("a", TIMEOUT, async |_| Err(CallError::Forgotten));
+        assert_eq!(last.await, Err(failed));
+        assert!(watches.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_refused_watch_is_taken_back() {
+        let (watches, running) = (ResourceWatches::default(), running(true));
+        let refusal = async |_| Ok(Reply::Error(Bytes::from_static(b"{}")));
+        let reply = watches.watch(&running, "a", TIMEOUT, refusal).await;
+        assert!(matches!(reply, Ok(Reply::Error(_))) && watches.is_empty());
+    }
+
+    #[test]
+    fn watches_are_bounded() {
+        let watches = ResourceWatches::default();
+        for n in 0..MOST {
+            assert_eq!(watches.add(&n.to_string()), Ok(true));
+        }
+        let full = CallError::Overloaded { what: "watched resources", most: MOST };
+        assert_eq!(watches.add("one more"), Err(full));
+        assert_eq!(watches.add("0"), Ok(false));
+    }
 }

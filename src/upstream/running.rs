@@ -10,15 +10,11 @@ use tokio::sync::SetOnce;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use super::{
-    discovery::Definitions,
-    event::LaunchRequest,
-    handshake::Handshake,
-    launcher::Placement,
-    message_sink::MessageSink,
-    server_secrets::SecretSet,
-    transport::{CallError, ServerTransport},
+    call_error::CallError, discovery::Definitions, event::LaunchRequest, handshake::Handshake,
+    message_sink::MessageSink, placement::Placement, secret_set::SecretSet,
+    transport::ServerTransport,
 };
-use portcullis_protocol::{names::DecisionId, refusal::Refusal};
+use portcullis_protocol::refusal::Refusal;
 use portcullis_runtime::process::{Exit, Handle, Origin};
 use portcullis_vault::Folder;
 
@@ -31,8 +27,6 @@ const FORCE: Duration = Duration::from_secs(5);
 pub struct Running {
     /// No two that ever ran have the same.
     pub number: u64,
-    /// What joins all that is told of it.
-    pub(super) launch: DecisionId,
     pub(super) link: Arc<dyn ServerTransport>,
     pub(super) ear: MessageSink,
     /// What keeps the server telling of what is watched.
@@ -47,7 +41,7 @@ pub struct Running {
     pub since: Instant,
     /// The least severe log messages that it was last told to send, where it was told.
     pub level: Mutex<Option<&'static str>>,
-    /// What policies let be done to start it.
+    /// The launch that policies permitted.
     pub(super) cleared: Arc<LaunchRequest>,
     /// The secrets that it was started with.
     pub(super) first: Arc<SecretSet>,
@@ -113,6 +107,20 @@ impl Running {
         }
     }
 
+    /// Takes no further calls, unless it has calls or is younger than `age`. Returns whether it is closed.
+    pub(super) fn close_unused(&self, age: Duration) -> bool {
+        if self.since.elapsed() < age {
+            return false;
+        }
+        // Closed before the check: a caller that comes now finds it closed, or is counted.
+        self.calls.close();
+        let is_unused = self.calls.is_empty();
+        if !is_unused {
+            self.calls.reopen();
+        }
+        is_unused
+    }
+
     /// Ends the process, where there is one here. Until it is gone, the state keeps it: a caller
     /// that gives up half way leaves it to the next.
     pub(super) async fn stop(&self, grace: Duration) {
@@ -134,8 +142,126 @@ pub(super) async fn end(process: &dyn Handle, grace: Duration) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use bytes::Bytes;
+    use futures_util::future::BoxFuture;
+    use portcullis_protocol::{
+        exchange::{Payload, Revision},
+        names::DecisionId,
+    };
+    use portcullis_runtime::process::Usage;
+
     use super::*;
+    use crate::{
+        event::LaunchRequest,
+        placement::Program,
+        transport::{Call, Reply},
+    };
+
+    /// A server that answers every call with `{}`, or none.
+    struct Fake {
+        answers: bool,
+    }
+
+    #[async_trait::async_trait]
+    impl ServerTransport for Fake {
+        async fn call(&self, _: Call) -> Result<Reply, CallError> {
+            match self.answers {
+                true => Ok(Reply::Result(Bytes::from_static(b"{}"))),
+                false => std::future::pending().await,
+            }
+        }
+
+        async fn notify(&self, _: &str, _: Bytes) -> Result<(), CallError> {
+            Ok(())
+        }
+
+        fn agreed(&self, _: Revision) {}
+
+        fn dead(&self) -> Option<String> {
+            None
+        }
+    }
+
+    #[async_trait::async_trait]
+    impl Handle for Fake {
+        fn describe(&self) -> String {
+            "fake".into()
+        }
+
+        fn wait(&self) -> BoxFuture<'static, Exit> {
+            Box::pin(async { Exit { code: 0, reason: None } })
+        }
+
+        async fn stop(&self, _: Duration) {}
+
+        async fn usage(&self) -> Option<Usage> {
+            None
+        }
+    }
+
+    /// A process that ends when it is asked to.
+    pub fn handle() -> Arc<dyn Handle> {
+        Arc::new(Fake { answers: true })
+    }
+
+    /// A permitted launch.
+    pub fn cleared() -> Arc<LaunchRequest> {
+        Arc::new(LaunchRequest {
+            launch: DecisionId::next(),
+            place: Placement::Sandbox { why: "test".into() },
+            program: Program {
+                name: "test".into(),
+                digest: None,
+                deviations: Vec::new(),
+                signed: Default::default(),
+            },
+            party: None,
+            way: None,
+            handing: Vec::new(),
+            resolved: None,
+        })
+    }
+
+    /// An instance that answers every call, with a process or without.
+    pub fn running(has_process: bool) -> Running {
+        fake(has_process, true)
+    }
+
+    /// An instance that answers no call.
+    pub fn silent() -> Running {
+        fake(true, false)
+    }
+
+    fn fake(has_process: bool, answers: bool) -> Running {
+        let (ear, _) = MessageSink::test(None);
+        let words = Bytes::from_static(br#"{"capabilities":{}}"#);
+        let first = Arc::new(SecretSet::default());
+        Running {
+            number: NUMBERS.fetch_add(1, std::sync::atomic::Ordering::Relaxed),
+            link: Arc::new(Fake { answers }),
+            ear,
+            listening: Mutex::default(),
+            greeting: Arc::new(Handshake {
+                revision: Revision::LATEST_LEGACY,
+                words: Payload::new(words),
+            }),
+            definitions: Arc::default(),
+            process: has_process.then(handle),
+            exit: Arc::default(),
+            place: Placement::Sandbox { why: "test".into() },
+            origin: Origin::default(),
+            since: Instant::now(),
+            level: Mutex::default(),
+            cleared: cleared(),
+            given: SecretHistory::new(first.clone()),
+            handed: Mutex::new(first.clone()),
+            first,
+            folder: None,
+            calls: TaskTracker::new(),
+            revoked: SetOnce::new(),
+        }
+    }
 
     #[test]
     fn the_first_and_the_newest_of_what_was_handed_are_kept() {
@@ -147,5 +273,15 @@ mod tests {
         assert!(Arc::ptr_eq(&kept[0], &all[0]));
         let newest = all[all.len() - SecretHistory::MOST + 1..].iter();
         assert!(kept[1..].iter().zip(newest).all(|(kept, new)| Arc::ptr_eq(kept, new)));
+    }
+
+    #[tokio::test]
+    async fn a_process_with_calls_is_not_closed_as_unused() {
+        let running = running(true);
+        assert!(!running.close_unused(Duration::from_secs(100)) && !running.calls.is_closed());
+        let call = running.calls.token();
+        assert!(!running.close_unused(Duration::ZERO) && !running.calls.is_closed());
+        drop(call);
+        assert!(running.close_unused(Duration::ZERO) && running.calls.is_closed());
     }
 }

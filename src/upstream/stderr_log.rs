@@ -5,7 +5,7 @@ use std::{collections::VecDeque, sync::Arc};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-use super::server_secrets::SecretSet;
+use super::secret_set::SecretSet;
 
 /// Lines of standard error that are kept.
 const LINES: usize = 500;
@@ -138,7 +138,7 @@ pub(super) async fn keep(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{event::DeliveryMethod, server_secrets::DeliveredSecret};
+    use crate::{DeliveredSecret, DeliveryMethod};
     use portcullis_vault::{Secret, Source};
 
     #[test]

@@ -12,9 +12,10 @@ use tokio::{
 use tokio_util::codec::{AnyDelimiterCodec, AnyDelimiterCodecError, FramedRead};
 
 use super::{
+    call_error::CallError,
     message_sink::MessageSink,
     multiplexer::{Cancel, Multiplexer, StreamKind},
-    transport::{Call, CallError, Reply, ServerTransport},
+    transport::{Call, Reply, ServerTransport},
 };
 use portcullis_protocol::{
     codec::{Caps, Frame, one_line},

@@ -1,9 +1,9 @@
-//! Processes of a server that are started ahead and wait for their first word.
+//! Warm processes of a server: started ahead, without a handshake.
 //!
-//! A spare is decided and recorded as any start is, in nobody's name. Who takes one goes on with its
-//! launch id, and has it decided and recorded again: in the party's name, where it is for one, and by
-//! the policies of then. It has the secrets that are common, so that it is for nobody who has some of
-//! his own.
+//! A warm process is decided and recorded like any start, in nobody's name. The instance that takes it
+//! continues with its launch id, and has it decided and recorded again: in the name of its client, by the
+//! policies of that time. A warm process has the common secrets, so instances with secrets of their own do
+//! not take one.
 
 use std::{
     collections::VecDeque,
@@ -18,163 +18,123 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Deadline,
+    call_error::CallError,
     coalesce::Coalescing,
+    deadline::Deadline,
     event::{LaunchReview, ServerEvent},
-    instance::{Instance, ServerShared},
-    launch::{Launch, SpawnedProcess},
+    launch::{Launch, SpawnedProcess, Starter},
     running::end,
-    server_secrets::SecretScope,
-    transport::CallError,
+    server_shared::ServerShared,
 };
+use portcullis_foundation::backoff::{Backoff, Cooldown};
 use portcullis_protocol::names::DecisionId;
 
-/// The longest wait between two tries to start one.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// One that ended so soon says that the next will end, too.
-const SOON: Duration = Duration::from_secs(10);
+/// Pauses after failed starts of warm processes.
+const BACKOFF: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
+/// Age from which a process counts as steady. One that ends earlier counts as a failed start.
+const STEADY: Duration = Duration::from_secs(10);
+/// Why a process with old secrets is replaced.
+const REREAD: &str = "its secrets were read again";
 
-/// The spares of one server.
+/// Warm processes of one server.
 pub(super) struct WarmPool {
-    ready: Mutex<PoolSlot>,
-    /// Held by whoever starts some.
+    starter: Starter,
+    slot: Mutex<PoolSlot>,
+    /// Held while processes are started.
     filling: tokio::sync::Mutex<()>,
-    /// That they be others, with new secrets.
-    pub renewing: Coalescing<()>,
-    /// How often policies were asked about what waits.
+    /// Replacements of processes with old secrets.
+    rotating: Coalescing<()>,
+    /// Number of policy reviews. A process that was started across a review is not kept.
     reviews: AtomicU64,
     closing: CancellationToken,
 }
 
-#[derive(Default)]
 struct PoolSlot {
     waiting: VecDeque<WarmProcess>,
-    /// Until when none is started, since the last did not start, and how long that is.
-    paused: Option<(Instant, Duration)>,
+    cooldown: Cooldown,
 }
 
-/// A process that nobody has spoken to.
-pub(super) struct WarmProcess {
-    pub launch: DecisionId,
-    pub begun: SpawnedProcess,
+/// A process that has received no message.
+struct WarmProcess {
+    process: SpawnedProcess,
     since: Instant,
 }
 
+impl WarmProcess {
+    fn has_ended(&self) -> bool {
+        self.process.exit.get().is_some()
+    }
+
+    fn is_steady(&self) -> bool {
+        self.since.elapsed() >= STEADY
+    }
+
+    fn launch(&self) -> DecisionId {
+        self.process.cleared.launch
+    }
+}
+
 impl WarmPool {
-    pub fn new() -> Self {
-        Self {
-            ready: Mutex::default(),
+    pub fn new(server: Arc<ServerShared>) -> Arc<Self> {
+        Arc::new(Self {
+            starter: Starter::new(server, None),
+            slot: Mutex::new(PoolSlot {
+                waiting: VecDeque::new(),
+                cooldown: Cooldown::new(BACKOFF),
+            }),
             filling: tokio::sync::Mutex::default(),
-            renewing: Coalescing::default(),
+            rotating: Coalescing::default(),
             reviews: AtomicU64::new(0),
             closing: CancellationToken::new(),
-        }
+        })
     }
 
-    /// How many wait.
+    fn server(&self) -> &ServerShared {
+        &self.starter.server
+    }
+
+    /// Number of warm processes.
     pub fn count(&self) -> usize {
-        self.ready.lock().waiting.iter().filter(|spare| spare.begun.exit.get().is_none()).count()
+        self.slot.lock().waiting.iter().filter(|warm| !warm.has_ended()).count()
     }
 
-    fn wants(&self, warm: usize) -> bool {
-        let ready = self.ready.lock();
-        let rests = ready.paused.is_some_and(|(until, _)| Instant::now() < until);
-        !self.closing.is_cancelled() && !rests && ready.waiting.len() < warm
-    }
-
-    fn pause(&self) {
-        let mut ready = self.ready.lock();
-        let pause = ready.paused.map_or(Duration::ZERO, |(_, pause)| pause * 2);
-        let pause = pause.clamp(Duration::from_millis(500), LONGEST_PAUSE);
-        ready.paused = Some((Instant::now() + pause, pause));
-    }
-
-    /// Has one wait that was begun after so many reviews; gives it back where it may not, and says
-    /// why.
-    fn add(
-        &self,
-        spare: WarmProcess,
-        reviews: u64,
-    ) -> Result<(), (Box<WarmProcess>, &'static str)> {
-        let mut ready = self.ready.lock();
-        if self.closing.is_cancelled() {
-            return Err((Box::new(spare), "the proxy stops"));
-        }
-        if self.reviews.load(Ordering::SeqCst) != reviews {
-            return Err((Box::new(spare), "policies changed while it was started"));
-        }
-        ready.waiting.push_back(spare);
-        Ok(())
-    }
-
-    fn first(&self) -> Option<WarmProcess> {
-        self.ready.lock().waiting.pop_front()
-    }
-
-    /// One lived, so that the next need not be waited for.
-    fn lived(&self) {
-        self.ready.lock().paused = None;
-    }
-
-    /// Takes those that are to go.
-    fn remove(&self, go: impl Fn(&WarmProcess) -> bool) -> Vec<WarmProcess> {
-        let mut ready = self.ready.lock();
-        let (gone, stay) = ready.waiting.drain(..).partition(go);
-        ready.waiting = stay;
-        gone.into_iter().collect()
-    }
-}
-
-impl WarmProcess {
-    async fn end(self, common: &ServerShared, why: &str) {
-        let exit = self.begun.exit.get().cloned();
-        end(self.begun.handle.as_ref(), Duration::ZERO).await;
-        let process = self.begun.handle.describe();
-        let (launch, why) = (self.launch, why.to_owned());
-        let _ = common
-            .events
-            .send(ServerEvent::Ended { launch, process, party: None, why, exit })
-            .await;
-    }
-}
-
-impl Instance {
-    /// Takes a spare that still runs, and whose program is still the one on disk.
-    pub(super) async fn spare(&self) -> Option<WarmProcess> {
-        let common = &self.common;
-        if common.settings.warm == 0 || self.whose() != SecretScope::Common {
+    /// Takes a process that runs, and that is what a start would start now.
+    pub async fn take(self: &Arc<Self>) -> Option<SpawnedProcess> {
+        if self.server().settings.warm == 0 {
             return None;
         }
-        if common.spares.ready.lock().waiting.is_empty() {
+        if self.slot.lock().waiting.is_empty() {
             self.refill();
             return None;
         }
-        let now = self.content().await;
-        let place = common.launcher.place(&common.settings);
-        let handed = common.handed(&SecretScope::Common).ok();
+        let digest = self.program_digest().await;
+        let ServerShared { launcher, settings, secrets, .. } = self.server();
+        let place = launcher.place(settings);
+        let secrets = secrets.loaded(&self.starter.scope).ok();
         let taken = loop {
-            let Some(spare) = common.spares.first() else { break None };
-            let cleared = &spare.begun.cleared.program;
-            if spare.begun.exit.get().is_some() {
-                spare.end(common, "it ended before it was needed").await;
-            } else if cleared.digest != now {
-                spare.end(common, "its program was replaced").await;
-            } else if spare.begun.place.kind() != place.kind() {
-                spare.end(common, "its runtime has changed").await;
-            } else if !handed.as_ref().is_some_and(|now| Arc::ptr_eq(now, &spare.begun.handed)) {
-                spare.end(common, "its secrets were read again").await;
+            let Some(warm) = self.slot.lock().waiting.pop_front() else { break None };
+            let process = &warm.process;
+            let outdated = if warm.has_ended() {
+                "it ended before it was needed"
+            } else if process.cleared.program.digest != digest {
+                "its program was replaced"
+            } else if process.place.kind() != place.kind() {
+                "its runtime has changed"
+            } else if !secrets.as_ref().is_some_and(|now| Arc::ptr_eq(now, &process.handed)) {
+                REREAD
             } else {
-                common.spares.lived();
-                break Some(spare);
-            }
+                self.slot.lock().cooldown.reset();
+                break Some(warm.process);
+            };
+            self.end(warm, outdated).await;
         };
         self.refill();
         taken
     }
 
-    /// The digest of what would be started now, where it has one.
-    async fn content(&self) -> Option<String> {
-        let ServerShared { launcher, name, settings, .. } = &*self.common;
+    /// Digest of what a start would start now, where it has one.
+    async fn program_digest(&self) -> Option<String> {
+        let ServerShared { launcher, name, settings, .. } = self.server();
         if let Some(hashed) = launcher.hashed(settings).await {
             return Some(hashed.digest);
         }
@@ -183,113 +143,227 @@ impl Instance {
         pinned.map(|pinned| pinned.digest().to_owned())
     }
 
-    /// Has spares started, if need be, on a task of its own: that takes its time. They are nobody's,
-    /// whoever took the last.
-    fn refill(&self) {
-        let nobodys = Self::new(self.common.clone(), None);
-        tokio::spawn(async move { nobodys.fill().await });
+    fn is_short(&self) -> bool {
+        let slot = self.slot.lock();
+        let warm = self.server().settings.warm;
+        !self.closing.is_cancelled() && !slot.cooldown.is_active() && slot.waiting.len() < warm
     }
 
-    /// Starts spares until there are as many as the config says.
+    /// Starts missing processes on a task of its own.
+    fn refill(self: &Arc<Self>) {
+        let pool = self.clone();
+        tokio::spawn(async move { pool.fill().await });
+    }
+
     async fn fill(&self) {
-        let common = &self.common;
-        let warm = common.settings.warm;
-        let Ok(_turn) = common.spares.filling.try_lock() else { return };
-        while common.spares.wants(warm) {
-            let reviews = common.spares.reviews.load(Ordering::SeqCst);
-            let launch = DecisionId::next();
-            let clock = Deadline::new(self.start_timeout());
-            let until = Instant::now() + self.patience();
+        let Ok(_one_at_a_time) = self.filling.try_lock() else { return };
+        let server = self.server();
+        while self.is_short() {
+            let reviews = self.reviews.load(Ordering::SeqCst);
+            let id = DecisionId::next();
+            let clock = Deadline::new(server.start_timeout());
+            let until = Instant::now() + server.pull_patience();
             let begun = tokio::select! {
                 biased;
-                begun = self.begin(Launch { id: launch, clock: &clock, until }, None) => begun,
-                () = clock.expired() => Err(CallError::Timeout(self.start_timeout())),
-                () = common.spares.closing.cancelled() => {
+                begun = self.starter.begin(Launch { id, clock: &clock, until }, None) => begun,
+                () = clock.expired() => Err(CallError::Timeout(server.start_timeout())),
+                () = self.closing.cancelled() => {
                     Err(CallError::Unavailable("the proxy is shutting down".into()))
                 }
             };
             match begun {
-                Ok(begun) => {
-                    let spare = WarmProcess { launch, begun, since: Instant::now() };
-                    if let Err((late, why)) = common.spares.add(spare, reviews) {
-                        late.end(common, why).await;
+                Ok(process) => {
+                    let warm = WarmProcess { process, since: Instant::now() };
+                    if let Err((late, why)) = self.add(warm, reviews) {
+                        self.end(*late, why).await;
                     }
                 }
                 Err(failure) => {
-                    common.spares.pause();
-                    let place = common.launcher.place(&common.settings);
-                    let why = self.told(failure).to_string();
-                    self.say(ServerEvent::NotStarted { launch, place, party: None, why }).await;
+                    self.slot.lock().cooldown.fail();
+                    self.starter.not_started(id, failure).await;
                     return;
                 }
             }
         }
     }
 
-    /// Notices spares that ended, and replaces them.
-    pub(super) async fn look_after_spares(&self) {
-        let common = &self.common;
-        for spare in common.spares.remove(|spare| spare.begun.exit.get().is_some()) {
-            if spare.since.elapsed() < SOON {
-                common.spares.pause();
+    /// Adds a process that was begun after so many reviews. Returns it with the reason where it may not
+    /// be kept.
+    fn add(&self, warm: WarmProcess, reviews: u64) -> Result<(), (Box<WarmProcess>, &'static str)> {
+        let mut slot = self.slot.lock();
+        if self.closing.is_cancelled() {
+            return Err((Box::new(warm), "the proxy stops"));
+        }
+        if self.reviews.load(Ordering::SeqCst) != reviews {
+            return Err((Box::new(warm), "policies changed while it was started"));
+        }
+        slot.waiting.push_back(warm);
+        Ok(())
+    }
+
+    /// Removes the processes for which `go` holds.
+    fn remove(&self, go: impl Fn(&WarmProcess) -> bool) -> Vec<WarmProcess> {
+        let mut slot = self.slot.lock();
+        let (gone, stay) = slot.waiting.drain(..).partition(go);
+        slot.waiting = stay;
+        gone.into_iter().collect()
+    }
+
+    async fn end(&self, warm: WarmProcess, why: &str) {
+        let SpawnedProcess { handle, exit, .. } = &warm.process;
+        let exit = exit.get().cloned();
+        end(handle.as_ref(), Duration::ZERO).await;
+        let (launch, process, why) = (warm.launch(), handle.describe(), why.to_owned());
+        self.server().emit(ServerEvent::Ended { launch, process, party: None, why, exit }).await;
+    }
+
+    /// Replaces processes that ended.
+    pub async fn sweep(self: &Arc<Self>) {
+        for warm in self.remove(WarmProcess::has_ended) {
+            if !warm.is_steady() {
+                self.slot.lock().cooldown.fail();
             }
-            spare.end(common, "it ended before it was needed").await;
+            self.end(warm, "it ended before it was needed").await;
         }
-        let steady = |spare: &WarmProcess| spare.since.elapsed() >= SOON;
-        if common.spares.ready.lock().waiting.iter().any(steady) {
-            common.spares.lived();
+        {
+            let mut slot = self.slot.lock();
+            if slot.waiting.iter().any(WarmProcess::is_steady) {
+                slot.cooldown.reset();
+            }
         }
-        if common.spares.wants(common.settings.warm) {
+        if self.is_short() {
             self.refill();
         }
     }
 
-    /// Ends the spares that policies permit no longer.
-    pub(super) async fn review_spares(&self, review: &dyn LaunchReview) {
-        let common = &self.common;
-        // One that is being started was decided on before, and is not kept. It is not waited for.
-        common.spares.reviews.fetch_add(1, Ordering::SeqCst);
-        let launches: Vec<_> = {
-            let ready = common.spares.ready.lock();
-            ready.waiting.iter().map(|s| (s.launch, s.begun.cleared.clone())).collect()
-        };
-        for (launch, cleared) in launches {
-            if review.forbids(&common.name, &cleared).await.is_none() {
+    /// Ends the processes that policies forbid.
+    pub async fn review(&self, review: &dyn LaunchReview) {
+        // A process that is being started was decided on before, and is not kept.
+        self.reviews.fetch_add(1, Ordering::SeqCst);
+        let launches: Vec<_> =
+            self.slot.lock().waiting.iter().map(|warm| warm.process.cleared.clone()).collect();
+        for cleared in launches {
+            if review.forbids(&self.server().name, &cleared).await.is_none() {
                 continue;
             }
-            for spare in common.spares.remove(|spare| spare.launch == launch) {
-                spare.end(common, "policies permit it no longer").await;
+            for warm in self.remove(|warm| warm.launch() == cleared.launch) {
+                self.end(warm, "policies permit it no longer").await;
             }
         }
     }
 
-    /// Ends the spares that were started before, or of those the ones that have other secrets than they
-    /// would have now (`outdated`); others take their places.
-    pub(super) async fn renew_spares(&self, why: &str, outdated: bool) {
-        let common = &self.common;
+    /// Replaces all processes.
+    pub async fn restart(self: &Arc<Self>, why: &str) {
+        self.replace(why, |_| true).await;
+    }
+
+    /// Replaces the processes with old secrets.
+    pub async fn rotate(self: &Arc<Self>) {
+        self.replace(REREAD, |warm| {
+            let current = self.server().secrets.loaded(&self.starter.scope);
+            !current.is_ok_and(|current| Arc::ptr_eq(&current, &warm.process.handed))
+        })
+        .await;
+    }
+
+    async fn replace(self: &Arc<Self>, why: &str, go: impl Fn(&WarmProcess) -> bool) {
         {
-            // One that is being started may have been handed the old ones.
-            let _turn = common.spares.filling.lock().await;
-            let handed = common.handed(&SecretScope::Common).ok();
-            let stays = |spare: &WarmProcess| {
-                let has = |now| Arc::ptr_eq(now, &spare.begun.handed);
-                outdated && handed.as_ref().is_some_and(has)
-            };
-            for spare in common.spares.remove(|spare| !stays(spare)) {
-                spare.end(common, why).await;
+            // A process that is being started may have the old secrets.
+            let _one_at_a_time = self.filling.lock().await;
+            for warm in self.remove(go) {
+                self.end(warm, why).await;
             }
         }
-        self.look_after_spares().await;
+        self.sweep().await;
     }
 
-    /// Ends all spares, for good.
-    pub(super) async fn close_spares(&self, why: &str) {
-        let spares = &self.common.spares;
-        spares.closing.cancel();
-        for spare in spares.remove(|_| true) {
-            spare.end(&self.common, why).await;
+    /// [`rotate`](Self::rotate), once for all who ask at the same time.
+    pub async fn rotate_coalesced(self: &Arc<Self>) {
+        self.rotating.ask(());
+        while let Some(mut turn) = self.rotating.begin() {
+            while turn.take().is_some() {
+                self.rotate().await;
+            }
         }
-        // One that is being started ends itself; until it has, it is not gone.
-        drop(spares.filling.lock().await);
+    }
+
+    /// Ends all processes for good, also those that are being started.
+    pub async fn close(&self, why: &str) {
+        self.closing.cancel();
+        for warm in self.remove(|_| true) {
+            self.end(warm, why).await;
+        }
+        drop(self.filling.lock().await);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use portcullis_runtime::process::Exit;
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::{
+        LoadedSecrets, SecretScope, SecretSet, config, launch::tests::spawned,
+        secret_rotation::tests::PermitAll, server_shared::tests::shared_with,
+    };
+
+    /// A pool for one process, with the secrets of the server.
+    fn pool() -> (Arc<WarmPool>, mpsc::Receiver<ServerEvent>, Arc<SecretSet>) {
+        let secrets = Arc::new(SecretSet::default());
+        let read = LoadedSecrets::from([(SecretScope::Common, Ok(secrets.clone()))]);
+        let settings = config::Server { warm: 1, ..Default::default() };
+        let (server, events) = shared_with(settings, read);
+        (WarmPool::new(server), events, secrets)
+    }
+
+    fn warm(secrets: &Arc<SecretSet>) -> WarmProcess {
+        WarmProcess { process: spawned(secrets.clone()), since: Instant::now() }
+    }
+
+    fn ended(events: &mut mpsc::Receiver<ServerEvent>) -> String {
+        match events.try_recv() {
+            Ok(ServerEvent::Ended { why, .. }) => why,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_process_with_old_secrets_is_not_taken() {
+        let (pool, mut events, secrets) = pool();
+        let old = Arc::new(SecretSet::default());
+        for secrets in [&old, &secrets] {
+            assert!(pool.add(warm(secrets), 0).is_ok());
+        }
+        assert_eq!(pool.count(), 2);
+        let taken = pool.take().await.unwrap();
+        assert!(Arc::ptr_eq(&taken.handed, &secrets));
+        assert_eq!((ended(&mut events), pool.count()), (REREAD.to_owned(), 0));
+    }
+
+    #[tokio::test]
+    async fn a_process_that_was_started_across_a_review_is_not_kept() {
+        let (pool, mut events, secrets) = pool();
+        pool.review(&PermitAll).await;
+        let Err((_, why)) = pool.add(warm(&secrets), 0) else { panic!() };
+        assert_eq!(why, "policies changed while it was started");
+        assert!(pool.add(warm(&secrets), 1).is_ok());
+        pool.review(&PermitAll).await;
+        assert_eq!(pool.count(), 1);
+        pool.close("the proxy stops").await;
+        assert_eq!((ended(&mut events), pool.count()), ("the proxy stops".to_owned(), 0));
+        assert!(pool.add(warm(&secrets), 2).is_err());
+    }
+
+    #[tokio::test]
+    async fn a_process_that_ends_early_counts_as_a_failed_start() {
+        let (pool, mut events, secrets) = pool();
+        assert!(pool.is_short());
+        let early = warm(&secrets);
+        early.process.exit.set(Exit { code: 1, reason: None }).unwrap();
+        assert!(pool.add(early, 0).is_ok());
+        pool.sweep().await;
+        assert_eq!(ended(&mut events), "it ended before it was needed");
+        assert!(!pool.is_short() && pool.slot.lock().waiting.is_empty());
     }
 }

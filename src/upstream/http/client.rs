@@ -10,7 +10,7 @@ use reqwest::{
     header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue},
 };
 
-use super::super::transport::CallError;
+use super::super::call_error::CallError;
 use portcullis_protocol::exchange::Revision;
 use portcullis_vault::Secret;
 

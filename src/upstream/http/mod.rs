@@ -25,11 +25,10 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
     batch,
+    call_error::CallError,
     message_sink::MessageSink,
     multiplexer::{Cancel, Multiplexer, PendingCall},
-    transport::{
-        Call, CallError, Reply, ServerMessage, ServerTransport, progress_token, subscription,
-    },
+    transport::{Call, Reply, ServerMessage, ServerTransport, progress_token, subscription},
 };
 use client::{EVENTS, JSON, PATIENCE, REVISION, SESSION, Wire, body, content_type};
 use portcullis_chain::{Party, Weight, in_turns};

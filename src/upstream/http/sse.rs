@@ -10,9 +10,10 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
     super::{
+        call_error::CallError,
         message_sink::MessageSink,
         multiplexer::{Cancel, Multiplexer, StreamKind},
-        transport::{Call, CallError, Reply, ServerTransport},
+        transport::{Call, Reply, ServerTransport},
     },
     client::{EVENTS, PATIENCE, Wire, content_type},
     sse_reader::Events,

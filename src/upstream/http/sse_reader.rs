@@ -6,7 +6,8 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream::BoxStream};
 use reqwest::header::HeaderValue;
 
-use super::{super::transport::CallError, client::broken};
+use super::{super::call_error::CallError, client::broken};
+use portcullis_foundation::backoff::Backoff;
 use portcullis_protocol::codec::{Broken, Event, events};
 
 /// The pause before a stream is taken up again, where the server names none.
@@ -67,8 +68,8 @@ impl Resume {
 
     /// How long to wait before the stream is taken up again, after so many tries that failed.
     pub fn pause(&self, failed: u32) -> Duration {
-        let pause = self.retry.unwrap_or(PAUSE).clamp(PAUSES.0, PAUSES.1);
-        pause.saturating_mul(1 << failed.min(10)).min(PAUSES.1)
+        let first = self.retry.unwrap_or(PAUSE).clamp(PAUSES.0, PAUSES.1);
+        Backoff::new(first, PAUSES.1).pause(failed)
     }
 }
 

@@ -10,8 +10,9 @@ use reqwest::Response;
 
 use super::{
     super::{
+        call_error::CallError,
         multiplexer::{PendingCall, StreamKind},
-        transport::{CallError, Reply},
+        transport::Reply,
     },
     Line,
     client::{EVENTS, content_type},

@@ -1,0 +1,119 @@
+//! Failures of calls to a server.
+
+use std::{path::PathBuf, time::Duration};
+
+use portcullis_protocol::refusal::{Code, Refusal, Rule};
+use portcullis_runtime::process::LaunchFailure;
+
+/// Why there is no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CallError {
+    /// It is not there: it did not start, it ended, it cannot be reached.
+    #[error("{0}")]
+    Unavailable(String),
+    /// Its image is on its way, so far; that goes on by itself.
+    #[error("its image is still being pulled ({0}); the pull goes on")]
+    Pulling(String),
+    /// It did not take the request, because it had ended the session.
+    #[error("it ended the session")]
+    Forgotten,
+    #[error("no answer within {} s", .0.as_secs_f32())]
+    Timeout(Duration),
+    /// It has as many of something as it may have.
+    #[error("its limit of {most} {what} is reached")]
+    Overloaded { what: &'static str, most: usize },
+    #[error("{0}")]
+    Misbehaved(String),
+    /// Its circuit is open, or another call tries it.
+    #[error("{why}")]
+    CircuitOpen { why: String, left: Duration },
+    /// Its start could not be recorded, so it was not started.
+    #[error("the audit log cannot record its start: {0}")]
+    Unrecorded(String),
+    /// It may not be started, or run any longer: policy does not permit it, or the config has another
+    /// in its place.
+    #[error("{0}")]
+    Forbidden(Box<Refusal>),
+    /// It gets a secret that differs by client, and there is none for this one.
+    #[error(
+        "`{key}` has no entry for `{client}`{}: add the client to `by-client`, or set a default `from`",
+        at(place.as_ref())
+    )]
+    NoSecret {
+        /// Of the config.
+        key: String,
+        client: String,
+        /// Where that stands, and on which line.
+        place: Option<(PathBuf, u32)>,
+    },
+}
+
+fn at(place: Option<&(PathBuf, u32)>) -> String {
+    place.map(|(file, line)| format!(" ({}:{line})", file.display())).unwrap_or_default()
+}
+
+impl CallError {
+    /// What the agent is told; the operator's detail goes with it.
+    pub fn refusal(&self, server: &portcullis_protocol::names::ServerName) -> Refusal {
+        let (code, message) = match self {
+            Self::Forbidden(refusal) => return refusal.as_ref().clone(),
+            Self::Unavailable(_) | Self::Forgotten => {
+                (Code::ServerUnavailable, format!("server `{server}` is not available"))
+            }
+            Self::Pulling(_) => (
+                Code::ServerUnavailable,
+                format!(
+                    "server `{server}` is not available yet: its image is being pulled; retry later"
+                ),
+            ),
+            Self::Timeout(_) => {
+                (Code::ServerTimeout, format!("server `{server}` did not answer in time"))
+            }
+            Self::Overloaded { what, .. } => {
+                (Code::ServerOverloaded, format!("server `{server}` has too many {what}"))
+            }
+            Self::CircuitOpen { left, .. } => {
+                let message = format!(
+                    "server `{server}` is crashing repeatedly; circuit open, retry in {} ms",
+                    left.as_millis()
+                );
+                let refusal = Refusal::new(Code::ServerCircuitOpen, message).retry_after(*left);
+                return refusal.detail(self.to_string());
+            }
+            Self::NoSecret { key, place, .. } => {
+                let message = format!(
+                    "server `{server}` needs a secret that is not configured for this client"
+                );
+                let (file, line) = place.clone().unzip();
+                let rule = Rule { file, line, ..Rule::named(key) };
+                let refusal = Refusal::new(Code::SecretUnavailable, message).rule(rule);
+                return refusal.detail(self.to_string());
+            }
+            Self::Misbehaved(_) => {
+                (Code::ServerMisbehaved, format!("server `{server}` returned an invalid response"))
+            }
+            Self::Unrecorded(_) => (
+                Code::AuditUnavailable,
+                format!(
+                    "server `{server}` was not started: the audit log could not record the start"
+                ),
+            ),
+        };
+        Refusal::new(code, message).detail(self.to_string())
+    }
+}
+
+impl From<LaunchFailure> for CallError {
+    fn from(LaunchFailure { what, remedy }: LaunchFailure) -> Self {
+        Self::Unavailable(match remedy {
+            Some(remedy) => format!("{what} ({remedy})"),
+            None => what,
+        })
+    }
+}
+
+impl From<Refusal> for CallError {
+    fn from(refusal: Refusal) -> Self {
+        Self::Forbidden(Box::new(refusal))
+    }
+}

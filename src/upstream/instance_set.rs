@@ -1,0 +1,262 @@
+//! Instances of one server: which instance serves which client.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+
+use super::{
+    call_error::CallError,
+    instance::Instance,
+    instance_key::{InstanceKey, InstanceOwner},
+    secret_set::SecretScope,
+    server_shared::ServerShared,
+    warm_pool::WarmPool,
+};
+use crate::config::{Era, Sharing};
+use portcullis_protocol::identity::PrincipalKind;
+
+/// One principal may have one of this many parts of the dedicated instances.
+const PRINCIPAL_SHARE: usize = 4;
+/// Time without a start of a further replica after one that failed.
+const REPLICA_PAUSE: Duration = Duration::from_secs(10);
+
+/// Instances of one server: the one that all clients share, its replicas, and the dedicated ones.
+pub(super) struct InstanceSet {
+    server: Arc<ServerShared>,
+    pool: Arc<WarmPool>,
+    shared: Arc<Instance>,
+    /// Further instances that all clients share, for calls only.
+    replicas: Vec<Arc<Instance>>,
+    /// Until then, no replica starts.
+    replicas_paused: Arc<Mutex<Option<Instant>>>,
+    /// `None` after the end of the server.
+    dedicated: Mutex<Option<HashMap<InstanceKey, Arc<Instance>>>>,
+}
+
+impl InstanceSet {
+    pub fn new(server: Arc<ServerShared>, pool: Arc<WarmPool>) -> Self {
+        let replica = |_| Arc::new(Instance::replica(server.clone(), pool.clone()));
+        Self {
+            shared: Arc::new(Instance::new(server.clone(), pool.clone(), None)),
+            replicas: (1..server.settings.replicas).map(replica).collect(),
+            replicas_paused: Arc::default(),
+            dedicated: Mutex::new(Some(HashMap::new())),
+            server,
+            pool,
+        }
+    }
+
+    /// The instance that serves all lists, and calls of clients that answer no server requests.
+    pub fn shared(&self) -> &Arc<Instance> {
+        &self.shared
+    }
+
+    /// Of the instances that all clients share, the one with the fewest calls. Where all running ones are
+    /// busy, a further one starts meanwhile.
+    pub fn least_busy(&self) -> Arc<Instance> {
+        let runs = |instance: &&Arc<Instance>| instance.peek().is_some();
+        let all = || std::iter::once(&self.shared).chain(&self.replicas);
+        let Some(least) = all().filter(runs).min_by_key(|instance| instance.active()) else {
+            return self.shared.clone();
+        };
+        let is_paused = self.replicas_paused.lock().is_some_and(|until| Instant::now() < until);
+        if least.active() > 0
+            && !is_paused
+            && let Some(next) = self.replicas.iter().find(|instance| !runs(instance)).cloned()
+        {
+            let paused = self.replicas_paused.clone();
+            tokio::spawn(async move {
+                if let Err(failure) = next.running().await {
+                    // Each attempt is on record, and the next call would make another one.
+                    *paused.lock() = Some(Instant::now() + REPLICA_PAUSE);
+                    tracing::debug!(%failure, "another instance did not start");
+                }
+            });
+        }
+        least.clone()
+    }
+
+    /// The instance for a client: a dedicated one, or the shared one where the config says so, or where
+    /// the server speaks a revision without server requests.
+    ///
+    /// # Errors
+    /// [`CallError::NoSecret`] where a secret differs by client and there is none for this one;
+    /// [`CallError::Overloaded`] at the limit of dedicated instances, of all or of this principal;
+    /// [`CallError::Unavailable`] where the client was removed.
+    pub fn own(&self, party: &InstanceOwner) -> Result<Arc<Instance>, CallError> {
+        let is_modern = *self.server.era.read() == Some(Era::Modern);
+        let settings = &self.server.settings;
+        let sharing = settings.sharing;
+        if sharing == Sharing::Shared || is_modern && !sharing.keeps_apart() {
+            return Ok(self.shared.clone());
+        }
+        let launcher = &self.server.launcher;
+        launcher.hands.has(&self.server.name, settings, &party.principal)?;
+        let mut dedicated = self.dedicated.lock();
+        // Under the lock: a removal first marks the client, and then looks here.
+        if launcher.dismissed.has(party) {
+            return Err(CallError::Unavailable("its client was removed".into()));
+        }
+        let Some(dedicated) = dedicated.as_mut() else {
+            self.server.ensure_active()?;
+            return Err(CallError::Unavailable("the proxy is shutting down".into()));
+        };
+        if let Some(instance) = dedicated.get(&party.key) {
+            instance.touch();
+            return Ok(instance.clone());
+        }
+        let most = settings.instances;
+        let is_same = |owner: &InstanceOwner| owner.principal == party.principal;
+        let of_principal =
+            dedicated.values().filter(|own| own.owner().is_some_and(is_same)).count();
+        if dedicated.len() >= most || of_principal >= most.div_ceil(PRINCIPAL_SHARE) {
+            return Err(CallError::Overloaded { what: "instances for single clients", most });
+        }
+        let (server, pool) = (self.server.clone(), self.pool.clone());
+        let instance = Arc::new(Instance::new(server, pool, Some(party.clone())));
+        dedicated.insert(party.key.clone(), instance.clone());
+        Ok(instance)
+    }
+
+    /// The dedicated instance of a client.
+    pub fn owned(&self, key: &InstanceKey) -> Option<Arc<Instance>> {
+        self.dedicated.lock().as_ref()?.get(key).cloned()
+    }
+
+    /// Removes the dedicated instance of a client.
+    pub fn remove(&self, key: &InstanceKey) -> Option<Arc<Instance>> {
+        self.dedicated.lock().as_mut()?.remove(key)
+    }
+
+    /// Removes the dedicated instances of a client with that key.
+    pub fn remove_client(&self, client: &PrincipalKind, key: &str) -> Vec<Arc<Instance>> {
+        let is_its = |own: &Instance| {
+            own.owner().is_some_and(|owner| {
+                owner.principal == *client && owner.holder.as_deref() == Some(key)
+            })
+        };
+        let mut dedicated = self.dedicated.lock();
+        let gone = dedicated.iter_mut().flat_map(|own| own.extract_if(|_, own| is_its(own)));
+        gone.map(|(_, own)| own).collect()
+    }
+
+    /// Removes the dedicated instances that are stopped and idle.
+    pub fn remove_idle(&self) {
+        if let Some(dedicated) = self.dedicated.lock().as_mut() {
+            // A caller that just got an instance is about to use it.
+            dedicated.retain(|_, own| Arc::strong_count(own) > 1 || !own.is_disposable());
+        }
+    }
+
+    /// All dedicated instances and replicas.
+    pub fn others(&self) -> Vec<Arc<Instance>> {
+        let dedicated = self.dedicated.lock();
+        dedicated.iter().flat_map(HashMap::values).chain(&self.replicas).cloned().collect()
+    }
+
+    /// All instances.
+    pub fn all(&self) -> Vec<Arc<Instance>> {
+        let mut all = self.others();
+        all.push(self.shared.clone());
+        all
+    }
+
+    /// All instances with secrets of these scopes.
+    pub fn with_secrets(&self, scopes: &BTreeSet<SecretScope>) -> Vec<Arc<Instance>> {
+        let mut all = self.all();
+        all.retain(|instance| scopes.contains(instance.scope()));
+        all
+    }
+
+    /// All instances. No further dedicated one is made.
+    pub fn close(&self) -> Vec<Arc<Instance>> {
+        let dedicated = self.dedicated.lock().take().unwrap_or_default();
+        let all = dedicated.into_values().chain(self.replicas.iter().cloned());
+        all.chain([self.shared.clone()]).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::{config, server_shared::tests::shared};
+    use portcullis_protocol::{exchange::Revision, names::SessionId};
+
+    fn instances(settings: config::Server) -> InstanceSet {
+        let (server, _events) = shared(settings);
+        InstanceSet::new(server.clone(), WarmPool::new(server))
+    }
+
+    fn party(session: usize, client: &str) -> InstanceOwner {
+        InstanceOwner {
+            key: InstanceKey::Session(SessionId::presented(&session.to_string())),
+            principal: PrincipalKind::Client(client.parse().unwrap()),
+            holder: None,
+            revision: Revision::LATEST_LEGACY,
+            capabilities: Bytes::from_static(br#"{"roots":{}}"#),
+        }
+    }
+
+    #[tokio::test]
+    async fn parties_have_instances_of_their_own_and_none_has_them_all() {
+        let server = instances(config::Server { instances: 6, ..Default::default() });
+        let first = server.own(&party(0, "a")).unwrap();
+        assert_eq!(first.party(), Some(&party(0, "a").key));
+        assert!(Arc::ptr_eq(&first, &server.own(&party(0, "a")).unwrap()));
+        assert!(!Arc::ptr_eq(&first, server.shared()));
+        server.own(&party(1, "a")).unwrap();
+        let refused = |party| match server.own(&party) {
+            Err(failure) => failure,
+            Ok(_) => panic!("one too many"),
+        };
+        let full = CallError::Overloaded { what: "instances for single clients", most: 6 };
+        assert_eq!(refused(party(2, "a")), full);
+        for (session, client) in [(3, "b"), (4, "b"), (5, "c"), (6, "c")] {
+            server.own(&party(session, client)).unwrap();
+        }
+        assert_eq!(refused(party(7, "d")), full);
+
+        // Who leaves makes room, and is started no more.
+        server.remove(&party(0, "a").key).unwrap().close("its client is gone").await;
+        assert!(server.owned(&party(0, "a").key).is_none());
+        assert!(matches!(first.running().await, Err(CallError::Unavailable(_))));
+        server.own(&party(7, "d")).unwrap();
+        assert_eq!(server.close().len(), 7);
+        assert_eq!(server.others().len(), 0);
+        assert!(matches!(refused(party(7, "d")), CallError::Unavailable(_)));
+    }
+
+    #[tokio::test]
+    async fn instances_that_nobody_uses_go() {
+        let settings = config::Server { idle_stop_s: 1, ..Default::default() };
+        let server = instances(settings);
+        let held = server.own(&party(0, "a")).unwrap();
+        drop(server.own(&party(1, "a")).unwrap());
+        // What is used again and again stays; the other goes once its time is over.
+        let swept = async {
+            while server.owned(&party(1, "a").key).is_some() {
+                server.remove_idle();
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), swept).await.unwrap();
+        assert!(Arc::ptr_eq(&held, &server.owned(&party(0, "a").key).unwrap()));
+    }
+
+    #[test]
+    fn all_share_one_where_the_config_or_the_era_says_so() {
+        let shared = config::Server { sharing: Sharing::Shared, ..Default::default() };
+        let servers = [instances(shared), instances(config::Server::default())];
+        *servers[1].server.era.write() = Some(Era::Modern);
+        for server in servers {
+            let own = server.own(&party(0, "a")).unwrap();
+            assert!(Arc::ptr_eq(&own, server.shared()));
+        }
+    }
+}
