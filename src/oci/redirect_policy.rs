@@ -147,7 +147,7 @@ mod tests {
             (tls, "http://registry.example.com/a", "redirect from TLS to plain HTTP"),
             (tls, "http://127.0.0.1/a", "redirect from TLS to plain HTTP"),
             (tls, "https://u:p@cdn.example.com/a", "contains a login"),
-            (tls, "ftp://cdn.example.com/a", "not HTTP"),
+            (tls, "ftp://cdn.example.com/a", "other than HTTP"),
             (plain, "http://cdn.example.com/a", "without TLS"),
             ("http://10.0.0.1:5000/v2/", "http://10.0.0.1:5001/a", "without TLS"),
             ("http://10.0.0.1:5000/v2/", "http://127.0.0.1:5000/a", "without TLS"),

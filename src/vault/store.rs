@@ -356,7 +356,7 @@ mod tests {
         let (_dir, store) = store();
         store.set("A", &value("2")).unwrap();
         fs::set_permissions(&store.identity, fs::Permissions::from_mode(0o640)).unwrap();
-        assert!(store.get("A").unwrap_err().to_string().contains("by others"));
+        assert!(store.get("A").unwrap_err().to_string().contains("other users"));
         fs::remove_file(&store.identity).unwrap();
         for outcome in [store.set("B", &value("3")).map(drop), store.rotate_key()] {
             assert!(outcome.unwrap_err().to_string().contains("does not exist"));

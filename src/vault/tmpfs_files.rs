@@ -276,6 +276,6 @@ mod tests {
     #[test]
     fn folder_outside_a_tmpfs_is_refused() {
         let error = Runtime::make_in(Path::new("/proc")).unwrap_err();
-        assert!(error.to_string().contains("no tmpfs"), "{error}");
+        assert!(error.to_string().contains("not a tmpfs"), "{error}");
     }
 }

@@ -187,7 +187,7 @@ async fn faults_are_refusals_unless_fail_open() {
         ("broken", Box::new(fault)),
         ("panicked", Box::new(panic)),
         ("changes `name`", Box::new(retarget)),
-        ("twice", Box::new(twice)),
+        ("duplicate", Box::new(twice)),
     ];
     for (part, verdict) in bench {
         let verdict = Arc::new(verdict);

@@ -20,8 +20,8 @@ fn trusted_proxies_are_addresses_and_networks() {
         ("10.0.0", "write an address"),
         ("127.0.0.1:8811", "write an address"),
         ("10.0.0.5/8", "no bits after"),
-        ("0.0.0.0/0", "everybody"),
-        ("::/0", "everybody"),
+        ("0.0.0.0/0", "all addresses"),
+        ("::/0", "all addresses"),
         ("::ffff:10.0.0.1", "as IPv4"),
     ] {
         let fault = text.parse::<ProxyNetwork>().unwrap_err().to_string();

@@ -210,9 +210,9 @@ async fn forbidden_redirects_are_refused() {
 
     for (to, told) in [
         ("http://example.invalid/x", "without TLS"),
-        ("file:///etc/passwd", "not HTTP"),
+        ("file:///etc/passwd", "other than HTTP"),
         ("https://user:word@example.invalid/", "contains a login"),
-        ("http://", "where to"),
+        ("http://", "without a target"),
     ] {
         let server = Server::start(move |_, _| moved(to)).await;
         let error = refused(&server, &client(), digest).await;
@@ -358,9 +358,9 @@ async fn invalid_answers_are_errors() {
     let known: BTreeMap<u16, &str> = BTreeMap::from([
         (404, "not in the registry"),
         (403, "does not permit you to read this"),
-        (429, "answers 429 (TOOMANYREQUESTS)"),
-        (503, "answers 503"),
-        (201, "answers 201"),
+        (429, "answered 429 (TOOMANYREQUESTS)"),
+        (503, "answered 503"),
+        (201, "answered 201"),
     ]);
     for (status, told) in known {
         let body = json!({ "errors": [{ "code": "TOOMANYREQUESTS", "message": "slow down" }] });
@@ -441,7 +441,7 @@ async fn names_of_redirect_targets_are_not_shown() {
     ] {
         assert!(matches!(error, Error::Unreachable { .. } | Error::Late { .. }), "{error}");
         let told = format!("{error} {error:?} {}", error.help());
-        assert!(!told.contains("heard") && told.contains("leads to"), "{told}");
+        assert!(!told.contains("heard") && told.contains("redirects to"), "{told}");
     }
 }
 
@@ -474,8 +474,16 @@ async fn images_with_false_size_or_kind_are_refused() {
     let words = ["Basic ", "d29yZHM="].concat();
     for (layers, config, why) in [
         (json!([layer(u64::MAX, tar), layer(u64::MAX, tar)]), amd64(), "out of range"),
-        (json!([{ "mediaType": tar, "size": -1, "digest": Digest::of(b"") }]), amd64(), "shape"),
-        (json!([{ "mediaType": tar, "size": 1e30, "digest": Digest::of(b"") }]), amd64(), "shape"),
+        (
+            json!([{ "mediaType": tar, "size": -1, "digest": Digest::of(b"") }]),
+            amd64(),
+            "of another form",
+        ),
+        (
+            json!([{ "mediaType": tar, "size": 1e30, "digest": Digest::of(b"") }]),
+            amd64(),
+            "of another form",
+        ),
         (json!(vec![layer(1, tar); 128]), amd64(), "128 layers; the limit is 127"),
         (
             json!([layer(1, "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip")]),

@@ -496,8 +496,8 @@ mod tests {
             (elf(1, 3), 0o755, "32-bit"),
             (elf(2, 183), 0o755, "built for aarch64, but the engine runs x86_64"),
             (elf(2, 62), 0o755, "libraries cannot be listed"),
-            (b"MZ".to_vec(), 0o755, "no ELF executable"),
-            (Vec::new(), 0o755, "no ELF executable"),
+            (b"MZ".to_vec(), 0o755, "not an ELF executable"),
+            (Vec::new(), 0o755, "not an ELF executable"),
             (elf(2, 62), 0o644, "not executable"),
         ] {
             let told = refusal(&content, mode);

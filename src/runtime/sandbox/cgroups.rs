@@ -507,7 +507,7 @@ mod tests {
         fs::create_dir(slice.join("cgroup.subtree_control")).unwrap();
         let found = find(&mount, "0::/user.slice/proxy.scope\n");
         assert!(
-            found.all.is_empty() && found.limits(Controller::Cpu).unwrap_err().contains("hand")
+            found.all.is_empty() && found.limits(Controller::Cpu).unwrap_err().contains("delegate")
         );
     }
 
