@@ -97,6 +97,8 @@ const CONDITIONS: &[&str] = &[
     r#"action in P::Action::"read""#,
     "9223372036854775807 + 1 > 0",
     r#"P::Client::"nobody".name == "x""#,
+    r#"P::Client::"nobody".name == context.transport"#,
+    r#"[context.transport, "x"].contains(P::Tool::"s/u".name)"#,
     r#"P::Tool::"s/t" has claims && !P::Tool::"s/t".claims.read_only"#,
     r#"P::Tool::"s/u".claims.destructive"#,
     r#"P::Resource::"s/note://1" has uri"#,
