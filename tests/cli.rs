@@ -190,7 +190,7 @@ fn a_clients_key_is_shown_once_and_alone_on_standard_output() {
     assert_eq!(run(dir.path(), &["client", "rm", "ci"]).0, 0);
     let (code, _, err) = run(dir.path(), &["client", "rm", "ci"]);
     assert_eq!(code, 1);
-    assert!(err.contains("no client `ci`"), "{err}");
+    assert!(err.contains("client `ci` does not exist"), "{err}");
     let (code, _, err) = run(dir.path(), &["client", "rm", "fixed"]);
     assert_eq!(code, 1);
     assert!(err.contains("portcullis.toml:1"), "{err}");

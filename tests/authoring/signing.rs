@@ -33,7 +33,7 @@ fn a_signature_holds_for_the_file_that_was_signed() {
     assert_eq!((code, out), (0, format!("watermark 0.1.0 holds\nsigned by {first}\n")));
     let (code, out, _) = verify(other);
     assert_eq!(code, 11);
-    assert!(out.contains("does not hold: another key has signed it"), "{out}");
+    assert!(out.contains("does not hold: it is signed with another key"), "{out}");
     assert!(!fs::read_to_string(here.join("mine.wasm.sig")).unwrap().contains(secret.trim()));
 
     // A second signature leaves the first.

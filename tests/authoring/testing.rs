@@ -78,7 +78,7 @@ fn a_replacement_that_the_chain_would_not_take_is_a_fault() {
     for (harm, told) in [
         ("garbage", "not JSON"),
         ("garbage-list", "object"),
-        ("garbage-twice", "key twice"),
+        ("garbage-twice", "duplicate key"),
         ("other-tool", "changes `name`"),
     ] {
         let case = format!("call: shop/{harm}, args: {{}}");

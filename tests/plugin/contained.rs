@@ -61,7 +61,7 @@ async fn garbage_does_not_take_a_payloads_place() {
     for (harm, told) in [
         ("garbage", "not JSON"),
         ("garbage-list", "object"),
-        ("garbage-twice", "key twice"),
+        ("garbage-twice", "duplicate key"),
         ("other-tool", "changes `name`"),
     ] {
         let mut exchange = call(harm, json!({}), None);
