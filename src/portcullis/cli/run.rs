@@ -187,6 +187,9 @@ async fn begin(args: &Args, ctx: &Context, loaded: &Loaded) -> Result<Begun, Not
 
 /// Takes messages until there is a reason to stop.
 async fn serve(args: &Args, ctx: &Context, loaded: &Loaded, begun: Begun) -> anyhow::Result<Exit> {
+    // First: a signal that came before this would end the proxy without its stop.
+    let terminate = signal(SignalKind::terminate())?;
+    let interrupt = signal(SignalKind::interrupt())?;
     let Begun { proxy, watcher: _watcher, keyring, socket, door } = begun;
     let listener = door.context("a dry run takes no messages")?;
     let address = listener.address();
@@ -234,7 +237,7 @@ async fn serve(args: &Args, ctx: &Context, loaded: &Loaded, begun: Begun) -> any
     announce(ctx, &proxy.launcher, loaded);
     tracing::info!(%address, state_dir = %loaded.config.state_dir.display(), "listening");
 
-    let reason = wait(args.stdio, &proxy).await?;
+    let reason = wait(args.stdio, &proxy, terminate, interrupt).await;
     tracing::info!(reason, "stopping");
     drop(announced);
     stop.cancel();
@@ -315,9 +318,12 @@ async fn follow(
 }
 
 /// Waits for a reason to stop.
-async fn wait(stdio: bool, proxy: &Arc<Gateway>) -> anyhow::Result<&'static str> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+async fn wait(
+    stdio: bool,
+    proxy: &Arc<Gateway>,
+    mut terminate: Signal,
+    mut interrupt: Signal,
+) -> &'static str {
     let input_ended = async {
         if stdio {
             front::stdio::serve(proxy.clone(), tokio::io::stdin(), tokio::io::stdout()).await;
@@ -325,11 +331,11 @@ async fn wait(stdio: bool, proxy: &Arc<Gateway>) -> anyhow::Result<&'static str>
             std::future::pending::<()>().await;
         }
     };
-    Ok(tokio::select! {
+    tokio::select! {
         _ = terminate.recv() => "SIGTERM",
         _ = interrupt.recv() => "SIGINT",
         () = input_ended => "the input ended",
-    })
+    }
 }
 
 /// The file that says where the proxy listens; gone when it stops.
