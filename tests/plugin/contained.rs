@@ -44,7 +44,7 @@ async fn every_harm_is_a_fault_and_the_next_message_is_served() {
         ("flood-out-some", "its output exceeds"),
         ("flood-log-forever", "did not finish within 2s"),
         ("fail", "it failed: xxx"),
-        ("labels", "more than"),
+        ("labels", "exceeds twice the message"),
         ("label", "not a legal label"),
     ] {
         let Fault(text) = ask(&plugin, harm).await.expect_err(harm);

@@ -169,7 +169,7 @@ async fn what_is_not_granted_is_told_with_the_lines_that_would() {
     assert!(
         unusable
             .to_string()
-            .ends_with("asks for `http`, the host `http://localhost:8080`, which is not granted")
+            .ends_with("requires `http`, the host `http://localhost:8080`, which is not granted")
     );
     let help = unusable.help().expect("help").to_string();
     assert_eq!(help, "write into its `[interceptors.grants]`\nhttp = [\"http://localhost:8080\"]");
@@ -316,7 +316,7 @@ async fn one_on_trial_keeps_nothing_and_sends_nothing() {
 
     let verdict = ask(&tried, "get http://HOST/").await.expect("a verdict");
     let Decision::Refuse(refusal) = &verdict.decision else { panic!("refused") };
-    assert!(refusal.message.contains("on trial"), "{}", refusal.message);
+    assert!(refusal.message.contains("audit mode"), "{}", refusal.message);
     let told = format!("GET http://localhost:{port} not sent, on trial");
     assert_eq!(verdict.findings[0].message, told);
     assert!(heard.try_recv().is_err(), "nobody was asked");

@@ -137,7 +137,7 @@ async fn verdicts_that_no_compiler_would_hand_back_are_faults() {
         ("far-pointer", "out of bounds"),
         ("far-string", "out of bounds"),
         ("endless-list", "out of bounds"),
-        ("empty-labels", "more than"),
+        ("empty-labels", "exceeds twice the message"),
         ("wrong-case", "discriminant"),
         ("crooked-pointer", "not aligned"),
         ("spinning-farewell", "did not finish within 2s"),
