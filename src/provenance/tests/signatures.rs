@@ -269,7 +269,7 @@ async fn invalid_key_signatures_are_rejected() {
         ("`acme`: it was not made with this key", simple(&good, annotated(&evil, &good))),
         // The payload was changed after signing.
         ("`acme`: it was not made with this key", simple(&good, annotated(&acme, &other))),
-        ("it has a key twice", simple(twice.as_bytes(), annotated(&acme, twice.as_bytes()))),
+        ("it has a duplicate key", simple(twice.as_bytes(), annotated(&acme, twice.as_bytes()))),
         (signed, simple(&good, json!({}))),
         (signed, simple(&good, json!({ signed: "%" }))),
         ("application/vnd.oci.empty", ("text/plain", good.clone(), annotated(&acme, &good))),

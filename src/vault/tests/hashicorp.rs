@@ -234,7 +234,7 @@ fn token_is_sent_to_the_configured_vault_only() {
         (with("VAULT_TOKEN_FILE", &vault.file("none")), "No such file"),
         (with("VAULT_TOKEN", "wrong"), "do not permit this token to read that path"),
         (with("VAULT_TOKEN", "not\nlegal"), "contains characters that are not legal"),
-        (vault.env(&[]), "nobody asks"),
+        (vault.env(&[]), "no credentials"),
     ] {
         let said = fetch(reference, &env).failed(what);
         assert!(!said.contains(TOKEN) && !said.contains("not\\nlegal"), "{said}");
