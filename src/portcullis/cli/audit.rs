@@ -1,5 +1,5 @@
-//! `portcullis audit`: reads the audit log, through the running proxy where there is one (it alone
-//! can open its store), else from the store itself.
+//! `portcullis audit`: reads the audit log through the running proxy, which alone can open its
+//! store. If no proxy runs, it reads the store itself.
 
 mod export;
 mod keep;
@@ -76,7 +76,7 @@ enum Verb {
     Stats(stats::Args),
 }
 
-/// Where records are read.
+/// Source of records.
 pub(super) enum Source {
     Proxy(Client),
     Store(Reader),
@@ -104,7 +104,7 @@ impl Source {
         })
     }
 
-    /// A page of what a query finds.
+    /// Page of records that match a query.
     pub(super) async fn query(&self, query: &Query) -> anyhow::Result<Page> {
         Ok(match self {
             Self::Proxy(client) => client.post_json("/v1/audit/query", query).await?,
@@ -126,7 +126,7 @@ impl Source {
         })
     }
 
-    /// The records of a decision.
+    /// Records of a decision.
     pub(super) async fn show(&self, id: DecisionId) -> anyhow::Result<Page> {
         match self {
             Self::Proxy(client) => match client.get_json(&format!("/v1/audit/show/{id}")).await {
@@ -152,7 +152,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
             tail(&source().await?, ctx, query, lines, follow).await
         }
         Verb::Query(args) => {
-            // What is asked is read first: a slip of the pen needs no store.
+            // Options are parsed first, so that a typing error needs no store.
             let asked = args.read()?;
             query::run(&source().await?, ctx, asked).await
         }
@@ -170,7 +170,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     }
 }
 
-/// Says which parts of the store could not be read: what was printed is then not the whole answer.
+/// Reports the parts of the store that could not be read: the printed result is then incomplete.
 pub(super) fn conclude(ctx: &Context, unreadable: &[String]) -> Exit {
     for what in unreadable {
         ctx.note(format_args!("warning: unreadable: {what}"));
@@ -178,7 +178,7 @@ pub(super) fn conclude(ctx: &Context, unreadable: &[String]) -> Exit {
     if unreadable.is_empty() { Exit::Ok } else { Exit::Failure }
 }
 
-/// The records of lines. One of a newer version can't be shown, only handed on.
+/// Parsed records of lines. A record of a newer version cannot be parsed, only passed on.
 fn entries(lines: &[Line]) -> anyhow::Result<Vec<Entry>> {
     lines.iter().map(|line| line.entry().map_err(anyhow::Error::msg)).collect()
 }

@@ -1,20 +1,20 @@
-//! What came of cases, of policies and of plugins alike.
+//! Results of test cases, for policies and plugins.
 
 use std::{io, path::Path};
 
 use super::Context;
 use portcullis_policy::Finding;
 
-/// A case that was run.
+/// Result of one case.
 pub(super) struct Told<'a> {
     pub file: &'a Path,
     pub passed: bool,
-    /// Why it did not pass.
+    /// Reasons for a failure.
     pub failure: &'a [Finding],
 }
 
-/// Prints what is wrong with the files, what failed and how, and one line a file. `noun` is what was
-/// asked, one and many.
+/// Prints errors in files, failures with their reasons, and one line per file. `noun` names the
+/// tested item, singular and plural.
 pub(super) fn tell<'a>(
     ctx: &Context,
     findings: &[Finding],
@@ -37,7 +37,7 @@ pub(super) fn tell<'a>(
     Ok(())
 }
 
-/// A number with the word for what it counts.
+/// Number with its noun, singular or plural.
 pub(super) fn count(number: usize, one: &str, many: &str) -> String {
     format!("{number} {}", if number == 1 { one } else { many })
 }

@@ -40,11 +40,11 @@ pub async fn run(_args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     Ok(if found.is_empty() { Exit::Ok } else { Exit::Findings })
 }
 
-/// All findings, and the chain of a config that can be read.
+/// All findings, and the chain if the config can be read.
 fn everything(path: &std::path::Path) -> (Vec<BoxedDiagnostic>, Option<String>) {
     let loaded = match portcullis_config::load(path) {
         Ok(loaded) => loaded,
-        // What it names can't be found without it.
+        // Other files cannot be found without the config.
         Err(Diagnostics(findings)) => return (findings.into_iter().map(boxed).collect(), None),
     };
     let mut found: Vec<BoxedDiagnostic> = loaded.warnings.iter().cloned().map(boxed).collect();
@@ -66,7 +66,7 @@ fn everything(path: &std::path::Path) -> (Vec<BoxedDiagnostic>, Option<String>) 
             found.extend(diagnostics.findings().iter().map(|finding| placed(&loaded, finding)));
         }
     }
-    // What is looked at is not kept: that is for whom the proxy runs as.
+    // Nothing is cached here: the cache belongs to the user of the proxy.
     let house = PluginHost { artifacts: artifacts(&loaded, false), ..PluginHost::bare() };
     let handed = PluginSecrets::read(&loaded, &mut found);
     for member in loaded.config.chain() {
@@ -101,13 +101,13 @@ fn everything(path: &std::path::Path) -> (Vec<BoxedDiagnostic>, Option<String>) 
     (found, Some(loaded.config.chain_in_words()))
 }
 
-/// Servers that cannot start, since there is no permit for a part of their start.
+/// Servers that cannot start because a part of their start has no permit.
 fn unstartable(loaded: &Loaded, policies: &portcullis_policy::Engine) -> Vec<BoxedDiagnostic> {
     let finding =
         |(name, settings): (&ServerName, &portcullis_upstream::config::Server)| -> Option<BoxedDiagnostic> {
             let first = settings.command.as_ref().and_then(|command| command.first());
             let program = settings.url.as_ref().or(settings.image.as_ref()).or(first)?;
-            // Permits are found by what they are about, so that only the name counts.
+            // Permits are found by entity, so only the name counts.
             let program = portcullis_policy::Program {
                 runtime: "",
                 name: program.clone(),
@@ -134,8 +134,8 @@ fn unstartable(loaded: &Loaded, policies: &portcullis_policy::Engine) -> Vec<Box
     loaded.config.servers.iter().filter_map(finding).collect()
 }
 
-/// A finding of the policies. One that is about no text of theirs is about the config's `paths`, or
-/// its `bundle`.
+/// Diagnostic for a finding of the policies. A finding without a policy text points to the config's
+/// `paths` or `bundle`.
 fn placed(loaded: &Loaded, finding: &portcullis_policy::Finding) -> BoxedDiagnostic {
     if finding.labels().is_some_and(|mut labels| labels.next().is_some()) {
         return boxed(finding.clone());
@@ -156,7 +156,7 @@ fn boxed(diagnostic: impl Diagnostic + Send + Sync + 'static) -> BoxedDiagnostic
     Box::new(diagnostic)
 }
 
-/// A finding about a file that no person writes.
+/// Finding about a file that no person writes.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 struct Unplaced {
@@ -170,15 +170,15 @@ impl Diagnostic for Unplaced {
     }
 }
 
-/// A finding for programs.
+/// Finding as output for programs.
 #[derive(Debug, Serialize)]
 struct Entry {
     code: Option<String>,
     severity: &'static str,
     file: Option<String>,
-    /// From 1.
+    /// Line, from 1.
     line: Option<usize>,
-    /// From 1, in characters.
+    /// Column in characters, from 1.
     column: Option<usize>,
     message: String,
     help: Option<String>,

@@ -51,17 +51,17 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
         }
         Verb::Ls => ls(ctx, &ctx.load()?),
         Verb::Rm { name } => {
-            // The end of a key waits for no config to be mended.
+            // Revoking a key must not require a valid config.
             let found = proxy_client::find(ctx).await?;
             rm(ctx, &found, &store(ctx, &found)?, &name).await
         }
     }
 }
 
-/// The clients of the proxy that was found, and of no other.
+/// Store of clients of exactly the proxy that was found.
 ///
 /// # Errors
-/// Where it was not reached by its state folder, in which they are.
+/// The proxy was not found by its state folder, which contains the store.
 fn store(ctx: &Context, found: &Located) -> anyhow::Result<Store> {
     let state_dir = found.state_dir().with_context(|| {
         format!(
@@ -73,7 +73,7 @@ fn store(ctx: &Context, found: &Located) -> anyhow::Result<Store> {
     Ok(Store::within(state_dir))
 }
 
-/// Records what is about to be done: a proxy that runs does it, else this command itself.
+/// Records an upcoming change, through the running proxy or else by this command.
 async fn record(found: &Located, change: &Change, reason: Option<String>) -> anyhow::Result<()> {
     let change = change.clone();
     match found {
@@ -91,14 +91,14 @@ async fn record(found: &Located, change: &Change, reason: Option<String>) -> any
     }
 }
 
-/// Whoever runs this command.
+/// User who runs this command.
 pub(super) fn myself() -> ByHand {
     let uid = nix::unistd::getuid();
     let user = nix::unistd::User::from_uid(uid).ok().flatten().map(|user| user.name);
     ByHand { uid: Some(uid.as_raw()), user }
 }
 
-/// Makes a change once it is on record.
+/// Makes a change after it is recorded.
 async fn on_record<T>(
     ctx: &Context,
     found: &Located,
@@ -199,7 +199,7 @@ fn ls(ctx: &Context, loaded: &Loaded) -> anyhow::Result<Exit> {
 struct Row<'a> {
     name: &'a ClientName,
     groups: &'a [Group],
-    /// Which key it holds, as records have it.
+    /// Id of its key, as in records.
     key: String,
     /// `config` or `state`.
     place: &'static str,
@@ -241,7 +241,7 @@ async fn rm(
     Ok(Exit::Ok)
 }
 
-/// That it stands in the config, if so, and where.
+/// Message with the position of a client that the config defines.
 fn in_config(found: &Located, name: &ClientName) -> Option<String> {
     let loaded = found.loaded().filter(|loaded| loaded.config.clients.contains_key(name))?;
     let file = loaded.path.display();

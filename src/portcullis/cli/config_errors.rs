@@ -1,38 +1,38 @@
-//! What keeps a verb from doing something with the config, each with its line.
+//! Problems in the config that prevent a command, each with its line.
 
 use portcullis_config::Loaded;
 use portcullis_protocol::names::ServerName;
 use portcullis_upstream::config::Server;
 
-/// What is wrong, with its place in the config.
+/// Problems, with their positions in the config.
 pub(super) struct Wrong<'a> {
     loaded: &'a Loaded,
     found: Vec<String>,
 }
 
 impl<'a> Wrong<'a> {
-    /// Nothing yet.
+    /// Creates an empty list.
     pub fn of(loaded: &'a Loaded) -> Self {
         Self { loaded, found: Vec::new() }
     }
 
-    /// Something, by its JSON pointer.
+    /// Adds a problem by its JSON pointer.
     pub fn add(&mut self, pointer: &str, what: impl std::fmt::Display) {
         let line = self.loaded.line(pointer).map_or_else(String::new, |line| format!(":{line}"));
         self.found.push(format!("{}{line}: {what}", self.loaded.path.display()));
     }
 
-    /// What may be a secret in plain text, of an entry that others will read.
+    /// Adds possible secrets in plain text, in an entry that others will read.
     pub fn literals(&mut self, name: &ServerName, server: &Server) {
         for literal in self.loaded.literals(name, server) {
             self.add(&literal.pointer, literal.what);
         }
     }
 
-    /// Ends the verb, if there is anything.
+    /// Ends the command if there are problems.
     ///
     /// # Errors
-    /// All of it.
+    /// All problems.
     pub fn end(self) -> anyhow::Result<()> {
         anyhow::ensure!(self.found.is_empty(), "{}", self.found.join("\n"));
         Ok(())

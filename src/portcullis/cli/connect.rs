@@ -1,8 +1,8 @@
 //! `portcullis connect`: bridges a client's standard input and output to a running proxy.
 //!
-//! Without `--url` it speaks over the local socket of the proxy that runs with this config, as the
-//! local user. With one it speaks HTTP with a key from `PORTCULLIS_KEY` or a file: a key on the
-//! command line could be read by every user of the machine.
+//! Without `--url`, it uses the local socket of the proxy with this config, as the local user. With
+//! `--url`, it uses HTTP with a key from `PORTCULLIS_KEY` or a file: every user of the machine
+//! could read a key on the command line.
 
 use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
@@ -76,7 +76,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
         let greeting = message.method.as_deref() == Some(Method::INITIALIZE);
         let sent = bridge.clone().send(message, text, output.clone());
         if greeting {
-            // What follows needs the session that this opens.
+            // Later messages need the session that this message opens.
             sent.await;
             if bridge.session.lock().is_some() {
                 tokio::spawn(bridge.clone().listen(output.clone()));
@@ -93,14 +93,14 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     Ok(Exit::Ok)
 }
 
-/// What a bridge must know of a message to write its headers.
+/// Properties of a message that its headers need.
 struct Message {
     id: Option<Bytes>,
     method: Option<String>,
-    /// The modern revision that it names in `_meta`.
+    /// Modern revision in `_meta`.
     revision: Option<String>,
     name: Option<String>,
-    /// The request that it takes back.
+    /// Id of the request that it cancels.
     cancels: Option<Bytes>,
 }
 
@@ -138,11 +138,11 @@ struct Bridge {
     url: String,
     key: Option<String>,
     session: Mutex<Option<String>>,
-    /// The legacy revision that was agreed on.
+    /// Negotiated legacy revision.
     agreed: Mutex<Option<String>>,
-    /// Requests under way, by their ids as the client wrote them.
+    /// Requests in flight, by their ids as the client wrote them.
     open: Mutex<HashMap<Bytes, CancellationToken>>,
-    /// Holds the way to the socket open.
+    /// Keeps the path of the socket valid.
     _socket: Option<admin::Address>,
 }
 
@@ -211,8 +211,8 @@ impl Bridge {
         request
     }
 
-    /// Takes a request back as 2026-07-28 has it over HTTP, by the end of its stream. In a session
-    /// the message itself goes on.
+    /// Cancels a request as revision 2026-07-28 does over HTTP: it closes the stream. In a session,
+    /// the caller forwards the message instead.
     fn closes(&self, message: &Message) -> bool {
         let Some(id) = &message.cancels else { return false };
         if self.session.lock().is_some() {
@@ -224,14 +224,14 @@ impl Bridge {
         true
     }
 
-    /// Posts a message and hands on all that comes back.
+    /// Posts a message and forwards all responses.
     fn send(
         self: Arc<Self>,
         message: Message,
         text: Bytes,
         output: mpsc::Sender<Bytes>,
     ) -> impl Future<Output = ()> + Send {
-        // At once, not when the future is first polled: what follows may take it back.
+        // Registered now, not when the future is first polled: the next message may cancel it.
         let closed = CancellationToken::new();
         if let Some(id) = &message.id {
             self.open.lock().insert(id.clone(), closed.clone());
@@ -251,7 +251,7 @@ impl Bridge {
     async fn carry(&self, message: Message, text: Bytes, output: mpsc::Sender<Bytes>) {
         let id = message.id.clone();
         if let Err(error) = self.post(message, text, &output).await {
-            // The client waits for an answer, so it gets one.
+            // The client waits for a response, so it gets an error.
             let error = serde_json::json!({
                 "code": -32603,
                 "message": format!("the proxy cannot be reached: {error:#}"),
@@ -316,7 +316,7 @@ impl Bridge {
         greeting: bool,
         output: &mpsc::Sender<Bytes>,
     ) -> anyhow::Result<()> {
-        // The proxy bounds what it hands out.
+        // The proxy already limits the size of events.
         let mut events = std::pin::pin!(events(response.bytes_stream(), usize::MAX));
         while let Some(event) = events.next().await {
             let text = event?.data;
@@ -331,7 +331,7 @@ impl Bridge {
         Ok(())
     }
 
-    /// Keeps the revision that the answer to `initialize` names, for the headers that follow.
+    /// Stores the revision in the response to `initialize`, for later headers.
     fn agree(&self, text: &Bytes) {
         let result = Object::parse(text.clone()).ok().and_then(|answer| answer.object("result"));
         if let Some(revision) = result.and_then(|result| result.string("protocolVersion")) {
@@ -339,7 +339,7 @@ impl Bridge {
         }
     }
 
-    /// Hands on what the session hears beside answers.
+    /// Forwards the session's messages that are not responses.
     async fn listen(self: Arc<Self>, output: mpsc::Sender<Bytes>) {
         let request = self.headers(self.client.get(&self.url)).header(ACCEPT, "text/event-stream");
         if let Ok(response) = request.send().await
@@ -358,8 +358,8 @@ impl Bridge {
     }
 }
 
-/// An answer as the client finds it: what the proxy refuses before it has read the message names
-/// no id (a key that is missing, say), and a client would wait for its own for ever.
+/// Response with the id of its request. A refusal before the proxy has read the message (a missing
+/// key, for example) has no id, and the client would wait forever for one with its id.
 fn addressed(body: Bytes, id: Option<&[u8]>) -> Bytes {
     let Some(id) = id else { return body };
     match Object::parse(body.clone()) {

@@ -1,4 +1,4 @@
-//! What every verb is handed, and what it hands back.
+//! Context of every command, and its exit code.
 
 use std::{
     fmt,
@@ -42,19 +42,19 @@ pub enum Format {
     Json,
 }
 
-/// How a verb ended, as its exit code.
+/// Exit code of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
-    /// It worked, or the answer is "allowed".
+    /// Success, or the answer is "allowed".
     Ok = 0,
-    /// It did not work.
+    /// Failure.
     Failure = 1,
-    /// The command line asks for something that makes no sense.
+    /// The command line is invalid.
     Usage = 2,
     /// The answer is "denied".
     Denied = 10,
-    /// A check found something.
+    /// A check has findings.
     Findings = 11,
 }
 
@@ -69,7 +69,7 @@ impl From<Exit> for ExitCode {
 #[error("{0}")]
 pub struct Usage(pub String);
 
-/// Diagnostics that end the program, printed with the place in the file that each is about.
+/// Diagnostics that end the program, printed with their positions in files.
 #[derive(Debug)]
 pub struct Reports(pub Vec<Box<dyn miette::Diagnostic + Send + Sync>>);
 
@@ -84,17 +84,17 @@ impl fmt::Display for Reports {
 
 impl std::error::Error for Reports {}
 
-/// What is wrong with a config, as the error that ends the program.
+/// Diagnostics of a config, as the error that ends the program.
 pub(super) fn reports(Diagnostics(findings): Diagnostics) -> Reports {
     Reports(findings.into_iter().map(|finding| Box::new(finding) as _).collect())
 }
 
-/// Where the config is, and the only ways to print.
+/// Path of the config, and the only functions that print.
 #[derive(Debug)]
 pub struct Context {
     /// The config file, as the user named it.
     pub config: PathBuf,
-    /// How to print data.
+    /// Output format of data.
     pub format: Format,
 }
 
@@ -103,29 +103,29 @@ impl Context {
         Self { config: global.config, format: global.format }
     }
 
-    /// Reads the config. Its `warnings` are not shown: `check` and `run` do that.
+    /// Reads the config. `check` and `run` print its `warnings`; this function does not.
     ///
     /// # Errors
-    /// [`Reports`] of everything that is wrong with it.
+    /// [`Reports`] with all errors of the config.
     pub fn load(&self) -> anyhow::Result<Loaded> {
         Ok(portcullis_config::load(&self.config).map_err(reports)?)
     }
 
-    /// Whether data is to be JSON.
+    /// Whether data is printed as JSON.
     pub fn is_json(&self) -> bool {
         self.format == Format::Json
     }
 
-    /// Prints a line of data. Control characters and invisible ones are shown escaped, so it must
-    /// be one line.
+    /// Prints a line of data. Control and invisible characters are escaped, so the text must be one
+    /// line.
     ///
     /// # Errors
-    /// Where standard output is closed or full; hand it on, `main` knows what to do.
+    /// Standard output is closed or full. Return the error; `main` handles it.
     pub fn line(&self, text: impl fmt::Display) -> io::Result<()> {
         output::stdout(&format!("{}\n", output::escape(&text.to_string())))
     }
 
-    /// Prints text as it is. For text of our own only (a schema): nothing is escaped.
+    /// Prints text without escaping; only for the program's own text (a schema).
     ///
     /// # Errors
     /// As [`Context::line`].
@@ -133,7 +133,7 @@ impl Context {
         output::stdout(text)
     }
 
-    /// Prints a value as JSON over several lines.
+    /// Prints a value as JSON on several lines.
     ///
     /// # Errors
     /// As [`Context::line`].
@@ -142,7 +142,7 @@ impl Context {
         output::stdout(&format!("{}\n", output::escape_json(&text)))
     }
 
-    /// Prints a value as JSON on one line, for streams of them.
+    /// Prints a value as JSON on one line, for streams of values.
     ///
     /// # Errors
     /// As [`Context::line`].
@@ -151,8 +151,8 @@ impl Context {
         output::stdout(&format!("{}\n", output::escape_json(&text)))
     }
 
-    /// Prints a line of JSON as it is: its bytes are what was hashed. On a terminal, characters
-    /// that could steer it are escaped, which leaves the value the same.
+    /// Prints a line of JSON unchanged: its bytes were hashed. On a terminal, characters that could
+    /// control it are escaped, which keeps the value.
     ///
     /// # Errors
     /// As [`Context::line`].
@@ -176,7 +176,7 @@ impl Context {
         output::stdout(&output::table(header, rows))
     }
 
-    /// Prints a diagnostic with its place as data.
+    /// Prints a diagnostic with its position as data.
     ///
     /// # Errors
     /// As [`Context::line`].
@@ -184,23 +184,22 @@ impl Context {
         output::stdout(&output::render(diagnostic, &io::stdout()))
     }
 
-    /// Tells the person at the terminal something that is not data. Escaped, one line.
+    /// Prints a message that is not data to standard error: escaped, one line.
     pub fn note(&self, text: impl fmt::Display) {
         output::stderr(&format!("{}\n", output::escape(&text.to_string())));
     }
 
-    /// Writes a question to standard error. Escaped, without the end of a line.
+    /// Prints a question to standard error: escaped, without a line break.
     pub fn ask(&self, text: &str) {
         output::stderr(&output::escape(text));
     }
 
-    /// Prints a diagnostic with its place to standard error.
+    /// Prints a diagnostic with its position to standard error.
     pub fn report(&self, diagnostic: &dyn miette::Diagnostic) {
         output::stderr(&output::render(diagnostic, &io::stderr()));
     }
 
-    /// Shows that something is under way, on a terminal and once it took more than a second,
-    /// until the value is dropped.
+    /// Shows an operation in progress on a terminal, after one second, until the value is dropped.
     pub fn progress(&self, what: impl Into<String>) -> Progress {
         Progress::start(what.into())
     }

@@ -1,6 +1,6 @@
-//! `portcullis doctor`: says what this machine offers, and what stands in the way of a run.
+//! `portcullis doctor`: reports what this machine offers, and problems that prevent a run.
 //!
-//! Ends with 11 when something would keep the proxy, or one of its servers, from working.
+//! Exits with 11 if a problem would prevent the proxy, or one of its servers, from working.
 
 mod audit;
 
@@ -30,7 +30,7 @@ use portcullis_upstream::config::{Runtime, Server};
 #[derive(Debug, clap::Args)]
 pub struct Args {}
 
-/// Where the config is looked for when nobody says otherwise.
+/// Path of the config without `--config`.
 const DEFAULT_CONFIG: &str = "portcullis.toml";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -51,7 +51,7 @@ impl Grade {
     }
 }
 
-/// One thing that was looked at.
+/// Result of one check.
 #[derive(Debug, Serialize)]
 struct Check {
     name: String,
@@ -121,7 +121,7 @@ pub async fn run(_args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     Ok(if failed { Exit::Findings } else { Exit::Ok })
 }
 
-/// Where servers can run: the local sandbox, and a container engine.
+/// Checks of the runtimes: the local sandbox, and a container engine.
 fn runtimes(
     config: Option<&Config>,
     available: &Result<sandbox::Availability, LaunchFailure>,
@@ -129,7 +129,7 @@ fn runtimes(
 ) -> Vec<Check> {
     let mut checks = Vec::new();
     let servers = || config.into_iter().flat_map(|config| &config.servers);
-    // Those that run in a container or not at all.
+    // Servers that run only in a container.
     let needing = || -> Vec<String> {
         let in_container = |(_, server): &(_, &Server)| {
             server.image.is_some() || matches!(server.runtime, Runtime::Container | Runtime::Runsc)
@@ -214,7 +214,7 @@ fn runtimes(
     checks
 }
 
-/// What a server in the sandbox has of the user who runs the proxy.
+/// Check of the rights of the proxy's user that a server in the sandbox has.
 fn outside(config: Option<&Config>, outside: &Outside) -> Option<Check> {
     let Outside::Ourselves { groups, .. } = outside else { return None };
     let told = format!("to this machine, a server in the sandbox is {outside}");
@@ -271,7 +271,7 @@ fn warned(name: &str, detail: &str, warnings: usize) -> Check {
     }
 }
 
-/// Whether the state folder can be used, or made.
+/// Whether the state folder can be used or created.
 fn state_dir(dir: &Path) -> Check {
     let name = "state";
     let meta = match fs::metadata(dir) {
@@ -339,10 +339,10 @@ fn policies(loaded: &Loaded) -> Check {
     }
 }
 
-/// What a running proxy says.
+/// Checks from the status of a running proxy.
 async fn running(proxy: Option<admin::Client>) -> Vec<Check> {
     let Some(proxy) = proxy else { return Vec::new() };
-    // A proxy that does not say, or not to this user, is none of this check's business.
+    // A status that is unavailable, or not for this user, is not a finding.
     let status: Value = proxy.get_json("/v1/status").await.unwrap_or_default();
     let mut checks = audit::running(&status);
     if let Some(why) = status["config"]["rejected"].as_str() {
@@ -365,11 +365,11 @@ async fn running(proxy: Option<admin::Client>) -> Vec<Check> {
     checks
 }
 
-/// How a server of a running proxy stands, where there is something to say of that.
+/// Check of a server of a running proxy, if its state needs attention.
 fn server(state: &Value) -> Option<Check> {
     let name = state["name"].as_str()?;
     let why = state["failure"].as_str().unwrap_or_default();
-    // The failure may end with the remedy, for those who read it elsewhere.
+    // The failure may end with a remedy that is meant for other output.
     let why = why.split("; see `portcullis server logs").next().unwrap_or_default();
     let logs = format!("`portcullis server logs {name}` may say more");
     let health = state["health"].as_str()?;
@@ -386,7 +386,7 @@ fn server(state: &Value) -> Option<Check> {
     })
 }
 
-/// Whether the proxy could listen, or one with this config does already.
+/// Whether the proxy could listen, or a proxy with this config already does.
 fn port(config: &Config) -> Check {
     let address = config.listen.http;
     match TcpListener::bind(address) {
@@ -418,7 +418,7 @@ fn listening(address: SocketAddr, more: &str) -> Check {
     Check::warn("port", format!("{detail} can be reached from outside, without TLS"), remedy)
 }
 
-/// The secrets that do not resolve now. They may resolve when the proxy starts.
+/// Secrets that do not resolve now. They may resolve when the proxy starts.
 fn secrets(loaded: &Loaded) -> Vec<Check> {
     let mut checks = Vec::new();
     for (server, settings) in &loaded.config.servers {

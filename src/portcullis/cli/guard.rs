@@ -1,4 +1,4 @@
-//! `portcullis guard`: a proxy in front of a container engine's socket, for a proxy that should not
+//! `portcullis guard`: a filter in front of a container engine's socket, for a proxy that must not
 //! have that socket.
 
 use std::{
@@ -62,7 +62,7 @@ pub struct Args {
     check: bool,
 }
 
-/// What may be allowed, by its word.
+/// Parser for the values of `--allow`.
 fn allow() -> impl TypedValueParser<Value = Allow> {
     let value = |allow: Allow| PossibleValue::new(allow.as_str()).help(allow.about());
     PossibleValuesParser::new(Allow::ALL.map(value)).try_map(|word| {
@@ -111,7 +111,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     Ok(Exit::Ok)
 }
 
-/// Raises the limit of open files as far as it goes. What is usual is too little for all connections.
+/// Raises the limit of open files to its maximum. The usual limit is too low for all connections.
 fn open_files() -> nix::Result<u64> {
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
@@ -142,7 +142,7 @@ fn socket(text: &str) -> Result<PathBuf, String> {
 
 fn mode(text: &str) -> Result<u32, String> {
     match u32::from_str_radix(text, 8) {
-        // For everybody would be the engine for everybody.
+        // A socket for everybody would give everybody the engine.
         Ok(mode) if mode & !0o660 == 0 => Ok(mode),
         _ => Err("write 600, or 660 for a group".to_owned()),
     }

@@ -1,4 +1,4 @@
-//! The command line: one file a verb. Verbs hold no business logic: they call a room and print.
+//! Command line, one file per command. Commands call crates and print; they have no business logic.
 //!
 //! Data goes to standard output, everything else to standard error. Exit codes are [`Exit`].
 
@@ -81,7 +81,7 @@ enum Verb {
     Schema(schema::Args),
 }
 
-/// The definition of the command line, for what checks or documents commands without running them.
+/// Definition of the command line, for code that checks or documents commands without running them.
 pub fn command() -> clap::Command {
     Cli::command()
 }
@@ -91,8 +91,8 @@ pub fn main() -> ExitCode {
     if let Some(code) = before_runtime() {
         return code;
     }
-    // Before any verb reads a key: the proxy's memory has clients' keys, servers' secrets and the keys
-    // that sign and encrypt.
+    // Before a command reads a key: the proxy's memory has clients' keys, servers' secrets and the
+    // keys that sign and encrypt.
     if let Err(error) = portcullis_foundation::process_memory::protect() {
         let error = anyhow::Error::new(error);
         return output::failure(&error.context("core dumps can't be switched off")).into();
@@ -100,14 +100,14 @@ pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and version are errors to clap too, with their own code and stream. Nobody is
-            // left to tell where even that stream is closed.
+            // clap treats help and version as errors with a code and a stream of their own. If that
+            // stream is closed, nothing can be reported.
             let _ = error.print();
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
     let ctx = Context::new(cli.global);
-    // TLS to remote servers; an error says that a provider is there already.
+    // TLS for remote servers; an error says that a provider is already installed.
     let _ = rustls::crypto::ring::default_provider().install_default();
     portcullis_foundation::allocator::set_up();
     let runtime = match tokio::runtime::Runtime::new() {
@@ -115,7 +115,7 @@ pub fn main() -> ExitCode {
         Err(error) => return output::failure(&anyhow::Error::new(error)).into(),
     };
     let outcome = runtime.block_on(cli.verb.run(&ctx));
-    // A read of standard input can't be cancelled and must not hold up the end.
+    // A read of standard input cannot be cancelled and must not delay the exit.
     runtime.shutdown_timeout(Duration::from_millis(500));
     match outcome {
         Ok(exit) => exit.into(),
@@ -123,9 +123,9 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// The hidden verbs that must not find threads of a runtime around them: the launchers of the sandbox
-/// and of a pod (which fork and confine themselves) and the example server (which has a small runtime
-/// of its own).
+/// Runs the hidden commands that must not have threads of a runtime around them: the launchers of
+/// the sandbox and of a pod (which fork and confine themselves) and the example server (which has
+/// its own small runtime).
 fn before_runtime() -> Option<ExitCode> {
     let args: Vec<_> = std::env::args_os().skip(1).take(2).collect();
     match args.iter().map(|arg| arg.as_os_str()).collect::<Vec<&OsStr>>().as_slice() {

@@ -16,7 +16,7 @@ use miette::{GraphicalReportHandler, GraphicalTheme};
 use super::{Exit, Reports, Usage};
 use portcullis_foundation::printable::{can_steer, escaped};
 
-/// The text with every unsafe character written out: `\n`, `\u{1b}`.
+/// Text with every unsafe character escaped: `\n`, `\u{1b}`.
 pub fn escape(text: &str) -> Cow<'_, str> {
     if !text.contains(can_steer) {
         return text.into();
@@ -31,28 +31,28 @@ pub fn escape(text: &str) -> Cow<'_, str> {
     escaped.into()
 }
 
-/// JSON text with the unsafe characters that JSON itself leaves alone written as `\uXXXX`. They
-/// can only stand within strings, so the value stays the same.
+/// JSON text with the unsafe characters that JSON permits written as `\uXXXX`. They occur only
+/// within strings, so the value stays the same.
 pub fn escape_json(text: &str) -> Cow<'_, str> {
     escaped(text, |c| c == '\n')
 }
 
-/// Writes to standard output, and says so where that fails.
+/// Writes to standard output, and returns an error if that fails.
 pub(super) fn stdout(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes())?;
     out.flush()
 }
 
-/// Writes to standard error. Where that is closed, nobody is left to be told.
+/// Writes to standard error. If it is closed, nothing can be reported.
 pub(super) fn stderr(text: &str) {
     let _ = io::stderr().lock().write_all(text.as_bytes());
 }
 
-/// Columns of text that a cell of several words needs to be worth wrapping.
+/// Minimum columns of a wrapped cell of several words.
 const NARROWEST: usize = 20;
 
-/// A table without lines, its cells escaped. On a terminal, cells of several words wrap.
+/// Table without borders and with escaped cells. On a terminal, cells of several words wrap.
 pub(super) fn table<R>(header: &[&str], rows: R) -> String
 where
     R: IntoIterator,
@@ -62,7 +62,7 @@ where
     table_within(width, header, rows)
 }
 
-/// The same on a terminal of that many columns. One of 0 columns does not know its width.
+/// Table for a terminal of that many columns. 0 columns mean an unknown width.
 fn table_within<R>(width: Option<u16>, header: &[&str], rows: R) -> String
 where
     R: IntoIterator,
@@ -78,8 +78,8 @@ where
         }
         table.add_row(row);
     }
-    // Ids, names and times stay whole, so that they can be copied. Where they leave too little for
-    // the rest, the terminal breaks the lines.
+    // Ids, names and times are not wrapped, so that they can be copied. If they leave too little
+    // for the rest, the terminal breaks the lines.
     let widths = table.column_max_content_widths();
     let needed = widths.iter().zip(&of_words).map(|(width, of_words)| match of_words {
         true => NARROWEST.min(usize::from(*width)) + 2,
@@ -106,7 +106,7 @@ where
     })
 }
 
-/// A diagnostic with the place in the file under it, in colour on a terminal.
+/// Diagnostic with the excerpt of its file below, in color on a terminal.
 pub(super) fn render(diagnostic: &dyn miette::Diagnostic, to: &impl IsTerminal) -> String {
     let plain = !to.is_terminal() || std::env::var_os("NO_COLOR").is_some();
     let theme = if plain { GraphicalTheme::unicode_nocolor() } else { GraphicalTheme::unicode() };
@@ -118,15 +118,15 @@ pub(super) fn render(diagnostic: &dyn miette::Diagnostic, to: &impl IsTerminal) 
     text
 }
 
-/// Tells of an error that ended a verb, and how the program ends for it.
+/// Prints the error that ended a command, and returns the exit code.
 pub(super) fn failure(error: &anyhow::Error) -> Exit {
     let broken_pipe = error
         .chain()
         .filter_map(|cause| cause.downcast_ref::<io::Error>())
         .any(|cause| cause.kind() == io::ErrorKind::BrokenPipe);
     if broken_pipe {
-        // The reader of our output went away (`portcullis … | head`): not worth a word, but
-        // what was asked for was not delivered either.
+        // The reader of the output closed it (`portcullis … | head`): print nothing, but fail,
+        // since the output was not delivered.
         return Exit::Failure;
     }
     if let Some(Reports(reports)) = error.downcast_ref() {
@@ -141,7 +141,7 @@ pub(super) fn failure(error: &anyhow::Error) -> Exit {
     if error.is::<Usage>() { Exit::Usage } else { Exit::Failure }
 }
 
-/// A spinner on standard error, from the second second on.
+/// Spinner on standard error, shown after one second.
 #[derive(Debug)]
 pub struct Progress {
     bar: ProgressBar,
@@ -169,7 +169,7 @@ impl Progress {
         Self { bar, waiting }
     }
 
-    /// Says what is under way now.
+    /// Replaces the text of the spinner.
     pub fn now(&self, what: impl Into<String>) {
         self.bar.set_message(escape(&what.into()).into_owned());
     }
@@ -221,7 +221,7 @@ mod tests {
             table_within(width, &["ID", "WHY"], [row])
         };
         let whole = format!("{:36}  WHY\n{id}  {why}\n", "ID");
-        // Not a terminal, one that does not know its width, one that is too narrow.
+        // No terminal, a terminal of unknown width, and a terminal that is too narrow.
         for width in [None, Some(0), Some(1), Some(50)] {
             assert_eq!(within(width), whole, "{width:?}");
         }

@@ -1,5 +1,5 @@
-//! Finding the running proxy. It is asked also while the config on disk is broken: it goes on by what it
-//! took before.
+//! Finding the running proxy. It can be used even if the config on disk is invalid: it continues
+//! with the config that it accepted before.
 
 use std::path::{Path, PathBuf};
 
@@ -20,16 +20,16 @@ pub(super) struct ProxyArgs {
     socket: Option<PathBuf>,
 }
 
-/// What was found.
+/// Result of the search for a proxy.
 pub(super) enum Located {
-    /// A proxy, and the config, if that could be read.
+    /// A proxy, and the config if it could be read.
     Running(Client, Option<Loaded>),
-    /// No proxy that this user may ask runs with this config.
+    /// No proxy that this user may use runs with this config.
     Alone(Loaded),
 }
 
 impl Located {
-    /// The proxy that runs with that config, if one does.
+    /// Finds the proxy that runs with that config, if there is one.
     pub async fn with(loaded: Loaded) -> Self {
         match Client::find(&loaded.config).await {
             Some(proxy) => Self::Running(proxy, Some(loaded)),
@@ -45,8 +45,8 @@ impl Located {
         }
     }
 
-    /// The state folder, where it is certain: that by which the proxy was reached, or where none runs,
-    /// that of the config.
+    /// State folder, if it is certain: the folder by which the proxy was reached, or the config's
+    /// folder if no proxy runs.
     pub fn state_dir(&self) -> Option<&Path> {
         match self {
             Self::Running(proxy, _) => proxy.state_dir(),
@@ -54,7 +54,7 @@ impl Located {
         }
     }
 
-    /// What there is of both.
+    /// Splits it into both parts.
     pub fn parts(self) -> (Option<Client>, Option<Loaded>) {
         match self {
             Self::Running(proxy, loaded) => (Some(proxy), loaded),
@@ -64,10 +64,10 @@ impl Located {
 }
 
 impl ProxyArgs {
-    /// Finds the proxy: where the command line says, or else where the config does.
+    /// Finds the proxy by the command line, or else by the config.
     ///
     /// # Errors
-    /// Where it says where, and none answers there; else those of [`find`].
+    /// No proxy answers at the position that the command line gives; else the errors of [`find`].
     pub async fn proxy(&self, ctx: &Context) -> anyhow::Result<Located> {
         let client = match (&self.socket, &self.state_dir) {
             (Some(socket), _) => knock(socket).await?,
@@ -77,22 +77,22 @@ impl ProxyArgs {
             }
             (None, None) => return find(ctx).await,
         };
-        // The config of this folder may be that of another proxy.
+        // The config of this folder may belong to another proxy.
         Ok(Located::Running(client, None))
     }
 }
 
-/// The proxy whose `admin.socket` that is.
+/// Connects to the proxy with that `admin.socket`.
 pub(super) async fn knock(socket: &Path) -> anyhow::Result<Client> {
     Client::knock(socket).await.with_context(|| {
         format!("no proxy answers on {}: is it its `admin.socket`?", socket.display())
     })
 }
 
-/// Finds the proxy that runs with the config, also where that is broken by now; then it says so.
+/// Finds the proxy that runs with the config. If the config is invalid now, a note says so.
 ///
 /// # Errors
-/// What is wrong with the config, where no proxy answers either.
+/// The errors of the config, if no proxy answers either.
 pub(super) async fn find(ctx: &Context) -> anyhow::Result<Located> {
     let wrong = match portcullis_config::load(&ctx.config) {
         Ok(loaded) => return Ok(Located::with(loaded).await),
@@ -112,7 +112,7 @@ pub(super) async fn find(ctx: &Context) -> anyhow::Result<Located> {
         }
         return Ok(Located::Running(proxy, None));
     }
-    // Where there is no file, nobody expects a proxy that runs with it.
+    // Without a file, no proxy is expected to run with it.
     if wrong.0.iter().all(|finding| finding.code != Code::Unreadable) {
         let file = ctx.config.display();
         let what = match &state_dir {

@@ -27,7 +27,7 @@ use portcullis_protocol::{
 use portcullis_runtime::sandbox;
 use portcullis_upstream::{Launcher, ListKind};
 
-/// The file in the state folder that holds the address of the HTTP front while the proxy runs.
+/// Name of the file in the state folder with the address of the HTTP front while the proxy runs.
 pub(super) const ADDRESS: &str = "address";
 
 #[derive(Debug, Clone, clap::Args)]
@@ -47,7 +47,7 @@ pub struct Args {
 }
 
 impl Args {
-    /// The config with the servers that this run is for.
+    /// Reads the config with the servers of this run.
     fn read(&self, path: &Path) -> Result<Loaded, Diagnostics> {
         let mut loaded = portcullis_config::load(path)?;
         let conflict = |loaded: &Loaded, wrong: Vec<(String, String)>| {
@@ -69,7 +69,7 @@ impl Args {
         Ok(loaded)
     }
 
-    /// The files of which that is made.
+    /// Files that the config of this run is made of.
     fn files(&self, loaded: &Loaded) -> Vec<PathBuf> {
         let profile = self.profile.as_ref().and_then(|name| Profile::path(&loaded.base, name).ok());
         [Some(loaded.path.clone()), Some(loaded.base.join(lock::FILE)), profile]
@@ -117,17 +117,17 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     ran
 }
 
-/// A proxy that is started, and what it needs to be reached.
+/// Started proxy with its listeners and watchers.
 struct Begun {
     proxy: Arc<Gateway>,
     watcher: Watcher,
     keyring: Arc<Keyring>,
     socket: admin::Server,
-    /// None for a dry run.
+    /// HTTP listener; `None` for a dry run.
     door: Option<front::http::Listener>,
 }
 
-/// Why there is none.
+/// Reason why the proxy did not start.
 enum NotBegun {
     Assembly(StartFailure),
     Other(anyhow::Error),
@@ -145,8 +145,7 @@ impl From<anyhow::Error> for NotBegun {
     }
 }
 
-/// Checks everything and starts the proxy. Whatever fails here is on record as one that did not
-/// start.
+/// Checks everything and starts the proxy. The caller records every failure as a failed start.
 async fn begin(args: &Args, ctx: &Context, loaded: &Loaded) -> Result<Begun, NotBegun> {
     portcullis_telemetry::init(&loaded.config.telemetry).map_err(anyhow::Error::new)?;
     let assembly = {
@@ -164,7 +163,7 @@ async fn begin(args: &Args, ctx: &Context, loaded: &Loaded) -> Result<Begun, Not
         Keyring::load(&loaded.config.clients, &loaded.config.state_dir)
             .map_err(anyhow::Error::new)?,
     );
-    // What can be taken by somebody else is taken before anything starts.
+    // Addresses that another process could take are bound before anything starts.
     let settings = &loaded.config.admin;
     let socket = admin::Server::bind_with(
         &loaded.config.state_dir,
@@ -185,7 +184,7 @@ async fn begin(args: &Args, ctx: &Context, loaded: &Loaded) -> Result<Begun, Not
     Ok(Begun { proxy, watcher, keyring, socket, door })
 }
 
-/// Takes messages until there is a reason to stop.
+/// Serves messages until there is a reason to stop.
 async fn serve(args: &Args, ctx: &Context, loaded: &Loaded, begun: Begun) -> anyhow::Result<Exit> {
     // First: a signal that came before this would end the proxy without its stop.
     let terminate = signal(SignalKind::terminate())?;
@@ -193,12 +192,12 @@ async fn serve(args: &Args, ctx: &Context, loaded: &Loaded, begun: Begun) -> any
     let Begun { proxy, watcher: _watcher, keyring, socket, door } = begun;
     let listener = door.context("a dry run takes no messages")?;
     let address = listener.address();
-    // Before they are read again: what has changed since they were loaded is on record, too.
+    // Before the file is read again: changes since it was loaded are also recorded.
     tokio::spawn(proxy.clients.clone().follow_changes(keyring.clone(), keyring.changes()));
     let _key_watcher = keyring.watch().context("the file of clients cannot be watched")?;
 
     let stop = CancellationToken::new();
-    // Whatever ends this ends those.
+    // Every exit from this function stops these tasks.
     let _stopped = stop.clone().drop_guard();
     let routes =
         front::http::network(proxy.clone(), keyring.clone(), &loaded.config.listen, address);
@@ -241,15 +240,15 @@ async fn serve(args: &Args, ctx: &Context, loaded: &Loaded, begun: Begun) -> any
     tracing::info!(reason, "stopping");
     drop(announced);
     stop.cancel();
-    // Who is being answered needs the proxy, which lets those under way end.
+    // Clients in flight need the proxy, which lets their requests end.
     proxy.close(reason).await;
     let _ = network.await;
     let _ = local.await;
     Ok(Exit::Ok)
 }
 
-/// How many connections the HTTP front may have. Raises the limit of open files as far as it goes:
-/// with the usual 1,024, connections could take every file that servers and records need.
+/// Limits of connections to the HTTP front. Raises the limit of open files to its maximum: with the
+/// usual 1,024, connections could take every file that servers and records need.
 fn connection_bounds(loaded: &Loaded) -> ConnectionBounds {
     let open_files = getrlimit(Resource::RLIMIT_NOFILE).map_or(1_024, |(soft, hard)| {
         setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map_or(soft, |()| hard)
@@ -269,8 +268,8 @@ fn connection_bounds(loaded: &Loaded) -> ConnectionBounds {
     bounds
 }
 
-/// Has the servers of the config follow its file, until the proxy stops: whenever that changes, and
-/// when SIGHUP says so. That has secrets read again, too.
+/// Applies the config file to the servers when it changes and on SIGHUP, until the proxy stops.
+/// SIGHUP also reads secrets again.
 async fn follow(
     args: Args,
     path: PathBuf,
@@ -285,7 +284,7 @@ async fn follow(
             None
         }
     };
-    // What changed since it was read, and before it was watched.
+    // The first pass applies changes between the first read and the start of the watch.
     let mut asked = false;
     loop {
         let read = tokio::task::spawn_blocking({
@@ -338,7 +337,7 @@ async fn wait(
     }
 }
 
-/// The file that says where the proxy listens; gone when it stops.
+/// File with the address of the proxy; removed when the proxy stops.
 struct Announced(PathBuf);
 
 impl Announced {
@@ -356,7 +355,7 @@ impl Drop for Announced {
     }
 }
 
-/// Tells where each server will run, and why there.
+/// Prints where each server will run, and why.
 fn announce(ctx: &Context, launcher: &Launcher, loaded: &Loaded) {
     for (name, settings) in &loaded.config.servers {
         let place = launcher.place(settings);
@@ -367,7 +366,7 @@ fn announce(ctx: &Context, launcher: &Launcher, loaded: &Loaded) {
 async fn dry_run(ctx: &Context, loaded: &Loaded, proxy: &Arc<Gateway>) -> anyhow::Result<Exit> {
     announce(ctx, &proxy.launcher, loaded);
     let _progress = ctx.progress("starting the servers");
-    // Lists start only the servers of which the local user could use something.
+    // Lists start only servers with something that the local user could use.
     let servers = proxy.router.servers(&View::All);
     futures_util::future::join_all(servers.iter().map(|server| server.shared().running())).await;
     let caller = Caller {
@@ -435,7 +434,7 @@ async fn dry_run(ctx: &Context, loaded: &Loaded, proxy: &Arc<Gateway>) -> anyhow
     Ok(if failed.is_empty() { Exit::Ok } else { Exit::Failure })
 }
 
-/// A failure to start as what a person reads.
+/// Start failure as an error for people.
 pub(super) fn reported(failure: StartFailure) -> anyhow::Error {
     match failure {
         StartFailure::Config(found, _) => Reports(found).into(),

@@ -22,7 +22,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     match args.what {
         What::Config => ctx.json(&schemars::schema_for!(portcullis_config::Config))?,
         What::Audit => ctx.json(&schemars::schema_for!(portcullis_audit::record::Entry))?,
-        // Names of tools in it are escaped.
+        // Names of tools in the schema are escaped.
         What::Cedar if ctx.config.exists() => {
             let loaded = ctx.load()?;
             let schema = portcullis_policy::schema(

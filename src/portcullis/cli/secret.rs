@@ -1,4 +1,4 @@
-//! `portcullis secret`: an encrypted store of secrets, and the secrets that a running server has.
+//! `portcullis secret`: an encrypted store of secrets, and rotation of a running server's secrets.
 
 use std::{
     io::{self, IsTerminal as _, Read as _, Write as _},
@@ -117,8 +117,8 @@ fn set(ctx: &Context, name: &str, place: &StorePath) -> anyhow::Result<Exit> {
     Ok(Exit::Ok)
 }
 
-/// The value of a secret: all of standard input except the line break at its end, or what a person
-/// types unseen. Never an argument, which would stand in the list of processes.
+/// Value of a secret: standard input without the final line break, or hidden input of a person.
+/// Never an argument, which the list of processes would show.
 fn value() -> anyhow::Result<Secret> {
     let stdin = io::stdin();
     let mut text = Zeroizing::new(String::with_capacity(MAX_BYTES + 2));
@@ -146,7 +146,7 @@ fn value() -> anyhow::Result<Secret> {
     Ok(Secret::new(line.to_owned()))
 }
 
-/// A terminal that does not show what is typed.
+/// Terminal with hidden input.
 struct Unseen(Termios);
 
 impl Unseen {

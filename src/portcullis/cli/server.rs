@@ -108,7 +108,7 @@ enum Verb {
 /// Runs the verb.
 pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     match args.verb {
-        // These make the config, which need not be there yet.
+        // These commands create the config, which may not exist yet.
         Verb::Add(args) => catalog::add(args, ctx).await,
         Verb::Import(args) => catalog::import(args, ctx).await,
         Verb::Lock(which) => images::lock(ctx, &which).await,
@@ -144,7 +144,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     }
 }
 
-/// The running proxy, if it may know that server. Where the config is broken, it alone says so.
+/// Running proxy, if it may know that server. If the config is invalid, only the proxy can say.
 async fn running(
     place: &ProxyArgs,
     ctx: &Context,
@@ -230,7 +230,7 @@ async fn tools(
     Ok(Exit::Ok)
 }
 
-/// Starts a proxy for one question.
+/// Starts a proxy for one request.
 async fn alone(loaded: &Loaded, name: &ServerName) -> anyhow::Result<Value> {
     let assembly = GatewayBuilder::of(loaded).await.map_err(reported)?;
     let _claim = admin::Server::bind(&loaded.config.state_dir)?;
@@ -280,8 +280,8 @@ fn configured<'a>(
     })
 }
 
-/// The secrets of a server, as policies are asked for them. One that can't be read as a reference is an
-/// error of the config's own.
+/// Secrets of a server, as policies evaluate them. The config's own checks report a secret that
+/// cannot be parsed as a reference.
 pub(super) fn handed(settings: &portcullis_upstream::config::Server) -> Vec<Handing<'_>> {
     let all = settings.given().flat_map(|given| {
         let handed = match given.hand_over {

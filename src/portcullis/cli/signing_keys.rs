@@ -1,4 +1,4 @@
-//! Keys that sign: of bundles of policies, and of plugins.
+//! Signing keys of policy bundles and of plugins.
 
 use std::{
     ffi::OsStr,
@@ -19,7 +19,7 @@ use zeroize::Zeroizing;
 use super::{Context, Exit, Usage};
 use portcullis_foundation::note_key::{PRIVATE, Signer};
 
-/// Where a signing key is. Never the key itself, which would stand in the list of processes.
+/// Location of a signing key. Never the key itself, which the list of processes would show.
 #[derive(Debug, Clone)]
 pub(super) struct KeyPlace(portcullis_vault::Source);
 
@@ -34,11 +34,11 @@ impl FromStr for KeyPlace {
     }
 }
 
-/// Reads a key or where one is, and never repeats what was given: it may be a signing key.
+/// Parser of a key or its location. Errors never repeat the argument: it may be a signing key.
 #[derive(Debug)]
 pub(super) struct Unrepeated<T>(PhantomData<fn() -> T>);
 
-/// Reads an argument of a key.
+/// Parser of an argument for a key.
 pub(super) fn unrepeated<T>() -> Unrepeated<T> {
     Unrepeated(PhantomData)
 }
@@ -70,8 +70,8 @@ where
     }
 }
 
-/// Makes a signing key in a file, under a name, and prints its verifier key; of a file that is there,
-/// prints it.
+/// Creates a signing key in a file under a name, and prints its verifier key. For an existing file,
+/// it only prints the key.
 pub(super) fn key(file: &Path, name: Option<&str>, ctx: &Context) -> anyhow::Result<Exit> {
     let signer = match (file.exists(), name) {
         (true, None) => KeyPlace(portcullis_vault::Source::File(file.to_owned())).read()?,
@@ -108,7 +108,7 @@ fn make(file: &Path, name: &str) -> anyhow::Result<Signer> {
     getrandom::fill(&mut *seed).context("the operating system gives no random bytes")?;
     let signer = Signer::of(name, &seed).map_err(|error| Usage(error.to_string()))?;
     let write = || -> io::Result<()> {
-        // One that is there is never overwritten.
+        // An existing file is never overwritten.
         let mut to = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(file)?;
         to.write_all(signer.text().as_bytes())?;
         to.write_all(b"\n")?;
@@ -119,7 +119,7 @@ fn make(file: &Path, name: &str) -> anyhow::Result<Signer> {
 }
 
 impl KeyPlace {
-    /// The key.
+    /// Reads the key.
     pub fn read(&self) -> anyhow::Result<Signer> {
         if let portcullis_vault::Source::File(file) = &self.0 {
             let meta = fs::metadata(file)

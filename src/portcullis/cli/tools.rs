@@ -1,5 +1,5 @@
-//! `portcullis tools`: tools as a client sees them, through the whole chain. Speaks to the running
-//! proxy over its local socket; where none runs, one is started for the question and ended after.
+//! `portcullis tools`: tools as a client sees them, through the whole chain. Uses the local socket
+//! of the running proxy. If none runs, a proxy is started for this request only.
 
 use anyhow::Context as _;
 use serde_json::{Value, json};
@@ -75,7 +75,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
                     headers.push((AS, client.clone()));
                 }
                 let answer = proxy.mcp(&headers, text).await?;
-                // A user without the role of an operator gets the list without the states.
+                // A user without the operator role gets the list without the states.
                 let states = if name.is_none() && is_result(&answer) {
                     proxy.get_json("/v1/servers").await.unwrap_or_default()
                 } else {
@@ -129,7 +129,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     Ok(if complete { Exit::Ok } else { Exit::Failure })
 }
 
-/// Whether an answer has a result, and not an error.
+/// Whether a response has a result rather than an error.
 fn is_result(answer: &[u8]) -> bool {
     serde_json::from_slice::<Value>(answer).is_ok_and(|answer| answer.get("result").is_some())
 }
@@ -146,17 +146,17 @@ fn missing(states: &[Value]) -> Vec<String> {
     states.iter().filter_map(of).collect()
 }
 
-/// The head of a table of tools.
+/// Header of a table of tools.
 pub(super) const HEADER: [&str; 2] = ["TOOL", "WHAT IT SAYS IT DOES"];
 
-/// A tool in a table.
+/// Row of a tool in a table.
 pub(super) fn row(tool: &Value) -> [String; 2] {
     let text = |key: &str| tool[key].as_str().unwrap_or("");
     let first = text("description").lines().next().unwrap_or("").to_owned();
     [text("name").to_owned(), first]
 }
 
-/// Starts a proxy for one message. Returns the answer, and the states of all servers after it.
+/// Starts a proxy for one message. Returns the response, and the states of all servers after it.
 async fn alone(
     loaded: &Loaded,
     client: Option<&str>,

@@ -1,4 +1,4 @@
-//! One message through a plugin.
+//! Runs a plugin on one message.
 
 use std::{
     collections::BTreeMap,
@@ -23,26 +23,26 @@ use portcullis_policy::{File, Finding};
 use portcullis_policy_tools::read_cases;
 use portcullis_vault::Secret;
 
-/// For one verdict: long enough for who looks on.
+/// Deadline of one verdict, long enough for a person who watches.
 const DEADLINE: Duration = Duration::from_secs(10);
 const MEMORY_MIB: u64 = 64;
 
-/// A message, with what the plugin finds.
+/// Message, with the environment of the plugin.
 pub struct Given {
     message: Message,
     case: Case,
 }
 
 impl Given {
-    /// A message as the audit log has it.
+    /// Message from the audit log.
     pub fn recorded(message: Message) -> Self {
         Self { message, case: Case::default() }
     }
 
-    /// A message in the words of cases, or in JSON-RPC.
+    /// Parses a message in the format of cases, or in JSON-RPC.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// The text is not a valid message.
     pub fn read(name: &Path, text: &str) -> Result<Self, Wrong> {
         let file = File { name: name.to_owned(), text: text.into() };
         if let Ok(rpc) = serde_json::from_str::<Rpc<'_>>(text) {
@@ -64,7 +64,7 @@ impl Given {
     }
 }
 
-/// A request or a notification of JSON-RPC.
+/// JSON-RPC request or notification.
 #[derive(Deserialize)]
 struct Rpc<'a> {
     #[serde(rename = "jsonrpc")]
@@ -110,35 +110,35 @@ impl Rpc<'_> {
     }
 }
 
-/// What a plugin said of a message, and what that took.
+/// Verdict of a plugin about a message, with its cost.
 #[derive(Debug, Serialize)]
 pub struct Answered {
     pub plugin: String,
     pub event: String,
-    /// Who asked what, of which server.
+    /// Description of the message, its principal and its server.
     pub asked: String,
     pub verdict: Verdict,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub labels: Vec<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub findings: Vec<Seen>,
-    /// What it counted in `metrics`.
+    /// Counters of `metrics`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub counts: BTreeMap<String, u64>,
-    /// What `state` has afterwards.
+    /// Values of `state` afterwards.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub state: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub log: Vec<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub requests: Vec<String>,
-    /// With what it takes to make an instance.
+    /// Duration, including the creation of an instance.
     pub micros: u64,
-    /// Bytes that the instance had in the end.
+    /// Bytes of memory of the instance at the end.
     pub memory: usize,
 }
 
-/// A verdict.
+/// Verdict of a plugin, as output for programs.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "is", rename_all = "kebab-case")]
 pub enum Verdict {
@@ -155,22 +155,22 @@ pub enum Verdict {
     Fault {
         why: String,
     },
-    /// No hook of the plugin meets the message.
+    /// No hook of the plugin matches the message.
     Unasked,
 }
 
-/// Something that the plugin reports.
+/// Finding that the plugin reports.
 #[derive(Debug, Serialize)]
 pub struct Seen {
     pub code: String,
     pub message: String,
 }
 
-/// Asks the component about a message, with this configuration where the message says no other, all
-/// grants, and no host but those that the message has answers of.
+/// Runs the component on a message. `config` applies if the message has no config. The component
+/// has all grants; only hosts with a reply in the message can be reached.
 ///
 /// # Errors
-/// Why the plugin cannot be asked.
+/// The plugin cannot run.
 pub async fn ask(
     component: &Path,
     given: Given,

@@ -1,4 +1,4 @@
-//! What a component is, what it asks for, and what it costs.
+//! Metadata of a component, its requests for grants, and its cost.
 
 use std::{
     path::{Path, PathBuf},
@@ -20,20 +20,20 @@ use portcullis_plugin_host::{
 };
 use portcullis_vault::Secret;
 
-/// Bytes of the texts that are measured.
+/// Sizes of measured texts in bytes.
 const SIZES: [usize; 3] = [1 << 10, 10 << 10, 100 << 10];
-/// How long each is measured, and how often at least.
+/// Minimum duration and minimum number of runs of each measurement.
 const PATIENCE: Duration = Duration::from_millis(300);
 const RUNS: usize = 5;
-/// Between two messages: what is cleared away and made ready after one is not the next one's.
+/// Pause between two messages, so that cleanup after one does not slow the next one.
 const PAUSE: Duration = Duration::from_millis(1);
-/// Measured messages are asked one after the other: there is time for slow ones.
+/// Deadline of a measured message. Messages run one after the other, so slow ones may finish.
 const DEADLINE: Duration = Duration::from_secs(30);
 const MEMORY_MIB: u64 = 64;
-/// What measured texts are made of: words, as heuristics meet them.
+/// Content of measured texts: words, as heuristics expect them.
 const WORDS: &str = "The committee met on Tuesday and agreed to look at the numbers again. ";
 
-/// A component, looked at.
+/// Result of an inspection of a component.
 #[derive(Debug, Serialize)]
 pub struct Looked {
     pub name: String,
@@ -44,30 +44,30 @@ pub struct Looked {
     pub sha256: String,
     pub compile_ms: u64,
     pub lifetime: &'static str,
-    /// Whether it is asked once about each half of an exchange, whatever others replace.
+    /// Whether it runs only once per phase of an exchange, whatever other interceptors replace.
     pub once: bool,
     pub hooks: Vec<Hook>,
-    /// The functions of the host that it imports.
+    /// Host functions that it imports.
     pub imports: Vec<&'static str>,
     pub hosts: Vec<String>,
     pub secrets: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub config_schema: Option<Value>,
-    /// The entry of a config that uses it, with all that it asks for.
+    /// Entry of a config for it, with all requested grants.
     pub config: String,
-    /// The policies that let it have that.
+    /// Policies that permit these grants.
     pub policies: Vec<String>,
-    /// The names of the keys that say they have signed it: `plugin verify` says whether they did.
+    /// Names of keys in its signatures; only `plugin verify` verifies them.
     pub signatures: Vec<String>,
     pub costs: Vec<Cost>,
-    /// Microseconds of each KiB beyond the first.
+    /// Microseconds per KiB beyond the first.
     pub slopes: Vec<Slope>,
-    /// Why the costs could not be measured.
+    /// Reason why the costs could not be measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unmeasured: Option<String>,
 }
 
-/// What each KiB of messages costs beyond the first.
+/// Cost of each KiB of a message beyond the first.
 #[derive(Debug, Serialize)]
 pub struct Slope {
     pub event: String,
@@ -75,22 +75,22 @@ pub struct Slope {
     pub us: f64,
 }
 
-/// What messages of one size cost.
+/// Cost of messages of one size.
 #[derive(Debug, Serialize)]
 pub struct Cost {
     pub event: String,
     pub phase: &'static str,
     pub kib: usize,
     pub runs: usize,
-    /// Microseconds: the median, and what one in a hundred exceeds.
+    /// Microseconds: the median; `p99_us` is the 99th percentile.
     pub p50_us: f64,
     pub p99_us: f64,
 }
 
-/// Looks at a component; with this configuration, where costs are measured.
+/// Inspects a component. The given configuration is for the measurement of costs.
 ///
 /// # Errors
-/// Why it is no plugin.
+/// The component is not a plugin.
 pub async fn look(
     found: &Artifact,
     config: Map<String, Value>,
@@ -148,13 +148,13 @@ pub async fn look(
     Ok(looked)
 }
 
-/// The lines of a config that use a component, with all that it asks for.
+/// Lines of a config for a component, with all requested grants.
 pub fn entry(path: &Path, compiled: &Compiled) -> String {
     let path = toml::Value::from(path.display().to_string());
     lines(&format!("path = {path}\nsha256 = \"{}\"\n", compiled.sha256()), compiled)
 }
 
-/// The same of one that is named by these lines.
+/// Lines of a config for a component whose source is given by the lines `named`.
 fn lines(named: &str, compiled: &Compiled) -> String {
     let manifest = compiled.manifest();
     let name = &manifest.name;
@@ -172,7 +172,7 @@ fn lines(named: &str, compiled: &Compiled) -> String {
     lines
 }
 
-/// The policies that let a component have all that it asks for.
+/// Policies that permit all grants that a component requests.
 pub fn policies(compiled: &Compiled) -> Vec<String> {
     let manifest = compiled.manifest();
     permits(&manifest.name, &granted(compiled, manifest.secrets.iter()))
@@ -203,7 +203,7 @@ async fn costs(compiled: &Compiled, config: Map<String, Value>) -> Result<Vec<Co
     let plugin = compiled.plugin(settings, &house).map_err(|unusable| unusable.to_string())?;
     let mut costs = Vec::new();
     for phase in ["request", "response"] {
-        // One method of each half; the one that most messages have, if it is hooked.
+        // One method per phase: the most frequent one, if the plugin hooks it.
         let all = hooks(compiled);
         let of_phase = || all.iter().filter(|hook| hook.phase == phase);
         let hook = of_phase().find(|hook| matches!(hook.event.as_str(), "tools/call" | "*"));
@@ -219,7 +219,7 @@ async fn cost(plugin: &Plugin, hook: &Hook, size: usize) -> Result<Cost, String>
     let message = sized(hook, size);
     let mut took = Vec::new();
     let begun = Instant::now();
-    // The first ones are not counted: they find cold caches.
+    // The first messages are not counted, since caches are cold.
     let mut warm = 3;
     while took.len() < RUNS || begun.elapsed() < PATIENCE {
         let message = message.clone();
@@ -257,7 +257,7 @@ async fn cost(plugin: &Plugin, hook: &Hook, size: usize) -> Result<Cost, String>
     })
 }
 
-/// What each KiB costs beyond the first, by the medians of the smallest and the largest.
+/// Cost of each KiB beyond the first, from the medians of the smallest and the largest size.
 fn slope(costs: &[Cost]) -> Option<f64> {
     let (first, last) = (costs.first()?, costs.last()?);
     let kib = u32::try_from(last.kib.checked_sub(first.kib)?).ok().filter(|kib| *kib > 0)?;
@@ -265,7 +265,7 @@ fn slope(costs: &[Cost]) -> Option<f64> {
     Some((slope * 100.0).round() / 100.0)
 }
 
-/// A message of which the payload has about so many bytes.
+/// Message with a payload of about `size` bytes.
 fn sized(hook: &Hook, size: usize) -> Message {
     let text: String = WORDS.chars().cycle().take(size.saturating_sub(60)).collect();
     let event = match hook.event.as_str() {

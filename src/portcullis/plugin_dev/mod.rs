@@ -1,9 +1,8 @@
-//! What the authors of plugins work with: `portcullis plugin`. Nothing here is in a message's way.
+//! Development tools for authors of plugins: `portcullis plugin`. The proxy never runs this code.
 //!
 //! # Invariants
-//! - A plugin is asked in the real host, with the bounds that it has in the chain: only what is
-//!   around it stands in.
-//! - A project that `new` makes needs nothing of this machine but its language's tools.
+//! - Plugins run in the real host with the limits of the chain; only their environment is replaced.
+//! - A project made by `new` needs only the tools of its language on this machine.
 
 mod call;
 mod cases;
@@ -17,5 +16,5 @@ pub use look::{Cost, Looked, Slope, look};
 pub use project::{Built, Failed, Language, build, new};
 pub use recorded::recorded;
 
-/// What is wrong, for the person who can mend it.
+/// Error for a person who can correct it.
 pub type Wrong = Box<dyn miette::Diagnostic + Send + Sync>;

@@ -1,15 +1,15 @@
-//! A message as the audit log has it, where a policy had its body kept.
+//! Messages from the audit log, if a policy kept their bodies.
 
 use serde_json::{Value, json};
 
 use portcullis_audit::record::{self, Call, Entry, Kept, Record};
 use portcullis_plugin_host::{Direction, Message, Phase, Principal, PrincipalKind, Target};
 
-/// The message of a decision; of its answer where `answer` says so, or where that alone was kept.
-/// With it, how many secrets were taken out of it when it was recorded.
+/// Message of a decision, with the number of secrets redacted in the record. It is the response if
+/// `answer` says so, or if only the response was kept.
 ///
 /// # Errors
-/// Why the log does not have it.
+/// The reason why the log does not have the message.
 pub fn recorded(entries: &[Entry], answer: Option<bool>) -> Result<(Message, u32), String> {
     let mut request = Err("the log has no request of this decision".to_owned());
     let mut response = Err("the log has no answer of this decision".to_owned());
@@ -38,7 +38,7 @@ fn asked(call: &Call, arguments: Option<&Kept>) -> Result<(Message, u32), String
     let (body, taken) = kept(arguments, "arguments")?;
     let method = call.method.as_deref().unwrap_or_default();
     let payload = match (&call.target, method) {
-        // Of these, the arguments alone are kept.
+        // Only the arguments of these methods are kept.
         (
             Some(record::Target::Tool(name) | record::Target::Prompt(name)),
             "tools/call" | "prompts/get",
@@ -134,7 +134,7 @@ mod tests {
             (message.phase, message.payload.as_str()),
             (Phase::Response, r#"{"content":[]}"#)
         );
-        // The answer, where that alone was kept.
+        // The response, if only the response was kept.
         assert_eq!(recorded(&all[1..], None).unwrap().0.phase, Phase::Response);
     }
 

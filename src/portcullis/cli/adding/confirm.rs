@@ -1,7 +1,7 @@
-//! What the operator confirms before anything is written.
+//! Confirmation by the operator before anything is written.
 //!
-//! Invariant: nothing is written without a yes to a question at a terminal, or `--yes`, or a command line that
-//! names all of it; and no secret is permitted without a yes of its own, or `--secret`. `--yes` alone permits
+//! Invariant: writing requires a yes at a terminal, `--yes`, or a command line that names
+//! everything. Permitting a secret requires a yes of its own or `--secret`; `--yes` alone permits
 //! no secret.
 
 use std::{
@@ -21,24 +21,24 @@ use portcullis_catalog::write::file_name;
 use portcullis_config::Config;
 use portcullis_policy::Source;
 
-/// Files of policies. Nothing: it can't be read.
+/// Policy files that the config names.
 #[derive(Debug)]
 pub(super) struct Others {
-    /// The folder that relative names are relative to.
+    /// Folder that relative names are resolved against.
     base: PathBuf,
-    /// Names as the config has them, with the policies. None: they can't be read.
+    /// Names from the config, with the policies; `None` if they cannot be read.
     files: Vec<(PathBuf, Option<PolicySet>)>,
 }
 
 impl Taken {
-    /// The secrets and headers that nobody named or confirmed, with their references.
+    /// Secrets and headers that are neither named nor confirmed, with their references.
     pub(super) fn open(&self) -> impl Iterator<Item = (&str, &str)> {
         let open = self.server.references().filter(|(_, secret)| !secret.permitted);
         open.map(|(name, secret)| (name.as_str(), secret.from.as_str()))
     }
 
-    /// Permits the references that the operator named or confirmed before for the same destination, and that
-    /// still stand in the entry.
+    /// Permits the references that the operator named or confirmed earlier for the same
+    /// destination, if they are still in the entry.
     pub(super) fn permit_confirmed(&mut self) {
         let destination = self.server.destination();
         let old = self.old.as_ref().filter(|old| old.goes_there(&destination));
@@ -48,9 +48,8 @@ impl Taken {
         }
     }
 
-    /// The other files whose policies may permit a secret that nobody confirmed, or where it is new, something by its
-    /// name.
-    /// `folder` is where the policies of the import are.
+    /// Other policy files that may permit an unconfirmed secret. For a new server, also files with
+    /// permits for its name. `folder` contains the policies of the import.
     pub(super) fn permitted_elsewhere(
         &self,
         folder: Option<&Path>,
@@ -75,14 +74,14 @@ impl Taken {
         found.map(|(file, secrets, _)| (file, secrets)).collect()
     }
 
-    /// The references that are confirmed, or those that are not, for the lock file.
+    /// References for the lock file: either the confirmed or the unconfirmed ones.
     pub(super) fn locked_references(&self, confirmed: bool) -> BTreeMap<String, String> {
         let chosen = self.server.references().filter(|(_, secret)| secret.permitted == confirmed);
         chosen.map(|(name, secret)| (name.clone(), secret.from.clone())).collect()
     }
 }
 
-/// The policies of a file. Nothing: they can't be read.
+/// Policies of a file; empty if the file is missing, `None` if it cannot be read.
 pub(super) fn policies(file: &Path) -> Option<PolicySet> {
     match std::fs::read_to_string(file) {
         Ok(text) => parsed(&text),
@@ -96,13 +95,13 @@ fn parsed(text: &str) -> Option<PolicySet> {
     policies.filter(|policies| policies.templates().next().is_none())
 }
 
-/// The files of policies that the config names, each with its policies. Where one of them can't be
-/// read, or a bundle has them, any of them may permit anything.
+/// Policy files that the config names, each with its policies. A file or bundle that cannot be read
+/// may permit anything.
 pub(super) fn files(config: &Config, base: &Path) -> Others {
     let source = Source::of(&config.policy, &config.state_dir);
     let sources = match &source {
         Source::Bundle(_) => vec![(source.paths(), source.clone())],
-        // Each by itself, so that one that can't be read hides none. The first import makes the folder.
+        // Read one by one: an unreadable path hides no other. The first import makes the folder.
         _ => source
             .paths()
             .iter()
@@ -122,8 +121,8 @@ pub(super) fn files(config: &Config, base: &Path) -> Others {
     Others { base: base.to_owned(), files }
 }
 
-/// Of the secrets of a server those that policies may permit. What can't be read may permit all; what a permit's
-/// conditions say is not looked at.
+/// Secrets of a server that policies may permit. Unreadable policies may permit all of them; the
+/// conditions of permits are ignored.
 pub(super) fn perhaps_permitted<'a>(
     policies: &Option<PolicySet>,
     server: &str,
@@ -151,10 +150,10 @@ pub(super) fn perhaps_permitted<'a>(
     secrets.filter(may).map(str::to_owned).collect()
 }
 
-/// Asks about what was shown, at a terminal.
+/// Asks the operator at a terminal to confirm what was shown.
 ///
 /// # Errors
-/// Where there is no terminal, or the answer is no.
+/// There is no terminal, or the answer is no.
 pub(super) fn ask(ctx: &Context, taken: &mut [Taken]) -> anyhow::Result<()> {
     let terminal = io::stdin().is_terminal() && io::stderr().is_terminal() && !ctx.is_json();
     if !terminal {
@@ -193,7 +192,7 @@ pub(super) fn ask(ctx: &Context, taken: &mut [Taken]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Asks a question at the terminal. No answer is no.
+/// Asks a question at the terminal. Every answer except `y` and `yes` is no.
 fn yes(ctx: &Context, question: &str) -> anyhow::Result<bool> {
     ctx.ask(question);
     io::stderr().flush()?;

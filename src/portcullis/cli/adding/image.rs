@@ -1,4 +1,4 @@
-//! What the image of a server is: in its registry, or on this machine's engine.
+//! Resolution of a server's image, in its registry or on the local engine.
 
 use anyhow::bail;
 
@@ -6,12 +6,11 @@ use crate::cli::{Context, catalog::Workspace};
 use portcullis_catalog::{Image, Kind, Note, Problem, Run, Server};
 use portcullis_oci::names_host;
 
-/// Finds out what an image is by content. An id, and a name without a registry, are those of the
-/// engine, where it
-/// has such an image: `docker run` would take that one, too. Other names are their registry's.
+/// Resolves an image to its content. An id, or a name without a registry, is the engine's image if
+/// the engine has one, as for `docker run`. Registries resolve all other names.
 ///
 /// # Errors
-/// Where nobody can say.
+/// The image cannot be resolved.
 pub(in crate::cli) async fn locate(
     ctx: &Context,
     house: &Workspace,
@@ -38,7 +37,7 @@ pub(in crate::cli) async fn locate(
     Ok(())
 }
 
-/// Fixes what the image of a server is, and says how it was asked for.
+/// Pins the image of a server, and returns the name that was requested.
 pub(super) async fn pin(
     ctx: &Context,
     house: &Workspace,
@@ -67,9 +66,8 @@ pub(super) async fn pin(
     Ok(Some(asked))
 }
 
-/// Images go on, and back only where the operator says so: whoever writes a catalog or pushes an
-/// image could put
-/// an old version there, with what was mended since.
+/// Rejects an image that was replaced earlier, unless the operator allows it. The author of a
+/// catalog or the publisher of an image could otherwise restore an old version without later fixes.
 pub(super) fn onward(
     house: &Workspace,
     server: &Server,

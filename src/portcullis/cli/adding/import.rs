@@ -1,4 +1,4 @@
-//! The servers of an offer, one by one: what each becomes in the config.
+//! Import of the servers of an offer into the text of the config, one by one.
 
 use std::{collections::BTreeSet, path::PathBuf};
 
@@ -20,7 +20,7 @@ use portcullis_catalog::{
 use portcullis_config::{Config, Diagnostics, Loaded};
 use portcullis_upstream::images;
 
-/// Bytes of the names of tools that the lock file keeps of one server.
+/// Maximum bytes of tool names that the lock file keeps for one server.
 const MAX_TOOLS_BYTES: usize = 256 << 10;
 
 /// Import of the servers of one offer into the config.
@@ -29,19 +29,19 @@ pub struct Import<'a> {
     house: &'a Workspace,
     said: &'a Said,
     secrets: Vec<SecretFrom<'a>>,
-    /// Servers of which `--tools` lists the tools that are left on.
+    /// Servers whose enabled tools `--tools` lists.
     listed: BTreeSet<String>,
     source: String,
     source_digest: Option<String>,
     in_full: bool,
-    /// The config as it was.
+    /// Config before the import.
     pub before: Loaded,
-    /// The servers that it had.
+    /// Names of the servers in the config before the import.
     there: Vec<String>,
-    /// The folder of policies.
+    /// Folder that policies are written to.
     pub folder: Option<PathBuf>,
     pub others: Others,
-    /// The text of the config, with the servers that were taken.
+    /// Text of the config with the imported servers.
     pub text: String,
     known: Names,
     replaced: BTreeSet<String>,
@@ -51,7 +51,7 @@ impl<'a> Import<'a> {
     /// Reads the config and the options.
     ///
     /// # Errors
-    /// [`Usage`], and where the config is invalid.
+    /// [`Usage`] for invalid options; another error if the config is invalid.
     pub fn begin(
         ctx: &'a Context,
         house: &'a Workspace,
@@ -62,7 +62,7 @@ impl<'a> Import<'a> {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
             read => read.with_context(|| format!("cannot read {}", ctx.config.display()))?,
         };
-        // A config that is wrong already is not ours to change.
+        // An invalid config is never changed.
         let before = portcullis_config::parse(&ctx.config, &text).map_err(reports)?;
         let there = names(&text)?;
         let known = Names::of(there.iter().map(String::as_str));
@@ -99,10 +99,10 @@ impl<'a> Import<'a> {
         })
     }
 
-    /// Takes a server.
+    /// Imports a server.
     ///
     /// # Errors
-    /// Why it is not taken. Then the text of the config is as it was.
+    /// The problem that prevents the import; the text of the config is then unchanged.
     pub async fn server(&mut self, server: Server, place: Location) -> Result<Taken, Problem> {
         let (mut server, said) = (server, self.said);
         let problem = |text: String| Problem::at(place, text);
@@ -155,12 +155,12 @@ impl<'a> Import<'a> {
             Some(_) => self.text.clone(),
             None => add(&self.text, &server).map_err(unwritten)?,
         };
-        // What the config's own checks find counts as ours.
+        // Findings of the config's own checks are problems of the import.
         portcullis_config::parse(&self.ctx.config, &text).map_err(|Diagnostics(found)| {
             let found: Vec<String> = found.iter().map(ToString::to_string).collect();
             problem(found.join("; "))
         })?;
-        // The lock file is one for all servers.
+        // All servers share one lock file.
         if server.only.iter().flatten().map(String::len).sum::<usize>() > MAX_TOOLS_BYTES {
             return Err(problem(format!(
                 "the names of the tools of `{name}` have more than {} KiB, too much for the lock file",
@@ -187,7 +187,7 @@ impl<'a> Import<'a> {
         let mut taken = Taken { server, old, locked, was, replaced, policies, perhaps, elsewhere };
         taken.permit_confirmed();
         taken.settle(self.folder.as_deref(), &self.others, said);
-        // A question that is still to come may confirm a secret, but can't make a file the server's.
+        // A pending prompt may confirm a secret, but does not make an existing file the server's.
         let may_be_confirmed =
             said.asks(self.in_full, &taken) && !matches!(taken.policies, Policies::There(_));
         if let Some(why) = taken.hindered().filter(|_| !may_be_confirmed) {
@@ -197,14 +197,14 @@ impl<'a> Import<'a> {
         Ok(taken)
     }
 
-    /// Permits the references of `--secret`.
+    /// Permits the references given with `--secret`.
     fn permit_named(&self, server: &mut Server) -> Result<(), Problem> {
         let original = server.original.clone();
         let own = self.secrets.iter().filter(|(of, ..)| of.is_none_or(|of| of == original));
         for (_, name, from) in own {
             let mut asks = false;
             for (known, secret) in server.references_mut() {
-                // A header's may have been named by the variable in it.
+                // A header can also be named by the variable in it.
                 asks |= known == name || secret.from == *from;
                 secret.permitted |= secret.from == *from;
             }
@@ -220,8 +220,8 @@ impl<'a> Import<'a> {
     }
 }
 
-/// Has the references that the operator gave a server at an earlier import be those of its description, unless
-/// others are named now. Notes about references that the server does not have then go.
+/// Restores the references that the operator gave at an earlier import, unless others are named
+/// now. Removes the notes about references that the server no longer has.
 fn keep_references(server: &mut Server, old: &ServerPin) {
     let mut gone = Vec::new();
     for (name, secret) in server.references_mut() {
@@ -238,7 +238,7 @@ fn keep_references(server: &mut Server, old: &ServerPin) {
     });
 }
 
-/// Has a tool that was off stay off, where the new description leaves it on. Tells what is otherwise.
+/// Keeps disabled tools disabled if the new description enables them. Returns the difference.
 pub fn still_off(only: &mut Option<Vec<String>>, was: Option<&[String]>) -> Option<String> {
     let said = only.clone();
     if let Some(was) = was {
@@ -263,7 +263,7 @@ pub fn still_off(only: &mut Option<Vec<String>>, was: Option<&[String]>) -> Opti
     }
 }
 
-/// What a server's image was until now: what is locked, or what the config says itself.
+/// Content of a server's image before the import: from the lock file, else from the config.
 fn until_now(house: &Workspace, config: &Config, name: &str) -> Option<String> {
     if let Some(content) = house.lock.servers.get(name).and_then(ServerPin::content) {
         return Some(content.to_owned());
@@ -273,7 +273,7 @@ fn until_now(house: &Workspace, config: &Config, name: &str) -> Option<String> {
     Some(fixed.meaning.as_str().to_owned())
 }
 
-/// The folder that policies are taken from.
+/// Folder of the config's policies, which imported policies are written to.
 fn policies_folder(config: &Config, base: &std::path::Path) -> Option<PathBuf> {
     if config.policy.bundle.is_some() {
         return None;

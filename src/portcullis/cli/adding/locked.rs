@@ -1,13 +1,13 @@
-//! The config, compared with the lock file beside it.
+//! Checks of the config against the lock file beside it.
 
 use portcullis_catalog::{lock::Lock, own_variables};
 use portcullis_config::Loaded;
 use portcullis_upstream::images;
 
-/// Holds the config against the lock file beside it: an image that was pinned is the one that runs.
+/// Checks that each pinned image in the lock file is the image that the config runs.
 ///
 /// # Errors
-/// Where they disagree, or the lock file can't be read.
+/// The config and the lock file disagree, or the lock file cannot be read.
 pub fn held(loaded: &Loaded) -> Result<(), Vec<(String, String)>> {
     let lock = match Lock::read(&loaded.base) {
         Ok(lock) => lock,
@@ -25,10 +25,10 @@ pub fn held(loaded: &Loaded) -> Result<(), Vec<(String, String)>> {
     if wrong.is_empty() { Ok(()) } else { Err(wrong) }
 }
 
-/// References to variables of the proxy that nobody confirmed, of entries that a version imported which let
-/// descriptions choose them: it recorded no destination. With the place of each in the config.
+/// Unconfirmed references to variables of the proxy, each with its position in the config. They are
+/// in entries without a recorded destination: an earlier version let descriptions choose variables.
 pub fn unconfirmed(loaded: &Loaded) -> Vec<(String, String)> {
-    // A lock file that can't be read is found elsewhere.
+    // `held` reports a lock file that cannot be read.
     let lock = Lock::read(&loaded.base).unwrap_or_default();
     let mut found = Vec::new();
     for (name, server) in &loaded.config.servers {
@@ -55,10 +55,10 @@ pub fn unconfirmed(loaded: &Loaded) -> Vec<(String, String)> {
     found
 }
 
-/// Has no image run whose tag is not locked, from now on.
+/// Prevents images with a tag that is not locked from running, from now on.
 ///
 /// # Errors
-/// Those that are not locked.
+/// The images that are not locked.
 pub fn settle(loaded: &mut Loaded) -> Result<(), Vec<(String, String)>> {
     let lock = Lock::read(&loaded.base)
         .map_err(|error| vec![("/servers".to_owned(), error.to_string())])?;

@@ -1,9 +1,9 @@
-//! Servers that others described, taken into the config: `server add`, `server import`, and profiles.
+//! Import of servers that others described: `server add`, `server import`, and profiles.
 //!
-//! Invariant: the config that is written passes the checks of `check`, or nothing is written. A
-//! server that spoils it is left out, and said to be. An entry is replaced only by a description of the same
-//! origin, unless the operator names it; so is one that the operator edited. Nothing is written that the
-//! operator did not name or confirm ([`confirm`]).
+//! Invariant: the written config passes the checks of `check`; otherwise nothing is written. A
+//! server that would break it is left out and reported. An entry is replaced only by a description
+//! of the same origin, unless the operator names the server. An edited entry is replaced only if
+//! the operator names it. Only what the operator named or confirmed is written ([`confirm`]).
 
 mod confirm;
 mod image;
@@ -37,19 +37,19 @@ use portcullis_audit::record::ImageDone;
 use portcullis_catalog::{Entry, Problem, Server, lock::ResolvedImage};
 use portcullis_foundation::atomic_file;
 
-/// Servers to take, and whence they come.
+/// Servers to import, with their source.
 pub(super) struct Offer {
     pub entries: Vec<Entry>,
-    /// For the lock file.
+    /// Source, for the lock file.
     pub source: String,
     pub digest: Option<String>,
-    /// For messages.
+    /// Name, for messages.
     pub name: String,
-    /// Whether the command line names all that there is: an image alone.
+    /// Whether the command line names everything; only for an image.
     pub in_full: bool,
 }
 
-/// Takes servers into the config. Tells those that were taken, and how it ended.
+/// Imports servers into the config. Returns the imported servers and the exit code.
 pub(super) async fn take(
     ctx: &Context,
     house: &mut Workspace,
@@ -80,7 +80,7 @@ pub(super) async fn take(
         }
     }
     if !taken.is_empty() && !said.dry_run {
-        // Before anything is written: what is bounded for each may be too much of all.
+        // Checked before writing: pins within their own limits may exceed the limit of the file.
         let mut whole = house.lock.clone();
         let locked = taken.iter().map(|one| (one.server.name.clone(), one.locked.clone()));
         whole.servers.extend(locked);
@@ -110,9 +110,9 @@ pub(super) async fn take(
     Ok((taken.into_iter().map(|taken| taken.server).collect(), exit))
 }
 
-/// Writes policies and the lock, in this order, before the config is: what a server is held to is
-/// there before it is. An entry that does not get written then is not the one of the lock file, and counts as
-/// edited by the operator.
+/// Writes policies, then the lock file; the config is written last. The restrictions of a server
+/// thus exist before its entry. If the entry is then not written, it differs from the lock file and
+/// counts as edited by the operator.
 fn write(house: &mut Workspace, folder: Option<&Path>, taken: &[Taken]) -> anyhow::Result<()> {
     if let Some(folder) = folder {
         std::fs::create_dir_all(folder)
@@ -127,7 +127,7 @@ fn write(house: &mut Workspace, folder: Option<&Path>, taken: &[Taken]) -> anyho
     let mut moved = Ok(());
     house.change(|lock| {
         let mut next = lock.clone();
-        // What the config alone said is remembered as well.
+        // Keeps the digest that only the config had.
         for one in taken {
             let locked = next.servers.entry(one.server.name.clone()).or_default();
             if let (Some(was), None) = (&one.was, locked.content()) {

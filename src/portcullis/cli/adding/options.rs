@@ -1,4 +1,4 @@
-//! What is said beside a reference or a file on the command line.
+//! Options of the command line beside a reference or a file.
 
 use std::{collections::BTreeMap, path::PathBuf};
 
@@ -68,11 +68,11 @@ enum How {
     Container,
 }
 
-/// What is said of a secret: the server, if one is named, the variable or header, and the reference.
+/// A `--secret`: the server, if named, the variable or header, and the reference.
 pub(super) type SecretFrom<'a> = (Option<&'a str>, &'a str, &'a str);
 
 impl Said {
-    /// Whether nothing is to be written.
+    /// Whether this is a dry run.
     pub fn is_dry(&self) -> bool {
         self.dry_run
     }
@@ -82,20 +82,20 @@ impl Said {
         self.replace.iter().any(String::is_empty)
     }
 
-    /// Whether a server was named as one to replace.
+    /// Whether `--replace` names the server.
     pub(super) fn names(&self, server: &str) -> bool {
         self.replace.iter().any(|name| name == server)
     }
 
-    /// Whether nothing is written of a server before a question is answered. A command line that names all that
-    /// there is needs none, except where it takes the place of what the operator wrote.
+    /// Whether the operator must confirm a server before it is written. A command line that names
+    /// everything needs no confirmation, unless it replaces an entry that the operator wrote.
     pub(super) fn asks(&self, in_full: bool, server: &Taken) -> bool {
         let edited = server.replaced.as_ref().is_some_and(|replaced| replaced.edited);
         !self.yes && !self.dry_run && (!in_full || edited)
     }
 
-    /// Whether a server that is there may be replaced by one from a source. `edited`: its entry is not the one
-    /// that was imported. `moved`: what it runs, and what else it would.
+    /// Checks whether a server from `source` may replace an existing server. `edited`: its entry is
+    /// not the imported one. `moved`: what it runs now, and what it would run.
     pub(super) fn may_replace(
         &self,
         server: &str,
@@ -133,7 +133,7 @@ impl Said {
         ))
     }
 
-    /// The lists of tools that are left on.
+    /// Lists of enabled tools, by server.
     pub(super) fn tool_lists(&self) -> anyhow::Result<BTreeMap<String, Vec<String>>> {
         let Some(path) = &self.tools else { return Ok(BTreeMap::new()) };
         let fetched = file(path)?;
@@ -144,7 +144,7 @@ impl Said {
         self.secrets
             .iter()
             .map(|text| {
-                // What was written is not repeated: it may be the secret.
+                // The error does not repeat the given text: it may be the secret.
                 let (place, from) = text
                     .split_once('=')
                     .filter(|(_, from)| from.parse::<Source>().is_ok())
@@ -161,7 +161,7 @@ impl Said {
             .collect()
     }
 
-    /// What a reader is told of it. `server` is the server that settings without a name are of.
+    /// Options for the reader of descriptions. Settings without a name belong to `server`.
     pub fn options(&self, server: Option<&str>) -> anyhow::Result<Options> {
         let mut options = Options {
             packages: match self.packages {

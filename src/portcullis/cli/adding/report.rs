@@ -1,4 +1,4 @@
-//! What is shown of servers before and after they are written.
+//! Output about servers, before and after they are written.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,18 +10,18 @@ use super::taken::{Policies, Replaced, Taken};
 use crate::cli::Context;
 use portcullis_catalog::{HandOver, HandOverKind, Kind, Problem, Run, Server, quoted};
 
-/// How far it is with what is shown.
+/// Stage of the import that the output describes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stage {
-    /// Nothing is written, or not yet.
+    /// Not written, or not yet.
     Planned,
-    /// It is written.
+    /// Written.
     Written,
-    /// It is written, and was shown before the operator confirmed it.
+    /// Written, after it was shown and the operator confirmed it.
     Confirmed,
 }
 
-/// Shows what becomes of an offer. `from` is the place that it came from.
+/// Prints the result of an offer. `from` is its source.
 pub(super) fn tell(
     ctx: &Context,
     from: &str,
@@ -100,7 +100,7 @@ fn data(from: &str, taken: &[Taken], refused: &[(String, Vec<Problem>)], stage: 
     json!({ "taken": taken, "refused": refused, "written": !planned })
 }
 
-/// Advice and facts that are the same for several servers, with the names of these.
+/// Advice and facts that apply to several servers, with the names of the servers.
 type Shared = BTreeMap<(Kind, String), BTreeSet<String>>;
 
 fn shared(taken: &[Taken]) -> Shared {
@@ -117,7 +117,7 @@ fn shared(taken: &[Taken]) -> Shared {
     shared
 }
 
-/// What becomes of a server, in a line.
+/// One line about the result for a server.
 fn head(taken: &Taken, stage: Stage) -> String {
     let server = &taken.server;
     let what = match &server.run {
@@ -134,7 +134,7 @@ fn head(taken: &Taken, stage: Stage) -> String {
     format!("{verb} `{}`: {what}", server.name)
 }
 
-/// Shows a server that is taken.
+/// Prints an imported server.
 fn told(
     ctx: &Context,
     from: &str,
@@ -183,8 +183,7 @@ fn told(
     policies(ctx, taken, stage)
 }
 
-/// Differences between what is replaced and what takes its place, as unified diffs: of the entry, and of
-/// policies that the operator edited.
+/// Unified diffs between old and new texts: of the entry, and of policies that the operator edited.
 fn differences(taken: &Taken, from: &str) -> String {
     let entry = taken.replaced.as_ref().and_then(|replaced| replaced.entry.as_ref());
     let entry = entry.map(|entry| {
@@ -202,7 +201,7 @@ fn differences(taken: &Taken, from: &str) -> String {
     entry.into_iter().chain(policies).collect()
 }
 
-/// What the operator loses, and what is opened, in words.
+/// Warnings about edits that the operator loses and about restrictions that the entry loosens.
 fn warnings(taken: &Taken) -> Vec<String> {
     let mut all = Vec::new();
     if let Some(Replaced { entry: Some(entry), edited, .. }) = &taken.replaced {
@@ -221,8 +220,8 @@ fn warnings(taken: &Taken) -> Vec<String> {
     all
 }
 
-/// Shows each thing that a server is handed: what it is, where it comes from, and where it goes. A person confirms
-/// it, so nothing is cut.
+/// Prints each value that a server receives, with its source and destination. A person confirms the
+/// list, so nothing is truncated.
 fn handed(ctx: &Context, taken: &Taken) -> anyhow::Result<()> {
     let server = &taken.server;
     let to = server.destination().join(", ");
@@ -247,7 +246,7 @@ fn handed(ctx: &Context, taken: &Taken) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Shows what becomes of a server's policies.
+/// Prints the result for a server's policies.
 fn policies(ctx: &Context, taken: &Taken, stage: Stage) -> anyhow::Result<()> {
     match &taken.policies {
         Policies::Written { path, .. } if stage != Stage::Planned => {
@@ -280,7 +279,7 @@ fn policies(ctx: &Context, taken: &Taken, stage: Stage) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The variables that a server's references name, that are not set here, and of which no note tells.
+/// Variables that a server's references name, that are not set here, and that no note mentions.
 fn unset(server: &Server) -> BTreeSet<&str> {
     let variables = server.references().filter_map(|(_, secret)| secret.from.strip_prefix("env:"));
     let told = |variable: &str| {
@@ -290,7 +289,7 @@ fn unset(server: &Server) -> BTreeSet<&str> {
     variables.filter(|variable| std::env::var_os(variable).is_none() && !told(variable)).collect()
 }
 
-/// What to do about a program that is not on this machine.
+/// Remedy for a program that is missing on this machine.
 fn missing(server: &Server) -> Option<String> {
     let Run::Command { program, .. } = &server.run else { return None };
     let folders = std::env::var_os("PATH").unwrap_or_default();

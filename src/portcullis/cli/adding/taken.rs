@@ -1,4 +1,4 @@
-//! A server that an import takes: what is written of it, and what hinders that.
+//! A server of an import: what is written for it, and what prevents that.
 
 use std::{
     collections::BTreeSet,
@@ -16,45 +16,45 @@ use portcullis_catalog::{
     write::{Replacement, file_name, policy},
 };
 
-/// Server that is taken.
+/// Server that is imported.
 pub struct Taken {
     pub server: Server,
-    /// What the lock file has of its name. Confirmations are left of references alone that stand in the entry.
+    /// Its entry in the lock file. Only confirmations of references in the config entry are left.
     pub old: Option<ServerPin>,
     pub locked: ServerPin,
-    /// What its image was until now.
+    /// Content of its image before the import.
     pub was: Option<String>,
-    /// The entry that it replaces. `None`: it is new.
+    /// Entry that it replaces; `None` for a new server.
     pub replaced: Option<Replaced>,
     pub policies: Policies,
-    /// Secrets that nobody named or confirmed, and that the policies which stay may permit all the same.
+    /// Unconfirmed secrets that the policies which stay may still permit.
     pub perhaps: BTreeSet<String>,
-    /// Other files whose policies hold for it already, each with the secrets that it may permit and nobody
-    /// confirmed.
+    /// Other policy files that already apply to it, each with the unconfirmed secrets that it may
+    /// permit.
     pub elsewhere: Vec<(PathBuf, BTreeSet<String>)>,
 }
 
-/// Entry that is replaced.
+/// Existing entry that an import replaces.
 pub struct Replaced {
-    /// The new entry. `None`: it has the values of the old one.
+    /// New entry; `None` if it has the values of the old one.
     pub entry: Option<Replacement>,
     /// Whether the operator wrote the old entry, or edited it since it was imported.
     pub edited: bool,
-    /// Difference in the tools that are left on.
+    /// Difference in the enabled tools.
     pub tools: Option<String>,
 }
 
-/// What becomes of a server's policies.
+/// Result for a server's policies.
 pub enum Policies {
-    /// There is no folder for them.
+    /// There is no folder for policies.
     Nowhere,
-    /// They are written, in the place of a text that the operator edited, if there is one.
+    /// Written, in place of a text that the operator edited, if there is one.
     Written { path: PathBuf, text: String, edited: Option<String> },
-    /// They are what would be written.
+    /// The file already has this text.
     Same,
-    /// Others are there already, of which nobody knows what they permit: the server is not taken.
+    /// A file with other, unknown rules exists: the server is not imported.
     There(PathBuf),
-    /// Somebody changed them, and they stay. With what would be written.
+    /// The file was edited and stays; with the text that would be written.
     Changed(PathBuf, String),
 }
 
@@ -70,12 +70,12 @@ impl Policies {
         let Some(folder) = folder else { return Self::Nowhere };
         let (path, text) = (folder.join(file_name(&server.name)), policy(server));
         let ours = locked.and_then(|locked| locked.policies.as_deref()).filter(|_| again);
-        // Who took them away may have meant it.
+        // The operator may have deleted the file on purpose.
         let never = !again || locked.is_none_or(|locked| locked.source.is_none());
         if never && !path.exists() {
             return Self::Written { path, text, edited: None };
         }
-        // What can't be read is nothing that was written so.
+        // A file that cannot be read counts as changed.
         let there = std::fs::read(&path).unwrap_or_default();
         if there == text.as_bytes() {
             Self::Same
@@ -100,10 +100,10 @@ impl Policies {
 }
 
 impl Taken {
-    /// Decides what becomes of its policies, and what is locked of them and of what is confirmed.
+    /// Decides the result for its policies, and updates the pin: policies and confirmations.
     pub fn settle(&mut self, folder: Option<&Path>, others: &Others, said: &Said) {
         let (old, again) = (self.old.as_ref(), self.replaced.is_some());
-        // What is there was what would be written, before a secret was confirmed.
+        // The file had the text of the time before a secret was confirmed.
         let seen = matches!(self.policies, Policies::Same);
         self.policies = Policies::of(folder, &self.server, old, said, again, seen);
         self.perhaps = match &self.policies {
@@ -120,14 +120,14 @@ impl Taken {
         self.locked.destination = self.server.destination();
     }
 
-    /// Whether it brings anything that was not there before.
+    /// Whether it changes the entry or the policies.
     pub fn is_news(&self) -> bool {
         let changed = |replaced: &Replaced| replaced.entry.is_some();
         self.replaced.as_ref().is_none_or(changed)
             || matches!(self.policies, Policies::Written { .. })
     }
 
-    /// Why it can't be written as it is: policies that are there may permit what nobody confirmed.
+    /// Reason not to write it: existing policies may permit what nobody confirmed.
     pub fn hindered(&self) -> Option<String> {
         if let Policies::There(path) = &self.policies {
             return Some(format!(
@@ -153,7 +153,7 @@ impl Taken {
                 listed(&self.perhaps)
             ));
         }
-        // Of a server that is there, a reference may be the operator's own.
+        // A reference of an existing server may be the operator's own.
         let mut elsewhere = self.elsewhere.iter().filter(|_| self.replaced.is_some());
         let (path, secrets) = elsewhere.find(|(_, secrets)| !secrets.is_empty())?;
         Some(format!(
@@ -163,7 +163,7 @@ impl Taken {
         ))
     }
 
-    /// What is on record of it before it is locked: an image that was another, or none.
+    /// Audit record to write before a new or changed image is locked.
     pub fn locking(&self) -> Option<ImageDone> {
         let Run::Image { image, .. } = &self.server.run else { return None };
         let digest = self.locked.content()?.to_owned();

@@ -1,4 +1,4 @@
-//! `portcullis audit export`: records of the log in one of the formats, oldest first.
+//! `portcullis audit export`: writes records of the log in one of the formats, oldest first.
 
 use std::{
     fs::{File, OpenOptions},
@@ -28,7 +28,7 @@ pub(super) struct Args {
     output: Option<PathBuf>,
 }
 
-/// What is asked.
+/// Parsed options of an export.
 pub(super) struct Asked {
     query: Query,
     format: Format,
@@ -36,10 +36,10 @@ pub(super) struct Asked {
 }
 
 impl Args {
-    /// What is asked.
+    /// Parses the options.
     pub fn read(self) -> anyhow::Result<Asked> {
         let query = Query {
-            // An export is of everything: nothing is left out to be short.
+            // An export is complete: it includes all intents.
             intents: true,
             order: Order::OldestFirst,
             limit: Some(PAGE_MAX),
@@ -62,7 +62,7 @@ pub(super) async fn run(source: &Source, ctx: &Context, asked: Asked) -> anyhow:
     loop {
         let page = source.query(&query).await?;
         let items: Result<Vec<Item>, String> = page.lines.iter().map(Item::of).collect();
-        // What is written blocks; nothing else runs here that it could hold up.
+        // The write blocks, but delays no other task: none runs here.
         writer.write(items.map_err(anyhow::Error::msg)?)?;
         unreadable.extend(page.unreadable);
         query.after = page.next;
@@ -75,7 +75,7 @@ pub(super) async fn run(source: &Source, ctx: &Context, asked: Asked) -> anyhow:
     Ok(conclude(ctx, &unreadable))
 }
 
-/// A file for its owner alone, which must not be there yet.
+/// Creates a file that only its owner may access; fails if it exists.
 fn create(path: &std::path::Path) -> anyhow::Result<File> {
     OpenOptions::new()
         .write(true)

@@ -17,7 +17,7 @@ pub(super) struct PruneArgs {
     dry_run: bool,
 }
 
-/// Drops what `audit.retention` leaves no room for.
+/// Deletes the records beyond `audit.retention`.
 pub(super) async fn prune(
     place: &AuditSource,
     ctx: &Context,
@@ -74,7 +74,7 @@ pub(super) struct BackupArgs {
     to: PathBuf,
 }
 
-/// Copies the log, through the running proxy where there is one.
+/// Copies the log, through the running proxy if there is one.
 pub(super) async fn backup(
     place: &AuditSource,
     ctx: &Context,

@@ -1,4 +1,4 @@
-//! Where an audit log is, and whether this user may read it there.
+//! Location of an audit log, and access of this user to it.
 
 use std::{
     fs, io,
@@ -19,7 +19,7 @@ use portcullis_config::Config;
 use portcullis_gateway::admin::Client;
 use portcullis_protocol::identity::Role;
 
-/// How long to wait for a store that another command is reading.
+/// Maximum wait for a store that another command is reading.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How the log is named on the command line.
@@ -39,19 +39,19 @@ pub(in crate::cli) struct Where {
     socket: Option<PathBuf>,
 }
 
-/// A log: that of a running proxy, or the files of one that does not run.
+/// Audit log: of a running proxy, or the files of a proxy that does not run.
 pub(super) enum AuditSource {
     Proxy(Client),
     Files(Files),
 }
 
-/// The files of a log that no proxy has open.
+/// Files of a log that no proxy has open.
 pub(super) struct Files {
-    /// The store's folder.
+    /// Folder of the store.
     pub store: PathBuf,
-    /// What it is opened with, where the config said where it is.
+    /// Config that opens the store, if the config gave its location.
     config: Option<Box<Config>>,
-    /// What its records are encrypted with.
+    /// Encryption of its records.
     encryption: Option<Encryption>,
 }
 
@@ -77,12 +77,12 @@ impl Where {
         })
     }
 
-    /// Whether the running proxy's socket was named.
+    /// Whether the running proxy's socket is given.
     pub fn names_socket(&self) -> bool {
         self.socket.is_some()
     }
 
-    /// Where the files are, also of a log that a proxy has open: for what needs no lock.
+    /// Folders of the log, even if a proxy has it open; for operations that need no lock.
     pub(super) fn folders(&self, ctx: &Context) -> anyhow::Result<Folders> {
         Ok(match &self.state_dir {
             Some(state_dir) => {
@@ -94,7 +94,7 @@ impl Where {
     }
 }
 
-/// The folders of a log, whether or not a proxy runs.
+/// Folders of a log, whether or not a proxy runs.
 pub(super) struct Folders {
     pub state_dir: PathBuf,
     pub files: Files,
@@ -108,8 +108,8 @@ impl Files {
         Folders { state_dir, files: Self { store, config: Some(Box::new(config)), encryption } }
     }
 
-    /// Those of a state folder that was named. The config is asked for nothing but the keys of a
-    /// store that is encrypted.
+    /// Files below a given state folder. The config is read only for the keys of an encrypted
+    /// store.
     fn below(state_dir: &Path, ctx: &Context) -> Self {
         let store = state_dir.join("audit");
         let config = portcullis_audit::is_encrypted(&store).then(|| ctx.load().ok()).flatten();
@@ -117,12 +117,12 @@ impl Files {
         Self { store, config: None, encryption }
     }
 
-    /// Whether this user may do with the log what takes that role. The modes of the files keep
-    /// others out; this says so in words, and holds also where somebody made them wider.
+    /// Checks that this user may use the log with this role. File modes already keep others out;
+    /// this check gives a reason, and also holds if somebody widened the modes.
     pub fn permit(&self, role: Role) -> anyhow::Result<()> {
         let owner = match fs::metadata(&self.store) {
             Ok(meta) => meta.uid(),
-            // Whoever is to open it says so.
+            // The caller that opens the store reports this.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(error) => {
                 let store = self.store.display();
@@ -143,13 +143,13 @@ impl Files {
         Ok(())
     }
 
-    /// The keys that the config names.
+    /// Keys that the config names.
     pub fn keys(&self) -> anyhow::Result<Option<Keys>> {
         let keys = self.encryption.as_ref().map(Keys::fetch).transpose();
         Ok(keys.map_err(|(_, trouble)| trouble)?)
     }
 
-    /// Drops what the config's retention leaves no room for.
+    /// Deletes the records beyond the config's retention.
     pub async fn prune(&self, dry: bool) -> anyhow::Result<Pruned> {
         let config = self.config.as_ref().context(
             "`audit.retention` of a config says what is dropped: name the config, no state folder",
@@ -166,7 +166,7 @@ impl Files {
     }
 }
 
-/// A path as another process understands it.
+/// Absolute form of a path, for another process.
 pub(super) fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
     std::path::absolute(path).with_context(|| format!("cannot look at {}", path.display()))
 }

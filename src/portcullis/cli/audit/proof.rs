@@ -75,8 +75,8 @@ struct Checking {
     key: Option<Verifier>,
 }
 
-/// Holds the files of a log against its checkpoints. No proxy is asked where this user can read
-/// the files, and none is in the way; to hold indexes against them takes who has them open.
+/// Verifies the files of a log against its checkpoints. Reads the files itself if this user can,
+/// even while a proxy runs. Only the process that has indexes open can verify them.
 pub(super) async fn verify(place: &Where, ctx: &Context, args: VerifyArgs) -> anyhow::Result<Exit> {
     let progress = ctx.progress("verifying the audit log");
     let began = Instant::now();
@@ -114,8 +114,8 @@ pub(super) async fn verify(place: &Where, ctx: &Context, args: VerifyArgs) -> an
     Ok(if report.is_good() { Exit::Ok } else { Exit::Findings })
 }
 
-/// The running proxy, where it is to do the work: it holds indexes, or files that this user can't
-/// read.
+/// Connection to the running proxy if it must verify: for indexes, for a given socket, or for files
+/// that this user cannot read.
 async fn ask(place: &Where, ctx: &Context, args: &VerifyArgs) -> anyhow::Result<Option<Client>> {
     if args.store.is_some() {
         return Ok(None);
@@ -140,7 +140,7 @@ async fn ask(place: &Where, ctx: &Context, args: &VerifyArgs) -> anyhow::Result<
 async fn read_files(place: &Where, ctx: &Context, args: VerifyArgs) -> anyhow::Result<Report> {
     let VerifyArgs { since, keys, witnesses, store, indexes } = args;
     let (dir, state, encryption) = match (store, place.folders(ctx)) {
-        // A copy of a store is all that it takes, but for the keys of an encrypted one.
+        // A copy needs only its store and, if it is encrypted, its keys.
         (Some(dir), Err(_)) => (dir, None, None),
         (Some(dir), Ok(folders)) => (dir, None, folders.files.keys()?),
         (None, folders) => {
@@ -179,7 +179,7 @@ fn summary(report: &Report) -> String {
     format!("store {store}: {verdict}; {records}, {checkpoints} checkpoints, {signed}")
 }
 
-/// Proves that what is on record of a decision is in the log, or checks such a proof.
+/// Proves that the records of a decision are in the log, or checks such a proof.
 pub(super) async fn prove(place: &Where, ctx: &Context, args: ProveArgs) -> anyhow::Result<Exit> {
     if let Some(id) = args.decision {
         let request = ProveRequest { id };
@@ -197,7 +197,7 @@ pub(super) async fn prove(place: &Where, ctx: &Context, args: ProveArgs) -> anyh
     check(ctx, args.checking)
 }
 
-/// Proves that the log at one checkpoint is the beginning of that at another, or checks such a
+/// Proves that the log at one checkpoint is the beginning of the log at another, or checks such a
 /// proof.
 pub(super) async fn consistency(
     place: &Where,
@@ -221,7 +221,7 @@ pub(super) async fn consistency(
 }
 
 fn print(ctx: &Context, proof: &Proof) -> anyhow::Result<Exit> {
-    // A file for somebody else: the same in both formats.
+    // A proof is a file for another person: both formats print the same.
     ctx.json(proof)?;
     Ok(Exit::Ok)
 }
@@ -251,7 +251,7 @@ fn check(ctx: &Context, checking: Checking) -> anyhow::Result<Exit> {
 }
 
 fn read(file: &Path) -> std::io::Result<Vec<u8>> {
-    /// Bytes of a proof; no honest one comes near.
+    /// Maximum bytes of a proof, far above every valid one.
     const LARGEST: u64 = 64 << 20;
     let mut text = Vec::new();
     if file == Path::new("-") {
@@ -281,7 +281,7 @@ fn show(ctx: &Context, proven: &Proven) -> std::io::Result<()> {
     }
 }
 
-/// Has the running proxy sign a checkpoint.
+/// Makes the running proxy sign a checkpoint.
 pub(super) async fn checkpoint(place: &Where, ctx: &Context) -> anyhow::Result<Exit> {
     let AuditSource::Proxy(client) = place.find(ctx).await? else {
         anyhow::bail!("no proxy runs here: a running one makes checkpoints, and one when it stops");

@@ -1,4 +1,4 @@
-//! `portcullis audit query`: records, chosen fields of them, or counts.
+//! `portcullis audit query`: prints records, chosen fields of them, or counts.
 
 use serde_json::{Map, Value};
 
@@ -38,7 +38,7 @@ pub(super) struct Args {
     count: bool,
 }
 
-/// What is asked.
+/// Parsed options of a query.
 pub(super) enum Asked {
     Records { query: Query, fields: Vec<Column>, limit: usize },
     Counts { request: CountRequest, limit: usize },
@@ -51,7 +51,7 @@ fn columns(names: &[String]) -> Result<Vec<Column>, Usage> {
 }
 
 impl Args {
-    /// What is asked.
+    /// Parses the options.
     pub fn read(self) -> anyhow::Result<Asked> {
         if self.fields.iter().any(|name| name == "help") {
             return Ok(Asked::Help);
@@ -104,7 +104,7 @@ async fn records(
         found.unreadable.extend(page.unreadable);
         found.next = page.next;
         query.after = page.next;
-        // Columns of a table are as wide as what stands in them; JSON need not wait.
+        // A table needs all cells for its column widths; JSON is printed page by page.
         if ctx.is_json() {
             show(ctx, &page.lines, fields)?;
         } else {

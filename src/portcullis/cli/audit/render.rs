@@ -1,4 +1,4 @@
-//! Records as a person reads them. What a cell or a line holds is escaped where it is printed.
+//! Records as text for people. The contents of cells and lines are escaped when they are printed.
 
 use crate::cli::escape;
 use portcullis_audit::{
@@ -10,10 +10,10 @@ use portcullis_audit::{
 };
 
 pub(super) const HEADER: [&str; 7] = ["TIME", "DECISION", "CODE", "CLIENT", "WHAT", "TOOK", "ID"];
-/// Least characters of the columns where records are printed one by one.
+/// Minimum widths of the columns if records are printed one by one.
 const WIDTHS: [usize; 6] = [24, 9, 17, 12, 40, 8];
 
-/// The cells of a record.
+/// Cells of a record.
 pub(super) fn row(entry: &Entry) -> [String; 7] {
     let record = &entry.record;
     let call = record.call();
@@ -38,7 +38,7 @@ pub(super) fn row(entry: &Entry) -> [String; 7] {
     ]
 }
 
-/// What a record has in a column.
+/// Text of a record in a column.
 pub(super) fn cell(column: Column, entry: &Entry) -> String {
     match (column, column.ty()) {
         (Column::Time, _) => format!("{:.3}", entry.recorded),
@@ -47,7 +47,7 @@ pub(super) fn cell(column: Column, entry: &Entry) -> String {
     }
 }
 
-/// A record on one line, in columns.
+/// A record as one line with columns.
 pub(super) fn line(entry: &Entry) -> String {
     let cells = row(entry);
     let padded = cells.iter().zip(WIDTHS.into_iter().chain([0])).map(|(cell, width)| {
@@ -72,7 +72,7 @@ fn millis(micros: u64) -> String {
     format!("{}.{:01} ms", micros / 1000, micros % 1000 / 100)
 }
 
-/// The method and what it is about: `tools/call notes/read`.
+/// Method and its target: `tools/call notes/read`.
 fn what(call: &Call) -> String {
     let method = call.method.as_deref().unwrap_or("(unreadable message)");
     let server = call.server.as_deref();
@@ -87,7 +87,7 @@ fn what(call: &Call) -> String {
     format!("{method}{about}")
 }
 
-/// What is said of a decision: labels and texts, each once.
+/// Lines about a decision: labels and texts, each pair once.
 #[derive(Default)]
 struct Lines(Vec<(&'static str, String)>);
 
@@ -172,13 +172,13 @@ impl Lines {
     }
 }
 
-/// When a message comes through a stage.
+/// Position of a stage in the order of the pipeline.
 fn turn(stage: &str) -> usize {
     const TURNS: [&str; 6] = ["parse", "route", "request/", "intent", "server", "response/"];
     TURNS.iter().position(|turn| stage.starts_with(turn)).unwrap_or(TURNS.len())
 }
 
-/// What of a body was kept.
+/// Kept part of a body.
 fn kept(kept: &Kept) -> String {
     let Some(body) = &kept.body else {
         return format!("(not kept: {})", kept.failure.as_deref().unwrap_or("nothing is left"));
@@ -190,7 +190,7 @@ fn kept(kept: &Kept) -> String {
     format!("{body}{redacted}{}", if kept.cut { " (cut)" } else { "" })
 }
 
-/// `"ID"  FILE:LINE`.
+/// Rule and its position: `"ID"  FILE:LINE`.
 fn place(rule: &Rule) -> String {
     match (&rule.file, rule.line) {
         (Some(file), Some(line)) => format!("\"{}\"  {file}:{line}", rule.id),
@@ -199,7 +199,7 @@ fn place(rule: &Rule) -> String {
     }
 }
 
-/// Everything on record of a decision, in lines.
+/// All records of a decision, as lines.
 pub(super) fn decision(entries: &[Entry]) -> Vec<String> {
     let mut lines = Lines::default();
     for Entry { record, .. } in entries {

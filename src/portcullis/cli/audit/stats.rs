@@ -1,4 +1,4 @@
-//! `portcullis audit stats`: the log summed up.
+//! `portcullis audit stats`: prints a summary of the log.
 
 use jiff::{Timestamp, ToSpan as _, Zoned, tz::TimeZone};
 
@@ -18,7 +18,7 @@ pub(super) struct Args {
     top: usize,
 }
 
-/// What is asked.
+/// Parsed options of a summary.
 pub(super) struct Asked {
     filter: Filter,
     top: usize,
@@ -26,7 +26,7 @@ pub(super) struct Asked {
 }
 
 impl Args {
-    /// What is asked.
+    /// Parses the options.
     pub fn read(self) -> anyhow::Result<Asked> {
         let now = Zoned::now();
         let when = self.which.says_when();
@@ -163,7 +163,7 @@ fn top(ctx: &Context, title: &str, top: &Top, refused: bool) -> anyhow::Result<(
     Ok(())
 }
 
-/// Three digits and a unit.
+/// Duration with three digits and a unit.
 fn duration(micros: u64) -> String {
     let (value, unit) = match micros {
         0..1000 => return format!("{micros} µs"),
@@ -188,15 +188,15 @@ fn rounded(value: f64, unit: &str) -> String {
     format!("{value:.digits$} {unit}")
 }
 
-/// Characters of a sparkline.
+/// Maximum characters of a sparkline.
 const WIDTH: usize = 60;
 const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 
-/// Decisions over time, and refusals where there are any, with what a full bar stands for.
+/// Sparklines of decisions and, if there are any, refusals, with the value of a full bar.
 fn sparklines(slots: &[Slot], slot_seconds: i64) -> Vec<String> {
     let (Some(first), Some(last)) = (slots.first(), slots.last()) else { return Vec::new() };
     let total = (last.at - first.at) / slot_seconds + 1;
-    // As many slots to a bar as leaves at most so many bars.
+    // Slots per bar, rounded up so that `WIDTH` bars suffice.
     let width = i64::try_from(WIDTH).unwrap_or(i64::MAX);
     let per_bar = (total + width - 1) / width;
     let bars = usize::try_from((total + per_bar - 1) / per_bar).unwrap_or(WIDTH).min(WIDTH);

@@ -1,11 +1,11 @@
-//! Which records: the filter's language, and options that say the same.
+//! Selection of records: the filter language, and equivalent options.
 
 use jiff::Zoned;
 
 use crate::cli::{Reports, Usage};
 use portcullis_audit::{Column, Filter, Query, record::Decision};
 
-/// What `--help` says of the language.
+/// Help text about the language.
 pub(in crate::cli) const LANGUAGE: &str = "\
 Filters:
   client = ci-bot and (decision = refused or code in (policy-denied, rate-limited))
@@ -59,13 +59,13 @@ pub(in crate::cli) struct Which {
 }
 
 impl Which {
-    /// What is asked for.
+    /// Query of these options.
     pub fn query(self) -> anyhow::Result<Query> {
         let intents = self.intents;
         Ok(Query { filter: self.filter()?, intents, ..Query::default() })
     }
 
-    /// The filter that all of it makes.
+    /// Filter that combines all options.
     pub fn filter(self) -> anyhow::Result<Filter> {
         let now = Zoned::now();
         let text = self.filter.join(" ");
@@ -106,16 +106,16 @@ impl Which {
         Ok(filter)
     }
 
-    /// Whether it says from when on.
+    /// Whether a start or an end time is given.
     pub fn says_when(&self) -> bool {
         self.since.is_some() || self.until.is_some()
     }
 }
 
-/// A time, or a while ago: the word may be left out.
+/// Filter for an absolute time, or a relative time with or without `ago`.
 fn moment(sign: &str, text: &str, now: &Zoned) -> Option<Filter> {
     let text = text.trim();
-    // Only a value: what else a filter can be made of is left to filters.
+    // Only a value is valid here; other syntax belongs in a filter.
     if text.contains(['"', '(', ')', '\\']) {
         return None;
     }

@@ -22,7 +22,7 @@ pub struct Add {
     said: Said,
 }
 
-/// Adds the servers that a reference names.
+/// Adds the servers of a reference.
 pub async fn add(args: Add, ctx: &Context) -> anyhow::Result<Exit> {
     let reference: Reference = args.reference.parse().map_err(|error| Usage(format!("{error}")))?;
     let mut house = Workspace::open(ctx)?;
@@ -36,7 +36,7 @@ pub async fn add(args: Add, ctx: &Context) -> anyhow::Result<Exit> {
     let name = args.name.as_ref().map(ServerName::as_str);
     let offer = if let Reference::Image(image) = &reference {
         let mut image = image.clone();
-        // Where nobody can say what it is, it is not taken, and that is told then.
+        // The import below refuses an image that does not resolve, and reports it.
         let _ = locate(ctx, &house, &mut image).await;
         let described = match image.digest {
             Some(_) => house.described(&image).await,

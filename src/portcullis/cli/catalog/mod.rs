@@ -1,4 +1,4 @@
-//! `portcullis catalog`: catalogs of servers that others wrote, and the servers that are added from them.
+//! `portcullis catalog`: catalogs of servers that others wrote. Servers can be added from them.
 
 mod add;
 mod import;
@@ -130,7 +130,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     }
 }
 
-/// Tells what was pushed.
+/// Prints the digest of a pushed artifact.
 pub(super) fn pushed(ctx: &Context, reference: &str, digest: &str) -> anyhow::Result<Exit> {
     if ctx.is_json() {
         ctx.json(&json!({ "reference": reference, "digest": digest }))?;
@@ -195,7 +195,7 @@ fn keep(
     Ok(Exit::Ok)
 }
 
-/// The servers of these names, in their order.
+/// Servers with these names, in that order.
 fn picked(found: Found, names: &[String], from: &str) -> anyhow::Result<Vec<Entry>> {
     let known: Vec<String> = found.servers.iter().map(|entry| entry.name.clone()).collect();
     let mut entries: Vec<Option<Entry>> = found.servers.into_iter().map(Some).collect();
@@ -219,7 +219,7 @@ fn near(house: &Workspace, name: &str) -> String {
     near.first().map_or(String::new(), |near| format!("; did you mean `{near}`?"))
 }
 
-/// The name of the one server that a file has.
+/// Name of the only server in a file.
 pub(super) fn only_one(text: &str) -> Option<String> {
     let found = read(text, &Options::default()).ok()?;
     match found.servers.as_slice() {

@@ -41,7 +41,7 @@ pub async fn run(
     Ok(Exit::Ok)
 }
 
-/// Shows what single servers would become: their entry, and what should be known of it.
+/// Prints the config entries that single servers would get, with notes about them.
 fn one(ctx: &Context, entries: Vec<Entry>) -> anyhow::Result<Exit> {
     let mut exit = Exit::Ok;
     if ctx.is_json() {

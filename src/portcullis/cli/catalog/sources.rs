@@ -1,4 +1,4 @@
-//! Where descriptions of servers are fetched from.
+//! Sources of server descriptions.
 
 use std::{
     io::Read as _,
@@ -17,29 +17,29 @@ use portcullis_catalog::{
 use portcullis_oci as oci;
 use portcullis_upstream::{Engines, images::asked};
 
-/// The media type of the one layer of such artifacts.
+/// Media type of the only layer of such artifacts.
 const LAYER: &str = "application/json";
 
-/// The folder of the config, and what is kept there.
+/// Folder of the config, with its lock file and its copies of catalogs.
 pub(in crate::cli) struct Workspace {
-    /// The folder of the config.
+    /// Folder of the config.
     pub base: PathBuf,
     state_dir: PathBuf,
     pub lock: Lock,
     registries: oci::Client,
-    /// Where the config says that the container engine is.
+    /// Address of the container engine in the config.
     engine: Option<String>,
 }
 
-/// A text that was fetched.
+/// Fetched text.
 #[derive(Debug)]
 pub(in crate::cli) struct Fetched {
     pub text: String,
-    /// What messages call it.
+    /// Name, for messages.
     pub name: String,
-    /// `sha256:` of it.
+    /// `sha256:` digest of the text.
     pub digest: String,
-    /// The digest of its manifest, where it was an artifact.
+    /// Digest of the manifest, if the text was an artifact.
     pub manifest: Option<String>,
 }
 
@@ -52,7 +52,7 @@ impl Fetched {
 }
 
 impl Workspace {
-    /// Opens it. A config that is not there yet is an empty one.
+    /// Opens the folder. A missing config counts as an empty one.
     pub fn open(ctx: &Context) -> anyhow::Result<Self> {
         let path = std::path::absolute(&ctx.config)?;
         let base = path.parent().unwrap_or(Path::new("/")).to_owned();
@@ -74,14 +74,14 @@ impl Workspace {
         Ok(())
     }
 
-    /// A file, as the lock file names it: by its way from the config, so that it is the same wherever it
-    /// is named from.
+    /// Path of a file for the lock file: relative to the config, so that it does not depend on the
+    /// working folder.
     pub fn place(&self, path: &Path) -> String {
         let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
         path.strip_prefix(&self.base).unwrap_or(&path).display().to_string()
     }
 
-    /// Whence the servers at a reference come. A catalog's name here says nothing of that.
+    /// Source of the servers at a reference. It does not contain the local name of a catalog.
     pub fn source(&self, reference: &Reference) -> String {
         match reference {
             Reference::File(path) => self.place(path),
@@ -96,7 +96,7 @@ impl Workspace {
         }
     }
 
-    /// What stands at a reference. Of an image, that is nothing.
+    /// Fetches the text of a reference; an image has none.
     pub async fn fetch(&self, reference: &Reference) -> anyhow::Result<Fetched> {
         match reference {
             Reference::File(path) => file(path),
@@ -118,7 +118,7 @@ impl Workspace {
     async fn url(&self, url: &url::Url) -> anyhow::Result<Fetched> {
         let client = reqwest::Client::builder()
             .timeout(Duration::from_secs(60))
-            // A redirect leads somewhere that nobody named.
+            // A redirect could lead to a host that the operator did not name.
             .redirect(reqwest::redirect::Policy::none())
             .build()?;
         let answer = client
@@ -144,7 +144,7 @@ impl Workspace {
         self.state_dir.join("catalogs").join(digest.trim_start_matches("sha256:"))
     }
 
-    /// The copy of a catalog that was added.
+    /// Stored copy of an added catalog.
     pub fn kept(&self, name: &str, kept: &CatalogPin) -> anyhow::Result<Fetched> {
         let hex = kept.digest.strip_prefix("sha256:").unwrap_or_default();
         if hex.len() != 64 || !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
@@ -166,8 +166,8 @@ impl Workspace {
         Ok(fetched)
     }
 
-    /// Keeps a copy of a catalog, in the place of one of that name from the same source. A copy that was
-    /// replaced earlier is taken again only with `allow_downgrade`.
+    /// Stores a copy of a catalog, in place of a catalog with that name from the same source. A
+    /// copy that was replaced earlier is accepted only with `allow_downgrade`.
     pub fn keep(
         &mut self,
         name: &str,
@@ -210,18 +210,18 @@ impl Workspace {
         })
     }
 
-    /// Forgets a catalog. Its copy goes unless another has the same.
+    /// Removes a catalog. Its copy is deleted unless another catalog has the same.
     pub fn forget(&mut self, name: &str) -> anyhow::Result<Option<CatalogPin>> {
         let Some(kept) = self.lock.catalogs.get(name).cloned() else { return Ok(None) };
         self.change(|lock| drop(lock.catalogs.remove(name)))?;
         if !self.lock.catalogs.values().any(|other| other.digest == kept.digest) {
-            // What is left of it is found by nobody.
+            // Nothing refers to a copy that remains.
             let _ = std::fs::remove_file(self.copy_of(&kept.digest));
         }
         Ok(Some(kept))
     }
 
-    /// Pulls an artifact of one of these kinds, whose one layer it is.
+    /// Pulls the only layer of an artifact of one of these kinds.
     pub async fn artifact(&self, text: &str, kinds: &[&str]) -> anyhow::Result<Fetched> {
         let reference = oci::Reference::of_image(text).map_err(|error| {
             anyhow::anyhow!(
@@ -251,7 +251,7 @@ impl Workspace {
         Ok(fetched)
     }
 
-    /// Pushes an artifact, and tells its digest.
+    /// Pushes an artifact, and returns its digest.
     pub async fn push(
         &self,
         text: &str,
@@ -271,23 +271,23 @@ impl Workspace {
         Ok(digest.with_context(|| format!("cannot push {reference}"))?.to_string())
     }
 
-    /// What an image's tag stands for now.
+    /// Current digest of an image's tag.
     pub async fn resolve(&self, image: &Image) -> anyhow::Result<String> {
         let reference = oci::Reference::of_image(&image.to_string())?;
         Ok(self.registries.resolve(&reference).await?.to_string())
     }
 
-    /// The id of an image that this machine's engine has by that name or id.
+    /// Id of the image that the local engine has under that name or id.
     ///
     /// # Errors
-    /// Where no engine answers.
+    /// The engine does not answer.
     pub async fn on_engine(&self, image: &str) -> anyhow::Result<Option<String>> {
         let engine = Engines::find(self.engine.as_deref()).await.now();
         let engine = engine.map_err(|why| anyhow::anyhow!("no container engine answers: {why}"))?;
         engine.has(image).await.map_err(|failure| anyhow::anyhow!("{}", failure.what))
     }
 
-    /// What an image says of itself. Nothing, where it says nothing, or it can't be had.
+    /// Description in an image's labels; `None` if there is none or the image is unavailable.
     pub async fn described(&self, image: &Image) -> Option<Described> {
         const CONFIG: u64 = 1 << 20;
         let reference = oci::Reference::of_image(&image.to_string()).ok()?;

@@ -1,4 +1,4 @@
-//! What `doctor` says of the audit log and of who may read it.
+//! Checks of `doctor` about the audit log and its readers.
 
 use std::{fs, io, os::unix::fs::PermissionsExt as _, path::Path};
 
@@ -10,10 +10,10 @@ use portcullis_audit::{Keys, config::OnFailure};
 use portcullis_config::{Config, Loaded};
 use portcullis_protocol::identity::Member;
 
-/// Less free space than this is too little to begin with.
+/// Minimum free bytes; less is a finding.
 const LITTLE: u64 = 1 << 30;
 
-/// Looks at the store's folder, its settings, and the admin roles.
+/// Checks the folder of the store, its settings, and the admin roles.
 pub(super) fn checks(loaded: &Loaded) -> Vec<Check> {
     let config = &loaded.config;
     let mut checks = vec![store(config)];
@@ -47,8 +47,8 @@ pub(super) fn checks(loaded: &Loaded) -> Vec<Check> {
     checks
 }
 
-/// What the status of a running proxy says: whether calls go on without a record now, and records without a
-/// signature.
+/// Checks from the status of a running proxy: calls that continue without a record, and records
+/// without a signature.
 pub(super) fn running(status: &Value) -> Vec<Check> {
     let mut checks = Vec::new();
     if let Some(missing) = status["audit"]["missing"].as_object() {
@@ -69,7 +69,7 @@ fn nobody(role: &str, member: &Member) -> Check {
     Check::warn("roles", detail, "correct the name, or add the user or group")
 }
 
-/// Where the log is, how long it is kept, and whether there is room.
+/// Check of the log's folder, retention and free space.
 fn store(config: &Config) -> Check {
     let dir = config.audit.dir.clone().unwrap_or_else(|| config.state_dir.join("audit"));
     let retention = &config.audit.retention;

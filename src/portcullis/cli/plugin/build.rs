@@ -1,4 +1,4 @@
-//! `portcullis plugin build`: a component of a project.
+//! `portcullis plugin build`: builds the component of a project.
 
 use std::path::PathBuf;
 

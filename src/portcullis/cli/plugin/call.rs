@@ -1,4 +1,4 @@
-//! `portcullis plugin call`: one message through a plugin.
+//! `portcullis plugin call`: runs a plugin on one message.
 
 use std::{
     io::Read as _,
@@ -17,7 +17,7 @@ use crate::{
 };
 use portcullis_protocol::names::DecisionId;
 
-/// Bytes of a message that is read.
+/// Maximum bytes of a message.
 const MESSAGE: u64 = 64 << 20;
 
 /// Options of the verb.

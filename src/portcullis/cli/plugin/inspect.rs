@@ -1,4 +1,4 @@
-//! `portcullis plugin inspect`: what a plugin is, what it asks for, and what it costs.
+//! `portcullis plugin inspect`: prints a plugin's metadata, requested grants and cost.
 
 use super::{found, print_lines, settings};
 use crate::{

@@ -1,4 +1,4 @@
-//! `portcullis plugin`: the workbench for plugins, one file a verb.
+//! `portcullis plugin`: development tools for plugins, one file per command.
 
 mod build;
 mod call;
@@ -63,13 +63,13 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     }
 }
 
-/// The component that is meant: a file, `oci://` and a reference, or `https://` and a URL.
+/// Reads the given component: a file, `oci://` and a reference, or `https://` and a URL.
 async fn found(meant: &str, ctx: &Context) -> anyhow::Result<Artifact> {
     let registries = || registries(ctx);
     let found = if let Some(reference) = meant.strip_prefix("oci://") {
         match reference.contains('@') {
             true => registries()?.component(reference).await,
-            // What the tag stands for now, and that is told.
+            // A tag is resolved now; the output names its digest.
             false => {
                 let registries = registries()?;
                 match registries.pinned(reference).await {
@@ -87,12 +87,11 @@ async fn found(meant: &str, ctx: &Context) -> anyhow::Result<Artifact> {
     found.map_err(wrong)
 }
 
-/// How registries are asked: as the config says, where there is one. Nothing is kept.
+/// Access to registries as the config defines it, if there is one. Nothing is cached.
 fn registries(ctx: &Context) -> anyhow::Result<Artifacts> {
     match fs::symlink_metadata(&ctx.config) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(PluginHost::bare().artifacts),
-        // One that is wrong is not as good as none: without its `ca-file`, a login would go out in
-        // the clear.
+        // An invalid config is an error: without its `ca-file`, a login would be sent unencrypted.
         _ => Ok(gateway::artifacts(&ctx.load()?, false)),
     }
 }
@@ -105,13 +104,13 @@ fn wrong(unusable: LoadError) -> anyhow::Error {
     Reports(vec![Box::new(unusable)]).into()
 }
 
-/// A plugin's `config` from the command line.
+/// Parses a plugin's `config` from the command line.
 fn settings(text: &str) -> Result<Map<String, Value>, Usage> {
     serde_json::from_str(text)
         .map_err(|error| Usage(format!("`--settings` is no JSON object: {error}")))
 }
 
-/// Prints the lines of a config and the policies that a plugin takes.
+/// Prints the lines of a config and the policies that a plugin needs.
 fn print_lines(ctx: &Context, config: &str, policies: &[String]) -> std::io::Result<()> {
     ctx.line("")?;
     for line in config.lines() {

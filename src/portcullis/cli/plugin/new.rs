@@ -1,4 +1,4 @@
-//! `portcullis plugin new`: a project to begin from.
+//! `portcullis plugin new`: creates a project.
 
 use std::path::{Path, PathBuf};
 

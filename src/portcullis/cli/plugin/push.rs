@@ -1,4 +1,4 @@
-//! `portcullis plugin push`: a component into a registry.
+//! `portcullis plugin push`: pushes a component to a registry.
 
 use std::{fs, io, path::PathBuf};
 
@@ -23,12 +23,12 @@ pub struct Push {
 pub async fn push(options: &Push, ctx: &Context) -> anyhow::Result<Exit> {
     let Push { component, reference } = options;
     let found = Artifact::file(component).map_err(wrong)?;
-    // What cannot be loaded is of no use to anybody.
+    // A component that cannot be loaded is not pushed.
     let compiled = compiled(&found)?;
     let (_, place) = found.places();
     let again = "sign it with `portcullis plugin sign`, or remove that file";
     match found.note() {
-        // Whoever wants a signature would refuse what was pushed.
+        // A proxy that requires a signature would refuse the component.
         Ok(note) if !Signed::of(&compiled).is_in(note) => {
             anyhow::bail!("the signature in {place} is of another file or version: {again}")
         }

@@ -1,4 +1,4 @@
-//! `portcullis plugin key`, `sign` and `verify`: who stands for a plugin.
+//! `portcullis plugin key`, `sign` and `verify`: signatures of plugins.
 
 use std::{fs, io, path::PathBuf};
 
@@ -48,16 +48,16 @@ pub struct Verify {
     keys: Vec<Verifier>,
 }
 
-/// Makes a key, or prints the verifier key of one.
+/// Creates a signing key, or prints the verifier key of an existing one.
 pub fn key(options: &Key, ctx: &Context) -> anyhow::Result<Exit> {
     signing_keys::key(&options.file, options.name.as_deref(), ctx)
 }
 
-/// Writes the signature beside the component.
+/// Writes the signature next to the component.
 pub fn sign(options: &Sign, ctx: &Context) -> anyhow::Result<Exit> {
     let Sign { component, keys } = options;
     let keys = keys.iter().map(KeyPlace::read).collect::<anyhow::Result<Vec<_>>>()?;
-    // What cannot be loaded is not vouched for.
+    // A component that cannot be loaded is not signed.
     let signed = Signed::of(&compiled(&Artifact::file(component).map_err(wrong)?)?);
     let path = signature_path(component);
     let before = match fs::read_to_string(&path) {
@@ -68,7 +68,7 @@ pub fn sign(options: &Sign, ctx: &Context) -> anyhow::Result<Exit> {
         }
     };
     let note = signed.sign(&keys, before.as_deref())?;
-    // Everybody may read what everybody may check.
+    // Everybody may verify a signature, so everybody may read it.
     atomic_file::write_as(&path, note.as_bytes(), 0o644)
         .with_context(|| format!("cannot write {}", path.display()))?;
     if ctx.is_json() {
@@ -79,8 +79,8 @@ pub fn sign(options: &Sign, ctx: &Context) -> anyhow::Result<Exit> {
     Ok(Exit::Ok)
 }
 
-/// Says whether the proxy would take the component for these keys. Of a file that they did not sign,
-/// nothing is run.
+/// Checks whether the proxy would accept the component with these keys. A component without their
+/// signature is never run.
 pub async fn verify(options: &Verify, ctx: &Context) -> anyhow::Result<Exit> {
     let Verify { component, keys } = options;
     let found = found(component, ctx).await?;

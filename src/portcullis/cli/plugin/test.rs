@@ -1,4 +1,4 @@
-//! `portcullis plugin test`: runs the cases beside plugins.
+//! `portcullis plugin test`: runs the test cases of plugins.
 
 use std::path::PathBuf;
 
@@ -33,7 +33,7 @@ struct Summary<'a> {
     failed: usize,
     findings: &'a [Finding],
     cases: &'a [Ran],
-    /// What plugins are asked about and no case asks.
+    /// Hooks that no case covers.
     unmet: &'a [Hook],
 }
 
@@ -53,7 +53,7 @@ pub async fn test(options: &Test, ctx: &Context) -> anyhow::Result<Exit> {
         .into());
     }
     let failed = report.cases.iter().filter(|case| !case.passed).count();
-    // Of some cases alone, nothing can be said of the rest.
+    // Some cases alone do not show which hooks are not covered.
     let unmet = if filter.is_none() { report.unmet.as_slice() } else { &[] };
     if ctx.is_json() {
         ctx.json(&Summary {

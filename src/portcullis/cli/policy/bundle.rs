@@ -1,4 +1,4 @@
-//! `portcullis policy bundle`: keys, signing and verifying of bundles.
+//! `portcullis policy bundle`: creates keys, and signs and verifies bundles.
 
 use std::path::{Path, PathBuf};
 
@@ -75,7 +75,7 @@ fn signed(
     ctx: &Context,
 ) -> anyhow::Result<Exit> {
     let keys = keys.iter().map(KeyPlace::read).collect::<anyhow::Result<Vec<_>>>()?;
-    // A set that cannot be loaded would be refused wherever it is brought.
+    // Every proxy would refuse a set that cannot be loaded.
     load(Source::Paths(vec![dir.to_owned()])).map_err(reports)?;
     let signed = sign(dir, &keys, version, Timestamp::now())?;
     if ctx.is_json() {

@@ -1,4 +1,4 @@
-//! `portcullis policy can-i`: asks the policies one question.
+//! `portcullis policy can-i`: evaluates one request with the policies.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -89,7 +89,7 @@ struct Answer<'a> {
     target: Option<&'a str>,
     #[serde(flatten)]
     outcome: &'a Outcome,
-    /// The sentence of the text format.
+    /// Sentence of the text format.
     explanation: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     why: Option<&'a Explanation>,
@@ -213,11 +213,11 @@ pub fn can_i(question: &CanI, ctx: &Context) -> anyhow::Result<Exit> {
 }
 
 impl CanI {
-    /// The options that were not given and on which the answer depends. `depends` says whether it does where
-    /// these are not known.
+    /// Options that are missing and on which the answer depends. `depends` returns whether it
+    /// depends on the given unknown options.
     fn missing(&self, mut depends: impl FnMut(Unknown) -> bool) -> Vec<&'static str> {
         const OPTIONS: [&str; 3] = ["`--transport`", "`--source-ip`", "`--session-calls`"];
-        // Only a client of HTTP has an address.
+        // Only an HTTP client has an address.
         let addressed = self.transport.is_none_or(|transport| transport == Transport::Http);
         let unsaid = [
             self.transport.is_none(),
@@ -234,7 +234,7 @@ impl CanI {
         let alone =
             missing.iter().copied().filter(|at| depends([0, 1, 2].map(|other| other == *at)));
         let alone: Vec<usize> = alone.collect();
-        // Where it depends on several together, all are named.
+        // If the answer depends only on several options together, all are named.
         if !alone.is_empty() {
             missing = alone;
         }
@@ -242,7 +242,7 @@ impl CanI {
     }
 }
 
-/// The arguments, read as the proxy would read them within a message.
+/// Arguments, parsed with the proxy's limits for a message.
 fn arguments(json: &str, action: Action, config: &Config) -> Result<Map<String, Value>, Usage> {
     let args = serde_json::from_str(json)
         .map_err(|error| Usage(format!("`--args` is no JSON object: {error}")))?;
@@ -259,27 +259,27 @@ fn explained(engine: &Engine, request: &Request<'_>) -> Explanation {
     engine.inspect().explain(request, Unknown::Nothing, &BTreeMap::new())
 }
 
-/// Who asks.
+/// Principal of the request.
 enum Asker {
     Client(Principal),
     Server(ServerName),
     Plugin(String),
 }
 
-/// Where the annotations come from with which a tool is asked about.
+/// Origin of the annotations with which a tool is evaluated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Origin {
-    /// `[servers.NAME.tools.TOOL]`, or `--hint`.
+    /// From `[servers.NAME.tools.TOOL]` or `--hint`.
     Given,
-    /// What the server listed when it last ran.
+    /// From the server's last list.
     Listed,
-    /// No list is kept. They are those of a tool without annotations.
+    /// No list is stored. The tool counts as a tool without annotations.
     Unknown,
 }
 
 impl Asker {
     /// # Errors
-    /// Where there is nobody of that name.
+    /// The config has no such principal.
     fn of(question: &CanI, config: &Config) -> anyhow::Result<Self> {
         let word = question.party.as_str();
         let who = match word {
@@ -307,7 +307,7 @@ impl Asker {
             }
             Who::Anonymous => (PrincipalKind::Anonymous, Vec::new()),
             Who::Local { user, groups } => (PrincipalKind::Local { user }, groups),
-            // Some client in a group.
+            // Any client in a group.
             Who::Client { name, groups } if !groups.is_empty() => {
                 (PrincipalKind::Client(name), groups)
             }
@@ -345,7 +345,7 @@ impl Asker {
         }
     }
 
-    /// Both sides of what the proxy does for a server or a plugin.
+    /// Principal and resource of an action that the proxy performs for a server or a plugin.
     fn own_sides<'a>(
         &'a self,
         action: Action,
@@ -393,7 +393,7 @@ impl Asker {
 }
 
 /// # Errors
-/// Where the config has no such server.
+/// The config has no such server.
 fn known_server(server: &ServerName, config: &Config) -> Result<(), Usage> {
     if config.servers.contains_key(server) {
         return Ok(());
@@ -402,17 +402,17 @@ fn known_server(server: &ServerName, config: &Config) -> Result<(), Usage> {
     Err(Usage(format!("the config has no server `{server}`{near}")))
 }
 
-/// The name that may be meant, as the end of a sentence.
+/// Suggestion of a similar name, as the end of a sentence.
 fn near<'n>(name: &str, all: impl Iterator<Item = &'n str>) -> String {
     let near = all.map(|known| (strsim::damerau_levenshtein(known, name), known)).min();
     let near = near.filter(|(distance, _)| *distance <= 2.max(name.len() / 3));
     near.map(|(_, known)| format!(": did you mean `{known}`?")).unwrap_or_default()
 }
 
-/// What is claimed of a tool, and who says it. Nothing of what is no tool.
+/// Claims about a tool, and their origin. Empty for other targets.
 ///
 /// # Errors
-/// Where its server has listed others and not this one.
+/// The server's stored list lacks this tool.
 fn claims(
     question: &CanI,
     target: &Target,
@@ -446,7 +446,7 @@ fn claims(
     Ok((Claims::from_hints(hint), Some(Origin::Listed)))
 }
 
-/// All that a server may claim of a tool.
+/// All combinations of claims that a server may make about a tool.
 fn all_claims() -> impl Iterator<Item = Claims> {
     (0..1_u8 << HINTS.len()).map(|bits| {
         Claims::from_hints(|name| {

@@ -1,4 +1,4 @@
-//! `portcullis policy check`: everything that is wrong, or looks wrong, with policies.
+//! `portcullis policy check`: lists errors and suspicious parts of policies.
 
 use std::path::{Path, PathBuf};
 
@@ -76,8 +76,8 @@ pub fn check(Check { paths, tools }: &Check, ctx: &Context) -> anyhow::Result<Ex
     Ok(if findings.is_empty() { Exit::Ok } else { Exit::Findings })
 }
 
-/// The tools of a file that holds a server's answer to `tools/list`, with the claims that policies see:
-/// what the operator states of a tool stands before what its server says.
+/// Tools in a file with a server's response to `tools/list`, with the claims that policies see. The
+/// operator's claims about a tool take precedence over the server's.
 pub(super) fn read_tools(
     server: &ServerName,
     file: &Path,
@@ -95,7 +95,7 @@ pub(super) fn read_tools(
     Ok(tools)
 }
 
-/// The tools of a list: the answer, its result, or the list alone.
+/// Tools of a list: the response, its result, or only the list.
 fn listed(text: &str) -> serde_json::Result<Vec<KnownTool>> {
     #[derive(Deserialize)]
     #[serde(untagged)]

@@ -54,7 +54,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
         [] => return Ok(Exit::Usage),
     };
     let mut comparison = Comparison::default();
-    // Two folders can be compared where there is no config.
+    // Two folders can be compared without a config.
     let stated = match ctx.load() {
         Ok(loaded) => {
             of_config(&mut comparison, &loaded.config)?;

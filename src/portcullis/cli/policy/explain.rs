@@ -1,4 +1,4 @@
-//! `portcullis policy explain`: why a recorded decision is as it is, and what nearly decided it.
+//! `portcullis policy explain`: explains a recorded decision, and which policies nearly decided it.
 
 use std::path::{Path, PathBuf};
 
@@ -31,26 +31,26 @@ pub struct Args {
 struct Report<'a> {
     id: DecisionId,
     was: Verdict,
-    /// The revision that decided.
+    /// Revision of the policies that decided.
     #[serde(skip_serializing_if = "Option::is_none")]
     decided_by: Option<&'a str>,
-    /// The rules that decided, as they are on record.
+    /// Recorded rules that decided.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     rules: &'a [record::Rule],
-    /// Whether that is the one that is explained.
+    /// Whether that revision is the explained one.
     same_policies: bool,
     arguments_known: bool,
     explanation: &'a Explanation,
 }
 
-/// A message whose server may not be started.
+/// Message that was refused because its server may not be started.
 #[derive(Debug, Serialize)]
 struct StartReport<'a> {
     id: DecisionId,
     was: Verdict,
     #[serde(skip_serializing_if = "Option::is_none")]
     server: Option<&'a str>,
-    /// What policies refused, and why.
+    /// Part of the start that policies refused, with the reason.
     start_refused: Option<&'a str>,
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     rules: &'a [record::Rule],
@@ -122,7 +122,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     Ok(exit)
 }
 
-/// The rules by which a message was let pass or refused, as the record has them.
+/// Recorded rules that allowed or refused a message.
 fn rules(entry: &Entry) -> &[record::Rule] {
     match &entry.record {
         Record::Intent(intent) => &intent.grounds.rules,
@@ -145,7 +145,7 @@ fn print_rules(rules: &[record::Rule], ctx: &Context) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Says what a message was refused for whose server may not be started.
+/// Prints why a message was refused whose server may not be started.
 fn start(decision: DecisionId, entry: Option<&Entry>, ctx: &Context) -> anyhow::Result<()> {
     let Some(Record::Refused(refused)) = entry.map(|entry| &entry.record) else { return Ok(()) };
     let refusal = &refused.refusal;

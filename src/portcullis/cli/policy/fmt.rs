@@ -1,4 +1,4 @@
-//! `portcullis policy fmt`: one layout for all policies.
+//! `portcullis policy fmt`: formats policies.
 
 use std::{
     io::{self, Read as _},
@@ -43,7 +43,7 @@ pub fn fmt(Fmt { paths, check }: &Fmt, ctx: &Context) -> anyhow::Result<Exit> {
     let (formatted, findings) = match paths.as_slice() {
         [] => match source(&ctx.load()?) {
             Source::Paths(paths) => of_files(&paths),
-            // What was signed stays as it is.
+            // Signed files are not changed.
             Source::Bundle(_) | Source::Narrowed { .. } => {
                 let message = "the policies are a signed bundle: format what it is made of, by its \
                                paths, and sign it again";
@@ -94,12 +94,12 @@ pub fn fmt(Fmt { paths, check }: &Fmt, ctx: &Context) -> anyhow::Result<Exit> {
     Ok(if found { Exit::Findings } else { Exit::Ok })
 }
 
-/// Names are relative to the working folder.
+/// Formats files. Names are relative to the working folder.
 fn of_files(paths: &[PathBuf]) -> (Vec<Formatted>, Vec<Finding>) {
     format_files(paths, &std::env::current_dir().unwrap_or_default())
 }
 
-/// What stands on standard input. Printed where that is what is asked for.
+/// Formats standard input. Prints the result unless `check` is set.
 fn of_stdin(ctx: &Context, check: bool) -> anyhow::Result<Result<Formatted, Exit>> {
     let mut before = String::new();
     io::stdin().read_to_string(&mut before).context("cannot read standard input")?;

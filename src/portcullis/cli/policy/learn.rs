@@ -15,7 +15,7 @@ use crate::cli::{
 };
 use portcullis_policy_tools::{Learned, Learner};
 
-/// Calls under obligations that are named; JSON names all.
+/// Maximum calls under obligations in the text format; JSON has all.
 const TOLD: usize = 20;
 
 /// Options of the verb.
@@ -93,7 +93,7 @@ fn notes(learned: &Learned, ctx: &Context) {
     }
 }
 
-/// The file's name, which its cases name.
+/// Name of the file, as its cases refer to it.
 fn named(path: &Path) -> anyhow::Result<String> {
     let name = path.file_name().and_then(|name| name.to_str());
     match name {

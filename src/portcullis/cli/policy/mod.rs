@@ -1,4 +1,4 @@
-//! `portcullis policy`: the workbench for policies, one file a verb.
+//! `portcullis policy`: development tools for policies, one file per command.
 
 mod bundle;
 mod can_i;
@@ -66,14 +66,14 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     }
 }
 
-/// The config's policies, wherever the program runs.
+/// The config's policies, with paths that are valid in any working folder.
 fn source(loaded: &Loaded) -> Source {
     Source::of(&loaded.config.policy, &loaded.config.state_dir).from_base(&loaded.base)
 }
 
-/// What the config knows of whom and what policies speak.
+/// Names in the config that policies can refer to.
 pub(super) fn known(config: &Config) -> Known {
-    // Clients that cannot be read are unknown; `portcullis check` says why.
+    // Clients that cannot be read are unknown; `portcullis check` reports why.
     let added = Store::within(&config.state_dir).read().ok();
     let clients = added.as_ref().map(|added| {
         let clients: BTreeSet<_> = config.clients.keys().chain(added.keys()).cloned().collect();
@@ -94,13 +94,13 @@ pub(super) fn known(config: &Config) -> Known {
     }
 }
 
-/// Loads with names relative to the working folder, so that they can be opened from there.
+/// Loads policies with names relative to the working folder, so that they can be opened from there.
 fn load(source: Source) -> Result<Engine, Vec<Finding>> {
     let here = std::env::current_dir().unwrap_or_default();
     Engine::open(source, &here).map_err(|diagnostics| diagnostics.findings().to_vec())
 }
 
-/// The policies of these paths, or those of the config where there are none.
+/// Policies of these paths; without paths, those of the config.
 fn engine(paths: &[PathBuf], ctx: &Context) -> anyhow::Result<Engine> {
     let source = match paths {
         [] => source(&ctx.load()?),
@@ -109,7 +109,7 @@ fn engine(paths: &[PathBuf], ctx: &Context) -> anyhow::Result<Engine> {
     Ok(load(source).map_err(reports)?)
 }
 
-/// The revision of the config's policies as a proxy has it: with names relative to the config.
+/// Revision of the config's policies as a proxy computes it: with names relative to the config.
 fn in_force(ctx: &Context) -> anyhow::Result<Revision> {
     let loaded = ctx.load()?;
     let engine =

@@ -1,4 +1,4 @@
-//! `portcullis policy new`: policies for the common wishes, to begin from.
+//! `portcullis policy new`: prints policy templates.
 
 use std::{fs::OpenOptions, io::Write as _, path::PathBuf};
 
@@ -69,7 +69,7 @@ pub fn new(options: &New, ctx: &Context) -> anyhow::Result<Exit> {
             }
             Some(dir) => {
                 let path = dir.join(name);
-                // What is there already is somebody's.
+                // An existing file is never overwritten.
                 OpenOptions::new()
                     .write(true)
                     .create_new(true)

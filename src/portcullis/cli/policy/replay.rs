@@ -1,4 +1,4 @@
-//! `portcullis policy replay`: the recorded calls, decided again under these policies.
+//! `portcullis policy replay`: evaluates recorded calls with these policies.
 
 use std::path::PathBuf;
 
@@ -60,8 +60,8 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     Ok(if exit == Exit::Ok && differs { Exit::Findings } else { exit })
 }
 
-/// Hands over every record of a message that was decided before it left, oldest first. What parts of
-/// the log could not be read.
+/// Passes each record of a message that was decided before it left to `take`, oldest first. Returns
+/// the parts of the log that could not be read.
 pub(super) async fn decisions(
     source: &Source,
     filter: Filter,

@@ -1,4 +1,4 @@
-//! `portcullis policy test`: runs the cases beside policies.
+//! `portcullis policy test`: runs the test cases of policies.
 
 use std::path::PathBuf;
 

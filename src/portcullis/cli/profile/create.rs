@@ -27,7 +27,7 @@ pub struct Set {
 }
 
 impl Set {
-    /// The settings, by server.
+    /// Settings, by server.
     fn by_server(&self) -> Result<BTreeMap<String, Settings>, Usage> {
         let mut all: BTreeMap<String, Settings> = BTreeMap::new();
         let wrong = |key: &str, form: &str| Usage(format!("write `--{key} {form}`"));
@@ -37,7 +37,7 @@ impl Set {
             let settings = all.entry(server.to_owned()).or_default();
             settings.tools.get_or_insert_default().push(tool.to_owned());
         }
-        // What was written is not repeated: it may be the secret.
+        // The error does not repeat the given text: it may be the secret.
         for (key, form, given) in [
             ("env", "SERVER/NAME=VALUE", &self.env),
             ("secret", "SERVER/NAME=REFERENCE", &self.secrets),
@@ -57,7 +57,7 @@ impl Set {
     }
 }
 
-/// Writes a profile of servers in the config.
+/// Creates a profile of servers in the config.
 pub fn run(
     ctx: &Context,
     house: &Workspace,

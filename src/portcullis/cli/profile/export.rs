@@ -1,4 +1,4 @@
-//! `portcullis profile export`: a profile in Docker's form.
+//! `portcullis profile export`: writes a profile in Docker's format.
 
 use std::path::PathBuf;
 
@@ -11,7 +11,7 @@ use portcullis_catalog::{member, profile_file::Profile, write::left_on_id};
 use portcullis_config::Loaded;
 use portcullis_upstream::config::Server;
 
-/// Writes a profile into a file, or to standard output.
+/// Writes a profile to a file, or to standard output.
 pub fn run(
     ctx: &Context,
     house: &Workspace,
@@ -34,7 +34,7 @@ pub fn run(
     Ok(Exit::Ok)
 }
 
-/// A profile in the form of others.
+/// Profile in Docker's format.
 pub fn content(ctx: &Context, house: &Workspace, name: &str) -> anyhow::Result<Value> {
     let profile = Profile::read(&house.base, name)?;
     let loaded = ctx.load()?;
@@ -60,10 +60,10 @@ pub fn content(ctx: &Context, house: &Workspace, name: &str) -> anyhow::Result<V
     Ok(portcullis_catalog::profile(name, profile.title.as_deref().unwrap_or(name), servers))
 }
 
-/// Notes each server of which policies leave on only some tools and the profile has no list: policies are not
-/// part of a profile.
+/// Prints a note for each server whose tools only policies restrict, without a list in the profile:
+/// policies are not part of a profile.
 pub fn unlisted(ctx: &Context, loaded: &Loaded, profile: &Profile) {
-    // Where the policies can't be read, `check` says why.
+    // `check` reports policies that cannot be read.
     let texts = portcullis_policy::Source::of(&loaded.config.policy, &loaded.config.state_dir)
         .texts(&loaded.base)
         .unwrap_or_default();

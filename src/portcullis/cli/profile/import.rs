@@ -1,4 +1,4 @@
-//! `portcullis profile import` and `pull`: a profile in Docker's form, and its servers.
+//! `portcullis profile import` and `pull`: import a profile in Docker's format, and its servers.
 
 use anyhow::bail;
 
@@ -15,7 +15,7 @@ use portcullis_catalog::{
 };
 use portcullis_config::Loaded;
 
-/// Imports the servers of a profile, and the profile.
+/// Imports a profile and its servers.
 pub async fn run(
     ctx: &Context,
     house: &mut Workspace,
@@ -73,7 +73,7 @@ pub async fn run(
         profile.source = Some(source.to_owned());
         let mut changes = Vec::new();
         if let Some(old) = &old {
-            // What is not taken yet has nothing that could be held against it.
+            // In a dry run, the config lacks the new servers, so nothing is compared with it.
             let loaded = if dry { None } else { Some(ctx.load()?) };
             changes = keep(old, &mut profile, &offered, loaded.as_ref());
         }
@@ -94,8 +94,8 @@ pub async fn run(
     Ok(exit)
 }
 
-/// The profile of that name, if there is one, and may be replaced by one from that source: it came from
-/// there itself, or the operator chose the name. Otherwise the author of the new one chose it.
+/// Existing profile of that name, if `source` may replace it: it came from the same source, or the
+/// operator chose the name. Otherwise the author of the new profile chose the name.
 fn replaceable(
     house: &Workspace,
     name: &str,
@@ -126,9 +126,9 @@ fn replaceable(
     Ok(Some(old))
 }
 
-/// Keeps what the operator said in a profile: values, references, and tools that are off. Servers that
-/// were offered and refused stay in it, and what was said of those that were left out waits for them.
-/// Tells what is otherwise. `loaded`: the config, where what it does not have any more is let go.
+/// Keeps the operator's settings in a profile: values, references and disabled tools. Servers that
+/// were offered and refused stay in it. Settings of servers that were left out are kept for them.
+/// Settings that `loaded`, the config, no longer has are dropped. Returns the differences.
 fn keep(
     old: &Profile,
     new: &mut Profile,
@@ -177,8 +177,8 @@ fn keep(
     changes
 }
 
-/// Lets go of values and references in the place of which the config has nothing any more: a profile
-/// that has some can't be run. Tells which.
+/// Drops values and references that the config no longer has: a profile with such settings cannot
+/// run. Returns their keys.
 fn let_go(loaded: &Loaded, name: &str, settings: &mut Settings) -> Vec<String> {
     let servers = &loaded.config.servers;
     let Some((_, server)) = servers.iter().find(|(known, _)| known.as_str() == name) else {

@@ -1,4 +1,4 @@
-//! The servers of the config as a profile overrides them.
+//! Servers of the config with the overrides of a profile.
 
 use std::collections::BTreeMap;
 
@@ -9,10 +9,10 @@ use portcullis_config::Loaded;
 use portcullis_protocol::names::ServerName;
 use portcullis_upstream::config::Server;
 
-/// A server of the config as it is for a profile.
+/// Server of the config with the overrides of a profile.
 ///
 /// # Errors
-/// Where the config has no such server, or nothing in the place of which the profile says something.
+/// The config lacks the server, or a setting that the profile overrides.
 pub fn dressed<'a>(
     loaded: &'a Loaded,
     profile: &Profile,
@@ -58,10 +58,10 @@ pub fn dressed<'a>(
     Ok((known, server))
 }
 
-/// Leaves of a config the servers of a profile alone, as they are for it.
+/// Reduces a config to the servers of a profile, with the overrides of the profile.
 ///
 /// # Errors
-/// Where there is no such profile, or it says something of what the config has not.
+/// The profile does not exist, or overrides a setting that the config lacks.
 pub fn narrow(loaded: &mut Loaded, name: &str) -> anyhow::Result<()> {
     let profile = Profile::read(&loaded.base, name)?;
     let mut kept = BTreeMap::new();

@@ -1,4 +1,4 @@
-//! `portcullis server cleanup`: removes what proxies have left that were killed and do not come back.
+//! `portcullis server cleanup`: removes orphans of killed proxies that do not return.
 
 use anyhow::Context as _;
 use serde_json::{Value, json};
@@ -25,13 +25,13 @@ pub(super) struct Args {
     unrecorded: bool,
 }
 
-/// One thing that was found, and what became of it.
+/// Item that was found, with its result.
 struct Row {
     what: &'static str,
     left: Orphan,
 }
 
-/// Runs the verb. That there is no proxy, nor a config that can be used, may be why none comes back.
+/// Runs the verb. It also works without a proxy or a valid config: that may be why none returns.
 pub(super) async fn run(ctx: &Context, args: &Args) -> anyhow::Result<Exit> {
     let log = match proxy_client::find(ctx).await {
         Ok(log) => Some(log),
@@ -52,7 +52,7 @@ pub(super) async fn run(ctx: &Context, args: &Args) -> anyhow::Result<Exit> {
         Some(config) => Ok(config.engine.host.clone()),
         None => portcullis_config::whereabouts(&ctx.config).engine,
     };
-    // Of a config that can't be read it is not known.
+    // For an unreadable config, this is unknown.
     let needs_engine = !matches!(host, Ok(None)) || config.is_none_or(needs_engine);
     let found = {
         let _progress = ctx.progress("looking for what is left");
@@ -92,14 +92,14 @@ pub(super) async fn run(ctx: &Context, args: &Args) -> anyhow::Result<Exit> {
     Ok(if failed { Exit::Failure } else { Exit::Ok })
 }
 
-/// Whether servers of this config run in containers, so that some may be left.
+/// Whether servers of this config run in containers, which may be orphans.
 fn needs_engine(config: &Config) -> bool {
     config.servers.values().any(|server| {
         server.image.is_some() || matches!(server.runtime, Runtime::Container | Runtime::Runsc)
     })
 }
 
-/// Has what is about to be removed, or was, put on record: by the proxy that runs, else by this command.
+/// Records a planned or completed removal, through the running proxy or else by this command.
 async fn record(log: Option<&Located>, left: &[Orphan], done: bool) -> anyhow::Result<()> {
     let Some(log) = log.filter(|_| !left.is_empty()) else { return Ok(()) };
     let parts = left.chunks(MEMBERS).map(|part| Reaping { left: part.to_vec(), done });
@@ -139,7 +139,7 @@ fn tell(ctx: &Context, rows: &[Row]) -> anyhow::Result<()> {
             let error = error.clone().unwrap_or_default();
             [(*what).to_owned(), kind.as_str().to_owned(), name.clone(), server, error]
         };
-        // A sandbox has several groups, and their names say nothing: they are counted.
+        // A sandbox has several groups with meaningless names, so they are counted.
         let counted =
             |row: &&Row| row.left.kind == OrphanKind::ControlGroup && row.left.error.is_none();
         let (groups, others): (Vec<&Row>, Vec<&Row>) = rows.iter().partition(counted);

@@ -1,4 +1,4 @@
-//! `portcullis server export k8s`: a server and a proxy of its own, as manifests for Kubernetes.
+//! `portcullis server export k8s`: exports a server with its own proxy as Kubernetes manifests.
 
 mod config;
 mod workload;

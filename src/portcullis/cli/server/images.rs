@@ -1,5 +1,5 @@
-//! `portcullis server lock`, `update` and `pull`: what images mean, and getting them. What they do is on
-//! record: by the proxy that runs, else by the command itself.
+//! `portcullis server lock`, `update` and `pull`: resolve, lock and pull images. Their actions are
+//! recorded by the running proxy, or else by the command itself.
 
 use std::{io::IsTerminal as _, sync::Arc};
 
@@ -23,7 +23,7 @@ use portcullis_upstream::{
     images::{self, Pinned, Pulled, Readiness, mib, pinned},
 };
 
-/// So many images are put on record at once.
+/// Maximum images in one request to record.
 const AT_ONCE: usize = 64;
 const UNRECORDED: &str = "this can't be recorded in the audit log, so it is not done";
 
@@ -35,7 +35,7 @@ pub(super) struct Which {
 }
 
 impl Which {
-    /// Those servers with their images.
+    /// Selected servers with their images.
     fn of<'a>(
         &'a self,
         loaded: &'a Loaded,
@@ -55,7 +55,7 @@ impl Which {
     }
 }
 
-/// What became of one server.
+/// Result for one server.
 struct Row {
     server: ServerName,
     image: String,
@@ -63,9 +63,9 @@ struct Row {
 }
 
 enum Done {
-    /// The config says it itself.
+    /// The config itself fixes the content.
     Fixed(ResolvedImage),
-    /// The config says it itself, and its tag means something else by now.
+    /// The config itself fixes the content, and its tag now resolves to another.
     Behind {
         has: ResolvedImage,
         means: ResolvedImage,
@@ -79,7 +79,7 @@ enum Done {
 }
 
 impl Done {
-    /// What is to be written into the lock file.
+    /// Content to write to the lock file.
     fn news(&self) -> Option<&ResolvedImage> {
         match self {
             Self::Fixed(_) | Self::Behind { .. } | Self::Kept(_) => None,
@@ -88,12 +88,12 @@ impl Done {
     }
 }
 
-/// Locks what is not locked yet.
+/// Locks images that are not locked yet.
 pub(super) async fn lock(ctx: &Context, which: &Which) -> anyhow::Result<Exit> {
     all(ctx, which, Wish::Lock).await
 }
 
-/// Has tags mean what they mean now.
+/// Resolves tags again, and locks the result.
 pub(super) async fn update(
     ctx: &Context,
     which: &Which,
@@ -138,12 +138,12 @@ async fn all(ctx: &Context, which: &Which, wish: Wish) -> anyhow::Result<Exit> {
 }
 
 impl Row {
-    /// What is to be written into the lock file.
+    /// Content to write to the lock file.
     fn news(&self) -> Option<&ResolvedImage> {
         self.what.as_ref().ok()?.news()
     }
 
-    /// What it is moved from.
+    /// Content that it replaces.
     fn was(&self) -> Option<&str> {
         match &self.what {
             Ok(Done::Moved { from, .. }) => Some(from),
@@ -151,7 +151,7 @@ impl Row {
         }
     }
 
-    /// What is on record of it before it is written.
+    /// Audit record to write before the lock file.
     fn done(&self) -> Option<ImageDone> {
         Some(ImageDone {
             server: self.server.clone(),
@@ -162,10 +162,10 @@ impl Row {
     }
 }
 
-/// Has it on record that images are about to be locked.
+/// Records that images are about to be locked.
 ///
 /// # Errors
-/// Where it can't be recorded: then they must not be.
+/// The record failed; the images must then not be locked.
 pub(in crate::cli) async fn locking(loaded: &Loaded, moves: &[ImageDone]) -> anyhow::Result<()> {
     for some in moves.chunks(AT_ONCE) {
         record(loaded, some.to_vec()).await.context(UNRECORDED)?;
@@ -173,7 +173,7 @@ pub(in crate::cli) async fn locking(loaded: &Loaded, moves: &[ImageDone]) -> any
     Ok(())
 }
 
-/// Has it on record that something was not locked after all, which is on record as locked.
+/// Records that an image was not locked after all, although the log says that it was.
 pub(in crate::cli) async fn not_locked(ctx: &Context, loaded: &Loaded, done: ImageDone, why: &str) {
     let what = ImageDid::NotLocked { reason: why.to_owned() };
     if let Err(error) = record(loaded, vec![ImageDone { what, ..done }]).await {
@@ -181,7 +181,7 @@ pub(in crate::cli) async fn not_locked(ctx: &Context, loaded: &Loaded, done: Ima
     }
 }
 
-/// Has what is about to be done, or was, put on record.
+/// Records planned or completed actions.
 async fn record(loaded: &Loaded, all: Vec<ImageDone>) -> anyhow::Result<()> {
     if all.is_empty() {
         return Ok(());
@@ -194,7 +194,7 @@ async fn record(loaded: &Loaded, all: Vec<ImageDone>) -> anyhow::Result<()> {
         .map_err(|fault| anyhow::anyhow!("{fault}; {}", fault.remedy()))
 }
 
-/// What is to become of one server. Nothing is written.
+/// Determines the result for one server. Nothing is written.
 async fn one(
     ctx: &Context,
     launcher: &Launcher,
@@ -207,7 +207,7 @@ async fn one(
     let locked = lock.servers.get(server.as_str());
     let from = || locked.and_then(|locked| locked.content()).map(str::to_owned);
     if let Some(fixed) = images::fixed(image).map_err(|error| fault(&error))? {
-        // Where the config was changed by hand, the lock follows.
+        // If the config was edited, the lock file follows it.
         if let (Err(_), Some(from)) = (lock.hold(server.as_str(), image), from()) {
             return Ok(Done::Moved { from, to: fixed.meaning });
         }
@@ -226,7 +226,7 @@ async fn one(
     let now = now(ctx, launcher, image).await?;
     pinned(image, now.clone(), true).map_err(|error| fault(&error))?;
     let Some(known) = known else {
-        // By another name, it may have been locked.
+        // It may have been locked under another name.
         return Ok(match from() {
             Some(from) if from != now.as_str() => Done::Moved { from, to: now },
             _ => Done::Locked(now),
@@ -245,13 +245,13 @@ async fn one(
     Ok(Done::Moved { from: known.as_str().to_owned(), to: now })
 }
 
-/// What a name means now.
+/// Content that a name resolves to now.
 async fn now(ctx: &Context, launcher: &Launcher, image: &str) -> Result<ResolvedImage, String> {
     let _progress = ctx.progress(format!("asking what {image} means"));
     launcher.images.ask(&launcher.engine.now(), image).await.map_err(|error| error.to_string())
 }
 
-/// The name with its tag, of an image that the config names by both that and a digest.
+/// Name with its tag, if the config names the image by both a tag and a digest.
 fn tagged(image: &str) -> Option<&str> {
     let (tagged, _) = image.split_once('@')?;
     let has_tag = Reference::of_image(tagged).is_ok_and(|name| name.tag().is_some());
@@ -399,7 +399,7 @@ async fn fetch(
     program.signed = launcher.signed(name, server, &pinned).await?;
     let program = program.for_policies(&launcher.place(server));
     let url = server.url.as_deref();
-    // Single clients may have others; what is pulled is for all.
+    // Single clients may have other secrets; the image is pulled for all.
     let mut secrets = handed(server);
     secrets.retain(|secret| secret.client.is_none());
     let start = Start { server: name, program: &program, url, secrets };
@@ -433,7 +433,7 @@ async fn fetch(
     if let Some(reference) = &pinned.reference {
         let found = launcher.images.look(engine, reference).await?;
         ctx.note(format!("{name}: {reference}: {}, {}", found.platform, mib(found.size)));
-        // Before there is anything to be interrupted: the engine may go on with it.
+        // Before an interruption is possible: the engine may continue the pull.
         record(loaded, vec![done(ImageDid::Pulling)]).await.context(UNRECORDED)?;
     }
     show(&launcher.images);
@@ -443,7 +443,7 @@ async fn fetch(
         record(loaded, vec![done(did)]).await.context("nor can that be recorded")?;
     }
     match ready? {
-        // Somebody else pulled it meanwhile, and says so on record.
+        // Another process pulled it meanwhile, and records that.
         Readiness::Ready => Ok((pinned, None)),
         Readiness::Pulling(pull, _) => {
             let ended = pull.end.await;
@@ -455,7 +455,7 @@ async fn fetch(
     }
 }
 
-/// Shows pulls as bars, where standard error is a terminal.
+/// Shows pulls as progress bars, if standard error is a terminal.
 pub(in crate::cli) fn show(images: &Arc<images::Images>) {
     if std::io::stderr().is_terminal() {
         images.show(Box::new(|name, progress| drop(tokio::spawn(bar(name.to_owned(), progress)))));
@@ -475,7 +475,7 @@ async fn bar(name: String, mut progress: watch::Receiver<Progress>) {
         bar.set_position(done);
         let unpacks = total > 0 && done >= total;
         bar.set_message(format!("{} {name}", if unpacks { "unpacking" } else { "pulling" }));
-        // Whoever tells of it is gone when it is over.
+        // The sender is dropped at the end.
         if progress.changed().await.is_err() {
             return bar.finish_and_clear();
         }

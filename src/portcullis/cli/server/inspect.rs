@@ -1,5 +1,5 @@
-//! `portcullis server inspect`: what a server may do and what not, in words, each deviation with the
-//! line of the config that asks for it, and what policies say of its start.
+//! `portcullis server inspect`: permissions and restrictions of a server in words, each deviation
+//! with its line in the config, and the decisions of policies about its start.
 
 use anyhow::Context as _;
 use serde::Serialize;
@@ -23,17 +23,17 @@ use portcullis_upstream::{
 
 mod words;
 
-/// Something that it may do because the config says so.
+/// Permission that the config gives.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct May {
     what: String,
-    /// The key below `[servers.NAME]`, and its line where it stands there.
+    /// Key below `[servers.NAME]`; `line` is its line, if the config has the key.
     config_key: String,
     line: Option<u32>,
 }
 
-/// What policies say of one thing that its start takes.
+/// Decision of policies about one part of the start.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Asked {
@@ -44,13 +44,13 @@ struct Asked {
     rules: Vec<Rule>,
 }
 
-/// Everything that is known of a server before it is started.
+/// Facts about a server before it is started.
 struct Found {
     place: Placement,
     profile: Vec<(String, String)>,
     deviations: Vec<Deviation>,
     digest: Option<String>,
-    /// Why it would not be started whatever policies say: its image is not signed as it has to be.
+    /// Missing signature of its image that prevents a start whatever policies say.
     unsigned: Option<String>,
     asked: Result<Vec<Asked>, String>,
 }
@@ -69,10 +69,10 @@ impl Found {
         } else {
             let mut spec = launcher.spec_without_secrets(name, settings);
             if spec.image.is_none() {
-                // A packed program's image is known once it is packed, and is then an id.
+                // The id of a packed program's image is known only after packing.
                 spec.image = Some(format!("sha256:{}", "0".repeat(64)));
             }
-            // The keys that open something are the same wherever the server runs.
+            // Keys that loosen the profile are the same in every runtime.
             let container = container::Profile::of(&spec)?;
             deviations = container.deviations();
             profile = match &place {
@@ -82,7 +82,7 @@ impl Found {
                 _ => container.describe(),
             };
         }
-        // As a start would find it; where that can't be told now, policies are asked without it.
+        // As a start would pin it; if that fails now, policies are evaluated without it.
         let pinned =
             launcher.images.pin(&launcher.engine.now(), name, settings).await.ok().flatten();
         let mut program = launcher.program_of(name, settings, pinned.as_ref())?;
@@ -101,14 +101,14 @@ impl Found {
         Ok(Self { place, profile, deviations, digest, unsigned, asked })
     }
 
-    /// Whether its signatures and policies would let it be started.
+    /// Whether its signatures and policies permit its start.
     fn allowed(&self) -> bool {
         let all = |asked: &Vec<Asked>| asked.iter().all(|one| one.allowed);
         self.unsigned.is_none() && self.asked.as_ref().is_ok_and(all)
     }
 }
 
-/// Asks the policies of the config, as a proxy would before it starts the server.
+/// Evaluates the policies of the config, as a proxy would before it starts the server.
 fn asked(
     loaded: &Loaded,
     server: &ServerName,
@@ -233,11 +233,11 @@ fn secrets(settings: &Server) -> Vec<Value> {
     all.collect()
 }
 
-/// The same for a person.
+/// The same facts as text for people.
 struct Page<'a> {
     ctx: &'a Context,
     file: String,
-    /// The interceptors that its messages pass.
+    /// Interceptors that its messages pass.
     chain: String,
 }
 
@@ -291,7 +291,7 @@ impl Page<'_> {
         Ok(())
     }
 
-    /// A line with an empty one before it.
+    /// Prints a line with an empty line before it.
     fn head(&self, text: &str) -> anyhow::Result<()> {
         self.ctx.line("")?;
         Ok(self.ctx.line(text)?)

@@ -5,7 +5,7 @@ use portcullis_gateway::admin;
 use portcullis_protocol::names::ServerName;
 use portcullis_upstream::RestartReport;
 
-/// Asks the running proxy.
+/// Sends the request to the running proxy.
 pub(super) async fn run(
     ctx: &Context,
     proxy: Option<admin::Client>,

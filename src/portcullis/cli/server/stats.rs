@@ -1,4 +1,4 @@
-//! `portcullis server stats`: what each running instance does and uses.
+//! `portcullis server stats`: shows the activity and the resource use of each running instance.
 
 use bytesize::ByteSize;
 use jiff::SignedDuration;
@@ -8,7 +8,7 @@ use crate::cli::{Context, Exit};
 use portcullis_gateway::admin;
 use portcullis_protocol::names::ServerName;
 
-/// Asks the running proxy, and shows one server or all.
+/// Gets the numbers from the running proxy, and shows one server or all.
 pub(super) async fn run(
     ctx: &Context,
     proxy: Option<admin::Client>,

@@ -1,4 +1,4 @@
-//! `portcullis server verify`: who signed a server's image, asked of its registry now.
+//! `portcullis server verify`: gets the signatures of a server's image from its registry now.
 
 use portcullis_provenance::{By, Provenance, Rejected, Signed, What};
 use serde_json::{Value, json};
@@ -8,10 +8,10 @@ use portcullis_config::Loaded;
 use portcullis_protocol::names::ServerName;
 use portcullis_upstream::{SignatureVerifier, SignedBy};
 
-/// What counts as a signature, by the config.
+/// Verifier of signatures with the signers in the config.
 ///
 /// # Errors
-/// Where a signer cannot be told.
+/// A signer is invalid.
 pub(super) fn signatures(loaded: &Loaded) -> anyhow::Result<SignatureVerifier> {
     loaded.signatures().map_err(|(pointer, why)| {
         let line = loaded.line(&pointer).map_or_else(String::new, |line| format!(":{line}"));

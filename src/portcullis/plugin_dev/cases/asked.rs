@@ -1,4 +1,4 @@
-//! What a case file asks: every case, once for each of its rows.
+//! Messages of a case file: every case, once for each of its rows.
 
 use serde_saphyr::Spanned;
 
@@ -9,24 +9,24 @@ use portcullis_policy_tools::span;
 /// Offset and length in the file.
 pub type Place = (usize, usize);
 
-/// Messages that meet the same plugin, one after the other; mostly one.
+/// Messages that one plugin receives in order; usually one.
 pub struct Asked {
     pub name: String,
     pub messages: Vec<One>,
 }
 
-/// One message, with all that holds for it.
+/// One message, with its settings and its expected result.
 pub struct One {
     pub case: Case,
     pub expect: Expect,
-    /// Where that is expected.
+    /// Position of the expectation.
     pub expect_place: Place,
-    /// The row or the case.
+    /// Position of the row or the case.
     pub place: Place,
     pub is_row: bool,
 }
 
-/// All that a file asks, and all that is wrong with it.
+/// All messages of a file, and all its errors.
 pub fn asked(file: &File, document: &Document) -> (Vec<Asked>, Vec<Finding>) {
     let mut reader = Reader { file, asked: Vec::new(), findings: Vec::new() };
     for case in &document.cases {
@@ -133,11 +133,11 @@ impl Reader<'_> {
     }
 }
 
-/// A row over its case: what the row says counts.
+/// Case with the values of a row, which take precedence.
 fn over(row: &Case, case: &Case) -> Case {
     let (row, mut merged) = (row.clone(), case.clone());
     (merged.each, merged.steps) = (None, None);
-    // A row that says what is asked, or with what, says all of it.
+    // A row with a target replaces the whole target of the case, and likewise the payload.
     if row.call.is_some() || row.get.is_some() || row.read.is_some() || row.method.is_some() {
         (merged.call, merged.get, merged.read) = (None, None, None);
         (merged.method, merged.on) = (None, None);
@@ -155,7 +155,7 @@ fn over(row: &Case, case: &Case) -> Case {
             merged.phase = None;
         }
     }
-    // What goes with another verdict.
+    // These values belong to another verdict.
     let expects = |case: &Case| case.expect.as_ref().map(|expect| expect.value);
     if row.expect.is_some() && expects(&row) != expects(case) {
         (merged.code, merged.says, merged.becomes) = (None, None, None);

@@ -1,4 +1,4 @@
-//! A case file as it is written: YAML, every unknown key an error.
+//! Format of a case file: YAML. Unknown keys are errors.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,21 +14,21 @@ use serde_saphyr::Spanned;
 use portcullis_plugin_host::Grants;
 use portcullis_policy_tools::Who;
 
-/// A whole file.
+/// Content of a file.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Document {
-    /// The component, relative to this file.
+    /// Path of the component, relative to this file.
     pub plugin: Option<Spanned<PathBuf>>,
-    /// What holds for all cases where they say nothing else.
+    /// Config of all cases that have no config.
     pub config: Option<Map<String, Value>>,
     pub grants: Option<Grants>,
     pub secrets: Option<BTreeMap<String, String>>,
-    /// For one verdict, as in the config of the proxy.
+    /// Deadline of one verdict, as in the config of the proxy.
     pub deadline_ms: Option<u64>,
-    /// For one instance, as in the config of the proxy.
+    /// Memory of one instance, as in the config of the proxy.
     pub memory_mib: Option<u64>,
-    /// Parties by a name of this file.
+    /// Principals, by a name of this file.
     #[serde(default)]
     pub principals: IndexMap<String, Spanned<Who>>,
     pub cases: Vec<Spanned<Case>>,
@@ -61,7 +61,7 @@ pub struct Case {
     pub exchange: Option<String>,
     pub session: Option<String>,
 
-    // What the plugin finds.
+    // The environment of the plugin.
     pub config: Option<Map<String, Value>>,
     pub grants: Option<Grants>,
     pub secrets: Option<BTreeMap<String, String>>,
@@ -69,7 +69,7 @@ pub struct Case {
     pub state: Option<Spanned<BTreeMap<String, Kept>>>,
     pub http: Option<Vec<Reply>>,
 
-    // The verdict.
+    // The expected result.
     pub expect: Option<Spanned<Expect>>,
     pub code: Option<Spanned<String>>,
     pub says: Option<Spanned<String>>,
@@ -82,13 +82,13 @@ pub struct Case {
     pub counts: Option<Spanned<BTreeMap<String, u64>>>,
     pub logs: Option<Spanned<String>>,
 
-    /// Rows: the case once for each, with what a row says instead of what the case says.
+    /// Rows: the case runs once for each, with the values of the row over those of the case.
     pub each: Option<Vec<Spanned<Case>>>,
-    /// Messages one after the other, which find what the ones before left.
+    /// Messages in order; each finds the state that the earlier ones left.
     pub steps: Option<Vec<Spanned<Case>>>,
 }
 
-/// What a payload that is given as text is.
+/// Kind of a payload that is given as text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Half {
@@ -97,7 +97,7 @@ pub enum Half {
     Error,
 }
 
-/// Who sent what began the exchange.
+/// Sender of the first message of the exchange.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum From {
@@ -105,18 +105,18 @@ pub enum From {
     Server,
 }
 
-/// What should come of a message.
+/// Expected result of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Expect {
     Pass,
     Refuse,
     Replace,
-    /// A trap, an error, a missed deadline, a verdict that is none.
+    /// A trap, an error, a missed deadline or an invalid verdict.
     Fault,
-    /// The plugin does not begin so.
+    /// The plugin does not start with these settings.
     Unusable,
-    /// No hook of the plugin meets the message.
+    /// No hook of the plugin matches the message.
     Unasked,
 }
 
@@ -165,7 +165,7 @@ impl<'de> Deserialize<'de> for Kept {
     }
 }
 
-/// What a host answers.
+/// Reply of a host.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Reply {

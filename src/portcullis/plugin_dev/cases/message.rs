@@ -1,4 +1,4 @@
-//! The message of a case, as the chain would hand it to a plugin.
+//! Message of a case, as the chain would pass it to a plugin.
 
 use bytes::Bytes;
 use indexmap::IndexMap;
@@ -17,10 +17,10 @@ use portcullis_protocol::{
 const WHAT: &str = "give one of `call: SERVER/TOOL`, `get: SERVER/PROMPT`, `read: SERVER/URI` and \
                     `do: METHOD` with `on: SERVER`";
 
-/// The message; `nth` makes its exchange's id.
+/// Message of a case; `nth` determines the id of its exchange.
 ///
 /// # Errors
-/// Why it makes none.
+/// The reason why the case does not define a message.
 pub fn message(
     case: &Case,
     principals: &IndexMap<String, Spanned<Who>>,
@@ -54,7 +54,7 @@ pub fn message(
     })
 }
 
-/// The method, the server and what of it is asked for.
+/// Method, server and target of a case.
 fn aimed(case: &Case) -> Result<(String, Option<String>, Target), String> {
     let named = [
         (&case.call, "tools/call", Target::Tool as fn(String) -> Target),
@@ -81,7 +81,7 @@ fn aimed(case: &Case) -> Result<(String, Option<String>, Target), String> {
     }
 }
 
-/// Which half of the exchange it is, whether an error, and its JSON text.
+/// Phase of the payload, whether it is an error, and its JSON text.
 fn payload(case: &Case, target: &Target) -> Result<(Phase, bool, String), String> {
     let named = |name: &String| match &case.args {
         Some(args) => json!({ "name": name, "arguments": args }),
@@ -143,17 +143,17 @@ fn payload(case: &Case, target: &Target) -> Result<(Phase, bool, String), String
     Ok((Phase::Request, false, params.to_string()))
 }
 
-/// Whether a payload is one that the proxy would take.
+/// Checks that the proxy would accept a payload.
 ///
 /// # Errors
-/// Why not.
+/// The reason why it would not.
 pub fn sound(payload: &str, phase: Phase, is_error: bool) -> Result<(), Flaw> {
     let (what, caps) = held_to(phase, is_error);
     codec::check(payload.as_bytes(), what, caps)?;
     Object::parse(Bytes::copy_from_slice(payload.as_bytes())).map(drop)
 }
 
-/// What the proxy holds a payload to whose operator says nothing of limits.
+/// Limits of a payload in a proxy without configured limits.
 pub fn held_to(phase: Phase, is_error: bool) -> (Text, Caps) {
     let limits = Limits::default();
     match (phase, is_error) {
@@ -163,7 +163,7 @@ pub fn held_to(phase: Phase, is_error: bool) -> (Text, Caps) {
     }
 }
 
-/// The text of the first block of a result of a tool, a prompt or a resource.
+/// Text of the first block of a result of a tool, a prompt or a resource.
 pub fn first_text(payload: &str) -> Option<String> {
     let result: Value = serde_json::from_str(payload).ok()?;
     ["/content/0/text", "/contents/0/text", "/messages/0/content/text"]

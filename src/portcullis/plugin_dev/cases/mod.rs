@@ -1,6 +1,6 @@
-//! Cases beside a plugin: messages, and the verdicts that it should give on them. Read from YAML
-//! (`file`), put together (`asked`, `message`), asked of the plugin in the real host with stand-ins
-//! for what is around it (`stand_in`, `run`), and held against what was expected (`verdict`).
+//! Test cases of a plugin: messages, and the expected verdicts. `file` reads them from YAML;
+//! `asked` and `message` build the messages. `run` runs the plugin in the real host with the
+//! stand-ins of `stand_in`; `verdict` compares the results with the expected ones.
 
 mod asked;
 mod file;

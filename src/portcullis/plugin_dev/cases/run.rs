@@ -1,4 +1,4 @@
-//! Case files are found, asked and told of.
+//! Finds case files, runs them, and reports the results.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -29,22 +29,22 @@ use portcullis_protocol::exchange::Phase;
 use portcullis_vault::Secret;
 use portcullis_vault::SecretRef;
 
-/// What an operator gives who gives nothing else.
+/// Defaults of the proxy's config.
 const DEADLINE_MS: u64 = 1_000;
 const MEMORY_MIB: u64 = 64;
 const STATE: Size = Size(1 << 20);
 
-/// What came of all cases.
+/// Results of all cases.
 #[derive(Debug, Serialize)]
 pub struct Report {
-    /// What could not be read or asked.
+    /// Files that could not be read and cases that could not run.
     pub findings: Vec<Finding>,
     pub cases: Vec<Ran>,
-    /// What plugins are asked about and no case asks.
+    /// Hooks of the plugins that no case covers.
     pub unmet: Vec<Hook>,
 }
 
-/// Half of the exchanges of a method that a plugin is asked about.
+/// Phase of a method that a plugin handles.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Hook {
     pub plugin: String,
@@ -52,29 +52,28 @@ pub struct Hook {
     pub phase: &'static str,
 }
 
-/// What came of one case.
+/// Result of one case.
 #[derive(Debug, Serialize)]
 pub struct Ran {
     pub file: PathBuf,
-    /// From 1.
+    /// Line, from 1.
     pub line: u32,
     pub name: String,
     pub plugin: String,
     pub expected: &'static str,
     pub came: &'static str,
-    /// What it came to, in a sentence.
+    /// Result as a sentence.
     pub told: String,
-    /// How long the plugin took, with what the host takes to ask it.
+    /// Duration of the verdict, including the overhead of the host.
     pub micros: u64,
     pub passed: bool,
-    /// Why it did not pass.
+    /// Reason for a failure.
     #[serde(skip)]
     pub failure: Option<Finding>,
 }
 
-/// Runs the cases of case files and of folders. `component` is asked in place of those that the
-/// files are about. Names are relative to `base`. `filter` is part of the names of the cases to run,
-/// in any case of letters.
+/// Runs the cases of files and folders. `component` replaces the components that the files name.
+/// Names are relative to `base`. Only cases with `filter` in their name run; case is ignored.
 pub async fn run(
     paths: &[PathBuf],
     component: Option<&Path>,
@@ -101,7 +100,7 @@ struct Runner<'a> {
     filter: Option<String>,
     compiled: HashMap<PathBuf, Option<Rc<Compiled>>>,
     report: Report,
-    /// Hooks that some message met.
+    /// Hooks that matched a message.
     met: BTreeSet<Hook>,
 }
 
@@ -110,7 +109,7 @@ impl Runner<'_> {
         self.report.findings.push(finding);
     }
 
-    /// The case files that the paths name, each once, in order.
+    /// Case files at these paths, each once, in order.
     fn find(&mut self, paths: &[PathBuf]) -> Vec<PathBuf> {
         let mut files = BTreeSet::new();
         for path in paths {
@@ -160,7 +159,7 @@ impl Runner<'_> {
         }
     }
 
-    /// The component that a file is about; what is wrong with it is told once.
+    /// Component of a file; its errors are reported only once.
     fn compiled(&mut self, file: &File, document: &Document) -> Option<Rc<Compiled>> {
         let folder = file.name.parent().unwrap_or(Path::new(""));
         let path = match (self.component, &document.plugin) {
@@ -220,7 +219,7 @@ impl Runner<'_> {
         let Some(first) = asked.messages.first() else { return };
         let settings = settings(&first.case, document, compiled);
         let house = PluginHost { around: around.clone(), ..PluginHost::bare() };
-        // As the proxy: what is wrong with a plugin is known before there is a message.
+        // As in the proxy, errors of a plugin are found before the first message.
         let mut plugin = Some(compiled.plugin(settings, &house));
         let mut filled = false;
         for (step, one) in asked.messages.iter().enumerate() {
@@ -313,7 +312,7 @@ impl Runner<'_> {
     }
 }
 
-/// The hooks of a plugin, one a method.
+/// Hooks of a plugin, one per method.
 pub fn hooks(compiled: &Compiled) -> Vec<Hook> {
     let manifest = compiled.manifest();
     let all = manifest.hooks.0.iter().flat_map(|hook| {
@@ -327,7 +326,7 @@ pub fn hooks(compiled: &Compiled) -> Vec<Hook> {
         .collect()
 }
 
-/// The hooks of a plugin that meet a message.
+/// Hooks of a plugin that match a message.
 pub fn meeting(compiled: &Compiled, message: &Message) -> Vec<Hook> {
     let half = phase(message.phase);
     let meets =
@@ -357,7 +356,7 @@ fn settings(case: &Case, document: &Document, compiled: &Compiled) -> Settings {
     }
 }
 
-/// All that a component asks for, with these secrets.
+/// Grants for everything that a component requests, with these secrets.
 pub fn granted<'a>(compiled: &Compiled, secrets: impl Iterator<Item = &'a String>) -> Grants {
     let has = |function| compiled.functions().contains(&function);
     let hosts = &compiled.manifest().hosts;
@@ -387,12 +386,12 @@ fn unfilled(file: &File, one: &One, why: &str) -> Finding {
     Finding::error("plugin-cases", "there can be no such state").at(file, place.0, place.1, why)
 }
 
-/// The whole message, for the person who wonders.
+/// The whole message, for a person who examines a failure.
 fn told(message: &Message) -> String {
     format!("asked: {}, {}", about(message), message.payload)
 }
 
-/// What a message is, without its payload.
+/// Description of a message without its payload.
 pub fn about(message: &Message) -> String {
     let Message { event, server, target, principal, labels, .. } = message;
     let mut text = principal.name.clone();

@@ -1,4 +1,4 @@
-//! What is around a plugin in a case: the same time, the same bytes, answers of nobody's.
+//! Environment of a plugin in a case: a fixed time, fixed random bytes, and replies from the case.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -8,7 +8,7 @@ use super::file::Reply;
 use portcullis_plugin_host::{HostServices, StubResponse};
 use portcullis_policy_tools::NOON;
 
-/// Stands in for the proxy.
+/// Stand-in for the proxy.
 #[derive(Default)]
 pub struct StandIn(Mutex<Seen>);
 
@@ -21,21 +21,21 @@ struct Seen {
     random: u8,
 }
 
-/// What a plugin did beside its verdict.
+/// Effects of a plugin besides its verdict.
 pub struct Did {
     pub counts: BTreeMap<String, u64>,
     pub lines: Vec<String>,
 }
 
 impl StandIn {
-    /// What the next message finds.
+    /// Sets the time and the replies for the next message.
     pub fn prepare(&self, now: Option<jiff::Timestamp>, replies: Vec<Reply>) {
         let mut seen = self.0.lock();
         seen.now = now;
         seen.replies = replies.into();
     }
 
-    /// What was done since it was last asked.
+    /// Returns the effects since the previous call.
     pub fn take(&self) -> Did {
         let mut seen = self.0.lock();
         Did { counts: std::mem::take(&mut seen.counts), lines: std::mem::take(&mut seen.lines) }
@@ -61,7 +61,7 @@ impl HostServices for StandIn {
     fn random(&self, bytes: &mut [u8]) -> bool {
         let next = &mut self.0.lock().random;
         for byte in bytes {
-            // A permutation of all bytes, so that they look like some.
+            // A permutation of all byte values, so that the bytes look random.
             *next = next.wrapping_mul(197).wrapping_add(91);
             *byte = *next;
         }

@@ -1,4 +1,4 @@
-//! A verdict held against what was expected of it.
+//! Comparison of a verdict with the expected one.
 
 use serde_json::{Map, Value, value::RawValue};
 use serde_saphyr::Spanned;
@@ -14,13 +14,13 @@ use portcullis_plugin_host::{Decision, Failure, LoadError, Message, Values, Verd
 use portcullis_policy::File;
 use portcullis_policy_tools::span;
 
-/// Bytes of a payload that a failure shows.
+/// Maximum bytes of a payload that a failure shows.
 const SHOWN: usize = 1_000;
 
-/// A verdict as the chain takes it: a replacement that it would not take is a fault.
+/// Verdict as the chain accepts it: an invalid replacement is a fault.
 ///
 /// # Errors
-/// Why it is not taken.
+/// The reason why the chain does not accept it.
 pub fn taken(verdict: Verdict, message: &Message) -> Result<Verdict, Failure> {
     let Decision::Replace(payload) = &verdict.decision else { return Ok(verdict) };
     let (what, caps) = held_to(message.phase, message.is_error);
@@ -31,16 +31,16 @@ pub fn taken(verdict: Verdict, message: &Message) -> Result<Verdict, Failure> {
     }
 }
 
-/// What came of one message.
+/// Result of one message.
 pub enum Came {
     Said(Result<Verdict, Failure>),
     Unusable(LoadError),
-    /// No hook meets it.
+    /// No hook matches the message.
     Unasked(String),
 }
 
 impl Came {
-    /// In the words of cases.
+    /// Result in the terms of cases.
     pub fn as_expected(&self) -> Expect {
         match self {
             Self::Said(Err(_)) => Expect::Fault,
@@ -54,7 +54,7 @@ impl Came {
         }
     }
 
-    /// With what it says for itself.
+    /// Result with its details, as text.
     pub fn told(&self) -> String {
         let word = self.as_expected().as_str();
         match self {
@@ -84,14 +84,14 @@ impl Came {
     }
 }
 
-/// Something that is not as expected: what, and where that is expected.
+/// Difference from an expectation, with the position of the expectation.
 pub struct Miss {
     pub message: String,
     pub place: Place,
     pub label: String,
 }
 
-/// What is not as the case expects.
+/// Differences between a result and the expectations of its case.
 pub fn misses(
     one: &One,
     came: &Came,
@@ -108,7 +108,7 @@ pub fn misses(
             place: one.expect_place,
             label: format!("came {}", came.told()),
         });
-        // All else follows from it.
+        // All other differences would follow from this one.
         return judge.misses;
     }
     let case = &one.case;
@@ -207,7 +207,7 @@ impl Judge<'_> {
     }
 }
 
-/// What `state` has, in words.
+/// Values of `state`, as text.
 fn left(values: Option<&Values>) -> String {
     let all = values.map(Values::texts).unwrap_or_default();
     let shown: Vec<_> = all.iter().map(|(key, value)| format!("`{key}`: `{value}`")).collect();
@@ -224,7 +224,7 @@ fn short(text: &str) -> String {
     }
 }
 
-/// Whether a JSON text is this object: numbers digit for digit, members in any order.
+/// Whether a JSON text equals this object: numbers digit for digit, members in any order.
 fn same_text(wanted: &Map<String, Value>, text: &str) -> bool {
     serde_json::from_str::<&RawValue>(text)
         .is_ok_and(|actual| same(&Value::Object(wanted.clone()), actual))
@@ -246,7 +246,7 @@ fn same(wanted: &Value, actual: &RawValue) -> bool {
             actual.len() == wanted.len()
                 && wanted.iter().zip(actual).all(|(value, actual)| same(value, actual))
         }),
-        // As text, or `1.50` would be `1.5`.
+        // Compared as text, since `1.50` would become `1.5`.
         Value::Number(wanted) => wanted.to_string() == text,
         other => serde_json::from_str::<Value>(text).is_ok_and(|actual| *other == actual),
     }

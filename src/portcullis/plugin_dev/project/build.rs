@@ -1,4 +1,4 @@
-//! A component of a project, by the tools of its language.
+//! Builds a project's component with the tools of its language.
 
 use std::{
     fs,
@@ -18,12 +18,12 @@ use crate::plugin_dev::{
 };
 use portcullis_plugin_host::{Compiled, Pin};
 
-/// The target of plugins in Rust: a machine without a system.
+/// Rust target of plugins: a machine without an operating system.
 const WASM: &str = "wasm32-unknown-unknown";
-/// The tools of Python, pinned with their digests.
+/// Folder of the Python tools, which are pinned by digest.
 const VENV: &str = "target/venv";
 
-/// A component that was built.
+/// Built component.
 #[derive(Debug, Serialize)]
 pub struct Built {
     pub name: String,
@@ -31,17 +31,17 @@ pub struct Built {
     pub path: PathBuf,
     pub bytes: usize,
     pub sha256: String,
-    /// The entry of a config that uses it, with all that it asks for.
+    /// Entry of a config for it, with all requested grants.
     pub config: String,
-    /// The policies that let it have that.
+    /// Policies that permit these grants.
     pub policies: Vec<String>,
 }
 
-/// Builds the project of a folder into its `target/NAME.wasm`, and loads it once to see that it is a
-/// plugin.
+/// Builds the project in a folder into `target/NAME.wasm`, and loads the result to check that it is
+/// a plugin.
 ///
 /// # Errors
-/// A tool that is missing or fails, and what is wrong with the component.
+/// A tool is missing or fails, or the component is invalid.
 pub fn build(folder: &Path) -> Result<Built, Wrong> {
     let no_project = || Failed::NoProject { path: folder.to_owned() };
     let folder = &fs::canonicalize(folder).map_err(|_| no_project())?;
@@ -52,13 +52,13 @@ pub fn build(folder: &Path) -> Result<Built, Wrong> {
         Language::Python => python(folder)?,
         Language::C => c(folder)?,
     };
-    // Before it is put where it is looked for: it imports what plugins may, and says what it is.
+    // Checks the imports and the manifest before the component gets its final path.
     let compiled = Compiled::read(&made, Pin::Any)?;
     let manifest = compiled.manifest();
     let path = target(folder)?.join(format!("{}.wasm", manifest.name));
     if made != path {
         let unwritable = |source| Failed::Unwritable { path: path.clone(), source };
-        // In one step: something may be reading the old one.
+        // Replaced in one step: a process may be reading the old file.
         let new = path.with_extension("wasm.new");
         fs::copy(&made, &new).and_then(|_| fs::rename(&new, &path)).map_err(unwritable)?;
     }
@@ -130,8 +130,8 @@ fn js(folder: &Path) -> Result<PathBuf, Failed> {
     })?;
     let lock = folder.join("package-lock.json");
     if is_older(&folder.join("node_modules/.package-lock.json"), &lock) {
-        // `npm ci` refuses lock files that name packages of other platforms which were never
-        // published, as componentize-qjs has them; the digests of the lock file bind this, too.
+        // `npm ci` refuses lock files that name unpublished packages of other platforms, as those
+        // of componentize-qjs do. The digests of the lock file also bind `npm install`.
         let quiet = ["--no-save", "--ignore-scripts", "--no-audit", "--no-fund"];
         Run::of(&npm, folder).arg("install").args(quiet).arg("--loglevel=error").go()?;
     }
@@ -161,7 +161,7 @@ fn python(folder: &Path) -> Result<PathBuf, Failed> {
     if is_older(&done, &folder.join("requirements.txt")) {
         let run = Run::of(python, folder).args(["-m", "venv", "--clear"]).arg(&venv);
         run.go().map_err(|failed| match failed {
-            // Debian has it in a package of its own.
+            // Debian has it in a separate package.
             Failed::Tool { .. } => Failed::Missing {
                 tool: "Python's venv",
                 language: Language::Python,
@@ -188,7 +188,7 @@ fn python(folder: &Path) -> Result<PathBuf, Failed> {
     Ok(made)
 }
 
-/// The world of a project's own WIT.
+/// World of the project's own WIT.
 fn world(wit: &Path) -> Result<String, Failed> {
     let files = with_extension(wit, "wit");
     let texts: Vec<_> = files.iter().filter_map(|file| fs::read_to_string(file).ok()).collect();
@@ -235,14 +235,14 @@ fn c(folder: &Path) -> Result<PathBuf, Failed> {
             .arg("-I")
             .arg(&bindings);
         if !own.contains(source) {
-            // What was generated is not the author's to mend.
+            // Warnings about generated code are not for the author to correct.
             run = run.arg("-w");
         }
         run.arg("-c").arg(source).arg("-o").arg(&object).go()?;
         objects.push(object);
     }
     let made = target.join("component.wasm");
-    // Of wasi-libc comes what asks nobody for anything, such as malloc and memcpy.
+    // Only functions of wasi-libc without system calls are used, such as malloc and memcpy.
     let libraries = Run::of(&clang, folder)
         .args(["--target=wasm32-wasi", "-print-file-name=libc.a"])
         .output()?;
@@ -267,7 +267,7 @@ fn c(folder: &Path) -> Result<PathBuf, Failed> {
     Ok(made)
 }
 
-/// The linker that makes components: its own, or the one that comes with Rust.
+/// Linker for components: the one on the PATH, or the one that comes with Rust.
 fn componentizer(folder: &Path) -> Option<PathBuf> {
     const NAME: &str = "wasm-component-ld";
     find(NAME).or_else(|| {
@@ -278,7 +278,7 @@ fn componentizer(folder: &Path) -> Option<PathBuf> {
     })
 }
 
-/// Whether a file is older than another, or not there.
+/// Whether a file is missing or older than another.
 fn is_older(file: &Path, than: &Path) -> bool {
     let modified = |path: &Path| fs::metadata(path).and_then(|data| data.modified()).ok();
     match (modified(file), modified(than)) {

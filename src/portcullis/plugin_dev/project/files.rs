@@ -1,11 +1,11 @@
-//! The files that projects are made of, which the program carries along.
+//! Files of new projects, embedded in the program.
 
 use super::Language;
 
-/// A file: where it belongs in the project, and what is in it.
+/// File: its path in the project, and its content.
 pub type File = (&'static str, &'static [u8]);
 
-/// The name that templates bear.
+/// Name of the plugin in templates.
 pub const NAME: &str = "my-plugin";
 
 macro_rules! files {
@@ -47,7 +47,7 @@ pub fn files(language: Language) -> Vec<(String, &'static [u8])> {
     let own = |files: &[File]| -> Vec<_> {
         files
             .iter()
-            // Under its own name it would be in force here.
+            // Under its own name, it would affect this repository.
             .map(|(path, content)| (path.replace("gitignore", ".gitignore"), *content))
             .collect()
     };
@@ -64,7 +64,7 @@ pub fn files(language: Language) -> Vec<(String, &'static [u8])> {
             all.push(contract("sdk/wit"));
         }
         Language::Js | Language::Python => all.push(contract("wit/deps/portcullis-interceptor")),
-        // Its bindings were made of the contract, which is there to read.
+        // The bindings are generated from the contract, which is included for readers.
         Language::C => all.push(contract("wit")),
     }
     all
@@ -76,7 +76,7 @@ mod tests {
 
     use super::*;
 
-    /// All files below a folder, but those that tools make.
+    /// All files below a folder, except those that tools create.
     fn below(folder: &Path, prefix: &str, found: &mut BTreeSet<String>) {
         for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
             let name = entry.file_name().into_string().unwrap();
@@ -103,7 +103,7 @@ mod tests {
         ] {
             let mut there = BTreeSet::new();
             below(&plugins.join(folder), "", &mut there);
-            // The project has a lock file of its own, and examples are there to be read here.
+            // A project has its own lock file, and the examples are for readers of this repository.
             let for_projects = |path: &String| path.starts_with("src/") || path == "Cargo.toml";
             there.retain(|path| folder != "sdk" || for_projects(path));
             let carried: BTreeSet<_> = carried.iter().map(|(path, _)| (*path).to_owned()).collect();

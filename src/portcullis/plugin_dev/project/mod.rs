@@ -1,4 +1,4 @@
-//! The project of a plugin: what `new` writes and `build` makes a component of.
+//! Projects of plugins: `new` writes them, `build` builds a component from them.
 
 mod build;
 mod files;
@@ -26,7 +26,7 @@ pub enum Language {
 }
 
 impl Language {
-    /// The language of a project, by its files.
+    /// Language of a project, by its files.
     fn of(folder: &Path) -> Option<Self> {
         let known = [
             ("Cargo.toml", Self::Rust),
@@ -50,7 +50,7 @@ impl fmt::Display for Language {
     }
 }
 
-/// The files of a folder that end so, in order.
+/// Files of a folder with this extension, in order.
 fn with_extension(folder: &Path, extension: &str) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let mut found: Vec<_> = entries
@@ -61,7 +61,7 @@ fn with_extension(folder: &Path, extension: &str) -> Vec<PathBuf> {
     found
 }
 
-/// Why there is no project, or no component.
+/// Reason why a project or a component cannot be created.
 #[derive(Debug, thiserror::Error, Diagnostic)]
 pub enum Failed {
     #[error("`{name}` is no name of a plugin")]

@@ -1,4 +1,4 @@
-//! A project that builds and passes its own cases as it stands.
+//! Creates a project that builds and passes its own cases without changes.
 
 use std::{
     fs,
@@ -10,16 +10,16 @@ use super::{
     files::{NAME, files},
 };
 
-/// Writes a project into a folder that is not there yet, or is empty. What it wrote.
+/// Writes a project to a folder that does not exist or is empty. Returns the written files.
 ///
 /// # Errors
-/// A name that some language would not take, and files that cannot be written.
+/// The name is invalid in one of the languages, or a file cannot be written.
 pub fn new(language: Language, name: &str, folder: &Path) -> Result<Vec<PathBuf>, Failed> {
     if !is_name(name) {
         return Err(Failed::Name { name: name.to_owned() });
     }
     let taken = fs::read_dir(folder).map(|mut entries| entries.next().is_some());
-    // What is there already is somebody's.
+    // Existing files are never overwritten.
     if taken.unwrap_or_else(|_| folder.exists()) {
         return Err(Failed::Exists { path: folder.to_owned() });
     }
@@ -43,18 +43,18 @@ pub fn new(language: Language, name: &str, folder: &Path) -> Result<Vec<PathBuf>
     Ok(written)
 }
 
-/// A legal name of a crate, a package of npm, a world and, with `_`, a module of Python.
+/// Whether a name is valid for a crate, an npm package, a world and, with `_`, a Python module.
 fn is_name(name: &str) -> bool {
     (1..=64).contains(&name.len())
         && name.starts_with(|c: char| c.is_ascii_lowercase())
         && name.split('-').all(|word| {
-            // The words of WIT begin with a letter.
+            // A word in WIT begins with a letter.
             word.starts_with(|c: char| c.is_ascii_lowercase())
                 && word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
         })
 }
 
-/// A text of a template with the plugin's name in all its spellings.
+/// Text of a template with the name of the plugin, in all its spellings.
 fn named(text: &str, name: &str) -> String {
     let camel = |name: &str| -> String {
         let word = |word: &str| {
@@ -68,7 +68,7 @@ fn named(text: &str, name: &str) -> String {
         .replace(&camel(NAME), &camel(name))
 }
 
-/// A lock file with its packages in order: cargo takes no other as unchanged.
+/// Lock file with its packages in order: cargo treats any other order as a change.
 fn sorted(lock: &str) -> String {
     const BEGIN: &str = "[[package]]\n";
     let mut parts = lock.split(BEGIN);

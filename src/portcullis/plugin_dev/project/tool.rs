@@ -1,4 +1,4 @@
-//! The tools of a language, looked for before they are run.
+//! Tools of a language; each is located before it runs.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -8,13 +8,13 @@ use std::{
 
 use super::{Failed, Language};
 
-/// Where a program is, by its name.
+/// Path of a program, by its name.
 pub fn find(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file())
 }
 
-/// Where a program is, or how to get it.
+/// Path of a program, or an error with the way to install it.
 pub fn need(
     name: &str,
     tool: &'static str,
@@ -24,7 +24,7 @@ pub fn need(
     find(name).ok_or(Failed::Missing { tool, language, get })
 }
 
-/// A run of a tool in a folder. What it says goes to standard error, as it says it.
+/// Run of a tool in a folder. Its standard error is inherited.
 pub struct Run<'a> {
     program: PathBuf,
     args: Vec<OsString>,
@@ -49,7 +49,7 @@ impl<'a> Run<'a> {
     fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
         command.args(&self.args).current_dir(self.folder).stdin(Stdio::null());
-        // Of tools that are written in Rust: pages of nothing that an author could mend.
+        // Tools written in Rust would print backtraces, which do not help an author.
         command.env_remove("RUST_BACKTRACE");
         command
     }
@@ -64,18 +64,18 @@ impl<'a> Run<'a> {
         Failed::Tool { command: self.told(), ended }
     }
 
-    /// Runs it to its end. What it says is shown where it fails.
+    /// Runs the tool to its end. Prints its standard output if it fails.
     pub fn go(self) -> Result<(), Failed> {
         let (succeeded, text) = self.run()?;
         if succeeded {
             return Ok(());
         }
-        // Some tools tell of errors there.
+        // Some tools print errors to standard output.
         eprint_text(&text);
         Err(self.failed(None))
     }
 
-    /// Runs it, and gives what it wrote to standard output for programs.
+    /// Runs the tool, and returns its standard output.
     pub fn output(self) -> Result<String, Failed> {
         let (succeeded, text) = self.run()?;
         if succeeded { Ok(text) } else { Err(self.failed(None)) }
@@ -91,6 +91,6 @@ impl<'a> Run<'a> {
 
 fn eprint_text(text: &str) {
     use std::io::Write as _;
-    // Where nobody reads, nobody is left to be told.
+    // If standard error is closed, nothing can be reported.
     let _ = std::io::stderr().write_all(text.as_bytes());
 }

@@ -1,5 +1,4 @@
-//! The config of the pod's proxy: what of the operator's own concerns one server, with the places of
-//! the pod.
+//! Config of the pod's proxy: the operator's keys for one server, with the paths of the pod.
 
 use portcullis_kubernetes::{POLICIES, PORT, SECRETS, SOCKET, STATE, hosts};
 use toml::{Table, Value};
@@ -11,19 +10,19 @@ use portcullis_policy::Policy;
 use portcullis_protocol::names::ServerName;
 use portcullis_upstream::config::{Server, Sharing};
 
-/// What becomes of a key of the config in the pod.
+/// Treatment of a config key in the pod.
 #[derive(Debug, Clone, PartialEq)]
 enum KeyDisposition {
-    /// It is there, too.
+    /// The pod has the same value.
     Kept,
-    /// The pod has its own in its place.
+    /// The pod has its own value.
     Pods,
-    /// A pod can't have it: other places, and files that are not in it. It is refused, unless the
-    /// operator leaves it out.
+    /// Impossible in a pod: the key refers to other systems, or to files that are not in the pod.
+    /// The export is refused unless the operator leaves the key out.
     Lost,
-    /// It is of this machine, and said to be left out.
+    /// The key applies to this machine; a comment says that it is left out.
     Left,
-    /// Each key in it has a fate of its own.
+    /// Table with a treatment for each key.
     In(Keys),
 }
 
@@ -31,8 +30,8 @@ type Keys = Vec<(String, KeyDisposition)>;
 
 use KeyDisposition::{In, Kept, Left, Lost, Pods};
 
-/// The keys of a table with what becomes of each. Whoever adds a key to the config finds that this does
-/// not compile, and says here what becomes of it.
+/// Keys of a table with their treatment. A key that is added to the config does not compile until
+/// it is listed here.
 macro_rules! keys {
     ($table:ident { $($field:ident: $fate:expr),* $(,)? }) => {{
         let _ = |$table { $($field: _),* }: $table| ();
@@ -40,7 +39,7 @@ macro_rules! keys {
     }};
 }
 
-/// The keys of the whole file. Of `servers`, the pod has its own, and of that [`of_server`].
+/// Keys of the whole file. The pod has its own `servers`, with the keys of [`of_server`].
 fn of_file() -> Keys {
     keys!(Config {
         listen: In(keys!(Listen {
@@ -50,7 +49,7 @@ fn of_file() -> Keys {
             allowed_hosts: Kept,
             allowed_origins: Kept,
             rest: Kept,
-            // Other addresses than those of the cluster.
+            // The addresses differ from those of the cluster.
             trusted_proxies: Left,
             client_address: Left,
         })),
@@ -79,7 +78,7 @@ fn of_file() -> Keys {
     })
 }
 
-/// The keys of the server.
+/// Keys of the server.
 fn of_server(settings: &Server) -> Keys {
     let in_container = settings.image.is_some();
     let unless = |fate: KeyDisposition| if in_container { fate } else { Kept };
@@ -108,7 +107,7 @@ fn of_server(settings: &Server) -> Keys {
         health_s: Kept,
         health_timeout_s: Kept,
         concurrent: Kept,
-        // All instances are in one container: what one client's writes to /tmp another's would read.
+        // All instances share a container: one client's could read what another's writes to /tmp.
         sharing: unless(if settings.sharing == Sharing::Shared { Pods } else { Left }),
         instances: unless(Left),
         warm: unless(Left),
@@ -117,7 +116,7 @@ fn of_server(settings: &Server) -> Keys {
     })
 }
 
-/// All keys with that fate, each with its pointer.
+/// All keys with that treatment, each with its pointer.
 fn with(
     fate: &KeyDisposition,
     keys: &Keys,
@@ -135,7 +134,7 @@ fn with(
     found
 }
 
-/// Leaves what is kept in a table.
+/// Removes all keys from a table except the kept ones.
 fn keep(table: &mut Table, keys: &Keys) {
     for (key, fate) in keys {
         match (fate, table.get_mut(key)) {
@@ -151,7 +150,7 @@ fn keep(table: &mut Table, keys: &Keys) {
     }
 }
 
-/// The keys that stand in the config and that the pod can't have, each with its pointer.
+/// Keys in the config that the pod cannot have, each with its pointer.
 fn lost(loaded: &Loaded) -> Vec<(String, String)> {
     let plugins = loaded.config.interceptors.iter().enumerate();
     let plugins = plugins.filter(|(_, entry)| matches!(entry.kind, InterceptorKind::Plugin(_)));
@@ -162,12 +161,12 @@ fn lost(loaded: &Loaded) -> Vec<(String, String)> {
     with(&Lost, &of_file(), ("", "")).into_iter().filter(stands).chain(plugins).collect()
 }
 
-/// Those that the operator does not leave out.
+/// Keys of [`lost`] that the operator does not leave out.
 pub(super) fn refused(loaded: &Loaded, leave_out: &[String]) -> Vec<(String, String)> {
     lost(loaded).into_iter().filter(|(key, _)| !leave_out.contains(key)).collect()
 }
 
-/// What stands in the config and is not in the pod's, as comments with the lines.
+/// Keys in the config that the pod's config lacks, as comments with their lines.
 fn left_out(loaded: &Loaded, server: &ServerName, settings: &Server) -> String {
     let (name, pointer) = (format!("servers.{server}."), format!("/servers/{server}"));
     let mut all = with(&Left, &of_file(), ("", ""));
@@ -184,10 +183,10 @@ fn left_out(loaded: &Loaded, server: &ServerName, settings: &Server) -> String {
     }
 }
 
-/// The text of the pod's config.
+/// Text of the pod's config.
 ///
 /// # Errors
-/// Where the file is no longer what was loaded.
+/// The file changed since it was loaded.
 pub(super) fn of(
     loaded: &Loaded,
     server: &ServerName,
@@ -358,7 +357,7 @@ instances = 3
         ] {
             assert_eq!(has(gone), None, "{gone}");
         }
-        // Of a server elsewhere, each client has its own connection still.
+        // With a remote server, each client still has its own connection.
         let (_, pod) = made("two", &["audit.witness"]);
         assert_eq!(pod["servers"]["two"]["instances"].as_integer(), Some(3));
     }

@@ -1,4 +1,4 @@
-//! What the manifests are made of: the server as the config has it, or why it can't run in a pod.
+//! Workload of the manifests: the server of the config, or why it cannot run in a pod.
 
 use std::path::Path;
 
@@ -21,10 +21,10 @@ use portcullis_upstream::{
     images::{self, Pinned},
 };
 
-/// The workload of a server.
+/// Workload of a server.
 ///
 /// # Errors
-/// All that keeps it from running in a pod, with the places in the config.
+/// All reasons why it cannot run in a pod, with the positions in the config.
 pub(super) async fn of(ctx: &Context, loaded: &Loaded, args: &K8s) -> anyhow::Result<Workload> {
     let name = &args.server;
     let settings = super::configured(loaded, name)?;
@@ -41,7 +41,7 @@ pub(super) async fn of(ctx: &Context, loaded: &Loaded, args: &K8s) -> anyhow::Re
             format!("a pod has no place for `{key}`: say `--leave-out {key}` to do without"),
         );
     }
-    // A `ConfigMap` is for many to read.
+    // Many users may read a `ConfigMap`.
     wrong.literals(name, settings);
     let claims = shape(&mut wrong, &at, settings, args);
     wrong.end()?;
@@ -112,7 +112,7 @@ pub(super) async fn of(ctx: &Context, loaded: &Loaded, args: &K8s) -> anyhow::Re
     Ok(workload)
 }
 
-/// Whether a pod can be what the config says. Tells the claims that stand for its mounts.
+/// Checks that a pod can run this config. Returns the claims that replace its mounts.
 fn shape(wrong: &mut Wrong<'_>, at: &str, settings: &Server, args: &K8s) -> Vec<Claim> {
     if settings.url.is_none() && settings.image.is_none() {
         let what = "a program of this machine is not on a cluster's nodes: name an `image`";
@@ -212,7 +212,8 @@ fn egress(settings: &Server) -> Vec<Egress> {
     listed.chain(remote).collect()
 }
 
-/// What the image is, by the config or the lock file: a pod that looks it up again could get another.
+/// Content of the image, from the config or the lock file: a pod that resolves it again could get
+/// another.
 fn pinned(loaded: &Loaded, launcher: &Launcher, args: &K8s, image: &str) -> anyhow::Result<Pinned> {
     let name = &args.server;
     let pinned = match images::fixed(image)? {
@@ -238,7 +239,7 @@ fn pinned(loaded: &Loaded, launcher: &Launcher, args: &K8s, image: &str) -> anyh
     Ok(pinned)
 }
 
-/// How the image is run: by the engine where it has it, else by its registry.
+/// Program of the image, from the engine if it has the image, else from the registry.
 async fn program(
     launcher: &Launcher,
     pinned: &Pinned,
@@ -257,8 +258,8 @@ async fn program(
     Ok(launcher.images.client()?.image(reference, &platform).await?.program)
 }
 
-/// The program that always runs, as engines have it: `command` stands in the place of the image's own
-/// arguments. Leaves those that come behind.
+/// Program that always runs, with an engine's semantics: `command` replaces the image's own
+/// arguments. The remaining arguments are left in `arguments`.
 fn entry(image: Program, arguments: &mut Option<Vec<String>>) -> Option<Vec<String>> {
     let Program { mut entrypoint, arguments: own } = image;
     match arguments {
@@ -286,7 +287,7 @@ fn container(
         image,
         program,
         user,
-        // They are all in it.
+        // All replicas run in this container.
         memory_mib: resources.memory_mib.saturating_mul(number),
         cpus: resources.cpus * *replicas as f64,
         tmp_mib: resources.tmp_mib.saturating_mul(number),
@@ -297,7 +298,7 @@ fn container(
     }
 }
 
-/// The lock file of the pod, where the config has a tag: policies know the image by that name.
+/// Lock file of the pod, if the config has a tag: policies know the image by that name.
 fn lock(loaded: &Loaded, args: &K8s, pinned: &Pinned) -> anyhow::Result<Option<String>> {
     if images::fixed(&pinned.name)?.is_some() {
         return Ok(None);
@@ -312,7 +313,7 @@ fn lock(loaded: &Loaded, args: &K8s, pinned: &Pinned) -> anyhow::Result<Option<S
     Ok(Some(toml::to_string(&lock)?))
 }
 
-/// What the config loosens, each with its place.
+/// Deviations in the config, each with its position.
 fn deviations(
     loaded: &Loaded,
     launcher: &Launcher,
@@ -340,7 +341,7 @@ fn deviations(
     Ok(all.chain(mounts).collect())
 }
 
-/// Asks the policies what the pod's proxy will ask them.
+/// Evaluates the policies as the pod's proxy will.
 fn may_start(
     loaded: &Loaded,
     launcher: &Launcher,
@@ -353,7 +354,7 @@ fn may_start(
         &loaded.base,
     )
     .map_err(|found| anyhow::anyhow!("{found}"))?;
-    // Nobody asks in the pod who signed the image: it was asked here.
+    // The pod does not verify who signed the image: this happens here.
     let program = launcher.program_of(&args.server, in_pod, pinned)?;
     let program = program.for_policies(&launcher.place(in_pod));
     let start = Start {

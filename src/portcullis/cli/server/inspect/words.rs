@@ -1,4 +1,4 @@
-//! A profile in words.
+//! Profile of a server in words.
 
 use super::{Found, May, line};
 use portcullis_config::Loaded;
@@ -12,7 +12,7 @@ use portcullis_upstream::{
     config::{Runtime, Server},
 };
 
-/// What the config lets it do, each with its line; first what every server may.
+/// Permissions by the config, each with its line; the permissions of every server come first.
 pub(super) fn may(
     loaded: &Loaded,
     name: &ServerName,
@@ -37,7 +37,7 @@ pub(super) fn may(
     add(key, format!("write {} MiB to /tmp, which is gone when it ends{exec}", resources.tmp_mib));
     for (index, mount) in settings.mounts.iter().enumerate() {
         let how = if mount.writable { "read and change" } else { "read" };
-        // The sandbox mounts what is writable `noexec`; a container's engine can't.
+        // The sandbox mounts writable paths `noexec`; a container's engine cannot.
         let sandboxed = matches!(found.place, Placement::Sandbox { .. });
         let exec = match mount.writable && (!sandboxed || settings.hardening.exec_tmp) {
             true => ", and execute programs there",
@@ -94,7 +94,7 @@ pub(super) fn may(
     all
 }
 
-/// What nothing of the config lets it do.
+/// Actions that the config does not permit.
 pub(super) fn may_not(settings: &Server, place: &Placement) -> Vec<String> {
     if let Placement::Remote { .. } = place {
         let what = "lead the proxy elsewhere: redirects to other hosts are not followed";
