@@ -1,4 +1,4 @@
-//! One text of a server, one message or several: revision 2025-03-26 has batches.
+//! Batches: one text of a server with several messages, in revision 2025-03-26 only.
 
 use bytes::Bytes;
 use serde_json::value::RawValue;
@@ -8,10 +8,10 @@ use portcullis_protocol::{
     exchange::Revision,
 };
 
-/// The texts of the messages in a text.
+/// Splits a text of a server into the texts of its messages.
 ///
 /// # Errors
-/// A [`Flaw`] where it is an array and no batch: in another revision, or an empty one.
+/// A [`Flaw`] for an array in any other revision, and for an empty array.
 pub(super) fn messages(
     text: Bytes,
     caps: Caps,
@@ -23,13 +23,13 @@ pub(super) fn messages(
     if revision != Some(Revision::V2025_03_26) {
         return Err(Flaw::Shape("a batch, which its revision has not"));
     }
-    // Elements are checked one by one as well; this bounds all of them together.
+    // Each element is checked later as well; this bounds all of them together.
     check(&text, Text::Message, caps)?;
     let elements = elements(&text);
     if elements.is_empty() { Err(Flaw::Shape("an empty batch")) } else { Ok(elements) }
 }
 
-/// The elements of what may be an array.
+/// The elements of a JSON array. Empty if the text is not an array.
 pub(super) fn elements(text: &Bytes) -> Vec<Bytes> {
     let elements: Vec<&RawValue> = serde_json::from_slice(text).unwrap_or_default();
     elements.iter().map(|element| text.slice_ref(element.get().as_bytes())).collect()

@@ -1,5 +1,5 @@
-//! The circuit of an instance that ends repeatedly soon after its start opens for a while. Then one
-//! call tries it: that call may be the cause, and the others need not end with it.
+//! Circuit breaker of an instance. It opens for a while when the instance crashes repeatedly soon
+//! after its start. Then it admits one trial call at a time, since a call may cause the crashes.
 
 use std::{
     sync::{
@@ -14,26 +14,26 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::call_error::CallError;
 use portcullis_foundation::backoff::Backoff;
 
-/// An instance that ran for so long before it ended is no failing one.
+/// An instance that ran at least this long before its end does not count as crashing.
 pub(super) const STEADY: Duration = Duration::from_secs(30);
-/// How often an instance may end soon after its start, with no call answered since, before its
-/// circuit opens for a while.
+/// Number of ends soon after the start, without an answered call in between, that open the
+/// circuit.
 const FALLS: u32 = 3;
-/// Times that the circuit stays open. They are short, because the calls of one client may be what ends
-/// the instance for all.
+/// Times that the circuit stays open. They are short, because the calls of one client can crash
+/// the instance for all clients.
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(5));
-/// When others may ask again while one call tries it.
+/// Retry time of other calls during a trial.
 const AGAIN: Duration = Duration::from_millis(500);
 
-/// How often an instance fell, and who tries it.
+/// Circuit breaker of one instance.
 pub(super) struct Breaker {
-    /// How often it ended soon after its start since it last answered a call.
+    /// Number of ends soon after the start since the last answered call.
     falls: AtomicU32,
-    /// Held by the one call, or the one start, that tries it.
+    /// Permit of the one trial call or trial start.
     trial: Arc<Semaphore>,
 }
 
-/// How long a circuit stays open, and why.
+/// Time that an opened circuit stays open, and the reason.
 #[derive(Debug)]
 pub(super) struct OpenUntil {
     pub pause: Duration,
@@ -47,7 +47,7 @@ impl Default for Breaker {
 }
 
 impl Breaker {
-    /// Records an unexpected end after this time. Returns whether the circuit opens.
+    /// Records an unexpected end after a run time of `ran`. Returns a pause if the circuit opens.
     pub fn record_failure(&self, ran: Duration, why: &str) -> Option<OpenUntil> {
         if ran >= STEADY {
             self.answered();
@@ -61,20 +61,20 @@ impl Breaker {
         })
     }
 
-    /// It answered a call: all may call it.
+    /// Records an answered call: closes the circuit for all calls.
     pub fn answered(&self) {
         self.falls.store(0, Ordering::Relaxed);
     }
 
-    /// Whether one call at a time tries it.
+    /// Whether only one trial call at a time is admitted.
     pub fn is_half_open(&self) -> bool {
         self.falls.load(Ordering::Relaxed) >= FALLS
     }
 
-    /// Lets a call pass: any, or the one that tries it, which holds what it gets.
+    /// Admits a call. A half-open circuit admits one trial call, which holds the returned permit.
     ///
     /// # Errors
-    /// [`CallError::CircuitOpen`] where another tries it.
+    /// [`CallError::CircuitOpen`] while another call has the trial permit.
     pub fn admit(&self) -> Result<Option<OwnedSemaphorePermit>, CallError> {
         if !self.is_half_open() {
             return Ok(None);
@@ -82,7 +82,7 @@ impl Breaker {
         self.trial.clone().try_acquire_owned().map(Some).map_err(|_| self.tried())
     }
 
-    /// What is said of one that another tries.
+    /// Error of calls that come during another call's trial.
     pub fn tried(&self) -> CallError {
         CallError::CircuitOpen {
             why: "it kept ending soon after its start, and another call tries it".into(),
@@ -104,12 +104,12 @@ mod tests {
         assert_eq!(fell(), Some(BACKOFF.pause(0)));
         let trial = breaker.admit().unwrap();
         assert!(trial.is_some() && matches!(breaker.admit(), Err(CallError::CircuitOpen { .. })));
-        // It ended it: the next rest is longer, and the next call tries again.
+        // The trial crashed the instance: the next pause is longer, and the next call tries again.
         drop(trial);
         assert_eq!(fell(), Some(BACKOFF.pause(1)));
         let trial = breaker.admit().unwrap();
         assert!(trial.is_some());
-        // It was answered.
+        // The trial was answered.
         breaker.answered();
         assert!(breaker.admit().unwrap().is_none());
         for _ in 0..100 {

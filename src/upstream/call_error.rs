@@ -5,45 +5,45 @@ use std::{path::PathBuf, time::Duration};
 use portcullis_protocol::refusal::{Code, Refusal, Rule};
 use portcullis_runtime::process::LaunchFailure;
 
-/// Why there is no answer.
+/// Reason why a call has no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CallError {
-    /// It is not there: it did not start, it ended, it cannot be reached.
+    /// The server did not start, ended, or cannot be reached.
     #[error("{0}")]
     Unavailable(String),
-    /// Its image is on its way, so far; that goes on by itself.
+    /// The image pull takes longer than the call may wait. The pull continues.
     #[error("its image is still being pulled ({0}); the pull goes on")]
     Pulling(String),
-    /// It did not take the request, because it had ended the session.
+    /// A remote server rejected the request because its session had ended.
     #[error("it ended the session")]
     Forgotten,
     #[error("no answer within {} s", .0.as_secs_f32())]
     Timeout(Duration),
-    /// It has as many of something as it may have.
+    /// A limit of the server is reached.
     #[error("its limit of {most} {what} is reached")]
     Overloaded { what: &'static str, most: usize },
     #[error("{0}")]
     Misbehaved(String),
-    /// Its circuit is open, or another call tries it.
+    /// The circuit is open, or another call has the trial permit.
     #[error("{why}")]
     CircuitOpen { why: String, left: Duration },
-    /// Its start could not be recorded, so it was not started.
+    /// The start could not be recorded in the audit log, so the server was not started.
     #[error("the audit log cannot record its start: {0}")]
     Unrecorded(String),
-    /// It may not be started, or run any longer: policy does not permit it, or the config has another
-    /// in its place.
+    /// The server may not start or run: policies do not permit it, or the config has another
+    /// entry under its name.
     #[error("{0}")]
     Forbidden(Box<Refusal>),
-    /// It gets a secret that differs by client, and there is none for this one.
+    /// A secret of the server differs by client and has no value for this client.
     #[error(
         "`{key}` has no entry for `{client}`{}: add the client to `by-client`, or set a default `from`",
         at(place.as_ref())
     )]
     NoSecret {
-        /// Of the config.
+        /// Key in the config.
         key: String,
         client: String,
-        /// Where that stands, and on which line.
+        /// File and line of the key.
         place: Option<(PathBuf, u32)>,
     },
 }
@@ -53,7 +53,7 @@ fn at(place: Option<&(PathBuf, u32)>) -> String {
 }
 
 impl CallError {
-    /// What the agent is told; the operator's detail goes with it.
+    /// The refusal for the agent, with the detail for the operator.
     pub fn refusal(&self, server: &portcullis_protocol::names::ServerName) -> Refusal {
         let (code, message) = match self {
             Self::Forbidden(refusal) => return refusal.as_ref().clone(),

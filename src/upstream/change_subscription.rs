@@ -1,5 +1,5 @@
-//! What a modern server tells unasked: one `subscriptions/listen` for each running instance, for
-//! its lists and for the resources that are watched.
+//! Subscription to the change notifications of a modern server: one `subscriptions/listen` for
+//! each running instance, for its lists and for the watched resources.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,30 +22,30 @@ use super::{
 use portcullis_foundation::backoff::Backoff;
 use portcullis_protocol::{codec::era::own_meta, exchange::Method};
 
-/// How long a server may take to say what it grants.
+/// Longest wait for the acknowledgement of a subscription.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Pauses before a subscription that failed or ended is opened again.
+/// Pauses before a failed or ended subscription is opened again.
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(200), STEADY);
 /// Age from which a subscription that ends does not count as failed.
 const STEADY: Duration = Duration::from_secs(60);
-/// Notifications of a subscription that may wait.
+/// Maximum number of queued notifications of a subscription.
 const QUEUE: usize = 64;
 
-/// Resources, and by how many each is watched.
+/// Watched resources, each with the number of its watchers.
 pub(super) type WantedResources = BTreeMap<String, usize>;
 
-/// What a server said to the last subscription.
+/// Answer of a server to the last subscription.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Granted {
-    /// The resources that it was asked for.
+    /// The requested resources.
     pub asked: BTreeSet<String>,
-    /// Those that it grants.
+    /// The granted resources.
     pub granted: BTreeSet<String>,
-    /// What it said or did instead of granting anything.
+    /// Error response or failure, if the subscription was not granted.
     pub instead: Option<Result<Bytes, CallError>>,
 }
 
-/// Listens for as long as the task lives and the link does.
+/// Starts the task that keeps the subscription open until the task or the link ends.
 pub(super) fn begin(
     link: Arc<dyn ServerTransport>,
     greeting: &Handshake,
@@ -57,7 +57,7 @@ pub(super) fn begin(
     AbortOnDropHandle::new(tokio::spawn(listener.run()))
 }
 
-/// The members of the filter for the lists of which the server says that it tells.
+/// Filter members of the lists whose changes the server reports (`listChanged`).
 fn lists(greeting: &Handshake) -> Vec<&'static str> {
     let tells = |capability: &str| {
         let capabilities = &greeting.words.value()["capabilities"];
@@ -81,7 +81,7 @@ struct Listener {
     granted: watch::Sender<Granted>,
 }
 
-/// A subscription that is open.
+/// An open subscription. Dropping it cancels the request.
 struct Open {
     pump: AbortOnDropHandle<()>,
 }
@@ -104,7 +104,7 @@ impl Listener {
             let mut said = Granted { asked: asked.clone(), ..Default::default() };
             match self.open(&asked).await {
                 Ok((opened, granted)) => {
-                    // The one before ends only now, so that nothing is missed in between.
+                    // The earlier subscription ends only now, so that no change is missed.
                     open = Some(opened);
                     said.granted = granted;
                     since = Instant::now();
@@ -115,7 +115,7 @@ impl Listener {
                     said.instead = Some(instead);
                     self.granted.send_replace(said);
                     if refused && open.is_none() {
-                        // It would say the same again.
+                        // The server would refuse the same subscription again.
                         if self.wanted.changed().await.is_err() {
                             return;
                         }
@@ -137,7 +137,7 @@ impl Listener {
                 () = ended => {
                     open = None;
                     failed = if since.elapsed() > STEADY { 0 } else { failed + 1 };
-                    // What changed since then, nobody told.
+                    // Changes since then were not reported.
                     self.ear.missed();
                 }
                 changed = self.wanted.changed() => {
@@ -150,7 +150,7 @@ impl Listener {
         }
     }
 
-    /// Opens a subscription and waits for what it grants; or what the server says or does instead.
+    /// Opens a subscription and waits for the grant. Fails with an error response or a failure.
     async fn open(
         &self,
         asked: &BTreeSet<String>,
@@ -195,7 +195,7 @@ impl Listener {
 
 type Acknowledge = oneshot::Sender<Result<BTreeSet<String>, Result<Bytes, CallError>>>;
 
-/// Hears one subscription for ever: its end is that of its call.
+/// Reads the messages of one subscription. Never returns: the end is that of the call.
 async fn hear(
     mut said: mpsc::Receiver<ServerMessage>,
     ear: &MessageSink,
@@ -217,7 +217,7 @@ async fn hear(
     std::future::pending().await
 }
 
-/// The resources that an acknowledgement grants.
+/// The granted resources in an acknowledgement.
 fn resources(params: Option<&Bytes>) -> BTreeSet<String> {
     let params = params.and_then(|params| serde_json::from_slice::<Value>(params).ok());
     let uris = params
@@ -317,7 +317,7 @@ mod tests {
         let mut bench = bench(json!({ "tools": { "listChanged": true }, "resources": {} }));
         let (first, filter) = bench.server.listened().await;
         assert_eq!(filter, json!({ "toolsListChanged": true }));
-        // Before it has acknowledged, a server has nothing to tell.
+        // Notifications before the acknowledgement are dropped.
         let changed = Method::TOOLS_CHANGED;
         bench.server.tell(&first, changed, json!({ "early": true })).await;
         bench.server.tell(&first, Method::ACKNOWLEDGED, json!({ "notifications": filter })).await;
@@ -327,14 +327,14 @@ mod tests {
         else {
             panic!("no notification")
         };
-        // The id of the subscription is ours, and nobody else's.
+        // The proxy's subscription id is removed.
         assert_eq!((method.as_str(), params.unwrap()), (changed, Bytes::from_static(b"{}")));
 
         bench.want(&["a", "b"]);
         let (second, filter) = bench.server.listened().await;
         let both = json!({ "toolsListChanged": true, "resourceSubscriptions": ["a", "b"] });
         assert_eq!(filter, both);
-        // The first goes on until the second is granted.
+        // The first subscription continues until the second is granted.
         bench.server.tell(&first, changed, json!({})).await;
         assert!(bench.heard.recv().await.is_some());
         let granted = json!({ "notifications": { "resourceSubscriptions": ["b"] } });
@@ -346,7 +346,7 @@ mod tests {
         let heard = bench.heard.recv().await.unwrap();
         assert_eq!(heard.said.method().as_str(), Method::UPDATED);
 
-        // One that ends is opened again.
+        // A subscription that ends is opened again.
         bench.server.write(json!({ "jsonrpc": "2.0", "id": second, "result": {} })).await;
         let (third, filter) = bench.server.listened().await;
         assert_eq!(filter, both);
@@ -364,14 +364,14 @@ mod tests {
         bench.server.write(json!({ "jsonrpc": "2.0", "id": id, "error": error })).await;
         let said = answered(&mut bench.granted, "a").await;
         assert_eq!(said.instead, Some(Ok(error.to_string().into())));
-        // The next that it hears is of what is wanted by then.
+        // The next subscription has the resources that are wanted at that time.
         bench.want(&[]);
         bench.want(&["b"]);
         assert_eq!(bench.server.listened().await.1, json!({ "resourceSubscriptions": ["b"] }));
         drop(bench.server);
         let said = answered(&mut bench.granted, "b").await;
         assert!(matches!(said.instead, Some(Err(CallError::Unavailable(_)))));
-        // With the link, it is over.
+        // The task ends with the link.
         tokio::time::timeout(Duration::from_secs(30), bench.listening).await.unwrap().unwrap();
     }
 }

@@ -1,15 +1,15 @@
-//! What somebody wants done of one kind: one at a time, and what is asked for meanwhile is done once.
+//! Coalescing of requests: one run at a time, and all requests during a run share the next run.
 
 use parking_lot::Mutex;
 
-/// What is still to be done. The greater includes the lesser.
+/// Pending request for work of one kind. Of two requests, the greater includes the lesser.
 #[derive(Debug)]
 pub struct Coalescing<T> {
     asked: Mutex<Option<T>>,
     turn: tokio::sync::Mutex<()>,
 }
 
-/// Held by whoever does it.
+/// Exclusive right to do the work.
 pub struct Slot<'a, T> {
     of: &'a Coalescing<T>,
     _held: tokio::sync::MutexGuard<'a, ()>,
@@ -22,32 +22,32 @@ impl<T> Default for Coalescing<T> {
 }
 
 impl<T: Copy + Ord> Coalescing<T> {
-    /// Asks for one.
+    /// Requests a run.
     pub fn ask(&self, what: T) {
         let mut asked = self.asked.lock();
         *asked = (*asked).max(Some(what));
     }
 
-    /// Whether one is asked for that nobody has begun. To be looked at again after each turn: it may be
-    /// asked for in the very moment in which all else is done.
+    /// Whether a request is pending. Check it again after each turn: a request can come at the very
+    /// moment at which the turn ends.
     pub fn is_asked(&self) -> bool {
         self.asked.lock().is_some()
     }
 
-    /// The turn to do what is asked for. `None` where nothing is asked for, or somebody else has the turn,
-    /// who does that, too.
+    /// The turn to do the pending work. `None` if no request is pending, or if another holder has
+    /// the turn, which does the work.
     pub fn begin(&self) -> Option<Slot<'_, T>> {
         self.is_asked().then(|| self.turn()).flatten()
     }
 
-    /// The turn to do what is asked for; nothing where somebody else has it, who does that, too.
+    /// The turn to do the work. `None` if another holder has it, which does the pending work.
     pub fn turn(&self) -> Option<Slot<'_, T>> {
         self.turn.try_lock().ok().map(|held| Slot { of: self, _held: held })
     }
 }
 
 impl<T> Slot<'_, T> {
-    /// What is to be done next.
+    /// Takes the pending request.
     pub fn take(&mut self) -> Option<T> {
         self.of.asked.lock().take()
     }

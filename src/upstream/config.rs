@@ -324,7 +324,7 @@ pub struct ServerHeader {
 /// Secret of a server, for any kind of delivery.
 #[derive(Debug, Clone, Copy)]
 pub struct SecretBinding<'a> {
-    /// The name under which the server gets it.
+    /// Name under which the server gets the secret.
     pub name: &'a str,
     /// Reference for clients without their own.
     pub from: Option<&'a str>,

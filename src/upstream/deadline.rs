@@ -1,5 +1,5 @@
-//! How long a call may still take. While a person is asked, the time does not run: what a person
-//! takes is not the server's.
+//! Deadline of a call, which can be paused. It is paused while a person answers, because that
+//! time is not the server's.
 
 use std::{sync::Arc, time::Duration};
 
@@ -7,7 +7,7 @@ use tokio::{sync::watch, time::Instant};
 
 use super::call_error::CallError;
 
-/// A call's time. Clones are the same clock.
+/// Deadline of a call. Clones share one clock.
 #[derive(Debug, Clone)]
 pub struct Deadline {
     limit: Option<Duration>,
@@ -16,11 +16,11 @@ pub struct Deadline {
 
 #[derive(Debug)]
 struct State {
-    /// What was left when it was last stopped.
+    /// Time left at the last pause.
     left: Duration,
-    /// Since when it runs; nothing while it is stopped.
+    /// Time since which the clock runs; `None` during a pause.
     since: Option<Instant>,
-    /// Who stopped it.
+    /// Number of pauses in effect.
     paused: usize,
 }
 
@@ -41,7 +41,7 @@ impl Deadline {
         Self { limit, state: Arc::new(watch::Sender::new(state)) }
     }
 
-    /// Stops it until the guard is dropped, and until all others are that stopped it meanwhile.
+    /// Pauses the clock until this guard and all other guards are dropped.
     #[must_use = "the clock runs on once this is dropped"]
     pub fn pause(&self) -> PauseGuard {
         self.state.send_modify(|state| {
@@ -53,7 +53,7 @@ impl Deadline {
         PauseGuard(self.clone())
     }
 
-    /// Done once its time is over.
+    /// Waits until the deadline has passed.
     pub async fn expired(&self) {
         if self.limit.is_none() {
             return std::future::pending().await;
@@ -64,7 +64,7 @@ impl Deadline {
                 let state = state.borrow_and_update();
                 state.since.map(|since| since.checked_add(state.left))
             };
-            // A time too far to be told never comes.
+            // A deadline beyond the range of the clock never passes.
             let over = async {
                 match due {
                     Some(Some(due)) => tokio::time::sleep_until(due).await,
@@ -73,23 +73,23 @@ impl Deadline {
             };
             tokio::select! {
                 () = over => return,
-                // The sender is ours, so it is there.
+                // `self` holds the sender, so the channel is open.
                 _ = state.changed() => {}
             }
         }
     }
 
-    /// Done once somebody has stopped it.
+    /// Waits until the clock is paused.
     pub async fn stopped(&self) {
         let mut state = self.state.subscribe();
-        // The sender is ours, so it is there.
+        // `self` holds the sender, so the channel is open.
         let _ = state.wait_for(|state| state.paused > 0).await;
     }
 
-    /// Does work for as long as there is time.
+    /// Runs `work` until the deadline.
     ///
     /// # Errors
-    /// [`Failure::Timeout`] where the time was over first, else what the work fails with.
+    /// [`CallError::Timeout`] after the deadline, and the errors of `work`.
     pub async fn bound<T>(
         &self,
         work: impl Future<Output = Result<T, CallError>>,
@@ -102,7 +102,7 @@ impl Deadline {
     }
 }
 
-/// A clock that is stopped.
+/// Pause of a clock, until it is dropped.
 #[derive(Debug)]
 pub struct PauseGuard(Deadline);
 

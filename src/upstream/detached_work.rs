@@ -9,8 +9,8 @@ use super::call_error::CallError;
 /// Number of callers that may wait for a start or a list.
 const MAX_WAITING: usize = 256;
 
-/// Runs work that outlives its caller: a client that gives up must not undo a start, or a list, that
-/// others wait for.
+/// Runs work that outlives its caller: a client that gives up must not undo a start, or a list,
+/// that others wait for.
 pub(super) struct DetachedWork(Arc<Semaphore>);
 
 impl Default for DetachedWork {

@@ -1,5 +1,5 @@
-//! What a server offers: its tools, prompts, resources and templates, fetched once and kept until
-//! the server says that they changed.
+//! Lists of a server: its tools, prompts, resources and templates. They are fetched once and kept
+//! until the server reports a change.
 
 use std::{
     collections::HashMap,
@@ -28,7 +28,7 @@ use portcullis_protocol::{
     names::ServerName,
 };
 
-/// The kinds of thing that a server offers in lists.
+/// Kind of a server's list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ListKind {
     Tools,
@@ -46,7 +46,7 @@ impl ListKind {
         Self::ALL.into_iter().find(|offer| offer.method() == method)
     }
 
-    /// The method that lists it.
+    /// The list method of this kind.
     pub fn method(self) -> &'static str {
         match self {
             Self::Tools => Method::TOOLS_LIST,
@@ -56,7 +56,7 @@ impl ListKind {
         }
     }
 
-    /// The notification that it changed.
+    /// The notification of a change of this list.
     pub fn changed(self) -> &'static str {
         match self {
             Self::Tools => "notifications/tools/list_changed",
@@ -65,7 +65,7 @@ impl ListKind {
         }
     }
 
-    /// The member of a list's result that holds the items.
+    /// The member of a list result that contains the items.
     pub fn member(self) -> &'static str {
         match self {
             Self::Tools => "tools",
@@ -75,7 +75,7 @@ impl ListKind {
         }
     }
 
-    /// The member of an item by which it is called.
+    /// The member of an item with its name or URI.
     pub fn key(self) -> &'static str {
         match self {
             Self::Tools | Self::Prompts => "name",
@@ -93,7 +93,7 @@ impl ListKind {
     }
 }
 
-/// A list as it was fetched.
+/// A fetched list.
 pub type Items = Arc<List>;
 
 /// Items in the server's order, each name once.
@@ -104,12 +104,12 @@ pub struct List {
 }
 
 impl List {
-    /// What was left out, and why.
+    /// Notices about items that were left out.
     pub fn notices(&self) -> &Notices {
         &self.notices
     }
 
-    /// Whether another has the very same items.
+    /// Whether both lists have the same items, byte for byte.
     pub fn is_same(&self, other: &Self) -> bool {
         let raw = |list: &Self| -> Vec<Bytes> {
             list.items.iter().map(|item| item.definition.raw().clone()).collect()
@@ -117,10 +117,10 @@ impl List {
         std::ptr::eq(self, other) || raw(self) == raw(other)
     }
 
-    /// What is in one page, as a server could have sent it.
+    /// The items of one page of a list result.
     ///
     /// # Errors
-    /// Where it is none.
+    /// [`CallError::Misbehaved`] if `page` is not a list result.
     pub(super) fn of_page(
         server: &ServerName,
         offer: ListKind,
@@ -147,7 +147,7 @@ impl FromIterator<Arc<Definition>> for List {
     }
 }
 
-/// What an operator should know of a server's lists. Of a flood of it only the count is kept.
+/// Notices for the operator about a server's list. Beyond a limit, they are only counted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Notices {
     told: Vec<String>,
@@ -155,15 +155,15 @@ pub struct Notices {
 }
 
 impl Notices {
-    /// Tells of an item by its name, which is the server's text: it is shown without what could
-    /// forge a line or a terminal's state.
+    /// Adds a notice about an item. Its name is text of the server, so it is escaped: it cannot
+    /// forge a line or change a terminal's state.
     pub fn item(&mut self, name: &str, why: &str) {
         let shown: String = name.chars().take(SHOWN).flat_map(char::escape_default).collect();
         let more = if name.chars().nth(SHOWN).is_some() { "…" } else { "" };
         self.add(format!("`{shown}{more}` is left out: {why}"));
     }
 
-    /// Tells of something that is not the server's text.
+    /// Adds a notice without text of the server.
     pub fn add(&mut self, notice: String) {
         if self.told.len() < MOST_NOTICES {
             self.told.push(notice);
@@ -172,31 +172,31 @@ impl Notices {
         }
     }
 
-    /// The notices, the last of them a count where there were too many.
+    /// The notices. If some were only counted, the last one has their number.
     pub fn iter(&self) -> impl Iterator<Item = String> {
         let more = (self.more > 0).then(|| format!("and {} more of the kind", self.more));
         self.told.iter().cloned().chain(more)
     }
 }
 
-/// Notices of one list that are kept.
+/// Maximum number of notices of one list.
 const MOST_NOTICES: usize = 16;
-/// Characters of an item's name that a notice shows.
+/// Maximum number of characters of an item's name in a notice.
 const SHOWN: usize = 64;
-/// Items that one server may offer of a kind. One that offers more is cut off there.
+/// Maximum number of items in one list. Longer lists are cut off.
 const MOST_ITEMS: usize = 10_000;
-/// How long a failed list request is answered with the failure, without a new try.
+/// Time for which a failure is returned without a new list request.
 const FAILED: Duration = Duration::from_secs(5);
-/// Pages that one list may have.
+/// Maximum number of pages of one list.
 const MOST_PAGES: usize = 1_000;
-/// How long lists are kept: a server may not tell of changes.
+/// Time for which lists are kept, since some servers do not report changes.
 const KEPT: Duration = Duration::from_secs(60);
 
-/// The lists of one running server.
+/// Lists of one running instance.
 #[derive(Default)]
 pub struct Definitions {
     slots: [Slot; 4],
-    /// Counts the changes that the server told of, so that a list fetched across one is not kept.
+    /// Number of reported changes. A list that was fetched across a change is not kept.
     changes: AtomicU64,
 }
 
@@ -207,7 +207,7 @@ struct Slot {
 }
 
 impl Definitions {
-    /// Forgets everything: the server said that a list changed.
+    /// Drops all lists, because the server reported a change.
     pub fn forget(&self) {
         self.changes.fetch_add(1, Ordering::SeqCst);
         for slot in &self.slots {
@@ -215,18 +215,18 @@ impl Definitions {
         }
     }
 
-    /// The items of a kind as they were last fetched, or why they could not be, where that is not
+    /// The items that were fetched last, or the failure of that request. `None` if that is too
     /// long ago.
     pub fn kept(&self, offer: ListKind) -> Option<Result<Items, CallError>> {
         self.slots[offer as usize].fresh()
     }
 
-    /// The items of a kind: at most `bytes` bytes of lists, had within `deadline`. Who asks while
-    /// they are fetched waits for that, and shares what becomes of it.
+    /// The items of a kind, of at most `bytes` bytes, fetched within `deadline`. Concurrent callers
+    /// share one request and its result.
     ///
     /// # Errors
-    /// A [`CallError`] where the server does not list them as the protocol has it, or did not a
-    /// moment ago.
+    /// A [`CallError`] if the server returns no valid list, or failed to do so less than
+    /// `FAILED` ago.
     pub async fn items(
         &self,
         offer: ListKind,
@@ -258,7 +258,7 @@ impl Definitions {
         if let Ok(items) = &fetched
             && let told @ 1.. = items.notices.iter().count()
         {
-            // Which is the server's text, and not for a log.
+            // The notices contain text of the server, which does not belong in the log.
             tracing::warn!(%server, list = offer.method(), told, "entries of the server's list left out");
         }
         if self.changes.load(Ordering::SeqCst) == changes {
@@ -300,7 +300,7 @@ async fn fetch(
         let call = Call::own(offer.method(), Some(params.to_string().into()), deadline);
         let result = match link.call(call).await? {
             Reply::Result(result) => result,
-            // A server may offer resources and know no templates.
+            // A server can offer resources without templates.
             Reply::Error(_) if offer == ListKind::Templates => break,
             Reply::Error(_) => {
                 return Err(CallError::Misbehaved(format!("it refused `{}`", offer.method())));
@@ -320,8 +320,8 @@ async fn fetch(
             break;
         }
         match next {
-            // An empty cursor is one like any other. The same cursor again would go round for
-            // ever.
+            // An empty cursor is a valid cursor. The same cursor again would repeat the page
+            // forever.
             Some(next) if cursor.as_ref() != Some(&next) => cursor = Some(next),
             _ => break,
         }
@@ -329,13 +329,13 @@ async fn fetch(
     Ok(gathered.list)
 }
 
-/// What was taken of a list's pages so far.
+/// Items that were collected from the pages so far.
 struct Collected {
     offer: ListKind,
-    /// Whether the server speaks 2026-07-28, where a tool with a bad `x-mcp-header` is none.
+    /// Whether the revision is 2026-07-28, where a tool with a bad `x-mcp-header` is invalid.
     modern: bool,
     list: List,
-    /// Where the item of a name stands.
+    /// Index of the item of each name.
     seen: HashMap<String, usize>,
 }
 
@@ -346,7 +346,7 @@ impl Default for Collected {
 }
 
 impl Collected {
-    /// Takes a page's items; the cursor to the next page.
+    /// Adds the items of a page. Returns the cursor of the next page.
     fn page(&mut self, server: &ServerName, result: Bytes) -> Result<Option<Value>, CallError> {
         let offer = self.offer;
         let misbehaved =
@@ -374,7 +374,7 @@ impl Collected {
 
     fn item(&mut self, server: &ServerName, name: String, raw: Bytes) {
         if let Some(&first) = self.seen.get(&name) {
-            // A list that goes round shows the very same again, which is nothing to tell of.
+            // A list that repeats itself has identical items again, which needs no notice.
             if self.list.items.get(first).is_some_and(|item| *item.definition.raw() != raw) {
                 self.list.notices.item(&name, "the list has one of this name before it");
             }
@@ -439,7 +439,7 @@ mod tests {
         );
         assert_eq!(names(&list), ["a", "b", "c"]);
         assert_eq!(list[0].definition.raw(), r#"{"name":"a","n":1}"#);
-        // `b` came twice as the same.
+        // Both definitions of `b` are identical.
         let notices: Vec<_> = list.notices().iter().collect();
         assert_eq!(notices, ["`a` is left out: the list has one of this name before it"]);
     }
@@ -455,7 +455,7 @@ mod tests {
         let notices: Vec<_> = list.notices().iter().collect();
         let why = "`x-mcp-header` is on a property that is not a string, integer or boolean";
         assert_eq!(notices, [format!(r"`a\u{{1b}}[2J\n` is left out: {why}")]);
-        // To a server of an era without such headers it means nothing.
+        // In the legacy era, `x-mcp-header` has no meaning.
         assert_eq!(gathered(false, &[page]).len(), 2);
     }
 
@@ -471,7 +471,7 @@ mod tests {
         assert!(told.iter().all(|notice| notice.len() < 1_000));
     }
 
-    /// A server that lists for ever, `page` bytes at a time, or never answers.
+    /// A server whose list never ends, with pages of `page` bytes, or that never answers.
     struct ListFetcher {
         page: Option<usize>,
         asked: AtomicU64,

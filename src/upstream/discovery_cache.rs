@@ -1,8 +1,8 @@
-//! What a server said of itself and what it offered when it last ran, so that nobody who asks for that
-//! waits for it to start: not after it was let go, nor after the proxy was started again.
+//! Cache of the handshake and lists of a server's last run. With it, list requests do not wait for
+//! a start of the server: neither after an idle stop, nor after a restart of the proxy.
 //!
-//! It is kept in the state folder, with what the server was then: another program, image or entry of
-//! the config offers something else. A call never relies on it; it waits for the server's own list.
+//! The cache is a file in the state folder, bound to the server's identity: it is invalid for
+//! another program, image or config entry. Calls never use it; they wait for the server's own list.
 
 use std::{
     collections::BTreeMap,
@@ -31,11 +31,11 @@ use portcullis_protocol::{
     names::ServerName,
 };
 
-/// Bytes of one server's file: more than most lists have. One that has more is known while the proxy
-/// runs.
+/// Maximum size of one server's file; most lists are smaller. Larger lists are cached in memory
+/// only.
 const BYTES: usize = 8 << 20;
 
-/// What is known of one server.
+/// Cached handshake and lists of one server.
 pub(super) struct DiscoveryCache {
     name: ServerName,
     settings: Arc<config::Server>,
@@ -43,16 +43,16 @@ pub(super) struct DiscoveryCache {
     scrub: Scrub,
     greeting: RwLock<Option<Arc<Handshake>>>,
     lists: [RwLock<Option<Items>>; 4],
-    /// Once it was read what an earlier proxy has left.
+    /// Set after the file of an earlier proxy was read.
     read: OnceCell<()>,
-    /// Held by whoever writes.
+    /// Held while the file is written.
     writing: Mutex<()>,
 }
 
 /// Contents of the file of one server.
 #[derive(Serialize, Deserialize)]
 struct CachedDiscovery {
-    /// What the server was.
+    /// Identity of the server, as [`Launcher::what`] returns it.
     of: String,
     revision: String,
     greeting: Box<RawValue>,
@@ -62,8 +62,8 @@ struct CachedDiscovery {
 /// Name of the folder of the state folder that has a file for each server.
 pub const KNOWN_FOLDER: &str = "known";
 
-/// The definitions of the tools that a server listed when it last ran for the proxy of this state
-/// folder. None where no list is kept.
+/// The tool definitions that a server listed when it last ran for the proxy of this state folder.
+/// `None` if no list is cached.
 pub fn kept_tools(state_dir: &Path, server: &ServerName) -> Option<Vec<serde_json::Value>> {
     let path = state_dir.join(KNOWN_FOLDER).join(format!("{server}.json"));
     if fs::metadata(&path).ok()?.len() > BYTES as u64 {
@@ -94,24 +94,24 @@ impl DiscoveryCache {
         }
     }
 
-    /// What the server last offered of a kind.
+    /// The last known list of a kind.
     pub async fn list(&self, offer: ListKind) -> Option<Items> {
         self.recall().await;
         self.lists[offer as usize].read().clone()
     }
 
-    /// What it last said of itself.
+    /// The last known handshake.
     pub async fn greeting(&self) -> Option<Arc<Handshake>> {
         self.recall().await;
         self.greeting.read().clone()
     }
 
-    /// Notes what it says of itself. What it offered in another revision is not what it offers.
+    /// Stores a handshake.
     pub fn learn_greeting(&self, greeting: &Arc<Handshake>) {
         *self.greeting.write() = Some(greeting.clone());
     }
 
-    /// Notes what it offers of a kind, and has that written down where it is news.
+    /// Stores a list, and writes the file if the list changed.
     pub fn learn_list(self: &Arc<Self>, offer: ListKind, items: &Items) {
         let before = self.lists[offer as usize].write().replace(items.clone());
         if !before.is_some_and(|before| before.is_same(items)) {
@@ -140,7 +140,7 @@ impl DiscoveryCache {
             let written: CachedDiscovery = serde_json::from_slice(&fs::read(&path)?)?;
             Ok((written.of == launcher.what(&server, &settings)).then_some(written))
         });
-        // Without it, the server is waited for.
+        // Without a valid file, callers wait for the server.
         let Ok(Ok(Some(written))) = read.await else { return };
         let Some(revision) = Revision::parse(&written.revision) else { return };
         for offer in ListKind::ALL {
@@ -178,7 +178,7 @@ impl DiscoveryCache {
                 serde_json::to_string(&CachedDiscovery { of, revision, greeting: said, lists })?;
             let mut clean = text.clone();
             scrub(&mut clean);
-            // A server that shows a secret in what it offers is waited for.
+            // A list with a secret in it is not written; callers wait for the server.
             if clean != text || text.len() > BYTES {
                 return match fs::remove_file(&path) {
                     Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -195,8 +195,8 @@ impl DiscoveryCache {
 }
 
 impl Launcher {
-    /// What a server is, as far as that can be told without starting it: another one has another
-    /// text. It reads files: call it off the async threads.
+    /// Digest of a server's config entry, and of its program or image as far as known without a
+    /// start. Reads files: call it outside the async threads.
     fn what(&self, server: &ServerName, settings: &config::Server) -> String {
         let mut hash = Sha256::new();
         hash.update(serde_json::to_vec(settings).unwrap_or_default());
@@ -213,7 +213,7 @@ impl Launcher {
 }
 
 impl List {
-    /// A list of items that were written down.
+    /// A list of cached items.
     fn of(server: &ServerName, offer: ListKind, modern: bool, items: &[Box<RawValue>]) -> Self {
         let items: Vec<_> = items.iter().map(|item| item.get()).collect();
         let page = format!("{{\"{}\":[{}]}}", offer.member(), items.join(","));

@@ -1,5 +1,5 @@
-//! Replacement of a running instance: the new process takes further calls, and the old process ends when
-//! its calls are done or have had their time.
+//! Replacement of a running instance: the new process takes further calls. The old process ends
+//! when its calls are done or have timed out.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{event::LaunchReview, running::Running, server_shared::ServerShared};
 
-/// Time in which a process may end by itself.
+/// Time for a process to exit before it is killed.
 pub(super) const GRACE: Duration = Duration::from_secs(3);
 
 /// Replacements of one instance, one at a time.
@@ -57,7 +57,7 @@ impl Replacement {
     /// Ends a process after its calls. Returns the number of its calls.
     pub async fn drain(&self, old: Arc<Running>, why: &str) -> usize {
         let mut draining = self.draining.lock().await;
-        // One process drains at a time: the next replacement ends the one before.
+        // One process drains at a time: the next replacement ends the earlier one.
         if let Some(before) = draining.take() {
             before.end().await;
         }
@@ -89,7 +89,7 @@ impl Replacement {
         }
     }
 
-    /// Ends the draining process at once where policies forbid it.
+    /// Ends the draining process at once if policies forbid it.
     pub async fn review(&self, review: &dyn LaunchReview) {
         let draining = self.draining.lock().await;
         let Some(Draining { running, now, .. }) = draining.as_ref() else { return };

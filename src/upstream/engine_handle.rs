@@ -1,7 +1,7 @@
-//! The container engine: there when the proxy starts, or found later.
+//! The container engine, found at the start of the proxy or later.
 //!
-//! INVARIANT: what was found stays. Where an engine goes away, what needs it fails; nothing runs in the
-//! sandbox for that.
+//! INVARIANT: an engine that was found is kept. While it is unavailable, what needs it fails:
+//! no server moves to the sandbox for that reason.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -9,47 +9,47 @@ use tokio::sync::{Mutex, watch};
 
 use portcullis_runtime::container;
 
-/// How often an engine is looked for that is not there.
+/// Interval of the search for a missing engine.
 const AGAIN: Duration = Duration::from_secs(3);
 
-/// The engine that servers run in, or why there is none.
+/// The container engine of the servers, or the reason why none is available.
 pub struct Engines {
     host: Option<String>,
     now: watch::Sender<Result<container::Engine, String>>,
-    /// Held by whoever looks for one.
+    /// Held during a search.
     looking: Mutex<()>,
 }
 
 impl Engines {
-    /// None yet, and why; it is looked for at `host`, or at the usual places.
+    /// No engine yet, for the reason `why`. Searches look at `host`, or at the default sockets.
     pub fn none(host: Option<&str>, why: &str) -> Self {
         let (host, now) = (host.map(str::to_owned), watch::Sender::new(Err(why.to_owned())));
         Self { host, now, looking: Mutex::default() }
     }
 
-    /// The one at `host`, or at the usual places, if one answers.
+    /// Looks for the engine at `host`, or at the default sockets.
     pub async fn find(host: Option<&str>) -> Self {
         let engines = Self::none(host, "");
         let _ = engines.look().await;
         engines
     }
 
-    /// The engine as far as is known, or why there is none.
+    /// The engine that was found, or the reason why there is none. Does not search.
     pub fn now(&self) -> Result<container::Engine, String> {
         self.now.borrow().clone()
     }
 
-    /// Sockets of engines, and where the one that was found keeps its data.
+    /// Sockets of engines, and the data folders of the engine that was found.
     pub(super) fn host_paths(&self) -> Vec<PathBuf> {
         let mut all = container::sockets(self.host.as_deref());
         all.extend(self.now.borrow().iter().flat_map(container::Engine::host_paths));
         all
     }
 
-    /// The engine; looked for where there was none.
+    /// The engine. Searches for it if none was found yet.
     ///
     /// # Errors
-    /// Why there is none.
+    /// The reason why no engine is available.
     pub async fn look(&self) -> Result<container::Engine, String> {
         let _one_at_a_time = self.looking.lock().await;
         if let Ok(engine) = self.now() {
@@ -61,7 +61,7 @@ impl Engines {
         found
     }
 
-    /// Waits until there is one, and looks for it meanwhile for as long as it is `needed`.
+    /// Waits for an engine. Searches periodically while `needed` returns true.
     pub async fn wait(&self, needed: impl Fn() -> bool) -> container::Engine {
         let mut now = self.now.subscribe();
         loop {
@@ -69,7 +69,7 @@ impl Engines {
                 return engine.clone();
             }
             tokio::select! {
-                // The sender is ours, so it is there.
+                // `self` holds the sender, so the channel is open.
                 _ = now.changed() => continue,
                 () = tokio::time::sleep(AGAIN) => {}
             }

@@ -1,4 +1,4 @@
-//! What becomes of a server's instances, for whoever records it.
+//! Events of a server's instances, for the audit log.
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,76 +19,75 @@ use portcullis_protocol::{
 use portcullis_runtime::process::{Exit, Origin};
 use portcullis_vault::Source;
 
-/// What becomes of a server.
+/// Event of a server.
 #[derive(Debug)]
 pub enum ServerEvent {
-    /// It is to be started, or connected to. It is once policy permits it and that is on record,
-    /// and not else.
+    /// Request to start the server, or to connect to it. The start proceeds only after policies
+    /// permit it and it is recorded.
     Launching(Arc<LaunchRequest>, Approved),
     Started(Box<Started>),
     NotStarted {
         launch: DecisionId,
         place: Placement,
-        /// The one client for which alone it was to run.
+        /// Owner of the dedicated instance; `None` for a shared one.
         party: Option<PrincipalKind>,
         why: String,
     },
     Ended {
         launch: DecisionId,
-        /// Which one: [`Started::process`], or its URL.
+        /// [`Started::process`], or the URL of a remote server.
         process: String,
         party: Option<PrincipalKind>,
         why: String,
-        /// How its process ended, where it has one here.
+        /// Exit status of a local process.
         exit: Option<Exit>,
     },
-    /// It did not answer whether it is well, and is ended for that.
+    /// An instance did not answer a health check and is ended.
     Unwell,
-    /// A pull of its image is over.
+    /// An image pull ended.
     Pulled(Box<Pulling>),
-    /// A secret of it could not be read again. Where there was one before (`kept`), that goes on being
-    /// used.
+    /// A secret could not be read again. With `kept`, the earlier value stays in use.
     Unread {
         not: Box<SecretError>,
         kept: bool,
     },
-    /// It goes on with old values of these secrets, which it has in its environment or in headers.
+    /// The instance still has old values of these secrets, in its environment or in headers.
     Outdated {
         launch: DecisionId,
         party: Option<PrincipalKind>,
         secrets: Vec<String>,
     },
-    /// So many more of its messages did not fit a queue and were dropped.
+    /// Number of further messages that were dropped because a queue was full.
     Lost {
         count: u64,
     },
-    /// Somebody waits until all before this is recorded.
+    /// Request for a signal after all earlier events are recorded.
     Flush(oneshot::Sender<()>),
 }
 
-/// Takes whether a start may be made and is on record; if not, why not.
+/// Receiver of the decision on a start: permitted and recorded, or denied.
 pub type Approved = oneshot::Sender<Result<(), LaunchDenied>>;
 
-/// Why a start is not made.
+/// Reason why a start is denied.
 #[derive(Debug)]
 pub enum LaunchDenied {
-    /// It can't be recorded.
+    /// The audit log cannot record the start.
     Unrecorded(String),
-    /// Policy does not permit it.
+    /// Policies do not permit the start.
     Forbidden(Box<Refusal>),
 }
 
-/// Says whether what runs may go on.
+/// Policy review of running instances.
 #[async_trait]
 pub trait LaunchReview: Sync {
-    /// Why it may not, if so; that is on record then.
+    /// The refusal, if policies forbid the instance to continue. A refusal is recorded.
     async fn forbids(&self, server: &ServerName, launching: &LaunchRequest)
     -> Option<Box<Refusal>>;
 
-    /// Records that it is about to be handed these secrets again, which it has as files.
+    /// Records that the new values of these file secrets are about to be delivered.
     ///
     /// # Errors
-    /// Why that can't be recorded: then it must not be done.
+    /// The reason why this cannot be recorded. The caller must not deliver the secrets then.
     async fn hands_again(
         &self,
         server: &ServerName,
@@ -97,67 +96,67 @@ pub trait LaunchReview: Sync {
     ) -> Result<(), String>;
 }
 
-/// One instance that is to be started.
+/// Request to start one instance.
 #[derive(Debug)]
 pub struct LaunchRequest {
-    /// What joins all that becomes of it.
+    /// Id that all events of the launch have.
     pub launch: DecisionId,
     pub place: Placement,
     pub program: Program,
-    /// The one client for which alone it is to run.
+    /// Owner of the dedicated instance; `None` for a shared one.
     pub party: Option<PrincipalKind>,
-    /// The way to it, where it runs elsewhere.
+    /// Connection to a remote server.
     pub way: Option<Connecting>,
-    /// The secrets that it is to be handed.
+    /// The secrets that will be delivered.
     pub handing: Vec<SecretDelivery>,
-    /// The image as the config has it, and what that means, where it was found out just now.
+    /// The configured image and its digest, if the digest was resolved for this launch.
     pub resolved: Option<(String, String)>,
 }
 
-/// A pull of an image that is over.
+/// An image pull that ended.
 #[derive(Debug)]
 pub struct Pulling {
-    /// The launch by which it was wanted first.
+    /// The launch that began the pull.
     pub launch: DecisionId,
-    /// As the config has it.
+    /// The image name in the config.
     pub image: String,
     /// `sha256:…`
     pub digest: String,
     pub outcome: Result<Pulled, ImageError>,
 }
 
-/// Connections to a server elsewhere.
+/// Connection to a remote server.
 #[derive(Debug)]
 pub struct Connecting {
-    /// Where to, as [`origin`](super::placement::origin) has it.
+    /// Origin of the URL, from [`origin`](super::placement::origin).
     pub url: String,
     /// `streamable-http` or `sse`.
     pub protocol: &'static str,
 }
 
-/// One instance that was started.
+/// A started instance.
 #[derive(Debug)]
 pub struct Started {
     pub launch: DecisionId,
     pub place: Placement,
-    /// Which process or container it is; empty for a remote one.
+    /// Name of the process or container; empty for a remote server.
     pub process: String,
     pub origin: Origin,
-    /// The one client for which alone it runs.
+    /// Owner of the dedicated instance; `None` for a shared one.
     pub party: Option<PrincipalKind>,
     pub revision: Revision,
-    /// Name and version that it claims.
+    /// Name and version that the server claims.
     pub server_info: Option<String>,
     pub took: Duration,
 }
 
-/// A secret that is handed over.
+/// Delivery of one secret.
 #[derive(Debug)]
 pub struct SecretDelivery {
-    /// The name under which the server gets it.
+    /// Name under which the server gets the secret.
     pub secret: String,
     pub source: Source,
     pub by: DeliveryMethod,
-    /// The client whose own it is.
+    /// The client to whom the value belongs; `None` for a common value.
     pub client: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! The first words with a server: which era it speaks, and what it says of itself.
+//! Handshake with a server: determines its era and receives its claims.
 
 use std::time::Duration;
 
@@ -17,26 +17,26 @@ use portcullis_protocol::{
     exchange::{Method, Payload, Revision},
 };
 
-/// How long a server may take to answer the question that only modern servers know.
+/// Longest wait for the answer to `server/discover` before `initialize` is sent as well.
 const PROBE: Duration = Duration::from_secs(3);
 
-/// In whose name a legacy server is greeted.
+/// Revision and capabilities that the proxy sends to a legacy server.
 #[derive(Debug)]
 pub(super) struct HandshakeParams {
     revision: Revision,
-    /// The text of an object, which goes on byte for byte.
+    /// JSON object, sent byte for byte.
     capabilities: Bytes,
 }
 
 impl Default for HandshakeParams {
-    /// In nobody's: there is nobody whom the server could ask.
+    /// For a shared instance: no capabilities, so the server cannot send server requests.
     fn default() -> Self {
         Self { revision: Revision::LATEST_LEGACY, capabilities: Bytes::from_static(b"{}") }
     }
 }
 
 impl HandshakeParams {
-    /// In the name of a party.
+    /// For a dedicated instance: the capabilities of its owner.
     pub fn of(party: &InstanceOwner) -> Self {
         Self {
             revision: party.revision.min(Revision::LATEST_LEGACY),
@@ -45,7 +45,7 @@ impl HandshakeParams {
     }
 }
 
-/// What a server said when it was greeted.
+/// Result of a handshake.
 #[derive(Debug)]
 pub struct Handshake {
     pub revision: Revision,
@@ -54,14 +54,14 @@ pub struct Handshake {
 }
 
 impl Handshake {
-    /// Name and version by which the server calls itself.
+    /// Name and version that the server claims.
     pub fn claims(&self) -> Option<String> {
         let words = self.words.value();
         let modern = words.get("_meta").and_then(|meta| meta.get(META_SERVER_INFO));
         claims(modern.or_else(|| words.get("serverInfo"))?)
     }
 
-    /// Whether the server says that it has a capability.
+    /// Whether the server claims a capability.
     pub fn offers(&self, capability: &str) -> bool {
         self.words.value().get("capabilities").is_some_and(|c| c.get(capability).is_some())
     }
@@ -76,12 +76,12 @@ pub fn claims(info: &Value) -> Option<String> {
     }
 }
 
-/// Greets a server. In [`Era::Auto`] it is asked with `server/discover` first; any answer but a
-/// modern one, or none in time, means legacy.
+/// Does the handshake. In [`Era::Auto`], `server/discover` is sent first; any answer other than a
+/// modern result, or a timeout, means legacy.
 ///
 /// # Errors
-/// [`Failure::Unavailable`] where the link died, in which case a caller that probed should start
-/// the server again and greet it as legacy; the other failures of [`Link::call`].
+/// [`CallError::Unavailable`] if the link died: after a probe, the caller should restart the
+/// server and treat it as legacy. Also the other errors of [`ServerTransport::call`].
 pub(super) async fn greet(
     link: &dyn ServerTransport,
     era: Era,
@@ -103,10 +103,10 @@ pub(super) async fn greet(
     Ok(greeting)
 }
 
-/// Finds out the era. A server that has not answered after `patience` may be a legacy one that
-/// leaves unknown requests unanswered, or one that is slow to start. So it is greeted as legacy
-/// and its answer to the question is still heard: a modern server that was slow gives it, and
-/// refuses `initialize` on the connection on which it did.
+/// Determines the era. A server that has not answered after `patience` may be slow, or legacy and
+/// ignore unknown requests. So `initialize` is sent as well, and the answer to `server/discover`
+/// still counts: a slow modern server sends it, and refuses `initialize` on the connection on
+/// which it did.
 async fn probe(
     link: &dyn ServerTransport,
     hello: &HandshakeParams,
@@ -203,7 +203,7 @@ mod tests {
     const LEGACY: &str = r#"{"jsonrpc":"2.0","id":2,"result":{"protocolVersion":"2025-06-18"}}"#;
     const REFUSED: &str = r#"{"jsonrpc":"2.0","id":2,"error":{"code":-32022,"message":"?"}}"#;
 
-    /// Greets a server that answers once it has heard both questions.
+    /// Handshake with a server that answers after both requests have arrived.
     async fn slow(answers: &[&str]) -> Result<Revision, CallError> {
         let (stdin, heard) = duplex(1 << 12);
         let (stdout, mut said) = duplex(1 << 12);

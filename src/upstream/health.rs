@@ -1,7 +1,7 @@
 //! Health checks of one instance (`health-s`).
 //!
-//! INVARIANT: a health check is not a use of the instance. It does not keep an idle instance running, and
-//! it does not take the place of a call.
+//! INVARIANT: a health check is not a use of the instance. It does not keep an idle instance
+//! running, and it does not take the permit of a call.
 
 use std::time::{Duration, Instant};
 
@@ -26,7 +26,7 @@ pub(super) struct HealthCheck {
 struct LastCheck {
     began: Option<Instant>,
     is_pending: bool,
-    /// Time of the last answer.
+    /// Duration of the last answered check.
     took: Option<Duration>,
 }
 
@@ -39,7 +39,7 @@ impl HealthCheck {
         }
     }
 
-    /// Begins a check where one is due. [`check`](Self::check) ends it.
+    /// Begins a check if one is due. [`check`](Self::check) ends it.
     pub fn begin(&self, running: &Running) -> bool {
         let mut last = self.last.lock();
         let since = last.began.unwrap_or(running.since).max(running.since);
@@ -50,7 +50,7 @@ impl HealthCheck {
         true
     }
 
-    /// Whether the instance answers at all, or has ended, which others notice.
+    /// Whether the instance answers. Also true if it has ended, which others detect.
     pub async fn check(&self, running: &Running, calls: &ActiveCalls) -> bool {
         let began = Instant::now();
         let is_well = self.answers(running, calls).await;
@@ -76,15 +76,15 @@ impl HealthCheck {
                 answer = &mut answer => return answer.is_ok() || running.end().is_some(),
                 () = tokio::time::sleep(self.timeout) => {}
             }
-            // A server that does one thing at a time answers after the earlier calls, which have
-            // deadlines of their own.
+            // A single-threaded server answers after the earlier calls, which have deadlines of
+            // their own.
             if !calls.has_older(before) {
                 return false;
             }
         }
     }
 
-    /// Why an instance is ended that failed its check.
+    /// Reason for the end of an instance that failed its check.
     pub fn failure(&self) -> String {
         let seconds = self.timeout.as_secs();
         format!("it did not answer within {seconds} s whether it is well (`health-s`)")
@@ -96,7 +96,7 @@ impl HealthCheck {
         last.is_pending && last.began.is_some_and(|began| began.elapsed() >= LATE)
     }
 
-    /// Time of the last answer.
+    /// Duration of the last answered check.
     pub fn took(&self) -> Option<Duration> {
         self.last.lock().took
     }

@@ -25,10 +25,10 @@ impl ImagePull {
         self.0.borrow().clone().filter(is_active)
     }
 
-    /// Waits for the end of the pull, at the latest until then.
+    /// Waits for the end of the pull, at most until `until`.
     ///
     /// # Errors
-    /// [`CallError::Pulling`] where the pull goes on, or why it failed.
+    /// [`CallError::Pulling`] if the pull is still running, or the failure of the pull.
     pub async fn finished(&self, until: Instant) -> Result<(), CallError> {
         let Some(pull) = self.current() else { return Ok(()) };
         match tokio::time::timeout_at(until.into(), pull.end.clone()).await {
@@ -37,8 +37,8 @@ impl ImagePull {
         }
     }
 
-    /// Waits until then, and from then on for a pull. Returns the error for a caller that has waited too
-    /// long.
+    /// Waits until `until`, and after that for an active pull. Returns the error for a caller that
+    /// has waited too long.
     pub async fn overdue(&self, until: Instant) -> CallError {
         tokio::time::sleep_until(until.into()).await;
         let mut pull = self.0.subscribe();

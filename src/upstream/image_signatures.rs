@@ -1,7 +1,7 @@
 //! Verification of the signatures of a server's image, at its registry.
 //!
-//! Invariant: the cache takes the registry's place where the registry answered lately or does not answer.
-//! Where the cached signatures are not enough, the registry is asked again.
+//! Invariant: the cache replaces the registry only if the registry answered recently or does not
+//! answer. If the cached signatures are not sufficient, the registry is queried again.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -26,15 +26,15 @@ use portcullis_protocol::claims::Attested;
 use portcullis_protocol::names::{ServerName, SignerName};
 use portcullis_runtime::process::LaunchFailure;
 
-/// How long a start waits for a registry at most, where it goes on without.
+/// Longest wait of a start for a registry, if the start can continue without it.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Who of the config's signers signed an image, by their names, and what they attest of it.
+/// Configured signers of an image, by name, and their attestations.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SignedBy {
-    /// Who signed it.
+    /// Names of the signers.
     pub signers: Vec<String>,
-    /// What is attested, and by whom.
+    /// Attestations with their signers.
     pub attested: Vec<Attested>,
 }
 
@@ -54,22 +54,22 @@ impl From<&[Signed]> for SignedBy {
     }
 }
 
-/// Finds out who signed images.
+/// Verifies the signatures of images.
 ///
-/// Signatures count of the very digest by which an image is run. Of an index that is the index's own:
-/// which manifest of it runs is for the engine to choose, so a signature on one of them would say nothing
-/// of what does.
+/// Only signatures of the digest by which the image runs are valid. For an index, that is the
+/// digest of the index: the engine chooses the manifest to run, so a signature of one manifest
+/// would not cover what runs.
 #[derive(Clone)]
 pub struct SignatureVerifier {
     trust: Arc<Trust>,
     kept: Arc<SignatureCache>,
-    /// Where the config says by whom a server's image has to be signed: `FILE:LINE`.
+    /// Position of each server's `signed-by` in the config: `FILE:LINE`.
     places: Arc<RwLock<HashMap<ServerName, String>>>,
-    /// How long a start waits for a registry, where nobody has to have signed the image.
+    /// Longest wait of a start for a registry, if no signature is required.
     patience: Duration,
 }
 
-/// Whom a config trusts.
+/// The trusted signers of a config. An error has the JSON pointer and the problem.
 fn trusted(configured: &BTreeMap<SignerName, config::Signer>) -> Result<Trust, (String, String)> {
     let mut signers = Vec::new();
     for (name, signer) in configured {
@@ -103,17 +103,17 @@ fn trusted(configured: &BTreeMap<SignerName, config::Signer>) -> Result<Trust, (
 }
 
 impl Default for SignatureVerifier {
-    /// Of nobody.
+    /// A verifier without trusted signers.
     fn default() -> Self {
         Self::by(Trust::default(), Path::new(""), HashMap::new())
     }
 }
 
 impl SignatureVerifier {
-    /// Those that a config lets count, kept in its state folder.
+    /// The verifier of a config, with a cache in its state folder.
     ///
     /// # Errors
-    /// What is wrong with a signer, and where in the config that is, as a JSON pointer.
+    /// The position in the config, as a JSON pointer, and the problem of the signer.
     pub fn of_config(
         signers: &BTreeMap<SignerName, config::Signer>,
         state_dir: &Path,
@@ -122,7 +122,7 @@ impl SignatureVerifier {
         Ok(Self::by(trusted(signers)?, state_dir, places))
     }
 
-    /// Takes the lines of `signed-by` of a config that was read again, as `FILE:LINE`.
+    /// Sets the positions of `signed-by` after a config reload, as `FILE:LINE`.
     pub fn locate(&self, places: HashMap<ServerName, String>) {
         *self.places.write() = places;
     }
@@ -134,11 +134,11 @@ impl SignatureVerifier {
         Self { trust, kept, places, patience: PATIENCE }
     }
 
-    /// Who signed the image of a server, for whoever decides whether it may run. `image` is where it
-    /// is, with its digest; none for one of this machine.
+    /// The signers of a server's image, for the start decision. `image` is its reference with
+    /// the digest; `None` for a local image.
     ///
     /// # Errors
-    /// Where none of those signed it of whom the config says that one has to have.
+    /// A [`LaunchFailure`] if `signed-by` is set and none of its signers signed the image.
     pub async fn of(
         &self,
         server: &ServerName,
@@ -159,12 +159,12 @@ impl SignatureVerifier {
         let place = self.place(image);
         let known = self.known(image).await;
         let by = SignedBy::from(&*known.signed);
-        // Where another one has to have signed it, they may have done so since: it is asked again.
+        // If a required signature is missing, it may be new: the registry is queried again.
         if holds(&by) {
             if self.kept.rests(&place) || self.kept.is_fresh(&known, &place) {
                 return Ok(by);
             }
-            // Whoever asks may be given up before there is an answer: the next start goes by what is kept.
+            // The start can be cancelled during the query; the next start then uses the cache.
             let nothing = known.signed.is_empty();
             if !nothing {
                 self.kept.rest(place.clone(), ASKED);
@@ -177,7 +177,7 @@ impl SignatureVerifier {
             return Ok(match asking.await {
                 Ok(found) => SignedBy::from(&*added(known.signed, &found.signed)),
                 Err(why) if nothing => {
-                    // Policies see an image that nobody is known to have signed.
+                    // Policies see an image without known signatures.
                     tracing::warn!(%server, why, "image signatures of a server could not be verified");
                     self.kept.rest(place, UNTOLD);
                     by
@@ -197,15 +197,15 @@ impl SignatureVerifier {
         if holds(&by) { Ok(by) } else { Err(self.unsigned(server, settings, &rejected)) }
     }
 
-    /// Has a registry asked again at the next start of an image that policies did not permit by what is
-    /// known of it: who signs it may have done so since.
+    /// Records that policies refused an image, so that the next start queries the registry again:
+    /// the image may have been signed since.
     pub fn refused(&self, image: &Reference) {
         if !self.trust.is_empty() {
             self.kept.refuse(self.place(image));
         }
     }
 
-    /// Why an image is not started that none of those signed who have to.
+    /// Failure of a start whose image lacks a required signature.
     fn unsigned(
         &self,
         server: &ServerName,
@@ -227,17 +227,17 @@ impl SignatureVerifier {
         LaunchFailure { what, remedy: Some(format!("see `portcullis server verify {server}`")) }
     }
 
-    /// What was proved of an image before.
+    /// The cached signatures of an image.
     async fn known(&self, image: &Reference) -> CachedSignatures {
         let (key, kept) = (self.key(image), self.kept.clone());
         let found = tokio::task::spawn_blocking(move || kept.find(key)).await;
         found.ok().flatten().unwrap_or_default()
     }
 
-    /// Asks the registry who signed an image, and adds what it says to what is kept.
+    /// Verifies the signatures at the registry, and adds them to the cache.
     ///
     /// # Errors
-    /// Where the registry does not tell.
+    /// An [`Error`] if the registry does not return the signatures.
     pub async fn look(&self, client: &Client, image: &Reference) -> Result<Provenance, Error> {
         let Some(digest) = image.digest() else { return Ok(Provenance::default()) };
         let found = verify(client, image, digest, &self.trust).await?;
@@ -247,12 +247,12 @@ impl SignatureVerifier {
         Ok(found)
     }
 
-    /// What is proved depends on who is trusted, and on the image, wherever copies of it are.
+    /// Cache key: the trusted signers and the image digest, independent of the registry.
     fn key(&self, image: &Reference) -> Digest {
         Digest::of(format!("{:?}", (self.trust.digest(), image.digest())).as_bytes())
     }
 
-    /// That nothing was found holds for one repository: signatures may be in another.
+    /// Key of a registry query. It names the repository: signatures may be in another one.
     fn place(&self, image: &Reference) -> Repository {
         Repository(format!("{}/{}", image.host(), image.repository()), self.key(image))
     }
@@ -288,7 +288,7 @@ mod tests {
         assert_eq!(by.attested, [attested("a"), attested("b")]);
     }
 
-    /// A registry that reads requests, and says how many have come.
+    /// A registry that never answers. Returns its address and the number of its requests.
     async fn silent() -> (String, watch::Receiver<usize>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let host = listener.local_addr().unwrap().to_string();
@@ -307,7 +307,7 @@ mod tests {
         (host, count)
     }
 
-    // Both ends of a connection have to go on while the other is waited for.
+    // Both ends of a connection must make progress while the test waits for one of them.
     #[tokio::test(flavor = "multi_thread")]
     async fn a_start_goes_on_without_a_registry_that_is_silent() {
         let folder = tempfile::tempdir().unwrap();
@@ -324,13 +324,13 @@ mod tests {
         let server = "s".parse().unwrap();
         let of = async || signatures.of(&server, &settings, &images, Some(&image)).await.unwrap();
 
-        // Nobody is known to have signed it, and it is not asked again for a while.
+        // No signature is known, and the registry is not queried again for a while.
         assert_eq!(of().await, SignedBy::default());
         asked(&mut count, 1).await;
         assert_eq!(of().await, SignedBy::default());
         assert_eq!(*count.borrow(), 1);
 
-        // What was known yesterday counts, and has the registry asked once.
+        // Signatures from yesterday are used, and cause one query of the registry.
         let place = signatures.place(&image);
         let yesterday = SystemTime::now() - FRESH;
         signatures.kept.keep(place.clone(), &[signed("a", What::Signature)], yesterday);
@@ -340,7 +340,7 @@ mod tests {
         assert_eq!(of().await.signers, ["a"]);
         assert_eq!(*count.borrow(), 2);
 
-        // What was known just now has it asked where policies refused it, and else not.
+        // Fresh signatures cause a query only after a refusal by policies.
         signatures.kept.keep(place.clone(), &[], SystemTime::now());
         signatures.kept.rest(place.clone(), Duration::ZERO);
         assert_eq!(of().await.signers, ["a"]);
@@ -350,7 +350,7 @@ mod tests {
         asked(&mut count, 3).await;
     }
 
-    /// Waits until so many requests have come.
+    /// Waits until `times` requests have arrived.
     async fn asked(count: &mut watch::Receiver<usize>, times: usize) {
         let came = count.wait_for(|count| *count >= times);
         let came = tokio::time::timeout(Duration::from_secs(30), came).await.unwrap().unwrap();

@@ -1,9 +1,9 @@
-//! Images by content: what the name of one means is found out once and then locked, and what the
-//! engine has not got is pulled once, however many wait for it.
+//! Images of servers: an image name is resolved to a digest once and then locked. An image that
+//! the engine lacks is pulled once, for all starts that wait for it.
 //!
-//! Invariants: what runs is what the lock file says, or the config itself by a digest. What was
-//! locked is moved by an operator alone, never by a start. Nothing is pulled, and nothing locked,
-//! for a start that was not permitted. What was pulled does not run before it was looked at.
+//! Invariants: the image that runs has the digest of the lock file, or of the config itself. Only
+//! an operator changes a locked digest, never a start. Nothing is pulled or locked for a start
+//! that was not permitted. A pulled image does not run before it was checked.
 
 use std::{
     collections::HashMap,
@@ -28,37 +28,37 @@ use portcullis_protocol::names::ServerName;
 use portcullis_runtime::container::{Engine, Image, Progress};
 use portcullis_runtime::process::LaunchFailure;
 
-/// How often a log says how far a pull is.
+/// Interval of log lines about the progress of a pull.
 const TOLD: Duration = Duration::from_secs(10);
 
-/// Knows what images mean, and gets them.
+/// Resolves, locks and pulls the images of servers.
 pub struct Images {
-    /// The folder of the config, with the lock file.
+    /// Folder of the config and the lock file.
     base: PathBuf,
-    /// Where it is noted which pulls were begun.
+    /// Folder of the files that mark unfinished pulls.
     state_dir: PathBuf,
     registries: Registries,
-    /// Whether what is not locked is refused.
+    /// Whether tags without a locked digest are refused.
     only_locked: bool,
     client: OnceLock<Result<portcullis_oci::Client, String>>,
-    /// The pulls that are under way, by what is pulled.
+    /// Running pulls by image.
     under_way: Mutex<HashMap<String, Pull>>,
     shown: OnceLock<ShowProgress>,
 }
 
-/// Shows how far a pull is, in the place of log lines: its name, and its progress until it is over.
+/// Display of a pull instead of log lines: its name, and its progress until it ends.
 pub type ShowProgress = Box<dyn Fn(&str, watch::Receiver<Progress>) + Send + Sync>;
 
-/// What a server's image is.
+/// Resolved image of a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pinned {
-    /// As the config has it.
+    /// Image name in the config.
     pub name: String,
-    /// In its registry, with its digest; nothing for an image that is of none.
+    /// Reference in the registry, with the digest; `None` for a local image.
     pub reference: Option<Reference>,
-    /// What it means.
+    /// Digest or local id.
     pub meaning: ResolvedImage,
-    /// Whether that was found out just now, and is to be locked.
+    /// Whether the digest was just resolved and must be locked.
     pub is_new: bool,
 }
 
@@ -68,7 +68,7 @@ impl Pinned {
         self.meaning.as_str()
     }
 
-    /// As the engine takes it.
+    /// Image name for the engine.
     pub fn image(&self) -> String {
         match (&self.meaning, self.name.contains('@')) {
             (ResolvedImage::Id(id), _) => id.clone(),
@@ -78,27 +78,27 @@ impl Pinned {
     }
 }
 
-/// A pull that is under way, or over.
+/// A running or finished pull.
 #[derive(Clone)]
 pub struct Pull {
-    /// How far it is.
+    /// Progress of the pull.
     pub progress: watch::Receiver<Progress>,
-    /// What comes of it. It goes on if nobody waits for it.
+    /// Result of the pull. The pull continues even if no caller waits for it.
     pub end: Shared<BoxFuture<'static, Result<Pulled, ImageError>>>,
 }
 
-/// An image that was pulled.
+/// A pulled image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pulled {
-    /// What it is for.
+    /// Platform of the image.
     pub platform: String,
-    /// Its bytes, by its manifest.
+    /// Size in bytes, from the manifest.
     pub size: u64,
-    /// How long that took.
+    /// Duration of the pull.
     pub took: Duration,
 }
 
-/// One that was not.
+/// Failure to resolve, lock or pull an image.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{what} ({remedy})")]
 pub struct ImageError {
@@ -120,7 +120,7 @@ impl From<LaunchFailure> for ImageError {
     }
 }
 
-/// How a config has registries asked.
+/// Settings of the registry client from the config.
 pub fn asked(registries: &Registries) -> portcullis_oci::Settings {
     let Registries { plain_http, ca_file, deadline_s, .. } = registries;
     let total = Duration::from_secs(*deadline_s);
@@ -132,11 +132,11 @@ pub fn asked(registries: &Registries) -> portcullis_oci::Settings {
     }
 }
 
-/// What is to be done before a server's image can run.
+/// Whether an image is on the engine.
 pub enum Readiness {
-    /// Nothing.
+    /// The image is on the engine.
     Ready,
-    /// It is being pulled; whether it is by this question.
+    /// The image is being pulled. The flag is true if this call began the pull.
     Pulling(Pull, bool),
 }
 
@@ -145,8 +145,8 @@ fn failed(what: impl Into<String>, remedy: impl Into<String>) -> ImageError {
 }
 
 impl Images {
-    /// The images of a config whose file is in the folder `base`. With `only_locked`, no image runs
-    /// whose tag is not in the lock file.
+    /// The images of a config whose file is in the folder `base`. With `only_locked`, tags without
+    /// a locked digest are refused.
     pub fn new(base: &Path, state_dir: &Path, registries: &Registries, only_locked: bool) -> Self {
         Self {
             base: base.to_owned(),
@@ -165,15 +165,15 @@ impl Images {
         Self::new(Path::new("/"), Path::new("/.portcullis"), &Registries::default(), false)
     }
 
-    /// Has somebody show how far pulls are.
+    /// Sets the display of pulls.
     pub fn show(&self, shown: ShowProgress) {
         let _ = self.shown.set(shown);
     }
 
-    /// Who asks registries, as the config says.
+    /// The registry client, with the settings of the config.
     ///
     /// # Errors
-    /// Where the config names what can't be read.
+    /// An [`ImageError`] if a file of `[registries]` cannot be read.
     pub fn client(&self) -> Result<&portcullis_oci::Client, ImageError> {
         let made = self.client.get_or_init(|| {
             portcullis_oci::Client::new(asked(&self.registries)).map_err(|error| error.to_string())
@@ -181,11 +181,11 @@ impl Images {
         made.as_ref().map_err(|why| failed(why.clone(), "correct `[registries]`"))
     }
 
-    /// What the image of a server is: by its own digest, by the lock file, or, where neither has it,
-    /// by its registry or the engine.
+    /// Resolves the image of a server: by the digest in its name, by the lock file, or else by its
+    /// registry or the engine.
     ///
     /// # Errors
-    /// Where it can't be found out.
+    /// An [`ImageError`] if the image does not resolve.
     pub async fn pin(
         &self,
         engine: &Result<Engine, String>,
@@ -206,10 +206,10 @@ impl Images {
         pinned(name, meaning, true).map(Some)
     }
 
-    /// What a name means by the lock file, where that has anything for the server.
+    /// The locked digest or id of a server's image, if the lock file has one.
     ///
     /// # Errors
-    /// Where it has another name for the server: a start moves nothing.
+    /// An [`ImageError`] if another image name is locked: a start does not change locks.
     async fn locked(
         &self,
         server: &ServerName,
@@ -223,22 +223,22 @@ impl Images {
         Ok(lock.meaning(server.as_str(), name))
     }
 
-    /// The same without asking why it can't be told. It reads a file: call it off the async threads.
+    /// As [`Self::locked`], without the error. Reads a file: call it outside the async threads.
     pub(super) fn known(&self, server: &ServerName, name: &str) -> Option<ResolvedImage> {
         Lock::read(&self.base).ok()?.meaning(server.as_str(), name)
     }
 
-    /// What a tag means now: in its registry, or on the engine where it names none.
+    /// Resolves a tag now: in its registry, or on the engine if it names none.
     ///
     /// # Errors
-    /// Where nobody can say.
+    /// An [`ImageError`] if the tag does not resolve.
     pub async fn ask(
         &self,
         engine: &Result<Engine, String>,
         name: &str,
     ) -> Result<ResolvedImage, ImageError> {
         if !names_host(name) {
-            // Others would take that for Docker Hub's, where anybody could have taken the name.
+            // Elsewhere this means Docker Hub, where the name could belong to anybody.
             let engine = engine.as_ref().map_err(|why| no_engine(why))?;
             return match engine.has(name).await? {
                 Some(id) => Ok(ResolvedImage::Id(id)),
@@ -259,10 +259,10 @@ impl Images {
         Ok(ResolvedImage::Digest(digest.to_string()))
     }
 
-    /// Locks what was found out.
+    /// Writes a resolved digest into the lock file.
     ///
     /// # Errors
-    /// Where that can't be written, or somebody else has meanwhile locked something else.
+    /// An [`ImageError`] if the write fails, or another digest was locked concurrently.
     pub async fn lock(&self, server: &ServerName, pinned: &Pinned) -> Result<(), ImageError> {
         let (base, server) = (self.base.clone(), server.to_string());
         let (name, meaning) = (pinned.name.clone(), pinned.meaning.clone());
@@ -300,10 +300,10 @@ impl Images {
         Err(failed("its image was locked as another one meanwhile", "try again"))
     }
 
-    /// Whether the engine has an image that was looked at.
+    /// Whether the engine has the image, and its pull was checked.
     ///
     /// # Errors
-    /// Where the engine does not say.
+    /// An [`ImageError`] if the engine does not answer.
     pub async fn has(&self, engine: &Engine, pinned: &Pinned) -> Result<bool, ImageError> {
         if engine.has(&pinned.image()).await?.is_none() {
             return Ok(false);
@@ -312,10 +312,10 @@ impl Images {
         Ok(!unseen.is_some_and(|begun| begun.is_there()))
     }
 
-    /// Whether the engine has an image; has it pulled if not.
+    /// Checks whether the engine has the image, and begins a pull if not.
     ///
     /// # Errors
-    /// Where it is not there and is of no registry, or the engine does not say.
+    /// An [`ImageError`] if a local image is missing, or the engine does not answer.
     pub async fn ready(
         self: &Arc<Self>,
         engine: &Engine,
@@ -338,8 +338,8 @@ impl Images {
         Ok(Readiness::Pulling(pull, by_us))
     }
 
-    /// The pull of an image that is under way; else one that begins now, and is over however the work
-    /// ends. Tells whether it is a new one.
+    /// The running pull of an image, or a new one that does `work` and ends with it. The flag is
+    /// true for a new pull.
     fn begin<F>(
         self: &Arc<Self>,
         image: String,
@@ -354,7 +354,7 @@ impl Images {
         }
         let (told, progress) = watch::channel(Progress::default());
         let (over, work) = (PullEnd { images: self.clone(), key: image.clone() }, work(told));
-        // On a task of its own: it goes on when those who wait have given up.
+        // On a task of its own: the pull continues after its callers have given up.
         let task = tokio::spawn(async move {
             let _over = over;
             work.await
@@ -367,10 +367,10 @@ impl Images {
         (pull, true)
     }
 
-    /// What a registry says of an image for this engine.
+    /// The manifest data of an image for the platform of this engine.
     ///
     /// # Errors
-    /// Where it says nothing, or the image is for other machines, or too large.
+    /// An [`ImageError`] if the registry fails, the platform is missing, or the image is too large.
     pub async fn look(
         &self,
         engine: &Engine,
@@ -433,7 +433,7 @@ impl Images {
                 let what = format!("that `{reference}` is being pulled can't be noted: {error}");
                 failed(what, "see that the folder of `state-dir` is there and can be written")
             };
-            // The engine may be at work on an earlier one yet, whose end nobody has seen.
+            // The engine may still be busy with an earlier pull whose end was not observed.
             let noting = tokio::task::spawn_blocking({
                 let begun = begun.clone();
                 move || {
@@ -472,13 +472,13 @@ impl Images {
     }
 }
 
-/// Why an image does not run where only those do whose tags are locked.
+/// Refusal of a tag without a locked digest.
 pub fn not_locked(server: &ServerName, image: &str) -> ImageError {
     let what = format!("what the image `{image}` means is not locked");
     failed(what, format!("`portcullis server lock {server}`"))
 }
 
-/// A pull that is no longer under way, however it ended.
+/// Removes a pull from the running pulls when it ends in any way.
 struct PullEnd {
     images: Arc<Images>,
     key: String,
@@ -490,9 +490,9 @@ impl Drop for PullEnd {
     }
 }
 
-/// A file that is there from the beginning of a pull until what came was looked at. What is on the
-/// engine while it is there is not run: this proxy, or one before it, was interrupted, or it is not the
-/// image that was to be pulled and could not be removed.
+/// File that exists from the beginning of a pull until the result was checked. While it exists,
+/// the image on the engine does not run: this proxy or an earlier one was interrupted, or the
+/// engine has a wrong image that could not be removed.
 #[derive(Clone)]
 struct PullMark {
     folder: PathBuf,
@@ -519,10 +519,10 @@ impl PullMark {
     }
 }
 
-/// An image that the config names by its content.
+/// The image of a name with a digest or id; `None` for a tag.
 ///
 /// # Errors
-/// Where it is no name of an image.
+/// An [`ImageError`] if `name` is not an image name.
 pub fn fixed(name: &str) -> Result<Option<Pinned>, ImageError> {
     let image: Image =
         name.parse().map_err(|illegal: portcullis_runtime::container::IllegalImage| {
@@ -540,10 +540,10 @@ pub fn fixed(name: &str) -> Result<Option<Pinned>, ImageError> {
     })
 }
 
-/// What a name with that meaning is.
+/// The image with this name and this digest or id.
 ///
 /// # Errors
-/// Where it is no name of an image, or no meaning of one.
+/// An [`ImageError`] if `name` is not an image name, or `meaning` is not a digest.
 pub fn pinned(name: &str, meaning: ResolvedImage, is_new: bool) -> Result<Pinned, ImageError> {
     let illegal = |_| failed(format!("the lock of `{name}` is not a digest"), RELOCK);
     let digest: portcullis_oci::Digest = meaning.as_str().parse().map_err(illegal)?;
@@ -581,7 +581,7 @@ fn no_engine(why: &str) -> ImageError {
     failed(format!("no container engine answers: {why}"), "start Docker or Podman")
 }
 
-/// Bytes, for people.
+/// Size in bytes as a text with a unit.
 pub fn mib(bytes: u64) -> String {
     match bytes {
         0..=999_999 => format!("{:.1} kB", bytes as f64 / 1e3),
@@ -589,7 +589,7 @@ pub fn mib(bytes: u64) -> String {
     }
 }
 
-/// How far a pull is, for people.
+/// Progress of a pull as a text.
 pub fn on_its_way(progress: Progress) -> String {
     match progress {
         Progress { total: 0, .. } => "asking the registry".to_owned(),
@@ -619,7 +619,7 @@ mod tests {
         for waiting in [pull, twin] {
             assert_eq!(waiting.end.await.unwrap_err().what, "the pull ended early");
         }
-        // The next one begins anew.
+        // The next call begins a new pull.
         let (pull, by_us) =
             images.begin("a".into(), |_| async { Err(failed("another one", "nothing")) });
         assert!(by_us);

@@ -1,7 +1,7 @@
-//! One instance of a server: started when it is first needed, ended when nobody needs it.
+//! One instance of a server: started at its first use, and ended when idle.
 //!
-//! Each component of it owns one part of the state: the [`Starter`] its start, the [`Lifecycle`] what runs,
-//! the [`Replacement`] what drains, [`ActiveCalls`] its calls, and so on. No component knows the instance.
+//! Each component owns one part of the state: the [`Starter`] the start, the [`Lifecycle`] the
+//! process, [`Replacement`] the draining, [`ActiveCalls`] the calls. None knows the instance.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -35,8 +35,8 @@ use portcullis_protocol::exchange::Revision;
 /// Longest wait for the resource usage of a process.
 const USAGE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// One instance of a server: the one that all clients share, or a dedicated one that does the handshake
-/// in the name of one client.
+/// One instance of a server: shared by all clients, or dedicated to one client, whose capabilities
+/// its handshake has.
 pub struct Instance {
     starter: Starter,
     pool: Arc<WarmPool>,
@@ -70,7 +70,7 @@ impl Instance {
         }
     }
 
-    /// A further instance that all clients share. The first one reports changes of lists.
+    /// A further shared instance. Only the first one reports changes of lists.
     pub(super) fn replica(server: Arc<ServerShared>, pool: Arc<WarmPool>) -> Self {
         let mut replica = Self::new(server, pool, None);
         replica.starter.reports_lists = false;
@@ -81,7 +81,7 @@ impl Instance {
         &self.starter.server
     }
 
-    /// The client that has this instance for itself.
+    /// Key of the client that owns this dedicated instance.
     pub fn party(&self) -> Option<&InstanceKey> {
         self.owner().map(|owner| &owner.key)
     }
@@ -90,7 +90,7 @@ impl Instance {
         self.starter.owner.as_ref()
     }
 
-    /// Whose secrets the instance gets.
+    /// Scope of the instance's secrets.
     pub(super) fn scope(&self) -> &SecretScope {
         &self.starter.scope
     }
@@ -103,7 +103,7 @@ impl Instance {
     /// The running instance, started if necessary. Callers that come during a start wait for it.
     ///
     /// # Errors
-    /// A [`CallError`] where the start fails, or failed a moment ago.
+    /// A [`CallError`] if the start fails, or failed recently.
     pub async fn running(self: &Arc<Self>) -> Result<Arc<Running>, CallError> {
         self.touch();
         if let Some(running) = self.peek() {
@@ -172,17 +172,17 @@ impl Instance {
         self.starter.launch(warm, until, &self.lifecycle.closing).await
     }
 
-    /// Makes a call. Where a remote server refused it because the session had ended, the instance does the
-    /// handshake again and repeats the call.
+    /// Makes a call. If a remote server rejects it because its session has ended, the instance does
+    /// the handshake again and repeats the call.
     ///
     /// # Errors
-    /// A [`CallError`] where no answer came.
+    /// A [`CallError`] if no response came.
     pub async fn call(self: &Arc<Self>, running: &Running, call: Call) -> Result<Reply, CallError> {
         let _permit = self.calls.admit()?;
         let breaker = &self.lifecycle.breaker;
         let trial = breaker.admit()?;
         let (mut running, mut counted) = (running, running.calls.token());
-        // Counted before the check: a replaced or idle process ends only where it has no calls.
+        // Counted before the check: a replaced or idle process ends only without calls.
         let newer = match running.calls.is_closed() {
             true => call.clock.bound(self.running()).await.ok(),
             false => None,
@@ -195,8 +195,8 @@ impl Instance {
         let asks = call.clock.clone();
         let reply = running.unless_revoked(running.link.call(call));
         tokio::pin!(reply);
-        // A call that waits for a person has not ended the instance so far: another call may try it
-        // meanwhile.
+        // A call that waits for a person has not crashed the instance so far: another trial call
+        // may run meanwhile.
         let (mut reply, trial) = tokio::select! {
             biased;
             reply = &mut reply => (reply, trial),
@@ -228,7 +228,7 @@ impl Instance {
     ) -> Result<Reply, CallError> {
         let clock = call.clock.clone();
         let running = clock.bound(self.running()).await?;
-        // In another revision, the message would be another one.
+        // In another revision, the message would differ.
         if running.greeting.revision != revision {
             return Err(CallError::Forgotten);
         }
@@ -238,7 +238,7 @@ impl Instance {
     /// Sends a notification.
     ///
     /// # Errors
-    /// A [`CallError`] where it could not be sent.
+    /// A [`CallError`] if it could not be sent.
     pub async fn notify(
         &self,
         running: &Running,
@@ -250,17 +250,17 @@ impl Instance {
         sent.map_err(|failure| self.server().scrubbed(failure))
     }
 
-    /// A fresh list of the running instance, or the failure to get one. Does not start the instance.
+    /// The fresh cached list, or list failure, of the running instance. Does not start it.
     pub(super) fn kept(&self, offer: ListKind) -> Option<Result<Items, CallError>> {
         let kept = self.peek()?.definitions.kept(offer)?;
         self.touch();
         Some(kept)
     }
 
-    /// A list, for which the instance is started if necessary.
+    /// A list. Starts the instance if necessary.
     ///
     /// # Errors
-    /// A [`CallError`] where the server does not list.
+    /// A [`CallError`] if the server returns no list.
     pub(super) async fn items(self: &Arc<Self>, offer: ListKind) -> Result<Items, CallError> {
         self.touch();
         if let Some(kept) = self.kept(offer) {
@@ -296,11 +296,11 @@ impl Instance {
         Ok(items)
     }
 
-    /// Subscribes one client to changes of a resource. The subscription is repeated whenever the instance
-    /// starts, until each client has [`unwatch`](Self::unwatch)ed.
+    /// Subscribes one client to changes of a resource. Each start of the instance repeats the
+    /// subscription, until each client has [`unwatch`](Self::unwatch)ed.
     ///
     /// # Errors
-    /// A [`CallError`] where the server did not answer. Its refusal is a [`Reply::Error`].
+    /// A [`CallError`] if the server did not answer. Its refusal is a [`Reply::Error`].
     pub async fn watch(self: &Arc<Self>, uri: &str) -> Result<Reply, CallError> {
         let running = self.running().await?;
         let timeout = self.server().call_timeout();
@@ -312,13 +312,13 @@ impl Instance {
     /// Ends the subscription of one client.
     ///
     /// # Errors
-    /// A [`CallError`] where the server did not answer. The subscription has ended nevertheless.
+    /// A [`CallError`] if the server did not answer. The subscription has ended nevertheless.
     pub async fn unwatch(self: &Arc<Self>, uri: &str) -> Result<(), CallError> {
         let timeout = self.server().call_timeout();
         let call = |call: Call| async move {
             match self.peek().filter(|running| !running.greeting.revision.is_modern()) {
                 Some(running) => Box::pin(self.call(&running, call)).await.map(drop),
-                // A modern server hears of it by the next subscription.
+                // The next subscription informs a modern server.
                 None => Ok(()),
             }
         };
@@ -335,13 +335,13 @@ impl Instance {
         self.calls.count()
     }
 
-    /// Whether nobody has used the instance for `idle-stop-s`, nor watches a resource of it.
+    /// Whether the instance was unused for `idle-stop-s` and has no watched resources.
     fn is_idle(&self) -> bool {
         let idle = self.idle_stop();
         !idle.is_zero() && self.watches.is_empty() && self.calls.is_idle(idle)
     }
 
-    /// Whether nothing of the instance is left but its place.
+    /// Whether the instance is idle, stopped and not draining, so that it can be removed.
     pub(super) fn is_disposable(&self) -> bool {
         self.is_idle() && self.peek().is_none() && self.replacement.draining().is_none()
     }
@@ -350,15 +350,15 @@ impl Instance {
         Duration::from_secs(self.server().settings.idle_stop_s)
     }
 
-    /// Lets the next call start the instance, although the last start failed a moment ago.
+    /// Lets the next call start the instance, although the last start failed recently.
     pub(super) async fn try_again(&self) {
         self.lifecycle.lock().await.forget_failure();
     }
 
-    /// Replaces the running process. Where the new one does not start, the old one continues.
+    /// Replaces the running process. If the new process does not start, the old one continues.
     ///
     /// # Errors
-    /// Why the new one did not start.
+    /// A [`CallError`] if the new process did not start.
     pub(super) async fn replace(&self, why: &str) -> Result<ReplaceOutcome, CallError> {
         self.replace_where(why, |_| true).await
     }
@@ -373,7 +373,7 @@ impl Instance {
             Some(old) if is_so(old) => old.clone(),
             _ => return Ok(ReplaceOutcome::NotRunning),
         };
-        // The state is free meanwhile: the old process takes calls, and can be ended.
+        // The state is not locked here: the old process takes calls, and can be ended.
         let new = self.launch(Instant::now() + self.server().pull_patience()).await?;
         let mut state = self.lifecycle.lock().await;
         if !state.is(&old) {
@@ -407,7 +407,7 @@ impl Instance {
         self.report_lost().await;
     }
 
-    /// Ends the instance where it is idle, notices its death, and begins checks that are due.
+    /// Ends an idle instance, detects a dead one, and begins health checks that are due.
     pub(super) async fn sweep(self: &Arc<Self>) {
         self.report_lost().await;
         self.check_health();
@@ -440,7 +440,7 @@ impl Instance {
         }
     }
 
-    /// Begins a health check where one is due, on a task of its own.
+    /// Begins a health check on a task of its own if one is due.
     fn check_health(self: &Arc<Self>) {
         let Some(running) = self.peek().filter(|running| self.health.begin(running)) else {
             return;
@@ -475,12 +475,12 @@ impl Instance {
         }
     }
 
-    /// Ends at once what policies forbid. An instance that is being started is reviewed after its start.
+    /// Ends forbidden processes at once. A starting instance is reviewed after its start.
     pub(super) async fn review(&self, review: &dyn LaunchReview) {
         self.replacement.review(review).await;
         self.review_running(review).await;
-        // A replacement was decided on before, and the process that it replaces may have been neither
-        // running nor draining.
+        // A replacement was permitted before this review. The process that it replaces may have
+        // been neither running nor draining.
         self.replacement.settled().await;
         self.replacement.review(review).await;
         self.review_running(review).await;
@@ -493,7 +493,7 @@ impl Instance {
             return;
         };
         let why = "policies permit it no longer".to_owned();
-        // First: callers get the refusal, and not the end of the process.
+        // Set first, so that callers get the refusal and not the end of the process.
         let _ = running.revoked.set(refusal);
         state.withdraw(Some(why.clone()));
         running.stop(Duration::ZERO).await;
@@ -502,11 +502,11 @@ impl Instance {
         drop(state);
     }
 
-    /// Delivers the secrets that were read last, also to a process that is about to replace the running
-    /// one. Restarts the instance for the rest where the config says so.
+    /// Delivers the secrets that were read last, also to a process that is about to replace the
+    /// running one. Restarts the instance for the others if the config says so.
     ///
     /// # Errors
-    /// Why the instance keeps its secrets.
+    /// The reason why the instance keeps its old secrets.
     pub(super) async fn rotate(
         &self,
         review: &dyn LaunchReview,
@@ -519,10 +519,10 @@ impl Instance {
         self.restart_outdated(outcome).await
     }
 
-    /// [`rotate`](Self::rotate), once for all who ask at the same time.
+    /// [`rotate`](Self::rotate), once for all concurrent callers.
     ///
     /// # Errors
-    /// Why the instance keeps its secrets.
+    /// The reason why the instance keeps its old secrets.
     pub async fn see_to_secrets(self: &Arc<Self>, review: &dyn LaunchReview) -> Result<(), String> {
         let SecretRotation { delivering, restarting, .. } = &self.rotation;
         delivering.ask(());
@@ -532,7 +532,7 @@ impl Instance {
                 let _ = self.deliver_secrets(review).await;
             }
         }
-        // Apart, so that the running process has the next values while a replacement is in progress.
+        // Separate from delivery, so that the running process gets new values during a replacement.
         let mut result = Ok(());
         restarting.ask(());
         while let Some(mut turn) = restarting.begin() {
@@ -567,7 +567,7 @@ impl Instance {
         Ok(outcome)
     }
 
-    /// Replaces the process where it has old secrets in its environment or in headers. A failure is
+    /// Replaces the process if it has old secrets in its environment or in headers. A failure is
     /// repeated after a pause.
     async fn restart_for_secrets(&self) -> Result<(), CallError> {
         let is_outdated = |running: &Running| self.rotation.is_outdated(running);
@@ -576,7 +576,7 @@ impl Instance {
         replaced.map(drop)
     }
 
-    /// Repeats a failed restart where it is due, on a task of its own.
+    /// Repeats a failed restart on a task of its own if it is due.
     fn retry_restart(self: &Arc<Self>) {
         if !self.rotation.take_due() {
             return;

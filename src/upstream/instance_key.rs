@@ -1,4 +1,4 @@
-//! For whom an instance of a server runs.
+//! Owners of the dedicated instances of a server.
 
 use std::collections::HashSet;
 
@@ -7,52 +7,52 @@ use parking_lot::Mutex;
 
 use portcullis_protocol::{exchange::Revision, identity::PrincipalKind, names::SessionId};
 
-/// What tells one party from another.
+/// Key of a dedicated instance: its legacy session or its modern client.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum InstanceKey {
     /// A legacy session.
     Session(SessionId),
-    /// A modern client: sessionless, so known by who it is and by what it says it can be asked.
+    /// A modern client. It has no session, so its principal and capabilities identify it.
     Client {
         principal: PrincipalKind,
-        /// The id of its key: whoever has a name after another is somebody else.
+        /// Id of the client's key. A later client with the same name has another key.
         holder: Option<String>,
-        /// SHA-256 of the text of its capabilities.
+        /// SHA-256 of the text of the client's capabilities.
         capabilities: [u8; 32],
     },
 }
 
-/// A client that a server may ask something, which needs an instance that is greeted in its name.
+/// Client that owns a dedicated instance. The handshake has its capabilities.
 #[derive(Debug, Clone)]
 pub struct InstanceOwner {
     pub key: InstanceKey,
-    /// Who it is, so that none takes the instances of all.
+    /// Principal, for the limit of instances per principal.
     pub principal: PrincipalKind,
-    /// The id of its key, where it has one.
+    /// Id of the client's key, if it has one.
     pub holder: Option<String>,
-    /// The revision to greet in; one before 2026-07-28.
+    /// Revision for the handshake; before 2026-07-28.
     pub revision: Revision,
-    /// The text of its capabilities, a JSON object, which the server is shown as it is.
+    /// The client's capabilities: a JSON object, passed to the server unchanged.
     pub capabilities: Bytes,
 }
 
-/// Clients that may come in no more, by the ids of their keys. Those that an operator removed, so there
-/// are few.
+/// Clients without access, by the ids of their keys. Only clients that an operator removed are in
+/// it, so it stays small.
 #[derive(Debug, Default)]
 pub struct RevokedClients(Mutex<HashSet<(PrincipalKind, String)>>);
 
 impl RevokedClients {
-    /// Has nothing begun any more for a client with that key.
+    /// Refuses further instances for a client with this key.
     pub fn add(&self, client: PrincipalKind, key: String) {
         self.0.lock().insert((client, key));
     }
 
-    /// It has that key again.
+    /// Allows instances for a client that has this key again.
     pub fn remove(&self, client: PrincipalKind, key: String) {
         self.0.lock().remove(&(client, key));
     }
 
-    /// Whether nothing is begun for it any more.
+    /// Whether the client has lost its access.
     pub fn has(&self, party: &InstanceOwner) -> bool {
         let of = |key: &String| (party.principal.clone(), key.clone());
         party.holder.as_ref().is_some_and(|key| self.0.lock().contains(&of(key)))

@@ -1,4 +1,4 @@
-//! Instances of one server: which instance serves which client.
+//! Set of the instances of one server, and the choice of an instance for each client.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -19,21 +19,21 @@ use super::{
 use crate::config::{Era, Sharing};
 use portcullis_protocol::identity::PrincipalKind;
 
-/// One principal may have one of this many parts of the dedicated instances.
+/// Divisor of the limit of dedicated instances for the share of one principal.
 const PRINCIPAL_SHARE: usize = 4;
-/// Time without a start of a further replica after one that failed.
+/// Pause after the failed start of a replica.
 const REPLICA_PAUSE: Duration = Duration::from_secs(10);
 
-/// Instances of one server: the one that all clients share, its replicas, and the dedicated ones.
+/// Instances of one server: the shared one, its replicas, and the dedicated ones.
 pub(super) struct InstanceSet {
     server: Arc<ServerShared>,
     pool: Arc<WarmPool>,
     shared: Arc<Instance>,
-    /// Further instances that all clients share, for calls only.
+    /// Further shared instances, for calls only.
     replicas: Vec<Arc<Instance>>,
-    /// Until then, no replica starts.
+    /// Time before which no replica starts.
     replicas_paused: Arc<Mutex<Option<Instant>>>,
-    /// `None` after the end of the server.
+    /// Dedicated instances; `None` after the end of the server.
     dedicated: Mutex<Option<HashMap<InstanceKey, Arc<Instance>>>>,
 }
 
@@ -50,13 +50,13 @@ impl InstanceSet {
         }
     }
 
-    /// The instance that serves all lists, and calls of clients that answer no server requests.
+    /// The shared instance. It serves all lists, and calls of clients without server requests.
     pub fn shared(&self) -> &Arc<Instance> {
         &self.shared
     }
 
-    /// Of the instances that all clients share, the one with the fewest calls. Where all running ones are
-    /// busy, a further one starts meanwhile.
+    /// The shared instance with the fewest calls. If all running ones are busy, another replica
+    /// starts in the background.
     pub fn least_busy(&self) -> Arc<Instance> {
         let runs = |instance: &&Arc<Instance>| instance.peek().is_some();
         let all = || std::iter::once(&self.shared).chain(&self.replicas);
@@ -71,7 +71,7 @@ impl InstanceSet {
             let paused = self.replicas_paused.clone();
             tokio::spawn(async move {
                 if let Err(failure) = next.running().await {
-                    // Each attempt is on record, and the next call would make another one.
+                    // Each attempt is recorded, and the next call would make another one.
                     *paused.lock() = Some(Instant::now() + REPLICA_PAUSE);
                     tracing::debug!(%failure, "another instance did not start");
                 }
@@ -80,13 +80,13 @@ impl InstanceSet {
         least.clone()
     }
 
-    /// The instance for a client: a dedicated one, or the shared one where the config says so, or where
-    /// the server speaks a revision without server requests.
+    /// The instance for a client: a dedicated one, or the shared one if the config says so or the
+    /// server's revision has no server requests.
     ///
     /// # Errors
-    /// [`CallError::NoSecret`] where a secret differs by client and there is none for this one;
+    /// [`CallError::NoSecret`] if a secret differs by client and has no value for this one;
     /// [`CallError::Overloaded`] at the limit of dedicated instances, of all or of this principal;
-    /// [`CallError::Unavailable`] where the client was removed.
+    /// [`CallError::Unavailable`] if the client was removed.
     pub fn own(&self, party: &InstanceOwner) -> Result<Arc<Instance>, CallError> {
         let is_modern = *self.server.era.read() == Some(Era::Modern);
         let settings = &self.server.settings;
@@ -97,7 +97,7 @@ impl InstanceSet {
         let launcher = &self.server.launcher;
         launcher.hands.has(&self.server.name, settings, &party.principal)?;
         let mut dedicated = self.dedicated.lock();
-        // Under the lock: a removal first marks the client, and then looks here.
+        // Under the lock: a removal first marks the client, and then removes its instances.
         if launcher.dismissed.has(party) {
             return Err(CallError::Unavailable("its client was removed".into()));
         }
@@ -132,7 +132,7 @@ impl InstanceSet {
         self.dedicated.lock().as_mut()?.remove(key)
     }
 
-    /// Removes the dedicated instances of a client with that key.
+    /// Removes the dedicated instances of a client with this key.
     pub fn remove_client(&self, client: &PrincipalKind, key: &str) -> Vec<Arc<Instance>> {
         let is_its = |own: &Instance| {
             own.owner().is_some_and(|owner| {
@@ -172,7 +172,7 @@ impl InstanceSet {
         all
     }
 
-    /// All instances. No further dedicated one is made.
+    /// All instances. No dedicated instance is created after this.
     pub fn close(&self) -> Vec<Arc<Instance>> {
         let dedicated = self.dedicated.lock().take().unwrap_or_default();
         let all = dedicated.into_values().chain(self.replicas.iter().cloned());
@@ -222,7 +222,7 @@ mod tests {
         }
         assert_eq!(refused(party(7, "d")), full);
 
-        // Who leaves makes room, and is started no more.
+        // A removed instance frees its slot, and does not start again.
         server.remove(&party(0, "a").key).unwrap().close("its client is gone").await;
         assert!(server.owned(&party(0, "a").key).is_none());
         assert!(matches!(first.running().await, Err(CallError::Unavailable(_))));
@@ -238,7 +238,7 @@ mod tests {
         let server = instances(settings);
         let held = server.own(&party(0, "a")).unwrap();
         drop(server.own(&party(1, "a")).unwrap());
-        // What is used again and again stays; the other goes once its time is over.
+        // An instance in use stays; the other one goes after the idle time.
         let swept = async {
             while server.owned(&party(1, "a").key).is_some() {
                 server.remove_idle();

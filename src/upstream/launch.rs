@@ -1,4 +1,4 @@
-//! Starts of a server in the name of one client, or of all: process, connection, handshake.
+//! Starts of shared and dedicated instances: process, connection, handshake.
 
 use std::{
     sync::{
@@ -47,40 +47,40 @@ use portcullis_runtime::{
 };
 use portcullis_vault::Folder;
 
-/// A line with what is at its end.
+/// A connection to a server, with its process.
 struct ConnectedProcess {
     link: Arc<dyn ServerTransport>,
     process: Option<Arc<dyn Handle>>,
     exit: Arc<OnceLock<Exit>>,
     place: Placement,
     origin: Origin,
-    /// What was permitted to be done for it.
+    /// The launch that policies permitted.
     cleared: Arc<LaunchRequest>,
-    /// The secrets that it has.
+    /// The delivered secrets.
     handed: Arc<SecretSet>,
     given: SecretHistory,
-    /// Where it finds those that it gets as files.
+    /// Folder of the secrets that are delivered as files.
     folder: Option<Folder>,
 }
 
-/// A process that runs and was told nothing yet.
+/// A running process that has received no message.
 pub(super) struct SpawnedProcess {
     stdin: Box<dyn AsyncWrite + Send + Unpin>,
     stdout: Box<dyn AsyncRead + Send + Unpin>,
     pub handle: Arc<dyn Handle>,
-    /// Set once it has ended.
+    /// Exit status, set after the end of the process.
     pub exit: Arc<OnceLock<Exit>>,
-    /// The one client for which alone it runs, once there is one.
+    /// Owner of the dedicated instance, set when the process gets one.
     principal: Arc<OnceLock<PrincipalKind>>,
-    /// Where it runs.
+    /// Runtime of the process.
     pub place: Placement,
     origin: Origin,
-    /// What was permitted to be done for it.
+    /// The launch that policies permitted.
     pub cleared: Arc<LaunchRequest>,
-    /// The secrets that it has.
+    /// The delivered secrets.
     pub handed: Arc<SecretSet>,
     given: SecretHistory,
-    /// Where it finds those that it gets as files.
+    /// Folder of the secrets that are delivered as files.
     pub folder: Option<Folder>,
 }
 
@@ -89,22 +89,22 @@ pub(super) struct SpawnedProcess {
 pub(super) struct Launch<'a> {
     /// Id that all events of the launch have.
     pub id: DecisionId,
-    /// How long it may take. It stands still while the audit log is waited for, which has a
+    /// Deadline of the start. It is paused during waits for the audit log, which has a
     /// deadline of its own.
     pub clock: &'a Deadline,
-    /// Until when its image is waited for.
+    /// End of the wait for the image.
     pub until: Instant,
 }
 
-/// Starts a server in the name of one client, or of all.
+/// Starts one instance, shared or dedicated.
 pub(super) struct Starter {
     pub server: Arc<ServerShared>,
     pub owner: Option<InstanceOwner>,
-    /// Whose secrets the server gets.
+    /// Scope of the instance's secrets.
     pub scope: SecretScope,
-    /// Whether changes of lists are reported. Of the instances that all clients share, one reports them.
+    /// Whether changes of lists are reported. Only one of the shared instances reports them.
     pub reports_lists: bool,
-    /// Whether a probe of the era has ended the process. Then the probe is not repeated.
+    /// Whether a probe of the era crashed the process, so that it is not repeated.
     known_legacy: AtomicBool,
     pub pull: ImagePull,
     pub lost: Arc<LostMessages>,
@@ -124,13 +124,13 @@ impl Starter {
         }
     }
 
-    /// The client in whose name the server starts.
+    /// The owner of a dedicated instance.
     pub fn principal(&self) -> Option<PrincipalKind> {
         self.owner.as_ref().map(|owner| owner.principal.clone())
     }
 
-    /// Starts a process, or takes a spare one, and does the handshake. Reports the result. The image is
-    /// awaited until then.
+    /// Starts a process, or takes the warm process `spare`, and does the handshake. Reports the
+    /// result. Waits for the image until `until`.
     pub async fn launch(
         &self,
         spare: impl Future<Output = Option<SpawnedProcess>>,
@@ -173,7 +173,7 @@ impl Starter {
         }
     }
 
-    /// Reports a failed start. Returns the failure as it may be logged.
+    /// Reports a failed start. Returns the failure without secrets.
     pub async fn not_started(&self, launch: DecisionId, failure: CallError) -> CallError {
         let failure = self.server.scrubbed(failure);
         let why = failure.to_string();
@@ -183,13 +183,13 @@ impl Starter {
         failure
     }
 
-    /// Starts it, by way of a spare process where there is one.
+    /// Starts the instance, with the warm process `spare` if there is one.
     async fn start(
         &self,
         launch: Launch<'_>,
         spare: Option<SpawnedProcess>,
     ) -> Result<Running, CallError> {
-        // One of a party's own exists because the server is a legacy one, as the shared one found.
+        // A dedicated instance does not repeat the probe after a handshake in the legacy era.
         let known = self.known_legacy.load(Ordering::Relaxed)
             || self.owner.is_some() && *self.server.era.read() == Some(Era::Legacy);
         let probe = self.server.settings.era == Era::Auto && !known;
@@ -208,7 +208,7 @@ impl Starter {
         }
     }
 
-    /// Starts and greets; the flag of an error says whether the process died over the greeting.
+    /// Starts a process and does the handshake. The flag of an error is true if the process died.
     async fn start_as(
         &self,
         launch: Launch<'_>,
@@ -283,11 +283,10 @@ impl Starter {
         }
     }
 
-    /// Gets together what a start goes by.
+    /// Prepares a start: resolves the secrets and the image.
     ///
     /// # Errors
-    /// Where a secret does not resolve, or the image does not resolve, or nothing may
-    /// be started any more.
+    /// A [`CallError`] if a secret or the image does not resolve, or no further instance may start.
     async fn prepare(&self) -> Result<PreparedLaunch, CallError> {
         let ServerShared { launcher, name, settings, .. } = &*self.server;
         let secrets = self.server.secrets.load(&self.scope).await?;
@@ -316,7 +315,7 @@ impl Starter {
             let link: Arc<dyn ServerTransport> = match settings.transport {
                 Transport::Auto if found => {
                     let opened = Sse::open(url, headers, launcher.caps, ear.clone()).await;
-                    // The server may have changed: the next start asks again.
+                    // The server may have changed: the next start detects the transport again.
                     self.server.sse.store(opened.is_ok(), Ordering::Relaxed);
                     Arc::new(opened?)
                 }
@@ -353,10 +352,10 @@ impl Starter {
         Ok(ConnectedProcess { link, process, exit, place, origin, cleared, handed, given, folder })
     }
 
-    /// Has a process running: a new one, or a spare that was started in nobody's name.
+    /// Starts a process, or takes over the warm process `spare`.
     ///
     /// # Errors
-    /// A [`CallError`] where it may not be started, or does not start.
+    /// A [`CallError`] if the start is not permitted, or fails.
     pub async fn begin(
         &self,
         launch: Launch<'_>,
@@ -376,19 +375,19 @@ impl Starter {
             return Err(refusal.into());
         }
         if let Some(spare) = spare {
-            // What runs is what was decided now, not what was when it began.
+            // The process must be of the program that was just permitted.
             if spare.cleared.program.digest != cleared.program.digest {
                 end(spare.handle.as_ref(), Duration::ZERO).await;
                 let why = "the spare process is of what was there before";
                 return Err(CallError::Unavailable(why.into()));
             }
-            // Nobody has what is another's.
+            // The process must have the secrets of this instance.
             if !Arc::ptr_eq(&spare.handed, &prepared.handed) {
                 end(spare.handle.as_ref(), Duration::ZERO).await;
                 let why = "the spare process has other secrets";
                 return Err(CallError::Unavailable(why.into()));
             }
-            // From here on it runs for this party, and what it reaches is decided so.
+            // From now on, the process has this owner, also for decisions on egress.
             if let Some(party) = self.principal()
                 && spare.principal.set(party).is_err()
             {
@@ -396,7 +395,7 @@ impl Starter {
             }
             return Ok(SpawnedProcess { cleared, ..spare });
         }
-        // An image that runs already is its cluster's to have pulled.
+        // The cluster pulls the image of a pod's container.
         if let (Some(pinned), Ok(engine)) = (&prepared.pinned, &prepared.engine)
             && settings.pod_socket.is_none()
         {
@@ -439,8 +438,8 @@ impl Starter {
         })
     }
 
-    /// Locks an image that was just found out, and waits for it to be on the engine; not too long,
-    /// since somebody waits for an answer. The pull goes on.
+    /// Locks a newly resolved image, and waits until the engine has it, within the bound for a
+    /// caller that waits. The pull continues after that.
     async fn fetch(
         &self,
         launch: Launch<'_>,
@@ -463,14 +462,14 @@ impl Starter {
                 server.emit(ServerEvent::Pulled(pulling)).await;
             });
         }
-        // Whoever looks whether it is over finds that it is, though nobody may wait for it.
+        // Drives the pull's future, so that its end is visible even without a waiting caller.
         tokio::spawn(pull.end.clone());
         self.pull.set(pull);
         self.pull.finished(launch.until).await
     }
 
-    /// Greets a remote server over HTTP+SSE, which it may speak where it takes no greeting over
-    /// streamable HTTP.
+    /// Does the handshake with a remote server over HTTP+SSE, after it refused one over streamable
+    /// HTTP.
     async fn older(
         &self,
         launch: Launch<'_>,
@@ -493,12 +492,12 @@ impl Starter {
         Ok((Arc::new(link), cleared, handed, greeting))
     }
 
-    /// Has it decided and recorded what is about to be done: that it is started, the way to it, and
-    /// the secrets that it is handed. `way` is a URL and whether HTTP+SSE is spoken there. Tells
-    /// what was permitted.
+    /// Requests the decision on a start and its record: the program, the connection, and the
+    /// secrets. `way` is a URL and whether its transport is HTTP+SSE. Returns the permitted
+    /// launch.
     ///
     /// # Errors
-    /// [`Failure::Forbidden`] and [`Failure::Unrecorded`]: then nothing of it may be done.
+    /// [`CallError::Forbidden`] and [`CallError::Unrecorded`]: the caller must not start anything.
     async fn announce(
         &self,
         launch: Launch<'_>,

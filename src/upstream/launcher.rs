@@ -1,4 +1,4 @@
-//! Where a server runs: in a container, in the local sandbox, or elsewhere.
+//! Launcher: starts the processes of servers in a container or in the sandbox.
 
 use std::{
     path::{Path, PathBuf},
@@ -25,58 +25,57 @@ use portcullis_runtime::{
 };
 use portcullis_runtime::{config::MountEntry, container, sandbox};
 
-/// Starts servers: knows the engine, where there is one, and who starts them.
+/// Starts the processes of servers.
 pub struct Launcher {
-    /// The container engine, or why there is none.
+    /// Container engine, or the reason why there is none.
     pub engine: Engines,
-    /// This run of the proxy, for labels.
+    /// Id of this run of the proxy, for labels.
     pub instance: String,
-    /// The folder to which the config's relative paths are relative.
+    /// Folder to which the config's paths are relative.
     pub base: PathBuf,
     /// Paths of the proxy that no server may see.
     pub protected: ProtectedPaths,
-    /// What is taken of a server's messages.
+    /// Limits of a server's messages.
     pub caps: Caps,
-    /// Who looks for what servers are handed.
+    /// Registration of delivered secrets for redaction.
     pub hands: SecretBroker,
-    /// Where secrets are handed over as files, once that was needed.
+    /// Runtime folder for secrets that are delivered as files, created at the first need.
     pub runtime: OnceLock<portcullis_vault::Runtime>,
-    /// The programs of this machine that were hashed.
+    /// Digests of local programs.
     pub digests: Arc<Digests>,
-    /// The folder in which is kept what servers offer, where it is kept.
+    /// Folder of the discovery caches, if they are stored.
     pub known: Option<PathBuf>,
-    /// What images mean, and who gets them.
+    /// Resolution and pulls of images.
     pub images: Arc<Images>,
-    /// Who decides what servers reach.
+    /// Decisions on egress.
     pub outward: Arc<dyn EgressGates>,
-    /// Who signed images.
+    /// Verification of image signatures.
     pub signatures: SignatureVerifier,
-    /// The clients for which nothing is started.
+    /// Removed clients, for which no instance starts.
     pub dismissed: RevokedClients,
-    /// Looks at the folders of servers, by name and mounts.
+    /// Turns for file system checks of servers, by server name and mounts.
     pub looks: FairSemaphore<String>,
 }
 
-/// What a start goes by, from the decision on it to its end.
+/// Data of a start, fixed from the decision to its end.
 pub struct PreparedLaunch {
-    /// The secrets that it is handed.
+    /// Secrets to deliver.
     pub handed: Arc<SecretSet>,
-    /// The image, where it is one.
+    /// Resolved image, if the server is an image.
     pub pinned: Option<Pinned>,
-    /// The program of this machine, where it is one.
+    /// Hashed local program, if the server is one.
     pub hashed: Option<Hashed>,
-    /// The engine, or why there is none.
+    /// Engine, or the reason why there is none.
     pub engine: Result<container::Engine, String>,
-    /// Where it is to run.
+    /// Runtime for the start.
     pub place: Placement,
 }
 
 impl Launcher {
-    /// Gets together what a start goes by. An engine is looked for where one is needed and there was
-    /// none.
+    /// Prepares a start. Searches for an engine if one is needed and none was found.
     ///
     /// # Errors
-    /// Where it is not to be found out what the image means.
+    /// A [`LaunchFailure`] if the image does not resolve.
     pub async fn prepare(
         &self,
         server: &ServerName,
@@ -95,12 +94,12 @@ impl Launcher {
         Ok(PreparedLaunch { handed, pinned, hashed, engine, place })
     }
 
-    /// Where a server would run, as things are.
+    /// Runtime of a server if it started now.
     pub fn place(&self, settings: &config::Server) -> Placement {
         self.place_with(&self.engine.now(), settings)
     }
 
-    /// Where a server would run with that engine.
+    /// Runtime of a server if it started with this engine.
     pub fn place_with(
         &self,
         engine: &Result<container::Engine, String>,
@@ -143,11 +142,11 @@ impl Launcher {
         }
     }
 
-    /// Starts the server's process as it was prepared, where its program is still the one that was
-    /// hashed.
+    /// Starts the prepared process, provided that its program still has the digest of the
+    /// preparation.
     ///
     /// # Errors
-    /// A [`LaunchFailure`], in words for the operator.
+    /// A [`LaunchFailure`] with a text for the operator.
     pub async fn start(
         self: &Arc<Self>,
         reacher: EgressContext,
@@ -179,7 +178,7 @@ impl Launcher {
             let changed = changed().await?;
             let mut process = sandbox::launch_in_pod(socket, &spec).await?;
             process.origin.deviations = changed;
-            // Its secrets on files are its pod's to mount.
+            // The pod mounts the secrets on files.
             return Ok((process, None));
         }
         let folder = self.on_files(handed, settings, place)?;
@@ -199,7 +198,7 @@ impl Launcher {
                 engine.launch(&spec).await?
             }
             _ => {
-                // The sandbox keeps to the same defaults, but has neither image nor capabilities.
+                // The sandbox has the same defaults, except for image and capabilities.
                 let changed = changed().await?;
                 unchanged()?;
                 let mut process = sandbox::launch(&spec).await?;
@@ -224,11 +223,11 @@ impl Launcher {
         Ok((process, folder))
     }
 
-    /// Does what looks at folders of this machine, for one server, on a thread of its own: one that does
-    /// not answer holds up this server, and nobody else.
+    /// Runs a check of local folders for one server on a thread of its own. A file system that
+    /// hangs delays only this server.
     ///
     /// # Errors
-    /// Those of `look`, and where it takes longer than half of the time that the server has to start.
+    /// The errors of `look`, and a [`LaunchFailure`] after half of the server's start timeout.
     pub async fn looking<T: Send + 'static>(
         self: &Arc<Self>,
         server: &ServerName,
@@ -240,7 +239,7 @@ impl Launcher {
         let patience = Duration::from_secs(settings.start_timeout_s) / 2;
         let (launcher, server, settings) = (self.clone(), server.clone(), settings.clone());
         let looking = async {
-            // Held by the thread: beside one that hangs no other is begun.
+            // Held by the thread: while one hangs, no other begins.
             let turn = self.looks.next(&format!("{server} {:?}", settings.mounts)).await;
             tokio::task::spawn_blocking(move || {
                 let _turn = turn;
@@ -267,8 +266,8 @@ impl Launcher {
         }
     }
 
-    /// The program of this machine that a server is, by what is in its file; nothing where it is
-    /// none, or can't be read.
+    /// Hash of the local program of a server. `None` if the server is not a local program, or the
+    /// file cannot be read.
     pub async fn hashed(&self, settings: &config::Server) -> Option<Hashed> {
         if settings.url.is_some() || settings.image.is_some() {
             return None;
@@ -278,10 +277,10 @@ impl Launcher {
         tokio::task::spawn_blocking(move || digests.of(&program).ok()).await.ok().flatten()
     }
 
-    /// What would run of a server, for whoever decides whether it may.
+    /// The program of a server, for the decision on its start.
     ///
     /// # Errors
-    /// Where nothing can be started of it.
+    /// A [`LaunchFailure`] if the server cannot start at all.
     pub fn program_of(
         &self,
         server: &ServerName,
@@ -301,10 +300,10 @@ impl Launcher {
         Ok(Program { name, digest, deviations, signed: SignedBy::default() })
     }
 
-    /// What the config changes of a server against the default profile.
+    /// Deviations of a server's config from the hardened profile.
     ///
     /// # Errors
-    /// Where it asks for what no server can have.
+    /// A [`LaunchFailure`] if the config has a value that no server may have.
     fn deviations(
         &self,
         server: &ServerName,
@@ -313,7 +312,7 @@ impl Launcher {
         let profile = container::Profile::of(&self.spec_without_secrets(server, settings))?;
         let mut changed = profile.deviations();
         if let Some(socket) = &settings.pod_socket {
-            // It is not ours to confine, nor are its mounts folders of this machine.
+            // The pod confines the process, and its mounts are not folders of this machine.
             if !settings.mounts.is_empty() {
                 let all: Vec<_> = settings.mounts.iter().map(ToString::to_string).collect();
                 changed.push(container::Deviation {
@@ -333,15 +332,15 @@ impl Launcher {
         Ok(changed)
     }
 
-    /// The rules for mounts as things are now.
+    /// The present rules for mounts.
     pub fn mount_policy(&self) -> MountPolicy {
         MountPolicy::of_host().with_engine(self.engine.host_paths()).with_own(self.protected.now())
     }
 
-    /// Who signed its image.
+    /// Signers of the server's image.
     ///
     /// # Errors
-    /// Where none of those did who have to have signed it.
+    /// A [`LaunchFailure`] if a required signature is missing.
     pub async fn signed(
         &self,
         server: &ServerName,
@@ -351,7 +350,7 @@ impl Launcher {
         self.signatures.of(server, settings, &self.images, pinned.reference.as_ref()).await
     }
 
-    /// Puts secrets on files of a folder in memory, where a server is to get any as files.
+    /// Writes the secrets with file delivery to a folder in memory, if there are any.
     fn on_files(
         &self,
         handed: &SecretSet,
@@ -374,14 +373,14 @@ impl Launcher {
             }
         };
         let reader = match place {
-            // What an engine calls that user on the host is for the engine alone to know.
+            // Only the engine knows the host's id of the container's user.
             Placement::Container { .. } => None,
             _ => {
                 let user = settings.hardening.user.as_deref();
                 let ids = user.unwrap_or("65534:65534").split_once(':');
                 match sandbox::outside(user) {
                     sandbox::Outside::Ourselves { .. } => Some(portcullis_vault::Reader::Ourselves),
-                    // To give files away takes more than to become another.
+                    // Changing the owner of files takes root.
                     sandbox::Outside::Same if !nix::unistd::geteuid().is_root() => None,
                     sandbox::Outside::Same => ids.and_then(|(user, group)| {
                         Some(portcullis_vault::Reader::Other(
@@ -399,7 +398,7 @@ impl Launcher {
         Ok(Some(folder))
     }
 
-    /// What is started, in the form of the runtimes, without secrets.
+    /// Launch spec of a server, without secrets.
     pub fn spec_without_secrets(
         &self,
         server: &ServerName,
@@ -433,7 +432,7 @@ impl Launcher {
         }
     }
 
-    /// The program that a `command` names: `portcullis` is this very executable, a path is
+    /// Path of the program that a `command` names: `portcullis` is this executable, a path is
     /// relative to the config, a bare name is looked up in `PATH`.
     pub(super) fn program(&self, name: &str) -> PathBuf {
         if name == "portcullis"
@@ -452,13 +451,13 @@ impl Launcher {
     }
 }
 
-/// Programs that run other programs' text: packed alone they would lack their own libraries.
+/// Interpreters. A packed one would lack its own libraries.
 const INTERPRETERS: [&str; 16] = [
     "python", "node", "npx", "npm", "uv", "uvx", "deno", "bun", "ruby", "perl", "php", "java",
     "sh", "bash", "dash", "env",
 ];
 
-/// Whether a program is one file that can be packed with its libraries; if not, why not.
+/// Checks whether a program can be packed with its libraries. The error is the reason.
 fn packable(program: &Path) -> Result<(), String> {
     let name = program.file_name().unwrap_or_default().to_string_lossy();
     let stem = name.trim_end_matches(|c: char| c.is_ascii_digit() || c == '.');

@@ -1,7 +1,7 @@
-//! Servers: how they are started, called, watched and ended.
+//! Servers behind the proxy: start, calls, supervision and end.
 //!
-//! [`Server`] has an `InstanceSet` and a `WarmPool`; each [`Instance`] in the set composes a `Starter`, a
-//! `Lifecycle`, a `Replacement`, `ActiveCalls`, a `HealthCheck`, `ResourceWatches` and a `SecretRotation`.
+//! [`Server`] has an `InstanceSet` and a `WarmPool`. Components of an [`Instance`]: `Starter`,
+//! `Lifecycle`, `Replacement`, `ActiveCalls`, `HealthCheck`, `ResourceWatches`, `SecretRotation`.
 //!
 //! # Invariants
 //! - A server that hangs, dies, floods or lies affects only its own calls: every queue to and from

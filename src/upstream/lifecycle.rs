@@ -1,7 +1,7 @@
 //! Lifecycle of one instance: stopped, running, failed, circuit open, closed.
 //!
-//! Invariant: the state keeps a running process until the process is gone. A caller that gives up halfway
-//! leaves the rest to the next caller.
+//! Invariant: the state keeps a running process until its end. If a caller gives up halfway, the
+//! next caller finishes its work.
 
 use std::{
     sync::Arc,
@@ -27,7 +27,7 @@ pub(super) const START_BACKOFF: Backoff =
 enum State {
     #[default]
     Stopped,
-    /// The proxy stops, or the client of the instance is gone. The instance does not start again.
+    /// The proxy stops, or the instance's client is gone. The instance does not start again.
     Closed,
     Running(Arc<Running>),
     /// The last start failed.
@@ -52,7 +52,7 @@ pub(super) struct Lifecycle {
     pub closing: CancellationToken,
 }
 
-/// What callers see without waiting for a transition to end.
+/// State for callers that do not wait for a transition.
 #[derive(Clone, Default)]
 pub(super) struct Snapshot {
     pub running: Option<Arc<Running>>,
@@ -71,7 +71,7 @@ impl Lifecycle {
         Transition { of: self, state: self.state.lock().await }
     }
 
-    /// Exclusive access to the state, unless somebody has it.
+    /// Exclusive access to the state; `None` if another caller has it.
     pub fn try_lock(&self) -> Option<Transition<'_>> {
         Some(Transition { of: self, state: self.state.try_lock().ok()? })
     }
@@ -99,15 +99,15 @@ impl Transition<'_> {
         }
     }
 
-    /// Whether that instance runs, and no other.
+    /// Whether exactly this instance runs.
     pub fn is(&self, running: &Arc<Running>) -> bool {
         self.running().is_some_and(|now| Arc::ptr_eq(now, running))
     }
 
-    /// Begins a start. Returns the cooldown to continue where the start fails.
+    /// Begins a start. Returns the cooldown to continue if the start fails.
     ///
     /// # Errors
-    /// Why there is no start now.
+    /// A [`CallError`] with the reason why the instance may not start now.
     pub fn begin_start(&mut self) -> Result<Cooldown, CallError> {
         let cooldown = match &*self.state {
             State::Closed => return Err(CallError::Unavailable("it was ended for good".into())),
@@ -149,7 +149,7 @@ impl Transition<'_> {
         self.withdraw(Some(why));
     }
 
-    /// Gives the running instance to no further caller, before its process is ended.
+    /// Hides the running instance from further callers, before its process is ended.
     pub fn withdraw(&self, failure: Option<String>) {
         *self.of.snapshot.lock() = Snapshot { running: None, failure };
     }
@@ -174,7 +174,7 @@ impl Transition<'_> {
         }
     }
 
-    /// Lets the next call start the instance, although the last start failed a moment ago.
+    /// Lets the next call start the instance, although the last start failed recently.
     pub fn forget_failure(&mut self) {
         if matches!(&*self.state, State::Failed { .. }) {
             self.stopped();
@@ -207,7 +207,7 @@ mod tests {
         assert_eq!(state.begin_start().unwrap_err(), soon);
         state.forget_failure();
         let cooldown = state.begin_start().unwrap();
-        // A failure that is not the server's is shown, and does not delay the next start.
+        // A failure without fault of the server is shown, and does not delay the next start.
         state.start_failed(cooldown, &CallError::Pulling("1 MiB".into()));
         assert!(lifecycle.snapshot().failure.is_some());
         assert!(state.begin_start().is_ok());

@@ -1,4 +1,4 @@
-//! Where a link puts what a server says beside its answers.
+//! Sink for the messages of a server other than responses.
 
 use std::{
     sync::{
@@ -17,10 +17,10 @@ use super::{
 };
 use portcullis_protocol::names::ServerName;
 
-/// Messages of one instance that may wait to be taken.
+/// Maximum number of queued messages of one instance.
 const QUEUE: usize = 64;
-/// How long the line of a party's own instance waits for that party to take what belongs to its
-/// call.
+/// Longest wait of a dedicated instance's connection for its client to take a message of
+/// its call.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Messages of one instance that were dropped because a queue was full.
@@ -47,7 +47,7 @@ impl LostMessages {
     }
 }
 
-/// What one running instance says goes through here.
+/// Sink for the notifications and server requests of one running instance.
 #[derive(Clone)]
 pub(super) struct MessageSink {
     server: ServerName,
@@ -55,12 +55,12 @@ pub(super) struct MessageSink {
     definitions: Arc<Definitions>,
     queue: mpsc::Sender<ServerMessage>,
     lost: Arc<LostMessages>,
-    /// Whether others tell of lists that change.
+    /// Whether another instance reports changes of lists.
     lists_apart: bool,
 }
 
 impl MessageSink {
-    /// Passes on what belongs to no call to `heard`, for as long as somebody takes it.
+    /// A sink that passes messages without a call to `heard`, while that is open.
     pub fn new(
         server: ServerName,
         party: Option<InstanceKey>,
@@ -68,7 +68,7 @@ impl MessageSink {
         heard: mpsc::Sender<UnroutedMessage>,
         lost: Arc<LostMessages>,
     ) -> Self {
-        // A queue for each instance: one that floods fills its own.
+        // Each instance has a queue, so that a flood fills only its own.
         let (queue, mut waiting) = mpsc::channel(QUEUE);
         tokio::spawn({
             let party = party.clone();
@@ -83,12 +83,12 @@ impl MessageSink {
         Self { server, party, definitions, queue, lost, lists_apart: false }
     }
 
-    /// That lists change is heard, and told by another of its kind alone: clients hear of it once.
+    /// A sink that does not report changes of lists, because another instance reports them.
     pub fn without_lists(self) -> Self {
         Self { lists_apart: true, ..self }
     }
 
-    /// An ear for tests, and what it hears.
+    /// A sink for tests, and its messages.
     #[cfg(test)]
     pub fn test(party: Option<InstanceKey>) -> (Self, mpsc::Receiver<UnroutedMessage>) {
         let (sender, heard) = mpsc::channel(4);
@@ -96,23 +96,23 @@ impl MessageSink {
         (Self::new(server, party, Arc::default(), sender, Arc::default()), heard)
     }
 
-    /// The server that speaks.
+    /// Name of the server.
     pub fn server(&self) -> &ServerName {
         &self.server
     }
 
-    /// Whether all that is said here is said to one party.
+    /// Whether the instance is dedicated.
     pub fn has_party(&self) -> bool {
         self.party.is_some()
     }
 
-    /// Whether that party is a client without a session.
+    /// Whether the instance is dedicated to a client without a session.
     pub fn has_modern_party(&self) -> bool {
         matches!(self.party, Some(InstanceKey::Client { .. }))
     }
 
-    /// Takes what belongs to no call, without waiting. That a list changed is never missed, even
-    /// where it cannot be told to anybody.
+    /// Takes a message without a call. Does not wait. A change of a list always drops the cached
+    /// lists, even if the queue is full.
     pub fn tell(&self, said: ServerMessage) {
         if tells_of_lists(said.method()) {
             self.definitions.forget();
@@ -126,11 +126,11 @@ impl MessageSink {
         }
     }
 
-    /// Takes what belongs to a call. Only its own party is waited for: one client that does not
-    /// read must not stop a line that others share.
+    /// Takes a message of a call. Waits only on a dedicated instance: a client that does not read
+    /// must not block a connection that others share.
     pub async fn tell_call(&self, call: &mpsc::Sender<ServerMessage>, said: ServerMessage) {
         match call.try_send(said) {
-            // Whoever called is gone, and with it who would have wanted to know.
+            // A closed channel means that the caller is gone.
             Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => {}
             Err(mpsc::error::TrySendError::Full(said)) if self.has_party() => {
                 match tokio::time::timeout(PATIENCE, call.reserve()).await {
@@ -143,22 +143,22 @@ impl MessageSink {
         }
     }
 
-    /// Takes what belongs to a call and came on that call's own stream: only the call waits.
+    /// Takes a message that came on a call's own stream: only this call waits.
     pub async fn tell_stream(&self, call: &mpsc::Sender<ServerMessage>, said: ServerMessage) {
-        // Whoever called may be gone.
+        // The caller may be gone.
         let _ = call.send(said).await;
     }
 
-    /// What is known of the server's lists may be old: it may have told of changes to nobody.
+    /// Drops the cached lists, because change notifications may have been missed.
     pub fn missed(&self) {
         self.definitions.forget();
     }
 
-    /// Counts what nobody could take. A request among them is answered by the drop of its answer's
-    /// sender.
+    /// Counts a dropped message. A dropped request is answered when the sender of its answer is
+    /// dropped.
     fn lose(&self, said: &ServerMessage) {
         let lost = self.lost.add();
-        // Of a flood, the first of each power of two is told; all are counted for the record.
+        // In a flood, only each power of two is logged; all are counted for the audit log.
         if lost.is_power_of_two() {
             let request = matches!(said, ServerMessage::Request { .. });
             tracing::warn!(server = %self.server, request, lost, "server message dropped: queue full");

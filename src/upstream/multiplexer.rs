@@ -1,4 +1,4 @@
-//! The calls under way on one link, and what of the server's words belongs to which.
+//! Multiplexer of the calls on one connection: assigns the server's messages to calls.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -32,30 +32,30 @@ use portcullis_protocol::{
     exchange::{Method, Revision},
 };
 
-/// Messages that nobody waits for which may wait for a server to take them.
+/// Maximum number of queued messages to a server whose sending nobody waits for.
 const ERRANDS: usize = 256;
 
-/// Tasks of which progress may be told when the calls that began them are long over.
+/// Maximum number of tasks whose progress is delivered after the end of their calls.
 const TASKS: usize = 256;
 
-/// Bytes of a progress token and an id that are kept for a task.
+/// Maximum size of the progress token and id that are kept for a task.
 const TASK_BYTES: usize = 1_024;
 
-/// Calls for log messages, given up without an answer, that are told apart.
+/// Maximum number of cancelled calls with log messages that are tracked.
 const GIVEN_UP: usize = 1_024;
 
-/// Brings a text to the server, or gives it up after a while.
+/// Sends a text to the server, with a timeout.
 pub(super) type Writer = Arc<dyn Fn(Bytes) -> BoxFuture<'static, ()> + Send + Sync>;
 
-/// One link's calls.
+/// Calls of one connection.
 pub(super) struct Multiplexer {
     pub caps: Caps,
     pub ear: MessageSink,
     pending: Mutex<HashMap<u64, Pending>>,
-    /// Calls that were answered with a task, whose progress tokens go on: the newest.
+    /// The newest calls that were answered with a task. Their progress tokens stay valid.
     tasks: Mutex<VecDeque<(u64, OriginalIds)>>,
-    /// Calls that asked for log messages and were given up: the server may still log for them.
-    /// Locked within `pending`, where both are.
+    /// Cancelled calls with log messages: the server may still log for them.
+    /// Lock order: `pending` before this.
     given_up: Mutex<HashSet<u64>>,
     next: AtomicU64,
     dead: OnceLock<String>,
@@ -71,7 +71,7 @@ struct Pending {
     mine: OriginalIds,
 }
 
-/// A call that is on its way.
+/// A call in flight.
 pub(super) struct PendingCall {
     pub id: u64,
     pub mine: OriginalIds,
@@ -79,17 +79,17 @@ pub(super) struct PendingCall {
     pub answer: oneshot::Receiver<Result<Reply, CallError>>,
 }
 
-/// By which way something came.
+/// Stream on which a message arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum StreamKind {
-    /// The only one that the server has.
+    /// The only stream of the server.
     Only,
-    /// One beside those of the calls: what comes here and names no call belongs to none.
+    /// A stream beside those of calls: a message on it that names no call belongs to none.
     Beside,
 }
 
 impl Multiplexer {
-    /// No calls yet. What belongs to none goes to `ear`; what the server is to hear, to `out`.
+    /// A multiplexer without calls. Messages without a call go to `ear`; `out` sends to the server.
     pub fn new(caps: Caps, ear: MessageSink, out: Writer) -> Self {
         Self {
             caps,
@@ -106,7 +106,7 @@ impl Multiplexer {
         }
     }
 
-    /// Enters a call; its text under an id of ours. It stands until [`forget`](Self::forget).
+    /// Registers a call until [`forget`](Self::forget). Returns its text with an id of the proxy.
     pub fn begin(&self, call: &Call) -> (PendingCall, Bytes) {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let (text, mine) = call.text(id);
@@ -114,7 +114,7 @@ impl Multiplexer {
         let pending = Pending { answer: sender, said: call.said.clone(), mine: mine.clone() };
         self.pending.lock().insert(id, pending);
         if self.dead.get().is_some() {
-            // It may have died before the entry: nobody else would end the wait.
+            // The connection may have died before the entry: nothing else would end the wait.
             self.pending.lock().remove(&id);
         }
         (PendingCall { id, mine, said: call.said.clone(), answer }, text)
@@ -124,12 +124,12 @@ impl Multiplexer {
         self.pending.lock().remove(&id);
     }
 
-    /// Gives up a call that the server may be at work on.
+    /// Removes a cancelled call that the server may still process.
     fn give_up(&self, id: u64) {
         let mut pending = self.pending.lock();
         if pending.remove(&id).is_some_and(|call| call.mine.logs && !call.mine.subscribes) {
             let mut given_up = self.given_up.lock();
-            // One too many stands for ever, under an id that no answer has.
+            // Beyond the limit, one id that no response has stays in the set for good.
             let id = if given_up.len() < GIVEN_UP { id } else { u64::MAX };
             given_up.insert(id);
         }
@@ -140,10 +140,10 @@ impl Multiplexer {
         self.pending.lock().is_empty()
     }
 
-    /// Ends every call.
+    /// Ends all calls with an error.
     pub fn die(&self, why: String) {
         let _ = self.dead.set(why);
-        // Dropping the senders ends every wait.
+        // Dropping the senders ends all waits.
         self.pending.lock().clear();
         self.asked.end();
     }
@@ -152,7 +152,7 @@ impl Multiplexer {
         self.dead.get().cloned()
     }
 
-    /// Why nobody answers.
+    /// Error of calls on a dead connection.
     pub fn unavailable(&self) -> CallError {
         CallError::Unavailable(self.dead().unwrap_or_else(|| "its connection ended".to_owned()))
     }
@@ -165,10 +165,10 @@ impl Multiplexer {
         *self.revision.read()
     }
 
-    /// Sends what nobody waits for, without waiting: a server that does not read must not stop
-    /// its own answers.
+    /// Sends a message without waiting: a server that does not read must not block its own
+    /// responses.
     pub fn send(&self, text: Bytes) {
-        // Where the process ends there is nobody left to tell.
+        // Without a runtime, the process is ending.
         let Ok(runtime) = Handle::try_current() else { return };
         let Ok(permit) = self.errands.clone().try_acquire_owned() else {
             return tracing::debug!("server does not read its input; message dropped");
@@ -180,13 +180,13 @@ impl Multiplexer {
         });
     }
 
-    /// Tells the server that nobody waits for an answer any more.
+    /// Sends a cancellation of a call.
     pub fn cancel(&self, id: u64) {
         let params = format!("{{\"requestId\":{id},\"reason\":\"cancelled\"}}");
         self.send(Frame::notification(Method::CANCELLED, params.as_bytes()));
     }
 
-    /// Takes one text of a line that all calls share.
+    /// Processes one text from a stream that all calls share.
     pub async fn take(&self, text: Bytes, way: StreamKind) {
         let (party, weight) = (Party::Server(self.ear.server().clone()), Weight::of(&text));
         in_turns(party, weight, self.take_text(text, way)).await;
@@ -212,11 +212,11 @@ impl Multiplexer {
 
     fn malformed(&self, text: &[u8], flaw: &Flaw) {
         match claimed(text) {
-            // Whoever waits for it would wait in vain.
+            // The caller would wait in vain.
             Some(id) => {
                 self.settle(id, Err(CallError::Misbehaved(format!("its answer: {flaw}"))));
             }
-            // Some servers print to standard output; what is no message answers nothing.
+            // Some servers print to standard output; such text is not a response.
             None => tracing::debug!(%flaw, "server sent an invalid message"),
         }
     }
@@ -257,7 +257,7 @@ impl Multiplexer {
         }
     }
 
-    /// Keeps in mind what outlives the call: the progress token of a task.
+    /// Keeps the progress token of a call that was answered with a task.
     pub fn answered(&self, id: u64, mine: &OriginalIds, reply: &Reply) {
         if let Reply::Result(result) = reply
             && let Some(kept) = mine.copied(TASK_BYTES)
@@ -271,8 +271,8 @@ impl Multiplexer {
         }
     }
 
-    /// A server's request, with a place for its answer. Nothing where it is answered already: a
-    /// ping, or one too many.
+    /// A server request, with a sender for its answer. `None` if it was answered already: a ping,
+    /// or a request beyond the limit.
     pub fn request(&self, id: Id, method: Method, params: Option<Bytes>) -> Option<ServerMessage> {
         if method.as_str() == Method::PING {
             self.send(pong(&id));
@@ -288,7 +288,7 @@ impl Multiplexer {
         Some(ServerMessage::Request { id, method, params, answer })
     }
 
-    /// The server takes back a request of its own.
+    /// Cancels a server request.
     pub fn take_back(&self, params: Option<&Bytes>) {
         self.asked.take_back(params);
     }
@@ -303,7 +303,7 @@ impl Multiplexer {
         }
         match method.as_str() {
             Method::PROGRESS => {
-                // Progress that nobody asked for is dropped.
+                // Progress without a requested token is dropped.
                 let Some(id) = progress_token(params.as_ref()) else { return };
                 let call = self.call(id).filter(|(_, mine)| mine.token.is_some());
                 if let Some((call, mine)) = call {
@@ -329,16 +329,16 @@ impl Multiplexer {
         }
     }
 
-    /// Tells what names no call. All calls of a party's own instance are that party's, so the
-    /// newest of them is as good as any; on a shared one nobody can be told.
+    /// Delivers a message that names no call. On a dedicated instance, it goes to the newest call,
+    /// since all calls are the same client's; on a shared one, to no call.
     async fn tell_party(&self, said: ServerMessage, way: StreamKind) {
         let newest = || {
             let pending = self.pending.lock();
             let hearing = pending.iter().filter(|(_, pending)| pending.said.is_some());
             hearing.max_by_key(|(id, _)| **id).and_then(|(_, pending)| pending.said.clone())
         };
-        // A modern client can be asked nothing but in answer to a call, so a question that came
-        // beside the calls is put to one all the same.
+        // A modern client receives server requests only in answer to a call, so a server request
+        // that came beside the calls goes to a call as well.
         let only_by_calls =
             matches!(said, ServerMessage::Request { .. }) && self.ear.has_modern_party();
         let guess = only_by_calls || way == StreamKind::Only && self.ear.has_party();
@@ -348,9 +348,9 @@ impl Multiplexer {
         }
     }
 
-    /// The only call that asked for log messages, as 2026-07-28 has it, where it is the only call
-    /// at all, and none that was given up can still log: a log message names no call, and one
-    /// client's must not come to another.
+    /// The only call, if it requested log messages as in 2026-07-28, and if no cancelled call can
+    /// still log. A log message names no call, and one client's must not reach another
+    /// client.
     fn logged(&self) -> Option<mpsc::Sender<ServerMessage>> {
         let pending = self.pending.lock();
         if !self.given_up.lock().is_empty() {
@@ -363,13 +363,13 @@ impl Multiplexer {
         }
     }
 
-    /// A call that was answered with a task.
+    /// The ids of a call that was answered with a task.
     fn task(&self, id: u64) -> Option<OriginalIds> {
         let tasks = self.tasks.lock();
         tasks.iter().find(|(task, _)| *task == id).map(|(_, mine)| mine.clone())
     }
 
-    /// A call that wants to hear something.
+    /// The message channel and ids of a call in flight.
     fn call(&self, id: u64) -> Option<(mpsc::Sender<ServerMessage>, OriginalIds)> {
         let pending = self.pending.lock();
         let call = pending.get(&id)?;
@@ -377,7 +377,7 @@ impl Multiplexer {
     }
 }
 
-/// Takes a call off the board when its caller does, and tells the server, where it is to be told.
+/// Removes a call when its caller drops it. With `tells`, sends a cancellation to the server.
 pub(super) struct Cancel<'a> {
     pub board: &'a Multiplexer,
     pub id: u64,
@@ -395,7 +395,7 @@ impl Drop for Cancel<'_> {
     }
 }
 
-/// Whether a result is that the work goes on as a task.
+/// Whether a result says that the call continues as a task.
 fn begins_task(result: &Bytes) -> bool {
     may_have(result, "task")
         && Object::parse(result.clone()).is_ok_and(|result| {
@@ -403,7 +403,7 @@ fn begins_task(result: &Bytes) -> bool {
         })
 }
 
-/// The request that a text answers, or would, were it a legal message.
+/// Id of the request that an invalid text seems to answer.
 fn claimed(text: &[u8]) -> Option<u64> {
     #[derive(Deserialize)]
     struct Claim {

@@ -1,8 +1,8 @@
-//! What proxies that are gone have left on this machine. It is found by the tests by which a proxy finds
-//! it when it starts: containers by the lease in their labels, folders of secrets by their lock, control
-//! groups by the lease in their names.
+//! Orphans: containers, secret files and control groups that killed proxies left on this machine.
+//! The tests are those of a starting proxy: containers by the lease in their labels, folders of
+//! secrets by their lock, control groups by the lease in their names.
 //!
-//! INVARIANT: nothing is a leftover of which it is not certain that its proxy is gone.
+//! INVARIANT: only what certainly belongs to a proxy that has ended is an orphan.
 
 use std::{
     collections::HashMap,
@@ -16,26 +16,26 @@ use portcullis_runtime::{
     sandbox,
 };
 
-/// How long control groups that have processes still are waited for, all together.
+/// Longest wait for all control groups that still have processes.
 const DYING: Duration = Duration::from_secs(1);
 
-/// What was found. Looking at it and removing it blocks: it is for commands, and not for a proxy that has
-/// calls under way.
+/// Orphans that were found. Search and removal block: they are for commands, not for a proxy with
+/// calls in flight.
 #[derive(Debug, Default)]
 pub struct Orphans {
     engine: Option<container::Engine>,
     orphans: Vec<Running>,
     folders: Vec<PathBuf>,
     groups: Vec<PathBuf>,
-    /// Containers of ours that are no leftovers: their proxies live, or whether they do can't be told
+    /// Containers of proxies that are not orphans: their proxy runs, or its state is unknown
     /// from here.
     pub stay: Vec<Orphan>,
-    /// Why no containers were looked for.
+    /// Reason why containers were not searched.
     pub unseen: Option<String>,
 }
 
 impl Orphans {
-    /// Looks for them, on an engine, too, or not for the reason that there is none.
+    /// Searches for orphans. Without an engine, records its error as the reason.
     pub async fn find(engine: Result<container::Engine, String>) -> Self {
         let mut found = Self::default();
         let listed = async {
@@ -58,14 +58,14 @@ impl Orphans {
         found
     }
 
-    /// All of them, in the order in which they are removed: secrets first.
+    /// All orphans in the order of removal: secrets first.
     pub fn list(&self) -> Vec<Orphan> {
         let folders = self.folders.iter().map(|path| folder(OrphanKind::Secrets, path));
         let groups = self.groups.iter().map(|path| folder(OrphanKind::ControlGroup, path));
         folders.chain(self.orphans.iter().map(container)).chain(groups).collect()
     }
 
-    /// Removes all of them, and says of each why it could not be, if so.
+    /// Removes all orphans. Returns them, each with the error if its removal failed.
     pub async fn remove(self) -> Vec<Orphan> {
         let mut all = self.list();
         let Self { engine, orphans, folders, groups, stay: _, unseen: _ } = self;

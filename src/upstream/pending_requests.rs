@@ -1,4 +1,4 @@
-//! What a server asks a client, while the answer is waited for.
+//! Server requests that wait for answers of clients.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -9,19 +9,19 @@ use tokio::{sync::oneshot, task::AbortHandle};
 use super::transport::nobody;
 use portcullis_protocol::codec::{Id, Object};
 
-/// Requests of one server that may wait for their answers; more are answered at once.
+/// Maximum number of pending requests of one server. Further ones are answered at once.
 const MOST: usize = 64;
 
-/// The requests of one server that wait for their answers. When this is dropped, nobody waits for
-/// them any more.
+/// Pending server requests of one server. Dropping this closes the senders of all
+/// answers.
 #[derive(Default)]
 pub(super) struct PendingServerRequests {
     open: Arc<Mutex<HashMap<Id, AbortHandle>>>,
 }
 
 impl PendingServerRequests {
-    /// The place for the answer to a request; once it has come, `send` brings it to the server.
-    /// Nothing where the server has asked too much already, or twice under one id.
+    /// Registers a server request. Returns the sender of its answer, which `send` delivers to the
+    /// server. `None` at the limit, or if the id is already in use.
     pub fn place<S>(
         &self,
         id: &Id,
@@ -38,14 +38,14 @@ impl PendingServerRequests {
         let (all, own) = (self.open.clone(), id.clone());
         let waiting = tokio::spawn(async move {
             send(text.await.unwrap_or_else(|_| nobody(&own))).await;
-            // Not before: a server that does not read could have any number of answers waiting.
+            // Not earlier: a server that does not read could have any number of answers queued.
             all.lock().remove(&own);
         });
         open.insert(id.clone(), waiting.abort_handle());
         Some(answer)
     }
 
-    /// The server takes a request back: whoever is to answer it sees that its place is closed.
+    /// Cancels a server request: the sender of its answer is closed.
     pub fn take_back(&self, params: Option<&Bytes>) {
         let id = params
             .and_then(|params| Object::parse(params.clone()).ok())
@@ -58,7 +58,7 @@ impl PendingServerRequests {
 }
 
 impl PendingServerRequests {
-    /// Nobody waits for any answer any more.
+    /// Cancels all pending server requests.
     pub fn end(&self) {
         for (_, waiting) in self.open.lock().drain() {
             waiting.abort();

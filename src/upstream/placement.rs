@@ -1,11 +1,11 @@
-//! Where a server runs, and what runs there.
+//! Runtime of a server, and its program.
 
 use super::image_signatures::SignedBy;
 
-/// Where a server is to run, and why there.
+/// Runtime of a server, with the reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Placement {
-    /// In a container of an image, or of the packed program.
+    /// A container of an image, or of a packed program.
     Container {
         why: String,
     },
@@ -13,13 +13,13 @@ pub enum Placement {
         why: String,
     },
     Remote {
-        /// Where, without more: `https://mcp.example.com`, as [`origin`] has it.
+        /// Origin of the URL, from [`origin`]: `https://mcp.example.com`.
         url: String,
     },
 }
 
-/// Scheme, host and port of a server's URL. The rest is not shown, because the path of a hosted server's URL
-/// can be a key.
+/// Scheme, host and port of a server's URL. The rest is not shown, because the path of a hosted
+/// server's URL can be a key.
 pub fn origin(url: &str) -> String {
     match reqwest::Url::parse(url) {
         Ok(url) => url.origin().ascii_serialization(),
@@ -28,7 +28,7 @@ pub fn origin(url: &str) -> String {
 }
 
 impl Placement {
-    /// The kind in one word.
+    /// Name of the runtime.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Container { .. } => "container",
@@ -37,7 +37,7 @@ impl Placement {
         }
     }
 
-    /// Why there.
+    /// Reason for the runtime; for a remote server, its origin.
     pub fn why(&self) -> &str {
         match self {
             Self::Container { why } | Self::Sandbox { why } => why,
@@ -46,22 +46,22 @@ impl Placement {
     }
 }
 
-/// What is to run.
+/// Program of a server.
 #[derive(Debug)]
 pub struct Program {
-    /// The image as the config has it, the program, or the URL.
+    /// Image as in the config, path of the program, or URL.
     pub name: String,
-    /// Of the image, in its registry, or its id where it is of none; of the program's file, where it is one of this
-    /// machine.
+    /// Digest of the image in its registry, id of a local image, or digest of a local program's
+    /// file.
     pub digest: Option<String>,
-    /// The keys of the config by which it deviates from the hardened profile.
+    /// Config keys that deviate from the hardened profile.
     pub deviations: Vec<&'static str>,
-    /// Who signed the image.
+    /// Signers of the image.
     pub signed: SignedBy,
 }
 
 impl Program {
-    /// It as policies see it, where it is to run there.
+    /// The program for policies, with this runtime.
     pub fn for_policies(&self, place: &Placement) -> portcullis_policy::Program {
         portcullis_policy::Program {
             runtime: place.kind(),

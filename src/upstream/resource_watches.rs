@@ -1,4 +1,4 @@
-//! Resources that clients want to hear of.
+//! Subscriptions of clients to changes of resources.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,18 +14,18 @@ use super::{
 };
 use portcullis_protocol::exchange::Method;
 
-/// Resources of one instance that can be watched at once, by however many. How many each principal
-/// may watch is for the proxy to bound: nothing here knows principals.
+/// Maximum number of watched resources of one instance. The limits of principals are
+/// elsewhere: this module does not know principals.
 const MOST: usize = 4_096;
-/// How long a server that was started again may take to take each again.
+/// Timeout of each subscription that is repeated after a restart.
 const RENEWAL: Duration = Duration::from_secs(30);
 
-/// What is watched on one instance.
+/// Watched resources of one instance.
 pub(super) struct ResourceWatches {
     wanted: watch::Sender<WantedResources>,
-    /// What a modern server said to that.
+    /// Answer of a modern server.
     granted: watch::Sender<Granted>,
-    /// A legacy server is told of one change at a time, so that it hears of them in their order.
+    /// Serializes changes at a legacy server, so that it receives them in order.
     changing: tokio::sync::Mutex<()>,
 }
 
@@ -41,10 +41,10 @@ impl ResourceWatches {
         self.wanted.borrow().is_empty()
     }
 
-    /// One more watches. Whether it is the first.
+    /// Adds a watcher. Returns whether it is the resource's first.
     ///
     /// # Errors
-    /// Where too much is watched already.
+    /// [`CallError::Overloaded`] at the limit of watched resources.
     fn add(&self, uri: &str) -> Result<bool, CallError> {
         let mut added = Ok(false);
         self.wanted.send_if_modified(|wanted| {
@@ -57,8 +57,8 @@ impl ResourceWatches {
                 return false;
             }
             added = Ok(true);
-            // What was said of it when it was last watched is no answer to this. Before it is
-            // wanted, lest the new answer go with the old.
+            // An earlier answer about this resource does not count. Removed before the resource is
+            // wanted, so that a new answer is not removed.
             self.granted.send_if_modified(|said| {
                 said.granted.remove(uri);
                 said.asked.remove(uri)
@@ -69,7 +69,7 @@ impl ResourceWatches {
         added
     }
 
-    /// One watches no longer. Whether it was the last.
+    /// Removes a watcher. Returns whether it was the resource's last.
     fn remove(&self, uri: &str) -> bool {
         self.wanted.send_if_modified(|wanted| match wanted.get_mut(uri) {
             None => false,
@@ -81,7 +81,7 @@ impl ResourceWatches {
         })
     }
 
-    /// Tells an instance that was just started, perhaps once more, what is watched.
+    /// Subscribes an instance after its start to all watched resources.
     pub fn begin(&self, running: &Arc<Running>) {
         if running.greeting.revision.is_modern() {
             self.granted.send_replace(Granted::default());
@@ -111,12 +111,12 @@ impl ResourceWatches {
         *running.listening.lock() = Some(tokio_util::task::AbortOnDropHandle::new(renewing));
     }
 
-    /// Subscribes one client to a resource at a running instance. The subscription is repeated whenever
-    /// the instance starts, until each client has [`unwatch`](Self::unwatch)ed. `call` makes the request
-    /// to a legacy server.
+    /// Subscribes one client to a resource at a running instance. Each start of the instance
+    /// repeats the subscription, until each client has [`unwatch`](Self::unwatch)ed. `call` makes
+    /// the request to a legacy server.
     ///
     /// # Errors
-    /// A [`CallError`] where the server did not answer. Its refusal is a [`Reply::Error`].
+    /// A [`CallError`] if the server did not answer. Its refusal is a [`Reply::Error`].
     pub async fn watch<W: Future<Output = Result<Reply, CallError>>>(
         &self,
         running: &Running,
@@ -124,7 +124,7 @@ impl ResourceWatches {
         timeout: Duration,
         call: impl FnOnce(Call) -> W,
     ) -> Result<Reply, CallError> {
-        // Dropped last: nobody else may count on a subscription that is being taken back.
+        // Dropped last: nobody may rely on a subscription while it is removed.
         let mut turn = None;
         let mut watching = Watching { watched: self, uri, takes_back: false };
         let change = change(Method::SUBSCRIBE, uri, timeout);
@@ -145,10 +145,10 @@ impl ResourceWatches {
         reply
     }
 
-    /// Ends the subscription of one client. After the last one, `call` tells the server.
+    /// Ends the subscription of one client. After the last one, `call` informs the server.
     ///
     /// # Errors
-    /// A [`CallError`] where the server did not answer. The subscription has ended nevertheless.
+    /// A [`CallError`] if the server did not answer. The subscription has ended nevertheless.
     pub async fn unwatch<W: Future<Output = Result<(), CallError>>>(
         &self,
         uri: &str,
@@ -165,7 +165,7 @@ impl ResourceWatches {
         call(change).await
     }
 
-    /// What a modern server grants of one resource, once it has said so.
+    /// Waits for a modern server's answer about one resource.
     async fn granted(&self, uri: &str) -> Result<Reply, CallError> {
         let mut granted = self.granted.subscribe();
         let said = granted.wait_for(|granted| granted.asked.contains(uri)).await;
@@ -186,7 +186,7 @@ impl ResourceWatches {
     }
 }
 
-/// Takes back what was wanted where the server does not grant it, or the caller gives up.
+/// Removes a watcher if the server refuses, or the caller gives up.
 struct Watching<'a> {
     watched: &'a ResourceWatches,
     uri: &'a str,

@@ -1,4 +1,4 @@
-//! One that runs: its line, its process, and their end.
+//! A running instance: its connection, its process, and their end.
 
 use std::{
     sync::{Arc, OnceLock, atomic::AtomicU64},
@@ -18,59 +18,59 @@ use portcullis_protocol::refusal::Refusal;
 use portcullis_runtime::process::{Exit, Handle, Origin};
 use portcullis_vault::Folder;
 
-/// Numbers of what ever ran, and of the servers that it ran of.
+/// Next unique number of a running instance or a server.
 pub(super) static NUMBERS: AtomicU64 = AtomicU64::new(1);
-/// How long its end by force may take on top.
+/// Additional time for a forced end of a process.
 const FORCE: Duration = Duration::from_secs(5);
 
 /// A started instance.
 pub struct Running {
-    /// No two that ever ran have the same.
+    /// Unique number among all instances that ever ran.
     pub number: u64,
     pub(super) link: Arc<dyn ServerTransport>,
     pub(super) ear: MessageSink,
-    /// What keeps the server telling of what is watched.
+    /// Task that keeps the subscription to changes open.
     pub(super) listening: Mutex<Option<AbortOnDropHandle<()>>>,
     pub greeting: Arc<Handshake>,
     pub(super) definitions: Arc<Definitions>,
     pub(super) process: Option<Arc<dyn Handle>>,
     pub(super) exit: Arc<OnceLock<Exit>>,
     pub place: Placement,
-    /// What runs there.
+    /// The program that runs, and its deviations.
     pub origin: Origin,
     pub since: Instant,
-    /// The least severe log messages that it was last told to send, where it was told.
+    /// Log level that was last requested from the server.
     pub level: Mutex<Option<&'static str>>,
     /// The launch that policies permitted.
     pub(super) cleared: Arc<LaunchRequest>,
-    /// The secrets that it was started with.
+    /// Secrets at the start of the process.
     pub(super) first: Arc<SecretSet>,
-    /// All that it was handed, those among them.
+    /// All delivered secrets, including those at the start.
     pub(super) given: SecretHistory,
-    /// Those that it was last handed: of the first ones, those on its files are no more.
+    /// Secrets that were delivered last. On files, they replaced those at the start.
     pub(super) handed: Mutex<Arc<SecretSet>>,
-    /// Where it finds those that it gets as files; gone with it.
+    /// Folder of the secrets that are delivered as files. Removed with the instance.
     pub(super) folder: Option<Folder>,
-    /// Its calls under way. Closed once another takes its calls.
+    /// Calls in flight. Closed when another process takes further calls.
     pub(super) calls: TaskTracker,
-    /// Why they let it run no longer.
+    /// Refusal of the policies that ended the instance.
     pub(super) revoked: SetOnce<Box<Refusal>>,
 }
 
-/// What one that runs was handed, at its start and since: the first, which it may have in its
-/// environment, and the newest of those that were put on its files.
+/// Secrets that were delivered to a process: those at its start, which it may have in its
+/// environment, and the newest of those that were written to its files.
 #[derive(Debug, Clone)]
 pub(super) struct SecretHistory(Arc<Mutex<Vec<Arc<SecretSet>>>>);
 
 impl SecretHistory {
-    /// How many are kept: who has read so many since has the old ones no more.
+    /// Maximum number of kept sets. A process that has read this many newer sets has no older ones.
     const MOST: usize = 16;
 
     pub fn new(first: Arc<SecretSet>) -> Self {
         Self(Arc::new(Mutex::new(vec![first])))
     }
 
-    /// Notes what it is about to be handed.
+    /// Records secrets that are about to be delivered.
     pub fn add(&self, handed: &Arc<SecretSet>) {
         let mut all = self.0.lock();
         if all.len() >= Self::MOST {
@@ -79,14 +79,14 @@ impl SecretHistory {
         all.push(handed.clone());
     }
 
-    /// All of them.
+    /// All recorded secrets.
     pub fn all(&self) -> Vec<Arc<SecretSet>> {
         self.0.lock().clone()
     }
 }
 
 impl Running {
-    /// Why it ended, if it did.
+    /// Reason of the end, with the exit status; `None` while the instance runs.
     pub(super) fn end(&self) -> Option<String> {
         let why = self.link.dead()?;
         Some(match self.exit.get() {
@@ -95,7 +95,7 @@ impl Running {
         })
     }
 
-    /// What comes of work with it, while policies let it run.
+    /// Result of `work`, or [`CallError::Forbidden`] when policies end the instance.
     pub(super) async fn unless_revoked<T>(
         &self,
         work: impl Future<Output = Result<T, CallError>>,
@@ -107,12 +107,12 @@ impl Running {
         }
     }
 
-    /// Takes no further calls, unless it has calls or is younger than `age`. Returns whether it is closed.
+    /// Closes the instance for calls, unless it has some or is younger than `age`. Returns success.
     pub(super) fn close_unused(&self, age: Duration) -> bool {
         if self.since.elapsed() < age {
             return false;
         }
-        // Closed before the check: a caller that comes now finds it closed, or is counted.
+        // Closed before the check: a caller that comes now sees it closed, or is counted.
         self.calls.close();
         let is_unused = self.calls.is_empty();
         if !is_unused {
@@ -121,8 +121,8 @@ impl Running {
         is_unused
     }
 
-    /// Ends the process, where there is one here. Until it is gone, the state keeps it: a caller
-    /// that gives up half way leaves it to the next.
+    /// Ends the process, if it is local. The state keeps it until its end: if a caller gives up
+    /// halfway, the next caller finishes this.
     pub(super) async fn stop(&self, grace: Duration) {
         drop(self.listening.lock().take());
         if !grace.is_zero() {
@@ -134,7 +134,7 @@ impl Running {
     }
 }
 
-/// Ends a process, and does not wait for ever for that: what then remains goes with its handle.
+/// Ends a process. Waits for a bounded time; dropping the handle removes the rest.
 pub(super) async fn end(process: &dyn Handle, grace: Duration) {
     if tokio::time::timeout(grace + FORCE, process.stop(grace)).await.is_err() {
         tracing::warn!(process = process.describe(), "server process did not exit in time");
@@ -158,7 +158,7 @@ pub(super) mod tests {
         transport::{Call, Reply},
     };
 
-    /// A server that answers every call with `{}`, or none.
+    /// A server that answers every call with `{}`, or no call.
     struct Fake {
         answers: bool,
     }

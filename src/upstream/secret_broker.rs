@@ -1,7 +1,7 @@
 //! Registration of secrets for redaction.
 //!
-//! INVARIANT: no secret is delivered before it is registered. A delivered secret stays registered when its
-//! source has another value.
+//! INVARIANT: no secret is delivered before it is registered. A delivered secret stays registered
+//! when its source has another value.
 
 use std::{
     collections::BTreeMap,
@@ -19,30 +19,30 @@ use crate::config;
 use portcullis_protocol::{identity::PrincipalKind, names::ServerName};
 use portcullis_runtime::process::LaunchFailure;
 
-/// Has the values of a server known to all who look for them: new ones, and those that it has or is
-/// about to have, of which none is to be forgotten.
+/// Registers the values of a server with all components that redact: new values, and all values
+/// that are in use or about to be delivered.
 pub type RegisterForRedaction =
     Arc<dyn Fn(&ServerName, &[Arc<SecretSet>]) -> Result<(), String> + Send + Sync>;
 
-/// A server, and whose secrets of it.
+/// A server and the scope of its secrets.
 pub type SecretHolder = (ServerName, SecretScope);
 
-/// What somebody has of a server, for as long as it is in use.
+/// Secrets of a server, while they are in use.
 type InUse = (ServerName, Weak<SecretSet>);
 
-/// Who looks for the secrets of all servers.
+/// Registration of the secrets of all servers for redaction.
 #[derive(Default)]
 pub struct SecretBroker {
     learn: Option<RegisterForRedaction>,
-    /// What anybody has of each server's, or did when it was last looked at. Those of an entry that
-    /// changed are among it for as long as something of it runs.
+    /// Secrets in use, or in use at the last cleanup. Those of a replaced config entry stay in the
+    /// list while an instance of it runs.
     given: Arc<Mutex<Vec<InUse>>>,
-    /// Where the secrets stand that differ by client: by server and name.
+    /// Positions of secrets by client in the config, by server and name.
     places: RwLock<BTreeMap<(ServerName, String), (PathBuf, u32)>>,
 }
 
 impl SecretBroker {
-    /// With what was read when the proxy started, and is known already.
+    /// A broker with the secrets that were read and registered at the start of the proxy.
     pub fn new(read: &BTreeMap<ServerName, LoadedSecrets>, learn: RegisterForRedaction) -> Self {
         let all = read.iter().flat_map(|(server, read)| {
             let read = read.values().filter_map(|read| read.as_ref().ok());
@@ -52,15 +52,15 @@ impl SecretBroker {
         Self { learn: Some(learn), given, places: RwLock::default() }
     }
 
-    /// Takes the lines of the config's secrets that differ by client.
+    /// Sets the positions of secrets that differ by client.
     pub fn locate(&self, places: BTreeMap<(ServerName, String), (PathBuf, u32)>) {
         *self.places.write() = places;
     }
 
-    /// Whether there is something for this client wherever the server's secrets differ by client.
+    /// Checks that all secrets of the server have a value for this client.
     ///
     /// # Errors
-    /// [`Failure::NoSecret`] where there is nothing for it, nor for all.
+    /// [`CallError::NoSecret`] if a secret has neither a value for the client nor a common one.
     pub fn has(
         &self,
         server: &ServerName,
@@ -79,10 +79,10 @@ impl SecretBroker {
         })
     }
 
-    /// Has these looked for in traffic.
+    /// Registers secrets for redaction.
     ///
     /// # Errors
-    /// Where they can't be: then they must not be handed over.
+    /// A [`LaunchFailure`] if this fails. The caller must not deliver the secrets then.
     pub async fn learn(
         &self,
         server: &ServerName,
@@ -95,9 +95,9 @@ impl SecretBroker {
         let Some(learn) = self.learn.clone() else { return Ok(()) };
         let (server, handed) = (server.clone(), handed.clone());
         let given = self.given.clone();
-        // The search is built again, which takes a while.
+        // The search automaton is rebuilt, which takes a while.
         let work = move || {
-            // One at a time: what another is about to hand out is among what is in use.
+            // One at a time, so that secrets that another call is about to deliver are included.
             let mut given = given.lock();
             given.retain(|(_, handed)| handed.strong_count() > 0);
             let of_it = given.iter().filter(|(of, _)| *of == server);

@@ -1,5 +1,5 @@
-//! Rotation of the secrets of one running instance: new values of secrets on files are delivered at once,
-//! those in the environment and in headers by a restart.
+//! Rotation of the secrets of one running instance. New values of secrets on files are delivered
+//! at once, those in the environment and in headers by a restart.
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,7 +21,7 @@ const RESTART_BACKOFF: Backoff = Backoff::new(Duration::from_secs(1), Duration::
 pub(super) struct SecretRotation {
     server: Arc<ServerShared>,
     scope: SecretScope,
-    /// Pause until the next restart, where the last one failed.
+    /// Pause until the next restart after a failure.
     restart: Mutex<Cooldown>,
     /// Deliveries to the running instance.
     pub delivering: Coalescing<()>,
@@ -49,11 +49,11 @@ impl SecretRotation {
         }
     }
 
-    /// Delivers the secrets that were read last, where policies permit it. The caller holds the state of
-    /// the instance, so that an older set does not overwrite a newer one.
+    /// Delivers the secrets that were read last, if policies permit it. The caller holds the state
+    /// of the instance, so that an older set does not overwrite a newer one.
     ///
     /// # Errors
-    /// Why the instance keeps its secrets.
+    /// The reason why the instance keeps its old secrets.
     pub async fn deliver(
         &self,
         running: &Running,

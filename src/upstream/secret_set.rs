@@ -7,23 +7,23 @@ use portcullis_protocol::identity::PrincipalKind;
 use portcullis_runtime::process::LaunchFailure;
 use portcullis_vault::{Secret, SecretRef, Source, Unresolved};
 
-/// Whose secrets an instance has.
+/// Scope of secrets: common, or of one client.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum SecretScope {
-    /// Those of everybody who has none of his own; the instance that tells what the server offers has
-    /// them, too.
+    /// Secrets of all clients without their own. The instance that serves lists has them,
+    /// too.
     Common,
-    /// Those of one client, by its name: its own, and the common ones where it has none.
+    /// Secrets of one client, by name: its own, and common ones for the rest.
     Client(String),
 }
 
 impl SecretScope {
-    /// Whose secrets a server gets that runs for that client alone, or for nobody in particular.
+    /// Scope of an instance that is dedicated to `client`, or shared.
     pub fn of(settings: &config::Server, client: Option<&PrincipalKind>) -> Self {
         let named = client.and_then(|client| {
             let name = match client {
                 PrincipalKind::Client(_) | PrincipalKind::Local { .. } => client.name(),
-                // It would be the name of a client.
+                // `anonymous` could be the name of a client.
                 PrincipalKind::Anonymous => return None,
             };
             settings.given().any(|given| given.by_client.contains_key(&name)).then_some(name)
@@ -31,7 +31,7 @@ impl SecretScope {
         named.map_or(Self::Common, Self::Client)
     }
 
-    /// Everybody who has some at a server.
+    /// All scopes of a server.
     pub fn all(settings: &config::Server) -> Vec<Self> {
         let mut all: Vec<_> = settings
             .given()
@@ -43,7 +43,7 @@ impl SecretScope {
         all
     }
 
-    /// The one client, by its name.
+    /// Name of the client; `None` for the common scope.
     pub fn client(&self) -> Option<&str> {
         match self {
             Self::Common => None,
@@ -51,7 +51,7 @@ impl SecretScope {
         }
     }
 
-    /// Where a secret comes from for them, and whether that is the client's own.
+    /// Reference of a secret in this scope, and whether it is the client's own.
     pub(super) fn reference<'a>(&self, given: SecretBinding<'a>) -> Option<(bool, &'a str)> {
         let own = self.client().and_then(|client| given.by_client.get(client));
         own.map(|from| (true, &**from)).or_else(|| Some((false, given.from?)))
@@ -65,41 +65,41 @@ pub struct SecretSet(pub Vec<DeliveredSecret>);
 /// One secret of a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeliveredSecret {
-    /// The name under which the server gets it.
+    /// Name under which the server gets the secret.
     pub name: String,
     pub value: Secret,
     pub source: Source,
     pub by: DeliveryMethod,
-    /// The client whose own it is.
+    /// The client to whom the value belongs; `None` for a common value.
     pub client: Option<String>,
 }
 
 /// A secret of a server that does not resolve.
 #[derive(Debug)]
 pub struct SecretError {
-    /// The name under which the server would get it.
+    /// Name under which the server would get the secret.
     pub secret: String,
-    /// The one client for which it was to be.
+    /// The client to whom the value belongs; `None` for a common value.
     pub client: Option<String>,
-    /// Where it was to come from, where that is a reference.
+    /// Source of the secret, if its reference is valid.
     pub source: Option<Source>,
-    /// In words.
+    /// Failure for the operator.
     pub failure: Box<LaunchFailure>,
 }
 
-/// Which secrets are read again.
+/// Selection of secrets to read again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ReloadScope {
-    /// Those whose sources are files.
+    /// Only secrets from files.
     Files,
     All,
 }
 
 impl SecretSet {
-    /// Reads the secrets of a server; files are relative to the config's folder, `base`.
+    /// Reads the secrets of a server. Files are relative to the config's folder `base`.
     ///
     /// # Errors
-    /// Where a secret cannot be had; the reference is named, never the value.
+    /// A [`SecretError`] if a secret does not resolve. It contains the reference, never the value.
     pub async fn read(
         settings: &config::Server,
         base: &Path,
@@ -108,7 +108,7 @@ impl SecretSet {
         Self::reread(settings, base, whose, None).await
     }
 
-    /// The same. Secrets that are not files keep their value of `before`.
+    /// As [`Self::read`], but secrets that are not files keep their value of `before`.
     pub(super) async fn reread(
         settings: &config::Server,
         base: &Path,
@@ -145,10 +145,10 @@ impl SecretSet {
         Ok(Self(all))
     }
 
-    /// Reads the secret headers for a URL that is no server's. It blocks meanwhile.
+    /// Reads secret headers for a URL other than a server's. Blocks.
     ///
     /// # Errors
-    /// As [`Handed::read`].
+    /// As [`Self::read`].
     pub fn headers(
         refs: &BTreeMap<String, SecretRef>,
         base: &Path,
@@ -163,13 +163,13 @@ impl SecretSet {
         all.collect()
     }
 
-    /// Those that are handed over that way, with their names.
+    /// Names and values of the secrets with this delivery.
     pub fn by(&self, by: DeliveryMethod) -> Vec<(String, Secret)> {
         let all = self.0.iter().filter(|secret| secret.by == by);
         all.map(|secret| (secret.name.clone(), secret.value.clone())).collect()
     }
 
-    /// Those that have another value than there, or are not there at all.
+    /// The secrets that differ from `other`, or are missing there.
     pub fn unlike<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = &'a DeliveredSecret> {
         self.0.iter().filter(move |secret| {
             let same = |had: &DeliveredSecret| {
@@ -198,17 +198,17 @@ fn not_handed(
     }
 }
 
-/// What was last read of one server's secrets, or why it did not resolve, for everybody who has some
-/// there.
+/// Secrets of one server that were read last, or the reason why they did not resolve, by
+/// scope.
 pub type LoadedSecrets = BTreeMap<SecretScope, Result<Arc<SecretSet>, String>>;
 
-/// How a secret is handed over.
+/// Delivery of a secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeliveryMethod {
-    /// In the environment of its process.
+    /// In the environment of the server's process.
     Environment,
-    /// In a file, on a tmpfs that nobody else sees.
+    /// In a file on a tmpfs that only the server sees.
     File,
-    /// In a header of every request to it.
+    /// In a header of every request to the server.
     Header,
 }

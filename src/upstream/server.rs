@@ -1,5 +1,5 @@
-//! One configured server: calls and lists go to one of its instances; restarts, reviews and the rotation of
-//! secrets go to all of them.
+//! One configured server. Calls and lists go to one of its instances; restarts, reviews and the
+//! rotation of secrets go to all of them.
 
 use std::{
     collections::BTreeSet,
@@ -46,59 +46,58 @@ use portcullis_protocol::{
 };
 use portcullis_vault::Source;
 
-/// Instances that are replaced at once.
+/// Maximum number of concurrent replacements of instances.
 const REPLACED_AT_ONCE: usize = 4;
 
-/// One server of the config. Where its entry changes, another takes its place.
+/// One server of the config. A changed entry of the config has a new `Server`.
 pub struct Server {
     pub name: ServerName,
     pub settings: config::Server,
-    /// No other that ever was in the config has the same, nor has anything that ran.
+    /// Unique number among all servers and all instances that ever ran.
     pub number: u64,
     common: Arc<ServerShared>,
     instances: InstanceSet,
     pool: Arc<WarmPool>,
-    /// The calls that go to it, wherever they are on their way.
+    /// Calls to the server, at any stage of the pipeline.
     calls: TaskTracker,
-    /// Done once nothing of it runs any more, nor ever will.
+    /// Cancelled when no instance runs and none can start again.
     gone: CancellationToken,
-    /// Readings of its secrets that were asked for.
+    /// Requested reloads of the server's secrets.
     pub rereads: Coalescing<ReloadScope>,
 }
 
-/// The result of reading secrets again.
+/// Result of a rotation.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RotationReport {
-    /// All of its secrets, by name.
+    /// Names of all secrets of the server.
     pub secrets: Vec<String>,
-    /// How many running instances have new ones on their files.
+    /// Number of running instances with new secrets on their files.
     pub instances: usize,
-    /// Those of which something that runs has an old value, until its next start.
+    /// Names of secrets with an old value in a running instance until its next start.
     pub later: Vec<String>,
 }
 
-/// What was read again of a server's secrets.
+/// Result of reading a server's secrets again.
 #[derive(Debug, Default)]
 pub struct Reading {
     read: BTreeSet<SecretScope>,
-    /// Why not all of it could be had.
+    /// Failures of single secrets.
     faults: Vec<String>,
 }
 
-/// What became of a server's instances that were to be replaced.
+/// Result of a restart.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RestartReport {
     /// Number of restarted instances.
     pub instances: usize,
-    /// Calls that go on at the old ones, which end when those are done.
+    /// Number of calls that finish on the old instances, which end after that.
     pub calls: usize,
 }
 
 impl Server {
-    /// A server that is not started yet. What becomes of it goes to `events`, what it says on its
-    /// own to `heard`; its standard error is kept as `scrub` leaves it. It is handed what was `read`,
-    /// which is looked for already; where that was unavailable, it is read again when a start is
-    /// tried.
+    /// A stopped server. Its events go to `events`, its messages without a call to `heard`. `scrub`
+    /// redacts its standard error. `read` has its secrets, already registered for redaction. Those
+    /// that did not resolve are read again at the next start.
     pub fn new(
         name: ServerName,
         settings: config::Server,
@@ -124,37 +123,37 @@ impl Server {
         }
     }
 
-    /// Counts a call that goes to it, until this is dropped.
+    /// Counts a call to the server until the token is dropped.
     pub fn counted(&self) -> TaskTrackerToken {
         self.calls.token()
     }
 
-    /// Done once it was removed from the config, or changed there, and nothing of it runs any more.
+    /// Cancelled when the server was removed or replaced in the config, and no instance runs.
     pub fn gone(&self) -> &CancellationToken {
         &self.gone
     }
 
-    /// Has the next call try a start that failed a moment ago: what kept it may be over.
+    /// Lets the next call retry a start that failed recently, because its cause may be gone.
     pub async fn try_again(&self) {
         join_all(self.instances.all().iter().map(|instance| instance.try_again())).await;
     }
 
-    /// Has nothing of it started from now on: another stands in its place, or none.
+    /// Refuses all further starts, because the entry was replaced or removed.
     pub fn stop_new_launches(&self, why: &'static str) {
         self.common.stop_launches(why);
     }
 
-    /// Whether it is still the one in the config. What is decided by its name is decided by what the
-    /// config says of the one that is.
+    /// Whether this server is still the config's entry under its name. Decisions by name are
+    /// decisions about that entry.
     ///
     /// # Errors
-    /// `server-unavailable`, with what has become of it.
+    /// `server-unavailable` with the reason.
     pub fn ensure_active(&self) -> Result<(), Refusal> {
         self.common.ensure_active()
     }
 
-    /// Ends what runs of it, for good: once the calls that go to it are done, at the latest when a call
-    /// has had its time, or at `now`.
+    /// Ends all instances for good: after the calls to the server, but at the latest after the call
+    /// timeout, or when `now` is cancelled.
     pub async fn drain_and_stop(&self, why: &'static str, now: &CancellationToken) {
         self.stop_new_launches(why);
         self.pool.close(why).await;
@@ -175,20 +174,20 @@ impl Server {
         self.gone.cancel();
     }
 
-    /// The instance that serves all lists, and all calls of clients that can be asked nothing.
+    /// The shared instance. It serves all lists, and calls of clients without server requests.
     pub fn shared(&self) -> &Arc<Instance> {
         self.instances.shared()
     }
 
-    /// Of the instances that all clients share, the one with the fewest calls.
+    /// The shared instance with the fewest calls.
     pub fn least_busy(&self) -> Arc<Instance> {
         self.instances.least_busy()
     }
 
-    /// The instance for a client: a dedicated one, or the shared one where that is enough.
+    /// The instance for a client: a dedicated one, or the shared one if that is sufficient.
     ///
     /// # Errors
-    /// A [`CallError`] where there is no instance for this client.
+    /// A [`CallError`] if the client cannot get an instance.
     pub fn own(&self, party: &InstanceOwner) -> Result<Arc<Instance>, CallError> {
         self.instances.own(party)
     }
@@ -198,25 +197,24 @@ impl Server {
         self.instances.owned(key)
     }
 
-    /// Ends the dedicated instance of a client that is gone.
+    /// Ends the dedicated instance of a client that has disconnected.
     pub async fn leave(&self, key: &InstanceKey) {
         if let Some(own) = self.instances.remove(key) {
             own.close("its client is gone").await;
         }
     }
 
-    /// How long a call may take.
+    /// Timeout of a call.
     pub fn deadline(&self) -> Duration {
         self.common.call_timeout()
     }
 
-    /// What the server offers of a kind, or why it does not say, where that is known.
+    /// The fresh cached list, or list failure, of the running shared instance.
     pub fn kept(&self, offer: ListKind) -> Option<Result<Items, CallError>> {
         self.shared().kept(offer)
     }
 
-    /// What the server offered of a kind when it last ran, where it does not run now: another list may
-    /// have taken its place.
+    /// The list of the server's last run. `None` while it runs, because its list may have changed.
     pub async fn known(&self, offer: ListKind) -> Option<Items> {
         if self.current().is_some() {
             return None;
@@ -224,7 +222,7 @@ impl Server {
         self.common.discovery.list(offer).await
     }
 
-    /// What the server says of itself: as it runs, or as it last ran.
+    /// The handshake of the running shared instance, or of the last run.
     pub async fn greeting(&self) -> Option<Arc<Handshake>> {
         match self.current() {
             Some(running) => Some(running.greeting.clone()),
@@ -232,24 +230,24 @@ impl Server {
         }
     }
 
-    /// Reports for the server that a list changed: it was unavailable when clients asked
-    /// for it, and now it is.
+    /// Sends clients a change notification for a list that was unavailable when they requested it,
+    /// and is available now.
     pub fn tell_of_list(&self, offer: ListKind) {
         let method = Method::new(offer.changed());
-        // Where the queue is full, much is told already, and a client that minds asks again.
+        // If the queue is full, clients get other notifications, and can request the list again.
         let said = ServerMessage::Notification { method, params: None };
         let _ = self.common.unrouted.try_send(UnroutedMessage { party: None, said });
     }
 
-    /// What the server offers of a kind, starting it if need be.
+    /// A list of the server. Starts the shared instance if necessary.
     ///
     /// # Errors
-    /// A [`CallError`] where it does not say.
+    /// A [`CallError`] if the server returns no list.
     pub async fn items(&self, offer: ListKind) -> Result<Items, CallError> {
         self.shared().items(offer).await
     }
 
-    /// The result of `tools/list`, all its pages as one.
+    /// The result of `tools/list`, with all pages in one.
     ///
     /// # Errors
     /// As [`Server::items`].
@@ -259,21 +257,20 @@ impl Server {
         Ok(json!({ "tools": tools }))
     }
 
-    /// Waits until what became of it so far is recorded.
+    /// Waits until all earlier events of the server are recorded.
     pub async fn flush(&self) {
         let (done, recorded) = oneshot::channel();
         self.common.emit(ServerEvent::Flush(done)).await;
-        // Nobody records any more.
+        // A closed channel means that the recorder has ended.
         let _ = recorded.await;
     }
 
-    /// The running shared instance, if it runs, without starting it.
+    /// The running shared instance. Does not start it.
     pub fn current(&self) -> Option<Arc<Running>> {
         self.shared().peek()
     }
 
-    /// The last lines that its instances wrote to standard error, the secrets they were handed
-    /// blotted out.
+    /// The last lines of the instances' standard error, with delivered secrets redacted.
     pub fn log(&self) -> Vec<String> {
         self.common.log.lock().iter().cloned().collect()
     }
@@ -285,7 +282,7 @@ impl Server {
         self.pool.close(why).await;
     }
 
-    /// Ends idle instances, notices the death of others, and starts missing warm processes.
+    /// Ends idle instances, detects dead ones, and starts missing warm processes.
     pub async fn sweep(&self) {
         self.pool.sweep().await;
         join_all(self.instances.all().iter().map(|instance| instance.sweep())).await;
@@ -298,8 +295,8 @@ impl Server {
         self.pool.review(review).await;
     }
 
-    /// Reads its secrets again, also those of single clients. Secrets that cannot be read are recorded, and
-    /// keep their values.
+    /// Reads the secrets of all scopes again. Secrets that cannot be read are recorded, and keep
+    /// their values.
     pub async fn reread(&self, which: ReloadScope) -> Reading {
         let Reload { read, failed } = self.common.secrets.reload(which).await;
         let mut faults = Vec::new();
@@ -310,17 +307,17 @@ impl Server {
         Reading { read, faults }
     }
 
-    /// The instances that have secrets of a reading.
+    /// The instances with secrets of a reading.
     pub fn having(&self, reading: &Reading) -> Vec<Arc<Instance>> {
         self.instances.with_secrets(&reading.read)
     }
 
-    /// Reads its secrets again, and delivers those that it gets as files to its running instances. The next
-    /// start delivers the others; where the config says so, the instances restart now.
+    /// Reads the secrets again, and delivers those on files to the running instances. The next
+    /// start delivers the others; if the config says so, the instances restart now.
     ///
     /// # Errors
-    /// Where a secret cannot be read: then those of the same clients keep their values. Where an instance
-    /// could not get the new values: then it keeps the old ones. The rest is done.
+    /// The failures, after the rest is done. If a secret cannot be read, its scope keeps the old
+    /// values. An instance that could not get new values keeps the old ones.
     pub async fn rehand(
         &self,
         review: &dyn LaunchReview,
@@ -329,7 +326,7 @@ impl Server {
         let mut reading = self.reread(which).await;
         let all = self.having(&reading);
         let all = join_all(all.iter().map(|instance| instance.rotate(review)));
-        // At the same time: an instance that does not start delays no warm process.
+        // Concurrently: an instance that does not start delays no warm process.
         let (all, ()) = tokio::join!(all, self.pool.rotate());
         let (mut instances, mut later) = (0, BTreeSet::new());
         for rotated in all {
@@ -348,12 +345,12 @@ impl Server {
         Ok(RotationReport { secrets, instances, later: later.into_iter().collect() })
     }
 
-    /// Replaces the warm processes with old secrets, once for all who ask at the same time.
+    /// Replaces the warm processes with old secrets, once for all concurrent callers.
     pub async fn see_to_spares(&self) {
         self.pool.rotate_coalesced().await;
     }
 
-    /// The files from which its secrets come.
+    /// The files that are sources of the server's secrets.
     pub fn secret_files(&self) -> Vec<PathBuf> {
         let base = &self.common.launcher.base;
         let all = self.settings.given().flat_map(SecretBinding::references);
@@ -361,21 +358,21 @@ impl Server {
         all.filter_map(|source| Some(source.relative_to(base).file()?.to_owned())).collect()
     }
 
-    /// Ends the dedicated instances of a client with that key, which was removed.
+    /// Ends the dedicated instances of a removed client with this key.
     pub async fn dismiss(&self, client: &PrincipalKind, key: &str) {
         let gone = self.instances.remove_client(client, key);
         join_all(gone.iter().map(|instance| instance.close("its client is gone"))).await;
     }
 
-    /// Restarts each running instance. The new one takes the calls; the old one ends once its
-    /// own are done, at the latest when a call has had its time. Where a new one does not start, the
-    /// old one goes on.
+    /// Restarts each running instance. The new process takes further calls; the old one ends after
+    /// its own, at the latest after the call timeout. If a new process does not start, the old one
+    /// continues.
     ///
     /// # Errors
-    /// Why one did not start.
+    /// A [`CallError`] of a process that did not start.
     pub async fn restart(&self) -> Result<RestartReport, CallError> {
         let why = "it was restarted";
-        // First: an instance takes no warm process that was started before.
+        // First, so that no instance takes a warm process that was started before.
         self.pool.restart(why).await;
         let all = futures_util::stream::iter(self.instances.all());
         let all = all.map(|instance| async move { instance.replace(why).await });

@@ -96,11 +96,11 @@ impl ServerSecrets {
         reload
     }
 
-    /// Reads the secrets of a scope. The caller holds `reading`. Equal values keep the identity of the
-    /// earlier set.
+    /// Reads the secrets of a scope. The caller holds `reading`. Equal values keep the identity of
+    /// the earlier set.
     ///
     /// # Errors
-    /// Where one cannot be read or registered for redaction. Then all values stay as they are.
+    /// A [`SecretError`] if one cannot be read or registered. Then all values stay as they are.
     async fn read(
         &self,
         scope: &SecretScope,

@@ -45,7 +45,7 @@ pub(super) struct ServerShared {
     pub scrub: Scrub,
     pub unrouted: mpsc::Sender<UnroutedMessage>,
     events: mpsc::Sender<ServerEvent>,
-    /// Why no further instance starts.
+    /// Reason why no further instance starts.
     stopped: OnceLock<&'static str>,
     /// Era of the last handshake.
     pub era: RwLock<Option<Era>>,
@@ -115,7 +115,7 @@ impl ServerShared {
         Duration::from_secs(self.settings.start_timeout_s)
     }
 
-    /// Longest time that a call waits for an image pull: half of the caller's time stays for the call.
+    /// Longest wait of a call for an image pull: half of the caller's time stays for the call.
     pub fn pull_patience(&self) -> Duration {
         self.start_timeout().min(self.call_timeout()) / 2
     }
@@ -138,8 +138,8 @@ impl ServerShared {
         self.emit(ServerEvent::Ended { launch, process, party, why, exit }).await;
     }
 
-    /// A failure with the exit status and a hint at the log. Standard error of the server stays out of
-    /// the text.
+    /// A failure with the exit status and a hint at the log. The text does not contain standard
+    /// error of the server.
     pub fn with_exit(&self, failure: CallError, exit: &OnceLock<Exit>) -> CallError {
         let mut text = failure.to_string();
         if let Some(exit) = exit.get() {
@@ -151,8 +151,8 @@ impl ServerShared {
         self.scrubbed(CallError::Unavailable(text))
     }
 
-    /// A failure that may be logged: secrets are redacted, and the text is bounded. Parts of the text can
-    /// come from the server, such as the name of a header.
+    /// A failure that may be logged: secrets are redacted, and the text is bounded. Parts of the
+    /// text can come from the server, such as the name of a header.
     pub fn scrubbed(&self, failure: CallError) -> CallError {
         let clean = |mut text: String| {
             (self.scrub)(&mut text);

@@ -1,6 +1,6 @@
-//! Verified signatures of images, in files that only the owner of the state folder's seal can write.
+//! Cache of verified image signatures, in files sealed with the state folder's key.
 //!
-//! Invariant: what is kept adds, and says of nobody that they did not sign.
+//! Invariant: the cache only adds signatures. It never proves that a signer did not sign.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -20,42 +20,42 @@ use portcullis_oci::Digest;
 use portcullis_protocol::seal::{self, Seal};
 use portcullis_provenance::{Signed, What};
 
-/// What the seal of a file is for.
+/// Purpose of the seal.
 const PURPOSE: &str = "provenance of an image";
-/// How long a file holds. A signature stays valid; another set of trusted signers has
-/// another file.
+/// Validity of a file. A signature stays valid; another set of trusted signers has another
+/// file.
 const HOLDS: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
-/// How long what a registry said of an image is not asked for again, where nothing speaks for asking.
+/// Age of a registry's answer from which a start queries the registry again.
 pub(super) const FRESH: Duration = Duration::from_secs(24 * 60 * 60);
-/// How long a registry is not asked again at all: after an answer, and after a failure where nothing is
-/// known.
+/// Time without a new query of a registry: after an answer (`ASKED`), and after a failure without
+/// known signatures (`UNTOLD`).
 pub(super) const ASKED: Duration = Duration::from_secs(300);
 pub(super) const UNTOLD: Duration = Duration::from_secs(30);
-/// Images of which that is remembered.
+/// Maximum number of images for which these times are kept.
 const IMAGES: usize = 256;
-/// So many repositories of one image have it on file when they were asked.
+/// Maximum number of repositories of one image whose query times are stored.
 const REPOSITORIES: usize = 64;
-/// Bytes of a file: a third more than what is sealed in it, and some.
+/// Maximum size of a file: a sealed file is a third larger than its content.
 const LARGEST: u64 = 2 * seal::LARGEST as u64;
-/// How long who adds to a file waits for another to have done so, a command beside the proxy perhaps.
+/// Longest wait for another process that adds to a file, such as a command beside the proxy.
 const TURN: Duration = Duration::from_secs(10);
 
-/// A repository, and what was looked for there.
+/// A repository and the cache key of an image.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Repository(pub String, pub Digest);
 
-/// What is known of an image, as it is kept.
+/// Stored signatures of an image.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct CachedSignatures {
-    /// What was proved, wherever it was found.
+    /// Verified signatures and attestations of all repositories.
     pub signed: Vec<Signed>,
-    /// When which repository was asked: seconds since 1970.
+    /// Time of the last query of each repository, in seconds since 1970.
     asked: BTreeMap<String, u64>,
 }
 
-/// What was proved before and what is proved now, each once. What is attested is not asked for at a start, only
-/// that it is.
+/// Union of known and new signatures. Contents of attestations are dropped: a start only needs
+/// their existence.
 pub(super) fn added(mut known: Vec<Signed>, found: &[Signed]) -> Vec<Signed> {
     for one in found {
         let mut one = one.clone();
@@ -77,14 +77,14 @@ fn seconds(time: SystemTime) -> u64 {
     time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-/// Signatures that were verified, each in a sealed file of the state folder.
+/// Cache of verified signatures, with a sealed file for each image.
 pub(super) struct SignatureCache {
     state_dir: PathBuf,
-    /// None where there is no key to trust files by, which the start of the proxy tells more of.
+    /// `None` without a key for the seal, which the start of the proxy reports.
     seal: OnceLock<Option<Seal>>,
-    /// Images that are not asked for again just now, and until when.
+    /// Times before which the registry of an image is not queried.
     rests: Mutex<HashMap<Repository, Instant>>,
-    /// Images that policies did not permit since they were asked for.
+    /// Images that policies refused since their last query.
     refused: Mutex<HashSet<Repository>>,
 }
 
@@ -110,7 +110,7 @@ impl SignatureCache {
         self.folder().join(key.hex())
     }
 
-    /// Whether its registry is not to be asked again just now.
+    /// Whether the registry is not queried at present.
     pub fn rests(&self, place: &Repository) -> bool {
         self.rests.lock().get(place).is_some_and(|until| Instant::now() < *until)
     }
@@ -131,10 +131,10 @@ impl SignatureCache {
         refused.insert(place);
     }
 
-    /// Whether what is known of an image is what its registry said lately, and was enough.
+    /// Whether the registry answered recently, and policies have not refused the image since.
     pub fn is_fresh(&self, known: &CachedSignatures, place: &Repository) -> bool {
         let now = seconds(SystemTime::now());
-        // A time that is still to come is that of a clock that was put back.
+        // A time in the future means that the clock was set back.
         let age = known.asked.get(&place.0).and_then(|asked| now.checked_sub(*asked));
         age.is_some_and(|age| age < FRESH.as_secs()) && !self.refused.lock().contains(place)
     }
@@ -155,7 +155,7 @@ impl SignatureCache {
         .ok()
     }
 
-    /// Adds what a registry said to what is kept.
+    /// Adds the answer of a registry to the cache.
     pub fn keep(&self, place: Repository, signed: &[Signed], now: SystemTime) {
         self.refused.lock().remove(&place);
         self.rest(place.clone(), ASKED);
@@ -172,7 +172,7 @@ impl SignatureCache {
         DirBuilder::new().recursive(true).mode(0o700).create(self.folder())?;
         let _turn = self.turn()?;
         let mut known = self.find(key).unwrap_or_default();
-        // What was found now is what was found last.
+        // New signatures move to the end.
         let found = added(Vec::new(), signed);
         known.signed.retain(|one| !found.iter().any(|found| is_same(one, found)));
         known.signed.extend(found);
@@ -183,7 +183,7 @@ impl SignatureCache {
             known.asked.remove(&oldest);
         }
         let mut bytes = serde_json::to_vec(&known)?;
-        // More could not be read again, and nothing added to it: rather what was found long ago goes.
+        // A larger file could not be read again. Drop the oldest signatures.
         while bytes.len() > seal::LARGEST && !known.signed.is_empty() {
             let mut over = bytes.len() - seal::LARGEST;
             while over > 0 && !known.signed.is_empty() {
@@ -202,11 +202,11 @@ impl SignatureCache {
         )
     }
 
-    /// The turn to add to a file, until this is dropped. The folder is locked, since the files are
-    /// replaced.
+    /// Exclusive right to add to a file, until this is dropped. Locks the folder, since the files
+    /// are replaced.
     ///
     /// # Errors
-    /// Where somebody else has it for too long, or the folder can't be locked.
+    /// An error if another process holds the lock for too long, or the folder cannot be locked.
     fn turn(&self) -> io::Result<File> {
         let folder = File::open(self.folder())?;
         let since = Instant::now();
@@ -245,11 +245,11 @@ mod tests {
         let first = SignatureCache::new(folder.path());
         assert_eq!(first.find(this), None);
         first.keep(at("here", this), &[signed("a", What::Signature)], SystemTime::now());
-        // Another start.
+        // Another start of the proxy.
         let again = SignatureCache::new(folder.path());
         assert_eq!(again.find(this).unwrap().signed, [signed("a", What::Signature)]);
         assert_eq!(again.find(that), None);
-        // Under another name, changed, or of another state folder.
+        // A file under another name, a changed file, and one of another state folder are invalid.
         fs::copy(again.path(this), again.path(that)).unwrap();
         assert_eq!(again.find(that), None);
         let mut text = fs::read_to_string(again.path(this)).unwrap();
@@ -272,7 +272,7 @@ mod tests {
             let kept = SignatureCache::new(folder.path());
             kept.keep(at("here", key), said, SystemTime::now());
             assert!(kept.rests(&at("here", key)));
-            // By this run, of one image, in one repository.
+            // The pause is valid for this run, this image and this repository only.
             assert!(!kept.rests(&at("there", key)));
             assert!(!kept.rests(&at("here", Digest::of(b"that"))));
             assert!(!SignatureCache::new(folder.path()).rests(&at("here", key)));
@@ -289,7 +289,7 @@ mod tests {
         let now = SystemTime::now();
         let scan =
             || What::Attestation { predicate_type: "scan".into(), predicate: Some(7.into()) };
-        // A registry that hides what it had, and one that has something else.
+        // One registry hides its signatures; the other has a different one.
         kept.keep(at("here", key), &[signed("a", What::Signature), signed("a", scan())], now);
         kept.keep(at("there", key), &[signed("b", What::Signature)], now - FRESH);
         kept.keep(at("here", key), &[], now);
@@ -302,13 +302,13 @@ mod tests {
 
         let fresh = |repository: &str| kept.is_fresh(&known, &at(repository, key));
         assert!(fresh("here"));
-        // A day old, and never asked.
+        // A day old, and never queried.
         assert!(!fresh("there") && !fresh("elsewhere"));
-        // Asked by a clock that was put back.
+        // Queried before the clock was set back.
         kept.keep(at("here", key), &[], now + FRESH);
         assert!(!kept.is_fresh(&kept.find(key).unwrap(), &at("here", key)));
 
-        // Policies refused it, until it is asked for again.
+        // Policies refused it, until it is queried again.
         kept.keep(at("here", key), &[], now);
         let known = kept.find(key).unwrap();
         kept.refuse(at("here", key));
@@ -336,7 +336,7 @@ mod tests {
     fn what_several_find_at_once_is_all_kept() {
         let folder = tempfile::tempdir().unwrap();
         let key = Digest::of(b"this");
-        // As two programs have it, each its own.
+        // One cache for each, as for several processes.
         let each: Vec<_> = (0..8).map(|n| (n, SignatureCache::new(folder.path()))).collect();
         std::thread::scope(|scope| {
             for (n, kept) in &each {
@@ -366,7 +366,7 @@ mod tests {
             kept.keep(at("here", key), &[attests(n)], SystemTime::now());
             assert_eq!(found(&kept), all, "{n}");
         }
-        // What there is no room for at all is not kept, nor instead of what is.
+        // A signature that is too large is not stored, and displaces no other.
         let huge = "x".repeat(seal::LARGEST);
         let huge = signed("a", What::Attestation { predicate_type: huge, predicate: None });
         kept.keep(at("here", key), &[huge], SystemTime::now());

@@ -6,51 +6,51 @@ use super::{placement::Placement, running::Running};
 use portcullis_protocol::identity::PrincipalKind;
 use portcullis_runtime::process::Usage;
 
-/// What `portcullis server ls` and the metrics show.
+/// State of a server.
 #[derive(Debug, Clone)]
 pub struct Status {
-    /// `running`, `stopped` or `failed`: the shared instance.
+    /// State of the shared instance: `running`, `stopped` or `failed`.
     pub state: &'static str,
-    /// How that is, in one word: `healthy` or `unhealthy` where it is asked (`health-s`), else
-    /// `running`; `pulling` its image, `resting` since it kept ending, `failed`, or `stopped`.
+    /// Health: `healthy` or `unhealthy` with health checks (`health-s`), else `running`; `pulling`,
+    /// `resting` while the circuit is open, `failed`, or `stopped`.
     pub health: &'static str,
-    /// Where it runs, or would.
+    /// Runtime of the shared instance, or the runtime of its next start.
     pub place: Placement,
-    /// The shared instance's process, where it runs here.
+    /// Local process of the shared instance.
     pub process: Option<String>,
     pub revision: Option<String>,
     /// Calls in flight, of all instances.
     pub active: usize,
-    /// Instances that run.
+    /// Running instances.
     pub instances: Vec<InstanceStatus>,
-    /// Processes that wait for their first word.
+    /// Number of warm processes.
     pub warm: usize,
-    /// Why the shared one failed.
+    /// Failure of the shared instance.
     pub failure: Option<String>,
-    /// How many instances had to be ended since they did not answer whether they are well.
+    /// Number of instances that were ended after a failed health check.
     pub unwell: u64,
-    /// Messages of the present instances that did not fit a queue and were dropped.
+    /// Number of messages of the present instances that were dropped because a queue was full.
     pub lost: u64,
 }
 
-/// How one running instance stands.
+/// State of one running instance.
 #[derive(Debug, Clone)]
 pub struct InstanceStatus {
-    /// No two that ever ran have the same.
+    /// Unique number among all instances that ever ran.
     pub number: u64,
-    /// The one client for which alone it runs.
+    /// Owner of the dedicated instance; `None` for a shared one.
     pub principal: Option<PrincipalKind>,
-    /// Its process, where it runs here.
+    /// Local process.
     pub process: Option<String>,
     /// Calls in flight.
     pub active: usize,
-    /// Whether another has taken its place, and it ends once its calls are done.
+    /// Whether the instance was replaced and ends after its calls.
     pub leaving: bool,
-    /// How long it last took to say that it is well, where it is asked (`health-s`).
+    /// Duration of the last answered health check (`health-s`).
     pub health: Option<Duration>,
-    /// How long it has been running.
+    /// Time since the start.
     pub up: Duration,
-    /// What it uses, where that can be told.
+    /// Resource usage, if available.
     pub usage: Option<Usage>,
 }
 
@@ -64,7 +64,7 @@ pub(super) struct InstanceHealth {
     pub failure: Option<String>,
     pub usage: Option<Usage>,
     pub lost: u64,
-    /// Time of the last answer to a health check.
+    /// Duration of the last answered health check.
     pub health: Option<Duration>,
     /// As in [`Status::health`].
     pub word: &'static str,
@@ -103,7 +103,7 @@ impl InstanceHealth {
 }
 
 impl Status {
-    /// The status of a server with these instances. `place` is where it would run now.
+    /// The status of a server with these instances. `place` is the runtime of its next start.
     pub(super) fn of(
         shared: InstanceHealth,
         others: &[InstanceHealth],

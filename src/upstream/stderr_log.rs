@@ -1,4 +1,4 @@
-//! What a server writes to standard error, as much of it as is kept.
+//! Log of a server's standard error, bounded and redacted.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -7,42 +7,42 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::secret_set::SecretSet;
 
-/// Lines of standard error that are kept.
+/// Maximum number of kept lines.
 const LINES: usize = 500;
-/// Bytes of one such line that are kept.
+/// Maximum number of kept bytes of a line.
 const LINE_BYTES: usize = 2_000;
-/// Bytes of one such line that are read at once. Of a longer one nothing is kept: where it is cut, a
-/// secret could be in two parts that nobody knows.
+/// Maximum length of a line. Nothing of a longer line is kept: the cut could split a secret into
+/// two unrecognizable parts.
 const LINE_READ: usize = 16 << 10;
 
-/// Lines of a private key that are left out, at most: one of OpenPGP with many signatures has
-/// thousands.
+/// Maximum number of lines of a private key that are omitted: an OpenPGP key with many signatures
+/// has thousands.
 const KEY_LINES: usize = 4096;
-/// How many lines in a row may have nothing of a key in them before it is over: its headers, or words
-/// that only mention the beginning of one.
+/// Number of consecutive lines without key data after which a key has ended: they can be headers
+/// of a key, or text that only mentions a key's first line.
 const STRANGE_LINES: usize = 8;
-/// Letters of base64 in a row that are part of a key, and no digest in hexadecimal digits.
+/// Number of consecutive base64 characters, not all hexadecimal, that are key data.
 const ARMOR: usize = 48;
-/// Bytes that are looked at again where a line is cut, since the beginning of a key may be.
+/// Number of bytes before a cut that are searched again for the beginning of a key.
 const OVERLAP: usize = 128;
 
-/// Takes the secrets out of a text that is kept.
+/// Redacts the secrets in a text before it is kept.
 pub type Scrub = Arc<dyn Fn(&mut String) + Send + Sync>;
 
 /// The last lines, oldest first.
 pub(super) type Log = Arc<Mutex<VecDeque<String>>>;
 
-/// A private key over several lines: none of them is one by itself, so that no rule would find it.
+/// Detector of private keys over several lines, which no rule for single lines finds.
 #[derive(Default)]
 struct Key {
-    /// How many more of its lines may come.
+    /// Maximum number of further lines of the key; 0 outside a key.
     left: usize,
-    /// How many lines had nothing of it in them, since the last that had.
+    /// Number of lines since the last one with key data.
     strange: usize,
 }
 
 impl Key {
-    /// Whether anything of a line is kept. Of one in which a key begins, that is what stands before it.
+    /// Whether the line is kept. A line with the beginning of a key is cut there.
     fn leaves(&mut self, line: &mut String) -> bool {
         self.strange = if is_armor(line) { 0 } else { self.strange + 1 };
         let within = self.left > 0 && self.strange <= STRANGE_LINES;
@@ -55,7 +55,7 @@ impl Key {
         });
         if let Some(at) = begun {
             (self.left, self.strange) = (KEY_LINES, 0);
-            // What stands before it may be the end of another one.
+            // The text before it may be the end of another key.
             line.truncate(if within { 0 } else { at });
             line.push_str("[redacted:private-key]");
             return true;
@@ -73,7 +73,7 @@ fn is_armor(line: &str) -> bool {
     runs.any(|run| run.len() >= ARMOR && !run.iter().all(u8::is_ascii_hexdigit))
 }
 
-/// Keeps the last lines of standard error, without the secrets that the server was handed.
+/// Keeps the last lines of standard error, without delivered secrets.
 pub(super) async fn keep(
     mut stderr: impl AsyncRead + Unpin,
     log: Log,
@@ -99,7 +99,7 @@ pub(super) async fn keep(
             return;
         }
         scrub(&mut text);
-        // Here even a value is looked for that is too short to be looked for in every message.
+        // This also redacts values that are too short for the redaction of messages.
         for secret in handed().iter().flat_map(|handed| &handed.0) {
             let value = secret.value.expose();
             if !value.is_empty() && text.contains(value) {
@@ -173,7 +173,7 @@ mod tests {
                 "-----END CERTIFICATE-----",
                 "-----END CERTIFICATE-----[redacted:private-key]",
                 "[redacted:private-key]",
-                // What rules find.
+                // The rules for single lines redact this.
                 &in_one,
                 "last",
                 "[redacted:private-key]",
@@ -194,10 +194,10 @@ mod tests {
             client: None,
         }]));
         let mut text = format!("key {value}\n");
-        // Where a line is cut, and where reading it ends, no part of a secret is left.
+        // No part of a secret is left at the cut of a line, or at the end of a read.
         text.push_str(&format!("{}{value}\n", "x".repeat(LINE_BYTES - 3)));
         text.push_str(&format!("{}{value}\n", "x".repeat(LINE_READ - 3)));
-        // A key may begin in a long line, wherever that is cut, and may only be mentioned.
+        // A key can begin in a long line at any position, or only be mentioned.
         let (begin, end, kind) = ("-----BEGIN", "-----END", ["PRIVATE", "KEY-----"].join(" "));
         let body = "MIIE".repeat(16);
         for before in [2 * LINE_READ, LINE_READ - 20, LINE_READ - 8] {

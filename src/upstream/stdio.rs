@@ -1,4 +1,4 @@
-//! The line to a server over its standard input and output: one JSON text a line.
+//! Stdio transport: one JSON text a line on the server's standard input and output.
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,19 +22,19 @@ use portcullis_protocol::{
     exchange::{Method, Revision},
 };
 
-/// Messages that may wait for a server that does not read.
+/// Maximum number of queued messages to a server.
 const QUEUE: usize = 64;
-/// How long a message that answers no wait of ours waits for such a server.
+/// Longest wait for the sending of a message without a response.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// A line over two pipes. When its last handle is dropped, the server's standard input closes.
+/// Transport over two pipes. Dropping it closes the server's standard input.
 pub struct StdioTransport {
     lines: mpsc::Sender<Bytes>,
     board: Arc<Multiplexer>,
 }
 
 impl StdioTransport {
-    /// Speaks over these two ends; what belongs to no request goes to `ear`.
+    /// A transport over these pipes. Messages without a call go to `ear`.
     pub(super) fn new(
         stdin: impl AsyncWrite + Send + Unpin + 'static,
         stdout: impl AsyncRead + Send + Unpin + 'static,
@@ -72,7 +72,7 @@ impl ServerTransport for StdioTransport {
             return Err(self.board.unavailable());
         }
         let (begun, text) = self.board.begin(&call);
-        // A greeting cannot be taken back.
+        // `initialize` cannot be cancelled.
         let cancels = call.method.as_str() != Method::INITIALIZE;
         let mut guard = Cancel { board: &self.board, id: begun.id, tells: false };
         let work = async {

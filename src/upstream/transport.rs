@@ -1,4 +1,4 @@
-//! A line to a server: requests with their answers, whatever carries them.
+//! Transport to a server: requests and their responses.
 
 use std::time::Duration;
 
@@ -17,27 +17,27 @@ use portcullis_protocol::{
     exchange::{Method, Revision},
 };
 
-/// A request for a server.
+/// A request to a server.
 #[derive(Debug, Clone)]
 pub struct Call {
     pub method: Method,
-    /// What a modern HTTP server wants in `Mcp-Name`: the tool, the prompt or the URI.
+    /// Value of `Mcp-Name` for a modern HTTP server: the tool, the prompt or the URI.
     pub name: Option<String>,
     /// Further headers for a modern HTTP server (`Mcp-Param-*`), encoded for the wire.
     pub headers: Vec<(String, String)>,
-    /// The client's own message, where the request forwards one: all that nobody changed in it
-    /// goes on byte for byte.
+    /// The client's message, if the request forwards one. Its unchanged parts are sent byte
+    /// for byte.
     pub frame: Option<Frame>,
-    /// `params`, where there are any.
+    /// `params`, if any.
     pub params: Option<Bytes>,
-    /// Where goes what the server says that belongs to this request.
+    /// Receiver of the server's messages that belong to this request.
     pub said: Option<mpsc::Sender<ServerMessage>>,
-    /// How long to wait for the answer.
+    /// Deadline of the response.
     pub clock: Deadline,
 }
 
 impl Call {
-    /// A request of our own.
+    /// A request of the proxy itself.
     pub fn own(method: &str, params: Option<Bytes>, deadline: Duration) -> Self {
         Self {
             method: Method::new(method),
@@ -50,8 +50,8 @@ impl Call {
         }
     }
 
-    /// The text to send under an id of ours, and what the client calls its own in it: ids and
-    /// tokens of many clients meet on one link, so all become ours.
+    /// The text to send, and the client's ids in it. Ids and tokens of many clients share one
+    /// connection, so they are replaced by `id`.
     pub(super) fn text(&self, id: u64) -> (Bytes, OriginalIds) {
         let token = self
             .params
@@ -87,22 +87,22 @@ fn swap_token(params: &Object, id: u64) -> Option<(Bytes, Bytes)> {
     Some((params.with(&[("_meta", Some(&meta))]), token))
 }
 
-/// What a client calls its own in a request, where ours stands on the link.
+/// Ids of a client in a request, which the proxy replaces by its own.
 #[derive(Debug, Clone)]
 pub(super) struct OriginalIds {
-    /// The text of its progress token.
+    /// Text of the progress token.
     pub token: Option<Bytes>,
-    /// The text of its id, which names its subscription as well; our own requests have none.
+    /// Text of the request id, also of its subscription. `None` for the proxy's own requests.
     pub id: Option<Bytes>,
-    /// Whether it opens a subscription.
+    /// Whether the request opens a subscription.
     pub subscribes: bool,
-    /// Whether it asks for log messages.
+    /// Whether the request asks for log messages.
     pub logs: bool,
 }
 
 impl OriginalIds {
-    /// A copy that keeps nothing of the client's message alive, where there is a progress token
-    /// and it all has at most so many bytes.
+    /// A copy that does not keep the client's message in memory. `None` without a progress token,
+    /// or if the ids have more than `most` bytes.
     pub fn copied(&self, most: usize) -> Option<Self> {
         let copy = |text: &Bytes| Bytes::copy_from_slice(text);
         let (token, id) = (self.token.as_ref()?, self.id.as_ref());
@@ -110,7 +110,7 @@ impl OriginalIds {
         (bytes <= most).then(|| Self { token: Some(copy(token)), id: id.map(copy), ..*self })
     }
 
-    /// A notification's `params` with the client's own words put back.
+    /// `params` of a notification with the client's ids restored.
     pub fn restored(&self, params: Option<Bytes>) -> Option<Bytes> {
         let params = params?;
         let Ok(object) = Object::parse(params.clone()) else { return Some(params) };
@@ -125,7 +125,7 @@ impl OriginalIds {
             edits.push(("progressToken", Some(token)));
         }
         if let Some(meta) = &meta {
-            // Without an id of a client's, nobody knows the subscription by another name.
+            // Without a client's id, the subscription has no other name.
             let empty = Object::parse(meta.clone()).is_ok_and(|meta| meta.keys().next().is_none());
             edits.push(("_meta", (!empty).then_some(&meta[..])));
         }
@@ -133,32 +133,32 @@ impl OriginalIds {
     }
 }
 
-/// What a server answered: the text of `result` or `error`.
+/// Response of a server: the text of `result` or `error`.
 #[derive(Debug, Clone)]
 pub enum Reply {
     Result(Bytes),
     Error(Bytes),
 }
 
-/// What a server says beside its answers.
+/// Message of a server other than a response.
 #[derive(Debug)]
 pub enum ServerMessage {
-    /// A request. Whoever takes it sends the text of the whole answer. Once the server has taken
-    /// the request back, or is gone, nobody waits for the answer: `answer` is closed.
+    /// A server request. Its receiver sends the text of the whole response to `answer`, which is
+    /// closed when the server has cancelled the request, or is gone.
     Request { id: Id, method: Method, params: Option<Bytes>, answer: oneshot::Sender<Bytes> },
-    /// A notification. The client's own progress token, or id of its subscription, is in it.
+    /// A notification. It has the client's own progress token or subscription id.
     Notification { method: Method, params: Option<Bytes> },
 }
 
 impl ServerMessage {
-    /// Its method.
+    /// Method of the message.
     pub fn method(&self) -> &Method {
         match self {
             Self::Request { method, .. } | Self::Notification { method, .. } => method,
         }
     }
 
-    /// The text of its `params`, where it has any.
+    /// Text of `params`, if any.
     pub fn params(&self) -> Option<&Bytes> {
         match self {
             Self::Request { params, .. } | Self::Notification { params, .. } => params.as_ref(),
@@ -167,78 +167,78 @@ impl ServerMessage {
 }
 
 impl ServerMessage {
-    /// Whether it is of what a server offers to all, and not of what it was asked.
+    /// Whether the message is about the server's lists or resources, and not about a call.
     pub(super) fn is_of_server(&self) -> bool {
         let method = self.method();
         tells_of_lists(method) || method.as_str() == Method::UPDATED
     }
 }
 
-/// What a server says that belongs to no call.
+/// Message of a server that belongs to no call.
 #[derive(Debug)]
 pub struct UnroutedMessage {
-    /// For whom the instance runs that said it; nothing where it is the shared one.
+    /// Owner of the dedicated instance that sent it; `None` for a shared one.
     pub party: Option<InstanceKey>,
     pub said: ServerMessage,
 }
 
-/// A line to one server.
+/// Transport to one instance.
 #[async_trait]
 pub trait ServerTransport: Send + Sync {
-    /// Sends a request and waits for its answer. Dropping the future cancels the request.
+    /// Sends a request and waits for the response. Dropping the future cancels the request.
     ///
     /// # Errors
-    /// A [`CallError`] where no answer came.
+    /// A [`CallError`] if no response came.
     async fn call(&self, call: Call) -> Result<Reply, CallError>;
 
     /// Sends a notification.
     ///
     /// # Errors
-    /// A [`CallError`] where it could not be sent.
+    /// A [`CallError`] if it could not be sent.
     async fn notify(&self, method: &str, params: Bytes) -> Result<(), CallError>;
 
-    /// Tells the link which revision was agreed on.
+    /// Sets the revision of the handshake.
     fn agreed(&self, revision: Revision);
 
-    /// Why the link is dead, once it is.
+    /// Reason why the connection is dead; `None` while it lives.
     fn dead(&self) -> Option<String>;
 
-    /// The greeting is over: the server may say what it wants from now on.
+    /// Opens the stream for the server's own messages, after the handshake.
     fn listen(&self) {}
 
-    /// Whether the server takes no greeting here, as one of an older transport would not.
+    /// Whether the server refused the handshake as a server of an older transport does.
     fn turned_away(&self) -> bool {
         false
     }
 
-    /// Takes leave of the server, where there are words for it.
+    /// Ends the session, if the transport has one.
     async fn leave(&self) {}
 }
 
-/// Whether a notification tells that a list changed.
+/// Whether a notification reports the change of a list.
 pub(super) fn tells_of_lists(method: &Method) -> bool {
     method.as_str().ends_with("/list_changed")
 }
 
-/// The answer to a server's request that nobody takes.
+/// Error response to a server request without a receiver.
 pub(super) fn nobody(id: &Id) -> Bytes {
     let message = "the client accepts no requests at present";
     let error = serde_json::json!({ "code": -32603, "message": message });
     Frame::error(Some(id), error.to_string().as_bytes())
 }
 
-/// The empty result, for a server's ping.
+/// Response to a ping of a server.
 pub(super) fn pong(id: &Id) -> Bytes {
     Frame::result(id, b"{}")
 }
 
-/// The token of ours that a progress notification names.
+/// The proxy's token in a progress notification.
 pub(super) fn progress_token(params: Option<&Bytes>) -> Option<u64> {
     let token = Object::parse(params?.clone()).ok()?.get("progressToken")?;
     serde_json::from_slice::<Value>(&token).ok()?.as_u64()
 }
 
-/// The id of ours by which a notification names its subscription.
+/// The proxy's id of the subscription that a notification names.
 pub(super) fn subscription(params: Option<&Bytes>) -> Option<u64> {
     let params = params.filter(|params| may_have(params, META_SUBSCRIPTION))?;
     let id = Object::parse(params.clone()).ok()?.object("_meta")?.get(META_SUBSCRIPTION)?;

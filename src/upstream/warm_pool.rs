@@ -1,8 +1,8 @@
-//! Warm processes of a server: started ahead, without a handshake.
+//! Warm pool of a server: processes that are started in advance, without a handshake.
 //!
-//! A warm process is decided and recorded like any start, in nobody's name. The instance that takes it
-//! continues with its launch id, and has it decided and recorded again: in the name of its client, by the
-//! policies of that time. A warm process has the common secrets, so instances with secrets of their own do
+//! The start of a warm process is decided and recorded without a client. The instance that takes it
+//! keeps its launch id, and has the launch decided and recorded again: for its client, by the
+//! policies of that time. A warm process has the common secrets, so instances with other secrets do
 //! not take one.
 
 use std::{
@@ -98,7 +98,7 @@ impl WarmPool {
         self.slot.lock().waiting.iter().filter(|warm| !warm.has_ended()).count()
     }
 
-    /// Takes a process that runs, and that is what a start would start now.
+    /// Takes a running process that equals the result of a start now.
     pub async fn take(self: &Arc<Self>) -> Option<SpawnedProcess> {
         if self.server().settings.warm == 0 {
             return None;
@@ -132,7 +132,7 @@ impl WarmPool {
         taken
     }
 
-    /// Digest of what a start would start now, where it has one.
+    /// Digest of the program or image of a start now, if it has one.
     async fn program_digest(&self) -> Option<String> {
         let ServerShared { launcher, name, settings, .. } = self.server();
         if let Some(hashed) = launcher.hashed(settings).await {
@@ -187,8 +187,8 @@ impl WarmPool {
         }
     }
 
-    /// Adds a process that was begun after so many reviews. Returns it with the reason where it may not
-    /// be kept.
+    /// Adds a process whose start began after `reviews` reviews. Returns it with the reason if it
+    /// may not be kept.
     fn add(&self, warm: WarmProcess, reviews: u64) -> Result<(), (Box<WarmProcess>, &'static str)> {
         let mut slot = self.slot.lock();
         if self.closing.is_cancelled() {
@@ -238,7 +238,7 @@ impl WarmPool {
 
     /// Ends the processes that policies forbid.
     pub async fn review(&self, review: &dyn LaunchReview) {
-        // A process that is being started was decided on before, and is not kept.
+        // A process that is starting was permitted before this review, and is not kept.
         self.reviews.fetch_add(1, Ordering::SeqCst);
         let launches: Vec<_> =
             self.slot.lock().waiting.iter().map(|warm| warm.process.cleared.clone()).collect();
@@ -268,7 +268,7 @@ impl WarmPool {
 
     async fn replace(self: &Arc<Self>, why: &str, go: impl Fn(&WarmProcess) -> bool) {
         {
-            // A process that is being started may have the old secrets.
+            // A process that is starting may have the old secrets.
             let _one_at_a_time = self.filling.lock().await;
             for warm in self.remove(go) {
                 self.end(warm, why).await;
@@ -277,7 +277,7 @@ impl WarmPool {
         self.sweep().await;
     }
 
-    /// [`rotate`](Self::rotate), once for all who ask at the same time.
+    /// [`rotate`](Self::rotate), once for all concurrent callers.
     pub async fn rotate_coalesced(self: &Arc<Self>) {
         self.rotating.ask(());
         while let Some(mut turn) = self.rotating.begin() {
@@ -287,7 +287,7 @@ impl WarmPool {
         }
     }
 
-    /// Ends all processes for good, also those that are being started.
+    /// Ends all processes for good, including those that are starting.
     pub async fn close(&self, why: &str) {
         self.closing.cancel();
         for warm in self.remove(|_| true) {

@@ -1,4 +1,4 @@
-//! HTTP requests to one server: where they go and what they carry.
+//! HTTP requests to one server: URL and headers.
 
 use std::time::Duration;
 
@@ -17,34 +17,34 @@ use portcullis_vault::Secret;
 pub(super) const SESSION: HeaderName = HeaderName::from_static("mcp-session-id");
 pub(super) const REVISION: HeaderName = HeaderName::from_static("mcp-protocol-version");
 const LAST_EVENT: HeaderName = HeaderName::from_static("last-event-id");
-/// How long a message that answers no wait of ours may take to be sent.
+/// Longest wait for the sending of a message without a response.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
-/// The content types of an answer.
+/// Content types of responses.
 pub(super) const JSON: &str = "application/json";
 pub(super) const EVENTS: &str = "text/event-stream";
 
-/// The way to one endpoint.
+/// HTTP client of one endpoint.
 pub(super) struct Wire {
     client: reqwest::Client,
     url: Url,
-    /// The operator's own headers: the server's credentials, never the client's.
+    /// The operator's headers: credentials for the server, never the client's.
     headers: HeaderMap,
     pub session: RwLock<Option<HeaderValue>>,
     pub revision: RwLock<Option<Revision>>,
 }
 
 impl Wire {
-    /// The way to `url`, with secret headers.
+    /// A client of `url`, with secret headers.
     ///
     /// # Errors
-    /// A [`CallError`] where the URL or a header is not legal. It names the header, never its value.
+    /// A [`CallError`] if the URL or a header is invalid. It has the header's name, not its value.
     pub fn new(url: &str, headers: &[(String, Secret)]) -> Result<Self, CallError> {
         let unavailable = |what: String| CallError::Unavailable(what);
         let url = Url::parse(url).map_err(|e| unavailable(format!("its URL is bad: {e}")))?;
         let map = portcullis_vault::headers(headers)
             .map_err(|illegal| unavailable(illegal.to_string()))?;
-        // A redirect or a proxy of the environment would carry the operator's credentials to a place
-        // that the config does not name.
+        // A redirect, or a proxy from the environment, would send the operator's credentials to a
+        // host that the config does not name.
         let client = reqwest::Client::builder()
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
@@ -55,7 +55,7 @@ impl Wire {
         Ok(Self { client, url, headers: map, session, revision })
     }
 
-    /// Where it goes.
+    /// URL of the endpoint.
     pub fn url(&self) -> &Url {
         &self.url
     }
@@ -103,7 +103,7 @@ impl Wire {
         self.send(Verb::POST, url, extra, Some(text)).await
     }
 
-    /// Opens an event stream, or takes one up again behind an event.
+    /// Opens an event stream, or resumes one after an event.
     pub async fn listen(&self, last: Option<&HeaderValue>) -> Result<Response, CallError> {
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT, HeaderValue::from_static(EVENTS));
@@ -113,25 +113,25 @@ impl Wire {
         self.send(Verb::GET, self.url.clone(), headers, None).await
     }
 
-    /// Ends the session, where there is one.
+    /// Ends the session, if there is one.
     pub async fn leave(&self) {
         if self.session.read().is_none() {
             return;
         }
         let leaving = self.send(Verb::DELETE, self.url.clone(), HeaderMap::new(), None);
-        // A server need not let itself be told; its answer changes nothing.
+        // A server need not support this; its answer has no effect.
         let _ = tokio::time::timeout(PATIENCE, leaving).await;
         *self.session.write() = None;
     }
 }
 
-/// An answer's content type, without its parameters.
+/// Content type of a response, without parameters.
 pub(super) fn content_type(response: &Response) -> String {
     let kind = response.headers().get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("");
     kind.split(';').next().unwrap_or("").trim().to_ascii_lowercase()
 }
 
-/// An answer's body, of at most so many bytes.
+/// Body of a response, of at most `most` bytes.
 pub(super) async fn body(response: Response, most: usize) -> Result<Bytes, CallError> {
     let mut body = bytes::BytesMut::new();
     let mut chunks = response.bytes_stream();
@@ -149,7 +149,7 @@ pub(super) fn broken(error: reqwest::Error) -> CallError {
     CallError::Unavailable(format!("its answer broke off: {}", causes(&error.without_url())))
 }
 
-/// An error with its causes: reqwest's own words hide why a connection failed.
+/// An error with its causes: reqwest's text hides why a connection failed.
 fn causes(error: &reqwest::Error) -> String {
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);

@@ -1,7 +1,7 @@
-//! The lines to a remote server: streamable HTTP in either era, and the HTTP+SSE of 2024-11-05.
+//! Transports to remote servers: streamable HTTP in both eras, and HTTP+SSE of 2024-11-05.
 //!
-//! `wire` makes the requests, `events` reads event streams, `streams` takes them up again where
-//! they break, `sse` is the older transport.
+//! `client` makes the requests, `sse_reader` reads event streams, `streams` resumes them after an
+//! interruption, `sse` is the older transport.
 
 mod client;
 mod sse;
@@ -43,10 +43,10 @@ pub(super) use sse::Sse;
 const METHOD: HeaderName = HeaderName::from_static("mcp-method");
 const NAME: HeaderName = HeaderName::from_static("mcp-name");
 
-/// A line to one endpoint of streamable HTTP.
+/// Transport to one endpoint of streamable HTTP.
 pub(super) struct Http {
     line: Arc<Line>,
-    /// Ends the streams that are open beside those of calls.
+    /// Ends the standalone stream when dropped.
     _open: DropGuard,
 }
 
@@ -54,15 +54,15 @@ struct Line {
     wire: Arc<Wire>,
     board: Multiplexer,
     closing: CancellationToken,
-    /// Whether the server takes no greeting here, as one that only speaks HTTP+SSE would not.
+    /// Whether the server refused the handshake as a server with only HTTP+SSE does.
     turned_away: AtomicBool,
 }
 
 impl Http {
-    /// A line to `url`, with secret headers; what belongs to no request goes to `ear`.
+    /// A transport to `url`, with secret headers. Messages without a call go to `ear`.
     ///
     /// # Errors
-    /// A [`CallError`] where the URL or a header is not legal. It names the header, never its value.
+    /// A [`CallError`] if the URL or a header is invalid. It has the header's name, not its value.
     pub fn new(
         url: &str,
         headers: &[(String, Secret)],
@@ -99,7 +99,7 @@ impl Line {
         self.wire.revision.read().is_some_and(Revision::is_modern)
     }
 
-    /// The server knows the session no longer: it has to be greeted again.
+    /// Ends the connection after the server ended the session. A new handshake is necessary.
     fn forgotten(&self) -> CallError {
         let why = "it ended the session";
         self.board.die(why.into());
@@ -172,8 +172,8 @@ impl Line {
         }
     }
 
-    /// A greeting that was refused on the way: by the server in its own words, or by what knows no
-    /// such endpoint.
+    /// Result of a refused `initialize`: the server's JSON-RPC error, or a sign that it has no such
+    /// endpoint.
     async fn turned_away(
         &self,
         begun: &PendingCall,
@@ -192,7 +192,7 @@ impl Line {
         }
     }
 
-    /// A text that is the answer.
+    /// Parses a text that must be the response to the call.
     async fn answer(&self, begun: &PendingCall, text: Bytes) -> Result<Reply, CallError> {
         match self.text(begun, text, "its answer").await? {
             Some(reply) => Ok(reply),
@@ -200,7 +200,7 @@ impl Line {
         }
     }
 
-    /// A text that came in answer to a call: the call's reply, where it is one.
+    /// Processes a text on a call's stream. Returns the response, if it is one.
     async fn text(
         &self,
         begun: &PendingCall,
@@ -258,7 +258,7 @@ impl Line {
         }
         match method.as_str() {
             Method::CANCELLED => return self.board.take_back(params.as_ref()),
-            // Progress that nobody asked for is dropped.
+            // Progress without a requested token is dropped.
             Method::PROGRESS
                 if begun.mine.token.is_none()
                     || progress_token(params.as_ref()) != Some(begun.id) =>
@@ -271,7 +271,7 @@ impl Line {
         self.tell(begun, ServerMessage::Notification { method, params }).await;
     }
 
-    /// Tells what came on a call's own stream.
+    /// Delivers a message of a call's own stream.
     async fn tell(&self, begun: &PendingCall, said: ServerMessage) {
         match &begun.said {
             Some(call) if begun.mine.subscribes || !said.is_of_server() => {
@@ -286,15 +286,15 @@ impl Line {
 impl ServerTransport for Http {
     async fn call(&self, call: Call) -> Result<Reply, CallError> {
         let board = &self.line.board;
-        // Nothing but the end of its session ends such a line.
+        // Only the end of the session ends this connection.
         if board.dead().is_some() {
             return Err(CallError::Forgotten);
         }
         let (mut begun, text) = board.begin(&call);
-        // A modern server sees that the stream is closed; a greeting cannot be taken back.
+        // A modern server sees the closed stream; `initialize` cannot be cancelled.
         let tells = self.line.wire.session.read().is_some() && !self.line.modern();
         let mut guard = Cancel { board, id: begun.id, tells };
-        // Where a server answers on the stream beside, that is an answer, too.
+        // A response on the standalone stream is valid, too.
         let (_, never) = tokio::sync::oneshot::channel();
         let beside = std::mem::replace(&mut begun.answer, never);
         let work = async {
@@ -338,7 +338,7 @@ impl ServerTransport for Http {
     }
 
     fn listen(&self) {
-        // The stateless revision has no such stream.
+        // The revision without sessions has no such stream.
         if !self.line.modern() {
             tokio::spawn(self.line.clone().hear());
         }

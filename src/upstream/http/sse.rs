@@ -1,5 +1,5 @@
-//! The line of revision 2024-11-05: one event stream for all that the server says, and an endpoint
-//! that it names there for all that it is told.
+//! HTTP+SSE transport of revision 2024-11-05: one event stream for all messages of the server,
+//! which names the endpoint for all messages to the server.
 
 use std::sync::Arc;
 
@@ -24,22 +24,22 @@ use portcullis_protocol::{
 };
 use portcullis_vault::Secret;
 
-/// A line to one server of HTTP+SSE.
+/// Transport to one HTTP+SSE server.
 pub(crate) struct Sse {
     wire: Arc<Wire>,
-    /// Where it wants to be told.
+    /// Endpoint for messages to the server.
     endpoint: Url,
     board: Arc<Multiplexer>,
     _open: DropGuard,
 }
 
 impl Sse {
-    /// Opens the stream at `url`, with secret headers, and waits for the endpoint; what belongs to
-    /// no request goes to `ear`.
+    /// Opens the stream at `url`, with secret headers, and waits for the endpoint. Messages without
+    /// a call go to `ear`.
     ///
     /// # Errors
-    /// A [`CallError`] where there is no such stream, or where it names an endpoint of another
-    /// origin: the operator's headers go nowhere but where the config says.
+    /// A [`CallError`] if there is no such stream, or its endpoint has another origin: the
+    /// operator's headers are sent only to the host in the config.
     pub async fn open(
         url: &str,
         headers: &[(String, Secret)],
@@ -85,7 +85,7 @@ impl Sse {
     }
 }
 
-/// The endpoint that a server names, which has to be of its own origin.
+/// The endpoint that a server names. It must have the server's origin.
 fn endpoint(url: &Url, named: &str) -> Result<Url, CallError> {
     let endpoint = url
         .join(named)
@@ -97,8 +97,8 @@ fn endpoint(url: &Url, named: &str) -> Result<Url, CallError> {
     Ok(endpoint)
 }
 
-/// Posts what is answered on the stream, or not at all. A server may take its time: some answer
-/// a POST only once the work is done.
+/// Posts a message whose response, if any, comes on the stream. The caller bounds the time: some
+/// servers answer a POST only after the work is done.
 async fn tell(wire: &Wire, endpoint: Url, text: Bytes) -> Result<(), CallError> {
     let response = wire.post_to(endpoint, text, HeaderMap::new()).await?;
     let status = response.status();
@@ -109,7 +109,7 @@ async fn tell(wire: &Wire, endpoint: Url, text: Bytes) -> Result<(), CallError> 
     }
 }
 
-/// Bounds what no call's clock does.
+/// Bounds work without a call's deadline.
 async fn soon(work: impl Future<Output = Result<(), CallError>>) -> Result<(), CallError> {
     tokio::time::timeout(PATIENCE, work).await.unwrap_or(Err(CallError::Timeout(PATIENCE)))
 }
@@ -143,13 +143,13 @@ impl ServerTransport for Sse {
             return Err(self.board.unavailable());
         }
         let (mut begun, text) = self.board.begin(&call);
-        // A greeting cannot be taken back.
+        // `initialize` cannot be cancelled.
         let tells = call.method.as_str() != Method::INITIALIZE;
         let mut guard = Cancel { board: &self.board, id: begun.id, tells };
         let work = async {
             let (wire, endpoint) = (self.wire.clone(), self.endpoint.clone());
             let gone = |_| Err(self.board.unavailable());
-            // The answer may come before the server says that it took the question.
+            // The response may come before the server has accepted the POST.
             tokio::select! {
                 answer = &mut begun.answer => return answer.unwrap_or_else(gone),
                 told = tell(&wire, endpoint, text) => told?,

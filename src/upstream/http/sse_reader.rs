@@ -1,4 +1,4 @@
-//! A server's event stream, event by event.
+//! Reader of a server's event stream.
 
 use std::time::Duration;
 
@@ -10,16 +10,16 @@ use super::{super::call_error::CallError, client::broken};
 use portcullis_foundation::backoff::Backoff;
 use portcullis_protocol::codec::{Broken, Event, events};
 
-/// The pause before a stream is taken up again, where the server names none.
+/// Default pause before a stream is resumed.
 const PAUSE: Duration = Duration::from_secs(1);
-/// The least and the longest such pause, whatever the server says.
+/// Bounds of the pause, also for the server's own value.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(30));
 
-/// Events of a server, each of at most as many bytes as a message.
+/// Events of a server, each bounded by the maximum size of a message.
 pub(super) struct Events(BoxStream<'static, Result<Event, CallError>>);
 
 impl Events {
-    /// The events of an answer's body.
+    /// The events of a response body.
     pub fn of(response: reqwest::Response, most: usize) -> Self {
         let chunks = response.bytes_stream();
         Self::from_chunks(chunks.map(|chunk| chunk.map_err(broken)), most)
@@ -38,25 +38,25 @@ impl Events {
         Self(events.boxed())
     }
 
-    /// The next event; nothing at the end.
+    /// The next event; `None` at the end.
     pub async fn next(&mut self) -> Option<Result<Event, CallError>> {
         self.0.next().await
     }
 }
 
-/// From where a stream that ended can be taken up again.
+/// Position at which an interrupted stream is resumed.
 #[derive(Debug, Default)]
 pub(super) struct Resume {
-    /// The id of the last event that had one.
+    /// Id of the last event with an id.
     pub last: Option<HeaderValue>,
     retry: Option<Duration>,
 }
 
 impl Resume {
-    /// Notes where the stream stands after an event.
+    /// Records the position after an event.
     pub fn note(&mut self, event: &Event) {
         if let Some(id) = &event.id {
-            // An empty id takes back the one before. One that no header can hold cannot be named.
+            // An empty id resets the position. An id that no header can hold is unusable.
             self.last = Some(id)
                 .filter(|id| !id.is_empty())
                 .and_then(|id| HeaderValue::from_bytes(id).ok());
@@ -66,7 +66,7 @@ impl Resume {
         }
     }
 
-    /// How long to wait before the stream is taken up again, after so many tries that failed.
+    /// Pause before the stream is resumed, after `failed` failed attempts.
     pub fn pause(&self, failed: u32) -> Duration {
         let first = self.retry.unwrap_or(PAUSE).clamp(PAUSES.0, PAUSES.1);
         Backoff::new(first, PAUSES.1).pause(failed)

@@ -1,5 +1,5 @@
-//! Event streams of streamable HTTP: that of a call, which is taken up again where it breaks, and
-//! the one beside, on which a legacy server says what belongs to no call.
+//! Event streams of streamable HTTP: the stream of a call, which is resumed after an interruption,
+//! and the standalone stream, on which a legacy server sends messages without a call.
 
 use std::{
     sync::Arc,
@@ -19,16 +19,16 @@ use super::{
     sse_reader::{Events, Resume},
 };
 
-/// Tries in a row to take up a call's stream that may fail.
+/// Maximum number of consecutive failed attempts to resume a call's stream.
 const TRIES: u32 = 5;
-/// The least pause before the stream beside the calls is opened again, whatever the server says.
+/// Minimum pause before the standalone stream is opened again, also for the server's own value.
 const LEAST_PAUSE: Duration = Duration::from_millis(250);
-/// A stream that was open for so long did not fail, even if nothing came on it.
+/// Age from which a stream without events does not count as failed.
 const LONG_LIVED: Duration = Duration::from_secs(30);
 
 impl Line {
-    /// Reads events until the answer. Every event is a message of its own and parsed as strictly
-    /// as any other.
+    /// Reads events until the response. Each event is a message, and is parsed as strictly as any
+    /// other.
     pub(super) async fn answer_stream(
         &self,
         begun: &PendingCall,
@@ -57,8 +57,8 @@ impl Line {
         }
     }
 
-    /// Takes up a call's stream that ended, behind the last event that came. The call's own clock
-    /// bounds it all.
+    /// Resumes a call's stream after the last event. The call's deadline bounds all
+    /// attempts.
     async fn resumed(&self, resume: &Resume, ended: CallError) -> Result<Events, CallError> {
         let Some(last) = resume.last.as_ref().filter(|_| !self.modern()) else {
             return Err(ended);
@@ -78,13 +78,13 @@ impl Line {
         Err(ended)
     }
 
-    /// Hears what a legacy server says beside its calls, until the line is closed or the server
+    /// Reads the standalone stream of a legacy server, until the transport is closed or the server
     /// has no such stream.
     pub(super) async fn hear(self: Arc<Self>) {
         let hearing = async {
             let mut resume = Resume::default();
             let mut failed: u32 = 0;
-            // Whether the server has such a stream: it was open once.
+            // Whether the stream was open once, which proves that the server has it.
             let mut opened = false;
             loop {
                 match self.wire.listen(resume.last.as_ref()).await {
@@ -96,18 +96,18 @@ impl Line {
                             opened = true;
                             let since = Instant::now();
                             let heard = self.heard(response, &mut resume).await;
-                            // What ends at once is tried again as seldom as what fails.
+                            // A stream that ends at once is retried as rarely as one that fails.
                             let lasted = heard || since.elapsed() >= LONG_LIVED;
                             failed = if lasted { 1 } else { failed + 1 };
                         }
-                        // Where no such stream was ever open, the server may know none and have
-                        // the session all the same: the next call finds out.
+                        // If the stream was never open, the server may lack it and still have the
+                        // session: the next call finds out.
                         404 if opened && self.wire.session.read().is_some() => {
                             self.forgotten();
                             return;
                         }
                         409 | 429 | 500.. => failed += 1,
-                        // It has such a stream, but not behind that event.
+                        // The server has the stream, but cannot resume it after that event.
                         _ if opened => {
                             resume.last = None;
                             self.board.ear.missed();
@@ -130,7 +130,7 @@ impl Line {
         }
     }
 
-    /// Reads one stream to its end. Whether anything came.
+    /// Reads one stream to its end. Returns whether an event came.
     async fn heard(&self, response: Response, resume: &mut Resume) -> bool {
         let mut events = Events::of(response, self.board.caps.bytes);
         let mut heard = false;

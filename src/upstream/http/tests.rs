@@ -18,7 +18,7 @@ use portcullis_protocol::names::SessionId;
 const CAPS: Caps =
     Caps { bytes: 1 << 16, depth: 64, nodes: 10_000, keys: 10_000, object_keys: 10_000 };
 
-/// A request as the server got it, to be answered by the test.
+/// A received request, to be answered by the test.
 struct Got {
     verb: Verb,
     path: String,
@@ -45,7 +45,7 @@ impl Got {
         let _ = self.reply.send(response.body(Body::from(text)).unwrap());
     }
 
-    /// Answers with a stream, which lives as long as its sender.
+    /// Answers with a stream, which ends when its sender is dropped.
     fn stream(self) -> mpsc::UnboundedSender<String> {
         let (sender, events) = mpsc::unbounded_channel::<String>();
         let events =
@@ -57,7 +57,7 @@ impl Got {
     }
 }
 
-/// A server that does what the test says.
+/// A server that the test controls.
 struct Remote {
     url: String,
     requests: mpsc::UnboundedReceiver<Got>,
@@ -85,7 +85,7 @@ impl Remote {
         (Arc::new(Http::new(&self.url, &[], CAPS, ear).unwrap()), heard)
     }
 
-    /// A line with a session of the latest legacy revision, without a stream beside.
+    /// A transport with a session of the latest legacy revision, without a standalone stream.
     async fn session(&mut self) -> (Arc<Http>, mpsc::Receiver<UnroutedMessage>) {
         let (line, heard) = self.line(None);
         let greeting = start(&line, call(Method::INITIALIZE));
@@ -143,7 +143,7 @@ async fn a_stream_that_ends_early_is_taken_up_again_behind_its_last_event() {
     let got = remote.next().await;
     let id = got.body["id"].clone();
     got.stream().send("id: 7/a\nretry: 1\ndata:\n\n".into()).unwrap();
-    // Twice: with an answer that is no stream in between.
+    // Twice, with a response that is not a stream in between.
     let got = remote.next().await;
     assert_eq!((got.verb.as_str(), got.header("last-event-id")), ("GET", "7/a"));
     assert_eq!((got.header("mcp-session-id"), got.header("accept")), ("s1", EVENTS));
@@ -162,16 +162,16 @@ async fn a_stream_that_ends_early_is_taken_up_again_behind_its_last_event() {
 async fn a_stream_that_cannot_be_taken_up_is_a_failure() {
     let mut remote = Remote::start().await;
     let (line, _heard) = remote.session().await;
-    // Without an id there is no place behind which to go on.
+    // A stream without event ids cannot be resumed.
     let calling = start(&line, call("tools/call"));
     remote.next().await.stream().send("data: \n\n".into()).unwrap();
     assert!(matches!(soon(calling).await.unwrap(), Err(CallError::Unavailable(_))));
-    // The server has no streams to resume.
+    // The server does not support resumption.
     let calling = start(&line, call("tools/call"));
     remote.next().await.stream().send("id: 1\nretry: 1\ndata:\n\n".into()).unwrap();
     remote.next().await.status(405);
     assert!(matches!(soon(calling).await.unwrap(), Err(CallError::Unavailable(_))));
-    // It answers for ever with streams that say nothing: the clock ends that.
+    // The server answers forever with empty streams: the deadline ends that.
     let mut limited = call("tools/call");
     limited.clock = Deadline::new(Duration::from_millis(300));
     let calling = start(&line, limited);
@@ -200,7 +200,7 @@ async fn a_forgotten_session_ends_the_line() {
     assert_eq!(soon(calling).await.unwrap().unwrap_err(), CallError::Forgotten);
     assert_eq!(line.dead().unwrap(), "it ended the session");
 
-    // So does a stream beside that was there once.
+    // So does the standalone stream that was open once.
     let (line, _heard) = remote.session().await;
     line.listen();
     drop(remote.next().await.stream());
@@ -233,7 +233,7 @@ async fn the_stream_beside_the_calls_is_heard_and_opened_again() {
     assert_eq!((got.verb.as_str(), &got.body["id"]), ("POST", &json!("q")));
     got.status(202);
 
-    // Progress names its call; so does its token, wherever it comes.
+    // Progress names its call; so does its token, on any stream.
     let (said, mut told) = mpsc::channel(4);
     let mut asking = call("tools/call");
     asking.params = Some(Bytes::from_static(br#"{"_meta":{"progressToken":"mine"}}"#));
@@ -262,7 +262,7 @@ async fn the_stream_beside_the_calls_is_heard_and_opened_again() {
     let told = soon(heard.recv()).await.unwrap().said;
     assert_eq!(told.method().as_str(), "notifications/tools/list_changed");
 
-    // The end: the session is given back.
+    // At the end, the session is deleted.
     let leaving = tokio::spawn(async move { line.leave().await });
     let got = remote.next().await;
     assert_eq!((got.verb.as_str(), got.header("mcp-session-id")), ("DELETE", "s1"));
@@ -274,7 +274,7 @@ async fn the_stream_beside_the_calls_is_heard_and_opened_again() {
 async fn a_server_without_a_stream_beside_is_not_asked_again() {
     let mut remote = Remote::start().await;
     let (line, _heard) = remote.session().await;
-    // Some do not even route it, which says nothing of the session.
+    // Some servers do not route the request, which does not affect the session.
     for status in [405, 404] {
         line.listen();
         remote.next().await.status(status);
@@ -284,7 +284,7 @@ async fn a_server_without_a_stream_beside_is_not_asked_again() {
         got.result(&[]);
         soon(calling).await.unwrap().unwrap();
     }
-    // A modern server is never asked.
+    // The proxy never sends it to a modern server.
     let (line, _heard) = remote.line(None);
     line.agreed(Revision::LATEST_MODERN);
     line.listen();
@@ -347,7 +347,7 @@ async fn what_a_server_asks_on_a_calls_stream_belongs_to_the_call() {
         };
         places.push(answer);
     }
-    // It takes one back, tells the call something, and all something else.
+    // The server cancels one request, sends a message to the call, and one without a call.
     stream.send(event("3", say(Method::CANCELLED, json!({ "requestId": 1 })))).unwrap();
     soon(places[0].closed()).await;
     stream.send(event("4", say(Method::LOG_MESSAGE, json!({ "data": 1.0 })))).unwrap();
@@ -359,7 +359,7 @@ async fn what_a_server_asks_on_a_calls_stream_belongs_to_the_call() {
     stream.send(event("5", say(Method::UPDATED, json!({ "uri": "u" })))).unwrap();
     let all = soon(heard.recv()).await.unwrap().said;
     assert_eq!(all.method().as_str(), Method::UPDATED);
-    // The stream goes on while the other question is open, and nobody answers that.
+    // The stream continues while the other server request is open and unanswered.
     stream.send(event("6", answer(&id))).unwrap();
     soon(calling).await.unwrap().unwrap();
     drop(places);
@@ -425,7 +425,7 @@ async fn the_older_transport_has_one_stream_and_an_endpoint() {
     assert_eq!((got.verb.as_str(), got.path.as_str()), ("POST", "/told?session=1"));
     let id = got.body["id"].clone();
     got.status(202);
-    // A question on the one line of a party's own belongs to its newest call.
+    // A server request on the only stream of a dedicated instance belongs to its newest call.
     let ask = json!({ "jsonrpc": "2.0", "id": 5, "method": "roots/list" });
     stream.send(format!("event: message\ndata: {ask}\n\n")).unwrap();
     let Some(ServerMessage::Request { answer: place, .. }) = soon(told.recv()).await else {
@@ -437,7 +437,7 @@ async fn the_older_transport_has_one_stream_and_an_endpoint() {
     got.status(202);
     stream.send(format!("event: message\ndata: {}\n\n", answer(&id))).unwrap();
     soon(calling).await.unwrap().unwrap();
-    // The time that the endpoint takes is the call's: some servers answer once the work is done.
+    // The endpoint's time is the call's: some servers answer after the work is done.
     let mut limited = call("tools/call");
     limited.clock = Deadline::new(PATIENCE + Duration::from_secs(1));
     let calling = start(&line, limited);
@@ -450,11 +450,11 @@ async fn the_older_transport_has_one_stream_and_an_endpoint() {
     let told = soon(calling).await.unwrap();
     assert!(matches!(told, Err(CallError::Timeout(limit)) if limit > PATIENCE));
     drop(working);
-    // Without a call, it belongs to the party.
+    // Without a call, the message belongs to the owner of the instance.
     stream.send(format!("data: {ask}\n\n")).unwrap();
     assert_eq!(soon(heard.recv()).await.unwrap().party, Some(key));
 
-    // What the endpoint does not take has no answer; the end of the stream is that of the line.
+    // A rejected message has no response; the end of the stream ends the connection.
     let calling = start(&line, call("tools/call"));
     let got = loop {
         let got = remote.next().await;

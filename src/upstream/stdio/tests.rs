@@ -195,7 +195,7 @@ async fn a_log_message_goes_to_the_call_that_asked_for_it_where_it_is_the_only_o
     assert_eq!(heard.recv().await.unwrap().said.method().as_str(), "notifications/message");
     server.write(r#"{"jsonrpc":"2.0","id":1,"result":{}}"#).await;
     assert!(first.await.unwrap().is_ok());
-    // The other did not ask for it.
+    // The other call did not ask for log messages.
     server.write(&log).await;
     assert_eq!(heard.recv().await.unwrap().said.method().as_str(), "notifications/message");
 }
@@ -220,7 +220,7 @@ async fn what_a_call_that_was_given_up_still_logs_comes_to_no_other() {
     server.write(&log).await;
     assert_eq!(heard.recv().await.unwrap().said.method().as_str(), "notifications/message");
     assert!(told.try_recv().is_err());
-    // Its answer is the last of it.
+    // After its late response, the server cannot log for the cancelled call.
     server.write(r#"{"jsonrpc":"2.0","id":1,"result":{}}"#).await;
     server.write(&log).await;
     assert_eq!(method(&mut told).await, "notifications/message");
