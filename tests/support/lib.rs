@@ -12,7 +12,7 @@ use portcullis_protocol::{
     names::DecisionId,
 };
 
-/// A tool call, with whatever `change` makes of it.
+/// A tool call, modified by `change`.
 pub fn exchange(change: impl FnOnce(&mut Exchange)) -> Exchange {
     let mut exchange = Exchange {
         id: DecisionId::next(),
@@ -58,7 +58,7 @@ pub fn check_page(page: &str, text: &str) {
     assert!(written == text, "docs/{page} is outdated: run this test with PORTCULLIS_WRITE_DOCS=1");
 }
 
-/// The same as [`check_page`] for the part of a page between two texts.
+/// As [`check_page`], for the part of a page between two texts.
 ///
 /// # Panics
 /// If the page has another part, or lacks one of the texts.
