@@ -1,4 +1,4 @@
-//! An MCP client over streamable HTTP that shows what came back as it came.
+//! An MCP client over streamable HTTP that returns responses unchanged.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -18,14 +18,14 @@ pub struct Agent {
     key: Option<String>,
     pub session: Option<String>,
     modern: bool,
-    /// What it says that it can be asked; in the legacy era, at its handshake.
+    /// Declared capabilities; in the legacy era, those of its handshake.
     pub abilities: Value,
     id: AtomicU64,
-    /// What the server said of itself when it was greeted.
+    /// Result of the handshake.
     pub greeting: Value,
 }
 
-/// What came back.
+/// A response.
 pub struct Answered {
     pub status: u16,
     pub session: Option<String>,
@@ -35,7 +35,7 @@ pub struct Answered {
 }
 
 impl Agent {
-    /// One that has made the legacy handshake.
+    /// A client after the legacy handshake.
     ///
     /// # Errors
     /// The status and the error of a refused handshake.
@@ -43,7 +43,7 @@ impl Agent {
         Self::legacy_of(url, key, LEGACY).await
     }
 
-    /// One that has made the legacy handshake for this revision.
+    /// A client after the legacy handshake with this revision.
     ///
     /// # Errors
     /// The status and the error of a refused handshake.
@@ -55,7 +55,7 @@ impl Agent {
         Self::new(url, key, false).shake_hands(revision).await
     }
 
-    /// One that has made the legacy handshake, and that nobody can ask anything.
+    /// A client after the legacy handshake, without capabilities for server requests.
     pub async fn legacy_without_abilities(url: &str, key: Option<&str>) -> Self {
         let agent = Self { abilities: json!({}), ..Self::new(url, key, false) };
         agent.shake_hands(LEGACY).await.unwrap()
@@ -80,7 +80,7 @@ impl Agent {
         Ok(agent)
     }
 
-    /// One that speaks 2026-07-28.
+    /// A client of revision 2026-07-28.
     pub fn modern(url: &str, key: Option<&str>) -> Self {
         Self::new(url, key, true)
     }
@@ -98,7 +98,7 @@ impl Agent {
         }
     }
 
-    /// A request with an id of its own, as its era words it.
+    /// A request with a new id, in the form of the client's era.
     pub fn request(&self, method: &str, mut params: Value) -> Value {
         let id = self.id.fetch_add(1, Ordering::Relaxed);
         if self.modern {
@@ -111,7 +111,7 @@ impl Agent {
         json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": params })
     }
 
-    /// Sends one message as it is, with the headers that its era wants.
+    /// Sends one message unchanged, with the headers of the client's era.
     pub async fn send(&self, message: Value) -> Answered {
         let mut post = self
             .http
@@ -156,10 +156,10 @@ impl Agent {
         in_time("an answer", exchange).await
     }
 
-    /// Asks, and returns the result.
+    /// Sends a request and returns its result.
     ///
     /// # Errors
-    /// The error that came back in its place.
+    /// The error of the response.
     pub async fn ask(&self, method: &str, params: Value) -> Result<Value, Value> {
         let request = self.request(method, params);
         let id = request["id"].clone();
@@ -177,7 +177,7 @@ impl Agent {
     /// Calls a tool.
     ///
     /// # Errors
-    /// The error that came back in place of a result.
+    /// The error of the response.
     pub async fn call(&self, tool: &str, arguments: Value) -> Result<Value, Value> {
         self.ask("tools/call", json!({ "name": tool, "arguments": arguments })).await
     }
@@ -214,7 +214,7 @@ impl Agent {
     }
 }
 
-/// The stable code of a refusal; every refusal has a decision's id beside it.
+/// The stable code of a refusal. Every refusal also has a decision id.
 pub fn code_of(error: &Value) -> String {
     let data = &error["data"];
     assert!(data["decision"].as_str().is_some_and(|id| id.len() == 36), "{error:#}");

@@ -1,25 +1,25 @@
-//! An authority of the test's own, and a certificate of it.
+//! A certificate authority of the test, and a certificate from it.
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 
 pub struct Authority {
-    /// The authority's certificate, as a client takes it.
+    /// The authority's certificate in the form for clients.
     pub certificate: String,
     /// The server's certificate and key.
     pub server: (String, String),
 }
 
 impl Authority {
-    /// For this machine.
+    /// An authority with a server certificate for this machine.
     pub fn new() -> Self {
         Self::of(&["localhost", "127.0.0.1"])
     }
 
-    /// For a server of these names.
+    /// An authority with a server certificate for these names.
     pub fn of(names: &[&str]) -> Self {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
-        // By its own name: OpenSSL takes a certificate whose issuer is called as its subject for
+        // A name of its own: OpenSSL treats a certificate with equal issuer and subject as
         // self-signed.
         params.distinguished_name.push(DnType::CommonName, "the authority of the gate's tests");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);

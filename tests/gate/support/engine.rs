@@ -1,4 +1,4 @@
-//! The container engine, by its own command line.
+//! The container engine, through its command line.
 
 use std::process::Command;
 
@@ -6,14 +6,14 @@ use serde_json::Value;
 
 use super::target;
 
-/// What `docker` printed.
+/// Standard output of `docker`.
 pub fn docker(args: &[&str]) -> String {
     let output = Command::new("docker").args(args).output().expect("`docker`: see `tests/run`");
     assert!(output.status.success(), "docker {args:?}: {output:?}");
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
-/// The image of `tests/setup/servers`, by its id.
+/// Id of the image of `tests/setup/servers`.
 pub fn servers_image() -> String {
     let id = std::fs::read_to_string(target("tests/servers.image")).unwrap();
     id.trim().to_owned()
@@ -25,7 +25,7 @@ pub fn containers(mark: &str) -> Vec<String> {
     let wanted = format!("GATE={mark}");
     let mut found = Vec::new();
     for id in all.lines() {
-        // It may go away while we look.
+        // The container may be removed in the meantime.
         let Ok(output) = Command::new("docker").args(["inspect", id]).output() else { continue };
         let inspected: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
         let env = inspected[0]["Config"]["Env"].as_array().cloned().unwrap_or_default();

@@ -1,4 +1,4 @@
-//! Event streams, event by event.
+//! Reader of event streams.
 
 use std::{future::ready, pin::Pin};
 
@@ -8,7 +8,7 @@ use sse_stream::{Sse, SseStream};
 
 use super::{gate::reqwest_client, in_time};
 
-/// A stream that a client reads. Dropped, its connection ends.
+/// A stream that a client reads. Dropping it closes the connection.
 pub struct Events {
     pub status: u16,
     events: Pin<Box<dyn Stream<Item = Sse> + Send>>,
@@ -30,12 +30,12 @@ impl Event {
 }
 
 impl Events {
-    /// Asks for a stream with these headers.
+    /// Opens a stream with `GET` and these headers.
     pub async fn get(url: &str, headers: &[(&str, &str)]) -> Self {
         Self::of(with(reqwest_client().get(url), headers)).await
     }
 
-    /// Posts a message whose answer is a stream.
+    /// Posts a message whose response is a stream.
     pub async fn post(url: &str, headers: &[(&str, &str)], body: String) -> Self {
         let post = with(reqwest_client().post(url), headers);
         let post = post.header("content-type", "application/json");
@@ -49,7 +49,7 @@ impl Events {
         let events: Pin<Box<dyn Stream<Item = Sse> + Send>> =
             if kind.is_some_and(|kind| kind == "text/event-stream") {
                 let events = SseStream::from_bytes_stream(response.bytes_stream());
-                // A stream that breaks off has ended.
+                // An interrupted stream counts as ended.
                 let events = events.take_while(|event| ready(event.is_ok()));
                 Box::pin(events.filter_map(|event| ready(event.ok())))
             } else {
@@ -60,7 +60,7 @@ impl Events {
         Self { status, events }
     }
 
-    /// The next event; none at the end.
+    /// The next event; `None` at the end.
     pub async fn next(&mut self) -> Option<Event> {
         let event = in_time("an event", self.events.next()).await?;
         Some(Event {

@@ -1,4 +1,4 @@
-//! Reverse proxies from Debian before the gate, each on a free port of its own.
+//! Reverse proxies from Debian in front of Portcullis, each on its own free port.
 
 use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener},
@@ -11,7 +11,7 @@ use tokio::process::{Child, Command};
 
 use super::until;
 
-/// A running reverse proxy. Dropped, it is killed.
+/// A running reverse proxy. Dropping it kills it.
 pub struct Front {
     pub addr: SocketAddr,
     _child: Child,
@@ -19,7 +19,7 @@ pub struct Front {
 }
 
 impl Front {
-    /// nginx with `proxy_pass` and these lines beside it.
+    /// nginx with `proxy_pass` and these additional lines.
     pub async fn nginx(gate: SocketAddr, lines: &str) -> Self {
         let config = |addr: SocketAddr, dir: &Path| {
             let dir = dir.display();
@@ -38,7 +38,7 @@ impl Front {
         .await
     }
 
-    /// HAProxy in a mode (`http` or `tcp`), with these lines for its server and these options behind
+    /// HAProxy in a mode (`http` or `tcp`), with these lines for its server and these options after
     /// the server's address.
     pub async fn haproxy(gate: SocketAddr, mode: &str, lines: &str, options: &str) -> Self {
         let config = |addr: SocketAddr, _: &Path| {
@@ -81,7 +81,7 @@ impl Front {
         std::fs::write(&file, config(addr, folder.path())).unwrap();
         let mut command = Command::new(program);
         arguments(&mut command, &file);
-        // Debian has nginx and HAProxy where only root looks.
+        // Debian installs nginx and HAProxy outside the default `PATH` of users.
         let path = std::env::var("PATH").unwrap_or_default();
         command
             .env("PATH", format!("{path}:/usr/sbin"))

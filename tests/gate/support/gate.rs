@@ -32,14 +32,13 @@ pub struct Setup {
     folder: TempDir,
 }
 
-/// Lets servers be started, whatever else a test's policies say.
+/// Permits starts of servers, in addition to the test's policies.
 const MACHINE: &str = "@id(\"machine\")\npermit (principal, action in Portcullis::Action::\"from_proxy\", resource)\nwhen { resource.name != \"\" };\n";
 
 impl Setup {
-    /// A config with this body behind `state-dir` and `[listen]`. In it `{mark}`, `{crooked}`,
-    /// `{lister}`, `{one-era}`, `{recorder}` and `{folder}` are replaced. Nobody needs a key, and policy
-    /// permits everything,
-    /// unless the test says otherwise.
+    /// A config with this body after `state-dir` and `[listen]`. In it `{mark}`, `{crooked}`,
+    /// `{lister}`, `{one-era}`, `{recorder}` and `{folder}` are replaced. Unless the test says
+    /// otherwise, clients need no key and policies permit everything.
     pub fn new(body: &str) -> Self {
         Self {
             body: body.into(),
@@ -53,7 +52,7 @@ impl Setup {
         }
     }
 
-    /// With the notes server in the sandbox, which is the quickest to start.
+    /// A config with the notes server in the sandbox, which starts fastest.
     pub fn notes() -> Self {
         Self::new(
             r#"
@@ -65,7 +64,7 @@ impl Setup {
         )
     }
 
-    /// With the server that misbehaves on demand.
+    /// A config with the server that misbehaves on demand.
     pub fn crooked(more: &str) -> Self {
         Self::new(&format!(
             r#"
@@ -78,7 +77,7 @@ impl Setup {
         ))
     }
 
-    /// With the same server, which holds methods back as [`Written::hold`] says.
+    /// As [`Self::crooked`], and the server delays methods as [`Written::hold`] says.
     pub fn holding(more: &str) -> Self {
         let setup = Self::new(&format!(
             r#"
@@ -94,7 +93,7 @@ impl Setup {
         setup.file("waits/nothing", "")
     }
 
-    /// With the server that asks its client everything, in the eras that it speaks.
+    /// A config with the server that sends every server request, in the eras that it speaks.
     pub fn everything(era: &str) -> Self {
         Self::new(&format!(
             r#"
@@ -106,7 +105,7 @@ impl Setup {
         ))
     }
 
-    /// The quickstart's own files, on a free port.
+    /// The quickstart's files, on a free port.
     pub fn quickstart() -> Written {
         let folder = tempfile::Builder::new().prefix("gate.").tempdir().unwrap();
         let from = root().join("examples/quickstart");
@@ -123,33 +122,33 @@ impl Setup {
         Written { env: Vec::new(), mark: new_mark(), folder }
     }
 
-    /// Has answers contain the secrets that are delivered to servers, so that a test sees them.
+    /// Disables the redaction of secrets in responses, so that a test sees them.
     pub fn shown(mut self) -> Self {
         self.body.insert_str(0, "[[interceptors]]\nuse = \"secrets\"\nresponse = \"off\"\n");
         self
     }
 
-    /// Without an interceptor that is on by default, for tests of what happens behind it.
+    /// Disables an interceptor that is on by default, for tests of the stages after it.
     pub fn without(mut self, interceptor: &str) -> Self {
         let entry = format!("[[interceptors]]\nuse = \"{interceptor}\"\nmode = \"off\"\n");
         self.body.insert_str(0, &entry);
         self
     }
 
-    /// In another runtime than the sandbox.
+    /// Sets a runtime other than the sandbox.
     pub fn runtime(mut self, runtime: &str) -> Self {
         self.body = self.body.replace("\"sandbox\"", &format!("\"{runtime}\""));
         self
     }
 
-    /// More of the config.
+    /// Adds text to the config.
     pub fn and(mut self, body: &str) -> Self {
         self.body.push('\n');
         self.body.push_str(body);
         self
     }
 
-    /// More of `[listen]`.
+    /// Adds lines to `[listen]`.
     pub fn listen(mut self, lines: &str) -> Self {
         self.listen.push_str(lines);
         self.listen.push('\n');
@@ -161,13 +160,13 @@ impl Setup {
         self
     }
 
-    /// Nothing is started but what the test's policies permit.
+    /// Permits only the starts that the test's policies permit.
     pub fn without_launches(mut self) -> Self {
         self.launches = false;
         self
     }
 
-    /// Without a key nobody is served.
+    /// Requires keys of all clients.
     pub fn keyed(mut self) -> Self {
         self.anonymous = false;
         self
@@ -178,7 +177,7 @@ impl Setup {
         self
     }
 
-    /// A file beside the config.
+    /// Adds a file beside the config.
     pub fn file(self, name: &str, text: impl AsRef<[u8]>) -> Self {
         let path = self.folder.path().join(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -186,7 +185,7 @@ impl Setup {
         self
     }
 
-    /// Writes the files and starts nothing.
+    /// Writes the files. Starts nothing.
     pub fn write(self) -> Written {
         let folder = self.folder.path();
         let mut body =
@@ -210,7 +209,7 @@ impl Setup {
         Written { env: self.env, mark: self.mark, folder: self.folder }
     }
 
-    /// A running proxy that is ready.
+    /// Writes the files, starts the proxy, and waits until it is ready.
     pub async fn start(self) -> Gate {
         self.write().start().await
     }
@@ -228,18 +227,18 @@ impl Written {
         self.folder.path().join(name)
     }
 
-    /// The config as it is.
+    /// The present text of the config.
     pub fn config(&self) -> String {
         std::fs::read_to_string(self.path("portcullis.toml")).unwrap()
     }
 
-    /// Puts another config in the place of this one, as editors do.
+    /// Replaces the config file atomically, as editors do.
     pub fn put(&self, text: &str) {
         std::fs::write(self.path("next.toml"), text).unwrap();
         std::fs::rename(self.path("next.toml"), self.path("portcullis.toml")).unwrap();
     }
 
-    /// Has servers answer a method no sooner than it is let go.
+    /// Makes servers delay their answers to a method until it is released.
     pub fn hold(&self, method: &str) {
         std::fs::write(self.path("waits").join(method.replace('/', "-")), "").unwrap();
     }
@@ -248,7 +247,7 @@ impl Written {
         std::fs::remove_file(self.path("waits").join(method.replace('/', "-"))).unwrap();
     }
 
-    /// Waits until a server holds a method back.
+    /// Waits until a server delays a method.
     pub async fn held(&self, server: &str, method: &str) {
         let line = format!("holds {method}");
         super::until(&line, async || {
@@ -265,18 +264,18 @@ impl Written {
             .arg(self.path("portcullis.toml"))
             .env_remove("PORTCULLIS_LOG")
             .envs(self.env.iter().map(|(name, value)| (name, value)))
-            // Not left behind where a test panics.
+            // Ends the process if the test panics.
             .kill_on_drop(true);
         command
     }
 
-    /// With one more variable of the environment.
+    /// Adds an environment variable.
     pub fn with_env(mut self, name: &str, value: &str) -> Self {
         self.env.push((name.into(), value.into()));
         self
     }
 
-    /// Runs a verb to its end.
+    /// Runs a command to its end.
     pub async fn cli(&self, args: &[&str]) -> Ended {
         let mut command = self.command(args);
         command.stdin(Stdio::null());
@@ -284,7 +283,7 @@ impl Written {
         Ended::from(output)
     }
 
-    /// Adds a client, as its operator would, and returns its key.
+    /// Adds a client with the command line, and returns its key.
     pub async fn add_client(&self, name: &str, groups: &[&str]) -> String {
         let mut args = vec!["client", "add", name, "--format", "json"];
         for group in groups {
@@ -294,8 +293,8 @@ impl Written {
         ended.expect(0)["key"].as_str().expect("a key").to_owned()
     }
 
-    /// Records of the audit log that `portcullis audit query` finds, newest or oldest first as it
-    /// will.
+    /// Records that `portcullis audit query` finds in the audit log, in the order of its
+    /// output.
     pub async fn records(&self, filter: &[&str]) -> Vec<Value> {
         let args =
             [&["audit", "query", "--format", "json", "--intents", "--limit", "1000"], filter]
@@ -358,7 +357,7 @@ impl Written {
     }
 }
 
-/// The first text under this name, at any depth.
+/// The first text with this name, at any depth.
 fn find<'v>(value: &'v Value, name: &str) -> Option<&'v str> {
     match value {
         Value::Object(members) => members
@@ -369,7 +368,7 @@ fn find<'v>(value: &'v Value, name: &str) -> Option<&'v str> {
     }
 }
 
-/// A client without a proxy of its own and without surprises.
+/// An HTTP client that ignores proxies of the environment.
 pub fn reqwest_client() -> reqwest::Client {
     reqwest_builder().build().unwrap()
 }
@@ -382,7 +381,7 @@ fn reqwest_builder() -> reqwest::ClientBuilder {
     reqwest::Client::builder().no_proxy()
 }
 
-/// A program that ran to its end.
+/// Result of a program.
 #[derive(Debug)]
 pub struct Ended {
     pub code: Option<i32>,
@@ -401,14 +400,14 @@ impl From<Output> for Ended {
 }
 
 impl Ended {
-    /// Its JSON, after this exit code.
+    /// Its JSON output. Asserts this exit code.
     pub fn expect(&self, code: i32) -> Value {
         assert_eq!(self.code, Some(code), "{self:#?}");
         serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("{e}: {self:#?}"))
     }
 }
 
-/// A running proxy. Dropped, it is killed: the servers it leaves are the next one's to reap.
+/// A running proxy. Dropping it kills it: the next proxy removes the orphans of its servers.
 pub struct Gate {
     written: Written,
     child: Child,
@@ -418,7 +417,7 @@ pub struct Gate {
     pub addr: SocketAddr,
 }
 
-/// What the proxy writes to standard error. Shown where a test fails.
+/// Standard error of the proxy, printed if the test fails.
 struct Log(watch::Receiver<Vec<String>>);
 
 impl Drop for Log {
@@ -444,24 +443,24 @@ impl Gate {
         format!("http://{}{path}", self.addr)
     }
 
-    /// `/metrics`, as the owner of the local socket reads it.
+    /// `/metrics` from the local socket, read as its owner.
     pub async fn metrics(&self) -> String {
         let http = reqwest_builder().unix_socket(self.path("state/admin.sock"));
         let reply = http.build().unwrap().get("http://localhost/metrics").send();
         in_time("metrics", async { reply.await.unwrap().text().await.unwrap() }).await
     }
 
-    /// An agent without a key that has greeted all servers' endpoint with `initialize`.
+    /// A client without a key, after the legacy handshake with the endpoint of all servers.
     pub async fn legacy(&self) -> Agent {
         Agent::legacy(&self.url("/mcp"), None).await.expect("a session")
     }
 
-    /// An agent without a key that speaks 2026-07-28 to all servers' endpoint.
+    /// A client of revision 2026-07-28 without a key, for the endpoint of all servers.
     pub fn modern(&self) -> Agent {
         Agent::modern(&self.url("/mcp"), None)
     }
 
-    /// Every line of the log so far.
+    /// All lines of the log so far.
     pub fn log(&self) -> Vec<String> {
         self.log.0.borrow().clone()
     }
@@ -471,7 +470,7 @@ impl Gate {
         let seen = self.log.0.wait_for(|lines| lines.iter().any(|line| matches(line)));
         let found = match tokio::time::timeout(super::PATIENCE, seen).await {
             Ok(Ok(lines)) => lines.iter().find(|line| matches(line)).cloned(),
-            // The end of its log is the end of the proxy.
+            // The log ends with the proxy.
             Ok(Err(_)) => None,
             Err(_) => None,
         };
@@ -486,12 +485,12 @@ impl Gate {
         kill(Pid::from_raw(self.pid()), signal).unwrap();
     }
 
-    /// Its end, which somebody else must have asked for.
+    /// Waits for the end of the proxy, which must have been requested elsewhere.
     pub async fn ended(&mut self) -> ExitStatus {
         in_time("the proxy's end", self.child.wait()).await.unwrap()
     }
 
-    /// Ends it as an operator would; nothing is left behind.
+    /// Stops the proxy as an operator does, without orphans.
     pub async fn stop(mut self) -> Written {
         self.signal(Signal::SIGTERM);
         let status = self.ended().await;
@@ -500,7 +499,7 @@ impl Gate {
         self.written
     }
 
-    /// Ends it as nobody should.
+    /// Kills the proxy with SIGKILL.
     pub async fn kill_9(mut self) -> Written {
         self.child.kill().await.unwrap();
         self.written

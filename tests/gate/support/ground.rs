@@ -1,4 +1,4 @@
-//! A container engine of one's own, which can be killed; and what must not be left over of it.
+//! A container engine of the test, which can be killed, and checks for what it leaves behind.
 
 use std::{
     fs,
@@ -13,30 +13,30 @@ use nix::{
     unistd::Pid,
 };
 
-/// How long the engine may take to answer, and to clear up.
+/// Timeout of the engine's answers and of its cleanup.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// An engine that nobody else uses.
+/// A container engine for one test.
 pub struct Ground {
     dir: tempfile::TempDir,
     daemon: Option<Child>,
 }
 
 impl Ground {
-    /// Starts it.
+    /// Starts an engine.
     ///
     /// # Errors
-    /// Where it does not start, with what it logged.
+    /// An error with the log if the engine does not start.
     pub fn start() -> anyhow::Result<Self> {
         ensure!(nix::unistd::Uid::effective().is_root(), "an engine is started by root alone");
-        // A short path: a unix socket's may have 107 characters.
+        // A short path: the path of a unix socket is limited to 107 characters.
         let dir = tempfile::Builder::new().prefix("portcullis-ground.").tempdir_in("/tmp")?;
         let mut ground = Self { dir, daemon: None };
         ground.begin()?;
         Ok(ground)
     }
 
-    /// Its socket's address.
+    /// Address of the engine's socket.
     pub fn host(&self) -> String {
         format!("unix://{}", self.path("docker.sock").display())
     }
@@ -48,12 +48,12 @@ impl Ground {
     /// Starts the daemon, for the first time or again.
     ///
     /// # Errors
-    /// Where it does not answer.
+    /// An error if the daemon does not answer.
     pub fn begin(&mut self) -> anyhow::Result<()> {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.path("log"))?;
         let _ = fs::remove_file(self.path("pid"));
         self.forget_containerd()?;
-        // In a network of its own: a daemon without a bridge removes that of the machine's other one.
+        // In its own network namespace: without a bridge, it removes that of the other daemon.
         let daemon = Command::new("unshare")
             .args(["--net", "dockerd", "--data-root"])
             .arg(self.path("data"))
@@ -81,8 +81,8 @@ impl Ground {
         Ok(())
     }
 
-    /// Takes away the number of a containerd that is dead: it dies with its daemon, but where nobody
-    /// reaps it, the next daemon takes it for alive.
+    /// Removes the pid file of a dead containerd. It dies with its daemon, but if it is not reaped,
+    /// the next daemon considers it alive.
     fn forget_containerd(&self) -> anyhow::Result<()> {
         let file = self.path("exec/containerd/containerd.pid");
         let end = Instant::now() + PATIENCE;
@@ -98,10 +98,10 @@ impl Ground {
         Ok(())
     }
 
-    /// Kills the daemon alone: its containers run on, as far as they can without it.
+    /// Kills only the daemon: its containers continue as far as they can without it.
     ///
     /// # Errors
-    /// Where it does not run.
+    /// An error if the daemon does not run.
     pub fn kill_daemon(&mut self) -> anyhow::Result<()> {
         let mut daemon = self.daemon.take().context("no daemon runs")?;
         daemon.kill()?;
@@ -109,11 +109,11 @@ impl Ground {
         Ok(())
     }
 
-    /// Kills all of it at once, as when the machine loses its power: the daemon, its containerd, every
-    /// shim and every container.
+    /// Kills the whole engine at once, as a power loss does: the daemon, its containerd, every shim
+    /// and every container.
     ///
     /// # Errors
-    /// Where no daemon runs.
+    /// An error if no daemon runs.
     pub fn lose_power(&mut self) -> anyhow::Result<()> {
         let end = Instant::now() + PATIENCE;
         self.kill_daemon()?;
@@ -130,26 +130,26 @@ impl Ground {
         }
     }
 
-    /// What `docker` prints.
+    /// Standard output of `docker`.
     ///
     /// # Errors
-    /// Where it fails.
+    /// An error if `docker` fails.
     pub fn docker(&self, args: &[&str]) -> anyhow::Result<String> {
         let output = Command::new("docker").args(["--host", &self.host()]).args(args).output()?;
         ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
         Ok(String::from_utf8(output.stdout)?.trim().to_owned())
     }
 
-    /// The containers that there are, running or not.
+    /// All containers, running or not.
     ///
     /// # Errors
-    /// Where the engine does not say.
+    /// An error if the engine does not answer.
     pub fn containers(&self) -> anyhow::Result<Vec<String>> {
         let all = self.docker(&["ps", "--all", "--quiet", "--no-trunc"])?;
         Ok(all.lines().map(str::to_owned).collect())
     }
 
-    /// The processes of containers that run, from outside.
+    /// Processes of running containers, seen from the host.
     pub fn servers(&self) -> Vec<i32> {
         let (mut found, shims) = (Vec::new(), self.processes());
         for &shim in &shims {
@@ -160,7 +160,7 @@ impl Ground {
         found
     }
 
-    /// Every process of the engine: those that its folders are named to, and all below them.
+    /// All processes of the engine: those with its folders as arguments, and their descendants.
     fn processes(&self) -> Vec<i32> {
         let own = self.dir.path().to_string_lossy().into_owned();
         let mut found = Vec::new();
@@ -176,10 +176,10 @@ impl Ground {
         found
     }
 
-    /// What is left of containers: themselves, shims, mounts, namespaces, cgroups.
+    /// Remains of containers: containers, shims, mounts, namespaces, cgroups.
     ///
     /// # Errors
-    /// Where the engine does not say.
+    /// An error if the engine does not answer.
     pub fn left(&self) -> anyhow::Result<Vec<String>> {
         let mut left: Vec<String> =
             self.containers()?.iter().map(|id| format!("container {id}")).collect();
@@ -198,8 +198,8 @@ impl Ground {
         let mounts = fs::read_to_string("/proc/self/mountinfo")?;
         for mount in mounts.lines().filter_map(|line| line.split(' ').nth(4)) {
             let of_container = ["/overlay2/", "/containers/", "/vfs/", "/netns/"];
-            // The engine's own are its namespace, and a layer that it was making when it was killed:
-            // there is no container to either, and nobody but the engine could take them away.
+            // The engine itself keeps its namespace, and a layer that it was making when killed.
+            // Neither belongs to a container, and only the engine could remove them.
             let engines = mount.ends_with("/netns/default") || mount.ends_with("-init/merged");
             let ours = of_container.iter().any(|part| mount.contains(part));
             if mount.starts_with(&own) && ours && !engines {
@@ -209,19 +209,19 @@ impl Ground {
         Ok(left)
     }
 
-    /// Waits until nothing is left.
+    /// Waits until no remains are left.
     ///
     /// # Errors
-    /// Where something stays.
+    /// An error if remains stay.
     #[allow(dead_code, reason = "the bench has this file, too")]
     pub fn wait_until_bare(&self) -> anyhow::Result<()> {
         self.wait_until_bare_but(|_| false).map(drop)
     }
 
-    /// Waits until nothing is left but what is tolerated, and tells what that is.
+    /// Waits until only tolerated remains are left, and returns them.
     ///
     /// # Errors
-    /// Where something else stays.
+    /// An error if other remains stay.
     pub fn wait_until_bare_but(
         &self,
         tolerated: impl Fn(&str) -> bool,
@@ -253,7 +253,7 @@ impl Drop for Ground {
         for pid in self.processes() {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
-        // What a daemon that was killed has left mounted would keep the folder.
+        // Mounts that a killed daemon left would keep the folder.
         let own = self.dir.path().to_string_lossy().into_owned();
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         for mount in mounts.lines().rev().filter_map(|line| line.split(' ').nth(4)) {

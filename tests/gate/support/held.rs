@@ -1,4 +1,4 @@
-//! A registry that answers when a test lets it.
+//! A registry whose requests a test can delay.
 
 use std::sync::Arc;
 
@@ -8,16 +8,16 @@ use tokio::{
     sync::watch,
 };
 
-/// Stands before a registry, and holds some of what it is asked until it is let go.
+/// Proxy before a registry that delays some requests until `let_go` is true.
 pub struct Held {
     pub host: String,
     pub let_go: Arc<watch::Sender<bool>>,
-    /// Changes with every request that is held.
+    /// Changes with every delayed request.
     pub holds: watch::Receiver<()>,
 }
 
 impl Held {
-    /// Holds the requests that contain all of these words.
+    /// Delays the requests that contain all of these words.
     pub async fn of(registry: &str, words: &'static [&'static str]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let host = format!("127.0.0.1:{}", listener.local_addr().unwrap().port());
@@ -51,7 +51,7 @@ impl Held {
         Self { host, let_go, holds }
     }
 
-    /// Holds what an engine asks for blobs.
+    /// Delays an engine's requests for blobs.
     pub async fn blobs(registry: &str) -> Self {
         Self::of(registry, &["/blobs/", "docker/"]).await
     }

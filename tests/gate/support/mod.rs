@@ -1,5 +1,5 @@
-//! The proxy as its users meet it: the real executable, a config in a folder of its own, clients
-//! over the wire.
+//! Support for tests of the whole proxy: the real executable, a config in its own folder, clients
+//! over the network.
 
 pub mod agent;
 pub mod authority;
@@ -25,7 +25,7 @@ pub mod wire;
 
 use std::{path::PathBuf, time::Duration};
 
-/// Long enough for a loaded machine. Reached only where something is broken.
+/// Timeout that is sufficient on a loaded machine. Only a defect reaches it.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A policy that permits everything, for tests of other things.
@@ -36,19 +36,19 @@ pub fn portcullis() -> PathBuf {
     env!("CARGO_BIN_EXE_portcullis").into()
 }
 
-/// The checkout.
+/// Folder of the repository.
 pub fn root() -> PathBuf {
     std::fs::canonicalize(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).unwrap()
 }
 
-/// What `cargo test` and `tests/run` put beside the executable.
+/// Path of a file that `cargo test` or `tests/run` built beside the executable.
 pub fn target(path: &str) -> PathBuf {
     let target = root().join("target").join(path);
     assert!(target.exists(), "{} is not there: `tests/run` makes it", target.display());
     target
 }
 
-/// A server of `tests/servers`.
+/// Path of a server of `tests/servers`.
 pub fn server(name: &str) -> PathBuf {
     let folder = portcullis().parent().unwrap().join("examples");
     let server = folder.join(name);
@@ -56,7 +56,7 @@ pub fn server(name: &str) -> PathBuf {
     server
 }
 
-/// Waits for something to come, for as long as there is patience.
+/// Waits for a future, at most for [`PATIENCE`].
 pub async fn in_time<F: Future>(what: &str, future: F) -> F::Output {
     match tokio::time::timeout(PATIENCE, future).await {
         Ok(output) => output,
@@ -64,7 +64,7 @@ pub async fn in_time<F: Future>(what: &str, future: F) -> F::Output {
     }
 }
 
-/// Asks again and again, for what tells nobody when it happens (a process's end, a container's).
+/// Polls for a state without notification, such as the end of a process or container.
 pub async fn until<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
     in_time(what, async {
         loop {
@@ -85,7 +85,7 @@ pub fn marked(mark: &str) -> Vec<i32> {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
             continue;
         };
-        // A process that ends meanwhile has no environment, and neither has a zombie.
+        // A process that has just ended has no environment, nor does a zombie.
         let Ok(environment) = std::fs::read(entry.path().join("environ")) else { continue };
         if environment.split(|&byte| byte == 0).any(|variable| variable == mark.as_bytes()) {
             found.push(pid);
@@ -94,18 +94,18 @@ pub fn marked(mark: &str) -> Vec<i32> {
     found
 }
 
-/// Ends one process, as an out-of-memory killer would.
+/// Kills one process with SIGKILL, as an out-of-memory killer does.
 pub fn kill_9(pid: i32) {
     let pid = nix::unistd::Pid::from_raw(pid);
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
 }
 
-/// A mark that no other test has.
+/// A mark unique to this test.
 pub fn new_mark() -> String {
     uuid::Uuid::now_v7().simple().to_string()
 }
 
-/// A credential's look-alike, put together here so that it stands in no file.
+/// A text that looks like a credential, composed here so that no file contains it.
 pub fn credential() -> String {
     ["AK", "IA", "Q3EG", "XMPL", "7KEY", "R2D2"].concat()
 }

@@ -1,5 +1,5 @@
-//! Remote servers as older revisions have them, written out by hand: HTTP+SSE, and streamable HTTP
-//! with streams that end early and sessions that are forgotten.
+//! Remote servers of older revisions, written by hand: HTTP+SSE, and streamable HTTP with streams
+//! that end early and sessions that expire.
 
 use std::{
     collections::HashMap,
@@ -44,7 +44,7 @@ async fn read(request: Request) -> (HeaderMap, Value) {
     (parts.headers, serde_json::from_slice(&body).unwrap_or_default())
 }
 
-/// The result of a request, where it is one that both servers have.
+/// The result of a request that both servers support.
 fn result(message: &Value, revision: &str) -> Value {
     match message["method"].as_str().unwrap_or_default() {
         "initialize" => json!({
@@ -76,7 +76,7 @@ struct Sse {
 }
 
 /// A server of 2024-11-05 over HTTP+SSE: `echo` answers, `end` answers and ends the stream.
-/// Returns the URL of its stream, where it takes no POST.
+/// Returns the URL of its stream, which accepts no POST.
 pub async fn sse() -> String {
     let app = Router::new()
         .route("/sse", get(open_sse))
@@ -113,8 +113,8 @@ async fn told(
     StatusCode::ACCEPTED
 }
 
-/// A server of 2025-11-25 over streamable HTTP whose one tool, `key`, tells the header `X-Key` with
-/// which it was called.
+/// A server of 2025-11-25 over streamable HTTP. Its only tool, `key`, returns the header `X-Key`
+/// of the call.
 pub async fn keyed() -> String {
     let app = Router::new().route("/mcp", post(tell_key));
     format!("http://{}/mcp", serve(app).await)
@@ -139,12 +139,12 @@ async fn tell_key(request: Request) -> Response {
 #[derive(Default)]
 struct Polled {
     next: AtomicU64,
-    /// The sessions, with the answers that are handed out once somebody asks for them again.
+    /// Sessions with the responses that are delivered when the stream is resumed.
     sessions: Mutex<HashMap<String, Vec<Value>>>,
 }
 
-/// A server of 2025-11-25 that ends the stream of every call before it has answered: `echo` is
-/// answered on the stream that takes up the first, `end` as well, and the session is forgotten.
+/// A server of 2025-11-25 that ends the stream of every call before the response. The resumed
+/// stream has the response to `echo`, and that to `end`, which also ends the session.
 pub async fn polled() -> String {
     let app = Router::new()
         .route("/mcp", post(asked).get(asked_again))

@@ -1,4 +1,4 @@
-//! Servers that do as they are told: `tests/servers/recorder.rs`.
+//! Servers that the tests control: `tests/servers/recorder.rs`.
 
 use std::process::Stdio;
 
@@ -12,14 +12,14 @@ use super::{
     in_time, server,
 };
 
-/// One over HTTP, which ends with the test.
+/// A recorder over HTTP, which ends with the test.
 pub struct Recorder {
     _child: Child,
     pub url: String,
 }
 
 impl Recorder {
-    /// One of an era that is spoken to over `http` or `sse`.
+    /// Starts a recorder of an era over `http` or `sse`.
     pub async fn start(era: &str, way: &str) -> Self {
         let mut child = Command::new(server("recorder"))
             .args([era, way])
@@ -33,7 +33,7 @@ impl Recorder {
     }
 }
 
-/// A proxy before one of each era, over pipes and over HTTP. It serves its standard input, too.
+/// A proxy before recorders of both eras, over pipes and HTTP. It also serves standard input.
 pub async fn gate(more: &str) -> (Gate, [Recorder; 2]) {
     let legacy = Recorder::start("legacy", "http").await;
     let modern = Recorder::start("modern", "http").await;

@@ -16,7 +16,7 @@ pub fn legacy() -> &'static [ProtocolVersion] {
     ProtocolVersion::known_up_to(&ProtocolVersion::V_2025_11_25)
 }
 
-/// The one without.
+/// The revision without `initialize`.
 pub const MODERN: &[ProtocolVersion] = &[ProtocolVersion::V_2026_07_28];
 
 /// Serves until the test ends. Returns the URL.

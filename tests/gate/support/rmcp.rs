@@ -27,7 +27,7 @@ use tokio::{process::Command, sync::mpsc};
 
 use super::{gate::reqwest_client, in_time};
 
-/// Answers what a server asks, and passes progress on.
+/// Answers server requests, and passes progress on.
 #[derive(Clone)]
 struct Handler {
     progress: mpsc::UnboundedSender<f64>,
@@ -86,7 +86,7 @@ struct Client {
     progress: mpsc::UnboundedReceiver<f64>,
 }
 
-/// Takes these steps as the programs of `tests/sdks` do, and returns the same report.
+/// Executes these steps like the programs of `tests/sdks`, and returns the same report.
 pub async fn report(era: &str, target: &[&str], key: Option<&str>, steps: &Value) -> Value {
     let mode = match era {
         "legacy" => ClientLifecycleMode::Initialize,
@@ -158,7 +158,7 @@ impl Client {
         Ok(json!({ "result": result }))
     }
 
-    /// A call that is taken back at its first progress: that, and what the server says of its end.
+    /// Cancels a call at its first progress. Returns that, and what the server saw of the end.
     async fn cancelled(&mut self, mark: &str) -> Result<Value, ServiceError> {
         let call = |name: &str| -> CallToolRequestParams {
             of(json!({ "name": name, "arguments": { "mark": mark } }))

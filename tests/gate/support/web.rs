@@ -1,4 +1,4 @@
-//! A web server of this machine, in clear text or over TLS, with pages of a test's own.
+//! A web server on this machine, in clear text or over TLS, with pages of the test.
 
 use std::{
     net::SocketAddr,
@@ -20,17 +20,17 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use super::authority::Authority;
 
-/// What stands at a path: its type and its bytes.
+/// Content of a path: its type and its bytes.
 pub type Page = (&'static str, Vec<u8>);
 
-/// One that serves until its test's runtime ends.
+/// A web server that ends with the test's runtime.
 pub struct Web {
     pub address: SocketAddr,
     seen: Arc<Mutex<Vec<String>>>,
 }
 
 impl Web {
-    /// Serves at this address what `page` finds for a host and a path.
+    /// Serves at this address the page that `page` returns for a host and a path.
     pub async fn serve(
         at: &str,
         tls: Option<&Authority>,
@@ -92,7 +92,7 @@ impl Listener for Secure {
     async fn accept(&mut self) -> (Self::Io, Self::Addr) {
         loop {
             let (stream, from) = Listener::accept(&mut self.tcp).await;
-            // One that does not trust this server goes away.
+            // A client that does not trust this server disconnects.
             if let Ok(stream) = self.tls.accept(stream).await {
                 return (stream, from);
             }

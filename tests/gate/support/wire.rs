@@ -1,4 +1,4 @@
-//! Bytes to the proxy and back, with nothing in between that could mend them.
+//! Raw bytes to and from the proxy, without a library that could correct them.
 
 use std::{
     io,
@@ -13,7 +13,7 @@ use tokio::{
 
 use super::in_time;
 
-/// An answer over HTTP.
+/// An HTTP response.
 #[derive(Debug, Clone)]
 pub struct Reply {
     pub status: u16,
@@ -27,7 +27,7 @@ impl Reply {
         self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
-    /// The JSON-RPC messages in it, whether it is one or a stream.
+    /// The JSON-RPC messages in the body, which is one message or a stream.
     pub fn messages(&self) -> Vec<Value> {
         if self.header("content-type").is_some_and(|kind| kind.starts_with("text/event-stream")) {
             return super::agent::events(&self.body);
@@ -46,16 +46,16 @@ impl Reply {
     }
 }
 
-/// Sends these very bytes and reads until the proxy closes.
+/// Sends exactly these bytes and reads until the proxy closes.
 pub async fn raw(addr: SocketAddr, bytes: &[u8]) -> Reply {
     raw_from(IpAddr::V4(Ipv4Addr::UNSPECIFIED), addr, bytes).await
 }
 
-/// The same, from this address.
+/// As [`raw`], from this address.
 pub async fn raw_from(from: IpAddr, addr: SocketAddr, bytes: &[u8]) -> Reply {
     let exchange = async {
         let mut stream = connect_from(from, addr).await.unwrap();
-        // It may close before it has read all of what it refuses.
+        // The proxy may close before it has read all of a refused request.
         let _ = stream.write_all(bytes).await;
         let mut answer = Vec::new();
         let _ = stream.read_to_end(&mut answer).await;
@@ -67,7 +67,7 @@ pub async fn raw_from(from: IpAddr, addr: SocketAddr, bytes: &[u8]) -> Reply {
 /// Connects from an address of this machine.
 ///
 /// # Errors
-/// Where the proxy, or the system, takes no connection.
+/// An error if the proxy or the system refuses the connection.
 pub async fn connect_from(from: IpAddr, addr: SocketAddr) -> io::Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
     socket.bind(SocketAddr::new(from, 0))?;
@@ -87,11 +87,11 @@ pub async fn post(addr: SocketAddr, path: &str, headers: &[(&str, &str)], body: 
     raw(addr, &[head.as_bytes(), body].concat()).await
 }
 
-/// The headers that an ordinary message has.
+/// Headers of an ordinary message.
 pub const ORDINARY: &[(&str, &str)] =
     &[("Content-Type", "application/json"), ("Accept", "application/json, text/event-stream")];
 
-/// What was answered, up to the end of the connection.
+/// Parses a response that ends with the connection.
 pub fn parse(answer: &[u8]) -> Reply {
     let text = String::from_utf8_lossy(answer);
     let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no HTTP: {text:?}"));

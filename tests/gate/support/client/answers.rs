@@ -1,10 +1,10 @@
-//! What the client can do, and what it says to a server that asks.
+//! Capabilities of the client, and its answers to server requests.
 
 use serde_json::{Value, json};
 
 use super::{MODERN, Wrong};
 
-/// What the client can do, as its revision says it.
+/// Capabilities of the client in the form of its revision.
 pub fn capabilities(revision: &str) -> Value {
     let mut capabilities = json!({ "sampling": {}, "roots": {} });
     if revision != MODERN {
@@ -21,10 +21,10 @@ pub fn capabilities(revision: &str) -> Value {
     capabilities
 }
 
-/// What the client answers.
+/// The client's answer to a server request.
 ///
 /// # Errors
-/// That its revision has no such question.
+/// An error if the client's revision has no such server request.
 pub fn answer(revision: &str, method: &str, params: &Value) -> Result<Value, Wrong> {
     match method {
         "ping" if revision != MODERN => Ok(json!({})),

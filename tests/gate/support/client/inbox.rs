@@ -1,4 +1,4 @@
-//! What a server says, sorted by who waits for it.
+//! Messages of a server, sorted by their receivers.
 
 use std::{
     collections::HashMap,
@@ -12,15 +12,15 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{MODERN, Wrong, lock};
 
-/// What came in.
+/// Received messages.
 pub struct Inbox {
     revision: &'static str,
     pub waiting: Mutex<HashMap<u64, oneshot::Sender<Value>>>,
-    /// Notifications, in the order in which they came.
+    /// Notifications in the order of arrival.
     pub heard: watch::Sender<Vec<Value>>,
-    /// Requests of the server, to be answered.
+    /// Server requests to answer.
     asked: mpsc::UnboundedSender<Value>,
-    /// What breaks the rules of the revision.
+    /// Violations of the revision's rules.
     pub wrongs: Mutex<Vec<Wrong>>,
 }
 
@@ -49,7 +49,7 @@ impl Inbox {
         lock(&self.wrongs).push(wrong);
     }
 
-    /// Ends the wait of a request that can have no answer any more.
+    /// Ends the wait for a response that can no longer come.
     pub fn give_up(&self, id: u64, why: &str) {
         if let Some(waiting) = lock(&self.waiting).remove(&id) {
             let error = json!({ "code": 0, "message": why });
@@ -58,7 +58,7 @@ impl Inbox {
     }
 }
 
-/// Takes all messages of an answer; what is said when they were not the one that was waited for.
+/// Takes all messages of an HTTP response. Returns the error text for the case of no answer.
 pub async fn read(reply: reqwest::Response, inbox: &Inbox) -> String {
     let status = reply.status();
     let kind = reply.headers().get("content-type").and_then(|kind| kind.to_str().ok());
@@ -93,7 +93,7 @@ pub fn take_text(inbox: &Inbox, text: &str) {
     }
 }
 
-/// An inbox, and the requests of the server in it.
+/// An inbox, and the server requests in it.
 pub fn inbox(revision: &'static str) -> (Arc<Inbox>, mpsc::UnboundedReceiver<Value>) {
     let (asked, to_answer) = mpsc::unbounded_channel();
     let inbox = Inbox {

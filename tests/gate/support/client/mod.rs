@@ -1,5 +1,5 @@
-//! A client in any revision, over any transport, that hears all that it is told and answers what
-//! it is asked.
+//! A client of any revision over any transport. It records all notifications and answers server
+//! requests.
 
 mod answers;
 mod inbox;
@@ -32,25 +32,25 @@ use self::{
 };
 use super::gate::reqwest_client;
 
-/// The revisions, oldest first. As texts, they sort by age.
+/// The revisions, oldest first. Their names sort by age.
 pub const REVISIONS: [&str; 5] =
     ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25", "2026-07-28"];
 pub const MODERN: &str = "2026-07-28";
 
-/// How long a client waits for anything at all.
+/// Timeout of all waits of the client.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// How a client reaches the proxy.
+/// Transport between the client and the proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Transport {
     Http,
     Stdio,
-    /// HTTP+SSE, of 2024-11-05 alone.
+    /// HTTP+SSE, only in 2024-11-05.
     Sse,
 }
 
 impl Transport {
-    /// The transports that a revision has.
+    /// Transports of a revision.
     pub fn of(revision: &str) -> [Self; 2] {
         [if revision == REVISIONS[0] { Self::Sse } else { Self::Http }, Self::Stdio]
     }
@@ -66,10 +66,10 @@ impl fmt::Display for Transport {
     }
 }
 
-/// What went wrong, in words.
+/// Text of an error or violation.
 pub type Wrong = String;
 
-/// The client.
+/// A client of one revision.
 pub struct Client {
     pub revision: &'static str,
     wire: Wire,
@@ -84,7 +84,7 @@ enum Wire {
         http: reqwest::Client,
         url: String,
         session: OnceLock<String>,
-        /// The streams of the requests under way, which a modern client closes to cancel.
+        /// Streams of the requests in flight, which a modern client closes to cancel.
         streams: Mutex<HashMap<u64, AbortHandle>>,
     },
     Sse {
@@ -98,10 +98,10 @@ enum Wire {
 }
 
 impl Client {
-    /// Connects over HTTP and greets.
+    /// Connects over HTTP and does the handshake.
     ///
     /// # Errors
-    /// Why there is no connection.
+    /// The reason why there is no connection.
     pub async fn http(revision: &'static str, url: &str) -> Result<Arc<Self>, Wrong> {
         let (inbox, asked) = inbox(revision);
         let wire = Wire::Http {
@@ -113,10 +113,10 @@ impl Client {
         Self::greet(revision, wire, inbox, asked).await
     }
 
-    /// Connects over HTTP+SSE and greets.
+    /// Connects over HTTP+SSE and does the handshake.
     ///
     /// # Errors
-    /// Why there is no connection.
+    /// The reason why there is no connection.
     pub async fn sse(revision: &'static str, url: &str) -> Result<Arc<Self>, Wrong> {
         let (inbox, asked) = inbox(revision);
         let http = reqwest_client();
@@ -147,10 +147,10 @@ impl Client {
         Self::greet(revision, Wire::Sse { http, endpoint: endpoint.into() }, inbox, asked).await
     }
 
-    /// Starts a program that speaks over its pipes, and greets.
+    /// Starts a program with the stdio transport, and does the handshake.
     ///
     /// # Errors
-    /// Why there is no connection.
+    /// The reason why there is no connection.
     pub async fn stdio(
         revision: &'static str,
         program: &Path,
@@ -238,7 +238,7 @@ impl Client {
         Ok(client)
     }
 
-    /// Opens the stream for what belongs to no request, where the transport has one apart.
+    /// Opens the standalone stream, if the transport has one.
     async fn hear_what_is_unasked(&self) -> Result<(), Wrong> {
         let Wire::Http { http, url, session, .. } = &self.wire else { return Ok(()) };
         let mut get = http.get(url).header("accept", "text/event-stream");
@@ -247,7 +247,7 @@ impl Client {
         }
         get = get.header("mcp-protocol-version", self.revision);
         let reply = in_time("the GET stream", get.send()).await?.map_err(|e| e.to_string())?;
-        // A server may have none.
+        // A server may have no standalone stream.
         if reply.status() == 405 {
             return Ok(());
         }
@@ -266,14 +266,14 @@ impl Client {
         Ok(())
     }
 
-    /// Asks until there is an answer: what the server wants to know first is answered, as the
-    /// revision has it.
+    /// Sends a request until it has a result. Answers the server's input requests in the form of
+    /// the revision.
     ///
     /// # Errors
-    /// The error that came, or that nothing did.
+    /// The error of the response, or of a missing response.
     pub async fn ask(&self, method: &str, params: Value) -> Result<Value, Wrong> {
         let mut asked = params.clone();
-        // Nobody has more than a few questions.
+        // Servers need only a few rounds of input.
         for _ in 0..4 {
             let (_, awaited) = self.begin(method, asked.clone()).await?;
             let result = finish(method, awaited).await?;
@@ -296,10 +296,10 @@ impl Client {
         Err(format!("{method}: too many questions"))
     }
 
-    /// Asks, and leaves the answer to be waited for.
+    /// Sends a request, and returns the receiver of its response.
     ///
     /// # Errors
-    /// That the request could not be sent.
+    /// An error if the request could not be sent.
     pub async fn begin(
         &self,
         method: &str,
@@ -320,19 +320,19 @@ impl Client {
         Ok((id, receiver))
     }
 
-    /// Says something that wants no answer.
+    /// Sends a notification.
     ///
     /// # Errors
-    /// That it could not be sent.
+    /// An error if the message could not be sent.
     pub async fn tell(&self, method: &str, params: Value) -> Result<(), Wrong> {
         let message = json!({ "jsonrpc": "2.0", "method": method, "params": params });
         self.send(message, None).await
     }
 
-    /// Takes back what was asked, as the revision and the transport have it.
+    /// Cancels a request in the form of the revision and the transport.
     ///
     /// # Errors
-    /// That it could not be sent.
+    /// An error if the message could not be sent.
     pub async fn cancel(&self, id: u64) -> Result<(), Wrong> {
         if self.revision == MODERN
             && let Wire::Http { streams, .. } = &self.wire
@@ -348,7 +348,7 @@ impl Client {
     /// Waits for a notification that matches.
     ///
     /// # Errors
-    /// What came instead.
+    /// The messages that came instead.
     pub async fn heard(
         &self,
         what: &str,
@@ -369,12 +369,12 @@ impl Client {
         self.inbox.heard.borrow().clone()
     }
 
-    /// What broke the rules of the revision since the last look.
+    /// Violations of the revision's rules since the last call.
     pub fn wrongs(&self) -> Vec<Wrong> {
         std::mem::take(&mut *lock(&self.inbox.wrongs))
     }
 
-    /// Holds a result to the revision.
+    /// Checks a result against the rules of the revision.
     fn check(&self, method: &str, result: &Value) {
         let kind = result.get("resultType");
         if self.revision == MODERN {
@@ -475,10 +475,10 @@ impl Client {
     }
 }
 
-/// The result of what was asked.
+/// Waits for the result of a request.
 ///
 /// # Errors
-/// The error that came, or that nothing did.
+/// The error of the response, or of a missing response.
 pub async fn finish(method: &str, answer: oneshot::Receiver<Value>) -> Result<Value, Wrong> {
     let message = in_time(&format!("the answer to {method}"), answer).await?;
     let message = message.map_err(|_| format!("{method}: the connection ended"))?;
