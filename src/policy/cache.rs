@@ -1,4 +1,4 @@
-//! Answers that are kept, bounded by what they take: a name may be as long as a message.
+//! Caches of answers, bounded by bytes: a name may be as long as a message.
 
 use std::{
     hash::{Hash, Hasher},
@@ -18,24 +18,24 @@ use portcullis_protocol::{
     names::{Group, ServerName},
 };
 
-/// Bytes that one cache may take, about.
+/// Approximate bound of one cache, in bytes.
 const CAPACITY: u64 = 32 << 20;
-/// Bytes of an entry, about, beside its names.
+/// Approximate bytes of an entry, without its names.
 const ENTRY: u64 = 1024;
 
-/// What hashes: names are hashed for every entry of every list. Its keys are of this process, so
-/// that nobody can choose names that collide.
+/// Hasher of names, which are hashed for every entry of every list. Its keys are random for each
+/// process, so that nobody can choose names that collide.
 static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
-/// Who asks. Its hash is made once: it is the same for all that is asked about.
+/// The subject of requests, with its hash, which is computed once for all resources.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Asker<'a> {
     hash: u64,
     party: Party<'a>,
 }
 
-/// All of a question but its circumstances and arguments, borrowed. What depends on these alone can
-/// be kept under them: two principals share an entry only if policies cannot tell them apart.
+/// A borrowed cache key: a request without its circumstances and arguments. Two principals share an
+/// entry only if policies cannot distinguish them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Asking<'a> {
     subject: Asker<'a>,
@@ -67,11 +67,11 @@ enum CacheKey<'a> {
     Grant(&'a str),
 }
 
-/// What something on a server is; of a tool, with what its server claims of it.
+/// Kind of an item of a server; for a tool, with the claims of its server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Tool(Claims),
-    /// A tool whose own action is asked about.
+    /// A tool under its own action.
     Typed(Claims),
     Prompt,
     Resource,
@@ -87,7 +87,7 @@ impl Hash for CacheKey<'_> {
                 party.hash(state);
             }
             CacheKey::Item(kind, server, name) => {
-                // In one piece: this is hashed for every entry of every list.
+                // One byte, since it is hashed for every entry of every list.
                 state.write_u8(match kind {
                     Kind::Prompt => 2,
                     Kind::Resource => 3,
@@ -156,7 +156,7 @@ impl<'a> Asking<'a> {
         Self { subject, action, resource }
     }
 
-    /// The same under the tool's own action.
+    /// The same key under the tool's own action.
     pub(super) fn own(self) -> Self {
         match self.resource {
             CacheKey::Item(Kind::Tool(claims), server, name) => {
@@ -166,8 +166,8 @@ impl<'a> Asking<'a> {
         }
     }
 
-    /// The same of anything of that kind on the same server. An action of its own belongs to one
-    /// name.
+    /// The same key for all items of that kind on the same server. A tool's own action belongs to
+    /// one name, so its key is unchanged.
     pub(super) fn nameless(self) -> Self {
         match self.resource {
             CacheKey::Item(Kind::Typed(_), ..) => self,
@@ -220,7 +220,7 @@ impl<'a> From<&'a Principal> for Party<'a> {
     }
 }
 
-/// An [`Asking`] that is kept.
+/// An owned [`Asking`].
 #[derive(Debug)]
 pub(super) struct Key {
     subject: (u64, Named),
@@ -287,12 +287,11 @@ impl Key {
         }
     }
 
-    /// Bytes that it and what is kept under it take, about. Names of clients, servers and groups
-    /// are short.
+    /// Approximate bytes of the key and its value. Names of clients, servers and groups are short.
     fn weight(&self) -> u64 {
         let name = match &self.resource {
             Kept::Proxy | Kept::Party(_) => 0,
-            // The operator's own, and few.
+            // From the operator's config, and few.
             Kept::Program(_) | Kept::Secret { .. } | Kept::Host(..) | Kept::Grant(_) => 0,
             Kept::Item(_, _, name) => name.len() as u64,
         };
@@ -300,8 +299,8 @@ impl Key {
             Named::Client { groups, .. } => groups.len() as u64,
             Named::Server(_) | Named::Plugin(_) => 0,
         };
-        // A resource's entity has its name in its id, and in its attributes as a URI, a path, a URL
-        // and parts of one.
+        // The entity of a resource has its name in its id, and in its attributes as a URI, a path,
+        // a URL and parts of one.
         ENTRY + 8 * name + 128 * groups
     }
 }
@@ -326,7 +325,7 @@ impl Equivalent<Key> for Asking<'_> {
     }
 }
 
-/// Bytes that a kept value takes beside those of every entry. Never changes.
+/// Bytes of a cached value, beyond those of every entry. Constant for a value.
 pub(super) trait Weighs {
     fn weight(&self) -> u64;
 }
@@ -346,7 +345,7 @@ impl<V: Weighs> Weighter<Key, V> for ByBytes {
     }
 }
 
-/// What is kept under keys.
+/// Cache of answers.
 pub(super) type Answers<V> = Cache<Key, V, ByBytes, RandomState>;
 
 /// An empty cache.

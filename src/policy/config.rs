@@ -1,4 +1,4 @@
-//! The section `[policy]` of the config, and claims about the tools of a server.
+//! Section `[policy]` of the config, and claims about the tools of a server.
 
 use std::path::PathBuf;
 

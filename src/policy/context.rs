@@ -1,9 +1,9 @@
-//! What a call shows to policies: its circumstances as the context, its arguments as the tags of an
-//! entity. Made as the values that Cedar's evaluator works with: to have Cedar evaluate expressions
-//! for them costs more than the decision, and a time is twice as dear as all else.
+//! The data of a call in policies: its circumstances are the context, its arguments the tags of an
+//! entity. They are built as values of Cedar's evaluator: evaluating expressions for them costs
+//! more than the decision, and a time costs twice as much as everything else.
 //!
-//! INVARIANT: a value equals what Cedar makes of the expression for it (the property tests of the
-//! index hold every decision against plain Cedar, which is given expressions).
+//! INVARIANT: a value equals Cedar's value of its expression (the property tests of the index
+//! compare every decision with plain Cedar, which gets expressions).
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -37,10 +37,10 @@ use super::{
 use portcullis_protocol::arguments::{self, Arguments};
 use portcullis_protocol::exchange::{Revision, Transport};
 
-/// Addresses of clients that are kept as Cedar has them.
+/// Maximum number of cached client addresses, in Cedar's form.
 const ADDRESSES: usize = 1024;
 
-/// Makes of calls what policies are shown.
+/// Converts calls to Cedar's values.
 pub(super) struct Calls {
     args: Shown,
     paths: Shown,
@@ -52,7 +52,7 @@ pub(super) struct Calls {
     addresses: Cache<IpAddr, Value>,
 }
 
-/// An entity that has nothing but what a call brings.
+/// An entity with only the data of a call.
 struct Shown {
     uid: EntityUID,
     value: Value,
@@ -63,14 +63,14 @@ type Function = &'static ExtensionFunction;
 /// Principal, action and resource.
 pub(super) type Uids = [EntityUIDEntry; 3];
 
-/// These of a question.
+/// Converts three uids.
 pub(super) fn uids(uids: [EntityUid; 3]) -> Uids {
     uids.map(|uid| EntityUIDEntry::known(uid.into(), None))
 }
 
 impl Calls {
-    /// With the entities that arguments are the tags of, as they are, as paths and as URLs, and the
-    /// one whose tags are the lengths of arrays.
+    /// Takes the uids of the entities whose tags are the arguments: as written, as paths, as URLs,
+    /// and as lengths of arrays.
     pub(super) fn new([args, paths, urls, lists]: [EntityUid; 4]) -> Result<Self, Unaskable> {
         let shown = |uid: EntityUid| {
             let uid = EntityUID::from(uid);
@@ -88,10 +88,10 @@ impl Calls {
         })
     }
 
-    /// The whole question. What no policy reads stays out of it.
+    /// The complete request. Data that no policy reads is left out.
     ///
-    /// Not checked against the schema: what does not depend on the call was, and the context would
-    /// lack what no policy reads.
+    /// Not checked against the schema: the part that does not depend on the call has been checked,
+    /// and the context lacks data that no policy reads.
     pub(super) fn question(
         &self,
         [subject, action, resource]: Uids,
@@ -107,7 +107,7 @@ impl Calls {
             return Ok((asked, entities));
         }
         let shown = self.arguments(request, reads)?;
-        // Nothing is above them, so that what is above what need not be found out again.
+        // They have no ancestors, so the ancestors of the others need not be computed again.
         let entities = entities
             .add_entities(
                 shown,
@@ -179,13 +179,13 @@ impl Calls {
         Ok(made)
     }
 
-    /// The arguments, as they are read.
+    /// The entities of the arguments that are read.
     fn arguments(
         &self,
         request: &Request<'_>,
         reads: ContextUsage,
     ) -> Result<Vec<Arc<Entity>>, Unaskable> {
-        // Leaves first: too many of them are refused without a look at the whole text.
+        // Leaves first: too many of them are refused before the whole text is read.
         let Arguments { leaves, lists } =
             request.args.map(Arguments::of).transpose()?.unwrap_or_default();
         arguments::exact(request.written)?;
@@ -238,7 +238,7 @@ impl Shown {
     }
 }
 
-/// What there is to say of arguments together.
+/// The attributes that describe all arguments together.
 fn summary(args: Option<&Map<String, Json>>, leaves: &[arguments::Leaf]) -> Vec<(SmolStr, Value)> {
     let size = leaves.iter().map(|leaf| leaf.value.len() as u64).sum();
     let keys = texts(args.into_iter().flat_map(Map::keys));
@@ -246,14 +246,14 @@ fn summary(args: Option<&Map<String, Json>>, leaves: &[arguments::Leaf]) -> Vec<
     all.map(|(name, value)| (SmolStr::new_static(name), value)).into()
 }
 
-/// Times as Cedar has them. It reads them of text, and slowly: so a second is read once, and the
+/// Times as values of Cedar. Cedar parses them from text, slowly: a second is parsed once, and the
 /// rest is added to it.
 struct Clock {
     datetime: Function,
     duration: Function,
     offset: Function,
     second: ArcSwapOption<(i64, Value)>,
-    /// The durations below a second, by their milliseconds.
+    /// The durations below a second, by milliseconds.
     durations: Box<[OnceLock<Value>]>,
 }
 
@@ -310,14 +310,14 @@ fn call(function: Function, args: &[Value]) -> Result<Value, Unaskable> {
     }
 }
 
-/// What an expression that names nothing comes to.
+/// The value of an expression that refers to no entity.
 pub(super) fn value(expression: &RestrictedExpression) -> Result<Value, Unaskable> {
     RestrictedEvaluator::new(Extensions::all_available())
         .interpret(expression.as_ref().as_borrowed())
         .map_err(|_| Unaskable::Misfit("context"))
 }
 
-/// A text of a few that there are.
+/// A text of a small fixed set.
 fn word(word: &'static str) -> Value {
     Value::from(SmolStr::new_static(word))
 }
@@ -386,7 +386,7 @@ mod tests {
             "9999-12-30T21:59:59.999Z",
         ];
         let addresses = ["10.1.2.3", "::1", "2001:db8::7", "::ffff:192.0.2.1", "0.0.0.0"];
-        // Twice: first made, then kept.
+        // The first pass builds the value, the second one takes it from the cache.
         for _ in 0..2 {
             for (time, address) in times.iter().flat_map(|t| addresses.map(|a| (t, a))) {
                 let now: Timestamp = time.parse().unwrap();

@@ -1,4 +1,4 @@
-//! What is wrong with the policies, for the person who can mend it.
+//! Findings about policies, for the person who can fix them.
 
 use std::{
     fmt,
@@ -9,7 +9,7 @@ use std::{
 use miette::{Diagnostic, LabeledSpan, NamedSource, Severity, SourceCode};
 use serde::{Serialize, Serializer};
 
-/// A file of policies: its name as the operator wrote it, and its text.
+/// A policy file: its name as the operator wrote it, and its text.
 #[derive(Debug, Clone)]
 pub struct File {
     pub name: PathBuf,
@@ -27,8 +27,8 @@ impl File {
     }
 }
 
-/// One thing that is wrong, or looks wrong, with a place and a remedy. Small, since functions return
-/// it as their error.
+/// One error or warning, with its position and a remedy. Kept small, since functions return it as
+/// their error.
 #[derive(Debug, Clone)]
 pub struct Finding {
     code: &'static str,
@@ -42,7 +42,7 @@ pub struct Finding {
 }
 
 impl Finding {
-    /// An error without a place in a file's text.
+    /// An error without a position in a file.
     pub fn error(code: &'static str, message: impl Into<String>) -> Self {
         Self {
             code,
@@ -56,7 +56,7 @@ impl Finding {
         }
     }
 
-    /// What Cedar found, with its own labels and advice.
+    /// A finding of Cedar, with its own labels and advice.
     pub fn of(code: &'static str, file: &File, found: &dyn Diagnostic) -> Self {
         let labels: Vec<_> = found.labels().into_iter().flatten().collect();
         let finding = Self::error(code, found.to_string());
@@ -68,44 +68,44 @@ impl Finding {
         .labelled(file, labels)
     }
 
-    /// With the file that it is about.
+    /// Adds the file that the finding is about.
     pub fn file(mut self, name: impl Into<PathBuf>) -> Self {
         let name: PathBuf = name.into();
         self.file = Some(name.into_boxed_path());
         self
     }
 
-    /// With what to do about it.
+    /// Adds the remedy.
     pub fn help(mut self, help: impl Into<String>) -> Self {
         let help: String = help.into();
         self.help = Some(help.into_boxed_str());
         self
     }
 
-    /// With the very place in a file.
+    /// Adds the exact position in a file.
     pub fn at(self, file: &File, offset: usize, length: usize, label: &str) -> Self {
         let label = (!label.is_empty()).then(|| label.to_owned());
         self.labelled(file, vec![LabeledSpan::new(label, offset, length)])
     }
 
-    /// The same as a warning: something that looks wrong and can be used.
+    /// Makes it a warning: the policies can be used.
     pub(super) fn warning(mut self) -> Self {
         self.severity = Severity::Warning;
         self
     }
 
-    /// The same as something that is only to be seen.
+    /// Makes it advice, the lowest severity.
     pub(super) fn advice(mut self) -> Self {
         self.severity = Severity::Advice;
         self
     }
 
-    /// What findings are sorted by: file, line, column.
+    /// Sort key: file, line, column.
     pub fn order(&self) -> (Option<Box<Path>>, Option<(u32, u32)>) {
         (self.file.clone(), self.position)
     }
 
-    /// With places in a file; it stands at the first of them.
+    /// Adds labels in a file; the first one is the position of the finding.
     pub fn labelled(mut self, file: &File, labels: Vec<LabeledSpan>) -> Self {
         self.position = labels.first().map(|label| file.position(label.offset()));
         self.file = Some(file.name.as_path().into());
@@ -115,18 +115,18 @@ impl Finding {
         self
     }
 
-    /// The very text that the finding is about.
+    /// The exact text that the finding is about.
     pub(super) fn snippet(&self) -> Option<&str> {
         let (label, source) = (self.labels.first()?, self.source.as_ref()?);
         source.inner().get(label.offset()..label.offset().checked_add(label.len())?)
     }
 
-    /// A stable name for the kind of finding.
+    /// Stable name of the kind of finding.
     pub fn code(&self) -> &'static str {
         self.code
     }
 
-    /// Whether the policies can be used in spite of it.
+    /// Whether the policies can be used despite it.
     pub fn is_warning(&self) -> bool {
         self.severity != Severity::Error
     }
@@ -192,7 +192,7 @@ impl Serialize for Finding {
     }
 }
 
-/// Why a set of policies was not taken: every finding, not only the first.
+/// Why a policy set was rejected: all findings, not only the first.
 #[derive(Debug, Clone, thiserror::Error, Serialize)]
 #[serde(transparent)]
 pub struct Diagnostics {

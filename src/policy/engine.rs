@@ -1,4 +1,4 @@
-//! The engine: one validated set of policies at a time, and the decisions it makes.
+//! The policy engine: one validated policy set at a time, and its decisions.
 
 use std::{
     collections::BTreeSet,
@@ -34,23 +34,23 @@ use super::{
 };
 use portcullis_protocol::refusal::Rule;
 
-/// Decides. Shared by all; a reload swaps the set for later decisions and leaves those under way.
+/// Policy engine. A reload replaces the set; decisions in flight finish on the old one.
 pub struct Engine {
     source: Source,
     base: PathBuf,
-    /// Whether it decides for a running proxy, so that what it takes is kept in mind.
+    /// Whether it decides for a running proxy, so that accepted bundle versions are remembered.
     in_force: AtomicBool,
-    /// Of sets without typed tools.
+    /// Schema context of sets without typed tools.
     plain: Arc<SchemaContext>,
     current: ArcSwap<Set>,
-    /// Held while the files are read, so that two reloads do not overtake each other.
+    /// Serializes reloads, so that two of them cannot overtake each other.
     reloading: Mutex<()>,
     status: watch::Sender<Status>,
-    /// Who is told of every reload.
+    /// Receives every reload.
     told: Mutex<Option<mpsc::Sender<Reload>>>,
 }
 
-/// What one subject could be allowed.
+/// Visibility checks of one subject.
 #[derive(Debug, Clone, Copy)]
 pub struct View<'a> {
     engine: &'a Engine,
@@ -58,60 +58,60 @@ pub struct View<'a> {
     asker: Asker<'a>,
 }
 
-/// What came of reading the files again.
+/// Result of reading the files again.
 #[derive(Debug, Clone)]
 pub enum Reload {
-    /// They are used from now on.
+    /// The files are in use from now on.
     Taken(Status),
-    /// They are not used.
+    /// The files are invalid and not used.
     Rejected(Diagnostics),
 }
 
-/// Reloads that may wait to be heard of; the next one waits for those.
+/// Maximum number of reloads in the channel; the next reload waits for the receiver.
 const RELOADS: usize = 16;
 
-/// A set in use. What is kept of its answers goes with it.
+/// Policy set in use. The caches of its answers are dropped with it.
 pub(super) struct Set {
     pub(super) loaded: Loaded,
-    /// The policies in force.
+    /// Index of the policies in force.
     index: Index,
-    /// Those in shadow, where there are any.
+    /// Index of the policies in shadow mode, if there are any.
     shadows: Option<Index>,
-    /// What any policy looks at.
+    /// Parts of the context that any policy reads.
     pub(super) reads: ContextUsage,
 }
 
-/// A decision.
+/// Decision on one request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Outcome {
     pub allowed: bool,
-    /// The policies that decided, by file and line: the permits of an allowance, the forbids of a
-    /// refusal. None where nothing permitted it.
+    /// The policies that decided, by file and line: the permits if it is allowed, the forbids if it
+    /// is refused. Empty if no policy permits it.
     pub rules: Vec<Rule>,
-    /// The set that decided.
+    /// Revision of the set that decided.
     pub revision: Revision,
-    /// What failed. With any failure nothing is allowed.
+    /// Failures. A request with any failure is refused.
     pub errors: Vec<Failure>,
-    /// The policies in shadow that would have turned it round: that would refuse what is allowed,
-    /// or permit what is refused for want of a permit.
+    /// The policies in shadow mode that would reverse the decision: forbids of an allowed request,
+    /// permits of a request that no policy permits.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub shadows: Vec<Shadow>,
 }
 
-/// A policy in shadow that would have decided otherwise.
+/// Policy in shadow mode that would reverse the decision.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Shadow {
     pub rule: Rule,
-    /// What it failed of, where that is how it would refuse.
+    /// The failure of the policy, if it would refuse by failing.
     pub problem: Option<String>,
 }
 
-/// A policy that could not be evaluated, or a question that could not be put.
+/// Policy that failed, or request that could not be evaluated.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Failure {
     /// The policy that failed.
     pub rule: Option<Rule>,
-    /// What happened. Holds nothing of the message.
+    /// Description of the failure, without any content of the message.
     pub problem: String,
 }
 
@@ -125,7 +125,7 @@ impl fmt::Display for Failure {
 }
 
 impl Outcome {
-    /// Why, in words for the operator.
+    /// The reason of the decision, for the operator.
     pub fn explain(&self) -> String {
         let list = |rules: &[Rule]| {
             let ids: Vec<_> = rules.iter().map(|rule| format!("`{}`", rule.id)).collect();
@@ -142,12 +142,12 @@ impl Outcome {
         }
     }
 
-    /// Whether it permits what the proxy does of itself: nobody can be asked to approve that.
+    /// Whether it permits an action of the proxy itself, for which nobody can give approval.
     pub fn permits_alone(&self) -> bool {
         self.allowed && !self.rules.iter().any(|rule| rule.obligations.approve.is_some())
     }
 
-    /// Why, in words for the operator, of what the proxy does of itself.
+    /// The reason of a decision on an action of the proxy itself, for the operator.
     pub fn explain_alone(&self) -> String {
         match self.allowed && !self.permits_alone() {
             true => "`@approve` cannot be met where the proxy acts of itself".to_owned(),
@@ -156,30 +156,30 @@ impl Outcome {
     }
 }
 
-/// What the engine works with now.
+/// State of the engine.
 #[derive(Debug, Clone, Serialize)]
 pub struct Status {
-    /// The set in use.
+    /// Revision of the set in use.
     pub revision: Revision,
-    /// How many policies it has.
+    /// Number of its policies.
     pub policies: usize,
-    /// The signed bundle that it is from, where it is from one.
+    /// The signed bundle that contains it, if it is from a bundle.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bundle: Option<Origin>,
-    /// Those of them that have the audit log keep bodies, by `@keep`.
+    /// Ids of the policies with `@keep`, for which the audit log keeps bodies.
     pub keeping: Vec<String>,
-    /// What looks wrong in it.
+    /// Warnings about the set.
     pub warnings: Vec<Finding>,
-    /// Why the files as they are now are not in use, where the last reload failed.
+    /// Why the present files are not in use, if the last reload failed.
     pub last_error: Option<Diagnostics>,
 }
 
 impl Engine {
-    /// Loads files and folders (whose `*.cedar` and `*.tools.json` files are taken, sorted; not those
-    /// in folders within), relative to `base`. No policies are a legal set: it refuses everything.
+    /// Loads files and folders, relative to `base`. From a folder, its `*.cedar` and `*.tools.json`
+    /// files are read, sorted; subfolders are not. An empty set is valid: it refuses everything.
     ///
     /// # Errors
-    /// Every finding of every file, where any is an error.
+    /// Every finding of every file, if any finding is an error.
     pub fn load(paths: &[PathBuf], base: &Path) -> Result<Self, Diagnostics> {
         Self::open(Source::Paths(paths.to_vec()), base)
     }
@@ -187,7 +187,7 @@ impl Engine {
     /// Loads from a source, relative to `base`.
     ///
     /// # Errors
-    /// As [`Engine::load`]; of a bundle also where it does not hold.
+    /// As [`Engine::load`], or if a bundle cannot be verified.
     pub fn open(source: Source, base: &Path) -> Result<Self, Diagnostics> {
         let broken =
             |problem: String| Diagnostics::new(vec![Finding::error("policy-schema", problem)]);
@@ -206,11 +206,11 @@ impl Engine {
         })
     }
 
-    /// Says that the set in use decides from now on for a running proxy, and so will those that
-    /// follow: no bundle that is older than one that was in force is taken any more.
+    /// Puts this set and all later ones in force for a running proxy: from now on, a bundle older
+    /// than one that was in force is rejected.
     ///
     /// # Errors
-    /// Where that can't be kept in mind: then the set must not decide.
+    /// If the version of the bundle cannot be stored. The set must not decide then.
     pub fn enforce(&self) -> Result<(), Diagnostics> {
         let _one_at_a_time = self.reloading.lock();
         let bundle = self.status.borrow().bundle.clone();
@@ -228,7 +228,7 @@ impl Engine {
         }
     }
 
-    /// Reads the files, and keeps in mind what they are where they will be in force.
+    /// Reads the files. If the engine is in force, also stores the version of the bundle.
     fn read_again(&self) -> Result<Loaded, Diagnostics> {
         let loaded = load::load(&self.source, &self.base, &self.plain)?;
         if self.in_force.load(Ordering::Relaxed) {
@@ -237,21 +237,21 @@ impl Engine {
         Ok(loaded)
     }
 
-    /// Reads the files again. The new set is used as a whole, or, where it does not validate, not
-    /// at all. Either way, [`Engine::status`] has the outcome. Blocks where too many reloads were
-    /// not heard of yet.
+    /// Reads the files again. The new set is used as a whole if it is valid, and not at all
+    /// otherwise. [`Engine::status`] has the result in both cases. Blocks while too many reloads
+    /// are unread.
     ///
     /// # Errors
-    /// Every finding of every file, where any is an error.
+    /// Every finding of every file, if any finding is an error.
     pub fn reload(&self) -> Result<Revision, Diagnostics> {
         let _one_at_a_time = self.reloading.lock();
         match self.read_again() {
             Ok(loaded) => {
                 let status = Status::of(&loaded);
-                // Before it decides: whoever meets its decisions can wait until it is known.
+                // Sent first, so that nobody sees a decision of an unknown set.
                 self.tell(Reload::Taken(status.clone()));
                 let revision = loaded.revision;
-                // The same set keeps what is kept of its answers.
+                // If the set is unchanged, its cached answers are kept.
                 if revision != self.revision() {
                     self.current.store(Arc::new(Set::new(loaded)));
                 }
@@ -271,30 +271,30 @@ impl Engine {
         if let Some(told) = told
             && told.blocking_send(reload).is_err()
         {
-            // Nobody listens any more.
+            // The receiver is closed.
             *self.told.lock() = None;
         }
     }
 
-    /// Every reload from now on, for one listener. A set is told of before it decides anything.
+    /// Receives later reloads, for one receiver. A set is sent before its first decision.
     pub fn reloads(&self) -> mpsc::Receiver<Reload> {
         let (sender, reloads) = mpsc::channel(RELOADS);
         *self.told.lock() = Some(sender);
         reloads
     }
 
-    /// The status, and word of each change to it: a reload, good or bad.
+    /// The status, with a notification of each change: a reload, valid or not.
     pub fn status(&self) -> watch::Receiver<Status> {
         self.status.subscribe()
     }
 
-    /// The set in use.
+    /// Revision of the set in use.
     pub fn revision(&self) -> Revision {
         self.current.load().loaded.revision
     }
 
-    /// Warnings of what looks wrong in the set in use, given what there is: policies that decide
-    /// nothing, that contradict each other, that concern nobody, or everybody and everything.
+    /// Warnings about the set in use, given the known servers, clients and tools: policies that
+    /// have no effect, contradict each other, match nobody, or match everybody and everything.
     pub fn analyse(&self, known: &Known) -> Vec<Finding> {
         let set = self.current.load();
         let mut findings = analysis::findings(&set.loaded, known);
@@ -312,7 +312,7 @@ impl Engine {
         rules
     }
 
-    /// Advice that shows the text of a policy.
+    /// A finding of the lowest severity that shows the text of a policy.
     pub fn show(
         &self,
         id: &str,
@@ -326,7 +326,7 @@ impl Engine {
         Some(finding.at(&place.file, place.start, place.length, label))
     }
 
-    /// The set in use, looked into.
+    /// Inspector of the set in use.
     pub fn inspect(&self) -> Inspector {
         Inspector::new(self.current.load_full())
     }
@@ -342,13 +342,13 @@ impl Engine {
         literals.map(named).collect()
     }
 
-    /// Where the policies are: the paths as they were given, joined to the base.
+    /// Paths of the policies, joined to the base.
     pub fn sources(&self) -> Vec<PathBuf> {
         self.source.sources(&self.base)
     }
 
-    /// Decides. Allowed is what a policy permits, none forbids and none fails on. Policies in
-    /// shadow have no say.
+    /// Decides a request. It is allowed if a policy permits it, no policy forbids it and no policy
+    /// fails. Policies in shadow mode have no effect.
     pub fn decide(&self, request: &Request<'_>) -> Outcome {
         let set = self.current.load();
         let Loaded { rules, revision, .. } = &set.loaded;
@@ -369,8 +369,7 @@ impl Engine {
         let permitted = answer.permitted();
         let determining = if permitted { &answer.permits } else { &answer.forbids };
         let mut deciding: Vec<_> = determining.iter().filter_map(|id| rule(id)).collect();
-        // Cedar skips a policy that fails. A forbid that is skipped forbids nothing, so any
-        // failure refuses.
+        // Cedar skips a policy that fails. A skipped forbid has no effect, so any failure refuses.
         let failure = |(id, problem): (&PolicyId, &str)| Failure {
             rule: rule(id),
             problem: problem.to_owned(),
@@ -378,12 +377,12 @@ impl Engine {
         let mut errors: Vec<_> = answer.failures.into_iter().map(failure).collect();
         errors.sort_by_cached_key(|error| error.rule.as_ref().map(place));
         if permitted && !errors.is_empty() {
-            // The permits did not decide: the failures did.
+            // The failures decided, not the permits.
             deciding = errors.iter().filter_map(|error| error.rule.clone()).collect();
         }
         deciding.sort_by_cached_key(place);
         let allowed = permitted && errors.is_empty();
-        // Refused for want of a permit, and of nothing else.
+        // The only cause of the refusal is that no policy permits it.
         let wanting = !allowed && deciding.is_empty() && errors.is_empty();
         let shadows = match &set.shadows {
             Some(index) if allowed || wanting => set.shadows(index, request, allowed),
@@ -392,7 +391,7 @@ impl Engine {
         Outcome { allowed, rules: deciding, revision: *revision, errors, shadows }
     }
 
-    /// Whether there is a permit that is about this, whatever its conditions come to.
+    /// Whether a permit has a scope that matches the request, whatever its conditions are.
     pub(super) fn has_permit(
         &self,
         subject: Subject<'_>,
@@ -408,8 +407,8 @@ impl Engine {
         set.frame(about).is_ok_and(|frame| set.met(about, &frame).any(is_permit))
     }
 
-    /// Decides on what the proxy does of itself. What policies in shadow would have changed goes
-    /// to the log: nothing of it is a message, which is where records have findings.
+    /// Decides on an action of the proxy itself. Findings of shadow mode go to the log, since only
+    /// records of messages can hold them.
     pub fn decide_own(
         &self,
         subject: Subject<'_>,
@@ -433,7 +432,7 @@ impl Engine {
     }
 
     /// Whether the subject could be allowed to do this to the resource in some circumstances, with
-    /// some arguments: what a list may show. Never says no to what [`Engine::decide`] allows.
+    /// some arguments. Decides what a list shows. Always true if [`Engine::decide`] allows it.
     pub fn could_allow(
         &self,
         subject: &Subject<'_>,
@@ -443,21 +442,21 @@ impl Engine {
         self.view(*subject).could_allow(action, resource)
     }
 
-    /// The same for many questions of one subject.
+    /// The same check for many requests of one subject.
     pub fn view<'a>(&'a self, subject: Subject<'a>) -> View<'a> {
         View { engine: self, subject, asker: Asker::of(&subject) }
     }
 }
 
 impl View<'_> {
-    /// [`Engine::could_allow`], by the set that is in use now.
+    /// [`Engine::could_allow`] with the set in use at the time of the call.
     pub fn could_allow(&self, action: Action, resource: &Resource<'_>) -> bool {
         let about = About { subject: self.subject, action, resource: *resource, own: false };
         let set = self.engine.current.load();
         let possible = set.index.could_allow(set.terms(), self.asker, about);
         possible.unwrap_or_else(|unaskable| {
             match unaskable {
-                // That is the server's doing, which could fill the log with it.
+                // The server causes this, and could fill the log with it.
                 Unaskable::Unshowable(_) => {
                     tracing::debug!(action = action.as_str(), "not shown: {unaskable}");
                 }
@@ -496,24 +495,24 @@ impl Set {
         self.loaded.ground.terms()
     }
 
-    /// What of a question does not depend on the call; under the tool's own action, where it has one
-    /// and that is wanted.
+    /// The part of a request that does not depend on the call. If `about.own` is set, the action is
+    /// the tool's own one.
     pub(super) fn frame(&self, about: About<'_>) -> Result<Frame, Unaskable> {
         let Terms { schema, vocabulary } = self.terms();
         vocabulary.frame(about, schema)
     }
 
-    /// The same question under the tool's own action, where it has one.
+    /// The same request under the tool's own action, if it has one.
     pub(super) fn own<'a>(&self, about: About<'a>) -> Option<About<'a>> {
         about.own(self.terms().vocabulary)
     }
 
-    /// The policies in force whose scopes a question meets.
+    /// The policies in force whose scopes match the request.
     pub(super) fn met(&self, about: About<'_>, frame: &Frame) -> impl Iterator<Item = &PolicyId> {
         self.index.met(self.terms().vocabulary, about, frame)
     }
 
-    /// A question as Cedar takes it, with these of its circumstances and arguments.
+    /// The request in Cedar's form, with the circumstances and arguments that `reads` lists.
     pub(super) fn put(
         &self,
         frame: &Frame,
@@ -528,18 +527,18 @@ impl Set {
         Ok((question.into(), entities.into()))
     }
 
-    /// Whether arguments that are not of the tool's type are refused: whether a policy that may
-    /// matter to it is about its own action, or looks at the typed input.
+    /// Whether arguments that do not fit the tool's type are refused, because a policy that may
+    /// apply is about its own action or reads the typed input.
     pub(super) fn needs_input(&self, about: About<'_>) -> bool {
         let reads = || self.index.asked(self.terms(), about);
         about.own && reads().is_ok_and(|reads| reads.has(ContextUsage::INPUT))
     }
 
-    /// Whether the policies can decide by these arguments: whether they are of the tool's type and
-    /// have unambiguous keys, where that matters.
+    /// Checks that the policies can decide on these arguments: they fit the tool's type and have
+    /// unambiguous keys, if a policy depends on that.
     ///
     /// # Errors
-    /// Where they cannot.
+    /// [`Unaskable`], if they do not.
     pub(super) fn fit(&self, about: About<'_>, request: &Request<'_>) -> Result<(), Unaskable> {
         if self.needs_input(about) {
             self.terms().vocabulary.input(request)?;
@@ -547,14 +546,14 @@ impl Set {
         self.index.check_keys(self.terms(), about, request.args)
     }
 
-    /// Whether arguments of this question that cannot be shown are refused: whether a policy that
-    /// may matter to it looks at them.
+    /// Whether arguments that cannot be represented are refused, because a policy that may apply to
+    /// this request reads arguments.
     pub(super) fn reads_arguments(&self, request: &Request<'_>) -> bool {
         let reads = self.index.asked(self.terms(), About::of(request));
         reads.is_ok_and(|reads| reads.has(ContextUsage::ARGUMENTS))
     }
 
-    /// The policies in shadow that would turn a decision round.
+    /// The policies in shadow mode that would reverse a decision.
     fn shadows(&self, index: &Index, request: &Request<'_>, allowed: bool) -> Vec<Shadow> {
         let rules = &self.loaded.rules;
         let shadow = |id: &PolicyId, problem: Option<&str>| {
@@ -571,7 +570,7 @@ impl Set {
                 answer.permits.iter().filter_map(|id| shadow(id, None)).collect()
             }
             Ok(_) => Vec::new(),
-            // In force, they would have refused it without being asked.
+            // In force, these policies would refuse the request without being evaluated.
             Err(unaskable) if allowed => {
                 let rule = Rule::named("@mode");
                 vec![Shadow { rule, problem: Some(unaskable.to_string()) }]

@@ -1,4 +1,4 @@
-//! A question as Cedar takes it: a request, and the few entities that matter to it.
+//! Requests in Cedar's form: a request, and the few entities that matter to it.
 
 use std::collections::{HashMap, HashSet};
 
@@ -23,7 +23,7 @@ use portcullis_protocol::{
     names::ServerName,
 };
 
-/// Why a question could not be put to Cedar. The texts hold nothing of the message.
+/// Why a request cannot be evaluated by Cedar. The texts contain nothing of the message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Unaskable {
     #[error(transparent)]
@@ -34,7 +34,7 @@ pub(super) enum Unaskable {
     Misfit(&'static str),
 }
 
-/// The schema's names, parsed once.
+/// Names of the schema, parsed once.
 pub(super) struct Vocabulary {
     group: EntityTypeName,
     client: EntityTypeName,
@@ -61,26 +61,26 @@ pub(super) struct Vocabulary {
     own_uids: HashSet<EntityUid>,
 }
 
-/// An action, and the groups that it is in.
+/// An action and the groups that contain it.
 struct Known {
     entity: Entity,
     uid: EntityUid,
     groups: HashSet<EntityUid>,
 }
 
-/// What of a question does not depend on the call, nor on which of a server's things it is about.
+/// The part of a request that depends neither on the call nor on the name of an item of a server.
 pub(super) struct Base {
     pub(super) subject: EntityUid,
     pub(super) action: EntityUid,
-    /// Whether that is the own action of a tool.
+    /// Whether `action` is a tool's own action.
     pub(super) own: bool,
-    /// The server that holds what is asked for, where a server does.
+    /// The server that offers the resource, if it is an item of a server.
     pub(super) holder: Option<EntityUid>,
-    /// All entities but what is in `holder`, and the arguments.
+    /// All entities except the item of `holder` and the arguments.
     pub(super) entities: Entities,
 }
 
-/// What of a question does not depend on the call.
+/// The part of a request that does not depend on the call.
 pub(super) struct Frame {
     uids: [EntityUid; 3],
     own: bool,
@@ -88,7 +88,7 @@ pub(super) struct Frame {
 }
 
 impl Frame {
-    /// Who asks, for what, of what.
+    /// Principal, action and resource.
     pub(super) fn uids(&self) -> &[EntityUid; 3] {
         &self.uids
     }
@@ -97,13 +97,13 @@ impl Frame {
         &self.entities
     }
 
-    /// Whether it is asked under a tool's own action.
+    /// Whether the action is a tool's own action.
     pub(super) fn own(&self) -> bool {
         self.own
     }
 }
 
-/// Stands among the bits of actions for the own actions of all tools.
+/// The bit for the own actions of all tools, in the bits of actions.
 pub(super) const OWN: u32 = 1 << 31;
 
 type Attributes = Vec<(String, RestrictedExpression)>;
@@ -185,7 +185,7 @@ impl Vocabulary {
         })
     }
 
-    /// The bit of a type that a principal or a resource may have. None, of another one.
+    /// The bit of an entity type of principals or resources, or 0 for any other type.
     pub(super) fn bit(&self, kind: &EntityTypeName) -> u16 {
         let kinds = [
             &self.client,
@@ -206,8 +206,8 @@ impl Vocabulary {
         kinds.iter().position(|known| *known == kind).map_or(0, |at| 1 << at)
     }
 
-    /// The bits, by their place in [`Action::ALL`], of the actions that are wanted, of which uid and
-    /// groups are shown; and [`OWN`], where a group of all tools' own actions is wanted.
+    /// The bits of the actions for which `wanted` is true, given uid and groups, by position in
+    /// [`Action::ALL`]. [`OWN`] is set if `wanted` is true for the group of all tools' own actions.
     pub(super) fn actions_of(
         &self,
         wanted: impl Fn(&EntityUid, &HashSet<EntityUid>) -> bool,
@@ -216,23 +216,23 @@ impl Vocabulary {
         let bits = bits
             .filter(|(_, action)| wanted(&action.uid, &action.groups))
             .fold(0, |bits, (at, _)| bits | 1 << at);
-        // All of them are in the same groups. None is named: that is asked of each.
+        // All own actions are in the same groups. Their uids are checked for each tool separately.
         let own = self.own_actions.values().flat_map(HashMap::values).next();
         let all = own.is_some_and(|own| wanted(&self.args, &own.groups));
         if all { bits | OWN } else { bits }
     }
 
-    /// Whether it is the action of one tool.
+    /// Whether it is the own action of a tool.
     pub(super) fn is_own_action(&self, uid: &EntityUid) -> bool {
         self.own_uids.contains(uid)
     }
 
-    /// Whether this is also asked under an action of its own: the call of a typed tool.
+    /// Whether the request is also decided under its own action: the call of a typed tool.
     pub(super) fn has_own_action(&self, action: Action, resource: &Resource<'_>) -> bool {
         !self.own_uids.is_empty() && action == Action::CallTool && self.own(resource).is_some()
     }
 
-    /// Whether anything is.
+    /// Whether any tool has its own action.
     pub(super) fn has_own_actions(&self) -> bool {
         !self.own_uids.is_empty()
     }
@@ -248,10 +248,10 @@ impl Vocabulary {
         &self.typed
     }
 
-    /// What a call's arguments are as its tool's typed input.
+    /// The arguments of a call as the typed input of its tool.
     ///
     /// # Errors
-    /// Where they do not fit.
+    /// If they do not fit its type.
     pub(super) fn input(&self, request: &Request<'_>) -> Result<RestrictedExpression, Unaskable> {
         let Resource::Tool { server, name, .. } = request.resource else {
             return Err(Unaskable::Misfit("action"));
@@ -260,7 +260,7 @@ impl Vocabulary {
         Ok(self.typed.input(server, name, request.args)?)
     }
 
-    /// The part of a question that does not depend on the call or on names of things on a server,
+    /// The part of a request that depends neither on the call nor on names of items of a server,
     /// checked against the schema.
     pub(super) fn base(&self, about: About<'_>, schema: &Schema) -> Result<Base, Unaskable> {
         let About { subject, action, resource, own } = &about;
@@ -281,7 +281,7 @@ impl Vocabulary {
         Ok(Base { subject, action: action.uid.clone(), own: *own, holder, entities })
     }
 
-    /// All of a question but its circumstances and arguments.
+    /// A request without its circumstances and arguments.
     pub(super) fn frame(&self, about: About<'_>, schema: &Schema) -> Result<Frame, Unaskable> {
         let base = self.base(about, schema)?;
         let entities = self.entities(&base, &about.resource)?;
@@ -289,7 +289,7 @@ impl Vocabulary {
         Ok(Frame { uids, own: base.own, entities })
     }
 
-    /// All entities of a question but the arguments.
+    /// All entities of a request except the arguments.
     pub(super) fn entities(
         &self,
         base: &Base,
@@ -304,7 +304,7 @@ impl Vocabulary {
         }
     }
 
-    /// A question without its circumstances and arguments: for what does not look at them.
+    /// A request without its circumstances and arguments, for policies that do not read them.
     pub(super) fn before_the_call(
         &self,
         base: &Base,
@@ -317,8 +317,8 @@ impl Vocabulary {
         Ok((asked(uids, context)?, self.entities(base, resource)?))
     }
 
-    /// The whole question, of principal, action and resource, where `own` under the tool's own
-    /// action. What no policy reads stays out of it.
+    /// The complete request. If `own` is set, the action is the tool's own one. Data that no policy
+    /// reads is left out.
     pub(super) fn question(
         &self,
         uids: Uids,
@@ -335,7 +335,7 @@ impl Vocabulary {
         self.calls.question(uids, input, entities, request, reads)
     }
 
-    /// The question with its circumstances and arguments left open.
+    /// The request with unknown circumstances and arguments, for partial evaluation.
     pub(super) fn open_question(
         &self,
         base: &Base,
@@ -424,11 +424,11 @@ impl Vocabulary {
             Resource::Host { name, port } => return uid(&self.host, &format!("{name}:{port}")),
             Resource::Grant(name) => return uid(&self.grant, name),
         };
-        // A server's name holds no `/`, so the first one ends it.
+        // The name of a server never contains `/`, so the first one ends it.
         uid(kind, &format!("{server}/{id}"))
     }
 
-    /// The entities of what no server offers.
+    /// The entities of a resource that is not an item of a server.
     fn alone(&self, resource: &Resource<'_>) -> Result<Vec<Entity>, Unaskable> {
         let mut entities = Vec::new();
         let mut parents = Vec::new();
@@ -467,7 +467,7 @@ impl Vocabulary {
         Ok(entities)
     }
 
-    /// The entity of what is on a server.
+    /// The entity of an item of a server.
     fn held(&self, resource: &Resource<'_>, server: &EntityUid) -> Result<Entity, Unaskable> {
         let attributes = match *resource {
             Resource::Tool { name, claims, .. } => {
@@ -475,7 +475,7 @@ impl Vocabulary {
             }
             Resource::Prompt { name, .. } => vec![("name".to_owned(), text(name))],
             Resource::Resource { uri, .. } => place(uri)?,
-            // A template is no URI yet.
+            // A template is not a URI, so only its scheme is read.
             Resource::Template { uri, .. } => scheme(uri),
             _ => Vec::new(),
         };
@@ -483,7 +483,7 @@ impl Vocabulary {
     }
 }
 
-/// The server that offers something.
+/// The server that offers the resource.
 fn holder<'a>(resource: &Resource<'a>) -> Option<&'a ServerName> {
     match *resource {
         Resource::Tool { server, .. }
@@ -497,7 +497,7 @@ fn holder<'a>(resource: &Resource<'a>) -> Option<&'a ServerName> {
 fn about(program: &Program) -> Attributes {
     let set = |all: &[String]| RestrictedExpression::new_set(all.iter().map(text));
     let signed = RestrictedExpression::new_bool(!program.signers.is_empty());
-    // Two keys that differ: that can't fail.
+    // The two keys differ, so this cannot fail.
     let attested = program.attested.iter().filter_map(|one| {
         let pairs = [("by".to_owned(), text(&one.by)), ("type".to_owned(), text(&one.of_type))];
         RestrictedExpression::new_record(pairs).ok()
@@ -522,7 +522,7 @@ fn asked(
         .map_err(|_| Unaskable::Misfit("request"))
 }
 
-/// A request with its context left open. Fails where the schema has no such request.
+/// A request with an unknown context. Fails if the schema does not have such a request.
 fn open(
     subject: &EntityUid,
     action: &EntityUid,
@@ -548,7 +548,7 @@ fn scheme(uri: &str) -> Attributes {
     vec![("uri".to_owned(), text(uri)), ("scheme".to_owned(), text(scheme))]
 }
 
-/// What a URI says of where something is.
+/// The attributes of a URI.
 fn place(uri: &str) -> Result<Attributes, Unaskable> {
     let mut attributes = scheme(uri);
     if let Some(path) = normalize::file(uri) {

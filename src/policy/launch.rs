@@ -1,54 +1,54 @@
-//! What a start of a server takes, and what policies say of each part of it: for the proxy, which then
-//! makes it, and for commands that tell of it or prepare it.
+//! The parts of a launch and the policy decision on each, for the proxy, which then starts the
+//! server, and for commands that show or prepare a launch.
 
 use cedar_policy::EntityId;
 
 use super::{Action, DeliveredAs, Engine, Holder, Outcome, Program, Resource, Subject};
 use portcullis_protocol::names::ServerName;
 
-/// A start of a server.
+/// A launch of a server.
 #[derive(Debug, Clone)]
 pub struct Start<'a> {
-    /// Which server.
+    /// Name of the server.
     pub server: &'a ServerName,
-    /// What is to run.
+    /// The program to run.
     pub program: &'a Program,
-    /// The URL at which it is, where it runs elsewhere.
+    /// The URL of a remote server.
     pub url: Option<&'a str>,
-    /// What it is to be handed.
+    /// The secrets to deliver.
     pub secrets: Vec<Handing<'a>>,
 }
 
-/// A secret that a server is to be handed.
+/// A secret to deliver to a server.
 #[derive(Debug, Clone, Copy)]
 pub struct Handing<'a> {
-    /// The name under which the server gets it.
+    /// The name under which the server gets the secret.
     pub name: &'a str,
     /// The kind of its source.
     pub source: &'a str,
-    /// How it gets it.
+    /// How the secret is delivered.
     pub handed: DeliveredAs,
-    /// The client whose own value it is.
+    /// The client that the value belongs to, if each client has its own.
     pub client: Option<&'a str>,
 }
 
-/// One thing that a start takes, and what policies say of it.
+/// One part of a launch, with the decision on it.
 #[derive(Debug, Clone)]
 pub struct Part {
-    /// What is done.
+    /// Action of the part.
     pub action: Action,
-    /// With what: the program, `HOST:PORT` (of a server elsewhere in the program's place, too: its URL may
-    /// hold a secret), or the secret's name.
+    /// The resource: the program, `HOST:PORT`, or the name of the secret. For a remote server,
+    /// `HOST:PORT` replaces the program too, because its URL may contain a secret.
     pub target: String,
-    /// What was decided.
+    /// The decision.
     pub outcome: Outcome,
 }
 
-/// What is asked of a part, and how it is shown.
+/// The request for a part, and its target as text.
 type Asked<'a> = (Action, Resource<'a>, String);
 
 impl Start<'_> {
-    /// Shows the parts to a function, with the host in a resource of its own.
+    /// Passes the parts to a function. The resource of a host borrows from this function.
     fn parts<T>(&self, each: impl FnOnce(Vec<Asked<'_>>) -> T) -> T {
         let Start { server, program, url, secrets } = self;
         let way = url.map(destination);
@@ -69,7 +69,7 @@ impl Start<'_> {
 }
 
 impl Engine {
-    /// Decides all that a start takes. It is permitted where each part of it [is](Outcome::permits_alone).
+    /// Decides all parts of a launch. It is permitted if each part [is](Outcome::permits_alone).
     pub fn decide_start(&self, start: &Start<'_>) -> Vec<Part> {
         start.parts(|asked| {
             let decided = asked.into_iter().map(|(action, resource, target)| {
@@ -80,8 +80,8 @@ impl Engine {
         })
     }
 
-    /// Policies that are missing for a start: one for each part of it that no permit is about,
-    /// whatever its conditions. With them, the start is permitted where no other policy forbids it.
+    /// Policies that a launch lacks: one for each part without a permit whose scope matches it,
+    /// whatever its conditions are. With them, the launch is permitted unless a policy forbids it.
     pub fn missing_permits(&self, start: &Start<'_>) -> Vec<String> {
         let server = start.server;
         start.parts(|asked| {
@@ -94,7 +94,7 @@ impl Engine {
                     format!("resource == Portcullis::{kind}::\"{}\"\n);", id.escaped())
                 };
                 let resource = match resource {
-                    // The URL itself may hold a secret.
+                    // The URL itself may contain a secret.
                     Resource::Program(_) if start.url.is_some() => {
                         "resource\n)\nwhen { resource.runtime == \"remote\" };".to_owned()
                     }
@@ -109,7 +109,7 @@ impl Engine {
                     action.as_str(),
                 ))
             });
-            // A secret that clients have values of their own of is asked about once for each.
+            // A secret with a value for each client is one part for each client.
             let mut missing: Vec<_> = missing.collect();
             missing.dedup();
             missing
@@ -117,8 +117,8 @@ impl Engine {
     }
 }
 
-/// The host that a URL leads to, without the brackets of an IPv6 address, and the port. What leads
-/// nowhere that is known is asked of as it is written, and no policy knows it.
+/// Host and port of a URL, without the brackets of an IPv6 address. A URL without a known host is
+/// used as it is written, which no policy matches.
 fn destination(url: &str) -> (String, u16) {
     let parsed = reqwest::Url::parse(url).ok();
     let known =

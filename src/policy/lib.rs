@@ -1,12 +1,12 @@
-//! Policy: Cedar decides what passes. The default is deny: a request that no policy permits is
-//! refused, and so is every request on which a policy fails.
+//! Policy decisions with Cedar. The default is deny: a request is refused if no policy permits it
+//! or if a policy fails on it.
 //!
 //! # Invariants
-//! - A decision uses one whole set of policies, and names its revision.
+//! - A decision uses one complete policy set and names its revision.
 //! - A set that does not validate is never used; the previous one stays.
-//! - A policy in shadow mode decides nothing, and shows or hides nothing in a list.
+//! - A policy in shadow mode does not affect decisions or lists.
 //! - [`Engine::decide`] never allows what [`Engine::could_allow`] denies.
-//! - The crate knows neither the protocol's framing nor a clock: callers pass both in.
+//! - The crate has no knowledge of the protocol's framing or of the time: callers pass both in.
 
 mod analysis;
 mod bundle;

@@ -1,4 +1,4 @@
-//! Files of policies become one validated set, or findings.
+//! Loads policy files as one validated set, or reports findings.
 
 use std::{
     borrow::Cow,
@@ -29,14 +29,14 @@ use portcullis_protocol::{
     refusal::Rule,
 };
 
-/// The annotations that mean something. Another one is refused: to ignore it would drop what its
-/// author meant by it.
+/// The known annotations. An unknown one is an error: ignoring it would drop the intent of its
+/// author.
 fn annotations() -> impl Iterator<Item = &'static str> {
     ["id", "reason"].into_iter().chain(Obligations::NAMES)
 }
 
-/// Which policies decided: the SHA-256 of all files, by their names and contents. Displays as its
-/// first 12 hex digits.
+/// Revision of a policy set: SHA-256 of the names and contents of all files. Displays as its first
+/// 12 hex digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Revision([u8; 32]);
 
@@ -45,7 +45,7 @@ impl Revision {
         let mut hash = Sha256::new();
         for file in files {
             for part in [file.name.as_os_str().as_encoded_bytes(), file.text.as_bytes()] {
-                // The length first, so that no name runs into a content.
+                // The length first, so that a name cannot run into the content.
                 hash.update((part.len() as u64).to_le_bytes());
                 hash.update(part);
             }
@@ -66,31 +66,31 @@ impl Serialize for Revision {
     }
 }
 
-/// A validated set.
+/// A validated policy set.
 pub(super) struct Loaded {
     pub(super) policies: PolicySet,
-    /// Each policy's rule. The id of a [`PolicyId`] is the rule's id.
+    /// The rule of each policy. The [`PolicyId`] is the id of the rule.
     pub(super) rules: HashMap<PolicyId, Rule>,
-    /// Where each policy stands.
+    /// Position of each policy in its file.
     pub(super) places: HashMap<PolicyId, Span>,
     pub(super) revision: Revision,
-    /// What they are written in, and what is asked of them.
+    /// The schema of the policies and of requests to them.
     pub(super) ground: Arc<SchemaContext>,
-    /// What looks wrong and is no error.
+    /// Findings that are not errors.
     pub(super) warnings: Vec<Finding>,
-    /// The bundle that it is from.
+    /// The bundle that contains the set, if there is one.
     pub(super) bundle: Option<Origin>,
 }
 
-/// A policy's text: its file, and the offset and length within.
+/// Text of a policy: its file, offset and length.
 pub(super) struct Span {
     pub(super) file: File,
     pub(super) start: usize,
     pub(super) length: usize,
 }
 
-/// Reads what belongs to a set, and validates it as one. Files are named as they were given, and
-/// relative to `base` where they are below it. `plain` is the ground of a set without typed tools.
+/// Reads all files of a set and validates them as one. Paths below `base` are shown relative to it,
+/// other paths as given. `plain` is the schema context of a set without typed tools.
 pub(super) fn load(
     source: &Source,
     base: &Path,
@@ -99,13 +99,13 @@ pub(super) fn load(
     let mut findings = Vec::new();
     let (files, bundle) = source.read(base, &mut findings);
     if source.bundle().is_some() && bundle.is_none() {
-        // Nothing of a bundle that does not hold is looked at.
+        // The contents of an unverified bundle are never read.
         return Err(Diagnostics::new(findings));
     }
     Ok(Loaded { bundle, ..validated(&files, findings, plain)? })
 }
 
-/// Validates files as one set, where nothing was found wrong before.
+/// Validates files as one set, if there are no findings from before.
 fn validated(
     files: &[File],
     mut findings: Vec<Finding>,
@@ -126,7 +126,7 @@ fn validated(
             Err(errors) => {
                 findings.extend(errors.iter().map(|error| {
                     let finding = Finding::of("policy-syntax", file, error);
-                    // Only the scope of an action takes a set, which Cedar does not say.
+                    // Cedar does not say that only the scope of an action can have a set.
                     if error.to_string().contains("found set of entity uids") {
                         finding.help("write it as a condition: `when { resource in […] }`")
                     } else {
@@ -144,8 +144,8 @@ fn validated(
                     .help("write one policy for each principal or resource, or use a group"),
             );
         }
-        // Counted on from one policy to the next: from the beginning each time, a file of ten
-        // thousand takes half a minute.
+        // Lines are counted from the previous policy on: counting from the beginning each time
+        // takes half a minute for a file of ten thousand policies.
         let (mut counted, mut line) = (0, 1);
         for policy in in_order(&parsed) {
             let (start, length) = span(policy.as_ref().loc());
@@ -181,7 +181,7 @@ fn validated(
     }
 
     if untyped {
-        // Policies may speak of actions that there would be if the lists of tools were sound.
+        // Policies may refer to actions that exist only if the lists of tools are valid.
         findings.sort_by_key(Finding::order);
         return Err(Diagnostics::new(findings));
     }
@@ -190,7 +190,7 @@ fn validated(
         None => Finding::error(code, found.to_string()),
     };
     let result = Validator::new(schema.clone()).validate(&policies, ValidationMode::Strict);
-    // Of a policy with an error, or one that no action fits, Cedar also says that it never
+    // For a policy with an error, or one that fits no action, Cedar also reports that it never
     // applies: one finding is enough.
     let mut reported: HashSet<_> = result.validation_errors().map(|e| e.policy_id()).collect();
     findings.extend(result.validation_errors().map(|error| {
@@ -226,15 +226,15 @@ fn validated(
     }
 }
 
-/// The schema that policies of these paths are written in, with the actions of typed tools. What is
-/// wrong with the policies themselves does not matter.
+/// The schema of the policies in these paths, with the actions of typed tools. Faults of the
+/// policies themselves are ignored.
 ///
 /// # Errors
-/// What is wrong with the files of tools.
+/// The findings about the files of tools.
 pub fn schema(paths: &[PathBuf], base: &Path) -> Result<Cow<'static, str>, Diagnostics> {
     let mut findings = Vec::new();
     let files = read(paths, base, &mut findings);
-    // What cannot be read is no file of tools, or was told of when the policies were loaded.
+    // Unreadable files are not files of tools, or were reported when the policies were loaded.
     findings.clear();
     let typed = Typed::read(&files, &mut findings);
     match (findings.is_empty(), typed.schema()) {
@@ -244,7 +244,7 @@ pub fn schema(paths: &[PathBuf], base: &Path) -> Result<Cow<'static, str>, Diagn
     }
 }
 
-/// The ground of a set with these files.
+/// The schema context of a set with these files.
 fn ground(
     files: &[File],
     plain: &Arc<SchemaContext>,
@@ -263,7 +263,7 @@ fn ground(
 }
 
 impl Loaded {
-    /// The ids of the policies that have bodies kept.
+    /// Ids of the policies with `@keep`.
     pub(super) fn keeping(&self) -> Vec<String> {
         let keeps =
             |rule: &&Rule| rule.obligations.keep != Keep::default() && !rule.obligations.shadow;
@@ -273,8 +273,7 @@ impl Loaded {
         ids
     }
 
-    /// A warning for every mention of a server that is not among the known ones, or of something
-    /// on such a server.
+    /// A warning for every mention of an unknown server, or of an item of one.
     pub(super) fn unknown_servers(&self, known: &[&ServerName]) -> Vec<Finding> {
         let mut findings = Vec::new();
         for policy in self.policies.policies() {
@@ -341,7 +340,7 @@ impl Span {
     }
 }
 
-/// The action that somebody may have meant by the one that the finding is about.
+/// The existing action that is nearest to the one in the finding.
 fn nearest_action(finding: &Finding, schema: &Schema) -> Option<String> {
     let written = finding.snippet()?.split('"').nth(1)?;
     let distance =
@@ -350,7 +349,7 @@ fn nearest_action(finding: &Finding, schema: &Schema) -> Option<String> {
     (distance(near) <= 3).then(|| near.to_string())
 }
 
-/// How to write what somebody wrote as an attribute of the arguments, such as `context.args.path`.
+/// The correct form of an argument written as an attribute, such as `context.args.path`.
 fn tag_of(finding: &Finding) -> Option<String> {
     let written = finding.snippet()?;
     ["context.args", "context.paths", "context.urls", "context.lists"].iter().find_map(|of| {
@@ -375,8 +374,8 @@ fn address(rule: &Rule) -> String {
     }
 }
 
-/// Offset and length of a policy. Cedar's locations are of a type that it does not re-export, so
-/// they are taken by what they convert to.
+/// Offset and length of a policy. Cedar does not re-export the type of its locations, so they are
+/// accepted by their conversion.
 pub fn span(location: Option<&(impl Clone + Into<miette::SourceSpan>)>) -> (usize, usize) {
     location.map_or((0, 0), |location| {
         let span: miette::SourceSpan = location.clone().into();
@@ -390,7 +389,7 @@ fn in_order(parsed: &PolicySet) -> Vec<&Policy> {
     policies
 }
 
-/// Checks the annotations of a policy; what they ask for.
+/// Checks the annotations of a policy and returns its obligations.
 fn check_annotations(policy: &Policy, file: &File, findings: &mut Vec<Finding>) -> Obligations {
     let mut obligations = Obligations::default();
     for (key, annotation) in policy.as_ref().annotations() {
@@ -428,7 +427,7 @@ fn check_annotations(policy: &Policy, file: &File, findings: &mut Vec<Finding>) 
     obligations
 }
 
-/// The files that these paths name, each once, sorted by name.
+/// The files of these paths, each once, sorted by name.
 pub fn read(paths: &[PathBuf], base: &Path, findings: &mut Vec<Finding>) -> Vec<File> {
     let mut names = Vec::new();
     for path in paths {
@@ -450,7 +449,7 @@ pub fn read(paths: &[PathBuf], base: &Path, findings: &mut Vec<Finding>) -> Vec<
     files
 }
 
-/// Whether a file of that name in a folder of policies belongs to the set.
+/// Whether a file of that name in a policy folder belongs to the set.
 pub(super) fn belongs(name: &Path) -> bool {
     name.extension().is_some_and(|extension| extension == "cedar") || is_tools_file(name)
 }

@@ -1,25 +1,25 @@
-//! Texts that say where something is, in one spelling each: what a policy matches must be what a
-//! server makes of it, not how it was written.
+//! Normal forms of paths and URLs. A policy must match the location that a server opens, not the
+//! spelling of it.
 
 use portcullis_protocol::arguments::Unshowable;
 
-/// A text read as a path: that of a `file:` URL, decoded, or the text itself; without `.`, `..` and
-/// doubled or trailing slashes. Nothing is looked up: a relative path stays relative, and links are
-/// the server's to follow.
+/// A text as a path: that of a `file:` URL, decoded, or the text itself, without `.`, `..` and
+/// doubled or trailing slashes. The file system is not read: a relative path stays relative, and
+/// the server resolves links.
 pub(super) fn path(text: &str) -> Result<String, Unshowable> {
     file(text).unwrap_or_else(|| Ok(clean(text)))
 }
 
-/// The path of a `file:` URL, where there is one reading of it.
+/// The path of a `file:` URL, or an error if it is ambiguous. `None` for other texts.
 ///
-/// Servers differ: one takes the text for a path, one cuts off `file://`, one parses by RFC 3986
-/// and one as browsers do. They go different ways at a query, a fragment, a backslash, at what
-/// browsers leave out, and at steps back, before which others count other segments. Without those,
-/// whoever does not read this path reads one below another folder's `file:`, or none.
+/// Servers differ: some take the text as a path, some cut off `file://`, some parse by RFC 3986 and
+/// some as browsers do. They disagree on queries, fragments, backslashes, characters that browsers
+/// drop, and `..` after differing segments. Without those, a server that does not read this path
+/// reads one below a folder named `file:`, or none.
 pub(super) fn file(text: &str) -> Option<Result<String, Unshowable>> {
     let path = match url::Url::parse(text) {
         Ok(url) => (url.scheme() == "file").then(|| one_reading(text, &url))?,
-        // Others may be less strict.
+        // Other parsers may be less strict.
         Err(_) => {
             let start = text.trim_start().get(.."file:".len())?;
             start.eq_ignore_ascii_case("file:").then_some(None)?
@@ -38,7 +38,7 @@ fn one_reading(text: &str, url: &url::Url) -> Option<String> {
     let decoded = url.to_file_path().ok()?;
     let decoded = decoded.to_str()?;
     let steps = |text: &str| text.split('/').any(|part| part == "..");
-    // Browsers step back for these, too.
+    // Browsers treat these as `..` too.
     let encoded = path.to_ascii_lowercase().replace("%2e", ".");
     if steps(&encoded) || steps(decoded) || decoded.contains('\\') || holds_nul(decoded) {
         return None;
@@ -46,18 +46,18 @@ fn one_reading(text: &str, url: &url::Url) -> Option<String> {
     Some(clean(decoded))
 }
 
-/// Whether a text holds NUL, or comes to hold it when it is percent-decoded, once or several times.
-/// No system has a file of such a name: a program that takes one opens what stands before the NUL.
+/// Whether a text contains NUL, also after it is percent-decoded once or several times. No system
+/// has a file with such a name: a program opens the part before the NUL.
 pub(super) fn holds_nul(text: &str) -> bool {
     let mut decoded = Vec::with_capacity(text.len());
     for &byte in text.as_bytes() {
         decoded.push(byte);
-        // What was decoded may complete another escape, such as `%25%30%30`.
+        // The decoded byte may complete another escape, such as `%25%30%30`.
         while let [.., b'%', high, low] = decoded[..] {
             let digit = |byte: u8| char::from(byte).to_digit(16);
             let (Some(high), Some(low)) = (digit(high), digit(low)) else { break };
             decoded.truncate(decoded.len() - 3);
-            // Two digits are a byte.
+            // Two hex digits make one byte.
             decoded.push((high * 16 + low) as u8);
         }
     }
@@ -69,13 +69,13 @@ fn clean(text: &str) -> String {
     path_clean::clean(text).to_string_lossy().into_owned()
 }
 
-/// A URL with a host, as the URL standard of browsers (WHATWG) reads it.
+/// A URL with a host, parsed by the URL standard of browsers (WHATWG).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Url {
     pub(super) href: String,
     pub(super) scheme: String,
     pub(super) host: String,
-    /// 0 where there is none and the scheme has none.
+    /// The port, the default port of the scheme, or 0 if there is neither.
     pub(super) port: u16,
     pub(super) path: String,
     pub(super) login: bool,
@@ -83,7 +83,7 @@ pub(super) struct Url {
 }
 
 impl Url {
-    /// Reads a URL; nothing where it is none, or has no host.
+    /// Parses a URL. `None` if the text is not a URL or has no host.
     pub(super) fn read(text: &str) -> Option<Self> {
         let url = url::Url::parse(text).ok()?;
         let host = match url.host()? {
@@ -97,7 +97,7 @@ impl Url {
             port: url.port_or_known_default().unwrap_or(0),
             path: url.path().to_owned(),
             login: !url.username().is_empty() || url.password().is_some(),
-            // `https://example.com` is normalized to have a `/`, which nobody reads otherwise.
+            // `https://example.com` is normalized to end in `/`, which all parsers read alike.
             verbatim: url.as_str() == text || url.as_str().strip_suffix('/') == Some(text),
             href: url.into(),
         })
@@ -226,16 +226,16 @@ mod tests {
             let climbs = path.split('/').skip_while(|part| *part == "..").any(|part| part == "..");
             let climbs = climbs || path == "/.." || path.starts_with("/../");
             prop_assert!(!climbs, "{}", path);
-            // Cleaning again changes nothing, unless what came out reads as a URL.
+            // Cleaning is idempotent, unless the result reads as a URL.
             prop_assert!(file(&path).is_some() || super::path(&path) == Ok(path));
         }
 
         #[test]
         fn nobody_reads_a_file_url_as_a_path_elsewhere(text in "file:/{1,4}[a./\\\\%2ef?#|]{0,24}") {
             if let Some(Ok(path)) = file(&text) {
-                // As a path, it is relative and stays below where the server stands.
+                // As a path, it is relative and stays below the server's working directory.
                 prop_assert!(clean(&text).starts_with("file:"), "{}", text);
-                // Without its scheme, nothing but the encoding differs.
+                // Without its scheme, only the encoding differs.
                 let bare = clean(&text["file://".len()..]);
                 let decoded = url::Url::parse(&format!("file://{bare}")).unwrap();
                 let decoded = decoded.to_file_path().unwrap();

@@ -1,4 +1,4 @@
-//! What is decided: who wants to do what to what, in which circumstances.
+//! Requests to the policies: principal, action, resource and circumstances.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -17,34 +17,34 @@ use portcullis_protocol::{
     names::ServerName,
 };
 
-/// One question to the policies.
+/// One request to the policies.
 #[derive(Debug, Clone)]
 pub struct Request<'a> {
     pub subject: Subject<'a>,
     pub action: Action,
     pub resource: Resource<'a>,
-    /// What `context.args` shows. Must be free of duplicate keys.
+    /// The value of `context.args`. Must not have duplicate keys.
     pub args: Option<&'a Map<String, Value>>,
-    /// A JSON text that holds `args` as the server will read them: a number in it that has more
-    /// digits than could be shown refuses, where a policy looks at arguments.
+    /// JSON text that contains `args` as the server will read them. If a policy reads arguments, a
+    /// number with more digits than Cedar can represent is refused.
     pub written: &'a [u8],
     pub circumstances: Circumstances<'a>,
 }
 
-/// Who asks.
+/// The principal of a request.
 #[derive(Debug, Clone, Copy)]
 pub enum Subject<'a> {
-    /// A client's message.
+    /// A client, which sent a message.
     Client(&'a Principal),
-    /// A server: its message to a client, or what the proxy does for it.
+    /// A server, for its message to a client or for an action of the proxy on its behalf.
     Server(&'a ServerName),
-    /// A plugin that is to be given something, by its name in the config.
+    /// A plugin that gets a grant or a secret, by its name in the config.
     Plugin(&'a str),
 }
 
 macro_rules! actions {
     ($($(#[$doc:meta])* $variant:ident = $text:literal,)*) => {
-        /// What is asked for: the actions of the Cedar schema.
+        /// Action of a request: the actions of the Cedar schema.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         pub enum Action {
             $($(#[$doc])* $variant,)*
@@ -63,40 +63,40 @@ macro_rules! actions {
 }
 
 actions! {
-    /// Greet the proxy, and ask for lists.
+    /// Perform the handshake with the proxy, and request lists.
     Connect = "connect",
     CallTool = "call_tool",
     GetPrompt = "get_prompt",
-    /// Have an argument of a prompt or a template completed.
+    /// Request completion of an argument of a prompt or a template.
     Complete = "complete",
-    /// Ask for a task that a tool's call became, for its result, or for its end.
+    /// Read or cancel a task that a tool call created, or get its result.
     AccessTask = "access_task",
     ReadResource = "read_resource",
     SubscribeResource = "subscribe_resource",
-    /// See a resource template in its list.
+    /// See a resource template in a list.
     SeeTemplate = "see_template",
-    /// Send a notification that is not about an exchange under way.
+    /// Send a notification that does not belong to an exchange in flight.
     NotifyServer = "notify_server",
-    /// A client's method that has no action of its own.
+    /// Send a request with a client method that does not have its own action.
     OtherMethod = "other_method",
     Sample = "sample",
     Elicit = "elicit",
     ListRoots = "list_roots",
-    /// Send a client a notification that is not about an exchange under way.
+    /// Send a client a notification that does not belong to an exchange in flight.
     NotifyClient = "notify_client",
-    /// A server's method that has no action of its own.
+    /// Send a request with a server method that does not have its own action.
     OtherServerMethod = "other_server_method",
     /// Start a server.
     Launch = "launch",
-    /// Hand a server a secret.
+    /// Deliver a secret to a server or a plugin.
     DeliverSecret = "deliver_secret",
-    /// Let a server's traffic out of this machine.
+    /// Connect a server or a plugin to a host outside this machine.
     Egress = "egress",
-    /// Give a plugin a function of the host.
+    /// Grant a plugin a host function.
     Grant = "grant",
 }
 
-/// What it is asked of. Names are those of the server, without the proxy's prefix.
+/// The resource of a request. Names are those of the server, without the proxy's prefix.
 #[derive(Debug, Clone, Copy)]
 pub enum Resource<'a> {
     /// All servers at once.
@@ -119,37 +119,37 @@ pub enum Resource<'a> {
         server: &'a ServerName,
         uri: &'a str,
     },
-    /// The client that a server asks.
+    /// The client that receives a server's message.
     Client(&'a Principal),
-    /// What is started as a server.
+    /// The program that is started as a server.
     Program(&'a Program),
-    /// What a server or a plugin is handed.
+    /// A secret that is delivered to a server or a plugin.
     Secret {
         holder: Holder<'a>,
-        /// Of the environment variable or the header.
+        /// Name of the environment variable or the header.
         name: &'a str,
-        /// Where the value comes from: what stands before the colon of its reference.
+        /// Kind of the source: the part of the reference before the colon.
         source: &'a str,
         handed: DeliveredAs,
-        /// The client whose own value it is, by its name.
+        /// Name of the client that the value belongs to, if each client has its own.
         client: Option<&'a str>,
     },
-    /// Where a way out of this machine leads to.
+    /// Destination of an egress connection.
     Host {
         name: &'a str,
         port: u16,
     },
-    /// A function of the host, by its name.
+    /// A host function, by its name.
     Grant(&'a str),
 }
 
-/// How a secret is handed over.
+/// How a secret is delivered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DeliveredAs {
     /// In the environment of a server's process.
     Env,
-    /// In a file that is the server's alone.
+    /// In a file that only the server can read.
     File,
     /// In a header of every request to a server.
     Header,
@@ -169,11 +169,11 @@ impl DeliveredAs {
     }
 }
 
-/// Who is handed a secret.
+/// The server or plugin that a secret is delivered to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Holder<'a> {
     Server(&'a ServerName),
-    /// By the name of its entry in the config.
+    /// A plugin, by the name of its entry in the config.
     Plugin(&'a str),
 }
 
@@ -181,35 +181,35 @@ impl fmt::Display for Holder<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Server(name) => write!(f, "{name}"),
-            // A server's name holds no `:`, so that none can be taken for a plugin's.
+            // The name of a server never contains `:`, so it cannot be mistaken for a plugin's.
             Self::Plugin(name) => write!(f, "plugin:{name}"),
         }
     }
 }
 
-/// What is started as a server.
+/// A program that is started as a server.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Program {
     /// `container`, `sandbox` or `remote`.
     pub runtime: &'static str,
-    /// The image as the config has it, the program, or the URL.
+    /// The image as written in the config, the program, or the URL.
     pub name: String,
-    /// Of the image, where it is known before the start.
+    /// Digest of the image, if it is known before the launch.
     pub digest: Option<String>,
-    /// Keys of the config by which the hardened profile is weakened.
+    /// Keys of the config that weaken the hardened profile.
     pub deviations: Vec<String>,
-    /// Who of the config's signers signed the image.
+    /// Names of the configured signers that signed the image.
     pub signers: Vec<String>,
-    /// What they attest of it.
+    /// Their attestations of the image.
     pub attested: Vec<Attested>,
 }
 
-/// What the operator says of tools: it stands in the place of what their servers claim.
+/// Claims of the operator about tools, which replace those of the servers.
 #[derive(Debug, Clone, Default)]
 pub struct Stated(HashMap<ServerName, BTreeMap<String, Claims>>);
 
 impl Stated {
-    /// What the sections of servers in the config say.
+    /// Reads the claims from the sections of servers in the config.
     pub fn of<'a>(
         servers: impl IntoIterator<Item = (&'a ServerName, &'a BTreeMap<String, Tool>)>,
     ) -> Self {
@@ -230,7 +230,7 @@ impl Stated {
         Self(stated.collect())
     }
 
-    /// The claims of a tool, where the operator makes them.
+    /// The claims of a tool, if the operator makes any.
     pub fn claims(&self, server: &ServerName, tool: &str) -> Option<Claims> {
         self.0.get(server)?.get(tool).copied()
     }
@@ -245,16 +245,16 @@ pub struct Circumstances<'a> {
     pub revision: Option<exchange::Revision>,
     /// When the message arrived.
     pub now: jiff::Timestamp,
-    /// The client's address, where it has one.
+    /// Address of the client, if it has one.
     pub source_ip: Option<IpAddr>,
-    /// Calls made in this session so far.
+    /// Number of earlier calls in this session.
     pub session_calls: u64,
-    /// What the session was given by `@label`, and what interceptors gave this message.
+    /// Labels from `@label` on the session, and from interceptors on this message.
     pub labels: &'a BTreeSet<String>,
 }
 
 impl Circumstances<'_> {
-    /// Those of what the proxy does of itself.
+    /// Circumstances of an action of the proxy itself.
     pub fn own(now: jiff::Timestamp) -> Self {
         static NONE: BTreeSet<String> = BTreeSet::new();
         Self {

@@ -1,4 +1,4 @@
-//! What questions of one set of policies are put in: the schema and its names.
+//! The schema of one policy set, with its names.
 
 use cedar_policy::Schema;
 
@@ -11,10 +11,10 @@ pub(super) struct SchemaContext {
 }
 
 impl SchemaContext {
-    /// With these typed actions.
+    /// Builds the schema with these typed actions.
     ///
     /// # Errors
-    /// Where Cedar does not take the schema.
+    /// If Cedar rejects the schema.
     pub(super) fn new(typed: Typed) -> Result<Self, String> {
         let text = typed.schema().unwrap_or(SCHEMA);
         let (schema, _) = Schema::from_cedarschema_str(text).map_err(|error| error.to_string())?;

@@ -1,4 +1,4 @@
-//! Where policies come from.
+//! Sources of policies.
 
 use std::path::{Path, PathBuf};
 
@@ -11,13 +11,13 @@ use portcullis_catalog::profile_file::Profile;
 
 use super::Policy;
 
-/// Where policies come from: from loose files, or from a bundle that somebody signed.
+/// Source of policies: loose files or a signed bundle.
 #[derive(Debug, Clone)]
 pub enum Source {
-    /// Files, and folders whose files are taken (not those in folders within).
+    /// Files and folders. Subfolders are not read.
     Paths(Vec<PathBuf>),
     Bundle(Bundle),
-    /// Those of another, and what a profile leaves on of tools.
+    /// Another source, narrowed to the tools that a profile enables.
     Narrowed {
         of: Box<Source>,
         profile: String,
@@ -25,12 +25,12 @@ pub enum Source {
 }
 
 impl Source {
-    /// What the config says, with the folder of the proxy's state.
+    /// The source in the config, with the state folder of the proxy.
     pub fn of(policy: &Policy, state_dir: &Path) -> Self {
         match &policy.bundle {
             Some(dir) => Self::Bundle(Bundle {
                 dir: dir.clone(),
-                // Those that are no keys were refused with the config.
+                // Invalid keys were refused when the config was loaded.
                 keys: policy.bundle_keys.iter().filter_map(|key| key.parse().ok()).collect(),
                 state: Some(state_dir.to_owned()),
             }),
@@ -38,7 +38,7 @@ impl Source {
         }
     }
 
-    /// The same, held to the tools that a profile leaves on, which is beside the config.
+    /// The same source, narrowed to the tools that a profile in the config enables.
     pub fn narrowed(self, profile: Option<&str>) -> Self {
         match profile {
             Some(profile) => Self::Narrowed { of: Box::new(self), profile: profile.to_owned() },
@@ -46,7 +46,7 @@ impl Source {
         }
     }
 
-    /// The bundle, where it is one.
+    /// The bundle, if the source is one.
     pub(super) fn bundle(&self) -> Option<&Bundle> {
         match self {
             Self::Paths(_) => None,
@@ -55,7 +55,7 @@ impl Source {
         }
     }
 
-    /// Every path that it is read from, below `base`.
+    /// All paths that it is read from, below `base`.
     pub(super) fn sources(&self, base: &Path) -> Vec<PathBuf> {
         let mut all: Vec<PathBuf> = self.paths().iter().map(|path| base.join(path)).collect();
         if let Self::Narrowed { profile, .. } = self {
@@ -73,7 +73,7 @@ impl Source {
         }
     }
 
-    /// The same, seen from another folder than that of the config.
+    /// The same source, relative to another folder than that of the config.
     pub fn from_base(self, base: &Path) -> Self {
         match self {
             Self::Paths(paths) => Self::Paths(paths.iter().map(|path| base.join(path)).collect()),
@@ -84,10 +84,10 @@ impl Source {
         }
     }
 
-    /// The texts of all that belongs to the set, each file once, by their names.
+    /// The texts of all files of the set, each once, with their names.
     ///
     /// # Errors
-    /// What can't be read. What is in them is not looked at.
+    /// Files that cannot be read. Their contents are not checked.
     pub fn texts(&self, base: &Path) -> Result<Vec<(PathBuf, String)>, Diagnostics> {
         let mut findings = Vec::new();
         let (files, _) = self.read(base, &mut findings);
@@ -98,7 +98,7 @@ impl Source {
         }
     }
 
-    /// Reads all that belongs to the set, each file once.
+    /// Reads all files of the set, each once.
     pub(super) fn read(
         &self,
         base: &Path,

@@ -1,10 +1,10 @@
-//! Questions in a person's words: an action or a method, and what it is asked of.
+//! Requests as a person writes them: an action or a method, and a target.
 
 use super::request::{Action, Resource, Subject};
 use portcullis_protocol::claims::Claims;
 use portcullis_protocol::{exchange::Method, identity::Principal, names::ServerName};
 
-/// The action under which a client's message is decided.
+/// The action of a client's message.
 pub fn client_action(method: &str, notification: bool) -> Action {
     match method {
         Method::INITIALIZE
@@ -27,7 +27,7 @@ pub fn client_action(method: &str, notification: bool) -> Action {
     }
 }
 
-/// Whether a message is the protocol's housekeeping, which no policy decides.
+/// Whether a message is protocol housekeeping, which is not subject to policies.
 pub fn is_housekeeping(method: &str, notification: bool, from_client: bool) -> bool {
     match method {
         Method::PING => true,
@@ -37,7 +37,7 @@ pub fn is_housekeeping(method: &str, notification: bool, from_client: bool) -> b
     }
 }
 
-/// The action under which a server's message to a client is decided.
+/// The action of a server's message to a client.
 pub fn server_action(method: &str, notification: bool) -> Action {
     match method {
         Method::SAMPLE => Action::Sample,
@@ -48,7 +48,7 @@ pub fn server_action(method: &str, notification: bool) -> Action {
     }
 }
 
-/// The action of a word that is one or a method, and what `context.method` is for it.
+/// The action of a word that is an action or a method, and the value of `context.method` for it.
 pub fn worded_action(word: &str) -> (Action, &str) {
     if let Some(action) = Action::ALL.iter().copied().find(|action| action.as_str() == word) {
         return (action, usual_method(action));
@@ -61,7 +61,7 @@ pub fn worded_action(word: &str) -> (Action, &str) {
     (action, word)
 }
 
-/// The method of an action that has one, or the first of several.
+/// The method of an action, the first one if it has several. Empty if it has none.
 fn usual_method(action: Action) -> &'static str {
     match action {
         Action::Connect => Method::INITIALIZE,
@@ -86,7 +86,7 @@ fn usual_method(action: Action) -> &'static str {
     }
 }
 
-/// What an action is asked of, as a person names it: `SERVER/TOOL`, `SERVER/URI`, `SERVER`.
+/// Target of an action, as a person writes it: `SERVER/TOOL`, `SERVER/URI` or `SERVER`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
     Proxy,
@@ -95,11 +95,11 @@ pub enum Target {
     Prompt(ServerName, String),
     Resource(ServerName, String),
     Template(ServerName, String),
-    /// The server that asks the client.
+    /// The server that sends a message to the client.
     Asker(ServerName),
 }
 
-/// Why a text names nothing that the action could be asked of.
+/// Why a text is not a valid target of the action.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NoTarget {
     #[error("`{}` needs a target of the form {what}", action.as_str())]
@@ -111,10 +111,10 @@ pub enum NoTarget {
 }
 
 impl Target {
-    /// Reads the name of a target of this action.
+    /// Parses the target of this action.
     ///
     /// # Errors
-    /// Where the action needs another kind of target, and where the server's name is no legal one.
+    /// If the action needs another kind of target, or the name of the server is invalid.
     pub fn parse(action: Action, text: Option<&str>) -> Result<Self, NoTarget> {
         let missing = |what| NoTarget::Missing { action, what };
         let on_server = |what| {
@@ -159,7 +159,7 @@ impl Target {
         })
     }
 
-    /// The tool, where it is one.
+    /// The tool, if the target is one.
     pub fn tool(&self) -> Option<(&ServerName, &str)> {
         match self {
             Self::Tool(server, name) => Some((server, name)),
@@ -167,7 +167,7 @@ impl Target {
         }
     }
 
-    /// The server that is named.
+    /// The server in the target.
     pub fn server(&self) -> Option<&ServerName> {
         match self {
             Self::Proxy => None,
@@ -180,7 +180,7 @@ impl Target {
         }
     }
 
-    /// Who asks what, where this client is the one party.
+    /// Subject and resource of a request in which this client takes part.
     pub fn sides<'a>(
         &'a self,
         principal: &'a Principal,

@@ -1,4 +1,4 @@
-//! Policies are loaded again when their files change.
+//! Reloads policies when their files change.
 
 use std::{
     collections::BTreeSet,
@@ -15,13 +15,13 @@ use notify::{Event, RecommendedWatcher, RecursiveMode, Watcher as _};
 
 use super::{bundle::Origin, engine::Engine};
 
-/// How long the files must be left alone before they are read: an editor writes, renames and
-/// touches several times for one save.
+/// Time without changes before the files are read: an editor writes, renames and touches several
+/// times for one save.
 const QUIET: Duration = Duration::from_millis(150);
-/// Changes without end put a reload off no longer than this many times [`QUIET`].
+/// Continuous changes delay a reload by at most this many times [`QUIET`].
 const PATIENCE: u32 = 20;
 
-/// Watches as long as it lives.
+/// Watches until it is dropped.
 #[derive(Debug)]
 pub struct Watcher {
     news: Sender<News>,
@@ -29,7 +29,7 @@ pub struct Watcher {
 
 impl Drop for Watcher {
     fn drop(&mut self) {
-        // Where the thread is gone already, there is nobody to stop.
+        // Fails only if the thread has ended already.
         let _ = self.news.send(News::Stop);
     }
 }
@@ -39,16 +39,16 @@ enum News {
     Stop,
 }
 
-/// Reloads the engine whenever a policy file comes, changes or goes, and logs the outcome;
+/// Reloads the engine when a policy file is created, changed or removed, and logs the result;
 /// [`Engine::status`] has it too.
 ///
 /// # Errors
-/// Where the folders cannot be watched.
+/// If the folders cannot be watched.
 pub fn watch(engine: Arc<Engine>) -> notify::Result<Watcher> {
     let (news, inbox) = channel();
     let sender = news.clone();
     let watcher = notify::recommended_watcher(move |event| {
-        // A failed send means that nobody reloads any more.
+        // A failed send means that the reload thread has ended.
         let _ = sender.send(News::Event(event));
     })?;
     let sources = engine.sources();
@@ -61,20 +61,20 @@ pub fn watch(engine: Arc<Engine>) -> notify::Result<Watcher> {
     Ok(Watcher { news })
 }
 
-/// The folders that are watched now.
+/// The watched folders.
 struct Watched {
     watcher: RecommendedWatcher,
     folders: BTreeSet<PathBuf>,
 }
 
 impl Watched {
-    /// Watches the folder that each source is in (a file is often replaced by a rename, and a watch
-    /// on the file itself would follow the old one), or, where that is gone, the nearest one above
-    /// it, and each source that is a folder. Repeated each time, since a watch follows a folder that
-    /// was moved away and not the one that took its place.
+    /// Watches the folder of each source, or its nearest existing ancestor, and each source that is
+    /// a folder. The folder, because a file is often replaced by a rename and a watch on the file
+    /// would follow the old one. Repeated each time, because a watch follows a folder that was
+    /// moved away, not its replacement.
     fn renew(&mut self, sources: &[PathBuf]) -> notify::Result<()> {
         for folder in std::mem::take(&mut self.folders) {
-            // A folder that is gone is watched no more.
+            // Fails if the folder is gone, which needs no action.
             let _ = self.watcher.unwatch(&folder);
         }
         for source in sources {
@@ -88,7 +88,7 @@ impl Watched {
         }
         let failed =
             |folder: &PathBuf| self.watcher.watch(folder, RecursiveMode::NonRecursive).err();
-        // All are tried before a failure is told.
+        // All folders are tried before a failure is returned.
         let failures: Vec<_> = self.folders.iter().filter_map(failed).collect();
         failures.into_iter().next().map_or(Ok(()), Err)
     }
@@ -106,7 +106,7 @@ fn reload_on(inbox: &Receiver<News>, engine: &Engine, sources: &[PathBuf], mut w
                 Ok(News::Stop) | Err(RecvTimeoutError::Disconnected) => return,
             }
         }
-        // First the watch and then the files: what changes in between is news again.
+        // The watch first, then the files: a change in between is a new event.
         if let Err(error) = watched.renew(sources) {
             tracing::warn!("changes of policies may go unseen: {error}");
         }
@@ -129,8 +129,8 @@ fn reload_on(inbox: &Receiver<News>, engine: &Engine, sources: &[PathBuf], mut w
     }
 }
 
-/// Whether an event may be about policies: other files in a watched folder are not, nor is reading.
-/// A fault of the watch may hide a change.
+/// Whether an event may be about policies. Other files in a watched folder and reads do not matter.
+/// A fault of the watch may hide a change, so it matters.
 fn matters(event: &notify::Result<Event>, sources: &[PathBuf]) -> bool {
     let Ok(event) = event else { return true };
     let concerns = |path: &PathBuf| {

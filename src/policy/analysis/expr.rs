@@ -1,6 +1,5 @@
-//! Conditions in a form that can be compared: what Portcullis knows the meaning of (types, entities
-//! and their parents, and how conditions are put together), and the rest as texts that are equal or
-//! not.
+//! Conditions in a comparable form. Portcullis knows the meaning of types, entities, their parents
+//! and logical operators; everything else is text that is equal or not.
 
 use std::collections::BTreeSet;
 
@@ -18,7 +17,7 @@ pub(super) enum Var {
 }
 
 impl Var {
-    /// Who asks, and of what.
+    /// Principal and resource.
     pub(super) const ASKED: [Self; 2] = [Self::Principal, Self::Resource];
 
     fn of(expr: &Cedar) -> Option<Self> {
@@ -31,7 +30,7 @@ impl Var {
     }
 }
 
-/// The server that an entity is in, which its id begins with. Only what is on a server has one.
+/// The server of an entity, which is the beginning of its id. Only items of a server have one.
 pub(super) fn server_of(uid: &EntityUid) -> Option<&str> {
     let on_server =
         matches!(uid.type_name().basename(), "Tool" | "Prompt" | "Resource" | "ResourceTemplate");
@@ -39,7 +38,7 @@ pub(super) fn server_of(uid: &EntityUid) -> Option<&str> {
     Some(server)
 }
 
-/// Whether all that an entity is in is known: clients are in groups that no policy tells of.
+/// Whether all parents of an entity are known. The groups of a client are not in the policies.
 fn has_known_parents(uid: &EntityUid) -> bool {
     server_of(uid).is_some() || is_server(uid)
 }
@@ -55,17 +54,17 @@ pub(super) enum Expr {
     False,
     Is(Var, String),
     Eq(Var, EntityUid),
-    /// In any of these, or one of them.
+    /// In any of these entities, or equal to one.
     In(Var, BTreeSet<EntityUid>),
     Not(Box<Expr>),
     And(BTreeSet<Expr>),
     Or(BTreeSet<Expr>),
-    /// Anything else, as text.
+    /// Any other condition, as text.
     Other(String),
 }
 
 impl Expr {
-    /// The form of a condition.
+    /// The comparable form of a condition.
     pub(super) fn of(node: &Node) -> Self {
         match &node.kind {
             Kind::And(parts) => Self::and(parts.iter().map(Self::of)),
@@ -76,7 +75,7 @@ impl Expr {
         }
     }
 
-    /// What a side of a scope asks for.
+    /// The condition of one side of a scope.
     pub(super) fn side(var: Var, constraint: Constraint) -> Self {
         let within = |uid| Self::In(var, BTreeSet::from([uid]));
         match constraint {
@@ -175,7 +174,7 @@ impl Expr {
         }
     }
 
-    /// The condition where some of its parts are known to hold, or not to.
+    /// The condition simplified by parts that are known to be true or false.
     pub(super) fn with(&self, known: &impl Fn(&Self) -> Option<bool>) -> Self {
         match known(self) {
             Some(true) => Self::True,
@@ -189,7 +188,7 @@ impl Expr {
         }
     }
 
-    /// Whether the other holds wherever this one does. `false` where that is not known.
+    /// Whether the other one holds whenever this one does. `false` if that is unknown.
     pub(super) fn implies(&self, other: &Self) -> bool {
         if self == other {
             return true;

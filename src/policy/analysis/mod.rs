@@ -1,8 +1,8 @@
-//! What looks wrong with a set that validates: policies that decide nothing, that contradict each
-//! other, that concern nobody and nothing, or everybody and everything.
+//! Warnings about a valid set: policies without effect, policies that contradict each other,
+//! policies that match nobody and nothing, and policies that match everybody and everything.
 //!
-//! Nothing is told that is not so. Where the meaning of a condition is not known, it counts as one
-//! that may hold or not, whatever the others do: some of what is wrong is not found.
+//! Every warning is correct, but some faults are not found: a condition with an unknown meaning may
+//! be true or false, independently of all others.
 
 mod expr;
 mod shape;
@@ -28,14 +28,14 @@ use portcullis_protocol::{
     refusal::Rule,
 };
 
-/// What there is, as far as the operator says. Of what is `None`, nothing is known.
+/// The existing servers, clients and tools, as stated by the operator. `None` means unknown.
 #[derive(Debug, Clone, Default)]
 pub struct Known {
     pub servers: Option<BTreeSet<ServerName>>,
     pub clients: Option<BTreeSet<ClientName>>,
-    /// Those that any client is in.
+    /// The groups that have at least one client.
     pub groups: Option<BTreeSet<Group>>,
-    /// Whether callers without a key are let in.
+    /// Whether callers without a key may connect.
     pub anonymous: Option<bool>,
     /// All tools of some servers.
     pub tools: Vec<(ServerName, Vec<KnownTool>)>,
@@ -48,7 +48,7 @@ pub struct KnownTool {
     pub claims: Claims,
 }
 
-/// A policy, its rule, where it stands, and what it means, where it is in force.
+/// A policy with its rule and position, and its comparable form if it is in force.
 struct Entry<'a> {
     policy: &'a Policy,
     rule: &'a Rule,
@@ -56,7 +56,7 @@ struct Entry<'a> {
     shape: Option<Shape>,
 }
 
-/// All that looks wrong, by file and line.
+/// All warnings, by file and line.
 pub(super) fn findings(loaded: &Loaded, known: &Known) -> Vec<Finding> {
     let schema = &loaded.ground.schema;
     let Some(actions) = Actions::of(schema) else { return Vec::new() };
@@ -101,8 +101,8 @@ impl Entry<'_> {
     }
 }
 
-/// Actions that nobody permits without a bound, with what such a permit lets happen and how to bound
-/// it. The other acts of the proxy are bound by the config: it names each secret and each host.
+/// Actions with a warning for unbounded permits, with the risk and the remedy. The config bounds
+/// the other actions of the proxy: it names each secret and each host.
 const OVER_BROAD: [(&str, &str, &str); 2] = [
     (
         "call_tool",
@@ -118,7 +118,7 @@ const OVER_BROAD: [(&str, &str, &str); 2] = [
     ),
 ];
 
-/// A permit for anybody to call any tool, or for any server to start anything, whatever else holds.
+/// An unconditional permit for anybody to call any tool, or any server to start any program.
 fn over_broad(entry: &Entry<'_>, shape: &Shape) -> Option<Finding> {
     if shape.forbids || shape.obliges || shape.condition != Expr::True {
         return None;
@@ -138,7 +138,7 @@ fn overridden(
     if shape.forbids {
         return None;
     }
-    // Where the permit holds, the forbid holds, or fails: either refuses.
+    // Whenever the permit holds, the forbid holds or fails; both refuse.
     let mut over = entries.iter().filter_map(|other| {
         let forbid = other.shape.as_ref().filter(|forbid| forbid.forbids)?;
         forbid.covers(shape, actions).then(|| (other, shape.covers(forbid, actions)))
@@ -158,7 +158,7 @@ fn overridden(
     )))
 }
 
-/// A policy of which another does all.
+/// A policy that another one makes redundant.
 fn repeated(
     at: usize,
     entry: &Entry<'_>,
@@ -168,15 +168,15 @@ fn repeated(
 ) -> Option<Finding> {
     let mut over = entries.iter().enumerate().filter_map(|(place, other)| {
         let wide = other.shape.as_ref().filter(|wide| wide.forbids == shape.forbids)?;
-        // What it asks for beside a decision, and its words for the agent, would be lost.
+        // Its obligations, and its message for the agent, would be lost.
         let obliges = shape.obliges || wide.obliges;
         let says_more = shape.forbids && shape.reason.is_some() && shape.reason != wide.reason;
         if place == at || obliges || says_more || !wide.covers(shape, actions) {
             return None;
         }
         let equal = shape.covers(wide, actions);
-        // Of two that are equal, the second is one too many. What could fail refuses where the
-        // other would not.
+        // Of two equal policies, the second one is redundant. A policy that can fail refuses
+        // requests that the other one does not.
         let needed = if equal { place > at } else { shape.could_fail };
         (!needed).then_some((other, equal))
     });
@@ -193,7 +193,7 @@ fn repeated(
     Some(finding.help(format!("the other is at {}; take one of them out", other.address())))
 }
 
-/// A permit for callers that the config does not let in.
+/// A permit for callers that may not connect by the config.
 fn nobody(entry: &Entry<'_>, shape: &Shape, actions: &Actions, known: &Known) -> Option<Finding> {
     if shape.forbids || known.anonymous != Some(false) {
         return None;
@@ -209,7 +209,7 @@ fn nobody(entry: &Entry<'_>, shape: &Shape, actions: &Actions, known: &Known) ->
     )
 }
 
-/// Mentions of clients and groups that there are not. Of a shadow, too: it is there to learn from.
+/// References to unknown clients and groups. Also in shadow mode, since its findings are used.
 fn unknown_names(entry: &Entry<'_>, known: &Known) -> Vec<Finding> {
     let mut findings = Vec::new();
     for literal in entry.policy.entity_literals() {

@@ -1,4 +1,4 @@
-//! A policy as far as it can be compared with others.
+//! The comparable parts of a policy.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,11 +7,11 @@ use cedar_policy::{ActionConstraint, Effect, EntityUid, Policy, Schema};
 use super::expr::{Expr, Var, is_server, server_of};
 use crate::conditions::{ContextUsage, Node, Scope, may_fail};
 
-/// What each action applies to, from the schema.
+/// The principals and resources of each action, from the schema.
 pub(super) struct Actions(BTreeMap<String, Applies>);
 
 struct Applies {
-    /// Itself and its groups.
+    /// The action and its groups.
     within: BTreeSet<String>,
     principals: BTreeSet<String>,
     resources: BTreeSet<String>,
@@ -27,7 +27,7 @@ impl Actions {
                 schema.principals_for_action(action)?.map(ToString::to_string).collect();
             let resources: BTreeSet<_> =
                 schema.resources_for_action(action)?.map(ToString::to_string).collect();
-            // A group of actions is no action.
+            // A group of actions is not an action itself.
             if principals.is_empty() || resources.is_empty() {
                 continue;
             }
@@ -64,22 +64,22 @@ impl Actions {
     }
 }
 
-/// A policy.
+/// A policy in comparable form.
 pub(super) struct Shape {
     pub(super) forbids: bool,
     /// The actions for which it can hold.
     pub(super) actions: BTreeSet<String>,
-    /// What must hold beside: its scope and its conditions.
+    /// The further condition: its scope and its conditions.
     pub(super) condition: Expr,
     /// Whether evaluating it could fail.
     pub(super) could_fail: bool,
-    /// Whether it asks for more than a decision, by annotations.
+    /// Whether it has obligations.
     pub(super) obliges: bool,
     pub(super) reason: Option<String>,
 }
 
 impl Shape {
-    /// `None` of what is not in force: a shadow decides nothing.
+    /// `None` if it is in shadow mode, since it decides nothing then.
     pub(super) fn of(policy: &Policy, actions: &Actions) -> Option<Self> {
         if policy.annotation("mode").is_some() {
             return None;
@@ -107,7 +107,7 @@ impl Shape {
             forbids: policy.effect() == Effect::Forbid,
             condition: within(&whole, actions, &possible),
             actions: possible,
-            // One for a tool's own action, or about typed input, refuses what is not of the type.
+            // A policy on a tool's own action, or on typed input, refuses other arguments.
             could_fail: condition.is_some_and(|condition| {
                 may_fail(condition.expr()) || condition.uses.reads.has(ContextUsage::INPUT)
             }) || policy.entity_literals().iter().any(is_own_action),
@@ -116,7 +116,7 @@ impl Shape {
         })
     }
 
-    /// Whether this policy holds wherever the other does. `false` where that is not known.
+    /// Whether this policy holds whenever the other one does. `false` if that is unknown.
     pub(super) fn covers(&self, other: &Self, actions: &Actions) -> bool {
         if other.actions.is_empty() || !other.actions.is_subset(&self.actions) {
             return false;
@@ -126,7 +126,7 @@ impl Shape {
         }
         let mine = within(&self.condition, actions, &other.actions);
         let theirs = within(&other.condition, actions, &other.actions);
-        // What the types of the request say already.
+        // Parts that follow from the types of the request.
         let mine = mine.with(&|part| match part {
             Expr::Is(var, kind) => {
                 let kinds = other.kinds(*var, actions);
@@ -143,7 +143,7 @@ impl Shape {
         theirs.implies(&mine)
     }
 
-    /// The types that a variable may be of where it holds.
+    /// The types that a variable may have if the policy holds.
     pub(super) fn kinds<'a>(&self, var: Var, actions: &'a Actions) -> BTreeSet<&'a str> {
         let fits = |kind: &&str| {
             let is = Expr::Is(var, (*kind).to_owned());
@@ -152,7 +152,7 @@ impl Shape {
         actions.kinds(var, &self.actions).into_iter().filter(fits).collect()
     }
 
-    /// The servers that the resource is in, where it holds for those of some servers alone.
+    /// The servers of the resource, if the policy only holds for those of some servers.
     pub(super) fn servers(&self) -> Option<BTreeSet<String>> {
         let server = |uid: &EntityUid| match is_server(uid) {
             true => Some(uid.id().unescaped().to_owned()),
@@ -165,7 +165,7 @@ impl Shape {
         })
     }
 
-    /// All that must hold.
+    /// The conjuncts of the condition.
     fn parts(&self) -> impl Iterator<Item = &Expr> {
         let (one, all) = match &self.condition {
             Expr::And(parts) => (None, Some(parts)),
@@ -175,13 +175,13 @@ impl Shape {
     }
 }
 
-/// Whether it is the action of one tool, of which the file of its server's tools has the type. No
-/// other has a `/` in its id.
+/// Whether it is the action of one tool, whose type is in the tools file of its server. Only such
+/// an action has a `/` in its id.
 pub(super) fn is_own_action(uid: &EntityUid) -> bool {
     uid.type_name().basename() == "Action" && uid.id().unescaped().contains('/')
 }
 
-/// The condition as it is for these actions.
+/// The condition restricted to these actions.
 fn within(condition: &Expr, actions: &Actions, among: &BTreeSet<String>) -> Expr {
     condition.with(&|part| {
         let mut held = among.iter().map(|action| actions.holds(action, part));

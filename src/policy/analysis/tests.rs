@@ -1,4 +1,4 @@
-//! A table for each finding: sets that have it and sets that have not.
+//! A table for each finding: sets with it and sets without it.
 
 use super::*;
 use crate::{Engine, tests::folder};
@@ -105,7 +105,7 @@ fn unreachable_and_contradicting() {
             ],
             &["policy-unreachable 1"],
         ),
-        // By its type alone.
+        // By its type only.
         (
             &[x, "forbid (principal, action, resource is Portcullis::Tool);"],
             &["policy-unreachable 1"],
@@ -117,7 +117,7 @@ fn unreachable_and_contradicting() {
             ],
             &["policy-unreachable 1"],
         ),
-        // Not all of it is forbidden, or that is not known.
+        // Only a part of it is forbidden, or that is unknown.
         (&[on_a, r#"forbid (principal, CALL, resource == Portcullis::Tool::"a/x");"#], &[]),
         (&[x, "forbid (principal, CALL, resource) when { resource.claims.destructive };"], &[]),
         (&[x, "forbid (principal, action, resource is Portcullis::Prompt);"], &[]),
@@ -176,7 +176,7 @@ fn duplicate_and_redundant() {
             ],
             &["policy-redundant 2"],
         ),
-        // The narrow one has words of its own for the agent.
+        // The narrow one has its own message for the agent.
         (
             &[
                 "forbid (principal, CALL, resource) when { resource.claims.destructive };",
@@ -184,9 +184,9 @@ fn duplicate_and_redundant() {
             ],
             &[],
         ),
-        // It asks for more than a decision.
+        // It has an obligation.
         (&[one, &format!("@keep(\"arguments\") {verified}")], &[]),
-        // It could fail, which refuses.
+        // It can fail, which refuses the request.
         (&[one, &format!("{group} when {{ context.session_calls + 1 > 0 }};")], &[]),
         (&[one, &one.replace("Group::\"g\"", "Group::\"h\"")], &[]),
         (&[one, &one.replace("CALL", r#"action == Portcullis::Action::"access_task""#)], &[]),
@@ -238,7 +238,7 @@ fn names_that_nobody_has() {
     ] {
         let text = policy.replace("CALL", CALL);
         assert_eq!(found(&text, &known), expected, "{text}");
-        // Of what nothing is known, nothing is said.
+        // Nothing is reported about unknown data.
         assert_eq!(found(&text, &Known::default()), [] as [&str; 0], "{text}");
     }
 }
@@ -274,7 +274,7 @@ fn tools_that_there_are_not() {
             &["policy-unknown-tool 1"],
             &["policy-unknown-tool 1"],
         ),
-        // Nobody knows the tools of `b`.
+        // The tools of `b` are unknown.
         (
             "permit (principal, CALL, resource) when { resource.claims.destructive };",
             &["policy-no-tool 1"],
@@ -291,7 +291,7 @@ fn tools_that_there_are_not() {
             &["policy-no-tool 1"],
             &[],
         ),
-        // A guard for tools that may come, and one that means a certain tool.
+        // A guard for future tools, and one for a certain tool.
         ("forbid (principal, CALL, resource) when { resource.claims.destructive };", &[], &[]),
         (
             r#"forbid (principal, CALL, resource) when { resource.name == "drop" };"#,

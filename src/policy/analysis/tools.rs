@@ -1,4 +1,4 @@
-//! Policies against the tools that servers are known to offer.
+//! Comparison of policies with the known tools of servers.
 
 use std::collections::HashSet;
 
@@ -18,10 +18,10 @@ use portcullis_protocol::names::ServerName;
 
 /// Actions whose resource is a tool.
 const ON_TOOLS: [Action; 2] = [Action::CallTool, Action::AccessTask];
-/// The types of those who may ask for them.
+/// The types of principals of these actions.
 const CALLERS: [&str; 3] = ["Portcullis::Client", "Portcullis::Local", "Portcullis::Anonymous"];
 
-/// Mentions of tools that a server does not offer, and policies that hold for no tool of any.
+/// References to tools that a server does not offer, and policies that hold for no known tool.
 pub(super) fn unmatched(
     entries: &[Entry<'_>],
     loaded: &Loaded,
@@ -32,10 +32,10 @@ pub(super) fn unmatched(
         return Vec::new();
     }
     let mut findings = Vec::new();
-    // Nothing is said of policies where Cedar cannot tell.
+    // Without an answer of Cedar nothing is reported.
     let matching = matching(loaded, schema, known);
     let is_known = |server: &str| known.tools.iter().any(|(name, _)| name.as_str() == server);
-    // A server of which no tools are known could have any.
+    // A server with unknown tools may have any tool.
     let all_known = known
         .servers
         .as_ref()
@@ -47,13 +47,13 @@ pub(super) fn unmatched(
             continue;
         };
         let on_tools = |action: &String| {
-            // One with a `/` is a tool's own.
+            // An id with a `/` is a tool's own action.
             action.contains('/') || ON_TOOLS.iter().any(|known| known.as_str() == action)
         };
         let about_tools = !shape.actions.is_empty() && shape.actions.iter().all(on_tools);
         let in_known =
             || shape.servers().is_some_and(|servers| servers.iter().all(|server| is_known(server)));
-        // A guard is there for tools that may come; one that names tools means those.
+        // A guard may be for future tools; a policy that names tools is not.
         let means_it = !shape.forbids || names_tools(entry);
         let matches = matching.as_ref().is_none_or(|matching| matching.contains(entry.id()));
         if about_tools && means_it && !matches && (all_known || in_known()) {
@@ -100,7 +100,7 @@ fn names_tools(entry: &Entry<'_>) -> bool {
         || condition.is_some_and(|condition| condition.subexpressions().any(is_name))
 }
 
-/// The policies that could hold for some known tool, whoever asks and however.
+/// The policies that could hold for some known tool, for any principal and circumstances.
 fn matching(loaded: &Loaded, schema: &Schema, known: &Known) -> Option<HashSet<PolicyId>> {
     let mut matching = HashSet::new();
     for (server, tools) in &known.tools {

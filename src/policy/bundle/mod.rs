@@ -1,11 +1,11 @@
-//! Signed bundles: a folder of policies with a manifest that says what is in it, signed by whoever
-//! may change what is decided.
+//! Signed bundles: a folder of policies with a manifest of its files, signed with a key that may
+//! change policies.
 //!
 //! Invariants:
-//! - What is loaded are the very bytes that were held against the manifest: each file is read once.
-//! - A bundle is taken as a whole or not at all. What the manifest does not name may not be there.
-//! - A bundle that was in force is never followed by an older one of its name, nor by another of
-//!   the same version.
+//! - The loaded bytes are those that were verified against the manifest: each file is read once.
+//! - A bundle is used as a whole or not at all. Files missing in the manifest are not allowed.
+//! - A bundle that was in force is never followed by an older one of its name, nor by another one
+//!   with the same version.
 
 mod rollback_guard;
 mod sign;
@@ -32,30 +32,30 @@ pub use sign::{SignFault, Signed};
 use super::diagnostics::{File, Finding};
 use portcullis_foundation::note_key::{self, NotSigned, Verifier};
 
-/// The manifest, in the folder that it is about: a signed note whose text is JSON.
+/// Name of the manifest in the folder of its bundle: a signed note with a JSON text.
 pub const MANIFEST: &str = "bundle.note";
-/// What the text of a manifest is; a key may sign other texts, too.
+/// Format of a manifest's text; a key may sign other texts too.
 const FORMAT: &str = "portcullis-policies/1";
-/// Bytes of a manifest, which is what a signed note may have.
+/// Maximum size of a manifest: that of a signed note.
 const MANIFEST_BYTES: u64 = 1_000_000;
-/// Files that do not hold and are told of, of each kind. Whoever brings a bundle says how many there
-/// are, and what is told goes on record.
+/// Maximum number of invalid files of each kind in a finding. Their number is chosen by the author
+/// of the bundle, and findings are recorded.
 const TOLD: usize = 20;
-/// Bytes of all files of a bundle.
+/// Maximum size of all files of a bundle.
 const BYTES: u64 = 64 << 20;
 
-/// Where a bundle is, who may have signed it, and where it is kept in mind what was in force.
+/// Location of a bundle, its allowed signers, and the memory of bundles that were in force.
 #[derive(Debug, Clone)]
 pub struct Bundle {
     /// The folder, or a link to it.
     pub dir: PathBuf,
-    /// One of them must have signed it. A bundle has the name of its key.
+    /// Allowed signers, one of which must have signed it. A bundle has the name of its key.
     pub keys: Vec<Verifier>,
-    /// The folder of the proxy's state, where there is one.
+    /// The state folder of the proxy, if there is one.
     pub state: Option<PathBuf>,
 }
 
-/// What a manifest says.
+/// Content of a manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Manifest {
@@ -66,7 +66,7 @@ struct Manifest {
     files: Vec<Listed>,
 }
 
-/// A file of a bundle.
+/// A file in the manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Listed {
@@ -74,31 +74,31 @@ struct Listed {
     sha256: String,
 }
 
-/// Which bundle policies are from.
+/// The bundle that policies are from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Origin {
     pub name: String,
     pub version: u64,
-    /// When it was signed, as its signer says.
+    /// Time of signing, as stated by the signer.
     pub time: Timestamp,
-    /// The keys that signed it, of those that may.
+    /// Names of the allowed keys that signed it.
     pub signed_by: Vec<String>,
     /// The SHA-256 of the manifest's text in hex.
     pub sha256: String,
 }
 
-/// A bundle that holds.
+/// A verified bundle.
 pub(super) struct Opened {
     pub origin: Origin,
-    /// All its files that are text, named as the config names the folder.
+    /// All its text files. Their names begin with the folder as the config names it.
     pub files: Vec<File>,
 }
 
 impl Bundle {
-    /// Reads and verifies it. Files are named relative to `base` where they are below it.
+    /// Reads and verifies the bundle. Files below `base` are named relative to it.
     ///
     /// # Errors
-    /// All that is wrong with it.
+    /// All faults of the bundle.
     pub(super) fn open(&self, base: &Path) -> Result<Opened, Vec<Finding>> {
         let opened = self.read(base).map_err(|error| error.into_findings())?;
         if let Some(state) = &self.state {
@@ -109,10 +109,10 @@ impl Bundle {
         Ok(opened)
     }
 
-    /// The policies are used from now on: none that are older are used any more.
+    /// Records that the bundle is in force from now on. Older ones are then rejected.
     ///
     /// # Errors
-    /// Where they are older than what was used before, or that can't be kept in mind.
+    /// If it is older than a bundle that was in force, or cannot be recorded.
     pub(super) fn remember(&self, origin: &Origin) -> Result<(), Finding> {
         match &self.state {
             Some(state) => Memory::read(state)?.keep(state, origin),
@@ -120,7 +120,7 @@ impl Bundle {
         }
     }
 
-    /// A file's name as the operator knows it.
+    /// The name of a file as the operator knows it.
     fn shown(&self, base: &Path, name: &str) -> PathBuf {
         self.dir.strip_prefix(base).unwrap_or(&self.dir).join(name)
     }
@@ -132,7 +132,7 @@ impl Bundle {
                 Finding::error(code, message).file(manifest_name.clone()).help(help),
             ))
         };
-        // A link is followed once: all that follows is of one folder, whatever becomes of the link.
+        // A link is resolved once: everything is read from one folder, even if the link changes.
         let dir = fs::canonicalize(base.join(&self.dir)).map_err(|error| {
             let shown = self.shown(base, "");
             let message = format!("cannot read the bundle {}: {error}", shown.display());
@@ -184,7 +184,7 @@ impl Bundle {
         Ok(Opened { origin, files })
     }
 
-    /// The text of the manifest, and who of those that may has signed it.
+    /// The text of the manifest, and the allowed keys that signed it.
     fn signed(&self, note: &str) -> Result<(String, Vec<&Verifier>), (String, &'static str)> {
         note_key::open(note, &self.keys).map_err(|why| match why {
             NotSigned::OtherKey => (
@@ -202,7 +202,7 @@ impl Bundle {
         })
     }
 
-    /// Reads every file that is listed, once, and holds it against the list.
+    /// Reads every listed file once and verifies it against the list.
     fn files(
         &self,
         base: &Path,
@@ -251,7 +251,7 @@ impl Bundle {
                 Err(_) if super::load::belongs(Path::new(name)) => {
                     add(name, format!("`{name}` is no UTF-8 text"), "policies are UTF-8 text");
                 }
-                // Nothing that is loaded.
+                // Not a file that is loaded.
                 Err(_) => {}
             }
         }
@@ -263,7 +263,7 @@ impl Bundle {
     }
 }
 
-/// What is wrong with a bundle.
+/// A fault of a bundle.
 enum Wrong {
     One(Box<Finding>),
     Many(Vec<Finding>),
@@ -301,22 +301,22 @@ impl Manifest {
     }
 }
 
-/// Whether it is the name of a file in the folder itself, and not of the manifest.
+/// Whether it is the name of a file directly in the folder, other than the manifest.
 fn is_plain(name: &str) -> bool {
     let plain = !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\0']);
     plain && name != MANIFEST
 }
 
-/// The names in a folder, without the manifest.
+/// The names in a folder, except the manifest.
 fn names(dir: &Path) -> io::Result<impl Iterator<Item = io::Result<String>>> {
-    // A name that is no text is none that a manifest could list.
+    // A name that is not UTF-8 cannot be in a manifest.
     let names = fs::read_dir(dir)?
         .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
         .filter(|name| !matches!(name, Ok(name) if name == MANIFEST));
     Ok(names)
 }
 
-/// Names in a folder that a manifest does not list, in order, and how many others there are.
+/// Names in a folder that are missing in the manifest, sorted, and the number of further ones.
 fn unlisted(dir: &Path, manifest: &Manifest) -> io::Result<(Vec<String>, usize)> {
     let listed: HashSet<_> = manifest.files.iter().map(|file| &file.name).collect();
     let (mut told, mut others) = (Vec::new(), 0);
@@ -333,10 +333,10 @@ fn unlisted(dir: &Path, manifest: &Manifest) -> io::Result<(Vec<String>, usize)>
     Ok((told, others))
 }
 
-/// Reads a file of the folder: a plain one, no link, and no more than there is room for.
+/// Reads a file of the folder: a regular one, not a link, and at most `room` bytes.
 fn read(dir: &Path, name: &str, room: &mut u64) -> Result<Vec<u8>, String> {
     let mut options = OpenOptions::new();
-    // Neither a link nor a pipe without a writer holds us up.
+    // Neither a link nor a pipe without a writer can block.
     let file = options.read(true).custom_flags(O_NOFOLLOW | O_NONBLOCK).open(dir.join(name));
     let file = file.map_err(|error| match error.raw_os_error() {
         Some(nix::libc::ELOOP) => "it is a link, and a bundle has plain files alone".to_owned(),

@@ -1,5 +1,5 @@
-//! Which bundles were in force last, kept in the state folder: so that nobody who can only write
-//! where bundles are brings back an old one, with a hole that was mended since.
+//! The bundles that were in force last, stored in the state folder. An attacker who can only write
+//! to the bundles' folder cannot bring back an old one with a hole that was fixed since.
 
 use std::{
     collections::BTreeMap,
@@ -15,7 +15,7 @@ use super::Origin;
 use crate::diagnostics::Finding;
 use portcullis_foundation::atomic_file;
 
-/// The file, in the state folder.
+/// Name of the file in the state folder.
 const FILE: &str = "policy-bundles.json";
 
 /// The last bundle of each name that was in force.
@@ -28,16 +28,16 @@ pub(crate) struct Memory(BTreeMap<String, Last>);
 struct Last {
     version: u64,
     sha256: String,
-    /// Whether one of another name was in force after it.
+    /// Whether a bundle of another name was in force after it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     followed: bool,
 }
 
 impl Memory {
-    /// What the state folder has.
+    /// Reads the file in the state folder.
     ///
     /// # Errors
-    /// Where that can't be read: then no bundle is taken.
+    /// If it cannot be read. Then no bundle is used.
     pub fn read(state: &Path) -> Result<Self, Finding> {
         let path = state.join(FILE);
         let broken = |problem: String| {
@@ -55,8 +55,8 @@ impl Memory {
         }
     }
 
-    /// Whether it may follow what was in force: nothing newer of its name, and of another name
-    /// nothing since.
+    /// Checks that a bundle may follow those that were in force: no newer one of its name was, and
+    /// none of another name since.
     pub fn permits(&self, origin: &Origin) -> Result<(), Finding> {
         let Some(last) = self.0.get(&origin.name) else { return Ok(()) };
         let Origin { name, version, .. } = origin;
@@ -87,7 +87,7 @@ impl Memory {
         }
     }
 
-    /// Keeps that it is in force, on disk when this returns.
+    /// Stores that the bundle is in force; it is on disk when this returns.
     pub fn keep(mut self, state: &Path, origin: &Origin) -> Result<(), Finding> {
         self.permits(origin)?;
         let last = Last { version: origin.version, sha256: origin.sha256.clone(), followed: false };

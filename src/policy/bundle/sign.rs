@@ -1,4 +1,4 @@
-//! Making a bundle of a folder.
+//! Signing a folder as a bundle.
 
 use std::{
     fs, io,
@@ -14,17 +14,17 @@ use portcullis_foundation::{
     note_key::{self, Signer},
 };
 
-/// What was signed.
+/// Result of signing.
 #[derive(Debug)]
 pub struct Signed {
     pub name: String,
     pub version: u64,
     pub files: Vec<String>,
-    /// Whether the very same was signed before: then the signatures were added to it.
+    /// Whether the same content was signed before. The signatures are then added to it.
     pub again: bool,
 }
 
-/// Why a folder is not signed.
+/// Why a folder cannot be signed.
 #[derive(Debug, thiserror::Error)]
 pub enum SignFault {
     #[error("{}: {problem}", path.display())]
@@ -48,10 +48,10 @@ pub enum SignFault {
     Write { path: PathBuf, source: io::Error },
 }
 
-/// Signs all files of a folder, as this version or the next.
+/// Signs all files of a folder, as the given version or the next one.
 ///
 /// # Errors
-/// [`SignFault`]: then the manifest is as it was.
+/// [`SignFault`]. The manifest is then unchanged.
 pub fn sign(
     dir: &Path,
     keys: &[Signer],
@@ -84,7 +84,7 @@ pub fn sign(
         format: FORMAT.to_owned(),
         name: name.to_owned(),
         version,
-        // No signer's clock is finer than that of whoever reads it.
+        // Seconds are precise enough for readers with other clocks.
         time: now.round(jiff::Unit::Second).unwrap_or(now),
         files,
     };
@@ -96,7 +96,7 @@ pub fn sign(
     let note = note_key::sign(&text, keys, note.as_deref()).ok();
     let note = note.filter(|note| note.len() as u64 <= MANIFEST_BYTES);
     let note = note.ok_or(SignFault::TooLarge)?;
-    // Everybody may read what everybody may check.
+    // Everybody may read it, so that everybody can verify it.
     atomic_file::write_as(&dir.join(MANIFEST), note.as_bytes(), 0o644)
         .map_err(|source| SignFault::Write { path: dir.join(MANIFEST), source })?;
     let files = manifest.files.into_iter().map(|file| file.name).collect();
@@ -108,7 +108,7 @@ fn text(manifest: &Manifest) -> Result<String, SignFault> {
     Ok(format!("{text}\n"))
 }
 
-/// All files of a folder with their digests, in order.
+/// All files of a folder with their digests, sorted.
 fn list(dir: &Path) -> Result<Vec<Listed>, SignFault> {
     let fault = |path: PathBuf, problem: String| SignFault::File { path, problem };
     let mut listed = Vec::new();
@@ -128,7 +128,7 @@ fn list(dir: &Path) -> Result<Vec<Listed>, SignFault> {
     Ok(listed)
 }
 
-/// The manifest that is there as note and text, where one of the keys has signed it.
+/// Note and text of the existing manifest, if one of the keys signed it.
 fn before(
     dir: &Path,
     keys: &[Signer],
@@ -145,7 +145,7 @@ fn before(
     let text = keys.iter().find_map(|key| key.verifier().open(&note).ok());
     match text.and_then(|text| Manifest::parse(&text).ok().zip(Some(text))) {
         Some((manifest, text)) => Ok(Some((note, text, manifest))),
-        // Whoever says the version knows what it follows.
+        // An explicit version needs no predecessor.
         None if said => Ok(None),
         None => Err(SignFault::Unknown(path)),
     }

@@ -13,7 +13,7 @@ fn signer(name: &str, seed: u8) -> Signer {
     Signer::of(name, &[seed; 32]).unwrap()
 }
 
-/// A folder with a bundle and a folder for state.
+/// A folder with a bundle and a state folder.
 struct Place(TempDir);
 
 impl Place {
@@ -74,7 +74,7 @@ fn what_was_signed_is_loaded() {
     assert_eq!(origin.signed_by, [signer("acme", 1).verifier().to_string()]);
     assert_eq!(engine.rules()[0].file.as_deref(), Some(Path::new("b/a.cedar")));
 
-    // As loose files, they are the same policies.
+    // As loose files, the policies are the same.
     let loose = Engine::load(&["b".into()], place.0.path()).unwrap();
     assert_eq!(loose.revision(), engine.revision());
 }
@@ -261,7 +261,7 @@ fn nothing_older_follows_what_was_in_force() {
     let key = || [signer("acme", 1)];
     let place = Place::new();
     place.sign(&key(), Some(5)).unwrap();
-    // What is only looked at is not kept in mind.
+    // A bundle that is only opened is not recorded.
     place.open(&key()).unwrap();
     place.sign(&key(), Some(5)).unwrap();
     place.write("a.cedar", "");
@@ -278,7 +278,7 @@ fn nothing_older_follows_what_was_in_force() {
     let other = format!("{rollback}another version 4 of `acme` was in force, with other content");
     assert_eq!(place.findings(), [other]);
 
-    // The next one is taken by a proxy that runs, and kept in mind.
+    // A running proxy accepts and records the next one.
     fs::remove_file(place.dir().join(MANIFEST)).unwrap();
     place.write("a.cedar", "");
     place.sign(&key(), Some(6)).unwrap();
@@ -295,7 +295,7 @@ fn nothing_older_follows_what_was_in_force() {
     assert!(status.last_error.is_some());
     assert!(place.open(&key()).is_err());
 
-    // Another name has versions of its own, and is never followed by the one before.
+    // Another name has its own versions, and the earlier name cannot follow it.
     let both = [signer("acme", 1), signer("beta", 1)];
     let note = place.dir().join(MANIFEST);
     fs::remove_file(&note).unwrap();
@@ -319,7 +319,7 @@ fn where_it_cannot_be_kept_in_mind_it_is_not_in_force() {
     place.sign(&key(), None).unwrap();
     let engine = place.open(&key()).unwrap();
     let state = place.0.path().join("state");
-    // A file where the folder should be.
+    // A file in place of the folder.
     fs::write(&state, "").unwrap();
     let code = |diagnostics: Diagnostics| diagnostics.findings()[0].code();
     assert_eq!(code(engine.enforce().unwrap_err()), "policy-bundle-memory");
@@ -338,7 +338,7 @@ fn signing_counts_on_and_signs_nothing_twice() {
     assert_eq!(place.sign(&[key()], None).unwrap().version, 1);
     let note = || fs::read_to_string(place.dir().join(MANIFEST)).unwrap();
     let first = note();
-    // The same is the same version; a new key adds its signature.
+    // The same content has the same version; a new key adds its signature.
     let again = place.sign(&[key()], None).unwrap();
     assert!(again.again && again.version == 1);
     let both = place.sign(&[key(), signer("acme", 2)], None).unwrap();
@@ -353,7 +353,7 @@ fn signing_counts_on_and_signs_nothing_twice() {
         place.sign(&[signer("acme", 2)], Some(2)),
         Err(SignFault::Taken { version: 2 })
     ));
-    // Whose manifest it is not knows no next version.
+    // A manifest of another signer has no next version.
     let stranger = || [signer("acme", 3)];
     assert!(matches!(place.sign(&stranger(), None), Err(SignFault::Unknown(_))));
     assert_eq!(place.sign(&stranger(), Some(9)).unwrap().version, 9);

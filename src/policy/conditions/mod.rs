@@ -1,12 +1,12 @@
-//! The conditions of policies, taken apart where Cedar's evaluator branches: `&&`, `||`, `!` and
-//! `if`. The one tree over conditions: [`index`](crate::index) finds by it what can matter before a
-//! call is known, [`inspect`](crate::inspect) which part decided, and [`analysis`](crate::analysis)
-//! what follows from what.
+//! Conditions of policies, split where Cedar's evaluator branches: `&&`, `||`, `!` and `if`. All
+//! analyses use this tree: [`index`](crate::index) finds what can matter before a call is known,
+//! [`inspect`](crate::inspect) which part decided, and [`analysis`](crate::analysis) which
+//! conditions imply others.
 //!
 //! Invariants:
-//! - The tree is made of the expressions that Cedar evaluates. Each part of it can be put to Cedar
-//!   alone.
-//! - [`Node::outcomes`] has Cedar's own order of evaluation: a part that is not reached cannot fail.
+//! - The tree consists of the expressions that Cedar evaluates. Cedar can evaluate each part of it
+//!   separately.
+//! - [`Node::outcomes`] has Cedar's order of evaluation: a part that is not reached cannot fail.
 
 mod scope;
 mod usage;
@@ -19,10 +19,10 @@ pub(crate) use self::{
     usage::{ContextUsage, Uses},
 };
 
-/// Levels that a condition is taken apart. What lies deeper is one part.
+/// Maximum depth of the tree. A deeper expression is one part.
 const DEPTH: usize = 64;
 
-/// A condition, or a part of one that is a Bool.
+/// A condition, or a part of one with a Bool as its value.
 pub(crate) struct Node {
     pub(crate) expression: Expression,
     pub(crate) uses: Uses,
@@ -34,16 +34,16 @@ pub(crate) enum Kind {
     Or(Vec<Node>),
     Not(Box<Node>),
     If(Box<[Node; 3]>),
-    /// A part that is not taken apart.
+    /// A part that is not split.
     Leaf {
-        /// Whether it may fail, in a policy that validates.
+        /// Whether it may fail in a valid policy.
         fallible: bool,
-        /// Whether Cedar's partial evaluation may know more of it.
+        /// Whether Cedar's partial evaluation may know more about it.
         odd: bool,
     },
 }
 
-/// What a condition can come to.
+/// Possible results of a condition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Outcomes {
     pub(crate) satisfied: bool,
@@ -61,12 +61,12 @@ impl Outcomes {
         if value { Self::SATISFIED } else { Self::UNSATISFIED }
     }
 
-    /// Whether more than one is possible.
+    /// Whether more than one result is possible.
     pub(crate) fn is_open(self) -> bool {
         u8::from(self.satisfied) + u8::from(self.unsatisfied) + u8::from(self.failed) > 1
     }
 
-    /// Goes on with what comes next: what it can come to, where this is what `on` says.
+    /// Continues with the next part: its results replace the result `on`, if that is possible.
     fn then(self, on: bool, next: impl FnOnce() -> Self) -> Self {
         let goes_on = if on { self.satisfied } else { self.unsatisfied };
         if !goes_on {
@@ -94,8 +94,7 @@ impl Outcomes {
 }
 
 impl Node {
-    /// The conditions of a policy, all of which must hold. `None` where the scope is all that it
-    /// has.
+    /// The conditions of a policy, joined by `&&`. `None` if the policy has only a scope.
     pub(crate) fn of(policy: &Policy) -> Option<Self> {
         policy.as_ref().non_scope_constraints().map(|expr| Self::within(expr, DEPTH))
     }
@@ -126,8 +125,8 @@ impl Node {
         self.expression.as_ref()
     }
 
-    /// What it can come to. `known` says it of a part of which it is known; a leaf of which it is
-    /// not can come to either.
+    /// Its possible results. `known` returns those of a part, if they are known. An unknown leaf
+    /// may be true or false, and may fail if it is fallible.
     pub(crate) fn outcomes(&self, known: &mut dyn FnMut(&Self) -> Option<Outcomes>) -> Outcomes {
         if let Some(outcomes) = known(self) {
             return outcomes;
@@ -174,7 +173,7 @@ impl Kind {
     }
 }
 
-/// The links of a chain of `&&` or `||`: one level, however long.
+/// The operands of a chain of `&&` or `||`: one level for any length.
 fn chain(expr: &Expr, and: bool, depth: usize) -> Vec<Node> {
     let mut nodes = Vec::new();
     let mut left = vec![expr];
@@ -188,7 +187,7 @@ fn chain(expr: &Expr, and: bool, depth: usize) -> Vec<Node> {
     nodes
 }
 
-/// The direct parts of an expression. `None` where its form is not known.
+/// The direct parts of an expression. `None` if its form is unknown.
 pub(crate) fn parts(expr: &Expr) -> Option<Vec<&Expr>> {
     Some(match expr.expr_kind() {
         ExprKind::Lit(_) | ExprKind::Var(_) => Vec::new(),
@@ -208,9 +207,9 @@ pub(crate) fn parts(expr: &Expr) -> Option<Vec<&Expr>> {
     })
 }
 
-/// Whether an expression may fail, in a policy that validates strictly: attributes and tags are then
-/// asked for before they are read, and texts of addresses and times are literals. Arithmetic may
-/// overflow, and an entity that a policy names need not be there.
+/// Whether an expression may fail in a policy that is strictly valid: attributes and tags are
+/// checked before they are read, and texts of addresses and times are literals. Arithmetic may
+/// overflow, and an entity that a policy names may not exist.
 pub(crate) fn may_fail(expr: &Expr) -> bool {
     expr.subexpressions().any(|part| match part.expr_kind() {
         ExprKind::BinaryApp { op, .. } => {
@@ -236,11 +235,11 @@ fn leads_from_variable(expr: &Expr) -> bool {
     }
 }
 
-/// Whether it is of a form of which Cedar's partial evaluation knows nothing before the call: what a
-/// call brings, taken by its path, held against what cannot fail.
+/// Whether partial evaluation cannot know its value before the call: it compares data of the call,
+/// read by its path, with a value that cannot fail.
 fn is_plain(expr: &Expr, depth: usize) -> bool {
     let Some(depth) = depth.checked_sub(1) else { return false };
-    // Of what is known, they may fail.
+    // Known values may fail.
     let of_the_call = |expr: &Expr| Uses::of(expr).of_the_call();
     match expr.expr_kind() {
         ExprKind::Lit(_) => true,
@@ -259,7 +258,7 @@ fn is_plain(expr: &Expr, depth: usize) -> bool {
         ExprKind::ExtensionFunctionApp { fn_name, args } => {
             let plain = || args.iter().all(|arg| is_plain(arg, depth));
             match (fn_name.to_string().as_str(), args.len()) {
-                // Of a literal these cannot fail: validation has read it.
+                // With a literal these cannot fail: validation has parsed it.
                 ("datetime" | "decimal" | "duration" | "ip", _) => args.iter().all(is_literal),
                 ("offset" | "durationSince", _) | (_, 1) => args.iter().any(of_the_call) && plain(),
                 _ => plain(),
@@ -278,7 +277,7 @@ fn is_literal(expr: &Expr) -> bool {
     matches!(expr.expr_kind(), ExprKind::Lit(_))
 }
 
-/// The text of a literal that is one.
+/// The text of a string literal.
 pub(crate) fn literal_text(expr: &Expr) -> Option<&str> {
     match expr.expr_kind() {
         ExprKind::Lit(Literal::String(text)) => Some(text),

@@ -21,7 +21,7 @@ impl Scope {
     }
 }
 
-/// A constraint on a principal or a resource: they have the same forms.
+/// A constraint on a principal or a resource; both have the same forms.
 pub(crate) enum Constraint {
     Any,
     Is(EntityTypeName),

@@ -1,5 +1,5 @@
-//! What conditions look at. Circumstances that none looks at need not be shown: building a datetime
-//! or an address costs more than a decision.
+//! The data that conditions read. Circumstances that no condition reads are left out: building a
+//! datetime or an address costs more than a decision.
 
 use std::ops::{BitOr, BitOrAssign};
 
@@ -31,7 +31,7 @@ impl ContextUsage {
     pub(crate) const INPUT: Self = Self(1 << 11);
     /// The lengths of arrays among the arguments.
     pub(crate) const LISTS: Self = Self(1 << 12);
-    /// The arguments, however they are read.
+    /// The arguments in any form.
     pub(crate) const ARGUMENTS: Self = Self(
         Self::ARGS.0
             | Self::SUMMARY.0
@@ -42,7 +42,7 @@ impl ContextUsage {
     );
     pub(crate) const ALL: Self = Self(u16::MAX);
 
-    /// What there is of a member's name. All, of a name that is not known here.
+    /// The parts of a member, by its name. All parts, if the name is unknown.
     pub(crate) fn of(attribute: &str) -> Self {
         match attribute {
             "method" => Self::METHOD,
@@ -61,12 +61,12 @@ impl ContextUsage {
         }
     }
 
-    /// Whether any of these is among them.
+    /// Whether any of these is in the set.
     pub(crate) fn has(self, any: Self) -> bool {
         self.0 & any.0 != 0
     }
 
-    /// These without others.
+    /// The set without others.
     pub(crate) fn without(self, others: Self) -> Self {
         Self(self.0 & !others.0)
     }
@@ -86,19 +86,19 @@ impl BitOrAssign for ContextUsage {
     }
 }
 
-/// What an expression looks at.
+/// The data that an expression reads.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Uses {
     /// Members of `context` on whose values its value depends.
     pub(crate) values: ContextUsage,
-    /// Members of `context` that it must be shown: these, and `input` where it asks whether there
-    /// is one. The action says that, and not the call.
+    /// Members of `context` that must be present: `values`, and `input` if the expression only
+    /// checks its presence, which depends on the action and not on the call.
     pub(crate) reads: ContextUsage,
-    /// Whether it looks at a tool's claims.
+    /// Whether it reads a tool's claims.
     pub(crate) claims: bool,
-    /// Whether it looks at anything beside `context`.
+    /// Whether it reads anything except `context`.
     pub(crate) entities: bool,
-    /// Whether its value may differ between two things of the same kind and claims on the same
+    /// Whether its value may differ between two items of the same kind and claims on the same
     /// server.
     pub(crate) individual: bool,
 }
@@ -114,11 +114,11 @@ impl Uses {
 
     pub(crate) fn of(expr: &Expr) -> Self {
         let mut uses = Self::default();
-        // A stack of our own: a chain of `&&` is as deep as it is long.
+        // An explicit stack: a chain of `&&` is as deep as it is long.
         let mut left = vec![expr];
         while let Some(expr) = left.pop() {
             match expr.expr_kind() {
-                // Calls that are not of the action's type are refused: they count as shown.
+                // Calls that do not fit the action's type are refused, so the input counts as read.
                 ExprKind::HasAttr { expr: of, attr } if attr == "input" && is_context(of) => {
                     uses.reads |= ContextUsage::INPUT;
                 }
@@ -134,7 +134,7 @@ impl Uses {
                     uses.context(ContextUsage::ARGS);
                     left.push(arg2);
                 }
-                // The same for all that a server has of one kind.
+                // Equal for all items of one kind on a server.
                 ExprKind::Is { expr: of, .. } if is_resource(of) => uses.entities = true,
                 ExprKind::BinaryApp { op: BinaryOp::In, arg1, arg2 }
                     if is_resource(arg1) && is_server(arg2) =>
@@ -150,7 +150,7 @@ impl Uses {
                 ExprKind::Lit(Literal::EntityUID(uid)) => uses.entity(basename(uid.entity_type())),
                 _ => match parts(expr) {
                     Some(parts) => left.extend(parts),
-                    // Forms that Cedar may gain may look at anything.
+                    // Forms that future versions of Cedar may add can read anything.
                     None => uses = Self::ALL,
                 },
             }
@@ -179,16 +179,16 @@ impl Uses {
         }
     }
 
-    /// Adds an entity that is named, by its type.
+    /// Adds an entity literal, by its type.
     fn entity(&mut self, kind: &str) {
         match kind {
-            // They are of the call, and a policy can name them itself.
+            // They belong to the call, and a policy can name them directly.
             "Args" => self.context(ContextUsage::ARGS | ContextUsage::SUMMARY),
             "Paths" => self.context(ContextUsage::PATHS),
             "Urls" => self.context(ContextUsage::URLS),
             "Lists" => self.context(ContextUsage::LISTS),
-            // Of all that a server has, Cedar is shown the one that is asked about. So there is
-            // something to see of this one in its own question alone.
+            // Of all items of a server, Cedar only gets the resource of the request. So an item
+            // that a policy names has attributes only in its own request.
             "Tool" | "Prompt" | "Resource" | "ResourceTemplate" => {
                 self.claims |= kind == "Tool";
                 self.entities = true;
@@ -226,7 +226,7 @@ fn is_args(expr: &Expr) -> bool {
     matches!(expr.expr_kind(), ExprKind::GetAttr { expr, attr } if attr == "args" && is_context(expr))
 }
 
-/// Whether it is servers, by name. Nothing but a server is one, whatever it is called.
+/// Whether it is one server or a set of them, as literals. Only servers have this type.
 fn is_server(expr: &Expr) -> bool {
     match expr.expr_kind() {
         ExprKind::Lit(Literal::EntityUID(uid)) => basename(uid.entity_type()) == "Server",

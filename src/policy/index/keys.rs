@@ -1,9 +1,9 @@
-//! The argument keys that policies name.
+//! Keys of arguments that policies name.
 //!
 //! Policies compare keys exactly. Some servers do not: Go's `encoding/json` takes `FORCE` for
-//! `force`, and of both the last. So a key that differs only in case from one that a policy names is
-//! refused, at every level, whether or not the exact one is there as well. Other keys may differ in
-//! case alone: an environment may hold `http_proxy` and `HTTP_PROXY`.
+//! `force`, and uses the last one of both. So a key that differs only in case from a named one is
+//! refused, at every level, also if the exact key is present. Other keys may differ only in case:
+//! an environment may contain `http_proxy` and `HTTP_PROXY`.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -20,23 +20,23 @@ use portcullis_protocol::{
     codec::fold,
 };
 
-/// Bytes that a token of a pointer takes in [`NamedKeys`], about.
+/// Approximate bytes of a pointer's token in [`NamedKeys`].
 const TOKEN: u64 = 192;
 
-/// The JSON pointers by which one policy reads arguments.
+/// The JSON pointers of arguments that one policy reads.
 #[derive(Debug, Clone, Default)]
 pub(super) struct TagKeys {
     pointers: BTreeSet<SmolStr>,
-    /// Those of them that are read from `context.paths`.
+    /// The pointers that are read from `context.paths`.
     paths: BTreeSet<SmolStr>,
-    /// Whether a pointer is computed, so that it may be any.
+    /// Whether a pointer is computed, and so may have any value.
     computed: bool,
-    /// Whether one is that is read from `context.paths`.
+    /// Whether a computed pointer is read from `context.paths`.
     computed_path: bool,
 }
 
 impl TagKeys {
-    /// Adds those of a condition.
+    /// Adds the keys of a condition.
     pub(super) fn add(&mut self, condition: &Node) {
         match condition.kind.parts() {
             [] => self.add_leaf(condition.expr()),
@@ -44,13 +44,12 @@ impl TagKeys {
         }
     }
 
-    /// Adds those of a part that is not taken apart. No value of another part is held against its
-    /// own.
+    /// Adds the keys of an unsplit part. Its values are never compared with those of another part.
     fn add_leaf(&mut self, leaf: &Expr) {
-        // A stack of our own: a chain of `&&` is as deep as it is long.
+        // An explicit stack: a chain of `&&` is as deep as it is long.
         let mut left = vec![leaf];
         let mut texts = Vec::new();
-        // Whether the names of arguments are used where it is not known what is held against them.
+        // Whether names of arguments are compared with unknown values.
         let mut loose = false;
         while let Some(expr) = left.pop() {
             match expr.expr_kind() {
@@ -79,7 +78,7 @@ impl TagKeys {
                 ExprKind::Lit(Literal::String(text)) => texts.push(text),
                 _ => match parts(expr) {
                     Some(parts) => left.extend(parts),
-                    // Forms that Cedar may gain may read any.
+                    // Forms that future versions of Cedar may add can read any argument.
                     None => (self.computed, self.computed_path) = (true, true),
                 },
             }
@@ -109,7 +108,7 @@ impl TagKeys {
         }
     }
 
-    /// Adds names that are held against `context.args.keys`, where they are written out.
+    /// Adds names that are compared with `context.args.keys`, if they are literals.
     fn add_names(&mut self, names: &Expr) -> bool {
         match names.expr_kind() {
             ExprKind::Set(names) => names.iter().all(|name| self.add_names(name)),
@@ -130,13 +129,12 @@ fn is_member(expr: &Expr, name: &str) -> bool {
         if attr == name && matches!(expr.expr_kind(), ExprKind::Var(Var::Context)))
 }
 
-/// Whether an attribute is the names of arguments. Nothing else that policies see has one of this
-/// name.
+/// Whether an attribute is the names of arguments. No other attribute in the schema has this name.
 fn is_keys(attribute: &str) -> bool {
     attribute == "keys"
 }
 
-/// The arguments that some policies name, together.
+/// The arguments that some policies name, merged.
 #[derive(Debug, Default)]
 pub(super) struct NamedKeys {
     root: Token,
@@ -147,21 +145,21 @@ pub(super) struct NamedKeys {
 
 #[derive(Debug, Default)]
 struct Token {
-    /// By their keys.
+    /// Children, by key.
     below: HashMap<Box<str>, Token>,
-    /// These keys, folded.
+    /// The same keys, with case folded.
     folded: HashSet<Box<str>>,
-    /// Whether what stands here is read as a path.
+    /// Whether the value is read as a path.
     is_path: bool,
 }
 
 impl NamedKeys {
-    /// Adds those of a policy.
+    /// Adds the keys of a policy.
     pub(super) fn add(&mut self, keys: &TagKeys) {
         self.computed |= keys.computed;
         self.computed_path |= keys.computed_path;
         for pointer in &keys.pointers {
-            // What is no pointer names no argument.
+            // A text that is not a pointer names no argument.
             let Some(tokens) = pointer.strip_prefix('/') else { continue };
             let mut node = &mut self.root;
             for token in tokens.split('/') {
@@ -174,15 +172,14 @@ impl NamedKeys {
         }
     }
 
-    /// Bytes that they take, about.
+    /// Approximate size in bytes.
     pub(super) fn weight(&self) -> u64 {
         self.tokens * TOKEN
     }
 
-    /// Checks that no server can read these arguments otherwise than the policies: that no key
-    /// differs only in case from one that they name, and that no path that they look at holds NUL.
-    /// Where they compute what they look at, that no two keys of an object differ only in case, and
-    /// that no text holds NUL.
+    /// Checks that every server reads these arguments as the policies do: no key differs only in
+    /// case from a named one, and no path that policies read contains NUL. If policies compute
+    /// pointers, no two keys of an object may differ only in case, and no text may contain NUL.
     ///
     /// # Errors
     /// [`Unshowable::Misspelled`], [`Unshowable::CaseTwins`] and [`Unshowable::NulInPath`].

@@ -1,17 +1,17 @@
-//! The policies that can matter to a question, found without walking all of them: Cedar evaluates
-//! every policy of a set for every question.
+//! Finds the policies that can matter to a request without evaluating all of them. Cedar evaluates
+//! every policy of a set for every request.
 //!
-//! [`scope`] finds the policies whose scopes a question meets, by what they name. Their conditions'
-//! parts that do not look at the call say what each of them can come to before the call is known.
-//! What is left is a [`Residual`]: the few policies that still depend on the call, and what the
-//! others came to. Both are Cedar's words: it evaluates every condition, and every part of one.
+//! [`scope`] finds the policies whose scopes match, by the entities in them. The parts of their
+//! conditions that do not read the call give the possible results before the call is known. The
+//! rest is a [`Residual`]: the few policies that still depend on the call, and the results of the
+//! others. Cedar evaluates every condition and every part of one.
 //!
 //! Invariants:
-//! - Of a question, plain Cedar has the same decision, the same determining policies and the same
-//!   errors. A policy that is left out is one that Cedar finds unsatisfied, and without an error.
-//! - What is kept depends on nothing but its key, and takes bounded memory.
+//! - Plain Cedar has the same decision, the same determining policies and the same errors. A policy
+//!   that is left out is one that Cedar finds unsatisfied, and without an error.
+//! - A cached value depends only on its key, and caches have bounded memory.
 //!
-//! An index knows nothing of other indexes: policies that are to be decided apart have one each.
+//! Indexes are independent: policies that are decided separately have one index each.
 
 mod keys;
 mod residual;
@@ -41,12 +41,12 @@ use super::{
     request::{Action, Request, Resource, Subject},
 };
 
-/// A set of policies, ready to be asked.
+/// Index of a policy set.
 pub(super) struct Index {
-    /// By their numbers.
+    /// The policies, by number.
     policies: Vec<Indexed>,
     scopes: Scopes,
-    /// What holds for all that a server has of one kind, by keys without names.
+    /// Results for all items of one kind on a server, by keys without names.
     classes: Answers<Arc<Class>>,
     known: Answers<Arc<Known>>,
 }
@@ -54,29 +54,29 @@ pub(super) struct Index {
 struct Indexed {
     id: PolicyId,
     effect: Effect,
-    /// None where the scope is all that it has.
+    /// `None` if the policy has only a scope.
     condition: Option<Node>,
-    /// Whether what is known of it before the call may differ between two things of the same kind
-    /// and claims on the same server.
+    /// Whether its known results before the call may differ between two items of the same kind and
+    /// claims on the same server.
     individual: bool,
-    /// The arguments that it names.
+    /// The keys of arguments that it names.
     keys: TagKeys,
-    /// As it was written, for partial evaluation.
+    /// The policy as written, for partial evaluation.
     policy: Policy,
     /// Whether it names a tool's own action.
     own: bool,
 }
 
 impl Indexed {
-    /// What its condition looks at.
+    /// The data that its condition reads.
     fn uses(&self) -> Uses {
         self.condition.as_ref().map(|condition| condition.uses).unwrap_or_default()
     }
 }
 
-/// Whether what a condition comes to before the call is known looks at more of the resource than its
-/// class: by a part that does not depend on the call, or by one of which Cedar's partial evaluation
-/// may know more.
+/// Whether the results of a condition before the call depend on more of the resource than its
+/// class: through a part that does not read the call, or through one about which Cedar's partial
+/// evaluation may know more.
 fn is_individual(node: &Node) -> bool {
     match &node.kind {
         _ if !node.uses.of_the_call() => node.uses.individual,
@@ -85,18 +85,18 @@ fn is_individual(node: &Node) -> bool {
     }
 }
 
-/// What an index says of a question.
+/// Results of an index for a request.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Answer<'i> {
     /// The satisfied policies.
     pub(super) permits: Vec<&'i PolicyId>,
     pub(super) forbids: Vec<&'i PolicyId>,
-    /// The policies that failed, and of what.
+    /// The policies that failed, each with its failure.
     pub(super) failures: Vec<(&'i PolicyId, &'static str)>,
 }
 
 impl Answer<'_> {
-    /// What either question came to, each policy once.
+    /// Merges the results of two requests, each policy once.
     fn join(&mut self, other: Self) {
         let Self { permits, forbids, failures } = other;
         for (all, more) in [(&mut self.permits, permits), (&mut self.forbids, forbids)] {
@@ -113,19 +113,19 @@ impl Answer<'_> {
         self.failures.extend(failures.into_iter().filter(|(id, _)| seen.insert(id)));
     }
 
-    /// Whether Cedar would say `Allow`: it takes no notice of failures.
+    /// Whether Cedar would return `Allow`, which ignores failures.
     pub(super) fn permitted(&self) -> bool {
         self.forbids.is_empty() && !self.permits.is_empty()
     }
 }
 
-/// What a question is about, without its circumstances and arguments.
+/// A request without its circumstances and arguments.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct About<'a> {
     pub(super) subject: Subject<'a>,
     pub(super) action: Action,
     pub(super) resource: Resource<'a>,
-    /// Whether the tool's own action is asked about, and not the one of all tools.
+    /// Whether the action is the tool's own one, instead of that of all tools.
     pub(super) own: bool,
 }
 
@@ -135,14 +135,14 @@ impl<'a> About<'a> {
         Self { subject, action, resource, own: false }
     }
 
-    /// The same under the tool's own action, where it has one.
+    /// The same request under the tool's own action, if it has one.
     pub(super) fn own(self, vocabulary: &Vocabulary) -> Option<Self> {
         let has = !self.own && vocabulary.has_own_action(self.action, &self.resource);
         has.then_some(Self { own: true, ..self })
     }
 }
 
-/// What an index needs to put questions to Cedar.
+/// Schema and names, for requests to Cedar.
 #[derive(Clone, Copy)]
 pub(super) struct Terms<'a> {
     pub(super) schema: &'a Schema,
@@ -163,7 +163,7 @@ impl Index {
     pub(super) fn new(policies: &[&Policy], vocabulary: &Vocabulary) -> Self {
         let scopes = Scopes::new(policies, vocabulary);
         let policies = policies.iter().map(|policy| {
-            // Without its text, which is not looked at again and would be parsed again.
+            // Without its text, which is not used again and would be parsed again.
             let policy = Policy::from(policy.as_ref().clone());
             let own = vocabulary.has_own_actions()
                 && policy.entity_literals().iter().any(|uid| vocabulary.is_own_action(uid));
@@ -188,11 +188,11 @@ impl Index {
         }
     }
 
-    /// What Cedar says of a question. The call of a typed tool is two questions, and what policies
-    /// come to of either counts.
+    /// Cedar's results for a request. The call of a typed tool is two requests, and the results of
+    /// both count.
     ///
     /// # Errors
-    /// Where it cannot be put to the policies that it concerns.
+    /// If the request cannot be evaluated by the policies that may apply.
     pub(super) fn decide(
         &self,
         terms: Terms<'_>,
@@ -233,7 +233,7 @@ impl Index {
         let (question, entities) =
             terms.vocabulary.question(uids, about.own, base, request, *reads)?;
         keys.check(request.args)?;
-        // One for all of them: it takes the question apart.
+        // One evaluator for all policies, since it takes the request apart.
         let evaluator = Evaluator::new(question, &entities, Extensions::all_available());
         let no_slots = SlotEnv::new();
         for policy in open.iter().filter_map(|number| self.policies.get(*number as usize)) {
@@ -250,11 +250,11 @@ impl Index {
         Ok(answer)
     }
 
-    /// Whether the policies could permit this in some circumstances, with some arguments, none
-    /// forbidding it and none failing. The asker is the subject.
+    /// Whether the policies could permit this in some circumstances, with some arguments, without a
+    /// forbid and without a failure. The asker is the subject.
     ///
     /// # Errors
-    /// Where the schema has no such question.
+    /// If the schema does not have such a request.
     pub(super) fn could_allow(
         &self,
         terms: Terms<'_>,
@@ -270,7 +270,7 @@ impl Index {
         Ok(own.concern().bearable && (permitted || own.concern().permitted))
     }
 
-    /// The policies whose scopes a question meets.
+    /// The policies whose scopes match a request.
     pub(super) fn met(
         &self,
         vocabulary: &Vocabulary,
@@ -285,16 +285,16 @@ impl Index {
         met.into_iter().map(|number| self.id(number))
     }
 
-    /// What any of the policies looks at.
+    /// The data that any of the policies reads.
     pub(super) fn reads(&self) -> ContextUsage {
         let policies = self.policies.iter();
         policies.fold(ContextUsage::default(), |all, policy| all | policy.uses().reads)
     }
 
-    /// What those look at that may matter to this.
+    /// The data that policies read which may apply to this request.
     ///
     /// # Errors
-    /// Where the schema has no such question.
+    /// If the schema does not have such a request.
     pub(super) fn asked(
         &self,
         terms: Terms<'_>,
@@ -308,11 +308,11 @@ impl Index {
         }
     }
 
-    /// Whether the policies that may matter to this take its argument keys as the server may. A
-    /// decision checks that itself.
+    /// Checks that the policies that may apply read the argument keys as the server may. A decision
+    /// includes this check.
     ///
     /// # Errors
-    /// Where they may not.
+    /// If they may read them differently.
     pub(super) fn check_keys(
         &self,
         terms: Terms<'_>,
@@ -353,7 +353,7 @@ impl Index {
     }
 }
 
-/// What a condition came to: as Cedar's evaluator has it, it must be a Bool.
+/// The value of a condition: Cedar's evaluator returns any value, but it must be a Bool.
 fn holds(result: Result<Value, EvaluationError>) -> Result<bool, &'static str> {
     match result {
         Ok(Value { value: ValueKind::Lit(Literal::Bool(value)), .. }) => Ok(value),
@@ -364,8 +364,8 @@ fn holds(result: Result<Value, EvaluationError>) -> Result<bool, &'static str> {
 
 const NOT_OF_ITS_TYPE: &str = "a value is not of the type it needs";
 
-/// What went wrong, without any value: Cedar's own texts quote what they were given, and that may
-/// be an argument.
+/// Description of a failure, without any value: Cedar's own texts quote their input, which may be
+/// an argument.
 pub(super) fn problem(error: &EvaluationError) -> &'static str {
     match error {
         EvaluationError::EntityDoesNotExist(_) => "it asks for an entity that is not there",

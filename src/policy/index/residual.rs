@@ -1,4 +1,4 @@
-//! What of a set of policies concerns one question, before its call is known.
+//! The policies of a set that matter to one request, before its call is known.
 
 use std::{
     collections::HashMap,
@@ -24,41 +24,41 @@ use crate::{
     entities::{Base, Unaskable},
 };
 
-/// The policies that matter to a question, by their numbers.
+/// The policies that matter to a request, by number.
 #[derive(Debug, Default)]
 pub(super) struct Residual {
-    /// Satisfied whatever the call.
+    /// Satisfied for every call.
     pub(super) permits: Vec<u32>,
     pub(super) forbids: Vec<u32>,
-    /// Failing whatever the call.
+    /// Failing for every call.
     pub(super) failures: Vec<(u32, &'static str)>,
-    /// Those that depend on the call.
+    /// Policies that depend on the call.
     pub(super) open: Vec<u32>,
-    /// What these look at of its circumstances.
+    /// The circumstances that these read.
     pub(super) reads: ContextUsage,
-    /// The arguments that they name.
+    /// The keys of arguments that they name.
     pub(super) keys: NamedKeys,
-    /// Whether they look at anything else.
+    /// Whether they read anything else.
     pub(super) entities: bool,
-    /// Whether there may be a call that a policy permits.
+    /// Whether a policy may permit some call.
     pub(super) permitted: bool,
-    /// Whether there may be a call that none forbids and none fails on.
+    /// Whether there may be a call that no policy forbids or fails on.
     pub(super) bearable: bool,
 }
 
-/// What is the same of all that a server has of one kind, with the same claims.
+/// Results that are equal for all items of one kind on a server with the same claims.
 pub(super) struct Class {
     base: Base,
     principal: Slots,
     bits: Bits,
-    /// What is known of all policies but the individual ones.
+    /// The results of all policies except the individual ones.
     standings: Vec<(u32, Standing)>,
-    /// The policies that look at more of the resource.
+    /// The policies that read more of the resource.
     individual: Vec<u32>,
     concern: Arc<Residual>,
 }
 
-/// What is kept of one question.
+/// Cached results for one request.
 pub(super) struct Known {
     class: Arc<Class>,
     concern: Arc<Residual>,
@@ -66,26 +66,26 @@ pub(super) struct Known {
     entities: OnceLock<Entities>,
 }
 
-/// What a policy whose scope is met comes to before the call is known.
+/// Result of a policy with a matching scope before the call is known.
 #[derive(Debug, Clone, Copy)]
 enum Standing {
-    /// This, whatever the call.
+    /// Satisfied for every call.
     Satisfied,
     Failed(&'static str),
-    /// It depends on the call. `odd`, where Cedar's partial evaluation may know more of it.
+    /// Depends on the call. `odd` if Cedar's partial evaluation may know more about it.
     Open {
         outcomes: Outcomes,
         odd: bool,
     },
 }
 
-/// Puts what is known of a question to Cedar.
+/// Evaluates the known part of a request with Cedar.
 struct Inquiry<'a> {
     index: &'a Index,
     terms: Terms<'a>,
     about: About<'a>,
     base: &'a Base,
-    /// Made when it is first needed: most questions are answered without.
+    /// Built on first use: most requests are answered without it.
     known: OnceLock<(cedar_policy::Request, Entities)>,
 }
 
@@ -161,7 +161,7 @@ impl Known {
         &self.concern
     }
 
-    /// Everything but the arguments.
+    /// All entities except the arguments.
     pub(super) fn entities(
         &self,
         terms: Terms<'_>,
@@ -189,17 +189,17 @@ impl Weighs for Known {
     fn weight(&self) -> u64 {
         let Residual { permits, forbids, failures, open, keys, .. } = &*self.concern;
         let policies = permits.len() + forbids.len() + 5 * failures.len() + open.len();
-        // One that is shared weighs on all who share it: too much rather than too little.
+        // A shared value counts for each of its users: the estimate may be too high, never too low.
         4 * policies as u64 + keys.weight()
     }
 }
 
 impl Inquiry<'_> {
-    /// What each of these policies comes to, without those that come to nothing.
+    /// The results of these policies, without those that cannot matter.
     fn standings(&self, numbers: &[u32]) -> Result<Vec<(u32, Standing)>, Unaskable> {
         let mut standings = Vec::new();
         for number in numbers {
-            // What a closed part failed of. A condition that is one closed part fails of that.
+            // The failure of a closed part. A condition that is one closed part fails with it.
             let mut why = None;
             let mut broken = None;
             let mut odd = false;
@@ -258,7 +258,7 @@ impl Inquiry<'_> {
         Ok(self.known.get_or_init(|| known))
     }
 
-    /// What standings, some of a class and some of one question, make together.
+    /// Merges results, some of a class and some of one request.
     fn concern(&self, class: &[(u32, Standing)], own: &[(u32, Standing)]) -> Residual {
         let all = || class.iter().chain(own).copied();
         let mut concern = Residual::default();
@@ -267,7 +267,7 @@ impl Inquiry<'_> {
             let policy = &self.index.policies[number as usize];
             let uses = policy.uses();
             if self.about.own && (policy.own || uses.reads.has(ContextUsage::INPUT)) {
-                // It is about calls that are of the tool's type, and others are refused.
+                // It only applies to calls that fit the tool's type; others are refused.
                 concern.reads |= ContextUsage::INPUT;
             }
             match (standing, policy.effect) {
@@ -278,7 +278,7 @@ impl Inquiry<'_> {
                     concern.open.push(number);
                     concern.reads |= match self.about.own {
                         true => uses.reads,
-                        // There is none.
+                        // There is no input.
                         false => uses.reads.without(ContextUsage::INPUT),
                     };
                     concern.keys.add(&policy.keys);
@@ -291,7 +291,7 @@ impl Inquiry<'_> {
         }
         let possible = |refined: &_| self.possible(all(), refined);
         (concern.permitted, concern.bearable) = possible(&HashMap::new());
-        // Where a call may be asked about twice, the other question may be the one that permits.
+        // If a call may be decided twice, the other request may be the one that is permitted.
         let matters = concern.permitted || self.terms.vocabulary.has_own_actions();
         if matters && concern.bearable && !all_odd.is_empty() {
             (concern.permitted, concern.bearable) = match self.refine(&all_odd) {
@@ -305,7 +305,7 @@ impl Inquiry<'_> {
         concern
     }
 
-    /// Whether there may be a call that is permitted, and one that is not refused.
+    /// Whether a call may be permitted, and whether one may be not refused.
     fn possible(
         &self,
         mut standings: impl Iterator<Item = (u32, Standing)> + Clone,
@@ -322,7 +322,7 @@ impl Inquiry<'_> {
             };
             (policy.effect, outcomes)
         };
-        // Every policy must come to something that does not refuse.
+        // Every policy must have a result that does not refuse.
         let bearable = |(effect, outcomes): (Effect, Outcomes)| match effect {
             Effect::Permit => outcomes.satisfied || outcomes.unsatisfied,
             Effect::Forbid => outcomes.unsatisfied,
@@ -333,7 +333,7 @@ impl Inquiry<'_> {
         (permitted, standings.all(|s| bearable(outcomes(s))))
     }
 
-    /// What Cedar's partial evaluation knows of these policies.
+    /// Results of Cedar's partial evaluation for these policies.
     fn refine(&self, odd: &[&Policy]) -> Result<HashMap<PolicyId, Outcomes>, Unaskable> {
         let policies = PolicySet::from_policies(odd.iter().map(|policy| (*policy).clone()))
             .map_err(|_| Unaskable::Misfit("policies"))?;

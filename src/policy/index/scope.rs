@@ -1,4 +1,4 @@
-//! Finds the policies whose scopes a question meets.
+//! Finds the policies whose scopes match a request.
 
 use std::collections::HashMap;
 
@@ -9,34 +9,34 @@ use crate::{
     entities::Vocabulary,
 };
 
-/// Where a policy that names no principal, or no resource, stands.
+/// Slot of policies without a principal or without a resource.
 const ANY: u32 = 0;
 
-/// Policies, by number, under what their scopes name.
+/// Numbers of policies, by the entities in their scopes.
 pub(super) struct Scopes {
-    /// What scopes name: the slot of `==`. The one of `in` is the next.
+    /// Slots of the entities in scopes: that of `==`. The slot of `in` is the next one.
     slots: HashMap<EntityUid, u32>,
-    /// By the slots of principal and resource. So the many policies that are each about a team or
-    /// a tool of its own are found without looking at the others.
+    /// By the slots of principal and resource. So of many policies that are each about one team or
+    /// one tool, only the matching ones are visited.
     at: HashMap<(u32, u32), Vec<Candidate>>,
 }
 
-/// A policy with those parts of its scope that are not in its place.
+/// A policy with the parts of its scope that its slots do not express.
 struct Candidate {
     policy: u32,
-    /// By the number of the action.
+    /// Bits of actions.
     actions: u32,
     /// The own actions of tools that it names.
     own: Vec<EntityUid>,
-    /// By the number of the type.
+    /// Bits of types.
     principals: u16,
     resources: u16,
 }
 
-/// The slots that one side of a question meets.
+/// The slots that match one side of a request.
 pub(super) type Slots = Vec<u32>;
 
-/// The types and the action of a question, each as its bit.
+/// The types and the action of a request, as one bit each.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bits {
     pub(super) principal: u16,
@@ -45,7 +45,7 @@ pub(super) struct Bits {
 }
 
 impl Scopes {
-    /// Of policies in the order of their numbers.
+    /// Takes policies in the order of their numbers.
     pub(super) fn new(policies: &[&Policy], vocabulary: &Vocabulary) -> Self {
         let mut scopes = Self { slots: HashMap::new(), at: HashMap::new() };
         for (policy, of) in (0..).zip(policies) {
@@ -71,7 +71,7 @@ impl Scopes {
         scopes
     }
 
-    /// The slot of a constraint, and the types that it leaves.
+    /// The slot of a constraint, and the types that it allows.
     fn place(&mut self, constraint: Constraint, vocabulary: &Vocabulary) -> (u32, u16) {
         match constraint {
             Constraint::Any => (ANY, u16::MAX),
@@ -87,7 +87,7 @@ impl Scopes {
         *self.slots.entry(uid).or_insert(next)
     }
 
-    /// The slots of an entity, of what stands above it, and of no entity at all.
+    /// The slots of an entity, of its ancestors, and of no entity.
     pub(super) fn of(&self, uid: &EntityUid, entities: &Entities) -> Slots {
         let mut slots = self.above(entities.ancestors(uid).into_iter().flatten());
         slots.extend(self.own(uid));
@@ -99,13 +99,13 @@ impl Scopes {
         self.slots.get(uid).into_iter().flat_map(|slot| [*slot, slot + 1])
     }
 
-    /// The slots of what stands above an entity, and of no entity at all.
+    /// The slots of the ancestors of an entity, and of no entity.
     pub(super) fn above<'u>(&self, ancestors: impl Iterator<Item = &'u EntityUid>) -> Slots {
         let named = ancestors.filter_map(|uid| self.slots.get(uid)).map(|slot| slot + 1);
         std::iter::once(ANY).chain(named).collect()
     }
 
-    /// The policies, each once, whose scopes are met.
+    /// The policies with matching scopes, each once.
     pub(super) fn met(
         &self,
         principal: &[u32],

@@ -1,4 +1,4 @@
-//! A policy's condition, for people: which part of it decided, and what that part looked at.
+//! The condition of a policy, for people: the part that decided, and the values that it read.
 
 use cedar_policy::Expression;
 use cedar_policy_core::ast::{BinaryOp, Expr, ExprKind};
@@ -6,12 +6,12 @@ use cedar_policy_core::ast::{BinaryOp, Expr, ExprKind};
 use super::Hidden;
 use crate::conditions::{Kind, Node, Outcomes, Uses, literal_text, parts};
 
-/// Evaluates an expression: `None` where it fails.
+/// Evaluates an expression: `None` if it fails.
 pub(super) type Evaluate<'a> = dyn FnMut(&Expression) -> Option<bool> + 'a;
 
 impl Outcomes {
-    /// Where two questions are put and either counts: it fails where it fails of one, and else holds
-    /// where it holds of one.
+    /// The result of two requests of which either counts: it fails if one fails, and otherwise
+    /// holds if one holds.
     pub(super) fn either(self, other: Self) -> Self {
         let can = |one: Self, other: Self| one.satisfied && (other.satisfied || other.unsatisfied);
         Self {
@@ -23,19 +23,19 @@ impl Outcomes {
 }
 
 impl Node {
-    /// The same text for the same expression, however it is written.
+    /// A normal form: equal for equal expressions, however they are written.
     pub(super) fn normal(&self) -> String {
         self.expr().to_string()
     }
 
-    /// Where it stands in its file, and how it is written.
+    /// Offset in its file, and the text as written.
     pub(super) fn written(&self) -> (Option<usize>, String) {
         let location = self.expr().source_loc();
         let snippet = location.and_then(|at| at.snippet()).map(|text| text.trim().to_owned());
         (location.map(|at| at.start()), snippet.unwrap_or_else(|| self.normal()))
     }
 
-    /// What it can come to where some of the question is not known.
+    /// Its possible results if parts of the request are unknown.
     pub(super) fn seen(&self, hidden: Hidden, evaluate: &mut Evaluate<'_>) -> Outcomes {
         self.outcomes(&mut |part| {
             (!hidden.from(part.uses)).then(|| match evaluate(&part.expression) {
@@ -45,7 +45,7 @@ impl Node {
         })
     }
 
-    /// The first of the conjuncts that kept the condition from holding, as Cedar evaluates it.
+    /// The first conjunct that kept the condition from holding, in Cedar's order of evaluation.
     pub(super) fn to_blame(&self, hidden: Hidden, evaluate: &mut Evaluate<'_>) -> Option<&Self> {
         let Kind::And(nodes) = &self.kind else {
             let outcomes = self.seen(hidden, evaluate);
@@ -64,7 +64,7 @@ impl Node {
         open.and_then(|node| node.to_blame(hidden, evaluate))
     }
 
-    /// What this part looks at: each value by its text, and the expression for it.
+    /// The values that this part reads: each with its text and its expression.
     pub(super) fn values(&self) -> Vec<Value> {
         let mut found: Vec<Value> = Vec::new();
         let mut left = vec![self.expr()];
@@ -84,16 +84,16 @@ impl Node {
     }
 }
 
-/// Something that a condition looks at.
+/// A value that a condition reads.
 pub(super) struct Value {
     pub(super) text: String,
     pub(super) expression: Expression,
     pub(super) uses: Uses,
-    /// The JSON pointer of the argument that it is.
+    /// The JSON pointer of the argument, if the value is one.
     pub(super) pointer: Option<String>,
 }
 
-/// The value that an expression stands for, where it is a path to one, or asks whether there is one.
+/// The value of an expression, if that is a path or checks the presence of one.
 fn value(expr: &Expr) -> Option<Value> {
     let found = match expr.expr_kind() {
         ExprKind::HasAttr { expr, attr } => Expr::get_attr((**expr).clone(), attr.clone()),
@@ -122,7 +122,7 @@ fn value(expr: &Expr) -> Option<Value> {
     })
 }
 
-/// Whether it leads from a variable to a value.
+/// Whether it is a path from a variable to a value.
 fn is_path(expr: &Expr) -> bool {
     let mut expr = expr;
     loop {

@@ -1,4 +1,4 @@
-//! Why a question is decided as it is: the policies that matched, and those that nearly did.
+//! Explains a decision: the policies that matched, and those that nearly did.
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
@@ -15,37 +15,37 @@ use crate::{
 };
 use portcullis_protocol::refusal::Rule;
 
-/// Characters of a value that are shown.
+/// Maximum number of characters shown of a value.
 const SHOWN: usize = 200;
-/// Policies that miss by one side of their scope and are told of.
+/// Maximum number of shown policies that miss by one side of their scope.
 const NEAR: usize = 5;
 
-/// What policies would decide.
+/// Result of the policies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
     Allowed,
     Refused,
-    /// Too little is known.
+    /// Too little of the request is known.
     Unknown,
 }
 
-/// Why a question is decided as it is.
+/// Explanation of a decision.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Explanation {
     pub verdict: Verdict,
-    /// The set that is explained.
+    /// Revision of the explained set.
     pub revision: Revision,
-    /// Who asks what of what, as policies see it.
+    /// The principal as policies see it.
     pub principal: String,
     pub action: String,
     pub resource: String,
-    /// Those that decided or nearly did, the deciding first.
+    /// The policies that decided or nearly did; the deciding ones first.
     pub policies: Vec<Near>,
-    /// Policies that miss by one side of their scope and are not told of.
+    /// Number of further policies that miss by one side of their scope.
     #[serde(skip_serializing_if = "is_zero")]
     pub more: usize,
-    /// Why it could not be put to the policies.
+    /// Why the request could not be evaluated.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
 }
@@ -61,30 +61,30 @@ pub struct Near {
     pub rule: Rule,
     /// `permit` or `forbid`.
     pub effect: &'static str,
-    /// Whether it only tries what it would decide.
+    /// Whether it is in shadow mode.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub shadow: bool,
     #[serde(flatten)]
     pub standing: Standing,
 }
 
-/// What a policy comes to.
+/// Result of one policy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "standing", rename_all = "kebab-case")]
 pub enum Standing {
-    /// It holds.
+    /// The policy matches.
     Matched {
-        /// What its condition saw.
+        /// The values that its condition read.
         #[serde(skip_serializing_if = "Vec::is_empty")]
         values: Vec<Seen>,
     },
-    /// Its condition cannot be evaluated.
+    /// Its condition failed.
     Failed { condition: Condition },
-    /// Its scope is met, and its condition does not hold.
+    /// Its scope matches, but its condition does not hold.
     Unmet { condition: Condition },
-    /// Its scope is met, and too little is known to say whether its condition holds.
+    /// Its scope matches, but too little is known to evaluate its condition.
     Unknown { condition: Condition },
-    /// One side of its scope is not met.
+    /// One side of its scope does not match.
     Elsewhere { side: Side, wants: String },
 }
 
@@ -111,7 +111,7 @@ impl Side {
 /// The part of a condition that decided.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Condition {
-    /// As it is written.
+    /// The text as written.
     pub text: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub file: Option<PathBuf>,
@@ -120,20 +120,20 @@ pub struct Condition {
     pub values: Vec<Seen>,
 }
 
-/// A value that a condition looked at.
+/// A value that a condition read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Seen {
     pub what: String,
-    /// In Cedar's words. Absent where it is not known or not there.
+    /// The value in Cedar's syntax. `None` if it is unknown or absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub value: Option<String>,
-    /// Why there is none: `not there`, or what is known of what was not kept.
+    /// Why there is no value: `not there`, or what is known of a value that was not stored.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub absent: Option<String>,
 }
 
 impl Explanation {
-    /// Says who asks what of what. Of a tool's own action, the other one was said before.
+    /// Sets principal, action and resource. For a tool's own action, they are already set.
     fn name(&mut self, frame: &Frame) {
         let [subject, action, resource] = frame.uids();
         if frame.own() {
@@ -145,7 +145,7 @@ impl Explanation {
 }
 
 impl Inspector {
-    /// Why this is decided as it is. `shape` has the types of arguments that are not known, by their
+    /// Explains the decision on a request. `shape` has the types of unknown arguments, by their
     /// JSON pointers.
     pub fn explain(
         &mut self,
@@ -165,7 +165,7 @@ impl Inspector {
         };
         let hidden = Hidden::of(unknown);
         let about = About::of(request);
-        // Each question with all that is known of it.
+        // Each request with all of its known data.
         let mut questions: Vec<(Arc<Frame>, Query)> = Vec::new();
         let mut doubt = false;
         for about in std::iter::once(about).chain(self.set.own(about)) {
@@ -208,7 +208,7 @@ impl Inspector {
                 if !policy.rule.obligations.shadow {
                     tally.add(number, policy.effect, outcomes);
                     if doubt {
-                        // Arguments that are not of the tool's type would be refused.
+                        // Arguments that do not fit the tool's type would be refused.
                         tally.may_be_against.push(number);
                     }
                 }
@@ -229,7 +229,7 @@ impl Inspector {
             }
         }
         explanation.verdict = tally.conclude().0;
-        // Of those that hold, a forbid decides; beside that, as files and lines have them.
+        // Among matching policies forbids come first; then the order is by file and line.
         explanation.policies.sort_by_key(|near| {
             let holds = matches!(near.standing, Standing::Matched { .. });
             (near.standing.order(), holds && near.effect == "permit")
@@ -240,7 +240,7 @@ impl Inspector {
         explanation
     }
 
-    /// A question with all that is known of it.
+    /// A request with all of its known data.
     fn question(
         &self,
         frame: &Frame,
@@ -290,7 +290,7 @@ impl Inspector {
 }
 
 impl Standing {
-    /// What is told first.
+    /// Sort key: the most relevant first.
     fn order(&self) -> u8 {
         match self {
             Self::Failed { .. } => 0,
@@ -315,14 +315,14 @@ impl Inspected {
         }
     }
 
-    /// Whether somebody may have meant this policy, of whose scope one side is not met.
+    /// Whether this policy is worth showing although one side of its scope does not match.
     fn is_near(&self, side: Side, resource: &EntityUid) -> bool {
         let (principal, named) = (self.scope.principal.names(), self.scope.resource.names());
         match side {
-            // It says who may, or may not.
+            // It names who may, or may not.
             Side::Principal => self.effect == Effect::Permit,
             Side::Action => principal.is_some() && named.is_some(),
-            // It names something of the same kind and the same server.
+            // It names something of the same kind on the same server.
             Side::Resource => {
                 let server = |uid: &EntityUid| {
                     let id = uid.id().unescaped().to_owned();
@@ -339,7 +339,7 @@ impl Inspected {
     }
 }
 
-/// What a part of a condition looked at.
+/// The values that a part of a condition read.
 fn seen(node: &Node, asked: &Query, hidden: Hidden, shape: &BTreeMap<String, String>) -> Vec<Seen> {
     let see = |value: super::condition::Value| {
         let (known, absent) = if hidden.from(value.uses) {

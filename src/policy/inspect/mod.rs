@@ -1,10 +1,10 @@
-//! A set of policies looked into: what each of them comes to of a question, and why. Where not all of
-//! the question is known, what it can come to. Slower than [`Engine::decide`] and for people who ask
-//! afterwards or beforehand; it comes to the same.
+//! Inspection of a policy set: the result of each policy for a request, with the reason. If parts
+//! of the request are unknown, the possible results. Slower than [`Engine::decide`], for people who
+//! ask before or after a call; the results are the same.
 //!
 //! Invariants:
-//! - Cedar's own evaluator says what every part of a condition comes to.
-//! - What is not known is never guessed: a part that looks at it can come to either.
+//! - Cedar's own evaluator evaluates every part of a condition.
+//! - Unknown data is never guessed: a part that reads it may be true or false.
 
 mod condition;
 mod explain;
@@ -33,25 +33,25 @@ use super::{
 };
 use portcullis_protocol::refusal::Rule;
 
-/// Questions of which it is remembered which policies they meet.
+/// Maximum number of requests with cached matching policies.
 const KEPT: usize = 20_000;
 
-/// What of a question is not known.
+/// The unknown part of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unknown {
-    /// All is known.
+    /// Everything is known.
     Nothing,
     /// Everything but the arguments is known.
     Arguments,
-    /// Only who asks what of what.
+    /// Only principal, action and resource are known.
     Circumstances,
-    /// As before, and not what is claimed of the tool either.
+    /// As before, and the claims of the tool are unknown too.
     Claims,
-    /// Everything is known but these circumstances.
+    /// Everything is known except these circumstances.
     Of { transport: bool, source_ip: bool, session_calls: bool },
 }
 
-/// What of a question cannot be seen.
+/// The data of a request that is hidden from conditions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Hidden {
     context: ContextUsage,
@@ -85,21 +85,21 @@ impl Hidden {
         Self { context: self.context | ContextUsage::ARGUMENTS, ..self }
     }
 
-    /// Whether what looks at these cannot be evaluated.
+    /// Whether an expression with these uses cannot be evaluated.
     fn from(self, uses: Uses) -> bool {
         uses.values.has(self.context) || (self.claims && uses.claims)
     }
 }
 
-/// What a decision would be.
+/// Predicted decision.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Explained {
     pub verdict: Verdict,
-    /// The policies that decide; where it is not known: those that it depends on.
+    /// The policies that decide; if the decision is unknown, those that it depends on.
     pub rules: Vec<Rule>,
 }
 
-/// A set of policies, ready to be looked into.
+/// A policy set, ready for inspection.
 pub struct Inspector {
     set: Arc<Set>,
     policies: Vec<Inspected>,
@@ -114,23 +114,23 @@ struct Inspected {
     condition: Option<Node>,
 }
 
-/// The policies in force whose scopes a question meets, and what those come to that need not be asked
-/// again.
+/// The policies in force whose scopes match a request, with their results as far as these can be
+/// reused.
 struct Met {
     frame: Arc<Frame>,
-    /// By their numbers, each with what it comes to where the arguments are not known; nothing, where
-    /// it depends on the circumstances.
+    /// Numbers of the policies, each with its results for unknown arguments, or `None` if it
+    /// depends on the circumstances.
     policies: Vec<(usize, Option<Outcomes>)>,
 }
 
-/// A question as Cedar takes it, with everything that is known of it.
+/// A request in Cedar's form, with all of its known data.
 struct Query {
     question: cedar_policy::Request,
     entities: Entities,
 }
 
 impl Query {
-    /// What an expression of type Bool comes to; `None` where it fails.
+    /// The value of an expression of type Bool; `None` if it fails.
     fn holds(&self, expression: &Expression) -> Option<bool> {
         match self.value(expression) {
             Some(EvalResult::Bool(value)) => Some(value),
@@ -166,23 +166,23 @@ impl Inspector {
         Self { set, policies, numbers, met: HashMap::new() }
     }
 
-    /// The set that is looked into.
+    /// Revision of the inspected set.
     pub fn revision(&self) -> Revision {
         self.set.loaded.revision
     }
 
-    /// What the policies would decide. Shadow policies decide nothing.
+    /// Predicts the decision. Policies in shadow mode do not count.
     pub fn judge(&mut self, request: &Request<'_>, unknown: Unknown) -> Explained {
         let hidden = Hidden::of(unknown);
         let refused = Explained { verdict: Verdict::Refused, rules: Vec::new() };
         let about = About::of(request);
-        // Each policy with what it comes to, of either question.
+        // Each policy with its results for either request.
         let mut all: BTreeMap<usize, Outcomes> = BTreeMap::new();
         let mut doubt = Vec::new();
         for about in std::iter::once(about).chain(self.set.own(about)) {
             let Ok(found) = self.outcomes(about, request, hidden) else { return refused };
             if hidden.arguments() && self.set.needs_input(about) {
-                // Arguments that are not of the tool's type would be refused.
+                // Arguments that do not fit the tool's type would be refused.
                 doubt = found.iter().map(|(number, _)| *number).collect();
             }
             for (number, outcomes) in found {
@@ -200,7 +200,7 @@ impl Inspector {
         Explained { verdict, rules: rules.collect() }
     }
 
-    /// What the policies in force come to whose scopes are met.
+    /// The results of the policies in force whose scopes match.
     fn outcomes(
         &mut self,
         about: About<'_>,
@@ -236,7 +236,7 @@ impl Inspector {
         Ok(found)
     }
 
-    /// What a policy says, however it is laid out, named and annotated.
+    /// The body of a policy in a normal form, without layout, names and annotations.
     pub fn body(&self, rule: &Rule) -> Option<String> {
         let policy = self.policies.iter().find(|policy| policy.rule.id == rule.id)?;
         let sides = [Side::Principal, Side::Action, Side::Resource];
@@ -245,8 +245,8 @@ impl Inspector {
         Some(format!("{} ({scope}) {condition}", policy.effect))
     }
 
-    /// Whether a policy that may matter to this looks at arguments. Then those that cannot be shown
-    /// are refused.
+    /// Whether a policy that may apply reads arguments. Arguments that cannot be represented are
+    /// then refused.
     pub fn reads_arguments(&self, request: &Request<'_>) -> bool {
         self.set.reads_arguments(request)
     }
@@ -260,13 +260,13 @@ impl Inspector {
     ) -> Result<Query, Unaskable> {
         let mut reads = self.set.reads;
         if hidden.arguments() {
-            // What is not known has no type, either.
+            // Unknown arguments do not have a type either.
             reads = reads.without(ContextUsage::INPUT);
         }
         let put = |reads| self.set.put(frame, request, reads);
         let (question, entities) = match put(reads) {
             Err(_) => {
-                // What nothing that matters looks at need not be shown.
+                // Data that no applicable policy reads may be missing.
                 if !self.set.needs_input(about) {
                     reads = reads.without(ContextUsage::INPUT);
                 }
@@ -324,11 +324,11 @@ impl Inspector {
     }
 }
 
-/// What the policies come to together.
+/// Combined result of the policies.
 #[derive(Default)]
 struct Tally {
     permits: Vec<usize>,
-    /// Forbid or fail.
+    /// Policies that forbid or fail.
     against: Vec<usize>,
     may_permit: Vec<usize>,
     may_be_against: Vec<usize>,
@@ -363,7 +363,7 @@ impl Tally {
         if self.may_be_against.is_empty() && !self.permits.is_empty() {
             return (Verdict::Allowed, self.permits);
         }
-        // A permit that may not hold matters only where no other holds.
+        // A permit that may not hold matters only if no other one holds.
         let mut open = self.may_be_against;
         if self.permits.is_empty() {
             open.extend(self.may_permit);

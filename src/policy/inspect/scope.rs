@@ -1,4 +1,4 @@
-//! Which sides of a policy's scope a question meets.
+//! The sides of a policy's scope that match a request.
 
 use cedar_policy::{ActionConstraint, Entities, EntityUid};
 
@@ -17,7 +17,7 @@ impl Constraint {
         }
     }
 
-    /// The entity that it names.
+    /// The entity in the constraint.
     pub(super) fn names(&self) -> Option<&EntityUid> {
         match self {
             Self::Any | Self::Is(_) => None,
@@ -25,7 +25,7 @@ impl Constraint {
         }
     }
 
-    /// As it is written, after `principal` or `resource`.
+    /// Its text, after `principal` or `resource`.
     fn text(&self) -> String {
         match self {
             Self::Any => String::new(),
@@ -38,7 +38,7 @@ impl Constraint {
 }
 
 impl Scope {
-    /// The sides that a question does not meet.
+    /// The sides that do not match a request.
     pub(super) fn off(
         &self,
         subject: &EntityUid,
@@ -60,7 +60,7 @@ impl Scope {
         sides.into_iter().filter_map(|(met, side)| (!met).then_some(side)).collect()
     }
 
-    /// What a side asks for, as it is written.
+    /// The constraint of a side, as written.
     pub(super) fn wants(&self, side: Side) -> String {
         match side {
             Side::Principal => format!("principal {}", self.principal.text()),

@@ -1,5 +1,5 @@
-//! What is said of a question is what the engine decides of it, and where not all is known, nothing
-//! that it does not.
+//! The inspector predicts exactly the engine's decision. If parts of the request are unknown, it
+//! never contradicts it.
 
 use std::{collections::BTreeMap, fs};
 
@@ -56,7 +56,7 @@ fn policies() -> impl Strategy<Value = String> {
     ];
     let policy = (any::<bool>(), scope, clause).prop_map(move |(forbids, scope, clause)| {
         let effect = if forbids { "forbid" } else { "permit" };
-        // Claims are of tools alone, and only calls are of nothing else.
+        // Only tools have claims, and only calls have no other resources.
         let action = "action == Portcullis::Action::\"call_tool\"";
         format!("{effect} ({}) {clause};", scope.replace("ACTION", action))
     });

@@ -384,7 +384,7 @@ when { context has source_ip && context.source_ip.isInRange(ip("10.0.0.0/8"))
 "#,
     );
     let (bot, ann, nobody) = (client("ci", &["eu", "bots"]), local("ann"), anonymous());
-    // A client of the user's name is not the user.
+    // A client with the user's name is not the user.
     let impostor = client("ann", &[]);
     for (principal, tool, json, allowed, rules) in [
         (&bot, "notes/read_note", "{}", true, &["bots-read"] as &[_]),
@@ -560,7 +560,7 @@ fn numbers_that_cannot_be_shown_refuse_where_a_policy_looks() {
 
 #[test]
 fn a_policy_that_takes_the_context_whole_sees_the_arguments() {
-    // Nothing names `args` here, and yet it counts.
+    // No policy names `args` here, but it counts.
     let engine = engine(
         r#"permit (principal, action, resource);
            @id("whole") forbid (principal, action, resource)

@@ -1,4 +1,4 @@
-//! Tests over whole sets of policies.
+//! Tests of complete policy sets.
 
 mod decisions;
 mod diagnostics;

@@ -1,5 +1,4 @@
-//! Questions as somebody without our code would put them to Cedar: with everything that there is to
-//! be shown, as expressions that Cedar evaluates.
+//! Requests to Cedar as built without our code: with all data, as expressions that Cedar evaluates.
 
 use cedar_policy::{Context, Entity, EntityUid, RestrictedExpression as Expr};
 
@@ -17,7 +16,7 @@ fn shown(kind: &str) -> EntityUid {
     format!(r#"Portcullis::{kind}::"{}""#, kind.to_lowercase()).parse().unwrap()
 }
 
-/// The whole question.
+/// The complete request.
 pub(in super::super) fn whole(
     vocabulary: &Vocabulary,
     schema: &Schema,

@@ -51,7 +51,7 @@ async fn a_change_is_seen_however_the_file_is_written() {
         // In place.
         fs::write(&file, format!("{ALL}{ALL}\n").replace(";p", ";\np")).unwrap();
         change(2, false).await;
-        // By rename, as many editors do, twice: the second finds another file than the first.
+        // By rename, as many editors do, twice: the second one finds another file than the first.
         for count in [3, 4] {
             let new = folder.path().join("policies/p.cedar~");
             fs::write(&new, format!("{ALL}\n").repeat(count)).unwrap();
@@ -62,7 +62,7 @@ async fn a_change_is_seen_however_the_file_is_written() {
         change(4, true).await;
         fs::write(&file, ALL).unwrap();
         change(1, false).await;
-        // The folder goes and another takes its place.
+        // The folder is moved away and replaced.
         fs::rename(folder.path().join("policies"), folder.path().join("old")).unwrap();
         change(1, true).await;
         fs::create_dir(folder.path().join("policies")).unwrap();
@@ -92,7 +92,7 @@ fn a_file_below_the_base_is_named_relative_to_it() {
     };
     let relative = names(&["policies".into()]);
     assert_eq!(relative.0, Some("policies/p.cedar".into()));
-    // The same file by other ways is read once, under the same name.
+    // The same file through other paths is read once, under the same name.
     let absolute = folder.path().join("policies/p.cedar");
     assert_eq!(names(&[absolute, "policies/p.cedar".into()]), relative);
 }

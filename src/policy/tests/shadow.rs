@@ -1,4 +1,4 @@
-//! Policies in shadow: asked, and without a say.
+//! Policies in shadow mode: evaluated, without effect.
 
 use super::*;
 
@@ -33,11 +33,11 @@ fn a_shadow_decides_nothing_and_says_what_it_would_change() {
         ("open", r#"{"x": 1}"#, &["open"], &["no-x"]),
         ("open", r#"{"x": 1, "y": 1}"#, &["open"], &["no-x", "fails"]),
         ("open", r#"{"y": 1}"#, &["open"], &["fails"]),
-        // What is forbidden stays so, whatever is permitted.
+        // A forbidden call stays forbidden, whatever is permitted.
         ("shut", "{}", &["never"], &[]),
         ("shut", r#"{"x": 1}"#, &["never"], &[]),
         ("other", "{}", &[], &["trial"]),
-        // Together, they would refuse it too.
+        // Together with the others, it would be refused too.
         ("other", r#"{"x": 1}"#, &[], &[]),
         ("other", r#"{"y": 1}"#, &[], &[]),
     ] {

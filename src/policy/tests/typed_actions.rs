@@ -1,4 +1,4 @@
-//! Typed tools: an action of its own for each, asked beside `call_tool`.
+//! Typed tools: each has its own action, decided in addition to `call_tool`.
 
 use super::*;
 
@@ -28,7 +28,7 @@ fn call(engine: &Engine, tool: &str, json: &str) -> Outcome {
     })
 }
 
-/// Decides, and holds what is shown in lists and what the inspector says against it.
+/// Decides, and compares lists and the inspector with the decision.
 fn decide(policies: &str, tool: &str, json: &str) -> Outcome {
     let engine = loaded(policies).unwrap_or_else(|found| panic!("{found}\n{policies}"));
     let outcome = call(&engine, tool, json);
@@ -154,7 +154,7 @@ fn arguments_of_another_type_are_refused_where_a_policy_is_about_them() {
             assert!(told.contains(problem), "{told}\n{json}");
         }
     }
-    // A policy that has nothing to do with who asks does not matter.
+    // A policy for other principals does not matter.
     let others = r#"permit (principal in Portcullis::Group::"other",
         action == Portcullis::Action::"notes/add-note", resource);"#;
     assert!(decide(&format!("{all}\n{others}"), "add-note", "{}").allowed);
@@ -165,7 +165,7 @@ fn conditions_are_validated_against_the_type() {
     for (condition, code) in [
         (r#"context.input.txt like "a*""#, "policy-invalid"),
         ("context.input.text > 3", "policy-invalid"),
-        // Not without asking whether it is there.
+        // Only after a check of its presence.
         ("context.input.pages > 3", "policy-invalid"),
         (r#"context.input.text like "a*" && context.args.hasTag("/x")"#, ""),
     ] {
@@ -303,7 +303,7 @@ fn files_that_are_no_lists_are_told_of_with_the_place() {
     assert_eq!(told, "policies/notes.tools.json is the second file with tools of `notes`");
 }
 
-/// Whatever names a server gives, the schema is one that Cedar reads, and says just those names.
+/// With any names from a server, Cedar can parse the schema, and it contains exactly those names.
 #[test]
 fn hostile_names_stay_names() {
     let names = [

@@ -24,7 +24,7 @@ const SCOPES: [[&str; 4]; 3] = [
     ],
 ];
 
-/// Conditions that hold, do not, depend on the call, or fail.
+/// Conditions that are true, false, dependent on the call, or failing.
 const CONDITIONS: [&str; 12] = [
     "",
     "when { false }",
@@ -59,7 +59,7 @@ fn policies() -> impl Strategy<Value = String> {
     })
 }
 
-/// What plain Cedar says when it is shown everything.
+/// Result of plain Cedar with all data.
 struct Plain {
     schema: Schema,
     vocabulary: Vocabulary,
@@ -91,7 +91,7 @@ proptest! {
         let (s, other) = (server("s"), server("other"));
         let principals = [client("a", &[]), client("b", &["g"]), client("b", &[]), local("a"), anonymous()];
         let claims = Claims::default();
-        // Twice, so that the second round is answered from what was kept.
+        // Twice, so that the second round is answered from the cache.
         for _ in 0..2 {
             for principal in &principals {
                 let subject = Subject::Client(principal);
@@ -151,7 +151,7 @@ fn lists_show_what_could_be_allowed() {
     let resource = |uri| Resource::Resource { server: &s, uri };
     for (principal, action, resource, shown) in [
         (&inside, Action::CallTool, tool(false), true),
-        // A changed definition is another question.
+        // A changed definition has another key.
         (&inside, Action::CallTool, tool(true), false),
         // The same client without the group is another principal.
         (&outside, Action::CallTool, tool(false), false),

@@ -1,22 +1,22 @@
-//! Typed actions: for each tool of a saved `tools/list` an action of its own, whose `context.input`
-//! has the type that the tool's `inputSchema` describes. So `context.input.repo like "acme/*"` is
-//! checked when policies load, and arguments of another form are refused.
+//! Typed actions: each tool of a saved `tools/list` has its own action, whose `context.input` has
+//! the type that the tool's `inputSchema` describes. So `context.input.repo like "acme/*"` is
+//! validated when policies load, and arguments of another form are refused.
 //!
-//! A list is saved as `SERVER.tools.json` among the policies, and belongs to the set as they do. It
-//! is the operator's word: what a server says of its tools later changes nothing. A call is asked
-//! under `call_tool` and under its tool's own action, and what policies come to of either counts.
+//! A list is saved as `SERVER.tools.json` among the policies, and is part of the set. It is a
+//! statement of the operator: later statements of the server do not change it. A call is decided
+//! under `call_tool` and under the tool's own action, and the results of both count.
 //!
 //! `cedar-policy-mcp-schema-generator` 0.7 makes such actions too. It is not used, because it
-//! - requires one exact version of Cedar's core (`=4.14.0`): no fix of Cedar could be taken before it
-//!   is released again;
-//! - takes names of tools and properties for Cedar's identifiers, and refuses a list with `get-file`
-//!   or `user-agent` in it, which are legal and common;
-//! - gives an action the members `input` and one for each stub, so that the circumstances would not
-//!   stand where they stand for all other actions, and no policy for several actions would validate;
+//! - requires one exact version of Cedar's core (`=4.14.0`): no fix of Cedar could be used before
+//!   its next release;
+//! - uses names of tools and properties as Cedar identifiers, and refuses a list that contains
+//!   `get-file` or `user-agent`, which are legal and common;
+//! - gives an action the members `input` and one for each stub, so the circumstances would differ
+//!   from those of all other actions, and no policy for several actions would validate;
 //! - makes entities of enums, numbers, objects and `format`s, and a record of alternatives of each
-//!   `anyOf`, so that `like` and `==` could not be asked of the most common forms (an optional text
-//!   is `anyOf: [string, null]`);
-//! - reads a call's arguments with a JSON parser of its own. No parser may read a message differently
+//!   `anyOf`, so `like` and `==` would not work on the most common forms (an optional text is
+//!   `anyOf: [string, null]`);
+//! - parses a call's arguments with its own JSON parser. No parser may read a message differently
 //!   from ours.
 
 mod read;
@@ -37,26 +37,26 @@ pub(super) use self::value::Unfit;
 use super::diagnostics::{File, Finding};
 use portcullis_protocol::names::ServerName;
 
-/// What names of files with a server's tools end on.
+/// Suffix of files with a server's tools.
 const ENDING: &str = ".tools.json";
 
-/// The tools that have an action of their own.
+/// The tools that have their own action.
 #[derive(Debug, Default)]
 pub(super) struct Typed {
-    /// The schema with their actions. None where there are no files.
+    /// The schema with their actions. `None` if there are no files.
     schema: Option<String>,
     /// The servers, each with the file of its tools.
     files: Vec<(ServerName, PathBuf)>,
     tools: HashMap<ServerName, HashMap<String, Record>>,
 }
 
-/// A tool, and the type of its arguments.
+/// A tool with the type of its arguments.
 struct Tool {
     name: String,
     input: Record,
 }
 
-/// Whether a file of this name has a server's tools.
+/// Whether a file of this name lists a server's tools.
 pub fn is_tools_file(name: &Path) -> bool {
     name.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.ends_with(ENDING))
 }
@@ -86,7 +86,7 @@ impl Typed {
         Self { tools: tools.collect(), files, schema }
     }
 
-    /// The schema with the typed actions. None where there are none.
+    /// The schema with the typed actions. `None` if there are none.
     pub(super) fn schema(&self) -> Option<&str> {
         self.schema.as_deref()
     }
@@ -103,10 +103,10 @@ impl Typed {
             .flat_map(|(server, tools)| tools.keys().map(move |name| (server, name.as_str())))
     }
 
-    /// A call's arguments as `context.input` of its tool's action.
+    /// The arguments of a call as `context.input` of the tool's action.
     ///
     /// # Errors
-    /// Where they do not fit the type, or the tool has none.
+    /// If they do not fit the type, or the tool does not have one.
     pub(super) fn input(
         &self,
         server: &ServerName,

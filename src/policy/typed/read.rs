@@ -14,7 +14,7 @@ use portcullis_protocol::names::ServerName;
 const INVALID: &str = "typed-tools";
 const SAVE: &str = "`portcullis server tools SERVER --save FILE` writes such a file";
 
-/// The server whose tools a file has: its name says which.
+/// The server of a file, from the file's name.
 pub(super) fn server(file: &File, findings: &mut Vec<Finding>) -> Option<ServerName> {
     let name = file.name.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let name = name.strip_suffix(ENDING).unwrap_or(name);
@@ -29,14 +29,14 @@ pub(super) fn server(file: &File, findings: &mut Vec<Finding>) -> Option<ServerN
     }
 }
 
-/// That two files are about one server.
+/// The finding that two files are about one server.
 pub(super) fn twice(file: &File, first: &File, server: &ServerName) -> Finding {
     let message = format!("{} is the second file with tools of `{server}`", file.name.display());
     let help = format!("the first is {}; take one of them out", first.name.display());
     Finding::error(INVALID, message).file(&file.name).help(help)
 }
 
-/// The answer to `tools/list`, its result, or the list alone.
+/// The content of a file: a response to `tools/list`, its result, or only the list.
 #[derive(Deserialize)]
 struct Answer<'a> {
     #[serde(borrow)]

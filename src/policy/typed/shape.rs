@@ -1,7 +1,7 @@
-//! A JSON schema becomes a type of Cedar, as far as Cedar has one.
+//! Converts a JSON schema to a type of Cedar, as far as Cedar has one.
 //!
-//! What a schema allows and no type of Cedar can say is left out: it is not among the typed input,
-//! and a policy that asks for it does not load. So what is there is exactly what was sent.
+//! Values that no type of Cedar can represent are left out: they are missing from the typed input,
+//! and a policy that reads them does not load. So every value in the input is the one sent.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,13 +9,13 @@ use serde_json::{Map, Value};
 
 use portcullis_protocol::codec::pointed;
 
-/// Levels of objects and arrays within each other that are typed.
+/// Maximum nesting of objects and arrays in a type.
 const DEPTH: usize = 16;
-/// Parts that are read of one tool's schema: references may name the same definition again and
-/// again.
+/// Maximum number of parts read from one tool's schema: references may refer to the same definition
+/// repeatedly.
 const PARTS: usize = 4000;
 
-/// A type of Cedar that stands for what a JSON schema allows.
+/// A type of Cedar for the values that a JSON schema allows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Type {
     Bool,
@@ -31,9 +31,9 @@ pub(super) enum Type {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Record {
     pub(super) members: BTreeMap<String, Member>,
-    /// Members that have no type, and why.
+    /// Members without a type, with the reason.
     pub(super) left_out: BTreeMap<String, &'static str>,
-    /// Whether it may have no others.
+    /// Whether other members are not allowed.
     pub(super) closed: bool,
 }
 
@@ -42,21 +42,21 @@ pub(super) struct Record {
 pub(super) struct Member {
     pub(super) kind: Type,
     pub(super) required: bool,
-    /// Whether it may be null. Then it is as if it were not there.
+    /// Whether it may be null, which is treated as absent.
     pub(super) nullable: bool,
 }
 
-/// What a schema comes to.
+/// Result of converting a schema.
 enum Found {
     Typed {
         kind: Type,
         nullable: bool,
     },
-    /// Cedar has no type for it, and why.
+    /// Cedar has no type for it, with the reason.
     Untyped(&'static str),
 }
 
-/// Why a tool can have no typed action.
+/// Why a tool cannot have a typed action.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Untypable {
     #[error("it describes no object, which is what arguments are")]
@@ -72,10 +72,10 @@ const NULLS: &str = "may hold null";
 const NOWHERE: &str = "refers to what is not in the schema";
 const COMBINED: &str = "is put together of several schemas";
 
-/// The type of what a tool's `inputSchema` describes.
+/// The type of a tool's `inputSchema`.
 ///
 /// # Errors
-/// Where that is no object, or too much of one.
+/// If it is not an object, or is too large.
 pub(super) fn input(schema: &Value) -> Result<Record, Untypable> {
     let mut reader = Reader { root: schema, parts: 0 };
     let found = reader.read(schema, DEPTH);
@@ -100,7 +100,7 @@ impl<'s> Reader<'s> {
         let Some(depth) = depth else { return Found::Untyped(DEEP) };
         let Value::Object(schema) = schema else { return Found::Untyped(ANY) };
         if let Some(target) = schema.get("$ref") {
-            // What stands beside a reference may only narrow what it refers to.
+            // Keywords beside a reference may only narrow its target.
             return match self.resolve(target) {
                 Some(schema) => self.read(schema, depth),
                 None => Found::Untyped(NOWHERE),
@@ -155,7 +155,7 @@ impl<'s> Reader<'s> {
             .flatten()
             .filter_map(Value::as_str)
             .collect();
-        // Only where nothing else says what else there may be.
+        // Only if no other keyword describes further members.
         let closed = schema.get("additionalProperties") == Some(&Value::Bool(false))
             && ["patternProperties", "allOf", "anyOf", "oneOf"]
                 .iter()
@@ -176,7 +176,7 @@ impl<'s> Reader<'s> {
         record
     }
 
-    /// A schema that names no type.
+    /// A schema without a type.
     fn unnamed(&mut self, schema: &'s Map<String, Value>, depth: usize) -> Found {
         for key in ["anyOf", "oneOf"] {
             if let Some(Value::Array(branches)) = schema.get(key) {
@@ -191,8 +191,8 @@ impl<'s> Reader<'s> {
             (None, _) => match schema.get("const") {
                 Some(value) => of_value(value),
                 None if schema.contains_key("properties") => {
-                    // Read as an object by everybody, though the letter of the standard says that
-                    // another type may stand here: which then does not fit.
+                    // Everybody reads this as an object. By the letter of the standard another type
+                    // is valid here; such a value then does not fit.
                     let kind = Type::Record(self.object(schema, depth));
                     Found::Typed { kind, nullable: false }
                 }
@@ -219,13 +219,13 @@ impl<'s> Reader<'s> {
         }
     }
 
-    /// What a reference within the schema leads to.
+    /// The target of a reference within the schema.
     fn resolve(&self, target: &Value) -> Option<&'s Value> {
         pointed(self.root, target.as_str()?)
     }
 }
 
-/// The type of a value that a schema names.
+/// The type of a constant in a schema.
 fn of_value(value: &Value) -> Found {
     let kind = match value {
         Value::Bool(_) => Type::Bool,
@@ -236,7 +236,7 @@ fn of_value(value: &Value) -> Found {
     Found::Typed { kind, nullable: false }
 }
 
-/// The one type that all have.
+/// The type, if all have the same one.
 fn common(mut found: impl Iterator<Item = Found>) -> Found {
     let Some(first) = found.next() else { return Found::Untyped(ANY) };
     found.fold(first, |all, next| match (all, next) {

@@ -9,7 +9,7 @@ use super::{
 };
 use portcullis_protocol::names::ServerName;
 
-/// The one schema, with typed actions at its end.
+/// The schema, with the typed actions at its end.
 pub(super) fn schema<'t>(
     tools: impl IntoIterator<Item = (&'t File, &'t ServerName, Vec<&'t Tool>)>,
 ) -> String {
@@ -33,8 +33,8 @@ pub(super) fn schema<'t>(
     text
 }
 
-/// The members of `Circumstances`, which every typed action has too: Cedar has no way to say "these
-/// and one more".
+/// The members of `Circumstances`, repeated in every typed action: Cedar has no syntax to extend a
+/// record.
 fn circumstances() -> String {
     let (_, rest) = SCHEMA.split_once("type Circumstances = {\n").unwrap_or_default();
     let (members, _) = rest.split_once("  };").unwrap_or_default();
@@ -43,7 +43,7 @@ fn circumstances() -> String {
     lines.fold(String::new(), |text, line| text + "      " + &line + "\n")
 }
 
-/// A record, whose last line is indented by so much.
+/// A record; its last line is indented by `indent`.
 pub(super) fn record(record: &Record, indent: usize) -> String {
     let mut text = "{".to_owned();
     let inner = indent + 2;

@@ -1,7 +1,7 @@
-//! Arguments as a typed action's `context.input`: read by its type, or refused.
+//! Arguments as `context.input` of a typed action: read by its type, or refused.
 //!
-//! INVARIANT: what is shown is what was sent. Nothing is rounded, cut or made another type, and what
-//! the type does not allow is an error and never left away.
+//! INVARIANT: policies see exactly what was sent. No value is rounded, cut or converted to another
+//! type. A value that the type does not allow is an error and is never dropped.
 
 use std::collections::HashSet;
 
@@ -12,8 +12,8 @@ use super::shape::{Record, Type};
 use portcullis_protocol::arguments::{MAX_LEAVES, canonical, push_token};
 use portcullis_protocol::codec::fold;
 
-/// Where arguments do not fit their type, and how. Holds nothing of the message: the pointer has
-/// names of the type alone, and `*` for a place in a list.
+/// Position and reason of a mismatch between arguments and their type. Contains nothing of the
+/// message: the pointer only has names of the type, and `*` for an index of a list.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}{problem}", if pointer.is_empty() { "they " } else { pointer })]
 pub(crate) struct Unfit {
@@ -24,7 +24,7 @@ pub(crate) struct Unfit {
 /// The arguments as a record of Cedar.
 ///
 /// # Errors
-/// Where they do not fit.
+/// If they do not fit their type.
 pub(super) fn input(
     record: &Record,
     args: Option<&Map<String, Value>>,
@@ -38,7 +38,7 @@ pub(super) fn input(
 
 struct Reader<'t> {
     pointer: Vec<&'t str>,
-    /// Values that may still be shown.
+    /// Number of values that may still be added.
     left: usize,
 }
 
@@ -54,7 +54,7 @@ impl<'t> Reader<'t> {
                 Ok(RestrictedExpression::new_string(text.clone()))
             }
             (Type::Long, Value::Number(number)) => {
-                // `5.0` and `5e0` are the integer 5, as JSON schemas have it.
+                // `5.0` and `5e0` are the integer 5 in JSON schemas.
                 let long = canonical(number).parse();
                 long.map(RestrictedExpression::new_long)
                     .map_err(|_| self.unfit("is no integer of 64 bits"))
@@ -129,8 +129,8 @@ impl<'t> Reader<'t> {
     }
 }
 
-/// A number as Cedar writes a `decimal`, where it loses nothing: four digits after the point, and 64
-/// bits in all.
+/// A number as Cedar writes a `decimal`, if it is exact: at most four digits after the point, and
+/// 64 bits in all.
 fn decimal(number: &Number) -> Option<String> {
     let text = canonical(number);
     let (whole, fraction) = text.split_once('.').unwrap_or((&text, "0"));
@@ -192,9 +192,9 @@ mod tests {
             (r#"{"text": "a", "share": -7}"#, r#"{"share": decimal("-7.0"), "text": "a"}"#),
             (r#"{"text": "a", "tags": []}"#, r#"{"tags": [], "text": "a"}"#),
             (r#"{"text": "a", "where": {"a/b": 1}}"#, r#"{"text": "a", "where": {"a/b": 1}}"#),
-            // What has no type may be anything.
+            // A member without a type may have any value.
             (r#"{"text": "a", "odd": [null]}"#, r#"{"text": "a"}"#),
-            // Keys that the type does not name may be a pair that differs in case.
+            // Keys that the type does not name may differ only in case.
             (
                 r#"{"text": "a", "open": {"ask": true, "http_proxy": 1, "HTTP_PROXY": 2}}"#,
                 r#"{"open": {"ask": true}, "text": "a"}"#,
@@ -287,8 +287,8 @@ mod tests {
     }
 
     proptest! {
-        /// Cedar's own validation of requests takes all that is shown: no policy that was validated
-        /// against the type can meet another one.
+        /// Cedar's own validation of requests accepts every input: a policy that was validated
+        /// against the type never gets a value of another type.
         #[test]
         fn what_is_shown_is_of_its_type(
             members in prop::collection::vec((prop::sample::select(vec![

@@ -1,8 +1,8 @@
-//! What is asked, what is shown, and what is kept.
+//! The evaluated policies, the entities that they get, and the cached results.
 
 use super::*;
 
-/// The index of a text, with what it needs.
+/// Runs a test with the index of a text.
 fn with_index(text: &str, test: impl FnOnce(Terms<'_>, &Index)) {
     let schema = schema();
     let vocabulary = Vocabulary::new(&schema, Typed::default()).unwrap();
@@ -11,8 +11,8 @@ fn with_index(text: &str, test: impl FnOnce(Terms<'_>, &Index)) {
     test(Terms { schema: &schema, vocabulary: &vocabulary }, &index);
 }
 
-/// How many policies are asked for each call of a tool, and whether anything but the call is shown
-/// to them.
+/// The number of policies evaluated for each call of a tool, and whether they get anything except
+/// the call.
 fn asked(terms: Terms<'_>, index: &Index, principal: &Principal, name: &str) -> (usize, bool) {
     let server = "s".parse().unwrap();
     let resource = Resource::Tool { server: &server, name, claims: Claims::default() };
@@ -47,7 +47,7 @@ fn what_cannot_matter_is_not_asked() {
         assert_eq!(counts(&client("a", &["g1", "g2"]), "x"), 2);
         assert_eq!(counts(&client("a", &["g1"]), "t3"), 3);
         assert_eq!(counts(&client("n7", &["g1"]), "t3"), 4);
-        // A shared class has not learnt anything of its first member.
+        // A shared class has no results of its first member only.
         assert_eq!(counts(&client("a", &["g1"]), "x"), 1);
         assert_eq!(counts(&client("a", &["g1"]), "t4"), 3);
     });
@@ -111,7 +111,7 @@ fn principals_share_nothing_that_a_policy_can_tell_apart() {
     });
 }
 
-/// What is named beside what is asked about is not there, whichever of the two was asked about first.
+/// An item in a condition, other than the resource, has no attributes, in either order of requests.
 #[test]
 fn a_thing_that_a_condition_names_is_seen_in_its_own_question_alone() {
     let text = r#"

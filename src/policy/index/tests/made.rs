@@ -1,4 +1,4 @@
-//! Policies and questions, generated.
+//! Generated policies and requests.
 
 use super::*;
 
@@ -44,7 +44,7 @@ const RESOURCES: [&str; 10] = [
     r#"resource is P::Client"#,
 ];
 
-/// Scopes of what the proxy does of itself.
+/// Scopes of actions of the proxy itself.
 const OWN_PRINCIPALS: [&str; 5] = [
     "principal",
     r#"principal == P::Server::"s""#,
@@ -76,7 +76,7 @@ const OWN_RESOURCES: [&str; 11] = [
     r#"resource == P::Grant::"log""#,
 ];
 
-/// Conditions that do not look at the call, do, or look at it and at who asks for what. Some fail.
+/// Conditions that do not read the call, that do, or that read it and the request. Some fail.
 const CONDITIONS: &[&str] = &[
     "true",
     "false",
@@ -177,7 +177,7 @@ pub(super) fn condition() -> impl Strategy<Value = String> {
     })
 }
 
-/// Scopes of all forms; many of them about tools, since most conditions validate there alone.
+/// Scopes of all forms; many of them about tools, since most conditions only validate there.
 pub(super) fn scope() -> impl Strategy<Value = String> {
     let any = (select(&PRINCIPALS), select(&ACTIONS), select(&RESOURCES));
     let of_tools = (select(&PRINCIPALS[..7]), select(&TOOL_ACTIONS), select(&RESOURCES[..7]));
@@ -202,7 +202,7 @@ pub(super) fn schema() -> Schema {
     Schema::from_cedarschema_str(SCHEMA).unwrap().0
 }
 
-/// Those that validate, as a set that is used has nothing else.
+/// The valid policies, since a set in use has no others.
 pub(super) fn valid(texts: &[String], schema: &Schema) -> PolicySet {
     let validator = Validator::new(schema.clone());
     let mut valid = PolicySet::new();
@@ -251,7 +251,7 @@ pub(super) fn programs() -> Vec<Program> {
     ]
 }
 
-/// What the proxy does of itself.
+/// Actions of the proxy itself.
 pub(super) fn own<'a>(programs: &'a [Program], servers: &'a [ServerName; 2]) -> Vec<About<'a>> {
     let mut all = Vec::new();
     for asking in servers {
@@ -298,7 +298,7 @@ pub(super) fn own<'a>(programs: &'a [Program], servers: &'a [ServerName; 2]) -> 
     all
 }
 
-/// Everything that clients and servers can ask of anything.
+/// All actions of clients and servers on all resources.
 pub(super) fn questions<'a>(
     principals: &'a [Principal],
     servers: &'a [ServerName; 2],

@@ -1,4 +1,4 @@
-//! The index against plain Cedar, over generated policies and questions.
+//! Compares the index with plain Cedar, for generated policies and requests.
 
 use std::{collections::BTreeSet, sync::LazyLock};
 
@@ -29,7 +29,7 @@ mod made;
 
 use made::*;
 
-/// What plain Cedar says when it is shown everything: decision, determining policies, errors.
+/// Results of plain Cedar with all data: decision, determining policies, errors.
 type Said = (bool, Vec<String>, Vec<(String, &'static str)>);
 
 fn plain(terms: Terms<'_>, policies: &PolicySet, request: &Request<'_>) -> Said {
@@ -51,8 +51,8 @@ fn plain(terms: Terms<'_>, policies: &PolicySet, request: &Request<'_>) -> Said 
     (allowed, reasons.into_iter().collect(), errors.into_iter().collect())
 }
 
-/// What plain Cedar says of one question: each policy that is satisfied or fails, with `permits`,
-/// `forbids`, or why it fails. It names only those that determine a decision, so each is asked alone.
+/// Plain Cedar's results for one request: each policy that is satisfied or fails, with `permits`,
+/// `forbids`, or its failure. Cedar names only determining policies, so each is evaluated alone.
 fn plainly(
     terms: Terms<'_>,
     policies: &PolicySet,
@@ -77,7 +77,7 @@ fn plainly(
     came
 }
 
-/// What plain Cedar says of all policies at once, of a question that is only one.
+/// Results of plain Cedar for all policies at once, for a single request.
 fn at_once(terms: Terms<'_>, policies: &PolicySet, request: &Request<'_>) -> Said {
     let (question, entities) = whole(terms.vocabulary, terms.schema, About::of(request), request);
     let response = Authorizer::new().is_authorized(&question, policies, &entities);
@@ -105,7 +105,7 @@ fn indexed(terms: Terms<'_>, index: &Index, request: &Request<'_>) -> Said {
     (allowed, reasons, errors)
 }
 
-/// What Cedar's partial evaluation of all policies says for certain.
+/// The certain result of Cedar's partial evaluation of all policies.
 fn partial(terms: Terms<'_>, policies: &PolicySet, about: &About<'_>) -> Option<bool> {
     let resource = &about.resource;
     let base = terms.vocabulary.base(*about, terms.schema).unwrap();
@@ -120,8 +120,7 @@ fn partial(terms: Terms<'_>, policies: &PolicySet, about: &About<'_>) -> Option<
         return Some(false);
     }
     if let Some(own) = about.own(terms.vocabulary) {
-        // What may be permitted under one action may be under the other; what is refused under one
-        // is refused.
+        // Either action can permit the call. A forbid or a failure under one of them refuses it.
         return match (partial(terms, policies, &own), response.decision()) {
             (Some(false), Some(Decision::Deny)) => Some(false),
             _ => None,
@@ -129,7 +128,7 @@ fn partial(terms: Terms<'_>, policies: &PolicySet, about: &About<'_>) -> Option<
     }
     match response.decision()? {
         Decision::Deny => Some(false),
-        // A permit that is not certain may fail, and what fails refuses.
+        // A permit that is not certain may fail, and a failure refuses.
         Decision::Allow => response.residual_permits().next().is_none().then_some(true),
     }
 }
@@ -151,8 +150,8 @@ fn check(texts: &[String], seed: usize, ground: &SchemaContext) -> Result<(), Te
         });
     }
     let own = own(&programs, &servers);
-    // Some of them, from another one each time: pairs of the same action, in an order that mixes
-    // all kinds.
+    // A part of them, from another start each time: pairs of the same action, in an order that
+    // mixes all kinds.
     let pairs = (0..20).map(|step| seed + step * 37).flat_map(|at| [at, at + 2]);
     let some = pairs.map(|at| questions[at % questions.len()]);
     let some = some.chain((0..6).map(|step| own[(seed + step * 5) % own.len()]));
@@ -185,8 +184,8 @@ fn check(texts: &[String], seed: usize, ground: &SchemaContext) -> Result<(), Te
     Ok(())
 }
 
-/// Of arguments that are not of the tool's type, the index says nothing, or what it would say if no
-/// policy were about them.
+/// For arguments that do not fit the tool's type, the index returns an error, or the result without
+/// policies that are about them.
 fn unfit(
     terms: Terms<'_>,
     index: &Index,
@@ -202,7 +201,7 @@ fn unfit(
     for id in all.chain(answer.failures.iter().map(|(id, _)| id)) {
         let text = policies.policy(id).unwrap().to_string();
         if text.contains("context.input") || text.contains(r#"Action::"s/"#) {
-            // Met under the action of all tools, where there is no input.
+            // Matched under the action of all tools, which has no input.
             let found = plainly(terms, policies, About::of(request), request);
             if !found.iter().any(|(found, _)| *found == id.to_string()) {
                 return Err(text);
@@ -247,7 +246,7 @@ proptest! {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
-    /// Of many policies about typed tools alone.
+    /// Only policies about typed tools.
     #[test]
     fn of_typed_tools_it_says_what_plain_cedar_says_of_both_questions(
         texts in proptest::collection::vec(typed_policy(), 1..6),
