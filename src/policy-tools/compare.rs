@@ -1,4 +1,4 @@
-//! Two sets of policies held against each other: which principals gain or lose which tools.
+//! Comparison of two policy sets: the tools that each principal gains or loses.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,57 +16,57 @@ use portcullis_protocol::{
     names::{ClientName, Group, ServerName},
 };
 
-/// Tools of one comparison.
+/// Maximum number of tools in one comparison.
 const TOOLS: usize = 20_000;
-/// Stands for all tools of a server that nobody names.
+/// Name for all unnamed tools of a server.
 const ANY: &str = "*";
 
-/// Who is asked about what.
+/// The principals and tools to compare.
 #[derive(Default)]
 pub struct Comparison {
-    /// By their names.
+    /// By name.
     principals: BTreeMap<String, Principal>,
-    /// What is claimed of each, where that is known.
+    /// Claims of each tool, if they are known.
     tools: BTreeMap<(ServerName, String), Option<Claims>>,
 }
 
-/// What somebody may do with a tool.
+/// Access of a principal to a tool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Access {
     No,
-    /// It depends on arguments, circumstances, or what is claimed of the tool.
+    /// It depends on arguments, circumstances, or claims of the tool.
     Conditional,
     Yes,
 }
 
-/// Something that differs.
+/// A difference between the sets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Difference {
     pub principal: String,
-    /// `SERVER/TOOL`; `SERVER/*` for all that nobody names.
+    /// `SERVER/TOOL`, or `SERVER/*` for all unnamed tools.
     pub tool: String,
     pub before: Access,
     pub after: Access,
-    /// The policies of the one set that decide, or on which it depends.
+    /// Ids of the policies that decide in the first set, or on which its decision depends.
     pub before_rules: BTreeSet<String>,
     pub after_rules: BTreeSet<String>,
 }
 
 impl Comparison {
-    /// With this principal.
+    /// Adds a principal.
     pub fn principal(&mut self, principal: Principal) {
         self.principals.entry(principal.name()).or_insert(principal);
     }
 
-    /// With these tools of a server.
+    /// Adds tools of a server.
     pub fn tools(&mut self, server: &ServerName, tools: &[KnownTool]) {
         for KnownTool { name, claims } in tools {
             self.tool(server, name, Some(*claims));
         }
     }
 
-    /// With who and what a record is about.
+    /// Adds the principal and the tool of a record.
     pub fn recorded(&mut self, recorded: &Recorded) {
         self.principal(recorded.principal.clone());
         if let Target::Tool(server, name) = &recorded.target {
@@ -74,7 +74,7 @@ impl Comparison {
         }
     }
 
-    /// With everybody and everything that these policies name.
+    /// Adds all principals and tools that these policies name.
     pub fn named(&mut self, engine: &Engine) {
         for (kind, id) in engine.literals() {
             match kind.as_str() {
@@ -93,7 +93,7 @@ impl Comparison {
                     let groups = Vec::new();
                     self.principal(Principal { kind, groups, verified: true, key: None });
                 }
-                // Of actions, only those of one tool have one in it.
+                // Only own actions of tools contain `/`.
                 "Tool" | "Action" => {
                     if let Some((server, name)) = id.split_once('/')
                         && let Ok(server) = server.parse()
@@ -107,14 +107,14 @@ impl Comparison {
         }
     }
 
-    /// With a server, of which no tool need be known.
+    /// Adds a server, whose tools may be unknown.
     pub fn server(&mut self, name: &str) {
         if let Ok(server) = name.parse() {
             self.tool(&server, ANY, None);
         }
     }
 
-    /// With somebody of whom nothing is known but a group.
+    /// Adds a client of which only one group is known.
     fn member(&mut self, group: Group) {
         if let Ok(name) = "someone".parse() {
             let name = Principal::client(name, vec![group.clone()]);
@@ -132,12 +132,12 @@ impl Comparison {
         }
     }
 
-    /// How many principals and tools there are.
+    /// Number of principals and of tools.
     pub fn size(&self) -> (usize, usize) {
         (self.principals.len(), self.tools.len())
     }
 
-    /// What differs, by principal and tool.
+    /// The differences, by principal and tool.
     pub fn differences(&self, before: &Engine, after: &Engine) -> Vec<Difference> {
         let (mut before, mut after) = (before.inspect(), after.inspect());
         let mut found = Vec::new();
@@ -146,7 +146,7 @@ impl Comparison {
                 let one = judge(&mut before, principal, server, tool, *claims);
                 let other = judge(&mut after, principal, server, tool, *claims);
                 let (was, is) = (access(&one), access(&other));
-                // The same policies, wherever they stand and however they are called.
+                // Compares the bodies of policies, independent of their position and id.
                 let texts = |inspector: &Inspector, judgement: &Explained| -> BTreeSet<String> {
                     judgement.rules.iter().filter_map(|rule| inspector.body(rule)).collect()
                 };

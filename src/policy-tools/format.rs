@@ -1,4 +1,4 @@
-//! One layout for all policies: Cedar's own formatter, held to keeping what it was given.
+//! One layout for all policies: Cedar's own formatter, with a check that nothing is lost.
 
 use std::path::{Path, PathBuf};
 
@@ -8,23 +8,22 @@ use cedar_policy_formatter::{Config, policies_str_to_pretty};
 use portcullis_policy::{File, Finding};
 use portcullis_policy::{is_tools_file, read_files, span};
 
-/// As `cedar format` and editors have it.
+/// The defaults of `cedar format` and of editors.
 const LAYOUT: Config = Config { line_width: 80, indent_width: 2 };
 
-/// How often a text is laid out before it must have settled.
+/// Maximum number of passes until the layout of a text is stable.
 const ROUNDS: usize = 4;
 
-/// A file of policies as it is and as it should be.
+/// A policy file, before and after formatting.
 #[derive(Debug)]
 pub struct Formatted {
-    /// The file, as it was named.
+    /// The name of the file, as given.
     pub name: PathBuf,
     pub before: String,
     pub after: String,
 }
 
-/// Lays out the files of these paths: files, and folders of which every `*.cedar` is taken. What
-/// cannot be laid out is a finding.
+/// Formats files, and all `*.cedar` files of folders. A file that cannot be formatted is a finding.
 pub fn format_files(paths: &[PathBuf], base: &Path) -> (Vec<Formatted>, Vec<Finding>) {
     let mut findings = Vec::new();
     let mut formatted = Vec::new();
@@ -40,10 +39,10 @@ pub fn format_files(paths: &[PathBuf], base: &Path) -> (Vec<Formatted>, Vec<Find
     (formatted, findings)
 }
 
-/// Lays out a text of policies; `name` is what findings call it.
+/// Formats a text of policies; findings use `name`.
 ///
 /// # Errors
-/// Where it is no Cedar, and where a comment would be lost.
+/// If it is not valid Cedar, or a comment would be lost.
 pub fn format(name: &Path, text: &str) -> Result<String, Vec<Finding>> {
     format_file(&File { name: name.to_owned(), text: text.into() })
 }
@@ -60,7 +59,7 @@ fn format_file(file: &File) -> Result<String, Vec<Finding>> {
     for _ in 0..ROUNDS {
         let pretty = lay_out(file, &text)?.map_err(failed)?;
         if pretty == text {
-            // The formatter checks that policies stay the same; comments are ours to check.
+            // The formatter checks that policies stay the same, but not comments.
             return match lost(&file.text, &text) {
                 None => Ok(text),
                 Some(comment) => {
@@ -73,8 +72,8 @@ fn format_file(file: &File) -> Result<String, Vec<Finding>> {
     Err(failed("the formatter finds no layout that it leaves alone".to_owned()))
 }
 
-/// Lays out each policy by Cedar's formatter. What stands between policies is left to us: Cedar's
-/// glues every comment to the policy that follows, so that a file's heading would become the
+/// Formats each policy with Cedar's formatter. Text between policies is handled here: Cedar's
+/// formatter attaches every comment to the next policy, so the heading of a file would become the
 /// comment of its first policy.
 fn lay_out(file: &File, text: &str) -> Result<Result<String, String>, Vec<Finding>> {
     let parsed = text.parse::<PolicySet>().map_err(|errors| {
@@ -106,13 +105,13 @@ fn lay_out(file: &File, text: &str) -> Result<Result<String, String>, Vec<Findin
     Ok(Ok(pretty))
 }
 
-/// Adds what stands before, between or after policies: comments, and one empty line where there is
-/// any, or where policies meet.
+/// Adds the comments before, between or after policies, with an empty line where there is one in
+/// the text, and between policies.
 fn comments_between(text: &str, pretty: &mut String) {
     let first = pretty.is_empty();
     let mut lines = text.split('\n').map(str::trim).peekable();
     if !first {
-        // What ends the line of the policy before is said of it.
+        // A comment at the end of a line belongs to the policy before it.
         if let Some(rest) = lines.next().filter(|rest| !rest.is_empty()) {
             pretty.push(' ');
             pretty.push_str(rest);
@@ -122,7 +121,7 @@ fn comments_between(text: &str, pretty: &mut String) {
     let mut apart = !first;
     while let Some(line) = lines.next() {
         if line.is_empty() {
-            // The last one is the beginning of the line on which the next policy stands.
+            // The last line is the beginning of the next policy's line.
             apart |= lines.peek().is_some();
             continue;
         }
@@ -138,7 +137,7 @@ fn comments_between(text: &str, pretty: &mut String) {
     }
 }
 
-/// A comment of the one text that the other has not.
+/// A comment of the first text that is missing in the second one.
 fn lost<'a>(before: &'a str, after: &str) -> Option<&'a str> {
     let mut left = comments(after);
     comments(before).into_iter().find(|comment| {
@@ -152,7 +151,7 @@ fn lost<'a>(before: &'a str, after: &str) -> Option<&'a str> {
     })
 }
 
-/// The comments of a text that is Cedar.
+/// The comments of a text, which must be valid Cedar.
 fn comments(text: &str) -> Vec<&str> {
     let mut found = Vec::new();
     let mut rest = text;
@@ -171,7 +170,7 @@ fn comments(text: &str) -> Vec<&str> {
     found
 }
 
-/// What follows the string whose first quote is behind us.
+/// The text after a string, given the text after its opening quote.
 fn past_string(text: &str) -> &str {
     let mut chars = text.char_indices();
     while let Some((at, char)) = chars.next() {

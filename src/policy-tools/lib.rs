@@ -1,11 +1,11 @@
-//! The policy workbench: what people do with policies beside enforcing them.
+//! The policy workbench: tools for developing policies, without enforcement.
 //!
 //! `testing` runs case files, `replay` decides recorded calls again, `compare` shows the
-//! differences between two sets of policies, `learn` proposes policies from records, `format`
-//! formats them and `templates` starts them. The engine that decides is [`portcullis_policy`].
+//! differences between two policy sets, `learn` proposes policies from records, `format` formats
+//! them and `templates` starts them. The engine that decides is [`portcullis_policy`].
 //!
 //! # Invariants
-//! - Facts that a record does not have are reported as unknown, never guessed.
+//! - Facts that are missing in a record are reported as unknown, never guessed.
 
 mod compare;
 mod format;

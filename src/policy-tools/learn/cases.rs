@@ -1,13 +1,13 @@
-//! Cases for the policies: what was recorded is allowed, and what was not is not.
+//! Cases for learned policies: recorded calls are allowed, and others are refused.
 
 use std::{collections::BTreeSet, fmt::Write as _};
 
 use super::{Learner, Way};
 
-/// Names in one case.
+/// Maximum number of names in one case.
 const NAMES: usize = 200;
 
-/// A text in YAML, whatever is in it: JSON's strings are YAML's.
+/// Any text as YAML: strings of JSON are valid YAML.
 fn quoted(text: &str) -> String {
     serde_json::to_string(text).unwrap_or_default()
 }
@@ -17,7 +17,7 @@ fn list(texts: impl IntoIterator<Item = String>) -> String {
     format!("[{}]", texts.join(", "))
 }
 
-/// The case file.
+/// Writes the case file.
 pub(super) fn cases(learner: &Learner, file: &str) -> String {
     let mut text = format!(
         "# What was recorded is allowed, and what was not is refused.\npolicies: {}\n",
@@ -66,7 +66,7 @@ fn case(
     }
 }
 
-/// What a case asks for; of what a server asks, there is none.
+/// Method and targets of a case. `None` for server requests, which have no cases.
 fn targets<'a>(
     way: &'a Way,
     names: impl Iterator<Item = &'a String>,
@@ -76,7 +76,7 @@ fn targets<'a>(
     }
     match (way.of, &way.server) {
         ("Proxy", _) if way.action == "connect" => Some((way.action, Vec::new())),
-        // By method: the first stands for all.
+        // Decided by method: the first one represents all.
         ("Proxy", _) => names.map(String::as_str).next().map(|method| (method, Vec::new())),
         ("Server", Some(server)) => {
             names.map(String::as_str).next().map(|method| (method, vec![server.clone()]))
@@ -95,7 +95,7 @@ impl Way {
     }
 }
 
-/// What servers claimed of the tools.
+/// Writes the claims of servers about their tools.
 fn hints(text: &mut String, learner: &Learner) {
     let mut begun = false;
     for (server, tools) in learner.tools() {
@@ -119,7 +119,7 @@ fn hints(text: &mut String, learner: &Learner) {
     }
 }
 
-/// What nobody did, and what only others did.
+/// Writes cases of refused calls: tools that nobody called, and tools that only others called.
 fn refusals(text: &mut String, learner: &Learner) {
     let tools = learner.tools();
     let called = |way: &Way| way.of == "Tool" && way.action == "call_tool";
@@ -150,7 +150,7 @@ fn refusals(text: &mut String, learner: &Learner) {
     }
 }
 
-/// A name that is none of those there are.
+/// A name that is not in use.
 fn nowhere(taken: impl Fn(&str) -> bool) -> String {
     let mut name = "never-recorded".to_owned();
     while taken(&name) {

@@ -1,9 +1,9 @@
-//! A least-privilege policy proposed from recorded calls: who may do just what it did, by name.
+//! Proposes a least-privilege policy from recorded calls: only recorded actions, by name.
 //!
-//! INVARIANT: nothing is permitted to a client but what was recorded as allowed; the one exception is
-//! told in the policies themselves: who used something of a server may greet that server, or lists
-//! would not show what it may use. What passed only because a person allowed it, without some of its
-//! fields or so many times is not learned: a plain permit would be wider. And the proxy may start the servers that were used.
+//! INVARIANT: clients get permits only for what was recorded as allowed. One exception, stated in
+//! the policies: a client that used an item of a server may `connect` to it, or lists would not
+//! show the item. Calls that passed under an approval, a redaction or a rate are not learned,
+//! because a plain permit would be wider. The proxy may also start the servers that were used.
 
 mod cases;
 mod write;
@@ -20,35 +20,35 @@ use portcullis_policy::{Action, Finding, Target, Verdict};
 use portcullis_protocol::claims::Claims;
 use portcullis_protocol::identity::PrincipalKind;
 
-/// Names that are remembered; a log with more is no use of this.
+/// Maximum number of names; a log with more is unsuitable.
 const NAMES: usize = 50_000;
 
-/// Obligations that bound what is permitted: a plain permit would be wider. The others come after.
+/// Obligations that bound a permit: a plain permit would be wider. Others apply after the decision.
 const CONDITIONS: [&str; 3] = ["approve", "redact", "rate"];
 
-/// What recorded calls did.
+/// Collects recorded calls.
 #[derive(Default)]
 pub struct Learner {
     uses: BTreeMap<Way, BTreeMap<String, Use>>,
     names: usize,
     calls: u64,
-    /// Allowed calls that are not learned from, by why.
+    /// Number of allowed calls that are not learned, by reason.
     left_out: BTreeMap<&'static str, u64>,
-    /// Allowed calls that are not learned from, since what permitted them asked for more: by who did
-    /// what, and what was asked for.
+    /// Number of allowed calls that are not learned because their permit had obligations: by
+    /// principal and action, with the obligations.
     obliged: BTreeMap<String, u64>,
-    /// Refused calls, by what they were of.
+    /// Number of refused calls, by target.
     refused: BTreeMap<(Way, String), u64>,
     time: Option<(Timestamp, Timestamp)>,
 }
 
-/// Who did what of which server.
+/// The principal, server and action of calls.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Way {
     who: Who,
     server: Option<String>,
     action: &'static str,
-    /// Of what type things are.
+    /// Type of the targets.
     of: &'static str,
 }
 
@@ -68,7 +68,7 @@ impl Who {
         }
     }
 
-    /// The name in records and in case files, and what ids of policies begin with.
+    /// The name in records and in case files, and the prefix of policy ids.
     fn name(&self) -> String {
         match self {
             Self::Client(name) => name.clone(),
@@ -85,7 +85,7 @@ impl Who {
         }
     }
 
-    /// As a case file names it.
+    /// The name in case files.
     fn party(&self) -> String {
         match self {
             Self::Client(name) => format!("client:{name}"),
@@ -94,30 +94,30 @@ impl Who {
     }
 }
 
-/// How often something was used, and what is claimed of it.
+/// Number of calls of one target, and its claims.
 #[derive(Debug, Clone, Copy, Default)]
 struct Use {
     calls: u64,
     claims: Option<Claims>,
 }
 
-/// What is proposed.
+/// The proposal.
 #[derive(Debug, Clone, Serialize)]
 pub struct Learned {
-    /// Policies, as a file.
+    /// The text of the policy file.
     pub policies: String,
-    /// Cases for them, as a file beside it.
+    /// The text of the case file beside it.
     pub cases: String,
-    /// Recorded calls that it was learned from.
+    /// Number of recorded calls that it was learned from.
     pub calls: u64,
-    /// How many policies there are.
+    /// Number of policies.
     pub rules: usize,
-    /// Allowed calls that it was not learned from, by why: these policies may refuse them.
+    /// Number of allowed calls that were not learned, by reason: these policies may refuse them.
     pub left_out: BTreeMap<&'static str, u64>,
-    /// Allowed calls that it was not learned from because they passed under an obligation, such as a
-    /// person's approval, that these policies would not ask for: by who did what.
+    /// Number of allowed calls that were not learned because they passed under an obligation, such
+    /// as an approval, that these policies would not require: by principal and action.
     pub obliged: BTreeMap<String, u64>,
-    /// Refused calls of what these policies permit: something but the name decided.
+    /// Number of refused calls that these policies permit: their names did not decide.
     pub refused: u64,
 }
 
@@ -178,10 +178,10 @@ impl Learner {
         self.time = Some((first.min(at), last.max(at)));
     }
 
-    /// What is proposed, for a file of this name.
+    /// The proposal, for a file of this name.
     ///
     /// # Errors
-    /// Where it cannot be laid out.
+    /// If the policies cannot be formatted.
     pub fn finish(mut self, file: &str) -> Result<Learned, Vec<Finding>> {
         self.greet();
         let policies = write::policies(&self);
@@ -201,7 +201,7 @@ impl Learner {
         })
     }
 
-    /// Adds the greetings without which lists would not show what may be used.
+    /// Adds permits for `connect`, without which lists would not show what clients may use.
     fn greet(&mut self) {
         let used: BTreeSet<(Who, String)> = self
             .uses
@@ -215,7 +215,7 @@ impl Learner {
         }
     }
 
-    /// The servers that anything was asked of, or that asked.
+    /// The servers with recorded requests, from or to them.
     fn servers(&self) -> BTreeSet<&str> {
         let greeted =
             self.uses.iter().filter(|(way, _)| way.server.is_none() && way.of == "Server");
@@ -223,7 +223,7 @@ impl Learner {
         self.uses.keys().filter_map(|way| way.server.as_deref()).chain(named).collect()
     }
 
-    /// All names of one kind that anybody used, by server.
+    /// All tools that any principal used, by server.
     fn tools(&self) -> BTreeMap<&str, BTreeMap<&str, Use>> {
         let mut tools: BTreeMap<&str, BTreeMap<&str, Use>> = BTreeMap::new();
         for (way, names) in &self.uses {
@@ -241,7 +241,7 @@ impl Way {
         self.of == "Method of a server"
     }
 
-    /// Who did what of which thing under these obligations.
+    /// Describes a use and its obligations in one line.
     fn told(&self, name: &str, asked: &str) -> String {
         let thing = match (&self.server, self.of) {
             (Some(server), _) => format!("{server}/{name}"),
@@ -265,7 +265,7 @@ impl Way {
     }
 }
 
-/// Who did what, and the name of what it was of: of a thing that has none, the server or the method.
+/// Principal, action and target name; the server or the method, if the target does not have a name.
 fn way(recorded: &Recorded) -> (Way, String) {
     let who = Who::of(&recorded.principal.kind);
     let action = recorded.action;
@@ -297,7 +297,7 @@ fn way(recorded: &Recorded) -> (Way, String) {
     (Way { who, server, action: action.as_str(), of }, name)
 }
 
-/// An entity as Cedar writes it, whatever its name.
+/// An entity in Cedar's syntax, with its id escaped.
 fn uid(kind: &str, id: &str) -> String {
     match format!("Portcullis::{kind}").parse::<EntityTypeName>() {
         Ok(kind) => EntityUid::from_type_name_and_id(kind, EntityId::new(id)).to_string(),

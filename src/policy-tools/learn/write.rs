@@ -1,13 +1,13 @@
-//! Policies as text.
+//! Writes learned policies as text.
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
 use super::{Learner, Use, Way, uid};
 
-/// Names that a comment tells the counts of.
+/// Maximum number of names with counts in a comment.
 const TOLD: usize = 12;
 
-/// The policies, before they are laid out.
+/// The policies, before formatting.
 pub(super) fn policies(learner: &Learner) -> String {
     let mut text = String::new();
     let calls = learner.calls;
@@ -35,7 +35,7 @@ pub(super) fn policies(learner: &Learner) -> String {
     text
 }
 
-/// What the proxy does of itself for a server.
+/// Permits the proxy's own actions for a server.
 fn own(text: &mut String, server: &str) {
     let (action, uid) = (uid("Action", "from_proxy"), uid("Server", server));
     let _ = write!(
@@ -110,7 +110,7 @@ fn policy(text: &mut String, way: &Way, names: &BTreeMap<String, Use>) {
     text.push_str(";\n");
 }
 
-/// The condition that the method is one of these.
+/// Adds the condition that the method is one of these.
 fn methods(text: &mut String, way: &Way, names: &BTreeMap<String, Use>) {
     // These actions have one method each.
     if matches!(way.action, "sample" | "elicit" | "list_roots") {
@@ -120,7 +120,7 @@ fn methods(text: &mut String, way: &Way, names: &BTreeMap<String, Use>) {
     let _ = write!(text, " when {{ [{}].contains(context.method) }}", all.join(", "));
 }
 
-/// What was seen: the most used first.
+/// Adds a comment with the recorded uses: the most frequent first.
 fn comment(text: &mut String, way: &Way, names: &BTreeMap<String, Use>) {
     let calls: u64 = names.values().map(|one| one.calls).sum();
     if way.action == "connect" && way.of == "Server" {

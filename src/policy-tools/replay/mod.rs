@@ -1,6 +1,6 @@
-//! Recorded calls decided again: what other policies would have made of them.
+//! Decides recorded calls again, under other policies.
 //!
-//! INVARIANT: a record that kept too little to be decided again is counted as unknown, never guessed.
+//! INVARIANT: a record with too little data for a decision is counted as unknown, never guessed.
 
 mod recorded;
 
@@ -13,12 +13,12 @@ use portcullis_audit::record::Entry;
 use portcullis_policy::{Inspector, Target, Verdict};
 use portcullis_protocol::names::DecisionId;
 
-/// Changes that are told apart; more are counted together.
+/// Maximum number of separate changes; further ones are only counted.
 const CHANGES: usize = 10_000;
-/// Policies that are named of one change.
+/// Maximum number of policies listed for one change.
 const RULES: usize = 8;
 
-/// Calls that are being decided again.
+/// A replay in progress.
 pub struct Replay {
     inspector: Inspector,
     changes: BTreeMap<Key, Change>,
@@ -34,30 +34,30 @@ struct Key {
     target: String,
 }
 
-/// What came of it.
+/// Result of a replay.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Replayed {
-    /// Calls that policies had decided.
+    /// Number of calls that policies had decided.
     pub calls: u64,
-    /// Those that would be decided as they were.
+    /// Number of calls with the same decision.
     pub same: u64,
-    /// Those that were allowed and would be refused.
+    /// Number of allowed calls that would be refused.
     pub refused: u64,
-    /// Those that were refused and would be allowed.
+    /// Number of refused calls that would be allowed.
     pub allowed: u64,
-    /// Those of which too little is on record.
+    /// Number of calls with too little data on record.
     pub unknown: u64,
-    /// Of those, the ones of which more than arguments is missing, by what it is.
+    /// Number of unknown calls that lack more than arguments, by the missing data.
     pub lacking: BTreeMap<&'static str, u64>,
-    /// Messages that policies had not decided.
+    /// Number of messages that policies had not decided.
     pub others: u64,
-    /// What would change, or is unknown, by principal, action and target.
+    /// Changed and unknown decisions, by principal, action and target.
     pub changes: Vec<Change>,
-    /// Calls that would change or are unknown and are in none of these.
+    /// Number of changed or unknown calls that are not in `changes`.
     pub beyond: u64,
 }
 
-/// Calls of one principal that would change alike.
+/// Calls of one principal with the same change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Change {
     pub principal: String,
@@ -66,14 +66,14 @@ pub struct Change {
     pub was: Verdict,
     pub now: Verdict,
     pub calls: u64,
-    /// The policies that would decide; of what is unknown, those that it depends on.
+    /// Ids of the policies that would decide; if unknown, those that the decision depends on.
     pub rules: BTreeSet<String>,
-    /// One of these decisions.
+    /// Id of one of these decisions.
     pub example: DecisionId,
 }
 
 impl Replay {
-    /// Of calls that these policies are to decide.
+    /// Starts a replay under these policies.
     pub fn new(inspector: Inspector) -> Self {
         Self { inspector, changes: BTreeMap::new(), replayed: Replayed::default() }
     }
@@ -137,7 +137,7 @@ impl Replay {
         }
     }
 
-    /// What came of all of them: what would be refused first, the most frequent first.
+    /// The result: new refusals first, then by frequency.
     pub fn finish(self) -> Replayed {
         let mut replayed = self.replayed;
         replayed.changes = self.changes.into_values().collect();
@@ -151,7 +151,7 @@ impl Replay {
     }
 }
 
-/// A target in a few words.
+/// A short name of a target.
 pub(super) fn named(target: &Target) -> String {
     match target {
         Target::Proxy => "all servers".to_owned(),

@@ -1,4 +1,4 @@
-//! A question as a record has it.
+//! Requests to policies, restored from records.
 
 use std::collections::BTreeSet;
 
@@ -20,25 +20,25 @@ use portcullis_protocol::{
     refusal::Code,
 };
 
-/// A question that was decided, with what came of it.
+/// A recorded request with its decision.
 #[derive(Debug)]
 pub struct Recorded {
-    /// The decision.
+    /// Id of the decision.
     pub id: DecisionId,
-    /// What the policies of that time decided.
+    /// The verdict of the policies of that time.
     pub was: Verdict,
-    /// Their revision.
+    /// Revision of those policies.
     pub revision: Option<String>,
     pub principal: Principal,
     pub action: Action,
     pub method: String,
     pub target: Target,
     pub claims: Claims,
-    /// The arguments, where all of them are on record.
+    /// The arguments, if the record has all of them.
     args: Option<Map<String, Value>>,
     /// The types of the arguments by their JSON pointers.
     pub shape: Shape,
-    /// Whether there were more arguments than policies are shown.
+    /// Whether there were more arguments than policies can get.
     unshowable: bool,
     transport: Transport,
     spoken: Option<Revision>,
@@ -48,22 +48,22 @@ pub struct Recorded {
     labels: BTreeSet<String>,
 }
 
-/// Why a record is no question that could be put again.
+/// Why a record cannot be decided again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Aside {
-    /// Policies did not decide it.
+    /// Policies did not decide the message.
     NotDecided,
-    /// Its server may not be started, so they were not asked about the message.
+    /// Policies refused the launch of its server, so they did not decide the message.
     OfAStart,
-    /// They did, and this of it is not on record.
+    /// Policies decided it, but this data is not on record.
     Lacks(&'static str),
 }
 
 impl Recorded {
-    /// Reads the question of an intent or a refusal.
+    /// Restores the request of an intent or a refusal.
     ///
     /// # Errors
-    /// Where there is none, and where too little of it is on record.
+    /// If it has no request to policies, or too little of one.
     pub fn read(entry: &Entry) -> Result<Self, Aside> {
         let (call, asked, grounds, kept, shape, was) = match &entry.record {
             Record::Intent(intent) => {
@@ -129,12 +129,12 @@ impl Recorded {
         })
     }
 
-    /// What of it is not on record.
+    /// The data that is not on record.
     pub fn unknown(&self) -> Unknown {
         if self.args.is_some() { Unknown::Nothing } else { Unknown::Arguments }
     }
 
-    /// What these policies decide of it.
+    /// The decision of these policies.
     pub fn judge(&self, inspector: &mut Inspector) -> Explained {
         if self.unshowable && self.put(|request| inspector.reads_arguments(request)) {
             return Explained { verdict: Verdict::Refused, rules: Vec::new() };
@@ -142,7 +142,7 @@ impl Recorded {
         self.put(|request| inspector.judge(request, self.unknown()))
     }
 
-    /// Why these policies decide it as they do.
+    /// Explains the decision of these policies.
     pub fn explain(&self, inspector: &mut Inspector) -> Explanation {
         self.put(|request| inspector.explain(request, self.unknown(), &self.shape))
     }
@@ -154,7 +154,7 @@ impl Recorded {
             action: self.action,
             resource,
             args: self.args.as_ref(),
-            // Whether every number could be shown is on record.
+            // The record itself says whether every number could be represented.
             written: b"",
             circumstances: Circumstances {
                 method: &self.method,
@@ -169,8 +169,8 @@ impl Recorded {
     }
 }
 
-/// Whether policies refused what the start of a server takes, before they were asked about the message
-/// that wanted the server. Its record says so nowhere but in the detail, which begins with the act.
+/// Whether policies refused a part of the server's launch, before they decided the message that
+/// needed the server. Only the detail of the record shows it, by its first word, the action.
 fn is_of_a_start(refusal: &record::Refusal) -> bool {
     let begins = |detail: &String| {
         let first = detail.split_once(' ').map(|(first, _)| first);
@@ -185,7 +185,7 @@ fn principal(call: &Call) -> Option<Principal> {
     let name = call.principal.as_deref()?;
     let kind = match name.strip_prefix("local:") {
         Some(user) => PrincipalKind::Local { user: user.to_owned() },
-        // A client may be called so, and has a key.
+        // A client with this name has a key.
         None if name == "anonymous" && !call.verified => PrincipalKind::Anonymous,
         None => PrincipalKind::Client(name.parse().ok()?),
     };
@@ -239,15 +239,15 @@ fn transport(transport: record::Transport) -> Transport {
     }
 }
 
-/// The arguments as policies saw them, where it is sure that the record has just those: they were
-/// kept in full, and nothing took secrets out of them or replaced them.
+/// The arguments as policies saw them, if the record certainly has exactly those: stored in full,
+/// without redacted or replaced values.
 fn arguments(
     action: Action,
     call: &Call,
     grounds: &Grounds,
     kept: Option<&Kept>,
 ) -> Option<Map<String, Value>> {
-    // Of other messages policies see all of `params`, and records have them without `_meta`.
+    // For other messages policies see all `params`, and records omit `_meta`.
     if !matches!(action, Action::CallTool | Action::GetPrompt) {
         return None;
     }
@@ -260,7 +260,7 @@ fn arguments(
     if replaced || grounds.omitted > 0 {
         return None;
     }
-    // Without arguments, the parameters are kept: they name what is called.
+    // Without arguments, the stored body is the parameters, which have the name of the target.
     let named = match &call.target {
         Some(record::Target::Tool(name) | record::Target::Prompt(name)) => name,
         _ => return None,

@@ -1,4 +1,4 @@
-//! Policies for the common wishes, with their cases, to begin from.
+//! Templates of policies for common purposes, with their cases.
 
 use super::format::format;
 use portcullis_policy::Finding;
@@ -19,25 +19,25 @@ pub enum Template {
     OneTeam,
 }
 
-/// Whom a policy is about.
+/// The principals of a policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Team {
     Group(Group),
     Client(ClientName),
 }
 
-/// What a template is filled with.
+/// Values for a template.
 #[derive(Debug, Clone)]
 pub struct Filling {
     pub team: Team,
     pub server: ServerName,
-    /// Names at the server.
+    /// Names of tools, without the proxy's prefix.
     pub tools: Vec<ToolName>,
-    /// The first hour, and the one after the last.
+    /// The first hour, and the hour after the last one.
     pub hours: (u8, u8),
 }
 
-/// A tool's name as MCP advises: it needs no escape, in Cedar or in YAML.
+/// Name of a tool, in the characters that MCP advises: no escapes in Cedar or YAML.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ToolName(String);
 
@@ -54,17 +54,17 @@ impl std::str::FromStr for ToolName {
     }
 }
 
-/// A policy and its cases, as the files that they are to be.
+/// A policy file and its case file.
 #[derive(Debug, Clone)]
 pub struct Made {
-    /// What both files are called, without what says which is which.
+    /// Name of both files, without suffix.
     pub name: &'static str,
     pub policies: String,
     pub cases: String,
 }
 
 impl Template {
-    /// Whether it is about certain tools.
+    /// Whether it applies to certain tools.
     pub fn needs_tools(self) -> bool {
         self == Self::OneTeam
     }
@@ -92,7 +92,7 @@ impl Template {
 /// Fills a template.
 ///
 /// # Errors
-/// Where what comes out is no Cedar, which is a fault of the template.
+/// If the result is not valid Cedar, which is a fault of the template.
 pub fn make(template: Template, filling: &Filling) -> Result<Made, Vec<Finding>> {
     let (name, policies, cases) = template.texts();
     let (scope, party, team) = match &filling.team {

@@ -1,4 +1,4 @@
-//! A case file as it is written: YAML, every unknown key an error.
+//! Format of a case file: YAML, in which every unknown key is an error.
 
 use std::{collections::BTreeSet, fmt, net::IpAddr};
 
@@ -18,19 +18,19 @@ use portcullis_protocol::{
     names::{ClientName, Group, ServerName},
 };
 
-/// A whole file.
+/// A complete file.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Document {
-    /// Files and folders of policies, relative to this file.
+    /// Policy files and folders, relative to this file.
     pub(super) policies: Option<Spanned<Words>>,
-    /// Parties by a name of this file.
+    /// Principals, by their names in this file.
     #[serde(default)]
     pub(super) principals: IndexMap<String, Spanned<Who>>,
-    /// What servers claim of tools, by `SERVER/TOOL`.
+    /// Claims of servers about tools, by `SERVER/TOOL`.
     #[serde(default)]
     pub(super) tools: IndexMap<String, Hints>,
-    /// The circumstances of all cases, where a case says no other.
+    /// The default circumstances of all cases.
     #[serde(default)]
     pub(super) context: Context,
     pub(super) cases: Vec<Spanned<Case>>,
@@ -41,43 +41,43 @@ pub(super) struct Document {
 #[serde(deny_unknown_fields)]
 pub(super) struct Case {
     pub(super) name: Option<String>,
-    /// Who asks; several ask one after another.
+    /// One or more principals, each with its own request.
     #[serde(rename = "as")]
     pub(super) who: Option<Spanned<Words>>,
-    /// `do: tools/call` of these.
+    /// Short for `do: tools/call` on these.
     pub(super) call: Option<Spanned<Words>>,
-    /// `do: resources/read` of these.
+    /// Short for `do: resources/read` on these.
     pub(super) read: Option<Spanned<Words>>,
-    /// `do: prompts/get` of these.
+    /// Short for `do: prompts/get` on these.
     pub(super) get: Option<Spanned<Words>>,
     /// Actions or methods.
     #[serde(rename = "do")]
     pub(super) action: Option<Spanned<Words>>,
-    /// What `do` is asked of.
+    /// Targets of `do`.
     pub(super) on: Option<Spanned<Words>>,
-    /// What is started, for the server that asks.
+    /// The program that is started for the server.
     pub(super) launch: Option<Spanned<Program>>,
-    /// What the server that asks is handed.
+    /// The secret that is delivered to the server or plugin.
     pub(super) deliver: Option<Spanned<Secret>>,
-    /// `HOST:PORT` of what the server that asks reaches.
+    /// `HOST:PORT` of egress, for the server or plugin.
     pub(super) egress: Option<Spanned<Words>>,
-    /// Functions that the plugin that asks is given.
+    /// Host functions that the plugin is granted.
     pub(super) grant: Option<Spanned<Words>>,
     pub(super) args: Option<Map<String, Value>>,
-    /// Instead of those under `tools`.
+    /// Claims that replace those under `tools`.
     pub(super) hints: Option<Hints>,
     #[serde(default)]
     pub(super) context: Context,
     pub(super) expect: Option<Spanned<Expect>>,
-    /// Policies that must be among those that decide. An empty list: none decides.
+    /// Policies that must be among the deciding ones. An empty list: no policy may decide.
     pub(super) by: Option<Spanned<Words>>,
-    /// Obligations that these policies must ask for. An empty list: none.
+    /// Obligations that these policies must have. An empty list: none.
     pub(super) asks: Option<Spanned<Words>>,
-    /// Rows: the case once for each, with what a row says instead of what the case says.
+    /// Rows: the case is run once for each, with the keys of the row in place of its own.
     pub(super) each: Option<Vec<Spanned<Case>>>,
 }
 
-/// What should become of a request.
+/// Expected result of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Expect {
@@ -85,9 +85,9 @@ pub(super) enum Expect {
     Deny,
     /// Refused, because a policy fails on it.
     Error,
-    /// In lists.
+    /// Visible in lists.
     Shown,
-    /// Not in lists.
+    /// Hidden in lists.
     Hidden,
 }
 
@@ -103,7 +103,7 @@ impl Expect {
     }
 }
 
-/// A tool's annotations, as MCP names them.
+/// Annotations of a tool, with the names of MCP.
 #[derive(Debug, Clone, Copy, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 #[expect(clippy::struct_field_names, reason = "MCP's names")]
@@ -114,7 +114,7 @@ pub(super) struct Hints {
     pub(super) open_world_hint: Option<bool>,
 }
 
-/// What is started as a server, as policies see it.
+/// A program that is started as a server, as policies see it.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Program {
@@ -129,7 +129,7 @@ pub(super) struct Program {
     pub(super) attested: Vec<Attested>,
 }
 
-/// What runs a server.
+/// Runtime of a server.
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Runtime {
@@ -138,7 +138,7 @@ pub(super) enum Runtime {
     Remote,
 }
 
-/// What a server is handed, as policies see it.
+/// A secret for a server, as policies see it.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Secret {
@@ -164,7 +164,7 @@ pub(super) struct Context {
 }
 
 impl Context {
-    /// This, and what another says where this says nothing.
+    /// These circumstances, with missing ones taken from another.
     pub(super) fn or(&self, other: &Self) -> Self {
         Self {
             now: self.now.or(other.now),
@@ -178,7 +178,7 @@ impl Context {
     }
 }
 
-/// One text or several.
+/// One or more texts.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Words(pub(super) Vec<String>);
 
@@ -210,7 +210,7 @@ impl<'de> Deserialize<'de> for Words {
     }
 }
 
-/// A party to a request.
+/// A principal in a case.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Who {
     Client {
@@ -223,16 +223,16 @@ pub enum Who {
     },
     Anonymous,
     Server(ServerName),
-    /// By its name in the config.
+    /// A plugin, by its name in the config.
     Plugin(String),
 }
 
-/// The forms in which a party can be written without a name of its own.
+/// Help text on the forms of principals that need no definition.
 pub(super) const FORMS: &str = "write `client:NAME`, `group:NAME` (some client in that group), `local:USER`, `server:NAME`, \
      `plugin:NAME` or `anonymous`";
 
 impl Who {
-    /// A party in one word.
+    /// Parses a principal.
     pub fn parse(word: &str) -> Result<Self, String> {
         if word == "anonymous" {
             return Ok(Self::Anonymous);
@@ -257,7 +257,7 @@ impl Who {
 }
 
 impl Who {
-    /// The client that it is, where it is one.
+    /// The client, if it is one.
     pub fn principal(&self) -> Option<Principal> {
         let (kind, groups) = match self {
             Self::Client { name, groups } => (PrincipalKind::Client(name.clone()), groups.clone()),
@@ -314,7 +314,7 @@ impl<'de> Deserialize<'de> for Who {
     }
 }
 
-/// The name of a party among those of a file, or a party in one word.
+/// A principal by its name in the file, or in one of the direct forms.
 pub(super) fn party(word: &str, document: &Document) -> Result<Who, String> {
     if let Some(who) = document.principals.get(word) {
         return Ok(who.value.clone());

@@ -1,5 +1,5 @@
-//! Cases: requests beside the policies, with what should become of them and which policy should
-//! decide it. Read from YAML (`file`), put as questions (`question`), asked of an engine (`run`).
+//! Policy tests: requests with expected decisions and deciding policies, in files beside the
+//! policies. `file` reads them from YAML, `question` builds the requests, `run` decides them.
 
 mod file;
 mod own;

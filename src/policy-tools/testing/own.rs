@@ -1,5 +1,5 @@
-//! What the proxy asks policies of itself: whether a server may be started, be handed a secret, reach
-//! a host, and whether a plugin may be given a function.
+//! Actions of the proxy itself: launch of a server, secret delivery, egress, and grants of a
+//! plugin.
 
 use super::file::{Case, Runtime, Who};
 use portcullis_policy::{Action, DeliveredAs, Resource, Subject};
@@ -27,7 +27,7 @@ impl Holder {
     }
 }
 
-/// A question of the proxy's own.
+/// An action of the proxy itself.
 pub(super) enum Own {
     Launch {
         server: ServerName,
@@ -52,8 +52,8 @@ pub(super) enum Own {
 }
 
 impl Own {
-    /// The questions of a case, each with what it is of in words. `None` where the case asks none;
-    /// an error where it cannot.
+    /// The actions of a case, each with its target as text. `None` if the case has none; an error
+    /// if its principal cannot be one of them.
     pub(super) fn of(case: &Case, who: &Who) -> Option<Result<Vec<(String, Self)>, String>> {
         let server = || match who {
             Who::Server(server) => Ok(server.clone()),

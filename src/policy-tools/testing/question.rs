@@ -1,4 +1,4 @@
-//! What a case file asks: every case, once for each of its rows, parties, actions and targets.
+//! The requests of a case file: every case, for each of its rows, principals, actions and targets.
 
 use serde_json::{Map, Value};
 use serde_saphyr::Spanned;
@@ -14,7 +14,7 @@ use portcullis_policy::{
 use portcullis_protocol::claims::Claims;
 use portcullis_protocol::identity::Principal;
 
-/// A request, with what should become of it.
+/// A request with its expected result.
 pub(super) struct Query {
     pub(super) name: String,
     pub(super) who: String,
@@ -29,19 +29,19 @@ pub(super) struct Query {
     pub(super) expect: Expect,
     pub(super) by: Option<Vec<String>>,
     pub(super) asks: Option<Vec<String>>,
-    /// The row that asks it, where a case has rows.
+    /// Position of the row, if the case has rows.
     pub(super) row: Option<Span>,
     pub(super) expect_place: Span,
     pub(super) by_place: Span,
     pub(super) asks_place: Span,
 }
 
-/// The word for what is done, what it is done to, and what policies are asked for it.
+/// The name of the action, the target, the Cedar action, the method, and the two sides.
 type Asked = (String, Option<String>, Action, String, Sides);
 
-/// Who asks what.
+/// Subject and resource of a request.
 pub(super) enum Sides {
-    /// A client of a server, or a server of a client.
+    /// Between a client and a server, in either direction.
     Asked(Principal, Target),
     Own(Own),
 }
@@ -58,7 +58,7 @@ impl Query {
 /// Offset and length in the file.
 pub(super) type Span = (usize, usize);
 
-/// All questions of a file, and all that is wrong with it.
+/// All requests of a file, and all of its faults.
 pub(super) fn questions(file: &File, document: &Document) -> (Vec<Query>, Vec<Finding>) {
     let mut reader = Reader { file, document, questions: Vec::new(), findings: Vec::new() };
     for case in &document.cases {
@@ -112,7 +112,7 @@ impl Reader<'_> {
         }
     }
 
-    /// The questions of one row, or of a case without rows.
+    /// Adds the requests of one row, or of a case without rows.
     fn asked(&mut self, name: String, case: &Case, place: Span, row: Option<Span>) {
         let Some(expect) = &case.expect else {
             let help = "add `expect:` `allow`, `deny`, `shown`, `hidden` or `error`";
@@ -163,7 +163,7 @@ impl Reader<'_> {
                     })
                     .collect(),
                 Some(Err(problem)) => {
-                    // Of a server, it is the host that is wrong.
+                    // If the principal is a server, the host is invalid.
                     let place = match (&party, &case.egress) {
                         (Who::Server(_), Some(reach)) => self.place(reach),
                         _ => self.place(who),
@@ -221,7 +221,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Every action with every target, of one party.
+    /// Every action with every target, for one principal.
     fn combined(
         &mut self,
         party: &Who,
@@ -242,7 +242,7 @@ impl Reader<'_> {
         Some(asked)
     }
 
-    /// The words for what is done, and what it is done to.
+    /// The names of actions, and their targets.
     fn actions(
         &mut self,
         case: &Case,
@@ -354,10 +354,10 @@ impl Reader<'_> {
     }
 }
 
-/// What policies may ask for, by their annotations.
+/// Obligations, by the names of their annotations.
 const OBLIGATIONS: [&str; 6] = ["approve", "redact", "rate", "note", "label", "keep"];
 
-/// Actions that lists are made by.
+/// Actions that decide what lists show.
 const LISTED: [Action; 5] = [
     Action::CallTool,
     Action::GetPrompt,
@@ -377,9 +377,9 @@ fn is_server_action(action: Action) -> bool {
     )
 }
 
-/// A row over its case: what the row says counts.
+/// A row merged with its case; the keys of the row win.
 fn over(row: &Case, case: &Case) -> Case {
-    // A row that says what is done says all of it.
+    // A row with an action replaces all keys about actions.
     let says = row.call.is_some()
         || row.read.is_some()
         || row.get.is_some()

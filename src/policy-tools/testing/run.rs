@@ -1,4 +1,4 @@
-//! Case files are found, asked and told of.
+//! Finds and runs case files, and reports the results.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -23,23 +23,23 @@ use portcullis_protocol::{
     refusal::Rule,
 };
 
-/// When a case takes place that does not say when: a Monday noon.
+/// Default time of a case: a Monday noon.
 pub const NOON: jiff::Timestamp = jiff::Timestamp::constant(1_767_614_400, 0);
 
-/// What came of all cases.
+/// Result of all cases.
 #[derive(Debug, Serialize)]
 pub struct Report {
-    /// What could not be read or asked.
+    /// Findings about files and cases that could not be read or run.
     pub findings: Vec<Finding>,
     pub cases: Vec<Ran>,
     pub coverage: Coverage,
 }
 
-/// What came of one case.
+/// Result of one case.
 #[derive(Debug, Serialize)]
 pub struct Ran {
     pub file: PathBuf,
-    /// From 1.
+    /// Line of the case, from 1.
     pub line: u32,
     pub name: String,
     #[serde(rename = "as")]
@@ -52,27 +52,27 @@ pub struct Ran {
     pub came: &'static str,
     /// The policies that decided.
     pub rules: Vec<Rule>,
-    /// What they ask for beside the decision, by the names of their annotations.
+    /// Their obligations, by the names of the annotations.
     pub asks: BTreeSet<&'static str>,
-    /// What failed while it was decided.
+    /// Failures of policies.
     pub errors: Vec<Failure>,
     pub passed: bool,
-    /// Why it did not pass: the case, and the policies that decided.
+    /// Explanation of a failed case: the case, and the policies that decided.
     #[serde(skip)]
     pub failure: Vec<Finding>,
 }
 
-/// Which policies decide a case.
+/// Coverage of policies by cases.
 #[derive(Debug, Serialize)]
 pub struct Coverage {
-    /// How many there are.
+    /// Number of policies.
     pub policies: usize,
-    /// Those that decide no case.
+    /// Policies that decide no case.
     pub undecided: Vec<Rule>,
 }
 
 impl Coverage {
-    /// Of a hundred policies, how many decide a case, rounded down. All of none.
+    /// Percentage of policies that decide a case, rounded down. 100 if there are no policies.
     pub fn percent(&self) -> usize {
         match self.policies {
             0 => 100,
@@ -81,8 +81,8 @@ impl Coverage {
     }
 }
 
-/// Runs the cases of case files, of folders, and beside files of policies. Names are relative to
-/// `base`. `filter` is part of the names of the cases to run, in any case of letters.
+/// Runs the case files in paths and folders, and those beside policy files. Names are relative to
+/// `base`. `filter` selects cases by a part of their names, ignoring case.
 pub fn run(paths: &[PathBuf], base: &Path, filter: Option<&str>) -> Report {
     let mut runner = Runner {
         base,
@@ -96,7 +96,7 @@ pub fn run(paths: &[PathBuf], base: &Path, filter: Option<&str>) -> Report {
     for file in files {
         runner.file(file);
     }
-    // Policies of which no case file speaks are not decided by any case.
+    // Policies without a case file are covered by no case.
     for path in policies {
         let tools = runner.tools_beside(&path);
         runner.engine(std::iter::once(path).chain(tools).collect());
@@ -110,12 +110,12 @@ struct Runner<'a> {
     engines: HashMap<Vec<PathBuf>, Option<std::rc::Rc<Engine>>>,
     findings: Vec<Finding>,
     cases: Vec<Ran>,
-    /// Every policy by file and line, and whether it decided a case.
+    /// Every policy by file and line, with whether it decided a case.
     rules: BTreeMap<(PathBuf, u32), (Rule, bool)>,
 }
 
 impl Runner<'_> {
-    /// The case files and the files of policies that the paths name, each once, in order.
+    /// The case files and policy files in these paths, each once, sorted.
     fn find(&mut self, paths: &[PathBuf]) -> (Vec<PathBuf>, Vec<PathBuf>) {
         let (mut cases, mut policies) = (Vec::new(), Vec::new());
         for path in paths {
@@ -159,14 +159,14 @@ impl Runner<'_> {
         (cases, policies)
     }
 
-    /// The engine of these policies; what is wrong with them is told once.
+    /// The engine of these policies; their findings are reported once.
     fn engine(&mut self, paths: Vec<PathBuf>) -> Option<std::rc::Rc<Engine>> {
         if let Some(engine) = self.engines.get(&paths) {
             return engine.clone();
         }
         let engine = match Engine::load(&paths, self.base) {
             Ok(engine) => {
-                // What is in shadow decides nothing yet.
+                // A policy in shadow mode decides nothing.
                 for rule in engine.rules().into_iter().filter(|rule| !rule.obligations.shadow) {
                     let file = rule.file.clone().unwrap_or_default();
                     let key = (file, rule.line.unwrap_or_default());
@@ -225,18 +225,18 @@ impl Runner<'_> {
         }
     }
 
-    /// Which policies a file of cases is about: those that it names, those of its own name, or all
-    /// of its folder; with the typed tools of the folder.
+    /// The policies of a case file: those that it names, those with its own name, or all of its
+    /// folder; with the typed tools of the folder.
     fn policies(&self, file: &File, document: &Document) -> Vec<PathBuf> {
         let mut policies = self.policies_alone(file, document);
         policies.extend(self.tools_beside(&file.name));
         policies
     }
 
-    /// The files of tools in the folder of this file.
+    /// The tools files in the folder of this file.
     fn tools_beside(&self, file: &Path) -> Vec<PathBuf> {
         let folder = file.parent().unwrap_or(Path::new(""));
-        // What cannot be read is told of where the policies are.
+        // An unreadable folder is reported with its policies.
         let entries = fs::read_dir(self.base.join(folder)).into_iter().flatten().flatten();
         let names = entries.map(|entry| folder.join(entry.file_name()));
         let mut names: Vec<_> = names.filter(|name| is_tools_file(name)).collect();
@@ -299,7 +299,7 @@ fn ask(engine: &Engine, file: &File, question: &Query) -> Ran {
     } else {
         let written = question.args.as_ref().and_then(|args| serde_json::to_vec(args).ok());
         let context = &question.context;
-        // What the proxy does of itself comes by no way.
+        // Actions of the proxy itself have no transport.
         let (transport, revision) = match question.sides {
             Sides::Asked(..) => (Some(Transport::Http), Some(Revision::LATEST_LEGACY)),
             Sides::Own(_) => (None, None),
@@ -348,7 +348,7 @@ fn ask(engine: &Engine, file: &File, question: &Query) -> Ran {
     }
 }
 
-/// What to tell of a case that did not come as expected: the case, and the policies that decided.
+/// Explains a failed case: the case, and the policies that decided.
 fn failure(
     engine: &Engine,
     file: &File,
@@ -398,7 +398,7 @@ fn failure(
     findings
 }
 
-/// How other policies decided than those that should.
+/// The fault, if other policies decided than expected.
 fn not_by(question: &Query, rules: &[Rule]) -> Option<String> {
     let by = question.by.as_ref()?;
     if by.is_empty() {
@@ -408,7 +408,7 @@ fn not_by(question: &Query, rules: &[Rule]) -> Option<String> {
     Some(format!("not by `{missing}`"))
 }
 
-/// How something else is asked for than should be, and what is.
+/// The fault and the actual obligations, if these are not the expected ones.
 fn not_asked(question: &Query, rules: &[Rule]) -> Option<(String, String)> {
     let wanted = question.asks.as_ref()?;
     let asked = asks(rules);
@@ -423,7 +423,7 @@ fn not_asked(question: &Query, rules: &[Rule]) -> Option<(String, String)> {
     Some((but, format!("asks for {label}")))
 }
 
-/// What policies ask for, by the names of their annotations.
+/// Obligations of policies, by the names of their annotations.
 fn asks(rules: &[Rule]) -> BTreeSet<&'static str> {
     rules
         .iter()
@@ -441,7 +441,7 @@ fn asks(rules: &[Rule]) -> BTreeSet<&'static str> {
         .collect()
 }
 
-/// The whole question, for the person who wonders.
+/// The complete request, for the explanation of a failure.
 fn asked(question: &Query) -> String {
     let mut text = format!("asked: {}", question.who);
     let groups: Vec<_> = match &question.sides {

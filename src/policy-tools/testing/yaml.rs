@@ -1,5 +1,5 @@
-//! Files of cases, of policies and of others: YAML in which every unknown key is an error with its
-//! place.
+//! YAML files of cases and of other kinds, in which every unknown key is an error with its
+//! position.
 
 use std::path::Path;
 
@@ -8,8 +8,8 @@ use serde_saphyr::Error;
 
 use portcullis_policy::{File, Finding};
 
-/// Reads a file; what is wrong with it is a finding of that code. A file is small: what takes more
-/// than the parser's budget is an error.
+/// Reads a file; a fault is a finding with that code. Files are small: exceeding the parser's
+/// budget is an error.
 pub fn read<T: DeserializeOwned>(file: &File, code: &'static str) -> Result<T, Box<Finding>> {
     let options = serde_saphyr::options! {
         strict_booleans: true,
@@ -44,7 +44,7 @@ fn explain(file: &File, code: &'static str, error: &Error) -> Finding {
         }
         other => {
             let text = other.render_with_formatter(&serde_saphyr::UserMessageFormatter);
-            // The place is shown.
+            // The position is shown separately.
             let text = text.rsplit_once(" at line ").map_or(text.as_str(), |(text, _)| text);
             (text.to_owned(), String::new(), None)
         }
@@ -63,8 +63,8 @@ fn explain(file: &File, code: &'static str, error: &Error) -> Finding {
     }
 }
 
-/// Offset and length of what begins at a location: to the end of its line, where it has no length
-/// of its own or goes on below.
+/// Offset and length of the text at a location: to the end of its line, if it has no length of its
+/// own or spans several lines.
 pub fn span(file: &File, location: serde_saphyr::Location) -> (usize, usize) {
     let line = usize::try_from(location.line()).unwrap_or(1).max(1);
     let column = usize::try_from(location.column()).unwrap_or(1).max(1);
@@ -78,7 +78,7 @@ pub fn span(file: &File, location: serde_saphyr::Location) -> (usize, usize) {
     (start + column, length)
 }
 
-/// Whether a file has cases, by its name.
+/// Whether the name of a file is that of a case file.
 pub fn is_case_file(path: &Path) -> bool {
     path.file_name().and_then(|name| name.to_str()).is_some_and(|name| {
         [".test.yaml", ".test.yml"].iter().any(|end| name.ends_with(end) && name.len() > end.len())
