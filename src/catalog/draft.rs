@@ -1,4 +1,4 @@
-//! A server on its way from what somebody wrote to what we take: the rules that all formats share.
+//! Converts a described server to a [`Server`]: the rules that all formats share.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,24 +17,24 @@ use crate::{
     server::{Mount, Run, Secret, Server, Tool},
 };
 
-/// Bytes of what a server runs and is handed: a person reads all of it before they confirm it.
+/// Maximum bytes of a program, its arguments and deliveries: a person reads them to confirm.
 const MOST_SHOWN: usize = 4 << 10;
 
-/// What to do about a place of this machine that a server does not see.
+/// Remedy for a path of this machine that the server cannot see.
 pub(crate) const MOUNT_ELSEWHERE: &str = "mount its folder (`mounts = [\"FOLDER:/data\"]`, with `:rw` behind it to \
      write there), write the place inside here, and have `\"mounts\"` in the list of its `launch` policy";
 
-/// Folders of the system that the sandbox shows under their own names.
+/// System folders that the sandbox shows under their own names.
 const SYSTEM: &[&str] =
     &["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/dev/null", "/nix/store"];
 
-/// Who wrote what is read.
+/// The author of a description.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Author {
-    /// The person, or a client of theirs for them.
+    /// The person, or one of their clients.
     Person,
-    /// Whoever wrote a catalog, an entry of a registry or a profile: of this machine nothing is theirs
-    /// to hand to a server.
+    /// The author of a catalog, a registry entry or a profile, who has no right to deliver anything
+    /// of this machine to a server.
     Stranger,
 }
 
@@ -55,15 +55,15 @@ pub(crate) struct Draft<'a> {
     pub stays: bool,
     pub tools: Vec<Tool>,
     forbidden: BTreeSet<String>,
-    /// The tools that the file leaves on.
+    /// The tools that the file enables.
     pub only: Option<Vec<String>>,
-    /// Whether it is meant to have a network. Nothing: nobody said, which elsewhere means all of it.
+    /// Whether the server should have a network. `None`: unspecified, elsewhere all of it.
     pub network: Option<bool>,
     pub network_place: Location,
 }
 
 impl<'a> Draft<'a> {
-    /// Begins with a server's name.
+    /// Starts with the name of a server.
     pub fn of(
         original: &str,
         options: &'a Options,
@@ -99,9 +99,9 @@ impl<'a> Draft<'a> {
         })
     }
 
-    /// Where a secret comes from: the reference that the operator names for this very server (`--secret`), by
-    /// the first of the names that they named; else a variable of the proxy that is this server's own,
-    /// `MCP_SERVER__NAME` after the last of the names.
+    /// Source of a secret: the reference that the operator names for this server (`--secret`) under
+    /// the first matching name; otherwise this server's own variable of the proxy,
+    /// `MCP_SERVER__NAME`, after the last name.
     ///
     /// Invariant: the author of the file chooses a name, and never a variable of the proxy.
     pub fn source(&self, names: &[&str]) -> String {
@@ -113,13 +113,13 @@ impl<'a> Draft<'a> {
         format!("env:{}{own}", own_variables(&self.name))
     }
 
-    /// A secret that the server reads from that variable.
+    /// Adds a secret that the server reads from that variable.
     pub fn secret(&mut self, variable: Said<'_>, about: Option<String>, report: &mut Report) {
         let from = self.source(&[variable.text]);
         self.secret_from(variable, from, about, report);
     }
 
-    /// A secret from a place of its own.
+    /// Adds a secret with the given reference.
     pub fn secret_from(
         &mut self,
         variable: Said<'_>,
@@ -141,7 +141,7 @@ impl<'a> Draft<'a> {
         self.secrets.insert(variable.text.to_owned(), Secret { about, ..Secret::of(from) });
     }
 
-    /// A variable with a value. `public`: everybody can read it where it was written.
+    /// Adds a variable with a value. `public`: the value is public in its source.
     pub fn variable(&mut self, name: Said<'_>, value: &str, public: bool, report: &mut Report) {
         if !is_variable(name.text) {
             report.problem(name.place, format!("`{}` is no name of a variable", brief(name.text)));
@@ -169,8 +169,8 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// A variable as a client's file has it: with a value, or with references in the client's own words.
-    /// `inputs` says what VS Code asks for, by id.
+    /// Adds a variable of a client's file, with a value or with references in the client's syntax.
+    /// `inputs` has the descriptions of VS Code's inputs, by id.
     pub fn variable_of_client(
         &mut self,
         name: Said<'_>,
@@ -193,20 +193,20 @@ impl<'a> Draft<'a> {
         self.secret_from(name, from, about, report);
     }
 
-    /// Whether the server is handed that variable already.
+    /// Whether the server already gets that variable.
     pub fn has_variable(&self, name: &str) -> bool {
         self.env.contains_key(name) || self.secrets.contains_key(name)
     }
 
-    /// A header's value, which here is always a reference: to where the operator says that the header
-    /// comes from, or to a variable of this server's own.
+    /// A header's value, which is always a reference here: to the source that the operator names
+    /// for the header, or to this server's own variable.
     pub fn header(&self, name: &str, value: Said<'_>, report: &mut Report) -> Secret {
         let content = content(value.text);
         let from = match content {
             Content::Variable(of) => self.source(&[name, of]),
             Content::Literal | Content::Input(_) | Content::Built => self.source(&[name]),
         };
-        // A value in braces is one of the registry's, which has forms of its own.
+        // A value in braces is a form of the registry.
         let plain = content == Content::Literal
             && is_plain(name, value.text)
             && !value.text.contains(['$', '{']);
@@ -219,7 +219,7 @@ impl<'a> Draft<'a> {
         Secret::of(from)
     }
 
-    /// The URL of a server elsewhere.
+    /// The URL of a remote server.
     pub fn url(&self, said: Said<'_>, report: &mut Report) -> Option<String> {
         let problem = |report: &mut Report, text: &str| {
             report.problem(said.place, text);
@@ -265,14 +265,14 @@ impl<'a> Draft<'a> {
         if url.fragment().is_some() {
             return problem(report, "a server's URL has no fragment");
         }
-        // As it is read, unless it is written so: a host of other letters is shown in ASCII (punycode).
+        // As parsed, unless it is written so: a host with non-ASCII letters is shown in punycode.
         let text = said.text.trim();
         let same = url.as_str().trim_end_matches('/') == text.trim_end_matches('/');
         Some(if same { text.to_owned() } else { url.into() })
     }
 
-    /// A folder of this machine. One that a stranger asks for is taken where the person named that very
-    /// folder for this server.
+    /// Adds a folder of this machine. A stranger's request is accepted only if the person named
+    /// that exact folder for this server.
     pub fn mount(&mut self, mount: Mount, place: Location, report: &mut Report) {
         if self.author == Author::Stranger && !self.is_named(&mount.source) {
             let asked = brief(&format!("{}:{}", mount.source, mount.target));
@@ -295,13 +295,13 @@ impl<'a> Draft<'a> {
         self.mounts.push(mount);
     }
 
-    /// Whether a folder is among what the person set for the server.
+    /// Whether the person's settings for the server name a folder.
     fn is_named(&self, folder: &str) -> bool {
         let names = [&self.original, &self.name];
         names.iter().filter_map(|name| self.options.values.get(*name)).any(|own| has(own, folder))
     }
 
-    /// Whom it runs as: `UID`, or `UID:GID`, by number.
+    /// Sets the numeric user of the server: `UID` or `UID:GID`.
     pub fn user(&mut self, user: &str, place: Location, report: &mut Report) {
         let (uid, gid) = user.split_once(':').unwrap_or((user, user));
         match (uid.parse::<u32>(), gid.parse::<u32>()) {
@@ -319,7 +319,7 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// A host that it needs, as an entry of `egress`.
+    /// Adds a host that the server needs, as an entry of `egress`.
     pub fn host(&mut self, entry: &str, place: Location, report: &mut Report) {
         let Ok(to) = entry.parse::<Destination>() else {
             report.problem(place, format!("`{}` is no host", brief(entry)));
@@ -338,12 +338,12 @@ impl<'a> Draft<'a> {
         self.egress.entry(to.to_string()).or_insert(place);
     }
 
-    /// A tool that nobody may call.
+    /// Disables a tool for all principals.
     pub fn forbid(&mut self, tool: &str) {
         self.forbidden.insert(tool.to_owned());
     }
 
-    /// Arguments stand in lists of processes and in our config.
+    /// Arguments are visible in process lists and in the config.
     pub fn arguments_hold_no_secret(
         &self,
         arguments: &[String],
@@ -367,7 +367,7 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// Tells of places of this machine that variables name and the server does not see.
+    /// Reports paths of this machine in variables that the server does not see.
     fn unseen_places(&self, report: &mut Report) {
         for (name, value) in self.env.iter().filter(|(_, value)| !value.contains("://")) {
             let is_path = |path: &&str| path.starts_with('/') || path.starts_with("~/");
@@ -383,8 +383,8 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// Whether the server sees that path under its own name, in a mount or in what the sandbox has of the
-    /// system.
+    /// Whether the server sees that path under its own name, in a mount or in a system folder of
+    /// the sandbox.
     fn sees(&self, path: &str) -> bool {
         let path = clean(path);
         let within = |top: &str| {
@@ -394,16 +394,16 @@ impl<'a> Draft<'a> {
             || self.mounts.iter().any(|mount| within(&mount.target))
     }
 
-    /// The server, unless something was wrong with it.
+    /// The server, unless it has problems.
     pub fn finish(mut self, run: Run, report: &mut Report) -> Option<Server> {
         let place = self.place;
         match &run {
             Run::Remote { headers, .. } => {
-                // What a header is made of is handed over there.
+                // Secrets in headers are delivered by the headers.
                 self.secrets
                     .retain(|_, secret| !headers.values().any(|header| header.from == secret.from));
                 if !self.env.is_empty() || !self.secrets.is_empty() {
-                    // It gets none of them, so nobody has to have them anywhere.
+                    // The server gets none of them, so the person needs none of them.
                     let gone: Vec<String> =
                         self.secrets.values().map(|secret| format!("`{}`", secret.from)).collect();
                     report.notes.retain(|note| !gone.iter().any(|gone| note.text.contains(gone)));
@@ -424,7 +424,7 @@ impl<'a> Draft<'a> {
             ),
             Run::Image { .. } | Run::Command { .. } => {}
         }
-        // An image has places of its own; a program is told places of this machine.
+        // Paths for an image are its own; paths for a program are those of this machine.
         if matches!(run, Run::Command { .. }) || self.fetches {
             self.unseen_places(report);
         }
@@ -476,7 +476,7 @@ impl<'a> Draft<'a> {
     }
 }
 
-/// Whether a setting is a folder, or has it.
+/// Whether a setting is or contains a folder.
 fn has(setting: &Value, folder: &str) -> bool {
     match setting {
         Value::String(text) => text.starts_with('/') && clean(text) == folder,
@@ -486,7 +486,7 @@ fn has(setting: &Value, folder: &str) -> bool {
     }
 }
 
-/// Variables by which whoever sets them has a program run other code. They are not set.
+/// Variables that make a program run other code. They are never set.
 fn loads_code(name: &str) -> bool {
     name.starts_with("LD_")
         || name.starts_with("DYLD_")
@@ -505,12 +505,12 @@ fn loads_code(name: &str) -> bool {
         )
 }
 
-/// Whether a variable changes what a server runs: where its packages are fetched from, which modules it loads,
-/// or whom it believes on the way there.
+/// Whether a variable changes what a server runs: the source of its packages, its modules, or the
+/// authorities that it trusts for them.
 pub(crate) fn changes_what_runs(name: &str) -> bool {
     const BEGINNINGS: [&str; 6] = ["NPM_CONFIG_", "YARN_", "COREPACK_", "UV_", "PIP_", "XDG_"];
     const NAMES: [&str; 15] = [
-        // The folder of the settings of npm, Yarn, pip, and git.
+        // Folder of the settings of npm, Yarn, pip and git.
         "HOME",
         "NODE_PATH",
         "NODE_EXTRA_CA_CERTS",
@@ -527,7 +527,7 @@ pub(crate) fn changes_what_runs(name: &str) -> bool {
         "HTTPS_PROXY",
         "ALL_PROXY",
     ];
-    // npm, and most of what takes a proxy, read them in either case.
+    // npm, and most programs that use a proxy, read them in either case.
     let name = name.to_ascii_uppercase();
     NAMES.contains(&name.as_str()) || BEGINNINGS.iter().any(|beginning| name.starts_with(beginning))
 }

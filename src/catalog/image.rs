@@ -4,7 +4,7 @@ use portcullis_oci::{IllegalReference, Reference};
 
 use crate::{report::brief, server::Image};
 
-/// A text that names no image.
+/// A text that is not the name of an image.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NoImage {
     #[error("`{}` is no name of an image", brief(.0))]
@@ -16,8 +16,8 @@ pub enum NoImage {
 impl std::str::FromStr for Image {
     type Err = NoImage;
 
-    /// Reads `[HOST[:PORT]/]PATH[:TAG][@sha256:…]`, or the id of an image on the engine (`sha256:` and 64
-    /// hexadecimal digits).
+    /// Reads `[HOST[:PORT]/]PATH[:TAG][@sha256:…]`, or the id of an image on the engine (`sha256:`
+    /// and 64 hexadecimal digits).
     fn from_str(text: &str) -> Result<Self, NoImage> {
         let is_hex = |text: &str| text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
         if text.strip_prefix("sha256:").is_some_and(|hex| hex.len() == 64 && is_hex(hex)) {

@@ -10,32 +10,32 @@
 //! | `${file:PATH}` | Windsurf |
 //! | `${{ secrets.NAME }}`, `${{ env.NAME }}`, `${{ inputs.NAME }}` | Continue |
 //!
-//! The forms are recognized in every file, whichever client it is of. Invariant: nothing is ever put in for
-//! a reference; the file only chooses a name, and [`crate::draft::Draft::source`] decides what that name
-//! refers to here.
+//! The forms are recognized in the files of all clients. Invariant: a reference is never
+//! substituted; the file only chooses a name, and [`crate::draft::Draft::source`] decides what that
+//! name refers to.
 
 use crate::name::is_variable;
 
-/// What a text has of references.
+/// The references in a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Content<'a> {
-    /// There is none: the text is the value.
+    /// No reference: the text is the value.
     Literal,
-    /// A reference to this variable is all of the text.
+    /// The text is exactly a reference to this variable.
     Variable(&'a str),
-    /// What VS Code asks the person for, by id, is all of the text.
+    /// The text is exactly an input of VS Code, with this id.
     Input(&'a str),
-    /// It is built of references and other text, or of a reference to something else, such as a file.
+    /// References with other text, or a reference to something else, such as a file.
     Built,
 }
 
-/// Looks for references in a text.
+/// Finds references in a text.
 pub(crate) fn content(text: &str) -> Content<'_> {
     let Some((at, length, reference)) = first(text) else { return Content::Literal };
     if at == 0 && length == text.len() { reference } else { Content::Built }
 }
 
-/// The first reference: where it begins, its length in bytes, and what it is.
+/// The first reference: its offset, its length in bytes, and its content.
 fn first(text: &str) -> Option<(usize, usize, Content<'_>)> {
     text.match_indices(['$', '%', '{']).find_map(|(at, _)| {
         let (length, reference) = reference(&text[at..])?;
@@ -43,7 +43,7 @@ fn first(text: &str) -> Option<(usize, usize, Content<'_>)> {
     })
 }
 
-/// The reference that a text begins with.
+/// The reference at the beginning of a text.
 fn reference(text: &str) -> Option<(usize, Content<'_>)> {
     let whole = |length| (length, Content::Built);
     if let Some(rest) = text.strip_prefix("${{") {
@@ -56,7 +56,7 @@ fn reference(text: &str) -> Option<(usize, Content<'_>)> {
         return Some((3 + end + 2, reference));
     }
     if let Some(rest) = text.strip_prefix("${") {
-        // A value without an end is not a value.
+        // An unclosed reference is not a value.
         let Some(end) = closing(rest) else { return Some(whole(text.len())) };
         return Some((2 + end + 1, braced(&rest[..end])));
     }
@@ -77,11 +77,11 @@ fn reference(text: &str) -> Option<(usize, Content<'_>)> {
     }
     let rest = text.strip_prefix('%')?;
     let name = &rest[..rest.find('%')?];
-    // `%Y%` is a part of a date's format.
+    // `%Y%` is part of a date format.
     (is_variable(name) && name.len() > 1).then_some((name.len() + 2, Content::Variable(name)))
 }
 
-/// Where the brace ends that a text stands behind, over braces within.
+/// Offset of the brace that closes the text, past nested braces.
 fn closing(text: &str) -> Option<usize> {
     let mut depth = 0_usize;
     text.bytes().enumerate().find_map(|(at, byte)| {
@@ -95,13 +95,13 @@ fn closing(text: &str) -> Option<usize> {
     })
 }
 
-/// What stands between `${` and `}`.
+/// Content of the text between `${` and `}`.
 fn braced(inner: &str) -> Content<'_> {
     if let Some(id) = inner.strip_prefix("input:") {
         return Content::Input(id);
     }
     let name = inner.strip_prefix("env:").unwrap_or(inner);
-    // What the value is without the variable is not taken: the operator says where it comes from.
+    // A default value is ignored: the operator says where the value comes from.
     let name = name.find([':', '-', '?', '+', '=']).map_or(name, |end| &name[..end]);
     let other = ["workspaceFolder", "workspaceFolderBasename", "userHome", "pathSeparator"];
     let kind = inner

@@ -1,4 +1,4 @@
-//! JSON, with the comments and trailing commas that desktop clients take in theirs.
+//! JSON with the comments and trailing commas that desktop clients accept in their files.
 
 use jsonc_parser::{
     CollectOptions, ParseOptions,
@@ -74,7 +74,7 @@ fn node(
     Ok(Node { place, what })
 }
 
-/// Where lines begin.
+/// Offsets of the beginnings of lines.
 pub(crate) struct Lines<'a> {
     text: &'a str,
     starts: Vec<usize>,
@@ -86,11 +86,11 @@ impl<'a> Lines<'a> {
         Self { text, starts: std::iter::once(0).chain(breaks.map(|(at, _)| at + 1)).collect() }
     }
 
-    /// The place of the byte at that offset.
+    /// Position of the byte at that offset.
     pub fn place(&self, offset: usize) -> Location {
         let line = self.starts.partition_point(|start| *start <= offset).max(1);
         let start = self.starts.get(line - 1).copied().unwrap_or(0);
-        // Counting is bounded: a minified file is one line, and each value of it asks.
+        // Counting is bounded: a minified file is one line, and it is done for each value.
         const FAR: usize = 4_096;
         let before = self.text.get(start..offset).unwrap_or("");
         let column = match before.len() {

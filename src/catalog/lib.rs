@@ -56,20 +56,20 @@ pub use secret_heuristics::{
 pub use server::{HandOver, HandOverKind, Image, Mount, Run, Secret, Server, Tool, Transport};
 pub use values::{Values, set};
 
-/// What was found in a file.
+/// Content of a file.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Found {
-    /// What it was.
+    /// Name of the format.
     pub format: &'static str,
-    /// What it calls itself.
+    /// Title of the file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub title: Option<String>,
     pub servers: Vec<Entry>,
-    /// What should be known of the file as a whole.
+    /// Notes about the file as a whole.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<Note>,
-    /// Settings of its servers, where it is a profile.
+    /// Settings of its servers, if it is a profile.
     #[serde(skip)]
     pub values: Values,
 }
@@ -77,17 +77,17 @@ pub struct Found {
 /// One server of a file.
 #[derive(Debug, Serialize)]
 pub struct Entry {
-    /// Its name there.
+    /// Its name in the file.
     pub name: String,
     pub place: Location,
-    /// The server, or all that is wrong with it.
+    /// The server, or all of its problems.
     pub server: Result<Server, Vec<Problem>>,
 }
 
 /// Reads a document of YAML, JSON or TOML.
 ///
 /// # Errors
-/// Where it is none of them, too large, or says something twice.
+/// If it is in none of these formats, too large, or has a duplicate key.
 pub fn parse(text: &str) -> Result<Node, Problem> {
     if text.len() > MAX_BYTES {
         return Err(Problem::of(format!("the file has more than {} MiB", MAX_BYTES >> 20)));
@@ -100,7 +100,7 @@ pub fn parse(text: &str) -> Result<Node, Problem> {
     if is_toml(begins) { tomls::read(text) } else { yaml::read(text) }
 }
 
-/// A file of TOML begins with a table or an assignment, which in YAML would be a plain text.
+/// Whether a file begins with a table or an assignment of TOML, which would be plain text in YAML.
 fn is_toml(text: &str) -> bool {
     let line =
         text.lines().find(|line| !line.trim().is_empty() && !line.trim_start().starts_with('#'));
@@ -117,10 +117,10 @@ fn is_toml(text: &str) -> bool {
     })
 }
 
-/// Reads what a file describes, whichever format it has.
+/// Reads the servers of a file in any format.
 ///
 /// # Errors
-/// Where nothing of it can be read. What is wrong with single servers stands with them.
+/// If the file as a whole cannot be read. Problems of a single server are in its entry.
 pub fn read(text: &str, options: &Options) -> Result<Found, Problem> {
     let node = parse(text)?;
     if node.entries().is_none() {
@@ -145,7 +145,7 @@ pub fn read(text: &str, options: &Options) -> Result<Found, Problem> {
     }
 }
 
-/// What a server is of which nothing but its image is known.
+/// A server of which only the image is known.
 #[must_use]
 pub fn of_image(image: &Image, name: Option<&str>, described: Option<&Described>) -> Entry {
     let last = image.name.rsplit('/').next().unwrap_or(&image.name);

@@ -1,7 +1,7 @@
-//! `portcullis.lock`: what was resolved once, so that it stays the same.
+//! `portcullis.lock`: results that were resolved once and must stay the same.
 //!
-//! It says of each server whence it came and what its image's tag meant, and of each catalog what
-//! was in it. Written by commands, read by people and held by `check` and `run`.
+//! It has the source and the image digest of each server, and the digest of each catalog. Written
+//! by commands, read by people, and enforced by `check` and `run`.
 
 use portcullis_foundation::atomic_file;
 use std::{
@@ -13,81 +13,81 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-/// The file beside the config.
+/// Name of the file, beside the config.
 pub const FILE: &str = "portcullis.lock";
-/// Bytes of it.
+/// Maximum size of the file.
 const LONGEST: u64 = 8 << 20;
-/// How long another program that changes it is waited for.
+/// Maximum time to wait for another program that changes the file.
 const TURN: Duration = Duration::from_secs(10);
-/// What an image meant before: so many are remembered.
+/// Maximum number of earlier digests of an image that are kept.
 const REMEMBERED: usize = 32;
 
-/// The whole file.
+/// The complete file.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Lock {
     pub version: u32,
-    /// Servers, by our names.
+    /// Servers, by their names in the config.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub servers: BTreeMap<String, ServerPin>,
-    /// Catalogs that were added, by our names.
+    /// Added catalogs, by their local names.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub catalogs: BTreeMap<String, CatalogPin>,
 }
 
-/// Where a server came from, and what its image is.
+/// Source and image of a server.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ServerPin {
-    /// The reference that was added, where the server was.
+    /// The reference that was added, if the server was added by one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
-    /// `sha256:` of what stood there.
+    /// `sha256:` of the description at the source.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source_digest: Option<String>,
-    /// The image as it was asked for.
+    /// The image as requested.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
-    /// What that means in its registry.
+    /// Its digest in the registry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_digest: Option<String>,
-    /// What it means on the engine, where it is of no registry.
+    /// Its id on the engine, if it is not from a registry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_id: Option<String>,
-    /// What its image was before, under whatever name, the latest last.
+    /// Earlier digests of its image, under any name, the latest last.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub was: Vec<String>,
-    /// The tools that were left on when it was taken, where not all were.
+    /// The tools that were enabled when it was added, if not all were.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tools: Option<Vec<String>>,
     /// `sha256:` of the policies that were written for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policies: Option<String>,
-    /// Where what it is handed went when it was taken: the origin of its URL, or its image or program and the
-    /// hosts that it reaches.
+    /// Destination of its deliveries when it was added: the origin of its URL, or its image or
+    /// program and the hosts that it reaches.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub destination: Vec<String>,
-    /// The references that the operator named or confirmed for it, for that destination, by the name of the
-    /// secret or the header.
+    /// The references that the operator named or confirmed for it and that destination, by the name
+    /// of the secret or the header.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub confirmed: BTreeMap<String, String>,
-    /// The references that stood in its entry when it was taken, and that nobody named or confirmed for that
+    /// The references in its entry when it was added that nobody named or confirmed for that
     /// destination.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub unconfirmed: BTreeMap<String, String>,
-    /// `sha256:` of the entry that was written into the config. An entry with another was edited since.
+    /// `sha256:` of the entry as written into the config. Another digest means that it was edited.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub entry: Option<String>,
 }
 
 impl ServerPin {
-    /// Whether what a server is handed goes nowhere but where it went when it was taken.
+    /// Whether deliveries only go to the destinations from when the server was added.
     #[must_use]
     pub fn goes_there(&self, destination: &[String]) -> bool {
         destination.iter().all(|place| self.destination.contains(place))
     }
 
-    /// What the image means, wherever it is.
+    /// Digest or id of the image.
     #[must_use]
     pub fn content(&self) -> Option<&str> {
         self.image_digest.as_deref().or(self.image_id.as_deref())
@@ -99,8 +99,8 @@ impl ServerPin {
         self.content() != Some(content) && self.was.iter().any(|one| one == content)
     }
 
-    /// Has the image be something else from now on. What it was is remembered, also where it is asked
-    /// for by another name now: whoever puts an old version back may name it as they like.
+    /// Replaces the image. The old digest is remembered even if the name differs now, because an
+    /// attacker who restores an old version can choose the name.
     pub fn move_to(&mut self, image: &str, meaning: ResolvedImage) {
         self.leave(Some(meaning.as_str()));
         self.image = Some(image.to_owned());
@@ -110,7 +110,7 @@ impl ServerPin {
         };
     }
 
-    /// Remembers what it is, where it is to be something else, or no image any more.
+    /// Remembers the present digest, if it changes or is removed.
     fn leave(&mut self, to: Option<&str>) {
         if let Some(before) = self.content().map(str::to_owned)
             && Some(&*before) != to
@@ -127,12 +127,12 @@ fn remember(was: &mut Vec<String>, before: String) {
     was.drain(..more);
 }
 
-/// What the name of an image means.
+/// A resolved image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ResolvedImage {
-    /// In its registry.
+    /// Digest in its registry.
     Digest(String),
-    /// On the engine, of no registry.
+    /// Id on the engine, if it is not from a registry.
     Id(String),
 }
 
@@ -146,14 +146,14 @@ impl ResolvedImage {
     }
 }
 
-/// A catalog of which we have a copy.
+/// A catalog with a local copy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct CatalogPin {
     pub source: String,
     /// `sha256:` of the copy.
     pub digest: String,
-    /// The manifest's digest, where it came from a registry.
+    /// Digest of the manifest, if it came from a registry.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub manifest: Option<String>,
     /// The digests of earlier copies, the latest last.
@@ -168,7 +168,7 @@ impl CatalogPin {
         self.digest != digest && self.was.iter().any(|one| one == digest)
     }
 
-    /// The same of another copy; what this one was is remembered.
+    /// The pin of a newer copy, which remembers the digest of this one.
     #[must_use]
     pub fn follow(self, mut next: Self) -> Self {
         next.was = self.was;
@@ -179,7 +179,7 @@ impl CatalogPin {
     }
 }
 
-/// A lock file that can't be used.
+/// An unusable lock file.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
     #[error("cannot read {path}: {why}")]
@@ -215,10 +215,10 @@ fn known(content: &Option<String>) -> &str {
 const VERSION: u32 = 1;
 
 impl Lock {
-    /// Reads the lock file beside a config. One that is not there is empty.
+    /// Reads the lock file beside a config. A missing file is empty.
     ///
     /// # Errors
-    /// Where it is there and can't be read.
+    /// If it exists and cannot be read.
     pub fn read(folder: &Path) -> Result<Self, LockError> {
         let path = folder.join(FILE);
         let shown = || path.display().to_string();
@@ -242,10 +242,10 @@ impl Lock {
         Ok(lock)
     }
 
-    /// Its text for that folder.
+    /// Text of the file for that folder.
     ///
     /// # Errors
-    /// Where nobody could read it again: then nothing would start.
+    /// If it could not be read again, since no server would start then.
     pub fn text(&self, folder: &Path) -> Result<String, LockError> {
         let path = folder.join(FILE);
         let body = toml::to_string(self).map_err(|error| LockError::Write {
@@ -264,7 +264,7 @@ impl Lock {
         Ok(text)
     }
 
-    /// Writes it, whole or not at all.
+    /// Writes the file atomically.
     fn write(&self, folder: &Path) -> Result<(), LockError> {
         let (path, text) = (folder.join(FILE), self.text(folder)?);
         atomic_file::replace(&path, text.as_bytes()).map_err(|error| LockError::Write {
@@ -273,14 +273,14 @@ impl Lock {
         })
     }
 
-    /// Changes it, and tells what it is then. Who else changes it meanwhile waits.
+    /// Changes the file and returns the new content. Other writers wait.
     ///
     /// # Errors
-    /// Where it can't be read, or can't be written; then it is as it was.
+    /// If it cannot be read or written. The file is then unchanged.
     pub fn change(folder: &Path, change: impl FnOnce(&mut Self)) -> Result<Self, LockError> {
         let shown = || folder.join(FILE).display().to_string();
         let failed = |why: std::io::Error| LockError::Write { path: shown(), why: why.to_string() };
-        // The folder is locked, since the file is replaced.
+        // The folder is locked, because the file is replaced.
         let turn = File::open(folder).map_err(failed)?;
         let since = Instant::now();
         loop {
@@ -302,11 +302,10 @@ impl Lock {
         Ok(after)
     }
 
-    /// Has the image of a server be something else from now on, where it is still what it was when
-    /// that was decided, or what it is to be.
+    /// Replaces the image of a server, if the present one is `was` or already the new one.
     ///
     /// # Errors
-    /// Where it is something else by now; then nothing is changed.
+    /// [`LockError::Meanwhile`], if it has changed. Nothing is changed then.
     pub fn move_from(
         &mut self,
         server: &str,
@@ -323,8 +322,7 @@ impl Lock {
         Ok(())
     }
 
-    /// Has a server be what was taken of a description from now on, where it is still what it was when
-    /// that was decided.
+    /// Records an added or updated server, if the present image is still `was`.
     ///
     /// # Errors
     /// As [`Lock::move_from`].
@@ -360,7 +358,7 @@ impl Lock {
         Ok(())
     }
 
-    /// What an image of the config means, where that was found out under this very name.
+    /// The resolved image of the config, if it was resolved under exactly this name.
     #[must_use]
     pub fn meaning(&self, server: &str, image: &str) -> Option<ResolvedImage> {
         let locked = self.servers.get(server).filter(|one| one.image.as_deref() == Some(image))?;
@@ -371,11 +369,11 @@ impl Lock {
         }
     }
 
-    /// Holds an image of the config against what was locked.
+    /// Checks an image of the config against the lock.
     ///
     /// # Errors
-    /// Where the lock has another digest for the server, or another name. Nothing but a person's word
-    /// moves what was locked.
+    /// [`LockError::Image`] or [`LockError::Name`], if the lock has another digest or name for the
+    /// server. Only a person can change the lock.
     pub fn hold(&self, server: &str, image: &str) -> Result<(), LockError> {
         let Some(locked) = self.servers.get(server) else { return Ok(()) };
         let Some(content) = locked.content() else { return Ok(()) };
@@ -390,7 +388,7 @@ impl Lock {
                 let (config, lock) = (config.to_owned(), content.to_owned());
                 Err(LockError::Image { server, config, lock })
             }
-            // What a name means, the lock says.
+            // The lock resolves the name.
             None if locked.image.as_deref() == Some(image) => Ok(()),
             None => {
                 let lock = locked.image.clone().unwrap_or_else(|| content.to_owned());
@@ -400,13 +398,13 @@ impl Lock {
     }
 }
 
-/// Whose words a description is: its source without tag and digest, and of a catalog without the servers
-/// that were chosen from it.
+/// The author of a description: its source without tag and digest, and for a catalog without the
+/// chosen servers.
 #[must_use]
 pub fn origin(source: &str) -> &str {
     let Some((scheme, rest)) = source.split_once("://") else { return source };
     let rest = match scheme {
-        // An id of the engine is not a name, and is complete.
+        // An id of the engine is complete; it has neither tag nor digest.
         "docker" if rest.starts_with("sha256:") => return source,
         "docker" | "oci" => rest,
         "catalog" => rest.rsplit_once('/').map_or(rest, |(catalog, _)| catalog),
@@ -417,7 +415,7 @@ pub fn origin(source: &str) -> &str {
     &source[..scheme.len() + 3 + tag.unwrap_or(name.len())]
 }
 
-/// Whether two sources are one, tag and digest aside. What a pipe said is nobody's.
+/// Whether two sources are equal, except for tag and digest. Text from a pipe has no source.
 #[must_use]
 pub fn same_origin(one: &str, other: &str) -> bool {
     origin(one) == origin(other) && !["/dev/", "/proc/"].iter().any(|pipe| one.starts_with(pipe))
@@ -533,7 +531,7 @@ mod tests {
         locked.move_to("a:1", ResolvedImage::Digest(one.clone()));
         assert_eq!(locked.was, [one.clone(), two.clone()]);
         assert!(locked.was_once(&two) && !locked.was_once(&one), "what it is, it never left");
-        // Whatever it is called by then: a tag, a digest, another name.
+        // Under any name: a tag, a digest, another name.
         locked.move_to("a:2", ResolvedImage::Id(two.clone()));
         assert!(locked.was == [two.clone(), one.clone()] && locked.image_digest.is_none());
         locked.move_to(&format!("b@{one}"), ResolvedImage::Digest(one.clone()));
@@ -560,13 +558,13 @@ mod tests {
         lock.take("s", None, &of(Some(&one))).unwrap();
         lock.take("s", Some(&one), &of(Some(&two))).unwrap();
         assert!(lock.servers["s"].was_once(&one));
-        // It is no image for a while.
+        // It temporarily has no image.
         lock.take("s", Some(&two), &of(None)).unwrap();
         assert_eq!((lock.servers["s"].content(), &lock.servers["s"].image), (None, &None));
         assert!(lock.servers["s"].was_once(&one) && lock.servers["s"].was_once(&two));
         lock.take("s", None, &of(Some(&three))).unwrap();
         assert!(lock.servers["s"].was_once(&two) && !lock.servers["s"].was_once(&three));
-        // Somebody else was quicker.
+        // Another program has changed it.
         lock.take("s", Some(&two), &of(Some(&one))).unwrap_err();
         assert_eq!(lock.servers["s"].content(), Some(&*three));
     }
@@ -574,7 +572,7 @@ mod tests {
     #[test]
     fn what_somebody_locked_meanwhile_is_not_moved() {
         let [one, two, three] = [b"1", b"2", b"3"].map(|bytes| digest(bytes));
-        // What whoever decides saw, what is there by now, and whether it is moved to the third.
+        // The expected image, the present one, and whether it is moved to the third.
         for (was, is, moves) in [
             (None, None, true),
             (Some(&one), Some(&one), true),

@@ -1,11 +1,11 @@
-//! Folders of this machine that a server is to see.
+//! Folders of this machine that a server can see.
 
 use crate::{
     places::{CREDENTIALS, CREDENTIALS_AT_HOME, NEVER, NEVER_WHOLE, NEVER_WRITABLE},
     server::Mount,
 };
 
-/// A mount that is not taken, and why.
+/// Why a mount is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NoMount {
     #[error("a mount is `SOURCE:TARGET`, with `:ro` or `:rw` behind it")]
@@ -20,9 +20,9 @@ pub enum NoMount {
     Source,
 }
 
-/// Reads `SOURCE:TARGET[:OPTIONS]`. What says nothing of writing is read-only here.
+/// Reads `SOURCE:TARGET[:OPTIONS]`. The default is read-only.
 pub(crate) fn read(text: &str) -> Result<Mount, NoMount> {
-    // A drive's letter is part of the source.
+    // The letter of a drive is part of the source.
     let drive = text.get(1..3).is_some_and(|rest| rest == ":\\" || rest == ":/")
         && text.starts_with(|c: char| c.is_ascii_alphabetic());
     if drive {
@@ -38,7 +38,7 @@ pub(crate) fn read(text: &str) -> Result<Mount, NoMount> {
     for option in options.unwrap_or("").split(',') {
         match option {
             "rw" => writable = true,
-            // Labels of SELinux and ways of propagation are the engine's.
+            // SELinux labels and mount propagation are the engine's.
             "" | "ro" | "z" | "Z" | "cached" | "delegated" | "consistent" | "rprivate" => {}
             _ => return Err(NoMount::Form),
         }
@@ -46,7 +46,7 @@ pub(crate) fn read(text: &str) -> Result<Mount, NoMount> {
     of(source, target, writable)
 }
 
-/// A mount of its parts.
+/// A mount from its parts.
 pub(crate) fn of(source: &str, target: &str, writable: bool) -> Result<Mount, NoMount> {
     if source.is_empty()
         || target.is_empty()
@@ -86,9 +86,8 @@ fn is_within(path: &str, top: &str) -> bool {
     path == top || path.strip_prefix(top).is_some_and(|rest| rest.starts_with('/'))
 }
 
-/// What gives its holder the machine, or all that is on it: sockets of engines, the system's
-/// folders, whole homes, and keys. By its name alone: what it leads to is looked at by whoever mounts
-/// it.
+/// Whether access gives control of the machine or all of its data: engine sockets, system folders,
+/// home folders and keys. Only checks the name: the code that mounts it checks what it resolves to.
 fn is_machine(source: &str, writable: bool) -> bool {
     let path = clean(source);
     let never = |top: &&str| is_within(&path, top) || is_within(top, &path);

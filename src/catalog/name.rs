@@ -1,14 +1,14 @@
-//! Names of servers: ours, made of theirs.
+//! Names of servers in the config, derived from names in descriptions.
 
 use std::collections::BTreeMap;
 
 use crate::report::brief;
 
-/// Characters that a name may have here. The config takes more, but a name is what stands before
-/// those of tools, for which clients have limits.
+/// Maximum length of a name. The config allows more, but the name is a prefix of tool names, for
+/// which clients have limits.
 const LONGEST: usize = 32;
 
-/// A name that cannot become one of ours.
+/// Why a name cannot be converted or used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unfit {
     #[error("`{}` has letters that others can be taken for: choose a name with `--name`", brief(.0))]
@@ -25,26 +25,25 @@ pub enum Unfit {
     Alike { name: String, other: String },
 }
 
-/// Whether a name is one that the config takes.
+/// Whether the config allows a name.
 pub fn is_legal(name: &str) -> bool {
     (1..=64).contains(&name.len())
         && name.starts_with(|first: char| first.is_ascii_alphanumeric())
         && name.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_'))
 }
 
-/// Our name for a server, of theirs: the last part of a path, in lower case, with `-` for what
-/// cannot stand in a name.
+/// The config name of a server: the last part of a path, in lower case, with `-` for characters
+/// that a name cannot have.
 ///
 /// # Errors
-/// [`Unfit`], for names with letters beyond ASCII (which look like others) and for those of which
-/// nothing is left.
+/// [`Unfit`], if a name has non-ASCII letters (which look like others) or nothing is left of it.
 pub fn ours(original: &str) -> Result<String, Unfit> {
     if !original.bytes().all(|b| b.is_ascii_graphic() || b == b' ') {
         return Err(Unfit::Foreign(original.to_owned()));
     }
     let parts: Vec<&str> = original.split('/').filter(|part| !part.is_empty()).collect();
     let last = parts.last().copied().unwrap_or("");
-    // `io.github.user/mcp` says nothing without the name before it.
+    // In `io.github.user/mcp`, only the part before the last one is specific.
     let telling = match parts.as_slice() {
         [.., before, "mcp" | "server" | "mcp-server"] => {
             format!("{}-{last}", before.rsplit('.').next().unwrap_or(before))
@@ -64,20 +63,20 @@ pub fn ours(original: &str) -> Result<String, Unfit> {
     if is_legal(name) { Ok(name.to_owned()) } else { Err(Unfit::Empty(original.to_owned())) }
 }
 
-/// The names that are taken, by what they look like.
+/// The names in use, by their appearance.
 #[derive(Debug, Default, Clone)]
 pub struct Names(BTreeMap<String, String>);
 
 impl Names {
-    /// The names that stand in the config.
+    /// The names in the config.
     pub fn of<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
         Self(names.into_iter().map(|name| (look(name), name.to_owned())).collect())
     }
 
-    /// Takes a name.
+    /// Adds a name.
     ///
     /// # Errors
-    /// [`Unfit::Exists`] where it is taken, [`Unfit::Alike`] where it could be mistaken for one that is.
+    /// [`Unfit::Exists`] if it is in use, [`Unfit::Alike`] if it looks like a name in use.
     pub fn take(&mut self, name: &str) -> Result<(), Unfit> {
         let own = look(name);
         let near = self.0.iter().find(|(look, _)| {
@@ -96,19 +95,19 @@ impl Names {
     }
 }
 
-/// What a name looks like: its skeleton by Unicode's technical standard 39, and without the
-/// difference of `-` and `_`, which names of variables do not have.
+/// Appearance of a name: its skeleton by Unicode Technical Standard 39, with `-` and `_` treated as
+/// equal, since names of variables cannot have `-`.
 fn look(name: &str) -> String {
     let folded = name.to_lowercase().replace('-', "_");
     unicode_security::skeleton(&folded).flat_map(char::to_lowercase).collect()
 }
 
-/// A name as a part of the name of a variable: in upper case, with `_` for what cannot stand there.
+/// A name as part of the name of a variable: in upper case, with `_` for other characters.
 pub(crate) fn as_variable(name: &str) -> String {
     name.to_ascii_uppercase().replace(|c: char| !c.is_ascii_alphanumeric(), "_")
 }
 
-/// What the names of the variables of the proxy begin with that are a server's own.
+/// Prefix of the proxy's variables that belong to one server.
 #[must_use]
 pub fn own_variables(server: &str) -> String {
     format!("MCP_{}__", as_variable(server))

@@ -1,24 +1,24 @@
-//! A document as a tree in which everything has its place: what YAML, JSON and TOML have in common.
+//! A document as a tree of values with positions: the common form of YAML, JSON and TOML.
 
 use serde_json::{Map, Number, Value};
 
 use crate::report::{Location, Problem, brief};
 
-/// Bytes of one document.
+/// Maximum size of one document.
 pub const MAX_BYTES: usize = 16 << 20;
-/// Nesting of lists and maps.
+/// Maximum nesting of lists and maps.
 pub const MAX_DEPTH: usize = 64;
-/// Values in one document.
+/// Maximum number of values in one document.
 pub const MAX_NODES: usize = 1_000_000;
 
-/// A value and where it begins.
+/// A value and its position.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Node {
     pub place: Location,
     pub what: What,
 }
 
-/// A value. Numbers keep the text that they were written as.
+/// A value. Numbers keep their original text.
 #[derive(Debug, Clone, PartialEq)]
 pub enum What {
     Null,
@@ -26,7 +26,7 @@ pub enum What {
     Number(Box<str>),
     Text(Box<str>),
     List(Vec<Node>),
-    /// In the file's order; no key stands twice.
+    /// In the file's order, without duplicate keys.
     Map(Vec<(Key, Node)>),
 }
 
@@ -67,7 +67,7 @@ impl Node {
         }
     }
 
-    /// A text, a number or a flag, as the text that it was written as.
+    /// A text, a number or a flag, in its original text.
     pub fn scalar(&self) -> Option<&str> {
         match &self.what {
             What::Text(text) | What::Number(text) => Some(text),
@@ -77,7 +77,7 @@ impl Node {
         }
     }
 
-    /// What it is, for a message.
+    /// Kind of the value, for a message.
     pub fn kind(&self) -> &'static str {
         match self.what {
             What::Null => "nothing",
@@ -89,7 +89,7 @@ impl Node {
         }
     }
 
-    /// The same as JSON. A number that JSON cannot hold becomes a text.
+    /// The value as JSON. A number that JSON cannot represent becomes a text.
     pub fn to_json(&self) -> Value {
         match &self.what {
             What::Null => Value::Null,
@@ -116,14 +116,14 @@ fn number(text: &str) -> Option<Number> {
     text.parse::<f64>().ok().and_then(Number::from_f64)
 }
 
-/// Counts what a document has, and refuses what is too much or stands twice.
+/// Counts the values of a document, and refuses excess and duplicates.
 #[derive(Debug, Default)]
 pub(crate) struct Budget {
     nodes: usize,
 }
 
 impl Budget {
-    /// One more value, so deep.
+    /// Counts one more value at that depth.
     pub fn take(&mut self, place: Location, depth: usize) -> Result<(), Problem> {
         self.nodes += 1;
         if self.nodes > MAX_NODES {
@@ -136,8 +136,7 @@ impl Budget {
     }
 }
 
-/// The members of a map, each once: a key that stands twice is read differently by different
-/// readers.
+/// The members of a map. A duplicate key is refused, because readers differ about it.
 pub(crate) fn once(entries: Vec<(Key, Node)>) -> Result<What, Problem> {
     let mut seen = std::collections::HashMap::with_capacity(entries.len());
     for (key, _) in &entries {

@@ -1,21 +1,21 @@
-//! Takes the members of a map one by one, and knows which nobody asked for.
+//! Takes the members of a map one by one, and reports those that are left.
 
 use crate::{
     node::{Key, Node},
     report::{Location, Report, brief},
 };
 
-/// A map of which members are taken.
+/// A map whose members are taken.
 pub(crate) struct Object<'a> {
     entries: &'a [(Key, Node)],
     taken: Vec<bool>,
-    /// Names that were asked for, there or not.
+    /// Requested names, present or not.
     known: Vec<&'static str>,
     pub place: Location,
 }
 
 impl<'a> Object<'a> {
-    /// The map that a node is, or a problem.
+    /// The map of a node. Any other value is a problem.
     pub fn of(node: &'a Node, what: &str, report: &mut Report) -> Option<Self> {
         match node.entries() {
             Some(entries) => Some(Self {
@@ -40,7 +40,7 @@ impl<'a> Object<'a> {
         (node.what != crate::node::What::Null).then_some(node)
     }
 
-    /// A text. Numbers and flags are texts to many writers, and are taken as they were written.
+    /// A text. Numbers and flags, which many authors write, keep their original text.
     pub fn text(&mut self, name: &'static str, report: &mut Report) -> Option<Said<'a>> {
         let node = self.get(name)?;
         said(node, name, report)
@@ -101,15 +101,15 @@ impl<'a> Object<'a> {
             .collect()
     }
 
-    /// Takes members that describe and change nothing.
+    /// Takes descriptive members, which have no effect.
     pub fn describing(&mut self, names: &[&'static str]) {
         for name in names {
             self.get(name);
         }
     }
 
-    /// Says of members that nobody asked for that they are left out. One that is a known name but
-    /// for case is a problem: some readers take it for that.
+    /// Notes that the remaining members are left out. A known name in another case is a problem,
+    /// because some readers accept it.
     pub fn rest(self, report: &mut Report) {
         for ((key, _), taken) in self.entries.iter().zip(&self.taken) {
             if *taken {
@@ -129,7 +129,7 @@ impl<'a> Object<'a> {
     }
 }
 
-/// A text and its place.
+/// A text and its position.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Said<'a> {
     pub place: Location,

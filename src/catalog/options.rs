@@ -1,35 +1,35 @@
-//! What the person says beside the file.
+//! The person's options for reading a file.
 
 use std::collections::BTreeMap;
 
 use crate::values::Values;
 
-/// How the packages of npm and PyPI run.
+/// How packages from npm and PyPI run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Packages {
-    /// As a program of this machine, in the sandbox.
+    /// As a program on this machine, in the sandbox.
     #[default]
     Process,
-    /// In a container of the language's own image.
+    /// In a container of an image for the language.
     Container,
 }
 
-/// What the person says beside the file.
+/// The person's options for reading a file.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// Settings of servers, by the names that their catalog has for them.
+    /// Settings of servers, by their names in the catalog.
     pub values: Values,
-    /// Settings that somebody else says, as a profile does: they stand where the person set nothing,
-    /// and name no folder.
+    /// Settings of others, such as a profile. They apply where the person set nothing, and cannot
+    /// name folders.
     pub theirs: Values,
-    /// The tools that are left on, by the names that the catalog has for servers.
+    /// The enabled tools, by the names of servers in the catalog.
     pub only: BTreeMap<String, Vec<String>>,
-    /// Where secrets come from (`env:NAME`), by the names that the catalog has for servers, and then by
-    /// the variable or the header.
+    /// Sources of secrets (`env:NAME`), by the names of servers in the catalog, then by variable or
+    /// header.
     pub secrets: BTreeMap<String, BTreeMap<String, String>>,
-    /// The name in our config, in the place of one made of theirs.
+    /// The name in the config, instead of a derived one.
     pub name: Option<String>,
     pub packages: Packages,
-    /// The file came from elsewhere: whatever its form, it is no file of the person's own client.
+    /// The file is from elsewhere: it is never treated as a file of the person's own client.
     pub foreign: bool,
 }

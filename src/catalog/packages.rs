@@ -1,4 +1,4 @@
-//! Programs that fetch a package and run it: npx, uvx and their like.
+//! Programs that fetch a package and run it: npx, uvx and similar ones.
 
 use crate::{
     draft::Draft,
@@ -8,19 +8,19 @@ use crate::{
     server::{Image, Run},
 };
 
-/// A program that fetches what it runs.
+/// A program that fetches the program it runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Fetcher {
     pub program: &'static str,
-    /// Whence packages come.
+    /// Hosts that packages come from.
     hosts: &'static [&'static str],
     /// An image that has the program.
     image: Option<&'static str>,
-    /// What has it ask nobody.
+    /// The option that disables prompts.
     yes: Option<&'static str>,
-    /// Words behind which the package stands.
+    /// Subcommands before the package.
     verbs: &'static [&'static str],
-    /// Options with a value of their own before the package.
+    /// Options before the package that take a value.
     valued: &'static [&'static str],
 }
 
@@ -90,7 +90,7 @@ const FETCHERS: &[Fetcher] = &[
     },
 ];
 
-/// The fetcher that a command begins with.
+/// The fetcher of a command.
 pub(crate) fn of(program: &str, arguments: &[String]) -> Option<Fetcher> {
     FETCHERS.iter().copied().find(|fetcher| {
         fetcher.program == program
@@ -99,11 +99,11 @@ pub(crate) fn of(program: &str, arguments: &[String]) -> Option<Fetcher> {
     })
 }
 
-/// The packages that are fetched, where they stand plainly: those that options name, or else the first
-/// word, which is then the program of it, too.
+/// The fetched packages, if they are explicit: those in options, or otherwise the first word, which
+/// then also is the program.
 pub(crate) fn packages_of(fetcher: Fetcher, arguments: &[String]) -> Vec<&str> {
     let mut rest = arguments.iter().skip(fetcher.verbs.len());
-    // What is beside the package, and the package itself.
+    // Additional packages, and the package itself.
     let (mut beside, mut named) = (Vec::new(), Vec::new());
     let mut first = None;
     while let Some(argument) = rest.next() {
@@ -123,9 +123,9 @@ pub(crate) fn packages_of(fetcher: Fetcher, arguments: &[String]) -> Vec<&str> {
         let Some(value) = value else { continue };
         match option {
             "--from" | "--spec" | "--package" => named.push(value),
-            // The short option of a package is that of an interpreter to `uvx`.
+            // For npm, `-p` is a package; for `uvx`, it is an interpreter.
             "-p" if valued && fetcher.hosts == NPM => named.push(value),
-            // Several to one option.
+            // One option may have several packages.
             "--with" | "-w" if valued => beside.extend(value.split(',').map(str::trim)),
             _ => {}
         }
@@ -136,7 +136,7 @@ pub(crate) fn packages_of(fetcher: Fetcher, arguments: &[String]) -> Vec<&str> {
     named.into_iter().chain(beside).collect()
 }
 
-/// What a command runs: the program with its arguments, without the versions of the packages that it fetches.
+/// Identity of a command: the program with its arguments, without the versions of fetched packages.
 pub(crate) fn identity(program: &str, arguments: &[String]) -> String {
     let base = program.rsplit('/').next().unwrap_or(program);
     let words = match of(base, arguments) {
@@ -148,15 +148,15 @@ pub(crate) fn identity(program: &str, arguments: &[String]) -> String {
     words.collect::<Vec<_>>().join(" ")
 }
 
-/// A word, with quotes where it would not be told from others without.
+/// A word, quoted if it would be ambiguous otherwise.
 fn quoted_if_needed(word: &str) -> String {
     let shown = quoted(word);
     let plain = !word.is_empty() && !word.contains(char::is_whitespace);
     if plain && shown.len() == word.len() + 2 { word.to_owned() } else { shown }
 }
 
-/// All arguments, without the versions of the packages that are fetched. A word that may be the value of an
-/// option that is not known here is left as it is.
+/// All arguments, without the versions of fetched packages. A word that may be the value of an
+/// unknown option is unchanged.
 fn unversioned(fetcher: Fetcher, arguments: &[String]) -> Vec<String> {
     const FLAGS: &[&str] = &["-y", "--yes", "-q", "--quiet"];
     let mut words: Vec<String> = arguments.to_vec();
@@ -200,8 +200,8 @@ fn unversioned(fetcher: Fetcher, arguments: &[String]) -> Vec<String> {
     words
 }
 
-/// A package without the version behind its name. What may say where the package comes from (an alias, a
-/// repository, a URL) is part of what it is.
+/// A package without its version. A source (an alias, a repository, a URL) is part of its identity
+/// and is kept.
 fn without_version(package: &str) -> &str {
     let begins = |(at, c): &(usize, char)| {
         matches!(c, '=' | '<' | '>' | '~' | '!') || (*c == '@' && *at > 0)
@@ -214,21 +214,21 @@ fn without_version(package: &str) -> &str {
     if package.bytes().skip(at).all(is_version) { &package[..at] } else { package }
 }
 
-/// What stands behind the package: the server's own arguments.
+/// The arguments after the package: the server's own ones.
 pub(crate) fn own_arguments(fetcher: Fetcher, arguments: &[String]) -> &[String] {
     let mut at = fetcher.verbs.len();
     while let Some(argument) = arguments.get(at) {
         match argument.as_str() {
             valued if fetcher.valued.contains(&valued) => at += 2,
             option if option.starts_with('-') => at += 1,
-            // The package, or its program where an option names the package.
+            // The package, or its program if an option names the package.
             _ => return &arguments[at + 1..],
         }
     }
     &[]
 }
 
-/// How a command with a fetcher runs.
+/// Converts a command with a fetcher to a [`Run`].
 pub(crate) fn run(
     draft: &mut Draft<'_>,
     fetcher: Fetcher,
@@ -249,7 +249,7 @@ pub(crate) fn run(
         return None;
     }
     if let Some(yes) = fetcher.yes {
-        // Nobody is there to be asked.
+        // Nobody can answer a prompt.
         arguments.retain(|argument| argument != "-y" && argument != yes);
         arguments.insert(fetcher.verbs.len(), yes.to_owned());
     }
@@ -307,15 +307,15 @@ pub(crate) fn run(
     }
 }
 
-/// Whether a package is said with a version that means one thing: `name@1.2.3`, `name==1.2.3`, or a
-/// whole commit of a repository, which stands behind `#` to npm and behind `@` to Python's tools. `1.2` is
-/// a range to npm, and a version to Python's tools.
+/// Whether a package has an unambiguous version: `name@1.2.3`, `name==1.2.3`, or a full commit of a
+/// repository, after `#` for npm and after `@` for Python's tools. `1.2` is a range for npm, and a
+/// version for Python's tools.
 fn is_pinned(fetcher: Fetcher, package: &str) -> bool {
-    // `name @ git+https://…` of Python's tools.
+    // The form `name @ git+https://…` of Python's tools.
     let source = package.split_once(" @ ").map_or(package, |(_, source)| source.trim_start());
     if source.contains("://") || source.contains('#') || source.starts_with("git") {
         let commit = match fetcher.hosts == PYPI {
-            // What is behind `#` is a folder or a name there.
+            // The part after `#` is a folder or a name in the repository.
             true => source.split('#').next().and_then(|source| source.rsplit_once('@')),
             false => source.split_once('#'),
         };
@@ -327,7 +327,7 @@ fn is_pinned(fetcher: Fetcher, package: &str) -> bool {
     if let Some((_, version)) = package.split_once("==") {
         return of_python && is_pythons(version.trim_start_matches('='));
     }
-    // `@scope/name` has one at its beginning.
+    // `@scope/name` begins with `@`.
     match package.rsplit_once('@') {
         Some((name, version)) if !name.is_empty() && of_python => is_pythons(version),
         Some((name, version)) if !name.is_empty() => is_npms(version),
@@ -335,13 +335,13 @@ fn is_pinned(fetcher: Fetcher, package: &str) -> bool {
     }
 }
 
-/// Without `*`, of which PEP 440 makes a range.
+/// Without `*`, which makes it a range in PEP 440.
 fn is_pythons(version: &str) -> bool {
     version.starts_with(|c: char| c.is_ascii_digit())
         && version.bytes().all(|b| b.is_ascii_alphanumeric() || b".+!-_".contains(&b))
 }
 
-/// Three numbers, with a word of a release before it or of a build.
+/// Three numbers, optionally with a pre-release or build suffix.
 fn is_npms(version: &str) -> bool {
     let core = version.split(['-', '+']).next().unwrap_or_default();
     let number = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
@@ -440,11 +440,11 @@ mod tests {
             ("uvx", vec!["--from", at, "cmd"], vec![at], true),
             ("uvx", vec!["--from", named, "cmd"], vec![named], true),
             ("uvx", vec!["--from", folder, "cmd"], vec![folder], true),
-            // Behind `#` is no commit to Python, nor behind `@` to npm.
+            // Python has no commits after `#`, and npm none after `@`.
             ("uvx", vec!["--from", hash, "cmd"], vec![hash], false),
             ("npx", vec![hash], vec![hash], true),
             ("npx", vec![at], vec![at], false),
-            // No repository, so no commit.
+            // Not a repository, so not a commit.
             ("npx", vec![tarball], vec![tarball], false),
             ("uvx", vec!["--from", wheel, "cmd"], vec![wheel], false),
             ("uvx", vec!["--with", "evil", "x==1.0"], vec!["x==1.0", "evil"], false),

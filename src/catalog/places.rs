@@ -1,7 +1,7 @@
-//! Folders of this machine that no server should see: one list for what is read of others, by its
-//! names, and for what is mounted in the end, with links resolved.
+//! Folders of this machine that no server may see: one list, applied to descriptions by name, and
+//! to final mounts with links resolved.
 
-/// Folders that no server gets, nor a folder above or inside one.
+/// Folders that are never mounted, nor any folder above or inside one.
 pub const NEVER: &[&str] = &[
     "/boot",
     "/dev",
@@ -17,14 +17,14 @@ pub const NEVER: &[&str] = &[
     "/var/spool/cron",
 ];
 
-/// Folders that no server gets whole: other programs keep their sockets and state in them.
+/// Folders that are never mounted as a whole: other programs keep sockets and state in them.
 pub const NEVER_WHOLE: &[&str] = &["/tmp", "/var/tmp"];
 
 /// Folders of programs: readable, never writable.
 pub const NEVER_WRITABLE: &[&str] =
     &["/bin", "/lib", "/lib32", "/lib64", "/libx32", "/opt", "/sbin", "/usr"];
 
-/// Folders and files in which people keep keys and passwords, wherever they stand in a path.
+/// Folders and files in which people keep keys and passwords, at any position in a path.
 pub const CREDENTIALS: &[&str] = &[
     ".aws",
     ".azure",
@@ -40,6 +40,6 @@ pub const CREDENTIALS: &[&str] = &[
     ".ssh",
 ];
 
-/// The same, below a home.
+/// The same, below a home folder.
 pub const CREDENTIALS_AT_HOME: &[&str] =
     &[".config/gcloud", ".config/gh", ".cargo/credentials.toml"];

@@ -1,4 +1,4 @@
-//! Profiles of ours: named sets of servers, each a file in `profiles` beside the config.
+//! Profiles of Portcullis: named sets of servers, each a file in `profiles` beside the config.
 
 use std::{
     collections::BTreeMap,
@@ -11,13 +11,13 @@ use portcullis_foundation::atomic_file;
 
 use crate::{name::is_legal, report::brief, write::tools_left_on};
 
-/// The folder beside the config.
+/// Name of the folder beside the config.
 pub const FOLDER: &str = "profiles";
-/// Bytes of a profile.
+/// Maximum size of a profile.
 const LONGEST: u64 = 1 << 20;
 
-/// A named set of servers of the config. What a server is, the config says; a profile says which run,
-/// and what is otherwise while they run for it.
+/// A named set of servers of the config. The config defines the servers; a profile says which of
+/// them run, and how they differ while they run for it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Profile {
@@ -25,37 +25,36 @@ pub struct Profile {
     /// For people.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub title: Option<String>,
-    /// Names of the config.
+    /// Names of servers in the config.
     pub servers: Vec<String>,
-    /// Whence it came.
+    /// Source of an imported profile.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
-    /// Servers that whoever wrote it has left out since. What was said of them is kept in `settings`, for
-    /// when they come back.
+    /// Servers that the author has removed since. Their `settings` are kept in case they return.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub left_out: Vec<String>,
-    /// What is otherwise, by server.
+    /// Differences from the config, by server.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub settings: BTreeMap<String, Settings>,
 }
 
-/// What is otherwise with a server while it runs for a profile.
+/// Differences of a server while it runs for a profile.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Settings {
-    /// The tools that are left on, by the server's own names: no others may be called. Nothing: all
-    /// that policies permit.
+    /// The enabled tools, by the server's own names; others are refused. `None`: all that policies
+    /// permit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tools: Option<Vec<String>>,
-    /// Values in the place of those that the config has for variables in `env`.
+    /// Values that replace those of the config for variables in `env`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
-    /// References in the place of those that the config has for `secrets` and `headers`. Never values.
+    /// References that replace those of the config for `secrets` and `headers`. Never values.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub secrets: BTreeMap<String, String>,
 }
 
-/// A profile that can't be used.
+/// Why a profile cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum NoProfile {
     #[error("`{0}` is no name of a profile: use 1 to 64 of a-z, 0-9, `-` and `_`")]
@@ -82,10 +81,10 @@ impl Profile {
         }
     }
 
-    /// Its file, beside the config.
+    /// Path of the file, beside the config.
     ///
     /// # Errors
-    /// Where the name can be none of a profile.
+    /// If the name is not valid for a profile.
     pub fn path(folder: &Path, name: &str) -> Result<PathBuf, NoProfile> {
         if !is_legal(name) {
             return Err(NoProfile::Name(name.to_owned()));
@@ -101,8 +100,8 @@ impl Profile {
         Ok(Self::open(folder, name)?.0)
     }
 
-    /// The policies that hold whoever calls to the tools that a profile leaves on. Each stands in the
-    /// line of the profile's file in which that is said, so that who is refused by one finds it there.
+    /// The policies that limit all callers to the tools that a profile enables. Each has the line
+    /// of its list in the profile's file, so that a refusal refers to it.
     ///
     /// # Errors
     /// [`NoProfile`]
@@ -141,12 +140,12 @@ impl Profile {
             Ok(meta) if meta.len() > LONGEST => return Err(broken("it is too large".into())),
             _ => std::fs::read_to_string(&path).map_err(|error| broken(error.to_string()))?,
         };
-        // What stands in the file may be a secret that was put there by mistake: no message shows it.
+        // The file may contain a misplaced secret: messages never show its content.
         let profile: Self = toml::from_str(&text).map_err(|error| {
             let before = error.span().map_or("", |span| text.get(..span.start).unwrap_or(""));
             let line = before.matches('\n').count() + 1;
             let what = match error.message() {
-                // Serde's words for a wrong type have the value, those for an unknown key the key.
+                // Serde's messages on wrong types have the value, those on unknown keys the key.
                 said if said.starts_with("invalid ") => "something else is expected here",
                 said if said.starts_with("missing field") => said,
                 said => said.split(['`', '"', '\'']).next().unwrap_or("").trim_end(),
@@ -162,14 +161,14 @@ impl Profile {
             let server = brief(server);
             return Err(broken(format!("`settings` has `{server}`, which is none of `servers`")));
         }
-        // They stand in policies.
+        // The names are written into policies.
         if let Some(server) = profile.servers.iter().find(|name| !is_legal(name)) {
             return Err(broken(format!("`{}` is no name of a server", brief(server))));
         }
         Ok((profile, text))
     }
 
-    /// Writes it, whole or not at all. Whether one was there before.
+    /// Writes the profile atomically. Returns whether it existed before.
     ///
     /// # Errors
     /// [`NoProfile`]
@@ -178,7 +177,7 @@ impl Profile {
         let failed = |why: String| NoProfile::Unwritten { path: path.clone(), why };
         let there = path.exists();
         let text = toml::to_string(self).map_err(|error| failed(error.to_string()))?;
-        // Nobody could read it again, nor list the others beside it.
+        // It could not be read again, and the list of profiles would fail.
         if text.len() as u64 > LONGEST {
             return Err(failed("it would be too large".into()));
         }
@@ -190,7 +189,7 @@ impl Profile {
     /// The names of the profiles beside the config.
     ///
     /// # Errors
-    /// Where their folder can't be read.
+    /// If their folder cannot be read.
     pub fn all(folder: &Path) -> std::io::Result<Vec<String>> {
         let entries = match std::fs::read_dir(folder.join(FOLDER)) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -207,7 +206,7 @@ impl Profile {
     }
 }
 
-/// The line of a profile's text in which it says which tools of a server are left on, from 1.
+/// Line of the tool list of a server in a profile's text, from 1.
 fn line_of_tools(text: &str, server: &str) -> usize {
     let document = toml_edit::Document::parse(text).ok();
     let key = document.as_ref().and_then(|document| {
@@ -234,7 +233,7 @@ mod tests {
         assert!(profile.write(folder.path(), "dev").unwrap());
         assert_eq!(Profile::read(folder.path(), "dev").unwrap(), profile);
         assert_eq!(Profile::all(folder.path()).unwrap(), ["dev"]);
-        // One that nobody could read is not written, and of one that was left out nothing holds.
+        // An unreadable profile is not written, and a removed server has no policies.
         let tools = |tool: String| Settings { tools: Some(vec![tool]), ..Settings::default() };
         let mut large = profile.clone();
         large.settings.insert("a".into(), tools("x".repeat(2 << 20)));
@@ -260,7 +259,7 @@ mod tests {
             assert!(Profile::read(folder.path(), "bad").is_err(), "{bad}");
             assert!(Profile::policies(folder.path(), "bad").is_err(), "{bad}");
         }
-        // What was put into the wrong place is not shown.
+        // Misplaced content is not shown.
         let misplaced = "version = 1\nservers = [\"a\"]\nsettings.a.secrets = \"hunter2-value\"\n";
         std::fs::write(folder.path().join("profiles/bad.toml"), misplaced).unwrap();
         let error = Profile::read(folder.path(), "bad").unwrap_err().to_string();

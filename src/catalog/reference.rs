@@ -6,20 +6,20 @@ use url::Url;
 
 use crate::{report::brief, server::Image};
 
-/// Where a description of servers is.
+/// Location of a description of servers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reference {
-    /// Servers of a catalog: one that was added, by its name, or an artifact of a registry.
+    /// Servers of a catalog: an added one, by name, or an artifact of a registry.
     Catalog { catalog: String, servers: Vec<String> },
     /// An image.
     Image(Image),
-    /// A file elsewhere.
+    /// A remote file.
     Url(Url),
-    /// A file here.
+    /// A local file.
     File(PathBuf),
 }
 
-/// A text that refers to nothing.
+/// Why a text is not a reference.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NoReference {
     #[error("write `catalog://CATALOG/SERVER`, with `+` between several servers")]
@@ -85,7 +85,7 @@ impl FromStr for Reference {
             }
             "file" => match rest.split_once('/') {
                 Some(("" | "localhost", path)) => Ok(Self::File(format!("/{path}").into())),
-                // `file://./x.yaml`, as some write it.
+                // `file://./x.yaml`, which some people write.
                 _ if rest.starts_with('.') => Ok(Self::File(rest.into())),
                 _ => Err(NoReference::Host),
             },

@@ -1,10 +1,10 @@
-//! What is to be told of what was read: where it stands, what is wrong, what was left out.
+//! Problems and notes of reading a description, with their positions.
 
 use std::fmt;
 
 use serde::Serialize;
 
-/// A place in a file: line and column from 1, the column in characters.
+/// Position in a file: line and column from 1, the column in characters.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Location {
     pub line: u32,
@@ -17,47 +17,47 @@ impl fmt::Display for Location {
     }
 }
 
-/// Something that is wrong: what it is about is not taken.
+/// A problem: the item with it is refused.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, thiserror::Error)]
 #[error("{text}")]
 pub struct Problem {
-    /// Where it stands in the file. What stands in none (a value of the command line) has no place.
+    /// Position in the file. `None` for values outside of it, such as those of the command line.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub place: Option<Location>,
-    /// What is wrong, and what to do.
+    /// The problem and its remedy.
     pub text: String,
 }
 
 impl Problem {
-    /// A problem of that place.
+    /// A problem with a position.
     pub fn at(place: Location, text: impl Into<String>) -> Self {
         Self { place: Some(place), text: text.into() }
     }
 
-    /// A problem of no place in a file.
+    /// A problem without a position.
     pub fn of(text: impl Into<String>) -> Self {
         Self { place: None, text: text.into() }
     }
 }
 
-/// What a note is about.
+/// Kind of a note.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
-    /// The person has something to do before the server works.
+    /// The person must act before the server works.
     Must,
-    /// The server works without it, and would be better with it.
+    /// The server works without it, but better with it.
     Advice,
     /// A fact that the person should know.
     Note,
     /// The server deviates from the hardened profile.
     Deviates,
-    /// The file says it, and it is not carried over.
+    /// A part of the file is left out.
     LeftOut,
 }
 
 impl Kind {
-    /// The word for it.
+    /// Its name.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Must => "must",
@@ -69,7 +69,7 @@ impl Kind {
     }
 }
 
-/// What a person should know of a server that was taken.
+/// A note about an accepted server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Note {
     pub kind: Kind,
@@ -78,14 +78,14 @@ pub struct Note {
     pub text: String,
 }
 
-/// What comes up while a server is read.
+/// Problems and notes of one server.
 #[derive(Debug, Default)]
 pub struct Report {
     pub problems: Vec<Problem>,
     pub notes: Vec<Note>,
 }
 
-/// More of either says nothing new, and a stranger's file decides how many there are.
+/// Maximum number of problems and of notes, since a stranger's file decides how many there are.
 const MOST: usize = 200;
 
 impl Report {
@@ -103,17 +103,17 @@ impl Report {
         }
     }
 
-    /// Notes that something is not carried over.
+    /// Notes that a part is left out.
     pub fn left_out(&mut self, place: Location, text: impl Into<String>) {
         self.note(Kind::LeftOut, place, text);
     }
 
-    /// Notes that the person has something to do before the server works.
+    /// Notes that the person must act before the server works.
     pub fn must(&mut self, place: Location, text: impl Into<String>) {
         self.note(Kind::Must, place, text);
     }
 
-    /// Notes what would be better.
+    /// Notes an improvement.
     pub fn advice(&mut self, place: Location, text: impl Into<String>) {
         self.note(Kind::Advice, place, text);
     }
@@ -123,8 +123,8 @@ impl Report {
         self.note(Kind::Note, place, text);
     }
 
-    /// Notes a deviation from the hardened profile. None goes untold: a server that has more of them than are
-    /// told is not taken.
+    /// Notes a deviation from the hardened profile. All are reported: a server with more deviations
+    /// than fit is refused.
     pub fn deviates(&mut self, place: Location, text: impl Into<String>) {
         let deviations = self.notes.iter().filter(|note| note.kind == Kind::Deviates).count();
         if deviations < MOST {
@@ -136,12 +136,12 @@ impl Report {
     }
 }
 
-/// A stranger's text that a person confirms: all of it, on one line, with nothing unseen in it.
+/// A stranger's text for confirmation: complete, on one line, without invisible characters.
 pub(crate) fn whole(text: &str) -> String {
     escape_blanks(text.chars().flat_map(char::escape_debug))
 }
 
-/// The same in double quotes.
+/// A stranger's text in double quotes, complete and without invisible characters.
 pub fn quoted(text: &str) -> String {
     escape_blanks(format!("{text:?}").chars())
 }
@@ -160,7 +160,7 @@ fn escape_blanks(escaped: impl Iterator<Item = char>) -> String {
     shown
 }
 
-/// A stranger's text for a message: short, on one line, with nothing unseen in it.
+/// A stranger's text for a message: short, on one line, without invisible characters.
 pub fn brief(text: &str) -> String {
     const LONGEST: usize = 60;
     let mut shown = escape_blanks(text.chars().take(LONGEST).flat_map(char::escape_debug));

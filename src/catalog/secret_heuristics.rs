@@ -1,11 +1,11 @@
-//! What may stand in a config as it is, and what may be a secret.
+//! Heuristics for values that may be secrets, and for values that may be in the config.
 
 use portcullis_egress::{Destination, Host, Pattern, is_public};
 use url::Url;
 
-/// Whether a variable's value is plainly none: a flag, a number, a path, a host, a word. What is not
-/// known to be plain is treated as a secret: a reference too many costs the person a minute, a
-/// key in the config is lost.
+/// Whether a variable's value is plainly not a secret: a flag, a number, a path, a host, a word.
+/// Other values are treated as secrets: a needless reference costs the person a minute, a key in
+/// the config is leaked.
 pub(crate) fn is_plain(name: &str, value: &str) -> bool {
     if value.is_empty() {
         return true;
@@ -26,7 +26,7 @@ fn is_harmless(value: &str) -> bool {
         || value.starts_with("./")
         || value.get(1..3).is_some_and(|rest| rest == ":\\");
     let url = Url::parse(value).is_ok_and(|url| url.has_host() && !url_holds_secret(&url));
-    // Words of a person: short, and letters in one case. Keys mix digits, cases and length.
+    // Words of people are short, with letters in one case. Keys mix digits, cases and length.
     let word = value.len() <= 24
         && value.split(['-', '_', '.', ' ', ',', '/', '@', ':']).all(|part| {
             let letters = part.bytes().all(|b| b.is_ascii_alphabetic());
@@ -43,7 +43,7 @@ fn is_harmless(value: &str) -> bool {
     (path && !has_long_key(value)) || (url && !has_long_key(value)) || word || host
 }
 
-/// Whether the name of a variable, an option or a parameter says that it holds a secret.
+/// Whether the name of a variable, an option or a parameter indicates a secret.
 pub fn names_secret(name: &str) -> bool {
     const PARTS: &[&str] = &[
         "TOKEN",
@@ -79,12 +79,12 @@ pub fn names_secret(name: &str) -> bool {
         || name.ends_with("_AUTH")
 }
 
-/// Whether an argument holds what no list of processes may show. `before` is the argument before it.
+/// Whether an argument holds a secret. `before` is the argument before it.
 #[must_use]
 pub fn argument_holds_secret(before: Option<&str>, argument: &str) -> bool {
     let (option, value) = match argument.split_once('=') {
         Some((option, value)) if option.starts_with('-') => (Some(option), value),
-        // `NAME=VALUE`, and what is behind an option.
+        // `NAME=VALUE`, or the value of an option.
         Some((name, value)) if crate::name::is_variable(name) => (Some(name), value),
         _ => (before.filter(|before| before.starts_with('-') && !before.contains('=')), argument),
     };
@@ -98,8 +98,8 @@ pub fn argument_holds_secret(before: Option<&str>, argument: &str) -> bool {
     named || login || begins_as_key(value) || has_long_key(value)
 }
 
-/// Whether a URL has a login, a parameter that is named as a secret, or a part of its path that looks
-/// like one: hosted servers hand out addresses with a key in them.
+/// Whether a URL has a login, a parameter with the name of a secret, or a part of its path that
+/// looks like a key: hosted servers use addresses with a key in them.
 pub fn url_holds_secret(url: &Url) -> bool {
     url.password().is_some()
         || (!url.username().is_empty() && url.scheme() != "ssh" && url.scheme() != "git")
@@ -113,7 +113,7 @@ pub fn url_holds_secret(url: &Url) -> bool {
         || url.path_segments().into_iter().flatten().any(segment_holds_secret)
 }
 
-/// Whether a part of a URL looks like a key. As base64 is written there, `-` and `_` are letters of it.
+/// Whether a part of a URL looks like a key. `-` and `_` are letters, as in base64 for URLs.
 pub fn segment_holds_secret(segment: &str) -> bool {
     let count = |is: fn(&u8) -> bool| segment.bytes().filter(is).count();
     let letters = segment.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
@@ -125,7 +125,7 @@ pub fn segment_holds_secret(segment: &str) -> bool {
     mixed || begins_as_key(segment) || has_long_key(segment)
 }
 
-/// Whether a value begins as vendors' keys do.
+/// Whether a value begins with a known prefix of keys.
 #[must_use]
 pub fn begins_as_key(value: &str) -> bool {
     const STARTS: &[&str] = &[
@@ -166,7 +166,7 @@ pub fn begins_as_key(value: &str) -> bool {
     value.len() >= 8 && STARTS.iter().any(|start| value.starts_with(start))
 }
 
-/// Whether a text is, or has in it, what only a key or a login looks like. A path is not looked into.
+/// Whether a text looks like a key or a login or has one in it, except for long runs in a path.
 #[must_use]
 pub fn holds_key(text: &str) -> bool {
     let path = text.starts_with(['/', '.', '~']);
@@ -174,7 +174,7 @@ pub fn holds_key(text: &str) -> bool {
     begins_as_key(text) || login || (!path && has_long_key(text))
 }
 
-/// A long run of letters and digits in which both, or both cases, are mixed.
+/// A long run of letters and digits that mixes both, or both cases.
 fn has_long_key(value: &str) -> bool {
     value.split(|c: char| !c.is_ascii_alphanumeric()).any(|run| {
         let digits = run.bytes().filter(u8::is_ascii_digit).count();
@@ -196,8 +196,8 @@ pub(crate) fn is_host(host: &str) -> bool {
     name || host.trim_matches(['[', ']']).parse::<std::net::Ipv6Addr>().is_ok()
 }
 
-/// An entry of `egress` of `HOST` or `HOST:PORT`; 443 where no port is said, and TLS there. What is
-/// spoken on other ports is not known: to 80 HTTP, to others anything.
+/// An entry of `egress` for `HOST` or `HOST:PORT`. The default is port 443 with TLS. Port 80 is
+/// HTTP; other ports allow any protocol.
 pub(crate) fn endpoint(text: &str) -> Option<String> {
     let (host, port) = match text.rsplit_once(':') {
         Some((host, port)) if !host.contains(':') || host.ends_with(']') => {
@@ -213,13 +213,13 @@ pub(crate) fn endpoint(text: &str) -> Option<String> {
         _ if below.is_some() => "",
         _ => "tcp://",
     };
-    // What only some take for an address (`127.1`) is no host of a config.
+    // Unusual forms of addresses (`127.1`) are not hosts in the config.
     let to: Destination = format!("{scheme}{host}:{port}").parse().ok()?;
     legal.then(|| to.to_string())
 }
 
-/// Whether hosts are this machine, or an address of a network around it. Other names lead there only
-/// where the DNS says so, which is looked at when a server reaches them.
+/// Whether hosts are this machine or an address of a private network. Other names can resolve to
+/// one; this is checked when a server connects.
 pub(crate) fn is_near(hosts: &Pattern) -> bool {
     match hosts {
         Pattern::One(Host::Address(address)) => !is_public(*address),

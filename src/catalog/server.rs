@@ -1,4 +1,4 @@
-//! What a server is, whatever format described it.
+//! A server in the common form of all formats.
 
 use std::collections::BTreeMap;
 
@@ -6,13 +6,13 @@ use serde::Serialize;
 
 use crate::{draft::changes_what_runs, lock, packages, report::Note};
 
-/// A server, read and held to our rules.
+/// A server that was read and checked.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Server {
-    /// The name in our config.
+    /// The name in the config.
     pub name: String,
-    /// The name in what was read.
+    /// The name in the description.
     pub original: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub title: Option<String>,
@@ -20,7 +20,7 @@ pub struct Server {
     pub description: Option<String>,
     #[serde(flatten)]
     pub run: Run,
-    /// Plain environment.
+    /// Environment variables with plain values.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
     /// Secrets, by the variable that the server reads. References, never values.
@@ -28,31 +28,31 @@ pub struct Server {
     pub secrets: BTreeMap<String, Secret>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub mounts: Vec<Mount>,
-    /// Hosts that it is said to need, `HOST:PORT`.
+    /// Hosts that the description says it needs, `HOST:PORT`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub egress: Vec<String>,
-    /// `UID:GID` in the place of nobody's.
+    /// `UID:GID`, instead of the unprivileged default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
-    /// It fetches its program when it starts, puts it into /tmp and runs it there.
+    /// Whether it fetches its program when it starts, writes it to /tmp and runs it there.
     #[serde(skip_serializing_if = "is_false")]
     pub fetches: bool,
-    /// It keeps state that must not be lost to idleness.
+    /// Whether it has state that an idle stop would lose.
     #[serde(skip_serializing_if = "is_false")]
     pub stays: bool,
-    /// What it is said to offer.
+    /// The tools in the description.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tools: Vec<Tool>,
-    /// The tools that the person left on: no others may be called.
+    /// The tools that the person enabled; others are refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub only: Option<Vec<String>>,
-    /// What the person should know.
+    /// Notes for the person.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<Note>,
 }
 
 impl Server {
-    /// The references to secrets: headers of a server elsewhere, variables of any other.
+    /// The references to secrets: headers of a remote server, variables of any other.
     pub fn references(&self) -> impl Iterator<Item = (&String, &Secret)> {
         let headers = match &self.run {
             Run::Remote { headers, .. } => Some(headers),
@@ -61,7 +61,7 @@ impl Server {
         self.secrets.iter().chain(headers.into_iter().flatten())
     }
 
-    /// The same, to be changed.
+    /// The same references, mutable.
     pub fn references_mut(&mut self) -> impl Iterator<Item = (&String, &mut Secret)> {
         let headers = match &mut self.run {
             Run::Remote { headers, .. } => Some(headers),
@@ -70,7 +70,7 @@ impl Server {
         self.secrets.iter_mut().chain(headers.into_iter().flatten())
     }
 
-    /// All that it is handed.
+    /// All of its deliveries.
     pub fn handed(&self) -> impl Iterator<Item = HandOver<'_>> {
         let kind = match self.run {
             Run::Remote { .. } => HandOverKind::Header,
@@ -93,8 +93,8 @@ impl Server {
         references.chain(plain)
     }
 
-    /// Where what it is handed goes: its URL; or its image without tag and digest, or its program, with the
-    /// arguments (less the versions of packages that it fetches), and then each host that it reaches.
+    /// Destination of its deliveries: its URL, or its image without tag and digest, or its program,
+    /// with arguments but without package versions; then each host that it reaches.
     #[must_use]
     pub fn destination(&self) -> Vec<String> {
         let runs = match &self.run {
@@ -129,13 +129,13 @@ fn is_false(flag: &bool) -> bool {
 pub enum Run {
     /// A container. The arguments are for the image's entry point.
     Image { image: Image, arguments: Vec<String> },
-    /// A program of this machine.
+    /// A program on this machine.
     Command { program: String, arguments: Vec<String> },
-    /// A server elsewhere.
+    /// A remote server.
     Remote { url: String, transport: Transport, headers: BTreeMap<String, Secret> },
 }
 
-/// What is spoken to a server elsewhere.
+/// Transport of a remote server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Transport {
@@ -145,7 +145,7 @@ pub enum Transport {
     Sse,
 }
 
-/// An image, by digest or by a tag that is still to be resolved.
+/// An image, by digest or by an unresolved tag.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Image {
@@ -154,48 +154,48 @@ pub struct Image {
     /// `sha256:…`
     #[serde(skip_serializing_if = "Option::is_none")]
     pub digest: Option<String>,
-    /// `sha256:…`: the engine's id for it, where it is of no registry.
+    /// `sha256:…`: its id on the engine, if it is not from a registry.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
 }
 
 impl Image {
-    /// Whether its name is the engine's id for it.
+    /// Whether its name is its id on the engine.
     #[must_use]
     pub fn is_id(&self) -> bool {
         self.id.as_deref() == Some(&*self.name)
     }
 
-    /// What it is by content: its digest in its registry, or its id on the engine.
+    /// Its content: its digest in the registry, or its id on the engine.
     #[must_use]
     pub fn content(&self) -> Option<&str> {
         self.digest.as_deref().or(self.id.as_deref())
     }
 }
 
-/// Where a secret comes from.
+/// A secret and its source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Secret {
     /// A reference: `env:NAME`.
     pub from: String,
-    /// What it is, in the words of whoever described the server.
+    /// Its description, by the author of the server's description.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub about: Option<String>,
-    /// Whether the operator named this reference for the server, or confirmed it. The policies that are
-    /// written permit no other.
+    /// Whether the operator named or confirmed this reference for the server. The written policies
+    /// permit no other.
     pub permitted: bool,
 }
 
 impl Secret {
-    /// One that nobody has confirmed.
+    /// A secret that nobody has confirmed.
     #[must_use]
     pub fn of(from: String) -> Self {
         Self { from, about: None, permitted: false }
     }
 }
 
-/// What kind of thing a server is handed.
+/// Kind of a delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum HandOverKind {
@@ -203,12 +203,12 @@ pub enum HandOverKind {
     Header,
     /// A variable, read from a reference.
     Secret,
-    /// A variable with a value that the description has.
+    /// A variable with a value from the description.
     Variable,
 }
 
 impl HandOverKind {
-    /// The word for it.
+    /// Its name.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -219,7 +219,7 @@ impl HandOverKind {
     }
 }
 
-/// Something that a server is handed: a header, a secret or a plain variable.
+/// A delivery to a server: a header, a secret or a plain variable.
 #[derive(Debug, Clone, Copy, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct HandOver<'a> {
@@ -230,7 +230,7 @@ pub struct HandOver<'a> {
     pub from: &'a str,
     /// Whether the operator named or confirmed the reference. A plain variable needs none.
     pub permitted: bool,
-    /// Whether it is a variable that changes what the server runs: the registry of its packages, or its modules.
+    /// Whether the variable changes what the server runs: its package registry or its modules.
     pub changes_what_runs: bool,
 }
 
@@ -243,7 +243,7 @@ pub struct Mount {
     pub writable: bool,
 }
 
-/// A tool that a server is said to offer.
+/// A tool in the description of a server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Tool {

@@ -1,19 +1,19 @@
-//! `{{server.key|filter}}` in Docker's catalogs: the person's values put into commands, volumes and
-//! variables.
+//! `{{server.key|filter}}` in Docker's catalogs: inserts the person's values into commands, volumes
+//! and variables.
 //!
-//! Invariant: a value that is put in stays within the place that it was put into. It is never read
-//! as a template, begins no option, and adds no argument but where the whole argument is one list.
+//! Invariant: an inserted value stays within its position. It is never read as a template, begins
+//! no option, and adds no arguments except if the whole argument is one list.
 
 use serde_json::Value;
 
 use crate::report::brief;
 
-/// Pieces of one template.
+/// Maximum number of parts of one template.
 const MOST_TERMS: usize = 64;
-/// Bytes of what a template becomes.
+/// Maximum size of the result.
 const LONGEST: usize = 16 << 10;
 
-/// Where a value is put.
+/// Position of a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Into {
     Argument,
@@ -22,7 +22,7 @@ pub(crate) enum Into {
     User,
 }
 
-/// What a template is about, and cannot be filled in.
+/// Why a template cannot be filled in; the texts name its expression.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unfilled {
     #[error("`{{{{{}}}}}` has no value: give it with `--set {}=VALUE`", brief(.0), brief(.0))]
@@ -45,7 +45,7 @@ pub enum Unfilled {
     Long,
 }
 
-/// A value on its way through the filters.
+/// A value between filters.
 #[derive(Debug, Clone, PartialEq)]
 enum Filled {
     Missing,
@@ -53,13 +53,13 @@ enum Filled {
     Many(Vec<String>),
 }
 
-/// Whether there is anything to fill in.
+/// Whether a text contains an expression.
 pub(crate) fn is_template(text: &str) -> bool {
     text.contains("{{")
 }
 
-/// Fills in a template from the settings of a server, which stand under its name. Nothing: all of it is
-/// a value that is not there.
+/// Fills in a template from the settings of a server, under its name. Empty if the template is only
+/// a value that is missing.
 ///
 /// # Errors
 /// [`Unfilled`]
@@ -77,7 +77,7 @@ pub(crate) fn fill(template: &str, values: &Value, into: Into) -> Result<Vec<Str
         match term {
             Term::Plain(text) => filled.push_str(text),
             Term::Value { path, filters } => {
-                // What begins the text decides what it is; what stands behind `--x=` does not.
+                // Only a value at the beginning can make it an option; one after `--x=` cannot.
                 match value(path, filters, values, into, at == 0)? {
                     Filled::Missing => return Err(Unfilled::Missing((*path).to_owned())),
                     Filled::One(text) => filled.push_str(&text),
@@ -150,7 +150,7 @@ fn value(
             None => return Err(Unfilled::Kind(path.to_owned())),
         },
     };
-    // What the person wrote is held to the place; what filters add is the catalog's.
+    // The person's text is checked for its position; text that filters add is the catalog's.
     for text in filled.texts() {
         hold(path, text, into, first)?;
     }

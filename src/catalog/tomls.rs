@@ -1,4 +1,4 @@
-//! TOML, as one desktop client has it.
+//! TOML, as Codex writes it.
 
 use toml_edit::{Document, Item, TableLike, Value};
 

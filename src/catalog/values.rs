@@ -1,4 +1,4 @@
-//! The person's settings of a server, held against what its catalog says that they are.
+//! The person's settings of a server, validated by the schemas of its catalog.
 
 use jsonschema::PatternOptions;
 use serde_json::{Map, Value, json};
@@ -9,17 +9,17 @@ use crate::{
     report::{Kind, Report, brief},
 };
 
-/// Bytes of a schema that is used.
+/// Maximum size of a schema.
 const LONGEST: usize = 64 << 10;
 
-/// What the person set: by the name of the server in its catalog, then by key.
+/// The person's settings: by the name of the server in its catalog, then by key.
 pub type Values = Map<String, Value>;
 
-/// Reads `KEY=VALUE`, or `SERVER.KEY=VALUE` where the key begins with the server's name. A value that
-/// is JSON is taken as that.
+/// Reads `KEY=VALUE`, or `SERVER.KEY=VALUE` if the key begins with the server's name. A value in
+/// JSON is parsed.
 ///
 /// # Errors
-/// Where there is no `=`, or a key is used as both a value and a map.
+/// If there is no `=`, or a key is used as both a value and a map.
 pub fn set(values: &mut Values, server: &str, text: &str) -> Result<(), String> {
     let (path, value) = text
         .split_once('=')
@@ -38,8 +38,8 @@ pub fn set(values: &mut Values, server: &str, text: &str) -> Result<(), String> 
     Ok(())
 }
 
-/// The person's settings of one server, or where they have none those of somebody's profile, with the
-/// defaults of their schemas, held against these. What is set for others is not among them.
+/// The person's settings of one server, or those of a profile if there are none, with the defaults
+/// of their schemas, and validated by these. Settings of other servers are not included.
 pub(crate) fn settle(
     schemas: &[Node],
     options: &Options,
@@ -86,7 +86,7 @@ pub(crate) fn settle(
                 for error in validator.iter_errors(&own).take(8) {
                     let at = error.instance_path().to_string();
                     let at = at.trim_start_matches('/').replace('/', ".");
-                    // The value is the person's, and may be what they took for a place of secrets.
+                    // The person may have set a secret, so the value is never shown.
                     let message = error.masked_with("the value").to_string();
                     let dot = if at.is_empty() { "" } else { "." };
                     report.problem(
@@ -113,7 +113,7 @@ pub(crate) fn settle(
     Value::Object([(server.to_owned(), own)].into_iter().collect())
 }
 
-/// What JSON Schema knows of it: a catalog may say what it likes beside.
+/// The keywords of JSON Schema; a catalog may have others beside them.
 fn schema_of(schema: &Value) -> Value {
     let mut known = Map::new();
     known.insert("type".into(), json!("object"));

@@ -7,8 +7,8 @@ use crate::{
     report::{Location, Problem},
 };
 
-/// Reads a document. Aliases are not taken: no catalog needs them, and a few lines of them can
-/// stand for more than fits into memory.
+/// Reads a document. Aliases are refused: no catalog needs them, and a few lines with them can
+/// expand to more than fits into memory.
 pub(crate) fn read(text: &str) -> Result<Node, Problem> {
     let options = granit_parser::options! {
         disallow_directives: true,
@@ -102,7 +102,7 @@ fn place(span: &Span) -> Location {
 fn broken(error: &ScanError) -> Problem {
     let at = error.marker();
     let place = place(&Span::empty(*at));
-    // The place stands beside it.
+    // The position is reported separately.
     let text = error.kind().to_string();
     Problem::at(place, format!("this is no YAML: {text}"))
 }
@@ -139,7 +139,7 @@ fn scalar(
     })
 }
 
-/// A decimal number. Others (`0x1f`, `.inf`) stay texts, which loses nothing of them.
+/// A decimal number. Others (`0x1f`, `.inf`) stay texts, without loss.
 fn is_number(text: &str) -> bool {
     let digits = text.trim_start_matches(['-', '+']);
     digits.starts_with(|c: char| c.is_ascii_digit())

@@ -1,4 +1,4 @@
-//! `docker run …` as a client's command: an image, and what it is run with.
+//! `docker run …` as the command of a client: an image with options.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use crate::{
     server::{Image, Run},
 };
 
-/// Options with a value, and what becomes of them.
+/// Options with a value, and their treatment.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Meaning {
     Env,
@@ -20,9 +20,9 @@ enum Meaning {
     User,
     Network,
     Entrypoint,
-    /// It is meant to weaken what a container is held to.
+    /// Weakens the isolation of a container.
     Weakens,
-    /// It is the profile's, or says how an engine shows the container.
+    /// Set by the hardened profile, or only about how an engine shows the container.
     Ours,
 }
 
@@ -61,7 +61,7 @@ fn valued(option: &str) -> Option<Meaning> {
     })
 }
 
-/// Reads what stands behind `docker`.
+/// Reads the arguments of `docker`.
 pub(crate) fn run(
     draft: &mut Draft<'_>,
     arguments: &[Said<'_>],
@@ -170,7 +170,7 @@ fn take(draft: &mut Draft<'_>, option: Meaning, name: &str, value: Said<'_>, rep
                 let (name, value) = (Said { place, text: variable }, Said { place, text: value });
                 draft.variable_of_client(name, value, &BTreeMap::new(), report);
             }
-            // Handed on from the client's environment, where `env` of the entry has put it.
+            // Passed on from the client's environment, which `env` of the entry has set.
             None if draft.has_variable(text) => {}
             None => draft.secret(value, None, report),
         },

@@ -1,4 +1,4 @@
-//! One server of a client's file.
+//! One server in a client's file.
 
 use std::collections::BTreeMap;
 
@@ -16,10 +16,10 @@ use crate::{
     server::{Run, Secret, Server, Transport},
 };
 
-/// What a server's entry is read with.
+/// Context for reading an entry.
 pub(super) struct Context<'a> {
     pub options: &'a Options,
-    /// What VS Code asks for.
+    /// Descriptions of VS Code's inputs, by id.
     pub inputs: &'a BTreeMap<String, String>,
 }
 
@@ -36,7 +36,7 @@ pub(super) fn read(
         draft.author = Author::Person;
     }
     draft.description = entry.text("description", report).map(|said| said.text.to_owned());
-    // What a client does with a server; the way to it is what counts here.
+    // The client's own settings for a server; only the transport matters here.
     entry.describing(&[
         "name",
         "timeout",
@@ -67,7 +67,7 @@ pub(super) fn read(
         }
     }
     for key in ["includeTools", "enabled_tools"] {
-        // An empty list has none on.
+        // An empty list enables none.
         if entry.get(key).is_some() {
             draft.only.get_or_insert_default();
         }
@@ -112,7 +112,7 @@ pub(super) fn read(
     let mut headers = BTreeMap::new();
     let mut written = entry.pairs("headers", report);
     written.extend(entry.pairs("http_headers", report));
-    // Continue's.
+    // The form of Continue.
     if let Some(mut options) = entry.map("requestOptions", report) {
         written.extend(options.pairs("headers", report));
         options.rest(report);
@@ -160,7 +160,7 @@ pub(super) fn read(
     draft.finish(run, report)
 }
 
-/// `command` and `args`; a list; a table with `path`; `cmd`.
+/// The command, in one of the forms: `command` and `args`; a list; a table with `path`; `cmd`.
 fn command<'a>(entry: &mut Object<'a>, report: &mut Report) -> (Option<Said<'a>>, Vec<Said<'a>>) {
     let mut all = Vec::new();
     for key in ["command", "cmd"] {
@@ -290,8 +290,8 @@ fn local(
     Some(Run::Command { program: program.text.to_owned(), arguments: plain })
 }
 
-/// Places of this machine that a person's own file hands a server: it sees them under the same
-/// name, to read.
+/// Mounts the paths in arguments of a person's own file: the server sees them under the same name,
+/// read-only.
 fn folders(draft: &mut Draft<'_>, arguments: &[Said<'_>], report: &mut Report) {
     for said in arguments {
         let is_path = |text: &str| text.starts_with('/') || text.starts_with("~/");
@@ -303,7 +303,7 @@ fn folders(draft: &mut Draft<'_>, arguments: &[Said<'_>], report: &mut Report) {
         let place = said.place;
         let instead = MOUNT_ELSEWHERE;
         match mount::of(path, path, false) {
-            // What is below /tmp is the server's own.
+            // Paths below /tmp are the server's own.
             Ok(inside) if inside.target == "/tmp" || inside.target.starts_with("/tmp/") => {
                 report.must(place, format!("it does not see `{}`: {instead}", brief(path)));
             }
@@ -323,8 +323,8 @@ fn folders(draft: &mut Draft<'_>, arguments: &[Said<'_>], report: &mut Report) {
     }
 }
 
-/// Nothing is put into arguments by us. The forms that no shell and no program knows are a problem; `$NAME`
-/// and `%NAME%` may be meant for the program itself.
+/// Arguments are never substituted. References that neither a shell nor a program knows are a
+/// problem; `$NAME` and `%NAME%` may be for the program itself.
 pub(super) fn written_out(arguments: &[Said<'_>], report: &mut Report) {
     for said in arguments {
         if said.text.contains("${") || said.text.contains("{env:") || said.text.contains("{file:") {
@@ -346,8 +346,8 @@ fn is_bridge(argument: &str) -> bool {
     argument == "mcp-remote" || argument.starts_with("mcp-remote@")
 }
 
-/// `mcp-remote URL --header NAME:VALUE` is a bridge to a server elsewhere, which the proxy reaches
-/// by itself.
+/// `mcp-remote URL --header NAME:VALUE` is a bridge to a remote server, to which the proxy connects
+/// directly.
 fn bridged(draft: &mut Draft<'_>, arguments: &[Said<'_>], report: &mut Report) -> Option<Run> {
     let mut rest = arguments.iter().skip_while(|said| !is_bridge(said.text)).skip(1);
     let mut url = None;
@@ -385,6 +385,6 @@ fn bridged(draft: &mut Draft<'_>, arguments: &[Said<'_>], report: &mut Report) -
         report.problem(draft.place, "`mcp-remote` has no URL");
         return None;
     };
-    // Secrets of headers may have stood in variables.
+    // Secrets of headers may be in variables.
     draft.url(url, report).map(|url| Run::Remote { url, transport, headers })
 }

@@ -1,7 +1,7 @@
-//! `mcpServers` and its like: how desktop clients and editors write servers down.
+//! `mcpServers` and similar sections: servers in the files of desktop clients and editors.
 //!
-//! Known are the forms of Claude Desktop and Claude Code, Cursor, VS Code, Zed, Windsurf, Cline, Roo,
-//! Gemini CLI, Amazon Q, Kiro, LM Studio, OpenCode, Goose, Continue and Codex.
+//! Supported are Claude Desktop and Claude Code, Cursor, VS Code, Zed, Windsurf, Cline, Roo, Gemini
+//! CLI, Amazon Q, Kiro, LM Studio, OpenCode, Goose, Continue and Codex.
 
 mod docker;
 mod entry;
@@ -19,7 +19,7 @@ use crate::{
 
 pub(crate) use docker::run as docker_run;
 
-/// Keys under which clients keep servers, and whose they are.
+/// Keys of the sections with servers, and their clients.
 const ROOMS: &[(&[&str], &str)] = &[
     (&["mcpServers"], "mcpServers"),
     (&["mcp", "servers"], "VS Code settings"),
@@ -30,7 +30,7 @@ const ROOMS: &[(&[&str], &str)] = &[
     (&["extensions"], "Goose"),
 ];
 
-/// The servers of a client's file.
+/// The section with servers in a client's file.
 fn room(node: &Node) -> Option<(&Node, &'static str)> {
     ROOMS.iter().find_map(|(path, whose)| {
         let found = path.iter().try_fold(node, |node, key| node.get(key))?;
@@ -89,7 +89,7 @@ pub(crate) fn file(node: &Node, options: &Options) -> Result<Found, Problem> {
     Ok(Found { format: whose, title: None, servers, notes: report.notes, values: Values::new() })
 }
 
-/// What VS Code asks the person for, by id.
+/// Descriptions of VS Code's inputs, by id.
 fn inputs(node: &Node) -> BTreeMap<String, String> {
     let own = node.get("inputs").or_else(|| node.get("mcp")?.get("inputs"));
     let inputs = own.and_then(Node::items).unwrap_or_default();

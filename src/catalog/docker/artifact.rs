@@ -1,4 +1,4 @@
-//! What others read: catalogs as artifacts, and profiles.
+//! Artifacts for other programs: catalogs and profiles.
 
 use serde_json::{Map, Value, json};
 
@@ -10,10 +10,10 @@ use crate::{
     template::is_template,
 };
 
-/// The content of an artifact, of a catalog in either of its forms.
+/// The content of an artifact, from a catalog in either of its forms.
 ///
 /// # Errors
-/// Where it is no catalog.
+/// If it is not a catalog.
 pub fn artifact(text: &str, title: &str) -> Result<Value, Problem> {
     let node = crate::parse(text)?;
     if super::is_list(&node) && node.get("title").is_some() {
@@ -44,7 +44,7 @@ pub fn artifact(text: &str, title: &str) -> Result<Value, Problem> {
             ) {
                 (Some(image), _) => json!({ "type": "image", "image": image }),
                 (None, Some(url)) => json!({ "type": "remote", "endpoint": url }),
-                // Sets of images for single calls have no place in an artifact.
+                // Sets of images for single calls are not part of an artifact.
                 (None, None) => return None,
             };
             if !tools.is_empty() {
@@ -58,11 +58,11 @@ pub fn artifact(text: &str, title: &str) -> Result<Value, Problem> {
     Ok(json!({ "title": title, "servers": servers }))
 }
 
-/// A server of a profile, of an entry of our config as JSON; and what of the entry is not in it, or
-/// not as it is here. `plain` is an entry in which nothing is said; `only` are the tools left on.
+/// A server of a profile, from an entry of the config as JSON, with the parts of the entry that are
+/// missing or different in it. `plain` is an empty entry; `only` are the enabled tools.
 ///
 /// # Errors
-/// Where others have no form for it.
+/// If the format cannot represent it.
 pub fn member(
     name: &str,
     entry: &Value,
@@ -95,7 +95,7 @@ pub fn member(
         let kind = entry.get("transport").and_then(Value::as_str);
         let kind = kind.filter(|kind| ["sse", "streamable-http"].contains(kind)).unwrap_or("http");
         let mut remote = json!({ "url": url, "transport_type": kind });
-        // All of a header's value is the secret.
+        // The whole value of the header is the secret.
         for header in keys(entry, "headers") {
             let variable = as_variable(header);
             remote["headers"][header] = json!(format!("${{{variable}}}"));
@@ -141,7 +141,7 @@ pub fn member(
     Ok((outer, told))
 }
 
-/// The hosts that it may reach.
+/// The hosts in its egress.
 fn network(server: &mut Map<String, Value>, entry: &Value, told: &mut Vec<String>) {
     let listed = entry.get("egress").and_then(Value::as_array).into_iter().flatten();
     let mut hosts = Vec::new();
@@ -163,8 +163,8 @@ fn network(server: &mut Map<String, Value>, entry: &Value, told: &mut Vec<String
     }
 }
 
-/// Plain environment. A value that others would take for a template stands among the settings, from
-/// which the template puts it in.
+/// Plain environment. A value that others would read as a template is moved to the settings, and a
+/// template inserts it.
 fn environment(server: &mut Map<String, Value>, name: &str, entry: &Value) -> Value {
     let mut config = Map::new();
     let mut properties = Map::new();
@@ -191,7 +191,7 @@ fn environment(server: &mut Map<String, Value>, name: &str, entry: &Value) -> Va
     Value::Object(config)
 }
 
-/// What the entry says and the profile does not: told, since whoever takes it would not miss it.
+/// Reports the parts of the entry that are not in the profile, since its users could not notice.
 fn left_out(entry: &Value, plain: &Value, told: &mut Vec<String>) {
     for table in ["secrets", "headers"] {
         for (name, secret) in entry.get(table).and_then(Value::as_object).into_iter().flatten() {
@@ -237,7 +237,7 @@ fn keys<'a>(entry: &'a Value, table: &str) -> impl Iterator<Item = &'a str> {
     table.into_iter().flat_map(|table| table.keys().map(String::as_str))
 }
 
-/// The name of the place from which secrets come, as profiles of others have it.
+/// Name of the provider of secrets, as in profiles of others.
 const PROVIDER: &str = "default";
 
 /// A profile.

@@ -17,7 +17,7 @@ use crate::{
     values::settle,
 };
 
-/// Reads an entry of a catalog. `key` is its name there, where the entry has none of its own.
+/// Reads an entry of a catalog. `key` is the name if the entry does not have one.
 pub(super) fn read(
     key: Option<Said<'_>>,
     node: &Node,
@@ -117,7 +117,7 @@ pub(super) fn read(
     draft.finish(run, report)
 }
 
-/// What the catalog says of running a container.
+/// The catalog's options for running a container.
 struct Given<'a> {
     image: Option<Said<'a>>,
     command: Vec<Said<'a>>,
@@ -145,7 +145,7 @@ impl Reader<'_> {
     }
 }
 
-/// A catalog may carry what whoever curates it decided.
+/// Applies the decision of the catalog's curator, if there is one.
 fn policy(entry: &mut Object<'_>, report: &mut Report) {
     let Some(mut policy) = entry.map("policy", report) else { return };
     let allowed = policy.flag("allowed", report);
@@ -236,7 +236,7 @@ fn secrets(draft: &mut Draft<'_>, entry: &mut Object<'_>, report: &mut Report) {
     }
 }
 
-/// The variables of tokens that some flow of the catalog's user would fetch.
+/// The variables of tokens from OAuth flows, which are not run here.
 fn oauth<'a>(draft: &mut Draft<'_>, entry: &mut Object<'a>, report: &mut Report) -> Vec<Said<'a>> {
     let mut tokens = Vec::new();
     let Some(mut oauth) = entry.map("oauth", report) else { return tokens };
@@ -288,9 +288,9 @@ fn environment(
                     brief(value.text)
                 ),
             ),
-            // What stands in a catalog is no secret; what the person set may be.
+            // Values in a catalog are public; values of the person may be secrets.
             Some([text]) => draft.variable(name, text, !is_template(value.text), report),
-            // Several values have no one form in a variable.
+            // Several values cannot be represented in one variable.
             Some([]) | None => {}
             Some(_) => report
                 .problem(value.place, format!("`{}` would have several values", brief(name.text))),
@@ -330,7 +330,7 @@ fn tools(draft: &mut Draft<'_>, entry: &mut Object<'_>, report: &mut Report) {
             continue;
         };
         let description = tool.text("description", report).map(|said| said.text.to_owned());
-        // What it takes and what it claims, the server itself will say.
+        // The server itself reports its arguments and claims.
         tool.describing(&[
             "arguments",
             "annotations",

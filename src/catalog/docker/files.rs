@@ -1,5 +1,5 @@
-//! The files of settings beside a catalog: which servers are on, what they are set to, and which of
-//! their tools are left on.
+//! Files of settings beside a catalog: the enabled servers, their settings, and their enabled
+//! tools.
 
 use std::collections::BTreeMap;
 
@@ -11,10 +11,10 @@ use crate::{
     values::Values,
 };
 
-/// Reads a `registry.yaml`: the servers that are on, in their order, with settings that stand there.
+/// Reads a `registry.yaml`: the enabled servers, in their order, with their settings.
 ///
 /// # Errors
-/// Where it is none.
+/// If it is not such a file.
 pub fn enabled(text: &str) -> Result<(Vec<String>, Values), Problem> {
     let node = crate::yaml::read(text)?;
     let servers = node.get("registry").and_then(Node::entries).ok_or_else(|| {
@@ -32,7 +32,7 @@ pub fn enabled(text: &str) -> Result<(Vec<String>, Values), Problem> {
 /// Reads a `config.yaml`: settings by server and key.
 ///
 /// # Errors
-/// Where it is none.
+/// If it is not such a file.
 pub fn settings(text: &str) -> Result<Values, Problem> {
     let node = crate::yaml::read(text)?;
     let servers = node
@@ -41,10 +41,10 @@ pub fn settings(text: &str) -> Result<Values, Problem> {
     servers.iter().map(|(key, node)| Ok((key.text.to_string(), map(node, &key.text)?))).collect()
 }
 
-/// Reads a `tools.yaml`: the tools that are left on, by server.
+/// Reads a `tools.yaml`: the enabled tools, by server.
 ///
 /// # Errors
-/// Where it is none.
+/// If it is not such a file.
 pub fn tool_lists(text: &str) -> Result<BTreeMap<String, Vec<String>>, Problem> {
     let node = crate::yaml::read(text)?;
     let servers = node

@@ -1,6 +1,6 @@
-//! What an image says of itself in `io.docker.server.metadata`.
+//! The description of an image in its label `io.docker.server.metadata`.
 //!
-//! Invariant: whoever published the image wrote it, so it describes and never shapes how the server
+//! Invariant: the publisher of the image wrote it, so it describes and never shapes how the server
 //! runs: no command, mount, user, host, secret or value is taken from it.
 
 use serde::Serialize;
@@ -11,27 +11,27 @@ use crate::{
     server::Tool,
 };
 
-/// The label.
+/// Name of the label.
 pub const LABEL: &str = "io.docker.server.metadata";
 
-/// Bytes of a label that is read.
+/// Maximum size of the label.
 const LONGEST: usize = 256 << 10;
 
-/// What an image says of itself.
+/// The description of an image by its publisher.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Described {
     pub name: Option<String>,
     pub title: Option<String>,
     pub description: Option<String>,
     pub tools: Vec<Tool>,
-    /// Variables that it says it reads. Names alone.
+    /// Names of the variables that it reads.
     pub variables: Vec<String>,
 }
 
 /// Reads the label of an image.
 ///
 /// # Errors
-/// Where it is no YAML map, or too long.
+/// If it is not a YAML map, or is too long.
 pub fn describe(label: &str) -> Result<Described, Problem> {
     if label.len() > LONGEST {
         return Err(Problem::of(format!("the label `{LABEL}` is too long")));

@@ -1,6 +1,6 @@
-//! Docker's formats: catalogs, the artifacts of newer ones, profiles, and the files of settings.
+//! Docker's formats: catalogs, the artifacts of newer ones, profiles, and files of settings.
 //!
-//! What they have is documented with their gateway, and seen in what it takes.
+//! The formats follow the documentation of Docker's gateway, and the input that it accepts.
 
 mod artifact;
 mod entry;
@@ -29,7 +29,7 @@ pub const PROFILE: &str = "application/vnd.docker.mcp.profile.v1+json";
 /// The media type of a self-contained catalog of the MCP registry's entries.
 pub const SERVERS: &str = "application/vnd.docker.mcp.server";
 
-/// Entries of one file.
+/// Maximum number of entries in one file.
 const MOST: usize = 10_000;
 
 /// Whether it is a catalog: servers by name under `registry`.
@@ -112,7 +112,7 @@ pub(crate) fn list(node: &Node, options: &Options) -> Result<Found, Problem> {
     let Some(mut file) = Object::of(node, "a profile", &mut report) else {
         return Err(first(report));
     };
-    // A catalog has a title, and lists all tools that there are. What may be a profile is held to its lists.
+    // A catalog has a title and lists all tools. Others may be profiles: only listed tools are on.
     let profile =
         ["id", "secrets"].iter().any(|key| node.get(key).is_some()) || node.get("title").is_none();
     let title = file.text("title", &mut report).or(file.text("name", &mut report));
@@ -145,7 +145,7 @@ pub(crate) fn list(node: &Node, options: &Options) -> Result<Found, Problem> {
     Ok(Found { format, title, servers, notes: report.notes, values })
 }
 
-/// A server of a list: what it is, and the catalog's entry that it was when it was added.
+/// A server of a list, with its snapshot: the catalog's entry at the time it was added.
 fn listed(
     name: &str,
     node: &Node,
@@ -176,7 +176,7 @@ fn listed(
     if let Some(config) = config {
         options.theirs.insert(name.to_owned(), config);
     }
-    // A profile lists the tools that its owner left on; a catalog all that there are.
+    // A profile lists the tools that its owner enabled; a catalog lists all.
     if left_on && (profile || node.get("config").is_some()) {
         let tools = tools.iter().map(|tool| tool.text.to_owned()).collect();
         options.only.entry(name.to_owned()).or_insert(tools);
@@ -216,7 +216,7 @@ fn listed(
     Some(server)
 }
 
-/// Runs a reader over one server, so that what is wrong with it is its own.
+/// Runs a reader for one server, and collects the problems of that server.
 pub(crate) fn one(
     name: &str,
     node: &Node,

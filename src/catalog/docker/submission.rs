@@ -1,4 +1,4 @@
-//! A server as it is submitted to Docker's catalog (`server.yaml`): the same things in other places.
+//! A submission to Docker's catalog (`server.yaml`): the same data in another layout.
 
 use crate::{
     node::{Key, Node, What},
@@ -7,18 +7,18 @@ use crate::{
     server::Server,
 };
 
-/// Reads a submission, by putting it into the form of the catalog that is made of it.
+/// Reads a submission by converting it to an entry of a catalog.
 pub(super) fn read(node: &Node, options: &Options, report: &mut Report) -> Option<Server> {
     let entries = node.entries()?;
     let mut flat = Vec::new();
     for (key, node) in entries {
         match &*key.text {
-            // How it is built and shown.
+            // Build and presentation.
             "source" | "meta" | "dynamic" | "requirement" => {}
             "about" => flat.extend(members(node, &["title", "description"])),
             "run" => {
                 for (key, node) in node.entries().unwrap_or_default() {
-                    // Fixed variables are a map there, and a list in a catalog.
+                    // Fixed variables are a map here, and a list in a catalog.
                     if &*key.text == "env" {
                         let pairs = node.entries().unwrap_or_default();
                         variables(&mut flat, key.place, pairs.iter().map(pair).collect());
@@ -55,7 +55,7 @@ fn pair((key, value): &(Key, Node)) -> Node {
     Node { place: key.place, what }
 }
 
-/// Adds to the variables that are there.
+/// Appends variables.
 fn variables(flat: &mut Vec<(Key, Node)>, place: Location, more: Vec<Node>) {
     let there = flat.iter_mut().find(|(key, _)| &*key.text == "env");
     match there {

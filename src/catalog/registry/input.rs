@@ -1,4 +1,4 @@
-//! Inputs: what is fixed, what the person sets, and what is a secret.
+//! Inputs of `server.json`: fixed values, settings of the person, and secrets.
 
 use serde_json::Value;
 
@@ -10,10 +10,10 @@ use crate::{
     report::{Report, brief},
 };
 
-/// Values of one argument that may stand several times.
+/// Maximum number of values of a repeated argument.
 const MOST: usize = 64;
 
-/// What an input comes to.
+/// Value of an input.
 pub(super) enum Came {
     Values(Vec<String>),
     Secret,
@@ -31,7 +31,7 @@ impl Reader {
         match self.input(node, name, report) {
             Came::Values(values) => {
                 if let Some(value) = values.first() {
-                    // Not what the registry says, which is public, but what the person set.
+                    // Values in the registry are public; values of the person are not.
                     let public = node.get("value").is_some() || node.get("default").is_some();
                     draft.variable(said, value, public && !self.is_set(name), report);
                 }
@@ -66,7 +66,7 @@ impl Reader {
                         && node.get("format").is_none()
                         && node.get("valueHint").is_none()
                         && node.get("variables").is_none();
-                    // A named argument that takes no value.
+                    // A named argument without a value.
                     if let (Some(name), true, "named") = (name, flag, kind) {
                         arguments.push(name.to_owned());
                     }
@@ -101,7 +101,7 @@ impl Reader {
         arguments
     }
 
-    /// What an input comes to: what is fixed, what the person set, or what it is by default.
+    /// The value of an input: the fixed one, the person's setting, or the default.
     pub(super) fn input(&mut self, node: &Node, key: &str, report: &mut Report) -> Came {
         let flag = |name: &str| {
             matches!(node.get(name).map(|node| &node.what), Some(crate::node::What::Flag(true)))
@@ -115,7 +115,7 @@ impl Reader {
                         self.named.insert(key.text.to_string(), value);
                     }
                 }
-                // A value that holds a secret is one.
+                // A value that contains a secret is a secret.
                 Came::Secret => return Came::Secret,
                 Came::Nothing => {}
             }
@@ -152,7 +152,7 @@ impl Reader {
         }
     }
 
-    /// Puts in what is known for `{name}`; what is not known stays.
+    /// Replaces `{name}` with known values; unknown ones stay.
     pub(super) fn braces(&self, text: &str) -> String {
         let mut filled = String::new();
         let mut rest = text;

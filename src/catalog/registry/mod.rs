@@ -21,7 +21,7 @@ use crate::{
     values::Values,
 };
 
-/// Whether it is a `server.json`, or an answer of the registry with some.
+/// Whether it is a `server.json`, or a response of the registry with several.
 pub(crate) fn is_file(node: &Node) -> bool {
     is_server(node) || !wrapped(node).is_empty()
 }
@@ -31,7 +31,7 @@ fn is_server(node: &Node) -> bool {
     named && ["packages", "remotes", "version", "$schema"].iter().any(|key| node.get(key).is_some())
 }
 
-/// The servers of an answer, or of an artifact that is a list of them.
+/// The servers of a response, or of an artifact that lists them.
 fn wrapped(node: &Node) -> Vec<&Node> {
     let alone = node.get("server").filter(|server| is_server(server));
     let lists =
@@ -97,7 +97,7 @@ fn read(name: &str, node: &Node, options: &Options, report: &mut Report) -> Opti
 
     let settings = settings(options, name, &draft.name);
     let kinds: Vec<&str> = packages.iter().map(kind_of).collect();
-    // A container holds what it runs; a server elsewhere runs nothing here; a package runs as we do.
+    // First an image, which has its own files; then a remote; then a package, which has none.
     let image = kinds.iter().position(|kind| *kind == "oci");
     let known = kinds.iter().position(|kind| matches!(*kind, "npm" | "pypi" | "nuget"));
     let chosen = match (image, remotes.first(), known.or((!packages.is_empty()).then_some(0))) {
@@ -152,7 +152,7 @@ fn kind_of(package: &Node) -> &str {
     }
 }
 
-/// What the person set, under the server's name there or here.
+/// The person's settings, under the server's original or config name.
 fn settings(options: &Options, original: &str, name: &str) -> Value {
     let own = options.values.get(original).or_else(|| options.values.get(name));
     own.cloned().unwrap_or(Value::Null)
@@ -160,7 +160,7 @@ fn settings(options: &Options, original: &str, name: &str) -> Value {
 
 struct Reader {
     settings: Value,
-    /// What inputs came to, for a URL that speaks of them.
+    /// Values of inputs, for a URL that refers to them.
     named: BTreeMap<String, String>,
 }
 
@@ -274,7 +274,7 @@ impl Reader {
                 .ok()?;
         }
         let runtime = self.arguments(runtime, report);
-        // They are those of `docker run`, and are held to what is taken of it.
+        // They are options of `docker run`, with the same restrictions.
         let place = identifier.place;
         let words: Vec<Said<'_>> = ["run"]
             .into_iter()
@@ -360,7 +360,7 @@ impl Reader {
             if let Came::Values(values) = came
                 && let [value] = values.as_slice()
             {
-                // A value is one part of a URL and never more of it.
+                // A value is one part of a URL, and never more.
                 let part: String = url::form_urlencoded::byte_serialize(value.as_bytes()).collect();
                 self.named.insert(key.text.to_string(), part);
             }

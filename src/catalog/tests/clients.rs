@@ -1,13 +1,13 @@
-//! Files as the documentation of each client shows them, with a reference to a variable that is there for
-//! something else. Whatever the client, the reference is to a variable of the server's own.
+//! Files from the documentation of each client, with a reference to a variable that exists for
+//! another purpose. For every client, it becomes a reference to the server's own variable.
 
 mod support;
 
 use portcullis_catalog::{Options, Packages, read};
 use support::server;
 
-/// A file of each client: its name, the page of its documentation, and the file, in which `VARIABLE` is referred to
-/// in the client's own words.
+/// A file of each client: its name, its page of documentation, and its text, which refers to
+/// `VARIABLE` in the client's syntax.
 const FILES: &[(&str, &str, &str)] = &[
     (
         "Claude Code",
@@ -114,7 +114,7 @@ fn no_client_s_reference_names_a_variable_of_the_proxy() {
                     for from in references {
                         assert!(from.starts_with(&own), "{client} {}: {from}", entry.name);
                     }
-                    // Nor is there one among what is passed on as it is.
+                    // The plain values do not contain it either.
                     let plain = format!("{:?} {:?}", server.env, server.run);
                     assert!(!plain.replace("MCP_", "").contains("VARIABLE}"), "{client}: {plain}");
                     assert!(server.references().all(|(_, secret)| !secret.permitted));

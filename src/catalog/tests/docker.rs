@@ -1,4 +1,4 @@
-//! Docker's formats, with every field that they have.
+//! Docker's formats, with all of their fields.
 
 mod support;
 
@@ -93,7 +93,7 @@ fn what_cannot_be_taken_says_why_and_where() {
             "{problems:?}"
         );
     }
-    // What is wrong with one spoils no other.
+    // Problems of one server do not affect others.
     server(&found, "offline");
 }
 
@@ -193,7 +193,7 @@ fn a_submission() {
     assert_eq!(archive.secrets.keys().collect::<Vec<_>>(), ["ARCHIVE_KEY", "ARCHIVE_TOKEN"]);
     let Run::Image { arguments, .. } = &archive.run else { panic!() };
     assert_eq!(arguments, &["--transport=stdio"]);
-    // Its own default names a folder, too, and it is not the submission's to name one.
+    // Its default names a folder too, which a submission may not.
     let found = support::found("submission.yaml", &Options::default());
     let archive = server(&found, "archive");
     assert!(archive.mounts.is_empty(), "{:?}", archive.mounts);

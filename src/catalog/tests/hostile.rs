@@ -1,4 +1,4 @@
-//! Files that mean harm, and files that nobody meant.
+//! Hostile and malformed files.
 
 mod support;
 
@@ -81,7 +81,7 @@ fn folders_are_the_persons_to_name() {
         ("{{s.dir}}:/a:rw", &["dir=/srv/mine"][..], &["/srv/mine"][..]),
         ("{{s.dir|mount_as:/a}}", &["dir=/srv/mine/"], &["/srv/mine"]),
         ("{{s.dirs|volume|into}}", &["dirs=[\"/srv/a\", \"/srv/b\"]"], &["/srv/a", "/srv/b"]),
-        // Defaults, constants, what is set for another server, and what is put before or behind.
+        // Defaults, constants, settings of another server, and text before or after the value.
         ("{{s.dir}}:/a:rw", &[], &[]),
         ("{{s.dirs|volume|into}}", &[], &[]),
         ("{{s.none|or:/srv/payroll}}:/a", &[], &[]),
@@ -179,7 +179,7 @@ fn this_machine_and_networks_around_it_are_no_hosts_of_a_stranger() {
         let found = read(&text, &Options::default()).unwrap();
         let text = &problems(&found, "r")[0].text;
         assert!(text.contains("a network around it"), "{url}: {text}");
-        // A client's own file is the person's.
+        // A client's own file is written by the person.
         let text = format!(r#"{{"mcpServers": {{"r": {{"url": "{url}"}}}}}}"#);
         server(&read(&text, &Options::default()).unwrap(), "r");
         problems(&read(&text, &Options { foreign: true, ..Options::default() }).unwrap(), "r");
@@ -199,7 +199,7 @@ fn no_deviation_is_lost_among_others() {
         notes.iter().filter(|note| note.kind == Kind::Deviates).count()
     };
     assert_eq!(told(&text(200)), 200);
-    // What else there is to tell crowds none of them out.
+    // Other notes never displace deviations.
     let keys: String = (0..300).map(|nth| format!("    junk{nth}: 1\n")).collect();
     assert_eq!(told(&format!("{}{keys}", text(100))), 100);
     let found = read(&text(201), &Options::default()).unwrap();
@@ -220,7 +220,7 @@ fn a_clients_file_from_elsewhere_is_no_clients_file() {
     assert_eq!(foreign.secrets["TOKEN"].from, "env:MCP_S__AWS_SECRET_ACCESS_KEY");
 }
 
-/// Everything that reads.
+/// Runs all readers.
 fn all(text: &str) {
     let options = Options::default();
     if let Ok(found) = read(text, &options) {
@@ -233,7 +233,7 @@ fn all(text: &str) {
     let _ = (enabled(text), settings(text), tool_lists(text), describe(text));
 }
 
-/// Fixtures with pieces taken out, doubled and put elsewhere.
+/// Fixtures with parts removed, repeated and moved.
 fn mangled() -> impl Strategy<Value = String> {
     let names = [
         "catalog.yaml",

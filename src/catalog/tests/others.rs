@@ -76,7 +76,7 @@ fn a_desktop_clients_file() {
         &["--yes", "@modelcontextprotocol/server-filesystem@2026.1.0", "/srv/work"]
     );
     assert!(!files.notes.iter().any(|note| note.text.contains("says no version")));
-    // A folder that a person hands a server is one that it sees.
+    // A folder in a person's arguments is visible to the server.
     let seen = |server: &Server| {
         let mounts = server.mounts.iter();
         mounts.map(|m| (m.source.clone(), m.target.clone(), m.writable)).collect::<Vec<_>>()
@@ -152,7 +152,7 @@ fn what_is_no_folder_for_a_server_is_told() {
     assert_eq!(targets, ["/srv/data"]);
 }
 
-/// A variable names a place as an argument does: `server-memory` keeps its graph in `MEMORY_FILE_PATH`.
+/// A variable can name a path: `server-memory` stores its graph in `MEMORY_FILE_PATH`.
 #[test]
 fn a_place_in_a_variable_that_no_mount_shows_is_told() {
     let text = r#"{"mcpServers": {

@@ -1,6 +1,6 @@
-//! Entries of `portcullis.toml`, added to a file that a person keeps.
+//! Adds entries to `portcullis.toml`, a file that a person edits.
 //!
-//! Invariant: nothing of the file changes but what is added: no comment, no order, no other key.
+//! Invariant: only the entry changes: no comment, no order, no other key.
 
 use std::collections::BTreeMap;
 
@@ -8,12 +8,12 @@ use toml_edit::{Array, DocumentMut, InlineTable, Item, Key, Table, Value, value}
 
 use crate::server::{Mount, Run, Secret, Server, Transport};
 
-/// As long as a slow network takes to bring them.
+/// Startup timeout for fetched packages, for a slow network.
 const FETCHING_S: i64 = 300;
-/// Room for them: uv's alone take more than the 64 MiB that servers have.
+/// Size of /tmp for fetched packages: uv's alone exceed the default of 64 MiB.
 const FETCHED_MIB: i64 = 256;
 
-/// An entry that was not written.
+/// Why an entry was not written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unwritten {
     #[error("the config is no TOML: {0}")]
@@ -29,7 +29,7 @@ pub enum Unwritten {
 /// The names of the servers in a config.
 ///
 /// # Errors
-/// Where it is no TOML.
+/// If it is not valid TOML.
 pub fn names(config: &str) -> Result<Vec<String>, Unwritten> {
     let document = read(config)?;
     let servers = document.get("servers").and_then(Item::as_table_like);
@@ -58,7 +58,7 @@ pub fn add(config: &str, server: &Server) -> Result<String, Unwritten> {
     Ok(document.to_string())
 }
 
-/// Takes a server out of the text of a config. Nothing: it is not there.
+/// Removes a server from the text of a config. `None`: the server is not in it.
 ///
 /// # Errors
 /// [`Unwritten`]
@@ -75,7 +75,7 @@ pub(super) fn read(config: &str) -> Result<DocumentMut, Unwritten> {
         .map_err(|error: toml_edit::TomlError| Unwritten::Syntax(error.message().to_owned()))
 }
 
-/// What a server's description says of its entry.
+/// The entry of a server, from its description.
 pub(super) fn table(server: &Server) -> Table {
     let mut entry = Table::new();
     let mut hardening = Table::new();
@@ -144,13 +144,13 @@ pub(super) fn table(server: &Server) -> Table {
     entry
 }
 
-/// A mount as it stands in the config.
+/// A mount in the syntax of the config.
 fn mount(mount: &Mount) -> String {
     let how = if mount.writable { ":rw" } else { "" };
     format!("{}:{}{how}", mount.source, mount.target)
 }
 
-/// A stranger's text as a comment: on one line, without what is not seen.
+/// A stranger's text as a comment: on one line, without invisible characters.
 fn comment(text: &str) -> String {
     let shown: String =
         text.chars().filter(|c| !c.is_control()).take(80).flat_map(char::escape_debug).collect();

@@ -1,4 +1,4 @@
-//! What is written of a server: its entry in the config, and the policies that it begins with.
+//! Written data of an added server: its entry in the config, and its first policies.
 
 mod entry;
 mod policy;

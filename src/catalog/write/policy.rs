@@ -1,4 +1,4 @@
-//! The policies that a server begins with: it may be started as it was taken, and nobody may call it.
+//! The first policies of an added server: it may be started as added, and nobody may call it.
 //!
 //! Invariant: no secret is permitted that the operator did not name or confirm.
 
@@ -9,15 +9,15 @@ use crate::{
     server::{Run, Secret, Server},
 };
 
-/// The file that they stand in.
+/// Name of the file of the policies.
 #[must_use]
 pub fn file_name(server: &str) -> String {
     format!("server-{server}.cedar")
 }
 
-/// The policies. What they permit is the start alone, of this image and with these deviations, the
-/// secrets that the operator named or confirmed, one by one, and the way to a server elsewhere. Permits of other
-/// secrets are comments.
+/// The policies. They only permit the launch of this image with these deviations, each secret that
+/// the operator named or confirmed, and the egress to a remote server. Permits of other secrets are
+/// comments.
 #[must_use]
 pub fn policy(server: &Server) -> String {
     let name = &server.name;
@@ -54,7 +54,7 @@ pub fn policy(server: &Server) -> String {
     text
 }
 
-/// The permit of one secret; a comment, where nobody named or confirmed it.
+/// The permit of one secret, as a comment unless the operator named or confirmed the reference.
 fn deliver_secret(text: &mut String, server: &str, secret: &str, reference: &Secret) {
     let secret = escaped(secret);
     let permit = format!(
@@ -102,7 +102,7 @@ fn launch(text: &mut String, server: &Server, more: impl Iterator<Item = String>
     );
 }
 
-/// The hosts that it is said to need, one by one.
+/// The hosts that the description says it needs, one permit each.
 fn egress(text: &mut String, server: &Server) {
     let name = &server.name;
     let hosts: Vec<String> = server
@@ -129,19 +129,19 @@ fn egress(text: &mut String, server: &Server) {
     }
 }
 
-/// The tools that somebody left on; the others, known or not, are for nobody.
+/// Forbids all tools except the enabled ones, whether known or not.
 fn left_on(text: &mut String, name: &str, only: &[String]) {
     text.push('\n');
     text.push_str(&tools_left_on(&left_on_id(name), name, only));
 }
 
-/// The id of the policy that leaves on some tools of a server that was taken with a list of them.
+/// Id of the policy that limits a server to its enabled tools.
 #[must_use]
 pub fn left_on_id(server: &str) -> String {
     format!("{server}.tools-left-on")
 }
 
-/// A policy by which nobody calls any tool of a server but those.
+/// A policy that forbids all tools of a server except those.
 #[must_use]
 pub fn tools_left_on(id: &str, server: &str, only: &[String]) -> String {
     let mut text = format!(
@@ -160,7 +160,7 @@ pub fn tools_left_on(id: &str, server: &str, only: &[String]) -> String {
     text
 }
 
-/// What a permit would look like, as a comment.
+/// An example of a permit, as a comment.
 fn example(server: &Server) -> String {
     let name = &server.name;
     let mut text = format!(
@@ -189,7 +189,7 @@ fn place(url: &str) -> Option<(String, u16)> {
     Some((escaped(host), url.port_or_known_default()?))
 }
 
-/// A text within Cedar's quotes.
+/// A text escaped for Cedar's quotes.
 fn escaped(text: &str) -> String {
     text.chars()
         .flat_map(|c| match c {
@@ -234,7 +234,7 @@ mod tests {
         }
     }
 
-    /// Two policies of one name would have the whole set refused, and a stranger chooses names.
+    /// Policies with equal ids would invalidate the whole set, and a stranger chooses names.
     #[test]
     fn no_names_have_two_policies_meet() {
         let texts =
@@ -273,7 +273,7 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("resource.name == \"::1\" && resource.port == 5432"), "{text}");
-        // As a URL's host is asked of: without brackets.
+        // As in the request for a URL's host: without brackets.
         assert_eq!(
             place("https://[2606:4700::1111]/mcp"),
             Some(("2606:4700::1111".to_owned(), 443))

@@ -1,7 +1,7 @@
 //! The entry of a server that the config has, and its replacement by a description.
 //!
-//! Invariant: nothing of the config changes except the entry. Nothing of the old entry is kept, except the
-//! comments above its header.
+//! Invariant: nothing of the config changes except the entry. Nothing of the old entry is kept,
+//! except the comments above its header.
 
 use std::collections::BTreeSet;
 
@@ -88,8 +88,8 @@ impl ExistingEntry {
         tables.filter_map(|table| table.get(name)?.get("from")?.as_str()).next()
     }
 
-    /// What the entry runs, and what a description would run in its place, where that is an image of another
-    /// repository, another program or a URL of another host.
+    /// The programs of the entry and of a description, if that is an image of another repository,
+    /// another program or a URL of another host.
     ///
     /// # Errors
     /// [`Unwritten`]

@@ -1,9 +1,9 @@
-//! Fixtures and what every test asks of what was read.
+//! Fixtures and common assertions.
 #![allow(dead_code, reason = "each test uses a part of it")]
 
 use portcullis_catalog::{Found, Kind, Options, Problem, Server, read};
 
-/// A secret, put together here so that it stands in no file.
+/// A secret, built here so that no file contains it.
 pub fn secret() -> String {
     ["AbC9", "dEf8", "GhI7", "jKl6", "MnO5"].concat()
 }
@@ -37,7 +37,7 @@ pub fn problems<'a>(found: &'a Found, name: &str) -> &'a [Problem] {
     }
 }
 
-/// Whether a note of that kind has the text.
+/// Asserts that a note of that kind contains the text.
 pub fn noted(server: &Server, kind: Kind, text: &str) {
     let has = server.notes.iter().any(|note| note.kind == kind && note.text.contains(text));
     assert!(has, "no {} note with `{text}`: {:#?}", kind.as_str(), server.notes);

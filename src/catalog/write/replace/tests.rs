@@ -38,7 +38,7 @@ fn an_entry_is_replaced_whole_and_nothing_else_is() {
     assert!(done.text.starts_with(OTHER) && done.text.ends_with(after), "{}", done.text);
     assert!(done.text.contains("# Ours\n[servers.s]\nimage"), "{}", done.text);
     assert_eq!(entry(&done.text).values, entry(&add("", &second).unwrap()).values);
-    // What is lost is shown, with its comments.
+    // Lost lines are shown, with their comments.
     for line in mine.lines() {
         assert!(done.before.lines().any(|shown| shown == line), "{line}: {}", done.before);
     }
@@ -55,7 +55,7 @@ fn an_entry_is_replaced_whole_and_nothing_else_is() {
             "`mounts = \"/srv:/data:rw\"` is new: the server sees this folder",
         ]
     );
-    // A second time, there is nothing to replace, whatever its comments.
+    // The second time, there is nothing to replace, with any comments.
     let commented = done.text.replace("image =", "# mine\nimage =");
     assert!(entry(&commented).replace(&commented, &second).unwrap().is_none());
     assert_ne!(entry(&commented).digest(), entry(&done.text).digest());
@@ -74,7 +74,7 @@ fn every_form_of_an_entry_is_replaced() {
     ] {
         let done = entry(before).replace(before, &second).unwrap().unwrap();
         assert_eq!(entry(&done.text).values, expected, "{}", done.text);
-        // Above a dotted key, a comment is the entry's.
+        // A comment above a dotted key belongs to the entry.
         let stays = !before.contains("servers.s.image");
         assert_eq!(done.text.starts_with("# Mine\n"), stays, "{}", done.text);
         assert_eq!(done.before.contains("# Mine\n"), !stays, "{}", done.before);
@@ -173,7 +173,7 @@ fn what_may_be_a_secret_is_not_shown() {
     assert!(shown.contains("A = \"1\"") && shown.contains("\"--quiet\", "), "{shown}");
     assert!(shown.contains("# Hosts\n"), "{shown}");
 
-    // A value that the new entry shows as well is no difference.
+    // A value that is also in the new entry is not a difference.
     let same = image('2', |server| {
         server.env.extend([("B".to_owned(), word.clone())]);
     });
