@@ -1,5 +1,4 @@
-//! Keyed digests: equal texts are seen to be equal, and a guess can't be checked by whoever has
-//! the records but not the key.
+//! Keyed digests: equal texts have equal digests, and a guess can only be checked with the key.
 
 use std::{
     fmt, fs,
@@ -19,10 +18,10 @@ use super::{
 };
 
 const BYTES: usize = 32;
-/// Bytes that the file may have, encrypted or not.
+/// Maximum size of the key file, encrypted or not.
 const LARGEST: u64 = 4096;
 
-/// What is digested, so that a digest of one kind says nothing of another.
+/// Kind of text. Digests of different kinds are unrelated.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Domain {
     Request,
@@ -32,7 +31,7 @@ pub(super) enum Domain {
     Fingerprint,
 }
 
-/// The store's key for digests. Made once, at random, and kept in `digest.key` (mode 0600).
+/// Digest key of a store. Random, and kept in `digest.key` (mode 0600).
 #[derive(Clone)]
 pub struct DigestKey(Hmac<Sha256>);
 
@@ -43,15 +42,15 @@ impl fmt::Debug for DigestKey {
 }
 
 impl DigestKey {
-    /// The file of the key, in the store's folder.
+    /// Name of the key file in the store's folder.
     pub(super) const FILE: &str = "digest.key";
 
-    /// Reads the key of the store in `dir`, or makes one. Where records are encrypted, so is the
-    /// key: with it, who has the files could check guesses at what the index holds. `signed` is
-    /// the fingerprint that the newest checkpoint names.
+    /// Reads the key of the store in `dir`, or creates it. The key is encrypted if records are:
+    /// otherwise a reader of the files could check guesses at values in the index. `signed` is the
+    /// fingerprint in the newest checkpoint.
     ///
     /// # Errors
-    /// Where the key can't be read or made, and where it is not the one that was signed.
+    /// If the key cannot be read or created, or does not match `signed`.
     pub(super) fn open(
         dir: &Path,
         cipher: Option<&Cipher>,
@@ -102,14 +101,14 @@ impl DigestKey {
                 }
                 None => bytes.clone(),
             };
-            // Whole or not at all: a half-written key would lock the store.
+            // Written atomically: a truncated key would make the store unusable.
             atomic_file::write(&dir.join(Self::FILE), &text)?;
         }
         Ok(key)
     }
 
-    /// Reads the key to read records with. Where there is none, one that lasts as long as the
-    /// reading: nothing is written.
+    /// Reads the key for reading records. Without a key file, returns a temporary key and writes
+    /// nothing.
     pub(super) fn for_reading(dir: &Path, cipher: Option<&Cipher>) -> io::Result<Self> {
         match Self::find(dir, cipher)? {
             Some(key) => Ok(key),
@@ -117,7 +116,7 @@ impl DigestKey {
         }
     }
 
-    /// Reads the key of the store in `dir`, or of a copy of it, whatever the file's mode.
+    /// Reads the key of the store in `dir`, or of a copy of it. Ignores the file's mode.
     pub(super) fn find(dir: &Path, cipher: Option<&Cipher>) -> io::Result<Option<Self>> {
         let kept = match fs::File::open(dir.join(Self::FILE)).and_then(bytes_of) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -136,7 +135,7 @@ impl DigestKey {
         kept.is_ok_and(|kept| Cipher::needs(&kept).is_some())
     }
 
-    /// What tells this key from others, and nothing of the key.
+    /// Fingerprint that identifies the key without revealing it.
     pub(super) fn fingerprint(&self) -> Hash {
         Hash(self.mac(Domain::Fingerprint, b"digest.key"))
     }
@@ -162,10 +161,10 @@ impl DigestKey {
         bytes_of(file)
     }
 
-    /// A key of these bytes.
+    /// Key from raw bytes.
     ///
     /// # Errors
-    /// None for a key of 32 bytes.
+    /// If `bytes` is not a valid key; 32 bytes always are.
     pub fn from_bytes(bytes: &[u8]) -> io::Result<Self> {
         Hmac::new_from_slice(bytes).map(Self).map_err(io::Error::other)
     }
@@ -185,14 +184,14 @@ impl DigestKey {
         }
     }
 
-    /// A short digest of a value of an indexed field, so that an index tells nobody what records
-    /// hold.
+    /// Short digest of a value of an indexed field, so that an index does not reveal what records
+    /// contain.
     pub(super) fn term(&self, field: u8, value: &str) -> [u8; 8] {
         let mac = self.mac(Domain::IndexTerm, &[&[field], value.as_bytes()].concat());
         mac.first_chunk().copied().unwrap_or_default()
     }
 
-    /// A short stand-in for a key of an object that may hold data.
+    /// Short digest that replaces an object key that may contain data.
     pub(super) fn stand_in(&self, key: &str) -> String {
         let mac = self.mac(Domain::ArgumentKey, key.as_bytes());
         format!("#{}", hex::encode(&mac[..4]))

@@ -1,10 +1,10 @@
-//! A record as it is hashed, stored, exported and shown: one line of canonical JSON.
+//! The canonical form of a record, as it is hashed, stored, exported and printed: one JSON line.
 //!
 //! `{"v":1,"seq":12,"recorded":"2026-11-21T16:00:00.123456Z","prev":"…64 hex…","record":…}`
 //!
-//! The head has always these members, in this order, written this way; what follows is the record.
-//! The hash of a record is the leaf hash of RFC 9162, section 2.1.1, of these very bytes, and
-//! `prev` is the hash of the record before. So one set of hashes is both the chain and the tree.
+//! The head always has these members in this order and format; the record follows. The hash of a
+//! record is the leaf hash (RFC 9162, section 2.1.1) of exactly these bytes, and `prev` is the hash
+//! of the preceding record. So the same hashes form both the chain and the tree.
 
 use std::{fmt, io::Write as _, str::FromStr};
 
@@ -19,7 +19,7 @@ use super::{
     record::{Entry, VERSION},
 };
 
-/// A record's place in the log, counted from 0 without gaps over the whole life of the store.
+/// Position of a record in the log, counted from 0 without gaps over the life of the store.
 #[derive(
     Debug,
     Clone,
@@ -42,7 +42,7 @@ impl fmt::Display for Seq {
     }
 }
 
-/// Text that is no place in the log.
+/// Text that is not a position in the log.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{}` is not the number of a record: use the `seq` of one", .0.escape_default())]
 pub struct IllegalSeq(String);
@@ -55,18 +55,18 @@ impl FromStr for Seq {
     }
 }
 
-/// What stands at the beginning of every line.
+/// Head of a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LineHead {
-    /// The record's place.
+    /// Position of the record.
     pub seq: Seq,
-    /// When it was written, to the microsecond.
+    /// Time of writing, to the microsecond.
     pub recorded: Timestamp,
-    /// The hash of the record before; zeros for the first.
+    /// Hash of the preceding record; zeros for the first.
     pub prev: Hash,
 }
 
-/// The bytes up to and with the version, which is the same in all lines of this version.
+/// Bytes up to and including the version: the same in all lines of this version.
 const OPENING: &[u8] = b"{\"v\":1,\"seq\":";
 const RECORDED: &[u8] = b",\"recorded\":\"";
 const PREV: &[u8] = b"\",\"prev\":\"";
@@ -74,7 +74,7 @@ const CLOSING: &[u8] = b"\",";
 const _: () = assert!(VERSION == 1, "the opening of a line names the version");
 
 impl LineHead {
-    /// Reads the head of a line; `None` if it is not exactly as this version writes it.
+    /// Parses the head of a line. `None` if it is not in this version's canonical form.
     pub fn read(text: &[u8]) -> Option<Self> {
         let rest = text.strip_prefix(OPENING)?;
         let digits = rest.iter().position(|byte| !byte.is_ascii_digit())?;
@@ -95,12 +95,12 @@ impl LineHead {
     }
 }
 
-/// A time as lines have it: in UTC, with all six digits of the microseconds.
+/// Time in the format of lines: UTC, with all six digits of the microseconds.
 fn time_text(time: Timestamp) -> String {
     format!("{time:.6}")
 }
 
-/// One record's line, without the line's end.
+/// Line of one record, without the line feed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Line {
     seq: Seq,
@@ -108,12 +108,12 @@ pub struct Line {
 }
 
 impl Line {
-    /// The line of a record, of which `record` is the JSON object without the members of the head.
+    /// Builds the line of a record. `record` is the JSON object without the members of the head.
     pub(crate) fn write(head: LineHead, record: &[u8]) -> Self {
         let LineHead { seq, recorded, prev } = head;
         let mut text = Vec::with_capacity(record.len() + 144);
         text.extend_from_slice(OPENING);
-        // Writing to memory can't fail.
+        // Writing to memory cannot fail.
         let _ = write!(text, "{seq}");
         text.extend_from_slice(RECORDED);
         text.extend_from_slice(time_text(recorded).as_bytes());
@@ -124,13 +124,13 @@ impl Line {
         Self { seq, text: text.into() }
     }
 
-    /// A line that was read; `None` if its head is not canonical.
+    /// Wraps a stored line. `None` if its head is not canonical.
     pub(crate) fn read(text: Bytes) -> Option<Self> {
         let head = LineHead::read(&text)?;
         Some(Self { seq: head.seq, text })
     }
 
-    /// The record's place.
+    /// Position of the record.
     pub fn seq(&self) -> Seq {
         self.seq
     }
@@ -142,24 +142,24 @@ impl Line {
 
     /// The canonical text.
     pub fn json(&self) -> &str {
-        // It was written by us, or read by a parser that takes nothing else.
+        // `write` and `read` only accept UTF-8.
         std::str::from_utf8(&self.text).unwrap_or_default()
     }
 
-    /// The record's hash.
+    /// Hash of the record.
     pub fn hash(&self) -> Hash {
         Hash::leaf(&self.text)
     }
 
-    /// What stands at the line's beginning.
+    /// Head of the line.
     pub fn head(&self) -> Option<LineHead> {
         LineHead::read(&self.text)
     }
 
-    /// The record.
+    /// Parses the record.
     ///
     /// # Errors
-    /// Says why this version can't read it.
+    /// The reason why this version cannot parse it.
     pub fn entry(&self) -> Result<Entry, String> {
         serde_json::from_slice(&self.text).map_err(|e| format!("record {}: {e}", self.seq))
     }

@@ -1,4 +1,4 @@
-//! Why something can't be recorded or read.
+//! Reasons why the store cannot write or read a record.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -6,8 +6,8 @@ use portcullis_protocol::refusal::{Code, Refusal};
 
 use super::store::Fault;
 
-/// The store did not take a record, or could not be read. A call whose intent met this must not
-/// be made.
+/// The store did not accept a record, or could not be read. If this happens to the record of an
+/// intent, the call must not be made.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unavailable {
     /// Another process uses the store.
@@ -16,26 +16,26 @@ pub enum Unavailable {
         pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default()
     )]
     Locked { dir: PathBuf, pid: Option<u32> },
-    /// The disk is full, or down to the reserve that is kept free.
+    /// The disk is full, or has only its reserve left.
     #[error(
         "no space for the audit store in {}: less than {} MiB are free", dir.display(),
         reserve.div_ceil(1 << 20)
     )]
     Full {
         dir: PathBuf,
-        /// Bytes that are kept free.
+        /// Bytes of the disk that must stay free.
         reserve: u64,
     },
-    /// The record was not on disk in time. It may get there later.
+    /// The record was not durable before the deadline. It can become durable later.
     #[error("the audit store in {} took longer than {waited:?} for a record", dir.display())]
     Slow { dir: PathBuf, waited: Duration },
-    /// There is no store.
+    /// The store does not exist.
     #[error("there is no audit store in {}", dir.display())]
     Missing { dir: PathBuf },
-    /// The store or the disk below it fails.
+    /// The store or its disk failed.
     #[error("the audit store in {} fails: {why}", dir.display())]
     Broken { dir: PathBuf, why: String },
-    /// The folder is not a store that can be opened here, or not with these keys.
+    /// The folder is not a store that this version can open with these keys.
     #[error("the audit store in {} can't be opened: {why}", dir.display())]
     Unfit { dir: PathBuf, why: String },
     /// The store was closed.
@@ -44,7 +44,7 @@ pub enum Unavailable {
 }
 
 impl Unavailable {
-    /// What to do about it.
+    /// Remedy for the operator.
     pub fn remedy(&self) -> &'static str {
         match self {
             Self::Locked { .. } => {
@@ -73,7 +73,7 @@ impl Unavailable {
     pub(super) fn of(fault: Fault, dir: PathBuf, reserve: u64) -> Self {
         match fault {
             Fault::Full => Self::Full { dir, reserve },
-            // Another process would have been kept out by the store's own lock.
+            // For another process, `Audit::open` fails at the store's lock, before this.
             fault @ (Fault::InUse(_) | Fault::Damaged(_) | Fault::Io(_)) => {
                 Self::Broken { dir, why: fault.to_string() }
             }

@@ -1,4 +1,4 @@
-//! How far a stream has come, in a file that survives restarts.
+//! Position of a stream, in a file that survives restarts.
 
 use std::{
     fs,
@@ -11,19 +11,19 @@ use serde::{Deserialize, Serialize};
 use crate::proof::Hash;
 use portcullis_foundation::atomic_file;
 
-/// The version of the file.
+/// Version of the file format.
 const VERSION: u8 = 1;
 
-/// A place in one log.
+/// Position in one log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Cursor {
     v: u8,
-    /// The log's id.
+    /// Id of the log.
     pub log: String,
-    /// The first record that is not delivered.
+    /// `seq` of the first record that is not delivered.
     pub next: u64,
-    /// The hash of the record before it, which that one must name. Absent where no record was
+    /// Hash of the record before `next`, which `next` must name in `prev`. Absent if no record was
     /// delivered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hash: Option<Hash>,
@@ -35,7 +35,7 @@ impl Cursor {
     }
 }
 
-/// The file of one stream: `exports/NAME.cursor` in the store's folder.
+/// Cursor file of one stream: `exports/NAME.cursor` in the store's folder.
 #[derive(Debug, Clone)]
 pub(super) struct CursorFile {
     folder: PathBuf,
@@ -47,10 +47,10 @@ impl CursorFile {
         Self { folder: store.join("exports"), name: format!("{stream}.cursor") }
     }
 
-    /// What is kept; `None` where nothing is.
+    /// Reads the cursor; `None` if there is none.
     ///
     /// # Errors
-    /// Where the file can't be read, or is none of ours.
+    /// If the file cannot be read or is not a cursor file of this version.
     pub fn read(&self) -> io::Result<Option<Cursor>> {
         let text = match fs::read(self.folder.join(&self.name)) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
@@ -64,7 +64,7 @@ impl CursorFile {
         }
     }
 
-    /// Keeps it; durable when it returns.
+    /// Writes the cursor. It is durable when this returns.
     pub fn write(&self, cursor: &Cursor) -> io::Result<()> {
         use fs::DirBuilder;
         use std::os::unix::fs::DirBuilderExt as _;

@@ -1,4 +1,4 @@
-//! A record as formats see it: its canonical line, what it says, and its place in the chain.
+//! A record as formats see it: its canonical line, its content, and its position in the chain.
 
 use std::ops::Deref;
 
@@ -10,12 +10,12 @@ use crate::{
     record::{Body, Entry, Record},
 };
 
-/// One record on its way out.
+/// One record for an export.
 #[derive(Debug, Clone)]
 pub struct Item {
     pub entry: Entry,
     pub hash: Hash,
-    /// The canonical bytes, of which `hash` is.
+    /// Canonical line; `hash` is its hash.
     pub line: Bytes,
 }
 
@@ -28,17 +28,17 @@ impl Deref for Item {
 }
 
 impl Item {
-    /// Reads a line.
+    /// Parses a line.
     ///
     /// # Errors
-    /// Says why this version can't read it.
+    /// The reason why this version cannot parse it.
     pub fn of(line: &Line) -> Result<Self, String> {
         Ok(Self { entry: line.entry()?, hash: line.hash(), line: line.text().clone() })
     }
 
     /// The canonical line as text.
     pub(super) fn text(&self) -> &str {
-        // It was read as JSON, which is UTF-8.
+        // The line was parsed as JSON, which is UTF-8.
         std::str::from_utf8(&self.line).unwrap_or_default()
     }
 
@@ -57,7 +57,7 @@ impl Item {
         }
     }
 
-    /// An event as JSON has it: its name as `event`, and its own members.
+    /// Members of an event in JSON, with its name as `event`.
     pub(super) fn happening(&self) -> Option<serde_json::Map<String, serde_json::Value>> {
         match &self.record {
             Record::Event(event) => match serde_json::to_value(&event.what) {

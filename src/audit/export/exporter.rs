@@ -1,5 +1,5 @@
-//! One stream: reads what is new, delivers it in batches, and moves its cursor behind what was
-//! acknowledged.
+//! One stream: reads new records, delivers them in batches, and moves its cursor past acknowledged
+//! records.
 
 use std::{
     sync::{
@@ -19,39 +19,38 @@ use super::{
 use crate::{line::Line, proof::Hash};
 use portcullis_foundation::backoff::Backoff;
 
-/// The records of a log, as they become durable.
+/// Source of the durable records of a log.
 pub(super) trait Source: Send + Sync + 'static {
-    /// How many records there are, durable ones alone: the number of the next.
+    /// Number of durable records, which is the `seq` of the next record.
     fn ends(&self) -> watch::Receiver<u64>;
-    /// The first record that is still there.
+    /// `seq` of the first record that was not dropped.
     fn first(&self) -> u64;
-    /// Records from `from` on, or from the first behind it that is still there. Blocks.
+    /// Records from `from` on, or from the first later one that was not dropped. Blocks.
     ///
     /// # Errors
-    /// Says what can't be read.
+    /// The reason why records cannot be read.
     fn lines(&self, from: u64, most: usize) -> Result<Vec<Line>, String>;
-    /// The first record behind `from` that can be read, where that one can't. Blocks.
+    /// `seq` of the first readable record after an unreadable `from`. Blocks.
     fn behind(&self, from: u64) -> Option<u64>;
 }
 
-/// Attempts to read before a record counts as lost: what can't be read for want of memory or of
-/// descriptors can be a moment later.
+/// Attempts to read a record before it counts as lost. A lack of memory or of descriptors can be
+/// temporary.
 const ATTEMPTS: u32 = 5;
 
-/// Which records a stream is for.
+/// Filter for the records of a stream.
 pub(super) type Wanted = Arc<dyn Fn(&Item) -> bool + Send + Sync>;
 
-/// How a stream paces itself.
+/// Timing of a stream.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Pace {
-    /// How long a record waits for others to go along with.
+    /// How long a record waits for others in its batch.
     pub linger: Duration,
-    /// The wait behind the first failure, doubled by each further one.
+    /// Delay after the first failure. It doubles with each further failure.
     pub least: Duration,
-    /// The longest wait behind a failure.
+    /// Maximum delay after a failure.
     pub most: Duration,
-    /// How often the cursor is kept at most: each time is a write that is synced, on the disk that
-    /// the log itself is on.
+    /// Minimum interval between writes of the cursor. Each write is a sync on the log's own disk.
     pub keep: Duration,
 }
 
@@ -66,49 +65,49 @@ impl Default for Pace {
     }
 }
 
-/// What a stream is made of.
+/// Parts of a stream.
 pub(super) struct Parts {
     pub name: String,
-    /// As logs show it.
+    /// Target as logs show it.
     pub target: String,
     pub log: String,
     pub source: Arc<dyn Source>,
     pub sink: Box<dyn Sink>,
     pub wanted: Option<Wanted>,
-    /// Records in a batch, at most.
+    /// Maximum number of records in a batch.
     pub batch: usize,
-    /// Whether a stream without a cursor leaves out what is on record already.
+    /// Whether a stream without a cursor skips existing records.
     pub from_now: bool,
     pub place: CursorFile,
     pub pace: Pace,
     pub meters: Meters,
-    /// The first record that is not delivered, for the metrics.
+    /// `seq` of the first record that is not delivered, for the metrics.
     pub next: Arc<AtomicU64>,
-    /// Set when the stream is to deliver what there is and end.
+    /// Set to make the stream deliver the remaining records and end.
     pub stop: watch::Receiver<bool>,
 }
 
-/// A stream at work.
+/// A running stream.
 pub(super) struct Stream {
     parts: Parts,
     next: u64,
-    /// The hash of the record before `next`, where it is known.
+    /// Hash of the record before `next`, if known.
     hash: Option<Hash>,
-    /// The place is that of the cursor's file, and no record was held against it yet.
+    /// Whether the position is from the cursor file and no record was compared with it yet.
     unproven: bool,
-    /// Records in a batch, less than what is set once a target found one too large.
+    /// Records in a batch; reduced when a target reports a batch as too large.
     size: usize,
     failures: u32,
-    /// Attempts at a record that can't be read.
+    /// Attempts to read the current unreadable record.
     unread: u32,
-    /// Where to read on, behind one that can't be read.
+    /// `seq` from which to read on after an unreadable record.
     read_on: Option<u64>,
     unkept: bool,
     kept: Instant,
 }
 
 impl Stream {
-    /// Takes up where the cursor stands.
+    /// Opens a stream at the position of its cursor.
     pub async fn open(parts: Parts) -> Self {
         let place = parts.place.clone();
         let read = tokio::task::spawn_blocking(move || place.read()).await;
@@ -138,7 +137,7 @@ impl Stream {
         match read {
             Ok(None) => {
                 self.next = if self.parts.from_now { end } else { first };
-                // So that a stop before the first delivery does not move the beginning.
+                // A stop before the first delivery must not move the beginning.
                 self.unkept = true;
             }
             Ok(Some(cursor)) if cursor.log != *log => {
@@ -177,7 +176,7 @@ impl Stream {
         tracing::info!(export = name, to = self.parts.target, next = self.next, "exporting");
     }
 
-    /// Delivers until it is told to stop, or the log is closed.
+    /// Delivers records until `stop` is set or the log is closed.
     pub async fn run(mut self) {
         let mut ends = self.parts.source.ends();
         let mut stop = self.parts.stop.clone();
@@ -269,8 +268,8 @@ impl Stream {
         })
     }
 
-    /// Holds what was read against what was delivered. Where it does not fit, says so, and says
-    /// whether the batch may go all the same.
+    /// Compares the records read with the hash of the last delivered record. Logs a mismatch, and
+    /// returns whether the batch may be sent anyway.
     fn fits(&mut self, read: &Chain) -> bool {
         let name = &self.parts.name;
         let gap = read.first.saturating_sub(self.next);
@@ -303,7 +302,7 @@ impl Stream {
         true
     }
 
-    /// Tells of a failure and says how long to wait.
+    /// Logs a failure and returns the delay before the next attempt.
     fn failed(&mut self, undelivered: &Undelivered, end: u64) -> Duration {
         self.parts.meters.failures.inc();
         self.failures = self.failures.saturating_add(1);
@@ -330,7 +329,7 @@ impl Stream {
         wait
     }
 
-    /// Keeps the cursor.
+    /// Writes the cursor file.
     async fn keep(&mut self) {
         if !std::mem::take(&mut self.unkept) {
             return;
@@ -351,20 +350,20 @@ impl Stream {
     }
 }
 
-/// The ends of what was read.
+/// First and last record of a batch.
 struct Chain {
     first: u64,
     prev: Hash,
-    /// One behind the last.
+    /// `seq` after the last record.
     next: u64,
     hash: Hash,
 }
 
-/// What was read.
+/// Result of one read.
 struct Read {
     chain: Option<Chain>,
     items: Vec<Item>,
-    /// Why records are not among the items.
+    /// Why records are missing from the items.
     illegible: Vec<String>,
 }
 
@@ -398,10 +397,10 @@ fn read(
     Ok(Read { chain, items, illegible })
 }
 
-/// Between the half of it and all, so that many do not come back at once.
+/// Random delay between half of `wait` and all of it, so that streams do not retry together.
 fn jittered(wait: Duration) -> Duration {
     let mut random = [0; 2];
-    // Without random numbers it is the whole wait.
+    // Without random numbers, use the whole delay.
     if getrandom::fill(&mut random).is_err() {
         return wait;
     }

@@ -1,4 +1,4 @@
-//! All streams of a config: started with the proxy, watched over, and ended after its last record.
+//! All streams of a config: start, supervision, and end after the last record.
 
 use std::{
     path::{Path, PathBuf},
@@ -24,23 +24,23 @@ use crate::{
 use portcullis_protocol::names::ExportName;
 use portcullis_vault::{Secret, SecretRef, Source as SecretSource};
 
-/// How long a stream that came to an end by a fault of ours waits before it begins again.
+/// Delay before a stream that ended by an internal fault restarts.
 const AFTER_FAULT: Duration = Duration::from_secs(10);
 
-/// What one stream counts.
+/// Metrics of one stream.
 #[derive(Debug, Clone, Default)]
 pub struct Meters {
-    /// Records that were delivered.
+    /// Delivered records.
     pub records: Counter,
-    /// Batches that were not, and cursors that could not be kept.
+    /// Batches that could not be delivered, and cursors that could not be written.
     pub failures: Counter,
-    /// Records that were gone before they were delivered.
+    /// Records that were dropped before they were delivered.
     pub lost: Counter,
     /// Records that are not delivered yet.
     pub lag: Gauge,
 }
 
-/// One stream of the config, its secrets resolved.
+/// One stream of the config, with its secrets resolved.
 #[derive(Clone)]
 pub struct Settings {
     name: ExportName,
@@ -50,11 +50,11 @@ pub struct Settings {
     ca_file: Option<PathBuf>,
     batch: usize,
     from_now: bool,
-    /// Which records; all without it.
+    /// Filter for records. Without it, all records are delivered.
     wanted: Option<Wanted>,
 }
 
-/// The streams of a running proxy.
+/// Streams of a running proxy.
 pub struct Streams {
     all: Vec<Running>,
     stop: watch::Sender<bool>,
@@ -75,10 +75,10 @@ impl std::fmt::Debug for Streams {
 }
 
 impl Streams {
-    /// Starts them. `store` is the log's folder, where cursors are kept.
+    /// Starts the streams. `store` is the log's folder, which has the cursors.
     ///
     /// # Errors
-    /// Where headers or certificates can't be used, with the stream's name.
+    /// If headers or certificates cannot be used, with the stream's name.
     pub(super) fn start(
         settings: Vec<Settings>,
         store: &Path,
@@ -91,7 +91,7 @@ impl Streams {
         for settings in settings {
             let name = settings.name.clone();
             let named = |illegal: Illegal| Illegal(format!("the export `{name}`: {}", illegal.0));
-            // Tried here, so that what can't be used is told before the proxy takes messages.
+            // Fails at the start for unusable settings, before the proxy accepts messages.
             settings.sink(origin).map_err(named)?;
             let (meters, next) = (meters(&settings.name), Arc::new(AtomicU64::new(0)));
             let each = Each {
@@ -109,7 +109,7 @@ impl Streams {
         Ok(Self { all, stop })
     }
 
-    /// Sets the gauges of what waits, for whoever reads the metrics.
+    /// Updates the gauges of undelivered records.
     pub fn measure(&self) {
         for Running { meters, next, ends, .. } in &self.all {
             let lag = ends.borrow().saturating_sub(next.load(Ordering::Relaxed));
@@ -117,16 +117,16 @@ impl Streams {
         }
     }
 
-    /// The stream that is furthest behind, and its first record that is not delivered. One that has
-    /// not begun stands at the beginning.
+    /// The stream that is furthest behind, and its first undelivered record. A stream that has not
+    /// begun counts from the beginning of the log.
     pub fn undelivered(&self) -> Option<(ExportName, u64)> {
         let place = |running: &Running| running.next.load(Ordering::Relaxed);
         let last = self.all.iter().min_by_key(|running| place(running))?;
         Some((last.name.clone(), place(last)))
     }
 
-    /// Has them deliver what there is, keep their cursors and end, for at most so long. What is
-    /// not delivered by then is delivered after the next start.
+    /// Makes the streams deliver the remaining records, write their cursors and end, within
+    /// `patience`. Records that are still undelivered follow after the next start.
     pub async fn finish(&self, patience: Duration) {
         let _ = self.stop.send(true);
         let deadline = tokio::time::Instant::now() + patience;
@@ -144,11 +144,11 @@ impl Streams {
 }
 
 impl Settings {
-    /// Reads an entry of the config and the secrets that it names. What depends on a secret is
-    /// checked here, the rest was when the config was read.
+    /// Reads an entry of the config and the secrets that it names. Checks only what depends on a
+    /// secret; loading the config checked the rest.
     ///
     /// # Errors
-    /// [`Illegal`], which names secrets by their references and repeats none.
+    /// [`Illegal`], which names secrets by their references and never contains a secret.
     pub fn read(entry: &config::Export, base: &Path) -> Result<Self, Illegal> {
         let resolve = |secret: &SecretRef| {
             let source = SecretSource::try_from(secret);
@@ -198,7 +198,7 @@ impl Settings {
         })
     }
 
-    /// Whether it is the proxy's own standard output that records go to.
+    /// Whether the target is the proxy's own standard output.
     pub fn writes_to_stdout(&self) -> bool {
         matches!(self.target, Target::Stdout)
     }
@@ -208,7 +208,7 @@ impl Settings {
     }
 }
 
-/// What one stream is started from, again if need be.
+/// Settings from which one stream starts and restarts.
 struct Each {
     settings: Settings,
     place: CursorFile,
@@ -266,7 +266,7 @@ impl Each {
     }
 }
 
-/// A task that ends with whoever waits for it.
+/// A task that is aborted when this is dropped.
 struct Aborting(JoinHandle<()>);
 
 impl Drop for Aborting {

@@ -1,11 +1,11 @@
-//! Records on their way out: once, into a file (`portcullis audit export`), or as a stream to
-//! where the config says (`[[audit.export]]`).
+//! Exports of records: once into a file (`portcullis audit export`), or as a stream to a target of
+//! the config (`[[audit.export]]`).
 //!
 //! - A format is a pure function of records (`format/`).
-//! - A stream delivers every record at least once: its cursor moves behind what was acknowledged,
-//!   is kept on disk, and is all that a restart needs (`stream.rs`).
-//! - A target that is slow, broken or gone harms nobody: its stream waits, and tells.
-//! - No message, metric or `Debug` holds a target's credentials.
+//! - A stream delivers every record at least once: its cursor moves past acknowledged records, is
+//!   kept on disk, and is all that a restart needs (`exporter.rs`).
+//! - A slow, broken or missing target affects only its own stream, which waits and logs failures.
+//! - No message, metric or `Debug` output contains a target's credentials.
 
 mod cursor;
 mod export_record;
@@ -31,7 +31,7 @@ impl Audit {
     /// Starts streams of this log's records.
     ///
     /// # Errors
-    /// Where a target's headers or certificates can't be used, with the stream's name.
+    /// If a target's headers or certificates cannot be used, with the stream's name.
     pub fn export(
         &self,
         settings: Vec<Settings>,

@@ -33,7 +33,7 @@ impl Source for Stored {
 
     fn behind(&self, from: u64) -> Option<u64> {
         let view = self.0.view();
-        // One segment after another: not all of a long log are to be open at once.
+        // Opens one segment after another, so that a long log is never open as a whole.
         let begins = view.segments(from, view.end());
         let ends = begins.iter().skip(1).map(|next| next - 1).chain([view.end()]);
         begins.iter().zip(ends).find_map(|(begin, end)| {

@@ -1,4 +1,4 @@
-//! Streams against logs and targets that misbehave.
+//! Streams with faulty logs and targets.
 
 use std::{
     collections::VecDeque,
@@ -28,14 +28,14 @@ use crate::{
     proof::Hash,
 };
 
-/// Long enough for a loaded machine: no test waits for it to pass.
+/// Long enough for a loaded machine. No passing test waits for it.
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A log in memory.
 struct Log {
     lines: Mutex<Vec<Line>>,
     first: AtomicU64,
-    /// What can't be read.
+    /// Records that cannot be read.
     bad: Mutex<std::ops::Range<usize>>,
     ends: watch::Sender<u64>,
 }
@@ -99,7 +99,7 @@ impl Source for Log {
     }
 }
 
-/// A target that answers as it is told and then always well.
+/// A target that gives the answers of a list, and then always succeeds.
 struct Told {
     answers: VecDeque<Result<(), Undelivered>>,
     got: mpsc::UnboundedSender<Vec<u64>>,
@@ -108,13 +108,13 @@ struct Told {
 #[async_trait]
 impl Sink for Told {
     async fn deliver(&mut self, items: Arc<Vec<Item>>) -> Result<(), Undelivered> {
-        // A test that has seen enough hears no more.
+        // The test may have dropped the receiver.
         let _ = self.got.send(items.iter().map(|item| item.seq.0).collect());
         self.answers.pop_front().unwrap_or(Ok(()))
     }
 }
 
-/// A stream at work, and what its target got.
+/// A running stream, and the batches that its target received.
 struct Watched {
     got: mpsc::UnboundedReceiver<Vec<u64>>,
     stop: watch::Sender<bool>,
@@ -166,7 +166,7 @@ impl Setup {
 }
 
 impl Watched {
-    /// Batches until the target has this record.
+    /// Receives batches until the target has this record.
     async fn until(&mut self, seq: u64) -> Vec<Vec<u64>> {
         let mut batches = Vec::new();
         while batches.last().and_then(|batch: &Vec<u64>| batch.last()) != Some(&seq) {
@@ -176,7 +176,7 @@ impl Watched {
         batches
     }
 
-    /// Ends it in order, and returns where its cursor stands.
+    /// Stops the stream and returns its cursor.
     async fn stop(self) -> Cursor {
         self.stop.send(true).unwrap();
         tokio::time::timeout(DEADLINE, self.task).await.expect("an end in time").unwrap();
@@ -249,7 +249,7 @@ async fn a_new_stream_can_begin_with_what_comes() {
     let log = Log::of(10);
     let from_now = || Setup { from_now: true, ..Setup::default() };
     assert_eq!(from_now().start(&log, dir.path()).await.stop().await.next, 10);
-    // What comes while it is stopped is not left out.
+    // A record written while the stream is stopped is not skipped.
     log.write(1, "more");
     let mut stream = from_now().start(&log, dir.path()).await;
     assert_eq!(stream.until(10).await, [[10]]);

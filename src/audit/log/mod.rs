@@ -1,4 +1,4 @@
-//! The log that the chain writes to, and the reader for when no proxy runs.
+//! The audit log that the chain writes to, and the reader for a store without a running proxy.
 
 mod open;
 mod options;
@@ -35,10 +35,10 @@ use open::{broken, identify, lock, open_shelf, unfit};
 pub use options::{Clock, Options, Scrub};
 pub use reader::Reader;
 
-/// Records that a follower may lag behind.
+/// Maximum number of records that a follower may lag behind.
 const TAIL: usize = 1024;
 
-/// The audit log. Clones share it; the last one to go writes what is queued and closes the store.
+/// The audit log. Clones share it; the last drop writes the queued records and closes the store.
 #[derive(Clone)]
 pub struct Audit {
     inner: Arc<Inner>,
@@ -51,30 +51,30 @@ struct Inner {
     key: DigestKey,
     archive: Archive,
     shelf: Arc<SegmentSet>,
-    /// What the log misses.
+    /// Records that the log missed.
     gap: Gap,
-    /// Held by what must not meet another: a backup and the dropping of segments.
+    /// Excludes concurrent backups and removals of segments.
     keeping: tokio::sync::Mutex<()>,
-    /// Held by who verifies.
+    /// Serializes verifications.
     verifying: Arc<tokio::sync::Mutex<()>>,
     tail: broadcast::Sender<Arc<Written>>,
     /// Records acknowledged since the log was opened.
     written: AtomicU64,
-    /// Whether the store took the last record.
+    /// Whether the store accepted the last record.
     well: AtomicBool,
-    /// Taken away to let the thread end.
+    /// Queue of the writer thread; the thread ends when it is dropped.
     jobs: Option<mpsc::Sender<Job>>,
     thread: Option<JoinHandle<()>>,
-    /// Signs the last checkpoint when it is dropped: after the last record.
+    /// Signs the last checkpoint when dropped, after the last record.
     checkpointer: Option<Checkpointer>,
     prover: Prover,
-    /// Dropped last: the store is closed before others may have it.
+    /// Dropped last: the store is closed before another process can lock it.
     _lock: Lock,
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        // What is missed and not told of yet is told now, or never by this log.
+        // Last chance to log missed records that were not reported yet.
         let missed = self.gap.open();
         let told = missed.and_then(|missed| {
             let (job, answer) = Job::new(EventRecord::now(missed).into()).ok()?;
@@ -83,7 +83,7 @@ impl Drop for Inner {
         });
         self.jobs = None;
         if let Some(thread) = self.thread.take() {
-            // The thread contains its panics; there is nothing to be told of here.
+            // The thread catches its own panics.
             let _ = thread.join();
         }
         if let Some(missed) = missed
@@ -106,8 +106,8 @@ impl fmt::Debug for Audit {
 }
 
 impl Audit {
-    /// Opens the store in `dir`, or makes it (mode 0700). Blocks while another process has it, at
-    /// most for `deadline`, which is also how long a record may take later.
+    /// Opens the store in `dir`, or creates it (mode 0700). Blocks for at most `deadline` while
+    /// another process holds it. `deadline` also bounds later writes of records.
     ///
     /// # Errors
     /// [`Unavailable`], with the reason and a remedy.
@@ -115,10 +115,10 @@ impl Audit {
         Self::open_with(dir, Options { deadline, ..Options::default() })
     }
 
-    /// Opens the store in `dir` with all the settings.
+    /// Opens the store in `dir` with all options.
     ///
     /// # Errors
-    /// As [`Audit::open`].
+    /// As for [`Audit::open`].
     pub fn open_with(dir: &Path, options: Options) -> Result<Self, Unavailable> {
         private_dir(dir).map_err(broken(dir))?;
         let held = lock(dir, options.deadline)?;
@@ -154,7 +154,7 @@ impl Audit {
         if let Some(id) = rotated {
             let what = KeyRotated { key_id: id.to_string() };
             let (job, _) = Job::new(EventRecord::now(what).into()).map_err(unavailable)?;
-            // Nothing else is in the queue yet.
+            // The queue is still empty.
             let _ = jobs.try_send(job);
         }
         let archive = Archive::new(shelf.clone());
@@ -181,17 +181,17 @@ impl Audit {
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// The store's id: the name of its chain.
+    /// Id of the store: the name of its hash chain.
     pub fn id(&self) -> &str {
         &self.inner.id
     }
 
-    /// The key that the records' digests are made with.
+    /// Key of the digests in records.
     pub fn key(&self) -> &DigestKey {
         &self.inner.key
     }
 
-    /// Records that a message is about to leave. Durable when it returns `Ok`.
+    /// Records that a message is about to leave. The record is durable when this returns `Ok`.
     ///
     /// # Errors
     /// [`Unavailable`]: the message must not leave.
@@ -199,18 +199,18 @@ impl Audit {
         self.record(intent.into()).await
     }
 
-    /// Records what came of a message. Durable when it returns `Ok`.
+    /// Records the end of a message. The record is durable when this returns `Ok`.
     ///
     /// # Errors
-    /// [`Unavailable`]; the intent stays on record without an outcome.
+    /// [`Unavailable`]; the intent stays recorded without an outcome.
     pub async fn outcome(&self, outcome: Outcome) -> Result<(), Unavailable> {
         self.record(outcome.into()).await
     }
 
-    /// Records that a message was refused before it left. Durable when it returns `Ok`.
+    /// Records that a message was refused before it left. Durable when this returns `Ok`.
     ///
     /// # Errors
-    /// [`Unavailable`]; the message stays refused, and the log tells later that it misses one.
+    /// [`Unavailable`]; the message stays refused, and the log reports the missed record later.
     pub async fn refused(&self, refused: Refused) -> Result<(), Unavailable> {
         let written = self.record(refused.into()).await;
         if let Err(fault) = &written {
@@ -219,9 +219,9 @@ impl Audit {
         written
     }
 
-    /// Records something that happened already and can't be refused any more. What the store does
-    /// not take is counted, and the log tells of it once it takes records again. While the store
-    /// is known to take none, nothing that is told waits for it.
+    /// Records an event that cannot be refused any more. Records that the store does not accept are
+    /// counted and reported when it accepts records again. Until then, further events are only
+    /// counted and do not wait.
     pub async fn record_best_effort(&self, what: impl Into<Event>) {
         let what = what.into();
         let (inner, event) = (&self.inner, what.name());
@@ -236,15 +236,15 @@ impl Audit {
         inner.miss(Kind::Event, &why);
     }
 
-    /// Records something that is about to happen to the proxy. Durable when it returns `Ok`.
+    /// Records an event before it happens to the proxy. Durable when this returns `Ok`.
     ///
     /// # Errors
-    /// [`Unavailable`]: what would happen, must not.
+    /// [`Unavailable`]: the event must not happen.
     pub async fn record_event(&self, what: impl Into<Event>) -> Result<(), Unavailable> {
         self.record(EventRecord::now(what).into()).await
     }
 
-    /// The same under an id that was allocated before, since others are given it.
+    /// Like [`Audit::record_event`], with an id that was allocated and published before.
     ///
     /// # Errors
     /// As for [`Audit::record_event`].
@@ -256,7 +256,7 @@ impl Audit {
         self.record(EventRecord { id, ..EventRecord::now(what) }.into()).await
     }
 
-    /// The same for what must not happen otherwise even where calls go on without a record.
+    /// Like [`Audit::record_event`], but fails even where calls may go on without a record.
     ///
     /// # Errors
     /// As for [`Audit::record_event`].
@@ -282,54 +282,54 @@ impl Audit {
         }
     }
 
-    /// How many records were acknowledged since the log was opened.
+    /// Number of records acknowledged since the log was opened.
     pub fn written(&self) -> u64 {
         self.inner.written.load(Ordering::Relaxed)
     }
 
-    /// What the log misses while calls go on without it, and how many records it missed since it
-    /// was opened.
+    /// Records that the log misses now (while calls go on without it), and the number of records
+    /// missed since it was opened.
     pub fn missed(&self) -> (Option<Missed>, u64) {
         let passing = self.inner.gap.open().filter(|_| self.inner.options.pass);
         (passing, self.inner.gap.total())
     }
 
-    /// What is said where a record was not there in time.
+    /// Error for a record that was not durable in time.
     pub fn too_slow(&self) -> Unavailable {
         let Inner { dir, options, .. } = &*self.inner;
         Unavailable::Slow { dir: dir.clone(), waited: options.deadline }
     }
 
-    /// Whether the store took the record that it was last asked to take.
+    /// Whether the store accepted the last record.
     pub fn is_well(&self) -> bool {
         self.inner.well.load(Ordering::Relaxed)
     }
 
-    /// The folder of the store.
+    /// Folder of the store.
     pub(crate) fn dir(&self) -> &Path {
         &self.inner.dir
     }
 
-    /// Held while files of the store are copied or dropped.
+    /// Lock to hold while files of the store are copied or removed.
     pub(crate) fn keeping(&self) -> &tokio::sync::Mutex<()> {
         &self.inner.keeping
     }
 
-    /// Held while the log is verified.
+    /// Lock to hold while the log is verified.
     pub(crate) fn verifying(&self) -> &Arc<tokio::sync::Mutex<()>> {
         &self.inner.verifying
     }
 
-    /// The state folder, and the keys that records are encrypted with.
+    /// State folder, and the keys that encrypt records.
     pub(crate) fn verified_with(&self) -> (Option<PathBuf>, Option<Keys>) {
         let Options { checkpoints, keys, .. } = &self.inner.options;
         (checkpoints.state.clone(), keys.clone())
     }
 
-    /// Signs a checkpoint of all records there are.
+    /// Signs a checkpoint of all existing records.
     ///
     /// # Errors
-    /// Says why there is none.
+    /// [`CheckpointFault`] with the reason, if no checkpoint could be made.
     pub async fn checkpoint(&self) -> Result<proof::Status, CheckpointFault> {
         match &self.inner.checkpointer {
             Some(checkpointer) => checkpointer.now().await,
@@ -337,22 +337,22 @@ impl Audit {
         }
     }
 
-    /// What became of checkpoints since the log was opened.
+    /// Status of checkpoints since the log was opened.
     pub fn checkpoints(&self) -> proof::Status {
         self.inner.checkpointer.as_ref().map(Checkpointer::status).unwrap_or_default()
     }
 
-    /// What checkpoints are checked with.
+    /// Key that verifies checkpoints.
     pub fn verifier(&self) -> Option<Verifier> {
         let checkpointer = self.inner.checkpointer.as_ref()?;
         Some(checkpointer.signer().verifier().clone())
     }
 
-    /// Proves that the records of a decision are in the log, with a checkpoint that is made now
-    /// where none has them.
+    /// Proves that the records of a decision are in the log. Makes a checkpoint first if none
+    /// contains them.
     ///
     /// # Errors
-    /// Says why there is no proof.
+    /// [`ProveFault`], if there is no proof.
     pub async fn prove(&self, id: DecisionId) -> Result<Proof, ProveFault> {
         let prover = &self.inner.prover;
         if let Some(proof) = prover.include(id).await? {
@@ -362,16 +362,16 @@ impl Audit {
         prover.include(id).await?.ok_or(ProveFault::Unsigned)
     }
 
-    /// Proves that the log at the checkpoint of `from` records is the beginning of that of `to`.
+    /// Proves that the log at the checkpoint of size `from` is a prefix of that of size `to`.
     ///
     /// # Errors
-    /// Says why there is no proof.
+    /// [`ProveFault`], if there is no proof.
     pub async fn consistency(&self, from: u64, to: u64) -> Result<Proof, ProveFault> {
         self.inner.prover.consist(from, to).await
     }
 
-    /// Keeps of a closed segment what proofs need, signed and durable, so that its folder can be
-    /// removed. Blocks.
+    /// Saves the signed hashes of a closed segment that proofs need. They are durable when this
+    /// returns, so that the segment's folder can be removed. Blocks.
     pub(crate) fn keep_proof(&self, segment: &SegmentInfo) -> Result<(), Fault> {
         let Inner { dir, checkpointer, prover, .. } = &*self.inner;
         match checkpointer {
@@ -383,7 +383,7 @@ impl Audit {
         }
     }
 
-    /// The records, for reading.
+    /// Query interface of the records.
     pub fn archive(&self) -> &Archive {
         &self.inner.archive
     }
@@ -392,21 +392,21 @@ impl Audit {
         &self.inner.shelf
     }
 
-    /// All records from now on.
+    /// Stream of all records written from now on.
     pub fn tail(&self) -> Tail {
         Tail(self.inner.tail.subscribe())
     }
 }
 
 impl Inner {
-    /// Counts a record that the store did not take, and has somebody tell of it once it does.
+    /// Counts a record that the store did not accept, and starts to probe the store.
     fn miss(self: &Arc<Self>, kind: Kind, why: &dyn fmt::Display) {
         if self.gap.miss(kind, why) {
             tokio::spawn(mend(Arc::downgrade(self)));
         }
     }
 
-    /// Writes a record. Durable when it returns `Ok`.
+    /// Writes a record. The record is durable when this returns `Ok`.
     async fn write(&self, mut record: Record) -> Result<(), Unavailable> {
         let Self { dir, options, jobs, written: total, .. } = self;
         let closed = || Unavailable::Closed { dir: dir.clone() };
@@ -434,7 +434,7 @@ impl Inner {
     }
 }
 
-/// Tries again and again whether the store takes the record of what it misses, until it does.
+/// Retries the record about missed records until the store accepts it.
 async fn mend(inner: Weak<Inner>) {
     loop {
         tokio::time::sleep(PROBE).await;
@@ -452,25 +452,25 @@ async fn mend(inner: Weak<Inner>) {
     }
 }
 
-/// A record as it was written.
+/// A written record.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Written {
-    /// Its canonical text.
+    /// Canonical line of the record.
     pub line: Line,
-    /// What it says.
+    /// Parsed record.
     pub entry: Entry,
 }
 
-/// Records as they are written.
+/// Stream of records as they are written.
 #[derive(Debug)]
 pub struct Tail(broadcast::Receiver<Arc<Written>>);
 
-/// What a follower is told.
+/// Item of a [`Tail`].
 #[derive(Debug, Clone, PartialEq)]
 pub enum Tailed {
     /// A record was written.
     Record(Arc<Written>),
-    /// The follower was too slow, and this many records went by. They are in the store.
+    /// Number of records that were skipped because the follower was too slow. The store has them.
     Missed(u64),
 }
 
@@ -492,7 +492,7 @@ mod tests {
 
     use crate::Ruling;
 
-    /// A log whose queue nobody but the test empties.
+    /// A log whose queue only the test empties.
     fn stalled(dir: &Path, deadline: Duration) -> (Audit, mpsc::Receiver<Job>) {
         let mut audit = Audit::open(dir, Duration::from_secs(60)).unwrap();
         let (jobs, queue) = mpsc::channel(1);

@@ -1,5 +1,4 @@
-//! What it takes to open a store: who it is, who has it, and whether it goes on from what was
-//! signed last.
+//! Opening of a store: its identity, its lock, and the check that it continues the signed log.
 
 use std::{io, path::Path, sync::Arc, time::Duration};
 
@@ -21,7 +20,7 @@ pub(super) fn unfit(dir: &Path) -> impl Fn(ManifestFault) -> Unavailable {
     move |fault| Unavailable::Unfit { dir: dir.clone(), why: fault.to_string() }
 }
 
-/// Which store this is, and the cipher of its records, where these keys are those that it takes.
+/// Manifest and cipher of the store, if these keys are the right ones.
 pub(super) fn identify(
     dir: &Path,
     keys: Option<&Keys>,
@@ -54,8 +53,8 @@ pub(super) fn lock(dir: &Path, deadline: Duration) -> Result<Lock, Unavailable> 
     })
 }
 
-/// Opens the files of a store to go on with it, and says why nothing must be signed over it, if
-/// so: the tree must go on from what was signed last, and say what the records say.
+/// Opens the files of a store for writing. Also returns the reason, if any, not to sign: the
+/// tree does not continue what was signed last, or contradicts the records.
 pub(super) fn open_shelf(
     dir: &Path,
     state: &Path,
@@ -90,7 +89,7 @@ pub(super) fn open_shelf(
     drop(opened);
     let again = open(Trust::Doubt, Some(damage))?;
     match stands(&again) {
-        // What is lost is put on record, and the log goes on with what there is.
+        // The loss is recorded, and the log continues with the remaining records.
         Continuity::Yes | Continuity::Shorter => {
             let groundless = again.groundless.clone();
             Ok((again, groundless))

@@ -1,4 +1,4 @@
-//! How a log is opened.
+//! Options of a log.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -8,37 +8,35 @@ use crate::{maintenance::Keys, proof};
 
 const DAY: Duration = Duration::from_secs(86_400);
 
-/// Takes secrets out of a text, in place.
+/// Removes secrets from a text, in place.
 pub type Scrub = Arc<dyn Fn(&mut String) + Send + Sync>;
 
-/// What time it is.
+/// Clock of a log.
 pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 
-/// How a log is opened.
+/// Options of a log.
 #[derive(Clone)]
 pub struct Options {
-    /// How long a record may take to be on disk, and how long to wait for the store's lock.
+    /// Deadline for a record to become durable, and for the store's lock.
     pub deadline: Duration,
-    /// Bytes of the disk that are left free. Default 32 MiB.
+    /// Bytes of the disk that stay free. Default 32 MiB.
     pub reserve: u64,
-    /// Records that may wait for the disk. Default 4096.
+    /// Maximum number of records that wait for the disk. Default 4096.
     pub queue: usize,
-    /// Bytes of packed records after which a segment ends, if its day does not end first.
-    /// Default 1 GiB.
+    /// Bytes of packed records at which a segment ends before its day ends. Default 1 GiB.
     pub segment_bytes: u64,
-    /// What records are encrypted with. Without it they are not.
+    /// Keys that encrypt records. Without keys, records are not encrypted.
     pub keys: Option<Keys>,
-    /// Whether a record that can't be written is only counted, and told of later, instead of
-    /// being an error.
+    /// Whether a record that cannot be written is counted and reported later, instead of an error.
     pub pass: bool,
-    /// The time that a segment is of. Default: a day, from midnight UTC.
+    /// Period of a segment. Default: a day, from midnight UTC.
     pub segment: Duration,
-    /// Passed over every text that a client, a server or a fault chose, before it is stored.
+    /// Removes secrets from every text that a client, a server or a fault chose, before storage.
     pub scrub: Option<Scrub>,
-    /// How checkpoints are made.
+    /// Settings of checkpoints.
     pub checkpoints: proof::Settings,
-    /// What records are stamped with. Default: the system's clock. They never go back, whatever
-    /// it says.
+    /// Source of record times. Default: the system's clock. Times of records never decrease,
+    /// even if the clock does.
     pub clock: Clock,
 }
 

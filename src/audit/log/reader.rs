@@ -1,4 +1,4 @@
-//! The reader for when no proxy runs.
+//! The reader for a store without a running proxy.
 
 use std::{fmt, ops::Deref, path::Path, sync::Arc, time::Duration};
 
@@ -13,7 +13,7 @@ use crate::{
 };
 use portcullis_protocol::names::DecisionId;
 
-/// A store that is opened to be read, while no proxy runs.
+/// A store that is open for reading only, without a running proxy.
 pub struct Reader {
     id: String,
     archive: Archive,
@@ -22,10 +22,10 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Opens the store in `dir`, waiting for it at most for `deadline`. Makes nothing.
+    /// Opens the store in `dir`, waiting at most `deadline` for its lock. Creates no files.
     ///
     /// # Errors
-    /// [`Unavailable::Missing`] where there is no store; else as [`Audit::open`].
+    /// [`Unavailable::Missing`] if there is no store; otherwise as for [`Audit::open`].
     pub fn open(dir: &Path, deadline: Duration, keys: Option<&Keys>) -> Result<Self, Unavailable> {
         if !dir.join("segments").is_dir() {
             return Err(Unavailable::Missing { dir: dir.to_owned() });
@@ -33,7 +33,7 @@ impl Reader {
         let held = lock(dir, deadline)?;
         let (manifest, cipher) = identify(dir, keys)?;
         let key = DigestKey::for_reading(dir, cipher.as_deref()).map_err(broken(dir))?;
-        // Nothing is signed, so nobody asks how the tree began.
+        // The reader signs nothing, so it does not need the tree before the first record.
         let (mode, trust, dropped) = (Mode::Read, Trust::Believe, &|_| None);
         let opening = Opening { key, cipher, mode, trust, again: None, dropped };
         let opened = SegmentSet::open(dir, opening)
@@ -43,7 +43,7 @@ impl Reader {
         Ok(Self { id: manifest.id, archive, shelf, _lock: held })
     }
 
-    /// The store's id: the name of its chain.
+    /// Id of the store: the name of its hash chain.
     pub fn id(&self) -> &str {
         &self.id
     }
@@ -56,10 +56,10 @@ impl Reader {
         Prover::new(self.shelf.clone(), self.archive.clone())
     }
 
-    /// Proves that the records of a decision are in the log. `None` where no checkpoint has them.
+    /// Proves that the records of a decision are in the log. `None` if no checkpoint has them.
     ///
     /// # Errors
-    /// Says why there is no proof.
+    /// [`ProveFault`], if there is no proof.
     pub async fn prove(&self, id: DecisionId) -> Result<Option<Proof>, ProveFault> {
         self.prover().include(id).await
     }
@@ -67,7 +67,7 @@ impl Reader {
     /// As [`Audit::consistency`].
     ///
     /// # Errors
-    /// Says why there is no proof.
+    /// [`ProveFault`], if there is no proof.
     pub async fn consistency(&self, from: u64, to: u64) -> Result<Proof, ProveFault> {
         self.prover().consist(from, to).await
     }

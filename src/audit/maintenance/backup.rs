@@ -1,10 +1,10 @@
-//! A copy of a store's files, made while records are written. What is copied can be opened as a
-//! store, verified and gone on with.
+//! Copies a store's files while records are written. The copy can be verified, opened as a store
+//! and continued.
 //!
-//! Files are copied in an order that leaves no gap whatever is written meanwhile: what says how
-//! far the log goes first (checkpoints, `head`), then commits, and the packed records last, since a
-//! file of commits is removed only when its block is packed. A file that is replaced is whole at
-//! any moment. Indexes are not copied: they are made again.
+//! The order of copying leaves no gap under concurrent writes: first the files that name the end of
+//! the log (checkpoints, `head`), then commits, and the packed records last, since a file of
+//! commits is only removed when its block is packed. Files are replaced atomically. Indexes are not
+//! copied: they are rebuilt.
 
 use std::{
     fs::{self, DirBuilder, File, Permissions},
@@ -19,44 +19,44 @@ use tempfile::NamedTempFile;
 use super::{Manifest, ManifestFault};
 use portcullis_foundation::atomic_file;
 
-/// The file that stands in a copy that is not finished.
+/// Marker file of an unfinished copy.
 const UNFINISHED: &str = "backup-unfinished";
 const HEAD: &str = "head";
 const CHECKPOINTS: &str = "checkpoints";
-/// Small files that are what the store is.
+/// Small files that identify the store.
 const OWN: [&str; 3] = ["store.json", "digest.key", "audit-verifier"];
-/// Folders of whole files.
+/// Folders whose files are copied whole.
 const FOLDERS: [&str; 3] = ["dropped", "exports", "quarantine"];
 
-/// What a backup copied.
+/// Result of a backup.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Backup {
-    /// Where it is.
+    /// Folder of the backup.
     pub to: PathBuf,
-    /// `seq` of the first record in it.
+    /// `seq` of the first record in the backup.
     pub first: Option<u64>,
-    /// `seq` of the last record that is certainly in it.
+    /// `seq` of the last record that is certainly in the backup.
     pub last: Option<u64>,
-    /// Segments that were copied now.
+    /// Number of segments copied by this run.
     pub copied: u64,
-    /// Segments that an earlier backup to this folder had copied.
+    /// Number of segments that an earlier backup to this folder had copied.
     pub kept: u64,
-    /// Bytes that were copied now.
+    /// Bytes copied by this run.
     pub bytes: u64,
 }
 
-/// Why there is no backup.
+/// Reasons why a backup failed.
 #[derive(Debug, thiserror::Error)]
 pub enum BackupFault {
     #[error("{doing} {}: {source}", path.display())]
     Io { doing: &'static str, path: PathBuf, source: io::Error },
-    /// The folder has something else in it.
+    /// The folder contains something else.
     #[error(
         "{} is neither empty nor a backup of this store: name an empty folder, or one that an \
          earlier backup of this store was made to", .0.display()
     )]
     Occupied(PathBuf),
-    /// One of the two folders is in the other.
+    /// One of the two folders contains the other.
     #[error("{} is in the store, or the store in it: name a folder elsewhere", .0.display())]
     Within(PathBuf),
     #[error("the store can't be backed up: {0}")]
@@ -73,12 +73,12 @@ fn failed<'a>(doing: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> 
     move |source| BackupFault::Io { doing, path: path.to_owned(), source }
 }
 
-/// Whether the folder is a backup that was not finished.
+/// Whether the folder is an unfinished backup.
 pub(crate) fn is_unfinished(dir: &Path) -> bool {
     dir.join(UNFINISHED).exists()
 }
 
-/// Copies the store in `dir` to the folder `to`. Segments must not be dropped meanwhile.
+/// Copies the store in `dir` to the folder `to`. No segment may be dropped concurrently.
 pub(super) fn copy(dir: &Path, to: &Path) -> Result<Backup, BackupFault> {
     let manifest = Manifest::read(dir)?
         .ok_or_else(|| BackupFault::Store(format!("there is none in {}", dir.display())))?;
@@ -98,7 +98,7 @@ pub(super) fn copy(dir: &Path, to: &Path) -> Result<Backup, BackupFault> {
 
     let mut backup = Backup { to: to.to_owned(), ..Backup::default() };
     let mut copying = Copying { backup: &mut backup };
-    // Before anything that they speak of.
+    // Before the files that they describe.
     for name in OWN.into_iter().chain([CHECKPOINTS]) {
         copying.small(dir, to, name)?;
     }
@@ -135,7 +135,7 @@ struct Copying<'a> {
 }
 
 impl Copying<'_> {
-    /// A file that may be missing.
+    /// Copies a file that may be missing.
     fn small(&mut self, from: &Path, to: &Path, name: &str) -> Result<(), BackupFault> {
         let path = from.join(name);
         match fs::read(&path) {
@@ -210,14 +210,14 @@ impl Copying<'_> {
         Ok(())
     }
 
-    /// A synced copy under another name. `None` where the file is gone by now.
+    /// Synced copy under a temporary name. `None` if the file no longer exists.
     fn fetch(&mut self, from: &Path, to: &Path) -> Result<Option<NamedTempFile>, BackupFault> {
         let source = match File::open(from) {
             Ok(source) => source,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(failed("cannot read", from)(error)),
         };
-        // What is there now: a file that grows is not run after.
+        // Copy the current size only: the file may grow.
         let size = source.metadata().map_err(failed("cannot read", from))?.len();
         let mut file = tempfile::Builder::new()
             .prefix(".new-")
@@ -236,7 +236,7 @@ impl Copying<'_> {
     }
 }
 
-/// Where a path leads, also where the last part of it is not there yet.
+/// Canonical path; its last component may not exist yet.
 fn real(path: &Path) -> Result<PathBuf, BackupFault> {
     let path = std::path::absolute(path).map_err(failed("cannot look at", path))?;
     let missing = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
@@ -262,7 +262,7 @@ fn is_empty(dir: &Path) -> Result<bool, BackupFault> {
     Ok(names(dir)?.is_empty())
 }
 
-/// The names in a folder, in order; none where there is no folder.
+/// Names in a folder, in order; empty if there is no folder.
 fn names(dir: &Path) -> Result<Vec<String>, BackupFault> {
     let mut names = Vec::new();
     match fs::read_dir(dir) {
@@ -336,7 +336,7 @@ mod tests {
         assert_eq!(all(&to), expected);
         assert_eq!(fs::metadata(&to).unwrap().permissions().mode() & 0o777, 0o700);
 
-        // Again: what is closed is there, what was packed meanwhile has no commits any more.
+        // Second run: closed segments are kept, and packed blocks have no commits any more.
         let second = from.join("segments/0000000000000010");
         fs::rename(second.join("wal-0000000000000010"), second.join("wal-0000000000000011"))
             .unwrap();

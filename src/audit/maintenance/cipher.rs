@@ -1,8 +1,8 @@
-//! Encryption at rest: XChaCha20-Poly1305, with keys that are derived from the operator's for one
-//! store alone.
+//! Encryption at rest: XChaCha20-Poly1305 with keys that are derived from the operator's key for
+//! one store only.
 //!
-//! Sealed bytes are `key id (8) | nonce (24, random) | ciphertext | tag (16)`. The id is of the
-//! derived key, so it tells which of several keys opens them and links no two stores.
+//! Sealed bytes are `key id (8) | nonce (24, random) | ciphertext | tag (16)`. The id is that of
+//! the derived key: it identifies one of several keys and does not link two stores.
 
 use std::fmt;
 
@@ -23,40 +23,40 @@ const ID: usize = 8;
 const NONCE: usize = 24;
 const TAG: usize = 16;
 
-/// What sealing adds to the length.
+/// Bytes that sealing adds.
 const OVERHEAD: usize = ID + NONCE + TAG;
 
-/// A key of the operator, as it was made: 32 random bytes. Its memory is overwritten.
+/// Key of the operator: 32 random bytes. Zeroized on drop.
 #[derive(Clone)]
 pub(crate) struct Key(Zeroizing<[u8; KEY]>);
 
-/// Which key, without saying anything of it: 16 hex digits.
+/// Id of a key, which reveals nothing about the key: 16 hex digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub(crate) struct KeyId([u8; ID]);
 
-/// Why something is not sealed or does not open.
+/// Reasons why sealing or opening fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum CipherFault {
-    /// What the operator gave is no key.
+    /// The operator's text is not a key.
     #[error(
         "a key of the audit log is 32 random bytes, as 64 hex digits or in base64: make one with \
          `openssl rand -hex 32`"
     )]
     NoKey,
-    /// Two of the keys are one.
+    /// The same key is given twice.
     #[error("the key {0} of the audit log is given twice: give each key once")]
     Twice(KeyId),
-    /// It needs a key that is not given.
+    /// The data needs a key that is not given.
     #[error(
         "the audit log needs the key {0}: give it as `audit.encryption.key`, or, where a newer one \
          is in use, among `audit.encryption.old-keys`"
     )]
     Needs(KeyId),
-    /// The bytes are not what was sealed, or not in this place.
+    /// The bytes were changed or moved.
     #[error("encrypted bytes of the audit log were changed, moved or damaged")]
     Forged,
-    /// Too short to be sealed bytes.
+    /// Too short for sealed bytes.
     #[error("encrypted bytes of the audit log are cut short")]
     Short,
     #[error("the operating system gives no random bytes")]
@@ -66,14 +66,14 @@ pub(crate) enum CipherFault {
 }
 
 impl Key {
-    /// Reads a key. A passphrase is no key: it could be guessed by whoever has the files.
+    /// Parses a key. Passphrases are rejected: anyone with the files could guess them.
     pub(crate) fn parse(secret: &Secret) -> Result<Self, CipherFault> {
         let text = secret.expose().trim();
         let mut key = Zeroizing::new([0; KEY]);
         if hex::decode_to_slice(text, &mut *key).is_ok() {
             return Ok(Self(key));
         }
-        // One byte more than a key, so that a longer text is seen to be none.
+        // Room for more than a key, to detect texts that are too long.
         let mut room = Zeroizing::new([0; KEY + 16]);
         match STANDARD.decode_slice(text, &mut *room) {
             Ok(KEY) => {
@@ -132,7 +132,7 @@ impl fmt::Debug for Cipher {
 }
 
 impl Cipher {
-    /// The cipher of the store of this id: `key` seals, `old` keys open what they sealed before.
+    /// Cipher of the store with this id: `key` seals, `old` keys open older data.
     pub(crate) fn new(store: &str, key: &Key, old: &[Key]) -> Result<Self, CipherFault> {
         let current = derive(store, key)?;
         let old = old.iter().map(|key| derive(store, key)).collect::<Result<Vec<_>, _>>()?;
@@ -146,18 +146,18 @@ impl Cipher {
         Ok(Self { current, old })
     }
 
-    /// The key that seals.
+    /// Id of the key that seals.
     pub(crate) fn id(&self) -> KeyId {
         self.current.0
     }
 
-    /// Whether it has this key.
+    /// Whether the cipher has this key.
     pub(crate) fn has(&self, id: KeyId) -> bool {
         self.find(id).is_some()
     }
 
-    /// Seals `plain`. To open it, `aad` must be shown again: what the bytes are and where they
-    /// belong, so that none can stand in for others.
+    /// Seals `plain`. Opening needs the same `aad`, which names the type and position of the bytes,
+    /// so that sealed bytes cannot be exchanged.
     pub(crate) fn seal(&self, aad: &[u8], plain: &[u8]) -> Result<Vec<u8>, CipherFault> {
         let (id, cipher) = &self.current;
         let mut nonce = [0; NONCE];
@@ -172,7 +172,7 @@ impl Cipher {
         Ok(whole)
     }
 
-    /// What was sealed with this `aad`.
+    /// Opens bytes that were sealed with this `aad`.
     pub(crate) fn open(&self, aad: &[u8], sealed: &[u8]) -> Result<Vec<u8>, CipherFault> {
         let id = Self::needs(sealed).ok_or(CipherFault::Short)?;
         let (nonce, text) = sealed[ID..].split_first_chunk::<NONCE>().ok_or(CipherFault::Short)?;
@@ -182,7 +182,7 @@ impl Cipher {
             .map_err(|_| CipherFault::Forged)
     }
 
-    /// The key that sealed these bytes; `None` where they are too short to be sealed ones.
+    /// Id of the key that sealed these bytes; `None` if they are too short.
     pub(crate) fn needs(sealed: &[u8]) -> Option<KeyId> {
         sealed.first_chunk().filter(|_| sealed.len() >= OVERHEAD).map(|id| KeyId(*id))
     }
@@ -195,13 +195,13 @@ impl Cipher {
     }
 }
 
-/// The key of one store, and its id. The operator's own key seals nothing.
+/// Derives the key of one store, and its id. The operator's own key seals nothing.
 fn derive(store: &str, key: &Key) -> Result<(KeyId, XChaCha20Poly1305), CipherFault> {
     let derivation = Hkdf::<Sha256>::new(Some(store.as_bytes()), &*key.0);
     let (mut id, mut own) = ([0; ID], Zeroizing::new([0; KEY]));
     derivation.expand(b"portcullis audit 1 key id", &mut id).map_err(|_| CipherFault::Cipher)?;
     derivation.expand(b"portcullis audit 1 seal", &mut *own).map_err(|_| CipherFault::Cipher)?;
-    // The cipher overwrites its copy of the key when it is dropped.
+    // The cipher zeroizes its copy of the key on drop.
     Ok((KeyId(id), XChaCha20Poly1305::new((&*own).into())))
 }
 
@@ -236,7 +236,7 @@ mod tests {
         let sealed = cipher("a", 1, &[]).seal(b"here", b"plain").unwrap();
         let id = cipher("a", 1, &[]).id();
         assert_eq!(cipher("a", 1, &[]).open(b"there", &sealed), Err(CipherFault::Forged));
-        // Another key, and the same key in another store: each says which key it takes.
+        // Another key, and the same key in another store: each error names the required key.
         assert_eq!(cipher("a", 2, &[]).open(b"here", &sealed), Err(CipherFault::Needs(id)));
         assert_eq!(cipher("b", 1, &[]).open(b"here", &sealed), Err(CipherFault::Needs(id)));
         assert_eq!(cipher("a", 1, &[]).open(b"here", &sealed[..30]), Err(CipherFault::Short));

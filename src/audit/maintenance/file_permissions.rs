@@ -1,4 +1,4 @@
-//! The modes of a store's files: whoever else could write to one could have changed the log.
+//! Modes of a store's files: another user with write access could have changed the log.
 
 use std::{
     fs, io,
@@ -6,16 +6,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Folders within folders that a store has.
+/// Maximum depth of folders in a store.
 const DEPTH: usize = 4;
 
-/// A file of the store in `dir` that others than its owner can write to, and its mode.
+/// A file of the store in `dir` that users other than its owner can write to, and its mode.
 pub(crate) fn open_to_others(dir: &Path) -> io::Result<Option<(PathBuf, u32)>> {
     let mode = fs::metadata(dir)?.permissions().mode() & 0o7777;
     if mode & 0o022 != 0 {
         return Ok(Some((dir.to_owned(), mode)));
     }
-    // Where nobody else can enter, what is inside is out of reach.
+    // If other users cannot enter the folder, they cannot reach its files.
     if mode & 0o011 == 0 { Ok(None) } else { within(dir, DEPTH) }
 }
 
@@ -24,7 +24,7 @@ fn within(dir: &Path, depth: usize) -> io::Result<Option<(PathBuf, u32)>> {
         let entry = entry?;
         let meta = entry.metadata()?;
         let mode = meta.permissions().mode() & 0o7777;
-        // A link's own mode says nothing.
+        // A symlink's own mode has no effect.
         if !meta.is_symlink() && mode & 0o022 != 0 {
             return Ok(Some((entry.path(), mode)));
         }

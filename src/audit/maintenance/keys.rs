@@ -1,24 +1,24 @@
-//! The operator's keys, fetched where the config says that they are.
+//! The operator's keys, fetched from the secret references in the config.
 
 use super::{Cipher, CipherFault, Key, Manifest};
 use crate::config::Encryption;
 use portcullis_vault::SecretRef;
 use portcullis_vault::{Source, Unresolved};
 
-/// The keys of an audit log: one for new records, and those of old ones.
+/// Keys of an audit log: one for new records, and the keys of older records.
 #[derive(Debug, Clone)]
 pub struct Keys {
     current: Key,
     old: Vec<Key>,
 }
 
-/// Why a key does not resolve.
+/// Reasons why a key does not resolve.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyTrouble {
-    /// Its secret could not be fetched.
+    /// The secret could not be fetched.
     #[error(transparent)]
     Unresolved(#[from] Unresolved),
-    /// It is no key, or one that is given twice.
+    /// The secret is not a key, or a key is given twice.
     #[error("{0}")]
     Unusable(String),
 }
@@ -33,7 +33,7 @@ impl Keys {
     /// Fetches the keys of a loaded config.
     ///
     /// # Errors
-    /// The key that does not resolve, as a JSON pointer from the top of the config, and why.
+    /// JSON pointer in the config of the key that does not resolve, and the reason.
     pub fn fetch(encryption: &Encryption) -> Result<Self, (String, KeyTrouble)> {
         let at = "/audit/encryption";
         let key = |pointer: String, reference: &SecretRef| {
@@ -47,7 +47,7 @@ impl Keys {
         Ok(Self { current, old })
     }
 
-    /// The cipher of one store.
+    /// Cipher of one store.
     pub(crate) fn cipher(&self, manifest: &Manifest) -> Result<Cipher, CipherFault> {
         Cipher::new(&manifest.id, &self.current, &self.old)
     }

@@ -1,4 +1,4 @@
-//! `store.json`: which store this is, in which format, and which keys it takes to read it.
+//! `store.json`: id and format of the store, and ids of the keys that its records need.
 
 use std::{
     fs, io,
@@ -11,40 +11,40 @@ use serde::{Deserialize, Serialize};
 use super::{Cipher, KeyId};
 use portcullis_foundation::atomic_file;
 
-/// The name of the file in the store's folder.
+/// Name of the file in the store's folder.
 pub(crate) const FILE: &str = "store.json";
-/// The format that this version writes, and the only one that it reads. Since format 2, checkpoints
-/// name the files beside the records.
+/// Format that this version writes, and the only one that it reads. Since format 2, checkpoints
+/// include the fingerprints of the files beside the records.
 pub(crate) const FORMAT: u32 = 2;
-/// Bytes that the file may have; no honest one comes near.
+/// Maximum size of the file.
 const LARGEST: u64 = 1 << 20;
 
-/// What a store says of itself.
+/// Manifest of a store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Manifest {
-    /// The version of the files' format.
+    /// Version of the file format.
     pub format: u32,
-    /// The store, for ever: 32 hex digits, made at random.
+    /// Permanent id of the store: 32 random hex digits.
     pub id: String,
-    /// When the store was made.
+    /// Time at which the store was created.
     pub created: Timestamp,
-    /// The keys that records were encrypted with, in the order of their use.
+    /// Keys that records were encrypted with, in the order of their use.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub keys: Vec<KeyUse>,
 }
 
-/// From when on a key was used.
+/// Use of a key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct KeyUse {
-    /// The key.
+    /// Id of the key.
     pub id: KeyId,
-    /// The first record that was written with it; records before it take other keys, or none.
+    /// `seq` of the first record written with it. Earlier records need other keys or none.
     pub since: u64,
 }
 
-/// Why a store is not opened.
+/// Reasons why a store is not opened.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ManifestFault {
     #[error("`{}`: {source}", path.display())]
@@ -71,14 +71,14 @@ pub(crate) enum ManifestFault {
     Random(getrandom::Error),
 }
 
-/// What every format has.
+/// Members of every format.
 #[derive(Deserialize)]
 struct Versioned {
     format: u64,
 }
 
 impl Manifest {
-    /// Reads the manifest of the store in `dir`. `None` where there is none.
+    /// Reads the manifest of the store in `dir`. `None` if there is none.
     pub(crate) fn read(dir: &Path) -> Result<Option<Self>, ManifestFault> {
         let path = dir.join(FILE);
         let io = |source| ManifestFault::Io { path: path.clone(), source };
@@ -92,7 +92,7 @@ impl Manifest {
             return Err(damaged(format!("{size} bytes")));
         }
         let text = fs::read(&path).map_err(io)?;
-        // The version first: what a newer format has beside it is not known here.
+        // The version first: other members of a newer format are unknown.
         let Versioned { format } =
             serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
         if format != u64::from(FORMAT) {
@@ -107,12 +107,12 @@ impl Manifest {
         Ok(Some(manifest))
     }
 
-    /// Reads the manifest, or makes it for a store that is new.
+    /// Reads the manifest, or creates it for a new store.
     pub(crate) fn open(dir: &Path) -> Result<Self, ManifestFault> {
         if let Some(manifest) = Self::read(dir)? {
             return Ok(manifest);
         }
-        // Another id would make another store of the records that are there.
+        // A new id would turn the existing records into another store.
         if dir.join("segments").exists() {
             return Err(ManifestFault::Missing(dir.join(FILE)));
         }
@@ -132,7 +132,7 @@ impl Manifest {
     pub(crate) fn admit(&self, cipher: Option<&Cipher>, first: u64) -> Result<(), ManifestFault> {
         let next = self.keys.iter().skip(1).map(|key| Some(key.since)).chain([None]);
         for (KeyUse { id, .. }, until) in self.keys.iter().zip(next) {
-            // One whose records are all gone is no longer missed.
+            // A key is not needed if all its records were dropped.
             let needed = until.is_none_or(|until| until > first);
             if needed && !cipher.is_some_and(|cipher| cipher.has(*id)) {
                 return Err(ManifestFault::NeedsKey(*id));
@@ -141,8 +141,8 @@ impl Manifest {
         Ok(())
     }
 
-    /// Notes that records from `since` on are encrypted with this key. Durable when it returns,
-    /// so that no record is without the name of its key. Returns the key if that is news.
+    /// Saves that records from `since` on are encrypted with this key. Durable when it returns, so
+    /// that every encrypted record has a listed key. Returns the key if it is new.
     pub(crate) fn uses(
         &mut self,
         dir: &Path,
@@ -171,7 +171,7 @@ impl Manifest {
     }
 }
 
-/// Whether the store in `dir` says that records of it are encrypted.
+/// Whether the manifest of the store in `dir` lists encryption keys.
 pub fn is_encrypted(dir: &Path) -> bool {
     Manifest::read(dir).is_ok_and(|found| found.is_some_and(|manifest| !manifest.keys.is_empty()))
 }

@@ -1,9 +1,9 @@
-//! What the log misses: records of what had happened already when the store did not take them, and,
-//! where the operator chose that calls go on without it (`on-failure = "pass"`), all others.
+//! Records that the log misses: records of past events that the store did not accept, and, if the
+//! operator lets calls go on (`on-failure = "pass"`), all others.
 //!
-//! From the first such record that the store did not take, none waits for it any more: each is
-//! counted, and once a second it is tried whether the store takes the record that tells of them.
-//! Then the log is whole again, except for the gap that it reports.
+//! After the first such record that the store did not accept, no other waits: each is counted, and
+//! once a second the store is probed with the record that reports them. Then the log is complete
+//! again, except for the reported gap.
 
 use std::time::{Duration, Instant};
 
@@ -13,25 +13,25 @@ use serde::{Deserialize, Serialize};
 
 use crate::record::{Event, Kind, RecordsDropped};
 
-/// How often it is tried whether the store takes records again.
+/// Interval between probes of the store.
 pub(crate) const PROBE: Duration = Duration::from_secs(1);
-/// How often it is said that records are missed.
+/// Minimum interval between log lines about missed records.
 const REMIND: Duration = Duration::from_secs(10);
 
 /// Records that the log misses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Missed {
-    /// When the first of them came.
+    /// Time of the first of them.
     pub since: Timestamp,
-    /// When the last of them came.
+    /// Time of the last of them.
     pub until: Timestamp,
     /// Messages that left.
     pub intents: u64,
-    /// What came of messages.
+    /// Ends of messages.
     pub outcomes: u64,
-    /// Messages that were refused.
+    /// Refused messages.
     pub refusals: u64,
-    /// What happened to the proxy.
+    /// Events of the proxy.
     pub events: u64,
 }
 
@@ -40,7 +40,7 @@ impl Missed {
         Self { since: at, until: at, intents: 0, outcomes: 0, refusals: 0, events: 0 }
     }
 
-    /// How many records they are.
+    /// Number of missed records.
     pub fn count(&self) -> u64 {
         self.intents + self.outcomes + self.refusals + self.events
     }
@@ -74,10 +74,10 @@ impl From<Missed> for Event {
     }
 }
 
-/// What is missed now, and all that was since the log was opened.
+/// Missed records: the current gap, and the total since the log was opened.
 #[derive(Debug, Default)]
 pub(crate) struct Gap {
-    /// Whether calls go on.
+    /// Whether calls go on during a gap.
     pass: bool,
     state: Mutex<State>,
 }
@@ -90,13 +90,13 @@ struct State {
 }
 
 impl Gap {
-    /// Nothing is missed yet. `pass` says whether calls go on where something is.
+    /// State without missed records. `pass` is whether calls go on during a gap.
     pub(crate) fn new(pass: bool) -> Self {
         Self { pass, state: Mutex::default() }
     }
 
-    /// The store did not take a record of this kind, or was not asked, because it does not work.
-    /// Whether that begins a gap: then somebody has to [probe](PROBE) the store until it ends.
+    /// Counts a record that a failed store did not accept or was not sent. Returns whether this
+    /// begins a gap: then the caller must start to [probe](PROBE) the store until the gap ends.
     pub(crate) fn miss(&self, kind: Kind, why: &dyn std::fmt::Display) -> bool {
         let mut state = self.state.lock();
         let now = Timestamp::now();
@@ -120,18 +120,18 @@ impl Gap {
         begins
     }
 
-    /// What is missed, while the store takes no records.
+    /// The current gap, while the store accepts no records.
     pub(crate) fn open(&self) -> Option<Missed> {
         self.state.lock().open
     }
 
-    /// How many records were missed since the log was opened.
+    /// Number of records missed since the log was opened.
     pub(crate) fn total(&self) -> u64 {
         self.state.lock().total
     }
 
-    /// The log tells of these now. Returns whether that is all: more may have been missed while
-    /// it was written, and are told of by another record.
+    /// Subtracts records that the log reported. Returns whether the gap ended: records missed
+    /// during the write need another report.
     pub(crate) fn told(&self, told: &Missed) -> bool {
         let mut state = self.state.lock();
         let rest = state.open.map(|open| open.less(told)).filter(|rest| rest.count() > 0);
@@ -155,7 +155,7 @@ mod tests {
         assert!(!gap.miss(Kind::Outcome, &"full"));
         let told = gap.open().unwrap();
         assert_eq!((told.intents, told.outcomes, told.count()), (1, 1, 2));
-        // While that is written, one more is missed.
+        // During this write, one more record is missed.
         assert!(!gap.miss(Kind::Refused, &"full"));
         assert!(!gap.told(&told));
         let rest = gap.open().unwrap();

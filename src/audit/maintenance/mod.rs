@@ -1,8 +1,8 @@
-//! The life of a store: what makes it this store (`manifest`), encryption at rest (`cipher`,
-//! `keys`), what is missing where calls go on without it (`gap`), what is dropped (`retention`),
-//! and copies (`backup`).
+//! Life cycle of a store: its identity (`manifest`), encryption at rest (`cipher`, `keys`), missed
+//! records where calls go on (`missed_records`), removal of old segments (`retention`), and copies
+//! (`backup`).
 //!
-//! INVARIANT: no error, `Debug` or log line of this module holds a key or what was encrypted.
+//! INVARIANT: no error, `Debug` or log line of this module holds a key or decrypted data.
 
 mod backup;
 mod cipher;

@@ -1,16 +1,16 @@
-//! Which segments are dropped: the oldest, whole, and only so many as the limits say.
+//! Selects the segments to drop: whole ones, the oldest first, and no more than the limits require.
 
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::config;
 
-/// How long records are kept. Without a limit, for ever.
+/// Limits of retention. Without limits, records are kept indefinitely.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Limits {
-    /// Segments whose last record is older are dropped.
+    /// Maximum age of a segment's last record.
     pub age: Option<SignedDuration>,
-    /// The oldest segments are dropped while all take more bytes.
+    /// Maximum bytes of all segments; the oldest are dropped first.
     pub size: Option<u64>,
 }
 
@@ -23,7 +23,7 @@ impl From<&config::Retention> for Limits {
     }
 }
 
-/// A segment, as retention sees it.
+/// Segment that retention may drop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Candidate {
     pub first: u64,
@@ -34,7 +34,7 @@ pub(super) struct Candidate {
     pub bytes: u64,
 }
 
-/// Why a segment is dropped.
+/// Reason why a segment is dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Why {
@@ -42,12 +42,12 @@ pub enum Why {
     Age,
     /// `max-size`.
     Size,
-    /// `max-size`, though a stream has not delivered its records yet.
+    /// `max-size`, although a stream has not delivered its records yet.
     SizeUndelivered,
 }
 
 impl Why {
-    /// In words, for a record.
+    /// Reason as text, for a record.
     pub(super) fn words(self) -> &'static str {
         match self {
             Self::Age => "older than `max-age`",
@@ -57,18 +57,18 @@ impl Why {
     }
 }
 
-/// What is to be done.
+/// Plan of retention.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Plan {
     /// Segments to drop, in order.
     pub drop: Vec<(Candidate, Why)>,
-    /// The first segment that is too old and is kept all the same, because records of it were not
-    /// delivered.
+    /// First segment that exceeds the age but is kept, because a stream has not delivered its
+    /// records.
     pub held: Option<u64>,
 }
 
-/// Plans, for all segments of a store in order. `delivered` is the first record that a stream has
-/// still to deliver. The last closed segment is always kept: it says how the tree goes on.
+/// Plans retention for all segments of a store in order. `delivered` is the first record that a
+/// stream has not delivered. The last closed segment is always kept: the next one needs its tree.
 pub(super) fn plan(
     segments: &[Candidate],
     limits: Limits,
@@ -109,7 +109,7 @@ mod tests {
 
     const DAY: i64 = 86_400;
 
-    /// Segments of ten records, of a hundred bytes, that end a day apart; the last is open.
+    /// Segments of ten records and a hundred bytes that end a day apart; the last is open.
     fn segments(count: u64) -> Vec<Candidate> {
         (0..count)
             .map(|at| Candidate {

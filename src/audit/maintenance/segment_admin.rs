@@ -1,4 +1,4 @@
-//! What is done with the files of a log that is open: backups, and the dropping of old segments.
+//! Operations on the files of an open log: backups, and removal of old segments.
 
 use std::{
     fs::{self, File},
@@ -22,36 +22,36 @@ use crate::{
     store::{Fault, Lock, SegmentInfo},
 };
 
-/// What a segment is called from the moment on in which it is dropped.
+/// Extension of a segment's folder while it is removed.
 const DROPPING: &str = "dropping";
 
-/// A segment that was dropped, or would be.
+/// A segment that was dropped, or that a dry run would drop.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dropped {
     /// `seq` of its first and its last record.
     pub first: u64,
     pub last: u64,
-    /// When those were written.
+    /// Times of those records.
     pub from: Timestamp,
     pub to: Timestamp,
-    /// Bytes of the disk that it took.
+    /// Disk usage in bytes.
     pub bytes: u64,
     pub why: Why,
 }
 
-/// What retention did, or would do.
+/// Result of retention or of its dry run.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pruned {
-    /// The segments, the oldest first.
+    /// Dropped segments, the oldest first.
     pub dropped: Vec<Dropped>,
-    /// The first segment that is too old and kept all the same, because a stream has not delivered
-    /// its records yet.
+    /// First segment that exceeds the age but is kept, because a stream has not delivered its
+    /// records.
     pub held: Option<u64>,
-    /// Bytes of the disk that the segments take that are left.
+    /// Disk usage of the remaining segments in bytes.
     pub bytes: u64,
 }
 
-/// Why segments could not be dropped. Those before are dropped.
+/// Reasons why a segment could not be dropped. Earlier segments stay dropped.
 #[derive(Debug, thiserror::Error)]
 pub enum PruneFault {
     #[error("the segment {first} of the audit log is kept, since its proof can't be: {why}")]
@@ -65,11 +65,11 @@ pub enum PruneFault {
 }
 
 impl Audit {
-    /// Copies the store to a folder, which is empty or has an earlier backup of it, while records
-    /// are written. Then the log tells of it.
+    /// Copies the store to a folder that is empty or has an earlier backup of it, while records are
+    /// written. Then records the backup.
     ///
     /// # Errors
-    /// [`BackupFault`]; what an interrupted backup leaves is not opened as a store.
+    /// [`BackupFault`]; an interrupted backup cannot be opened as a store.
     pub async fn back_up(&self, to: PathBuf) -> Result<Backup, BackupFault> {
         let _alone = self.keeping().lock().await;
         let dir = self.dir().to_owned();
@@ -87,12 +87,12 @@ impl Audit {
 }
 
 impl Audit {
-    /// Drops the segments that these limits leave no room for, the oldest first. Of each, what
-    /// proofs need is kept, and an event tells of it before it goes. `undelivered` is the first
-    /// record that a stream has still to deliver. A dry run only tells what would go.
+    /// Drops the oldest segments that exceed the limits. Before a segment is removed, the hashes
+    /// for proofs are saved and an event is recorded. `undelivered` is the first record that a
+    /// stream has not delivered. A dry run only returns what would be dropped.
     ///
     /// # Errors
-    /// [`PruneFault`]: nothing is dropped that could not be proven and recorded.
+    /// [`PruneFault`]. A segment that cannot be proven or recorded is not dropped.
     pub async fn prune(
         &self,
         limits: Limits,
@@ -159,7 +159,7 @@ impl Audit {
         }
         let what = SegmentDropped { first, last, from, to, bytes, reason: why };
         let told = match self.record_event(what.clone()).await {
-            // To drop it is what makes room for the record of it.
+            // The removal makes room for its own record.
             Err(Unavailable::Full { .. }) => false,
             Err(why) => return Err(PruneFault::Unrecorded { first, why }),
             Ok(()) => true,
@@ -194,7 +194,7 @@ fn candidate(info: &SegmentInfo) -> Result<Candidate, PruneFault> {
     Ok(Candidate { first, end, ended, closed, bytes })
 }
 
-/// Bytes of the disk that a folder takes.
+/// Disk usage of a folder in bytes.
 fn size(dir: &Path) -> io::Result<u64> {
     let mut bytes = 0;
     for entry in fs::read_dir(dir)? {
@@ -202,7 +202,7 @@ fn size(dir: &Path) -> io::Result<u64> {
         match entry.metadata() {
             Ok(meta) if meta.is_dir() => bytes += size(&entry.path())?,
             Ok(meta) => bytes += meta.blocks() * 512,
-            // Packed or made again meanwhile.
+            // The file was packed or rebuilt concurrently.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
@@ -210,8 +210,8 @@ fn size(dir: &Path) -> io::Result<u64> {
     Ok(bytes)
 }
 
-/// Removes a segment's folder. It has another name before the first of its files goes, so that it
-/// is there wholly or not at all whenever the machine stops.
+/// Removes a segment's folder. It is renamed before the first file is removed, so that the segment
+/// is complete or absent after a crash.
 fn remove(path: &Path) -> Result<(), PruneFault> {
     let failed = |doing, path: &Path| {
         let path = path.to_owned();
@@ -225,7 +225,7 @@ fn remove(path: &Path) -> Result<(), PruneFault> {
     fs::remove_dir_all(&aside).map_err(failed("cannot remove", &aside))
 }
 
-/// Removes what a dropping left that was interrupted.
+/// Completes interrupted removals.
 pub(crate) fn sweep(dir: &Path) -> io::Result<()> {
     let entries = match fs::read_dir(dir.join("segments")) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -243,7 +243,7 @@ pub(crate) fn sweep(dir: &Path) -> io::Result<()> {
 /// Copies the store in `dir`, which no process has open, to a folder.
 ///
 /// # Errors
-/// [`BackupFault`], also where another process has the store for longer than `patience`.
+/// [`BackupFault`], also if another process holds the store for longer than `patience`.
 pub async fn back_up(dir: &Path, to: PathBuf, patience: Duration) -> Result<Backup, BackupFault> {
     let dir = dir.to_owned();
     copied(move || {
@@ -284,7 +284,7 @@ mod tests {
         assert!(size(&one).unwrap() >= 9000);
         remove(&one).unwrap();
         assert!(!one.exists());
-        // What an interrupted dropping left is no segment any more, and goes with the next start.
+        // An interrupted removal is not a segment any more; the next start completes it.
         fs::rename(&two, two.with_extension(DROPPING)).unwrap();
         sweep(dir.path()).unwrap();
         assert_eq!(fs::read_dir(&segments).unwrap().count(), 0);

@@ -1,4 +1,4 @@
-//! Checkpoints: what the log was at one time, signed (C2SP tlog-checkpoint in a signed note).
+//! Checkpoints: signed states of the log (C2SP tlog-checkpoint in a signed note).
 //!
 //! ```text
 //! portcullis/STORE
@@ -16,9 +16,9 @@
 //! — portcullis/STORE SIGNATURE
 //! ```
 //!
-//! `number`, `before` and `next` make it visible that checkpoints were taken away: they are
-//! counted, each has the hash of the one before it, and each says after how many records, or
-//! seconds with a record, there will be another one.
+//! `number`, `before` and `next` make missing checkpoints detectable: checkpoints are numbered,
+//! each has the hash of its predecessor, and each names the number of records, or seconds with a
+//! record, after which another one follows.
 
 use std::{fmt::Write as _, time::Duration};
 
@@ -31,49 +31,49 @@ use super::{
     key::{NotSigned, Signer, Verifier},
 };
 
-/// When there is a next checkpoint.
+/// Condition for the next checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Pace {
-    /// After this many records.
+    /// Maximum number of records after the checkpoint.
     pub records: u64,
-    /// This long after a record that no checkpoint has.
+    /// Maximum time after a record that no checkpoint covers.
     pub time: Duration,
 }
 
-/// What a checkpoint says.
+/// Content of a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Checkpoint {
-    /// Which store.
+    /// Origin: names the store.
     pub origin: String,
-    /// Records in the tree.
+    /// Number of records in the tree.
     pub size: u64,
-    /// The tree's root.
+    /// Root of the tree.
     pub root: Hash,
-    /// Counted from 0 over the life of the store.
+    /// Number of the checkpoint, counted from 0 over the life of the store.
     pub number: u64,
-    /// The hash of the text of the checkpoint before; zeros for the first.
+    /// Hash of the preceding checkpoint's text; zeros for the first.
     pub before: Hash,
-    /// The hash of the last record; zeros where there is none.
+    /// Hash of the last record; zeros if there is none.
     pub last: Hash,
-    /// When it was made.
+    /// Time of signing.
     pub time: Timestamp,
-    /// When another one follows.
+    /// Condition for the next checkpoint.
     pub next: Pace,
-    /// The files beside the records.
+    /// Fingerprints of the files beside the records.
     pub companions: Companions,
 }
 
-/// A checkpoint and its note.
+/// A checkpoint with its signed note.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Signed {
     pub checkpoint: Checkpoint,
-    /// The whole note, as it was signed.
+    /// Whole note, as signed.
     pub note: String,
-    /// The hash of the note's text, which the next checkpoint names.
+    /// Hash of the note's text, which the next checkpoint contains.
     pub hash: Hash,
 }
 
-/// Why a note is no checkpoint.
+/// Reasons why a note is not a checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum NoCheckpoint {
     #[error("it is no checkpoint of an audit log")]
@@ -129,14 +129,14 @@ impl Checkpoint {
             next: Pace { records: records.parse().ok()?, time: time_until },
             companions,
         };
-        // There is one way to write it.
+        // Only the canonical form is accepted.
         (checkpoint.text().as_deref() == Some(text)).then_some(checkpoint)
     }
 
-    /// Signs it.
+    /// Signs the checkpoint.
     ///
     /// # Errors
-    /// Where its origin is none.
+    /// If its origin is invalid.
     pub fn sign(self, signer: &Signer) -> Result<Signed, NoteError> {
         let text = self.text().ok_or(NoteError::MalformedNote)?;
         Ok(Signed { checkpoint: self, note: signer.sign(&text)?, hash: hash(&text) })
@@ -144,10 +144,10 @@ impl Checkpoint {
 }
 
 impl Signed {
-    /// Reads a note that the holder of this key signed.
+    /// Parses a note that this key signed.
     ///
     /// # Errors
-    /// Says why it is none.
+    /// [`NoCheckpoint`] with the reason.
     pub fn open(note: &str, verifier: &Verifier) -> Result<Self, NoCheckpoint> {
         let text = verifier.open(note).map_err(|fault| match fault {
             NotSigned::Malformed => NoCheckpoint::Malformed,
@@ -165,7 +165,7 @@ impl Signed {
         Ok(Self { checkpoint, note: note.to_owned(), hash: hash(&text) })
     }
 
-    /// Reads what a note says, whoever signed it.
+    /// Parses a note without checking its signature.
     pub fn unchecked(note: &str) -> Option<Self> {
         let text = text_of(note)?;
         let checkpoint = Checkpoint::parse(text)?;
@@ -173,7 +173,7 @@ impl Signed {
     }
 }
 
-/// The part of a note that is signed.
+/// Signed part of a note.
 fn text_of(note: &str) -> Option<&str> {
     note.find("\n\n").and_then(|end| note.get(..=end))
 }
@@ -237,7 +237,7 @@ mod tests {
                 assert_eq!(open(&changed), Err(NoCheckpoint::Forged), "{to}");
             }
         }
-        // Signed, but no checkpoint.
+        // Signed notes that are not checkpoints.
         for text in ["portcullis/ab\n12\n", "hello\n", "portcullis/ab/dropped\n1\n2\n"] {
             let note = signer.sign(text).unwrap();
             assert_eq!(open(&note), Err(NoCheckpoint::Malformed), "{text}");

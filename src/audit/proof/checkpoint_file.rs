@@ -1,4 +1,4 @@
-//! The file `checkpoints` of a store, for the one who writes it.
+//! The file `checkpoints` of a store, for writing.
 
 use std::{
     fs::{File, OpenOptions},
@@ -14,10 +14,10 @@ use super::{
     verify::CHECKPOINTS,
 };
 
-/// Bytes at the end of the file in which the newest checkpoint is looked for first.
+/// Bytes at the end of the file that are first searched for the newest checkpoint.
 const RECENT: u64 = 64 << 10;
 
-/// The file, open for more.
+/// The file, open for appending.
 #[derive(Debug)]
 pub(super) struct CheckpointFile {
     file: File,
@@ -26,9 +26,8 @@ pub(super) struct CheckpointFile {
 }
 
 impl CheckpointFile {
-    /// Opens the file of the store in `dir`, or makes it. The beginning of a note that was being
-    /// written when the writing ended is taken away; anything else that is wrong is left for
-    /// `verify` to tell of.
+    /// Opens the file of the store in `dir`, or creates it. Removes an incomplete last note, which
+    /// an interrupted write left. Other damage is left unchanged, so that `verify` reports it.
     pub fn open(dir: &Path, keys: &[Verifier]) -> io::Result<Self> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
@@ -58,12 +57,12 @@ impl CheckpointFile {
         Ok(ledger)
     }
 
-    /// The checkpoint that was written last.
+    /// The last written checkpoint.
     pub fn newest(&self) -> Option<&Signed> {
         self.newest.as_ref()
     }
 
-    /// Adds a checkpoint. Durable when it returns `Ok`; else as if it had not been tried.
+    /// Appends a checkpoint. Durable when it returns `Ok`; an error leaves the file unchanged.
     pub fn append(&mut self, signed: Signed) -> io::Result<()> {
         self.put(format!("{}\n", signed.note).as_bytes())?;
         self.newest = Some(signed);
@@ -78,7 +77,7 @@ impl CheckpointFile {
             .and_then(|()| self.file.sync_data());
         match written {
             Ok(()) => self.length += bytes.len() as u64,
-            // What is left of it would stand before the next one.
+            // Otherwise its remains would precede the next checkpoint.
             Err(_) => self.file.set_len(self.length)?,
         }
         written
@@ -92,8 +91,8 @@ impl CheckpointFile {
     }
 }
 
-/// The last note that one of the keys signed, or that at least says what it is: the next one must
-/// be counted on from it.
+/// The last note that one of the keys signed, or else the last one that parses: the next checkpoint
+/// continues its number.
 fn newest(notes: &[(usize, &[u8])], keys: &[Verifier]) -> Option<Signed> {
     let texts = || notes.iter().rev().filter_map(|(_, note)| std::str::from_utf8(note).ok());
     let signed = |note: &str| keys.iter().find_map(|key| Signed::open(note, key).ok());
@@ -136,7 +135,7 @@ mod tests {
         let keys = [signer.verifier().clone()];
         let mut ledger = CheckpointFile::open(dir.path(), &keys).unwrap();
         assert_eq!(ledger.newest(), None);
-        // More than is looked at first.
+        // More than the part that is searched first.
         let count = 2 * RECENT / checkpoint(&signer, 0).note.len() as u64;
         for number in 0..count {
             ledger.append(checkpoint(&signer, number)).unwrap();
@@ -149,7 +148,7 @@ mod tests {
             fs::write(&path, &whole[..whole.len() - cut]).unwrap();
             let mut ledger = CheckpointFile::open(dir.path(), &keys).unwrap();
             let number = ledger.newest().unwrap().checkpoint.number;
-            // One that is whole but for the line behind it is one.
+            // A note that only lacks the empty line after it is complete.
             assert_eq!(number, if cut == 1 { count - 1 } else { count - 2 }, "{cut}");
             ledger.append(checkpoint(&signer, number + 1)).unwrap();
             let notes = fs::read(&path).unwrap();
@@ -179,7 +178,7 @@ mod tests {
         assert!(after.starts_with(&bytes));
         let found = note_file::split(&after);
         assert_eq!(found.notes.last().unwrap().1, checkpoint(&signer, 7).note.as_bytes());
-        // A new key, the old one forgotten: counted on all the same.
+        // A new key without the old one still continues the numbers.
         let other = [Signer::for_tests("ab", 2).verifier().clone()];
         assert_eq!(
             CheckpointFile::open(dir.path(), &other).unwrap().newest(),

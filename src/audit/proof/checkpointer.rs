@@ -1,5 +1,5 @@
-//! The thread that signs checkpoints. It only looks at the log: nobody waits for it to write a
-//! record, and nothing that befalls it stops the proxy.
+//! The thread that signs checkpoints. It only reads the log: no write of a record waits for it, and
+//! none of its failures stops the proxy.
 
 use std::{
     fmt, fs, io,
@@ -28,22 +28,22 @@ use super::{
 use crate::store::Head;
 use portcullis_foundation::atomic_file;
 
-/// How often the log is looked at.
+/// Interval between checks for new records.
 const LOOK: Duration = Duration::from_millis(200);
-/// How soon after a failure there is another try.
+/// Delay after a failure.
 const AGAIN: Duration = Duration::from_secs(5);
 
-/// How checkpoints are made.
+/// Settings of checkpoints.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// The folder of the signing key and the newest checkpoint. Default: the store's own, where
-    /// both go with a store that is swapped.
+    /// Folder of the signing key and the newest checkpoint. Default: the store's own folder, where
+    /// an attacker who replaces the store replaces both.
     pub state: Option<PathBuf>,
-    /// A checkpoint after so many records.
+    /// Number of records after which a checkpoint is signed.
     pub records: u64,
-    /// A checkpoint so long after a record that none has.
+    /// Maximum time for which a record has no checkpoint.
     pub time: Duration,
-    /// Who else is told.
+    /// Witnesses that receive checkpoints.
     pub witnesses: Vec<Witness>,
 }
 
@@ -54,30 +54,30 @@ impl Default for Settings {
     }
 }
 
-/// What became of checkpoints.
+/// Status of checkpoints.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Status {
-    /// The newest one, as it was signed.
+    /// Newest checkpoint, as signed.
     pub note: String,
-    /// How many records it has.
+    /// Number of its records.
     pub size: u64,
     /// Its number.
     pub number: u64,
-    /// When it was made.
+    /// Time of its signing.
     pub time: Option<Timestamp>,
-    /// How many could not be made since the log was opened.
+    /// Number of failures since the log was opened.
     pub failures: u64,
-    /// Why the last one could not be made, until one is made.
+    /// Reason of the last failure, until a checkpoint succeeds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failing: Option<String>,
-    /// Whether none is signed at all, because the log is not the one that was signed last.
+    /// Whether signing is disabled, because the log is not the one that was signed last.
     pub forked: bool,
-    /// Who else is told.
+    /// Status of each witness.
     pub witnesses: Vec<witness::Status>,
 }
 
-/// Why there is no checkpoint.
+/// Reasons why there is no checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CheckpointFault {
     #[error("the checkpoint could not be made: {0}")]
@@ -94,7 +94,7 @@ pub enum CheckpointFault {
 
 struct Order(oneshot::Sender<Result<(), CheckpointFault>>);
 
-/// Makes checkpoints until it is dropped, and a last one then.
+/// Signs checkpoints until it is dropped, and a last one on drop.
 pub(crate) struct Checkpointer {
     orders: Option<mpsc::Sender<Order>>,
     thread: Option<JoinHandle<()>>,
@@ -110,13 +110,13 @@ impl fmt::Debug for Checkpointer {
 }
 
 impl Checkpointer {
-    /// Makes a checkpoint of the store in `dir` and starts the thread. Called before the store
-    /// takes records, so that each has one that is not older than the run that wrote it.
-    /// `digest_key` is the fingerprint of the key for digests. Signs nothing at all where `fork` says
-    /// why the log is not the one that was signed last.
+    /// Signs a checkpoint of the store in `dir` and starts the thread. Called before the store
+    /// accepts records, so that each record has a checkpoint that is not older than its run.
+    /// `digest_key` is the fingerprint of the key for digests. `fork` is the reason why the log is
+    /// not the one that was signed last; with a reason, nothing is signed.
     ///
     /// # Errors
-    /// Where there is no key to sign with. Anything else is logged, and tried again.
+    /// If there is no key to sign with. Other failures are logged and retried.
     pub fn start(
         dir: &Path,
         store: &str,
@@ -155,7 +155,7 @@ impl Checkpointer {
         if let Err(error) = maker.look_back() {
             tracing::error!(%error, "the newest checkpoint of the audit log can't be read");
         }
-        // What is wrong is in the log and the status.
+        // A failure is in the log and the status.
         let _ = maker.make();
         let (orders, queue) = mpsc::channel();
         let thread = thread::Builder::new()
@@ -165,10 +165,10 @@ impl Checkpointer {
         Ok(Self { orders: Some(orders), thread: Some(thread), signer, status, witnesses })
     }
 
-    /// Makes a checkpoint of all records now.
+    /// Signs a checkpoint of all records now.
     ///
     /// # Errors
-    /// Says why there is none.
+    /// [`CheckpointFault`] with the reason.
     pub async fn now(&self) -> Result<Status, CheckpointFault> {
         let (reply, made) = oneshot::channel();
         let orders = self.orders.as_ref().ok_or(CheckpointFault::Closed)?;
@@ -177,17 +177,17 @@ impl Checkpointer {
         Ok(self.status())
     }
 
-    /// What became of checkpoints so far.
+    /// Status of checkpoints.
     pub fn status(&self) -> Status {
         Status { witnesses: self.witnesses.status(), ..self.status.lock().clone() }
     }
 
-    /// Whether nothing is signed, because the log is not the one that was signed last.
+    /// Whether signing is disabled, because the log is not the one that was signed last.
     pub fn is_forked(&self) -> bool {
         self.status.lock().forked
     }
 
-    /// The key that signs.
+    /// Signing key.
     pub fn signer(&self) -> &Signer {
         &self.signer
     }
@@ -197,7 +197,7 @@ impl Drop for Checkpointer {
     fn drop(&mut self) {
         self.orders = None;
         if let Some(thread) = self.thread.take() {
-            // It contains its panics; there is nothing to be told of here.
+            // The thread catches its own panics.
             let _ = thread.join();
         }
     }
@@ -210,12 +210,12 @@ struct Maker {
     companions: Companions,
     pace: Pace,
     ledger: Option<CheckpointFile>,
-    /// Why nothing is signed.
+    /// Reason why nothing is signed.
     fork: Option<String>,
     head: Box<dyn Fn() -> Head + Send>,
     status: Arc<Mutex<Status>>,
     nudge: witness::Nudge,
-    /// Since when there are records without a checkpoint, or a failure to be made good.
+    /// Time since which records lack a checkpoint, or a failure needs a retry.
     waiting: Option<Instant>,
 }
 
@@ -225,7 +225,7 @@ impl Maker {
         loop {
             match orders.recv_timeout(look) {
                 Ok(Order(reply)) => {
-                    // Who asked may be gone.
+                    // The caller may have stopped waiting.
                     let _ = reply.send(self.make());
                 }
                 Err(RecvTimeoutError::Timeout) if self.is_due() => {
@@ -242,7 +242,7 @@ impl Maker {
 
     fn is_due(&mut self) -> bool {
         if self.fork.is_some() {
-            // No other try in this run would do better.
+            // A retry in this run would fail too.
             return false;
         }
         let size = (self.head)().tree.size();
@@ -258,7 +258,7 @@ impl Maker {
         waited >= self.pace.time || size.abs_diff(status.size) >= self.pace.records
     }
 
-    /// Makes a checkpoint, unless the newest one has all records.
+    /// Signs a checkpoint, unless the newest one covers all records.
     fn make(&mut self) -> Result<(), CheckpointFault> {
         if let Some(why) = &self.fork {
             let fault = CheckpointFault::Forked(why.clone());
@@ -293,7 +293,7 @@ impl Maker {
                 Ok(())
             }
             Err(error) => {
-                // It is opened anew with the next try: nobody knows what this one left.
+                // The next attempt opens the file again: its state is unknown.
                 self.ledger = None;
                 status.failures += 1;
                 status.failing = Some(error.to_string());
@@ -340,7 +340,7 @@ impl Maker {
                 signed
             }
         };
-        // After the store has it: `verify` looks here first.
+        // After the store's own copy: `verify` reads this file first.
         atomic_file::write(&self.state.join(NEWEST), signed.note.as_bytes())?;
         self.ledger = Some(ledger);
         Ok(signed)
@@ -351,8 +351,8 @@ impl Maker {
             .unwrap_or_else(|_| vec![self.signer.verifier().clone()])
     }
 
-    /// Where the state folder knows of a checkpoint that the store does not have, says so loudly
-    /// and keeps it: it is the proof that the store was rolled back, cut or replaced.
+    /// Checks that the store has the checkpoint in the state folder. If not, logs an error and
+    /// keeps the checkpoint: it proves that the store was rolled back, cut or replaced.
     fn look_back(&mut self) -> io::Result<()> {
         let path = self.state.join(NEWEST);
         let note = match fs::read_to_string(&path) {

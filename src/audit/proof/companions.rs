@@ -1,6 +1,6 @@
-//! The small files of a store that are neither records nor proofs: `digest.key`, `store.json` and
-//! `audit-verifier`. Every checkpoint is signed over their fingerprints, so that `verify` finds a
-//! file that was changed or removed since.
+//! Small files of a store that are neither records nor proofs: `digest.key`, `store.json` and
+//! `audit-verifier`. Every checkpoint signs their fingerprints, so that `verify` detects a changed
+//! or removed file.
 
 use std::{fs, io, path::Path};
 
@@ -15,10 +15,10 @@ use crate::{
     maintenance::{Cipher, MANIFEST},
 };
 
-/// The fingerprints of these files.
+/// Fingerprints of these files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Companions {
-    /// Of the key in `digest.key`, which may be encrypted there: [`DigestKey::fingerprint`].
+    /// [`DigestKey::fingerprint`] of the key in `digest.key`, which may be encrypted.
     pub digest_key: Hash,
     /// SHA-256 of `store.json`.
     pub manifest: Hash,
@@ -27,13 +27,13 @@ pub(crate) struct Companions {
 }
 
 impl Companions {
-    /// Those of the store in `dir`, which has this key for digests.
+    /// Fingerprints of the store in `dir`, with this key for digests.
     pub fn read(dir: &Path, digest_key: Hash) -> io::Result<Self> {
         let of = |name| Ok::<_, io::Error>(hash(&fs::read(dir.join(name))?));
         Ok(Self { digest_key, manifest: of(MANIFEST)?, verifiers: of(key::VERIFIER)? })
     }
 
-    /// The files whose fingerprints are others than those of `before`.
+    /// Files whose fingerprints differ from those of `before`.
     pub fn changed_since(&self, before: &Self) -> Vec<&'static str> {
         let all = [
             (DigestKey::FILE, self.digest_key == before.digest_key),
@@ -43,7 +43,7 @@ impl Companions {
         all.into_iter().filter_map(|(name, same)| (!same).then_some(name)).collect()
     }
 
-    /// What is wrong with the files in `dir`, and what could not be checked.
+    /// Findings about the files in `dir`, and notes about files that could not be checked.
     pub fn check(&self, dir: &Path, cipher: Option<&Cipher>) -> (Vec<Finding>, Vec<String>) {
         let (mut findings, mut notes) = (Vec::new(), Vec::new());
         let lost = "digests of old records can no longer be compared";

@@ -1,6 +1,6 @@
-//! Whether the log that was opened goes on from what was signed last. The tree that it was opened
-//! with is made of `segment.json` and indexes, which nobody has signed: before anything is signed
-//! over it, it is held against the newest checkpoint and the records since.
+//! Check that an opened log continues what was signed last. Its tree comes from `segment.json` and
+//! indexes, which are unsigned. Before anything is signed, the tree is compared with the newest
+//! checkpoint and the later records.
 
 use std::{fs, path::Path};
 
@@ -13,21 +13,21 @@ use super::{
 };
 use crate::store::{Fault, SegmentSet, View};
 
-/// Records that are read at once.
+/// Records read in one step.
 const CHUNK: u64 = 4096;
 
-/// How the log stands to the newest checkpoint.
+/// Relation of the log to the newest checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Continuity {
-    /// It has all that was signed, and what it has since is what the records say.
+    /// The log has all signed records, and its tree matches the later records.
     Yes,
-    /// It ends before what was signed.
+    /// The log ends before the checkpoint.
     Shorter,
-    /// It is another one, as far as its files tell.
+    /// The log is another one, according to its files. Contains the reason.
     No(String),
 }
 
-/// Holds the log against the newest checkpoint of the store in `dir`, or else of the state folder.
+/// Compares the log with the newest checkpoint of the store in `dir`, or else of the state folder.
 pub(crate) fn goes_on(
     dir: &Path,
     keys: &[Verifier],
@@ -77,7 +77,7 @@ pub(crate) fn goes_on(
     }
 }
 
-/// The verifier keys of the state folder, or else of the store.
+/// Verifier keys of the state folder, or else of the store.
 pub(crate) fn known_keys(state: &Path, dir: &Path) -> Vec<Verifier> {
     let own = || crate::proof::key::read_verifiers(dir).unwrap_or_default();
     crate::proof::key::read_verifiers(state)
@@ -86,7 +86,7 @@ pub(crate) fn known_keys(state: &Path, dir: &Path) -> Vec<Verifier> {
         .unwrap_or_else(own)
 }
 
-/// The fingerprint of the key for digests that the newest checkpoint of the store in `dir` names.
+/// Fingerprint of the digest key in the newest checkpoint of the store in `dir`.
 pub(crate) fn signed_digest_key(dir: &Path, state: &Path) -> Option<Hash> {
     // `goes_on` reports checkpoints that can't be read.
     let newest = newest(dir, &known_keys(state, dir), state).ok().flatten();
@@ -98,13 +98,13 @@ fn newest(dir: &Path, keys: &[Verifier], state: &Path) -> std::io::Result<Option
     if let Some(signed) = ledger.newest() {
         return Ok(Some(signed.checkpoint.clone()));
     }
-    // A store without any: somebody took them away.
+    // The store has no checkpoints: they were removed.
     let note = fs::read_to_string(state.join(NEWEST)).unwrap_or_default();
     let signed = keys.iter().find_map(|key| Signed::open(&note, key).ok());
     Ok(signed.map(|signed| signed.checkpoint))
 }
 
-/// The tree over the first `size` records, as segments and indexes have it.
+/// Tree over the first `size` records, according to segments and indexes.
 fn retraced(
     dir: &Path,
     keys: &[Verifier],
@@ -123,7 +123,7 @@ fn retraced(
     retrace(view, tree, size)
 }
 
-/// Adds to a tree what the blocks say of the records up to `until`.
+/// Appends the records up to `until` to a tree, according to the blocks.
 fn retrace(view: &View, mut tree: Frontier, until: u64) -> Result<Frontier, Fault> {
     if tree.size() >= until {
         return Ok(tree);
@@ -167,8 +167,8 @@ fn retrace(view: &View, mut tree: Frontier, until: u64) -> Result<Frontier, Faul
     Ok(tree)
 }
 
-/// Adds to a tree the records themselves up to `until`; where they can't be read, what is said of
-/// them. With the hash of the last one that can be read.
+/// Appends the records up to `until` to a tree from their lines or, for unreadable records, from
+/// the blocks. Also returns the hash of the last readable record.
 fn followed(view: &View, mut tree: Frontier, mut last: Hash, until: u64) -> (Frontier, Hash) {
     while tree.size() < until {
         let from = tree.size();

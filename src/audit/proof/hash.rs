@@ -1,25 +1,25 @@
-//! SHA-256 as RFC 9162 uses it for trees.
+//! SHA-256 for trees of RFC 9162.
 
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use sha2::{Digest as _, Sha256};
 
-/// A hash of the log: of a record, of a part of the tree, or of all of it. In text: 64 characters
-/// of lower-case hex.
+/// Hash in the log: of a record, of a part of the tree, or of the tree. As text: 64 characters of
+/// lower-case hex.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Hash(pub [u8; 32]);
 
 impl Hash {
-    /// What the first record names as the one before it.
+    /// Predecessor hash of the first record.
     pub const ZERO: Self = Self([0; 32]);
 
-    /// The hash of a record: `SHA-256(0x00 || line)`, the line without its line break.
+    /// Hash of a record: `SHA-256(0x00 || line)`, the line without its line feed.
     pub fn leaf(line: &[u8]) -> Self {
         Self(Sha256::new().chain_update([0]).chain_update(line).finalize().into())
     }
 
-    /// The hash of two parts of the tree that stand side by side: `SHA-256(0x01 || left || right)`.
+    /// Hash of two adjacent subtrees: `SHA-256(0x01 || left || right)`.
     pub fn node(left: &Self, right: &Self) -> Self {
         let mut bytes = [1; 65];
         bytes[1..33].copy_from_slice(&left.0);
@@ -27,12 +27,12 @@ impl Hash {
         Self(Sha256::digest(bytes).into())
     }
 
-    /// The root of a tree without records: `SHA-256()`.
+    /// Root of a tree without records: `SHA-256()`.
     pub fn empty() -> Self {
         Self(Sha256::digest([]).into())
     }
 
-    /// Reads the 64 characters of a hash in lower-case hex.
+    /// Parses a hash of 64 characters in lower-case hex.
     pub fn from_hex(text: &[u8]) -> Option<Self> {
         let mut hash = [0; 32];
         let lower = !text.iter().any(u8::is_ascii_uppercase);
@@ -54,7 +54,7 @@ impl fmt::Debug for Hash {
     }
 }
 
-/// A text that is no hash.
+/// Text that is not a hash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a hash is 64 characters of 0-9 and a-f")]
 pub struct IllegalHash;

@@ -1,8 +1,8 @@
-//! The key that checkpoints are signed with, and the one that they are checked with.
+//! Keys that sign and verify checkpoints.
 //!
-//! The signing key is 32 random bytes in `audit-signing.key` of the state folder: not in the
-//! store's own, so that neither a copy of the store nor whoever can write only there has it. Beside
-//! it, `audit-verifier` says which store it signs for, in the form that everybody may have.
+//! The signing key is 32 random bytes in `audit-signing.key` of the state folder. It is outside of
+//! the store's folder, so that neither a copy of the store nor write access to it reveals the key.
+//! Beside it, `audit-verifier` has the store's name and the public verifier key.
 
 use std::{
     fs, io,
@@ -19,17 +19,17 @@ use portcullis_foundation::{
     note_key::{self, IllegalName},
 };
 
-/// The file of the signing key, in the state folder.
+/// File of the signing key in the state folder.
 const FILE: &str = "audit-signing.key";
-/// The file of the verifier key, in the state folder.
+/// File of the verifier keys in the state folder.
 pub(super) const VERIFIER: &str = "audit-verifier";
 
-/// What the checkpoints of a store call themselves and their key.
+/// Origin of a store's checkpoints, which is also the name of its key.
 pub(crate) fn origin(store: &str) -> String {
     format!("portcullis/{store}")
 }
 
-/// What is wrong with a key.
+/// Faults of a key.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyFault {
     #[error("`{}`: {source}", path.display())]
@@ -67,41 +67,41 @@ impl From<key_file::Fault> for KeyFault {
 pub(crate) struct Signer(note_key::Signer);
 
 impl Signer {
-    /// The key in the state folder, made where there is none, for the store of that id.
+    /// Key in the state folder for the store with this id; created if there is none.
     ///
     /// # Errors
-    /// Where the key can't be read, made or trusted.
+    /// If the key cannot be read, created or trusted.
     pub(crate) fn open(state: &Path, store: &str) -> Result<Self, KeyFault> {
         let seed = key_file::load(state, FILE)?;
         Ok(Self(note_key::Signer::of(&origin(store), &seed)?))
     }
 
-    /// The name of the key and the first line of its checkpoints.
+    /// Name of the key and first line of its checkpoints.
     pub(crate) fn origin(&self) -> &str {
         self.0.verifier().name()
     }
 
-    /// What its signatures are checked with.
+    /// Key that verifies its signatures.
     pub(crate) fn verifier(&self) -> &Verifier {
         self.0.verifier()
     }
 
-    /// The note of this text with the signature.
+    /// Note of this text with its signature.
     pub(super) fn sign(&self, text: &str) -> Result<String, NoteError> {
         self.0.sign(text)
     }
 
-    /// A key for tests.
+    /// Key for tests.
     #[cfg(test)]
     pub(crate) fn for_tests(store: &str, seed: u8) -> Self {
         Self(note_key::Signer::of(&origin(store), &[seed; 32]).unwrap())
     }
 }
 
-/// The verifier keys that a folder has, one a line, the newest last.
+/// Verifier keys of a folder, one per line, the newest last.
 ///
 /// # Errors
-/// Where it can't be read, or is not a list of keys.
+/// If the file cannot be read or is not a list of keys.
 pub fn read_verifiers(dir: &Path) -> io::Result<Vec<Verifier>> {
     match fs::read_to_string(dir.join(VERIFIER)) {
         Ok(text) => text.lines().map(|line| line.parse().map_err(io::Error::other)).collect(),
@@ -110,7 +110,7 @@ pub fn read_verifiers(dir: &Path) -> io::Result<Vec<Verifier>> {
     }
 }
 
-/// Adds a verifier key to those that a folder has.
+/// Adds a verifier key to the keys of a folder.
 pub(super) fn keep_verifier(dir: &Path, key: &Verifier) -> io::Result<()> {
     let mut keys = read_verifiers(dir)?;
     if keys.contains(key) {

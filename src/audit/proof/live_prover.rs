@@ -1,4 +1,4 @@
-//! Proofs of a log that is open.
+//! Proofs from an open log.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::{
 };
 use portcullis_protocol::names::DecisionId;
 
-/// Why there is no proof.
+/// Reasons why there is no proof.
 #[derive(Debug, thiserror::Error)]
 pub enum ProveFault {
     #[error("there is no record of the decision {0}")]
@@ -35,7 +35,7 @@ impl From<Fault> for ProveFault {
     }
 }
 
-/// Makes proofs from the store.
+/// Builds proofs from the store.
 #[derive(Clone)]
 pub(crate) struct Prover {
     shelf: Arc<SegmentSet>,
@@ -47,7 +47,7 @@ impl Prover {
         Self { shelf, archive }
     }
 
-    /// The store's own verifier keys: whoever checks a proof brings a key of their own.
+    /// The store's own verifier keys. Checkers of a proof use their own key.
     fn keys(&self) -> Result<Vec<Verifier>, ProveFault> {
         let dir = self.shelf.dir();
         crate::proof::key::read_verifiers(dir).map_err(|error| {
@@ -55,7 +55,7 @@ impl Prover {
         })
     }
 
-    /// Proves that the records of a decision are in the log. `None` where no checkpoint has all of
+    /// Proves that the records of a decision are in the log. `None` if no checkpoint covers all of
     /// them yet.
     pub async fn include(&self, id: DecisionId) -> Result<Option<Proof>, ProveFault> {
         let page = self.archive.show(id).await.map_err(|e| ProveFault::Store(e.to_string()))?;
@@ -77,7 +77,7 @@ impl Prover {
         .await
     }
 
-    /// Proves that the log of `from` records is the beginning of that of `to`.
+    /// Proves that the log with `from` records is a prefix of the log with `to` records.
     pub async fn consist(&self, from: u64, to: u64) -> Result<Proof, ProveFault> {
         self.work(move |prover| {
             let view = prover.shelf.view();
@@ -91,8 +91,8 @@ impl Prover {
         .await
     }
 
-    /// Keeps of a closed segment what proofs need. Durable when it returns; the segment's folder
-    /// can then be removed.
+    /// Saves the hashes of a closed segment that proofs need. They are durable when this returns;
+    /// then the segment's folder can be removed.
     pub fn keep(&self, signer: &Signer, segment: &SegmentInfo) -> Result<(), Fault> {
         keep(self.shelf.dir(), signer, &self.shelf.view(), segment)
     }

@@ -1,4 +1,4 @@
-//! Verification of a log that is open, by who has it open.
+//! Verification of an open log by its own process.
 
 use tokio::task::spawn_blocking;
 
@@ -8,14 +8,14 @@ use super::{
 };
 use crate::{Audit, Reader, store::SegmentSet};
 
-/// What is to be verified of a log that is open.
+/// Options for the verification of an open log.
 #[derive(Debug, Clone, Default)]
 pub struct Verification {
-    /// Begin at a checkpoint, and take it as given.
+    /// Checkpoint to begin at. It is trusted.
     pub since: Option<Since>,
-    /// Verifier keys, instead of the log's own.
+    /// Verifier keys, instead of the log's own keys.
     pub keys: Vec<Verifier>,
-    /// Hold the indexes against the records, too.
+    /// Whether to compare the indexes with the records too.
     pub indexes: bool,
 }
 
@@ -27,10 +27,10 @@ async fn run<T: Send + 'static>(
 }
 
 impl Audit {
-    /// Verifies the log. One at a time: it takes all processors that there are.
+    /// Verifies the log. Only one verification runs at a time: it uses all processors.
     ///
     /// # Errors
-    /// As [`verify::verify`].
+    /// As for [`verify::verify`].
     pub async fn verify(&self, verification: Verification) -> Result<Report, Fault> {
         let turn = self.verifying().clone().lock_owned().await;
         let Verification { since, keys, indexes } = verification;
@@ -39,7 +39,7 @@ impl Audit {
             Request { since, keys, encryption, ..Request::of(self.dir().to_owned(), state) };
         let shelf = self.shelf().clone();
         run(move || {
-            // Held to the end of the work, also where nobody waits for it any more.
+            // Held until the work ends, even if the caller stops waiting.
             let _turn = turn;
             let mut report = verify::verify(&request)?;
             if indexes {
@@ -52,10 +52,10 @@ impl Audit {
 }
 
 impl Reader {
-    /// Holds the indexes against the records.
+    /// Compares the indexes with the records.
     ///
     /// # Errors
-    /// Where the work itself fails.
+    /// If the comparison itself fails.
     pub async fn check_indexes(&self) -> Result<Vec<Finding>, Fault> {
         let shelf: std::sync::Arc<SegmentSet> = self.shelf().clone();
         run(move || Ok(verify::indexes(&shelf.view()))).await

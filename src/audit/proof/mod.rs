@@ -1,11 +1,11 @@
-//! What proves the log: the Merkle tree over its records (RFC 9162), signed checkpoints of it
-//! (C2SP tlog-checkpoint), and what is checked with them.
+//! Proofs of the log: the Merkle tree over its records (RFC 9162), signed checkpoints of it (C2SP
+//! tlog-checkpoint), and their verification.
 //!
-//! - `checkpointer` signs the tree that the store has, on a thread that nobody waits for; witnesses
-//!   get what it signed.
+//! - `checkpointer` signs the store's tree on a background thread, and witnesses receive the
+//!   checkpoints.
 //! - `verify` needs the plain files of a store, or a copy of them, and a verifier key.
 //!
-//! INVARIANT: what can go wrong here stops no call; it is logged, counted and shown in the status.
+//! INVARIANT: no failure here stops a call; it is logged, counted and shown in the status.
 
 mod checkpoint;
 mod checkpoint_file;

@@ -1,5 +1,5 @@
-//! Hashes of the tree, as far as proofs need them: from the store's blocks, from what was kept of
-//! dropped segments, and from what a closed segment says of the tree before the next.
+//! Tree hashes that proofs need: from the store's blocks, from the saved hashes of dropped
+//! segments, and from the tree that a closed segment has for the next one.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -12,16 +12,16 @@ use super::{
 };
 use crate::store::{Block, Fault, Head, View};
 
-/// The part of the tree from one place to another, and the roots of what is left of it.
+/// Part of the tree between two positions, and the roots of the remaining parts.
 #[derive(Debug, Default)]
 pub(super) struct NodeHashes {
-    /// Records before which only the frontier is known.
+    /// Tree before the known part; only its frontier is known.
     base: Frontier,
     tiles: BTreeMap<u64, Hash>,
     leaves: BTreeMap<u64, Hash>,
 }
 
-/// What the signed proofs of dropped segments say of the log before the record `first`.
+/// State of the log before the record `first`, according to signed proofs of dropped segments.
 pub(crate) fn dropped_before(dir: &Path, keys: &[Verifier], first: u64) -> Option<Head> {
     let mut known = NodeHashes::default();
     known.stubs(dir, keys, first).ok()?;
@@ -32,8 +32,8 @@ pub(crate) fn dropped_before(dir: &Path, keys: &[Verifier], first: u64) -> Optio
 }
 
 impl NodeHashes {
-    /// Gathers what proofs need that concern the records from `from` on, in trees of at most `to`
-    /// records. Tiles with a record of `split` are known record by record.
+    /// Collects the hashes for proofs about the records from `from` on, in trees of at most `to`
+    /// records. Tiles with a record of `split` are split into hashes of records.
     pub fn gather(
         dir: &Path,
         keys: &[Verifier],
@@ -70,12 +70,12 @@ impl NodeHashes {
         Ok(known)
     }
 
-    /// The tree before what is known.
+    /// Tree before the known part.
     pub fn base(&self) -> &Frontier {
         &self.base
     }
 
-    /// Takes over what was kept of dropped segments; those before `from` go into the base.
+    /// Loads the saved hashes of dropped segments; those before `from` go into the base.
     fn stubs(&mut self, dir: &Path, keys: &[Verifier], from: u64) -> Result<(), Fault> {
         let failed = |e: std::io::Error| Fault::io("reading", dir, &e);
         let firsts = dropped(dir).map_err(failed)?;
@@ -119,8 +119,8 @@ impl NodeHashes {
         Ok(())
     }
 
-    /// Goes on to the beginning of the segment with the record `from`, where the closed segment
-    /// before it says what the tree is there.
+    /// Skips to the segment with the record `from`, if the closed segment before it has the tree
+    /// there.
     fn skip(&mut self, dir: &Path, from: u64) -> Result<(), Fault> {
         let firsts = segments(dir).map_err(|e| Fault::io("reading", dir, &e))?;
         for first in firsts.iter().rev() {
@@ -135,7 +135,7 @@ impl NodeHashes {
         Ok(())
     }
 
-    /// `seq` after what is known.
+    /// `seq` after the known part.
     fn end(&self) -> u64 {
         let tile = self.tiles.last_key_value().map_or(0, |(tile, _)| (tile + 1) * TILE);
         let leaf = self.leaves.last_key_value().map_or(0, |(seq, _)| seq + 1);
@@ -159,7 +159,7 @@ impl NodeHashes {
         }
     }
 
-    /// The root of the perfect tree over 2^level records, the `at`-th of that size.
+    /// Root of the `at`-th perfect tree over 2^level records.
     fn node(&self, level: u32, at: u64) -> Option<Hash> {
         let after = at.checked_add(1)?.checked_mul(1_u64.checked_shl(level)?)?;
         if after <= self.base.size() {

@@ -1,30 +1,30 @@
-//! Files of signed notes: one after another, an empty line behind each.
+//! Files of signed notes. An empty line follows each note.
 
-/// The notes of a file, and how it ends.
+/// Notes of a file, and its tail.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Notes<'a> {
-    /// Each with the place where it begins.
+    /// Notes with their offsets.
     pub notes: Vec<(usize, &'a [u8])>,
     pub tail: Tail,
 }
 
-/// What stands behind the last whole note.
+/// Data after the last whole note.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Tail {
     None,
-    /// The beginning of a note that was being written when the writing ended, from here on.
+    /// Incomplete note of an interrupted write, from this offset on.
     Torn(usize),
-    /// What nobody began to write like this, from here on.
+    /// Data that is not the start of a note, from this offset on.
     Damaged(usize),
 }
 
 const SIGNATURE: &[u8] = "\u{2014} ".as_bytes();
 
-/// Takes a file of notes apart. What is damaged in the middle comes as a note of its own, which
-/// nobody has signed.
+/// Splits a file into notes. Damaged data in the middle becomes a note of its own, without a valid
+/// signature.
 pub(super) fn split(bytes: &[u8]) -> Notes<'_> {
     let mut notes = Vec::new();
-    // Where the text begins whose signatures are to come.
+    // Offset of a text whose signatures were not found yet.
     let mut text = None;
     let mut at = 0;
     while let Some(end) = memchr::memmem::find(bytes.get(at..).unwrap_or_default(), b"\n\n") {
@@ -52,13 +52,13 @@ fn tail<'a>(
     notes: &mut Vec<(usize, &'a [u8])>,
 ) -> Tail {
     let rest = &bytes[at..];
-    // A signature that stands in a text is one whose empty line was changed.
+    // A signature within a text means that the empty line before it was changed.
     let swallowed = |part: &[u8]| memchr::memmem::find(part, SIGNATURE).is_some();
     match text {
         None if rest.is_empty() => Tail::None,
         None if swallowed(rest) => Tail::Damaged(at),
         None => Tail::Torn(at),
-        // Whole but for the empty line behind it.
+        // A complete note that only lacks the empty line after it.
         Some(begin) if rest.ends_with(b"\n") => {
             notes.push((begin, &bytes[begin..]));
             Tail::None

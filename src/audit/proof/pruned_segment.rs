@@ -1,6 +1,6 @@
-//! What retention keeps of a segment: enough of its hashes that all checkpoints, all records that
-//! are left and all proofs between them can still be checked, and a signature that says that the
-//! segment was dropped by who may drop it.
+//! Hashes of a dropped segment that retention keeps: enough to check all checkpoints, all remaining
+//! records and all proofs between them. A signature proves that an authorized process dropped the
+//! segment.
 //!
 //! ```text
 //! portcullis/STORE/dropped
@@ -33,12 +33,12 @@ use super::{
 };
 use portcullis_foundation::atomic_file;
 
-/// A part of a segment's tree.
+/// Part of a segment's tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Part {
-    /// The root of a whole tile.
+    /// Root of a whole tile.
     Tile(Hash),
-    /// A record.
+    /// Hash of a record.
     Leaf(Hash),
 }
 
@@ -51,24 +51,24 @@ impl Part {
     }
 }
 
-/// What is kept of a segment.
+/// Hashes that retention keeps of a segment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PrunedSegmentProof {
     /// `seq` of its first record.
     pub first: u64,
     /// `seq` after its last record.
     pub end: u64,
-    /// When its first record was written.
+    /// Time of its first record.
     pub began: Timestamp,
-    /// When its last record was written.
+    /// Time of its last record.
     pub ended: Timestamp,
-    /// The hash of its last record.
+    /// Hash of its last record.
     pub last: Hash,
-    /// Its records, in order.
+    /// Tiles and records, in order.
     pub parts: Vec<Part>,
 }
 
-/// Why a file is not what retention kept.
+/// Reasons why a file is not a saved proof.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum NoStub {
     #[error("it is not what was kept of a segment")]
@@ -78,15 +78,15 @@ pub(crate) enum NoStub {
 }
 
 impl PrunedSegmentProof {
-    /// Where the proof of the segment that began with `first` is kept in a store.
+    /// Path of the proof of the segment that began with `first`.
     pub fn path(dir: &Path, first: u64) -> PathBuf {
         dir.join("dropped").join(format!("{first:016}.proof"))
     }
 
-    /// Replaces tiles that a tree of one of these sizes ends within by their records' hashes.
+    /// Replaces tiles within which a tree of one of these sizes ends by their records' hashes.
     ///
     /// # Errors
-    /// What `leaves` says.
+    /// Errors of `leaves`.
     pub fn split<E>(
         &mut self,
         sizes: &[u64],
@@ -110,7 +110,7 @@ impl PrunedSegmentProof {
     fn body(&self) -> String {
         let mut body = String::with_capacity(self.parts.len() * 70);
         for part in &self.parts {
-            // Writing to memory can't fail.
+            // Writing to memory cannot fail.
             let _ = match part {
                 Part::Tile(root) => writeln!(body, "tile {root}"),
                 Part::Leaf(hash) => writeln!(body, "leaf {hash}"),
@@ -128,10 +128,10 @@ impl PrunedSegmentProof {
         )
     }
 
-    /// Writes it into the store in `dir`. Durable when it returns.
+    /// Writes the proof into the store in `dir`. Durable when it returns.
     ///
     /// # Errors
-    /// Where it can't be signed or written.
+    /// If it cannot be signed or written.
     pub fn write(&self, dir: &Path, signer: &Signer) -> io::Result<()> {
         let body = self.body();
         let note = signer.sign(&self.text(signer.origin(), &body)).map_err(io::Error::other)?;
@@ -140,10 +140,10 @@ impl PrunedSegmentProof {
         atomic_file::write(&path, format!("{note}\n{body}").as_bytes())
     }
 
-    /// Reads what was written of the segment that began with `first`.
+    /// Reads the proof of the segment that began with `first`.
     ///
     /// # Errors
-    /// Where it can't be read, or is not what one of these keys signed.
+    /// If it cannot be read. The inner error: it is malformed, or none of these keys signed it.
     pub fn read(dir: &Path, first: u64, keys: &[Verifier]) -> io::Result<Result<Self, NoStub>> {
         let bytes = fs::read(Self::path(dir, first))?;
         let text = String::from_utf8(bytes).map_err(|_| NoStub::Malformed);
@@ -160,7 +160,7 @@ impl PrunedSegmentProof {
         let opened = keys.iter().find_map(|key| Some((key.name(), key.open(note).ok()?)));
         let (origin, text) = opened.ok_or(NoStub::Unsigned)?;
         let stub = Self::fields(&text, body).ok_or(NoStub::Malformed)?;
-        // There is one way to write it, and it has the records that it says.
+        // Only the canonical form is accepted, with exactly the named records.
         let whole = stub.parts.iter().map(|part| part.size()).sum::<u64>();
         let right =
             stub.text(origin, body) == text && stub.end.checked_sub(stub.first) == Some(whole);

@@ -1,5 +1,5 @@
-//! Proofs that can be checked without the store: that records are in the log, and that the log at
-//! one time is the beginning of the log at a later one.
+//! Proofs that can be checked without the store: of records in the log, and of an earlier log that
+//! is a prefix of a later one.
 
 use std::{fs, io, path::Path};
 
@@ -18,55 +18,55 @@ use crate::{
     store::{Fault, SegmentInfo, View},
 };
 
-/// The version of proofs.
+/// Version of the proof format.
 const VERSION: u8 = 1;
 
-/// A proof, complete except for the verifier key.
+/// Proof, complete except for the verifier key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "proof", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Proof {
-    /// Records are in the log.
+    /// Proof that records are in the log.
     Inclusion {
         v: u8,
-        /// The signed note of the tree that they are in.
+        /// Signed note of the tree that contains the records.
         checkpoint: String,
         records: Vec<Included>,
     },
-    /// One log is the beginning of another one.
+    /// Proof that one log is a prefix of another.
     Consistency {
         v: u8,
-        /// The signed note of the smaller tree.
+        /// Signed note of the smaller tree.
         from: String,
-        /// The signed note of the larger tree.
+        /// Signed note of the larger tree.
         to: String,
-        /// RFC 9162, section 2.1.4.
+        /// Consistency path, RFC 9162, section 2.1.4.
         path: Vec<Hash>,
     },
 }
 
-/// A record with its way to the root.
+/// A record with its path to the root.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Included {
-    /// Its place in the log, counted from 0.
+    /// `seq` of the record.
     pub seq: u64,
-    /// Its line, byte for byte.
+    /// Line of the record, byte for byte.
     pub line: String,
-    /// RFC 9162, section 2.1.3.
+    /// Inclusion path, RFC 9162, section 2.1.3.
     pub path: Vec<Hash>,
 }
 
-/// What a proof proves.
+/// Result of a valid proof.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "proves", rename_all = "kebab-case")]
 pub enum Proven {
-    /// These lines are in the log that was signed.
+    /// These lines are in the signed log.
     Inclusion { origin: String, signed: SignedSize, lines: Vec<String> },
-    /// The log that was signed first is the beginning of the other one.
+    /// The log `from` is a prefix of the log `to`.
     Consistency { origin: String, from: SignedSize, to: SignedSize },
 }
 
-/// Why a proof proves nothing.
+/// Reasons why a proof is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ProofFault {
     #[error("it is no proof: {0}")]
@@ -102,18 +102,18 @@ fn ours(path: Vec<tlog_tiles::Hash>) -> Vec<Hash> {
 }
 
 impl Proof {
-    /// Reads a proof.
+    /// Parses a proof.
     ///
     /// # Errors
-    /// Where it is none.
+    /// If the text is not a proof.
     pub fn parse(text: &[u8]) -> Result<Self, ProofFault> {
         serde_json::from_slice(text).map_err(|e| ProofFault::Malformed(e.to_string()))
     }
 
-    /// Checks it with nothing but the key.
+    /// Checks the proof with this key only.
     ///
     /// # Errors
-    /// Says what it does not prove.
+    /// [`ProofFault`], if the proof is invalid.
     pub fn check(&self, key: &Verifier) -> Result<Proven, ProofFault> {
         match self {
             Self::Inclusion { v: VERSION, checkpoint, records } => {
@@ -155,7 +155,7 @@ impl Proof {
     }
 }
 
-/// All checkpoints of a store that say what they are, in order. Their signatures are not checked.
+/// All checkpoints of a store that parse, in order. Does not check signatures.
 fn checkpoints(dir: &Path) -> Result<Vec<Signed>, Fault> {
     let path = dir.join(CHECKPOINTS);
     let bytes = match fs::read(&path) {
@@ -172,7 +172,7 @@ fn damaged(error: tlog_tiles::Error) -> Fault {
     Fault::Damaged(format!("the tree of the log: {error}"))
 }
 
-/// Proves that these records are in the log. `None` where no checkpoint has all of them yet.
+/// Proves that these records are in the log. `None` if no checkpoint covers all of them yet.
 pub(crate) fn include(
     dir: &Path,
     keys: &[Verifier],
@@ -205,8 +205,8 @@ pub(crate) fn include(
     Ok(Some(Proof::Inclusion { v: VERSION, checkpoint: note, records }))
 }
 
-/// Proves that the log at the checkpoint of `from` records is the beginning of that of `to`.
-/// `Err(Ok(size))` where there is no such checkpoint.
+/// Proves that the log at the checkpoint of size `from` is a prefix of that of size `to`.
+/// `Err(Ok(size))` if there is no checkpoint of that size.
 pub(crate) fn consist(
     dir: &Path,
     keys: &[Verifier],
@@ -227,7 +227,7 @@ pub(crate) fn consist(
     Ok(Proof::Consistency { v: VERSION, from: a.note.clone(), to: b.note.clone(), path })
 }
 
-/// Keeps of a closed segment what proofs need, durably, so that its folder can be removed.
+/// Saves the hashes of a closed segment for proofs durably, so that its folder can be removed.
 pub(crate) fn keep(
     dir: &Path,
     signer: &Signer,
@@ -249,7 +249,7 @@ pub(crate) fn keep(
         parts.extend(tiles.into_iter().map(Part::Tile));
         parts.extend(trail.into_iter().map(Part::Leaf));
     }
-    // Whoever changed the index or a record does not get a signature for it.
+    // A changed index or record must not get a signature.
     let key = [signer.verifier().clone()];
     let mut tree = NodeHashes::gather(dir, &key, view, (first, first), &[])?.base().clone();
     for part in &parts {

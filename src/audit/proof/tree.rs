@@ -1,25 +1,25 @@
-//! The tree while it grows: only what is needed to go on and to tell its root.
+//! The growing tree: only the hashes that its root and its growth need.
 
 use serde::{Deserialize, Serialize};
 
 use super::Hash;
 
-/// Records of a tile: the part of the tree that is kept as one hash when its records are gone.
+/// Records of a tile: the part of the tree that is kept as one hash after its records are gone.
 pub(crate) const TILE: u64 = 1 << TILE_LEVEL;
-/// How many levels of the tree a tile has.
+/// Number of tree levels in a tile.
 pub(super) const TILE_LEVEL: u32 = 8;
 
-/// The right edge of the tree over the first `size` records, as RFC 9162 builds it: the roots of
-/// the perfect trees that it is made of, largest first. At most 64 hashes, so clones are cheap.
+/// Right edge of the RFC 9162 tree over the first `size` records: the roots of its perfect
+/// subtrees, largest first. At most 64 hashes, so clones are cheap.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Parts")]
 pub(crate) struct Frontier {
     size: u64,
-    /// One for each bit that is set in `size`.
+    /// One hash for each bit that is set in `size`.
     peaks: Vec<Hash>,
 }
 
-/// A frontier as it is read, not yet known to be one.
+/// A deserialized frontier before validation.
 #[derive(Deserialize)]
 struct Parts {
     size: u64,
@@ -41,7 +41,7 @@ impl TryFrom<Parts> for Frontier {
     }
 }
 
-/// A tile was to be added where none can begin.
+/// Error: a tile cannot begin at this size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a tile of {TILE} records cannot begin at record {0}")]
 pub(crate) struct Unaligned(u64);
@@ -53,8 +53,7 @@ impl std::fmt::Debug for Frontier {
 }
 
 impl Frontier {
-    /// The tree over whole tiles, given by their roots, and the records after them, given by their
-    /// hashes.
+    /// Tree over whole tiles, given by their roots, followed by records, given by their hashes.
     pub(crate) fn of_tiles(
         tiles: impl IntoIterator<Item = Hash>,
         rest: impl IntoIterator<Item = Hash>,
@@ -67,15 +66,15 @@ impl Frontier {
         tree
     }
 
-    /// Adds a record by its hash.
+    /// Appends a record by its hash.
     pub(crate) fn append(&mut self, leaf: Hash) {
         self.push(0, leaf);
     }
 
-    /// Adds a tile by its root.
+    /// Appends a tile by its root.
     ///
     /// # Errors
-    /// Where the records so far do not fill their tiles.
+    /// If the size is not a multiple of a tile.
     pub(crate) fn append_tile(&mut self, root: Hash) -> Result<(), Unaligned> {
         if !self.size.is_multiple_of(TILE) {
             return Err(Unaligned(self.size));
@@ -84,12 +83,12 @@ impl Frontier {
         Ok(())
     }
 
-    /// Takes the places up to the record `size`, whose hashes nobody has: zeros stand there. As many
-    /// steps as a number has digits, since a damaged file may name any size.
+    /// Fills the positions up to the record `size`, whose hashes are unknown, with zeros. The
+    /// number of steps is logarithmic, since a damaged file may name any size.
     pub(crate) fn pad(&mut self, size: u64) {
         let mut zeros = vec![Hash::ZERO];
         while self.size < size {
-            // The largest tree that may begin here and does not go too far.
+            // The largest tree that may begin here and fits.
             let level = self.size.trailing_zeros().min((size - self.size).ilog2());
             while zeros.len() <= level as usize {
                 zeros.extend(zeros.last().map(|below| Hash::node(below, below)));
@@ -100,7 +99,7 @@ impl Frontier {
         }
     }
 
-    /// Adds a perfect tree of 2^level records. Callers see to it that `size` is a multiple of that.
+    /// Appends a perfect tree of 2^level records. `size` must be a multiple of 2^level.
     fn push(&mut self, level: u32, mut hash: Hash) {
         let mut trees = self.size >> level;
         while trees & 1 == 1
@@ -113,22 +112,21 @@ impl Frontier {
         self.size += 1 << level;
     }
 
-    /// The root of the perfect tree over 2^level records, the `at`-th of that size, if this tree is
-    /// made of it.
+    /// Root of the `at`-th perfect tree over 2^level records, if it is one of this tree's peaks.
     pub(super) fn peak(&self, level: u32, at: u64) -> Option<Hash> {
         let bit = 1_u64.checked_shl(level)?;
-        // The larger ones stand before it.
+        // Larger peaks precede it.
         let before = self.size & !(bit | (bit - 1));
         let is_one = self.size & bit != 0 && at.checked_mul(bit) == Some(before);
         self.peaks.get(before.count_ones() as usize).copied().filter(|_| is_one)
     }
 
-    /// Records in the tree.
+    /// Number of records in the tree.
     pub(crate) fn size(&self) -> u64 {
         self.size
     }
 
-    /// The Merkle tree hash.
+    /// Merkle tree hash.
     pub(crate) fn root(&self) -> Hash {
         let mut peaks = self.peaks.iter().rev();
         match peaks.next() {
@@ -144,7 +142,7 @@ mod tests {
 
     use super::*;
 
-    /// The definition, RFC 9162 section 2.1.1.
+    /// Definition of RFC 9162, section 2.1.1.
     fn naive(leaves: &[Hash]) -> Hash {
         match leaves {
             [] => Hash::empty(),

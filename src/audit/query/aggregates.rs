@@ -1,6 +1,6 @@
-//! What is known of many records without reading them: counts by value, times, sizes. A block of
-//! the store has one; those of whole blocks are merged, so that a summary of a day reads only its
-//! edges.
+//! Aggregates of many records: counts by value, times and sizes. Each block of the store has stored
+//! aggregates. Those of whole blocks are merged, so that the summary of a day reads only the
+//! records at its edges.
 
 use std::collections::BTreeMap;
 
@@ -17,19 +17,19 @@ use crate::{
     },
 };
 
-/// Values of a field that are kept when there are too many. Twice as many may be held.
+/// Values of a field that are kept when there are too many. Up to twice as many are held.
 const VALUES: usize = 2000;
-/// Servers whose times are kept apart.
+/// Maximum number of servers with their own times.
 const SERVERS: usize = 64;
-/// Slots of a timeline before their width is doubled.
+/// Maximum number of timeline slots before their width doubles.
 const SLOTS: usize = 1500;
 
-/// How many, and how many of them were refused.
+/// Number of records, and the number of refused ones.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Count {
-    /// All of them.
+    /// All records.
     pub all: u64,
-    /// Those with the decision `refused`.
+    /// Records with the decision `refused`.
     pub refused: u64,
 }
 
@@ -40,19 +40,19 @@ impl Count {
     }
 }
 
-/// Counts by value. Where values are too many (a client can invent names of tools), the rarest are
-/// counted together.
+/// Counts by value. If there are too many values (a client can invent names of tools), the rarest
+/// are counted together.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(bound(serialize = "K: Serialize", deserialize = "K: Deserialize<'de>"))]
 pub struct Counts<K: Ord = String> {
     #[serde(with = "pairs")]
     by: BTreeMap<K, Count>,
     others: Count,
-    /// Whether there are values that are not in `by`.
+    /// Whether `by` lacks some values.
     cut: bool,
 }
 
-/// Maps as lists of pairs: JSON has no keys but texts.
+/// Maps serialized as lists of pairs: JSON only has text keys.
 mod pairs {
     use super::*;
 
@@ -106,28 +106,28 @@ impl<K: Ord + Clone> Counts<K> {
         self.cut |= other.cut;
     }
 
-    /// Every value that any of the records has, those with a count of nothing included; `None`
-    /// where not all are known.
+    /// Every value in any of the records, including values with a count of 0. `None` if some values
+    /// were cut.
     pub(super) fn values(&self) -> Option<impl Iterator<Item = &K>> {
         (!self.cut).then(|| self.by.keys())
     }
 
-    /// The counts by value, in the order of values.
+    /// Counts by value, in the order of values.
     pub fn iter(&self) -> impl Iterator<Item = (&K, Count)> {
         self.by.iter().map(|(value, count)| (value, *count))
     }
 
-    /// What was counted of values that are not kept apart.
+    /// Count of all values without their own count.
     pub fn others(&self) -> Count {
         self.others
     }
 
-    /// The count of one value, as far as it is kept apart.
+    /// Count of one value, if it has its own count.
     pub fn get(&self, value: &K) -> Count {
         self.by.get(value).copied().unwrap_or_default()
     }
 
-    /// The most frequent values, and what was counted of all others.
+    /// The most frequent values, and the count of all others.
     pub fn top(&self, most: usize) -> (Vec<(&K, Count)>, Count) {
         let mut all: Vec<_> = self.iter().filter(|(_, count)| count.all > 0).collect();
         all.sort_by(|(a, x), (b, y)| y.all.cmp(&x.all).then_with(|| a.cmp(b)));
@@ -137,7 +137,7 @@ impl<K: Ord + Clone> Counts<K> {
         (all, others)
     }
 
-    /// How many values there are, as far as they are kept apart.
+    /// Number of values with their own count.
     pub fn len(&self) -> usize {
         self.by.values().filter(|count| count.all > 0).count()
     }
@@ -148,21 +148,21 @@ impl<K: Ord + Clone> Counts<K> {
     }
 }
 
-/// How long things took, in microseconds, to two significant digits.
+/// Histogram of durations in microseconds, to two significant digits.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Times(Option<Histogram<u32>>);
 
-/// Longer times are counted as this one: a day.
+/// Maximum duration: a day. Longer durations are counted as this one.
 const LONGEST: u64 = 86_400_000_000;
 
 impl Times {
     fn record(&mut self, micros: u64, times: u32) {
         if self.0.is_none() {
-            // Grows with what is recorded. Two digits are a number of digits that it can have.
+            // The range grows automatically. Two digits are a valid precision.
             self.0 = Histogram::new(2).ok();
         }
         if let Some(histogram) = &mut self.0 {
-            // It has no bound that this could be beyond.
+            // Cannot fail: the histogram has no upper bound.
             let _ = histogram.record_n(micros.clamp(1, LONGEST), times);
         }
     }
@@ -170,7 +170,7 @@ impl Times {
     fn merge(&mut self, other: &Self) {
         match (&mut self.0, &other.0) {
             (Some(mine), Some(other)) => {
-                // As above.
+                // Cannot fail, for the same reason.
                 let _ = mine.add(other);
             }
             (None, Some(other)) => self.0 = Some(other.clone()),
@@ -178,29 +178,29 @@ impl Times {
         }
     }
 
-    /// How many were measured.
+    /// Number of measured durations.
     pub fn count(&self) -> u64 {
         self.0.as_ref().map_or(0, Histogram::len)
     }
 
-    /// The least and the most, no closer together than they were.
+    /// Bounds of the durations, not tighter than the exact ones.
     pub(super) fn range(&self) -> Option<(u64, u64)> {
         let histogram = self.0.as_ref().filter(|histogram| !histogram.is_empty())?;
         let most = histogram.max();
         let most = if most >= LONGEST { u64::MAX } else { most };
-        // A time of nothing is counted as one microsecond.
+        // A duration of zero is counted as one microsecond.
         let least = if histogram.min() <= 1 { 0 } else { histogram.min() };
         Some((least, most))
     }
 
-    /// The microseconds within which this share of them was done.
+    /// Quantile in microseconds; `share` is from 0 to 1.
     pub fn quantile(&self, share: f64) -> Option<u64> {
         let histogram = self.0.as_ref()?;
         Some(histogram.value_at_quantile(share).min(histogram.max()))
     }
 }
 
-/// Written as steps: how far up from the value before, and how many.
+/// Serialized as steps: the difference to the preceding value, and the count.
 impl Serialize for Times {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut before = 0;
@@ -228,13 +228,13 @@ impl<'de> Deserialize<'de> for Times {
     }
 }
 
-/// Counts by time. Begins with a slot a minute and doubles their width where they become too many.
+/// Counts by time. Begins with one slot per minute; the width doubles if there are too many slots.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Timeline {
-    /// A slot is two to this power minutes wide.
+    /// Binary logarithm of the slot width in minutes.
     #[serde(deserialize_with = "power")]
     power: u8,
-    /// By the number of the slot since 1970.
+    /// Counts by the number of the slot since 1970.
     slots: BTreeMap<u32, Count>,
 }
 
@@ -254,7 +254,7 @@ impl Timeline {
         self.widen(self.power);
     }
 
-    /// Makes slots at least this wide, and so wide that they are not too many.
+    /// Widens slots to at least this power, and further while there are too many.
     fn widen(&mut self, least: u8) {
         while self.power < least || (self.slots.len() > SLOTS && self.power < WIDEST) {
             self.power += 1;
@@ -264,18 +264,18 @@ impl Timeline {
         }
     }
 
-    /// The seconds of a slot.
+    /// Width of a slot in seconds.
     pub fn width(&self) -> i64 {
         60 << self.power
     }
 
-    /// The beginning of each slot that has records, in seconds since 1970, and how many it has.
+    /// Start of each nonempty slot, in seconds since 1970, and its count.
     pub fn iter(&self) -> impl Iterator<Item = (i64, Count)> {
         self.slots.iter().map(|(slot, count)| (i64::from(*slot) * self.width(), *count))
     }
 }
 
-/// The power at which all time since 1970 is one slot.
+/// Power at which all time since 1970 is one slot.
 const WIDEST: u8 = 31;
 
 fn power<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u8, D::Error> {
@@ -286,16 +286,16 @@ fn power<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u8, D::Error> {
     Ok(power)
 }
 
-/// What is known of many records. Only `kinds`, `events`, `summarized` and the sizes count every
-/// record. All else counts decisions on messages, each once: by its outcome or its refusal, not by
-/// its intent, and not by events.
+/// Aggregates of many records. `kinds`, `events`, `summarized` and the sizes count every record.
+/// Other fields count only decisions on messages, once each: by the outcome or the refusal, not by
+/// the intent or by events.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Aggregates {
     pub(super) records: u64,
     pub(super) kinds: Counts,
     pub(super) principals: Counts,
     pub(super) servers: Counts,
-    /// By server and name.
+    /// Counts by server and tool name.
     pub(super) tools: Counts<(String, String)>,
     pub(super) methods: Counts,
     pub(super) decisions: Counts,
@@ -303,10 +303,10 @@ pub struct Aggregates {
     pub(super) rules: Counts,
     pub(super) labels: Counts,
     pub(super) events: Counts,
-    /// Refusals that have no records of their own, by code.
+    /// Refusals without their own records, by code.
     pub(super) summarized: Counts,
     pub(super) total: Times,
-    /// The part of it that the servers took.
+    /// Time that the servers took, a part of the total.
     pub(super) server: Times,
     pub(super) by_server: BTreeMap<String, Times>,
     pub(super) request_bytes: u64,
@@ -315,7 +315,7 @@ pub struct Aggregates {
 }
 
 impl Aggregates {
-    /// Decisions by what was decided.
+    /// Counts by decision.
     pub fn decisions(&self) -> &Counts {
         &self.decisions
     }
@@ -336,7 +336,7 @@ impl Aggregates {
         if let (Some(count), Some(code)) = (facts.summarized, first(Field::Code)) {
             self.summarized.add(code.to_owned(), Count { all: count, refused: count });
         }
-        // The values of other records are to be known all the same.
+        // Values of other records are kept with a count of 0, so that `values` is complete.
         let counted = if decides { one } else { Count::default() };
         self.response_bytes = self.response_bytes.saturating_add(facts.response_bytes.unwrap_or(0));
         for (field, value) in &facts.terms {
@@ -367,7 +367,7 @@ impl Aggregates {
         }
     }
 
-    /// Measures a record's times.
+    /// Adds the times of a record.
     pub(super) fn add_times(&mut self, facts: &Facts) {
         if let Some(micros) = facts.total_us {
             self.total.record(micros, 1);
@@ -384,7 +384,7 @@ impl Aggregates {
         }
     }
 
-    /// Counts what another counted, too.
+    /// Adds the counts of `other`.
     pub fn merge(&mut self, other: &Self) {
         self.records = self.records.saturating_add(other.records);
         for (mine, other) in [

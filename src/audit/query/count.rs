@@ -1,4 +1,4 @@
-//! Counting what a filter finds, by the values of columns.
+//! Counts of the records that a filter finds, by the values of columns.
 
 use std::collections::BTreeMap;
 
@@ -18,41 +18,41 @@ use crate::{
     store::{Bits, Block, Fault, View},
 };
 
-/// Groups that are counted apart.
+/// Maximum number of groups with their own count.
 const GROUPS: usize = 10_000;
-/// Columns of a group.
+/// Maximum number of columns of a group.
 pub const GROUP_MAX: usize = 4;
 
-/// What to count: how many records that a filter finds have each combination of values in these
+/// Request to count the records that a filter finds for each combination of values in these
 /// columns.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct CountRequest {
-    /// Which records.
+    /// Filter for records.
     pub filter: Filter,
-    /// By what. Nothing: one number.
+    /// Columns of a group. Without columns, the result is one number.
     pub by: By,
-    /// Count intents though the filter does not ask for them: a decision is then counted twice.
+    /// Count intents even if the filter does not select them: a decision is then counted twice.
     pub intents: bool,
-    /// Only records after this one: `next` of the slice before.
+    /// Only records after this one: `next` of the preceding slice.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub after: Option<Seq>,
 }
 
-/// Columns to count by: a few, and at most one of which a record can have several values.
+/// Columns to count by: at most [`GROUP_MAX`], and at most one with several values per record.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Vec<Column>", into = "Vec<Column>")]
 pub struct By(Vec<Column>);
 
-/// Columns that can't be counted by.
+/// Columns that cannot be counted by.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IllegalGroup {
-    /// Hardly two records share its values, or it has none.
+    /// The column has no values, or few records share a value.
     #[error("nothing can be counted by `{0}`: hardly two records have the same")]
     Column(Column),
     #[error("records are counted by at most {GROUP_MAX} fields")]
     Many,
-    /// Their combinations would be too many.
+    /// There would be too many combinations of values.
     #[error("records can have several values in each of `{0}` and `{1}`: count by one of them")]
     Several(Column, Column),
 }
@@ -88,15 +88,15 @@ impl From<By> for Vec<Column> {
     }
 }
 
-/// Some groups. Those of all slices, added, are the answer.
+/// Some groups. The sum of all slices is the result.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Counted {
-    /// The groups, in the order of their values. `null` where records have no value.
+    /// Groups, in the order of their values. `null` stands for a missing value.
     pub groups: Vec<Group>,
     /// Records of groups beyond the first [`GROUPS`].
     #[serde(default, skip_serializing_if = "is_zero")]
     pub others: u64,
-    /// Where to go on. Absent where all is counted.
+    /// Start of the next slice. Absent on the last one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<Seq>,
     /// Parts of the store that could not be read.
@@ -108,7 +108,7 @@ fn is_zero(count: &u64) -> bool {
     *count == 0
 }
 
-/// A combination of values and how many records have it.
+/// A combination of values and its number of records.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Group {
     pub values: Vec<Option<String>>,
@@ -124,7 +124,7 @@ impl Column {
     }
 }
 
-/// Adds up what slices of an answer say.
+/// Sum of slices.
 #[derive(Debug, Default)]
 pub struct Counting {
     groups: BTreeMap<Vec<Option<String>>, u64>,
@@ -152,14 +152,14 @@ impl Counting {
         self.others += counted.others;
     }
 
-    /// The groups, in the order of their values, and the records of groups beyond the first many.
+    /// Groups in the order of their values, and the number of records in groups beyond the limit.
     pub fn finish(self) -> (Vec<Group>, u64) {
         let groups = self.groups.into_iter().map(|(values, count)| Group { values, count });
         (groups.collect(), self.others)
     }
 }
 
-/// One slice of a count.
+/// Counts one slice.
 pub(super) fn count(view: &View, request: &CountRequest) -> Counted {
     let order = Order::OldestFirst;
     let mut walk = Walk::new(view, &request.filter, order, request.after);
@@ -250,8 +250,8 @@ fn count_block(
 
 type Parts = Vec<Vec<(Option<String>, Bits)>>;
 
-/// The places by value of each column, where the index knows them and reading the records would
-/// take longer.
+/// Positions by value of each column. `None` if the index does not know the values or reading the
+/// records is faster.
 fn parts(asked: &mut Asked<'_>, by: &[Column], places: &Bits) -> Result<Option<Parts>, Fault> {
     let mut all = Parts::new();
     let mut values = 0;
@@ -267,7 +267,7 @@ fn parts(asked: &mut Asked<'_>, by: &[Column], places: &Bits) -> Result<Option<P
         column.push((None, rest));
         all.push(column);
     }
-    // To ask for a value takes about as long as to read a record.
+    // A lookup of a value takes about as long as reading a record.
     Ok((places.count() >= values).then_some(all))
 }
 

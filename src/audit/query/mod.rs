@@ -1,12 +1,12 @@
-//! Questions to the log: pages of records, counts, summaries.
+//! Queries: pages of records, counts, summaries.
 //!
-//! - [`Filter`] is what is asked for, in the language of `filter`. `plan` asks the index what a
-//!   block has of it, and reads only those records that the index can't decide on.
-//! - `walk` goes through the blocks a few at a time and stops after a moment: every answer is a
-//!   slice that names where the next one begins. A slice is of one view, which no record is added
-//!   to, and goes on by the place in the log: so pages are stable while records are written.
-//! - `page`, `count` and `stats` are the three kinds of answer; `tally` is what a block knows of
-//!   its records together.
+//! - [`Filter`] is a query in the language of `filter`. `plan` looks it up in a block's index, and
+//!   only records that the index cannot decide are read.
+//! - `walk` visits a few blocks at a time and stops after a short time: every result is a slice
+//!   that names the start of the next one. A slice reads one immutable view and continues by
+//!   position in the log, so pages are stable while records are written.
+//! - `page`, `count` and `stats` are the three kinds of result; `aggregates` has the stored sums
+//!   of a block.
 
 mod aggregates;
 mod count;
@@ -39,28 +39,28 @@ use super::{
 };
 use portcullis_protocol::names::DecisionId;
 
-/// Records of a page unless the query says otherwise.
+/// Default number of records of a page.
 pub const PAGE: usize = 50;
-/// The largest page.
+/// Maximum number of records of a page.
 pub const PAGE_MAX: usize = 1000;
-/// Answers that are worked out at once.
+/// Maximum number of concurrent queries.
 const AT_ONCE: usize = 2;
-/// Notes of unreadable parts in one answer.
+/// Maximum number of notes about unreadable parts in one result.
 const NOTES: usize = 16;
 
-/// Which records, in which order, how many.
+/// Query for records: filter, order and limit.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Query {
-    /// Which records.
+    /// Filter for records.
     pub filter: Filter,
-    /// Show intents also where their outcome is on record.
+    /// Show intents even if their outcome is recorded.
     pub intents: bool,
     pub order: Order,
     /// Records of the page, at most [`PAGE_MAX`]. Default: [`PAGE`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
-    /// Only records beyond this one, in the query's order: `next` of the page before.
+    /// Only records beyond this one, in the query's order: `next` of the preceding page.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub after: Option<Seq>,
 }
@@ -77,10 +77,10 @@ pub enum Order {
 /// Some of the records that a query finds.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Page {
-    /// The records, as they are on disk.
+    /// Records as stored.
     pub lines: Vec<Line>,
-    /// Where the next page begins. Absent on the last one. A page can be short, or empty, and
-    /// still have a next one.
+    /// Start of the next page. Absent on the last page. A page can be short or empty and still have
+    /// a next one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<Seq>,
     /// Parts of the store that could not be read.
@@ -89,10 +89,10 @@ pub struct Page {
 }
 
 impl Page {
-    /// The records.
+    /// Parses the records.
     ///
     /// # Errors
-    /// Says which of them this version can't read, and why.
+    /// The record that this version cannot parse, and the reason.
     pub fn entries(&self) -> Result<Vec<Entry>, String> {
         self.lines.iter().map(Line::entry).collect()
     }
@@ -105,7 +105,7 @@ impl Page {
     }
 }
 
-/// A store's records, for reading.
+/// Query interface of a store's records.
 #[derive(Clone)]
 pub struct Archive {
     shelf: Arc<SegmentSet>,
@@ -117,17 +117,17 @@ impl Archive {
         Self { shelf, gate: Arc::new(Semaphore::new(AT_ONCE)) }
     }
 
-    /// One page of what a query finds.
+    /// One page of the records that a query finds.
     ///
     /// # Errors
-    /// [`Unavailable::Broken`] where the reading itself fails; parts that can't be read are noted
-    /// in the page.
+    /// [`Unavailable::Broken`] if reading fails as a whole. The page notes parts that cannot be
+    /// read.
     pub async fn query(&self, query: Query) -> Result<Page, Unavailable> {
         self.read(move |view| page::page(view, &query)).await
     }
 
-    /// The newest `count` records that a query finds, oldest first, whatever its order, limit and
-    /// `after`. The page has no next one.
+    /// The newest `count` records that a query finds, oldest first. Ignores the query's order,
+    /// limit and `after`. The page has no next page.
     ///
     /// # Errors
     /// As [`Archive::query`].
@@ -149,7 +149,7 @@ impl Archive {
         Ok(found)
     }
 
-    /// The records of one decision, oldest first: its intent and outcome, or its refusal.
+    /// Records of one decision, oldest first: its intent and outcome, or its refusal.
     ///
     /// # Errors
     /// As [`Archive::query`].
@@ -186,7 +186,7 @@ impl Archive {
             .map_err(|_| Unavailable::Closed { dir: dir() })?;
         let shelf = self.shelf.clone();
         tokio::task::spawn_blocking(move || {
-            // Held to the end of the work, also where nobody waits for it any more.
+            // Held until the work ends, even if the caller stops waiting.
             let _permit = permit;
             work(&shelf.view())
         })

@@ -18,14 +18,14 @@ use crate::{
 };
 use portcullis_protocol::names::DecisionId;
 
-/// Records that are read at once: fewer than a frame holds, so that a short page reads little.
+/// Records read in one step: fewer than a frame, so that a short page reads little.
 const CHUNK: usize = 64;
-/// Blocks after that of an intent in which its outcome is looked for: some 65,000 records.
+/// Blocks after an intent's block that are searched for its outcome: some 65,000 records.
 const LATER: u64 = 16;
-/// How long a decision is looked for.
+/// Timeout of the search for a decision.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// One page of what a query finds.
+/// One page of the records that a query finds.
 pub(super) fn page(view: &View, query: &Query) -> Page {
     let limit = query.limit.unwrap_or(PAGE).clamp(1, PAGE_MAX);
     let mut walk = Walk::new(view, &query.filter, query.order, query.after);
@@ -45,7 +45,7 @@ pub(super) fn page(view: &View, query: &Query) -> Page {
         for block in &step.blocks {
             match search.block(block, &mut page) {
                 Ok(false) => {}
-                // There is one more, which is the next page's.
+                // There is one more record, on the next page.
                 Ok(true) => {
                     page.next = page.lines.last().map(Line::seq);
                     return page;
@@ -71,12 +71,12 @@ struct Search<'a> {
     first: u64,
     last: u64,
     limit: usize,
-    /// Whether intents are hidden where their outcome is on record.
+    /// Whether to hide intents with a recorded outcome.
     hide: bool,
 }
 
 impl Search<'_> {
-    /// Adds what a block has. Says whether there is more than the page takes.
+    /// Adds the records of a block. Returns whether there are more than the page can contain.
     fn block(&self, block: &Block, page: &mut Page) -> Result<bool, Fault> {
         let mut asked = Asked::new(block);
         let bounds = asked.bounds(self.query.filter.expr())?;
@@ -138,19 +138,19 @@ impl Search<'_> {
     }
 }
 
-/// The places of a block from one `seq` to another.
+/// Positions in a block from one `seq` to another.
 pub(super) fn between(block: &Block, first: u64, last: u64) -> Bits {
     let begin = block.first();
     let places = 0..block.count();
     places.filter(|place| (first..=last).contains(&(begin + *place as u64))).collect()
 }
 
-/// Whether the outcome of an intent is in one of the next blocks.
+/// Whether the outcome of an intent is in one of the following blocks.
 fn answered_later(view: &View, block: &Block, intent: &Entry) -> Result<bool, Fault> {
     let id = intent.record.id().to_string();
     let begin = block.first() + block.count() as u64;
     let end = begin.saturating_add(LATER * BLOCK);
-    // Of a log of few records a day, these would be many segments.
+    // In a log with few records per day, these blocks would be many segments.
     let end = view.segments(begin, end).get(2).map_or(end, |next| end.min(next.saturating_sub(1)));
     let (blocks, _) = view.blocks(begin, end, None, None);
     for block in blocks {
@@ -162,11 +162,11 @@ fn answered_later(view: &View, block: &Block, intent: &Entry) -> Result<bool, Fa
     Ok(false)
 }
 
-/// All records of one decision, oldest first.
+/// Records of one decision, oldest first.
 pub(super) fn decision(view: &View, id: DecisionId) -> Page {
     let filter = Filter::equals(Column::Id, &id.to_string()).unwrap_or_default();
-    // An id says when it was made, and its records are not from before, but for a clock that was
-    // set; nor long after.
+    // An id contains its creation time. Its records are not older, unless the clock was set, and
+    // not much newer.
     if let Some(made) = made(id) {
         let near = |hours: i64| made.checked_add(hours.hours()).ok();
         let (since, until) = (near(-1), near(48));
@@ -186,7 +186,7 @@ fn made(id: DecisionId) -> Option<Timestamp> {
     Timestamp::from_millisecond(i64::from_be_bytes(millis)).ok()
 }
 
-/// All pages of a search that finds few.
+/// All pages of a search with few results.
 fn whole(view: &View, filter: Filter) -> Page {
     let began = Instant::now();
     let mut query = Query {

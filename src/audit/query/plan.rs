@@ -1,4 +1,4 @@
-//! A filter on a block: what the index says of its records, before any is read.
+//! Evaluates a filter with the index of a block, before any record is read.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -15,12 +15,12 @@ use crate::{
     store::{Bits, Block, Fault, Field, kind},
 };
 
-/// What is known of the records of a block.
+/// Records of a block that match for certain or perhaps.
 #[derive(Debug, Clone)]
 pub(super) struct Bounds {
-    /// Those that match for certain.
+    /// Records that match for certain.
     pub sure: Bits,
-    /// Those that may: all others don't.
+    /// Records that may match; no others do.
     pub may: Bits,
 }
 
@@ -33,13 +33,13 @@ impl Bounds {
         Self { sure: Bits::default(), may: places }
     }
 
-    /// Whether no record needs to be read to know.
+    /// Whether the result is known without reading a record.
     pub fn is_exact(&self) -> bool {
         self.sure == self.may
     }
 }
 
-/// The index's field of a column, where it has one that says the same.
+/// Index field with the same values as a column, if any.
 fn field(column: Column) -> Option<Field> {
     Some(match column {
         Column::Id => Field::Id,
@@ -59,7 +59,7 @@ fn field(column: Column) -> Option<Field> {
     })
 }
 
-/// Whether a comparison for equality is decided by the index, or without it.
+/// Whether equality is decided without reading records.
 #[cfg(test)]
 pub(super) fn is_indexed(column: Column) -> bool {
     let known = matches!(
@@ -69,7 +69,7 @@ pub(super) fn is_indexed(column: Column) -> bool {
     known || field(column).is_some()
 }
 
-/// A block that is asked, with what was read of it.
+/// A block under evaluation, with cached parts of its index.
 pub(super) struct Asked<'a> {
     pub block: &'a Block,
     tally: Option<Arc<Aggregates>>,
@@ -97,8 +97,7 @@ impl<'a> Asked<'a> {
         self.block.term(Field::Kind, kind(wanted))
     }
 
-    /// The values in a column and the places of each; `None` where the index does not know them
-    /// all.
+    /// Values in a column and the positions of each; `None` if the index does not know all of them.
     pub fn parts(&mut self, column: Column) -> Result<Option<Vec<(String, Bits)>>, Fault> {
         let text = match column {
             Column::Day => values::day,
@@ -140,7 +139,7 @@ impl<'a> Asked<'a> {
         })
     }
 
-    /// What the index says of a filter.
+    /// Bounds of a filter by the index.
     pub fn bounds(&mut self, expr: &Expr) -> Result<Bounds, Fault> {
         match expr {
             Expr::And(parts) => {
@@ -194,7 +193,7 @@ impl<'a> Asked<'a> {
             Test::Number(column, compare, wanted) => {
                 let mut may = self.having(*column)?;
                 if !self.can_be(*column, *compare, *wanted)? {
-                    // Times of refusals are not in the tally.
+                    // The aggregates do not contain times of refusals.
                     may = &may & &self.kind(Kind::Refused)?;
                 }
                 Ok(Bounds::perhaps(may))
@@ -217,7 +216,7 @@ impl<'a> Asked<'a> {
                 (Column::User, None) => {
                     let local = format!("{LOCAL}{value}");
                     places = &places | &self.block.term(Field::Principal, &local)?;
-                    // An admin's action names its user otherwise.
+                    // An admin's event has its user in another field.
                     perhaps = self.kind(Kind::Event)?;
                 }
                 (Column::Day | Column::Hour, None) => {
@@ -232,7 +231,7 @@ impl<'a> Asked<'a> {
             }
         }
         if column == Column::User {
-            // Nor has it a principal that would be one.
+            // An event's principal is not its user, so its match is not certain.
             places = &places & &perhaps.not_in(&self.all());
         }
         let may = &places | &perhaps;
@@ -250,7 +249,7 @@ impl<'a> Asked<'a> {
         Ok(Bounds::exactly(places))
     }
 
-    /// The places that can have something in this column, by their kind.
+    /// Positions whose kind of record can have this column.
     fn having(&mut self, column: Column) -> Result<Bits, Fault> {
         let kinds: &[Kind] = match column {
             Column::Total | Column::Upstream | Column::Refusal => &[Kind::Outcome, Kind::Refused],
@@ -300,7 +299,7 @@ impl<'a> Asked<'a> {
     fn time(&self, compare: Compare, wanted: Timestamp) -> Result<Bounds, Fault> {
         let (begin, end) = (self.block.begin(), self.block.end());
         let count = self.block.count();
-        // How many records were written before a time: they stand in the order of their times.
+        // Number of records written before a time: records are in the order of their times.
         let before = |included: bool| -> Result<usize, Fault> {
             let is_before = |time: Timestamp| time < wanted || (included && time == wanted);
             if is_before(end) {
@@ -338,7 +337,7 @@ fn joined<'a>(all: impl IntoIterator<Item = &'a Bits>) -> Bits {
     all.into_iter().fold(Bits::default(), |joined, places| &joined | places)
 }
 
-/// How much it takes to ask the index: what is cheap goes first, since it can spare the rest.
+/// Cost of evaluating an expression by the index. Cheap parts run first and can avoid others.
 fn cost(expr: &Expr) -> u8 {
     match expr {
         Expr::And(parts) => parts.iter().map(cost).min().unwrap_or(0),

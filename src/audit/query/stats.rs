@@ -1,4 +1,4 @@
-//! Summaries: the tallies of whole blocks, merged, and the records at the edges.
+//! Summaries: the merged aggregates of whole blocks, and the records at the edges.
 
 use serde::{Deserialize, Serialize};
 
@@ -17,33 +17,33 @@ use crate::{
     store::{Bits, Block, Facts, Fault, Field, View, decision},
 };
 
-/// Records of a block that are read rather than counted by the index.
+/// Up to this many records of a block are read instead of counted by the index.
 const FEW: usize = 512;
-/// A block that took longer than this is read, so that the times of its records are right.
+/// A block that spans more time is read, so that the times of its records are exact.
 const LONG_SECONDS: i64 = 3600;
-/// Of so many blocks that are counted by the index, one gives a sample of times.
+/// One of this many blocks that are counted by the index gives a sample of times.
 const SAMPLED: usize = 32;
-/// Outcomes of such a sample.
+/// Maximum number of outcomes in such a sample.
 const SAMPLE: usize = 256;
-/// Parts of a block of which each is put at one time.
+/// Sections of a block. The records of a section get one estimated time.
 const SECTIONS: usize = 16;
 
-/// Which records to sum up.
+/// Request for a summary.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct StatsRequest {
-    /// Which records.
+    /// Filter for records.
     pub filter: Filter,
-    /// Only records after this one: `next` of the slice before.
+    /// Only records after this one: `next` of the preceding slice.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub after: Option<Seq>,
 }
 
-/// A part of a summary. Those of all slices, merged, are the answer.
+/// Part of a summary. All slices, merged, are the result.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Summed {
     pub tally: Aggregates,
-    /// Where to go on. Absent where all is summed up.
+    /// Start of the next slice. Absent on the last one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<Seq>,
     /// Parts of the store that could not be read.
@@ -51,7 +51,7 @@ pub struct Summed {
     pub unreadable: Vec<String>,
 }
 
-/// One slice of a summary.
+/// Summarizes one slice.
 pub(super) fn stats(view: &View, request: &StatsRequest) -> Summed {
     let order = Order::OldestFirst;
     let mut walk = Walk::new(view, &request.filter, order, request.after);
@@ -99,9 +99,9 @@ struct Part<'a> {
     block: &'a Block,
     filter: &'a Filter,
     within: Bits,
-    /// Whether records of it lie outside of the time that is asked for.
+    /// Whether some of its records are outside of the requested time.
     edge: bool,
-    /// Whether times of some records are read where it is counted by the index.
+    /// Whether to read the times of some records if the index counts this block.
     sample: bool,
 }
 
@@ -151,15 +151,15 @@ impl Part<'_> {
     }
 }
 
-/// Outcomes among these places, evenly spread.
+/// Evenly spread outcomes among these positions.
 fn some(asked: &Asked<'_>, places: &Bits) -> Result<Bits, Fault> {
     let outcomes = &asked.kind(Kind::Outcome)? & places;
     let every = outcomes.count().div_ceil(SAMPLE).max(1);
     Ok(outcomes.iter().step_by(every).collect())
 }
 
-/// What the index knows of these places: everything but times and sizes, which stay empty. `None`
-/// where the values are too many for it.
+/// Aggregates of these positions by the index, without times and sizes. `None` if there are too
+/// many values for the index.
 fn by_index(asked: &mut Asked<'_>, places: &Bits) -> Result<Option<Aggregates>, Fault> {
     let block = asked.block;
     let decides = &asked.kind(Kind::Outcome)? | &asked.kind(Kind::Refused)?;
@@ -197,7 +197,7 @@ fn by_index(asked: &mut Asked<'_>, places: &Bits) -> Result<Option<Aggregates>, 
         }
         tally.tools.add((server.clone(), tool.clone()), count(&of));
     }
-    // The index has no numbers of theirs, and they are few.
+    // The index does not contain their counts; there are few of these records.
     let summaries = &block.term(Field::Event, "refusals-summarized")? & places;
     for line in block.lines(&summaries)? {
         if let Ok(entry) = line.entry()
@@ -206,7 +206,7 @@ fn by_index(asked: &mut Asked<'_>, places: &Bits) -> Result<Option<Aggregates>, 
             tally.summarized.add(code.to_owned(), Count { all: count, refused: count });
         }
     }
-    // When each was written, as far as that can be told without reading it.
+    // Estimated times of writing, without reading the records.
     let (begin, end) = (block.begin(), block.end());
     let size = block.count().div_ceil(SECTIONS).max(1);
     for section in 0..SECTIONS {

@@ -1,4 +1,4 @@
-//! What a person wants to know of many records.
+//! Summary of many records for people.
 
 use serde::Serialize;
 
@@ -15,10 +15,10 @@ pub struct Summary {
     pub refused: u64,
     pub failed: u64,
     pub cancelled: u64,
-    /// Events.
+    /// Number of events.
     pub events: u64,
-    /// Refusals that share a decision id and have no records of their own, by code. They are not
-    /// among the decisions.
+    /// Refusals without their own records, which share a decision id, by code. `decisions` does not
+    /// include them.
     pub summarized: Top,
     pub clients: Top,
     pub servers: Vec<Server>,
@@ -31,9 +31,9 @@ pub struct Summary {
     pub latency: Latency,
     /// Decisions by time.
     pub timeline: Vec<Slot>,
-    /// The seconds of a slot.
+    /// Width of a slot in seconds.
     pub slot_seconds: i64,
-    /// Bytes of parameters and of answers. Absent where they were not summed up.
+    /// Bytes of parameters and of responses. Absent if sizes were not summed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes: Option<Bytes>,
 }
@@ -42,20 +42,20 @@ pub struct Summary {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Top {
     pub top: Vec<Entry>,
-    /// What was counted of all others.
+    /// Count of all other values.
     pub others: u64,
 }
 
-/// One of them.
+/// One value with its counts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Entry {
     pub name: String,
     pub count: u64,
-    /// How many of them were refused.
+    /// Number of refused ones.
     pub refused: u64,
 }
 
-/// A server, with the times that it took.
+/// A server with its times.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Server {
     #[serde(flatten)]
@@ -63,21 +63,21 @@ pub struct Server {
     pub latency: Quantiles,
 }
 
-/// How long calls took.
+/// Durations of calls.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Latency {
     /// From a message's arrival to its end.
     pub total: Quantiles,
-    /// The part of it that servers took.
+    /// Time that servers took, a part of the total.
     pub servers: Quantiles,
-    /// Whether only some calls were measured: a sample, evenly spread.
+    /// Whether only an evenly spread sample of calls was measured.
     pub sampled: bool,
 }
 
-/// Shares of calls and the microseconds in which they were done.
+/// Quantiles of durations in microseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Quantiles {
-    /// How many were measured.
+    /// Number of measured calls.
     pub count: u64,
     pub p50_us: Option<u64>,
     pub p90_us: Option<u64>,
@@ -85,16 +85,16 @@ pub struct Quantiles {
     pub max_us: Option<u64>,
 }
 
-/// A stretch of time.
+/// Slot of the timeline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Slot {
-    /// Its beginning, in seconds since 1970.
+    /// Start of the slot, in seconds since 1970.
     pub at: i64,
     pub count: u64,
     pub refused: u64,
 }
 
-/// Sizes.
+/// Sizes in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Bytes {
     pub requests: u64,
@@ -123,7 +123,7 @@ fn top<K: Ord + Clone>(counts: &Counts<K>, most: usize, name: impl Fn(&K) -> Str
     Top { top: top.into_iter().map(entry).collect(), others: others.all }
 }
 
-/// The same of refusals alone: what else the value stands for does not count.
+/// The most frequent values, counting refusals only.
 fn refusals(counts: &Counts, most: usize) -> Top {
     let mut all: Vec<Entry> = counts
         .iter()
@@ -141,7 +141,7 @@ fn refusals(counts: &Counts, most: usize) -> Top {
 }
 
 impl Summary {
-    /// The summary of a tally with at most so many of each.
+    /// Summary of aggregates with at most `most` values of each field.
     pub fn of(tally: &Aggregates, most: usize) -> Self {
         let decided = |word: &str| tally.decisions.get(&word.to_owned()).all;
         let kind = |word: &str| tally.kinds.get(&word.to_owned()).all;

@@ -1,4 +1,4 @@
-//! The docs say what the code does.
+//! Checks that the docs match the code.
 
 use std::fmt::Write as _;
 

@@ -1,4 +1,4 @@
-//! What a record has in each column.
+//! Values of a record in each column.
 
 use std::{borrow::Cow, net::IpAddr};
 
@@ -15,8 +15,8 @@ use crate::{
 type Values<'a> = Vec<Cow<'a, str>>;
 
 impl Column {
-    /// The texts of a record in this column, in the order of the record; for numbers, times and
-    /// JSON the one text that they are written as.
+    /// Texts of a record in this column, in the order of the record. A number, a time or JSON gives
+    /// its one text form.
     pub fn values(self, entry: &Entry) -> Values<'_> {
         let record = &entry.record;
         let call = record.call();
@@ -81,7 +81,7 @@ impl Column {
         }
     }
 
-    /// The number of a record in this column: microseconds, bytes, a place.
+    /// Number of a record in this column: microseconds, bytes, or a position.
     pub fn number(self, entry: &Entry) -> Option<u64> {
         let record = &entry.record;
         match self {
@@ -101,7 +101,7 @@ impl Column {
         }
     }
 
-    /// The value of a record in this column as JSON: a list where there can be several.
+    /// Value of a record in this column as JSON: a list if the column can have several values.
     pub fn json(self, entry: &Entry) -> Value {
         let texts = self.values(entry);
         match (self, self.ty()) {
@@ -117,7 +117,7 @@ impl Column {
         }
     }
 
-    /// Whether one record can have several values in it.
+    /// Whether one record can have several values in this column.
     pub fn has_several(self) -> bool {
         matches!(self, Self::Refusal | Self::Group | Self::Rule | Self::Finding | Self::Label)
     }
@@ -146,19 +146,19 @@ fn many<'a>(texts: impl IntoIterator<Item = &'a str>) -> Values<'a> {
     texts.into_iter().map(Cow::Borrowed).collect()
 }
 
-/// The client's address; of refusals that share an id, the first address of their network.
+/// Address of the client. For refusals that share an id, the first address of their network.
 fn address(record: &Record) -> Option<IpAddr> {
     let network = record.refusals().and_then(|group| group.network.as_deref());
     let network = network.and_then(|network| network.split('/').next()?.parse().ok());
     record.call().and_then(|call| call.client_addr).map(|addr| addr.ip()).or(network)
 }
 
-/// The day of a time, as the column has it.
+/// Day of a time, in the format of the column.
 pub(super) fn day(time: Timestamp) -> String {
     time.strftime("%Y-%m-%d").to_string()
 }
 
-/// The hour of a time, as the column has it.
+/// Hour of a time, in the format of the column.
 pub(super) fn hour(time: Timestamp) -> String {
     time.strftime("%Y-%m-%dT%H").to_string()
 }
@@ -172,7 +172,7 @@ fn transport(transport: Transport) -> &'static str {
     }
 }
 
-/// What stands before a local user's name in a principal's.
+/// Prefix of a local user's principal name.
 pub(super) const LOCAL: &str = "local:";
 
 fn user(record: &Record) -> Option<&str> {
@@ -184,7 +184,7 @@ fn user(record: &Record) -> Option<&str> {
     record.principal()?.strip_prefix(LOCAL)
 }
 
-/// Ids of rules that decided or found something, each once.
+/// Ids of rules that decided or found something, without duplicates.
 fn rules(record: &Record) -> Values<'_> {
     let mut ids: Vec<&str> = Vec::new();
     if let Some(grounds) = record.grounds() {
@@ -197,8 +197,8 @@ fn rules(record: &Record) -> Values<'_> {
     many(ids)
 }
 
-/// Whether a text in some JSON, a name of a member included, fits. Records are read by a parser
-/// that bounds how deep they are.
+/// Whether any text in a JSON value, including names of members, fits. The parser of records bounds
+/// the recursion depth.
 fn any_text(value: &Value, fits: &mut impl FnMut(&str) -> bool) -> bool {
     match value {
         Value::Null => false,
@@ -212,13 +212,13 @@ fn any_text(value: &Value, fits: &mut impl FnMut(&str) -> bool) -> bool {
 }
 
 impl Filter {
-    /// Whether a record is one of those looked for.
+    /// Whether a record matches the filter.
     pub fn matches(&self, entry: &Entry) -> bool {
         holds(self.expr(), entry)
     }
 
-    /// Whether it asks for what only intents have, or for the kind of records: then intents are
-    /// shown though their outcomes are on record.
+    /// Whether the filter tests the kind of record, or fields that only intents have. Then intents
+    /// are shown even if their outcomes are recorded.
     pub fn asks_for_intents(&self) -> bool {
         let mut asks = false;
         self.expr().tests(&mut |test| {
@@ -261,7 +261,7 @@ fn test_holds(test: &Test, entry: &Entry) -> bool {
     }
 }
 
-/// From when and until when (not included) records can be found at all.
+/// Times from which (inclusive) and until which (exclusive) records can match.
 pub(super) fn window(expr: &Expr) -> (Option<Timestamp>, Option<Timestamp>) {
     let after = |time: Timestamp| time.checked_add(jiff::SignedDuration::from_nanos(1)).ok();
     match expr {
@@ -283,7 +283,7 @@ pub(super) fn window(expr: &Expr) -> (Option<Timestamp>, Option<Timestamp>) {
     }
 }
 
-/// The first and the last place at which records can be found at all.
+/// First and last `seq` at which records can match.
 pub(super) fn places(expr: &Expr) -> (u64, u64) {
     match expr {
         Expr::Test(Test::Number(Column::Seq, compare, seq)) => match compare {

@@ -1,5 +1,5 @@
-//! The way through the blocks of a view, a few at a time: an answer over years of records must not
-//! hold all their blocks at once, nor a thread for long.
+//! Iteration over the blocks of a view, a few at a time: a query over years of records must not
+//! hold all their blocks in memory, nor occupy a thread for long.
 
 use std::time::{Duration, Instant};
 
@@ -17,18 +17,18 @@ use crate::{
 
 /// Records of one step.
 const STEP: u64 = 64 * BLOCK;
-/// Segments of one step: each that is read is open for so long.
+/// Segments of one step: each segment that is read stays open during the step.
 const SEGMENTS: usize = 4;
-/// How long one request may look; then it answers with what it has, and where it stopped.
+/// Time budget of one request. Then it returns its results and its position.
 const SLICE: Duration = Duration::from_millis(300);
 
-/// Steps over those blocks that can have what a filter finds.
+/// Iterates over the blocks that can contain matches of a filter.
 pub(super) struct Walk<'a> {
     view: &'a View,
     order: Order,
     since: Option<Timestamp>,
     until: Option<Timestamp>,
-    /// Places that are left; none where the first is after the last.
+    /// Remaining range of `seq`; empty if `first` is after `last`.
     first: u64,
     last: u64,
     pace: Pace,
@@ -38,12 +38,12 @@ pub(super) struct Walk<'a> {
 pub(super) struct Step {
     pub blocks: Vec<Block>,
     pub unreadable: Vec<String>,
-    /// Where to go on after this step.
+    /// Position after this step.
     pub done: Seq,
 }
 
 impl<'a> Walk<'a> {
-    /// The walk over what a filter can find beyond `after`.
+    /// Walk over the records beyond `after` that a filter can find.
     pub fn new(view: &'a View, filter: &Filter, order: Order, after: Option<Seq>) -> Self {
         let (since, until) = window(filter.expr());
         let (mut first, mut last) = places(filter.expr());
@@ -62,12 +62,12 @@ impl<'a> Walk<'a> {
         Self { view, order, since, until, first, last, pace: Pace::new() }
     }
 
-    /// The first and the last place that are left.
+    /// First and last remaining `seq`.
     pub fn left(&self) -> (u64, u64) {
         (self.first, self.last)
     }
 
-    /// From when and until when records are looked for.
+    /// Time range of the records.
     pub fn window(&self) -> (Option<Timestamp>, Option<Timestamp>) {
         (self.since, self.until)
     }
@@ -82,7 +82,7 @@ impl<'a> Walk<'a> {
             return None;
         }
         let (from, to) = match self.order {
-            // In whole blocks: a step ends where a block does.
+            // Steps end at a block's end.
             Order::NewestFirst => ((self.last / STEP * STEP).max(self.first), self.last),
             Order::OldestFirst => {
                 (self.first, (self.first / STEP * STEP + STEP - 1).min(self.last))
@@ -117,7 +117,7 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// How long a request has looked.
+/// Start time of a request.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Pace(Instant);
 
@@ -126,13 +126,13 @@ impl Pace {
         Self(Instant::now())
     }
 
-    /// Whether it is time to answer.
+    /// Whether the time budget is used up.
     pub fn is_over(&self) -> bool {
         self.0.elapsed() >= SLICE
     }
 }
 
-/// Where to go on when all of a block was looked at.
+/// Position after a whole block.
 pub(super) fn beyond(block: &Block, order: Order) -> Seq {
     Seq(match order {
         Order::NewestFirst => block.first(),

@@ -1,4 +1,4 @@
-//! What every kind of record can be asked.
+//! Accessors of all kinds of records.
 
 use jiff::Timestamp;
 
@@ -9,20 +9,20 @@ use super::{
 use portcullis_protocol::names::DecisionId;
 
 impl Grounds {
-    /// The rules that decided: not those that permitted what was refused, or failed, for another
+    /// Rules that decided. Excludes permits of a message that was refused, or failed, for another
     /// reason.
     pub fn deciding(&self) -> impl Iterator<Item = &Rule> {
         self.rules.iter().filter(|rule| !rule.overruled)
     }
 
-    /// The rules that decided or found something.
+    /// Rules that decided or found something.
     pub fn decisive(&self) -> impl Iterator<Item = &Rule> {
         self.deciding().chain(self.findings.iter().map(|finding| &finding.rule))
     }
 }
 
 impl Record {
-    /// Which kind it is.
+    /// Kind of the record.
     pub fn kind(&self) -> Kind {
         match self {
             Self::Intent(_) => Kind::Intent,
@@ -32,7 +32,7 @@ impl Record {
         }
     }
 
-    /// The decision's id, or the event's own.
+    /// Id of the decision, or of the event.
     pub fn id(&self) -> DecisionId {
         match self {
             Self::Intent(intent) => intent.call.id,
@@ -42,7 +42,7 @@ impl Record {
         }
     }
 
-    /// When the message arrived, or the event happened.
+    /// Time at which the message arrived or the event happened.
     pub fn at(&self) -> Timestamp {
         match self {
             Self::Intent(intent) => intent.call.at,
@@ -52,7 +52,7 @@ impl Record {
         }
     }
 
-    /// The message, except for an event.
+    /// The message. `None` for an event.
     pub fn call(&self) -> Option<&Call> {
         match self {
             Self::Intent(intent) => Some(&intent.call),
@@ -62,7 +62,7 @@ impl Record {
         }
     }
 
-    /// What was decided, where something was.
+    /// The decision, if the record has one.
     pub fn decision(&self) -> Option<Decision> {
         match self {
             Self::Intent(intent) => Some(intent.decision),
@@ -72,7 +72,7 @@ impl Record {
         }
     }
 
-    /// Why it did not pass.
+    /// Refusal or failure of the message.
     pub fn refusal(&self) -> Option<&Refusal> {
         match self {
             Self::Outcome(outcome) => outcome.refusal.as_ref(),
@@ -81,7 +81,7 @@ impl Record {
         }
     }
 
-    /// The code of the refusal or failure, or of the refusals that an event stands for.
+    /// Code of the refusal or failure, or of the refusals that an event stands for.
     pub fn code(&self) -> Option<&str> {
         match self {
             Self::Event(event) => Some(&event.what.refusals()?.code),
@@ -89,7 +89,7 @@ impl Record {
         }
     }
 
-    /// The refusals that the record stands for, where they have no records of their own.
+    /// Refusals without their own records that the record stands for.
     pub fn refusals(&self) -> Option<&RefusalGroup> {
         match self {
             Self::Event(event) => event.what.refusals(),
@@ -97,7 +97,7 @@ impl Record {
         }
     }
 
-    /// How many refusals it counts that have no records of their own.
+    /// Number of refusals without their own records that the record counts.
     pub fn summarized(&self) -> Option<u64> {
         match self {
             Self::Event(event) => match &event.what {
@@ -108,7 +108,7 @@ impl Record {
         }
     }
 
-    /// On what grounds it was decided, except for an event.
+    /// Grounds of the decision. `None` for an event.
     pub fn grounds(&self) -> Option<&Grounds> {
         match self {
             Self::Intent(intent) => Some(&intent.grounds),
@@ -118,7 +118,7 @@ impl Record {
         }
     }
 
-    /// What policies were shown of it, where they were asked.
+    /// Input of policies, if policies were evaluated.
     pub fn asked(&self) -> Option<&PolicyInput> {
         match self {
             Self::Intent(intent) => intent.asked.as_ref(),
@@ -127,7 +127,7 @@ impl Record {
         }
     }
 
-    /// How long it took, where it came to an end.
+    /// Durations, if the message ended.
     pub fn timing(&self) -> Option<&Timing> {
         match self {
             Self::Outcome(outcome) => Some(&outcome.timing),
@@ -136,7 +136,7 @@ impl Record {
         }
     }
 
-    /// The arguments or the result, where a policy had them kept.
+    /// Arguments or result that a policy keeps.
     pub fn kept(&self) -> Option<&Kept> {
         match self {
             Self::Intent(intent) => intent.arguments.as_ref(),
@@ -146,7 +146,7 @@ impl Record {
         }
     }
 
-    /// The event's name: the value of `event`.
+    /// Name of the event: the value of `event`.
     pub fn event(&self) -> Option<&'static str> {
         match self {
             Self::Event(event) => Some(event.what.name()),
@@ -154,7 +154,7 @@ impl Record {
         }
     }
 
-    /// The principal that the record is about.
+    /// Principal that the record is about.
     pub fn principal(&self) -> Option<&str> {
         match self {
             Self::Event(event) => event.what.principal(),
@@ -162,7 +162,7 @@ impl Record {
         }
     }
 
-    /// The session that the record is about, by its first characters.
+    /// First characters of the session id that the record is about.
     pub fn session(&self) -> Option<&str> {
         match self {
             Self::Event(event) => event.what.session(),
@@ -170,7 +170,7 @@ impl Record {
         }
     }
 
-    /// The server that the record is about.
+    /// Server that the record is about.
     pub fn server(&self) -> Option<&str> {
         match self {
             Self::Event(event) => event.what.server(),
@@ -178,7 +178,7 @@ impl Record {
         }
     }
 
-    /// The tool that the record is about.
+    /// Tool that the record is about.
     pub fn tool(&self) -> Option<&str> {
         match self.call()?.target.as_ref()? {
             Target::Tool(name) => Some(name),
@@ -186,7 +186,7 @@ impl Record {
         }
     }
 
-    /// The tool, prompt or resource that the record is about.
+    /// Tool, prompt or resource that the record is about.
     pub fn target(&self) -> Option<&str> {
         match self.call()?.target.as_ref()? {
             Target::Tool(name) | Target::Prompt(name) | Target::Resource(name) => Some(name),

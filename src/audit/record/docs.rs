@@ -1,4 +1,4 @@
-//! `docs/reference/records.md` is made of the schema, so that it has every kind and every field.
+//! `docs/reference/records.md` is generated from the schema, with every kind and every field.
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
@@ -13,7 +13,7 @@ fn docs_audit_records_md_is_up_to_date() {
     portcullis_test_support::check_page("reference/records.md", &document());
 }
 
-/// The fields of one kind of record or event, by name: their schema, and whether they are required.
+/// Fields of one kind of record or event, by name: schema, and whether the field is required.
 type Fields = BTreeMap<String, (Value, bool)>;
 
 struct Schema(Value);
@@ -29,7 +29,7 @@ impl Schema {
         place.and_then(|place| self.0.pointer(place)).unwrap_or(schema)
     }
 
-    /// The fields of an object, also those that are flattened into it.
+    /// Fields of an object, including flattened ones.
     fn fields(&self, schema: &Value) -> Fields {
         let mut fields = Fields::new();
         let target = self.target(schema);
@@ -46,7 +46,7 @@ impl Schema {
         fields
     }
 
-    /// The values of a tag, with the variants of it.
+    /// Variants by the value of a tag.
     fn variants<'s>(&'s self, schema: &'s Value, tag: &str) -> Vec<(String, &'s Value)> {
         let named = |variant: &'s Value| {
             let name = variant["properties"][tag]["const"].as_str()?;
@@ -55,7 +55,7 @@ impl Schema {
         list(self.target(schema), "oneOf").filter_map(named).collect()
     }
 
-    /// What a value is, in words, with a link where it is told of apart.
+    /// Type of a value as text, with a link if it has its own section.
     fn value(&self, schema: &Value) -> String {
         let schema = not_null(schema);
         if let Some(name) = schema["$ref"].as_str().and_then(|name| name.rsplit('/').next()) {
@@ -89,7 +89,7 @@ impl Schema {
         }
     }
 
-    /// The words of an enumeration.
+    /// Values of an enumeration.
     fn words(&self, target: &Value) -> Option<String> {
         let mut all: Vec<&str> = list(target, "enum").filter_map(Value::as_str).collect();
         for variant in list(target, "oneOf") {
@@ -113,14 +113,14 @@ fn members<'s>(schema: &'s Value, name: &str) -> impl Iterator<Item = (&'s Strin
     schema[name].as_object().into_iter().flat_map(Map::iter)
 }
 
-/// The branch that is not null, of an optional value.
+/// Non-null branch of an optional value.
 fn not_null(schema: &Value) -> &Value {
     list(schema, "anyOf").find(|branch| branch["type"] != "null").unwrap_or(schema)
 }
 
 fn about(schema: &Value) -> String {
     let about = schema["description"].as_str().unwrap_or_default();
-    // What rustdoc links, a page does not.
+    // Rustdoc links do not work in a page.
     about.replace(['\n'], " ").replace('|', "\\|").replace("[`", "`").replace("`]", "`")
 }
 

@@ -1,4 +1,4 @@
-//! Records as text of a bounded size, which steers no terminal that it is shown on.
+//! Encoding of records as JSON of a bounded size without control characters for terminals.
 
 use std::io;
 
@@ -11,11 +11,11 @@ use super::{
 };
 use portcullis_foundation::printable::escaped;
 
-/// Bytes of one record: what a call can make the log grow by is bounded.
+/// Maximum bytes of one record. Bounds how much a call can add to the log.
 const RECORD_BYTES: usize = 64 * 1024;
 
-/// The JSON object of a record, without what its place in the log adds. Cuts the lists of a record
-/// that would be too large and counts what it cut.
+/// JSON object of a record, without the head of its line. Truncates lists of records that would be
+/// too large, and counts the omitted items.
 pub(crate) fn encode(record: &mut Record) -> serde_json::Result<Vec<u8>> {
     const CUTS: [fn(&mut Record) -> usize; 4] = [
         |record| record.shape_mut().map_or(0, |shape| std::mem::take(shape).len()),
@@ -44,8 +44,8 @@ fn json(record: &Record) -> serde_json::Result<Vec<u8>> {
     Ok(text)
 }
 
-/// JSON in which such characters are escaped, also those that JSON itself leaves alone: what was
-/// hashed is printed as it is, by us and by whoever reads an export.
+/// JSON formatter that escapes control characters, including those that JSON permits: the hashed
+/// text is printed unchanged, by the proxy and by readers of an export.
 struct Visible;
 
 impl Formatter for Visible {
@@ -167,8 +167,8 @@ mod tests {
         let text = encode(&mut record).unwrap();
         assert!(text.len() <= RECORD_BYTES, "{}", text.len());
         let omitted = record.grounds().unwrap().omitted;
-        // All rules, findings and labels but sixteen, all findings but three of those, and the one
-        // member of the shape. What a policy has kept stays.
+        // All rules, findings and labels except sixteen, all findings except three of those, and
+        // the one member of the shape. A body that a policy keeps stays.
         assert_eq!(omitted, (200 - 16) + (100 - 16) + (100 - 16) + (1_000 - 3) + 16 + 1);
         assert!(record.kept().is_some_and(|kept| kept.cut && kept.body.is_some()));
     }

@@ -1,4 +1,4 @@
-//! Records made of exchanges: what is taken over, what is cut, what is kept as a digest only.
+//! Builds records from exchanges: what is copied, truncated, or kept as a digest only.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -27,65 +27,65 @@ use portcullis_protocol::{
     refusal,
 };
 
-// Most that is kept of a list.
+// Maximum lengths of lists in a record.
 const LABELS: usize = 16;
-/// Rules that a record names.
+/// Maximum number of rules in a record.
 pub const RULES: usize = 16;
 const FINDINGS: usize = 16;
-/// Requests that plugins made, beside them. More is not possible for one plugin.
+/// Maximum number of plugin requests, in addition. One plugin cannot make more.
 const REQUESTS: usize = 128;
 const GROUPS: usize = 16;
 const STAGES: usize = 32;
-/// Members of a list in an event.
+/// Maximum number of members of a list in an event.
 pub const MEMBERS: usize = 64;
-/// Bytes of the largest result whose shape is told.
+/// Maximum bytes of a result whose shape is recorded.
 const SHAPED: usize = 1 << 20;
 
-/// What the chain decided on, beyond the exchange.
+/// Grounds of the chain's decision, beyond the exchange.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Ruling<'a> {
-    /// The rules that decided for letting it pass. Those of a refusal are taken from it.
+    /// Rules that permitted the message. Rules of a refusal are in the refusal.
     pub rules: &'a [refusal::Rule],
-    /// What interceptors saw.
+    /// Findings of interceptors.
     pub findings: &'a [exchange::Finding],
-    /// The revision of the policies that decided.
+    /// Revision of the policies that decided.
     pub policy_revision: Option<&'a str>,
-    /// The digest of the image that the server runs from.
+    /// Digest of the server's image.
     pub image: Option<&'a str>,
-    /// The time that each stage took. A stage may stand several times.
+    /// Duration of each stage. A stage may occur several times.
     pub stages: &'a [(String, Duration)],
-    /// The labels that there were when policies decided. Where none decided: those of the exchange.
+    /// Labels at the time of the policy decision. Without one, those of the exchange.
     pub labels: Option<&'a BTreeSet<String>>,
 }
 
-/// How an exchange that had an intent ended.
+/// End of an exchange that had an intent.
 #[derive(Debug, Clone, Copy)]
 pub enum Conclusion<'a> {
-    /// The answer, if it has one, was handed to the asker.
+    /// The response, if any, was delivered to the sender.
     Delivered,
-    /// The answer was refused.
+    /// The response was refused.
     Refused(&'a refusal::Refusal),
-    /// The server gave no usable answer.
+    /// The server returned no valid response.
     Failed(&'a refusal::Refusal),
-    /// The asker stopped waiting.
+    /// The sender stopped waiting.
     Cancelled,
 }
 
-/// What is known of a message that was refused before it became an exchange.
+/// Known data of a message that was refused before it became an exchange.
 #[derive(Debug, Clone, Copy)]
 pub struct Arrival<'a> {
     pub id: DecisionId,
     pub at: Timestamp,
     pub transport: exchange::Transport,
     pub client_addr: Option<SocketAddr>,
-    /// Who it is, where identity was settled.
+    /// Principal, if the identity was established.
     pub principal: Option<&'a Principal>,
-    /// The message, of which size and digest are recorded.
+    /// Message, recorded as size and digest.
     pub message: Option<&'a [u8]>,
 }
 
 impl Intent {
-    /// That this exchange is allowed and about to leave.
+    /// Intent of this exchange, which is allowed and about to leave.
     pub fn of(exchange: &Exchange, ruling: Ruling<'_>, key: &DigestKey) -> Self {
         let (call, omitted) = call(exchange, ruling);
         let mut grounds = grounds(ruling, None, omitted);
@@ -102,7 +102,7 @@ impl Intent {
         }
     }
 
-    /// With the arguments, where a policy has them kept.
+    /// Adds the arguments, if a policy keeps them.
     pub fn keeping(mut self, arguments: Option<Kept>) -> Self {
         self.arguments = arguments;
         self
@@ -110,8 +110,8 @@ impl Intent {
 }
 
 impl Outcome {
-    /// What came of this exchange. `server` is the time that the server took. The digest of the
-    /// response is of [`Exchange::response`] as it is now.
+    /// Outcome of this exchange. `server` is the time that the server took. The digest of the
+    /// response is that of the current [`Exchange::response`].
     pub fn of(
         exchange: &Exchange,
         ruling: Ruling<'_>,
@@ -149,7 +149,7 @@ impl Outcome {
         }
     }
 
-    /// With the result, where a policy has it kept.
+    /// Adds the result, if a policy keeps it.
     pub fn keeping(mut self, result: Option<Kept>) -> Self {
         self.result = result;
         self
@@ -157,7 +157,7 @@ impl Outcome {
 }
 
 impl Refused {
-    /// That this exchange was refused before it left.
+    /// Record of this exchange, which was refused before it left.
     pub fn of(
         exchange: &Exchange,
         refusal: &refusal::Refusal,
@@ -181,13 +181,13 @@ impl Refused {
         }
     }
 
-    /// With the arguments, where a policy has them kept.
+    /// Adds the arguments, if a policy keeps them.
     pub fn keeping(mut self, arguments: Option<Kept>) -> Self {
         self.arguments = arguments;
         self
     }
 
-    /// That a message was refused before it became an exchange.
+    /// Record of a message that was refused before it became an exchange.
     pub fn on_arrival(arrival: Arrival<'_>, refusal: &refusal::Refusal, key: &DigestKey) -> Self {
         let (call, omitted) = stranger(&arrival);
         Self {
@@ -235,7 +235,7 @@ impl PolicyInput {
 }
 
 impl EventRecord {
-    /// That this happened now.
+    /// Record of an event that happened now.
     pub fn now(what: impl Into<Event>) -> Self {
         let mut what = what.into();
         let content = what.content_mut();
@@ -246,7 +246,7 @@ impl EventRecord {
 }
 
 impl Who {
-    /// This principal, over this transport and from this address.
+    /// User with this principal, transport and address.
     pub fn of(
         principal: &Principal,
         by: exchange::Transport,
@@ -295,7 +295,7 @@ pub fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// What is known of a message that is none yet, and how many groups were left out.
+/// Call of a message that is not an exchange, and the number of omitted groups.
 fn stranger(arrival: &Arrival<'_>) -> (Call, u32) {
     let (groups, omitted) = arrival.principal.map(groups).unwrap_or_default();
     let call = Call {
@@ -323,7 +323,7 @@ fn stranger(arrival: &Arrival<'_>) -> (Call, u32) {
     (call, omitted)
 }
 
-/// The call, and how many labels and groups were left out.
+/// Call of an exchange, and the number of omitted labels and groups.
 fn call(exchange: &Exchange, ruling: Ruling<'_>) -> (Call, u32) {
     let principal = Some(&*exchange.principal);
     let arrival = Arrival {
@@ -366,7 +366,7 @@ fn call(exchange: &Exchange, ruling: Ruling<'_>) -> (Call, u32) {
     (call, omitted.saturating_add(count(exchange.labels.len().saturating_sub(LABELS))))
 }
 
-/// The groups, and how many were left out.
+/// Groups of a principal, and the number of omitted ones.
 fn groups(principal: &Principal) -> (Vec<String>, u32) {
     let shown = principal.groups.iter().take(GROUPS).map(|group| clip(group.as_str(), LABEL));
     (shown.collect(), count(principal.groups.len().saturating_sub(GROUPS)))
@@ -405,13 +405,13 @@ fn transport(transport: exchange::Transport) -> Transport {
 
 fn grounds(ruling: Ruling<'_>, refusal: Option<&refusal::Refusal>, omitted: u32) -> Grounds {
     let refusing = refusal.map_or(&[][..], |refusal| refusal.rules.as_slice());
-    // Whom a plugin told of a message comes first and is counted apart: else it could have as much
-    // else to say as there is room for.
+    // Requests of plugins come first and have their own limit: otherwise a plugin could push them
+    // out with other findings.
     let (requests, findings): (Vec<_>, Vec<_>) =
         ruling.findings.iter().partition(|finding| finding.is_request());
     let left_out =
         requests.len().saturating_sub(REQUESTS) + findings.len().saturating_sub(FINDINGS);
-    // A rule that permits and is the reason of the refusal, too (`@approve`), stands there once.
+    // A rule that both permits and refuses (`@approve`) is listed once.
     let permitting = ruling.rules.iter().filter(|permit| !refusing.contains(permit));
     let permitting = permitting.map(|permit| Rule { overruled: refusal.is_some(), ..rule(permit) });
     let mut rules: Vec<_> = refusing.iter().map(rule).chain(permitting).collect();
@@ -455,20 +455,20 @@ fn refused(refusal: &refusal::Refusal) -> Refusal {
     }
 }
 
-/// The shape of the arguments; where the method has none by that name, of its parameters.
+/// Shape of the arguments, or of the parameters if the method has no arguments.
 fn shape_of(exchange: &Exchange, key: &DigestKey, grounds: &mut Grounds) -> Shape {
     let arguments = exchange.request.value().get("arguments").filter(|value| value.is_object());
     let value = arguments.unwrap_or(exchange.request.value());
     let (mut shape, omitted) = shape::of(value, names(exchange, Schema::Input), key);
     if arguments.is_none() {
-        // The protocol's own, the same in every message.
+        // The protocol's own members, the same in every message.
         shape.retain(|place, _| place != "/_meta" && !place.starts_with("/_meta/"));
     }
     grounds.omitted = grounds.omitted.saturating_add(omitted);
     shape
 }
 
-/// The shape of a result or an error, and how many members were left out.
+/// Shape of a result or an error, and the number of omitted members.
 fn result_shape(exchange: &Exchange, answer: &Answer, key: &DigestKey) -> (Shape, u32) {
     let text = answer.payload().raw();
     if text.len() > SHAPED {
@@ -478,7 +478,7 @@ fn result_shape(exchange: &Exchange, answer: &Answer, key: &DigestKey) -> (Shape
     shape::of(&mut text, names(exchange, Schema::Output), key)
 }
 
-/// The names that a schema of the called tool declares.
+/// Names that a schema of the called tool declares.
 fn names(exchange: &Exchange, which: Schema) -> Option<&HashSet<String>> {
     match &exchange.target {
         exchange::Target::Tool { tool: Some(tool), .. } => Some(tool.names(which, shape::declared)),

@@ -1,19 +1,19 @@
-//! Bodies that a policy has kept, cut to size. They come here without secrets: to cut first could
-//! leave the first part of one that nobody knows any more.
+//! Truncated bodies that a policy keeps. Secrets are removed before: truncation first could leave
+//! the first part of a secret, which would not be recognized.
 
 use serde_json::{Map, Value};
 
 use super::v1::Kept;
 
-/// Bytes of JSON that are kept of one body.
+/// Maximum bytes of JSON of one kept body.
 const MOST: usize = 16 << 10;
-/// What a member costs beyond its text: quotes, a colon, a comma.
+/// Bytes of a member beyond its text: quotes, a colon, a comma.
 const AROUND: usize = 4;
-/// Levels that are kept: the record has to be read again by parsers that stop at 128.
+/// Maximum kept depth: parsers of the record stop at 128 levels.
 const DEPTH: usize = 64;
 
 impl Kept {
-    /// A body from which `redacted` secrets were taken.
+    /// Truncated body, from which `redacted` secrets were removed.
     pub fn of(body: Value, redacted: usize) -> Self {
         let mut left = Left { bytes: MOST, cut: false };
         let body = left.value(body, DEPTH);
@@ -25,7 +25,7 @@ impl Kept {
         }
     }
 
-    /// That nothing is kept, and why.
+    /// Reason why no body is kept.
     pub fn failed(why: impl Into<String>) -> Self {
         Self { failure: Some(why.into()), ..Self::default() }
     }
@@ -72,7 +72,7 @@ impl Left {
                 }
                 Value::Object(kept)
             }
-            // A number has at most some twenty digits, so it need not be cut.
+            // A number has at most some twenty digits and is not truncated.
             plain => {
                 self.take(plain.to_string().len());
                 plain

@@ -1,33 +1,33 @@
-//! How much is kept of a text, and that its secrets are taken out before it is cut.
+//! Limits of texts in records. Secrets are removed before a text is truncated.
 
 use super::{
     Omission,
     v1::{Record, Target},
 };
 
-// Most that is kept of a text, in bytes as JSON writes it.
+// Maximum lengths of texts, in bytes as JSON.
 pub(super) const NAME: usize = 256;
 pub(super) const URI: usize = 512;
 pub(super) const WORDS: usize = 512;
 pub(super) const DETAIL: usize = 1024;
 pub(super) const LABEL: usize = 64;
-/// Bytes that are kept of a text beyond its limit until secrets are taken out of it: as long as a
-/// secret of the vault may be, so that no cut keeps the first part of one.
+/// Bytes kept beyond a text's limit until secrets are removed: the maximum length of a secret of
+/// the vault, so that no truncation keeps the first part of one.
 const MARGIN: usize = 64 << 10;
 
 impl Record {
-    /// Passes every text that a client, a server or a fault chose through `scrub`, and only then
-    /// clips it: of a secret that a cut went through, the first part would be kept.
+    /// Passes every text that a client, a server or a fault chose through `scrub`, and then
+    /// truncates it. The reverse order would keep the first part of a truncated secret.
     pub(crate) fn settle(&mut self, scrub: Option<&dyn Fn(&mut String)>) {
         let change = |text: &mut String, most| {
-            // The constructors cut here, at the latest three bytes before for a whole character.
+            // Constructors truncate here, at most three bytes earlier for a whole character.
             let cut = text.len() + 3 >= most + MARGIN;
             if let Some(scrub) = scrub {
                 scrub(text);
             }
             if cut {
-                // The last of what is left can be the first part of a secret, and what was taken
-                // out before can have moved it to below the limit.
+                // The end of the text can be the first part of a secret, and removed secrets before
+                // it can have moved it below the limit.
                 text.truncate(text.floor_char_boundary(text.len().saturating_sub(MARGIN)));
                 text.push('…');
             }
@@ -91,7 +91,7 @@ impl Record {
     }
 }
 
-/// The URI without user, query, fragment and inline data.
+/// URI without user, query, fragment and inline data.
 pub fn bare_uri(uri: &str) -> String {
     let end = if uri.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("data:")) {
         uri.find(',')
@@ -108,17 +108,17 @@ pub fn bare_uri(uri: &str) -> String {
     bare.to_owned()
 }
 
-/// The beginning of a text that has all that will be kept of it, and [`MARGIN`].
+/// Prefix of a text that is long enough for a record: its limit and [`MARGIN`].
 pub(super) fn bound(text: &str, most: usize) -> String {
     text[..text.floor_char_boundary(most + MARGIN)].to_owned()
 }
 
-/// A text in words, cut to what a record takes of one.
+/// Text truncated to the maximum length of prose in a record.
 pub fn clip_words(text: &str) -> String {
     clip(text, WORDS)
 }
 
-/// The beginning of a text that takes at most `most` bytes as JSON, with `…` where it was cut.
+/// Prefix of a text with at most `most` bytes as JSON, with `…` if it was truncated.
 pub(super) fn clip(text: &str, most: usize) -> String {
     let mut bytes = 0;
     for (at, c) in text.char_indices() {
@@ -181,7 +181,7 @@ mod tests {
             }
         };
         assert_eq!(of("short"), "short");
-        // Around the limit, and around the place where the text is cut before.
+        // Around the limit, and around the position of the first truncation.
         for at in [NAME, NAME + MARGIN] {
             for before in at - 10..at + 4 {
                 let name = of(&format!("{}{secret}", "a".repeat(before)));
@@ -189,7 +189,7 @@ mod tests {
                 assert!(name.len() <= NAME + '…'.len_utf8(), "{before}: {}", name.len());
             }
         }
-        // What is taken out moves what follows to the front.
+        // Removal moves the following text to the front.
         let name = of(&secret.repeat((NAME + MARGIN) / secret.len() + 1));
         assert!(!name.contains("S3]") && !name.contains("]S"), "{name}");
     }

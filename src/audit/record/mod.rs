@@ -1,5 +1,4 @@
-//! What is recorded: the types of the newest version, how they are made of an exchange, how they
-//! become text.
+//! Records: the types of the newest version, their construction from exchanges, and their encoding.
 
 mod accessors;
 #[cfg(test)]

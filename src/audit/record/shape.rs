@@ -1,5 +1,5 @@
-//! The shape of arguments and results: which members there are and of which types, never what
-//! they hold. Read from the text as it is walked, so that a large result is not built in memory.
+//! Shape of arguments and results: their members and types, never their values. It is computed
+//! while parsing, so that a large result is not built in memory.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -15,20 +15,20 @@ use serde_json::Value;
 use super::v1::Shape;
 use crate::digest::DigestKey;
 
-/// Members of a shape; what is beyond is counted.
+/// Maximum number of members of a shape; further ones are counted.
 const MEMBERS: usize = 48;
-/// Levels that are entered.
+/// Maximum depth.
 const DEPTH: usize = 6;
-/// Values looked at, for huge arrays.
+/// Maximum number of visited values, for huge arrays.
 const VISITS: usize = 4096;
-/// Longest key that is shown.
+/// Maximum length of a shown key.
 const KEY: usize = 64;
-/// Property names collected of a schema.
+/// Maximum number of property names collected from a schema.
 const NAMES: usize = 1024;
-/// Values of a schema that are looked at for them.
+/// Maximum number of visited values of a schema.
 const NODES: usize = 20_000;
 
-/// The members that MCP itself names in parameters, results and errors: no data is in them.
+/// Members that MCP itself names in parameters, results and errors: they contain no data.
 const PROTOCOL: &[&str] = &[
     "_meta",
     "action",
@@ -119,18 +119,18 @@ const PROTOCOL: &[&str] = &[
     "version",
 ];
 
-/// The shape of what a deserializer holds (an object), and how many members were left out. Keys
-/// that a schema declares or MCP names are shown; others stand as keyed digests.
+/// Shape of an object in a deserializer, and the number of omitted members. Keys that a schema
+/// declares or MCP names are shown; other keys are replaced by keyed digests.
 pub(super) fn of<'de>(
     value: impl Deserializer<'de>,
     names: Option<&HashSet<String>>,
     key: &DigestKey,
 ) -> (Shape, u32) {
     let mut walk = Walk { names, key, types: BTreeMap::new(), visits: 0, omitted: 0 };
-    // The top is an object, of which there is nothing to say.
+    // The top is always an object and is not listed.
     let top = At { walk: &mut walk, at: String::new(), depth: DEPTH + 1 };
     if top.deserialize(value).is_err() {
-        // Deeper than the parser goes: what was seen until there stands.
+        // Too deep for the parser: keep what was visited before.
         walk.omit(1);
     }
     walk.types.remove("");
@@ -142,7 +142,7 @@ pub(super) fn of<'de>(
     (shape, walk.omitted)
 }
 
-/// The keys of every `properties` object of a schema, as many as are looked for.
+/// Keys of every `properties` object of a schema, within the limits.
 pub(super) fn declared(schema: &Value) -> HashSet<String> {
     let mut found = Declared { names: HashSet::new(), nodes: NODES };
     found.look(schema, DEPTH * 2);
@@ -151,7 +151,7 @@ pub(super) fn declared(schema: &Value) -> HashSet<String> {
 
 struct Declared {
     names: HashSet<String>,
-    /// How many more values are looked at.
+    /// Number of values that may still be visited.
     nodes: usize,
 }
 
@@ -189,19 +189,19 @@ impl Walk<'_> {
         self.omitted = self.omitted.saturating_add(members);
     }
 
-    /// A key as a shape shows it. None for one that would have no place in it.
+    /// Key as a shape shows it. `None` if the shape has no room for it.
     fn step(&self, name: &str) -> Option<String> {
         let declared = self.names.is_some_and(|names| names.contains(name));
         if declared || PROTOCOL.binary_search(&name).is_ok() {
             Some(name.replace('~', "~0").replace('/', "~1"))
         } else {
-            // A digest costs something.
+            // Skip the cost of a digest that would not be listed.
             (self.types.len() <= MEMBERS).then(|| self.key.stand_in(name))
         }
     }
 }
 
-/// A place whose value is to be looked at.
+/// Position whose value is visited.
 struct At<'w, 'a> {
     walk: &'w mut Walk<'a>,
     at: String,
@@ -209,11 +209,11 @@ struct At<'w, 'a> {
 }
 
 impl At<'_, '_> {
-    /// Notes the type; whether what is within is to be looked at.
+    /// Records the type. Returns whether to visit the members.
     fn is(&mut self, kind: &'static str) -> bool {
         self.walk.visits += 1;
         let known = self.walk.types.contains_key(&self.at);
-        // The top takes none of the places.
+        // The top does not count as a member.
         if self.walk.visits > VISITS || (!known && self.walk.types.len() > MEMBERS) {
             self.walk.omit(1);
             return false;

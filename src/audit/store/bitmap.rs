@@ -1,14 +1,14 @@
-//! Sets of places in a block.
+//! Sets of positions in a block.
 
 use std::ops::{BitAnd, BitOr};
 
 use super::BLOCK;
 
 const WORDS: usize = BLOCK as usize / 64;
-/// From this many members on, a map of bits is shorter than a list of places.
+/// Number of members from which a bitmap is shorter than a list of positions.
 const DENSE: usize = WORDS * 8 / 2;
 
-/// A set of places in a block, 0 to 4095.
+/// Set of positions in a block, 0 to 4095.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Bits(Box<[u64; WORDS]>);
 
@@ -25,39 +25,39 @@ impl std::fmt::Debug for Bits {
 }
 
 impl Bits {
-    /// The first `count` places.
+    /// The first `count` positions.
     pub fn first(count: usize) -> Self {
         (0..count.min(BLOCK as usize)).collect()
     }
 
-    /// Adds a place. One beyond the block is not added.
+    /// Adds a position. Positions beyond the block are ignored.
     pub fn insert(&mut self, at: usize) {
         if let Some(word) = self.0.get_mut(at / 64) {
             *word |= 1 << (at % 64);
         }
     }
 
-    /// Whether this place is in it.
+    /// Whether the set contains this position.
     pub fn contains(&self, at: usize) -> bool {
         self.0.get(at / 64).is_some_and(|word| word >> (at % 64) & 1 == 1)
     }
 
-    /// How many places are in it.
+    /// Number of positions in the set.
     pub fn count(&self) -> usize {
         self.0.iter().map(|word| word.count_ones() as usize).sum()
     }
 
-    /// Whether no place is in it.
+    /// Whether the set is empty.
     pub fn is_empty(&self) -> bool {
         self.0.iter().all(|word| *word == 0)
     }
 
-    /// The places of `of` that are not in this set.
+    /// Positions of `of` that are not in this set.
     pub fn not_in(&self, of: &Self) -> Self {
         self.with(of, |this, of| of & !this)
     }
 
-    /// The places, in order.
+    /// Positions, in order.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = usize> + '_ {
         (0..BLOCK as usize).filter(|at| self.contains(*at))
     }
@@ -70,7 +70,7 @@ impl Bits {
         joined
     }
 
-    /// The set as the index keeps it: a list of places, or a map of bits where that is shorter.
+    /// Set as the index stores it: a list of positions, or a bitmap if that is shorter.
     pub(super) fn to_bytes(&self) -> Vec<u8> {
         if self.count() < DENSE {
             self.iter().flat_map(|at| u16::try_from(at).unwrap_or(u16::MAX).to_le_bytes()).collect()
@@ -79,7 +79,7 @@ impl Bits {
         }
     }
 
-    /// Reads what [`Bits::to_bytes`] made.
+    /// Parses the result of [`Bits::to_bytes`].
     pub(super) fn from_bytes(bytes: &[u8]) -> Self {
         if bytes.len() == WORDS * 8 {
             let mut bits = Self::default();

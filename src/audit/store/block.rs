@@ -1,5 +1,5 @@
-//! Blocks: up to 4096 records with what the index knows of them. The one that grows is in memory;
-//! the others are in their segment's files.
+//! Blocks: up to 4096 records and their index data. The growing block is in memory; the others are
+//! in their segments' files.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -23,14 +23,14 @@ use crate::{
     record::Kind,
 };
 
-/// Bytes of lines after which a block ends early, so that what is in memory is bounded.
+/// Bytes of lines at which a block ends early, to bound memory.
 const BYTES: usize = 8 << 20;
-/// What the index calls intents whose outcome is in the same block: a kind that no record has.
+/// Index term of intents with an outcome in the same block. No record has this kind.
 const ANSWERED: &str = "answered intent";
-/// Records of a frame in a segment's `records`: those of a tile.
+/// Records of a frame in a segment's `records`: as many as a tile has.
 const FRAME: u64 = TILE;
 
-/// A block that still grows, or is on its way into the segment.
+/// A block that still grows, or that waits to be sealed.
 #[derive(Debug)]
 pub(super) struct Growing {
     pub first: u64,
@@ -41,17 +41,17 @@ pub(super) struct Growing {
 struct Inner {
     lines: Vec<Bytes>,
     hashes: Vec<Hash>,
-    /// With the microseconds since 1970 at which each was written.
+    /// Facts of each record, with its time of writing in microseconds since 1970.
     facts: Vec<(u64, Facts)>,
     terms: HashMap<Field, HashMap<String, Vec<u16>>>,
-    /// Intents and their outcomes, where both are in this block.
+    /// Intents and their outcomes in this block.
     answered: Vec<(u16, u16)>,
     begin: u64,
     end: u64,
     bytes: usize,
 }
 
-/// A record that a block takes.
+/// A record to add to a block.
 #[derive(Debug)]
 pub(super) struct Added {
     pub text: Bytes,
@@ -62,7 +62,7 @@ pub(super) struct Added {
 }
 
 impl Inner {
-    /// Notes the intent that a record is the outcome of.
+    /// Pairs an outcome with its intent.
     fn answer(&mut self, at: u16, facts: &Facts) {
         if facts.term(Field::Kind) != Some(kind(Kind::Outcome)) {
             return;
@@ -87,7 +87,7 @@ impl Growing {
         self.first + self.inner.read().lines.len() as u64
     }
 
-    /// Bytes of its lines.
+    /// Bytes of the lines.
     pub fn bytes(&self) -> usize {
         self.inner.read().bytes
     }
@@ -102,7 +102,7 @@ impl Growing {
         !inner.lines.is_empty() && (end.is_multiple_of(BLOCK) || inner.bytes >= BYTES)
     }
 
-    /// How many more records it may take.
+    /// Number of records that still fit.
     pub fn room(&self) -> u64 {
         BLOCK - self.end() % BLOCK
     }
@@ -132,25 +132,25 @@ impl Growing {
         }
     }
 
-    /// Adds its records to the tree.
+    /// Appends its records to the tree.
     pub fn append_to(&self, tree: &mut Frontier) {
         tree.pad(self.first);
         self.inner.read().hashes.iter().for_each(|leaf| tree.append(*leaf));
     }
 
-    /// The microsecond at which its first record was written.
+    /// Time of its first record, in microseconds since 1970.
     pub fn begin(&self) -> Option<u64> {
         let inner = self.inner.read();
         (!inner.lines.is_empty()).then_some(inner.begin)
     }
 
-    /// The hash of its last record, and the microsecond at which that was written.
+    /// Hash of its last record, and the time of that record in microseconds since 1970.
     pub fn last(&self) -> Option<(Hash, u64)> {
         let inner = self.inner.read();
         inner.hashes.last().map(|hash| (*hash, inner.end))
     }
 
-    /// The records as frames: where each begins in the block, and its lines.
+    /// Frames of its records: the first `seq` of each, and its lines.
     pub fn frames(&self) -> Vec<(u64, Vec<Bytes>)> {
         let inner = self.inner.read();
         let mut frames: Vec<(u64, Vec<Bytes>)> = Vec::new();
@@ -163,11 +163,11 @@ impl Growing {
         frames
     }
 
-    /// What the index keeps of it.
+    /// Index data of the block.
     pub fn sealed(&self, frames: Vec<FrameAt>) -> Sealing {
         let inner = self.inner.read();
         let mut hashes = inner.hashes.iter().copied();
-        // A tile that began in the block before, or goes on in the next one, can't be folded here.
+        // A tile that is shared with an adjacent block cannot be folded here.
         let ragged = (TILE - self.first % TILE) % TILE;
         let lead: Vec<Hash> = hashes.by_ref().take(usize::try_from(ragged).unwrap_or(0)).collect();
         let rest: Vec<Hash> = hashes.collect();
@@ -205,7 +205,7 @@ impl Growing {
     }
 }
 
-/// A block as the index takes it.
+/// A block's data for the index.
 pub(super) struct Sealing {
     pub meta: BlockMeta,
     pub terms: Vec<(Field, String, Vec<u16>)>,
@@ -220,7 +220,7 @@ impl Sealing {
     }
 }
 
-/// Where a frame stands in `records`.
+/// Position of a frame in `records`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct FrameAt {
     /// `seq` of its first record.
@@ -229,22 +229,22 @@ pub(super) struct FrameAt {
     pub length: u32,
 }
 
-/// A block in a segment.
+/// A sealed block in a segment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct BlockMeta {
     pub first: u64,
     pub count: u32,
-    /// When its first record was written, in microseconds since 1970.
+    /// Time of its first record, in microseconds since 1970.
     pub begin: u64,
     pub end: u64,
     pub frames: Vec<FrameAt>,
-    /// Hashes of the records before the first whole tile.
+    /// Hashes of the records before its first whole tile.
     pub lead: Vec<Hash>,
     /// Roots of its whole tiles.
     pub tiles: Vec<Hash>,
-    /// Hashes of the records after the last whole tile.
+    /// Hashes of the records after its last whole tile.
     pub trail: Vec<Hash>,
-    /// The hash of its last record.
+    /// Hash of its last record.
     pub last: Hash,
 }
 
@@ -254,12 +254,12 @@ impl BlockMeta {
         self.first + u64::from(self.count)
     }
 
-    /// Where its last frame ends in `records`.
+    /// End of its last frame in `records`.
     pub fn offset_after(&self) -> u64 {
         self.frames.last().map_or(0, |frame| frame.offset + u64::from(frame.length))
     }
 
-    /// Whether it can be what a block of these records says: nobody has signed an index.
+    /// Whether the data is consistent. Indexes are not signed, so they are not trusted.
     pub fn is_sound(&self) -> bool {
         let count = u64::from(self.count);
         let ragged = (TILE - self.first % TILE) % TILE;
@@ -282,7 +282,7 @@ impl BlockMeta {
             && self.frames.iter().all(|at| at.offset.checked_add(u64::from(at.length)).is_some())
     }
 
-    /// Adds its records to the tree.
+    /// Appends its records to the tree.
     pub fn append_to(&self, tree: &mut Frontier) -> Result<(), Fault> {
         tree.pad(self.first);
         self.lead.iter().for_each(|leaf| tree.append(*leaf));
@@ -300,7 +300,7 @@ pub(crate) struct Block(pub(super) BlockPosition);
 
 #[derive(Clone)]
 pub(super) enum BlockPosition {
-    /// In memory; records beyond `count` came after the view was made.
+    /// A block in memory; records beyond `count` were added after the view was created.
     Memory {
         block: Arc<Growing>,
         count: usize,
@@ -320,7 +320,7 @@ impl Block {
         }
     }
 
-    /// How many records it has.
+    /// Number of records.
     pub fn count(&self) -> usize {
         match &self.0 {
             BlockPosition::Memory { count, .. } => *count,
@@ -328,7 +328,7 @@ impl Block {
         }
     }
 
-    /// When its first record was written.
+    /// Time of its first record.
     pub fn begin(&self) -> Timestamp {
         time(match &self.0 {
             BlockPosition::Memory { block, .. } => block.inner.read().begin,
@@ -336,7 +336,7 @@ impl Block {
         })
     }
 
-    /// No record of it was written later.
+    /// Latest time of its records.
     pub fn end(&self) -> Timestamp {
         time(match &self.0 {
             BlockPosition::Memory { block, .. } => block.inner.read().end,
@@ -344,10 +344,10 @@ impl Block {
         })
     }
 
-    /// The places whose records have this value in this field: all of them, and no others.
+    /// Positions of all records with this value in this field, and of no others.
     ///
     /// # Errors
-    /// Where the index or the records can't be read.
+    /// If the index or the records cannot be read.
     pub fn term(&self, field: Field, value: &str) -> Result<Bits, Fault> {
         match &self.0 {
             BlockPosition::Memory { block, count } => {
@@ -364,7 +364,7 @@ impl Block {
                 if !field.is_rare() {
                     return Ok(found);
                 }
-                // The index keeps short digests of these.
+                // For these fields, the index has truncated digests: compare the records.
                 let mut bits = Bits::default();
                 for line in self.lines(&found)? {
                     let facts = line.entry().map(|entry| Facts::of(&entry.record));
@@ -380,10 +380,10 @@ impl Block {
         }
     }
 
-    /// The places of intents whose outcome is in the same block.
+    /// Positions of intents with an outcome in the same block.
     ///
     /// # Errors
-    /// Where the index can't be read.
+    /// If the index cannot be read.
     pub fn answered(&self) -> Result<Bits, Fault> {
         match &self.0 {
             BlockPosition::Memory { block, count } => {
@@ -398,10 +398,10 @@ impl Block {
         }
     }
 
-    /// The records at these places, in order.
+    /// Records at these positions, in order.
     ///
     /// # Errors
-    /// Where they can't be read.
+    /// If they cannot be read.
     pub fn lines(&self, places: &Bits) -> Result<Vec<Line>, Fault> {
         let read = |text: Bytes| {
             Line::read(text).ok_or_else(|| Fault::Damaged("a line is not a record's".into()))
@@ -434,10 +434,10 @@ impl Block {
         }
     }
 
-    /// What is known of all its records together.
+    /// Aggregates of all its records.
     ///
     /// # Errors
-    /// Where the index can't be read.
+    /// If the index cannot be read.
     pub fn tally(&self) -> Result<Arc<Aggregates>, Fault> {
         match &self.0 {
             BlockPosition::Memory { block, count } => {
@@ -455,8 +455,8 @@ impl Block {
         }
     }
 
-    /// The hashes of its records before the first whole tile, the roots of its whole tiles, and
-    /// the hashes of the records after them.
+    /// Hashes of its records before the first whole tile, roots of its whole tiles, and hashes of
+    /// the records after them.
     pub fn hashes(&self) -> (Vec<Hash>, Vec<Hash>, Vec<Hash>) {
         match &self.0 {
             BlockPosition::Memory { block, count } => {

@@ -1,20 +1,20 @@
-//! What goes wrong in a store.
+//! Errors of a store.
 
 use std::{io, path::Path};
 
-/// Why the store did not do what was asked.
+/// Reason why an operation of the store failed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(crate) enum Fault {
-    /// Its files are not what they should be.
+    /// The files are damaged.
     #[error("damaged: {0}")]
     Damaged(String),
-    /// Something else has it open.
+    /// Another process or handle has the store open.
     #[error("in use: {0}")]
     InUse(String),
-    /// No room on the disk.
+    /// The disk is full.
     #[error("no space left on the disk")]
     Full,
-    /// The system failed.
+    /// A system call failed.
     #[error("{0}")]
     Io(String),
 }

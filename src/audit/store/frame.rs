@@ -1,18 +1,18 @@
-//! Frames: how lines stand in a file.
+//! Frames: the format of lines in a file.
 //!
 //! | bytes | what |
 //! |---|---|
-//! | 4 | length of all that follows the checksum, little-endian |
-//! | 4 | CRC-32 (IEEE) of all that follows |
+//! | 4 | length of the data after the checksum, little-endian |
+//! | 4 | CRC-32 (IEEE) of the data after it |
 //! | 1 | flags: 1 the body is compressed by zstd, 2 the body is encrypted |
 //! | 8 | `seq` of the first line, little-endian |
 //! | 4 | number of lines, little-endian |
 //! | … | the body: the lines, each ended by a line feed; compressed first, then encrypted |
 //!
-//! Eight zeros where a frame would begin are the end: files of commits are filled with zeros ahead
-//! of the frames, since the size of a file that grows is one more thing to sync with each commit.
+//! Eight zeros instead of a header mark the end. Files of commits are filled with zeros in advance:
+//! if the file grew, each commit would also have to sync its size.
 //!
-//! The checksum finds what a disk or an interrupted write did. What a person did, the hashes find.
+//! The checksum detects faults of a disk and interrupted writes. The hashes detect manipulation.
 
 use std::io::{self, Read};
 
@@ -24,42 +24,42 @@ use crate::maintenance::{Cipher, CipherFault};
 pub(crate) const HEADER: usize = 21;
 const ZSTD: u8 = 1;
 const ENCRYPTED: u8 = 2;
-/// Most bytes of a body, compressed or not. What claims more is no frame of ours.
+/// Maximum bytes of a body, compressed or not. A larger length is not that of a frame.
 pub const BODY_MAX: usize = 64 << 20;
-/// Bytes that are read at once, so that a false length costs no more memory than there is file.
+/// Bytes per read, so that a wrong length allocates no more memory than the file has bytes.
 const CHUNK: usize = 1 << 20;
 const LEVEL: i32 = 3;
 
-/// Why bytes are not a frame.
+/// Reasons why bytes are not a frame.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadFrame {
-    /// The file ends in the middle of it.
+    /// The file ends within the frame.
     #[error("the file ends in the middle of a frame")]
     Torn,
-    /// Its bytes are not those that were written.
+    /// The bytes were changed after they were written.
     #[error("{0}")]
     Damaged(&'static str),
-    /// It is encrypted and there is no key for it.
+    /// The frame is encrypted and its key is missing.
     #[error("the frame is encrypted: {0}")]
     Sealed(String),
-    /// It could not be read.
+    /// The file could not be read.
     #[error("{0}")]
     Io(String),
 }
 
-/// Lines as they were read from a file.
+/// Lines of one frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Frame {
     /// `seq` of the first line.
     pub first: u64,
-    /// How many lines the frame says that it has.
+    /// Number of lines that the header names.
     pub count: u32,
     /// The lines, each ended by a line feed.
     pub body: Bytes,
 }
 
 impl Frame {
-    /// The lines, without their ends.
+    /// Lines without their line feeds.
     pub fn lines(&self) -> impl Iterator<Item = Bytes> + '_ {
         let mut from = 0;
         memchr::memchr_iter(b'\n', &self.body).map(move |end| {
@@ -70,7 +70,7 @@ impl Frame {
     }
 }
 
-/// Whether a body is worth compressing: commits are not, since they are packed again soon.
+/// Whether to compress a body. Commits are not compressed, since they are packed soon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Pack {
     Plain,
@@ -80,7 +80,7 @@ pub(crate) enum Pack {
 /// Appends the frame of these lines to `out`.
 ///
 /// # Errors
-/// Where compression or encryption fails.
+/// If compression or encryption fails.
 pub(crate) fn write(
     out: &mut Vec<u8>,
     first: u64,
@@ -119,7 +119,7 @@ pub(crate) fn write(
     Ok(())
 }
 
-/// The header without length and checksum. Encryption binds the body to it.
+/// Header without length and checksum. Encryption authenticates it with the body.
 fn covered(flags: u8, first: u64, count: u32) -> [u8; HEADER - 8] {
     let mut bytes = [0; HEADER - 8];
     let (flag, rest) = bytes.split_at_mut(1);
@@ -130,12 +130,12 @@ fn covered(flags: u8, first: u64, count: u32) -> [u8; HEADER - 8] {
     bytes
 }
 
-/// Whether these are flags that a frame can have.
+/// Whether all flags are known.
 pub(crate) fn knows(flags: u8) -> bool {
     flags & !(ZSTD | ENCRYPTED) == 0
 }
 
-/// The bytes of a frame after its length and checksum, the checksum found right.
+/// Parses a frame after its length and checksum. The checksum has been verified.
 fn decode(rest: &[u8], cipher: Option<&Cipher>) -> Result<Frame, BadFrame> {
     const SHORT: BadFrame = BadFrame::Damaged("a frame is too short");
     let (head, body) = rest.split_first_chunk::<{ HEADER - 8 }>().ok_or(SHORT)?;
@@ -176,7 +176,7 @@ fn unpack(body: &[u8]) -> Result<Vec<u8>, BadFrame> {
         .filter(|size| *size <= BODY_MAX)
         .ok_or(BadFrame::Damaged("a frame is too large"))?;
     let mut plain = Vec::new();
-    // Grown as it comes, since the size is only what the frame says.
+    // Grows on demand: the size in the frame is not trusted.
     zstd::stream::Decoder::with_buffer(body)
         .and_then(|decoder| decoder.take(size as u64 + 1).read_to_end(&mut plain))
         .map_err(bad)?;
@@ -187,16 +187,16 @@ fn unpack(body: &[u8]) -> Result<Vec<u8>, BadFrame> {
     }
 }
 
-/// How often each byte may be looked at while the next frame is searched for: honest files have few
-/// bytes that look like a header.
+/// Maximum number of reads of each byte during a search for the next frame: few bytes of a normal
+/// file look like a header.
 pub(crate) const SEARCH: u64 = 16;
 
-/// The bytes that a frame has by its header.
+/// Length of the frame according to its header.
 pub(crate) fn claims(header: &[u8]) -> u64 {
     header.first_chunk::<4>().map_or(0, |bytes| u64::from(u32::from_le_bytes(*bytes)) + 8)
 }
 
-/// Whether these bytes can be the header of a frame whose first record is one of `records`.
+/// Whether these bytes can be the header of a frame whose first record is in `records`.
 pub(crate) fn may_begin(header: &[u8], records: &std::ops::Range<u64>) -> bool {
     let seq = header.get(9..17).and_then(|bytes| bytes.first_chunk::<8>());
     let length = header.first_chunk::<4>().map_or(0, |bytes| u32::from_le_bytes(*bytes) as usize);
@@ -207,10 +207,10 @@ pub(crate) fn may_begin(header: &[u8], records: &std::ops::Range<u64>) -> bool {
         && seq.is_some_and(|bytes| records.contains(&u64::from_le_bytes(*bytes)))
 }
 
-/// Reads the frame at the beginning of `bytes`, and how long it is.
+/// Parses the frame at the start of `bytes`. Returns it with its length.
 ///
 /// # Errors
-/// [`BadFrame`].
+/// [`BadFrame`], if `bytes` does not start with a valid frame.
 pub(crate) fn read(bytes: &[u8], cipher: Option<&Cipher>) -> Result<(Frame, usize), BadFrame> {
     let mut frames = Frames::new(bytes, cipher);
     match frames.next() {
@@ -220,32 +220,32 @@ pub(crate) fn read(bytes: &[u8], cipher: Option<&Cipher>) -> Result<(Frame, usiz
     }
 }
 
-/// The frames of a file that is not encrypted, in order. Ends after the first bad one.
+/// Frames of an unencrypted file, in order. Ends after the first invalid one.
 pub fn frames(file: impl Read) -> impl Iterator<Item = Result<Frame, BadFrame>> {
     Frames::new(file, None)
 }
 
-/// The frames of a file, in order. Ends after the first bad one.
+/// Frames of a file, in order. Ends after the first invalid one.
 pub(crate) struct Frames<'a, R> {
     file: R,
     cipher: Option<&'a Cipher>,
-    /// Where the next frame begins.
+    /// Offset of the next frame.
     offset: u64,
     ended: bool,
 }
 
 impl<'a, R: Read> Frames<'a, R> {
-    /// Reads from where `file` stands.
+    /// Reads from the current position of `file`.
     pub fn new(file: R, cipher: Option<&'a Cipher>) -> Self {
         Self { file, cipher, offset: 0, ended: false }
     }
 
-    /// Bytes of all frames read so far: where the next one begins, or the bad one.
+    /// Bytes of all frames read so far: the offset of the next frame or of the invalid one.
     pub fn offset(&self) -> u64 {
         self.offset
     }
 
-    /// The bytes that are left, at most `most`: fewer at the end of the file.
+    /// The next `most` bytes, or fewer at the end of the file.
     fn bytes(&mut self, most: usize) -> Result<Vec<u8>, BadFrame> {
         let mut bytes = Vec::with_capacity(most.min(CHUNK));
         self.file

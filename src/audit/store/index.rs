@@ -1,13 +1,13 @@
-//! A segment's index, on sled 0.34: what can be made again from its records. A damaged one is
-//! thrown away, so nothing that sled does or fails to do can cost a record.
+//! Index of a segment, on sled 0.34. It can be rebuilt from the records. A damaged index is
+//! discarded, so that no fault of sled can cost a record.
 //!
 //! | key | value |
 //! |---|---|
-//! | `m`, first `seq` of a block | the block: where its frames stand, its hashes |
-//! | `t`, field, keyed digest of a value, first `seq` | the places in the block with that value |
-//! | `p`, first `seq` | digests and places of values that few records share |
-//! | `y`, first `seq` | the block's tally |
-//! | `k` | a digest that tells which key the others were made with |
+//! | `m`, first `seq` of a block | the block: positions of its frames, its hashes |
+//! | `t`, field, keyed digest of a value, first `seq` | positions in the block with that value |
+//! | `p`, first `seq` | digests and positions of rare values |
+//! | `y`, first `seq` | aggregates of the block |
+//! | `k` | digest that identifies the key of the other digests |
 
 use std::{
     collections::HashMap,
@@ -27,24 +27,24 @@ use super::{
 };
 use crate::{digest::DigestKey, maintenance::Cipher, query::Aggregates};
 
-/// Bytes of pages that one open index keeps in memory.
+/// Page cache of one open index in bytes.
 const CACHE: u64 = 8 << 20;
-/// How long an index that was just closed may still be locked.
+/// Maximum time for which a closed index may stay locked.
 const LINGERING: Duration = Duration::from_secs(2);
-/// Between two tries to open it.
+/// Delay between attempts to open an index.
 const PAUSE: Duration = Duration::from_millis(5);
-/// Bytes of a digest of a value that few records share, and of its place.
+/// Bytes of a rare value's digest and its position.
 const RARE: usize = 6;
 
 impl Field {
-    /// Whether hardly two decisions have the same value: an index of its own for each would be
+    /// Whether nearly every decision has its own value. One key per value would make the index
     /// larger than the records.
     pub(super) fn is_rare(self) -> bool {
         matches!(self, Self::Id | Self::Trace | Self::Session)
     }
 }
 
-/// A key and its value.
+/// Key and value.
 type Entry = (Vec<u8>, Vec<u8>);
 
 /// The index of one segment.
@@ -60,7 +60,7 @@ fn at(prefix: &[u8], first: u64) -> Vec<u8> {
     key
 }
 
-/// sled 0.34 asserts where it finds files that it did not expect; those panics are faults of the
+/// Catches panics. sled 0.34 asserts if it finds unexpected files; such a panic is a fault of the
 /// index, not of the proxy.
 fn contained<T>(work: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
@@ -77,13 +77,13 @@ fn damaged(error: impl std::fmt::Display) -> Fault {
 }
 
 impl Index {
-    /// Opens the index in `path`, or makes it.
+    /// Opens the index in `path`, or creates it.
     pub fn open(path: &Path, key: &DigestKey, cipher: Option<Arc<Cipher>>) -> Result<Self, Fault> {
         let config = || sled::Config::new().path(path).flush_every_ms(None).cache_capacity(CACHE);
         let began = Instant::now();
         loop {
             match contained(|| config().open().map_err(Fault::from)) {
-                // sled's own threads give the lock up a moment after the index was dropped.
+                // sled's threads release the lock shortly after the index was dropped.
                 Err(Fault::InUse(_)) if began.elapsed() < LINGERING => thread::sleep(PAUSE),
                 opened => {
                     let index = Self { db: opened?, key: key.clone(), cipher };
@@ -94,7 +94,7 @@ impl Index {
         }
     }
 
-    /// Opens the index in `path`; one that can't be opened is removed and a new one begun.
+    /// Opens the index in `path`. Replaces an index that cannot be opened by an empty one.
     pub fn open_or_renew(
         path: &PathBuf,
         key: &DigestKey,
@@ -110,7 +110,7 @@ impl Index {
         }
     }
 
-    /// An index that another key made would find nothing, and so hide records.
+    /// Checks the key: with another key, lookups would find nothing and so hide records.
     fn check_key(&self) -> Result<(), Fault> {
         let mine = self.key.term(0, "the key of this index");
         contained(|| match self.db.get(b"k")? {
@@ -124,7 +124,7 @@ impl Index {
         })
     }
 
-    /// Seals a value where the store is encrypted: tallies and places hold what records hold.
+    /// Encrypts a value if the store is encrypted: index values contain data of records.
     fn wrap(&self, key: &[u8], value: Vec<u8>) -> Result<Vec<u8>, Fault> {
         match &self.cipher {
             Some(cipher) => cipher.seal(key, &value).map_err(damaged),
@@ -150,7 +150,7 @@ impl Index {
         digest.first_chunk().copied().unwrap_or_default()
     }
 
-    /// What the index has of a block, not encrypted.
+    /// Index entries of a block, not encrypted.
     fn entries(&self, sealing: &Sealing) -> Result<Vec<Entry>, Fault> {
         let first = sealing.meta.first;
         let mut entries = Vec::new();
@@ -178,7 +178,7 @@ impl Index {
         Ok(entries)
     }
 
-    /// Puts a block in, all of it or nothing.
+    /// Adds a block atomically.
     pub fn put(&self, sealing: &Sealing) -> Result<(), Fault> {
         let mut batch = sled::Batch::default();
         for (key, value) in self.entries(sealing)? {
@@ -192,13 +192,13 @@ impl Index {
         })
     }
 
-    /// Whether it has a block as this says, and in how many entries.
+    /// Whether the index contains exactly this data of a block. Returns its number of entries.
     pub fn holds(&self, sealing: &Sealing) -> Result<usize, Fault> {
         let entries = self.entries(sealing)?;
         let tally = at(b"y", sealing.meta.first);
         for (key, value) in &entries {
             let same = match self.get(key)? {
-                // What it counts is in no order.
+                // The aggregates have no fixed serialized order: compare them parsed.
                 Some(_) if *key == tally => *self.tally(sealing.meta.first)? == sealing.tally,
                 found => found.as_ref() == Some(value),
             };
@@ -209,7 +209,7 @@ impl Index {
         Ok(entries.len())
     }
 
-    /// How many entries each block has.
+    /// Number of entries of each block.
     pub fn counts(&self) -> Result<HashMap<u64, usize>, Fault> {
         contained(|| {
             let mut counts = HashMap::new();
@@ -232,7 +232,7 @@ impl Index {
         })
     }
 
-    /// The places in a block with this value; for a rare field, perhaps some more.
+    /// Positions in a block with this value; a rare field may have false positives.
     pub fn term(&self, first: u64, field: Field, value: &str) -> Result<Bits, Fault> {
         if !field.is_rare() {
             let found = self.get(&self.term_key(first, field, value))?;
@@ -246,7 +246,7 @@ impl Index {
         Ok(same.map(|entry| usize::from(u16::from_le_bytes([entry[4], entry[5]]))).collect())
     }
 
-    /// What is known of a block's records together.
+    /// Aggregates of a block's records.
     pub fn tally(&self, first: u64) -> Result<Arc<Aggregates>, Fault> {
         let bytes = self.get(&at(b"y", first))?;
         let bytes = bytes.ok_or_else(|| damaged("a block has no tally"))?;

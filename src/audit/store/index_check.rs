@@ -1,4 +1,4 @@
-//! Holds the indexes against the records that they are of.
+//! Compares indexes with their records.
 
 use std::{collections::HashMap, ops::Range};
 
@@ -6,20 +6,20 @@ use rayon::prelude::*;
 
 use super::{Fault, View, block::BlockMeta, segment::Segment};
 
-/// An index that does not say what the records say.
+/// Difference between an index and its records.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Mismatch {
-    /// The record that its segment begins with.
+    /// First record of the segment.
     pub segment: u64,
-    /// The first record of the block, where it is one block's entries.
+    /// First record of the block, if the difference concerns one block.
     pub block: Option<u64>,
-    /// In words.
+    /// Description of the difference.
     pub what: String,
 }
 
 impl View {
-    /// Makes again from records what the indexes should have, and says where they have something
-    /// else. What can't be read is left to who looks at records.
+    /// Rebuilds the index data from records and returns differences to the indexes. Records that
+    /// cannot be read are ignored here: verification of the records reports them.
     pub(crate) fn check_indexes(&self) -> Vec<Mismatch> {
         let mut found = Vec::new();
         for (first, opened) in self.open_segments() {
@@ -36,7 +36,7 @@ impl View {
 }
 
 impl Segment {
-    /// Holds what the index has of these records against them.
+    /// Compares the index data of these records with the records.
     fn check_index(&self, records: Range<u64>) -> Vec<Mismatch> {
         let all = self.blocks();
         let blocks: Vec<_> = all.iter().filter(|meta| records.contains(&meta.first)).collect();
@@ -46,7 +46,7 @@ impl Segment {
         let mismatch = |block, what| Mismatch { segment: self.first, block, what };
         for (meta, checked) in blocks.iter().zip(checked) {
             match checked {
-                // `None`: its records can't be read.
+                // `None`: the records cannot be read.
                 Ok(count) => drop(counts.insert(meta.first, count)),
                 Err(fault) => {
                     counts.insert(meta.first, None);
@@ -73,7 +73,7 @@ impl Segment {
         found
     }
 
-    /// How many entries a block has in the index, all of which are right.
+    /// Number of a block's index entries, if all are correct.
     fn check_block(&self, meta: &BlockMeta) -> Result<Option<usize>, Fault> {
         let Ok(sealing) = self.rebuilt(meta) else { return Ok(None) };
         self.index().holds(&sealing).map(Some)

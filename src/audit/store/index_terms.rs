@@ -1,10 +1,10 @@
-//! What the index knows of a record: its terms, its times, its sizes.
+//! Index data of a record: terms, times and sizes.
 
 use serde::{Deserialize, Serialize};
 
 use crate::record::{Decision, Kind, Record, Target};
 
-/// A field with an index.
+/// Indexed field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[repr(u8)]
@@ -14,38 +14,38 @@ pub(crate) enum Field {
     Session = 3,
     Principal = 4,
     Server = 5,
-    /// A tool's name on its server.
+    /// Name of a tool on its server.
     Tool = 6,
     Method = 7,
     Decision = 8,
     Code = 9,
     Kind = 10,
-    /// The id of a rule that decided, or that found something.
+    /// Id of a rule that decided or found something.
     Rule = 11,
     Label = 12,
     Event = 13,
-    /// A prompt's name or a resource's URI.
+    /// Name of a prompt or URI of a resource.
     Target = 14,
 }
 
-/// What the index knows of a record.
+/// Index data of a record.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Facts {
-    /// The values of the indexed fields, each pair once.
+    /// Values of the indexed fields, without duplicate pairs.
     pub terms: Vec<(Field, String)>,
-    /// Microseconds from the message's arrival to its end.
+    /// Microseconds from the arrival of the message to its end.
     pub total_us: Option<u64>,
-    /// Microseconds of it that the server took.
+    /// Microseconds that the server took, a part of the total.
     pub server_us: Option<u64>,
     /// Bytes of the parameters.
     pub request_bytes: Option<u64>,
-    /// Bytes of the answer.
+    /// Bytes of the response.
     pub response_bytes: Option<u64>,
-    /// How many refusals it counts that have no records of their own.
+    /// Number of refusals without their own records that the record counts.
     pub summarized: Option<u64>,
 }
 
-/// The text of a decision, as the record has it.
+/// Serialized name of a decision.
 pub(crate) fn decision(decision: Decision) -> &'static str {
     match decision {
         Decision::Allowed => "allowed",
@@ -55,7 +55,7 @@ pub(crate) fn decision(decision: Decision) -> &'static str {
     }
 }
 
-/// The text of a kind, as the record has it.
+/// Serialized name of a kind.
 pub(crate) fn kind(kind: Kind) -> &'static str {
     match kind {
         Kind::Intent => "intent",
@@ -66,7 +66,7 @@ pub(crate) fn kind(kind: Kind) -> &'static str {
 }
 
 impl Facts {
-    /// The facts of a record.
+    /// Index data of a record.
     pub(crate) fn of(record: &Record) -> Self {
         let mut facts = Self::default();
         facts.add(Field::Id, record.id().to_string());
@@ -109,7 +109,7 @@ impl Facts {
         facts
     }
 
-    /// The first value of a field.
+    /// First value of a field.
     pub(crate) fn term(&self, field: Field) -> Option<&str> {
         self.terms.iter().find(|(of, _)| *of == field).map(|(_, value)| value.as_str())
     }

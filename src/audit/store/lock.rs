@@ -1,4 +1,4 @@
-//! One process at a time.
+//! Lock of a store, for one process at a time.
 
 use std::{
     fs::{File, OpenOptions, TryLockError},
@@ -9,16 +9,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The lock on a store, until it is dropped or the process ends.
+/// Lock of a store. Released on drop or when the process ends.
 #[derive(Debug)]
 pub(crate) struct Lock {
     _file: File,
 }
 
-/// The lock was not got.
+/// Reasons why the lock was not acquired.
 #[derive(Debug)]
 pub(crate) enum Refused {
-    /// Another process has it: its id, where that could be read.
+    /// Another process holds it. Contains the process id, if it could be read.
     Held(Option<u32>),
     Io(io::Error),
 }
@@ -30,7 +30,7 @@ impl From<io::Error> for Refused {
 }
 
 impl Lock {
-    /// Takes the lock of the store in `dir`, waiting for it until `deadline` has passed.
+    /// Acquires the lock of the store in `dir`, waiting at most `deadline`.
     pub(crate) fn take(dir: &Path, deadline: Duration) -> Result<Self, Refused> {
         let until = Instant::now() + deadline;
         let mut file = OpenOptions::new()
@@ -54,7 +54,7 @@ impl Lock {
                 Err(TryLockError::Error(error)) => return Err(error.into()),
             }
         }
-        // Only words for whoever finds it locked; a full disk must not keep readers out.
+        // The process id is only informative; a full disk must not prevent reading.
         let _ = file.set_len(0);
         let _ = file.rewind();
         let _ = writeln!(file, "{}", std::process::id());

@@ -1,15 +1,15 @@
-//! Where records are kept: plain files that are the log, and an index that can be made of them.
+//! Storage of records: plain files that are the log, and an index that can be rebuilt from them.
 //!
-//! - A record is a line ([`Line`](super::line::Line)), a commit a [`frame`] of lines in the file
-//!   of commits of its [`block`]. One thread ([`writer`]) commits, with one sync of the disk for
-//!   all who wait; another ([`sealer`]) packs whole blocks into their [`segment`], a folder for
-//!   each day. Whoever drops a folder drops a day: that is retention.
-//! - sled 0.34 holds the [`index`] alone. Its flush does not sync, some stores do not open after an
-//!   abrupt stop, and deletes give no space back: none of that touches a record, and an index that
-//!   is damaged is thrown away and made again.
-//! - `store.lock` is held by the one process that writes the store. `head` names the last
-//!   acknowledged record, so that a loss is seen, told and put on record.
-//! - A [`View`] is all that was durable at one moment.
+//! - A record is a line ([`Line`](super::line::Line)), a commit a [`frame`] of lines in the commit
+//!   file of its [`block`]. One thread ([`writer`]) commits, with one sync of the disk for all
+//!   waiting records; another ([`sealer`]) packs whole blocks into their [`segment`], a folder for
+//!   each day. Retention drops a day by removing its folder.
+//! - sled 0.34 holds only the [`index`]. Its flush does not sync, some stores do not open after an
+//!   abrupt stop, and deletes do not free space: none of that affects a record, and a damaged index
+//!   is discarded and rebuilt.
+//! - The one process that writes the store holds `store.lock`. `head` names the last acknowledged
+//!   record, so that a loss is detected, logged and recorded.
+//! - A [`View`] is the durable state at one moment.
 
 mod bitmap;
 mod block;
@@ -35,5 +35,5 @@ pub(super) use segments::{
 };
 pub(super) use writer::{Job, Settings, Writer};
 
-/// Most records of a block: places in it fit into 512 bytes of bits.
+/// Maximum number of records of a block: a set of its positions fits into 512 bytes.
 pub(super) const BLOCK: u64 = 4096;

@@ -1,4 +1,4 @@
-//! The thread that seals blocks, so that no call waits for the packing of records.
+//! Thread that seals blocks, so that no call waits for the packing of records.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -14,21 +14,21 @@ use super::{
     segments::SegmentSet,
 };
 
-/// Between two tries.
+/// Delay between attempts.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// What is to be done, in order.
+/// Task of the sealing thread. Tasks run in order.
 pub(super) enum Task {
-    /// Put a block into its segment.
+    /// Pack a block into its segment.
     Seal { segment: Arc<Segment>, block: Arc<Growing> },
-    /// Make ready what the commits of the next block go to.
+    /// Prepare the file for the commits of the next block.
     Prepare,
-    /// Say of a segment that all its blocks are sealed.
+    /// Close a segment whose blocks are all sealed.
     Close(Arc<Segment>),
 }
 
-/// The sealing thread. Dropped, it does what is left, each task once, and ends: what can't be done
-/// is done when the store is opened next.
+/// Handle of the sealing thread. On drop, the thread tries each remaining task once and ends.
+/// Failed tasks are repeated when the store is opened next.
 pub(super) struct Sealer {
     tasks: Option<mpsc::Sender<Task>>,
     thread: Option<JoinHandle<()>>,
@@ -44,7 +44,7 @@ impl Sealer {
         Ok(Self { tasks: Some(tasks), thread: Some(thread) })
     }
 
-    /// Queues a task. The writer sees to it that few blocks wait.
+    /// Queues a task. The writer bounds the number of waiting blocks.
     pub fn put(&self, task: Task) -> Result<(), Fault> {
         let sent = self.tasks.as_ref().map(|tasks| tasks.send(task));
         match sent {
@@ -58,7 +58,7 @@ impl Drop for Sealer {
     fn drop(&mut self) {
         self.tasks = None;
         if let Some(thread) = self.thread.take() {
-            // It contains its panics; there is nothing to be told of here.
+            // The thread catches its own panics.
             let _ = thread.join();
         }
     }
@@ -81,7 +81,7 @@ fn run(shelf: &SegmentSet, queue: &mpsc::Receiver<Task>) {
                 Ok(()) => {
                     waiting.remove(0);
                 }
-                // It stays as it is until the store is opened next; blocks must not wait for it.
+                // The segment stays open until the next start; blocks must not wait for it.
                 Err(fault @ Fault::Damaged(_)) if matches!(task, Task::Close(_)) => {
                     tracing::error!(%fault, "a segment of the audit log is not closed");
                     waiting.remove(0);
@@ -95,7 +95,7 @@ fn run(shelf: &SegmentSet, queue: &mpsc::Receiver<Task>) {
         if waiting.is_empty() {
             continue;
         }
-        // Later blocks can't be sealed before this one: wait, and take in what comes meanwhile.
+        // Later blocks cannot be sealed before this one: wait, and queue new tasks meanwhile.
         match queue.recv_timeout(PAUSE) {
             Ok(task) => waiting.push(task),
             Err(mpsc::RecvTimeoutError::Timeout) => {}
@@ -114,7 +114,7 @@ fn work(shelf: &SegmentSet, task: &Task) -> Result<(), Fault> {
             Ok(())
         }
         Task::Prepare => {
-            // Commits do without, only slower.
+            // Commits work without it, only slower.
             if let Err(error) = Wal::prepare(shelf.dir()) {
                 tracing::debug!(%error, "no file is filled ahead for audit records");
             }

@@ -1,5 +1,5 @@
-//! The one thread that writes. It takes whatever waits in the queue, commits it as one frame and
-//! answers each producer; so a sync of the disk serves all that came in during the one before.
+//! The only thread that writes. It commits all queued records as one frame and replies to each
+//! producer, so that one sync of the disk serves all records that arrived during the sync before.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -26,35 +26,35 @@ use crate::{
     record::{Entry, Event, EventRecord, Kind, Record, RecordsLost, VERSION, encode},
 };
 
-/// Records in one commit.
+/// Maximum number of records in one commit.
 const BATCH: usize = 512;
-/// Bytes of records in one commit.
+/// Maximum bytes of records in one commit.
 const BATCH_BYTES: usize = 4 << 20;
 const MINUTE: u64 = 60_000_000;
-/// Records of a block after which the file of the next one's commits is made ready: a store that
-/// takes few has none.
+/// Number of records in a block after which the next block's commit file is prepared. Stores with
+/// few records prepare none.
 const PREPARE: u64 = 512;
-/// Bytes of the disk beyond the reserve that are needed for that.
+/// Free bytes of the disk beyond the reserve that this preparation requires.
 const PREPARE_FREE: u64 = 64 << 20;
-/// Bytes of records that may wait in memory to be sealed.
+/// Maximum bytes of records in memory that wait to be sealed.
 const UNSEALED: usize = 64 << 20;
 
-/// What a writer goes by.
+/// Settings of a writer.
 pub(crate) struct Settings {
-    /// Records that may wait.
+    /// Maximum number of queued records.
     pub queue: usize,
-    /// Bytes of the disk that are left free.
+    /// Bytes of the disk that stay free.
     pub reserve: u64,
-    /// Microseconds that a segment is of.
+    /// Period of a segment in microseconds.
     pub period: u64,
-    /// Bytes of packed records after which a segment takes no more: it is the least that retention
-    /// can drop.
+    /// Bytes of packed records at which a segment ends. A segment is the least that retention can
+    /// drop.
     pub bytes: u64,
-    /// What time it is.
+    /// Source of record times.
     pub clock: Clock,
 }
 
-/// A record on its way to the disk.
+/// A queued record.
 #[derive(Debug)]
 pub(crate) struct Job {
     record: Record,
@@ -64,7 +64,7 @@ pub(crate) struct Job {
 }
 
 impl Job {
-    /// A job for this record, and where the answer to it will be.
+    /// Job for this record, and the receiver of its reply.
     pub(crate) fn new(
         mut record: Record,
     ) -> Result<(Self, oneshot::Receiver<Result<(), Fault>>), Fault> {
@@ -75,14 +75,14 @@ impl Job {
     }
 }
 
-/// A record that is about to be committed.
+/// A record of the current commit.
 struct Draft {
     record: Record,
     text: Vec<u8>,
     facts: Facts,
 }
 
-/// The writing thread.
+/// State of the writing thread.
 pub(crate) struct Writer {
     shelf: Arc<SegmentSet>,
     settings: Settings,
@@ -91,12 +91,12 @@ pub(crate) struct Writer {
     mark: HeadFile,
     current: Option<Current>,
     head: Head,
-    /// What befell the store and is not yet on record.
+    /// Events of the store that are not recorded yet.
     news: Vec<Event>,
 }
 
 impl Writer {
-    /// Starts the thread. It ends, everything written, when the last sender is gone.
+    /// Starts the thread. It writes all records and ends when the last sender is dropped.
     pub(crate) fn start(
         opened: Opened,
         settings: Settings,
@@ -128,7 +128,7 @@ impl Writer {
         Ok((jobs, thread))
     }
 
-    /// Tells of what was found when the store was opened.
+    /// Logs damage and loss that the opening of the store found, and queues a record of the loss.
     fn tell(&mut self, loss: Option<Loss>) {
         for what in self.shelf.damage() {
             tracing::error!("the audit log is damaged: {what}");
@@ -165,7 +165,7 @@ impl Writer {
                 bytes += job.text.len();
                 jobs.push(job);
             }
-            // A panic below is a fault of this batch: its producers see their answers gone.
+            // A panic is a fault of this batch: its producers see a closed reply channel.
             let done = catch_unwind(AssertUnwindSafe(|| self.batch(jobs)));
             if done.is_err() {
                 tracing::error!("the audit store panicked");
@@ -177,8 +177,8 @@ impl Writer {
     fn batch(&mut self, jobs: Vec<Job>) {
         let (mut replies, mut drafts) = (Vec::new(), Vec::new());
         for Job { record, text, facts, reply } in jobs {
-            // A call whose producer gave up waiting is not made, so it was never intended. Other
-            // records tell of what has happened, whether or not somebody waits for them.
+            // If the producer stopped waiting, its call is not made, so its intent is skipped.
+            // Other records describe past events and are written in any case.
             if reply.is_closed() && record.kind() == Kind::Intent {
                 continue;
             }
@@ -195,7 +195,7 @@ impl Writer {
                 tracing::error!(%fault, records = count, "audit records not written");
             }
             for reply in answers.by_ref().take(count) {
-                // A producer that gave up waiting is no longer there to be told.
+                // The producer may have stopped waiting.
                 let _ = reply.send(done.clone());
             }
         }
@@ -212,13 +212,13 @@ impl Writer {
         Ok(disk.blocks_available().saturating_mul(disk.fragment_size()))
     }
 
-    /// How many records the next commit may have: those of one block.
+    /// Maximum number of records of the next commit, which belongs to one block.
     fn room(&self) -> usize {
         let left = self.current.as_ref().map_or(super::BLOCK, |current| current.growing.room());
         usize::try_from(left).unwrap_or(usize::MAX).saturating_sub(self.news.len()).max(1)
     }
 
-    /// Commits these records in one frame, after the news.
+    /// Commits these records in one frame, after the queued events.
     fn commit(&mut self, drafts: Vec<Draft>) -> Result<(), Fault> {
         let recorded =
             segments::stamp((self.settings.clock)()).max(segments::stamp(self.head.recorded));
@@ -226,7 +226,7 @@ impl Writer {
         let mut all = Vec::with_capacity(self.news.len() + drafts.len());
         for what in &self.news {
             let mut record = Record::from(EventRecord::now(what.clone()));
-            // The words are the store's own, so there is nothing to take out.
+            // The store itself wrote these texts: they contain no secrets.
             record.settle(None);
             let text = encode(&mut record).map_err(|e| Fault::Io(e.to_string()))?;
             let facts = Facts::of(&record);
@@ -258,8 +258,8 @@ impl Writer {
         frame::write(&mut bytes, first, &lines, Pack::Plain, cipher)
             .map_err(|e| Fault::Io(format!("framing records: {e}")))?;
         if let Err(fault) = wal.append(&bytes) {
-            // What the file holds now is uncertain: what is acknowledged of it is sealed from
-            // memory, and the next commit begins another.
+            // The content of the file is uncertain: acknowledged records are sealed from memory,
+            // and the next commit begins another file.
             self.end_block();
             return Err(fault);
         }
@@ -273,14 +273,14 @@ impl Writer {
         Ok(())
     }
 
-    /// Ends the block if it is full, and makes ready what the next one needs. `before` is the first
+    /// Ends the block if it is full, and prepares the file of the next one. `before` is the first
     /// record of this commit.
     fn look_ahead(&mut self, before: u64) {
         let Some(current) = &self.current else { return };
         let (begin, end) = (current.growing.first, self.head.tree.size());
         let passed = before - begin < PREPARE && end - begin >= PREPARE;
         if passed && self.free().is_ok_and(|free| free > self.settings.reserve + PREPARE_FREE) {
-            // Commits do without, only slower.
+            // Commits work without it, only slower.
             let _ = self.sealer.put(Task::Prepare);
         }
         if current.growing.is_full() {
@@ -294,12 +294,12 @@ impl Writer {
         }
         for (LineHead { seq, recorded, prev }, line, record) in records {
             let entry = Entry { v: VERSION, seq, recorded, prev, record };
-            // Fails where the last listener has just gone.
+            // Fails if there are no receivers any more.
             let _ = self.tail.send(Arc::new(Written { line, entry }));
         }
     }
 
-    /// Sees to it that there is a segment of today and a file to commit to.
+    /// Ensures that there is a segment for today and a file for commits.
     fn prepare(&mut self, now: u64) -> Result<(), Fault> {
         if self.shelf.unsealed() > UNSEALED {
             return Err(Fault::Io(
@@ -335,7 +335,7 @@ impl Writer {
         Ok(())
     }
 
-    /// The block takes no more records: it goes to be sealed.
+    /// Ends the block and queues it for sealing.
     fn end_block(&mut self) {
         let Some(current) = &mut self.current else { return };
         current.wal = None;
@@ -352,7 +352,7 @@ impl Writer {
 }
 
 impl Current {
-    /// When the first record of the segment was written.
+    /// Time of the first record of the segment.
     fn begin(&self) -> Option<u64> {
         let sealed = self.segment.blocks().first().map(|block| block.begin);
         sealed.or_else(|| self.growing.begin())

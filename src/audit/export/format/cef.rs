@@ -6,14 +6,14 @@ use std::fmt::Write as _;
 use super::{super::Item, Origin, decision_word, kind_word, severity};
 use crate::record::{Decision, Direction, Kind, Record, Target, Transport};
 
-/// One record, without a line's end.
+/// Writes one record, without a line feed.
 pub(super) fn event(item: &Item, origin: &Origin, out: &mut Vec<u8>) {
     let record = &item.record;
     let kind = kind_word(record.kind());
     let event = record.event();
     let call = record.call();
     let refusal = record.refusal();
-    // What rules of a SIEM match on: the code of what did not pass, else what it is.
+    // SIEM rules match on the signature: the refusal's code, or else the kind of record.
     let signature = refusal.map(|refusal| refusal.code.as_str()).or(event).unwrap_or(kind);
     let name = match (call.and_then(|call| call.method.as_deref()), event) {
         (Some(method), _) => format!("{method} {kind}"),
@@ -130,7 +130,7 @@ pub(super) fn event(item: &Item, origin: &Origin, out: &mut Vec<u8>) {
     out.extend_from_slice(text.as_bytes());
 }
 
-/// A field of the header: `|` and `\` are escaped, and it is one line.
+/// Appends a header field: escapes `|` and `\`, and replaces control characters.
 fn header(text: &mut String, value: &str) {
     for c in value.chars() {
         match c {
@@ -148,8 +148,8 @@ struct Pairs<'a> {
 }
 
 impl Pairs<'_> {
-    /// `key=value`: `=` and `\` are escaped, line breaks written as `\n` and `\r`, and other
-    /// control characters, for which the format has no escape, replaced.
+    /// Appends `key=value`: escapes `=` and `\`, writes line breaks as `\n` and `\r`, and replaces
+    /// other control characters, for which the format has no escape.
     fn add(&mut self, key: &str, value: &str) {
         if !self.first {
             self.text.push(' ');
@@ -174,7 +174,7 @@ impl Pairs<'_> {
         }
     }
 
-    /// A field whose meaning is ours, with the label that says which.
+    /// Appends a custom field with its label.
     fn labelled(&mut self, key: &str, label: &str, value: &str) {
         self.add(&format!("{key}Label"), label);
         self.add(key, value);

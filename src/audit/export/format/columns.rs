@@ -1,5 +1,5 @@
-//! The columns that CSV, Parquet and PostgreSQL have in common: one table, which is also what
-//! `docs/operate/audit-export.md` shows.
+//! The columns of CSV, Parquet and PostgreSQL. `docs/operate/audit-export.md` is generated from
+//! this table.
 
 use std::borrow::Cow;
 
@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::super::Item;
 use crate::record::{Call, Decision, Kept, Record, Target};
 
-/// What a column holds.
+/// Type of a column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// CSV: as it is. Parquet: UTF-8. PostgreSQL: `text`.
@@ -23,7 +23,7 @@ pub enum Kind {
     Time,
 }
 
-/// One record's value in one column.
+/// Value of one record in one column.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value<'a> {
     Absent,
@@ -57,7 +57,7 @@ fn integer(number: impl TryInto<i64>) -> Value<'static> {
     Value::Integer(number.try_into().unwrap_or(i64::MAX))
 }
 
-/// The name that serde gives a value of an enum.
+/// Serialized name of an enum value.
 fn word(value: &impl Serialize) -> Value<'static> {
     match serde_json::to_value(value) {
         Ok(serde_json::Value::String(text)) => Value::Text(text.into()),
@@ -111,7 +111,7 @@ const fn always(column: Column) -> Column {
 
 use Kind::{Boolean, Integer, Text, Time};
 
-/// All of them, in order. New ones come at the end, except `line`, which is the last.
+/// All columns, in order. New columns are appended, except that `line` stays last.
 pub const COLUMNS: &[Column] = &[
     always(column("seq", Integer, "The record's place in the log, from 0.", |i| integer(i.seq.0))),
     always(column("recorded", Time, "When the record was written.", |i| Value::Time(i.recorded))),

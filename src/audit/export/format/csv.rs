@@ -1,8 +1,8 @@
-//! CSV (RFC 4180): a line of names, then a line a record.
+//! CSV (RFC 4180): a header line, then one line per record.
 //!
-//! A cell that a spreadsheet would take for a formula gets an apostrophe in front, which is how
-//! spreadsheets mark text: names of tools are chosen by strangers. The column `line` has the
-//! record unchanged.
+//! A cell that a spreadsheet would evaluate as a formula gets a leading apostrophe, which
+//! spreadsheets use to mark text: tool names are untrusted. The column `line` has the record
+//! unchanged.
 
 use super::{
     super::Item,

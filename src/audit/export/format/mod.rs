@@ -42,7 +42,7 @@ pub enum Format {
 }
 
 impl Format {
-    /// All of them.
+    /// All formats.
     pub const ALL: [Self; 7] =
         [Self::Jsonl, Self::Csv, Self::Parquet, Self::Ocsf, Self::Cef, Self::Syslog, Self::Otlp];
 
@@ -59,7 +59,7 @@ impl Format {
         }
     }
 
-    /// The media type of a body of it.
+    /// Media type of a body in this format.
     pub(super) fn media(self) -> &'static str {
         match self {
             Self::Jsonl | Self::Ocsf => "application/x-ndjson",
@@ -88,25 +88,25 @@ impl FromStr for Format {
     }
 }
 
-/// What could not be written.
+/// Error while writing a format.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Fault(pub String);
 
-/// What formats say of the log and of this machine.
+/// Data about the log and this machine that formats include.
 #[derive(Debug, Clone)]
 pub struct Origin {
-    /// The store's id: the name of the chain.
+    /// Id of the store: the name of the hash chain.
     pub log: String,
-    /// This machine's name.
+    /// Name of this machine.
     pub host: Option<String>,
-    /// The proxy's version.
+    /// Version of the proxy.
     pub version: &'static str,
     pub pid: u32,
 }
 
 impl Origin {
-    /// This process, of the log of that id.
+    /// Origin of this process, for the log with this id.
     pub fn here(log: String) -> Self {
         Self {
             log,
@@ -117,7 +117,7 @@ impl Origin {
     }
 }
 
-/// Writes one record as one line, without the line's end, in a format that has such lines.
+/// Writes one record as one line, without the line feed, in a line-based format.
 fn one(format: Format, item: &Item, origin: &Origin, out: &mut Vec<u8>) -> Result<(), Fault> {
     match format {
         Format::Jsonl => out.extend_from_slice(&item.line),
@@ -134,17 +134,17 @@ fn one(format: Format, item: &Item, origin: &Origin, out: &mut Vec<u8>) -> Resul
     Ok(())
 }
 
-/// Writes one record as the text of a message of RFC 5424, around `payload`.
+/// Writes one record as an RFC 5424 message with `payload` as its text.
 pub(super) fn message(payload: Format, item: &Item, origin: &Origin) -> Result<Vec<u8>, Fault> {
     let mut out = Vec::with_capacity(item.line.len() + 512);
-    // The format of syslog itself is the record as it is.
+    // The payload of the format `syslog` is the canonical line.
     let payload = if payload == Format::Syslog { Format::Jsonl } else { payload };
     syslog::message(item, origin, payload, &mut out)?;
     Ok(out)
 }
 
-/// Writes records as lines or, in OTLP, as one request. `first`: nothing stands before them, so
-/// that CSV begins with its names.
+/// Writes records as lines or, in OTLP, as one request. `first` means that nothing precedes them,
+/// so that CSV begins with its header line.
 pub(super) fn lines(
     format: Format,
     items: &[Item],
@@ -177,7 +177,7 @@ pub(super) fn lines(
     Ok(out)
 }
 
-/// A whole file in one format, written piece by piece.
+/// Writer for a whole file in one format.
 pub struct Writer<W: Write + Send> {
     inner: Inner<W>,
     origin: Origin,
@@ -192,7 +192,7 @@ impl<W: Write + Send> Writer<W> {
     /// Begins a file.
     ///
     /// # Errors
-    /// Where it can't be written to.
+    /// If the file cannot be written.
     pub fn new(format: Format, origin: Origin, out: W) -> Result<Self, Fault> {
         let inner = match format {
             Format::Parquet => Inner::Parquet(Box::new(parquet::File::new(&origin, out)?)),
@@ -204,7 +204,7 @@ impl<W: Write + Send> Writer<W> {
     /// Writes records.
     ///
     /// # Errors
-    /// Where they can't be written.
+    /// If the records cannot be written.
     pub fn write(&mut self, items: Vec<Item>) -> Result<(), Fault> {
         match &mut self.inner {
             Inner::Lines { format, out, first } => {
@@ -219,7 +219,7 @@ impl<W: Write + Send> Writer<W> {
     /// Ends the file.
     ///
     /// # Errors
-    /// Where its end can't be written.
+    /// If the end of the file cannot be written.
     pub fn finish(self) -> Result<W, Fault> {
         match self.inner {
             Inner::Lines { format, mut out, first } => {
@@ -239,7 +239,7 @@ fn unwritable(error: std::io::Error) -> Fault {
     Fault(format!("the export can't be written: {error}"))
 }
 
-/// The severity in the words of all formats.
+/// The severity in each format.
 impl Severity {
     fn ocsf(self) -> (u8, &'static str) {
         match self {

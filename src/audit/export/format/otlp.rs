@@ -1,6 +1,6 @@
 //! OpenTelemetry logs: an `ExportLogsServiceRequest` in the JSON mapping of OTLP, which every
-//! receiver over HTTP takes. Names of attributes are those of OpenTelemetry's semantic conventions
-//! where there is one, and `portcullis.*` otherwise.
+//! receiver over HTTP accepts. Attribute names are those of OpenTelemetry's semantic conventions,
+//! or else `portcullis.*`.
 
 use serde::Serialize;
 
@@ -38,7 +38,7 @@ struct Scope<'a> {
     version: &'a str,
 }
 
-/// Numbers of 64 bits are texts in this mapping.
+/// Log record. The mapping writes 64-bit numbers as text.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct LogRecord<'a> {
@@ -102,7 +102,7 @@ impl<'a> Attributes<'a> {
     }
 }
 
-/// One request with all of the records.
+/// Writes one request with all records.
 pub(super) fn request(items: &[Item], origin: &Origin, out: &mut Vec<u8>) -> Result<(), Fault> {
     let mut resource = Attributes::default();
     resource.text("service.name", "portcullis");
@@ -174,7 +174,7 @@ fn attributes(item: &Item) -> Vec<Attribute<'_>> {
         all.integer("portcullis.count", count);
     }
     all.maybe("user.name", item.record.principal());
-    // Only the beginning of the session's id is on record: not `mcp.session.id`.
+    // Only a prefix of the session id is recorded, so this is not `mcp.session.id`.
     all.maybe("portcullis.session", item.record.session());
     let Some(call) = item.record.call() else { return all.0 };
     all.0.push(Attribute { key: "portcullis.verified", value: AnyValue::Bool(call.verified) });

@@ -1,6 +1,6 @@
-//! Apache Parquet: the columns of `columns.rs`, typed, in groups of rows compressed with zstd.
-//! Written with the crate's own writer: records are few columns of plain values, for which Arrow
-//! would be a second copy and many crates.
+//! Apache Parquet: the columns of `columns.rs`, typed, in row groups compressed with zstd. Uses the
+//! crate's own writer: records have few columns of plain values, for which Arrow would add a second
+//! copy and many crates.
 
 use std::{io::Write, sync::Arc};
 
@@ -22,7 +22,7 @@ use super::{
     columns::{COLUMNS, Column, Kind, Value},
 };
 
-/// Records in a group of rows: all of them are in memory until the group is written.
+/// Records in a row group. All of them are in memory until the group is written.
 const GROUP: usize = 16 * 1024;
 
 impl From<ParquetError> for Fault {
@@ -116,8 +116,8 @@ impl<W: Write + Send> File<W> {
     }
 }
 
-/// Writes one column of a group: the values that are there, and for an optional one also which
-/// of them are.
+/// Writes one column of a row group: the present values and, for an optional column, which records
+/// have one.
 fn write<'a, T: DataType>(
     rows: &mut SerializedRowGroupWriter<'_, impl Write + Send>,
     column: &Column,

@@ -1,16 +1,16 @@
-//! Syslog messages (RFC 5424). Framing is the target's.
+//! Syslog messages (RFC 5424). The target does the framing.
 
 use std::fmt::Write as _;
 
 use super::{super::Item, Fault, Format, Origin, decision_word, kind_word, severity};
 
-/// "log audit", RFC 5424, table 1.
+/// Facility "log audit", RFC 5424, table 1.
 const FACILITY: u8 = 13;
-/// The enterprise number that RFC 5612 sets aside for those without one of their own.
+/// Enterprise number of RFC 5612, for software without a number of its own.
 const SD_ID: &str = "portcullis@32473";
 
-/// One message. `payload` is what stands as its text: the canonical line, or the record in
-/// another format of one line.
+/// Writes one message. `payload` is the format of its text: the canonical line or another format
+/// with one line per record.
 pub(super) fn message(
     item: &Item,
     origin: &Origin,
@@ -56,7 +56,7 @@ pub(super) fn message(
     super::one(payload, item, origin, out)
 }
 
-/// A field of the header: printable ASCII without spaces, of a bounded length.
+/// Appends a header field: printable ASCII without spaces, of at most `most` bytes.
 fn word(text: &mut String, value: &str, most: usize) {
     let legal = value.chars().filter(char::is_ascii_graphic).take(most);
     let before = text.len();
@@ -67,7 +67,7 @@ fn word(text: &mut String, value: &str, most: usize) {
     text.push(' ');
 }
 
-/// ` name="value"`: `"`, `\` and `]` are escaped (section 6.3.3), control characters replaced.
+/// Appends ` name="value"`: escapes `"`, `\` and `]` (section 6.3.3), replaces control characters.
 fn param(text: &mut String, name: &str, value: &str) {
     let _ = write!(text, " {name}=\"");
     for c in value.chars() {

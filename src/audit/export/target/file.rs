@@ -1,4 +1,4 @@
-//! A file to which is appended, and standard output.
+//! Targets that append to a file or write to standard output.
 
 use std::{
     fs::{File, OpenOptions},
@@ -15,7 +15,7 @@ use super::{
     Sink, Undelivered,
 };
 
-/// A file. Whoever rotates it renames it: the next batch goes to a new one. A batch is
+/// A file. After a rotation by renaming, the next batch goes to a new file. A batch is
 /// acknowledged once the file is synced.
 pub(super) struct Appended {
     path: PathBuf,
@@ -34,8 +34,8 @@ impl Appended {
 impl Sink for Appended {
     async fn deliver(&mut self, items: Arc<Vec<Item>>) -> Result<(), Undelivered> {
         let (path, format, origin) = (self.path.clone(), self.format, self.origin.clone());
-        // Given back only after all went well: else the next batch opens it again and looks at
-        // what the failed one left.
+        // Put back only after success: after a failure, the next batch opens the file again and
+        // checks its end.
         let file = self.file.take();
         let written = tokio::task::spawn_blocking(move || {
             let mut file = match file {
@@ -56,7 +56,7 @@ impl Sink for Appended {
     }
 }
 
-/// Whether the file is still the one of that name.
+/// Whether the path still names this file.
 fn is_at(file: &File, path: &Path) -> bool {
     match (file.metadata(), path.metadata()) {
         (Ok(ours), Ok(there)) => (ours.dev(), ours.ino()) == (there.dev(), there.ino()),
@@ -64,8 +64,8 @@ fn is_at(file: &File, path: &Path) -> bool {
     }
 }
 
-/// Opens the file, or makes it for its owner alone, and cuts off what an abrupt stop left of a
-/// line: it was not acknowledged, so it comes again.
+/// Opens the file, or creates it for its owner only, and removes an incomplete last line. That line
+/// was not acknowledged, so it is sent again.
 fn open(path: &Path) -> io::Result<File> {
     if let Ok(there) = path.metadata()
         && !there.is_file()
@@ -76,7 +76,7 @@ fn open(path: &Path) -> io::Result<File> {
     let mut file =
         OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path)?;
     if fresh && let Some(folder) = path.parent() {
-        // So that the file is there after a power cut, too.
+        // Makes the new file's name survive a power cut.
         File::open(folder)?.sync_all()?;
     }
     let length = file.metadata()?.len();
@@ -92,7 +92,7 @@ fn open(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// The length of the file up to its last line's end.
+/// Length of the file up to its last line feed.
 fn whole_lines(file: &mut File, length: u64) -> io::Result<u64> {
     let mut end = length;
     let mut block = [0; 4096];
@@ -110,7 +110,7 @@ fn whole_lines(file: &mut File, length: u64) -> io::Result<u64> {
     Ok(0)
 }
 
-/// Standard output: acknowledged once it is written, whoever reads it.
+/// Standard output. A batch is acknowledged once it is written.
 pub(super) struct Stdout {
     format: Format,
     origin: Origin,

@@ -1,5 +1,5 @@
-//! An endpoint that takes a batch as the body of a `POST`, OTLP's among them. A batch is
-//! acknowledged by a status of 2xx.
+//! HTTP endpoints, including OTLP, that receive a batch as the body of a `POST`. A batch is
+//! acknowledged by a 2xx status.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -15,9 +15,9 @@ use super::{
 };
 use portcullis_vault::Secret;
 
-/// The longest that an endpoint may put us off by `Retry-After`.
+/// Maximum delay that an endpoint can set with `Retry-After`.
 const LATEST: Duration = Duration::from_secs(300);
-/// Bytes of an answer that are looked at.
+/// Maximum bytes of a response that are read.
 const ANSWER: usize = 64 << 10;
 
 pub(super) struct Endpoint {
@@ -38,7 +38,7 @@ impl Endpoint {
     ) -> Result<Self, Illegal> {
         let map =
             portcullis_vault::headers(headers).map_err(|illegal| Illegal(illegal.to_string()))?;
-        // A redirect or a proxy of the environment would carry records and credentials to a place
+        // A redirect or a proxy of the environment would send records and credentials to a host
         // that the config does not name.
         let mut client = reqwest::Client::builder()
             .no_proxy()
@@ -55,7 +55,7 @@ impl Endpoint {
     }
 }
 
-/// What an OTLP receiver says of a request that it took in part only.
+/// Response of an OTLP receiver that accepted part of a request.
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase", default)]
 struct Taken {
@@ -65,7 +65,7 @@ struct Taken {
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase", default)]
 struct Partial {
-    /// A number of 64 bits, which the mapping has as text; not every receiver follows.
+    /// A 64-bit number. The mapping writes it as text; some receivers write a number.
     rejected_log_records: serde_json::Value,
 }
 
@@ -111,7 +111,7 @@ impl Sink for Endpoint {
     }
 }
 
-/// OTLP forbids to send again what a receiver rejected while it took the rest, so it is told.
+/// Logs records that a receiver rejected from a batch: OTLP forbids sending them again.
 async fn tell_of_rejected(mut answer: reqwest::Response) -> Result<(), Undelivered> {
     let read = async {
         let mut text = Vec::new();
@@ -134,7 +134,7 @@ async fn tell_of_rejected(mut answer: reqwest::Response) -> Result<(), Undeliver
     Ok(())
 }
 
-/// The seconds of `Retry-After`; a date is not looked at.
+/// Seconds of `Retry-After`; a date is ignored.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let seconds = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
     Some(Duration::from_secs(seconds).min(LATEST))

@@ -1,4 +1,4 @@
-//! Where streams go: `Target` is what the config says, `Sink` is what delivers.
+//! Targets of streams: `Target` is the configured address, `Sink` delivers to it.
 
 mod file;
 mod http;
@@ -21,31 +21,31 @@ use portcullis_vault::Secret;
 #[cfg(test)]
 pub(super) use postgres::table;
 
-/// How long one step of a delivery may take: a connection, a request, a statement.
+/// Timeout of one step of a delivery: a connection, a request, a statement.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Where a stream goes.
+/// Target of a stream.
 #[derive(Clone)]
 pub enum Target {
-    /// A file to which is appended.
+    /// File to append to.
     File(PathBuf),
     /// The proxy's own standard output.
     Stdout,
-    /// An endpoint that takes `POST`.
+    /// HTTP endpoint that accepts `POST`.
     Http(Url),
-    /// An endpoint of OTLP over HTTP.
+    /// OTLP endpoint over HTTP.
     Otlp(Url),
-    /// Octet-counted messages (RFC 6587, section 3.4.1), in the open or over TLS (RFC 5425).
+    /// Octet-counted messages (RFC 6587, section 3.4.1), in plain text or over TLS (RFC 5425).
     Stream { host: String, port: u16, tls: bool },
-    /// A message a datagram (RFC 5426).
+    /// One message per datagram (RFC 5426).
     Udp { host: String, port: u16 },
-    /// A message a datagram, to a socket of this machine such as `/dev/log`.
+    /// One message per datagram, to a local socket such as `/dev/log`.
     Unix(PathBuf),
-    /// A table of a PostgreSQL database.
+    /// Table of a PostgreSQL database.
     Postgres(Arc<postgres::Settings>),
 }
 
-/// Text that names no target. What was written is not repeated: it may hold a password.
+/// Text that is not a target. The message omits the text: it may contain a password.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Illegal(pub String);
@@ -55,10 +55,10 @@ const FORMS: &str = "write `file:PATH`, `stdout`, `https://…`, `otlp+https://�
                      `unix:PATH` or `postgres://…`";
 
 impl Target {
-    /// Reads a target; a relative path is seen from `base`.
+    /// Parses a target. Relative paths are resolved against `base`.
     ///
     /// # Errors
-    /// [`Illegal`], which does not repeat the text.
+    /// [`Illegal`], which does not contain the text.
     pub fn parse(text: &str, base: &Path) -> Result<Self, Illegal> {
         let illegal = |why: &str| Illegal(why.to_owned());
         if text == "stdout" {
@@ -108,7 +108,7 @@ impl Target {
         }
     }
 
-    /// The formats that it takes; the first is its default.
+    /// Formats that the target accepts; the first is its default.
     pub fn formats(&self) -> &'static [Format] {
         match self {
             Self::File(_) | Self::Stdout => &[
@@ -124,12 +124,12 @@ impl Target {
             Self::Stream { .. } | Self::Udp { .. } | Self::Unix(_) => {
                 &[Format::Syslog, Format::Cef, Format::Ocsf]
             }
-            // Columns, always.
+            // Always columns.
             Self::Postgres(_) => &[],
         }
     }
 
-    /// Whether anybody on the way could read along.
+    /// Whether records cross a network without encryption.
     pub fn is_open(&self) -> bool {
         match self {
             Self::Http(url) | Self::Otlp(url) => {
@@ -141,7 +141,7 @@ impl Target {
         }
     }
 
-    /// Whether there are credentials in it, which belong into a reference.
+    /// Whether the target contains credentials, which belong into a secret reference.
     pub fn has_credentials(&self) -> bool {
         match self {
             Self::Http(url) | Self::Otlp(url) => has_user(url),
@@ -150,12 +150,12 @@ impl Target {
         }
     }
 
-    /// Whether headers are sent to it.
+    /// Whether the target accepts headers.
     pub fn takes_headers(&self) -> bool {
         matches!(self, Self::Http(_) | Self::Otlp(_))
     }
 
-    /// Whether certificates of its own are looked at.
+    /// Whether the target accepts its own certificate authorities.
     pub fn takes_ca(&self) -> bool {
         match self {
             Self::Http(url) | Self::Otlp(url) => url.scheme() == "https",
@@ -165,10 +165,10 @@ impl Target {
         }
     }
 
-    /// What delivers to it.
+    /// Sink for this target.
     ///
     /// # Errors
-    /// Where headers or certificates can't be used. Nothing is connected yet.
+    /// If headers or certificates cannot be used. Does not connect yet.
     pub(super) fn sink(
         &self,
         format: Option<Format>,
@@ -202,7 +202,7 @@ fn has_user(url: &Url) -> bool {
     !url.username().is_empty() || url.password().is_some()
 }
 
-/// Receivers of OTLP take logs at this path, unless another is named.
+/// Adds the default path of OTLP logs to a URL without a path.
 fn with_path(mut url: Url) -> Url {
     if matches!(url.path(), "" | "/") {
         url.set_path("/v1/logs");
@@ -218,8 +218,8 @@ fn is_loopback(host: &str) -> bool {
             .is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
-/// As logs and messages show it: without a user, a password, a path or a query, any of which can
-/// be a credential.
+/// Target for logs and messages: without user, password, path and query, which can be
+/// credentials.
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let url = |f: &mut fmt::Formatter<'_>, prefix: &str, url: &Url| {
@@ -251,16 +251,16 @@ fn bracketed(host: &str) -> String {
     if host.contains(':') { format!("[{host}]") } else { host.to_owned() }
 }
 
-/// Why a batch was not delivered.
+/// Reason why a batch was not delivered.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Undelivered {
-    /// It may go well later.
+    /// A later attempt may succeed.
     #[error("{0}")]
     Failed(String),
-    /// Not before that time has passed.
+    /// An attempt may succeed after `wait`.
     #[error("{what}")]
     Later { what: String, wait: Duration },
-    /// It may go well with fewer records at once.
+    /// An attempt with fewer records may succeed.
     #[error("{0}")]
     TooLarge(String),
 }
@@ -271,15 +271,15 @@ impl From<super::Fault> for Undelivered {
     }
 }
 
-/// What delivers batches. It connects when it is first needed, and again after a failure.
+/// Delivers batches. Connects on first use, and again after a failure.
 #[async_trait]
 pub(super) trait Sink: Send {
-    /// Delivers all of it. `Ok` is the target's own acknowledgement, or the nearest to it that the
-    /// target gives. After an error any part of it may have arrived.
+    /// Delivers all items. `Ok` is the target's acknowledgement, or the closest equivalent that it
+    /// has. After an error, any part of the batch may have arrived.
     async fn deliver(&mut self, items: Arc<Vec<Item>>) -> Result<(), Undelivered>;
 }
 
-/// The words of an error and of its causes.
+/// Messages of an error and its causes.
 fn causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -294,7 +294,7 @@ fn causes(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Bounds one step of a delivery.
+/// Applies the timeout to one step of a delivery.
 async fn in_time<T>(
     what: &str,
     step: impl Future<Output = Result<T, Undelivered>>,

@@ -1,6 +1,6 @@
-//! A table of a PostgreSQL database: the columns of `columns.rs`, a row a record. A batch is
-//! acknowledged by its commit, and a record that is there already stays as it is, so a batch that
-//! comes twice leaves one row a record.
+//! Table of a PostgreSQL database, with the columns of `columns.rs` and one row per record. A batch
+//! is acknowledged by its commit. Existing rows stay unchanged, so a batch that is sent twice
+//! leaves one row per record.
 
 use std::{fmt::Write as _, sync::Arc};
 
@@ -21,10 +21,10 @@ use super::{
     Illegal, PATIENCE, Sink, Undelivered, causes, in_time, is_loopback, tls,
 };
 
-/// The table's name, looked for where the user's `search_path` leads.
+/// Name of the table, resolved by the user's `search_path`.
 const TABLE: &str = "portcullis_audit";
 
-/// How the database is reached. No `Debug`: there is a password in it.
+/// Connection settings. No `Debug`: they contain a password.
 pub struct Settings {
     config: Config,
     password: bool,
@@ -33,7 +33,7 @@ pub struct Settings {
 impl Settings {
     pub(super) fn parse(text: &str) -> Result<Self, Illegal> {
         let bad = |why: &str| Illegal(format!("this is no URL of a PostgreSQL database: {why}"));
-        // The parser's own words can repeat a part of the URL.
+        // The parser's own message can contain a part of the URL.
         let mut config: Config =
             text.parse().map_err(|_| bad("write `postgres://USER@HOST:PORT/DATABASE`"))?;
         if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
@@ -42,8 +42,8 @@ impl Settings {
         if config.get_user().is_none() {
             return Err(bad("it names no user"));
         }
-        // The library's own default takes plain text where a server has no TLS. Over a network
-        // that must be the operator's word.
+        // The library's default falls back to plain text if a server has no TLS. Over a network,
+        // plain text needs an explicit `sslmode`.
         let named = text.contains("sslmode=");
         if !named {
             let mode = if local(&config) { SslMode::Disable } else { SslMode::Require };
@@ -93,7 +93,7 @@ fn sql_type(kind: Kind) -> &'static str {
     }
 }
 
-/// The table, made where it is missing.
+/// Statement that creates the table if it is missing.
 pub(in crate::export) fn table() -> String {
     let mut sql = format!("create table if not exists {TABLE} (\n    \"log\" text not null,\n");
     for Column { name, kind, always, .. } in COLUMNS {
@@ -104,7 +104,7 @@ pub(in crate::export) fn table() -> String {
     sql
 }
 
-/// All of a batch in one statement: an array a column.
+/// Statement that inserts a batch: one array per column.
 fn insert() -> String {
     let names: Vec<String> = COLUMNS.iter().map(|column| format!("\"{}\"", column.name)).collect();
     let arrays: Vec<String> = COLUMNS
@@ -119,7 +119,7 @@ fn insert() -> String {
     )
 }
 
-/// Records of the batch that stand in the table under another hash.
+/// Statement that finds records of the batch whose row has another hash.
 fn compare() -> String {
     format!(
         "select count(*) from {TABLE} t join unnest($2::bigint[], $3::text[]) as sent(seq, hash) \
@@ -127,7 +127,7 @@ fn compare() -> String {
     )
 }
 
-/// A database's own words, with the code by which its manual is searched.
+/// Error with the database's message and its SQLSTATE code.
 fn failed(what: &str) -> impl Fn(tokio_postgres::Error) -> Undelivered {
     move |error| {
         let code = error.code().map(|code| format!(" ({})", code.code())).unwrap_or_default();
@@ -167,7 +167,7 @@ impl Table {
             .connect(tls::Postgres(self.tls.clone()))
             .await
             .map_err(failed("the database can't be reached"))?;
-        // It ends with the client, and its errors come back with the statements.
+        // The task ends with the client. Statements return its errors.
         let task = tokio::spawn(async move { drop(connection.await) });
         let known = client
             .query_opt("select 1 where to_regclass($1) is not null", &[&TABLE])
@@ -214,7 +214,7 @@ async fn put(connection: &Connection, items: &[Item], origin: &Origin) -> Result
     if inserted == items.len() as u64 {
         return Ok(());
     }
-    // Some stand there already: from a batch that came twice, or of another log of the same id.
+    // Rows existed: the batch was sent twice, or another log has the same id.
     let seqs: Vec<i64> =
         items.iter().map(|item| i64::try_from(item.seq.0).unwrap_or(i64::MAX)).collect();
     let hashes: Vec<String> = items.iter().map(|item| item.hash.to_string()).collect();
@@ -242,7 +242,7 @@ fn array(column: &Column, items: &[Item]) -> Box<dyn ToSql + Sync + Send> {
         Kind::Text => Box::new(
             values
                 .map(|value| match value {
-                    // PostgreSQL's text holds no NUL. `line` has it escaped.
+                    // PostgreSQL's `text` cannot contain NUL. `line` has it escaped.
                     Value::Text(text) => Some(text.replace('\0', "\u{fffd}")),
                     _ => None,
                 })

@@ -1,8 +1,8 @@
-//! Syslog: octet-counted over TCP and TLS, a datagram each over UDP and to a local socket.
+//! Syslog: octet-counted over TCP and TLS, one datagram per message over UDP and local sockets.
 //!
-//! Syslog has no acknowledgements. Over TCP a batch counts as delivered once the peer's system has
-//! confirmed every byte of it and the connection still stands: what a receiver loses of it in its
-//! own memory nobody can see. UDP says nothing at all.
+//! Syslog has no acknowledgements. Over TCP, a batch counts as delivered once the peer's system has
+//! confirmed every byte and the connection is still open. Losses in the receiver's memory are
+//! invisible. UDP confirms nothing.
 
 use std::{io, os::fd::AsRawFd as _, path::PathBuf, sync::Arc, time::Duration};
 
@@ -71,8 +71,8 @@ impl Connection {
         }
     }
 
-    /// Whether the peer still holds the connection. It has nothing to say in this protocol, so
-    /// what can be read is the end, or TLS's own talk, which is not looked at here.
+    /// Whether the connection is still open. The peer sends nothing in this protocol, so readable
+    /// data is the end of the connection or a TLS record, which is ignored here.
     fn stands(&self) -> io::Result<()> {
         if let Some(error) = self.tcp().take_error()? {
             return Err(error);
@@ -111,7 +111,7 @@ impl Connection {
 
 nix::ioctl_read_bad!(siocoutq, nix::libc::TIOCOUTQ, nix::libc::c_int);
 
-/// Bytes that were written and that the peer's system has not confirmed (tcp(7), `SIOCOUTQ`).
+/// Written bytes that the peer's system has not confirmed (tcp(7), `SIOCOUTQ`).
 fn unconfirmed(tcp: &TcpStream) -> io::Result<i32> {
     let mut bytes = 0;
     #[expect(unsafe_code, reason = "an ioctl that writes one integer, of a socket that is open")]
@@ -133,7 +133,7 @@ impl Sink for Stream {
             bytes.push(b' ');
             bytes.extend_from_slice(&message);
         }
-        // Kept only after all went well: half a frame must be the last of its connection.
+        // Put back only after success: a connection with an incomplete frame must not be reused.
         let mut connection = match self.connection.take().filter(|c| c.stands().is_ok()) {
             Some(connection) => connection,
             None => in_time("the connection", self.connect()).await?,
@@ -147,7 +147,7 @@ impl Sink for Stream {
     }
 }
 
-/// A message a datagram.
+/// One message per datagram over UDP.
 pub(super) struct Udp {
     host: String,
     port: u16,
@@ -197,7 +197,7 @@ impl Sink for Udp {
     }
 }
 
-/// A message a datagram, to a socket of this machine.
+/// One message per datagram to a local socket.
 pub(super) struct Unix {
     path: PathBuf,
     format: Format,

@@ -1,4 +1,4 @@
-//! TLS to targets: the system's roots, or the authorities of a file and no others.
+//! TLS to targets, with the system's roots or only the authorities of a file.
 
 use std::{
     io,
@@ -19,7 +19,7 @@ use tokio_rustls::TlsConnector;
 
 use super::Illegal;
 
-/// The settings of a client.
+/// TLS client configuration.
 pub(super) fn client(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, Illegal> {
     let Some(path) = ca_file else {
         return ClientConfig::with_platform_verifier()
@@ -40,14 +40,13 @@ pub(super) fn client(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, Illega
     Ok(Arc::new(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth()))
 }
 
-/// PostgreSQL's way to TLS.
+/// TLS connector for tokio-postgres.
 #[derive(Clone)]
 pub(super) struct Postgres(pub Arc<ClientConfig>);
 
 pub(super) struct Handshake {
     connector: TlsConnector,
-    /// What the certificate must be for. A local socket's server has no name, and needs none as
-    /// long as nobody asks for TLS.
+    /// Name that the certificate must have. A local socket has no name, and needs none without TLS.
     name: Option<ServerName<'static>>,
 }
 
@@ -83,8 +82,8 @@ where
     }
 }
 
-/// A stream in TLS, as tokio-postgres wants it: without channel binding, for which the server's
-/// certificate would have to be taken apart. It was verified already.
+/// TLS stream for tokio-postgres. No channel binding, which would require parsing the server's
+/// certificate. The certificate is verified already.
 pub(super) struct Secured<S>(tokio_rustls::client::TlsStream<S>);
 
 impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream for Secured<S> {

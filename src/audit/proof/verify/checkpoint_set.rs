@@ -1,5 +1,4 @@
-//! All checkpoints that the records are held against: those of the store, and those that others
-//! have kept.
+//! All checkpoints for the comparison with records: those of the store and those of witnesses.
 
 use std::{collections::HashSet, fs, io, path::Path};
 
@@ -16,35 +15,35 @@ use crate::{
     },
 };
 
-/// The file of checkpoints in the store's folder.
+/// File of checkpoints in the store's folder.
 pub(in crate::proof) const FILE: &str = "checkpoints";
 
-/// A checkpoint, and who has it.
+/// A checkpoint and its origin.
 #[derive(Debug, Clone)]
 pub(super) struct Kept {
     pub signed: Signed,
-    /// The file's name, and where in it.
+    /// Name of the file and position within it.
     pub file: String,
     pub offset: u64,
 }
 
-/// Checkpoints by size, each once.
+/// Checkpoints by size, without duplicates.
 #[derive(Debug, Default)]
 pub(super) struct CheckpointSet {
     pub kept: Vec<Kept>,
-    /// The newest one of the store's own.
+    /// The newest of the store's own checkpoints.
     pub newest: Option<Signed>,
-    /// What its own checkpoints tell of files that were replaced.
+    /// Notes about replaced files, from the store's own checkpoints.
     pub changes: Vec<String>,
 }
 
-/// A line of a log that holds a note.
+/// Line of a log that contains a note.
 #[derive(Deserialize)]
 struct Logged {
     checkpoint: String,
 }
 
-/// Notes with where they stand: those of a file of notes, or those in a log's lines.
+/// Notes with their offsets, from a file of notes or from the lines of a log.
 fn found(bytes: &[u8]) -> (Vec<(usize, Vec<u8>)>, Tail) {
     const OPENING: &[u8] = b"{\"checkpoint\":";
     let logged: Vec<_> = memchr::memmem::find_iter(bytes, OPENING)
@@ -67,7 +66,7 @@ fn open(note: &[u8], keys: &[Verifier]) -> Result<Signed, NoCheckpoint> {
     for key in keys {
         match Signed::open(note, key) {
             Ok(signed) => return Ok(signed),
-            // What one key says of its own note is more than what another one says of it.
+            // The error of the note's own key is more specific than that of another key.
             Err(NoCheckpoint::OtherKey | NoCheckpoint::OtherStore)
                 if fault != NoCheckpoint::Malformed => {}
             Err(found) => fault = found,
@@ -86,7 +85,7 @@ fn unusable(fault: NoCheckpoint) -> What {
 }
 
 impl CheckpointSet {
-    /// Reads the store's own.
+    /// Reads the store's own checkpoints.
     pub fn read(dir: &Path, keys: &[Verifier], findings: &mut Findings) -> io::Result<Self> {
         let bytes = match fs::read(dir.join(FILE)) {
             Ok(bytes) => bytes,
@@ -96,7 +95,7 @@ impl CheckpointSet {
         let mut book = Self::default();
         let (notes, tail) = found(&bytes);
         let opened: Vec<_> = notes.par_iter().map(|(_, note)| open(note, keys)).collect();
-        // Notes that can't be read since the last that could.
+        // Unreadable notes since the last readable one.
         let mut bad = 0;
         for ((at, _), opened) in notes.iter().zip(opened) {
             let at = *at as u64;
@@ -127,7 +126,7 @@ impl CheckpointSet {
         Ok(book)
     }
 
-    /// Notes which files were replaced since the checkpoint before this one.
+    /// Notes which files were replaced since the preceding checkpoint.
     fn note_changes(&mut self, next: &Signed) {
         let Some(Signed { checkpoint: before, .. }) = &self.newest else { return };
         let after = &next.checkpoint;
@@ -148,7 +147,7 @@ impl CheckpointSet {
         }
     }
 
-    /// What is wrong with what stands between the newest one and this one.
+    /// Finding about the sequence from the newest checkpoint to this one.
     fn follows(&self, next: &Signed, bad: u64) -> Option<Finding> {
         let (number, before) = match &self.newest {
             Some(newest) => (newest.checkpoint.number + 1, newest.hash),
@@ -161,7 +160,7 @@ impl CheckpointSet {
                 What::CheckpointMisplaced,
                 format!("checkpoint {number} does not name the one before it"),
             )),
-            // Those are told of already.
+            // Findings report these already.
             Some(missing) if missing <= bad => None,
             Some(_) => Some(Finding::new(
                 What::CheckpointMissing,
@@ -174,7 +173,7 @@ impl CheckpointSet {
         }
     }
 
-    /// Adds what a witness has. One that the store does not have was taken away from it.
+    /// Adds checkpoints of a witness. One that the store lacks was removed from it.
     pub fn witness(
         &mut self,
         path: &Path,
@@ -213,7 +212,7 @@ impl CheckpointSet {
         }
     }
 
-    /// Sorts them by size; of several that say the same, one is enough.
+    /// Sorts checkpoints by size, and removes those with the same content.
     pub fn settle(&mut self) {
         self.kept.sort_by_key(|kept| kept.signed.checkpoint.size);
         self.kept.dedup_by(|b, a| {

@@ -1,5 +1,5 @@
-//! The files of a store as they are now. Nothing is locked: what the proxy writes meanwhile is not
-//! looked at, and what it moves is found where it stood or where it stands.
+//! Current files of a store, without locks. Concurrent writes of the proxy are ignored, and files
+//! that it moves are found at the old or the new path.
 
 use std::{
     fs::{self, File},
@@ -14,21 +14,21 @@ use serde::Deserialize;
 use super::frames::{self, Fill, Piece, Source, Unit};
 use crate::proof::{Frontier, Hash};
 
-/// The file in which a closed segment says what it is.
+/// File with the summary of a closed segment.
 pub(super) const CLOSED: &str = "segment.json";
 
-/// What a segment that takes no more records says of itself.
+/// Summary of a closed segment.
 #[derive(Debug, Deserialize)]
 pub(in crate::proof) struct Closed {
     /// `seq` after its last record.
     pub end: u64,
     pub ended: Timestamp,
     pub last: Hash,
-    /// The tree over all records of the log up to there.
+    /// Tree over all records of the log up to `end`.
     pub tree: Frontier,
 }
 
-/// What the segment that begins with `first` says of itself. Nobody has signed it.
+/// Summary of the segment that begins with `first`. It is not signed.
 pub(in crate::proof) fn closed(dir: &Path, first: u64) -> io::Result<Option<Closed>> {
     match fs::read(dir.join(format!("segments/{first:016}/{CLOSED}"))) {
         Ok(text) => Ok(Some(serde_json::from_slice(&text)?)),
@@ -37,20 +37,20 @@ pub(in crate::proof) fn closed(dir: &Path, first: u64) -> io::Result<Option<Clos
     }
 }
 
-/// A segment's folder.
+/// Folder of a segment.
 #[derive(Debug)]
 pub(super) struct Segment {
-    /// `seq` of the first record, by the folder's name.
+    /// `seq` of the first record, from the folder's name.
     pub first: u64,
-    /// Files of commits, opened before the sealed records are looked at.
+    /// Files of commits, opened before the sealed records.
     wals: Vec<(u64, Arc<Source>)>,
     records: Option<Arc<Source>>,
 }
 
-/// What stands in a segment, in order.
+/// Content of a segment, in order.
 pub(super) struct Content {
     pub pieces: Vec<Piece>,
-    /// A commit that was being written when the writing ended, or is being written now.
+    /// Incomplete commit of an interrupted or concurrent write.
     pub unfinished: Option<Piece>,
 }
 
@@ -62,12 +62,12 @@ fn open(dir: &Path, name: String) -> io::Result<Option<Arc<Source>>> {
     }
 }
 
-/// The first records of all segments, in order.
+/// First records of all segments, in order.
 pub(in crate::proof) fn segments(dir: &Path) -> io::Result<Vec<u64>> {
     numbered(&dir.join("segments"), |name| Some(name).filter(|name| name.len() == 16))
 }
 
-/// The first records of all segments that were dropped, in order.
+/// First records of all dropped segments, in order.
 pub(in crate::proof) fn dropped(dir: &Path) -> io::Result<Vec<u64>> {
     numbered(&dir.join("dropped"), |name| name.strip_suffix(".proof"))
 }
@@ -88,13 +88,13 @@ fn numbered(dir: &Path, digits: impl Fn(&str) -> Option<&str>) -> io::Result<Vec
 }
 
 impl Segment {
-    /// Opens a segment's files. `None` where the folder is gone.
+    /// Opens a segment's files. `None` if the folder does not exist.
     pub fn open(dir: &Path, first: u64) -> io::Result<Option<Self>> {
         let folder = format!("segments/{first:016}");
         if !dir.join(&folder).is_dir() {
             return Ok(None);
         }
-        // Commits first: a block that is sealed meanwhile is then in both, and never in neither.
+        // Commits first: a block that is sealed concurrently is then in both, and never in neither.
         let mut wals = Vec::new();
         for begin in numbered(&dir.join(&folder), |name| name.strip_prefix("wal-"))? {
             let name = format!("{folder}/wal-{begin:016}");
@@ -104,7 +104,7 @@ impl Segment {
         Ok(Some(Self { first, wals, records }))
     }
 
-    /// What stands in it: sealed frames, then commits that are not sealed.
+    /// Content of the segment: sealed frames, then unsealed commits.
     pub fn content(&self) -> io::Result<Content> {
         let mut content = Content { pieces: Vec::new(), unfinished: None };
         if let Some(records) = &self.records {
@@ -117,13 +117,13 @@ impl Segment {
             })
         };
         let mut next = end(&content.pieces).unwrap_or(self.first);
-        // A block that is being sealed, or was when the writing ended, still has its commits.
+        // A block whose sealing is running or was interrupted still has its commits.
         if self.wals.iter().any(|(begin, _)| *begin <= next) {
             content.pieces.pop_if(|piece| matches!(piece, Piece::Damage { last: true, .. }));
         }
         let mut wals = self.wals.iter().peekable();
         while let Some((begin, source)) = wals.next() {
-            // A commit that failed was made again in the next file.
+            // A failed commit was repeated in the next file.
             let until = wals.peek().map(|(begin, _)| *begin);
             let mut pieces = frames::pieces(source, *begin, Fill::Zeros)?;
             for piece in &mut pieces {
@@ -149,7 +149,7 @@ impl Segment {
             }
             match trailing {
                 Some(damage) if until.is_none() => content.unfinished = Some(damage),
-                // Only where the next file does not go on from here was something lost.
+                // Records are lost only if the next file does not continue here.
                 Some(damage) if until != Some(next) => content.pieces.push(damage),
                 _ => {}
             }
@@ -159,7 +159,7 @@ impl Segment {
 }
 
 impl Piece {
-    /// The frame, if it is one.
+    /// The frame, unless the piece is damage.
     pub fn unit(&self) -> Option<&Unit> {
         match self {
             Self::Frame(unit) => Some(unit),

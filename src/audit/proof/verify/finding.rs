@@ -1,87 +1,87 @@
-//! What verification says.
+//! Results of verification.
 
 use std::fmt;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-/// Findings that a report lists; more are counted.
+/// Maximum number of listed findings; further ones are counted.
 pub(super) const MOST: usize = 200;
 
-/// What can be wrong with a log. The words are stable.
+/// Kinds of findings. Their names are stable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum What {
-    /// Bytes of a file are not what was written.
+    /// Bytes of a file differ from those that were written.
     FrameDamaged,
-    /// A line does not begin as the line of a record does.
+    /// A line does not have the head of a record.
     LineMalformed,
-    /// Records are not there.
+    /// Records are missing.
     RecordMissing,
-    /// A record stands where another one belongs.
+    /// A record is at another record's position.
     RecordMisplaced,
-    /// A record does not name the one before it.
+    /// A record does not have the hash of its predecessor.
     ChainBroken,
-    /// A record is older than the one before it.
+    /// A record is older than its predecessor.
     TimeBack,
-    /// The records are not those that a checkpoint was signed for.
+    /// The records do not match a checkpoint.
     RootMismatch,
-    /// The log ends before records that it had.
+    /// The log lacks its last records.
     TailCut,
-    /// The last record is not the one that was acknowledged last.
+    /// The last record does not match the last acknowledged one.
     HeadMismatch,
-    /// `head` can't be read.
+    /// `head` cannot be read.
     HeadDamaged,
-    /// `head` is not there, or empty.
+    /// `head` is missing or empty.
     HeadMissing,
-    /// A checkpoint can't be read.
+    /// A checkpoint cannot be read.
     CheckpointMalformed,
     /// A checkpoint was changed after it was signed.
     CheckpointForged,
     /// A checkpoint was signed by another key.
     CheckpointOtherKey,
-    /// A checkpoint is of another store.
+    /// A checkpoint belongs to another store.
     CheckpointOtherStore,
-    /// Checkpoints are not there.
+    /// Checkpoints are missing.
     CheckpointMissing,
-    /// A checkpoint does not name the one before it.
+    /// A checkpoint does not have the hash of its predecessor.
     CheckpointMisplaced,
-    /// There is no checkpoint where one was due.
+    /// A due checkpoint is missing.
     CheckpointOverdue,
     /// The key is for another store.
     StoreSwapped,
-    /// What retention kept of a segment can't be read, or was not signed.
+    /// The saved proof of a dropped segment cannot be read, or is not signed.
     ProofDamaged,
-    /// What retention kept of a segment is not what was there.
+    /// The saved proof of a dropped segment does not match its records.
     ProofMismatch,
-    /// What a segment or its index says is not what its records say.
+    /// The summary or the index of a segment does not match its records.
     IndexMismatch,
-    /// `digest.key` is not the key that digests were made with, or not there.
+    /// `digest.key` is missing or is not the key of the digests.
     DigestKeyChanged,
-    /// Another file that checkpoints name was changed or removed.
+    /// Another file with a fingerprint in checkpoints was changed or removed.
     FileChanged,
 }
 
 impl fmt::Display for What {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Serde has the words; a unit variant can't fail.
+        // Serde has the names; serializing a unit variant cannot fail.
         self.serialize(f)
     }
 }
 
-/// One thing that is wrong, and where.
+/// A fault of the log, and its position.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
     pub what: What,
-    /// In words, for a person.
+    /// Description for people.
     pub message: String,
-    /// The file, within the store's folder unless it begins with `/`.
+    /// File, relative to the store's folder unless it begins with `/`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file: Option<String>,
-    /// The byte of the file.
+    /// Offset in the file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub offset: Option<u64>,
-    /// The record.
+    /// `seq` of the record.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seq: Option<u64>,
 }
@@ -123,7 +123,7 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Findings as they come, so many and no more.
+/// Collected findings, limited to [`MOST`].
 #[derive(Debug, Default)]
 pub(super) struct Findings {
     pub list: Vec<Finding>,
@@ -144,58 +144,58 @@ impl Findings {
     }
 }
 
-/// Where the key came from that checkpoints were checked with.
+/// Origin of the keys that verified checkpoints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum KeySource {
-    /// It was given.
+    /// The caller gave the keys.
     Given,
     /// The state folder of the proxy.
     State,
-    /// The store itself: that proves nothing if all of it was replaced.
+    /// The store itself. This proves nothing if the whole store was replaced.
     Store,
-    /// There is none.
+    /// There is no key.
     None,
 }
 
 /// A checkpoint in a report.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SignedSize {
-    /// Records that it proves.
+    /// Number of records that the checkpoint covers.
     pub size: u64,
-    /// When it was signed.
+    /// Time of signing.
     pub time: Timestamp,
 }
 
-/// What was looked at and what was found.
+/// Report of a verification.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Report {
-    /// The store's id.
+    /// Id of the store.
     pub store: String,
-    /// The verifier keys.
+    /// Verifier keys.
     pub keys: Vec<String>,
     pub key_source: KeySource,
-    /// `seq` from which on records were read: those before are proven by checkpoints alone.
+    /// First `seq` that was read. Only checkpoints prove the records before it.
     pub first: u64,
     /// `seq` after the last record.
     pub end: u64,
-    /// Records that were read.
+    /// Number of records that were read.
     pub records: u64,
-    /// Checkpoints that were held against the records.
+    /// Number of checkpoints that were compared with the records.
     pub checkpoints: u64,
-    /// The newest checkpoint that holds. Records after it are only chained.
+    /// The newest valid checkpoint. Records after it are only chained.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signed: Option<SignedSize>,
-    /// What is wrong.
+    /// Faults of the log.
     pub findings: Vec<Finding>,
-    /// Findings that are not listed.
+    /// Number of findings that are not listed.
     pub omitted: u64,
-    /// What is not wrong, but worth knowing.
+    /// Notes that are not faults.
     pub notes: Vec<String>,
 }
 
 impl Report {
-    /// Whether nothing is wrong.
+    /// Whether there are no findings.
     pub fn is_good(&self) -> bool {
         self.findings.is_empty()
     }

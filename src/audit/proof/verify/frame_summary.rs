@@ -1,4 +1,4 @@
-//! What is known of one frame after it was read: this is done for many at once.
+//! Summary of one frame after reading. Summaries are computed in parallel.
 
 use jiff::Timestamp;
 
@@ -13,44 +13,44 @@ use crate::{
     store::frame::{self, BadFrame},
 };
 
-/// Findings of one frame that are told; a file that was made up would have one for each line.
+/// Maximum number of findings per frame: a forged file could have one for each line.
 const MOST: usize = 3;
 
-/// A frame, folded.
+/// Summary of a frame.
 #[derive(Debug)]
 pub(super) struct Digest {
     pub first: u64,
     pub count: u64,
-    /// What its first line says of the one before; `None` where the line's head can't be read.
+    /// Predecessor hash in its first line; `None` if the head of that line cannot be read.
     pub prev: Option<Hash>,
-    /// The hash of its last line.
+    /// Hash of its last line.
     pub last: Hash,
-    /// The times of its first and last line.
+    /// Times of its first and last line.
     pub begin: Timestamp,
     pub ended: Timestamp,
     pub leaves: Leaves,
     pub findings: Vec<Finding>,
 }
 
-/// The frame's part of the tree.
+/// Part of the tree of a frame.
 #[derive(Debug)]
 pub(super) enum Leaves {
-    /// It is a whole tile, and nothing within is asked for.
+    /// A whole tile, within which no tree ends.
     Tile(Hash),
     Each(Vec<Hash>),
 }
 
-/// Why there is nothing to fold.
+/// Reasons why a frame has no summary.
 #[derive(Debug)]
 pub(super) enum Unread {
     Damaged(String),
-    /// It is encrypted and there is no key: nothing can be said of the store.
+    /// The frame is encrypted and the key is missing: the store cannot be verified.
     Sealed(String),
 }
 
 impl Digest {
-    /// Reads and folds a frame, without the records before `from`. Hashes are kept where one of
-    /// `wanted`, which is sorted, says that a tree ends within.
+    /// Reads and summarizes a frame, without the records before `from`. Keeps hashes of records if
+    /// one of the sizes in `wanted`, which is sorted, is within the frame.
     pub fn of(
         unit: &Unit,
         from: u64,
@@ -137,7 +137,7 @@ impl Fold {
     }
 }
 
-/// Says in which frame something was found.
+/// Adds the position of the frame to a finding.
 pub(super) fn place(finding: Finding, unit: &Unit) -> Finding {
     finding.file(unit.source.name.as_str()).at(unit.offset)
 }

@@ -1,28 +1,28 @@
-//! Where the frames of a file stand, also behind one that is damaged.
+//! Positions of the frames of a file, including those after a damaged one.
 
 use std::{fs::File, io, ops::Range, os::unix::fs::FileExt as _, sync::Arc};
 
 use crate::store::frame::{self, BODY_MAX, HEADER};
 
-/// Records of a frame at most: no block has more.
+/// Maximum number of records of a frame, which is that of a block.
 const COUNT_MAX: u32 = 4096;
-/// Bytes that are looked through at once for the next frame.
+/// Bytes per step of a search for the next frame.
 const WINDOW: usize = 1 << 20;
 
-/// A file of frames.
+/// File of frames.
 #[derive(Debug)]
 pub(super) struct Source {
     pub file: File,
-    /// Its name within the store's folder.
+    /// Name relative to the store's folder.
     pub name: String,
 }
 
-/// A frame that its header tells of.
+/// Frame according to its header.
 #[derive(Debug, Clone)]
 pub(super) struct Unit {
     pub source: Arc<Source>,
     pub offset: u64,
-    /// With the header.
+    /// Length including the header.
     pub length: usize,
     pub first: u64,
     pub count: u32,
@@ -40,11 +40,11 @@ impl Unit {
     }
 }
 
-/// What stands in a file, in order.
+/// Part of a file.
 #[derive(Debug, Clone)]
 pub(super) enum Piece {
     Frame(Unit),
-    /// No frame, in these bytes. It is the file's last piece where nothing could be found behind it.
+    /// Damaged bytes. They are the last piece if no frame was found after them.
     Damage {
         source: Arc<Source>,
         bytes: Range<u64>,
@@ -78,15 +78,14 @@ fn header(bytes: &[u8]) -> Option<Header> {
     sound.then_some(header)
 }
 
-/// Whether a file ends with zeros that were written ahead of its frames.
+/// Whether a file ends with zeros that were written in advance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fill {
     None,
     Zeros,
 }
 
-/// Finds the frames of a file; `next` is the record that the first one begins with if nothing is
-/// missing.
+/// Finds the frames of a file; `next` is the first record of the first frame if nothing is missing.
 pub(super) fn pieces(source: &Arc<Source>, mut next: u64, fill: Fill) -> io::Result<Vec<Piece>> {
     let size = source.file.metadata()?.len();
     let mut pieces = Vec::new();
@@ -100,7 +99,7 @@ pub(super) fn pieces(source: &Arc<Source>, mut next: u64, fill: Fill) -> io::Res
             }
             None if fill == Fill::Zeros && are_zeros(source, offset, size)? => break,
             None => {
-                // A header that is wrong in its length alone leads to what is no header.
+                // A header that only has a wrong length leads to bytes that are not a header.
                 let begin = match pieces.last() {
                     Some(Piece::Frame(unit)) if !sound(unit)? => {
                         let begin = unit.offset;
@@ -110,7 +109,7 @@ pub(super) fn pieces(source: &Arc<Source>, mut next: u64, fill: Fill) -> io::Res
                     _ => offset,
                 };
                 let found = search(source, begin + 1, size, next)?;
-                // Frames are written in order: if one behind it is whole by now, so is this one.
+                // Frames are written in order: if a later one is whole, this one is now whole too.
                 if found.is_some()
                     && let Some(unit) = unit(source, begin, size, next)?
                     && sound(&unit)?
@@ -146,7 +145,7 @@ fn are_zeros(source: &Arc<Source>, offset: u64, size: u64) -> io::Result<bool> {
     Ok(true)
 }
 
-/// The frame at `offset`, if there is one: its header is as expected, or its checksum is right.
+/// The frame at `offset`, if any: its header is as expected, or its checksum is right.
 fn unit(source: &Arc<Source>, offset: u64, size: u64, next: u64) -> io::Result<Option<Unit>> {
     let mut bytes = [0; HEADER];
     if offset + HEADER as u64 > size {
@@ -174,10 +173,10 @@ pub(super) fn sound(unit: &Unit) -> io::Result<bool> {
     Ok(header(&bytes).is_some_and(|header| header.checksum == crc32fast::hash(rest)))
 }
 
-/// Where the next frame begins whose checksum is right.
+/// Offset of the next frame with a right checksum.
 fn search(source: &Arc<Source>, from: u64, size: u64, next: u64) -> io::Result<Option<u64>> {
     let mut window = from;
-    // A file of made-up headers must not hold a verification up.
+    // A file of forged headers must not delay verification.
     let mut budget = (size.saturating_sub(from)).saturating_mul(frame::SEARCH);
     while window + HEADER as u64 <= size {
         let length = usize::try_from(size - window).unwrap_or(usize::MAX).min(WINDOW + HEADER);

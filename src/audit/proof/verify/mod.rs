@@ -1,8 +1,8 @@
-//! Verification: holds all files of a store against each other and against its checkpoints.
+//! Verification: compares all files of a store with each other and with its checkpoints.
 //!
-//! It needs no index, no lock and no running proxy, and may look at a store that is written. What
-//! it reads first can only be behind what it reads later: the newest checkpoint of the state
-//! folder, `head`, checkpoints, commits, sealed records.
+//! It needs no index, no lock and no running proxy, and works on a store that is being written. It
+//! reads in an order in which earlier data can only lag behind later data: the newest checkpoint of
+//! the state folder, `head`, checkpoints, commits, sealed records.
 
 mod checkpoint_set;
 mod files;
@@ -36,38 +36,38 @@ pub use since::{IllegalSince, Since};
 pub(super) use checkpoint_set::FILE as CHECKPOINTS;
 pub(super) use files::{closed, dropped, segments};
 
-/// The copy of the newest checkpoint in the state folder, which is not the store's.
+/// Copy of the newest checkpoint in the state folder, outside of the store.
 pub(super) const NEWEST: &str = "audit-checkpoint";
-/// The file that says which record was acknowledged last.
+/// File that names the last acknowledged record.
 const HEAD: &str = "head";
-/// How often to begin again where retention takes a segment away meanwhile.
+/// Attempts if retention removes a segment concurrently.
 const TRIES: usize = 5;
 
-/// What is verified, and with what.
+/// Request for a verification.
 #[derive(Debug, Clone, Default)]
 pub struct Request {
-    /// The store's folder.
+    /// Folder of the store.
     pub dir: PathBuf,
-    /// The state folder, which has the verifier key and the newest checkpoint.
+    /// State folder, with the verifier key and the newest checkpoint.
     pub state: Option<PathBuf>,
     /// Verifier keys, instead of those of the state folder.
     pub keys: Vec<Verifier>,
-    /// Files of checkpoints that were kept elsewhere.
+    /// Files of checkpoints from witnesses.
     pub witnesses: Vec<PathBuf>,
-    /// Begin at a checkpoint, and take it as given.
+    /// Checkpoint to begin at. It is trusted.
     pub since: Option<Since>,
-    /// The keys that records are encrypted with.
+    /// Keys that encrypt records.
     pub encryption: Option<Keys>,
 }
 
 impl Request {
-    /// To verify all of a store, with the keys that the state folder has, or else the store.
+    /// Request to verify the whole store, with the keys of the state folder or else of the store.
     pub fn of(dir: PathBuf, state: Option<PathBuf>) -> Self {
         Self { dir, state, ..Self::default() }
     }
 }
 
-/// Why nothing can be said of a store.
+/// Reasons why a store cannot be verified.
 #[derive(Debug, thiserror::Error)]
 pub enum Fault {
     #[error("there is no audit store in `{}`", .0.display())]
@@ -86,11 +86,11 @@ pub enum Fault {
     Moving,
 }
 
-/// Why a walk ended early.
+/// Reasons why a scan ended early.
 #[derive(Debug)]
 enum Halt {
     Fault(Fault),
-    /// A segment that was there is gone.
+    /// A segment was removed during the scan.
     Moved,
 }
 
@@ -108,7 +108,7 @@ fn failed(path: &Path) -> impl Fn(io::Error) -> Fault {
 /// Verifies a store.
 ///
 /// # Errors
-/// Where nothing can be said of it. What is wrong with it is in the report.
+/// If the store cannot be verified. Faults of the store are in the report.
 pub fn verify(request: &Request) -> Result<Report, Fault> {
     for _ in 0..TRIES {
         match once(request) {
@@ -120,7 +120,7 @@ pub fn verify(request: &Request) -> Result<Report, Fault> {
     Err(Fault::Moving)
 }
 
-/// Holds the indexes of a store that is open against its records.
+/// Compares the indexes of an open store with its records.
 pub(crate) fn indexes(view: &View) -> Vec<Finding> {
     let found = view.check_indexes().into_iter().map(|mismatch| {
         let finding = Finding::new(What::IndexMismatch, mismatch.what);
@@ -189,8 +189,8 @@ fn once(request: &Request) -> Result<Report, Halt> {
     })
 }
 
-/// The newest checkpoint that the state folder has, and those that were the newest when the store
-/// turned out not to have them.
+/// The newest checkpoint in the state folder, and earlier ones that the state folder kept because
+/// the store lacked them.
 fn kept_newest(state: &Path) -> io::Result<Vec<PathBuf>> {
     let entries = match fs::read_dir(state) {
         Ok(entries) => entries,
@@ -208,7 +208,7 @@ fn kept_newest(state: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// The keys to check with, and where they are from.
+/// Keys for verification, and their origin.
 fn keys(request: &Request, notes: &mut Vec<String>) -> Result<(Vec<Verifier>, KeySource), Fault> {
     if !request.keys.is_empty() {
         return Ok((request.keys.clone(), KeySource::Given));
@@ -233,16 +233,16 @@ fn keys(request: &Request, notes: &mut Vec<String>) -> Result<(Vec<Verifier>, Ke
     Ok((own, KeySource::Store))
 }
 
-/// What `head` says.
+/// Content of `head`.
 #[derive(Debug, Clone, Copy)]
 enum Head {
-    /// This record, with this hash, was acknowledged last.
+    /// The last acknowledged record and its hash.
     At(u64, Hash),
-    /// None was acknowledged yet.
+    /// No record was acknowledged yet.
     Start,
-    /// It can't be read, which is a finding already.
+    /// Unreadable; a finding reports it.
     Damaged,
-    /// It is not there, or empty.
+    /// Missing or empty.
     Missing,
 }
 

@@ -1,4 +1,4 @@
-//! One way through all records, in order: the chain, the tree, and every checkpoint on the way.
+//! Scan over all records in order: checks the chain, the tree, and every checkpoint.
 
 use std::{io, path::Path};
 
@@ -23,12 +23,12 @@ use crate::{
     },
 };
 
-/// Frames that are read at once, by all processors.
+/// Frames that are read in parallel in one step.
 const BATCH: usize = 512;
-/// How late a checkpoint may be, in seconds: disks are slow and machines sleep.
+/// Tolerated delay of a checkpoint in seconds: disks are slow and machines sleep.
 const GRACE: i64 = 600;
 
-/// What came of it.
+/// Result of a scan.
 pub(super) struct Walked {
     pub first: u64,
     pub end: u64,
@@ -39,42 +39,42 @@ pub(super) struct Walked {
     pub notes: Vec<String>,
 }
 
-/// Where the walk is.
+/// State of a scan.
 pub(super) struct Scan<'a> {
     dir: &'a Path,
     keys: &'a [Verifier],
     kept: &'a [Kept],
     newest: Option<&'a Checkpoint>,
     head: Option<(u64, Hash)>,
-    /// Whether `head` is not there, or empty.
+    /// Whether `head` is missing or empty.
     headless: bool,
     cipher: Option<&'a Cipher>,
-    /// Sizes of trees that are asked for within a frame, sorted.
+    /// Sizes of trees that end within a frame, sorted.
     wanted: Vec<u64>,
-    /// `seq` of the record to come.
+    /// `seq` of the next record.
     next: u64,
-    /// The hash of the record before, where it is known.
+    /// Hash of the preceding record, if known.
     prev: Option<Hash>,
-    /// The newest time so far.
+    /// Latest time of all records so far.
     recorded: Timestamp,
-    /// The tree over all records before, where it is known.
+    /// Tree over all preceding records, if known.
     tree: Option<Frontier>,
-    /// Whether that was made of records, or of a checkpoint that holds.
+    /// Whether the tree comes from records or from a valid checkpoint.
     trusted: bool,
-    /// The size of the checkpoint that was to be taken as given.
+    /// Size of the checkpoint to begin at.
     anchor: Option<u64>,
-    /// The checkpoint to come, in `kept`.
+    /// Index of the next checkpoint in `kept`.
     at: usize,
-    /// Whether something was told that is the reason why records are missing here.
+    /// Whether a finding already explains why records are missing here.
     explained: bool,
-    /// The newest checkpoint that holds, and whether the one before the next did not.
+    /// The newest valid checkpoint, and whether the one before the next was invalid.
     signed: Option<SignedSize>,
     mismatched: bool,
-    /// The first record behind the newest checkpoint is not older than this.
+    /// Lower bound for the time of the first record after the newest checkpoint.
     uncovered: Option<Timestamp>,
     records: u64,
     checkpoints: u64,
-    /// Checkpoints that could not be held against anything, and those that go with a finding.
+    /// Checkpoints that could not be compared, and those that a finding already covers.
     unchecked: u64,
     also: u64,
     findings: Findings,
@@ -128,11 +128,11 @@ impl<'a> Scan<'a> {
         }
     }
 
-    /// Walks from the beginning, or from a checkpoint that is taken as given.
+    /// Scans from the beginning, or from a trusted checkpoint.
     pub fn run(mut self, since: Option<&Checkpoint>) -> Result<Walked, Halt> {
         let segments = files::segments(self.dir).map_err(failed(self.dir))?;
         let dropped = files::dropped(self.dir).map_err(failed(self.dir))?;
-        // A segment that is just being dropped is in both.
+        // A segment that is being dropped is in both lists.
         let stubs = dropped.into_iter().filter(|first| segments.binary_search(first).is_err());
         let mut all: Vec<_> = stubs.map(|first| (first, true)).collect();
         all.extend(segments.iter().map(|first| (*first, false)));
@@ -166,8 +166,8 @@ impl<'a> Scan<'a> {
         })
     }
 
-    /// Goes to the last place before a checkpoint whose tree is known. What says so need not be
-    /// believed: the checkpoint's root tells.
+    /// Skips to the last known tree before a checkpoint. The tree need not be trusted: the
+    /// checkpoint's root confirms it.
     fn begin(&mut self, since: &Checkpoint, all: &[(u64, bool)]) -> u64 {
         self.anchor = Some(since.size);
         self.at = self.kept.partition_point(|kept| kept.signed.checkpoint.size < since.size);
@@ -185,7 +185,7 @@ impl<'a> Scan<'a> {
         0
     }
 
-    /// Records up to `first` are not there.
+    /// Reports the records up to `first` as missing.
     fn gap(&mut self, first: u64, unit: Option<&Unit>) {
         if first <= self.next {
             return;
@@ -214,7 +214,7 @@ impl<'a> Scan<'a> {
         self.pass();
     }
 
-    /// Behind damage, goes on with the tree that the segment before says it ended with.
+    /// After damage, continues with the tree at the end of the preceding segment's summary.
     fn resume(&mut self, first: u64) {
         if self.tree.is_some() {
             return;
@@ -299,8 +299,8 @@ impl<'a> Scan<'a> {
         Ok(())
     }
 
-    /// Holds what a closed segment says of itself against its records, in which nothing was found:
-    /// the proxy goes by it when it starts.
+    /// Compares the summary of a closed segment with its records, which had no findings: the proxy
+    /// uses the summary when it starts.
     fn closed(&mut self, first: u64) {
         let says = match files::closed(self.dir, first) {
             Ok(None) => return,
@@ -410,7 +410,7 @@ impl<'a> Scan<'a> {
         }
     }
 
-    /// Holds the record that was acknowledged last against its hash.
+    /// Compares the last acknowledged record with its hash in `head`.
     fn head_is(&mut self, first: u64, leaves: &Leaves, last: Hash) {
         let Some((seq, hash)) = self.head else { return };
         let Some(at) = seq.checked_sub(first) else { return };
@@ -425,7 +425,7 @@ impl<'a> Scan<'a> {
         }
     }
 
-    /// Holds the checkpoints up to here against the tree.
+    /// Compares the checkpoints up to the current position with the tree.
     fn pass(&mut self) {
         while let Some(kept) =
             self.kept.get(self.at).filter(|k| k.signed.checkpoint.size <= self.next)
@@ -442,7 +442,7 @@ impl<'a> Scan<'a> {
                 }
                 Some(false) if self.trusted || self.anchor == Some(checkpoint.size) => {
                     self.checkpoints += 1;
-                    // One finding is enough for all that a change spoils.
+                    // One finding covers all effects of a change.
                     if std::mem::replace(&mut self.mismatched, true) {
                         self.also += 1;
                     } else {
@@ -492,7 +492,7 @@ impl<'a> Scan<'a> {
         self.overdue();
     }
 
-    /// A checkpoint says when another one will be there; the log must not go on without.
+    /// Reports that no checkpoint followed the newest one within the time that it names.
     fn overdue(&mut self) {
         let (Some(newest), Some(since)) = (self.newest, self.uncovered) else { return };
         let since = since.max(newest.time);

@@ -1,4 +1,4 @@
-//! Where a verification begins, where not at the first record.
+//! Starting point of a verification that skips earlier records.
 
 use std::{fmt, fs, io, path::Path, str::FromStr};
 
@@ -11,19 +11,19 @@ use crate::proof::{
     checkpoint::{Checkpoint, Signed},
 };
 
-/// The checkpoint that is taken as given.
+/// Checkpoint to begin at. It is trusted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Since {
-    /// The newest of at most so many records.
+    /// The newest checkpoint of at most this size.
     Size(u64),
-    /// The newest that was made by then.
+    /// The newest checkpoint that was signed at or before this time.
     Time(Timestamp),
-    /// This one, as a signed note.
+    /// This signed note.
     Note(String),
 }
 
-/// A text that says no place to begin at.
+/// Text that is not a starting point.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "write how many records the checkpoint has, a time such as 2026-11-21T08:00:00Z, a day such as \
@@ -57,7 +57,7 @@ fn moment(text: &str) -> Option<Timestamp> {
     text.parse().ok().or_else(|| zoned().map(|zoned| zoned.timestamp()))
 }
 
-/// The last note of a file.
+/// Last note of a file.
 fn note(file: &Path) -> io::Result<String> {
     let text = fs::read_to_string(file)?;
     let notes = super::super::note_file::split(text.as_bytes()).notes;
@@ -76,8 +76,7 @@ impl fmt::Display for Since {
 }
 
 impl Since {
-    /// The checkpoint that is meant. One that was given is held against the log like those of
-    /// witnesses.
+    /// The selected checkpoint. A given note is compared with the log like those of witnesses.
     pub(super) fn find(
         &self,
         book: &mut CheckpointSet,

@@ -1,5 +1,5 @@
-//! A store made by hand, and what verification says of it when something in it is changed. What
-//! the proxy itself writes is held to the same in `tests/audit/tampering.rs`.
+//! Verification of a handmade store after changes to it. `tests/audit/tampering.rs` tests the same
+//! with a store that the proxy wrote.
 
 use std::{fs, path::Path, time::Duration};
 
@@ -20,8 +20,8 @@ use crate::{
     store::frame::{self, Pack},
 };
 
-/// Records of the first segment, of which all are sealed; of the second, of which the first block
-/// is; and at the end.
+/// Records of the first segment, all sealed; of the second, with a sealed first block; and of the
+/// whole log.
 const SEGMENT: u64 = 700;
 const SEALED: u64 = 1300;
 const END: u64 = 1310;
@@ -136,7 +136,7 @@ impl Made {
         verify(&self.request()).unwrap()
     }
 
-    /// What is found, by its words, each once.
+    /// Kinds of findings, without duplicates.
     fn found(&self) -> Vec<What> {
         let mut found: Vec<_> = self.report().findings.iter().map(|f| f.what).collect();
         found.sort_unstable();
@@ -199,7 +199,7 @@ fn what_stands_behind_damage_is_still_held_against_its_checkpoints() {
     let made = made();
     let mut bytes = fs::read(made.path(FIRST)).unwrap();
     let length = u32::from_le_bytes(*bytes.first_chunk().unwrap()) as usize + 8;
-    // The header of the second frame.
+    // Header of the second frame.
     for at in [0, 3, 9, 17] {
         let mut bytes = bytes.clone();
         bytes[length + at] ^= 0x40;
@@ -207,7 +207,7 @@ fn what_stands_behind_damage_is_still_held_against_its_checkpoints() {
         let report = made.report();
         let found: Vec<_> = report.findings.iter().map(|f| (f.what, f.seq, f.offset)).collect();
         assert_eq!(found, [(What::FrameDamaged, Some(256), Some(length as u64))], "{at}");
-        // Those at 0 and 256, and those within the second segment.
+        // Checkpoints at 0 and 256, and those within the second segment.
         assert_eq!((report.checkpoints, report.signed.unwrap().size), (4, 1305));
     }
     bytes.truncate(length + 100);
@@ -235,7 +235,7 @@ fn what_a_segment_says_of_itself_is_held_against_its_records() {
     assert!(good.contains(&root));
     fs::write(&path, good.replace(&root, &Hash::ZERO.to_string())).unwrap();
     assert_eq!(made.found(), [What::IndexMismatch]);
-    // Who begins there finds out, too.
+    // A verification that begins there finds it too.
     let report = verify(&Request { since: Some(Since::Size(700)), ..made.request() }).unwrap();
     let found: Vec<_> = report.findings.iter().map(|f| f.what).collect();
     assert_eq!(found, [What::RootMismatch]);
@@ -244,7 +244,7 @@ fn what_a_segment_says_of_itself_is_held_against_its_records() {
 #[test]
 fn a_record_that_was_changed_is_found_whatever_was_changed_with_it() {
     let made = made();
-    // One line, and the checksum with it.
+    // One line and its checksum.
     let mut lines = made.lines.clone();
     let text = String::from_utf8(lines[400].to_vec()).unwrap().replace("was", "is");
     lines[400] = Bytes::from(text);
@@ -252,7 +252,7 @@ fn a_record_that_was_changed_is_found_whatever_was_changed_with_it() {
     let report = made.report();
     let found: Vec<_> = report.findings.iter().map(|f| (f.what, f.seq)).collect();
     assert_eq!(found, [(What::ChainBroken, Some(401)), (What::RootMismatch, Some(300))]);
-    // All of the chain after it.
+    // The whole chain after it too.
     write(
         made.dir.path(),
         &super::tests::lines(END, |seq| if seq == 400 { "is" } else { "as it was" }),
@@ -300,24 +300,24 @@ fn a_cut_tail_is_found() {
     let made = made();
     let good = fs::read(made.path(WAL)).unwrap();
     let frame = u32::from_le_bytes(*good.first_chunk().unwrap()) as usize + 8;
-    // The last commit, which no checkpoint has.
+    // The last commit, which no checkpoint covers.
     fs::write(made.path(WAL), &good[..frame * 9]).unwrap();
     assert_eq!(made.found(), [What::TailCut]);
     fs::write(made.path(WAL), &good[..frame * 9 + 10]).unwrap();
     assert_eq!(made.found(), [What::FrameDamaged]);
-    // The mark with it: what no checkpoint has is not proven.
+    // `head` too: records without a checkpoint are not proven.
     let last = Hash::leaf(&made.lines[END as usize - 2]);
     fs::write(made.path("head"), format!("{:020} {last}\n", END - 2)).unwrap();
     let report = made.report();
     assert_eq!(report.findings, []);
     assert!(report.notes[1].contains("not finished"), "{:?}", report.notes);
-    // As far as a checkpoint reaches, it is found.
+    // A checkpoint covers these records.
     fs::write(made.path(WAL), &good[..frame * 4]).unwrap();
     fs::remove_file(made.path("head")).unwrap();
     assert_eq!(made.found(), [What::TailCut, What::HeadMissing]);
     fs::remove_file(made.path(WAL)).unwrap();
     assert_eq!(made.found(), [What::TailCut, What::HeadMissing]);
-    // A mark of another record, or none that can be read.
+    // `head` names another record, or is unreadable.
     fs::write(made.path(WAL), &good).unwrap();
     fs::write(made.path("head"), format!("{:020} {}\n", END - 1, Hash::ZERO)).unwrap();
     assert_eq!(made.found(), [What::HeadMismatch]);
@@ -348,7 +348,7 @@ fn a_changed_or_removed_file_beside_the_records_is_found() {
             let mut bytes = good.clone();
             bytes[at] ^= 1 << (at % 8);
             fs::write(made.path(name), bytes).unwrap();
-            // A `store.json` or a key that can't be read ends the verification.
+            // An unreadable `store.json` or key ends the verification.
             let request = Request { keys: vec![made.signer.verifier().clone()], ..made.request() };
             if let Ok(report) = verify(&request) {
                 let found: Vec<_> = report.findings.iter().map(|f| f.what).collect();
@@ -365,7 +365,7 @@ fn a_changed_or_removed_file_beside_the_records_is_found() {
         fs::write(made.path(name), good).unwrap();
     }
     assert_eq!(made.found(), []);
-    // A key that the proxy made after the old one was lost: checkpoints say so.
+    // The proxy created a new key after the old one was lost: checkpoints reveal it.
     fs::remove_file(made.path("digest.key")).unwrap();
     sign(made.dir.path(), &made.signer, &made.lines, &[END]);
     let report = made.report();
@@ -390,7 +390,7 @@ fn a_block_that_was_being_sealed_is_no_damage() {
         let report = made.report();
         assert_eq!((report.findings, report.end), (vec![], END), "{cut}");
     }
-    // Without the commits, it is what is left of the records.
+    // Without the commits, the remaining records count.
     fs::write(&records, [&good, &sealing[..20]].concat()).unwrap();
     fs::remove_file(made.path(WAL)).unwrap();
     assert_eq!(made.found(), [What::FrameDamaged, What::TailCut]);
@@ -422,7 +422,7 @@ fn a_segment_that_is_gone_is_found_unless_retention_says_so() {
     let report = made.report();
     assert_eq!(report.findings, []);
     assert_eq!((report.first, report.checkpoints), (SEGMENT, 6));
-    // Someone else's proof, a changed one, and one of other records.
+    // Proof of another signer, a changed proof, and a proof of other records.
     let path = PrunedSegmentProof::path(made.dir.path(), 0);
     let good = fs::read(&path).unwrap();
     let other = Signer::for_tests(made.signer.origin().strip_prefix("portcullis/").unwrap(), 9);
@@ -434,7 +434,7 @@ fn a_segment_that_is_gone_is_found_unless_retention_says_so() {
     stub.write(made.dir.path(), &made.signer).unwrap();
     assert_eq!(made.found(), [What::RootMismatch]);
     fs::write(&path, &good).unwrap();
-    // One that is in both places is being dropped.
+    // A segment in both places is being dropped.
     fs::rename(made.path("aside"), &gone).unwrap();
     assert_eq!(made.found(), []);
 }
@@ -460,7 +460,7 @@ fn checkpoints_that_are_gone_or_of_another_hand_are_found() {
     assert_eq!(made.found(), [What::CheckpointMissing]);
     fs::write(&path, [1, 0, 2, 3, 4, 5].map(|at| notes[at].as_str()).concat()).unwrap();
     assert!(made.found().contains(&What::CheckpointMisplaced));
-    // The newest ones: a witness has them, or the state folder.
+    // The newest checkpoints: a witness or the state folder has them.
     assert_eq!(without(&[5]), []);
     fs::write(made.path(NEWEST), &notes[5]).unwrap();
     assert_eq!(made.found(), [What::CheckpointMissing]);
@@ -476,7 +476,7 @@ fn checkpoints_that_are_gone_or_of_another_hand_are_found() {
         let found: Vec<_> = report.findings.iter().map(|f| f.what).collect();
         assert_eq!(found, [What::CheckpointMissing], "{report:?}");
     }
-    // Every bit of them.
+    // Every bit of the checkpoints.
     for at in 0..good.len() {
         let mut bytes = good.clone().into_bytes();
         bytes[at] ^= 1 << (at % 8);
@@ -498,7 +498,7 @@ fn a_store_that_was_swapped_or_rolled_back_is_found() {
     let report = verify(&Request { keys, ..theirs.request() }).unwrap();
     let found: Vec<_> = report.findings.iter().map(|f| f.what).collect();
     assert!(found.contains(&What::StoreSwapped) && found.contains(&What::CheckpointOtherStore));
-    // Rolled back: what the state folder has is newer.
+    // Rollback: the checkpoint in the state folder is newer.
     let state = tempfile::tempdir().unwrap();
     let notes = fs::read_to_string(mine.path(CHECKPOINTS)).unwrap();
     let text = note_file::split(notes.as_bytes()).notes.last().unwrap().1.to_vec();
@@ -528,7 +528,7 @@ fn a_log_that_went_on_without_checkpoints_is_found() {
     let made = made();
     fs::remove_file(made.path(CHECKPOINTS)).unwrap();
     sign(made.dir.path(), &made.signer, &made.lines, &[0]);
-    // 1310 records, ten a second: nothing is due yet.
+    // 1310 records, ten a second: no checkpoint is due yet.
     assert_eq!(made.found(), []);
     let lines = lines(END, |_| "as it was");
     let late: Vec<_> = {

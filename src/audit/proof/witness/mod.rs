@@ -1,9 +1,9 @@
-//! Who else is told of checkpoints, so that they are kept where the proxy's machine can't change
-//! them: a file elsewhere, a syslog, a URL.
+//! Witnesses: receivers of checkpoints that the proxy's machine cannot change later: a remote file,
+//! a syslog, a URL.
 //!
-//! Each has a thread of its own, which reads the store's file of checkpoints from where it was the
-//! last time. So nothing is queued in memory, and what could not be delivered is sent later, also
-//! after a restart. A checkpoint can be delivered twice, and none is left out.
+//! Each has its own thread, which reads the store's file of checkpoints from the last delivered
+//! position. So nothing is queued in memory, and undelivered checkpoints are sent later, also after
+//! a restart. Every checkpoint is delivered at least once.
 
 mod send;
 
@@ -29,30 +29,30 @@ use portcullis_foundation::{atomic_file, backoff::Backoff};
 
 use send::Sender;
 
-/// Bytes of checkpoints that are read at once.
+/// Bytes of checkpoints per read.
 const CHUNK: u64 = 256 << 10;
-/// Pauses after failures.
+/// Delays after failures.
 const BACKOFF: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
-/// How long the end waits for what is still to be delivered.
+/// Maximum time that a stop waits for deliveries.
 const FAREWELL: Duration = Duration::from_secs(2);
 
-/// Where checkpoints are sent.
+/// Receiver of checkpoints.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Witness {
-    /// Appended to this file.
+    /// File to append to.
     File(PathBuf),
-    /// As RFC 5424 messages, in datagrams.
+    /// RFC 5424 messages in datagrams.
     SyslogUdp(String),
-    /// As RFC 5424 messages, counted as RFC 6587 says.
+    /// RFC 5424 messages with octet counts of RFC 6587.
     SyslogTcp(String),
-    /// As RFC 5424 messages, to a local socket.
+    /// RFC 5424 messages to a local socket.
     SyslogUnix(PathBuf),
-    /// In the body of a POST.
+    /// Body of a POST request.
     Url(String),
 }
 
 impl Witness {
-    /// The syslog of an address: `udp://HOST:PORT`, `tcp://HOST:PORT` or `unix:///PATH`.
+    /// Syslog witness of an address: `udp://HOST:PORT`, `tcp://HOST:PORT` or `unix:///PATH`.
     pub fn syslog(address: &str) -> Option<Self> {
         let named = |address: &str| {
             let (host, port) = address.rsplit_once(':')?;
@@ -74,7 +74,7 @@ impl std::fmt::Display for Witness {
             Self::SyslogUdp(address) => write!(f, "udp://{address}"),
             Self::SyslogTcp(address) => write!(f, "tcp://{address}"),
             Self::SyslogUnix(path) => write!(f, "unix://{}", path.display()),
-            // It may hold a user's name and password, or a token.
+            // The URL may contain a user's name and password, or a token.
             Self::Url(url) => match reqwest::Url::parse(url) {
                 Ok(url) => write!(f, "{}", url.origin().ascii_serialization()),
                 Err(_) => f.write_str("a URL"),
@@ -83,29 +83,29 @@ impl std::fmt::Display for Witness {
     }
 }
 
-/// What a witness was told.
+/// Status of a witness.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Status {
-    /// Who.
+    /// Name of the witness.
     pub to: String,
-    /// How many checkpoints were delivered since the log was opened.
+    /// Number of checkpoints delivered since the log was opened.
     pub delivered: u64,
-    /// How many tries failed since then.
+    /// Number of failed attempts since the log was opened.
     pub failures: u64,
-    /// Why the last one did, until one succeeds.
+    /// Reason of the last failure, until an attempt succeeds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failing: Option<String>,
 }
 
-/// Tells the threads that there is a new checkpoint.
+/// Notifies the threads about a new checkpoint.
 #[derive(Debug, Clone)]
 pub(super) struct Nudge(Vec<SyncSender<()>>);
 
 impl Nudge {
     pub fn tell(&self) {
         for thread in &self.0 {
-            // One that is told already will look.
+            // A full channel means that a notification is pending.
             let _ = thread.try_send(());
         }
     }
@@ -165,14 +165,14 @@ impl Drop for All {
     fn drop(&mut self) {
         self.nudge = None;
         let until = Instant::now() + FAREWELL;
-        // What is not delivered by then is sent after the next start.
+        // Undelivered checkpoints are sent after the next start.
         while self.threads.iter().any(|thread| !thread.is_finished()) && Instant::now() < until {
             thread::sleep(Duration::from_millis(5));
         }
     }
 }
 
-/// The file that says how far a witness was told.
+/// File with a witness's position.
 fn cursor_name(witness: &Witness) -> String {
     let whole = Sha256::digest(format!("{witness:?}"));
     format!("audit-witness-{}", hex::encode(whole.first_chunk::<8>().unwrap_or(&[0; 8])))
@@ -195,7 +195,7 @@ impl Teller {
                 Ok(()) => {
                     pauses = 0;
                     if nudged.recv().is_err() {
-                        // The last one may have been made since.
+                        // A checkpoint may have been added since the last delivery.
                         let _ = self.tell(&mut offset);
                         return;
                     }
@@ -216,24 +216,24 @@ impl Teller {
         }
     }
 
-    /// Where the last one that was delivered ends.
+    /// End of the last delivered checkpoint.
     fn begin(&self) -> u64 {
         let text = fs::read_to_string(self.state.join(&self.cursor)).unwrap_or_default();
         text.trim().parse().unwrap_or(0)
     }
 
-    /// Delivers what there is, in order.
+    /// Delivers new checkpoints, in order.
     fn tell(&mut self, offset: &mut u64) -> io::Result<()> {
         loop {
             let mut file = File::open(&self.path)?;
             if *offset > file.metadata()?.len() {
-                // Another file than the one that was told of.
+                // The file was replaced.
                 *offset = 0;
             }
             file.seek(SeekFrom::Start(*offset))?;
             let mut bytes = Vec::new();
             file.take(CHUNK).read_to_end(&mut bytes)?;
-            // The end is what may still be written, or stands in the next chunk.
+            // The rest may still be written, or continues in the next chunk.
             let whole = memchr::memmem::rfind(&bytes, b"\n\n").map_or(0, |end| end + 2);
             let found = note_file::split(bytes.get(..whole).unwrap_or_default());
             let mut told = 0;
@@ -266,7 +266,7 @@ impl Teller {
 fn wait(nudged: &mpsc::Receiver<()>, pause: Duration) -> Result<(), RecvTimeoutError> {
     let until = Instant::now() + pause;
     loop {
-        // A new checkpoint is no reason to try sooner.
+        // A new checkpoint does not shorten the delay after a failure.
         match nudged.recv_timeout(until.saturating_duration_since(Instant::now())) {
             Ok(()) => {}
             Err(RecvTimeoutError::Timeout) => return Ok(()),
@@ -275,7 +275,7 @@ fn wait(nudged: &mpsc::Receiver<()>, pause: Duration) -> Result<(), RecvTimeoutE
     }
 }
 
-/// The address of a name and a port, tried again each time.
+/// Resolves a name and a port. Tries again at each attempt.
 fn resolve(address: &str) -> io::Result<SocketAddr> {
     use std::net::ToSocketAddrs as _;
     address.to_socket_addrs()?.next().ok_or_else(|| io::Error::other("the name has no address"))

@@ -1,4 +1,4 @@
-//! The ways to a witness.
+//! Transports to a witness.
 
 use std::{
     fs::{File, OpenOptions},
@@ -16,16 +16,16 @@ use jiff::Timestamp;
 
 use super::{Witness, resolve};
 
-/// How long one delivery may take.
+/// Timeout of one delivery.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Priority of RFC 5424: facility 13, "log audit", severity 6, "informational".
 const PRIORITY: u8 = 13 * 8 + 6;
 
-/// Sends to one witness.
+/// Sender for one witness.
 pub(super) struct Sender {
     to: Witness,
     host: String,
-    /// Made when it is first needed, on the thread that uses it.
+    /// Created on first use, on the thread that uses it.
     runtime: Option<tokio::runtime::Runtime>,
 }
 
@@ -37,7 +37,7 @@ impl Sender {
         Self { to, host: host.unwrap_or_else(|| "-".into()), runtime: None }
     }
 
-    /// Hands a note over. Where the way has receipts, it was received when this returns `Ok`.
+    /// Sends a note. `Ok` means receipt, if the transport has acknowledgements.
     pub fn send(&mut self, note: &str) -> io::Result<()> {
         match &self.to {
             Witness::File(path) => append(path, note),
@@ -61,7 +61,7 @@ impl Sender {
                         socket.set_write_timeout(Some(PATIENCE))?;
                         socket.send(self.message(note).as_bytes()).map(drop)
                     }
-                    // It is a stream.
+                    // The socket is a stream socket.
                     Err(error)
                         if error.raw_os_error() == Some(nix::errno::Errno::EPROTOTYPE as i32) =>
                     {
@@ -84,7 +84,7 @@ impl Sender {
         }
     }
 
-    /// The message of RFC 5424: one line, in ASCII.
+    /// RFC 5424 message: one line, in ASCII.
     fn message(&self, note: &str) -> String {
         let text = serde_json::json!({ "checkpoint": note }).to_string();
         let mut ascii = String::with_capacity(text.len() + 16);
@@ -104,7 +104,7 @@ impl Sender {
     }
 }
 
-/// A message on a stream, as RFC 6587 counts it.
+/// Message on a stream, with the octet count of RFC 6587.
 fn counted(message: &str) -> String {
     format!("{} {message}", message.len())
 }
@@ -117,7 +117,7 @@ fn append(path: &Path, note: &str) -> io::Result<()> {
 }
 
 async fn post(url: &str, note: &str) -> io::Result<()> {
-    // An error of this client must not repeat the URL, which can hold a secret.
+    // An error of this client must not contain the URL, which can contain a secret.
     let failed = |error: reqwest::Error| io::Error::other(error.without_url());
     let client = reqwest::Client::builder()
         .redirect(reqwest::redirect::Policy::none())

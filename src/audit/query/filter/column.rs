@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
-/// What a column holds, and so how it is compared.
+/// Type of a column. It determines the comparisons.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Type {
     /// A text: `=`, `!=`, `in`, `~`, `!~`, `contains`.
@@ -13,7 +13,7 @@ pub enum Type {
     Word(&'static [&'static str]),
     /// A time: `<`, `<=`, `>`, `>=`, and `=` with a day.
     Time,
-    /// How long it took: `<`, `<=`, `>`, `>=`, `=`, `!=`.
+    /// A duration: `<`, `<=`, `>`, `>=`, `=`, `!=`.
     Duration,
     /// A size: as a duration.
     Bytes,
@@ -26,7 +26,7 @@ pub enum Type {
 }
 
 impl Type {
-    /// The comparisons that it takes, in words.
+    /// Comparisons of this type, as text for docs and errors.
     pub fn signs(self) -> &'static str {
         match self {
             Self::Text => "=, !=, in (…), ~, !~ and contains",
@@ -40,7 +40,7 @@ impl Type {
 
 macro_rules! columns {
     ($(#[doc = $doc:literal] $variant:ident = $name:literal, $type:expr, $example:literal;)*) => {
-        /// A field of a record. A record that lacks it is found by no comparison with it but `!=`.
+        /// A field of a record. For a record without the field, only `!=` is true.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum Column {
             $(#[doc = $doc] $variant,)*
@@ -50,22 +50,22 @@ macro_rules! columns {
             /// Every column, in the order of the docs.
             pub const ALL: &[Column] = &[$(Column::$variant,)*];
 
-            /// Its name in filters and in `--fields`.
+            /// Name in filters and in `--fields`.
             pub fn name(self) -> &'static str {
                 match self { $(Self::$variant => $name,)* }
             }
 
-            /// What it holds.
+            /// Type of the values.
             pub fn ty(self) -> Type {
                 match self { $(Self::$variant => $type,)* }
             }
 
-            /// What it is, in a sentence.
+            /// Description, one sentence.
             pub fn about(self) -> &'static str {
                 match self { $(Self::$variant => $doc.trim_ascii(),)* }
             }
 
-            /// A filter with it, for the docs.
+            /// Example filter for the docs.
             pub fn example(self) -> &'static str {
                 match self { $(Self::$variant => $example,)* }
             }
@@ -160,12 +160,12 @@ impl fmt::Display for Column {
     }
 }
 
-/// The name of no column.
+/// Text that is not the name of a column.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("there is no field `{}`{}", name.escape_default(), hint(*meant))]
 pub struct IllegalColumn {
     name: String,
-    /// What it may have been meant to be.
+    /// Column that was probably meant.
     pub meant: Option<Column>,
 }
 
@@ -173,7 +173,7 @@ fn hint(meant: Option<Column>) -> String {
     meant.map(|meant| format!(": did you mean `{meant}`?")).unwrap_or_default()
 }
 
-/// Names that people try.
+/// Other names that users try.
 const OTHER_NAMES: &[(&str, Column)] = &[
     ("principal", Column::Client),
     ("who", Column::Client),
@@ -214,7 +214,7 @@ impl FromStr for Column {
     }
 }
 
-/// What is spelled most like this, if anything is.
+/// Name with the most similar spelling, if any is similar.
 pub(super) fn nearest<T>(
     name: &str,
     known: impl IntoIterator<Item = (&'static str, T)>,

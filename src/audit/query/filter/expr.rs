@@ -1,4 +1,4 @@
-//! A filter as a tree, and back as text.
+//! A filter as a tree, and its text form.
 
 use std::fmt;
 
@@ -9,33 +9,33 @@ use super::{
     literal::{self, Network, Pattern},
 };
 
-/// What must hold of a record.
+/// Condition on a record.
 #[derive(Debug, Clone, PartialEq)]
 pub(in crate::query) enum Expr {
-    /// All of these; of none, everything.
+    /// All of these. An empty list is true.
     And(Vec<Expr>),
-    /// One of these; of none, nothing.
+    /// One of these. An empty list is false.
     Or(Vec<Expr>),
     Not(Box<Expr>),
     Test(Test),
 }
 
-/// What must hold of one column.
+/// Condition on one column.
 #[derive(Debug, Clone, PartialEq)]
 pub(in crate::query) enum Test {
-    /// One of its values is one of these.
+    /// One of the column's values is in the list.
     In(Column, Vec<String>),
-    /// One of its values has this form.
+    /// One of the column's values matches the pattern.
     Like(Column, Pattern),
-    /// One of its texts has this in it.
+    /// One of the column's texts contains the pattern.
     Contains(Column, Pattern),
-    /// It has a number (microseconds, bytes), and that compares so.
+    /// The column has a number (microseconds, bytes) for which the comparison is true.
     Number(Column, Compare, u64),
-    /// The time of writing compares so.
+    /// The comparison is true for the time of writing.
     Time(Compare, Timestamp),
     /// The client's address is in one of these networks.
     Address(Vec<Network>),
-    /// It has any value.
+    /// The column has a value.
     Has(Column),
 }
 
@@ -77,7 +77,7 @@ impl Default for Expr {
 }
 
 impl Expr {
-    /// All of these.
+    /// Conjunction of these.
     pub fn all(parts: impl IntoIterator<Item = Self>) -> Self {
         let mut all = Vec::new();
         for part in parts {
@@ -92,7 +92,7 @@ impl Expr {
         }
     }
 
-    /// One of these.
+    /// Disjunction of these.
     pub fn any(parts: impl IntoIterator<Item = Self>) -> Self {
         let mut any = Vec::new();
         for part in parts {
@@ -107,7 +107,7 @@ impl Expr {
         }
     }
 
-    /// Every test in it.
+    /// Calls `each` for every test in the expression.
     pub fn tests(&self, each: &mut impl FnMut(&Test)) {
         match self {
             Self::And(parts) | Self::Or(parts) => parts.iter().for_each(|part| part.tests(each)),

@@ -1,10 +1,10 @@
-//! What is wrong with a filter.
+//! Errors of filters.
 
 use std::{fmt, ops::Range};
 
 use miette::{Diagnostic, LabeledSpan, SourceCode};
 
-/// A text that is no filter: what is wrong, where, and what to write instead.
+/// Error of a filter: the problem, its position, and the remedy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IllegalFilter {
     text: String,
@@ -14,7 +14,7 @@ pub struct IllegalFilter {
     span: Range<usize>,
 }
 
-/// Bytes of a filter that are shown.
+/// Maximum bytes of a filter that are shown.
 const SHOWN: usize = 400;
 
 impl IllegalFilter {
@@ -25,7 +25,7 @@ impl IllegalFilter {
         label: &'static str,
         help: Option<String>,
     ) -> Self {
-        // Characters that could steer a terminal are shown as spaces: every byte in its place.
+        // Control characters for a terminal are shown as spaces; positions of bytes stay the same.
         let mut shown = String::with_capacity(text.len());
         for c in text.chars() {
             if c.is_control() {
@@ -37,14 +37,14 @@ impl IllegalFilter {
         let from = text.floor_char_boundary(span.start.saturating_sub(SHOWN));
         let to = text.ceil_char_boundary(span.start.saturating_add(SHOWN));
         let mut shown = shown.get(from..to).unwrap_or_default().to_owned();
-        // Where something is missing at the end, there is room to point at.
+        // Room to point at the end, where something may be missing.
         shown.push(' ');
         let begin = (span.start - from).min(shown.len() - 1);
         let span = begin..(span.end - from).clamp(begin + 1, shown.len());
         Self { text: shown, what, label, help, span }
     }
 
-    /// What is wrong and what to do, in one line.
+    /// Problem and remedy, in one line.
     pub fn advice(&self) -> String {
         match &self.help {
             Some(help) => format!("{}: {help}", self.what),

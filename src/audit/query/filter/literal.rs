@@ -1,4 +1,4 @@
-//! Values as a filter writes them.
+//! Literals of filters.
 
 use std::{borrow::Cow, fmt, net::IpAddr};
 
@@ -8,24 +8,24 @@ use jiff::{
 };
 use regex::{Regex, RegexBuilder};
 
-/// Words that mean something where a value could stand.
+/// Reserved words.
 const WORDS: &[&str] = &["and", "or", "not", "in", "has", "contains", "ago"];
-/// Bytes of a compiled pattern.
+/// Maximum bytes of a compiled pattern.
 const PATTERN: usize = 1 << 20;
 
-/// Whether a character can stand in a value without quotes.
+/// Whether a character can be in an unquoted value.
 pub(super) fn is_bare(c: char) -> bool {
     !(c.is_whitespace()
         || c.is_control()
         || matches!(c, '(' | ')' | '"' | '\'' | ',' | '=' | '!' | '<' | '>' | '~'))
 }
 
-/// Whether it is a word of the language, in capitals or not.
+/// Whether the text is a reserved word. Ignores case.
 pub(super) fn is_word(text: &str) -> bool {
     WORDS.iter().any(|word| word.eq_ignore_ascii_case(text))
 }
 
-/// A value as a filter writes it: in quotes where it must be.
+/// Literal of a value, with quotes if necessary.
 pub(super) fn quoted(text: &str) -> Cow<'_, str> {
     if !text.is_empty() && !is_word(text) && text.chars().all(is_bare) && text.is_ascii() {
         return text.into();
@@ -42,7 +42,7 @@ pub(super) fn quoted(text: &str) -> Cow<'_, str> {
     quoted.into()
 }
 
-/// A form that texts can have, or a text that they can have in them.
+/// Pattern for texts or parts of texts.
 #[derive(Debug, Clone)]
 pub(in crate::query) struct Pattern {
     text: String,
@@ -56,7 +56,7 @@ impl PartialEq for Pattern {
 }
 
 impl Pattern {
-    /// The whole text, where `*` stands for any characters and `?` for one.
+    /// Pattern for the whole text. `*` stands for any characters and `?` for one.
     pub fn glob(text: &str) -> Option<Self> {
         let mut pattern = String::from(r"\A");
         let mut literal = String::new();
@@ -77,7 +77,7 @@ impl Pattern {
         Self::compile(text, &pattern, false)
     }
 
-    /// This text anywhere, in capitals or not.
+    /// Pattern for this text anywhere. Ignores case.
     pub fn part(text: &str) -> Option<Self> {
         Self::compile(text, &regex::escape(text), true)
     }
@@ -88,7 +88,7 @@ impl Pattern {
         Some(Self { text: text.to_owned(), regex: builder.build().ok()? })
     }
 
-    /// What was written.
+    /// Text of the pattern as written.
     pub fn text(&self) -> &str {
         &self.text
     }
@@ -98,14 +98,14 @@ impl Pattern {
     }
 }
 
-/// A time, or the day that it is.
+/// A time or a day.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Moment {
     At(Timestamp),
     Day { begin: Timestamp, end: Timestamp },
 }
 
-/// A time in words: `24h ago`, `2026-11-21`, `2026-11-21T08:00`, `2026-11-21T08:00:00Z`, `today`.
+/// Parses a time: `24h ago`, `2026-11-21`, `2026-11-21T08:00`, `2026-11-21T08:00:00Z`, `today`.
 pub(super) fn moment(text: &str, now: &Zoned) -> Option<Moment> {
     let lower = text.to_ascii_lowercase();
     if let Some(ago) = lower.strip_suffix("ago").map(str::trim_end) {
@@ -121,7 +121,7 @@ pub(super) fn moment(text: &str, now: &Zoned) -> Option<Moment> {
     if let Ok(time) = text.parse::<Timestamp>() {
         return Some(Moment::At(time));
     }
-    // A longer text is no date: jiff would drop its time.
+    // A longer text is not a day: jiff would ignore its time.
     if text.len() == 10
         && let Ok(date) = text.parse::<Date>()
     {
@@ -137,7 +137,7 @@ fn day(date: Date, now: &Zoned) -> Option<Moment> {
     Some(Moment::Day { begin: begin.timestamp(), end: end.timestamp() })
 }
 
-/// A number and its unit: `1.5s`.
+/// Parses a number with a unit: `1.5s`.
 fn number(text: &str, units: &[(&str, u64)]) -> Option<u64> {
     let digits = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
@@ -157,7 +157,7 @@ fn number(text: &str, units: &[(&str, u64)]) -> Option<u64> {
     u64::try_from(whole.checked_add(part)?).ok()
 }
 
-/// How long: `200ms`, in microseconds.
+/// Parses a duration such as `200ms` into microseconds.
 pub(super) fn duration(text: &str) -> Option<u64> {
     const UNITS: &[(&str, u64)] = &[
         ("us", 1),
@@ -171,7 +171,7 @@ pub(super) fn duration(text: &str) -> Option<u64> {
     number(text, UNITS)
 }
 
-/// Microseconds as a filter writes them.
+/// Literal of a duration in microseconds.
 pub(super) fn micros(micros: u64) -> String {
     match micros {
         whole if whole.is_multiple_of(1_000_000) => format!("{}s", whole / 1_000_000),
@@ -180,7 +180,7 @@ pub(super) fn micros(micros: u64) -> String {
     }
 }
 
-/// A size: `64KiB`.
+/// Parses a size: `64KiB`.
 pub(super) fn bytes(text: &str) -> Option<u64> {
     const UNITS: &[(&str, u64)] = &[
         ("", 1),
@@ -196,7 +196,7 @@ pub(super) fn bytes(text: &str) -> Option<u64> {
     number(text, UNITS)
 }
 
-/// An address, or all that begin with the same bits.
+/// Address, or network of all addresses with the same prefix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::query) struct Network {
     pub address: IpAddr,
@@ -204,7 +204,7 @@ pub(in crate::query) struct Network {
 }
 
 impl Network {
-    /// Whether an address is in it. IPv4 addresses that are written as IPv6 are IPv4 ones.
+    /// Whether an address is in the network. IPv4-mapped IPv6 addresses count as IPv4.
     pub fn has(&self, other: IpAddr) -> bool {
         let shift = |all: u32| all.saturating_sub(u32::from(self.bits));
         match (self.address, other.to_canonical()) {
@@ -220,7 +220,7 @@ impl Network {
         }
     }
 
-    /// The bits of a single address.
+    /// Prefix length of a single address.
     pub fn most_bits(address: IpAddr) -> u8 {
         if address.is_ipv4() { 32 } else { 128 }
     }
@@ -233,7 +233,7 @@ impl fmt::Display for Network {
     }
 }
 
-/// An address or a network: `10.0.0.0/8`.
+/// Parses an address or a network: `10.0.0.0/8`.
 pub(super) fn network(text: &str) -> Option<Network> {
     let (address, bits) = match text.split_once('/') {
         Some((address, bits)) => (address, Some(bits)),
@@ -245,7 +245,7 @@ pub(super) fn network(text: &str) -> Option<Network> {
         Some(bits) => bits.parse().ok().filter(|bits| *bits <= most)?,
         None => most,
     };
-    // An IPv4 address in IPv6 is compared as the IPv4 one.
+    // An IPv4-mapped IPv6 address is compared as IPv4.
     let (address, bits) = match address.to_canonical() {
         plain if plain != address => (plain, bits.checked_sub(96)?),
         same => (same, bits),

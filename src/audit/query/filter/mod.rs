@@ -1,11 +1,11 @@
 //! The language of filters: `client = "ci-bot" and not server = notes and time > 24h ago`.
 //!
-//! - [`Filter`] is a filter that was read. Its text is the language again, with every time written
-//!   out, so that it means the same tomorrow and in another time zone.
-//! - [`Column`] has the fields of a record that can be asked for, shown and counted by.
-//! - [`IllegalFilter`] tells what is wrong, where, and what to write instead.
+//! - [`Filter`] is a parsed filter. Its text form has absolute times, so that its meaning does not
+//!   depend on the current time or the time zone.
+//! - [`Column`] is a field of a record for filters, tables and counts.
+//! - [`IllegalFilter`] reports the problem, its position, and the remedy.
 //!
-//! Nothing here knows records or stores: `matches` decides on a record, `plan` on a block.
+//! This module does not depend on stores: `matches` tests a record, `plan` a block.
 
 mod column;
 mod expr;
@@ -29,26 +29,26 @@ pub(super) use self::{
     literal::Pattern,
 };
 
-/// Which records. Everything, unless something is said.
+/// Filter for records. The default finds every record.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Filter(Expr);
 
 impl Filter {
-    /// Reads a filter. Times without a zone are of `now`'s; `24h ago` is before it.
+    /// Parses a filter. Times without a zone are in the zone of `now`; `24h ago` is relative to it.
     ///
     /// # Errors
-    /// [`IllegalFilter`], a diagnostic with the place.
+    /// [`IllegalFilter`], a diagnostic with the position.
     pub fn parse(text: &str, now: &Zoned) -> Result<Self, IllegalFilter> {
         parse::parse(text, now).map(Self)
     }
 
-    /// What both find.
+    /// Filter for the records that both filters find.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         Self(Expr::all([self.0, other.0]))
     }
 
-    /// Records with this value in this column. `None` where the column has no such values.
+    /// Records with this value in this column. `None` if the column cannot have such a value.
     pub fn equals(column: Column, value: &str) -> Option<Self> {
         let text = match column.ty() {
             Type::Text => true,
@@ -59,17 +59,17 @@ impl Filter {
         text.then_some(Self(Expr::Test(test)))
     }
 
-    /// Records that were written at this time or later.
+    /// Records written at this time or later.
     pub fn since(time: Timestamp) -> Self {
         Self(Expr::Test(Test::Time(Compare::AtLeast, time)))
     }
 
-    /// Records that were written before this time.
+    /// Records written before this time.
     pub fn until(time: Timestamp) -> Self {
         Self(Expr::Test(Test::Time(Compare::Less, time)))
     }
 
-    /// Whether it says anything of the time of writing.
+    /// Whether the filter tests the time of writing.
     pub fn says_when(&self) -> bool {
         let mut says = false;
         self.0.tests(&mut |test| {
@@ -78,7 +78,7 @@ impl Filter {
         says
     }
 
-    /// Whether it finds every record.
+    /// Whether the filter finds every record.
     pub fn is_all(&self) -> bool {
         self.0 == Expr::default()
     }

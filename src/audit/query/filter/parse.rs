@@ -1,4 +1,4 @@
-//! Reading a filter.
+//! Parser of filters.
 //!
 //! ```text
 //! any  = all ("or" all)*
@@ -27,11 +27,11 @@ use super::{
     literal::{self, Moment, Pattern},
 };
 
-/// Bytes of a filter.
+/// Maximum bytes of a filter.
 const LONGEST: usize = 8 << 10;
-/// Parentheses and `not`s within each other.
+/// Maximum depth of parentheses and `not`.
 const DEEPEST: usize = 32;
-/// Comparisons, and values in all of them.
+/// Maximum number of comparisons, and of values in all of them.
 const MOST: usize = 256;
 
 struct State<'a> {
@@ -48,7 +48,7 @@ impl std::fmt::Debug for State<'_> {
 
 type Input<'a> = Stateful<LocatingSlice<&'a str>, State<'a>>;
 
-/// What is wrong, before the text is put to it.
+/// Error without the text of the filter.
 #[derive(Debug)]
 struct Wrong {
     span: Range<usize>,
@@ -82,7 +82,7 @@ impl Wrong {
         self
     }
 
-    /// Nothing else can be meant here.
+    /// Fails without backtracking: no other alternative applies.
     fn fail<T>(self) -> Parsed<T> {
         Err(ErrMode::Cut(self))
     }
@@ -130,7 +130,7 @@ fn whole(input: &mut Input<'_>) -> Parsed<Expr> {
     .fail()
 }
 
-/// What comes next, and where: a bare word, a mark, or nothing. Nothing is taken.
+/// The next bare word or mark, or an empty text, and its position. Consumes nothing.
 fn peek(input: &mut Input<'_>) -> (String, Range<usize>) {
     let before = input.checkpoint();
     let from = input.current_token_start();
@@ -147,7 +147,7 @@ fn peek(input: &mut Input<'_>) -> (String, Range<usize>) {
     (text, from..to)
 }
 
-/// Takes this word, in capitals or not, and the space behind it.
+/// Parses this word and the space after it. Ignores case.
 fn word(wanted: &'static str) -> impl FnMut(&mut Input<'_>) -> Parsed<()> {
     move |input| {
         let found = take_while(1.., literal::is_bare).parse_next(input)?;
@@ -159,7 +159,7 @@ fn word(wanted: &'static str) -> impl FnMut(&mut Input<'_>) -> Parsed<()> {
     }
 }
 
-/// Takes this mark and the space behind it.
+/// Parses this mark and the space after it.
 fn mark(mut wanted: &'static str) -> impl FnMut(&mut Input<'_>) -> Parsed<()> {
     move |input| {
         wanted.parse_next(input)?;
@@ -252,7 +252,7 @@ enum Sign {
     Order(Compare),
 }
 
-/// A sign, whether what it says is not so, and where it stands.
+/// Parses an operator. Returns it with its negation and its position.
 fn sign(input: &mut Input<'_>, column: Column) -> Parsed<(Sign, bool, Range<usize>)> {
     let at = input.current_token_start();
     let before = input.checkpoint();
@@ -342,7 +342,7 @@ fn list(input: &mut Input<'_>, column: Column) -> Parsed<Vec<(String, Range<usiz
     Ok(values)
 }
 
-/// A value and where it stands.
+/// Parses a value. Returns it with its position.
 fn value(input: &mut Input<'_>, column: Column) -> Parsed<(String, Range<usize>)> {
     input.state.values += 1;
     let from = input.current_token_start();
@@ -376,7 +376,7 @@ fn value(input: &mut Input<'_>, column: Column) -> Parsed<(String, Range<usize>)
     let mut to = input.current_token_start();
     let mut text = found;
     multispace0(input)?;
-    // `24h ago` and `2 weeks ago` are values, too.
+    // `24h ago` and `2 weeks ago` are single values.
     if column.ty() == Type::Time && text.starts_with(|c: char| c.is_ascii_digit()) {
         let before = input.checkpoint();
         let mut longer = text.clone();
@@ -445,7 +445,7 @@ fn escaped(input: &mut Input<'_>) -> Parsed<char> {
     })
 }
 
-/// The test that values make.
+/// Test of a column with these values.
 fn made(
     input: &Input<'_>,
     column: Column,
@@ -521,7 +521,7 @@ fn time(input: &Input<'_>, sign: Sign, (text, span): (String, Range<usize>)) -> 
     let at = |compare, time| Expr::Test(Test::Time(compare, time));
     match (literal::moment(&text, input.state.now), sign) {
         (Some(Moment::At(time)), Sign::Order(compare)) => Ok(at(compare, time)),
-        // Of a day, what counts is the edge that lies there.
+        // The comparison uses the start or the end of the day.
         (Some(Moment::Day { begin, end }), Sign::Order(compare)) => Ok(match compare {
             Compare::More => at(Compare::AtLeast, end),
             Compare::AtMost => at(Compare::Less, end),

@@ -1,4 +1,4 @@
-//! The language: what is read, what is said of what can't be.
+//! Tests of the language: parsing and error messages.
 
 use jiff::Zoned;
 use miette::{GraphicalReportHandler, GraphicalTheme};
@@ -64,7 +64,7 @@ fn filters_are_read() {
         ("time < today", "time < 2026-11-20T23:00:00Z"),
         ("time <= today", "time < 2026-11-21T23:00:00Z"),
         ("time = yesterday", "time >= 2026-11-19T23:00:00Z and time < 2026-11-20T23:00:00Z"),
-        // The day on which clocks were set back is 25 hours long there.
+        // The day on which clocks were set back has 25 hours in this zone.
         ("time = 2026-10-25", "time >= 2026-10-24T22:00:00Z and time < 2026-10-25T23:00:00Z"),
         ("arguments contains \"/etc\"", "arguments contains /etc"),
         (
@@ -79,7 +79,7 @@ fn filters_are_read() {
     }
 }
 
-/// The message as a terminal shows it.
+/// Error message as a terminal shows it.
 fn told(text: &str) -> String {
     let illegal = read(text).expect_err(text);
     let mut told = String::new();

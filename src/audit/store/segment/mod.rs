@@ -1,8 +1,8 @@
-//! One segment: a folder with the records of a day, as frames, and their index.
+//! A segment: a folder with the records of a day, as frames, and their index.
 //!
-//! `records` has the frames of whole blocks. What was committed since is in `wal-…`, a file for
-//! each block, until the block is sealed: compressed, appended to `records`, synced, indexed. A
-//! file of commits is removed only when its block is in `records`.
+//! `records` has the frames of whole blocks. Later commits are in `wal-…`, one file per block,
+//! until the block is sealed: compressed, appended to `records`, synced, indexed. A file of commits
+//! is removed only when its block is in `records`.
 
 mod open;
 mod wal;
@@ -43,10 +43,10 @@ use portcullis_foundation::atomic_file;
 pub(super) use open::{Found, Loss};
 pub(super) use wal::Wal;
 
-/// Bytes of unpacked frames that are kept for queries.
+/// Bytes of unpacked frames that are cached for queries.
 const CACHE: u64 = 32 << 20;
 const CLOSED: &str = "segment.json";
-/// What all segments of a store need.
+/// Shared dependencies of all segments of a store.
 pub(super) struct Tools {
     pub dir: PathBuf,
     pub key: DigestKey,
@@ -69,26 +69,26 @@ impl Tools {
         Self { dir: dir.to_owned(), key, cipher, cache }
     }
 
-    /// The folder of the segment that begins with this record.
+    /// Folder of the segment that begins with this record.
     pub fn path(&self, first: u64) -> PathBuf {
         self.dir.join("segments").join(format!("{first:016}"))
     }
 }
 
-/// What a closed segment says of itself, so that it need not be opened.
+/// Summary of a closed segment, so that it need not be opened.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Closed {
     /// `seq` of its first record.
     pub first: u64,
-    /// `seq` after its last.
+    /// `seq` after its last record.
     pub end: u64,
-    /// When its first record was written.
+    /// Time of its first record.
     pub begin: Timestamp,
-    /// When its last record was written.
+    /// Time of its last record.
     pub ended: Timestamp,
-    /// The hash of its last record.
+    /// Hash of its last record.
     pub last: Hash,
-    /// The tree over all records of the log up to its end.
+    /// Tree over all records of the log up to the segment's end.
     pub tree: Frontier,
 }
 
@@ -102,21 +102,21 @@ fn private() -> OpenOptions {
     options
 }
 
-/// Whether a segment is opened to be written, or only looked at: then no record's file changes.
+/// Whether a segment is opened for writing, or for reading without changes to files of records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
     Write,
     Read,
 }
 
-/// Whether what was written down of records, to save reading them, is taken as it stands.
+/// Whether stored summaries of records are trusted without reading the records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Trust {
     Believe,
     Doubt,
 }
 
-/// A segment that is open.
+/// An open segment.
 pub(super) struct Segment {
     pub first: u64,
     path: PathBuf,
@@ -124,14 +124,14 @@ pub(super) struct Segment {
     /// Bytes of `records` that are indexed.
     length: Mutex<u64>,
     index: RwLock<Arc<Index>>,
-    /// Whether the index has not all blocks.
+    /// Whether the index lacks some blocks.
     blind: AtomicBool,
     blocks: RwLock<Arc<Vec<Arc<BlockMeta>>>>,
     tools: Arc<Tools>,
 }
 
 impl Segment {
-    /// Makes the segment that begins with this record.
+    /// Creates the segment that begins with this record.
     pub fn make(tools: &Arc<Tools>, first: u64) -> Result<Arc<Self>, Fault> {
         let path = tools.path(first);
         private_dir(&path).map_err(|e| Fault::io("making", &path, &e))?;
@@ -163,8 +163,8 @@ impl Segment {
         *self.length.lock()
     }
 
-    /// Takes over the blocks of the index. One that is damaged, or has what `records` has not, is
-    /// made again: what it knows of other blocks would be as doubtful.
+    /// Loads the blocks of the index. An index that is damaged or has blocks that `records` lacks
+    /// is rebuilt: its data about other blocks is equally doubtful.
     fn load(&self) -> Result<(), Fault> {
         let size = self.size()?;
         let mut end = self.first;
@@ -184,7 +184,7 @@ impl Segment {
         Ok(())
     }
 
-    /// Restarts the index; it has no blocks then.
+    /// Replaces the index by an empty one.
     fn renewed(&self, why: &str) -> Result<Vec<Arc<BlockMeta>>, Fault> {
         let segment = self.path.display();
         tracing::warn!(%segment, why, "an index of the audit log is made again");
@@ -200,7 +200,7 @@ impl Segment {
     fn renew_index(&self) -> Result<(), Fault> {
         let path = self.path.join("index");
         let mut index = self.index.write();
-        // sled holds a lock on its file until it is dropped, so the new one gets a new file.
+        // sled keeps its file locked until it is dropped, so the new index gets a new file.
         fs::remove_dir_all(&path).map_err(|e| Fault::io("removing", &path, &e))?;
         *index = Arc::new(Index::open(&path, &self.tools.key, self.tools.cipher.clone())?);
         Ok(())
@@ -211,7 +211,7 @@ impl Segment {
         Arc::make_mut(&mut self.blocks.write()).push(Arc::new(meta));
     }
 
-    /// The segment's folder.
+    /// Folder of the segment.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -220,7 +220,7 @@ impl Segment {
         self.index.read().clone()
     }
 
-    /// The blocks that are sealed, in order.
+    /// Sealed blocks, in order.
     pub fn blocks(&self) -> Arc<Vec<Arc<BlockMeta>>> {
         self.blocks.read().clone()
     }
@@ -231,14 +231,14 @@ impl Segment {
     }
 
     fn frame_at(&self, offset: u64) -> Result<(Frame, u64), BadFrame> {
-        // A handle has one place that it stands at, and threads share this one.
+        // A handle has one position, and threads share this handle.
         let mut file = Positioned { file: &self.records, at: offset };
         let mut frames = Frames::new(file.by_ref(), self.tools.cipher.as_deref());
         let frame = frames.next().unwrap_or(Err(BadFrame::Torn))?;
         Ok((frame, frames.offset()))
     }
 
-    /// The lines of a frame.
+    /// Lines of a frame.
     pub fn frame(&self, at: &FrameAt) -> Result<Arc<Vec<Bytes>>, Fault> {
         let key = (self.first, at.offset);
         self.tools.cache.get_or_insert_with(&key, || {
@@ -257,7 +257,7 @@ impl Segment {
         })
     }
 
-    /// Puts a block into `records` and the index, and removes its commits.
+    /// Packs a block into `records` and the index, and removes its commits.
     pub fn seal(&self, block: &Growing) -> Result<(), Fault> {
         let file = self.path.join("records");
         let begin = *self.length.lock();
@@ -286,8 +286,8 @@ impl Segment {
         Ok(())
     }
 
-    /// Puts a block into the index. The records are safe, so that nothing waits for an index that
-    /// takes nothing: it is made again when the segment is opened next.
+    /// Adds a block to the index. Ignores failures, since the records are safe: the index is
+    /// rebuilt when the segment is opened next.
     fn put(&self, sealing: &Sealing) {
         let segment = self.path.display();
         let Err(fault) = self.index().put(sealing) else { return };
@@ -301,21 +301,21 @@ impl Segment {
         }
     }
 
-    /// What the index should have of a block, where the index can't be asked.
+    /// Index data of a block, if the index is unavailable.
     pub fn unindexed(&self, block: &BlockMeta) -> Result<Option<Sealing>, Fault> {
         self.blind.load(Ordering::Relaxed).then(|| self.rebuilt(block)).transpose()
     }
 
-    /// Removes the commits of a block that is sealed.
+    /// Removes the commits of a sealed block.
     pub fn forget_commits(&self, block: &Growing) {
         let path = Wal::path(&self.path, block.first);
         if let Err(error) = fs::remove_file(&path) {
-            // It is removed when the segment is opened next.
+            // The file is removed when the segment is opened next.
             tracing::debug!(%error, path = %path.display(), "commits that are sealed are still there");
         }
     }
 
-    /// Makes the index again: sled takes nothing more after an error.
+    /// Rebuilds the index: sled accepts no writes after an error.
     fn reindex(&self) -> Result<(), Fault> {
         self.renew_index()?;
         for block in self.blocks().iter() {
@@ -324,7 +324,7 @@ impl Segment {
         Ok(())
     }
 
-    /// What the index should have of a block, from its records.
+    /// Index data of a block, computed from its records.
     pub fn rebuilt(&self, block: &BlockMeta) -> Result<Sealing, Fault> {
         let again = Growing::new(block.first);
         for at in &block.frames {
@@ -335,7 +335,7 @@ impl Segment {
         Ok(again.sealed(block.frames.clone()))
     }
 
-    /// Says that all its blocks are sealed. `tree` is of all records up to its first.
+    /// Writes that all its blocks are sealed. `tree` covers all records before its first.
     pub fn close(&self, mut tree: Frontier) -> Result<Closed, Fault> {
         let blocks = self.blocks();
         let mut last = Hash::ZERO;
@@ -357,7 +357,7 @@ impl Segment {
         Ok(closed)
     }
 
-    /// What a segment says of itself, if it is closed.
+    /// Summary of a segment, if it is closed.
     pub fn closed(tools: &Tools, first: u64) -> Result<Option<Closed>, Fault> {
         let path = tools.path(first).join(CLOSED);
         match fs::read(&path) {
@@ -370,7 +370,7 @@ impl Segment {
     }
 }
 
-/// The records of a frame, as a block takes them.
+/// Records of a frame, to add to a block.
 fn added(frame: &Frame) -> Result<Vec<Added>, Fault> {
     frame
         .lines()
@@ -378,7 +378,7 @@ fn added(frame: &Frame) -> Result<Vec<Added>, Fault> {
             let line = Line::read(text.clone())
                 .ok_or_else(|| Fault::Damaged("a line is not a record's".into()))?;
             let recorded = line.head().map_or(0, |head| stamp(head.recorded));
-            // A record that this version can't read is kept, and found by its place alone.
+            // A record that this version cannot parse is kept and is found by its `seq` only.
             let facts = line.entry().map(|entry| Facts::of(&entry.record)).unwrap_or_default();
             Ok(Added { text, hash: line.hash(), facts, recorded })
         })

@@ -1,5 +1,5 @@
-//! How a segment is opened: its index is brought up to its records, and commits that are not
-//! sealed yet are read.
+//! Opening of a segment: indexes records that the index lacks, and reads commits that are not
+//! sealed yet.
 
 use std::{
     fs::{self, File},
@@ -23,32 +23,32 @@ use super::{
 };
 use crate::maintenance::Cipher;
 
-/// Records that were acknowledged and are gone.
+/// Acknowledged records that are lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Loss {
-    /// `seq` of the first lost one: the next record takes it.
+    /// `seq` of the first lost record. The next new record gets it.
     pub from: u64,
-    /// `seq` after the last lost one.
+    /// `seq` after the last lost record.
     pub until: u64,
 }
 
-/// A segment as it was found.
+/// Result of opening a segment.
 pub(in crate::store) struct Found {
     pub segment: Arc<Segment>,
     /// Blocks that are not in `records` yet, in order.
     pub growing: Vec<Arc<Growing>>,
-    /// The commits of the last of them.
+    /// File of commits of the last block.
     pub wal: Option<Wal>,
     /// `seq` after the last record.
     pub end: u64,
-    /// What can't be read, in words.
+    /// Descriptions of parts that cannot be read.
     pub damage: Vec<String>,
 }
 
 impl Segment {
-    /// Opens a segment and brings its index up to its records.
-    /// `acknowledged` is after the last record that was: what can't be read beyond it is a commit
-    /// that a stop interrupted.
+    /// Opens a segment and indexes records that the index lacks. `acknowledged` is the `seq` after
+    /// the last acknowledged record: unreadable data beyond it is a commit that a stop
+    /// interrupted.
     pub fn open(
         tools: &Arc<Tools>,
         first: u64,
@@ -78,7 +78,7 @@ impl Segment {
         let mut wal = None;
         for (at, (first, path)) in wals.iter().enumerate() {
             if *first != end {
-                // Commits after some that are gone: their place in the log is taken anew.
+                // Commits after lost ones: new records get their `seq`.
                 damage.push(format!("{}: does not go on from record {end}", path.display()));
                 segment.set_aside(path, mode)?;
                 continue;
@@ -101,9 +101,9 @@ impl Segment {
         Ok(Found { segment: Arc::new(segment), growing, wal, end, damage })
     }
 
-    /// Leaves out commits of which `records` has all: those of blocks that were sealed, where the
-    /// file could not be removed, or the index that knew of it is gone. What is sealed behind them
-    /// would be cut off for their sake.
+    /// Skips commits that `records` contains completely: their blocks were sealed, but the file
+    /// could not be removed, or the index was lost. If they were kept, later sealed blocks would be
+    /// cut off.
     fn drop_stale(&self, wals: &mut Vec<(u64, PathBuf)>, mode: Mode) -> Result<(), Fault> {
         let (size, mut offset, mut next) = (self.size()?, *self.length.lock(), self.end());
         if wals.is_empty() || offset >= size {
@@ -125,7 +125,7 @@ impl Segment {
                 break;
             }
             if mode == Mode::Write {
-                // Who sealed it may have been stopped before it was on disk.
+                // The sealing process may have stopped before its sync.
                 self.records
                     .sync_all()
                     .and_then(|()| fs::remove_file(path))
@@ -136,8 +136,8 @@ impl Segment {
         Ok(())
     }
 
-    /// Indexes the frames of `records` that the index does not have, up to the record `limit`;
-    /// those from there on are in commits too, and are cut off to be sealed again.
+    /// Indexes the frames of `records` that the index lacks, up to the record `limit`. Later frames
+    /// are also in commits; they are cut off and sealed again.
     fn catch_up(&self, limit: u64, mode: Mode, damage: &mut Vec<String>) -> Result<(), Fault> {
         let size = self.size()?;
         let mut offset = *self.length.lock();
@@ -147,7 +147,7 @@ impl Segment {
             let (frame, length) = match self.frame_at(offset) {
                 Ok(found) => found,
                 Err(BadFrame::Sealed(why)) => return Err(Fault::Io(why)),
-                // A block that was being sealed: its commits are still there.
+                // A block that was being sealed: its commits still exist.
                 Err(_) if limit == next => break,
                 Err(bad) => {
                     let file = self.path.join("records");
@@ -186,20 +186,19 @@ impl Segment {
             let length = *self.length.lock();
             self.records.set_len(length).map_err(|e| Fault::io("cutting", &self.path, &e))?;
         } else if next != limit {
-            // Whatever can't be read stays for whoever may recover something from it.
+            // Unreadable data stays, for a manual recovery.
             *self.length.lock() = size;
         }
         Ok(())
     }
 
-    /// Where the next frame that can be read begins, after one that can't, of those that have
-    /// these records.
+    /// Offset of the next readable frame with records in this range, after an unreadable one.
     fn skip(&self, offset: u64, size: u64, records: Range<u64>) -> Option<u64> {
         find(&self.records, self.tools.cipher.as_deref(), offset + 1..size, &records)
     }
 
-    /// Whether commits of these records follow in a file after this place. What a stop left there
-    /// of a commit that was not acknowledged is none.
+    /// Whether a file has commits of these records after this offset. A partial commit that was not
+    /// acknowledged does not count.
     fn goes_on(&self, path: &Path, from: u64, records: Range<u64>) -> Result<bool, Fault> {
         let failed = |e| Fault::io("reading", path, &e);
         let file = File::open(path).map_err(failed)?;
@@ -215,7 +214,7 @@ impl Segment {
         Ok(())
     }
 
-    /// Reads the commits of one block, up to the record `next`, which a later file begins with.
+    /// Reads the commits of one block, up to the record `next`, with which a later file begins.
     fn commits(
         &self,
         first: u64,
@@ -230,7 +229,7 @@ impl Segment {
             match frames.next() {
                 None => return Ok((block, good, None)),
                 Some(Err(bad)) => return Ok((block, good, Some(bad))),
-                // A commit that failed and was made again in the next file.
+                // A failed commit that was repeated in the next file.
                 Some(Ok(frame)) if frame.first >= next => return Ok((block, good, None)),
                 Some(Ok(frame)) if frame.first != block.end() => {
                     let bad = BadFrame::Damaged("commits are missing before a frame");
@@ -250,7 +249,7 @@ impl Segment {
         }
     }
 
-    /// The files of commits, in order.
+    /// Files of commits, in order.
     fn wals(&self) -> Result<Vec<(u64, PathBuf)>, Fault> {
         let failed = |e: io::Error| Fault::io("reading", &self.path, &e);
         let mut wals = Vec::new();
@@ -266,7 +265,7 @@ impl Segment {
         Ok(wals)
     }
 
-    /// Keeps a file that is damaged for whoever may recover something from it.
+    /// Keeps a copy of a damaged file for a manual recovery.
     fn copy_aside(&self, path: &Path, mode: Mode) -> Result<(), Fault> {
         if mode == Mode::Read {
             return Ok(());
@@ -288,7 +287,7 @@ impl Segment {
     }
 }
 
-/// The first place in a part of a file where a frame with these records can be read.
+/// First offset in a part of a file with a readable frame of these records.
 fn find(
     file: &File,
     cipher: Option<&Cipher>,
@@ -297,7 +296,7 @@ fn find(
 ) -> Option<u64> {
     let mut window = vec![0; 1 << 20];
     let mut from = part.start;
-    // A file of made-up headers must not hold a start up.
+    // A file of forged headers must not delay the start.
     let mut budget = (part.end - part.start).saturating_mul(frame::SEARCH);
     while from + (frame::HEADER as u64) < part.end {
         let left = part.end - from;

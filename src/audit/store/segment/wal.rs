@@ -1,4 +1,4 @@
-//! Commits that are not sealed yet: a file for each block.
+//! Files of commits that are not sealed yet: one per block.
 
 use std::{
     fs::{self, File},
@@ -9,17 +9,17 @@ use std::{
 
 use super::{super::fault::Fault, private, sync_dir};
 
-/// A file of zeros in the store's folder, which the next file of commits is made of.
+/// File of zeros in the store's folder that becomes the next file of commits.
 const SPARE: &str = "spare";
-/// Its bytes: about as many as the commits of a block take.
+/// Size of that file: about the size of a block's commits.
 const FILL: usize = 4 << 20;
 
-/// Commits of one block.
+/// File of commits of one block.
 #[derive(Debug)]
 pub(in crate::store) struct Wal {
     file: File,
     path: PathBuf,
-    /// Bytes of it that are acknowledged.
+    /// Acknowledged bytes.
     length: u64,
 }
 
@@ -28,27 +28,27 @@ impl Wal {
         segment.join(format!("wal-{first:016}"))
     }
 
-    /// Begins the commits of the block that begins with this record. What is there under its name
-    /// was never acknowledged.
+    /// Begins the commits of the block that begins with this record. The content of an existing
+    /// file of that name was never acknowledged.
     pub fn begin(segment: &Path, first: u64) -> Result<Self, Fault> {
         let path = Self::path(segment, first);
         let spare = segment.ancestors().nth(2).map(|store| store.join(SPARE));
         let filled = spare.is_some_and(|spare| fs::rename(spare, &path).is_ok());
         let opened = private().truncate(!filled).open(&path);
         let file = opened.map_err(|e| Fault::io("making", &path, &e))?;
-        // The name must be as durable as what is written under it.
+        // The name must be as durable as the content.
         sync_dir(segment)?;
         Ok(Self { file, path, length: 0 })
     }
 
-    /// Makes the file of zeros for the next block. Commits into it need not sync its size: one
-    /// write of the disk less for each.
+    /// Creates the file of zeros for the next block. Commits into it need not sync its size, which
+    /// saves one disk write each.
     pub fn prepare(store: &Path) -> io::Result<()> {
         let path = store.join(SPARE);
         if path.exists() {
             return Ok(());
         }
-        // Whole or not there: a shorter one would only be slower, but why have it.
+        // Renamed when complete, since a shorter file would be slower.
         let unfinished = store.join("spare.new");
         let file = private().truncate(true).open(&unfinished)?;
         file.write_all_at(&vec![0; FILL], 0)?;
@@ -56,7 +56,7 @@ impl Wal {
         fs::rename(&unfinished, &path)
     }
 
-    /// Goes on after the first `length` bytes, which are whole frames.
+    /// Continues after the first `length` bytes, which are whole frames.
     pub fn resume(path: PathBuf, length: u64) -> Result<Self, Fault> {
         let file = private().open(&path).map_err(|e| Fault::io("opening", &path, &e))?;
         file.set_len(length)
@@ -65,7 +65,7 @@ impl Wal {
         Ok(Self { file, path, length })
     }
 
-    /// Appends a frame. Durable when it returns `Ok`; else nothing more must be written here.
+    /// Appends a frame. Durable when it returns `Ok`; after an error, do not append again.
     pub fn append(&mut self, frame: &[u8]) -> Result<(), Fault> {
         self.file
             .write_all_at(frame, self.length)

@@ -1,4 +1,4 @@
-//! The file that says which record was acknowledged last.
+//! The file that names the last acknowledged record.
 
 use std::{fs, os::unix::fs::FileExt as _, path::Path};
 
@@ -6,13 +6,13 @@ use super::super::fault::Fault;
 use crate::proof::Hash;
 use portcullis_foundation::atomic_file;
 
-/// Its name.
+/// Name of the file.
 const HEAD: &str = "head";
 
-/// What the file says before there is a record.
+/// Content of the file before the first record.
 const START: (u64, Hash) = (0, Hash::ZERO);
 
-/// The record that was acknowledged last, and its hash.
+/// The last acknowledged record and its hash.
 pub(super) fn read_head(dir: &Path) -> Option<(u64, Hash)> {
     read(dir).filter(|head| *head != START)
 }
@@ -27,13 +27,13 @@ fn text((seq, hash): (u64, Hash)) -> String {
     format!("{seq:020} {hash}\n")
 }
 
-/// The file with the record that was acknowledged last. It is made durably, before the store takes
-/// records: so a store without it has lost it. Later it is written in its place, after a record was
-/// synced, and not synced itself: it can be behind the log, and never before it.
+/// File that names the last acknowledged record. It is created durably before the store accepts
+/// records: if it is missing later, it was lost. Updates happen in place after the sync of a
+/// record, and are not synced: the file can lag behind the log, but is never ahead of it.
 pub(in crate::store) struct HeadFile(fs::File);
 
 impl HeadFile {
-    /// Opens the file in `dir`. Where it says nothing, makes it: `last` is the last record of the
+    /// Opens the file in `dir`. Creates it if it has no content: `last` is the last record of the
     /// log.
     pub fn open(dir: &Path, last: Option<(u64, Hash)>) -> Result<Self, Fault> {
         let path = dir.join(HEAD);
@@ -53,7 +53,7 @@ impl HeadFile {
 
     pub fn set(&self, seq: u64, hash: Hash) {
         if let Err(error) = self.0.write_all_at(text((seq, hash)).as_bytes(), 0) {
-            // The records are safe; only a later loss of these last ones would go unnoticed.
+            // The records are safe. Only a later loss of these records would stay undetected.
             tracing::warn!(%error, "the head of the audit log was not written");
         }
     }

@@ -1,4 +1,4 @@
-//! All segments of a store: what is sealed, what still grows, and views of both.
+//! All segments of a store: sealed blocks, growing blocks, and views of both.
 
 mod mark;
 mod view;
@@ -31,16 +31,16 @@ pub(super) use mark::HeadFile;
 use mark::read_head;
 pub(crate) use view::View;
 
-/// Old segments kept open for queries.
+/// Maximum number of old segments kept open for queries.
 const OPEN: usize = 8;
 
-/// Makes a folder that only its owner can enter, and those above it where they are missing. It is
-/// still there after a power cut.
+/// Creates a folder that only its owner can enter, and its missing parents. The folder survives a
+/// power cut.
 pub(crate) fn private_dir(dir: &Path) -> io::Result<()> {
     let missing = |dir: &&Path| !dir.as_os_str().is_empty() && !dir.exists();
     let made: Vec<_> = dir.ancestors().take_while(missing).collect();
     DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-    // A name is only as durable as the folder that it stands in.
+    // A name is only as durable as its folder.
     for above in made.into_iter().filter_map(Path::parent) {
         let above = if above.as_os_str().is_empty() { Path::new(".") } else { above };
         fs::File::open(above)?.sync_all()?;
@@ -48,7 +48,7 @@ pub(crate) fn private_dir(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The time of microseconds since 1970.
+/// Time from microseconds since 1970.
 pub(crate) fn time(micros: u64) -> Timestamp {
     i64::try_from(micros)
         .ok()
@@ -56,51 +56,51 @@ pub(crate) fn time(micros: u64) -> Timestamp {
         .unwrap_or(Timestamp::MAX)
 }
 
-/// The microseconds since 1970 of a time.
+/// Microseconds since 1970 of a time.
 pub(crate) fn stamp(time: Timestamp) -> u64 {
     u64::try_from(time.as_microsecond()).unwrap_or(0)
 }
 
-/// The durable end of the log.
+/// Durable end of the log.
 #[derive(Debug, Clone)]
 pub(crate) struct Head {
-    /// The tree over all records.
+    /// Tree over all records.
     pub tree: Frontier,
-    /// The hash of the last one.
+    /// Hash of the last record.
     pub last: Hash,
-    /// When it was written.
+    /// Time of the last record.
     pub recorded: Timestamp,
 }
 
-/// What is known of a segment without reading it.
+/// Summary of a segment without reading it.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct SegmentInfo {
     /// `seq` of its first record.
     pub first: u64,
-    /// `seq` after its last one.
+    /// `seq` after its last record.
     pub end: u64,
-    /// When its first record was written, once it is closed.
+    /// Time of its first record, if it is closed.
     pub began: Option<Timestamp>,
-    /// When its last record was written.
+    /// Time of its last record.
     pub ended: Timestamp,
-    /// Whether it takes no more records.
+    /// Whether the segment accepts no more records.
     pub closed: bool,
-    /// The folder.
+    /// Folder of the segment.
     pub path: std::path::PathBuf,
 }
 
-/// A segment, open or not.
+/// A segment that may be open.
 struct Slot {
     first: u64,
     closed: Mutex<Option<Closed>>,
     open: Mutex<Held>,
 }
 
-/// A segment as a slot holds it.
+/// State of a segment in its slot.
 #[derive(Default)]
 struct Held {
     open: Option<Arc<Segment>>,
-    /// One that was given up and that a view may still read: sled lets nobody open it twice.
+    /// An evicted segment that a view may still read: sled cannot open it twice.
     given_up: Weak<Segment>,
 }
 
@@ -118,58 +118,58 @@ impl Slot {
     }
 }
 
-/// The segments of one store.
+/// Segments of one store.
 pub(crate) struct SegmentSet {
     tools: Arc<Tools>,
     inner: Mutex<Inner>,
     ends: watch::Sender<u64>,
-    /// The tree before the first segment, where that was not closed when the store was opened.
+    /// Tree before the first segment, if that segment was not closed when the store was opened.
     base: Option<Frontier>,
-    /// What could not be read when the store was opened.
+    /// Parts that could not be read when the store was opened.
     damage: Vec<String>,
 }
 
 struct Inner {
     slots: Arc<Vec<Arc<Slot>>>,
-    /// Blocks in memory, in order; the last may still grow.
+    /// Blocks in memory, in order; the last one may still grow.
     growing: Vec<Arc<Growing>>,
     /// `seq` after the last sealed record.
     sealed: u64,
     head: Head,
-    /// First records of old segments that were opened, the latest at the end.
+    /// First records of open old segments, the most recently opened last.
     opened: Vec<u64>,
 }
 
-/// What a shelf is opened by.
+/// Parameters for opening the segments of a store.
 pub(crate) struct Opening<'a> {
     pub key: DigestKey,
     pub cipher: Option<Arc<Cipher>>,
-    /// Only with [`Mode::Write`] may the files of records change.
+    /// Only [`Mode::Write`] permits changes to files of records.
     pub mode: Mode,
-    /// Whether closed segments are believed what they say of themselves, and the others their
-    /// index. Else the tree is made of records again, and of the indexes of closed segments.
+    /// Whether summaries of closed segments, and indexes of the others, are trusted. Otherwise the
+    /// tree is computed from records, and from the indexes of closed segments.
     pub trust: Trust,
-    /// What was found when it was opened a moment ago, where it was: what can't be read was cut
-    /// off and set aside then.
+    /// Damage that an opening immediately before found, if any: it has already cut off and set
+    /// aside unreadable data.
     pub again: Option<Vec<String>>,
-    /// What there was before a record, where retention dropped all of it.
+    /// State before a record, if retention dropped all earlier records.
     pub dropped: &'a dyn Fn(u64) -> Option<Head>,
 }
 
-/// What a writer goes on with.
+/// Result for a writer.
 pub(crate) struct Opened {
     pub shelf: Arc<SegmentSet>,
     pub(super) current: Option<Current>,
-    /// Blocks that are to be sealed, with their segments.
+    /// Blocks to seal, with their segments.
     pub(super) unsealed: Vec<(Arc<Segment>, Arc<Growing>)>,
-    /// Segments that are to be closed after that.
+    /// Segments to close after that.
     pub(super) unclosed: Vec<Arc<Segment>>,
     pub(super) loss: Option<Loss>,
-    /// Why nobody knows the tree before the first segment.
+    /// Reason why the tree before the first segment is unknown.
     pub(crate) groundless: Option<String>,
 }
 
-/// The segment that is written.
+/// Segment that is being written.
 pub(super) struct Current {
     pub segment: Arc<Segment>,
     pub growing: Arc<Growing>,
@@ -177,7 +177,7 @@ pub(super) struct Current {
 }
 
 impl SegmentSet {
-    /// Opens the store in `dir`.
+    /// Opens the segments of the store in `dir`.
     pub(crate) fn open(dir: &Path, opening: Opening<'_>) -> Result<Opened, Fault> {
         let Opening { key, cipher, mode, trust, again, dropped } = opening;
         let tools = Arc::new(Tools::new(dir, key, cipher));
@@ -193,7 +193,7 @@ impl SegmentSet {
         let acknowledged = mark.map_or(0, |(seq, _)| seq + 1);
         let firsts = firsts(dir)?;
         for (at, &first) in firsts.iter().enumerate() {
-            // Damage costs a segment few records at its end; the first one begins where retention left.
+            // Damage costs few records at a segment's end; only retention moves the first one.
             if at > 0 && first > acknowledged.max(end) + 16 * BLOCK {
                 damage.push(format!(
                     "{}: it begins after records that there never were",
@@ -221,7 +221,7 @@ impl SegmentSet {
                     None
                 }
             };
-            // One in the middle that is not closed is rare: a stop between two days, or damage.
+            // An unclosed segment in the middle is rare: a stop between two days, or damage.
             let index = match (&closed, next) {
                 (Some(_), _) => Trust::Believe,
                 (None, Some(_)) => Trust::Doubt,
@@ -275,7 +275,7 @@ impl SegmentSet {
                     block
                 }
             };
-            // A full block's commits take nothing more.
+            // A full block accepts no more commits.
             let wal = wal.filter(|_| !block.is_empty());
             current = Some(Current { segment, growing: block, wal });
         }
@@ -308,7 +308,7 @@ impl SegmentSet {
         Ok(Opened { shelf: Arc::new(shelf), current, unsealed, unclosed, loss, groundless })
     }
 
-    /// The folder of the store.
+    /// Folder of the store.
     pub(crate) fn dir(&self) -> &Path {
         &self.tools.dir
     }
@@ -317,23 +317,23 @@ impl SegmentSet {
         &self.tools
     }
 
-    /// What could not be read when the store was opened, in words.
+    /// Descriptions of parts that could not be read when the store was opened.
     pub(crate) fn damage(&self) -> &[String] {
         &self.damage
     }
 
-    /// How many records the log has had: `seq` after the last durable one, now and whenever it
-    /// changes.
+    /// Number of records that the log has had: `seq` after the last durable record. The channel
+    /// reports changes.
     pub(crate) fn ends(&self) -> watch::Receiver<u64> {
         self.ends.subscribe()
     }
 
-    /// The durable end of the log.
+    /// Durable end of the log.
     pub(crate) fn head(&self) -> Head {
         self.inner.lock().head.clone()
     }
 
-    /// All that is durable now. Records that come later are not in it.
+    /// View of all durable records. Later records are not in it.
     pub(crate) fn view(self: &Arc<Self>) -> View {
         let inner = self.inner.lock();
         let memory = inner
@@ -348,7 +348,7 @@ impl SegmentSet {
         View { shelf: self.clone(), slots: inner.slots.clone(), sealed: inner.sealed, memory, end }
     }
 
-    /// All segments, in order.
+    /// Summaries of all segments, in order.
     pub(crate) fn segments(&self) -> Vec<SegmentInfo> {
         let (slots, head, end) = {
             let inner = self.inner.lock();
@@ -370,7 +370,7 @@ impl SegmentSet {
             .collect()
     }
 
-    /// The tree at the end of the last closed segment that has no record from `size` on.
+    /// Tree at the end of the last closed segment that ends at or before `size`.
     pub(crate) fn closed_before(&self, size: u64) -> Option<Frontier> {
         let slots = self.inner.lock().slots.clone();
         slots.iter().rev().find_map(|slot| {
@@ -379,15 +379,15 @@ impl SegmentSet {
         })
     }
 
-    /// Forgets a closed segment, whose folder can then be removed. Views that were made before
-    /// keep what they have open.
+    /// Removes a closed segment from the set, so that its folder can be removed. Existing views
+    /// keep their files open.
     pub(crate) fn forget(&self, first: u64) {
         let mut inner = self.inner.lock();
         Arc::make_mut(&mut inner.slots)
             .retain(|slot| slot.first != first || slot.closed.lock().is_none());
     }
 
-    /// The blocks of a segment, opened if it is not.
+    /// Blocks of a segment. Opens it if necessary.
     fn open_slot(&self, slot: &Slot) -> Result<Arc<Segment>, Fault> {
         let mut held = slot.open.lock();
         if let Some(segment) = &held.open {
@@ -415,7 +415,7 @@ impl SegmentSet {
         Ok(segment)
     }
 
-    /// Holds no more than so many old segments, of which this one was opened last.
+    /// Evicts the old segment that was opened first, if there are too many. `opened` is the newest.
     fn give_up_oldest(&self, opened: u64) {
         let oldest = {
             let mut inner = self.inner.lock();
@@ -425,20 +425,20 @@ impl SegmentSet {
             let oldest = more.then(|| inner.opened.remove(0));
             oldest.and_then(|oldest| inner.slots.iter().find(|slot| slot.first == oldest).cloned())
         };
-        // Not while the other lock is held, which the writer needs: it may be opened just now.
+        // Without the other lock, which the writer needs: a thread may be opening this segment.
         if let Some(slot) = oldest {
             slot.open.lock().give_up();
         }
     }
 
-    /// Adds a segment that is to be written.
+    /// Adds a segment for writing.
     pub(super) fn add(&self, segment: &Arc<Segment>) {
         let slot = Slot::new(segment.first, None);
         slot.open.lock().open = Some(segment.clone());
         Arc::make_mut(&mut self.inner.lock().slots).push(slot);
     }
 
-    /// Records in `block`, which is the last one or a new one, are durable now.
+    /// Moves the durable end to `head`, after new records in `block`: the last block or a new one.
     pub(super) fn grown(&self, block: &Arc<Growing>, head: Head) {
         let mut inner = self.inner.lock();
         if inner.growing.last().is_none_or(|last| last.first != block.first) {
@@ -448,7 +448,7 @@ impl SegmentSet {
         self.ends.send_replace(block.end());
     }
 
-    /// A block is in its segment now.
+    /// Removes a block from memory after it was sealed.
     pub(super) fn sealed(&self, block: &Growing) {
         let mut inner = self.inner.lock();
         inner.growing.retain(|growing| growing.first != block.first);
@@ -460,7 +460,7 @@ impl SegmentSet {
         self.inner.lock().growing.iter().map(|block| block.bytes()).sum()
     }
 
-    /// A segment takes no more records, all of which are sealed.
+    /// Closes a segment whose records are all sealed.
     pub(super) fn close(&self, segment: &Segment) -> Result<(), Fault> {
         let slots = self.inner.lock().slots.clone();
         let at = slots.iter().position(|slot| slot.first == segment.first);
@@ -483,7 +483,7 @@ impl SegmentSet {
 }
 
 impl Head {
-    /// Adds the records of a segment and of blocks that are not in it yet.
+    /// Appends the records of a segment and of its unsealed blocks.
     fn read(&mut self, segment: &Segment, growing: &[Arc<Growing>]) -> Result<(), Fault> {
         for block in segment.blocks().iter() {
             block.append_to(&mut self.tree)?;
@@ -501,7 +501,7 @@ impl Head {
     }
 }
 
-/// The first records of all segments, in order.
+/// First records of all segments, in order.
 fn firsts(dir: &Path) -> Result<Vec<u64>, Fault> {
     let dir = dir.join("segments");
     let failed = |e: io::Error| Fault::io("reading", &dir, &e);
@@ -521,7 +521,7 @@ fn firsts(dir: &Path) -> Result<Vec<u64>, Fault> {
     Ok(firsts)
 }
 
-/// The first record of the oldest segment in `dir`; 0 where there is none.
+/// First record of the oldest segment in `dir`; 0 without segments.
 pub(crate) fn first_segment(dir: &Path) -> io::Result<u64> {
     let firsts = firsts(dir).map_err(io::Error::other)?;
     Ok(firsts.first().copied().unwrap_or(0))

@@ -1,4 +1,4 @@
-//! All that was durable at one moment.
+//! Views: the durable state at one moment.
 
 use std::sync::Arc;
 
@@ -15,19 +15,19 @@ use super::{
 };
 use crate::line::Line;
 
-/// All that was durable at one moment.
+/// Durable state at one moment.
 #[derive(Clone)]
 pub(crate) struct View {
     pub(super) shelf: Arc<SegmentSet>,
     pub(super) slots: Arc<Vec<Arc<Slot>>>,
-    /// `seq` after the last record that was sealed then.
+    /// `seq` after the last record that was sealed at that moment.
     pub(super) sealed: u64,
     pub(super) memory: Vec<(Arc<Growing>, usize)>,
     pub(super) end: u64,
 }
 
 impl View {
-    /// `seq` of the first record that there is.
+    /// `seq` of the first record of the store.
     pub fn first(&self) -> u64 {
         let memory = self.memory.first().map(|(block, _)| block.first);
         self.slots.first().map(|slot| slot.first).or(memory).unwrap_or(self.end)
@@ -38,19 +38,19 @@ impl View {
         self.end
     }
 
-    /// `seq` after the last record that is in a segment's `records`.
+    /// `seq` after the last record in a segment's `records`.
     pub(in crate::store) fn sealed(&self) -> u64 {
         self.sealed
     }
 
-    /// All segments, each opened when it is its turn.
+    /// All segments. The iterator opens each one in its turn.
     pub(in crate::store) fn open_segments(
         &self,
     ) -> impl Iterator<Item = (u64, Result<Arc<Segment>, Fault>)> + '_ {
         self.slots.iter().map(|slot| (slot.first, self.shelf.open_slot(slot)))
     }
 
-    /// Where the segments begin that have records with a `seq` from `first` to `last`.
+    /// First records of the segments with a `seq` from `first` to `last`.
     pub fn segments(&self, first: u64, last: u64) -> Vec<u64> {
         let nexts = self.slots.iter().skip(1).map(|slot| slot.first).chain([u64::MAX]);
         let both = self.slots.iter().map(|slot| slot.first).zip(nexts);
@@ -59,8 +59,8 @@ impl View {
             .collect()
     }
 
-    /// The blocks that can hold records with a `seq` from `first` to `last`, both included, that
-    /// were written from `since` on and before `until`; in order. And what can't be read.
+    /// Blocks that can hold records with a `seq` from `first` to `last` (inclusive), written from
+    /// `since` (inclusive) until `until` (exclusive), in order. Also the parts that cannot be read.
     pub fn blocks(
         &self,
         first: u64,
@@ -108,10 +108,10 @@ impl View {
     }
 
     /// Records from `from` on, in order, at most `most`. Fewer only at the end of the view or
-    /// before records that can't be read.
+    /// before unreadable records.
     ///
     /// # Errors
-    /// Where the first of them can't be read.
+    /// If the first of them cannot be read.
     pub fn lines(&self, from: u64, most: usize) -> Result<Vec<Line>, Fault> {
         let last = from.saturating_add(most.saturating_sub(1) as u64);
         let (blocks, unreadable) = self.blocks(from, last, None, None);

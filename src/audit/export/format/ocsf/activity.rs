@@ -7,12 +7,12 @@ use super::{
 };
 use crate::record::{Call, Decision, Direction, Kind};
 
-/// An exchange that was allowed: its intent, or what came of it.
+/// Event of an allowed exchange: its intent or its outcome.
 pub(super) fn event(item: &Item, call: &Call) -> Map<String, Value> {
     let method = call.method.as_deref().unwrap_or("unreadable");
     let reads = method.ends_with("/list")
         || matches!(method, "resources/read" | "prompts/get" | "completion/complete" | "tasks/get");
-    // What a tool does to the world, nobody but its author knows.
+    // The effect of a tool is unknown to the proxy.
     let activity = if reads { (2, "Read") } else { (99, method) };
     let mut event = class(6003, "API Activity", (6, "Application Activity"), activity);
     event.insert("actor".into(), actor(call));

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::record::{Call, Kind, Refusal};
 
-/// A message, or its answer, that was refused.
+/// Event of a refused message or response.
 pub(super) fn event(item: &Item, call: &Call, refusal: &Refusal) -> Map<String, Value> {
     let mut event = class(2004, "Detection Finding", (2, "Findings"), (1, "Create"));
     let method = call.method.as_deref().unwrap_or("message");

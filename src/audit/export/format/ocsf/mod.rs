@@ -1,10 +1,10 @@
 //! Events of the Open Cybersecurity Schema Framework 1.9.0: API Activity (6003) for exchanges,
-//! Detection Finding (2004) for what was refused, and classes by event (`events!`) for the rest.
+//! Detection Finding (2004) for refusals, and classes by event (`events!`) for the rest.
 //!
 //! Every event has the whole record in `raw_data`, and in `attestation_list` (the profile
-//! `record_integrity`) the record's hash, the hash of the record before and the log's id. The
-//! fingerprint is that of the record, from which all else in the event is derived: a reader checks
-//! it with `raw_data` alone.
+//! `record_integrity`) the record's hash, the hash of the preceding record and the log's id. The
+//! fingerprint is that of the record, from which the event is derived: a reader can check it with
+//! `raw_data` only.
 
 mod activity;
 mod finding;
@@ -18,10 +18,10 @@ use crate::{
     record::{Call, Decision, Severity, Target},
 };
 
-/// The version of the schema.
+/// Version of the schema.
 const VERSION: &str = "1.9.0";
 
-/// One record.
+/// Event of one record.
 pub(super) fn event(item: &Item, origin: &Origin) -> Value {
     let mut event = match (item.record.call(), item.record.refusal(), item.record.decision()) {
         (None, ..) => other::event(item, origin),
@@ -32,7 +32,7 @@ pub(super) fn event(item: &Item, origin: &Origin) -> Value {
     Value::Object(event)
 }
 
-/// A class, with the numbers that follow from it.
+/// Members of a class and their dependent numbers.
 fn class(uid: u32, name: &str, category: (u8, &str), activity: (u8, &str)) -> Map<String, Value> {
     let mut event = Map::new();
     event.insert("class_uid".into(), uid.into());
@@ -42,7 +42,7 @@ fn class(uid: u32, name: &str, category: (u8, &str), activity: (u8, &str)) -> Ma
     event.insert("activity_id".into(), activity.0.into());
     event.insert("activity_name".into(), activity.1.into());
     event.insert("type_uid".into(), (u64::from(uid) * 100 + u64::from(activity.0)).into());
-    // The activity's own name stands in `activity_name`; here it is that of its number.
+    // `activity_name` has the activity's own name; this is the name of its number.
     let known = if activity.0 == 99 { "Other" } else { activity.1 };
     event.insert("type_name".into(), format!("{name}: {known}").into());
     event
@@ -92,7 +92,7 @@ fn product(origin: &Origin) -> Value {
     json!({ "name": "Portcullis", "vendor_name": "Portcullis", "version": origin.version })
 }
 
-/// The name of one record among all logs.
+/// Unique name of a record among all logs.
 fn record_uid(origin: &Origin, seq: u64) -> String {
     format!("{}/{seq}", origin.log)
 }
@@ -116,7 +116,7 @@ fn attestation(item: &Item, origin: &Origin) -> Value {
         "chain_uid": origin.log,
         "fingerprint": fingerprint(&item.hash),
     });
-    // The first record of a chain has none before it.
+    // The first record of a chain has no predecessor.
     if let Some(before) = item.seq.0.checked_sub(1) {
         attestation["prev_event"] = json!({
             "uid": record_uid(origin, before),
@@ -126,14 +126,14 @@ fn attestation(item: &Item, origin: &Origin) -> Value {
     attestation
 }
 
-/// Inserts what is there.
+/// Inserts a value, if there is one.
 fn put(event: &mut Map<String, Value>, key: &str, value: Option<impl Into<Value>>) {
     if let Some(value) = value {
         event.insert(key.into(), value.into());
     }
 }
 
-/// Who speaks.
+/// The principal of the call.
 fn actor(call: &Call) -> Value {
     let name = call.principal.as_deref().unwrap_or("unidentified");
     let mut actor = json!({
@@ -146,7 +146,7 @@ fn actor(call: &Call) -> Value {
     actor
 }
 
-/// The client's end.
+/// The endpoint of the client.
 fn client(call: &Call) -> Value {
     let transport = serde_json::to_value(call.transport).unwrap_or_default();
     let mut endpoint = json!({
@@ -194,7 +194,7 @@ fn resources(call: &Call) -> Option<Value> {
     Some(json!([resource]))
 }
 
-/// The rules that decided, in the members of the profile `security_control`.
+/// Rules that decided, in the members of the profile `security_control`.
 fn rules(event: &mut Map<String, Value>, item: &Item, decision: &str) {
     let Some(grounds) = item.record.grounds() else { return };
     let policies: Vec<Value> = grounds
@@ -223,7 +223,7 @@ fn rules(event: &mut Map<String, Value>, item: &Item, decision: &str) {
     }
 }
 
-/// What the schema has no member for.
+/// Values for which the schema has no member.
 fn unmapped(event: &mut Map<String, Value>, item: &Item) {
     let mut rest = Map::new();
     if let Some(timing) = item.record.timing() {

@@ -1,6 +1,6 @@
-//! What happens to the proxy: Application Lifecycle (6002), Application Error (6008), API Activity
+//! Events of the proxy: Application Lifecycle (6002), Application Error (6008), API Activity
 //! (6003), Authentication (3002), Entity Management (3004), Network Activity (4001), and Base
-//! Event (0) for what has no class.
+//! Event (0) for events without a class.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -12,7 +12,7 @@ use super::{
 };
 use crate::record::{Class, Decision, Record};
 
-/// An event.
+/// OCSF event of an event record.
 pub(super) fn event(item: &Item, origin: &Origin) -> Map<String, Value> {
     let Record::Event(happened) = &item.record else { return Map::new() };
     let mut members = item.happening().unwrap_or_default();
@@ -126,7 +126,7 @@ fn classified(
             let server = item.record.server().unwrap_or("unknown");
             let mut endpoint = json!({ "name": server });
             if let Some(host) = text(members, "host") {
-                // What a server reaches: it is the one that asks.
+                // The server opens this connection, so it is the source.
                 event.insert("src_endpoint".into(), endpoint);
                 endpoint = at(host);
                 if let Some(port) = members.get("port") {
@@ -158,7 +158,7 @@ fn put_in(value: &mut Value, key: &str, text: Option<&str>) {
     }
 }
 
-/// An endpoint by its name or, where that is an address, by that.
+/// Endpoint by its name or IP address.
 fn at(host: &str) -> Value {
     match host.trim_matches(['[', ']']).parse::<IpAddr>() {
         Ok(address) => json!({ "ip": address.to_string() }),
@@ -170,7 +170,7 @@ fn host(url: Option<&str>) -> Option<String> {
     reqwest::Url::parse(url?).ok()?.host_str().map(str::to_owned)
 }
 
-/// What is used or changes, by the member that names it.
+/// Entity that is used or changed, by the member that names it.
 fn entity(event: &str, members: &Map<String, Value>) -> Value {
     let mut entity = match event {
         "client-added" | "client-removed" => {

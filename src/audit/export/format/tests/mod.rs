@@ -1,4 +1,4 @@
-//! Every format, held to what it writes and to readers of others.
+//! Tests of every format: its output, and other programs' readers.
 
 mod docs;
 mod ocsf;
@@ -20,7 +20,7 @@ fn origin() -> Origin {
 
 const ID: &str = "019a4c7e-0000-7000-8000-000000000001";
 
-/// Records as the store would return them, chained.
+/// Records chained as the store returns them.
 pub(super) fn chained<'a>(records: impl IntoIterator<Item = &'a str>) -> Vec<Item> {
     let mut prev = Hash::ZERO;
     let first = "2026-11-21T16:00:00.123456Z".parse::<jiff::Timestamp>().unwrap();
@@ -37,7 +37,7 @@ pub(super) fn chained<'a>(records: impl IntoIterator<Item = &'a str>) -> Vec<Ite
         .collect()
 }
 
-/// A name that tries to break out of every format.
+/// Name with the special characters of every format.
 const HOSTILE: &str = "=re\\ad|x=1] \"y\"\n\r\u{1b}[2J\0";
 
 fn call(kind: &str, rest: &str) -> String {
@@ -49,7 +49,7 @@ fn call(kind: &str, rest: &str) -> String {
 
 const REQUEST: &str = r#""request":{"bytes":120,"digest":"hmac-sha256:00"}"#;
 
-/// An intent, its outcome, refusals of all kinds, and an exchange of which little is known.
+/// An intent, its outcome, refusals of all kinds, and an exchange with few known values.
 pub(super) fn calls() -> Vec<String> {
     vec![
         call("intent", &format!(r#""decision":"allowed",{REQUEST},"shape":{{"/path":"string"}}"#)),
@@ -89,7 +89,7 @@ fn schema() -> Value {
     schemars::schema_for!(crate::record::Event).to_value()
 }
 
-/// An event of each kind, made of the schema: each member that is required, and each that is not.
+/// One event of each kind, generated from the schema, with required and optional members.
 fn events() -> Vec<String> {
     let schema = schema();
     let kinds = schema["oneOf"].as_array().unwrap();
@@ -105,7 +105,7 @@ fn events() -> Vec<String> {
         .collect()
 }
 
-/// Any value that fits a schema.
+/// A value that fits a schema.
 fn instance(schema: &Value, root: &Value) -> Value {
     if let Some(reference) = schema["$ref"].as_str() {
         let mut found = instance(root.pointer(reference.trim_start_matches('#')).unwrap(), root);
@@ -149,7 +149,7 @@ fn members(schema: &Value, root: &Value) -> serde_json::Map<String, Value> {
         .collect()
 }
 
-/// All of them.
+/// All samples.
 fn samples() -> Vec<Item> {
     let texts: Vec<String> = calls().into_iter().chain(events()).collect();
     chained(texts.iter().map(String::as_str))

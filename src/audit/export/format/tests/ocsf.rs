@@ -1,12 +1,12 @@
-//! OCSF events against what version 1.9.0 of the schema requires. (All of them were held against
-//! the whole schema, too; these are the parts that can break.)
+//! OCSF events against the requirements of schema version 1.9.0. (The events were once checked
+//! against the whole schema; these are the parts that can break.)
 
 use serde_json::Value;
 
 use super::{super::ocsf::event, *};
 
-/// Every class that is used: its number, its category, its activities, and what it requires
-/// beside the members of every class.
+/// Every used class: its number, its category, its activities, and the members that it requires
+/// beside the common ones.
 const CLASSES: &[(u64, u64, &[u64], &[&str])] = &[
     (0, 0, &[99], &[]),
     (2004, 2, &[1], &["finding_info"]),
@@ -21,7 +21,7 @@ const CLASSES: &[(u64, u64, &[u64], &[&str])] = &[
 const ALWAYS: &[&str] =
     &["activity_id", "category_uid", "class_uid", "metadata", "severity_id", "time", "type_uid"];
 
-/// Objects by the member that holds them: what each requires, and of what one at least.
+/// Objects by member name: their required members, and members of which one is required.
 const OBJECTS: &[(&str, &[&str], &[&str])] = &[
     ("metadata", &["product", "version"], &[]),
     ("product", &[], &["name", "uid"]),

@@ -1,4 +1,4 @@
-//! What readers of others make of the binary formats and of OTLP.
+//! Binary formats and OTLP, read by other implementations.
 
 use bytes::Bytes;
 use opentelemetry_proto::tonic::{
@@ -18,7 +18,7 @@ use super::{
 #[test]
 fn parquet_is_read_as_it_was_written() {
     let mut samples = samples();
-    // Beyond one group of rows.
+    // More than one row group.
     let few = samples.clone();
     while samples.len() < 17_000 {
         samples.extend(few.iter().cloned());
@@ -94,7 +94,7 @@ fn otlp_is_what_the_protocol_s_own_types_read() {
     assert_eq!(tool, Some(&any_value::Value::StringValue(HOSTILE.into())));
     assert_eq!(hex::encode(&records[0].trace_id), "4bf92f3577b34da6a3ce929d0e0e4736");
     assert_eq!(records[2].event_name, "portcullis.audit.refused");
-    // Written again by the protocol's own types, it says the same.
+    // Serializing it with the protocol's own types gives the same.
     let again: ExportLogsServiceRequest =
         serde_json::from_value(serde_json::to_value(&request).unwrap()).unwrap();
     assert_eq!(again, request);

@@ -1,4 +1,4 @@
-//! What a person or a parser of lines reads.
+//! Text formats, as people and line parsers read them.
 
 use super::{
     super::{Format, lines, message},
@@ -53,7 +53,7 @@ fn cef_can_be_taken_apart_again() {
         }
         assert_eq!(header[..4], ["CEF:0", "Portcullis", "Portcullis", "1.2.3"]);
         assert!((0..=10).contains(&header[6].parse::<u8>().unwrap()), "{line}");
-        // Keys stand behind a space and before an `=` that is not escaped.
+        // A key follows a space and precedes an unescaped `=`.
         let extension: String = rest.collect();
         let unescaped = extension.replace("\\\\", "").replace("\\=", "");
         let keys: Vec<&str> =
@@ -98,7 +98,7 @@ fn syslog_is_rfc_5424() {
     }
 }
 
-/// Takes structured data apart, up to its end.
+/// Parses structured data up to its end.
 fn elements(data: &str) -> Vec<(String, String)> {
     let mut all = Vec::new();
     let mut rest = data.chars();
