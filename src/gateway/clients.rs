@@ -1,5 +1,5 @@
-//! Who is here: clients that came in, sessions that opened and ended, and what was dropped on the
-//! way to them. Counted here and recorded as events, since each message of it would say the same.
+//! Records of connected clients and of sessions, and the end of everything that a removed client
+//! has open. Clients are recorded as events, since each message would repeat the same.
 
 use std::{
     collections::{HashMap, VecDeque, hash_map::RandomState},
@@ -28,16 +28,16 @@ use portcullis_audit::{
 use portcullis_protocol::identity::{Change, Keyring, Principal, PrincipalKind};
 use portcullis_upstream::{InstanceKey, Launcher, claims};
 
-/// Why what a client has open ends without its doing.
+/// Cause of ending what a client has open after its key or groups changed.
 pub const CLIENT_CHANGED: &str = "the client was removed, or its groups changed";
-/// After how long without a message a client is new again.
+/// Time without a message after which a client counts as new again.
 const AWAY: Duration = Duration::from_secs(60 * 60);
 /// Clients that are remembered.
 const CLIENTS: usize = 10_000;
-/// Changes among the clients that are recorded and not seen yet.
+/// Recorded changes of clients that may wait until they appear in the clients file.
 const CHANGES: usize = 1_000;
 
-/// Clients that were seen lately.
+/// Clients that sent a message lately.
 #[derive(Default)]
 pub(crate) struct RecentClients {
     hasher: RandomState,
@@ -45,8 +45,8 @@ pub(crate) struct RecentClients {
 }
 
 impl RecentClients {
-    /// Notes that this client is here: its principal, with its key, from its network. Tells by what
-    /// it is remembered where it was not seen lately.
+    /// Notes that this client is present: its principal, key, network and transport. Returns the
+    /// key for [`forget`](Self::forget) if the client is new.
     fn enter(&self, caller: &Caller) -> Option<u64> {
         let Principal { kind, key, .. } = &*caller.principal;
         let from = caller.client_addr.map(|address| network(address.ip()));
@@ -62,7 +62,7 @@ impl RecentClients {
                 if seen.len() >= CLIENTS {
                     seen.retain(|_, last| now.duration_since(*last) < AWAY);
                 }
-                // Rather a client told of twice than one never.
+                // Recording a client twice is better than never.
                 if seen.len() >= CLIENTS {
                     seen.clear();
                 }
@@ -72,13 +72,13 @@ impl RecentClients {
         }
     }
 
-    /// Takes a client for new again.
+    /// Makes a client count as new again.
     fn forget(&self, who: u64) {
         self.seen.lock().remove(&who);
     }
 }
 
-/// Changes among the clients that are on record, and that will be seen in their file.
+/// Changes of clients that are on record and will appear in the clients file.
 #[derive(Default)]
 pub(crate) struct ExpectedChanges(Mutex<VecDeque<Change>>);
 
@@ -91,7 +91,7 @@ impl ExpectedChanges {
         changes.push_back(change);
     }
 
-    /// Whether this one was expected. It is not any more.
+    /// Removes a change from the expected ones. Returns whether it was expected.
     fn take(&self, change: &Change) -> bool {
         let mut changes = self.0.lock();
         let at = changes.iter().position(|expected| expected.is_like(change));
@@ -99,7 +99,7 @@ impl ExpectedChanges {
     }
 }
 
-/// What is recorded of a change among the clients.
+/// The event of a change of clients.
 pub(crate) fn changed(change: Change, by: By) -> Event {
     match change {
         Change::Added { client, key, groups } => ClientAdded {
@@ -115,7 +115,7 @@ pub(crate) fn changed(change: Change, by: By) -> Event {
     }
 }
 
-/// Records which clients are here, and ends what is open for those who lose their key.
+/// Records clients, and ends everything that clients with a removed key have open.
 pub struct Clients {
     recorder: Arc<Recorder>,
     recent: RecentClients,
@@ -149,10 +149,10 @@ impl Clients {
         })
     }
 
-    /// Records that a client came in, unless it was here lately.
+    /// Records that a client connected, unless it was present lately.
     pub(crate) async fn note_client(&self, caller: &Caller) {
-        // A log that takes none has its next chance with the client's next message, and no message
-        // waits for it twice.
+        // If the log is unavailable, the client's next message tries again. No message waits for it
+        // twice.
         if !self.recorder.audit.is_well() {
             return;
         }
@@ -164,8 +164,8 @@ impl Clients {
         }
     }
 
-    /// Records a session from its opening to its end, and then ends what was kept for it: its
-    /// subscriptions, and the servers that ran for it alone.
+    /// Records the opening and the end of a session. Then ends its subscriptions and its dedicated
+    /// instances.
     pub(crate) async fn follow_session(self: Arc<Self>, session: Arc<Session>, caller: Caller) {
         let info = session.info.as_ref().and_then(|info| serde_json::from_slice(info).ok());
         self.recorder
@@ -194,15 +194,15 @@ impl Clients {
         futures_util::future::join_all(servers.iter().map(|server| server.leave(&key))).await;
     }
 
-    /// Has clients who lose their key wait for nobody and keep no server running, and records which are
-    /// given keys and lose them, as long as somebody tells: those of whom it was not recorded before.
+    /// Follows changes of the clients file: ends everything that clients with a removed key have
+    /// open, and records changes that are not on record yet.
     pub async fn follow_changes(
         self: Arc<Self>,
         keyring: Arc<Keyring>,
         mut changes: mpsc::UnboundedReceiver<Change>,
     ) {
         let (seen, mut to_record) = mpsc::unbounded_channel();
-        // No log is waited for: who has lost a key keeps nothing meanwhile.
+        // Independent of the log, so that a removed client keeps nothing open meanwhile.
         let followed = {
             let clients = self.clone();
             async move {
@@ -230,11 +230,11 @@ impl Clients {
             }
             Change::Removed { client, key } => {
                 let kind = PrincipalKind::Client(client.clone());
-                // What it asked for is not sent any more, and nothing more is decided by what it was.
+                // Its waiting calls are not sent, and its old groups decide nothing more.
                 self.approvals.forget(&kind);
                 self.sessions.close_of(&kind, Some(key), CLIENT_CHANGED);
                 self.subscriptions.end_listeners(&kind, Some(key), CLIENT_CHANGED);
-                // One that has other groups now has the same key. Who has another may be somebody else.
+                // With the same key, only the groups changed. Another key may be another client.
                 let now = keyring.client(client);
                 if now.is_some_and(|now| now.key.as_ref() == Some(key)) {
                     return;
@@ -247,17 +247,17 @@ impl Clients {
         }
     }
 
-    /// Ends what runs for that client with that key alone, with the secrets that are its own.
+    /// Ends the instances dedicated to the client with that key, and their secrets.
     async fn dismiss(&self, client: &PrincipalKind, key: &str) {
         let servers = self.servers.all();
         let dismissed = servers.iter().map(|server| server.dismiss(client, key));
         futures_util::future::join_all(dismissed).await;
     }
 
-    /// Records a change among the clients that somebody is about to make.
+    /// Records a change of clients that is about to be made.
     ///
     /// # Errors
-    /// [`Unavailable`]: it must not be made.
+    /// [`Unavailable`]: the change must not be made.
     pub async fn record_change(&self, change: Change, by: By) -> Result<(), Unavailable> {
         let undone = by.reason.is_some();
         self.recorder.audit.record_event(changed(change.clone(), by)).await?;
@@ -318,7 +318,7 @@ mod tests {
                 "{address:?}"
             );
         }
-        // One of whom nothing could be recorded is new again.
+        // A client that could not be recorded is new again.
         let carl = caller(bot("c"), None);
         let new = presence.enter(&carl).unwrap();
         assert_eq!(presence.enter(&carl), None);

@@ -1,5 +1,4 @@
-//! Watches files of which others may take the place while the proxy runs: the config's, plugins', and
-//! secrets'.
+//! Watches files that may be replaced while the proxy runs: the config, plugins, and secrets.
 
 use std::{
     collections::BTreeSet,
@@ -15,24 +14,24 @@ use tokio::sync::mpsc;
 
 use portcullis_runtime::ResolvedPath;
 
-/// How long files must be left alone before they are read.
+/// Time without further changes before files are read.
 const QUIET: Duration = Duration::from_millis(150);
-/// Changes without end put that off no longer than this many times.
+/// Limit of continued waiting during a series of changes, in multiples of [`QUIET`].
 const PATIENCE: u32 = 20;
 
-/// Files that are watched.
+/// Watched files.
 pub struct Files {
     watcher: RecommendedWatcher,
     paths: Vec<PathBuf>,
-    /// The folders that are watched.
+    /// The watched folders.
     folders: BTreeSet<PathBuf>,
-    /// What matters in them: the files, and the links on the way to them.
+    /// Names of interest in the folders: the files, and links on their paths.
     names: Arc<Mutex<BTreeSet<OsString>>>,
     news: mpsc::Receiver<()>,
 }
 
-/// Every path whose change makes another file of this one: links on the way to it (Kubernetes puts new
-/// files in place by a link to their folder), what `..` leaves, and the file itself.
+/// Every path whose change can replace this file: links on its path (Kubernetes replaces files by
+/// changing a link to their folder), the results of `..`, and the file itself.
 fn way_to(path: &Path) -> Vec<PathBuf> {
     let ResolvedPath { mut turns, end } = ResolvedPath::of(path);
     turns.push(end);
@@ -40,22 +39,22 @@ fn way_to(path: &Path) -> Vec<PathBuf> {
 }
 
 impl Files {
-    /// Watches these; they need not be there yet.
+    /// Watches these files, which need not exist yet.
     ///
     /// # Errors
-    /// Where their folders can't be watched.
+    /// If their folders cannot be watched.
     pub fn watch(paths: Vec<PathBuf>) -> notify::Result<Self> {
         let mut files = Self::none()?;
         files.follow(paths)?;
         Ok(files)
     }
 
-    /// Watches nothing yet.
+    /// Watches no files yet.
     ///
     /// # Errors
-    /// Where nothing can be watched.
+    /// If the system provides no watcher.
     pub fn none() -> notify::Result<Self> {
-        // One that is full knows already.
+        // A full channel already reports a change.
         let (sender, news) = mpsc::channel(1);
         let names = Arc::new(Mutex::new(BTreeSet::new()));
         let known = names.clone();
@@ -65,7 +64,7 @@ impl Files {
             !event.kind.is_access() && (event.need_rescan() || event.paths.iter().any(named))
         };
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            // A fault of the watch may hide a change.
+            // An error of the watcher may hide a change.
             if event.as_ref().map_or(true, &matters) {
                 let _ = sender.try_send(());
             }
@@ -73,10 +72,10 @@ impl Files {
         Ok(Self { watcher, paths: Vec::new(), folders: BTreeSet::new(), names, news })
     }
 
-    /// Watches these from now on, and not those of before.
+    /// Watches these files from now on, instead of the earlier ones.
     ///
     /// # Errors
-    /// Where one of their folders can't be watched. The others are.
+    /// If one of their folders cannot be watched. The others are watched.
     pub fn follow(&mut self, paths: Vec<PathBuf>) -> notify::Result<()> {
         if self.paths == paths {
             return Ok(());
@@ -85,8 +84,8 @@ impl Files {
         self.renew()
     }
 
-    /// Watches the folders of the files: a file is often replaced by a rename, and a watch on the file
-    /// itself would follow the old one. Repeated after each change, since a folder can be replaced too.
+    /// Watches the folders of the files: a file is often replaced by a rename, and a watch on the
+    /// file would follow the old one. Repeated after each change, since folders can be replaced.
     fn renew(&mut self) -> notify::Result<()> {
         let ways: Vec<_> = self.paths.iter().flat_map(|path| way_to(path)).collect();
         let folders = ways.iter().filter_map(|path| path.parent().map(ToOwned::to_owned));
@@ -102,8 +101,8 @@ impl Files {
         failure.map_or(Ok(()), Err)
     }
 
-    /// Waits until files changed and are left alone. False: there will be no more. Who stops to wait
-    /// may have missed a change.
+    /// Waits until files changed and then were quiet. False if there will be no more changes. Not
+    /// safe to cancel: a change may be missed.
     pub async fn changed(&mut self) -> bool {
         if self.news.recv().await.is_none() {
             return false;
@@ -115,7 +114,7 @@ impl Files {
                 Err(_) => break,
             }
         }
-        // First the watch and then the files: what changes in between is news again.
+        // Watch before reading the files, so that changes in between are reported.
         if let Err(error) = self.renew() {
             tracing::warn!(%error, "file watcher failed; changes may be missed");
         }
@@ -140,7 +139,7 @@ mod tests {
         let way = ["a.wasm", "..data", "..1/a.wasm"].map(|step| folder.join(step));
         assert_eq!(way_to(&folder.join("a.wasm")), way);
         assert_eq!(way_to(&folder.join("none")), [folder.join("none")]);
-        // Beside the folder that a link leads to, and not beside the link.
+        // Beside the folder that a link points to, not beside the link.
         std::fs::create_dir_all(folder.join("far/real")).unwrap();
         symlink("far/real", folder.join("near")).unwrap();
         let way = ["near", "far/real", "far/b"].map(|step| folder.join(step));

@@ -1,4 +1,4 @@
-//! The running proxy: its components, and its end.
+//! The running proxy: its components and its shutdown.
 
 use std::{
     sync::Arc,
@@ -26,13 +26,13 @@ use portcullis_protocol::codec::{Caps, Frame};
 use portcullis_telemetry::Metrics;
 use portcullis_upstream::Launcher;
 
-/// How long calls in flight may take to end when the proxy stops.
+/// Time for calls in flight to end when the proxy stops.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the last counts may take to be recorded when the proxy stops.
+/// Time to record the last counts when the proxy stops.
 const COUNTS_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long exports may take to deliver the last records when the proxy stops.
+/// Time for exports to deliver the last records when the proxy stops.
 const LAST_EXPORT: Duration = Duration::from_secs(5);
-/// How often idle servers and sessions are looked for.
+/// Interval between checks for idle servers and sessions.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The running proxy.
@@ -41,12 +41,12 @@ pub struct Gateway {
     pub router: Arc<Router>,
     pub sessions: Arc<Sessions>,
     pub audit: Audit,
-    /// The streams of audit records to elsewhere.
+    /// The exports of audit records.
     pub exports: Streams,
     pub metrics: Arc<Metrics>,
     pub policies: Arc<portcullis_policy::Engine>,
     pub launcher: Arc<Launcher>,
-    /// Calls that wait for a person.
+    /// Calls that wait for approval.
     pub approvals: Arc<Approvals>,
     pub admission: Arc<Admission>,
     pub clients: Arc<Clients>,
@@ -54,30 +54,30 @@ pub struct Gateway {
     pub recorder: Arc<Recorder>,
     pub(crate) pipeline: Arc<Pipeline>,
     pub(crate) server_requests: Arc<ServerRequests>,
-    /// Gives memory of large messages back to the system.
+    /// Returns freed memory of large messages to the system.
     pub(crate) returning: Returning,
     pub(crate) tasks: TaskTracker,
     pub(crate) closing: CancellationToken,
 }
 
 impl Gateway {
-    /// Starts a message on its way, under the permit that its principal took for it. It goes on by
-    /// itself; dropping the handle cancels it.
+    /// Starts handling a message under the permit that its principal acquired for it. It runs on a
+    /// task of its own; dropping the handle cancels it.
     pub fn start(&self, caller: Caller, frame: Frame, permit: ConcurrencyPermit) -> ExchangeHandle {
         self.pipeline.start(caller, frame, permit)
     }
 
-    /// What is taken of a client's message.
+    /// Limits of a client's message.
     pub fn request_caps(&self) -> Caps {
         self.config.limits.request_caps()
     }
 
-    /// Cancelled once the proxy takes no more messages.
+    /// Cancelled when the proxy accepts no more messages.
     pub fn closing(&self) -> &CancellationToken {
         &self.closing
     }
 
-    /// Ends what is idle until the proxy stops.
+    /// Ends idle servers and sessions until the proxy stops.
     pub(crate) async fn sweep(self: Arc<Self>) {
         let mut tick = tokio::time::interval(SWEEP_INTERVAL);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -96,7 +96,7 @@ impl Gateway {
         }
     }
 
-    /// Reads what the running servers use and what was recorded, for the metrics.
+    /// Reads the resource usage of running servers and the record counts for the metrics.
     pub async fn read_usage(&self) {
         self.metrics.audit_records(self.audit.written());
         let (gap, missed) = self.audit.missed();
@@ -106,7 +106,7 @@ impl Gateway {
         self.servers.read_usage().await;
     }
 
-    /// Stops: takes no more messages, lets those in flight end for a while, ends the servers.
+    /// Stops the proxy: refuses new messages, waits for those in flight, and ends the servers.
     pub async fn close(&self, reason: &str) {
         self.closing.cancel();
         self.server_requests.suspended.clear();

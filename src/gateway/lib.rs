@@ -1,22 +1,22 @@
-//! The gateway: receives messages of clients, decides them, and forwards them to servers.
+//! The gateway: receives messages of clients, decides about them, and forwards them to servers.
 //!
-//! In the order in which a message meets them:
+//! In the order of a message's path:
 //! - `front` accepts clients over HTTP and standard input, `session` keeps the state of clients of
-//!   older revisions, and `admission` bounds what each principal may have in flight.
-//! - `pipeline` takes a message through all stages, from its client to its answer: its page shows them.
-//!   `stages` are those of every message, whoever sent it: the chain, obligations, approval. `router`
-//!   finds the server of a message, and `upstream_call` is a call at it.
-//! - `server_requests` sends requests of servers to clients, `subscriptions` notifications of changes,
-//!   and `tasks` knows whose a server's task is.
+//!   older revisions, and `admission` limits what each principal may have in flight.
+//! - `pipeline` takes a message through all stages, from its client to its response; its page lists
+//!   them. `stages` has the stages that messages of clients and servers share: the chain,
+//!   obligations, approval. `router` finds a message's server, and `upstream_call` makes a call.
+//! - `server_requests` sends requests of servers to clients, `subscriptions` notifications of
+//!   changes, and `tasks` keeps the owners of servers' tasks.
 //!
-//! Beside them:
-//! - `servers` has what becomes of servers, and what takes their places, `clients` those who are here,
-//!   and `plugins` what policies grant plugins.
-//! - `recorder` writes all of it to the audit log.
-//! - `approval` has calls that wait for a person, and `admin` serves operators.
-//! - `builder` makes a `Gateway` of a config.
+//! Beside the path:
+//! - `servers` handles events and replacement of servers, `clients` records connected clients, and
+//!   `plugins` checks what policies grant plugins.
+//! - `recorder` writes the audit log.
+//! - `approval` keeps calls that wait for a person, and `admin` serves operators.
+//! - `builder` makes a `Gateway` from a config.
 //!
-//! The invariants are in the modules.
+//! The modules document their invariants.
 
 pub mod admin;
 mod admission;

@@ -1,4 +1,4 @@
-//! Plugins, as the proxy has them: what policies and the config give each, and what is around them.
+//! Plugins in the proxy: their grants by policies and config, and the services for them.
 
 use std::{
     collections::BTreeMap,
@@ -35,12 +35,12 @@ use portcullis_telemetry::Metrics;
 use portcullis_upstream::config::Registries;
 use portcullis_vault::{Secret, Source};
 
-/// The secrets that plugins are handed, by the places of their entries, read once for this run.
+/// Secrets of plugins by the indexes of their entries, read once for this run.
 #[derive(Default)]
 pub struct PluginSecrets(BTreeMap<usize, BTreeMap<String, Secret>>);
 
 impl PluginSecrets {
-    /// All plugins of a config. A plugin that is unavailable is a finding.
+    /// Reads the secrets of all plugins of a config. An unavailable secret is a finding.
     pub fn read(loaded: &Loaded, found: &mut Vec<BoxedDiagnostic>) -> Self {
         let mut all = BTreeMap::new();
         for (at, entry) in loaded.config.interceptors.iter().enumerate() {
@@ -62,7 +62,7 @@ impl PluginSecrets {
         Self(all)
     }
 
-    /// The same by the names under which they are found in traffic.
+    /// The same, by the names that identify them in traffic.
     pub fn known(&self, loaded: &Loaded) -> Vec<Known> {
         let entries = loaded.config.interceptors.iter().enumerate();
         let all = entries.flat_map(|(at, entry)| {
@@ -83,10 +83,10 @@ impl PluginSecrets {
     }
 }
 
-/// Loads the plugin of the entry at `at`. It blocks while the plugin compiles.
+/// Loads the plugin of the entry at `at`. Blocks while the plugin compiles.
 ///
 /// # Errors
-/// What is wrong with it, at its place in the config.
+/// The error of the plugin, with its position in the config.
 pub fn load(
     loaded: &Loaded,
     at: usize,
@@ -114,14 +114,14 @@ pub struct LoadedPlugin {
 }
 
 impl LoadedPlugin {
-    /// The files of which others may take the place.
+    /// The plugin's files that can be replaced.
     pub fn files(&self) -> Vec<PathBuf> {
         let component = self.plugin.changeable().into_iter();
         component.flat_map(|path| [signature_path(&path), path]).collect()
     }
 }
 
-/// Has plugins take each other's place as their files change.
+/// Replaces plugins when their files change.
 pub(crate) async fn keep_plugins(
     all: Vec<LoadedPlugin>,
     mut files: Files,
@@ -150,7 +150,7 @@ async fn look_again(LoadedPlugin { entry, plugin }: &LoadedPlugin, recorder: &Re
         Ok(Ok(None)) => return,
         Ok(Ok(Some(next))) => {
             let (digest, version) = (next.sha256().to_owned(), next.manifest().version.clone());
-            // Before it counts.
+            // Recorded before it takes effect.
             match recorder.audit.record_event(startup_events::plugin(entry, config, &next)).await {
                 Ok(()) => {
                     plugin.take(next);
@@ -179,18 +179,18 @@ async fn look_again(LoadedPlugin { entry, plugin }: &LoadedPlugin, recorder: &Re
         .await;
 }
 
-/// What is around the plugins of a proxy.
+/// The host of a proxy's plugins.
 pub fn house(loaded: &Loaded, around: Arc<PluginServices>) -> PluginHost {
     let states = States::at(loaded.config.state_dir.join("plugins/state"));
     let plugins = loaded.config.interceptors.iter();
-    // Without plugins there is nothing to keep, nor a key to make.
+    // Without plugins, neither a cache nor its key is needed.
     let any = plugins.into_iter().any(|entry| matches!(entry.kind, InterceptorKind::Plugin(_)));
     let cache = any.then(|| Cache::of(&loaded.config.state_dir)).flatten().map(Arc::new);
     let artifacts = artifacts(loaded, true);
     PluginHost { around, states: Some(states), cache, artifacts }
 }
 
-/// How a config has registries asked for plugins; what is pulled is kept for the next start, or not.
+/// Access to registries for plugins, as configured. With `keep`, pulled plugins are kept on disk.
 pub fn artifacts(loaded: &Loaded, keep: bool) -> Artifacts {
     let Registries { plain_http, ca_file, deadline_s, .. } = &loaded.config.registries;
     let settings = portcullis_oci::Settings {
@@ -202,7 +202,7 @@ pub fn artifacts(loaded: &Loaded, keep: bool) -> Artifacts {
         .kept_in(&loaded.config.state_dir, keep)
 }
 
-/// What is around the plugins of a proxy, of which there is none before its start.
+/// Services of the proxy for its plugins. The recorder exists only after the start.
 pub struct PluginServices {
     pub(crate) policies: Arc<portcullis_policy::Engine>,
     pub(crate) metrics: Arc<Metrics>,
@@ -214,12 +214,12 @@ impl PluginServices {
         Arc::new(Self { policies, metrics, running: OnceLock::new() })
     }
 
-    /// The recorder of the proxy, while that runs.
+    /// The recorder of the proxy, while it is running.
     pub(crate) fn recorder(&self) -> Option<Arc<Recorder>> {
         self.running.get().and_then(|(recorder, _)| recorder.upgrade())
     }
 
-    /// The proxy runs.
+    /// Sets the recorder and the tasks when the proxy starts.
     pub fn settle(&self, recorder: &Arc<Recorder>, tasks: TaskTracker) {
         let _ = self.running.set((Arc::downgrade(recorder), tasks));
     }
@@ -245,12 +245,12 @@ impl HostServices for PluginServices {
             return;
         };
         let sent = PluginHttpSent { plugin: plugin.to_owned(), call, requests };
-        // One that stops waits for it.
+        // The shutdown waits for this task.
         tasks.spawn_on(async move { recorder.audit.record_best_effort(sent).await }, &runtime);
     }
 
     fn may_reach(&self, plugin: &str, host: &str, port: u16) -> Result<(), String> {
-        // A message whose record is not taken is refused, but what a plugin sent would have gone out.
+        // A refusal for the missing record could not undo the plugin's request.
         if !self.recorder().is_some_and(|recorder| recorder.audit.is_well()) {
             return Err("requests are refused while the audit log accepts no records".into());
         }
@@ -263,7 +263,7 @@ impl HostServices for PluginServices {
     }
 }
 
-/// Something that the config gives a plugin and policies do not.
+/// A grant of the config that policies do not permit.
 struct UngrantedCapability {
     /// Its key within `grants`.
     key: String,
@@ -307,7 +307,7 @@ fn withheld(
         ask(format!("http/{nth}"), what, Action::Egress, resource, shown);
     }
     for (name, reference) in grants.secrets.iter().flatten() {
-        // A reference that is none was found to be wrong before.
+        // Malformed references were reported before.
         let Ok(source) = Source::try_from(reference) else { continue };
         let source = source.kind();
         let holder = Holder::Plugin(plugin);
@@ -327,7 +327,7 @@ fn withheld(
     withheld
 }
 
-/// What the entry at `at` gives a plugin and policy does not.
+/// The grants of the entry at `at` that policies do not permit.
 pub fn ungranted(
     loaded: &Loaded,
     at: usize,
@@ -347,15 +347,15 @@ pub fn ungranted(
     found.collect()
 }
 
-/// The policies that let a plugin have all that its entry grants it, one a line.
+/// The policies that permit all grants of a plugin's entry, one a line.
 pub fn permits(plugin: &str, grants: &Grants) -> Vec<String> {
-    // Where nothing is permitted, all is missing.
+    // Without any policy, all permits are missing.
     let Ok(none) = portcullis_policy::Engine::load(&[], Path::new("")) else { return Vec::new() };
     withheld(plugin, grants, &none).iter().map(|withheld| withheld.permit(plugin)).collect()
 }
 
 impl UngrantedCapability {
-    /// The policy that is missing.
+    /// The missing policy.
     fn permit(&self, plugin: &str) -> String {
         let id = cedar_policy::EntityId::new(plugin);
         format!(
@@ -368,13 +368,13 @@ impl UngrantedCapability {
     }
 }
 
-/// A plugin that is asked only while policies let it have what it was given when the proxy started.
-/// Without that it is not asked, which is a fault. Hosts are asked of with every request.
+/// A plugin that runs only while policies permit the grants that it got at the start. Otherwise it
+/// does not run, which is a fault. Hosts are decided with every request.
 pub struct GatedPlugin {
     plugin: Arc<Plugin>,
     grants: Grants,
     policies: Arc<portcullis_policy::Engine>,
-    /// What policies said last, and which they were.
+    /// The last result of the policies, with their revision.
     said: Mutex<Option<(portcullis_policy::Revision, Result<(), String>)>>,
 }
 

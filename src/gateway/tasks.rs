@@ -1,8 +1,8 @@
-//! Tasks: calls that go on after their answer (those of revision 2025-11-25, and the extension
+//! Tasks: calls that continue after their response (revision 2025-11-25, and the extension
 //! `io.modelcontextprotocol/tasks` of 2026-07-28).
 //!
-//! INVARIANT: a task is its maker's alone. A server sees all clients as one, so here is known whose
-//! task is whose, and what is not known here is nobody's.
+//! INVARIANT: a task belongs only to the client that made it. A server sees all clients as one, so
+//! the proxy keeps the owners. An unknown task belongs to no client.
 
 use std::{
     collections::HashMap,
@@ -29,34 +29,34 @@ use portcullis_protocol::{
 };
 use portcullis_upstream::{Call, CallError, InstanceKey, ListKind, Reply, Server};
 
-/// Tasks that are known at once, and those of one principal among them.
+/// Known tasks at once; the second constant is the limit of one principal.
 const MOST: usize = 16_384;
 const OF_ONE: usize = 1_024;
-/// How long a task is known after it was last spoken of.
+/// Time for which a task is known after its last use.
 const KEPT: Duration = Duration::from_secs(24 * 3_600);
-/// Bytes of a task's id.
+/// Largest size of a task's id.
 const ID_BYTES: usize = 1_024;
-/// Pages of one server's list of tasks that are asked for.
+/// Pages that are read of one server's list of tasks.
 const PAGES: usize = 16;
 
-/// Which process has a task: of which server, for which party alone, and which of all that ever
-/// ran, since the next one gives the same ids to others. What runs elsewhere counts as one for as long
-/// as its entry in the config is the same.
+/// Process that has a task: its server, the owner of a dedicated instance, and a number among all
+/// processes that ever ran, since the next process may assign the same ids. A remote server counts
+/// as one process while its config entry is the same.
 type TaskHost = (ServerName, Option<InstanceKey>, u64);
 
-/// A task's place, and the server's id of it.
+/// A task's process and the server's id of the task.
 type Key = (TaskHost, String);
 
-/// What policies asked for.
+/// Obligations of the policies that permitted the call.
 type TaskObligations = Vec<Arc<Obligations>>;
 
-/// What is known of a task.
+/// A known task.
 #[derive(Clone)]
 struct Task {
     owner: PrincipalKind,
     /// The tool that was called.
     tool: String,
-    /// What the policies that let the call pass ask for: its result comes later.
+    /// Obligations of the policies that permitted the call, for its later result.
     obligations: TaskObligations,
     used: Instant,
 }
@@ -72,11 +72,11 @@ impl Tasks {
         Arc::new(Self { router, known: Mutex::default() })
     }
 
-    /// Takes note of a task.
+    /// Adds a task.
     ///
     /// # Errors
-    /// Where the maker has too many, or the id is taken: on its server, or, for a maker that sees
-    /// `many` servers and knows a task by its id alone, on any of them.
+    /// If too many tasks are known, or the id is in use: on its server or, for an owner that sees
+    /// `many` servers and identifies tasks only by id, on any of them.
     fn made(&self, key: Key, task: Task, many: bool) -> Result<(), Refusal> {
         if key.1.len() > ID_BYTES {
             let words = "the id of the server's task is too long";
@@ -103,7 +103,7 @@ impl Tasks {
         if known.len() >= MOST {
             known.retain(|_, task| task.used.elapsed() < KEPT);
         }
-        // A client that has too many loses sight of the one that it has not asked for longest.
+        // The task that a client has not used for longest gives way if the client has too many.
         let own = || known.iter().filter(|(_, other)| other.owner == task.owner);
         if own().count() >= OF_ONE {
             let oldest = own().min_by_key(|(_, other)| other.used).map(|(key, _)| key.clone());
@@ -116,7 +116,7 @@ impl Tasks {
         Ok(())
     }
 
-    /// The tool of a principal's task.
+    /// The tool and obligations of a principal's task.
     fn tool(&self, owner: &PrincipalKind, key: &Key) -> Option<(String, TaskObligations)> {
         let mut known = self.known.lock();
         let task = known.get_mut(key).filter(|task| task.owner == *owner)?;
@@ -127,7 +127,7 @@ impl Tasks {
         Some((task.tool.clone(), task.obligations.clone()))
     }
 
-    /// Who made a task.
+    /// The owner of a task.
     pub fn owner(&self, place: TaskHost, id: &str) -> Option<PrincipalKind> {
         self.known.lock().get(&(place, id.to_owned())).map(|task| task.owner.clone())
     }
@@ -136,22 +136,22 @@ impl Tasks {
         self.known.lock().iter().any(|(key, task)| task.owner == *owner && key.0 == *place)
     }
 
-    /// Forgets the tasks of a client that is gone: whoever has its name next is somebody else.
+    /// Forgets the tasks of a removed client, since its name may be given to another.
     pub fn forget_owner(&self, owner: &PrincipalKind) {
         self.known.lock().retain(|_, task| task.owner != *owner);
     }
 
-    /// Forgets the tasks of a party whose servers have ended.
+    /// Forgets the tasks of ended dedicated instances.
     pub fn forget(&self, party: &InstanceKey) {
         self.known.lock().retain(|key, _| key.0.1.as_ref() != Some(party));
     }
 }
 
 impl Tasks {
-    /// Where a message about a task goes; nothing where it is about none.
+    /// The server of a request about a task; `None` for other requests.
     ///
     /// # Errors
-    /// A refusal where the task is not this client's.
+    /// A refusal if the task does not belong to this client.
     pub async fn route(
         &self,
         guest: &ClientContext,
@@ -183,7 +183,7 @@ impl Tasks {
             })
             .next()
             .ok_or_else(unknown)?;
-        // The result of the call is still to come.
+        // The result of the call follows later.
         exchange.obligations = asked;
         let items =
             server.items(ListKind::Tools).await.map_err(|failure| failure.refusal(&server.name))?;
@@ -192,10 +192,10 @@ impl Tasks {
         Ok(Some(Route { server: Some(server), target, params: None }))
     }
 
-    /// Takes note of the task that an answer makes.
+    /// Adds the task that a response creates.
     ///
     /// # Errors
-    /// A refusal where it cannot be followed.
+    /// A refusal if the task cannot be followed.
     pub fn note(
         &self,
         guest: &ClientContext,
@@ -221,12 +221,12 @@ impl Tasks {
         let owner = exchange.principal.kind.clone();
         let (tool, obligations) = (name.clone(), exchange.obligations.clone());
         let task = Task { owner, tool, obligations, used: Instant::now() };
-        // A process that has ended since took its tasks with it.
+        // If the process has ended since, its tasks are gone.
         let Some(place) = place(server, guest.party_key(server)) else { return Ok(()) };
         self.made((place, id), task, guest.view == View::All)
     }
 
-    /// The result of `tasks/list`: of each server's tasks those that this client made.
+    /// The result of `tasks/list`: this client's tasks on each server.
     pub async fn list(&self, guest: &ClientContext) -> Bytes {
         let mut all = Vec::new();
         for server in self.router.servers(&guest.view) {
@@ -284,8 +284,8 @@ impl Tasks {
     }
 }
 
-/// Where the tasks of a server are that runs for this party, or for all; nothing where it does not
-/// run. A remote server is no process of ours: its tasks outlive a connection.
+/// Process of a server's dedicated or shared instance that has tasks; `None` if it is not running.
+/// A remote server is not a process of the proxy, so its tasks survive a connection.
 pub(crate) fn place(server: &Server, party: Option<InstanceKey>) -> Option<TaskHost> {
     let instance = match &party {
         Some(key) => server.owned(key)?,
@@ -327,17 +327,17 @@ mod tests {
             (key("s", None, "1"), "a", true),
             // One id for two clients of one process.
             (key("s", None, "1"), "b", false),
-            // A process of another session has ids of its own.
+            // A process of another session has its own ids.
             (key("s", Some("x"), "1"), "b", true),
             (key("s", Some("y"), "1"), "b", true),
-            // Whoever sees both servers could not tell them apart.
+            // A client that sees both servers could not distinguish them.
             (key("other", None, "1"), "a", false),
             (key("other", Some("x"), "1"), "b", false),
             (key("other", Some("z"), "1"), "b", true),
         ] {
             assert_eq!(tasks.made(made.clone(), task(by), true).is_ok(), fine, "{made:?} {by}");
         }
-        // Who sees one server can tell.
+        // A client that sees one server can distinguish them.
         assert!(tasks.made(key("other", None, "1"), task("a"), false).is_ok());
         assert!(tasks.tool(&owner("a"), &key("s", None, "1")).is_some());
         assert!(tasks.tool(&owner("b"), &key("s", None, "1")).is_none());
@@ -345,7 +345,7 @@ mod tests {
         assert_eq!(tasks.owner(place.clone(), &id), Some(owner("b")));
         tasks.forget(&InstanceKey::Session(SessionId::presented("x")));
         assert_eq!(tasks.owner(place, &id), None);
-        // Another process gives the same ids to others.
+        // The next process assigns the same ids to other clients.
         let mut next = key("s", None, "1");
         next.0.2 = 2;
         tasks.made(next.clone(), task("b"), true).unwrap();
@@ -360,7 +360,7 @@ mod tests {
         for id in 0..OF_ONE {
             tasks.made(key("s", None, &id.to_string()), task("a"), true).unwrap();
         }
-        // One more, and the oldest is forgotten.
+        // One more task, so the oldest is forgotten.
         tasks.made(key("s", None, "x"), task("a"), true).unwrap();
         assert!(tasks.tool(&owner("a"), &key("s", None, "0")).is_none());
         assert_eq!(tasks.known.lock().len(), OF_ONE);

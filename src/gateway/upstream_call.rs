@@ -1,4 +1,4 @@
-//! A call under way at a server, with what the server says meanwhile.
+//! A call in flight at a server, with the server's messages meanwhile.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -10,20 +10,20 @@ use portcullis_upstream::{
     Call, CallError, Deadline, Instance, InstanceKey, Reply, Running, Server, ServerMessage,
 };
 
-/// What a server may say that its client has not heard yet.
+/// Messages of a server that may wait for its client.
 const SAID: usize = 64;
 
-/// The calls under way on instances that run for one party alone, newest last. What such a server
-/// says beside its calls, on a stream of its own, is said for one of them as a rule.
+/// Calls in flight on dedicated instances, newest last. Messages that such an instance sends on a
+/// separate stream usually belong to one of its calls.
 #[derive(Default)]
 pub(crate) struct InFlightCalls(Mutex<HashMap<Key, Vec<mpsc::Sender<ServerMessage>>>>);
 
-/// The server, by its number among all that ever were in the config, and the party.
+/// Number of the server, among all that ever were in the config, and the instance's owner.
 type Key = (u64, InstanceKey);
 
 impl InFlightCalls {
-    /// Hands what a server said, which is known by its number, to the newest call under way; back
-    /// where there is none.
+    /// Passes a server's message to the newest call in flight. Returns the message if there is none
+    /// that takes it.
     pub fn tell(
         &self,
         server: u64,
@@ -40,7 +40,7 @@ impl InFlightCalls {
     }
 }
 
-/// A call's place among those under way, until it is dropped.
+/// Registration of a call in flight, until it is dropped.
 struct Entry {
     all: Arc<InFlightCalls>,
     key: Key,
@@ -59,23 +59,23 @@ impl Drop for Entry {
     }
 }
 
-/// A call under way. Dropping it cancels the call.
+/// A call in flight. Dropping it cancels the call.
 pub(crate) struct UpstreamCall {
     said: mpsc::Receiver<ServerMessage>,
     reply: AbortOnDropHandle<Result<Reply, CallError>>,
     clock: Deadline,
-    /// Has the server wait for it, should the config have another in its place.
+    /// Delays the end of a server that is replaced in the config.
     _counted: TaskTrackerToken,
 }
 
-/// What comes next.
+/// The next event of a call.
 pub(crate) enum CallEvent {
     Said(ServerMessage),
     Over(Result<Reply, CallError>),
 }
 
 impl UpstreamCall {
-    /// Makes a call.
+    /// Starts a call.
     pub fn begin(
         all: &Arc<InFlightCalls>,
         server: &Server,
@@ -92,7 +92,7 @@ impl UpstreamCall {
         call.said = Some(sender);
         let clock = call.clock.clone();
         let reply = tokio::spawn(async move {
-            // Here, so that no sender is left once the answer is there.
+            // Dropped here, so that no sender is left after the response.
             let _entry = entry;
             instance.call(&running, call).await
         });
@@ -100,12 +100,12 @@ impl UpstreamCall {
         Self { said, reply: AbortOnDropHandle::new(reply), clock, _counted: counted }
     }
 
-    /// The next that the server says; its answer is the last. Nothing is lost where this future is
-    /// dropped.
+    /// The next message of the server; its response is the last. Cancel safe: no message is lost if
+    /// this future is dropped.
     pub async fn next(&mut self) -> CallEvent {
         tokio::select! {
             biased;
-            // The call holds the sender, so all that it was told comes before its answer.
+            // The call holds the sender, so all its messages come before its response.
             Some(said) = self.said.recv() => CallEvent::Said(said),
             reply = &mut self.reply => CallEvent::Over(reply.unwrap_or_else(|_| {
                 Err(CallError::Misbehaved("the work for the call ended early".into()))
@@ -113,7 +113,7 @@ impl UpstreamCall {
         }
     }
 
-    /// The call's clock.
+    /// The call's deadline.
     pub fn clock(&self) -> &Deadline {
         &self.clock
     }

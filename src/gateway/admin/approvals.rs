@@ -1,4 +1,4 @@
-//! `GET /v1/approvals` and `POST /v1/approvals/ID`: calls that wait for a person.
+//! `GET /v1/approvals` and `POST /v1/approvals/ID`: calls that wait for approval.
 
 use std::sync::Arc;
 
@@ -17,12 +17,12 @@ use crate::{
     approval::{PendingApproval, Resolution, ResolutionResult},
 };
 
-/// What a person says of a call.
+/// Resolution of a call by a person.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ResolveRequest {
     pub allow: bool,
-    /// Why, for the record.
+    /// Reason for the record.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! `/v1/audit`: the audit log of the running proxy, which alone can open its store.
+//! `/v1/audit`: the audit log of the running proxy, which has its store open exclusively.
 //!
 //! | request | answer |
 //! |---|---|
@@ -30,15 +30,15 @@ use portcullis_audit::{
 };
 use portcullis_protocol::names::DecisionId;
 
-/// What `tail` is asked.
+/// Body of a `tail` request.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TailRequest {
-    /// Which records. Its `order`, `limit` and `after` are not looked at.
+    /// Filter of the records. Its `order`, `limit` and `after` are ignored.
     pub query: Query,
-    /// How many of those on record to begin with, at most [`PAGE_MAX`].
+    /// Number of existing records to begin with, at most [`PAGE_MAX`].
     pub last: usize,
-    /// Whether to go on with those to come.
+    /// Whether to continue with new records.
     pub follow: bool,
 }
 
@@ -48,7 +48,7 @@ pub struct TailRequest {
 pub enum TailLine {
     /// A record.
     Record(Line),
-    /// This many records went by unseen, since the follower was too slow. They are in the store.
+    /// This many records were skipped because the follower was too slow. They are in the store.
     Missed(u64),
     /// A part of the store can't be read.
     Unreadable(String),
@@ -60,7 +60,7 @@ struct Held {
     stopping: CancellationToken,
 }
 
-/// The routes of the audit log. Followers are let go when `stopping` is cancelled.
+/// The routes of the audit log. Followers end when `stopping` is cancelled.
 pub fn routes(audit: Audit, stopping: CancellationToken) -> Router {
     Router::new()
         .route("/v1/audit/query", post(query))
@@ -113,7 +113,7 @@ async fn tail(
     Json(request): Json<TailRequest>,
 ) -> Result<Response, Problem> {
     let TailRequest { query, last, follow } = request;
-    // Listen before looking, so that no record falls between the two.
+    // Subscribe before reading, so that no record falls between the two.
     let coming = follow.then(|| held.audit.tail());
     let page = if last == 0 {
         Page::default()

@@ -1,5 +1,5 @@
-//! Nothing is answered before it is known who asks and that they may; what was refused and who
-//! read records is on record.
+//! Authorization of admin requests: every peer is identified and its role checked before a
+//! response. Refusals and readers of records are on record.
 
 use std::sync::Arc;
 
@@ -21,31 +21,31 @@ use portcullis_audit::{
     record::{AdminAction, Decision},
 };
 
-/// Bytes of a question about the log.
+/// Limit in bytes of a query of the log.
 const QUESTION: usize = 64 << 10;
 /// The code of a refusal.
 const ROLE_MISSING: &str = "admin-role-missing";
-/// Characters of a path and of a question that are recorded.
+/// Characters of a path and of a query that are recorded.
 const RECORDED: usize = 2_000;
-/// Bytes of an error's text that become a problem.
+/// Bytes of an error's text that are copied to a [`Problem`].
 const ERROR: usize = 4 << 10;
 
-/// Who may ask for a path.
+/// The role that a path requires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Need {
-    /// Whoever gets to the socket.
+    /// None: every peer of the socket is allowed.
     Nothing,
     Role(Role),
-    /// Root or the proxy's own user: they speak as `local:USER` to the servers.
+    /// Root or the proxy's own user. To servers they are `local:USER`.
     Owner,
 }
 
-/// What is not named here is the owner's alone.
+/// The required role. Unlisted paths are only for the owner.
 fn need(path: &str) -> Need {
     match path {
         "/healthz" | "/readyz" => Need::Nothing,
         "/metrics" | "/v1/status" | "/v1/servers" => Need::Role(Role::Operator),
-        // It writes all records wherever the proxy may write.
+        // It writes all records to any path that the proxy can write.
         "/v1/audit/backup" => Need::Owner,
         "/v1/audit/prune" => Need::Role(Role::Operator),
         "/v1/approvals" => Need::Role(Role::Approver),
@@ -56,7 +56,7 @@ fn need(path: &str) -> Need {
     }
 }
 
-/// Where admin actions are recorded.
+/// Records admin actions.
 #[derive(Clone)]
 pub struct Recorder {
     pub audit: Audit,
@@ -64,8 +64,8 @@ pub struct Recorder {
     pub refusal: Arc<RecordsRefusal>,
 }
 
-/// Whether one more refusal of this user, with this code, gets a record of its own. If not, it is
-/// counted elsewhere.
+/// Whether the next refusal of this user with this code gets its own record. If not, it is counted
+/// elsewhere.
 type RecordsRefusal = dyn Fn(&str, &'static str) -> bool + Send + Sync;
 
 /// These routes behind the check of roles.
@@ -80,7 +80,7 @@ async fn admit(
     next: Next,
 ) -> Response {
     let path = request.uri().path();
-    // The rest is what clients are offered, too, and records of its own or none.
+    // Other paths are those of clients, and have their own records or none.
     let (need, own) = (need(path), path.starts_with("/v1/"));
     if let Err(problem) = allowed(need, &peer) {
         let user = peer.user.as_deref().map_or_else(|| peer.uid.to_string(), str::to_owned);
@@ -128,8 +128,8 @@ fn allowed(need: Need, peer: &Peer) -> Result<(), Problem> {
     .remedy(remedy))
 }
 
-/// Records a question before it is answered, and hands it on. A reader who is not the owner gets
-/// nothing that is not on record; the owner must be able to look at a store that takes none.
+/// Records a query before it is answered. A reader who is not the owner gets nothing without a
+/// record. The owner must be able to read a store that takes no records.
 async fn on_record(recorder: &Recorder, peer: &Peer, request: Request) -> Result<Request, Problem> {
     let (parts, body) = request.into_parts();
     let body = to_bytes(body, QUESTION).await.map_err(|_| {
@@ -146,7 +146,7 @@ async fn on_record(recorder: &Recorder, peer: &Peer, request: Request) -> Result
         recorder.audit.record_best_effort(action).await;
         return Ok(request);
     }
-    // Where calls go on without a record, readings do not.
+    // In a mode where calls continue without records, reads still need one.
     match recorder.audit.record_required(action).await {
         Ok(()) => Ok(request),
         Err(fault) => Err(Problem::new(
@@ -177,7 +177,7 @@ fn action(
     }
 }
 
-/// What a question asks for: its JSON without what is not set.
+/// The query in a body: its JSON without unset members.
 fn asked(body: &[u8]) -> Option<String> {
     if body.is_empty() {
         return None;
@@ -206,7 +206,7 @@ fn cut(text: &str, most: usize) -> String {
     }
 }
 
-/// An error that is no [`Problem`] (axum's own, of a body that is no JSON) as one.
+/// Converts an error of axum, such as an invalid JSON body, to a [`Problem`].
 async fn in_words(answer: Response) -> Response {
     let status = answer.status();
     let kind = answer.headers().get(header::CONTENT_TYPE);

@@ -1,4 +1,4 @@
-//! The command line's end of the admin socket.
+//! Client of the admin socket, for the command line.
 
 use std::{
     io,
@@ -22,25 +22,25 @@ use tokio_util::{
 use super::{Problem, socket::Address};
 use portcullis_config::Config;
 
-/// Bytes of one answer.
+/// Limit in bytes of one response.
 const ANSWER: usize = 64 << 20;
-/// Bytes of one line of a stream.
+/// Limit in bytes of one line of a stream.
 const LINE: usize = 1 << 20;
-/// How long an answer may take to begin.
+/// Time limit for the start of a response.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// The same where much is copied first.
+/// The same for requests that copy much data first.
 const LONG_PATIENCE: Duration = Duration::from_secs(24 * 3600);
 
-/// Why a request got no usable answer.
+/// Why a request has no usable response.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     /// The proxy answered with an error.
     #[error("{}", .0.advice())]
     Problem(Problem),
-    /// The proxy can't be reached, or went away.
+    /// The proxy is unreachable or disconnected.
     #[error("the proxy does not answer on its admin socket ({0}): is it still running?")]
     Gone(String),
-    /// The answer is not what was expected.
+    /// The response is not in the expected form.
     #[error(
         "the running proxy answers in an unexpected way ({0}): is it of the same version as this \
          command?"
@@ -49,7 +49,7 @@ pub enum Failure {
 }
 
 impl Failure {
-    /// Whether the proxy said that what is asked for does not exist.
+    /// Whether the proxy reported that the item does not exist.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::Problem(problem) if problem.status == http::StatusCode::NOT_FOUND)
     }
@@ -65,7 +65,7 @@ pub struct Client {
     at: At,
 }
 
-/// Where it is reached.
+/// Path of the proxy.
 #[derive(Debug, Clone)]
 enum At {
     StateDir(PathBuf),
@@ -73,26 +73,26 @@ enum At {
 }
 
 impl Client {
-    /// The proxy that runs with this state folder, if one does.
+    /// Connects to the proxy with this state folder, if it is running.
     pub async fn connect(state_dir: &Path) -> Option<Self> {
         Self::reach(At::StateDir(state_dir.to_owned())).await.ok()
     }
 
-    /// The proxy whose `admin.socket` this is.
+    /// Connects to the proxy with this `admin.socket`.
     ///
     /// # Errors
-    /// Where nobody answers there, or this user may not knock.
+    /// If no proxy answers there, or if this user may not connect.
     pub async fn knock(socket: &Path) -> io::Result<Self> {
         Self::reach(At::Socket(socket.to_owned())).await
     }
 
-    /// The proxy that runs with this config, if one does: over the socket of its owner, or else
-    /// over the one for those who have a role.
+    /// Connects to the proxy with this config, if it is running: over its owner's socket, otherwise
+    /// over the socket for users with a role.
     pub async fn find(config: &Config) -> Option<Self> {
         Self::find_at(Some(&config.state_dir), config.admin.socket.as_deref()).await
     }
 
-    /// The same by what a config says of its proxy: its state folder, and `admin.socket`.
+    /// The same, by the state folder and `admin.socket` of a config.
     pub async fn find_at(state_dir: Option<&Path>, socket: Option<&Path>) -> Option<Self> {
         if let Some(state_dir) = state_dir
             && let Some(client) = Self::connect(state_dir).await
@@ -102,14 +102,14 @@ impl Client {
         Self::knock(socket?).await.ok()
     }
 
-    /// Where it was reached: its state folder, or `admin.socket`.
+    /// The path that it was reached at: its state folder, or `admin.socket`.
     pub fn place(&self) -> &Path {
         match &self.at {
             At::StateDir(place) | At::Socket(place) => place,
         }
     }
 
-    /// Its state folder, if it was reached by that.
+    /// Its state folder, if it was reached there.
     pub fn state_dir(&self) -> Option<&Path> {
         match &self.at {
             At::StateDir(state_dir) => Some(state_dir),
@@ -121,7 +121,7 @@ impl Client {
         dial(&at).await.map(|_| Self { at })
     }
 
-    /// Asks for a value.
+    /// Sends a `GET` and returns the value of the response.
     ///
     /// # Errors
     /// [`Failure`].
@@ -129,7 +129,7 @@ impl Client {
         read(self.send(Method::GET, path, Bytes::new()).await?).await
     }
 
-    /// Sends a value and asks for another.
+    /// Sends a value and returns the value of the response.
     ///
     /// # Errors
     /// [`Failure`].
@@ -141,7 +141,7 @@ impl Client {
         read(self.send(Method::POST, path, encode(body)?).await?).await
     }
 
-    /// The same for what may take as long as it takes to copy a log.
+    /// The same with a time limit that is long enough to copy a log.
     ///
     /// # Errors
     /// [`Failure`].
@@ -154,7 +154,7 @@ impl Client {
         read(accepted(request.await?).await?).await
     }
 
-    /// Sends a value and asks for a stream of lines.
+    /// Sends a value and returns the response as a stream of lines.
     ///
     /// # Errors
     /// [`Failure`].
@@ -169,10 +169,10 @@ impl Client {
         Ok(Lines(FramedRead::new(StreamReader::new(bytes), codec).map_err(gone).boxed()))
     }
 
-    /// Sends an MCP message and returns the text of the answer, whatever its status.
+    /// Sends an MCP message and returns the text of the response, whatever its status.
     ///
     /// # Errors
-    /// [`Failure`] where there is no JSON to return.
+    /// [`Failure`] if the response is not JSON.
     pub async fn mcp(&self, headers: &[(&str, String)], message: Bytes) -> Result<Bytes, Failure> {
         let mut all = vec![("accept", "application/json".to_owned())];
         all.extend(headers.iter().map(|(name, value)| (*name, value.clone())));
@@ -217,7 +217,7 @@ impl Client {
         let exchange = async {
             let (mut sender, connection) =
                 http1::handshake(TokioIo::new(stream)).await.map_err(gone)?;
-            // It ends with the connection, and its errors come back with the answer.
+            // It ends with the connection, and its errors are returned with the response.
             tokio::spawn(connection);
             let mut request = Request::builder()
                 .method(method)
@@ -237,7 +237,7 @@ impl Client {
     }
 }
 
-/// An answer that is no problem.
+/// A response without a problem.
 async fn accepted(answer: Response<Incoming>) -> Result<Response<Incoming>, Failure> {
     if answer.status().is_success() {
         return Ok(answer);
@@ -272,7 +272,7 @@ impl Lines {
     /// Waits for the next line. `None` at the end.
     ///
     /// # Errors
-    /// [`Failure::Gone`] where the proxy went away.
+    /// [`Failure::Gone`] if the proxy disconnected.
     pub async fn next(&mut self) -> Option<Result<String, Failure>> {
         self.0.next().await
     }

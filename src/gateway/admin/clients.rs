@@ -1,5 +1,5 @@
-//! `POST /v1/clients`: a change among the clients that somebody is about to make is put on record
-//! first. The change itself is made in their file, which the proxy watches.
+//! `POST /v1/clients`: records a change of clients before it is made. The change itself is made in
+//! the clients file, which the proxy watches.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use portcullis_protocol::identity::Change;
 #[serde(deny_unknown_fields)]
 pub struct ClientChange {
     pub change: Change,
-    /// Why, where it undoes one that could not be made.
+    /// Reason, if it reverts a change that could not be made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }

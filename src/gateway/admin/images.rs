@@ -1,5 +1,5 @@
-//! `POST /v1/images`: what somebody does at the command line with the images of servers is put on
-//! record. What moves the lock file is so before it is done.
+//! `POST /v1/images`: records actions of the command line on servers' images. Changes of the lock
+//! file are recorded before they are made.
 
 use std::sync::Arc;
 

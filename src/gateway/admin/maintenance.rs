@@ -1,5 +1,5 @@
-//! `POST /v1/audit/backup` and `POST /v1/audit/prune`: what is done with the files of the log,
-//! without showing records.
+//! `POST /v1/audit/backup` and `POST /v1/audit/prune`: maintenance of the log's files, without
+//! access to records.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -11,7 +11,7 @@ use super::Problem;
 use crate::Gateway;
 use portcullis_audit::{Backup, BackupFault, PruneFault, Pruned};
 
-/// Where to copy the log.
+/// Target of a copy of the log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BackupRequest {
@@ -19,11 +19,11 @@ pub struct BackupRequest {
     pub to: PathBuf,
 }
 
-/// Whether segments are to be dropped, or only named.
+/// Whether to drop segments, or only to list them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PruneRequest {
-    /// Drop nothing.
+    /// Whether to list segments without dropping them.
     pub dry_run: bool,
 }
 

@@ -8,8 +8,8 @@
 //!
 //! # Invariants
 //! - The kernel provides each peer's user and group.
-//! - Nothing is answered that the peer's roles do not allow (`authorize`): root and the proxy's
-//!   own user may do everything, others what `admin.roles` names.
+//! - Responses contain only what the peer's roles allow (`authorize`): root and the proxy's own
+//!   user may do everything, others what `admin.roles` lists.
 //! - Refusals and readers of records are on record.
 
 mod approvals;

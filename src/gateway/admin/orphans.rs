@@ -1,5 +1,5 @@
-//! `POST /v1/leftovers`: what somebody removes at the command line of what killed proxies have left is put
-//! on record, before it is done and afterwards.
+//! `POST /v1/leftovers`: records the removal of orphans at the command line, before it is done and
+//! afterwards.
 
 use std::sync::Arc;
 
@@ -24,7 +24,7 @@ async fn reaping(
     ConnectInfo(peer): ConnectInfo<Peer>,
     Json(reaping): Json<Reaping>,
 ) -> Result<Json<()>, Problem> {
-    // A record would be cut, and not say of the rest that it is removed.
+    // The record would be truncated, and not list all removed orphans.
     if reaping.left.len() > MEMBERS {
         return Err(Problem::new(
             StatusCode::PAYLOAD_TOO_LARGE,

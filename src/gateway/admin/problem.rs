@@ -1,4 +1,4 @@
-//! What an admin request that did not work answers.
+//! Errors of admin requests.
 
 use axum::{
     Json,
@@ -15,11 +15,11 @@ use portcullis_audit::Unavailable;
 pub struct Problem {
     /// The HTTP status.
     pub status: StatusCode,
-    /// What it is, for programs: stable from version to version.
+    /// Stable code for programs.
     pub code: String,
-    /// What is wrong, for a person.
+    /// Message for a person.
     pub message: String,
-    /// What to do about it.
+    /// Remedy, if there is one.
     pub remedy: Option<String>,
 }
 
@@ -38,7 +38,7 @@ struct WireError {
 }
 
 impl Problem {
-    /// A problem with no remedy to name.
+    /// A problem without a remedy.
     pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
         let code = match status {
             StatusCode::NOT_FOUND => "not-found",
@@ -51,24 +51,24 @@ impl Problem {
         Self { status, code: code.into(), message: message.into(), remedy: None }
     }
 
-    /// With a code of its own.
+    /// Sets the code.
     pub fn code(mut self, code: impl Into<String>) -> Self {
         self.code = code.into();
         self
     }
 
-    /// With what to do about it.
+    /// Sets the remedy.
     pub fn remedy(mut self, remedy: impl Into<String>) -> Self {
         self.remedy = Some(remedy.into());
         self
     }
 
-    /// What is asked for does not exist.
+    /// The problem of an item that does not exist.
     pub fn not_found(message: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, message)
     }
 
-    /// What is wrong and what to do, in one line.
+    /// Message and remedy in one line.
     pub(super) fn advice(&self) -> String {
         match &self.remedy {
             Some(remedy) => format!("{}: {remedy}", self.message),
@@ -76,7 +76,7 @@ impl Problem {
         }
     }
 
-    /// The problem that an answer carries.
+    /// The problem in a response.
     pub(super) fn read(status: StatusCode, body: &[u8]) -> Self {
         match serde_json::from_slice::<Wire>(body) {
             Ok(Wire { error }) => {

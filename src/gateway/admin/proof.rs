@@ -26,15 +26,15 @@ use portcullis_audit::{
 };
 use portcullis_protocol::names::DecisionId;
 
-/// What is to be proven to be in the log.
+/// The records to prove.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ProveRequest {
-    /// The decision whose records these are.
+    /// The decision of the records.
     pub id: DecisionId,
 }
 
-/// Which log is to be proven to be the beginning of which.
+/// The two checkpoints whose consistency is to be proven.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ConsistencyRequest {
@@ -44,16 +44,16 @@ pub struct ConsistencyRequest {
     pub to: u64,
 }
 
-/// What is to be verified.
+/// The parts to verify.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct VerifyRequest {
     /// The checkpoint to begin at.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub since: Option<Since>,
-    /// Verifier keys, instead of those of the state folder.
+    /// Verifier keys that replace those of the state folder.
     pub keys: Vec<String>,
-    /// Whether the indexes are held against the records, too.
+    /// Whether to check the indexes against the records, too.
     pub indexes: bool,
 }
 

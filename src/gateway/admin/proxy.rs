@@ -1,4 +1,4 @@
-//! What the running proxy tells of its servers.
+//! State and control of the running proxy's servers.
 
 use std::sync::Arc;
 
@@ -36,9 +36,9 @@ async fn status(State(proxy): State<Arc<Gateway>>) -> Json<Value> {
         "version": env!("CARGO_PKG_VERSION"),
         "policies": policies,
         "config": {
-            // Present while the file as it is now is not in use.
+            // Present while the present file is not in use.
             "rejected": rejected,
-            // The sections that count from the next start on.
+            // The sections that take effect at the next start.
             "waiting": waiting,
         },
         "sessions": proxy.sessions.count(),
@@ -47,9 +47,9 @@ async fn status(State(proxy): State<Arc<Gateway>>) -> Json<Value> {
             "records": proxy.audit.written(),
             "on-failure": audit.on_failure,
             "missed": missed,
-            // Present while calls go on without a record.
+            // Present while calls continue without a record.
             "missing": missing,
-            // Present while checkpoints can't be signed.
+            // Present while checkpoints cannot be signed.
             "unsigned": proxy.audit.checkpoints().failing,
             "retention": audit.retention,
             "encrypted": audit.encryption.is_some(),
@@ -68,7 +68,7 @@ async fn log(
     Ok(Json(server(&proxy, &name)?.log()))
 }
 
-/// All tools of a server, as it lists them, whoever may call them.
+/// All tools in a server's list, regardless of permissions.
 async fn tools(
     State(proxy): State<Arc<Gateway>>,
     Path(name): Path<String>,
@@ -80,13 +80,13 @@ async fn tools(
     Ok(Json(listed))
 }
 
-/// Reads a server's secrets again, and delivers those that it gets as files.
+/// Reads a server's secrets again, and delivers those in files.
 async fn secrets(
     State(proxy): State<Arc<Gateway>>,
     Path(name): Path<String>,
 ) -> Result<Json<RotationReport>, Problem> {
     let server = server(&proxy, &name)?.clone();
-    // On a task of its own: who asked may not wait for the end of it.
+    // On a task of its own, since the operator may disconnect before its end.
     let rehanded =
         tokio::spawn(async move { server.rehand(&*proxy.servers, ReloadScope::All).await });
     let rehanded =
@@ -102,7 +102,7 @@ async fn restart(
     Path(name): Path<String>,
 ) -> Result<Json<RestartReport>, Problem> {
     let server = server(&proxy, &name)?;
-    // On a task of its own: who asked may not wait for the end of it.
+    // On a task of its own, since the operator may disconnect before its end.
     let restarted = tokio::spawn(async move { server.restart().await });
     let restarted = restarted.await.map_err(|error| error.to_string());
     let restarted = restarted.and_then(|done| done.map_err(|failure| failure.to_string()));

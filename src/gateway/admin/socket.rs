@@ -1,5 +1,5 @@
-//! The sockets: that of the owner in the state folder, and the door where others with a role may
-//! knock. Every peer is asked who it is.
+//! The admin sockets: the owner's in the state folder, and a second one for users with a role.
+//! Every peer is identified.
 
 use std::{
     collections::HashMap,
@@ -38,21 +38,21 @@ use super::{Recorder, authorize::guarded};
 
 /// The socket's name in the state folder.
 pub const SOCKET: &str = "admin.sock";
-/// What requests under way have to finish when the proxy stops.
+/// Time for requests in flight to finish when the proxy stops.
 const GRACE: Duration = Duration::from_secs(2);
-/// Connections of one user who is not the owner.
+/// Connections of one user other than the owner.
 const OF_ONE: usize = 32;
-/// Connections of all who have no role: they are only told so.
+/// Connections of all users without a role, who only get a refusal.
 const OF_STRANGERS: usize = 16;
-/// Connections of all but the owner.
+/// Connections of all users other than the owner.
 const OF_ALL: usize = 256;
 /// Peers whose roles are looked up at once.
 const LOOKUPS: usize = 8;
-/// How long the name service may take to tell a user's groups.
+/// Time limit of the name service for a user's groups.
 const LOOKUP: Duration = Duration::from_secs(5);
 
-/// The path of the socket for the system. Where the state folder's path is too long for a socket,
-/// it leads through the open folder: `/proc/self/fd/N/admin.sock`.
+/// The system's path of the socket. If the state folder's path is too long for a socket, it leads
+/// through the open folder: `/proc/self/fd/N/admin.sock`.
 pub struct Address {
     /// The path to connect to.
     pub path: PathBuf,
@@ -71,22 +71,22 @@ impl Address {
     }
 }
 
-/// The admin socket could not be made.
+/// Why the admin socket could not be created.
 #[derive(Debug, thiserror::Error)]
 pub enum BindFailure {
-    /// Another proxy runs with this state folder.
+    /// Another proxy is running with this state folder.
     #[error(
         "another proxy runs with the state folder {}: stop it, or give this one a `state-dir` of \
          its own", .0.display()
     )]
     AlreadyRunning(PathBuf),
-    /// Another process listens where `admin.socket` is to be.
+    /// Another process listens at `admin.socket`.
     #[error("another process listens on {}: give this proxy another `admin.socket`", .0.display())]
     InUse(PathBuf),
-    /// There is something that is no socket.
+    /// The path exists and is not a socket.
     #[error("{} is there and no socket: remove it, or set another `admin.socket`", .0.display())]
     NoSocket(PathBuf),
-    /// Others could put a socket of their own in the place of ours.
+    /// Other users could replace the socket with their own.
     #[error(
         "others can write to {} (mode {:o}), and so put a false proxy in the place of this one: \
          choose a folder for `admin.socket` that only root or this user can write to",
@@ -98,12 +98,12 @@ pub enum BindFailure {
     Io { doing: &'static str, path: PathBuf, source: io::Error },
 }
 
-/// The admin sockets, not served yet. They are removed when the value is dropped.
+/// The admin sockets before they are served. They are removed on drop.
 pub struct Server {
     own: UnixListener,
     door: Option<UnixListener>,
     roles: Arc<Roles>,
-    /// Those who come to the socket of the owner, by name.
+    /// Users of the owner's socket, with their names.
     owners: Vec<(u32, Option<Arc<str>>)>,
     recorder: Option<Recorder>,
     _places: Vec<SocketPath>,
@@ -115,7 +115,7 @@ struct SocketPath(Address);
 
 impl Drop for SocketPath {
     fn drop(&mut self) {
-        // What can't be removed is removed by the next proxy.
+        // If this fails, the next proxy removes it.
         let _ = fs::remove_file(&self.0.path);
     }
 }
@@ -126,8 +126,8 @@ fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> BindFai
 }
 
 impl Server {
-    /// Makes the socket in the state folder, and the folder where it is missing. The folder is
-    /// made its owner's alone. A socket that a killed proxy left is replaced.
+    /// Creates the socket in the state folder, and the folder if it is missing. Only its owner gets
+    /// access to the folder. An orphaned socket is replaced.
     ///
     /// # Errors
     /// [`BindFailure`]. Must be called within a tokio runtime.
@@ -135,7 +135,7 @@ impl Server {
         Self::bind_with(state_dir, None, Roles::default())
     }
 
-    /// The same, and with it a door for those who have a role.
+    /// The same, with the socket for users with a role.
     ///
     /// # Errors
     /// As [`Server::bind`].
@@ -178,23 +178,23 @@ impl Server {
             None => None,
         };
         let roles = Arc::new(roles);
-        // Once, and before anybody waits for it.
+        // Once, and before there are connections.
         let owners = [0, Uid::effective().as_raw()].map(|uid| (uid, name(uid))).into();
         Ok(Self { own, door, roles, owners, recorder: None, _places: places, _claim: claim })
     }
 
-    /// With a record of every refusal, and of everybody who reads records.
+    /// Records every refusal and every reader of records.
     #[must_use]
     pub fn recorded(mut self, recorder: Recorder) -> Self {
         self.recorder = Some(recorder);
         self
     }
 
-    /// Serves these routes, to each peer those that its roles allow, until `stopping` is
-    /// cancelled, and then a moment longer, for what is under way.
+    /// Serves to each peer the routes that its roles allow. After `stopping` is cancelled, requests
+    /// in flight have a moment to finish.
     ///
     /// # Errors
-    /// Where the listening itself fails.
+    /// If listening fails.
     pub async fn serve(self, routes: Router, stopping: CancellationToken) -> io::Result<()> {
         let Self { own, door, roles, owners, recorder, _places, _claim } = self;
         let service = guarded(routes, recorder).into_make_service_with_connect_info::<Peer>();
@@ -211,7 +211,7 @@ impl Server {
     }
 }
 
-/// Makes a socket of this mode. What a killed proxy left there is replaced.
+/// Creates a socket with this mode, replacing an orphaned one.
 fn listen(
     address: Address,
     shown: &Path,
@@ -235,8 +235,8 @@ fn listen(
     Ok((listener, place))
 }
 
-/// Makes the socket for those who have a role. Everybody may connect to it, because a file has
-/// one group and roles have many; who may ask is decided of each peer.
+/// Creates the socket for users with a role. All users may connect to it, because a file has one
+/// group but there are many roles; each peer is authorized separately.
 fn knock(path: &Path, roles: &Roles) -> Result<(UnixListener, SocketPath), BindFailure> {
     let parent = path.parent().unwrap_or(Path::new("/"));
     if !parent.exists() {
@@ -257,14 +257,14 @@ fn knock(path: &Path, roles: &Roles) -> Result<(UnixListener, SocketPath), BindF
     listen(Address { path: path.to_owned(), _dir: None }, path, mode)
 }
 
-/// Who asks, as the kernel tells, and what the config makes of it.
+/// A peer, as identified by the kernel, with its roles from the config.
 #[derive(Debug, Clone)]
 pub struct Peer {
     /// The user id.
     pub uid: u32,
-    /// The user's name, where the machine knows one.
+    /// The user's name, if the system knows it.
     pub user: Option<Arc<str>>,
-    /// The process id, where it is known.
+    /// The process id, if known.
     pub pid: Option<i32>,
     /// What the peer may do.
     pub standing: Standing,
@@ -272,12 +272,12 @@ pub struct Peer {
     _seat: Option<Arc<Seat>>,
 }
 
-/// The name of a user. Blocks while the name service looks.
+/// The name of a user. Blocks during the lookup.
 fn name(uid: u32) -> Option<Arc<str>> {
     User::from_uid(Uid::from_raw(uid)).ok().flatten().map(|user| user.name.into())
 }
 
-/// The connections of those who are not the owner, by user; strangers have one count together.
+/// Connections of users other than the owner, by user; users without a role share one count.
 #[derive(Debug, Default)]
 struct Seats(Mutex<HashMap<Option<u32>, usize>>);
 
@@ -316,11 +316,11 @@ impl Drop for Seat {
     }
 }
 
-/// Both sockets as one listener. Whoever knocks at the door is looked up beside the accepting, so
-/// that a slow name service keeps nobody out of the owner's socket.
+/// Both sockets as one listener. Peers of the second socket are looked up on separate tasks, so
+/// that a slow name service does not block the owner's socket.
 struct Doors {
     arrivals: mpsc::Receiver<(UnixStream, Peer)>,
-    /// Ended when this is dropped, and the sockets closed with them.
+    /// Aborted on drop, which closes the sockets.
     _accepting: JoinSet<()>,
 }
 
@@ -341,7 +341,7 @@ impl Doors {
     }
 }
 
-/// The next connection, and the user, group and process at its other end.
+/// The next connection, with the user, group and process of its peer.
 async fn accept(listener: &UnixListener) -> (UnixStream, tokio::net::unix::UCred) {
     loop {
         match listener.accept().await {
@@ -351,7 +351,7 @@ async fn accept(listener: &UnixListener) -> (UnixStream, tokio::net::unix::UCred
             },
             Err(error) => {
                 tracing::error!(%error, "admin socket cannot accept connections");
-                // Out of file handles, most likely: asking again at once would not help.
+                // Probably out of file descriptors, so an immediate retry would not help.
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
         }
@@ -391,7 +391,7 @@ async fn accept_at_door(
         tokio::spawn(async move {
             let (uid, gid) = (peer.uid(), peer.gid());
             let looking = spawn_blocking(move || {
-                // Held by the lookup itself: one that hangs is not followed by any number more.
+                // Held by the lookup itself, so that hanging lookups are limited.
                 let _lookup = lookup;
                 (roles.standing(uid, gid), name(uid))
             });
@@ -405,7 +405,7 @@ async fn accept_at_door(
             let seat = if standing.owner {
                 None
             } else {
-                // One too many is hung up on.
+                // Connections beyond the limit are closed.
                 let Some(seat) = seats.take(uid, standing) else { return };
                 Some(seat)
             };
@@ -422,7 +422,7 @@ impl Listener for Doors {
     async fn accept(&mut self) -> (UnixStream, Peer) {
         match self.arrivals.recv().await {
             Some(arrival) => arrival,
-            // The accepting ends with this value alone.
+            // The accepting tasks end only with this value.
             None => std::future::pending().await,
         }
     }

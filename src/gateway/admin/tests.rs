@@ -83,7 +83,7 @@ async fn the_log_is_queried_shown_and_followed() {
     let later = write_one(&audit).await;
     assert_eq!(next().await, Some(later));
 
-    // A follower does not hold up the end.
+    // A follower does not delay the end.
     stopping.cancel();
     assert_eq!(next().await, None);
     served.await.unwrap().unwrap();

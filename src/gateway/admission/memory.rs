@@ -1,9 +1,9 @@
-//! The memory that large messages of clients take, which is bounded for all clients and for each.
+//! Memory of large client messages, limited for all clients together and for each client.
 //!
-//! A message counts from its first bytes until nobody has a part of it any more: while its body
-//! arrives, while it waits for its server, and while its parsed form is kept. Small messages do not
-//! count, for they are bounded by their number (`limits.concurrent`), and so that a client with small
-//! messages is not kept out by others with large ones.
+//! A message counts from its first bytes until its last part is dropped: while its body arrives,
+//! while it waits for its server, and while its parsed form is kept. Small messages do not count:
+//! their number is limited (`limits.concurrent`), and large messages of other clients must not
+//! block a client with small ones.
 
 use std::{
     collections::HashMap,
@@ -28,32 +28,32 @@ use portcullis_protocol::{
 
 /// Bytes that one permit stands for.
 const UNIT: usize = 1 << 10;
-/// One client has at most this part of all memory for messages.
+/// Divisor of the memory for messages that gives one client's share.
 const SHARE: usize = 4;
-/// Bytes of one value or key in the parsed form of a message (`serde_json::Value`, and the text and
-/// the hash of a key).
+/// Bytes of one value or key in the parsed form of a message (`serde_json::Value`, with a key's
+/// text and hash).
 const NODE_BYTES: usize = 80;
 
-/// Large bodies of one client that are received at once. The others wait, unread: to receive many at
-/// once takes time from other clients and makes none of them faster.
+/// Large bodies of one client that are received at once. The others wait unread, since receiving
+/// many at once takes time from other clients and makes none of them faster.
 const RECEIVED_AT_ONCE: usize = 8;
 
 /// Memory for large messages.
 #[derive(Debug)]
 pub(crate) struct MessageMemory {
-    /// Bytes for all clients.
+    /// Limit in bytes of all clients together.
     most: usize,
-    /// Bytes for one client.
+    /// Limit in bytes of one client.
     share: usize,
-    /// Bytes of the largest body.
+    /// Size in bytes of the largest body.
     largest: usize,
     all: Arc<Semaphore>,
     own: Mutex<HashMap<PrincipalKind, Weak<Semaphore>>>,
-    /// Large bodies that are received.
+    /// Limits the large bodies that are received at once.
     receiving: FairSemaphore<PrincipalKind>,
 }
 
-/// Memory that a message has until this is dropped.
+/// Memory that is reserved for a message until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Reservation {
     bytes: usize,
@@ -68,7 +68,7 @@ impl Drop for Reservation {
 }
 
 impl MessageMemory {
-    /// Memory of `most` bytes, and in any case enough for one message of a client at its caps.
+    /// Memory of `most` bytes, or more if one message at the caps of a client needs it.
     pub fn new(most: usize, caps: Caps) -> Self {
         let one = caps.bytes.saturating_add(caps.nodes.saturating_mul(NODE_BYTES));
         let share = (most / SHARE).max(one);
@@ -83,10 +83,10 @@ impl MessageMemory {
         Arc::new(Semaphore::new(units))
     }
 
-    /// Reserves memory for `bytes` more bytes, at most for all that one client may have.
+    /// Reserves memory for `bytes` more bytes, up to the limit of one client.
     ///
     /// # Errors
-    /// `rate-limited` where the client, or all clients, have as much as they may.
+    /// `rate-limited` if the client, or all clients together, have reached the limit.
     pub fn reserve(&self, who: &PrincipalKind, bytes: usize) -> Result<Reservation, Refusal> {
         let bytes = bytes.min(self.share);
         let units = u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX);
@@ -100,7 +100,7 @@ impl MessageMemory {
         Ok(Reservation { bytes, _own: own, _all: all })
     }
 
-    /// Reserves memory for the parsed form of a message, where that is large.
+    /// Reserves memory for the parsed form of a large message.
     ///
     /// # Errors
     /// As [`reserve`](Self::reserve).
@@ -113,7 +113,7 @@ impl MessageMemory {
         (bytes > LARGE_BYTES * 4).then(|| self.reserve(who, bytes)).transpose()
     }
 
-    /// A text that has its memory until nobody has a part of it any more.
+    /// A text that keeps its reservation until its last part is dropped.
     ///
     /// # Errors
     /// As [`reserve`](Self::reserve).
@@ -140,7 +140,7 @@ pub struct Incoming<'a> {
     who: &'a PrincipalKind,
     text: BytesMut,
     reserved: Vec<Reservation>,
-    /// Bytes that need no reservation or have one.
+    /// Bytes that are reserved or need no reservation.
     covered: usize,
     /// Held while a large body is received.
     turn: Option<FairPermit>,
@@ -152,15 +152,15 @@ impl<'a> Incoming<'a> {
         Self { memory, who, text, reserved: Vec::new(), covered: LARGE_BYTES, turn: None }
     }
 
-    /// Bytes that arrived so far.
+    /// Bytes received so far.
     pub fn received(&self) -> usize {
         self.text.len()
     }
 
-    /// Adds bytes that arrived. The body waits where the client sends many large ones at once.
+    /// Adds received bytes. Waits if the client sends many large bodies at once.
     ///
     /// # Errors
-    /// `rate-limited` where there is no memory for them.
+    /// `rate-limited` if there is no memory for them.
     pub async fn push(&mut self, bytes: &[u8]) -> Result<(), Refusal> {
         let needed = self.text.len() + bytes.len();
         if needed > self.covered {
@@ -168,7 +168,7 @@ impl<'a> Incoming<'a> {
                 let turn = self.memory.receiving.next(self.who).await;
                 self.turn = turn.ok();
             }
-            // Twice as much each time, as the buffer grows.
+            // Doubled each time, as the buffer grows.
             let covered = needed.max((2 * self.covered).min(self.memory.largest));
             let more = covered - self.covered;
             self.reserved.push(self.memory.reserve(self.who, more)?);
@@ -178,7 +178,7 @@ impl<'a> Incoming<'a> {
         Ok(())
     }
 
-    /// The whole body. It has its memory until nobody has a part of it any more.
+    /// The whole body, which keeps its reservation until its last part is dropped.
     pub fn finish(self) -> Bytes {
         let Self { text, reserved, .. } = self;
         held(text.freeze(), reserved)
@@ -244,7 +244,7 @@ mod tests {
             .collect();
         assert!(memory.reserve(&ann, 1).is_err());
         drop(others);
-        // What could never fit passes where nothing else is there.
+        // A request beyond the limit is cut to it, and passes if nothing else is reserved.
         memory.reserve(&ann, usize::MAX).unwrap();
     }
 
@@ -264,7 +264,7 @@ mod tests {
         assert!(memory.reserve(&ann, MIB).is_err());
         drop(part);
         memory.reserve(&ann, 2 * MIB).unwrap();
-        // Small bodies need none.
+        // Small bodies need no reservation.
         let _all = memory.reserve(&ann, 2 * MIB).unwrap();
         let mut body = Incoming::new(&memory, &ann);
         body.push(&chunk[..LARGE_BYTES]).await.unwrap();
@@ -285,12 +285,12 @@ mod tests {
         }
         let mut next = Incoming::new(&memory, &ann);
         assert!(next.push(&large).now_or_never().is_none());
-        // Small ones do not wait, and neither do those of others.
+        // Small bodies do not wait, and neither do those of other clients.
         let mut small = Incoming::new(&memory, &ann);
         small.push(b" ").now_or_never().unwrap().unwrap();
         let mut other = Incoming::new(&memory, &bob);
         other.push(&large).now_or_never().unwrap().unwrap();
-        // What is whole makes room, and keeps its memory.
+        // A finished body lets the next one start, and keeps its reservation.
         let text = bodies.pop().unwrap().finish();
         next.push(&large).now_or_never().unwrap().unwrap();
         drop(text);

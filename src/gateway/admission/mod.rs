@@ -1,5 +1,5 @@
-//! How much of its messages a principal may have in the proxy at once: by their number, and by the
-//! memory that large ones take.
+//! Admission: limits of a principal's messages in the proxy, by their number and by the memory of
+//! large ones.
 
 mod memory;
 
@@ -19,23 +19,23 @@ use portcullis_protocol::{
 pub use memory::Incoming;
 use memory::{MessageMemory, Reservation};
 
-/// Places that a principal has beside `limits.concurrent`, for cancellations and answers alone: a
-/// client all of whose places are taken must be able to free one.
+/// Permits beside `limits.concurrent` for cancellations and responses only: a client without a free
+/// permit must be able to free one.
 const RESERVE: usize = 16;
-/// A principal's place for one message and its answer; given up when it is dropped.
+/// A principal's permit for one message and its response, returned on drop.
 pub struct ConcurrencyPermit {
     _permit: OwnedSemaphorePermit,
-    /// One of those that are kept for messages by which others end.
+    /// Whether it is from the reserve for messages that end others.
     reserved: bool,
 }
 
 impl ConcurrencyPermit {
-    /// The text of an answer, which holds the place until nobody has it any more.
+    /// The text of a response, which holds the permit until its last part is dropped.
     pub(crate) fn hold(self, text: Bytes) -> Bytes {
         Bytes::from_owner(Held { text, _place: self })
     }
 
-    /// Whether it is one for this message.
+    /// Whether the permit is valid for this message.
     pub(crate) fn suits(&self, frame: &Frame) -> bool {
         !self.reserved
             || match &frame.kind {
@@ -46,7 +46,7 @@ impl ConcurrencyPermit {
     }
 }
 
-/// The places of one principal.
+/// The permits of one principal.
 #[derive(Clone)]
 pub(crate) struct PrincipalLimits {
     all: Arc<Semaphore>,
@@ -59,13 +59,13 @@ impl PrincipalLimits {
         Self { all: semaphore(most), reserve: semaphore(RESERVE) }
     }
 
-    /// Whether none is taken.
+    /// Whether no permit is in use.
     fn rest(&self, most: usize) -> bool {
         self.all.available_permits() >= most && self.reserve.available_permits() >= RESERVE
     }
 }
 
-/// An answer's text with the place of its message.
+/// A response's text with the permit of its message.
 struct Held {
     text: Bytes,
     _place: ConcurrencyPermit,
@@ -77,28 +77,28 @@ impl AsRef<[u8]> for Held {
     }
 }
 
-/// Bounds the messages of each principal.
+/// Limits the messages of each principal.
 pub struct Admission {
-    /// Messages in flight of one principal.
+    /// Limit of one principal's messages in flight.
     concurrent: usize,
-    /// Messages in flight, by principal.
+    /// Permits by principal.
     permits: Mutex<HashMap<PrincipalKind, PrincipalLimits>>,
     memory: MessageMemory,
 }
 
 impl Admission {
-    /// Admits `concurrent` messages of each principal at once, of `memory` bytes together, and in any
-    /// case one at its caps.
+    /// Admits `concurrent` messages of each principal at once, in `memory` bytes for all. Memory is
+    /// raised if one message at its caps needs it.
     pub(crate) fn new(concurrent: usize, memory: usize, caps: Caps) -> Self {
         let memory = MessageMemory::new(memory, caps);
         Self { concurrent, permits: Mutex::default(), memory }
     }
 
-    /// A permit for one message of a principal: taken before the message is read, so that what is
-    /// held of one principal's messages is bounded.
+    /// Acquires a permit for one message of a principal, before the message is read, so that the
+    /// memory of one principal's messages is limited.
     ///
     /// # Errors
-    /// `rate-limited` where there is none left.
+    /// `rate-limited` if no permit is left.
     pub fn acquire(&self, principal: &Principal) -> Result<ConcurrencyPermit, Refusal> {
         let permits = self.permits(principal);
         match permits.all.try_acquire_owned() {
@@ -110,7 +110,7 @@ impl Admission {
     /// Like [`acquire`](Self::acquire), but waits a while for a permit.
     ///
     /// # Errors
-    /// `rate-limited` where there is none left by then.
+    /// `rate-limited` if no permit is free after that time.
     pub async fn acquire_within(
         &self,
         principal: &Principal,
@@ -131,7 +131,7 @@ impl Admission {
     fn permits(&self, principal: &Principal) -> PrincipalLimits {
         let most = self.concurrent;
         let mut all = self.permits.lock();
-        // Principals come from the config, so there are few; those at rest are forgotten.
+        // Principals come from the config, so there are few. Idle ones are forgotten.
         if all.len() > 1_000 {
             all.retain(|_, permits| !permits.rest(most));
         }
@@ -144,11 +144,11 @@ impl Admission {
             .retry_after(Duration::from_millis(100))
     }
 
-    /// Admits a message that arrived under this permit: the reserve is for messages that free others,
-    /// and the parsed form takes memory, which it has until the reservation is dropped.
+    /// Admits a message that arrived under this permit. The reserve is only for messages that free
+    /// permits. The parsed form counts as memory until the reservation is dropped.
     ///
     /// # Errors
-    /// `rate-limited` where it is not admitted.
+    /// `rate-limited` if the message is not admitted.
     pub(crate) fn admit(
         &self,
         permit: &ConcurrencyPermit,
@@ -161,15 +161,15 @@ impl Admission {
         self.memory.reserve_parsed(principal, frame.counts)
     }
 
-    /// A body of this client, as it arrives.
+    /// Receives the body of a client's message.
     pub fn incoming<'a>(&'a self, principal: &'a Principal) -> Incoming<'a> {
         Incoming::new(&self.memory, &principal.kind)
     }
 
-    /// A message of this client that arrived whole, counted as [`incoming`](Self::incoming) ones are.
+    /// Counts a message that arrived whole, like the messages of [`incoming`](Self::incoming).
     ///
     /// # Errors
-    /// `rate-limited` where there is no memory for it.
+    /// `rate-limited` if there is no memory for it.
     pub fn arrived(&self, principal: &Principal, text: Bytes) -> Result<Bytes, Refusal> {
         self.memory.hold(&principal.kind, text)
     }

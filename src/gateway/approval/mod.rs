@@ -1,9 +1,9 @@
-//! Calls that wait for a person. A policy's `@approve` puts a call here; `portcullis approve` or
-//! the answer of a webhook continues or ends it.
+//! Approvals of waiting calls. A policy's `@approve` makes a call wait here; `portcullis approve`
+//! or the response of a webhook continues or ends it.
 //!
 //! # Invariants
-//! - The person who is asked sees everything that will be sent, without its secrets.
-//! - Only a waiting call can be allowed, and only once. A call that nobody allows in time is
+//! - The person sees everything that will be sent, without its secrets.
+//! - Only a waiting call can be approved, and only once. A call that is not approved in time is
 //!   refused.
 //! - A resolution is on record before it has an effect, whatever happens to the call meanwhile.
 //! - One client cannot take the slots of the others, and the number of waiting calls is bounded.
@@ -30,10 +30,10 @@ use portcullis_protocol::{identity::PrincipalKind, names::DecisionId, refusal::R
 
 /// Calls that may wait at once.
 const MOST: usize = 1_000;
-/// How long a call waits for the record of what was said of it in time.
+/// Time for which a call waits for the record of a timely resolution.
 const RECORDING: Duration = Duration::from_secs(10);
 
-/// A call that waits, as who is asked sees it.
+/// A waiting call, as the approver sees it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PendingApproval {
     /// The decision's id, which the record and the agent share.
@@ -47,14 +47,14 @@ pub struct PendingApproval {
     pub target: Option<String>,
     /// All that will be sent (`params`), without its secrets.
     pub params: Kept,
-    /// The policies that ask, each with what it says.
+    /// The policies that require approval, with their reasons.
     pub rules: Vec<ApprovalRule>,
     pub asked: Timestamp,
-    /// When it is refused, if nobody says anything.
+    /// Time at which it is refused without a resolution.
     pub until: Timestamp,
 }
 
-/// A policy that asks for a person.
+/// A policy that requires approval.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ApprovalRule {
     #[serde(flatten)]
@@ -63,13 +63,13 @@ pub struct ApprovalRule {
     pub why: String,
 }
 
-/// What a person, or the webhook, said.
+/// Resolution of a waiting call by a person or the webhook.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resolution {
     pub allowed: bool,
-    /// Who said it: a user of this machine, or the webhook.
+    /// Who resolved it: a user of this machine, or the webhook.
     pub by: String,
-    /// Why, in words for the record. The agent does not read them.
+    /// Reason for the record. It is not sent to the agent.
     pub reason: Option<String>,
 }
 
@@ -82,23 +82,23 @@ pub enum QueueFull {
     All,
 }
 
-/// What became of a word.
+/// Effect of a resolution.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ResolutionResult {
-    /// The call goes on, or ends, by it.
+    /// The call continues or ends by it.
     Heard,
-    /// The call does not wait (any more).
+    /// The call is not waiting (any more).
     Late,
-    /// It could not be recorded, for this reason, so it does not count: the call is refused.
+    /// It could not be recorded, for this cause, so it has no effect: the call is refused.
     Unrecorded(String),
 }
 
-/// Who takes down what is said.
+/// Records resolutions.
 #[async_trait]
 pub trait ApprovalRecorder: Send + Sync {
-    /// Records a word on a call.
+    /// Records the resolution of a call.
     async fn given(&self, call: &PendingApproval, word: &Resolution) -> Result<(), String>;
-    /// Records that the webhook was not reached, or did not answer as it may.
+    /// Records that the webhook was unreachable or gave an invalid response.
     async fn unreached(&self, call: &PendingApproval, why: &str);
 }
 
@@ -108,12 +108,12 @@ struct Slot {
     until: Instant,
     answer: oneshot::Sender<Resolution>,
     notary: Arc<dyn ApprovalRecorder>,
-    /// Whether something was said, so that nobody else can. The place is kept until that is on
-    /// record: a client that is removed meanwhile loses it.
+    /// Whether a resolution was made, so that no other is possible. The slot is kept until it is on
+    /// record; a client that is removed meanwhile loses it.
     heard: bool,
 }
 
-/// All calls that wait.
+/// All waiting calls.
 pub struct Approvals {
     patience: Duration,
     per_client: usize,
@@ -121,38 +121,38 @@ pub struct Approvals {
     places: Mutex<BTreeMap<DecisionId, Slot>>,
 }
 
-/// A call's place. Given up, nobody can allow the call any more.
+/// A call's slot. When it is dropped, the call cannot be approved any more.
 pub struct Ticket {
     approvals: Arc<Approvals>,
     id: DecisionId,
     until: Instant,
     answer: oneshot::Receiver<Resolution>,
-    /// Ends with the call: a client that calls and gives up, again and again, leaves nothing behind.
+    /// Ends with the call, so that a client that repeatedly gives up leaves no tasks behind.
     _webhook: Option<AbortOnDropHandle<()>>,
 }
 
 impl Approvals {
-    /// No calls yet. Each waits as long as `patience`, and no more than `per_client` of one client.
+    /// Empty. Each call waits at most `patience`; `per_client` limits the calls of one client.
     pub fn new(patience: Duration, per_client: usize, webhook: Option<Webhook>) -> Self {
         Self { patience, per_client, webhook, places: Mutex::default() }
     }
 
-    /// The host of the webhook that is told, where there is one.
+    /// Host of the webhook, if there is one.
     pub fn tells(&self) -> Option<String> {
         self.webhook.as_ref().map(Webhook::host)
     }
 
-    /// The times at which a call that comes now was asked about and will be refused.
+    /// The times at which a call that arrives now starts to wait and is refused.
     pub fn times(&self) -> (Timestamp, Timestamp) {
         let now = Timestamp::now();
         let patience = SignedDuration::try_from(self.patience).unwrap_or(SignedDuration::MAX);
         (now, now.saturating_add(patience).unwrap_or(Timestamp::MAX))
     }
 
-    /// Puts a call among those that wait, and tells the webhook.
+    /// Makes a call wait, and notifies the webhook.
     ///
     /// # Errors
-    /// [`Full`].
+    /// [`QueueFull`].
     pub fn ask(
         self: &Arc<Self>,
         client: &PrincipalKind,
@@ -193,23 +193,23 @@ impl Approvals {
         Ok(Ticket { approvals: Arc::clone(self), id, until, answer: answered, _webhook: webhook })
     }
 
-    /// The calls that wait, the oldest first.
+    /// The waiting calls, oldest first.
     pub fn waiting(&self) -> Vec<PendingApproval> {
         let places = self.places.lock();
         let open = places.values().filter(|place| !place.heard);
         open.map(|place| place.waiting.clone()).collect()
     }
 
-    /// Has the calls of a client wait no longer: nobody can allow them.
+    /// Removes the waiting calls of a client, so that they cannot be approved.
     pub fn forget(&self, client: &PrincipalKind) {
         self.places.lock().retain(|_, place| place.client != *client);
     }
 
-    /// Says a word on a call. It goes on record to its end, also where neither who says it nor the
-    /// call waits for that.
+    /// Resolves a call. The record is completed even if the caller or the call stops waiting for
+    /// it.
     pub async fn answer(self: &Arc<Self>, id: DecisionId, word: Resolution) -> ResolutionResult {
         let (waiting, notary) = match self.places.lock().get_mut(&id) {
-            // Late by a moment is late: who waits may have been told so already.
+            // Late by a moment is late, since the call may have been refused already.
             Some(place) if !place.heard && place.until > Instant::now() => {
                 place.heard = true;
                 (place.waiting.clone(), place.notary.clone())
@@ -235,11 +235,11 @@ impl Approvals {
 }
 
 impl Ticket {
-    /// What was said; nothing where nobody said anything in time.
+    /// The resolution; `None` if there was none in time.
     pub async fn word(mut self) -> Option<Resolution> {
         match tokio::time::timeout_at(self.until.into(), &mut self.answer).await {
             Ok(word) => word.ok(),
-            // It was said in time, and is being recorded.
+            // Resolved in time, and being recorded.
             Err(_) if self.is_heard() => {
                 tokio::time::timeout(RECORDING, &mut self.answer).await.ok()?.ok()
             }
@@ -248,7 +248,7 @@ impl Ticket {
     }
 
     fn is_heard(&self) -> bool {
-        // Where the place is gone, the word may have been sent since.
+        // If the slot is gone, the resolution may have been sent since.
         self.approvals.places.lock().get(&self.id).is_none_or(|place| place.heard)
     }
 }
@@ -282,7 +282,7 @@ mod tests {
         PrincipalKind::Client(name.parse().unwrap())
     }
 
-    /// Keeps the decisions on which something was said.
+    /// Keeps the decision ids of resolutions.
     #[derive(Default)]
     struct ApprovalQueue {
         given: Mutex<Vec<(DecisionId, bool)>>,
@@ -303,7 +303,7 @@ mod tests {
         async fn unreached(&self, _: &PendingApproval, _: &str) {}
     }
 
-    /// Takes down once it is let.
+    /// Records when it is released.
     struct Slow(Mutex<Option<oneshot::Receiver<()>>>);
 
     #[async_trait]
@@ -337,7 +337,7 @@ mod tests {
         assert_eq!(approvals.answer(id, yes()).await, ResolutionResult::Late);
         assert_eq!(ticket.word().await, Some(yes()));
 
-        // Its client has gone.
+        // Its client is gone.
         let call = waiting(&approvals);
         let id = call.id;
         drop(approvals.ask(&client("ann"), call, book.clone()).unwrap());
@@ -354,7 +354,7 @@ mod tests {
         let ticket = approvals.ask(&client("ann"), call, book.clone()).unwrap();
         let mut answer = Box::pin(approvals.answer(id, yes()));
         assert!(futures_util::poll!(&mut answer).is_pending());
-        // Its client goes between the word and the record, and so does who said it.
+        // The client and the approver disconnect between the resolution and its record.
         drop(ticket);
         drop(answer);
         while book.given.lock().is_empty() {
@@ -371,7 +371,7 @@ mod tests {
         let ticket = approvals.ask(&client("ann"), call, book.clone()).unwrap();
         let mut answer = Box::pin(approvals.answer(id, yes()));
         assert!(futures_util::poll!(&mut answer).is_pending());
-        // Its place is taken still, and nobody else can say something.
+        // Its slot is still in use, and no other resolution is possible.
         assert!(approvals.waiting().is_empty());
         assert_eq!(approvals.answer(id, yes()).await, ResolutionResult::Late);
         let another = approvals.ask(&client("ann"), waiting(&approvals), book.clone());

@@ -1,4 +1,4 @@
-//! Tells a URL of calls that wait. It may say in its answer what becomes of one.
+//! Webhook for waiting calls. Its response may resolve a call.
 
 use std::time::Duration;
 
@@ -9,12 +9,12 @@ use serde::Deserialize;
 use super::{PendingApproval, Resolution};
 use portcullis_vault::Secret;
 
-/// Bytes of its answer.
+/// Limit in bytes of its response.
 const ANSWER: usize = 64 << 10;
-/// How long a connection may take to stand.
+/// Time limit for connecting.
 const CONNECT: Duration = Duration::from_secs(10);
 
-/// Where to tell.
+/// Target of notifications.
 #[derive(Clone)]
 pub struct Webhook {
     client: reqwest::Client,
@@ -22,13 +22,13 @@ pub struct Webhook {
     headers: HeaderMap,
 }
 
-/// A webhook that cannot be used. Holds no value of a header.
+/// Cause why a webhook cannot be used. Contains no header values.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Illegal(String);
 
-/// What it may answer with: `{"decision": "allow"}` or `{"decision": "deny", "reason": "…"}`, with
-/// `by` for who said so.
+/// Body of its response: `{"decision": "allow"}` or `{"decision": "deny", "reason": "…"}`, with
+/// `by` for the approver.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Reply {
@@ -47,10 +47,10 @@ enum Decision {
 }
 
 impl Webhook {
-    /// A webhook that waits for an answer as long as calls wait.
+    /// A webhook whose time limit is that of waiting calls.
     ///
     /// # Errors
-    /// Where a header is none.
+    /// If a header is invalid.
     pub fn new(
         url: reqwest::Url,
         headers: &[(String, Secret)],
@@ -58,7 +58,7 @@ impl Webhook {
     ) -> Result<Self, Illegal> {
         let map =
             portcullis_vault::headers(headers).map_err(|illegal| Illegal(illegal.to_string()))?;
-        // Neither a redirect nor a proxy of the environment is to learn of calls.
+        // Calls must not be disclosed to redirects or to proxies of the environment.
         let client = reqwest::Client::builder()
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
@@ -69,16 +69,16 @@ impl Webhook {
         Ok(Self { client, url, headers: map })
     }
 
-    /// Where it is, without what could be a secret.
+    /// Its host, without parts that could be secret.
     pub fn host(&self) -> String {
         self.url.host_str().unwrap_or_default().to_owned()
     }
 
-    /// Tells of a call. What it says of it, if it says anything: a status of 200 with a body does;
-    /// with 202 or 204, somebody will use `portcullis approve`.
+    /// Notifies the webhook of a call. Returns its resolution, if any: status 200 with a body
+    /// resolves the call; with 202 or 204, an operator will use `portcullis approve`.
     ///
     /// # Errors
-    /// What went wrong, without the URL, which can hold a secret.
+    /// The cause, without the URL, which can contain a secret.
     pub async fn tell(&self, call: &PendingApproval) -> Result<Option<Resolution>, String> {
         let failed = |error: reqwest::Error| error.without_url().to_string();
         let request = self.client.post(self.url.clone()).headers(self.headers.clone()).json(call);

@@ -23,12 +23,12 @@ use portcullis_plugin_host::PluginHost;
 
 /// The default of an entry's `deadline-ms`.
 const DEADLINE: Duration = Duration::from_millis(1_000);
-/// What a plugin's own deadline is given on top before the chain stops waiting for it.
+/// Time beyond a plugin's own deadline before the chain stops waiting for it.
 const SLACK: Duration = Duration::from_millis(250);
 
-/// The chain of a config: what counts messages first, then policy, then what is on by default, then
-/// the rest in the order of the config. Policy stands before all that is not native code or costs
-/// much: an unauthorized message reaches no plugin.
+/// The chain of a config: first message counts, then policy, then defaults, then the remaining
+/// entries in the config's order. Policy precedes everything that is not native code or is
+/// expensive: an unauthorized message reaches no plugin.
 pub(super) fn links(
     loaded: &Loaded,
     gate: Arc<PolicyGate>,
@@ -39,7 +39,7 @@ pub(super) fn links(
     let chain = loaded.config.chain();
     let chain: Vec<_> = chain.iter().filter(|member| member.entry.is_on()).collect();
     let (mut first, mut rest) = (Vec::new(), Vec::new());
-    // Compiling is all that takes long.
+    // Only compiling takes long.
     let loaded_plugins: Vec<_> = chain
         .par_iter()
         .map(|member| match (&member.entry.kind, member.at) {
@@ -98,7 +98,7 @@ pub(super) fn links(
                 _ => deadline,
             },
             events: settings.events.clone(),
-            // A default has no line of its own: its rules point at the first entry, or at the file.
+            // A default has no line, so its rules refer to the first entry, or to the file.
             place: Some((loaded.path.clone(), loaded.line(&pointer(member)).unwrap_or(1))),
         };
         match entry.kind {
@@ -112,12 +112,12 @@ pub(super) fn links(
     first
 }
 
-/// Where a member of the chain stands in the config.
+/// The JSON pointer of a chain member in the config.
 fn pointer(member: &Member<'_>) -> String {
     member.at.map_or_else(|| "/interceptors".to_owned(), |at| format!("/interceptors/{at}"))
 }
 
-/// The interceptor that looks for secrets.
+/// The interceptor that finds secrets.
 fn scanner(
     loaded: &Loaded,
     member: &Member<'_>,
@@ -132,10 +132,10 @@ fn scanner(
     })
 }
 
-/// A member of the chain as an interceptor. It blocks while a plugin compiles.
+/// Makes the interceptor of a chain member. Blocks while a plugin compiles.
 ///
 /// # Errors
-/// What is wrong with the entry, at its place in the config.
+/// The error of the entry, with its position in the config.
 pub fn interceptor(
     loaded: &Loaded,
     member: &Member<'_>,
@@ -158,7 +158,7 @@ pub fn interceptor(
         }
         InterceptorKind::Secrets(config) => scanner(loaded, member, config, known)?,
         InterceptorKind::Plugin(config) => {
-            // No plugin is on by default.
+            // Defaults contain no plugin.
             let at = member.at.unwrap_or_default();
             Arc::new(plugins::load(loaded, at, entry, config, handed, house)?)
         }

@@ -1,5 +1,5 @@
-//! Puts a proxy together from its config: everything is checked before anything is started, so
-//! that a config with a fault leaves nothing behind.
+//! Builds a proxy from its config. Everything is checked before anything starts, so that a faulty
+//! config leaves nothing behind.
 
 mod chain;
 mod secrets;
@@ -52,10 +52,10 @@ use chain::links;
 pub(crate) use secrets::{by_server, handed, missing};
 use secrets::{known, learn};
 
-/// Segments of the audit log that `max-size` has room for, at least.
+/// Least number of audit log segments within `max-size`.
 const SEGMENTS: u64 = 8;
 
-/// Something that is wrong with a config, whichever crate found it.
+/// A finding about a config, from any crate.
 pub type BoxedDiagnostic = Box<dyn miette::Diagnostic + Send + Sync>;
 
 /// Why a proxy does not start.
@@ -81,14 +81,14 @@ pub enum StartFailure {
     Task(String),
 }
 
-/// The parts of a proxy that a config describes and that can be checked without starting anything.
+/// The checked parts of a proxy that do not need to be started.
 pub struct GatewayBuilder {
     pub policies: Arc<portcullis_policy::Engine>,
     links: Vec<ChainEntry>,
     gate: Arc<PolicyGate>,
     launcher: Arc<Launcher>,
     scrubber: Arc<Scrubber>,
-    /// The plugins in the chain, for the record.
+    /// Events of the plugins in the chain, for the record.
     pub(crate) plugins: Vec<Event>,
     exports: Vec<export::Settings>,
     approvals: Arc<Approvals>,
@@ -96,16 +96,16 @@ pub struct GatewayBuilder {
     around: Arc<PluginServices>,
     house: PluginHost,
     in_chain: Vec<LoadedPlugin>,
-    /// The secrets of servers, which are known already.
+    /// The secrets of servers, which are registered for redaction already.
     read: BTreeMap<ServerName, LoadedSecrets>,
 }
 
-/// What a proxy is started for.
+/// Purpose of a start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
-    /// To take messages.
+    /// Serve messages.
     Serve,
-    /// To see whether it could.
+    /// Only check that it could serve.
     DryRun,
 }
 
@@ -113,7 +113,7 @@ impl GatewayBuilder {
     /// Loads policies and plugins, resolves secrets, and looks for an engine.
     ///
     /// # Errors
-    /// Everything that is wrong with the config or the policies.
+    /// All errors in the config and the policies.
     pub async fn of(loaded: &Loaded) -> Result<Self, StartFailure> {
         let config = &loaded.config;
         let policies = Arc::new(portcullis_policy::Engine::open(
@@ -192,16 +192,16 @@ impl GatewayBuilder {
         }
     }
 
-    /// Whether records go to standard output, which then can't be a client's.
+    /// Whether records are written to standard output, which is then unavailable for a client.
     pub fn writes_to_stdout(&self) -> bool {
         self.exports.iter().any(export::Settings::writes_to_stdout)
     }
 
-    /// Starts the proxy: opens the audit log, clears away what an earlier run left, and begins to
-    /// hear servers. Servers themselves start when they are first needed.
+    /// Starts the proxy: opens the audit log, removes orphans of an earlier run, and begins to
+    /// receive messages of servers. Servers themselves start when they are first needed.
     ///
     /// # Errors
-    /// Where the key of the seal or the audit log cannot be used or the policies cannot be watched.
+    /// If the key of the seal or the audit log is unusable, or the policies cannot be watched.
     pub async fn start(
         mut self,
         loaded: &Loaded,
@@ -218,7 +218,7 @@ impl GatewayBuilder {
                 .map_err(|error| StartFailure::Task(error.to_string()))??;
         }
         let deadline = Duration::from_millis(config.audit.deadline_ms);
-        // A name or a URI can hold a secret, and what is refused early never met the chain.
+        // A name or a URI can contain a secret, and early refusals never passed the chain.
         let scrub = scrub(&self.scrubber);
         let audit = open(&config, deadline, Some(scrub.clone())).await?;
         tokio::task::spawn_blocking(portcullis_vault::clear)
@@ -285,7 +285,7 @@ impl GatewayBuilder {
         Ok((gateway, watcher))
     }
 
-    /// Puts the components together, each with those that it uses.
+    /// Creates the components with their dependencies.
     fn assemble(&mut self, parts: Parts, revision: Revision) -> Arc<Gateway> {
         let Parts { config, seal, router, audit, exports } = parts;
         let (metrics, policies, gate) =
@@ -384,7 +384,7 @@ impl GatewayBuilder {
     }
 }
 
-/// What a gateway is assembled of, beside what its builder has.
+/// The parts of a gateway beside those of its builder.
 struct Parts {
     config: Arc<Config>,
     seal: Arc<Seal>,
@@ -398,7 +398,7 @@ fn scrub(scrubber: &Arc<Scrubber>) -> portcullis_audit::Scrub {
     Arc::new(move |text| scrubber.scrub(text))
 }
 
-/// Removes what earlier proxies left on an engine.
+/// Removes orphans of earlier proxies from an engine.
 pub(crate) async fn reap(engine: &container::Engine, instance: &str) {
     match engine.reap(instance).await {
         Ok(0) => {}
@@ -407,7 +407,7 @@ pub(crate) async fn reap(engine: &container::Engine, instance: &str) {
     }
 }
 
-/// Whether a plugin keeps values.
+/// Whether a plugin is granted state.
 fn keeps_state(config: &Config) -> bool {
     let granted = |entry: &InterceptorEntry| match &entry.kind {
         InterceptorKind::Plugin(config) => config.grants.state.is_some(),
@@ -443,7 +443,7 @@ pub(crate) async fn open(
         ..Default::default()
     };
     if let Some(size) = config.audit.retention.max_size {
-        // So small that dropping one keeps most of what may be kept.
+        // Segments are small enough that dropping one keeps most of the permitted size.
         options.segment_bytes = options.segment_bytes.min(size.0 / SEGMENTS);
     }
     let opened = tokio::task::spawn_blocking({
@@ -453,7 +453,7 @@ pub(crate) async fn open(
     opened.await.unwrap_or_else(|error| Err(Unavailable::Broken { dir, why: error.to_string() }))
 }
 
-/// How checkpoints of the audit log are made, by the config.
+/// Settings of the audit log's checkpoints from the config.
 fn checkpoints(config: &Config) -> proof::Settings {
     let portcullis_audit::config::Checkpoint { records, seconds } = config.audit.checkpoint;
     let witnesses =
@@ -462,17 +462,17 @@ fn checkpoints(config: &Config) -> proof::Settings {
     proof::Settings { state: Some(config.state_dir.clone()), records, time, witnesses }
 }
 
-/// What is wrong with a config, and what is to be recorded of it.
+/// Findings about a config, and events to record.
 #[derive(Default)]
 struct BuildFindings {
     found: Vec<BoxedDiagnostic>,
     happened: Vec<Event>,
     plugins: Vec<LoadedPlugin>,
-    /// Who looks for secrets in messages.
+    /// Interceptors that find secrets in messages.
     scanners: Vec<Arc<Secrets>>,
 }
 
-/// The streams of audit records, with their secrets.
+/// The exports of audit records, with their secrets.
 fn exports(loaded: &Loaded, found: &mut Vec<BoxedDiagnostic>) -> Vec<export::Settings> {
     let mut all = Vec::new();
     for (at, entry) in loaded.config.audit.export.iter().enumerate() {
@@ -488,7 +488,7 @@ fn exports(loaded: &Loaded, found: &mut Vec<BoxedDiagnostic>) -> Vec<export::Set
     all
 }
 
-/// Whose signatures of images count.
+/// The verifier of image signatures.
 fn signatures(loaded: &Loaded, found: &mut Vec<BoxedDiagnostic>) -> Option<SignatureVerifier> {
     match loaded.signatures() {
         Ok(signatures) => Some(signatures),
@@ -504,7 +504,7 @@ fn is_loopback(url: &reqwest::Url) -> bool {
     host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
-/// Where calls wait for a person, and who is told of them.
+/// The approvals of a config, with their webhook.
 fn approvals(loaded: &Loaded, found: &mut Vec<BoxedDiagnostic>) -> Approvals {
     let settings = &loaded.config.approvals;
     let patience = Duration::from_secs(settings.timeout_s);
@@ -513,7 +513,7 @@ fn approvals(loaded: &Loaded, found: &mut Vec<BoxedDiagnostic>) -> Approvals {
             .map_err(|not| (not.failure.what, not.failure.remedy))
             .and_then(|headers| {
                 let url = reqwest::Url::parse(&webhook.url).ok();
-                // Who sits on the way could allow calls.
+                // An attacker on an unencrypted connection could approve calls.
                 let safe = |url: &reqwest::Url| match url.scheme() {
                     "https" => true,
                     "http" => is_loopback(url),

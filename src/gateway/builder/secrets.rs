@@ -1,4 +1,4 @@
-//! The secrets of servers: read, and made known to what looks for them.
+//! Secrets of servers: reads them, and registers them for redaction.
 
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
@@ -16,7 +16,7 @@ use portcullis_upstream::{
 /// Secrets of servers that are read at once.
 const READ_AT_ONCE: usize = 8;
 
-/// The secrets that servers are handed, as they are now.
+/// The present secrets of servers.
 pub(crate) async fn handed(
     servers: &IndexMap<ServerName, portcullis_upstream::config::Server>,
     base: &Path,
@@ -25,7 +25,7 @@ pub(crate) async fn handed(
         let all = SecretScope::all(settings).into_iter();
         all.map(|whose| ((server.clone(), whose), settings.clone()))
     });
-    // Owned, so that the whole can be done on a task of its own.
+    // Owned, so that this can run on a task of its own.
     let all: Vec<_> = all.collect();
     let all = futures_util::stream::iter(all).map(|(holder, settings)| {
         let base = base.to_owned();
@@ -37,7 +37,7 @@ pub(crate) async fn handed(
     all.buffer_unordered(READ_AT_ONCE).collect().await
 }
 
-/// The same for each server.
+/// The same, grouped by server.
 pub(crate) fn by_server(
     handed: BTreeMap<SecretHolder, Result<SecretSet, SecretError>>,
 ) -> BTreeMap<ServerName, LoadedSecrets> {
@@ -49,8 +49,7 @@ pub(crate) fn by_server(
     all
 }
 
-/// The records of secrets that do not resolve. The servers that need them can't be
-/// started; nobody else is harmed.
+/// The events of secrets that do not resolve. Only the servers that need them cannot start.
 pub(crate) fn missing(
     handed: &BTreeMap<SecretHolder, Result<SecretSet, SecretError>>,
 ) -> Vec<Event> {
@@ -63,7 +62,7 @@ pub(crate) fn missing(
         .collect()
 }
 
-/// The secrets of servers by the names under which they are found in traffic.
+/// The secrets of servers, by the names that identify them in traffic.
 pub(super) fn known(handed: &BTreeMap<SecretHolder, Result<SecretSet, SecretError>>) -> Vec<Known> {
     let all = handed.iter().filter_map(|(holder, read)| Some((&holder.0, read.as_ref().ok()?)));
     all.flat_map(|(server, handed)| known_of(server, handed)).collect()
@@ -79,7 +78,7 @@ fn known_of(server: &ServerName, handed: &SecretSet) -> Vec<Known> {
     all.collect()
 }
 
-/// Has values looked for that are read later: in messages, records and logs.
+/// Registers values that are read later for redaction in messages, records and logs.
 pub(super) fn learn(scrubber: Arc<Scrubber>, scanners: Vec<Arc<Secrets>>) -> RegisterForRedaction {
     Arc::new(move |server, handed| {
         let known: Vec<_> = handed.iter().flat_map(|handed| known_of(server, handed)).collect();

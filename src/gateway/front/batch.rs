@@ -1,5 +1,5 @@
-//! Batches of revision 2025-03-26: each element is a message of its own, with its own place,
-//! decision and record. The answers come back together.
+//! Batches of revision 2025-03-26: each element is a separate message with its own permit, decision
+//! and record. The responses are sent together.
 
 use std::sync::Arc;
 
@@ -21,10 +21,10 @@ pub(super) fn are_taken_in(session: &Session) -> bool {
     session.revision == Revision::V2025_03_26
 }
 
-/// Sends each message of a batch on its way.
+/// Starts handling each message of a batch.
 ///
 /// # Errors
-/// A refusal of all where the text is no batch.
+/// A refusal of the whole text if it is not a batch.
 pub(super) async fn take(
     proxy: &Arc<Gateway>,
     caller: &Caller,
@@ -52,7 +52,7 @@ pub(super) async fn take(
             .await;
         let (refused, error) = (Some(refusal.code), Some(refusal.code.rpc().into()));
         let answered = ExchangeResponse { text: Some(turned), refused, error, session: None };
-        // What is no message may have been a request.
+        // An invalid message may have been a request.
         all.push(InFlight::Settled(Answer { answered, asked: true }));
     }
     Ok(all)
@@ -82,7 +82,7 @@ fn id(frame: &Frame) -> Option<&Id> {
     }
 }
 
-/// The texts of answers in one, which holds what each of them held.
+/// Several responses as one text, which holds the permits of all of them.
 struct Joined {
     text: Bytes,
     _of: Vec<Bytes>,
@@ -94,12 +94,12 @@ impl AsRef<[u8]> for Joined {
     }
 }
 
-/// The answers to those who asked, as one array; none where nobody did.
+/// The responses to requests as one array; `None` if there are none.
 pub(super) fn join(answers: impl IntoIterator<Item = Answer>) -> Option<Bytes> {
     array(answers.into_iter().filter_map(Answer::text).collect())
 }
 
-/// Texts as one array; none where there are none.
+/// Texts as one array; `None` without texts.
 pub(super) fn array(texts: Vec<Bytes>) -> Option<Bytes> {
     if texts.is_empty() {
         return None;

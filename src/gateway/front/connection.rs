@@ -1,5 +1,5 @@
-//! A client with a connection of its own, over which everything goes: standard input and output,
-//! and HTTP+SSE (2024-11-05). What is for the client waits in one bounded outbox.
+//! A client that has one connection for everything: standard input and output, and HTTP+SSE
+//! (2024-11-05). Messages for the client wait in one bounded outbox.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -34,12 +34,12 @@ use portcullis_protocol::{
     refusal::{Code, Refusal},
 };
 
-/// Messages that may wait for a client that does not read.
+/// Messages that may wait for a slow client.
 const OUTBOX: usize = 64;
-/// How long they may, until the client is cut off.
+/// Time for which they may wait before the client is disconnected.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Why a session has ended with its connection.
+/// Cause of the end of a session whose connection ended.
 pub(super) const ENDED: &str = "the client's connection ended";
 
 /// One client's connection.
@@ -50,13 +50,13 @@ pub(super) struct Connection {
     transport: Transport,
     outbox: mpsc::Sender<Bytes>,
     session: Mutex<Option<Arc<Session>>>,
-    /// What is under way without a session.
+    /// Requests in flight without a session.
     calls: Arc<Calls>,
     tasks: TaskTracker,
     gone: CancellationToken,
 }
 
-/// Why a message was not taken, and which it was.
+/// A rejected message and the cause.
 pub(super) struct Rejected {
     pub refusal: Refusal,
     pub id: Option<Id>,
@@ -69,7 +69,7 @@ impl From<Refusal> for Rejected {
 }
 
 impl Connection {
-    /// A connection, and what is to be written to it.
+    /// A connection, and the receiver of its outgoing messages.
     pub fn new(
         proxy: Arc<Gateway>,
         principal: Arc<Principal>,
@@ -91,11 +91,11 @@ impl Connection {
         (Arc::new(connection), messages)
     }
 
-    /// Takes a message that comes from this address. Its answer goes to the outbox. Where the message is `initialize`, the task
-    /// that is returned ends when it is answered: all that follows is said in its session.
+    /// Handles a message from this address. Its response goes to the outbox. For `initialize`, the
+    /// returned task ends when the response is sent; later messages belong to its session.
     ///
     /// # Errors
-    /// A refusal of what is no message for this connection.
+    /// A refusal if it is not a valid message for this connection.
     pub async fn take(
         self: &Arc<Self>,
         text: Bytes,
@@ -172,9 +172,9 @@ impl Connection {
         }
     }
 
-    /// Brings what comes of messages to the outbox; the answers to a batch together.
+    /// Sends responses to the outbox; those of a batch together.
     async fn carry(self: Arc<Self>, sent: Vec<InFlight>, batch: bool) {
-        // The guards cancel what has not ended when this does.
+        // The guards cancel everything that is still running when this ends.
         let (mut pieces, _guards) = pieces(sent);
         let carried = async {
             let mut answers = Vec::new();
@@ -202,7 +202,7 @@ impl Connection {
         }
     }
 
-    /// Writes a message. A client that takes none for too long is cut off.
+    /// Sends a message. A client that does not read for too long is disconnected.
     pub async fn say(&self, text: Bytes) {
         let sent = tokio::select! {
             sent = self.outbox.send_timeout(text, PATIENCE) => sent,
@@ -219,7 +219,7 @@ impl Connection {
         }
     }
 
-    /// The text of a refusal, which is recorded, where what was refused came from no address.
+    /// Records a refusal of a message without an address. Returns its text.
     pub async fn turn_away(&self, away: &Rejected, message: Option<&[u8]>) -> Bytes {
         let principal = Some(&*self.principal);
         let id = away.id.as_ref();
@@ -229,7 +229,7 @@ impl Connection {
             .await
     }
 
-    /// What follows is said in this session, and what the session hears goes to the outbox.
+    /// Attaches a session: it gets all later messages, and its own messages go to the outbox.
     fn begin(self: &Arc<Self>, session: Arc<Session>) {
         let (mut messages, connection) = (session.listen(), self.clone());
         tokio::spawn(async move {
@@ -253,7 +253,7 @@ impl Connection {
         }
     }
 
-    /// The revision in which a message speaks.
+    /// The revision of a message.
     fn revision(&self, frame: &Frame) -> Result<Revision, Refusal> {
         let session = self.session.lock().clone();
         let (Kind::Request { method, .. } | Kind::Notification { method, .. }) = &frame.kind else {
@@ -266,7 +266,7 @@ impl Connection {
             return Ok(greeted(params));
         }
         if let Some(claimed) = claimed {
-            // HTTP+SSE is older than what is stateless.
+            // HTTP+SSE is older than the stateless revision.
             let revision = Revision::parse(&claimed)
                 .filter(|revision| revision.is_modern() && self.transport == Transport::Stdio)
                 .ok_or_else(|| unsupported(&claimed))?;
@@ -289,18 +289,18 @@ impl Connection {
         }
     }
 
-    /// Done once the client is gone, or was cut off.
+    /// Cancelled when the client is gone or was disconnected.
     pub fn gone(&self) -> &CancellationToken {
         &self.gone
     }
 
-    /// Lets what is under way end for a while.
+    /// Waits a while for requests in flight to end.
     pub async fn drain(&self) {
         self.tasks.close();
         let _ = tokio::time::timeout(super::DRAIN, self.tasks.wait()).await;
     }
 
-    /// Ends the connection, its session and what is under way.
+    /// Ends the connection, its session and its requests in flight.
     pub fn end(&self, why: &'static str) {
         self.gone.cancel();
         if let Some(session) = self.session.lock().take() {

@@ -1,4 +1,4 @@
-//! Messages on their way, and what comes of them.
+//! Messages in the pipeline, and their responses.
 
 use std::{future::ready, sync::Arc};
 
@@ -13,28 +13,28 @@ use tokio_util::sync::DropGuard;
 use crate::{Caller, ConcurrencyPermit, ExchangeHandle, ExchangeResponse, Gateway};
 use portcullis_protocol::codec::{Frame, Id, Kind};
 
-/// A message that was sent on its way, or was turned away.
+/// A message that is being handled, or was rejected.
 pub(super) enum InFlight {
     UnderWay { handle: ExchangeHandle, id: Option<Id> },
     Settled(Answer),
 }
 
-/// What became of one message.
+/// Result of one message.
 pub(super) struct Answer {
     pub answered: ExchangeResponse,
-    /// Whether an answer was asked for.
+    /// Whether the message required a response.
     pub asked: bool,
 }
 
-/// What comes of messages.
+/// Output of messages in flight.
 pub(super) enum Output {
-    /// A message for the client that is no answer of ours.
+    /// A notification or server request for the client.
     Notice(Bytes),
     Answer(Answer),
 }
 
 impl InFlight {
-    /// Sends a message on its way.
+    /// Starts handling a message.
     pub fn take(
         proxy: &Arc<Gateway>,
         caller: Caller,
@@ -48,7 +48,7 @@ impl InFlight {
         Self::UnderWay { handle: proxy.start(caller, frame, place), id }
     }
 
-    /// Whether an answer is to come.
+    /// Whether a response will follow.
     pub fn is_asked(&self) -> bool {
         match self {
             Self::UnderWay { id, .. } => id.is_some(),
@@ -56,7 +56,7 @@ impl InFlight {
         }
     }
 
-    /// The id by which the client knows it.
+    /// The client's id of the request.
     pub fn id(&self) -> Option<&Id> {
         match self {
             Self::UnderWay { id, .. } => id.as_ref(),
@@ -66,14 +66,14 @@ impl InFlight {
 }
 
 impl Answer {
-    /// The text for a client that cannot tell the refusal of a notification from an answer.
+    /// The text for a client that would take a notification's refusal for a response.
     pub fn text(self) -> Option<Bytes> {
         self.answered.text.filter(|_| self.asked)
     }
 }
 
-/// What comes of messages as it comes, the answer to each last, and what cancels those that have
-/// not ended.
+/// The output of messages in order of arrival, the response to each last, and guards that cancel
+/// unfinished messages.
 pub(super) fn pieces(
     sent: Vec<InFlight>,
 ) -> (SelectAll<BoxStream<'static, Output>>, Vec<DropGuard>) {
@@ -90,15 +90,15 @@ pub(super) fn pieces(
     (pieces, guards)
 }
 
-/// How far a message is.
+/// Progress of a message.
 enum Progress {
     UnderWay {
         notices: mpsc::Receiver<Bytes>,
         answer: oneshot::Receiver<ExchangeResponse>,
         asked: bool,
     },
-    /// What was said before the answer goes before it. What others might say after it, since they
-    /// have the channel too, has nobody to go to.
+    /// Notifications from before the response are sent before it. Later ones on the same channel
+    /// have no receiver.
     Ending {
         notices: mpsc::Receiver<Bytes>,
         answer: Answer,

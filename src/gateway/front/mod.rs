@@ -1,7 +1,7 @@
-//! Where clients connect: everything about bytes, headers and streams.
+//! Transports for clients: bytes, headers and streams.
 //!
 //! # Invariants
-//! - Nothing here is about policy.
+//! - Policy decisions are made elsewhere.
 
 mod batch;
 mod connection;
@@ -12,5 +12,5 @@ pub mod stdio;
 
 use std::time::Duration;
 
-/// How long what is under way may take to end once a front closes.
+/// Time for requests in flight to end when a transport closes.
 const DRAIN: Duration = Duration::from_secs(10);

@@ -1,4 +1,4 @@
-//! Standard input and output: one client, the local user, one JSON text a line.
+//! Standard input and output: one client, the local user; one JSON text a line.
 
 use std::{sync::Arc, time::Duration};
 
@@ -20,9 +20,9 @@ use portcullis_protocol::{
     refusal::Refusal,
 };
 
-/// How long a message may wait for a place among those under way. Meanwhile no more is read: what
-/// a client sends faster than it is done waits in the pipe. Not for longer, since what is next may
-/// be the cancellation that frees a place.
+/// Time that a message may wait for a permit. Nothing is read meanwhile, so that a fast client's
+/// messages wait in the pipe. The time is short, because the next message may be the cancellation
+/// that frees a permit.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Serves one client until its input ends or the proxy stops.
@@ -58,7 +58,7 @@ pub async fn serve(
             }
         }
     }
-    // What is under way may still be answered.
+    // Requests in flight may still be answered.
     client.drain().await;
     client.end(ENDED);
     drop(client);
@@ -69,7 +69,7 @@ async fn take(client: &Arc<Connection>, line: Bytes) -> Result<(), Rejected> {
     let place = client.proxy.admission.acquire_within(&client.principal, PATIENCE).await?;
     let line = client.proxy.admission.arrived(&client.principal, line)?;
     if let Some(greeting) = client.take(line, place, None).await? {
-        // Everything after it is said in its session.
+        // All later messages belong to its session.
         let _ = greeting.await;
     }
     Ok(())

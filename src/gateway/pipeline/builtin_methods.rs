@@ -1,4 +1,4 @@
-//! Answers that the proxy gives itself: greetings, pings and the merged lists (`lists.rs`).
+//! Methods that the proxy answers itself: handshakes, pings and the merged lists (`lists.rs`).
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,17 +22,17 @@ use portcullis_protocol::{
 };
 use portcullis_upstream::{Handshake, ListKind};
 
-/// How long a greeting waits for a server that never ran before: less than after which an answer becomes
-/// a stream, which could no longer name the session.
+/// Time that a client's handshake waits for a server that never ran before. Shorter than the time
+/// after which a response becomes a stream, which cannot name the session any more.
 const SOON: Duration = Duration::from_secs(5);
 
-/// Answers what the proxy answers itself.
+/// Answers the methods that the proxy implements itself.
 pub(super) struct BuiltinMethods {
     pub(super) stages: Arc<Stages>,
     pub(super) router: Arc<Router>,
     pub(super) seal: Arc<Seal>,
     tasks: Arc<Tasks>,
-    /// Entries of a page of a list.
+    /// Entries on a page of a list.
     pub(super) page: usize,
 }
 
@@ -53,10 +53,10 @@ impl BuiltinMethods {
         own.contains(&method.as_str()) || ListKind::of(method.as_str()).is_some()
     }
 
-    /// The result of a method that the proxy [has](Self::has).
+    /// Returns the result of a method that the proxy [implements](Self::has).
     ///
     /// # Errors
-    /// A refusal where it cannot be answered.
+    /// A refusal if the method cannot be answered.
     pub async fn answer(
         &self,
         guest: &ClientContext,
@@ -88,7 +88,7 @@ impl BuiltinMethods {
         if !greeting.revision.is_modern()
             && let Ok(object) = Object::parse(words.raw().clone())
         {
-            // The server's own greeting, in the client's revision.
+            // The server's own handshake, in the client's revision.
             return object.with(&[("protocolVersion", Some(revision.as_bytes()))]);
         }
         let words = words.value();
@@ -111,7 +111,7 @@ impl BuiltinMethods {
             && greeting.revision.is_modern()
             && let Ok(object) = Object::parse(greeting.words.raw().clone())
         {
-            // The server's own words; how long they hold is for policy to say, too.
+            // The server's own result. It must not be cached: policies change what a client sees.
             return object.with(&[
                 ("supportedVersions", Some(versions.to_string().as_bytes())),
                 ("ttlMs", Some(b"0")),
@@ -133,8 +133,8 @@ impl BuiltinMethods {
         result.to_string().into()
     }
 
-    /// What the one server of a view says of itself. It is waited for only where it never ran before,
-    /// and not for long; a greeting for all servers waits for none of them.
+    /// Handshake of the only server of a view. A server that never ran before is waited for, up to
+    /// [`SOON`]. At the endpoint of all servers the result is `None`, and no server is waited for.
     async fn greeted(&self, view: &View) -> Option<Arc<Handshake>> {
         let View::One(name) = view else { return None };
         let server = self.router.server(name)?;
@@ -148,7 +148,7 @@ impl BuiltinMethods {
     }
 }
 
-/// What can be done at the endpoint of all servers, which has all that the proxy can merge.
+/// Capabilities at the endpoint of all servers: everything that the proxy can merge.
 fn merged(modern: bool) -> Value {
     let mut capabilities = json!({
         "tools": { "listChanged": true },
@@ -166,7 +166,7 @@ fn merged(modern: bool) -> Value {
     capabilities
 }
 
-/// A server's capabilities in the words of the other era. Tasks have other methods there.
+/// A server's capabilities for the other era. Tasks have other methods there.
 fn capabilities(words: &Value, modern: bool) -> Value {
     let mut capabilities = words.get("capabilities").cloned().unwrap_or_else(|| json!({}));
     if let Some(capabilities) = capabilities.as_object_mut() {
@@ -181,7 +181,7 @@ fn capabilities(words: &Value, modern: bool) -> Value {
     capabilities
 }
 
-/// What a server says that it is, in either era's words.
+/// A server's name and version, from a handshake of either era.
 fn server_info(words: &Value) -> Value {
     let modern = words.get("_meta").and_then(|meta| meta.get(META_SERVER_INFO));
     modern.or_else(|| words.get("serverInfo")).cloned().unwrap_or_else(implementation)

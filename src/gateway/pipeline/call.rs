@@ -1,13 +1,13 @@
-//! One call at a server, in the words of both eras.
+//! One call to a server, translated between the eras of client and server.
 //!
-//! Whatever the eras, a server may ask its client something in the midst of a call. The four cases:
+//! A server of either era may send requests to its client during a call. The four cases:
 //!
 //! | client | server | |
 //! |---|---|---|
-//! | legacy | legacy | the question is put to the client on the call's stream |
-//! | legacy | modern | `input_required`: each question is put, then the call is made again with the answers |
-//! | modern | legacy | the call is parked, the client is told `input_required`, and takes it up with its answers |
-//! | modern | modern | `input_required` goes on, with the server's state sealed to who was asked |
+//! | legacy | legacy | the server request goes to the client on the call's stream |
+//! | legacy | modern | `input_required`: its requests are sent, the call is repeated with answers |
+//! | modern | legacy | `input_required`: the call is suspended until the client answers |
+//! | modern | modern | `input_required` is forwarded; the server's state is sealed to the client |
 
 use std::{sync::Arc, time::Duration};
 
@@ -39,25 +39,25 @@ use portcullis_upstream::{
     Call, CallError, Deadline, Instance, Reply, Running, Server, ServerMessage,
 };
 
-/// How often a modern server may ask a legacy client for more before its call is given up.
+/// Times that a modern server may require input of a legacy client before its call fails.
 const ROUNDS: usize = 32;
-/// Questions that a server may ask in one call.
+/// Server requests that one call may contain.
 const QUESTIONS: usize = 64;
-/// Bytes of the questions that a parked call may keep.
+/// Bytes of server requests that a suspended call may keep.
 const PARKED_BYTES: usize = 1 << 20;
-/// How long after one question another is asked at once with it.
+/// Time in which further server requests join the first one in the same `input_required`.
 const AT_ONCE: Duration = Duration::from_millis(50);
-/// How long a modern server that wants the call made again, and asks nothing, is left alone.
+/// Pause before a call is repeated for a modern server that required no input.
 const AGAIN: Duration = Duration::from_millis(500);
 
-/// How far a call came.
+/// Result of driving a call.
 enum CallOutcome {
     Over(Result<Reply, CallError>),
-    /// The server asks a modern client something.
+    /// The server sent requests for a modern client.
     Asks(UpstreamCall, Vec<PendingInput>),
 }
 
-/// A call as it is made, and made again.
+/// The fixed parts of a call, also when it is repeated.
 struct CallContext<'a> {
     guest: &'a ClientContext,
     frame: &'a Frame,
@@ -66,9 +66,9 @@ struct CallContext<'a> {
     notices: &'a mpsc::Sender<Bytes>,
 }
 
-/// Whether any instance of a server that keeps nothing between calls can answer this. A task is
-/// asked about where it was made (in 2026-07-28 the server decides what becomes one, for clients that
-/// take tasks), and what is subscribed to or told stays at one place, too.
+/// Whether any replica of a stateless server can answer this request. Requests about a task go to
+/// the instance that has it (in 2026-07-28 the server decides which calls become tasks, for clients
+/// that support tasks). Subscriptions and notifications stay at one instance, too.
 fn stands_alone(guest: &ClientContext, exchange: &Exchange) -> bool {
     match exchange.method.as_str() {
         Method::TOOLS_CALL if guest.abilities.extension(TASKS_EXTENSION) => false,
@@ -81,7 +81,7 @@ fn stands_alone(guest: &ClientContext, exchange: &Exchange) -> bool {
     }
 }
 
-/// Makes calls at servers.
+/// Sends calls to servers.
 pub(super) struct ServerCalls {
     stages: Arc<Stages>,
     requests: Arc<ServerRequests>,
@@ -101,10 +101,10 @@ impl ServerCalls {
         Self { stages, requests, in_flight, tasks, closing }
     }
 
-    /// Asks a server, and gets the answer in the client's words.
+    /// Sends a request to a server and returns the response in the client's era.
     ///
     /// # Errors
-    /// A refusal where there is no answer.
+    /// A refusal if there is no response.
     pub async fn call(
         &self,
         Message { client: guest, frame, notices }: Message<'_>,
@@ -137,7 +137,7 @@ impl ServerCalls {
         let revision = running.greeting.revision;
         let mut params = outgoing(&making, revision);
         if let (Some(State::Server(own)), Some(text)) = (&state, &params) {
-            // What the client hands back is the server's again.
+            // The state that the client returns is the server's own again.
             let own = Value::from(own.as_str()).to_string();
             params = Object::parse(text.clone())
                 .ok()
@@ -198,7 +198,7 @@ impl ServerCalls {
         }
     }
 
-    /// Hears a server out: hands on what it says meanwhile, and puts what it asks.
+    /// Drives a call to its end: forwards the server's notifications and requests meanwhile.
     async fn drive_call(
         &self,
         making: &CallContext<'_>,
@@ -206,7 +206,7 @@ impl ServerCalls {
         mut dialogue: UpstreamCall,
     ) -> CallOutcome {
         let CallContext { guest, server, notices, .. } = making;
-        // What is put to the client is taken back where the call ends before it is answered.
+        // Pending server requests are withdrawn if the call ends before they are answered.
         let over = CancellationToken::new();
         let _over = over.clone().drop_guard();
         let mut put = 0;
@@ -216,7 +216,7 @@ impl ServerCalls {
             let turn = tokio::select! {
                 biased;
                 turn = dialogue.next() => turn,
-                // All that the server asks at once is handed over at once.
+                // Requests that the server sends together reach the client together.
                 () = expired(together), if !open.is_empty() => {
                     return CallOutcome::Asks(dialogue, open);
                 }
@@ -285,7 +285,7 @@ impl ServerCalls {
         }
     }
 
-    /// Hands a server's notification on to the client that waits, through the chain.
+    /// Forwards a server's notification to the waiting client, through the chain.
     async fn forward_notification(
         &self,
         making: &CallContext<'_>,
@@ -294,7 +294,7 @@ impl ServerCalls {
     ) {
         let (guest, server) = (making.guest, &making.server.name);
         if let Some(text) = self.stages.notice_to(guest, server, &method, params).await
-            // A client that does not read loses notifications, not its answer.
+            // A client that does not read loses notifications, but not its response.
             && let Err(TrySendError::Full(_)) = making.notices.try_send(text)
         {
             let drops = &self.stages.recorder.drops;
@@ -302,7 +302,7 @@ impl ServerCalls {
         }
     }
 
-    /// Leaves a call waiting, and tells its client what the server asks.
+    /// Suspends a call and returns the server's requests to its client.
     fn park(&self, making: &CallContext<'_>, mut parked: SuspendedCall) -> Result<Answer, Refusal> {
         if self.closing.is_cancelled() {
             return Err(Refusal::new(Code::ShuttingDown, "the proxy is shutting down"));
@@ -324,7 +324,7 @@ impl ServerCalls {
         Ok(Answer::Result(Payload::new(parts.concat().into())))
     }
 
-    /// Takes a parked call up with what the client answered.
+    /// Resumes a suspended call with the client's answers.
     async fn resume(
         &self,
         making: &CallContext<'_>,
@@ -360,8 +360,8 @@ impl ServerCalls {
         }
     }
 
-    /// Puts all that a modern server asks in a result to a legacy client; the answers by their
-    /// keys.
+    /// Sends all requests in a modern server's result to a legacy client. Returns the answers by
+    /// their keys.
     async fn collect_inputs(
         &self,
         making: &CallContext<'_>,
@@ -391,7 +391,7 @@ impl ServerCalls {
                 clock: None,
                 over: over.clone(),
             };
-            // The id is nobody's: the server knows the question by its key.
+            // The id is unused: the server identifies the request by its key.
             let question = (Id::from(0), Method::new(&method), request.get("params"));
             self.requests.forward_to_client(making.guest.clone(), way, question, sender);
             waiting.push((key.to_owned(), method, answer));
@@ -402,7 +402,7 @@ impl ServerCalls {
             let frame = Object::parse(text).map_err(|_| misbehaved())?;
             match frame.get("result") {
                 Some(result) => answers.push((key, result)),
-                // Who does not answer a form cancels it; for the rest there are no such words.
+                // An unanswered form counts as cancelled; other requests have no such answer.
                 None if method == Method::ELICIT => {
                     answers.push((key, Bytes::from_static(b"{\"action\":\"cancel\"}")));
                 }
@@ -418,7 +418,7 @@ impl ServerCalls {
         Ok(answers)
     }
 
-    /// A server's reply in the client's words.
+    /// Translates a server's reply to the client's era.
     fn translate_reply(
         &self,
         making: &CallContext<'_>,
@@ -442,7 +442,7 @@ impl ServerCalls {
         }
     }
 
-    /// A modern result with the server's own `requestState` sealed into one of ours.
+    /// A modern result with the server's `requestState` sealed into one of the proxy's.
     fn sealed(&self, making: &CallContext<'_>, result: Bytes) -> Result<Answer, Refusal> {
         let plain = |result| Ok(Answer::Result(Payload::new(result)));
         if !portcullis_protocol::codec::may_have(&result, "requestState") {
@@ -466,7 +466,7 @@ impl ServerCalls {
     }
 }
 
-/// Waits until a moment; for ever where there is none yet.
+/// Waits until a time, or for ever if there is none yet.
 async fn expired(until: Option<tokio::time::Instant>) {
     match until {
         Some(until) => tokio::time::sleep_until(until).await,
@@ -480,7 +480,7 @@ fn failed(failure: &CallError, making: &CallContext<'_>) -> Refusal {
     failure.refusal(server)
 }
 
-/// The `params` of the next try, with what the client answered and the server's own state.
+/// The `params` of the next attempt: with the client's answers and the server's own state.
 fn again(params: Option<&Bytes>, asked: &Object, answers: &[(String, Bytes)]) -> Bytes {
     let empty = Bytes::from_static(b"{}");
     let pairs: Vec<_> = answers.iter().map(|(key, text)| (key.as_str(), Some(&text[..]))).collect();
@@ -494,8 +494,8 @@ fn again(params: Option<&Bytes>, asked: &Object, answers: &[(String, Bytes)]) ->
     Object::parse(params.clone()).map_or_else(|_| params.clone(), |object| object.with(&edits))
 }
 
-/// The `params` for a server: what the client sent where nobody changed it, in the words of the
-/// server's era.
+/// The `params` for a server, in the server's era; as the client sent them if the chain did not
+/// change them.
 fn outgoing(making: &CallContext<'_>, server: Revision) -> Option<Bytes> {
     let raw = making.exchange.request.raw();
     let guest = making.guest;

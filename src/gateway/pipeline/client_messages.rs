@@ -1,5 +1,5 @@
-//! What a client says that asks nothing of a server: answers to what servers asked it,
-//! notifications, and which log messages it wants.
+//! Client messages that send no request to a server: responses to server requests, notifications,
+//! and the level of log messages.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ use portcullis_protocol::{
 use portcullis_upstream::{InstanceKey, Server};
 
 impl Pipeline {
-    /// Takes a client's answer to what a server asked it. One to a question that nobody asked is
+    /// Delivers a client's response to a server request. A response without a pending request is
     /// refused.
     pub(super) async fn on_client_response(
         &self,
@@ -50,7 +50,7 @@ impl Pipeline {
         ExchangeResponse { text: Some(text), refused, error, session: None }
     }
 
-    /// Does what a client's notification is for.
+    /// Carries out a client's notification.
     pub(super) async fn on_notification(
         &self,
         guest: &ClientContext,
@@ -74,11 +74,11 @@ impl Pipeline {
                 }
             }
             Method::INITIALIZED => {}
-            // That its roots changed is told to the servers that run for it alone. What else it
-            // has to say goes to the one server that it speaks to, since policy decided on that.
+            // A change of roots goes to the client's dedicated instances. Other notifications go to
+            // the one server of the view, since policy decided on that server.
             method => {
                 let servers = match server {
-                    // The one that was decided on, whatever has its name by now.
+                    // The server of the decision, even if another has its name now.
                     Some(server) => vec![server.clone()],
                     None => self.router.servers(&guest.view),
                 };
@@ -87,7 +87,7 @@ impl Pipeline {
                     match (method, &guest.view, own) {
                         (Method::ROOTS_CHANGED, _, own) => own,
                         (_, View::All, _) => None,
-                        // Nobody who is kept apart speaks to the one that is for all.
+                        // With separated clients, the shared instance gets no notification.
                         (_, View::One(_), own) if server.settings.sharing.keeps_apart() => own,
                         (_, View::One(_), own) => own.or_else(|| Some(server.shared().clone())),
                     }
@@ -104,8 +104,8 @@ impl Pipeline {
         }
     }
 
-    /// Answers `logging/setLevel`: from now on the session hears no less severe messages, and the
-    /// servers that run for it alone send none.
+    /// Answers `logging/setLevel`: the session gets no less severe messages any more, and its
+    /// dedicated instances send none.
     pub(super) async fn set_log_level(
         &self,
         guest: &ClientContext,

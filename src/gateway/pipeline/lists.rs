@@ -1,4 +1,4 @@
-//! The merged lists, a page at a time, and what is said of a name that they do not have.
+//! Pages of the merged lists, and suggestions for unknown names.
 
 use std::time::Duration;
 
@@ -18,18 +18,18 @@ use portcullis_protocol::{
 };
 use portcullis_upstream::ListKind;
 
-/// Bytes of one page: more than most lists have, and no burden to any client.
+/// Bytes of one page: more than most lists have, and small enough for every client.
 const PAGE_BYTES: usize = 4 << 20;
-/// What a cursor is sealed for.
+/// Purpose that cursors are sealed for.
 const PURPOSE: &str = "list-cursor";
-/// How long a cursor is good for.
+/// Time for which a cursor is valid.
 const CURSOR: Duration = Duration::from_secs(3_600);
 
 impl BuiltinMethods {
-    /// A page of a list.
+    /// Returns a page of a list.
     ///
     /// # Errors
-    /// Where the cursor is none of this principal's for this list.
+    /// A refusal if the cursor was not issued to this principal for this list.
     pub(super) async fn list(
         &self,
         caller: &Caller,
@@ -72,7 +72,7 @@ impl BuiltinMethods {
         Ok(text.freeze())
     }
 
-    /// Where a cursor says that the page begins.
+    /// The start of the page in an opened cursor.
     fn mark(&self, cursor: &Value, bound: &[u8]) -> Result<Cursor, Refusal> {
         let none = |why: String| {
             Refusal::new(
@@ -87,7 +87,7 @@ impl BuiltinMethods {
         serde_json::from_slice(&mark).map_err(|error| none(error.to_string()))
     }
 
-    /// The refusal of a tool that no server has, with the nearest names that this client may see.
+    /// The refusal of an unknown tool, with the nearest names that this client may see.
     pub(super) fn unknown_tool(&self, caller: &Caller, exchange: &Exchange, name: &str) -> Refusal {
         let near = self.near(caller, exchange, name);
         let message = format!("the tool does not exist{}", router::did_you_mean(&near));
@@ -98,7 +98,7 @@ impl BuiltinMethods {
         Refusal::new(Code::Unknown, self.stages.recorder.shown(&message)).detail(detail)
     }
 
-    /// The nearest names of the same server, as this view has them.
+    /// The nearest names of the same server, as they are in this view.
     fn near(&self, caller: &Caller, exchange: &Exchange, name: &str) -> Vec<String> {
         let Some(server) = &exchange.server else { return Vec::new() };
         let sight = self.stages.view(&caller.principal);
@@ -110,7 +110,7 @@ impl BuiltinMethods {
     }
 }
 
-/// What a cursor is bound to: another client's, or one of another list, opens nothing.
+/// Data that a cursor is bound to: its principal and its list. No other cursor can be opened.
 fn bound(principal: &Principal, view: &View, offer: ListKind) -> Vec<u8> {
     let view = match view {
         View::All => None,

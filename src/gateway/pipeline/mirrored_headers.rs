@@ -1,8 +1,7 @@
-//! What a tool's schema says of its arguments beside their values: which of them headers repeat
-//! (`Mcp-Param-*`, MCP 2026-07-28).
+//! Headers that repeat arguments of a tool, as its schema declares (`Mcp-Param-*`, MCP 2026-07-28).
 //!
-//! INVARIANT: decisions are made on the body. A client's headers are held against what it sent
-//! itself, and a server's are computed from what goes to it, whatever the chain made of it.
+//! INVARIANT: decisions are made on the body. A client's headers are checked against the body that
+//! the client sent. A server's headers are computed from the body that the chain made.
 
 use serde_json::Value;
 
@@ -16,11 +15,11 @@ use portcullis_protocol::{
     refusal::{Code, Refusal},
 };
 
-/// Headers that no tool asks for, and that are handed on all the same.
+/// Forwarded headers that no tool declares.
 const MOST_FORWARDED: usize = 16;
 
-/// Holds the client's headers against the arguments that it `sent`. Only once the chain let
-/// the call pass: what a tool's schema says is not for everybody.
+/// Checks the client's headers against the arguments that it `sent`. Runs only after the chain
+/// allowed the call, since a tool's schema is not visible to everyone.
 ///
 /// # Errors
 /// `header-mismatch`.
@@ -43,9 +42,9 @@ pub(super) fn check(
     })
 }
 
-/// The headers for a modern server: those that the tool asks for, and as they came those of
-/// the client's of which nothing is known here. The chain does not see the latter, so none
-/// passes in which a secret stands.
+/// The headers for a modern server: those that the tool declares, and unchanged the client's
+/// headers that the schema does not declare. The chain does not see the latter, so those with a
+/// secret are left out.
 pub(super) fn for_server(
     recorder: &Recorder,
     caller: &Caller,
@@ -72,8 +71,8 @@ pub(super) fn for_server(
     headers
 }
 
-/// What the called tool has repeated. A legacy server's annotations can be anything: one that is
-/// out of place means nothing.
+/// The repeated arguments of the called tool. Legacy servers may use such annotations for anything,
+/// so a misplaced one is ignored.
 fn repeated(exchange: &Exchange) -> Option<Repeated> {
     let Target::Tool { tool: Some(tool), .. } = &exchange.target else { return None };
     if !may_have(tool.definition.raw(), "x-mcp-header") {

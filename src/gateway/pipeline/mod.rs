@@ -1,22 +1,22 @@
-//! The way of a client's message, from its arrival to its answer. [`Pipeline::handle`] shows all of it:
+//! The stages of a client's message, from arrival to response. [`Pipeline::handle`] shows all:
 //!
 //! | stage | what it does |
 //! |---|---|
-//! | client | who sends the message, with what the client declares |
-//! | route | which server, tool, prompt or resource it is about |
-//! | request chain | the interceptors: rate limits, policies, names of arguments, schemas, secrets, plugins |
-//! | obligations | what policies ask for: counts under `@rate`, labels, a person's approval |
-//! | intent | the record of the call, on disk before the call leaves |
-//! | dispatch | the answer: of the proxy itself, or of a server |
-//! | response chain | the interceptors again |
-//! | outcome | the record of how it ended |
-//! | encode | the answer as text |
+//! | client | identifies the sender and its declared capabilities |
+//! | route | finds the server, tool, prompt or resource |
+//! | request chain | interceptors: rates, policies, names of arguments, schemas, secrets, plugins |
+//! | obligations | fulfils those of policies: counts under `@rate`, labels, a person's approval |
+//! | intent | records the call, on disk before the call leaves |
+//! | dispatch | gets the response from the proxy itself or from a server |
+//! | response chain | runs the interceptors again |
+//! | outcome | records how the exchange ended |
+//! | encode | returns the response as text |
 //!
 //! INVARIANTS
-//! - No message reaches a server, and no answer a client, but through [`Pipeline::handle`] and
+//! - Every message to a server and every response to a client passes [`Pipeline::handle`] and
 //!   [`Stages`].
-//! - The intent is on disk before a call leaves; where it cannot be, the call is not made.
-//! - However an exchange ends (answer, refusal, failure, cancellation), it is recorded.
+//! - The intent is on disk before a call leaves. If it cannot be written, the call is not made.
+//! - Every end of an exchange is recorded: response, refusal, failure, cancellation.
 
 mod builtin_methods;
 mod call;
@@ -60,7 +60,7 @@ use portcullis_upstream::Server;
 use builtin_methods::BuiltinMethods;
 use call::ServerCalls;
 
-/// Notifications of one exchange that may wait for a client that does not read.
+/// Notifications of one exchange that may wait for a slow client.
 const MAX_NOTICES: usize = 256;
 
 /// Takes messages of clients through all stages.
@@ -78,7 +78,7 @@ pub(crate) struct Pipeline {
     closing: CancellationToken,
 }
 
-/// What a pipeline is made of.
+/// Components of a [`Pipeline`].
 pub(crate) struct PipelineParts {
     pub stages: Arc<Stages>,
     pub router: Arc<Router>,
@@ -90,7 +90,7 @@ pub(crate) struct PipelineParts {
     pub server_tasks: Arc<Tasks>,
     pub in_flight: Arc<InFlightCalls>,
     pub seal: Arc<Seal>,
-    /// Entries of a page of a list.
+    /// Entries on a page of a list.
     pub page: usize,
     pub tasks: TaskTracker,
     pub closing: CancellationToken,
@@ -98,33 +98,33 @@ pub(crate) struct PipelineParts {
 
 /// A message in the pipeline.
 pub struct ExchangeHandle {
-    /// Notifications for the client that belong to it, as they come.
+    /// Notifications that belong to the message, in order of arrival.
     pub notices: mpsc::Receiver<Bytes>,
     pub response: oneshot::Receiver<ExchangeResponse>,
     /// Dropping it cancels the exchange.
     pub cancel: DropGuard,
 }
 
-/// How a message ended, as its client is told.
+/// Response to a client's message.
 #[derive(Debug)]
 pub struct ExchangeResponse {
-    /// The text of the answer; for a notification only that of its refusal, which a transport
-    /// with a channel for it may hand out. It holds its principal's [`ConcurrencyPermit`] until
-    /// it is dropped, so that answers that nobody reads are bounded as messages are.
+    /// Text of the response. For a notification it is only the text of a refusal, which some
+    /// transports can deliver. The text holds its principal's [`ConcurrencyPermit`] until it is
+    /// dropped, so that unread responses are bounded like messages.
     pub text: Option<Bytes>,
     /// The code of a refusal.
     pub refused: Option<Code>,
-    /// The code of the JSON-RPC error that `text` is, a server's or of a refusal.
+    /// The code of the JSON-RPC error in `text`, a server's or a refusal's.
     pub error: Option<i64>,
     /// The session that an `initialize` opened.
     pub session: Option<Arc<Session>>,
 }
 
 impl ExchangeResponse {
-    /// No answer: to a notification, a response, or a cancelled request.
+    /// No response: for a notification, a response, or a cancelled request.
     pub(crate) const NONE: Self = Self { text: None, refused: None, error: None, session: None };
 
-    /// A refusal, as this text.
+    /// The response for a refusal, with this text.
     pub(crate) fn refused(text: Bytes, code: Code) -> Self {
         let error = Some(code.rpc().into());
         Self { text: Some(text), refused: Some(code), error, session: None }
@@ -133,11 +133,11 @@ impl ExchangeResponse {
 
 /// How an exchange ended.
 enum Outcome {
-    /// With this answer, `result` or `error`.
+    /// With a response, `result` or `error`.
     Answered(Answer),
-    /// The request or the answer was refused.
+    /// By a refusal of the request or the response.
     Refused(Refusal),
-    /// There is no answer.
+    /// Without a response.
     Failed(Refusal),
     Cancelled,
 }
@@ -152,23 +152,23 @@ impl From<Result<Answer, Refusal>> for Outcome {
 struct Message<'a> {
     client: &'a ClientContext,
     frame: &'a Frame,
-    /// Where notifications go that belong to it.
+    /// Receives the notifications that belong to it.
     notices: &'a mpsc::Sender<Bytes>,
 }
 
-/// What answers an exchange.
+/// The part that answers an exchange.
 enum Destination {
     /// The proxy itself.
     Builtin,
-    /// Nobody answers a notification. It may be for one server.
+    /// A notification, which has no response. It may be for one server.
     Notification(Option<Arc<Server>>),
     /// The stream of `subscriptions/listen`.
     Listen,
-    /// A server that is asked to tell of a resource's changes, or not to any more.
+    /// A server whose notifications of a resource's changes are requested or stopped.
     ResourceUpdates(Arc<Server>),
     LogLevel,
     Server(Arc<Server>),
-    /// All servers have the method, and it goes to one only.
+    /// All servers have the method, but it must go to only one.
     Ambiguous,
 }
 
@@ -222,8 +222,8 @@ impl Pipeline {
         })
     }
 
-    /// Starts a message on its way, under the permit that its principal took for it. It goes on by
-    /// itself; dropping the handle cancels it.
+    /// Starts handling a message under the permit that its principal acquired for it. It runs on a
+    /// task of its own; dropping the handle cancels it.
     pub fn start(
         self: &Arc<Self>,
         caller: Caller,
@@ -239,13 +239,13 @@ impl Pipeline {
         let weight = Weight::of(frame.raw());
         let work = async move {
             let admitted = pipeline.admission.admit(&permit, &caller.principal.kind, &frame);
-            // Held until the exchange is over, and its parsed form with it.
+            // Held with the parsed message until the exchange is over.
             let mut response = match admitted {
                 Ok(_parsed) => pipeline.handle(caller, frame, notices, cancel).await,
                 Err(refusal) => pipeline.reject(&caller, &frame, refusal).await,
             };
             response.text = response.text.map(|text| permit.hold(text));
-            // The client may be gone; what happened is recorded all the same.
+            // The client may be gone; the exchange is recorded anyway.
             let _ = sender.send(response);
         };
         self.tasks.spawn(in_turns(party, weight, work));
@@ -275,7 +275,7 @@ impl Pipeline {
         record.stage("parse", frame.took);
 
         let in_flight = begin(&client, id, &cancel);
-        // Has the server wait for the exchange to be over, should the config have another in its place.
+        // Keeps a server that the config replaces alive until the exchange is over.
         let mut counted = None;
         let admitted = match &in_flight {
             Ok(_) => tokio::select! {
@@ -307,7 +307,7 @@ impl Pipeline {
         response
     }
 
-    /// Everything before a call leaves: where it goes, whether it may, and the record of it.
+    /// The stages before a call leaves: route, request chain, obligations, intent.
     async fn admit(
         &self,
         client: &ClientContext,
@@ -324,20 +324,20 @@ impl Pipeline {
         }
         reject_lookalike_method(&exchange.method)?;
         let server = self.route(client, exchange, record).await?;
-        // A client that listens does so for as long as it likes, and goes on with the servers that there
-        // are then.
+        // A listening client has no time limit. When the config changes, it continues with the new
+        // servers.
         let counts = exchange.method.as_str() != Method::LISTEN;
         *counted = server.as_ref().filter(|_| counts).map(|server| server.counted());
         let sent = exchange.request.clone();
         self.stages.chain.pass(exchange, Phase::Request, &mut record.trail).await?;
-        // What a server has, and how its tools are called, is for those alone whom the chain lets pass.
+        // Only clients that the chain allows learn which tools exist and how they are called.
         if let Target::Tool { name, tool: None } = &exchange.target {
             return Err(self.builtin.unknown_tool(client, exchange, name));
         }
         mirrored_headers::check(self.recorder(), client, exchange, &sent)?;
         self.stages.obligations.apply(exchange, record).await?;
-        // It was decided by the server's name, and so by what the config said of the server of that
-        // name. The config may have changed since, and a person's approval takes time.
+        // The decision was about the entry that had the server's name then. The config may have
+        // changed since, because a person's approval takes time.
         if let Some(server) = server.as_ref().filter(|_| counts) {
             server.ensure_active()?;
         }
@@ -349,7 +349,7 @@ impl Pipeline {
         Ok(Destination::of(exchange, server))
     }
 
-    /// Finds what an exchange is about, and its server, if it is one server's.
+    /// Finds the target of an exchange, and its server if there is only one.
     async fn route(
         &self,
         client: &ClientContext,
@@ -366,7 +366,7 @@ impl Pipeline {
             Ok(Some(route)) => Ok(route),
             Err(refusal) => Err(refusal),
         };
-        // What takes time here is a server: it is started, or asked for its lists.
+        // The time here is a server's: its start or its lists.
         record.server_stage("route", began.elapsed());
         let Route { server, target, params } = match routed {
             Ok(route) => route,
@@ -386,7 +386,7 @@ impl Pipeline {
         Ok(server)
     }
 
-    /// Gets the answer.
+    /// Gets the response.
     async fn dispatch(
         &self,
         message: Message<'_>,
@@ -421,7 +421,7 @@ impl Pipeline {
             Destination::Server(server) => {
                 record.asked();
                 let answer = self.calls.call(message, server, exchange).await;
-                // The server may have been started again, or for this client alone.
+                // A start of the server may have changed its image.
                 record.image = client.image(server).or(record.image.take());
                 let answer = answer?;
                 self.server_tasks.note(client, server, exchange, &answer)?;
@@ -431,7 +431,7 @@ impl Pipeline {
         }
     }
 
-    /// Sends the answer through the chain.
+    /// Sends the response through the chain.
     async fn check_answer(
         &self,
         exchange: &mut Exchange,
@@ -452,12 +452,12 @@ impl Pipeline {
         let obligations = &self.stages.obligations;
         match passed.and_then(|()| obligations.apply_labels(exchange, &record.trail.heard)) {
             Ok(()) => exchange.response.clone().map_or(Outcome::Cancelled, Outcome::Answered),
-            // The refused answer is looked at for its record, and goes nowhere.
+            // The refused response is kept for the record only.
             Err(refusal) => Outcome::Refused(refusal),
         }
     }
 
-    /// Records how an exchange that had left ended. What cannot be recorded is not handed out.
+    /// Records the end of an exchange that has an intent. Without that record nothing is delivered.
     async fn conclude(
         &self,
         exchange: &Exchange,
@@ -485,7 +485,7 @@ impl Pipeline {
         }
         if let Outcome::Failed(refusal) | Outcome::Refused(refusal) = &outcome {
             end_session("its opening was refused");
-            // A plugin can quote an answer in it.
+            // A plugin's detail can quote a response.
             let detail = refusal.detail.as_deref().map(|detail| self.recorder().shown(detail));
             tracing::info!(decision = %exchange.id, code = %refusal.code, detail, "call refused or failed");
         }
@@ -512,7 +512,7 @@ impl Pipeline {
         Ok(session)
     }
 
-    /// The answer as text.
+    /// Encodes the response as text.
     fn encode(
         &self,
         exchange: &Exchange,
@@ -599,10 +599,10 @@ impl Pipeline {
     }
 }
 
-/// Has a client be able to cancel a request by its id.
+/// Registers a request under its id, so that the client can cancel it.
 ///
 /// # Errors
-/// A refusal where the client has one of that id in flight.
+/// A refusal if the client already has a request with that id in flight.
 fn begin(
     client: &ClientContext,
     id: Option<&Id>,
@@ -626,8 +626,8 @@ fn ambiguous() -> Refusal {
     Refusal::new(Code::MethodUnknown, words)
 }
 
-/// Whether a revision has a method. Methods that MCP does not know are the client's and the
-/// server's affair.
+/// Whether a revision has a method. Methods that MCP does not define are between the client and the
+/// server.
 fn has_method(revision: Revision, method: &str) -> bool {
     match method {
         Method::INITIALIZE

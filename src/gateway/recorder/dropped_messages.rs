@@ -1,5 +1,5 @@
-//! Messages of servers that clients do not get: counted here and recorded as events, since each
-//! record of one would say the same.
+//! Server messages that clients do not get. They are counted and recorded as events, since separate
+//! records would all be the same.
 
 use std::collections::HashMap;
 
@@ -9,18 +9,18 @@ use super::Recorder;
 use portcullis_audit::record::{DropReason, MessagesDropped};
 use portcullis_protocol::{identity::PrincipalKind, names::ServerName};
 
-/// Counts that are kept apart until they are recorded.
+/// Counts that are kept separately until they are recorded.
 const MAX_COUNTS: usize = 1_000;
 
-/// Messages that were dropped, not recorded yet.
+/// Dropped messages that are not recorded yet.
 #[derive(Default)]
 pub(crate) struct DropCounters(Mutex<HashMap<Dropping, u64>>);
 
-/// The server whose messages they were, for whom, and why they were dropped.
+/// Server and receiver of the messages, and the cause of the drop.
 type Dropping = (ServerName, Option<PrincipalKind>, DropReason);
 
 impl DropCounters {
-    /// Counts a message of a server that a client does not get.
+    /// Counts a server message that a client does not get.
     pub fn count(&self, server: &ServerName, principal: &PrincipalKind, why: DropReason) {
         self.add(server.clone(), Some(principal.clone()), why, 1);
     }
@@ -34,8 +34,8 @@ impl DropCounters {
 }
 
 impl Recorder {
-    /// Records what was dropped since this was last done. What can't be recorded stays for the next
-    /// time.
+    /// Records the drops since the last call. Counts that cannot be recorded are kept for the next
+    /// call.
     pub(crate) async fn record_drops(&self) {
         let counts = std::mem::take(&mut *self.drops.0.lock());
         let told = counts.into_iter().map(|((server, of, why), count)| async move {
@@ -48,7 +48,7 @@ impl Recorder {
             let told = self.audit.record_event(dropped).await;
             told.inspect_err(|_| self.drops.add(server, of, why, count)).err()
         });
-        // Together: they wait for one commit, and once where the store is slow.
+        // Concurrently: they share one commit, and wait only once for a slow store.
         let failures = futures_util::future::join_all(told).await;
         if let Some(error) = failures.into_iter().flatten().next() {
             tracing::error!(%error, "counts of dropped messages could not be recorded");

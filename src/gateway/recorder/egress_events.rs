@@ -1,4 +1,4 @@
-//! Events made of connections that servers open through the proxy.
+//! Events of connections that servers open through the proxy.
 
 use portcullis_audit::record::{
     EgressClosed, EgressConnecting, EgressEnd, clip_words, micros, rule,
@@ -27,7 +27,7 @@ pub(crate) fn reaching(
     }
 }
 
-/// The event of a connection that ended, with the policies that refused it, where they did.
+/// The event of a connection that ended, with the policies that refused it, if any.
 pub(crate) fn reached(
     reacher: &EgressContext,
     outcome: &Outcome,

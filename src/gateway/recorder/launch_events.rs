@@ -1,4 +1,4 @@
-//! Events made of what becomes of servers.
+//! Events of servers' starts, image pulls and secret deliveries.
 
 use portcullis_audit::record::{
     ByHand, EgressOpened, Event, HandedBy, ImageDid, ImageDone, ImageResolved, PlaceKind,
@@ -100,7 +100,7 @@ pub(crate) fn launching(
     all
 }
 
-/// The event of an image's pull that ended.
+/// The event of a finished image pull.
 pub(crate) fn pulled(server: &ServerName, pulling: portcullis_upstream::Pulling) -> Event {
     let portcullis_upstream::Pulling { launch, image, digest, outcome } = pulling;
     let what = pull_outcome(outcome);
@@ -108,7 +108,7 @@ pub(crate) fn pulled(server: &ServerName, pulling: portcullis_upstream::Pulling)
         .on_record(Some(launch), ByHand::default())
 }
 
-/// The outcome of a pull as records have it.
+/// The outcome of a pull, as in records.
 pub fn pull_outcome(outcome: Result<Pulled, ImageError>) -> ImageDid {
     match outcome {
         Ok(Pulled { platform, size, took }) => {
@@ -118,7 +118,7 @@ pub fn pull_outcome(outcome: Result<Pulled, ImageError>) -> ImageDid {
     }
 }
 
-/// The event that is recorded before a running server gets new values of secrets in files.
+/// The event before a running server gets new values of secrets in files.
 pub(crate) fn handed_again(
     server: &ServerName,
     launching: &portcullis_upstream::LaunchRequest,
@@ -136,7 +136,7 @@ pub(crate) fn handed_again(
     }
 }
 
-/// The event of a start that policies do not permit: the action that they refuse, and its target.
+/// The event of a start that policies refuse: the refused action and its target.
 pub(crate) fn launch_refused(
     server: &ServerName,
     launching: &portcullis_upstream::LaunchRequest,
@@ -156,7 +156,7 @@ pub(crate) fn launch_refused(
     }
 }
 
-/// The source of a secret as records have it.
+/// The source of a secret, as in records.
 pub(crate) fn source(source: &Source) -> SecretSource {
     match source {
         Source::Env(_) => SecretSource::Env,
@@ -171,7 +171,7 @@ pub(crate) fn source(source: &Source) -> SecretSource {
     }
 }
 
-/// Where a server runs as records have it.
+/// The runtime of a server, as in records.
 pub(crate) fn kind(place: &Placement) -> PlaceKind {
     match place {
         Placement::Container { .. } => PlaceKind::Container,

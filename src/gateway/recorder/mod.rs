@@ -1,7 +1,7 @@
-//! What goes into the audit log of an exchange, and when.
+//! Content and time of an exchange's records in the audit log.
 //!
-//! INVARIANT: nothing is kept of a body but what policy says, and that without its secrets. Where
-//! they cannot be looked for, nothing is kept.
+//! INVARIANT: bodies are kept only as far as policy requires, and without their secrets. A body
+//! that cannot be searched for secrets is not kept.
 
 mod dropped_messages;
 pub(crate) mod egress_events;
@@ -47,65 +47,65 @@ pub use startup_events::{
     record_client_offline, record_images_offline, record_offline, record_start_failure,
 };
 
-/// Bytes of a body up to which it is looked through in place, and not on a thread of its own.
+/// Largest body that is searched for secrets in place; larger ones use a thread of their own.
 const IN_PLACE: usize = 128 << 10;
-/// Large bodies that are looked through at once.
+/// Large bodies that are searched at once.
 const SCANS: usize = 2;
 
-/// Writes exchanges and what happens beside them to the audit log.
+/// Writes exchanges and events to the audit log.
 pub struct Recorder {
     pub audit: Audit,
     pub metrics: Arc<Metrics>,
     pub policies: Arc<portcullis_policy::Engine>,
     scrubber: Arc<Scrubber>,
-    /// Large bodies that are looked through for secrets, to be kept.
+    /// Limits the large bodies that are searched for secrets before they are kept.
     scans: FairSemaphore<PrincipalKind>,
-    /// The policies that are on record.
+    /// The policy revisions that are on record.
     revisions: RecordedRevisions,
     pub(crate) refusals: RefusalSampler,
     pub(crate) drops: DropCounters,
-    /// How long a record may take.
+    /// Time limit of a record.
     deadline: Duration,
     closing: CancellationToken,
 }
 
-/// What is recorded of an exchange beside the exchange itself.
+/// Data for the records of an exchange, besides the exchange itself.
 #[derive(Default)]
 pub(crate) struct ExchangeRecord {
     pub trail: ChainTrace,
-    /// When a server was asked.
+    /// When a request was sent to a server.
     asked: Option<Instant>,
-    /// The time that servers took.
+    /// Time spent in servers.
     in_server: Duration,
-    /// The digest of the image that the server runs from.
+    /// Image digest of the server's instance.
     pub image: Option<String>,
 }
 
 impl ExchangeRecord {
-    /// Notes that a stage took this long.
+    /// Notes the duration of a stage.
     pub fn stage(&mut self, name: &'static str, took: Duration) {
         self.trail.stages.push((name.into(), took));
     }
 
-    /// Notes that a stage in which servers were waited for took this long.
+    /// Notes the duration of a stage that waited for servers.
     pub fn server_stage(&mut self, name: &'static str, took: Duration) {
         self.in_server += took;
         self.stage(name, took);
     }
 
-    /// Notes that a server is asked now.
+    /// Notes that a request is being sent to a server.
     pub fn asked(&mut self) {
         self.asked = Some(Instant::now());
     }
 
-    /// Notes that the server, where it was asked, has answered or is not waited for any more.
+    /// Notes that the server, if a request was sent, has answered or is not waited for any more.
     pub fn answered(&mut self) {
         if let Some(asked) = self.asked {
             self.server_stage("server", asked.elapsed());
         }
     }
 
-    /// The time that the server took, where it was asked.
+    /// The server's time, if a request was sent.
     pub fn served(&self) -> Option<Duration> {
         self.asked.map(|_| self.in_server)
     }
@@ -132,8 +132,8 @@ impl Grounds<'_> {
 }
 
 impl Recorder {
-    /// A recorder of a proxy that starts with policies of this revision. A record may take as long as
-    /// `deadline`.
+    /// A recorder for a proxy that starts with policies of `revision`. `deadline` is the time limit
+    /// of a record.
     pub(crate) fn new(
         audit: Audit,
         metrics: Arc<Metrics>,
@@ -157,7 +157,7 @@ impl Recorder {
         })
     }
 
-    /// Records that an exchange is about to leave. Only then it may.
+    /// Records the intent of an exchange. The exchange may leave only afterwards.
     pub(crate) async fn record_intent(
         &self,
         exchange: &Exchange,
@@ -175,7 +175,7 @@ impl Recorder {
         written
     }
 
-    /// Records how an exchange that had an intent ended.
+    /// Records the outcome of an exchange that has an intent.
     pub(crate) async fn record_outcome(
         &self,
         exchange: &Exchange,
@@ -195,7 +195,7 @@ impl Recorder {
         self.audit.outcome(outcome.keeping(kept)).await
     }
 
-    /// Records that an exchange was refused before it left.
+    /// Records the refusal of an exchange that did not leave.
     pub(crate) async fn record_refusal(
         &self,
         exchange: &Exchange,
@@ -219,8 +219,8 @@ impl Recorder {
         }
     }
 
-    /// Records a refusal of a message that did not become an exchange, and makes its answer. The
-    /// refusals of a flood are recorded together, under the decision id that they share.
+    /// Records the refusal of a message that is not an exchange, and returns its response. Refusals
+    /// of a flood share one record and one decision id.
     pub async fn reject(
         &self,
         refusal: &Refusal,
@@ -263,19 +263,19 @@ impl Recorder {
         answer(decision)
     }
 
-    /// Whether one more refusal of this user, with this code, at the admin socket gets a record of
-    /// its own; if not, it is counted.
+    /// Whether the next refusal of this user with this code at the admin socket gets its own
+    /// record. If not, it is counted.
     pub fn records_admin_refusal(&self, user: &str, code: &'static str) -> bool {
         self.refusals.of_admin(user, code)
     }
 
-    /// What takes secrets out of texts.
+    /// A function that removes secrets from texts.
     pub(crate) fn scrub(&self) -> portcullis_audit::Scrub {
         let scrubber = self.scrubber.clone();
         Arc::new(move |text| scrubber.scrub(text))
     }
 
-    /// A text of a client's or a server's as a log may show it.
+    /// A client's or server's text without secrets, for logs.
     pub fn shown(&self, text: &str) -> String {
         let mut text = text.to_owned();
         self.scrubber.scrub(&mut text);
@@ -283,18 +283,18 @@ impl Recorder {
     }
 
     fn grounds<'a>(&self, record: &'a ExchangeRecord) -> Grounds<'a> {
-        // Where none decided, those that would have.
+        // Without a decision, the present policies.
         let decided = record.trail.revision.clone();
         let revision = decided.unwrap_or_else(|| self.policies.revision().to_string());
         Grounds { record, revision }
     }
 
-    /// All that a request holds, as a person may see it.
+    /// A request's parameters as a person may see them.
     pub(crate) async fn shown_params(&self, exchange: &Exchange) -> Option<Kept> {
         self.kept(exchange, Some(exchange.request.raw().clone())).await
     }
 
-    /// A body as it is kept: without its secrets, and cut to size.
+    /// A body as it is kept: without its secrets and cut to size.
     async fn kept(&self, exchange: &Exchange, body: Option<Bytes>) -> Option<Kept> {
         let body = body?;
         let (scrubber, bytes) = (self.scrubber.clone(), body.len());
@@ -309,7 +309,7 @@ impl Recorder {
             return Some(Kept::failed("the proxy is shutting down"));
         };
         let looked = tokio::task::spawn_blocking(move || {
-            // Held to the end of the work, also where nobody waits for it any more.
+            // Held to the end of the work, even if the caller is gone.
             let _turn = turn;
             look()
         });
@@ -317,11 +317,11 @@ impl Recorder {
     }
 }
 
-/// The text of the arguments; where the method has none by that name, of its parameters without
-/// `_meta`.
+/// The text of the arguments. Methods without arguments have their parameters without `_meta`
+/// instead.
 fn arguments(exchange: &Exchange) -> Bytes {
     let raw = exchange.request.raw();
-    // What can't be read is not kept, for that reason.
+    // Unreadable text is returned as it is; it will not be kept, because it cannot be read.
     let Ok(params) = Object::parse(raw.clone()) else { return raw.clone() };
     params.get("arguments").unwrap_or_else(|| params.with(&[("_meta", None)]))
 }

@@ -1,4 +1,4 @@
-//! Policies that are read again, on record before anything is that they decide.
+//! Records reloads of policies: a revision is on record before anything that it decides.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -11,16 +11,16 @@ use portcullis_audit::{
 };
 use portcullis_policy::{Reload, Revision};
 
-/// Revisions that are known to be on record. What a message was decided by is one of the last.
+/// Revisions that are known to be on record. Messages are decided by one of the last ones.
 const KNOWN: usize = 64;
-/// Between two tries to record one.
+/// Pause between two attempts to record a revision.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// The revisions of policies that are on record.
+/// The policy revisions that are on record.
 pub(crate) struct RecordedRevisions(watch::Sender<VecDeque<String>>);
 
 impl RecordedRevisions {
-    /// With the one that the proxy started with.
+    /// Starts with the revision that the proxy started with.
     pub fn new(first: Revision) -> Self {
         Self(watch::Sender::new([first.to_string()].into()))
     }
@@ -43,7 +43,7 @@ impl Recorder {
     /// Waits until it is on record that policies of this revision took effect.
     ///
     /// # Errors
-    /// [`Unavailable`] where that takes as long as no record may.
+    /// [`Unavailable`] if that takes longer than the time limit of a record.
     pub(crate) async fn revision_recorded(&self, revision: &str) -> Result<(), Unavailable> {
         if self.revisions.has(revision) {
             return Ok(());
@@ -56,8 +56,8 @@ impl Recorder {
         }
     }
 
-    /// Records every reload of the policies, taken or not, in their order. Goes on until the last
-    /// one before the end is on record.
+    /// Records every reload of the policies, applied or rejected, in order. Ends after the last one
+    /// before the proxy stops is on record.
     pub(crate) async fn record_reloads(self: Arc<Self>, mut reloads: mpsc::Receiver<Reload>) {
         loop {
             let reload = tokio::select! {
@@ -84,8 +84,8 @@ impl Recorder {
         }
     }
 
-    /// Records policies that took effect, however often that has to be tried: until then no message
-    /// passes that they decided.
+    /// Records policies that took effect, with retries until it succeeds. Messages that they
+    /// decided do not pass before that.
     async fn record_policies(&self, loaded: PolicyLoaded) {
         while let Err(error) = self.audit.record_event(loaded.clone()).await {
             tracing::error!(%error, "new policies could not be recorded; refusing what they decide");

@@ -1,4 +1,4 @@
-//! Which refusals get a record of their own, and what is recorded of the others.
+//! Sampling of refusals: which get a record of their own, and how the others are counted.
 //!
 //! A refusal costs its sender little and the audit log a synced record, so a flood of refusals
 //! could fill the log's disk. Each source of refusals (a principal, a network without a proven
@@ -41,47 +41,46 @@ use portcullis_protocol::{
 };
 use portcullis_upstream::InstanceKey;
 
-/// Records a second, and at once, of one principal whose identity is proven.
+/// Records a second, and burst, of one principal with a proven identity.
 const PRINCIPAL_RATE: (u32, u32) = (100, 1_000);
-/// Records a second, and at once, of all others of one network.
+/// Records a second, and burst, of all other callers of one network.
 const NETWORK_RATE: (u32, u32) = (20, 100);
-/// Records a second, and at once, of all others of all networks.
+/// Records a second, and burst, of all other callers of all networks.
 const NETWORKS_RATE: (u32, u32) = (100, 500);
-/// Records a second, and at once, of what one server says for one client, or for all.
+/// Records a second, and burst, of one server's messages for one client, or for all.
 const SERVER_RATE: (u32, u32) = (10, 50);
-/// Records a second, and at once, of what the admin socket refuses.
+/// Records a second, and burst, of the admin socket's refusals.
 const ADMIN_RATE: (u32, u32) = (5, 50);
-/// Networks whose rates are counted; while there are more, further ones have no records of their
+/// Networks whose rates are counted. While there are more, further networks get no records of their
 /// own.
 const MAX_NETWORKS: usize = 10_000;
-/// Summaries that callers without a proven identity may have open at once, besides one for each
-/// code.
+/// Open summaries of all callers without a proven identity, besides one for each code.
 const MAX_STRANGERS_SUMMARIES: usize = 256;
-/// Summaries that any other source may have open at once, besides one for each code.
+/// Open summaries of any other source, besides one for each code.
 const MAX_SUMMARIES: usize = 64;
-/// How long refusals are counted before the count is recorded.
+/// Time for which refusals are counted before the count is recorded.
 const INTERVAL: Duration = Duration::from_secs(10);
 /// Counts that wait for the disk at once.
 const WRITES: usize = 32;
 
-/// What limits the records of refusals, and counts the refusals that get none.
+/// Limits the records of refusals, and counts the refusals without a record.
 pub(crate) struct RefusalSampler {
     principals: DefaultKeyedRateLimiter<PrincipalKind>,
-    /// By network; `None` stands for callers that come over no network.
+    /// By network; `None` stands for callers that do not use a network.
     networks: DefaultKeyedRateLimiter<Option<IpAddr>>,
     all_networks: DefaultDirectRateLimiter,
     servers: DefaultKeyedRateLimiter<ServerSource>,
-    /// Notifications of changed lists, apart: other chatter must not swallow them.
+    /// Notifications of changed lists, separate so that other messages do not displace them.
     changes: DefaultKeyedRateLimiter<ServerSource>,
     admin: DefaultDirectRateLimiter,
     open: Mutex<HashMap<Source, HashMap<RefusalGroup, Open>>>,
 }
 
-/// A server, and the client that its instance runs for, if one alone: what one client's instance
-/// says must not silence another's.
+/// A server, and the client of its dedicated instance, if any: messages of one client's instance
+/// must not silence another's.
 type ServerSource = (ServerName, Option<InstanceKey>);
 
-/// Whose refusals are counted apart from all others.
+/// Source whose refusals are counted separately.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Source {
     Principal(PrincipalKind),
@@ -91,11 +90,11 @@ enum Source {
     Admin,
 }
 
-/// A summary and what is not recorded of it yet.
+/// A summary and its count that is not recorded yet.
 struct Open {
     summary: Arc<Summary>,
     count: u64,
-    /// When the first of them was refused.
+    /// Time of the first refusal in the count.
     since: Timestamp,
     began: Instant,
 }
@@ -104,7 +103,7 @@ struct Open {
 pub(crate) struct Summary {
     pub id: DecisionId,
     group: RefusalGroup,
-    /// Becomes true once the log was asked to open it. Absent as long as nobody was given the id.
+    /// Becomes true once opening it in the log was attempted. Empty until the id is first used.
     opened: OnceLock<watch::Receiver<bool>>,
 }
 
@@ -117,8 +116,8 @@ struct Due {
 }
 
 impl Summary {
-    /// Waits until the id is on record. The log is asked once: if it takes no records then, the count
-    /// of these refusals puts the id on record later.
+    /// Waits until the id is on record. This is attempted once. If the log takes no records then,
+    /// the count of these refusals puts the id on record later.
     pub async fn on_record(self: &Arc<Self>, audit: &Audit) {
         let opened = self.opened.get_or_init(|| {
             let (sender, receiver) = watch::channel(false);
@@ -135,7 +134,7 @@ impl Summary {
             });
             receiver
         });
-        // Fails only where the task ended early, which is as good as its end.
+        // Fails only if the task ended early, which counts as its end.
         let _ = opened.clone().wait_for(|done| *done).await;
     }
 }
@@ -153,7 +152,7 @@ impl RefusalSampler {
         }
     }
 
-    /// The summary that counts a refusal on arrival; `None` where it gets a record of its own.
+    /// The summary that counts a refusal on arrival; `None` if it gets a record of its own.
     pub fn on_arrival(
         &self,
         code: Code,
@@ -196,24 +195,24 @@ impl RefusalSampler {
         recorded
     }
 
-    /// The summary that counts what a server is refused; `None` where that gets a record of its
+    /// The summary that counts a refusal of a server's message; `None` if it gets a record of its
     /// own.
     pub fn of_server(&self, server: &ServerName, code: &'static str) -> Option<Arc<Summary>> {
         let recorded = self.admits(server, None);
         (!recorded).then(|| self.dropped(server, code))
     }
 
-    /// Whether what a server says unasked is taken, within its rate.
+    /// Whether a server message outside of calls is accepted, within its rate.
     pub fn admits(&self, server: &ServerName, party: Option<&InstanceKey>) -> bool {
         self.servers.check_key(&(server.clone(), party.cloned())).is_ok()
     }
 
-    /// Whether a change of which a server tells is handed on, within its rate.
+    /// Whether a server's change notification is forwarded, within its rate.
     pub fn admits_change(&self, server: &ServerName, party: Option<&InstanceKey>) -> bool {
         self.changes.check_key(&(server.clone(), party.cloned())).is_ok()
     }
 
-    /// Counts what a server said beyond its rate.
+    /// Counts a server message beyond its rate.
     pub fn dropped(&self, server: &ServerName, code: &'static str) -> Arc<Summary> {
         let group = RefusalGroup { server: Some(server.to_string()), ..RefusalGroup::of(code) };
         self.count(Source::Server(server.clone()), group)
@@ -241,7 +240,7 @@ impl RefusalSampler {
         open.summary.clone()
     }
 
-    /// The counts that are to be recorded now: those of an interval that is over, at the end all.
+    /// The counts to record now: those whose interval is over, or with `end` all.
     fn due(&self, end: bool) -> Vec<Due> {
         let open = self.open.lock();
         let all = open
@@ -257,7 +256,7 @@ impl RefusalSampler {
             .collect()
     }
 
-    /// Takes off what was recorded. A summary that counted more meanwhile keeps its id.
+    /// Subtracts the recorded count. A summary that counted more meanwhile keeps its id.
     fn recorded(&self, due: &Due) {
         let mut all = self.open.lock();
         let Some(groups) = all.get_mut(&due.source) else { return };
@@ -273,7 +272,7 @@ impl RefusalSampler {
         }
     }
 
-    /// Forgets the rates of sources at rest.
+    /// Forgets the rates of inactive sources.
     fn sweep(&self) {
         self.principals.retain_recent();
         self.principals.shrink_to_fit();
@@ -287,8 +286,8 @@ impl RefusalSampler {
 }
 
 impl Recorder {
-    /// Records the counts of refusals that have no record of their own, once it is time, or `end`.
-    /// Counts that the log does not take are kept for the next time.
+    /// Records the counts of refusals without a record of their own, when they are due or with
+    /// `end`. Counts that the log does not take are kept for the next time.
     pub(crate) async fn summarize_refusals(&self, end: bool) {
         self.refusals.sweep();
         let all = self.refusals.due(end);
@@ -355,24 +354,24 @@ mod tests {
         let refusals = RefusalSampler::new();
         let (carol, dave) = (client("carol"), client("dave"));
         let stranger = |address: &str| refusals.on_arrival(CODE, None, at(address));
-        // One network, and then so many that what all networks have together is spent.
+        // One network, then enough networks to use up the shared rate.
         let flood = (0..5_000).filter(|_| stranger("192.0.2.1").is_some()).count();
         assert!(flood > 4_000, "{flood}");
         (0..1_000_u32).for_each(|n| drop(stranger(&IpAddr::from(n.to_be_bytes()).to_string())));
         assert!(stranger("198.51.100.7").is_some());
-        // Of the same address.
+        // From the same address.
         let probe = |who| refusals.on_arrival(Code::DuplicateKey, Some(who), at("192.0.2.1"));
         assert!((0..60).all(|_| probe(&carol).is_none()));
         assert!((0..6_000).any(|_| probe(&dave).is_some()));
         assert!((0..60).all(|_| probe(&carol).is_none()));
-        // A caller without a key is nobody's principal.
+        // A caller without a key has no principal of its own.
         let nobody = Principal::anonymous();
         assert!(refusals.on_arrival(CODE, Some(&nobody), at("192.0.2.1")).is_some());
 
         let server: ServerName = "notes".parse().unwrap();
         assert!((0..5_000).any(|_| refusals.of_server(&server, "method-unknown").is_some()));
         assert!((0..5_000).any(|_| !refusals.of_admin("eve", "admin-role-missing")));
-        // Neither another client's instance nor changed lists are silenced by a server's chatter.
+        // A server's flood silences neither another client's instance nor changed lists.
         let session = InstanceKey::Session(SessionId::presented("x"));
         assert!(refusals.admits(&server, Some(&session)));
         assert!(refusals.admits_change(&server, None));
@@ -409,7 +408,7 @@ mod tests {
         assert!(refusals.due(false).is_empty(), "the interval is not over");
         let due = refusals.due(true);
         assert_eq!(due.iter().map(|due| due.count).sum::<u64>(), left_out);
-        // What comes while the count is written is another count of the same id.
+        // Refusals that arrive while the count is written get another count of the same id.
         let id = refuse().expect("a flood").id;
         due.iter().for_each(|due| refusals.recorded(due));
         let rest = refusals.due(true);

@@ -1,4 +1,4 @@
-//! The audit log's retention: old segments are dropped while the proxy runs, and on demand.
+//! Retention of the audit log: drops old segments, periodically and on demand.
 
 use std::{sync::Arc, time::Duration};
 
@@ -6,13 +6,13 @@ use crate::{Gateway, builder};
 use portcullis_audit::{Audit, Limits, PruneFault, Pruned};
 use portcullis_config::Config;
 
-/// How often it is looked whether segments are to be dropped.
+/// Interval between two checks for segments to drop.
 const INTERVAL: Duration = Duration::from_secs(60);
-/// How long another process may have the store.
+/// Time for which another process may have the store locked.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 impl Gateway {
-    /// Drops the segments for which `audit.retention` leaves no room, or only names them.
+    /// Drops the segments that `audit.retention` leaves no room for. With `dry`, only lists them.
     ///
     /// # Errors
     /// [`PruneFault`].
@@ -21,7 +21,7 @@ impl Gateway {
         prune(&self.audit, &self.config, undelivered, dry).await
     }
 
-    /// Does so again and again until the proxy closes.
+    /// Prunes periodically until the proxy stops.
     pub(crate) async fn run_retention(self: Arc<Self>) {
         let retention = &self.config.audit.retention;
         if retention.max_age.is_none() && retention.max_size.is_none() {
@@ -44,14 +44,14 @@ impl Gateway {
     }
 }
 
-/// The same for a log that no proxy has open.
+/// Prunes a log that no running proxy has open.
 ///
 /// # Errors
-/// Where the log can't be opened, or as [`Proxy::prune`].
+/// If the log cannot be opened, or as [`Gateway::prune`].
 pub async fn prune_offline(config: &Config, dry: bool) -> anyhow::Result<Pruned> {
     let opened = builder::open(config, PATIENCE, None).await;
     let audit = opened.map_err(|fault| anyhow::anyhow!("{fault}: {}", fault.remedy()))?;
-    // How far streams are is the proxy's to know: without one, none of their records goes by age.
+    // Only a proxy knows the progress of exports. Without one, their records do not expire by age.
     let undelivered = (!config.audit.export.is_empty()).then_some(0);
     Ok(prune(&audit, config, undelivered, dry).await?)
 }

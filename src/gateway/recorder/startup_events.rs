@@ -1,5 +1,5 @@
-//! What is on record of a start, and of one that failed: what the proxy goes by, and what it was
-//! told to do and could not.
+//! Events of a start, also of a failed one: the config, policies and plugins in use, and those that
+//! could not be loaded.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -21,7 +21,7 @@ use portcullis_interceptors::{
 use portcullis_protocol::{identity::Change, names::ServerName};
 use portcullis_upstream::SecretError;
 
-/// How long who records alone waits for a store that a running proxy may have.
+/// Time to wait for a store that a running proxy may have open.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 fn version() -> String {
@@ -32,7 +32,7 @@ fn count(members: usize) -> u64 {
     u64::try_from(members).unwrap_or(u64::MAX)
 }
 
-/// What a config comes to, as its file is now.
+/// The event of a loaded config, from its present file.
 fn config(loaded: &Loaded) -> ConfigLoaded {
     let chain = loaded.config.chain();
     ConfigLoaded {
@@ -43,7 +43,7 @@ fn config(loaded: &Loaded) -> ConfigLoaded {
     }
 }
 
-/// These policies, in force.
+/// The event of policies in force.
 pub(crate) fn policies(status: &portcullis_policy::Status) -> PolicyLoaded {
     PolicyLoaded {
         revision: status.revision.to_string(),
@@ -54,7 +54,7 @@ pub(crate) fn policies(status: &portcullis_policy::Status) -> PolicyLoaded {
     }
 }
 
-/// A plugin that was loaded.
+/// The event of a loaded plugin.
 pub(crate) fn plugin(
     entry: &InterceptorEntry,
     config: &plugin::Config,
@@ -73,7 +73,7 @@ pub(crate) fn plugin(
     }
 }
 
-/// What a config gives a plugin: functions, hosts and secrets.
+/// The grants of a plugin in the config: functions, hosts and secrets.
 fn grants(config: &plugin::Config) -> Vec<String> {
     let functions = config.grants.functions().into_iter().map(|one| one.as_str().to_owned());
     let hosts = config.grants.hosts().map(|host| format!("http:{host}"));
@@ -81,12 +81,12 @@ fn grants(config: &plugin::Config) -> Vec<String> {
     functions.chain(hosts).chain(secrets).collect()
 }
 
-/// A plugin that was not loaded.
+/// The event of a plugin that was not loaded.
 pub(crate) fn no_plugin(entry: &InterceptorEntry, path: &Path, why: String) -> PluginRefused {
     PluginRefused { plugin: entry.name().to_owned(), file: path.display().to_string(), reason: why }
 }
 
-/// A secret that does not resolve; `kept` if its previous value stays in use.
+/// The event of a secret that does not resolve; `kept` if its previous value stays in use.
 pub(crate) fn no_secret(server: &ServerName, not: &SecretError, kept: bool) -> SecretUnresolved {
     SecretUnresolved {
         server: server.to_string(),
@@ -99,8 +99,8 @@ pub(crate) fn no_secret(server: &ServerName, not: &SecretError, kept: bool) -> S
 }
 
 impl GatewayBuilder {
-    /// Records the start, and tells the revision of the policies that it records. The proxy takes no
-    /// message before.
+    /// Records the start, and returns the policy revision in that record. The proxy accepts
+    /// messages only afterwards.
     pub(crate) async fn record(
         &self,
         loaded: &Loaded,
@@ -120,11 +120,11 @@ impl GatewayBuilder {
 }
 
 impl StartFailure {
-    /// Records that the proxy did not start, where the store can be had. Where it can't, this is
-    /// all that is left to say so.
+    /// Records that the proxy did not start, if the store is available. Otherwise the failure is
+    /// only logged.
     pub async fn record(&self, loaded: &Loaded) {
         let (reason, first) = match self {
-            // Then there is nothing to record it in.
+            // The log itself is unavailable.
             Self::Audit(_) => return,
             Self::Config(found, happened) => {
                 let all: Vec<_> = found.iter().map(ToString::to_string).collect();
@@ -140,8 +140,7 @@ impl StartFailure {
     }
 }
 
-/// Records that the proxy did not start, after what happened on the way, where the store can be
-/// had.
+/// Records the events of a start and then its failure, if the store is available.
 pub async fn record_start_failure(loaded: &Loaded, happened: Vec<Event>, reason: String) {
     let last = ProxyStartFailed { version: version(), reason }.into();
     let all = [vec![config(loaded).into()], happened, vec![last]].concat();
@@ -150,27 +149,27 @@ pub async fn record_start_failure(loaded: &Loaded, happened: Vec<Event>, reason:
     }
 }
 
-/// Records what happens while no proxy runs.
+/// Records events while no proxy is running.
 ///
 /// # Errors
-/// [`Unavailable`], also where a proxy runs after all.
+/// [`Unavailable`], also if a proxy is running after all.
 pub async fn record_offline(loaded: &Loaded, all: Vec<Event>) -> Result<(), Unavailable> {
-    // No secret was read, so what is known by its form is all to look for.
+    // No secret was read, so only secrets with a known form can be found.
     let scrub = Scrubber::new(&[])
         .ok()
         .map(|scrubber| -> Scrub { Arc::new(move |text: &mut String| scrubber.scrub(text)) });
     let audit = crate::builder::open(&loaded.config, PATIENCE, scrub).await?;
     for happening in all {
-        // No call goes on here, so that nothing is let pass without its record.
+        // No calls happen here, so the record itself is required.
         audit.record_required(happening).await?;
     }
     Ok(())
 }
 
-/// Records what is done with images while no proxy runs.
+/// Records changes of images while no proxy is running.
 ///
 /// # Errors
-/// As [`record_alone`]: then what is still to be done must not be.
+/// As [`record_offline`]: then the remaining changes must not be made.
 pub async fn record_images_offline(
     loaded: &Loaded,
     all: Vec<ImageDone>,
@@ -179,10 +178,10 @@ pub async fn record_images_offline(
     record_offline(loaded, all.into_iter().map(|done| done.by(by.clone())).collect()).await
 }
 
-/// Records a change among the clients that is about to be made while no proxy runs.
+/// Records a change of clients before it is made, while no proxy is running.
 ///
 /// # Errors
-/// As [`record_alone`]: then it must not be made.
+/// As [`record_offline`]: then the change must not be made.
 pub async fn record_client_offline(
     loaded: &Loaded,
     change: Change,

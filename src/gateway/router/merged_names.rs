@@ -1,4 +1,4 @@
-//! What the merged lists show of one server's list, by the names that they have there.
+//! The merged lists' view of one server's list, by merged names.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -9,17 +9,17 @@ use portcullis_protocol::exchange::Definition;
 use portcullis_protocol::tool_names;
 use portcullis_upstream::{Items, ListKind, Notices};
 
-/// One list of a server as the merged lists have it.
+/// One list of a server, as in the merged lists.
 #[derive(Debug, Default)]
 pub struct MergedNames {
     items: Items,
     entries: Vec<Entry>,
-    /// Where a merged name stands.
+    /// Indexes of the entries by merged name.
     places: HashMap<String, usize>,
     notices: Notices,
 }
 
-/// One item under the name that the merged lists have for it.
+/// One item with its merged name.
 #[derive(Debug)]
 pub struct Entry {
     pub name: String,
@@ -27,8 +27,8 @@ pub struct Entry {
 }
 
 impl MergedNames {
-    /// What is shown of a list behind this prefix. Where there is none, names that look as if they
-    /// stood behind one of `others` are left out.
+    /// The entries of a list under this prefix. Without a prefix, names that look like those with a
+    /// prefix of `others` are left out.
     pub fn of(items: Items, offer: ListKind, prefix: &str, others: &[String]) -> Self {
         let named = matches!(offer, ListKind::Tools | ListKind::Prompts);
         let outward: Vec<String> =
@@ -38,7 +38,7 @@ impl MergedNames {
                     if named { tool_names::outward(prefix, &item.name) } else { item.name.clone() }
                 })
                 .collect();
-        // A name that fits is not taken away by one that had to be changed, wherever they stand.
+        // A name that fits takes precedence over a changed one, whatever their order.
         let fits =
             |item: &Definition, name: &str| tool_names::inner(prefix, name) == Some(&*item.name);
         let fitting: HashSet<&str> = (items.iter().zip(&outward))
@@ -85,22 +85,22 @@ impl MergedNames {
         catalog
     }
 
-    /// The list as the server has it.
+    /// The server's own list.
     pub fn items(&self) -> &Items {
         &self.items
     }
 
-    /// What merged lists show of it, in the server's order.
+    /// The entries of merged lists, in the server's order.
     pub fn entries(&self) -> &[Entry] {
         &self.entries
     }
 
-    /// The item of a name in merged lists.
+    /// The item with a merged name.
     pub fn get(&self, name: &str) -> Option<&Arc<Definition>> {
         self.places.get(name).map(|at| &self.entries[*at].item)
     }
 
-    /// What was left out, and why.
+    /// The items that were left out, with the causes.
     pub fn notices(&self) -> impl Iterator<Item = String> {
         self.items.notices().iter().chain(self.notices.iter())
     }
@@ -148,7 +148,7 @@ mod tests {
 
     #[test]
     fn names_that_could_deceive_are_left_out() {
-        // A Cyrillic letter, a zero-width space, and one that turns the writing around.
+        // A Cyrillic letter, a zero-width space, and a right-to-left override.
         let names = ["re\u{430}d", "read", "re\u{200b}ad", "\u{202e}daer", "\u{440}\u{443}"];
         let (shown, notices) = shown("p", names);
         assert_eq!(shown.len(), 2, "{shown:?}");
@@ -199,7 +199,7 @@ mod tests {
                 catalog.entries().iter().map(|entry| entry.name.clone()).collect::<Vec<_>>()
             };
             prop_assert_eq!(name(&catalog), name(&again));
-            // All that is of letters, digits and punctuation of ASCII is there.
+            // All names of ASCII letters, digits and punctuation are present.
             let plain = list.iter().filter(|item| item.name.bytes().all(|b| b.is_ascii_graphic()));
             prop_assert!(plain.count() <= catalog.entries().len());
         }

@@ -1,9 +1,9 @@
 //! The server of a tool, prompt or resource, and the content of the merged lists.
 //!
 //! # Invariants
-//! - Merged names are the operator's. The name that a server gives itself or its tools can neither
-//!   move nor shadow what another server offers: at the endpoint of all servers, every tool and
-//!   prompt has its server's prefix.
+//! - The operator decides merged names. A server cannot move or shadow another server's items by
+//!   its own name or those of its tools: at the endpoint of all servers, every tool and prompt has
+//!   its server's prefix.
 
 mod merged_names;
 mod pages;
@@ -35,34 +35,34 @@ use server_lists::ServerLists;
 pub use pages::{Cursor, Page, PageLimits};
 pub use selectors::selects_once;
 
-/// Where a message goes.
+/// Destination of a message.
 pub struct Route {
-    /// The server; without one the proxy answers itself.
+    /// The server; if absent, the proxy answers itself.
     pub server: Option<Arc<Server>>,
     pub target: Target,
-    /// `params` with names as the server knows them, where they differ from what the client sent.
+    /// `params` with the server's own names, if they differ from the client's.
     pub params: Option<Bytes>,
 }
 
-/// All servers of the config, in its order. Others may take their places while the proxy runs; who
-/// looks at them looks at one set of them.
+/// All servers of the config, in its order. Reloads replace the whole set, so each operation sees
+/// one consistent set.
 pub struct Router {
     shelves: ArcSwap<Shelves>,
 }
 
 type Shelves = IndexMap<ServerName, Arc<ServerLists>>;
 
-/// Answers whether this principal could use something, before a server is started to look.
+/// Decides whether a principal may use an item, before a server is started to look for it.
 pub trait Visibility: Sync {
-    /// A tool of which nothing is known but its name.
+    /// Whether it may call a tool, judged by the tool's name.
     fn tool(&self, server: &ServerName, name: &str) -> bool;
     fn prompt(&self, server: &ServerName, name: &str) -> bool;
-    /// Whether it could have arguments of a prompt completed.
+    /// Whether it may complete arguments of a prompt.
     fn completes(&self, server: &ServerName, name: &str) -> bool;
     fn resource(&self, server: &ServerName, uri: &str) -> bool;
-    /// A server's lists, among those of all servers.
+    /// Whether it may see a server's lists in the merged lists.
     fn server(&self, server: &ServerName) -> bool;
-    /// An item of a list.
+    /// Whether it may see an item of a list.
     fn item(&self, offer: ListKind, definition: &Definition) -> bool;
 }
 
@@ -74,8 +74,7 @@ impl Router {
         router
     }
 
-    /// Has these servers in the place of those before. One that was there before keeps what is known
-    /// of its lists.
+    /// Replaces the servers. A server that remains keeps its known lists.
     pub fn set(&self, servers: impl IntoIterator<Item = Arc<Server>>) {
         let servers: Vec<_> = servers.into_iter().collect();
         let prefixes: Vec<_> =
@@ -83,7 +82,7 @@ impl Router {
         let before = self.shelves.load();
         let shelves = servers.into_iter().map(|server| {
             let own = server_lists::prefix(&server);
-            // Only what stands behind no prefix could be taken for another's.
+            // Only names without a prefix could be mistaken for another server's.
             let others: Vec<_> = match own.is_empty() {
                 true => prefixes.iter().filter(|other| *other != own).cloned().collect(),
                 false => Vec::new(),
@@ -95,7 +94,7 @@ impl Router {
         self.shelves.store(Arc::new(shelves.collect()));
     }
 
-    /// The servers that a view shows.
+    /// The servers of a view.
     pub fn servers(&self, view: &View) -> Vec<Arc<Server>> {
         match view {
             View::All => self.shelves.load().values().map(|shelf| shelf.server.clone()).collect(),
@@ -103,7 +102,7 @@ impl Router {
         }
     }
 
-    /// One server.
+    /// The server with this name.
     pub fn server(&self, name: &ServerName) -> Option<Arc<Server>> {
         self.shelves.load().get(name).map(|shelf| shelf.server.clone())
     }
@@ -116,11 +115,11 @@ impl Router {
             .ok_or_else(|| Refusal::new(Code::Unknown, format!("server `{name}` does not exist")))
     }
 
-    /// Finds where a request goes. A server is started to look for a tool only where `sight` says
-    /// that the principal could use it: who may do nothing starts nothing.
+    /// Finds the destination of a request. A server is started to look for a tool only if `sight`
+    /// allows the tool, so that clients without permission start no servers.
     ///
     /// # Errors
-    /// A refusal where the message names nothing that is there.
+    /// A refusal if the target does not exist.
     pub async fn route(
         &self,
         view: &View,
@@ -203,8 +202,8 @@ impl Router {
         }
     }
 
-    /// The server that a name belongs to, and the name there. Only for a name that can be one
-    /// that was changed, the server's list is asked what it stands for.
+    /// The server of a merged name, and its own name for the item. The server's list is requested
+    /// only for names that may have been changed.
     async fn owner(
         &self,
         view: &View,
@@ -229,9 +228,9 @@ impl Router {
         Ok((shelf, inner.to_owned()))
     }
 
-    /// The server whose prefix a name has, and the name without it.
+    /// The server with the prefix of a name, and the name without it.
     fn by_prefix<'n>(&self, outer: &'n str) -> Option<(Arc<ServerLists>, &'n str)> {
-        // The longest prefix wins. Where a server has none, all else is its own.
+        // The longest prefix wins. All other names belong to the server without a prefix.
         let shelves = self.shelves.load_full();
         shelves
             .values()
@@ -239,8 +238,8 @@ impl Router {
             .max_by_key(|(shelf, _)| shelf.prefix().len())
     }
 
-    /// The server and the target that a request names, for the record of a request that could not
-    /// be routed: by the letters of its name alone. No server is asked.
+    /// The server and the target of a request that could not be routed, for the record. Uses only
+    /// the text of the name; no server is involved.
     pub fn named(
         &self,
         view: &View,
@@ -282,8 +281,8 @@ impl Router {
         }
     }
 
-    /// The server of a prompt, and its name there. It must be listed where the principal `could` do
-    /// what it asks for.
+    /// The server of a prompt, and its own name for it. If the principal `could` do what it
+    /// requests, the prompt must be listed.
     async fn prompt(
         &self,
         view: &View,
@@ -292,7 +291,7 @@ impl Router {
         could: impl Fn(&ServerName, &str) -> bool,
     ) -> Result<(Arc<ServerLists>, String, Option<Arc<Definition>>), Refusal> {
         let (shelf, name) = self.owner(view, outer, ListKind::Prompts, sight).await?;
-        // Policy decides on a name to the letter, and a server may be less strict.
+        // Policy compares names exactly, but a server may not.
         let mut prompt = None;
         if could(&shelf.server.name, &name) {
             let found = shelf.whole(ListKind::Prompts).await;
@@ -310,9 +309,9 @@ impl Router {
         Ok((shelf, name, prompt))
     }
 
-    /// The server that holds a resource: the first in the config that lists it, else the one of
-    /// whose templates it is. Only servers of which the principal could read it are asked. One
-    /// that is away keeps what it listed: no other can speak in its place meanwhile.
+    /// The server of a resource: the first in the config that lists it, otherwise the first with a
+    /// matching template. Only servers whose resource the principal may read are involved. A server
+    /// that is unavailable keeps its last list, so no other can take over its resources meanwhile.
     async fn holder(
         &self,
         view: &View,
@@ -324,7 +323,7 @@ impl Router {
         }
         let shelves = self.shelves.load_full();
         let readable = shelves.values().filter(|s| sight.resource(&s.server.name, uri));
-        // What the principal can see in lists comes first.
+        // Items that the principal can see in lists come first.
         let (seen, unseen): (Vec<_>, Vec<_>) =
             readable.partition(|shelf| sight.server(&shelf.server.name));
         let candidates: Vec<_> = seen.into_iter().chain(unseen).collect();
@@ -341,7 +340,7 @@ impl Router {
         let mut first: Option<(&Arc<ServerLists>, Arc<MergedNames>)> = None;
         for (&shelf, list) in candidates.iter().zip(lists) {
             let Some(list) = list else { continue };
-            // The template itself, of which an argument is to be completed.
+            // The template itself, for the completion of an argument.
             if list.get(uri).is_some() && first.is_none() {
                 return Ok(shelf.server.clone());
             }
@@ -352,7 +351,7 @@ impl Router {
                         first = Some((shelf, list));
                     }
                 }
-                // A template that the first has, too, is the first's.
+                // A template that the first server has too belongs to the first.
                 Some((one, known)) => {
                     if matching.any(|entry| known.get(&entry.name).is_none()) {
                         return Err(Refusal::new(
@@ -373,13 +372,13 @@ impl Router {
         }
     }
 
-    /// Asks the servers again that are missing from lists: what kept them may be over. Who listens
-    /// hears of it where they are not any more.
+    /// Requests missing lists from their servers again, since the cause may be over. Listeners are
+    /// notified of lists that are complete again.
     pub fn ask_again(&self) {
         self.shelves.load().values().for_each(|shelf| shelf.ask_again());
     }
 
-    /// A server's name for something as merged lists have it.
+    /// The merged name of a server's item.
     pub fn outward(&self, server: &ServerName, name: &str) -> String {
         match self.shelves.load().get(server) {
             Some(shelf) => tool_names::outward(shelf.prefix(), name),
@@ -387,9 +386,9 @@ impl Router {
         }
     }
 
-    /// The names in this view that are nearest to one that is not there, of one server or all:
-    /// those that differ by their prefix alone, else those that are spelled alike. Only what `sight`
-    /// shows is among them, and no server is asked for a list.
+    /// The names in this view that are nearest to an unknown one, of one server or all: names that
+    /// differ only by their prefix, otherwise similar spellings. Contains only names that `sight`
+    /// shows, and requests no lists.
     pub fn nearest(
         &self,
         view: &View,
@@ -404,7 +403,7 @@ impl Router {
             None => *view == View::All && sight.server(&shelf.server.name),
         });
         let lists: Vec<_> = shelves.filter_map(|shelf| shelf.known(offer)).collect();
-        // Clients often leave the prefix out. Jaro-Winkler finds `notes__read` unlike `read`.
+        // Clients often omit the prefix. Jaro-Winkler rates `notes__read` unlike `read`.
         let entries = lists.iter().flat_map(|list| list.entries());
         let unprefixed = entries.filter(|entry| *view == View::All && entry.item.name == name);
         let unprefixed: Vec<_> = unprefixed
@@ -428,24 +427,24 @@ impl Router {
     }
 }
 
-/// What a server offers, if it says so soon, else what it last did.
+/// A server's list if it arrives soon, otherwise its last one.
 async fn last(shelf: &Arc<ServerLists>, offer: ListKind) -> Option<Arc<MergedNames>> {
     shelf.soon(offer).await.ok().or_else(|| shelf.known(offer))
 }
 
-/// Names that are suggested at once, at most.
+/// Limit of names that are suggested at once.
 const SUGGESTIONS: usize = 3;
-/// The longest name that is suggested to a client, in bytes.
+/// Longest name in bytes that is suggested to a client.
 const LONGEST_SUGGESTED: usize = 64;
 
-/// The refusal of a name that is not there.
+/// The refusal of an unknown name.
 pub fn unknown(near: &[String]) -> Refusal {
     let message = "the tool or prompt does not exist";
     Refusal::new(Code::Unknown, format!("{message}{}", did_you_mean(near)))
 }
 
-/// Names of tools are a server's words, and these pass no chain: only what can be nothing but a
-/// name is suggested.
+/// Suggests names of tools. A server chose them, and they pass no chain, so only texts that can be
+/// nothing other than a name are suggested.
 pub fn did_you_mean(near: &[String]) -> String {
     let plain = |name: &&String| {
         name.len() <= LONGEST_SUGGESTED

@@ -1,4 +1,4 @@
-//! Merged lists, a page at a time.
+//! Pages of merged lists.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -16,7 +16,7 @@ use portcullis_protocol::{
 };
 use portcullis_upstream::ListKind;
 
-/// What a page may hold. One item it always may.
+/// Limits of a page. One item always fits.
 #[derive(Debug, Clone, Copy)]
 pub struct PageLimits {
     pub items: usize,
@@ -28,18 +28,18 @@ pub struct PageLimits {
 pub struct Page {
     /// Each item's text.
     pub items: Vec<Bytes>,
-    /// Where the next page begins, where there is more.
+    /// Start of the next page, if there is one.
     pub next: Option<Cursor>,
 }
 
-/// The last item of a page. What comes and goes before it moves nothing behind it.
+/// The last item of a page. Changes before it do not move the items after it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cursor {
     #[serde(rename = "s")]
     server: ServerName,
     #[serde(rename = "n")]
     name: String,
-    /// Where it stood, should it be gone.
+    /// Its index, in case it is gone.
     #[serde(rename = "a")]
     at: usize,
 }
@@ -47,17 +47,17 @@ pub struct Cursor {
 /// One server's part of a list.
 struct Part {
     shelf: Arc<ServerLists>,
-    /// Its place in the config.
+    /// Its index in the config.
     at: usize,
     catalog: Arc<MergedNames>,
 }
 
 impl Router {
-    /// What a list shows in this view: each visible item's text, renamed where the view has
-    /// prefixes. Among several servers one that fails is left out.
+    /// A page of a list in this view: each visible item's text, with merged names if the view has
+    /// prefixes. Of several servers, those that fail are left out.
     ///
     /// # Errors
-    /// Where the view's only server does not say what it has.
+    /// If the view's only server does not return its list.
     pub async fn list(
         &self,
         view: &View,
@@ -131,8 +131,8 @@ impl Router {
         Ok(page)
     }
 
-    /// Whether a resource or a template is an earlier server's: that of the first in the config that
-    /// has it and could be asked for it by this principal. One that is away keeps what it had.
+    /// Whether a resource or a template belongs to an earlier server: the first in the config with
+    /// it that this principal may use. An unavailable server keeps its last list.
     fn shown_before(
         &self,
         parts: &[Part],
@@ -151,7 +151,7 @@ impl Router {
             })
     }
 
-    /// What an operator should know of one server's lists.
+    /// Findings about one server's lists for the operator.
     pub fn notices(&self, server: &ServerName) -> Vec<String> {
         let Ok(shelf) = self.shelf(server) else { return Vec::new() };
         let shelves = self.shelves.load_full();
@@ -184,7 +184,7 @@ impl Router {
     }
 }
 
-/// An item's text under the name that a list has for it.
+/// An item's text with its name in the list.
 fn outward(item: &Definition, offer: ListKind, name: &str) -> Bytes {
     if item.name == name {
         return item.definition.raw().clone();

@@ -1,5 +1,5 @@
-//! The member of `params` that selects what a request is about. Policy decides on it, so a server
-//! must find no other: a lenient one could act on a `uri` where policy decided on a `name`.
+//! The member of `params` that selects the target of a request. Policy decides on it, so it must be
+//! the only one: a lenient server could act on a `uri` when policy decided on a `name`.
 
 use portcullis_protocol::{
     codec::Object,
@@ -7,11 +7,11 @@ use portcullis_protocol::{
     refusal::{Code, Refusal},
 };
 
-/// The members of `params` that select something, over all methods.
+/// The members of `params` that select a target, over all methods.
 const SELECTORS: [&str; 4] = ["name", "uri", "ref", "taskId"];
 
-/// Refuses `params` with a member by which another method selects what it is about. Methods that
-/// MCP does not define are not looked at.
+/// Refuses `params` with a member that selects the target of another method. Methods that MCP does
+/// not define are not checked.
 ///
 /// # Errors
 /// `invalid-params`.
@@ -32,7 +32,7 @@ pub fn selects_once(method: &Method, params: &Object) -> Result<(), Refusal> {
     }
 }
 
-/// What a `completion/complete` is about.
+/// Target of a `completion/complete`.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Reference {
     /// A prompt, by its name.
@@ -41,8 +41,8 @@ pub(super) enum Reference {
     Resource(String),
 }
 
-/// Reads the `ref` of a `completion/complete`. Its members must be those of its `type` and no
-/// others (MCP schema, `PromptReference` and `ResourceTemplateReference`; `title` since 2025-06-18).
+/// Reads the `ref` of a `completion/complete`. It may only have the members of its `type` (MCP
+/// schema, `PromptReference` and `ResourceTemplateReference`; `title` since 2025-06-18).
 ///
 /// # Errors
 /// `invalid-params`.

@@ -1,10 +1,9 @@
-//! One server's lists, as the merged ones wait for them: soon, or not at all.
+//! One server's lists for the merged lists, with a time limit.
 //!
-//! A server that has not said within [`SOON`] what it offers goes on starting, or thinking, by
-//! itself. It is missing from the lists that were asked for meanwhile; when it has said it after
-//! all, those who listen hear that the list changed. Nobody waits for one of which it is known what it
-//! had when it last ran: it is started meanwhile. One that was late or failed is not waited for
-//! again until it has been punctual.
+//! A server that does not return its list within [`SOON`] continues in the background. It is
+//! missing from the lists requested meanwhile; when its list arrives, listeners are notified of the
+//! change. A server that is not running, but whose last list is known, is started without waiting
+//! for it. A server that was late or failed is not waited for again until it was punctual.
 
 use std::{
     sync::Arc,
@@ -20,13 +19,13 @@ use parking_lot::Mutex;
 use super::merged_names::MergedNames;
 use portcullis_upstream::{CallError, Items, ListKind, Server};
 
-/// How long a merged list waits for a server of which nothing is known.
+/// Time for which a merged list waits for a server without a known list.
 const SOON: Duration = Duration::from_secs(10);
 
-/// A server with what is known of its lists.
+/// A server with its known lists.
 pub struct ServerLists {
     pub server: Arc<Server>,
-    /// The prefixes of all other servers, where this one has none.
+    /// The prefixes of all other servers, if this one has none.
     others: Vec<String>,
     slots: [Mutex<CachedList>; 4],
 }
@@ -34,18 +33,18 @@ pub struct ServerLists {
 /// One list.
 #[derive(Default)]
 struct CachedList {
-    /// As it was last had.
+    /// The last list.
     catalog: Option<Arc<MergedNames>>,
     flight: Option<InFlightFetch>,
-    /// Why it is missing from merged lists, where it is.
+    /// Cause why it is missing from merged lists, if it is.
     missing: Option<String>,
-    /// Whether it was given out while the server did not run.
+    /// Whether it was used while the server was not running.
     told_before: bool,
-    /// Whether it was late, or failed, when it was last asked for.
+    /// Whether the last request for it was late or failed.
     late: bool,
 }
 
-/// The question for a list, while it is under way. All who ask meanwhile share it.
+/// A request for a list in flight. All callers meanwhile share it.
 #[derive(Clone)]
 struct InFlightFetch {
     since: Instant,
@@ -57,20 +56,20 @@ impl ServerLists {
         Arc::new(Self { server, others, slots: Default::default() })
     }
 
-    /// Whether it is of this very server, beside others of these prefixes.
+    /// Whether it belongs to this same server, with the same other prefixes.
     pub fn is_of(&self, server: &Arc<Server>, others: &[String]) -> bool {
         Arc::ptr_eq(&self.server, server) && self.others == others
     }
 
-    /// What stands before the server's names in merged lists.
+    /// The prefix of the server's names in merged lists.
     pub fn prefix(&self) -> &str {
         prefix(&self.server)
     }
 
-    /// A list, where the server says soon what it has.
+    /// A list, if the server returns it soon.
     ///
     /// # Errors
-    /// A [`Failure`] where it does not. Then it is missing, and the status says why.
+    /// A [`CallError`] if it does not. The list is then missing, and the status has the cause.
     pub async fn soon(self: &Arc<Self>, offer: ListKind) -> Result<Arc<MergedNames>, CallError> {
         if let Some(kept) = self.server.kept(offer) {
             return self.settle(offer, kept);
@@ -87,15 +86,14 @@ impl ServerLists {
         if self.is_missed(offer, &flight) {
             return Err(CallError::Timeout(SOON));
         }
-        // It arrived in this very moment.
+        // It arrived at this moment.
         flight.answer.await
     }
 
-    /// A list of the one server that is asked, at once where it is known what that had when it last
-    /// ran.
+    /// A list of the view's only server; its last list at once if the server is not running.
     ///
     /// # Errors
-    /// A [`Failure`] where it does not say.
+    /// A [`CallError`] if the server does not return it.
     pub async fn here(self: &Arc<Self>, offer: ListKind) -> Result<Arc<MergedNames>, CallError> {
         if self.server.kept(offer).is_none()
             && let Some(known) = self.before(offer).await
@@ -106,12 +104,12 @@ impl ServerLists {
         self.whole(offer).await
     }
 
-    /// What a server that does not run had when it did. Where it turns out to have something else by
-    /// now, those who listen hear that the list changed.
+    /// The last list of a server that is not running. If the server's new list differs, listeners
+    /// are notified of the change.
     async fn before(&self, offer: ListKind) -> Option<Arc<MergedNames>> {
         let items = self.server.known(offer).await?;
         let mut slot = self.slot(offer).lock();
-        // It was tried since, in vain.
+        // A later attempt failed.
         if slot.missing.is_some() {
             return None;
         }
@@ -124,7 +122,7 @@ impl ServerLists {
         Some(catalog)
     }
 
-    /// Notes that a list was given without this server's, where that is still under way.
+    /// Marks a list as missing if its request is still in flight.
     fn is_missed(&self, offer: ListKind, flight: &InFlightFetch) -> bool {
         let mut slot = self.slot(offer).lock();
         let under_way = slot.flight.as_ref().is_some_and(|now| now.answer.ptr_eq(&flight.answer));
@@ -137,7 +135,7 @@ impl ServerLists {
     /// A list, however long the server takes.
     ///
     /// # Errors
-    /// A [`Failure`] where it does not say.
+    /// A [`CallError`] if the server does not return it.
     pub async fn whole(self: &Arc<Self>, offer: ListKind) -> Result<Arc<MergedNames>, CallError> {
         if let Some(kept) = self.server.kept(offer) {
             return self.settle(offer, kept);
@@ -146,7 +144,7 @@ impl ServerLists {
         flight.answer.await
     }
 
-    /// A list as it was last had, for what must not wait.
+    /// The last known list, for callers that must not wait.
     pub fn known(&self, offer: ListKind) -> Option<Arc<MergedNames>> {
         self.slot(offer).lock().catalog.clone()
     }
@@ -160,7 +158,7 @@ impl ServerLists {
         }
     }
 
-    /// What an operator should know of the server's lists.
+    /// Findings about the server's lists for the operator.
     pub fn notices(&self) -> Vec<String> {
         let mut notices = Vec::new();
         for offer in ListKind::ALL {
@@ -174,7 +172,7 @@ impl ServerLists {
         notices
     }
 
-    /// The question that is under way, or a new one, and how long it is waited for.
+    /// The request in flight or a new one, and the time limit for waiting.
     fn flight(self: &Arc<Self>, offer: ListKind) -> (InFlightFetch, Duration) {
         let mut slot = self.slot(offer).lock();
         let patience = if slot.late { Duration::ZERO } else { SOON };
@@ -182,7 +180,7 @@ impl ServerLists {
             return (flight.clone(), patience);
         }
         let (shelf, since) = (self.clone(), Instant::now());
-        // A task of its own: it goes on when nobody waits any more.
+        // A task of its own, so that it continues without a waiting caller.
         let task = tokio::spawn(async move {
             let items = shelf.server.items(offer).await;
             shelf.land(offer, since.elapsed(), items)
@@ -213,7 +211,7 @@ impl ServerLists {
         self.settle(offer, items)
     }
 
-    /// Takes what a server said of a list.
+    /// Stores a server's list or failure.
     fn settle(
         &self,
         offer: ListKind,
@@ -251,7 +249,7 @@ impl ServerLists {
     }
 }
 
-/// What stands before a server's names in merged lists.
+/// The prefix of a server's names in merged lists.
 pub fn prefix(server: &Server) -> &str {
     server.settings.prefix.as_deref().unwrap_or(server.name.as_str())
 }

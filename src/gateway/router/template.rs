@@ -1,10 +1,10 @@
-//! Whether a URI is of a URI template (RFC 6570).
+//! Matching of URIs with URI templates (RFC 6570).
 
-/// Longest template that is taken, in bytes.
+/// Longest accepted template, in bytes.
 const LONGEST: usize = 1_024;
 
-/// Whether a URI could be an expansion of the template. A simple expression (`{var}`) stands for
-/// something without `/`; one with an operator (`{+var}`, `{?q}`) for anything or nothing.
+/// Whether a URI could be an expansion of the template. A simple expression (`{var}`) matches text
+/// without `/`; one with an operator (`{+var}`, `{?q}`) matches any text, also an empty one.
 ///
 /// A server writes the template, so the match must be linear: it is a regular expression.
 pub fn matches(template: &str, uri: &str) -> bool {

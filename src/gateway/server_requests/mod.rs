@@ -1,10 +1,10 @@
-//! What servers ask of clients.
+//! Server requests: requests from servers to clients.
 //!
 //! INVARIANTS
-//! - A question is an exchange of its own: it passes the chain before a client sees it, and the
-//!   client's answer passes it before the server does.
-//! - It is on record before it leaves, and however it ends (answer, refusal, time, withdrawal).
-//! - It goes to the client whose call the server answers, or for whom alone the server runs.
+//! - A server request is an exchange of its own: it passes the chain before a client gets it, and
+//!   the client's response passes the chain before the server gets it.
+//! - It is recorded before it leaves, and when it ends (response, refusal, timeout, withdrawal).
+//! - It goes to the client of the call or of the dedicated instance that it comes from.
 
 mod request_state;
 mod suspended_calls;
@@ -41,7 +41,7 @@ pub(crate) use request_state::{State, TTL};
 use suspended_calls::SuspendedCalls;
 pub(crate) use suspended_calls::{PendingInput, SuspendedCall};
 
-/// A question that passed the chain and is on record.
+/// A server request that passed the chain and is on record.
 pub(crate) struct ServerRequest {
     pub exchange: Exchange,
     record: ExchangeRecord,
@@ -50,21 +50,21 @@ pub(crate) struct ServerRequest {
     put: Instant,
 }
 
-/// Where a question goes, and its answer.
+/// Path of a server request to its client and of the response back.
 pub(crate) struct ReplyRoute {
     pub server: ServerName,
-    /// Who asks, to be told of progress.
+    /// The requesting instance, for progress notifications.
     pub instance: Option<(Arc<Instance>, Arc<Running>)>,
-    /// The stream of the call that it belongs to; without one the client's own stream.
+    /// The stream of the call that it belongs to; if absent, the session's stream.
     pub out: Option<mpsc::Sender<Bytes>>,
-    /// The call's clock, which stands still meanwhile.
+    /// The call's deadline, which is paused meanwhile.
     pub clock: Option<Deadline>,
-    /// Cancelled once the call is over, which takes the question back.
+    /// Cancelled when the call is over, which withdraws the request.
     pub over: CancellationToken,
 }
 
 impl ServerRequest {
-    /// `params` as they go to the client.
+    /// The `params` for the client.
     pub fn params(&self) -> Option<&Bytes> {
         let raw = self.exchange.request.raw();
         (self.sent || raw != "{}").then_some(raw)
@@ -76,11 +76,11 @@ pub(crate) struct ServerRequests {
     stages: Arc<Stages>,
     router: Arc<Router>,
     tasks: TaskTracker,
-    /// How long a client may take to answer.
+    /// Time limit for a client's response.
     pub timeout: Duration,
-    /// Calls that wait for the answers of clients without a session.
+    /// Calls that wait for responses of clients without a session.
     pub suspended: SuspendedCalls,
-    /// Seals what such clients hand back.
+    /// Seals the state that such clients return.
     seal: Arc<Seal>,
 }
 
@@ -96,10 +96,10 @@ impl ServerRequests {
         Arc::new(Self { stages, router, tasks, timeout, suspended, seal })
     }
 
-    /// Takes a server's question through the chain, and records that it is put.
+    /// Sends a server request through the chain and records its intent.
     ///
     /// # Errors
-    /// The text of the refusal for the server. It is on record.
+    /// The text of the refusal for the server. The refusal is on record.
     pub async fn admit(
         &self,
         guest: &ClientContext,
@@ -136,8 +136,8 @@ impl ServerRequests {
         Ok(ServerRequest { exchange, record, sent, put: Instant::now() })
     }
 
-    /// Takes a client's answer through the chain, and records how the question ended. The text of
-    /// the whole answer for the server.
+    /// Sends a client's response through the chain and records the outcome. Returns the text of the
+    /// whole response for the server.
     pub async fn complete(
         &self,
         question: ServerRequest,
@@ -189,8 +189,8 @@ impl ServerRequests {
         }
     }
 
-    /// Puts a server's request to the client of a legacy session, and sends its answer to the
-    /// server. Goes on by itself until it is answered or withdrawn.
+    /// Sends a server request to the client of a legacy session, and its response to the server.
+    /// Runs on a task of its own until it is answered or withdrawn.
     pub fn forward_to_client(
         self: &Arc<Self>,
         guest: ClientContext,
@@ -218,7 +218,7 @@ impl ServerRequests {
         self.tasks.spawn(in_turns(party, weight, work));
     }
 
-    /// Refuses a request or a notification of a server that has no client to go to; the text for the
+    /// Refuses a server's request or notification that has no client. Returns the text for the
     /// server.
     pub async fn refuse(
         &self,
@@ -232,14 +232,14 @@ impl ServerRequests {
         if let Some(summary) =
             self.stages.recorder.refusals.of_server(server, refusal.code.as_str())
         {
-            // What is not recorded one by one need not be looked at, either: it goes nowhere.
+            // Without a record of its own, it needs no other stages: it goes nowhere.
             self.stages.recorder.metrics.refusal(refusal.code);
             if id.is_some() {
                 summary.on_record(&self.stages.recorder.audit).await;
             }
             return Frame::error(id, refusal.to_rpc_error(summary.id).to_string().as_bytes());
         }
-        // A server is shared, so its question belongs to no client in particular.
+        // The instance is shared, so its request belongs to no particular client.
         let nobody = Principal {
             kind: PrincipalKind::Anonymous,
             groups: Vec::new(),
@@ -297,7 +297,7 @@ impl ServerRequests {
         let id = ask.id();
         let answered = async {
             let told = match &way.out {
-                // The call waits for its client's answer, so its stream should have room for it.
+                // The call waits for this response, so its stream should have room.
                 Some(out) => out.send(text).await.is_ok(),
                 None => session.tell(text),
             };
@@ -325,7 +325,7 @@ impl ServerRequests {
                     .detail(format!("limits.question-s = {}", limit.as_secs()))
             }
         };
-        // The client need not go on with it.
+        // The client should cancel it.
         let params = json!({ "requestId": id, "reason": refusal.message }).to_string();
         let text = Frame::notification(Method::CANCELLED, params.as_bytes());
         match &way.out {
@@ -336,7 +336,7 @@ impl ServerRequests {
     }
 }
 
-/// `params` and their `_meta` where the server wants to hear of progress, and its token.
+/// `params`, their `_meta` and the progress token, if the server wants progress notifications.
 fn token(params: &Bytes) -> Option<(Object, Object, Bytes)> {
     if !may_have(params, "progressToken") {
         return None;

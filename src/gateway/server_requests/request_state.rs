@@ -1,8 +1,8 @@
-//! `requestState`: what a client of 2026-07-28 is handed to hand back.
+//! `requestState`: sealed state that a client of 2026-07-28 returns with its next attempt.
 //!
-//! A server's own state is sealed into ours, so that nobody but the principal that it was given to
-//! can hand it back, and with no other request than the one that it was given for: the server
-//! sees all clients as one, the proxy.
+//! A server's own state is sealed into the proxy's. Only the principal that received it can return
+//! it, and only with the same request. The server cannot check that, since all clients are the same
+//! client to it, the proxy.
 
 use std::time::Duration;
 
@@ -21,24 +21,24 @@ use portcullis_protocol::{
 use portcullis_upstream::Server;
 
 const PURPOSE: &str = "requestState";
-/// How long a client may take to hand it back.
+/// Time in which a client can return it.
 pub(crate) const TTL: Duration = Duration::from_secs(3_600);
 
-/// What is sealed in a `requestState` of ours.
+/// Content of the proxy's `requestState`.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum State {
-    /// The server's own, as text.
+    /// The server's own state, as text.
     Server(String),
-    /// A call that is parked here.
+    /// Key of a call that is suspended in the proxy.
     Parked(Uuid),
 }
 
 impl ServerRequests {
-    /// A `requestState` for the answer of this exchange, as JSON text.
+    /// A `requestState` for the response of this exchange, as JSON text.
     ///
     /// # Errors
-    /// A refusal where it cannot be sealed.
+    /// A refusal if it cannot be sealed.
     pub fn seal_state(
         &self,
         server: &Server,
@@ -53,10 +53,10 @@ impl ServerRequests {
         Ok(Value::from(sealed).to_string().into())
     }
 
-    /// What is sealed in the `requestState` that a request hands back, where it has one.
+    /// Opens the `requestState` of a request; `None` if it has none.
     ///
     /// # Errors
-    /// A refusal where it was not given to this principal for this request, or too long ago.
+    /// A refusal if it was issued to another principal, for another request, or too long ago.
     pub fn open_state(
         &self,
         server: &Server,
@@ -87,9 +87,9 @@ fn fault(error: &dyn std::error::Error) -> Refusal {
         .detail(error.to_string())
 }
 
-/// What a state is bound to: the principal with its key, the server as the config has it, and the
-/// request except for what changes from one try to the next. So neither whoever has a client's name later
-/// nor what an entry means later can open it.
+/// Data that a state is bound to: the principal with its key, the server's config entry, and the
+/// request without the parts that change between attempts. A later client of the same name or a
+/// later entry cannot open it.
 fn bound(server: &Server, exchange: &Exchange) -> [u8; 32] {
     let mut digest = Sha256::new();
     let mut part = |part: &[u8]| {
@@ -115,7 +115,7 @@ fn bound(server: &Server, exchange: &Exchange) -> [u8; 32] {
     digest.finalize().into()
 }
 
-/// The same value with the keys of all objects in order: a client may serialize its retry again.
+/// A value with sorted object keys, since a client may serialize its retry differently.
 fn sorted(value: &Value) -> Value {
     match value {
         Value::Array(items) => items.iter().map(sorted).collect(),

@@ -1,8 +1,8 @@
-//! Calls of modern clients that wait for them: a legacy server asked something in the midst of one,
-//! and the client was told `input_required` (MCP 2026-07-28, multi-round-trip requests).
+//! Suspended calls of modern clients: a legacy server sent a request during the call, and the
+//! client got `input_required` (MCP 2026-07-28, multi-round-trip requests).
 //!
-//! INVARIANT: what is parked is taken up by the principal that made the call, with the request
-//! that it made: its key stands in a `requestState` that is sealed to both.
+//! INVARIANT: only the principal that made the call can resume it, with the same request: the key
+//! of the call is in a `requestState` that is sealed to both.
 
 use std::{
     collections::HashMap,
@@ -26,7 +26,7 @@ use portcullis_protocol::{
 };
 use portcullis_upstream::{Instance, PauseGuard, Running};
 
-/// Calls that may be parked at once, and those of one principal among them.
+/// Calls that may be suspended at once; the second constant is the limit of one principal.
 const MOST: usize = 1_024;
 const OF_ONE: usize = 64;
 
@@ -34,16 +34,16 @@ const OF_ONE: usize = 64;
 pub(crate) struct SuspendedCall {
     dialogue: UpstreamCall,
     pub open: Vec<PendingInput>,
-    /// Where it is made.
+    /// The instance that runs the call.
     at: (Arc<Instance>, Arc<Running>),
-    /// Its time stands still while it waits.
+    /// Pauses the call's deadline while it waits.
     paused: Option<PauseGuard>,
-    /// When it is given up, once it waits: the same for who takes it up and answers nothing.
+    /// End of the wait. Resuming the call without an answer does not extend it.
     until: Option<Instant>,
 }
 
 impl SuspendedCall {
-    /// A call with what its server asks.
+    /// A call with its pending server requests.
     pub fn new(
         dialogue: UpstreamCall,
         open: Vec<PendingInput>,
@@ -52,12 +52,12 @@ impl SuspendedCall {
         Self { dialogue, open, at, paused: None, until: None }
     }
 
-    /// Stops its clock.
+    /// Pauses the deadline.
     pub fn pause(&mut self) {
         self.paused = Some(self.dialogue.clock().pause());
     }
 
-    /// The call with its clock running again.
+    /// The call, with its deadline running again.
     pub fn resume(self) -> (UpstreamCall, (Arc<Instance>, Arc<Running>)) {
         let Self { dialogue, at, paused, .. } = self;
         drop(paused);
@@ -65,17 +65,17 @@ impl SuspendedCall {
     }
 }
 
-/// A question that the client was handed. Dropped unanswered, it is recorded as withdrawn.
+/// A server request at the client. If dropped unanswered, it is recorded as withdrawn.
 pub(crate) struct PendingInput {
     requests: Arc<ServerRequests>,
-    /// Gone once it is settled.
+    /// Empty once it is settled.
     inner: Option<(ServerRequest, Id, oneshot::Sender<Bytes>)>,
     key: String,
     request: Bytes,
 }
 
 impl PendingInput {
-    /// A question under the server's id of it, with where its answer goes.
+    /// A request with the server's id, and the channel for its response.
     pub fn new(
         requests: &Arc<ServerRequests>,
         question: ServerRequest,
@@ -94,26 +94,26 @@ impl PendingInput {
         Self { requests, inner: Some((question, id, answer)), key, request }
     }
 
-    /// Its key in `inputRequests`.
+    /// Key in `inputRequests`.
     pub fn key(&self) -> &str {
         &self.key
     }
 
-    /// Bytes that it keeps.
+    /// Size in bytes.
     pub fn size(&self) -> usize {
         self.request.len()
     }
 
-    /// It as a member of `inputRequests`, as text.
+    /// Text of the request as a member of `inputRequests`.
     pub fn request(&self) -> Bytes {
         self.request.clone()
     }
 
-    /// Takes the client's answer through the chain to the server.
+    /// Sends the client's response through the chain to the server.
     pub async fn settle(mut self, result: Bytes) {
         if let Some((question, id, answer)) = self.inner.take() {
             let given = match answer.is_closed() {
-                // The server took it back meanwhile.
+                // The server withdrew it meanwhile.
                 true => Err(withdrawn()),
                 false => Ok(Answer::Result(Payload::new(result))),
             };
@@ -138,7 +138,7 @@ impl Drop for PendingInput {
     }
 }
 
-/// All calls that wait.
+/// All suspended calls.
 pub(crate) struct SuspendedCalls {
     cells: Mutex<HashMap<Uuid, Entry>>,
 }
@@ -154,10 +154,10 @@ impl SuspendedCalls {
         Self { cells: Mutex::default() }
     }
 
-    /// Parks a call for at most `limit`; its key.
+    /// Suspends a call for at most `limit`. Returns its key.
     ///
     /// # Errors
-    /// A refusal where too many are parked; the call is given up.
+    /// A refusal if too many calls are suspended; the call is abandoned.
     pub fn park(
         &self,
         owner: PrincipalKind,
@@ -179,12 +179,12 @@ impl SuspendedCalls {
         Ok(key)
     }
 
-    /// Takes a call up again.
+    /// Removes a call to resume it.
     pub fn take(&self, key: &Uuid) -> Option<SuspendedCall> {
         self.cells.lock().remove(key).map(|cell| cell.parked)
     }
 
-    /// Gives up those that nobody took up in time.
+    /// Abandons calls that were not resumed in time.
     pub fn sweep(&self) {
         let now = Instant::now();
         // Dropped outside the lock.
@@ -192,7 +192,7 @@ impl SuspendedCalls {
         drop(late);
     }
 
-    /// Gives up all.
+    /// Abandons all calls.
     pub fn clear(&self) {
         let all = std::mem::take(&mut *self.cells.lock());
         drop(all);

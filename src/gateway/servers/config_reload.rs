@@ -1,10 +1,8 @@
-//! Servers of a config that was read again while the proxy runs: all of them take the places of those
-//! before, or none.
+//! Config reloads for servers: either all changes of servers take effect, or none.
 //!
-//! INVARIANT: what changed is on record before it counts. A server whose entry is the same is not
-//! touched; of one whose entry is not, nothing is started any more, and nothing of the new one is
-//! handed to the old. A config is not taken by which a server that goes on would see what is the
-//! proxy's own.
+//! INVARIANT: a change is on record before it takes effect. A server with an unchanged entry is not
+//! touched. A server with a changed entry starts nothing any more, and receives nothing of the new
+//! entry. A config is rejected if a server that continues would see a protected path of the proxy.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -21,14 +19,14 @@ use portcullis_protocol::names::ServerName;
 use portcullis_runtime::{MountPolicy, ProtectedPath, ProtectedPaths};
 use portcullis_upstream::{Server, config::Server as Settings};
 
-/// How long the folders of all servers' mounts may take to be looked at.
+/// Time limit for examining the folders of all servers' mounts.
 const FOLDERS: Duration = Duration::from_secs(30);
 
-/// Why a call that goes to a server is not answered any more.
+/// Cause of a refused call to a server that was removed.
 const REMOVED: &str = "it was removed from the config";
 const CHANGED: &str = "its entry in the config has changed; call again";
 
-/// What a config that was read again is to the one before.
+/// Difference between a reloaded config and its predecessor.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Difference {
     added: Vec<ServerName>,
@@ -66,7 +64,7 @@ fn same(one: &Settings, other: &Settings) -> bool {
     plain(one) == plain(other)
 }
 
-/// The sections beside servers that differ. What `[limits.servers]` says is said of servers.
+/// The changed sections other than those of servers. `[limits.servers]` counts as part of servers.
 fn sections(one: &Config, other: &Config) -> Vec<String> {
     let plain = |config| {
         let mut all = match serde_json::to_value(config) {
@@ -83,18 +81,18 @@ fn sections(one: &Config, other: &Config) -> Vec<String> {
     other.into_iter().filter(|(name, value)| one.get(name) != Some(value)).map(|(n, _)| n).collect()
 }
 
-/// What of the config's file is not in use, and why.
+/// The parts of the config file that are not in use, with the cause.
 #[derive(Debug, Default)]
 pub(crate) struct ReloadStatus {
-    /// What is wrong with the file as it is, where it was not taken.
+    /// Errors of the present file, if it was rejected.
     pub rejected: Option<String>,
-    /// The sections that count from the next start on.
+    /// The sections that take effect at the next start.
     pub waiting: Vec<String>,
 }
 
 impl Servers {
-    /// Notes that the config as its file is now is not taken: all stays as it is. `again`: whether
-    /// that is told though nothing else is wrong than before.
+    /// Notes that the present config file is rejected and everything stays as it is. With `again`,
+    /// an unchanged cause is reported once more.
     pub async fn reject_config(&self, file: &Path, reason: String, again: bool) {
         {
             let mut reload = self.reload.lock();
@@ -109,8 +107,8 @@ impl Servers {
         self.recorder.audit.record_best_effort(ConfigRejected { file, reason }).await;
     }
 
-    /// Takes the servers of a config that was read again and passed all checks. `asked`: whether
-    /// somebody asked for that, and hears that there is nothing new.
+    /// Applies the servers of a reloaded config that passed all checks. With `asked`, an operator
+    /// requested the reload, and the log reports it even without changes.
     pub async fn apply_config(self: &Arc<Self>, loaded: &Loaded, asked: bool) {
         let taken = {
             let _one_at_a_time = self.reloading.lock().await;
@@ -119,7 +117,7 @@ impl Servers {
         match taken {
             Ok(None) if asked => tracing::info!("config reloaded; no changes"),
             Ok(None) => {}
-            // Each hearer's notices pass the chain, and nothing waits for that.
+            // Each client's notifications pass the chain. The reload does not wait for that.
             Ok(Some(affected)) => {
                 let servers = self.clone();
                 self.until_closing(async move {
@@ -130,19 +128,19 @@ impl Servers {
         }
     }
 
-    /// Notes where the config has what is told of by its line, and that other files of secrets may have
-    /// to be followed.
+    /// Updates the config lines that messages name, and reports that other secret files may have to
+    /// be watched.
     fn find(&self, loaded: &Loaded) {
         self.launcher.hands.locate(loaded.secret_lines());
         self.launcher.signatures.locate(loaded.signed_by_lines());
         self.secrets_changed.notify_one();
     }
 
-    /// Holds the mounts of all servers against what that config makes the proxy's own, and tells what is
-    /// its own by it: those that run have their mounts already.
+    /// Checks the mounts of all servers against the protected paths of the new config, since
+    /// running servers have their mounts already. Returns the new protected paths.
     ///
     /// # Errors
-    /// Which are refused, and why.
+    /// The refused mounts, and the causes.
     async fn check_mounts(&self, loaded: &Loaded) -> Result<Arc<Vec<ProtectedPath>>, String> {
         let (launcher, loaded) = (self.launcher.clone(), loaded.clone());
         let looking =
@@ -159,10 +157,10 @@ impl Servers {
         }
     }
 
-    /// The servers that came, changed or went; nothing where there was nothing new.
+    /// Returns the servers that were added, changed or removed; `None` without changes.
     ///
     /// # Errors
-    /// Why all stays as it is.
+    /// The cause why everything stays as it is.
     async fn apply_servers(
         self: &Arc<Self>,
         loaded: &Loaded,
@@ -180,8 +178,7 @@ impl Servers {
                 if reload.rejected.take().is_some() {
                     tracing::info!("config file is valid again");
                 }
-                // What is the same may stand on other lines, and what is not run for the profile be
-                // another.
+                // Equal entries may be on other lines, and other paths may be protected.
                 self.launcher.protected.follow(own);
                 self.find(loaded);
                 return Ok(None);
@@ -193,7 +190,7 @@ impl Servers {
             .map(|(name, settings)| (name.clone(), settings.clone()))
             .collect();
         if new.values().any(|settings| settings.url.is_none()) {
-            // Nobody needed one, perhaps. What comes of it is for the servers to say.
+            // Maybe no server needed an engine before. A failure is reported by the servers.
             let _ = self.launcher.engine.look().await;
         }
         let read = handed(&new, &self.launcher.base).await;
@@ -220,7 +217,7 @@ impl Servers {
         let recorded = self.recorder.audit.record_event(happening).await;
         recorded.map_err(|error| format!("it could not be recorded: {error}"))?;
 
-        // From here on it counts. First, nothing more is started of what goes.
+        // The change takes effect here. First, retired servers start nothing more.
         self.launcher.protected.follow(own);
         let retired: Vec<_> = (changed.iter().map(|name| (name, CHANGED)))
             .chain(removed.iter().map(|name| (name, REMOVED)))
@@ -273,17 +270,17 @@ impl Servers {
         Ok(Some(difference.all().cloned().collect()))
     }
 
-    /// What of the config's file is not in use: why it was not taken, and the sections that wait for
-    /// the next start.
+    /// The parts of the config file that are not in use: the cause of a rejection, and the sections
+    /// that wait for the next start.
     pub fn unfollowed(&self) -> (Option<String>, Vec<String>) {
         let reload = self.reload.lock();
         (reload.rejected.as_ref().map(|why| self.recorder.shown(why)), reload.waiting.clone())
     }
 }
 
-/// The mounts by which servers would see a path that another config makes the proxy's own, and all paths
-/// that are the proxy's own by that config. Other forbidden mounts are refused at a launch: a server can
-/// make a mount forbidden, and must not keep others' changes from being applied.
+/// The mounts by which servers would see a path that the new config makes protected, and all
+/// protected paths of that config. Other forbidden mounts are refused at a launch: a server can
+/// make a mount forbidden, and must not prevent changes of other servers.
 fn newly_exposed(
     protected: &ProtectedPaths,
     loaded: &Loaded,

@@ -1,5 +1,5 @@
-//! What servers reach through the proxy's own end: decided by policies and put on record, each
-//! connection for itself.
+//! Policies of servers' egress: each connection through the proxy is decided and recorded
+//! separately.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use portcullis_policy::{Action, Resource, Revision, Subject};
 use portcullis_protocol::refusal::Rule;
 use portcullis_runtime::egress_netns::{EgressContext, EgressGates};
 
-/// Policies as the gates of servers' egress.
+/// Creates the policy gates of servers' egress.
 pub(crate) struct EgressPolicy(pub(crate) Arc<PluginServices>);
 
 impl EgressGates for EgressPolicy {
@@ -27,15 +27,15 @@ impl EgressGates for EgressPolicy {
     }
 }
 
-/// Decides for one start of a server.
+/// Decides about the connections of one start of a server.
 struct ConnectionGate {
     around: Arc<PluginServices>,
     reacher: EgressContext,
-    /// Word of policies, and the last that were heard of.
+    /// The state of the policies, and the revision that was last evaluated.
     policies: Mutex<(watch::Receiver<portcullis_policy::Status>, Revision)>,
 }
 
-/// What policies say against an attempt: by which, and of what revision.
+/// The policies against a connection attempt, with their revision.
 struct Denial {
     rules: Vec<Rule>,
     revision: String,
@@ -50,7 +50,7 @@ impl ConnectionGate {
     }
 }
 
-/// What the program is told of it, and what is kept for the record.
+/// The refusal for the server's program, with the policies for the record.
 fn forbidden(attempt: &Attempt, outcome: portcullis_policy::Outcome) -> Verdict {
     let Attempt { host, port, .. } = attempt;
     let why = format!("policy does not permit `{}:{port}`", host.plain());
@@ -78,7 +78,7 @@ impl Gate for ConnectionGate {
                 Verdict::Allow
             }
             Err(error) => {
-                // The host is the server's word, and could be a secret.
+                // The server chose the host, so it could contain a secret.
                 let host = recorder.shown(&attempt.host.plain());
                 let port = attempt.port;
                 tracing::error!(%server, host, port, %error, "egress connection refused: it could not be recorded");
@@ -92,7 +92,7 @@ impl Gate for ConnectionGate {
         let (status, asked) = &mut *policies;
         loop {
             if status.changed().await.is_err() {
-                // The proxy ends, and with it all connections.
+                // The proxy stops, which ends all connections.
                 return std::future::pending().await;
             }
             let revision = status.borrow_and_update().revision;
@@ -118,7 +118,7 @@ impl Gate for ConnectionGate {
         };
         match &outcome.end {
             End::Refused(refusal) => {
-                // Each is on record and in the log, so a flood of them is bounded as others are.
+                // Each refusal is recorded and logged, so they are limited like other refusals.
                 if recorder.refusals.of_server(server, refusal.code()).is_some() {
                     return;
                 }
@@ -134,7 +134,7 @@ impl Gate for ConnectionGate {
         let against = outcome.grounds.as_ref().and_then(|grounds| grounds.downcast_ref());
         let against = against.map(|Denial { rules, revision }| (&rules[..], &revision[..]));
         let happening = egress_events::reached(&self.reacher, &outcome, against);
-        // Where the runtime is gone, so is the log.
+        // Without the runtime, the log is gone, too.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move { recorder.audit.record_best_effort(happening).await });
         }

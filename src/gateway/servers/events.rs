@@ -1,4 +1,4 @@
-//! What servers do and say on their own.
+//! Events and messages of servers that belong to no call.
 
 use std::sync::Arc;
 
@@ -27,7 +27,7 @@ use portcullis_upstream::{
 };
 
 impl Servers {
-    /// Hears what one server says, which is known by its name and its number, until it is gone.
+    /// Receives the messages of one server, identified by name and number, until it is gone.
     pub(crate) async fn receive_server_messages(
         self: Arc<Self>,
         (name, number): (ServerName, u64),
@@ -40,7 +40,7 @@ impl Servers {
         }
     }
 
-    /// Records what becomes of one server until it is gone.
+    /// Records the events of one server until it is gone.
     pub(crate) async fn record(
         self: Arc<Self>,
         server: ServerName,
@@ -48,7 +48,7 @@ impl Servers {
     ) {
         while let Some(event) = events.recv().await {
             match event {
-                // Who waited may have given up.
+                // The receiver may have given up.
                 ServerEvent::Flush(done) => drop(done.send(())),
                 ServerEvent::Launching(launching, cleared) => {
                     let _ = cleared.send(self.authorize_launch(&server, &launching).await);
@@ -62,7 +62,7 @@ impl Servers {
         }
     }
 
-    /// What became of a server, for the log, the metrics and the record.
+    /// Logs and counts a server's event. Returns the event for the record.
     fn happened(&self, name: &ServerName, event: ServerEvent) -> Option<Event> {
         let server = name.to_string();
         Some(match event {
@@ -127,9 +127,9 @@ impl Servers {
         })
     }
 
-    /// Takes what a server says that belongs to no call: requests and messages to the session for
-    /// which alone it runs, changes to all who are to hear of them. Everything else has no client
-    /// to go to, and is refused.
+    /// Handles a server message outside of calls. Requests and messages go to the session that the
+    /// instance is dedicated to, and changes to all clients that want them. Everything else has no
+    /// receiver and is refused.
     async fn on_server_message(
         &self,
         (server, number): (&ServerName, u64),
@@ -144,7 +144,7 @@ impl Servers {
                 None => return,
             };
         }
-        // One that is in the config no more is heard for the calls alone that it still has.
+        // A server that was removed from the config may only send messages for its remaining calls.
         let now = self.router.server(server).filter(|now| now.number == number);
         let is_there = now.is_some();
         let session = match &party {
@@ -152,10 +152,10 @@ impl Servers {
             _ => None,
         };
         match said {
-            // Clients were told of all its lists when it went.
+            // Clients got change notifications of all its lists when it was removed.
             ServerMessage::Notification { method, .. } if !is_there && is_change(&method) => {}
             ServerMessage::Request { id, method, params, answer } => match session {
-                // Each is on record, so a flood of them is bounded as refusals are.
+                // Each request is recorded, so a flood of them is limited like refusals.
                 Some(session)
                     if session.is_heard()
                         && self.recorder.refusals.admits(server, party.as_ref()) =>
@@ -189,7 +189,7 @@ impl Servers {
         }
     }
 
-    /// Hands a notification on; whether there was anybody for it.
+    /// Forwards a notification. Returns whether there was a receiver.
     async fn hand_on(
         &self,
         server: &ServerName,
@@ -199,7 +199,7 @@ impl Servers {
         params: Option<Bytes>,
     ) -> bool {
         let change = is_change(method);
-        // What each hearer is sent is on record, so a flood of it is bounded as refusals are.
+        // Each notification to a client is recorded, so a flood is limited like refusals.
         let taken = match (change, &session) {
             (true, _) => self.recorder.refusals.admits_change(server, party.as_ref()),
             (false, Some(_)) => self.recorder.refusals.admits(server, party.as_ref()),
@@ -244,13 +244,13 @@ impl Servers {
     }
 }
 
-/// Whether a notification tells of a change, which many may want to hear of.
+/// Whether a notification reports a change, which can concern many clients.
 fn is_change(method: &Method) -> bool {
     [Method::TOOLS_CHANGED, Method::PROMPTS_CHANGED, Method::RESOURCES_CHANGED, Method::UPDATED]
         .contains(&method.as_str())
 }
 
-/// The instance of a server that runs for a party.
+/// The running instance of a server for this key.
 fn running(
     server: &Arc<Server>,
     party: &Option<InstanceKey>,

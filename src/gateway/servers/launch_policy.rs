@@ -1,5 +1,5 @@
-//! What the proxy does of itself: starts servers, connects to them, hands them secrets. Policies
-//! decide that like everything else, before it is done.
+//! Policies for actions of the proxy itself: starting servers, connecting to them, and delivering
+//! secrets to them. These are decided before they happen.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use portcullis_protocol::{
 };
 use portcullis_upstream::{DeliveryMethod, LaunchDenied, LaunchRequest, LaunchReview, Server};
 
-/// What policies let be done.
+/// The permits of a launch.
 pub(crate) struct LaunchPermits {
     /// The permits, each once.
     pub rules: Vec<Rule>,
@@ -24,8 +24,8 @@ pub(crate) struct LaunchPermits {
 }
 
 impl Servers {
-    /// Decides and records what is about to be done to start a server. Where that fails, it is not
-    /// done.
+    /// Decides about the start of a server and records it. The server is not started if either
+    /// fails.
     pub(crate) async fn authorize_launch(
         &self,
         server: &ServerName,
@@ -42,7 +42,7 @@ impl Servers {
         };
         let all =
             launch_events::launching(server, launching, &permitted.rules, &permitted.revision);
-        // Together, so that they wait for one commit. The order is kept.
+        // Concurrently, so that they wait for one commit. The order is kept.
         let all = all.into_iter().map(|happening| self.recorder.audit.record_event(happening));
         futures_util::future::try_join_all(all).await.map(drop).map_err(|error| {
             tracing::error!(%server, %error, "server not started: the start could not be recorded");
@@ -50,8 +50,8 @@ impl Servers {
         })
     }
 
-    /// Asks again, whenever policies have changed, whether what runs of a server may go on. Goes on
-    /// until the proxy stops, or the server is gone.
+    /// Reviews a server's running instances after each change of policies, until the proxy stops or
+    /// the server is gone.
     pub(crate) async fn review(self: Arc<Self>, server: Arc<Server>) {
         let mut status = self.recorder.policies.status();
         let mut asked = status.borrow_and_update().revision;
@@ -65,14 +65,14 @@ impl Servers {
             if revision != asked {
                 asked = revision;
                 let (proxy, server) = (self.clone(), server.clone());
-                // On a task of its own: one that is being started is asked about when it has started,
-                // and policies may change again meanwhile.
+                // On a task of its own: an instance that is starting is reviewed after its start,
+                // and policies may change again before that.
                 tokio::spawn(async move { server.review(proxy.as_ref()).await });
             }
         }
     }
 
-    /// Whether policies permit all that a start takes; what is on record where they do not.
+    /// The permits of everything that a start needs, or the event and refusal of it.
     fn may_launch(
         &self,
         server: &ServerName,
@@ -143,7 +143,7 @@ impl LaunchReview for Servers {
     }
 }
 
-/// The refusal of what is not permitted, or only with what cannot be done here: nobody can be asked.
+/// The refusal of an action that is not permitted, or only with obligations such as an approval.
 fn refused(
     server: &ServerName,
     action: Action,

@@ -1,5 +1,5 @@
-//! The servers of the config, while the proxy runs: what becomes of them, what they say on their own,
-//! and what takes their places when the config or their secrets change.
+//! The configured servers at run time: their events, their messages outside of calls, and their
+//! replacement when the config or their secrets change.
 
 mod config_reload;
 mod egress_policy;
@@ -28,12 +28,12 @@ use portcullis_upstream::{
 use config_reload::ReloadStatus;
 pub(crate) use egress_policy::EgressPolicy;
 
-/// Events and messages of a server that may wait until the proxy hears them.
+/// Events and messages of a server that may wait for the proxy.
 const MAX_WAITING: usize = 64;
-/// How long servers may take to end when the proxy stops.
+/// Time for servers to end when the proxy stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A server, with what it will tell: nobody hears of it until [`Servers::register`].
+/// A server with the receivers of its events and messages, before [`Servers::register`].
 pub(crate) struct NewServer {
     pub server: Arc<Server>,
     happened: mpsc::Receiver<ServerEvent>,
@@ -48,8 +48,8 @@ impl NewServer {
         read: LoadedSecrets,
         scrub: portcullis_audit::Scrub,
     ) -> Self {
-        // Channels for each server: one that floods fills its own, and not the one by which it is
-        // recorded that it was started and ended.
+        // Two channels for each server, so that a flood of messages delays neither other servers
+        // nor the record of its own starts and ends.
         let (events, happened) = mpsc::channel(MAX_WAITING);
         let (words, said) = mpsc::channel(MAX_WAITING);
         let (name, settings, launcher) = (name.clone(), settings.clone(), launcher.clone());
@@ -58,7 +58,7 @@ impl NewServer {
     }
 }
 
-/// All servers that run, or may.
+/// All servers of the config, and retired ones that are still running.
 pub struct Servers {
     config: Arc<Config>,
     pub router: Arc<Router>,
@@ -73,19 +73,19 @@ pub struct Servers {
     /// Held while a config is applied.
     reloading: tokio::sync::Mutex<()>,
     reload: Mutex<ReloadStatus>,
-    /// Servers that are in the config no more, until they are gone.
+    /// Servers that were removed from the config or replaced, until they are gone.
     retired: Mutex<Vec<Arc<Server>>>,
-    /// What ends them.
+    /// Tasks that end the retired servers.
     retiring: TaskTracker,
-    /// Cancelled once they need wait for no call any more.
+    /// Cancelled when retired servers stop waiting for their calls.
     ending: CancellationToken,
-    /// Other files of secrets may have to be followed.
+    /// Signals that other secret files may have to be watched.
     secrets_changed: Notify,
     tasks: TaskTracker,
     closing: CancellationToken,
 }
 
-/// What the servers are made of.
+/// Components of [`Servers`].
 pub(crate) struct ServersParts {
     pub config: Arc<Config>,
     pub router: Arc<Router>,
@@ -125,7 +125,7 @@ impl Servers {
         })
     }
 
-    /// Hears and records what becomes of a server, until it is gone.
+    /// Receives and records the events and messages of a server until it is gone.
     pub(crate) fn register(self: &Arc<Self>, new: NewServer) {
         let NewServer { server, happened, said } = new;
         tokio::spawn(self.clone().record(server.name.clone(), happened));
@@ -135,16 +135,16 @@ impl Servers {
         tokio::spawn(self.clone().review(server));
     }
 
-    /// All servers of which anything may run: those of the config, and those that were in it.
+    /// All servers that may have running instances: configured and retired ones.
     pub(crate) fn all(&self) -> Vec<Arc<Server>> {
-        // These first: one that goes meanwhile is among the others before it is not among these.
+        // Configured first: a server is added to the retired ones before it leaves the router.
         let mut all = self.router.servers(&View::All);
         all.extend(self.retired.lock().iter().cloned());
         all
     }
 
-    /// Looks for an engine for as long as servers need one that is not there. Once it is, what earlier
-    /// proxies left there is removed, and lists have the servers that were missing for want of it.
+    /// Looks for an engine while servers need a missing one. Then removes orphans of earlier
+    /// proxies, and requests the lists that were missing without the engine.
     pub(crate) async fn await_engine(self: Arc<Self>) {
         let needed = || {
             let servers = self.router.servers(&View::All);
@@ -165,8 +165,7 @@ impl Servers {
         self.router.ask_again();
     }
 
-    /// Ends every server, and removes what is left of them. Those that wait for their calls to end wait
-    /// no more.
+    /// Ends every server and removes its orphans. Retired servers stop waiting for their calls.
     pub(crate) async fn close(&self) {
         let servers = self.router.servers(&View::All);
         self.ending.cancel();
@@ -178,8 +177,8 @@ impl Servers {
             }));
             tokio::join!(all, self.retiring.wait())
         };
-        // A server that is just being started is not waited for: what becomes of it is ended by the
-        // reaping below, or with this process.
+        // A server that is just starting is not waited for. It ends by the cleanup below, or with
+        // this process.
         if tokio::time::timeout(STOP_TIMEOUT, stopped).await.is_err() {
             tracing::warn!("not every server could be stopped in time");
         }
@@ -190,14 +189,14 @@ impl Servers {
         }
     }
 
-    /// Ends what is idle.
+    /// Ends idle instances.
     pub(crate) async fn sweep(&self) {
-        // All at once: one that is slow to end keeps none of the others.
+        // Concurrently, so that a slow server does not delay the others.
         let servers = self.router.servers(&View::All);
         futures_util::future::join_all(servers.iter().map(|server| server.sweep())).await;
     }
 
-    /// Reads what the running servers use, for the metrics.
+    /// Reads the resource usage of running servers for the metrics.
     pub(crate) async fn read_usage(&self) {
         for server in self.router.servers(&View::All) {
             let usage: Vec<_> = server
@@ -215,7 +214,7 @@ impl Servers {
         }
     }
 
-    /// What an operator should know of a server's lists.
+    /// Findings about a server's lists for the operator.
     fn notices(&self, server: &ServerName) -> Vec<String> {
         let notices = self.router.notices(server);
         notices.into_iter().map(|notice| self.recorder.shown(&notice)).collect()
@@ -275,7 +274,7 @@ fn told_of(instance: &InstanceStatus) -> serde_json::Value {
     })
 }
 
-/// A sum, unless there is nothing of which it could be one.
+/// A sum; `None` without values.
 fn sum<T: std::iter::Sum>(values: impl Iterator<Item = T>) -> Option<T> {
     let mut values = values.peekable();
     values.peek()?;

@@ -1,5 +1,5 @@
-//! Secrets of servers that change while the proxy runs: files are followed, and all are asked for again
-//! when an operator says so. What becomes of new values is the servers' to do (`Server::rehand`).
+//! Rotation of servers' secrets: files are watched, and an operator can have all secrets read
+//! again. The servers deliver the new values (`Server::rehand`).
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -9,9 +9,9 @@ use portcullis_protocol::exchange::View;
 use portcullis_upstream::{ReloadScope, Server};
 
 impl Servers {
-    /// Has the secrets of all servers read again, from wherever they come, and what is new handed over.
-    /// What cannot be had, or cannot be handed over, is told in the log, and on record. No server waits
-    /// for another.
+    /// Reads the secrets of all servers again from all sources, and delivers changed values.
+    /// Secrets that cannot be read or delivered are logged and recorded. Servers do not wait for
+    /// each other.
     pub fn reread_secrets(self: &Arc<Self>) {
         self.secrets_changed.notify_one();
         let servers = self.router.servers(&View::All).into_iter();
@@ -19,14 +19,14 @@ impl Servers {
         with_secrets.for_each(|server| self.reread(server, ReloadScope::All));
     }
 
-    /// Follows the files from which secrets come until the proxy stops.
+    /// Watches secret files until the proxy stops.
     pub(crate) async fn keep_secrets(self: Arc<Self>) {
         let mut files = None;
         loop {
             if let Err(error) = self.follow_secrets(&mut files) {
                 tracing::warn!(%error, "file watcher of secrets failed; changes may be missed");
             }
-            // Also what changed before they were watched.
+            // Includes changes from before the files were watched.
             let servers = self.router.servers(&View::All);
             let of_files = servers.into_iter().filter(|server| !server.secret_files().is_empty());
             of_files.for_each(|server| self.reread(server, ReloadScope::Files));
@@ -57,9 +57,9 @@ impl Servers {
         }
     }
 
-    /// Has the secrets of one server read again, on a task of its own: a server that hangs holds up
-    /// nobody else's, nor who follows them. One at a time; what is asked for meanwhile is done
-    /// afterwards, once.
+    /// Reads the secrets of one server again, on a task of its own, so that a hanging server delays
+    /// neither other servers nor the file watcher. One run at a time; requests during a run cause
+    /// one more run.
     fn reread(self: &Arc<Self>, server: Arc<Server>, which: ReloadScope) {
         server.rereads.ask(which);
         let servers = self.clone();
@@ -74,8 +74,8 @@ impl Servers {
                 if which == ReloadScope::All {
                     tracing::info!(server = %server.name, "secrets were read again");
                 }
-                // Each by itself: one that hangs at its start holds up neither the others nor the next
-                // reading.
+                // On separate tasks: an instance that hangs at its start delays neither the others
+                // nor the next run.
                 for instance in server.having(&reading) {
                     let (servers, server) = (self.clone(), server.name.clone());
                     self.until_closing(async move {

@@ -1,4 +1,4 @@
-//! Requests of one client that are under way, so that it can cancel them by their ids.
+//! Requests of one client in flight, which it can cancel by their ids.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -13,7 +13,7 @@ use portcullis_protocol::{
     refusal::{Code, Refusal},
 };
 
-/// The requests under way of a session, or of a client without one on a connection of its own.
+/// The requests in flight of a session, or of a connection without one.
 #[derive(Default)]
 pub struct Calls {
     under_way: Mutex<State>,
@@ -26,11 +26,11 @@ struct State {
 }
 
 impl Calls {
-    /// Makes a request one that can be cancelled, until the guard is dropped.
+    /// Registers a request as cancellable until the guard is dropped.
     ///
     /// # Errors
-    /// A refusal where a request of the same id is under way: which of them an answer or a
-    /// cancellation is for could not be told.
+    /// A refusal if a request of the same id is in flight: a response or a cancellation would be
+    /// ambiguous.
     pub fn begin(
         self: &Arc<Self>,
         id: &Id,
@@ -52,14 +52,14 @@ impl Calls {
         }
     }
 
-    /// Cancels a request, if it is under way.
+    /// Cancels a request if it is in flight.
     pub fn cancel(&self, id: &Id) {
         if let Some(cancel) = self.under_way.lock().calls.get(id) {
             cancel.cancel();
         }
     }
 
-    /// Cancels all requests, and those that are still to come.
+    /// Cancels all requests in flight, and all later ones.
     pub fn end(&self) {
         let mut state = self.under_way.lock();
         state.ended = true;
@@ -68,13 +68,13 @@ impl Calls {
         }
     }
 
-    /// Whether nothing is under way.
+    /// Whether no request is in flight.
     pub fn is_empty(&self) -> bool {
         self.under_way.lock().calls.is_empty()
     }
 }
 
-/// A request that is under way.
+/// A request in flight.
 pub struct InFlight {
     calls: Arc<Calls>,
     id: Id,

@@ -1,12 +1,12 @@
-//! What a client says that it can do.
+//! Capabilities that a client declares.
 
 use bytes::Bytes;
 use serde_json::Value;
 
 use portcullis_protocol::exchange::{Method, Payload};
 
-/// The `capabilities` of a greeting, or those in the `_meta` of a modern request: what a server
-/// may ask of this client.
+/// The `capabilities` of a handshake or of a modern request's `_meta`: the server requests that the
+/// client accepts.
 #[derive(Debug, Clone)]
 pub struct ClientCapabilities(Payload);
 
@@ -17,7 +17,7 @@ impl Default for ClientCapabilities {
 }
 
 impl ClientCapabilities {
-    /// Of this JSON text, where it is an object; else none.
+    /// Capabilities from a JSON text; empty if it is not an object.
     pub fn new(capabilities: Option<Bytes>) -> Self {
         capabilities
             .map(|text| Self(Payload::new(text)))
@@ -25,7 +25,7 @@ impl ClientCapabilities {
             .unwrap_or_default()
     }
 
-    /// The text, as the client sent it.
+    /// The text as the client sent it.
     pub fn raw(&self) -> &Bytes {
         self.0.raw()
     }
@@ -34,24 +34,24 @@ impl ClientCapabilities {
         self.0.value().pointer(pointer).is_some_and(|value| !value.is_null())
     }
 
-    /// Whether a server could ask this client for anything.
+    /// Whether the client accepts any server requests.
     pub fn is_askable(&self) -> bool {
         ["/sampling", "/elicitation", "/roots"].into_iter().any(|ability| self.has(ability))
     }
 
-    /// Whether the client has this extension.
+    /// Whether the client declares this extension.
     pub fn extension(&self, name: &str) -> bool {
         self.0.value().get("extensions").is_some_and(|extensions| extensions.get(name).is_some())
     }
 
-    /// Whether the client says that it takes this request. Methods that MCP does not know are
-    /// between the client and the server.
+    /// Whether the client declares that it accepts this request. Methods that MCP does not define
+    /// are between the client and the server.
     pub fn takes(&self, method: &Method, params: &Value) -> bool {
         match method.as_str() {
             Method::SAMPLE => self.has("/sampling"),
             Method::ROOTS_LIST => self.has("/roots"),
-            // Without a mode it is a form, and an empty `elicitation` means forms
-            // (MCP 2025-11-25, client features, elicitation).
+            // Without a mode it is a form, and an empty `elicitation` means forms (MCP 2025-11-25,
+            // client features, elicitation).
             Method::ELICIT if params.get("mode").and_then(Value::as_str) == Some("url") => {
                 self.has("/elicitation/url")
             }

@@ -1,4 +1,4 @@
-//! How severe a log message is.
+//! Severity of log messages.
 
 use serde::{Deserialize, Serialize};
 
@@ -31,7 +31,7 @@ impl LogLevel {
         }
     }
 
-    /// The level of that name.
+    /// The level with this name.
     pub fn parse(name: &str) -> Option<Self> {
         serde_json::from_value(name.into()).ok()
     }

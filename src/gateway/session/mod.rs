@@ -2,8 +2,8 @@
 //! stream for messages of servers. Modern clients have none.
 //!
 //! # Invariants
-//! - A session belongs to the principal and to the endpoint that opened it. To anybody else it
-//!   does not exist.
+//! - A session belongs to the principal and to the endpoint that opened it. For others it does not
+//!   exist.
 
 mod calls;
 mod capabilities;
@@ -42,7 +42,7 @@ pub use pending_requests::{ClientReply, PendingRequest, PendingRequests};
 pub use replay::Streams;
 pub use stream::{Event, Reader, Stream, TooSlow};
 
-/// One principal may have one of so many parts of all sessions, so that none takes them all.
+/// Divisor of all sessions that gives the limit of one principal.
 const SHARE: usize = 10;
 
 /// One legacy session.
@@ -53,58 +53,58 @@ pub struct Session {
     pub revision: Revision,
     used: Mutex<Instant>,
     pub calls: Arc<Calls>,
-    /// What servers asked of the client.
+    /// Pending server requests for the client.
     pub asks: Arc<PendingRequests>,
     pub abilities: ClientCapabilities,
-    /// `clientInfo` of the greeting, as text.
+    /// `clientInfo` of the handshake, as text.
     pub info: Option<Bytes>,
-    /// How the client reached the proxy.
+    /// Transport between client and proxy.
     pub transport: Transport,
     level: Mutex<Option<LogLevel>>,
-    /// The servers that have no more room for an instance of this client alone.
+    /// Servers without room for a dedicated instance; the session uses their shared instance.
     pub shares: Mutex<BTreeSet<ServerName>>,
     requests: AtomicU64,
-    /// What policies and plugins labelled it with so far.
+    /// Labels that policies and plugins gave it.
     pub labels: Mutex<Labels>,
-    /// The event streams on which the client hears from us.
+    /// The event streams to the client.
     pub streams: Streams,
     ended: CancellationToken,
-    /// Why it ended.
+    /// Cause of its end.
     why: OnceLock<&'static str>,
 }
 
-/// Labels that the words of one server can give to a session, or to a client without one: a plugin may
-/// make new ones of what it reads, and a server that makes use of that harms itself alone.
+/// Labels that messages of one server can give to a session, or to a client without one. A plugin
+/// may derive new labels from messages, and a server that exploits that harms only itself.
 const MOST_LABELS: usize = 64;
 
-/// What a session, or a client without one, was labelled with, and why.
+/// Labels of a session, or of a client without one, with their origins.
 #[derive(Debug, Clone, Default)]
 pub struct Labels(BTreeMap<String, By>);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum By {
     Policy,
-    /// Of one server, or of several at once, as in merged lists.
+    /// Messages of one server, or of several, as in merged lists.
     Words(Option<ServerName>),
 }
 
 impl Labels {
-    /// All of them.
+    /// All labels.
     pub fn all(&self) -> BTreeSet<String> {
         self.0.keys().cloned().collect()
     }
 
-    /// Forgets all.
+    /// Removes all labels.
     pub fn clear(&mut self) {
         self.0.clear();
     }
 
-    /// Adds one that a policy gives. Those are the operator's, so there are few.
+    /// Adds a policy's label. The operator writes the policies, so there are few.
     pub fn give(&mut self, label: &str) {
         self.0.insert(label.to_owned(), By::Policy);
     }
 
-    /// Adds one that the words of a server got; false where there are too many of that server's.
+    /// Adds a label of a server's message; false if that server has too many.
     #[must_use]
     pub fn hear(&mut self, label: &str, server: Option<&ServerName>) -> bool {
         let by = By::Words(server.cloned());
@@ -126,7 +126,7 @@ impl fmt::Debug for Session {
 }
 
 impl Session {
-    /// Requests that the session made so far.
+    /// Number of requests so far.
     pub fn requests(&self) -> u64 {
         self.requests.load(Ordering::Relaxed)
     }
@@ -141,22 +141,22 @@ impl Session {
         &self.owner
     }
 
-    /// The endpoint that it was opened at.
+    /// The endpoint at which it was opened.
     pub fn view(&self) -> &View {
         &self.view
     }
 
-    /// Opens the stream on which the client hears what answers nothing. The stream before it ends.
+    /// Opens the stream for messages that are not responses. The earlier stream ends.
     pub fn listen(&self) -> Reader {
         self.streams.own().join()
     }
 
-    /// Whether somebody listens, or may come back to.
+    /// Whether the stream has a reader, or may get one again.
     pub fn is_heard(&self) -> bool {
         self.streams.own().is_heard()
     }
 
-    /// Sends a message on the session's own stream; false where it is lost, because nobody listens.
+    /// Sends a message on the session's own stream; false if it is lost without a reader.
     pub fn tell(&self, text: Bytes) -> bool {
         let heard = self.is_heard();
         if heard {
@@ -165,28 +165,28 @@ impl Session {
         heard
     }
 
-    /// The least severe log messages that the client wants, where it said so.
+    /// The least severe log messages that the client wants, if it set a level.
     pub fn level(&self) -> Option<LogLevel> {
         *self.level.lock()
     }
 
-    /// Takes note of which log messages the client wants.
+    /// Sets the least severe log messages that the client wants.
     pub fn set_level(&self, level: LogLevel) {
         *self.level.lock() = Some(level);
     }
 
-    /// Done once the session has ended.
+    /// Cancelled when the session has ended.
     pub fn ended(&self) -> &CancellationToken {
         &self.ended
     }
 
-    /// Why it ended, in words; empty while it has not.
+    /// Cause of its end as text; empty before.
     pub fn end_reason(&self) -> &'static str {
         self.why.get().copied().unwrap_or_default()
     }
 
     fn end(&self, why: &'static str) {
-        // The first reason is the one.
+        // The first cause counts.
         let _ = self.why.set(why);
         self.ended.cancel();
         self.streams.end();
@@ -194,7 +194,7 @@ impl Session {
     }
 }
 
-/// How a client opens a session.
+/// Data for opening a session.
 pub struct Opening {
     pub owner: Arc<Principal>,
     pub view: View,
@@ -213,7 +213,7 @@ pub struct Sessions {
 }
 
 impl Sessions {
-    /// No sessions yet, at most `most`, each ended after `idle` without use.
+    /// Empty, with at most `most` sessions, each ended after `idle` without use.
     pub fn new(most: usize, idle: Duration) -> Self {
         Self { sessions: Mutex::default(), most, idle }
     }
@@ -221,7 +221,7 @@ impl Sessions {
     /// Opens a session.
     ///
     /// # Errors
-    /// A refusal where there are too many.
+    /// A refusal if there are too many.
     pub fn open(&self, opening: Opening) -> Result<Arc<Session>, Refusal> {
         let mut random = [0; 24];
         getrandom::fill(&mut random).map_err(|error| {
@@ -262,10 +262,10 @@ impl Sessions {
         Ok(session)
     }
 
-    /// The session that a client presents, where it is its own and of this endpoint.
+    /// Finds the session of a client's request, if it belongs to the client and to this endpoint.
     ///
     /// # Errors
-    /// `session-unknown`, the same whether it never was, ended, or is another's.
+    /// `session-unknown`, equally for a session that never existed, ended, or belongs to others.
     pub fn find(
         &self,
         id: &SessionId,
@@ -274,7 +274,7 @@ impl Sessions {
     ) -> Result<Arc<Session>, Refusal> {
         let session = self.sessions.lock().get(id).cloned();
         match session {
-            // In other groups, or with another key, it is not whom the session was opened for.
+            // With other groups or another key, it is not the principal that opened it.
             Some(session) if *session.owner == *principal && session.view == *view => {
                 *session.used.lock() = Instant::now();
                 Ok(session)
@@ -286,14 +286,14 @@ impl Sessions {
         }
     }
 
-    /// Ends a session, for a reason that goes on record.
+    /// Ends a session, with a cause for the record.
     pub fn close(&self, id: &SessionId, why: &'static str) {
         if let Some(session) = self.sessions.lock().remove(id) {
             session.end(why);
         }
     }
 
-    /// Ends all sessions of a principal, for a reason that goes on record.
+    /// Ends all sessions of a principal, with a cause for the record.
     pub fn close_of(&self, kind: &PrincipalKind, key: Option<&str>, why: &'static str) {
         self.sessions.lock().retain(|_, session| {
             let keep = !session.owner.is(kind, key);
@@ -304,7 +304,7 @@ impl Sessions {
         });
     }
 
-    /// Ends the sessions that nobody used for too long.
+    /// Ends the sessions that were idle for too long.
     pub fn sweep(&self) {
         let idle = self.idle;
         self.sessions.lock().retain(|_, session| {
@@ -319,7 +319,7 @@ impl Sessions {
         });
     }
 
-    /// The session of this id, whoever asks: for what servers say to it.
+    /// The session with this id, without a check of its owner: for messages of servers.
     pub fn get(&self, id: &SessionId) -> Option<Arc<Session>> {
         self.sessions.lock().get(id).cloned()
     }
@@ -329,7 +329,7 @@ impl Sessions {
         self.sessions.lock().values().cloned().collect()
     }
 
-    /// How many there are.
+    /// Number of sessions.
     pub fn count(&self) -> usize {
         self.sessions.lock().len()
     }

@@ -1,4 +1,4 @@
-//! Requests of servers that wait for a client's answer.
+//! Server requests that wait for a client's response.
 
 use std::{
     collections::HashMap,
@@ -18,13 +18,13 @@ use portcullis_protocol::{
     refusal::{Code, Refusal},
 };
 
-/// Questions that one client may have before it at once.
+/// Server requests that one client may have pending at once.
 const MOST: usize = 64;
-/// Notifications of progress on an answer that may wait for the server.
+/// Progress notifications of one request that may wait for the server.
 const PROGRESS: usize = 16;
 
-/// The questions that one client has before it. Their ids are ours, since those of many servers
-/// meet here; so are the tokens by which the client tells how far it is.
+/// Pending server requests of one client. The proxy assigns their ids and progress tokens, since
+/// those of several servers could collide.
 #[derive(Default)]
 pub struct PendingRequests {
     next: AtomicU64,
@@ -33,15 +33,15 @@ pub struct PendingRequests {
 
 struct Slot {
     answer: oneshot::Sender<Answer>,
-    /// Where the client's progress on it goes, and the server's token for that.
+    /// Receiver of the client's progress notifications, and the server's token for them.
     progress: Option<(Bytes, mpsc::Sender<Bytes>)>,
 }
 
 impl PendingRequests {
-    /// Opens a question. `token` is the server's progress token, where it wants to hear of that.
+    /// Opens a server request. `token` is the server's progress token, if any.
     ///
     /// # Errors
-    /// A refusal where the client has too many before it already.
+    /// A refusal if the client has too many pending already.
     pub fn begin(self: &Arc<Self>, token: Option<Bytes>) -> Result<PendingRequest, Refusal> {
         let id = self.next.fetch_add(1, Ordering::Relaxed) + 1;
         let (sender, answer) = oneshot::channel();
@@ -58,15 +58,15 @@ impl PendingRequests {
         Ok(PendingRequest { id, asks: self.clone(), answer, progress })
     }
 
-    /// Hands an answer of the client to who waits for it; false where nobody does.
+    /// Delivers a client's response to the waiting request; false if there is none.
     pub fn settle(&self, id: &Id, answer: Answer) -> bool {
         let Some(id) = number(id.raw()) else { return false };
         let open = self.open.lock().remove(&id);
         open.is_some_and(|open| open.answer.send(answer).is_ok())
     }
 
-    /// Hands the `params` of a client's progress on to who asked, with the server's own token in
-    /// them. Progress on nothing that is open is dropped.
+    /// Delivers the `params` of a client's progress notification with the server's own token.
+    /// Without a matching open request it is dropped.
     pub fn progress(&self, params: &Bytes) {
         let Ok(object) = Object::parse(params.clone()) else { return };
         let Some(id) = object.get("progressToken").and_then(|token| number(&token)) else { return };
@@ -81,7 +81,7 @@ fn number(text: &Bytes) -> Option<u64> {
     std::str::from_utf8(text).ok()?.parse().ok()
 }
 
-/// One question that is open until this is dropped.
+/// A server request that is open until this is dropped.
 pub struct PendingRequest {
     id: u64,
     asks: Arc<PendingRequests>,
@@ -90,12 +90,12 @@ pub struct PendingRequest {
 }
 
 impl PendingRequest {
-    /// The id under which the client knows it.
+    /// The client's id of the request.
     pub fn id(&self) -> u64 {
         self.id
     }
 
-    /// Waits for what the client says next; its answer is the last. Nothing where its session ended.
+    /// Waits for the client's next message; its response is the last. `None` if its session ended.
     pub async fn next(&mut self) -> Option<ClientReply> {
         tokio::select! {
             biased;
@@ -105,9 +105,9 @@ impl PendingRequest {
     }
 }
 
-/// What a client says to a question.
+/// A client's message about a server request.
 pub enum ClientReply {
-    /// How far it is: `params` with the server's own token.
+    /// Progress: `params` with the server's own token.
     Progress(Bytes),
     Answer(Answer),
 }

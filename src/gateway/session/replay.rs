@@ -1,7 +1,7 @@
-//! The streams of a legacy session outlive their readers for a while: what was sent last and what
-//! is not sent yet is kept, so that a client whose connection broke can go on where it was
-//! (`Last-Event-ID`, revision 2025-11-25). What is kept is bounded in events, bytes and time for
-//! each stream, and in bytes for each principal over all its sessions.
+//! Resumable streams of legacy sessions. Sent and unsent events are kept for a while, so that a
+//! client whose connection broke can resume (`Last-Event-ID`, revision 2025-11-25). Kept events are
+//! limited in number, bytes and time for each stream, and in bytes for each principal over all its
+//! sessions.
 
 use std::{
     collections::BTreeMap,
@@ -16,11 +16,11 @@ use parking_lot::Mutex;
 use super::stream::{OWN, Reader, Stream};
 use portcullis_protocol::refusal::{Code, Refusal};
 
-/// Bytes that all streams of one principal's sessions keep.
+/// Limit in bytes of all streams of one principal's sessions.
 const BUDGET: usize = 16 << 20;
-/// Streams that a session keeps after their end.
+/// Ended streams that a session keeps.
 const STREAMS: usize = 64;
-/// Bytes that may be kept for one principal.
+/// Bytes kept for one principal.
 #[derive(Debug, Default)]
 pub struct Budget(AtomicUsize);
 
@@ -52,23 +52,23 @@ struct OfRequests {
 }
 
 impl Streams {
-    /// A session's streams, of which nothing is sent yet.
+    /// A session's streams, without events.
     pub fn new(budget: Arc<Budget>) -> Self {
         let own = Arc::new(Stream::new(OWN, Some(budget.clone())));
         Self { budget, own, of_requests: Mutex::default() }
     }
 
-    /// The budget that they share.
+    /// The shared budget of the streams.
     pub fn budget(&self) -> &Arc<Budget> {
         &self.budget
     }
 
-    /// The stream for what belongs to no request.
+    /// The stream for messages that belong to no request.
     pub fn own(&self) -> &Arc<Stream> {
         &self.own
     }
 
-    /// A new stream, for the answers to one POST.
+    /// A new stream for the responses to one POST.
     pub fn open(&self) -> Arc<Stream> {
         let mut all = self.of_requests.lock();
         all.last += 1;
@@ -78,11 +78,10 @@ impl Streams {
         stream
     }
 
-    /// The rest of the stream that an event's id names, from behind that event on. A reader that
-    /// it still has ends.
+    /// The rest of a stream after the event with this id. An existing reader of the stream ends.
     ///
     /// # Errors
-    /// A refusal where the id is none of this session's, or its stream is not kept any more.
+    /// A refusal if the id is not of this session, or if its stream is not kept any more.
     pub fn resume(&self, last: &str) -> Result<Reader, Refusal> {
         let gone =
             || Refusal::new(Code::InvalidRequest, "the stream of this `Last-Event-ID` has expired");
@@ -98,12 +97,12 @@ impl Streams {
         stream.resume(event).ok_or_else(gone)
     }
 
-    /// Forgets the streams that nobody came back for.
+    /// Removes the streams that were not resumed in time.
     pub fn sweep(&self) {
         sweep(&mut self.of_requests.lock().streams);
     }
 
-    /// Ends them all.
+    /// Ends all streams.
     pub fn end(&self) {
         self.own.end();
         self.of_requests.lock().streams.clear();
@@ -210,7 +209,7 @@ mod tests {
         }
         assert!(reader.next().await.is_none(), "cut off");
         drop(reader);
-        // It comes back for the rest, and for an answer that is too large to be sent twice.
+        // The client resumes for the rest, and for a response too large to be sent twice.
         stream.answer(Bytes::from(vec![b'x'; 2 * BYTES]));
         stream.end();
         let mut reader = streams.resume("1-1").ok().unwrap();

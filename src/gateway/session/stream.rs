@@ -1,7 +1,7 @@
 //! A stream of messages to a client: a bounded queue with one reader.
 //!
-//! INVARIANT: a reader that takes nothing for [`PATIENCE`], or falls behind what cannot wait, is cut
-//! off. Nobody but its own call waits for it.
+//! INVARIANT: a reader is disconnected if it reads nothing for [`PATIENCE`], or falls behind
+//! messages that cannot wait. Only its own call waits for it.
 
 use std::{
     collections::VecDeque,
@@ -15,21 +15,21 @@ use tokio::{sync::watch, time::timeout};
 
 use super::replay::Budget;
 
-/// Events that a stream keeps.
+/// Limit of events that a stream keeps.
 pub(super) const EVENTS: usize = 256;
-/// Bytes that a stream keeps. One event may have more.
+/// Limit of bytes that a stream keeps. A single event may be larger.
 pub(super) const BYTES: usize = 1 << 20;
-/// How long a message may wait for a reader that takes nothing.
+/// Time for which a message may wait for a slow reader.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// How long a stream is kept that has no reader.
+/// Time for which a stream without a reader is kept.
 const KEPT: Duration = Duration::from_secs(60);
-/// The stream that a session has for what belongs to none of its requests.
+/// Number of a session's stream for messages that belong to no request.
 pub(super) const OWN: u64 = 0;
 
-/// One stream.
+/// A stream.
 pub struct Stream {
     pub(super) number: u64,
-    /// Of a stream that can be resumed.
+    /// Present if the stream can be resumed.
     budget: Option<Arc<Budget>>,
     patience: Duration,
     state: Mutex<State>,
@@ -37,33 +37,33 @@ pub struct Stream {
 }
 
 struct State {
-    /// What is kept: what was sent, and behind it what was not.
+    /// Kept events: the sent ones, then the unsent ones.
     events: VecDeque<Kept>,
-    /// The number of the first event that is kept.
+    /// Number of the first kept event.
     first: u64,
-    /// The number of the event that is to be sent next.
+    /// Number of the event to send next.
     next: u64,
-    /// Bytes that are not sent yet.
+    /// Unsent bytes.
     waiting: usize,
-    /// Bytes that the budget was charged with.
+    /// Bytes charged to the budget.
     charged: usize,
     ended: bool,
-    /// The reader that the stream has, by number; earlier ones end.
+    /// Number of the present reader; earlier ones end.
     reader: u64,
     heard: bool,
-    /// Since when nobody reads.
+    /// Time since which there is no reader.
     since: Instant,
 }
 
 /// An event.
 struct Kept {
-    /// None once it was sent and is not kept to be sent again.
+    /// Empty after it was sent, if it is not kept for a resumption.
     text: Option<Bytes>,
-    /// What the budget was charged with for it.
+    /// Bytes charged to the budget for it.
     charged: usize,
 }
 
-/// A reader took nothing for too long.
+/// Error: a reader read nothing for too long.
 #[derive(Debug, PartialEq, Eq)]
 pub struct TooSlow;
 
@@ -89,18 +89,18 @@ impl Stream {
         Self { number, budget, patience: PATIENCE, state, news }
     }
 
-    /// Sends a message. The oldest events are forgotten for it; a reader that did not have them
-    /// yet is cut off.
+    /// Sends a message. The oldest events are dropped to make room; a reader that did not have them
+    /// yet is disconnected.
     pub fn push(&self, text: Bytes) {
         self.add(&mut self.state.lock(), text);
         self.news.send_replace(());
     }
 
-    /// Sends a message, once the reader has taken enough of what waits.
+    /// Sends a message when the reader has made enough room.
     ///
     /// # Errors
-    /// [`TooSlow`] where it took nothing for too long. Of a stream that can be resumed it is cut
-    /// off instead, and the message is kept.
+    /// [`TooSlow`] if the reader read nothing for too long. If the stream can be resumed, the
+    /// reader is disconnected instead, and the message is kept.
     pub async fn send(&self, text: Bytes) -> Result<(), TooSlow> {
         let mut news = self.news.subscribe();
         let mut read = None;
@@ -144,7 +144,7 @@ impl Stream {
         loop {
             let behind = state.unread() >= EVENTS || state.waiting > BYTES;
             let full = behind || state.events.len() >= EVENTS || state.charged + bytes > BYTES;
-            // What was sent goes first; what was not, where nobody reads or who does is behind.
+            // Sent events go first; unsent ones if there is no reader or it is behind.
             let dispensable = state.first < state.next || !state.heard || behind;
             if !(full && dispensable && state.forget_first(budget)) {
                 break;
@@ -159,20 +159,20 @@ impl Stream {
         state.events.push_back(Kept { text: Some(text), charged });
     }
 
-    /// What is charged for so many bytes: all, or nothing where there is no more room for them.
+    /// The charge for these bytes: all, or nothing if the budget is exhausted.
     fn charge(&self, state: &State, bytes: usize) -> usize {
         let room = state.charged + bytes <= BYTES;
         let taken = room && self.budget.as_ref().is_some_and(|budget| budget.take(bytes));
         if taken { bytes } else { 0 }
     }
 
-    /// Sends the event without a message by which a client has an id to resume from.
+    /// Sends the event without a message that gives the client an id to resume from.
     pub fn prime(&self) {
         self.push(Bytes::new());
     }
 
-    /// Sends an answer, whatever waits: its text holds its principal's place, which bounds how
-    /// many do.
+    /// Sends a response regardless of waiting events: its text holds its principal's permit, which
+    /// limits their number.
     pub fn answer(&self, text: Bytes) {
         let mut state = self.state.lock();
         if !state.ended {
@@ -196,12 +196,12 @@ impl Stream {
         self.news.send_replace(());
     }
 
-    /// Reads what is not sent yet, in the place of whoever read until now.
+    /// Reads the unsent events, replacing the present reader.
     pub fn read(self: &Arc<Self>) -> Reader {
         self.reader(&mut self.state.lock())
     }
 
-    /// Reads what is sent from now on, in the place of whoever read until now.
+    /// Reads the events from now on, replacing the present reader.
     pub fn join(self: &Arc<Self>) -> Reader {
         let mut state = self.state.lock();
         state.next = state.end();
@@ -209,7 +209,7 @@ impl Stream {
         self.reader(&mut state)
     }
 
-    /// Reads again what was sent behind an event.
+    /// Reads the events after this one again.
     pub(super) fn resume(self: &Arc<Self>, last: u64) -> Option<Reader> {
         let mut state = self.state.lock();
         if last >= state.end() || state.reader == 0 {
@@ -225,7 +225,7 @@ impl Stream {
             }
         }
         if lost {
-            // Without its last event a stream that has ended is of no use.
+            // An ended stream is useless without its last event.
             if state.ended && rest.last().is_none_or(|kept| kept.text.is_none()) {
                 return None;
             }
@@ -245,14 +245,14 @@ impl Stream {
         reader
     }
 
-    /// Whether somebody reads, or may come back to.
+    /// Whether the stream has a reader, or may get one again.
     pub fn is_heard(&self) -> bool {
         let state = self.state.lock();
         let comes_back = self.budget.is_some() && state.reader > 0 && state.since.elapsed() < KEPT;
         !state.ended && (state.heard || comes_back)
     }
 
-    /// Done once nobody reads any more.
+    /// Completes when the reader is gone.
     pub async fn left(&self) {
         let mut news = self.news.subscribe();
         while self.state.lock().heard {
@@ -262,12 +262,12 @@ impl Stream {
         }
     }
 
-    /// Whether no more is to come.
+    /// Whether no further events will follow.
     pub(super) fn has_ended(&self) -> bool {
         self.state.lock().ended
     }
 
-    /// Whether it has ended and nobody may come back for it any more.
+    /// Whether it has ended and cannot be resumed any more.
     pub(super) fn is_over(&self) -> bool {
         let state = self.state.lock();
         state.ended && !state.heard && state.since.elapsed() >= KEPT
@@ -283,7 +283,7 @@ impl Drop for Stream {
 }
 
 impl State {
-    /// The number of the event after the last.
+    /// The number after the last event.
     fn end(&self) -> u64 {
         self.first + self.events.len() as u64
     }
@@ -313,7 +313,7 @@ impl State {
     }
 }
 
-/// One who reads a stream.
+/// Reader of a stream.
 pub struct Reader {
     stream: Arc<Stream>,
     number: u64,
@@ -323,13 +323,13 @@ pub struct Reader {
 /// A message of a stream, or the empty text that gives a client an id to resume from.
 #[derive(Debug)]
 pub struct Event {
-    /// Of a stream that can be resumed.
+    /// Present if the stream can be resumed.
     pub id: Option<String>,
     pub text: Bytes,
 }
 
 impl Reader {
-    /// The next event; none where the stream has ended, is read by another, or is too fast.
+    /// The next event; `None` if the stream has ended, has another reader, or was too fast.
     pub async fn next(&mut self) -> Option<Event> {
         loop {
             self.news.borrow_and_update();
@@ -367,7 +367,7 @@ impl Reader {
         if kept.charged == text.len() {
             kept.text = Some(text.clone());
         } else {
-            // What was sent before gives way to it.
+            // Sent events give way to it.
             let (bytes, budget) = (text.len(), stream.budget.as_deref());
             while bytes <= BYTES
                 && state.charged + bytes > BYTES
@@ -379,7 +379,7 @@ impl Reader {
             if charged > 0
                 && let Some(kept) = state.events.get_mut(to_index(number - state.first))
             {
-                // A copy, for the answer that is sent holds its principal's place.
+                // A copy, since the response holds its principal's permit.
                 *kept = Kept { text: Some(Bytes::copy_from_slice(&text)), charged };
             }
         }
@@ -393,7 +393,7 @@ impl Reader {
     }
 }
 
-/// A difference of numbers that is within what is kept, or beyond all of it.
+/// A difference of numbers as an index, or an index beyond all kept events.
 fn to_index(number: u64) -> usize {
     usize::try_from(number).unwrap_or(usize::MAX)
 }

@@ -1,4 +1,4 @@
-//! Has a call wait for a person, where a policy asks for one.
+//! Approvals: calls wait for a person if a policy requires it.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use portcullis_protocol::{
     refusal::{Code, Refusal, Rule},
 };
 
-/// Records what is said of calls that wait.
+/// Records the events of waiting calls.
 struct Notes(Arc<Recorder>);
 
 #[async_trait]
@@ -47,11 +47,11 @@ impl ApprovalRecorder for Notes {
 }
 
 impl Obligations {
-    /// Waits until a person allows what the policies let pass only so. What is sent then is what
-    /// the person saw.
+    /// Waits for a person's approval if the policies require one. The message that is sent is the
+    /// one that the person saw.
     ///
     /// # Errors
-    /// A [`Refusal`] where nobody allows it.
+    /// A [`Refusal`] if it is not approved.
     pub(crate) async fn approved(
         &self,
         exchange: &Exchange,
@@ -61,7 +61,7 @@ impl Obligations {
         if asking.is_empty() {
             return Ok(());
         }
-        // A question of a server's ends with the call that it belongs to, and nobody would tell.
+        // A server request ends with its call, and a notification's sender would not see an answer.
         if exchange.notification || exchange.direction == Direction::ServerToClient {
             let words = "this message needs a person's approval, and messages of this kind cannot wait for it";
             let refusal = Refusal::new(Code::ApprovalTimeout, words);
@@ -87,7 +87,7 @@ impl Obligations {
             let words = "this call needs a person's approval and is too long to be shown in full";
             return refuse(Code::ApprovalTimeout, words, "the call cannot be shown in full".into());
         };
-        // Nobody is asked about what is not on record.
+        // The request for approval is recorded before a person sees it.
         self.on_record(ApprovalRequested {
             call: exchange.id,
             principal: exchange.principal.name(),
@@ -125,8 +125,8 @@ impl Obligations {
         self.still_permitted(exchange, record).await
     }
 
-    /// Asks the policies once more: they, the tool and the time may be others than when the call
-    /// began to wait.
+    /// Evaluates the policies again: the policies, the tool and the time may have changed while the
+    /// call waited.
     async fn still_permitted(
         &self,
         exchange: &Exchange,
@@ -140,7 +140,7 @@ impl Obligations {
         match verdict.decision {
             Decision::Refuse(refusal) => Err(refusal),
             Decision::Pass if verdict.rules.iter().all(asked) => Ok(()),
-            // Other conditions than those under which it was allowed.
+            // The conditions of the permit have changed.
             _ => {
                 let words = "the policies changed while the call waited for approval: call again";
                 Err(Refusal::new(Code::ApprovalTimeout, words))
@@ -148,7 +148,7 @@ impl Obligations {
         }
     }
 
-    /// The call as a person sees it; nothing where the call cannot be shown in full.
+    /// The call as a person sees it; `None` if it cannot be shown in full.
     async fn waiting(
         &self,
         exchange: &Exchange,

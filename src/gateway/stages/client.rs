@@ -1,4 +1,4 @@
-//! A client with what it says of itself.
+//! A client and what it declares.
 
 use std::{net::SocketAddr, ops::Deref, sync::Arc, time::Duration};
 
@@ -21,31 +21,31 @@ use portcullis_upstream::{
     Call, CallError, Instance, InstanceKey, InstanceOwner, Reply, Running, Server, config::Sharing,
 };
 
-/// Who sends a message, and how it came.
+/// Sender of a message, and its transport data.
 #[derive(Clone)]
 pub struct Caller {
     pub principal: Arc<Principal>,
     pub transport: Transport,
     pub client_addr: Option<SocketAddr>,
     pub view: View,
-    /// The legacy session; `initialize` comes without one.
+    /// The legacy session; `initialize` has none yet.
     pub session: Option<Arc<Session>>,
-    /// What the client has under way, where it can cancel by an id.
+    /// The client's calls in flight, if it can cancel them by id.
     pub calls: Option<Arc<Calls>>,
     pub revision: Revision,
-    /// The `Mcp-Param-*` headers of a modern message, where it came with headers to be held
-    /// against its body.
+    /// The `Mcp-Param-*` headers of a modern message, if its transport has headers that must match
+    /// the body.
     pub headers: Option<Arc<HeaderMap>>,
 }
 
-/// Who sends a message, with what the client says of itself: in its greeting, or in each message.
+/// Sender of a message with its declarations, from its handshake or from the message itself.
 #[derive(Clone)]
 pub(crate) struct ClientContext {
     caller: Caller,
     pub abilities: ClientCapabilities,
-    /// The least severe log messages that it wants, where it said so.
+    /// The least severe log messages that it wants, if it set a level.
     pub level: Option<LogLevel>,
-    /// `clientInfo`, as text. A claim, never a basis for a decision.
+    /// `clientInfo` as text. A claim that is never a basis for a decision.
     pub info: Option<Bytes>,
 }
 
@@ -81,7 +81,7 @@ impl ClientContext {
         }
     }
 
-    /// The client of a legacy session, to which a server speaks.
+    /// The client of a legacy session, as the receiver of server messages.
     pub fn at(session: &Arc<Session>) -> Self {
         Self {
             caller: Caller {
@@ -100,14 +100,14 @@ impl ClientContext {
         }
     }
 
-    /// The same, at this address.
+    /// The same client at another address.
     pub fn from(mut self, address: Option<SocketAddr>) -> Self {
         self.caller.client_addr = address;
         self
     }
 
-    /// Whether a log message of a server is one that the client wants. A legacy client that never
-    /// said which is sent all, a modern one none.
+    /// Whether the client wants a server's log message. Without a level, a legacy client gets all
+    /// messages and a modern client none.
     pub fn wants(&self, level: Option<&str>) -> bool {
         match self.level {
             None => !self.revision.is_modern(),
@@ -115,8 +115,8 @@ impl ClientContext {
         }
     }
 
-    /// Takes note that a session shares the instance of a server that runs for all; false where
-    /// there is no session to which that would stick.
+    /// Notes that a session uses a server's shared instance; false if there is no session to note
+    /// it in.
     pub fn shares(&self, server: &ServerName) -> bool {
         self.session.as_ref().is_some_and(|session| {
             session.shares.lock().insert(server.clone());
@@ -124,16 +124,16 @@ impl ClientContext {
         })
     }
 
-    /// The party for which a server runs that answers this client; none where it runs for all.
+    /// Key of the instance that serves this client; `None` for the shared instance.
     pub fn party_key(&self, server: &Server) -> Option<InstanceKey> {
         let revision = server.shared().peek().map(|running| running.greeting.revision);
         self.party(server, revision).map(|party| party.key)
     }
 
-    /// As whom a server must know this client, where it must be told apart from others: the config
-    /// says so; or the server is a legacy one and could ask it something, or was told which log
-    /// messages it wants. A remote legacy server keeps sessions of its own, so there every session
-    /// has one. `revision` is that which the server was greeted in.
+    /// Owner of the dedicated instance that this client needs. It needs one if the config separates
+    /// clients, or if the server is a legacy one and could send it requests or has its log level. A
+    /// remote legacy server keeps its own sessions, so every session needs one there. `revision` is
+    /// the revision of the server's handshake.
     pub fn party(&self, server: &Server, revision: Option<Revision>) -> Option<InstanceOwner> {
         let shares = |session: &Arc<Session>| session.shares.lock().contains(&server.name);
         let sharing = server.settings.sharing;
@@ -146,7 +146,7 @@ impl ClientContext {
             return None;
         }
         let askable = self.abilities.is_askable();
-        // Where each client has one of its own, the log messages that it wants are all its own.
+        // Where each client has a dedicated instance, its log level affects no other client.
         let told_apart = askable || self.level.is_some() && !apart;
         let by_session =
             told_apart || sharing == Sharing::PerSession || server.settings.url.is_some() && !apart;
@@ -183,14 +183,14 @@ impl ClientContext {
         }
     }
 
-    /// The instance of a server that answers this client, running.
+    /// The running instance of a server that serves this client.
     pub async fn instance(
         &self,
         server: &Arc<Server>,
     ) -> Result<(Arc<Instance>, Arc<Running>), CallError> {
         let shared = server.shared();
         let own = if server.settings.sharing.keeps_apart() {
-            // Whatever the server's era is. The common one need not be there for it.
+            // Independent of the server's era, and without a running shared instance.
             let party = self.party(server, None).ok_or_else(|| {
                 CallError::Misbehaved("an isolated client has no principal of its own".into())
             })?;
@@ -202,7 +202,7 @@ impl ClientContext {
             };
             match server.own(&party) {
                 Ok(own) => own,
-                // Rather one that can ask it nothing than none; and from now on the same one.
+                // The shared instance, without server requests. The session keeps it.
                 Err(CallError::Overloaded { .. }) if self.shares(&server.name) => {
                     tracing::warn!(server = %server.name, client = self.principal.name(), "instance limit reached; the client shares the common instance, without server requests");
                     return Ok((shared.clone(), running));
@@ -217,14 +217,14 @@ impl ClientContext {
         Ok((own, running))
     }
 
-    /// The digest of the image in which a server runs for this client.
+    /// The digest of the image of the instance that serves this client.
     pub fn image(&self, server: &Arc<Server>) -> Option<String> {
         let own = self.party_key(server).and_then(|key| server.owned(&key)?.peek());
         own.or_else(|| server.current())?.origin.image.clone()
     }
 }
 
-/// Tells a server which log messages its client wants, where it does not know that yet.
+/// Sets the client's log level at a server that does not have it yet.
 pub(crate) async fn set_level(
     instance: &Arc<Instance>,
     running: &Arc<Running>,

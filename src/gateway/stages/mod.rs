@@ -1,5 +1,5 @@
-//! What every message passes, whoever sent it: the chain of interceptors, the obligations of
-//! policies, and the record of it.
+//! Stages that every message passes, of clients and of servers: the chain of interceptors, the
+//! obligations of policies, and the record.
 
 mod approval;
 mod client;
@@ -41,7 +41,7 @@ pub(crate) struct Stages {
 }
 
 impl Stages {
-    /// A message as an exchange that is about nothing yet, with the labels that its client carries.
+    /// An exchange for a message, without a target yet, with the labels of its client.
     pub fn begin(
         &self,
         caller: &Caller,
@@ -53,15 +53,15 @@ impl Stages {
         Exchange { labels, ..new_exchange(caller, method, notification, params) }
     }
 
-    /// What a principal could use.
+    /// Everything that a principal may use.
     pub fn view<'a>(&'a self, principal: &'a Principal) -> PrincipalView<'a> {
         PrincipalView(self.gate.sight(principal))
     }
 
-    /// Sends a message through the chain, and fulfils what policies ask for before it leaves.
+    /// Sends a message through the chain and fulfils the obligations of policies before it leaves.
     ///
     /// # Errors
-    /// A refusal of it.
+    /// The refusal of the message.
     pub async fn request(
         &self,
         exchange: &mut Exchange,
@@ -72,7 +72,7 @@ impl Stages {
         self.obligations.apply(exchange, record).await
     }
 
-    /// Sends a notification of a server through the chain; the text for the client, if it may pass.
+    /// Sends a server's notification through the chain. Returns the client's text if it is allowed.
     pub async fn to_client(&self, mut notice: Exchange) -> Option<Bytes> {
         let mut record = ExchangeRecord::default();
         if let Err(refusal) = self.request(&mut notice, &mut record).await {
@@ -88,7 +88,7 @@ impl Stages {
         }
     }
 
-    /// Whether the client wants to hear this. Log messages are filtered by their level.
+    /// Whether the client wants this notification. Log messages are filtered by their level.
     fn is_wanted(&self, guest: &ClientContext, notice: &Exchange) -> bool {
         let wanted = notice.method.as_str() != Method::LOG_MESSAGE
             || guest.wants(notice.request.value().get("level").and_then(Value::as_str));
@@ -98,7 +98,7 @@ impl Stages {
         wanted
     }
 
-    /// A server's notification for one client, through the chain.
+    /// Sends a server's notification for one client through the chain.
     pub async fn notice_to(
         &self,
         guest: &ClientContext,
@@ -116,7 +116,7 @@ impl Stages {
     }
 }
 
-/// A message as an exchange that is about nothing yet.
+/// An exchange for a message, without a target yet.
 pub(crate) fn new_exchange(
     caller: &Caller,
     method: &Method,
@@ -159,8 +159,8 @@ fn traceparent(params: &Bytes) -> Option<String> {
     legal.then(|| trace.to_owned())
 }
 
-/// Refuses what passes for a method that is known here, whoever says it: it would be decided as one
-/// that nobody knows, and done as one that everybody does.
+/// Refuses methods that look like a known one, from either side: policies would decide about an
+/// unknown method, and the receiver could carry out the known one.
 ///
 /// # Errors
 /// `method-unknown`.
@@ -172,11 +172,11 @@ pub(crate) fn reject_lookalike_method(method: &Method) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Whether an answer has the shape that JSON-RPC and MCP give it.
+/// Whether a response has the shape that JSON-RPC and MCP require.
 pub(crate) fn well_formed(answer: &Answer) -> Result<(), String> {
     let no_object = || "its `result` or `error` is not an object".to_owned();
     match answer {
-        // Its text is JSON, so its first byte says what it is: it may be large.
+        // The text is valid JSON, so its first byte shows the type. Parsing could be expensive.
         Answer::Result(result) if result.raw().trim_ascii_start().starts_with(b"{") => Ok(()),
         Answer::Result(_) => Err(no_object()),
         Answer::Error(error) => {
@@ -189,8 +189,8 @@ pub(crate) fn well_formed(answer: &Answer) -> Result<(), String> {
     }
 }
 
-/// Where an address's limits are counted: the address itself, or an IPv6 address's /64, the
-/// whole of which one machine has.
+/// Unit in which an address's limits are counted: the address itself, or an IPv6 address's /64,
+/// since one machine can have a whole /64.
 pub fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64)),

@@ -1,6 +1,6 @@
-//! What policies ask for beside their decision, where it is the proxy that must do it: counts what
-//! `@rate` permits, and carries the labels of `@label`, and those that plugins give to what servers
-//! say, from one message to the next. What changes messages is done in the chain, by the policy
+//! Obligations of policies that the proxy fulfils itself: it counts the calls that `@rate` permits,
+//! and keeps labels between messages, those of `@label` and those that plugins give to server
+//! messages. Obligations that change messages are fulfilled in the chain, by the policy
 //! interceptor.
 
 use std::{
@@ -26,17 +26,17 @@ use portcullis_protocol::{
     refusal::{Code, Refusal, Rule},
 };
 
-/// How long a client without a session carries labels after it was last given one.
+/// Time for which a client without a session keeps its labels after the last new one.
 const CARRIED: Duration = Duration::from_secs(60 * 60);
-/// Rules whose counts are kept. Those of policies that were replaced are among them.
+/// Rules with counts, including rules of replaced policies.
 const COUNTED: usize = 1_024;
 
-/// What clients without a session carry. Clients are the config's, so memory is bounded by it.
+/// Labels of clients without a session. The config lists the clients, which bounds the memory.
 #[derive(Default)]
 struct SessionLabels(Mutex<HashMap<PrincipalKind, (Labels, Instant)>>);
 
 impl SessionLabels {
-    /// What a client carries.
+    /// The labels of a client.
     pub fn of(&self, client: &PrincipalKind) -> BTreeSet<String> {
         match self.0.lock().get(client) {
             Some((labels, given)) if given.elapsed() < CARRIED => labels.all(),
@@ -44,7 +44,7 @@ impl SessionLabels {
         }
     }
 
-    /// Gives a client labels, which it then carries for a while; what `give` says.
+    /// Adds labels to a client with `give`, for [`CARRIED`]. Returns the result of `give`.
     fn give(&self, client: &PrincipalKind, give: impl FnOnce(&mut Labels) -> bool) -> bool {
         let mut carried = self.0.lock();
         let (all, given) =
@@ -53,7 +53,7 @@ impl SessionLabels {
             all.clear();
         }
         let taken = give(all);
-        // One that has no room for more is not to carry what it has for ever.
+        // If there is no room for more labels, the expiry stays as it is.
         if taken {
             *given = Instant::now();
         }
@@ -61,25 +61,25 @@ impl SessionLabels {
     }
 }
 
-/// A rule, and the rate that it says.
+/// A rule and its rate.
 type Limit = (String, Rate);
 
-/// What was permitted lately under `@rate`, by rule and principal: when the window of each has room
-/// for all its calls again (GCRA). No crate's limiter can say whether there is room without taking it,
-/// and of several rules none may lose a call that another refuses.
+/// Calls permitted lately under `@rate`, by rule and principal: the time when each window has room
+/// for all its calls again (GCRA). Existing limiters cannot check for room without taking it. A
+/// call that one rule refuses must not count under the others.
 #[derive(Default)]
 struct Rates(Mutex<HashMap<Limit, HashMap<PrincipalKind, Instant>>>);
 
 impl Rates {
-    /// Counts one more under all limits, or under none: then the place of the first that has no room,
-    /// and when it is worth coming back.
+    /// Counts one call under all limits or under none. The error is the index of the first limit
+    /// without room, and the time until it has room.
     fn take(&self, limits: &[Limit], who: &PrincipalKind) -> Result<(), (usize, Duration)> {
         let now = Instant::now();
         let mut all = self.0.lock();
         Self::look(&all, limits, who, now)?;
         for limit in limits {
             if !all.contains_key(limit) && all.len() >= COUNTED {
-                // Whose counts have run out is no different from one that was never counted.
+                // A count that has expired is equal to none.
                 all.retain(|_, counts| {
                     counts.retain(|_, free| *free > now);
                     !counts.is_empty()
@@ -109,12 +109,12 @@ impl Rates {
     }
 }
 
-/// So many within a window is one each window's so-manieth part, and all of them at once.
+/// Interval of a rate: the window divided by its calls. A burst may use all calls at once.
 fn each(rate: Rate) -> Duration {
     (rate.window / rate.calls.get()).max(Duration::from_nanos(1))
 }
 
-/// Fulfils what policies ask for beside their decision.
+/// Fulfils the obligations of policies beside their decision.
 pub(crate) struct Obligations {
     rates: Rates,
     labels: SessionLabels,
@@ -138,10 +138,10 @@ impl Obligations {
         Self { rates, labels, sessions, approvals, gate, recorder, closing }
     }
 
-    /// Does what the policies that let an exchange pass ask for before it leaves.
+    /// Fulfils the obligations of the policies that permit an exchange, before it leaves.
     ///
     /// # Errors
-    /// A [`Refusal`] where it cannot be done.
+    /// A [`Refusal`] if an obligation cannot be fulfilled.
     pub async fn apply(
         &self,
         exchange: &Exchange,
@@ -156,10 +156,10 @@ impl Obligations {
             let refusal = Refusal::new(Code::RateLimited, "a rate limit of the policy is reached");
             rated.get(at).cloned().into_iter().fold(refusal, Refusal::rule).retry_after(wait)
         };
-        // What a person is asked about counts, whatever the person says: else nothing would bound how
-        // often a client has somebody asked. And what was allowed is not refused for its rate.
+        // A call counts before its approval, whatever the person decides. This bounds how often a
+        // client can request approvals, and an approved call is not refused for its rate.
         self.rates.take(&limits, who).map_err(spent)?;
-        // Before a person is asked: it would be for nothing.
+        // Before a person is asked, since a failure would waste the approval.
         self.apply_labels(exchange, &record.trail.heard)?;
         self.approved(exchange, record).await?;
         let asked = exchange.obligations.iter().flat_map(|obligations| &obligations.labels);
@@ -178,11 +178,11 @@ impl Obligations {
         }
     }
 
-    /// Has the client carry the labels of what it is about to hear from a server.
+    /// Adds the labels of a server message to the client that is about to receive it.
     ///
     /// # Errors
-    /// A [`Refusal`] where it carries too many of that server already: what was labelled must not go
-    /// on as if it were not.
+    /// A [`Refusal`] if the client has too many labels of that server already: labelled data must
+    /// not pass without its label.
     pub fn apply_labels(
         &self,
         exchange: &Exchange,
@@ -208,7 +208,7 @@ impl Obligations {
         }
     }
 
-    /// Labels the session of an exchange, or its client where that has none.
+    /// Labels the session of an exchange, or its client if there is no session.
     fn label(&self, exchange: &Exchange, give: impl FnOnce(&mut Labels) -> bool) {
         match exchange.session.as_ref().and_then(|id| self.sessions.get(id)) {
             Some(session) => give(&mut session.labels.lock()),
@@ -242,7 +242,7 @@ mod tests {
         assert!(wait > Duration::from_secs(1700) && wait <= Duration::from_secs(1800), "{wait:?}");
         assert!(take("a", 2, &bob).is_ok());
         assert!(take("b", 2, &ann).is_ok());
-        // The rule says another rate now.
+        // The rule has another rate now.
         assert!(take("a", 3, &ann).is_ok());
     }
 
@@ -278,7 +278,7 @@ mod tests {
         assert_eq!(labels.of(&client("ann")), of(&["a", "b"]));
         assert_eq!(labels.of(&client("bob")), of(&[]));
 
-        // One server's words are not without end, and keep nobody else's away.
+        // The labels of one server are bounded and take no room from others.
         let hear = |label: &str, server: &str| {
             let server: ServerName = server.parse().unwrap();
             labels.give(&client("bob"), |labels| labels.hear(label, Some(&server)))
@@ -287,7 +287,7 @@ mod tests {
         assert_eq!(heard, 64);
         assert!(hear("0", "hostile") && hear("100", "other") && give("bob", "a"));
         assert_eq!(labels.of(&client("bob")).len(), 66);
-        // Nor are those of all together, in merged lists.
+        // The labels of merged lists are bounded, too.
         let merged = |label: &str| labels.give(&client("eve"), |labels| labels.hear(label, None));
         assert_eq!((0..100).filter(|n| merged(&n.to_string())).count(), 64);
     }

@@ -1,11 +1,11 @@
-//! What a principal could use, asked of the policies before any server is.
+//! What a principal may use, evaluated by the policies before a server is involved.
 
 use crate::router;
 use portcullis_interceptors::policy::{self, Listed};
 use portcullis_protocol::{exchange::Definition, names::ServerName};
 use portcullis_upstream::ListKind;
 
-/// One principal's sight.
+/// Visibility of servers and their items for one principal.
 pub(crate) struct PrincipalView<'a>(pub(crate) policy::PolicyVisibility<'a>);
 
 impl router::Visibility for PrincipalView<'_> {

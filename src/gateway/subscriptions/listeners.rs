@@ -1,8 +1,8 @@
-//! Who hears of changes: legacy sessions by what they subscribed to, modern clients by
-//! `subscriptions/listen`.
+//! Receivers of change notifications: legacy sessions with `resources/subscribe`, modern clients
+//! with `subscriptions/listen`.
 //!
-//! INVARIANT: a client hears of a list, or of a resource, only where policy lets it see the server,
-//! or read the resource's changes; and each notification passes the chain as what it is to it.
+//! INVARIANT: a client is notified of a list or a resource only if policy lets it see the server or
+//! read the resource's changes. Each notification passes the chain for each client.
 
 use std::{
     collections::HashMap,
@@ -36,10 +36,10 @@ use portcullis_protocol::{
 };
 use portcullis_upstream::InstanceKey;
 
-/// How long one that listens may take to read what many resources have it told at once.
+/// Time for a listener to read the notifications of many resources at once.
 const READS: Duration = Duration::from_secs(10);
 
-/// What a client wants to hear of (MCP 2026-07-28, `subscriptions/listen`).
+/// The notifications that a client requests (MCP 2026-07-28, `subscriptions/listen`).
 #[derive(Debug, Default, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Filter {
@@ -64,29 +64,29 @@ impl Filter {
     }
 }
 
-/// A modern client that listens.
+/// A modern client with an open `subscriptions/listen` request.
 struct Listener {
     guest: ClientContext,
-    /// The id of its request, by which it knows what it hears.
+    /// The id of the request, which all its notifications contain.
     id: Id,
     filter: Filter,
-    /// Whether it was told what is granted. Nothing else comes before that.
+    /// Whether the granted filter was sent. No notification is sent before it.
     told: AtomicBool,
     out: mpsc::Sender<Bytes>,
-    /// Cancelled where it does not read what it asked for.
+    /// Cancelled if the client does not read its notifications.
     slow: CancellationToken,
-    /// Why something is not watched any more that was granted to it.
+    /// Cause of the loss of a granted subscription.
     lost: SetOnce<Refusal>,
 }
 
-/// All that listen.
+/// All open `subscriptions/listen` requests.
 #[derive(Default)]
 pub(crate) struct Listeners {
     next: AtomicU64,
     all: Mutex<HashMap<u64, Arc<Listener>>>,
 }
 
-/// Takes a listener out where its request ends, however it does.
+/// Removes a listener when its request ends in any way.
 struct Listening {
     hub: Arc<Subscriptions>,
     key: u64,
@@ -100,11 +100,11 @@ impl Drop for Listening {
 }
 
 impl Subscriptions {
-    /// Answers `subscriptions/listen`: tells what is granted, then everything of it, until the
-    /// client closes its stream or the proxy stops.
+    /// Answers `subscriptions/listen`: sends the granted filter and then all its notifications,
+    /// until the client closes its stream or the proxy stops.
     ///
     /// # Errors
-    /// A refusal where the filter is none, or the client does not read what it hears.
+    /// A refusal if the filter is invalid, or if the client does not read its notifications.
     pub(crate) async fn listen(
         self: &Arc<Self>,
         guest: &ClientContext,
@@ -133,7 +133,7 @@ impl Subscriptions {
             lost: SetOnce::new(),
         });
         self.listeners.all.lock().insert(listening.key, listener.clone());
-        // All at once: a server opens one subscription for what it is asked together.
+        // Concurrently, so that a server can open one subscription for all of them.
         // On tasks of their own, so that each is recorded to its end.
         let asked_for = asked.resource_subscriptions.iter().map(|uri| {
             let (hub, guest, uri) = (self.clone(), guest.clone(), uri.clone());
@@ -165,9 +165,9 @@ impl Subscriptions {
         }
     }
 
-    /// Tells who heard of a resource that it is not watched any more. The revisions with sessions have
-    /// no word for that, but log messages; a listener's request ends, so that it asks again and hears
-    /// what is granted.
+    /// Reports to a subscriber that a resource is not watched any more. Revisions with sessions
+    /// have only log messages for that. The request of a listener ends, so that the client sends it
+    /// again and gets the filter that is granted then.
     pub(crate) async fn tell_of_loss(
         &self,
         (hearer, server, uri): Subscription,
@@ -200,14 +200,14 @@ impl Subscriptions {
                 let message =
                     format!("a resource subscription ended, subscribe again: {}", why.message);
                 let refusal = Refusal { message, ..why }.data("uri", uri.into());
-                // The first reason is as good as another.
+                // Any of several reasons is enough.
                 let _ = listener.lost.set(refusal);
             }
         }
     }
 
-    /// Tells who hears of a resource that it may have changed: between the watch of the server that had
-    /// its entry in the config and that of the one that has it now, nobody told.
+    /// Notifies a subscriber that a resource may have changed, since nothing watched it between the
+    /// watches of the old and the new server.
     pub(crate) async fn tell_of_move(&self, (hearer, server, uri): Subscription) {
         let method = Method::new(Method::UPDATED);
         let params = Bytes::from(json!({ "uri": uri }).to_string());
@@ -220,13 +220,13 @@ impl Subscriptions {
                 text.map(|text| session.tell(text));
             }
             Subscriber::Listener(key) => {
-                // One that was not told what is granted has read nothing yet that could be old.
+                // Before its granted filter, the client has read no data that could be outdated.
                 let listener = self.listeners.get(*key);
                 let Some(listener) = listener.filter(|one| one.told.load(Ordering::Acquire)) else {
                     return;
                 };
                 let text = self.notice_for(&listener, &server, &method, Some(&params)).await;
-                // There is one for each resource, so they may well come faster than they are read.
+                // One notification for each resource may be more than the client reads at once.
                 if let Some(text) = text
                     && listener.out.send_timeout(text, READS).await.is_err()
                 {
@@ -236,7 +236,7 @@ impl Subscriptions {
         }
     }
 
-    /// Ends what a principal listens to.
+    /// Ends the listeners of a principal.
     pub(crate) fn end_listeners(&self, kind: &PrincipalKind, key: Option<&str>, why: &str) {
         for listener in self.listeners.all.lock().values() {
             if listener.guest.principal.is(kind, key) {
@@ -245,8 +245,8 @@ impl Subscriptions {
         }
     }
 
-    /// Who hears of a resource, for whoever asks in its name; `from` is where a session asked for it.
-    /// Nobody, once it has ended.
+    /// The client of a subscriber, for requests in its name; `None` once it has ended. `from` is
+    /// the address of the session's request.
     pub(crate) fn guest_of(
         &self,
         hearer: &Subscriber,
@@ -260,7 +260,7 @@ impl Subscriptions {
         }
     }
 
-    /// Tells all clients that see any of these servers that lists have changed, each once.
+    /// Notifies each client that sees any of these servers once that lists have changed.
     pub(crate) async fn tell_of_servers(&self, servers: &[ServerName]) {
         let seen = |guest: &ClientContext| {
             let sight = self.stages.view(&guest.principal);
@@ -290,7 +290,7 @@ impl Subscriptions {
         }
     }
 
-    /// Tells those of a change who are to hear of it; whether there was anybody.
+    /// Notifies the subscribers of a change. Returns whether there were any.
     pub(crate) async fn tell_of_change(
         &self,
         server: &ServerName,
@@ -310,7 +310,7 @@ impl Subscriptions {
             let sight = self.stages.view(&guest.principal);
             shown && sight.server(server)
         };
-        // Who hears of it, where it is of one resource.
+        // The subscribers, if the change is of one resource.
         let hearers = uri.map(|uri| self.watches.hearers(server, &uri));
         let mut told = false;
         for session in self.sessions.all() {
@@ -362,7 +362,7 @@ impl Subscriptions {
         }
     }
 
-    /// A server's notification for one that listens, through the chain.
+    /// A server's notification for one listener, through the chain.
     async fn notice_for(
         &self,
         listener: &Listener,
@@ -384,7 +384,7 @@ impl Listeners {
         self.all.lock().get(&key).cloned()
     }
 
-    /// Those that were told what is granted to them, with their keys.
+    /// The listeners that got their granted filter, with their keys.
     fn told(&self) -> Vec<(u64, Arc<Listener>)> {
         let all = self.all.lock();
         let told = all.iter().filter(|(_, listener)| listener.told.load(Ordering::Acquire));
@@ -396,7 +396,7 @@ fn tag(id: &Id) -> Value {
     json!({ META_SUBSCRIPTION: serde_json::from_slice::<Value>(id.raw()).unwrap_or_default() })
 }
 
-/// `params` with the id by which the listener knows its subscription.
+/// `params` with the id of the listener's subscription.
 fn tagged(params: Option<&Bytes>, id: &Id) -> Bytes {
     let empty = Bytes::from_static(b"{}");
     let params = params.unwrap_or(&empty);

@@ -1,5 +1,5 @@
-//! Who hears of changes: [`listeners`] sends them, [`watches`] knows the resources that servers are
-//! asked to tell of.
+//! Subscriptions to changes: [`listeners`] sends the notifications, [`watches`] keeps the resources
+//! that servers watch for them.
 
 mod listeners;
 mod watches;

@@ -1,9 +1,8 @@
-//! The resources whose changes clients hear of: sessions by `resources/subscribe`, listeners by what
-//! they listen to. Where the entry of a server changes, what was watched of the one before is watched
-//! of the one in its place.
+//! Watched resources: sessions watch them with `resources/subscribe`, listeners with their filter.
+//! When a server's entry changes, its watches move to the server of the new entry.
 //!
-//! INVARIANT: no server is asked to tell of a resource before that was decided and recorded, nor is
-//! the one that takes another's place in the config.
+//! INVARIANT: each watch is decided and recorded before it is requested from a server, also from
+//! the server of a new entry.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -28,43 +27,43 @@ use portcullis_protocol::{
 };
 use portcullis_upstream::{CallError, Instance, Reply, Server};
 
-/// Resources that one session, or one listener, may watch.
+/// Resources that one session or one listener may watch.
 pub(crate) const MOST: usize = 256;
-/// Resources that may be watched for one principal.
+/// Resources that one principal may watch.
 const OF_ONE: usize = 1_024;
 
-/// What is watched for sessions and listeners.
+/// Watched resources of sessions and listeners.
 #[derive(Default)]
 pub(crate) struct Watches {
     watched: Mutex<HashMap<Subscription, Watched>>,
-    /// How many resources are watched for each principal.
+    /// Number of watched resources of each principal.
     counts: Mutex<HashMap<PrincipalKind, usize>>,
 }
 
-/// Who hears of a resource.
+/// Receiver of a resource's change notifications.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Subscriber {
     Session(SessionId),
     Listener(u64),
 }
 
-/// Who hears of which server's resource, by its URI.
+/// A subscriber with the server and the URI of a resource.
 pub(crate) type Subscription = (Subscriber, ServerName, String);
 
-/// A resource that somebody hears of.
+/// A resource with a subscriber.
 struct Watched {
-    /// Which server of that name it is, of all that ever were in the config.
+    /// Number of the server, among all that had its name in the config.
     number: u64,
-    /// Nothing while that server is being asked.
+    /// `None` while the server's response is awaited.
     watching: Option<Watching>,
-    /// From where the client asked for it.
+    /// The client's address when it subscribed.
     from: Option<SocketAddr>,
 }
 
-/// What is not watched any more, and by which decision where one was made.
+/// Refusal that ended a watch, with its decision, if any.
 pub(crate) type Lost = (Option<DecisionId>, Refusal);
 
-/// A place among the resources that are watched for a principal, until it is dropped.
+/// A slot among the watched resources of a principal, until it is dropped.
 struct SubscriberPermit {
     hub: Arc<Subscriptions>,
     owner: PrincipalKind,
@@ -99,7 +98,7 @@ impl Drop for SubscriberPermit {
 struct Watching {
     turn: SubscriberPermit,
     server: ServerName,
-    /// Which server of that name it is, of all that ever were in the config.
+    /// Number of the server, among all that had its name in the config.
     number: u64,
     instance: Arc<Instance>,
     uri: String,
@@ -120,7 +119,7 @@ impl Drop for Watching {
 }
 
 impl Subscriptions {
-    /// Takes one resource into a listener's filter; whether it is watched.
+    /// Adds one resource to a listener's filter. Returns whether it is watched.
     pub(crate) async fn grant(
         self: &Arc<Self>,
         guest: &ClientContext,
@@ -131,7 +130,7 @@ impl Subscriptions {
         let key = (hearer, watching.server.clone(), uri);
         self.watches.add(key.clone(), watching, guest);
         if self.guest_of(&key.0, None).is_none() {
-            // It has ended meanwhile.
+            // The listener has ended meanwhile.
             self.watches.forget(&key.0);
             return false;
         }
@@ -144,8 +143,7 @@ impl Subscriptions {
         }
     }
 
-    /// Has a server tell of a resource's changes, as the request of its own that this is in revisions
-    /// before 2026-07-28.
+    /// Has a server watch a resource, as a separate request, like in revisions before 2026-07-28.
     async fn watch_one(
         self: &Arc<Self>,
         guest: &ClientContext,
@@ -161,7 +159,7 @@ impl Subscriptions {
         let mut counted = None;
         let admitted = async {
             let route = self.router.route(view, &method, &params, &sight).await?;
-            // As a call is: where its entry in the config changes, the server is not ended before this.
+            // Like a call, this delays the end of a server whose config entry changes.
             counted = route.server.as_ref().map(|server| server.counted());
             exchange.server = route.server.as_ref().map(|server| server.name.clone());
             exchange.target = route.target;
@@ -204,7 +202,7 @@ impl Subscriptions {
         }
     }
 
-    /// Has a server tell of a resource's changes, or returns the server's own error.
+    /// Has a server watch a resource, or returns the server's own error.
     async fn watch(
         self: &Arc<Self>,
         guest: &ClientContext,
@@ -226,7 +224,7 @@ impl Subscriptions {
     /// Answers `resources/subscribe` and `resources/unsubscribe` of a legacy session.
     ///
     /// # Errors
-    /// A refusal where the server cannot tell of changes.
+    /// A refusal if the server cannot notify of changes.
     pub(crate) async fn subscribe(
         self: &Arc<Self>,
         guest: &ClientContext,
@@ -272,9 +270,8 @@ impl Subscriptions {
         Ok(Answer::Result(Payload::new(Bytes::from_static(b"{}"))))
     }
 
-    /// What was watched of a server that is in the config no more is watched of the one in its place,
-    /// where there is one. Whoever has lost something by that is told, and whoever may have missed
-    /// something.
+    /// Moves the watches of a retired server to the server of the new entry, if there is one.
+    /// Notifies subscribers that lost a watch, and those that may have missed a change.
     pub(crate) async fn change_places(self: &Arc<Self>, old: &Server) {
         let moved: Vec<_> = {
             let watched = self.watches.watched.lock();
@@ -293,12 +290,11 @@ impl Subscriptions {
         moved.await;
     }
 
-    /// Has a resource that is watched be watched of the server that is in the config by now, where that
-    /// is another: as a request of its own, since what is there is another program. Whether it was
-    /// moved there by this.
+    /// Moves a watch to the present server of that name, as a new request, since that server is
+    /// another program. Returns whether this call moved it.
     ///
     /// # Errors
-    /// Why it is not watched any more.
+    /// The cause why it is not watched any more.
     async fn follow_place(self: &Arc<Self>, key: &Subscription) -> Result<bool, Lost> {
         let (hearer, name, uri) = key;
         let mut is_moved = false;
@@ -308,7 +304,7 @@ impl Subscriptions {
                 let mut watched = self.watches.watched.lock();
                 let Some(entry) = watched.get_mut(key) else { return Ok(false) };
                 let claimed = now.as_ref().map(|server| server.number);
-                // Somebody else may be at it, or has been.
+                // Another task moves it or has moved it.
                 if claimed.is_some_and(|number| entry.number >= number) {
                     return Ok(is_moved);
                 }
@@ -319,7 +315,7 @@ impl Subscriptions {
                 }
                 (before, from, claimed)
             };
-            // What ends with it takes other locks.
+            // Dropping it takes other locks.
             drop(before);
             let Some(number) = claimed else {
                 let words = format!("server `{name}` was removed from the config");
@@ -329,10 +325,10 @@ impl Subscriptions {
                 self.watches.forget(hearer);
                 return Ok(false);
             };
-            // It is there that it was granted, and not at whoever else has something of that name.
+            // Granted at this server, so not at another with a resource of that name.
             let moved = self.watch_one(&guest, &View::One(name.clone()), uri).await;
             let mut watched = self.watches.watched.lock();
-            // Whoever took it back, or asked for it again, has the last word.
+            // An unsubscription or a new subscription meanwhile takes precedence.
             let waits = |entry: &&mut Watched| entry.number == number && entry.watching.is_none();
             let entry = watched.get_mut(key).filter(waits);
             let superseded = self
@@ -345,7 +341,7 @@ impl Subscriptions {
                     entry.watching = Some(watching);
                     is_moved = true;
                 }
-                // What is there by now, or in a moment, is asked instead.
+                // The next round asks the newer server.
                 (Err(_), Some(_)) if superseded => {}
                 (Err(lost), Some(_)) => {
                     watched.remove(key);
@@ -361,8 +357,8 @@ impl Subscriptions {
     }
 }
 
-/// Whether who watches one URI hears of a change of another: of itself, and of what is below it
-/// (MCP: an update may be of a part of the resource that was subscribed).
+/// Whether a watch of one URI covers a change of another: the same URI, or one below it (MCP: an
+/// update may be of a part of the resource that was subscribed).
 fn covers(watched: &str, changed: &str) -> bool {
     changed.strip_prefix(watched).is_some_and(|rest| {
         rest.is_empty() || watched.ends_with('/') || rest.starts_with(['/', '?', '#'])
@@ -370,7 +366,7 @@ fn covers(watched: &str, changed: &str) -> bool {
 }
 
 impl Watches {
-    /// Those who hear of a change of a server's resource.
+    /// The subscribers of a server's resource.
     pub fn hearers(&self, server: &ServerName, uri: &str) -> HashSet<Subscriber> {
         let watched = self.watched.lock();
         let of_it = watched.iter().filter(|((_, of, watched), entry)| {
@@ -379,16 +375,16 @@ impl Watches {
         of_it.map(|((hearer, ..), _)| hearer.clone()).collect()
     }
 
-    /// Notes that a resource is watched. Twice is once: what was watched before is watched no more.
+    /// Adds a watch. It replaces an earlier watch of the same key.
     fn add(&self, key: Subscription, watching: Watching, guest: &ClientContext) {
         let (number, from) = (watching.number, guest.client_addr);
         let entry = Watched { number, watching: Some(watching), from };
         let before = self.watched.lock().insert(key, entry);
-        // What ends with it takes other locks.
+        // Dropping it takes other locks.
         drop(before);
     }
 
-    /// Has nothing watched any more for one that hears of nothing any more.
+    /// Ends all watches of a subscriber that has ended.
     pub fn forget(&self, hearer: &Subscriber) {
         let mut watched = self.watched.lock();
         let all: Vec<_> = watched.extract_if(|key, _| key.0 == *hearer).collect();

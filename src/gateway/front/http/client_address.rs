@@ -1,11 +1,11 @@
 //! The address of the client behind a trusted proxy.
 //!
-//! INVARIANT: nobody but a trusted proxy is believed, and it alone in the form that the config
-//! names. Where a trusted proxy does not say it, or says it in a way that cannot be read, the
-//! request is refused: its own address is not the client's, and a policy may permit more to it.
+//! INVARIANT: only trusted proxies are believed, and only in the form that the config names. If a
+//! trusted proxy's address of the client is missing or malformed, the request is refused: a policy
+//! may permit more to the proxy's own address than to the client.
 //!
-//! INVARIANT: what a trusted proxy forwards is never a call of this machine, whatever address it
-//! says, and no trusted proxy of another machine makes a client's address loopback.
+//! INVARIANT: a request that a trusted proxy forwards never counts as a local call, whatever its
+//! address, and no trusted proxy of another machine can make a client's address loopback.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -30,25 +30,25 @@ const OF_PROXIES: [&str; 9] = [
     "via",
 ];
 
-/// Bytes of all lines of a header that names the client, at most: it is read before any key is
-/// looked at. An address takes about 40.
+/// Limit in bytes of all lines of a header with the client's address, which is read before
+/// authentication. An address takes about 40.
 const MAX_BYTES: usize = 8 * 1_024;
-/// Parameters of one element of a `Forwarded` header, at most. RFC 7239 knows four.
+/// Limit of parameters in one element of a `Forwarded` header. RFC 7239 defines four.
 const MAX_PARAMETERS: usize = 16;
 
 /// Marks a request that a trusted proxy forwards.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ByTrustedProxy;
 
-/// Whether a reverse proxy has left a trace in a request. Not every one does.
+/// Whether a request has a header that reverse proxies add. Some add none.
 pub(super) fn is_forwarded(headers: &HeaderMap) -> bool {
     OF_PROXIES.iter().any(|name| headers.contains_key(*name))
 }
 
-/// The address that a trusted proxy says, unless it is another machine's loopback.
+/// The address from a trusted proxy, unless it is another machine's loopback.
 ///
 /// # Errors
-/// Where it is: what is loopback to another machine is not so here.
+/// If it is, since another machine's loopback address is not local here.
 pub(super) fn refuse_foreign_loopback(
     proxy: SocketAddr,
     client: SocketAddr,
@@ -59,14 +59,14 @@ pub(super) fn refuse_foreign_loopback(
     Ok(client)
 }
 
-/// The reverse proxies that the operator trusts, and how they name their client.
+/// The trusted reverse proxies, and the way in which they name their client.
 #[derive(Debug)]
 pub(super) struct TrustedProxies {
     networks: Vec<ProxyNetwork>,
     pub source: ClientAddressSource,
 }
 
-/// What a trusted proxy says of its client cannot be used.
+/// Cause why a trusted proxy's information about its client cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum ForwardingFault {
     #[error("a trusted proxy sent no `{0}` header")]
@@ -92,26 +92,26 @@ impl From<ForwardingFault> for Refusal {
 }
 
 impl TrustedProxies {
-    /// The proxies that a config names, if any.
+    /// The trusted proxies of a config, if any.
     pub fn of(listen: &Listen) -> Option<Self> {
         let source = listen.client_address?;
         Some(Self { networks: listen.trusted_proxies.clone(), source })
     }
 
-    /// Whether this is the address of one of them.
+    /// Whether this is the address of a trusted proxy.
     pub fn contains(&self, address: IpAddr) -> bool {
         self.networks.iter().any(|network| network.contains(address))
     }
 
-    /// The client's address by the headers of a trusted proxy's request: the last one that is not
-    /// a trusted proxy's. Whatever is left of that the client may have written itself. Where they all
-    /// are, it is the first one that is not a loopback address. So a client that is in a trusted
-    /// network cannot make itself a caller of this machine: a loopback address left of another
-    /// machine's counts nowhere. The port is 0 where the header has none.
+    /// The client's address from the headers of a trusted proxy's request: the last one that is not
+    /// a trusted proxy's. The client may have written everything before it. If all are trusted
+    /// proxies', it is the first one that is not loopback. So a client in a trusted network cannot
+    /// appear as a local caller: a loopback address before another machine's never counts. The port
+    /// is 0 if the header has none.
     ///
     /// # Errors
-    /// Where the header is missing or too long, or what counts of it is not an address, or is the
-    /// loopback address of another machine.
+    /// If the header is missing or too long, or the resulting address is malformed or the loopback
+    /// address of another machine.
     pub fn client(
         &self,
         proxy: SocketAddr,
@@ -120,7 +120,7 @@ impl TrustedProxies {
         let (name, lines) = match self.source {
             ClientAddressSource::XForwardedFor => ("X-Forwarded-For", X_FORWARDED_FOR),
             ClientAddressSource::Forwarded => ("Forwarded", FORWARDED),
-            // Said at the start of the connection, not in its requests.
+            // Sent at the start of the connection, not in its requests.
             ClientAddressSource::ProxyProtocol => return Err(ForwardingFault::Missing("PROXY")),
         };
         let bytes: usize = headers.get_all(lines).iter().map(|line| line.len()).sum();
@@ -139,7 +139,7 @@ impl TrustedProxies {
             let address = parse_node(node).ok_or(ForwardingFault::Malformed(name))?;
             let is_loopback = address.ip().is_loopback();
             if !self.contains(address.ip()) {
-                // What is loopback to another machine is not so here.
+                // Another machine's loopback address is not local here.
                 let address = first_elsewhere.filter(|_| is_loopback).unwrap_or(address);
                 return refuse_foreign_loopback(proxy, address);
             }
@@ -153,10 +153,10 @@ impl TrustedProxies {
     }
 }
 
-/// Whom an element of a header is for. None where it does not say.
+/// Address text of an element of a header; `None` if it has none.
 type Node = Option<String>;
 
-/// The elements of all `X-Forwarded-For` headers, in their order. Text that is not ASCII is an
+/// The elements of all `X-Forwarded-For` headers in order. Text that is not ASCII becomes an
 /// element that is not an address.
 fn x_forwarded_for(headers: &HeaderMap) -> Vec<Node> {
     let elements = headers
@@ -180,12 +180,12 @@ fn parse_node(text: &str) -> Option<SocketAddr> {
     Some(SocketAddr::new(address.to_canonical(), port))
 }
 
-/// The `for` of each element of all `Forwarded` headers, in their order (RFC 7239, section 4).
-/// None as a whole where they are not of that grammar.
+/// The `for` of each element of all `Forwarded` headers in order (RFC 7239, section 4). `None` if
+/// they violate the grammar.
 fn forwarded(headers: &HeaderMap) -> Option<Vec<Node>> {
     let lines: Option<Vec<_>> =
         headers.get_all(FORWARDED).iter().map(|value| value.to_str().ok()).collect();
-    // As one list, so that a quote that a client has opened does not hide what follows.
+    // As one list, so that a quote opened by the client does not hide what follows.
     let text = lines?.join(", ");
     let mut rest = text.trim_matches([' ', '\t']);
     let mut elements = Vec::new();
@@ -198,7 +198,7 @@ fn forwarded(headers: &HeaderMap) -> Option<Vec<Node>> {
     Some(elements)
 }
 
-/// The first element of a list and what follows it. No element where it is empty.
+/// The first element of a list, and the rest. The element is `None` if it is empty.
 fn element(text: &str) -> Option<(Option<Node>, &str)> {
     let mut seen: Vec<String> = Vec::new();
     let mut node = None;
@@ -230,14 +230,14 @@ fn element(text: &str) -> Option<(Option<Node>, &str)> {
     }
 }
 
-/// A token and what follows it (RFC 9110, section 5.6.2).
+/// A token, and the rest (RFC 9110, section 5.6.2).
 fn token(text: &str) -> Option<(&str, &str)> {
     let is_token = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
     let end = text.find(|c| !is_token(c)).unwrap_or(text.len());
     (end > 0).then(|| text.split_at(end))
 }
 
-/// The value of a parameter, without its quotes, and what follows it.
+/// The value of a parameter without its quotes, and the rest.
 fn value(text: &str) -> Option<(String, &str)> {
     let Some(quoted) = text.strip_prefix('"') else {
         return token(text).map(|(value, rest)| (value.to_owned(), rest));
@@ -298,17 +298,17 @@ mod tests {
             (&["[2001:db8::1]"], "[2001:db8::1]:0"),
             (&["[2001:db8::1]:99"], "[2001:db8::1]:99"),
             (&["::ffff:203.0.113.9"], "203.0.113.9:0"),
-            // What a client wrote itself is left of what the proxy added.
+            // Before the proxy's own element is text of the client.
             (&["127.0.0.1, 203.0.113.9"], "203.0.113.9:0"),
             (&["127.0.0.1", "203.0.113.9"], "203.0.113.9:0"),
             (&["junk\"(, 203.0.113.9"], "203.0.113.9:0"),
-            // Trusted hops are passed, in every spelling.
+            // Trusted hops are skipped in every spelling.
             (&["198.51.100.1, 203.0.113.9 ,10.1.2.3, ::ffff:10.9.9.9"], "203.0.113.9:0"),
-            // A client that is in a trusted network itself.
+            // A client in a trusted network.
             (&["10.1.2.3, 127.0.0.1"], "10.1.2.3:0"),
             (&["127.0.0.1, 127.0.0.1"], "127.0.0.1:0"),
             (&["::1, 127.0.0.1"], "[::1]:0"),
-            // One that writes a loopback address before its own.
+            // A client that writes a loopback address before its own.
             (&["127.0.0.1, 10.1.2.3"], "10.1.2.3:0"),
             (&["::1, 10.1.2.3"], "10.1.2.3:0"),
             (&["203.0.113.9, 127.0.0.9, 10.1.2.3, 127.0.0.1"], "10.1.2.3:0"),
@@ -364,7 +364,7 @@ mod tests {
             &["for=[2001:db8::1]"],
             &["for = 203.0.113.9"],
             &["for=\"203.0.113.9"],
-            // A quote that the client opened, before what the proxy added.
+            // A quote opened by the client, before the proxy's own element.
             &["for=\"127.0.0.1", "for=203.0.113.9"],
             &["for=\"127.0.0.1, for=\"203.0.113.9\""],
             &["for=127.0.0.1;x=\"", "for=\"[2001:db8::1]\""],

@@ -1,13 +1,12 @@
-//! Which connections of the TCP listener may be open.
+//! Limits of the TCP listener's open connections.
 //!
-//! INVARIANT: a stranger takes no place of a client with a key. Connections that have not
-//! authenticated share one part of all places, and a new one always gets a place there: the oldest
-//! of a network that has too many is closed for it. A connection moves to the other part with its
-//! first request that presents a valid key, and counts for the principal of that key from then on.
-//! A trusted proxy that forwards requests of many clients has places in that part, too; each of its
-//! connections counts for the client whose request it carries, as long as it does. Where places are
-//! missing, the one of its connections that was idle longest is closed. The last places of that part are for principals
-//! that have few connections.
+//! INVARIANT: unauthenticated connections take no slot of a client with a key. They share one part
+//! of all slots, and a new one always gets a slot there: the oldest connection of a network with
+//! too many is closed for it. A connection moves to the other part with its first request that
+//! presents a valid key, and counts for the principal of that key from then on. A trusted proxy
+//! that forwards requests of many clients has slots in that part, too; each of its connections
+//! counts for the client of its current request. If slots are missing, its connection that was idle
+//! longest is closed. The last slots of that part are for principals with few connections.
 
 use std::{
     cmp::Reverse,
@@ -27,11 +26,11 @@ use portcullis_protocol::{
     refusal::{Code, Refusal},
 };
 
-/// How often the log says that connections had to give way, or were not taken.
+/// Interval between log lines about displaced or refused connections.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
-/// One of so many parts of the places of authenticated connections is for principals with few.
+/// Divisor of the authenticated slots that gives the part for principals with few connections.
 const SHARE_OF_FEW: usize = 8;
-/// A principal has few connections as long as it has fewer than these.
+/// A principal has few connections if it has fewer than these.
 const FEW: usize = 8;
 
 /// All open connections of a listener.
@@ -42,27 +41,27 @@ pub(super) struct ConnectionTable {
 
 #[derive(Default)]
 struct State {
-    /// The number of the next connection. Numbers grow, so a lower one is older.
+    /// Number of the next connection. Numbers grow, so a lower one is older.
     next: u64,
-    /// What closes each connection that has not authenticated, by network and number.
+    /// Notifiers that close unauthenticated connections, by network and number.
     unauthenticated: HashMap<IpAddr, BTreeMap<u64, Arc<Notify>>>,
-    /// How many those are.
+    /// Number of unauthenticated connections.
     unauthenticated_count: usize,
-    /// How many connections of clients and of trusted proxies are open.
+    /// Number of open connections of clients and of trusted proxies.
     authenticated_count: usize,
-    /// What closes each connection of a trusted proxy that carries no request, since when: a lower
+    /// Notifiers that close idle connections of trusted proxies, by the start of idleness: a lower
     /// number is longer ago.
     idle_proxies: BTreeMap<u64, Arc<Notify>>,
-    /// How many connections each principal has.
+    /// Number of connections of each principal.
     clients: HashMap<PrincipalKind, usize>,
-    /// How many requests without a key trusted proxies forward for each network.
+    /// Number of requests without a key that trusted proxies forward, by network.
     anonymous: HashMap<IpAddr, usize>,
     displaced: Unlogged,
-    /// Connections of trusted proxies that had no place.
+    /// Refused connections of trusted proxies.
     refused_proxies: Unlogged,
 }
 
-/// What happened since the log said so.
+/// Events that are not logged yet.
 #[derive(Default)]
 struct Unlogged {
     count: u64,
@@ -70,7 +69,7 @@ struct Unlogged {
 }
 
 impl Unlogged {
-    /// Counts one more. Returns how many there are where the log is to say it now.
+    /// Counts an event. Returns the count if it is due to be logged.
     fn add(&mut self) -> Option<u64> {
         self.count += 1;
         if self.logged.is_some_and(|logged| logged.elapsed() < LOG_INTERVAL) {
@@ -81,7 +80,7 @@ impl Unlogged {
     }
 }
 
-/// The place of one connection. It is given up when this is dropped.
+/// The slot of one connection, released on drop.
 pub(super) struct ConnectionPermit {
     table: Arc<ConnectionTable>,
     number: u64,
@@ -89,27 +88,27 @@ pub(super) struct ConnectionPermit {
     place: Mutex<Place>,
 }
 
-/// What a connection counts for.
+/// Owner that a connection counts for.
 enum Place {
-    /// A network from which nobody has authenticated on this connection.
+    /// A network whose connection has not authenticated.
     Unauthenticated(IpAddr),
     Client(PrincipalKind),
     /// A trusted proxy that forwards requests of many clients.
     Proxy(Forwarding),
 }
 
-/// For whom a trusted proxy's connection carries a request.
+/// Owner of the request on a trusted proxy's connection.
 enum Forwarding {
-    /// It carries no request, and has none since this moment of [`State::idle_proxies`].
+    /// No request, since this number in [`State::idle_proxies`].
     Idle(u64),
-    /// It is not known yet.
+    /// Not known yet.
     Unknown,
     Client(PrincipalKind),
     /// A caller without a key.
     Anonymous(IpAddr),
 }
 
-/// A request on a trusted proxy's connection. What it counts for ends when this is dropped.
+/// A request on a trusted proxy's connection. Dropping it ends what the connection counts for.
 pub(super) struct RequestGuard(Arc<ConnectionPermit>);
 
 impl RequestGuard {
@@ -130,7 +129,7 @@ impl ConnectionTable {
         Self { bounds, state: Mutex::default() }
     }
 
-    /// A place for a connection from this address, and whether another had to give way for it.
+    /// A slot for a connection from this address, and whether another one was closed for it.
     pub fn admit(self: &Arc<Self>, address: IpAddr) -> (ConnectionPermit, bool) {
         let network = network(address);
         let mut state = self.state.lock();
@@ -140,7 +139,7 @@ impl ConnectionTable {
         (permit, crowded)
     }
 
-    /// A place for a connection of a trusted proxy. None where they are all taken.
+    /// A slot for a connection of a trusted proxy; `None` if all are taken.
     pub fn admit_proxy(self: &Arc<Self>, address: IpAddr) -> Option<ConnectionPermit> {
         let mut state = self.state.lock();
         if !state.make_room(&self.bounds) {
@@ -171,8 +170,8 @@ impl ConnectionTable {
 }
 
 impl ConnectionPermit {
-    /// Returns once the connection has to give way to another. One on which a request with a key
-    /// arrives at that moment has a place of its client's, and does not.
+    /// Returns when the connection must close for another. If a request with a key arrives at that
+    /// moment, the connection has a slot of its client and stays.
     pub async fn displaced(&self) {
         loop {
             self.displaced.notified().await;
@@ -182,7 +181,7 @@ impl ConnectionPermit {
         }
     }
 
-    /// Whether a trusted proxy forwards requests of many clients on it.
+    /// Whether it is a trusted proxy's, with requests of many clients.
     pub fn is_proxy(&self) -> bool {
         matches!(*self.place.lock(), Place::Proxy(_))
     }
@@ -192,8 +191,8 @@ impl ConnectionPermit {
         self.table.state.lock().has(&place, self.number)
     }
 
-    /// Counts a trusted proxy's connection as busy. One that was to give way does not if there is a
-    /// place for it.
+    /// Counts a trusted proxy's connection as busy. If it was displaced, it stays if there is a
+    /// free slot.
     fn begin_request(&self) {
         let mut place = self.place.lock();
         let Place::Proxy(forwarding) = &mut *place else { return };
@@ -208,7 +207,7 @@ impl ConnectionPermit {
         *forwarding = Forwarding::Unknown;
     }
 
-    /// Counts a trusted proxy's connection for the one client that it is for, by its address.
+    /// Counts a trusted proxy's connection for its only client, by the client's address.
     pub fn dedicate(&self, client: IpAddr) {
         let network = network(client);
         let mut place = self.place.lock();
@@ -218,12 +217,12 @@ impl ConnectionPermit {
         *place = Place::Unauthenticated(network);
     }
 
-    /// Counts the connection, or the request that a trusted proxy forwards, for a principal whose
-    /// key it has presented.
+    /// Counts the connection, or the request that a trusted proxy forwards, for an authenticated
+    /// principal.
     ///
     /// # Errors
-    /// `rate-limited` where the principal, or all of them, have no place left. What the connection
-    /// counts for is as before then.
+    /// `rate-limited` if the principal, or all of them, have no free slot. The connection then
+    /// counts as before.
     pub fn authenticate(&self, principal: &PrincipalKind) -> Result<(), Refusal> {
         let mut place = self.place.lock();
         let is_proxy = match &*place {
@@ -271,11 +270,11 @@ impl ConnectionPermit {
         Ok(())
     }
 
-    /// Counts a request without a key that a trusted proxy forwards for its client's network. A
-    /// connection of the client's own counts already.
+    /// Counts a request without a key that a trusted proxy forwards for its client's network. The
+    /// client's own connections already count.
     ///
     /// # Errors
-    /// `rate-limited` where the network has no place left.
+    /// `rate-limited` if the network has no free slot.
     pub fn forward_anonymous(&self, client: IpAddr) -> Result<(), Refusal> {
         let mut place = self.place.lock();
         let forwarding = match &mut *place {
@@ -316,8 +315,8 @@ impl Drop for ConnectionPermit {
 }
 
 impl State {
-    /// Adds a connection that has not authenticated, and closes another where it is one too many.
-    /// Returns whether it did.
+    /// Adds an unauthenticated connection, and closes another if there are too many. Returns
+    /// whether it closed one.
     fn insert(
         &mut self,
         network: IpAddr,
@@ -346,7 +345,7 @@ impl State {
         full.is_some()
     }
 
-    /// Closes the oldest connection of a network that has not authenticated.
+    /// Closes the oldest unauthenticated connection of a network.
     fn displace(&mut self, network: IpAddr) {
         let oldest = self.unauthenticated.get_mut(&network).and_then(BTreeMap::pop_first);
         let Some((_, displaced)) = oldest else { return };
@@ -367,15 +366,15 @@ impl State {
         self.next
     }
 
-    /// Notes that a connection of a trusted proxy is idle from now on.
+    /// Marks a connection of a trusted proxy as idle from now on.
     fn idle(&mut self, displaced: &Arc<Notify>) -> Forwarding {
         let since = self.number();
         self.idle_proxies.insert(since, displaced.clone());
         Forwarding::Idle(since)
     }
 
-    /// Whether there is a place for one more connection of a client or a trusted proxy, perhaps since
-    /// the one of a trusted proxy that was idle longest gives way.
+    /// Whether there is a slot for a connection of a client or a trusted proxy. If necessary,
+    /// closes the trusted proxy's connection that was idle longest.
     fn make_room(&mut self, bounds: &ConnectionBounds) -> bool {
         if self.authenticated_count < bounds.authenticated {
             return true;
@@ -386,7 +385,7 @@ impl State {
         true
     }
 
-    /// Whether a connection has not given way.
+    /// Whether a connection was not displaced.
     fn has(&self, place: &Place, number: u64) -> bool {
         match place {
             Place::Unauthenticated(network) => {
@@ -397,11 +396,11 @@ impl State {
         }
     }
 
-    /// Gives up what a connection counts for.
+    /// Releases what a connection counts for.
     fn leave(&mut self, place: &Place, number: u64) {
         match place {
             Place::Unauthenticated(network) => {
-                // One that gave way is not there any more.
+                // A displaced connection was removed already.
                 let open = self.unauthenticated.get_mut(network);
                 if open.is_some_and(|open| open.remove(&number).is_some()) {
                     self.unauthenticated_count -= 1;
@@ -413,7 +412,7 @@ impl State {
                 decrease(&mut self.clients, principal);
             }
             Place::Proxy(Forwarding::Idle(since)) => {
-                // One that gave way is not there any more.
+                // A displaced connection was removed already.
                 if self.idle_proxies.remove(since).is_some() {
                     self.authenticated_count -= 1;
                 }
@@ -444,7 +443,7 @@ fn full(message: &str) -> Refusal {
     Refusal::new(Code::RateLimited, message).retry_after(Duration::from_secs(1))
 }
 
-/// Takes one from a count, and forgets a count of none.
+/// Decreases a count, and removes it at zero.
 fn decrease<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, usize>, key: &K) {
     if let Some(count) = counts.get_mut(key) {
         *count -= 1;
@@ -542,11 +541,11 @@ mod tests {
         };
         let ann = [open("ann").unwrap(), open("ann").unwrap()];
         assert_eq!(open("ann").err().unwrap().code, Code::RateLimited);
-        // The next request on a connection of hers needs no further place.
+        // The next request on a connection needs no further slot.
         ann[0].authenticate(&client("ann")).unwrap();
         let bob = [open("bob").unwrap(), open("bob").unwrap()];
         assert_eq!(open("eve").err().unwrap().code, Code::RateLimited);
-        // A connection on which another key comes counts for that one.
+        // A connection counts for the last key on it.
         bob[0].authenticate(&client("eve")).unwrap();
         assert!(open("eve").is_err());
         drop(ann);
@@ -567,7 +566,7 @@ mod tests {
         };
         let (ann, bob) = (open("ann", 40), open("bob", 40));
         assert_eq!((ann.len(), bob.len()), (20, 15));
-        // Whoever has few gets the rest, up to the last place.
+        // A principal with few connections gets the rest, up to the last slot.
         let eve = open("eve", 3);
         assert_eq!(eve.len(), 3);
         assert_eq!(open("bob", 1).len(), 0);
@@ -581,7 +580,7 @@ mod tests {
     fn clients_with_many_requests_leave_places_of_a_trusted_proxy_to_those_with_few() {
         let table = Arc::new(ConnectionTable::new(WIDE));
         let proxy = "192.0.2.9".parse().unwrap();
-        // A proxy keeps its connections open, also those whose request was refused.
+        // A proxy keeps its connections open, also after a refused request.
         let forward = |name: &str, count: usize| -> (Vec<_>, Vec<_>) {
             let permits = (0..count).map_while(|_| table.admit_proxy(proxy));
             let requests = permits.map(|permit| RequestGuard::new(Arc::new(permit)));
@@ -614,13 +613,13 @@ mod tests {
         tokio::time::timeout(Duration::from_secs(30), front[1].displaced()).await.unwrap();
         let newer = Arc::new(table.admit_proxy(proxy).unwrap());
         assert_eq!(closed(), [false, true, true, false]);
-        // A request that arrives on one that is to give way takes the place of an idle one.
+        // A request that arrives on a displaced connection takes the slot of an idle one.
         let late = RequestGuard::new(front[1].clone());
         assert_eq!(closed(), [false, false, true, true]);
         late.0.authenticate(&client("bob")).unwrap();
         drop(late);
         let busy = [RequestGuard::new(front[1].clone()), RequestGuard::new(newer)];
-        // Nobody idle is left.
+        // No idle connection is left.
         assert!(table.admit_proxy(proxy).is_none());
         let refused = RequestGuard::new(front[2].clone());
         assert!(refused.0.authenticate(&client("bob")).is_err());
@@ -661,7 +660,7 @@ mod tests {
             (state.unauthenticated_count, state.authenticated_count, ann)
         };
         assert_eq!(counts(), (2, 0, 0));
-        // Its request had arrived by then. It leaves the place of nobody else.
+        // Its request had arrived before. No other connection loses its slot.
         first.authenticate(&client("ann")).unwrap();
         assert!(first.has_place());
         assert_eq!(counts(), (2, 1, 1));

@@ -1,10 +1,10 @@
-//! HTTP+SSE, the transport of 2024-11-05: a stream that a client opens with `GET`, and a URI to
-//! which it posts what it has to say. The stream tells the URI first, then everything else; it
-//! is the connection, and its end is the client's.
+//! HTTP+SSE, the transport of 2024-11-05: a client opens a stream with `GET`, and posts its
+//! messages to a URI. The stream first sends the URI, then everything else. The stream is the
+//! connection; its end is the client's end.
 //!
-//! INVARIANT: who posts must be who opened the stream, by the same door and the same endpoint. To
-//! anybody else the URI does not exist, even though its id cannot be guessed. The stream ends where its
-//! client is removed, or has another key or other groups.
+//! INVARIANT: only the client that opened the stream can post, over the same listener and endpoint.
+//! For others the URI does not exist, even though its id cannot be guessed. The stream ends when
+//! its client is removed, or gets another key or other groups.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -30,10 +30,10 @@ use portcullis_protocol::{
     refusal::{Code, Refusal},
 };
 
-/// One principal may have one of so many parts of all connections, as of all sessions.
+/// Divisor of all connections that gives one principal's limit, as for sessions.
 const SHARE: usize = 10;
 
-/// The connections that are open at one door.
+/// The open connections of one listener.
 #[derive(Default)]
 pub(super) struct Connections(Mutex<HashMap<SessionId, Arc<Connection>>>);
 
@@ -80,7 +80,7 @@ impl Connections {
         let found = named.get("connection").map(SessionId::presented);
         let found = found.and_then(|id| self.0.lock().get(&id).cloned());
         found
-            // What it says there is decided by whom it was opened for: groups and key, too.
+            // Decisions use the principal that opened it, so groups and key must match, too.
             .filter(|found| found.principal == visitor.principal && found.view == *view)
             .ok_or_else(|| Refusal::new(Code::SessionUnknown, "the connection does not exist"))
     }
@@ -131,7 +131,7 @@ impl Front {
         }))
     }
 
-    /// Takes what a client has to say on its connection. The answer goes to its stream.
+    /// Handles a client's message for its connection. The response goes to its stream.
     pub(super) async fn post_to(&self, named: PathParams, request: Request) -> Response {
         let (visitor, request) = match self.enter(request).await {
             Ok(entered) => entered,
@@ -147,7 +147,7 @@ impl Front {
             let (connection, place) = found?;
             let text = self.body(&visitor, request.into_body()).await?;
             message = Some(text.clone());
-            // The answer to `initialize` is not waited for here: it comes on the stream.
+            // The response to `initialize` is sent on the stream, so it is not awaited here.
             connection.take(text, place, visitor.address).await
         };
         match taken.await {

@@ -1,4 +1,4 @@
-//! The TCP listener: connections with limits on what they may take without saying anything.
+//! The TCP listener, with time limits and bounds of connections.
 
 use std::{io, net::SocketAddr, pin::Pin, sync::Arc, task, time::Duration};
 
@@ -30,21 +30,21 @@ use super::{
 };
 use portcullis_config::{ClientAddressSource, ConnectionBounds, ConnectionLimits, Listen};
 
-/// How long a request's headers may take to arrive, from the connection's first moment on.
+/// Time limit of a request's headers, from the start of the connection.
 const HEADERS: Duration = Duration::from_secs(10);
-/// How long a client may take nothing of what is written to it.
+/// Time for which a client may leave written data unread.
 const WRITE: Duration = Duration::from_secs(30);
-/// How long connections may take to end once the proxy stops.
+/// Time for connections to end when the proxy stops.
 const GRACE: Duration = Duration::from_secs(2);
-/// Connections that the system may hold for us until they are accepted. Linux takes no more than
-/// `net.core.somaxconn`, 4096 by default. Where they are too few, a flood makes a client wait a
-/// second until its system tries again.
+/// Connections that the system holds until they are accepted. Linux limits them to
+/// `net.core.somaxconn`, 4096 by default. If they are too few, a flood makes a client wait a second
+/// for its system's retry.
 const BACKLOG: u32 = 4_096;
-/// Connections that may be open beyond their bound while those that gave way are being closed.
+/// Connections that may be open beyond the bound while displaced ones are being closed.
 const CLOSING: usize = 64;
-/// Open files that are left to everything but connections.
+/// Open files reserved for everything except connections.
 const OTHER_FILES: usize = 512;
-/// The answer to a trusted proxy whose connection does not begin as the config says.
+/// The response to a trusted proxy whose connection lacks the configured header.
 const NO_PROXY_HEADER: &[u8] = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\
     Content-Type: text/plain\r\nContent-Length: 59\r\n\r\n\
     this is for reverse proxies: begin with the PROXY protocol\n";
@@ -55,7 +55,7 @@ pub struct Listener {
     address: SocketAddr,
 }
 
-/// What all connections share.
+/// State that all connections share.
 struct Shared {
     routes: Router,
     proxies: Option<TrustedProxies>,
@@ -66,7 +66,7 @@ impl Listener {
     /// Binds an address.
     ///
     /// # Errors
-    /// Where it is taken or not of this machine.
+    /// If it is in use or not an address of this machine.
     pub async fn bind(address: SocketAddr) -> io::Result<Self> {
         let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
         socket.set_reuseaddr(true)?;
@@ -75,18 +75,18 @@ impl Listener {
         Ok(Self { address: listener.local_addr()?, listener })
     }
 
-    /// The address with the port that was given, where the config left it open.
+    /// The address, with the assigned port if the config left it open.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// The bounds of connections where a process may have so many open files.
+    /// The bounds of connections for a process with this limit of open files.
     pub fn bounds(limits: &ConnectionLimits, open_files: usize) -> ConnectionBounds {
         let most = open_files.saturating_sub(OTHER_FILES + CLOSING).max(open_files / 2);
         limits.bounds(most)
     }
 
-    /// Serves until `closing`, then lets requests under way end.
+    /// Serves until `closing`, then lets requests in flight end.
     pub async fn serve(
         self,
         routes: Router,
@@ -111,7 +111,7 @@ impl Listener {
             let (stream, peer) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    // Out of descriptors, or a connection that was gone at once.
+                    // Out of descriptors, or the client disconnected at once.
                     tracing::warn!(%error, "connection could not be accepted");
                     tokio::time::sleep(Duration::from_millis(50)).await;
                     continue;
@@ -134,7 +134,7 @@ impl Listener {
                 }
             });
             if crowded {
-                // Whoever has come with a key is read before more come that it could give way to.
+                // Reads requests with keys before further connections can displace theirs.
                 tokio::task::yield_now().await;
             }
         }
@@ -147,15 +147,15 @@ impl Listener {
 #[derive(Debug, PartialEq, Eq)]
 enum Ended {
     OfItself,
-    /// It gave way to another.
+    /// It was closed for another.
     Displaced,
 }
 
-/// Serves a connection to its end, or until it has to give way.
+/// Serves a connection to its end, or until it is displaced.
 ///
-/// A request may authenticate at the moment at which its connection is chosen to give way. Its
-/// message is on its way then, so the connection stays. The connection is polled first, and keys are
-/// looked at nowhere else, so the look at the permit comes after all that has arrived was read.
+/// A request may authenticate just when its connection is chosen. Its message is in the pipeline
+/// then, so the connection stays. The connection is polled first, and keys are checked only there,
+/// so the permit is checked after everything that has arrived was read.
 async fn until_displaced(connection: impl Future<Output = ()>, permit: &ConnectionPermit) -> Ended {
     tokio::select! {
         biased;
@@ -182,10 +182,10 @@ impl Shared {
                     Ok(named) => client = named,
                     Err(wrong) => fault = Some(wrong),
                 },
-                // Its own address is not the client's. Its health checks need none.
+                // The proxy's own address is not the client's. Its health checks need no address.
                 Ok(Ok(None)) => fault = Some(ForwardingFault::Unnamed),
                 Ok(Err(ProxyProtocolFault::Io(error))) => {
-                    // As a health check that only connects does.
+                    // As with a health check that only connects.
                     tracing::debug!(%peer, %error, "connection of a trusted proxy ended early");
                     return;
                 }
@@ -211,8 +211,8 @@ impl Shared {
         });
         let mut stream = TimeoutStream::new(stream);
         stream.set_write_timeout(Some(WRITE));
-        // HTTP/1 alone: MCP's clients need no more, and whoever says nothing is timed
-        // from the start, which a look at the first bytes for HTTP/2 would not do.
+        // HTTP/1 only: MCP clients need no more, and silent connections time out from the start,
+        // which detecting HTTP/2 by its first bytes would prevent.
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEADERS)
@@ -224,7 +224,7 @@ impl Shared {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }
-            // Its last answer may be on its way still, and its next request, too.
+            // Its last response or its next request may still be in transit.
             () = permit.displaced(), if permit.is_proxy() => {
                 tracing::debug!(%client, "idle connection of a trusted proxy closed in favor of another");
                 connection.as_mut().graceful_shutdown();
@@ -236,8 +236,8 @@ impl Shared {
         }
     }
 
-    /// Answers one request of a client at this address, or, where a trusted proxy forwards requests
-    /// of many clients, of the one that its headers name.
+    /// Answers one request of a client at this address; or, if a trusted proxy forwards requests of
+    /// many clients, of the client in its headers.
     async fn request(
         self: Arc<Self>,
         mut request: Request<Incoming>,
@@ -272,7 +272,7 @@ impl Shared {
     }
 }
 
-/// A body of an answer, until whose end its request counts.
+/// Body of a response. Its request counts until the end of the body.
 struct GuardedBody {
     body: Body,
     _guard: RequestGuard,
@@ -303,7 +303,7 @@ mod tests {
     use super::*;
     use portcullis_protocol::identity::PrincipalKind;
 
-    /// Three connections of a network that has two places, the first of which gives way.
+    /// Three connections of a network with two slots. The first one is displaced.
     fn displaced() -> [ConnectionPermit; 3] {
         let bounds = ConnectionBounds {
             unauthenticated: 4,

@@ -1,9 +1,9 @@
 //! `/metrics`, which names servers, tools and clients.
 //!
-//! INVARIANT: a connection from loopback is no proof of anything. A reverse proxy on this machine
-//! connects from loopback for everybody, and one that sets no header of its own (nginx with
-//! `proxy_pass` alone) sends what a local program would send. So over TCP metrics need the key of a
-//! client that the config names; the local socket serves them to those whom the system lets in.
+//! INVARIANT: a connection from loopback proves no identity. A reverse proxy on this machine
+//! connects from loopback for all clients. If it sets no header (nginx with only `proxy_pass`), its
+//! requests look like those of a local program. So over TCP metrics need the key of a client that
+//! the config names; the local socket serves them to users that the system admits.
 
 use std::sync::Arc;
 
@@ -28,7 +28,7 @@ pub(super) fn for_clients(front: Front) -> Router {
     Router::new().route("/metrics", get(for_client)).with_state(front)
 }
 
-/// The route of the local socket, which asks the system who connects.
+/// The route of the local socket, where the system identifies the peer.
 pub(super) fn for_owner(proxy: Arc<Gateway>) -> Router {
     let route = get(|State(proxy): State<Arc<Gateway>>| async move { render(&proxy).await });
     Router::new().route("/metrics", route).with_state(proxy)

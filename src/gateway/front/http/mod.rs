@@ -1,8 +1,8 @@
 //! Streamable HTTP, for both eras: `/mcp` shows all servers, `/servers/NAME/mcp` one of them.
 //!
-//! A request is turned away before its body is read where its `Host` or `Origin` is not one that
-//! is allowed here (DNS rebinding) or where it has no identity. Then its body is read within the
-//! limits, parsed once, and sent on its way.
+//! A request is refused before its body is read if its `Host` or `Origin` is not allowed (DNS
+//! rebinding) or if it has no identity. Then its body is read within the limits, parsed once, and
+//! sent through the pipeline.
 
 mod client_address;
 mod connections;
@@ -47,11 +47,11 @@ use request_checks::{DetectedEra, Hosts};
 pub use listener::Listener;
 pub(super) use request_checks::{greeted, unsupported};
 
-/// The header by which the operator's command line speaks as a client, on the local socket alone.
+/// The header with the client that the operator's command line acts as; only on the local socket.
 pub const AS: &str = "portcullis-as";
 const SESSION: &str = "mcp-session-id";
 
-/// What the handlers need.
+/// State of the handlers.
 #[derive(Clone)]
 pub(super) struct Front {
     pub(super) proxy: Arc<Gateway>,
@@ -60,27 +60,27 @@ pub(super) struct Front {
     connections: Arc<Connections>,
 }
 
-/// The kinds of door, which differ in how they know who is calling.
+/// The kinds of listener, by their authentication.
 enum AuthMode {
     /// TCP: keys, `Host` and `Origin`.
     Network { hosts: Hosts, anonymous: Anonymous },
-    /// The local socket, which the system has checked: its owner.
+    /// The local socket: the system has checked that the peer is its owner.
     Local,
 }
 
-/// Whose calls without a key are taken over TCP.
+/// Callers without a key that are accepted over TCP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Anonymous {
     Refused,
-    /// Those of this machine.
+    /// Callers of this machine.
     Loopback,
     Everywhere,
 }
 
 impl Anonymous {
-    /// Whether a call without a key is taken. Whatever a reverse proxy on this machine forwards comes
-    /// from loopback, so a request that shows the trace of one is not a local one. What a trusted proxy
-    /// forwards never is, whatever address it says.
+    /// Whether a request without a key is accepted. Requests forwarded by a reverse proxy on this
+    /// machine come from loopback, so a request with a trace of a proxy is not local. A trusted
+    /// proxy's requests never are, whatever their address.
     fn takes(self, request: &Request) -> bool {
         match self {
             Self::Refused => false,
@@ -104,7 +104,7 @@ impl Anonymous {
     }
 }
 
-/// The routes of the network's door, bound to `address`.
+/// The routes of the TCP listener, bound to `address`.
 pub fn network(
     proxy: Arc<Gateway>,
     keyring: Arc<Keyring>,
@@ -117,7 +117,7 @@ pub fn network(
     mcp(front.clone()).merge(health(proxy)).merge(metrics::for_clients(front))
 }
 
-/// The routes of the local socket's door.
+/// The routes of the local socket.
 pub fn local(proxy: Arc<Gateway>, keyring: Arc<Keyring>) -> Router {
     let (door, connections) = (Arc::new(AuthMode::Local), Arc::default());
     mcp(Front { proxy: proxy.clone(), keyring, door, connections })
@@ -151,7 +151,7 @@ fn mcp(front: Front) -> Router {
         .merge(rest)
 }
 
-/// Health, which anybody may ask.
+/// Health, without authentication.
 fn health(proxy: Arc<Gateway>) -> Router {
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
@@ -167,7 +167,7 @@ async fn ready(State(proxy): State<Arc<Gateway>>) -> Response {
     }
 }
 
-/// What a path names.
+/// Parameters of a path.
 struct PathParams(Result<RawPathParams, RawPathParamsRejection>);
 
 impl PathParams {
@@ -229,8 +229,8 @@ async fn other_verb(front: Front, request: Request, allowed: HeaderValue) -> Res
     response
 }
 
-/// What is at no path. Clients that look for something (`/.well-known/…`) before they have a key are
-/// told the same as all others.
+/// Answers unknown paths. Clients that look for `/.well-known/…` before they have a key get the
+/// same response as all others.
 async fn other_path(State(front): State<Front>, request: Request) -> Response {
     let address = request.extensions().get::<SocketAddr>().copied();
     let visitor = match front.admit(&request) {
@@ -241,16 +241,16 @@ async fn other_path(State(front): State<Front>, request: Request) -> Response {
     front.turn_away(refusal, visitor.as_deref(), address, None, None).await
 }
 
-/// Who is at the door.
+/// An identified caller.
 pub(super) struct Peer {
     pub(super) principal: Arc<Principal>,
     transport: Transport,
     pub(super) address: Option<SocketAddr>,
 }
 
-/// A request that is refused before anything but its headers was looked at.
+/// A request that was refused by its headers.
 pub(super) struct NotAdmitted {
-    /// Who sent it, where it presented a valid key.
+    /// The caller, if it presented a valid key.
     pub(super) visitor: Option<Box<Peer>>,
     pub(super) refusal: Refusal,
 }
@@ -293,12 +293,12 @@ impl Peer {
     }
 }
 
-/// A POST whose body is there.
+/// A POST with its whole body.
 struct ReceivedMessage {
     visitor: Peer,
     headers: HeaderMap,
     view: View,
-    /// Whether the client takes an event stream.
+    /// Whether the client accepts an event stream.
     streams: bool,
     place: ConcurrencyPermit,
     text: Bytes,
@@ -312,14 +312,14 @@ impl Front {
         }
     }
 
-    /// The view of the one server that is named, or of all.
+    /// The view of the named server, or of all servers.
     pub(super) fn view_of(&self, name: Option<&str>) -> Result<View, Refusal> {
         let Some(name) = name else { return Ok(View::All) };
         let server = name.parse().ok().and_then(|name| self.proxy.router.server(&name));
         Ok(View::One(server.ok_or_else(no_server)?.name.clone()))
     }
 
-    /// Lets a visitor in, or answers why not.
+    /// Admits a request, or returns the response of its refusal.
     async fn enter(&self, request: Request) -> Result<(Peer, Request), Response> {
         let address = request.extensions().get::<SocketAddr>().copied();
         match self.admit(&request) {
@@ -330,7 +330,7 @@ impl Front {
         }
     }
 
-    /// Lets a visitor in, or says why not.
+    /// Admits a request, or returns the refusal.
     pub(super) fn admit(&self, request: &Request) -> Result<Peer, NotAdmitted> {
         let headers = request.headers();
         let address = request.extensions().get::<SocketAddr>().copied();
@@ -344,7 +344,7 @@ impl Front {
                     .check(headers, request.uri())
                     .and_then(|()| fault.map_or(Ok(()), |fault| Err(fault.into())));
                 if let Err(refusal) = refused {
-                    // The record of a client's refusal does not go under among those of strangers.
+                    // Recorded apart from refusals of unauthenticated callers.
                     let visitor = known.map(|principal| {
                         Box::new(Peer { principal, transport: Transport::Http, address })
                     });
@@ -384,8 +384,7 @@ impl Front {
         }
     }
 
-    /// Reads the body of a visitor's message. A visitor may take long to send it, and is looked at again
-    /// after that.
+    /// Reads the body of a message. This may take long, so the caller is checked again afterwards.
     pub(super) async fn body(&self, visitor: &Peer, body: Body) -> Result<Bytes, Refusal> {
         let incoming = self.proxy.admission.incoming(&visitor.principal);
         let text = request_checks::body(body, self.proxy.request_caps().bytes, incoming).await?;
@@ -395,7 +394,7 @@ impl Front {
         }
     }
 
-    /// The principal as whom the operator wants to speak.
+    /// The principal that the operator wants to act as.
     fn stand_in(&self, name: &str) -> Option<Arc<Principal>> {
         match name {
             "anonymous" => Some(Principal::anonymous()),
@@ -416,7 +415,7 @@ impl Front {
         responder::refused(refusal.code, text)
     }
 
-    /// Records a refusal and makes its text.
+    /// Records a refusal and returns its text.
     pub(super) async fn refuse(
         &self,
         refusal: &Refusal,
@@ -465,7 +464,7 @@ impl Front {
         in_turns(party, weight, self.take(arrived)).await
     }
 
-    /// Sends the message of a POST on its way once its body is there.
+    /// Handles the message of a POST after its body has arrived.
     async fn take(&self, arrived: ReceivedMessage) -> Response {
         let ReceivedMessage { visitor, headers, view, streams, place, text } = arrived;
         let away = |refusal, message: Option<Bytes>, id: Option<Id>| {
@@ -494,7 +493,7 @@ impl Front {
         };
         let spoken = request_checks::speaks(&headers, &frame).and_then(|speaks| match speaks {
             DetectedEra::Greeting(revision) => Ok((revision, None)),
-            // It has no answer but a stream.
+            // Its only response is a stream.
             DetectedEra::Modern if !streams && is_listen(&frame) => {
                 Err(request_checks::not_acceptable("text/event-stream"))
             }
@@ -516,8 +515,8 @@ impl Front {
         responder::Responder { proxy: self.proxy.clone(), caller, streams }.one(frame, place).await
     }
 
-    /// The session in which a batch is sent, where it is one that takes them. Elsewhere a batch is
-    /// no message.
+    /// The session of a batch, if its revision has batches. Otherwise a batch is not a valid
+    /// message.
     fn takes_batch(
         &self,
         text: &[u8],
@@ -532,7 +531,7 @@ impl Front {
         batch::are_taken_in(&session).then_some(session)
     }
 
-    /// The stream of a legacy session, on which it hears what answers nothing.
+    /// Opens a legacy session's stream of messages that are not responses.
     async fn get(&self, named: PathParams, request: Request) -> Response {
         let (visitor, request) = match self.enter(request).await {
             Ok(entered) => entered,

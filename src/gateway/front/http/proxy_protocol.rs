@@ -1,4 +1,4 @@
-//! The header of the PROXY protocol, versions 1 and 2, with which a trusted proxy begins a
+//! The PROXY protocol header, versions 1 and 2, that a trusted proxy sends at the start of a
 //! connection (<https://www.haproxy.org/download/2.9/doc/proxy-protocol.txt>).
 
 use std::{
@@ -9,19 +9,19 @@ use std::{
 use ppp::{v1, v2};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
-/// How each header of version 2 begins (section 2.2). No header of version 1 is shorter.
+/// Start of each header of version 2 (section 2.2). Headers of version 1 are not shorter.
 const SIGNATURE: &[u8] = v2::PROTOCOL_PREFIX;
-/// How each header of version 1 begins (section 2.1).
+/// Start of each header of version 1 (section 2.1).
 const PREFIX: &[u8] = b"PROXY ";
-/// Bytes of a header of version 1 with its line break at most (section 2.1).
+/// Largest size of a version 1 header with its line break (section 2.1).
 const MAX_V1_BYTES: usize = 107;
-/// Bytes of a header of version 2 at most. Addresses take 36 of them; the rest are extensions,
-/// which are not used here.
+/// Largest size of a version 2 header. Addresses take 36 bytes; the rest are extensions, which are
+/// ignored.
 const MAX_V2_BYTES: usize = 4_096;
 /// Bytes of a header of version 2 before its addresses.
 const V2_START_BYTES: usize = 16;
 
-/// Why a connection has no usable header.
+/// Cause why a connection has no usable header.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ProxyProtocolFault {
     #[error("it does not begin with a header of the PROXY protocol")]
@@ -34,11 +34,11 @@ pub(super) enum ProxyProtocolFault {
     Io(#[from] io::Error),
 }
 
-/// Reads a header and nothing behind it. Returns the client's address, or none where the proxy
-/// names nobody (`LOCAL`, `UNKNOWN`), as it does to see whether its server is up.
+/// Reads a header and nothing after it. Returns the client's address, or `None` if the proxy names
+/// no client (`LOCAL`, `UNKNOWN`), as in its health checks.
 ///
 /// # Errors
-/// Where there is no header, or one that does not name a TCP client.
+/// If there is no header, or if it does not name a TCP client.
 pub(super) async fn read(
     stream: &mut (impl AsyncRead + Unpin),
 ) -> Result<Option<SocketAddr>, ProxyProtocolFault> {
@@ -58,7 +58,7 @@ pub(super) async fn read(
     if !header.starts_with(PREFIX) {
         return Err(ProxyProtocolFault::Missing);
     }
-    // Byte by byte: what follows the line is the client's.
+    // Byte by byte, since the data after the line is the client's.
     while !header.ends_with(b"\n") {
         if header.len() >= MAX_V1_BYTES {
             return Err(ProxyProtocolFault::Malformed);
@@ -103,7 +103,7 @@ mod tests {
 
     use super::*;
 
-    /// What is read of these bytes, and what is left of them.
+    /// The result of reading these bytes, and the unread rest.
     fn take(bytes: &[u8]) -> (Result<Option<String>, String>, Vec<u8>) {
         let mut rest = bytes;
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
@@ -166,7 +166,7 @@ mod tests {
             huge,
             b"PROXY TCP4 203.0.113.9".to_vec(),
             b"".to_vec(),
-            // Of version 2: too short for its addresses, UDP, a local socket, no address, version 3.
+            // Version 2: too short for its addresses, UDP, a local socket, no address, version 3.
             v2(1, 0x11, &V4[..8]),
             v2(1, 0x12, &V4),
             v2(1, 0x31, &[0; 216]),

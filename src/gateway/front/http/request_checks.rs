@@ -1,4 +1,4 @@
-//! What is checked of a request's headers and body before it is a message.
+//! Checks of a request's headers and body before it becomes a message.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -23,10 +23,10 @@ use portcullis_protocol::{
     refusal::{Code, Refusal},
 };
 
-/// How long a body may take to arrive.
+/// Time limit of a body.
 const BODY: Duration = Duration::from_secs(30);
 
-/// The `Host` and `Origin` values that are taken.
+/// The accepted `Host` and `Origin` values.
 pub(super) struct Hosts {
     hosts: Vec<String>,
     origins: Vec<String>,
@@ -45,8 +45,8 @@ impl Hosts {
         Self { hosts, origins }
     }
 
-    /// A page in a browser can send requests here under a name of its own that resolves to this
-    /// address; what it cannot do is send another `Host` or `Origin` than its own.
+    /// Checks the headers against DNS rebinding: a web page can send requests here under its own
+    /// name that resolves to this address, but only with its own `Host` and `Origin`.
     pub fn check(&self, headers: &HeaderMap, uri: &Uri) -> Result<(), Refusal> {
         let refused =
             |what: &str| Refusal::new(Code::ForbiddenOrigin, format!("this {what} is not allowed"));
@@ -65,7 +65,7 @@ impl Hosts {
         match single(headers, &header::ORIGIN) {
             Ok(None) => Ok(()),
             Ok(Some(origin)) if self.origins.contains(&origin.to_lowercase()) => Ok(()),
-            // A page of this very host, which was checked above and has no pages.
+            // A page of this same host, which was checked above and serves no pages.
             Ok(Some(origin))
                 if origin
                     .split_once("://")
@@ -78,7 +78,7 @@ impl Hosts {
     }
 }
 
-/// The one value of a header; none; or an error where there are several or it is no text.
+/// The only value of a header, if any; an error if there are several or it is not text.
 fn single<'a>(headers: &'a HeaderMap, name: &header::HeaderName) -> Result<Option<&'a str>, ()> {
     let mut values = headers.get_all(name).iter();
     match (values.next(), values.next()) {
@@ -88,7 +88,7 @@ fn single<'a>(headers: &'a HeaderMap, name: &header::HeaderName) -> Result<Optio
     }
 }
 
-/// Checks what a POST carries and takes; whether the client takes an event stream.
+/// Checks a POST's headers. Returns whether the client accepts an event stream.
 pub(super) fn content(headers: &HeaderMap) -> Result<bool, Refusal> {
     is_json(headers)?;
     let (json, stream) =
@@ -96,7 +96,7 @@ pub(super) fn content(headers: &HeaderMap) -> Result<bool, Refusal> {
     if json { Ok(stream) } else { Err(not_acceptable("application/json")) }
 }
 
-/// Checks what a POST carries.
+/// Checks `Content-Type` of a POST.
 pub(in crate::front) fn is_json(headers: &HeaderMap) -> Result<(), Refusal> {
     let kind = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("");
     let kind = kind.split(';').next().unwrap_or("").trim();
@@ -111,12 +111,12 @@ pub(in crate::front) fn is_json(headers: &HeaderMap) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// What is answered where `Accept` does not name what there is.
+/// The refusal if `Accept` does not include the available media type.
 pub(super) fn not_acceptable(kind: &str) -> Refusal {
     Refusal::new(Code::NotAcceptable, format!("`Accept` must name `{kind}`"))
 }
 
-/// Whether `Accept` names a media type. Without the header everything is taken.
+/// Whether `Accept` includes a media type. Without the header, all types are accepted.
 pub(super) fn accepts(headers: &HeaderMap, wanted: &str) -> bool {
     let mut ranges = headers
         .get_all(header::ACCEPT)
@@ -132,7 +132,7 @@ pub(super) fn accepts(headers: &HeaderMap, wanted: &str) -> bool {
     ranges.any(|range| range == wanted || range == "*/*" || range == format!("{group}/*"))
 }
 
-/// Reads a body of at most `most` bytes. One that announces more is not waited for.
+/// Reads a body of at most `most` bytes. A longer announced body is refused at once.
 pub(super) async fn body(
     mut body: Body,
     most: usize,
@@ -147,7 +147,7 @@ pub(super) async fn body(
         while let Some(frame) = body.frame().await {
             let frame =
                 frame.map_err(|_| Refusal::new(Code::Malformed, "the request body ended early"))?;
-            // Trailers say nothing here.
+            // Trailers are ignored.
             let Ok(data) = frame.into_data() else { continue };
             if incoming.received() + data.len() > most {
                 return Err(too_large());
@@ -160,18 +160,18 @@ pub(super) async fn body(
     tokio::time::timeout(BODY, read).await.unwrap_or_else(late)
 }
 
-/// In which era a message speaks.
+/// Era of a message.
 #[derive(Debug)]
 pub(super) enum DetectedEra {
-    /// `initialize`, with the revision that is agreed on.
+    /// `initialize`, with the negotiated revision.
     Greeting(Revision),
-    /// In a legacy session, with the revision that the header names, if it does.
+    /// In a legacy session, with the revision of the header, if any.
     Legacy { session: SessionId, revision: Option<Revision> },
     /// Stateless: 2026-07-28.
     Modern,
 }
 
-/// Tells the era of a message, and holds a modern one against its headers.
+/// Detects the era of a message, and checks a modern one against its headers.
 pub(super) fn speaks(headers: &HeaderMap, frame: &Frame) -> Result<DetectedEra, Refusal> {
     let version = header_text(headers, "mcp-protocol-version")?;
     let method = match &frame.kind {
@@ -205,7 +205,7 @@ pub(super) fn speaks(headers: &HeaderMap, frame: &Frame) -> Result<DetectedEra, 
     Ok(DetectedEra::Modern)
 }
 
-/// The revision that the header names, if it does.
+/// The revision of the header, if any.
 pub(super) fn revision(headers: &HeaderMap) -> Result<Option<Revision>, Refusal> {
     named(header_text(headers, "mcp-protocol-version")?.as_deref())
 }
@@ -214,8 +214,8 @@ fn named(version: Option<&str>) -> Result<Option<Revision>, Refusal> {
     version.map(|version| Revision::parse(version).ok_or_else(|| unsupported(version))).transpose()
 }
 
-/// What MCP 2026-07-28 asks of a request: `_meta` with revision and capabilities, and headers that
-/// say what the body says.
+/// Checks a request by the rules of MCP 2026-07-28: `_meta` with revision and capabilities, and
+/// headers that match the body.
 fn modern_request(
     headers: &HeaderMap,
     version: Option<String>,
@@ -247,7 +247,7 @@ fn modern_request(
     let name = match method {
         Method::TOOLS_CALL | Method::PROMPTS_GET => "name",
         Method::RESOURCES_READ => "uri",
-        // Tasks are an extension, whose rule it is.
+        // The tasks extension defines this rule.
         method if Method::TASK.contains(&method) && method != Method::TASKS_RESULT => "taskId",
         _ => return Ok(()),
     };
@@ -259,8 +259,7 @@ fn modern_request(
     Ok(())
 }
 
-/// Turns away who speaks 2026-07-28, which has neither streams of its own to `GET` nor sessions to
-/// `DELETE`.
+/// Refuses clients of 2026-07-28, which has neither a stream to `GET` nor a session to `DELETE`.
 pub(super) fn legacy(headers: &HeaderMap) -> Result<(), Refusal> {
     match revision(headers)? {
         Some(revision) if revision.is_modern() => Err(Refusal::new(
@@ -271,12 +270,12 @@ pub(super) fn legacy(headers: &HeaderMap) -> Result<(), Refusal> {
     }
 }
 
-/// The last event that a client had of a stream that it lost.
+/// The last event that a client received of a broken stream.
 pub(super) fn last_event(headers: &HeaderMap) -> Result<Option<String>, Refusal> {
     header_text(headers, "last-event-id")
 }
 
-/// A header's text, where it stands once.
+/// A header's text, if it occurs once.
 fn header_text(headers: &HeaderMap, name: &'static str) -> Result<Option<String>, Refusal> {
     let name = header::HeaderName::from_static(name);
     single(headers, &name).map(|value| value.map(|v| v.trim().to_owned())).map_err(|()| {
@@ -284,9 +283,9 @@ fn header_text(headers: &HeaderMap, name: &'static str) -> Result<Option<String>
     })
 }
 
-/// The headers that repeat arguments, where they are to be held against the body: the tool is not
-/// known yet, so that is done later. What comes over a local socket may be a bridge of standard
-/// input, where nobody has to send them; those that are sent must be right there, too.
+/// The headers that repeat arguments, for a later check against the body, since the tool is not
+/// known yet. Over a local socket, the peer may be a bridge of standard input that sends none;
+/// headers that are sent must match there, too.
 pub(super) fn params(headers: &HeaderMap, transport: Transport) -> Option<Arc<HeaderMap>> {
     let params: HeaderMap = headers
         .iter()
@@ -296,8 +295,8 @@ pub(super) fn params(headers: &HeaderMap, transport: Transport) -> Option<Arc<He
     (transport == Transport::Http || !params.is_empty()).then(|| Arc::new(params))
 }
 
-/// The revision to agree on: the one that the client asks for where it is a legacy one that is
-/// known, else the latest legacy one.
+/// The revision to negotiate: the client's, if it is a known legacy revision; otherwise the latest
+/// legacy one.
 pub(in crate::front) fn greeted(params: Option<&Object>) -> Revision {
     params
         .and_then(|params| params.string("protocolVersion"))
@@ -306,7 +305,7 @@ pub(in crate::front) fn greeted(params: Option<&Object>) -> Revision {
         .unwrap_or(Revision::LATEST_LEGACY)
 }
 
-/// The session, where the header does not name another revision than the one agreed on.
+/// The session, if the header does not name a revision other than the negotiated one.
 pub(super) fn agreed(
     revision: Option<Revision>,
     session: Arc<Session>,

@@ -1,4 +1,4 @@
-//! Answers: one JSON text, or a stream of events that ends with it.
+//! Responses: one JSON text, or a stream of events that ends with it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -28,27 +28,27 @@ use portcullis_protocol::{
     refusal::{Code, Refusal},
 };
 
-/// How long a call may be silent before its answer becomes a stream that can show signs of life.
+/// Silence after which a response becomes a stream, which can have keep-alives.
 const SILENCE: Duration = Duration::from_secs(10);
-/// How long where the stream can be resumed: what breaks off before cannot.
+/// The same for resumable streams: what breaks off before cannot be resumed.
 const SILENCE_RESUMABLE: Duration = Duration::from_secs(1);
 
-/// Codes of JSON-RPC and of MCP 2026-07-28. Between the last two there is that of a missing client
-/// capability.
+/// Codes of JSON-RPC and of MCP 2026-07-28. The code of a missing client capability lies between
+/// the last two.
 const METHOD_NOT_FOUND: i64 = -32601;
 const HEADER_MISMATCH: i64 = -32020;
 const UNSUPPORTED_VERSION: i64 = -32022;
 
-/// The HTTP methods of the endpoints for who has no session.
+/// The HTTP methods of the endpoints without a session.
 const VERBS: HeaderValue = HeaderValue::from_static("POST");
 
-/// The answer to a message that was refused before it was one.
+/// The response to a request that was refused before it became a message.
 pub(super) fn refused(code: Code, text: Bytes) -> Response {
     let status = StatusCode::from_u16(code.http()).unwrap_or(StatusCode::BAD_REQUEST);
     let status = match code {
-        // What a path names.
+        // A part of the path.
         Code::Unknown => StatusCode::NOT_FOUND,
-        // A refusal with a status of its own is no answer of 200.
+        // A refusal without a status of its own must not be 200.
         _ if status.is_success() => StatusCode::BAD_REQUEST,
         _ => status,
     };
@@ -69,24 +69,24 @@ fn json(status: StatusCode, text: Bytes) -> Response {
     (status, [(header::CONTENT_TYPE, "application/json")], text).into_response()
 }
 
-/// A message on its way whose answer somebody waits for.
+/// Answers messages over HTTP.
 pub(super) struct Responder {
     pub proxy: Arc<Gateway>,
     pub caller: Caller,
-    /// Whether the client takes an event stream.
+    /// Whether the client accepts an event stream.
     pub streams: bool,
 }
 
-/// How messages are answered.
+/// Form of a response.
 enum ResponseMode {
-    /// All at once.
+    /// All answers as one text.
     Whole(Vec<Answer>),
-    /// By events.
+    /// A stream of events.
     Events(Reader),
 }
 
 impl Responder {
-    /// Sends a message on its way and waits for what becomes of it.
+    /// Handles a message and waits for its response.
     pub async fn one(self, frame: Frame, place: ConcurrencyPermit) -> Response {
         let sent = InFlight::take(&self.proxy, self.caller.clone(), frame, place);
         let revision = self.caller.revision;
@@ -100,10 +100,10 @@ impl Responder {
         }
     }
 
-    /// Sends the messages of a batch on their way and waits for what becomes of them all.
+    /// Handles the messages of a batch and waits for all responses.
     ///
     /// # Errors
-    /// A refusal of all where the text is no batch.
+    /// A refusal of the whole text if it is not a batch.
     pub async fn batch(self, text: &Bytes, place: ConcurrencyPermit) -> Result<Response, Refusal> {
         let sent = batch::take(&self.proxy, &self.caller, text, place).await?;
         Ok(match self.carry(sent).await {
@@ -113,9 +113,9 @@ impl Responder {
         })
     }
 
-    /// Leaves it to a task to carry what comes. In a legacy session the task goes on when the
-    /// client has gone: a connection that breaks cancels nothing there, and what is a stream can
-    /// be resumed. Anybody else cancels by going.
+    /// Delivers output on a task. In a legacy session the task continues without the client: a
+    /// broken connection cancels nothing there, and a stream can be resumed. Other clients cancel
+    /// by disconnecting.
     async fn carry(self, sent: Vec<InFlight>) -> Option<ResponseMode> {
         let (opened, waiting) = oneshot::channel();
         tokio::spawn(self.pump(sent, opened));
@@ -137,7 +137,7 @@ impl Responder {
                 piece = pieces.next() => match piece {
                     Some(Output::Answer(answer)) => answers.push(answer),
                     Some(Output::Notice(text)) if streams => break Some(text),
-                    // Nobody listens to it.
+                    // No stream for it.
                     Some(Output::Notice(_)) => {}
                     None => return drop(opened.send(ResponseMode::Whole(answers))),
                 },
@@ -149,7 +149,7 @@ impl Responder {
             Some(session) => session.streams.open(),
             None => Stream::fleeting(),
         };
-        // Earlier revisions do not know of events without data.
+        // Earlier revisions have no events without data.
         if session.is_some_and(|session| session.revision >= Revision::V2025_11_25) {
             stream.prime();
         }
@@ -206,7 +206,7 @@ fn whole(Answer { answered, asked }: Answer, revision: Revision) -> Response {
     }
     let status = match (answered.refused, answered.error) {
         (Some(Code::ShuttingDown), _) => StatusCode::SERVICE_UNAVAILABLE,
-        // MCP 2026-07-28 gives these a status of their own, whoever says them.
+        // MCP 2026-07-28 defines statuses for these, from servers too.
         (_, Some(METHOD_NOT_FOUND)) if revision.is_modern() => StatusCode::NOT_FOUND,
         (_, Some(UNSUPPORTED_VERSION..=HEADER_MISMATCH)) if revision.is_modern() => {
             StatusCode::BAD_REQUEST
@@ -214,7 +214,7 @@ fn whole(Answer { answered, asked }: Answer, revision: Revision) -> Response {
         _ => StatusCode::OK,
     };
     let Some(text) = answered.text else {
-        // Cancelled: nobody waits for it any more.
+        // Cancelled, so there is no response.
         return StatusCode::NO_CONTENT.into_response();
     };
     let mut response = json(status, text);
@@ -226,12 +226,12 @@ fn whole(Answer { answered, asked }: Answer, revision: Revision) -> Response {
     response
 }
 
-/// The answers to a batch.
+/// The response to a batch.
 fn all(answers: Vec<Answer>) -> Response {
     if answers.iter().any(|answer| answer.asked) {
         return match batch::join(answers) {
             Some(text) => json(StatusCode::OK, text),
-            // All of them cancelled.
+            // All cancelled.
             None => StatusCode::NO_CONTENT.into_response(),
         };
     }
@@ -244,7 +244,7 @@ fn all(answers: Vec<Answer>) -> Response {
     json(StatusCode::FORBIDDEN, batch::array(texts).unwrap_or_default())
 }
 
-/// The session's own stream, or the rest of the one that the client lost.
+/// The session's own stream, or the rest of a broken one.
 pub(super) fn listen(
     session: &Arc<Session>,
     last: Option<&str>,

@@ -1,7 +1,7 @@
-//! Event streams on the wire.
+//! Encoding of event streams.
 //!
-//! The frames are made here and not by axum's `Sse`, which copies each message twice: an answer of
-//! 50 MB goes out as it is, and its text is given up as soon as it is written.
+//! Frames are encoded here, since axum's `Sse` copies each message twice. A response of 50 MB is
+//! written without a copy, and its text is dropped as soon as it is written.
 
 use std::{convert::Infallible, time::Duration};
 
@@ -16,12 +16,12 @@ use futures_util::{Stream, StreamExt, stream};
 use crate::session::Event;
 use portcullis_protocol::codec::one_line;
 
-/// How often a stream shows a sign of life.
+/// Interval between keep-alives.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
-/// After how many milliseconds a client whose stream broke off should come back for its rest.
+/// Milliseconds after which a client should resume a broken stream.
 const RETRY: u32 = 1_000;
 
-/// A text on one line that holds what the text it was made of held.
+/// A text on one line that holds the permits of its source.
 struct OneLine {
     line: Bytes,
     _of: Bytes,
@@ -58,7 +58,7 @@ pub(super) fn named(name: &str, data: &str) -> [Bytes; 3] {
     [text.into(), Bytes::new(), Bytes::new()]
 }
 
-/// An answer that is a stream of events, with signs of life in between.
+/// A response with a stream of events and keep-alives.
 pub(super) fn response(events: impl Stream<Item = [Bytes; 3]> + Send + 'static) -> Response {
     let frames = stream::unfold(Box::pin(events), |mut events| async move {
         let frames = match tokio::time::timeout(KEEP_ALIVE, events.next()).await {
@@ -71,7 +71,7 @@ pub(super) fn response(events: impl Stream<Item = [Bytes; 3]> + Send + 'static) 
     let headers = [
         (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
         (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
-        // Proxies in between must not hold events back.
+        // Proxies in between must not buffer events.
         (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
     ];
     (headers, body).into_response()

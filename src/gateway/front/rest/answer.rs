@@ -1,4 +1,4 @@
-//! What comes back over REST: a tool's result as it is, or `{"error": {…}}` with an HTTP status.
+//! REST responses: a tool's result unchanged, or `{"error": {…}}` with an HTTP status.
 
 use std::convert::Infallible;
 
@@ -14,23 +14,23 @@ use serde_json::{Value, json};
 use crate::ExchangeResponse;
 use portcullis_protocol::{codec::Object, refusal::Code};
 
-/// What came of a call.
+/// Result of a call.
 pub(super) struct Reply {
     status: StatusCode,
     body: Parts,
     retry_after: Option<u64>,
 }
 
-/// A text in parts. What is large in it is a slice of an answer, and so holds that answer's place
-/// until it is written: a copy would not.
+/// A text in parts. Large parts are slices of a response, and so hold its permit until they are
+/// written; a copy would not.
 pub(super) type Parts = Vec<Bytes>;
 
-/// A result as it is.
+/// A result, unchanged.
 pub(super) fn whole(result: Bytes) -> Option<Parts> {
     Some(vec![result])
 }
 
-/// What a list of tools has for who does not speak MCP.
+/// A list of tools without the fields of MCP.
 pub(super) fn tools(result: Bytes) -> Option<Parts> {
     let result = Object::parse(result).ok()?;
     let mut list = vec![Bytes::from_static(b"{\"tools\":"), result.get("tools")?];
@@ -64,7 +64,7 @@ pub(super) fn json(status: StatusCode, text: Parts) -> Response {
 }
 
 impl Reply {
-    /// What became of a request, its result shown as `show` does.
+    /// The result of a request, converted by `show`.
     pub fn of(answered: Option<ExchangeResponse>, show: fn(Bytes) -> Option<Parts>) -> Self {
         let Some(ExchangeResponse { text: Some(text), refused, .. }) = answered else {
             return Self::broken(
@@ -91,7 +91,7 @@ impl Reply {
         Self { status: StatusCode::BAD_GATEWAY, body, retry_after: None }
     }
 
-    /// A refusal, of which `text` is the JSON-RPC answer.
+    /// A refusal with its JSON-RPC text.
     pub fn refused(code: Code, text: &[u8]) -> Self {
         let answer: Value = serde_json::from_slice(text).unwrap_or_default();
         let mut error = answer["error"]["data"].clone();
@@ -106,7 +106,7 @@ impl Reply {
         Self { status, body: vec![body.to_string().into()], retry_after: None }
     }
 
-    /// As one element of a batch's answer.
+    /// One element of a batch's response.
     pub fn into_element(self) -> Parts {
         let Self { status, mut body, .. } = self;
         let code = status.as_u16();
@@ -114,7 +114,7 @@ impl Reply {
             body.insert(0, format!("{{\"status\":{code},\"result\":").into());
             body.push(Bytes::from_static(b"}"));
         } else {
-            // The body is an object with one member, `error`, and begins so.
+            // The body is an object that begins with its only member, `error`.
             let first = body.first_mut();
             if let Some(first) = first.filter(|first| first.starts_with(b"{")) {
                 first.advance(1);
@@ -199,7 +199,7 @@ mod tests {
         assert_eq!(element["error"]["rpc"]["code"], -32000);
     }
 
-    /// An answer, and what it holds while anybody has it.
+    /// A text with a guard that it holds until it is dropped.
     struct Holding(&'static str, #[expect(dead_code, reason = "it is held")] Arc<()>);
 
     impl AsRef<[u8]> for Holding {

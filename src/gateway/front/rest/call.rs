@@ -1,4 +1,4 @@
-//! The `params` of what is asked over REST.
+//! The `params` of REST requests.
 
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -8,7 +8,7 @@ use portcullis_protocol::{
     refusal::{Code, Refusal},
 };
 
-/// `params` that ask for a list.
+/// `params` of a list request.
 pub(super) fn list(cursor: Option<&str>) -> Vec<u8> {
     let mut params = json!({ "_meta": own_meta() });
     if let Some(cursor) = cursor {
@@ -17,11 +17,11 @@ pub(super) fn list(cursor: Option<&str>) -> Vec<u8> {
     params.to_string().into_bytes()
 }
 
-/// `params` of the call that a text asks for: `{"tool": NAME, "arguments": {…}}`. The arguments stay
-/// as they came.
+/// `params` of the call in a text: `{"tool": NAME, "arguments": {…}}`. The arguments stay
+/// unchanged.
 ///
 /// # Errors
-/// A refusal of what is no call.
+/// A refusal if the text is not a call.
 pub(super) fn parse(text: Bytes, caps: Caps) -> Result<Vec<u8>, Refusal> {
     check(&text, Text::Value, caps)?;
     let call = Object::parse(text)?;

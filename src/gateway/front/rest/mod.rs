@@ -1,9 +1,9 @@
-//! REST for what does not speak MCP: `GET /tools`, `POST /invoke`, `POST /batch`.
+//! REST for clients without MCP: `GET /tools`, `POST /invoke`, `POST /batch`.
 //!
-//! Each call is a `tools/call` of 2026-07-28 without client capabilities, made here and sent on the
-//! same way as any other: the same admission, chain and records. What a tool answered comes back as
-//! it is; a refusal has an HTTP status, its stable code and its decision id. `openapi.json` beside
-//! this file says it all for machines.
+//! Each call becomes a `tools/call` of 2026-07-28 without client capabilities, and passes the same
+//! admission, chain and records as any other. A tool's result is returned unchanged; a refusal has
+//! an HTTP status, its stable code and its decision id. `openapi.json` in this folder is the
+//! machine-readable description.
 
 mod answer;
 mod call;
@@ -40,7 +40,7 @@ use answer::{Reply, json};
 /// Calls in one batch.
 const MOST: usize = 64;
 
-/// The document of these routes.
+/// The OpenAPI document of these routes.
 const OPENAPI: &str = include_str!("openapi.json");
 
 /// The routes.
@@ -53,17 +53,17 @@ pub(super) fn routes(front: Front) -> Router {
         .with_state(front)
 }
 
-/// What a query may name.
+/// Parameters of a query.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct QueryParams {
-    /// One server, whose names then stand without a prefix.
+    /// The only server of the view; its names have no prefix then.
     server: Option<String>,
-    /// Where a list goes on.
+    /// Cursor of the next page of a list.
     cursor: Option<String>,
 }
 
-/// A query, or why it is none.
+/// A query, or the rejection of a malformed one.
 struct CallQuery(Result<Query<QueryParams>, QueryRejection>);
 
 impl<S: Send + Sync> FromRequestParts<S> for CallQuery {
@@ -192,7 +192,7 @@ async fn other_verb(front: Front, request: Request, allowed: &'static str) -> Re
     response
 }
 
-/// A body, and what its calls need.
+/// A body with the data that its calls need.
 struct ReceivedCall {
     view: View,
     place: ConcurrencyPermit,
@@ -216,12 +216,12 @@ async fn arrive(
     Ok(ReceivedCall { view, place, text })
 }
 
-/// Whose turns the work on a visitor's messages takes.
+/// The party whose turns the work on a caller's messages takes.
 fn party(visitor: &Peer) -> Party {
     Party::Client(visitor.principal.kind.clone())
 }
 
-/// Sends a request that is made here on its way.
+/// Starts handling a request that the proxy made.
 fn send(
     front: &Front,
     visitor: &Peer,
@@ -232,13 +232,13 @@ fn send(
 ) -> Result<InFlight, Refusal> {
     let text = Frame::request(1, method, params);
     let mut caps = front.proxy.request_caps();
-    // What is added here does not count as the client's.
+    // The proxy's own additions do not count against the client's limit.
     caps.bytes = caps.bytes.max(text.len());
     let caller = visitor.caller(view, None, Revision::LATEST_MODERN);
     Ok(InFlight::take(&front.proxy, caller, Frame::parse(text, caps)?, place))
 }
 
-/// Waits for what becomes of a request. Nothing can be said to the client meanwhile.
+/// Waits for the result of a request. Notifications are dropped.
 async fn finish(sent: InFlight) -> Option<ExchangeResponse> {
     // Dropped with this future, the guards cancel the call.
     let (mut pieces, _guards) = pieces(vec![sent]);
@@ -251,14 +251,14 @@ async fn finish(sent: InFlight) -> Option<ExchangeResponse> {
     None
 }
 
-/// A call that was turned away.
+/// A rejected call.
 async fn settled(front: &Front, visitor: &Peer, refusal: Refusal, text: Option<&Bytes>) -> Reply {
     let message = text.map(|text| &**text);
     let text = front.refuse(&refusal, Some(visitor), visitor.address, message, None).await;
     Reply::refused(refusal.code, &text)
 }
 
-/// Lets a visitor in, or answers why not.
+/// Admits a request, or returns the reply of its refusal.
 async fn enter(front: &Front, request: Request) -> Result<(Peer, Request), Reply> {
     let address = request.extensions().get::<SocketAddr>().copied();
     let NotAdmitted { visitor, refusal } = match front.admit(&request) {
