@@ -14,7 +14,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::{
     approval::Approvals,
-    recorder::Recorder,
+    recorder::{Recorder, client_events::changed},
     servers::Servers,
     session::{Session, Sessions},
     stages::{Caller, network},
@@ -23,7 +23,7 @@ use crate::{
 };
 use portcullis_audit::{
     Unavailable,
-    record::{By, ClientAdded, ClientRemoved, ClientSeen, Event, SessionEnded, SessionOpened, Who},
+    record::{By, ClientSeen, SessionEnded, SessionOpened, Who},
 };
 use portcullis_protocol::identity::{Change, Keyring, Principal, PrincipalKind};
 use portcullis_upstream::{InstanceKey, Launcher, claims};
@@ -96,22 +96,6 @@ impl ExpectedChanges {
         let mut changes = self.0.lock();
         let at = changes.iter().position(|expected| expected.is_like(change));
         at.and_then(|at| changes.remove(at)).is_some()
-    }
-}
-
-/// The event of a change of clients.
-pub(crate) fn changed(change: Change, by: By) -> Event {
-    match change {
-        Change::Added { client, key, groups } => ClientAdded {
-            client: client.to_string(),
-            key_id: key,
-            groups: groups.iter().map(ToString::to_string).collect(),
-            by,
-        }
-        .into(),
-        Change::Removed { client, key } => {
-            ClientRemoved { client: client.to_string(), key_id: key, by }.into()
-        }
     }
 }
 

@@ -12,14 +12,14 @@ use crate::{
     approval::Approvals,
     clients::Clients,
     pipeline::{ExchangeHandle, Pipeline},
-    recorder::Recorder,
+    recorder::{self, Recorder},
     router::Router,
     server_requests::ServerRequests,
     servers::Servers,
     session::Sessions,
     stages::Caller,
 };
-use portcullis_audit::{Audit, export::Streams};
+use portcullis_audit::{Audit, PruneFault, Pruned, export::Streams};
 use portcullis_config::Config;
 use portcullis_foundation::allocator::Returning;
 use portcullis_protocol::codec::{Caps, Frame};
@@ -34,6 +34,8 @@ const COUNTS_TIMEOUT: Duration = Duration::from_secs(10);
 const LAST_EXPORT: Duration = Duration::from_secs(5);
 /// Interval between checks for idle servers and sessions.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(2);
+/// Interval between two checks for audit segments to drop.
+const RETENTION_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The running proxy.
 pub struct Gateway {
@@ -104,6 +106,37 @@ impl Gateway {
         self.metrics.audit_unsigned(self.audit.checkpoints().failing.is_some());
         self.exports.measure();
         self.servers.read_usage().await;
+    }
+
+    /// Drops the segments that `audit.retention` leaves no room for. With `dry`, only lists them.
+    ///
+    /// # Errors
+    /// [`PruneFault`].
+    pub async fn prune(&self, dry: bool) -> Result<Pruned, PruneFault> {
+        let undelivered = self.exports.undelivered().map(|(_, seq)| seq);
+        recorder::prune(&self.audit, &self.config, undelivered, dry).await
+    }
+
+    /// Prunes periodically until the proxy stops.
+    pub(crate) async fn run_retention(self: Arc<Self>) {
+        let retention = &self.config.audit.retention;
+        if retention.max_age.is_none() && retention.max_size.is_none() {
+            return;
+        }
+        loop {
+            match self.prune(false).await {
+                Ok(Pruned { held: Some(held), .. }) => tracing::warn!(
+                    held,
+                    "audit records older than `audit.retention.max-age` are kept until they are exported"
+                ),
+                Ok(_) => {}
+                Err(fault) => tracing::error!(%fault, "`audit.retention` could not be applied"),
+            }
+            tokio::select! {
+                () = tokio::time::sleep(RETENTION_INTERVAL) => {}
+                () = self.closing.cancelled() => return,
+            }
+        }
     }
 
     /// Stops the proxy: refuses new messages, waits for those in flight, and ends the servers.

@@ -39,12 +39,12 @@ mod tasks;
 mod upstream_call;
 
 pub use admission::{Admission, ConcurrencyPermit, Incoming};
-pub use builder::{BoxedDiagnostic, GatewayBuilder, Purpose, StartFailure, interceptor};
+pub use builder::{GatewayBuilder, Purpose, StartFailure, interceptor};
 pub use clients::{CLIENT_CHANGED, Clients};
 pub use file_watcher::Files;
 pub use gateway::Gateway;
 pub use pipeline::{ExchangeHandle, ExchangeResponse};
-pub use plugins::{PluginSecrets, artifacts, permits, ungranted};
+pub use plugins::{BoxedDiagnostic, PluginSecrets, artifacts, permits, ungranted};
 pub use recorder::{
     Recorder, prune_offline, pull_outcome, record_client_offline, record_images_offline,
     record_offline, record_start_failure,

@@ -14,7 +14,6 @@ use tokio::runtime::Handle;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    builder::BoxedDiagnostic,
     file_watcher::Files,
     recorder::{Recorder, startup_events},
 };
@@ -34,6 +33,9 @@ use portcullis_protocol::exchange::{Exchange, Method, Phase};
 use portcullis_telemetry::Metrics;
 use portcullis_upstream::config::Registries;
 use portcullis_vault::{Secret, Source};
+
+/// A finding about a config, from any crate.
+pub type BoxedDiagnostic = Box<dyn miette::Diagnostic + Send + Sync>;
 
 /// Secrets of plugins by the indexes of their entries, read once for this run.
 #[derive(Default)]

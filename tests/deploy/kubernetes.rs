@@ -523,7 +523,11 @@ fn what_can_not_be_in_a_pod_is_refused_with_its_place() {
     );
     refused("runtime = \"runsc\"", &[], &["portcullis.toml:9", "--runtime-class"]);
     refused("hardening = { user = \"0:0\" }", &[], &["portcullis.toml:9", "root"]);
-    refused("hardening = { user = \"65532:1\" }", &[], &["portcullis.toml:9", "that of the proxy in the pod"]);
+    refused(
+        "hardening = { user = \"65532:1\" }",
+        &[],
+        &["portcullis.toml:9", "that of the proxy in the pod"],
+    );
     refused(
         "hardening = { cap-add = [\"CAP_SYS_ADMIN\"] }",
         &[],

@@ -4,9 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use rayon::iter::{IntoParallelRefIterator as _, ParallelIterator as _};
 
-use super::{BoxedDiagnostic, BuildFindings};
+use super::BuildFindings;
 use crate::{
-    plugins::{self, LoadedPlugin},
+    plugins::{self, BoxedDiagnostic, LoadedPlugin},
     recorder::startup_events,
 };
 use portcullis_chain::{ChainEntry, Interceptor};

@@ -2,7 +2,7 @@
 //! config leaves nothing behind.
 
 mod chain;
-mod secrets;
+mod start_record;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -15,18 +15,21 @@ use crate::{
     clients::Clients,
     file_watcher::Files,
     pipeline::{Pipeline, PipelineParts},
-    plugins::{self, LoadedPlugin, PluginServices},
-    recorder::Recorder,
+    plugins::{self, BoxedDiagnostic, LoadedPlugin, PluginServices},
+    recorder::{Recorder, open},
     router::Router,
     server_requests::ServerRequests,
-    servers::{EgressPolicy, NewServer, Servers, ServersParts},
+    servers::{
+        EgressPolicy, NewServer, Servers, ServersParts, reap,
+        secrets::{by_server, handed, known, learn, missing},
+    },
     session::Sessions,
     stages::{Obligations, Stages},
     subscriptions::Subscriptions,
     tasks::Tasks,
     upstream_call::InFlightCalls,
 };
-use portcullis_audit::{Audit, Unavailable, config::OnFailure, export, proof, record::Event};
+use portcullis_audit::{Audit, Unavailable, export, record::Event};
 use portcullis_chain::{Chain, ChainEntry};
 use portcullis_config::{Code, Config, Diagnostics, Loaded, protected_paths, refused_mounts};
 use portcullis_foundation::fair_semaphore::FairSemaphore;
@@ -41,7 +44,7 @@ use portcullis_protocol::{
     names::ServerName,
     seal::{KeyFault, Seal},
 };
-use portcullis_runtime::{ProtectedPaths, container};
+use portcullis_runtime::ProtectedPaths;
 use portcullis_telemetry::Metrics;
 use portcullis_upstream::{
     Engines, KNOWN_FOLDER, Launcher, LoadedSecrets, SecretBroker, SecretSet, SignatureVerifier,
@@ -49,14 +52,6 @@ use portcullis_upstream::{
 
 pub use chain::interceptor;
 use chain::links;
-pub(crate) use secrets::{by_server, handed, missing};
-use secrets::{known, learn};
-
-/// Least number of audit log segments within `max-size`.
-const SEGMENTS: u64 = 8;
-
-/// A finding about a config, from any crate.
-pub type BoxedDiagnostic = Box<dyn miette::Diagnostic + Send + Sync>;
 
 /// Why a proxy does not start.
 #[derive(Debug, thiserror::Error)]
@@ -398,15 +393,6 @@ fn scrub(scrubber: &Arc<Scrubber>) -> portcullis_audit::Scrub {
     Arc::new(move |text| scrubber.scrub(text))
 }
 
-/// Removes orphans of earlier proxies from an engine.
-pub(crate) async fn reap(engine: &container::Engine, instance: &str) {
-    match engine.reap(instance).await {
-        Ok(0) => {}
-        Ok(reaped) => tracing::info!(reaped, "removed containers of an earlier run"),
-        Err(fault) => tracing::warn!(%fault, "search for orphaned containers failed"),
-    }
-}
-
 /// Whether a plugin is granted state.
 fn keeps_state(config: &Config) -> bool {
     let granted = |entry: &InterceptorEntry| match &entry.kind {
@@ -414,52 +400,6 @@ fn keeps_state(config: &Config) -> bool {
         _ => false,
     };
     config.interceptors.iter().filter(|entry| entry.is_on()).any(granted)
-}
-
-/// Opens the audit log of a config.
-pub(crate) async fn open(
-    config: &Config,
-    deadline: Duration,
-    scrub: Option<portcullis_audit::Scrub>,
-) -> Result<Audit, Unavailable> {
-    let dir = config.audit.dir.clone().unwrap_or_else(|| config.state_dir.join("audit"));
-    let unfit = |why: String| Unavailable::Unfit { dir: dir.clone(), why };
-    let keys = tokio::task::spawn_blocking({
-        let encryption = config.audit.encryption.clone();
-        move || encryption.as_ref().map(portcullis_audit::Keys::fetch).transpose()
-    });
-    let keys = keys.await.map_err(|error| unfit(error.to_string()))?;
-    let keys = keys.map_err(|(pointer, trouble)| {
-        unfit(format!("`{}`: {trouble}", pointer.trim_start_matches('/').replace('/', ".")))
-    })?;
-    let pass = config.audit.on_failure == OnFailure::Pass;
-    let checkpoints = checkpoints(config);
-    let mut options = portcullis_audit::Options {
-        deadline,
-        scrub,
-        keys,
-        pass,
-        checkpoints,
-        ..Default::default()
-    };
-    if let Some(size) = config.audit.retention.max_size {
-        // Segments are small enough that dropping one keeps most of the permitted size.
-        options.segment_bytes = options.segment_bytes.min(size.0 / SEGMENTS);
-    }
-    let opened = tokio::task::spawn_blocking({
-        let dir = dir.clone();
-        move || Audit::open_with(&dir, options)
-    });
-    opened.await.unwrap_or_else(|error| Err(Unavailable::Broken { dir, why: error.to_string() }))
-}
-
-/// Settings of the audit log's checkpoints from the config.
-fn checkpoints(config: &Config) -> proof::Settings {
-    let portcullis_audit::config::Checkpoint { records, seconds } = config.audit.checkpoint;
-    let witnesses =
-        config.audit.witness.iter().filter_map(portcullis_audit::config::Witness::place).collect();
-    let time = Duration::from_secs(seconds);
-    proof::Settings { state: Some(config.state_dir.clone()), records, time, witnesses }
 }
 
 /// Findings about a config, and events to record.

@@ -3,9 +3,12 @@
 //! INVARIANT: bodies are kept only as far as policy requires, and without their secrets. A body
 //! that cannot be searched for secrets is not kept.
 
+mod audit_log;
+pub(crate) mod client_events;
 mod dropped_messages;
 pub(crate) mod egress_events;
 pub(crate) mod launch_events;
+mod offline;
 mod policy_revisions;
 mod refusal_sampling;
 mod retention;
@@ -41,11 +44,13 @@ use dropped_messages::DropCounters;
 use policy_revisions::RecordedRevisions;
 use refusal_sampling::RefusalSampler;
 
+pub(crate) use audit_log::open;
 pub use launch_events::pull_outcome;
-pub use retention::prune_offline;
-pub use startup_events::{
+pub use offline::{
     record_client_offline, record_images_offline, record_offline, record_start_failure,
 };
+pub(crate) use retention::prune;
+pub use retention::prune_offline;
 
 /// Largest body that is searched for secrets in place; larger ones use a thread of their own.
 const IN_PLACE: usize = 128 << 10;

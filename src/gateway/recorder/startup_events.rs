@@ -1,30 +1,21 @@
 //! Events of a start, also of a failed one: the config, policies and plugins in use, and those that
 //! could not be loaded.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::path::Path;
 
 use super::launch_events;
-use crate::builder::{GatewayBuilder, Purpose, StartFailure};
-use portcullis_audit::{
-    Audit, Scrub, Unavailable,
-    record::{
-        By, ByHand, ConfigLoaded, Event, ImageDone, PluginLoaded, PluginRefused, PolicyLoaded,
-        PolicyRejected, ProxyStartFailed, ProxyStarted, SecretSource, SecretUnresolved,
-    },
+use portcullis_audit::record::{
+    ConfigLoaded, PluginLoaded, PluginRefused, PolicyLoaded, SecretSource, SecretUnresolved,
 };
 use portcullis_config::{Loaded, Member};
 use portcullis_interceptors::{
     InterceptorEntry,
     plugin::{self, Version},
-    secrets::Scrubber,
 };
-use portcullis_protocol::{identity::Change, names::ServerName};
+use portcullis_protocol::names::ServerName;
 use portcullis_upstream::SecretError;
 
-/// Time to wait for a store that a running proxy may have open.
-const PATIENCE: Duration = Duration::from_secs(1);
-
-fn version() -> String {
+pub(crate) fn version() -> String {
     env!("CARGO_PKG_VERSION").to_owned()
 }
 
@@ -33,7 +24,7 @@ fn count(members: usize) -> u64 {
 }
 
 /// The event of a loaded config, from its present file.
-fn config(loaded: &Loaded) -> ConfigLoaded {
+pub(crate) fn config(loaded: &Loaded) -> ConfigLoaded {
     let chain = loaded.config.chain();
     ConfigLoaded {
         file: loaded.path.display().to_string(),
@@ -96,96 +87,4 @@ pub(crate) fn no_secret(server: &ServerName, not: &SecretError, kept: bool) -> S
         kept,
         reason: not.failure.what.clone(),
     }
-}
-
-impl GatewayBuilder {
-    /// Records the start, and returns the policy revision in that record. The proxy accepts
-    /// messages only afterwards.
-    pub(crate) async fn record(
-        &self,
-        loaded: &Loaded,
-        audit: &Audit,
-        purpose: Purpose,
-    ) -> Result<portcullis_policy::Revision, Unavailable> {
-        let dry_run = purpose == Purpose::DryRun;
-        audit.record_event(ProxyStarted { version: version(), dry_run }).await?;
-        audit.record_event(config(loaded)).await?;
-        let status = self.policies.status().borrow().clone();
-        audit.record_event(policies(&status)).await?;
-        for plugin in &self.plugins {
-            audit.record_event(plugin.clone()).await?;
-        }
-        Ok(status.revision)
-    }
-}
-
-impl StartFailure {
-    /// Records that the proxy did not start, if the store is available. Otherwise the failure is
-    /// only logged.
-    pub async fn record(&self, loaded: &Loaded) {
-        let (reason, first) = match self {
-            // The log itself is unavailable.
-            Self::Audit(_) => return,
-            Self::Config(found, happened) => {
-                let all: Vec<_> = found.iter().map(ToString::to_string).collect();
-                (all.join("\n"), happened.clone())
-            }
-            Self::Policies(diagnostics) => {
-                let reason = diagnostics.to_string();
-                (reason.clone(), vec![PolicyRejected { reason }.into()])
-            }
-            other => (other.to_string(), Vec::new()),
-        };
-        record_start_failure(loaded, first, reason).await;
-    }
-}
-
-/// Records the events of a start and then its failure, if the store is available.
-pub async fn record_start_failure(loaded: &Loaded, happened: Vec<Event>, reason: String) {
-    let last = ProxyStartFailed { version: version(), reason }.into();
-    let all = [vec![config(loaded).into()], happened, vec![last]].concat();
-    if let Err(error) = record_offline(loaded, all).await {
-        tracing::warn!(%error, "failed start of the proxy could not be recorded");
-    }
-}
-
-/// Records events while no proxy is running.
-///
-/// # Errors
-/// [`Unavailable`], also if a proxy is running after all.
-pub async fn record_offline(loaded: &Loaded, all: Vec<Event>) -> Result<(), Unavailable> {
-    // No secret was read, so only secrets with a known form can be found.
-    let scrub = Scrubber::new(&[])
-        .ok()
-        .map(|scrubber| -> Scrub { Arc::new(move |text: &mut String| scrubber.scrub(text)) });
-    let audit = crate::builder::open(&loaded.config, PATIENCE, scrub).await?;
-    for happening in all {
-        // No calls happen here, so the record itself is required.
-        audit.record_required(happening).await?;
-    }
-    Ok(())
-}
-
-/// Records changes of images while no proxy is running.
-///
-/// # Errors
-/// As [`record_offline`]: then the remaining changes must not be made.
-pub async fn record_images_offline(
-    loaded: &Loaded,
-    all: Vec<ImageDone>,
-    by: ByHand,
-) -> Result<(), Unavailable> {
-    record_offline(loaded, all.into_iter().map(|done| done.by(by.clone())).collect()).await
-}
-
-/// Records a change of clients before it is made, while no proxy is running.
-///
-/// # Errors
-/// As [`record_offline`]: then the change must not be made.
-pub async fn record_client_offline(
-    loaded: &Loaded,
-    change: Change,
-    by: By,
-) -> Result<(), Unavailable> {
-    record_offline(loaded, vec![crate::clients::changed(change, by)]).await
 }

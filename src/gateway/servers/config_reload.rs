@@ -9,8 +9,10 @@ use std::{path::Path, sync::Arc, time::Duration};
 use indexmap::IndexMap;
 use serde_json::{Map, Value};
 
-use super::{NewServer, Servers};
-use crate::builder::{by_server, handed, missing};
+use super::{
+    NewServer, Servers,
+    secrets::{by_server, handed, missing},
+};
 use portcullis_audit::record::{ConfigRejected, ConfigReloaded};
 use portcullis_config::{Config, Diagnostics, Finding, Loaded, exposing_mounts, protected_paths};
 use portcullis_policy::Stated;

@@ -6,6 +6,7 @@ mod egress_policy;
 mod events;
 mod launch_policy;
 mod secret_rotation;
+pub(crate) mod secrets;
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,12 +16,12 @@ use tokio::sync::{Notify, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    builder::reap, recorder::Recorder, router::Router, server_requests::ServerRequests,
-    session::Sessions, stages::Stages, subscriptions::Subscriptions, tasks::Tasks,
-    upstream_call::InFlightCalls,
+    recorder::Recorder, router::Router, server_requests::ServerRequests, session::Sessions,
+    stages::Stages, subscriptions::Subscriptions, tasks::Tasks, upstream_call::InFlightCalls,
 };
 use portcullis_config::Config;
 use portcullis_protocol::{exchange::View, identity::PrincipalKind, names::ServerName};
+use portcullis_runtime::container;
 use portcullis_upstream::{
     InstanceStatus, Launcher, LoadedSecrets, Placement, Server, ServerEvent, UnroutedMessage,
 };
@@ -279,4 +280,13 @@ fn sum<T: std::iter::Sum>(values: impl Iterator<Item = T>) -> Option<T> {
     let mut values = values.peekable();
     values.peek()?;
     Some(values.sum())
+}
+
+/// Removes orphans of earlier proxies from an engine.
+pub(crate) async fn reap(engine: &container::Engine, instance: &str) {
+    match engine.reap(instance).await {
+        Ok(0) => {}
+        Ok(reaped) => tracing::info!(reaped, "removed containers of an earlier run"),
+        Err(fault) => tracing::warn!(%fault, "search for orphaned containers failed"),
+    }
 }

@@ -63,7 +63,7 @@ pub(crate) fn missing(
 }
 
 /// The secrets of servers, by the names that identify them in traffic.
-pub(super) fn known(handed: &BTreeMap<SecretHolder, Result<SecretSet, SecretError>>) -> Vec<Known> {
+pub(crate) fn known(handed: &BTreeMap<SecretHolder, Result<SecretSet, SecretError>>) -> Vec<Known> {
     let all = handed.iter().filter_map(|(holder, read)| Some((&holder.0, read.as_ref().ok()?)));
     all.flat_map(|(server, handed)| known_of(server, handed)).collect()
 }
@@ -79,7 +79,7 @@ fn known_of(server: &ServerName, handed: &SecretSet) -> Vec<Known> {
 }
 
 /// Registers values that are read later for redaction in messages, records and logs.
-pub(super) fn learn(scrubber: Arc<Scrubber>, scanners: Vec<Arc<Secrets>>) -> RegisterForRedaction {
+pub(crate) fn learn(scrubber: Arc<Scrubber>, scanners: Vec<Arc<Secrets>>) -> RegisterForRedaction {
     Arc::new(move |server, handed| {
         let known: Vec<_> = handed.iter().flat_map(|handed| known_of(server, handed)).collect();
         scrubber.learn(&known).map_err(|error| error.to_string())?;
