@@ -298,12 +298,12 @@ impl ConnectionPermit {
     /// Ends what the request of a trusted proxy's connection counts for.
     fn end_request(&self) {
         let mut place = self.place.lock();
-        if let Place::Proxy(forwarding) = &mut *place {
-            if !matches!(forwarding, Forwarding::Idle(_)) {
-                let mut state = self.table.state.lock();
-                state.end_forwarding(forwarding);
-                *forwarding = state.idle(&self.displaced);
-            }
+        if let Place::Proxy(forwarding) = &mut *place
+            && !matches!(forwarding, Forwarding::Idle(_))
+        {
+            let mut state = self.table.state.lock();
+            state.end_forwarding(forwarding);
+            *forwarding = state.idle(&self.displaced);
         }
     }
 }

@@ -312,8 +312,7 @@ mod tests {
             per_client: 2,
         };
         let table = Arc::new(ConnectionTable::new(bounds));
-        let permits = [0; 3].map(|_| table.admit("192.0.2.1".parse().unwrap()).0);
-        permits
+        [0; 3].map(|_| table.admit("192.0.2.1".parse().unwrap()).0)
     }
 
     #[tokio::test]
