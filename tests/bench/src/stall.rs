@@ -135,7 +135,13 @@ async fn attack(endpoint: &Endpoint, text: &str, end: Instant) -> anyhow::Result
     let mut client = Client::connect(endpoint, 100).await?;
     let mut sent = 0;
     while Instant::now() < end {
-        let answer: Value = serde_json::from_slice(&client.post(text.to_owned()).await?)?;
+        let Ok(answer) = client.post(text.to_owned()).await else {
+            // The proxy refused the message before it had read all of it, and closed the connection.
+            client = Client::connect(endpoint, 100).await?;
+            sent += 1;
+            continue;
+        };
+        let answer: Value = serde_json::from_slice(&answer)?;
         anyhow::ensure!(answer["error"]["data"]["code"].is_string(), "not refused: {answer}");
         sent += 1;
     }
