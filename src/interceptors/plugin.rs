@@ -247,7 +247,7 @@ impl Plugin {
     /// `base`. Blocks while compiling: call it outside the async threads.
     ///
     /// # Errors
-    /// One [`Unusable`], which contains the remedy.
+    /// One [`LoadError`](portcullis_plugin_host::LoadError), which contains the remedy.
     pub fn load(
         config: &Config,
         settings: &EntrySettings,

@@ -112,7 +112,7 @@ impl Plugin {
     /// Loads a component. Blocks while compiling: call it outside the async threads.
     ///
     /// # Errors
-    /// One [`Unusable`] for any problem of the file, its digest, its imports and exports, its
+    /// One [`LoadError`] for any problem of the file, its digest, its imports and exports, its
     /// manifest, or its configuration.
     pub fn load(
         found: &Artifact,

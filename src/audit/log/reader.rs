@@ -25,7 +25,7 @@ impl Reader {
     /// Opens the store in `dir`, waiting at most `deadline` for its lock. Creates no files.
     ///
     /// # Errors
-    /// [`Unavailable::Missing`] if there is no store; otherwise as for [`Audit::open`].
+    /// [`Unavailable::Missing`] if there is no store; otherwise as for [`Audit::open`](crate::Audit::open).
     pub fn open(dir: &Path, deadline: Duration, keys: Option<&Keys>) -> Result<Self, Unavailable> {
         if !dir.join("segments").is_dir() {
             return Err(Unavailable::Missing { dir: dir.to_owned() });
@@ -64,7 +64,7 @@ impl Reader {
         self.prover().include(id).await
     }
 
-    /// As [`Audit::consistency`].
+    /// As [`Audit::consistency`](crate::Audit::consistency).
     ///
     /// # Errors
     /// [`ProveFault`], if there is no proof.

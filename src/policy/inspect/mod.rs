@@ -1,5 +1,5 @@
 //! Inspection of a policy set: the result of each policy for a request, with the reason. If parts
-//! of the request are unknown, the possible results. Slower than [`Engine::decide`], for people who
+//! of the request are unknown, the possible results. Slower than [`Engine::decide`](crate::Engine::decide), for people who
 //! ask before or after a call; the results are the same.
 //!
 //! Invariants:

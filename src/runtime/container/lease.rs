@@ -18,7 +18,7 @@ pub(crate) struct Lease {
     started: u64,
 }
 
-/// Error for a label that no [`Owner`] wrote.
+/// Error for a label that no [`Lease`] wrote.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not an owner label")]
 pub(crate) struct IllegalOwner;
