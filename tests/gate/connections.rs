@@ -172,7 +172,7 @@ async fn idle_connections_of_a_trusted_proxy_lock_no_client_out() {
     let written = Setup::notes()
         .keyed()
         .listen("trusted-proxies = [\"127.0.0.2\"]\nclient-address = \"forwarded\"")
-        .and("[limits.connections]\ntotal = 8")
+        .and("[limits.connections]\ntotal = 8\nper-client = 4")
         .write();
     let key = written.add_client("ann", &[]).await;
     let gate = written.start().await;
