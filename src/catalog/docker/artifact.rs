@@ -114,7 +114,7 @@ pub fn member(
     secrets.extend(keys(entry, "secrets").map(str::to_owned));
     if !secrets.is_empty() {
         told.push(format!(
-            "secrets: it has their names alone ({}); whoever takes it says where they come from, by \
+            "secrets: it has their names alone ({}); the operator gives their sources with \
              `--secret SERVER/NAME=REFERENCE`",
             secrets.join(", ")
         ));
