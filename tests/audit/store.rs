@@ -80,8 +80,8 @@ async fn a_disk_that_fills_up_under_the_store_refuses_and_recovers() {
             Err(unavailable) => break unavailable,
         }
     };
+    // The next record may succeed: packing a block frees space.
     assert!(matches!(full, Unavailable::Full { .. }), "{full:?}");
-    assert!(matches!(intent(&audit, &call()).await, Err(Unavailable::Full { .. })));
     fs::remove_file(&filler).unwrap();
     intent(&audit, &call()).await.unwrap();
     drop(audit);

@@ -14,7 +14,7 @@ use std::{
     fs,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, mpsc},
     thread,
     time::{Duration, Instant},
 };
@@ -31,6 +31,8 @@ use crate::{digest::DigestKey, maintenance::Cipher, query::Aggregates};
 const CACHE: u64 = 8 << 20;
 /// Maximum time for which a closed index may stay locked.
 const LINGERING: Duration = Duration::from_secs(2);
+/// Maximum duration of an operation that waits for sled's threads.
+const MAX_WAIT: Duration = Duration::from_secs(60);
 /// Delay between attempts to open an index.
 const PAUSE: Duration = Duration::from_millis(5);
 /// Bytes of a rare value's digest and its position.
@@ -49,7 +51,8 @@ type Entry = (Vec<u8>, Vec<u8>);
 
 /// The index of one segment.
 pub(super) struct Index {
-    db: sled::Db,
+    /// `None` only while it is dropped.
+    db: Option<sled::Db>,
     key: DigestKey,
     cipher: Option<Arc<Cipher>>,
 }
@@ -72,6 +75,22 @@ fn contained<T>(work: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
     })
 }
 
+/// Runs `work` on a thread of its own. After a failed write, sled can wait forever for its own
+/// threads, also when it is dropped. Then the thread is left behind.
+fn bounded<T: Send + 'static>(
+    longest: Duration,
+    work: impl FnOnce() -> Result<T, Fault> + Send + 'static,
+) -> Result<T, Fault> {
+    let (reply, done) = mpsc::channel();
+    thread::Builder::new()
+        .name("audit-index".into())
+        // The receiver may have stopped waiting.
+        .spawn(move || drop(reply.send(contained(work))))
+        .map_err(|e| Fault::Io(format!("starting a thread for the index: {e}")))?;
+    done.recv_timeout(longest)
+        .unwrap_or_else(|_| Err(damaged(format_args!("no response within {longest:?}"))))
+}
+
 fn damaged(error: impl std::fmt::Display) -> Fault {
     Fault::Damaged(format!("the index: {error}"))
 }
@@ -79,14 +98,15 @@ fn damaged(error: impl std::fmt::Display) -> Fault {
 impl Index {
     /// Opens the index in `path`, or creates it.
     pub fn open(path: &Path, key: &DigestKey, cipher: Option<Arc<Cipher>>) -> Result<Self, Fault> {
-        let config = || sled::Config::new().path(path).flush_every_ms(None).cache_capacity(CACHE);
+        let config = sled::Config::new().path(path).flush_every_ms(None).cache_capacity(CACHE);
         let began = Instant::now();
         loop {
-            match contained(|| config().open().map_err(Fault::from)) {
+            let config = config.clone();
+            match bounded(MAX_WAIT, move || config.open().map_err(Fault::from)) {
                 // sled's threads release the lock shortly after the index was dropped.
                 Err(Fault::InUse(_)) if began.elapsed() < LINGERING => thread::sleep(PAUSE),
                 opened => {
-                    let index = Self { db: opened?, key: key.clone(), cipher };
+                    let index = Self { db: Some(opened?), key: key.clone(), cipher };
                     index.check_key()?;
                     return Ok(index);
                 }
@@ -113,15 +133,20 @@ impl Index {
     /// Checks the key: with another key, lookups would find nothing and so hide records.
     fn check_key(&self) -> Result<(), Fault> {
         let mine = self.key.term(0, "the key of this index");
-        contained(|| match self.db.get(b"k")? {
+        let db = self.db()?.clone();
+        bounded(MAX_WAIT, move || match db.get(b"k")? {
             Some(theirs) if *theirs == mine => Ok(()),
-            None if self.db.is_empty() => {
-                self.db.insert(b"k", mine.as_slice())?;
-                self.db.flush()?;
+            None if db.is_empty() => {
+                db.insert(b"k", mine.as_slice())?;
+                db.flush()?;
                 Ok(())
             }
             _ => Err(damaged("it was made with another `digest.key`")),
         })
+    }
+
+    fn db(&self) -> Result<&sled::Db, Fault> {
+        self.db.as_ref().ok_or_else(|| damaged("closed"))
     }
 
     /// Encrypts a value if the store is encrypted: index values contain data of records.
@@ -185,9 +210,10 @@ impl Index {
             let value = self.wrap(&key, value)?;
             batch.insert(key, value);
         }
-        contained(|| {
-            self.db.apply_batch(batch)?;
-            self.db.flush()?;
+        let db = self.db()?.clone();
+        bounded(MAX_WAIT, move || {
+            db.apply_batch(batch)?;
+            db.flush()?;
             Ok(())
         })
     }
@@ -213,7 +239,7 @@ impl Index {
     pub fn counts(&self) -> Result<HashMap<u64, usize>, Fault> {
         contained(|| {
             let mut counts = HashMap::new();
-            for key in self.db.iter().keys() {
+            for key in self.db()?.iter().keys() {
                 let key = key?;
                 if *key == *b"k" {
                     continue;
@@ -227,7 +253,7 @@ impl Index {
 
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Fault> {
         contained(|| {
-            let value = self.db.get(key)?;
+            let value = self.db()?.get(key)?;
             value.map(|value| self.unwrap(key, &value)).transpose()
         })
     }
@@ -256,7 +282,7 @@ impl Index {
     /// All blocks, in order.
     pub fn blocks(&self) -> Result<Vec<Arc<BlockMeta>>, Fault> {
         contained(|| {
-            let entries = self.db.scan_prefix(b"m");
+            let entries = self.db()?.scan_prefix(b"m");
             entries
                 .map(|entry| {
                     let (key, value) = entry?;
@@ -265,5 +291,18 @@ impl Index {
                 })
                 .collect()
         })
+    }
+}
+
+impl Drop for Index {
+    fn drop(&mut self) {
+        let db = self.db.take();
+        let closed = bounded(LINGERING, move || {
+            drop(db);
+            Ok(())
+        });
+        if let Err(fault) = closed {
+            tracing::warn!(%fault, "an index of the audit log was not closed");
+        }
     }
 }

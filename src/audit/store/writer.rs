@@ -8,7 +8,6 @@ use std::{
 };
 
 use jiff::SignedDuration;
-use nix::sys::statvfs::statvfs;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::{
@@ -17,7 +16,7 @@ use super::{
     frame::{self, Pack},
     index_terms::Facts,
     sealer::{Sealer, Task},
-    segment::{Loss, Segment, Wal},
+    segment::{Loss, Segment, Wal, free_bytes},
     segments::{self, Current, Head, HeadFile, Opened, SegmentSet},
 };
 use crate::{
@@ -206,10 +205,7 @@ impl Writer {
     }
 
     fn free(&self) -> Result<u64, Fault> {
-        let dir = self.shelf.dir();
-        let disk =
-            statvfs(dir).map_err(|e| Fault::io("asking for free space in", dir, &e.into()))?;
-        Ok(disk.blocks_available().saturating_mul(disk.fragment_size()))
+        free_bytes(self.shelf.dir())
     }
 
     /// Maximum number of records of the next commit, which belongs to one block.

@@ -20,6 +20,7 @@ use std::{
 
 use bytes::Bytes;
 use jiff::Timestamp;
+use nix::sys::statvfs::statvfs;
 use parking_lot::{Mutex, RwLock};
 use quick_cache::{Weighter, sync::Cache};
 use serde::{Deserialize, Serialize};
@@ -45,7 +46,11 @@ pub(super) use wal::Wal;
 
 /// Bytes of unpacked frames that are cached for queries.
 const CACHE: u64 = 32 << 20;
+/// Free bytes of the disk that an index update requires: sled is not reliable on a full disk. A block
+/// with 4,096 records needs less than a quarter of it.
+const INDEX_FREE: u64 = 16 << 20;
 const CLOSED: &str = "segment.json";
+
 /// Shared dependencies of all segments of a store.
 pub(super) struct Tools {
     pub dir: PathBuf,
@@ -90,6 +95,12 @@ pub(crate) struct Closed {
     pub last: Hash,
     /// Tree over all records of the log up to the segment's end.
     pub tree: Frontier,
+}
+
+/// Free bytes of the disk that contains `dir`.
+pub(super) fn free_bytes(dir: &Path) -> Result<u64, Fault> {
+    let disk = statvfs(dir).map_err(|e| Fault::io("asking for free space in", dir, &e.into()))?;
+    Ok(disk.blocks_available().saturating_mul(disk.fragment_size()))
 }
 
 pub(super) fn sync_dir(dir: &Path) -> Result<(), Fault> {
@@ -202,7 +213,11 @@ impl Segment {
         let mut index = self.index.write();
         // sled keeps its file locked until it is dropped, so the new index gets a new file.
         fs::remove_dir_all(&path).map_err(|e| Fault::io("removing", &path, &e))?;
-        *index = Arc::new(Index::open(&path, &self.tools.key, self.tools.cipher.clone())?);
+        let renewed = Index::open(&path, &self.tools.key, self.tools.cipher.clone())?;
+        let old = std::mem::replace(&mut *index, Arc::new(renewed));
+        // Readers do not wait until it is closed.
+        drop(index);
+        drop(old);
         Ok(())
     }
 
@@ -290,9 +305,17 @@ impl Segment {
     /// rebuilt when the segment is opened next.
     fn put(&self, sealing: &Sealing) {
         let segment = self.path.display();
-        let Err(fault) = self.index().put(sealing) else { return };
-        tracing::warn!(%fault, %segment, "an index of the audit log is made again");
-        if let Err(fault) = self.reindex().and_then(|()| self.index().put(sealing)) {
+        let put = free_bytes(&self.path).and_then(|free| {
+            if free < INDEX_FREE {
+                return Err(Fault::Full);
+            }
+            self.index().put(sealing).or_else(|fault| {
+                tracing::warn!(%fault, %segment, "an index of the audit log is rebuilt");
+                self.reindex()?;
+                self.index().put(sealing)
+            })
+        });
+        if let Err(fault) = put {
             tracing::error!(
                 %fault, %segment,
                 "an index of the audit log takes nothing: questions read all records of the segment"
