@@ -4,24 +4,27 @@
 //!
 //! A heavy message is parsed, decided, checked, recorded and rewritten in code that does not yield.
 //! Moving single steps to other threads would miss steps that are added later. So the whole future
-//! of a message is polled here: [`in_turns`] takes a turn for each poll, and informs the async
-//! runtime that the poll blocks.
+//! of a message is polled here: [`in_turns`] takes a turn for each poll, which runs on a thread of
+//! low priority. Long steps that must end with their caller's deadline run there by [`off_workers`].
 
 use std::{
     future::poll_fn,
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::{
         Arc, LazyLock,
         atomic::{AtomicUsize, Ordering},
     },
-    task::Poll,
+    task::{Context, Poll},
     thread,
 };
 
 use futures_util::future::BoxFuture;
+use rayon::{ThreadPool, ThreadPoolBuilder};
+use rustix::process::{getpriority_process, setpriority_process};
 use tokio::{
     runtime::{Handle, RuntimeFlavor},
-    sync::AcquireError,
+    sync::{AcquireError, oneshot},
     task::{block_in_place, yield_now},
 };
 
@@ -67,10 +70,30 @@ pub enum Party {
     Server(ServerName),
 }
 
-/// Heavy messages use at most half of the processors; the rest remains for others.
-static TURNS: LazyLock<FairSemaphore<Party>> = LazyLock::new(|| {
-    let processors = thread::available_parallelism().map_or(1, usize::from);
-    FairSemaphore::new((processors / 2).max(1))
+/// Niceness of the threads for heavy messages, on top of the proxy's own. The work of other messages
+/// preempts them, and they still advance on a busy machine.
+const NICENESS: i32 = 10;
+
+/// Number of heavy messages that are processed at once: half of the processors, so that the rest
+/// remains for others.
+static AT_ONCE: LazyLock<usize> =
+    LazyLock::new(|| (thread::available_parallelism().map_or(1, usize::from) / 2).max(1));
+
+static TURNS: LazyLock<FairSemaphore<Party>> = LazyLock::new(|| FairSemaphore::new(*AT_ONCE));
+
+/// Threads for heavy messages. `None` if the system starts no threads: then async workers do the
+/// work.
+static THREADS: LazyLock<Option<ThreadPool>> = LazyLock::new(|| {
+    let started = ThreadPoolBuilder::new()
+        .num_threads(*AT_ONCE)
+        .thread_name(|i| format!("heavy-{i}"))
+        .start_handler(|_| {
+            // Applies to the calling thread. At the usual priority, the work is only less fair.
+            let _ = getpriority_process(None)
+                .and_then(|own| setpriority_process(None, own + NICENESS));
+        })
+        .build();
+    started.inspect_err(|error| tracing::error!(%error, "no threads for heavy messages")).ok()
 });
 
 tokio::task_local! {
@@ -84,11 +107,14 @@ tokio::task_local! {
 ///
 /// Within the work on another message, `work` is part of that work: a turn is never awaited while
 /// another is held.
-pub fn in_turns<F: Future>(
+pub fn in_turns<F>(
     party: Party,
     weight: Weight,
     work: F,
-) -> impl Future<Output = F::Output> + use<F> {
+) -> impl Future<Output = F::Output> + use<F>
+where
+    F: Future<Output: Send> + Send,
+{
     // Boxed, so that the caller's future does not grow by the size of the work.
     let work = Box::pin(work);
     async move {
@@ -100,7 +126,10 @@ pub fn in_turns<F: Future>(
     }
 }
 
-async fn take_turns<F: Future>(party: Party, weight: Weight, mut work: Pin<Box<F>>) -> F::Output {
+async fn take_turns<F>(party: Party, weight: Weight, mut work: Pin<Box<F>>) -> F::Output
+where
+    F: Future<Output: Send> + Send,
+{
     let in_hand = Arc::new(AtomicUsize::new(weight.0));
     let mut waiting: Option<BoxFuture<'static, Result<FairPermit, AcquireError>>> = None;
     poll_fn(move |context| {
@@ -113,8 +142,11 @@ async fn take_turns<F: Future>(party: Party, weight: Weight, mut work: Pin<Box<F
         });
         let Poll::Ready(turn) = turn.as_mut().poll(context) else { return Poll::Pending };
         waiting = None;
-        let polled =
-            beside_workers(|| IN_HAND.sync_scope(in_hand.clone(), || work.as_mut().poll(context)));
+        let waker = context.waker();
+        let polled = beside_workers(|| {
+            let mut context = Context::from_waker(waker);
+            IN_HAND.sync_scope(in_hand.clone(), || work.as_mut().poll(&mut context))
+        });
         drop(turn);
         if polled.is_ready() {
             allocator::freed(in_hand.load(Ordering::Relaxed));
@@ -136,14 +168,51 @@ pub async fn grow(weight: Weight) {
     }
 }
 
-/// Runs `work` on this thread. The async runtime moves the other tasks of this worker to another
-/// thread.
-fn beside_workers<T>(work: impl FnOnce() -> T) -> T {
-    match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
-        Ok(RuntimeFlavor::MultiThread) => block_in_place(work),
+/// Runs `work` on a thread for heavy messages, and waits for it. The async runtime moves the other
+/// tasks of this worker to another thread.
+fn beside_workers<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    let runtime = match Handle::try_current() {
+        Ok(runtime) if runtime.runtime_flavor() == RuntimeFlavor::MultiThread => runtime,
         // A single-threaded runtime, as in tests, has no thread to move its tasks to.
-        _ => work(),
+        _ => return work(),
+    };
+    block_in_place(|| match &*THREADS {
+        Some(threads) => threads.install(|| {
+            let _runtime = runtime.enter();
+            work()
+        }),
+        None => work(),
+    })
+}
+
+/// The work panicked, or the proxy shuts down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the work did not finish")]
+pub struct Unfinished;
+
+/// Runs blocking work on a thread for heavy messages. The work continues if the caller stops
+/// waiting.
+///
+/// # Errors
+/// [`Unfinished`].
+pub async fn off_workers<T, W>(work: W) -> Result<T, Unfinished>
+where
+    T: Send + 'static,
+    W: FnOnce() -> T + Send + 'static,
+{
+    let (reply, done) = oneshot::channel();
+    let work = move || {
+        // The hook for panics logs it; here it would end the process.
+        if let Ok(result) = catch_unwind(AssertUnwindSafe(work)) {
+            // The caller may have stopped waiting.
+            let _ = reply.send(result);
+        }
+    };
+    match &*THREADS {
+        Some(threads) => threads.spawn(work),
+        None => drop(tokio::task::spawn_blocking(work)),
     }
+    done.await.map_err(|_| Unfinished)
 }
 
 #[cfg(test)]
@@ -195,6 +264,32 @@ mod tests {
         }
         let processors = thread::available_parallelism().map_or(1, usize::from);
         assert!(most.load(Ordering::SeqCst) <= (processors / 2).max(1));
+    }
+
+    /// Field 19 of `/proc/PID/stat` (`proc_pid_stat(5)`).
+    fn niceness() -> i32 {
+        let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
+        let behind_name = stat.rsplit(')').next().unwrap();
+        behind_name.split_whitespace().nth(16).unwrap().parse().unwrap()
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn heavy_work_yields_to_other_work_and_has_the_runtime() {
+        let own = niceness();
+        let heavy = in_turns(client("nice"), LARGE, async {
+            let nested = tokio::spawn(async { niceness() }).await.unwrap();
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+            (niceness(), nested)
+        });
+        let lower = (own + NICENESS).min(19);
+        assert_eq!(tokio::spawn(heavy).await.unwrap(), (lower, own));
+        assert_eq!(off_workers(niceness).await, Ok(lower));
+    }
+
+    #[tokio::test]
+    async fn work_that_panics_is_unfinished() {
+        assert_eq!(off_workers(|| panic!("of a test")).await, Err::<(), _>(Unfinished));
+        assert_eq!(off_workers(|| 7).await, Ok(7));
     }
 
     #[tokio::test]

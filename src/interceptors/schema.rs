@@ -27,7 +27,7 @@ use self::{
     cache::{Cache, Checks},
     compiled::{Check, Misfit, Unusable as Reason},
 };
-use portcullis_chain::{Fault, Hooks, Interceptor, Verdict};
+use portcullis_chain::{Fault, Hooks, Interceptor, Verdict, off_workers};
 use portcullis_foundation::fair_semaphore::FairSemaphore;
 use portcullis_protocol::{
     exchange::{Answer, Definition, Effect, Exchange, Finding, Method, Payload, Phase, Target},
@@ -165,9 +165,7 @@ impl Schema {
             let _turn = turn;
             side.judge(&checks, raw)
         };
-        tokio::task::spawn_blocking(judge)
-            .await
-            .map_err(|error| Fault(format!("the check did not finish: {error}")))?
+        off_workers(judge).await.map_err(|_| Fault("the check did not finish".into()))?
     }
 
     fn finding(&self, phase: Phase, message: String) -> Finding {

@@ -38,7 +38,7 @@ pub use self::{
     redactor::{Redacted, Scrubber, Unredacted},
     rules::IllegalRules,
 };
-use portcullis_chain::{Decision, Fault, Hooks, Interceptor, Verdict};
+use portcullis_chain::{Decision, Fault, Hooks, Interceptor, Verdict, off_workers};
 use portcullis_foundation::fair_semaphore::FairSemaphore;
 use portcullis_protocol::{
     exchange::{Effect, Exchange, Finding, Method, Phase},
@@ -368,9 +368,7 @@ impl Interceptor for Secrets {
                 let _turn = turn;
                 tables.inspect(phase, &raw)
             };
-            tokio::task::spawn_blocking(scan)
-                .await
-                .map_err(|error| Fault(format!("the scan did not finish: {error}")))??
+            off_workers(scan).await.map_err(|_| Fault("the scan did not finish".into()))??
         };
         Ok(self.verdict(&tables, phase, report))
     }
