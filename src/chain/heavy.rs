@@ -89,8 +89,8 @@ static THREADS: LazyLock<Option<ThreadPool>> = LazyLock::new(|| {
         .thread_name(|i| format!("heavy-{i}"))
         .start_handler(|_| {
             // Applies to the calling thread. At the usual priority, the work is only less fair.
-            let _ = getpriority_process(None)
-                .and_then(|own| setpriority_process(None, own + NICENESS));
+            let _ =
+                getpriority_process(None).and_then(|own| setpriority_process(None, own + NICENESS));
         })
         .build();
     started.inspect_err(|error| tracing::error!(%error, "no threads for heavy messages")).ok()
