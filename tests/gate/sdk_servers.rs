@@ -111,6 +111,17 @@ async fn servers_of_every_sdk_serve_clients_of_both_eras() {
         }
     }
     let gate = Setup::new(&config).start().await;
+    let client =
+        Client::http(MODERN, &gate.url("/servers/typescript-pipe-modern/mcp")).await.unwrap();
+    for (email, invited) in [("ada@example.org", true), ("a..b@example.org", false)] {
+        let arguments = json!({ "email": email, "at": "2026-01-01T00:00:00Z" });
+        let params = json!({ "name": "invite", "arguments": arguments });
+        let result = client.ask("tools/call", params).await;
+        let text = format!("invited {email}");
+        let done =
+            result.as_ref().is_ok_and(|result| result["content"][0]["text"] == text.as_str());
+        assert_eq!(done, invited, "{result:?}");
+    }
     let mut wrong = Vec::new();
     for name in names {
         for revision in ["2025-11-25", MODERN] {

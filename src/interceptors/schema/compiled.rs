@@ -6,7 +6,7 @@ use jsonschema::{PatternOptions, ValidationError, Validator, error::ValidationEr
 use serde_json::Value;
 
 use super::{
-    complexity::{Bound, Unbounded},
+    complexity::{Bound, LINEAR_PATTERN, Unbounded},
     short,
 };
 
@@ -14,6 +14,9 @@ use super::{
 const MAX_SCHEMA_BYTES: usize = 256 << 10;
 /// Limit in bytes of one compiled pattern, and of its automaton.
 pub(super) const MAX_PATTERN_BYTES: usize = 256 << 10;
+/// Limit of the backtracking steps to match one pattern that has look-around or back-references. A
+/// step takes about a unit of work for each 32 bytes of text.
+const MAX_BACKTRACKS: u16 = 2_000;
 /// Limit in units of work for one instance. A unit takes tens of nanoseconds.
 const MAX_WORK: u64 = 20_000_000;
 /// Units of work up to which errors are described with their position.
@@ -57,15 +60,22 @@ impl Check {
         if schema.to_string().len() > MAX_SCHEMA_BYTES {
             return Err(Unusable::Long);
         }
-        let bound = Bound::of(schema)?;
-        let validator = jsonschema::options()
-            .offline()
-            // A linear-time engine, because patterns are the server's text.
-            .with_pattern_options(
-                PatternOptions::regex()
-                    .size_limit(MAX_PATTERN_BYTES)
-                    .dfa_size_limit(MAX_PATTERN_BYTES),
-            )
+        let bound = Bound::of(schema, LINEAR_PATTERN)?;
+        // Patterns are the server's text, so they are matched in linear time where they can be.
+        let linear =
+            PatternOptions::regex().size_limit(MAX_PATTERN_BYTES).dfa_size_limit(MAX_PATTERN_BYTES);
+        let options = jsonschema::options().offline();
+        if let Ok(validator) = options.clone().with_pattern_options(linear).build(schema) {
+            return Ok(Self { validator, bound });
+        }
+        // Look-around and back-references need an engine that backtracks.
+        let bound = Bound::of(schema, LINEAR_PATTERN + u64::from(MAX_BACKTRACKS))?;
+        let backtracking = PatternOptions::fancy_regex()
+            .backtrack_limit(MAX_BACKTRACKS.into())
+            .size_limit(MAX_PATTERN_BYTES)
+            .dfa_size_limit(MAX_PATTERN_BYTES);
+        let validator = options
+            .with_pattern_options(backtracking)
             .build(schema)
             .map_err(|error| Unusable::Illegal(short(&error.to_string())))?;
         Ok(Self { validator, bound })

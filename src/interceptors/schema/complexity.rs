@@ -19,6 +19,8 @@ pub(super) const MAX_DEPTH: usize = 64;
 const MAX_SCHEMAS: usize = 10_000;
 /// Limit of the regular expressions within one schema.
 pub(super) const MAX_PATTERNS: usize = 128;
+/// Units of work to match a pattern in linear time.
+pub(super) const LINEAR_PATTERN: u64 = 8;
 
 /// Reason why a schema is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -48,9 +50,9 @@ pub(super) struct Bound {
 }
 
 impl Bound {
-    /// Analyzes a schema.
-    pub(super) fn of(schema: &Value) -> Result<Self, Unbounded> {
-        let mut graph = Graph::new(schema);
+    /// Analyzes a schema. `pattern_work` is the maximum work to match one pattern.
+    pub(super) fn of(schema: &Value, pattern_work: u64) -> Result<Self, Unbounded> {
+        let mut graph = Graph::new(schema, pattern_work);
         graph.walk()?;
         let order = graph.order()?;
         let (work, nesting) = graph.measure(&order);
@@ -84,12 +86,13 @@ struct Graph<'a> {
     nodes: Vec<Node>,
     names: HashSet<String>,
     patterns: usize,
+    pattern_work: u64,
     references: bool,
     inner_id: bool,
 }
 
 impl<'a> Graph<'a> {
-    fn new(root: &'a Value) -> Self {
+    fn new(root: &'a Value, pattern_work: u64) -> Self {
         let mut graph = Self {
             within: References::of(root),
             ids: HashMap::new(),
@@ -97,6 +100,7 @@ impl<'a> Graph<'a> {
             nodes: Vec::new(),
             names: HashSet::new(),
             patterns: 0,
+            pattern_work,
             references: false,
             inner_id: false,
         };
@@ -163,7 +167,7 @@ impl<'a> Graph<'a> {
                 }
                 ("patternProperties", Value::Object(schemas)) => {
                     self.patterns += schemas.len();
-                    node.own += 8 * schemas.len() as u64;
+                    node.own += self.pattern_work.saturating_mul(schemas.len() as u64);
                     self.extend(&mut node.any, schemas.values());
                 }
                 (
@@ -181,7 +185,7 @@ impl<'a> Graph<'a> {
                 }
                 ("pattern", _) => {
                     self.patterns += 1;
-                    node.own += 8;
+                    node.own += self.pattern_work;
                 }
                 ("enum" | "required", Value::Array(values)) => node.own += values.len() as u64,
                 ("uniqueItems", _) => node.own += 8,
@@ -294,7 +298,7 @@ mod tests {
     use super::*;
 
     fn work(schema: &Value, depth: usize) -> u64 {
-        Bound::of(schema).unwrap().at(depth).unwrap().0
+        Bound::of(schema, LINEAR_PATTERN).unwrap().at(depth).unwrap().0
     }
 
     /// `levels` definitions, each of which applies the next one twice.
@@ -320,7 +324,7 @@ mod tests {
         for depth in 0..=MAX_DEPTH {
             assert!(work(&schema, depth) < 20);
         }
-        let bound = Bound::of(&schema).unwrap();
+        let bound = Bound::of(&schema, LINEAR_PATTERN).unwrap();
         assert_eq!(bound.at(MAX_DEPTH + 1), None);
         assert!(bound.names.contains("tags"));
     }
@@ -369,7 +373,7 @@ mod tests {
             json!({ "$dynamicAnchor": "x", "$dynamicRef": "#x" }),
             json!({ "properties": { "a": { "$ref": "#/properties/a" } } }),
         ] {
-            assert_eq!(Bound::of(&schema), Err(Unbounded::Endless), "{schema}");
+            assert_eq!(Bound::of(&schema, LINEAR_PATTERN), Err(Unbounded::Endless), "{schema}");
         }
     }
 
@@ -385,25 +389,28 @@ mod tests {
             "",
         ] {
             let schema = json!({ "items": { "$ref": reference } });
-            assert!(matches!(Bound::of(&schema), Err(Unbounded::Reference(_))), "{reference}");
+            assert!(
+                matches!(Bound::of(&schema, LINEAR_PATTERN), Err(Unbounded::Reference(_))),
+                "{reference}"
+            );
         }
         for schema in [
             json!({ "items": { "$ref": "#/x-y~1z/a%20b" }, "x-y/z": { "a b": true } }),
             json!({ "items": { "$ref": "#here" }, "$defs": { "a": { "$anchor": "here" } } }),
             json!({ "$id": "https://example.com/s", "items": { "$ref": "#/$defs/a" }, "$defs": { "a": {} } }),
         ] {
-            assert!(Bound::of(&schema).is_ok(), "{schema}");
+            assert!(Bound::of(&schema, LINEAR_PATTERN).is_ok(), "{schema}");
         }
         let inner =
             json!({ "items": { "$id": "https://example.com/i", "items": { "$ref": "#" } } });
-        assert_eq!(Bound::of(&inner), Err(Unbounded::Id));
+        assert_eq!(Bound::of(&inner, LINEAR_PATTERN), Err(Unbounded::Id));
     }
 
     #[test]
     fn size_is_limited() {
         let many: Vec<Value> = (0..=MAX_SCHEMAS).map(|_| json!({})).collect();
-        assert_eq!(Bound::of(&json!({ "anyOf": many })), Err(Unbounded::Size));
+        assert_eq!(Bound::of(&json!({ "anyOf": many }), LINEAR_PATTERN), Err(Unbounded::Size));
         let many: Vec<Value> = (0..=MAX_PATTERNS).map(|_| json!({ "pattern": "a" })).collect();
-        assert_eq!(Bound::of(&json!({ "anyOf": many })), Err(Unbounded::Patterns));
+        assert_eq!(Bound::of(&json!({ "anyOf": many }), LINEAR_PATTERN), Err(Unbounded::Patterns));
     }
 }

@@ -19,6 +19,9 @@ const text = (text) => ({ content: [{ type: "text", text }] });
 function offer(server) {
   const echo = { description: "Says it again.", inputSchema: z.object({ text: z.string() }) };
   server.registerTool("echo", echo, async ({ text: said }) => text(`typescript: ${said}`));
+  // Zod writes patterns with look-ahead for addresses.
+  const invite = { description: "Invites somebody.", inputSchema: z.object({ email: z.email(), at: z.iso.datetime() }) };
+  server.registerTool("invite", invite, async ({ email }) => text(`invited ${email}`));
   server.registerResource("watched", "scripted:///watched", {}, async (uri) => ({
     contents: [{ uri: uri.href, text: `the text of ${uri.href}` }],
   }));
