@@ -13,12 +13,18 @@ pub fn can_steer(c: char) -> bool {
             | '\u{e0000}'..='\u{e0fff}')
 }
 
+/// Whether all characters are printable ASCII, of which none can steer. Compiles to a few
+/// instructions for 16 bytes.
+fn is_printable_ascii(text: &str) -> bool {
+    text.bytes().fold(true, |all, byte| all & matches!(byte, b' '..=b'~'))
+}
+
 /// Text with such characters escaped as `\uXXXX`, one for each UTF-16 unit, except those for which
 /// `keeps` returns true. The format is JSON's own: a JSON text with such characters only within
 /// strings keeps its value.
 pub fn escaped(text: &str, keeps: impl Fn(char) -> bool) -> Cow<'_, str> {
     let steers = |c: char| can_steer(c) && !keeps(c);
-    if !text.contains(steers) {
+    if is_printable_ascii(text) || !text.contains(steers) {
         return text.into();
     }
     let mut escaped = String::with_capacity(text.len() + 16);
@@ -37,6 +43,17 @@ pub fn escaped(text: &str, keeps: impl Fn(char) -> bool) -> Cow<'_, str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_character_alone_is_escaped_if_it_can_steer() {
+        for c in
+            ('\0'..='\u{ffff}').chain('\u{1f000}'..='\u{1ffff}').chain('\u{e0000}'..='\u{e1000}')
+        {
+            let text = format!("plain {c} text");
+            let changed = escaped(&text, |_| false) != text;
+            assert_eq!(changed, can_steer(c), "{c:?}");
+        }
+    }
 
     #[test]
     fn escaped_json_string_keeps_its_value() {

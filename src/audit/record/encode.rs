@@ -1,9 +1,8 @@
 //! Encoding of records as JSON of a bounded size without control characters for terminals.
 
-use std::io;
+use std::borrow::Cow;
 
-use serde::Serialize as _;
-use serde_json::{Serializer, ser::Formatter};
+use serde::ser::Error as _;
 
 use super::{
     PolicyInput,
@@ -13,6 +12,8 @@ use portcullis_foundation::printable::escaped;
 
 /// Maximum bytes of one record. Bounds how much a call can add to the log.
 const RECORD_BYTES: usize = 64 * 1024;
+/// Bytes of a record that most do not exceed.
+const USUAL_BYTES: usize = 1536;
 
 /// JSON object of a record, without the head of its line. Truncates lists of records that would be
 /// too large, and counts the omitted items.
@@ -38,24 +39,18 @@ pub(crate) fn encode(record: &mut Record) -> serde_json::Result<Vec<u8>> {
     Ok(text)
 }
 
+/// JSON with escaped control characters, including those that JSON permits: the hashed text is
+/// printed unchanged, by the proxy and by readers of an export.
 fn json(record: &Record) -> serde_json::Result<Vec<u8>> {
-    let mut text = Vec::with_capacity(1024);
-    record.serialize(&mut Serializer::with_formatter(&mut text, Visible))?;
-    Ok(text)
-}
-
-/// JSON formatter that escapes control characters, including those that JSON permits: the hashed
-/// text is printed unchanged, by the proxy and by readers of an export.
-struct Visible;
-
-impl Formatter for Visible {
-    fn write_string_fragment<W: ?Sized + io::Write>(
-        &mut self,
-        writer: &mut W,
-        fragment: &str,
-    ) -> io::Result<()> {
-        writer.write_all(escaped(fragment, |_| false).as_bytes())
-    }
+    let mut text = Vec::with_capacity(USUAL_BYTES);
+    serde_json::to_writer(&mut text, record)?;
+    let text = String::from_utf8(text).map_err(serde_json::Error::custom)?;
+    // On the whole text: its parts are short, so that a check of each costs much more.
+    let changed = match escaped(&text, |_| false) {
+        Cow::Owned(changed) => Some(changed),
+        Cow::Borrowed(_) => None,
+    };
+    Ok(changed.unwrap_or(text).into_bytes())
 }
 
 fn cut<T>(list: &mut Vec<T>, most: usize) -> usize {
@@ -103,10 +98,18 @@ impl Record {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
     use super::*;
-    use crate::{DigestKey, Refused, Ruling, record::Kept};
+    use crate::{Conclusion, DigestKey, Intent, Outcome, Refused, Ruling, record::Kept};
     use portcullis_foundation::printable::can_steer;
     use portcullis_protocol::{exchange, refusal};
+
+    /// Mostly plain ASCII, with characters of all other kinds.
+    const TEXT: &str =
+        "[ -~]{0,40}|[ -~\\x00-\\x1f\\x7f-\\xffé日\u{202e}\u{200b}\u{1f512}\u{e0041}]{0,40}";
 
     #[test]
     fn a_record_steers_no_terminal() {
@@ -121,6 +124,56 @@ mod tests {
         assert!(!text.contains(can_steer), "{text}");
         assert!(text.contains("é日"), "{text}");
         assert_eq!(serde_json::from_str::<Record>(&text).unwrap(), record);
+    }
+
+    proptest! {
+        #[test]
+        fn a_record_is_plain_json_with_control_characters_escaped(
+            texts in proptest::collection::vec(TEXT, 8),
+            labels in proptest::collection::btree_set(TEXT, 0..4),
+            line in any::<Option<u32>>(),
+        ) {
+            let text = |at: usize| texts[at].clone();
+            let exchange = portcullis_test_support::exchange(|exchange| {
+                exchange.method = exchange::Method::new(&text(0));
+                exchange.target = exchange::Target::Resource { uri: text(1) };
+                exchange.trace = Some(text(2));
+                exchange.labels = labels;
+            });
+            let rule = refusal::Rule {
+                id: text(3),
+                file: Some(text(4).into()),
+                line,
+                reason: Some(text(5)),
+                obligations: Default::default(),
+            };
+            let refusal = refusal::Refusal::new(refusal::Code::PolicyDenied, text(6))
+                .detail(text(7))
+                .rule(rule.clone());
+            let key = DigestKey::for_tests();
+            let stages = [(text(3), Duration::from_micros(7))];
+            let ruling = Ruling { rules: &[rule], stages: &stages, ..Ruling::default() };
+            let failed = Conclusion::Failed(&refusal);
+            for mut record in [
+                Record::from(Intent::of(&exchange, ruling, &key)),
+                Record::from(Outcome::of(&exchange, ruling, failed, None, &key)),
+                Record::from(Refused::of(&exchange, &refusal, ruling, &key)),
+            ] {
+                record.settle(None);
+                let mut expected = String::new();
+                for c in serde_json::to_string(&record).unwrap().chars() {
+                    if can_steer(c) {
+                        for unit in c.encode_utf16(&mut [0; 2]) {
+                            expected.push_str(&format!("\\u{unit:04x}"));
+                        }
+                    } else {
+                        expected.push(c);
+                    }
+                }
+                let line = String::from_utf8(encode(&mut record).unwrap()).unwrap();
+                prop_assert_eq!(line, expected);
+            }
+        }
     }
 
     #[test]

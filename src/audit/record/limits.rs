@@ -11,6 +11,8 @@ pub(super) const URI: usize = 512;
 pub(super) const WORDS: usize = 512;
 pub(super) const DETAIL: usize = 1024;
 pub(super) const LABEL: usize = 64;
+/// Maximum bytes of one byte of a text as JSON: those of `\u001b`.
+const ESCAPE: usize = 6;
 /// Bytes kept beyond a text's limit until secrets are removed: the maximum length of a secret of
 /// the vault, so that no truncation keeps the first part of one.
 const MARGIN: usize = 64 << 10;
@@ -31,7 +33,10 @@ impl Record {
                 text.truncate(text.floor_char_boundary(text.len().saturating_sub(MARGIN)));
                 text.push('…');
             }
-            *text = clip(text, most);
+            if let Some(end) = clip_at(text, most) {
+                text.truncate(end);
+                text.push('…');
+            }
         };
         if let Self::Event(event) = self {
             event.what.content_mut().texts(&mut |text| change(text, WORDS));
@@ -120,22 +125,35 @@ pub fn clip_words(text: &str) -> String {
 
 /// Prefix of a text with at most `most` bytes as JSON, with `…` if it was truncated.
 pub(super) fn clip(text: &str, most: usize) -> String {
-    let mut bytes = 0;
-    for (at, c) in text.char_indices() {
-        bytes += match c {
-            '"' | '\\' => 2,
-            c if c.is_ascii_control() => 6,
-            c => c.len_utf8(),
-        };
-        if bytes > most {
-            return format!("{}…", &text[..at]);
-        }
+    clip_at(text, most).map_or_else(|| text.to_owned(), |end| format!("{}…", &text[..end]))
+}
+
+/// Position at which a text is truncated to `most` bytes as JSON. `None` if it fits.
+fn clip_at(text: &str, most: usize) -> Option<usize> {
+    // Nearly all texts fit, most of them by their length alone.
+    if text.len() * ESCAPE <= most || text.bytes().map(json_bytes).sum::<usize>() <= most {
+        return None;
     }
-    text.to_owned()
+    let mut bytes = 0;
+    text.char_indices().find_map(|(at, c)| {
+        bytes += text[at..at + c.len_utf8()].bytes().map(json_bytes).sum::<usize>();
+        (bytes > most).then_some(at)
+    })
+}
+
+/// Bytes of a byte of a text as JSON, as far as limits count them.
+fn json_bytes(byte: u8) -> usize {
+    match byte {
+        b'"' | b'\\' => 2,
+        byte if byte.is_ascii_control() => ESCAPE,
+        _ => 1,
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use portcullis_test_support::exchange;
 
@@ -162,6 +180,30 @@ mod tests {
         assert_eq!(clip("ab", 2), "ab");
         assert_eq!(clip("äöü", 4), "äö…");
         assert_eq!(clip("\u{1}\u{1}", 6), "\u{1}…");
+    }
+
+    proptest! {
+        #[test]
+        fn a_clipped_text_is_the_longest_prefix_that_fits(text in "[a-c\"\\\\\\x00-\\x1f\\x7féß日\u{1f512}]{0,40}", most in 0_usize..80) {
+            let size = |text: &str| -> usize {
+                text.chars()
+                    .map(|c| match c {
+                        '"' | '\\' => 2,
+                        c if c.is_ascii_control() => 6,
+                        c => c.len_utf8(),
+                    })
+                    .sum()
+            };
+            let clipped = clip(&text, most);
+            if size(&text) <= most {
+                prop_assert_eq!(clipped, text);
+            } else {
+                let kept = clipped.strip_suffix('…').unwrap();
+                let next = text[kept.len()..].chars().next().unwrap();
+                prop_assert!(text.starts_with(kept) && size(kept) <= most);
+                prop_assert!(size(kept) + size(&next.to_string()) > most);
+            }
+        }
     }
 
     #[test]
