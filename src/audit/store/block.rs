@@ -1,7 +1,10 @@
 //! Blocks: up to 4096 records and their index data. The growing block is in memory; the others are
 //! in their segments' files.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -43,7 +46,7 @@ struct Inner {
     hashes: Vec<Hash>,
     /// Facts of each record, with its time of writing in microseconds since 1970.
     facts: Vec<(u64, Facts)>,
-    terms: HashMap<Field, HashMap<String, Vec<u16>>>,
+    terms: BTreeMap<Field, HashMap<String, Vec<u16>>>,
     /// Intents and their outcomes in this block.
     answered: Vec<(u16, u16)>,
     begin: u64,

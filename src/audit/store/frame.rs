@@ -88,35 +88,60 @@ pub(crate) fn write(
     pack: Pack,
     cipher: Option<&Cipher>,
 ) -> io::Result<()> {
-    let size = lines.iter().map(|line| line.len() + 1).sum();
-    let mut body = Vec::with_capacity(size);
-    for line in lines {
-        body.extend_from_slice(line);
-        body.push(b'\n');
-    }
-    if body.len() > BODY_MAX {
+    let size: usize = lines.iter().map(|line| line.len() + 1).sum();
+    if size > BODY_MAX {
         return Err(io::Error::other("too much for one frame"));
     }
     let count = u32::try_from(lines.len()).map_err(io::Error::other)?;
     let mut flags = 0;
+    let mut body = Vec::new();
     if pack == Pack::Zstd {
         flags |= ZSTD;
-        body = zstd::bulk::compress(&body, LEVEL)?;
+        body = zstd::bulk::compress(&joined(lines, size), LEVEL)?;
     }
     if let Some(cipher) = cipher {
         flags |= ENCRYPTED;
-        body = cipher.seal(&covered(flags, first, count), &body).map_err(io::Error::other)?;
+        let plain = if pack == Pack::Zstd { body } else { joined(lines, size) };
+        body = cipher.seal(&covered(flags, first, count), &plain).map_err(io::Error::other)?;
     }
-    let length = u32::try_from(body.len() + HEADER - 8).map_err(io::Error::other)?;
+    // Most commits are plain: their lines are copied once, into `out`.
+    let is_plain = flags == 0;
+    let size = if is_plain { size } else { body.len() };
+    let length = u32::try_from(size + HEADER - 8).map_err(io::Error::other)?;
     let mut checksum = crc32fast::Hasher::new();
     checksum.update(&covered(flags, first, count));
-    checksum.update(&body);
-    out.reserve(HEADER + body.len());
+    if is_plain {
+        for line in lines {
+            checksum.update(line);
+            checksum.update(b"\n");
+        }
+    } else {
+        checksum.update(&body);
+    }
+    out.reserve(HEADER + size);
     out.extend_from_slice(&length.to_le_bytes());
     out.extend_from_slice(&checksum.finalize().to_le_bytes());
     out.extend_from_slice(&covered(flags, first, count));
-    out.extend_from_slice(&body);
+    if is_plain {
+        join(lines, out);
+    } else {
+        out.extend_from_slice(&body);
+    }
     Ok(())
+}
+
+fn joined(lines: &[Bytes], size: usize) -> Vec<u8> {
+    let mut text = Vec::with_capacity(size);
+    join(lines, &mut text);
+    text
+}
+
+/// Appends the lines, each with its line feed.
+fn join(lines: &[Bytes], text: &mut Vec<u8>) {
+    for line in lines {
+        text.extend_from_slice(line);
+        text.push(b'\n');
+    }
 }
 
 /// Header without length and checksum. Encryption authenticates it with the body.
