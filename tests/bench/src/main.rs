@@ -1,6 +1,7 @@
 //! What `tools/call` costs through portcullis, against the same call made directly, in one run.
 
 mod audit;
+mod counts;
 mod cpu;
 mod crowd;
 mod echo;
@@ -87,6 +88,8 @@ enum Role {
     Kills(kills::Args),
     /// What one client notices of large messages of another
     Stall(stall::Args),
+    /// Instructions and system calls of a call, which a busy machine does not change
+    Counts(counts::Args),
     /// The echo server over streamable HTTP
     #[command(hide = true)]
     Serve,
@@ -126,6 +129,7 @@ fn main() -> anyhow::Result<()> {
         Some(Role::Crowd(args)) => runtime()?.block_on(crowd::run(args)),
         Some(Role::Kills(args)) => runtime()?.block_on(kills::run(args)),
         Some(Role::Stall(args)) => runtime()?.block_on(stall::run(args)),
+        Some(Role::Counts(args)) => runtime()?.block_on(counts::run(args)),
         Some(Role::Serve) => runtime()?.block_on(echo::http()),
         Some(Role::Stdio) => echo::stdio(),
         None => runtime()?.block_on(measure_all(&args)),

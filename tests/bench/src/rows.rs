@@ -165,6 +165,16 @@ pub fn prepare(
     Prepared::new(binary, dir, &remote, &format!("{LIMIT}{CHECKS}{entries}"))
 }
 
+/// As [`prepare`], before the echo server over standard input and output, in the local sandbox.
+///
+/// # Errors
+/// Where the files cannot be written.
+pub fn prepare_stdio(binary: &Path, dir: &Path) -> anyhow::Result<Prepared> {
+    let this = std::env::current_exe()?;
+    let local = format!("command = [{this:?}, \"stdio\"]\nruntime = \"sandbox\"\n");
+    Prepared::new(binary, dir, &local, &format!("{LIMIT}{CHECKS}"))
+}
+
 /// The echo server over HTTP: its process and its port.
 fn server(processes: &mut Processes) -> anyhow::Result<(u32, u16)> {
     let this = std::env::current_exe()?;
@@ -252,8 +262,32 @@ impl Prepared {
     /// # Errors
     /// Where it does not start, with what it logged.
     pub fn run(&self, processes: &mut Processes) -> anyhow::Result<u32> {
+        self.run_in(Command::new(&self.binary), PATIENCE, processes)
+    }
+
+    /// As [`Self::run`], in a tool that runs the program at the end of its command in its own
+    /// process.
+    ///
+    /// # Errors
+    /// As for [`Self::run`].
+    pub fn run_under(
+        &self,
+        mut tool: Command,
+        patience: Duration,
+        processes: &mut Processes,
+    ) -> anyhow::Result<u32> {
+        tool.arg(&self.binary);
+        self.run_in(tool, patience, processes)
+    }
+
+    fn run_in(
+        &self,
+        mut command: Command,
+        patience: Duration,
+        processes: &mut Processes,
+    ) -> anyhow::Result<u32> {
         let log = self.dir.join("log");
-        let proxy = Command::new(&self.binary)
+        let proxy = command
             .args(["run", "-c"])
             .arg(&self.config)
             // So that folders of secrets are where they are looked for.
@@ -262,10 +296,11 @@ impl Prepared {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(File::create(&log)?)
-            .spawn()?;
+            .spawn()
+            .with_context(|| format!("running {}", command.get_program().display()))?;
         let pid = proxy.id();
         processes.0.push(proxy);
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + patience;
         while !self.is_ready() {
             let over = processes.0.last_mut().is_none_or(|p| !matches!(p.try_wait(), Ok(None)));
             if over || Instant::now() > end {
