@@ -9,7 +9,6 @@ pub mod arguments;
 pub mod claims;
 pub mod codec;
 pub mod exchange;
-mod id_source;
 pub mod identity;
 pub mod names;
 pub mod obligations;

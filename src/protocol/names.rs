@@ -6,8 +6,6 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::id_source;
-
 /// Error for a text that is not a legal [`ServerName`], [`ClientName`], [`ExportName`] or
 /// [`Group`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -97,7 +95,7 @@ pub struct DecisionId(Uuid);
 impl DecisionId {
     /// New id with the present time.
     pub fn next() -> Self {
-        Self(id_source::next())
+        Self(Uuid::now_v7())
     }
 
     /// The 16 bytes, which sort by time.
