@@ -21,7 +21,7 @@ use super::{
     batch,
     call_error::CallError,
     message_sink::MessageSink,
-    pending_requests::PendingServerRequests,
+    pending_requests::{PendingServerRequests, StreamOfCall},
     transport::{
         Call, OriginalIds, Reply, ServerMessage, nobody, pong, progress_token, subscription,
     },
@@ -227,7 +227,7 @@ impl Multiplexer {
             Kind::Error { id: Some(id), error } => self.answer(id.raw(), Reply::Error(error)),
             Kind::Error { id: None, .. } => tracing::debug!("server error has no request id"),
             Kind::Request { id, method, params } => {
-                let Some(said) = self.request(id, method, params) else { return };
+                let Some(said) = self.request(None, id, method, params) else { return };
                 self.tell_party(said, way).await;
             }
             Kind::Notification { method, params } => self.notification(method, params, way).await,
@@ -271,14 +271,20 @@ impl Multiplexer {
         }
     }
 
-    /// A server request, with a sender for its answer. `None` if it was answered already: a ping,
-    /// or a request beyond the limit.
-    pub fn request(&self, id: Id, method: Method, params: Option<Bytes>) -> Option<ServerMessage> {
+    /// A server request on a stream, with a sender for its answer. `None` if it was answered
+    /// already: a ping, or a request beyond the limit.
+    pub fn request(
+        &self,
+        stream: StreamOfCall,
+        id: Id,
+        method: Method,
+        params: Option<Bytes>,
+    ) -> Option<ServerMessage> {
         if method.as_str() == Method::PING {
             self.send(pong(&id));
             return None;
         }
-        let Some(answer) = self.asked.place(&id, {
+        let Some(answer) = self.asked.place(stream, &id, {
             let out = self.out.clone();
             move |text| out(text)
         }) else {
@@ -289,8 +295,8 @@ impl Multiplexer {
     }
 
     /// Cancels a server request.
-    pub fn take_back(&self, params: Option<&Bytes>) {
-        self.asked.take_back(params);
+    pub fn take_back(&self, stream: StreamOfCall, params: Option<&Bytes>) {
+        self.asked.take_back(stream, params);
     }
 
     async fn notification(&self, method: Method, params: Option<Bytes>, way: StreamKind) {
@@ -314,7 +320,7 @@ impl Multiplexer {
                     self.ear.tell(ServerMessage::Notification { method, params });
                 }
             }
-            Method::CANCELLED => self.take_back(params.as_ref()),
+            Method::CANCELLED => self.take_back(None, params.as_ref()),
             _ => {
                 let logs = method.as_str() == Method::LOG_MESSAGE && way == StreamKind::Only;
                 let said = ServerMessage::Notification { method, params };

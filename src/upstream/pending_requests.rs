@@ -12,18 +12,22 @@ use portcullis_protocol::codec::{Id, Object};
 /// Maximum number of pending requests of one server. Further ones are answered at once.
 const MOST: usize = 64;
 
+/// Stream on which a server request came: that of one call, or one that all calls share.
+pub(super) type StreamOfCall = Option<u64>;
+
 /// Pending server requests of one server. Dropping this closes the senders of all
-/// answers.
+/// answers. Their ids are unique on one stream only: a server can begin to count on each.
 #[derive(Default)]
 pub(super) struct PendingServerRequests {
-    open: Arc<Mutex<HashMap<Id, AbortHandle>>>,
+    open: Arc<Mutex<HashMap<(StreamOfCall, Id), AbortHandle>>>,
 }
 
 impl PendingServerRequests {
     /// Registers a server request. Returns the sender of its answer, which `send` delivers to the
-    /// server. `None` at the limit, or if the id is already in use.
+    /// server. `None` at the limit, or if the id is already in use on the stream.
     pub fn place<S>(
         &self,
+        stream: StreamOfCall,
         id: &Id,
         send: impl FnOnce(Bytes) -> S + Send + 'static,
     ) -> Option<oneshot::Sender<Bytes>>
@@ -31,28 +35,37 @@ impl PendingServerRequests {
         S: Future<Output = ()> + Send + 'static,
     {
         let mut open = self.open.lock();
-        if open.len() >= MOST || open.contains_key(id) {
+        let own = (stream, id.clone());
+        if open.len() >= MOST || open.contains_key(&own) {
             return None;
         }
         let (answer, text) = oneshot::channel();
-        let (all, own) = (self.open.clone(), id.clone());
+        let (all, key) = (self.open.clone(), own.clone());
         let waiting = tokio::spawn(async move {
-            send(text.await.unwrap_or_else(|_| nobody(&own))).await;
+            send(text.await.unwrap_or_else(|_| nobody(&own.1))).await;
             // Not earlier: a server that does not read could have any number of answers queued.
             all.lock().remove(&own);
         });
-        open.insert(id.clone(), waiting.abort_handle());
+        open.insert(key, waiting.abort_handle());
         Some(answer)
     }
 
-    /// Cancels a server request: the sender of its answer is closed.
-    pub fn take_back(&self, params: Option<&Bytes>) {
+    /// Cancels a server request: the sender of its answer is closed. A cancellation can come on
+    /// another stream than its request; it counts if only one request has the id.
+    pub fn take_back(&self, stream: StreamOfCall, params: Option<&Bytes>) {
         let id = params
             .and_then(|params| Object::parse(params.clone()).ok())
             .and_then(|params| params.get("requestId"))
             .and_then(|id| Id::parse(id).ok());
-        if let Some(waiting) = id.and_then(|id| self.open.lock().remove(&id)) {
-            waiting.abort();
+        let Some(id) = id else { return };
+        let mut open = self.open.lock();
+        let own = (stream, id);
+        if let Some(waiting) = open.remove(&own) {
+            return waiting.abort();
+        }
+        let mut same = open.keys().filter(|(_, id)| *id == own.1);
+        if let (Some(only), None) = (same.next().cloned(), same.next()) {
+            open.remove(&only).inspect(AbortHandle::abort);
         }
     }
 }
@@ -82,10 +95,11 @@ mod tests {
     async fn answers_come_back_unless_nobody_waits_for_them() {
         let asked = PendingServerRequests::default();
         let (sent, mut received) = mpsc::unbounded_channel();
-        let place = |id: u64| {
+        let on = |stream, id: u64| {
             let sent = sent.clone();
-            asked.place(&Id::from(id), move |text| async move { sent.send(text).unwrap() })
+            asked.place(stream, &Id::from(id), move |text| async move { sent.send(text).unwrap() })
         };
+        let place = |id| on(None, id);
         let (first, second) = (place(1).unwrap(), place(2).unwrap());
         assert!(place(1).is_none(), "twice under one id");
         first.send(Bytes::from_static(b"one")).unwrap();
@@ -95,11 +109,23 @@ mod tests {
 
         let mut third = place(3).unwrap();
         for params in [&br#"{"requestId":"3"}"#[..], b"{}", b"[", br#"{"requestId":{}}"#] {
-            asked.take_back(Some(&Bytes::copy_from_slice(params)));
+            asked.take_back(None, Some(&Bytes::copy_from_slice(params)));
             assert!(!third.is_closed());
         }
-        asked.take_back(Some(&Bytes::from_static(br#"{"requestId":3,"reason":"x"}"#)));
+        asked.take_back(None, Some(&Bytes::from_static(br#"{"requestId":3,"reason":"x"}"#)));
         third.closed().await;
+
+        // Each stream has its own ids.
+        let [mut one, mut other] = [1, 2].map(|stream| on(Some(stream), 0).unwrap());
+        assert!(on(Some(1), 0).is_none(), "twice on one stream");
+        let first = Bytes::from_static(br#"{"requestId":0}"#);
+        asked.take_back(None, Some(&first));
+        assert!(!one.is_closed() && !other.is_closed());
+        asked.take_back(Some(2), Some(&first));
+        other.closed().await;
+        assert!(!one.is_closed());
+        asked.take_back(None, Some(&first));
+        one.closed().await;
 
         let mut all: Vec<_> = (10..).map_while(place).collect();
         assert_eq!(all.len(), MOST);

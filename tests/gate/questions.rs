@@ -4,8 +4,10 @@ use serde_json::{Value, json};
 
 use crate::support::{
     agent::{Agent, code_of},
+    client::Client,
     credential,
     gate::{Gate, Setup},
+    remote,
 };
 
 const ASK: &str = "everything__test_elicitation";
@@ -180,5 +182,20 @@ async fn a_task_is_its_makers_alone() {
     let plain = Agent::modern(&gate.url("/mcp"), Some(&keys[0]));
     let error = plain.ask("tasks/get", id).await.unwrap_err();
     assert_eq!(code_of(&error), "capability-missing");
+    gate.stop().await;
+}
+
+/// A server without sessions numbers its requests on each stream from 0.
+#[tokio::test]
+async fn requests_with_one_id_on_several_streams_are_all_answered() {
+    let url = remote::asking().await;
+    let gate = Setup::new(&format!("[servers.remote]\nurl = \"{url}\"\nera = \"legacy\""));
+    let gate = gate.start().await;
+    let client = Client::http("2025-11-25", &gate.url("/mcp")).await.unwrap();
+    let ask = || client.ask("tools/call", json!({ "name": "remote__ask", "arguments": {} }));
+    let (one, other) = tokio::join!(ask(), ask());
+    for result in [one, other] {
+        assert_eq!(result.unwrap()["content"][0]["text"], "asked");
+    }
     gate.stop().await;
 }

@@ -244,7 +244,7 @@ impl Line {
                 Ok(None)
             }
             Kind::Request { id, method, params } => {
-                if let Some(said) = self.board.request(id, method, params) {
+                if let Some(said) = self.board.request(Some(begun.id), id, method, params) {
                     self.tell(begun, said).await;
                 }
                 Ok(None)
@@ -257,7 +257,9 @@ impl Line {
             return tracing::debug!("server notification for a subscription of another stream");
         }
         match method.as_str() {
-            Method::CANCELLED => return self.board.take_back(params.as_ref()),
+            Method::CANCELLED => {
+                return self.board.take_back(Some(begun.id), params.as_ref());
+            }
             // Progress without a requested token is dropped.
             Method::PROGRESS
                 if begun.mine.token.is_none()

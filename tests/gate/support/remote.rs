@@ -1,15 +1,27 @@
-//! The notes server as a remote server: streamable HTTP on loopback, in one era or both.
+//! Remote servers of rmcp: streamable HTTP on loopback.
 
 use std::net::SocketAddr;
 
+use axum::{
+    extract::Request,
+    http::StatusCode,
+    middleware::{self, Next},
+    response::IntoResponse,
+};
 use notes_server::{NotesServer, Store};
 use rmcp::{
-    model::ProtocolVersion,
+    ErrorData, RoleServer, ServerHandler,
+    model::{
+        CallToolRequestParams, CallToolResponse, CallToolResult, ContentBlock, ListToolsResult,
+        PaginatedRequestParams, ProtocolVersion, ServerCapabilities, ServerConfig, Tool,
+    },
+    service::RequestContext,
     transport::streamable_http_server::{
         StreamableHttpServerConfig, StreamableHttpService, session::local::LocalSessionManager,
     },
 };
-use tokio::net::TcpListener;
+use serde_json::{Value, json};
+use tokio::{net::TcpListener, sync::watch};
 
 /// The revisions with `initialize`.
 pub fn legacy() -> &'static [ProtocolVersion] {
@@ -19,7 +31,7 @@ pub fn legacy() -> &'static [ProtocolVersion] {
 /// The revision without `initialize`.
 pub const MODERN: &[ProtocolVersion] = &[ProtocolVersion::V_2026_07_28];
 
-/// Serves until the test ends. Returns the URL.
+/// Serves the notes server in these revisions until the test ends. Returns the URL.
 pub async fn serve(revisions: &'static [ProtocolVersion]) -> String {
     let server = NotesServer::new(Store::in_memory()).speaking(revisions);
     let config = StreamableHttpServerConfig::default();
@@ -30,4 +42,70 @@ pub async fn serve(revisions: &'static [ProtocolVersion]) -> String {
     let addr = listener.local_addr().unwrap();
     tokio::spawn(async move { axum::serve(listener, app).await });
     format!("http://{addr}/mcp")
+}
+
+/// A server without sessions: each call has a stream of its own, and the server's requests are
+/// numbered from 0 on each. Its tool `ask` requests the client's roots, and returns once two
+/// answers have come in.
+pub async fn asking() -> String {
+    let answers = watch::Sender::new(0);
+    let asking = Asking(answers.clone());
+    let config = StreamableHttpServerConfig::default().with_legacy_session_mode(false);
+    let sessions = std::sync::Arc::new(LocalSessionManager::default());
+    let service = StreamableHttpService::new(move || Ok(asking.clone()), sessions, config);
+    // rmcp itself refuses answers where there are no sessions.
+    let count = move |request: Request, next: Next| {
+        let answers = answers.clone();
+        async move {
+            let (parts, body) = request.into_parts();
+            let body = axum::body::to_bytes(body, 1 << 20).await.unwrap();
+            let message: Value = serde_json::from_slice(&body).unwrap_or_default();
+            if !message["result"]["roots"].is_null() {
+                assert_eq!(message["id"], 0);
+                answers.send_modify(|count| *count += 1);
+                return StatusCode::ACCEPTED.into_response();
+            }
+            next.run(Request::from_parts(parts, body.into())).await
+        }
+    };
+    let app = axum::Router::new().nest_service("/mcp", service).layer(middleware::from_fn(count));
+    let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    format!("http://{addr}/mcp")
+}
+
+/// The handler of [`asking`], with the number of answers.
+#[derive(Clone)]
+struct Asking(watch::Sender<usize>);
+
+impl ServerHandler for Asking {
+    fn get_info(&self) -> ServerConfig {
+        ServerConfig::new(ServerCapabilities::builder().enable_tools().build())
+    }
+
+    async fn list_tools(
+        &self,
+        _: Option<PaginatedRequestParams>,
+        _: RequestContext<RoleServer>,
+    ) -> Result<ListToolsResult, ErrorData> {
+        let schema = serde_json::from_value(json!({ "type": "object" })).unwrap();
+        let tool = Tool::new("ask", "Asks for the client's roots", std::sync::Arc::new(schema));
+        Ok(ListToolsResult::with_all_items(vec![tool]))
+    }
+
+    #[expect(deprecated, reason = "servers before 2026-07-28 ask for roots")]
+    async fn call_tool(
+        &self,
+        _: CallToolRequestParams,
+        context: RequestContext<RoleServer>,
+    ) -> Result<CallToolResponse, ErrorData> {
+        let mut answers = self.0.subscribe();
+        tokio::select! {
+            // Never answered, as the answer names no stream.
+            roots = context.peer.list_roots() => panic!("{roots:?}"),
+            count = answers.wait_for(|count| *count == 2) => drop(count.unwrap()),
+        }
+        Ok(CallToolResult::success(vec![ContentBlock::text("asked")]).into())
+    }
 }
