@@ -185,8 +185,9 @@ impl Tasks {
             .ok_or_else(unknown)?;
         // The result of the call follows later.
         exchange.obligations = asked;
-        let items =
-            server.items(ListKind::Tools).await.map_err(|failure| failure.refusal(&server.name))?;
+        let instance = server.at(guest.party_key(&server).as_ref()).ok_or_else(unknown)?;
+        let items = instance.items(ListKind::Tools).await;
+        let items = items.map_err(|failure| failure.refusal(&server.name))?;
         let tool = items.iter().find(|item| item.name == name).cloned();
         let target = Target::Tool { name, tool };
         Ok(Some(Route { server: Some(server), target, params: None }))
@@ -287,10 +288,7 @@ impl Tasks {
 /// Process of a server's dedicated or shared instance that has tasks; `None` if it is not running.
 /// A remote server is not a process of the proxy, so its tasks survive a connection.
 pub(crate) fn place(server: &Server, party: Option<InstanceKey>) -> Option<TaskHost> {
-    let instance = match &party {
-        Some(key) => server.owned(key)?,
-        None => server.shared().clone(),
-    };
+    let instance = server.at(party.as_ref())?;
     let run = if server.settings.url.is_some() { server.number } else { instance.peek()?.number };
     Some((server.name.clone(), party, run))
 }

@@ -45,6 +45,25 @@ impl HandshakeParams {
     }
 }
 
+/// Eras that a server speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Eras {
+    Legacy,
+    Modern,
+    Both,
+}
+
+impl Eras {
+    /// Whether a client of this revision is served in the modern era.
+    pub fn is_modern_for(self, client: Revision) -> bool {
+        match self {
+            Self::Legacy => false,
+            Self::Modern => true,
+            Self::Both => client.is_modern(),
+        }
+    }
+}
+
 /// Result of a handshake.
 #[derive(Debug)]
 pub struct Handshake {
@@ -59,6 +78,21 @@ impl Handshake {
         let words = self.words.value();
         let modern = words.get("_meta").and_then(|meta| meta.get(META_SERVER_INFO));
         claims(modern.or_else(|| words.get("serverInfo"))?)
+    }
+
+    /// Eras that the server claims to speak.
+    pub fn eras(&self) -> Eras {
+        if !self.revision.is_modern() {
+            return Eras::Legacy;
+        }
+        let versions = self.words.value().get("supportedVersions").and_then(Value::as_array);
+        let is_legacy = |version: &Value| {
+            version.as_str().and_then(Revision::parse).is_some_and(|version| !version.is_modern())
+        };
+        match versions.is_some_and(|versions| versions.iter().any(is_legacy)) {
+            true => Eras::Both,
+            false => Eras::Modern,
+        }
     }
 
     /// Whether the server claims a capability.

@@ -70,11 +70,18 @@ impl Instance {
         }
     }
 
-    /// A further shared instance. Only the first one reports changes of lists.
-    pub(super) fn replica(server: Arc<ServerShared>, pool: Arc<WarmPool>) -> Self {
-        let mut replica = Self::new(server, pool, None);
-        replica.starter.reports_lists = false;
-        replica
+    /// A shared instance, for clients before 2026-07-28 if `legacy`. Only the first one reports
+    /// changes of lists.
+    pub(super) fn shared(
+        server: Arc<ServerShared>,
+        pool: Arc<WarmPool>,
+        legacy: bool,
+        first: bool,
+    ) -> Self {
+        let mut shared = Self::new(server, pool, None);
+        shared.starter.serves_legacy = legacy;
+        shared.starter.reports_lists = first;
+        shared
     }
 
     fn server(&self) -> &Arc<ServerShared> {
@@ -251,7 +258,7 @@ impl Instance {
     }
 
     /// The fresh cached list, or list failure, of the running instance. Does not start it.
-    pub(super) fn kept(&self, offer: ListKind) -> Option<Result<Items, CallError>> {
+    pub fn kept(&self, offer: ListKind) -> Option<Result<Items, CallError>> {
         let kept = self.peek()?.definitions.kept(offer)?;
         self.touch();
         Some(kept)
@@ -261,7 +268,7 @@ impl Instance {
     ///
     /// # Errors
     /// A [`CallError`] if the server returns no list.
-    pub(super) async fn items(self: &Arc<Self>, offer: ListKind) -> Result<Items, CallError> {
+    pub async fn items(self: &Arc<Self>, offer: ListKind) -> Result<Items, CallError> {
         self.touch();
         if let Some(kept) = self.kept(offer) {
             return kept;
@@ -292,7 +299,10 @@ impl Instance {
         let timeout = server.call_timeout();
         let items = running.definitions.items(offer, name, greeting, link, bytes, timeout);
         let items = running.unless_revoked(items).await?;
-        server.discovery.learn_list(offer, &items);
+        // The cache has the lists of the shared instance.
+        if self.starter.key().is_none() {
+            server.discovery.learn_list(offer, &items);
+        }
         Ok(items)
     }
 

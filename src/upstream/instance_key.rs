@@ -7,9 +7,11 @@ use parking_lot::Mutex;
 
 use portcullis_protocol::{exchange::Revision, identity::PrincipalKind, names::SessionId};
 
-/// Key of a dedicated instance: its legacy session or its modern client.
+/// Key of an instance other than the shared one: its legacy session or its modern client.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum InstanceKey {
+    /// The clients before 2026-07-28 that share an instance of a server of both eras.
+    Legacy,
     /// A legacy session.
     Session(SessionId),
     /// A modern client. It has no session, so its principal and capabilities identify it.
@@ -22,6 +24,13 @@ pub enum InstanceKey {
     },
 }
 
+impl InstanceKey {
+    /// Whether the instance belongs to one client.
+    pub fn is_dedicated(&self) -> bool {
+        *self != Self::Legacy
+    }
+}
+
 /// Client that owns a dedicated instance. The handshake has its capabilities.
 #[derive(Debug, Clone)]
 pub struct InstanceOwner {
@@ -30,7 +39,7 @@ pub struct InstanceOwner {
     pub principal: PrincipalKind,
     /// Id of the client's key, if it has one.
     pub holder: Option<String>,
-    /// Revision for the handshake; before 2026-07-28.
+    /// Revision of the client. A server of both eras is addressed in its era.
     pub revision: Revision,
     /// The client's capabilities: a JSON object, passed to the server unchanged.
     pub capabilities: Bytes,

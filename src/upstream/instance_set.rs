@@ -16,7 +16,7 @@ use super::{
     server_shared::ServerShared,
     warm_pool::WarmPool,
 };
-use crate::config::{Era, Sharing};
+use crate::config::Sharing;
 use portcullis_protocol::identity::PrincipalKind;
 
 /// Divisor of the limit of dedicated instances for the share of one principal.
@@ -24,44 +24,47 @@ const PRINCIPAL_SHARE: usize = 4;
 /// Pause after the failed start of a replica.
 const REPLICA_PAUSE: Duration = Duration::from_secs(10);
 
-/// Instances of one server: the shared one, its replicas, and the dedicated ones.
+/// Instances of one server: the shared ones, their replicas, and the dedicated ones.
 pub(super) struct InstanceSet {
     server: Arc<ServerShared>,
     pool: Arc<WarmPool>,
-    shared: Arc<Instance>,
-    /// Further shared instances, for calls only.
-    replicas: Vec<Arc<Instance>>,
-    /// Time before which no replica starts.
-    replicas_paused: Arc<Mutex<Option<Instant>>>,
+    shared: SharedInstances,
+    /// Those of clients before 2026-07-28, if the server speaks both eras.
+    legacy: SharedInstances,
     /// Dedicated instances; `None` after the end of the server.
     dedicated: Mutex<Option<HashMap<InstanceKey, Arc<Instance>>>>,
 }
 
-impl InstanceSet {
-    pub fn new(server: Arc<ServerShared>, pool: Arc<WarmPool>) -> Self {
-        let replica = |_| Arc::new(Instance::replica(server.clone(), pool.clone()));
+/// An instance that several clients share, and its replicas.
+struct SharedInstances {
+    first: Arc<Instance>,
+    /// Further shared instances, for calls only.
+    replicas: Vec<Arc<Instance>>,
+    /// Time before which no replica starts.
+    replicas_paused: Arc<Mutex<Option<Instant>>>,
+}
+
+impl SharedInstances {
+    fn new(server: &Arc<ServerShared>, pool: &Arc<WarmPool>, legacy: bool) -> Self {
+        let instance =
+            |first| Arc::new(Instance::shared(server.clone(), pool.clone(), legacy, first));
         Self {
-            shared: Arc::new(Instance::new(server.clone(), pool.clone(), None)),
-            replicas: (1..server.settings.replicas).map(replica).collect(),
+            first: instance(true),
+            replicas: (1..server.settings.replicas).map(|_| instance(false)).collect(),
             replicas_paused: Arc::default(),
-            dedicated: Mutex::new(Some(HashMap::new())),
-            server,
-            pool,
         }
     }
 
-    /// The shared instance. It serves all lists, and calls of clients without server requests.
-    pub fn shared(&self) -> &Arc<Instance> {
-        &self.shared
+    fn all(&self) -> impl Iterator<Item = &Arc<Instance>> {
+        std::iter::once(&self.first).chain(&self.replicas)
     }
 
-    /// The shared instance with the fewest calls. If all running ones are busy, another replica
-    /// starts in the background.
-    pub fn least_busy(&self) -> Arc<Instance> {
+    /// The instance with the fewest calls. If all running ones are busy, another replica starts in
+    /// the background.
+    fn least_busy(&self) -> Arc<Instance> {
         let runs = |instance: &&Arc<Instance>| instance.peek().is_some();
-        let all = || std::iter::once(&self.shared).chain(&self.replicas);
-        let Some(least) = all().filter(runs).min_by_key(|instance| instance.active()) else {
-            return self.shared.clone();
+        let Some(least) = self.all().filter(runs).min_by_key(|instance| instance.active()) else {
+            return self.first.clone();
         };
         let is_paused = self.replicas_paused.lock().is_some_and(|until| Instant::now() < until);
         if least.active() > 0
@@ -79,6 +82,36 @@ impl InstanceSet {
         }
         least.clone()
     }
+}
+
+impl InstanceSet {
+    pub fn new(server: Arc<ServerShared>, pool: Arc<WarmPool>) -> Self {
+        Self {
+            shared: SharedInstances::new(&server, &pool, false),
+            legacy: SharedInstances::new(&server, &pool, true),
+            dedicated: Mutex::new(Some(HashMap::new())),
+            server,
+            pool,
+        }
+    }
+
+    /// The shared instance. It serves lists, and calls of clients without server requests.
+    pub fn shared(&self) -> &Arc<Instance> {
+        &self.shared.first
+    }
+
+    /// The shared instance of clients before 2026-07-28 of a server of both eras.
+    pub fn legacy(&self) -> &Arc<Instance> {
+        &self.legacy.first
+    }
+
+    /// Of a shared instance and its replicas, the one with the fewest calls. Any other instance has
+    /// no replicas.
+    pub fn least_busy(&self, instance: &Arc<Instance>) -> Arc<Instance> {
+        let group = [&self.shared, &self.legacy];
+        let group = group.into_iter().find(|group| Arc::ptr_eq(&group.first, instance));
+        group.map_or_else(|| instance.clone(), SharedInstances::least_busy)
+    }
 
     /// The instance for a client: a dedicated one, or the shared one if the config says so or the
     /// server's revision has no server requests.
@@ -88,11 +121,12 @@ impl InstanceSet {
     /// [`CallError::Overloaded`] at the limit of dedicated instances, of all or of this principal;
     /// [`CallError::Unavailable`] if the client was removed.
     pub fn own(&self, party: &InstanceOwner) -> Result<Arc<Instance>, CallError> {
-        let is_modern = *self.server.era.read() == Some(Era::Modern);
+        let eras = *self.server.eras.read();
+        let is_modern = eras.is_some_and(|eras| eras.is_modern_for(party.revision));
         let settings = &self.server.settings;
         let sharing = settings.sharing;
         if sharing == Sharing::Shared || is_modern && !sharing.keeps_apart() {
-            return Ok(self.shared.clone());
+            return Ok(self.shared.first.clone());
         }
         let launcher = &self.server.launcher;
         launcher.hands.has(&self.server.name, settings, &party.principal)?;
@@ -122,8 +156,11 @@ impl InstanceSet {
         Ok(instance)
     }
 
-    /// The dedicated instance of a client.
+    /// The instance with this key, if there is one.
     pub fn owned(&self, key: &InstanceKey) -> Option<Arc<Instance>> {
+        if !key.is_dedicated() {
+            return Some(self.legacy.first.clone());
+        }
         self.dedicated.lock().as_ref()?.get(key).cloned()
     }
 
@@ -152,17 +189,11 @@ impl InstanceSet {
         }
     }
 
-    /// All dedicated instances and replicas.
-    pub fn others(&self) -> Vec<Arc<Instance>> {
-        let dedicated = self.dedicated.lock();
-        dedicated.iter().flat_map(HashMap::values).chain(&self.replicas).cloned().collect()
-    }
-
     /// All instances.
     pub fn all(&self) -> Vec<Arc<Instance>> {
-        let mut all = self.others();
-        all.push(self.shared.clone());
-        all
+        let dedicated = self.dedicated.lock();
+        let dedicated = dedicated.iter().flat_map(HashMap::values);
+        dedicated.chain(self.legacy.all()).chain(self.shared.all()).cloned().collect()
     }
 
     /// All instances with secrets of these scopes.
@@ -175,8 +206,8 @@ impl InstanceSet {
     /// All instances. No dedicated instance is created after this.
     pub fn close(&self) -> Vec<Arc<Instance>> {
         let dedicated = self.dedicated.lock().take().unwrap_or_default();
-        let all = dedicated.into_values().chain(self.replicas.iter().cloned());
-        all.chain([self.shared.clone()]).collect()
+        let shared = self.legacy.all().chain(self.shared.all());
+        dedicated.into_values().chain(shared.cloned()).collect()
     }
 }
 
@@ -185,7 +216,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::{config, server_shared::tests::shared};
+    use crate::{config, handshake::Eras, server_shared::tests::shared};
     use portcullis_protocol::{exchange::Revision, names::SessionId};
 
     fn instances(settings: config::Server) -> InstanceSet {
@@ -227,8 +258,9 @@ mod tests {
         assert!(server.owned(&party(0, "a").key).is_none());
         assert!(matches!(first.running().await, Err(CallError::Unavailable(_))));
         server.own(&party(7, "d")).unwrap();
-        assert_eq!(server.close().len(), 7);
-        assert_eq!(server.others().len(), 0);
+        // With the shared instance, and that of legacy clients.
+        assert_eq!(server.close().len(), 8);
+        assert_eq!(server.all().len(), 2);
         assert!(matches!(refused(party(7, "d")), CallError::Unavailable(_)));
     }
 
@@ -253,7 +285,7 @@ mod tests {
     fn all_share_one_where_the_config_or_the_era_says_so() {
         let shared = config::Server { sharing: Sharing::Shared, ..Default::default() };
         let servers = [instances(shared), instances(config::Server::default())];
-        *servers[1].server.era.write() = Some(Era::Modern);
+        *servers[1].server.eras.write() = Some(Eras::Modern);
         for server in servers {
             let own = server.own(&party(0, "a")).unwrap();
             assert!(Arc::ptr_eq(&own, server.shared()));

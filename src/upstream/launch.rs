@@ -19,14 +19,15 @@ use super::{
     call_error::CallError,
     deadline::Deadline,
     discovery::Definitions,
+    drain::GRACE,
     event::{
         Connecting, LaunchDenied, LaunchRequest, Pulling, SecretDelivery, ServerEvent, Started,
     },
-    handshake::{Handshake, HandshakeParams, greet},
+    handshake::{Eras, Handshake, HandshakeParams, greet},
     http::{Http, Sse},
     image_pull::ImagePull,
     images::{Pinned, Readiness},
-    instance_key::InstanceOwner,
+    instance_key::{InstanceKey, InstanceOwner},
     launcher::PreparedLaunch,
     message_sink::{LostMessages, MessageSink},
     placement::{Placement, origin},
@@ -102,6 +103,8 @@ pub(super) struct Starter {
     pub owner: Option<InstanceOwner>,
     /// Scope of the instance's secrets.
     pub scope: SecretScope,
+    /// Whether the instance is shared by the clients before 2026-07-28 of a server of both eras.
+    pub serves_legacy: bool,
     /// Whether changes of lists are reported. Only one of the shared instances reports them.
     pub reports_lists: bool,
     /// Whether a probe of the era crashed the process, so that it is not repeated.
@@ -117,11 +120,26 @@ impl Starter {
             server,
             owner,
             scope,
+            serves_legacy: false,
             reports_lists: true,
             known_legacy: AtomicBool::new(false),
             pull: ImagePull::default(),
             lost: Arc::default(),
         }
+    }
+
+    /// Key of the instance; `None` for the shared one.
+    pub fn key(&self) -> Option<InstanceKey> {
+        match &self.owner {
+            Some(owner) => Some(owner.key.clone()),
+            None => self.serves_legacy.then_some(InstanceKey::Legacy),
+        }
+    }
+
+    /// Whether the instance is for clients before 2026-07-28, if the server speaks both eras.
+    fn is_for_legacy(&self) -> bool {
+        let is_legacy = |owner: &InstanceOwner| !owner.revision.is_modern();
+        self.serves_legacy || self.owner.as_ref().is_some_and(is_legacy)
     }
 
     /// The owner of a dedicated instance.
@@ -191,7 +209,12 @@ impl Starter {
     ) -> Result<Running, CallError> {
         // A dedicated instance does not repeat the probe after a handshake in the legacy era.
         let known = self.known_legacy.load(Ordering::Relaxed)
-            || self.owner.is_some() && *self.server.era.read() == Some(Era::Legacy);
+            || match *self.server.eras.read() {
+                Some(Eras::Legacy) => self.owner.is_some() || self.serves_legacy,
+                Some(Eras::Both) => self.is_for_legacy(),
+                Some(Eras::Modern) | None => false,
+            };
+        let claimed = known && *self.server.eras.read() == Some(Eras::Both);
         let probe = self.server.settings.era == Era::Auto && !known;
         let era = match self.server.settings.era {
             Era::Auto if !probe => Era::Legacy,
@@ -204,8 +227,39 @@ impl Starter {
                 self.known_legacy.store(true, Ordering::Relaxed);
                 self.start_as(launch, Era::Legacy, None).await.map_err(|(failure, _)| failure)
             }
+            // The server speaks both eras, and this connection has the other one.
+            Ok(running)
+                if probe
+                    && self.is_for_legacy()
+                    && self.server.eras_of(&running.greeting) == Eras::Both =>
+            {
+                running.stop(GRACE).await;
+                self.start_as_claimed(launch, self.start_as(launch, Era::Legacy, None).await).await
+            }
+            started if claimed => self.start_as_claimed(launch, started).await,
             started => started.map_err(|(failure, _)| failure),
         }
+    }
+
+    /// The result of a start in the legacy era, which the server claims to speak beside the modern
+    /// one; if it refused that, of a start in the modern era.
+    async fn start_as_claimed(
+        &self,
+        launch: Launch<'_>,
+        started: Result<Running, (CallError, bool)>,
+    ) -> Result<Running, CallError> {
+        let failure = match started {
+            Err((failure @ (CallError::Misbehaved(_) | CallError::Unavailable(_)), _)) => failure,
+            started => return started.map_err(|(failure, _)| failure),
+        };
+        // Only a server that starts in the other era refuses this one.
+        let Ok(running) = self.start_as(launch, Era::Modern, None).await else {
+            return Err(failure);
+        };
+        let failure = self.server.scrubbed(failure);
+        tracing::warn!(server = %self.server.name, %failure, "server does not speak the legacy era that it lists");
+        self.server.refuses_legacy();
+        Ok(running)
     }
 
     /// Starts a process and does the handshake. The flag of an error is true if the process died.
@@ -218,7 +272,7 @@ impl Starter {
         let definitions = Arc::new(Definitions::default());
         let ear = MessageSink::new(
             self.server.name.clone(),
-            self.owner.as_ref().map(|owner| owner.key.clone()),
+            self.key(),
             definitions.clone(),
             self.server.unrouted.clone(),
             self.lost.clone(),
@@ -244,11 +298,12 @@ impl Starter {
         match greeted {
             Ok(greeting) => {
                 let greeting = Arc::new(greeting);
-                if self.owner.is_none() {
+                if self.serves_legacy {
+                    *self.server.legacy_greeting.write() = Some(greeting.clone());
+                } else if self.owner.is_none() {
                     self.server.discovery.learn_greeting(&greeting);
                 }
-                let modern = greeting.revision.is_modern();
-                *self.server.era.write() = Some(if modern { Era::Modern } else { Era::Legacy });
+                self.server.learn_eras(&greeting, era);
                 let (number, since) = (NUMBERS.fetch_add(1, Ordering::Relaxed), Instant::now());
                 Ok(Running {
                     number,

@@ -62,7 +62,7 @@ pub use engine_handle::Engines;
 pub use event::{
     LaunchDenied, LaunchRequest, LaunchReview, Pulling, SecretDelivery, ServerEvent, Started,
 };
-pub use handshake::{Handshake, claims};
+pub use handshake::{Eras, Handshake, claims};
 pub use image_signatures::{SignatureVerifier, SignedBy};
 pub use images::{Images, Pinned};
 pub use instance::Instance;

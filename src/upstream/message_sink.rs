@@ -103,7 +103,7 @@ impl MessageSink {
 
     /// Whether the instance is dedicated.
     pub fn has_party(&self) -> bool {
-        self.party.is_some()
+        self.party.as_ref().is_some_and(InstanceKey::is_dedicated)
     }
 
     /// Whether the instance is dedicated to a client without a session.

@@ -23,7 +23,7 @@ use super::{
     discovery::{Items, ListKind},
     drain::ReplaceOutcome,
     event::{LaunchReview, ServerEvent},
-    handshake::Handshake,
+    handshake::{Eras, Handshake},
     instance::Instance,
     instance_key::{InstanceKey, InstanceOwner},
     instance_set::InstanceSet,
@@ -39,7 +39,7 @@ use super::{
 };
 use crate::config::{self, SecretBinding};
 use portcullis_protocol::{
-    exchange::Method,
+    exchange::{Method, Revision},
     identity::PrincipalKind,
     names::ServerName,
     refusal::{Code, Refusal},
@@ -174,14 +174,44 @@ impl Server {
         self.gone.cancel();
     }
 
-    /// The shared instance. It serves all lists, and calls of clients without server requests.
+    /// The shared instance. It serves lists, and calls of clients without server requests.
     pub fn shared(&self) -> &Arc<Instance> {
         self.instances.shared()
     }
 
-    /// The shared instance with the fewest calls.
-    pub fn least_busy(&self) -> Arc<Instance> {
-        self.instances.least_busy()
+    /// The instance with this key; without a key, the shared one.
+    pub fn at(&self, key: Option<&InstanceKey>) -> Option<Arc<Instance>> {
+        match key {
+            Some(key) => self.owned(key),
+            None => Some(self.shared().clone()),
+        }
+    }
+
+    /// The eras that the server speaks, as far as its handshakes have shown.
+    pub fn eras(&self) -> Option<Eras> {
+        *self.common.eras.read()
+    }
+
+    /// [`eras`](Self::eras), also from the handshake of the server's last run.
+    pub async fn known_eras(&self) -> Option<Eras> {
+        if let Some(eras) = self.eras() {
+            return Some(eras);
+        }
+        let greeting = self.common.discovery.greeting().await?;
+        self.common.eras.write().get_or_insert(self.common.eras_of(&greeting));
+        self.eras()
+    }
+
+    /// Key of the shared instance of clients of this revision: `None` unless the server speaks both
+    /// eras and the revision is legacy.
+    pub fn shared_key(&self, client: Revision) -> Option<InstanceKey> {
+        let apart = self.eras() == Some(Eras::Both) && !client.is_modern();
+        apart.then_some(InstanceKey::Legacy)
+    }
+
+    /// Of a shared instance and its replicas, the one with the fewest calls.
+    pub fn least_busy(&self, instance: &Arc<Instance>) -> Arc<Instance> {
+        self.instances.least_busy(instance)
     }
 
     /// The instance for a client: a dedicated one, or the shared one if that is sufficient.
@@ -192,7 +222,7 @@ impl Server {
         self.instances.own(party)
     }
 
-    /// The dedicated instance of a client.
+    /// The instance with this key, if there is one.
     pub fn owned(&self, key: &InstanceKey) -> Option<Arc<Instance>> {
         self.instances.owned(key)
     }
@@ -222,21 +252,25 @@ impl Server {
         self.common.discovery.list(offer).await
     }
 
-    /// The handshake of the running shared instance, or of the last run.
-    pub async fn greeting(&self) -> Option<Arc<Handshake>> {
+    /// The handshake of the shared instance of clients of this revision, if it runs, or of the last
+    /// run.
+    pub async fn greeting(&self, client: Revision) -> Option<Arc<Handshake>> {
+        if self.shared_key(client).is_some() {
+            return self.common.legacy_greeting.read().clone();
+        }
         match self.current() {
             Some(running) => Some(running.greeting.clone()),
             None => self.common.discovery.greeting().await,
         }
     }
 
-    /// Sends clients a change notification for a list that was unavailable when they requested it,
-    /// and is available now.
-    pub fn tell_of_list(&self, offer: ListKind) {
+    /// Sends clients of an instance a change notification for a list that was unavailable when they
+    /// requested it, and is available now.
+    pub fn tell_of_list(&self, party: Option<InstanceKey>, offer: ListKind) {
         let method = Method::new(offer.changed());
         // If the queue is full, clients get other notifications, and can request the list again.
         let said = ServerMessage::Notification { method, params: None };
-        let _ = self.common.unrouted.try_send(UnroutedMessage { party: None, said });
+        let _ = self.common.unrouted.try_send(UnroutedMessage { party, said });
     }
 
     /// A list of the server. Starts the shared instance if necessary.
@@ -389,9 +423,16 @@ impl Server {
 
     /// State of the server and its instances.
     pub async fn status(&self) -> Status {
-        let others = self.instances.others();
+        let legacy = self.instances.legacy();
+        // Of a server of both eras, the instance that runs is the server's state.
+        let main = match self.current().is_none() && legacy.peek().is_some() {
+            true => legacy,
+            false => self.shared(),
+        };
+        let mut others = self.instances.all();
+        others.retain(|instance| !Arc::ptr_eq(instance, main));
         let others = join_all(others.iter().map(|instance| instance.standing()));
-        let (others, shared) = tokio::join!(others, self.shared().standing());
+        let (others, shared) = tokio::join!(others, main.standing());
         let place = self.common.launcher.place(&self.settings);
         let unwell = self.common.unwell.load(Ordering::Relaxed);
         Status::of(shared, &others, place, self.pool.count(), unwell)

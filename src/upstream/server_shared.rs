@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU64},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -15,6 +15,7 @@ use super::{
     call_error::CallError,
     discovery_cache::DiscoveryCache,
     event::ServerEvent,
+    handshake::{Eras, Handshake},
     launcher::Launcher,
     running::Running,
     secret_set::LoadedSecrets,
@@ -22,7 +23,7 @@ use super::{
     stderr_log::{Log, Scrub},
     transport::UnroutedMessage,
 };
-use crate::config::{self, Era};
+use crate::config::{self, Era, Sharing};
 use portcullis_protocol::{
     names::ServerName,
     refusal::{Code, Refusal},
@@ -47,8 +48,12 @@ pub(super) struct ServerShared {
     events: mpsc::Sender<ServerEvent>,
     /// Reason why no further instance starts.
     stopped: OnceLock<&'static str>,
-    /// Era of the last handshake.
-    pub era: RwLock<Option<Era>>,
+    /// Eras that the server speaks, as far as handshakes have shown.
+    pub eras: RwLock<Option<Eras>>,
+    /// Whether the server refused `initialize`, although it claims to speak both eras.
+    only_modern: AtomicBool,
+    /// The last handshake of the shared instance of legacy clients.
+    pub legacy_greeting: RwLock<Option<Arc<Handshake>>>,
     /// Whether the server speaks HTTP+SSE only.
     pub sse: AtomicBool,
     /// Number of instances that were ended because they did not answer a health check.
@@ -80,10 +85,39 @@ impl ServerShared {
             unrouted,
             events,
             stopped: OnceLock::new(),
-            era: RwLock::default(),
+            eras: RwLock::default(),
+            only_modern: AtomicBool::new(false),
+            legacy_greeting: RwLock::default(),
             sse: AtomicBool::new(false),
             unwell: AtomicU64::new(0),
         })
+    }
+
+    /// The eras that a handshake shows. Of a server of both eras, the modern one counts if the
+    /// config says so, or lets all clients share one instance.
+    pub fn eras_of(&self, greeting: &Handshake) -> Eras {
+        let one = self.settings.era != Era::Auto
+            || self.settings.sharing == Sharing::Shared
+            || self.only_modern.load(Ordering::Relaxed);
+        match greeting.eras() {
+            Eras::Both if one => Eras::Modern,
+            eras => eras,
+        }
+    }
+
+    /// Notes the eras that a handshake shows. It was made in this era.
+    pub fn learn_eras(&self, greeting: &Handshake, era: Era) {
+        let mut eras = self.eras.write();
+        // A server of both eras that was addressed in the legacy one still speaks both.
+        if era != Era::Legacy || *eras != Some(Eras::Both) {
+            *eras = Some(self.eras_of(greeting));
+        }
+    }
+
+    /// Notes that the server does not speak the legacy era, although it claims to.
+    pub fn refuses_legacy(&self) {
+        self.only_modern.store(true, Ordering::Relaxed);
+        *self.eras.write() = Some(Eras::Modern);
     }
 
     /// Refuses all further starts.

@@ -177,7 +177,7 @@ impl ServerMessage {
 /// Message of a server that belongs to no call.
 #[derive(Debug)]
 pub struct UnroutedMessage {
-    /// Owner of the dedicated instance that sent it; `None` for a shared one.
+    /// Key of the instance that sent it; `None` for the shared one.
     pub party: Option<InstanceKey>,
     pub said: ServerMessage,
 }

@@ -6,7 +6,7 @@ use crate::support::{
     PERMIT_ALL,
     agent::Agent,
     gate::{Gate, Setup},
-    marked, until,
+    marked, remote, until,
 };
 
 /// What `portcullis server stats` tells of the one server.
@@ -221,4 +221,63 @@ async fn one_that_keeps_ending_is_let_alone_for_a_while() {
         assert_eq!(listed[0]["failure"], Value::Null);
         gate.stop().await;
     }
+}
+
+/// A server of both eras is addressed in the era of each client, by an instance for each era.
+#[tokio::test]
+async fn a_server_of_both_eras_is_addressed_in_the_era_of_its_client() {
+    let both = &["2025-11-25", "2026-07-28"][..];
+    for (era, more, expected) in [
+        ("both", "", both),
+        ("both", "sharing = \"shared\"", &both[1..]),
+        ("both", "era = \"legacy\"", &both[..1]),
+        ("modern", "", &both[1..]),
+        ("legacy", "", &both[..1]),
+    ] {
+        let gate = Setup::everything(era).and(more).start().await;
+        let url = gate.url("/servers/everything/mcp");
+        let legacy = Agent::legacy_without_abilities(&url, None).await;
+        let modern = Agent::modern(&url, None);
+        for agent in [&legacy, &modern] {
+            agent.call("test_simple_text", json!({})).await.unwrap();
+            if expected.len() == 2 {
+                // Not translated.
+                let missing = agent.ask("resources/read", json!({ "uri": "test://nothing" })).await;
+                let code = if std::ptr::eq(agent, &modern) { -32602 } else { -32002 };
+                assert_eq!(missing.unwrap_err()["code"], code);
+            }
+        }
+        assert!(legacy.greeting["_meta"].is_null(), "{era} {more}: {:#}", legacy.greeting);
+        assert_eq!(legacy.greeting["serverInfo"]["name"], "everything");
+        let launched = gate.records(&["event = server-launched"]).await;
+        let mut revisions: Vec<_> =
+            launched.iter().map(|one| one["revision"].as_str().unwrap()).collect();
+        revisions.sort_unstable();
+        assert_eq!(revisions, expected, "{era} {more}: {launched:#?}");
+        gate.stop().await;
+    }
+}
+
+/// What a server offers can depend on the requests that its client accepts.
+#[tokio::test]
+async fn a_client_has_the_lists_of_the_instance_that_serves_it() {
+    let url = remote::offering().await;
+    let gate = Setup::new(&format!("[servers.remote]\nurl = \"{url}\"")).start().await;
+    let url = gate.url("/mcp");
+    let askable = Agent::legacy(&url, None).await.unwrap();
+    let others = [Agent::legacy_without_abilities(&url, None).await, gate.modern()];
+    for _ in 0..2 {
+        let mut names = askable.names("tools/list").await;
+        names.sort();
+        assert_eq!(names, ["remote__draft", "remote__echo"]);
+        for other in &others {
+            assert_eq!(other.names("tools/list").await, ["remote__echo"]);
+        }
+    }
+    assert_eq!(askable.text("remote__draft", json!({})).await, "draft");
+    for other in &others {
+        assert_eq!(other.text("remote__echo", json!({})).await, "echo");
+        assert_eq!(other.refused("remote__draft", json!({})).await, "unknown-target");
+    }
+    gate.stop().await;
 }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::{
     router::Router,
-    stages::{ClientContext, Stages},
+    stages::{ClientContext, Stages, shared_instance},
     tasks::Tasks,
 };
 use portcullis_protocol::exchange::View;
@@ -75,7 +75,7 @@ impl BuiltinMethods {
 
     async fn initialized(&self, guest: &ClientContext, exchange: &Exchange) -> Bytes {
         let revision = Value::from(exchange.revision.as_str()).to_string();
-        let Some(greeting) = self.greeted(&guest.view).await else {
+        let Some(greeting) = self.greeted(guest).await else {
             return json!({
                 "protocolVersion": exchange.revision.as_str(),
                 "capabilities": merged(false),
@@ -106,7 +106,7 @@ impl BuiltinMethods {
     async fn discovered(&self, guest: &ClientContext) -> Bytes {
         let versions: Vec<_> = Revision::ALL.iter().rev().map(|r| r.as_str()).collect();
         let versions = json!(versions);
-        let greeting = self.greeted(&guest.view).await;
+        let greeting = self.greeted(guest).await;
         if let Some(greeting) = &greeting
             && greeting.revision.is_modern()
             && let Ok(object) = Object::parse(greeting.words.raw().clone())
@@ -135,15 +135,16 @@ impl BuiltinMethods {
 
     /// Handshake of the only server of a view. A server that never ran before is waited for, up to
     /// [`SOON`]. At the endpoint of all servers the result is `None`, and no server is waited for.
-    async fn greeted(&self, view: &View) -> Option<Arc<Handshake>> {
-        let View::One(name) = view else { return None };
-        let server = self.router.server(name)?;
-        let known = server.greeting().await;
-        let starting = tokio::spawn(async move { server.shared().running().await });
+    async fn greeted(&self, guest: &ClientContext) -> Option<Arc<Handshake>> {
+        let View::One(name) = &guest.view else { return None };
+        let (server, revision) = (self.router.server(name)?, guest.revision);
+        server.known_eras().await;
+        let known = server.greeting(revision).await;
+        let starting = tokio::spawn(async move { shared_instance(&server, revision).await });
         if known.is_some() {
             return known;
         }
-        let running = tokio::time::timeout(SOON, starting).await.ok()?.ok()?.ok()?;
+        let (_, running) = tokio::time::timeout(SOON, starting).await.ok()?.ok()?.ok()?;
         Some(running.greeting.clone())
     }
 }

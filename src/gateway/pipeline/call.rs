@@ -128,8 +128,8 @@ impl ServerCalls {
         }
         let (mut instance, mut running) =
             guest.instance(server).await.map_err(|failure| failed(&failure, &making))?;
-        if Arc::ptr_eq(&instance, server.shared()) && stands_alone(guest, exchange) {
-            let other = server.least_busy();
+        if stands_alone(guest, exchange) {
+            let other = server.least_busy(&instance);
             if let Some(runs) = other.peek() {
                 (instance, running) = (other, runs);
             }

@@ -83,13 +83,18 @@ impl Pipeline {
                     None => self.router.servers(&guest.view),
                 };
                 let told = servers.iter().filter_map(|server| {
-                    let own = guest.party_key(server).and_then(|key| server.owned(&key));
-                    match (method, &guest.view, own) {
-                        (Method::ROOTS_CHANGED, _, own) => own,
-                        (_, View::All, _) => None,
-                        // With separated clients, the shared instance gets no notification.
-                        (_, View::One(_), own) if server.settings.sharing.keeps_apart() => own,
-                        (_, View::One(_), own) => own.or_else(|| Some(server.shared().clone())),
+                    let key = guest.party_key(server);
+                    let is_dedicated = key.as_ref().is_some_and(InstanceKey::is_dedicated);
+                    // With separated clients, the shared instance gets no notification.
+                    let only_dedicated =
+                        method == Method::ROOTS_CHANGED || server.settings.sharing.keeps_apart();
+                    match &guest.view {
+                        _ if only_dedicated && !is_dedicated => None,
+                        View::All if method != Method::ROOTS_CHANGED => None,
+                        _ => match server.at(key.as_ref()) {
+                            None if !only_dedicated => server.at(None),
+                            found => found,
+                        },
                     }
                 });
                 for instance in told {

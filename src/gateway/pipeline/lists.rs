@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::builtin_methods::BuiltinMethods;
 use crate::{
     router::{self, Cursor, PageLimits},
-    stages::Caller,
+    stages::ClientContext,
 };
 use portcullis_protocol::exchange::View;
 use portcullis_protocol::{
@@ -32,18 +32,19 @@ impl BuiltinMethods {
     /// A refusal if the cursor was not issued to this principal for this list.
     pub(super) async fn list(
         &self,
-        caller: &Caller,
+        client: &ClientContext,
         exchange: &Exchange,
         offer: ListKind,
     ) -> Result<Bytes, Refusal> {
-        let bound = bound(&caller.principal, &caller.view, offer);
+        let bound = bound(&client.principal, &client.view, offer);
         let after = match exchange.request.value().get("cursor") {
             Some(cursor) => Some(self.mark(cursor, &bound)?),
             None => None,
         };
-        let sight = self.stages.view(&caller.principal);
+        let sight = self.stages.view(&client.principal);
         let room = PageLimits { items: self.page, bytes: PAGE_BYTES };
-        let page = self.router.list(&caller.view, offer, &sight, after.as_ref(), room).await?;
+        let page =
+            self.router.list((client, &client.view), offer, &sight, after.as_ref(), room).await?;
         let mut text =
             BytesMut::with_capacity(page.items.iter().map(|i| i.len() + 1).sum::<usize>() + 999);
         text.put_slice(format!("{{\"{}\":[", offer.member()).as_bytes());
@@ -88,8 +89,13 @@ impl BuiltinMethods {
     }
 
     /// The refusal of an unknown tool, with the nearest names that this client may see.
-    pub(super) fn unknown_tool(&self, caller: &Caller, exchange: &Exchange, name: &str) -> Refusal {
-        let near = self.near(caller, exchange, name);
+    pub(super) fn unknown_tool(
+        &self,
+        client: &ClientContext,
+        exchange: &Exchange,
+        name: &str,
+    ) -> Refusal {
+        let near = self.near(client, exchange, name);
         let message = format!("the tool does not exist{}", router::did_you_mean(&near));
         let detail = format!(
             "server `{}` has no tool of the name that was called",
@@ -99,14 +105,14 @@ impl BuiltinMethods {
     }
 
     /// The nearest names of the same server, as they are in this view.
-    fn near(&self, caller: &Caller, exchange: &Exchange, name: &str) -> Vec<String> {
+    fn near(&self, client: &ClientContext, exchange: &Exchange, name: &str) -> Vec<String> {
         let Some(server) = &exchange.server else { return Vec::new() };
-        let sight = self.stages.view(&caller.principal);
-        let name = match &caller.view {
+        let sight = self.stages.view(&client.principal);
+        let name = match &client.view {
             View::All => self.router.outward(server, name),
             View::One(_) => name.to_owned(),
         };
-        self.router.nearest(&caller.view, Some(server), &name, ListKind::Tools, &sight)
+        self.router.nearest((client, &client.view), Some(server), &name, ListKind::Tools, &sight)
     }
 }
 

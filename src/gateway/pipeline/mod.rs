@@ -361,7 +361,7 @@ impl Pipeline {
         let routed = match self.server_tasks.route(client, exchange).await {
             Ok(None) => {
                 let (method, params) = (&exchange.method, exchange.request.raw());
-                self.router.route(&client.view, method, params, &visible).await
+                self.router.route((client, &client.view), method, params, &visible).await
             }
             Ok(Some(route)) => Ok(route),
             Err(refusal) => Err(refusal),

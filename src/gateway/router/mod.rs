@@ -19,6 +19,7 @@ use futures_util::{StreamExt, future::join_all, stream::FuturesOrdered};
 use indexmap::IndexMap;
 use serde_json::Value;
 
+use crate::stages::ClientContext;
 use portcullis_protocol::tool_names;
 use portcullis_protocol::{
     codec::Object,
@@ -120,9 +121,9 @@ impl Router {
     ///
     /// # Errors
     /// A refusal if the target does not exist.
-    pub async fn route(
+    pub(crate) async fn route(
         &self,
-        view: &View,
+        (client, view): (&ClientContext, &View),
         method: &Method,
         params: &Bytes,
         sight: &dyn Visibility,
@@ -140,9 +141,11 @@ impl Router {
                     return Err(Refusal::new(Code::InvalidParams, "`arguments` must be an object"));
                 }
                 let outer = required(&object, "name")?;
-                let (shelf, name) = self.owner(view, &outer, ListKind::Tools, sight).await?;
+                let (shelf, name) =
+                    self.owner((client, view), &outer, ListKind::Tools, sight).await?;
                 let server = shelf.server.clone();
                 let tool = if sight.tool(&server.name, &name) {
+                    let shelf = shelf.of(client, ListKind::Tools).await;
                     let found = shelf.whole(ListKind::Tools).await;
                     let catalog = found.map_err(|failure| failure.refusal(&server.name))?;
                     match view {
@@ -161,14 +164,15 @@ impl Router {
                 let object = object()?;
                 let outer = required(&object, "name")?;
                 let could = |server: &_, name: &_| sight.prompt(server, name);
-                let (shelf, name, prompt) = self.prompt(view, &outer, sight, could).await?;
+                let (shelf, name, prompt) =
+                    self.prompt((client, view), &outer, sight, could).await?;
                 let params = renamed(&object, "name", &outer, &name);
                 let server = Some(shelf.server.clone());
                 Ok(Route { server, target: Target::Prompt { name, prompt }, params })
             }
             Method::RESOURCES_READ | "resources/subscribe" | "resources/unsubscribe" => {
                 let uri = required(&object()?, "uri")?;
-                let server = self.holder(view, &uri, sight).await?;
+                let server = self.holder((client, view), &uri, sight).await?;
                 Ok(Route { server: Some(server), target: Target::Resource { uri }, params: None })
             }
             Method::COMPLETE => {
@@ -179,13 +183,14 @@ impl Router {
                 let outer = match reference(&raw)? {
                     Reference::Prompt(name) => name,
                     Reference::Resource(uri) => {
-                        let server = self.holder(view, &uri, sight).await?;
+                        let server = self.holder((client, view), &uri, sight).await?;
                         let target = Target::Resource { uri };
                         return Ok(Route { server: Some(server), target, params: None });
                     }
                 };
                 let could = |server: &_, name: &_| sight.completes(server, name);
-                let (shelf, name, prompt) = self.prompt(view, &outer, sight, could).await?;
+                let (shelf, name, prompt) =
+                    self.prompt((client, view), &outer, sight, could).await?;
                 let params = renamed(&raw, "name", &outer, &name)
                     .map(|reference| object.with(&[("ref", Some(&reference))]));
                 let server = Some(shelf.server.clone());
@@ -206,7 +211,7 @@ impl Router {
     /// only for names that may have been changed.
     async fn owner(
         &self,
-        view: &View,
+        (client, view): (&ClientContext, &View),
         outer: &str,
         offer: ListKind,
         sight: &dyn Visibility,
@@ -215,11 +220,11 @@ impl Router {
             return Ok((self.shelf(name)?, outer.to_owned()));
         }
         let Some((shelf, inner)) = self.by_prefix(outer) else {
-            let near = self.nearest(view, None, outer, offer, sight);
+            let near = self.nearest((client, view), None, outer, offer, sight);
             return Err(unknown(&near));
         };
         if tool_names::may_be_changed(inner) && sight.server(&shelf.server.name) {
-            let found = shelf.whole(offer).await;
+            let found = shelf.of(client, offer).await.whole(offer).await;
             let catalog = found.map_err(|failure| failure.refusal(&shelf.server.name))?;
             if let Some(item) = catalog.get(outer) {
                 return Ok((shelf, item.name.clone()));
@@ -285,24 +290,25 @@ impl Router {
     /// requests, the prompt must be listed.
     async fn prompt(
         &self,
-        view: &View,
+        (client, view): (&ClientContext, &View),
         outer: &str,
         sight: &dyn Visibility,
         could: impl Fn(&ServerName, &str) -> bool,
     ) -> Result<(Arc<ServerLists>, String, Option<Arc<Definition>>), Refusal> {
-        let (shelf, name) = self.owner(view, outer, ListKind::Prompts, sight).await?;
+        let (shelf, name) = self.owner((client, view), outer, ListKind::Prompts, sight).await?;
         // Policy compares names exactly, but a server may not.
         let mut prompt = None;
         if could(&shelf.server.name, &name) {
-            let found = shelf.whole(ListKind::Prompts).await;
+            let lists = shelf.of(client, ListKind::Prompts).await;
+            let found = lists.whole(ListKind::Prompts).await;
             let catalog = found.map_err(|failure| failure.refusal(&shelf.server.name))?;
             prompt = match view {
                 View::All => catalog.get(outer).cloned(),
                 View::One(_) => catalog.items().iter().find(|item| item.name == name).cloned(),
             };
             if prompt.is_none() {
-                let near =
-                    self.nearest(view, Some(&shelf.server.name), outer, ListKind::Prompts, sight);
+                let of = Some(&shelf.server.name);
+                let near = self.nearest((client, view), of, outer, ListKind::Prompts, sight);
                 return Err(unknown(&near));
             }
         }
@@ -314,7 +320,7 @@ impl Router {
     /// that is unavailable keeps its last list, so no other can take over its resources meanwhile.
     async fn holder(
         &self,
-        view: &View,
+        (client, view): (&ClientContext, &View),
         uri: &str,
         sight: &dyn Visibility,
     ) -> Result<Arc<Server>, Refusal> {
@@ -326,7 +332,9 @@ impl Router {
         // Items that the principal can see in lists come first.
         let (seen, unseen): (Vec<_>, Vec<_>) =
             readable.partition(|shelf| sight.server(&shelf.server.name));
-        let candidates: Vec<_> = seen.into_iter().chain(unseen).collect();
+        let candidates = seen.into_iter().chain(unseen);
+        let candidates = candidates.map(|shelf| shelf.of(client, ListKind::Resources));
+        let candidates = join_all(candidates).await;
         let mut lists: FuturesOrdered<_> = candidates
             .iter()
             .map(async |shelf| (shelf, last(shelf, ListKind::Resources).await))
@@ -338,7 +346,7 @@ impl Router {
         }
         let lists = join_all(candidates.iter().map(|shelf| last(shelf, ListKind::Templates))).await;
         let mut first: Option<(&Arc<ServerLists>, Arc<MergedNames>)> = None;
-        for (&shelf, list) in candidates.iter().zip(lists) {
+        for (shelf, list) in candidates.iter().zip(lists) {
             let Some(list) = list else { continue };
             // The template itself, for the completion of an argument.
             if list.get(uri).is_some() && first.is_none() {
@@ -389,9 +397,9 @@ impl Router {
     /// The names in this view that are nearest to an unknown one, of one server or all: names that
     /// differ only by their prefix, otherwise similar spellings. Contains only names that `sight`
     /// shows, and requests no lists.
-    pub fn nearest(
+    pub(crate) fn nearest(
         &self,
-        view: &View,
+        (client, view): (&ClientContext, &View),
         server: Option<&ServerName>,
         name: &str,
         offer: ListKind,
@@ -402,7 +410,8 @@ impl Router {
             Some(server) => shelf.server.name == *server,
             None => *view == View::All && sight.server(&shelf.server.name),
         });
-        let lists: Vec<_> = shelves.filter_map(|shelf| shelf.known(offer)).collect();
+        let lists: Vec<_> =
+            shelves.filter_map(|shelf| shelf.known_of(client).known(offer)).collect();
         // Clients often omit the prefix. Jaro-Winkler rates `notes__read` unlike `read`.
         let entries = lists.iter().flat_map(|list| list.entries());
         let unprefixed = entries.filter(|entry| *view == View::All && entry.item.name == name);

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{Router, Visibility, merged_names::MergedNames, server_lists::ServerLists};
+use crate::stages::ClientContext;
 use portcullis_protocol::{
     codec::Object,
     exchange::{Definition, View},
@@ -58,9 +59,9 @@ impl Router {
     ///
     /// # Errors
     /// If the view's only server does not return its list.
-    pub async fn list(
+    pub(crate) async fn list(
         &self,
-        view: &View,
+        (client, view): (&ClientContext, &View),
         offer: ListKind,
         sight: &dyn Visibility,
         after: Option<&Cursor>,
@@ -69,7 +70,7 @@ impl Router {
         let shelves = self.shelves.load_full();
         let parts = match view {
             View::One(name) => {
-                let shelf = self.shelf(name)?;
+                let shelf = self.shelf(name)?.of(client, offer).await;
                 let catalog = shelf.here(offer).await;
                 let catalog = catalog.map_err(|failure| failure.refusal(name))?;
                 vec![Part { shelf, at: 0, catalog }]
@@ -78,8 +79,9 @@ impl Router {
                 let seen = shelves.values().enumerate();
                 let seen = seen.filter(|(_, shelf)| sight.server(&shelf.server.name));
                 join_all(seen.map(async |(at, shelf)| {
+                    let shelf = shelf.of(client, offer).await;
                     let catalog = shelf.soon(offer).await.unwrap_or_default();
-                    Part { shelf: shelf.clone(), at, catalog }
+                    Part { shelf, at, catalog }
                 }))
                 .await
             }

@@ -4,8 +4,12 @@
 //! missing from the lists requested meanwhile; when its list arrives, listeners are notified of the
 //! change. A server that is not running, but whose last list is known, is started without waiting
 //! for it. A server that was late or failed is not waited for again until it was punctual.
+//!
+//! What a server offers depends on the era and on the capabilities of its client, so clients have
+//! the lists of the instance that serves them.
 
 use std::{
+    collections::HashMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -17,14 +21,19 @@ use futures_util::{
 use parking_lot::Mutex;
 
 use super::merged_names::MergedNames;
-use portcullis_upstream::{CallError, Items, ListKind, Server};
+use crate::stages::{ClientContext, ListSource};
+use portcullis_upstream::{CallError, InstanceKey, Items, ListKind, Server};
 
 /// Time for which a merged list waits for a server without a known list.
 const SOON: Duration = Duration::from_secs(10);
 
-/// A server with its known lists.
+/// A server with the known lists of one instance.
 pub struct ServerLists {
     pub server: Arc<Server>,
+    /// The instance.
+    source: ListSource,
+    /// The lists of its other instances, by their keys. Empty unless these are of the shared one.
+    of_others: Mutex<HashMap<InstanceKey, Arc<ServerLists>>>,
     /// The prefixes of all other servers, if this one has none.
     others: Vec<String>,
     slots: [Mutex<CachedList>; 4],
@@ -53,7 +62,66 @@ struct InFlightFetch {
 
 impl ServerLists {
     pub fn new(server: Arc<Server>, others: Vec<String>) -> Arc<Self> {
-        Arc::new(Self { server, others, slots: Default::default() })
+        Self::from_source(server, ListSource::Shared(None), others)
+    }
+
+    fn from_source(server: Arc<Server>, source: ListSource, others: Vec<String>) -> Arc<Self> {
+        let (of_others, slots) = Default::default();
+        Arc::new(Self { server, source, of_others, others, slots })
+    }
+
+    /// The lists of the instance that serves a client. Before the first handshake of the server, a
+    /// list of the shared instance is requested, because that shows the server's era.
+    pub async fn of(self: &Arc<Self>, client: &ClientContext, offer: ListKind) -> Arc<Self> {
+        if self.server.known_eras().await.is_none() {
+            // A failure is the result of the next request.
+            let _ = self.soon(offer).await;
+            if self.server.eras().is_none() {
+                return self.clone();
+            }
+        }
+        let source = client.list_source(&self.server);
+        let Some(key) = source.key().cloned() else { return self.clone() };
+        let mut all = self.of_others.lock();
+        if let Some(lists) = all.get(&key) {
+            return lists.clone();
+        }
+        all.retain(|key, _| self.server.owned(key).is_some());
+        let lists = Self::from_source(self.server.clone(), source, self.others.clone());
+        all.insert(key, lists.clone());
+        lists
+    }
+
+    /// The lists of the instance that serves a client, if they were requested before; otherwise
+    /// those of the shared instance.
+    pub fn known_of(self: &Arc<Self>, client: &ClientContext) -> Arc<Self> {
+        let source = client.list_source(&self.server);
+        let found = source.key().and_then(|key| self.of_others.lock().get(key).cloned());
+        found.unwrap_or_else(|| self.clone())
+    }
+
+    /// The fresh list, or list failure, of the running instance.
+    fn kept(&self, offer: ListKind) -> Option<Result<Items, CallError>> {
+        self.source.instance(&self.server)?.kept(offer)
+    }
+
+    /// The last list of the instance while it does not run.
+    async fn last_run(&self, offer: ListKind) -> Option<Items> {
+        if self.source.key().is_none() {
+            return self.server.known(offer).await;
+        }
+        let runs = self.source.instance(&self.server).is_some_and(|one| one.peek().is_some());
+        if runs {
+            return None;
+        }
+        match (self.known(offer), &self.source) {
+            (Some(known), _) => Some(known.items().clone()),
+            // Until the instance has started: what the shared one of the same era listed last.
+            (None, ListSource::Own(owner)) if self.server.shared_key(owner.revision).is_none() => {
+                self.server.known(offer).await
+            }
+            (None, _) => None,
+        }
     }
 
     /// Whether it belongs to this same server, with the same other prefixes.
@@ -71,7 +139,7 @@ impl ServerLists {
     /// # Errors
     /// A [`CallError`] if it does not. The list is then missing, and the status has the cause.
     pub async fn soon(self: &Arc<Self>, offer: ListKind) -> Result<Arc<MergedNames>, CallError> {
-        if let Some(kept) = self.server.kept(offer) {
+        if let Some(kept) = self.kept(offer) {
             return self.settle(offer, kept);
         }
         let known = self.before(offer).await;
@@ -95,7 +163,7 @@ impl ServerLists {
     /// # Errors
     /// A [`CallError`] if the server does not return it.
     pub async fn here(self: &Arc<Self>, offer: ListKind) -> Result<Arc<MergedNames>, CallError> {
-        if self.server.kept(offer).is_none()
+        if self.kept(offer).is_none()
             && let Some(known) = self.before(offer).await
         {
             self.flight(offer);
@@ -107,7 +175,7 @@ impl ServerLists {
     /// The last list of a server that is not running. If the server's new list differs, listeners
     /// are notified of the change.
     async fn before(&self, offer: ListKind) -> Option<Arc<MergedNames>> {
-        let items = self.server.known(offer).await?;
+        let items = self.last_run(offer).await?;
         let mut slot = self.slot(offer).lock();
         // A later attempt failed.
         if slot.missing.is_some() {
@@ -137,7 +205,7 @@ impl ServerLists {
     /// # Errors
     /// A [`CallError`] if the server does not return it.
     pub async fn whole(self: &Arc<Self>, offer: ListKind) -> Result<Arc<MergedNames>, CallError> {
-        if let Some(kept) = self.server.kept(offer) {
+        if let Some(kept) = self.kept(offer) {
             return self.settle(offer, kept);
         }
         let (flight, _) = self.flight(offer);
@@ -182,7 +250,7 @@ impl ServerLists {
         let (shelf, since) = (self.clone(), Instant::now());
         // A task of its own, so that it continues without a waiting caller.
         let task = tokio::spawn(async move {
-            let items = shelf.server.items(offer).await;
+            let items = shelf.source.items(&shelf.server, offer).await;
             shelf.land(offer, since.elapsed(), items)
         });
         let answer = task
@@ -239,7 +307,7 @@ impl ServerLists {
         let told = std::mem::take(&mut slot.told_before);
         let changed = || before.is_some_and(|before| !before.items().is_same(catalog.items()));
         if slot.missing.take().is_some() || told && changed() {
-            self.server.tell_of_list(offer);
+            self.server.tell_of_list(self.source.key().cloned(), offer);
         }
         Ok(catalog)
     }

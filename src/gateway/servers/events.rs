@@ -255,10 +255,7 @@ fn running(
     server: &Arc<Server>,
     party: &Option<InstanceKey>,
 ) -> Option<(Arc<Instance>, Arc<Running>)> {
-    let instance = match party {
-        Some(key) => server.owned(key)?,
-        None => server.shared().clone(),
-    };
+    let instance = server.at(party.as_ref())?;
     let running = instance.peek()?;
     Some((instance, running))
 }

@@ -18,7 +18,8 @@ use portcullis_protocol::{
     names::ServerName,
 };
 use portcullis_upstream::{
-    Call, CallError, Instance, InstanceKey, InstanceOwner, Reply, Running, Server, config::Sharing,
+    Call, CallError, Instance, InstanceKey, InstanceOwner, Items, ListKind, Reply, Running, Server,
+    config::Sharing,
 };
 
 /// Sender of a message, and its transport data.
@@ -126,19 +127,28 @@ impl ClientContext {
 
     /// Key of the instance that serves this client; `None` for the shared instance.
     pub fn party_key(&self, server: &Server) -> Option<InstanceKey> {
-        let revision = server.shared().peek().map(|running| running.greeting.revision);
-        self.party(server, revision).map(|party| party.key)
+        let own = self.party(server).map(|party| party.key);
+        own.or_else(|| server.shared_key(self.revision))
+    }
+
+    /// The instance whose lists this client gets.
+    pub fn list_source(&self, server: &Server) -> ListSource {
+        match self.party(server) {
+            // What a server offers can depend on the requests that its client accepts.
+            Some(owner) if self.abilities.is_askable() => ListSource::Own(Box::new(owner)),
+            _ => ListSource::Shared(server.shared_key(self.revision)),
+        }
     }
 
     /// Owner of the dedicated instance that this client needs. It needs one if the config separates
     /// clients, or if the server is a legacy one and could send it requests or has its log level. A
-    /// remote legacy server keeps its own sessions, so every session needs one there. `revision` is
-    /// the revision of the server's handshake.
-    pub fn party(&self, server: &Server, revision: Option<Revision>) -> Option<InstanceOwner> {
+    /// remote legacy server keeps its own sessions, so every session needs one there. A server of
+    /// both eras is a legacy one for a legacy client.
+    pub fn party(&self, server: &Server) -> Option<InstanceOwner> {
         let shares = |session: &Arc<Session>| session.shares.lock().contains(&server.name);
         let sharing = server.settings.sharing;
         let apart = sharing.keeps_apart();
-        let modern = revision.is_some_and(Revision::is_modern);
+        let modern = server.eras().is_some_and(|eras| eras.is_modern_for(self.revision));
         if sharing == Sharing::Shared || modern && !apart {
             return None;
         }
@@ -175,7 +185,7 @@ impl ClientContext {
                     },
                     principal,
                     holder,
-                    revision: Revision::LATEST_LEGACY,
+                    revision: self.revision,
                     capabilities,
                 })
             }
@@ -188,24 +198,21 @@ impl ClientContext {
         &self,
         server: &Arc<Server>,
     ) -> Result<(Arc<Instance>, Arc<Running>), CallError> {
-        let shared = server.shared();
         let own = if server.settings.sharing.keeps_apart() {
             // Independent of the server's era, and without a running shared instance.
-            let party = self.party(server, None).ok_or_else(|| {
+            let party = self.party(server).ok_or_else(|| {
                 CallError::Misbehaved("an isolated client has no principal of its own".into())
             })?;
             server.own(&party)?
         } else {
-            let running = shared.running().await?;
-            let Some(party) = self.party(server, Some(running.greeting.revision)) else {
-                return Ok((shared.clone(), running));
-            };
+            let (shared, running) = shared_instance(server, self.revision).await?;
+            let Some(party) = self.party(server) else { return Ok((shared, running)) };
             match server.own(&party) {
                 Ok(own) => own,
                 // The shared instance, without server requests. The session keeps it.
                 Err(CallError::Overloaded { .. }) if self.shares(&server.name) => {
                     tracing::warn!(server = %server.name, client = self.principal.name(), "instance limit reached; the client shares the common instance, without server requests");
-                    return Ok((shared.clone(), running));
+                    return Ok((shared, running));
                 }
                 Err(failure) => return Err(failure),
             }
@@ -221,6 +228,75 @@ impl ClientContext {
     pub fn image(&self, server: &Arc<Server>) -> Option<String> {
         let own = self.party_key(server).and_then(|key| server.owned(&key)?.peek());
         own.or_else(|| server.current())?.origin.image.clone()
+    }
+}
+
+/// Instance whose lists a client gets.
+#[derive(Clone)]
+pub(crate) enum ListSource {
+    /// A shared instance.
+    Shared(Option<InstanceKey>),
+    /// The instance of this client.
+    Own(Box<InstanceOwner>),
+}
+
+impl ListSource {
+    /// Key of the instance; `None` for the shared one.
+    pub fn key(&self) -> Option<&InstanceKey> {
+        match self {
+            Self::Shared(key) => key.as_ref(),
+            Self::Own(owner) => Some(&owner.key),
+        }
+    }
+
+    /// The instance, if it exists.
+    pub fn instance(&self, server: &Server) -> Option<Arc<Instance>> {
+        server.at(self.key())
+    }
+
+    /// A list of the instance, which is started if necessary. Of a client that gets no instance, or
+    /// whose instance returns no list, the list of the shared one.
+    ///
+    /// # Errors
+    /// A [`CallError`] if the server returns no list.
+    pub async fn items(&self, server: &Server, offer: ListKind) -> Result<Items, CallError> {
+        let shared = match self {
+            Self::Shared(key) => key.clone(),
+            Self::Own(owner) => {
+                let items = match server.own(owner) {
+                    Ok(own) => own.items(offer).await,
+                    Err(failure) => Err(failure),
+                };
+                match items {
+                    Ok(items) => return Ok(items),
+                    Err(failure) => {
+                        tracing::debug!(server = %server.name, %failure, "list of a dedicated instance is unavailable");
+                    }
+                }
+                server.shared_key(owner.revision)
+            }
+        };
+        match shared.as_ref().and_then(|key| server.at(Some(key))) {
+            Some(instance) => instance.items(offer).await,
+            None => server.items(offer).await,
+        }
+    }
+}
+
+/// The running shared instance of clients of this revision.
+pub(crate) async fn shared_instance(
+    server: &Server,
+    client: Revision,
+) -> Result<(Arc<Instance>, Arc<Running>), CallError> {
+    server.known_eras().await;
+    loop {
+        let key = server.shared_key(client);
+        let instance = server.at(key.as_ref()).unwrap_or_else(|| server.shared().clone());
+        let running = instance.running().await?;
+        // The first handshake shows whether the server speaks both eras.
+        if server.shared_key(client) == key {
+            return Ok((instance, running));
+        }
     }
 }
 

@@ -28,7 +28,7 @@ use portcullis_protocol::{
 };
 
 pub use client::Caller;
-pub(crate) use client::{ClientContext, set_level};
+pub(crate) use client::{ClientContext, ListSource, set_level, shared_instance};
 pub(crate) use obligations::Obligations;
 pub(crate) use visibility::PrincipalView;
 

@@ -313,15 +313,21 @@ impl Subscriptions {
         // The subscribers, if the change is of one resource.
         let hearers = uri.map(|uri| self.watches.hearers(server, &uri));
         let mut told = false;
+        let now = self.router.server(server);
+        // A client gets the changes of the instances that serve it and its lists.
+        let has = |guest: &ClientContext| match &now {
+            Some(server) => {
+                guest.party_key(server).as_ref() == party
+                    || hearers.is_none() && guest.list_source(server).key() == party
+            }
+            None => party.is_none(),
+        };
         for session in self.sessions.all() {
-            let meant = match (&hearers, party) {
-                (_, Some(InstanceKey::Client { .. })) => false,
-                (_, Some(InstanceKey::Session(id))) if *id != session.id => false,
-                (Some(hearers), _) => hearers.contains(&Subscriber::Session(session.id.clone())),
-                (None, _) => true,
-            };
+            let meant = hearers
+                .as_ref()
+                .is_none_or(|hearers| hearers.contains(&Subscriber::Session(session.id.clone())));
             let guest = ClientContext::at(&session);
-            if !meant || !session.is_heard() || !sees(&guest) {
+            if !meant || !session.is_heard() || !has(&guest) || !sees(&guest) {
                 continue;
             }
             told = true;
@@ -335,11 +341,7 @@ impl Subscriptions {
                 Some(hearers) => hearers.contains(&Subscriber::Listener(key)),
                 None => listener.filter.lists(method.as_str()),
             };
-            let theirs = party.is_none_or(|party| match self.router.server(server) {
-                Some(server) => listener.guest.party_key(&server).as_ref() == Some(party),
-                None => false,
-            });
-            if !meant || !theirs || !sees(&listener.guest) {
+            if !meant || !has(&listener.guest) || !sees(&listener.guest) {
                 continue;
             }
             told = true;

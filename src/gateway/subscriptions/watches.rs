@@ -158,7 +158,7 @@ impl Subscriptions {
         let sight = self.stages.view(&guest.principal);
         let mut counted = None;
         let admitted = async {
-            let route = self.router.route(view, &method, &params, &sight).await?;
+            let route = self.router.route((guest, view), &method, &params, &sight).await?;
             // Like a call, this delays the end of a server whose config entry changes.
             counted = route.server.as_ref().map(|server| server.counted());
             exchange.server = route.server.as_ref().map(|server| server.name.clone());

@@ -109,3 +109,49 @@ impl ServerHandler for Asking {
         Ok(CallToolResult::success(vec![ContentBlock::text("asked")]).into())
     }
 }
+
+/// A server of all revisions that offers the tool `draft` only to clients that accept sampling, and
+/// `echo` to all.
+pub async fn offering() -> String {
+    let sessions = std::sync::Arc::new(LocalSessionManager::default());
+    let config = StreamableHttpServerConfig::default();
+    let service = StreamableHttpService::new(|| Ok(Offering), sessions, config);
+    let app = axum::Router::new().nest_service("/mcp", service);
+    let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    format!("http://{addr}/mcp")
+}
+
+/// The handler of [`offering`].
+#[derive(Clone)]
+struct Offering;
+
+impl ServerHandler for Offering {
+    fn get_info(&self) -> ServerConfig {
+        ServerConfig::new(ServerCapabilities::builder().enable_tools().build())
+    }
+
+    async fn list_tools(
+        &self,
+        _: Option<PaginatedRequestParams>,
+        context: RequestContext<RoleServer>,
+    ) -> Result<ListToolsResult, ErrorData> {
+        let tool = |name: &'static str| {
+            let schema = serde_json::from_value(json!({ "type": "object" })).unwrap();
+            Tool::new(name, "Returns its name", std::sync::Arc::new(schema))
+        };
+        let mut tools = vec![tool("echo")];
+        let capabilities = context.client_capabilities().unwrap_or_default();
+        tools.extend(capabilities.sampling.map(|_| tool("draft")));
+        Ok(ListToolsResult::with_all_items(tools))
+    }
+
+    async fn call_tool(
+        &self,
+        request: CallToolRequestParams,
+        _: RequestContext<RoleServer>,
+    ) -> Result<CallToolResponse, ErrorData> {
+        Ok(CallToolResult::success(vec![ContentBlock::text(request.name.to_string())]).into())
+    }
+}
