@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::{
+    exchange::Revision,
     names::DecisionId,
     obligations::{Keep, Obligations},
 };
@@ -63,6 +64,9 @@ const HEADER_MISMATCH: i32 = -32020;
 const MISSING_CAPABILITY: i32 = -32021;
 const UNSUPPORTED_REVISION: i32 = -32022;
 
+/// The `_meta` member of a result that is a refusal: `{code, decision, retryAfterMs?}`.
+const META_REFUSAL: &str = "dev.portcullis/refusal";
+
 codes! {
     /// No policy permits the message, or a policy forbids it.
     PolicyDenied = "policy-denied", REFUSED, 200;
@@ -70,7 +74,8 @@ codes! {
     Cancelled = "cancelled", REFUSED, 200;
     /// A rate limit or a limit of `limits` is reached. Retry after `retryAfterMs`, if present.
     RateLimited = "rate-limited", REFUSED, 200;
-    /// The arguments do not match the tool's input schema.
+    /// The arguments do not match the tool's input schema. Since revision 2025-11-25 it is a
+    /// result with `isError`.
     ArgumentsInvalid = "arguments-invalid", INVALID_PARAMS, 200;
     /// The result does not match the tool's output schema.
     ResultInvalid = "result-invalid", INTERNAL, 200;
@@ -244,6 +249,39 @@ impl Refusal {
     /// The JSON-RPC error object for the agent:
     /// `{code, message, data: {code, decision, retryAfterMs?}}`.
     pub fn to_rpc_error(&self, decision: DecisionId) -> Value {
+        json!({
+            "code": self.code.rpc(),
+            "message": self.text(decision),
+            "data": self.data_of(decision),
+        })
+    }
+
+    /// The result of a tool for the agent, with `isError`. Agents show it to their model, which can
+    /// correct the call; an error often does not reach the model. `_meta` has what an error has as
+    /// `data`: a tool's `outputSchema` may say what `structuredContent` is, but not what `_meta` is.
+    pub fn to_tool_result(&self, decision: DecisionId, revision: Revision) -> Value {
+        let mut result = json!({
+            "content": [{ "type": "text", "text": self.text(decision) }],
+            "isError": true,
+            "_meta": { META_REFUSAL: self.data_of(decision) },
+        });
+        if revision.is_modern() {
+            result["resultType"] = "complete".into();
+        }
+        result
+    }
+
+    /// The text and the `data` of a result that is a refusal.
+    pub fn read_tool_result(result: &Value) -> Option<(&Value, &Value)> {
+        let data = result.get("_meta")?.get(META_REFUSAL)?;
+        Some((result.pointer("/content/0/text")?, data))
+    }
+
+    fn text(&self, decision: DecisionId) -> String {
+        format!("{} [{}, decision {decision}]", self.message, self.code)
+    }
+
+    fn data_of(&self, decision: DecisionId) -> Value {
         let mut data = Value::Object(self.data.as_deref().cloned().unwrap_or_default());
         data["code"] = self.code.as_str().into();
         data["decision"] = decision.to_string().into();
@@ -251,11 +289,7 @@ impl Refusal {
             let millis = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
             data["retryAfterMs"] = millis.into();
         }
-        json!({
-            "code": self.code.rpc(),
-            "message": format!("{} [{}, decision {decision}]", self.message, self.code),
-            "data": data,
-        })
+        data
     }
 }
 
@@ -272,6 +306,22 @@ mod tests {
         for code in Code::ALL {
             assert_eq!(serde_json::to_value(code).unwrap(), code.as_str());
         }
+    }
+
+    #[test]
+    fn a_tool_result_has_the_same_facts_as_an_error() {
+        let id = DecisionId::next();
+        let refusal = Refusal::new(Code::ArgumentsInvalid, "`/a` is missing").detail("operator");
+        let error = refusal.to_rpc_error(id);
+        for revision in [Revision::V2025_11_25, Revision::V2026_07_28] {
+            let result = refusal.to_tool_result(id, revision);
+            assert_eq!(result["isError"], true);
+            assert_eq!(result.get("resultType").is_some(), revision.is_modern());
+            assert!(result.get("structuredContent").is_none());
+            let read = Refusal::read_tool_result(&result);
+            assert_eq!(read, Some((&error["message"], &error["data"])));
+        }
+        assert_eq!(Refusal::read_tool_result(&json!({ "content": [], "isError": true })), None);
     }
 
     #[test]

@@ -2,7 +2,12 @@
 
 use serde_json::json;
 
-use crate::support::{credential, gate::Setup, target};
+use crate::support::{
+    agent::{Agent, code_of, input_error},
+    credential,
+    gate::Setup,
+    target,
+};
 
 #[tokio::test]
 async fn a_spent_limit_refuses_and_says_when_to_come_back() {
@@ -90,6 +95,42 @@ async fn arguments_and_results_fit_their_schemas() {
         assert_eq!(error["data"]["code"], "unknown-target", "{error:#}");
         assert!(error["message"].as_str().unwrap().contains("notes__read_note"), "{error:#}");
     }
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn input_errors_of_tools_are_results_since_the_revision_that_has_them() {
+    let gate = Setup::notes().start().await;
+    let url = gate.url("/mcp");
+    let wrong = json!({ "name": "notes__read_note", "arguments": { "name": 7 } });
+    for revision in ["2025-03-26", "2025-06-18"] {
+        let agent = Agent::legacy_of(&url, None, revision).await.unwrap();
+        let error = agent.ask("tools/call", wrong.clone()).await.unwrap_err();
+        assert_eq!(error["code"], -32602, "{error:#}");
+        assert_eq!(code_of(&error), "arguments-invalid");
+    }
+    for agent in [gate.legacy().await, gate.modern()] {
+        let result = agent.ask("tools/call", wrong.clone()).await.unwrap();
+        assert_eq!(input_error(&result).unwrap(), "arguments-invalid", "{result:#}");
+        let text = result["content"][0]["text"].as_str().unwrap();
+        assert!(text.contains("`/name`") && text.contains("[arguments-invalid, "), "{text}");
+        // The tool has an `outputSchema`, which describes results that are no errors.
+        assert!(result.get("structuredContent").is_none(), "{result:#}");
+        // The specification keeps unknown tools errors.
+        let unknown = json!({ "name": "notes__none", "arguments": {} });
+        let error = agent.ask("tools/call", unknown).await.unwrap_err();
+        assert_eq!(error["code"], -32602, "{error:#}");
+    }
+    // A call that requests a task has no result other than the task.
+    let mut task = wrong.clone();
+    task["task"] = json!({});
+    let error = gate.legacy().await.ask("tools/call", task).await.unwrap_err();
+    assert_eq!(code_of(&error), "arguments-invalid");
+    // Each is on record as a refusal.
+    assert_eq!(gate.records(&["code = arguments-invalid"]).await.len(), 5);
+    let called = gate.cli(&["tools", "call", "notes__read_note", r#"{"name":7}"#]).await;
+    assert_eq!((called.code, called.stdout.as_str()), (Some(10), ""), "{called:#?}");
+    assert!(called.stderr.contains("[arguments-invalid, decision "), "{called:#?}");
     gate.stop().await;
 }
 

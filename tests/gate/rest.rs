@@ -102,11 +102,14 @@ async fn arguments_reach_the_server_as_they_came() {
 
 #[tokio::test]
 async fn refusals_have_a_status_a_code_and_a_decision() {
-    let gate = Setup::crooked("call-timeout-s = 1").policies(POLICY).start().await;
+    let notes = "[servers.notes]\ncommand = [\"portcullis\", \"example-server\", \"notes\"]\n\
+                 runtime = \"sandbox\"";
+    let gate = Setup::crooked("call-timeout-s = 1").and(notes).policies(POLICY).start().await;
     let document = body(&get(&gate, "/openapi.json", "").await);
     for (call, status, code) in [
         (json!({ "tool": "crooked__die" }), 403, "policy-denied"),
         (json!({ "tool": "crooked__none" }), 404, "unknown-target"),
+        (json!({ "tool": "notes__read_note" }), 400, "arguments-invalid"),
         (json!({ "tool": "crooked__hang" }), 504, "server-timeout"),
         (json!({ "tool": 7 }), 400, "invalid-params"),
         (json!({ "tool": "crooked__echo", "arguments": [] }), 400, "invalid-params"),

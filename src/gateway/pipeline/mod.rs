@@ -534,6 +534,12 @@ impl Pipeline {
                 let text = Some(Frame::error(Some(id), error.raw()));
                 ExchangeResponse { text, error: code, ..ExchangeResponse::NONE }
             }
+            (Outcome::Refused(refusal), Some(id)) if is_input_error(exchange, &refusal) => {
+                metrics.refusal(refusal.code);
+                let result = refusal.to_tool_result(exchange.id, exchange.revision).to_string();
+                let text = Some(Frame::result(id, result.as_bytes()));
+                ExchangeResponse { text, refused: Some(refusal.code), ..ExchangeResponse::NONE }
+            }
             (Outcome::Refused(refusal) | Outcome::Failed(refusal), id) => {
                 if id.is_some() {
                     metrics.refusal(refusal.code);
@@ -615,6 +621,16 @@ fn begin(
         (Some(id), Some(calls)) => calls.begin(id, cancel.clone()).map(Some),
         _ => Ok(None),
     }
+}
+
+/// Whether a refusal is an input error of a tool. Since revision 2025-11-25, input errors are results
+/// that the model sees. A call that requests a task has no such result, since it is answered with
+/// the task.
+fn is_input_error(exchange: &Exchange, refusal: &Refusal) -> bool {
+    refusal.code == Code::ArgumentsInvalid
+        && exchange.method.as_str() == Method::TOOLS_CALL
+        && exchange.revision >= Revision::V2025_11_25
+        && (exchange.revision.is_modern() || exchange.request.value().get("task").is_none())
 }
 
 fn cancelled() -> Refusal {

@@ -17,6 +17,7 @@ use portcullis_protocol::{
     exchange::{Method, Revision, Transport},
     identity::{Keyring, Principal},
     names::ClientName,
+    refusal::Refusal,
 };
 
 #[derive(Debug, clap::Args)]
@@ -87,7 +88,9 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
         }
     };
     let answer: Value = serde_json::from_slice(&answer).context("the proxy's answer is no JSON")?;
-    if let Some(error) = answer.get("error") {
+    let refused = Refusal::read_tool_result(&answer["result"])
+        .map(|(message, data)| json!({ "message": message, "data": data }));
+    if let Some(error) = answer.get("error").or(refused.as_ref()) {
         if ctx.is_json() {
             ctx.json(error)?;
         } else {

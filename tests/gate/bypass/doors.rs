@@ -279,9 +279,12 @@ pub fn refusals(messages: &[Value]) -> Vec<Refused> {
         one => std::slice::from_ref(one),
     });
     all.filter_map(|message| {
-        // REST has them without the envelope.
-        let error = message.get("error")?;
-        let data = error.get("data").unwrap_or(error);
+        let data = match message.get("error") {
+            // REST has them without the envelope.
+            Some(error) => error.get("data").unwrap_or(error),
+            // An input error of a tool.
+            None => message.get("result")?.get("_meta")?.get("dev.portcullis/refusal")?,
+        };
         let text = |name: &str| Some(data.get(name)?.as_str()?.to_owned());
         Some(Refused { code: text("code")?, decision: text("decision")? })
     })

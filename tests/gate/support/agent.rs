@@ -189,13 +189,15 @@ impl Agent {
         result["content"][0]["text"].as_str().expect("text").to_owned()
     }
 
-    /// Calls a tool and returns the stable code of the refusal.
+    /// Calls a tool and returns the stable code of the refusal, which is an error, or a result for
+    /// an input error of the tool.
     pub async fn refused(&self, tool: &str, arguments: Value) -> String {
-        let error = match self.call(tool, arguments).await {
-            Ok(result) => panic!("{tool} was not refused: {result:#}"),
-            Err(error) => error,
-        };
-        code_of(&error)
+        match self.call(tool, arguments).await {
+            Ok(result) => {
+                input_error(&result).unwrap_or_else(|| panic!("{tool} was not refused: {result:#}"))
+            }
+            Err(error) => code_of(&error),
+        }
     }
 
     /// The names in a list.
@@ -219,6 +221,14 @@ pub fn code_of(error: &Value) -> String {
     let data = &error["data"];
     assert!(data["decision"].as_str().is_some_and(|id| id.len() == 36), "{error:#}");
     data["code"].as_str().unwrap_or_else(|| panic!("{error:#}")).to_owned()
+}
+
+/// The stable code of a result that is a refusal, which has the decision id too.
+pub fn input_error(result: &Value) -> Option<String> {
+    let data = result["_meta"].get("dev.portcullis/refusal")?;
+    assert_eq!(result["isError"], true, "{result:#}");
+    assert!(result["content"][0]["text"].is_string(), "{result:#}");
+    Some(code_of(&json!({ "data": data })))
 }
 
 /// The messages of a stream of server-sent events.

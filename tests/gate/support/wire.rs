@@ -41,8 +41,11 @@ impl Reply {
     /// The stable code of a refusal.
     pub fn refusal(&self) -> String {
         let messages = self.messages();
-        let code = messages.iter().find_map(|message| message["error"]["data"]["code"].as_str());
-        code.unwrap_or_else(|| panic!("no refusal: {self:#?}")).to_owned()
+        let code = messages.iter().find_map(|message| {
+            let code = message["error"]["data"]["code"].as_str().map(str::to_owned);
+            code.or_else(|| super::agent::input_error(&message["result"]))
+        });
+        code.unwrap_or_else(|| panic!("no refusal: {self:#?}"))
     }
 }
 

@@ -12,7 +12,10 @@ use futures_util::stream;
 use serde_json::{Value, json};
 
 use crate::ExchangeResponse;
-use portcullis_protocol::{codec::Object, refusal::Code};
+use portcullis_protocol::{
+    codec::Object,
+    refusal::{Code, Refusal},
+};
 
 /// Result of a call.
 pub(super) struct Reply {
@@ -91,12 +94,14 @@ impl Reply {
         Self { status: StatusCode::BAD_GATEWAY, body, retry_after: None }
     }
 
-    /// A refusal with its JSON-RPC text.
+    /// A refusal with its JSON-RPC text, which has an error or a tool's result.
     pub fn refused(code: Code, text: &[u8]) -> Self {
         let answer: Value = serde_json::from_slice(text).unwrap_or_default();
-        let mut error = answer["error"]["data"].clone();
+        let (message, data) = Refusal::read_tool_result(&answer["result"])
+            .unwrap_or((&answer["error"]["message"], &answer["error"]["data"]));
+        let mut error = data.clone();
         let retry_after = error["retryAfterMs"].as_u64();
-        error["message"] = answer["error"]["message"].clone();
+        error["message"] = message.clone();
         let body = vec![json!({ "error": error }).to_string().into()];
         Self { status: status(code), body, retry_after }
     }
