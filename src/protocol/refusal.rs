@@ -70,7 +70,7 @@ const META_REFUSAL: &str = "dev.portcullis/refusal";
 codes! {
     /// No policy permits the message, or a policy forbids it.
     PolicyDenied = "policy-denied", REFUSED, 200;
-    /// The client cancelled the request before it was decided.
+    /// The client cancelled the request.
     Cancelled = "cancelled", REFUSED, 200;
     /// A rate limit or a limit of `limits` is reached. Retry after `retryAfterMs`, if present.
     RateLimited = "rate-limited", REFUSED, 200;

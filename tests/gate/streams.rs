@@ -79,7 +79,8 @@ async fn a_stream_that_broke_off_goes_on_where_it_was_and_for_its_own_client_alo
     // It may have been lost on the way: for a while it can be had again.
     let again = client.resume(&last).await.next().await.unwrap();
     assert_eq!((again.id, again.data), (answer.id, answer.data));
-    assert!(client.resume(&id).await.next().await.is_none());
+    // Clients would resume an empty stream for ever.
+    assert_eq!(client.resume(&id).await.status, 405);
 
     // Another session's events do not exist, be it the same client's or another's.
     for key in [&a, &b] {
@@ -108,8 +109,41 @@ async fn a_call_of_a_session_ends_by_a_cancellation_and_not_with_its_connection(
     let mut stream = client.resume(&last).await;
     assert_eq!(client.cancel(7).await, 202);
     assert!(stream.next().await.is_none());
+    assert_eq!(client.resume(&last).await.status, 405);
     let records = gate.records(&["--tool", "hang"]).await;
     assert!(records.iter().any(|record| record["decision"] == "cancelled"), "{records:#?}");
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn a_cancelled_request_has_a_response_that_clients_read_without_error() {
+    let gate = Setup::crooked("call-timeout-s = 3600").start().await;
+    let client = Legacy::new(&gate, None, "2025-06-18").await;
+    let body = call(7, "hang", json!({}));
+    let cancelled = async |more: &[(&str, &str)]| {
+        let headers = client.headers(more);
+        let post = wire::post(gate.addr, "/mcp", &headers, body.as_bytes());
+        let mut post = std::pin::pin!(post);
+        loop {
+            // A cancellation that arrives before the request has no effect.
+            tokio::select! {
+                reply = &mut post => break reply,
+                status = client.cancel(7) => assert_eq!(status, 202),
+            }
+        }
+    };
+    let both =
+        [("content-type", "application/json"), ("accept", "application/json, text/event-stream")];
+    let reply = cancelled(&both).await;
+    assert_eq!((reply.status, reply.header("content-type")), (200, Some("text/event-stream")));
+    assert_eq!(reply.messages(), Vec::<Value>::new());
+    let json = [("content-type", "application/json"), ("accept", "application/json")];
+    let reply = cancelled(&json).await;
+    assert_eq!((reply.status, reply.header("content-type")), (200, Some("application/json")));
+    assert_eq!(
+        (reply.messages()[0]["id"].clone(), reply.refusal()),
+        (json!(7), "cancelled".into())
+    );
     gate.stop().await;
 }
 

@@ -11,7 +11,10 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::DropGuard;
 
 use crate::{Caller, ConcurrencyPermit, ExchangeHandle, ExchangeResponse, Gateway};
-use portcullis_protocol::codec::{Frame, Id, Kind};
+use portcullis_protocol::{
+    codec::{Frame, Id, Kind},
+    refusal::Code,
+};
 
 /// A message that is being handled, or was rejected.
 pub(super) enum InFlight {
@@ -66,9 +69,18 @@ impl InFlight {
 }
 
 impl Answer {
-    /// The text for a client that would take a notification's refusal for a response.
+    /// Whether the client cancelled the request. Then it should get no response. There is a text if
+    /// the request was not decided yet.
+    pub fn is_cancelled(&self) -> bool {
+        let ExchangeResponse { text, refused, .. } = &self.answered;
+        self.asked && (text.is_none() || *refused == Some(Code::Cancelled))
+    }
+
+    /// The text for a client that would take a notification's refusal for a response, and does not
+    /// expect a response to what it cancelled.
     pub fn text(self) -> Option<Bytes> {
-        self.answered.text.filter(|_| self.asked)
+        let expected = self.asked && !self.is_cancelled();
+        self.answered.text.filter(|_| expected)
     }
 }
 

@@ -81,7 +81,8 @@ impl Streams {
     /// The rest of a stream after the event with this id. An existing reader of the stream ends.
     ///
     /// # Errors
-    /// A refusal if the id is not of this session, or if its stream is not kept any more.
+    /// A refusal if the id is not of this session, if its stream is not kept any more, or if no event
+    /// follows.
     pub fn resume(&self, last: &str) -> Result<Reader, Refusal> {
         let gone =
             || Refusal::new(Code::InvalidRequest, "the stream of this `Last-Event-ID` has expired");
@@ -94,6 +95,12 @@ impl Streams {
             OWN => self.own.clone(),
             number => self.of_requests.lock().streams.get(&number).cloned().ok_or_else(gone)?,
         };
+        if stream.ended_with(event) {
+            // A client that got an empty stream would resume that one, too. With 405, the
+            // specification lets an endpoint offer no stream, so clients stop without an error.
+            let words = "the stream has ended, and no event follows this `Last-Event-ID`";
+            return Err(Refusal::new(Code::HttpMethodNotAllowed, words));
+        }
         stream.resume(event).ok_or_else(gone)
     }
 
@@ -153,13 +160,15 @@ mod tests {
         one.push(text("b"));
         one.answer(text("c"));
         one.end();
-        for (last, rest) in [("1-1", "abc"), ("1-2", "bc"), ("1-3", "c"), ("1-4", "")] {
+        for (last, rest) in [("1-1", "abc"), ("1-2", "bc"), ("1-3", "c")] {
             let mut reader = streams.resume(last).ok().unwrap();
             let rest: Vec<_> = rest.chars().map(|c| text(&c.to_string())).collect();
             let texts: Vec<_> = drain(&mut reader).await.into_iter().map(|(_, t)| t).collect();
             assert_eq!(texts, rest, "{last}");
             assert!(reader.next().await.is_none());
         }
+        let over = streams.resume("1-4").err().unwrap();
+        assert_eq!(over.code, Code::HttpMethodNotAllowed);
         for strange in ["1-5", "3-1", "0-1", "1", "", "1-x", "ffffffffffffffffff-1"] {
             let refusal = streams.resume(strange).err().unwrap();
             assert_eq!(refusal.code, Code::InvalidRequest, "{strange}");

@@ -209,6 +209,12 @@ impl Stream {
         self.reader(&mut state)
     }
 
+    /// Whether this was the last event of the stream, which has ended.
+    pub(super) fn ended_with(&self, last: u64) -> bool {
+        let state = self.state.lock();
+        state.ended && last + 1 == state.end()
+    }
+
     /// Reads the events after this one again.
     pub(super) fn resume(self: &Arc<Self>, last: u64) -> Option<Reader> {
         let mut state = self.state.lock();

@@ -70,6 +70,7 @@ fn json(status: StatusCode, text: Bytes) -> Response {
 }
 
 /// Answers messages over HTTP.
+#[derive(Clone)]
 pub(super) struct Responder {
     pub proxy: Arc<Gateway>,
     pub caller: Caller,
@@ -89,9 +90,12 @@ impl Responder {
     /// Handles a message and waits for its response.
     pub async fn one(self, frame: Frame, place: ConcurrencyPermit) -> Response {
         let sent = InFlight::take(&self.proxy, self.caller.clone(), frame, place);
-        let revision = self.caller.revision;
-        match self.carry(vec![sent]).await {
+        let (id, revision) = (sent.id().cloned(), self.caller.revision);
+        match self.clone().carry(vec![sent]).await {
             Some(ResponseMode::Whole(mut answers)) => match answers.pop() {
+                Some(answer) if answer.is_cancelled() => {
+                    self.cancelled(id.as_ref(), answer.answered.text).await
+                }
                 Some(answer) => whole(answer, revision),
                 None => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
             },
@@ -106,8 +110,11 @@ impl Responder {
     /// A refusal of the whole text if it is not a batch.
     pub async fn batch(self, text: &Bytes, place: ConcurrencyPermit) -> Result<Response, Refusal> {
         let sent = batch::take(&self.proxy, &self.caller, text, place).await?;
-        Ok(match self.carry(sent).await {
-            Some(ResponseMode::Whole(answers)) => all(answers),
+        Ok(match self.clone().carry(sent).await {
+            Some(ResponseMode::Whole(answers)) => match all(answers) {
+                Some(response) => response,
+                None => self.cancelled(None, None).await,
+            },
             Some(ResponseMode::Events(reader)) => sse::response(events(reader)),
             None => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
         })
@@ -186,13 +193,33 @@ impl Responder {
         stream.end();
     }
 
+    /// The response to a request that the client cancelled. A cancelled request should have no
+    /// JSON-RPC response, but its POST must be answered with a stream or a JSON object. A client
+    /// that accepts no stream gets an error, which it ignores: that of its refusal, if there is one.
+    async fn cancelled(&self, id: Option<&Id>, refusal: Option<Bytes>) -> Response {
+        if self.streams {
+            return sse::response(stream::empty());
+        }
+        let text = match refusal {
+            Some(text) => text,
+            None => {
+                let words = "the client cancelled the request";
+                self.reject(&Refusal::new(Code::Cancelled, words), id).await
+            }
+        };
+        json(StatusCode::OK, text)
+    }
+
     async fn too_slow(&self, id: Option<&Id>) -> Bytes {
-        let refusal =
-            Refusal::new(Code::ClientTooSlow, "client did not read the response stream in time");
+        let words = "client did not read the response stream in time";
+        self.reject(&Refusal::new(Code::ClientTooSlow, words), id).await
+    }
+
+    async fn reject(&self, refusal: &Refusal, id: Option<&Id>) -> Bytes {
         let caller = &self.caller;
         let (transport, address) = (caller.transport, caller.client_addr);
         let principal = Some(&*caller.principal);
-        self.proxy.recorder.reject(&refusal, transport, address, principal, None, id).await
+        self.proxy.recorder.reject(refusal, transport, address, principal, None, id).await
     }
 }
 
@@ -213,11 +240,7 @@ fn whole(Answer { answered, asked }: Answer, revision: Revision) -> Response {
         }
         _ => StatusCode::OK,
     };
-    let Some(text) = answered.text else {
-        // Cancelled, so there is no response.
-        return StatusCode::NO_CONTENT.into_response();
-    };
-    let mut response = json(status, text);
+    let mut response = json(status, answered.text.unwrap_or_default());
     if let Some(session) = answered.session
         && let Ok(id) = HeaderValue::from_str(session.id.expose())
     {
@@ -226,22 +249,18 @@ fn whole(Answer { answered, asked }: Answer, revision: Revision) -> Response {
     response
 }
 
-/// The response to a batch.
-fn all(answers: Vec<Answer>) -> Response {
+/// The response to a batch; none if all its requests were cancelled.
+fn all(answers: Vec<Answer>) -> Option<Response> {
     if answers.iter().any(|answer| answer.asked) {
-        return match batch::join(answers) {
-            Some(text) => json(StatusCode::OK, text),
-            // All cancelled.
-            None => StatusCode::NO_CONTENT.into_response(),
-        };
+        return batch::join(answers).map(|text| json(StatusCode::OK, text));
     }
     let refused: Vec<_> =
         answers.into_iter().filter(|answer| answer.answered.refused.is_some()).collect();
     if refused.is_empty() {
-        return StatusCode::ACCEPTED.into_response();
+        return Some(StatusCode::ACCEPTED.into_response());
     }
     let texts = refused.into_iter().filter_map(|answer| answer.answered.text).collect();
-    json(StatusCode::FORBIDDEN, batch::array(texts).unwrap_or_default())
+    Some(json(StatusCode::FORBIDDEN, batch::array(texts).unwrap_or_default()))
 }
 
 /// The session's own stream, or the rest of a broken one.
