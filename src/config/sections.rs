@@ -157,9 +157,16 @@ pub struct Limits {
     /// Maximum number of exchanges of one principal in flight.
     #[schemars(range(min = 1))]
     pub concurrent: usize,
-    /// Maximum number of open legacy sessions, over all clients.
+    /// Maximum number of open legacy sessions, over all clients. A further session ends the
+    /// longest-idle one, of callers without a key first, then of the client with the most. It is
+    /// refused only if all sessions are in use.
     #[schemars(range(min = 1))]
     pub sessions: usize,
+    /// Maximum number of open legacy sessions of one client, or of one network of callers without a
+    /// key (an IPv4 address or an IPv6 /64). Default: a tenth of `sessions`. A further session ends
+    /// the client's longest-idle one.
+    #[schemars(range(min = 1))]
+    pub sessions_per_client: Option<usize>,
     /// Seconds without use after which a legacy session ends.
     #[schemars(range(min = 1))]
     pub session_idle_s: u64,
@@ -211,6 +218,7 @@ impl Default for Limits {
             message_memory_bytes: 512 << 20,
             concurrent: 256,
             sessions: 10_000,
+            sessions_per_client: None,
             session_idle_s: 3_600,
             question_s: 300,
             page: 250,

@@ -151,6 +151,13 @@ impl Clients {
     /// Records the opening and the end of a session. Then ends its subscriptions and its dedicated
     /// instances.
     pub(crate) async fn follow_session(self: Arc<Self>, session: Arc<Session>, caller: Caller) {
+        // Boxed, so that an idle session does not hold the memory of recording.
+        Box::pin(self.session_opened(&session, caller)).await;
+        session.ended().cancelled().await;
+        Box::pin(self.session_ended(&session)).await;
+    }
+
+    async fn session_opened(&self, session: &Session, caller: Caller) {
         let info = session.info.as_ref().and_then(|info| serde_json::from_slice(info).ok());
         self.recorder
             .audit
@@ -161,7 +168,9 @@ impl Clients {
                 client_info: info.as_ref().and_then(claims),
             })
             .await;
-        session.ended().cancelled().await;
+    }
+
+    async fn session_ended(&self, session: &Session) {
         self.recorder
             .audit
             .record_best_effort(SessionEnded {

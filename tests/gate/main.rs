@@ -61,6 +61,7 @@ mod secret_names;
 mod secrets;
 mod secrets_of_clients;
 mod secrets_renewed;
+mod sessions;
 mod shutdown;
 mod signed_images;
 mod streaming;

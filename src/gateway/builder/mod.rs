@@ -297,8 +297,11 @@ impl GatewayBuilder {
             Duration::from_millis(config.audit.deadline_ms),
             closing.clone(),
         );
-        let sessions =
-            Arc::new(Sessions::new(limits.sessions, Duration::from_secs(limits.session_idle_s)));
+        let sessions = Arc::new(Sessions::new(
+            limits.sessions,
+            limits.sessions_per_client,
+            Duration::from_secs(limits.session_idle_s),
+        ));
         let caps = limits.request_caps();
         let admission = Admission::new(limits.concurrent, limits.message_memory_bytes, caps);
         let admission = Arc::new(admission);

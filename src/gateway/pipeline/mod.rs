@@ -41,7 +41,7 @@ use crate::{
     router::{Route, Router},
     server_requests::ServerRequests,
     session::{ClientCapabilities, InFlight, Opening, Session, Sessions},
-    stages::{Caller, ClientContext, Stages, reject_lookalike_method, well_formed},
+    stages::{Caller, ClientContext, Stages, network, reject_lookalike_method, well_formed},
     subscriptions::Subscriptions,
     tasks::Tasks,
     upstream_call::InFlightCalls,
@@ -501,6 +501,7 @@ impl Pipeline {
         let get = |key| greeting.as_ref().and_then(|greeting| greeting.get(key));
         let session = self.sessions.open(Opening {
             owner: client.principal.clone(),
+            network: client.client_addr.map(|address| network(address.ip())),
             view: client.view.clone(),
             transport: client.transport,
             revision: exchange.revision,

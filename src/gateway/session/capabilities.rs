@@ -25,6 +25,12 @@ impl ClientCapabilities {
             .unwrap_or_default()
     }
 
+    /// The same capabilities with another copy of their text. It has no parsed value, which is made
+    /// again when it is needed.
+    pub fn map_text(&self, copy: impl FnOnce(Bytes) -> Bytes) -> Self {
+        Self(Payload::new(copy(self.raw().clone())))
+    }
+
     /// The text as the client sent it.
     pub fn raw(&self) -> &Bytes {
         self.0.raw()

@@ -13,8 +13,10 @@ mod replay;
 mod stream;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fmt,
+    net::IpAddr,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
@@ -39,16 +41,23 @@ pub use calls::{Calls, InFlight};
 pub use capabilities::ClientCapabilities;
 pub use log_level::LogLevel;
 pub use pending_requests::{ClientReply, PendingRequest, PendingRequests};
+use replay::Budget;
 pub use replay::Streams;
 pub use stream::{Event, Reader, Stream, TooSlow};
 
-/// Divisor of all sessions that gives the limit of one principal.
+/// Divisor of all sessions that gives the default limit of one holder.
 const SHARE: usize = 10;
+/// Limit in bytes of a client's text that a session copies. Larger texts stay parts of their
+/// message, which has reserved memory.
+const MAX_COPIED_BYTES: usize = 4 << 10;
+/// Cause of the end of a session whose place another one got.
+const REPLACED: &str = "a newer session took its place, since it was idle longest";
 
 /// One legacy session.
 pub struct Session {
     pub id: SessionId,
     owner: Arc<Principal>,
+    holder: Holder,
     view: View,
     pub revision: Revision,
     used: Mutex<Instant>,
@@ -185,6 +194,12 @@ impl Session {
         self.why.get().copied().unwrap_or_default()
     }
 
+    /// Time since which nobody uses it; `None` while it has a request in flight or a reader.
+    fn idle_since(&self) -> Option<Instant> {
+        let unread = self.streams.own().unread_since().filter(|_| self.calls.is_empty())?;
+        Some(unread.max(*self.used.lock()))
+    }
+
     fn end(&self, why: &'static str) {
         // The first cause counts.
         let _ = self.why.set(why);
@@ -197,6 +212,8 @@ impl Session {
 /// Data for opening a session.
 pub struct Opening {
     pub owner: Arc<Principal>,
+    /// The network of the client's address, if it has one.
+    pub network: Option<IpAddr>,
     pub view: View,
     pub transport: Transport,
     pub revision: Revision,
@@ -205,41 +222,136 @@ pub struct Opening {
     pub info: Option<Bytes>,
 }
 
+/// Unit in which sessions are limited: a principal, or one network of callers without a key.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Holder {
+    kind: PrincipalKind,
+    network: Option<IpAddr>,
+}
+
+impl Holder {
+    fn of(opening: &Opening) -> Self {
+        let network = opening.network.filter(|_| !opening.owner.verified);
+        Self { kind: opening.owner.kind.clone(), network }
+    }
+}
+
 /// All sessions.
 pub struct Sessions {
-    sessions: Mutex<HashMap<SessionId, Arc<Session>>>,
+    table: Mutex<Table>,
     most: usize,
+    most_of_one: usize,
     idle: Duration,
 }
 
-impl Sessions {
-    /// Empty, with at most `most` sessions, each ended after `idle` without use.
-    pub fn new(most: usize, idle: Duration) -> Self {
-        Self { sessions: Mutex::default(), most, idle }
+#[derive(Default)]
+struct Table {
+    sessions: HashMap<SessionId, Arc<Session>>,
+    held: HashMap<Holder, HashSet<SessionId>>,
+}
+
+impl Table {
+    fn held_by(&self, holder: &Holder) -> usize {
+        self.held.get(holder).map_or(0, HashSet::len)
     }
 
-    /// Opens a session.
+    fn insert(&mut self, session: Arc<Session>) {
+        self.held.entry(session.holder.clone()).or_default().insert(session.id.clone());
+        self.sessions.insert(session.id.clone(), session);
+    }
+
+    fn remove(&mut self, id: &SessionId) -> Option<Arc<Session>> {
+        let session = self.sessions.remove(id)?;
+        if let Some(held) = self.held.get_mut(&session.holder) {
+            held.remove(id);
+            if held.is_empty() {
+                self.held.remove(&session.holder);
+            }
+        }
+        Some(session)
+    }
+
+    /// The longest-idle session of a holder.
+    fn idlest_of(&self, holder: &Holder) -> Option<SessionId> {
+        let held = self.held.get(holder)?.iter().filter_map(|id| self.sessions.get(id));
+        let idle = held.filter_map(|session| Some((session.idle_since()?, session)));
+        idle.min_by_key(|(since, _)| *since).map(|(_, session)| session.id.clone())
+    }
+
+    /// The session that ends for another of this principal when all places are taken: of callers
+    /// without a key first, then of the holder with the most sessions, the longest-idle one. A
+    /// caller without a key never displaces one with a key.
+    fn idlest_for(&self, owner: &Principal) -> Option<SessionId> {
+        let all = self.sessions.values();
+        let displaceable = all.filter(|session| owner.verified || !session.owner.verified);
+        let idle = displaceable.filter_map(|session| Some((session.idle_since()?, session)));
+        idle.max_by_key(|(since, session)| {
+            (!session.owner.verified, self.held_by(&session.holder), Reverse(*since))
+        })
+        .map(|(_, session)| session.id.clone())
+    }
+
+    /// The budget of a principal's streams, which all its sessions share.
+    fn budget(&self, kind: &PrincipalKind) -> Option<Arc<Budget>> {
+        let (_, held) = self.held.iter().find(|(holder, _)| holder.kind == *kind)?;
+        let session = held.iter().find_map(|id| self.sessions.get(id))?;
+        Some(session.streams.budget().clone())
+    }
+}
+
+impl Sessions {
+    /// Empty, with at most `most` sessions, `most_of_one` of them of one principal or of one
+    /// network of callers without a key. Each is ended after `idle` without use.
+    pub fn new(most: usize, most_of_one: Option<usize>, idle: Duration) -> Self {
+        let most_of_one = most_of_one.unwrap_or_else(|| most.div_ceil(SHARE));
+        Self { table: Mutex::default(), most, most_of_one, idle }
+    }
+
+    /// Opens a session. If there are too many, the longest-idle one ends: many clients end without
+    /// closing theirs.
     ///
     /// # Errors
-    /// A refusal if there are too many.
+    /// A refusal if there are too many in use.
     pub fn open(&self, opening: Opening) -> Result<Arc<Session>, Refusal> {
         let mut random = [0; 24];
         getrandom::fill(&mut random).map_err(|error| {
             Refusal::new(Code::InterceptorFault, "the session cannot be opened")
                 .detail(format!("the operating system returned no random bytes: {error}"))
         })?;
-        let of_owner = |s: &&Arc<Session>| s.owner.kind == opening.owner.kind;
-        let budget =
-            self.sessions.lock().values().find(of_owner).map(|s| s.streams.budget().clone());
-        let budget = budget.unwrap_or_default();
+        let id = SessionId::presented(&BASE64_URL_SAFE_NO_PAD.encode(random));
+        let holder = Holder::of(&opening);
+        let info = opening.info.map(copied);
+        let abilities = opening.abilities.map_text(copied);
+        let mut table = self.table.lock();
+        let own_full = table.held_by(&holder) >= self.most_of_one;
+        let replaced = if own_full || table.sessions.len() >= self.most {
+            let idlest = match own_full {
+                true => table.idlest_of(&holder),
+                false => table.idlest_for(&opening.owner),
+            };
+            let limit = match own_full {
+                true => format!("limits.sessions-per-client = {}", self.most_of_one),
+                false => format!("limits.sessions = {}", self.most),
+            };
+            let idlest = idlest.ok_or_else(|| {
+                Refusal::new(Code::RateLimited, "too many sessions are in use")
+                    .detail(limit)
+                    .retry_after(Duration::from_secs(60))
+            })?;
+            table.remove(&idlest)
+        } else {
+            None
+        };
+        let budget = table.budget(&holder.kind).unwrap_or_default();
         let session = Arc::new(Session {
-            id: SessionId::presented(&BASE64_URL_SAFE_NO_PAD.encode(random)),
+            id,
             owner: opening.owner,
+            holder,
             view: opening.view,
             revision: opening.revision,
             transport: opening.transport,
-            abilities: opening.abilities,
-            info: opening.info,
+            abilities,
+            info,
             requests: AtomicU64::new(0),
             labels: Mutex::default(),
             used: Mutex::new(Instant::now()),
@@ -251,14 +363,11 @@ impl Sessions {
             ended: CancellationToken::new(),
             why: OnceLock::new(),
         });
-        let mut sessions = self.sessions.lock();
-        let own = sessions.values().filter(|s| s.owner.kind == session.owner.kind).count();
-        if sessions.len() >= self.most || own >= self.most.div_ceil(SHARE) {
-            return Err(Refusal::new(Code::RateLimited, "too many sessions are open")
-                .detail(format!("limits.sessions = {}", self.most))
-                .retry_after(Duration::from_secs(60)));
+        table.insert(session.clone());
+        drop(table);
+        if let Some(replaced) = replaced {
+            replaced.end(REPLACED);
         }
-        sessions.insert(session.id.clone(), session.clone());
         Ok(session)
     }
 
@@ -272,7 +381,7 @@ impl Sessions {
         principal: &Principal,
         view: &View,
     ) -> Result<Arc<Session>, Refusal> {
-        let session = self.sessions.lock().get(id).cloned();
+        let session = self.get(id);
         match session {
             // With other groups or another key, it is not the principal that opened it.
             Some(session) if *session.owner == *principal && session.view == *view => {
@@ -288,51 +397,60 @@ impl Sessions {
 
     /// Ends a session, with a cause for the record.
     pub fn close(&self, id: &SessionId, why: &'static str) {
-        if let Some(session) = self.sessions.lock().remove(id) {
+        let removed = self.table.lock().remove(id);
+        if let Some(session) = removed {
             session.end(why);
         }
     }
 
     /// Ends all sessions of a principal, with a cause for the record.
     pub fn close_of(&self, kind: &PrincipalKind, key: Option<&str>, why: &'static str) {
-        self.sessions.lock().retain(|_, session| {
-            let keep = !session.owner.is(kind, key);
-            if !keep {
-                session.end(why);
-            }
-            keep
-        });
+        self.close_if(why, |session| session.owner.is(kind, key));
     }
 
     /// Ends the sessions that were idle for too long.
     pub fn sweep(&self) {
         let idle = self.idle;
-        self.sessions.lock().retain(|_, session| {
-            let keep = session.used.lock().elapsed() < idle
-                || session.is_heard()
-                || !session.calls.is_empty();
-            if !keep {
-                session.end("nobody used it for `limits.session-idle-s`");
-            }
+        self.close_if("nobody used it for `limits.session-idle-s`", |session| {
             session.streams.sweep();
-            keep
+            session.used.lock().elapsed() >= idle && !session.is_heard() && session.calls.is_empty()
         });
+    }
+
+    fn close_if(&self, why: &'static str, over: impl Fn(&Session) -> bool) {
+        let mut table = self.table.lock();
+        let over: Vec<_> = table
+            .sessions
+            .values()
+            .filter(|session| over(session))
+            .map(|session| session.id.clone())
+            .collect();
+        for id in over {
+            if let Some(session) = table.remove(&id) {
+                session.end(why);
+            }
+        }
     }
 
     /// The session with this id, without a check of its owner: for messages of servers.
     pub fn get(&self, id: &SessionId) -> Option<Arc<Session>> {
-        self.sessions.lock().get(id).cloned()
+        self.table.lock().sessions.get(id).cloned()
     }
 
     /// Every session.
     pub fn all(&self) -> Vec<Arc<Session>> {
-        self.sessions.lock().values().cloned().collect()
+        self.table.lock().sessions.values().cloned().collect()
     }
 
     /// Number of sessions.
     pub fn count(&self) -> usize {
-        self.sessions.lock().len()
+        self.table.lock().sessions.len()
     }
+}
+
+/// A text without the message that it is a part of.
+fn copied(text: Bytes) -> Bytes {
+    if text.len() > MAX_COPIED_BYTES { text } else { Bytes::copy_from_slice(&text) }
 }
 
 #[cfg(test)]
@@ -352,6 +470,7 @@ mod tests {
     fn opening(owner: &Arc<Principal>) -> Opening {
         Opening {
             owner: owner.clone(),
+            network: None,
             view: View::All,
             transport: Transport::Http,
             revision: Revision::LATEST_LEGACY,
@@ -362,7 +481,7 @@ mod tests {
 
     #[test]
     fn a_session_is_its_openers_alone() {
-        let sessions = Sessions::new(11, Duration::from_secs(60));
+        let sessions = Sessions::new(11, None, Duration::from_secs(60));
         let (a, b) = (principal("a"), principal("b"));
         let session = sessions.open(opening(&a)).unwrap();
         assert!(sessions.find(&session.id, &a, &View::All).is_ok());
@@ -374,11 +493,6 @@ mod tests {
         ] {
             assert_eq!(result.err().unwrap().code, Code::SessionUnknown);
         }
-        for _ in 0..2 {
-            sessions.open(opening(&b)).unwrap();
-        }
-        let refusal = sessions.open(opening(&b)).err().unwrap();
-        assert_eq!(refusal.code, Code::RateLimited);
         sessions.close(&session.id, "the test says so");
         assert_eq!(session.end_reason(), "the test says so");
         assert!(sessions.find(&session.id, &a, &View::All).is_err());
@@ -387,7 +501,7 @@ mod tests {
 
     #[test]
     fn idle_sessions_end_and_their_requests_with_them() {
-        let sessions = Sessions::new(2, Duration::ZERO);
+        let sessions = Sessions::new(2, Some(2), Duration::ZERO);
         let session = sessions.open(opening(&principal("a"))).unwrap();
         let cancel = CancellationToken::new();
         let under_way = session.calls.begin(&Id::from(1), cancel.clone()).unwrap();
@@ -398,5 +512,50 @@ mod tests {
         drop(under_way);
         sessions.sweep();
         assert_eq!(sessions.count(), 0);
+    }
+
+    #[test]
+    fn the_longest_idle_session_gives_way_and_none_in_use_does() {
+        let sessions = Sessions::new(4, Some(3), Duration::from_secs(60));
+        let (a, b) = (principal("a"), principal("b"));
+        let other = sessions.open(opening(&b)).unwrap();
+        let [first, second, third] = [(); 3].map(|()| sessions.open(opening(&a)).unwrap());
+        let reader = first.listen();
+        let call = second.calls.begin(&Id::from(1), CancellationToken::new()).unwrap();
+        let fourth = sessions.open(opening(&a)).unwrap();
+        assert_eq!(third.end_reason(), REPLACED);
+        assert!(sessions.find(&fourth.id, &a, &View::All).is_ok());
+        let _reader = fourth.listen();
+        let refusal = sessions.open(opening(&a)).err().unwrap();
+        assert_eq!(refusal.code, Code::RateLimited);
+        assert_eq!(refusal.detail.as_deref(), Some("limits.sessions-per-client = 3"));
+        // A reader that left a moment ago was in use until then.
+        drop((reader, call));
+        sessions.open(opening(&a)).unwrap();
+        assert_eq!(second.end_reason(), REPLACED);
+        assert!(!other.ended().is_cancelled() && !first.ended().is_cancelled());
+        assert_eq!(sessions.count(), 4);
+    }
+
+    #[test]
+    fn callers_without_a_key_have_places_by_network_and_displace_nobody_with_a_key() {
+        let sessions = Sessions::new(3, Some(2), Duration::from_secs(60));
+        let from = |address: &str| {
+            let network = Some(address.parse().unwrap());
+            sessions.open(Opening { network, ..opening(&Principal::anonymous()) })
+        };
+        let keyed = sessions.open(opening(&principal("a"))).unwrap();
+        let [one, two] = ["2001:db8::", "192.0.2.1"].map(|address| from(address).unwrap());
+        // All places are taken: the longest-idle session without a key gives way.
+        let three = from("192.0.2.2").unwrap();
+        assert_eq!(one.end_reason(), REPLACED);
+        let four = sessions.open(opening(&principal("b"))).unwrap();
+        assert_eq!(two.end_reason(), REPLACED);
+        sessions.close(&three.id, "the test says so");
+        sessions.open(opening(&principal("c"))).unwrap();
+        assert_eq!(from("192.0.2.3").err().unwrap().code, Code::RateLimited);
+        assert!(!keyed.ended().is_cancelled() && !four.ended().is_cancelled());
+        sessions.open(opening(&principal("d"))).unwrap();
+        assert_eq!(keyed.end_reason(), REPLACED);
     }
 }

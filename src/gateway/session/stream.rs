@@ -268,6 +268,12 @@ impl Stream {
         }
     }
 
+    /// Time since which the stream has no reader; `None` if it has one.
+    pub(super) fn unread_since(&self) -> Option<Instant> {
+        let state = self.state.lock();
+        (!state.heard).then_some(state.since)
+    }
+
     /// Whether no further events will follow.
     pub(super) fn has_ended(&self) -> bool {
         self.state.lock().ended

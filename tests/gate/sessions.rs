@@ -1,0 +1,70 @@
+//! Limits of sessions, whose clients often go without closing them.
+
+use futures_util::{StreamExt, stream};
+use serde_json::json;
+
+use crate::support::{
+    agent::Agent,
+    gate::Setup,
+    wire::{self, ORDINARY},
+};
+
+const HELLO: &str = r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{},"clientInfo":{"name":"gate","version":"1"}}}"#;
+
+#[tokio::test]
+async fn sessions_that_their_client_left_make_room_for_new_ones() {
+    let limits = "[limits]\nsessions = 30\nsessions-per-client = 10";
+    let written = Setup::notes().and(limits).keyed().write();
+    let (a, b) = (written.add_client("a", &[]).await, written.add_client("b", &[]).await);
+    let gate = written.start().await;
+    let url = gate.url("/mcp");
+    let other = Agent::legacy(&url, Some(&b)).await.unwrap();
+    let key = format!("Bearer {a}");
+    let headers: Vec<_> =
+        ORDINARY.iter().copied().chain([("Authorization", key.as_str())]).collect();
+    let opened = stream::iter(0..3_000)
+        .map(|_| wire::post(gate.addr, "/mcp", &headers, HELLO.as_bytes()))
+        .buffer_unordered(16);
+    let replies: Vec<_> = opened.collect().await;
+    let refused: Vec<_> =
+        replies.iter().filter(|reply| reply.header("mcp-session-id").is_none()).collect();
+    assert!(refused.is_empty(), "{} refused: {:#?}", refused.len(), refused[0]);
+    // Only sessions of the same client ended, the longest idle first.
+    assert!(!other.names("tools/list").await.is_empty());
+    let newest = Agent::legacy(&url, Some(&a)).await.unwrap();
+    assert!(!newest.names("tools/list").await.is_empty());
+    let ended = gate.records(&["event = session-ended", "--limit", "5"]).await;
+    let reason = "a newer session took its place, since it was idle longest";
+    assert!(ended.iter().all(|record| record["reason"] == reason), "{ended:#?}");
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn callers_without_a_key_are_told_apart_by_address() {
+    let gate = Setup::notes().and("[limits]\nsessions-per-client = 1").start().await;
+    let post = async |from: &str, session: Option<&str>, body: &str| {
+        let session = session.map(|id| format!("Mcp-Session-Id: {id}\r\n")).unwrap_or_default();
+        let head = format!(
+            "POST /mcp HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Type: application/json\r\n\
+             Accept: application/json, text/event-stream\r\n{session}Content-Length: {}\r\n\r\n{body}",
+            gate.addr,
+            body.len()
+        );
+        wire::raw_from(from.parse().unwrap(), gate.addr, head.as_bytes()).await
+    };
+    let open = async |from| {
+        let reply = post(from, None, HELLO).await;
+        reply.header("mcp-session-id").unwrap().to_owned()
+    };
+    let ping = json!({ "jsonrpc": "2.0", "id": 2, "method": "ping" }).to_string();
+    let first = open("127.0.0.1").await;
+    let other = open("127.0.0.2").await;
+    assert_eq!(post("127.0.0.1", Some(&first), &ping).await.status, 200);
+    // A second one of the same address takes the place of the first.
+    let second = open("127.0.0.1").await;
+    assert_eq!(post("127.0.0.1", Some(&first), &ping).await.refusal(), "session-unknown");
+    for (from, session) in [("127.0.0.1", &second), ("127.0.0.2", &other)] {
+        assert_eq!(post(from, Some(session), &ping).await.status, 200);
+    }
+    gate.stop().await;
+}
