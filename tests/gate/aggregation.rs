@@ -250,6 +250,46 @@ async fn of_two_templates_for_one_uri_neither_is_guessed() {
 }
 
 #[tokio::test]
+async fn an_unlisted_resource_is_of_the_only_server_that_could_have_it() {
+    let reads = r#"
+        @id("lists")
+        permit (principal, action in [Portcullis::Action::"connect", Portcullis::Action::"list_tools"], resource);
+        @id("reads")
+        permit (principal, action == Portcullis::Action::"read_resource", resource)
+        when { resource.uri like "*://open/*" };
+    "#;
+    let read = async |agent: &Agent, uri: &str| {
+        agent.ask("resources/read", json!({ "uri": uri })).await.map_err(|error| code_of(&error))
+    };
+    let tools = json!({ "tools": ["a"], "capabilities": { "tools": {} } });
+    let one = lister("one", "prefix = \"\"", json!({ "resources": ["x://1"] }));
+    let gate = Setup::new(&one).and(&lister("two", "", tools)).policies(reads).start().await;
+    for agent in [gate.legacy().await, gate.modern()] {
+        // From their first handshake on, it is known which servers have resources.
+        agent.names("tools/list").await;
+        let found = read(&agent, "y://open/2").await.unwrap();
+        assert_eq!(found["contents"][0]["text"], "one:y://open/2");
+        // Policies decide as for a listed one.
+        assert_eq!(read(&agent, "y://closed/2").await.unwrap_err(), "unknown-target");
+    }
+    gate.stop().await;
+
+    // Of two servers that could have it, none is guessed, except where policy leaves only one.
+    let two = lister("two", "", json!({ "resources": ["x://2"] }));
+    let gate = Setup::new(&one).and(&two).start().await;
+    assert_eq!(read(&gate.modern(), "y://open/2").await.unwrap_err(), "unknown-target");
+    gate.stop().await;
+    let only = r#"
+        @id("two")
+        permit (principal, action, resource in Portcullis::Server::"two");
+    "#;
+    let gate = Setup::new(&one).and(&two).policies(only).start().await;
+    let found = read(&gate.modern(), "y://open/2").await.unwrap();
+    assert_eq!(found["contents"][0]["text"], "two:y://open/2");
+    gate.stop().await;
+}
+
+#[tokio::test]
 async fn what_a_client_may_see_is_suggested_and_nothing_else() {
     let tools = ["read_note", "read_nose", "write"];
     let gate = Setup::new(&lister("a", "", json!({ "tools": tools })))

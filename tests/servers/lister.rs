@@ -46,11 +46,14 @@ fn result(spec: &Value, method: &str, params: &Value) -> Option<Value> {
     };
     let text = |text: String| json!({ "type": "text", "text": text });
     Some(match method {
-        "initialize" => json!({
-            "protocolVersion": params["protocolVersion"],
-            "capabilities": { "tools": {}, "prompts": {}, "resources": {}, "completions": {} },
-            "serverInfo": { "name": "lister", "version": "1" },
-        }),
+        "initialize" => {
+            let all = json!({ "tools": {}, "prompts": {}, "resources": {}, "completions": {} });
+            json!({
+                "protocolVersion": params["protocolVersion"],
+                "capabilities": spec.get("capabilities").unwrap_or(&all),
+                "serverInfo": { "name": "lister", "version": "1" },
+            })
+        }
         "ping" => json!({}),
         "tools/list" => list(spec, "tools", "tools", "name", params),
         "prompts/list" => list(spec, "prompts", "prompts", "name", params),

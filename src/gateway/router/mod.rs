@@ -172,7 +172,8 @@ impl Router {
             }
             Method::RESOURCES_READ | "resources/subscribe" | "resources/unsubscribe" => {
                 let uri = required(&object()?, "uri")?;
-                let server = self.holder((client, view), &uri, sight).await?;
+                let server =
+                    self.holder((client, view), &uri, Unlisted::ToOnlyServer, sight).await?;
                 Ok(Route { server: Some(server), target: Target::Resource { uri }, params: None })
             }
             Method::COMPLETE => {
@@ -183,7 +184,8 @@ impl Router {
                 let outer = match reference(&raw)? {
                     Reference::Prompt(name) => name,
                     Reference::Resource(uri) => {
-                        let server = self.holder((client, view), &uri, sight).await?;
+                        let server =
+                            self.holder((client, view), &uri, Unlisted::Unknown, sight).await?;
                         let target = Target::Resource { uri };
                         return Ok(Route { server: Some(server), target, params: None });
                     }
@@ -318,10 +320,13 @@ impl Router {
     /// The server of a resource: the first in the config that lists it, otherwise the first with a
     /// matching template. Only servers whose resource the principal may read are involved. A server
     /// that is unavailable keeps its last list, so no other can take over its resources meanwhile.
+    /// Servers may have resources that they do not list: an unlisted one is requested from the only
+    /// server that could have it.
     async fn holder(
         &self,
         (client, view): (&ClientContext, &View),
         uri: &str,
+        unlisted: Unlisted,
         sight: &dyn Visibility,
     ) -> Result<Arc<Server>, Refusal> {
         if let View::One(name) = view {
@@ -371,13 +376,19 @@ impl Router {
                 }
             }
         }
-        match first {
-            Some((shelf, _)) => Ok(shelf.server.clone()),
-            None => {
-                let refusal = Refusal::new(Code::Unknown, "the resource does not exist");
-                Err(refusal.data("uri", uri.into()))
+        if let Some((shelf, _)) = first {
+            return Ok(shelf.server.clone());
+        }
+        if unlisted == Unlisted::ToOnlyServer {
+            let able =
+                join_all(candidates.iter().map(async |shelf| may_have_resources(shelf).await));
+            let able = candidates.iter().zip(able.await).filter(|(_, able)| *able);
+            if let [(shelf, _)] = able.collect::<Vec<_>>()[..] {
+                return Ok(shelf.server.clone());
             }
         }
+        let refusal = Refusal::new(Code::Unknown, "the resource does not exist");
+        Err(refusal.data("uri", uri.into()))
     }
 
     /// Requests missing lists from their servers again, since the cause may be over. Listeners are
@@ -434,6 +445,22 @@ impl Router {
         });
         nearest_of(name, names, |item| sight.item(offer, item))
     }
+}
+
+/// Handling of a resource that no server lists and no template matches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Unlisted {
+    /// It goes to the only server that could have it.
+    ToOnlyServer,
+    /// It does not exist.
+    Unknown,
+}
+
+/// Whether a server could have resources: not if its last handshake declares none.
+async fn may_have_resources(shelf: &ServerLists) -> bool {
+    let Some(greeting) = shelf.server.greeting().await else { return true };
+    let resources = greeting.words.value().pointer("/capabilities/resources");
+    resources.is_some_and(|resources| !resources.is_null())
 }
 
 /// A server's list if it arrives soon, otherwise its last one.
