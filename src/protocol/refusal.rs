@@ -98,6 +98,9 @@ codes! {
     SessionUnknown = "session-unknown", REFUSED, 404;
     /// The text is not JSON, or not a single JSON-RPC 2.0 message.
     Malformed = "malformed", PARSE, 400;
+    /// A number of the message is too large for a 64-bit float, such as `1e400`. Policies could not
+    /// compare it, and servers read it differently.
+    NumberOutOfRange = "number-out-of-range", INVALID_REQUEST, 400;
     /// A member of the JSON-RPC message is missing or has the wrong type.
     InvalidRequest = "invalid-request", INVALID_REQUEST, 400;
     /// Parameters that policies read are missing or have the wrong type.

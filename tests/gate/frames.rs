@@ -59,6 +59,21 @@ async fn each_broken_frame_has_its_code() {
             b"\xef\xbb\xbf{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"ping\"}".to_vec(),
             "malformed",
         ),
+        (
+            "a number beyond every float",
+            call(r#"{"name":"crooked__echo","arguments":{"text":1e400}}"#).into(),
+            "number-out-of-range",
+        ),
+        (
+            "a handshake without params",
+            br#"{"jsonrpc":"2.0","id":1,"method":"initialize"}"#.to_vec(),
+            "invalid-params",
+        ),
+        (
+            "a handshake without a revision",
+            br#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{}}"#.to_vec(),
+            "invalid-params",
+        ),
         ("bottomless", bottomless.into(), "too-large"),
         ("a string", b"\"ping\"".to_vec(), "invalid-request"),
         ("no version", br#"{"id":1,"method":"ping"}"#.to_vec(), "invalid-request"),

@@ -164,6 +164,8 @@ pub enum Flaw {
     DuplicateKey,
     #[error("a key differs from a known key only in case or a look-alike letter")]
     MisspelledKey,
+    #[error("a number is too large for a 64-bit float (line {line}, column {column})")]
+    NumberOutOfRange { line: usize, column: usize },
     #[error("the message is not JSON (line {line}, column {column})")]
     Syntax { line: usize, column: usize },
     #[error("{0}")]
@@ -181,7 +183,18 @@ impl Flaw {
             | Self::CrowdedObject(_) => Code::TooLarge,
             Self::NotUtf8 | Self::Syntax { .. } => Code::Malformed,
             Self::DuplicateKey | Self::MisspelledKey => Code::DuplicateKey,
+            Self::NumberOutOfRange { .. } => Code::NumberOutOfRange,
             Self::Shape(_) => Code::InvalidRequest,
+        }
+    }
+
+    /// Flaw of a text that the parser refused.
+    fn of_parser(error: &serde_json::Error) -> Self {
+        let (line, column) = (error.line(), error.column());
+        // The parser has no other sign of it.
+        match error.to_string().starts_with("number out of range") {
+            true => Self::NumberOutOfRange { line, column },
+            false => Self::Syntax { line, column },
         }
     }
 }
@@ -210,7 +223,7 @@ pub fn check(text: &[u8], what: Text, caps: Caps) -> Result<Counts, Flaw> {
     match (walked, state.flaw.take()) {
         (_, Some(flaw)) => Err(flaw),
         (Ok(()), None) => Ok(Counts { nodes: state.nodes.get(), keys: state.keys.get() }),
-        (Err(error), None) => Err(Flaw::Syntax { line: error.line(), column: error.column() }),
+        (Err(error), None) => Err(Flaw::of_parser(&error)),
     }
 }
 
@@ -429,7 +442,9 @@ mod tests {
             (br#"[{"a":1},{"a":2}]"#, None),
             (b"{\"a\":\"\xff\"}", Some(Flaw::NotUtf8)),
             (br#""\ud800""#, Some(Flaw::Syntax { line: 1, column: 8 })),
-            (b"1e999", Some(Flaw::Syntax { line: 1, column: 5 })),
+            (b"1e999", Some(Flaw::NumberOutOfRange { line: 1, column: 5 })),
+            (br#"{"a":[-1E400]}"#, Some(Flaw::NumberOutOfRange { line: 1, column: 12 })),
+            (b"[1e308, 1e-400, 18446744073709551616]", None),
             (b"{} {}", Some(Flaw::Syntax { line: 1, column: 4 })),
             (b"", Some(Flaw::Syntax { line: 1, column: 0 })),
             (b"\xef\xbb\xbf{}", Some(Flaw::Syntax { line: 1, column: 1 })),

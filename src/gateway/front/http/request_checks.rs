@@ -182,7 +182,7 @@ pub(super) fn speaks(headers: &HeaderMap, frame: &Frame) -> Result<DetectedEra, 
     let meta = params.and_then(|params| params.object("_meta"));
     let claimed = meta.as_ref().and_then(|meta| meta.string(META_REVISION));
     if method == Method::INITIALIZE && claimed.is_none() {
-        return Ok(DetectedEra::Greeting(greeted(params)));
+        return Ok(DetectedEra::Greeting(greeted(params)?));
     }
     let session = header_text(headers, "mcp-session-id")?.map(|id| SessionId::presented(&id));
     let revision = named(version.as_deref())?;
@@ -297,12 +297,15 @@ pub(super) fn params(headers: &HeaderMap, transport: Transport) -> Option<Arc<He
 
 /// The revision to negotiate: the client's, if it is a known legacy revision; otherwise the latest
 /// legacy one.
-pub(in crate::front) fn greeted(params: Option<&Object>) -> Revision {
-    params
-        .and_then(|params| params.string("protocolVersion"))
-        .and_then(|version| Revision::parse(&version))
-        .filter(|revision| !revision.is_modern())
-        .unwrap_or(Revision::LATEST_LEGACY)
+///
+/// # Errors
+/// A refusal if the client names no revision.
+pub(in crate::front) fn greeted(params: Option<&Object>) -> Result<Revision, Refusal> {
+    let version = params.and_then(|params| params.string("protocolVersion")).ok_or_else(|| {
+        Refusal::new(Code::InvalidParams, "`initialize` needs `params` with a `protocolVersion`")
+    })?;
+    let revision = Revision::parse(&version).filter(|revision| !revision.is_modern());
+    Ok(revision.unwrap_or(Revision::LATEST_LEGACY))
 }
 
 /// The session, if the header does not name a revision other than the negotiated one.
