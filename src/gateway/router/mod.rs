@@ -23,7 +23,7 @@ use crate::stages::ClientContext;
 use portcullis_protocol::tool_names;
 use portcullis_protocol::{
     codec::Object,
-    exchange::{Definition, Method, Target, View},
+    exchange::{Definition, Method, Revision, Target, View},
     names::{ServerName, nearest_of},
     refusal::{Code, Refusal},
 };
@@ -381,7 +381,7 @@ impl Router {
         }
         if unlisted == Unlisted::ToOnlyServer {
             let able =
-                join_all(candidates.iter().map(async |shelf| may_have_resources(shelf).await));
+                join_all(candidates.iter().map(async |shelf| may_have_resources(shelf, client.revision).await));
             let able = candidates.iter().zip(able.await).filter(|(_, able)| *able);
             if let [(shelf, _)] = able.collect::<Vec<_>>()[..] {
                 return Ok(shelf.server.clone());
@@ -457,8 +457,8 @@ enum Unlisted {
 }
 
 /// Whether a server could have resources: not if its last handshake declares none.
-async fn may_have_resources(shelf: &ServerLists) -> bool {
-    let Some(greeting) = shelf.server.greeting().await else { return true };
+async fn may_have_resources(shelf: &ServerLists, client: Revision) -> bool {
+    let Some(greeting) = shelf.server.greeting(client).await else { return true };
     let resources = greeting.words.value().pointer("/capabilities/resources");
     resources.is_some_and(|resources| !resources.is_null())
 }
