@@ -4,8 +4,7 @@
 use std::{borrow::Cow, fmt::Write as _, ops::Range};
 
 /// Error: the text is not JSON.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the payload is not JSON")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Malformed;
 
 /// Limit of a displayed pointer in characters.

@@ -1,12 +1,11 @@
 //! Finds secrets in one text: keywords by Aho-Corasick first, then the rule's regex around each of
-//! them; the same in what the text encodes, and in what that encodes.
+//! them.
 
 use std::{collections::HashSet, ops::Range};
 
 use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
 
 use super::{
-    encodings::{Allowance, View, lines, views},
     layers::Layers,
     rules::{IllegalRules, Rule},
 };
@@ -19,43 +18,11 @@ pub(super) struct Hit {
     pub range: Range<usize>,
 }
 
-/// Remaining budget of a scan. A scan never fails for want of it: it looks less closely.
-pub(super) struct Budget {
-    /// Bytes of rejected matches in which another match is searched. Beyond them, the search
-    /// continues after a rejected match.
-    rejected: usize,
-    /// Bytes that may be decoded.
-    decoded: Allowance,
-    /// Bytes of JSON documents within strings, and of joined lines, for [`Budget::spend`].
-    work: usize,
-}
+/// Remaining budget of a scan: bytes that regexes read.
+pub(super) struct Budget(pub usize);
 
-/// Limit in bytes for a short text, in addition to a multiple of its length.
-const BASE_BYTES: usize = 1 << 20;
-const REJECTED_FACTOR: usize = 4;
-const DECODED_FACTOR: usize = 4;
-const BASE_WORK_BYTES: usize = 16 << 20;
-const WORK_FACTOR: usize = 4;
-/// Limit of encodings within each other.
-const MAX_DEPTH: usize = 3;
-
-impl Budget {
-    /// Budget for a text of that size.
-    pub(super) fn of(bytes: usize) -> Self {
-        let limit = |base: usize, factor: usize| base.saturating_add(bytes.saturating_mul(factor));
-        Self {
-            rejected: limit(BASE_BYTES, REJECTED_FACTOR),
-            decoded: Allowance(limit(BASE_BYTES, DECODED_FACTOR)),
-            work: limit(BASE_WORK_BYTES, WORK_FACTOR),
-        }
-    }
-
-    /// Takes bytes of work beside the scan itself.
-    pub(super) fn spend(&mut self, bytes: usize) -> Result<(), Spent> {
-        self.work = self.work.checked_sub(bytes).ok_or(Spent)?;
-        Ok(())
-    }
-}
+/// Cost of a byte of a rejected match, whose groups and entropy were checked too.
+const REJECTED_BYTE_COST: usize = 16;
 
 /// Error: the budget is used up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -138,57 +105,27 @@ impl Scanner {
         id >= self.rules.len()
     }
 
-    /// All secrets in the UTF-8 text, including those behind escapes (see [`Layers`]) and encodings
-    /// (see [`views`]). Ranges begin and end between characters, and between escapes; they may
-    /// overlap.
-    pub(super) fn scan(&self, text: &[u8], budget: &mut Budget) -> Vec<Hit> {
-        if text.len() < self.shortest {
-            return Vec::new();
-        }
-        let mut hits = self.scan_to_depth(text, 0, budget);
-        hits.sort_unstable_by_key(|hit| (hit.range.start, hit.range.end, hit.id));
-        hits.dedup();
-        hits
-    }
-
-    fn scan_to_depth(&self, text: &[u8], depth: usize, budget: &mut Budget) -> Vec<Hit> {
+    /// All secrets in the UTF-8 text, including those behind escapes (see [`Layers`]). Ranges begin
+    /// and end between characters and between escapes; they may overlap.
+    pub(super) fn scan(&self, text: &[u8], budget: &mut Budget) -> Result<Vec<Hit>, Spent> {
         let mut hits = Vec::new();
+        if text.len() < self.shortest {
+            return Ok(hits);
+        }
         let layers = Layers::of(text);
-        let last = layers.texts().count() - 1;
-        for (layer, text) in layers.texts().enumerate() {
-            let mut found = self.scan_layer(text, budget);
-            // No encoded text contains a backslash: the last layer has all of them.
-            if layer == last && depth < MAX_DEPTH {
-                let in_view = |view: &View, budget: &mut Budget| {
-                    let mut inner = self.scan_to_depth(&view.text, depth + 1, budget);
-                    inner.retain_mut(|hit| match view.locate(&hit.range) {
-                        Some(range) => {
-                            hit.range = range;
-                            widen(text, &mut hit.range);
-                            true
-                        }
-                        None => false,
-                    });
-                    inner
-                };
-                let joined = lines(text, &mut budget.decoded);
-                let joined = joined.map(|view| in_view(&view, budget)).unwrap_or_default();
-                for view in views(text, &mut budget.decoded) {
-                    found.extend(in_view(&view, budget));
-                }
-                // A secret that ends with its line does not continue on the next one.
-                let known = merged(&found);
-                found.extend(joined.into_iter().filter(|hit| !overlaps(&known, &hit.range)));
-            }
+        for (depth, text) in layers.texts().enumerate() {
+            let found = self.scan_layer(text, budget)?;
             let mut ranges: Vec<_> = found.iter().map(|hit| hit.range.clone()).collect();
-            layers.locate(layer, &mut ranges);
+            layers.locate(depth, &mut ranges);
             hits.extend(found.into_iter().zip(ranges).map(|(hit, range)| Hit { range, ..hit }));
         }
-        hits
+        hits.sort_unstable_by_key(|hit| (hit.range.start, hit.range.end, hit.id));
+        hits.dedup();
+        Ok(hits)
     }
 
-    /// All secrets in the text without resolving anything.
-    fn scan_layer(&self, text: &[u8], budget: &mut Budget) -> Vec<Hit> {
+    /// All secrets in the text without resolving escapes.
+    fn scan_layer(&self, text: &[u8], budget: &mut Budget) -> Result<Vec<Hit>, Spent> {
         let mut hits = Vec::new();
         if let Some(known) = &self.known {
             hits.extend(known.find_iter(text).map(|found| Hit {
@@ -198,12 +135,13 @@ impl Scanner {
         }
         for window in self.windows(text) {
             let Some(rule) = self.rules.get(window.rule) else { continue };
-            search(rule, text, &window, budget, &mut hits);
+            budget.0 = budget.0.checked_sub(window.end - window.start).ok_or(Spent)?;
+            search(rule, text, &window, budget, &mut hits)?;
         }
         for hit in &mut hits {
             widen(text, &mut hit.range);
         }
-        hits
+        Ok(hits)
     }
 
     /// Ranges to try each rule in: around each keyword, with adjacent windows of one rule joined,
@@ -242,53 +180,36 @@ impl Scanner {
 }
 
 /// Tries one rule in one window.
-fn search(rule: &Rule, text: &[u8], window: &Window, budget: &mut Budget, hits: &mut Vec<Hit>) {
+fn search(
+    rule: &Rule,
+    text: &[u8],
+    window: &Window,
+    budget: &mut Budget,
+    hits: &mut Vec<Hit>,
+) -> Result<(), Spent> {
     let seen = text.get(..window.end).unwrap_or(text);
     let mut at = window.start;
-    while at <= seen.len()
-        && let Some(found) = rule.regex.find_at(seen, at)
-    {
+    while let Some(found) = rule.regex.find_at(seen, at) {
         let whole = found.range();
-        let group = || {
-            let groups = rule.regex.captures_at(seen, whole.start)?;
-            groups.get(1).map(|group| group.range())
-        };
-        let secret = if rule.is_whole { None } else { group() }.unwrap_or_else(|| whole.clone());
+        let secret = rule
+            .regex
+            .captures_at(seen, whole.start)
+            .and_then(|groups| groups.get(1).map(|group| group.range()))
+            .unwrap_or_else(|| whole.clone());
         if seen.get(secret.clone()).is_some_and(|secret| rule.accepts(secret)) {
             // The character after a secret may be the one before the next.
             at = secret.end.max(whole.start + 1);
             hits.push(Hit { id: window.rule, range: secret });
-            continue;
+        } else {
+            // A rejected match may hide one that begins within it.
+            budget.0 = budget.0.checked_sub(REJECTED_BYTE_COST * whole.len()).ok_or(Spent)?;
+            at = whole.start + 1;
         }
-        // A rejected match may hide one that begins within it.
-        at = match budget.rejected.checked_sub(whole.len()) {
-            Some(left) => {
-                budget.rejected = left;
-                whole.start + 1
-            }
-            None => whole.end.max(whole.start + 1),
-        };
+        if at > seen.len() {
+            break;
+        }
     }
-}
-
-/// Ranges of hits, in order and disjoint.
-fn merged(hits: &[Hit]) -> Vec<Range<usize>> {
-    let mut ranges: Vec<_> = hits.iter().map(|hit| hit.range.clone()).collect();
-    ranges.sort_unstable_by_key(|range| range.start);
-    ranges.dedup_by(|next, last| {
-        let joined = next.start < last.end;
-        if joined {
-            last.end = last.end.max(next.end);
-        }
-        joined
-    });
-    ranges
-}
-
-/// Whether a range overlaps any of these, which are in order and disjoint.
-fn overlaps(ranges: &[Range<usize>], range: &Range<usize>) -> bool {
-    let next = ranges.get(ranges.partition_point(|known| known.end <= range.start));
-    next.is_some_and(|known| known.start < range.end)
+    Ok(())
 }
 
 /// Extends a range to character boundaries.
