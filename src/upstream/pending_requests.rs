@@ -51,7 +51,7 @@ impl PendingServerRequests {
     }
 
     /// Cancels a server request: the sender of its answer is closed. A cancellation can come on
-    /// another stream than its request; it counts if only one request has the id.
+    /// the stream of no call; it counts if only one request has the id.
     pub fn take_back(&self, stream: StreamOfCall, params: Option<&Bytes>) {
         let id = params
             .and_then(|params| Object::parse(params.clone()).ok())
@@ -59,9 +59,13 @@ impl PendingServerRequests {
             .and_then(|id| Id::parse(id).ok());
         let Some(id) = id else { return };
         let mut open = self.open.lock();
+        let stream_is_of_call = stream.is_some();
         let own = (stream, id);
         if let Some(waiting) = open.remove(&own) {
             return waiting.abort();
+        }
+        if stream_is_of_call {
+            return;
         }
         let mut same = open.keys().filter(|(_, id)| *id == own.1);
         if let (Some(only), None) = (same.next().cloned(), same.next()) {

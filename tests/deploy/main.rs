@@ -76,9 +76,9 @@ fn an_agent_has_the_proxy_and_nothing_else() {
     assert!(!proxy["Mounts"].to_string().contains("docker.sock"), "{}", proxy["Mounts"]);
     assert!(guard["Mounts"].to_string().contains("docker.sock"));
     assert_eq!(guard["HostConfig"]["NetworkMode"], "none");
-    // The server that was called runs in a container that the guard labelled.
+    // The server that was called runs in containers that the guard labelled, one for each era.
     let label = "label=dev.portcullis.guard=agent";
-    assert_eq!(output("docker", &["ps", "-q", "--filter", label]).lines().count(), 1);
+    assert!(!output("docker", &["ps", "-q", "--filter", label]).is_empty());
 
     // From the agent's network nobody gets to this machine, as from the engine's own.
     assert!(!reaches_this_machine(&project.network("agents")));

@@ -380,8 +380,11 @@ impl Router {
             return Ok(shelf.server.clone());
         }
         if unlisted == Unlisted::ToOnlyServer {
-            let able =
-                join_all(candidates.iter().map(async |shelf| may_have_resources(shelf, client.revision).await));
+            let able = join_all(
+                candidates
+                    .iter()
+                    .map(async |shelf| may_have_resources(shelf, client.revision).await),
+            );
             let able = candidates.iter().zip(able.await).filter(|(_, able)| *able);
             if let [(shelf, _)] = able.collect::<Vec<_>>()[..] {
                 return Ok(shelf.server.clone());

@@ -212,7 +212,7 @@ impl Stream {
     /// Whether this was the last event of the stream, which has ended.
     pub(super) fn ended_with(&self, last: u64) -> bool {
         let state = self.state.lock();
-        state.ended && last + 1 == state.end()
+        state.ended && last.checked_add(1) == Some(state.end())
     }
 
     /// Reads the events after this one again.

@@ -311,23 +311,24 @@ impl Subscriptions {
             shown && sight.server(server)
         };
         // The subscribers, if the change is of one resource.
-        let hearers = uri.map(|uri| self.watches.hearers(server, &uri));
+        let hearers = uri.map(|uri| self.watches.hearers(server, party, &uri));
         let mut told = false;
         let now = self.router.server(server);
-        // A client gets the changes of the instances that serve it and its lists.
+        // A client gets the changes of the lists of the instances that serve it and its lists.
         let has = |guest: &ClientContext| match &now {
             Some(server) => {
                 guest.party_key(server).as_ref() == party
-                    || hearers.is_none() && guest.list_source(server).key() == party
+                    || guest.list_source(server).key() == party
             }
             None => party.is_none(),
         };
         for session in self.sessions.all() {
-            let meant = hearers
-                .as_ref()
-                .is_none_or(|hearers| hearers.contains(&Subscriber::Session(session.id.clone())));
             let guest = ClientContext::at(&session);
-            if !meant || !session.is_heard() || !has(&guest) || !sees(&guest) {
+            let meant = match &hearers {
+                Some(hearers) => hearers.contains(&Subscriber::Session(session.id.clone())),
+                None => has(&guest),
+            };
+            if !meant || !session.is_heard() || !sees(&guest) {
                 continue;
             }
             told = true;
@@ -339,9 +340,9 @@ impl Subscriptions {
         for (key, listener) in self.listeners.told() {
             let meant = match &hearers {
                 Some(hearers) => hearers.contains(&Subscriber::Listener(key)),
-                None => listener.filter.lists(method.as_str()),
+                None => listener.filter.lists(method.as_str()) && has(&listener.guest),
             };
-            if !meant || !has(&listener.guest) || !sees(&listener.guest) {
+            if !meant || !sees(&listener.guest) {
                 continue;
             }
             told = true;

@@ -25,7 +25,7 @@ use portcullis_protocol::{
     names::{DecisionId, ServerName, SessionId},
     refusal::{Code, Refusal},
 };
-use portcullis_upstream::{CallError, Instance, Reply, Server};
+use portcullis_upstream::{CallError, Instance, InstanceKey, Reply, Server};
 
 /// Resources that one session or one listener may watch.
 pub(crate) const MOST: usize = 256;
@@ -366,11 +366,18 @@ fn covers(watched: &str, changed: &str) -> bool {
 }
 
 impl Watches {
-    /// The subscribers of a server's resource.
-    pub fn hearers(&self, server: &ServerName, uri: &str) -> HashSet<Subscriber> {
+    /// The subscribers of a server's resource at the instance with this key. A client's instance can
+    /// be another now than when it subscribed.
+    pub fn hearers(
+        &self,
+        server: &ServerName,
+        instance: Option<&InstanceKey>,
+        uri: &str,
+    ) -> HashSet<Subscriber> {
         let watched = self.watched.lock();
         let of_it = watched.iter().filter(|((_, of, watched), entry)| {
-            of == server && entry.watching.is_some() && covers(watched, uri)
+            let at = entry.watching.as_ref().map(|watching| watching.instance.party());
+            of == server && at == Some(instance) && covers(watched, uri)
         });
         of_it.map(|((hearer, ..), _)| hearer.clone()).collect()
     }
