@@ -21,7 +21,7 @@ use std::{
 
 use futures_util::future::BoxFuture;
 use rayon::{ThreadPool, ThreadPoolBuilder};
-use rustix::process::{getpriority_process, setpriority_process};
+use rustix::process::{getpid, getpriority_process, setpriority_process};
 use tokio::{
     runtime::{Handle, RuntimeFlavor},
     sync::{AcquireError, oneshot},
@@ -81,20 +81,29 @@ static AT_ONCE: LazyLock<usize> =
 
 static TURNS: LazyLock<FairSemaphore<Party>> = LazyLock::new(|| FairSemaphore::new(*AT_ONCE));
 
-/// Threads for heavy messages. `None` if the system starts no threads: then async workers do the
-/// work.
-static THREADS: LazyLock<Option<ThreadPool>> = LazyLock::new(|| {
+/// Threads that poll heavy messages. `None` if the system starts no threads: then async workers do
+/// the work.
+static POLLING: LazyLock<Option<ThreadPool>> = LazyLock::new(|| threads("heavy"));
+
+/// Threads for the blocking work of [`off_workers`], apart from those that poll: a poll never waits
+/// for a long scan.
+static BLOCKING: LazyLock<Option<ThreadPool>> = LazyLock::new(|| threads("heavy-work"));
+
+/// Threads of low priority. Threads that they start inherit it, so work on them starts none: it
+/// uses [`off_workers`] instead of `spawn_blocking`.
+fn threads(name: &'static str) -> Option<ThreadPool> {
     let started = ThreadPoolBuilder::new()
         .num_threads(*AT_ONCE)
-        .thread_name(|i| format!("heavy-{i}"))
+        .thread_name(move |i| format!("{name}-{i}"))
         .start_handler(|_| {
-            // Applies to the calling thread. At the usual priority, the work is only less fair.
-            let _ =
-                getpriority_process(None).and_then(|own| setpriority_process(None, own + NICENESS));
+            // That of the main thread: this thread may have been started by one of low priority.
+            // If it fails, the work is only less fair.
+            let _ = getpriority_process(Some(getpid()))
+                .and_then(|own| setpriority_process(None, own + NICENESS));
         })
         .build();
     started.inspect_err(|error| tracing::error!(%error, "no threads for heavy messages")).ok()
-});
+}
 
 tokio::task_local! {
     /// Weight of the heaviest text so far in this task's work.
@@ -168,7 +177,7 @@ pub async fn grow(weight: Weight) {
     }
 }
 
-/// Runs `work` on a thread for heavy messages, and waits for it. The async runtime moves the other
+/// Runs `work` on a thread that polls heavy messages, and waits for it. The async runtime moves the other
 /// tasks of this worker to another thread.
 fn beside_workers<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     let runtime = match Handle::try_current() {
@@ -176,7 +185,7 @@ fn beside_workers<T: Send>(work: impl FnOnce() -> T + Send) -> T {
         // A single-threaded runtime, as in tests, has no thread to move its tasks to.
         _ => return work(),
     };
-    block_in_place(|| match &*THREADS {
+    block_in_place(|| match &*POLLING {
         Some(threads) => threads.install(|| {
             let _runtime = runtime.enter();
             work()
@@ -190,7 +199,7 @@ fn beside_workers<T: Send>(work: impl FnOnce() -> T + Send) -> T {
 #[error("the work did not finish")]
 pub struct Unfinished;
 
-/// Runs blocking work on a thread for heavy messages. The work continues if the caller stops
+/// Runs blocking work on a thread of low priority. The work continues if the caller stops
 /// waiting.
 ///
 /// # Errors
@@ -208,7 +217,7 @@ where
             let _ = reply.send(result);
         }
     };
-    match &*THREADS {
+    match &*BLOCKING {
         Some(threads) => threads.spawn(work),
         None => drop(tokio::task::spawn_blocking(work)),
     }

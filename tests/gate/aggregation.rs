@@ -253,7 +253,7 @@ async fn of_two_templates_for_one_uri_neither_is_guessed() {
 async fn an_unlisted_resource_is_of_the_only_server_that_could_have_it() {
     let reads = r#"
         @id("lists")
-        permit (principal, action in [Portcullis::Action::"connect", Portcullis::Action::"list_tools"], resource);
+        permit (principal, action in [Portcullis::Action::"connect", Portcullis::Action::"call_tool"], resource);
         @id("reads")
         permit (principal, action == Portcullis::Action::"read_resource", resource)
         when { resource.uri like "*://open/*" };

@@ -33,9 +33,12 @@ async fn sessions_that_their_client_left_make_room_for_new_ones() {
     assert!(!other.names("tools/list").await.is_empty());
     let newest = Agent::legacy(&url, Some(&a)).await.unwrap();
     assert!(!newest.names("tools/list").await.is_empty());
-    let ended = gate.records(&["event = session-ended", "--limit", "5"]).await;
+    let ended = gate.records(&["event = session-ended"]).await;
     let reason = "a newer session took its place, since it was idle longest";
-    assert!(ended.iter().all(|record| record["reason"] == reason), "{ended:#?}");
+    assert!(
+        !ended.is_empty() && ended.iter().all(|record| record["reason"] == reason),
+        "{ended:#?}"
+    );
     gate.stop().await;
 }
 

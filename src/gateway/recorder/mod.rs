@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use portcullis_audit::{
     Arrival, Audit, Conclusion, Intent, Outcome, Refused, Ruling, Unavailable, record::Kept,
 };
-use portcullis_chain::{ChainTrace, Party, Weight, in_turns};
+use portcullis_chain::{ChainTrace, Party, Weight, in_turns, off_workers};
 use portcullis_foundation::fair_semaphore::FairSemaphore;
 use portcullis_interceptors::secrets::Scrubber;
 use portcullis_policy::Revision;
@@ -313,7 +313,7 @@ impl Recorder {
         let Ok(turn) = self.scans.next(&exchange.principal.kind).await else {
             return Some(Kept::failed("the proxy is shutting down"));
         };
-        let looked = tokio::task::spawn_blocking(move || {
+        let looked = off_workers(move || {
             // Held to the end of the work, even if the caller is gone.
             let _turn = turn;
             look()

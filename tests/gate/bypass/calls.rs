@@ -189,6 +189,6 @@ pub const ARGUMENTS: &[Attempt] = &[
     call(r#""name":"@say@","arguments":{"list":[]}"#, DENIED),
     call(r#""name":"@say@","arguments":{"n":12345678901234567890123}"#, DENIED),
     call(r#""name":"@say@","arguments":{"n":0.10000000000000000000000001}"#, DENIED),
-    call(r#""name":"@say@","arguments":{"n":1e999}"#, NO_JSON),
+    call(r#""name":"@say@","arguments":{"n":1e999}"#, &["number-out-of-range"]),
     call(r#""name":"@say@","arguments":{"n":-1e-999}"#, DENIED),
 ];

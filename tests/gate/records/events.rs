@@ -27,7 +27,7 @@ async fn seen(gate: &Gate, wanted: Value) -> Value {
 async fn a_run_is_on_record_from_its_start_to_its_end() {
     let written = Setup::notes()
         .env("NOTES_TOKEN", &["a", "token", "for", "notes"].join("-"))
-        .and("secrets = { TOKEN = { from = \"env:NOTES_TOKEN\" } }\nidle-stop-s = 600")
+        .and("secrets = { TOKEN = { from = \"env:NOTES_TOKEN\" } }\nidle-stop-s = 600\nera = \"modern\"")
         .keyed()
         .and("[[interceptors]]\nuse = \"schema\"\nmode = \"audit\"")
         .write();
