@@ -5,7 +5,8 @@
 //! A heavy message is parsed, decided, checked, recorded and rewritten in code that does not yield.
 //! Moving single steps to other threads would miss steps that are added later. So the whole future
 //! of a message is polled here: [`in_turns`] takes a turn for each poll, which runs on a thread of
-//! low priority. Long steps that must end with their caller's deadline run there by [`off_workers`].
+//! low priority. Long blocking steps run on other such threads, by [`off_workers`], so that the
+//! caller's deadline applies.
 
 use std::{
     future::poll_fn,
@@ -89,8 +90,8 @@ static POLLING: LazyLock<Option<ThreadPool>> = LazyLock::new(|| threads("heavy")
 /// for a long scan.
 static BLOCKING: LazyLock<Option<ThreadPool>> = LazyLock::new(|| threads("heavy-work"));
 
-/// Threads of low priority. Threads that they start inherit it, so work on them starts none: it
-/// uses [`off_workers`] instead of `spawn_blocking`.
+/// Threads of low priority. Threads that they start inherit it, so long steps of a message use
+/// [`off_workers`] instead of `spawn_blocking`.
 fn threads(name: &'static str) -> Option<ThreadPool> {
     let started = ThreadPoolBuilder::new()
         .num_threads(*AT_ONCE)

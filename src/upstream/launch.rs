@@ -248,8 +248,8 @@ impl Starter {
         launch: Launch<'_>,
         started: Result<Running, (CallError, bool)>,
     ) -> Result<Running, CallError> {
-        // The handshake of a dedicated instance has its client's capabilities: what a server makes
-        // of them says nothing about other clients.
+        // A dedicated instance declares the capabilities of its client, so its failure says nothing
+        // about other clients.
         let failure = match started {
             Err((failure @ CallError::Misbehaved(_), _)) if self.owner.is_none() => failure,
             started => return started.map_err(|(failure, _)| failure),

@@ -310,7 +310,7 @@ async fn what_is_kept_of_signatures_is_no_reason_not_to_ask_again() {
     assert!(kept.exists());
     let written = gate.stop().await;
 
-    // It is signed by now. What is kept does not say so, and is asked again after a refusal at most.
+    // The image has been signed since. The cached result is older, so the registry is asked again.
     place.tag(&acme, &payload(place.image.digest)).await;
     let gate = written.start().await;
     answers(&gate).await;

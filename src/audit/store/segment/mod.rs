@@ -46,8 +46,7 @@ pub(super) use wal::Wal;
 
 /// Bytes of unpacked frames that are cached for queries.
 const CACHE: u64 = 32 << 20;
-/// Free bytes of the disk that an index update requires: sled is not reliable on a full disk. A block
-/// with 4,096 records needs less than a quarter of it.
+/// Free bytes of the disk that an index update requires: sled is not reliable on a full disk.
 const INDEX_FREE: u64 = 16 << 20;
 const CLOSED: &str = "segment.json";
 
