@@ -59,12 +59,12 @@ impl PendingServerRequests {
             .and_then(|id| Id::parse(id).ok());
         let Some(id) = id else { return };
         let mut open = self.open.lock();
-        let stream_is_of_call = stream.is_some();
         let own = (stream, id);
         if let Some(waiting) = open.remove(&own) {
             return waiting.abort();
         }
-        if stream_is_of_call {
+        // The ids of one call's stream belong to that stream alone.
+        if stream.is_some() {
             return;
         }
         let mut same = open.keys().filter(|(_, id)| *id == own.1);
@@ -127,6 +127,8 @@ mod tests {
         assert!(!one.is_closed() && !other.is_closed());
         asked.take_back(Some(2), Some(&first));
         other.closed().await;
+        // A late cancellation on that stream concerns no other.
+        asked.take_back(Some(2), Some(&first));
         assert!(!one.is_closed());
         asked.take_back(None, Some(&first));
         one.closed().await;

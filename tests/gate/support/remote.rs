@@ -38,6 +38,11 @@ pub async fn serve(revisions: &'static [ProtocolVersion]) -> String {
     let sessions = std::sync::Arc::new(LocalSessionManager::default());
     let service = StreamableHttpService::new(move || Ok(server.clone()), sessions, config);
     let app = axum::Router::new().nest_service("/mcp", service);
+    listen(app).await
+}
+
+/// Serves until the test ends. Returns the URL of `/mcp`.
+async fn listen(app: axum::Router) -> String {
     let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
     let addr = listener.local_addr().unwrap();
     tokio::spawn(async move { axum::serve(listener, app).await });
@@ -69,10 +74,7 @@ pub async fn asking() -> String {
         }
     };
     let app = axum::Router::new().nest_service("/mcp", service).layer(middleware::from_fn(count));
-    let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
-    let addr = listener.local_addr().unwrap();
-    tokio::spawn(async move { axum::serve(listener, app).await });
-    format!("http://{addr}/mcp")
+    listen(app).await
 }
 
 /// The handler of [`asking`], with the number of answers.
@@ -117,10 +119,7 @@ pub async fn offering() -> String {
     let config = StreamableHttpServerConfig::default();
     let service = StreamableHttpService::new(|| Ok(Offering), sessions, config);
     let app = axum::Router::new().nest_service("/mcp", service);
-    let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
-    let addr = listener.local_addr().unwrap();
-    tokio::spawn(async move { axum::serve(listener, app).await });
-    format!("http://{addr}/mcp")
+    listen(app).await
 }
 
 /// The handler of [`offering`].
