@@ -78,18 +78,18 @@ mod tests {
         let [one, two] = ["a", "b"];
         let all: Vec<_> =
             (0..2).map(|_| turns.next(&one).now_or_never().unwrap().unwrap()).collect();
-        let mut again = Box::pin(turns.next(&one));
-        assert!((&mut again).now_or_never().is_none());
+        let mut second = Box::pin(turns.next(&one));
+        assert!((&mut second).now_or_never().is_none());
         let mut other = Box::pin(turns.next(&two));
         assert!((&mut other).now_or_never().is_none());
         // The principal with most work comes last, although it has waited longest.
         let mut all = all.into_iter();
         drop(all.next());
-        assert!((&mut again).now_or_never().is_none());
+        assert!((&mut second).now_or_never().is_none());
         let other = other.now_or_never().unwrap().unwrap();
         drop(all.next());
-        let again = again.now_or_never().unwrap().unwrap();
-        drop((other, again));
+        let second = second.now_or_never().unwrap().unwrap();
+        drop((other, second));
         turns.next(&two).now_or_never().unwrap().unwrap();
         assert_eq!(turns.own.lock().len(), 1);
     }

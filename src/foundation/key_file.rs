@@ -62,7 +62,7 @@ fn read(path: &Path) -> Result<Option<Key>, Fault> {
 fn make(dir: &Path, path: &Path) -> Result<(), Fault> {
     let mut key = Zeroizing::new([0; 32]);
     getrandom::fill(&mut *key).map_err(Fault::Random)?;
-    let made = || -> io::Result<()> {
+    let write = || -> io::Result<()> {
         let mut file = tempfile::Builder::new()
             .prefix(".key-")
             .permissions(fs::Permissions::from_mode(0o600))
@@ -75,7 +75,7 @@ fn make(dir: &Path, path: &Path) -> Result<(), Fault> {
             Err(failed) => Err(failed.error),
         }
     };
-    made().map_err(|source| Fault::Io { path: path.to_owned(), source })
+    write().map_err(|source| Fault::Io { path: path.to_owned(), source })
 }
 
 #[cfg(test)]

@@ -250,22 +250,22 @@ mod tests {
         assert_eq!(open(&both, &keys[..1]), Err(NotSigned::OtherKey));
         // The signatures of another text do not stay.
         let (text, both) = ("one\ntwo\n", Some(both.as_str()));
-        let again = sign(text, &[signs], both).unwrap();
-        assert_eq!(Some(again.as_str()), both);
+        let signed_twice = sign(text, &[signs], both).unwrap();
+        assert_eq!(Some(signed_twice.as_str()), both);
         let other = sign("three\n", &[signer("c", 4)], both).unwrap();
         assert_eq!(open(&other, &keys), Ok(("three\n".to_owned(), vec![&keys[0]])));
     }
 
     #[test]
     fn signing_key_round_trips() {
-        let made = signer("a", 1);
-        assert_eq!(Signer::parse(made.text()).unwrap().verifier(), made.verifier());
-        let renamed = made.text().replace("+a+", "+b+");
-        let cut = &made.text()[..made.text().len() - 4];
-        for wrong in ["", "a", &renamed, cut, &made.verifier().to_string()] {
+        let generated = signer("a", 1);
+        assert_eq!(Signer::parse(generated.text()).unwrap().verifier(), generated.verifier());
+        let renamed = generated.text().replace("+a+", "+b+");
+        let cut = &generated.text()[..generated.text().len() - 4];
+        for wrong in ["", "a", &renamed, cut, &generated.verifier().to_string()] {
             assert_eq!(Signer::parse(wrong).err(), Some(IllegalSigner), "{wrong}");
         }
-        assert!(!format!("{made:?}").contains(PRIVATE));
+        assert!(!format!("{generated:?}").contains(PRIVATE));
         for name in ["", "a b", "a+b"] {
             assert!(Signer::of(name, &[1; 32]).is_err(), "{name}");
         }

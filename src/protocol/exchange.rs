@@ -349,11 +349,11 @@ impl Definition {
     /// `sha256:` and the digest of the definition in canonical form (RFC 8785), computed on first
     /// use and cached. `None` if it has no such form.
     pub fn pin(&self) -> Option<&str> {
-        let made = || {
+        let create = || {
             let text = serde_json_canonicalizer::to_vec(self.definition.value()).ok()?;
             Some(format!("sha256:{}", hex::encode(Sha256::digest(text))))
         };
-        self.pin.get_or_init(made).as_deref()
+        self.pin.get_or_init(create).as_deref()
     }
 
     /// Names that one of its schemas declares, as `collect` finds them on first use.
@@ -366,8 +366,8 @@ impl Definition {
             Schema::Input => (0, "inputSchema"),
             Schema::Output => (1, "outputSchema"),
         };
-        let made = || self.definition.value().get(key).map(collect).unwrap_or_default();
-        self.names[at].get_or_init(made)
+        let create = || self.definition.value().get(key).map(collect).unwrap_or_default();
+        self.names[at].get_or_init(create)
     }
 
     /// Hint of the definition's `annotations`, if it is a boolean.

@@ -16,13 +16,13 @@ use zeroize::Zeroizing;
 use crate::{MAX_BYTES, error::Why};
 
 /// Result of a program.
-pub(crate) struct Said {
+pub(crate) struct HelperOutput {
     /// Exit code, unless a signal ended the program.
     pub code: Option<i32>,
     pub out: Zeroizing<Vec<u8>>,
 }
 
-impl Said {
+impl HelperOutput {
     /// Output, if the program succeeded.
     pub fn well(self, program: &str) -> Result<Zeroizing<Vec<u8>>, Why> {
         match self.code {
@@ -45,7 +45,11 @@ impl Drop for Group {
 }
 
 /// Runs a program found in `PATH`.
-pub(crate) async fn run(program: &str, arguments: &[&str], input: &[u8]) -> Result<Said, Why> {
+pub(crate) async fn run(
+    program: &str,
+    arguments: &[&str],
+    input: &[u8],
+) -> Result<HelperOutput, Why> {
     let failed = |error: io::Error| Why::new(format!("`{program}` failed: {error}"));
     let mut child = Command::new(program)
         .args(arguments)
@@ -85,5 +89,5 @@ pub(crate) async fn run(program: &str, arguments: &[&str], input: &[u8]) -> Resu
     }
     let status = child.wait().await.map_err(failed)?;
     group.0 = None;
-    Ok(Said { code: status.code(), out })
+    Ok(HelperOutput { code: status.code(), out })
 }

@@ -19,23 +19,23 @@ fn not_text() -> Why {
 /// Item of the Secret Service.
 pub(crate) async fn keyring(service: &str, account: &str) -> Value {
     const PROGRAM: &str = "secret-tool";
-    let said = run(PROGRAM, &["lookup", "service", service, "username", account], b"").await?;
+    let output = run(PROGRAM, &["lookup", "service", service, "username", account], b"").await?;
     // The program does not distinguish a missing item, a locked keyring and a missing keyring.
-    if said.code == Some(1) {
+    if output.code == Some(1) {
         return Err(Why::new(
             "the keyring does not have this item, is locked, or does not run in this session: \
              `secret-tool store --label=LABEL service SERVICE username ACCOUNT` adds one",
         ));
     }
     // The program adds a line break only for terminals.
-    text(said.well(PROGRAM)?).ok_or_else(not_text)
+    text(output.well(PROGRAM)?).ok_or_else(not_text)
 }
 
 /// Secret of `docker pass`.
 pub(crate) async fn docker_pass(name: &str) -> Value {
     const PROGRAM: &str = "docker pass";
-    let said = run("docker", &["pass", "get", "--reveal", name], b"").await?;
-    let all = text(said.well(PROGRAM)?).ok_or_else(not_text)?;
+    let output = run("docker", &["pass", "get", "--reveal", name], b"").await?;
+    let all = text(output.well(PROGRAM)?).ok_or_else(not_text)?;
     let value = all.split_once('\n').and_then(|(id, rest)| {
         id.strip_prefix("ID: ").filter(|id| *id == name)?;
         rest.strip_prefix("Value: ")?.strip_suffix('\n')
@@ -52,13 +52,14 @@ pub(crate) async fn docker_credential(helper: &str, url: &str) -> Value {
         secret: Cow<'a, str>,
     }
     let program = format!("docker-credential-{helper}");
-    let said = run(&program, &["get"], format!("{url}\n").as_bytes()).await?;
+    let output = run(&program, &["get"], format!("{url}\n").as_bytes()).await?;
     // The protocol reports errors on standard output. Only this one is known to contain no secret.
-    if said.code != Some(0) && said.out.trim_ascii() == b"credentials not found in native keychain"
+    if output.code != Some(0)
+        && output.out.trim_ascii() == b"credentials not found in native keychain"
     {
         return Err(Why::new(format!("`{program}` has no credentials for this server")));
     }
-    let out = said.well(&program)?;
+    let out = output.well(&program)?;
     let credential: Credential<'_> = serde_json::from_slice(&out).map_err(|_| {
         Why::new(format!(
             "`{program}` does not follow the protocol of credential \

@@ -25,9 +25,10 @@ impl Source {
         if let Self::Env(_) = self {
             return self.at_once();
         }
-        let (tell, told) = mpsc::sync_channel(1);
-        self.begin(move |outcome| drop(tell.send(outcome)));
-        told.recv_timeout(RESOLVE_TIMEOUT + GRACE_PERIOD)
+        let (sender, receiver) = mpsc::sync_channel(1);
+        self.begin(move |outcome| drop(sender.send(outcome)));
+        receiver
+            .recv_timeout(RESOLVE_TIMEOUT + GRACE_PERIOD)
             .unwrap_or_else(|_| Err(Unresolved::Late(self.clone())))
     }
 
@@ -39,19 +40,20 @@ impl Source {
         if let Self::Env(_) = self {
             return self.at_once();
         }
-        let (tell, told) = oneshot::channel();
-        self.begin(move |outcome| drop(tell.send(outcome)));
-        match timeout(RESOLVE_TIMEOUT + GRACE_PERIOD, told).await {
+        let (sender, receiver) = oneshot::channel();
+        self.begin(move |outcome| drop(sender.send(outcome)));
+        match timeout(RESOLVE_TIMEOUT + GRACE_PERIOD, receiver).await {
             Ok(Ok(outcome)) => outcome,
             _ => Err(Unresolved::Late(self.clone())),
         }
     }
 
-    fn begin(&self, tell: impl FnOnce(Result<Secret, Unresolved>) + Send + 'static) {
+    fn begin(&self, sender: impl FnOnce(Result<Secret, Unresolved>) + Send + 'static) {
         let source = self.clone();
         // If no thread can be started, nothing is sent, and the receiver reports a timeout.
-        let _ =
-            thread::Builder::new().name("secret".to_owned()).spawn(move || tell(source.at_once()));
+        let _ = thread::Builder::new()
+            .name("secret".to_owned())
+            .spawn(move || sender(source.at_once()));
     }
 
     fn at_once(&self) -> Result<Secret, Unresolved> {
@@ -152,8 +154,8 @@ mod tests {
     async fn waiting_source_does_not_block_others() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("pipe");
-        let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
-        assert!(made.success());
+        let created = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
+        assert!(created.success());
         let source = Source::File(path.clone());
         // On one thread: the value is written while the reader waits for it.
         let (secret, written) = tokio::join!(source.fetch(), async {

@@ -45,32 +45,32 @@ impl Runtime {
     /// If none of these is a tmpfs.
     pub fn make() -> Result<Self, Why> {
         let mut why = Vec::new();
-        for place in places() {
-            match Self::make_in(&place) {
-                Ok(made) => return Ok(made),
-                Err(error) => why.push(format!("{}: {error}", place.display())),
+        for parent in candidates() {
+            match Self::make_in(&parent) {
+                Ok(files) => return Ok(files),
+                Err(error) => why.push(format!("{}: {error}", parent.display())),
             }
         }
         Err(Why::new(format!("no folder in memory can be created ({})", why.join("; "))))
     }
 
-    fn make_in(place: &Path) -> io::Result<Self> {
-        if statfs(place)?.filesystem_type() != TMPFS_MAGIC {
+    fn make_in(parent: &Path) -> io::Result<Self> {
+        if statfs(parent)?.filesystem_type() != TMPFS_MAGIC {
             return Err(io::Error::other("this is not a tmpfs"));
         }
         // A user who can rename it could replace it.
-        let meta = fs::metadata(place)?;
+        let meta = fs::metadata(parent)?;
         let trusted = [0, geteuid().as_raw()].contains(&meta.uid())
             && (meta.mode() & 0o022 == 0 || meta.mode() & 0o1000 != 0);
         if !trusted {
             return Err(io::Error::other("other users can change it"));
         }
-        sweep(place);
+        sweep(parent);
         for _ in 0..MAX_ATTEMPTS {
             let dir = tempfile::Builder::new()
                 .prefix(PREFIX)
                 .permissions(fs::Permissions::from_mode(0o700))
-                .tempdir_in(place)?;
+                .tempdir_in(parent)?;
             // Another proxy's cleanup may remove the folder before it is locked.
             let held = match File::open(dir.path()) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
@@ -90,14 +90,14 @@ impl Runtime {
     /// # Errors
     /// If the folder cannot be created.
     pub fn folder(&self, reader: Option<Reader>) -> Result<Folder, Why> {
-        let made = || -> io::Result<TempDir> {
+        let create = || -> io::Result<TempDir> {
             let dir = tempfile::Builder::new().prefix("s-").tempdir_in(self.dir.path())?;
             // Regardless of the umask.
             fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
             Ok(dir)
         };
         let dir =
-            made().map_err(|error| Why::new(format!("a folder can't be created: {error}")))?;
+            create().map_err(|error| Why::new(format!("a folder can't be created: {error}")))?;
         Ok(Folder { dir, reader })
     }
 }
@@ -112,24 +112,24 @@ pub enum Reader {
 }
 
 /// Possible parents of secret folders, the best first.
-fn places() -> impl Iterator<Item = PathBuf> {
+fn candidates() -> impl Iterator<Item = PathBuf> {
     let named = ["RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR"].map(|name| {
         // systemd may list several, separated by colons.
         let all = std::env::var(name).unwrap_or_default();
         PathBuf::from(all.split(':').next().unwrap_or_default())
     });
     let usual = ["/run", "/dev/shm"].map(PathBuf::from);
-    named.into_iter().chain(usual).filter(|place| place.is_absolute())
+    named.into_iter().chain(usual).filter(|parent| parent.is_absolute())
 }
 
 /// Prefixes of the paths of secret folders, for every possible parent.
 pub fn folders() -> impl Iterator<Item = PathBuf> {
-    places().map(|place| place.join(PREFIX))
+    candidates().map(|parent| parent.join(PREFIX))
 }
 
 /// Removes secrets that killed proxies left, in every possible parent.
 pub fn clear() {
-    places().for_each(|place| sweep(&place));
+    candidates().for_each(|parent| sweep(&parent));
 }
 
 /// Secret folders that killed proxies of this user left, in every possible parent.
@@ -139,8 +139,8 @@ pub fn abandoned() -> Vec<PathBuf> {
     let below = fs::read_dir("/run").into_iter().flatten().flatten();
     let below = below.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
     let below = below.map(|entry| entry.path());
-    let places: BTreeSet<_> = places().chain([own]).chain(below).collect();
-    places.iter().flat_map(|place| abandoned_in(place)).collect()
+    let candidates: BTreeSet<_> = candidates().chain([own]).chain(below).collect();
+    candidates.iter().flat_map(|parent| abandoned_in(parent)).collect()
 }
 
 /// Removes one of the [`abandoned`] folders with its content.
@@ -157,14 +157,14 @@ pub fn remove_abandoned(folder: &Path) -> io::Result<()> {
 }
 
 /// Removes the folders of proxies that have ended.
-fn sweep(place: &Path) {
-    for folder in abandoned_in(place) {
+fn sweep(parent: &Path) {
+    for folder in abandoned_in(parent) {
         let _ = remove_abandoned(&folder);
     }
 }
 
-fn abandoned_in(place: &Path) -> impl Iterator<Item = PathBuf> {
-    let entries = fs::read_dir(place).into_iter().flatten().flatten();
+fn abandoned_in(parent: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = fs::read_dir(parent).into_iter().flatten().flatten();
     entries.map(|entry| entry.path()).filter(|path| hold(path).is_some())
 }
 

@@ -208,12 +208,12 @@ impl EventReader {
         let text = self.forget(end);
         let text = block.begun.then(|| text.freeze())?;
         Some(Event {
-            name: block.name.map(|place| text.slice(place)),
-            id: block.id.map(|place| text.slice(place)),
+            name: block.name.map(|range| text.slice(range)),
+            id: block.id.map(|range| text.slice(range)),
             retry: block.retry,
             data: match block.data {
                 Data::None => Bytes::new(),
-                Data::Line(place) => text.slice(place),
+                Data::Line(range) => text.slice(range),
                 Data::Lines(lines) => lines.freeze(),
             },
         })

@@ -122,13 +122,13 @@ impl Repeated {
         for param in &self.params {
             let wrong = Err(&param.header);
             let mut values = headers.get_all(&param.header).iter();
-            let (said, more) = (values.next(), values.next());
+            let (sent, more) = (values.next(), values.next());
             let meant = param.value(arguments).filter(|value| text(value).is_some());
-            match (said, meant) {
+            match (sent, meant) {
                 (None, None) => {}
-                (Some(said), Some(meant)) if more.is_none() => {
-                    let Some(said) = said.to_str().ok().and_then(decoded) else { return wrong };
-                    if !same(&said, meant) {
+                (Some(sent), Some(meant)) if more.is_none() => {
+                    let Some(sent) = sent.to_str().ok().and_then(decoded) else { return wrong };
+                    if !same(&sent, meant) {
                         return wrong;
                     }
                 }
@@ -221,12 +221,12 @@ fn integer(number: &Number) -> Option<i128> {
 }
 
 /// Whether a header's text equals the value: numbers by value, everything else exactly.
-fn same(said: &str, meant: &Value) -> bool {
-    let Value::Number(meant) = meant else { return text(meant).as_deref() == Some(said) };
-    let Ok(said) = said.parse::<Number>() else { return false };
-    match (integer(&said), integer(meant)) {
-        (Some(said), Some(meant)) => said == meant,
-        (None, None) => said == *meant,
+fn same(sent: &str, meant: &Value) -> bool {
+    let Value::Number(meant) = meant else { return text(meant).as_deref() == Some(sent) };
+    let Ok(sent) = sent.parse::<Number>() else { return false };
+    match (integer(&sent), integer(meant)) {
+        (Some(sent), Some(meant)) => sent == meant,
+        (None, None) => sent == *meant,
         _ => false,
     }
 }

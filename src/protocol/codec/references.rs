@@ -30,7 +30,7 @@ impl<'s> References<'s> {
     pub fn targets(&self, reference: &str) -> Vec<&'s Value> {
         match reference.strip_prefix('#') {
             None => Vec::new(),
-            Some(place) if place.is_empty() || place.starts_with('/') => {
+            Some(fragment) if fragment.is_empty() || fragment.starts_with('/') => {
                 pointed(self.root, reference).into_iter().collect()
             }
             Some(anchor) => self.named().anchors.get(anchor).cloned().unwrap_or_default(),
@@ -57,8 +57,8 @@ impl<'s> References<'s> {
         };
         let fragment = percent_decode(fragment)?;
         let targets: Vec<_> = match fragment.as_str() {
-            place if place.is_empty() || place.starts_with('/') => {
-                meant.into_iter().filter_map(|resource| resource.pointer(place)).collect()
+            fragment if fragment.is_empty() || fragment.starts_with('/') => {
+                meant.into_iter().filter_map(|resource| resource.pointer(fragment)).collect()
             }
             _ if meant.is_empty() => Vec::new(),
             anchor => self.named().anchors.get(anchor).cloned().unwrap_or_default(),

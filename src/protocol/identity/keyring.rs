@@ -32,7 +32,7 @@ pub struct Keyring {
     store: Store,
     ring: ArcSwap<Ring>,
     /// Receiver of changes. Locked while the keys are loaded.
-    told: Mutex<Option<mpsc::UnboundedSender<Change>>>,
+    listener: Mutex<Option<mpsc::UnboundedSender<Change>>>,
     /// Notified of each reload.
     read: watch::Sender<()>,
 }
@@ -98,7 +98,7 @@ impl Keyring {
             configured: configured.collect(),
             store: Store::within(state_dir),
             ring: ArcSwap::default(),
-            told: Mutex::default(),
+            listener: Mutex::default(),
             read: watch::Sender::default(),
         };
         keyring.reload()?;
@@ -111,7 +111,7 @@ impl Keyring {
     /// If it is invalid. The previous keys stay.
     pub fn reload(&self) -> Result<(), StoreFault> {
         // One at a time: an older state must not replace a newer one.
-        let told = self.told.lock();
+        let listener = self.listener.lock();
         let mut ring = Ring::default();
         for (name, (hash, groups)) in &self.configured {
             ring.insert(name, *hash, groups, Origin::Config);
@@ -121,7 +121,7 @@ impl Keyring {
         }
         let ring = Arc::new(ring);
         let before = self.ring.swap(ring.clone());
-        if let Some(told) = &*told {
+        if let Some(listener) = &*listener {
             // Before added ones with the same name.
             let removed = before.less(&ring).map(|(client, principal)| Change::Removed {
                 client: client.clone(),
@@ -133,7 +133,7 @@ impl Keyring {
                 groups: principal.groups.clone(),
             });
             // The receiver may have been dropped.
-            removed.chain(added).for_each(|change| drop(told.send(change)));
+            removed.chain(added).for_each(|change| drop(listener.send(change)));
         }
         self.read.send_replace(());
         Ok(())
@@ -143,7 +143,7 @@ impl Keyring {
     /// unbounded.
     pub fn changes(&self) -> mpsc::UnboundedReceiver<Change> {
         let (sender, changes) = mpsc::unbounded_channel();
-        *self.told.lock() = Some(sender);
+        *self.listener.lock() = Some(sender);
         changes
     }
 

@@ -85,8 +85,8 @@ impl Store {
     /// # Errors
     /// If it cannot be created.
     pub fn prepare(&self) -> Result<(), StoreFault> {
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.dir);
-        made.map_err(|source| StoreFault::Io { path: self.dir.clone(), source })
+        let created = DirBuilder::new().recursive(true).mode(0o700).create(&self.dir);
+        created.map_err(|source| StoreFault::Io { path: self.dir.clone(), source })
     }
 
     /// All clients. Empty if the file does not exist.

@@ -41,18 +41,19 @@ struct State {
 
 impl Vault {
     fn start() -> Self {
-        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let generated = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("ca.pem"), made.cert.pem()).unwrap();
+        std::fs::write(dir.path().join("ca.pem"), generated.cert.pem()).unwrap();
         std::fs::write(dir.path().join("token"), format!("{TOKEN}\n")).unwrap();
         std::fs::write(dir.path().join("secret-id"), "its-secret-id\n").unwrap();
-        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
+        let key =
+            PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(generated.signing_key.serialize_der()));
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_no_client_auth()
-            .with_single_cert(vec![made.cert.der().clone()], key)
+            .with_single_cert(vec![generated.cert.der().clone()], key)
             .unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = format!("https://localhost:{}", listener.local_addr().unwrap().port());
@@ -236,7 +237,7 @@ fn token_is_sent_to_the_configured_vault_only() {
         (with("VAULT_TOKEN", "not\nlegal"), "contains characters that are not legal"),
         (vault.env(&[]), "no credentials"),
     ] {
-        let said = fetch(reference, &env).failed(what);
-        assert!(!said.contains(TOKEN) && !said.contains("not\\nlegal"), "{said}");
+        let error = fetch(reference, &env).failed(what);
+        assert!(!error.contains(TOKEN) && !error.contains("not\\nlegal"), "{error}");
     }
 }

@@ -47,8 +47,8 @@ fn output_of_a_broken_helper_is_not_repeated() {
     ] {
         let dir = helper(text);
         let env = [("PATH", path_with(&dir)), ("VALUE", value.clone())];
-        let said = fetch("docker-credential:fake/u", &env).failed(what);
-        assert!(!said.contains(&value), "{said}");
+        let error = fetch("docker-credential:fake/u", &env).failed(what);
+        assert!(!error.contains(&value), "{error}");
     }
 }
 
@@ -85,8 +85,8 @@ printf 'ID: app/token\nValue: %s\n' "$VALUE""#,
     assert_eq!(fetch("docker-pass:app/token", &env), Outcome::Value(value.clone()));
     fetch("docker-pass:app/other", &env).failed("`docker pass` failed with exit code 1");
     script(&dir.path().join("docker"), "echo $VALUE");
-    let said = fetch("docker-pass:app/token", &env).failed("answered in an unknown format");
-    assert!(!said.contains("hunter"), "{said}");
+    let error = fetch("docker-pass:app/token", &env).failed("answered in an unknown format");
+    assert!(!error.contains("hunter"), "{error}");
 }
 
 #[test]

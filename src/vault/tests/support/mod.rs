@@ -20,7 +20,7 @@ impl Outcome {
     #[track_caller]
     pub fn failed(self, with: &str) -> String {
         match self {
-            Self::Failed(said) if said.contains(with) => said,
+            Self::Failed(error) if error.contains(with) => error,
             other => panic!("not `{with}`: {other:?}"),
         }
     }
