@@ -10,7 +10,7 @@ use crate::{
     interpolation::{Content, content},
     mount::clean,
     name::{as_variable, is_variable, ours, own_variables},
-    object::Said,
+    object::LocatedText,
     options::Options,
     report::{Location, Report, brief, whole},
     secret_heuristics::{argument_holds_secret, is_near, is_plain, url_holds_secret},
@@ -114,7 +114,12 @@ impl<'a> Draft<'a> {
     }
 
     /// Adds a secret that the server reads from that variable.
-    pub fn secret(&mut self, variable: Said<'_>, about: Option<String>, report: &mut Report) {
+    pub fn secret(
+        &mut self,
+        variable: LocatedText<'_>,
+        about: Option<String>,
+        report: &mut Report,
+    ) {
         let from = self.source(&[variable.text]);
         self.secret_from(variable, from, about, report);
     }
@@ -122,7 +127,7 @@ impl<'a> Draft<'a> {
     /// Adds a secret with the given reference.
     pub fn secret_from(
         &mut self,
-        variable: Said<'_>,
+        variable: LocatedText<'_>,
         from: String,
         about: Option<String>,
         report: &mut Report,
@@ -142,7 +147,13 @@ impl<'a> Draft<'a> {
     }
 
     /// Adds a variable with a value. `public`: the value is public in its source.
-    pub fn variable(&mut self, name: Said<'_>, value: &str, public: bool, report: &mut Report) {
+    pub fn variable(
+        &mut self,
+        name: LocatedText<'_>,
+        value: &str,
+        public: bool,
+        report: &mut Report,
+    ) {
         if !is_variable(name.text) {
             report.problem(name.place, format!("`{}` is no name of a variable", brief(name.text)));
         } else if loads_code(name.text) {
@@ -173,8 +184,8 @@ impl<'a> Draft<'a> {
     /// `inputs` has the descriptions of VS Code's inputs, by id.
     pub fn variable_of_client(
         &mut self,
-        name: Said<'_>,
-        value: Said<'_>,
+        name: LocatedText<'_>,
+        value: LocatedText<'_>,
         inputs: &BTreeMap<String, String>,
         report: &mut Report,
     ) {
@@ -200,7 +211,7 @@ impl<'a> Draft<'a> {
 
     /// A header's value, which is always a reference here: to the source that the operator names
     /// for the header, or to this server's own variable.
-    pub fn header(&self, name: &str, value: Said<'_>, report: &mut Report) -> Secret {
+    pub fn header(&self, name: &str, value: LocatedText<'_>, report: &mut Report) -> Secret {
         let content = content(value.text);
         let from = match content {
             Content::Variable(of) => self.source(&[name, of]),
@@ -220,15 +231,15 @@ impl<'a> Draft<'a> {
     }
 
     /// The URL of a remote server.
-    pub fn url(&self, said: Said<'_>, report: &mut Report) -> Option<String> {
+    pub fn url(&self, located: LocatedText<'_>, report: &mut Report) -> Option<String> {
         let problem = |report: &mut Report, text: &str| {
-            report.problem(said.place, text);
+            report.problem(located.place, text);
             None
         };
-        if said.text.contains(['{', '}', '$']) {
+        if located.text.contains(['{', '}', '$']) {
             return problem(report, "something is to be put into this URL: write it out");
         }
-        let Ok(url) = Url::parse(said.text) else {
+        let Ok(url) = Url::parse(located.text) else {
             return problem(report, "this is no URL");
         };
         let Some(Ok(host)) = url.host_str().map(str::parse::<Host>) else {
@@ -266,7 +277,7 @@ impl<'a> Draft<'a> {
             return problem(report, "a server's URL has no fragment");
         }
         // As parsed, unless it is written so: a host with non-ASCII letters is shown in punycode.
-        let text = said.text.trim();
+        let text = located.text.trim();
         let same = url.as_str().trim_end_matches('/') == text.trim_end_matches('/');
         Some(if same { text.to_owned() } else { url.into() })
     }

@@ -44,14 +44,14 @@ pub fn ours(original: &str) -> Result<String, Unfit> {
     let parts: Vec<&str> = original.split('/').filter(|part| !part.is_empty()).collect();
     let last = parts.last().copied().unwrap_or("");
     // In `io.github.user/mcp`, only the part before the last one is specific.
-    let telling = match parts.as_slice() {
+    let name_parts = match parts.as_slice() {
         [.., before, "mcp" | "server" | "mcp-server"] => {
             format!("{}-{last}", before.rsplit('.').next().unwrap_or(before))
         }
         _ => last.to_owned(),
     };
     let mut name = String::new();
-    for c in telling.chars().map(|c| c.to_ascii_lowercase()) {
+    for c in name_parts.chars().map(|c| c.to_ascii_lowercase()) {
         match c {
             'a'..='z' | '0'..='9' | '_' => name.push(c),
             _ if !name.ends_with('-') => name.push('-'),

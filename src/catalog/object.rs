@@ -41,9 +41,9 @@ impl<'a> Object<'a> {
     }
 
     /// A text. Numbers and flags, which many authors write, keep their original text.
-    pub fn text(&mut self, name: &'static str, report: &mut Report) -> Option<Said<'a>> {
+    pub fn text(&mut self, name: &'static str, report: &mut Report) -> Option<LocatedText<'a>> {
         let node = self.get(name)?;
-        said(node, name, report)
+        located(node, name, report)
     }
 
     /// `true` or `false`.
@@ -69,9 +69,9 @@ impl<'a> Object<'a> {
     }
 
     /// A list of texts.
-    pub fn texts(&mut self, name: &'static str, report: &mut Report) -> Vec<Said<'a>> {
+    pub fn texts(&mut self, name: &'static str, report: &mut Report) -> Vec<LocatedText<'a>> {
         let items = self.list(name, report);
-        items.iter().filter_map(|item| said(item, name, report)).collect()
+        items.iter().filter_map(|item| located(item, name, report)).collect()
     }
 
     /// A list of maps.
@@ -88,7 +88,11 @@ impl<'a> Object<'a> {
     }
 
     /// The members of a map whose values are texts.
-    pub fn pairs(&mut self, name: &'static str, report: &mut Report) -> Vec<(&'a Key, Said<'a>)> {
+    pub fn pairs(
+        &mut self,
+        name: &'static str,
+        report: &mut Report,
+    ) -> Vec<(&'a Key, LocatedText<'a>)> {
         let Some(node) = self.get(name) else { return Vec::new() };
         let Some(entries) = node.entries() else {
             report.problem(node.place, format!("`{name}` is a map, and this is {}", node.kind()));
@@ -97,7 +101,7 @@ impl<'a> Object<'a> {
         entries
             .iter()
             .filter(|(_, node)| node.what != crate::node::What::Null)
-            .filter_map(|(key, node)| Some((key, said(node, &key.text, report)?)))
+            .filter_map(|(key, node)| Some((key, located(node, &key.text, report)?)))
             .collect()
     }
 
@@ -131,16 +135,16 @@ impl<'a> Object<'a> {
 
 /// A text and its position.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Said<'a> {
+pub(crate) struct LocatedText<'a> {
     pub place: Location,
     pub text: &'a str,
 }
 
-fn said<'a>(node: &'a Node, name: &str, report: &mut Report) -> Option<Said<'a>> {
+fn located<'a>(node: &'a Node, name: &str, report: &mut Report) -> Option<LocatedText<'a>> {
     let text = node.scalar();
     if text.is_none() {
         let text = format!("`{}` is a text, and this is {}", brief(name), node.kind());
         report.problem(node.place, text);
     }
-    text.map(|text| Said { place: node.place, text })
+    text.map(|text| LocatedText { place: node.place, text })
 }

@@ -146,9 +146,9 @@ impl Profile {
             let line = before.matches('\n').count() + 1;
             let what = match error.message() {
                 // Serde's messages on wrong types have the value, those on unknown keys the key.
-                said if said.starts_with("invalid ") => "something else is expected here",
-                said if said.starts_with("missing field") => said,
-                said => said.split(['`', '"', '\'']).next().unwrap_or("").trim_end(),
+                located if located.starts_with("invalid ") => "something else is expected here",
+                located if located.starts_with("missing field") => located,
+                located => located.split(['`', '"', '\'']).next().unwrap_or("").trim_end(),
             };
             broken(format!("line {line}: {what}"))
         })?;

@@ -40,16 +40,17 @@ impl Platform {
         Self { os: "linux".into(), architecture: architecture.into(), variant: None }
     }
 
-    fn known(said: &Said) -> Option<Self> {
-        let os = said.os.as_deref().filter(|os| SYSTEMS.contains(os))?;
-        let architecture = said.architecture.as_deref().filter(|arch| PROCESSORS.contains(arch))?;
+    fn known(platform_fields: &ManifestPlatform) -> Option<Self> {
+        let os = platform_fields.os.as_deref().filter(|os| SYSTEMS.contains(os))?;
+        let architecture =
+            platform_fields.architecture.as_deref().filter(|arch| PROCESSORS.contains(arch))?;
         let is_variant = |variant: &&str| {
             variant.len() <= 3
                 && variant
                     .strip_prefix('v')
                     .is_some_and(|rest| rest.bytes().all(|b| b.is_ascii_digit()))
         };
-        let variant = said.variant.as_deref().filter(is_variant).map(str::to_owned);
+        let variant = platform_fields.variant.as_deref().filter(is_variant).map(str::to_owned);
         Some(Self { os: os.into(), architecture: architecture.into(), variant })
     }
 
@@ -100,7 +101,7 @@ pub struct Program {
 
 /// Platform as written in a manifest.
 #[derive(Deserialize)]
-struct Said {
+struct ManifestPlatform {
     os: Option<String>,
     architecture: Option<String>,
     variant: Option<String>,
@@ -108,7 +109,7 @@ struct Said {
     features: Option<Vec<String>>,
 }
 
-impl Said {
+impl ManifestPlatform {
     /// System and architecture as engines read them: in any case, with several names for one, and
     /// Linux if no system is named.
     fn read(&self) -> (String, String) {
@@ -129,7 +130,7 @@ impl Said {
 #[derive(Deserialize)]
 struct Configured {
     #[serde(flatten)]
-    platform: Said,
+    platform: ManifestPlatform,
     rootfs: Option<Unpacked>,
     config: Option<Run>,
 }
@@ -155,7 +156,7 @@ struct Platforms {
 #[derive(Deserialize)]
 struct OnePlatform {
     digest: Digest,
-    platform: Option<Said>,
+    platform: Option<ManifestPlatform>,
 }
 
 impl Client {
@@ -232,15 +233,16 @@ fn choose(reference: &Reference, all: Platforms, on: &Platform) -> Result<Digest
         || Error::Ambiguous { reference: reference.to_string(), wanted: on.to_string() };
     for OnePlatform { digest, platform } in all.manifests {
         // Signatures and similar entries have no platform.
-        let Some(said) = platform else { continue };
-        let Some(platform) = Platform::known(&said) else {
-            if said.read() == (on.os.clone(), on.architecture.clone()) {
+        let Some(platform_fields) = platform else { continue };
+        let Some(platform) = Platform::known(&platform_fields) else {
+            if platform_fields.read() == (on.os.clone(), on.architecture.clone()) {
                 return Err(ambiguous());
             }
             continue;
         };
         // Engines treat an entry with additional requirements on the system as another platform.
-        if on.runs(&platform) && said.features.is_none_or(|features| features.is_empty()) {
+        if on.runs(&platform) && platform_fields.features.is_none_or(|features| features.is_empty())
+        {
             let variant = plain(&platform);
             if found.iter().any(|(known, of)| *known == variant && *of != digest) {
                 return Err(ambiguous());
@@ -306,13 +308,13 @@ mod tests {
     use super::*;
 
     fn one(os: &str, architecture: &str, variant: Option<&str>, of: &[u8]) -> OnePlatform {
-        let said = Said {
+        let platform_fields = ManifestPlatform {
             os: Some(os.into()),
             architecture: Some(architecture.into()),
             variant: variant.map(str::to_owned),
             features: None,
         };
-        OnePlatform { digest: Digest::of(of), platform: Some(said) }
+        OnePlatform { digest: Digest::of(of), platform: Some(platform_fields) }
     }
 
     #[test]
@@ -356,8 +358,8 @@ mod tests {
         };
         let without = |os: Option<&str>, architecture: &str| {
             let mut one = one("", architecture, None, b"other");
-            if let Some(said) = &mut one.platform {
-                said.os = os.map(str::to_owned);
+            if let Some(platform_fields) = &mut one.platform {
+                platform_fields.os = os.map(str::to_owned);
             }
             one
         };
@@ -376,8 +378,8 @@ mod tests {
             assert!(matches!(error, Error::Ambiguous { .. }), "{error}");
         }
         let mut special = one("linux", "amd64", None, b"other");
-        if let Some(said) = &mut special.platform {
-            said.features = Some(vec!["erofs".to_owned()]);
+        if let Some(platform_fields) = &mut special.platform {
+            platform_fields.features = Some(vec!["erofs".to_owned()]);
         }
         for other in [
             special,

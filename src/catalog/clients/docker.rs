@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::{
     draft::{Author, Draft},
     mount,
-    object::Said,
+    object::LocatedText,
     report::{Report, brief},
     server::{Image, Run},
 };
@@ -64,16 +64,16 @@ fn valued(option: &str) -> Option<Meaning> {
 /// Reads the arguments of `docker`.
 pub(crate) fn run(
     draft: &mut Draft<'_>,
-    arguments: &[Said<'_>],
+    arguments: &[LocatedText<'_>],
     report: &mut Report,
 ) -> Option<Run> {
     let mut rest = arguments.iter().copied().peekable();
     let first = rest.next();
-    let verb = match first.map(|said| said.text) {
+    let verb = match first.map(|located| located.text) {
         Some("container") => rest.next(),
         _ => first,
     };
-    match verb.map(|said| said.text) {
+    match verb.map(|located| located.text) {
         Some("run") => {}
         Some("mcp") => {
             report.problem(
@@ -93,40 +93,40 @@ pub(crate) fn run(
         }
     }
     let image = loop {
-        let Some(said) = rest.next() else {
+        let Some(located) = rest.next() else {
             report.problem(draft.place, "it runs no image");
             return None;
         };
-        if !said.text.starts_with('-') || said.text == "-" {
-            break said;
+        if !located.text.starts_with('-') || located.text == "-" {
+            break located;
         }
-        if said.text == "--" {
+        if located.text == "--" {
             match rest.next() {
                 Some(image) => break image,
                 None => continue,
             }
         }
-        let (name, inline) = match said.text.split_once('=') {
+        let (name, inline) = match located.text.split_once('=') {
             Some((name, value)) => (name, Some(value)),
             // `-eNAME=VALUE`
-            None if said.text.len() > 2
-                && !said.text.starts_with("--")
-                && valued(&said.text[..2]).is_some() =>
+            None if located.text.len() > 2
+                && !located.text.starts_with("--")
+                && valued(&located.text[..2]).is_some() =>
             {
-                (&said.text[..2], Some(&said.text[2..]))
+                (&located.text[..2], Some(&located.text[2..]))
             }
-            None => (said.text, None),
+            None => (located.text, None),
         };
         let Some(option) = valued(name) else {
-            flag(name, said, report);
+            flag(name, located, report);
             continue;
         };
         let value = match inline {
-            Some(text) => Some(Said { place: said.place, text }),
+            Some(text) => Some(LocatedText { place: located.place, text }),
             None => rest.next(),
         };
         let Some(value) = value else {
-            report.problem(said.place, format!("`{}` has no value", brief(name)));
+            report.problem(located.place, format!("`{}` has no value", brief(name)));
             return None;
         };
         take(draft, option, name, value, report);
@@ -137,20 +137,20 @@ pub(crate) fn run(
         .parse()
         .map_err(|error: crate::image::NoImage| report.problem(place, error.to_string()))
         .ok()?;
-    let own: Vec<Said<'_>> = rest.collect();
+    let own: Vec<LocatedText<'_>> = rest.collect();
     super::entry::written_out(&own, report);
-    let arguments: Vec<String> = own.iter().map(|said| said.text.to_owned()).collect();
+    let arguments: Vec<String> = own.iter().map(|located| located.text.to_owned()).collect();
     draft.arguments_hold_no_secret(&arguments, place, report);
     Some(Run::Image { image, arguments })
 }
 
-fn flag(name: &str, said: Said<'_>, report: &mut Report) {
+fn flag(name: &str, located: LocatedText<'_>, report: &mut Report) {
     let short =
         name.len() > 1 && !name.starts_with("--") && name[1..].chars().all(|c| "itdP".contains(c));
     match name {
         "--privileged" | "--publish-all" | "--oom-kill-disable" => {
             report.left_out(
-                said.place,
+                located.place,
                 format!("`{name}` is not taken over: who needs it has the machine"),
             );
         }
@@ -158,16 +158,23 @@ fn flag(name: &str, said: Said<'_>, report: &mut Report) {
         | "--no-healthcheck" | "--detach" | "--sig-proxy" => {}
         _ if short => {}
         _ => report
-            .problem(said.place, format!("`{}` of `docker run` is not known here", brief(name))),
+            .problem(located.place, format!("`{}` of `docker run` is not known here", brief(name))),
     }
 }
 
-fn take(draft: &mut Draft<'_>, option: Meaning, name: &str, value: Said<'_>, report: &mut Report) {
-    let Said { place, text } = value;
+fn take(
+    draft: &mut Draft<'_>,
+    option: Meaning,
+    name: &str,
+    value: LocatedText<'_>,
+    report: &mut Report,
+) {
+    let LocatedText { place, text } = value;
     match option {
         Meaning::Env => match text.split_once('=') {
             Some((variable, value)) => {
-                let (name, value) = (Said { place, text: variable }, Said { place, text: value });
+                let (name, value) =
+                    (LocatedText { place, text: variable }, LocatedText { place, text: value });
                 draft.variable_of_client(name, value, &BTreeMap::new(), report);
             }
             // Passed on from the client's environment, which `env` of the entry has set.
@@ -209,7 +216,7 @@ fn take(draft: &mut Draft<'_>, option: Meaning, name: &str, value: Said<'_>, rep
 }
 
 /// `type=bind,src=…,dst=…[,readonly]`
-fn bind(draft: &mut Draft<'_>, value: Said<'_>, report: &mut Report) {
+fn bind(draft: &mut Draft<'_>, value: LocatedText<'_>, report: &mut Report) {
     let (mut kind, mut source, mut target, mut writable) = ("volume", "", "", false);
     for part in value.text.split(',') {
         match part.split_once('=').unwrap_or((part, "true")) {

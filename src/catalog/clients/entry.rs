@@ -9,7 +9,7 @@ use crate::{
     mount,
     name::is_variable,
     node::Node,
-    object::{Object, Said},
+    object::{LocatedText, Object},
     options::Options,
     packages,
     report::{Location, Report, brief, quoted},
@@ -35,7 +35,7 @@ pub(super) fn read(
     if !context.options.foreign {
         draft.author = Author::Person;
     }
-    draft.description = entry.text("description", report).map(|said| said.text.to_owned());
+    draft.description = entry.text("description", report).map(|located| located.text.to_owned());
     // The client's own settings for a server; only the transport matters here.
     entry.describing(&[
         "name",
@@ -77,7 +77,7 @@ pub(super) fn read(
     }
     for key in ["disabledTools", "excludeTools", "disabled_tools"] {
         let off: Vec<String> =
-            entry.texts(key, report).iter().map(|said| quoted(said.text)).collect();
+            entry.texts(key, report).iter().map(|located| quoted(located.text)).collect();
         if !off.is_empty() {
             let off = off.join(", ");
             report.must(
@@ -161,14 +161,17 @@ pub(super) fn read(
 }
 
 /// The command, in one of the forms: `command` and `args`; a list; a table with `path`; `cmd`.
-fn command<'a>(entry: &mut Object<'a>, report: &mut Report) -> (Option<Said<'a>>, Vec<Said<'a>>) {
+fn command<'a>(
+    entry: &mut Object<'a>,
+    report: &mut Report,
+) -> (Option<LocatedText<'a>>, Vec<LocatedText<'a>>) {
     let mut all = Vec::new();
     for key in ["command", "cmd"] {
         let Some(node) = entry.get(key) else { continue };
         if let Some(items) = node.items() {
             let texts = items
                 .iter()
-                .filter_map(|item| Some(Said { place: item.place, text: item.scalar()? }));
+                .filter_map(|item| Some(LocatedText { place: item.place, text: item.scalar()? }));
             all.extend(texts);
         } else if let Some(mut inner) =
             node.entries().and_then(|_| Object::of(node, "a command", report))
@@ -180,7 +183,7 @@ fn command<'a>(entry: &mut Object<'a>, report: &mut Report) -> (Option<Said<'a>>
             }
             inner.rest(report);
         } else if let Some(text) = node.scalar() {
-            all.push(Said { place: node.place, text });
+            all.push(LocatedText { place: node.place, text });
         }
     }
     all.extend(entry.texts("args", report));
@@ -206,7 +209,7 @@ fn environment(
 ) {
     for key in ["env", "environment", "envs"] {
         for (name, value) in entry.pairs(key, report) {
-            let name = Said { place: name.place, text: &name.text };
+            let name = LocatedText { place: name.place, text: &name.text };
             draft.variable_of_client(name, value, context.inputs, report);
         }
     }
@@ -215,7 +218,7 @@ fn environment(
     }
 }
 
-fn transport(key: &str, kind: Option<Said<'_>>, report: &mut Report) -> Option<Transport> {
+fn transport(key: &str, kind: Option<LocatedText<'_>>, report: &mut Report) -> Option<Transport> {
     let Some(kind) = kind else {
         return Some(if key == "httpUrl" { Transport::StreamableHttp } else { Transport::Auto });
     };
@@ -232,8 +235,8 @@ fn transport(key: &str, kind: Option<Said<'_>>, report: &mut Report) -> Option<T
 
 fn local(
     draft: &mut Draft<'_>,
-    program: Said<'_>,
-    arguments: Vec<Said<'_>>,
+    program: LocatedText<'_>,
+    arguments: Vec<LocatedText<'_>>,
     place: Location,
     context: &Context<'_>,
     report: &mut Report,
@@ -268,14 +271,14 @@ fn local(
         );
         return None;
     }
-    if base == "npx" && arguments.iter().any(|said| is_bridge(said.text)) {
+    if base == "npx" && arguments.iter().any(|located| is_bridge(located.text)) {
         return bridged(draft, &arguments, report);
     }
     if matches!(base, "docker" | "podman" | "nerdctl") {
         return docker::run(draft, &arguments, report);
     }
     written_out(&arguments, report);
-    let plain: Vec<String> = arguments.iter().map(|said| said.text.to_owned()).collect();
+    let plain: Vec<String> = arguments.iter().map(|located| located.text.to_owned()).collect();
     if let Some(fetcher) = packages::of(base, &plain) {
         draft.arguments_hold_no_secret(&plain, place, report);
         let own = packages::own_arguments(fetcher, &plain).len();
@@ -292,15 +295,16 @@ fn local(
 
 /// Mounts the paths in arguments of a person's own file: the server sees them under the same name,
 /// read-only.
-fn folders(draft: &mut Draft<'_>, arguments: &[Said<'_>], report: &mut Report) {
-    for said in arguments {
+fn folders(draft: &mut Draft<'_>, arguments: &[LocatedText<'_>], report: &mut Report) {
+    for located in arguments {
         let is_path = |text: &str| text.starts_with('/') || text.starts_with("~/");
-        let behind = said.text.split_once('=').map(|(_, value)| value);
-        let Some(path) = [Some(said.text), behind].into_iter().flatten().find(|text| is_path(text))
+        let behind = located.text.split_once('=').map(|(_, value)| value);
+        let Some(path) =
+            [Some(located.text), behind].into_iter().flatten().find(|text| is_path(text))
         else {
             continue;
         };
-        let place = said.place;
+        let place = located.place;
         let instead = MOUNT_ELSEWHERE;
         match mount::of(path, path, false) {
             // Paths below /tmp are the server's own.
@@ -325,17 +329,20 @@ fn folders(draft: &mut Draft<'_>, arguments: &[Said<'_>], report: &mut Report) {
 
 /// Arguments are never substituted. References that neither a shell nor a program knows are a
 /// problem; `$NAME` and `%NAME%` may be for the program itself.
-pub(super) fn written_out(arguments: &[Said<'_>], report: &mut Report) {
-    for said in arguments {
-        if said.text.contains("${") || said.text.contains("{env:") || said.text.contains("{file:") {
+pub(super) fn written_out(arguments: &[LocatedText<'_>], report: &mut Report) {
+    for located in arguments {
+        if located.text.contains("${")
+            || located.text.contains("{env:")
+            || located.text.contains("{file:")
+        {
             report.problem(
-                said.place,
+                located.place,
                 "something is to be put into this argument: write it out; a secret has no place in arguments",
             );
-        } else if content(said.text) != Content::Literal {
-            let text = brief(said.text);
+        } else if content(located.text) != Content::Literal {
+            let text = brief(located.text);
             report.fact(
-                said.place,
+                located.place,
                 format!("`{text}` is passed on as it is: nothing is put in for variables"),
             );
         }
@@ -348,21 +355,25 @@ fn is_bridge(argument: &str) -> bool {
 
 /// `mcp-remote URL --header NAME:VALUE` is a bridge to a remote server, to which the proxy connects
 /// directly.
-fn bridged(draft: &mut Draft<'_>, arguments: &[Said<'_>], report: &mut Report) -> Option<Run> {
-    let mut rest = arguments.iter().skip_while(|said| !is_bridge(said.text)).skip(1);
+fn bridged(
+    draft: &mut Draft<'_>,
+    arguments: &[LocatedText<'_>],
+    report: &mut Report,
+) -> Option<Run> {
+    let mut rest = arguments.iter().skip_while(|located| !is_bridge(located.text)).skip(1);
     let mut url = None;
     let mut headers = BTreeMap::new();
     let mut transport = Transport::Auto;
-    while let Some(said) = rest.next() {
-        match said.text {
+    while let Some(located) = rest.next() {
+        match located.text {
             "--header" => {
                 let Some(value) = rest.next() else { break };
                 let (name, text) = value.text.split_once(':').unwrap_or((value.text, ""));
-                let text = Said { place: value.place, text: text.trim() };
+                let text = LocatedText { place: value.place, text: text.trim() };
                 headers.insert(name.trim().to_owned(), draft.header(name.trim(), text, report));
             }
             "--transport" => {
-                transport = match rest.next().map(|said| said.text) {
+                transport = match rest.next().map(|located| located.text) {
                     Some("sse-only") => Transport::Sse,
                     Some("http-only") => Transport::StreamableHttp,
                     _ => Transport::Auto,
@@ -370,14 +381,14 @@ fn bridged(draft: &mut Draft<'_>, arguments: &[Said<'_>], report: &mut Report) -
             }
             option if option.starts_with('-') => {
                 report.left_out(
-                    said.place,
+                    located.place,
                     format!("`{}` of mcp-remote has no effect", brief(option)),
                 );
             }
-            _ if url.is_none() => url = Some(*said),
+            _ if url.is_none() => url = Some(*located),
             _ => report.left_out(
-                said.place,
-                format!("`{}` of mcp-remote has no effect", brief(said.text)),
+                located.place,
+                format!("`{}` of mcp-remote has no effect", brief(located.text)),
             ),
         }
     }

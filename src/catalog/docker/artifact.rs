@@ -69,7 +69,7 @@ pub fn member(
     plain: &Value,
     only: Option<&[String]>,
 ) -> Result<(Value, Vec<String>), Problem> {
-    let mut told = Vec::new();
+    let mut notes = Vec::new();
     let mut server = Map::new();
     server.insert("name".into(), json!(name));
     server.insert("title".into(), json!(name));
@@ -89,7 +89,7 @@ pub fn member(
             }
             server.insert("command".into(), command.clone());
         }
-        network(&mut server, entry, &mut told);
+        network(&mut server, entry, &mut notes);
         json!({ "type": "image", "image": image })
     } else if let Some(url) = entry.get("url").and_then(Value::as_str) {
         let kind = entry.get("transport").and_then(Value::as_str);
@@ -113,7 +113,7 @@ pub fn member(
     outer["config"] = environment(&mut server, name, entry);
     secrets.extend(keys(entry, "secrets").map(str::to_owned));
     if !secrets.is_empty() {
-        told.push(format!(
+        notes.push(format!(
             "secrets: it has their names alone ({}); the operator gives their sources with \
              `--secret SERVER/NAME=REFERENCE`",
             secrets.join(", ")
@@ -137,12 +137,12 @@ pub fn member(
         outer["tools"] = json!(only);
     }
     outer["snapshot"] = json!({ "server": server });
-    left_out(entry, plain, &mut told);
-    Ok((outer, told))
+    left_out(entry, plain, &mut notes);
+    Ok((outer, notes))
 }
 
 /// The hosts in its egress.
-fn network(server: &mut Map<String, Value>, entry: &Value, told: &mut Vec<String>) {
+fn network(server: &mut Map<String, Value>, entry: &Value, notes: &mut Vec<String>) {
     let listed = entry.get("egress").and_then(Value::as_array).into_iter().flatten();
     let mut hosts = Vec::new();
     for entry in listed.filter_map(Value::as_str) {
@@ -150,9 +150,9 @@ fn network(server: &mut Map<String, Value>, entry: &Value, told: &mut Vec<String
         let place = place.split('=').next().unwrap_or(place);
         match endpoint(place) {
             Some(read) if read == entry => {}
-            Some(read) => told
+            Some(read) => notes
                 .push(format!("egress: of `{entry}`, it has `{place}`, which is read as `{read}`")),
-            None => told.push(format!("egress: it has `{place}`, which others may not read")),
+            None => notes.push(format!("egress: it has `{place}`, which others may not read")),
         }
         hosts.push(json!(place));
     }
@@ -192,14 +192,14 @@ fn environment(server: &mut Map<String, Value>, name: &str, entry: &Value) -> Va
 }
 
 /// Reports the parts of the entry that are not in the profile, since its users could not notice.
-fn left_out(entry: &Value, plain: &Value, told: &mut Vec<String>) {
+fn left_out(entry: &Value, plain: &Value, notes: &mut Vec<String>) {
     for table in ["secrets", "headers"] {
         for (name, secret) in entry.get(table).and_then(Value::as_object).into_iter().flatten() {
             if secret.get("by-client").is_some() {
-                told.push(format!("{table}.{name}.by-client: it is of your clients"));
+                notes.push(format!("{table}.{name}.by-client: it is of your clients"));
             }
             if secret.get("as") == Some(&json!("file")) {
-                told.push(format!("{table}.{name}.as: others hand a secret over as a variable"));
+                notes.push(format!("{table}.{name}.as: others hand a secret over as a variable"));
             }
         }
     }
@@ -216,19 +216,19 @@ fn left_out(entry: &Value, plain: &Value, told: &mut Vec<String>) {
             "tools" => "what you say of tools is yours",
             "signed-by" => "whom you trust is yours",
             "hardening" => {
-                let said = value.as_object().into_iter().flatten();
-                let loosened = said.filter(|(key, value)| unsaid.get(key) != Some(value));
+                let claims = value.as_object().into_iter().flatten();
+                let loosened = claims.filter(|(key, value)| unsaid.get(key) != Some(value));
                 let loosened: Vec<&str> =
                     loosened.map(|(key, _)| key.as_str()).filter(|key| *key != "user").collect();
                 if !loosened.is_empty() {
                     let why = "each says for themselves how a server may deviate";
-                    told.push(format!("hardening.{}: {why}", loosened.join(", hardening.")));
+                    notes.push(format!("hardening.{}: {why}", loosened.join(", hardening.")));
                 }
                 continue;
             }
             _ => "the form has no place for it",
         };
-        told.push(format!("{key}: {why}"));
+        notes.push(format!("{key}: {why}"));
     }
 }
 

@@ -8,7 +8,7 @@ use crate::{
     draft::Draft,
     mount::{self, NoMount},
     node::Node,
-    object::{Object, Said},
+    object::{LocatedText, Object},
     options::Options,
     report::{Location, Report, brief},
     secret_heuristics::endpoint,
@@ -19,7 +19,7 @@ use crate::{
 
 /// Reads an entry of a catalog. `key` is the name if the entry does not have one.
 pub(super) fn read(
-    key: Option<Said<'_>>,
+    key: Option<LocatedText<'_>>,
     node: &Node,
     options: &Options,
     report: &mut Report,
@@ -59,8 +59,8 @@ pub(super) fn read(
         "dynamic",
         "requirement",
     ]);
-    draft.title = entry.text("title", report).map(|said| said.text.to_owned());
-    draft.description = entry.text("description", report).map(|said| said.text.to_owned());
+    draft.title = entry.text("title", report).map(|located| located.text.to_owned());
+    draft.description = entry.text("description", report).map(|located| located.text.to_owned());
     policy(&mut entry, report);
 
     let schemas = entry.list("config", report);
@@ -119,10 +119,10 @@ pub(super) fn read(
 
 /// The catalog's options for running a container.
 struct Given<'a> {
-    image: Option<Said<'a>>,
-    command: Vec<Said<'a>>,
-    volumes: Vec<Said<'a>>,
-    user: Option<Said<'a>>,
+    image: Option<LocatedText<'a>>,
+    command: Vec<LocatedText<'a>>,
+    volumes: Vec<LocatedText<'a>>,
+    user: Option<LocatedText<'a>>,
 }
 
 struct Reader<'a> {
@@ -130,15 +130,20 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn fill(&self, said: Said<'_>, into: Into, report: &mut Report) -> Option<Vec<String>> {
-        match fill(said.text, self.values, into) {
+    fn fill(
+        &self,
+        located: LocatedText<'_>,
+        into: Into,
+        report: &mut Report,
+    ) -> Option<Vec<String>> {
+        match fill(located.text, self.values, into) {
             Ok(filled) => Some(filled),
             Err(error @ Unfilled::Others(_)) => {
-                report.left_out(said.place, format!("{error}, and not for this one to read"));
+                report.left_out(located.place, format!("{error}, and not for this one to read"));
                 None
             }
             Err(error) => {
-                report.problem(said.place, error.to_string());
+                report.problem(located.place, error.to_string());
                 None
             }
         }
@@ -152,7 +157,7 @@ fn policy(entry: &mut Object<'_>, report: &mut Report) {
     let reason = policy.text("reason", report);
     let error = policy.text("error", report);
     if allowed != Some(true) || error.is_some() {
-        let why = reason.or(error).map_or("", |said| said.text);
+        let why = reason.or(error).map_or("", |located| located.text);
         report.problem(policy.place, format!("its catalog does not allow it: {}", brief(why)));
     }
     policy.rest(report);
@@ -164,56 +169,64 @@ fn container(
     reader: &Reader<'_>,
     report: &mut Report,
 ) -> Option<Run> {
-    let said = given.image?;
-    let image = said
+    let located = given.image?;
+    let image = located
         .text
         .parse::<Image>()
-        .map_err(|error| report.problem(said.place, error.to_string()))
+        .map_err(|error| report.problem(located.place, error.to_string()))
         .ok()?;
     let mut arguments = Vec::new();
-    for said in &given.command {
-        let Some(filled) = reader.fill(*said, Into::Argument, report) else { continue };
+    for located in &given.command {
+        let Some(filled) = reader.fill(*located, Into::Argument, report) else { continue };
         if filled.is_empty() {
-            report
-                .left_out(said.place, format!("the argument `{}` has no value", brief(said.text)));
+            report.left_out(
+                located.place,
+                format!("the argument `{}` has no value", brief(located.text)),
+            );
         }
-        if said.text.contains('$') {
+        if located.text.contains('$') {
             report.fact(
-                said.place,
+                located.place,
                 format!(
                     "`{}` is passed on as it is: nothing is put in for variables",
-                    brief(said.text)
+                    brief(located.text)
                 ),
             );
         }
         arguments.extend(filled);
     }
-    draft.arguments_hold_no_secret(&arguments, said.place, report);
-    for said in &given.volumes {
-        volume(draft, *said, reader, report);
+    draft.arguments_hold_no_secret(&arguments, located.place, report);
+    for located in &given.volumes {
+        volume(draft, *located, reader, report);
     }
-    if let Some(said) = given.user {
-        match reader.fill(said, Into::User, report).as_deref() {
-            Some([user]) => draft.user(user, said.place, report),
-            Some(_) => report.left_out(said.place, "the user has no value"),
+    if let Some(located) = given.user {
+        match reader.fill(located, Into::User, report).as_deref() {
+            Some([user]) => draft.user(user, located.place, report),
+            Some(_) => report.left_out(located.place, "the user has no value"),
             None => {}
         }
     }
     Some(Run::Image { image, arguments })
 }
 
-fn volume(draft: &mut Draft<'_>, said: Said<'_>, reader: &Reader<'_>, report: &mut Report) {
-    let Some(filled) = reader.fill(said, Into::Volume, report) else { return };
+fn volume(
+    draft: &mut Draft<'_>,
+    located: LocatedText<'_>,
+    reader: &Reader<'_>,
+    report: &mut Report,
+) {
+    let Some(filled) = reader.fill(located, Into::Volume, report) else { return };
     if filled.is_empty() {
-        report.left_out(said.place, format!("the volume `{}` has no value", brief(said.text)));
+        report
+            .left_out(located.place, format!("the volume `{}` has no value", brief(located.text)));
     }
     for text in filled {
         match mount::read(&text) {
-            Ok(mount) => draft.mount(mount, said.place, report),
+            Ok(mount) => draft.mount(mount, located.place, report),
             Err(error @ (NoMount::Machine | NoMount::Volume)) => {
-                report.left_out(said.place, format!("`{}`: {error}", brief(&text)));
+                report.left_out(located.place, format!("`{}`: {error}", brief(&text)));
             }
-            Err(error) => report.problem(said.place, format!("`{}`: {error}", brief(&text))),
+            Err(error) => report.problem(located.place, format!("`{}`: {error}", brief(&text))),
         }
     }
 }
@@ -223,7 +236,7 @@ fn secrets(draft: &mut Draft<'_>, entry: &mut Object<'_>, report: &mut Report) {
         let place = secret.place;
         let name = secret.text("name", report);
         let env = secret.text("env", report);
-        let about = secret.text("description", report).map(|said| said.text.to_owned());
+        let about = secret.text("description", report).map(|located| located.text.to_owned());
         secret.describing(&["example", "required"]);
         secret.rest(report);
         match (name, env) {
@@ -237,7 +250,11 @@ fn secrets(draft: &mut Draft<'_>, entry: &mut Object<'_>, report: &mut Report) {
 }
 
 /// The variables of tokens from OAuth flows, which are not run here.
-fn oauth<'a>(draft: &mut Draft<'_>, entry: &mut Object<'a>, report: &mut Report) -> Vec<Said<'a>> {
+fn oauth<'a>(
+    draft: &mut Draft<'_>,
+    entry: &mut Object<'a>,
+    report: &mut Report,
+) -> Vec<LocatedText<'a>> {
     let mut tokens = Vec::new();
     let Some(mut oauth) = entry.map("oauth", report) else { return tokens };
     oauth.describing(&["scopes"]);
@@ -245,7 +262,7 @@ fn oauth<'a>(draft: &mut Draft<'_>, entry: &mut Object<'a>, report: &mut Report)
         let who = provider.text("provider", report);
         let env = provider.text("env", report);
         provider.describing(&["secret"]);
-        let who = who.map_or("the provider", |said| said.text);
+        let who = who.map_or("the provider", |located| located.text);
         let place = provider.place;
         provider.rest(report);
         let text = format!(
@@ -302,15 +319,15 @@ fn egress(draft: &mut Draft<'_>, entry: &mut Object<'_>, place: Location, report
     let none = entry.flag("disableNetwork", report) == Some(true);
     let listed = entry.get("allowHosts").is_some();
     let hosts = entry.texts("allowHosts", report);
-    for said in &hosts {
-        match endpoint(said.text) {
-            Some(host) if !none => draft.host(&host, said.place, report),
-            Some(_) => report.left_out(said.place, "a host without a network"),
+    for located in &hosts {
+        match endpoint(located.text) {
+            Some(host) if !none => draft.host(&host, located.place, report),
+            Some(_) => report.left_out(located.place, "a host without a network"),
             None => report.left_out(
-                said.place,
+                located.place,
                 format!(
                     "`{}` is no host with a port: name what it needs in `egress`",
-                    brief(said.text)
+                    brief(located.text)
                 ),
             ),
         }
@@ -329,7 +346,7 @@ fn tools(draft: &mut Draft<'_>, entry: &mut Object<'_>, report: &mut Report) {
             report.problem(tool.place, "a tool has a `name`");
             continue;
         };
-        let description = tool.text("description", report).map(|said| said.text.to_owned());
+        let description = tool.text("description", report).map(|located| located.text.to_owned());
         // The server itself reports its arguments and claims.
         tool.describing(&[
             "arguments",
@@ -353,8 +370,8 @@ fn tools(draft: &mut Draft<'_>, entry: &mut Object<'_>, report: &mut Report) {
 fn elsewhere(
     draft: &Draft<'_>,
     remote: Option<Object<'_>>,
-    sse: Option<Said<'_>>,
-    tokens: &[Said<'_>],
+    sse: Option<LocatedText<'_>>,
+    tokens: &[LocatedText<'_>],
     place: Location,
     report: &mut Report,
 ) -> Option<Run> {
@@ -399,6 +416,6 @@ fn elsewhere(
     draft.url(url, report).map(|url| Run::Remote { url, transport, headers })
 }
 
-fn remote_place(kind: Option<Said<'_>>, place: Location) -> Location {
+fn remote_place(kind: Option<LocatedText<'_>>, place: Location) -> Location {
     kind.map_or(place, |kind| kind.place)
 }

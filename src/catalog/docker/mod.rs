@@ -11,7 +11,7 @@ mod submission;
 use crate::{
     Entry, Found,
     node::{Key, Node},
-    object::{Object, Said},
+    object::{LocatedText, Object},
     options::Options,
     report::{Problem, Report, brief},
     server::{Image, Run, Server},
@@ -44,7 +44,7 @@ pub(crate) fn catalog(node: &Node, options: &Options) -> Result<Found, Problem> 
         return Err(first(report));
     };
     let title = file.text("displayName", &mut report);
-    let title = title.or(file.text("name", &mut report)).map(|said| said.text.to_owned());
+    let title = title.or(file.text("name", &mut report)).map(|located| located.text.to_owned());
     file.describing(&["version"]);
     denied(&mut file)?;
     let servers = file.get("registry").and_then(Node::entries).unwrap_or_default();
@@ -63,8 +63,8 @@ pub(crate) fn catalog(node: &Node, options: &Options) -> Result<Found, Problem> 
     }
     file.rest(&mut report);
     let read = |(key, node): &(Key, Node)| {
-        let said = Said { place: key.place, text: &key.text };
-        one(&key.text, node, |report| entry::read(Some(said), node, options, report))
+        let located = LocatedText { place: key.place, text: &key.text };
+        one(&key.text, node, |report| entry::read(Some(located), node, options, report))
     };
     let servers = servers.iter().map(read).collect();
     Ok(Found {
@@ -116,7 +116,7 @@ pub(crate) fn list(node: &Node, options: &Options) -> Result<Found, Problem> {
     let profile =
         ["id", "secrets"].iter().any(|key| node.get(key).is_some()) || node.get("title").is_none();
     let title = file.text("title", &mut report).or(file.text("name", &mut report));
-    let title = title.or(file.text("id", &mut report)).map(|said| said.text.to_owned());
+    let title = title.or(file.text("id", &mut report)).map(|located| located.text.to_owned());
     if let Some(version) = file.text("version", &mut report)
         && version.text != "1"
     {
@@ -168,7 +168,7 @@ fn listed(
     outer.rest(report);
     let inner = snapshot.and_then(|mut snapshot| snapshot.get("server"));
     let Some(inner) = inner else {
-        let from = source.or(image).or(endpoint).map_or("", |said| said.text);
+        let from = source.or(image).or(endpoint).map_or("", |located| located.text);
         report.problem(place, format!("it has no `snapshot`: add `{}` by itself", brief(from)));
         return None;
     };

@@ -6,7 +6,7 @@ use super::Reader;
 use crate::{
     draft::Draft,
     node::Node,
-    object::Said,
+    object::LocatedText,
     report::{Report, brief},
 };
 
@@ -26,17 +26,17 @@ impl Reader {
             report.problem(node.place, "a variable has a `name`");
             return;
         };
-        let said = Said { place: node.place, text: name };
+        let located = LocatedText { place: node.place, text: name };
         let about = node.get("description").and_then(Node::text).map(str::to_owned);
         match self.input(node, name, report) {
             Came::Values(values) => {
                 if let Some(value) = values.first() {
                     // Values in the registry are public; values of the person are not.
                     let public = node.get("value").is_some() || node.get("default").is_some();
-                    draft.variable(said, value, public && !self.is_set(name), report);
+                    draft.variable(located, value, public && !self.is_set(name), report);
                 }
             }
-            Came::Secret => draft.secret(said, about, report),
+            Came::Secret => draft.secret(located, about, report),
             Came::Nothing => {}
         }
     }

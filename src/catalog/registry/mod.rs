@@ -13,7 +13,7 @@ use crate::{
     docker::one,
     draft::Draft,
     node::Node,
-    object::{Object, Said},
+    object::{LocatedText, Object},
     options::Options,
     packages,
     report::{Problem, Report, brief},
@@ -70,8 +70,8 @@ fn read(name: &str, node: &Node, options: &Options, report: &mut Report) -> Opti
     let mut entry = Object::of(node, "a server", report)?;
     let place = entry.place;
     let mut draft = Draft::of(name, options, report, place)?;
-    draft.title = entry.text("title", report).map(|said| said.text.to_owned());
-    draft.description = entry.text("description", report).map(|said| said.text.to_owned());
+    draft.title = entry.text("title", report).map(|located| located.text.to_owned());
+    draft.description = entry.text("description", report).map(|located| located.text.to_owned());
     entry.describing(&[
         "$schema",
         "_meta",
@@ -117,9 +117,12 @@ fn read(name: &str, node: &Node, options: &Options, report: &mut Report) -> Opti
             return None;
         }
     };
-    let ways = packages.len() + remotes.len();
-    if ways > 1 {
-        report.left_out(place, format!("it can be had in {ways} ways: this is {}", chosen.name()));
+    let alternatives = packages.len() + remotes.len();
+    if alternatives > 1 {
+        report.left_out(
+            place,
+            format!("it can be had in {alternatives} ways: this is {}", chosen.name()),
+        );
     }
     let mut reader = Reader { settings, named: BTreeMap::new() };
     let run = match chosen {
@@ -248,8 +251,8 @@ impl Reader {
     fn image(
         &mut self,
         draft: &mut Draft<'_>,
-        identifier: Said<'_>,
-        version: Option<Said<'_>>,
+        identifier: LocatedText<'_>,
+        version: Option<LocatedText<'_>>,
         runtime: &[Node],
         own: Vec<String>,
         report: &mut Report,
@@ -276,11 +279,11 @@ impl Reader {
         let runtime = self.arguments(runtime, report);
         // They are options of `docker run`, with the same restrictions.
         let place = identifier.place;
-        let words: Vec<Said<'_>> = ["run"]
+        let words: Vec<LocatedText<'_>> = ["run"]
             .into_iter()
             .chain(runtime.iter().map(String::as_str).filter(|word| *word != "run"))
             .chain(["--", "image"])
-            .map(|text| Said { place, text })
+            .map(|text| LocatedText { place, text })
             .collect();
         crate::clients::docker_run(draft, &words, report);
         Some(Run::Image { image, arguments: own })
@@ -291,8 +294,8 @@ impl Reader {
         &mut self,
         draft: &mut Draft<'_>,
         program: &str,
-        identifier: Said<'_>,
-        version: Option<Said<'_>>,
+        identifier: LocatedText<'_>,
+        version: Option<LocatedText<'_>>,
         (runtime, own): (Vec<String>, Vec<String>),
         options: &Options,
         report: &mut Report,
@@ -337,7 +340,8 @@ impl Reader {
                 report.problem(at, "a header has a `name`");
                 continue;
             };
-            let value = header.text("value", report).unwrap_or(Said { place: at, text: "…" });
+            let value =
+                header.text("value", report).unwrap_or(LocatedText { place: at, text: "…" });
             let secret = draft.header(name.text, value, report);
             headers.insert(name.text.to_owned(), secret);
         }
@@ -366,7 +370,7 @@ impl Reader {
             }
         }
         let filled = self.braces(url.text);
-        draft.url(Said { place: url.place, text: &filled }, report).map(|url| Run::Remote {
+        draft.url(LocatedText { place: url.place, text: &filled }, report).map(|url| Run::Remote {
             url,
             transport,
             headers,
@@ -378,7 +382,7 @@ fn either<'a>(
     object: &mut Object<'a>,
     names: [&'static str; 2],
     report: &mut Report,
-) -> Option<Said<'a>> {
+) -> Option<LocatedText<'a>> {
     let [one, other] = names.map(|name| object.text(name, report));
     one.or(other)
 }

@@ -73,8 +73,8 @@ fn folders_are_the_persons_to_name() {
         let text = catalog(&format!("    volumes: ['{volume}']\n{config}"));
         let found = read(&text, &options).unwrap();
         let server = server(&found, "s").clone();
-        let told = server.notes.iter().any(|note| note.kind == Kind::LeftOut);
-        assert_eq!(server.mounts.is_empty(), told, "{volume}: {:#?}", server.notes);
+        let noted_left_out = server.notes.iter().any(|note| note.kind == Kind::LeftOut);
+        assert_eq!(server.mounts.is_empty(), noted_left_out, "{volume}: {:#?}", server.notes);
         server.mounts.iter().map(|mount| mount.source.clone()).collect::<Vec<_>>()
     };
     for (volume, set, taken) in [
@@ -193,15 +193,15 @@ fn no_deviation_is_lost_among_others() {
         let hosts = hosts[..most].join(", ");
         catalog(&format!("    allowHosts: [{hosts}]\n")).replace("    disableNetwork: true\n", "")
     };
-    let told = |text: &str| {
+    let noted_left_out = |text: &str| {
         let found = read(text, &Options::default()).unwrap();
         let notes = &server(&found, "s").notes;
         notes.iter().filter(|note| note.kind == Kind::Deviates).count()
     };
-    assert_eq!(told(&text(200)), 200);
+    assert_eq!(noted_left_out(&text(200)), 200);
     // Other notes never displace deviations.
     let keys: String = (0..300).map(|nth| format!("    junk{nth}: 1\n")).collect();
-    assert_eq!(told(&format!("{}{keys}", text(100))), 100);
+    assert_eq!(noted_left_out(&format!("{}{keys}", text(100))), 100);
     let found = read(&text(201), &Options::default()).unwrap();
     assert!(problems(&found, "s")[0].text.contains("more than 200 ways"));
 }

@@ -34,7 +34,7 @@ pub fn policy(server: &Server) -> String {
         Run::Command { .. } => launch(&mut text, server, std::iter::empty()),
         Run::Remote { url, .. } => {
             launch(&mut text, server, std::iter::empty());
-            if let Some((host, port)) = place(url) {
+            if let Some((host, port)) = destination(url) {
                 let _ = write!(
                     text,
                     "\n@id(\"{name}.url\")\npermit (\n  principal == Portcullis::Server::\"{name}\",\n  action == \
@@ -109,8 +109,9 @@ fn egress(text: &mut String, server: &Server) {
         .egress
         .iter()
         .filter_map(|entry| {
-            let place = entry.split_once("://").map_or(entry.as_str(), |(_, place)| place);
-            let (host, port) = place.rsplit_once(':')?;
+            let destination =
+                entry.split_once("://").map_or(entry.as_str(), |(_, destination)| destination);
+            let (host, port) = destination.rsplit_once(':')?;
             let host = host.trim_matches(['[', ']']);
             let named = match host.strip_prefix("*.") {
                 Some(top) => format!("resource.name like \"*.{}\"", escaped(top)),
@@ -183,7 +184,7 @@ fn example(server: &Server) -> String {
 }
 
 /// Host and port of a URL, as policies see them.
-fn place(url: &str) -> Option<(String, u16)> {
+fn destination(url: &str) -> Option<(String, u16)> {
     let url = url::Url::parse(url).ok()?;
     let host = url.host_str()?.trim_matches(['[', ']']);
     Some((escaped(host), url.port_or_known_default()?))
@@ -275,7 +276,7 @@ mod tests {
         assert!(text.contains("resource.name == \"::1\" && resource.port == 5432"), "{text}");
         // As in the request for a URL's host: without brackets.
         assert_eq!(
-            place("https://[2606:4700::1111]/mcp"),
+            destination("https://[2606:4700::1111]/mcp"),
             Some(("2606:4700::1111".to_owned(), 443))
         );
     }

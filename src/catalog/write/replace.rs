@@ -104,9 +104,9 @@ impl ExistingEntry {
     /// # Errors
     /// [`Unwritten`]
     pub fn replace(&self, config: &str, by: &Server) -> Result<Option<Replacement>, Unwritten> {
-        let mut made = table(by);
-        made.decor_mut().set_prefix("\n");
-        let after = text(&self.server, &Item::Table(made.clone()));
+        let mut replacement = table(by);
+        replacement.decor_mut().set_prefix("\n");
+        let after = text(&self.server, &Item::Table(replacement.clone()));
         let new = values(&self.server, &after)?;
         if new == self.values {
             return Ok(None);
@@ -116,15 +116,15 @@ impl ExistingEntry {
         let servers = servers.ok_or(Unwritten::Shape)?;
         let above = match &self.item {
             Item::Table(old) if !old.is_dotted() => {
-                made.set_position(old.position());
+                replacement.set_position(old.position());
                 old.decor().prefix()
             }
             _ => servers.key(&self.server).and_then(|key| key.leaf_decor().prefix()),
         };
         if let Some(above) = above {
-            made.decor_mut().set_prefix(above.clone());
+            replacement.decor_mut().set_prefix(above.clone());
         }
-        servers.insert(&self.server, Item::Table(made));
+        servers.insert(&self.server, Item::Table(replacement));
         let warnings = warnings(&self.values, &new);
         Ok(Some(Replacement {
             text: document.to_string(),
@@ -210,8 +210,8 @@ fn runs(entry: &toml::Table) -> String {
         return origin(&format!("docker://{image}")).to_owned();
     }
     if let Some(url) = text("url") {
-        let place = url::Url::parse(url).map(|url| url.origin().ascii_serialization());
-        return place.unwrap_or_else(|_| url.to_owned());
+        let destination = url::Url::parse(url).map(|url| url.origin().ascii_serialization());
+        return destination.unwrap_or_else(|_| url.to_owned());
     }
     let program = entry.get("command").and_then(|command| command.get(0)?.as_str());
     program.unwrap_or_default().to_owned()
