@@ -125,11 +125,11 @@ impl Shared {
         if !status.is_success() {
             return Err(Refusal::new(Code::Engine, format!("the engine answered {status}")));
         }
-        let told: serde_json::Map<String, Value> = INFO_FIELDS
+        let fields: serde_json::Map<String, Value> = INFO_FIELDS
             .iter()
             .filter_map(|key| Some(((*key).to_owned(), info.get(*key)?.clone())))
             .collect();
-        Ok(answer(StatusCode::OK, &Value::Object(told)))
+        Ok(answer(StatusCode::OK, &Value::Object(fields)))
     }
 
     async fn pull(
@@ -213,7 +213,7 @@ impl Shared {
         // An uncovered volume would be a folder on the host's disk, without a size limit.
         let volumes = image.pointer("/Config/Volumes").and_then(Value::as_object);
         if let Some(volume) =
-            volumes.into_iter().flat_map(|v| v.keys()).find(|v| !checked.places.contains(*v))
+            volumes.into_iter().flat_map(|v| v.keys()).find(|v| !checked.mount_points.contains(*v))
         {
             let why = format!(
                 "the image's volume {} is neither in memory nor mounted",
@@ -230,7 +230,7 @@ impl Shared {
                 return Err(Refusal::new(Code::Profile, why));
             }
         }
-        let place = self.leases.place()?;
+        let permit = self.leases.permit()?;
         let query = query(&[("name", Some(name))]);
         let target = format!("{base}/containers/create?{query}");
         // Completed even if the client disconnects: a created container has a lease and ends at
@@ -240,26 +240,27 @@ impl Shared {
         let guard = self.rules.name.clone();
         let creating = tokio::spawn(async move {
             let asked = engine.ask(Method::POST, &target, body).await;
-            let (status, told) = match asked {
+            let (status, fields) = match asked {
                 Ok(asked) => asked,
                 Err(refusal) => {
                     joining.iter_mut().for_each(Joining::keep);
-                    leases.lost(name, guard, place);
+                    leases.lost(name, guard, permit);
                     return Err(refusal);
                 }
             };
-            if let Some(id) = told.get("Id").and_then(Value::as_str).filter(|_| status.is_success())
+            if let Some(id) =
+                fields.get("Id").and_then(Value::as_str).filter(|_| status.is_success())
             {
                 joining.iter_mut().for_each(Joining::keep);
                 let held = Held { name, mounts, holds, by: peer };
-                leases.hold(id.to_owned(), held, place);
+                leases.hold(id.to_owned(), held, permit);
             }
-            Ok((status, told))
+            Ok((status, fields))
         });
         let created = creating.await;
-        let (status, told) =
+        let (status, fields) =
             created.map_err(|_| Refusal::new(Code::Engine, "the creation was interrupted"))??;
-        Ok(answer(status, &told))
+        Ok(answer(status, &fields))
     }
 
     /// Containers created through this guard. Labels alone could be set by others.

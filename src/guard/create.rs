@@ -152,7 +152,7 @@ pub struct Checked {
     /// Host folders, with whether they are writable.
     pub mounts: Vec<(PathBuf, bool)>,
     /// Paths inside that are memory or host folders. Volumes of the image must be among them.
-    pub places: BTreeSet<String>,
+    pub mount_points: BTreeSet<String>,
     /// For a pause container: what it holds. Its image must be one of pause containers.
     pub holds: Option<Holding>,
 }
@@ -227,14 +227,14 @@ pub fn check(
     }
     let mounts = mounts(&body.host_config.mounts, rules)?;
     let targets = body.host_config.mounts.iter().map(|m| m.target.to_string_lossy().into_owned());
-    let places = targets.chain(body.host_config.tmpfs.keys().cloned()).collect();
+    let mount_points = targets.chain(body.host_config.tmpfs.keys().cloned()).collect();
     body.labels.insert(label::GUARD.to_owned(), rules.name.clone());
     body.labels.insert(label::CONTAINER.to_owned(), name.to_owned());
     let checked = Checked {
         // The parser's text about an invalid value may contain the value.
         body: serde_json::to_vec(&body).map_err(|_| malformed())?,
         mounts,
-        places,
+        mount_points,
         holds,
         image: body.image,
     };
@@ -510,11 +510,11 @@ fn security(host: &mut Host, rules: &Rules) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn tmpfs(places: &BTreeMap<String, String>, rules: &Rules) -> Result<(), Refusal> {
+fn tmpfs(mount_points: &BTreeMap<String, String>, rules: &Rules) -> Result<(), Refusal> {
     const MAX_MIB: u64 = 1024;
-    for (place, options) in places {
-        if !is_plain(Path::new(place)) || is_engines(Path::new(place)) {
-            return refuse(format!("`Tmpfs` is at {}", shown(place)));
+    for (mount_point, options) in mount_points {
+        if !is_plain(Path::new(mount_point)) || is_engines(Path::new(mount_point)) {
+            return refuse(format!("`Tmpfs` is at {}", shown(mount_point)));
         }
         let (mut nosuid, mut nodev, mut noexec, mut size) = (false, false, false, false);
         let mut seen = BTreeSet::new();
@@ -567,8 +567,8 @@ fn mounts(mounts: &[Mount], rules: &Rules) -> Result<Vec<(PathBuf, bool)>, Refus
     let mut checked = Vec::with_capacity(mounts.len());
     for mount in mounts {
         let refuse = |why: &str| {
-            let place = shown(&mount.source.to_string_lossy());
-            Err(Refusal::new(Code::Mount, format!("{place} must not be mounted: {why}")))
+            let source = shown(&mount.source.to_string_lossy());
+            Err(Refusal::new(Code::Mount, format!("{source} must not be mounted: {why}")))
         };
         if mount.r#type != "bind" {
             return refuse("it is not a folder or file of the host");
@@ -589,8 +589,8 @@ fn mounts(mounts: &[Mount], rules: &Rules) -> Result<Vec<(PathBuf, bool)>, Refus
 /// may have become a link.
 pub fn source(path: &Path, writable: bool, rules: &Rules) -> Result<(), Refusal> {
     let refuse = |why: &str| {
-        let place = shown(&path.to_string_lossy());
-        Err(Refusal::new(Code::Mount, format!("{place} must not be mounted: {why}")))
+        let source = shown(&path.to_string_lossy());
+        Err(Refusal::new(Code::Mount, format!("{source} must not be mounted: {why}")))
     };
     if !is_plain(path) {
         return refuse("it is not a plain absolute path");

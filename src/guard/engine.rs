@@ -98,7 +98,7 @@ impl Engine {
         };
         // An error about an interrupted body is the guard's own.
         let answer = answer.map_err(|error| {
-            let told = std::error::Error::source(&error).and_then(|s| s.downcast_ref::<Refusal>());
+            let cause = std::error::Error::source(&error).and_then(|s| s.downcast_ref::<Refusal>());
             let lost = || {
                 Refusal::new(
                     Code::Engine,
@@ -108,7 +108,7 @@ impl Engine {
                     ),
                 )
             };
-            told.cloned().unwrap_or_else(lost)
+            cause.cloned().unwrap_or_else(lost)
         })?;
         Ok((answer, task))
     }

@@ -57,7 +57,7 @@ pub struct Lease {
     /// Whether a container has joined the namespace that it holds.
     joined: AtomicBool,
     attached: AtomicBool,
-    _place: OwnedSemaphorePermit,
+    _permit: OwnedSemaphorePermit,
 }
 
 /// Data of a container.
@@ -78,7 +78,7 @@ impl Leases {
     }
 
     /// Permit for one more container.
-    pub fn place(&self) -> Result<OwnedSemaphorePermit, Refusal> {
+    pub fn permit(&self) -> Result<OwnedSemaphorePermit, Refusal> {
         if self.ending.load(Ordering::Acquire) {
             return Err(Refusal::new(Code::Limit, "the guard is shutting down"));
         }
@@ -88,13 +88,13 @@ impl Leases {
     }
 
     /// Adds a lease for a container that was just created.
-    pub fn hold(&self, id: String, held: Held, place: OwnedSemaphorePermit) {
+    pub fn hold(&self, id: String, held: Held, permit: OwnedSemaphorePermit) {
         let lease = Lease {
             id: id.clone(),
             held,
             joined: AtomicBool::default(),
             attached: AtomicBool::default(),
-            _place: place,
+            _permit: permit,
         };
         {
             let mut held = self.held.lock();
@@ -117,7 +117,7 @@ impl Leases {
 
     /// Keeps the permit of a container whose creation the engine did not answer: it may exist, or
     /// be created later. Removes it if its labels identify it.
-    pub fn lost(&self, name: String, guard: String, place: OwnedSemaphorePermit) {
+    pub fn lost(&self, name: String, guard: String, permit: OwnedSemaphorePermit) {
         let leases = self.clone();
         tokio::spawn(async move {
             let given_up = tokio::time::Instant::now() + LOST_CREATION_TIMEOUT;
@@ -135,16 +135,16 @@ impl Leases {
                 }
                 sleep(BACKOFF.pause(pauses)).await;
             }
-            drop(place);
+            drop(permit);
         });
     }
 
     /// Removes the container with that name, if this guard created it.
     async fn recover(&self, name: &str, guard: &str) -> Result<Removal, Refusal> {
         let target = format!("/containers/{name}/json");
-        let (status, told) = self.engine.ask(Method::GET, &target, Vec::new()).await?;
+        let (status, inspected) = self.engine.ask(Method::GET, &target, Vec::new()).await?;
         let labelled = |key: &str, value: &str| {
-            let labels = told.pointer("/Config/Labels").and_then(Value::as_object);
+            let labels = inspected.pointer("/Config/Labels").and_then(Value::as_object);
             labels.and_then(|labels| labels.get(key)).and_then(Value::as_str) == Some(value)
         };
         match status.as_u16() {
@@ -347,8 +347,8 @@ mod tests {
         let socket = folder.path().join("engine.sock");
         let engine = UnixListener::bind(&socket).expect("a socket");
         let leases = Leases::new(Engine::new(socket), 1);
-        let place = leases.place().expect("a place");
-        leases.hold("a".to_owned(), held("n", None), place);
+        let permit = leases.permit().expect("a permit");
+        leases.hold("a".to_owned(), held("n", None), permit);
         let ending = leases.clone();
         let ending = tokio::spawn(async move { ending.end("a", "a test").await });
         let story = async {
@@ -356,12 +356,12 @@ mod tests {
                 answer(asked(&engine).await, status).await;
             }
             let third = asked(&engine).await;
-            assert!(leases.find("a").is_some() && leases.place().is_err());
+            assert!(leases.find("a").is_some() && leases.permit().is_err());
             answer(third, "404 x").await;
             ending.await.expect("no panic");
         };
         timeout(TEST_TIMEOUT, story).await.expect("three requests");
-        assert!(leases.find("a").is_none() && leases.place().is_ok());
+        assert!(leases.find("a").is_none() && leases.permit().is_ok());
     }
 
     #[tokio::test]
@@ -370,8 +370,8 @@ mod tests {
         let socket = folder.path().join("engine.sock");
         let engine = UnixListener::bind(&socket).expect("a socket");
         let leases = Leases::new(Engine::new(socket), 1);
-        let place = leases.place().expect("a place");
-        leases.lost("a".to_owned(), "g".to_owned(), place);
+        let permit = leases.permit().expect("a permit");
+        leases.lost("a".to_owned(), "g".to_owned(), permit);
         let of = |guard: &str| {
             let labels = serde_json::json!({label::GUARD: guard, label::CONTAINER: "a"});
             serde_json::json!({"Config": {"Labels": labels}}).to_string()
@@ -381,12 +381,12 @@ mod tests {
             for (status, body) in
                 [("404 x", String::new()), ("200 x", of("other")), ("200 x", of("g"))]
             {
-                assert!(leases.place().is_err());
+                assert!(leases.permit().is_err());
                 let question = asked_for(&engine, "GET /containers/a/json").await;
                 answer_with(question, status, &body).await;
             }
             answer(asked(&engine).await, "204 x").await;
-            while leases.place().is_err() {
+            while leases.permit().is_err() {
                 tokio::task::yield_now().await;
             }
         };
@@ -399,8 +399,8 @@ mod tests {
         let leases = Leases::new(Engine::new(folder.path().join("engine.sock")), 2);
         let holding = |by: &str| Holding { by: by.to_owned(), of: Default::default() };
         let hold = |id: &str, holds| {
-            let place = leases.place().expect("a place");
-            leases.hold(id.to_owned(), held(&format!("n-{id}"), holds), place);
+            let permit = leases.permit().expect("a permit");
+            leases.hold(id.to_owned(), held(&format!("n-{id}"), holds), permit);
         };
         hold("a", Some(holding("x")));
         hold("b", None);
@@ -427,13 +427,13 @@ mod tests {
         let socket = folder.path().join("engine.sock");
         let engine = UnixListener::bind(&socket).expect("a socket");
         let leases = Leases::new(Engine::new(socket), 2);
-        let place = leases.place().expect("a place");
+        let permit = leases.permit().expect("a permit");
         let end = leases.clone();
         let end = tokio::spawn(async move { end.end_all().await });
-        while leases.place().is_ok() {
+        while leases.permit().is_ok() {
             tokio::task::yield_now().await;
         }
-        leases.hold("a".to_owned(), held("n", None), place);
+        leases.hold("a".to_owned(), held("n", None), permit);
         let story = async {
             answer(asked(&engine).await, "204 x").await;
             end.await.expect("no panic");

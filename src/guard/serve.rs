@@ -83,7 +83,7 @@ impl Guard {
     async fn accept(&self) {
         loop {
             // Connections beyond the limit wait in the listener's queue.
-            let Ok(place) = self.connections.clone().acquire_owned().await else { return };
+            let Ok(permit) = self.connections.clone().acquire_owned().await else { return };
             let stream = match self.listener.accept().await {
                 Ok((stream, _)) => stream,
                 Err(error) => {
@@ -96,7 +96,7 @@ impl Guard {
             let shared = self.shared.clone();
             tokio::spawn(async move {
                 serve(stream, shared).await;
-                drop(place);
+                drop(permit);
             });
         }
     }

@@ -105,15 +105,15 @@ mod tests {
         let (client, mut far) = UnixStream::pair().expect("a pair");
         let (engine, mut container) = UnixStream::pair().expect("a pair");
         let running = tokio::spawn(run((client, Bytes::new()), (engine, Bytes::new())));
-        let said = vec![7; 4 << 20];
-        let saying = tokio::spawn(async move { container.write_all(&said).await });
-        let mut heard = Vec::new();
-        timeout(TEST_TIMEOUT, far.read_to_end(&mut heard))
+        let payload = vec![7; 4 << 20];
+        let sending = tokio::spawn(async move { container.write_all(&payload).await });
+        let mut received = Vec::new();
+        timeout(TEST_TIMEOUT, far.read_to_end(&mut received))
             .await
             .expect("its end")
             .expect("to read");
-        assert_eq!(heard.len(), 4 << 20);
-        assert!(saying.await.expect("no panic").is_ok());
+        assert_eq!(received.len(), 4 << 20);
+        assert!(sending.await.expect("no panic").is_ok());
         drop(far);
         timeout(TEST_TIMEOUT, running).await.expect("the tunnel's end").expect("no panic");
     }

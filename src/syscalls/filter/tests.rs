@@ -17,7 +17,7 @@ enum Verdict {
 
 /// A system call as a filter sees it: `struct seccomp_data` of linux/seccomp.h.
 #[derive(Debug, Clone, Copy)]
-struct Made {
+struct Syscall {
     number: u32,
     arch: u32,
     arguments: [u64; 6],
@@ -34,7 +34,7 @@ const ARCH_32: u32 = 0x4000_0003;
 #[cfg(target_arch = "aarch64")]
 const ARCH_32: u32 = 0x4000_0028;
 
-impl Made {
+impl Syscall {
     fn new(number: i64, arguments: [u64; 6]) -> Self {
         Self { number: number as u32, arch: ARCH, arguments }
     }
@@ -52,14 +52,14 @@ impl Made {
 }
 
 /// Runs one program as the kernel does. Supports the instructions that seccompiler writes.
-fn run(program: &BpfProgram, made: &Made) -> u32 {
+fn run(program: &BpfProgram, syscall: &Syscall) -> u32 {
     let (mut at, mut accumulator) = (0, 0);
     loop {
         let step = &program[at];
         at += 1;
         let jump = |taken: bool| usize::from(if taken { step.jt } else { step.jf });
         match step.code {
-            0x20 => accumulator = made.word(step.k),
+            0x20 => accumulator = syscall.word(step.k),
             0x54 => accumulator &= step.k,
             0x05 => at += step.k as usize,
             0x15 => at += jump(accumulator == step.k),
@@ -73,8 +73,8 @@ fn run(program: &BpfProgram, made: &Made) -> u32 {
 
 /// Result of all filters in the kernel: the strictest action, and of equal ones that of the filter
 /// loaded last.
-fn in_the_sandbox(filters: &[BpfProgram; 2], made: &Made) -> Verdict {
-    let answers = filters.iter().rev().map(|program| run(program, made));
+fn in_the_sandbox(filters: &[BpfProgram; 2], syscall: &Syscall) -> Verdict {
+    let answers = filters.iter().rev().map(|program| run(program, syscall));
     let strictest = answers.fold(libc::SECCOMP_RET_ALLOW, |so_far, answer| {
         let action = |answer: u32| (answer & libc::SECCOMP_RET_ACTION_FULL) as i32;
         if action(answer) < action(so_far) { answer } else { so_far }
@@ -163,7 +163,7 @@ fn both_runtimes_allow_the_same_calls() {
                 for c in &third {
                     for d in &fourth {
                         let arguments = [*a, *b, *c, *d, 0, 0];
-                        let sandbox = in_the_sandbox(&filters, &Made::new(number, arguments));
+                        let sandbox = in_the_sandbox(&filters, &Syscall::new(number, arguments));
                         let container = profile.verdict(call.name, &arguments);
                         let request = arguments[1] as u32;
                         if call.name == "ioctl" && TERMINAL_REQUESTS.contains(&request) {
@@ -185,8 +185,8 @@ fn calls_outside_the_table_are_refused_in_both() {
     let (filters, profile) = (sandbox_filters().expect("filters"), Profile::ours());
     let known: BTreeSet<i64> = table().iter().filter_map(|call| call.number).collect();
     for number in (0..1024).filter(|number| !known.contains(number)) {
-        let made = Made::new(number, [0; 6]);
-        assert_eq!(in_the_sandbox(&filters, &made), Verdict::Errno(libc::ENOSYS), "{number}");
+        let syscall = Syscall::new(number, [0; 6]);
+        assert_eq!(in_the_sandbox(&filters, &syscall), Verdict::Errno(libc::ENOSYS), "{number}");
     }
     assert_eq!(profile.verdict("ptrace", &[0; 6]), Verdict::Errno(libc::EPERM));
     for name in ABSENT {
@@ -200,10 +200,10 @@ fn calls_of_another_abi_are_refused() {
     const X32: u32 = 0x4000_0000;
     for call in table() {
         let Some(number) = call.number else { continue };
-        let made = Made::new(number, [0; 6]);
-        let x32 = Made { number: made.number | X32, ..made };
+        let syscall = Syscall::new(number, [0; 6]);
+        let x32 = Syscall { number: syscall.number | X32, ..syscall };
         assert_eq!(in_the_sandbox(&filters, &x32), Verdict::Errno(libc::ENOSYS), "{}", call.name);
-        let other = Made { arch: ARCH_32, ..made };
+        let other = Syscall { arch: ARCH_32, ..syscall };
         assert_eq!(in_the_sandbox(&filters, &other), Verdict::Killed, "{}", call.name);
     }
 }
@@ -217,7 +217,7 @@ fn verdict(name: &str, arguments: &[u32]) -> Verdict {
     let filters = sandbox_filters().expect("filters");
     let call = table().into_iter().find(|call| call.name == name).expect("a call of the table");
     let number = call.number.expect("a call of this architecture");
-    let sandbox = in_the_sandbox(&filters, &Made::new(number, six));
+    let sandbox = in_the_sandbox(&filters, &Syscall::new(number, six));
     assert_eq!(sandbox, Profile::ours().verdict(name, &six));
     sandbox
 }

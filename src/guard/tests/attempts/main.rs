@@ -142,8 +142,8 @@ async fn containers_of_others_are_not_accessible() {
     });
     let theirs = json!({"Image": image, "Labels": labels, "HostConfig": {"NetworkMode": "none"}});
     let target = format!("/v1.41/containers/create?name={}", name("theirs"));
-    let made = direct("POST", &target, &theirs.to_string()).await;
-    let theirs = made.json()["Id"].as_str().unwrap_or_else(|| panic!("{made:?}")).to_owned();
+    let created = direct("POST", &target, &theirs.to_string()).await;
+    let theirs = created.json()["Id"].as_str().unwrap_or_else(|| panic!("{created:?}")).to_owned();
     // And one with the guard's labels and name prefix.
     let lure = lure(&stand, &image, "lure", &name("lure")).await;
 
@@ -167,9 +167,9 @@ async fn containers_of_others_are_not_accessible() {
         assert_eq!(stand.raw(attach.as_bytes()).await.status, 404);
     }
 
-    let made = create(&stand, &image, "ours").await;
-    assert_eq!(made.status, 201, "{made:?}");
-    let ours = made.json()["Id"].as_str().expect("an id").to_owned();
+    let created = create(&stand, &image, "ours").await;
+    assert_eq!(created.status, 201, "{created:?}");
+    let ours = created.json()["Id"].as_str().expect("an id").to_owned();
     for (method, tail, body) in [
         ("POST", "/rename?name=x", ""),
         ("POST", "/update", r#"{"Memory":0}"#),
@@ -229,8 +229,8 @@ async fn network_is_joined_only_by_the_client_that_holds_it() {
     let layer = {
         let first = Stand::new("layer", &[Allow::Pack]).await;
         let image = image(&first).await;
-        let told = direct("GET", &format!("/v1.41/images/{image}/json"), "").await.json();
-        told["RootFS"]["Layers"][0].as_str().expect("a layer").to_owned()
+        let shown = direct("GET", &format!("/v1.41/images/{image}/json"), "").await.json();
+        shown["RootFS"]["Layers"][0].as_str().expect("a layer").to_owned()
     };
     stand.rules.holders = [layer].into();
     stand.start().await;
@@ -252,8 +252,8 @@ async fn network_is_joined_only_by_the_client_that_holds_it() {
         .arg("--unix-socket")
         .arg(&socket)
         .output();
-    let told = String::from_utf8(asked.await.expect("curl").stdout).expect("text");
-    assert!(told.contains("no pause container of this guard holds for it"), "{told}");
+    let shown = String::from_utf8(asked.await.expect("curl").stdout).expect("text");
+    assert!(shown.contains("no pause container of this guard holds for it"), "{shown}");
 
     // A refused request has joined nothing, whether refused for its mounts or its image.
     let mut mounts = joins.clone();

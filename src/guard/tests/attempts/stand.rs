@@ -220,8 +220,8 @@ pub async fn lure(stand: &Stand, image: &str, tail: &str, labelled: &str) -> Str
     lured["Labels"][label::CONTAINER] = labelled.into();
     lured["HostConfig"]["AutoRemove"] = false.into();
     let target = format!("/v1.41/containers/create?name={}", name(tail));
-    let made = direct("POST", &target, &lured.to_string()).await;
-    made.json()["Id"].as_str().unwrap_or_else(|| panic!("{made:?}")).to_owned()
+    let created = direct("POST", &target, &lured.to_string()).await;
+    created.json()["Id"].as_str().unwrap_or_else(|| panic!("{created:?}")).to_owned()
 }
 
 /// Whether the engine has it.
