@@ -79,7 +79,7 @@ pub struct Witness {
 
 impl Witness {
     /// The witness; `None` unless exactly one valid target is set.
-    pub fn place(&self) -> Option<proof::Witness> {
+    pub fn target(&self) -> Option<proof::Witness> {
         match (&self.file, &self.syslog, &self.url) {
             (Some(file), None, None) if !file.as_os_str().is_empty() => {
                 Some(proof::Witness::File(file.clone()))

@@ -82,8 +82,8 @@ impl DigestKey {
                 return Err(refused("the key that the newest checkpoint names"));
             }
             (None, Some(_)) => tracing::warn!(
-                "the audit log's digest.key is gone and a new one is made: digests of old and new \
-                 records can't be compared"
+                "digest.key of the audit log is missing; a new key was created. Digests of old \
+                 and new records cannot be compared"
             ),
             _ => {}
         }

@@ -52,10 +52,10 @@ impl Unavailable {
             }
             Self::Full { .. } => {
                 "free some space, bound the log with `audit.retention` (`portcullis audit prune` \
-                 drops what it says at once), or move the store to a larger disk with `audit.dir`"
+                 applies it at once), or move the store to a larger disk with `audit.dir`"
             }
             Self::Slow { .. } => {
-                "look for a disk that is slow or overloaded, or raise `audit.deadline-ms`"
+                "check for a slow or overloaded disk, or raise `audit.deadline-ms`"
             }
             Self::Missing { .. } => {
                 "start the proxy once with `portcullis run`, or check `state-dir` and `audit.dir`"
@@ -64,9 +64,9 @@ impl Unavailable {
                 "check that the folder is writable for this user and that the disk is sound"
             }
             Self::Unfit { .. } => {
-                "give the key, or use the version, that it takes: docs/operate/audit.md says more"
+                "give the key or use the version that it needs: see docs/operate/audit.md"
             }
-            Self::Closed { .. } => "start the proxy again",
+            Self::Closed { .. } => "restart the proxy",
         }
     }
 

@@ -115,7 +115,7 @@ pub struct ChainTrace {
     pub labels: Option<BTreeSet<String>>,
     /// Labels that interceptors gave to content of a server, which its client is to carry, and the
     /// rules that gave them.
-    pub heard: BTreeMap<String, Rule>,
+    pub added_labels: BTreeMap<String, Rule>,
     /// Whether an interceptor replaced the payload.
     pub replaced: bool,
     /// Duration of each stage: `PHASE/NAME` of each interceptor in order, and stages that others
@@ -222,7 +222,7 @@ impl Chain {
         };
 
         let enforced = link.mode == Mode::Enforce;
-        let told = verdict
+        let reported = verdict
             .findings
             .iter()
             .any(|f| matches!(f.effect, Effect::Redacted | Effect::Replaced));
@@ -238,7 +238,7 @@ impl Chain {
             }
             if exchange.from_server(phase) {
                 let rule = link.rule();
-                trail.heard.extend(verdict.labels.iter().map(|l| (l.clone(), rule.clone())));
+                trail.added_labels.extend(verdict.labels.iter().map(|l| (l.clone(), rule.clone())));
             }
             exchange.labels.extend(verdict.labels);
             trail.revision = verdict.revision.or(trail.revision.take());
@@ -269,7 +269,7 @@ impl Chain {
                 }
                 trail.replaced = true;
                 // The record says who changed a message, even if the interceptor reports nothing.
-                if !told {
+                if !reported {
                     let message = "replaced the payload".to_owned();
                     let rule = link.rule();
                     trail.findings.push(link.finding(phase, rule, message, Effect::Replaced));

@@ -502,7 +502,7 @@ impl Checker<'_> {
             }
         }
         for (at, witness) in built.config.audit.witness.iter().enumerate() {
-            if witness.place().is_none() {
+            if witness.target().is_none() {
                 self.bad(
                     &child("/audit/witness", at),
                     "this names either no witness or several",

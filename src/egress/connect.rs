@@ -87,7 +87,7 @@ impl Drop for AttemptGuard {
             false => End::Broken,
         });
         self.shared.live.lock().remove(&self.live.attempt.number);
-        self.shared.gate.told(Outcome {
+        self.shared.gate.report(Outcome {
             attempt: Some(self.live.attempt.clone()),
             address: *self.address.get_mut(),
             up: *self.up.get_mut(),
@@ -111,7 +111,7 @@ pub(crate) struct Connection {
 impl Shared {
     /// Reports a refusal before the requested host was known.
     pub fn unread(&self, refusal: Refusal) {
-        self.gate.told(Outcome {
+        self.gate.report(Outcome {
             attempt: None,
             address: None,
             up: 0,

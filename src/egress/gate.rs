@@ -116,5 +116,5 @@ pub trait Gate: Send + Sync + 'static {
     fn still(&self, attempt: &Attempt) -> Verdict;
 
     /// Receives the outcome of an attempt, once for each. Must not block.
-    fn told(&self, outcome: Outcome);
+    fn report(&self, outcome: Outcome);
 }

@@ -66,7 +66,7 @@ pub(crate) struct Meter {
 
 /// A direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Way {
+pub(crate) enum FlowDirection {
     Up,
     Down,
 }
@@ -96,7 +96,7 @@ impl Meter {
     }
 
     /// Waits until this number of bytes may be forwarded.
-    pub async fn take(&self, way: Way, bytes: usize) -> Result<(), Spent> {
+    pub async fn take(&self, direction: FlowDirection, bytes: usize) -> Result<(), Spent> {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         if let Some(total) = self.total {
             let before = self.used.fetch_add(bytes.into(), Ordering::Relaxed);
@@ -106,9 +106,9 @@ impl Meter {
                 return Err(Spent);
             }
         }
-        let rate = match way {
-            Way::Up => &self.up,
-            Way::Down => &self.down,
+        let rate = match direction {
+            FlowDirection::Up => &self.up,
+            FlowDirection::Down => &self.down,
         };
         match (rate, NonZeroU32::new(bytes)) {
             (Some(rate), Some(bytes)) => rate.until_n_ready(bytes).await.map_err(|_| Spent),

@@ -39,11 +39,11 @@ pub(crate) enum Opening<'a> {
 /// that was already read and checked.
 pub(crate) async fn carry(
     mut client: impl AsyncRead + AsyncWrite + Unpin,
-    way: Connection,
+    direction: Connection,
     begun: Option<Vec<u8>>,
     shared: &Shared,
 ) {
-    let Connection { stream: mut upstream, host, wire, ticket } = way;
+    let Connection { stream: mut upstream, host, wire, ticket } = direction;
     let begun = match (wire, begun) {
         (Wire::Tls, None) => {
             let read = client_hello::read(&mut client, &[], &host);
@@ -147,7 +147,7 @@ impl Activity {
 /// One direction.
 pub(crate) struct Direction<'a, W> {
     to: W,
-    way: limits::Way,
+    direction: limits::FlowDirection,
     count: &'a AtomicU64,
     activity: &'a Activity,
     shared: &'a Shared,
@@ -157,7 +157,7 @@ impl<W: AsyncWrite + Unpin> Direction<'_, W> {
     /// Forwards bytes.
     pub async fn deliver(&mut self, bytes: &[u8]) -> Result<(), Stop> {
         self.activity.touch();
-        self.shared.meter.take(self.way, bytes.len()).await?;
+        self.shared.meter.take(self.direction, bytes.len()).await?;
         self.to.write_all(bytes).await?;
         self.to.flush().await?;
         self.count.fetch_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX), Ordering::Relaxed);
@@ -199,14 +199,14 @@ where
     let retry = Retry::new();
     let mut there = Direction {
         to: upstream_write,
-        way: limits::Way::Up,
+        direction: limits::FlowDirection::Up,
         count: &ticket.up,
         activity: &activity,
         shared,
     };
     let mut back = Direction {
         to: client_write,
-        way: limits::Way::Down,
+        direction: limits::FlowDirection::Down,
         count: &ticket.down,
         activity: &activity,
         shared,

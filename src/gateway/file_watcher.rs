@@ -27,12 +27,12 @@ pub struct Files {
     folders: BTreeSet<PathBuf>,
     /// Names of interest in the folders: the files, and links on their paths.
     names: Arc<Mutex<BTreeSet<OsString>>>,
-    news: mpsc::Receiver<()>,
+    changes: mpsc::Receiver<()>,
 }
 
 /// Every path whose change can replace this file: links on its path (Kubernetes replaces files by
 /// changing a link to their folder), the results of `..`, and the file itself.
-fn way_to(path: &Path) -> Vec<PathBuf> {
+fn paths_to(path: &Path) -> Vec<PathBuf> {
     let ResolvedPath { mut turns, end } = ResolvedPath::of(path);
     turns.push(end);
     turns
@@ -55,7 +55,7 @@ impl Files {
     /// If the system provides no watcher.
     pub fn none() -> notify::Result<Self> {
         // A full channel already reports a change.
-        let (sender, news) = mpsc::channel(1);
+        let (sender, changes) = mpsc::channel(1);
         let names = Arc::new(Mutex::new(BTreeSet::new()));
         let known = names.clone();
         let matters = move |event: &notify::Event| {
@@ -69,7 +69,7 @@ impl Files {
                 let _ = sender.try_send(());
             }
         })?;
-        Ok(Self { watcher, paths: Vec::new(), folders: BTreeSet::new(), names, news })
+        Ok(Self { watcher, paths: Vec::new(), folders: BTreeSet::new(), names, changes })
     }
 
     /// Watches these files from now on, instead of the earlier ones.
@@ -87,9 +87,9 @@ impl Files {
     /// Watches the folders of the files: a file is often replaced by a rename, and a watch on the
     /// file would follow the old one. Repeated after each change, since folders can be replaced.
     fn renew(&mut self) -> notify::Result<()> {
-        let ways: Vec<_> = self.paths.iter().flat_map(|path| way_to(path)).collect();
-        let folders = ways.iter().filter_map(|path| path.parent().map(ToOwned::to_owned));
-        let names = ways.iter().filter_map(|path| path.file_name().map(ToOwned::to_owned));
+        let chains: Vec<_> = self.paths.iter().flat_map(|path| paths_to(path)).collect();
+        let folders = chains.iter().filter_map(|path| path.parent().map(ToOwned::to_owned));
+        let names = chains.iter().filter_map(|path| path.file_name().map(ToOwned::to_owned));
         *self.names.lock() = names.collect();
         for folder in std::mem::replace(&mut self.folders, folders.collect()) {
             let _ = self.watcher.unwatch(&folder);
@@ -104,11 +104,11 @@ impl Files {
     /// Waits until files changed and then were quiet. False if there will be no more changes. Not
     /// safe to cancel: a change may be missed.
     pub async fn changed(&mut self) -> bool {
-        if self.news.recv().await.is_none() {
+        if self.changes.recv().await.is_none() {
             return false;
         }
         for _ in 0..PATIENCE {
-            match tokio::time::timeout(QUIET, self.news.recv()).await {
+            match tokio::time::timeout(QUIET, self.changes.recv()).await {
                 Ok(Some(())) => {}
                 Ok(None) => return false,
                 Err(_) => break,
@@ -136,13 +136,13 @@ mod tests {
         std::fs::write(folder.join("..1/a.wasm"), "").unwrap();
         symlink("..1", folder.join("..data")).unwrap();
         symlink("..data/a.wasm", folder.join("a.wasm")).unwrap();
-        let way = ["a.wasm", "..data", "..1/a.wasm"].map(|step| folder.join(step));
-        assert_eq!(way_to(&folder.join("a.wasm")), way);
-        assert_eq!(way_to(&folder.join("none")), [folder.join("none")]);
+        let expected = ["a.wasm", "..data", "..1/a.wasm"].map(|step| folder.join(step));
+        assert_eq!(paths_to(&folder.join("a.wasm")), expected);
+        assert_eq!(paths_to(&folder.join("none")), [folder.join("none")]);
         // Beside the folder that a link points to, not beside the link.
         std::fs::create_dir_all(folder.join("far/real")).unwrap();
         symlink("far/real", folder.join("near")).unwrap();
-        let way = ["near", "far/real", "far/b"].map(|step| folder.join(step));
-        assert_eq!(way_to(&folder.join("near/../b")), way);
+        let expected = ["near", "far/real", "far/b"].map(|step| folder.join(step));
+        assert_eq!(paths_to(&folder.join("near/../b")), expected);
     }
 }

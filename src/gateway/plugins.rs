@@ -94,10 +94,10 @@ pub fn load(
     at: usize,
     entry: &InterceptorEntry,
     config: &Config,
-    handed: &PluginSecrets,
+    delivered: &PluginSecrets,
     house: &PluginHost,
 ) -> Result<Plugin, BoxedDiagnostic> {
-    let plugin = Plugin::load(config, &entry.settings, &loaded.base, handed.of(at), house);
+    let plugin = Plugin::load(config, &entry.settings, &loaded.base, delivered.of(at), house);
     plugin.map_err(|error| -> BoxedDiagnostic {
         let key = match &error {
             LoadError::Config { at, .. } if !config.config.is_empty() => format!("config{at}"),
@@ -136,17 +136,17 @@ pub(crate) async fn keep_plugins(
             () = closing.cancelled() => return,
         }
         for one in all.iter().filter(|one| one.plugin.changeable().is_some()) {
-            look_again(one, &recorder).await;
+            reload_if_changed(one, &recorder).await;
         }
     }
 }
 
-async fn look_again(LoadedPlugin { entry, plugin }: &LoadedPlugin, recorder: &Recorder) {
+async fn reload_if_changed(LoadedPlugin { entry, plugin }: &LoadedPlugin, recorder: &Recorder) {
     let InterceptorKind::Plugin(config) = &entry.kind else { return };
     let name = entry.name();
     let looked = tokio::task::spawn_blocking({
         let plugin = plugin.clone();
-        move || plugin.look_again()
+        move || plugin.reload_if_changed()
     });
     let refused = match looked.await {
         Ok(Ok(None)) => return,
@@ -313,8 +313,8 @@ fn withheld(
         let Ok(source) = Source::try_from(reference) else { continue };
         let source = source.kind();
         let holder = Holder::Plugin(plugin);
-        let handed = DeliveredAs::Plugin;
-        let resource = Resource::Secret { holder, name, source, handed, client: None };
+        let delivery = DeliveredAs::Plugin;
+        let resource = Resource::Secret { holder, name, source, delivery, client: None };
         let secret = format!("{holder}/{name}");
         let secret = cedar_policy::EntityId::new(&secret);
         let shown = format!("Secret::\"{}\"", secret.escaped());
@@ -377,7 +377,7 @@ pub struct GatedPlugin {
     grants: Grants,
     policies: Arc<portcullis_policy::Engine>,
     /// The last result of the policies, with their revision.
-    said: Mutex<Option<(portcullis_policy::Revision, Result<(), String>)>>,
+    last_result: Mutex<Option<(portcullis_policy::Revision, Result<(), String>)>>,
 }
 
 impl GatedPlugin {
@@ -386,16 +386,16 @@ impl GatedPlugin {
         grants: Grants,
         policies: Arc<portcullis_policy::Engine>,
     ) -> Self {
-        Self { plugin, grants, policies, said: Mutex::default() }
+        Self { plugin, grants, policies, last_result: Mutex::default() }
     }
 
     fn may_go_on(&self) -> Result<(), String> {
-        let mut said = self.said.lock();
+        let mut last_result = self.last_result.lock();
         let revision = self.policies.revision();
-        if let Some((of, said)) = &*said
+        if let Some((of, last_result)) = &*last_result
             && *of == revision
         {
-            return said.clone();
+            return last_result.clone();
         }
         let name = self.plugin.name();
         let withheld = withheld(name, &self.grants, &self.policies);
@@ -406,7 +406,7 @@ impl GatedPlugin {
         if let Err(why) = &new {
             tracing::warn!(plugin = name, "plugin grants refused by policy: {why}");
         }
-        *said = Some((revision, new.clone()));
+        *last_result = Some((revision, new.clone()));
         new
     }
 }

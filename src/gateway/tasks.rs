@@ -77,7 +77,7 @@ impl Tasks {
     /// # Errors
     /// If too many tasks are known, or the id is in use: on its server or, for an owner that sees
     /// `many` servers and identifies tasks only by id, on any of them.
-    fn made(&self, key: Key, task: Task, many: bool) -> Result<(), Refusal> {
+    fn add(&self, key: Key, task: Task, many: bool) -> Result<(), Refusal> {
         if key.1.len() > ID_BYTES {
             let words = "the id of the server's task is too long";
             return Err(Refusal::new(Code::ServerMisbehaved, words));
@@ -154,13 +154,13 @@ impl Tasks {
     /// A refusal if the task does not belong to this client.
     pub async fn route(
         &self,
-        guest: &ClientContext,
+        client: &ClientContext,
         exchange: &mut Exchange,
     ) -> Result<Option<Route>, Refusal> {
         if !Method::TASK.contains(&exchange.method.as_str()) {
             return Ok(None);
         }
-        if guest.revision.is_modern() && !guest.abilities.extension(TASKS_EXTENSION) {
+        if client.revision.is_modern() && !client.abilities.extension(TASKS_EXTENSION) {
             let required = json!({ "extensions": { TASKS_EXTENSION: {} } });
             return Err(Refusal::new(
                 Code::CapabilityMissing,
@@ -174,18 +174,18 @@ impl Tasks {
         let id = params
             .string("taskId")
             .ok_or_else(|| Refusal::new(Code::InvalidParams, "`taskId` must be a string"))?;
-        let visible = self.router.servers(&guest.view).into_iter();
+        let visible = self.router.servers(&client.view).into_iter();
         let (server, name, asked) = visible
             .filter_map(|server| {
-                let key = (place(&server, guest.party_key(&server))?, id.clone());
-                let (tool, asked) = self.tool(&guest.principal.kind, &key)?;
+                let key = (place(&server, client.party_key(&server))?, id.clone());
+                let (tool, asked) = self.tool(&client.principal.kind, &key)?;
                 Some((server, tool, asked))
             })
             .next()
             .ok_or_else(unknown)?;
         // The result of the call follows later.
         exchange.obligations = asked;
-        let instance = server.at(guest.party_key(&server).as_ref()).ok_or_else(unknown)?;
+        let instance = server.at(client.party_key(&server).as_ref()).ok_or_else(unknown)?;
         let items = instance.items(ListKind::Tools).await;
         let items = items.map_err(|failure| failure.refusal(&server.name))?;
         let tool = items.iter().find(|item| item.name == name).cloned();
@@ -199,7 +199,7 @@ impl Tasks {
     /// A refusal if the task cannot be followed.
     pub fn note(
         &self,
-        guest: &ClientContext,
+        client: &ClientContext,
         server: &Server,
         exchange: &Exchange,
         answer: &Answer,
@@ -223,19 +223,19 @@ impl Tasks {
         let (tool, obligations) = (name.clone(), exchange.obligations.clone());
         let task = Task { owner, tool, obligations, used: Instant::now() };
         // If the process has ended since, its tasks are gone.
-        let Some(place) = place(server, guest.party_key(server)) else { return Ok(()) };
-        self.made((place, id), task, guest.view == View::All)
+        let Some(place) = place(server, client.party_key(server)) else { return Ok(()) };
+        self.add((place, id), task, client.view == View::All)
     }
 
     /// The result of `tasks/list`: this client's tasks on each server.
-    pub async fn list(&self, guest: &ClientContext) -> Bytes {
+    pub async fn list(&self, client: &ClientContext) -> Bytes {
         let mut all = Vec::new();
-        for server in self.router.servers(&guest.view) {
-            let place = place(&server, guest.party_key(&server));
-            if !place.is_some_and(|place| self.at(&guest.principal.kind, &place)) {
+        for server in self.router.servers(&client.view) {
+            let place = place(&server, client.party_key(&server));
+            if !place.is_some_and(|place| self.at(&client.principal.kind, &place)) {
                 continue;
             }
-            match self.tasks_of(guest, &server).await {
+            match self.tasks_of(client, &server).await {
                 Ok(tasks) => all.extend(tasks),
                 Err(failure) => {
                     tracing::warn!(server = %server.name, %failure, "server is missing from a merged list of tasks");
@@ -247,13 +247,13 @@ impl Tasks {
 
     async fn tasks_of(
         &self,
-        guest: &ClientContext,
+        client: &ClientContext,
         server: &Arc<Server>,
     ) -> Result<Vec<Bytes>, CallError> {
         let misbehaved =
             || CallError::Misbehaved("its answer to `tasks/list` is not a list".into());
-        let (instance, running) = guest.instance(server).await?;
-        let Some(place) = place(server, guest.party_key(server)) else { return Ok(Vec::new()) };
+        let (instance, running) = client.instance(server).await?;
+        let Some(place) = place(server, client.party_key(server)) else { return Ok(Vec::new()) };
         let mut own = Vec::new();
         let mut cursor: Option<Bytes> = None;
         for _ in 0..PAGES {
@@ -272,7 +272,7 @@ impl Tasks {
                 let text = list.slice_ref(task.get().as_bytes());
                 let id = Object::parse(text.clone()).ok().and_then(|task| task.string("taskId"));
                 let key = id.map(|id| (place.clone(), id));
-                if key.is_some_and(|key| self.tool(&guest.principal.kind, &key).is_some()) {
+                if key.is_some_and(|key| self.tool(&client.principal.kind, &key).is_some()) {
                     own.push(text);
                 }
             }
@@ -319,7 +319,7 @@ mod tests {
     #[test]
     fn a_task_is_its_makers_alone() {
         let tasks = Tasks::new(Arc::new(Router::new([])));
-        for (made, by, fine) in [
+        for (add, by, fine) in [
             (key("s", None, "1"), "a", true),
             // Again, by the same server for the same client.
             (key("s", None, "1"), "a", true),
@@ -333,10 +333,10 @@ mod tests {
             (key("other", Some("x"), "1"), "b", false),
             (key("other", Some("z"), "1"), "b", true),
         ] {
-            assert_eq!(tasks.made(made.clone(), task(by), true).is_ok(), fine, "{made:?} {by}");
+            assert_eq!(tasks.add(add.clone(), task(by), true).is_ok(), fine, "{add:?} {by}");
         }
         // A client that sees one server can distinguish them.
-        assert!(tasks.made(key("other", None, "1"), task("a"), false).is_ok());
+        assert!(tasks.add(key("other", None, "1"), task("a"), false).is_ok());
         assert!(tasks.tool(&owner("a"), &key("s", None, "1")).is_some());
         assert!(tasks.tool(&owner("b"), &key("s", None, "1")).is_none());
         let (place, id) = key("s", Some("x"), "1");
@@ -346,22 +346,22 @@ mod tests {
         // The next process assigns the same ids to other clients.
         let mut next = key("s", None, "1");
         next.0.2 = 2;
-        tasks.made(next.clone(), task("b"), true).unwrap();
+        tasks.add(next.clone(), task("b"), true).unwrap();
         assert!(tasks.tool(&owner("a"), &next).is_none());
         let long = key("s", None, &"x".repeat(ID_BYTES + 1));
-        assert!(tasks.made(long, task("a"), true).is_err());
+        assert!(tasks.add(long, task("a"), true).is_err());
     }
 
     #[test]
     fn tasks_are_bounded() {
         let tasks = Tasks::new(Arc::new(Router::new([])));
         for id in 0..OF_ONE {
-            tasks.made(key("s", None, &id.to_string()), task("a"), true).unwrap();
+            tasks.add(key("s", None, &id.to_string()), task("a"), true).unwrap();
         }
         // One more task, so the oldest is forgotten.
-        tasks.made(key("s", None, "x"), task("a"), true).unwrap();
+        tasks.add(key("s", None, "x"), task("a"), true).unwrap();
         assert!(tasks.tool(&owner("a"), &key("s", None, "0")).is_none());
         assert_eq!(tasks.known.lock().len(), OF_ONE);
-        assert!(tasks.made(key("s", None, "y"), task("b"), true).is_ok());
+        assert!(tasks.add(key("s", None, "y"), task("b"), true).is_ok());
     }
 }

@@ -11,7 +11,7 @@ use portcullis_upstream::{
 };
 
 /// Messages of a server that may wait for its client.
-const SAID: usize = 64;
+const MAX_QUEUED: usize = 64;
 
 /// Calls in flight on dedicated instances, newest last. Messages that such an instance sends on a
 /// separate stream usually belong to one of its calls.
@@ -24,18 +24,20 @@ type Key = (u64, InstanceKey);
 impl InFlightCalls {
     /// Passes a server's message to the newest call in flight. Returns the message if there is none
     /// that takes it.
-    pub fn tell(
+    pub fn deliver(
         &self,
         server: u64,
         party: &InstanceKey,
-        said: ServerMessage,
+        from_server: ServerMessage,
     ) -> Option<ServerMessage> {
         let all = self.0.lock();
         let newest = all.get(&(server, party.clone())).and_then(|calls| calls.last());
-        let Some(newest) = newest else { return Some(said) };
-        match newest.try_send(said) {
+        let Some(newest) = newest else { return Some(from_server) };
+        match newest.try_send(from_server) {
             Ok(()) => None,
-            Err(TrySendError::Full(said) | TrySendError::Closed(said)) => Some(said),
+            Err(TrySendError::Full(from_server) | TrySendError::Closed(from_server)) => {
+                Some(from_server)
+            }
         }
     }
 }
@@ -61,7 +63,7 @@ impl Drop for Entry {
 
 /// A call in flight. Dropping it cancels the call.
 pub(crate) struct UpstreamCall {
-    said: mpsc::Receiver<ServerMessage>,
+    from_server: mpsc::Receiver<ServerMessage>,
     reply: AbortOnDropHandle<Result<Reply, CallError>>,
     clock: Deadline,
     /// Delays the end of a server that is replaced in the config.
@@ -70,7 +72,7 @@ pub(crate) struct UpstreamCall {
 
 /// The next event of a call.
 pub(crate) enum CallEvent {
-    Said(ServerMessage),
+    FromServer(ServerMessage),
     Over(Result<Reply, CallError>),
 }
 
@@ -83,13 +85,13 @@ impl UpstreamCall {
         running: Arc<Running>,
         mut call: Call,
     ) -> Self {
-        let (sender, said) = mpsc::channel(SAID);
+        let (sender, from_server) = mpsc::channel(MAX_QUEUED);
         let entry = instance.party().map(|party| {
             let key = (server.number, party.clone());
             all.0.lock().entry(key.clone()).or_default().push(sender.clone());
             Entry { all: all.clone(), key, call: sender.clone() }
         });
-        call.said = Some(sender);
+        call.messages = Some(sender);
         let clock = call.clock.clone();
         let reply = tokio::spawn(async move {
             // Dropped here, so that no sender is left after the response.
@@ -97,7 +99,7 @@ impl UpstreamCall {
             instance.call(&running, call).await
         });
         let counted = server.counted();
-        Self { said, reply: AbortOnDropHandle::new(reply), clock, _counted: counted }
+        Self { from_server, reply: AbortOnDropHandle::new(reply), clock, _counted: counted }
     }
 
     /// The next message of the server; its response is the last. Cancel safe: no message is lost if
@@ -106,7 +108,7 @@ impl UpstreamCall {
         tokio::select! {
             biased;
             // The call holds the sender, so all its messages come before its response.
-            Some(said) = self.said.recv() => CallEvent::Said(said),
+            Some(from_server) = self.from_server.recv() => CallEvent::FromServer(from_server),
             reply = &mut self.reply => CallEvent::Over(reply.unwrap_or_else(|_| {
                 Err(CallError::Misbehaved("the work for the call ended early".into()))
             })),

@@ -121,7 +121,7 @@ fn listed_names<'s>(listed: Option<&'s Value>, params: &Value) -> Result<(), Wro
 struct SchemaNames<'s> {
     root: &'s Value,
     references: References<'s>,
-    places: Vec<SchemaNode<'s>>,
+    nodes: Vec<SchemaNode<'s>>,
     /// The places of schemas that apply together, and whether a reference among them leads nowhere.
     met: HashMap<(Vec<*const Value>, bool), usize>,
     /// Every name in the schema. Collected when the first is asked for.
@@ -210,7 +210,7 @@ impl<'s> SchemaNames<'s> {
         Self {
             root,
             references,
-            places: Vec::new(),
+            nodes: Vec::new(),
             met: HashMap::new(),
             all: None,
             compiled: HashMap::new(),
@@ -228,13 +228,13 @@ impl<'s> SchemaNames<'s> {
             Value::Object(object) => self.object(at, object),
             Value::Array(items) => {
                 for item in items.iter().filter(|item| item.is_object() || item.is_array()) {
-                    let of_items = match self.places[at].items {
+                    let of_items = match self.nodes[at].items {
                         Some(place) => place,
                         None => {
-                            let SchemaNode { schemas, unresolved, .. } = &self.places[at];
+                            let SchemaNode { schemas, unresolved, .. } = &self.nodes[at];
                             let schemas = schemas.iter().copied().flat_map(items_of).collect();
                             let place = self.place(schemas, *unresolved)?;
-                            *self.places[at].items.insert(place)
+                            *self.nodes[at].items.insert(place)
                         }
                     };
                     self.value(of_items, item)?;
@@ -246,11 +246,11 @@ impl<'s> SchemaNames<'s> {
     }
 
     fn object(&mut self, at: usize, object: &Map<String, Value>) -> Result<(), Wrong<'s>> {
-        if self.places[at].schemas.is_empty() && !self.places[at].unresolved {
+        if self.nodes[at].schemas.is_empty() && !self.nodes[at].unresolved {
             return Ok(());
         }
         self.members(at)?;
-        let unresolved = self.places[at].unresolved;
+        let unresolved = self.nodes[at].unresolved;
         for (name, value) in object {
             let members = self.members(at)?;
             let known = members.known.get_key_value(name.as_str()).map(|(name, to)| (*name, *to));
@@ -269,10 +269,10 @@ impl<'s> SchemaNames<'s> {
             if !value.is_object() && !value.is_array() {
                 continue;
             }
-            let to = match (known, self.places[at].others) {
+            let to = match (known, self.nodes[at].others) {
                 (Some((_, Some(place))), _) | (None, Some(place)) => place,
                 (Some((name, None)), _) => {
-                    let schemas = &self.places[at].schemas;
+                    let schemas = &self.nodes[at].schemas;
                     let schemas = schemas.iter().copied().flat_map(|schema| {
                         match schema.get("properties").and_then(|properties| properties.get(name)) {
                             Some(named) => patterns_of(schema).chain([named]).collect(),
@@ -280,16 +280,16 @@ impl<'s> SchemaNames<'s> {
                         }
                     });
                     let place = self.place(schemas.collect(), unresolved)?;
-                    if let Some(members) = &mut self.places[at].members {
+                    if let Some(members) = &mut self.nodes[at].members {
                         members.known.insert(name, Some(place));
                     }
                     place
                 }
                 (None, None) => {
-                    let schemas = &self.places[at].schemas;
+                    let schemas = &self.nodes[at].schemas;
                     let schemas = schemas.iter().copied().flat_map(others_of).collect();
                     let place = self.place(schemas, unresolved)?;
-                    *self.places[at].others.insert(place)
+                    *self.nodes[at].others.insert(place)
                 }
             };
             self.value(to, value)?;
@@ -298,13 +298,13 @@ impl<'s> SchemaNames<'s> {
     }
 
     fn members(&mut self, at: usize) -> Result<&Members<'s>, Wrong<'s>> {
-        if self.places[at].members.is_none() {
-            let schemas = self.places[at].schemas.iter();
+        if self.nodes[at].members.is_none() {
+            let schemas = self.nodes[at].schemas.iter();
             let of_names = schemas.filter_map(|schema| schema.get("propertyNames")).collect();
             let of_names = self.place(of_names, false)?;
-            self.places[at].unresolved |= self.places[of_names].unresolved;
-            let of_names = self.places[of_names].schemas.iter().copied();
-            let schemas = self.places[at].schemas.iter().copied();
+            self.nodes[at].unresolved |= self.nodes[of_names].unresolved;
+            let of_names = self.nodes[of_names].schemas.iter().copied();
+            let schemas = self.nodes[at].schemas.iter().copied();
             let patterns = schemas.clone().flat_map(patterns_in);
             let patterns: BTreeSet<_> =
                 patterns.chain(of_names.clone().filter_map(pattern)).collect();
@@ -317,9 +317,9 @@ impl<'s> SchemaNames<'s> {
                 return Err(Wrong::TooLarge);
             }
             let folded = known.keys().map(|name| (fold(Cow::Borrowed(*name)), *name)).collect();
-            self.places[at].members = Some(Members { known, folded, patterns });
+            self.nodes[at].members = Some(Members { known, folded, patterns });
         }
-        self.places[at].members.as_ref().ok_or(Wrong::TooLarge)
+        self.nodes[at].members.as_ref().ok_or(Wrong::TooLarge)
     }
 
     /// A pattern among these that means this name in another case, unless one defines it as spelled.
@@ -378,7 +378,7 @@ impl<'s> SchemaNames<'s> {
                 Value::Object(schema) => {
                     let of_names = schema.get("propertyNames").into_iter().collect();
                     let of_names = self.place(of_names, false)?;
-                    let of_names = self.places[of_names].schemas.iter().copied();
+                    let of_names = self.nodes[of_names].schemas.iter().copied();
                     patterns.extend(patterns_in(schema));
                     patterns.extend(of_names.clone().filter_map(pattern));
                     for name in names_of(schema).chain(of_names.flat_map(listed)) {
@@ -440,11 +440,11 @@ impl<'s> SchemaNames<'s> {
         }
         let mut key: Vec<_> = met.into_iter().collect();
         key.sort_unstable();
-        let next = self.places.len();
+        let next = self.nodes.len();
         let at = *self.met.entry((key, unresolved)).or_insert(next);
         if at == next {
             let (members, others, items) = (None, None, None);
-            self.places.push(SchemaNode { schemas: found, unresolved, members, others, items });
+            self.nodes.push(SchemaNode { schemas: found, unresolved, members, others, items });
         }
         Ok(at)
     }

@@ -199,7 +199,7 @@ mod tests {
         assert_eq!((entry.name(), entry.kind.as_str()), ("shape", "schema"));
         let written = serde_json::to_value(&entry).unwrap();
         assert_eq!(written["use"], "schema");
-        let again: InterceptorEntry = serde_json::from_value(written).unwrap();
-        assert_eq!(again.name(), "shape");
+        let parsed: InterceptorEntry = serde_json::from_value(written).unwrap();
+        assert_eq!(parsed.name(), "shape");
     }
 }

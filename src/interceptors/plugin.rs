@@ -286,7 +286,7 @@ impl Plugin {
     ///
     /// # Errors
     /// Why it cannot replace the active version.
-    pub fn look_again(&self) -> Result<Option<Version>, LoadError> {
+    pub fn reload_if_changed(&self) -> Result<Option<Version>, LoadError> {
         let now = self.now.load_full();
         // The content of a registry's digest does not change.
         let Some(file) = self.changeable() else { return Ok(None) };
@@ -334,10 +334,10 @@ impl Worded<'_> {
 
     fn verdict(
         &self,
-        said: portcullis_plugin_host::Verdict,
+        answer: portcullis_plugin_host::Verdict,
         phase: Phase,
     ) -> portcullis_chain::Verdict {
-        let mut verdict = match said.decision {
+        let mut verdict = match answer.decision {
             Decision::Pass => portcullis_chain::Verdict::pass(),
             Decision::Replace(text) => portcullis_chain::Verdict::replace(text.into()),
             Decision::Refuse(refused) => {
@@ -353,8 +353,8 @@ impl Worded<'_> {
                 portcullis_chain::Verdict::refuse(refusal)
             }
         };
-        verdict.labels.extend(said.labels);
-        let findings = said.findings.into_iter();
+        verdict.labels.extend(answer.labels);
+        let findings = answer.findings.into_iter();
         verdict
             .findings
             .extend(findings.map(|finding| self.finding(phase, &finding.code, finding.message)));
@@ -394,11 +394,11 @@ impl Interceptor for Plugin {
         let now = self.now.load_full();
         let worded = Worded { name: &self.name, manifest: now.manifest() };
         let session = exchange.session.as_ref().map(SessionId::expose);
-        let portcullis_plugin_host::Said { verdict, requests, .. } =
+        let portcullis_plugin_host::Inspection { verdict, requests, .. } =
             now.plugin.inspect(message(exchange, phase)?, session).await;
         match verdict {
-            Ok(said) => {
-                let mut verdict = worded.verdict(said, phase);
+            Ok(answer) => {
+                let mut verdict = worded.verdict(answer, phase);
                 // Its HTTP requests about the message belong in the message's record.
                 let requests = requests.into_iter();
                 let requests = requests.map(|request| worded.finding(phase, REQUEST, request));

@@ -260,7 +260,7 @@ impl<C: Clock + Clone> RateLimit<C> {
         let mut charges = Vec::with_capacity(limits.len());
         let mut spent: Option<(Duration, &Meter<C>)> = None;
         for meter in limits.iter().filter(|m| m.events.wants(&exchange.method, Phase::Request)) {
-            let key = meter.store.place(key(&meter.per, exchange), elapsed);
+            let key = meter.store.slot(key(&meter.per, exchange), elapsed);
             match meter.limiter.check_key(&key) {
                 Ok(()) => charges.push((meter, key)),
                 Err(until) => {

@@ -331,18 +331,18 @@ fn parsed(payload: &Payload) -> Result<&Value, Fault> {
 async fn on_large_stack<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Fault> {
-    let (done, made) = oneshot::channel();
+    let (done, outcome) = oneshot::channel();
     let work = move || {
-        let made = std::panic::catch_unwind(AssertUnwindSafe(work));
-        let _ = done.send(made);
+        let outcome = std::panic::catch_unwind(AssertUnwindSafe(work));
+        let _ = done.send(outcome);
     };
     std::thread::Builder::new()
         .name("schema-compile".into())
         .stack_size(COMPILE_STACK_BYTES)
         .spawn(work)
         .map_err(|error| Fault(format!("no thread to compile a schema on: {error}")))?;
-    match made.await {
-        Ok(Ok(made)) => Ok(made),
+    match outcome.await {
+        Ok(Ok(outcome)) => Ok(outcome),
         _ => Err(Fault("a schema could not be compiled".into())),
     }
 }

@@ -33,7 +33,7 @@ pub struct Artifact {
     pub(super) bytes: Bytes,
     pub(super) note: Result<String, String>,
     /// Where its signature must be.
-    pub(super) note_place: String,
+    pub(super) note_path: String,
     /// Lines of a config that name it.
     pub(super) named: Option<String>,
 }
@@ -51,10 +51,10 @@ impl Artifact {
         if bytes.len() as u64 > MAX_FILE_BYTES {
             return Err(LoadError::TooLarge { path: path.into() });
         }
-        let note_place = signature::path(path);
-        let note = read_note(&note_place).map_err(|error| error.to_string());
-        let note_place = format!("`{}`", note_place.display());
-        Ok(Self { place: path.into(), bytes: bytes.into(), note, note_place, named: None })
+        let note_path = signature::path(path);
+        let note = read_note(&note_path).map_err(|error| error.to_string());
+        let note_path = format!("`{}`", note_path.display());
+        Ok(Self { place: path.into(), bytes: bytes.into(), note, note_path, named: None })
     }
 
     fn from_layer(reference: &Reference, pulled: &portcullis_oci::Pulled, layer: Bytes) -> Self {
@@ -63,7 +63,7 @@ impl Artifact {
             place: format!("oci://{reference}").into(),
             bytes: layer,
             note: note.ok_or_else(|| "the artifact has no signature".into()),
-            note_place: format!("the annotation `{SIGNATURE}` of its manifest"),
+            note_path: format!("the annotation `{SIGNATURE}` of its manifest"),
             named: Some(format!("oci = \"{reference}\"\n")),
         }
     }
@@ -80,7 +80,7 @@ impl Artifact {
 
     /// Name in errors, and the place of the signature.
     pub fn places(&self) -> (&Path, &str) {
-        (&self.place, &self.note_place)
+        (&self.place, &self.note_path)
     }
 
     /// Lines of a config that name it, if it is not a file.
@@ -215,7 +215,7 @@ impl Artifacts {
             place: shown(url).into(),
             bytes,
             note,
-            note_place: format!("`{}`", shown(&beside)),
+            note_path: format!("`{}`", shown(&beside)),
             named: Some(format!("path = {named}\nsha256 = \"{sha256}\"\n")),
         })
     }

@@ -87,7 +87,7 @@ impl Time {
 
 /// Change of the circuit's state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum News {
+pub enum Transition {
     /// The circuit opened, for this long.
     Opened(Duration),
     /// The circuit closed.
@@ -124,12 +124,12 @@ impl Breaker {
 
 impl Admitted {
     /// The caller stopped waiting. That is a fault if the plugin had enough time.
-    pub fn given_up(self, time: &Time, now: Instant) -> Option<News> {
+    pub fn given_up(self, time: &Time, now: Instant) -> Option<Transition> {
         if now >= time.until && time.was_enough() { self.failed(now) } else { None }
     }
 
     /// The plugin reached a verdict.
-    pub fn succeeded(mut self, now: Instant) -> Option<News> {
+    pub fn succeeded(mut self, now: Instant) -> Option<Transition> {
         let trial = std::mem::take(&mut self.trial);
         let mut counts = self.breaker.0.lock();
         let count = counts.get_mut(&self.between)?;
@@ -147,11 +147,11 @@ impl Admitted {
         if count.pause < MIN_PAUSE || now.saturating_duration_since(count.last) > MAX_PAUSE {
             counts.remove(&self.between);
         }
-        closed.then_some(News::Closed)
+        closed.then_some(Transition::Closed)
     }
 
     /// The plugin failed.
-    pub fn failed(mut self, now: Instant) -> Option<News> {
+    pub fn failed(mut self, now: Instant) -> Option<Transition> {
         let trial = std::mem::take(&mut self.trial);
         let mut counts = self.breaker.0.lock();
         if counts.len() >= MAX_PAIRS && !counts.contains_key(&self.between) {
@@ -176,7 +176,7 @@ impl Admitted {
         count.pause = (count.pause * 2).clamp(MIN_PAUSE, MAX_PAUSE);
         count.until = Some(now + count.pause);
         count.trying = false;
-        Some(News::Opened(count.pause))
+        Some(Transition::Opened(count.pause))
     }
 }
 
@@ -199,7 +199,7 @@ mod tests {
         BreakerKey { principal: principal.into(), server: Some("notes".into()) }
     }
 
-    fn fail(breaker: &Arc<Breaker>, who: &str, now: Instant) -> Option<News> {
+    fn fail(breaker: &Arc<Breaker>, who: &str, now: Instant) -> Option<Transition> {
         breaker.admit(between(who), now).ok().unwrap().failed(now)
     }
 
@@ -214,7 +214,7 @@ mod tests {
         for _ in 1..MAX_FAULTS {
             assert_eq!(fail(&breaker, "a", now), None);
         }
-        assert_eq!(fail(&breaker, "a", now), Some(News::Opened(MIN_PAUSE)));
+        assert_eq!(fail(&breaker, "a", now), Some(Transition::Opened(MIN_PAUSE)));
         assert_eq!(breaker.admit(between("a"), now).err(), Some(MIN_PAUSE));
         assert!(breaker.admit(between("b"), now).is_ok());
         let other = BreakerKey { server: None, ..between("a") };
@@ -232,23 +232,23 @@ mod tests {
             now += MAX_PAUSE;
             let trial = breaker.admit(between("a"), now).ok().unwrap();
             assert!(breaker.admit(between("a"), now).is_err(), "one at a time");
-            assert_eq!(trial.failed(now), Some(News::Opened(Duration::from_secs(pause))));
+            assert_eq!(trial.failed(now), Some(Transition::Opened(Duration::from_secs(pause))));
         }
         now += MAX_PAUSE;
         // An abandoned trial decides nothing.
         drop(breaker.admit(between("a"), now).ok().unwrap());
         let trial = breaker.admit(between("a"), now).ok().unwrap();
-        assert_eq!(trial.succeeded(now), Some(News::Closed));
+        assert_eq!(trial.succeeded(now), Some(Transition::Closed));
         assert_eq!((breaker.open(now), fail(&breaker, "a", now)), (0, None));
     }
 
     #[test]
     fn in_flight_faults_do_not_extend_the_pause() {
         let (breaker, now) = (Arc::new(Breaker::default()), Instant::now());
-        let under_way: Vec<_> =
+        let in_flight: Vec<_> =
             (0..20).map(|_| breaker.admit(between("a"), now).ok().unwrap()).collect();
-        let news: Vec<_> = under_way.into_iter().filter_map(|one| one.failed(now)).collect();
-        assert_eq!(news, [News::Opened(MIN_PAUSE)]);
+        let transition: Vec<_> = in_flight.into_iter().filter_map(|one| one.failed(now)).collect();
+        assert_eq!(transition, [Transition::Opened(MIN_PAUSE)]);
     }
 
     #[test]
@@ -270,14 +270,14 @@ mod tests {
         }
         for pause in [2, 4, 8] {
             now += MAX_PAUSE;
-            let news = fail(&breaker, "a", now);
-            assert_eq!(news, Some(News::Opened(Duration::from_secs(pause))));
+            let transition = fail(&breaker, "a", now);
+            assert_eq!(transition, Some(Transition::Opened(Duration::from_secs(pause))));
         }
         now += MAX_PAUSE;
         let trial = breaker.admit(between("a"), now).ok().unwrap();
-        assert_eq!(trial.succeeded(now), Some(News::Closed));
-        let news: Vec<_> = (0..MAX_FAULTS).filter_map(|_| fail(&breaker, "a", now)).collect();
-        assert_eq!(news, [News::Opened(Duration::from_secs(8))]);
+        assert_eq!(trial.succeeded(now), Some(Transition::Closed));
+        let transition: Vec<_> = (0..MAX_FAULTS).filter_map(|_| fail(&breaker, "a", now)).collect();
+        assert_eq!(transition, [Transition::Opened(Duration::from_secs(8))]);
     }
 
     #[test]
@@ -298,8 +298,8 @@ mod tests {
             assert_eq!(admitted().given_up(&late, now + ALL), None);
         }
         assert_eq!(breaker.open(now), 0);
-        let news = (0..MAX_FAULTS).filter_map(|_| admitted().given_up(&good, now + ALL));
-        assert_eq!(news.collect::<Vec<_>>(), [News::Opened(MIN_PAUSE)]);
+        let transition = (0..MAX_FAULTS).filter_map(|_| admitted().given_up(&good, now + ALL));
+        assert_eq!(transition.collect::<Vec<_>>(), [Transition::Opened(MIN_PAUSE)]);
         assert_eq!(breaker.open(now), 1);
         assert_eq!(breaker.open(now + 2 * MAX_PAUSE), 0, "no message came");
     }

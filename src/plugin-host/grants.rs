@@ -59,13 +59,13 @@ impl FromStr for Destination {
             Some(rest) => (rest, true),
             None => (text, false),
         };
-        let (place, address) = match text.split_once('=') {
-            Some((place, address)) => {
-                (place, Some(address.parse().map_err(|_| IllegalDestination)?))
+        let (named, address) = match text.split_once('=') {
+            Some((named, address)) => {
+                (named, Some(address.parse().map_err(|_| IllegalDestination)?))
             }
             None => (text, None),
         };
-        let (host, port) = place.rsplit_once(':').ok_or(IllegalDestination)?;
+        let (host, port) = named.rsplit_once(':').ok_or(IllegalDestination)?;
         let legal = |port: &u16| *port > 0 && !(clear && *port == 443);
         let port = port.parse().ok().filter(legal).ok_or(IllegalDestination)?;
         // In the spelling of a request's URL: a host in another spelling would never match.
@@ -285,8 +285,8 @@ impl Missing {
         lines.join("\n")
     }
 
-    /// Place of the lines.
-    pub fn place(&self) -> &'static str {
+    /// Where to write the lines.
+    pub fn instruction(&self) -> &'static str {
         match self.table {
             true => "write into its `[interceptors.grants]`",
             false => "write under its entry\n[interceptors.grants]",

@@ -49,7 +49,7 @@ pub use grants::{Destination, Function, Grants, Missing};
 pub use load::{Compiled, Pin, Settings, Trial, digest};
 pub use load_error::LoadError;
 pub use manifest::{Manifest, Versions};
-pub use plugin::{Failure, Plugin, Said};
+pub use plugin::{Failure, Inspection, Plugin};
 pub use signature::{Signed, Unsigned, path as signature_path};
 
 use std::{sync::Arc, time::Duration};

@@ -191,7 +191,7 @@ impl Compiled {
     pub fn plugin(&self, settings: Settings, house: &PluginHost) -> Result<Plugin, LoadError> {
         let Self { path, host, pre, manifest, .. } = self;
         if !(1..=MAX_MEMORY_MIB).contains(&settings.memory_mib) {
-            return Err(LoadError::Memory { path: path.clone(), said: settings.memory_mib });
+            return Err(LoadError::Memory { path: path.clone(), configured: settings.memory_mib });
         }
         if let Some(missing) = self.missing(&settings.grants) {
             return Err(LoadError::Ungranted { path: path.clone(), missing: Box::new(missing) });
@@ -230,7 +230,7 @@ fn given(
         settings.secrets.clone().into_iter().filter(|(name, _)| declared(name)).collect();
     let veil = SecretRedactor::over(secrets.values())
         .map_err(|reason| LoadError::Secrets { plugin: manifest.name.clone(), reason })?;
-    let places =
+    let destinations =
         grants.hosts().filter(|granted| manifest.hosts.iter().any(|host| granted.is_same(host)));
     let state = grants.state.map(|max| match (&house.states, lasting, settings.trial) {
         (Some(states), Lasting::Kept, None) => states.of(entry, max.0),
@@ -240,7 +240,7 @@ fn given(
         log: grants.log,
         metrics: grants.metrics && lasting == Lasting::Kept,
         state,
-        http: grants.http.is_some().then(|| Client::to(places.cloned())),
+        http: grants.http.is_some().then(|| Client::to(destinations.cloned())),
         sends: settings.trial.is_none_or(|trial| trial.http),
         secrets,
         veil,
@@ -259,10 +259,10 @@ fn check_pin(
     match pin {
         Pin::Any => Ok(None),
         Pin::Missing => Err(LoadError::Unpinned { path: path.into(), sha256: sha256.into() }),
-        Pin::Sha256(said) => check_digest(path, said, sha256).map(|()| None),
-        Pin::Signed { by, sha256: said } => {
-            if let Some(said) = said {
-                check_digest(path, said, sha256)?;
+        Pin::Sha256(configured) => check_digest(path, configured, sha256).map(|()| None),
+        Pin::Signed { by, sha256: configured } => {
+            if let Some(configured) = configured {
+                check_digest(path, configured, sha256)?;
             }
             let unsigned = |why: String| unsigned(found, why);
             let note = found.note().map_err(|why| unsigned(why.to_owned()))?;
@@ -274,7 +274,7 @@ fn check_pin(
 }
 
 fn unsigned(found: &Artifact, why: String) -> LoadError {
-    let (path, note) = (found.place.clone(), found.note_place.clone());
+    let (path, note) = (found.place.clone(), found.note_path.clone());
     LoadError::Unsigned { path, why, note }
 }
 
@@ -293,11 +293,11 @@ fn agrees(found: &Artifact, manifest: &Manifest, signed: Signed) -> Result<(), L
     Err(unsigned(found, why))
 }
 
-fn check_digest(path: &Path, said: &str, sha256: &str) -> Result<(), LoadError> {
+fn check_digest(path: &Path, configured: &str, sha256: &str) -> Result<(), LoadError> {
     let (path, sha256) = (path.to_owned(), sha256.to_owned());
-    let pinned = said.strip_prefix("sha256:").unwrap_or(said).to_ascii_lowercase();
+    let pinned = configured.strip_prefix("sha256:").unwrap_or(configured).to_ascii_lowercase();
     if pinned.len() != 64 || !pinned.bytes().all(|b| b.is_ascii_hexdigit()) {
-        return Err(LoadError::DigestIllegal { path, said: said.into(), sha256 });
+        return Err(LoadError::DigestIllegal { path, configured: configured.into(), sha256 });
     }
     if pinned != sha256 {
         return Err(LoadError::DigestMismatch { path, pinned, sha256 });
@@ -371,11 +371,12 @@ fn link(
 fn describe(path: &Path, template: &Template) -> Result<Manifest, LoadError> {
     let mut store = template.store(Instant::now() + DESCRIBE_TIMEOUT, None);
     store.epoch_deadline_callback(|guest| guest.data().tick(UpdateDeadline::Continue(1)));
-    let said = at_once(described(&mut store, template)).map_err(|error| LoadError::Describe {
-        path: path.into(),
-        reason: template.failure(&error, store.data(), DESCRIBE_TIMEOUT).to_string(),
-    })?;
-    Manifest::check(said).map_err(|reason| LoadError::Manifest { path: path.into(), reason })
+    let configured =
+        at_once(described(&mut store, template)).map_err(|error| LoadError::Describe {
+            path: path.into(),
+            reason: template.failure(&error, store.data(), DESCRIBE_TIMEOUT).to_string(),
+        })?;
+    Manifest::check(configured).map_err(|reason| LoadError::Manifest { path: path.into(), reason })
 }
 
 async fn described(
@@ -425,7 +426,7 @@ fn check_config(
         let wrong: Vec<_> = validator.iter_errors(&config).take(MAX_REPORTED_PROBLEMS).collect();
         if let Some(first) = wrong.first() {
             let at = first.instance_path().as_str().to_owned();
-            let told = wrong.iter().map(|error| {
+            let reasons = wrong.iter().map(|error| {
                 // Position and expectation without the value, which can be a secret.
                 let what = excerpt(&error.masked_with("the value").to_string(), 200);
                 match error.instance_path().as_str() {
@@ -435,7 +436,7 @@ fn check_config(
             });
             return Err(LoadError::Config {
                 plugin: manifest.name.clone(),
-                reason: told.collect::<Vec<_>>().join("; "),
+                reason: reasons.collect::<Vec<_>>().join("; "),
                 schema: excerpt(&schema.to_string(), 1_000),
                 at,
             });

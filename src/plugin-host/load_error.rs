@@ -35,9 +35,9 @@ pub enum LoadError {
     )]
     Unpinned { path: PathBuf, sha256: String },
 
-    #[error("`sha256` of the plugin `{}` is not a SHA-256 digest: {said}", path.display())]
+    #[error("`sha256` of the plugin `{}` is not a SHA-256 digest: {configured}", path.display())]
     #[diagnostic(code("plugin-digest-illegal"), help("this file's is `{sha256}`"))]
-    DigestIllegal { path: PathBuf, said: String, sha256: String },
+    DigestIllegal { path: PathBuf, configured: String, sha256: String },
 
     #[error("the plugin `{}` is not the pinned one: its SHA-256 is {sha256}, not {pinned}", path.display())]
     #[diagnostic(
@@ -123,7 +123,7 @@ pub enum LoadError {
     Foreign { path: PathBuf, imports: Vec<String> },
 
     #[error("the plugin `{}` requires {}, which is not granted", path.display(), missing.what())]
-    #[diagnostic(code("plugin-import-ungranted"), help("{}\n{}", missing.place(), missing.lines()))]
+    #[diagnostic(code("plugin-import-ungranted"), help("{}\n{}", missing.instruction(), missing.lines()))]
     Ungranted { path: PathBuf, missing: Box<Missing> },
 
     #[error("`{}` is not a plugin of this version: {reason}", path.display())]
@@ -185,9 +185,9 @@ pub enum LoadError {
     )]
     Older { path: PathBuf, version: String, running: String },
 
-    #[error("`memory-mib = {said}` of the plugin `{}` is out of range", path.display())]
+    #[error("`memory-mib = {configured}` of the plugin `{}` is out of range", path.display())]
     #[diagnostic(code("plugin-memory"), help("set a number from 1 to {MAX_MEMORY_MIB}"))]
-    Memory { path: PathBuf, said: u64 },
+    Memory { path: PathBuf, configured: u64 },
 
     #[error("`events` exclude all hooks of the plugin `{plugin}`: `{hooked}`")]
     #[diagnostic(code("plugin-never-asked"), help("name some of these events, or remove `events`"))]

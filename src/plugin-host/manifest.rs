@@ -44,32 +44,35 @@ pub struct Manifest {
 
 impl Manifest {
     /// Manifest, if it is consistent.
-    pub(super) fn check(said: wit::Manifest) -> Result<Self, String> {
+    pub(super) fn check(described: wit::Manifest) -> Result<Self, String> {
         // The characters of all other names, because it appears in rules, logs and metrics.
-        if said.name.parse::<ServerName>().is_err() {
-            return Err(format!("`{}` is not a legal name", excerpt(&said.name, 64)));
+        if described.name.parse::<ServerName>().is_err() {
+            return Err(format!("`{}` is not a legal name", excerpt(&described.name, 64)));
         }
-        if said.version.len() > 64 || semver::Version::parse(&said.version).is_err() {
-            return Err(format!("`{}` is not a version such as 1.2.3", excerpt(&said.version, 64)));
+        if described.version.len() > 64 || semver::Version::parse(&described.version).is_err() {
+            return Err(format!(
+                "`{}` is not a version such as 1.2.3",
+                excerpt(&described.version, 64)
+            ));
         }
-        if said.hooks.is_empty() {
+        if described.hooks.is_empty() {
             return Err("it has no hooks, so it would never run".into());
         }
-        if said.hooks.len() > MAX_HOOKS {
+        if described.hooks.len() > MAX_HOOKS {
             return Err(format!("it has more than {MAX_HOOKS} hooks"));
         }
-        options(&said.options)?;
-        let hooks = said.hooks.into_iter().map(hook).collect::<Result<_, _>>()?;
+        options(&described.options)?;
+        let hooks = described.hooks.into_iter().map(hook).collect::<Result<_, _>>()?;
         Ok(Self {
-            name: said.name,
-            version: said.version,
-            description: excerpt(&said.description, 512),
+            name: described.name,
+            version: described.version,
+            description: excerpt(&described.description, 512),
             hooks: Hooks(hooks),
-            config_schema: said.config_schema,
-            lifetime: said.lifetime,
-            hosts: hosts(&said.hosts)?,
-            secrets: secrets(said.secrets)?,
-            once: said.once,
+            config_schema: described.config_schema,
+            lifetime: described.lifetime,
+            hosts: hosts(&described.hosts)?,
+            secrets: secrets(described.secrets)?,
+            once: described.once,
         })
     }
 }
@@ -145,12 +148,12 @@ impl JsonSchema for Versions {
 }
 
 /// Checks that this host supports everything that the plugin needs.
-fn options(said: &[(String, String)]) -> Result<(), String> {
-    if said.len() > MAX_OPTIONS {
+fn options(described: &[(String, String)]) -> Result<(), String> {
+    if described.len() > MAX_OPTIONS {
         return Err(format!("it has more than {MAX_OPTIONS} options"));
     }
     let Some(host) = semver::Version::parse(HOST_VERSION).ok() else { return Ok(()) };
-    for (name, value) in said {
+    for (name, value) in described {
         match (name.as_str(), semver::Version::parse(value)) {
             ("host", Ok(least)) if least <= host => {}
             ("host", Ok(least)) => {
@@ -171,8 +174,8 @@ fn options(said: &[(String, String)]) -> Result<(), String> {
     Ok(())
 }
 
-fn hosts(said: &[String]) -> Result<Vec<Destination>, String> {
-    if said.len() > MAX_REQUESTED {
+fn hosts(described: &[String]) -> Result<Vec<Destination>, String> {
+    if described.len() > MAX_REQUESTED {
         return Err(format!("it names more than {MAX_REQUESTED} hosts"));
     }
     let host = |text: &String| match text.parse::<Destination>() {
@@ -184,39 +187,40 @@ fn hosts(said: &[String]) -> Result<Vec<Destination>, String> {
             excerpt(text, 64)
         )),
     };
-    said.iter().map(host).collect()
+    described.iter().map(host).collect()
 }
 
-fn secrets(said: Vec<String>) -> Result<Vec<String>, String> {
-    if said.len() > MAX_REQUESTED {
+fn secrets(described: Vec<String>) -> Result<Vec<String>, String> {
+    if described.len() > MAX_REQUESTED {
         return Err(format!("it names more than {MAX_REQUESTED} secrets"));
     }
     // Such a name needs no quotes in the config.
     let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
-    match said.iter().find(|name| !(1..=64).contains(&name.len()) || !name.bytes().all(plain)) {
+    match described.iter().find(|name| !(1..=64).contains(&name.len()) || !name.bytes().all(plain))
+    {
         Some(name) => Err(format!("`{}` is not a legal name of a secret", excerpt(name, 64))),
-        None => Ok(said),
+        None => Ok(described),
     }
 }
 
-fn hook(said: wit::Hook) -> Result<Hook, String> {
-    if said.events.is_empty() {
+fn hook(described: wit::Hook) -> Result<Hook, String> {
+    if described.events.is_empty() {
         return Err("a hook has no events".into());
     }
-    if said.events.len() > MAX_EVENTS {
+    if described.events.len() > MAX_EVENTS {
         return Err(format!("a hook has more than {MAX_EVENTS} events"));
     }
-    if let Some(event) = said.events.iter().find(|event| !is_method(event)) {
+    if let Some(event) = described.events.iter().find(|event| !is_method(event)) {
         return Err(format!(
             "`{}` is not an MCP method: events are methods such as `tools/call`, or `*`",
             excerpt(event, 64)
         ));
     }
-    let phase = match said.phase {
+    let phase = match described.phase {
         wit::Phase::Request => Phase::Request,
         wit::Phase::Response => Phase::Response,
     };
-    Ok(Hook { events: said.events, phase })
+    Ok(Hook { events: described.events, phase })
 }
 
 /// Methods of later revisions must be hookable too, so this checks their form instead of a list:
@@ -233,7 +237,7 @@ fn is_method(event: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn said() -> wit::Manifest {
+    fn described() -> wit::Manifest {
         wit::Manifest {
             name: "probe".into(),
             version: "1.0.0".into(),
@@ -253,14 +257,14 @@ mod tests {
 
     #[test]
     fn valid_manifest_passes() {
-        let manifest = Manifest::check(said()).unwrap();
+        let manifest = Manifest::check(described()).unwrap();
         assert_eq!(manifest.hooks, Hooks::on(&["tools/call"], Phase::Request));
     }
 
     #[test]
     fn versions_are_ordered() {
         let of = |version: &str| {
-            Manifest::check(wit::Manifest { version: version.into(), ..said() }).unwrap()
+            Manifest::check(wit::Manifest { version: version.into(), ..described() }).unwrap()
         };
         for (older, newer) in
             [("1.0.0", "1.2.0"), ("1.9.0", "1.10.0"), ("0.0.99", "1.0.0"), ("1.0.0-rc.1", "1.0.0")]
@@ -303,11 +307,11 @@ mod tests {
             (|m| m.options[1].0 = "new".into(), "it requires `new`, which"),
             (|m| m.options = vec![m.options[1].clone(); 17], "more than 16 options"),
         ];
-        for (lie, told) in lies {
-            let mut manifest = said();
+        for (lie, expected) in lies {
+            let mut manifest = described();
             lie(&mut manifest);
             let error = Manifest::check(manifest).unwrap_err();
-            assert!(error.contains(told), "{error}");
+            assert!(error.contains(expected), "{error}");
         }
     }
 

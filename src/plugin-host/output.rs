@@ -124,9 +124,9 @@ mod tests {
         let value = ["hunter", "2"].concat();
         let veil = SecretRedactor::over([Secret::new(value.clone())].iter()).unwrap();
         let finding = Finding { code: "seen".into(), message: format!("a {value}") };
-        let said = Verdict { findings: vec![finding], ..verdict(refusal("a", &value)) };
-        let told = format!("{:?}", check(said, &veil).unwrap());
-        assert!(told.contains("[redacted]") && !told.contains(&value), "{told}");
+        let answer = Verdict { findings: vec![finding], ..verdict(refusal("a", &value)) };
+        let shown = format!("{:?}", check(answer, &veil).unwrap());
+        assert!(shown.contains("[redacted]") && !shown.contains(&value), "{shown}");
         for bad in [
             verdict(Decision::Replace(format!("{{\"a\":\"{value}\"}}"))),
             verdict(refusal(&value, "no")),

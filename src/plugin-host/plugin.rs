@@ -12,7 +12,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::{
     Lifetime, LoadError, Manifest, Message, Pin, PluginHost, PrincipalKind, Settings, Verdict,
     artifact::Artifact,
-    breaker::{Admitted, Breaker, BreakerKey, News, Time},
+    breaker::{Admitted, Breaker, BreakerKey, Time, Transition},
     functions::Values,
     load::Compiled,
     pool::Pool,
@@ -72,7 +72,7 @@ impl Failure {
 
 /// Result of a call of a plugin.
 #[derive(Debug)]
-pub struct Said {
+pub struct Inspection {
     pub verdict: Result<Verdict, Failure>,
     /// HTTP requests that it made: method, host and status of each.
     pub requests: Vec<String>,
@@ -80,7 +80,7 @@ pub struct Said {
     pub memory: usize,
 }
 
-impl From<Failure> for Said {
+impl From<Failure> for Inspection {
     fn from(failure: Failure) -> Self {
         Self { verdict: Err(failure), requests: Vec::new(), memory: 0 }
     }
@@ -176,7 +176,7 @@ impl Plugin {
     /// Checked verdict of the plugin, from an instance that has seen no other message, or, if the
     /// plugin requests that, only those of this session. Must be called within a tokio runtime;
     /// dropping the future ends the guest.
-    pub async fn inspect(&self, message: Message, session: Option<&str>) -> Said {
+    pub async fn inspect(&self, message: Message, session: Option<&str>) -> Inspection {
         let template = &self.inner.template;
         let now = Instant::now();
         let time = Arc::new(Time::from(now, template.deadline));
@@ -203,16 +203,16 @@ impl Plugin {
         let inner = self.inner.clone();
         let mut work =
             Box::pin(async move { inner.work(&message, party.as_ref(), &part, &time).await });
-        let said = match poll!(work.as_mut()) {
-            Poll::Ready(said) => said,
+        let inspection = match poll!(work.as_mut()) {
+            Poll::Ready(inspection) => inspection,
             // Not finished within a tick or two, or no permit: continue where it blocks no message.
             Poll::Pending => match AbortOnDropHandle::new(template.host.slow.spawn(work)).await {
-                Ok(said) => said,
+                Ok(inspection) => inspection,
                 Err(error) => Failure::Trap(error.to_string()).into(),
             },
         };
-        asked.ended(&said.verdict);
-        said
+        asked.ended(&inspection.verdict);
+        inspection
     }
 }
 
@@ -228,13 +228,13 @@ struct RunningCall {
 impl RunningCall {
     fn ended(&mut self, verdict: &Result<Verdict, Failure>) {
         let Some(admitted) = self.admitted.take() else { return };
-        let news = match verdict {
+        let transition = match verdict {
             Ok(_) => admitted.succeeded(Instant::now()),
             Err(failure) if failure.is_its_own() => admitted.failed(Instant::now()),
             Err(_) => None,
         };
-        if let Some(news) = news {
-            self.inner.tell(news, &self.between);
+        if let Some(transition) = transition {
+            self.inner.log_transition(transition, &self.between);
         }
     }
 }
@@ -242,19 +242,20 @@ impl RunningCall {
 impl Drop for RunningCall {
     fn drop(&mut self) {
         let admitted = self.admitted.take();
-        let news = admitted.and_then(|admitted| admitted.given_up(&self.time, Instant::now()));
-        if let Some(news) = news {
-            self.inner.tell(news, &self.between);
+        let transition =
+            admitted.and_then(|admitted| admitted.given_up(&self.time, Instant::now()));
+        if let Some(transition) = transition {
+            self.inner.log_transition(transition, &self.between);
         }
     }
 }
 
 impl Inner {
-    fn tell(self: &Arc<Self>, news: News, between: &BreakerKey) {
+    fn log_transition(self: &Arc<Self>, transition: Transition, between: &BreakerKey) {
         let shared = &self.template.shared;
         let (principal, server) = (&between.principal, between.server.as_deref().unwrap_or(""));
-        match news {
-            News::Opened(pause) => {
+        match transition {
+            Transition::Opened(pause) => {
                 tracing::warn!(
                     interceptor = %shared.entry, principal, server, ?pause,
                     "the plugin fails repeatedly; circuit open"
@@ -268,9 +269,8 @@ impl Inner {
                     }
                 });
             }
-            News::Closed => tracing::info!(
-                interceptor = %shared.entry, principal, server, "the plugin works again; circuit \
-                    closed"
+            Transition::Closed => tracing::info!(
+                interceptor = %shared.entry, principal, server, "plugin recovered; circuit closed"
             ),
         }
         self.show_let_alone();
@@ -288,15 +288,15 @@ impl Inner {
         party: Option<&Party>,
         part: &Arc<CallerQuota>,
         time: &Time,
-    ) -> Said {
+    ) -> Inspection {
         let until = time.until();
-        let within = |failure| Said::from(failure);
+        let within = |failure| Inspection::from(failure);
         let template = &self.template;
         let deadline = tokio::time::Instant::from_std(until);
-        let place = template.shares.place(part, message.payload.len());
+        let permit = template.shares.permit(part, message.payload.len());
         match &self.instances {
             Instances::Fresh(pool) => {
-                let Ok(Ok(_place)) = tokio::time::timeout_at(deadline, place).await else {
+                let Ok(Ok(_permit)) = tokio::time::timeout_at(deadline, permit).await else {
                     return within(Failure::Queued(template.deadline));
                 };
                 time.begin(Instant::now());
@@ -313,10 +313,10 @@ impl Inner {
                         Err(failure) => return late(failure, time).into(),
                     },
                 };
-                let mut said = template.ask(&mut instance, message, until).await;
+                let mut inspection = template.ask(&mut instance, message, until).await;
                 pool.done(instance);
-                said.verdict = said.verdict.map_err(|failure| late(failure, time));
-                said
+                inspection.verdict = inspection.verdict.map_err(|failure| late(failure, time));
+                inspection
             }
             Instances::Kept(sessions) => {
                 // Waits for the session's turn first: messages of one session that wait for each
@@ -331,7 +331,7 @@ impl Inner {
                         }
                     }
                 };
-                let Ok(Ok(_place)) = tokio::time::timeout_at(deadline, place).await else {
+                let Ok(Ok(_permit)) = tokio::time::timeout_at(deadline, permit).await else {
                     return within(Failure::Queued(template.deadline));
                 };
                 time.begin(Instant::now());
@@ -343,14 +343,14 @@ impl Inner {
                         Err(failure) => return late(failure, time).into(),
                     },
                 };
-                let mut said = template.ask(&mut instance, message, until).await;
-                said.verdict = said.verdict.map_err(|failure| late(failure, time));
+                let mut inspection = template.ask(&mut instance, message, until).await;
+                inspection.verdict = inspection.verdict.map_err(|failure| late(failure, time));
                 if let Some(slot) = &mut slot
-                    && said.verdict.is_ok()
+                    && inspection.verdict.is_ok()
                 {
                     **slot = Some(instance);
                 }
-                said
+                inspection
             }
         }
     }

@@ -156,7 +156,7 @@ impl Quotas {
     /// Permit for a message with a payload of this size. Taken from the caller's permits first and
     /// then from all, so that nobody waits behind more than a few messages of another caller. Large
     /// messages of one caller wait for each other if they would exceed its memory quota.
-    pub async fn place<'a>(
+    pub async fn permit<'a>(
         &'a self,
         part: &'a CallerQuota,
         payload: usize,
@@ -234,12 +234,12 @@ mod tests {
         let (greedy, other) = (shares.part("greedy"), shares.part("other"));
         let mut held = Vec::new();
         for _ in 0..MAX_RUNNING_PER_CALLER {
-            held.push(shares.place(&greedy, 100).now_or_never().expect("a place").unwrap());
+            held.push(shares.permit(&greedy, 100).now_or_never().expect("a permit").unwrap());
         }
-        assert!(shares.place(&greedy, 100).now_or_never().is_none());
-        assert!(shares.place(&other, 100).now_or_never().is_some());
+        assert!(shares.permit(&greedy, 100).now_or_never().is_none());
+        assert!(shares.permit(&other, 100).now_or_never().is_some());
         held.pop();
-        assert!(shares.place(&greedy, 100).now_or_never().is_some());
+        assert!(shares.permit(&greedy, 100).now_or_never().is_some());
     }
 
     #[tokio::test]
@@ -248,12 +248,12 @@ mod tests {
 
         let shares = Quotas::of(64 * MIB);
         let part = shares.part("a");
-        let large = shares.place(&part, 3 * MIB).now_or_never().expect("a place").unwrap();
-        let next = shares.place(&part, 3 * MIB).now_or_never().expect("a place").unwrap();
-        assert!(shares.place(&part, 3 * MIB).now_or_never().is_none());
+        let large = shares.permit(&part, 3 * MIB).now_or_never().expect("a permit").unwrap();
+        let next = shares.permit(&part, 3 * MIB).now_or_never().expect("a permit").unwrap();
+        assert!(shares.permit(&part, 3 * MIB).now_or_never().is_none());
         drop((large, next));
         // A message larger than the whole limit still gets its turn.
-        assert!(shares.place(&part, usize::MAX).now_or_never().is_some());
+        assert!(shares.permit(&part, usize::MAX).now_or_never().is_some());
     }
 
     #[test]

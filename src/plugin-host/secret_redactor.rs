@@ -33,8 +33,8 @@ impl SecretRedactor {
         if all.is_empty() {
             return Ok(Self(None));
         }
-        let made = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(all);
-        made.map(|found| Self(Some(found))).map_err(|error| error.to_string())
+        let built = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(all);
+        built.map(|found| Self(Some(found))).map_err(|error| error.to_string())
     }
 
     /// Whether a text contains one.

@@ -111,8 +111,8 @@ mod tests {
         let (signed, keys) = (signed(), keys(&[1, 2, 3]));
         let verifiers: Vec<_> = keys.iter().map(|key| key.verifier().clone()).collect();
         let note = signed.sign(&keys[..1], None).unwrap();
-        let (said, by) = Signed::verify(&note, &signed.sha256, &verifiers).unwrap();
-        assert_eq!((said, by), (signed.clone(), vec![&verifiers[0]]));
+        let (statement, by) = Signed::verify(&note, &signed.sha256, &verifiers).unwrap();
+        assert_eq!((statement, by), (signed.clone(), vec![&verifiers[0]]));
         let other = Signed::verify(&note, &"cd".repeat(32), &verifiers).unwrap_err();
         assert!(matches!(other, Unsigned::File { .. }), "{other}");
         let stranger = Signed::verify(&note, &signed.sha256, &verifiers[1..]).unwrap_err();

@@ -8,7 +8,7 @@ use std::{
 use wasmtime::{Store, Trap, UpdateDeadline};
 
 use super::{
-    Failure, Message, Said,
+    Failure, Inspection, Message,
     bindings::{Plugin as World, PluginPre},
     functions::Shared,
     guest::{DeadlineExceeded, Guest, OutOfMemory, Stage},
@@ -125,7 +125,7 @@ impl Template {
         Prepared { store, world }: &mut Prepared,
         message: &Message,
         until: Instant,
-    ) -> Said {
+    ) -> Inspection {
         let guest = store.data_mut();
         guest.stage = Stage::Inspecting;
         guest.until = until;
@@ -148,7 +148,7 @@ impl Template {
         // Afterwards, so that lines written at the start count for its first message.
         guest.lines = 0;
         let requests = std::mem::take(&mut guest.requests);
-        Said { verdict, requests, memory: guest.memory }
+        Inspection { verdict, requests, memory: guest.memory }
     }
 
     /// Failure because other messages use the memory.

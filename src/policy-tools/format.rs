@@ -52,7 +52,7 @@ fn format_file(file: &File) -> Result<String, Vec<Finding>> {
         vec![
             Finding::error("policy-format", problem)
                 .file(&file.name)
-                .help("lay this file out by hand; nothing of it was changed"),
+                .help("format this file by hand; it was not changed"),
         ]
     };
     let mut text = file.text.to_string();

@@ -29,7 +29,7 @@ static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
 /// The subject of requests, with its hash, which is computed once for all resources.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Asker<'a> {
+pub(super) struct CachedSubject<'a> {
     hash: u64,
     party: Party<'a>,
 }
@@ -38,7 +38,7 @@ pub(super) struct Asker<'a> {
 /// entry only if policies cannot distinguish them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Asking<'a> {
-    subject: Asker<'a>,
+    subject: CachedSubject<'a>,
     action: Action,
     resource: CacheKey<'a>,
 }
@@ -60,7 +60,7 @@ enum CacheKey<'a> {
         holder: Party<'a>,
         name: &'a str,
         source: &'a str,
-        handed: DeliveredAs,
+        delivery: DeliveredAs,
         client: Option<&'a str>,
     },
     Host(&'a str, u16),
@@ -104,8 +104,8 @@ impl Hash for CacheKey<'_> {
                 name.hash(state);
             }
             CacheKey::Program(program) => (5_u8, program).hash(state),
-            CacheKey::Secret { holder, name, source, handed, client } => {
-                (6_u8, holder, name, source, handed, client).hash(state);
+            CacheKey::Secret { holder, name, source, delivery, client } => {
+                (6_u8, holder, name, source, delivery, client).hash(state);
             }
             CacheKey::Host(name, port) => (7_u8, name, port).hash(state),
             CacheKey::Grant(name) => (8_u8, name).hash(state),
@@ -113,7 +113,7 @@ impl Hash for CacheKey<'_> {
     }
 }
 
-impl<'a> Asker<'a> {
+impl<'a> CachedSubject<'a> {
     pub(super) fn of(subject: &Subject<'a>) -> Self {
         let party = match *subject {
             Subject::Client(principal) => principal.into(),
@@ -124,14 +124,14 @@ impl<'a> Asker<'a> {
     }
 }
 
-impl Hash for Asker<'_> {
+impl Hash for CachedSubject<'_> {
     fn hash<H: Hasher>(&self, state: &mut H) {
         state.write_u64(self.hash);
     }
 }
 
 impl<'a> Asking<'a> {
-    pub(super) fn of(subject: Asker<'a>, action: Action, resource: &Resource<'a>) -> Self {
+    pub(super) fn of(subject: CachedSubject<'a>, action: Action, resource: &Resource<'a>) -> Self {
         let resource = match *resource {
             Resource::Proxy => CacheKey::Proxy,
             Resource::Server(name) => CacheKey::Party(Party::Server(name)),
@@ -143,12 +143,12 @@ impl<'a> Asking<'a> {
             Resource::Resource { server, uri } => CacheKey::Item(Kind::Resource, server, uri),
             Resource::Template { server, uri } => CacheKey::Item(Kind::Template, server, uri),
             Resource::Program(program) => CacheKey::Program(program),
-            Resource::Secret { holder, name, source, handed, client } => {
+            Resource::Secret { holder, name, source, delivery, client } => {
                 let holder = match holder {
                     Holder::Server(server) => Party::Server(server),
                     Holder::Plugin(plugin) => Party::Plugin(plugin),
                 };
-                CacheKey::Secret { holder, name, source, handed, client }
+                CacheKey::Secret { holder, name, source, delivery, client }
             }
             Resource::Host { name, port } => CacheKey::Host(name, port),
             Resource::Grant(name) => CacheKey::Grant(name),
@@ -196,11 +196,11 @@ impl<'a> Asking<'a> {
                     Kept::Item(*kind, (*server).clone(), (*name).into())
                 }
                 CacheKey::Program(program) => Kept::Program((*program).clone()),
-                CacheKey::Secret { holder, name, source, handed, client } => Kept::Secret {
+                CacheKey::Secret { holder, name, source, delivery, client } => Kept::Secret {
                     holder: party(holder),
                     name: (*name).into(),
                     source: (*source).into(),
-                    handed: *handed,
+                    delivery: *delivery,
                     client: client.map(Into::into),
                 },
                 CacheKey::Host(name, port) => Kept::Host((*name).into(), *port),
@@ -245,7 +245,7 @@ enum Kept {
         holder: Named,
         name: Box<str>,
         source: Box<str>,
-        handed: DeliveredAs,
+        delivery: DeliveredAs,
         client: Option<Box<str>>,
     },
     Host(Box<str>, u16),
@@ -267,18 +267,18 @@ impl Named {
 impl Key {
     fn asking(&self) -> Asking<'_> {
         Asking {
-            subject: Asker { hash: self.subject.0, party: self.subject.1.party() },
+            subject: CachedSubject { hash: self.subject.0, party: self.subject.1.party() },
             action: self.action,
             resource: match &self.resource {
                 Kept::Proxy => CacheKey::Proxy,
                 Kept::Party(other) => CacheKey::Party(other.party()),
                 Kept::Item(kind, server, name) => CacheKey::Item(*kind, server, name),
                 Kept::Program(program) => CacheKey::Program(program),
-                Kept::Secret { holder, name, source, handed, client } => CacheKey::Secret {
+                Kept::Secret { holder, name, source, delivery, client } => CacheKey::Secret {
                     holder: holder.party(),
                     name,
                     source,
-                    handed: *handed,
+                    delivery: *delivery,
                     client: client.as_deref(),
                 },
                 Kept::Host(name, port) => CacheKey::Host(name, *port),
@@ -371,7 +371,7 @@ mod tests {
         for i in 0..200 {
             let uri = format!("{i}{}", "x".repeat(1 << 20));
             let resource = Resource::Resource { server: &server, uri: &uri };
-            let subject = Asker::of(&Subject::Server(&server));
+            let subject = CachedSubject::of(&Subject::Server(&server));
             kept.insert(Asking::of(subject, Action::ReadResource, &resource).key(), true);
         }
         assert!(kept.weight() <= CAPACITY);
@@ -393,7 +393,7 @@ mod tests {
             Party::Plugin("ci"),
         ];
         let asking =
-            |party| Asking::of(Asker { hash: 1, party }, Action::Connect, &Resource::Proxy);
+            |party| Asking::of(CachedSubject { hash: 1, party }, Action::Connect, &Resource::Proxy);
         for (at, party) in parties.into_iter().enumerate() {
             assert_eq!(kept.get(&asking(party)), None, "{party:?}");
             kept.insert(asking(party).key(), at.is_multiple_of(2));

@@ -174,9 +174,9 @@ impl Calls {
         if let Some(kept) = self.addresses.get(&address) {
             return Ok(kept);
         }
-        let made = call(self.ip, &[Value::from(address.to_string())])?;
-        self.addresses.insert(address, made.clone());
-        Ok(made)
+        let created = call(self.ip, &[Value::from(address.to_string())])?;
+        self.addresses.insert(address, created.clone());
+        Ok(created)
     }
 
     /// The entities of the arguments that are read.
@@ -278,9 +278,9 @@ impl Clock {
                 let time = Timestamp::from_second(second);
                 let time = time.map_err(|_| Unaskable::Misfit("time"))?;
                 let text = time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
-                let made = call(self.datetime, &[Value::from(text)])?;
-                self.second.store(Some(Arc::new((second, made.clone()))));
-                made
+                let created = call(self.datetime, &[Value::from(text)])?;
+                self.second.store(Some(Arc::new((second, created.clone()))));
+                created
             }
         };
         let Some(slot) = self.durations.get(millis as usize).filter(|_| millis > 0) else {
@@ -289,8 +289,8 @@ impl Clock {
         let duration = match slot.get() {
             Some(duration) => duration,
             None => {
-                let made = call(self.duration, &[Value::from(format!("{millis}ms"))])?;
-                slot.get_or_init(|| made)
+                let created = call(self.duration, &[Value::from(format!("{millis}ms"))])?;
+                slot.get_or_init(|| created)
             }
         };
         call(self.offset, &[began, duration.clone()])
@@ -408,7 +408,7 @@ mod tests {
     #[test]
     fn a_time_that_cedar_cannot_read_is_an_error() {
         let now = "-000004-01-01T00:00:00Z".parse().unwrap();
-        let made = shown(&calls(), now, [127, 0, 0, 1].into());
-        assert_eq!(made, Err(Unaskable::Misfit("context")));
+        let created = shown(&calls(), now, [127, 0, 0, 1].into());
+        assert_eq!(created, Err(Unaskable::Misfit("context")));
     }
 }

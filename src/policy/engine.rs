@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, watch};
 use super::{
     analysis::{self, Known},
     bundle::Origin,
-    cache::Asker,
+    cache::CachedSubject,
     conditions::ContextUsage,
     context,
     diagnostics::{Diagnostics, Finding},
@@ -47,7 +47,7 @@ pub struct Engine {
     reloading: Mutex<()>,
     status: watch::Sender<Status>,
     /// Receives every reload.
-    told: Mutex<Option<mpsc::Sender<Reload>>>,
+    listener: Mutex<Option<mpsc::Sender<Reload>>>,
 }
 
 /// Visibility checks of one subject.
@@ -55,7 +55,7 @@ pub struct Engine {
 pub struct View<'a> {
     engine: &'a Engine,
     subject: Subject<'a>,
-    asker: Asker<'a>,
+    cached: CachedSubject<'a>,
 }
 
 /// Result of reading the files again.
@@ -202,7 +202,7 @@ impl Engine {
             plain,
             reloading: Mutex::new(()),
             status,
-            told: Mutex::default(),
+            listener: Mutex::default(),
         })
     }
 
@@ -229,7 +229,7 @@ impl Engine {
     }
 
     /// Reads the files. If the engine is in force, also stores the version of the bundle.
-    fn read_again(&self) -> Result<Loaded, Diagnostics> {
+    fn load_files(&self) -> Result<Loaded, Diagnostics> {
         let loaded = load::load(&self.source, &self.base, &self.plain)?;
         if self.in_force.load(Ordering::Relaxed) {
             self.remember(loaded.bundle.as_ref())?;
@@ -245,11 +245,11 @@ impl Engine {
     /// Every finding of every file, if any finding is an error.
     pub fn reload(&self) -> Result<Revision, Diagnostics> {
         let _one_at_a_time = self.reloading.lock();
-        match self.read_again() {
+        match self.load_files() {
             Ok(loaded) => {
                 let status = Status::of(&loaded);
                 // Sent first, so that nobody sees a decision of an unknown set.
-                self.tell(Reload::Taken(status.clone()));
+                self.notify(Reload::Taken(status.clone()));
                 let revision = loaded.revision;
                 // If the set is unchanged, its cached answers are kept.
                 if revision != self.revision() {
@@ -259,27 +259,27 @@ impl Engine {
                 Ok(revision)
             }
             Err(diagnostics) => {
-                self.tell(Reload::Rejected(diagnostics.clone()));
+                self.notify(Reload::Rejected(diagnostics.clone()));
                 self.status.send_modify(|status| status.last_error = Some(diagnostics.clone()));
                 Err(diagnostics)
             }
         }
     }
 
-    fn tell(&self, reload: Reload) {
-        let told = self.told.lock().clone();
-        if let Some(told) = told
-            && told.blocking_send(reload).is_err()
+    fn notify(&self, reload: Reload) {
+        let listener = self.listener.lock().clone();
+        if let Some(listener) = listener
+            && listener.blocking_send(reload).is_err()
         {
             // The receiver is closed.
-            *self.told.lock() = None;
+            *self.listener.lock() = None;
         }
     }
 
     /// Receives later reloads, for one receiver. A set is sent before its first decision.
     pub fn reloads(&self) -> mpsc::Receiver<Reload> {
         let (sender, reloads) = mpsc::channel(RELOADS);
-        *self.told.lock() = Some(sender);
+        *self.listener.lock() = Some(sender);
         reloads
     }
 
@@ -321,9 +321,9 @@ impl Engine {
         label: &str,
     ) -> Option<Finding> {
         let set = self.current.load();
-        let place = set.loaded.places.get(&PolicyId::new(id))?;
+        let span = set.loaded.spans.get(&PolicyId::new(id))?;
         let finding = Finding::error(code, message).advice();
-        Some(finding.at(&place.file, place.start, place.length, label))
+        Some(finding.at(&span.file, span.start, span.length, label))
     }
 
     /// Inspector of the set in use.
@@ -365,7 +365,7 @@ impl Engine {
             }
         };
         let rule = |id: &PolicyId| rules.get(id).cloned();
-        let place = |rule: &Rule| (rule.file.clone(), rule.line);
+        let span = |rule: &Rule| (rule.file.clone(), rule.line);
         let permitted = answer.permitted();
         let determining = if permitted { &answer.permits } else { &answer.forbids };
         let mut deciding: Vec<_> = determining.iter().filter_map(|id| rule(id)).collect();
@@ -375,12 +375,12 @@ impl Engine {
             problem: problem.to_owned(),
         };
         let mut errors: Vec<_> = answer.failures.into_iter().map(failure).collect();
-        errors.sort_by_cached_key(|error| error.rule.as_ref().map(place));
+        errors.sort_by_cached_key(|error| error.rule.as_ref().map(span));
         if permitted && !errors.is_empty() {
             // The failures decided, not the permits.
             deciding = errors.iter().filter_map(|error| error.rule.clone()).collect();
         }
-        deciding.sort_by_cached_key(place);
+        deciding.sort_by_cached_key(span);
         let allowed = permitted && errors.is_empty();
         // The only cause of the refusal is that no policy permits it.
         let wanting = !allowed && deciding.is_empty() && errors.is_empty();
@@ -444,7 +444,7 @@ impl Engine {
 
     /// The same check for many requests of one subject.
     pub fn view<'a>(&'a self, subject: Subject<'a>) -> View<'a> {
-        View { engine: self, subject, asker: Asker::of(&subject) }
+        View { engine: self, subject, cached: CachedSubject::of(&subject) }
     }
 }
 
@@ -453,7 +453,7 @@ impl View<'_> {
     pub fn could_allow(&self, action: Action, resource: &Resource<'_>) -> bool {
         let about = About { subject: self.subject, action, resource: *resource, own: false };
         let set = self.engine.current.load();
-        let possible = set.index.could_allow(set.terms(), self.asker, about);
+        let possible = set.index.could_allow(set.terms(), self.cached, about);
         possible.unwrap_or_else(|unaskable| {
             match unaskable {
                 // The server causes this, and could fill the log with it.

@@ -442,16 +442,16 @@ impl Vocabulary {
                 return Ok(entities);
             }
             Resource::Program(program) => about(program),
-            Resource::Secret { holder, name, source, handed, client } => {
+            Resource::Secret { holder, name, source, delivery, client } => {
                 parents.push(match holder {
                     Holder::Server(server) => self.server(server, &mut entities)?,
                     Holder::Plugin(plugin) => self.plugin(plugin, &mut entities)?,
                 });
-                let header = RestrictedExpression::new_bool(handed == DeliveredAs::Header);
+                let header = RestrictedExpression::new_bool(delivery == DeliveredAs::Header);
                 let mut attributes = vec![
                     ("name".to_owned(), text(name)),
                     ("source".to_owned(), text(source)),
-                    ("delivery".to_owned(), text(handed.as_str())),
+                    ("delivery".to_owned(), text(delivery.as_str())),
                     ("header".to_owned(), header),
                 ];
                 attributes.extend(client.map(|client| ("client".to_owned(), text(client))));
@@ -474,7 +474,7 @@ impl Vocabulary {
                 vec![("name".to_owned(), text(name)), ("claims".to_owned(), record(claims)?)]
             }
             Resource::Prompt { name, .. } => vec![("name".to_owned(), text(name))],
-            Resource::Resource { uri, .. } => place(uri)?,
+            Resource::Resource { uri, .. } => uri_attributes(uri)?,
             // A template is not a URI, so only its scheme is read.
             Resource::Template { uri, .. } => scheme(uri),
             _ => Vec::new(),
@@ -549,7 +549,7 @@ fn scheme(uri: &str) -> Attributes {
 }
 
 /// The attributes of a URI.
-fn place(uri: &str) -> Result<Attributes, Unaskable> {
+fn uri_attributes(uri: &str) -> Result<Attributes, Unaskable> {
     let mut attributes = scheme(uri);
     if let Some(path) = normalize::file(uri) {
         attributes.push(("path".to_owned(), text(path?)));

@@ -51,17 +51,17 @@ impl Start<'_> {
     /// Passes the parts to a function. The resource of a host borrows from this function.
     fn parts<T>(&self, each: impl FnOnce(Vec<Asked<'_>>) -> T) -> T {
         let Start { server, program, url, secrets } = self;
-        let way = url.map(destination);
-        let place = way.as_ref().map(|(host, port)| format!("{host}:{port}"));
-        let shown = place.unwrap_or_else(|| program.name.clone());
+        let host_port = url.map(destination);
+        let shown_host = host_port.as_ref().map(|(host, port)| format!("{host}:{port}"));
+        let shown = shown_host.unwrap_or_else(|| program.name.clone());
         let mut asked = vec![(Action::Launch, Resource::Program(program), shown)];
-        if let Some((host, port)) = &way {
+        if let Some((host, port)) = &host_port {
             let resource = Resource::Host { name: host, port: *port };
             asked.push((Action::Egress, resource, format!("{host}:{port}")));
         }
         for &Handing { name, source, handed, client } in secrets {
             let holder = Holder::Server(server);
-            let resource = Resource::Secret { holder, name, source, handed, client };
+            let resource = Resource::Secret { holder, name, source, delivery: handed, client };
             asked.push((Action::DeliverSecret, resource, name.to_owned()));
         }
         each(asked)

@@ -72,7 +72,7 @@ pub(super) struct Loaded {
     /// The rule of each policy. The [`PolicyId`] is the id of the rule.
     pub(super) rules: HashMap<PolicyId, Rule>,
     /// Position of each policy in its file.
-    pub(super) places: HashMap<PolicyId, Span>,
+    pub(super) spans: HashMap<PolicyId, Span>,
     pub(super) revision: Revision,
     /// The schema of the policies and of requests to them.
     pub(super) ground: Arc<SchemaContext>,
@@ -119,7 +119,7 @@ fn validated(
 
     let mut policies = PolicySet::new();
     let mut rules: HashMap<PolicyId, Rule> = HashMap::new();
-    let mut places: HashMap<PolicyId, Span> = HashMap::new();
+    let mut spans: HashMap<PolicyId, Span> = HashMap::new();
     for file in files.iter().filter(|file| !is_tools_file(&file.name)) {
         let parsed = match file.text.parse::<PolicySet>() {
             Ok(parsed) => parsed,
@@ -173,7 +173,7 @@ fn validated(
                 findings.push(Finding::of("policy-invalid", file, &error));
                 continue;
             }
-            places.insert(key.clone(), Span { file: file.clone(), start, length });
+            spans.insert(key.clone(), Span { file: file.clone(), start, length });
             let reason = policy.annotation("reason").map(str::to_owned);
             let file = Some(file.name.clone());
             rules.insert(key, Rule { id, file, line: Some(line), reason, obligations });
@@ -185,8 +185,8 @@ fn validated(
         findings.sort_by_key(Finding::order);
         return Err(Diagnostics::new(findings));
     }
-    let found = |code, id: &PolicyId, found: &dyn miette::Diagnostic| match places.get(id) {
-        Some(place) => Finding::of(code, &place.file, found),
+    let found = |code, id: &PolicyId, found: &dyn miette::Diagnostic| match spans.get(id) {
+        Some(policy_span) => Finding::of(code, &policy_span.file, found),
         None => Finding::error(code, found.to_string()),
     };
     let result = Validator::new(schema.clone()).validate(&policies, ValidationMode::Strict);
@@ -217,7 +217,7 @@ fn validated(
         .map(|warning| found("policy-warning", warning.policy_id(), warning).warning())
         .collect();
     if findings.is_empty() {
-        Ok(Loaded { policies, rules, places, revision, ground, warnings, bundle: None })
+        Ok(Loaded { policies, rules, spans, revision, ground, warnings, bundle: None })
     } else {
         findings.extend(warnings);
         findings.sort_by_key(Finding::order);
@@ -255,7 +255,7 @@ fn ground(
         return Arc::clone(plain);
     }
     SchemaContext::new(typed).map(Arc::new).unwrap_or_else(|problem| {
-        let message = format!("no schema can be made of the typed tools: {problem}");
+        let message = format!("no schema can be built from the typed tools: {problem}");
         let help = "take the files of tools out one by one, to find the one that it is about";
         findings.push(Finding::error("typed-tools", message).help(help));
         Arc::clone(plain)
@@ -277,7 +277,7 @@ impl Loaded {
     pub(super) fn unknown_servers(&self, known: &[&ServerName]) -> Vec<Finding> {
         let mut findings = Vec::new();
         for policy in self.policies.policies() {
-            let Some(place) = self.places.get(policy.id()) else { continue };
+            let Some(policy_span) = self.spans.get(policy.id()) else { continue };
             for literal in policy.entity_literals() {
                 let id = literal.id().unescaped();
                 let name = match literal.type_name().basename() {
@@ -302,7 +302,7 @@ impl Loaded {
                 let message = format!("the config has no server `{name}`");
                 let label = "is on no server of the config";
                 let text = literal.to_string();
-                let finding = place.warn("policy-unknown-server", message, &text, label);
+                let finding = policy_span.warn("policy-unknown-server", message, &text, label);
                 findings.push(finding.help(help));
             }
         }
@@ -417,7 +417,7 @@ fn check_annotations(policy: &Policy, file: &File, findings: &mut Vec<Finding>) 
             let help = format!("write `@{key}(\"…\")`, or leave it out");
             findings.push(wrong(problem, "has no text", help));
         } else if policy.effect() == Effect::Forbid && Obligations::OF_PERMITS.contains(&key) {
-            let problem = format!("`@{key}` says what becomes of what is permitted");
+            let problem = format!("`@{key}` has an effect only with `permit`");
             let help = "put it on a `permit`, or take it out".to_owned();
             findings.push(wrong(problem, "means nothing on a `forbid`", help));
         } else if let Err(illegal) = obligations.take(key, &annotation.val) {

@@ -246,8 +246,8 @@ mod tests {
         #[test]
         fn a_url_reads_as_itself(text in "[htps]{0,5}:/{0,2}[a-z.@:\\\\%0-9]{0,16}") {
             if let Some(url) = Url::read(&text) {
-                let again = Url::read(&url.href);
-                prop_assert_eq!(again.map(|url| url.host), Some(url.host));
+                let normalized = Url::read(&url.href);
+                prop_assert_eq!(normalized.map(|url| url.host), Some(url.host));
             }
         }
     }

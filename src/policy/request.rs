@@ -130,7 +130,7 @@ pub enum Resource<'a> {
         name: &'a str,
         /// Kind of the source: the part of the reference before the colon.
         source: &'a str,
-        handed: DeliveredAs,
+        delivery: DeliveredAs,
         /// Name of the client that the value belongs to, if each client has its own.
         client: Option<&'a str>,
     },

@@ -96,7 +96,7 @@ pub enum Target {
     Resource(ServerName, String),
     Template(ServerName, String),
     /// The server that sends a message to the client.
-    Asker(ServerName),
+    Requester(ServerName),
 }
 
 /// Why a text is not a valid target of the action.
@@ -151,7 +151,7 @@ impl Target {
             | Action::ListRoots
             | Action::NotifyClient
             | Action::OtherServerMethod => {
-                Self::Asker(text.ok_or(missing("SERVER, the server that asks"))?.parse()?)
+                Self::Requester(text.ok_or(missing("SERVER, the server that asks"))?.parse()?)
             }
             Action::Launch | Action::DeliverSecret | Action::Egress | Action::Grant => {
                 return Err(NoTarget::Own(action));
@@ -176,7 +176,7 @@ impl Target {
             | Self::Prompt(server, _)
             | Self::Resource(server, _)
             | Self::Template(server, _)
-            | Self::Asker(server) => Some(server),
+            | Self::Requester(server) => Some(server),
         }
     }
 
@@ -194,7 +194,7 @@ impl Target {
             Self::Prompt(server, name) => (client, Resource::Prompt { server, name }),
             Self::Resource(server, uri) => (client, Resource::Resource { server, uri }),
             Self::Template(server, uri) => (client, Resource::Template { server, uri }),
-            Self::Asker(server) => (Subject::Server(server), Resource::Client(principal)),
+            Self::Requester(server) => (Subject::Server(server), Resource::Client(principal)),
         }
     }
 }

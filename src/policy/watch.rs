@@ -24,17 +24,17 @@ const PATIENCE: u32 = 20;
 /// Watches until it is dropped.
 #[derive(Debug)]
 pub struct Watcher {
-    news: Sender<News>,
+    messages: Sender<Message>,
 }
 
 impl Drop for Watcher {
     fn drop(&mut self) {
         // Fails only if the thread has ended already.
-        let _ = self.news.send(News::Stop);
+        let _ = self.messages.send(Message::Stop);
     }
 }
 
-enum News {
+enum Message {
     Event(notify::Result<Event>),
     Stop,
 }
@@ -45,11 +45,11 @@ enum News {
 /// # Errors
 /// If the folders cannot be watched.
 pub fn watch(engine: Arc<Engine>) -> notify::Result<Watcher> {
-    let (news, inbox) = channel();
-    let sender = news.clone();
+    let (messages, inbox) = channel();
+    let sender = messages.clone();
     let watcher = notify::recommended_watcher(move |event| {
         // A failed send means that the reload thread has ended.
-        let _ = sender.send(News::Event(event));
+        let _ = sender.send(Message::Event(event));
     })?;
     let sources = engine.sources();
     let mut watched = Watched { watcher, folders: BTreeSet::new() };
@@ -58,7 +58,7 @@ pub fn watch(engine: Arc<Engine>) -> notify::Result<Watcher> {
         .name("policy-watch".into())
         .spawn(move || reload_on(&inbox, &engine, &sources, watched))
         .map_err(notify::Error::io)?;
-    Ok(Watcher { news })
+    Ok(Watcher { messages })
 }
 
 /// The watched folders.
@@ -94,16 +94,21 @@ impl Watched {
     }
 }
 
-fn reload_on(inbox: &Receiver<News>, engine: &Engine, sources: &[PathBuf], mut watched: Watched) {
-    while let Ok(News::Event(event)) = inbox.recv() {
+fn reload_on(
+    inbox: &Receiver<Message>,
+    engine: &Engine,
+    sources: &[PathBuf],
+    mut watched: Watched,
+) {
+    while let Ok(Message::Event(event)) = inbox.recv() {
         if !matters(&event, sources) {
             continue;
         }
         for _ in 0..PATIENCE {
             match inbox.recv_timeout(QUIET) {
-                Ok(News::Event(_)) => {}
+                Ok(Message::Event(_)) => {}
                 Err(RecvTimeoutError::Timeout) => break,
-                Ok(News::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+                Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => return,
             }
         }
         // The watch first, then the files: a change in between is a new event.
@@ -118,7 +123,7 @@ fn reload_on(inbox: &Receiver<News>, engine: &Engine, sources: &[PathBuf], mut w
                 if revision != before || bundle != was {
                     let bundle =
                         bundle.map(|Origin { name, version, .. }| format!("{name} {version}"));
-                    tracing::info!(%revision, bundle, "policies loaded again");
+                    tracing::info!(%revision, bundle, "policies reloaded");
                 }
             }
             Err(diagnostics) => tracing::error!(

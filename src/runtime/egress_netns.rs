@@ -101,7 +101,7 @@ impl Gate for DenyAllEgress {
         Verdict::Refuse("no policies are loaded".into())
     }
 
-    fn told(&self, _: Outcome) {}
+    fn report(&self, _: Outcome) {}
 }
 
 /// Environment variables that name the proxy, except those that the operator set.
@@ -164,11 +164,11 @@ impl EgressSockets {
         namespace: File,
         destinations: &[Destination],
     ) -> Result<Self, LaunchFailure> {
-        let places = places(destinations);
+        let listen_addresses = listen_addresses(destinations);
         let work = tokio::task::spawn_blocking(move || {
             // A separate thread, which never leaves the namespace and ends with it.
             let thread = thread::Builder::new().name("door".to_owned());
-            let thread = thread.spawn(move || enter(&namespace, &places));
+            let thread = thread.spawn(move || enter(&namespace, &listen_addresses));
             let done = thread.map_err(|error| failed("start a thread", &error))?.join();
             done.unwrap_or_else(|_| Err(failed("finish", &"it was interrupted")))
         });
@@ -176,7 +176,7 @@ impl EgressSockets {
         Self::of(sockets, destinations)
     }
 
-    /// Egress sockets from existing sockets that are at [`places`], in that order.
+    /// Egress sockets from existing sockets that are at [`listen_addresses`], in that order.
     ///
     /// # Errors
     /// If there are fewer or more sockets than places.
@@ -228,7 +228,7 @@ impl EgressSockets {
         for (host, port, socket) in self.direct {
             direct.push((host, port, listener(socket)?));
         }
-        let way = EgressProcess { inner: handle, egress: egress.clone() };
+        let egress_process = EgressProcess { inner: handle, egress: egress.clone() };
         tokio::spawn({
             let egress = egress.clone();
             async move { egress.proxy(proxy).await }
@@ -241,7 +241,7 @@ impl EgressSockets {
             let egress = egress.clone();
             tokio::spawn(async move { egress.direct(listener, host, port).await });
         }
-        Ok(Box::new(way))
+        Ok(Box::new(egress_process))
     }
 }
 
@@ -250,7 +250,10 @@ fn failed(what: &str, error: &dyn std::fmt::Display) -> LaunchFailure {
 }
 
 /// Work of the thread that enters the namespace.
-fn enter(namespace: &File, places: &[SocketAddrV4]) -> Result<Vec<TcpListener>, LaunchFailure> {
+fn enter(
+    namespace: &File,
+    listen_addresses: &[SocketAddrV4],
+) -> Result<Vec<TcpListener>, LaunchFailure> {
     let inode = |file: io::Result<fs::Metadata>| file.map(|file| (file.dev(), file.ino())).ok();
     let (own, theirs) = (inode(fs::metadata("/proc/self/ns/net")), inode(namespace.metadata()));
     if own.is_none() || own == theirs {
@@ -268,7 +271,7 @@ fn enter(namespace: &File, places: &[SocketAddrV4]) -> Result<Vec<TcpListener>, 
                 .into(),
         ),
     })?;
-    furnish(places)
+    furnish(listen_addresses)
 }
 
 /// Creates the sockets in the network namespace of the calling thread, and tests that nothing else
@@ -276,16 +279,16 @@ fn enter(namespace: &File, places: &[SocketAddrV4]) -> Result<Vec<TcpListener>, 
 ///
 /// # Errors
 /// If the thread lacks the permission, or anything else is reachable.
-pub fn furnish(places: &[SocketAddrV4]) -> Result<Vec<TcpListener>, LaunchFailure> {
+pub fn furnish(listen_addresses: &[SocketAddrV4]) -> Result<Vec<TcpListener>, LaunchFailure> {
     add_address(PROXY).map_err(|error| failed("have addresses", &error))?;
-    let bind = |place: &SocketAddrV4| {
-        let socket = TcpListener::bind(place).and_then(|socket| {
+    let bind = |socket_address: &SocketAddrV4| {
+        let socket = TcpListener::bind(socket_address).and_then(|socket| {
             socket.set_nonblocking(true)?;
             Ok(socket)
         });
-        socket.map_err(|error| failed(&format!("listen at port {}", place.port()), &error))
+        socket.map_err(|error| failed(&format!("listen at port {}", socket_address.port()), &error))
     };
-    let sockets = places.iter().map(bind).collect::<Result<_, _>>()?;
+    let sockets = listen_addresses.iter().map(bind).collect::<Result<_, _>>()?;
     prove().map_err(|why| LaunchFailure {
         what: format!("more than the `egress` list is reachable from inside: {why}"),
         remedy: Some("find what adds an interface or a route to an empty namespace".into()),
@@ -300,17 +303,17 @@ pub fn able() -> bool {
 }
 
 /// Addresses of the egress sockets inside, the one of the proxy first.
-pub fn places(destinations: &[Destination]) -> Vec<SocketAddrV4> {
+pub fn listen_addresses(destinations: &[Destination]) -> Vec<SocketAddrV4> {
     if destinations.is_empty() {
         return Vec::new();
     }
-    let direct = direct(destinations).into_iter().map(|(_, place)| place);
+    let direct = direct(destinations).into_iter().map(|(_, socket_address)| socket_address);
     std::iter::once(SocketAddrV4::new(PROXY, PORT)).chain(direct).collect()
 }
 
 /// Hosts that have a socket inside, with the socket's address.
 fn direct(destinations: &[Destination]) -> Vec<(Host, SocketAddrV4)> {
-    let mut places = Vec::new();
+    let mut listen_addresses = Vec::new();
     for (name, address) in hosts(destinations) {
         let host = Host::Name(name);
         let mut ports: Vec<u16> =
@@ -318,9 +321,9 @@ fn direct(destinations: &[Destination]) -> Vec<(Host, SocketAddrV4)> {
         ports.sort_unstable();
         ports.dedup();
         let all = ports.into_iter().map(|port| (host.clone(), SocketAddrV4::new(address, port)));
-        places.extend(all);
+        listen_addresses.extend(all);
     }
-    places
+    listen_addresses
 }
 
 fn stand_ins(destinations: &[Destination]) -> Vec<(IpAddr, Host)> {
@@ -347,13 +350,13 @@ fn prove() -> Result<(), String> {
     if let Some(why) = v6.lines().find_map(|line| foreign(line, line.split_whitespace().last())) {
         return Err(why);
     }
-    for place in UNREACHABLE {
-        let address: SocketAddr = place.parse().map_err(|_| "no address".to_owned())?;
+    for socket_address in UNREACHABLE {
+        let address: SocketAddr = socket_address.parse().map_err(|_| "no address".to_owned())?;
         match TcpStream::connect_timeout(&address, PROBE_TIMEOUT) {
-            Ok(_) => return Err(format!("{place} answers")),
+            Ok(_) => return Err(format!("{socket_address} answers")),
             // Not even a packet left.
             Err(error) if unreachable(&error) => {}
-            Err(error) => return Err(format!("connecting to {place}: {error}")),
+            Err(error) => return Err(format!("connecting to {socket_address}: {error}")),
         }
     }
     let sent = UdpSocket::bind("0.0.0.0:0").and_then(|socket| socket.send_to(&[0], "8.8.8.8:53"));
@@ -448,8 +451,8 @@ mod tests {
     fn listed_names_and_ports_have_sockets_after_that_of_the_proxy() {
         let all = destinations(&["a:443", "*.x.y:443", "http://a:80", "tcp://b:5432"]);
         let at = |last, port| SocketAddrV4::new(Ipv4Addr::new(192, 31, 196, last), port);
-        assert_eq!(places(&all), [at(1, 3128), at(2, 80), at(2, 443), at(3, 5432)]);
-        assert_eq!(places(&[]), []);
+        assert_eq!(listen_addresses(&all), [at(1, 3128), at(2, 80), at(2, 443), at(3, 5432)]);
+        assert_eq!(listen_addresses(&[]), []);
         let socket = || TcpListener::bind("127.0.0.1:0").unwrap();
         assert!(EgressSockets::of(vec![socket(), socket()], &all).is_err());
         assert!(EgressSockets::of((0..4).map(|_| socket()).collect(), &all).is_ok());

@@ -74,8 +74,8 @@ impl PathChain {
 
     /// Relation of this path to the target of an absolute path. A path that contains a link, or a
     /// folder that `..` leaves, on the way there is above it.
-    pub(crate) fn meets(&self, place: &Path) -> Option<Overlap> {
-        let ResolvedPath { turns, end } = ResolvedPath::of(place);
+    pub(crate) fn meets(&self, target: &Path) -> Option<Overlap> {
+        let ResolvedPath { turns, end } = ResolvedPath::of(target);
         let holds = |turn: &PathBuf| {
             let folder = turn.parent().and_then(|folder| self.stands_to(&Self::of(folder)));
             matches!(folder, Some(Overlap::At | Overlap::Above))
@@ -84,17 +84,17 @@ impl PathChain {
         met.or_else(|| turns.iter().any(holds).then_some(Overlap::Above))
     }
 
-    fn stands_to(&self, place: &Self) -> Option<Overlap> {
+    fn stands_to(&self, target: &Self) -> Option<Overlap> {
         let same = |(one, known): &(PathBuf, Option<_>), (other, too): &(PathBuf, Option<_>)| {
             one == other || (known.is_some() && known == too)
         };
         let (source, above_source) = self.0.split_first()?;
-        let (place, above_place) = place.0.split_first()?;
-        if same(source, place) {
+        let (target, above_target) = target.0.split_first()?;
+        if same(source, target) {
             Some(Overlap::At)
-        } else if above_source.iter().any(|above| same(above, place)) {
+        } else if above_source.iter().any(|above| same(above, target)) {
             Some(Overlap::Within)
-        } else if above_place.iter().any(|above| same(above, source)) {
+        } else if above_target.iter().any(|above| same(above, source)) {
             Some(Overlap::Above)
         } else {
             None

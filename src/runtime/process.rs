@@ -34,7 +34,7 @@ pub struct LaunchSpec {
     /// Host folders with their targets inside.
     pub mounts: Vec<Mount>,
     /// Paths of this machine that the server may not see, whatever is mounted.
-    pub places: Arc<MountPolicy>,
+    pub mount_policy: Arc<MountPolicy>,
     pub resources: Resources,
     /// OCI runtime for containers, by the engine's name for it. `None`: the engine chooses.
     pub runtime: Option<&'static str>,
@@ -57,7 +57,7 @@ impl LaunchSpec {
             secrets: Vec::new(),
             secret_files: None,
             mounts: Vec::new(),
-            places: Arc::new(MountPolicy::of_host()),
+            mount_policy: Arc::new(MountPolicy::of_host()),
             resources: Resources::default(),
             runtime: None,
             hardening: Hardening::default(),
@@ -103,7 +103,7 @@ pub struct Process {
     pub origin: Origin,
     /// Sockets at which the process asks for reachable hosts. They exist before the program starts;
     /// connections wait until the sockets are served.
-    pub door: Option<EgressSockets>,
+    pub egress_sockets: Option<EgressSockets>,
 }
 
 /// What runs and how it is confined, for the record.

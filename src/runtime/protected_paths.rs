@@ -37,19 +37,19 @@ impl ProtectedPath {
         if self.protection == Protection::Fixed && !writable {
             return None;
         }
-        let (what, place) = (self.what, self.path.display());
+        let (what, shown_path) = (self.what, self.path.display());
         let open =
             if self.protection == Protection::Fixed { ", and it would be writable" } else { "" };
         match source.meets(&self.path) {
             Some(Overlap::At) => Some(format!("it is {what}{open}")),
-            Some(Overlap::Within) => Some(format!("it is in {what}, {place}{open}")),
-            Some(Overlap::Above) => Some(format!("{what}, {place}, is inside it{open}")),
+            Some(Overlap::Within) => Some(format!("it is in {what}, {shown_path}{open}")),
+            Some(Overlap::Above) => Some(format!("{what}, {shown_path}, is inside it{open}")),
             None if self.protection == Protection::Folder => match links(&self.path) {
                 Ok(links) => links.into_iter().find_map(|path| {
                     Self { path, what, protection: Protection::Hidden }.refuses(source, writable)
                 }),
                 Err(error) => Some(format!(
-                    "the targets of links in {what}, {place}, cannot be resolved: \
+                    "the targets of links in {what}, {shown_path}, cannot be resolved: \
                         {error}"
                 )),
             },

@@ -23,7 +23,7 @@ const FALLS: u32 = 3;
 /// the instance for all clients.
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(5));
 /// Retry time of other calls during a trial.
-const AGAIN: Duration = Duration::from_millis(500);
+const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Circuit breaker of one instance.
 pub(super) struct Breaker {
@@ -86,7 +86,7 @@ impl Breaker {
     pub fn tried(&self) -> CallError {
         CallError::CircuitOpen {
             why: "it kept ending soon after its start, and another call tries it".into(),
-            left: AGAIN,
+            left: RETRY_INTERVAL,
         }
     }
 }

@@ -12,7 +12,7 @@ pub enum CallError {
     #[error("{0}")]
     Unavailable(String),
     /// The image pull takes longer than the call may wait. The pull continues.
-    #[error("its image is still being pulled ({0}); the pull goes on")]
+    #[error("its image is still being pulled ({0}); the pull continues")]
     Pulling(String),
     /// A remote server rejected the request because its session had ended.
     #[error("it ended the session")]

@@ -59,7 +59,7 @@ pub(super) fn begin(
 
 /// Filter members of the lists whose changes the server reports (`listChanged`).
 fn lists(greeting: &Handshake) -> Vec<&'static str> {
-    let tells = |capability: &str| {
+    let has = |capability: &str| {
         let capabilities = &greeting.words.value()["capabilities"];
         capabilities[capability]["listChanged"] == Value::Bool(true)
     };
@@ -69,7 +69,7 @@ fn lists(greeting: &Handshake) -> Vec<&'static str> {
         ("resources", "resourcesListChanged"),
     ]
     .into_iter()
-    .filter_map(|(capability, member)| tells(capability).then_some(member))
+    .filter_map(|(capability, member)| has(capability).then_some(member))
     .collect()
 }
 
@@ -101,19 +101,19 @@ impl Listener {
                 }
                 continue;
             }
-            let mut said = Granted { asked: asked.clone(), ..Default::default() };
+            let mut state = Granted { asked: asked.clone(), ..Default::default() };
             match self.open(&asked).await {
                 Ok((opened, granted)) => {
                     // The earlier subscription ends only now, so that no change is missed.
                     open = Some(opened);
-                    said.granted = granted;
+                    state.granted = granted;
                     since = Instant::now();
-                    self.granted.send_replace(said);
+                    self.granted.send_replace(state);
                 }
                 Err(instead) => {
                     let refused = instead.is_ok();
-                    said.instead = Some(instead);
-                    self.granted.send_replace(said);
+                    state.instead = Some(instead);
+                    self.granted.send_replace(state);
                     if refused && open.is_none() {
                         // The server would refuse the same subscription again.
                         if self.wanted.changed().await.is_err() {
@@ -161,17 +161,17 @@ impl Listener {
             filter.insert("resourceSubscriptions".into(), json!(asked));
         }
         let params = json!({ "notifications": filter, "_meta": own_meta() });
-        let (sender, said) = mpsc::channel(QUEUE);
+        let (sender, messages) = mpsc::channel(QUEUE);
         let mut call = Call::own(Method::LISTEN, Some(params.to_string().into()), PATIENCE);
         call.clock = Deadline::never();
-        call.said = Some(sender);
+        call.messages = Some(sender);
         let (acknowledge, acknowledged) = oneshot::channel();
         let (link, ear) = (self.link.clone(), self.ear.clone());
         let pump = tokio::spawn(async move {
             let mut acknowledge = Some(acknowledge);
             let reply = tokio::select! {
                 biased;
-                () = hear(said, &ear, &mut acknowledge) => return,
+                () = read_messages(messages, &ear, &mut acknowledge) => return,
                 reply = link.call(call) => reply,
             };
             if let Some(acknowledge) = acknowledge {
@@ -196,13 +196,13 @@ impl Listener {
 type Acknowledge = oneshot::Sender<Result<BTreeSet<String>, Result<Bytes, CallError>>>;
 
 /// Reads the messages of one subscription. Never returns: the end is that of the call.
-async fn hear(
-    mut said: mpsc::Receiver<ServerMessage>,
+async fn read_messages(
+    mut messages: mpsc::Receiver<ServerMessage>,
     ear: &MessageSink,
     acknowledge: &mut Option<Acknowledge>,
 ) {
-    while let Some(said) = said.recv().await {
-        if let ServerMessage::Notification { method, params } = &said
+    while let Some(message) = messages.recv().await {
+        if let ServerMessage::Notification { method, params } = &message
             && method.as_str() == Method::ACKNOWLEDGED
         {
             if let Some(acknowledge) = acknowledge.take() {
@@ -211,7 +211,7 @@ async fn hear(
         } else if acknowledge.is_some() {
             tracing::debug!("server notification before the subscription was granted");
         } else {
-            ear.tell(said);
+            ear.send(message);
         }
     }
     std::future::pending().await
@@ -266,7 +266,7 @@ mod tests {
             self.stdout.write_all(format!("{message}\n").as_bytes()).await.unwrap();
         }
 
-        async fn tell(&mut self, id: &Value, method: &str, mut params: Value) {
+        async fn send_message(&mut self, id: &Value, method: &str, mut params: Value) {
             params["_meta"] = json!({ META_SUBSCRIPTION: id });
             self.write(json!({ "jsonrpc": "2.0", "method": method, "params": params })).await;
         }
@@ -274,7 +274,7 @@ mod tests {
 
     struct SubscriptionState {
         server: Server,
-        heard: mpsc::Receiver<UnroutedMessage>,
+        unrouted: mpsc::Receiver<UnroutedMessage>,
         wanted: watch::Sender<WantedResources>,
         granted: watch::Receiver<Granted>,
         listening: AbortOnDropHandle<()>,
@@ -283,7 +283,7 @@ mod tests {
     fn bench(capabilities: Value) -> SubscriptionState {
         let (stdin, server_in) = duplex(1 << 14);
         let (stdout, server_out) = duplex(1 << 14);
-        let (ear, heard) = MessageSink::test(None);
+        let (ear, unrouted) = MessageSink::test(None);
         let caps = Caps { bytes: 1 << 14, depth: 9, nodes: 1_000, keys: 1_000, object_keys: 1_000 };
         let link = Arc::new(StdioTransport::new(stdin, stdout, caps, ear.clone()));
         let words = json!({ "capabilities": capabilities }).to_string();
@@ -293,7 +293,7 @@ mod tests {
         let server = Server { lines: BufReader::new(server_in).lines(), stdout: server_out };
         let (changes, answers) = (wanted.subscribe(), granted.subscribe());
         let listening = begin(link, &greeting, ear, changes, granted);
-        SubscriptionState { server, heard, wanted, granted: answers, listening }
+        SubscriptionState { server, unrouted, wanted, granted: answers, listening }
     }
 
     impl SubscriptionState {
@@ -304,8 +304,8 @@ mod tests {
     }
 
     async fn answered(granted: &mut watch::Receiver<Granted>, asked: &str) -> Granted {
-        let said = granted.wait_for(|said| said.asked.contains(asked));
-        tokio::time::timeout(Duration::from_secs(30), said).await.unwrap().unwrap().clone()
+        let state = granted.wait_for(|state| state.asked.contains(asked));
+        tokio::time::timeout(Duration::from_secs(30), state).await.unwrap().unwrap().clone()
     }
 
     fn set(uris: &[&str]) -> BTreeSet<String> {
@@ -319,11 +319,16 @@ mod tests {
         assert_eq!(filter, json!({ "toolsListChanged": true }));
         // Notifications before the acknowledgement are dropped.
         let changed = Method::TOOLS_CHANGED;
-        bench.server.tell(&first, changed, json!({ "early": true })).await;
-        bench.server.tell(&first, Method::ACKNOWLEDGED, json!({ "notifications": filter })).await;
-        bench.server.tell(&first, changed, json!({})).await;
-        let UnroutedMessage { party: None, said: ServerMessage::Notification { method, params } } =
-            bench.heard.recv().await.unwrap()
+        bench.server.send_message(&first, changed, json!({ "early": true })).await;
+        bench
+            .server
+            .send_message(&first, Method::ACKNOWLEDGED, json!({ "notifications": filter }))
+            .await;
+        bench.server.send_message(&first, changed, json!({})).await;
+        let UnroutedMessage {
+            party: None,
+            message: ServerMessage::Notification { method, params },
+        } = bench.unrouted.recv().await.unwrap()
         else {
             panic!("no notification")
         };
@@ -335,16 +340,16 @@ mod tests {
         let both = json!({ "toolsListChanged": true, "resourceSubscriptions": ["a", "b"] });
         assert_eq!(filter, both);
         // The first subscription continues until the second is granted.
-        bench.server.tell(&first, changed, json!({})).await;
-        assert!(bench.heard.recv().await.is_some());
+        bench.server.send_message(&first, changed, json!({})).await;
+        assert!(bench.unrouted.recv().await.is_some());
         let granted = json!({ "notifications": { "resourceSubscriptions": ["b"] } });
-        bench.server.tell(&second, Method::ACKNOWLEDGED, granted).await;
-        let said = answered(&mut bench.granted, "a").await;
-        assert_eq!((said.asked, said.granted), (set(&["a", "b"]), set(&["b"])));
+        bench.server.send_message(&second, Method::ACKNOWLEDGED, granted).await;
+        let state = answered(&mut bench.granted, "a").await;
+        assert_eq!((state.asked, state.granted), (set(&["a", "b"]), set(&["b"])));
         assert_eq!(bench.server.cancelled().await, first);
-        bench.server.tell(&second, Method::UPDATED, json!({ "uri": "b" })).await;
-        let heard = bench.heard.recv().await.unwrap();
-        assert_eq!(heard.said.method().as_str(), Method::UPDATED);
+        bench.server.send_message(&second, Method::UPDATED, json!({ "uri": "b" })).await;
+        let unrouted = bench.unrouted.recv().await.unwrap();
+        assert_eq!(unrouted.message.method().as_str(), Method::UPDATED);
 
         // A subscription that ends is opened again.
         bench.server.write(json!({ "jsonrpc": "2.0", "id": second, "result": {} })).await;
@@ -362,15 +367,15 @@ mod tests {
         assert_eq!(filter, json!({ "resourceSubscriptions": ["a"] }));
         let error = json!({ "code": -32601, "message": "no" });
         bench.server.write(json!({ "jsonrpc": "2.0", "id": id, "error": error })).await;
-        let said = answered(&mut bench.granted, "a").await;
-        assert_eq!(said.instead, Some(Ok(error.to_string().into())));
+        let state = answered(&mut bench.granted, "a").await;
+        assert_eq!(state.instead, Some(Ok(error.to_string().into())));
         // The next subscription has the resources that are wanted at that time.
         bench.want(&[]);
         bench.want(&["b"]);
         assert_eq!(bench.server.listened().await.1, json!({ "resourceSubscriptions": ["b"] }));
         drop(bench.server);
-        let said = answered(&mut bench.granted, "b").await;
-        assert!(matches!(said.instead, Some(Err(CallError::Unavailable(_)))));
+        let state = answered(&mut bench.granted, "b").await;
+        assert!(matches!(state.instead, Some(Err(CallError::Unavailable(_)))));
         // The task ends with the link.
         tokio::time::timeout(Duration::from_secs(30), bench.listening).await.unwrap().unwrap();
     }

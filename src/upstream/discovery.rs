@@ -150,7 +150,7 @@ impl FromIterator<Arc<Definition>> for List {
 /// Notices for the operator about a server's list. Beyond a limit, they are only counted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Notices {
-    told: Vec<String>,
+    kept: Vec<String>,
     more: usize,
 }
 
@@ -165,8 +165,8 @@ impl Notices {
 
     /// Adds a notice without text of the server.
     pub fn add(&mut self, notice: String) {
-        if self.told.len() < MOST_NOTICES {
-            self.told.push(notice);
+        if self.kept.len() < MOST_NOTICES {
+            self.kept.push(notice);
         } else {
             self.more += 1;
         }
@@ -175,7 +175,7 @@ impl Notices {
     /// The notices. If some were only counted, the last one has their number.
     pub fn iter(&self) -> impl Iterator<Item = String> {
         let more = (self.more > 0).then(|| format!("and {} more of the kind", self.more));
-        self.told.iter().cloned().chain(more)
+        self.kept.iter().cloned().chain(more)
     }
 }
 
@@ -256,10 +256,10 @@ impl Definitions {
         let fetched =
             timeout(deadline, fetching).await.unwrap_or(Err(CallError::Timeout(deadline)));
         if let Ok(items) = &fetched
-            && let told @ 1.. = items.notices.iter().count()
+            && let count @ 1.. = items.notices.iter().count()
         {
             // The notices contain text of the server, which does not belong in the log.
-            tracing::warn!(%server, list = offer.method(), told, "entries of the server's list left out");
+            tracing::warn!(%server, list = offer.method(), count, "entries of the server's list left out");
         }
         if self.changes.load(Ordering::SeqCst) == changes {
             *slot.kept.lock() = Some((Instant::now(), fetched.clone()));
@@ -465,10 +465,10 @@ mod tests {
         for number in 0..1_000 {
             notices.item(&format!("{number}{}", "é".repeat(1_000)), "why");
         }
-        let told: Vec<_> = notices.iter().collect();
-        assert_eq!(told.len(), MOST_NOTICES + 1);
-        assert_eq!(told.last().unwrap(), "and 984 more of the kind");
-        assert!(told.iter().all(|notice| notice.len() < 1_000));
+        let notices: Vec<_> = notices.iter().collect();
+        assert_eq!(notices.len(), MOST_NOTICES + 1);
+        assert_eq!(notices.last().unwrap(), "and 984 more of the kind");
+        assert!(notices.iter().all(|notice| notice.len() < 1_000));
     }
 
     /// A server whose list never ends, with pages of `page` bytes, or that never answers.
@@ -526,9 +526,9 @@ mod tests {
         for result in futures_util::future::join_all(waiting).await {
             assert_eq!(result.unwrap_err(), CallError::Timeout(deadline));
         }
-        let again =
+        let second =
             definitions.items(ListKind::Tools, &server, &greeting, &link, 1, deadline).await;
-        assert_eq!(again.unwrap_err(), CallError::Timeout(deadline));
+        assert_eq!(second.unwrap_err(), CallError::Timeout(deadline));
         assert_eq!(link.asked.load(Ordering::SeqCst), 1);
     }
 }

@@ -159,7 +159,7 @@ impl DiscoveryCache {
             return;
         };
         let raw = |text: &Bytes| serde_json::from_slice::<Box<RawValue>>(text).ok();
-        let Some(said) = raw(greeting.words.raw()) else { return };
+        let Some(words) = raw(greeting.words.raw()) else { return };
         let mut lists = BTreeMap::new();
         for offer in ListKind::ALL {
             if let Some(items) = &*self.lists[offer as usize].read() {
@@ -175,7 +175,7 @@ impl DiscoveryCache {
         let written = tokio::task::spawn_blocking(move || -> io::Result<()> {
             let of = launcher.what(&name, &settings);
             let text =
-                serde_json::to_string(&CachedDiscovery { of, revision, greeting: said, lists })?;
+                serde_json::to_string(&CachedDiscovery { of, revision, greeting: words, lists })?;
             let mut clean = text.clone();
             scrub(&mut clean);
             // A list with a secret in it is not written; callers wait for the server.
@@ -261,10 +261,10 @@ mod tests {
         first.learn_list(ListKind::Tools, &tools(r#"{"tools":[{"name":"a"}]}"#));
         until(|| file.exists()).await;
 
-        let again = cache(folder.path(), config::Server::default());
-        assert_eq!(again.list(ListKind::Tools).await.unwrap()[0].name, "a");
-        assert!(again.list(ListKind::Prompts).await.is_none());
-        assert_eq!(again.greeting().await.unwrap().revision, revision);
+        let reopened = cache(folder.path(), config::Server::default());
+        assert_eq!(reopened.list(ListKind::Tools).await.unwrap()[0].name, "a");
+        assert!(reopened.list(ListKind::Prompts).await.is_none());
+        assert_eq!(reopened.greeting().await.unwrap().revision, revision);
         let changed = config::Server { concurrent: 1, ..Default::default() };
         assert!(cache(folder.path(), changed).list(ListKind::Tools).await.is_none());
 

@@ -10,7 +10,7 @@ use tokio::sync::{Mutex, watch};
 use portcullis_runtime::container;
 
 /// Interval of the search for a missing engine.
-const AGAIN: Duration = Duration::from_secs(3);
+const RETRY_INTERVAL: Duration = Duration::from_secs(3);
 
 /// The container engine of the servers, or the reason why none is available.
 pub struct Engines {
@@ -71,7 +71,7 @@ impl Engines {
             tokio::select! {
                 // `self` holds the sender, so the channel is open.
                 _ = now.changed() => continue,
-                () = tokio::time::sleep(AGAIN) => {}
+                () = tokio::time::sleep(RETRY_INTERVAL) => {}
             }
             if needed() {
                 let _ = self.look().await;

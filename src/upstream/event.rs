@@ -88,7 +88,7 @@ pub trait LaunchReview: Sync {
     ///
     /// # Errors
     /// The reason why this cannot be recorded. The caller must not deliver the secrets then.
-    async fn hands_again(
+    async fn review_redelivery(
         &self,
         server: &ServerName,
         launching: &LaunchRequest,
@@ -106,9 +106,9 @@ pub struct LaunchRequest {
     /// Owner of the dedicated instance; `None` for a shared one.
     pub party: Option<PrincipalKind>,
     /// Connection to a remote server.
-    pub way: Option<Connecting>,
+    pub connecting: Option<Connecting>,
     /// The secrets that will be delivered.
-    pub handing: Vec<SecretDelivery>,
+    pub deliveries: Vec<SecretDelivery>,
     /// The configured image and its digest, if the digest was resolved for this launch.
     pub resolved: Option<(String, String)>,
 }

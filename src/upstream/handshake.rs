@@ -239,20 +239,20 @@ mod tests {
 
     /// Handshake with a server that answers after both requests have arrived.
     async fn slow(answers: &[&str]) -> Result<Revision, CallError> {
-        let (stdin, heard) = duplex(1 << 12);
-        let (stdout, mut said) = duplex(1 << 12);
+        let (stdin, unrouted) = duplex(1 << 12);
+        let (stdout, mut message) = duplex(1 << 12);
         let caps = Caps { bytes: 1 << 12, depth: 8, nodes: 100, keys: 100, object_keys: 100 };
-        let (ear, _heard) = MessageSink::test(None);
+        let (ear, _unrouted) = MessageSink::test(None);
         let link = StdioTransport::new(stdin, stdout, caps, ear);
         let server = async {
-            let mut lines = BufReader::new(heard).lines();
+            let mut lines = BufReader::new(unrouted).lines();
             for method in [Method::DISCOVER, Method::INITIALIZE] {
                 assert!(lines.next_line().await.unwrap().unwrap().contains(method));
             }
             for answer in answers {
-                said.write_all(format!("{answer}\n").as_bytes()).await.unwrap();
+                message.write_all(format!("{answer}\n").as_bytes()).await.unwrap();
             }
-            (lines, said)
+            (lines, message)
         };
         let hello = HandshakeParams::default();
         let greeting = probe(&link, &hello, Duration::ZERO, Duration::from_secs(9));

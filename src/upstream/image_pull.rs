@@ -6,7 +6,7 @@ use tokio::sync::watch;
 
 use super::{
     call_error::CallError,
-    images::{ImageError, Pull, on_its_way},
+    images::{ImageError, Pull, progress_text},
 };
 use portcullis_runtime::process::LaunchFailure;
 
@@ -57,7 +57,7 @@ fn is_active(pull: &Pull) -> bool {
 
 impl From<&Pull> for CallError {
     fn from(pull: &Pull) -> Self {
-        Self::Pulling(on_its_way(*pull.progress.borrow()))
+        Self::Pulling(progress_text(*pull.progress.borrow()))
     }
 }
 

@@ -64,7 +64,7 @@ pub struct SignatureVerifier {
     trust: Arc<Trust>,
     kept: Arc<SignatureCache>,
     /// Position of each server's `signed-by` in the config: `FILE:LINE`.
-    places: Arc<RwLock<HashMap<ServerName, String>>>,
+    positions: Arc<RwLock<HashMap<ServerName, String>>>,
     /// Longest wait of a start for a registry, if no signature is required.
     patience: Duration,
 }
@@ -117,21 +117,21 @@ impl SignatureVerifier {
     pub fn of_config(
         signers: &BTreeMap<SignerName, config::Signer>,
         state_dir: &Path,
-        places: HashMap<ServerName, String>,
+        positions: HashMap<ServerName, String>,
     ) -> Result<Self, (String, String)> {
-        Ok(Self::by(trusted(signers)?, state_dir, places))
+        Ok(Self::by(trusted(signers)?, state_dir, positions))
     }
 
     /// Sets the positions of `signed-by` after a config reload, as `FILE:LINE`.
-    pub fn locate(&self, places: HashMap<ServerName, String>) {
-        *self.places.write() = places;
+    pub fn locate(&self, positions: HashMap<ServerName, String>) {
+        *self.positions.write() = positions;
     }
 
-    fn by(trust: Trust, state_dir: &Path, places: HashMap<ServerName, String>) -> Self {
+    fn by(trust: Trust, state_dir: &Path, positions: HashMap<ServerName, String>) -> Self {
         let kept = SignatureCache::new(state_dir);
-        let (trust, kept, places) =
-            (Arc::new(trust), Arc::new(kept), Arc::new(RwLock::new(places)));
-        Self { trust, kept, places, patience: PATIENCE }
+        let (trust, kept, positions) =
+            (Arc::new(trust), Arc::new(kept), Arc::new(RwLock::new(positions)));
+        Self { trust, kept, positions, patience: PATIENCE }
     }
 
     /// The signers of a server's image, for the start decision. `image` is its reference with
@@ -156,18 +156,18 @@ impl SignatureVerifier {
             let by = SignedBy::default();
             return if holds(&by) { Ok(by) } else { Err(self.unsigned(server, settings, &[])) };
         };
-        let place = self.place(image);
+        let repository = self.repository(image);
         let known = self.known(image).await;
         let by = SignedBy::from(&*known.signed);
         // If a required signature is missing, it may be new: the registry is queried again.
         if holds(&by) {
-            if self.kept.rests(&place) || self.kept.is_fresh(&known, &place) {
+            if self.kept.rests(&repository) || self.kept.is_fresh(&known, &repository) {
                 return Ok(by);
             }
             // The start can be cancelled during the query; the next start then uses the cache.
             let nothing = known.signed.is_empty();
             if !nothing {
-                self.kept.rest(place.clone(), ASKED);
+                self.kept.rest(repository.clone(), ASKED);
             }
             let asking = async {
                 let client = images.client().map_err(|failed| failed.to_string())?;
@@ -179,7 +179,7 @@ impl SignatureVerifier {
                 Err(why) if nothing => {
                     // Policies see an image without known signatures.
                     tracing::warn!(%server, why, "image signatures of a server could not be verified");
-                    self.kept.rest(place, UNTOLD);
+                    self.kept.rest(repository, UNTOLD);
                     by
                 }
                 Err(why) => {
@@ -201,7 +201,7 @@ impl SignatureVerifier {
     /// the image may have been signed since.
     pub fn refused(&self, image: &Reference) {
         if !self.trust.is_empty() {
-            self.kept.refuse(self.place(image));
+            self.kept.refuse(self.repository(image));
         }
     }
 
@@ -213,10 +213,10 @@ impl SignatureVerifier {
         rejected: &[Rejected],
     ) -> LaunchFailure {
         let names: Vec<_> = settings.signed_by.iter().map(ToString::to_string).collect();
-        let place = self.places.read().get(server).map(|at| format!(" ({at})"));
-        let place = place.unwrap_or_default();
+        let position = self.positions.read().get(server).map(|at| format!(" ({at})"));
+        let position = position.unwrap_or_default();
         let names = names.join(", ");
-        let mut what = format!("its image is signed by none of `signed-by`{place}: {names}");
+        let mut what = format!("its image is signed by none of `signed-by`{position}: {names}");
         if let Some(one) = rejected.first() {
             what.push_str(&format!(
                 " (of {} signatures that were found, one: {})",
@@ -241,9 +241,9 @@ impl SignatureVerifier {
     pub async fn look(&self, client: &Client, image: &Reference) -> Result<Provenance, Error> {
         let Some(digest) = image.digest() else { return Ok(Provenance::default()) };
         let found = verify(client, image, digest, &self.trust).await?;
-        let (place, now) = (self.place(image), SystemTime::now());
+        let (repository, now) = (self.repository(image), SystemTime::now());
         let (kept, signed) = (self.kept.clone(), found.signed.clone());
-        let _ = tokio::task::spawn_blocking(move || kept.keep(place, &signed, now)).await;
+        let _ = tokio::task::spawn_blocking(move || kept.keep(repository, &signed, now)).await;
         Ok(found)
     }
 
@@ -253,7 +253,7 @@ impl SignatureVerifier {
     }
 
     /// Key of a registry query. It names the repository: signatures may be in another one.
-    fn place(&self, image: &Reference) -> Repository {
+    fn repository(&self, image: &Reference) -> Repository {
         Repository(format!("{}/{}", image.host(), image.repository()), self.key(image))
     }
 }
@@ -331,18 +331,18 @@ mod tests {
         assert_eq!(*count.borrow(), 1);
 
         // Signatures from yesterday are used, and cause one query of the registry.
-        let place = signatures.place(&image);
+        let repository = signatures.repository(&image);
         let yesterday = SystemTime::now() - FRESH;
-        signatures.kept.keep(place.clone(), &[signed("a", What::Signature)], yesterday);
-        signatures.kept.rest(place.clone(), Duration::ZERO);
+        signatures.kept.keep(repository.clone(), &[signed("a", What::Signature)], yesterday);
+        signatures.kept.rest(repository.clone(), Duration::ZERO);
         assert_eq!(of().await.signers, ["a"]);
         asked(&mut count, 2).await;
         assert_eq!(of().await.signers, ["a"]);
         assert_eq!(*count.borrow(), 2);
 
         // Fresh signatures cause a query only after a refusal by policies.
-        signatures.kept.keep(place.clone(), &[], SystemTime::now());
-        signatures.kept.rest(place.clone(), Duration::ZERO);
+        signatures.kept.keep(repository.clone(), &[], SystemTime::now());
+        signatures.kept.rest(repository.clone(), Duration::ZERO);
         assert_eq!(of().await.signers, ["a"]);
         assert_eq!(*count.borrow(), 2);
         signatures.refused(&image);

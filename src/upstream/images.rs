@@ -29,7 +29,7 @@ use portcullis_runtime::container::{Engine, Image, Progress};
 use portcullis_runtime::process::LaunchFailure;
 
 /// Interval of log lines about the progress of a pull.
-const TOLD: Duration = Duration::from_secs(10);
+const PROGRESS_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Resolves, locks and pulls the images of servers.
 pub struct Images {
@@ -42,7 +42,7 @@ pub struct Images {
     only_locked: bool,
     client: OnceLock<Result<portcullis_oci::Client, String>>,
     /// Running pulls by image.
-    under_way: Mutex<HashMap<String, Pull>>,
+    running: Mutex<HashMap<String, Pull>>,
     shown: OnceLock<ShowProgress>,
 }
 
@@ -154,7 +154,7 @@ impl Images {
             registries: registries.clone(),
             only_locked,
             client: OnceLock::new(),
-            under_way: Mutex::default(),
+            running: Mutex::default(),
             shown: OnceLock::new(),
         }
     }
@@ -175,10 +175,10 @@ impl Images {
     /// # Errors
     /// An [`ImageError`] if a file of `[registries]` cannot be read.
     pub fn client(&self) -> Result<&portcullis_oci::Client, ImageError> {
-        let made = self.client.get_or_init(|| {
+        let client = self.client.get_or_init(|| {
             portcullis_oci::Client::new(asked(&self.registries)).map_err(|error| error.to_string())
         });
-        made.as_ref().map_err(|why| failed(why.clone(), "correct `[registries]`"))
+        client.as_ref().map_err(|why| failed(why.clone(), "correct `[registries]`"))
     }
 
     /// Resolves the image of a server: by the digest in its name, by the lock file, or else by its
@@ -331,9 +331,9 @@ impl Images {
                 "load or build it; after a rebuild, run `portcullis server update`",
             ));
         };
-        let (pull, by_us) = self.begin(image, |told| {
+        let (pull, by_us) = self.begin(image, |sender| {
             let (images, engine) = (self.clone(), engine.clone());
-            async move { images.pull(&engine, &reference, told).await }
+            async move { images.pull(&engine, &reference, sender).await }
         });
         Ok(Readiness::Pulling(pull, by_us))
     }
@@ -348,12 +348,12 @@ impl Images {
     where
         F: Future<Output = Result<Pulled, ImageError>> + Send + 'static,
     {
-        let mut under_way = self.under_way.lock();
-        if let Some(pull) = under_way.get(&image) {
+        let mut running = self.running.lock();
+        if let Some(pull) = running.get(&image) {
             return (pull.clone(), false);
         }
-        let (told, progress) = watch::channel(Progress::default());
-        let (over, work) = (PullEnd { images: self.clone(), key: image.clone() }, work(told));
+        let (sender, progress) = watch::channel(Progress::default());
+        let (over, work) = (PullEnd { images: self.clone(), key: image.clone() }, work(sender));
         // On a task of its own: the pull continues after its callers have given up.
         let task = tokio::spawn(async move {
             let _over = over;
@@ -363,7 +363,7 @@ impl Images {
             task.await.unwrap_or_else(|_| Err(failed("the pull ended early", "try again")))
         };
         let pull = Pull { progress, end: end.boxed().shared() };
-        under_way.insert(image, pull.clone());
+        running.insert(image, pull.clone());
         (pull, true)
     }
 
@@ -405,7 +405,7 @@ impl Images {
         &self,
         engine: &Engine,
         reference: &Reference,
-        told: watch::Sender<Progress>,
+        sender: watch::Sender<Progress>,
     ) -> Result<Pulled, ImageError> {
         let deadline = Duration::from_secs(self.registries.pull_deadline_s);
         let began = Instant::now();
@@ -418,20 +418,20 @@ impl Images {
             let login = login.map_err(|error| failed(error.to_string(), error.help()))?;
             let shown = self.shown.get();
             if let Some(shown) = shown {
-                shown(&reference.to_string(), told.subscribe());
+                shown(&reference.to_string(), sender.subscribe());
             }
             let mut last = Instant::now();
-            let on_the_way = |progress: Progress| {
-                if shown.is_none() && last.elapsed() >= TOLD {
+            let on_progress = |progress: Progress| {
+                if shown.is_none() && last.elapsed() >= PROGRESS_LOG_INTERVAL {
                     last = Instant::now();
-                    tracing::info!(image = %reference, "{}", on_its_way(progress));
+                    tracing::info!(image = %reference, "{}", progress_text(progress));
                 }
-                told.send_replace(progress);
+                sender.send_replace(progress);
             };
             let begun = self.begun(reference);
             let unnoted = |error: io::Error| {
-                let what = format!("that `{reference}` is being pulled can't be noted: {error}");
-                failed(what, "see that the folder of `state-dir` is there and can be written")
+                let what = format!("the pull of `{reference}` cannot be noted: {error}");
+                failed(what, "check that the folder of `state-dir` exists and is writable")
             };
             // The engine may still be busy with an earlier pull whose end was not observed.
             let noting = tokio::task::spawn_blocking({
@@ -443,7 +443,7 @@ impl Images {
             });
             let noted = noting.await.unwrap_or_else(|error| Err(io::Error::other(error)));
             let earlier = noted.map_err(unnoted)?;
-            if let Err(not) = engine.pull(reference, &image, login, on_the_way).await {
+            if let Err(not) = engine.pull(reference, &image, login, on_progress).await {
                 if !earlier && !not.may_be_there {
                     begun.forget();
                 }
@@ -458,7 +458,7 @@ impl Images {
                     "the image `{reference}` was not pulled within {} s",
                     self.registries.pull_deadline_s
                 ),
-                "try again: what has come may be kept; `registries.pull-deadline-s` has the bound",
+                "try again: downloaded layers may be kept; `registries.pull-deadline-s` is the limit",
             )
         };
         let ended = tokio::time::timeout(deadline, work).await.unwrap_or_else(|_| Err(late()));
@@ -486,7 +486,7 @@ struct PullEnd {
 
 impl Drop for PullEnd {
     fn drop(&mut self) {
-        self.images.under_way.lock().remove(&self.key);
+        self.images.running.lock().remove(&self.key);
     }
 }
 
@@ -556,7 +556,7 @@ pub fn pinned(name: &str, meaning: ResolvedImage, is_new: bool) -> Result<Pinned
 
 const NAMES: &str =
     "name it as REGISTRY/NAME:TAG, NAME@sha256:DIGEST, or by its local id sha256:ID";
-const RELOCK: &str = "take its entry out of the lock file, and lock it again";
+const RELOCK: &str = "remove its entry from the lock file, and lock it again";
 
 fn reference(name: &str) -> Result<Reference, ImageError> {
     Reference::of_image(name)
@@ -590,7 +590,7 @@ pub fn mib(bytes: u64) -> String {
 }
 
 /// Progress of a pull as a text.
-pub fn on_its_way(progress: Progress) -> String {
+pub fn progress_text(progress: Progress) -> String {
     match progress {
         Progress { total: 0, .. } => "asking the registry".to_owned(),
         Progress { done, total } if done >= total => "unpacking".to_owned(),
@@ -624,6 +624,6 @@ mod tests {
             images.begin("a".into(), |_| async { Err(failed("another one", "nothing")) });
         assert!(by_us);
         assert_eq!(pull.end.await.unwrap_err().what, "another one");
-        assert!(images.under_way.lock().is_empty());
+        assert!(images.running.lock().is_empty());
     }
 }

@@ -213,7 +213,7 @@ impl Instance {
             }
         };
         if let (Err(CallError::Forgotten), Some(call)) = (&reply, again) {
-            reply = self.call_again(running.greeting.revision, call).await;
+            reply = self.retry_call(running.greeting.revision, call).await;
         }
         self.touch();
         if reply.is_ok() {
@@ -228,7 +228,7 @@ impl Instance {
         })
     }
 
-    async fn call_again(
+    async fn retry_call(
         self: &Arc<Self>,
         revision: Revision,
         call: Call,
@@ -361,7 +361,7 @@ impl Instance {
     }
 
     /// Lets the next call start the instance, although the last start failed recently.
-    pub(super) async fn try_again(&self) {
+    pub(super) async fn retry_now(&self) {
         self.lifecycle.lock().await.forget_failure();
     }
 
@@ -389,7 +389,7 @@ impl Instance {
         if !state.is(&old) {
             drop(state);
             new.stop(GRACE).await;
-            let why = "what it was to take the place of ended first".into();
+            let why = "the instance that it was to replace ended first".into();
             self.server().emit_end(&new, why).await;
             return Ok(ReplaceOutcome::NotRunning);
         }

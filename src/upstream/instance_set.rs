@@ -129,7 +129,7 @@ impl InstanceSet {
             return Ok(self.shared.first.clone());
         }
         let launcher = &self.server.launcher;
-        launcher.hands.has(&self.server.name, settings, &party.principal)?;
+        launcher.broker.has(&self.server.name, settings, &party.principal)?;
         let mut dedicated = self.dedicated.lock();
         // Under the lock: a removal first marks the client, and then removes its instances.
         if launcher.dismissed.has(party) {

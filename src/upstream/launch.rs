@@ -58,7 +58,7 @@ struct ConnectedProcess {
     /// The launch that policies permitted.
     cleared: Arc<LaunchRequest>,
     /// The delivered secrets.
-    handed: Arc<SecretSet>,
+    secrets: Arc<SecretSet>,
     given: SecretHistory,
     /// Folder of the secrets that are delivered as files.
     folder: Option<Folder>,
@@ -79,7 +79,7 @@ pub(super) struct SpawnedProcess {
     /// The launch that policies permitted.
     pub cleared: Arc<LaunchRequest>,
     /// The delivered secrets.
-    pub handed: Arc<SecretSet>,
+    pub secrets: Arc<SecretSet>,
     given: SecretHistory,
     /// Folder of the secrets that are delivered as files.
     pub folder: Option<Folder>,
@@ -289,14 +289,23 @@ impl Starter {
         if greeted.is_err()
             && line.link.turned_away()
             && self.server.settings.transport == Transport::Auto
-            && let Ok((older, cleared, handed, greeting)) =
+            && let Ok((older, cleared, secrets, greeting)) =
                 self.older(launch, ear.clone(), &hello).await
         {
-            (line.link, line.cleared, line.handed, greeted) =
-                (older, cleared, handed, Ok(greeting));
+            (line.link, line.cleared, line.secrets, greeted) =
+                (older, cleared, secrets, Ok(greeting));
         }
-        let ConnectedProcess { link, process, exit, place, origin, cleared, handed, given, folder } =
-            line;
+        let ConnectedProcess {
+            link,
+            process,
+            exit,
+            place,
+            origin,
+            cleared,
+            secrets,
+            given,
+            folder,
+        } = line;
         match greeted {
             Ok(greeting) => {
                 let greeting = Arc::new(greeting);
@@ -321,9 +330,9 @@ impl Starter {
                     since,
                     level: Mutex::default(),
                     cleared,
-                    first: handed.clone(),
+                    first: secrets.clone(),
                     given,
-                    handed: Mutex::new(handed),
+                    secrets: Mutex::new(secrets),
                     folder,
                     calls: TaskTracker::new(),
                     revoked: SetOnce::new(),
@@ -361,7 +370,7 @@ impl Starter {
         let (settings, launcher) = (&self.server.settings, &self.server.launcher);
         if let Some(url) = &settings.url {
             let prepared = self.prepare().await?;
-            let headers = &prepared.handed.by(DeliveryMethod::Header);
+            let headers = &prepared.secrets.by(DeliveryMethod::Header);
             let found = self.server.sse.load(Ordering::Relaxed);
             let sse = match settings.transport {
                 Transport::Auto => found,
@@ -385,8 +394,8 @@ impl Starter {
             };
             let (place, exit) = (Placement::Remote { url: origin(url) }, Arc::default());
             let origin = Origin::default();
-            let (process, folder, handed) = (None, None, prepared.handed);
-            let given = SecretHistory::new(handed.clone());
+            let (process, folder, secrets) = (None, None, prepared.secrets);
+            let given = SecretHistory::new(secrets.clone());
             return Ok(ConnectedProcess {
                 link,
                 process,
@@ -394,19 +403,19 @@ impl Starter {
                 place,
                 origin,
                 cleared,
-                handed,
+                secrets,
                 given,
                 folder,
             });
         }
         let begun = self.begin(launch, spare).await?;
-        let SpawnedProcess { stdin, stdout, handle, exit, place, origin, cleared, handed, .. } =
+        let SpawnedProcess { stdin, stdout, handle, exit, place, origin, cleared, secrets, .. } =
             begun;
         let SpawnedProcess { given, folder, .. } = begun;
         let (link, process) =
             (StdioTransport::new(stdin, stdout, launcher.caps, ear.clone()), Some(handle));
         let link = Arc::new(link);
-        Ok(ConnectedProcess { link, process, exit, place, origin, cleared, handed, given, folder })
+        Ok(ConnectedProcess { link, process, exit, place, origin, cleared, secrets, given, folder })
     }
 
     /// Starts a process, or takes over the warm process `spare`.
@@ -439,7 +448,7 @@ impl Starter {
                 return Err(CallError::Unavailable(why.into()));
             }
             // The process must have the secrets of this instance.
-            if !Arc::ptr_eq(&spare.handed, &prepared.handed) {
+            if !Arc::ptr_eq(&spare.secrets, &prepared.secrets) {
                 end(spare.handle.as_ref(), Duration::ZERO).await;
                 let why = "the spare process has other secrets";
                 return Err(CallError::Unavailable(why.into()));
@@ -463,9 +472,9 @@ impl Starter {
         let reacher =
             EgressContext { launch: launch.id, server: name.clone(), principal: principal.clone() };
         let (process, folder) = launcher.start(reacher, settings, &prepared).await?;
-        let PreparedLaunch { handed, place, .. } = prepared;
+        let PreparedLaunch { secrets, place, .. } = prepared;
         let (log, scrub) = (self.server.log.clone(), self.server.scrub.clone());
-        let given = SecretHistory::new(handed.clone());
+        let given = SecretHistory::new(secrets.clone());
         tokio::spawn(stderr_log::keep(process.stderr, log, scrub, {
             let given = given.clone();
             move || given.all()
@@ -489,7 +498,7 @@ impl Starter {
             place,
             origin,
             cleared,
-            handed,
+            secrets,
             given,
             folder,
         })
@@ -538,19 +547,19 @@ impl Starter {
         let prepared = self.prepare().await?;
         let cleared = self.announce(launch, Some((url, true)), &prepared).await?;
         self.server.ensure_active()?;
-        let handed = prepared.handed;
+        let secrets = prepared.secrets;
         let link =
-            Sse::open(url, &handed.by(DeliveryMethod::Header), self.server.launcher.caps, ear)
+            Sse::open(url, &secrets.by(DeliveryMethod::Header), self.server.launcher.caps, ear)
                 .await?;
         let greeting = greet(&link, Era::Legacy, hello, self.server.start_timeout());
         let greeting =
             in_turns(Party::Server(self.server.name.clone()), Weight::NONE, greeting).await?;
         self.server.sse.store(true, Ordering::Relaxed);
-        Ok((Arc::new(link), cleared, handed, greeting))
+        Ok((Arc::new(link), cleared, secrets, greeting))
     }
 
     /// Requests the decision on a start and its record: the program, the connection, and the
-    /// secrets. `way` is a URL and whether its transport is HTTP+SSE. Returns the permitted
+    /// secrets. `connecting` is a URL and whether its transport is HTTP+SSE. Returns the permitted
     /// launch.
     ///
     /// # Errors
@@ -558,8 +567,8 @@ impl Starter {
     async fn announce(
         &self,
         launch: Launch<'_>,
-        way: Option<(&str, bool)>,
-        PreparedLaunch { handed, pinned, hashed, place, .. }: &PreparedLaunch,
+        connecting: Option<(&str, bool)>,
+        PreparedLaunch { secrets, pinned, hashed, place, .. }: &PreparedLaunch,
     ) -> Result<Arc<LaunchRequest>, CallError> {
         let launcher = &self.server.launcher;
         let program = launcher.looking(&self.server.name, &self.server.settings, {
@@ -580,11 +589,11 @@ impl Starter {
             place: place.clone(),
             program,
             party: self.principal(),
-            way: way.map(|(url, sse)| Connecting {
+            connecting: connecting.map(|(url, sse)| Connecting {
                 url: origin(url),
                 protocol: if sse { "sse" } else { "streamable-http" },
             }),
-            handing: handed.0.iter().map(SecretDelivery::from).collect(),
+            deliveries: secrets.0.iter().map(SecretDelivery::from).collect(),
             resolved: pinned
                 .filter(|pinned| pinned.is_new)
                 .map(|pinned| (pinned.name.clone(), pinned.digest().to_owned())),
@@ -630,7 +639,7 @@ pub(super) mod tests {
             origin: Origin::default(),
             cleared: cleared(),
             given: SecretHistory::new(secrets.clone()),
-            handed: secrets,
+            secrets,
             folder: None,
         }
     }

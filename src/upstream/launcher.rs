@@ -38,7 +38,7 @@ pub struct Launcher {
     /// Limits of a server's messages.
     pub caps: Caps,
     /// Registration of delivered secrets for redaction.
-    pub hands: SecretBroker,
+    pub broker: SecretBroker,
     /// Runtime folder for secrets that are delivered as files, created at the first need.
     pub runtime: OnceLock<portcullis_vault::Runtime>,
     /// Digests of local programs.
@@ -60,7 +60,7 @@ pub struct Launcher {
 /// Data of a start, fixed from the decision to its end.
 pub struct PreparedLaunch {
     /// Secrets to deliver.
-    pub handed: Arc<SecretSet>,
+    pub secrets: Arc<SecretSet>,
     /// Resolved image, if the server is an image.
     pub pinned: Option<Pinned>,
     /// Hashed local program, if the server is one.
@@ -80,7 +80,7 @@ impl Launcher {
         &self,
         server: &ServerName,
         settings: &config::Server,
-        handed: Arc<SecretSet>,
+        secrets: Arc<SecretSet>,
     ) -> Result<PreparedLaunch, LaunchFailure> {
         let hashed = self.hashed(settings).await;
         let mut engine = self.engine.now();
@@ -91,7 +91,7 @@ impl Launcher {
         }
         let pinned = self.images.pin(&engine, server, settings).await?;
         let place = self.place_with(&engine, settings);
-        Ok(PreparedLaunch { handed, pinned, hashed, engine, place })
+        Ok(PreparedLaunch { secrets, pinned, hashed, engine, place })
     }
 
     /// Runtime of a server if it started now.
@@ -114,17 +114,17 @@ impl Launcher {
             };
         }
         if settings.runtime == Runtime::Runsc {
-            return Placement::Container { why: "the config says runtime = \"runsc\"".into() };
+            return Placement::Container { why: "the config has runtime = \"runsc\"".into() };
         }
         if settings.image.is_some() {
             return Placement::Container { why: "the config names an image".into() };
         }
         match (settings.runtime, engine) {
             (Runtime::Container | Runtime::Runsc, _) => {
-                Placement::Container { why: "the config says runtime = \"container\"".into() }
+                Placement::Container { why: "the config has runtime = \"container\"".into() }
             }
             (Runtime::Sandbox, _) => {
-                Placement::Sandbox { why: "the config says runtime = \"sandbox\"".into() }
+                Placement::Sandbox { why: "the config has runtime = \"sandbox\"".into() }
             }
             (Runtime::Auto, Err(why)) => Placement::Sandbox { why: why.clone() },
             (Runtime::Auto, Ok(engine)) => {
@@ -151,7 +151,7 @@ impl Launcher {
         self: &Arc<Self>,
         reacher: EgressContext,
         settings: &config::Server,
-        PreparedLaunch { handed, pinned, hashed, engine, place }: &PreparedLaunch,
+        PreparedLaunch { secrets, pinned, hashed, engine, place }: &PreparedLaunch,
     ) -> Result<(Process, Option<portcullis_vault::Folder>), LaunchFailure> {
         let server = &reacher.server.clone();
         let unchanged = || match hashed {
@@ -166,8 +166,8 @@ impl Launcher {
         };
         let mut spec = self.looking(server, settings, spec).await?;
         spec.image = pinned.as_ref().map(Pinned::image);
-        spec.secrets = handed.by(DeliveryMethod::Environment);
-        let files = handed.by(DeliveryMethod::File).into_iter();
+        spec.secrets = secrets.by(DeliveryMethod::Environment);
+        let files = secrets.by(DeliveryMethod::File).into_iter();
         spec.env
             .extend(files.map(|(name, _)| (format!("{name}_FILE"), format!("{SECRETS}/{name}"))));
         let changed = async || -> Result<Vec<String>, LaunchFailure> {
@@ -181,13 +181,13 @@ impl Launcher {
             // The pod mounts the secrets on files.
             return Ok((process, None));
         }
-        let folder = self.on_files(handed, settings, place)?;
+        let folder = self.on_files(secrets, settings, place)?;
         spec.secret_files = folder.as_ref().map(|folder| folder.path().to_owned());
         let mut process = match place {
             Placement::Container { .. } => {
                 let engine = engine.as_ref().map_err(|why| LaunchFailure {
                     what: format!("no container engine answers: {why}"),
-                    remedy: Some("start Docker, or say runtime = \"sandbox\"".into()),
+                    remedy: Some("start Docker, or set runtime = \"sandbox\"".into()),
                 })?;
                 if spec.image.is_none() {
                     let program = spec.command.first().map(PathBuf::from).unwrap_or_default();
@@ -206,8 +206,8 @@ impl Launcher {
                 process
             }
         };
-        process.origin.egress_tried = process.door.is_some();
-        if let Some(door) = process.door.take() {
+        process.origin.egress_tried = process.egress_sockets.is_some();
+        if let Some(sockets) = process.egress_sockets.take() {
             let hidden = spec.egress.iter().filter(|to| !has_address(&spec.egress, to));
             let hidden: Vec<_> = hidden.map(ToString::to_string).collect();
             if !hidden.is_empty() {
@@ -218,7 +218,7 @@ impl Launcher {
             }
             let gate = self.outward.gate(reacher);
             let limits = settings.egress_limits.limits();
-            process.handle = door.serve(server, spec.egress, limits, gate, process.handle)?;
+            process.handle = sockets.serve(server, spec.egress, limits, gate, process.handle)?;
         }
         Ok((process, folder))
     }
@@ -353,11 +353,11 @@ impl Launcher {
     /// Writes the secrets with file delivery to a folder in memory, if there are any.
     fn on_files(
         &self,
-        handed: &SecretSet,
+        secrets: &SecretSet,
         settings: &config::Server,
         place: &Placement,
     ) -> Result<Option<portcullis_vault::Folder>, LaunchFailure> {
-        let files = handed.by(DeliveryMethod::File);
+        let files = secrets.by(DeliveryMethod::File);
         if files.is_empty() {
             return Ok(None);
         }
@@ -368,8 +368,8 @@ impl Launcher {
         let runtime = match self.runtime.get() {
             Some(runtime) => runtime,
             None => {
-                let made = portcullis_vault::Runtime::make().map_err(failed)?;
-                self.runtime.get_or_init(|| made)
+                let runtime = portcullis_vault::Runtime::make().map_err(failed)?;
+                self.runtime.get_or_init(|| runtime)
             }
         };
         let reader = match place {
@@ -423,7 +423,7 @@ impl Launcher {
                 .filter(|_| settings.pod_socket.is_none())
                 .map(MountEntry::as_mount)
                 .collect(),
-            places: Arc::new(self.mount_policy()),
+            mount_policy: Arc::new(self.mount_policy()),
             resources: settings.resources.clone(),
             runtime: settings.runtime.oci(),
             hardening: settings.hardening.clone(),

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use super::{
     discovery::Definitions,
     instance_key::InstanceKey,
-    transport::{ServerMessage, UnroutedMessage, tells_of_lists},
+    transport::{ServerMessage, UnroutedMessage, is_list_change},
 };
 use portcullis_protocol::names::ServerName;
 
@@ -60,12 +60,12 @@ pub(super) struct MessageSink {
 }
 
 impl MessageSink {
-    /// A sink that passes messages without a call to `heard`, while that is open.
+    /// A sink that passes messages without a call to `unrouted`, while that is open.
     pub fn new(
         server: ServerName,
         party: Option<InstanceKey>,
         definitions: Arc<Definitions>,
-        heard: mpsc::Sender<UnroutedMessage>,
+        unrouted: mpsc::Sender<UnroutedMessage>,
         lost: Arc<LostMessages>,
     ) -> Self {
         // Each instance has a queue, so that a flood fills only its own.
@@ -73,8 +73,12 @@ impl MessageSink {
         tokio::spawn({
             let party = party.clone();
             async move {
-                while let Some(said) = waiting.recv().await {
-                    if heard.send(UnroutedMessage { party: party.clone(), said }).await.is_err() {
+                while let Some(message) = waiting.recv().await {
+                    if unrouted
+                        .send(UnroutedMessage { party: party.clone(), message })
+                        .await
+                        .is_err()
+                    {
                         return;
                     }
                 }
@@ -91,9 +95,9 @@ impl MessageSink {
     /// A sink for tests, and its messages.
     #[cfg(test)]
     pub fn test(party: Option<InstanceKey>) -> (Self, mpsc::Receiver<UnroutedMessage>) {
-        let (sender, heard) = mpsc::channel(4);
+        let (sender, unrouted) = mpsc::channel(4);
         let server = "s".parse().unwrap();
-        (Self::new(server, party, Arc::default(), sender, Arc::default()), heard)
+        (Self::new(server, party, Arc::default(), sender, Arc::default()), unrouted)
     }
 
     /// Name of the server.
@@ -113,40 +117,40 @@ impl MessageSink {
 
     /// Takes a message without a call. Does not wait. A change of a list always drops the cached
     /// lists, even if the queue is full.
-    pub fn tell(&self, said: ServerMessage) {
-        if tells_of_lists(said.method()) {
+    pub fn send(&self, message: ServerMessage) {
+        if is_list_change(message.method()) {
             self.definitions.forget();
             if self.lists_apart {
                 return;
             }
         }
-        match self.queue.try_send(said) {
+        match self.queue.try_send(message) {
             Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => {}
-            Err(mpsc::error::TrySendError::Full(said)) => self.lose(&said),
+            Err(mpsc::error::TrySendError::Full(message)) => self.lose(&message),
         }
     }
 
     /// Takes a message of a call. Waits only on a dedicated instance: a client that does not read
     /// must not block a connection that others share.
-    pub async fn tell_call(&self, call: &mpsc::Sender<ServerMessage>, said: ServerMessage) {
-        match call.try_send(said) {
+    pub async fn send_to_call(&self, call: &mpsc::Sender<ServerMessage>, message: ServerMessage) {
+        match call.try_send(message) {
             // A closed channel means that the caller is gone.
             Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => {}
-            Err(mpsc::error::TrySendError::Full(said)) if self.has_party() => {
+            Err(mpsc::error::TrySendError::Full(message)) if self.has_party() => {
                 match tokio::time::timeout(PATIENCE, call.reserve()).await {
-                    Ok(Ok(place)) => place.send(said),
+                    Ok(Ok(permit)) => permit.send(message),
                     Ok(Err(_)) => {}
-                    Err(_) => self.lose(&said),
+                    Err(_) => self.lose(&message),
                 }
             }
-            Err(mpsc::error::TrySendError::Full(said)) => self.lose(&said),
+            Err(mpsc::error::TrySendError::Full(message)) => self.lose(&message),
         }
     }
 
     /// Takes a message that came on a call's own stream: only this call waits.
-    pub async fn tell_stream(&self, call: &mpsc::Sender<ServerMessage>, said: ServerMessage) {
+    pub async fn send_to_stream(&self, call: &mpsc::Sender<ServerMessage>, message: ServerMessage) {
         // The caller may be gone.
-        let _ = call.send(said).await;
+        let _ = call.send(message).await;
     }
 
     /// Drops the cached lists, because change notifications may have been missed.
@@ -156,11 +160,11 @@ impl MessageSink {
 
     /// Counts a dropped message. A dropped request is answered when the sender of its answer is
     /// dropped.
-    fn lose(&self, said: &ServerMessage) {
+    fn lose(&self, message: &ServerMessage) {
         let lost = self.lost.add();
         // In a flood, only each power of two is logged; all are counted for the audit log.
         if lost.is_power_of_two() {
-            let request = matches!(said, ServerMessage::Request { .. });
+            let request = matches!(message, ServerMessage::Request { .. });
             tracing::warn!(server = %self.server, request, lost, "server message dropped: queue full");
         }
     }
@@ -177,15 +181,15 @@ mod tests {
 
     #[tokio::test]
     async fn nothing_is_lost_uncounted() {
-        let (ear, mut heard) = MessageSink::test(None);
+        let (ear, mut unrouted) = MessageSink::test(None);
         let all: u64 = 1_000;
         for _ in 0..all {
-            ear.tell(notification("notifications/message"));
+            ear.send(notification("notifications/message"));
         }
         let lost = ear.lost.clone();
         drop(ear);
         let mut taken = 0;
-        while heard.recv().await.is_some() {
+        while unrouted.recv().await.is_some() {
             taken += 1;
         }
         assert!(taken < all);
@@ -197,18 +201,18 @@ mod tests {
     async fn who_does_not_read_is_waited_for_on_a_line_of_its_own_alone() {
         let key = InstanceKey::Session(portcullis_protocol::names::SessionId::presented("x"));
         for (party, lost) in [(None, 2), (Some(key), 0)] {
-            let (ear, _heard) = MessageSink::test(party);
-            let (call, mut said) = mpsc::channel(1);
+            let (ear, _unrouted) = MessageSink::test(party);
+            let (call, mut message) = mpsc::channel(1);
             let (_, taken) = tokio::join!(
                 async {
                     for _ in 0..3 {
-                        ear.tell_call(&call, notification("notifications/progress")).await;
+                        ear.send_to_call(&call, notification("notifications/progress")).await;
                     }
                     drop(call);
                 },
                 async {
                     let mut taken = 0;
-                    while said.recv().await.is_some() {
+                    while message.recv().await.is_some() {
                         taken += 1;
                     }
                     taken

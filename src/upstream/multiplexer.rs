@@ -67,7 +67,7 @@ pub(super) struct Multiplexer {
 
 struct Pending {
     answer: oneshot::Sender<Result<Reply, CallError>>,
-    said: Option<mpsc::Sender<ServerMessage>>,
+    messages: Option<mpsc::Sender<ServerMessage>>,
     mine: OriginalIds,
 }
 
@@ -75,7 +75,7 @@ struct Pending {
 pub(super) struct PendingCall {
     pub id: u64,
     pub mine: OriginalIds,
-    pub said: Option<mpsc::Sender<ServerMessage>>,
+    pub messages: Option<mpsc::Sender<ServerMessage>>,
     pub answer: oneshot::Receiver<Result<Reply, CallError>>,
 }
 
@@ -111,13 +111,14 @@ impl Multiplexer {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let (text, mine) = call.text(id);
         let (sender, answer) = oneshot::channel();
-        let pending = Pending { answer: sender, said: call.said.clone(), mine: mine.clone() };
+        let pending =
+            Pending { answer: sender, messages: call.messages.clone(), mine: mine.clone() };
         self.pending.lock().insert(id, pending);
         if self.dead.get().is_some() {
             // The connection may have died before the entry: nothing else would end the wait.
             self.pending.lock().remove(&id);
         }
-        (PendingCall { id, mine, said: call.said.clone(), answer }, text)
+        (PendingCall { id, mine, messages: call.messages.clone(), answer }, text)
     }
 
     pub fn forget(&self, id: u64) {
@@ -187,12 +188,12 @@ impl Multiplexer {
     }
 
     /// Processes one text from a stream that all calls share.
-    pub async fn take(&self, text: Bytes, way: StreamKind) {
+    pub async fn take(&self, text: Bytes, stream: StreamKind) {
         let (party, weight) = (Party::Server(self.ear.server().clone()), Weight::of(&text));
-        in_turns(party, weight, self.take_text(text, way)).await;
+        in_turns(party, weight, self.take_text(text, stream)).await;
     }
 
-    async fn take_text(&self, text: Bytes, way: StreamKind) {
+    async fn take_text(&self, text: Bytes, stream: StreamKind) {
         let messages = match batch::messages(text.clone(), self.caps, self.revision()) {
             Ok(messages) => messages,
             Err(flaw) => {
@@ -204,7 +205,7 @@ impl Multiplexer {
         };
         for message in messages {
             match Frame::parse(message.clone(), self.caps) {
-                Ok(frame) => self.message(frame, way).await,
+                Ok(frame) => self.message(frame, stream).await,
                 Err(flaw) => self.malformed(&message, &flaw),
             }
         }
@@ -221,16 +222,18 @@ impl Multiplexer {
         }
     }
 
-    async fn message(&self, frame: Frame, way: StreamKind) {
+    async fn message(&self, frame: Frame, stream: StreamKind) {
         match frame.kind {
             Kind::Result { id, result } => self.answer(id.raw(), Reply::Result(result)),
             Kind::Error { id: Some(id), error } => self.answer(id.raw(), Reply::Error(error)),
             Kind::Error { id: None, .. } => tracing::debug!("server error has no request id"),
             Kind::Request { id, method, params } => {
-                let Some(said) = self.request(None, id, method, params) else { return };
-                self.tell_party(said, way).await;
+                let Some(message) = self.request(None, id, method, params) else { return };
+                self.send_to_owner(message, stream).await;
             }
-            Kind::Notification { method, params } => self.notification(method, params, way).await,
+            Kind::Notification { method, params } => {
+                self.notification(method, params, stream).await
+            }
         }
     }
 
@@ -284,7 +287,7 @@ impl Multiplexer {
             self.send(pong(&id));
             return None;
         }
-        let Some(answer) = self.asked.place(stream, &id, {
+        let Some(answer) = self.asked.register(stream, &id, {
             let out = self.out.clone();
             move |text| out(text)
         }) else {
@@ -299,13 +302,16 @@ impl Multiplexer {
         self.asked.take_back(stream, params);
     }
 
-    async fn notification(&self, method: Method, params: Option<Bytes>, way: StreamKind) {
+    async fn notification(&self, method: Method, params: Option<Bytes>, stream: StreamKind) {
         if let Some(id) = subscription(params.as_ref()) {
             let Some((call, mine)) = self.call(id) else {
                 return tracing::debug!("server notification for an ended subscription");
             };
             let params = mine.restored(params);
-            return self.ear.tell_call(&call, ServerMessage::Notification { method, params }).await;
+            return self
+                .ear
+                .send_to_call(&call, ServerMessage::Notification { method, params })
+                .await;
         }
         match method.as_str() {
             Method::PROGRESS => {
@@ -314,22 +320,24 @@ impl Multiplexer {
                 let call = self.call(id).filter(|(_, mine)| mine.token.is_some());
                 if let Some((call, mine)) = call {
                     let params = mine.restored(params);
-                    self.ear.tell_call(&call, ServerMessage::Notification { method, params }).await;
+                    self.ear
+                        .send_to_call(&call, ServerMessage::Notification { method, params })
+                        .await;
                 } else if let Some(mine) = self.task(id) {
                     let params = mine.restored(params);
-                    self.ear.tell(ServerMessage::Notification { method, params });
+                    self.ear.send(ServerMessage::Notification { method, params });
                 }
             }
             Method::CANCELLED => self.take_back(None, params.as_ref()),
             _ => {
-                let logs = method.as_str() == Method::LOG_MESSAGE && way == StreamKind::Only;
-                let said = ServerMessage::Notification { method, params };
-                if said.is_of_server() {
-                    self.ear.tell(said);
+                let logs = method.as_str() == Method::LOG_MESSAGE && stream == StreamKind::Only;
+                let message = ServerMessage::Notification { method, params };
+                if message.is_of_server() {
+                    self.ear.send(message);
                 } else if let Some(call) = logs.then(|| self.logged()).flatten() {
-                    self.ear.tell_call(&call, said).await;
+                    self.ear.send_to_call(&call, message).await;
                 } else {
-                    self.tell_party(said, way).await;
+                    self.send_to_owner(message, stream).await;
                 }
             }
         }
@@ -337,20 +345,20 @@ impl Multiplexer {
 
     /// Delivers a message that names no call. On a dedicated instance, it goes to the newest call,
     /// since all calls are the same client's; on a shared one, to no call.
-    async fn tell_party(&self, said: ServerMessage, way: StreamKind) {
+    async fn send_to_owner(&self, message: ServerMessage, stream: StreamKind) {
         let newest = || {
             let pending = self.pending.lock();
-            let hearing = pending.iter().filter(|(_, pending)| pending.said.is_some());
-            hearing.max_by_key(|(id, _)| **id).and_then(|(_, pending)| pending.said.clone())
+            let hearing = pending.iter().filter(|(_, pending)| pending.messages.is_some());
+            hearing.max_by_key(|(id, _)| **id).and_then(|(_, pending)| pending.messages.clone())
         };
         // A modern client receives server requests only in answer to a call, so a server request
         // that came beside the calls goes to a call as well.
         let only_by_calls =
-            matches!(said, ServerMessage::Request { .. }) && self.ear.has_modern_party();
-        let guess = only_by_calls || way == StreamKind::Only && self.ear.has_party();
+            matches!(message, ServerMessage::Request { .. }) && self.ear.has_modern_party();
+        let guess = only_by_calls || stream == StreamKind::Only && self.ear.has_party();
         match guess.then(newest).flatten() {
-            Some(call) => self.ear.tell_call(&call, said).await,
-            None => self.ear.tell(said),
+            Some(call) => self.ear.send_to_call(&call, message).await,
+            None => self.ear.send(message),
         }
     }
 
@@ -364,7 +372,7 @@ impl Multiplexer {
         }
         let mut calls = pending.values().filter(|pending| !pending.mine.subscribes);
         match (calls.next(), calls.next()) {
-            (Some(call), None) if call.mine.logs => call.said.clone(),
+            (Some(call), None) if call.mine.logs => call.messages.clone(),
             _ => None,
         }
     }
@@ -379,20 +387,20 @@ impl Multiplexer {
     fn call(&self, id: u64) -> Option<(mpsc::Sender<ServerMessage>, OriginalIds)> {
         let pending = self.pending.lock();
         let call = pending.get(&id)?;
-        Some((call.said.clone()?, call.mine.clone()))
+        Some((call.messages.clone()?, call.mine.clone()))
     }
 }
 
-/// Removes a call when its caller drops it. With `tells`, sends a cancellation to the server.
+/// Removes a call when its caller drops it. With `cancels`, sends a cancellation to the server.
 pub(super) struct Cancel<'a> {
     pub board: &'a Multiplexer,
     pub id: u64,
-    pub tells: bool,
+    pub cancels: bool,
 }
 
 impl Drop for Cancel<'_> {
     fn drop(&mut self) {
-        if self.tells {
+        if self.cancels {
             self.board.give_up(self.id);
             self.board.cancel(self.id);
         } else {

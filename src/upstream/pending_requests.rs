@@ -25,7 +25,7 @@ pub(super) struct PendingServerRequests {
 impl PendingServerRequests {
     /// Registers a server request. Returns the sender of its answer, which `send` delivers to the
     /// server. `None` at the limit, or if the id is already in use on the stream.
-    pub fn place<S>(
+    pub fn register<S>(
         &self,
         stream: StreamOfCall,
         id: &Id,
@@ -99,19 +99,22 @@ mod tests {
     async fn answers_come_back_unless_nobody_waits_for_them() {
         let asked = PendingServerRequests::default();
         let (sent, mut received) = mpsc::unbounded_channel();
-        let on = |stream, id: u64| {
-            let sent = sent.clone();
-            asked.place(stream, &Id::from(id), move |text| async move { sent.send(text).unwrap() })
-        };
-        let place = |id| on(None, id);
-        let (first, second) = (place(1).unwrap(), place(2).unwrap());
-        assert!(place(1).is_none(), "twice under one id");
+        let on =
+            |stream, id: u64| {
+                let sent = sent.clone();
+                asked.register(stream, &Id::from(id), move |text| async move {
+                    sent.send(text).unwrap()
+                })
+            };
+        let register = |id| on(None, id);
+        let (first, second) = (register(1).unwrap(), register(2).unwrap());
+        assert!(register(1).is_none(), "twice under one id");
         first.send(Bytes::from_static(b"one")).unwrap();
         assert_eq!(received.recv().await.unwrap(), "one");
         drop(second);
         assert_eq!(received.recv().await.unwrap(), nobody(&Id::from(2)));
 
-        let mut third = place(3).unwrap();
+        let mut third = register(3).unwrap();
         for params in [&br#"{"requestId":"3"}"#[..], b"{}", b"[", br#"{"requestId":{}}"#] {
             asked.take_back(None, Some(&Bytes::copy_from_slice(params)));
             assert!(!third.is_closed());
@@ -133,11 +136,11 @@ mod tests {
         asked.take_back(None, Some(&first));
         one.closed().await;
 
-        let mut all: Vec<_> = (10..).map_while(place).collect();
+        let mut all: Vec<_> = (10..).map_while(register).collect();
         assert_eq!(all.len(), MOST);
         drop(asked);
-        for place in &mut all {
-            place.closed().await;
+        for answer in &mut all {
+            answer.closed().await;
         }
     }
 }

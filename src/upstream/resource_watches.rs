@@ -59,9 +59,9 @@ impl ResourceWatches {
             added = Ok(true);
             // An earlier answer about this resource does not count. Removed before the resource is
             // wanted, so that a new answer is not removed.
-            self.granted.send_if_modified(|said| {
-                said.granted.remove(uri);
-                said.asked.remove(uri)
+            self.granted.send_if_modified(|state| {
+                state.granted.remove(uri);
+                state.asked.remove(uri)
             });
             wanted.insert(uri.to_owned(), 1);
             true
@@ -168,12 +168,12 @@ impl ResourceWatches {
     /// Waits for a modern server's answer about one resource.
     async fn granted(&self, uri: &str) -> Result<Reply, CallError> {
         let mut granted = self.granted.subscribe();
-        let said = granted.wait_for(|granted| granted.asked.contains(uri)).await;
-        let Ok(said) = said else { return Err(CallError::Unavailable("it ended".into())) };
-        if said.granted.contains(uri) {
+        let state = granted.wait_for(|granted| granted.asked.contains(uri)).await;
+        let Ok(state) = state else { return Err(CallError::Unavailable("it ended".into())) };
+        if state.granted.contains(uri) {
             return Ok(Reply::Result(Bytes::from_static(b"{}")));
         }
-        match &said.instead {
+        match &state.instead {
             Some(instead) => instead.clone().map(Reply::Error),
             None => {
                 let error = json!({
@@ -225,8 +225,8 @@ mod tests {
             Ok(empty())
         });
         assert!(matches!(asked.await, Ok(Reply::Result(_))));
-        let again = watches.watch(&running, "a", TIMEOUT, unreachable);
-        assert!(matches!(again.await, Ok(Reply::Result(_))));
+        let second = watches.watch(&running, "a", TIMEOUT, unreachable);
+        assert!(matches!(second.await, Ok(Reply::Result(_))));
         let unasked = async |call| unreachable(call).await.map(drop);
         assert_eq!(watches.unwatch("a", TIMEOUT, unasked).await, Ok(()));
         assert!(!watches.is_empty());

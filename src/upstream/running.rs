@@ -48,7 +48,7 @@ pub struct Running {
     /// All delivered secrets, including those at the start.
     pub(super) given: SecretHistory,
     /// Secrets that were delivered last. On files, they replaced those at the start.
-    pub(super) handed: Mutex<Arc<SecretSet>>,
+    pub(super) secrets: Mutex<Arc<SecretSet>>,
     /// Folder of the secrets that are delivered as files. Removed with the instance.
     pub(super) folder: Option<Folder>,
     /// Calls in flight. Closed when another process takes further calls.
@@ -71,12 +71,12 @@ impl SecretHistory {
     }
 
     /// Records secrets that are about to be delivered.
-    pub fn add(&self, handed: &Arc<SecretSet>) {
+    pub fn add(&self, secrets: &Arc<SecretSet>) {
         let mut all = self.0.lock();
         if all.len() >= Self::MOST {
             all.remove(1);
         }
-        all.push(handed.clone());
+        all.push(secrets.clone());
     }
 
     /// All recorded secrets.
@@ -217,8 +217,8 @@ pub(super) mod tests {
                 signed: Default::default(),
             },
             party: None,
-            way: None,
-            handing: Vec::new(),
+            connecting: None,
+            deliveries: Vec::new(),
             resolved: None,
         })
     }
@@ -255,7 +255,7 @@ pub(super) mod tests {
             level: Mutex::default(),
             cleared: cleared(),
             given: SecretHistory::new(first.clone()),
-            handed: Mutex::new(first.clone()),
+            secrets: Mutex::new(first.clone()),
             first,
             folder: None,
             calls: TaskTracker::new(),
@@ -267,7 +267,7 @@ pub(super) mod tests {
     fn the_first_and_the_newest_of_what_was_handed_are_kept() {
         let all: Vec<_> = (0..40).map(|_| Arc::new(SecretSet::default())).collect();
         let given = SecretHistory::new(all[0].clone());
-        all[1..].iter().for_each(|handed| given.add(handed));
+        all[1..].iter().for_each(|secrets| given.add(secrets));
         let kept = given.all();
         assert_eq!(kept.len(), SecretHistory::MOST);
         assert!(Arc::ptr_eq(&kept[0], &all[0]));

@@ -46,7 +46,7 @@ impl SecretBroker {
     pub fn new(read: &BTreeMap<ServerName, LoadedSecrets>, learn: RegisterForRedaction) -> Self {
         let all = read.iter().flat_map(|(server, read)| {
             let read = read.values().filter_map(|read| read.as_ref().ok());
-            read.map(|handed| (server.clone(), Arc::downgrade(handed)))
+            read.map(|secrets| (server.clone(), Arc::downgrade(secrets)))
         });
         let given = Arc::new(Mutex::new(all.collect()));
         Self { learn: Some(learn), given, places: RwLock::default() }
@@ -86,25 +86,25 @@ impl SecretBroker {
     pub async fn learn(
         &self,
         server: &ServerName,
-        handed: &Arc<SecretSet>,
+        secrets: &Arc<SecretSet>,
     ) -> Result<(), LaunchFailure> {
         let unlearned = |why: String| LaunchFailure {
             what: format!("its secrets can't be looked for in traffic: {why}"),
             remedy: None,
         };
         let Some(learn) = self.learn.clone() else { return Ok(()) };
-        let (server, handed) = (server.clone(), handed.clone());
+        let (server, secrets) = (server.clone(), secrets.clone());
         let given = self.given.clone();
         // The search automaton is rebuilt, which takes a while.
         let work = move || {
             // One at a time, so that secrets that another call is about to deliver are included.
             let mut given = given.lock();
-            given.retain(|(_, handed)| handed.strong_count() > 0);
+            given.retain(|(_, secrets)| secrets.strong_count() > 0);
             let of_it = given.iter().filter(|(of, _)| *of == server);
-            let mut in_use: Vec<_> = of_it.filter_map(|(_, handed)| handed.upgrade()).collect();
-            in_use.push(handed.clone());
+            let mut in_use: Vec<_> = of_it.filter_map(|(_, secrets)| secrets.upgrade()).collect();
+            in_use.push(secrets.clone());
             learn(&server, &in_use)?;
-            given.push((server, Arc::downgrade(&handed)));
+            given.push((server, Arc::downgrade(&secrets)));
             Ok(())
         };
         tokio::task::spawn_blocking(work)
@@ -122,7 +122,7 @@ mod tests {
     };
     use portcullis_vault::Secret;
 
-    fn handed(value: &str) -> Arc<SecretSet> {
+    fn secrets(value: &str) -> Arc<SecretSet> {
         Arc::new(SecretSet(vec![DeliveredSecret {
             name: "TOKEN".into(),
             value: Secret::new(value.to_owned()),
@@ -135,31 +135,31 @@ mod tests {
     #[tokio::test]
     async fn what_somebody_has_is_told_with_what_is_new() {
         let (one, other) = ("one".parse::<ServerName>().unwrap(), "other".parse().unwrap());
-        let (first, others) = (handed("first"), handed("others"));
+        let (first, others) = (secrets("first"), secrets("others"));
         let told = Arc::new(Mutex::new(Vec::new()));
         let learn: RegisterForRedaction = Arc::new({
             let told = told.clone();
             move |_, all| {
-                let values = all.iter().flat_map(|handed| &handed.0);
+                let values = all.iter().flat_map(|secrets| &secrets.0);
                 *told.lock() = values.map(|s| s.value.expose().to_owned()).collect::<Vec<_>>();
                 Ok(())
             }
         });
-        let read = |handed: &Arc<SecretSet>| {
-            LoadedSecrets::from([(SecretScope::Common, Ok(handed.clone()))])
+        let read = |secrets: &Arc<SecretSet>| {
+            LoadedSecrets::from([(SecretScope::Common, Ok(secrets.clone()))])
         };
         let read = BTreeMap::from([(one.clone(), read(&first)), (other, read(&others))]);
-        let hands = SecretBroker::new(&read, learn);
+        let broker = SecretBroker::new(&read, learn);
         drop(read);
-        let second = handed("second");
-        hands.learn(&one, &second).await.unwrap();
+        let second = secrets("second");
+        broker.learn(&one, &second).await.unwrap();
         assert_eq!(*told.lock(), ["first", "second"]);
         drop(second);
-        let third = handed("third");
-        hands.learn(&one, &third).await.unwrap();
+        let third = secrets("third");
+        broker.learn(&one, &third).await.unwrap();
         assert_eq!(*told.lock(), ["first", "third"]);
         drop(first);
-        hands.learn(&one, &handed("fourth")).await.unwrap();
+        broker.learn(&one, &secrets("fourth")).await.unwrap();
         assert_eq!(*told.lock(), ["third", "fourth"]);
     }
 }

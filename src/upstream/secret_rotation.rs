@@ -61,7 +61,7 @@ impl SecretRotation {
     ) -> Result<RotationOutcome, String> {
         self.server.ensure_active().map_err(|refusal| refusal.to_string())?;
         let current = self.server.secrets.loaded(&self.scope).map_err(|failure| failure.what)?;
-        let before = running.handed.lock().clone();
+        let before = running.secrets.lock().clone();
         let mut outcome = RotationOutcome { files: false, outdated: outdated(&current, running) };
         if Arc::ptr_eq(&before, &current) {
             return Ok(outcome);
@@ -74,14 +74,14 @@ impl SecretRotation {
                 return Err(refusal.message);
             }
             let names: Vec<_> = files.iter().map(|secret| secret.name.clone()).collect();
-            review.hands_again(name, cleared, &names).await?;
+            review.review_redelivery(name, cleared, &names).await?;
             running.given.add(&current);
             for secret in files {
                 folder.put(&secret.name, &secret.value).map_err(|why| why.to_string())?;
             }
             outcome.files = true;
         }
-        *running.handed.lock() = current.clone();
+        *running.secrets.lock() = current.clone();
         if !held.is_empty() && !outcome.outdated.is_empty() {
             let (launch, party) = (running.cleared.launch, running.cleared.party.clone());
             let secrets = outcome.outdated.clone();
@@ -134,7 +134,7 @@ pub(super) mod tests {
             None
         }
 
-        async fn hands_again(
+        async fn review_redelivery(
             &self,
             _: &ServerName,
             _: &LaunchRequest,
@@ -160,7 +160,7 @@ pub(super) mod tests {
         let (server, mut events) = shared_with(config::Server::default(), read);
         let rotation = SecretRotation::new(server, SecretScope::Common);
         let mut running = running(true);
-        (running.first, *running.handed.get_mut()) = (set("old"), set("old"));
+        (running.first, *running.secrets.get_mut()) = (set("old"), set("old"));
         assert!(rotation.is_outdated(&running));
         // The event is emitted once for each new set.
         for _ in 0..2 {

@@ -121,7 +121,7 @@ impl SecretSet {
             let name = given.name;
             let client = whose.client().filter(|_| own).map(str::to_owned);
             let not = |source: Option<Source>, what: &Unresolved| {
-                not_handed(name, client.clone(), source, what)
+                unresolved(name, client.clone(), source, what)
             };
             let source: Source = from.parse().map_err(|what| not(None, &what))?;
             let by = match given.hand_over {
@@ -155,9 +155,9 @@ impl SecretSet {
     ) -> Result<Vec<(String, Secret)>, SecretError> {
         let all = refs.iter().map(|(name, reference)| {
             let source: Source =
-                reference.from.parse().map_err(|what| not_handed(name, None, None, &what))?;
+                reference.from.parse().map_err(|what| unresolved(name, None, None, &what))?;
             let value = source.clone().relative_to(base).resolve();
-            let value = value.map_err(|what| not_handed(name, None, Some(source), &what))?;
+            let value = value.map_err(|what| unresolved(name, None, Some(source), &what))?;
             Ok((name.clone(), value))
         });
         all.collect()
@@ -180,7 +180,7 @@ impl SecretSet {
     }
 }
 
-fn not_handed(
+fn unresolved(
     name: &str,
     client: Option<String>,
     source: Option<Source>,

@@ -95,7 +95,7 @@ pub struct RestartReport {
 }
 
 impl Server {
-    /// A stopped server. Its events go to `events`, its messages without a call to `heard`. `scrub`
+    /// A stopped server. Its events go to `events`, its messages without a call to `unrouted`. `scrub`
     /// redacts its standard error. `read` has its secrets, already registered for redaction. Those
     /// that did not resolve are read again at the next start.
     pub fn new(
@@ -105,10 +105,17 @@ impl Server {
         read: LoadedSecrets,
         scrub: Scrub,
         events: mpsc::Sender<ServerEvent>,
-        heard: mpsc::Sender<UnroutedMessage>,
+        unrouted: mpsc::Sender<UnroutedMessage>,
     ) -> Self {
-        let common =
-            ServerShared::new(name.clone(), settings.clone(), launcher, read, scrub, events, heard);
+        let common = ServerShared::new(
+            name.clone(),
+            settings.clone(),
+            launcher,
+            read,
+            scrub,
+            events,
+            unrouted,
+        );
         let pool = WarmPool::new(common.clone());
         Self {
             name,
@@ -134,8 +141,8 @@ impl Server {
     }
 
     /// Lets the next call retry a start that failed recently, because its cause may be gone.
-    pub async fn try_again(&self) {
-        join_all(self.instances.all().iter().map(|instance| instance.try_again())).await;
+    pub async fn retry_now(&self) {
+        join_all(self.instances.all().iter().map(|instance| instance.retry_now())).await;
     }
 
     /// Refuses all further starts, because the entry was replaced or removed.
@@ -266,11 +273,11 @@ impl Server {
 
     /// Sends clients of an instance a change notification for a list that was unavailable when they
     /// requested it, and is available now.
-    pub fn tell_of_list(&self, party: Option<InstanceKey>, offer: ListKind) {
+    pub fn notify_list_changed(&self, party: Option<InstanceKey>, offer: ListKind) {
         let method = Method::new(offer.changed());
         // If the queue is full, clients get other notifications, and can request the list again.
-        let said = ServerMessage::Notification { method, params: None };
-        let _ = self.common.unrouted.try_send(UnroutedMessage { party, said });
+        let message = ServerMessage::Notification { method, params: None };
+        let _ = self.common.unrouted.try_send(UnroutedMessage { party, message });
     }
 
     /// A list of the server. Starts the shared instance if necessary.

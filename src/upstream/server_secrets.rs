@@ -123,7 +123,7 @@ impl ServerSecrets {
             return Ok(before);
         }
         let secrets = Arc::new(secrets);
-        let registered = self.launcher.hands.learn(&self.name, &secrets).await;
+        let registered = self.launcher.broker.learn(&self.name, &secrets).await;
         registered.map_err(|failure| unregistered(scope, &secrets, failure))?;
         self.loaded.write().insert(scope.clone(), Ok(secrets.clone()));
         Ok(secrets)

@@ -247,7 +247,7 @@ pub(super) mod tests {
                 keys: 99,
                 object_keys: 99,
             },
-            hands: Default::default(),
+            broker: Default::default(),
             runtime: Default::default(),
             digests: Default::default(),
             images: Arc::new(crate::Images::of_nothing()),

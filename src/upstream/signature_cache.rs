@@ -111,32 +111,32 @@ impl SignatureCache {
     }
 
     /// Whether the registry is not queried at present.
-    pub fn rests(&self, place: &Repository) -> bool {
-        self.rests.lock().get(place).is_some_and(|until| Instant::now() < *until)
+    pub fn rests(&self, repository: &Repository) -> bool {
+        self.rests.lock().get(repository).is_some_and(|until| Instant::now() < *until)
     }
 
-    pub fn rest(&self, place: Repository, within: Duration) {
+    pub fn rest(&self, repository: Repository, within: Duration) {
         let mut rests = self.rests.lock();
         if rests.len() >= IMAGES {
             rests.clear();
         }
-        rests.insert(place, Instant::now() + within);
+        rests.insert(repository, Instant::now() + within);
     }
 
-    pub fn refuse(&self, place: Repository) {
+    pub fn refuse(&self, repository: Repository) {
         let mut refused = self.refused.lock();
         if refused.len() >= IMAGES {
             refused.clear();
         }
-        refused.insert(place);
+        refused.insert(repository);
     }
 
     /// Whether the registry answered recently, and policies have not refused the image since.
-    pub fn is_fresh(&self, known: &CachedSignatures, place: &Repository) -> bool {
+    pub fn is_fresh(&self, known: &CachedSignatures, repository: &Repository) -> bool {
         let now = seconds(SystemTime::now());
         // A time in the future means that the clock was set back.
-        let age = known.asked.get(&place.0).and_then(|asked| now.checked_sub(*asked));
-        age.is_some_and(|age| age < FRESH.as_secs()) && !self.refused.lock().contains(place)
+        let age = known.asked.get(&repository.0).and_then(|asked| now.checked_sub(*asked));
+        age.is_some_and(|age| age < FRESH.as_secs()) && !self.refused.lock().contains(repository)
     }
 
     pub fn find(&self, key: Digest) -> Option<CachedSignatures> {
@@ -156,19 +156,19 @@ impl SignatureCache {
     }
 
     /// Adds the answer of a registry to the cache.
-    pub fn keep(&self, place: Repository, signed: &[Signed], now: SystemTime) {
-        self.refused.lock().remove(&place);
-        self.rest(place.clone(), ASKED);
-        if signed.is_empty() && !self.path(place.1).exists() {
+    pub fn keep(&self, repository: Repository, signed: &[Signed], now: SystemTime) {
+        self.refused.lock().remove(&repository);
+        self.rest(repository.clone(), ASKED);
+        if signed.is_empty() && !self.path(repository.1).exists() {
             return;
         }
-        if let Err(why) = self.add(place, signed, now) {
+        if let Err(why) = self.add(repository, signed, now) {
             tracing::warn!(%why, "image signatures could not be stored; the next start fetches them again");
         }
     }
 
-    fn add(&self, place: Repository, signed: &[Signed], now: SystemTime) -> io::Result<()> {
-        let Repository(repository, key) = place;
+    fn add(&self, repository: Repository, signed: &[Signed], now: SystemTime) -> io::Result<()> {
+        let Repository(name, key) = repository;
         DirBuilder::new().recursive(true).mode(0o700).create(self.folder())?;
         let _turn = self.turn()?;
         let mut known = self.find(key).unwrap_or_default();
@@ -176,7 +176,7 @@ impl SignatureCache {
         let found = added(Vec::new(), signed);
         known.signed.retain(|one| !found.iter().any(|found| is_same(one, found)));
         known.signed.extend(found);
-        known.asked.insert(repository, seconds(now));
+        known.asked.insert(name, seconds(now));
         while known.asked.len() > REPOSITORIES {
             let oldest = known.asked.iter().min_by_key(|(_, asked)| **asked);
             let Some(oldest) = oldest.map(|(repository, _)| repository.clone()) else { break };
@@ -268,9 +268,9 @@ mod tests {
     fn a_registry_that_was_asked_just_now_is_let_alone_whatever_it_said() {
         let folder = tempfile::tempdir().unwrap();
         let key = Digest::of(b"this");
-        for said in [&[][..], &[signed("a", What::Signature)]] {
+        for message in [&[][..], &[signed("a", What::Signature)]] {
             let kept = SignatureCache::new(folder.path());
-            kept.keep(at("here", key), said, SystemTime::now());
+            kept.keep(at("here", key), message, SystemTime::now());
             assert!(kept.rests(&at("here", key)));
             // The pause is valid for this run, this image and this repository only.
             assert!(!kept.rests(&at("there", key)));

@@ -78,7 +78,7 @@ pub(super) async fn keep(
     mut stderr: impl AsyncRead + Unpin,
     log: Log,
     scrub: Scrub,
-    handed: impl Fn() -> Vec<Arc<SecretSet>>,
+    secrets: impl Fn() -> Vec<Arc<SecretSet>>,
 ) {
     let mut chunk = vec![0; 4096];
     let mut line = Vec::new();
@@ -100,7 +100,7 @@ pub(super) async fn keep(
         }
         scrub(&mut text);
         // This also redacts values that are too short for the redaction of messages.
-        for secret in handed().iter().flat_map(|handed| &handed.0) {
+        for secret in secrets().iter().flat_map(|secrets| &secrets.0) {
             let value = secret.value.expose();
             if !value.is_empty() && text.contains(value) {
                 text = text.replace(value, "[redacted]");
@@ -186,7 +186,7 @@ mod tests {
     async fn the_log_is_bounded_and_without_secrets() {
         let log = Arc::default();
         let value = ["hunter", "2-is-long"].concat();
-        let handed = Arc::new(SecretSet(vec![DeliveredSecret {
+        let secrets = Arc::new(SecretSet(vec![DeliveredSecret {
             name: "K".to_owned(),
             value: Secret::new(value.clone()),
             source: Source::Env("K".to_owned()),
@@ -212,7 +212,7 @@ mod tests {
             text.push_str(&format!("{n}{}\n", "x".repeat(LINE_BYTES)));
         }
         let scrub: Scrub = Arc::new(|text| *text = text.replace("key", "word"));
-        keep(text.as_bytes(), Arc::clone(&log), scrub, || vec![handed.clone()]).await;
+        keep(text.as_bytes(), Arc::clone(&log), scrub, || vec![secrets.clone()]).await;
         let log = log.lock();
         assert_eq!(log.len(), LINES);
         assert_eq!(log[0], "word [redacted]");

@@ -74,14 +74,14 @@ impl ServerTransport for StdioTransport {
         let (begun, text) = self.board.begin(&call);
         // `initialize` cannot be cancelled.
         let cancels = call.method.as_str() != Method::INITIALIZE;
-        let mut guard = Cancel { board: &self.board, id: begun.id, tells: false };
+        let mut guard = Cancel { board: &self.board, id: begun.id, cancels: false };
         let work = async {
             self.send(text).await?;
-            guard.tells = cancels;
+            guard.cancels = cancels;
             begun.answer.await.unwrap_or_else(|_| Err(self.board.unavailable()))
         };
         let reply = call.clock.bound(work).await;
-        guard.tells &= matches!(reply, Err(CallError::Timeout(_)));
+        guard.cancels &= matches!(reply, Err(CallError::Timeout(_)));
         reply
     }
 

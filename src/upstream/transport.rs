@@ -31,7 +31,7 @@ pub struct Call {
     /// `params`, if any.
     pub params: Option<Bytes>,
     /// Receiver of the server's messages that belong to this request.
-    pub said: Option<mpsc::Sender<ServerMessage>>,
+    pub messages: Option<mpsc::Sender<ServerMessage>>,
     /// Deadline of the response.
     pub clock: Deadline,
 }
@@ -45,7 +45,7 @@ impl Call {
             headers: Vec::new(),
             frame: None,
             params,
-            said: None,
+            messages: None,
             clock: Deadline::new(deadline),
         }
     }
@@ -170,7 +170,7 @@ impl ServerMessage {
     /// Whether the message is about the server's lists or resources, and not about a call.
     pub(super) fn is_of_server(&self) -> bool {
         let method = self.method();
-        tells_of_lists(method) || method.as_str() == Method::UPDATED
+        is_list_change(method) || method.as_str() == Method::UPDATED
     }
 }
 
@@ -179,7 +179,7 @@ impl ServerMessage {
 pub struct UnroutedMessage {
     /// Key of the instance that sent it; `None` for the shared one.
     pub party: Option<InstanceKey>,
-    pub said: ServerMessage,
+    pub message: ServerMessage,
 }
 
 /// Transport to one instance.
@@ -216,7 +216,7 @@ pub trait ServerTransport: Send + Sync {
 }
 
 /// Whether a notification reports the change of a list.
-pub(super) fn tells_of_lists(method: &Method) -> bool {
+pub(super) fn is_list_change(method: &Method) -> bool {
     method.as_str().ends_with("/list_changed")
 }
 
@@ -264,10 +264,10 @@ mod tests {
             r#"{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"t","_meta":{"progressToken":7,"x":1.0}}}"#
         );
         assert_eq!(mine.token.as_deref(), Some(&b"\"abc\""[..]));
-        let said = Bytes::from_static(br#"{"progressToken":7,"progress":0.50}"#);
-        assert_eq!(progress_token(Some(&said)), Some(7));
+        let message = Bytes::from_static(br#"{"progressToken":7,"progress":0.50}"#);
+        assert_eq!(progress_token(Some(&message)), Some(7));
         assert_eq!(
-            mine.restored(Some(said)).unwrap(),
+            mine.restored(Some(message)).unwrap(),
             r#"{"progressToken":"abc","progress":0.50}"#
         );
 
@@ -294,7 +294,7 @@ mod tests {
         assert!(mine.subscribes);
         let own = Call::own(Method::LISTEN, None, Duration::from_secs(1)).text(5).1;
         let key = META_SUBSCRIPTION;
-        for (said, clients, ours) in [
+        for (message, clients, ours) in [
             (
                 format!(r#"{{"uri":"u","_meta":{{"{key}":5,"x":1.0}}}}"#),
                 format!(r#"{{"uri":"u","_meta":{{"{key}":"mine","x":1.0}}}}"#),
@@ -306,15 +306,15 @@ mod tests {
                 "{}".to_owned(),
             ),
         ] {
-            let said = Some(Bytes::from(said));
-            assert_eq!(subscription(said.as_ref()), Some(5));
-            assert_eq!(mine.restored(said.clone()).unwrap(), clients);
-            assert_eq!(own.restored(said).unwrap(), ours);
+            let message = Some(Bytes::from(message));
+            assert_eq!(subscription(message.as_ref()), Some(5));
+            assert_eq!(mine.restored(message.clone()).unwrap(), clients);
+            assert_eq!(own.restored(message).unwrap(), ours);
         }
-        for said in ["{}", r#"{"_meta":{}}"#, r#"{"_meta":1}"#, "["] {
-            let said = Some(Bytes::copy_from_slice(said.as_bytes()));
-            assert_eq!(subscription(said.as_ref()), None);
-            assert_eq!(mine.restored(said.clone()), said);
+        for message in ["{}", r#"{"_meta":{}}"#, r#"{"_meta":1}"#, "["] {
+            let message = Some(Bytes::copy_from_slice(message.as_bytes()));
+            assert_eq!(subscription(message.as_ref()), None);
+            assert_eq!(mine.restored(message.clone()), message);
         }
     }
 }

@@ -34,7 +34,7 @@ const BACKOFF: Backoff = Backoff::new(Duration::from_millis(500), Duration::from
 /// Age from which a process counts as steady. One that ends earlier counts as a failed start.
 const STEADY: Duration = Duration::from_secs(10);
 /// Why a process with old secrets is replaced.
-const REREAD: &str = "its secrets were read again";
+const REREAD: &str = "its secrets changed";
 
 /// Warm processes of one server.
 pub(super) struct WarmPool {
@@ -120,7 +120,7 @@ impl WarmPool {
                 "its program was replaced"
             } else if process.place.kind() != place.kind() {
                 "its runtime has changed"
-            } else if !secrets.as_ref().is_some_and(|now| Arc::ptr_eq(now, &process.handed)) {
+            } else if !secrets.as_ref().is_some_and(|now| Arc::ptr_eq(now, &process.secrets)) {
                 REREAD
             } else {
                 self.slot.lock().cooldown.reset();
@@ -261,7 +261,7 @@ impl WarmPool {
     pub async fn rotate(self: &Arc<Self>) {
         self.replace(REREAD, |warm| {
             let current = self.server().secrets.loaded(&self.starter.scope);
-            !current.is_ok_and(|current| Arc::ptr_eq(&current, &warm.process.handed))
+            !current.is_ok_and(|current| Arc::ptr_eq(&current, &warm.process.secrets))
         })
         .await;
     }
@@ -337,7 +337,7 @@ mod tests {
         }
         assert_eq!(pool.count(), 2);
         let taken = pool.take().await.unwrap();
-        assert!(Arc::ptr_eq(&taken.handed, &secrets));
+        assert!(Arc::ptr_eq(&taken.secrets, &secrets));
         assert_eq!((ended(&mut events), pool.count()), (REREAD.to_owned(), 0));
     }
 

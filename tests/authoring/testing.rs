@@ -106,7 +106,7 @@ fn what_is_wrong_with_a_file_has_its_place() {
         ("{ name: a, call: shop/refund }", "the case expects nothing"),
         ("{ call: shop/refund, expect: pass }", "the case has no name"),
         ("{ name: a, call: refund, expect: pass }", "is no SERVER/NAME"),
-        ("{ name: a, expect: pass }", "the case does not say what is asked"),
+        ("{ name: a, expect: pass }", "the case has no message"),
         ("{ name: a, call: s/t, expect: pass, code: x }", "`code` goes with `expect: refuse`"),
         ("{ name: a, call: s/t, as: nobody, expect: pass }", "nobody is called `nobody`"),
         ("{ name: a, call: s/t, args: {}, text: x, expect: pass }", "give one of `args`"),

@@ -36,7 +36,7 @@ impl Gate for Recorder {
         Verdict::Allow
     }
 
-    fn told(&self, outcome: Outcome) {
+    fn report(&self, outcome: Outcome) {
         self.told.lock().unwrap().push(format!("{:?}", outcome.end));
     }
 }
@@ -70,7 +70,7 @@ pub fn origin() -> u16 {
 
 /// Has the way out of a process served.
 pub fn serve(mut process: Process, spec: &LaunchSpec, gate: Arc<Recorder>) -> Process {
-    let door = process.door.take().expect("a door");
+    let door = process.egress_sockets.take().expect("a door");
     let (listed, limits) = (spec.egress.clone(), Limits::default());
     process.handle = door.serve(&spec.server, listed, limits, gate, process.handle).unwrap();
     process

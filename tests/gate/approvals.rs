@@ -144,7 +144,7 @@ async fn policies_that_change_meanwhile_decide() {
     let calls = waiting(&gate, 1).await;
     let forbid = format!("{POLICIES}\n@id(\"stop\") forbid (principal, action, resource);");
     std::fs::write(gate.path("policies/gate.cedar"), forbid).unwrap();
-    gate.logged("the new policies", |line| line.contains("policies loaded again")).await;
+    gate.logged("the new policies", |line| line.contains("policies reloaded")).await;
     say(&gate, "allow", &calls[0]).await;
     let refused = in_time("the call", asked).await.unwrap().unwrap_err();
     assert_eq!(code_of(&refused), "policy-denied", "{refused:#}");

@@ -96,7 +96,7 @@ async fn a_call_at_a_server_that_goes_is_answered() {
     let call = slow(&gate, 3_000).await;
     let text = gate.config();
     gate.put(&text[..text.find("[servers.crooked]").unwrap()]);
-    gate.logged("the change", |line| line.contains("config loaded again")).await;
+    gate.logged("the change", |line| line.contains("config reloaded")).await;
     assert_eq!(gate.modern().refused("crooked__echo", echo()).await, "unknown-target");
     assert!(!call.is_finished());
     assert_eq!(call.await.unwrap(), "at last");
@@ -118,7 +118,7 @@ async fn the_next_call_goes_to_the_new_entry_while_the_old_one_ends_its_own() {
     let of_mark = format!("env = {{ GATE = \"{}\" }}", gate.mark);
     let with_more = of_mark.replace(" }", ", MORE = \"yes\" }");
     gate.put(&gate.config().replace(&of_mark, &with_more));
-    gate.logged("the change", |line| line.contains("config loaded again")).await;
+    gate.logged("the change", |line| line.contains("config reloaded")).await;
     let more = agent.text("crooked__environment", json!({ "name": "MORE" })).await;
     assert_eq!(more, "yes");
     assert!(!call.is_finished(), "the old one was not at its call any more");

@@ -902,7 +902,7 @@ async fn a_server_that_is_taken_out_while_its_image_is_pulled_is_not_started() {
         .await;
         let config = gate.config();
         gate.put(&config[..config.find("[servers.crooked]").unwrap()]);
-        gate.logged("the change", |line| line.contains("config loaded again")).await;
+        gate.logged("the change", |line| line.contains("config reloaded")).await;
         let_go.send_replace(true);
         let error = call.await.unwrap().unwrap_err();
         assert_eq!(error["data"]["code"], "server-unavailable", "{error:#}");

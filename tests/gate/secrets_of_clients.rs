@@ -311,7 +311,7 @@ async fn what_a_removed_client_had_of_an_entry_that_changed_is_ended_too() {
     .await;
     let config = clients.gate.config();
     clients.gate.put(&config.replace("env = { ", "env = { MORE = \"yes\", "));
-    clients.gate.logged("the change", |line| line.contains("config loaded again")).await;
+    clients.gate.logged("the change", |line| line.contains("config reloaded")).await;
     assert!(!having(&clients.gate, "alice").is_empty(), "the call goes on");
     assert_eq!(clients.gate.cli(&["client", "rm", "alice"]).await.code, Some(0));
     until("the end of it", async || having(&clients.gate, "alice").is_empty().then_some(())).await;

@@ -186,8 +186,7 @@ async fn on_a_hangup_every_source_is_asked_again() {
     becomes(&agent, &value(2)).await;
     // Nothing is new: nothing is handed over.
     gate.signal(Signal::SIGHUP);
-    let read =
-        |log: &[String]| log.iter().filter(|line| line.contains("secrets were read again")).count();
+    let read = |log: &[String]| log.iter().filter(|line| line.contains("secrets re-read")).count();
     until("the second reading", async || (read(&gate.log()) == 2).then_some(())).await;
     assert_eq!(of_event(&gate, "secrets-delivered").await.len(), 2);
     assert_eq!(marked(&gate.mark), before);
@@ -284,7 +283,7 @@ async fn a_server_that_hangs_holds_up_neither_others_secrets_nor_the_config() {
     let config = gate.config();
     let (from, to) = (config.find("[servers.crooked]"), config.find("[servers.other]"));
     gate.put(&[&config[..from.unwrap()], &config[to.unwrap()..]].concat());
-    gate.logged("the change", |line| line.contains("config loaded again")).await;
+    gate.logged("the change", |line| line.contains("config reloaded")).await;
     until("the end of both", async || (marked(&gate.mark) == besides).then_some(())).await;
     replace(&gate.path("others"), &value(5));
     until("the other's newest", async || (others().await == value(5)).then_some(())).await;

@@ -384,7 +384,7 @@ async fn what_is_taken_out_while_its_signatures_are_looked_for_is_neither_locked
     in_time("the registry to be asked", holds.changed()).await.unwrap();
     let config = gate.config();
     gate.put(&config[..config.find("[servers.hello]").unwrap()]);
-    gate.logged("the change", |line| line.contains("config loaded again")).await;
+    gate.logged("the change", |line| line.contains("config reloaded")).await;
     let_go.send_replace(true);
     let error = in_time("the call", call).await.unwrap().unwrap_err();
     assert_eq!(error["data"]["code"], "server-unavailable", "{error:#}");

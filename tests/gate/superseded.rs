@@ -27,7 +27,7 @@ async fn change(gate: &Gate, value: &str) {
 }
 
 fn reloads(gate: &Gate) -> usize {
-    gate.log().iter().filter(|line| line.contains("config loaded again")).count()
+    gate.log().iter().filter(|line| line.contains("config reloaded")).count()
 }
 
 async fn environment(agent: &Agent, tool: &str) -> String {
@@ -93,7 +93,7 @@ async fn what_the_new_entry_would_be_let_do_is_not_done_by_the_old_one() {
     let asked = tokio::spawn(async move { agent.call("crooked__echo", echo()).await });
     gate.held("crooked", "tools/list").await;
     gate.put(&(gate.config() + "\n[servers.crooked.tools.echo]\nread-only = true\n"));
-    gate.logged("the change", |line| line.contains("config loaded again")).await;
+    gate.logged("the change", |line| line.contains("config reloaded")).await;
     gate.let_go("tools/list");
     let refused = in_time("the call", asked).await.unwrap().unwrap_err();
     assert_eq!(code_of(&refused), "server-unavailable", "{refused:#}");

@@ -38,7 +38,7 @@ async fn a_saved_list_types_what_policies_say_of_arguments() {
     assert_eq!(gate.cli(&["server", "tools", "notes", "--format", "json"]).await.expect(0), list);
     let mut gate = gate;
     std::fs::write(gate.path("policies/gate.cedar"), DRAFTS).unwrap();
-    gate.logged("the policies", |line| line.contains("policies loaded again")).await;
+    gate.logged("the policies", |line| line.contains("policies reloaded")).await;
 
     let listed = async |agent: &Agent| agent.names("tools/list").await;
     until("the policies with the list", async || {

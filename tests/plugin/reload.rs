@@ -14,11 +14,11 @@ async fn a_changed_file_is_loaded_aside_and_takes_the_others_place() {
     let config = Config { path: Some(path.clone()), ..config("noop") };
     let plugin = load(&config, &EntrySettings::default()).expect("it loads");
     assert_eq!(plugin.changeable(), Some(path.clone()));
-    assert!(plugin.look_again().expect("the same").is_none());
+    assert!(plugin.reload_if_changed().expect("the same").is_none());
 
     std::fs::copy(built("stricter"), &path).expect("copied");
     let before = plugin.now();
-    let next = plugin.look_again().expect("a good one").expect("another");
+    let next = plugin.reload_if_changed().expect("a good one").expect("another");
     assert_eq!(ask(&plugin, "any").await, Ok(Verdict::pass()), "until it is taken");
     plugin.take(next);
     assert_eq!(
@@ -36,12 +36,12 @@ async fn a_changed_file_is_loaded_aside_and_takes_the_others_place() {
         ("keeper", "plugin-another"),
     ] {
         std::fs::copy(built(bad), &path).expect("copied");
-        let refused = plugin.look_again().err().expect("it is not taken");
+        let refused = plugin.reload_if_changed().err().expect("it is not taken");
         assert_eq!(refused.code().expect("a code").to_string(), code);
         assert_eq!(plugin.now().manifest().version, "0.2.0");
     }
     std::fs::remove_file(&path).expect("removed");
-    assert!(plugin.look_again().is_err());
+    assert!(plugin.reload_if_changed().is_err());
     assert!(ask(&plugin, "any").await.is_ok());
 }
 

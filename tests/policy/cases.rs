@@ -519,7 +519,7 @@ cases:
       help: add `name: …`
     policy-cases
 
-      × the case does not say who asks
+      × the case does not name a principal
        ╭─[policies/p.test.yaml:5:5]
      4 │   - { as: reader, call: notes/x, expect: deny }
      5 │   - { name: a, call: notes/x, expect: deny }
@@ -541,7 +541,7 @@ cases:
       help: add `expect:` `allow`, `deny`, `shown`, `hidden` or `error`
     policy-cases
 
-      × the case does not say what is done
+      × the case has no action
        ╭─[policies/p.test.yaml:7:5]
      6 │   - { name: b, as: reader, call: notes/x }
      7 │   - { name: c, as: reader, expect: deny }
@@ -552,7 +552,7 @@ cases:
       help: give one of `call: SERVER/TOOL`, `read: SERVER/URI`, `get: SERVER/PROMPT` and `do: ACTION` with `on: TARGET`
     policy-cases
 
-      × the case says twice what is done
+      × the case has two actions
        ╭─[policies/p.test.yaml:8:5]
      7 │   - { name: c, as: reader, expect: deny }
      8 │   - { name: d, as: reader, call: notes/x, read: notes/y, expect: deny }
@@ -631,7 +631,7 @@ cases:
      14 │   - { name: j, as: server:notes, call: notes/x, expect: deny }
      15 │   - { name: k, as: server:notes, do: sample, expect: deny }
         ·                                      ───┬──
-        ·                                         ╰── says no client
+        ·                                         ╰── does not name a client
      16 │   - { name: l, as: reader, call: notes/x, expect: shown, by: forms }
         ╰────
       help: add `on:` and a party
@@ -788,49 +788,72 @@ cases:
     exit 11
     policy-cases
 
-      × this is done for a server or a plugin: write `as: server:NAME` or `as: plugin:NAME`
+      × this is done for a server or a plugin: write \
+            `as: server:NAME` or `as: plugin:NAME`
        ╭─[policies/p.test.yaml:3:20]
-     2 │ cases:
-     3 │   - { name: a, as: local:annie, egress: api.github.com:443, expect: deny }
+     2 │ \
+            cases:
+     3 │   - { name: a, as: local:annie, egress: api.github.com:443, expect: \
+            deny }
        ·                    ───────────
-     4 │   - { name: b, as: server:github, grant: log, expect: deny }
+     4 │   - { name: b, as: \
+            server:github, grant: log, expect: deny }
        ╰────
     policy-cases
 
-      × this is given to a plugin: write `as: plugin:NAME`
+      × this \
+            is given to a plugin: write `as: plugin:NAME`
        ╭─[policies/p.test.yaml:4:20]
-     3 │   - { name: a, as: local:annie, egress: api.github.com:443, expect: deny }
-     4 │   - { name: b, as: server:github, grant: log, expect: deny }
-       ·                    ─────────────
-     5 │   - { name: c, as: server:github, egress: api.github.com, expect: deny }
+   \
+              3 │   - { name: a, as: local:annie, egress: api.github.com:443, expect: deny }
+     \
+            4 │   - { name: b, as: server:github, grant: log, expect: deny }
+       ·             \
+                   ─────────────
+     5 │   - { name: c, as: server:github, egress: \
+            api.github.com, expect: deny }
        ╰────
     policy-cases
 
-      × `api.github.com` is not HOST:PORT
+      × \
+            `api.github.com` is not HOST:PORT
        ╭─[policies/p.test.yaml:5:43]
-     4 │   - { name: b, as: server:github, grant: log, expect: deny }
-     5 │   - { name: c, as: server:github, egress: api.github.com, expect: deny }
-       ·                                           ──────────────
-     6 │   - { name: d, as: server:github, egress: a:1, call: github/x, expect: deny }
+     4 │   - { \
+            name: b, as: server:github, grant: log, expect: deny }
+     5 │   - { name: c, as: \
+            server:github, egress: api.github.com, expect: deny }
+       ·                        \
+                               ──────────────
+     6 │   - { name: d, as: server:github, egress: \
+            a:1, call: github/x, expect: deny }
        ╰────
     policy-cases
 
-      × the case says twice what is done
+      × the case \
+            has two actions
        ╭─[policies/p.test.yaml:6:5]
-     5 │   - { name: c, as: server:github, egress: api.github.com, expect: deny }
-     6 │   - { name: d, as: server:github, egress: a:1, call: github/x, expect: deny }
+     5 │   - { name: c, as: \
+            server:github, egress: api.github.com, expect: deny }
+     6 │   - { name: d, as: \
+            server:github, egress: a:1, call: github/x, expect: deny }
        ·     ┬
-       ·     ╰── begins here
-     7 │   - { name: e, as: plugin:scan, call: github/x, expect: deny }
+       ·    \
+             ╰── begins here
+     7 │   - { name: e, as: plugin:scan, call: github/x, expect: \
+            deny }
        ╰────
     policy-cases
 
       × a plugin asks for nothing
-       ╭─[policies/p.test.yaml:7:20]
-     6 │   - { name: d, as: server:github, egress: a:1, call: github/x, expect: deny }
-     7 │   - { name: e, as: plugin:scan, call: github/x, expect: deny }
+       \
+            ╭─[policies/p.test.yaml:7:20]
+     6 │   - { name: d, as: server:github, egress: a:1, \
+            call: github/x, expect: deny }
+     7 │   - { name: e, as: plugin:scan, call: \
+            github/x, expect: deny }
        ·                    ─────┬─────
-       ·                         ╰── is a plugin
+       ·             \
+                        ╰── is a plugin
        ╰────
     5 findings
     --- stderr

@@ -309,7 +309,7 @@ fn what_is_learned_allows_what_was_recorded_and_nothing_else() {
     // Each client may do just what it did, by name; arguments are not limited. Read it, widen it to
     // groups, narrow it with conditions, then put it beside what must hold for all.
 
-    // The proxy starts it, connects to it, hands it the secrets of the config.
+    // The proxy starts it, connects to it, and delivers the secrets of the config.
     @id("notes/start")
     permit (
       principal == Portcullis::Server::"notes",

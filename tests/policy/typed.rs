@@ -86,7 +86,7 @@ fn a_policy_is_checked_against_the_type() {
     exit 11
     typed-tools
 
-      × no action can be made of `inputSchema` of `add-note`
+      × no action can be built from `inputSchema` of `add-note`
        ╭─[policies/notes.tools.json:2:70]
      1 │ {"tools": [
      2 │   {"name": "add-note", "description": "Adds a note.", "inputSchema": {

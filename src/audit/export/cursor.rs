@@ -80,19 +80,19 @@ mod tests {
     #[test]
     fn a_cursor_is_read_as_it_was_written() {
         let dir = tempfile::tempdir().unwrap();
-        let place = CursorFile::new(dir.path(), "siem");
-        assert_eq!(place.read().unwrap(), None);
+        let cursor_file = CursorFile::new(dir.path(), "siem");
+        assert_eq!(cursor_file.read().unwrap(), None);
         for cursor in [
             Cursor::new("a".into(), 0, None),
             Cursor::new("a".into(), u64::MAX, Some(Hash([7; 32]))),
         ] {
-            place.write(&cursor).unwrap();
-            assert_eq!(place.read().unwrap(), Some(cursor));
+            cursor_file.write(&cursor).unwrap();
+            assert_eq!(cursor_file.read().unwrap(), Some(cursor));
         }
         let file = dir.path().join("exports/siem.cursor");
         for broken in ["", "{", r#"{"v":2,"log":"a","next":1}"#, r#"{"v":1,"next":1}"#] {
             fs::write(&file, broken).unwrap();
-            assert!(place.read().is_err(), "{broken}");
+            assert!(cursor_file.read().is_err(), "{broken}");
         }
     }
 }

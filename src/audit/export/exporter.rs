@@ -78,7 +78,7 @@ pub(super) struct Parts {
     pub batch: usize,
     /// Whether a stream without a cursor skips existing records.
     pub from_now: bool,
-    pub place: CursorFile,
+    pub cursor_file: CursorFile,
     pub pace: Pace,
     pub meters: Meters,
     /// `seq` of the first record that is not delivered, for the metrics.
@@ -109,8 +109,8 @@ pub(super) struct Stream {
 impl Stream {
     /// Opens a stream at the position of its cursor.
     pub async fn open(parts: Parts) -> Self {
-        let place = parts.place.clone();
-        let read = tokio::task::spawn_blocking(move || place.read()).await;
+        let cursor_file = parts.cursor_file.clone();
+        let read = tokio::task::spawn_blocking(move || cursor_file.read()).await;
         let read = read.map_err(std::io::Error::other).and_then(|read| read);
         let size = parts.batch;
         let mut stream = Self {
@@ -133,7 +133,7 @@ impl Stream {
     fn begin(&mut self, read: std::io::Result<Option<Cursor>>) {
         let Parts { name, log, source, .. } = &self.parts;
         let (first, end) = (source.first(), *source.ends().borrow());
-        let from_the_oldest = "the stream begins again with the oldest record there is";
+        let from_the_oldest = "the stream restarts at the oldest record";
         match read {
             Ok(None) => {
                 self.next = if self.parts.from_now { end } else { first };
@@ -208,7 +208,7 @@ impl Stream {
             }
             match self.step().await {
                 Ok(()) if self.failures > 0 => {
-                    tracing::info!(export = self.parts.name, "the export delivers again");
+                    tracing::info!(export = self.parts.name, "export recovered");
                     self.failures = 0;
                 }
                 Ok(()) => {}
@@ -281,20 +281,20 @@ impl Stream {
                 from = self.next,
                 to = read.first - 1,
                 "records were dropped by retention, or can't be read, before this export had \
-                 delivered them; it goes on behind them"
+                 delivered them; it continues behind them"
             );
         } else if self.hash.is_some_and(|hash| hash != read.prev) {
             tracing::error!(
                 export = name,
                 seq = read.first,
-                "this log does not continue what this export has delivered: it was exchanged or \
-                 altered; `portcullis audit verify` tells more"
+                "this log does not continue what this export has delivered: it was replaced or \
+                 altered; run `portcullis audit verify`"
             );
             if self.unproven {
                 self.unproven = false;
                 self.hash = None;
                 self.next = self.parts.source.first();
-                tracing::error!(export = name, next = self.next, "the export begins again");
+                tracing::error!(export = name, next = self.next, "the export restarts");
                 return false;
             }
         }
@@ -324,7 +324,7 @@ impl Stream {
             attempt = self.failures,
             waiting = end.saturating_sub(self.next),
             again_in = ?wait,
-            "an export could not be delivered"
+            "export delivery failed"
         );
         wait
     }
@@ -336,8 +336,8 @@ impl Stream {
         }
         self.kept = Instant::now();
         let cursor = Cursor::new(self.parts.log.clone(), self.next, self.hash);
-        let place = self.parts.place.clone();
-        let written = tokio::task::spawn_blocking(move || place.write(&cursor)).await;
+        let cursor_file = self.parts.cursor_file.clone();
+        let written = tokio::task::spawn_blocking(move || cursor_file.write(&cursor)).await;
         if let Err(error) = written.map_err(std::io::Error::other).and_then(|w| w) {
             self.unkept = true;
             self.parts.meters.failures.inc();

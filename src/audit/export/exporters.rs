@@ -96,7 +96,7 @@ impl Streams {
             let (meters, next) = (meters(&settings.name), Arc::new(AtomicU64::new(0)));
             let each = Each {
                 settings,
-                place: CursorFile::new(store, name.as_str()),
+                cursor_file: CursorFile::new(store, name.as_str()),
                 origin: origin.clone(),
                 source: source.clone(),
                 meters: meters.clone(),
@@ -120,9 +120,9 @@ impl Streams {
     /// The stream that is furthest behind, and its first undelivered record. A stream that has not
     /// begun counts from the beginning of the log.
     pub fn undelivered(&self) -> Option<(ExportName, u64)> {
-        let place = |running: &Running| running.next.load(Ordering::Relaxed);
-        let last = self.all.iter().min_by_key(|running| place(running))?;
-        Some((last.name.clone(), place(last)))
+        let position = |running: &Running| running.next.load(Ordering::Relaxed);
+        let last = self.all.iter().min_by_key(|running| position(running))?;
+        Some((last.name.clone(), position(last)))
     }
 
     /// Makes the streams deliver the remaining records, write their cursors and end, within
@@ -136,7 +136,7 @@ impl Streams {
                 task.abort();
                 tracing::warn!(
                     export = %running.name,
-                    "the export was not done in time; it goes on after the next start"
+                    "the export was not complete in time; it continues after the next start"
                 );
             }
         }
@@ -211,7 +211,7 @@ impl Settings {
 /// Settings from which one stream starts and restarts.
 struct Each {
     settings: Settings,
-    place: CursorFile,
+    cursor_file: CursorFile,
     origin: Origin,
     source: Arc<dyn Source>,
     meters: Meters,
@@ -239,7 +239,7 @@ impl Each {
                 wanted: self.settings.wanted.clone(),
                 batch: self.settings.batch.max(1),
                 from_now: self.settings.from_now,
-                place: self.place.clone(),
+                cursor_file: self.cursor_file.clone(),
                 pace: Pace::default(),
                 meters: self.meters.clone(),
                 next: self.next.clone(),
@@ -254,7 +254,7 @@ impl Each {
                     tracing::error!(
                         export = %self.settings.name,
                         %fault,
-                        "an export ended by a fault of the proxy; it begins again"
+                        "an export failed in the proxy; restarting it"
                     );
                 }
             }

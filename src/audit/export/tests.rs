@@ -100,13 +100,13 @@ impl Source for Log {
 }
 
 /// A target that gives the answers of a list, and then always succeeds.
-struct Told {
+struct ScriptedSink {
     answers: VecDeque<Result<(), Undelivered>>,
     got: mpsc::UnboundedSender<Vec<u64>>,
 }
 
 #[async_trait]
-impl Sink for Told {
+impl Sink for ScriptedSink {
     async fn deliver(&mut self, items: Arc<Vec<Item>>) -> Result<(), Undelivered> {
         // The test may have dropped the receiver.
         let _ = self.got.send(items.iter().map(|item| item.seq.0).collect());
@@ -120,7 +120,7 @@ struct Watched {
     stop: watch::Sender<bool>,
     meters: Meters,
     task: JoinHandle<()>,
-    place: CursorFile,
+    cursor_file: CursorFile,
 }
 
 #[derive(Default)]
@@ -131,7 +131,7 @@ struct Setup {
     wanted: Option<Wanted>,
 }
 
-fn place(store: &Path) -> CursorFile {
+fn cursor_file(store: &Path) -> CursorFile {
     CursorFile::new(store, "siem")
 }
 
@@ -145,11 +145,11 @@ impl Setup {
             target: "here".into(),
             log: "0f1e".into(),
             source: log.clone(),
-            sink: Box::new(Told { answers: self.answers.into(), got: sender }),
+            sink: Box::new(ScriptedSink { answers: self.answers.into(), got: sender }),
             wanted: self.wanted,
             batch: if self.batch == 0 { 100 } else { self.batch },
             from_now: self.from_now,
-            place: place(store),
+            cursor_file: cursor_file(store),
             pace: Pace {
                 linger: Duration::ZERO,
                 least: Duration::from_millis(1),
@@ -161,7 +161,13 @@ impl Setup {
             stop: stopped,
         };
         let stream = Stream::open(parts).await;
-        Watched { got, stop, meters, task: tokio::spawn(stream.run()), place: place(store) }
+        Watched {
+            got,
+            stop,
+            meters,
+            task: tokio::spawn(stream.run()),
+            cursor_file: cursor_file(store),
+        }
     }
 }
 
@@ -180,7 +186,7 @@ impl Watched {
     async fn stop(self) -> Cursor {
         self.stop.send(true).unwrap();
         tokio::time::timeout(DEADLINE, self.task).await.expect("an end in time").unwrap();
-        self.place.read().unwrap().unwrap()
+        self.cursor_file.read().unwrap().unwrap()
     }
 }
 
@@ -261,7 +267,7 @@ async fn a_cursor_that_does_not_fit_begins_again_with_what_there_is() {
     let log = Log::of(6);
     let write = |cursor: Cursor| {
         let dir = tempfile::tempdir().unwrap();
-        place(dir.path()).write(&cursor).unwrap();
+        cursor_file(dir.path()).write(&cursor).unwrap();
         dir
     };
     let garbage = tempfile::tempdir().unwrap();
@@ -283,7 +289,7 @@ async fn a_cursor_that_does_not_fit_begins_again_with_what_there_is() {
 async fn what_retention_took_is_counted_and_left_behind() {
     let dir = tempfile::tempdir().unwrap();
     let log = Log::of(6);
-    place(dir.path()).write(&Cursor::new("0f1e".into(), 1, Some(log.hash(0)))).unwrap();
+    cursor_file(dir.path()).write(&Cursor::new("0f1e".into(), 1, Some(log.hash(0)))).unwrap();
     log.first.store(4, Ordering::Relaxed);
     let mut stream = Setup::default().start(&log, dir.path()).await;
     assert_eq!(stream.until(5).await, [[4, 5]]);

@@ -76,7 +76,7 @@ impl Drop for Inner {
     fn drop(&mut self) {
         // Last chance to log missed records that were not reported yet.
         let missed = self.gap.open();
-        let told = missed.and_then(|missed| {
+        let reported = missed.and_then(|missed| {
             let (job, answer) = Job::new(EventRecord::now(missed).into()).ok()?;
             self.jobs.as_ref()?.try_send(job).ok()?;
             Some(answer)
@@ -87,12 +87,12 @@ impl Drop for Inner {
             let _ = thread.join();
         }
         if let Some(missed) = missed
-            && !told.is_some_and(|mut answer| matches!(answer.try_recv(), Ok(Ok(()))))
+            && !reported.is_some_and(|mut answer| matches!(answer.try_recv(), Ok(Ok(()))))
         {
             let Missed { since, until, intents, outcomes, refusals, events } = missed;
             tracing::error!(
                 %since, %until, intents, outcomes, refusals, events,
-                "THE AUDIT LOG MISSES THESE RECORDS and the gap could not be recorded: keep this line"
+                "audit records dropped, and the gap could not be recorded: keep this line"
             );
         }
         self.checkpointer = None;
@@ -443,9 +443,9 @@ async fn mend(inner: Weak<Inner>) {
         if inner.write(EventRecord::now(missed).into()).await.is_ok() {
             tracing::warn!(
                 since = %missed.since, until = %missed.until, records = missed.count(),
-                "the audit log takes records again; it tells of those that it misses"
+                "audit log recovered; the missed records are on record"
             );
-            if inner.gap.told(&missed) {
+            if inner.gap.reported(&missed) {
                 return;
             }
         }

@@ -27,7 +27,7 @@ pub(super) fn identify(
 ) -> Result<(Manifest, Option<Arc<Cipher>>), Unavailable> {
     let unfit_for = |why: String| Unavailable::Unfit { dir: dir.to_owned(), why };
     if maintenance::is_unfinished(dir) {
-        return Err(unfit_for("it is a backup that was interrupted: take it again".into()));
+        return Err(unfit_for("it is an interrupted backup: run the backup again".into()));
     }
     if let Some((path, mode)) = maintenance::open_to_others(dir).map_err(broken(dir))? {
         return Err(unfit_for(format!(
@@ -63,9 +63,12 @@ pub(super) fn open_shelf(
 ) -> Result<(Opened, Option<String>), Fault> {
     let keys = proof::known_keys(state, dir);
     let dropped = |first| proof::dropped_before(dir, &keys, first);
-    let open = |trust, again| {
+    let open = |trust, earlier_damage| {
         let (key, cipher, mode) = (key.clone(), cipher.cloned(), Mode::Write);
-        SegmentSet::open(dir, Opening { key, cipher, mode, trust, again, dropped: &dropped })
+        SegmentSet::open(
+            dir,
+            Opening { key, cipher, mode, trust, earlier_damage, dropped: &dropped },
+        )
     };
     let stands = |opened: &Opened| {
         let view = opened.shelf.view();
@@ -82,21 +85,21 @@ pub(super) fn open_shelf(
     };
     tracing::error!(
         why,
-        "the audit log does not go on from its newest checkpoint: what is known of its records is \
-         made again, from them"
+        "audit log does not continue from its newest checkpoint; rebuilding the tree and the \
+         indexes from its records"
     );
     let damage = opened.shelf.damage().to_vec();
     drop(opened);
-    let again = open(Trust::Doubt, Some(damage))?;
-    match stands(&again) {
+    let reopened = open(Trust::Doubt, Some(damage))?;
+    match stands(&reopened) {
         // The loss is recorded, and the log continues with the remaining records.
         Continuity::Yes | Continuity::Shorter => {
-            let groundless = again.groundless.clone();
-            Ok((again, groundless))
+            let groundless = reopened.groundless.clone();
+            Ok((reopened, groundless))
         }
         Continuity::No(why) => {
-            let damage = again.shelf.damage().to_vec();
-            drop(again);
+            let damage = reopened.shelf.damage().to_vec();
+            drop(reopened);
             Ok((open(Trust::Believe, Some(damage))?, Some(why)))
         }
     }

@@ -35,7 +35,7 @@ impl Reader {
         let key = DigestKey::for_reading(dir, cipher.as_deref()).map_err(broken(dir))?;
         // The reader signs nothing, so it does not need the tree before the first record.
         let (mode, trust, dropped) = (Mode::Read, Trust::Believe, &|_| None);
-        let opening = Opening { key, cipher, mode, trust, again: None, dropped };
+        let opening = Opening { key, cipher, mode, trust, earlier_damage: None, dropped };
         let opened = SegmentSet::open(dir, opening)
             .map_err(|fault| Unavailable::of(fault, dir.to_owned(), 0))?;
         let shelf = opened.shelf;

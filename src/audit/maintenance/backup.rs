@@ -94,7 +94,7 @@ pub(super) fn copy(dir: &Path, to: &Path) -> Result<Backup, BackupFault> {
     }
     fs::set_permissions(to, Permissions::from_mode(0o700))
         .map_err(failed("cannot make private", to))?;
-    write(to, UNFINISHED, b"Take this backup again: it was interrupted.\n")?;
+    write(to, UNFINISHED, b"This backup was interrupted: run it again.\n")?;
 
     let mut backup = Backup { to: to.to_owned(), ..Backup::default() };
     let mut copying = Copying { backup: &mut backup };

@@ -193,15 +193,15 @@ mod tests {
     #[test]
     fn it_is_made_once_and_is_the_owners_alone() {
         let dir = tempfile::tempdir().unwrap();
-        let made = Manifest::open(dir.path()).unwrap();
-        assert_eq!(Manifest::open(dir.path()).unwrap(), made);
+        let created = Manifest::open(dir.path()).unwrap();
+        assert_eq!(Manifest::open(dir.path()).unwrap(), created);
         let mode = fs::metadata(dir.path().join(FILE)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         let names: Vec<_> =
             fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(names, [FILE]);
         let other = tempfile::tempdir().unwrap();
-        assert_ne!(Manifest::open(other.path()).unwrap().id, made.id);
+        assert_ne!(Manifest::open(other.path()).unwrap().id, created.id);
     }
 
     #[test]

@@ -55,14 +55,14 @@ impl Missed {
         } += 1;
     }
 
-    fn less(&self, told: &Self) -> Self {
+    fn less(&self, reported: &Self) -> Self {
         Self {
             since: self.since,
             until: self.until,
-            intents: self.intents.saturating_sub(told.intents),
-            outcomes: self.outcomes.saturating_sub(told.outcomes),
-            refusals: self.refusals.saturating_sub(told.refusals),
-            events: self.events.saturating_sub(told.events),
+            intents: self.intents.saturating_sub(reported.intents),
+            outcomes: self.outcomes.saturating_sub(reported.outcomes),
+            refusals: self.refusals.saturating_sub(reported.refusals),
+            events: self.events.saturating_sub(reported.events),
         }
     }
 }
@@ -86,7 +86,7 @@ pub(crate) struct Gap {
 struct State {
     open: Option<Missed>,
     total: u64,
-    said: Option<Instant>,
+    logged: Option<Instant>,
 }
 
 impl Gap {
@@ -105,16 +105,16 @@ impl Gap {
         missed.add(kind, now);
         let (since, count) = (missed.since, missed.count());
         state.total += 1;
-        if state.said.is_none_or(|said| said.elapsed() >= REMIND) {
-            state.said = Some(Instant::now());
+        if state.logged.is_none_or(|logged| logged.elapsed() >= REMIND) {
+            state.logged = Some(Instant::now());
             drop(state);
             if self.pass {
                 tracing::error!(
-                    %since, count, "CALLS GO ON WITHOUT AN AUDIT RECORD (`audit.on-failure` is \
+                    %since, count, "calls continue without an audit record (`audit.on-failure` is \
                      \"pass\"): {why}"
                 );
             } else {
-                tracing::error!(%since, count, "THE AUDIT LOG MISSES RECORDS of what happened: {why}");
+                tracing::error!(%since, count, "audit records dropped: {why}");
             }
         }
         begins
@@ -132,12 +132,12 @@ impl Gap {
 
     /// Subtracts records that the log reported. Returns whether the gap ended: records missed
     /// during the write need another report.
-    pub(crate) fn told(&self, told: &Missed) -> bool {
+    pub(crate) fn reported(&self, reported: &Missed) -> bool {
         let mut state = self.state.lock();
-        let rest = state.open.map(|open| open.less(told)).filter(|rest| rest.count() > 0);
-        state.open = rest.map(|rest| Missed { since: told.until, ..rest });
+        let rest = state.open.map(|open| open.less(reported)).filter(|rest| rest.count() > 0);
+        state.open = rest.map(|rest| Missed { since: reported.until, ..rest });
         if state.open.is_none() {
-            state.said = None;
+            state.logged = None;
         }
         state.open.is_none()
     }
@@ -153,14 +153,14 @@ mod tests {
         assert_eq!((gap.open(), gap.total()), (None, 0));
         assert!(gap.miss(Kind::Intent, &"full"), "it begins");
         assert!(!gap.miss(Kind::Outcome, &"full"));
-        let told = gap.open().unwrap();
-        assert_eq!((told.intents, told.outcomes, told.count()), (1, 1, 2));
+        let reported = gap.open().unwrap();
+        assert_eq!((reported.intents, reported.outcomes, reported.count()), (1, 1, 2));
         // During this write, one more record is missed.
         assert!(!gap.miss(Kind::Refused, &"full"));
-        assert!(!gap.told(&told));
+        assert!(!gap.reported(&reported));
         let rest = gap.open().unwrap();
-        assert_eq!((rest.refusals, rest.count(), rest.since), (1, 1, told.until));
-        assert!(gap.told(&rest));
+        assert_eq!((rest.refusals, rest.count(), rest.since), (1, 1, reported.until));
+        assert!(gap.reported(&rest));
         assert_eq!((gap.open(), gap.total()), (None, 3));
         assert!(gap.miss(Kind::Event, &"full"), "another one begins");
     }

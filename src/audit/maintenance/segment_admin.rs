@@ -152,13 +152,13 @@ impl Audit {
             tracing::error!(
                 first,
                 last,
-                "audit records are dropped that were not exported yet: {why}"
+                "dropping audit records that were not exported yet: {why}"
             );
         } else {
-            tracing::info!(first, last, bytes, "a segment of the audit log is dropped: {why}");
+            tracing::info!(first, last, bytes, "audit log segment dropped: {why}");
         }
         let what = SegmentDropped { first, last, from, to, bytes, reason: why };
-        let told = match self.record_event(what.clone()).await {
+        let recorded = match self.record_event(what.clone()).await {
             // The removal makes room for its own record.
             Err(Unavailable::Full { .. }) => false,
             Err(why) => return Err(PruneFault::Unrecorded { first, why }),
@@ -171,8 +171,9 @@ impl Audit {
             remove(&path)
         })
         .await?;
-        if !told && let Err(fault) = self.record_event(what).await {
-            tracing::error!(first, last, %fault, "a dropped segment of the audit log is not on record");
+        if !recorded && let Err(fault) = self.record_event(what).await {
+            tracing::error!(first, last, %fault, "the drop of an audit log segment could not be \
+                                                  recorded");
         }
         Ok(())
     }

@@ -31,7 +31,7 @@ use portcullis_foundation::atomic_file;
 /// Interval between checks for new records.
 const LOOK: Duration = Duration::from_millis(200);
 /// Delay after a failure.
-const AGAIN: Duration = Duration::from_secs(5);
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Settings of checkpoints.
 #[derive(Debug, Clone)]
@@ -80,15 +80,15 @@ pub struct Status {
 /// Reasons why there is no checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CheckpointFault {
-    #[error("the checkpoint could not be made: {0}")]
+    #[error("the checkpoint could not be signed: {0}")]
     Failed(String),
     #[error(
-        "the audit log is not the one that was signed last, so that no checkpoint of it is signed \
-         until that is mended: {0}. `portcullis audit verify` says more. Stop the proxy and restore \
-         the log from a backup, or move its folder away and keep it: a new log begins"
+        "the audit log is not the one that was signed last, so no checkpoint is signed: {0}. Run \
+         `portcullis audit verify`. Stop the proxy and restore the log from a backup, or move its \
+         folder away and keep it: a new log begins"
     )]
     Forked(String),
-    #[error("no more checkpoints are made: the audit log is closed")]
+    #[error("no more checkpoints are signed: the audit log is closed")]
     Closed,
 }
 
@@ -149,7 +149,7 @@ impl Checkpointer {
             fork,
             head: Box::new(head),
             status: status.clone(),
-            nudge: witnesses.nudge(),
+            notifier: witnesses.notifier(),
             waiting: None,
         };
         if let Err(error) = maker.look_back() {
@@ -170,10 +170,10 @@ impl Checkpointer {
     /// # Errors
     /// [`CheckpointFault`] with the reason.
     pub async fn now(&self) -> Result<Status, CheckpointFault> {
-        let (reply, made) = oneshot::channel();
+        let (reply, answer) = oneshot::channel();
         let orders = self.orders.as_ref().ok_or(CheckpointFault::Closed)?;
         orders.send(Order(reply)).map_err(|_| CheckpointFault::Closed)?;
-        made.await.map_err(|_| CheckpointFault::Closed)??;
+        answer.await.map_err(|_| CheckpointFault::Closed)??;
         Ok(self.status())
     }
 
@@ -214,7 +214,7 @@ struct Maker {
     fork: Option<String>,
     head: Box<dyn Fn() -> Head + Send>,
     status: Arc<Mutex<Status>>,
-    nudge: witness::Nudge,
+    notifier: witness::Notifier,
     /// Time since which records lack a checkpoint, or a failure needs a retry.
     waiting: Option<Instant>,
 }
@@ -253,7 +253,7 @@ impl Maker {
         }
         let waited = self.waiting.get_or_insert_with(Instant::now).elapsed();
         if status.failing.is_some() {
-            return waited >= AGAIN;
+            return waited >= RETRY_INTERVAL;
         }
         waited >= self.pace.time || size.abs_diff(status.size) >= self.pace.records
     }
@@ -266,14 +266,14 @@ impl Maker {
             status.failures += 1;
             status.failing = Some(fault.to_string());
             status.forked = true;
-            tracing::error!(why, "NO CHECKPOINT OF THE AUDIT LOG IS SIGNED: {fault}");
+            tracing::error!(why, "audit log checkpoint refused: {fault}");
             return Err(fault);
         }
         self.waiting = None;
-        let made = catch_unwind(AssertUnwindSafe(|| self.sign()))
+        let result = catch_unwind(AssertUnwindSafe(|| self.sign()))
             .unwrap_or_else(|_| Err(io::Error::other("a panic (see the log)")));
         let mut status = self.status.lock();
-        match made {
+        match result {
             Ok(signed) => {
                 let Checkpoint { size, number, time, .. } = signed.checkpoint;
                 let failures = status.failures;
@@ -289,7 +289,7 @@ impl Maker {
                     witnesses,
                 };
                 drop(status);
-                self.nudge.tell();
+                self.notifier.notify();
                 Ok(())
             }
             Err(error) => {
@@ -297,7 +297,7 @@ impl Maker {
                 self.ledger = None;
                 status.failures += 1;
                 status.failing = Some(error.to_string());
-                tracing::error!(%error, "no checkpoint of the audit log could be made");
+                tracing::error!(%error, "audit log checkpoint failed");
                 Err(CheckpointFault::Failed(error.to_string()))
             }
         }
@@ -374,7 +374,7 @@ impl Maker {
             signed = checkpoint.size,
             found,
             "the audit log is not the one that was signed last: records were lost, or the store \
-             was rolled back or replaced; `portcullis audit verify` says more"
+             was rolled back or replaced; run `portcullis audit verify`"
         );
         let aside = format!("{NEWEST}-{}-{}", checkpoint.number, checkpoint.time.as_second());
         atomic_file::write(&self.state.join(&aside), note.as_bytes())

@@ -71,8 +71,8 @@ pub(crate) fn goes_on(
         Continuity::Yes
     } else {
         Continuity::No(format!(
-            "the hashes of the records since checkpoint {number} of {size} records are not what \
-             the records say"
+            "the hashes of the records since checkpoint {number} of {size} records do not match \
+             the records"
         ))
     }
 }
@@ -116,9 +116,12 @@ fn retraced(
     let tree = match shelf.closed_before(size) {
         Some(tree) => tree,
         None if first == 0 => Frontier::default(),
-        None => dropped_before(dir, keys, first)
-            .map(|before| before.tree)
-            .ok_or_else(|| Fault::Damaged(format!("nothing tells of the first {first} records")))?,
+        None => dropped_before(dir, keys, first).map(|before| before.tree).ok_or_else(|| {
+            Fault::Damaged(format!(
+                "the state before the first {first} records is \
+                                                   unknown"
+            ))
+        })?,
     };
     retrace(view, tree, size)
 }

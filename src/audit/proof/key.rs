@@ -36,13 +36,13 @@ pub enum KeyFault {
     Io { path: PathBuf, source: io::Error },
     #[error(
         "`{}` can be read or written by others, who could have signed checkpoints: `chmod 600` it \
-         if you know that nobody did, else move it away (a new key is made; keep the old verifier \
-         key for the checkpoints until now)", .0.display()
+         if you know that nobody did, else move it away (a new key is created; keep the old \
+         verifier key for the checkpoints until now)", .0.display()
     )]
     Open(PathBuf),
     #[error(
-        "`{}` is not a key of 32 bytes: restore it, or move it away (a new key is made; keep the \
-         old verifier key for the checkpoints until now)", .0.display()
+        "`{}` is not a key of 32 bytes: restore it, or move it away (a new key is created; keep \
+         the old verifier key for the checkpoints until now)", .0.display()
     )]
     Damaged(PathBuf),
     #[error("the operating system gives no random bytes: {0}")]

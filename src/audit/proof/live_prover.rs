@@ -22,7 +22,8 @@ pub enum ProveFault {
     #[error("there is no checkpoint of {0} records")]
     NoCheckpoint(u64),
     #[error(
-        "no checkpoint has these records yet, and none could be made: the running proxy makes them"
+        "no checkpoint covers these records yet, and none could be signed: the running proxy \
+         signs them"
     )]
     Unsigned,
     #[error("{0}")]

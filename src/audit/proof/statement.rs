@@ -262,8 +262,8 @@ pub(crate) fn keep(
     }
     if !closed(dir, first).is_ok_and(|closed| closed.is_some_and(|closed| closed.tree == tree)) {
         return Err(Fault::Damaged(format!(
-            "the hashes of the segment {first} are not those with which it was closed: it is kept, \
-             and `portcullis audit verify` says more"
+            "the hashes of the segment {first} are not those with which it was closed: it is \
+             kept; run `portcullis audit verify`"
         )));
     }
     let final_line = view.lines(end - 1, 1)?.pop();

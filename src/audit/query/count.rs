@@ -207,20 +207,20 @@ fn count_block(
     let CountRequest { filter, by, intents, after: _ } = request;
     let mut asked = Asked::new(block);
     let bounds = asked.bounds(filter.expr())?;
-    let mut places = &bounds.may & within;
-    if !intents && !filter.asks_for_intents() && !places.is_empty() {
-        places = asked.kind(Kind::Intent)?.not_in(&places);
+    let mut positions = &bounds.may & within;
+    if !intents && !filter.asks_for_intents() && !positions.is_empty() {
+        positions = asked.kind(Kind::Intent)?.not_in(&positions);
     }
-    if places.is_empty() {
+    if positions.is_empty() {
         return Ok(());
     }
     if bounds.is_exact()
-        && let Some(parts) = parts(&mut asked, by.columns(), &places)?
+        && let Some(parts) = parts(&mut asked, by.columns(), &positions)?
     {
-        combine(&places, &parts, &mut Vec::new(), counting);
+        combine(&positions, &parts, &mut Vec::new(), counting);
         return Ok(());
     }
-    for line in block.lines(&places)? {
+    for line in block.lines(&positions)? {
         let entry = match line.entry() {
             Ok(entry) => entry,
             Err(what) => {
@@ -228,8 +228,8 @@ fn count_block(
                 continue;
             }
         };
-        let place = usize::try_from(line.seq().0 - block.first()).unwrap_or(usize::MAX);
-        if !bounds.sure.contains(place) && !holds(filter.expr(), &entry) {
+        let position = usize::try_from(line.seq().0 - block.first()).unwrap_or(usize::MAX);
+        if !bounds.sure.contains(position) && !holds(filter.expr(), &entry) {
             continue;
         }
         let values: Vec<Vec<Option<String>>> = by
@@ -252,13 +252,13 @@ type Parts = Vec<Vec<(Option<String>, Bits)>>;
 
 /// Positions by value of each column. `None` if the index does not know the values or reading the
 /// records is faster.
-fn parts(asked: &mut Asked<'_>, by: &[Column], places: &Bits) -> Result<Option<Parts>, Fault> {
+fn parts(asked: &mut Asked<'_>, by: &[Column], positions: &Bits) -> Result<Option<Parts>, Fault> {
     let mut all = Parts::new();
     let mut values = 0;
     for column in by {
         let Some(parts) = asked.parts(*column)? else { return Ok(None) };
         values += parts.len();
-        let mut rest = places.clone();
+        let mut rest = positions.clone();
         let mut column: Vec<(Option<String>, Bits)> = Vec::with_capacity(parts.len() + 1);
         for (value, of) in parts {
             rest = of.not_in(&rest);
@@ -268,21 +268,21 @@ fn parts(asked: &mut Asked<'_>, by: &[Column], places: &Bits) -> Result<Option<P
         all.push(column);
     }
     // A lookup of a value takes about as long as reading a record.
-    Ok((places.count() >= values).then_some(all))
+    Ok((positions.count() >= values).then_some(all))
 }
 
 fn combine(
-    places: &Bits,
+    positions: &Bits,
     parts: &[Vec<(Option<String>, Bits)>],
     values: &mut Vec<Option<String>>,
     counting: &mut Counting,
 ) {
     let Some((column, rest)) = parts.split_first() else {
-        counting.add(values.clone(), places.count() as u64);
+        counting.add(values.clone(), positions.count() as u64);
         return;
     };
     for (value, of) in column {
-        let both = places & of;
+        let both = positions & of;
         if !both.is_empty() {
             values.push(value.clone());
             combine(&both, rest, values, counting);

@@ -80,17 +80,17 @@ impl Search<'_> {
     fn block(&self, block: &Block, page: &mut Page) -> Result<bool, Fault> {
         let mut asked = Asked::new(block);
         let bounds = asked.bounds(self.query.filter.expr())?;
-        let mut places = &bounds.may & &between(block, self.first, self.last);
+        let mut positions = &bounds.may & &between(block, self.first, self.last);
         let mut open = Bits::default();
-        if self.hide && !places.is_empty() {
-            let intents = &asked.kind(Kind::Intent)? & &places;
+        if self.hide && !positions.is_empty() {
+            let intents = &asked.kind(Kind::Intent)? & &positions;
             if !intents.is_empty() {
                 let answered = block.answered()?;
-                places = answered.not_in(&places);
+                positions = answered.not_in(&positions);
                 open = answered.not_in(&intents);
             }
         }
-        let mut all: Vec<usize> = places.iter().collect();
+        let mut all: Vec<usize> = positions.iter().collect();
         if self.query.order == Order::NewestFirst {
             all.reverse();
         }
@@ -100,8 +100,8 @@ impl Search<'_> {
                 lines.reverse();
             }
             for line in lines {
-                let place = usize::try_from(line.seq().0 - block.first()).unwrap_or(usize::MAX);
-                if !self.finds(&line, place, &bounds, &open, block, page)? {
+                let position = usize::try_from(line.seq().0 - block.first()).unwrap_or(usize::MAX);
+                if !self.finds(&line, position, &bounds, &open, block, page)? {
                     continue;
                 }
                 if page.lines.len() >= self.limit {
@@ -116,13 +116,13 @@ impl Search<'_> {
     fn finds(
         &self,
         line: &Line,
-        place: usize,
+        position: usize,
         bounds: &Bounds,
         open: &Bits,
         block: &Block,
         page: &mut Page,
     ) -> Result<bool, Fault> {
-        let (sure, open) = (bounds.sure.contains(place), open.contains(place));
+        let (sure, open) = (bounds.sure.contains(position), open.contains(position));
         if sure && !open {
             return Ok(true);
         }
@@ -141,8 +141,8 @@ impl Search<'_> {
 /// Positions in a block from one `seq` to another.
 pub(super) fn between(block: &Block, first: u64, last: u64) -> Bits {
     let begin = block.first();
-    let places = 0..block.count();
-    places.filter(|place| (first..=last).contains(&(begin + *place as u64))).collect()
+    let positions = 0..block.count();
+    positions.filter(|position| (first..=last).contains(&(begin + *position as u64))).collect()
 }
 
 /// Whether the outcome of an intent is in one of the following blocks.
@@ -167,8 +167,8 @@ pub(super) fn decision(view: &View, id: DecisionId) -> Page {
     let filter = Filter::equals(Column::Id, &id.to_string()).unwrap_or_default();
     // An id contains its creation time. Its records are not older, unless the clock was set, and
     // not much newer.
-    if let Some(made) = made(id) {
-        let near = |hours: i64| made.checked_add(hours.hours()).ok();
+    if let Some(created) = created_at(id) {
+        let near = |hours: i64| created.checked_add(hours.hours()).ok();
         let (since, until) = (near(-1), near(48));
         let near = since.into_iter().map(Filter::since).chain(until.map(Filter::until));
         let found = whole(view, near.fold(filter.clone(), Filter::and));
@@ -179,7 +179,7 @@ pub(super) fn decision(view: &View, id: DecisionId) -> Page {
     whole(view, filter)
 }
 
-fn made(id: DecisionId) -> Option<Timestamp> {
+fn created_at(id: DecisionId) -> Option<Timestamp> {
     let bytes = id.as_bytes();
     let mut millis = [0; 8];
     millis.get_mut(2..)?.copy_from_slice(bytes.get(..6)?);

@@ -25,12 +25,12 @@ pub(super) struct Bounds {
 }
 
 impl Bounds {
-    fn exactly(places: Bits) -> Self {
-        Self { sure: places.clone(), may: places }
+    fn exactly(positions: Bits) -> Self {
+        Self { sure: positions.clone(), may: positions }
     }
 
-    fn perhaps(places: Bits) -> Self {
-        Self { sure: Bits::default(), may: places }
+    fn perhaps(positions: Bits) -> Self {
+        Self { sure: Bits::default(), may: positions }
     }
 
     /// Whether the result is known without reading a record.
@@ -107,8 +107,8 @@ impl<'a> Asked<'a> {
                     return Ok(None);
                 };
                 let parts = known.into_iter().map(|value| {
-                    let places = self.block.term(field, &value)?;
-                    Ok((value, places))
+                    let positions = self.block.term(field, &value)?;
+                    Ok((value, positions))
                 });
                 return parts.collect::<Result<_, Fault>>().map(Some);
             }
@@ -182,13 +182,16 @@ impl<'a> Asked<'a> {
             Test::Has(Column::Time | Column::Day | Column::Hour | Column::Seq | Column::Id)
             | Test::Has(Column::Kind | Column::Text) => Ok(Bounds::exactly(self.all())),
             Test::Has(column) => match self.parts(*column)? {
-                Some(parts) => Ok(Bounds::exactly(joined(parts.iter().map(|(_, places)| places)))),
+                Some(parts) => {
+                    Ok(Bounds::exactly(joined(parts.iter().map(|(_, positions)| positions))))
+                }
                 None => Ok(Bounds::perhaps(self.having(*column)?)),
             },
             Test::Number(Column::Seq, compare, wanted) => {
                 let (first, count) = (self.block.first(), self.block.count());
-                let places = (0..count).filter(|at| compare.holds(&(first + *at as u64), wanted));
-                Ok(Bounds::exactly(places.collect()))
+                let positions =
+                    (0..count).filter(|at| compare.holds(&(first + *at as u64), wanted));
+                Ok(Bounds::exactly(positions.collect()))
             }
             Test::Number(column, compare, wanted) => {
                 let mut may = self.having(*column)?;
@@ -204,25 +207,25 @@ impl<'a> Asked<'a> {
     }
 
     fn any_of(&mut self, column: Column, wanted: &[String]) -> Result<Bounds, Fault> {
-        let mut places = Bits::default();
+        let mut positions = Bits::default();
         let mut perhaps = Bits::default();
         for value in wanted {
             match (column, field(column)) {
-                (_, Some(field)) => places = &places | &self.block.term(field, value)?,
+                (_, Some(field)) => positions = &positions | &self.block.term(field, value)?,
                 (Column::Target, None) => {
-                    places = &places | &self.block.term(Field::Tool, value)?;
-                    places = &places | &self.block.term(Field::Target, value)?;
+                    positions = &positions | &self.block.term(Field::Tool, value)?;
+                    positions = &positions | &self.block.term(Field::Target, value)?;
                 }
                 (Column::User, None) => {
                     let local = format!("{LOCAL}{value}");
-                    places = &places | &self.block.term(Field::Principal, &local)?;
+                    positions = &positions | &self.block.term(Field::Principal, &local)?;
                     // An admin's event has its user in another field.
                     perhaps = self.kind(Kind::Event)?;
                 }
                 (Column::Day | Column::Hour, None) => {
                     let parts = self.parts(column)?;
                     match parts.as_deref() {
-                        Some([(only, all)]) if only == value => places = &places | all,
+                        Some([(only, all)]) if only == value => positions = &positions | all,
                         Some(_) => {}
                         None => perhaps = self.all(),
                     }
@@ -232,21 +235,21 @@ impl<'a> Asked<'a> {
         }
         if column == Column::User {
             // An event's principal is not its user, so its match is not certain.
-            places = &places & &perhaps.not_in(&self.all());
+            positions = &positions & &perhaps.not_in(&self.all());
         }
-        let may = &places | &perhaps;
-        Ok(Bounds { sure: places, may })
+        let may = &positions | &perhaps;
+        Ok(Bounds { sure: positions, may })
     }
 
     fn fitting(&mut self, column: Column, pattern: &Pattern) -> Result<Bounds, Fault> {
         let Some((field, known)) = field(column).zip(self.known(column)?) else {
             return Ok(Bounds::perhaps(self.having(column)?));
         };
-        let mut places = Bits::default();
+        let mut positions = Bits::default();
         for value in known.iter().filter(|value| pattern.fits(value)) {
-            places = &places | &self.block.term(field, value)?;
+            positions = &positions | &self.block.term(field, value)?;
         }
-        Ok(Bounds::exactly(places))
+        Ok(Bounds::exactly(positions))
     }
 
     /// Positions whose kind of record can have this column.
@@ -274,8 +277,8 @@ impl<'a> Asked<'a> {
             | Column::Label => &[Kind::Intent, Kind::Outcome, Kind::Refused],
             _ => return Ok(self.all()),
         };
-        let places = kinds.iter().map(|kind| self.kind(*kind)).collect::<Result<Vec<_>, _>>()?;
-        Ok(joined(&places))
+        let positions = kinds.iter().map(|kind| self.kind(*kind)).collect::<Result<Vec<_>, _>>()?;
+        Ok(joined(&positions))
     }
 
     /// Whether an outcome of the block can have such a time.
@@ -334,7 +337,7 @@ impl<'a> Asked<'a> {
 }
 
 fn joined<'a>(all: impl IntoIterator<Item = &'a Bits>) -> Bits {
-    all.into_iter().fold(Bits::default(), |joined, places| &joined | places)
+    all.into_iter().fold(Bits::default(), |joined, positions| &joined | positions)
 }
 
 /// Cost of evaluating an expression by the index. Cheap parts run first and can avoid others.

@@ -109,27 +109,29 @@ impl Part<'_> {
     fn sum(&self, tally: &mut Aggregates, unreadable: &mut Vec<String>) -> Result<(), Fault> {
         let mut asked = Asked::new(self.block);
         let bounds = asked.bounds(self.filter.expr())?;
-        let places = &bounds.may & &self.within;
-        if places.is_empty() {
+        let positions = &bounds.may & &self.within;
+        if positions.is_empty() {
             return Ok(());
         }
         let exact = bounds.is_exact();
-        if exact && places.count() == self.block.count() {
+        if exact && positions.count() == self.block.count() {
             tally.merge(asked.tally()?.as_ref());
             return Ok(());
         }
         let seconds = self.block.end().duration_since(self.block.begin()).as_secs();
-        let indexed = exact && !self.edge && places.count() > FEW && seconds < LONG_SECONDS;
-        if indexed && let Some(part) = by_index(&mut asked, &places)? {
+        let indexed = exact && !self.edge && positions.count() > FEW && seconds < LONG_SECONDS;
+        if indexed && let Some(part) = by_index(&mut asked, &positions)? {
             tally.merge(&part);
             if self.sample {
-                self.read(&some(&asked, &places)?, unreadable, |_, facts| tally.add_times(facts))?;
+                self.read(&some(&asked, &positions)?, unreadable, |_, facts| {
+                    tally.add_times(facts)
+                })?;
             }
             return Ok(());
         }
-        self.read(&places, unreadable, |entry, facts| {
-            let place = usize::try_from(entry.seq.0 - self.block.first()).unwrap_or(usize::MAX);
-            if bounds.sure.contains(place) || holds(self.filter.expr(), entry) {
+        self.read(&positions, unreadable, |entry, facts| {
+            let position = usize::try_from(entry.seq.0 - self.block.first()).unwrap_or(usize::MAX);
+            if bounds.sure.contains(position) || holds(self.filter.expr(), entry) {
                 tally.add(entry.recorded, facts);
             }
         })
@@ -137,11 +139,11 @@ impl Part<'_> {
 
     fn read(
         &self,
-        places: &Bits,
+        positions: &Bits,
         unreadable: &mut Vec<String>,
         mut each: impl FnMut(&Entry, &Facts),
     ) -> Result<(), Fault> {
-        for line in self.block.lines(places)? {
+        for line in self.block.lines(positions)? {
             match line.entry() {
                 Ok(entry) => each(&entry, &Facts::of(&entry.record)),
                 Err(what) => unreadable.push(what),
@@ -152,24 +154,24 @@ impl Part<'_> {
 }
 
 /// Evenly spread outcomes among these positions.
-fn some(asked: &Asked<'_>, places: &Bits) -> Result<Bits, Fault> {
-    let outcomes = &asked.kind(Kind::Outcome)? & places;
+fn some(asked: &Asked<'_>, positions: &Bits) -> Result<Bits, Fault> {
+    let outcomes = &asked.kind(Kind::Outcome)? & positions;
     let every = outcomes.count().div_ceil(SAMPLE).max(1);
     Ok(outcomes.iter().step_by(every).collect())
 }
 
 /// Aggregates of these positions by the index, without times and sizes. `None` if there are too
 /// many values for the index.
-fn by_index(asked: &mut Asked<'_>, places: &Bits) -> Result<Option<Aggregates>, Fault> {
+fn by_index(asked: &mut Asked<'_>, positions: &Bits) -> Result<Option<Aggregates>, Fault> {
     let block = asked.block;
     let decides = &asked.kind(Kind::Outcome)? | &asked.kind(Kind::Refused)?;
-    let counted = &decides & places;
+    let counted = &decides & positions;
     let refused = block.term(Field::Decision, decision(Decision::Refused))?;
-    let count = |places: &Bits| Count {
-        all: places.count() as u64,
-        refused: (places & &refused).count() as u64,
+    let count = |positions: &Bits| Count {
+        all: positions.count() as u64,
+        refused: (positions & &refused).count() as u64,
     };
-    let mut tally = Aggregates { records: places.count() as u64, ..Aggregates::default() };
+    let mut tally = Aggregates { records: positions.count() as u64, ..Aggregates::default() };
     for (column, counts) in [
         (Column::Kind, &mut tally.kinds),
         (Column::Client, &mut tally.principals),
@@ -182,7 +184,7 @@ fn by_index(asked: &mut Asked<'_>, places: &Bits) -> Result<Option<Aggregates>, 
         (Column::Event, &mut tally.events),
     ] {
         let every = matches!(column, Column::Kind | Column::Event);
-        let among = if every { places } else { &counted };
+        let among = if every { positions } else { &counted };
         let Some(parts) = asked.parts(column)? else { return Ok(None) };
         for (value, of) in parts {
             counts.add(value, count(&(&of & among)));
@@ -198,7 +200,7 @@ fn by_index(asked: &mut Asked<'_>, places: &Bits) -> Result<Option<Aggregates>, 
         tally.tools.add((server.clone(), tool.clone()), count(&of));
     }
     // The index does not contain their counts; there are few of these records.
-    let summaries = &block.term(Field::Event, "refusals-summarized")? & places;
+    let summaries = &block.term(Field::Event, "refusals-summarized")? & positions;
     for line in block.lines(&summaries)? {
         if let Ok(entry) = line.entry()
             && let Some((code, count)) = entry.record.code().zip(entry.record.summarized())

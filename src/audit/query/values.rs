@@ -31,8 +31,8 @@ impl Column {
             Self::Code => many(record.code()),
             Self::Refusal => {
                 let refusal = record.refusal();
-                let told = refusal.map(|refusal| refusal.message.as_str());
-                many(told.into_iter().chain(refusal.and_then(|refusal| refusal.detail.as_deref())))
+                let shown = refusal.map(|refusal| refusal.message.as_str());
+                many(shown.into_iter().chain(refusal.and_then(|refusal| refusal.detail.as_deref())))
             }
             Self::Client => many(record.principal()),
             Self::User => many(user(record)),
@@ -284,7 +284,7 @@ pub(super) fn window(expr: &Expr) -> (Option<Timestamp>, Option<Timestamp>) {
 }
 
 /// First and last `seq` at which records can match.
-pub(super) fn places(expr: &Expr) -> (u64, u64) {
+pub(super) fn seq_range(expr: &Expr) -> (u64, u64) {
     match expr {
         Expr::Test(Test::Number(Column::Seq, compare, seq)) => match compare {
             Compare::Less => (0, seq.saturating_sub(1)),
@@ -295,7 +295,7 @@ pub(super) fn places(expr: &Expr) -> (u64, u64) {
         },
         Expr::And(parts) => parts
             .iter()
-            .map(places)
+            .map(seq_range)
             .fold((0, u64::MAX), |(first, last), part| (first.max(part.0), last.min(part.1))),
         _ => (0, u64::MAX),
     }

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use super::{
     Order,
     filter::Filter,
-    values::{places, window},
+    values::{seq_range, window},
 };
 use crate::{
     line::Seq,
@@ -46,7 +46,7 @@ impl<'a> Walk<'a> {
     /// Walk over the records beyond `after` that a filter can find.
     pub fn new(view: &'a View, filter: &Filter, order: Order, after: Option<Seq>) -> Self {
         let (since, until) = window(filter.expr());
-        let (mut first, mut last) = places(filter.expr());
+        let (mut first, mut last) = seq_range(filter.expr());
         first = first.max(view.first());
         last = last.min(view.end().saturating_sub(1));
         let mut empty = view.end() == view.first();

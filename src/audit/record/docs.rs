@@ -25,21 +25,21 @@ impl Schema {
 
     fn target<'s>(&'s self, schema: &'s Value) -> &'s Value {
         let reference = schema.get("$ref").and_then(Value::as_str);
-        let place = reference.and_then(|reference| reference.strip_prefix('#'));
-        place.and_then(|place| self.0.pointer(place)).unwrap_or(schema)
+        let path = reference.and_then(|reference| reference.strip_prefix('#'));
+        path.and_then(|path| self.0.pointer(path)).unwrap_or(schema)
     }
 
     /// Fields of an object, including flattened ones.
     fn fields(&self, schema: &Value) -> Fields {
         let mut fields = Fields::new();
         let target = self.target(schema);
-        for place in [schema, target] {
-            let required: Vec<&str> = list(place, "required").filter_map(Value::as_str).collect();
-            for (name, field) in members(place, "properties") {
+        for path in [schema, target] {
+            let required: Vec<&str> = list(path, "required").filter_map(Value::as_str).collect();
+            for (name, field) in members(path, "properties") {
                 let required = required.contains(&name.as_str());
                 fields.insert(name.clone(), (field.clone(), required));
             }
-            for part in list(place, "allOf") {
+            for part in list(path, "allOf") {
                 fields.extend(self.fields(part));
             }
         }
@@ -177,7 +177,7 @@ fn document() -> String {
         "Refusal",
         "Rule",
         "Finding",
-        "SecretHanded",
+        "DeliveredSecret",
         "Orphan",
         "Attested",
     ] {

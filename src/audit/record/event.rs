@@ -195,7 +195,7 @@ mod tests {
 
         let (name, server) = ("portcullis-1".into(), Some("notes".into()));
         let orphan = Orphan { kind: OrphanKind::Container, name, server, error: None };
-        let removing = OrphansRemoving { left: vec![orphan], by: ByHand::default() };
+        let removing = OrphansRemoving { left: vec![orphan], by: CommandUser::default() };
         assert_eq!(Event::from(removing).server(), None);
     }
 }

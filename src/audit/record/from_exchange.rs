@@ -462,7 +462,7 @@ fn shape_of(exchange: &Exchange, key: &DigestKey, grounds: &mut Grounds) -> Shap
     let (mut shape, omitted) = shape::of(value, names(exchange, Schema::Input), key);
     if arguments.is_none() {
         // The protocol's own members, the same in every message.
-        shape.retain(|place, _| place != "/_meta" && !place.starts_with("/_meta/"));
+        shape.retain(|pointer, _| pointer != "/_meta" && !pointer.starts_with("/_meta/"));
     }
     grounds.omitted = grounds.omitted.saturating_add(omitted);
     shape

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ByHand, Event, ImageLockFailed, ImageLocked, ImagePullFailed, ImagePulled, ImagePulling,
+    CommandUser, Event, ImageLockFailed, ImageLocked, ImagePullFailed, ImagePulled, ImagePulling,
     Orphan, OrphansRemoved, OrphansRemoving,
 };
 use portcullis_protocol::names::{DecisionId, ServerName};
@@ -56,12 +56,12 @@ pub enum ImageDid {
 
 impl ImageDone {
     /// Event of the action by a user of the command line.
-    pub fn by(self, by: ByHand) -> Event {
+    pub fn by(self, by: CommandUser) -> Event {
         self.on_record(None, by)
     }
 
     /// Event of the action, with the launch that required it.
-    pub fn on_record(self, launch: Option<DecisionId>, by: ByHand) -> Event {
+    pub fn on_record(self, launch: Option<DecisionId>, by: CommandUser) -> Event {
         let Self { server, image, digest, what } = self;
         let server = server.to_string();
         match what {
@@ -92,7 +92,7 @@ pub struct Reaping {
 
 impl Reaping {
     /// Event of the removal by this user.
-    pub fn by(self, by: ByHand) -> Event {
+    pub fn by(self, by: CommandUser) -> Event {
         let Self { left, done } = self;
         if done { OrphansRemoved { left, by }.into() } else { OrphansRemoving { left, by }.into() }
     }

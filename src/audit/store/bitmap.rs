@@ -94,9 +94,9 @@ impl Bits {
 }
 
 impl FromIterator<usize> for Bits {
-    fn from_iter<I: IntoIterator<Item = usize>>(places: I) -> Self {
+    fn from_iter<I: IntoIterator<Item = usize>>(positions: I) -> Self {
         let mut bits = Self::default();
-        places.into_iter().for_each(|at| bits.insert(at));
+        positions.into_iter().for_each(|at| bits.insert(at));
         bits
     }
 }
@@ -125,13 +125,13 @@ mod tests {
 
     use super::*;
 
-    fn places() -> impl Strategy<Value = BTreeSet<usize>> {
+    fn positions() -> impl Strategy<Value = BTreeSet<usize>> {
         proptest::collection::btree_set(0..BLOCK as usize, 0..600)
     }
 
     proptest! {
         #[test]
-        fn a_set_is_a_set(a in places(), b in places()) {
+        fn a_set_is_a_set(a in positions(), b in positions()) {
             let (x, y): (Bits, Bits) = (a.iter().copied().collect(), b.iter().copied().collect());
             prop_assert_eq!(x.count(), a.len());
             prop_assert_eq!(x.is_empty(), a.is_empty());

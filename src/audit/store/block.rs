@@ -123,7 +123,7 @@ impl Growing {
             for (field, value) in &facts.terms {
                 let values = inner.terms.entry(*field).or_default();
                 match values.get_mut(value) {
-                    Some(places) => places.push(at),
+                    Some(positions) => positions.push(at),
                     None => {
                         values.insert(value.clone(), vec![at]);
                     }
@@ -184,7 +184,7 @@ impl Growing {
         let terms = inner
             .terms
             .iter()
-            .flat_map(|(field, values)| values.iter().map(|(v, places)| (*field, v, places)));
+            .flat_map(|(field, values)| values.iter().map(|(v, positions)| (*field, v, positions)));
         let answered = inner.answered.iter().map(|(intent, _)| *intent).collect();
         let answered = (Field::Kind, ANSWERED.to_owned(), answered);
         Sealing {
@@ -200,7 +200,7 @@ impl Growing {
                 last: inner.hashes.last().copied().unwrap_or(Hash::ZERO),
             },
             terms: terms
-                .map(|(f, v, places)| (f, v.clone(), places.clone()))
+                .map(|(f, v, positions)| (f, v.clone(), positions.clone()))
                 .chain([answered])
                 .collect(),
             tally,
@@ -216,9 +216,9 @@ pub(super) struct Sealing {
 }
 
 impl Sealing {
-    fn places(&self, field: Field, value: &str) -> Bits {
+    fn positions(&self, field: Field, value: &str) -> Bits {
         let of = |(f, v, _): &&(Field, String, Vec<u16>)| *f == field && v == value;
-        let found = self.terms.iter().filter(of).flat_map(|(_, _, places)| places);
+        let found = self.terms.iter().filter(of).flat_map(|(_, _, positions)| positions);
         found.map(|at| usize::from(*at)).collect()
     }
 }
@@ -355,13 +355,18 @@ impl Block {
         match &self.0 {
             BlockPosition::Memory { block, count } => {
                 let inner = block.inner.read();
-                let places = inner.terms.get(&field).and_then(|values| values.get(value));
+                let positions = inner.terms.get(&field).and_then(|values| values.get(value));
                 let within = |at: &usize| at < count;
-                Ok(places.into_iter().flatten().map(|at| usize::from(*at)).filter(within).collect())
+                Ok(positions
+                    .into_iter()
+                    .flatten()
+                    .map(|at| usize::from(*at))
+                    .filter(within)
+                    .collect())
             }
             BlockPosition::Segment { segment, meta } => {
                 if let Some(sealing) = segment.unindexed(meta)? {
-                    return Ok(sealing.places(field, value));
+                    return Ok(sealing.positions(field, value));
                 }
                 let found = segment.index().term(meta.first, field, value)?;
                 if !field.is_rare() {
@@ -395,7 +400,7 @@ impl Block {
                 Ok(within.map(|(intent, _)| usize::from(*intent)).collect())
             }
             BlockPosition::Segment { segment, meta } => match segment.unindexed(meta)? {
-                Some(sealing) => Ok(sealing.places(Field::Kind, ANSWERED)),
+                Some(sealing) => Ok(sealing.positions(Field::Kind, ANSWERED)),
                 None => segment.index().term(meta.first, Field::Kind, ANSWERED),
             },
         }
@@ -405,14 +410,14 @@ impl Block {
     ///
     /// # Errors
     /// If they cannot be read.
-    pub fn lines(&self, places: &Bits) -> Result<Vec<Line>, Fault> {
+    pub fn lines(&self, positions: &Bits) -> Result<Vec<Line>, Fault> {
         let read = |text: Bytes| {
             Line::read(text).ok_or_else(|| Fault::Damaged("a line is not a record's".into()))
         };
         match &self.0 {
             BlockPosition::Memory { block, count } => {
                 let inner = block.inner.read();
-                let lines = places.iter().filter(|at| at < count);
+                let lines = positions.iter().filter(|at| at < count);
                 lines.filter_map(|at| inner.lines.get(at)).cloned().map(read).collect()
             }
             BlockPosition::Segment { segment, meta } => {
@@ -420,7 +425,7 @@ impl Block {
                 for (at, frame) in meta.frames.iter().enumerate() {
                     let end = meta.frames.get(at + 1).map_or(meta.after(), |next| next.first);
                     let wanted = |seq: u64| {
-                        usize::try_from(seq - meta.first).is_ok_and(|at| places.contains(at))
+                        usize::try_from(seq - meta.first).is_ok_and(|at| positions.contains(at))
                     };
                     if !(frame.first..end).any(wanted) {
                         continue;

@@ -37,7 +37,7 @@ impl From<sled::Error> for Fault {
         match &error {
             sled::Error::Io(io) if is_full(io.kind()) => Self::Full,
             sled::Error::Io(io) if io.to_string().contains("could not acquire lock") => {
-                Self::InUse("an index that was just closed; it is free again in a moment".into())
+                Self::InUse("an index that was just closed; retry in a moment".into())
             }
             sled::Error::Io(io)
                 if matches!(

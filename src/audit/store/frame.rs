@@ -188,7 +188,7 @@ fn decode(rest: &[u8], cipher: Option<&Cipher>) -> Result<Frame, BadFrame> {
     if memchr::memchr_iter(b'\n', &body).count() != count as usize
         || body.last().is_some_and(|last| *last != b'\n')
     {
-        return Err(BadFrame::Damaged("a frame does not have the number of lines that it says"));
+        return Err(BadFrame::Damaged("the number of lines of a frame does not match its header"));
     }
     Ok(Frame { first, count, body })
 }
@@ -208,7 +208,7 @@ fn unpack(body: &[u8]) -> Result<Vec<u8>, BadFrame> {
     if plain.len() == size {
         Ok(plain)
     } else {
-        Err(BadFrame::Damaged("a frame is not as large as it says"))
+        Err(BadFrame::Damaged("the size of a frame does not match its header"))
     }
 }
 

@@ -91,7 +91,7 @@ pub(crate) struct Writer {
     current: Option<Current>,
     head: Head,
     /// Events of the store that are not recorded yet.
-    news: Vec<Event>,
+    pending_events: Vec<Event>,
 }
 
 impl Writer {
@@ -107,8 +107,9 @@ impl Writer {
         let mark = HeadFile::open(shelf.dir(), last)?;
         let sealer = Sealer::start(shelf.clone())?;
         let (jobs, queue) = mpsc::channel(settings.queue);
-        let news = Vec::new();
-        let mut writer = Self { shelf, settings, tail, sealer, mark, current, head, news };
+        let pending_events = Vec::new();
+        let mut writer =
+            Self { shelf, settings, tail, sealer, mark, current, head, pending_events };
         writer.check_space()?;
         for (segment, block) in unsealed {
             writer.sealer.put(Task::Seal { segment, block })?;
@@ -116,8 +117,8 @@ impl Writer {
         for segment in unclosed {
             writer.sealer.put(Task::Close(segment))?;
         }
-        writer.tell(loss);
-        if !writer.news.is_empty() {
+        writer.report(loss);
+        if !writer.pending_events.is_empty() {
             writer.commit(Vec::new())?;
         }
         let thread = thread::Builder::new()
@@ -128,7 +129,7 @@ impl Writer {
     }
 
     /// Logs damage and loss that the opening of the store found, and queues a record of the loss.
-    fn tell(&mut self, loss: Option<Loss>) {
+    fn report(&mut self, loss: Option<Loss>) {
         for what in self.shelf.damage() {
             tracing::error!("the audit log is damaged: {what}");
         }
@@ -140,7 +141,7 @@ impl Writer {
             );
             let reason = self.shelf.damage().first().cloned();
             let (from, until) = (Seq(from), Seq(until));
-            self.news.push(RecordsLost { from, until, reason }.into());
+            self.pending_events.push(RecordsLost { from, until, reason }.into());
         }
         let now = segments::stamp((self.settings.clock)());
         let last = segments::stamp(self.head.recorded);
@@ -211,7 +212,7 @@ impl Writer {
     /// Maximum number of records of the next commit, which belongs to one block.
     fn room(&self) -> usize {
         let left = self.current.as_ref().map_or(super::BLOCK, |current| current.growing.room());
-        usize::try_from(left).unwrap_or(usize::MAX).saturating_sub(self.news.len()).max(1)
+        usize::try_from(left).unwrap_or(usize::MAX).saturating_sub(self.pending_events.len()).max(1)
     }
 
     /// Commits these records in one frame, after the queued events.
@@ -219,8 +220,8 @@ impl Writer {
         let recorded =
             segments::stamp((self.settings.clock)()).max(segments::stamp(self.head.recorded));
         self.prepare(recorded)?;
-        let mut all = Vec::with_capacity(self.news.len() + drafts.len());
-        for what in &self.news {
+        let mut all = Vec::with_capacity(self.pending_events.len() + drafts.len());
+        for what in &self.pending_events {
             let mut record = Record::from(EventRecord::now(what.clone()));
             // The store itself wrote these texts: they contain no secrets.
             record.settle(None);
@@ -263,7 +264,7 @@ impl Writer {
         self.mark.set(head.tree.size() - 1, head.last);
         self.shelf.grown(&current.growing, head.clone());
         self.head = head;
-        self.news.clear();
+        self.pending_events.clear();
         self.announce(records);
         self.look_ahead(first);
         Ok(())

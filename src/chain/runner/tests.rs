@@ -146,7 +146,7 @@ async fn interceptor_that_reads_labels_runs_again_for_new_ones() {
     assert_eq!(asked, ["a", "reader", "b", "c", "reader"]);
     assert_eq!(exchange.labels, ["tainted".to_owned()].into());
     // The client's own labels are not carried.
-    assert!(trail.heard.is_empty());
+    assert!(trail.added_labels.is_empty());
 
     // In audit mode labels have no effect.
     let audit = |link: &mut ChainEntry| link.mode = Mode::Audit;
@@ -191,14 +191,14 @@ async fn faults_are_refusals_unless_fail_open() {
     ];
     for (part, verdict) in bench {
         let verdict = Arc::new(verdict);
-        let again = verdict.clone();
+        let repeat = verdict.clone();
         let (result, ..) = Bench::default().link("f", |_| {}, move |x| verdict(x)).run().await;
         let refusal = result.unwrap_err();
         assert_eq!(refusal.code, Code::InterceptorFault);
         assert!(refusal.detail.unwrap().contains(part), "{part}");
 
         let (result, exchange, trail, _) =
-            Bench::default().link("f", |l| l.fail_open = true, move |x| again(x)).run().await;
+            Bench::default().link("f", |l| l.fail_open = true, move |x| repeat(x)).run().await;
         assert_eq!(result, Ok(()));
         assert_eq!(trail.findings[0].effect, Effect::Fault);
         assert_eq!(exchange.request.raw(), "{\"name\":\"t\"}");
@@ -297,7 +297,7 @@ async fn every_rule_has_a_file_and_a_line() {
         put(link);
         link.mode = Mode::Audit;
     };
-    let said = |_: &Exchange| {
+    let respond = |_: &Exchange| {
         Ok(Verdict::pass().finding(Finding {
             interceptor: "d".into(),
             phase: Phase::Request,
@@ -310,7 +310,7 @@ async fn every_rule_has_a_file_and_a_line() {
         .link("a", audited, by_rules)
         .link("b", audited, broken)
         .link("c", audited, replace("{\"name\":\"t\",\"x\":1}"))
-        .link("d", audited, said)
+        .link("d", audited, respond)
         .run()
         .await;
     assert_eq!(result, Ok(()));

@@ -62,7 +62,7 @@ fn filter(checker: &mut Checker<'_>, at: &str, export: &Export) {
             "docs/reference/audit-queries.md describes filters; `portcullis audit query` accepts \
             the same",
         ),
-        Some(Ok(filter)) if filter.says_when() => checker.bad(
+        Some(Ok(filter)) if filter.uses_time() => checker.bad(
             at,
             "a time has no meaning for a stream: it would be relative to the proxy's start",
             "remove it; `begin = \"now\"` skips existing records",

@@ -9,8 +9,8 @@ fn mount(source: impl Into<PathBuf>, writable: bool) -> Mount {
     Mount { source: source.into(), target: "/data".into(), writable }
 }
 
-fn refusal(mount: Mount, places: &MountPolicy) -> Option<String> {
-    places.check(&mount).err().map(|failure| failure.what)
+fn refusal(mount: Mount, mount_policy: &MountPolicy) -> Option<String> {
+    mount_policy.check(&mount).err().map(|failure| failure.what)
 }
 
 #[test]
@@ -92,7 +92,7 @@ fn paths_of_the_proxy_are_refused_for_servers() {
             _ => return None,
         }))
     };
-    let places = MountPolicy::default().with_own(Arc::new(collect(&loaded, &env)));
+    let mount_policy = MountPolicy::default().with_own(Arc::new(collect(&loaded, &env)));
     // Whether reading is refused, and writing.
     for (source, read, write) in [
         ("", true, true),
@@ -138,11 +138,11 @@ fn paths_of_the_proxy_are_refused_for_servers() {
         ("plain", false, false),
     ] {
         for (writable, refused) in [(false, read), (true, write)] {
-            let why = refusal(mount(at(source), writable), &places);
+            let why = refusal(mount(at(source), writable), &mount_policy);
             assert_eq!(why.is_some(), refused, "{source}, writable: {writable}: {why:?}");
         }
     }
-    let failure = places.check(&mount(at("proxy"), false)).unwrap_err();
+    let failure = mount_policy.check(&mount(at("proxy"), false)).unwrap_err();
     assert!(failure.what.contains("the proxy's config, "), "{failure:?}");
     assert!(failure.remedy.is_some_and(|remedy| remedy.contains("`state-dir`")));
 }
@@ -167,8 +167,8 @@ fn links_in_policy_and_profile_folders_are_followed_as_they_are_now() {
         fs::create_dir(folder.join(within)).unwrap();
     }
     let loaded = parse(&folder.join("proxy/portcullis.toml"), "").unwrap();
-    let places = MountPolicy::default().with_own(Arc::new(protected_paths(&loaded)));
-    let shared = || refusal(mount(folder.join("shared"), false), &places);
+    let mount_policy = MountPolicy::default().with_own(Arc::new(protected_paths(&loaded)));
+    let shared = || refusal(mount(folder.join("shared"), false), &mount_policy);
     for (within, link) in [("policies", "team.cedar"), ("profiles", "dev.toml")] {
         assert_eq!(shared(), None);
         let within = folder.join("proxy").join(within);
@@ -213,10 +213,10 @@ fn paths_of_the_first_and_the_present_config_are_protected() {
     let own = ProtectedPaths::new(protected_paths(&with("one")));
     own.follow(own.with(protected_paths(&with("two"))));
     own.follow(own.with(protected_paths(&with("three"))));
-    let places = MountPolicy::default().with_own(own.now());
+    let mount_policy = MountPolicy::default().with_own(own.now());
     for (name, refused) in [("one", true), ("two", false), ("three", true)] {
         fs::create_dir(folder.path().join(name)).unwrap();
-        let why = refusal(mount(folder.path().join(name), false), &places);
+        let why = refusal(mount(folder.path().join(name), false), &mount_policy);
         assert_eq!(why.is_some(), refused, "{name}: {why:?}");
     }
 }

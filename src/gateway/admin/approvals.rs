@@ -47,18 +47,18 @@ async fn answer(
 ) -> Result<Json<Value>, Problem> {
     let by = peer.user.as_ref().map_or_else(|| format!("user {}", peer.uid), ToString::to_string);
     let word = Resolution { allowed: allow, by, reason };
-    let heard = match id.parse() {
+    let resolved = match id.parse() {
         Ok(id) => proxy.approvals.answer(id, word).await,
         Err(_) => ResolutionResult::Late,
     };
-    match heard {
-        ResolutionResult::Heard => Ok(Json(json!({ "id": id, "allowed": allow }))),
+    match resolved {
+        ResolutionResult::Accepted => Ok(Json(json!({ "id": id, "allowed": allow }))),
         ResolutionResult::Late => {
             let problem = Problem::not_found(format!("no call waits by the id `{id}`"));
             Err(problem.remedy("`portcullis approve ls` lists those that do"))
         }
         ResolutionResult::Unrecorded(why) => {
-            let words = "what you said could not be recorded, so the call is refused";
+            let words = "your decision could not be recorded, so the call is refused";
             let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, format!("{words}: {why}"));
             Err(problem.code("audit-unavailable"))
         }

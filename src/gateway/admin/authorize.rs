@@ -115,8 +115,8 @@ fn allowed(need: Need, peer: &Peer) -> Result<(), Problem> {
         peer.user.as_ref().map_or_else(|| format!("user {}", peer.uid), |user| format!("`{user}`"));
     let remedy = match need {
         Need::Role(role) => format!(
-            "have the operator name you, or a group of yours, in `admin.roles.{role}` of the config \
-             and start the proxy again"
+            "have the operator name you, or a group of yours, in `admin.roles.{role}` of the \
+             config, and restart the proxy"
         ),
         _ => "run the command as that user".to_owned(),
     };
@@ -210,8 +210,8 @@ fn cut(text: &str, most: usize) -> String {
 async fn in_words(answer: Response) -> Response {
     let status = answer.status();
     let kind = answer.headers().get(header::CONTENT_TYPE);
-    let told = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/json"));
-    if told || !(status.is_client_error() || status.is_server_error()) {
+    let is_json = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/json"));
+    if is_json || !(status.is_client_error() || status.is_server_error()) {
         return answer;
     }
     let text = to_bytes(answer.into_body(), ERROR).await.unwrap_or_default();

@@ -11,7 +11,7 @@ use axum::{
 
 use super::{Peer, Problem};
 use crate::Gateway;
-use portcullis_audit::record::{ByHand, ImageDone};
+use portcullis_audit::record::{CommandUser, ImageDone};
 
 /// The route.
 pub fn routes(proxy: Arc<Gateway>) -> Router {
@@ -24,7 +24,7 @@ async fn done(
     Json(all): Json<Vec<ImageDone>>,
 ) -> Result<Json<()>, Problem> {
     let user = peer.user.as_deref().map(str::to_owned);
-    let by = ByHand { uid: Some(peer.uid), user };
+    let by = CommandUser { uid: Some(peer.uid), user };
     for done in all {
         proxy.audit.record_event(done.by(by.clone())).await?;
     }

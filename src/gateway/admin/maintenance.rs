@@ -47,7 +47,7 @@ impl From<PruneFault> for Problem {
         let problem = Self::new(StatusCode::INTERNAL_SERVER_ERROR, fault.to_string());
         problem
             .code("prune-failed")
-            .remedy("`portcullis audit verify` and the proxy's log say more")
+            .remedy("run `portcullis audit verify`, and read the proxy's log")
     }
 }
 

@@ -12,7 +12,7 @@ use http::StatusCode;
 
 use super::{Peer, Problem};
 use crate::Gateway;
-use portcullis_audit::record::{ByHand, MEMBERS, Reaping};
+use portcullis_audit::record::{CommandUser, MEMBERS, Reaping};
 
 /// The route.
 pub fn routes(proxy: Arc<Gateway>) -> Router {
@@ -33,6 +33,6 @@ async fn reaping(
         .remedy("name fewer at once"));
     }
     let user = peer.user.as_deref().map(str::to_owned);
-    proxy.audit.record_required(reaping.by(ByHand { uid: Some(peer.uid), user })).await?;
+    proxy.audit.record_required(reaping.by(CommandUser { uid: Some(peer.uid), user })).await?;
     Ok(Json(()))
 }

@@ -111,7 +111,7 @@ impl From<VerifyFault> for Problem {
 impl From<CheckpointFault> for Problem {
     fn from(fault: CheckpointFault) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, fault.to_string())
-            .remedy("the log of the proxy says more")
+            .remedy("the log of the proxy has the cause")
     }
 }
 

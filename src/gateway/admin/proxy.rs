@@ -74,7 +74,7 @@ async fn tools(
     Path(name): Path<String>,
 ) -> Result<Json<Value>, Problem> {
     let listed = server(&proxy, &name)?.tools().await.map_err(|failure| {
-        let message = format!("`{name}` does not say which tools it has: {failure}");
+        let message = format!("`{name}` does not list its tools: {failure}");
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, message)
     })?;
     Ok(Json(listed))
@@ -109,7 +109,7 @@ async fn restart(
     Ok(Json(restarted.map_err(|why| {
         let message = format!("server `{name}` was not restarted: {why}");
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, message)
-            .remedy("what ran goes on; `portcullis server logs` may say more")
+            .remedy("running instances continue; `portcullis server logs` may have the cause")
     })?))
 }
 

@@ -88,8 +88,8 @@ pub enum BindFailure {
     NoSocket(PathBuf),
     /// Other users could replace the socket with their own.
     #[error(
-        "others can write to {} (mode {:o}), and so put a false proxy in the place of this one: \
-         choose a folder for `admin.socket` that only root or this user can write to",
+        "others can write to {} (mode {:o}), and so replace this proxy by a false one: choose a \
+         folder for `admin.socket` that only root or this user can write to",
         .0.display(), .1
     )]
     OpenFolder(PathBuf, u32),
@@ -101,12 +101,12 @@ pub enum BindFailure {
 /// The admin sockets before they are served. They are removed on drop.
 pub struct Server {
     own: UnixListener,
-    door: Option<UnixListener>,
+    shared_socket: Option<UnixListener>,
     roles: Arc<Roles>,
     /// Users of the owner's socket, with their names.
     owners: Vec<(u32, Option<Arc<str>>)>,
     recorder: Option<Recorder>,
-    _places: Vec<SocketPath>,
+    _socket_paths: Vec<SocketPath>,
     _claim: File,
 }
 
@@ -141,7 +141,7 @@ impl Server {
     /// As [`Server::bind`].
     pub fn bind_with(
         state_dir: &Path,
-        door: Option<&Path>,
+        shared_socket: Option<&Path>,
         roles: Roles,
     ) -> Result<Self, BindFailure> {
         DirBuilder::new()
@@ -167,20 +167,28 @@ impl Server {
         }
         let shown = state_dir.join(SOCKET);
         let address = Address::of(state_dir).map_err(failed("cannot open", state_dir))?;
-        let (own, place) = listen(address, &shown, 0o600)?;
-        let mut places = vec![place];
-        let door = match door {
+        let (own, socket_path) = listen(address, &shown, 0o600)?;
+        let mut socket_paths = vec![socket_path];
+        let shared_socket = match shared_socket {
             Some(path) => {
-                let (door, place) = knock(path, &roles)?;
-                places.push(place);
-                Some(door)
+                let (shared_socket, socket_path) = knock(path, &roles)?;
+                socket_paths.push(socket_path);
+                Some(shared_socket)
             }
             None => None,
         };
         let roles = Arc::new(roles);
         // Once, and before there are connections.
         let owners = [0, Uid::effective().as_raw()].map(|uid| (uid, name(uid))).into();
-        Ok(Self { own, door, roles, owners, recorder: None, _places: places, _claim: claim })
+        Ok(Self {
+            own,
+            shared_socket,
+            roles,
+            owners,
+            recorder: None,
+            _socket_paths: socket_paths,
+            _claim: claim,
+        })
     }
 
     /// Records every refusal and every reader of records.
@@ -196,9 +204,9 @@ impl Server {
     /// # Errors
     /// If listening fails.
     pub async fn serve(self, routes: Router, stopping: CancellationToken) -> io::Result<()> {
-        let Self { own, door, roles, owners, recorder, _places, _claim } = self;
+        let Self { own, shared_socket, roles, owners, recorder, _socket_paths, _claim } = self;
         let service = guarded(routes, recorder).into_make_service_with_connect_info::<Peer>();
-        let served = axum::serve(Doors::open(own, owners, door, roles), service)
+        let served = axum::serve(Sockets::open(own, owners, shared_socket, roles), service)
             .with_graceful_shutdown(stopping.clone().cancelled_owned());
         let patience = async {
             stopping.cancelled().await;
@@ -229,10 +237,10 @@ fn listen(
     }
     let listener =
         UnixListener::bind(&address.path).map_err(failed("cannot make the socket", shown))?;
-    let place = SocketPath(address);
-    fs::set_permissions(&place.0.path, Permissions::from_mode(mode))
+    let socket_path = SocketPath(address);
+    fs::set_permissions(&socket_path.0.path, Permissions::from_mode(mode))
         .map_err(failed("cannot set the mode of", shown))?;
-    Ok((listener, place))
+    Ok((listener, socket_path))
 }
 
 /// Creates the socket for users with a role. All users may connect to it, because a file has one
@@ -318,23 +326,23 @@ impl Drop for Seat {
 
 /// Both sockets as one listener. Peers of the second socket are looked up on separate tasks, so
 /// that a slow name service does not block the owner's socket.
-struct Doors {
+struct Sockets {
     arrivals: mpsc::Receiver<(UnixStream, Peer)>,
     /// Aborted on drop, which closes the sockets.
     _accepting: JoinSet<()>,
 }
 
-impl Doors {
+impl Sockets {
     fn open(
         own: UnixListener,
         owners: Vec<(u32, Option<Arc<str>>)>,
-        door: Option<UnixListener>,
+        shared_socket: Option<UnixListener>,
         roles: Arc<Roles>,
     ) -> Self {
         let (arrived, arrivals) = mpsc::channel(1);
         let mut accepting = JoinSet::new();
-        if let Some(door) = door {
-            accepting.spawn(accept_at_door(door, roles, arrived.clone()));
+        if let Some(shared_socket) = shared_socket {
+            accepting.spawn(accept_shared(shared_socket, roles, arrived.clone()));
         }
         accepting.spawn(accept_owner(own, owners, arrived));
         Self { arrivals, _accepting: accepting }
@@ -377,15 +385,15 @@ async fn accept_owner(
     }
 }
 
-async fn accept_at_door(
-    door: UnixListener,
+async fn accept_shared(
+    shared_socket: UnixListener,
     roles: Arc<Roles>,
     arrived: mpsc::Sender<(UnixStream, Peer)>,
 ) {
     let seats = Arc::new(Seats::default());
     let lookups = Arc::new(Semaphore::new(LOOKUPS));
     loop {
-        let (stream, peer) = accept(&door).await;
+        let (stream, peer) = accept(&shared_socket).await;
         let Ok(lookup) = lookups.clone().acquire_owned().await else { return };
         let (roles, seats, arrived) = (roles.clone(), seats.clone(), arrived.clone());
         tokio::spawn(async move {
@@ -415,7 +423,7 @@ async fn accept_at_door(
     }
 }
 
-impl Listener for Doors {
+impl Listener for Sockets {
     type Io = UnixStream;
     type Addr = Peer;
 
@@ -433,8 +441,8 @@ impl Listener for Doors {
     }
 }
 
-impl Connected<IncomingStream<'_, Doors>> for Peer {
-    fn connect_info(stream: IncomingStream<'_, Doors>) -> Self {
+impl Connected<IncomingStream<'_, Sockets>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, Sockets>) -> Self {
         stream.remote_addr().clone()
     }
 }

@@ -32,7 +32,7 @@ pub struct ConcurrencyPermit {
 impl ConcurrencyPermit {
     /// The text of a response, which holds the permit until its last part is dropped.
     pub(crate) fn hold(self, text: Bytes) -> Bytes {
-        Bytes::from_owner(Held { text, _place: self })
+        Bytes::from_owner(Held { text, _concurrency_permit: self })
     }
 
     /// Whether the permit is valid for this message.
@@ -68,7 +68,7 @@ impl PrincipalLimits {
 /// A response's text with the permit of its message.
 struct Held {
     text: Bytes,
-    _place: ConcurrencyPermit,
+    _concurrency_permit: ConcurrencyPermit,
 }
 
 impl AsRef<[u8]> for Held {
@@ -183,8 +183,8 @@ mod tests {
     fn an_answer_keeps_its_place_until_nobody_has_it_any_more() {
         let permits = Arc::new(Semaphore::new(1));
         let permit = permits.clone().try_acquire_owned().unwrap();
-        let place = ConcurrencyPermit { _permit: permit, reserved: false };
-        let text = place.hold(Bytes::from_static(b"{}"));
+        let call_permit = ConcurrencyPermit { _permit: permit, reserved: false };
+        let text = call_permit.hold(Bytes::from_static(b"{}"));
         let part = text.slice(1..);
         drop(text);
         assert_eq!(permits.available_permits(), 0);
@@ -195,7 +195,7 @@ mod tests {
     #[test]
     fn the_reserve_is_for_what_frees_places() {
         let permit = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
-        let place = ConcurrencyPermit { _permit: permit, reserved: true };
+        let call_permit = ConcurrencyPermit { _permit: permit, reserved: true };
         let caps = portcullis_protocol::codec::Caps {
             bytes: 1 << 10,
             depth: 8,
@@ -214,7 +214,7 @@ mod tests {
             (r#"{"jsonrpc":"2.0","id":1,"method":"notifications/cancelled"}"#, false),
         ] {
             let frame = Frame::parse(Bytes::from_static(text.as_bytes()), caps).unwrap();
-            assert_eq!(place.suits(&frame), suits, "{text}");
+            assert_eq!(call_permit.suits(&frame), suits, "{text}");
         }
     }
 }

@@ -86,7 +86,7 @@ pub enum QueueFull {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ResolutionResult {
     /// The call continues or ends by it.
-    Heard,
+    Accepted,
     /// The call is not waiting (any more).
     Late,
     /// It could not be recorded, for this cause, so it has no effect: the call is refused.
@@ -110,7 +110,7 @@ struct Slot {
     notary: Arc<dyn ApprovalRecorder>,
     /// Whether a resolution was made, so that no other is possible. The slot is kept until it is on
     /// record; a client that is removed meanwhile loses it.
-    heard: bool,
+    resolved: bool,
 }
 
 /// All waiting calls.
@@ -118,7 +118,7 @@ pub struct Approvals {
     patience: Duration,
     per_client: usize,
     webhook: Option<Webhook>,
-    places: Mutex<BTreeMap<DecisionId, Slot>>,
+    slots: Mutex<BTreeMap<DecisionId, Slot>>,
 }
 
 /// A call's slot. When it is dropped, the call cannot be approved any more.
@@ -134,11 +134,11 @@ pub struct Ticket {
 impl Approvals {
     /// Empty. Each call waits at most `patience`; `per_client` limits the calls of one client.
     pub fn new(patience: Duration, per_client: usize, webhook: Option<Webhook>) -> Self {
-        Self { patience, per_client, webhook, places: Mutex::default() }
+        Self { patience, per_client, webhook, slots: Mutex::default() }
     }
 
     /// Host of the webhook, if there is one.
-    pub fn tells(&self) -> Option<String> {
+    pub fn webhook_host(&self) -> Option<String> {
         self.webhook.as_ref().map(Webhook::host)
     }
 
@@ -161,22 +161,22 @@ impl Approvals {
     ) -> Result<Ticket, QueueFull> {
         let (answer, answered) = oneshot::channel();
         let (id, until) = (waiting.id, Instant::now() + self.patience);
-        let mut places = self.places.lock();
-        if places.values().filter(|place| place.client == *client).count() >= self.per_client {
+        let mut slots = self.slots.lock();
+        if slots.values().filter(|slot| slot.client == *client).count() >= self.per_client {
             return Err(QueueFull::Client(self.per_client));
         }
-        if places.len() >= MOST {
+        if slots.len() >= MOST {
             return Err(QueueFull::All);
         }
-        let told = waiting.clone();
+        let notified = waiting.clone();
         let (client, notary_of) = (client.clone(), notary.clone());
-        let place = Slot { waiting, client, until, answer, notary: notary_of, heard: false };
-        places.insert(id, place);
-        drop(places);
+        let slot = Slot { waiting, client, until, answer, notary: notary_of, resolved: false };
+        slots.insert(id, slot);
+        drop(slots);
         let webhook = self.webhook.clone().map(|webhook| {
             let approvals = Arc::downgrade(self);
             AbortOnDropHandle::new(tokio::spawn(async move {
-                match webhook.tell(&told).await {
+                match webhook.notify(&notified).await {
                     Ok(Some(word)) => {
                         if let Some(approvals) = approvals.upgrade() {
                             approvals.answer(id, word).await;
@@ -185,7 +185,7 @@ impl Approvals {
                     Ok(None) => {}
                     Err(error) => {
                         tracing::warn!(decision = %id, %error, "approval webhook not reached");
-                        notary.unreached(&told, &error).await;
+                        notary.unreached(&notified, &error).await;
                     }
                 }
             }))
@@ -195,36 +195,36 @@ impl Approvals {
 
     /// The waiting calls, oldest first.
     pub fn waiting(&self) -> Vec<PendingApproval> {
-        let places = self.places.lock();
-        let open = places.values().filter(|place| !place.heard);
-        open.map(|place| place.waiting.clone()).collect()
+        let slots = self.slots.lock();
+        let open = slots.values().filter(|slot| !slot.resolved);
+        open.map(|slot| slot.waiting.clone()).collect()
     }
 
     /// Removes the waiting calls of a client, so that they cannot be approved.
     pub fn forget(&self, client: &PrincipalKind) {
-        self.places.lock().retain(|_, place| place.client != *client);
+        self.slots.lock().retain(|_, slot| slot.client != *client);
     }
 
     /// Resolves a call. The record is completed even if the caller or the call stops waiting for
     /// it.
     pub async fn answer(self: &Arc<Self>, id: DecisionId, word: Resolution) -> ResolutionResult {
-        let (waiting, notary) = match self.places.lock().get_mut(&id) {
+        let (waiting, notary) = match self.slots.lock().get_mut(&id) {
             // Late by a moment is late, since the call may have been refused already.
-            Some(place) if !place.heard && place.until > Instant::now() => {
-                place.heard = true;
-                (place.waiting.clone(), place.notary.clone())
+            Some(slot) if !slot.resolved && slot.until > Instant::now() => {
+                slot.resolved = true;
+                (slot.waiting.clone(), slot.notary.clone())
             }
             _ => return ResolutionResult::Late,
         };
         let approvals = self.clone();
         let taken = tokio::spawn(async move {
             let recorded = notary.given(&waiting, &word).await;
-            let place = approvals.places.lock().remove(&id);
+            let slot = approvals.slots.lock().remove(&id);
             if let Err(why) = recorded {
                 return ResolutionResult::Unrecorded(why);
             }
-            match place.map(|place| place.answer.send(word)) {
-                Some(Ok(())) => ResolutionResult::Heard,
+            match slot.map(|slot| slot.answer.send(word)) {
+                Some(Ok(())) => ResolutionResult::Accepted,
                 _ => ResolutionResult::Late,
             }
         });
@@ -240,22 +240,22 @@ impl Ticket {
         match tokio::time::timeout_at(self.until.into(), &mut self.answer).await {
             Ok(word) => word.ok(),
             // Resolved in time, and being recorded.
-            Err(_) if self.is_heard() => {
+            Err(_) if self.is_resolved() => {
                 tokio::time::timeout(RECORDING, &mut self.answer).await.ok()?.ok()
             }
             Err(_) => None,
         }
     }
 
-    fn is_heard(&self) -> bool {
+    fn is_resolved(&self) -> bool {
         // If the slot is gone, the resolution may have been sent since.
-        self.approvals.places.lock().get(&self.id).is_none_or(|place| place.heard)
+        self.approvals.slots.lock().get(&self.id).is_none_or(|slot| slot.resolved)
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.approvals.places.lock().remove(&self.id);
+        self.approvals.slots.lock().remove(&self.id);
     }
 }
 
@@ -333,7 +333,7 @@ mod tests {
         let ticket = approvals.ask(&client("ann"), call.clone(), book.clone()).unwrap();
         assert_eq!(approvals.waiting(), [call]);
         assert_eq!(approvals.answer(DecisionId::next(), yes()).await, ResolutionResult::Late);
-        assert_eq!(approvals.answer(id, yes()).await, ResolutionResult::Heard);
+        assert_eq!(approvals.answer(id, yes()).await, ResolutionResult::Accepted);
         assert_eq!(approvals.answer(id, yes()).await, ResolutionResult::Late);
         assert_eq!(ticket.word().await, Some(yes()));
 
@@ -396,7 +396,7 @@ mod tests {
         let mut word = Box::pin(ticket.word());
         assert!(futures_util::poll!(&mut word).is_pending());
         slow.send(()).unwrap();
-        assert_eq!((answer.await, word.await), (ResolutionResult::Heard, Some(yes())));
+        assert_eq!((answer.await, word.await), (ResolutionResult::Accepted, Some(yes())));
     }
 
     #[tokio::test]

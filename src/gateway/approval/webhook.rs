@@ -65,7 +65,7 @@ impl Webhook {
             .connect_timeout(CONNECT)
             .timeout(patience)
             .build()
-            .map_err(|error| Illegal(format!("no HTTP client could be made: {error}")))?;
+            .map_err(|error| Illegal(format!("the HTTP client could not be created: {error}")))?;
         Ok(Self { client, url, headers: map })
     }
 
@@ -79,7 +79,7 @@ impl Webhook {
     ///
     /// # Errors
     /// The cause, without the URL, which can contain a secret.
-    pub async fn tell(&self, call: &PendingApproval) -> Result<Option<Resolution>, String> {
+    pub async fn notify(&self, call: &PendingApproval) -> Result<Option<Resolution>, String> {
         let failed = |error: reqwest::Error| error.without_url().to_string();
         let request = self.client.post(self.url.clone()).headers(self.headers.clone()).json(call);
         let answer = request.send().await.map_err(failed)?;

@@ -33,7 +33,7 @@ pub(super) fn links(
     loaded: &Loaded,
     gate: Arc<PolicyGate>,
     known: &[Known],
-    (handed, house): (&plugins::PluginSecrets, &PluginHost),
+    (delivered, house): (&plugins::PluginSecrets, &PluginHost),
     gathered: &mut BuildFindings,
 ) -> Vec<ChainEntry> {
     let chain = loaded.config.chain();
@@ -44,14 +44,14 @@ pub(super) fn links(
         .par_iter()
         .map(|member| match (&member.entry.kind, member.at) {
             (InterceptorKind::Plugin(config), Some(at)) => {
-                Some((at, plugins::load(loaded, at, &member.entry, config, handed, house)))
+                Some((at, plugins::load(loaded, at, &member.entry, config, delivered, house)))
             }
             _ => None,
         })
         .collect();
     for (member, plugin) in chain.into_iter().zip(loaded_plugins) {
         let entry = &*member.entry;
-        let made = match (&entry.kind, plugin) {
+        let built = match (&entry.kind, plugin) {
             (InterceptorKind::Plugin(config), Some((at, plugin))) => match plugin {
                 Ok(plugin) => {
                     gathered.found.extend(plugins::ungranted(loaded, at, entry, gate.engine()));
@@ -78,9 +78,9 @@ pub(super) fn links(
                     scanner as Arc<dyn Interceptor>
                 })
             }
-            _ => interceptor(loaded, member, known, handed, house),
+            _ => interceptor(loaded, member, known, delivered, house),
         };
-        let interceptor = match made {
+        let interceptor = match built {
             Ok(interceptor) => interceptor,
             Err(wrong) => {
                 gathered.found.push(wrong);
@@ -125,8 +125,8 @@ fn scanner(
     known: &[Known],
 ) -> Result<Arc<Secrets>, BoxedDiagnostic> {
     let name = member.entry.name();
-    let made = Secrets::new(name, config, known).map(Arc::new);
-    made.map_err(|error| -> BoxedDiagnostic {
+    let built = Secrets::new(name, config, known).map(Arc::new);
+    built.map_err(|error| -> BoxedDiagnostic {
         let what = format!("`{name}`: {error}");
         Box::new(loaded.finding(&pointer(member), Code::BadValue, what))
     })
@@ -140,7 +140,7 @@ pub fn interceptor(
     loaded: &Loaded,
     member: &Member<'_>,
     known: &[Known],
-    handed: &plugins::PluginSecrets,
+    delivered: &plugins::PluginSecrets,
     house: &PluginHost,
 ) -> Result<Arc<dyn Interceptor>, BoxedDiagnostic> {
     let entry = &*member.entry;
@@ -160,7 +160,7 @@ pub fn interceptor(
         InterceptorKind::Plugin(config) => {
             // Defaults contain no plugin.
             let at = member.at.unwrap_or_default();
-            Arc::new(plugins::load(loaded, at, entry, config, handed, house)?)
+            Arc::new(plugins::load(loaded, at, entry, config, delivered, house)?)
         }
     })
 }

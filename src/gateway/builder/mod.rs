@@ -21,7 +21,7 @@ use crate::{
     server_requests::ServerRequests,
     servers::{
         EgressPolicy, NewServer, Servers, ServersParts, reap,
-        secrets::{by_server, handed, known, learn, missing},
+        secrets::{by_server, delivered, known, learn, missing},
     },
     session::Sessions,
     stages::{Obligations, Stages},
@@ -126,21 +126,21 @@ impl GatewayBuilder {
         let metrics = Arc::new(Metrics::new());
         let around = PluginServices::new(policies.clone(), metrics.clone());
         let house = plugins::house(loaded, around.clone());
-        let handed = handed(&config.servers, &loaded.base).await;
-        let (links, handed, scrubber, exports, approvals, signatures, gathered) =
+        let delivered = delivered(&config.servers, &loaded.base).await;
+        let (links, delivered, scrubber, exports, approvals, signatures, gathered) =
             tokio::task::spawn_blocking({
                 let (loaded, gate, house) = (loaded.clone(), gate.clone(), house.clone());
                 move || {
                     let mut gathered = BuildFindings::default();
-                    gathered.happened.extend(missing(&handed));
+                    gathered.happened.extend(missing(&delivered));
                     let to_plugins = plugins::PluginSecrets::read(&loaded, &mut gathered.found);
-                    let known = [known(&handed), to_plugins.known(&loaded)].concat();
+                    let known = [known(&delivered), to_plugins.known(&loaded)].concat();
                     let scrubber = Scrubber::new(&known).map_err(|error| error.to_string());
                     let exports = exports(&loaded, &mut gathered.found);
                     let signatures = signatures(&loaded, &mut gathered.found);
                     let approvals = Arc::new(approvals(&loaded, &mut gathered.found));
                     let links = links(&loaded, gate, &known, (&to_plugins, &house), &mut gathered);
-                    (links, handed, scrubber, exports, approvals, signatures, gathered)
+                    (links, delivered, scrubber, exports, approvals, signatures, gathered)
                 }
             })
             .await
@@ -148,16 +148,16 @@ impl GatewayBuilder {
         let BuildFindings { found, happened, plugins: in_chain, scanners } = gathered;
         if let (Some(signatures), true) = (signatures, found.is_empty()) {
             let scrubber = Arc::new(scrubber.map_err(StartFailure::Task)?);
-            let read = by_server(handed);
-            let hands = SecretBroker::new(&read, learn(scrubber.clone(), scanners));
-            hands.locate(loaded.secret_lines());
+            let read = by_server(delivered);
+            let broker = SecretBroker::new(&read, learn(scrubber.clone(), scanners));
+            broker.locate(loaded.secret_lines());
             let launcher = Arc::new(Launcher {
                 engine,
                 instance: uuid::Uuid::now_v7().to_string(),
                 base: loaded.base.clone(),
                 protected: ProtectedPaths::new(protected_paths(loaded)),
                 caps: config.limits.response_caps(),
-                hands,
+                broker,
                 runtime: Default::default(),
                 digests: Default::default(),
                 known: Some(config.state_dir.join(KNOWN_FOLDER)),
@@ -232,8 +232,8 @@ impl GatewayBuilder {
         let files: Vec<_> = self.in_chain.iter().flat_map(LoadedPlugin::files).collect();
         let files = (!files.is_empty()).then(|| Files::watch(files)).transpose();
         let files = files.map_err(|error| StartFailure::WatchPlugins(error.to_string()))?;
-        let stood = config.servers.iter();
-        let stood: Vec<_> = stood
+        let existing = config.servers.iter();
+        let existing: Vec<_> = existing
             .map(|(name, settings)| {
                 let read = self.read.remove(name).unwrap_or_default();
                 NewServer::of(name, settings, &self.launcher, read, scrub.clone())
@@ -243,11 +243,11 @@ impl GatewayBuilder {
         let revision = self.record(loaded, &audit, purpose).await?;
         let exports = std::mem::take(&mut self.exports);
         let exports = audit.export(exports, |name| metrics.export(name))?;
-        let router = Router::new(stood.iter().map(|stood| stood.server.clone()));
+        let router = Router::new(existing.iter().map(|existing| existing.server.clone()));
         let parts =
             Parts { config, seal: Arc::new(seal), router: Arc::new(router), audit, exports };
         let gateway = self.assemble(parts, revision);
-        stood.into_iter().for_each(|stood| gateway.servers.register(stood));
+        existing.into_iter().for_each(|existing| gateway.servers.register(existing));
         tokio::spawn({
             let (launcher, loaded) = (gateway.launcher.clone(), loaded.clone());
             async move {
@@ -452,7 +452,7 @@ fn approvals(loaded: &Loaded, found: &mut Vec<BoxedDiagnostic>) -> Approvals {
     let settings = &loaded.config.approvals;
     let patience = Duration::from_secs(settings.timeout_s);
     let webhook = settings.webhook.as_ref().and_then(|webhook| {
-        let made = SecretSet::headers(&webhook.headers, &loaded.base)
+        let webhook_headers = SecretSet::headers(&webhook.headers, &loaded.base)
             .map_err(|not| (not.failure.what, not.failure.remedy))
             .and_then(|headers| {
                 let url = reqwest::Url::parse(&webhook.url).ok();
@@ -467,7 +467,7 @@ fn approvals(loaded: &Loaded, found: &mut Vec<BoxedDiagnostic>) -> Approvals {
                 let url = url.filter(safe).ok_or_else(|| (what.to_owned(), help()))?;
                 Webhook::new(url, &headers, patience).map_err(|illegal| (illegal.to_string(), None))
             });
-        match made {
+        match webhook_headers {
             Ok(webhook) => Some(webhook),
             Err((what, help)) => {
                 let finding = loaded.finding("/approvals/webhook", Code::BadValue, what);

@@ -29,16 +29,16 @@ pub(super) async fn take(
     proxy: &Arc<Gateway>,
     caller: &Caller,
     text: &Bytes,
-    place: ConcurrencyPermit,
+    call_permit: ConcurrencyPermit,
 ) -> Result<Vec<InFlight>, Refusal> {
-    let mut places = Some(place);
+    let mut call_permits = Some(call_permit);
     let mut all = Vec::new();
     for element in elements(text, MOST, proxy.request_caps())? {
         let (refusal, id) = match Frame::parse(element.clone(), proxy.request_caps()) {
             Err(flaw) => (flaw.into(), None),
-            Ok(frame) => match admit(proxy, caller, &frame, &mut places) {
-                Ok(place) => {
-                    all.push(InFlight::take(proxy, caller.clone(), frame, place));
+            Ok(frame) => match admit(proxy, caller, &frame, &mut call_permits) {
+                Ok(call_permit) => {
+                    all.push(InFlight::take(proxy, caller.clone(), frame, call_permit));
                     continue;
                 }
                 Err(refusal) => (refusal, id(&frame).cloned()),
@@ -62,15 +62,15 @@ fn admit(
     proxy: &Gateway,
     caller: &Caller,
     frame: &Frame,
-    place: &mut Option<ConcurrencyPermit>,
+    call_permit: &mut Option<ConcurrencyPermit>,
 ) -> Result<ConcurrencyPermit, Refusal> {
     if let Kind::Request { method, .. } = &frame.kind
         && method.as_str() == Method::INITIALIZE
     {
         return Err(Refusal::new(Code::InvalidRequest, "`initialize` must not be part of a batch"));
     }
-    match place.take() {
-        Some(place) => Ok(place),
+    match call_permit.take() {
+        Some(call_permit) => Ok(call_permit),
         None => proxy.admission.acquire(&caller.principal),
     }
 }

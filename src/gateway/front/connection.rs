@@ -99,24 +99,24 @@ impl Connection {
     pub async fn take(
         self: &Arc<Self>,
         text: Bytes,
-        place: ConcurrencyPermit,
+        call_permit: ConcurrencyPermit,
         address: Option<SocketAddr>,
     ) -> Result<Option<JoinHandle<()>>, Rejected> {
         let (party, weight) = (Party::Client(self.principal.kind.clone()), Weight::of(&text));
-        in_turns(party, weight, self.take_text(text, place, address)).await
+        in_turns(party, weight, self.take_text(text, call_permit, address)).await
     }
 
     async fn take_text(
         self: &Arc<Self>,
         text: Bytes,
-        place: ConcurrencyPermit,
+        call_permit: ConcurrencyPermit,
         address: Option<SocketAddr>,
     ) -> Result<Option<JoinHandle<()>>, Rejected> {
         let session = self.session.lock().clone();
         if is_batch(&text)
             && let Some(session) = session.filter(|session| batch::are_taken_in(session))
         {
-            return self.take_batch(session, text, place, address).await.map(|()| None);
+            return self.take_batch(session, text, call_permit, address).await.map(|()| None);
         }
         let frame = Frame::parse(text, self.proxy.request_caps()).map_err(Refusal::from)?;
         let (id, greets) = match &frame.kind {
@@ -133,7 +133,7 @@ impl Connection {
         let session = self.session.lock().clone();
         let session = session.filter(|_| !revision.is_modern() && !greeting);
         let caller = self.caller(revision, session, address);
-        let sent = InFlight::take(&self.proxy, caller, frame, place);
+        let sent = InFlight::take(&self.proxy, caller, frame, call_permit);
         let task = self.tasks.spawn(self.clone().carry(vec![sent], false));
         Ok(greeting.then_some(task))
     }
@@ -142,11 +142,11 @@ impl Connection {
         self: &Arc<Self>,
         session: Arc<Session>,
         text: Bytes,
-        place: ConcurrencyPermit,
+        call_permit: ConcurrencyPermit,
         address: Option<SocketAddr>,
     ) -> Result<(), Rejected> {
         let caller = self.caller(session.revision, Some(session), address);
-        let sent = batch::take(&self.proxy, &caller, &text, place).await?;
+        let sent = batch::take(&self.proxy, &caller, &text, call_permit).await?;
         self.tasks.spawn(self.clone().carry(sent, true));
         Ok(())
     }
@@ -180,20 +180,20 @@ impl Connection {
             let mut answers = Vec::new();
             while let Some(piece) = pieces.next().await {
                 match piece {
-                    Output::Notice(text) => self.say(text).await,
+                    Output::Notice(text) => self.send_text(text).await,
                     Output::Answer(answer) if batch => answers.push(answer),
                     Output::Answer(answer) => {
                         if let Some(session) = &answer.answered.session {
                             self.begin(session.clone());
                         }
                         if let Some(text) = answer.text() {
-                            self.say(text).await;
+                            self.send_text(text).await;
                         }
                     }
                 }
             }
             if let Some(text) = batch::join(answers) {
-                self.say(text).await;
+                self.send_text(text).await;
             }
         };
         tokio::select! {
@@ -203,7 +203,7 @@ impl Connection {
     }
 
     /// Sends a message. A client that does not read for too long is disconnected.
-    pub async fn say(&self, text: Bytes) {
+    pub async fn send_text(&self, text: Bytes) {
         let sent = tokio::select! {
             sent = self.outbox.send_timeout(text, PATIENCE) => sent,
             () = self.gone.cancelled() => return,
@@ -236,7 +236,7 @@ impl Connection {
             let gone = connection.gone.clone();
             let relayed = async {
                 while let Some(event) = messages.next().await {
-                    connection.say(event.text).await;
+                    connection.send_text(event.text).await;
                 }
             };
             tokio::select! {

@@ -18,7 +18,7 @@ use portcullis_protocol::{
 
 /// A message that is being handled, or was rejected.
 pub(super) enum InFlight {
-    UnderWay { handle: ExchangeHandle, id: Option<Id> },
+    Running { handle: ExchangeHandle, id: Option<Id> },
     Settled(Answer),
 }
 
@@ -42,19 +42,19 @@ impl InFlight {
         proxy: &Arc<Gateway>,
         caller: Caller,
         frame: Frame,
-        place: ConcurrencyPermit,
+        call_permit: ConcurrencyPermit,
     ) -> Self {
         let id = match &frame.kind {
             Kind::Request { id, .. } => Some(id.clone()),
             _ => None,
         };
-        Self::UnderWay { handle: proxy.start(caller, frame, place), id }
+        Self::Running { handle: proxy.start(caller, frame, call_permit), id }
     }
 
     /// Whether a response will follow.
     pub fn is_asked(&self) -> bool {
         match self {
-            Self::UnderWay { id, .. } => id.is_some(),
+            Self::Running { id, .. } => id.is_some(),
             Self::Settled(answer) => answer.asked,
         }
     }
@@ -62,7 +62,7 @@ impl InFlight {
     /// The client's id of the request.
     pub fn id(&self) -> Option<&Id> {
         match self {
-            Self::UnderWay { id, .. } => id.as_ref(),
+            Self::Running { id, .. } => id.as_ref(),
             Self::Settled(_) => None,
         }
     }
@@ -92,10 +92,10 @@ pub(super) fn pieces(
     let mut guards = Vec::new();
     let pieces = stream::select_all(sent.into_iter().map(|sent| match sent {
         InFlight::Settled(answer) => stream::once(ready(Output::Answer(answer))).boxed(),
-        InFlight::UnderWay { handle: ExchangeHandle { notices, response, cancel }, id } => {
+        InFlight::Running { handle: ExchangeHandle { notices, response, cancel }, id } => {
             guards.push(cancel);
             let asked = id.is_some();
-            stream::unfold(Progress::UnderWay { notices, answer: response, asked }, Progress::next)
+            stream::unfold(Progress::Running { notices, answer: response, asked }, Progress::next)
                 .boxed()
         }
     }));
@@ -104,7 +104,7 @@ pub(super) fn pieces(
 
 /// Progress of a message.
 enum Progress {
-    UnderWay {
+    Running {
         notices: mpsc::Receiver<Bytes>,
         answer: oneshot::Receiver<ExchangeResponse>,
         asked: bool,
@@ -121,12 +121,12 @@ enum Progress {
 impl Progress {
     async fn next(self) -> Option<(Output, Self)> {
         let (mut notices, answer) = match self {
-            Self::UnderWay { mut notices, mut answer, asked } => {
+            Self::Running { mut notices, mut answer, asked } => {
                 let answered = tokio::select! {
                     biased;
                     Some(text) = notices.recv() => {
-                        let under_way = Self::UnderWay { notices, answer, asked };
-                        return Some((Output::Notice(text), under_way));
+                        let running = Self::Running { notices, answer, asked };
+                        return Some((Output::Notice(text), running));
                     }
                     answered = &mut answer => answered.ok()?,
                 };

@@ -59,23 +59,23 @@ impl BuiltinMethods {
     /// A refusal if the method cannot be answered.
     pub async fn answer(
         &self,
-        guest: &ClientContext,
+        client: &ClientContext,
         exchange: &Exchange,
     ) -> Result<Bytes, Refusal> {
         Ok(match exchange.method.as_str() {
-            Method::INITIALIZE => self.initialized(guest, exchange).await,
-            Method::DISCOVER => self.discovered(guest).await,
-            Method::TASKS_LIST => self.tasks.list(guest).await,
+            Method::INITIALIZE => self.initialized(client, exchange).await,
+            Method::DISCOVER => self.discovered(client).await,
+            Method::TASKS_LIST => self.tasks.list(client).await,
             method => match ListKind::of(method) {
-                Some(offer) => self.list(guest, exchange, offer).await?,
+                Some(offer) => self.list(client, exchange, offer).await?,
                 None => Bytes::from_static(b"{}"),
             },
         })
     }
 
-    async fn initialized(&self, guest: &ClientContext, exchange: &Exchange) -> Bytes {
+    async fn initialized(&self, client: &ClientContext, exchange: &Exchange) -> Bytes {
         let revision = Value::from(exchange.revision.as_str()).to_string();
-        let Some(greeting) = self.greeted(guest).await else {
+        let Some(greeting) = self.greeted(client).await else {
             return json!({
                 "protocolVersion": exchange.revision.as_str(),
                 "capabilities": merged(false),
@@ -103,10 +103,10 @@ impl BuiltinMethods {
         result.to_string().into()
     }
 
-    async fn discovered(&self, guest: &ClientContext) -> Bytes {
+    async fn discovered(&self, client: &ClientContext) -> Bytes {
         let versions: Vec<_> = Revision::ALL.iter().rev().map(|r| r.as_str()).collect();
         let versions = json!(versions);
-        let greeting = self.greeted(guest).await;
+        let greeting = self.greeted(client).await;
         if let Some(greeting) = &greeting
             && greeting.revision.is_modern()
             && let Ok(object) = Object::parse(greeting.words.raw().clone())
@@ -135,9 +135,9 @@ impl BuiltinMethods {
 
     /// Handshake of the only server of a view. A server that never ran before is waited for, up to
     /// [`SOON`]. At the endpoint of all servers the result is `None`, and no server is waited for.
-    async fn greeted(&self, guest: &ClientContext) -> Option<Arc<Handshake>> {
-        let View::One(name) = &guest.view else { return None };
-        let (server, revision) = (self.router.server(name)?, guest.revision);
+    async fn greeted(&self, client: &ClientContext) -> Option<Arc<Handshake>> {
+        let View::One(name) = &client.view else { return None };
+        let (server, revision) = (self.router.server(name)?, client.revision);
         server.known_eras().await;
         let known = server.greeting(revision).await;
         let starting = tokio::spawn(async move { shared_instance(&server, revision).await });

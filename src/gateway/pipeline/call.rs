@@ -48,7 +48,7 @@ const PARKED_BYTES: usize = 1 << 20;
 /// Time in which further server requests join the first one in the same `input_required`.
 const AT_ONCE: Duration = Duration::from_millis(50);
 /// Pause before a call is repeated for a modern server that required no input.
-const AGAIN: Duration = Duration::from_millis(500);
+const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Result of driving a call.
 enum CallOutcome {
@@ -59,7 +59,7 @@ enum CallOutcome {
 
 /// The fixed parts of a call, also when it is repeated.
 struct CallContext<'a> {
-    guest: &'a ClientContext,
+    client: &'a ClientContext,
     frame: &'a Frame,
     server: &'a Arc<Server>,
     exchange: &'a Exchange,
@@ -69,9 +69,9 @@ struct CallContext<'a> {
 /// Whether any replica of a stateless server can answer this request. Requests about a task go to
 /// the instance that has it (in 2026-07-28 the server decides which calls become tasks, for clients
 /// that support tasks). Subscriptions and notifications stay at one instance, too.
-fn stands_alone(guest: &ClientContext, exchange: &Exchange) -> bool {
+fn stands_alone(client: &ClientContext, exchange: &Exchange) -> bool {
     match exchange.method.as_str() {
-        Method::TOOLS_CALL if guest.abilities.extension(TASKS_EXTENSION) => false,
+        Method::TOOLS_CALL if client.abilities.extension(TASKS_EXTENSION) => false,
         Method::TOOLS_CALL => {
             let params = exchange.request.value();
             params.get("task").is_none() && params.get("requestState").is_none()
@@ -107,12 +107,12 @@ impl ServerCalls {
     /// A refusal if there is no response.
     pub async fn call(
         &self,
-        Message { client: guest, frame, notices }: Message<'_>,
+        Message { client, frame, notices }: Message<'_>,
         server: &Arc<Server>,
         exchange: &Exchange,
     ) -> Result<Answer, Refusal> {
-        let making = CallContext { guest, frame, server, exchange, notices };
-        let state = if guest.revision.is_modern() {
+        let context = CallContext { client, frame, server, exchange, notices };
+        let state = if client.revision.is_modern() {
             self.requests.open_state(server, exchange)?
         } else {
             None
@@ -121,21 +121,21 @@ impl ServerCalls {
             let parked = self.requests.suspended.take(key).ok_or_else(|| {
                 Refusal::new(
                     Code::RequestStateInvalid,
-                    "this call is no longer suspended: call again",
+                    "this call is no longer suspended: retry it",
                 )
             })?;
-            return self.resume(&making, parked).await;
+            return self.resume(&context, parked).await;
         }
         let (mut instance, mut running) =
-            guest.instance(server).await.map_err(|failure| failed(&failure, &making))?;
-        if stands_alone(guest, exchange) {
+            client.instance(server).await.map_err(|failure| failed(&failure, &context))?;
+        if stands_alone(client, exchange) {
             let other = server.least_busy(&instance);
             if let Some(runs) = other.peek() {
                 (instance, running) = (other, runs);
             }
         }
         let revision = running.greeting.revision;
-        let mut params = outgoing(&making, revision);
+        let mut params = outgoing(&context, revision);
         if let (Some(State::Server(own)), Some(text)) = (&state, &params) {
             // The state that the client returns is the server's own again.
             let own = Value::from(own.as_str()).to_string();
@@ -145,7 +145,7 @@ impl ServerCalls {
         }
         let modern = revision.is_modern();
         for _ in 0..ROUNDS {
-            let call = self.call_of(&making, params.clone());
+            let call = self.call_of(&context, params.clone());
             let dialogue = UpstreamCall::begin(
                 &self.in_flight,
                 server,
@@ -153,32 +153,32 @@ impl ServerCalls {
                 running.clone(),
                 call,
             );
-            let talk = self.drive_call(&making, (&instance, &running), dialogue).await;
+            let talk = self.drive_call(&context, (&instance, &running), dialogue).await;
             let reply = match talk {
-                CallOutcome::Over(reply) => reply.map_err(|failure| failed(&failure, &making))?,
+                CallOutcome::Over(reply) => reply.map_err(|failure| failed(&failure, &context))?,
                 CallOutcome::Asks(dialogue, open) => {
                     let at = (instance, running);
-                    return self.park(&making, SuspendedCall::new(dialogue, open, at));
+                    return self.park(&context, SuspendedCall::new(dialogue, open, at));
                 }
             };
             let asked = match &reply {
-                Reply::Result(result) if modern && !guest.revision.is_modern() => {
+                Reply::Result(result) if modern && !client.revision.is_modern() => {
                     Object::parse(result.clone())
                         .ok()
                         .filter(|result| ResultKind::of(result) == ResultKind::InputRequired)
                 }
                 _ => None,
             };
-            let Some(asked) = asked else { return self.translate_reply(&making, revision, reply) };
-            let answers = self.collect_inputs(&making, &asked).await?;
-            params = Some(again(params.as_ref(), &asked, &answers));
+            let Some(asked) = asked else { return self.translate_reply(&context, revision, reply) };
+            let answers = self.collect_inputs(&context, &asked).await?;
+            params = Some(with_answers(params.as_ref(), &asked, &answers));
         }
         let failure = CallError::Misbehaved(format!("it requested more input {ROUNDS} times"));
-        Err(failed(&failure, &making))
+        Err(failed(&failure, &context))
     }
 
-    fn call_of(&self, making: &CallContext<'_>, params: Option<Bytes>) -> Call {
-        let exchange = making.exchange;
+    fn call_of(&self, context: &CallContext<'_>, params: Option<Bytes>) -> Call {
+        let exchange = context.exchange;
         Call {
             method: exchange.method.clone(),
             name: match &exchange.target {
@@ -190,22 +190,22 @@ impl ServerCalls {
                 Target::Resource { uri } => Some(uri.clone()),
                 Target::None => None,
             },
-            headers: mirrored_headers::for_server(&self.stages.recorder, making.guest, exchange),
+            headers: mirrored_headers::for_server(&self.stages.recorder, context.client, exchange),
             params,
-            frame: Some(making.frame.clone()),
-            said: None,
-            clock: Deadline::new(making.server.deadline()),
+            frame: Some(context.frame.clone()),
+            messages: None,
+            clock: Deadline::new(context.server.deadline()),
         }
     }
 
     /// Drives a call to its end: forwards the server's notifications and requests meanwhile.
     async fn drive_call(
         &self,
-        making: &CallContext<'_>,
+        context: &CallContext<'_>,
         (instance, running): (&Arc<Instance>, &Arc<Running>),
         mut dialogue: UpstreamCall,
     ) -> CallOutcome {
-        let CallContext { guest, server, notices, .. } = making;
+        let CallContext { client, server, notices, .. } = context;
         // Pending server requests are withdrawn if the call ends before they are answered.
         let over = CancellationToken::new();
         let _over = over.clone().drop_guard();
@@ -228,23 +228,23 @@ impl ServerCalls {
                     }
                     return CallOutcome::Over(reply);
                 }
-                CallEvent::Said(ServerMessage::Notification { method, params }) => {
+                CallEvent::FromServer(ServerMessage::Notification { method, params }) => {
                     grow(params.as_ref().map_or(Weight::NONE, Weight::of)).await;
-                    self.forward_notification(making, method, params).await;
+                    self.forward_notification(context, method, params).await;
                 }
-                CallEvent::Said(ServerMessage::Request { id, method, params, answer }) => {
+                CallEvent::FromServer(ServerMessage::Request { id, method, params, answer }) => {
                     put += 1;
                     let held: usize = open.iter().map(PendingInput::size).sum();
                     let size = params.as_ref().map_or(0, Bytes::len);
-                    let parks = guest.session.is_none();
+                    let parks = client.session.is_none();
                     if put > QUESTIONS || (parks && held + size > PARKED_BYTES) {
                         let text =
                             self.requests.refuse(&server.name, Some(&id), &method, params).await;
                         let _ = answer.send(text);
                         continue;
                     }
-                    if guest.session.is_some() {
-                        let way = ReplyRoute {
+                    if client.session.is_some() {
+                        let route = ReplyRoute {
                             server: server.name.clone(),
                             instance: Some((instance.clone(), running.clone())),
                             out: Some((*notices).clone()),
@@ -252,20 +252,20 @@ impl ServerCalls {
                             over: over.clone(),
                         };
                         self.requests.forward_to_client(
-                            (*guest).clone(),
-                            way,
+                            (*client).clone(),
+                            route,
                             (id, method, params),
                             answer,
                         );
                         continue;
                     }
                     // On a task of its own, so that it is recorded to its end.
-                    let (requests, guest, server) =
-                        (self.requests.clone(), (*guest).clone(), server.name.clone());
+                    let (requests, client, server) =
+                        (self.requests.clone(), (*client).clone(), server.name.clone());
                     let party = Party::Server(server.clone());
                     let weight = params.as_ref().map_or(Weight::NONE, Weight::of);
                     let admitted = self.tasks.spawn(in_turns(party, weight, async move {
-                        let admitted = requests.admit(&guest, &server, &id, &method, params).await;
+                        let admitted = requests.admit(&client, &server, &id, &method, params).await;
                         match admitted {
                             Ok(question) => {
                                 Some(PendingInput::new(&requests, question, id, answer))
@@ -288,32 +288,36 @@ impl ServerCalls {
     /// Forwards a server's notification to the waiting client, through the chain.
     async fn forward_notification(
         &self,
-        making: &CallContext<'_>,
+        context: &CallContext<'_>,
         method: Method,
         params: Option<Bytes>,
     ) {
-        let (guest, server) = (making.guest, &making.server.name);
-        if let Some(text) = self.stages.notice_to(guest, server, &method, params).await
+        let (client, server) = (context.client, &context.server.name);
+        if let Some(text) = self.stages.notice_to(client, server, &method, params).await
             // A client that does not read loses notifications, but not its response.
-            && let Err(TrySendError::Full(_)) = making.notices.try_send(text)
+            && let Err(TrySendError::Full(_)) = context.notices.try_send(text)
         {
             let drops = &self.stages.recorder.drops;
-            drops.count(server, &guest.principal.kind, DropReason::Unread);
+            drops.count(server, &client.principal.kind, DropReason::Unread);
         }
     }
 
     /// Suspends a call and returns the server's requests to its client.
-    fn park(&self, making: &CallContext<'_>, mut parked: SuspendedCall) -> Result<Answer, Refusal> {
+    fn park(
+        &self,
+        context: &CallContext<'_>,
+        mut parked: SuspendedCall,
+    ) -> Result<Answer, Refusal> {
         if self.closing.is_cancelled() {
             return Err(Refusal::new(Code::ShuttingDown, "the proxy is shutting down"));
         }
         parked.pause();
         let requests: Vec<_> = parked.open.iter().map(PendingInput::request).collect();
         let limit = self.requests.timeout.min(TTL);
-        let owner = making.guest.principal.kind.clone();
+        let owner = context.client.principal.kind.clone();
         let key = self.requests.suspended.park(owner, parked, limit)?;
         let state =
-            self.requests.seal_state(making.server, making.exchange, &State::Parked(key))?;
+            self.requests.seal_state(context.server, context.exchange, &State::Parked(key))?;
         let parts: [&[u8]; 5] = [
             b"{\"resultType\":\"input_required\",\"inputRequests\":{",
             &requests.join(&b","[..]),
@@ -327,17 +331,17 @@ impl ServerCalls {
     /// Resumes a suspended call with the client's answers.
     async fn resume(
         &self,
-        making: &CallContext<'_>,
+        context: &CallContext<'_>,
         mut parked: SuspendedCall,
     ) -> Result<Answer, Refusal> {
-        let given = Object::parse(making.exchange.request.raw().clone())
+        let given = Object::parse(context.exchange.request.raw().clone())
             .ok()
             .and_then(|params| params.object("inputResponses"));
         for open in std::mem::take(&mut parked.open) {
             match given.as_ref().and_then(|given| given.get(open.key())) {
                 // On a task of its own, so that it is recorded to its end.
                 Some(result) => {
-                    let party = Party::Client(making.guest.principal.kind.clone());
+                    let party = Party::Client(context.client.principal.kind.clone());
                     let weight = Weight::of(&result);
                     let settled = in_turns(party, weight, open.settle(result));
                     drop(self.tasks.spawn(settled).await);
@@ -346,16 +350,16 @@ impl ServerCalls {
             }
         }
         if !parked.open.is_empty() {
-            return self.park(making, parked);
+            return self.park(context, parked);
         }
         let (dialogue, (instance, running)) = parked.resume();
-        match self.drive_call(making, (&instance, &running), dialogue).await {
+        match self.drive_call(context, (&instance, &running), dialogue).await {
             CallOutcome::Over(reply) => {
-                let reply = reply.map_err(|failure| failed(&failure, making))?;
-                self.translate_reply(making, running.greeting.revision, reply)
+                let reply = reply.map_err(|failure| failed(&failure, context))?;
+                self.translate_reply(context, running.greeting.revision, reply)
             }
             CallOutcome::Asks(dialogue, open) => {
-                self.park(making, SuspendedCall::new(dialogue, open, (instance, running)))
+                self.park(context, SuspendedCall::new(dialogue, open, (instance, running)))
             }
         }
     }
@@ -364,13 +368,13 @@ impl ServerCalls {
     /// their keys.
     async fn collect_inputs(
         &self,
-        making: &CallContext<'_>,
+        context: &CallContext<'_>,
         asked: &Object,
     ) -> Result<Vec<(String, Bytes)>, Refusal> {
         let misbehaved =
-            || failed(&CallError::Misbehaved("its `inputRequests` are malformed".into()), making);
+            || failed(&CallError::Misbehaved("its `inputRequests` are malformed".into()), context);
         let Some(requests) = asked.get("inputRequests") else {
-            tokio::time::sleep(AGAIN).await;
+            tokio::time::sleep(RETRY_INTERVAL).await;
             return Ok(Vec::new());
         };
         let requests = Object::parse(requests)
@@ -384,16 +388,16 @@ impl ServerCalls {
             let request = requests.object(key).ok_or_else(misbehaved)?;
             let method = request.string("method").ok_or_else(misbehaved)?;
             let (sender, answer) = oneshot::channel();
-            let way = ReplyRoute {
-                server: making.server.name.clone(),
+            let route = ReplyRoute {
+                server: context.server.name.clone(),
                 instance: None,
-                out: Some(making.notices.clone()),
+                out: Some(context.notices.clone()),
                 clock: None,
                 over: over.clone(),
             };
             // The id is unused: the server identifies the request by its key.
             let question = (Id::from(0), Method::new(&method), request.get("params"));
-            self.requests.forward_to_client(making.guest.clone(), way, question, sender);
+            self.requests.forward_to_client(context.client.clone(), route, question, sender);
             waiting.push((key.to_owned(), method, answer));
         }
         let mut answers = Vec::new();
@@ -421,11 +425,11 @@ impl ServerCalls {
     /// Translates a server's reply to the client's era.
     fn translate_reply(
         &self,
-        making: &CallContext<'_>,
+        context: &CallContext<'_>,
         revision: Revision,
         reply: Reply,
     ) -> Result<Answer, Refusal> {
-        let (method, client) = (&making.exchange.method, making.guest.revision);
+        let (method, client) = (&context.exchange.method, context.client.revision);
         match reply {
             Reply::Error(error) => {
                 let error = era::error(error, method, revision, client);
@@ -433,9 +437,9 @@ impl ServerCalls {
             }
             Reply::Result(result) => {
                 let result = era::result(result, method, revision, client)
-                    .map_err(|why| failed(&CallError::Misbehaved(why.into()), making))?;
+                    .map_err(|why| failed(&CallError::Misbehaved(why.into()), context))?;
                 if revision.is_modern() && client.is_modern() {
-                    return self.sealed(making, result);
+                    return self.sealed(context, result);
                 }
                 Ok(Answer::Result(Payload::new(result)))
             }
@@ -443,7 +447,7 @@ impl ServerCalls {
     }
 
     /// A modern result with the server's `requestState` sealed into one of the proxy's.
-    fn sealed(&self, making: &CallContext<'_>, result: Bytes) -> Result<Answer, Refusal> {
+    fn sealed(&self, context: &CallContext<'_>, result: Bytes) -> Result<Answer, Refusal> {
         let plain = |result| Ok(Answer::Result(Payload::new(result)));
         if !portcullis_protocol::codec::may_have(&result, "requestState") {
             return plain(result);
@@ -455,8 +459,8 @@ impl ServerCalls {
         match object.string("requestState") {
             Some(own) => {
                 let state = self.requests.seal_state(
-                    making.server,
-                    making.exchange,
+                    context.server,
+                    context.exchange,
                     &State::Server(own),
                 )?;
                 plain(object.with(&[("requestState", Some(&state))]))
@@ -474,14 +478,14 @@ async fn expired(until: Option<tokio::time::Instant>) {
     }
 }
 
-fn failed(failure: &CallError, making: &CallContext<'_>) -> Refusal {
-    let (decision, server) = (making.exchange.id, &making.server.name);
+fn failed(failure: &CallError, context: &CallContext<'_>) -> Refusal {
+    let (decision, server) = (context.exchange.id, &context.server.name);
     tracing::warn!(%decision, %server, %failure, "call failed");
     failure.refusal(server)
 }
 
 /// The `params` of the next attempt: with the client's answers and the server's own state.
-fn again(params: Option<&Bytes>, asked: &Object, answers: &[(String, Bytes)]) -> Bytes {
+fn with_answers(params: Option<&Bytes>, asked: &Object, answers: &[(String, Bytes)]) -> Bytes {
     let empty = Bytes::from_static(b"{}");
     let pairs: Vec<_> = answers.iter().map(|(key, text)| (key.as_str(), Some(&text[..]))).collect();
     let responses = Object::parse(empty.clone()).map(|object| object.with(&pairs)).ok();
@@ -496,19 +500,19 @@ fn again(params: Option<&Bytes>, asked: &Object, answers: &[(String, Bytes)]) ->
 
 /// The `params` for a server, in the server's era; as the client sent them if the chain did not
 /// change them.
-fn outgoing(making: &CallContext<'_>, server: Revision) -> Option<Bytes> {
-    let raw = making.exchange.request.raw();
-    let guest = making.guest;
+fn outgoing(context: &CallContext<'_>, server: Revision) -> Option<Bytes> {
+    let raw = context.exchange.request.raw();
+    let client = context.client;
     let speaker = Speaker {
-        revision: guest.revision,
-        capabilities: guest.abilities.raw().clone(),
-        info: guest.info.clone(),
-        level: guest.level.map(|level| level.as_str()),
+        revision: client.revision,
+        capabilities: client.abilities.raw().clone(),
+        info: client.info.clone(),
+        level: client.level.map(|level| level.as_str()),
     };
     if let Some(translated) = era::params(raw, &speaker, server) {
         return Some(translated);
     }
-    let sent = match &making.frame.kind {
+    let sent = match &context.frame.kind {
         Kind::Request { params, .. } | Kind::Notification { params, .. } => params.is_some(),
         _ => false,
     };

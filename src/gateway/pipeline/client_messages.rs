@@ -53,7 +53,7 @@ impl Pipeline {
     /// Carries out a client's notification.
     pub(super) async fn on_notification(
         &self,
-        guest: &ClientContext,
+        client: &ClientContext,
         server: Option<&Arc<Server>>,
         exchange: &Exchange,
     ) {
@@ -64,12 +64,12 @@ impl Pipeline {
                     .ok()
                     .and_then(|params| params.get("requestId"))
                     .and_then(|id| Id::parse(id).ok());
-                if let (Some(calls), Some(id)) = (&guest.calls, id) {
+                if let (Some(calls), Some(id)) = (&client.calls, id) {
                     calls.cancel(&id);
                 }
             }
             Method::PROGRESS => {
-                if let Some(session) = &guest.session {
+                if let Some(session) = &client.session {
                     session.asks.progress(params);
                 }
             }
@@ -80,15 +80,15 @@ impl Pipeline {
                 let servers = match server {
                     // The server of the decision, even if another has its name now.
                     Some(server) => vec![server.clone()],
-                    None => self.router.servers(&guest.view),
+                    None => self.router.servers(&client.view),
                 };
-                let told = servers.iter().filter_map(|server| {
-                    let key = guest.party_key(server);
+                let instances = servers.iter().filter_map(|server| {
+                    let key = client.party_key(server);
                     let is_dedicated = key.as_ref().is_some_and(InstanceKey::is_dedicated);
                     // With separated clients, the shared instance gets no notification.
                     let only_dedicated =
                         method == Method::ROOTS_CHANGED || server.settings.sharing.keeps_apart();
-                    match &guest.view {
+                    match &client.view {
                         _ if only_dedicated && !is_dedicated => None,
                         View::All if method != Method::ROOTS_CHANGED => None,
                         _ => match server.at(key.as_ref()) {
@@ -97,7 +97,7 @@ impl Pipeline {
                         },
                     }
                 });
-                for instance in told {
+                for instance in instances {
                     if let Some(running) = instance.peek() {
                         let sent = instance.notify(&running, method, params.clone()).await;
                         if let Err(failure) = sent {
@@ -113,7 +113,7 @@ impl Pipeline {
     /// dedicated instances send none.
     pub(super) async fn set_log_level(
         &self,
-        guest: &ClientContext,
+        client: &ClientContext,
         exchange: &Exchange,
     ) -> Result<Answer, Refusal> {
         let level = Object::parse(exchange.request.raw().clone())
@@ -121,12 +121,12 @@ impl Pipeline {
             .and_then(|params| params.string("level"))
             .and_then(|level| LogLevel::parse(&level))
             .ok_or_else(|| Refusal::new(Code::InvalidParams, "`level` is not an MCP log level"))?;
-        let Some(session) = &guest.session else {
+        let Some(session) = &client.session else {
             return Err(Refusal::new(Code::MethodUnknown, "this method needs a session"));
         };
         session.set_level(level);
         let key = InstanceKey::Session(session.id.clone());
-        for server in self.router.servers(&guest.view) {
+        for server in self.router.servers(&client.view) {
             if let Some(instance) = server.owned(&key)
                 && let Some(running) = instance.peek()
                 && let Err(failure) = set_level(&instance, &running, level.as_str()).await

@@ -450,7 +450,7 @@ impl Pipeline {
         exchange.response = Some(answer);
         let passed = self.stages.chain.pass(exchange, Phase::Response, &mut record.trail).await;
         let obligations = &self.stages.obligations;
-        match passed.and_then(|()| obligations.apply_labels(exchange, &record.trail.heard)) {
+        match passed.and_then(|()| obligations.apply_labels(exchange, &record.trail.added_labels)) {
             Ok(()) => exchange.response.clone().map_or(Outcome::Cancelled, Outcome::Answered),
             // The refused response is kept for the record only.
             Err(refusal) => Outcome::Refused(refusal),

@@ -49,7 +49,7 @@ pub(crate) async fn open(
 fn checkpoints(config: &Config) -> proof::Settings {
     let portcullis_audit::config::Checkpoint { records, seconds } = config.audit.checkpoint;
     let witnesses =
-        config.audit.witness.iter().filter_map(portcullis_audit::config::Witness::place).collect();
+        config.audit.witness.iter().filter_map(portcullis_audit::config::Witness::target).collect();
     let time = Duration::from_secs(seconds);
     proof::Settings { state: Some(config.state_dir.clone()), records, time, witnesses }
 }

@@ -38,18 +38,18 @@ impl Recorder {
     /// call.
     pub(crate) async fn record_drops(&self) {
         let counts = std::mem::take(&mut *self.drops.0.lock());
-        let told = counts.into_iter().map(|((server, of, why), count)| async move {
+        let reports = counts.into_iter().map(|((server, of, why), count)| async move {
             let dropped = MessagesDropped {
                 server: server.to_string(),
                 principal: of.as_ref().map(PrincipalKind::name),
                 reason: why,
                 count,
             };
-            let told = self.audit.record_event(dropped).await;
-            told.inspect_err(|_| self.drops.add(server, of, why, count)).err()
+            let recorded = self.audit.record_event(dropped).await;
+            recorded.inspect_err(|_| self.drops.add(server, of, why, count)).err()
         });
         // Concurrently: they share one commit, and wait only once for a slow store.
-        let failures = futures_util::future::join_all(told).await;
+        let failures = futures_util::future::join_all(reports).await;
         if let Some(error) = failures.into_iter().flatten().next() {
             tracing::error!(%error, "counts of dropped messages could not be recorded");
         }

@@ -1,9 +1,9 @@
 //! Events of servers' starts, image pulls and secret deliveries.
 
 use portcullis_audit::record::{
-    ByHand, EgressOpened, Event, HandedBy, ImageDid, ImageDone, ImageResolved, PlaceKind,
-    SecretHanded, SecretSource, SecretsDelivered, ServerLaunchRefused, ServerLaunched,
-    ServerLaunching, bare_uri, era, micros, rule,
+    CommandUser, DeliveredSecret, DeliveryKind, EgressOpened, Event, ImageDid, ImageDone,
+    ImageResolved, RuntimeKind, SecretSource, SecretsDelivered, ServerLaunchRefused,
+    ServerLaunched, ServerLaunching, bare_uri, era, micros, rule,
 };
 use portcullis_protocol::{identity::PrincipalKind, names::ServerName, refusal};
 use portcullis_runtime::process::Origin;
@@ -55,8 +55,8 @@ pub(crate) fn launching(
         place,
         program,
         party,
-        way,
-        handing,
+        connecting,
+        deliveries,
         resolved,
     } = launching;
     let (launch, server) = (*launch, server.to_string());
@@ -83,18 +83,18 @@ pub(crate) fn launching(
         policy_revision: revision.to_owned(),
     };
     all.push(starting.into());
-    all.extend(way.as_ref().map(|way| {
+    all.extend(connecting.as_ref().map(|remote| {
         Event::from(EgressOpened {
             launch,
             server: server.clone(),
             principal: principal.clone(),
-            encrypted: way.url.starts_with("https://"),
-            url: way.url.clone(),
-            protocol: way.protocol.to_owned(),
+            encrypted: remote.url.starts_with("https://"),
+            url: remote.url.clone(),
+            protocol: remote.protocol.to_owned(),
         })
     }));
-    if !handing.is_empty() {
-        let secrets = handing.iter().map(handed).collect();
+    if !deliveries.is_empty() {
+        let secrets = deliveries.iter().map(recorded).collect();
         all.push(SecretsDelivered { launch, server, principal, secrets }.into());
     }
     all
@@ -105,7 +105,7 @@ pub(crate) fn pulled(server: &ServerName, pulling: portcullis_upstream::Pulling)
     let portcullis_upstream::Pulling { launch, image, digest, outcome } = pulling;
     let what = pull_outcome(outcome);
     ImageDone { server: server.clone(), image, digest, what }
-        .on_record(Some(launch), ByHand::default())
+        .on_record(Some(launch), CommandUser::default())
 }
 
 /// The outcome of a pull, as in records.
@@ -119,20 +119,19 @@ pub fn pull_outcome(outcome: Result<Pulled, ImageError>) -> ImageDid {
 }
 
 /// The event before a running server gets new values of secrets in files.
-pub(crate) fn handed_again(
+pub(crate) fn redelivered(
     server: &ServerName,
     launching: &portcullis_upstream::LaunchRequest,
     secrets: &[String],
 ) -> SecretsDelivered {
-    let files = launching
-        .handing
-        .iter()
-        .filter(|handing| handing.by == DeliveryMethod::File && secrets.contains(&handing.secret));
+    let files = launching.deliveries.iter().filter(|delivery| {
+        delivery.by == DeliveryMethod::File && secrets.contains(&delivery.secret)
+    });
     SecretsDelivered {
         launch: launching.launch,
         server: server.to_string(),
         principal: launching.party.as_ref().map(PrincipalKind::name),
-        secrets: files.map(handed).collect(),
+        secrets: files.map(recorded).collect(),
     }
 }
 
@@ -172,23 +171,23 @@ pub(crate) fn source(source: &Source) -> SecretSource {
 }
 
 /// The runtime of a server, as in records.
-pub(crate) fn kind(place: &Placement) -> PlaceKind {
+pub(crate) fn kind(place: &Placement) -> RuntimeKind {
     match place {
-        Placement::Container { .. } => PlaceKind::Container,
-        Placement::Sandbox { .. } => PlaceKind::Sandbox,
-        Placement::Remote { .. } => PlaceKind::Remote,
+        Placement::Container { .. } => RuntimeKind::Container,
+        Placement::Sandbox { .. } => RuntimeKind::Sandbox,
+        Placement::Remote { .. } => RuntimeKind::Remote,
     }
 }
 
-fn handed(handing: &SecretDelivery) -> SecretHanded {
-    SecretHanded {
-        secret: handing.secret.clone(),
-        source: source(&handing.source),
-        by: match handing.by {
-            DeliveryMethod::Environment => HandedBy::Environment,
-            DeliveryMethod::File => HandedBy::File,
-            DeliveryMethod::Header => HandedBy::Header,
+fn recorded(delivery: &SecretDelivery) -> DeliveredSecret {
+    DeliveredSecret {
+        secret: delivery.secret.clone(),
+        source: source(&delivery.source),
+        by: match delivery.by {
+            DeliveryMethod::Environment => DeliveryKind::Environment,
+            DeliveryMethod::File => DeliveryKind::File,
+            DeliveryMethod::Header => DeliveryKind::Header,
         },
-        own: handing.client.is_some(),
+        own: delivery.client.is_some(),
     }
 }

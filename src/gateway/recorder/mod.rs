@@ -53,7 +53,7 @@ pub(crate) use retention::prune;
 pub use retention::prune_offline;
 
 /// Largest body that is searched for secrets in place; larger ones use a thread of their own.
-const IN_PLACE: usize = 128 << 10;
+const MAX_INLINE_BYTES: usize = 128 << 10;
 /// Large bodies that are searched at once.
 const SCANS: usize = 2;
 
@@ -254,13 +254,13 @@ impl Recorder {
             message,
         };
         tracing::info!(%decision, code = %refusal.code, detail = refusal.detail, "refused on arrival");
-        let made = async { Refused::on_arrival(arrival, refusal, self.audit.key()) };
+        let build = async { Refused::on_arrival(arrival, refusal, self.audit.key()) };
         let record = match principal {
             Some(principal) => {
                 let party = Party::Client(principal.kind.clone());
-                in_turns(party, message.map_or(Weight::NONE, Weight::of), made).await
+                in_turns(party, message.map_or(Weight::NONE, Weight::of), build).await
             }
-            None => made.await,
+            None => build.await,
         };
         if let Err(error) = self.audit.refused(record).await {
             tracing::error!(%decision, %error, "a refusal could not be recorded");
@@ -307,7 +307,7 @@ impl Recorder {
             Ok(redacted) => Kept::of(redacted.body, redacted.secrets),
             Err(why) => Kept::failed(why.to_string()),
         };
-        if bytes <= IN_PLACE {
+        if bytes <= MAX_INLINE_BYTES {
             return Some(look());
         }
         let Ok(turn) = self.scans.next(&exchange.principal.kind).await else {

@@ -9,7 +9,7 @@ use super::{
 };
 use portcullis_audit::{
     Scrub, Unavailable,
-    record::{By, ByHand, Event, ImageDone, ProxyStartFailed},
+    record::{By, CommandUser, Event, ImageDone, ProxyStartFailed},
 };
 use portcullis_config::Loaded;
 use portcullis_interceptors::secrets::Scrubber;
@@ -51,7 +51,7 @@ pub async fn record_offline(loaded: &Loaded, all: Vec<Event>) -> Result<(), Unav
 pub async fn record_images_offline(
     loaded: &Loaded,
     all: Vec<ImageDone>,
-    by: ByHand,
+    by: CommandUser,
 ) -> Result<(), Unavailable> {
     record_offline(loaded, all.into_iter().map(|done| done.by(by.clone())).collect()).await
 }

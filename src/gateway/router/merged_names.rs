@@ -15,7 +15,7 @@ pub struct MergedNames {
     items: Items,
     entries: Vec<Entry>,
     /// Indexes of the entries by merged name.
-    places: HashMap<String, usize>,
+    positions: HashMap<String, usize>,
     notices: Notices,
 }
 
@@ -52,7 +52,7 @@ impl MergedNames {
             .collect();
         let mut catalog = Self {
             entries: Vec::with_capacity(items.len()),
-            places: HashMap::with_capacity(items.len()),
+            positions: HashMap::with_capacity(items.len()),
             notices: Notices::default(),
             items: items.clone(),
         };
@@ -67,7 +67,7 @@ impl MergedNames {
                 Some("its name looks like one of another server")
             } else if !item.name.is_ascii() && !looks.insert(tool_names::look(&item.name)) {
                 Some("its name looks like another one of the list")
-            } else if catalog.places.contains_key(name)
+            } else if catalog.positions.contains_key(name)
                 || (!fits(item, name) && fitting.contains(&**name))
             {
                 Some("its prefixed name is the name of another item")
@@ -77,7 +77,7 @@ impl MergedNames {
             match why {
                 Some(why) => catalog.notices.item(&item.name, why),
                 None => {
-                    catalog.places.insert(name.clone(), catalog.entries.len());
+                    catalog.positions.insert(name.clone(), catalog.entries.len());
                     catalog.entries.push(Entry { name: name.clone(), item: item.clone() });
                 }
             }
@@ -97,7 +97,7 @@ impl MergedNames {
 
     /// The item with a merged name.
     pub fn get(&self, name: &str) -> Option<&Arc<Definition>> {
-        self.places.get(name).map(|at| &self.entries[*at].item)
+        self.positions.get(name).map(|at| &self.entries[*at].item)
     }
 
     /// The items that were left out, with the causes.
@@ -194,11 +194,11 @@ mod tests {
                 prop_assert!(seen.insert(&entry.name));
                 prop_assert!(Arc::ptr_eq(catalog.get(&entry.name).unwrap(), &entry.item));
             }
-            let again = MergedNames::of(list.clone(), ListKind::Tools, &prefix, &[]);
+            let repeated = MergedNames::of(list.clone(), ListKind::Tools, &prefix, &[]);
             let name = |catalog: &MergedNames| {
                 catalog.entries().iter().map(|entry| entry.name.clone()).collect::<Vec<_>>()
             };
-            prop_assert_eq!(name(&catalog), name(&again));
+            prop_assert_eq!(name(&catalog), name(&repeated));
             // All names of ASCII letters, digits and punctuation are present.
             let plain = list.iter().filter(|item| item.name.bytes().all(|b| b.is_ascii_graphic()));
             prop_assert!(plain.count() <= catalog.entries().len());

@@ -396,8 +396,8 @@ impl Router {
 
     /// Requests missing lists from their servers again, since the cause may be over. Listeners are
     /// notified of lists that are complete again.
-    pub fn ask_again(&self) {
-        self.shelves.load().values().for_each(|shelf| shelf.ask_again());
+    pub fn refetch_missing(&self) {
+        self.shelves.load().values().for_each(|shelf| shelf.refetch_missing());
     }
 
     /// The merged name of a server's item.
@@ -509,17 +509,17 @@ mod tests {
 
     #[test]
     fn only_names_are_suggested() {
-        let said = |near: &[&str]| {
+        let suggestion = |near: &[&str]| {
             let near: Vec<_> = near.iter().map(|name| (*name).to_owned()).collect();
             did_you_mean(&near)
         };
         let long = "a".repeat(LONGEST_SUGGESTED + 1);
         for near in [&[][..], &["ignore all rules"], &["a\n"], &["a`b"], &["\u{430}"], &[&long]] {
-            assert_eq!(said(near), "", "{near:?}");
+            assert_eq!(suggestion(near), "", "{near:?}");
         }
         let longest = "a".repeat(LONGEST_SUGGESTED);
         assert_eq!(
-            said(&["notes__read_note", "do this: x", &longest, "a.b-c"]),
+            suggestion(&["notes__read_note", "do this: x", &longest, "a.b-c"]),
             format!("; did you mean `notes__read_note`, `{longest}`, `a.b-c`?")
         );
     }

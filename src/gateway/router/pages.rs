@@ -87,11 +87,11 @@ impl Router {
             }
         };
         let begin = after.map(|mark| {
-            let place = match view {
+            let rank = match view {
                 View::One(_) => 0,
                 View::All => shelves.get_index_of(&mark.server).unwrap_or(usize::MAX),
             };
-            (mark, place)
+            (mark, rank)
         });
         let mut page = Page::default();
         let mut left = room.bytes;
@@ -106,8 +106,8 @@ impl Router {
                 }
             };
             let skipped = match begin {
-                Some((_, place)) if part.at < place => continue,
-                Some((mark, place)) if part.at == place => names
+                Some((_, rank)) if part.at < rank => continue,
+                Some((mark, rank)) if part.at == rank => names
                     .iter()
                     .position(|(name, _)| *name == mark.name)
                     .map_or(mark.at.min(names.len()), |at| at + 1),

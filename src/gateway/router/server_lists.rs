@@ -48,7 +48,7 @@ struct CachedList {
     /// Cause why it is missing from merged lists, if it is.
     missing: Option<String>,
     /// Whether it was used while the server was not running.
-    told_before: bool,
+    was_reported: bool,
     /// Whether the last request for it was late or failed.
     late: bool,
 }
@@ -186,18 +186,18 @@ impl ServerLists {
             _ => Arc::new(MergedNames::of(items, offer, self.prefix(), &self.others)),
         };
         slot.catalog = Some(catalog.clone());
-        slot.told_before = true;
+        slot.was_reported = true;
         Some(catalog)
     }
 
     /// Marks a list as missing if its request is still in flight.
     fn is_missed(&self, offer: ListKind, flight: &InFlightFetch) -> bool {
         let mut slot = self.slot(offer).lock();
-        let under_way = slot.flight.as_ref().is_some_and(|now| now.answer.ptr_eq(&flight.answer));
-        if under_way && slot.missing.is_none() {
+        let in_flight = slot.flight.as_ref().is_some_and(|now| now.answer.ptr_eq(&flight.answer));
+        if in_flight && slot.missing.is_none() {
             slot.missing = Some("its lists are not known yet".to_owned());
         }
-        under_way
+        in_flight
     }
 
     /// A list, however long the server takes.
@@ -218,7 +218,7 @@ impl ServerLists {
     }
 
     /// Requests each missing list again.
-    pub fn ask_again(self: &Arc<Self>) {
+    pub fn refetch_missing(self: &Arc<Self>) {
         for offer in ListKind::ALL {
             if self.slot(offer).lock().missing.is_some() {
                 self.flight(offer);
@@ -304,10 +304,10 @@ impl ServerLists {
             _ => Arc::new(MergedNames::of(items, offer, self.prefix(), &self.others)),
         };
         let before = slot.catalog.replace(catalog.clone());
-        let told = std::mem::take(&mut slot.told_before);
+        let reported = std::mem::take(&mut slot.was_reported);
         let changed = || before.is_some_and(|before| !before.items().is_same(catalog.items()));
-        if slot.missing.take().is_some() || told && changed() {
-            self.server.tell_of_list(self.source.key().cloned(), offer);
+        if slot.missing.take().is_some() || reported && changed() {
+            self.server.notify_list_changed(self.source.key().cloned(), offer);
         }
         Ok(catalog)
     }

@@ -102,20 +102,20 @@ impl ServerRequests {
     /// The text of the refusal for the server. The refusal is on record.
     pub async fn admit(
         &self,
-        guest: &ClientContext,
+        client: &ClientContext,
         server: &ServerName,
         id: &Id,
         method: &Method,
         params: Option<Bytes>,
     ) -> Result<ServerRequest, Bytes> {
         let sent = params.is_some();
-        let mut exchange = self.stages.begin(guest, method, false, params);
+        let mut exchange = self.stages.begin(client, method, false, params);
         exchange.direction = Direction::ServerToClient;
         exchange.server = Some(server.clone());
         let mut record = ExchangeRecord::default();
-        record.image = self.router.server(server).and_then(|server| guest.image(&server));
+        record.image = self.router.server(server).and_then(|server| client.image(&server));
         let admitted = async {
-            if !guest.abilities.takes(method, exchange.request.value()) {
+            if !client.abilities.takes(method, exchange.request.value()) {
                 return Err(Refusal::new(
                     Code::MethodUnknown,
                     "the client does not declare the capability for this request",
@@ -193,19 +193,19 @@ impl ServerRequests {
     /// Runs on a task of its own until it is answered or withdrawn.
     pub fn forward_to_client(
         self: &Arc<Self>,
-        guest: ClientContext,
-        way: ReplyRoute,
+        client: ClientContext,
+        route: ReplyRoute,
         (id, method, params): (Id, Method, Option<Bytes>),
         mut answer: oneshot::Sender<Bytes>,
     ) {
         let requests = self.clone();
-        let party = Party::Server(way.server.clone());
+        let party = Party::Server(route.server.clone());
         let weight = params.as_ref().map_or(Weight::NONE, Weight::of);
         let work = async move {
-            let text = match requests.admit(&guest, &way.server, &id, &method, params).await {
+            let text = match requests.admit(&client, &route.server, &id, &method, params).await {
                 Ok(question) => {
                     let answered =
-                        requests.await_client(&guest, &way, &question, &mut answer).await;
+                        requests.await_client(&client, &route, &question, &mut answer).await;
                     if let Ok(answer) = &answered {
                         grow(Weight::of(answer.payload().raw())).await;
                     }
@@ -272,12 +272,12 @@ impl ServerRequests {
 
     async fn await_client(
         &self,
-        guest: &ClientContext,
-        way: &ReplyRoute,
+        client: &ClientContext,
+        route: &ReplyRoute,
         question: &ServerRequest,
         server: &mut oneshot::Sender<Bytes>,
     ) -> Result<Answer, Refusal> {
-        let Some(session) = &guest.session else { return Err(nobody()) };
+        let Some(session) = &client.session else { return Err(nobody()) };
         let params = question.params();
         let (params, token) = match params.and_then(token) {
             Some((object, meta, token)) => (Some((object, meta)), Some(token)),
@@ -292,23 +292,23 @@ impl ServerRequests {
         let params = swapped.as_ref().or(question.params());
         let method = question.exchange.method.as_str();
         let text = Frame::request(ask.id(), method, params.map_or(&b""[..], |params| params));
-        let _paused = way.clock.as_ref().map(Deadline::pause);
+        let _paused = route.clock.as_ref().map(Deadline::pause);
         let limit = self.timeout;
         let id = ask.id();
         let answered = async {
-            let told = match &way.out {
+            let delivered = match &route.out {
                 // The call waits for this response, so its stream should have room.
                 Some(out) => out.send(text).await.is_ok(),
-                None => session.tell(text),
+                None => session.send(text),
             };
-            if !told {
+            if !delivered {
                 return None;
             }
             loop {
                 match ask.next().await? {
                     ClientReply::Answer(answer) => return Some(answer),
                     ClientReply::Progress(params) => {
-                        if let Some((instance, running)) = &way.instance {
+                        if let Some((instance, running)) = &route.instance {
                             let _ = instance.notify(running, Method::PROGRESS, params).await;
                         }
                     }
@@ -317,7 +317,7 @@ impl ServerRequests {
         };
         let refusal = tokio::select! {
             answer = answered => return answer.ok_or_else(nobody),
-            () = way.over.cancelled() => withdrawn(),
+            () = route.over.cancelled() => withdrawn(),
             () = server.closed() => withdrawn(),
             () = session.ended().cancelled() => return Err(nobody()),
             () = tokio::time::sleep(limit) => {
@@ -328,9 +328,9 @@ impl ServerRequests {
         // The client should cancel it.
         let params = json!({ "requestId": id, "reason": refusal.message }).to_string();
         let text = Frame::notification(Method::CANCELLED, params.as_bytes());
-        match &way.out {
+        match &route.out {
             Some(out) => drop(out.try_send(text)),
-            None => drop(session.tell(text)),
+            None => drop(session.send(text)),
         }
         Err(refusal)
     }

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use super::{
     NewServer, Servers,
-    secrets::{by_server, handed, missing},
+    secrets::{by_server, delivered, missing},
 };
 use portcullis_audit::record::{ConfigRejected, ConfigReloaded};
 use portcullis_config::{Config, Diagnostics, Finding, Loaded, exposing_mounts, protected_paths};
@@ -93,12 +93,12 @@ pub(crate) struct ReloadStatus {
 }
 
 impl Servers {
-    /// Notes that the present config file is rejected and everything stays as it is. With `again`,
+    /// Notes that the present config file is rejected and everything stays as it is. With `forced`,
     /// an unchanged cause is reported once more.
-    pub async fn reject_config(&self, file: &Path, reason: String, again: bool) {
+    pub async fn reject_config(&self, file: &Path, reason: String, forced: bool) {
         {
             let mut reload = self.reload.lock();
-            if reload.rejected.as_ref() == Some(&reason) && !again {
+            if reload.rejected.as_ref() == Some(&reason) && !forced {
                 return;
             }
             reload.rejected = Some(reason.clone());
@@ -123,7 +123,7 @@ impl Servers {
             Ok(Some(affected)) => {
                 let servers = self.clone();
                 self.until_closing(async move {
-                    servers.subscriptions.tell_of_servers(&affected).await;
+                    servers.subscriptions.notify_servers(&affected).await;
                 });
             }
             Err(why) => self.reject_config(&loaded.path, why, true).await,
@@ -133,7 +133,7 @@ impl Servers {
     /// Updates the config lines that messages name, and reports that other secret files may have to
     /// be watched.
     fn find(&self, loaded: &Loaded) {
-        self.launcher.hands.locate(loaded.secret_lines());
+        self.launcher.broker.locate(loaded.secret_lines());
         self.launcher.signatures.locate(loaded.signed_by_lines());
         self.secrets_changed.notify_one();
     }
@@ -195,14 +195,14 @@ impl Servers {
             // Maybe no server needed an engine before. A failure is reported by the servers.
             let _ = self.launcher.engine.look().await;
         }
-        let read = handed(&new, &self.launcher.base).await;
+        let read = delivered(&new, &self.launcher.base).await;
         for missing in missing(&read) {
             self.recorder.audit.record_best_effort(missing).await;
         }
-        let mut hands = by_server(read);
-        for (name, read) in &hands {
-            for handed in read.values().flatten() {
-                let learned = self.launcher.hands.learn(name, handed).await;
+        let mut delivered_by_server = by_server(read);
+        for (name, read) in &delivered_by_server {
+            for delivered in read.values().flatten() {
+                let learned = self.launcher.broker.learn(name, delivered).await;
                 learned.map_err(|failure| format!("server `{name}`: {}", failure.what))?;
             }
         }
@@ -229,22 +229,22 @@ impl Servers {
         for (server, why) in &retired {
             server.stop_new_launches(why);
         }
-        let mut stood = Vec::new();
+        let mut existing = Vec::new();
         let servers = config.servers.iter().map(|(name, settings)| {
             if let (Some(server), false) = (before.get(name), changed.contains(name)) {
                 return server.clone();
             }
-            let read = hands.remove(name).unwrap_or_default();
+            let read = delivered_by_server.remove(name).unwrap_or_default();
             let new = NewServer::of(name, settings, &self.launcher, read, self.recorder.scrub());
             let server = new.server.clone();
-            stood.push(new);
+            existing.push(new);
             server
         });
         let servers: Vec<_> = servers.collect();
         self.stages.gate.state(Stated::of(config.tools()));
         self.router.set(servers);
         self.find(loaded);
-        stood.into_iter().for_each(|stood| self.register(stood));
+        existing.into_iter().for_each(|existing| self.register(existing));
         *self.reload.lock() = ReloadStatus { rejected: None, waiting: waiting.clone() };
         self.recorder.metrics.config_reload(true);
         tracing::info!(
@@ -252,7 +252,7 @@ impl Servers {
             changed = names(changed).join(", "),
             removed = names(removed).join(", "),
             revision = loaded.revision,
-            "config loaded again"
+            "config reloaded"
         );
         if !waiting.is_empty() {
             let sections = waiting.join(", ");
@@ -262,7 +262,7 @@ impl Servers {
             let servers = self.clone();
             self.retiring.spawn(async move {
                 tokio::join!(
-                    servers.subscriptions.change_places(&server),
+                    servers.subscriptions.move_watches(&server),
                     server.drain_and_stop(why, &servers.ending)
                 );
                 server.flush().await;

@@ -108,7 +108,7 @@ impl Gate for ConnectionGate {
         if outcome.permits_alone() { Verdict::Allow } else { forbidden(attempt, outcome) }
     }
 
-    fn told(&self, outcome: Outcome) {
+    fn report(&self, outcome: Outcome) {
         let server = &self.reacher.server;
         self.around.metrics.egress_ended(server, &outcome);
         let Some(recorder) = self.around.recorder() else { return };

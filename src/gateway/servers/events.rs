@@ -31,11 +31,11 @@ impl Servers {
     pub(crate) async fn receive_server_messages(
         self: Arc<Self>,
         (name, number): (ServerName, u64),
-        mut heard: mpsc::Receiver<UnroutedMessage>,
+        mut unrouted: mpsc::Receiver<UnroutedMessage>,
     ) {
-        while let Some(heard) = heard.recv().await {
-            let weight = heard.said.params().map_or(Weight::NONE, Weight::of);
-            let work = self.on_server_message((&name, number), heard);
+        while let Some(unrouted) = unrouted.recv().await {
+            let weight = unrouted.message.params().map_or(Weight::NONE, Weight::of);
+            let work = self.on_server_message((&name, number), unrouted);
             in_turns(Party::Server(name.clone()), weight, work).await;
         }
     }
@@ -106,7 +106,7 @@ impl Servers {
             }
             ServerEvent::Unread { not, kept } => {
                 let why = self.recorder.shown(&not.failure.what);
-                tracing::warn!(%server, why, kept, "a secret could not be read again");
+                tracing::warn!(%server, why, kept, "a secret could not be re-read");
                 let unresolved = startup_events::no_secret(name, &not, kept);
                 SecretUnresolved { reason: why, ..unresolved }.into()
             }
@@ -133,14 +133,14 @@ impl Servers {
     async fn on_server_message(
         &self,
         (server, number): (&ServerName, u64),
-        heard: UnroutedMessage,
+        unrouted: UnroutedMessage,
     ) {
-        let UnroutedMessage { party, mut said } = heard;
+        let UnroutedMessage { party, mut message } = unrouted;
         if let Some(party) = &party
-            && !is_change(said.method())
+            && !is_change(message.method())
         {
-            said = match self.in_flight.tell(number, party, said) {
-                Some(said) => said,
+            message = match self.in_flight.deliver(number, party, message) {
+                Some(message) => message,
                 None => return,
             };
         }
@@ -151,16 +151,16 @@ impl Servers {
             Some(InstanceKey::Session(id)) if is_there => self.sessions.get(id),
             _ => None,
         };
-        match said {
+        match message {
             // Clients got change notifications of all its lists when it was removed.
             ServerMessage::Notification { method, .. } if !is_there && is_change(&method) => {}
             ServerMessage::Request { id, method, params, answer } => match session {
                 // Each request is recorded, so a flood of them is limited like refusals.
                 Some(session)
-                    if session.is_heard()
+                    if session.has_reader()
                         && self.recorder.refusals.admits(server, party.as_ref()) =>
                 {
-                    let way = ReplyRoute {
+                    let route = ReplyRoute {
                         server: server.clone(),
                         instance: now.and_then(|server| running(&server, &party)),
                         out: None,
@@ -169,7 +169,7 @@ impl Servers {
                     };
                     self.requests.forward_to_client(
                         ClientContext::at(&session),
-                        way,
+                        route,
                         (id, method, params),
                         answer,
                     );
@@ -180,9 +180,9 @@ impl Servers {
                 }
             },
             ServerMessage::Notification { method, params } => {
-                let handed_on = is_there
-                    && self.hand_on(server, &party, session, &method, params.clone()).await;
-                if !handed_on {
+                let forwarded = is_there
+                    && self.forward(server, &party, session, &method, params.clone()).await;
+                if !forwarded {
                     self.requests.refuse(server, None, &method, params).await;
                 }
             }
@@ -190,7 +190,7 @@ impl Servers {
     }
 
     /// Forwards a notification. Returns whether there was a receiver.
-    async fn hand_on(
+    async fn forward(
         &self,
         server: &ServerName,
         party: &Option<InstanceKey>,
@@ -210,7 +210,7 @@ impl Servers {
             return true;
         }
         if change {
-            return self.subscriptions.tell_of_change(server, party.as_ref(), method, params).await;
+            return self.subscriptions.notify_change(server, party.as_ref(), method, params).await;
         }
         let sessions = match (session, method.as_str()) {
             (Some(session), _) => vec![session],
@@ -231,16 +231,16 @@ impl Servers {
             }
             (None, _) => return false,
         };
-        let mut told = false;
-        for session in sessions.into_iter().filter(|session| session.is_heard()) {
-            let guest = ClientContext::at(&session);
-            told = true;
-            if let Some(text) = self.stages.notice_to(&guest, server, method, params.clone()).await
+        let mut sent = false;
+        for session in sessions.into_iter().filter(|session| session.has_reader()) {
+            let client = ClientContext::at(&session);
+            sent = true;
+            if let Some(text) = self.stages.notice_to(&client, server, method, params.clone()).await
             {
-                session.tell(text);
+                session.send(text);
             }
         }
-        told
+        sent
     }
 }
 

@@ -79,17 +79,17 @@ impl Servers {
         launching: &LaunchRequest,
     ) -> Result<LaunchPermits, Box<(ServerLaunchRefused, Refusal)>> {
         let program = launching.program.for_policies(&launching.place);
-        let secrets = launching.handing.iter().map(|handing| Handing {
-            name: &handing.secret,
-            source: handing.source.kind(),
-            handed: match handing.by {
+        let secrets = launching.deliveries.iter().map(|delivery| Handing {
+            name: &delivery.secret,
+            source: delivery.source.kind(),
+            handed: match delivery.by {
                 DeliveryMethod::Environment => DeliveredAs::Env,
                 DeliveryMethod::File => DeliveredAs::File,
                 DeliveryMethod::Header => DeliveredAs::Header,
             },
-            client: handing.client.as_deref(),
+            client: delivery.client.as_deref(),
         });
-        let url = launching.way.as_ref().map(|way| way.url.as_str());
+        let url = launching.connecting.as_ref().map(|remote| remote.url.as_str());
         let start = Start { server, program: &program, url, secrets: secrets.collect() };
         let mut permitted = LaunchPermits { rules: Vec::new(), revision: String::new() };
         for Part { action, target, outcome } in self.recorder.policies.decide_start(&start) {
@@ -128,7 +128,7 @@ impl LaunchReview for Servers {
         Some(Box::new(Refusal { message, ..refusal }))
     }
 
-    async fn hands_again(
+    async fn review_redelivery(
         &self,
         server: &ServerName,
         launching: &LaunchRequest,
@@ -137,7 +137,7 @@ impl LaunchReview for Servers {
         let recorded = self
             .recorder
             .audit
-            .record_event(launch_events::handed_again(server, launching, secrets))
+            .record_event(launch_events::redelivered(server, launching, secrets))
             .await;
         recorded.map(drop).map_err(|error| format!("{error}: {}", error.remedy()))
     }

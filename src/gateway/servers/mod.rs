@@ -38,7 +38,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) struct NewServer {
     pub server: Arc<Server>,
     happened: mpsc::Receiver<ServerEvent>,
-    said: mpsc::Receiver<UnroutedMessage>,
+    messages: mpsc::Receiver<UnroutedMessage>,
 }
 
 impl NewServer {
@@ -52,10 +52,10 @@ impl NewServer {
         // Two channels for each server, so that a flood of messages delays neither other servers
         // nor the record of its own starts and ends.
         let (events, happened) = mpsc::channel(MAX_WAITING);
-        let (words, said) = mpsc::channel(MAX_WAITING);
+        let (words, messages) = mpsc::channel(MAX_WAITING);
         let (name, settings, launcher) = (name.clone(), settings.clone(), launcher.clone());
         let server = Arc::new(Server::new(name, settings, launcher, read, scrub, events, words));
-        Self { server, happened, said }
+        Self { server, happened, messages }
     }
 }
 
@@ -128,10 +128,10 @@ impl Servers {
 
     /// Receives and records the events and messages of a server until it is gone.
     pub(crate) fn register(self: &Arc<Self>, new: NewServer) {
-        let NewServer { server, happened, said } = new;
+        let NewServer { server, happened, messages } = new;
         tokio::spawn(self.clone().record(server.name.clone(), happened));
         tokio::spawn(
-            self.clone().receive_server_messages((server.name.clone(), server.number), said),
+            self.clone().receive_server_messages((server.name.clone(), server.number), messages),
         );
         tokio::spawn(self.clone().review(server));
     }
@@ -161,9 +161,9 @@ impl Servers {
         tracing::info!(engine = %engine.version(), "container engine is available");
         reap(&engine, &self.launcher.instance).await;
         for server in self.router.servers(&View::All) {
-            server.try_again().await;
+            server.retry_now().await;
         }
-        self.router.ask_again();
+        self.router.refetch_missing();
     }
 
     /// Ends every server and removes its orphans. Retired servers stop waiting for their calls.
@@ -227,7 +227,7 @@ impl Servers {
         let states = servers.iter().map(|server| async {
             let status = server.status().await;
             let usage = || status.instances.iter().filter_map(|one| one.usage);
-            let instances: Vec<_> = status.instances.iter().map(told_of).collect();
+            let instances: Vec<_> = status.instances.iter().map(status_of).collect();
             json!({
                 "name": server.name,
                 "state": status.state,
@@ -261,7 +261,7 @@ impl Servers {
     }
 }
 
-fn told_of(instance: &InstanceStatus) -> serde_json::Value {
+fn status_of(instance: &InstanceStatus) -> serde_json::Value {
     json!({
         "number": instance.number,
         "client": instance.principal.as_ref().map(PrincipalKind::name),

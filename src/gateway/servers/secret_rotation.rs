@@ -72,7 +72,7 @@ impl Servers {
             while let Some(which) = turn.take() {
                 let reading = server.reread(which).await;
                 if which == ReloadScope::All {
-                    tracing::info!(server = %server.name, "secrets were read again");
+                    tracing::info!(server = %server.name, "secrets re-read");
                 }
                 // On separate tasks: an instance that hangs at its start delays neither the others
                 // nor the next run.
@@ -81,7 +81,7 @@ impl Servers {
                     self.until_closing(async move {
                         if let Err(why) = instance.see_to_secrets(&*servers).await {
                             let why = servers.recorder.shown(&why);
-                            tracing::warn!(%server, why, "not all secrets could be delivered again");
+                            tracing::warn!(%server, why, "not all secrets could be redelivered");
                         }
                     });
                 }

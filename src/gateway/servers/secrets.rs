@@ -17,7 +17,7 @@ use portcullis_upstream::{
 const READ_AT_ONCE: usize = 8;
 
 /// The present secrets of servers.
-pub(crate) async fn handed(
+pub(crate) async fn delivered(
     servers: &IndexMap<ServerName, portcullis_upstream::config::Server>,
     base: &Path,
 ) -> BTreeMap<SecretHolder, Result<SecretSet, SecretError>> {
@@ -39,10 +39,10 @@ pub(crate) async fn handed(
 
 /// The same, grouped by server.
 pub(crate) fn by_server(
-    handed: BTreeMap<SecretHolder, Result<SecretSet, SecretError>>,
+    delivered: BTreeMap<SecretHolder, Result<SecretSet, SecretError>>,
 ) -> BTreeMap<ServerName, LoadedSecrets> {
     let mut all = BTreeMap::<_, LoadedSecrets>::new();
-    for ((server, whose), read) in handed {
+    for ((server, whose), read) in delivered {
         let read = read.map(Arc::new).map_err(|not| not.failure.what);
         all.entry(server).or_default().insert(whose, read);
     }
@@ -51,9 +51,10 @@ pub(crate) fn by_server(
 
 /// The events of secrets that do not resolve. Only the servers that need them cannot start.
 pub(crate) fn missing(
-    handed: &BTreeMap<SecretHolder, Result<SecretSet, SecretError>>,
+    delivered: &BTreeMap<SecretHolder, Result<SecretSet, SecretError>>,
 ) -> Vec<Event> {
-    let missing = handed.iter().filter_map(|(holder, read)| Some((holder, read.as_ref().err()?)));
+    let missing =
+        delivered.iter().filter_map(|(holder, read)| Some((holder, read.as_ref().err()?)));
     missing
         .map(|((server, whose), not)| {
             tracing::warn!(%server, client = whose.client(), why = not.failure.what, "server cannot start: its secret does not resolve");
@@ -63,13 +64,15 @@ pub(crate) fn missing(
 }
 
 /// The secrets of servers, by the names that identify them in traffic.
-pub(crate) fn known(handed: &BTreeMap<SecretHolder, Result<SecretSet, SecretError>>) -> Vec<Known> {
-    let all = handed.iter().filter_map(|(holder, read)| Some((&holder.0, read.as_ref().ok()?)));
-    all.flat_map(|(server, handed)| known_of(server, handed)).collect()
+pub(crate) fn known(
+    delivered: &BTreeMap<SecretHolder, Result<SecretSet, SecretError>>,
+) -> Vec<Known> {
+    let all = delivered.iter().filter_map(|(holder, read)| Some((&holder.0, read.as_ref().ok()?)));
+    all.flat_map(|(server, delivered)| known_of(server, delivered)).collect()
 }
 
-fn known_of(server: &ServerName, handed: &SecretSet) -> Vec<Known> {
-    let all = handed.0.iter().map(|secret| Known {
+fn known_of(server: &ServerName, delivered: &SecretSet) -> Vec<Known> {
+    let all = delivered.0.iter().map(|secret| Known {
         holder: server.to_string(),
         name: secret.name.clone(),
         client: secret.client.clone(),
@@ -80,8 +83,9 @@ fn known_of(server: &ServerName, handed: &SecretSet) -> Vec<Known> {
 
 /// Registers values that are read later for redaction in messages, records and logs.
 pub(crate) fn learn(scrubber: Arc<Scrubber>, scanners: Vec<Arc<Secrets>>) -> RegisterForRedaction {
-    Arc::new(move |server, handed| {
-        let known: Vec<_> = handed.iter().flat_map(|handed| known_of(server, handed)).collect();
+    Arc::new(move |server, delivered| {
+        let known: Vec<_> =
+            delivered.iter().flat_map(|delivered| known_of(server, delivered)).collect();
         scrubber.learn(&known).map_err(|error| error.to_string())?;
         scanners.iter().try_for_each(|scanner| scanner.learn(&known).map_err(|e| e.to_string()))
     })

@@ -16,7 +16,7 @@ use portcullis_protocol::{
 /// The requests in flight of a session, or of a connection without one.
 #[derive(Default)]
 pub struct Calls {
-    under_way: Mutex<State>,
+    in_flight: Mutex<State>,
 }
 
 #[derive(Default)]
@@ -36,7 +36,7 @@ impl Calls {
         id: &Id,
         cancel: CancellationToken,
     ) -> Result<InFlight, Refusal> {
-        let mut state = self.under_way.lock();
+        let mut state = self.in_flight.lock();
         if state.ended {
             cancel.cancel();
         }
@@ -54,14 +54,14 @@ impl Calls {
 
     /// Cancels a request if it is in flight.
     pub fn cancel(&self, id: &Id) {
-        if let Some(cancel) = self.under_way.lock().calls.get(id) {
+        if let Some(cancel) = self.in_flight.lock().calls.get(id) {
             cancel.cancel();
         }
     }
 
     /// Cancels all requests in flight, and all later ones.
     pub fn end(&self) {
-        let mut state = self.under_way.lock();
+        let mut state = self.in_flight.lock();
         state.ended = true;
         for cancel in state.calls.values() {
             cancel.cancel();
@@ -70,7 +70,7 @@ impl Calls {
 
     /// Whether no request is in flight.
     pub fn is_empty(&self) -> bool {
-        self.under_way.lock().calls.is_empty()
+        self.in_flight.lock().calls.is_empty()
     }
 }
 
@@ -82,7 +82,7 @@ pub struct InFlight {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.calls.under_way.lock().calls.remove(&self.id);
+        self.calls.in_flight.lock().calls.remove(&self.id);
     }
 }
 
@@ -95,12 +95,12 @@ mod tests {
         let calls = Arc::new(Calls::default());
         let (first, second) = (CancellationToken::new(), CancellationToken::new());
         let id = Id::from(1);
-        let under_way = calls.begin(&id, first.clone()).unwrap();
+        let in_flight = calls.begin(&id, first.clone()).unwrap();
         let refusal = calls.begin(&id, second.clone()).err().unwrap();
         assert_eq!(refusal.code, Code::InvalidRequest);
         calls.cancel(&id);
         assert!(first.is_cancelled() && !second.is_cancelled());
-        drop(under_way);
+        drop(in_flight);
         assert!(calls.is_empty());
         calls.end();
         let _late = calls.begin(&id, second.clone()).unwrap();

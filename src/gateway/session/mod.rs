@@ -115,7 +115,7 @@ impl Labels {
 
     /// Adds a label of a server's message; false if that server has too many.
     #[must_use]
-    pub fn hear(&mut self, label: &str, server: Option<&ServerName>) -> bool {
+    pub fn add_from_server(&mut self, label: &str, server: Option<&ServerName>) -> bool {
         let by = By::Words(server.cloned());
         if self.0.contains_key(label) {
             return true;
@@ -161,17 +161,17 @@ impl Session {
     }
 
     /// Whether the stream has a reader, or may get one again.
-    pub fn is_heard(&self) -> bool {
-        self.streams.own().is_heard()
+    pub fn has_reader(&self) -> bool {
+        self.streams.own().has_reader()
     }
 
     /// Sends a message on the session's own stream; false if it is lost without a reader.
-    pub fn tell(&self, text: Bytes) -> bool {
-        let heard = self.is_heard();
-        if heard {
+    pub fn send(&self, text: Bytes) -> bool {
+        let has_reader = self.has_reader();
+        if has_reader {
             self.streams.own().push(text);
         }
-        heard
+        has_reader
     }
 
     /// The least severe log messages that the client wants, if it set a level.
@@ -413,7 +413,9 @@ impl Sessions {
         let idle = self.idle;
         self.close_if("nobody used it for `limits.session-idle-s`", |session| {
             session.streams.sweep();
-            session.used.lock().elapsed() >= idle && !session.is_heard() && session.calls.is_empty()
+            session.used.lock().elapsed() >= idle
+                && !session.has_reader()
+                && session.calls.is_empty()
         });
     }
 
@@ -493,8 +495,8 @@ mod tests {
         ] {
             assert_eq!(result.err().unwrap().code, Code::SessionUnknown);
         }
-        sessions.close(&session.id, "the test says so");
-        assert_eq!(session.end_reason(), "the test says so");
+        sessions.close(&session.id, "test reason");
+        assert_eq!(session.end_reason(), "test reason");
         assert!(sessions.find(&session.id, &a, &View::All).is_err());
         assert!(session.ended().is_cancelled());
     }
@@ -504,12 +506,12 @@ mod tests {
         let sessions = Sessions::new(2, Some(2), Duration::ZERO);
         let session = sessions.open(opening(&principal("a"))).unwrap();
         let cancel = CancellationToken::new();
-        let under_way = session.calls.begin(&Id::from(1), cancel.clone()).unwrap();
+        let in_flight = session.calls.begin(&Id::from(1), cancel.clone()).unwrap();
         sessions.sweep();
         assert_eq!(sessions.count(), 1);
         session.calls.cancel(&Id::from(1));
         assert!(cancel.is_cancelled());
-        drop(under_way);
+        drop(in_flight);
         sessions.sweep();
         assert_eq!(sessions.count(), 0);
     }
@@ -551,7 +553,7 @@ mod tests {
         assert_eq!(one.end_reason(), REPLACED);
         let four = sessions.open(opening(&principal("b"))).unwrap();
         assert_eq!(two.end_reason(), REPLACED);
-        sessions.close(&three.id, "the test says so");
+        sessions.close(&three.id, "test reason");
         sessions.open(opening(&principal("c"))).unwrap();
         assert_eq!(from("192.0.2.3").err().unwrap().code, Code::RateLimited);
         assert!(!keyed.ended().is_cancelled() && !four.ended().is_cancelled());

@@ -45,7 +45,7 @@ impl PendingRequests {
     pub fn begin(self: &Arc<Self>, token: Option<Bytes>) -> Result<PendingRequest, Refusal> {
         let id = self.next.fetch_add(1, Ordering::Relaxed) + 1;
         let (sender, answer) = oneshot::channel();
-        let (told, progress) = mpsc::channel(PROGRESS);
+        let (forwarder, progress) = mpsc::channel(PROGRESS);
         let mut open = self.open.lock();
         if open.len() >= MOST {
             return Err(Refusal::new(
@@ -54,7 +54,7 @@ impl PendingRequests {
             )
             .detail(format!("{MOST} server requests wait for its answer")));
         }
-        open.insert(id, Slot { answer: sender, progress: token.map(|token| (token, told)) });
+        open.insert(id, Slot { answer: sender, progress: token.map(|token| (token, forwarder)) });
         Ok(PendingRequest { id, asks: self.clone(), answer, progress })
     }
 
@@ -71,8 +71,8 @@ impl PendingRequests {
         let Ok(object) = Object::parse(params.clone()) else { return };
         let Some(id) = object.get("progressToken").and_then(|token| number(&token)) else { return };
         let open = self.open.lock();
-        if let Some(Slot { progress: Some((token, told)), .. }) = open.get(&id) {
-            let _ = told.try_send(object.with(&[("progressToken", Some(token))]));
+        if let Some(Slot { progress: Some((token, forwarder)), .. }) = open.get(&id) {
+            let _ = forwarder.try_send(object.with(&[("progressToken", Some(token))]));
         }
     }
 }
@@ -137,8 +137,8 @@ mod tests {
         asks.progress(&token.into());
         assert!(!asks.settle(&Id::from(99), result("{}")));
         assert!(asks.settle(&Id::from(1), result("{\"a\":1}")));
-        let Some(ClientReply::Progress(told)) = first.next().await else { panic!("no progress") };
-        assert_eq!(told, "{\"progressToken\":\"t\",\"progress\":0.50}");
+        let Some(ClientReply::Progress(params)) = first.next().await else { panic!("no progress") };
+        assert_eq!(params, "{\"progressToken\":\"t\",\"progress\":0.50}");
         let Some(ClientReply::Answer(answer)) = first.next().await else { panic!("no answer") };
         assert_eq!(answer.payload().raw(), "{\"a\":1}");
         drop(second);

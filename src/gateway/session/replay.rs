@@ -187,10 +187,10 @@ mod tests {
         assert!(first.next().await.is_none());
         assert_eq!(second.next().await.unwrap().text, "b");
         drop(first);
-        assert!(streams.own().is_heard());
+        assert!(streams.own().has_reader());
         drop(second);
         streams.end();
-        assert!(!streams.own().is_heard());
+        assert!(!streams.own().has_reader());
     }
 
     #[tokio::test]
@@ -231,12 +231,12 @@ mod tests {
     #[test]
     fn a_session_keeps_so_many_streams() {
         let streams = Streams::new(Arc::default());
-        let under_way = streams.open();
+        let request = streams.open();
         for _ in 0..2 * STREAMS {
             streams.open().end();
         }
         let kept = streams.of_requests.lock().streams.len();
         assert!(kept <= STREAMS + 2, "{kept}");
-        assert!(streams.of_requests.lock().streams.contains_key(&under_way.number));
+        assert!(streams.of_requests.lock().streams.contains_key(&request.number));
     }
 }

@@ -33,7 +33,7 @@ pub struct Stream {
     budget: Option<Arc<Budget>>,
     patience: Duration,
     state: Mutex<State>,
-    news: watch::Sender<()>,
+    changes: watch::Sender<()>,
 }
 
 struct State {
@@ -50,7 +50,7 @@ struct State {
     ended: bool,
     /// Number of the present reader; earlier ones end.
     reader: u64,
-    heard: bool,
+    has_reader: bool,
     /// Time since which there is no reader.
     since: Instant,
 }
@@ -82,18 +82,18 @@ impl Stream {
             charged: 0,
             ended: false,
             reader: 0,
-            heard: false,
+            has_reader: false,
             since: Instant::now(),
         };
-        let (state, news) = (Mutex::new(state), watch::Sender::new(()));
-        Self { number, budget, patience: PATIENCE, state, news }
+        let (state, changes) = (Mutex::new(state), watch::Sender::new(()));
+        Self { number, budget, patience: PATIENCE, state, changes }
     }
 
     /// Sends a message. The oldest events are dropped to make room; a reader that did not have them
     /// yet is disconnected.
     pub fn push(&self, text: Bytes) {
         self.add(&mut self.state.lock(), text);
-        self.news.send_replace(());
+        self.changes.send_replace(());
     }
 
     /// Sends a message when the reader has made enough room.
@@ -102,13 +102,13 @@ impl Stream {
     /// [`TooSlow`] if the reader read nothing for too long. If the stream can be resumed, the
     /// reader is disconnected instead, and the message is kept.
     pub async fn send(&self, text: Bytes) -> Result<(), TooSlow> {
-        let mut news = self.news.subscribe();
+        let mut changes = self.changes.subscribe();
         let mut read = None;
         loop {
             {
                 let mut state = self.state.lock();
                 let room = state.unread() < EVENTS && state.waiting <= BYTES;
-                if room || !state.heard {
+                if room || !state.has_reader {
                     self.add(&mut state, text);
                     break;
                 }
@@ -123,16 +123,16 @@ impl Stream {
                 read = Some(state.next);
             }
             let taken = async {
-                while news.changed().await.is_ok() {
+                while changes.changed().await.is_ok() {
                     let state = self.state.lock();
-                    if !state.heard || Some(state.next) != read {
+                    if !state.has_reader || Some(state.next) != read {
                         break;
                     }
                 }
             };
             let _ = timeout(self.patience, taken).await;
         }
-        self.news.send_replace(());
+        self.changes.send_replace(());
         Ok(())
     }
 
@@ -145,13 +145,13 @@ impl Stream {
             let behind = state.unread() >= EVENTS || state.waiting > BYTES;
             let full = behind || state.events.len() >= EVENTS || state.charged + bytes > BYTES;
             // Sent events go first; unsent ones if there is no reader or it is behind.
-            let dispensable = state.first < state.next || !state.heard || behind;
+            let dispensable = state.first < state.next || !state.has_reader || behind;
             if !(full && dispensable && state.forget_first(budget)) {
                 break;
             }
         }
         let mut charged = self.charge(state, bytes);
-        while charged < bytes && !state.heard && state.forget_first(budget) {
+        while charged < bytes && !state.has_reader && state.forget_first(budget) {
             charged = self.charge(state, bytes);
         }
         state.charged += charged;
@@ -180,7 +180,7 @@ impl Stream {
             state.events.push_back(Kept { text: Some(text), charged: 0 });
         }
         drop(state);
-        self.news.send_replace(());
+        self.changes.send_replace(());
     }
 
     /// Ends the stream.
@@ -188,12 +188,12 @@ impl Stream {
         let mut state = self.state.lock();
         if !state.ended {
             state.ended = true;
-            if !state.heard {
+            if !state.has_reader {
                 state.since = Instant::now();
             }
         }
         drop(state);
-        self.news.send_replace(());
+        self.changes.send_replace(());
     }
 
     /// Reads the unsent events, replacing the present reader.
@@ -244,25 +244,28 @@ impl Stream {
 
     fn reader(self: &Arc<Self>, state: &mut State) -> Reader {
         state.reader += 1;
-        state.heard = true;
-        let reader =
-            Reader { stream: self.clone(), number: state.reader, news: self.news.subscribe() };
-        self.news.send_replace(());
+        state.has_reader = true;
+        let reader = Reader {
+            stream: self.clone(),
+            number: state.reader,
+            changes: self.changes.subscribe(),
+        };
+        self.changes.send_replace(());
         reader
     }
 
     /// Whether the stream has a reader, or may get one again.
-    pub fn is_heard(&self) -> bool {
+    pub fn has_reader(&self) -> bool {
         let state = self.state.lock();
         let comes_back = self.budget.is_some() && state.reader > 0 && state.since.elapsed() < KEPT;
-        !state.ended && (state.heard || comes_back)
+        !state.ended && (state.has_reader || comes_back)
     }
 
     /// Completes when the reader is gone.
     pub async fn left(&self) {
-        let mut news = self.news.subscribe();
-        while self.state.lock().heard {
-            if news.changed().await.is_err() {
+        let mut changes = self.changes.subscribe();
+        while self.state.lock().has_reader {
+            if changes.changed().await.is_err() {
                 return;
             }
         }
@@ -271,7 +274,7 @@ impl Stream {
     /// Time since which the stream has no reader; `None` if it has one.
     pub(super) fn unread_since(&self) -> Option<Instant> {
         let state = self.state.lock();
-        (!state.heard).then_some(state.since)
+        (!state.has_reader).then_some(state.since)
     }
 
     /// Whether no further events will follow.
@@ -282,7 +285,7 @@ impl Stream {
     /// Whether it has ended and cannot be resumed any more.
     pub(super) fn is_over(&self) -> bool {
         let state = self.state.lock();
-        state.ended && !state.heard && state.since.elapsed() >= KEPT
+        state.ended && !state.has_reader && state.since.elapsed() >= KEPT
     }
 }
 
@@ -320,7 +323,7 @@ impl State {
     fn cut_off(&mut self) {
         tracing::warn!("client reads too slowly; closing the connection");
         self.reader += 1;
-        self.heard = false;
+        self.has_reader = false;
         self.since = Instant::now();
     }
 }
@@ -329,7 +332,7 @@ impl State {
 pub struct Reader {
     stream: Arc<Stream>,
     number: u64,
-    news: watch::Receiver<()>,
+    changes: watch::Receiver<()>,
 }
 
 /// A message of a stream, or the empty text that gives a client an id to resume from.
@@ -344,13 +347,13 @@ impl Reader {
     /// The next event; `None` if the stream has ended, has another reader, or was too fast.
     pub async fn next(&mut self) -> Option<Event> {
         loop {
-            self.news.borrow_and_update();
+            self.changes.borrow_and_update();
             match self.look() {
                 Look::Event(event) => return Some(event),
                 Look::Over => return None,
                 Look::Wait => {}
             }
-            if self.news.changed().await.is_err() {
+            if self.changes.changed().await.is_err() {
                 return None;
             }
         }
@@ -399,7 +402,7 @@ impl Reader {
             while state.first < state.next && state.forget_first(None) {}
         }
         drop(guard);
-        stream.news.send_replace(());
+        stream.changes.send_replace(());
         let id = stream.budget.as_ref().map(|_| format!("{:x}-{number}", stream.number));
         Look::Event(Event { id, text })
     }
@@ -420,10 +423,10 @@ impl Drop for Reader {
     fn drop(&mut self) {
         let mut state = self.stream.state.lock();
         if state.reader == self.number {
-            state.heard = false;
+            state.has_reader = false;
             state.since = Instant::now();
             drop(state);
-            self.stream.news.send_replace(());
+            self.stream.changes.send_replace(());
         }
     }
 }

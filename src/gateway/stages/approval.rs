@@ -94,7 +94,7 @@ impl Obligations {
             server: call.server.clone(),
             rules: asking.iter().map(|asking| asking.rule.id.clone()).collect(),
             until: call.until,
-            webhook: self.approvals.tells(),
+            webhook: self.approvals.webhook_host(),
         })
         .await?;
         let notes = Notes(self.recorder.clone());
@@ -113,7 +113,7 @@ impl Obligations {
         };
         let Some(Resolution { allowed, by, reason }) = word else {
             let words = "the call was not approved in time";
-            return refuse(Code::ApprovalTimeout, words, "nobody said anything".into());
+            return refuse(Code::ApprovalTimeout, words, "nobody decided in time".into());
         };
         let (by, reason) =
             (self.recorder.shown(&by), reason.map(|reason| self.recorder.shown(&reason)));

@@ -157,9 +157,9 @@ impl ClientContext {
         }
         let askable = self.abilities.is_askable();
         // Where each client has a dedicated instance, its log level affects no other client.
-        let told_apart = askable || self.level.is_some() && !apart;
+        let separate = askable || self.level.is_some() && !apart;
         let by_session =
-            told_apart || sharing == Sharing::PerSession || server.settings.url.is_some() && !apart;
+            separate || sharing == Sharing::PerSession || server.settings.url.is_some() && !apart;
         let capabilities = self.abilities.raw().clone();
         let principal = self.principal.kind.clone();
         let holder = self.principal.key.clone();
@@ -171,7 +171,7 @@ impl ClientContext {
                 revision: session.revision,
                 capabilities,
             }),
-            _ if told_apart || apart => {
+            _ if separate || apart => {
                 let mut digest = Sha256::new();
                 if askable || !apart {
                     digest.update(&capabilities);

@@ -89,11 +89,11 @@ impl Stages {
     }
 
     /// Whether the client wants this notification. Log messages are filtered by their level.
-    fn is_wanted(&self, guest: &ClientContext, notice: &Exchange) -> bool {
+    fn is_wanted(&self, client: &ClientContext, notice: &Exchange) -> bool {
         let wanted = notice.method.as_str() != Method::LOG_MESSAGE
-            || guest.wants(notice.request.value().get("level").and_then(Value::as_str));
+            || client.wants(notice.request.value().get("level").and_then(Value::as_str));
         if let (false, Some(server)) = (wanted, &notice.server) {
-            self.recorder.drops.count(server, &guest.principal.kind, DropReason::Level);
+            self.recorder.drops.count(server, &client.principal.kind, DropReason::Level);
         }
         wanted
     }
@@ -101,15 +101,15 @@ impl Stages {
     /// Sends a server's notification for one client through the chain.
     pub async fn notice_to(
         &self,
-        guest: &ClientContext,
+        client: &ClientContext,
         server: &ServerName,
         method: &Method,
         params: Option<Bytes>,
     ) -> Option<Bytes> {
-        let mut notice = self.begin(guest, method, true, params);
+        let mut notice = self.begin(client, method, true, params);
         notice.direction = Direction::ServerToClient;
         notice.server = Some(server.clone());
-        if !self.is_wanted(guest, &notice) {
+        if !self.is_wanted(client, &notice) {
             return None;
         }
         self.to_client(notice).await

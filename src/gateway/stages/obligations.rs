@@ -160,7 +160,7 @@ impl Obligations {
         // client can request approvals, and an approved call is not refused for its rate.
         self.rates.take(&limits, who).map_err(spent)?;
         // Before a person is asked, since a failure would waste the approval.
-        self.apply_labels(exchange, &record.trail.heard)?;
+        self.apply_labels(exchange, &record.trail.added_labels)?;
         self.approved(exchange, record).await?;
         let asked = exchange.obligations.iter().flat_map(|obligations| &obligations.labels);
         self.label(exchange, |labels| {
@@ -186,14 +186,16 @@ impl Obligations {
     pub fn apply_labels(
         &self,
         exchange: &Exchange,
-        heard: &BTreeMap<String, Rule>,
+        added: &BTreeMap<String, Rule>,
     ) -> Result<(), Refusal> {
-        if heard.is_empty() {
+        if added.is_empty() {
             return Ok(());
         }
         let mut beyond = None;
         self.label(exchange, |labels| {
-            beyond = heard.iter().find(|(label, _)| !labels.hear(label, exchange.server.as_ref()));
+            beyond = added
+                .iter()
+                .find(|(label, _)| !labels.add_from_server(label, exchange.server.as_ref()));
             beyond.is_none()
         });
         match beyond {
@@ -279,16 +281,17 @@ mod tests {
         assert_eq!(labels.of(&client("bob")), of(&[]));
 
         // The labels of one server are bounded and take no room from others.
-        let hear = |label: &str, server: &str| {
+        let add = |label: &str, server: &str| {
             let server: ServerName = server.parse().unwrap();
-            labels.give(&client("bob"), |labels| labels.hear(label, Some(&server)))
+            labels.give(&client("bob"), |labels| labels.add_from_server(label, Some(&server)))
         };
-        let heard = (0..100).filter(|n| hear(&n.to_string(), "hostile")).count();
-        assert_eq!(heard, 64);
-        assert!(hear("0", "hostile") && hear("100", "other") && give("bob", "a"));
+        let added = (0..100).filter(|n| add(&n.to_string(), "hostile")).count();
+        assert_eq!(added, 64);
+        assert!(add("0", "hostile") && add("100", "other") && give("bob", "a"));
         assert_eq!(labels.of(&client("bob")).len(), 66);
         // The labels of merged lists are bounded, too.
-        let merged = |label: &str| labels.give(&client("eve"), |labels| labels.hear(label, None));
+        let merged =
+            |label: &str| labels.give(&client("eve"), |labels| labels.add_from_server(label, None));
         assert_eq!((0..100).filter(|n| merged(&n.to_string())).count(), 64);
     }
 }

@@ -66,12 +66,12 @@ impl Filter {
 
 /// A modern client with an open `subscriptions/listen` request.
 struct Listener {
-    guest: ClientContext,
+    client: ClientContext,
     /// The id of the request, which all its notifications contain.
     id: Id,
     filter: Filter,
     /// Whether the granted filter was sent. No notification is sent before it.
-    told: AtomicBool,
+    reported: AtomicBool,
     out: mpsc::Sender<Bytes>,
     /// Cancelled if the client does not read its notifications.
     slow: CancellationToken,
@@ -107,7 +107,7 @@ impl Subscriptions {
     /// A refusal if the filter is invalid, or if the client does not read its notifications.
     pub(crate) async fn listen(
         self: &Arc<Self>,
-        guest: &ClientContext,
+        client: &ClientContext,
         id: &Id,
         exchange: &Exchange,
         out: &mpsc::Sender<Bytes>,
@@ -124,10 +124,10 @@ impl Subscriptions {
         let mut granted = Filter { resource_subscriptions: Vec::new(), ..asked.clone() };
         let listening = Listening { hub: self.clone(), key: self.listeners.next() };
         let listener = Arc::new(Listener {
-            guest: guest.clone(),
+            client: client.clone(),
             id: id.clone(),
             filter: granted.clone(),
-            told: AtomicBool::new(false),
+            reported: AtomicBool::new(false),
             out: out.clone(),
             slow: CancellationToken::new(),
             lost: SetOnce::new(),
@@ -136,9 +136,9 @@ impl Subscriptions {
         // Concurrently, so that a server can open one subscription for all of them.
         // On tasks of their own, so that each is recorded to its end.
         let asked_for = asked.resource_subscriptions.iter().map(|uri| {
-            let (hub, guest, uri) = (self.clone(), guest.clone(), uri.clone());
-            let hearer = Subscriber::Listener(listening.key);
-            self.tasks.spawn(async move { hub.grant(&guest, hearer, uri).await })
+            let (hub, client, uri) = (self.clone(), client.clone(), uri.clone());
+            let subscriber = Subscriber::Listener(listening.key);
+            self.tasks.spawn(async move { hub.grant(&client, subscriber, uri).await })
         });
         let found = futures_util::future::join_all(asked_for).await;
         for (uri, found) in asked.resource_subscriptions.iter().zip(found) {
@@ -152,7 +152,7 @@ impl Subscriptions {
         if out.send(text).await.is_err() {
             return Err(Refusal::new(Code::Cancelled, "the client closed the subscription"));
         }
-        listener.told.store(true, Ordering::Release);
+        listener.reported.store(true, Ordering::Release);
         tokio::select! {
             () = listener.slow.cancelled() => {
                 Err(Refusal::new(Code::ClientTimeout, "the client did not read its notifications in time"))
@@ -168,16 +168,16 @@ impl Subscriptions {
     /// Reports to a subscriber that a resource is not watched any more. Revisions with sessions
     /// have only log messages for that. The request of a listener ends, so that the client sends it
     /// again and gets the filter that is granted then.
-    pub(crate) async fn tell_of_loss(
+    pub(crate) async fn notify_loss(
         &self,
-        (hearer, server, uri): Subscription,
+        (subscriber, server, uri): Subscription,
         (decision, why): Lost,
     ) {
         tracing::info!(
             %server, code = %why.code, decision = decision.map(tracing::field::display),
             "resource subscription ended"
         );
-        match &hearer {
+        match &subscriber {
             Subscriber::Session(id) => {
                 let Some(session) = self.sessions.get(id) else { return };
                 let mut data = json!({
@@ -190,10 +190,10 @@ impl Subscriptions {
                 }
                 let params = json!({ "level": "warning", "logger": "portcullis", "data": data });
                 let (method, params) = (Method::new(Method::LOG_MESSAGE), params.to_string());
-                let guest = ClientContext::at(&session);
+                let client = ClientContext::at(&session);
                 let text =
-                    self.stages.notice_to(&guest, &server, &method, Some(params.into())).await;
-                text.map(|text| session.tell(text));
+                    self.stages.notice_to(&client, &server, &method, Some(params.into())).await;
+                text.map(|text| session.send(text));
             }
             Subscriber::Listener(key) => {
                 let Some(listener) = self.listeners.get(*key) else { return };
@@ -208,21 +208,22 @@ impl Subscriptions {
 
     /// Notifies a subscriber that a resource may have changed, since nothing watched it between the
     /// watches of the old and the new server.
-    pub(crate) async fn tell_of_move(&self, (hearer, server, uri): Subscription) {
+    pub(crate) async fn notify_move(&self, (subscriber, server, uri): Subscription) {
         let method = Method::new(Method::UPDATED);
         let params = Bytes::from(json!({ "uri": uri }).to_string());
-        match &hearer {
+        match &subscriber {
             Subscriber::Session(id) => {
-                let session = self.sessions.get(id).filter(|session| session.is_heard());
+                let session = self.sessions.get(id).filter(|session| session.has_reader());
                 let Some(session) = session else { return };
-                let guest = ClientContext::at(&session);
-                let text = self.stages.notice_to(&guest, &server, &method, Some(params)).await;
-                text.map(|text| session.tell(text));
+                let client = ClientContext::at(&session);
+                let text = self.stages.notice_to(&client, &server, &method, Some(params)).await;
+                text.map(|text| session.send(text));
             }
             Subscriber::Listener(key) => {
                 // Before its granted filter, the client has read no data that could be outdated.
                 let listener = self.listeners.get(*key);
-                let Some(listener) = listener.filter(|one| one.told.load(Ordering::Acquire)) else {
+                let Some(listener) = listener.filter(|one| one.reported.load(Ordering::Acquire))
+                else {
                     return;
                 };
                 let text = self.notice_for(&listener, &server, &method, Some(&params)).await;
@@ -239,7 +240,7 @@ impl Subscriptions {
     /// Ends the listeners of a principal.
     pub(crate) fn end_listeners(&self, kind: &PrincipalKind, key: Option<&str>, why: &str) {
         for listener in self.listeners.all.lock().values() {
-            if listener.guest.principal.is(kind, key) {
+            if listener.client.principal.is(kind, key) {
                 let _ = listener.lost.set(Refusal::new(Code::Unauthenticated, why));
             }
         }
@@ -247,51 +248,51 @@ impl Subscriptions {
 
     /// The client of a subscriber, for requests in its name; `None` once it has ended. `from` is
     /// the address of the session's request.
-    pub(crate) fn guest_of(
+    pub(crate) fn client_of(
         &self,
-        hearer: &Subscriber,
+        subscriber: &Subscriber,
         from: Option<SocketAddr>,
     ) -> Option<ClientContext> {
-        match hearer {
+        match subscriber {
             Subscriber::Session(id) => {
                 self.sessions.get(id).map(|s| ClientContext::at(&s).from(from))
             }
-            Subscriber::Listener(key) => self.listeners.get(*key).map(|one| one.guest.clone()),
+            Subscriber::Listener(key) => self.listeners.get(*key).map(|one| one.client.clone()),
         }
     }
 
     /// Notifies each client that sees any of these servers once that lists have changed.
-    pub(crate) async fn tell_of_servers(&self, servers: &[ServerName]) {
-        let seen = |guest: &ClientContext| {
-            let sight = self.stages.view(&guest.principal);
-            let shows = |server: &&ServerName| match &guest.view {
+    pub(crate) async fn notify_servers(&self, servers: &[ServerName]) {
+        let seen = |client: &ClientContext| {
+            let sight = self.stages.view(&client.principal);
+            let shows = |server: &&ServerName| match &client.view {
                 View::All => true,
                 View::One(name) => name == *server,
             };
             servers.iter().filter(shows).find(|server| sight.server(server)).cloned()
         };
         let lists = [Method::TOOLS_CHANGED, Method::PROMPTS_CHANGED, Method::RESOURCES_CHANGED];
-        for session in self.sessions.all().into_iter().filter(|session| session.is_heard()) {
-            let guest = ClientContext::at(&session);
-            let Some(server) = seen(&guest) else { continue };
+        for session in self.sessions.all().into_iter().filter(|session| session.has_reader()) {
+            let client = ClientContext::at(&session);
+            let Some(server) = seen(&client) else { continue };
             for method in lists {
                 if let Some(text) =
-                    self.stages.notice_to(&guest, &server, &Method::new(method), None).await
+                    self.stages.notice_to(&client, &server, &Method::new(method), None).await
                 {
-                    session.tell(text);
+                    session.send(text);
                 }
             }
         }
-        for (_, listener) in self.listeners.told() {
-            let Some(server) = seen(&listener.guest) else { continue };
+        for (_, listener) in self.listeners.reported() {
+            let Some(server) = seen(&listener.client) else { continue };
             for method in lists.into_iter().filter(|method| listener.filter.lists(method)) {
-                self.tell_listener(&listener, &server, &Method::new(method), None).await;
+                self.notify_listener(&listener, &server, &Method::new(method), None).await;
             }
         }
     }
 
     /// Notifies the subscribers of a change. Returns whether there were any.
-    pub(crate) async fn tell_of_change(
+    pub(crate) async fn notify_change(
         &self,
         server: &ServerName,
         party: Option<&InstanceKey>,
@@ -302,56 +303,56 @@ impl Subscriptions {
             let params = params.clone().and_then(|params| Object::parse(params).ok());
             params.and_then(|params| params.string("uri")).unwrap_or_default()
         });
-        let sees = |guest: &ClientContext| {
-            let shown = match &guest.view {
+        let sees = |client: &ClientContext| {
+            let shown = match &client.view {
                 View::All => true,
                 View::One(name) => name == server,
             };
-            let sight = self.stages.view(&guest.principal);
+            let sight = self.stages.view(&client.principal);
             shown && sight.server(server)
         };
         // The subscribers, if the change is of one resource.
-        let hearers = uri.map(|uri| self.watches.hearers(server, party, &uri));
-        let mut told = false;
+        let subscribers = uri.map(|uri| self.watches.subscribers(server, party, &uri));
+        let mut reported = false;
         let now = self.router.server(server);
         // A client gets the changes of the lists of the instances that serve it and its lists.
-        let has = |guest: &ClientContext| match &now {
+        let has = |client: &ClientContext| match &now {
             Some(server) => {
-                guest.party_key(server).as_ref() == party
-                    || guest.list_source(server).key() == party
+                client.party_key(server).as_ref() == party
+                    || client.list_source(server).key() == party
             }
             None => party.is_none(),
         };
         for session in self.sessions.all() {
-            let guest = ClientContext::at(&session);
-            let meant = match &hearers {
-                Some(hearers) => hearers.contains(&Subscriber::Session(session.id.clone())),
-                None => has(&guest),
+            let client = ClientContext::at(&session);
+            let meant = match &subscribers {
+                Some(subscribers) => subscribers.contains(&Subscriber::Session(session.id.clone())),
+                None => has(&client),
             };
-            if !meant || !session.is_heard() || !sees(&guest) {
+            if !meant || !session.has_reader() || !sees(&client) {
                 continue;
             }
-            told = true;
-            if let Some(text) = self.stages.notice_to(&guest, server, method, params.clone()).await
+            reported = true;
+            if let Some(text) = self.stages.notice_to(&client, server, method, params.clone()).await
             {
-                session.tell(text);
+                session.send(text);
             }
         }
-        for (key, listener) in self.listeners.told() {
-            let meant = match &hearers {
-                Some(hearers) => hearers.contains(&Subscriber::Listener(key)),
-                None => listener.filter.lists(method.as_str()) && has(&listener.guest),
+        for (key, listener) in self.listeners.reported() {
+            let meant = match &subscribers {
+                Some(subscribers) => subscribers.contains(&Subscriber::Listener(key)),
+                None => listener.filter.lists(method.as_str()) && has(&listener.client),
             };
-            if !meant || !sees(&listener.guest) {
+            if !meant || !sees(&listener.client) {
                 continue;
             }
-            told = true;
-            self.tell_listener(&listener, server, method, params.as_ref()).await;
+            reported = true;
+            self.notify_listener(&listener, server, method, params.as_ref()).await;
         }
-        told
+        reported
     }
 
-    async fn tell_listener(
+    async fn notify_listener(
         &self,
         listener: &Listener,
         server: &ServerName,
@@ -374,7 +375,7 @@ impl Subscriptions {
         params: Option<&Bytes>,
     ) -> Option<Bytes> {
         let params = tagged(params, &listener.id);
-        self.stages.notice_to(&listener.guest, server, method, Some(params)).await
+        self.stages.notice_to(&listener.client, server, method, Some(params)).await
     }
 }
 
@@ -388,10 +389,10 @@ impl Listeners {
     }
 
     /// The listeners that got their granted filter, with their keys.
-    fn told(&self) -> Vec<(u64, Arc<Listener>)> {
+    fn reported(&self) -> Vec<(u64, Arc<Listener>)> {
         let all = self.all.lock();
-        let told = all.iter().filter(|(_, listener)| listener.told.load(Ordering::Acquire));
-        told.map(|(key, listener)| (*key, listener.clone())).collect()
+        let reported = all.iter().filter(|(_, listener)| listener.reported.load(Ordering::Acquire));
+        reported.map(|(key, listener)| (*key, listener.clone())).collect()
     }
 }
 

@@ -122,19 +122,19 @@ impl Subscriptions {
     /// Adds one resource to a listener's filter. Returns whether it is watched.
     pub(crate) async fn grant(
         self: &Arc<Self>,
-        guest: &ClientContext,
-        hearer: Subscriber,
+        client: &ClientContext,
+        subscriber: Subscriber,
         uri: String,
     ) -> bool {
-        let Ok(watching) = self.watch_one(guest, &guest.view, &uri).await else { return false };
-        let key = (hearer, watching.server.clone(), uri);
-        self.watches.add(key.clone(), watching, guest);
-        if self.guest_of(&key.0, None).is_none() {
+        let Ok(watching) = self.watch_one(client, &client.view, &uri).await else { return false };
+        let key = (subscriber, watching.server.clone(), uri);
+        self.watches.add(key.clone(), watching, client);
+        if self.client_of(&key.0, None).is_none() {
             // The listener has ended meanwhile.
             self.watches.forget(&key.0);
             return false;
         }
-        match self.follow_place(&key).await {
+        match self.follow_move(&key).await {
             Ok(_) => true,
             Err((_, refusal)) => {
                 tracing::debug!(server = %key.1, code = %refusal.code, "resource subscription failed");
@@ -146,19 +146,19 @@ impl Subscriptions {
     /// Has a server watch a resource, as a separate request, like in revisions before 2026-07-28.
     async fn watch_one(
         self: &Arc<Self>,
-        guest: &ClientContext,
+        client: &ClientContext,
         view: &View,
         uri: &str,
     ) -> Result<Watching, Lost> {
         let method = Method::new(Method::SUBSCRIBE);
         let params = Bytes::from(json!({ "uri": uri }).to_string());
-        let mut exchange = self.stages.begin(guest, &method, false, Some(params.clone()));
+        let mut exchange = self.stages.begin(client, &method, false, Some(params.clone()));
         let id = Some(exchange.id);
         let mut record = ExchangeRecord::default();
-        let sight = self.stages.view(&guest.principal);
+        let sight = self.stages.view(&client.principal);
         let mut counted = None;
         let admitted = async {
-            let route = self.router.route((guest, view), &method, &params, &sight).await?;
+            let route = self.router.route((client, view), &method, &params, &sight).await?;
             // Like a call, this delays the end of a server whose config entry changes.
             counted = route.server.as_ref().map(|server| server.counted());
             exchange.server = route.server.as_ref().map(|server| server.name.clone());
@@ -178,12 +178,12 @@ impl Subscriptions {
             }
         };
         let unrecorded = |words: &str| (id, Refusal::new(Code::AuditUnavailable, words));
-        record.image = guest.image(&server);
+        record.image = client.image(&server);
         if let Err(error) = self.stages.recorder.record_intent(&exchange, &mut record).await {
             tracing::error!(decision = %exchange.id, %error, "subscription refused: it could not be recorded");
             return Err(unrecorded("the subscription could not be recorded, so it was not made"));
         }
-        let watched = self.watch(guest, &server, uri).await;
+        let watched = self.watch(client, &server, uri).await;
         let conclusion = match &watched {
             Ok(_) => Conclusion::Delivered,
             Err(refusal) => Conclusion::Failed(refusal),
@@ -205,13 +205,13 @@ impl Subscriptions {
     /// Has a server watch a resource, or returns the server's own error.
     async fn watch(
         self: &Arc<Self>,
-        guest: &ClientContext,
+        client: &ClientContext,
         server: &Arc<Server>,
         uri: &str,
     ) -> Result<Result<Watching, Bytes>, Refusal> {
         let failed = |failure: CallError| failure.refusal(&server.name);
-        let turn = SubscriberPermit::take(self, &guest.principal.kind)?;
-        let (instance, _) = guest.instance(server).await.map_err(failed)?;
+        let turn = SubscriberPermit::take(self, &client.principal.kind)?;
+        let (instance, _) = client.instance(server).await.map_err(failed)?;
         Ok(match instance.watch(uri).await.map_err(failed)? {
             Reply::Result(_) => {
                 let (server, number) = (server.name.clone(), server.number);
@@ -227,18 +227,18 @@ impl Subscriptions {
     /// A refusal if the server cannot notify of changes.
     pub(crate) async fn subscribe(
         self: &Arc<Self>,
-        guest: &ClientContext,
+        client: &ClientContext,
         exchange: &Exchange,
         server: &Arc<Server>,
     ) -> Result<Answer, Refusal> {
-        let (Some(session), Target::Resource { uri }) = (&guest.session, &exchange.target) else {
+        let (Some(session), Target::Resource { uri }) = (&client.session, &exchange.target) else {
             return Err(Refusal::new(
                 Code::MethodUnknown,
                 "this protocol revision does not have this method",
             ));
         };
-        let hearer = Subscriber::Session(session.id.clone());
-        let key = (hearer, server.name.clone(), uri.clone());
+        let subscriber = Subscriber::Session(session.id.clone());
+        let key = (subscriber, server.name.clone(), uri.clone());
         if exchange.method.as_str() == Method::UNSUBSCRIBE {
             let watched = self.watches.watched.lock().remove(&key);
             drop(watched);
@@ -252,16 +252,16 @@ impl Subscriptions {
                 format!("at most {MOST} resources can be watched"),
             ));
         }
-        match self.watch(guest, server, uri).await? {
+        match self.watch(client, server, uri).await? {
             Err(error) => return Ok(Answer::Error(Payload::new(error))),
-            Ok(watching) => self.watches.add(key.clone(), watching, guest),
+            Ok(watching) => self.watches.add(key.clone(), watching, client),
         }
         if session.ended().is_cancelled() {
             self.watches.forget(&key.0);
         } else if server.ensure_active().is_err() {
             // On a task of its own, so that it is recorded to its end.
             let hub = self.clone();
-            let moved = self.tasks.spawn(async move { hub.follow_place(&key).await });
+            let moved = self.tasks.spawn(async move { hub.follow_move(&key).await });
             let Ok(moved) = moved.await else {
                 return Err(Refusal::new(Code::ShuttingDown, "the proxy is shutting down"));
             };
@@ -272,7 +272,7 @@ impl Subscriptions {
 
     /// Moves the watches of a retired server to the server of the new entry, if there is one.
     /// Notifies subscribers that lost a watch, and those that may have missed a change.
-    pub(crate) async fn change_places(self: &Arc<Self>, old: &Server) {
+    pub(crate) async fn move_watches(self: &Arc<Self>, old: &Server) {
         let moved: Vec<_> = {
             let watched = self.watches.watched.lock();
             let of_it = watched.iter().filter(|((_, server, _), watched)| {
@@ -281,10 +281,10 @@ impl Subscriptions {
             of_it.map(|(key, _)| key.clone()).collect()
         };
         let moved = futures_util::stream::iter(moved).for_each_concurrent(None, |key| async move {
-            match self.follow_place(&key).await {
-                Ok(true) => self.tell_of_move(key).await,
+            match self.follow_move(&key).await {
+                Ok(true) => self.notify_move(key).await,
                 Ok(false) => {}
-                Err(lost) => self.tell_of_loss(key, lost).await,
+                Err(lost) => self.notify_loss(key, lost).await,
             }
         });
         moved.await;
@@ -295,8 +295,8 @@ impl Subscriptions {
     ///
     /// # Errors
     /// The cause why it is not watched any more.
-    async fn follow_place(self: &Arc<Self>, key: &Subscription) -> Result<bool, Lost> {
-        let (hearer, name, uri) = key;
+    async fn follow_move(self: &Arc<Self>, key: &Subscription) -> Result<bool, Lost> {
+        let (subscriber, name, uri) = key;
         let mut is_moved = false;
         loop {
             let now = self.router.server(name);
@@ -321,12 +321,12 @@ impl Subscriptions {
                 let words = format!("server `{name}` was removed from the config");
                 return Err((None, Refusal::new(Code::ServerUnavailable, words)));
             };
-            let Some(guest) = self.guest_of(hearer, from) else {
-                self.watches.forget(hearer);
+            let Some(client) = self.client_of(subscriber, from) else {
+                self.watches.forget(subscriber);
                 return Ok(false);
             };
             // Granted at this server, so not at another with a resource of that name.
-            let moved = self.watch_one(&guest, &View::One(name.clone()), uri).await;
+            let moved = self.watch_one(&client, &View::One(name.clone()), uri).await;
             let mut watched = self.watches.watched.lock();
             // An unsubscription or a new subscription meanwhile takes precedence.
             let waits = |entry: &&mut Watched| entry.number == number && entry.watching.is_none();
@@ -368,7 +368,7 @@ fn covers(watched: &str, changed: &str) -> bool {
 impl Watches {
     /// The subscribers of a server's resource at the instance with this key. A client's instance can
     /// be another now than when it subscribed.
-    pub fn hearers(
+    pub fn subscribers(
         &self,
         server: &ServerName,
         instance: Option<&InstanceKey>,
@@ -379,12 +379,12 @@ impl Watches {
             let at = entry.watching.as_ref().map(|watching| watching.instance.party());
             of == server && at == Some(instance) && covers(watched, uri)
         });
-        of_it.map(|((hearer, ..), _)| hearer.clone()).collect()
+        of_it.map(|((subscriber, ..), _)| subscriber.clone()).collect()
     }
 
     /// Adds a watch. It replaces an earlier watch of the same key.
-    fn add(&self, key: Subscription, watching: Watching, guest: &ClientContext) {
-        let (number, from) = (watching.number, guest.client_addr);
+    fn add(&self, key: Subscription, watching: Watching, client: &ClientContext) {
+        let (number, from) = (watching.number, client.client_addr);
         let entry = Watched { number, watching: Some(watching), from };
         let before = self.watched.lock().insert(key, entry);
         // Dropping it takes other locks.
@@ -392,9 +392,9 @@ impl Watches {
     }
 
     /// Ends all watches of a subscriber that has ended.
-    pub fn forget(&self, hearer: &Subscriber) {
+    pub fn forget(&self, subscriber: &Subscriber) {
         let mut watched = self.watched.lock();
-        let all: Vec<_> = watched.extract_if(|key, _| key.0 == *hearer).collect();
+        let all: Vec<_> = watched.extract_if(|key, _| key.0 == *subscriber).collect();
         drop(watched);
         drop(all);
     }
@@ -406,7 +406,7 @@ mod tests {
 
     #[test]
     fn a_change_below_what_is_watched_is_heard_of() {
-        for (watched, changed, heard) in [
+        for (watched, changed, expected) in [
             ("file:///a", "file:///a", true),
             ("file:///a", "file:///a/b", true),
             ("file:///a/", "file:///a/b", true),
@@ -414,7 +414,7 @@ mod tests {
             ("file:///a", "file:///ab", false),
             ("file:///a/b", "file:///a", false),
         ] {
-            assert_eq!(covers(watched, changed), heard, "{watched} {changed}");
+            assert_eq!(covers(watched, changed), expected, "{watched} {changed}");
         }
     }
 }

@@ -79,7 +79,7 @@ async fn verdict(gate: &PolicyGate, exchange: &Exchange) -> Result<Verdict, Faul
 }
 
 /// Ids of the permits, or code and text of the refusal.
-async fn said(gate: &PolicyGate, exchange: &Exchange) -> String {
+async fn answer_of(gate: &PolicyGate, exchange: &Exchange) -> String {
     match verdict(gate, exchange).await {
         Ok(Verdict { decision: Decision::Refuse(refusal), .. }) => refusal.to_string(),
         Ok(Verdict { rules, .. }) => {
@@ -152,8 +152,8 @@ async fn every_method_is_decided_by_its_action() {
         (from_server("x/y", json!({})), "other_server_method"),
         (from_server("tools/call", json!({"name": "t"})), REFUSED),
     ] {
-        assert_eq!(said(&gate, &exchange).await, expected, "{}", exchange.method);
-        assert_eq!(said(&none, &exchange).await, REFUSED, "{}", exchange.method);
+        assert_eq!(answer_of(&gate, &exchange).await, expected, "{}", exchange.method);
+        assert_eq!(answer_of(&none, &exchange).await, REFUSED, "{}", exchange.method);
     }
 }
 
@@ -216,7 +216,7 @@ async fn messages_that_policies_cannot_evaluate_are_refused() {
         ),
         (about_notes("completion/complete", json!({})), "invalid-params: `type` must be a string"),
     ] {
-        assert_eq!(said(&gate, &exchange).await, expected);
+        assert_eq!(answer_of(&gate, &exchange).await, expected);
     }
 }
 
@@ -228,7 +228,7 @@ async fn refusal_has_the_reason_for_the_agent_and_the_rule_for_the_operator() {
          forbid (principal, action, resource is Portcullis::Tool) when { resource.claims.destructive };",
     );
     let keeps = tool("notes", "t", json!({"annotations": {"readOnlyHint": true}}));
-    assert_eq!(said(&gate, &call("ci", &keeps, json!({}))).await, "p.cedar:1");
+    assert_eq!(answer_of(&gate, &call("ci", &keeps, json!({}))).await, "p.cedar:1");
     let deletes = tool("notes", "t", json!({"annotations": {"destructiveHint": true}}));
     let Decision::Refuse(refusal) =
         verdict(&gate, &call("ci", &deletes, json!({}))).await.unwrap().decision
@@ -263,7 +263,7 @@ async fn each_request_inside_a_result_is_decided() {
         (carrying(json!([1])), "fault: `inputRequests` of the result is malformed"),
         (carrying(json!({"a": {}})), "fault: `inputRequests` of the result is malformed"),
     ] {
-        assert_eq!(said(&gate, &exchange).await, expected);
+        assert_eq!(answer_of(&gate, &exchange).await, expected);
     }
 }
 

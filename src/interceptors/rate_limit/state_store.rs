@@ -64,7 +64,7 @@ impl Counts {
 
 impl Store {
     /// Key that counts a message: its own, or the shared one if the owner has too many.
-    pub(super) fn place(&self, mut key: Key, elapsed: Nanos) -> Key {
+    pub(super) fn slot(&self, mut key: Key, elapsed: Nanos) -> Key {
         let mut counts = self.0.lock();
         if let Entry::Occupied(mut tools) = counts.arrivals.entry(key.owner.clone()) {
             let tools = tools.get_mut();

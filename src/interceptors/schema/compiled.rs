@@ -106,7 +106,7 @@ impl Check {
         let mut words = String::new();
         let mut errors = self.validator.iter_errors(value);
         for error in errors.by_ref().take(MAX_ERRORS) {
-            let _ = write!(words, "{}; ", self.tell(&error));
+            let _ = write!(words, "{}; ", self.describe(&error));
         }
         let more = errors.count();
         if more > 0 {
@@ -118,19 +118,19 @@ impl Check {
 
     /// Position and expectation of an error. Contains only text of the schema and numbers: a
     /// property that the schema does not name is shown as `*`.
-    fn tell(&self, error: &ValidationError<'_>) -> String {
-        let mut place = String::new();
+    fn describe(&self, error: &ValidationError<'_>) -> String {
+        let mut path = String::new();
         for part in error.instance_path().as_str().split('/').skip(1) {
-            place.push('/');
+            path.push('/');
             let name = part.replace("~1", "/").replace("~0", "~");
             let known = self.bound.names.contains(&name);
             let index = !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
-            place.push_str(if known || (index && part.len() < 8) { part } else { "*" });
+            path.push_str(if known || (index && part.len() < 8) { part } else { "*" });
         }
         let expectation = expectation(error.kind());
-        match place.as_str() {
+        match path.as_str() {
             "" => format!("the top level {}", short(&expectation)),
-            place => format!("`{}` {}", short(place), short(&expectation)),
+            path => format!("`{}` {}", short(path), short(&expectation)),
         }
     }
 }

@@ -252,15 +252,15 @@ async fn unknown_tool_is_left_to_the_router() {
 async fn definition_is_compiled_once() {
     let schema = schema();
     let definition = json!({ "inputSchema": { "type": "object" } });
-    let (first, again) = (tool("s", "t", definition.clone()), tool("s", "t", definition));
-    for tool in [&first, &first, &again, &first] {
+    let (first, same) = (tool("s", "t", definition.clone()), tool("s", "t", definition));
+    for tool in [&first, &first, &same, &first] {
         request(&schema, tool, json!({})).await.unwrap();
     }
     assert_eq!(schema.cache.lock().len(), 1);
     let one = schema.checks(&first).await.unwrap();
-    assert!(Arc::ptr_eq(&one, &schema.checks(&again).await.unwrap()));
+    assert!(Arc::ptr_eq(&one, &schema.checks(&same).await.unwrap()));
     // Another definition at the same address is another definition.
-    drop((first, again));
+    drop((first, same));
     for i in 0..50 {
         let tool = with_input(json!({ "required": [format!("r{i}")] }));
         let refusal = refusal(request(&schema, &tool, json!({})).await.unwrap());

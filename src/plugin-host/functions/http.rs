@@ -56,7 +56,7 @@ const RESERVED: [&str; 7] =
 
 /// HTTP client for a plugin's granted hosts.
 pub struct Client {
-    places: Vec<Target>,
+    targets: Vec<Target>,
 }
 
 struct Target {
@@ -66,19 +66,19 @@ struct Target {
 
 impl Client {
     /// Client for these destinations.
-    pub fn to(places: impl Iterator<Item = Destination>) -> Self {
-        let places = places.map(|destination| Target { destination, client: OnceLock::new() });
-        Self { places: places.collect() }
+    pub fn to(targets: impl Iterator<Item = Destination>) -> Self {
+        let targets = targets.map(|destination| Target { destination, client: OnceLock::new() });
+        Self { targets: targets.collect() }
     }
 
-    fn place(&self, host: &str, port: u16, clear: bool) -> Option<&Target> {
-        self.places.iter().find(|place| place.destination.is(host, port, clear))
+    fn target(&self, host: &str, port: u16, clear: bool) -> Option<&Target> {
+        self.targets.iter().find(|target| target.destination.is(host, port, clear))
     }
 }
 
 impl Target {
     fn client(&self) -> Result<&reqwest::Client, Error> {
-        let made = self.client.get_or_init(|| {
+        let client_result = self.client.get_or_init(|| {
             // Callers need not install a TLS provider; a second installation changes nothing.
             let _ = rustls::crypto::ring::default_provider().install_default();
             let builder = reqwest::Client::builder()
@@ -96,7 +96,7 @@ impl Target {
             };
             builder.build().map_err(|error| format!("the HTTP client cannot be created: {error}"))
         });
-        made.as_ref().map_err(|why| Error::Failed(why.clone()))
+        client_result.as_ref().map_err(|why| Error::Failed(why.clone()))
     }
 }
 
@@ -179,7 +179,7 @@ impl Asked {
     }
 
     /// Destination by the names of URLs and grants, and whether it is in clear text.
-    fn place(&self) -> (&str, u16, bool) {
+    fn target(&self) -> (&str, u16, bool) {
         (
             self.url.host_str().unwrap_or_default(),
             self.url.port_or_known_default().unwrap_or_default(),
@@ -237,7 +237,7 @@ impl Guest {
             return Err(Error::Denied("`http` is available in `inspect` only".into()));
         }
         let asked = Asked::read(request)?;
-        let (host, port, clear) = asked.place();
+        let (host, port, clear) = asked.target();
         let scheme = if clear { "http://" } else { "" };
         let shown = format!("{} {scheme}{host}:{port}", asked.method);
         let shown = excerpt(&self.covered(shown), 128);
@@ -247,14 +247,14 @@ impl Guest {
             )));
         }
         let granted = client
-            .place(host, port, clear)
+            .target(host, port, clear)
             .ok_or_else(|| format!("`{scheme}{}:{port}` is not granted", excerpt(host, 128)));
-        let granted = granted.and_then(|place| {
-            let name = place.destination.name();
-            shared.around.may_reach(&shared.entry, name, port).map(|()| place)
+        let granted = granted.and_then(|target| {
+            let name = target.destination.name();
+            shared.around.may_reach(&shared.entry, name, port).map(|()| target)
         });
-        let place = match granted {
-            Ok(place) => place,
+        let target = match granted {
+            Ok(target) => target,
             Err(why) => {
                 self.requests.push(format!("{shown}{DENIED}"));
                 return Err(Error::Denied(why));
@@ -270,14 +270,14 @@ impl Guest {
             let StubResponse { status, headers, body } = canned.map_err(Error::Failed)?;
             return Ok(Response { status, headers, body });
         }
-        let client_of_place = place.client()?;
+        let http_client = target.client()?;
         // Until shortly before the deadline, so that the plugin can react to a timeout.
         let left = self.until.saturating_duration_since(Instant::now());
         let wait = left.saturating_sub(RESERVED_TIME.min(left / 4));
         let wait = asked.timeout.map_or(wait, |timeout| wait.min(timeout));
         // An instance has one request in flight, and the number of running instances is limited for
         // each caller.
-        let done = match tokio::time::timeout(wait, exchange(client_of_place, asked)).await {
+        let done = match tokio::time::timeout(wait, exchange(http_client, asked)).await {
             Ok(done) => done,
             Err(_) => return Err(Error::Failed("timed out".into())),
         };
@@ -357,8 +357,8 @@ mod tests {
                 timeout_ms: None,
             };
             let asked = Asked::read(request).ok().unwrap();
-            let (host, port, clear) = asked.place();
-            client.place(host, port, clear).is_some()
+            let (host, port, clear) = asked.target();
+            client.target(host, port, clear).is_some()
         };
         for url in
             ["https://a.example/x", "https://A.EXAMPLE:443", "http://10.0.0.5/", "http://0xa.5"]

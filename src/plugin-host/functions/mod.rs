@@ -78,7 +78,7 @@ pub trait HostServices: Send + Sync {
     fn withdrawn(&self, plugin: &str, exchange: &str, requests: Vec<String>) {
         tracing::warn!(
             interceptor = %plugin, decision = %exchange, requests = %requests.join(", "),
-            "a message was withdrawn after the plugin had sent requests for it"
+            "a message was cancelled after the plugin had sent requests for it"
         );
     }
 

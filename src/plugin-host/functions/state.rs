@@ -52,8 +52,11 @@ impl States {
     /// Values of the plugin of that entry, limited to this number of bytes.
     pub fn of(self: &Arc<Self>, entry: &str, max: u64) -> Values {
         let mut values = self.values.lock();
-        let place = || StateKey::Store(Arc::downgrade(self));
-        values.entry(entry.to_owned()).or_insert_with(|| Values::at(entry, max, place())).clone()
+        let store_key = || StateKey::Store(Arc::downgrade(self));
+        values
+            .entry(entry.to_owned())
+            .or_insert_with(|| Values::at(entry, max, store_key()))
+            .clone()
     }
 
     /// Opens the store. Blocks.
@@ -87,7 +90,7 @@ pub struct Values(Arc<Inner>);
 struct Inner {
     entry: String,
     max: u64,
-    place: StateKey,
+    store_key: StateKey,
     /// Tree, opened on first use. Everything that writes holds the lock.
     open: Mutex<Option<Open>>,
 }
@@ -113,9 +116,9 @@ impl Values {
         Self::at(entry, max, StateKey::Memory)
     }
 
-    fn at(entry: &str, max: u64, place: StateKey) -> Self {
+    fn at(entry: &str, max: u64, store_key: StateKey) -> Self {
         let open = Mutex::new(None);
-        Self(Arc::new(Inner { entry: entry.to_owned(), max, place, open }))
+        Self(Arc::new(Inner { entry: entry.to_owned(), max, store_key, open }))
     }
 
     /// Stores a value: text or the digits of a counter.
@@ -148,7 +151,7 @@ impl Values {
             },
         };
         done.map_err(|fault| match fault {
-            Fault::Told(error) => error,
+            Fault::Answered(error) => error,
             Fault::Store(error) => {
                 let plugin = &self.0.entry;
                 tracing::error!(interceptor = %plugin, %error, "the plugin's state is unavailable");
@@ -175,7 +178,7 @@ impl Values {
                 Some(bytes) => std::str::from_utf8(&bytes)
                     .ok()
                     .and_then(|text| text.parse().ok())
-                    .ok_or(Fault::Told(Error::NotANumber))?,
+                    .ok_or(Fault::Answered(Error::NotANumber))?,
             };
             let after = i64::saturating_add(before, delta);
             open.put(key, Some(after.to_string().as_bytes()), max)?;
@@ -215,7 +218,7 @@ impl Values {
 
 /// Reason of a failure.
 enum Fault {
-    Told(Error),
+    Answered(Error),
     Store(String),
 }
 
@@ -227,7 +230,7 @@ impl From<sled::Error> for Fault {
 
 impl Inner {
     fn begin(&self) -> Result<Open, Fault> {
-        let kept = match &self.place {
+        let kept = match &self.store_key {
             StateKey::Memory => Kept::Memory(BTreeMap::new()),
             StateKey::Store(states) => {
                 let states = states.upgrade();
@@ -270,7 +273,7 @@ impl Open {
         let after = value.map_or(0, |value| size(key.len(), value.len()));
         let used = self.used.saturating_sub(before).saturating_add(after);
         if after > before && used > max {
-            return Err(Fault::Told(Error::Full));
+            return Err(Fault::Answered(Error::Full));
         }
         match (&mut self.kept, value) {
             (Kept::Tree(tree), Some(value)) => drop(tree.insert(key, value)?),
@@ -449,10 +452,10 @@ mod tests {
         assert_eq!(states.of("b", 200).get("k").unwrap(), None);
         drop((values, states));
         let states = open();
-        let again = states.of("a", 200);
-        assert_eq!(again.get("k").unwrap(), Some(vec![1; 100]));
+        let reopened = states.of("a", 200);
+        assert_eq!(reopened.get("k").unwrap(), Some(vec![1; 100]));
         // The size of earlier values counts.
-        assert!(matches!(again.set("l", Some(&[1; 100])), Err(Error::Full)));
+        assert!(matches!(reopened.set("l", Some(&[1; 100])), Err(Error::Full)));
     }
 
     #[test]

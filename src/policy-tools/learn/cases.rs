@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fmt::Write as _};
 
-use super::{Learner, Way};
+use super::{Access, Learner};
 
 /// Maximum number of names in one case.
 const NAMES: usize = 200;
@@ -29,10 +29,10 @@ pub(super) fn cases(learner: &Learner, file: &str) -> String {
         return text;
     }
     text.push_str("\ncases:\n");
-    for (way, names) in &learner.uses {
-        let Some((action, targets)) = targets(way, names.keys()) else { continue };
-        let name = format!("{} keeps {} {}", way.who.name(), way.action, way.server());
-        case(&mut text, &name, &way.who.party(), action, targets, "allow", Some(&way.id()));
+    for (access, names) in &learner.uses {
+        let Some((action, targets)) = targets(access, names.keys()) else { continue };
+        let name = format!("{} keeps {} {}", access.who.name(), access.action, access.server());
+        case(&mut text, &name, &access.who.party(), action, targets, "allow", Some(&access.id()));
     }
     refusals(&mut text, learner);
     text
@@ -68,28 +68,28 @@ fn case(
 
 /// Method and targets of a case. `None` for server requests, which have no cases.
 fn targets<'a>(
-    way: &'a Way,
+    access: &'a Access,
     names: impl Iterator<Item = &'a String>,
 ) -> Option<(&'a str, Vec<String>)> {
-    if way.is_by_server() {
+    if access.is_by_server() {
         return None;
     }
-    match (way.of, &way.server) {
-        ("Proxy", _) if way.action == "connect" => Some((way.action, Vec::new())),
+    match (access.of, &access.server) {
+        ("Proxy", _) if access.action == "connect" => Some((access.action, Vec::new())),
         // Decided by method: the first one represents all.
         ("Proxy", _) => names.map(String::as_str).next().map(|method| (method, Vec::new())),
         ("Server", Some(server)) => {
             names.map(String::as_str).next().map(|method| (method, vec![server.clone()]))
         }
-        ("Server", None) => Some((way.action, names.cloned().collect())),
+        ("Server", None) => Some((access.action, names.cloned().collect())),
         (_, Some(server)) => {
-            Some((way.action, names.map(|name| format!("{server}/{name}")).collect()))
+            Some((access.action, names.map(|name| format!("{server}/{name}")).collect()))
         }
         (_, None) => None,
     }
 }
 
-impl Way {
+impl Access {
     fn server(&self) -> &str {
         self.server.as_deref().unwrap_or_default()
     }
@@ -122,13 +122,13 @@ fn hints(text: &mut String, learner: &Learner) {
 /// Writes cases of refused calls: tools that nobody called, and tools that only others called.
 fn refusals(text: &mut String, learner: &Learner) {
     let tools = learner.tools();
-    let called = |way: &Way| way.of == "Tool" && way.action == "call_tool";
-    let whom: BTreeSet<_> = learner.uses.keys().map(|way| &way.who).collect();
+    let called = |access: &Access| access.of == "Tool" && access.action == "call_tool";
+    let whom: BTreeSet<_> = learner.uses.keys().map(|access| &access.who).collect();
     for who in &whom {
         let mut others = Vec::new();
         for (server, names) in &tools {
-            let own = learner.uses.iter().find(|(way, _)| {
-                called(way) && way.who == **who && way.server.as_deref() == Some(server)
+            let own = learner.uses.iter().find(|(access, _)| {
+                called(access) && access.who == **who && access.server.as_deref() == Some(server)
             });
             let is_own = |name: &str| own.is_some_and(|(_, names)| names.contains_key(name));
             let foreign = names.keys().filter(|name| !is_own(name));

@@ -29,7 +29,7 @@ const CONDITIONS: [&str; 3] = ["approve", "redact", "rate"];
 /// Collects recorded calls.
 #[derive(Default)]
 pub struct Learner {
-    uses: BTreeMap<Way, BTreeMap<String, Use>>,
+    uses: BTreeMap<Access, BTreeMap<String, Use>>,
     names: usize,
     calls: u64,
     /// Number of allowed calls that are not learned, by reason.
@@ -38,13 +38,13 @@ pub struct Learner {
     /// principal and action, with the obligations.
     obliged: BTreeMap<String, u64>,
     /// Number of refused calls, by target.
-    refused: BTreeMap<(Way, String), u64>,
+    refused: BTreeMap<(Access, String), u64>,
     time: Option<(Timestamp, Timestamp)>,
 }
 
 /// The principal, server and action of calls.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct Way {
+struct Access {
     who: Who,
     server: Option<String>,
     action: &'static str,
@@ -133,10 +133,10 @@ impl Learner {
             }
             Err(_) => return,
         };
-        let (way, name) = way(&recorded);
+        let (access, name) = access(&recorded);
         if recorded.was != Verdict::Allowed {
             if self.refused.len() < NAMES {
-                *self.refused.entry((way, name)).or_default() += 1;
+                *self.refused.entry((access, name)).or_default() += 1;
             }
             return;
         }
@@ -146,7 +146,7 @@ impl Learner {
             let asked: Vec<_> =
                 CONDITIONS.iter().filter(|c| asks(c)).map(|c| format!("@{c}")).collect();
             if !asked.is_empty() {
-                let what = way.told(&name, &asked.join(", "));
+                let what = access.refusal_text(&name, &asked.join(", "));
                 if self.obliged.contains_key(&what) || self.obliged.len() < NAMES {
                     *self.obliged.entry(what).or_default() += 1;
                 } else {
@@ -159,7 +159,7 @@ impl Learner {
                 return;
             }
         }
-        let names = self.uses.entry(way).or_default();
+        let names = self.uses.entry(access).or_default();
         if !names.contains_key(&name) {
             if self.names >= NAMES {
                 *self.left_out.entry("too many names").or_default() += 1;
@@ -186,8 +186,9 @@ impl Learner {
         self.greet();
         let policies = write::policies(&self);
         let policies = super::format(std::path::Path::new(file), &policies)?;
-        let permitted =
-            |(way, name): &(Way, String)| self.uses.get(way).is_some_and(|u| u.contains_key(name));
+        let permitted = |(access, name): &(Access, String)| {
+            self.uses.get(access).is_some_and(|u| u.contains_key(name))
+        };
         let refused =
             self.refused.iter().filter(|(of, _)| permitted(of)).map(|(_, calls)| calls).sum();
         Ok(Learned {
@@ -206,28 +207,31 @@ impl Learner {
         let used: BTreeSet<(Who, String)> = self
             .uses
             .keys()
-            .filter(|way| way.of != "Server" && way.of != "Proxy" && !way.is_by_server())
-            .filter_map(|way| Some((way.who.clone(), way.server.clone()?)))
+            .filter(|access| {
+                access.of != "Server" && access.of != "Proxy" && !access.is_by_server()
+            })
+            .filter_map(|access| Some((access.who.clone(), access.server.clone()?)))
             .collect();
         for (who, server) in used {
-            let way = Way { who, server: None, action: Action::Connect.as_str(), of: "Server" };
-            self.uses.entry(way).or_default().entry(server).or_default();
+            let access =
+                Access { who, server: None, action: Action::Connect.as_str(), of: "Server" };
+            self.uses.entry(access).or_default().entry(server).or_default();
         }
     }
 
     /// The servers with recorded requests, from or to them.
     fn servers(&self) -> BTreeSet<&str> {
         let greeted =
-            self.uses.iter().filter(|(way, _)| way.server.is_none() && way.of == "Server");
+            self.uses.iter().filter(|(access, _)| access.server.is_none() && access.of == "Server");
         let named = greeted.flat_map(|(_, names)| names.keys().map(String::as_str));
-        self.uses.keys().filter_map(|way| way.server.as_deref()).chain(named).collect()
+        self.uses.keys().filter_map(|access| access.server.as_deref()).chain(named).collect()
     }
 
     /// All tools that any principal used, by server.
     fn tools(&self) -> BTreeMap<&str, BTreeMap<&str, Use>> {
         let mut tools: BTreeMap<&str, BTreeMap<&str, Use>> = BTreeMap::new();
-        for (way, names) in &self.uses {
-            if let ("Tool", Some(server)) = (way.of, &way.server) {
+        for (access, names) in &self.uses {
+            if let ("Tool", Some(server)) = (access.of, &access.server) {
                 let names = names.iter().map(|(name, one)| (name.as_str(), *one));
                 tools.entry(server).or_default().extend(names);
             }
@@ -236,13 +240,13 @@ impl Learner {
     }
 }
 
-impl Way {
+impl Access {
     fn is_by_server(&self) -> bool {
         self.of == "Method of a server"
     }
 
     /// Describes a use and its obligations in one line.
-    fn told(&self, name: &str, asked: &str) -> String {
+    fn refusal_text(&self, name: &str, asked: &str) -> String {
         let thing = match (&self.server, self.of) {
             (Some(server), _) => format!("{server}/{name}"),
             (None, _) => name.to_owned(),
@@ -266,7 +270,7 @@ impl Way {
 }
 
 /// Principal, action and target name; the server or the method, if the target does not have a name.
-fn way(recorded: &Recorded) -> (Way, String) {
+fn access(recorded: &Recorded) -> (Access, String) {
     let who = Who::of(&recorded.principal.kind);
     let action = recorded.action;
     let by_method = matches!(
@@ -290,11 +294,11 @@ fn way(recorded: &Recorded) -> (Way, String) {
         Target::Template(server, uri) => {
             (Some(server.to_string()), "ResourceTemplate", uri.clone())
         }
-        Target::Asker(server) => {
+        Target::Requester(server) => {
             (Some(server.to_string()), "Method of a server", recorded.method.clone())
         }
     };
-    (Way { who, server, action: action.as_str(), of }, name)
+    (Access { who, server, action: action.as_str(), of }, name)
 }
 
 /// An entity in Cedar's syntax, with its id escaped.

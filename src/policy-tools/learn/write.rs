@@ -2,10 +2,10 @@
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
-use super::{Learner, Use, Way, uid};
+use super::{Access, Learner, Use, uid};
 
 /// Maximum number of names with counts in a comment.
-const TOLD: usize = 12;
+const MAX_LISTED: usize = 12;
 
 /// The policies, before formatting.
 pub(super) fn policies(learner: &Learner) -> String {
@@ -24,13 +24,13 @@ pub(super) fn policies(learner: &Learner) -> String {
         own(&mut text, server);
     }
     let mut whom = None;
-    for (way, names) in &learner.uses {
-        if whom != Some(&way.who) {
-            whom = Some(&way.who);
-            let name = way.who.name();
+    for (access, names) in &learner.uses {
+        if whom != Some(&access.who) {
+            whom = Some(&access.who);
+            let name = access.who.name();
             let _ = write!(text, "\n// ---- {} ----\n", name.escape_debug());
         }
-        policy(&mut text, way, names);
+        policy(&mut text, access, names);
     }
     text
 }
@@ -40,37 +40,37 @@ fn own(text: &mut String, server: &str) {
     let (action, uid) = (uid("Action", "from_proxy"), uid("Server", server));
     let _ = write!(
         text,
-        "\n// The proxy starts it, connects to it, hands it the secrets of the config.\n\
-         @id(\"{}/start\")\npermit (principal == {uid}, action in {action}, resource);\n",
+        "\n// The proxy starts it, connects to it, and delivers the secrets of the \
+         config.\n@id(\"{}/start\")\npermit (principal == {uid}, action in {action}, resource);\n",
         server.escape_debug()
     );
 }
 
-fn policy(text: &mut String, way: &Way, names: &BTreeMap<String, Use>) {
+fn policy(text: &mut String, access: &Access, names: &BTreeMap<String, Use>) {
     text.push('\n');
-    comment(text, way, names);
-    let id = way.id();
-    let action = uid("Action", way.action);
-    let who = way.who.uid();
+    comment(text, access, names);
+    let id = access.id();
+    let action = uid("Action", access.action);
+    let who = access.who.uid();
     let _ = write!(text, "@id(\"{}\")\npermit (", id.escape_debug());
-    let server = way.server.as_deref();
-    match (way.of, server) {
+    let server = access.server.as_deref();
+    match (access.of, server) {
         ("Method of a server", Some(server)) => {
             let server = uid("Server", server);
             let _ = write!(text, "principal == {server}, action == {action}, resource == {who})");
-            methods(text, way, names);
+            methods(text, access, names);
         }
         ("Proxy", _) => {
             let proxy = uid("Proxy", "portcullis");
             let _ = write!(text, "principal == {who}, action == {action}, resource == {proxy})");
-            if way.action != "connect" {
-                methods(text, way, names);
+            if access.action != "connect" {
+                methods(text, access, names);
             }
         }
         ("Server", Some(server)) => {
             let server = uid("Server", server);
             let _ = write!(text, "principal == {who}, action == {action}, resource == {server})");
-            methods(text, way, names);
+            methods(text, access, names);
         }
         ("Server", None) => {
             let all: Vec<_> = names.keys().map(|name| uid("Server", name)).collect();
@@ -111,9 +111,9 @@ fn policy(text: &mut String, way: &Way, names: &BTreeMap<String, Use>) {
 }
 
 /// Adds the condition that the method is one of these.
-fn methods(text: &mut String, way: &Way, names: &BTreeMap<String, Use>) {
+fn methods(text: &mut String, access: &Access, names: &BTreeMap<String, Use>) {
     // These actions have one method each.
-    if matches!(way.action, "sample" | "elicit" | "list_roots") {
+    if matches!(access.action, "sample" | "elicit" | "list_roots") {
         return;
     }
     let all: Vec<_> = names.keys().map(|name| format!("\"{}\"", name.escape_debug())).collect();
@@ -121,25 +121,25 @@ fn methods(text: &mut String, way: &Way, names: &BTreeMap<String, Use>) {
 }
 
 /// Adds a comment with the recorded uses: the most frequent first.
-fn comment(text: &mut String, way: &Way, names: &BTreeMap<String, Use>) {
+fn comment(text: &mut String, access: &Access, names: &BTreeMap<String, Use>) {
     let calls: u64 = names.values().map(|one| one.calls).sum();
-    if way.action == "connect" && way.of == "Server" {
+    if access.action == "connect" && access.of == "Server" {
         text.push_str(
             "// To greet and to list: the servers whose things it used or that it asked.\n",
         );
         return;
     }
-    let of = match &way.server {
+    let of = match &access.server {
         Some(server) => format!(" of {}", server.escape_debug()),
         None => String::new(),
     };
-    let _ = writeln!(text, "// {}{of}: {calls} recorded.", way.action);
+    let _ = writeln!(text, "// {}{of}: {calls} recorded.", access.action);
     if names.len() < 2 && names.values().all(|one| one.claims.is_none_or(|c| !c.destructive)) {
         return;
     }
     let mut all: Vec<_> = names.iter().collect();
     all.sort_by_key(|(name, one)| (u64::MAX - one.calls, (*name).clone()));
-    for (name, one) in all.iter().take(TOLD) {
+    for (name, one) in all.iter().take(MAX_LISTED) {
         let claims = match one.claims {
             Some(claims) if claims.read_only => ", claims to be read-only",
             Some(claims) if claims.destructive => ", counts as destructive",
@@ -147,7 +147,7 @@ fn comment(text: &mut String, way: &Way, names: &BTreeMap<String, Use>) {
         };
         let _ = writeln!(text, "//   {} {}{claims}", name.escape_debug(), one.calls);
     }
-    if all.len() > TOLD {
-        let _ = writeln!(text, "//   and {} more", all.len() - TOLD);
+    if all.len() > MAX_LISTED {
+        let _ = writeln!(text, "//   and {} more", all.len() - MAX_LISTED);
     }
 }

@@ -155,7 +155,7 @@ impl Replay {
 pub(super) fn named(target: &Target) -> String {
     match target {
         Target::Proxy => "all servers".to_owned(),
-        Target::Server(server) | Target::Asker(server) => server.to_string(),
+        Target::Server(server) | Target::Requester(server) => server.to_string(),
         Target::Tool(server, name)
         | Target::Prompt(server, name)
         | Target::Resource(server, name)

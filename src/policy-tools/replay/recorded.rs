@@ -219,7 +219,7 @@ fn target(action: Action, call: &Call) -> Option<Target> {
             | Action::NotifyClient
             | Action::OtherServerMethod,
             _,
-        ) => Target::Asker(server()?),
+        ) => Target::Requester(server()?),
         _ => return None,
     })
 }

@@ -56,7 +56,7 @@ impl std::str::FromStr for ToolName {
 
 /// A policy file and its case file.
 #[derive(Debug, Clone)]
-pub struct Made {
+pub struct Rendered {
     /// Name of both files, without suffix.
     pub name: &'static str,
     pub policies: String,
@@ -93,7 +93,7 @@ impl Template {
 ///
 /// # Errors
 /// If the result is not valid Cedar, which is a fault of the template.
-pub fn make(template: Template, filling: &Filling) -> Result<Made, Vec<Finding>> {
+pub fn make(template: Template, filling: &Filling) -> Result<Rendered, Vec<Finding>> {
     let (name, policies, cases) = template.texts();
     let (scope, party, team) = match &filling.team {
         Team::Group(group) => (
@@ -134,5 +134,5 @@ pub fn make(template: Template, filling: &Filling) -> Result<Made, Vec<Finding>>
     };
     let file = format!("{name}.cedar");
     let policies = format(std::path::Path::new(&file), &fill(policies))?;
-    Ok(Made { name, policies, cases: fill(cases) })
+    Ok(Rendered { name, policies, cases: fill(cases) })
 }

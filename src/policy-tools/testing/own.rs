@@ -37,7 +37,7 @@ pub(super) enum Own {
         holder: Holder,
         name: String,
         source: String,
-        handed: DeliveredAs,
+        delivery: DeliveredAs,
         client: Option<String>,
     },
     Reach {
@@ -88,19 +88,19 @@ impl Own {
             let (name, source) = (secret.value.name.clone(), secret.value.source.clone());
             let client = secret.value.client.clone();
             let shown = format!("{name} from {source}");
-            let handed =
+            let delivery =
                 |holder: &Holder| match (secret.value.delivery, secret.value.header, holder) {
                     (None | Some(DeliveredAs::Header), true, _) => Ok(DeliveredAs::Header),
                     (Some(_), true, _) => {
                         Err("`header: true` and `delivery` differ: keep one".to_owned())
                     }
-                    (Some(handed), false, _) => Ok(handed),
+                    (Some(delivery), false, _) => Ok(delivery),
                     (None, false, Holder::Server(_)) => Ok(DeliveredAs::Env),
                     (None, false, Holder::Plugin(_)) => Ok(DeliveredAs::Plugin),
                 };
             return Some(holder().and_then(|holder| {
-                let handed = handed(&holder)?;
-                Ok(vec![(shown, Self::DeliverSecret { holder, name, source, handed, client })])
+                let delivery = delivery(&holder)?;
+                Ok(vec![(shown, Self::DeliverSecret { holder, name, source, delivery, client })])
             }));
         }
         if let Some(hosts) = &case.egress {
@@ -138,13 +138,13 @@ impl Own {
             Self::Launch { server, program } => {
                 (Subject::Server(server), Resource::Program(program))
             }
-            Self::DeliverSecret { holder, name, source, handed, client } => (
+            Self::DeliverSecret { holder, name, source, delivery, client } => (
                 holder.subject(),
                 Resource::Secret {
                     holder: holder.holder(),
                     name,
                     source,
-                    handed: *handed,
+                    delivery: *delivery,
                     client: client.as_deref(),
                 },
             ),

@@ -31,9 +31,9 @@ pub(super) struct Query {
     pub(super) asks: Option<Vec<String>>,
     /// Position of the row, if the case has rows.
     pub(super) row: Option<Span>,
-    pub(super) expect_place: Span,
-    pub(super) by_place: Span,
-    pub(super) asks_place: Span,
+    pub(super) expect_span: Span,
+    pub(super) by_span: Span,
+    pub(super) asks_span: Span,
 }
 
 /// The name of the action, the target, the Cedar action, the method, and the two sides.
@@ -75,80 +75,80 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn place<T>(&self, of: &Spanned<T>) -> Span {
+    fn at_span<T>(&self, of: &Spanned<T>) -> Span {
         span(self.file, of.referenced)
     }
 
-    fn wrong(&mut self, place: Span, message: impl Into<String>, label: &str, help: &str) {
+    fn wrong(&mut self, at_span: Span, message: impl Into<String>, label: &str, help: &str) {
         let finding =
-            Finding::error("policy-cases", message).at(self.file, place.0, place.1, label);
+            Finding::error("policy-cases", message).at(self.file, at_span.0, at_span.1, label);
         self.findings.push(if help.is_empty() { finding } else { finding.help(help) });
     }
 
     fn case(&mut self, case: &Spanned<Case>) {
-        let place = self.place(case);
+        let at_span = self.at_span(case);
         let Some(name) = &case.value.name else {
-            self.wrong(place, "the case has no name", "begins here", "add `name: …`");
+            self.wrong(at_span, "the case has no name", "begins here", "add `name: …`");
             return;
         };
         let Some(rows) = &case.value.each else {
-            self.asked(name.clone(), &case.value, place, None);
+            self.asked(name.clone(), &case.value, at_span, None);
             return;
         };
         if rows.is_empty() {
-            self.wrong(place, "the case has no rows, so it asks nothing", "`each` is empty", "");
+            self.wrong(at_span, "the case has no rows, so it asks nothing", "`each` is empty", "");
         }
         for (at, row) in rows.iter().enumerate() {
-            let place = self.place(row);
+            let at_span = self.at_span(row);
             if row.value.each.is_some() {
-                self.wrong(place, "a row has no rows of its own", "has `each`", "");
+                self.wrong(at_span, "a row has no rows of its own", "has `each`", "");
                 continue;
             }
             let name = match &row.value.name {
                 Some(row) => format!("{name}: {row}"),
                 None => format!("{name} (row {})", at + 1),
             };
-            self.asked(name, &over(&row.value, &case.value), place, Some(place));
+            self.asked(name, &over(&row.value, &case.value), at_span, Some(at_span));
         }
     }
 
     /// Adds the requests of one row, or of a case without rows.
-    fn asked(&mut self, name: String, case: &Case, place: Span, row: Option<Span>) {
+    fn asked(&mut self, name: String, case: &Case, at_span: Span, row: Option<Span>) {
         let Some(expect) = &case.expect else {
             let help = "add `expect:` `allow`, `deny`, `shown`, `hidden` or `error`";
-            return self.wrong(place, "the case expects nothing", "begins here", help);
+            return self.wrong(at_span, "the case expects nothing", "begins here", help);
         };
         let Some(who) = &case.who else {
             let help = "add `as:` and a party";
-            return self.wrong(place, "the case does not say who asks", "begins here", help);
+            return self.wrong(at_span, "the case does not name a principal", "begins here", help);
         };
-        let Some((actions, targets, targets_place)) = self.actions(case, place) else { return };
+        let Some((actions, targets, targets_span)) = self.actions(case, at_span) else { return };
         let listed = matches!(expect.value, Expect::Shown | Expect::Hidden);
         if let Some(by) = case.by.as_ref().filter(|_| listed) {
             let help = "what lists show is what no set of circumstances allows: take `by` out";
-            let place = self.place(by);
-            return self.wrong(place, "no one policy decides what lists show", "", help);
+            let at_span = self.at_span(by);
+            return self.wrong(at_span, "no one policy decides what lists show", "", help);
         }
         if let Some(asks) = &case.asks {
-            let place = self.place(asks);
+            let at_span = self.at_span(asks);
             if listed || expect.value != Expect::Allow {
                 let help = "take `asks` out";
-                return self.wrong(place, "only what is allowed asks for more", "", help);
+                return self.wrong(at_span, "only what is allowed asks for more", "", help);
             }
             let unknown = asks.value.0.iter().find(|word| !OBLIGATIONS.contains(&word.as_str()));
             if let Some(word) = unknown {
                 let message = format!("there is no obligation `{}`", word.escape_debug());
                 let help = format!("known here: {}", OBLIGATIONS.join(", "));
-                return self.wrong(place, message, "", &help);
+                return self.wrong(at_span, message, "", &help);
             }
         }
         for word in &who.value.0 {
             let party = match party(word, self.document) {
                 Ok(party) => party,
                 Err(help) => {
-                    let place = self.place(who);
+                    let at_span = self.at_span(who);
                     let message = format!("nobody is called `{}`", word.escape_debug());
-                    self.wrong(place, message, "is no party", &help);
+                    self.wrong(at_span, message, "is no party", &help);
                     continue;
                 }
             };
@@ -164,15 +164,15 @@ impl Reader<'_> {
                     .collect(),
                 Some(Err(problem)) => {
                     // If the principal is a server, the host is invalid.
-                    let place = match (&party, &case.egress) {
-                        (Who::Server(_), Some(reach)) => self.place(reach),
-                        _ => self.place(who),
+                    let at_span = match (&party, &case.egress) {
+                        (Who::Server(_), Some(reach)) => self.at_span(reach),
+                        _ => self.at_span(who),
                     };
-                    return self.wrong(place, problem, "", "");
+                    return self.wrong(at_span, problem, "", "");
                 }
                 None => {
-                    let who = self.place(who);
-                    let Some(asked) = self.combined(&party, &actions, &targets, targets_place, who)
+                    let who = self.at_span(who);
+                    let Some(asked) = self.combined(&party, &actions, &targets, targets_span, who)
                     else {
                         return;
                     };
@@ -181,18 +181,18 @@ impl Reader<'_> {
             };
             for (asked_word, target, action, method, sides) in asked {
                 if listed && !LISTED.contains(&action) {
-                    let place = self.place(expect);
+                    let at_span = self.at_span(expect);
                     let message = format!("no list has what `{}` is asked of", action.as_str());
                     let help = "lists have tools, prompts, resources and templates";
-                    return self.wrong(place, message, "", help);
+                    return self.wrong(at_span, message, "", help);
                 }
                 let hints = case.hints.or_else(|| {
                     target.as_ref().and_then(|tool| self.document.tools.get(tool)).copied()
                 });
                 let context = case.context.or(&self.document.context);
-                let expect_place = self.place(expect);
+                let expect_span = self.at_span(expect);
                 let at = |words: &Option<Spanned<Words>>| {
-                    words.as_ref().map_or(expect_place, |words| self.place(words))
+                    words.as_ref().map_or(expect_span, |words| self.at_span(words))
                 };
                 let words = |words: &Option<Spanned<Words>>| {
                     words.as_ref().map(|words| words.value.0.clone())
@@ -212,9 +212,9 @@ impl Reader<'_> {
                     by: words(&case.by),
                     asks: words(&case.asks),
                     row,
-                    expect_place,
-                    by_place: at(&case.by),
-                    asks_place: at(&case.asks),
+                    expect_span,
+                    by_span: at(&case.by),
+                    asks_span: at(&case.asks),
                 };
                 self.questions.push(question);
             }
@@ -227,14 +227,14 @@ impl Reader<'_> {
         party: &Who,
         actions: &[String],
         targets: &[Option<String>],
-        targets_place: Span,
-        who_place: Span,
+        targets_span: Span,
+        who_span: Span,
     ) -> Option<Vec<Asked>> {
         let mut asked = Vec::new();
         for word in actions {
             for target in targets {
                 let (action, method, principal, sides) =
-                    self.sides(party, word, target.as_deref(), targets_place, who_place).ok()?;
+                    self.sides(party, word, target.as_deref(), targets_span, who_span).ok()?;
                 let sides = Sides::Asked(principal, sides);
                 asked.push((word.clone(), target.clone(), action, method, sides));
             }
@@ -246,7 +246,7 @@ impl Reader<'_> {
     fn actions(
         &mut self,
         case: &Case,
-        place: Span,
+        at_span: Span,
     ) -> Option<(Vec<String>, Vec<Option<String>>, Span)> {
         let short = [
             (&case.call, "tools/call"),
@@ -267,34 +267,34 @@ impl Reader<'_> {
         let (first, second) = (short.next(), short.next());
         if own > 0 {
             if own == 1 && first.is_none() && case.action.is_none() && case.on.is_none() {
-                return Some((Vec::new(), Vec::new(), place));
+                return Some((Vec::new(), Vec::new(), at_span));
             }
-            self.wrong(place, "the case says twice what is done", "begins here", "");
+            self.wrong(at_span, "the case has two actions", "begins here", "");
             return None;
         }
         match (first, second, &case.action) {
             (Some((targets, method)), None, None) => {
-                let place = self.place(targets);
+                let at_span = self.at_span(targets);
                 if let Some(on) = &case.on {
-                    let place = self.place(on);
-                    self.wrong(place, "`on` goes with `do` alone", "", help);
+                    let at_span = self.at_span(on);
+                    self.wrong(at_span, "`on` goes with `do` alone", "", help);
                     return None;
                 }
-                Some((vec![method.to_owned()], some(targets), place))
+                Some((vec![method.to_owned()], some(targets), at_span))
             }
             (None, None, Some(actions)) => {
-                let (targets, place) = match &case.on {
-                    Some(on) => (some(on), self.place(on)),
-                    None => (vec![None], self.place(actions)),
+                let (targets, at_span) = match &case.on {
+                    Some(on) => (some(on), self.at_span(on)),
+                    None => (vec![None], self.at_span(actions)),
                 };
-                Some((actions.value.0.clone(), targets, place))
+                Some((actions.value.0.clone(), targets, at_span))
             }
             (None, None, None) => {
-                self.wrong(place, "the case does not say what is done", "begins here", help);
+                self.wrong(at_span, "the case has no action", "begins here", help);
                 None
             }
             _ => {
-                self.wrong(place, "the case says twice what is done", "begins here", help);
+                self.wrong(at_span, "the case has two actions", "begins here", help);
                 None
             }
         }
@@ -306,8 +306,8 @@ impl Reader<'_> {
         who: &Who,
         word: &str,
         target: Option<&str>,
-        target_place: Span,
-        who_place: Span,
+        target_span: Span,
+        who_span: Span,
     ) -> Result<(Action, String, Principal, Target), ()> {
         let (action, method) = worded_action(word);
         let is_action = action.as_str() == word;
@@ -318,36 +318,36 @@ impl Reader<'_> {
             let is_method = matches!(clients, Action::OtherMethod | Action::NotifyServer);
             if !is_server_action(action) || !(is_method || is_server_action(clients)) {
                 let message = format!("a server does not ask for `{}`", word.escape_debug());
-                self.wrong(who_place, message, "is a server", "");
+                self.wrong(who_span, message, "is a server", "");
                 return Err(());
             }
             let Some(client) = target else {
                 let message = format!("`{}` is asked of a client", action.as_str());
-                self.wrong(target_place, message, "says no client", "add `on:` and a party");
+                self.wrong(target_span, message, "does not name a client", "add `on:` and a party");
                 return Err(());
             };
             let principal = party(client, self.document).ok().and_then(|who| who.principal());
             let Some(principal) = principal else {
                 let message = format!("`{}` is no client", client.escape_debug());
-                self.wrong(target_place, message, "is asked", super::file::FORMS);
+                self.wrong(target_span, message, "is asked", super::file::FORMS);
                 return Err(());
             };
-            return Ok((action, method.to_owned(), principal, Target::Asker(server.clone())));
+            return Ok((action, method.to_owned(), principal, Target::Requester(server.clone())));
         }
         if is_server_action(action) {
             let message = format!("`{}` is asked by a server", action.as_str());
-            self.wrong(who_place, message, "is no server", "write `as: server:NAME`");
+            self.wrong(who_span, message, "is no server", "write `as: server:NAME`");
             return Err(());
         }
         let sides = match Target::parse(action, target) {
             Ok(sides) => sides,
             Err(error) => {
-                self.wrong(target_place, error.to_string(), "does not name that", "");
+                self.wrong(target_span, error.to_string(), "does not name that", "");
                 return Err(());
             }
         };
         let Some(principal) = who.principal() else {
-            self.wrong(who_place, "a plugin asks for nothing", "is a plugin", "");
+            self.wrong(who_span, "a plugin asks for nothing", "is a plugin", "");
             return Err(());
         };
         Ok((action, method.to_owned(), principal, sides))
@@ -380,7 +380,7 @@ fn is_server_action(action: Action) -> bool {
 /// A row merged with its case; the keys of the row win.
 fn over(row: &Case, case: &Case) -> Case {
     // A row with an action replaces all keys about actions.
-    let says = row.call.is_some()
+    let has_action = row.call.is_some()
         || row.read.is_some()
         || row.get.is_some()
         || row.action.is_some()
@@ -396,7 +396,7 @@ fn over(row: &Case, case: &Case) -> Case {
             }
         )* };
     }
-    if !says {
+    if !has_action {
         inherit!(call read get action on launch deliver egress grant);
     }
     inherit!(who args hints expect by asks);

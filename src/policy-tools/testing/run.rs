@@ -277,7 +277,7 @@ fn unknown_policy(file: &File, question: &Query, id: &str, known: &[Rule]) -> Fi
         .map(|rule| (strsim::damerau_levenshtein(&rule.id, id), &rule.id))
         .min()
         .filter(|(distance, near)| *distance <= 2.max(near.len() / 3));
-    let (start, length) = question.by_place;
+    let (start, length) = question.by_span;
     let finding = Finding::error("policy-cases", format!("no policy has the id `{id}`")).at(
         file,
         start,
@@ -286,7 +286,7 @@ fn unknown_policy(file: &File, question: &Query, id: &str, known: &[Rule]) -> Fi
     );
     match near {
         Some((_, near)) => finding.help(format!("did you mean `{near}`?")),
-        None => finding.help("`policies:` at the top of the file says which policies it is about"),
+        None => finding.help("`policies:` at the top of the file names the policies under test"),
     }
 }
 
@@ -329,7 +329,7 @@ fn ask(engine: &Engine, file: &File, question: &Query) -> Ran {
     };
     let asks = outcome.as_ref().map(|outcome| asks(&outcome.rules)).unwrap_or_default();
     let failure = failure(engine, file, question, came, outcome.as_ref());
-    let (line, _) = file.position(question.row.unwrap_or(question.expect_place).0);
+    let (line, _) = file.position(question.row.unwrap_or(question.expect_span).0);
     let (rules, errors) = outcome.map_or_else(Default::default, |o| (o.rules, o.errors));
     Ran {
         file: file.name.clone(),
@@ -359,25 +359,25 @@ fn failure(
     let expected = question.expect;
     let rules = outcome.map_or(&[][..], |outcome| &outcome.rules);
     let why = outcome.map(Outcome::explain);
-    let (message, place, label) = if came != expected {
+    let (message, at_span, label) = if came != expected {
         let message = format!("expected {}, came {}", expected.as_str(), came.as_str());
         let label = match &why {
             Some(why) => format!("came {}: {why}", came.as_str()),
             None => format!("came {}", came.as_str()),
         };
-        (message, question.expect_place, label)
+        (message, question.expect_span, label)
     } else if let Some(but) = not_by(question, rules) {
         let message = format!("came {}, but {but}", came.as_str());
-        (message, question.by_place, why.unwrap_or_default())
+        (message, question.by_span, why.unwrap_or_default())
     } else if let Some((but, label)) = not_asked(question, rules) {
-        (format!("came {}, but {but}", came.as_str()), question.asks_place, label)
+        (format!("came {}, but {but}", came.as_str()), question.asks_span, label)
     } else {
         return Vec::new();
     };
-    let mut labels = vec![(question.row, "in this row"), (Some(place), label.as_str())];
-    labels.retain(|(place, _)| place.is_some());
-    let labels = labels.into_iter().filter_map(|(place, label)| {
-        let (start, length) = place?;
+    let mut labels = vec![(question.row, "in this row"), (Some(at_span), label.as_str())];
+    labels.retain(|(at_span, _)| at_span.is_some());
+    let labels = labels.into_iter().filter_map(|(at_span, label)| {
+        let (start, length) = at_span?;
         Some(miette::LabeledSpan::new(Some(label.to_owned()), start, length))
     });
     let case = Finding::error("policy-case-failed", format!("{}: {message}", question.name))

@@ -52,7 +52,7 @@ pub struct KnownTool {
 struct Entry<'a> {
     policy: &'a Policy,
     rule: &'a Rule,
-    place: &'a Span,
+    span: &'a Span,
     shape: Option<Shape>,
 }
 
@@ -65,8 +65,8 @@ pub(super) fn findings(loaded: &Loaded, known: &Known) -> Vec<Finding> {
         .policies()
         .filter_map(|policy| {
             let rule = loaded.rules.get(policy.id())?;
-            let place = loaded.places.get(policy.id())?;
-            Some(Entry { policy, rule, place, shape: Shape::of(policy, &actions) })
+            let span = loaded.spans.get(policy.id())?;
+            Some(Entry { policy, rule, span, shape: Shape::of(policy, &actions) })
         })
         .collect();
     entries.sort_by(|a, b| (&a.rule.file, a.rule.line).cmp(&(&b.rule.file, b.rule.line)));
@@ -91,7 +91,7 @@ impl Entry<'_> {
 
     /// A warning about the whole policy.
     fn warning(&self, code: &'static str, message: String, label: &str) -> Finding {
-        let Span { file, start, length } = self.place;
+        let Span { file, start, length } = self.span;
         Finding::error(code, message).warning().at(file, *start, *length, label)
     }
 
@@ -166,18 +166,18 @@ fn repeated(
     entries: &[Entry<'_>],
     actions: &Actions,
 ) -> Option<Finding> {
-    let mut over = entries.iter().enumerate().filter_map(|(place, other)| {
+    let mut over = entries.iter().enumerate().filter_map(|(span, other)| {
         let wide = other.shape.as_ref().filter(|wide| wide.forbids == shape.forbids)?;
         // Its obligations, and its message for the agent, would be lost.
         let obliges = shape.obliges || wide.obliges;
-        let says_more = shape.forbids && shape.reason.is_some() && shape.reason != wide.reason;
-        if place == at || obliges || says_more || !wide.covers(shape, actions) {
+        let adds_reason = shape.forbids && shape.reason.is_some() && shape.reason != wide.reason;
+        if span == at || obliges || adds_reason || !wide.covers(shape, actions) {
             return None;
         }
         let equal = shape.covers(wide, actions);
         // Of two equal policies, the second one is redundant. A policy that can fail refuses
         // requests that the other one does not.
-        let needed = if equal { place > at } else { shape.could_fail };
+        let needed = if equal { span > at } else { shape.could_fail };
         (!needed).then_some((other, equal))
     });
     let (other, equal) = over.next()?;
@@ -234,7 +234,7 @@ fn unknown_names(entry: &Entry<'_>, known: &Known) -> Vec<Finding> {
         };
         let Some((names, code, message, label, help)) = found else { continue };
         if !names.contains(&id) {
-            let finding = entry.place.warn(code, message, &text, label);
+            let finding = entry.span.warn(code, message, &text, label);
             findings.push(match nearest(id, names) {
                 Some(near) => finding.help(format!("did you mean `{near}`?")),
                 None => finding.help(help),

@@ -40,7 +40,7 @@ const FORMAT: &str = "portcullis-policies/1";
 const MANIFEST_BYTES: u64 = 1_000_000;
 /// Maximum number of invalid files of each kind in a finding. Their number is chosen by the author
 /// of the bundle, and findings are recorded.
-const TOLD: usize = 20;
+const MAX_LISTED: usize = 20;
 /// Maximum size of all files of a bundle.
 const BYTES: u64 = 64 << 20;
 
@@ -194,7 +194,7 @@ impl Bundle {
             ),
             NotSigned::Forged => (
                 "the manifest is not what was signed: its signature is wrong".to_owned(),
-                "put the bundle in place again, whole and unchanged; find out who changed it",
+                "restore the complete, unchanged bundle; find out who changed it",
             ),
             NotSigned::Malformed => {
                 ("the manifest is no signed note".to_owned(), "sign the bundle again")
@@ -212,14 +212,14 @@ impl Bundle {
         let mut findings = Vec::new();
         let mut more = 0;
         let mut add = |name: &str, message: String, help: &str| {
-            if findings.len() >= 2 * TOLD {
+            if findings.len() >= 2 * MAX_LISTED {
                 more += 1;
                 return;
             }
             let finding = Finding::error("policy-bundle-file", message);
             findings.push(finding.file(self.shown(base, name)).help(help));
         };
-        let again = "put the bundle in place again, whole and unchanged";
+        let restore = "restore the complete, unchanged bundle";
         let remove = "remove it, or sign the bundle again";
         match unlisted(dir, manifest) {
             Ok((names, others)) => {
@@ -230,7 +230,7 @@ impl Bundle {
                     add("", format!("nor does it list {others} more"), remove);
                 }
             }
-            Err(error) => add("", format!("the folder cannot be listed: {error}"), again),
+            Err(error) => add("", format!("the folder cannot be listed: {error}"), restore),
         }
         let mut files = Vec::new();
         let mut room = BYTES;
@@ -238,12 +238,12 @@ impl Bundle {
             let bytes = match read(dir, name, &mut room) {
                 Ok(bytes) => bytes,
                 Err(problem) => {
-                    add(name, format!("`{name}` is listed and cannot be read: {problem}"), again);
+                    add(name, format!("`{name}` is listed and cannot be read: {problem}"), restore);
                     continue;
                 }
             };
             if hex::encode(Sha256::digest(&bytes)) != *sha256 {
-                add(name, format!("`{name}` is not what was signed"), again);
+                add(name, format!("`{name}` is not what was signed"), restore);
                 continue;
             }
             match String::from_utf8(bytes) {
@@ -257,7 +257,7 @@ impl Bundle {
         }
         if more > 0 {
             let finding = Finding::error("policy-bundle-file", format!("{more} more do not hold"));
-            findings.push(finding.file(self.shown(base, "")).help(again));
+            findings.push(finding.file(self.shown(base, "")).help(restore));
         }
         if findings.is_empty() { Ok(files) } else { Err(findings) }
     }
@@ -319,18 +319,18 @@ fn names(dir: &Path) -> io::Result<impl Iterator<Item = io::Result<String>>> {
 /// Names in a folder that are missing in the manifest, sorted, and the number of further ones.
 fn unlisted(dir: &Path, manifest: &Manifest) -> io::Result<(Vec<String>, usize)> {
     let listed: HashSet<_> = manifest.files.iter().map(|file| &file.name).collect();
-    let (mut told, mut others) = (Vec::new(), 0);
+    let (mut listed_names, mut others) = (Vec::new(), 0);
     for name in names(dir)? {
         let name = name?;
         if listed.contains(&name) {
-        } else if told.len() < TOLD {
-            told.push(name);
+        } else if listed_names.len() < MAX_LISTED {
+            listed_names.push(name);
         } else {
             others += 1;
         }
     }
-    told.sort_unstable();
-    Ok((told, others))
+    listed_names.sort_unstable();
+    Ok((listed_names, others))
 }
 
 /// Reads a file of the folder: a regular one, not a link, and at most `room` bytes.

@@ -41,8 +41,10 @@ impl Memory {
     pub fn read(state: &Path) -> Result<Self, Finding> {
         let path = state.join(FILE);
         let broken = |problem: String| {
-            let message =
-                format!("cannot tell which bundles were in force: {}: {problem}", path.display());
+            let message = format!(
+                "cannot determine which bundles were in force: {}: {problem}",
+                path.display()
+            );
             Finding::error("policy-bundle-memory", message).help(
                 "restore the file; remove it only if you know that the bundle is the newest, since \
                  any that is signed is taken then",

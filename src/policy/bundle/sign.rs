@@ -21,7 +21,7 @@ pub struct Signed {
     pub version: u64,
     pub files: Vec<String>,
     /// Whether the same content was signed before. The signatures are then added to it.
-    pub again: bool,
+    pub unchanged: bool,
 }
 
 /// Why a folder cannot be signed.
@@ -30,8 +30,8 @@ pub enum SignFault {
     #[error("{}: {problem}", path.display())]
     File { path: PathBuf, problem: String },
     #[error(
-        "{}: the manifest there is not signed by this key, so that the next version is not known: \
-         say it with `--as-version`", .0.display()
+        "{}: the manifest there is not signed by this key, so the next version is unknown: set it \
+         with `--as-version`", .0.display()
     )]
     Unknown(PathBuf),
     #[error(
@@ -88,7 +88,7 @@ pub fn sign(
         time: now.round(jiff::Unit::Second).unwrap_or(now),
         files,
     };
-    let again = kept.is_some();
+    let unchanged = kept.is_some();
     let (note, text) = match kept {
         Some((note, text)) => (Some(note), text),
         None => (None, text(&manifest)?),
@@ -100,7 +100,7 @@ pub fn sign(
     atomic_file::write_as(&dir.join(MANIFEST), note.as_bytes(), 0o644)
         .map_err(|source| SignFault::Write { path: dir.join(MANIFEST), source })?;
     let files = manifest.files.into_iter().map(|file| file.name).collect();
-    Ok(Signed { name: manifest.name, version, files, again })
+    Ok(Signed { name: manifest.name, version, files, unchanged })
 }
 
 fn text(manifest: &Manifest) -> Result<String, SignFault> {
@@ -132,7 +132,7 @@ fn list(dir: &Path) -> Result<Vec<Listed>, SignFault> {
 fn before(
     dir: &Path,
     keys: &[Signer],
-    said: bool,
+    failed: bool,
 ) -> Result<Option<(String, String, Manifest)>, SignFault> {
     let path = dir.join(MANIFEST);
     match fs::symlink_metadata(&path) {
@@ -146,7 +146,7 @@ fn before(
     match text.and_then(|text| Manifest::parse(&text).ok().zip(Some(text))) {
         Some((manifest, text)) => Ok(Some((note, text, manifest))),
         // An explicit version needs no predecessor.
-        None if said => Ok(None),
+        None if failed => Ok(None),
         None => Err(SignFault::Unknown(path)),
     }
 }

@@ -14,15 +14,15 @@ fn signer(name: &str, seed: u8) -> Signer {
 }
 
 /// A folder with a bundle and a state folder.
-struct Place(TempDir);
+struct TestBundle(TempDir);
 
-impl Place {
+impl TestBundle {
     fn new() -> Self {
-        let place = Self(TempDir::new().unwrap());
-        fs::create_dir(place.dir()).unwrap();
-        place.write("a.cedar", PERMIT);
-        place.write("a.test.yaml", "cases: []\n");
-        place
+        let store = Self(TempDir::new().unwrap());
+        fs::create_dir(store.dir()).unwrap();
+        store.write("a.cedar", PERMIT);
+        store.write("a.test.yaml", "cases: []\n");
+        store
     }
 
     fn dir(&self) -> PathBuf {
@@ -45,11 +45,11 @@ impl Place {
 
     /// Code, file and message of each finding.
     fn findings(&self) -> Vec<String> {
-        told(&self.open(&[signer("acme", 1)]).map(|_| ()).unwrap_err())
+        problems(&self.open(&[signer("acme", 1)]).map(|_| ()).unwrap_err())
     }
 }
 
-fn told(diagnostics: &Diagnostics) -> Vec<String> {
+fn problems(diagnostics: &Diagnostics) -> Vec<String> {
     let findings = diagnostics.findings().iter();
     findings
         .map(|finding| {
@@ -61,11 +61,11 @@ fn told(diagnostics: &Diagnostics) -> Vec<String> {
 
 #[test]
 fn what_was_signed_is_loaded() {
-    let place = Place::new();
-    let signed = place.sign(&[signer("acme", 1)], None).unwrap();
-    assert_eq!((&signed.name[..], signed.version, signed.again), ("acme", 1, false));
+    let store = TestBundle::new();
+    let signed = store.sign(&[signer("acme", 1)], None).unwrap();
+    assert_eq!((&signed.name[..], signed.version, signed.unchanged), ("acme", 1, false));
     assert_eq!(signed.files, ["a.cedar", "a.test.yaml"]);
-    let engine = place.open(&[signer("other", 2), signer("acme", 1)]).unwrap();
+    let engine = store.open(&[signer("other", 2), signer("acme", 1)]).unwrap();
     let status = engine.status().borrow().clone();
     assert_eq!(status.policies, 1);
     let origin = status.bundle.unwrap();
@@ -75,42 +75,42 @@ fn what_was_signed_is_loaded() {
     assert_eq!(engine.rules()[0].file.as_deref(), Some(Path::new("b/a.cedar")));
 
     // As loose files, the policies are the same.
-    let loose = Engine::load(&["b".into()], place.0.path()).unwrap();
+    let loose = Engine::load(&["b".into()], store.0.path()).unwrap();
     assert_eq!(loose.revision(), engine.revision());
 }
 
 #[test]
 fn what_is_not_as_it_was_signed_is_refused() {
-    type Change = fn(&Place);
+    type Change = fn(&TestBundle);
     let cases: &[(&str, Change, &[&str])] = &[
         (
             "a file was changed",
-            |place| place.write("a.cedar", format!("{PERMIT} ")),
+            |store| store.write("a.cedar", format!("{PERMIT} ")),
             &["policy-bundle-file b/a.cedar: `a.cedar` is not what was signed"],
         ),
         (
             "one that is no policy, too",
-            |place| place.write("a.test.yaml", "cases: [] "),
+            |store| store.write("a.test.yaml", "cases: [] "),
             &["policy-bundle-file b/a.test.yaml: `a.test.yaml` is not what was signed"],
         ),
         (
             "a file came",
-            |place| place.write("b.cedar", PERMIT),
+            |store| store.write("b.cedar", PERMIT),
             &["policy-bundle-file b/b.cedar: the manifest does not list `b.cedar`"],
         ),
         (
             "a hidden one, too",
-            |place| place.write(".x", ""),
+            |store| store.write(".x", ""),
             &["policy-bundle-file b/.x: the manifest does not list `.x`"],
         ),
         (
             "a folder came",
-            |place| fs::create_dir(place.dir().join("c")).unwrap(),
+            |store| fs::create_dir(store.dir().join("c")).unwrap(),
             &["policy-bundle-file b/c: the manifest does not list `c`"],
         ),
         (
             "a file went",
-            |place| fs::remove_file(place.dir().join("a.cedar")).unwrap(),
+            |store| fs::remove_file(store.dir().join("a.cedar")).unwrap(),
             &[
                 "policy-bundle-file b/a.cedar: `a.cedar` is listed and cannot be read: No such file \
                or directory (os error 2)",
@@ -118,19 +118,19 @@ fn what_is_not_as_it_was_signed_is_refused() {
         ),
         (
             "a file is a link to the same text",
-            |place| {
-                let other = place.0.path().join("other");
-                fs::rename(place.dir().join("a.cedar"), &other).unwrap();
-                symlink(other, place.dir().join("a.cedar")).unwrap();
+            |store| {
+                let other = store.0.path().join("other");
+                fs::rename(store.dir().join("a.cedar"), &other).unwrap();
+                symlink(other, store.dir().join("a.cedar")).unwrap();
             },
             &["policy-bundle-file b/a.cedar: `a.cedar` is listed and cannot be read: it is a \
                link, and a bundle has plain files alone"],
         ),
         (
             "a file is a pipe",
-            |place| {
-                fs::remove_file(place.dir().join("a.cedar")).unwrap();
-                mkfifo(&place.dir().join("a.cedar"), Mode::S_IRWXU).unwrap();
+            |store| {
+                fs::remove_file(store.dir().join("a.cedar")).unwrap();
+                mkfifo(&store.dir().join("a.cedar"), Mode::S_IRWXU).unwrap();
             },
             &[
                 "policy-bundle-file b/a.cedar: `a.cedar` is listed and cannot be read: a bundle has \
@@ -139,10 +139,10 @@ fn what_is_not_as_it_was_signed_is_refused() {
         ),
         (
             "everything at once",
-            |place| {
-                place.write("a.cedar", "");
-                place.write("a.test.yaml", "");
-                place.write("b", "");
+            |store| {
+                store.write("a.cedar", "");
+                store.write("a.test.yaml", "");
+                store.write("b", "");
             },
             &[
                 "policy-bundle-file b/b: the manifest does not list `b`",
@@ -152,7 +152,7 @@ fn what_is_not_as_it_was_signed_is_refused() {
         ),
         (
             "the manifest went",
-            |place| fs::remove_file(place.dir().join(MANIFEST)).unwrap(),
+            |store| fs::remove_file(store.dir().join(MANIFEST)).unwrap(),
             &[
                 "policy-bundle-unsigned b/bundle.note: the manifest cannot be read: No such file or \
                directory (os error 2)",
@@ -160,54 +160,54 @@ fn what_is_not_as_it_was_signed_is_refused() {
         ),
         (
             "the manifest was changed",
-            |place| {
-                let note = fs::read_to_string(place.dir().join(MANIFEST)).unwrap();
-                place.write(MANIFEST, note.replace("\"version\": 1", "\"version\": 2"));
+            |store| {
+                let note = fs::read_to_string(store.dir().join(MANIFEST)).unwrap();
+                store.write(MANIFEST, note.replace("\"version\": 1", "\"version\": 2"));
             },
             &["policy-bundle-unsigned b/bundle.note: the manifest is not what was signed: its \
                signature is wrong"],
         ),
         (
             "the manifest is none",
-            |place| place.write(MANIFEST, [0xff]),
+            |store| store.write(MANIFEST, [0xff]),
             &["policy-bundle-unsigned b/bundle.note: the manifest is no signed note"],
         ),
         (
             "the signature is cut off",
-            |place| {
-                let note = fs::read_to_string(place.dir().join(MANIFEST)).unwrap();
-                place.write(MANIFEST, note.split("\n\n").next().unwrap());
+            |store| {
+                let note = fs::read_to_string(store.dir().join(MANIFEST)).unwrap();
+                store.write(MANIFEST, note.split("\n\n").next().unwrap());
             },
             &["policy-bundle-unsigned b/bundle.note: the manifest is no signed note"],
         ),
         (
             "another signed it",
-            |place| {
-                fs::remove_file(place.dir().join(MANIFEST)).unwrap();
-                place.sign(&[signer("acme", 2)], None).unwrap();
+            |store| {
+                fs::remove_file(store.dir().join(MANIFEST)).unwrap();
+                store.sign(&[signer("acme", 2)], None).unwrap();
             },
             &["policy-bundle-unsigned b/bundle.note: none of the keys that may has signed the \
                manifest"],
         ),
         (
             "the folder went",
-            |place| fs::remove_dir_all(place.dir()).unwrap(),
+            |store| fs::remove_dir_all(store.dir()).unwrap(),
             &["policy-bundle-unreadable b/: cannot read the bundle b/: No such file or directory \
                (os error 2)"],
         ),
     ];
     for (what, change, findings) in cases {
-        let place = Place::new();
-        place.sign(&[signer("acme", 1)], None).unwrap();
-        place.open(&[signer("acme", 1)]).unwrap();
-        change(&place);
-        assert_eq!(place.findings(), *findings, "{what}");
+        let store = TestBundle::new();
+        store.sign(&[signer("acme", 1)], None).unwrap();
+        store.open(&[signer("acme", 1)]).unwrap();
+        change(&store);
+        assert_eq!(store.findings(), *findings, "{what}");
     }
 }
 
 #[test]
 fn a_manifest_that_was_signed_has_its_form() {
-    let place = Place::new();
+    let store = TestBundle::new();
     let listed = |name: &str| format!(r#"{{"name":"{name}","sha256":"00"}}"#);
     let manifest = |name: &str, version: &str, format: &str, files: &str| {
         format!(
@@ -232,8 +232,8 @@ fn a_manifest_that_was_signed_has_its_form() {
         (manifest("beta", "1", FORMAT, ""), "no key of that name has signed it"),
     ] {
         let note = signer("acme", 1).sign(&format!("{text}\n")).unwrap();
-        place.write(MANIFEST, note);
-        let findings = place.findings();
+        store.write(MANIFEST, note);
+        let findings = store.findings();
         assert!(findings.len() == 1 && findings[0].contains(problem), "{text}: {findings:?}");
     }
 }
@@ -241,84 +241,84 @@ fn a_manifest_that_was_signed_has_its_form() {
 #[test]
 fn a_flood_of_files_is_told_of_in_few_words() {
     let key = [signer("acme", 1)];
-    let place = Place::new();
+    let store = TestBundle::new();
     for number in 0..100 {
-        place.write(&format!("listed-{number}"), "");
+        store.write(&format!("listed-{number}"), "");
     }
-    place.sign(&key, None).unwrap();
+    store.sign(&key, None).unwrap();
     for number in 0..100 {
-        place.write(&format!("listed-{number}"), "changed");
-        place.write(&format!("unlisted-{number}"), "");
+        store.write(&format!("listed-{number}"), "changed");
+        store.write(&format!("unlisted-{number}"), "");
     }
-    let told = told(&place.open(&key).unwrap_err());
-    assert_eq!(told.len(), 41);
-    assert!(told.contains(&"policy-bundle-file b/: nor does it list 80 more".to_owned()));
-    assert_eq!(told[40], "policy-bundle-file b/: 81 more do not hold");
+    let problems = problems(&store.open(&key).unwrap_err());
+    assert_eq!(problems.len(), 41);
+    assert!(problems.contains(&"policy-bundle-file b/: nor does it list 80 more".to_owned()));
+    assert_eq!(problems[40], "policy-bundle-file b/: 81 more do not hold");
 }
 
 #[test]
 fn nothing_older_follows_what_was_in_force() {
     let key = || [signer("acme", 1)];
-    let place = Place::new();
-    place.sign(&key(), Some(5)).unwrap();
+    let store = TestBundle::new();
+    store.sign(&key(), Some(5)).unwrap();
     // A bundle that is only opened is not recorded.
-    place.open(&key()).unwrap();
-    place.sign(&key(), Some(5)).unwrap();
-    place.write("a.cedar", "");
-    place.sign(&key(), Some(4)).unwrap();
-    place.open(&key()).unwrap().enforce().unwrap();
+    store.open(&key()).unwrap();
+    store.sign(&key(), Some(5)).unwrap();
+    store.write("a.cedar", "");
+    store.sign(&key(), Some(4)).unwrap();
+    store.open(&key()).unwrap().enforce().unwrap();
 
-    place.write("a.cedar", PERMIT);
-    place.sign(&key(), Some(3)).unwrap();
+    store.write("a.cedar", PERMIT);
+    store.sign(&key(), Some(3)).unwrap();
     let rollback = "policy-bundle-rollback b/bundle.note: ";
     let older = format!("{rollback}version 3 of `acme` is older than 4, which was in force");
-    assert_eq!(place.findings(), [older]);
-    fs::remove_file(place.dir().join(MANIFEST)).unwrap();
-    place.sign(&key(), Some(4)).unwrap();
+    assert_eq!(store.findings(), [older]);
+    fs::remove_file(store.dir().join(MANIFEST)).unwrap();
+    store.sign(&key(), Some(4)).unwrap();
     let other = format!("{rollback}another version 4 of `acme` was in force, with other content");
-    assert_eq!(place.findings(), [other]);
+    assert_eq!(store.findings(), [other]);
 
     // A running proxy accepts and records the next one.
-    fs::remove_file(place.dir().join(MANIFEST)).unwrap();
-    place.write("a.cedar", "");
-    place.sign(&key(), Some(6)).unwrap();
-    let engine = place.open(&key()).unwrap();
+    fs::remove_file(store.dir().join(MANIFEST)).unwrap();
+    store.write("a.cedar", "");
+    store.sign(&key(), Some(6)).unwrap();
+    let engine = store.open(&key()).unwrap();
     engine.enforce().unwrap();
-    place.write("a.cedar", PERMIT);
-    place.sign(&key(), None).unwrap();
+    store.write("a.cedar", PERMIT);
+    store.sign(&key(), None).unwrap();
     let revision = engine.revision();
     assert_ne!(engine.reload().unwrap(), revision);
-    place.sign(&key(), Some(6)).unwrap();
-    assert!(told(&engine.reload().unwrap_err())[0].starts_with(rollback));
+    store.sign(&key(), Some(6)).unwrap();
+    assert!(problems(&engine.reload().unwrap_err())[0].starts_with(rollback));
     let status = engine.status().borrow().clone();
     assert_eq!(status.bundle.map(|bundle| bundle.version), Some(7));
     assert!(status.last_error.is_some());
-    assert!(place.open(&key()).is_err());
+    assert!(store.open(&key()).is_err());
 
     // Another name has its own versions, and the earlier name cannot follow it.
     let both = [signer("acme", 1), signer("beta", 1)];
-    let note = place.dir().join(MANIFEST);
+    let note = store.dir().join(MANIFEST);
     fs::remove_file(&note).unwrap();
-    place.sign(&key(), Some(7)).unwrap();
+    store.sign(&key(), Some(7)).unwrap();
     let before = fs::read(&note).unwrap();
-    place.open(&both).unwrap().enforce().unwrap();
+    store.open(&both).unwrap().enforce().unwrap();
     fs::remove_file(&note).unwrap();
-    place.sign(&[signer("beta", 1)], None).unwrap();
+    store.sign(&[signer("beta", 1)], None).unwrap();
     for _ in 0..2 {
-        place.open(&both).unwrap().enforce().unwrap();
+        store.open(&both).unwrap().enforce().unwrap();
     }
     fs::write(&note, before).unwrap();
     let back = format!("{rollback}a bundle of `beta` was in force after those of `acme`");
-    assert_eq!(told(&place.open(&both).unwrap_err()), [back]);
+    assert_eq!(problems(&store.open(&both).unwrap_err()), [back]);
 }
 
 #[test]
 fn where_it_cannot_be_kept_in_mind_it_is_not_in_force() {
     let key = || [signer("acme", 1)];
-    let place = Place::new();
-    place.sign(&key(), None).unwrap();
-    let engine = place.open(&key()).unwrap();
-    let state = place.0.path().join("state");
+    let store = TestBundle::new();
+    store.sign(&key(), None).unwrap();
+    let engine = store.open(&key()).unwrap();
+    let state = store.0.path().join("state");
     // A file in place of the folder.
     fs::write(&state, "").unwrap();
     let code = |diagnostics: Diagnostics| diagnostics.findings()[0].code();
@@ -327,37 +327,37 @@ fn where_it_cannot_be_kept_in_mind_it_is_not_in_force() {
     engine.enforce().unwrap();
     for damaged in ["", "[]", "{\"acme\": {}}"] {
         fs::write(state.join("policy-bundles.json"), damaged).unwrap();
-        assert_eq!(code(place.open(&key()).unwrap_err()), "policy-bundle-memory");
+        assert_eq!(code(store.open(&key()).unwrap_err()), "policy-bundle-memory");
     }
 }
 
 #[test]
 fn signing_counts_on_and_signs_nothing_twice() {
-    let place = Place::new();
+    let store = TestBundle::new();
     let key = || signer("acme", 1);
-    assert_eq!(place.sign(&[key()], None).unwrap().version, 1);
-    let note = || fs::read_to_string(place.dir().join(MANIFEST)).unwrap();
+    assert_eq!(store.sign(&[key()], None).unwrap().version, 1);
+    let note = || fs::read_to_string(store.dir().join(MANIFEST)).unwrap();
     let first = note();
     // The same content has the same version; a new key adds its signature.
-    let again = place.sign(&[key()], None).unwrap();
-    assert!(again.again && again.version == 1);
-    let both = place.sign(&[key(), signer("acme", 2)], None).unwrap();
-    assert!(both.again && note().starts_with(&first), "{}", note());
+    let second = store.sign(&[key()], None).unwrap();
+    assert!(second.unchanged && second.version == 1);
+    let both = store.sign(&[key(), signer("acme", 2)], None).unwrap();
+    assert!(both.unchanged && note().starts_with(&first), "{}", note());
     for seed in [1, 2] {
-        place.open(&[signer("acme", seed)]).unwrap();
+        store.open(&[signer("acme", seed)]).unwrap();
     }
-    place.write("b.cedar", "");
-    assert_eq!(place.sign(&[signer("acme", 2)], None).unwrap().version, 2);
-    place.write("c.cedar", "");
+    store.write("b.cedar", "");
+    assert_eq!(store.sign(&[signer("acme", 2)], None).unwrap().version, 2);
+    store.write("c.cedar", "");
     assert!(matches!(
-        place.sign(&[signer("acme", 2)], Some(2)),
+        store.sign(&[signer("acme", 2)], Some(2)),
         Err(SignFault::Taken { version: 2 })
     ));
     // A manifest of another signer has no next version.
     let stranger = || [signer("acme", 3)];
-    assert!(matches!(place.sign(&stranger(), None), Err(SignFault::Unknown(_))));
-    assert_eq!(place.sign(&stranger(), Some(9)).unwrap().version, 9);
-    assert!(matches!(place.sign(&[key(), signer("beta", 1)], None), Err(SignFault::Names(_, _))));
+    assert!(matches!(store.sign(&stranger(), None), Err(SignFault::Unknown(_))));
+    assert_eq!(store.sign(&stranger(), Some(9)).unwrap().version, 9);
+    assert!(matches!(store.sign(&[key(), signer("beta", 1)], None), Err(SignFault::Names(_, _))));
     for (make, undo) in [
         (
             (|dir: &Path| fs::create_dir(dir.join("d")).unwrap()) as fn(&Path),
@@ -372,9 +372,9 @@ fn signing_counts_on_and_signs_nothing_twice() {
             |dir| fs::remove_file(dir.join(".d")).unwrap(),
         ),
     ] {
-        make(&place.dir());
-        assert!(matches!(place.sign(&stranger(), None), Err(SignFault::File { .. })));
-        undo(&place.dir());
+        make(&store.dir());
+        assert!(matches!(store.sign(&stranger(), None), Err(SignFault::File { .. })));
+        undo(&store.dir());
     }
-    assert!(!place.sign(&[signer("acme", 3)], Some(10)).unwrap().again);
+    assert!(!store.sign(&[signer("acme", 3)], Some(10)).unwrap().unchanged);
 }

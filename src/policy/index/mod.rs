@@ -35,7 +35,7 @@ use self::{
     scope::{Bits, Scopes},
 };
 use super::{
-    cache::{self, Answers, Asker, Asking},
+    cache::{self, Answers, Asking, CachedSubject},
     conditions::{ContextUsage, Kind, Node, Uses},
     entities::{Frame, OWN, Unaskable, Vocabulary},
     request::{Action, Request, Resource, Subject},
@@ -199,10 +199,10 @@ impl Index {
         request: &Request<'_>,
     ) -> Result<Answer<'_>, Unaskable> {
         let about = About::of(request);
-        let asker = Asker::of(&about.subject);
-        let mut answer = self.answer(terms, asker, about, request)?;
+        let cached = CachedSubject::of(&about.subject);
+        let mut answer = self.answer(terms, cached, about, request)?;
         if let Some(own) = about.own(terms.vocabulary) {
-            answer.join(self.answer(terms, asker, own, request)?);
+            answer.join(self.answer(terms, cached, own, request)?);
         }
         Ok(answer)
     }
@@ -210,11 +210,11 @@ impl Index {
     fn answer(
         &self,
         terms: Terms<'_>,
-        asker: Asker<'_>,
+        cached: CachedSubject<'_>,
         about: About<'_>,
         request: &Request<'_>,
     ) -> Result<Answer<'_>, Unaskable> {
-        let known = self.known(terms, asker, about)?;
+        let known = self.known(terms, cached, about)?;
         let Residual { permits, forbids, failures, open, reads, keys, entities, .. } =
             known.concern();
         let mut answer = Answer {
@@ -258,15 +258,15 @@ impl Index {
     pub(super) fn could_allow(
         &self,
         terms: Terms<'_>,
-        asker: Asker<'_>,
+        cached: CachedSubject<'_>,
         about: About<'_>,
     ) -> Result<bool, Unaskable> {
-        let known = self.known(terms, asker, about)?;
+        let known = self.known(terms, cached, about)?;
         let Residual { permitted, bearable, .. } = *known.concern();
         let Some(own) = about.own(terms.vocabulary).filter(|_| bearable) else {
             return Ok(permitted && bearable);
         };
-        let own = self.known(terms, asker, own)?;
+        let own = self.known(terms, cached, own)?;
         Ok(own.concern().bearable && (permitted || own.concern().permitted))
     }
 
@@ -300,10 +300,10 @@ impl Index {
         terms: Terms<'_>,
         about: About<'_>,
     ) -> Result<ContextUsage, Unaskable> {
-        let asker = Asker::of(&about.subject);
-        let reads = self.known(terms, asker, about)?.concern().reads;
+        let cached = CachedSubject::of(&about.subject);
+        let reads = self.known(terms, cached, about)?.concern().reads;
         match about.own(terms.vocabulary) {
-            Some(own) => Ok(reads | self.known(terms, asker, own)?.concern().reads),
+            Some(own) => Ok(reads | self.known(terms, cached, own)?.concern().reads),
             None => Ok(reads),
         }
     }
@@ -319,17 +319,17 @@ impl Index {
         about: About<'_>,
         args: Option<&Map<String, Json>>,
     ) -> Result<(), Unaskable> {
-        let known = self.known(terms, Asker::of(&about.subject), about)?;
+        let known = self.known(terms, CachedSubject::of(&about.subject), about)?;
         Ok(known.concern().keys.check(args)?)
     }
 
     fn known(
         &self,
         terms: Terms<'_>,
-        asker: Asker<'_>,
+        cached: CachedSubject<'_>,
         about: About<'_>,
     ) -> Result<Arc<Known>, Unaskable> {
-        let asking = Asking::of(asker, about.action, &about.resource);
+        let asking = Asking::of(cached, about.action, &about.resource);
         let asking = if about.own { asking.own() } else { asking };
         if let Some(known) = self.known.get(&asking) {
             return Ok(known);

@@ -151,8 +151,8 @@ impl Known {
         let standings = inquiry.standings(&own)?;
         let concern = Arc::new(inquiry.concern(&class.standings, &standings));
         let entities = OnceLock::new();
-        if let Some((_, made)) = inquiry.known.into_inner() {
-            let _ = entities.set(made);
+        if let Some((_, created)) = inquiry.known.into_inner() {
+            let _ = entities.set(created);
         }
         Ok(Self { class, concern, uids: OnceLock::new(), entities })
     }
@@ -176,12 +176,12 @@ impl Known {
 
     /// Principal, action and resource.
     pub(super) fn uids(&self, terms: Terms<'_>, about: About<'_>) -> Uids {
-        let made = self.uids.get_or_init(|| {
+        let created = self.uids.get_or_init(|| {
             let Base { subject, action, .. } = &self.class.base;
             let resource = terms.vocabulary.resource_uid(&about.resource);
             context::uids([subject.clone(), action.clone(), resource])
         });
-        made.clone()
+        created.clone()
     }
 }
 

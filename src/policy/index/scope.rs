@@ -50,8 +50,8 @@ impl Scopes {
         let mut scopes = Self { slots: HashMap::new(), at: HashMap::new() };
         for (policy, of) in (0..).zip(policies) {
             let Scope { principal, action, resource } = Scope::of(of);
-            let (principal, principals) = scopes.place(principal, vocabulary);
-            let (resource, resources) = scopes.place(resource, vocabulary);
+            let (principal, principals) = scopes.register(principal, vocabulary);
+            let (resource, resources) = scopes.register(resource, vocabulary);
             let actions = match &action {
                 ActionConstraint::Any => u32::MAX,
                 ActionConstraint::Eq(uid) => vocabulary.actions_of(|action, _| action == uid),
@@ -72,7 +72,7 @@ impl Scopes {
     }
 
     /// The slot of a constraint, and the types that it allows.
-    fn place(&mut self, constraint: Constraint, vocabulary: &Vocabulary) -> (u32, u16) {
+    fn register(&mut self, constraint: Constraint, vocabulary: &Vocabulary) -> (u32, u16) {
         match constraint {
             Constraint::Any => (ANY, u16::MAX),
             Constraint::Is(kind) => (ANY, vocabulary.bit(&kind)),

@@ -272,12 +272,12 @@ impl Inspector {
         }
         let blamed = condition.to_blame(hidden, &mut evaluate).unwrap_or(condition);
         let (start, text) = blamed.written();
-        let places = &self.set.loaded.places;
-        let line = start.zip(places.get(&cedar_policy::PolicyId::new(&policy.rule.id)));
+        let spans = &self.set.loaded.spans;
+        let line = start.zip(spans.get(&cedar_policy::PolicyId::new(&policy.rule.id)));
         let condition = Condition {
             text,
             file: policy.rule.file.clone(),
-            line: line.map(|(start, place)| place.file.position(start).0),
+            line: line.map(|(start, policy_span)| policy_span.file.position(start).0),
             values: seen(blamed, asked, hidden, shape),
         };
         let standing = match outcomes {

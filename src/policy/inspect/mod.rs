@@ -23,7 +23,7 @@ use cedar_policy::{
 
 pub use self::explain::{Condition, Explanation, Near, Seen, Side, Standing, Verdict};
 use super::{
-    cache::{Asker, Asking, Key},
+    cache::{Asking, CachedSubject, Key},
     conditions::{ContextUsage, Node, Outcomes, Scope, Uses},
     engine::Set,
     entities::{Frame, Unaskable},
@@ -286,7 +286,7 @@ impl Inspector {
         request: &Request<'_>,
         hidden: Hidden,
     ) -> Result<Arc<Met>, Unaskable> {
-        let asking = Asking::of(Asker::of(&about.subject), about.action, &about.resource);
+        let asking = Asking::of(CachedSubject::of(&about.subject), about.action, &about.resource);
         let key = if about.own { asking.own() } else { asking }.key();
         if let Some(met) = self.met.get(&key) {
             return Ok(Arc::clone(met));

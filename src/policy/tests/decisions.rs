@@ -26,25 +26,25 @@ fn every_question<'a>(
     let prompt = Resource::Prompt { server, name: "p" };
     let resource = Resource::Resource { server, uri: "file:///a" };
     let template = Resource::Template { server, uri: "file:///{a}" };
-    let (asker, answerer) = (Subject::Client(principal), Subject::Server(server));
+    let (requester, answerer) = (Subject::Client(principal), Subject::Server(server));
     let peer = Resource::Client(principal);
     let site = Resource::Resource { server, uri: "https://example.com/a" };
     vec![
-        (asker, Action::Connect, Resource::Proxy),
-        (asker, Action::Connect, Resource::Server(server)),
-        (asker, Action::CallTool, tool),
-        (asker, Action::AccessTask, tool),
-        (asker, Action::GetPrompt, prompt),
-        (asker, Action::Complete, prompt),
-        (asker, Action::Complete, template),
-        (asker, Action::ReadResource, resource),
-        (asker, Action::ReadResource, site),
-        (asker, Action::SubscribeResource, resource),
-        (asker, Action::SeeTemplate, template),
-        (asker, Action::NotifyServer, Resource::Proxy),
-        (asker, Action::NotifyServer, Resource::Server(server)),
-        (asker, Action::OtherMethod, Resource::Proxy),
-        (asker, Action::OtherMethod, Resource::Server(server)),
+        (requester, Action::Connect, Resource::Proxy),
+        (requester, Action::Connect, Resource::Server(server)),
+        (requester, Action::CallTool, tool),
+        (requester, Action::AccessTask, tool),
+        (requester, Action::GetPrompt, prompt),
+        (requester, Action::Complete, prompt),
+        (requester, Action::Complete, template),
+        (requester, Action::ReadResource, resource),
+        (requester, Action::ReadResource, site),
+        (requester, Action::SubscribeResource, resource),
+        (requester, Action::SeeTemplate, template),
+        (requester, Action::NotifyServer, Resource::Proxy),
+        (requester, Action::NotifyServer, Resource::Server(server)),
+        (requester, Action::OtherMethod, Resource::Proxy),
+        (requester, Action::OtherMethod, Resource::Server(server)),
         (answerer, Action::Sample, peer),
         (answerer, Action::Elicit, peer),
         (answerer, Action::ListRoots, peer),
@@ -58,7 +58,7 @@ fn every_question<'a>(
                 holder: Holder::Server(server),
                 name: "TOKEN",
                 source: "env",
-                handed: DeliveredAs::Env,
+                delivery: DeliveredAs::Env,
                 client: None,
             },
         ),
@@ -146,7 +146,7 @@ fn what_the_proxy_does_of_itself_is_decided_by_what_it_does() {
             "{program:?}"
         );
     }
-    for (server, source, handed, client, rules) in [
+    for (server, source, delivery, client, rules) in [
         (&notes, "env", DeliveredAs::Env, None, "by-day"),
         (&notes, "file", DeliveredAs::Env, None, ""),
         (&notes, "file", DeliveredAs::File, None, "in-memory"),
@@ -158,7 +158,7 @@ fn what_the_proxy_does_of_itself_is_decided_by_what_it_does() {
         (&other, "env", DeliveredAs::File, Some("alice"), ""),
     ] {
         let holder = Holder::Server(server);
-        let resource = Resource::Secret { holder, name: "TOKEN", source, handed, client };
+        let resource = Resource::Secret { holder, name: "TOKEN", source, delivery, client };
         assert_eq!(decide(Subject::Server(server), Action::DeliverSecret, resource), rules);
     }
     for (name, port, rules) in

@@ -291,7 +291,7 @@ forbid (principal, action, resource);"#)]), @r#"
       help: write a number and a time of up to 31 days: `@rate("10/1m")`, `@rate("5/1h")`
     policy-annotation
 
-      × `@approve` says what becomes of what is permitted
+      × `@approve` has an effect only with `permit`
        ╭─[policies/a.cedar:3:1]
      2 │ permit (principal, action, resource);
      3 │ @approve("look at it")

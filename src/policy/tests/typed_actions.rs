@@ -150,8 +150,8 @@ fn arguments_of_another_type_are_refused_where_a_policy_is_about_them() {
         for about in [named, guarded, OWN] {
             let outcome = decide(&format!("{all}\n{about}"), "add-note", json);
             assert!(!outcome.allowed, "{json} {about}");
-            let told = outcome.explain();
-            assert!(told.contains(problem), "{told}\n{json}");
+            let rendered = outcome.explain();
+            assert!(rendered.contains(problem), "{rendered}\n{json}");
         }
     }
     // A policy for other principals does not matter.
@@ -275,8 +275,9 @@ fn files_that_are_no_lists_are_told_of_with_the_place() {
             "policies/notes.tools.json holds no result of `tools/list`",
             Some(1),
         ),
-        ("notes.tools.json", tool("true"), "no action can be made of `inputSchema` of `a`", Some(2)),
-        ("notes.tools.json", tool(r#"{"type": "string"}"#), "no action can be made of `inputSchema` of `a`", Some(2)),
+        ("notes.tools.json", tool("true"), "no action can be built from `inputSchema` of `a`", Some(2)),
+        ("notes.tools.json", tool(r#"{"type": "string"}"#), "no action can be built from \
+                                                             `inputSchema` of `a`", Some(2)),
         (
             "notes.tools.json",
             "{\"tools\": [{\"name\": \"a\", \"inputSchema\": {\"type\": \"object\"}},\n{\"name\": \"a\", \"inputSchema\": {\"type\": \"object\"}}]}".to_owned(),
@@ -287,8 +288,8 @@ fn files_that_are_no_lists_are_told_of_with_the_place() {
     ] {
         let folder = folder(&[(name, &text)]);
         let found = Engine::load(&["policies".into()], folder.path()).err().unwrap();
-        let told = found.findings()[0].to_string();
-        assert!(told.starts_with(message), "{told}\n{text}");
+        let rendered = found.findings()[0].to_string();
+        assert!(rendered.starts_with(message), "{rendered}\n{text}");
         let json = serde_json::to_value(&found.findings()[0]).unwrap();
         assert_eq!(json["line"].as_u64(), line, "{json}\n{text}");
         assert!(json["help"].is_string(), "{json}");
@@ -299,8 +300,8 @@ fn files_that_are_no_lists_are_told_of_with_the_place() {
     fs::write(folder.path().join("more/notes.tools.json"), TOOLS).unwrap();
     let both = ["policies".into(), "more".into()];
     let found = Engine::load(&both, folder.path()).err().unwrap();
-    let told = found.findings()[0].to_string();
-    assert_eq!(told, "policies/notes.tools.json is the second file with tools of `notes`");
+    let rendered = found.findings()[0].to_string();
+    assert_eq!(rendered, "policies/notes.tools.json is the second file with tools of `notes`");
 }
 
 /// With any names from a server, Cedar can parse the schema, and it contains exactly those names.

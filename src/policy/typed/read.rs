@@ -90,14 +90,14 @@ pub(super) fn tools(file: &File, findings: &mut Vec<Finding>) -> Vec<Tool> {
         }
         let Some(schema) = input_schema else {
             let message = format!("the tool `{shown}` has no `inputSchema`");
-            wrong(raw.get(), 1, message, "says nothing of its arguments", UNTYPED);
+            wrong(raw.get(), 1, message, "does not describe its arguments", UNTYPED);
             continue;
         };
         let parsed = serde_json::from_str(schema.get()).ok();
         match parsed.as_ref().ok_or(shape::Untypable::NoObject).and_then(shape::input) {
             Ok(input) => tools.push(Tool { name, input }),
             Err(problem) => {
-                let message = format!("no action can be made of `inputSchema` of `{shown}`");
+                let message = format!("no action can be built from `inputSchema` of `{shown}`");
                 wrong(schema.get(), 1, message, &problem.to_string(), UNTYPED);
             }
         }

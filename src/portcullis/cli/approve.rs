@@ -54,9 +54,9 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
         Verb::Deny(which) => (which, false),
     };
     let word = ResolveRequest { allow, reason };
-    let said: Value = proxy.post_json(&format!("/v1/approvals/{id}"), &word).await?;
+    let resolution: Value = proxy.post_json(&format!("/v1/approvals/{id}"), &word).await?;
     if ctx.is_json() {
-        ctx.json(&said)?;
+        ctx.json(&resolution)?;
     } else {
         ctx.line(format!("{} {id}", if allow { "allowed" } else { "denied" }))?;
     }

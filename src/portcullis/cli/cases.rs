@@ -6,7 +6,7 @@ use super::Context;
 use portcullis_policy::Finding;
 
 /// Result of one case.
-pub(super) struct Told<'a> {
+pub(super) struct CaseResult<'a> {
     pub file: &'a Path,
     pub passed: bool,
     /// Reasons for a failure.
@@ -15,10 +15,10 @@ pub(super) struct Told<'a> {
 
 /// Prints errors in files, failures with their reasons, and one line per file. `noun` names the
 /// tested item, singular and plural.
-pub(super) fn tell<'a>(
+pub(super) fn print_report<'a>(
     ctx: &Context,
     findings: &[Finding],
-    cases: impl Iterator<Item = Told<'a>>,
+    cases: impl Iterator<Item = CaseResult<'a>>,
     [one, many]: [&str; 2],
 ) -> io::Result<()> {
     let cases: Vec<_> = cases.collect();

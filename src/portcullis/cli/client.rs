@@ -9,7 +9,7 @@ use super::{
     Context, Exit,
     proxy_client::{self, Located},
 };
-use portcullis_audit::record::{By, ByHand};
+use portcullis_audit::record::{By, CommandUser};
 use portcullis_config::Loaded;
 use portcullis_gateway::{admin, record_client_offline};
 use portcullis_protocol::{
@@ -82,7 +82,7 @@ async fn record(found: &Located, change: &Change, reason: Option<String>) -> any
             Ok(proxy.post_json("/v1/clients", &asked).await?)
         }
         Located::Alone(loaded) => {
-            let ByHand { uid, user } = myself();
+            let CommandUser { uid, user } = myself();
             let by = By { uid, user, reason };
             record_client_offline(loaded, change, by)
                 .await
@@ -92,10 +92,10 @@ async fn record(found: &Located, change: &Change, reason: Option<String>) -> any
 }
 
 /// User who runs this command.
-pub(super) fn myself() -> ByHand {
+pub(super) fn myself() -> CommandUser {
     let uid = nix::unistd::getuid();
     let user = nix::unistd::User::from_uid(uid).ok().flatten().map(|user| user.name);
-    ByHand { uid: Some(uid.as_raw()), user }
+    CommandUser { uid: Some(uid.as_raw()), user }
 }
 
 /// Makes a change after it is recorded.

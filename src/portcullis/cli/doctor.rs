@@ -217,7 +217,7 @@ fn runtimes(
 /// Check of the rights of the proxy's user that a server in the sandbox has.
 fn outside(config: Option<&Config>, outside: &Outside) -> Option<Check> {
     let Outside::Ourselves { groups, .. } = outside else { return None };
-    let told = format!("to this machine, a server in the sandbox is {outside}");
+    let detail_of_user = format!("to this machine, a server in the sandbox is {outside}");
     let remedy = "run the proxy as a user of its own who is in no other group, or as root";
     let host = config.and_then(|config| config.engine.host.as_deref());
     let engine = container::sockets(host).into_iter().find(|socket| {
@@ -226,7 +226,8 @@ fn outside(config: Option<&Config>, outside: &Outside) -> Option<Check> {
         })
     });
     if let Some(engine) = engine {
-        let detail = format!("{told}, one of which has the engine ({})", engine.display());
+        let detail =
+            format!("{detail_of_user}, one of which has the engine ({})", engine.display());
         return Some(Check::warn("user", detail, remedy));
     }
     let mounting = |(_, server): &(_, &Server)| {
@@ -235,10 +236,11 @@ fn outside(config: Option<&Config>, outside: &Outside) -> Option<Check> {
     let mounting = config.into_iter().flat_map(|config| &config.servers).find(mounting);
     Some(match mounting {
         Some((name, _)) if groups.len() > 1 => {
-            let detail = format!("{told}, with their rights on what is mounted (`{name}`)");
+            let detail =
+                format!("{detail_of_user}, with their rights on what is mounted (`{name}`)");
             Check::warn("user", detail, remedy)
         }
-        _ => Check::ok("user", told),
+        _ => Check::ok("user", detail_of_user),
     })
 }
 

@@ -98,13 +98,13 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
         .await
         .context("the guard did not start")?;
     tracing::info!(socket = %args.listen.display(), "the guard listens");
-    let told = end.clone();
+    let stop = end.clone();
     tokio::spawn(async move {
         tokio::select! {
             _ = interrupted.recv() => {}
             _ = ended.recv() => {}
         }
-        told.cancel();
+        stop.cancel();
     });
     guard.serve(end).await;
     let _ = std::fs::remove_file(&args.listen);

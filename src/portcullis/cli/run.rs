@@ -101,7 +101,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
         }
     };
     let proxy = begun.proxy.clone();
-    let ran = match &begun.door {
+    let ran = match &begun.listener {
         None => {
             let listed = dry_run(ctx, &loaded, &proxy).await;
             if listed.is_ok() {
@@ -124,7 +124,7 @@ struct Begun {
     keyring: Arc<Keyring>,
     socket: admin::Server,
     /// HTTP listener; `None` for a dry run.
-    door: Option<front::http::Listener>,
+    listener: Option<front::http::Listener>,
 }
 
 /// Reason why the proxy did not start.
@@ -171,7 +171,7 @@ async fn begin(args: &Args, ctx: &Context, loaded: &Loaded) -> Result<Begun, Not
         settings.roles.clone(),
     )
     .map_err(anyhow::Error::new)?;
-    let (door, purpose) = if args.dry_run {
+    let (listener, purpose) = if args.dry_run {
         (None, Purpose::DryRun)
     } else {
         let http = loaded.config.listen.http;
@@ -181,7 +181,7 @@ async fn begin(args: &Args, ctx: &Context, loaded: &Loaded) -> Result<Begun, Not
     };
     let (proxy, watcher) = assembly.start(loaded, purpose).await?;
     super::server::show_pulls(&proxy.launcher.images);
-    Ok(Begun { proxy, watcher, keyring, socket, door })
+    Ok(Begun { proxy, watcher, keyring, socket, listener })
 }
 
 /// Serves messages until there is a reason to stop.
@@ -189,8 +189,8 @@ async fn serve(args: &Args, ctx: &Context, loaded: &Loaded, begun: Begun) -> any
     // First: a signal that came before this would end the proxy without its stop.
     let terminate = signal(SignalKind::terminate())?;
     let interrupt = signal(SignalKind::interrupt())?;
-    let Begun { proxy, watcher: _watcher, keyring, socket, door } = begun;
-    let listener = door.context("a dry run takes no messages")?;
+    let Begun { proxy, watcher: _watcher, keyring, socket, listener } = begun;
+    let listener = listener.context("a dry run takes no messages")?;
     let address = listener.address();
     // Before the file is read again: changes since it was loaded are also recorded.
     tokio::spawn(proxy.clients.clone().follow_changes(keyring.clone(), keyring.changes()));

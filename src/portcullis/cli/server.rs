@@ -305,7 +305,7 @@ async fn launcher(loaded: &Loaded) -> Launcher {
         protected: ProtectedPaths::new(protected_paths(loaded)),
         caps: loaded.config.limits.response_caps(),
         // Nothing is started here.
-        hands: Default::default(),
+        broker: Default::default(),
         runtime: Default::default(),
         known: None,
         digests: Default::default(),

@@ -21,9 +21,9 @@ use portcullis_foundation::note_key::{PRIVATE, Signer};
 
 /// Location of a signing key. Never the key itself, which the list of processes would show.
 #[derive(Debug, Clone)]
-pub(super) struct KeyPlace(portcullis_vault::Source);
+pub(super) struct KeyLocation(portcullis_vault::Source);
 
-impl FromStr for KeyPlace {
+impl FromStr for KeyLocation {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
@@ -74,9 +74,9 @@ where
 /// it only prints the key.
 pub(super) fn key(file: &Path, name: Option<&str>, ctx: &Context) -> anyhow::Result<Exit> {
     let signer = match (file.exists(), name) {
-        (true, None) => KeyPlace(portcullis_vault::Source::File(file.to_owned())).read()?,
+        (true, None) => KeyLocation(portcullis_vault::Source::File(file.to_owned())).read()?,
         (true, Some(name)) => {
-            let signer = KeyPlace(portcullis_vault::Source::File(file.to_owned())).read()?;
+            let signer = KeyLocation(portcullis_vault::Source::File(file.to_owned())).read()?;
             if signer.verifier().name() != name {
                 bail!(
                     "{} is there, and is the key `{}`: name another file",
@@ -118,7 +118,7 @@ fn make(file: &Path, name: &str) -> anyhow::Result<Signer> {
     Ok(signer)
 }
 
-impl KeyPlace {
+impl KeyLocation {
     /// Reads the key.
     pub fn read(&self) -> anyhow::Result<Signer> {
         if let portcullis_vault::Source::File(file) = &self.0 {

@@ -16,8 +16,8 @@ use super::{
     cases::{Case, StandIn, about, granted, meeting, message, sound, taken},
 };
 use portcullis_plugin_host::{
-    Compiled, Decision, Direction, Message, Phase, Pin, PluginHost, Principal, PrincipalKind, Said,
-    Settings, Target, Values,
+    Compiled, Decision, Direction, Inspection, Message, Phase, Pin, PluginHost, Principal,
+    PrincipalKind, Settings, Target, Values,
 };
 use portcullis_policy::{File, Finding};
 use portcullis_policy_tools::read_cases;
@@ -221,7 +221,7 @@ pub async fn ask(
         case.http.unwrap_or_default(),
     );
     let before = Instant::now();
-    let Said { verdict, requests, memory } = plugin.inspect(message.clone(), None).await;
+    let Inspection { verdict, requests, memory } = plugin.inspect(message.clone(), None).await;
     answered.micros = u64::try_from(before.elapsed().as_micros()).unwrap_or(u64::MAX);
     (answered.requests, answered.memory) = (requests, memory);
     let did = around.take();
@@ -229,13 +229,13 @@ pub async fn ask(
     answered.state = plugin.values().map(Values::texts).unwrap_or_default();
     answered.verdict = match verdict.and_then(|verdict| taken(verdict, &message)) {
         Err(failure) => Verdict::Fault { why: failure.to_string() },
-        Ok(said) => {
-            answered.labels = said.labels;
-            let findings = said.findings.into_iter();
+        Ok(verdict) => {
+            answered.labels = verdict.labels;
+            let findings = verdict.findings.into_iter();
             answered.findings = findings
                 .map(|finding| Seen { code: finding.code, message: finding.message })
                 .collect();
-            match said.decision {
+            match verdict.decision {
                 Decision::Pass => Verdict::Pass,
                 Decision::Refuse(refusal) => Verdict::Refuse {
                     code: refusal.code,

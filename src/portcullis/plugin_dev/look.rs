@@ -224,9 +224,9 @@ async fn cost(plugin: &Plugin, hook: &Hook, size: usize) -> Result<Cost, String>
     while took.len() < RUNS || begun.elapsed() < PATIENCE {
         let message = message.clone();
         let before = Instant::now();
-        let said = plugin.inspect(message, None).await;
+        let verdict = plugin.inspect(message, None).await;
         let elapsed = before.elapsed();
-        if let Err(failure) = said.verdict {
+        if let Err(failure) = verdict.verdict {
             return Err(format!("asked about {} KiB, {failure}", size >> 10));
         }
         match warm {

@@ -140,13 +140,13 @@ mod tests {
 
     #[test]
     fn why_it_is_not_had_is_told() {
-        for (arguments, told) in [
+        for (arguments, expected) in [
             (json!({}), "@keep(\"arguments\")"),
             (json!({ "arguments": { "body": {}, "cut": true } }), "longer than what is kept"),
             (json!({ "arguments": { "failure": "too deep" } }), "too deep"),
         ] {
             let why = recorded(&entries(&[record("intent", arguments)]), None).unwrap_err();
-            assert!(why.contains(told), "{why}");
+            assert!(why.contains(expected), "{why}");
         }
         assert!(recorded(&[], None).unwrap_err().contains("no request"));
     }

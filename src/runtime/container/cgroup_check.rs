@@ -69,7 +69,7 @@ mod tests {
     #[test]
     fn engines_without_a_limit_are_found() {
         use SystemInfoCgroupVersionEnum::{_1, _2, EMPTY};
-        let says = |kept, rootless: bool, version| SystemInfo {
+        let system = |kept, rootless: bool, version| SystemInfo {
             memory_limit: kept,
             pids_limit: kept,
             cpu_cfs_quota: kept,
@@ -96,7 +96,7 @@ mod tests {
             (Some(false), false, Some(_2), false, 3),
             (None, false, Some(_1), false, 0),
         ] {
-            let lacking = lacking(&says(kept, rootless, version), podman);
+            let lacking = lacking(&system(kept, rootless, version), podman);
             assert_eq!(lacking.len(), lacks, "{kept:?} {rootless} {version:?} {podman}");
             assert_eq!(check(&lacking).is_err(), lacks > 0);
         }

@@ -121,8 +121,8 @@ impl Engine {
                     |limit: Duration| format!("did not answer within {} seconds", limit.as_secs());
                 let tried = match timeout(CONNECT_TIMEOUT, reach(&host)).await {
                     Ok(Ok(docker)) => {
-                        let told = timeout(VERSION_TIMEOUT, Self::of(docker, &host)).await;
-                        told.unwrap_or_else(|_| Err(late(VERSION_TIMEOUT)))
+                        let result = timeout(VERSION_TIMEOUT, Self::of(docker, &host)).await;
+                        result.unwrap_or_else(|_| Err(late(VERSION_TIMEOUT)))
                     }
                     Ok(Err(why)) => Err(why),
                     Err(_) => Err(late(CONNECT_TIMEOUT)),
@@ -404,19 +404,19 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("none.sock");
         let host = format!("unix://{}", socket.display());
-        let told = Engine::connect(Some(&host)).await.unwrap_err().to_string();
+        let result = Engine::connect(Some(&host)).await.unwrap_err().to_string();
         assert_eq!(
-            told,
+            result,
             format!("no container engine answers: {host} (`engine.host`) does not exist")
         );
         for host in ["ssh://x", "tcp://10.1.2.3:2375", "/var/run/docker.sock", ""] {
-            let told = Engine::connect(Some(host)).await.unwrap_err();
-            assert!(told.tried[0].why.starts_with("is no"), "{told}");
+            let result = Engine::connect(Some(host)).await.unwrap_err();
+            assert!(result.tried[0].why.starts_with("is no"), "{result}");
         }
         // A listener that never answers.
         let silent = std::os::unix::net::UnixListener::bind(&socket).unwrap();
-        let told = Engine::connect(Some(&host)).await.unwrap_err().to_string();
-        assert!(told.ends_with("did not answer within 2 seconds"), "{told}");
+        let result = Engine::connect(Some(&host)).await.unwrap_err().to_string();
+        assert!(result.ends_with("did not answer within 2 seconds"), "{result}");
         drop(silent);
     }
 }

@@ -500,8 +500,8 @@ mod tests {
             (Vec::new(), 0o755, "not an ELF executable"),
             (elf(2, 62), 0o644, "not executable"),
         ] {
-            let told = refusal(&content, mode);
-            assert!(told.contains(why), "{told}");
+            let message = refusal(&content, mode);
+            assert!(message.contains(why), "{message}");
         }
     }
 

@@ -51,12 +51,14 @@ impl Engine {
     pub async fn list(&self) -> Result<Vec<Running>, Fault> {
         let filters = HashMap::from([("label", vec![label::OWNER, label::INSTANCE])]);
         let options = ListContainersOptionsBuilder::new().all(true).filters(&filters).build();
-        let mut again = 0..20;
+        let mut retries = 0..20;
         let found = loop {
             match self.docker.list_containers(Some(options.clone())).await {
                 // Between the end of a program and its removal, Podman reports a state (`stopped`)
                 // that Docker's API does not have.
-                Err(Error::JsonDataError { .. }) if self.facts.podman && again.next().is_some() => {
+                Err(Error::JsonDataError { .. })
+                    if self.facts.podman && retries.next().is_some() =>
+                {
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
                 found => break found.map_err(Fault::of("list containers"))?,
@@ -154,7 +156,7 @@ fn fields(user: String, host: HostConfig, health: &str, facts: &Facts) -> Vec<(S
         .tmpfs
         .unwrap_or_default()
         .into_iter()
-        .map(|(place, options)| format!("{place} {options}"))
+        .map(|(mount_path, options)| format!("{mount_path} {options}"))
         .collect();
     tmpfs.sort();
     let mut ulimits: Vec<String> = host

@@ -108,12 +108,12 @@ impl Engine {
         let creating = self.docker.create_container(Some(options), body);
         // Both take about as long. Neither is cancelled: a created container has an owner.
         let held = holder.as_ref().map(|holder| holder.id().to_owned());
-        let (created, door) = match &held {
+        let (created, egress_sockets) = match &held {
             None => (creating.await, Ok(None)),
             Some(held) => {
                 let opening = self.open(held, profile.egress());
-                let (created, door) = tokio::join!(creating, opening);
-                (created, door.map(Some))
+                let (created, egress_sockets) = tokio::join!(creating, opening);
+                (created, egress_sockets.map(Some))
             }
         };
         let created = created.map_err(|error| {
@@ -130,7 +130,7 @@ impl Engine {
         if let Some(holder) = holder {
             guard = holder.end_after(guard, watched.clone());
         }
-        let door = door?;
+        let egress_sockets = egress_sockets?;
         if self.facts.podman {
             // The engine reports limits even if, rootless on cgroup v1, it does not apply them.
             cgroup_check::kept(&self.docker, guard.id()).await?;
@@ -191,7 +191,7 @@ impl Engine {
                 deviations: profile.deviations().iter().map(ToString::to_string).collect(),
                 ..Origin::default()
             },
-            door,
+            egress_sockets,
         })
     }
 }
@@ -229,8 +229,8 @@ impl Plan {
             ));
         }
         // Paths of this engine, whatever the spec has.
-        let places = spec.places.as_ref().clone().with_engine(engine.host_paths());
-        let profile = Profile::new(spec, &places)?;
+        let mount_policy = spec.mount_policy.as_ref().clone().with_engine(engine.host_paths());
+        let profile = Profile::new(spec, &mount_policy)?;
         if spec.command.iter().any(|argument| argument.contains('\0')) {
             return Err(failure(
                 "an argument of the command contains a NUL byte",
@@ -300,8 +300,9 @@ fn environment(spec: &LaunchSpec) -> Result<Vec<String>, LaunchFailure> {
         }
         environment.push(format!("{name}={value}"));
     }
-    let way = egress_netns::environment(&spec.egress, |name| names.iter().any(|set| *set == name));
-    environment.extend(way.into_iter().map(|(name, value)| format!("{name}={value}")));
+    let variables =
+        egress_netns::environment(&spec.egress, |name| names.iter().any(|set| *set == name));
+    environment.extend(variables.into_iter().map(|(name, value)| format!("{name}={value}")));
     Ok(environment)
 }
 

@@ -31,7 +31,7 @@ struct MountOrigin {
 /// Fields of one line of proc_pid_mountinfo(5).
 #[derive(Debug)]
 struct Mounted {
-    place: MountOrigin,
+    origin: MountOrigin,
     at: PathBuf,
 }
 
@@ -78,7 +78,7 @@ fn compare(pid: Option<i64>, id: &str, checked: &[Mount]) -> Result<(), LaunchFa
             Some(inside) => {
                 // The last mount covers earlier ones.
                 let found = inside.iter().rev().find(|mounted| mounted.at == mount.target);
-                found.is_some_and(|m| place(&here, &mount.source).is_some_and(|p| p == m.place))
+                found.is_some_and(|m| origin(&here, &mount.source).is_some_and(|p| p == m.origin))
             }
             None => fs::canonicalize(&mount.source).is_ok_and(|source| source == mount.source),
         };
@@ -105,13 +105,13 @@ fn seen(pid: i64, id: &str) -> Option<Vec<Mounted>> {
 }
 
 /// Origin of a path without links, by its text only.
-fn place(here: &[Mounted], source: &Path) -> Option<MountOrigin> {
+fn origin(here: &[Mounted], source: &Path) -> Option<MountOrigin> {
     let above = here.iter().filter(|mounted| source.starts_with(&mounted.at));
     // The last of several mounts at one path covers the others.
     let over = above.max_by_key(|mounted| mounted.at.components().count())?;
     let rest = source.strip_prefix(&over.at).ok()?;
-    let path = over.place.path.join(rest).components().collect();
-    Some(MountOrigin { device: over.place.device.clone(), path })
+    let path = over.origin.path.join(rest).components().collect();
+    Some(MountOrigin { device: over.origin.device.clone(), path })
 }
 
 fn parsed(text: &[u8]) -> Vec<Mounted> {
@@ -119,7 +119,7 @@ fn parsed(text: &[u8]) -> Vec<Mounted> {
         let mut words = line.split(|byte| *byte == b' ').skip(2);
         let device = String::from_utf8(words.next()?.to_vec()).ok()?;
         let path = unescaped(words.next()?);
-        Some(Mounted { place: MountOrigin { device, path }, at: unescaped(words.next()?) })
+        Some(Mounted { origin: MountOrigin { device, path }, at: unescaped(words.next()?) })
     };
     text.split(|byte| *byte == b'\n').filter_map(line).collect()
 }
@@ -158,7 +158,7 @@ mod tests {
     fn path_belongs_to_the_nearest_and_last_mount() {
         let here = parsed(HERE);
         let of = |path: &str| {
-            let MountOrigin { device, path } = place(&here, Path::new(path)).unwrap();
+            let MountOrigin { device, path } = origin(&here, Path::new(path)).unwrap();
             format!("{device} {}", path.display())
         };
         assert_eq!(of("/srv/notes"), "254:0 /srv/notes");

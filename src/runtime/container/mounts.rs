@@ -13,10 +13,13 @@ use super::failure;
 const NEVER_TARGETS: &[&str] = &["/dev", "/proc", "/run", "/sbin", "/sys", "/tmp"];
 
 /// Mounts with resolved sources, or the first refusal.
-pub(super) fn check(mounts: &[Mount], places: &MountPolicy) -> Result<Vec<Mount>, LaunchFailure> {
+pub(super) fn check(
+    mounts: &[Mount],
+    mount_policy: &MountPolicy,
+) -> Result<Vec<Mount>, LaunchFailure> {
     let mut checked: Vec<Mount> = Vec::with_capacity(mounts.len());
     for mount in mounts {
-        let source = places.check(mount)?;
+        let source = mount_policy.check(mount)?;
         let target = check_target(&mount.target)?;
         if checked.iter().any(|other| other.target == target) {
             return Err(failure(
@@ -60,7 +63,7 @@ mod tests {
     #[test]
     fn illegal_targets_are_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let places = MountPolicy::default();
+        let mount_policy = MountPolicy::default();
         for target in [
             "/",
             "data",
@@ -74,12 +77,12 @@ mod tests {
             "-v",
             "/sbin",
         ] {
-            assert!(check(&[mount(folder.path(), target)], &places).is_err(), "{target}");
+            assert!(check(&[mount(folder.path(), target)], &mount_policy).is_err(), "{target}");
         }
         for target in ["/data", "/srv/notes", "/tmpdata"] {
-            assert!(check(&[mount(folder.path(), target)], &places).is_ok(), "{target}");
+            assert!(check(&[mount(folder.path(), target)], &mount_policy).is_ok(), "{target}");
         }
         let twice = ["/data", "/data/"].map(|target| mount(folder.path(), target));
-        assert!(check(&twice, &places).is_err());
+        assert!(check(&twice, &mount_policy).is_err());
     }
 }

@@ -219,12 +219,12 @@ mod tests {
     #[test]
     fn program_runs_until_its_input_ends() {
         let folder = tempfile::tempdir().unwrap();
-        let place = folder.path().join("holder");
-        fs::write(&place, program(std::env::consts::ARCH).expect("an architecture of ours"))
+        let file_path = folder.path().join("holder");
+        fs::write(&file_path, program(std::env::consts::ARCH).expect("an architecture of ours"))
             .unwrap();
-        fs::set_permissions(&place, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::set_permissions(&file_path, fs::Permissions::from_mode(0o755)).unwrap();
         let mut child =
-            Command::new(&place).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+            Command::new(&file_path).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let mut input = child.stdin.take().unwrap();
         // More than a pipe's buffer, so the program must have read it.
         input.write_all(&[b'x'; 200_000]).unwrap();

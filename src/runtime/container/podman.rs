@@ -25,12 +25,12 @@ pub(super) fn file(kind: &str, text: &str) -> io::Result<PathBuf> {
 
 fn write(folder: &Path, kind: &str, text: &str) -> io::Result<PathBuf> {
     let digest = hex::encode(&Sha256::digest(text.as_bytes())[..8]);
-    let place = folder.join(format!("portcullis-{kind}-{digest}"));
-    if fs::read_to_string(&place).is_ok_and(|there| there == text) {
-        return Ok(place);
+    let file_path = folder.join(format!("portcullis-{kind}-{digest}"));
+    if fs::read_to_string(&file_path).is_ok_and(|there| there == text) {
+        return Ok(file_path);
     }
-    atomic_file::write_as(&place, text.as_bytes(), atomic_file::PUBLIC)?;
-    Ok(place)
+    atomic_file::write_as(&file_path, text.as_bytes(), atomic_file::PUBLIC)?;
+    Ok(file_path)
 }
 
 #[cfg(test)]
@@ -42,13 +42,13 @@ mod tests {
     #[test]
     fn file_is_written_once_and_rewritten_if_changed() {
         let folder = tempfile::tempdir().expect("a folder");
-        let place = write(folder.path(), "kind", "text").expect("a file");
-        assert_eq!(fs::read_to_string(&place).expect("its text"), "text");
-        assert_ne!(write(folder.path(), "kind", "other").expect("another"), place);
-        fs::write(&place, "tampered").expect("written");
-        assert_eq!(write(folder.path(), "kind", "text").expect("a file"), place);
-        assert_eq!(fs::read_to_string(&place).expect("its text"), "text");
-        assert_eq!(fs::metadata(&place).expect("it").permissions().mode() & 0o777, 0o644);
+        let file_path = write(folder.path(), "kind", "text").expect("a file");
+        assert_eq!(fs::read_to_string(&file_path).expect("its text"), "text");
+        assert_ne!(write(folder.path(), "kind", "other").expect("another"), file_path);
+        fs::write(&file_path, "tampered").expect("written");
+        assert_eq!(write(folder.path(), "kind", "text").expect("a file"), file_path);
+        assert_eq!(fs::read_to_string(&file_path).expect("its text"), "text");
+        assert_eq!(fs::metadata(&file_path).expect("it").permissions().mode() & 0o777, 0o644);
         assert_eq!(fs::read_dir(folder.path()).expect("it").count(), 2);
     }
 }

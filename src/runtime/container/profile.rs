@@ -88,10 +88,13 @@ impl Profile {
     /// Profile of a configured server, before any request to the engine. Refuses values that a
     /// container cannot or must not have.
     pub fn of(spec: &LaunchSpec) -> Result<Self, LaunchFailure> {
-        Self::new(spec, &spec.places)
+        Self::new(spec, &spec.mount_policy)
     }
 
-    pub(super) fn new(spec: &LaunchSpec, places: &MountPolicy) -> Result<Self, LaunchFailure> {
+    pub(super) fn new(
+        spec: &LaunchSpec,
+        mount_policy: &MountPolicy,
+    ) -> Result<Self, LaunchFailure> {
         let LaunchSpec { resources, hardening, .. } = spec;
         Ok(Self {
             user: user(hardening)?,
@@ -110,7 +113,7 @@ impl Profile {
             egress: spec.egress.clone(),
             joins: (!spec.egress.is_empty()).then(String::new),
             holds: false,
-            mounts: mounts::check(&spec.mounts, places)?,
+            mounts: mounts::check(&spec.mounts, mount_policy)?,
             secrets: spec.secret_files.as_ref().map(|source| Mount {
                 source: source.clone(),
                 target: SECRETS.into(),
@@ -211,7 +214,8 @@ impl Profile {
     }
 
     fn tmpfs(&self) -> HashMap<String, String> {
-        let scratch = self.scratch.iter().map(|place| (place.clone(), tmp(false, self.tmp_mib)));
+        let scratch =
+            self.scratch.iter().map(|mount_path| (mount_path.clone(), tmp(false, self.tmp_mib)));
         scratch.chain([("/tmp".to_owned(), tmp(self.exec_tmp, self.tmp_mib))]).collect()
     }
 
@@ -308,8 +312,11 @@ impl Profile {
 
     /// Each item of the profile by the engine's name, with its value.
     pub fn describe(&self) -> Vec<(String, String)> {
-        let mut tmpfs: Vec<String> =
-            self.tmpfs().iter().map(|(place, options)| format!("{place} {options}")).collect();
+        let mut tmpfs: Vec<String> = self
+            .tmpfs()
+            .iter()
+            .map(|(mount_path, options)| format!("{mount_path} {options}"))
+            .collect();
         tmpfs.sort();
         let mut security = vec![
             "no-new-privileges:true".to_owned(),

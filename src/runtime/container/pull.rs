@@ -81,7 +81,7 @@ impl Engine {
         reference: &Reference,
         image: &portcullis_oci::Image,
         login: Option<Login>,
-        mut told: impl FnMut(Progress),
+        mut on_progress: impl FnMut(Progress),
     ) -> Result<(), NotPulled> {
         let repository = format!("{}/{}", reference.host(), reference.repository());
         let pinned = format!("{repository}@{}", image.digest);
@@ -102,7 +102,7 @@ impl Engine {
             may_be_there,
         };
         let mut layers = Layers::of(image);
-        told(layers.progress());
+        on_progress(layers.progress());
         let docker = self.docker.clone().with_request_modifier(|mut request| {
             for_urls(request.headers_mut());
             request
@@ -116,7 +116,7 @@ impl Engine {
                     return Err(failed(&error, self.may_have(&pinned, &error).await));
                 }
             };
-            if let Err(layer) = layers.hear(&info) {
+            if let Err(layer) = layers.update(&info) {
                 drop(stream);
                 self.remove(&pinned).await;
                 return Err(NotPulled {
@@ -130,7 +130,7 @@ impl Engine {
                     may_be_there: true,
                 });
             }
-            told(layers.progress());
+            on_progress(layers.progress());
         }
         let found = self.docker.inspect_image(&pinned).await;
         let found = found.map_err(|error| failed(&error, !missing(&error)))?;
@@ -231,7 +231,7 @@ impl Layers {
     }
 
     /// Processes a progress message. Returns the name of a layer that is too large.
-    fn hear(&mut self, info: &CreateImageInfo) -> Result<(), String> {
+    fn update(&mut self, info: &CreateImageInfo) -> Result<(), String> {
         let Some(name) = &info.id else { return Ok(()) };
         let Some((size, done)) = self.all.get_mut(name) else { return Ok(()) };
         match info.status.as_deref().unwrap_or_default() {
@@ -302,7 +302,7 @@ mod tests {
     use super::*;
     use portcullis_oci::{Descriptor, Digest};
 
-    fn said(id: &str, status: &str, current: i64) -> CreateImageInfo {
+    fn layer_info(id: &str, status: &str, current: i64) -> CreateImageInfo {
         CreateImageInfo {
             id: Some(id.to_owned()),
             status: Some(status.to_owned()),
@@ -327,14 +327,14 @@ mod tests {
         let mut layers = Layers::of(&image);
         let name = &layer.digest.hex()[..12];
         assert_eq!(layers.progress(), Progress { done: 0, total: 12 });
-        layers.hear(&said(name, "Downloading", 7)).unwrap();
+        layers.update(&layer_info(name, "Downloading", 7)).unwrap();
         assert_eq!(layers.progress(), Progress { done: 7, total: 12 });
-        layers.hear(&said("of nobody", "Downloading", 70)).unwrap();
-        layers.hear(&said(name, "Extracting", 900)).unwrap();
-        layers.hear(&said(name, "Downloading", -1)).unwrap();
+        layers.update(&layer_info("of nobody", "Downloading", 70)).unwrap();
+        layers.update(&layer_info(name, "Extracting", 900)).unwrap();
+        layers.update(&layer_info(name, "Downloading", -1)).unwrap();
         assert_eq!(layers.progress().done, 7);
-        assert_eq!(layers.hear(&said(name, "Downloading", 13)), Err(name.to_owned()));
-        layers.hear(&said(name, "Pull complete", 0)).unwrap();
+        assert_eq!(layers.update(&layer_info(name, "Downloading", 13)), Err(name.to_owned()));
+        layers.update(&layer_info(name, "Pull complete", 0)).unwrap();
         assert_eq!(layers.progress(), Progress { done: 12, total: 12 });
     }
 
@@ -344,9 +344,10 @@ mod tests {
         let login = Login::Password { user: "me".into(), password: password.clone().into() };
         let hidden = Hidden::of(&login);
         let encoded = BASE64_STANDARD.encode(format!("me:{password}"));
-        let told = hidden.clean(format!("denied: Basic {encoded} {password} {}", "x".repeat(999)));
-        assert!(!told.contains(&password) && !told.contains(&encoded), "{told}");
-        assert!(told.len() <= MAX_ERROR_BYTES);
+        let cleaned =
+            hidden.clean(format!("denied: Basic {encoded} {password} {}", "x".repeat(999)));
+        assert!(!cleaned.contains(&password) && !cleaned.contains(&encoded), "{cleaned}");
+        assert!(cleaned.len() <= MAX_ERROR_BYTES);
     }
 
     #[test]

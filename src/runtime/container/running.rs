@@ -290,8 +290,8 @@ mod tests {
             (-1, "gone", false, Some("gone")),
             (255, "", false, None),
         ] {
-            let told = reason(code, why.to_owned(), oom, 64 << 20);
-            assert_eq!(told.as_deref(), expected, "{code}");
+            let shown = reason(code, why.to_owned(), oom, 64 << 20);
+            assert_eq!(shown.as_deref(), expected, "{code}");
         }
     }
 }

@@ -26,11 +26,11 @@ mod tests {
     #[test]
     fn only_files_with_this_profile_match() {
         let folder = tempfile::tempdir().expect("a folder");
-        let place = folder.path().join("list");
-        let given = place.to_str().expect("its path");
-        fs::write(&place, &*JSON).expect("written");
+        let file_path = folder.path().join("list");
+        let given = file_path.to_str().expect("its path");
+        fs::write(&file_path, &*JSON).expect("written");
         assert!(is_ours(given) && is_ours(&JSON));
-        fs::write(&place, "{}").expect("written");
+        fs::write(&file_path, "{}").expect("written");
         assert!(!is_ours(given) && !is_ours("unconfined"));
     }
 }

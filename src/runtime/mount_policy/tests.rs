@@ -8,13 +8,13 @@ fn mount(source: impl Into<PathBuf>, writable: bool) -> Mount {
     Mount { source: source.into(), target: "/data".into(), writable }
 }
 
-fn refusal(mount: Mount, places: &MountPolicy) -> Option<String> {
-    places.check(&mount).err().map(|failure| failure.what)
+fn refusal(mount: Mount, mount_policy: &MountPolicy) -> Option<String> {
+    mount_policy.check(&mount).err().map(|failure| failure.what)
 }
 
 #[test]
 fn host_system_folders_are_refused() {
-    let places = MountPolicy::of_host();
+    let mount_policy = MountPolicy::of_host();
     for source in [
         "/",
         "/proc",
@@ -43,26 +43,26 @@ fn host_system_folders_are_refused() {
         "/proc/1/root",
         "/usr/../root",
     ] {
-        assert!(refusal(mount(source, false), &places).is_some(), "{source}");
+        assert!(refusal(mount(source, false), &mount_policy).is_some(), "{source}");
     }
-    assert_eq!(refusal(mount("/usr/share", false), &places), None);
-    assert!(refusal(mount("/usr/share", true), &places).is_some());
+    assert_eq!(refusal(mount("/usr/share", false), &mount_policy), None);
+    assert!(refusal(mount("/usr/share", true), &mount_policy).is_some());
 }
 
 #[test]
 fn links_are_resolved_before_the_check() {
     let folder = tempfile::tempdir().unwrap();
-    let places = MountPolicy::of_host();
+    let mount_policy = MountPolicy::of_host();
     for (name, to) in [("a", "/etc"), ("b", "/"), ("c", "/var/run"), ("d", "/proc/self/root")] {
         let link = folder.path().join(name);
         symlink(to, &link).unwrap();
-        let why = refusal(mount(&link, false), &places).unwrap();
+        let why = refusal(mount(&link, false), &mount_policy).unwrap();
         assert!(why.contains("which is /"), "{why}");
     }
     let data = folder.path().join("data");
     fs::create_dir(&data).unwrap();
     symlink(&data, folder.path().join("link")).unwrap();
-    let checked = places.check(&mount(folder.path().join("link"), true)).unwrap();
+    let checked = mount_policy.check(&mount(folder.path().join("link"), true)).unwrap();
     assert_eq!(checked, fs::canonicalize(&data).unwrap());
 }
 
@@ -95,11 +95,11 @@ fn credentials_sockets_and_engine_data_are_refused_everywhere() {
     }
     fs::create_dir(home.join("later")).unwrap();
     for theirs in [false, true] {
-        let places = match theirs {
+        let mount_policy = match theirs {
             false => MountPolicy { home: Some(home.clone()), ..MountPolicy::default() },
             true => MountPolicy { homes: vec![home.clone()], ..MountPolicy::default() },
         };
-        let places = places.with_engine([home.join("engine")]);
+        let mount_policy = mount_policy.with_engine([home.join("engine")]);
         for (within, refused) in [
             ("", true),
             ("..", true),
@@ -123,11 +123,11 @@ fn credentials_sockets_and_engine_data_are_refused_everywhere() {
             ("../../far", !theirs),
             ("../../far/gnupg", !theirs),
         ] {
-            let why = refusal(mount(home.join(within), false), &places);
+            let why = refusal(mount(home.join(within), false), &mount_policy);
             assert_eq!(why.is_some(), refused, "{within}, another's: {theirs}: {why:?}");
         }
         // It contains a link with such a name.
-        assert!(refusal(mount(home.join("plain"), false), &places).is_some());
+        assert!(refusal(mount(home.join("plain"), false), &mount_policy).is_some());
     }
 }
 
@@ -138,7 +138,8 @@ fn home_is_recognized_through_a_link() {
     fs::create_dir_all(folder.join("data/me/notes")).unwrap();
     fs::create_dir(folder.join("home")).unwrap();
     symlink(folder.join("data/me"), folder.join("home/me")).unwrap();
-    let places = MountPolicy { homes: vec![folder.join("home/me")], ..MountPolicy::default() };
+    let mount_policy =
+        MountPolicy { homes: vec![folder.join("home/me")], ..MountPolicy::default() };
     for (source, refused) in [
         ("home", true),
         ("home/me", true),
@@ -146,7 +147,7 @@ fn home_is_recognized_through_a_link() {
         ("data/me", true),
         ("data/me/notes", false),
     ] {
-        let why = refusal(mount(folder.join(source), true), &places);
+        let why = refusal(mount(folder.join(source), true), &mount_policy);
         assert_eq!(why.is_some(), refused, "{source}: {why:?}");
     }
 }

@@ -76,9 +76,9 @@ struct Parent {
 impl Parent {
     /// Delegates the controllers of this group. Repeated because systemd removes a controller from
     /// its slices when the last unit that requested it ends.
-    fn hand_on(&self) {
+    fn delegate_controllers(&self) {
         if self.version == Version::V2 {
-            hand_on(&self.folder, &self.controllers);
+            delegate_controllers(&self.folder, &self.controllers);
         }
     }
 }
@@ -137,7 +137,7 @@ impl CgroupParents {
         let name = name();
         let mut groups = Cgroup(Vec::new());
         for parent in &self.all {
-            parent.hand_on();
+            parent.delegate_controllers();
             let group = Group { folder: parent.folder.join(&name), parent: parent.clone() };
             group.make(resources)?;
             groups.0.push(group);
@@ -197,10 +197,10 @@ impl Group {
     fn make(&self, resources: &Resources) -> io::Result<()> {
         fs::create_dir(&self.folder)?;
         for (file, value) in settings(&self.parent, resources) {
-            let place = self.folder.join(file);
+            let file_path = self.folder.join(file);
             // Swap can be limited only if the kernel accounts for it.
-            if !file.contains("sw") || place.exists() {
-                fs::write(place, value)?;
+            if !file.contains("sw") || file_path.exists() {
+                fs::write(file_path, value)?;
             }
         }
         Ok(())
@@ -293,14 +293,14 @@ pub fn groups_left() -> Vec<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let mounts = mounts.lines().filter_map(Mounted::read);
     let hierarchies = mounts.filter(|mount| mount.kind.starts_with("cgroup"));
-    let places: BTreeSet<_> = hierarchies.map(|mount| PathBuf::from(mount.place)).collect();
-    let left: BTreeSet<_> = places.into_iter().flat_map(left_below).collect();
+    let roots: BTreeSet<_> = hierarchies.map(|mount| PathBuf::from(mount.mount_point)).collect();
+    let left: BTreeSet<_> = roots.into_iter().flat_map(left_below).collect();
     left.into_iter().collect()
 }
 
-fn left_below(place: PathBuf) -> Vec<PathBuf> {
+fn left_below(root: PathBuf) -> Vec<PathBuf> {
     let own = Lease::current();
-    let (mut left, mut folders) = (Vec::new(), vec![place]);
+    let (mut left, mut folders) = (Vec::new(), vec![root]);
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
             // A link is not a separate folder.
@@ -368,7 +368,7 @@ fn find(mounts: &str, own: &str) -> CgroupParents {
     let unified = mounts.iter().find(|mount| mount.kind == "cgroup2");
     let path = own.lines().find_map(|line| line.strip_prefix("0::"));
     if let (true, Some(mounted), Some(path)) = (found.all.is_empty(), unified, path) {
-        found.unified(mounted.folder(path), mounted.place);
+        found.unified(mounted.folder(path), mounted.mount_point);
     }
     found
 }
@@ -382,7 +382,7 @@ impl CgroupParents {
             Some(parent) if own != Path::new(top) => parent.to_owned(),
             _ => own,
         };
-        let (controllers, missing) = hand_on(&folder, &Controller::ALL);
+        let (controllers, missing) = delegate_controllers(&folder, &Controller::ALL);
         let why = format!("{} does not delegate it", folder.display());
         self.missing.extend(missing.into_iter().map(|one| (one, why.clone())));
         if !controllers.is_empty() {
@@ -393,7 +393,10 @@ impl CgroupParents {
 
 /// Makes a group delegate the wanted controllers. Returns those it delegates then, and those it
 /// does not.
-fn hand_on(folder: &Path, wanted: &[Controller]) -> (Vec<Controller>, Vec<Controller>) {
+fn delegate_controllers(
+    folder: &Path,
+    wanted: &[Controller],
+) -> (Vec<Controller>, Vec<Controller>) {
     let file = folder.join("cgroup.subtree_control");
     let listed = || fs::read_to_string(&file).unwrap_or_default();
     let has = |text: &str, one: Controller| text.split_whitespace().any(|w| w == one.name());
@@ -422,10 +425,10 @@ fn step_aside(own: &Path) -> io::Result<()> {
     if inside.split_whitespace().any(|pid| pid != me) {
         return Err(io::Error::other("other processes are in it"));
     }
-    let place = own.join(PROXY_GROUP);
-    match fs::create_dir(&place) {
+    let file_path = own.join(PROXY_GROUP);
+    match fs::create_dir(&file_path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-        _ => fs::write(place.join("cgroup.procs"), "0"),
+        _ => fs::write(file_path.join("cgroup.procs"), "0"),
     }
 }
 
@@ -433,7 +436,7 @@ fn step_aside(own: &Path) -> io::Result<()> {
 struct Mounted<'a> {
     /// Visible part of the hierarchy.
     root: &'a str,
-    place: &'a str,
+    mount_point: &'a str,
     kind: &'a str,
     options: &'a str,
 }
@@ -445,7 +448,7 @@ impl<'a> Mounted<'a> {
         let mut after = after.split(' ');
         Some(Self {
             root: before.next()?,
-            place: before.next()?,
+            mount_point: before.next()?,
             kind: after.next()?,
             options: after.nth(1)?,
         })
@@ -456,8 +459,8 @@ impl<'a> Mounted<'a> {
         let rest = Path::new(path).strip_prefix(self.root).ok()?;
         let plain = !path.split('/').any(|part| part == "..");
         plain.then(|| match rest.as_os_str().is_empty() {
-            true => PathBuf::from(self.place),
-            false => Path::new(self.place).join(rest),
+            true => PathBuf::from(self.mount_point),
+            false => Path::new(self.mount_point).join(rest),
         })
     }
 }

@@ -109,6 +109,6 @@ pub(super) fn process(
         stderr: Box::new(pipe::Receiver::from_owned_fd(stderr)?),
         handle: Box::new(handle),
         origin: Origin::default(),
-        door: None,
+        egress_sockets: None,
     })
 }

@@ -124,7 +124,7 @@ pub(super) struct Start {
     pub streams: Streams,
     pub plan: Zeroizing<Vec<u8>>,
     /// Sockets that pass the egress sockets: the proxy's end and the launcher's.
-    pub door: Option<(StdStream, StdStream)>,
+    pub egress_sockets: Option<(StdStream, StdStream)>,
 }
 
 fn prepare(launcher: &Path, plan: &Plan) -> io::Result<(Command, Start)> {
@@ -138,7 +138,7 @@ fn prepare(launcher: &Path, plan: &Plan) -> io::Result<(Command, Start)> {
         .stdout(Stdio::null())
         .stderr(Stdio::null());
     let mut start = Start::new(control, plan)?;
-    start.door = (!plan.door.is_empty()).then(StdStream::pair).transpose()?;
+    start.egress_sockets = (!plan.egress_sockets.is_empty()).then(StdStream::pair).transpose()?;
     Ok((command, start))
 }
 
@@ -150,15 +150,15 @@ impl Start {
             plan.environment.iter().map(|(name, value)| name.len() + value.len()).sum();
         let mut body = Zeroizing::new(Vec::with_capacity(6 * size + (1 << 20)));
         serde_json::to_writer(&mut *body, plan)?;
-        Ok(Self { control, streams: Streams::new()?, plan: body, door: None })
+        Ok(Self { control, streams: Streams::new()?, plan: body, egress_sockets: None })
     }
 
     /// Sends the plan's length and the streams. The socket is empty, so this does not block.
     pub(super) fn send_streams(&self) -> io::Result<()> {
         let length = u32::try_from(self.plan.len()).map_err(io::Error::other)?.to_be_bytes();
         let streams = self.streams.theirs.iter().map(AsRawFd::as_raw_fd);
-        let door = self.door.iter().map(|(_, theirs)| theirs.as_raw_fd());
-        fd_passing::send(&self.control, &length, &streams.chain(door).collect::<Vec<_>>())
+        let egress_sockets = self.egress_sockets.iter().map(|(_, theirs)| theirs.as_raw_fd());
+        fd_passing::send(&self.control, &length, &streams.chain(egress_sockets).collect::<Vec<_>>())
     }
 
     fn ask_blocking(mut self) -> io::Result<Option<Report>> {
@@ -179,10 +179,10 @@ impl Start {
     ) -> Result<Process, LaunchFailure> {
         let failed = |error: io::Error| unexpected(&error);
         self.send_streams().map_err(failed)?;
-        let Self { control, streams, plan, door } = self;
+        let Self { control, streams, plan, egress_sockets } = self;
         let Streams { theirs, ours } = streams;
         drop(theirs);
-        let door = door.map(|(ours, _)| ours);
+        let egress_sockets = egress_sockets.map(|(ours, _)| ours);
         control.set_nonblocking(true).map_err(failed)?;
         let (read, mut write) = UnixStream::from_std(control).map_err(failed)?.into_split();
         let mut reports = tokio::io::BufReader::new(read).lines();
@@ -204,18 +204,21 @@ impl Start {
             _ => return Err(silent(child.wait().await.map_err(failed)?)),
         }
         let pid = child.id().unwrap_or_default();
-        let door = match door {
+        let egress_sockets = match egress_sockets {
             None => None,
             // They were sent before the report.
-            Some(door) => {
-                let sockets = fd_passing::take(&door, egress_netns::places(&spec.egress).len());
+            Some(egress_sockets) => {
+                let sockets = fd_passing::take(
+                    &egress_sockets,
+                    egress_netns::listen_addresses(&spec.egress).len(),
+                );
                 Some(EgressSockets::of(sockets.map_err(failed)?, &spec.egress)?)
             }
         };
         let (control, watching) = Control::new(write);
         tokio::spawn(supervise(child, reports, watching, (groups, spec.resources.memory_mib)));
         let process = process(ours, Running { pid, control }).map_err(failed)?;
-        Ok(Process { door, ..process })
+        Ok(Process { egress_sockets, ..process })
     }
 }
 
@@ -226,7 +229,7 @@ async fn supervise(
     mut watching: Watching,
     (groups, memory): (Cgroup, u64),
 ) {
-    let mut told = None;
+    let mut reported = None;
     loop {
         tokio::select! {
             line = reports.next_line() => match line {
@@ -234,7 +237,7 @@ async fn supervise(
                     Ok(Report::Usage { memory, cpu_seconds }) => {
                         watching.measured(Usage { memory, cpu_seconds });
                     }
-                    Ok(Report::Ended { code, reason }) => told = Some(Exit { code, reason }),
+                    Ok(Report::Ended { code, reason }) => reported = Some(Exit { code, reason }),
                     _ => {}
                 },
                 _ => break,
@@ -257,7 +260,7 @@ async fn supervise(
             child.wait().await
         }
     };
-    let mut exit = told.unwrap_or_else(|| {
+    let mut exit = reported.unwrap_or_else(|| {
         let code = status.ok().and_then(|status| {
             status.code().or_else(|| status.signal().map(|signal| 128 + signal))
         });

@@ -20,19 +20,19 @@ const OCCUPIED: &[&str] =
 /// Checks mounts against the rules.
 #[derive(Debug)]
 pub(super) struct Rules {
-    places: Arc<MountPolicy>,
+    mount_policy: Arc<MountPolicy>,
 }
 
 impl Rules {
     /// Rules with what a server may see.
-    pub(super) fn of(places: &Arc<MountPolicy>) -> Self {
-        Self { places: places.clone() }
+    pub(super) fn of(mount_policy: &Arc<MountPolicy>) -> Self {
+        Self { mount_policy: mount_policy.clone() }
     }
 
     /// Checks source and target of a mount. Returns it with the links of its source resolved.
     pub(super) fn check(&self, mount: &Mount) -> Result<Mount, LaunchFailure> {
         check_target(&mount.target)?;
-        let source = self.places.check(mount)?;
+        let source = self.mount_policy.check(mount)?;
         Ok(Mount { source, target: mount.target.clone(), writable: mount.writable })
     }
 
@@ -40,7 +40,7 @@ impl Rules {
     /// that it finds itself.
     pub(super) fn check_program(&self, source: &Path) -> Result<(), LaunchFailure> {
         let (source, target) = (source.to_owned(), source.to_owned());
-        self.places.check(&Mount { source, target, writable: false }).map(drop)
+        self.mount_policy.check(&Mount { source, target, writable: false }).map(drop)
     }
 }
 

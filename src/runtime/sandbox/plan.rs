@@ -61,12 +61,12 @@ impl Plan {
             ));
         }
         let mut plan = Self::skeleton(&spec.hardening)?;
-        plan.door = egress_netns::places(&spec.egress);
+        plan.egress_sockets = egress_netns::listen_addresses(&spec.egress);
         let names = egress_netns::hosts(&spec.egress);
         if let Some((_, hosts)) = plan.files.iter_mut().find(|(at, _)| at.ends_with("hosts")) {
             hosts.extend(names.into_iter().map(|(name, address)| format!("{address} {name}\n")));
         }
-        let rules = Rules::of(&spec.places);
+        let rules = Rules::of(&spec.mount_policy);
         for mount in &spec.mounts {
             let Mount { source, target, writable } = rules.check(mount)?;
             if plan.binds.iter().any(|bind| bind.target == target) {
@@ -80,12 +80,13 @@ impl Plan {
         let mut environment: BTreeMap<String, String> = spec.env.iter().cloned().collect();
         let secrets = spec.secrets.iter();
         environment.extend(secrets.map(|(name, value)| (name.clone(), value.expose().to_owned())));
-        let way = egress_netns::environment(&spec.egress, |name| environment.contains_key(name));
-        environment.extend(way);
+        let variables =
+            egress_netns::environment(&spec.egress, |name| environment.contains_key(name));
+        environment.extend(variables);
         let own_path = environment.get("PATH").cloned();
         let mut search = Search::new(std::mem::take(&mut plan.binds), own_path.as_deref(), rules);
         // Links of the root count as folders too while the program is searched.
-        let links = plan.links.iter().map(|(place, _)| Bind::read_only(place, place));
+        let links = plan.links.iter().map(|(link_path, _)| Bind::read_only(link_path, link_path));
         let links: Vec<_> = links.collect();
         search.binds.extend(links.iter().cloned());
         let program = search.find(word, ourselves)?;
@@ -154,7 +155,7 @@ impl Plan {
             cpus: usize::MAX,
             tmp: 0,
             groups: Vec::new(),
-            door: Vec::new(),
+            egress_sockets: Vec::new(),
             open_files: 1024,
         }
     }
@@ -176,7 +177,7 @@ impl Plan {
             links,
             files: files(user, hardening.network),
             network: hardening.network,
-            door: Vec::new(),
+            egress_sockets: Vec::new(),
             writable_root: hardening.writable_root,
             exec_tmp: hardening.exec_tmp,
             user,
@@ -204,9 +205,9 @@ fn system() -> (Vec<Bind>, Vec<(PathBuf, PathBuf)>) {
         }
     }
     for name in ETC {
-        let place = Path::new("/etc").join(name);
-        if let Ok(source) = fs::canonicalize(&place) {
-            binds.push(Bind { whole: true, ..Bind::read_only(source, place) });
+        let link_path = Path::new("/etc").join(name);
+        if let Ok(source) = fs::canonicalize(&link_path) {
+            binds.push(Bind { whole: true, ..Bind::read_only(source, link_path) });
         }
     }
     (binds, links)

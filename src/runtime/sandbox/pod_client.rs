@@ -81,8 +81,8 @@ pub async fn launch_in_pod(socket: &Path, spec: &LaunchSpec) -> Result<Process, 
     }
     let (control, watching) = Control::new(write);
     tokio::spawn(supervise(reports, watching));
-    let place = format!("pod {}", socket.display());
-    let mut process = process(ours, PodProcess { place, control }).map_err(failed)?;
+    let description = format!("pod {}", socket.display());
+    let mut process = process(ours, PodProcess { description, control }).map_err(failed)?;
     process.origin.image_ref = spec.image.clone();
     Ok(process)
 }
@@ -114,7 +114,7 @@ async fn supervise(mut reports: Reports, mut watching: Watching) {
                 Some(Report::Usage { memory, cpu_seconds }) => {
                     watching.measured(Usage { memory, cpu_seconds });
                 }
-                Some(Report::Ended { code: told, .. }) => code = Some(told),
+                Some(Report::Ended { code: reported, .. }) => code = Some(reported),
                 _ => break,
             },
             () = watching.dropped() => break,
@@ -127,14 +127,14 @@ async fn supervise(mut reports: Reports, mut watching: Watching) {
 
 /// Program in another container. Dropping it ends the connection, and so the program.
 struct PodProcess {
-    place: String,
+    description: String,
     control: Control,
 }
 
 #[async_trait]
 impl Handle for PodProcess {
     fn describe(&self) -> String {
-        self.place.clone()
+        self.description.clone()
     }
 
     fn wait(&self) -> BoxFuture<'static, Exit> {

@@ -55,8 +55,8 @@ impl Search {
             let ourselves = fs::read_link(ourselves).unwrap_or_else(|_| ourselves.to_owned());
             return self.admit(&ourselves);
         }
-        let place = if word.contains('/') { self.absolute(word)? } else { self.locate(word)? };
-        self.admit(&place)
+        let candidate = if word.contains('/') { self.absolute(word)? } else { self.locate(word)? };
+        self.admit(&candidate)
     }
 
     fn absolute(&self, word: &str) -> Result<PathBuf, LaunchFailure> {
@@ -65,13 +65,13 @@ impl Search {
     }
 
     fn locate(&self, name: &str) -> Result<PathBuf, LaunchFailure> {
-        let is_program = |place: &PathBuf| {
-            let host = self.on_host(place).unwrap_or_else(|| place.clone());
+        let is_program = |candidate: &PathBuf| {
+            let host = self.on_host(candidate).unwrap_or_else(|| candidate.clone());
             fs::metadata(host)
                 .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
         };
-        let mut places = self.folders.iter().filter(|folder| folder.is_absolute());
-        places
+        let mut candidates = self.folders.iter().filter(|folder| folder.is_absolute());
+        candidates
             .find_map(|folder| Some(folder.join(name)).filter(is_program))
             .ok_or_else(|| missing(name, "it is in no folder of PATH"))
     }
@@ -89,40 +89,43 @@ impl Search {
 
     /// Makes a program visible, and everything needed to execute it. Returns its path inside: the
     /// same one, or its link target.
-    fn admit(&mut self, place: &Path) -> Result<PathBuf, LaunchFailure> {
+    fn admit(&mut self, candidate: &Path) -> Result<PathBuf, LaunchFailure> {
         self.hops += 1;
         if self.hops > MAX_HOPS {
-            return Err(missing(&place.display().to_string(), "too many links and interpreters"));
+            return Err(missing(
+                &candidate.display().to_string(),
+                "too many links and interpreters",
+            ));
         }
         let failed =
-            |error: std::io::Error| missing(&place.display().to_string(), &error.to_string());
-        if let Some(host) = self.on_host(place) {
+            |error: std::io::Error| missing(&candidate.display().to_string(), &error.to_string());
+        if let Some(host) = self.on_host(candidate) {
             if let Ok(link) = fs::read_link(&host) {
-                let folder = place.parent().unwrap_or(Path::new("/"));
+                let folder = candidate.parent().unwrap_or(Path::new("/"));
                 self.admit(&normalize(&folder.join(link)))?;
             } else {
                 self.admit_interpreter(&host)?;
             }
-            return Ok(place.to_owned());
+            return Ok(candidate.to_owned());
         }
-        let canonical = fs::canonicalize(place).map_err(failed)?;
-        if let Some(folder) = package(place) {
+        let canonical = fs::canonicalize(candidate).map_err(failed)?;
+        if let Some(folder) = package(candidate) {
             let source = fs::canonicalize(&folder).map_err(failed)?;
             self.mount(&source, &folder)?;
-            return self.admit(place);
+            return self.admit(candidate);
         }
-        if canonical != place {
+        if canonical != candidate {
             return self.admit(&canonical);
         }
-        if !fs::metadata(place).map_err(failed)?.is_file() {
-            return Err(missing(&place.display().to_string(), "it is not a file"));
+        if !fs::metadata(candidate).map_err(failed)?.is_file() {
+            return Err(missing(&candidate.display().to_string(), "it is not a file"));
         }
-        self.mount(place, place)?;
-        if let Some(library) = library(place) {
+        self.mount(candidate, candidate)?;
+        if let Some(library) = library(candidate) {
             self.mount(&library, &library)?;
         }
-        self.admit_interpreter(place)?;
-        Ok(place.to_owned())
+        self.admit_interpreter(candidate)?;
+        Ok(candidate.to_owned())
     }
 
     /// Makes the interpreter of a script visible.
@@ -134,9 +137,9 @@ impl Search {
         if interpreter.ends_with("/env") {
             let mut words = words.skip_while(|word| word.starts_with('-') || word.contains('='));
             if let Some(name) = words.next() {
-                let place = self.locate(name)?;
-                self.admit_at(&place)?;
-                let folder = place.parent().unwrap_or(Path::new("/")).to_owned();
+                let candidate = self.locate(name)?;
+                self.admit_at(&candidate)?;
+                let folder = candidate.parent().unwrap_or(Path::new("/")).to_owned();
                 if !env::split_paths(PATH).any(|known| known == folder) {
                     self.path.push(folder);
                 }
@@ -146,9 +149,9 @@ impl Search {
     }
 
     /// Makes a program visible at exactly this path, because a script names it.
-    fn admit_at(&mut self, place: &Path) -> Result<(), LaunchFailure> {
-        let found = self.admit(place)?;
-        if found == place { Ok(()) } else { self.mount(&found, place) }
+    fn admit_at(&mut self, candidate: &Path) -> Result<(), LaunchFailure> {
+        let found = self.admit(candidate)?;
+        if found == candidate { Ok(()) } else { self.mount(&found, candidate) }
     }
 
     fn mount(&mut self, source: &Path, target: &Path) -> Result<(), LaunchFailure> {
@@ -159,12 +162,12 @@ impl Search {
 }
 
 /// Package folder that contains a program: a Python environment, or `node_modules`.
-fn package(place: &Path) -> Option<PathBuf> {
-    let environment = place.parent()?.parent()?;
-    if place.parent()?.ends_with("bin") && environment.join("pyvenv.cfg").is_file() {
+fn package(candidate: &Path) -> Option<PathBuf> {
+    let environment = candidate.parent()?.parent()?;
+    if candidate.parent()?.ends_with("bin") && environment.join("pyvenv.cfg").is_file() {
         return Some(environment.to_owned());
     }
-    let outermost = place.ancestors().filter(|folder| folder.ends_with("node_modules")).last();
+    let outermost = candidate.ancestors().filter(|folder| folder.ends_with("node_modules")).last();
     outermost.map(Path::to_owned)
 }
 

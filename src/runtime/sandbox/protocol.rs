@@ -40,7 +40,7 @@ pub(super) struct Plan {
     /// Whether the program stays in the host's network.
     pub network: bool,
     /// Addresses of the egress sockets. Empty without egress.
-    pub door: Vec<SocketAddrV4>,
+    pub egress_sockets: Vec<SocketAddrV4>,
     pub writable_root: bool,
     pub exec_tmp: bool,
     /// User and group inside; outside too, if the proxy may choose.

@@ -50,7 +50,7 @@ impl Wire {
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(Duration::from_secs(10))
             .build()
-            .map_err(|e| unavailable(format!("no HTTP client could be made: {e}")))?;
+            .map_err(|e| unavailable(format!("the HTTP client could not be created: {e}")))?;
         let (session, revision) = (RwLock::default(), RwLock::default());
         Ok(Self { client, url, headers: map, session, revision })
     }

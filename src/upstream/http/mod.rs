@@ -244,8 +244,8 @@ impl Line {
                 Ok(None)
             }
             Kind::Request { id, method, params } => {
-                if let Some(said) = self.board.request(Some(begun.id), id, method, params) {
-                    self.tell(begun, said).await;
+                if let Some(message) = self.board.request(Some(begun.id), id, method, params) {
+                    self.deliver(begun, message).await;
                 }
                 Ok(None)
             }
@@ -270,16 +270,16 @@ impl Line {
             _ => {}
         }
         let params = begun.mine.restored(params);
-        self.tell(begun, ServerMessage::Notification { method, params }).await;
+        self.deliver(begun, ServerMessage::Notification { method, params }).await;
     }
 
     /// Delivers a message of a call's own stream.
-    async fn tell(&self, begun: &PendingCall, said: ServerMessage) {
-        match &begun.said {
-            Some(call) if begun.mine.subscribes || !said.is_of_server() => {
-                self.board.ear.tell_stream(call, said).await;
+    async fn deliver(&self, begun: &PendingCall, message: ServerMessage) {
+        match &begun.messages {
+            Some(call) if begun.mine.subscribes || !message.is_of_server() => {
+                self.board.ear.send_to_stream(call, message).await;
             }
-            _ => self.board.ear.tell(said),
+            _ => self.board.ear.send(message),
         }
     }
 }
@@ -294,8 +294,8 @@ impl ServerTransport for Http {
         }
         let (mut begun, text) = board.begin(&call);
         // A modern server sees the closed stream; `initialize` cannot be cancelled.
-        let tells = self.line.wire.session.read().is_some() && !self.line.modern();
-        let mut guard = Cancel { board, id: begun.id, tells };
+        let cancels = self.line.wire.session.read().is_some() && !self.line.modern();
+        let mut guard = Cancel { board, id: begun.id, cancels };
         // A response on the standalone stream is valid, too.
         let (_, never) = tokio::sync::oneshot::channel();
         let beside = std::mem::replace(&mut begun.answer, never);
@@ -306,7 +306,7 @@ impl ServerTransport for Http {
             }
         };
         let reply = call.clock.bound(work).await;
-        guard.tells &= matches!(reply, Err(CallError::Timeout(_)));
+        guard.cancels &= matches!(reply, Err(CallError::Timeout(_)));
         if let Ok(reply) = &reply {
             board.answered(begun.id, &begun.mine, reply);
         }
@@ -342,7 +342,7 @@ impl ServerTransport for Http {
     fn listen(&self) {
         // The revision without sessions has no such stream.
         if !self.line.modern() {
-            tokio::spawn(self.line.clone().hear());
+            tokio::spawn(self.line.clone().listen());
         }
     }
 

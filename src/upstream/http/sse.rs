@@ -71,7 +71,7 @@ impl Sse {
             Arc::new(move |text| {
                 let (wire, endpoint) = (wire.clone(), endpoint.clone());
                 let sending = async move {
-                    if let Err(failure) = soon(tell(&wire, endpoint, text)).await {
+                    if let Err(failure) = soon(post(&wire, endpoint, text)).await {
                         tracing::debug!(%failure, "notification or response could not be sent");
                     }
                 };
@@ -99,7 +99,7 @@ fn endpoint(url: &Url, named: &str) -> Result<Url, CallError> {
 
 /// Posts a message whose response, if any, comes on the stream. The caller bounds the time: some
 /// servers answer a POST only after the work is done.
-async fn tell(wire: &Wire, endpoint: Url, text: Bytes) -> Result<(), CallError> {
+async fn post(wire: &Wire, endpoint: Url, text: Bytes) -> Result<(), CallError> {
     let response = wire.post_to(endpoint, text, HeaderMap::new()).await?;
     let status = response.status();
     if status.is_success() {
@@ -144,26 +144,26 @@ impl ServerTransport for Sse {
         }
         let (mut begun, text) = self.board.begin(&call);
         // `initialize` cannot be cancelled.
-        let tells = call.method.as_str() != Method::INITIALIZE;
-        let mut guard = Cancel { board: &self.board, id: begun.id, tells };
+        let cancels = call.method.as_str() != Method::INITIALIZE;
+        let mut guard = Cancel { board: &self.board, id: begun.id, cancels };
         let work = async {
             let (wire, endpoint) = (self.wire.clone(), self.endpoint.clone());
             let gone = |_| Err(self.board.unavailable());
             // The response may come before the server has accepted the POST.
             tokio::select! {
                 answer = &mut begun.answer => return answer.unwrap_or_else(gone),
-                told = tell(&wire, endpoint, text) => told?,
+                posted = post(&wire, endpoint, text) => posted?,
             }
             begun.answer.await.unwrap_or_else(gone)
         };
         let reply = call.clock.bound(work).await;
-        guard.tells &= matches!(reply, Err(CallError::Timeout(_)));
+        guard.cancels &= matches!(reply, Err(CallError::Timeout(_)));
         reply
     }
 
     async fn notify(&self, method: &str, params: Bytes) -> Result<(), CallError> {
         let text = Frame::notification(method, &params);
-        soon(tell(&self.wire, self.endpoint.clone(), text)).await
+        soon(post(&self.wire, self.endpoint.clone(), text)).await
     }
 
     fn agreed(&self, revision: Revision) {

@@ -80,7 +80,7 @@ impl Line {
 
     /// Reads the standalone stream of a legacy server, until the transport is closed or the server
     /// has no such stream.
-    pub(super) async fn hear(self: Arc<Self>) {
+    pub(super) async fn listen(self: Arc<Self>) {
         let hearing = async {
             let mut resume = Resume::default();
             let mut failed: u32 = 0;
@@ -95,9 +95,9 @@ impl Line {
                             }
                             opened = true;
                             let since = Instant::now();
-                            let heard = self.heard(response, &mut resume).await;
+                            let received = self.read_stream(response, &mut resume).await;
                             // A stream that ends at once is retried as rarely as one that fails.
-                            let lasted = heard || since.elapsed() >= LONG_LIVED;
+                            let lasted = received || since.elapsed() >= LONG_LIVED;
                             failed = if lasted { 1 } else { failed + 1 };
                         }
                         // If the stream was never open, the server may lack it and still have the
@@ -131,13 +131,13 @@ impl Line {
     }
 
     /// Reads one stream to its end. Returns whether an event came.
-    async fn heard(&self, response: Response, resume: &mut Resume) -> bool {
+    async fn read_stream(&self, response: Response, resume: &mut Resume) -> bool {
         let mut events = Events::of(response, self.board.caps.bytes);
-        let mut heard = false;
+        let mut received = false;
         loop {
             match events.next().await {
                 Some(Ok(event)) => {
-                    heard = true;
+                    received = true;
                     resume.note(&event);
                     if !event.data.is_empty() {
                         self.board.take(event.data, StreamKind::Beside).await;
@@ -145,9 +145,9 @@ impl Line {
                 }
                 Some(Err(failure)) => {
                     tracing::debug!(%failure, "standalone stream of a server ended early");
-                    return heard;
+                    return received;
                 }
-                None => return heard,
+                None => return received,
             }
         }
     }

@@ -81,18 +81,18 @@ impl Remote {
     }
 
     fn line(&self, party: Option<InstanceKey>) -> (Arc<Http>, mpsc::Receiver<UnroutedMessage>) {
-        let (ear, heard) = MessageSink::test(party);
-        (Arc::new(Http::new(&self.url, &[], CAPS, ear).unwrap()), heard)
+        let (ear, unrouted) = MessageSink::test(party);
+        (Arc::new(Http::new(&self.url, &[], CAPS, ear).unwrap()), unrouted)
     }
 
     /// A transport with a session of the latest legacy revision, without a standalone stream.
     async fn session(&mut self) -> (Arc<Http>, mpsc::Receiver<UnroutedMessage>) {
-        let (line, heard) = self.line(None);
+        let (line, unrouted) = self.line(None);
         let greeting = start(&line, call(Method::INITIALIZE));
         self.next().await.result(&[("mcp-session-id", "s1")]);
         assert!(matches!(soon(greeting).await.unwrap(), Ok(Reply::Result(_))));
         line.agreed(Revision::LATEST_LEGACY);
-        (line, heard)
+        (line, unrouted)
     }
 }
 
@@ -138,7 +138,7 @@ fn answer(id: &Value) -> Value {
 #[tokio::test]
 async fn a_stream_that_ends_early_is_taken_up_again_behind_its_last_event() {
     let mut remote = Remote::start().await;
-    let (line, _heard) = remote.session().await;
+    let (line, _unrouted) = remote.session().await;
     let calling = start(&line, call("tools/call"));
     let got = remote.next().await;
     let id = got.body["id"].clone();
@@ -161,7 +161,7 @@ async fn a_stream_that_ends_early_is_taken_up_again_behind_its_last_event() {
 #[tokio::test]
 async fn a_stream_that_cannot_be_taken_up_is_a_failure() {
     let mut remote = Remote::start().await;
-    let (line, _heard) = remote.session().await;
+    let (line, _unrouted) = remote.session().await;
     // A stream without event ids cannot be resumed.
     let calling = start(&line, call("tools/call"));
     remote.next().await.stream().send("data: \n\n".into()).unwrap();
@@ -192,7 +192,7 @@ async fn a_stream_that_cannot_be_taken_up_is_a_failure() {
 #[tokio::test]
 async fn a_forgotten_session_ends_the_line() {
     let mut remote = Remote::start().await;
-    let (line, _heard) = remote.session().await;
+    let (line, _unrouted) = remote.session().await;
     let calling = start(&line, call("tools/call"));
     let got = remote.next().await;
     assert_eq!(got.header("mcp-protocol-version"), "2025-11-25");
@@ -201,7 +201,7 @@ async fn a_forgotten_session_ends_the_line() {
     assert_eq!(line.dead().unwrap(), "it ended the session");
 
     // So does the standalone stream that was open once.
-    let (line, _heard) = remote.session().await;
+    let (line, _unrouted) = remote.session().await;
     line.listen();
     drop(remote.next().await.stream());
     remote.next().await.status(404);
@@ -216,28 +216,28 @@ async fn a_forgotten_session_ends_the_line() {
 #[tokio::test]
 async fn the_stream_beside_the_calls_is_heard_and_opened_again() {
     let mut remote = Remote::start().await;
-    let (line, mut heard) = remote.session().await;
+    let (line, mut unrouted) = remote.session().await;
     line.listen();
     let got = remote.next().await;
     assert_eq!((got.verb.as_str(), got.header("mcp-session-id")), ("GET", "s1"));
     let stream = got.stream();
     let ask = json!({ "jsonrpc": "2.0", "id": "q", "method": "roots/list" });
     stream.send(format!("retry: 1\n{}", event("1", ask))).unwrap();
-    let UnroutedMessage { party: None, said: ServerMessage::Request { answer: place, .. } } =
-        soon(heard.recv()).await.unwrap()
+    let UnroutedMessage { party: None, message: ServerMessage::Request { answer: reply, .. } } =
+        soon(unrouted.recv()).await.unwrap()
     else {
         panic!("no request")
     };
-    place.send(Bytes::from_static(br#"{"jsonrpc":"2.0","id":"q","result":{"roots":[]}}"#)).unwrap();
+    reply.send(Bytes::from_static(br#"{"jsonrpc":"2.0","id":"q","result":{"roots":[]}}"#)).unwrap();
     let got = remote.next().await;
     assert_eq!((got.verb.as_str(), &got.body["id"]), ("POST", &json!("q")));
     got.status(202);
 
     // Progress names its call; so does its token, on any stream.
-    let (said, mut told) = mpsc::channel(4);
+    let (message, mut messages) = mpsc::channel(4);
     let mut asking = call("tools/call");
     asking.params = Some(Bytes::from_static(br#"{"_meta":{"progressToken":"mine"}}"#));
-    asking.said = Some(said);
+    asking.messages = Some(message);
     let calling = start(&line, asking);
     let got = remote.next().await;
     let ours = got.body["params"]["_meta"]["progressToken"].clone();
@@ -245,7 +245,8 @@ async fn the_stream_beside_the_calls_is_heard_and_opened_again() {
     let progress = json!({ "progressToken": ours, "progress": 1 });
     let progress = json!({ "jsonrpc": "2.0", "method": Method::PROGRESS, "params": progress });
     stream.send(event("2", progress)).unwrap();
-    let Some(ServerMessage::Notification { params: Some(params), .. }) = soon(told.recv()).await
+    let Some(ServerMessage::Notification { params: Some(params), .. }) =
+        soon(messages.recv()).await
     else {
         panic!("no progress")
     };
@@ -259,8 +260,8 @@ async fn the_stream_beside_the_calls_is_heard_and_opened_again() {
     let stream = got.stream();
     let changed = json!({ "jsonrpc": "2.0", "method": "notifications/tools/list_changed" });
     stream.send(event("3", changed)).unwrap();
-    let told = soon(heard.recv()).await.unwrap().said;
-    assert_eq!(told.method().as_str(), "notifications/tools/list_changed");
+    let messages = soon(unrouted.recv()).await.unwrap().message;
+    assert_eq!(messages.method().as_str(), "notifications/tools/list_changed");
 
     // At the end, the session is deleted.
     let leaving = tokio::spawn(async move { line.leave().await });
@@ -273,7 +274,7 @@ async fn the_stream_beside_the_calls_is_heard_and_opened_again() {
 #[tokio::test]
 async fn a_server_without_a_stream_beside_is_not_asked_again() {
     let mut remote = Remote::start().await;
-    let (line, _heard) = remote.session().await;
+    let (line, _unrouted) = remote.session().await;
     // Some servers do not route the request, which does not affect the session.
     for status in [405, 404] {
         line.listen();
@@ -285,7 +286,7 @@ async fn a_server_without_a_stream_beside_is_not_asked_again() {
         soon(calling).await.unwrap().unwrap();
     }
     // The proxy never sends it to a modern server.
-    let (line, _heard) = remote.line(None);
+    let (line, _unrouted) = remote.line(None);
     line.agreed(Revision::LATEST_MODERN);
     line.listen();
     let calling = start(&line, call("tools/call"));
@@ -296,7 +297,7 @@ async fn a_server_without_a_stream_beside_is_not_asked_again() {
 #[tokio::test]
 async fn a_stream_that_cannot_be_taken_up_again_is_opened_anew() {
     let mut remote = Remote::start().await;
-    let (line, mut heard) = remote.session().await;
+    let (line, mut unrouted) = remote.session().await;
     line.listen();
     let stream = remote.next().await.stream();
     stream.send("id: 1\nretry: 0\ndata:\n\n".into()).unwrap();
@@ -310,14 +311,17 @@ async fn a_stream_that_cannot_be_taken_up_again_is_opened_anew() {
     assert_eq!((got.verb.as_str(), got.header("last-event-id")), ("GET", ""));
     let changed = json!({ "jsonrpc": "2.0", "method": Method::TOOLS_CHANGED });
     got.stream().send(event("1", changed)).unwrap();
-    assert_eq!(soon(heard.recv()).await.unwrap().said.method().as_str(), Method::TOOLS_CHANGED);
+    assert_eq!(
+        soon(unrouted.recv()).await.unwrap().message.method().as_str(),
+        Method::TOOLS_CHANGED
+    );
     assert!(line.dead().is_none());
 }
 
 #[tokio::test]
 async fn a_greeting_that_is_not_taken_begins_no_session() {
     let mut remote = Remote::start().await;
-    let (line, _heard) = remote.line(None);
+    let (line, _unrouted) = remote.line(None);
     let greeting = start(&line, call(Method::INITIALIZE));
     let refused = Response::builder().status(404).header("mcp-session-id", "s1");
     let _ = remote.next().await.reply.send(refused.body(Body::empty()).unwrap());
@@ -328,41 +332,42 @@ async fn a_greeting_that_is_not_taken_begins_no_session() {
 #[tokio::test]
 async fn what_a_server_asks_on_a_calls_stream_belongs_to_the_call() {
     let mut remote = Remote::start().await;
-    let (line, mut heard) = remote.session().await;
-    let (said, mut told) = mpsc::channel(4);
+    let (line, mut unrouted) = remote.session().await;
+    let (message, mut messages) = mpsc::channel(4);
     let mut asking = call("tools/call");
-    asking.said = Some(said);
+    asking.messages = Some(message);
     let calling = start(&line, asking);
     let got = remote.next().await;
     let id = got.body["id"].clone();
     let stream = got.stream();
     let ask = |id: u64| json!({ "jsonrpc": "2.0", "id": id, "method": "elicitation/create" });
-    let say = |method: &str, params: Value| json!({ "jsonrpc": "2.0", "method": method, "params": params });
+    let notification = |method: &str, params: Value| json!({ "jsonrpc": "2.0", "method": method, "params": params });
     stream.send(event("1", ask(1))).unwrap();
     stream.send(event("2", ask(2))).unwrap();
-    let mut places = Vec::new();
+    let mut replies = Vec::new();
     for _ in 0..2 {
-        let Some(ServerMessage::Request { answer, .. }) = soon(told.recv()).await else {
+        let Some(ServerMessage::Request { answer, .. }) = soon(messages.recv()).await else {
             panic!("no request")
         };
-        places.push(answer);
+        replies.push(answer);
     }
     // The server cancels one request, sends a message to the call, and one without a call.
-    stream.send(event("3", say(Method::CANCELLED, json!({ "requestId": 1 })))).unwrap();
-    soon(places[0].closed()).await;
-    stream.send(event("4", say(Method::LOG_MESSAGE, json!({ "data": 1.0 })))).unwrap();
-    let Some(ServerMessage::Notification { params: Some(params), .. }) = soon(told.recv()).await
+    stream.send(event("3", notification(Method::CANCELLED, json!({ "requestId": 1 })))).unwrap();
+    soon(replies[0].closed()).await;
+    stream.send(event("4", notification(Method::LOG_MESSAGE, json!({ "data": 1.0 })))).unwrap();
+    let Some(ServerMessage::Notification { params: Some(params), .. }) =
+        soon(messages.recv()).await
     else {
         panic!("no notification")
     };
     assert_eq!(params, r#"{"data":1.0}"#);
-    stream.send(event("5", say(Method::UPDATED, json!({ "uri": "u" })))).unwrap();
-    let all = soon(heard.recv()).await.unwrap().said;
+    stream.send(event("5", notification(Method::UPDATED, json!({ "uri": "u" })))).unwrap();
+    let all = soon(unrouted.recv()).await.unwrap().message;
     assert_eq!(all.method().as_str(), Method::UPDATED);
     // The stream continues while the other server request is open and unanswered.
     stream.send(event("6", answer(&id))).unwrap();
     soon(calling).await.unwrap().unwrap();
-    drop(places);
+    drop(replies);
     let got = remote.next().await;
     assert_eq!((&got.body["id"], &got.body["error"]["code"]), (&json!(2), &json!(-32603)));
     got.status(202);
@@ -371,7 +376,7 @@ async fn what_a_server_asks_on_a_calls_stream_belongs_to_the_call() {
 #[tokio::test]
 async fn a_call_that_is_given_up_is_cancelled_in_the_words_of_the_era() {
     let mut remote = Remote::start().await;
-    let (line, _heard) = remote.session().await;
+    let (line, _unrouted) = remote.session().await;
     let calling = start(&line, call("tools/call"));
     let got = remote.next().await;
     calling.abort();
@@ -380,7 +385,7 @@ async fn a_call_that_is_given_up_is_cancelled_in_the_words_of_the_era() {
     assert_eq!(cancel.body["params"]["requestId"], got.body["id"]);
     cancel.status(202);
 
-    let (line, _heard) = remote.line(None);
+    let (line, _unrouted) = remote.line(None);
     line.agreed(Revision::LATEST_MODERN);
     let calling = start(&line, call("tools/call"));
     let stream = remote.next().await.stream();
@@ -393,12 +398,12 @@ async fn a_call_that_is_given_up_is_cancelled_in_the_words_of_the_era() {
 async fn batches_are_taken_where_the_revision_has_them() {
     let mut remote = Remote::start().await;
     for (revision, taken) in [(Revision::V2025_03_26, true), (Revision::V2025_06_18, false)] {
-        let (line, _heard) = remote.line(None);
+        let (line, _unrouted) = remote.line(None);
         line.agreed(revision);
         let calling = start(&line, call("tools/call"));
         let got = remote.next().await;
-        let told = json!({ "jsonrpc": "2.0", "method": Method::LOG_MESSAGE, "params": {} });
-        let batch = json!([told, answer(&got.body["id"])]);
+        let messages = json!({ "jsonrpc": "2.0", "method": Method::LOG_MESSAGE, "params": {} });
+        let batch = json!([messages, answer(&got.body["id"])]);
         got.stream().send(event("1", batch)).unwrap();
         assert_eq!(soon(calling).await.unwrap().is_ok(), taken, "{revision}");
     }
@@ -408,7 +413,7 @@ async fn batches_are_taken_where_the_revision_has_them() {
 async fn the_older_transport_has_one_stream_and_an_endpoint() {
     let mut remote = Remote::start().await;
     let key = InstanceKey::Session(SessionId::presented("party"));
-    let (ear, mut heard) = MessageSink::test(Some(key.clone()));
+    let (ear, mut unrouted) = MessageSink::test(Some(key.clone()));
     let url = remote.url.clone();
     let opening = tokio::spawn(async move { Sse::open(&url, &[], CAPS, ear).await });
     let got = remote.next().await;
@@ -417,9 +422,9 @@ async fn the_older_transport_has_one_stream_and_an_endpoint() {
     stream.send("event: endpoint\ndata: /told?session=1\n\n".into()).unwrap();
     let line = Arc::new(soon(opening).await.unwrap().unwrap());
 
-    let (said, mut told) = mpsc::channel(4);
+    let (message, mut messages) = mpsc::channel(4);
     let mut asking = call("tools/call");
-    asking.said = Some(said);
+    asking.messages = Some(message);
     let calling = start(&line, asking);
     let got = remote.next().await;
     assert_eq!((got.verb.as_str(), got.path.as_str()), ("POST", "/told?session=1"));
@@ -428,10 +433,10 @@ async fn the_older_transport_has_one_stream_and_an_endpoint() {
     // A server request on the only stream of a dedicated instance belongs to its newest call.
     let ask = json!({ "jsonrpc": "2.0", "id": 5, "method": "roots/list" });
     stream.send(format!("event: message\ndata: {ask}\n\n")).unwrap();
-    let Some(ServerMessage::Request { answer: place, .. }) = soon(told.recv()).await else {
+    let Some(ServerMessage::Request { answer: reply, .. }) = soon(messages.recv()).await else {
         panic!("no request")
     };
-    place.send(Bytes::from_static(br#"{"jsonrpc":"2.0","id":5,"result":{}}"#)).unwrap();
+    reply.send(Bytes::from_static(br#"{"jsonrpc":"2.0","id":5,"result":{}}"#)).unwrap();
     let got = remote.next().await;
     assert_eq!(got.body["id"], 5);
     got.status(202);
@@ -447,12 +452,12 @@ async fn the_older_transport_has_one_stream_and_an_endpoint() {
             break got;
         }
     };
-    let told = soon(calling).await.unwrap();
-    assert!(matches!(told, Err(CallError::Timeout(limit)) if limit > PATIENCE));
+    let messages = soon(calling).await.unwrap();
+    assert!(matches!(messages, Err(CallError::Timeout(limit)) if limit > PATIENCE));
     drop(working);
     // Without a call, the message belongs to the owner of the instance.
     stream.send(format!("data: {ask}\n\n")).unwrap();
-    assert_eq!(soon(heard.recv()).await.unwrap().party, Some(key));
+    assert_eq!(soon(unrouted.recv()).await.unwrap().party, Some(key));
 
     // A rejected message has no response; the end of the stream ends the connection.
     let calling = start(&line, call("tools/call"));
@@ -473,11 +478,11 @@ async fn the_older_transport_has_one_stream_and_an_endpoint() {
 #[tokio::test]
 async fn an_endpoint_elsewhere_is_refused() {
     let mut remote = Remote::start().await;
-    for said in ["event: endpoint\ndata: http://other.example/m\n\n", "data: {}\n\n"] {
-        let (ear, _heard) = MessageSink::test(None);
+    for message in ["event: endpoint\ndata: http://other.example/m\n\n", "data: {}\n\n"] {
+        let (ear, _unrouted) = MessageSink::test(None);
         let url = remote.url.clone();
         let opening = tokio::spawn(async move { Sse::open(&url, &[], CAPS, ear).await });
-        remote.next().await.stream().send(said.into()).unwrap();
+        remote.next().await.stream().send(message.into()).unwrap();
         assert!(soon(opening).await.unwrap().is_err());
     }
 }

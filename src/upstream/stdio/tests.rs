@@ -32,10 +32,10 @@ fn line(
 ) -> (Arc<StdioTransport>, Server, mpsc::Receiver<UnroutedMessage>) {
     let (stdin, server_in) = duplex(1 << 16);
     let (stdout, server_out) = duplex(1 << 20);
-    let (ear, heard) = MessageSink::test(party);
+    let (ear, unrouted) = MessageSink::test(party);
     let pipe = StdioTransport::new(stdin, stdout, CAPS, ear);
     let server = Server { lines: BufReader::new(server_in).lines(), stdout: server_out };
-    (Arc::new(pipe), server, heard)
+    (Arc::new(pipe), server, unrouted)
 }
 
 fn call(deadline: Duration) -> Call {
@@ -44,7 +44,7 @@ fn call(deadline: Duration) -> Call {
 
 #[tokio::test]
 async fn answers_find_their_requests_in_any_order() {
-    let (pipe, mut server, _heard) = pipe();
+    let (pipe, mut server, _unrouted) = pipe();
     let first = tokio::spawn({
         let pipe = pipe.clone();
         async move { pipe.call(call(Duration::from_secs(9))).await }
@@ -66,7 +66,7 @@ async fn answers_find_their_requests_in_any_order() {
 
 #[tokio::test]
 async fn a_call_that_is_given_up_is_cancelled() {
-    let (pipe, mut server, _heard) = pipe();
+    let (pipe, mut server, _unrouted) = pipe();
     let failed = pipe.call(call(Duration::from_millis(20))).await.unwrap_err();
     assert_eq!(failed, CallError::Timeout(Duration::from_millis(20)));
     server.read().await;
@@ -77,7 +77,7 @@ async fn a_call_that_is_given_up_is_cancelled() {
 
 #[tokio::test]
 async fn death_ends_every_wait() {
-    let (pipe, mut server, _heard) = pipe();
+    let (pipe, mut server, _unrouted) = pipe();
     let waiting = tokio::spawn({
         let pipe = pipe.clone();
         async move { pipe.call(call(Duration::from_secs(9))).await }
@@ -94,7 +94,7 @@ async fn death_ends_every_wait() {
 
 #[tokio::test]
 async fn too_long_a_line_ends_the_link() {
-    let (pipe, mut server, _heard) = pipe();
+    let (pipe, mut server, _unrouted) = pipe();
     let waiting = tokio::spawn({
         let pipe = pipe.clone();
         async move { pipe.call(call(Duration::from_secs(9))).await }
@@ -107,12 +107,12 @@ async fn too_long_a_line_ends_the_link() {
 
 #[tokio::test]
 async fn servers_ask_and_ping() {
-    let (_pipe, mut server, mut heard) = pipe();
+    let (_pipe, mut server, mut unrouted) = pipe();
     server.write(r#"{"jsonrpc":"2.0","id":"p","method":"ping"}"#).await;
     assert_eq!(server.read().await, r#"{"jsonrpc":"2.0","id":"p","result":{}}"#);
     server.write(r#"{"jsonrpc":"2.0","id":5,"method":"roots/list"}"#).await;
-    let Some(UnroutedMessage { said: ServerMessage::Request { answer, .. }, .. }) =
-        heard.recv().await
+    let Some(UnroutedMessage { message: ServerMessage::Request { answer, .. }, .. }) =
+        unrouted.recv().await
     else {
         panic!("no request")
     };
@@ -125,29 +125,29 @@ fn notification(method: &str, params: &str) -> String {
 }
 
 fn hearing(params: &'static str) -> (Call, mpsc::Receiver<ServerMessage>) {
-    let (said, told) = mpsc::channel(8);
+    let (message, messages) = mpsc::channel(8);
     let params = Some(Bytes::from_static(params.as_bytes()));
     let mut call = Call::own("tools/call", params, Duration::from_secs(30));
-    call.said = Some(said);
-    (call, told)
+    call.messages = Some(message);
+    (call, messages)
 }
 
-async fn method(told: &mut mpsc::Receiver<ServerMessage>) -> String {
-    told.recv().await.unwrap().method().to_string()
+async fn method(messages: &mut mpsc::Receiver<ServerMessage>) -> String {
+    messages.recv().await.unwrap().method().to_string()
 }
 
 #[tokio::test]
 async fn what_names_no_call_belongs_to_a_partys_newest_and_to_nobody_where_all_share() {
     let key = InstanceKey::Session(portcullis_protocol::names::SessionId::presented("x"));
     for party in [None, Some(key)] {
-        let (pipe, mut server, mut heard) = line(party.clone());
+        let (pipe, mut server, mut unrouted) = line(party.clone());
         let calls = [hearing("{}"), hearing("{}")];
-        let mut hearers = Vec::new();
-        for (call, told) in calls {
+        let mut receivers = Vec::new();
+        for (call, messages) in calls {
             let pipe = pipe.clone();
             tokio::spawn(async move { pipe.call(call).await });
             server.read().await;
-            hearers.push(told);
+            receivers.push(messages);
         }
         for text in [
             r#"{"jsonrpc":"2.0","id":1,"method":"sampling/createMessage","params":{}}"#.to_owned(),
@@ -159,27 +159,30 @@ async fn what_names_no_call_belongs_to_a_partys_newest_and_to_nobody_where_all_s
         }
         let mut all = Vec::new();
         if party.is_some() {
-            assert_eq!(method(&mut hearers[1]).await, "sampling/createMessage");
-            assert_eq!(method(&mut hearers[1]).await, "notifications/message");
+            assert_eq!(method(&mut receivers[1]).await, "sampling/createMessage");
+            assert_eq!(method(&mut receivers[1]).await, "notifications/message");
         } else {
             for _ in 0..2 {
-                all.push(heard.recv().await.unwrap());
+                all.push(unrouted.recv().await.unwrap());
             }
         }
         for _ in 0..2 {
-            all.push(heard.recv().await.unwrap());
+            all.push(unrouted.recv().await.unwrap());
         }
-        assert!(all.iter().all(|heard| heard.party == party));
-        assert_eq!(all.last().unwrap().said.method().as_str(), "notifications/resources/updated");
-        assert!(hearers.iter_mut().all(|told| told.try_recv().is_err()));
+        assert!(all.iter().all(|unrouted| unrouted.party == party));
+        assert_eq!(
+            all.last().unwrap().message.method().as_str(),
+            "notifications/resources/updated"
+        );
+        assert!(receivers.iter_mut().all(|messages| messages.try_recv().is_err()));
     }
 }
 
 #[tokio::test]
 async fn a_log_message_goes_to_the_call_that_asked_for_it_where_it_is_the_only_one() {
-    let (pipe, mut server, mut heard) = pipe();
+    let (pipe, mut server, mut unrouted) = pipe();
     let asks = r#"{"_meta":{"io.modelcontextprotocol/logLevel":"info"}}"#;
-    let (call, mut told) = hearing(asks);
+    let (call, mut messages) = hearing(asks);
     let first = tokio::spawn({
         let pipe = pipe.clone();
         async move { pipe.call(call).await }
@@ -187,50 +190,50 @@ async fn a_log_message_goes_to_the_call_that_asked_for_it_where_it_is_the_only_o
     server.read().await;
     let log = notification("notifications/message", "{}");
     server.write(&log).await;
-    assert_eq!(method(&mut told).await, "notifications/message");
-    let (other, _told) = hearing("{}");
+    assert_eq!(method(&mut messages).await, "notifications/message");
+    let (other, _messages) = hearing("{}");
     tokio::spawn(async move { pipe.call(other).await });
     server.read().await;
     server.write(&log).await;
-    assert_eq!(heard.recv().await.unwrap().said.method().as_str(), "notifications/message");
+    assert_eq!(unrouted.recv().await.unwrap().message.method().as_str(), "notifications/message");
     server.write(r#"{"jsonrpc":"2.0","id":1,"result":{}}"#).await;
     assert!(first.await.unwrap().is_ok());
     // The other call did not ask for log messages.
     server.write(&log).await;
-    assert_eq!(heard.recv().await.unwrap().said.method().as_str(), "notifications/message");
+    assert_eq!(unrouted.recv().await.unwrap().message.method().as_str(), "notifications/message");
 }
 
 #[tokio::test]
 async fn what_a_call_that_was_given_up_still_logs_comes_to_no_other() {
-    let (pipe, mut server, mut heard) = pipe();
+    let (pipe, mut server, mut unrouted) = pipe();
     let asks = r#"{"_meta":{"io.modelcontextprotocol/logLevel":"info"}}"#;
     let start = |call| {
         let pipe = pipe.clone();
         tokio::spawn(async move { pipe.call(call).await })
     };
-    let (call, _told) = hearing(asks);
+    let (call, _messages) = hearing(asks);
     let first = start(call);
     server.read().await;
     first.abort();
     assert!(server.read().await.contains("notifications/cancelled"));
-    let (call, mut told) = hearing(asks);
+    let (call, mut messages) = hearing(asks);
     let _second = start(call);
     server.read().await;
     let log = notification("notifications/message", "{}");
     server.write(&log).await;
-    assert_eq!(heard.recv().await.unwrap().said.method().as_str(), "notifications/message");
-    assert!(told.try_recv().is_err());
+    assert_eq!(unrouted.recv().await.unwrap().message.method().as_str(), "notifications/message");
+    assert!(messages.try_recv().is_err());
     // After its late response, the server cannot log for the cancelled call.
     server.write(r#"{"jsonrpc":"2.0","id":1,"result":{}}"#).await;
     server.write(&log).await;
-    assert_eq!(method(&mut told).await, "notifications/message");
+    assert_eq!(method(&mut messages).await, "notifications/message");
 }
 
 #[tokio::test]
 async fn a_tasks_progress_goes_on_when_its_call_is_over() {
-    let (pipe, mut server, mut heard) = pipe();
+    let (pipe, mut server, mut unrouted) = pipe();
     for (result, goes_on) in [(r#"{"task":{"taskId":"t"}}"#, true), (r#"{"task":1}"#, false)] {
-        let (call, _told) = hearing(r#"{"_meta":{"progressToken":"mine"}}"#);
+        let (call, _messages) = hearing(r#"{"_meta":{"progressToken":"mine"}}"#);
         let calling = tokio::spawn({
             let pipe = pipe.clone();
             async move { pipe.call(call).await }
@@ -242,15 +245,16 @@ async fn a_tasks_progress_goes_on_when_its_call_is_over() {
         let progress = format!(r#"{{"progressToken":{id},"progress":1.0}}"#);
         server.write(&notification("notifications/progress", &progress)).await;
         server.write(&notification("notifications/x", "{}")).await;
-        let Some(UnroutedMessage { said: ServerMessage::Notification { method, params }, .. }) =
-            heard.recv().await
+        let Some(UnroutedMessage {
+            message: ServerMessage::Notification { method, params }, ..
+        }) = unrouted.recv().await
         else {
             panic!("no notification")
         };
         assert_eq!(method.as_str() == "notifications/progress", goes_on);
         if goes_on {
             assert_eq!(params.unwrap(), r#"{"progressToken":"mine","progress":1.0}"#);
-            heard.recv().await.unwrap();
+            unrouted.recv().await.unwrap();
         }
     }
 }
@@ -262,7 +266,7 @@ async fn a_batch_is_its_messages_in_the_revision_that_has_them() {
         (Revision::V2025_03_26, true),
         (Revision::V2025_06_18, false),
     ] {
-        let (pipe, mut server, mut heard) = pipe();
+        let (pipe, mut server, mut unrouted) = pipe();
         pipe.agreed(revision);
         let calling = tokio::spawn({
             let pipe = pipe.clone();
@@ -277,7 +281,7 @@ async fn a_batch_is_its_messages_in_the_revision_that_has_them() {
             .await;
         match calling.await.unwrap() {
             Ok(Reply::Result(result)) if taken => assert_eq!(result, r#"{"a":1.0}"#),
-            Err(CallError::Misbehaved(_)) if !taken => assert!(heard.try_recv().is_err()),
+            Err(CallError::Misbehaved(_)) if !taken => assert!(unrouted.try_recv().is_err()),
             other => panic!("{revision}: {other:?}"),
         }
     }
@@ -285,10 +289,10 @@ async fn a_batch_is_its_messages_in_the_revision_that_has_them() {
 
 #[tokio::test]
 async fn a_server_takes_its_question_back() {
-    let (_pipe, mut server, mut heard) = pipe();
+    let (_pipe, mut server, mut unrouted) = pipe();
     server.write(r#"{"jsonrpc":"2.0","id":"q","method":"roots/list"}"#).await;
-    let Some(UnroutedMessage { said: ServerMessage::Request { mut answer, .. }, .. }) =
-        heard.recv().await
+    let Some(UnroutedMessage { message: ServerMessage::Request { mut answer, .. }, .. }) =
+        unrouted.recv().await
     else {
         panic!("no request")
     };
@@ -308,8 +312,8 @@ proptest::proptest! {
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let (pipe, mut server, heard) = pipe();
-            drop(heard);
+            let (pipe, mut server, unrouted) = pipe();
+            drop(unrouted);
             if batches {
                 pipe.agreed(Revision::V2025_03_26);
             }

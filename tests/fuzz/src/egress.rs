@@ -34,7 +34,7 @@ static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
 #[derive(Default)]
 struct Witness {
     asked: Mutex<Vec<Attempt>>,
-    told: Mutex<Vec<Outcome>>,
+    reported: Mutex<Vec<Outcome>>,
 }
 
 #[async_trait]
@@ -52,8 +52,8 @@ impl Gate for Witness {
         Verdict::Allow
     }
 
-    fn told(&self, outcome: Outcome) {
-        self.told.lock().expect("a lock").push(outcome);
+    fn report(&self, outcome: Outcome) {
+        self.reported.lock().expect("a lock").push(outcome);
     }
 }
 
@@ -109,8 +109,8 @@ pub fn target(bytes: &[u8]) {
         for attempt in asked.iter() {
             assert!(all.find(&attempt.host, attempt.port).is_some(), "{attempt:?} is not listed");
         }
-        let told = witness.told.lock().expect("a lock");
-        for outcome in told.iter() {
+        let reported = witness.reported.lock().expect("a lock");
+        for outcome in reported.iter() {
             assert_eq!((outcome.up, outcome.down, outcome.address), (0, 0, None), "{outcome:?}");
             assert!(
                 matches!(outcome.end, End::Refused(_) | End::Stopped | End::Broken),
@@ -118,7 +118,7 @@ pub fn target(bytes: &[u8]) {
             );
         }
         let numbers: Vec<_> =
-            told.iter().filter_map(|o| Some(o.attempt.as_ref()?.number)).collect();
+            reported.iter().filter_map(|o| Some(o.attempt.as_ref()?.number)).collect();
         for attempt in asked.iter() {
             let count = numbers.iter().filter(|number| **number == attempt.number).count();
             assert_eq!(count, 1, "{attempt:?} is told of {count} times");

@@ -194,7 +194,7 @@ async fn where_the_operator_chose_so_calls_go_on_and_it_is_said_loudly() {
         assert!(rig.witness.seen().contains(&mark));
         unrecorded.push(mark);
     }
-    let loud = |line: &str| line.contains("CALLS GO ON WITHOUT AN AUDIT RECORD");
+    let loud = |line: &str| line.contains("calls continue without an audit record");
     rig.gate.logged("loud words", loud).await;
     let line = rig.gate.log().into_iter().find(|line| loud(line)).unwrap();
     assert!(line.contains("ERROR"), "{line}");
@@ -303,7 +303,7 @@ async fn policies_are_on_record_before_what_they_decide_also_those_that_were_soo
         let text = "permit (principal, action, resource);\n".repeat(count);
         std::fs::write(&policies, text).unwrap();
         until("the policies to be loaded again", async || {
-            let loaded = |line: &&String| line.contains("policies loaded again");
+            let loaded = |line: &&String| line.contains("policies reloaded");
             (rig.gate.log().iter().filter(loaded).count() >= count - 1).then_some(())
         })
         .await;

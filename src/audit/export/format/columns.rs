@@ -113,9 +113,11 @@ use Kind::{Boolean, Integer, Text, Time};
 
 /// All columns, in order. New columns are appended, except that `line` stays last.
 pub const COLUMNS: &[Column] = &[
-    always(column("seq", Integer, "The record's place in the log, from 0.", |i| integer(i.seq.0))),
+    always(column("seq", Integer, "The record's position in the log, from 0.", |i| {
+        integer(i.seq.0)
+    })),
     always(column("recorded", Time, "When the record was written.", |i| Value::Time(i.recorded))),
-    always(column("at", Time, "When the message arrived, or the event took place.", |i| {
+    always(column("at", Time, "When the message arrived, or the event happened.", |i| {
         Value::Time(i.record.at())
     })),
     always(column("record", Text, "`intent`, `outcome`, `refused` or `event`.", |i| {
@@ -182,7 +184,7 @@ pub const COLUMNS: &[Column] = &[
         i.record.decision().map_or(Value::Absent, |decision: Decision| word(&decision))
     }),
     column("code", Text, "The stable code of a refusal or failure.", |i| maybe(i.record.code())),
-    column("message", Text, "What the agent was told.", |i| {
+    column("message", Text, "Message of the refusal, as the agent received it.", |i| {
         maybe(i.record.refusal().map(|refusal| refusal.message.as_str()))
     }),
     column("detail", Text, "What else is known, for the operator.", |i| {

@@ -85,7 +85,7 @@ fn open(path: &Path) -> io::Result<File> {
         tracing::warn!(
             file = %path.display(),
             bytes = length - whole,
-            "cut a line that was not written to its end; it is written again"
+            "removed an incomplete line; it will be written again"
         );
         file.set_len(whole)?;
     }

@@ -50,7 +50,7 @@ impl Endpoint {
         }
         let client = client
             .build()
-            .map_err(|error| Illegal(format!("no HTTP client could be made: {error}")))?;
+            .map_err(|error| Illegal(format!("the HTTP client could not be created: {error}")))?;
         Ok(Self { client, url, format, origin, headers: map })
     }
 }
@@ -98,7 +98,7 @@ impl Sink for Endpoint {
         let status = answer.status();
         if status.is_success() {
             if self.format == Format::Otlp {
-                tell_of_rejected(answer).await?;
+                log_rejected(answer).await?;
             }
             return Ok(());
         }
@@ -112,7 +112,7 @@ impl Sink for Endpoint {
 }
 
 /// Logs records that a receiver rejected from a batch: OTLP forbids sending them again.
-async fn tell_of_rejected(mut answer: reqwest::Response) -> Result<(), Undelivered> {
+async fn log_rejected(mut answer: reqwest::Response) -> Result<(), Undelivered> {
     let read = async {
         let mut text = Vec::new();
         while let Ok(Some(chunk)) = answer.chunk().await {

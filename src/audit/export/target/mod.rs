@@ -236,7 +236,7 @@ impl fmt::Display for Target {
             }
             Self::Udp { host, port } => write!(f, "syslog+udp://{}:{port}", bracketed(host)),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
-            Self::Postgres(settings) => write!(f, "postgres://{}", settings.place()),
+            Self::Postgres(settings) => write!(f, "postgres://{}", settings.destination()),
         }
     }
 }

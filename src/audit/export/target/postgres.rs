@@ -63,7 +63,7 @@ impl Settings {
     }
 
     /// Host, port and database.
-    pub(super) fn place(&self) -> String {
+    pub(super) fn destination(&self) -> String {
         let host = match self.config.get_hosts().first() {
             Some(Host::Tcp(name)) => name.clone(),
             Some(Host::Unix(path)) => path.display().to_string(),
@@ -175,7 +175,7 @@ impl Table {
             .map_err(failed("the table can't be looked for"))?;
         if known.is_none() {
             client.batch_execute(&table()).await.map_err(failed(
-                "the table can't be made (docs/operate/audit-export.md has its DDL)",
+                "the table cannot be created (docs/operate/audit-export.md has its DDL)",
             ))?;
         }
         let insert = client.prepare(&insert()).await.map_err(failed(

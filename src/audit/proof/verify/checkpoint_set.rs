@@ -120,7 +120,7 @@ impl CheckpointSet {
             findings.add(finding.file(FILE).at(at as u64));
         }
         if notes.is_empty() {
-            let message = "there are none, and every store has one since it was made";
+            let message = "there are none, and every store has one since it was created";
             findings.add(Finding::new(What::CheckpointMissing, message).file(FILE));
         }
         Ok(book)

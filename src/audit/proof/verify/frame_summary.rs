@@ -132,13 +132,13 @@ impl Fold {
         } else {
             Leaves::Each(hashes)
         };
-        let findings = findings.into_iter().map(|finding| place(finding, unit)).collect();
+        let findings = findings.into_iter().map(|finding| locate(finding, unit)).collect();
         Some(Digest { first, count, prev, last, begin, ended, leaves, findings })
     }
 }
 
 /// Adds the position of the frame to a finding.
-pub(super) fn place(finding: Finding, unit: &Unit) -> Finding {
+pub(super) fn locate(finding: Finding, unit: &Unit) -> Finding {
     finding.file(unit.source.name.as_str()).at(unit.offset)
 }
 
@@ -152,6 +152,6 @@ pub(super) fn broken(seq: u64) -> Finding {
 }
 
 pub(super) fn back(seq: u64, recorded: Timestamp, newest: Timestamp) -> Finding {
-    let message = format!("it says {recorded:.6}, and a record before it says {newest:.6}");
+    let message = format!("its time is {recorded:.6}, and an earlier record has {newest:.6}");
     Finding::new(What::TimeBack, message).seq(seq)
 }

@@ -82,7 +82,7 @@ pub enum Fault {
     Since(Since),
     #[error("the checkpoint that was given to begin with is not signed by the verifier key")]
     Foreign,
-    #[error("segments went away faster than they could be read: try again")]
+    #[error("segments were removed faster than they could be read: try again")]
     Moving,
 }
 

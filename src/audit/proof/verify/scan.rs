@@ -203,7 +203,7 @@ impl<'a> Scan<'a> {
             };
             let finding = Finding::new(What::RecordMissing, message).seq(self.next);
             self.findings.add(match unit {
-                Some(unit) => frame_summary::place(finding, unit),
+                Some(unit) => frame_summary::locate(finding, unit),
                 None => finding.file("segments"),
             });
         }
@@ -302,7 +302,7 @@ impl<'a> Scan<'a> {
     /// Compares the summary of a closed segment with its records, which had no findings: the proxy
     /// uses the summary when it starts.
     fn closed(&mut self, first: u64) {
-        let says = match files::closed(self.dir, first) {
+        let problem = match files::closed(self.dir, first) {
             Ok(None) => return,
             Ok(Some(closed)) => {
                 let Some(tree) = self.tree.as_ref().filter(|_| self.trusted) else { return };
@@ -310,11 +310,11 @@ impl<'a> Scan<'a> {
                 {
                     return;
                 }
-                "it does not say what the records say"
+                "it does not match the records"
             }
             Err(_) => "it can't be read",
         };
-        let finding = Finding::new(What::IndexMismatch, says);
+        let finding = Finding::new(What::IndexMismatch, problem);
         self.findings.add(finding.file(format!("segments/{first:016}/{}", files::CLOSED)));
     }
 
@@ -328,8 +328,8 @@ impl<'a> Scan<'a> {
         let digests: Vec<_> = from
             .par_iter()
             .map(|(unit, from)| {
-                let again = *from >= unit.records().end;
-                (!again).then(|| Digest::of(unit, *from, &self.wanted, self.cipher))
+                let repeated = *from >= unit.records().end;
+                (!repeated).then(|| Digest::of(unit, *from, &self.wanted, self.cipher))
             })
             .collect();
         for ((unit, _), digest) in from.iter().zip(digests) {
@@ -337,19 +337,19 @@ impl<'a> Scan<'a> {
                 Some(Ok(digest)) => self.frame(unit, digest),
                 Some(Err(Unread::Damaged(why))) => {
                     let finding = Finding::new(What::FrameDamaged, why).seq(unit.first);
-                    self.findings.add(frame_summary::place(finding, unit));
+                    self.findings.add(frame_summary::locate(finding, unit));
                     self.explained = true;
                 }
                 Some(Err(Unread::Sealed(why))) => return Err(Fault::Sealed(why).into()),
                 None => {
                     let records = unit.records();
                     let message = format!(
-                        "the records {} to {} stand here again, or behind later ones",
+                        "the records {} to {} are repeated, or behind later ones",
                         records.start,
                         records.end - 1
                     );
                     let finding = Finding::new(What::RecordMisplaced, message).seq(records.start);
-                    self.findings.add(frame_summary::place(finding, unit));
+                    self.findings.add(frame_summary::locate(finding, unit));
                 }
             }
         }
@@ -376,11 +376,11 @@ impl<'a> Scan<'a> {
         if let (Some(known), Some(named)) = (self.prev, prev)
             && known != named
         {
-            self.findings.add(frame_summary::place(frame_summary::broken(first), unit));
+            self.findings.add(frame_summary::locate(frame_summary::broken(first), unit));
         }
         if begin != Timestamp::MIN && begin < self.recorded {
             self.findings
-                .add(frame_summary::place(frame_summary::back(first, begin, self.recorded), unit));
+                .add(frame_summary::locate(frame_summary::back(first, begin, self.recorded), unit));
         }
         self.recorded = self.recorded.max(ended);
         self.head_is(first, &leaves, last);
@@ -475,8 +475,8 @@ impl<'a> Scan<'a> {
             self.findings.add(Finding::new(What::TailCut, message).file("head").seq(self.next));
         }
         if self.headless && self.next > 0 {
-            let message = "it is not there, or empty: whether records behind the newest checkpoint \
-                           were cut off can't be told";
+            let message = "it is not there, or empty: whether records behind the newest \
+                           checkpoint were cut off is unknown";
             self.findings.add(Finding::new(What::HeadMissing, message).file("head"));
         }
         if self.also > 0 {
@@ -500,8 +500,8 @@ impl<'a> Scan<'a> {
         let due = i64::try_from(newest.next.time.as_secs()).unwrap_or(i64::MAX);
         if late > due.saturating_add(GRACE) {
             let message = format!(
-                "no checkpoint was made after {since}, and records until {}: checkpoints were \
-                 removed, or the log of the proxy says why none could be made",
+                "no checkpoint was signed after {since}, and records until {}: checkpoints were \
+                 removed, or the proxy could not sign any (see its log)",
                 self.recorded
             );
             let finding = Finding::new(What::CheckpointOverdue, message);

@@ -26,7 +26,7 @@ const SEGMENT: u64 = 700;
 const SEALED: u64 = 1300;
 const END: u64 = 1310;
 
-struct Made {
+struct TestStore {
     dir: tempfile::TempDir,
     signer: Signer,
     lines: Vec<Bytes>,
@@ -116,7 +116,7 @@ fn sign(dir: &Path, signer: &Signer, lines: &[Bytes], sizes: &[u64]) {
 
 const SIZES: [u64; 6] = [0, 256, 300, 700, 1000, 1305];
 
-fn made() -> Made {
+fn test_store() -> TestStore {
     let dir = tempfile::tempdir().unwrap();
     let store = Manifest::open(dir.path()).unwrap();
     let signer = Signer::open(dir.path(), &store.id).unwrap();
@@ -124,10 +124,10 @@ fn made() -> Made {
     let lines = lines(END, |_| "as it was");
     write(dir.path(), &lines);
     sign(dir.path(), &signer, &lines, &SIZES);
-    Made { dir, signer, lines }
+    TestStore { dir, signer, lines }
 }
 
-impl Made {
+impl TestStore {
     fn request(&self) -> Request {
         Request { dir: self.dir.path().to_owned(), ..Request::default() }
     }
@@ -154,20 +154,20 @@ const WAL: &str = "segments/0000000000000700/wal-0000000000001300";
 
 #[test]
 fn an_untouched_store_passes() {
-    let made = made();
-    let report = made.report();
+    let test_store = test_store();
+    let report = test_store.report();
     assert_eq!(report.findings, []);
     assert_eq!((report.first, report.end, report.records), (0, END, END));
     assert_eq!((report.checkpoints, report.signed.unwrap().size), (6, 1305));
     assert_eq!(report.notes.len(), 1, "{:?}", report.notes);
-    let keys = vec![made.signer.verifier().clone()];
-    let report = verify(&Request { keys, ..made.request() }).unwrap();
+    let keys = vec![test_store.signer.verifier().clone()];
+    let report = verify(&Request { keys, ..test_store.request() }).unwrap();
     assert_eq!((report.findings, report.notes), (vec![], vec![]));
     for (since, first, records) in
         [(0, 0, END), (299, 256, END), (700, 700, 610), (9999, 1305, 610)]
     {
         let report =
-            verify(&Request { since: Some(Since::Size(since)), ..made.request() }).unwrap();
+            verify(&Request { since: Some(Since::Size(since)), ..test_store.request() }).unwrap();
         assert_eq!(report.findings, []);
         assert_eq!((report.first, report.records), (first, records), "{since}");
         assert_eq!(report.signed.unwrap().size, 1305);
@@ -176,52 +176,52 @@ fn an_untouched_store_passes() {
 
 #[test]
 fn every_flipped_bit_of_a_file_of_records_is_found() {
-    let made = made();
+    let test_store = test_store();
     for (name, step) in [(FIRST, 97), (WAL, 13)] {
-        let good = fs::read(made.path(name)).unwrap();
+        let good = fs::read(test_store.path(name)).unwrap();
         for at in (0..good.len()).step_by(step).chain(0..24) {
             let mut bytes = good.clone();
             bytes[at] ^= 1 << (at % 8);
-            fs::write(made.path(name), &bytes).unwrap();
-            let report = made.report();
+            fs::write(test_store.path(name), &bytes).unwrap();
+            let report = test_store.report();
             let finding = report.findings.iter().find(|f| f.what == What::FrameDamaged);
             let finding = finding.unwrap_or_else(|| panic!("{name} {at}: {report:?}"));
             assert_eq!(finding.file.as_deref(), Some(name));
             assert!(finding.offset.unwrap() <= at as u64);
         }
-        fs::write(made.path(name), &good).unwrap();
+        fs::write(test_store.path(name), &good).unwrap();
     }
-    assert_eq!(made.found(), []);
+    assert_eq!(test_store.found(), []);
 }
 
 #[test]
 fn what_stands_behind_damage_is_still_held_against_its_checkpoints() {
-    let made = made();
-    let mut bytes = fs::read(made.path(FIRST)).unwrap();
+    let test_store = test_store();
+    let mut bytes = fs::read(test_store.path(FIRST)).unwrap();
     let length = u32::from_le_bytes(*bytes.first_chunk().unwrap()) as usize + 8;
     // Header of the second frame.
     for at in [0, 3, 9, 17] {
         let mut bytes = bytes.clone();
         bytes[length + at] ^= 0x40;
-        fs::write(made.path(FIRST), &bytes).unwrap();
-        let report = made.report();
+        fs::write(test_store.path(FIRST), &bytes).unwrap();
+        let report = test_store.report();
         let found: Vec<_> = report.findings.iter().map(|f| (f.what, f.seq, f.offset)).collect();
         assert_eq!(found, [(What::FrameDamaged, Some(256), Some(length as u64))], "{at}");
         // Checkpoints at 0 and 256, and those within the second segment.
         assert_eq!((report.checkpoints, report.signed.unwrap().size), (4, 1305));
     }
     bytes.truncate(length + 100);
-    fs::write(made.path(FIRST), &bytes).unwrap();
-    assert_eq!(made.found(), [What::FrameDamaged]);
+    fs::write(test_store.path(FIRST), &bytes).unwrap();
+    assert_eq!(test_store.found(), [What::FrameDamaged]);
     bytes.truncate(length);
-    fs::write(made.path(FIRST), &bytes).unwrap();
-    assert_eq!(made.found(), [What::RecordMissing, What::IndexMismatch]);
+    fs::write(test_store.path(FIRST), &bytes).unwrap();
+    assert_eq!(test_store.found(), [What::RecordMissing, What::IndexMismatch]);
 }
 
 #[test]
 fn what_a_segment_says_of_itself_is_held_against_its_records() {
-    let made = made();
-    let path = made.path("segments/0000000000000000/segment.json");
+    let test_store = test_store();
+    let path = test_store.path("segments/0000000000000000/segment.json");
     let good = fs::read_to_string(&path).unwrap();
     for (from, to) in
         [("\"end\":700", "\"end\":701"), ("\"peaks\":[\"", "\"peaks\":[\"0"), ("{", "[")]
@@ -229,35 +229,36 @@ fn what_a_segment_says_of_itself_is_held_against_its_records() {
         let other = good.replacen(from, to, 1);
         assert_ne!(other, good);
         fs::write(&path, other).unwrap();
-        assert_eq!(made.found(), [What::IndexMismatch], "{to}");
+        assert_eq!(test_store.found(), [What::IndexMismatch], "{to}");
     }
-    let root = tree(&made.lines[..512]).root().to_string();
+    let root = tree(&test_store.lines[..512]).root().to_string();
     assert!(good.contains(&root));
     fs::write(&path, good.replace(&root, &Hash::ZERO.to_string())).unwrap();
-    assert_eq!(made.found(), [What::IndexMismatch]);
+    assert_eq!(test_store.found(), [What::IndexMismatch]);
     // A verification that begins there finds it too.
-    let report = verify(&Request { since: Some(Since::Size(700)), ..made.request() }).unwrap();
+    let report =
+        verify(&Request { since: Some(Since::Size(700)), ..test_store.request() }).unwrap();
     let found: Vec<_> = report.findings.iter().map(|f| f.what).collect();
     assert_eq!(found, [What::RootMismatch]);
 }
 
 #[test]
 fn a_record_that_was_changed_is_found_whatever_was_changed_with_it() {
-    let made = made();
+    let test_store = test_store();
     // One line and its checksum.
-    let mut lines = made.lines.clone();
+    let mut lines = test_store.lines.clone();
     let text = String::from_utf8(lines[400].to_vec()).unwrap().replace("was", "is");
     lines[400] = Bytes::from(text);
-    write(made.dir.path(), &lines);
-    let report = made.report();
+    write(test_store.dir.path(), &lines);
+    let report = test_store.report();
     let found: Vec<_> = report.findings.iter().map(|f| (f.what, f.seq)).collect();
     assert_eq!(found, [(What::ChainBroken, Some(401)), (What::RootMismatch, Some(300))]);
     // The whole chain after it too.
     write(
-        made.dir.path(),
+        test_store.dir.path(),
         &super::tests::lines(END, |seq| if seq == 400 { "is" } else { "as it was" }),
     );
-    let report = made.report();
+    let report = test_store.report();
     let found: Vec<_> = report.findings.iter().map(|f| (f.what, f.seq)).collect();
     assert_eq!(found, [(What::RootMismatch, Some(300))]);
     assert!(report.findings[0].message.contains("300 to 699"), "{}", report.findings[0]);
@@ -265,144 +266,147 @@ fn a_record_that_was_changed_is_found_whatever_was_changed_with_it() {
 
 #[test]
 fn records_that_are_taken_out_put_in_or_moved_are_found() {
-    let made = made();
+    let test_store = test_store();
     let of = |lines: &[Bytes]| {
         let frames: Vec<_> = lines.chunks(256).zip([0, 256, 512]).map(|(l, at)| (at, l)).collect();
-        put(made.dir.path(), FIRST, &frames, Pack::Zstd);
-        made.found()
+        put(test_store.dir.path(), FIRST, &frames, Pack::Zstd);
+        test_store.found()
     };
-    let mut without = made.lines[..SEGMENT as usize].to_vec();
+    let mut without = test_store.lines[..SEGMENT as usize].to_vec();
     without.remove(100);
     let found = of(&without);
     assert!(found.contains(&What::RecordMisplaced) && found.contains(&What::ChainBroken));
-    let mut twice = made.lines[..SEGMENT as usize].to_vec();
+    let mut twice = test_store.lines[..SEGMENT as usize].to_vec();
     twice.insert(100, twice[99].clone());
     assert!(of(&twice).contains(&What::RecordMisplaced));
-    let mut swapped = made.lines[..SEGMENT as usize].to_vec();
+    let mut swapped = test_store.lines[..SEGMENT as usize].to_vec();
     swapped.swap(100, 101);
     assert!(of(&swapped).contains(&What::RecordMisplaced));
-    let all: Vec<_> = made.lines[..SEGMENT as usize].chunks(256).collect();
-    put(made.dir.path(), FIRST, &[(0, all[0]), (512, all[2]), (256, all[1])], Pack::Zstd);
-    assert_eq!(made.found(), [What::RecordMissing, What::RecordMisplaced]);
+    let all: Vec<_> = test_store.lines[..SEGMENT as usize].chunks(256).collect();
+    put(test_store.dir.path(), FIRST, &[(0, all[0]), (512, all[2]), (256, all[1])], Pack::Zstd);
+    assert_eq!(test_store.found(), [What::RecordMissing, What::RecordMisplaced]);
     put(
-        made.dir.path(),
+        test_store.dir.path(),
         FIRST,
         &[(0, all[0]), (0, all[0]), (256, all[1]), (512, all[2])],
         Pack::Zstd,
     );
-    assert_eq!(made.found(), [What::RecordMisplaced]);
-    put(made.dir.path(), FIRST, &[(0, all[0]), (512, all[2])], Pack::Zstd);
-    assert_eq!(made.found(), [What::RecordMissing]);
+    assert_eq!(test_store.found(), [What::RecordMisplaced]);
+    put(test_store.dir.path(), FIRST, &[(0, all[0]), (512, all[2])], Pack::Zstd);
+    assert_eq!(test_store.found(), [What::RecordMissing]);
 }
 
 #[test]
 fn a_cut_tail_is_found() {
-    let made = made();
-    let good = fs::read(made.path(WAL)).unwrap();
+    let test_store = test_store();
+    let good = fs::read(test_store.path(WAL)).unwrap();
     let frame = u32::from_le_bytes(*good.first_chunk().unwrap()) as usize + 8;
     // The last commit, which no checkpoint covers.
-    fs::write(made.path(WAL), &good[..frame * 9]).unwrap();
-    assert_eq!(made.found(), [What::TailCut]);
-    fs::write(made.path(WAL), &good[..frame * 9 + 10]).unwrap();
-    assert_eq!(made.found(), [What::FrameDamaged]);
+    fs::write(test_store.path(WAL), &good[..frame * 9]).unwrap();
+    assert_eq!(test_store.found(), [What::TailCut]);
+    fs::write(test_store.path(WAL), &good[..frame * 9 + 10]).unwrap();
+    assert_eq!(test_store.found(), [What::FrameDamaged]);
     // `head` too: records without a checkpoint are not proven.
-    let last = Hash::leaf(&made.lines[END as usize - 2]);
-    fs::write(made.path("head"), format!("{:020} {last}\n", END - 2)).unwrap();
-    let report = made.report();
+    let last = Hash::leaf(&test_store.lines[END as usize - 2]);
+    fs::write(test_store.path("head"), format!("{:020} {last}\n", END - 2)).unwrap();
+    let report = test_store.report();
     assert_eq!(report.findings, []);
     assert!(report.notes[1].contains("not finished"), "{:?}", report.notes);
     // A checkpoint covers these records.
-    fs::write(made.path(WAL), &good[..frame * 4]).unwrap();
-    fs::remove_file(made.path("head")).unwrap();
-    assert_eq!(made.found(), [What::TailCut, What::HeadMissing]);
-    fs::remove_file(made.path(WAL)).unwrap();
-    assert_eq!(made.found(), [What::TailCut, What::HeadMissing]);
+    fs::write(test_store.path(WAL), &good[..frame * 4]).unwrap();
+    fs::remove_file(test_store.path("head")).unwrap();
+    assert_eq!(test_store.found(), [What::TailCut, What::HeadMissing]);
+    fs::remove_file(test_store.path(WAL)).unwrap();
+    assert_eq!(test_store.found(), [What::TailCut, What::HeadMissing]);
     // `head` names another record, or is unreadable.
-    fs::write(made.path(WAL), &good).unwrap();
-    fs::write(made.path("head"), format!("{:020} {}\n", END - 1, Hash::ZERO)).unwrap();
-    assert_eq!(made.found(), [What::HeadMismatch]);
-    fs::write(made.path("head"), "nothing\n").unwrap();
-    assert_eq!(made.found(), [What::HeadDamaged]);
+    fs::write(test_store.path(WAL), &good).unwrap();
+    fs::write(test_store.path("head"), format!("{:020} {}\n", END - 1, Hash::ZERO)).unwrap();
+    assert_eq!(test_store.found(), [What::HeadMismatch]);
+    fs::write(test_store.path("head"), "nothing\n").unwrap();
+    assert_eq!(test_store.found(), [What::HeadDamaged]);
 }
 
 #[test]
 fn a_removed_or_emptied_head_is_found() {
-    let made = made();
-    let length = fs::read(made.path("head")).unwrap().len();
-    fs::write(made.path("head"), vec![0; length]).unwrap();
-    assert_eq!(made.found(), [What::HeadMissing]);
-    fs::remove_file(made.path("head")).unwrap();
-    assert_eq!(made.found(), [What::HeadMissing]);
+    let test_store = test_store();
+    let length = fs::read(test_store.path("head")).unwrap().len();
+    fs::write(test_store.path("head"), vec![0; length]).unwrap();
+    assert_eq!(test_store.found(), [What::HeadMissing]);
+    fs::remove_file(test_store.path("head")).unwrap();
+    assert_eq!(test_store.found(), [What::HeadMissing]);
 }
 
 #[test]
 fn a_changed_or_removed_file_beside_the_records_is_found() {
-    let made = made();
+    let test_store = test_store();
     for (name, what) in [
         ("digest.key", What::DigestKeyChanged),
         ("store.json", What::FileChanged),
         ("audit-verifier", What::FileChanged),
     ] {
-        let good = fs::read(made.path(name)).unwrap();
+        let good = fs::read(test_store.path(name)).unwrap();
         for at in 0..good.len() {
             let mut bytes = good.clone();
             bytes[at] ^= 1 << (at % 8);
-            fs::write(made.path(name), bytes).unwrap();
+            fs::write(test_store.path(name), bytes).unwrap();
             // An unreadable `store.json` or key ends the verification.
-            let request = Request { keys: vec![made.signer.verifier().clone()], ..made.request() };
+            let request = Request {
+                keys: vec![test_store.signer.verifier().clone()],
+                ..test_store.request()
+            };
             if let Ok(report) = verify(&request) {
                 let found: Vec<_> = report.findings.iter().map(|f| f.what).collect();
                 assert!(found.contains(&what), "byte {at} of {name}: {found:?}");
             }
         }
         if name != "store.json" {
-            fs::remove_file(made.path(name)).unwrap();
-            let keys = vec![made.signer.verifier().clone()];
-            let report = verify(&Request { keys, ..made.request() }).unwrap();
+            fs::remove_file(test_store.path(name)).unwrap();
+            let keys = vec![test_store.signer.verifier().clone()];
+            let report = verify(&Request { keys, ..test_store.request() }).unwrap();
             let found: Vec<_> = report.findings.iter().map(|f| f.what).collect();
             assert_eq!(found, [what], "{name}");
         }
-        fs::write(made.path(name), good).unwrap();
+        fs::write(test_store.path(name), good).unwrap();
     }
-    assert_eq!(made.found(), []);
+    assert_eq!(test_store.found(), []);
     // The proxy created a new key after the old one was lost: checkpoints reveal it.
-    fs::remove_file(made.path("digest.key")).unwrap();
-    sign(made.dir.path(), &made.signer, &made.lines, &[END]);
-    let report = made.report();
+    fs::remove_file(test_store.path("digest.key")).unwrap();
+    sign(test_store.dir.path(), &test_store.signer, &test_store.lines, &[END]);
+    let report = test_store.report();
     assert_eq!(report.findings, []);
-    let said = report.notes.iter().any(|note| {
+    let noted = report.notes.iter().any(|note| {
         note.contains("`digest.key` was replaced between the checkpoints 5 and 6")
             && note.contains("before record 1310 can no longer be compared")
     });
-    assert!(said, "{:?}", report.notes);
+    assert!(noted, "{:?}", report.notes);
 }
 
 #[test]
 fn a_block_that_was_being_sealed_is_no_damage() {
-    let made = made();
-    let records = made.path("segments/0000000000000700/records");
+    let test_store = test_store();
+    let records = test_store.path("segments/0000000000000700/records");
     let good = fs::read(&records).unwrap();
     let mut sealing = Vec::new();
-    let open = &made.lines[SEALED as usize..];
+    let open = &test_store.lines[SEALED as usize..];
     frame::write(&mut sealing, SEALED, open, Pack::Zstd, None).unwrap();
     for cut in [1, 20, sealing.len() / 2, sealing.len()] {
         fs::write(&records, [&good, &sealing[..cut]].concat()).unwrap();
-        let report = made.report();
+        let report = test_store.report();
         assert_eq!((report.findings, report.end), (vec![], END), "{cut}");
     }
     // Without the commits, the remaining records count.
     fs::write(&records, [&good, &sealing[..20]].concat()).unwrap();
-    fs::remove_file(made.path(WAL)).unwrap();
-    assert_eq!(made.found(), [What::FrameDamaged, What::TailCut]);
+    fs::remove_file(test_store.path(WAL)).unwrap();
+    assert_eq!(test_store.found(), [What::FrameDamaged, What::TailCut]);
 }
 
 #[test]
 fn a_segment_that_is_gone_is_found_unless_retention_says_so() {
-    let made = made();
-    let gone = made.path("segments/0000000000000000");
-    fs::rename(&gone, made.path("aside")).unwrap();
-    assert_eq!(made.found(), [What::RecordMissing]);
-    let part = &made.lines[..SEGMENT as usize];
+    let test_store = test_store();
+    let gone = test_store.path("segments/0000000000000000");
+    fs::rename(&gone, test_store.path("aside")).unwrap();
+    assert_eq!(test_store.found(), [What::RecordMissing]);
+    let part = &test_store.lines[..SEGMENT as usize];
     let hash = |lines: &[Bytes]| lines.iter().map(|line| Hash::leaf(line)).collect::<Vec<_>>();
     let tile = |at: usize| Part::Tile(tree(&part[at..at + 256]).root());
     let mut stub = PrunedSegmentProof {
@@ -418,61 +422,63 @@ fn a_segment_that_is_gone_is_found_unless_retention_says_so() {
     };
     stub.split::<()>(&SIZES, |range| Ok(hash(&part[range.start as usize..range.end as usize])))
         .unwrap();
-    stub.write(made.dir.path(), &made.signer).unwrap();
-    let report = made.report();
+    stub.write(test_store.dir.path(), &test_store.signer).unwrap();
+    let report = test_store.report();
     assert_eq!(report.findings, []);
     assert_eq!((report.first, report.checkpoints), (SEGMENT, 6));
     // Proof of another signer, a changed proof, and a proof of other records.
-    let path = PrunedSegmentProof::path(made.dir.path(), 0);
+    let path = PrunedSegmentProof::path(test_store.dir.path(), 0);
     let good = fs::read(&path).unwrap();
-    let other = Signer::for_tests(made.signer.origin().strip_prefix("portcullis/").unwrap(), 9);
-    stub.write(made.dir.path(), &other).unwrap();
-    assert_eq!(made.found(), [What::ProofDamaged]);
+    let other =
+        Signer::for_tests(test_store.signer.origin().strip_prefix("portcullis/").unwrap(), 9);
+    stub.write(test_store.dir.path(), &other).unwrap();
+    assert_eq!(test_store.found(), [What::ProofDamaged]);
     fs::write(&path, &good[..good.len() - 70]).unwrap();
-    assert_eq!(made.found(), [What::ProofDamaged]);
+    assert_eq!(test_store.found(), [What::ProofDamaged]);
     stub.parts[0] = Part::Tile(Hash::ZERO);
-    stub.write(made.dir.path(), &made.signer).unwrap();
-    assert_eq!(made.found(), [What::RootMismatch]);
+    stub.write(test_store.dir.path(), &test_store.signer).unwrap();
+    assert_eq!(test_store.found(), [What::RootMismatch]);
     fs::write(&path, &good).unwrap();
     // A segment in both places is being dropped.
-    fs::rename(made.path("aside"), &gone).unwrap();
-    assert_eq!(made.found(), []);
+    fs::rename(test_store.path("aside"), &gone).unwrap();
+    assert_eq!(test_store.found(), []);
 }
 
 #[test]
 fn checkpoints_that_are_gone_or_of_another_hand_are_found() {
-    let made = made();
-    let path = made.path(CHECKPOINTS);
+    let test_store = test_store();
+    let path = test_store.path(CHECKPOINTS);
     let good = fs::read_to_string(&path).unwrap();
     let notes: Vec<_> = good.split_inclusive("\n\n").collect();
     let notes: Vec<_> = notes.chunks(2).map(|pair| pair.concat()).collect();
-    let keys = vec![made.signer.verifier().clone()];
+    let keys = vec![test_store.signer.verifier().clone()];
     let without = |gone: &[usize]| {
         let left = notes.iter().enumerate().filter(|(at, _)| !gone.contains(at));
         fs::write(&path, left.map(|(_, note)| note.as_str()).collect::<String>()).unwrap();
-        made.found()
+        test_store.found()
     };
     assert_eq!(without(&[]), []);
     assert_eq!(without(&[0]), [What::CheckpointMissing]);
     assert_eq!(without(&[2, 3]), [What::CheckpointMissing]);
     assert_eq!(without(&[0, 1, 2, 3, 4, 5]), [What::CheckpointMissing]);
     fs::remove_file(&path).unwrap();
-    assert_eq!(made.found(), [What::CheckpointMissing]);
+    assert_eq!(test_store.found(), [What::CheckpointMissing]);
     fs::write(&path, [1, 0, 2, 3, 4, 5].map(|at| notes[at].as_str()).concat()).unwrap();
-    assert!(made.found().contains(&What::CheckpointMisplaced));
+    assert!(test_store.found().contains(&What::CheckpointMisplaced));
     // The newest checkpoints: a witness or the state folder has them.
     assert_eq!(without(&[5]), []);
-    fs::write(made.path(NEWEST), &notes[5]).unwrap();
-    assert_eq!(made.found(), [What::CheckpointMissing]);
-    fs::remove_file(made.path(NEWEST)).unwrap();
+    fs::write(test_store.path(NEWEST), &notes[5]).unwrap();
+    assert_eq!(test_store.found(), [What::CheckpointMissing]);
+    fs::remove_file(test_store.path(NEWEST)).unwrap();
     let logged = format!(
         "<110>1 - {}\n",
         serde_json::json!({ "checkpoint": notes[5].trim_end_matches('\n').to_owned() + "\n" })
     );
     for witness in [good.as_str(), logged.as_str()] {
-        fs::write(made.path("witness"), witness).unwrap();
-        let witnesses = vec![made.path("witness")];
-        let report = verify(&Request { witnesses, keys: keys.clone(), ..made.request() }).unwrap();
+        fs::write(test_store.path("witness"), witness).unwrap();
+        let witnesses = vec![test_store.path("witness")];
+        let report =
+            verify(&Request { witnesses, keys: keys.clone(), ..test_store.request() }).unwrap();
         let found: Vec<_> = report.findings.iter().map(|f| f.what).collect();
         assert_eq!(found, [What::CheckpointMissing], "{report:?}");
     }
@@ -481,19 +487,19 @@ fn checkpoints_that_are_gone_or_of_another_hand_are_found() {
         let mut bytes = good.clone().into_bytes();
         bytes[at] ^= 1 << (at % 8);
         fs::write(&path, bytes).unwrap();
-        assert!(!made.found().is_empty(), "byte {at}");
+        assert!(!test_store.found().is_empty(), "byte {at}");
     }
     // Another key signs them, and other records.
     fs::remove_file(&path).unwrap();
-    let id = made.signer.origin().strip_prefix("portcullis/").unwrap();
+    let id = test_store.signer.origin().strip_prefix("portcullis/").unwrap();
     let forger = Signer::for_tests(id, 9);
-    sign(made.dir.path(), &forger, &made.lines, &SIZES);
-    assert_eq!(made.found(), [What::CheckpointOtherKey]);
+    sign(test_store.dir.path(), &forger, &test_store.lines, &SIZES);
+    assert_eq!(test_store.found(), [What::CheckpointOtherKey]);
 }
 
 #[test]
 fn a_store_that_was_swapped_or_rolled_back_is_found() {
-    let (mine, theirs) = (made(), made());
+    let (mine, theirs) = (test_store(), test_store());
     let keys = vec![mine.signer.verifier().clone()];
     let report = verify(&Request { keys, ..theirs.request() }).unwrap();
     let found: Vec<_> = report.findings.iter().map(|f| f.what).collect();
@@ -525,11 +531,11 @@ fn a_store_that_was_swapped_or_rolled_back_is_found() {
 
 #[test]
 fn a_log_that_went_on_without_checkpoints_is_found() {
-    let made = made();
-    fs::remove_file(made.path(CHECKPOINTS)).unwrap();
-    sign(made.dir.path(), &made.signer, &made.lines, &[0]);
+    let test_store = test_store();
+    fs::remove_file(test_store.path(CHECKPOINTS)).unwrap();
+    sign(test_store.dir.path(), &test_store.signer, &test_store.lines, &[0]);
     // 1310 records, ten a second: no checkpoint is due yet.
-    assert_eq!(made.found(), []);
+    assert_eq!(test_store.found(), []);
     let lines = lines(END, |_| "as it was");
     let late: Vec<_> = {
         let mut prev = Hash::ZERO;
@@ -545,6 +551,6 @@ fn a_log_that_went_on_without_checkpoints_is_found() {
         };
         lines.iter().map(later).collect()
     };
-    write(made.dir.path(), &late);
-    assert_eq!(made.found(), [What::CheckpointOverdue]);
+    write(test_store.dir.path(), &late);
+    assert_eq!(test_store.found(), [What::CheckpointOverdue]);
 }

@@ -100,10 +100,10 @@ pub struct Status {
 
 /// Notifies the threads about a new checkpoint.
 #[derive(Debug, Clone)]
-pub(super) struct Nudge(Vec<SyncSender<()>>);
+pub(super) struct Notifier(Vec<SyncSender<()>>);
 
-impl Nudge {
-    pub fn tell(&self) {
+impl Notifier {
+    pub fn notify(&self) {
         for thread in &self.0 {
             // A full channel means that a notification is pending.
             let _ = thread.try_send(());
@@ -114,46 +114,48 @@ impl Nudge {
 /// All witnesses of a store.
 #[derive(Debug)]
 pub(super) struct All {
-    nudge: Option<Nudge>,
+    notifier: Option<Notifier>,
     threads: Vec<thread::JoinHandle<()>>,
     status: Vec<Arc<Mutex<Status>>>,
 }
 
 impl All {
     pub fn start(dir: &Path, state: &Path, witnesses: &[Witness]) -> Self {
-        let mut all = Self { nudge: None, threads: Vec::new(), status: Vec::new() };
-        let mut nudges = Vec::new();
+        let mut all = Self { notifier: None, threads: Vec::new(), status: Vec::new() };
+        let mut senders = Vec::new();
         for witness in witnesses {
             let to = witness.to_string();
             let status = Arc::new(Mutex::new(Status { to: to.clone(), ..Status::default() }));
             all.status.push(status.clone());
-            let (nudge, nudged) = mpsc::sync_channel(1);
-            let teller = Teller {
+            let (sender, notified) = mpsc::sync_channel(1);
+            let witness_thread = WitnessThread {
                 path: dir.join(CHECKPOINTS),
                 state: state.to_owned(),
                 cursor: cursor_name(witness),
                 sender: Sender::new(witness.clone()),
                 status: status.clone(),
             };
-            let spawned =
-                thread::Builder::new().name("witness".into()).spawn(move || teller.run(&nudged));
+            let spawned = thread::Builder::new()
+                .name("witness".into())
+                .spawn(move || witness_thread.run(&notified));
             match spawned {
                 Ok(thread) => {
                     all.threads.push(thread);
-                    nudges.push(nudge);
+                    senders.push(sender);
                 }
                 Err(error) => {
-                    tracing::error!(%error, to, "a witness is not told of checkpoints");
+                    tracing::error!(%error, to, "witness thread could not be started; this \
+                                                 witness gets no checkpoints");
                     status.lock().failing = Some(error.to_string());
                 }
             }
         }
-        all.nudge = Some(Nudge(nudges));
+        all.notifier = Some(Notifier(senders));
         all
     }
 
-    pub fn nudge(&self) -> Nudge {
-        self.nudge.clone().unwrap_or(Nudge(Vec::new()))
+    pub fn notifier(&self) -> Notifier {
+        self.notifier.clone().unwrap_or(Notifier(Vec::new()))
     }
 
     pub fn status(&self) -> Vec<Status> {
@@ -163,7 +165,7 @@ impl All {
 
 impl Drop for All {
     fn drop(&mut self) {
-        self.nudge = None;
+        self.notifier = None;
         let until = Instant::now() + FAREWELL;
         // Undelivered checkpoints are sent after the next start.
         while self.threads.iter().any(|thread| !thread.is_finished()) && Instant::now() < until {
@@ -178,7 +180,7 @@ fn cursor_name(witness: &Witness) -> String {
     format!("audit-witness-{}", hex::encode(whole.first_chunk::<8>().unwrap_or(&[0; 8])))
 }
 
-struct Teller {
+struct WitnessThread {
     path: PathBuf,
     state: PathBuf,
     cursor: String,
@@ -186,17 +188,17 @@ struct Teller {
     status: Arc<Mutex<Status>>,
 }
 
-impl Teller {
-    fn run(mut self, nudged: &mpsc::Receiver<()>) {
+impl WitnessThread {
+    fn run(mut self, notified: &mpsc::Receiver<()>) {
         let mut pauses = 0;
         let mut offset = self.begin();
         loop {
-            match self.tell(&mut offset) {
+            match self.deliver(&mut offset) {
                 Ok(()) => {
                     pauses = 0;
-                    if nudged.recv().is_err() {
+                    if notified.recv().is_err() {
                         // A checkpoint may have been added since the last delivery.
-                        let _ = self.tell(&mut offset);
+                        let _ = self.deliver(&mut offset);
                         return;
                     }
                 }
@@ -207,7 +209,7 @@ impl Teller {
                     let to = status.to.clone();
                     drop(status);
                     tracing::warn!(%error, to, "checkpoint could not be sent to a witness");
-                    match wait(nudged, BACKOFF.pause(pauses)) {
+                    match wait(notified, BACKOFF.pause(pauses)) {
                         Err(RecvTimeoutError::Disconnected) => return,
                         _ => pauses += 1,
                     }
@@ -223,7 +225,7 @@ impl Teller {
     }
 
     /// Delivers new checkpoints, in order.
-    fn tell(&mut self, offset: &mut u64) -> io::Result<()> {
+    fn deliver(&mut self, offset: &mut u64) -> io::Result<()> {
         loop {
             let mut file = File::open(&self.path)?;
             if *offset > file.metadata()?.len() {
@@ -236,7 +238,7 @@ impl Teller {
             // The rest may still be written, or continues in the next chunk.
             let whole = memchr::memmem::rfind(&bytes, b"\n\n").map_or(0, |end| end + 2);
             let found = note_file::split(bytes.get(..whole).unwrap_or_default());
-            let mut told = 0;
+            let mut sent = 0;
             for (at, note) in &found.notes {
                 let end = at + note.len();
                 if bytes.get(end) != Some(&b'\n') {
@@ -248,26 +250,26 @@ impl Teller {
                     status.delivered += 1;
                     status.failing = None;
                 }
-                told = end + 1;
-                let after = *offset + told as u64;
+                sent = end + 1;
+                let after = *offset + sent as u64;
                 atomic_file::write(
                     &self.state.join(&self.cursor),
                     format!("{after}\n").as_bytes(),
                 )?;
             }
-            *offset += told as u64;
-            if told == 0 {
+            *offset += sent as u64;
+            if sent == 0 {
                 return Ok(());
             }
         }
     }
 }
 
-fn wait(nudged: &mpsc::Receiver<()>, pause: Duration) -> Result<(), RecvTimeoutError> {
+fn wait(notified: &mpsc::Receiver<()>, pause: Duration) -> Result<(), RecvTimeoutError> {
     let until = Instant::now() + pause;
     loop {
         // A new checkpoint does not shorten the delay after a failure.
-        match nudged.recv_timeout(until.saturating_duration_since(Instant::now())) {
+        match notified.recv_timeout(until.saturating_duration_since(Instant::now())) {
             Ok(()) => {}
             Err(RecvTimeoutError::Timeout) => return Ok(()),
             Err(gone) => return Err(gone),

@@ -40,7 +40,8 @@ impl Type {
 
 macro_rules! columns {
     ($(#[doc = $doc:literal] $variant:ident = $name:literal, $type:expr, $example:literal;)*) => {
-        /// A field of a record. For a record without the field, only `!=` is true.
+        /// Column of filters, tables and counts: one field of a record. For a record without the
+        /// field, only `!=` is true.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum Column {
             $(#[doc = $doc] $variant,)*

@@ -70,12 +70,12 @@ impl Filter {
     }
 
     /// Whether the filter tests the time of writing.
-    pub fn says_when(&self) -> bool {
-        let mut says = false;
+    pub fn uses_time(&self) -> bool {
+        let mut found = false;
         self.0.tests(&mut |test| {
-            says |= matches!(test.column(), Column::Time | Column::Day | Column::Hour);
+            found |= matches!(test.column(), Column::Time | Column::Day | Column::Hour);
         });
-        says
+        found
     }
 
     /// Whether the filter finds every record.

@@ -284,8 +284,8 @@ fn sign(input: &mut Input<'_>, column: Column) -> Parsed<(Sign, bool, Range<usiz
             input.reset(&before);
             let (found, span) = peek(input);
             let what = match found.as_str() {
-                "" => format!("nothing is said of `{column}`"),
-                _ => format!("`{}` says nothing of `{column}`", found.escape_debug()),
+                "" => format!("`{column}` has no comparison"),
+                _ => format!("`{}` is not a comparison of `{column}`", found.escape_debug()),
             };
             let help = format!("`{column}` takes {}", column.ty().signs());
             Wrong::new(span, what, "expected a comparison").help(help).fail()
@@ -320,7 +320,7 @@ fn test(input: &mut Input<'_>) -> Parsed<Expr> {
         Sign::In => list(input, column)?,
         _ => vec![value(input, column)?],
     };
-    let expr = made(input, column, sign, values, at)?;
+    let expr = build(input, column, sign, values, at)?;
     Ok(if not { Expr::Not(Box::new(expr)) } else { expr })
 }
 
@@ -446,7 +446,7 @@ fn escaped(input: &mut Input<'_>) -> Parsed<char> {
 }
 
 /// Test of a column with these values.
-fn made(
+fn build(
     input: &Input<'_>,
     column: Column,
     sign: Sign,

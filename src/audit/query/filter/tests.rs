@@ -80,21 +80,21 @@ fn filters_are_read() {
 }
 
 /// Error message as a terminal shows it.
-fn told(text: &str) -> String {
+fn rendered(text: &str) -> String {
     let illegal = read(text).expect_err(text);
-    let mut told = String::new();
+    let mut rendered = String::new();
     GraphicalReportHandler::new_themed(GraphicalTheme::unicode_nocolor())
         .with_links(false)
         .with_width(100)
-        .render_report(&mut told, &illegal)
+        .render_report(&mut rendered, &illegal)
         .unwrap();
-    told.lines().map(str::trim_end).filter(|l| !l.is_empty()).collect::<Vec<_>>().join("\n")
+    rendered.lines().map(str::trim_end).filter(|l| !l.is_empty()).collect::<Vec<_>>().join("\n")
 }
 
 #[test]
 fn a_message_points_at_the_place() {
     let text = "client = ci-bot and decison = refused";
-    insta::assert_snapshot!(told(text), @r##"
+    insta::assert_snapshot!(rendered(text), @r##"
     audit-filter
       × there is no field `decison`
        ╭────
@@ -144,13 +144,13 @@ fn what_is_wrong_is_said_with_its_place() {
         "addr = 10.0.0",
         "arguments = x",
     ];
-    let told = wrong.map(|text| {
+    let rendered = wrong.map(|text| {
         let illegal = read(text).expect_err(text);
         let label = miette::Diagnostic::labels(&illegal).unwrap().next().unwrap();
         let (at, arrows) = (" ".repeat(label.offset()), "^".repeat(label.len()));
         format!("{text}\n{at}{arrows} {}\n{}\n", label.label().unwrap_or("-"), illegal.advice())
     });
-    insta::assert_snapshot!(told.join("\n"), @r##"
+    insta::assert_snapshot!(rendered.join("\n"), @r##"
     clint = ci-bot
     ^^^^^ unknown
     there is no field `clint`: did you mean `client`?
@@ -165,11 +165,11 @@ fn what_is_wrong_is_said_with_its_place() {
 
     client ci-bot
            ^^^^^^ expected a comparison
-    `ci-bot` says nothing of `client`: `client` takes =, !=, in (…), ~, !~ and contains
+    `ci-bot` is not a comparison of `client`: `client` takes =, !=, in (…), ~, !~ and contains
 
     client
           ^ expected a comparison
-    nothing is said of `client`: `client` takes =, !=, in (…), ~, !~ and contains
+    `client` has no comparison: `client` takes =, !=, in (…), ~, !~ and contains
 
     client =
             ^ expected a value
@@ -295,15 +295,15 @@ fn filters_are_bounded() {
     let nots = format!("{}client = a", "not ".repeat(40));
     let many = vec!["client = a"; 300].join(" or ");
     let long = format!("client = \"{}\"", "x".repeat(9000));
-    for (text, said) in [
+    for (text, expected) in [
         (deep, "at most 32 parentheses"),
         (nots, "at most 32 parentheses"),
         (many, "at most 256 values"),
         (long, "at most 8192 bytes"),
     ] {
         let illegal = read(&text).unwrap_err();
-        assert!(illegal.to_string().contains(said), "{illegal}");
-        assert!(told(&text).len() < 3000);
+        assert!(illegal.to_string().contains(expected), "{illegal}");
+        assert!(rendered(&text).len() < 3000);
     }
     let fits = format!("{}client = a{}", "(".repeat(30), ")".repeat(30));
     assert_eq!(read(&fits).unwrap().to_string(), "client = a");
@@ -311,8 +311,8 @@ fn filters_are_bounded() {
 
 #[test]
 fn a_message_does_not_steer_the_terminal() {
-    let told = told("client = a \u{1b}[2J\u{7} \u{9b}");
-    assert!(!told.contains(|c: char| c.is_control() && c != '\n'), "{told:?}");
+    let rendered = rendered("client = a \u{1b}[2J\u{7} \u{9b}");
+    assert!(!rendered.contains(|c: char| c.is_control() && c != '\n'), "{rendered:?}");
 }
 
 #[test]
@@ -424,7 +424,7 @@ proptest! {
 
     #[test]
     fn no_text_panics(text in "\\PC{0,60}") {
-        let _ = read(&text).map_err(|illegal| told(&text) + &illegal.advice());
+        let _ = read(&text).map_err(|illegal| rendered(&text) + &illegal.advice());
     }
 
     #[test]
@@ -433,6 +433,6 @@ proptest! {
         "in", "has", "contains", ",", "24h", "ago", "today", "x", "'", "\\", "é", "1.5s", "addr",
     ][..]), 0..20), gap in select(&["", " "][..])) {
         let text = words.join(gap);
-        let _ = read(&text).map_err(|illegal| told(&text) + &illegal.advice());
+        let _ = read(&text).map_err(|illegal| rendered(&text) + &illegal.advice());
     }
 }

@@ -1,7 +1,7 @@
 //! Events of the images of servers.
 
 use super::{
-    ByHand,
+    CommandUser,
     content::{Content, content, then},
 };
 use portcullis_protocol::names::DecisionId;
@@ -33,7 +33,7 @@ content! {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub was: Option<String>,
         #[serde(flatten)]
-        pub by: ByHand,
+        pub by: CommandUser,
     }
     summary(
         "the image {image} of server {server} is {digest} from now on{}{by}",
@@ -50,7 +50,7 @@ content! {
         /// Reason of the failure.
         pub reason: String,
         #[serde(flatten)]
-        pub by: ByHand,
+        pub by: CommandUser,
     }
     summary("the image {image} of server {server} is not {digest} after all: {reason}{by}");
 
@@ -63,7 +63,7 @@ content! {
         /// `sha256:…` in its registry.
         pub digest: String,
         #[serde(flatten)]
-        pub by: ByHand,
+        pub by: CommandUser,
     }
     summary("the image {image} of server {server} is being pulled ({digest}){by}");
 
@@ -86,7 +86,7 @@ content! {
         /// Duration of the pull in microseconds.
         pub took_us: u64,
         #[serde(flatten)]
-        pub by: ByHand,
+        pub by: CommandUser,
     }
     summary("the image {image} of server {server} was pulled ({digest})");
 
@@ -105,7 +105,7 @@ content! {
         /// Reason of the failure.
         pub reason: String,
         #[serde(flatten)]
-        pub by: ByHand,
+        pub by: CommandUser,
     }
     summary("the image {image} of server {server} was not pulled: {reason}");
 }

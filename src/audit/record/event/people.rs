@@ -26,7 +26,7 @@ content! {
 
     /// User who did something at the command line; empty if the proxy did it by itself.
     #[derive(Default)]
-    pub struct ByHand {
+    pub struct CommandUser {
         /// Id of the user of the command line, as reported by the system.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub uid: Option<u32>,

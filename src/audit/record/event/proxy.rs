@@ -65,7 +65,7 @@ content! {
         pub waiting: Vec<String>,
     }
     summary(
-        "config loaded again: {file}{}{}{}{}",
+        "config reloaded: {file}{}{}{}{}",
         names("; added: ", added),
         names("; changed: ", changed),
         names("; removed: ", removed),

@@ -16,16 +16,16 @@ content! {
         /// Client for which the dedicated instance starts.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub principal: Option<String>,
-        pub secrets: Vec<SecretHanded>,
+        pub secrets: Vec<DeliveredSecret>,
     }
     summary(
-        "server {server} is handed secrets:{}",
+        "delivering secrets to server {server}:{}",
         secrets
             .iter()
-            .map(|handed| match handed.by {
-                HandedBy::Environment => format!(" {} (environment)", handed.secret),
-                HandedBy::File => format!(" {} (file)", handed.secret),
-                HandedBy::Header => format!(" {} (header)", handed.secret),
+            .map(|delivery| match delivery.by {
+                DeliveryKind::Environment => format!(" {} (environment)", delivery.secret),
+                DeliveryKind::File => format!(" {} (file)", delivery.secret),
+                DeliveryKind::Header => format!(" {} (header)", delivery.secret),
             })
             .collect::<String>()
     );
@@ -49,7 +49,7 @@ content! {
     summary(
         "server {server}: secret {secret}{} does not resolve{}: {reason}",
         then(" of ", principal),
-        if *kept { ", and the old value goes on being used" } else { "" }
+        if *kept { "; the old value stays in use" } else { "" }
     );
 
     /// A secret changed that a running server has in its environment or gets as a header. The
@@ -68,12 +68,12 @@ content! {
     summary("server {server} has old values until its next start: {}", secrets.join(", "));
 
     /// Secret that is delivered to a server.
-    pub struct SecretHanded {
+    pub struct DeliveredSecret {
         /// Name of the secret at the server.
         pub secret: String,
         pub source: SecretSource,
         /// Kind of delivery.
-        pub by: HandedBy,
+        pub by: DeliveryKind,
         /// Whether the value belongs to the client; else it is the common value.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         pub own: bool,
@@ -109,7 +109,7 @@ impl Content for SecretSource {}
 /// Kind of delivery of a secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
-pub enum HandedBy {
+pub enum DeliveryKind {
     /// Environment variable of the process.
     Environment,
     /// File on a tmpfs that only the server sees.
@@ -118,4 +118,4 @@ pub enum HandedBy {
     Header,
 }
 
-impl Content for HandedBy {}
+impl Content for DeliveryKind {}

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     super::shared::{Era, Rule},
-    ByHand,
+    CommandUser,
     content::{Content, content, then},
 };
 use portcullis_protocol::{claims::Attested, names::DecisionId};
@@ -13,13 +13,13 @@ use portcullis_protocol::{claims::Attested, names::DecisionId};
 /// Kind of a server's runtime.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
-pub enum PlaceKind {
+pub enum RuntimeKind {
     Container,
     Sandbox,
     Remote,
 }
 
-impl Content for PlaceKind {}
+impl Content for RuntimeKind {}
 
 content! {
     /// A server is about to be started, or connected to. If this cannot be recorded, the server is
@@ -31,7 +31,7 @@ content! {
         #[schemars(with = "String", extend("format" = "uuid"))]
         pub launch: DecisionId,
         pub server: String,
-        pub kind: PlaceKind,
+        pub kind: RuntimeKind,
         /// Image as written in the config, the program, or scheme, host and port of the URL.
         pub program: String,
         /// `sha256:…` of the image, from the config or the lock file, or of the program's file.
@@ -62,7 +62,7 @@ content! {
         #[schemars(with = "String", extend("format" = "uuid"))]
         pub launch: DecisionId,
         pub server: String,
-        pub kind: PlaceKind,
+        pub kind: RuntimeKind,
         /// Client for which the dedicated instance was intended.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub principal: Option<String>,
@@ -83,7 +83,7 @@ content! {
         #[schemars(with = "String", extend("format" = "uuid"))]
         pub launch: DecisionId,
         pub server: String,
-        pub kind: PlaceKind,
+        pub kind: RuntimeKind,
         /// Instance: `container 0123456789ab`, `sandbox pid 42`, or scheme, host and port of the
         /// URL.
         pub place: String,
@@ -136,7 +136,7 @@ content! {
         pub launch: DecisionId,
         pub server: String,
         /// Intended kind of runtime.
-        pub kind: PlaceKind,
+        pub kind: RuntimeKind,
         /// Client for which the dedicated instance was intended.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub principal: Option<String>,
@@ -170,7 +170,7 @@ content! {
         /// Orphans. If there are more than fit into a record, the next record has the rest.
         pub left: Vec<Orphan>,
         #[serde(flatten)]
-        pub by: ByHand,
+        pub by: CommandUser,
     }
     summary(
         "what proxies have left that are gone is being removed: {}{by}",
@@ -182,10 +182,10 @@ content! {
         /// Orphans. If there are more than fit into a record, the next record has the rest.
         pub left: Vec<Orphan>,
         #[serde(flatten)]
-        pub by: ByHand,
+        pub by: CommandUser,
     }
     summary(
-        "what proxies had left that are gone was removed: {}{by}",
+        "orphans of killed proxies removed: {}{by}",
         left.iter()
             .map(|orphan| match &orphan.error {
                 Some(why) => format!("not {} ({why})", orphan.name),

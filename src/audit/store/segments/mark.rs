@@ -40,8 +40,8 @@ impl HeadFile {
         if read(dir).is_none() {
             if last.is_some() {
                 tracing::error!(
-                    "the audit log's `head` is gone: whether its last records were cut off while \
-                     it was closed can't be told"
+                    "the audit log's `head` is missing: whether its last records were cut off \
+                     while it was closed can't be told"
                 );
             }
             atomic_file::write(&dir.join(HEAD), text(last.unwrap_or(START)).as_bytes())

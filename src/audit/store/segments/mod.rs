@@ -38,10 +38,10 @@ const OPEN: usize = 8;
 /// power cut.
 pub(crate) fn private_dir(dir: &Path) -> io::Result<()> {
     let missing = |dir: &&Path| !dir.as_os_str().is_empty() && !dir.exists();
-    let made: Vec<_> = dir.ancestors().take_while(missing).collect();
+    let created: Vec<_> = dir.ancestors().take_while(missing).collect();
     DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     // A name is only as durable as its folder.
-    for above in made.into_iter().filter_map(Path::parent) {
+    for above in created.into_iter().filter_map(Path::parent) {
         let above = if above.as_os_str().is_empty() { Path::new(".") } else { above };
         fs::File::open(above)?.sync_all()?;
     }
@@ -151,7 +151,7 @@ pub(crate) struct Opening<'a> {
     pub trust: Trust,
     /// Damage that an opening immediately before found, if any: it has already cut off and set
     /// aside unreadable data.
-    pub again: Option<Vec<String>>,
+    pub earlier_damage: Option<Vec<String>>,
     /// State before a record, if retention dropped all earlier records.
     pub dropped: &'a dyn Fn(u64) -> Option<Head>,
 }
@@ -179,7 +179,7 @@ pub(super) struct Current {
 impl SegmentSet {
     /// Opens the segments of the store in `dir`.
     pub(crate) fn open(dir: &Path, opening: Opening<'_>) -> Result<Opened, Fault> {
-        let Opening { key, cipher, mode, trust, again, dropped } = opening;
+        let Opening { key, cipher, mode, trust, earlier_damage, dropped } = opening;
         let tools = Arc::new(Tools::new(dir, key, cipher));
         let mut slots = Vec::new();
         let mut head =
@@ -196,7 +196,7 @@ impl SegmentSet {
             // Damage costs few records at a segment's end; only retention moves the first one.
             if at > 0 && first > acknowledged.max(end) + 16 * BLOCK {
                 damage.push(format!(
-                    "{}: it begins after records that there never were",
+                    "{}: it begins after records that never existed",
                     tools.path(first).display()
                 ));
                 continue;
@@ -210,7 +210,7 @@ impl SegmentSet {
             let closed = match Segment::closed(&tools, first) {
                 Ok(Some(closed)) if !fits(&closed) => {
                     damage.push(format!(
-                        "{}: what `segment.json` says does not fit",
+                        "{}: `segment.json` does not match",
                         tools.path(first).display()
                     ));
                     None
@@ -246,13 +246,13 @@ impl SegmentSet {
                         base = None;
                         let path = tools.path(first);
                         let path = path.display();
-                        let why = format!("{path}: nothing tells of the records before it");
+                        let why = format!("{path}: the state before its records is unknown");
                         damage.push(why.clone());
                         groundless = Some(why);
                     }
                 }
             }
-            let expected = if again.is_some() { 0 } else { acknowledged };
+            let expected = if earlier_damage.is_some() { 0 } else { acknowledged };
             let found = Segment::open(&tools, first, mode, expected, index)?;
             let Found { segment, growing: blocks, wal, end: after, damage: bad } = found;
             damage.extend(bad);
@@ -287,7 +287,7 @@ impl SegmentSet {
                 "the last record is not the one that was acknowledged, of which the hash was {hash}"
             ));
         }
-        if let Some(mut earlier) = again {
+        if let Some(mut earlier) = earlier_damage {
             damage.retain(|what| !earlier.contains(what));
             earlier.append(&mut damage);
             damage = earlier;
@@ -471,7 +471,7 @@ impl SegmentSet {
         };
         let tree = tree.ok_or_else(|| {
             let path = segment.path().display();
-            Fault::Damaged(format!("{path} can't be closed: nothing tells of the tree before it"))
+            Fault::Damaged(format!("{path} cannot be closed: the tree before it is unknown"))
         })?;
         let closed = segment.close(tree)?;
         if let Some(slot) = at.and_then(|at| slots.get(at)) {

@@ -120,8 +120,8 @@ impl View {
             let count = block.count();
             let begin = usize::try_from(from.saturating_sub(block.first())).unwrap_or(usize::MAX);
             let end = usize::try_from(last - block.first() + 1).map_or(count, |end| end.min(count));
-            let places: Bits = (begin..end).collect();
-            match block.lines(&places) {
+            let positions: Bits = (begin..end).collect();
+            match block.lines(&positions) {
                 Ok(more) => lines.extend(more),
                 Err(fault) if lines.is_empty() => return Err(fault),
                 Err(_) => break,

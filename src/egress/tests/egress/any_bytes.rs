@@ -59,25 +59,25 @@ async fn hold(way: u8, said: &[u8]) {
         _ => None,
     };
     let toward = toward.map(|(name, port)| (name.parse().unwrap(), port));
-    let (gate, mut told) = Recorder::new();
+    let (gate, mut reported) = Recorder::new();
     let limits = Limits { handshake: Duration::from_millis(500), ..Limits::default() };
     let egress = Egress::new("any", all.clone(), limits, gate.clone(), Arc::new(Private));
     let (theirs, ours) = tokio::io::duplex(512);
     let program = async {
         let (mut read, mut write) = tokio::io::split(theirs);
-        let say = async {
+        let exchange = async {
             let _ = write.write_all(said).await;
             let _ = write.shutdown().await;
         };
-        let mut heard = Vec::new();
-        let _ = tokio::join!(say, read.read_to_end(&mut heard));
+        let mut received = Vec::new();
+        let _ = tokio::join!(exchange, read.read_to_end(&mut received));
     };
     let both = async { tokio::join!(egress.converse(ours, toward), program) };
     timeout(SOON, both).await.expect("it ends");
     timeout(SOON, egress.stop()).await.expect("it stops");
     let asked = gate.asked.lock().unwrap().clone();
     let mut numbers = Vec::new();
-    while let Ok(outcome) = told.try_recv() {
+    while let Ok(outcome) = reported.try_recv() {
         assert_eq!((outcome.up, outcome.down, outcome.address), (0, 0, None), "{outcome:?}");
         assert!(matches!(outcome.end, End::Refused(_) | End::Stopped | End::Broken), "{outcome:?}");
         numbers.extend(outcome.attempt.map(|attempt| attempt.number));

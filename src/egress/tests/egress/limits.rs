@@ -47,13 +47,13 @@ async fn connections_beyond_the_limit_are_refused() {
     let mut one = tunnel(&world, port).await;
     let two = tunnel(&world, port).await;
     ends(TcpStream::connect(world.proxy).await.unwrap()).await;
-    assert_eq!(code(&world.told().await), "too-many");
+    assert_eq!(code(&world.reported().await), "too-many");
     // Existing connections continue, and one that ends frees a slot.
     one.write_all(b"x").await.unwrap();
     assert_eq!(timeout(SOON, one.read_u8()).await.unwrap().unwrap(), b'x');
     drop(two);
-    let told = world.told().await;
-    assert!(matches!(told.end, End::Closed | End::Broken), "{told:?}");
+    let reported = world.reported().await;
+    assert!(matches!(reported.end, End::Closed | End::Broken), "{reported:?}");
     let again = async {
         loop {
             let mut stream = TcpStream::connect(world.proxy).await.unwrap();
@@ -73,7 +73,7 @@ async fn attempts_beyond_the_rate_are_refused() {
     let (world, port) = world(limits).await;
     let ask = format!("CONNECT mirror.example:{port} HTTP/1.1\r\n\r\n");
     for _ in 0..200 {
-        let answer = world.say(ask.as_bytes()).await;
+        let answer = world.exchange(ask.as_bytes()).await;
         if answer.starts_with(b"HTTP/1.1 429") {
             return;
         }
@@ -87,14 +87,14 @@ async fn connections_end_when_the_total_is_used_up() {
     let mut stream = tunnel(&world, port).await;
     let _ = stream.write_all(&vec![b'x'; 200_000]).await;
     ends(stream).await;
-    let told = world.told().await;
-    assert_eq!(code(&told), "spent");
-    assert!(told.up + told.down <= 100_000, "{told:?}");
+    let reported = world.reported().await;
+    assert_eq!(code(&reported), "spent");
+    assert!(reported.up + reported.down <= 100_000, "{reported:?}");
     // Permanently.
     let mut stream = tunnel(&world, port).await;
     let _ = stream.write_all(b"x").await;
     ends(stream).await;
-    assert_eq!(code(&world.told().await), "spent");
+    assert_eq!(code(&world.reported().await), "spent");
 }
 
 #[tokio::test]
@@ -122,7 +122,7 @@ async fn idle_connections_are_closed() {
     let short = Duration::from_millis(200);
     let (world, port) = world(Limits { idle: short, ..Limits::default() }).await;
     ends(tunnel(&world, port).await).await;
-    assert_eq!(world.told().await.end, End::Idle);
+    assert_eq!(world.reported().await.end, End::Idle);
 }
 
 #[tokio::test]
@@ -135,7 +135,7 @@ async fn half_closed_connections_end_sooner() {
     let mut stream = tunnel(&world, port).await;
     stream.shutdown().await.unwrap();
     ends(stream).await;
-    assert_eq!(world.told().await.end, End::Idle);
+    assert_eq!(world.reported().await.end, End::Idle);
 }
 
 #[tokio::test]
@@ -187,9 +187,9 @@ async fn stop_reports_all_outcomes() {
     stream.write_all(b"x").await.unwrap();
     timeout(SOON, stream.read_u8()).await.unwrap().unwrap();
     timeout(SOON, world.egress.stop()).await.expect("it stops");
-    let told = world.told().await;
-    assert_eq!(told.end, End::Stopped);
-    assert_eq!((told.up, told.down), (1, 1));
+    let reported = world.reported().await;
+    assert_eq!(reported.end, End::Stopped);
+    assert_eq!((reported.up, reported.down), (1, 1));
     ends(stream).await;
 }
 
@@ -205,10 +205,10 @@ async fn revoked_connection_ends() {
     timeout(SOON, gone.read_u8()).await.unwrap().unwrap();
     world.gate.forbid("mirror.example");
     ends(gone).await;
-    let told = world.told().await;
-    assert_eq!(told.end, End::Revoked("no longer".into()));
-    assert!(told.allowed && told.grounds.is_some(), "{:?}", told.end);
-    assert_eq!((told.up, told.down), (1, 1));
+    let reported = world.reported().await;
+    assert_eq!(reported.end, End::Revoked("no longer".into()));
+    assert!(reported.allowed && reported.grounds.is_some(), "{:?}", reported.end);
+    assert_eq!((reported.up, reported.down), (1, 1));
     stays.write_all(b"y").await.unwrap();
     assert_eq!(timeout(SOON, stays.read_u8()).await.unwrap().unwrap(), b'y');
 }
@@ -233,9 +233,9 @@ async fn attempt_revoked_before_it_is_open_is_refused() {
     let (world, stream) = undecided().await;
     world.gate.forbid("undecided.example");
     ends(stream).await;
-    let told = world.told().await;
-    assert_eq!(code(&told), "policy");
-    assert!(!told.allowed && told.grounds.is_some(), "{:?}", told.end);
+    let reported = world.reported().await;
+    assert_eq!(code(&reported), "policy");
+    assert!(!reported.allowed && reported.grounds.is_some(), "{:?}", reported.end);
 }
 
 /// An attempt whose program disconnects during the decision is reported, too.
@@ -243,7 +243,7 @@ async fn attempt_revoked_before_it_is_open_is_refused() {
 async fn abandoned_attempt_is_reported() {
     let (world, _stream) = undecided().await;
     timeout(SOON, world.egress.stop()).await.expect("it stops");
-    let told = world.told().await;
-    assert_eq!(told.end, End::Stopped);
-    assert!(!told.allowed);
+    let reported = world.reported().await;
+    assert_eq!(reported.end, End::Stopped);
+    assert!(!reported.allowed);
 }

@@ -67,28 +67,28 @@ async fn curl_reaches_listed_hosts_only() {
             let (well, said) =
                 run("curl", &["-sS", "--cacert", &ca, "-x", &proxy, &url], &[]).await;
             assert!(well && said.starts_with("GET /deep HTTP/1.1"), "{proxy} {url}: {said}");
-            assert_eq!(code(&scene.world.told().await), "Closed");
+            assert_eq!(code(&scene.world.reported().await), "Closed");
         }
     }
     // Through a tunnel, in plain text.
     let proxy = format!("http://{at}");
     let (well, said) = run("curl", &["-sS", "-p", "-x", &proxy, &scene.web_url()], &[]).await;
     assert!(well && said.starts_with("GET /deep HTTP/1.1"), "{said}");
-    assert_eq!(code(&scene.world.told().await), "Closed");
+    assert_eq!(code(&scene.world.reported().await), "Closed");
     // Directly, at the host's address inside.
     let direct = scene.world.direct("tls.example", scene.tls.port).await;
     let to = format!("tls.example:{}:{direct}", scene.tls.port);
     let (well, said) =
         run("curl", &["-sS", "--cacert", &ca, "--connect-to", &to, &scene.tls_url()], &[]).await;
     assert!(well && said.starts_with("GET /deep HTTP/1.1"), "{said}");
-    assert_eq!(code(&scene.world.told().await), "Closed");
+    assert_eq!(code(&scene.world.reported().await), "Closed");
     // The error names an unlisted host.
     let (well, said) = run("curl", &["-sS", "-x", &proxy, "http://evil.example/"], &[]).await;
     assert!(well && said.contains("egress = [\"http://evil.example:80\"]"), "{said}");
-    assert_eq!(code(&scene.world.told().await), "not-listed");
+    assert_eq!(code(&scene.world.reported().await), "not-listed");
     let (well, said) = run("curl", &["-sS", "-x", &proxy, "https://evil.example/"], &[]).await;
     assert!(!well && said.contains("403"), "{said}");
-    assert_eq!(code(&scene.world.told().await), "not-listed");
+    assert_eq!(code(&scene.world.reported().await), "not-listed");
 }
 
 #[tokio::test]

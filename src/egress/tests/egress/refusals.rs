@@ -11,7 +11,7 @@ use tokio::{
 
 use super::{
     hellos::{hello, with_ech},
-    support::{Names, Origin, Recorder, SOON, World, code, say},
+    support::{Names, Origin, Recorder, SOON, World, code, exchange},
 };
 
 fn connect(to: &str, then: &[u8]) -> Vec<u8> {
@@ -240,18 +240,18 @@ async fn ways_around_the_list_are_refused() {
     for (what, bytes, expected) in &table {
         let shown = String::from_utf8_lossy(bytes);
         let shown = shown.get(..shown.floor_char_boundary(200)).unwrap_or_default();
-        let answer = world.say(bytes).await;
-        let told = world.told().await;
+        let answer = world.exchange(bytes).await;
+        let reported = world.reported().await;
         assert_eq!(
-            code(&told),
+            code(&reported),
             *expected,
-            "{what}: {shown:?}\n{told:?}\n{}",
+            "{what}: {shown:?}\n{reported:?}\n{}",
             String::from_utf8_lossy(&answer)
         );
-        assert_eq!((told.up, told.down), (0, 0), "{what}: {shown:?}");
+        assert_eq!((reported.up, reported.down), (0, 0), "{what}: {shown:?}");
     }
     for origin in [&tls, &web, &db] {
-        assert_eq!(origin.heard(), "", "the host received data");
+        assert_eq!(origin.received(), "", "the host received data");
     }
     // No unlisted name was resolved.
     let asked = world.names.asked.lock().unwrap().clone();
@@ -277,18 +277,18 @@ async fn ways_around_the_list_are_refused_at_direct_sockets() {
         (in_two(&hello("tls.example")), "broken-hello"),
         (b"GET / HTTP/1.1\r\n\r\n".to_vec(), "not-tls"),
     ] {
-        let answer = say(at, &bytes).await;
+        let answer = exchange(at, &bytes).await;
         assert_eq!(answer.first(), Some(&21), "an alert of TLS");
-        assert_eq!(code(&world.told().await), expected);
+        assert_eq!(code(&world.reported().await), expected);
     }
     let at = world.direct("web.example", web.port).await;
-    let answer = say(at, b"GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n").await;
+    let answer = exchange(at, b"GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n").await;
     assert!(answer.starts_with(b"HTTP/1.1 400"), "{}", String::from_utf8_lossy(&answer));
-    assert_eq!(code(&world.told().await), "malformed");
+    assert_eq!(code(&world.reported().await), "malformed");
     let at = world.direct("elsewhere.example", 443).await;
-    say(at, &hello("elsewhere.example")).await;
-    assert_eq!(code(&world.told().await), "not-listed");
-    assert_eq!(tls.heard() + &web.heard(), "");
+    exchange(at, &hello("elsewhere.example")).await;
+    assert_eq!(code(&world.reported().await), "not-listed");
+    assert_eq!(tls.received() + &web.received(), "");
     assert!(world.gate.asked.lock().unwrap().is_empty());
 }
 
@@ -301,15 +301,15 @@ async fn name_that_changes_its_address_is_refused() {
     // Of a returned block that is not routed.
     world.names.know("rebind.example", &[&["3ffe::1"], &["127.0.0.1"], &["127.0.0.1", "::1"]]);
     let ask = connect(&format!("rebind.example:{port}"), &hello("rebind.example"));
-    world.say(&ask).await;
-    let told = world.told().await;
-    assert!(["unreachable", "slow"].contains(&&*code(&told)), "{told:?}");
-    assert_eq!(told.address, Some(format!("[3ffe::1]:{port}").parse().unwrap()));
+    world.exchange(&ask).await;
+    let reported = world.reported().await;
+    assert!(["unreachable", "slow"].contains(&&*code(&reported)), "{reported:?}");
+    assert_eq!(reported.address, Some(format!("[3ffe::1]:{port}").parse().unwrap()));
     for _ in 0..2 {
-        world.say(&ask).await;
-        let told = world.told().await;
-        assert_eq!(code(&told), "private-address");
-        assert_eq!(told.address, None);
+        world.exchange(&ask).await;
+        let reported = world.reported().await;
+        assert_eq!(code(&reported), "private-address");
+        assert_eq!(reported.address, None);
     }
     // One lookup for each attempt: the name is not resolved again between check and connection.
     assert_eq!(world.names.asked.lock().unwrap().len(), 3);
@@ -321,7 +321,7 @@ async fn name_that_changes_its_address_is_refused() {
 #[tokio::test]
 async fn refusals_contain_the_remedy() {
     let world = World::new(&["tls.example:443".to_owned()], Limits::default()).await;
-    let answer = world.say(&connect("evil.example:8443", b"")).await;
+    let answer = world.exchange(&connect("evil.example:8443", b"")).await;
     let answer = String::from_utf8(answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
     assert!(answer.contains("`evil.example:8443` is not in its list of hosts"), "{answer}");
@@ -329,13 +329,13 @@ async fn refusals_contain_the_remedy() {
         answer.contains("write `egress = [\"evil.example:8443\"]` below `[servers.notes]`"),
         "{answer}"
     );
-    assert!(matches!(world.told().await.end, End::Refused(_)));
+    assert!(matches!(world.reported().await.end, End::Refused(_)));
     for (bytes, reply) in [
         (socks(1, "evil.example", 443, b""), 2),
         (socks(1, "tls.example", 443, b""), 4),
         (socks(2, "tls.example", 443, b""), 7),
     ] {
-        let answer = world.say(&bytes).await;
+        let answer = world.exchange(&bytes).await;
         assert_eq!(answer[..4], [5, 0, 5, reply], "{answer:?}");
     }
 }
@@ -357,12 +357,12 @@ async fn ambiguous_bodies_are_refused() {
         let ask = format!(
             "{method} http://{host}/ HTTP/1.1\r\nHost: {host}\r\n{headers}\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
         );
-        world.say(ask.as_bytes()).await;
-        let code = code(&world.told().await);
-        let heard = web.heard().to_ascii_lowercase();
+        world.exchange(ask.as_bytes()).await;
+        let code = code(&world.reported().await);
+        let received = web.received().to_ascii_lowercase();
         assert_eq!(code != "malformed", passes, "{method} {headers}: {code}");
-        assert_eq!(!heard.is_empty(), passes, "{method} {headers}: {heard}");
-        assert!(!heard.contains("content-length"), "{heard}");
+        assert_eq!(!received.is_empty(), passes, "{method} {headers}: {received}");
+        assert!(!received.contains("content-length"), "{received}");
     }
 }
 
@@ -387,9 +387,9 @@ async fn invalid_answers_are_refused() {
         let mut said = Vec::new();
         timeout(SOON, stream.read_to_end(&mut said)).await.unwrap().unwrap();
         assert!(said.starts_with(b"HTTP/1.1 502"), "{}", String::from_utf8_lossy(&said));
-        let told = world.told().await;
-        assert_eq!(code(&told), "unreachable", "{answer:?}");
-        assert!(told.up > 0 && told.allowed);
+        let reported = world.reported().await;
+        assert_eq!(code(&reported), "unreachable", "{answer:?}");
+        assert!(reported.up > 0 && reported.allowed);
     }
 }
 
@@ -399,7 +399,7 @@ async fn address_inside_stands_for_its_name() {
     let web = Origin::clear().await;
     let port = web.port;
     let listed = format!("http://web.example:{port}=127.0.0.1").parse().unwrap();
-    let (gate, mut told) = Recorder::new();
+    let (gate, mut reported) = Recorder::new();
     let stand_in = ("192.0.2.7".parse().unwrap(), "web.example".parse().unwrap());
     let egress = Egress::with_stand_ins(
         "notes",
@@ -417,9 +417,13 @@ async fn address_inside_stands_for_its_name() {
     let mut answer = Vec::new();
     let (_, read) = tokio::join!(egress.converse(far, None), near.read_to_end(&mut answer));
     read.unwrap();
-    assert!(web.heard().contains(&format!("\r\nhost: web.example:{port}\r\n")), "{}", web.heard());
-    let told = told.recv().await.unwrap();
-    assert_eq!(told.attempt.unwrap().host.to_string(), "web.example");
+    assert!(
+        web.received().contains(&format!("\r\nhost: web.example:{port}\r\n")),
+        "{}",
+        web.received()
+    );
+    let reported = reported.recv().await.unwrap();
+    assert_eq!(reported.attempt.unwrap().host.to_string(), "web.example");
 }
 
 /// A forwarded plain HTTP request is the permitted one, with new framing.
@@ -434,18 +438,18 @@ async fn smuggled_requests_are_not_forwarded() {
          Proxy-Authorization: Basic eA==\r\nUpgrade: websocket\r\nX-End: 1\r\n\r\n\
          0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: evil.example\r\n\r\n"
     );
-    world.say(smuggled.as_bytes()).await;
-    let heard = web.heard().to_ascii_lowercase();
-    assert!(!heard.contains("smuggled") && !heard.contains("evil"), "{heard}");
-    if !heard.is_empty() {
-        assert!(heard.contains(&format!("\r\nhost: {host}\r\n")), "{heard}");
-        assert!(heard.contains("\r\nx-end: 1\r\n"), "{heard}");
+    world.exchange(smuggled.as_bytes()).await;
+    let received = web.received().to_ascii_lowercase();
+    assert!(!received.contains("smuggled") && !received.contains("evil"), "{received}");
+    if !received.is_empty() {
+        assert!(received.contains(&format!("\r\nhost: {host}\r\n")), "{received}");
+        assert!(received.contains("\r\nx-end: 1\r\n"), "{received}");
         for gone in ["x-hop", "proxy-auth", "upgrade", "keep-alive"] {
-            assert!(!heard.contains(gone), "{gone}: {heard}");
+            assert!(!received.contains(gone), "{gone}: {received}");
         }
         assert!(
-            !(heard.contains("content-length") && heard.contains("transfer-encoding")),
-            "{heard}"
+            !(received.contains("content-length") && received.contains("transfer-encoding")),
+            "{received}"
         );
     }
 }

@@ -73,8 +73,8 @@ async fn second_hello_for_the_same_host_passes() {
     assert_eq!(answered[5], 2, "a ServerHello");
     assert_ne!(answered[11..15], [0xcf, 0x21, 0xad, 0x74]);
     drop(stream);
-    let told = world.told().await;
-    assert!(!code(&told).contains('-'), "{told:?}", told = told.end);
+    let reported = world.reported().await;
+    assert!(!code(&reported).contains('-'), "{reported:?}", reported = reported.end);
 }
 
 #[tokio::test]
@@ -86,10 +86,15 @@ async fn second_hello_for_another_host_is_refused() {
     stream.write_all(&first).await.unwrap();
     hear(&mut stream, &mut client).await;
     stream.write_all(&renamed(&said(&mut client))).await.unwrap();
-    let told = world.told().await;
-    assert_eq!(code(&told), "other-server-name");
+    let reported = world.reported().await;
+    assert_eq!(code(&reported), "other-server-name");
     // At most the messages allowed before it, and nothing of it.
-    assert!(told.up <= u64::try_from(first.len() + 6).unwrap(), "{} {}", told.up, first.len());
+    assert!(
+        reported.up <= u64::try_from(first.len() + 6).unwrap(),
+        "{} {}",
+        reported.up,
+        first.len()
+    );
 }
 
 /// A program that does not wait for the server's request.
@@ -104,14 +109,16 @@ async fn immediate_second_hello_waits_and_is_refused() {
         let mut rest = Vec::new();
         let _ = timeout(SOON, stream.read_to_end(&mut rest)).await.unwrap();
         drop(stream);
-        let told = world.told().await;
+        let reported = world.reported().await;
         match again {
             true => {
-                assert_eq!(code(&told), expected);
-                assert_eq!(told.up, u64::try_from(first.len() + 6).unwrap());
+                assert_eq!(code(&reported), expected);
+                assert_eq!(reported.up, u64::try_from(first.len() + 6).unwrap());
             }
             // A server that did not request it refuses it itself.
-            false => assert!(["Closed", "Broken"].contains(&&*code(&told)), "{:?}", told.end),
+            false => {
+                assert!(["Closed", "Broken"].contains(&&*code(&reported)), "{:?}", reported.end)
+            }
         }
     }
 }
@@ -125,7 +132,11 @@ async fn other_data_after_the_hello_is_refused() {
     stream.write_all(&[&first[..], b"GET / HTTP/1.1\r\n\r\n"].concat()).await.unwrap();
     let mut rest = Vec::new();
     let _ = timeout(SOON, stream.read_to_end(&mut rest)).await.unwrap();
-    let told = world.told().await;
+    let reported = world.reported().await;
     // The server may have answered first, and then handles it.
-    assert!(["broken-hello", "Closed", "Broken"].contains(&&*code(&told)), "{:?}", told.end);
+    assert!(
+        ["broken-hello", "Closed", "Broken"].contains(&&*code(&reported)),
+        "{:?}",
+        reported.end
+    );
 }

@@ -28,7 +28,7 @@ pub const SOON: Duration = Duration::from_secs(60);
 /// Allows all hosts except `policy.example`, never decides about `undecided.example`, and keeps the
 /// reported outcomes.
 pub struct Recorder {
-    told: mpsc::UnboundedSender<Outcome>,
+    reported: mpsc::UnboundedSender<Outcome>,
     pub asked: Mutex<Vec<Attempt>>,
     /// Revoked host.
     forbidden: Mutex<Option<String>>,
@@ -59,17 +59,17 @@ impl Gate for Recorder {
         Verdict::Refuse(Forbidden { why: "no longer".into(), grounds: Some(grounds) })
     }
 
-    fn told(&self, outcome: Outcome) {
-        let _ = self.told.send(outcome);
+    fn report(&self, outcome: Outcome) {
+        let _ = self.reported.send(outcome);
     }
 }
 
 impl Recorder {
     /// Recorder and the channel of its outcomes.
     pub fn new() -> (Arc<Self>, mpsc::UnboundedReceiver<Outcome>) {
-        let (told, receiver) = mpsc::unbounded_channel();
+        let (reported, receiver) = mpsc::unbounded_channel();
         let new = Self {
-            told,
+            reported,
             asked: Mutex::default(),
             forbidden: Mutex::default(),
             changed: Notify::new(),
@@ -117,7 +117,7 @@ pub struct World {
     pub gate: Arc<Recorder>,
     pub names: Arc<Names>,
     pub proxy: SocketAddr,
-    told: tokio::sync::Mutex<mpsc::UnboundedReceiver<Outcome>>,
+    reported: tokio::sync::Mutex<mpsc::UnboundedReceiver<Outcome>>,
 }
 
 impl World {
@@ -138,7 +138,7 @@ impl World {
             let egress = egress.clone();
             async move { egress.review().await }
         });
-        Self { egress, gate, names, proxy, told: tokio::sync::Mutex::new(receiver) }
+        Self { egress, gate, names, proxy, reported: tokio::sync::Mutex::new(receiver) }
     }
 
     /// Another socket, at which a program expects a host.
@@ -151,8 +151,8 @@ impl World {
     }
 
     /// Next reported outcome.
-    pub async fn told(&self) -> Outcome {
-        timeout(SOON, async { self.told.lock().await.recv().await })
+    pub async fn reported(&self) -> Outcome {
+        timeout(SOON, async { self.reported.lock().await.recv().await })
             .await
             .expect("it is reported soon")
             .expect("the gate lives")
@@ -178,8 +178,8 @@ impl World {
     }
 
     /// Sends data to the proxy, closes the sending side, and returns the answer.
-    pub async fn say(&self, bytes: &[u8]) -> Vec<u8> {
-        say(self.proxy, bytes).await
+    pub async fn exchange(&self, bytes: &[u8]) -> Vec<u8> {
+        exchange(self.proxy, bytes).await
     }
 }
 
@@ -192,7 +192,7 @@ pub fn code(outcome: &Outcome) -> String {
 }
 
 /// Sends data, closes the sending side, and returns the answer.
-pub async fn say(to: SocketAddr, bytes: &[u8]) -> Vec<u8> {
+pub async fn exchange(to: SocketAddr, bytes: &[u8]) -> Vec<u8> {
     let mut stream = TcpStream::connect(to).await.unwrap();
     let mut answer = Vec::new();
     timeout(SOON, async {
@@ -209,7 +209,7 @@ pub async fn say(to: SocketAddr, bytes: &[u8]) -> Vec<u8> {
 /// Host that answers every HTTP request with the request itself, and keeps it.
 pub struct Origin {
     pub port: u16,
-    pub heard: Arc<Mutex<Vec<u8>>>,
+    pub received: Arc<Mutex<Vec<u8>>>,
     /// Certificate, if it uses TLS.
     pub certificate: String,
 }
@@ -251,8 +251,8 @@ impl Origin {
     async fn start(tls: Option<TlsAcceptor>, certificate: String) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let heard: Arc<Mutex<Vec<u8>>> = Arc::default();
-        let all = heard.clone();
+        let received: Arc<Mutex<Vec<u8>>> = Arc::default();
+        let all = received.clone();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let (all, tls) = (all.clone(), tls.clone());
@@ -268,11 +268,11 @@ impl Origin {
                 });
             }
         });
-        Self { port, heard, certificate }
+        Self { port, received, certificate }
     }
 
-    pub fn heard(&self) -> String {
-        String::from_utf8_lossy(&self.heard.lock().unwrap()).into_owned()
+    pub fn received(&self) -> String {
+        String::from_utf8_lossy(&self.received.lock().unwrap()).into_owned()
     }
 }
 

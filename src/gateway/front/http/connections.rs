@@ -85,11 +85,11 @@ pub(super) struct ConnectionPermit {
     table: Arc<ConnectionTable>,
     number: u64,
     displaced: Arc<Notify>,
-    place: Mutex<Place>,
+    slot: Mutex<Slot>,
 }
 
 /// Owner that a connection counts for.
-enum Place {
+enum Slot {
     /// A network whose connection has not authenticated.
     Unauthenticated(IpAddr),
     Client(PrincipalKind),
@@ -134,7 +134,7 @@ impl ConnectionTable {
         let network = network(address);
         let mut state = self.state.lock();
         let displaced = Arc::new(Notify::new());
-        let permit = self.permit(&mut state, displaced, Place::Unauthenticated(network));
+        let permit = self.permit(&mut state, displaced, Slot::Unauthenticated(network));
         let crowded = state.insert(network, permit.number, permit.displaced.clone(), &self.bounds);
         (permit, crowded)
     }
@@ -154,18 +154,18 @@ impl ConnectionTable {
         }
         state.authenticated_count += 1;
         let displaced = Arc::new(Notify::new());
-        let place = Place::Proxy(state.idle(&displaced));
-        Some(self.permit(&mut state, displaced, place))
+        let slot = Slot::Proxy(state.idle(&displaced));
+        Some(self.permit(&mut state, displaced, slot))
     }
 
     fn permit(
         self: &Arc<Self>,
         state: &mut State,
         displaced: Arc<Notify>,
-        place: Place,
+        slot: Slot,
     ) -> ConnectionPermit {
         let number = state.number();
-        ConnectionPermit { table: self.clone(), number, displaced, place: Mutex::new(place) }
+        ConnectionPermit { table: self.clone(), number, displaced, slot: Mutex::new(slot) }
     }
 }
 
@@ -175,7 +175,7 @@ impl ConnectionPermit {
     pub async fn displaced(&self) {
         loop {
             self.displaced.notified().await;
-            if !self.has_place() {
+            if !self.has_slot() {
                 return;
             }
         }
@@ -183,19 +183,19 @@ impl ConnectionPermit {
 
     /// Whether it is a trusted proxy's, with requests of many clients.
     pub fn is_proxy(&self) -> bool {
-        matches!(*self.place.lock(), Place::Proxy(_))
+        matches!(*self.slot.lock(), Slot::Proxy(_))
     }
 
-    fn has_place(&self) -> bool {
-        let place = self.place.lock();
-        self.table.state.lock().has(&place, self.number)
+    fn has_slot(&self) -> bool {
+        let slot = self.slot.lock();
+        self.table.state.lock().has(&slot, self.number)
     }
 
     /// Counts a trusted proxy's connection as busy. If it was displaced, it stays if there is a
     /// free slot.
     fn begin_request(&self) {
-        let mut place = self.place.lock();
-        let Place::Proxy(forwarding) = &mut *place else { return };
+        let mut slot = self.slot.lock();
+        let Slot::Proxy(forwarding) = &mut *slot else { return };
         let Forwarding::Idle(since) = *forwarding else { return };
         let mut state = self.table.state.lock();
         if state.idle_proxies.remove(&since).is_none() {
@@ -210,11 +210,11 @@ impl ConnectionPermit {
     /// Counts a trusted proxy's connection for its only client, by the client's address.
     pub fn dedicate(&self, client: IpAddr) {
         let network = network(client);
-        let mut place = self.place.lock();
+        let mut slot = self.slot.lock();
         let mut state = self.table.state.lock();
-        state.leave(&place, self.number);
+        state.leave(&slot, self.number);
         state.insert(network, self.number, self.displaced.clone(), &self.table.bounds);
-        *place = Place::Unauthenticated(network);
+        *slot = Slot::Unauthenticated(network);
     }
 
     /// Counts the connection, or the request that a trusted proxy forwards, for an authenticated
@@ -224,15 +224,13 @@ impl ConnectionPermit {
     /// `rate-limited` if the principal, or all of them, have no free slot. The connection then
     /// counts as before.
     pub fn authenticate(&self, principal: &PrincipalKind) -> Result<(), Refusal> {
-        let mut place = self.place.lock();
-        let is_proxy = match &*place {
-            Place::Client(known) | Place::Proxy(Forwarding::Client(known))
-                if known == principal =>
-            {
+        let mut slot = self.slot.lock();
+        let is_proxy = match &*slot {
+            Slot::Client(known) | Slot::Proxy(Forwarding::Client(known)) if known == principal => {
                 return Ok(());
             }
-            Place::Proxy(_) => true,
-            Place::Unauthenticated(_) | Place::Client(_) => false,
+            Slot::Proxy(_) => true,
+            Slot::Unauthenticated(_) | Slot::Client(_) => false,
         };
         let bounds = &self.table.bounds;
         let mut state = self.table.state.lock();
@@ -241,11 +239,10 @@ impl ConnectionPermit {
             return Err(full("too many connections of this client are open")
                 .detail(format!("limits.connections.per-client = {}", bounds.per_client)));
         }
-        let has_place =
-            !matches!(*place, Place::Unauthenticated(_)) && state.has(&place, self.number);
-        let is_idle = matches!(*place, Place::Proxy(Forwarding::Idle(_)));
-        let idle = state.idle_proxies.len() - usize::from(is_idle && has_place);
-        let busy_others = state.authenticated_count - usize::from(has_place) - idle;
+        let has_slot = !matches!(*slot, Slot::Unauthenticated(_)) && state.has(&slot, self.number);
+        let is_idle = matches!(*slot, Slot::Proxy(Forwarding::Idle(_)));
+        let idle = state.idle_proxies.len() - usize::from(is_idle && has_slot);
+        let busy_others = state.authenticated_count - usize::from(has_slot) - idle;
         let (most, whom) = match open < FEW {
             true => (bounds.authenticated, "authenticated clients"),
             false => (
@@ -253,18 +250,18 @@ impl ConnectionPermit {
                 "clients that have many connections",
             ),
         };
-        if busy_others >= most || !has_place && !state.make_room(bounds) {
+        if busy_others >= most || !has_slot && !state.make_room(bounds) {
             return Err(full("too many connections are open")
                 .detail(format!("limits.connections: {most} are for {whom}")));
         }
         *state.clients.entry(principal.clone()).or_default() += 1;
         let principal = principal.clone();
         let next = if is_proxy {
-            Place::Proxy(Forwarding::Client(principal))
+            Slot::Proxy(Forwarding::Client(principal))
         } else {
-            Place::Client(principal)
+            Slot::Client(principal)
         };
-        let before = std::mem::replace(&mut *place, next);
+        let before = std::mem::replace(&mut *slot, next);
         state.leave(&before, self.number);
         state.authenticated_count += 1;
         Ok(())
@@ -276,10 +273,10 @@ impl ConnectionPermit {
     /// # Errors
     /// `rate-limited` if the network has no free slot.
     pub fn forward_anonymous(&self, client: IpAddr) -> Result<(), Refusal> {
-        let mut place = self.place.lock();
-        let forwarding = match &mut *place {
-            Place::Proxy(forwarding @ Forwarding::Unknown) => forwarding,
-            Place::Proxy(Forwarding::Idle(_)) => return Err(full("too many connections are open")),
+        let mut slot = self.slot.lock();
+        let forwarding = match &mut *slot {
+            Slot::Proxy(forwarding @ Forwarding::Unknown) => forwarding,
+            Slot::Proxy(Forwarding::Idle(_)) => return Err(full("too many connections are open")),
             _ => return Ok(()),
         };
         let network = network(client);
@@ -297,8 +294,8 @@ impl ConnectionPermit {
 
     /// Ends what the request of a trusted proxy's connection counts for.
     fn end_request(&self) {
-        let mut place = self.place.lock();
-        if let Place::Proxy(forwarding) = &mut *place
+        let mut slot = self.slot.lock();
+        if let Slot::Proxy(forwarding) = &mut *slot
             && !matches!(forwarding, Forwarding::Idle(_))
         {
             let mut state = self.table.state.lock();
@@ -310,7 +307,7 @@ impl ConnectionPermit {
 
 impl Drop for ConnectionPermit {
     fn drop(&mut self) {
-        self.table.state.lock().leave(self.place.get_mut(), self.number);
+        self.table.state.lock().leave(self.slot.get_mut(), self.number);
     }
 }
 
@@ -386,20 +383,20 @@ impl State {
     }
 
     /// Whether a connection was not displaced.
-    fn has(&self, place: &Place, number: u64) -> bool {
-        match place {
-            Place::Unauthenticated(network) => {
+    fn has(&self, slot: &Slot, number: u64) -> bool {
+        match slot {
+            Slot::Unauthenticated(network) => {
                 self.unauthenticated.get(network).is_some_and(|open| open.contains_key(&number))
             }
-            Place::Proxy(Forwarding::Idle(since)) => self.idle_proxies.contains_key(since),
-            Place::Proxy(_) | Place::Client(_) => true,
+            Slot::Proxy(Forwarding::Idle(since)) => self.idle_proxies.contains_key(since),
+            Slot::Proxy(_) | Slot::Client(_) => true,
         }
     }
 
     /// Releases what a connection counts for.
-    fn leave(&mut self, place: &Place, number: u64) {
-        match place {
-            Place::Unauthenticated(network) => {
+    fn leave(&mut self, slot: &Slot, number: u64) {
+        match slot {
+            Slot::Unauthenticated(network) => {
                 // A displaced connection was removed already.
                 let open = self.unauthenticated.get_mut(network);
                 if open.is_some_and(|open| open.remove(&number).is_some()) {
@@ -407,17 +404,17 @@ impl State {
                     self.forget_if_empty(*network);
                 }
             }
-            Place::Client(principal) => {
+            Slot::Client(principal) => {
                 self.authenticated_count -= 1;
                 decrease(&mut self.clients, principal);
             }
-            Place::Proxy(Forwarding::Idle(since)) => {
+            Slot::Proxy(Forwarding::Idle(since)) => {
                 // A displaced connection was removed already.
                 if self.idle_proxies.remove(since).is_some() {
                     self.authenticated_count -= 1;
                 }
             }
-            Place::Proxy(forwarding) => {
+            Slot::Proxy(forwarding) => {
                 self.authenticated_count -= 1;
                 self.end_forwarding(forwarding);
             }

@@ -144,11 +144,11 @@ impl Front {
         });
         let mut message = None;
         let taken = async {
-            let (connection, place) = found?;
+            let (connection, call_permit) = found?;
             let text = self.body(&visitor, request.into_body()).await?;
             message = Some(text.clone());
             // The response to `initialize` is sent on the stream, so it is not awaited here.
-            connection.take(text, place, visitor.address).await
+            connection.take(text, call_permit, visitor.address).await
         };
         match taken.await {
             Ok(_) => StatusCode::ACCEPTED.into_response(),

@@ -56,7 +56,7 @@ const SESSION: &str = "mcp-session-id";
 pub(super) struct Front {
     pub(super) proxy: Arc<Gateway>,
     keyring: Arc<Keyring>,
-    door: Arc<AuthMode>,
+    auth_mode: Arc<AuthMode>,
     connections: Arc<Connections>,
 }
 
@@ -112,15 +112,15 @@ pub fn network(
     address: SocketAddr,
 ) -> Router {
     let hosts = Hosts::new(listen, address);
-    let door = Arc::new(AuthMode::Network { hosts, anonymous: Anonymous::of(listen) });
-    let front = Front { proxy: proxy.clone(), keyring, door, connections: Arc::default() };
+    let auth_mode = Arc::new(AuthMode::Network { hosts, anonymous: Anonymous::of(listen) });
+    let front = Front { proxy: proxy.clone(), keyring, auth_mode, connections: Arc::default() };
     mcp(front.clone()).merge(health(proxy)).merge(metrics::for_clients(front))
 }
 
 /// The routes of the local socket.
 pub fn local(proxy: Arc<Gateway>, keyring: Arc<Keyring>) -> Router {
-    let (door, connections) = (Arc::new(AuthMode::Local), Arc::default());
-    mcp(Front { proxy: proxy.clone(), keyring, door, connections })
+    let (auth_mode, connections) = (Arc::new(AuthMode::Local), Arc::default());
+    mcp(Front { proxy: proxy.clone(), keyring, auth_mode, connections })
         .merge(health(proxy.clone()))
         .merge(metrics::for_owner(proxy))
 }
@@ -263,7 +263,7 @@ impl From<Refusal> for NotAdmitted {
 
 impl Peer {
     /// Counts the request's connection for its principal.
-    fn take_place(&self, request: &Request) -> Result<(), Refusal> {
+    fn take_slot(&self, request: &Request) -> Result<(), Refusal> {
         let Some(permit) = request.extensions().get::<Arc<ConnectionPermit>>() else {
             return Ok(());
         };
@@ -300,7 +300,7 @@ struct ReceivedMessage {
     view: View,
     /// Whether the client accepts an event stream.
     streams: bool,
-    place: ConcurrencyPermit,
+    call_permit: ConcurrencyPermit,
     text: Bytes,
 }
 
@@ -334,7 +334,7 @@ impl Front {
     pub(super) fn admit(&self, request: &Request) -> Result<Peer, NotAdmitted> {
         let headers = request.headers();
         let address = request.extensions().get::<SocketAddr>().copied();
-        match &*self.door {
+        match &*self.auth_mode {
             AuthMode::Network { hosts, anonymous } => {
                 let key = bearer(headers);
                 let known = key.as_ref().ok().and_then(Option::as_ref);
@@ -365,7 +365,7 @@ impl Front {
                     Err(fault) => return Err(unknown(&fault.to_string()).into()),
                 };
                 let visitor = Peer { principal, transport: Transport::Http, address };
-                match visitor.take_place(request) {
+                match visitor.take_slot(request) {
                     Ok(()) => Ok(visitor),
                     Err(refusal) => Err(NotAdmitted { visitor: Some(Box::new(visitor)), refusal }),
                 }
@@ -424,7 +424,7 @@ impl Front {
         message: Option<&[u8]>,
         id: Option<&Id>,
     ) -> Bytes {
-        let transport = match (visitor, &*self.door) {
+        let transport = match (visitor, &*self.auth_mode) {
             (Some(visitor), _) => visitor.transport,
             (None, AuthMode::Network { .. }) => Transport::Http,
             (None, AuthMode::Local) => Transport::Unix,
@@ -451,8 +451,8 @@ impl Front {
             Ok(streams) => streams,
             Err(refusal) => return away(refusal).await,
         };
-        let place = match self.proxy.admission.acquire(&visitor.principal) {
-            Ok(place) => place,
+        let call_permit = match self.proxy.admission.acquire(&visitor.principal) {
+            Ok(call_permit) => call_permit,
             Err(refusal) => return away(refusal).await,
         };
         let text = match self.body(&visitor, body).await {
@@ -460,13 +460,13 @@ impl Front {
             Err(refusal) => return away(refusal).await,
         };
         let (party, weight) = (Party::Client(visitor.principal.kind.clone()), Weight::of(&text));
-        let arrived = ReceivedMessage { visitor, headers, view, streams, place, text };
+        let arrived = ReceivedMessage { visitor, headers, view, streams, call_permit, text };
         in_turns(party, weight, self.take(arrived)).await
     }
 
     /// Handles the message of a POST after its body has arrived.
     async fn take(&self, arrived: ReceivedMessage) -> Response {
-        let ReceivedMessage { visitor, headers, view, streams, place, text } = arrived;
+        let ReceivedMessage { visitor, headers, view, streams, call_permit, text } = arrived;
         let away = |refusal, message: Option<Bytes>, id: Option<Id>| {
             let (visitor, address) = (&visitor, visitor.address);
             async move {
@@ -478,7 +478,7 @@ impl Front {
             let revision = session.revision;
             let caller = visitor.caller(view, Some(session), revision);
             let carrier = responder::Responder { proxy: self.proxy.clone(), caller, streams };
-            return match carrier.batch(&text, place).await {
+            return match carrier.batch(&text, call_permit).await {
                 Ok(response) => response,
                 Err(refusal) => away(refusal, Some(text.clone()), None).await,
             };
@@ -512,7 +512,9 @@ impl Front {
         if revision.is_modern() {
             caller.headers = request_checks::params(&headers, visitor.transport);
         }
-        responder::Responder { proxy: self.proxy.clone(), caller, streams }.one(frame, place).await
+        responder::Responder { proxy: self.proxy.clone(), caller, streams }
+            .one(frame, call_permit)
+            .await
     }
 
     /// The session of a batch, if its revision has batches. Otherwise a batch is not a valid

@@ -251,9 +251,9 @@ fn modern_request(
         method if Method::TASK.contains(&method) && method != Method::TASKS_RESULT => "taskId",
         _ => return Ok(()),
     };
-    let said = params.and_then(|params| params.string(name));
+    let in_body = params.and_then(|params| params.string(name));
     let header = header_text(headers, "mcp-name")?;
-    if said.is_none() || header.as_deref().and_then(decoded).as_deref() != said.as_deref() {
+    if in_body.is_none() || header.as_deref().and_then(decoded).as_deref() != in_body.as_deref() {
         return Err(mismatch("Mcp-Name"));
     }
     Ok(())

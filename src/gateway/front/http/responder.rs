@@ -88,8 +88,8 @@ enum ResponseMode {
 
 impl Responder {
     /// Handles a message and waits for its response.
-    pub async fn one(self, frame: Frame, place: ConcurrencyPermit) -> Response {
-        let sent = InFlight::take(&self.proxy, self.caller.clone(), frame, place);
+    pub async fn one(self, frame: Frame, call_permit: ConcurrencyPermit) -> Response {
+        let sent = InFlight::take(&self.proxy, self.caller.clone(), frame, call_permit);
         let (id, revision) = (sent.id().cloned(), self.caller.revision);
         match self.clone().carry(vec![sent]).await {
             Some(ResponseMode::Whole(mut answers)) => match answers.pop() {
@@ -108,8 +108,12 @@ impl Responder {
     ///
     /// # Errors
     /// A refusal of the whole text if it is not a batch.
-    pub async fn batch(self, text: &Bytes, place: ConcurrencyPermit) -> Result<Response, Refusal> {
-        let sent = batch::take(&self.proxy, &self.caller, text, place).await?;
+    pub async fn batch(
+        self,
+        text: &Bytes,
+        call_permit: ConcurrencyPermit,
+    ) -> Result<Response, Refusal> {
+        let sent = batch::take(&self.proxy, &self.caller, text, call_permit).await?;
         Ok(match self.clone().carry(sent).await {
             Some(ResponseMode::Whole(answers)) => match all(answers) {
                 Some(response) => response,

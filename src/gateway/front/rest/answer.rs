@@ -215,24 +215,24 @@ mod tests {
 
     #[tokio::test]
     async fn an_answer_holds_its_place_until_it_is_written() {
-        let place = Arc::new(());
+        let call_permit = Arc::new(());
         for (text, show) in [
             (r#"{"result":{"a":1}}"#, whole as fn(Bytes) -> Option<Parts>),
             (r#"{"error":{"code":1}}"#, whole),
             (r#"{"result":{"tools":[]}}"#, tools),
         ] {
-            let text = Bytes::from_owner(Holding(text, place.clone()));
+            let text = Bytes::from_owner(Holding(text, call_permit.clone()));
             let elements = vec![Reply::of(answered(text), show).into_element()];
             let mut body = json(StatusCode::OK, array(elements)).into_body().into_data_stream();
             let mut written = 0;
             while let Some(part) = body.next().await {
                 written += part.unwrap().len();
                 if written == 1 {
-                    assert_eq!(Arc::strong_count(&place), 2);
+                    assert_eq!(Arc::strong_count(&call_permit), 2);
                 }
             }
             assert!(written > 20);
-            assert_eq!(Arc::strong_count(&place), 1);
+            assert_eq!(Arc::strong_count(&call_permit), 1);
         }
     }
 

@@ -96,9 +96,9 @@ async fn tools(State(front): State<Front>, named: CallQuery, request: Request) -
     let listed = async {
         let asked = named.read()?;
         let view = front.view_of(asked.server.as_deref())?;
-        let place = front.proxy.admission.acquire(&visitor.principal)?;
+        let call_permit = front.proxy.admission.acquire(&visitor.principal)?;
         let params = call::list(asked.cursor.as_deref());
-        let sent = send(&front, &visitor, view, Method::TOOLS_LIST, &params, place)?;
+        let sent = send(&front, &visitor, view, Method::TOOLS_LIST, &params, call_permit)?;
         Ok(finish(sent).await)
     };
     let replied = async {
@@ -115,13 +115,15 @@ async fn invoke(State(front): State<Front>, named: CallQuery, request: Request) 
         Ok(entered) => entered,
         Err(reply) => return reply.into_response(),
     };
-    let ReceivedCall { view, place, text } = match arrive(&front, &visitor, named, request).await {
-        Ok(arrived) => arrived,
-        Err(refusal) => return settled(&front, &visitor, refusal, None).await.into_response(),
-    };
+    let ReceivedCall { view, call_permit, text } =
+        match arrive(&front, &visitor, named, request).await {
+            Ok(arrived) => arrived,
+            Err(refusal) => return settled(&front, &visitor, refusal, None).await.into_response(),
+        };
     let invoked = async {
-        let sent = call::parse(text.clone(), front.proxy.request_caps())
-            .and_then(|params| send(&front, &visitor, view, Method::TOOLS_CALL, &params, place));
+        let sent = call::parse(text.clone(), front.proxy.request_caps()).and_then(|params| {
+            send(&front, &visitor, view, Method::TOOLS_CALL, &params, call_permit)
+        });
         match sent {
             Ok(sent) => Reply::of(finish(sent).await, answer::whole),
             Err(refusal) => settled(&front, &visitor, refusal, Some(&text)).await,
@@ -135,11 +137,12 @@ async fn invoke_all(State(front): State<Front>, named: CallQuery, request: Reque
         Ok(entered) => entered,
         Err(reply) => return reply.into_response(),
     };
-    let ReceivedCall { view, place, text } = match arrive(&front, &visitor, named, request).await {
-        Ok(arrived) => arrived,
-        Err(refusal) => return settled(&front, &visitor, refusal, None).await.into_response(),
-    };
-    let invoked = invoke_each(&front, &visitor, view, place, &text);
+    let ReceivedCall { view, call_permit, text } =
+        match arrive(&front, &visitor, named, request).await {
+            Ok(arrived) => arrived,
+            Err(refusal) => return settled(&front, &visitor, refusal, None).await.into_response(),
+        };
+    let invoked = invoke_each(&front, &visitor, view, call_permit, &text);
     in_turns(party(&visitor), Weight::of(&text), invoked).await
 }
 
@@ -147,7 +150,7 @@ async fn invoke_each(
     front: &Front,
     visitor: &Peer,
     view: View,
-    place: ConcurrencyPermit,
+    call_permit: ConcurrencyPermit,
     text: &Bytes,
 ) -> Response {
     let calls = match elements(text, MOST, front.proxy.request_caps()) {
@@ -156,13 +159,13 @@ async fn invoke_each(
             return settled(front, visitor, flaw.into(), Some(text)).await.into_response();
         }
     };
-    let place = Mutex::new(Some(place));
+    let call_permit = Mutex::new(Some(call_permit));
     let replies = calls.into_iter().map(async |text| {
         let sent = call::parse(text.clone(), front.proxy.request_caps()).and_then(|params| {
-            let first = place.lock().take();
-            let place =
+            let first = call_permit.lock().take();
+            let call_permit =
                 first.map_or_else(|| front.proxy.admission.acquire(&visitor.principal), Ok)?;
-            send(front, visitor, view.clone(), Method::TOOLS_CALL, &params, place)
+            send(front, visitor, view.clone(), Method::TOOLS_CALL, &params, call_permit)
         });
         match sent {
             Ok(sent) => Reply::of(finish(sent).await, answer::whole).into_element(),
@@ -195,7 +198,7 @@ async fn other_verb(front: Front, request: Request, allowed: &'static str) -> Re
 /// A body with the data that its calls need.
 struct ReceivedCall {
     view: View,
-    place: ConcurrencyPermit,
+    call_permit: ConcurrencyPermit,
     text: Bytes,
 }
 
@@ -211,9 +214,9 @@ async fn arrive(
     }
     let view = front.view_of(asked.server.as_deref())?;
     request_checks::is_json(request.headers())?;
-    let place = front.proxy.admission.acquire(&visitor.principal)?;
+    let call_permit = front.proxy.admission.acquire(&visitor.principal)?;
     let text = front.body(visitor, request.into_body()).await?;
-    Ok(ReceivedCall { view, place, text })
+    Ok(ReceivedCall { view, call_permit, text })
 }
 
 /// The party whose turns the work on a caller's messages takes.
@@ -228,14 +231,14 @@ fn send(
     view: View,
     method: &str,
     params: &[u8],
-    place: ConcurrencyPermit,
+    call_permit: ConcurrencyPermit,
 ) -> Result<InFlight, Refusal> {
     let text = Frame::request(1, method, params);
     let mut caps = front.proxy.request_caps();
     // The proxy's own additions do not count against the client's limit.
     caps.bytes = caps.bytes.max(text.len());
     let caller = visitor.caller(view, None, Revision::LATEST_MODERN);
-    Ok(InFlight::take(&front.proxy, caller, Frame::parse(text, caps)?, place))
+    Ok(InFlight::take(&front.proxy, caller, Frame::parse(text, caps)?, call_permit))
 }
 
 /// Waits for the result of a request. Notifications are dropped.

@@ -18,7 +18,7 @@ fn asked(terms: Terms<'_>, index: &Index, principal: &Principal, name: &str) -> 
     let resource = Resource::Tool { server: &server, name, claims: Claims::default() };
     let (subject, action) = (Subject::Client(principal), Action::CallTool);
     let about = About { subject, action, resource, own: false };
-    let known = index.known(terms, Asker::of(&subject), about).unwrap();
+    let known = index.known(terms, CachedSubject::of(&subject), about).unwrap();
     (known.concern().open.len(), known.concern().entities)
 }
 
@@ -103,7 +103,8 @@ fn principals_share_nothing_that_a_policy_can_tell_apart() {
                 for (resource, expected) in [(tool(true), read_only), (tool(false), other)] {
                     let subject = Subject::Client(principal);
                     let about = About { subject, action: Action::CallTool, resource, own: false };
-                    let shown = index.could_allow(terms, Asker::of(&subject), about).unwrap();
+                    let shown =
+                        index.could_allow(terms, CachedSubject::of(&subject), about).unwrap();
                     assert_eq!(shown, *expected, "{principal:?} {resource:?}");
                 }
             }
@@ -128,7 +129,7 @@ fn a_thing_that_a_condition_names_is_seen_in_its_own_question_alone() {
                 let resource = Resource::Tool { server: &server, name, claims };
                 let (subject, action) = (Subject::Client(&some), Action::CallTool);
                 let about = About { subject, action, resource, own: false };
-                let shown = index.could_allow(terms, Asker::of(&subject), about).unwrap();
+                let shown = index.could_allow(terms, CachedSubject::of(&subject), about).unwrap();
                 assert_eq!(shown, name != "vip", "{name} of {names:?}");
             }
         });

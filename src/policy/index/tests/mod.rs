@@ -24,15 +24,15 @@ use portcullis_protocol::{
     names::ServerName,
 };
 
+mod generated;
 mod kept;
-mod made;
 
-use made::*;
+use generated::*;
 
 /// Results of plain Cedar with all data: decision, determining policies, errors.
-type Said = (bool, Vec<String>, Vec<(String, &'static str)>);
+type Plain = (bool, Vec<String>, Vec<(String, &'static str)>);
 
-fn plain(terms: Terms<'_>, policies: &PolicySet, request: &Request<'_>) -> Said {
+fn plain(terms: Terms<'_>, policies: &PolicySet, request: &Request<'_>) -> Plain {
     let about = About::of(request);
     let answer = plainly(terms, policies, about, request);
     let own = about.own(terms.vocabulary).map(|own| plainly(terms, policies, own, request));
@@ -78,7 +78,7 @@ fn plainly(
 }
 
 /// Results of plain Cedar for all policies at once, for a single request.
-fn at_once(terms: Terms<'_>, policies: &PolicySet, request: &Request<'_>) -> Said {
+fn at_once(terms: Terms<'_>, policies: &PolicySet, request: &Request<'_>) -> Plain {
     let (question, entities) = whole(terms.vocabulary, terms.schema, About::of(request), request);
     let response = Authorizer::new().is_authorized(&question, policies, &entities);
     let mut reasons: Vec<_> = response.diagnostics().reason().map(PolicyId::to_string).collect();
@@ -93,7 +93,7 @@ fn at_once(terms: Terms<'_>, policies: &PolicySet, request: &Request<'_>) -> Sai
     (response.decision() == Decision::Allow, reasons, errors)
 }
 
-fn indexed(terms: Terms<'_>, index: &Index, request: &Request<'_>) -> Said {
+fn indexed(terms: Terms<'_>, index: &Index, request: &Request<'_>) -> Plain {
     let answer = index.decide(terms, request).unwrap();
     let allowed = answer.permitted();
     let reasons = if allowed { &answer.permits } else { &answer.forbids };
@@ -156,7 +156,7 @@ fn check(texts: &[String], seed: usize, ground: &SchemaContext) -> Result<(), Te
     let some = pairs.map(|at| questions[at % questions.len()]);
     let some = some.chain((0..6).map(|step| own[(seed + step * 5) % own.len()]));
     for about in some.clone().chain(some) {
-        let shown = index.could_allow(terms, Asker::of(&about.subject), about).unwrap();
+        let shown = index.could_allow(terms, CachedSubject::of(&about.subject), about).unwrap();
         if let Some(certain) = partial(terms, &policies, &about) {
             prop_assert_eq!(shown, certain, "shown: {:?}\n{}", about, policies);
         }

@@ -29,9 +29,9 @@ impl Args {
     /// Parses the options.
     pub fn read(self) -> anyhow::Result<Asked> {
         let now = Zoned::now();
-        let when = self.which.says_when();
+        let when = self.which.uses_time();
         let mut filter = self.which.filter()?;
-        if !when && !filter.says_when() {
+        if !when && !filter.uses_time() {
             filter = filter.and(Filter::since(now.checked_sub(24.hours())?.timestamp()));
         }
         Ok(Asked { filter, top: self.top, now: now.timestamp() })

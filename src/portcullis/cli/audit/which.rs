@@ -107,7 +107,7 @@ impl Which {
     }
 
     /// Whether a start or an end time is given.
-    pub fn says_when(&self) -> bool {
+    pub fn uses_time(&self) -> bool {
         self.since.is_some() || self.until.is_some()
     }
 }

@@ -53,13 +53,13 @@ pub(super) fn running(status: &Value) -> Vec<Check> {
     let mut checks = Vec::new();
     if let Some(missing) = status["audit"]["missing"].as_object() {
         let since = missing.get("since").and_then(Value::as_str).unwrap_or("some time");
-        let detail = format!("CALLS GO ON WITHOUT A RECORD since {since}: the log takes none");
+        let detail = format!("calls continue without a record since {since}: the log accepts none");
         let remedy = "the proxy's own log says why: a full, slow or broken disk";
         checks.push(Check::fail("audit", detail, remedy));
     }
     if let Some(why) = status["audit"]["unsigned"].as_str() {
-        let detail = format!("NO CHECKPOINT IS SIGNED: {why}");
-        checks.push(Check::fail("audit", detail, "`portcullis audit verify` says more"));
+        let detail = format!("no checkpoint is signed: {why}");
+        checks.push(Check::fail("audit", detail, "run `portcullis audit verify`"));
     }
     checks
 }

@@ -9,7 +9,7 @@ use serde_json::json;
 use super::{compiled, found, wrong};
 use crate::cli::{
     Context, Exit,
-    signing_keys::{self, KeyPlace},
+    signing_keys::{self, KeyLocation},
 };
 use portcullis_foundation::{atomic_file, note_key::Verifier};
 use portcullis_plugin_host::{Artifact, Compiled, LoadError, Pin, Signed, signature_path};
@@ -32,8 +32,8 @@ pub struct Sign {
     component: PathBuf,
     /// The signing key: a file, or `env:NAME`; repeatable
     #[arg(long = "key", value_name = "FILE", required = true, action = ArgAction::Append,
-          value_parser = signing_keys::unrepeated::<KeyPlace>())]
-    keys: Vec<KeyPlace>,
+          value_parser = signing_keys::unrepeated::<KeyLocation>())]
+    keys: Vec<KeyLocation>,
 }
 
 /// Options of `verify`.
@@ -56,7 +56,7 @@ pub fn key(options: &Key, ctx: &Context) -> anyhow::Result<Exit> {
 /// Writes the signature next to the component.
 pub fn sign(options: &Sign, ctx: &Context) -> anyhow::Result<Exit> {
     let Sign { component, keys } = options;
-    let keys = keys.iter().map(KeyPlace::read).collect::<anyhow::Result<Vec<_>>>()?;
+    let keys = keys.iter().map(KeyLocation::read).collect::<anyhow::Result<Vec<_>>>()?;
     // A component that cannot be loaded is not signed.
     let signed = Signed::of(&compiled(&Artifact::file(component).map_err(wrong)?)?);
     let path = signature_path(component);
@@ -84,9 +84,9 @@ pub fn sign(options: &Sign, ctx: &Context) -> anyhow::Result<Exit> {
 pub async fn verify(options: &Verify, ctx: &Context) -> anyhow::Result<Exit> {
     let Verify { component, keys } = options;
     let found = found(component, ctx).await?;
-    let (place, note_place) = found.places();
+    let (place, note_path) = found.places();
     if let Err(why) = found.note() {
-        anyhow::bail!("there is no signature in {note_place}: {why}");
+        anyhow::bail!("there is no signature in {note_path}: {why}");
     }
     match Compiled::of(&found, Pin::Signed { by: keys, sha256: None }, None) {
         Ok(compiled) => {

@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::{
     cli::{
         Context, Exit, Usage,
-        cases::{Told, count, tell},
+        cases::{CaseResult, count, print_report},
     },
     plugin_dev::{Hook, Ran, run_cases},
 };
@@ -64,12 +64,12 @@ pub async fn test(options: &Test, ctx: &Context) -> anyhow::Result<Exit> {
             unmet,
         })?;
     } else {
-        let told = report.cases.iter().map(|case| Told {
+        let results = report.cases.iter().map(|case| CaseResult {
             file: &case.file,
             passed: case.passed,
             failure: case.failure.as_slice(),
         });
-        tell(ctx, &report.findings, told, ["message", "messages"])?;
+        print_report(ctx, &report.findings, results, ["message", "messages"])?;
         for Hook { plugin, event, phase } in unmet {
             ctx.line(format!("no case: {plugin} is asked about the {phase} of {event}"))?;
         }

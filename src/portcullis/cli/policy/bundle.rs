@@ -10,7 +10,7 @@ use serde_json::json;
 use super::{count, load, reports};
 use crate::cli::{
     Context, Exit, Usage,
-    signing_keys::{self, KeyPlace},
+    signing_keys::{self, KeyLocation},
 };
 use portcullis_foundation::note_key::Verifier;
 use portcullis_policy::{Bundle, Source, sign};
@@ -42,8 +42,8 @@ enum Verb {
         dir: PathBuf,
         /// The signing key: a file, or `env:NAME`; repeatable
         #[arg(long = "key", value_name = "FILE", required = true, action = ArgAction::Append,
-              value_parser = signing_keys::unrepeated::<KeyPlace>())]
-        keys: Vec<KeyPlace>,
+              value_parser = signing_keys::unrepeated::<KeyLocation>())]
+        keys: Vec<KeyLocation>,
         /// The version. Default: the next
         #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
         as_version: Option<u64>,
@@ -70,11 +70,11 @@ pub fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
 
 fn signed(
     dir: &Path,
-    keys: &[KeyPlace],
+    keys: &[KeyLocation],
     version: Option<u64>,
     ctx: &Context,
 ) -> anyhow::Result<Exit> {
-    let keys = keys.iter().map(KeyPlace::read).collect::<anyhow::Result<Vec<_>>>()?;
+    let keys = keys.iter().map(KeyLocation::read).collect::<anyhow::Result<Vec<_>>>()?;
     // Every proxy would refuse a set that cannot be loaded.
     load(Source::Paths(vec![dir.to_owned()])).map_err(reports)?;
     let signed = sign(dir, &keys, version, Timestamp::now())?;
@@ -83,14 +83,14 @@ fn signed(
             "name": signed.name,
             "version": signed.version,
             "files": signed.files,
-            "again": signed.again,
+            "again": signed.unchanged,
         }))?;
     } else {
         for file in &signed.files {
             ctx.line(file)?;
         }
         let files = count(signed.files.len(), "file", "files");
-        let what = if signed.again { "signed again" } else { "signed" };
+        let what = if signed.unchanged { "signed again" } else { "signed" };
         ctx.line(format!("{what}: {} version {}, {files}", signed.name, signed.version))?;
     }
     Ok(Exit::Ok)

@@ -105,7 +105,7 @@ impl Answer<'_> {
 pub fn can_i(question: &CanI, ctx: &Context) -> anyhow::Result<Exit> {
     let loaded = ctx.load()?;
     let engine = load(source(&loaded)).map_err(reports)?;
-    let asker = Asker::of(question, &loaded.config)?;
+    let requester = Requester::of(question, &loaded.config)?;
     let (action, method) = worded_action(&question.action);
     let method = question.method.as_deref().unwrap_or(method);
     let args: Option<Map<String, Value>> = match &question.args {
@@ -123,17 +123,17 @@ pub fn can_i(question: &CanI, ctx: &Context) -> anyhow::Result<Exit> {
         circumstances,
     };
     let now = jiff::Timestamp::now();
-    let principal = match &asker {
-        Asker::Client(principal) => principal,
-        Asker::Server(_) | Asker::Plugin(_) => {
-            let sides = asker.own_sides(action, question)?;
+    let principal = match &requester {
+        Requester::Client(principal) => principal,
+        Requester::Server(_) | Requester::Plugin(_) => {
+            let sides = requester.own_sides(action, question)?;
             let request = request(sides, Circumstances::own(now));
             let outcome = engine.decide(&request);
             let explanation = outcome.explain_alone();
             let outcome = Outcome { allowed: outcome.permits_alone(), ..outcome };
             let why = question.explain.then(|| explained(&engine, &request));
             let answer = Answer {
-                principal: asker.name(),
+                principal: requester.name(),
                 action: action.as_str(),
                 target: question.target.as_deref(),
                 outcome: &outcome,
@@ -156,7 +156,7 @@ pub fn can_i(question: &CanI, ctx: &Context) -> anyhow::Result<Exit> {
         let revision = engine.revision();
         let (rules, errors, shadows) = (Vec::new(), Vec::new(), Vec::new());
         let answer = Answer {
-            principal: asker.name(),
+            principal: requester.name(),
             action: action.as_str(),
             target: question.target.as_deref(),
             outcome: &Outcome { allowed: false, rules, revision, errors, shadows },
@@ -201,7 +201,7 @@ pub fn can_i(question: &CanI, ctx: &Context) -> anyhow::Result<Exit> {
     }
     let why = question.explain.then(|| explained(&engine, &of(claims)));
     let answer = Answer {
-        principal: asker.name(),
+        principal: requester.name(),
         action: action.as_str(),
         target: question.target.as_deref(),
         outcome: &outcome,
@@ -260,7 +260,7 @@ fn explained(engine: &Engine, request: &Request<'_>) -> Explanation {
 }
 
 /// Principal of the request.
-enum Asker {
+enum Requester {
     Client(Principal),
     Server(ServerName),
     Plugin(String),
@@ -277,7 +277,7 @@ enum Origin {
     Unknown,
 }
 
-impl Asker {
+impl Requester {
     /// # Errors
     /// The config has no such principal.
     fn of(question: &CanI, config: &Config) -> anyhow::Result<Self> {

@@ -16,7 +16,7 @@ use crate::cli::{
 use portcullis_policy_tools::{Learned, Learner};
 
 /// Maximum calls under obligations in the text format; JSON has all.
-const TOLD: usize = 20;
+const MAX_LISTED: usize = 20;
 
 /// Options of the verb.
 #[derive(Debug, clap::Args)]
@@ -77,11 +77,11 @@ fn notes(learned: &Learned, ctx: &Context) {
             "not learned from {calls} calls that passed under an obligation, which a plain permit \
              would drop; keep the policies that permit them:"
         ));
-        for (what, calls) in learned.obliged.iter().take(TOLD) {
+        for (what, calls) in learned.obliged.iter().take(MAX_LISTED) {
             ctx.note(format_args!("  {calls} of {what}"));
         }
-        if learned.obliged.len() > TOLD {
-            ctx.note(format_args!("  and more of {} others", learned.obliged.len() - TOLD));
+        if learned.obliged.len() > MAX_LISTED {
+            ctx.note(format_args!("  and more of {} others", learned.obliged.len() - MAX_LISTED));
         }
     }
     if learned.refused > 0 {

@@ -55,11 +55,11 @@ pub fn new(options: &New, ctx: &Context) -> anyhow::Result<Exit> {
         return Err(Usage("say which tools: `--tool TOOL`".to_owned()).into());
     }
     let (server, tools) = (server.clone(), tools.clone());
-    let made = make(*template, &Filling { team, server, tools, hours: *hours })
+    let rendered = make(*template, &Filling { team, server, tools, hours: *hours })
         .map_err(|findings| Reports(findings.into_iter().map(|f| Box::new(f) as _).collect()))?;
     let files = [
-        (format!("{}.cedar", made.name), made.policies, "//"),
-        (format!("{}.test.yaml", made.name), made.cases, "#"),
+        (format!("{}.cedar", rendered.name), rendered.policies, "//"),
+        (format!("{}.test.yaml", rendered.name), rendered.cases, "#"),
     ];
     for (at, (name, text, comment)) in files.iter().enumerate() {
         match dir {

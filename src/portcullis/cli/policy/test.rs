@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::source;
 use crate::cli::{
     Context, Exit, Usage,
-    cases::{Told, count, tell},
+    cases::{CaseResult, count, print_report},
 };
 use portcullis_policy::Finding;
 use portcullis_policy_tools::{Coverage, Ran, run_cases};
@@ -78,12 +78,12 @@ pub fn test(options: &Test, ctx: &Context) -> anyhow::Result<Exit> {
             coverage: covers.then_some(covered),
         })?;
     } else {
-        let told = report.cases.iter().map(|case| Told {
+        let results = report.cases.iter().map(|case| CaseResult {
             file: &case.file,
             passed: case.passed,
             failure: &case.failure,
         });
-        tell(ctx, &report.findings, told, ["request", "requests"])?;
+        print_report(ctx, &report.findings, results, ["request", "requests"])?;
         if covers {
             let Coverage { policies, undecided } = &report.coverage;
             let decided = policies - undecided.len();

@@ -30,7 +30,7 @@ pub fn message(
     let (phase, is_error, payload) = payload(case, &target)?;
     let principal = match &case.who {
         Some(who) => party(&who.value, principals)?,
-        None => told(&Principal::anonymous()),
+        None => principal_of(&Principal::anonymous()),
     };
     let direction = match case.from {
         Some(From::Server) => Direction::ServerToClient,
@@ -76,8 +76,8 @@ fn aimed(case: &Case) -> Result<(String, Option<String>, Target), String> {
             let server = case.on.as_ref().map(|server| server.value.clone());
             Ok((method.value.clone(), server, Target::None))
         }
-        (None, None, None) => Err(format!("the case does not say what is asked: {WHAT}")),
-        _ => Err(format!("the case says twice what is asked: {WHAT}")),
+        (None, None, None) => Err(format!("the case has no message: {WHAT}")),
+        _ => Err(format!("the case has two messages: {WHAT}")),
     }
 }
 
@@ -190,10 +190,10 @@ fn party(
              is for"
         )
     })?;
-    Ok(told(&client))
+    Ok(principal_of(&client))
 }
 
-fn told(client: &Principal) -> portcullis_plugin_host::Principal {
+fn principal_of(client: &Principal) -> portcullis_plugin_host::Principal {
     let kind = match &client.kind {
         PrincipalKind::Client(_) => portcullis_plugin_host::PrincipalKind::Client,
         PrincipalKind::Local { .. } => portcullis_plugin_host::PrincipalKind::Local,

@@ -21,7 +21,7 @@ use super::{
 };
 use portcullis_foundation::units::Size;
 use portcullis_plugin_host::{
-    Compiled, Function, Grants, Message, Pin, Plugin, PluginHost, Said, Settings, Target,
+    Compiled, Function, Grants, Inspection, Message, Pin, Plugin, PluginHost, Settings, Target,
 };
 use portcullis_policy::{File, Finding};
 use portcullis_policy_tools::{is_case_file, read_cases, span};
@@ -268,7 +268,7 @@ impl Runner<'_> {
                 });
                 Finding::error("plugin-case-failed", format!("{name}: {first}"))
                     .labelled(file, labels.collect())
-                    .help(told(&message))
+                    .help(shown_as(&message))
             });
             let (line, _) =
                 file.position(if one.is_row { one.place.0 } else { one.expect_place.0 });
@@ -279,7 +279,7 @@ impl Runner<'_> {
                 plugin: compiled.manifest().name.clone(),
                 expected: one.expect.as_str(),
                 came: came.as_expected().as_str(),
-                told: came.told(),
+                told: came.shown_as(),
                 micros: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
                 passed: failure.is_none(),
                 failure,
@@ -298,9 +298,9 @@ impl Runner<'_> {
             return Came::Unasked(why);
         }
         self.met.extend(met);
-        let Said { verdict, .. } =
+        let Inspection { verdict, .. } =
             plugin.inspect(message.clone(), message.session_prefix.as_deref()).await;
-        Came::Said(verdict.and_then(|verdict| taken(verdict, message)))
+        Came::Answered(verdict.and_then(|verdict| taken(verdict, message)))
     }
 
     fn finish(mut self) -> Report {
@@ -387,7 +387,7 @@ fn unfilled(file: &File, one: &One, why: &str) -> Finding {
 }
 
 /// The whole message, for a person who examines a failure.
-fn told(message: &Message) -> String {
+fn shown_as(message: &Message) -> String {
     format!("asked: {}, {}", about(message), message.payload)
 }
 

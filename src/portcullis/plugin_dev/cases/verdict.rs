@@ -33,7 +33,7 @@ pub fn taken(verdict: Verdict, message: &Message) -> Result<Verdict, Failure> {
 
 /// Result of one message.
 pub enum Came {
-    Said(Result<Verdict, Failure>),
+    Answered(Result<Verdict, Failure>),
     Unusable(LoadError),
     /// No hook matches the message.
     Unasked(String),
@@ -43,8 +43,8 @@ impl Came {
     /// Result in the terms of cases.
     pub fn as_expected(&self) -> Expect {
         match self {
-            Self::Said(Err(_)) => Expect::Fault,
-            Self::Said(Ok(verdict)) => match verdict.decision {
+            Self::Answered(Err(_)) => Expect::Fault,
+            Self::Answered(Ok(verdict)) => match verdict.decision {
                 Decision::Pass => Expect::Pass,
                 Decision::Refuse(_) => Expect::Refuse,
                 Decision::Replace(_) => Expect::Replace,
@@ -55,17 +55,17 @@ impl Came {
     }
 
     /// Result with its details, as text.
-    pub fn told(&self) -> String {
+    pub fn shown_as(&self) -> String {
         let word = self.as_expected().as_str();
         match self {
-            Self::Said(Ok(verdict)) => match &verdict.decision {
+            Self::Answered(Ok(verdict)) => match &verdict.decision {
                 Decision::Pass => word.to_owned(),
                 Decision::Refuse(refusal) => {
                     format!("{word} with `{}`: {}", refusal.code, refusal.reason)
                 }
                 Decision::Replace(payload) => format!("{word} by {}", short(payload)),
             },
-            Self::Said(Err(failure)) => format!("{word}: {failure}"),
+            Self::Answered(Err(failure)) => format!("{word}: {failure}"),
             Self::Unusable(unusable) => format!("{word}: {unusable}"),
             Self::Unasked(why) => format!("{word}: {why}"),
         }
@@ -73,11 +73,11 @@ impl Came {
 
     fn words(&self) -> String {
         match self {
-            Self::Said(Ok(Verdict { decision: Decision::Refuse(refusal), .. })) => {
+            Self::Answered(Ok(Verdict { decision: Decision::Refuse(refusal), .. })) => {
                 refusal.reason.clone()
             }
-            Self::Said(Ok(_)) => String::new(),
-            Self::Said(Err(failure)) => failure.to_string(),
+            Self::Answered(Ok(_)) => String::new(),
+            Self::Answered(Err(failure)) => failure.to_string(),
             Self::Unusable(unusable) => unusable.to_string(),
             Self::Unasked(why) => why.clone(),
         }
@@ -106,7 +106,7 @@ pub fn misses(
         judge.misses.push(Miss {
             message: format!("expected {expected}, came {word}"),
             place: one.expect_place,
-            label: format!("came {}", came.told()),
+            label: format!("came {}", came.shown_as()),
         });
         // All other differences would follow from this one.
         return judge.misses;
@@ -116,7 +116,7 @@ pub fn misses(
         let words = came.words();
         judge.hold(says, words.contains(&says.value), "says something else", &words);
     }
-    if let Came::Said(Ok(verdict)) = came {
+    if let Came::Answered(Ok(verdict)) = came {
         judge.verdict(one, verdict);
     }
     if let Some(counts) = &case.counts {

@@ -46,21 +46,21 @@ pub fn build(folder: &Path) -> Result<Built, Wrong> {
     let no_project = || Failed::NoProject { path: folder.to_owned() };
     let folder = &fs::canonicalize(folder).map_err(|_| no_project())?;
     let language = Language::of(folder).ok_or_else(no_project)?;
-    let made = match language {
+    let artifact = match language {
         Language::Rust => rust(folder)?,
         Language::Js => js(folder)?,
         Language::Python => python(folder)?,
         Language::C => c(folder)?,
     };
     // Checks the imports and the manifest before the component gets its final path.
-    let compiled = Compiled::read(&made, Pin::Any)?;
+    let compiled = Compiled::read(&artifact, Pin::Any)?;
     let manifest = compiled.manifest();
     let path = target(folder)?.join(format!("{}.wasm", manifest.name));
-    if made != path {
+    if artifact != path {
         let unwritable = |source| Failed::Unwritable { path: path.clone(), source };
         // Replaced in one step: a process may be reading the old file.
         let new = path.with_extension("wasm.new");
-        fs::copy(&made, &new).and_then(|_| fs::rename(&new, &path)).map_err(unwritable)?;
+        fs::copy(&artifact, &new).and_then(|_| fs::rename(&new, &path)).map_err(unwritable)?;
     }
     Ok(Built {
         name: manifest.name.clone(),
@@ -95,7 +95,7 @@ fn rust(folder: &Path) -> Result<PathBuf, Failed> {
     if folder.join("Cargo.lock").is_file() {
         run = run.arg("--locked");
     }
-    let told = run.arg("--message-format=json-render-diagnostics").output()?;
+    let output = run.arg("--message-format=json-render-diagnostics").output()?;
 
     #[derive(Deserialize)]
     struct Line {
@@ -105,7 +105,7 @@ fn rust(folder: &Path) -> Result<PathBuf, Failed> {
         manifest_path: PathBuf,
     }
     let own = folder.join("Cargo.toml");
-    let lines = told.lines().filter_map(|line| serde_json::from_str::<Line>(line).ok());
+    let lines = output.lines().filter_map(|line| serde_json::from_str::<Line>(line).ok());
     let own = lines.filter(|line| line.manifest_path == own).flat_map(|line| line.filenames);
     let is_wasm = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "wasm");
     own.rev().find(is_wasm).ok_or_else(|| Failed::Project {
@@ -135,10 +135,10 @@ fn js(folder: &Path) -> Result<PathBuf, Failed> {
         let quiet = ["--no-save", "--ignore-scripts", "--no-audit", "--no-fund"];
         Run::of(&npm, folder).arg("install").args(quiet).arg("--loglevel=error").go()?;
     }
-    let made = target(folder)?.join(format!("{name}.wasm"));
+    let artifact = target(folder)?.join(format!("{name}.wasm"));
     Run::of(npm, folder).args(["run", "--silent", "build"]).go()?;
-    if made.is_file() {
-        return Ok(made);
+    if artifact.is_file() {
+        return Ok(artifact);
     }
     let what = format!("`npm run build` made no target/{name}.wasm");
     Err(Failed::Project { what, help: "have the script `build` of package.json write it there" })
@@ -182,10 +182,10 @@ fn python(folder: &Path) -> Result<PathBuf, Failed> {
             help: "name it with its version and its digests",
         });
     }
-    let made = folder.join("target/component.wasm");
+    let artifact = folder.join("target/component.wasm");
     let run = Run::of(tool, folder).args(["--quiet", "-d", "wit", "-w", &world, "componentize"]);
-    run.arg("--stub-wasi").arg(module).arg("-o").arg(&made).go()?;
-    Ok(made)
+    run.arg("--stub-wasi").arg(module).arg("-o").arg(&artifact).go()?;
+    Ok(artifact)
 }
 
 /// World of the project's own WIT.
@@ -218,8 +218,8 @@ fn c(folder: &Path) -> Result<PathBuf, Failed> {
         get: "install it by `cargo install wasm-component-ld --locked`; Rust has it, too",
     })?;
     let target = target(folder)?;
-    let made = [folder.join("bindings"), target.join("bindings")];
-    let bindings = made.into_iter().find(|folder| folder.is_dir()).ok_or(Failed::Project {
+    let artifact = [folder.join("bindings"), target.join("bindings")];
+    let bindings = artifact.into_iter().find(|folder| folder.is_dir()).ok_or(Failed::Project {
         what: "there is no `bindings/`".into(),
         help: "take that of a project which `portcullis plugin new --lang c` makes",
     })?;
@@ -241,7 +241,7 @@ fn c(folder: &Path) -> Result<PathBuf, Failed> {
         run.arg("-c").arg(source).arg("-o").arg(&object).go()?;
         objects.push(object);
     }
-    let made = target.join("component.wasm");
+    let artifact = target.join("component.wasm");
     // Only functions of wasi-libc without system calls are used, such as malloc and memcpy.
     let libraries = Run::of(&clang, folder)
         .args(["--target=wasm32-wasi", "-print-file-name=libc.a"])
@@ -262,9 +262,9 @@ fn c(folder: &Path) -> Result<PathBuf, Failed> {
         .args(objects)
         .arg(library)
         .arg("-o")
-        .arg(&made)
+        .arg(&artifact)
         .go()?;
-    Ok(made)
+    Ok(artifact)
 }
 
 /// Linker for components: the one on the PATH, or the one that comes with Rust.

@@ -54,14 +54,14 @@ impl<'a> Run<'a> {
         command
     }
 
-    fn told(&self) -> String {
+    fn command_line(&self) -> String {
         let program = self.program.file_name().unwrap_or(self.program.as_os_str());
         let words = std::iter::once(program).chain(self.args.iter().map(OsString::as_os_str));
         words.map(OsStr::to_string_lossy).collect::<Vec<_>>().join(" ")
     }
 
     fn failed(&self, ended: Option<String>) -> Failed {
-        Failed::Tool { command: self.told(), ended }
+        Failed::Tool { command: self.command_line(), ended }
     }
 
     /// Runs the tool to its end. Prints its standard output if it fails.

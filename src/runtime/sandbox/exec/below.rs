@@ -68,15 +68,15 @@ fn hide(point: &Path) -> nix::Result<()> {
     let how = OpenHow::new()
         .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
         .resolve(ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-    let place = openat2(AT_FDCWD, point, how)?;
-    let place = format!("/proc/self/fd/{}", place.as_raw_fd());
+    let opened = openat2(AT_FDCWD, point, how)?;
+    let opened = format!("/proc/self/fd/{}", opened.as_raw_fd());
     let none = None::<&Path>;
     let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     let options = Some("size=0,nr_inodes=2,mode=0555");
-    match mount(Some(COVER), place.as_str(), Some("tmpfs"), flags, options) {
+    match mount(Some(COVER), opened.as_str(), Some("tmpfs"), flags, options) {
         // It is a file. A device cannot be opened there, because the mount around it has `nodev`.
         Err(Errno::ENOTDIR) => {
-            mount(Some("/dev/null"), place.as_str(), none, MsFlags::MS_BIND, none)
+            mount(Some("/dev/null"), opened.as_str(), none, MsFlags::MS_BIND, none)
         }
         done => done,
     }
@@ -90,15 +90,15 @@ fn is_covered(all: &[Mounted], one: &Mounted) -> bool {
 }
 
 fn id_of(file: &OwnedFd) -> Result<u64, Failure> {
-    let told = fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd()));
-    let told = told.map_err(|error| unknown(&error.to_string()))?;
-    let id = told.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok());
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd()));
+    let info = info.map_err(|error| unknown(&error.to_string()))?;
+    let id = info.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok());
     id.ok_or_else(|| unknown("the kernel does not report the mount of a file"))
 }
 
 fn mounts() -> Result<Vec<Mounted>, Failure> {
-    let told = fs::read("/proc/self/mountinfo").map_err(|error| unknown(&error.to_string()))?;
-    let lines = told.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    let info = fs::read("/proc/self/mountinfo").map_err(|error| unknown(&error.to_string()))?;
+    let lines = info.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
     lines.map(|line| mounted(line).ok_or_else(|| unknown("a line has an unknown format"))).collect()
 }
 

@@ -144,18 +144,18 @@ fn restrict(plan: &Plan) -> Result<bool, Box<dyn std::error::Error>> {
     }
     if plan.exec_tmp {
         let writable = plan.binds.iter().filter(|bind| bind.writable);
-        let places = writable.map(|bind| bind.target.clone()).chain(["/tmp".into()]);
-        rules.extend(places.map(|place| (place, AccessFs::Execute.into())));
+        let paths = writable.map(|bind| bind.target.clone()).chain(["/tmp".into()]);
+        rules.extend(paths.map(|path| (path, AccessFs::Execute.into())));
     }
     let mut ruleset = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(all)?
         .scope(Scope::from_all(LANDLOCK))?
         .create()?;
-    for (place, access) in rules {
-        let file = fs::metadata(&place)?.is_file() || place.starts_with("/dev");
+    for (path, access) in rules {
+        let file = fs::metadata(&path)?.is_file() || path.starts_with("/dev");
         let access = if file { access & AccessFs::from_file(LANDLOCK) } else { access };
-        ruleset = ruleset.add_rule(PathBeneath::new(PathFd::new(&place)?, access))?;
+        ruleset = ruleset.add_rule(PathBeneath::new(PathFd::new(&path)?, access))?;
     }
     let status = ruleset.restrict_self()?;
     Ok(status.ruleset != RulesetStatus::NotEnforced)

@@ -92,11 +92,11 @@ fn outer(mut control: UnixStream) -> i64 {
 
 /// Enters the namespaces and forks their first process.
 fn start(control: &mut UnixStream) -> Result<Pid, Failure> {
-    let Given { plan, streams, door } = receive(control)?;
+    let Given { plan, streams, egress_sockets } = receive(control)?;
     let privileged = enter(&plan)?;
     match sys::fork().map_err(at("start its first process"))? {
         ForkResult::Child => {
-            let code = inner(plan, streams, door, control, privileged);
+            let code = inner(plan, streams, egress_sockets, control, privileged);
             std::process::exit(i32::try_from(code).unwrap_or(125))
         }
         ForkResult::Parent { child } => {
@@ -115,7 +115,7 @@ struct Given {
     /// Standard streams of the program.
     streams: [OwnedFd; 3],
     /// Socket that passes the egress sockets to the proxy.
-    door: Option<UnixStream>,
+    egress_sockets: Option<UnixStream>,
 }
 
 /// Receives the input.
@@ -126,7 +126,8 @@ fn receive(control: &mut UnixStream) -> Result<Given, Failure> {
     let mut length = [0; 4];
     let mut streams = fd_passing::receive(control, &mut length, MsgFlags::MSG_WAITALL)
         .map_err(|error| failed(&error))?;
-    let door = (streams.len() == 4).then(|| streams.pop()).flatten().map(UnixStream::from);
+    let egress_sockets =
+        (streams.len() == 4).then(|| streams.pop()).flatten().map(UnixStream::from);
     let streams = streams.try_into().map_err(|_| failed(&"it needs three streams"))?;
     let length = u32::from_be_bytes(length) as usize;
     if length > MAX_PLAN_BYTES {
@@ -137,7 +138,7 @@ fn receive(control: &mut UnixStream) -> Result<Given, Failure> {
     let plan = serde_json::from_slice(&plan)
         // The error's text could contain a part of it.
         .map_err(|_| failed(&"this version does not understand it"))?;
-    Ok(Given { plan, streams, door })
+    Ok(Given { plan, streams, egress_sockets })
 }
 
 /// Enters the namespaces. The process namespace applies from the next child on. Returns whether the
@@ -197,11 +198,11 @@ pub(super) fn is_privileged((uid, gid): (u32, u32)) -> bool {
 fn inner(
     plan: Plan,
     streams: [OwnedFd; 3],
-    door: Option<UnixStream>,
+    egress_sockets: Option<UnixStream>,
     control: &mut UnixStream,
     privileged: bool,
 ) -> i64 {
-    let ended = confine(&plan, door, privileged)
+    let ended = confine(&plan, egress_sockets, privileged)
         .and_then(|landlock| init::run(plan, control, streams, landlock, tree::Tree::Namespace));
     ended.unwrap_or_else(|failure| {
         init::report(control, &Report::Failed(failure));
@@ -211,14 +212,18 @@ fn inner(
 
 /// Applies everything that confines the program and this process. Returns whether that includes
 /// landlock.
-fn confine(plan: &Plan, door: Option<UnixStream>, privileged: bool) -> Result<bool, Failure> {
+fn confine(
+    plan: &Plan,
+    egress_sockets: Option<UnixStream>,
+    privileged: bool,
+) -> Result<bool, Failure> {
     if !plan.network {
         sys::loopback_up().map_err(|error| {
             Failure::new(format!("the sandbox can't bring up its loopback interface: {error}"))
         })?;
     }
     // While this process can still configure the network namespace and read the host's /proc.
-    open(plan, door)?;
+    open(plan, egress_sockets)?;
     sethostname(&plan.hostname).map_err(at("set its host name"))?;
     root::enter(plan)?;
     if privileged {
@@ -237,16 +242,16 @@ fn confine(plan: &Plan, door: Option<UnixStream>, privileged: bool) -> Result<bo
 
 /// Creates the egress sockets and passes them to the proxy, which serves them. They exist, and
 /// nothing else is reachable, before the program starts.
-fn open(plan: &Plan, door: Option<UnixStream>) -> Result<(), Failure> {
-    if plan.door.is_empty() {
+fn open(plan: &Plan, egress_sockets: Option<UnixStream>) -> Result<(), Failure> {
+    if plan.egress_sockets.is_empty() {
         return Ok(());
     }
-    let Some(door) = door else {
+    let Some(egress_sockets) = egress_sockets else {
         return Err(Failure::new("the sandbox's launcher can't pass the egress sockets on"));
     };
-    let sockets = egress_netns::furnish(&plan.door)
+    let sockets = egress_netns::furnish(&plan.egress_sockets)
         .map_err(|failure| Failure { what: failure.what, remedy: failure.remedy })?;
-    fd_passing::give(&door, &sockets).map_err(|error| {
+    fd_passing::give(&egress_sockets, &sockets).map_err(|error| {
         Failure::new(format!("the sandbox can't pass its egress sockets on: {error}")).remedy(
             "list fewer names and ports in `egress`, or raise the proxy's limit of open files",
         )

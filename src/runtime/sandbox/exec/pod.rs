@@ -269,8 +269,8 @@ fn find(program: &OsStr, path: &str) -> Result<PathBuf, Failure> {
     if program.as_bytes().contains(&b'/') {
         return Ok(program.into());
     }
-    let is_program = |place: &PathBuf| {
-        fs::metadata(place)
+    let is_program = |candidate: &PathBuf| {
+        fs::metadata(candidate)
             .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
     };
     env::split_paths(path).map(|folder| folder.join(program)).find(is_program).ok_or_else(|| {
@@ -331,9 +331,9 @@ mod tests {
         let mut plan = Plan::empty();
         plan.arguments = vec!["--last".into()];
         plan.environment = vec![("A".into(), "config".into())];
-        let told = complete(&mut plan, &of(&["server", "--first"]), around(path).into_iter());
+        let completed = complete(&mut plan, &of(&["server", "--first"]), around(path).into_iter());
         // It exists, but is not executable.
-        assert!(told.unwrap_err().what.contains("`server` is in no folder"));
+        assert!(completed.unwrap_err().what.contains("`server` is in no folder"));
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
         let mut plan = Plan::empty();
         plan.arguments = vec!["--last".into()];

@@ -122,13 +122,15 @@ fn furnish(plan: &Plan) -> Result<(), Failure> {
         ("shm", "/tmp"),
     ];
     let devices = devices.map(|(name, target)| (Path::new("/dev").join(name), target.into()));
-    for (place, target) in devices.iter().chain(&plan.links) {
-        symlink(target, inside(place)).map_err(|error| io("link", place, &error))?;
+    for (mount_point, target) in devices.iter().chain(&plan.links) {
+        symlink(target, inside(mount_point)).map_err(|error| io("link", mount_point, &error))?;
     }
-    for (place, contents) in &plan.files {
-        fs::write(inside(place), contents)
-            .and_then(|()| fs::set_permissions(inside(place), fs::Permissions::from_mode(0o644)))
-            .map_err(|error| io("write", place, &error))?;
+    for (mount_point, contents) in &plan.files {
+        fs::write(inside(mount_point), contents)
+            .and_then(|()| {
+                fs::set_permissions(inside(mount_point), fs::Permissions::from_mode(0o644))
+            })
+            .map_err(|error| io("write", mount_point, &error))?;
     }
     Ok(())
 }
@@ -137,21 +139,21 @@ fn mask_proc() -> Result<(), Failure> {
     let none = None::<&Path>;
     let exists = |name: &&&str| Path::new("proc").join(name).exists();
     for name in HIDDEN.iter().filter(exists) {
-        let place = Path::new("proc").join(name);
-        if place.is_dir() {
+        let mount_point = Path::new("proc").join(name);
+        if mount_point.is_dir() {
             let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-            mount(Some("none"), &place, Some("tmpfs"), flags, Some("size=0,nr_inodes=2"))
+            mount(Some("none"), &mount_point, Some("tmpfs"), flags, Some("size=0,nr_inodes=2"))
         } else {
-            mount(Some("/dev/null"), &place, none, MsFlags::MS_BIND, none)
+            mount(Some("/dev/null"), &mount_point, none, MsFlags::MS_BIND, none)
         }
         .map_err(|errno| errno_at(&format!("hide /proc/{name}"), errno))?;
     }
     for name in FIXED.iter().filter(exists) {
-        let place = Path::new("proc").join(name);
-        mount(Some(&place), &place, none, MsFlags::MS_BIND | MsFlags::MS_REC, none)
+        let mount_point = Path::new("proc").join(name);
+        mount(Some(&mount_point), &mount_point, none, MsFlags::MS_BIND | MsFlags::MS_REC, none)
             .and_then(|()| {
                 nix::fcntl::open(
-                    &place,
+                    &mount_point,
                     OFlag::O_PATH | OFlag::O_CLOEXEC,
                     nix::sys::stat::Mode::empty(),
                 )
@@ -165,13 +167,14 @@ fn mask_proc() -> Result<(), Failure> {
 /// Binds one source to its target in the new root, which is the current folder.
 fn bind(bind: &Bind, source: &OwnedFd, earlier: &[Bind], restrict: u64) -> Result<(), Failure> {
     let none = None::<&Path>;
-    let place = inside(&bind.target);
+    let mount_point = inside(&bind.target);
     if !earlier.iter().any(|outer| bind.target.starts_with(&outer.target)) {
-        make_place(source, &place).map_err(|error| io("make room for", &bind.target, &error))?;
+        create_mount_point(source, &mount_point)
+            .map_err(|error| io("make room for", &bind.target, &error))?;
     }
     // Within another mount, the target must exist already. Links are not followed: the owner of
     // that mount may have created one that leads elsewhere.
-    let target = open_place(&place, &bind.target)?;
+    let target = open_mount_point(&mount_point, &bind.target)?;
     let fd = |fd: &OwnedFd| format!("/proc/self/fd/{}", fd.as_raw_fd());
     let attach = |flags| mount(Some(fd(source).as_str()), fd(&target).as_str(), none, flags, none);
     let with_all_below = MsFlags::MS_BIND | MsFlags::MS_REC;
@@ -185,7 +188,7 @@ fn bind(bind: &Bind, source: &OwnedFd, earlier: &[Bind], restrict: u64) -> Resul
         }
         Err(errno) => return Err(failed(errno)),
     };
-    let mounted = open_place(&place, &bind.target)?;
+    let mounted = open_mount_point(&mount_point, &bind.target)?;
     if to_be_covered {
         below::cover(&mounted)?;
     }
@@ -193,15 +196,15 @@ fn bind(bind: &Bind, source: &OwnedFd, earlier: &[Bind], restrict: u64) -> Resul
         .map_err(|errno| errno_at(&format!("restrict `{}`", bind.source.display()), errno))
 }
 
-fn make_place(source: &OwnedFd, place: &Path) -> std::io::Result<()> {
+fn create_mount_point(source: &OwnedFd, mount_point: &Path) -> std::io::Result<()> {
     let folder = fs::metadata(format!("/proc/self/fd/{}", source.as_raw_fd()))?.is_dir();
     if folder {
-        return fs::create_dir_all(place);
+        return fs::create_dir_all(mount_point);
     }
-    if let Some(parent) = place.parent() {
+    if let Some(parent) = mount_point.parent() {
         fs::create_dir_all(parent)?;
     }
-    fs::File::create(place).map(drop)
+    fs::File::create(mount_point).map(drop)
 }
 
 fn open_source(path: &Path) -> Result<OwnedFd, Failure> {
@@ -216,13 +219,13 @@ fn open(path: &Path) -> Result<OwnedFd, Failure> {
         .map_err(|errno| errno_at(&format!("open `{}`", path.display()), errno))
 }
 
-fn open_place(place: &Path, shown: &Path) -> Result<OwnedFd, Failure> {
+fn open_mount_point(mount_point: &Path, shown: &Path) -> Result<OwnedFd, Failure> {
     let base =
         nix::fcntl::open(".", OFlag::O_PATH | OFlag::O_CLOEXEC, nix::sys::stat::Mode::empty())
             .map_err(at("open the new root"))?;
     let how = strict().resolve(ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_BENEATH);
-    openat2(base, place, how).map_err(|errno| {
-        errno_at(&format!("find a place for a mount at `{}`", shown.display()), errno)
+    openat2(base, mount_point, how).map_err(|errno| {
+        errno_at(&format!("open the mount point `{}`", shown.display()), errno)
             .remedy("create the folder in the mount around it, as a folder and not as a link")
     })
 }

@@ -95,7 +95,7 @@ fn otlp_is_what_the_protocol_s_own_types_read() {
     assert_eq!(hex::encode(&records[0].trace_id), "4bf92f3577b34da6a3ce929d0e0e4736");
     assert_eq!(records[2].event_name, "portcullis.audit.refused");
     // Serializing it with the protocol's own types gives the same.
-    let again: ExportLogsServiceRequest =
+    let decoded: ExportLogsServiceRequest =
         serde_json::from_value(serde_json::to_value(&request).unwrap()).unwrap();
-    assert_eq!(again, request);
+    assert_eq!(decoded, request);
 }

@@ -21,7 +21,7 @@ fn client(name: &str) -> PrincipalKind {
 
 /// Whether each of these was closed.
 fn closed<const N: usize>(permits: [&ConnectionPermit; N]) -> [bool; N] {
-    permits.map(|permit| !permit.has_place())
+    permits.map(|permit| !permit.has_slot())
 }
 
 fn is_empty(table: &ConnectionTable) -> bool {
@@ -70,7 +70,7 @@ fn an_authenticated_connection_never_gives_way() {
     known.authenticate(&client("ann")).unwrap();
     let strangers: Vec<_> = (0..50).map(|_| admit(&table, "192.0.2.1")).collect();
     assert_eq!(closed([&known]), [false]);
-    assert_eq!(strangers.iter().filter(|stranger| stranger.has_place()).count(), 2);
+    assert_eq!(strangers.iter().filter(|stranger| stranger.has_slot()).count(), 2);
     drop((known, strangers));
     assert!(is_empty(&table));
 }
@@ -138,7 +138,7 @@ fn clients_with_many_requests_leave_places_of_a_trusted_proxy_to_those_with_few(
     assert_eq!(table.state.lock().authenticated_count, 40, "idle ones fill the rest");
     let (eve, _) = forward("eve", 6);
     assert_eq!(eve.len(), 5, "as many as there are places");
-    assert!(idle_of_ann.iter().chain(&idle_of_bob).all(|idle| !idle.has_place()));
+    assert!(idle_of_ann.iter().chain(&idle_of_bob).all(|idle| !idle.has_slot()));
     drop((ann, bob, eve, idle_of_ann, idle_of_bob));
     assert!(is_empty(&table));
 }
@@ -148,7 +148,7 @@ async fn an_idle_connection_of_a_trusted_proxy_gives_way_to_a_client_or_a_newer_
     let table = table();
     let proxy = "192.0.2.9".parse().unwrap();
     let front: Vec<_> = (0..4).map(|_| Arc::new(table.admit_proxy(proxy).unwrap())).collect();
-    let closed = || front.iter().map(|permit| !permit.has_place()).collect::<Vec<_>>();
+    let closed = || front.iter().map(|permit| !permit.has_slot()).collect::<Vec<_>>();
     let request = RequestGuard::new(front[0].clone());
     let ann = admit(&table, "192.0.2.1");
     ann.authenticate(&client("ann")).unwrap();
@@ -178,7 +178,7 @@ fn of_idle_connections_the_one_that_was_idle_longest_gives_way() {
     let front: Vec<_> = (0..4).map(|_| Arc::new(table.admit_proxy(proxy).unwrap())).collect();
     drop(RequestGuard::new(front[0].clone()));
     let _newer = table.admit_proxy(proxy).unwrap();
-    let closed: Vec<_> = front.iter().map(|permit| !permit.has_place()).collect();
+    let closed: Vec<_> = front.iter().map(|permit| !permit.has_slot()).collect();
     assert_eq!(closed, [false, true, false, false]);
 }
 
@@ -196,7 +196,7 @@ fn a_connection_that_authenticates_as_it_is_to_give_way_has_a_clients_place() {
     let first = admit(&table, "192.0.2.1");
     let _more = [admit(&table, "192.0.2.1"), admit(&table, "192.0.2.1")];
     assert_eq!(closed([&first]), [true]);
-    assert!(!first.has_place());
+    assert!(!first.has_slot());
     let counts = || {
         let state = table.state.lock();
         let ann = state.clients.get(&client("ann")).copied().unwrap_or_default();
@@ -205,7 +205,7 @@ fn a_connection_that_authenticates_as_it_is_to_give_way_has_a_clients_place() {
     assert_eq!(counts(), (2, 0, 0));
     // Its request had arrived before. No other connection loses its slot.
     first.authenticate(&client("ann")).unwrap();
-    assert!(first.has_place());
+    assert!(first.has_slot());
     assert_eq!(counts(), (2, 1, 1));
     drop(first);
     assert_eq!(counts(), (2, 0, 0));
@@ -224,7 +224,7 @@ fn a_connection_that_is_to_give_way_passes_no_bound_of_clients() {
     assert_eq!(first.authenticate(&client("ann")).err().unwrap().code, Code::RateLimited);
     let bob = [open("bob").unwrap(), open("bob").unwrap()];
     assert_eq!(first.authenticate(&client("eve")).err().unwrap().code, Code::RateLimited);
-    assert!(!first.has_place());
+    assert!(!first.has_slot());
     drop((ann, bob, first, more));
     assert!(is_empty(&table));
 }

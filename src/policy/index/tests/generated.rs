@@ -266,7 +266,7 @@ pub(super) fn own<'a>(programs: &'a [Program], servers: &'a [ServerName; 2]) -> 
             ask(Action::Launch, Resource::Program(program));
         }
         for server in servers {
-            for (name, source, handed, client) in [
+            for (name, source, delivery, client) in [
                 ("t", "env", DeliveredAs::Header, None),
                 ("t", "env", DeliveredAs::Env, None),
                 ("t", "env", DeliveredAs::File, None),
@@ -275,7 +275,7 @@ pub(super) fn own<'a>(programs: &'a [Program], servers: &'a [ServerName; 2]) -> 
                 ("t", "file", DeliveredAs::Header, None),
             ] {
                 let holder = Holder::Server(server);
-                let resource = Resource::Secret { holder, name, source, handed, client };
+                let resource = Resource::Secret { holder, name, source, delivery, client };
                 ask(Action::DeliverSecret, resource);
             }
         }
@@ -289,8 +289,9 @@ pub(super) fn own<'a>(programs: &'a [Program], servers: &'a [ServerName; 2]) -> 
     let plugin = "s";
     let subject = Subject::Plugin(plugin);
     for holder in [Holder::Plugin(plugin), Holder::Plugin("other"), Holder::Server(&servers[0])] {
-        let handed = DeliveredAs::Plugin;
-        let resource = Resource::Secret { holder, name: "t", source: "env", handed, client: None };
+        let delivery = DeliveredAs::Plugin;
+        let resource =
+            Resource::Secret { holder, name: "t", source: "env", delivery, client: None };
         all.push(About { subject, action: Action::DeliverSecret, resource, own: false });
     }
     let resource = Resource::Host { name: "a", port: 443 };
