@@ -1,6 +1,7 @@
 //! Context of every command, and its exit code.
 
 use std::{
+    any::Any,
     fmt,
     io::{self, IsTerminal as _},
     path::PathBuf,
@@ -11,6 +12,7 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::output::{self, Progress};
+use crate::manage::Reporter;
 use portcullis_config::{Diagnostics, Loaded};
 
 /// Options of every verb.
@@ -202,5 +204,15 @@ impl Context {
     /// Shows an operation in progress on a terminal, after one second, until the value is dropped.
     pub fn progress(&self, what: impl Into<String>) -> Progress {
         Progress::start(what.into())
+    }
+}
+
+impl Reporter for Context {
+    fn note(&self, text: &str) {
+        Self::note(self, text);
+    }
+
+    fn step(&self, what: String) -> Box<dyn Any> {
+        Box::new(self.progress(what))
     }
 }

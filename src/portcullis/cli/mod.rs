@@ -24,6 +24,7 @@ mod schema;
 mod secret;
 mod server;
 mod signing_keys;
+mod start_failure;
 mod tools;
 
 use std::{ffi::OsStr, process::ExitCode, time::Duration};

@@ -8,7 +8,6 @@
 mod confirm;
 mod image;
 mod import;
-mod locked;
 mod options;
 mod report;
 mod taken;
@@ -20,7 +19,6 @@ use anyhow::{Context as _, bail};
 pub(super) use self::{
     image::locate,
     import::still_off,
-    locked::{held, settle, unconfirmed},
     options::Said,
 };
 use self::{
@@ -28,10 +26,9 @@ use self::{
     report::{Stage, tell},
     taken::{Policies, Taken},
 };
-use crate::cli::{
-    Context, Exit,
-    catalog::Workspace,
-    server::{locking, not_locked},
+use crate::{
+    cli::{Context, Exit, catalog::Workspace},
+    manage::images::{locking, not_locked},
 };
 use portcullis_audit::record::ImageDone;
 use portcullis_catalog::{Entry, Problem, Server, lock::ResolvedImage};

@@ -10,7 +10,7 @@ use clap::ValueEnum;
 use portcullis_kubernetes::{Cni, stream};
 use serde_json::json;
 
-use super::configured;
+use crate::manage::servers::configured;
 use crate::cli::{Context, Exit};
 use portcullis_foundation::atomic_file;
 use portcullis_protocol::names::ServerName;
