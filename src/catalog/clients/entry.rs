@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::docker;
+use super::{arguments::written_out, docker};
 use crate::{
     draft::{Author, Draft, MOUNT_ELSEWHERE},
-    interpolation::{Content, content},
     mount,
     name::is_variable,
     node::Node,
@@ -319,25 +318,6 @@ fn folders(draft: &mut Draft<'_>, arguments: &[Said<'_>], report: &mut Report) {
                 let path = brief(path);
                 report.must(place, format!("it does not see `{path}` ({why}): {instead}"));
             }
-        }
-    }
-}
-
-/// Arguments are never substituted. References that neither a shell nor a program knows are a
-/// problem; `$NAME` and `%NAME%` may be for the program itself.
-pub(super) fn written_out(arguments: &[Said<'_>], report: &mut Report) {
-    for said in arguments {
-        if said.text.contains("${") || said.text.contains("{env:") || said.text.contains("{file:") {
-            report.problem(
-                said.place,
-                "something is to be put into this argument: write it out; a secret has no place in arguments",
-            );
-        } else if content(said.text) != Content::Literal {
-            let text = brief(said.text);
-            report.fact(
-                said.place,
-                format!("`{text}` is passed on as it is: nothing is put in for variables"),
-            );
         }
     }
 }
