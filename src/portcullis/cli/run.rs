@@ -1,6 +1,6 @@
 //! `portcullis run`: runs the proxy.
 
-use super::{Context, Exit, context::reports, server::show_pulls, start_failure::not_started};
+use super::{Context, Exit, exit::reports, server::show_pulls, start_failure::not_started};
 use crate::manage::run::{Offered, RunOptions, start};
 use portcullis_runtime::sandbox;
 
