@@ -130,48 +130,48 @@ impl Bridge {
         from: impl AsyncRead + Unpin,
         mut to: impl AsyncWrite + Send + Unpin + 'static,
     ) -> io::Result<()> {
-    let (output, mut lines) = mpsc::channel::<Bytes>(64);
-    let writer = tokio::spawn(async move {
-        while let Some(line) = lines.recv().await {
-            to.write_all(&one_line(line)).await?;
-            to.write_all(b"\n").await?;
-            to.flush().await?;
-        }
-        Ok::<_, std::io::Error>(())
-    });
-    let mut tasks = JoinSet::new();
-    let mut input = BufReader::new(from);
-    let mut line = Vec::new();
-    loop {
-        line.clear();
-        if input.read_until(b'\n', &mut line).await? == 0 {
-            break;
-        }
-        let text = Bytes::copy_from_slice(line.trim_ascii());
-        if text.is_empty() {
-            continue;
-        }
-        let message = Message::of(&text);
-        if self.closes(&message) {
-            continue;
-        }
-        let greeting = message.method.as_deref() == Some(Method::INITIALIZE);
-        let sent = self.clone().send(message, text, output.clone());
-        if greeting {
-            // Later messages need the session that this message opens.
-            sent.await;
-            if self.session.lock().is_some() {
-                tokio::spawn(self.clone().listen(output.clone()));
+        let (output, mut lines) = mpsc::channel::<Bytes>(64);
+        let writer = tokio::spawn(async move {
+            while let Some(line) = lines.recv().await {
+                to.write_all(&one_line(line)).await?;
+                to.write_all(b"\n").await?;
+                to.flush().await?;
             }
-        } else {
-            tasks.spawn(sent);
+            Ok::<_, std::io::Error>(())
+        });
+        let mut tasks = JoinSet::new();
+        let mut input = BufReader::new(from);
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            if input.read_until(b'\n', &mut line).await? == 0 {
+                break;
+            }
+            let text = Bytes::copy_from_slice(line.trim_ascii());
+            if text.is_empty() {
+                continue;
+            }
+            let message = Message::of(&text);
+            if self.closes(&message) {
+                continue;
+            }
+            let greeting = message.method.as_deref() == Some(Method::INITIALIZE);
+            let sent = self.clone().send(message, text, output.clone());
+            if greeting {
+                // Later messages need the session that this message opens.
+                sent.await;
+                if self.session.lock().is_some() {
+                    tokio::spawn(self.clone().listen(output.clone()));
+                }
+            } else {
+                tasks.spawn(sent);
+            }
+            while tasks.try_join_next().is_some() {}
         }
-        while tasks.try_join_next().is_some() {}
-    }
-    while tasks.join_next().await.is_some() {}
-    self.end().await;
-    drop(output);
-    let _ = tokio::time::timeout(std::time::Duration::from_secs(2), writer).await;
+        while tasks.join_next().await.is_some() {}
+        self.end().await;
+        drop(output);
+        let _ = tokio::time::timeout(std::time::Duration::from_secs(2), writer).await;
         Ok(())
     }
 

@@ -206,7 +206,11 @@ impl Question {
 }
 
 /// Arguments, parsed with the proxy's limits for a message.
-fn arguments(json: &str, action: Action, config: &Config) -> Result<Map<String, Value>, InvalidInput> {
+fn arguments(
+    json: &str,
+    action: Action,
+    config: &Config,
+) -> Result<Map<String, Value>, InvalidInput> {
     let args = serde_json::from_str(json)
         .map_err(|error| InvalidInput(format!("`--args` is no JSON object: {error}")))?;
     let message = match action {
@@ -250,7 +254,8 @@ impl Asker {
                 Who::parse(word).map_err(|error| InvalidInput(format!("`--as`: {error}")))?
             }
             name => {
-                let name = name.parse().map_err(|error| InvalidInput(format!("`--as`: {error}")))?;
+                let name =
+                    name.parse().map_err(|error| InvalidInput(format!("`--as`: {error}")))?;
                 Who::Client { name, groups: Vec::new() }
             }
         };
@@ -264,7 +269,9 @@ impl Asker {
                     |entry: &&InterceptorEntry| matches!(entry.kind, InterceptorKind::Plugin(_));
                 let mut plugins = config.interceptors.iter().filter(is_plugin);
                 if !plugins.any(|entry| entry.name() == name) {
-                    return Err(InvalidInput(format!("`--as`: no plugin is called `{name}`")).into());
+                    return Err(
+                        InvalidInput(format!("`--as`: no plugin is called `{name}`")).into()
+                    );
                 }
                 return Ok(Self::Plugin(name));
             }

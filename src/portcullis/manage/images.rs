@@ -252,7 +252,11 @@ async fn one(
 }
 
 /// Content that a name resolves to now.
-async fn now(reporter: &dyn Reporter, launcher: &Launcher, image: &str) -> Result<ResolvedImage, String> {
+async fn now(
+    reporter: &dyn Reporter,
+    launcher: &Launcher,
+    image: &str,
+) -> Result<ResolvedImage, String> {
     let _progress = reporter.step(format!("asking what {image} means"));
     launcher.images.ask(&launcher.engine.now(), image).await.map_err(|error| error.to_string())
 }

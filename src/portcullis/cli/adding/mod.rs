@@ -16,11 +16,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, bail};
 
-pub(super) use self::{
-    image::locate,
-    import::still_off,
-    options::Said,
-};
+pub(super) use self::{image::locate, import::still_off, options::Said};
 use self::{
     import::Import,
     report::{Stage, tell},

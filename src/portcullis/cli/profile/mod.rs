@@ -16,7 +16,6 @@ use super::{
 use portcullis_catalog::{PROFILE, profile_file::Profile};
 use portcullis_protocol::names::ServerName;
 
-
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(subcommand)]

@@ -57,7 +57,9 @@ fn tell(ctx: &Context, rows: &[LockedImage], dry: bool) -> anyhow::Result<Exit> 
     } else {
         for LockedImage { server, image, result } in rows {
             match result {
-                Ok(LockOutcome::Fixed(_)) => ctx.line(format!("{server}: the config has the digest"))?,
+                Ok(LockOutcome::Fixed(_)) => {
+                    ctx.line(format!("{server}: the config has the digest"))?
+                }
                 Ok(LockOutcome::Behind { has: _, means }) => {
                     let (name, digest) = (tagged(image).unwrap_or(image), means.as_str());
                     ctx.line(format!(
@@ -67,7 +69,9 @@ fn tell(ctx: &Context, rows: &[LockedImage], dry: bool) -> anyhow::Result<Exit> 
                         "  to take that, write `image = \"{name}@{digest}\"`, then `portcullis server lock {server}`"
                     ))?;
                 }
-                Ok(LockOutcome::Kept(to)) => ctx.line(format!("{server}: {image} is {}", to.as_str()))?,
+                Ok(LockOutcome::Kept(to)) => {
+                    ctx.line(format!("{server}: {image} is {}", to.as_str()))?
+                }
                 Ok(LockOutcome::Locked(to)) if dry => {
                     ctx.line(format!("{server}: {image} would be {}", to.as_str()))?;
                 }

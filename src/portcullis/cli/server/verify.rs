@@ -7,7 +7,7 @@ use super::{Context, Exit};
 use crate::manage::servers::{configured, launcher, signatures};
 use portcullis_config::Loaded;
 use portcullis_protocol::names::ServerName;
-use portcullis_upstream::{SignedBy};
+use portcullis_upstream::SignedBy;
 
 pub(super) async fn run(ctx: &Context, loaded: &Loaded, name: &ServerName) -> anyhow::Result<Exit> {
     let settings = configured(loaded, name)?;

@@ -4,9 +4,7 @@ use std::path::Path;
 
 use portcullis_kubernetes::{Claim, Container, Egress, EgressHost, Secret, Workload};
 
-use super::{
-    K8s, config as pod_config,
-};
+use super::{K8s, config as pod_config};
 use crate::{
     cli::{Context, config_errors::Wrong},
     manage::servers::{configured, handed, launcher, signatures},
