@@ -26,7 +26,7 @@ mod unavailable;
 
 pub use digest::DigestKey;
 pub use line::{Line, LineHead, Seq};
-pub use log::{Audit, Clock, Options, Reader, Scrub, Tail, Tailed, Written};
+pub use log::{Audit, Clock, Options, Reader, Scrub, Tail, Tailed};
 pub use maintenance::{
     Backup, BackupFault, Dropped, KeyTrouble, Keys, Limits, Missed, PruneFault, Pruned, Why,
     back_up, is_encrypted,
@@ -37,5 +37,8 @@ pub use query::{
     Query, StatsRequest, Summed, Timeline, Times, Type, summary,
 };
 pub use record::{Arrival, Conclusion, Intent, Outcome, Refused, Ruling};
-pub use store::frame::{BODY_MAX as FRAME_MAX, BadFrame, Frame, frames};
+pub use store::{
+    Written,
+    frame::{BODY_MAX as FRAME_MAX, BadFrame, Frame, frames},
+};
 pub use unavailable::Unavailable;

@@ -34,6 +34,7 @@ mod server;
 mod template;
 mod tomls;
 mod values;
+mod variables;
 pub mod write;
 mod yaml;
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::{draft::changes_what_runs, lock, packages, report::Note};
+use crate::{lock, packages, report::Note, variables::changes_what_runs};
 
 /// A server that was read and checked.
 #[derive(Debug, Clone, Serialize)]

@@ -5,7 +5,6 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     node::Node,
-    options::Options,
     report::{Kind, Report, brief},
 };
 
@@ -38,16 +37,16 @@ pub fn set(values: &mut Values, server: &str, text: &str) -> Result<(), String> 
     Ok(())
 }
 
-/// The person's settings of one server, or those of a profile if there are none, with the defaults
+/// The person's settings of one server, or those of a profile (`theirs`) if there are none, with the defaults
 /// of their schemas, and validated by these. Settings of other servers are not included.
 pub(crate) fn settle(
     schemas: &[Node],
-    options: &Options,
+    set: Option<&Value>,
+    theirs: Option<&Value>,
     server: &str,
     report: &mut Report,
 ) -> Value {
-    let set = options.values.get(server);
-    let own = set.or_else(|| options.theirs.get(server)).cloned();
+    let own = set.or(theirs).cloned();
     let mut own = own.unwrap_or_else(|| Value::Object(Map::new()));
     for node in schemas {
         let Some(name) = node.get("name").and_then(Node::text) else {
@@ -102,7 +101,7 @@ pub(crate) fn settle(
             }
         }
     }
-    if (set.is_some() || options.theirs.contains_key(server)) && schemas.is_empty() {
+    if (set.is_some() || theirs.is_some()) && schemas.is_empty() {
         let text = "there is nothing to set: the catalog has no `config` for it";
         report.notes.push(crate::report::Note {
             kind: Kind::LeftOut,

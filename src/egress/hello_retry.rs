@@ -15,8 +15,8 @@ use tokio::{
 use super::{
     Host, Refusal,
     client_hello::{self, HANDSHAKE, HEAD},
+    direction::{Direction, Stop},
     limits::CHUNK_BYTES,
-    tunnel::{Direction, Stop},
 };
 
 /// Random of a ServerHello that requests another ClientHello.

@@ -17,6 +17,7 @@ mod address;
 mod client_hello;
 mod connect;
 mod destination;
+mod direction;
 mod gate;
 mod hello_retry;
 mod http;

@@ -15,7 +15,7 @@ use serde::Deserialize;
 
 use crate::{
     PACKED,
-    engine::BoxError,
+    body::BoxError,
     refusal::{Code, Refusal},
 };
 

@@ -15,8 +15,9 @@ use url::form_urlencoded::Serializer;
 use crate::{
     NAME,
     archive::Archive,
+    body::Body,
     create::{self, Holding},
-    engine::{self, Body, Engine},
+    engine::{self, Engine},
     label,
     lease::{Held, Joining, Leases},
     peer::Peer,

@@ -13,7 +13,7 @@ use http::{
     Method, Request, Response, StatusCode,
     header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, UPGRADE},
 };
-use http_body_util::{BodyExt, Empty, Full, Limited, combinators::UnsyncBoxBody};
+use http_body_util::{BodyExt, Empty, Full, Limited};
 use hyper::{
     body::{Body as _, Frame, Incoming, SizeHint},
     client::conn::http1,
@@ -23,11 +23,10 @@ use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::{net::UnixStream, task::JoinHandle, time::timeout};
 
-use crate::refusal::{Code, Refusal};
-
-/// Body of any kind.
-pub type Body = UnsyncBoxBody<Bytes, BoxError>;
-pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+use crate::{
+    body::{Body, BoxError},
+    refusal::{Code, Refusal},
+};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time limit for the head of an answer that needs no waiting.

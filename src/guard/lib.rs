@@ -17,6 +17,7 @@
 //! - Bodies, headers, connections, containers and times are bounded.
 
 mod archive;
+mod body;
 mod call;
 mod create;
 mod engine;

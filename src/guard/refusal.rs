@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{Response, StatusCode, header::CONTENT_TYPE};
 use http_body_util::{BodyExt, Full};
 
-use crate::engine::Body;
+use crate::body::Body;
 
 /// Kind of a refusal. Its text is stable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

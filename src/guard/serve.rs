@@ -25,8 +25,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     NAME,
+    body::Body,
     call::{Shared, filters},
-    engine::{Body, Engine, Fault},
+    engine::{Engine, Fault},
     label,
     lease::{Leases, Removal, remove},
     peer::Peer,

@@ -7,13 +7,15 @@
 
 pub mod argument_names;
 pub mod entry;
+mod entry_settings;
 pub mod plugin;
 pub mod policy;
 pub mod rate_limit;
 pub mod schema;
 pub mod secrets;
 
-pub use entry::{EntrySettings, InterceptorEntry, InterceptorKind};
+pub use entry::{InterceptorEntry, InterceptorKind};
+pub use entry_settings::EntrySettings;
 
 #[cfg(test)]
 pub(crate) mod fixtures;

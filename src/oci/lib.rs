@@ -28,15 +28,17 @@ mod image;
 mod manifest;
 mod redirect_policy;
 mod reference;
+mod settings;
 mod store;
 mod transport;
 
-pub use client::{Artifact, Client, Limits, Pulled, Settings};
+pub use client::{Artifact, Client, Pulled};
 pub use credentials::{Login, Logins};
 pub use digest::{Digest, IllegalDigest};
 pub use error::{Asked, Error};
 pub use image::{Image, Platform, Program};
 pub use manifest::{Descriptor, EMPTY, Manifest};
 pub use reference::{IllegalReference, Reference, names_host};
+pub use settings::{Limits, Settings};
 pub use store::Store;
 pub use url::Url;

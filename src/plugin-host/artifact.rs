@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::{
     Compiled, LoadError,
-    load::{MAX_FILE_BYTES, MAX_NOTE_BYTES},
+    limits::{GUEST, MAX_FILE_BYTES, MAX_NOTE_BYTES},
     signature,
 };
 use portcullis_oci::{Client, Descriptor, Limits, Reference, Settings, Store, Url};
@@ -285,7 +285,7 @@ impl Artifacts {
             "architecture": "wasm",
             "os": "wasip2",
             "layerDigests": [layer.digest],
-            "component": { "exports": [super::load::GUEST], "imports": imports },
+            "component": { "exports": [GUEST], "imports": imports },
         });
         let mut annotations = BTreeMap::from([
             ("org.opencontainers.image.title".to_owned(), manifest.name.clone()),

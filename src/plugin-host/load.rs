@@ -23,6 +23,7 @@ use super::{
     grants::{Function, Grants, Missing, RequestedGrants},
     guest::Guest,
     host::{Host, MAX_MEMORY_MIB},
+    limits::{DESCRIBE_TIMEOUT, START_TIMEOUT},
     output::excerpt,
     secret_redactor::SecretRedactor,
     signature::Signed,
@@ -31,20 +32,10 @@ use super::{
 use portcullis_foundation::note_key::Verifier;
 use portcullis_vault::Secret;
 
-/// Limit of a component's file in bytes. Interpreters of other languages take 10 to 20 MiB.
-pub(super) const MAX_FILE_BYTES: u64 = 64 << 20;
-/// Limit of a signature's note in bytes.
-pub(super) const MAX_NOTE_BYTES: u64 = 64 << 10;
-/// Time limit for `describe` when a plugin is loaded.
-pub(super) const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(1);
-/// Time limit for `start` when a plugin is loaded or prepared.
-pub(super) const START_TIMEOUT: Duration = Duration::from_secs(1);
 /// Limit of the problems of a `config` that an error names.
 const MAX_REPORTED_PROBLEMS: usize = 8;
 /// Limit of the foreign imports that an error names.
 const MAX_REPORTED_IMPORTS: usize = 32;
-/// Interface that it must export.
-pub(super) const GUEST: &str = "portcullis:interceptor/guest@0.1";
 
 /// How the operator identifies the file.
 #[derive(Debug, Clone, Copy)]

@@ -8,7 +8,7 @@ use thiserror::Error;
 use super::{
     grants::Missing,
     host::MAX_MEMORY_MIB,
-    load::{DESCRIBE_TIMEOUT, GUEST, MAX_FILE_BYTES, START_TIMEOUT},
+    limits::{DESCRIBE_TIMEOUT, GUEST, MAX_FILE_BYTES, START_TIMEOUT},
 };
 
 /// Reason why a plugin cannot be loaded.

@@ -11,7 +11,7 @@ use std::{
 use parking_lot::Mutex;
 
 use super::{
-    load::START_TIMEOUT,
+    limits::START_TIMEOUT,
     quotas::{CallerQuota, Evictable},
     template::{Prepared, Template},
 };

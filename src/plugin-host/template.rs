@@ -13,14 +13,13 @@ use super::{
     functions::Shared,
     guest::{DeadlineExceeded, Guest, OutOfMemory, Stage},
     host::Host,
+    limits::MAX_EXTRA_OUTPUT_BYTES,
     output,
     quotas::{CallerQuota, Exhausted, Quotas},
 };
 
 /// Number of ticks that a guest runs on the message's thread before it continues elsewhere.
 const MAX_INLINE_TICKS: u64 = 2;
-/// Limit in bytes of a guest's output beyond twice the payload.
-pub const MAX_EXTRA_OUTPUT_BYTES: usize = 1 << 20;
 
 /// Everything needed to create an instance.
 pub struct Template {

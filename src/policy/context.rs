@@ -30,9 +30,9 @@ use smol_str::SmolStr;
 
 use super::{
     conditions::ContextUsage,
-    entities::Unaskable,
     normalize::{self, Url},
     request::{Circumstances, Request},
+    unaskable::Unaskable,
 };
 use portcullis_protocol::arguments::{self, Arguments};
 use portcullis_protocol::exchange::{Revision, Transport};

@@ -17,20 +17,22 @@ use serde::Serialize;
 use tokio::sync::{mpsc, watch};
 
 use super::{
+    about::About,
     analysis::{self, Known},
     bundle::Origin,
     cache::CachedSubject,
     conditions::ContextUsage,
     context,
     diagnostics::{Diagnostics, Finding},
-    entities::{Frame, Unaskable},
-    index::{About, Index, Terms},
+    entities::Frame,
+    index::{Index, Terms},
     inspect::Inspector,
     load::{self, Loaded, Revision},
     request::{Action, Circumstances, Request, Resource, Subject},
     schema_context::SchemaContext,
     source::Source,
     typed::Typed,
+    unaskable::Unaskable,
 };
 use portcullis_protocol::refusal::Rule;
 

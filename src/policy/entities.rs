@@ -9,30 +9,20 @@ use cedar_policy::{
 use cedar_policy_core::ast::{RestrictedExpr, Value};
 
 use super::{
+    about::About,
     conditions::ContextUsage,
     context::{self, Asked, Calls, Uids},
-    index::About,
     normalize,
     request::{Action, DeliveredAs, Holder, Program, Request, Resource, Subject},
-    typed::{Typed, Unfit},
+    typed::Typed,
+    unaskable::Unaskable,
 };
-use portcullis_protocol::arguments::{self, Unshowable};
+use portcullis_protocol::arguments;
 use portcullis_protocol::claims::Claims;
 use portcullis_protocol::{
     identity::{Principal, PrincipalKind},
     names::ServerName,
 };
-
-/// Why a request cannot be evaluated by Cedar. The texts contain nothing of the message.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Unaskable {
-    #[error(transparent)]
-    Unshowable(#[from] Unshowable),
-    #[error("the arguments do not fit the tool's typed action: {0}")]
-    Unfit(#[from] Unfit),
-    #[error("the {0} does not fit the policy schema")]
-    Misfit(&'static str),
-}
 
 /// Names of the schema, parsed once.
 pub(super) struct Vocabulary {

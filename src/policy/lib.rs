@@ -8,6 +8,7 @@
 //! - [`Engine::decide`] never allows what [`Engine::could_allow`] denies.
 //! - The crate has no knowledge of the protocol's framing or of the time: callers pass both in.
 
+mod about;
 mod analysis;
 mod bundle;
 mod cache;
@@ -17,6 +18,7 @@ mod context;
 mod diagnostics;
 mod engine;
 mod entities;
+mod files;
 mod index;
 mod inspect;
 mod launch;
@@ -29,6 +31,7 @@ mod target;
 #[cfg(test)]
 mod tests;
 mod typed;
+mod unaskable;
 mod watch;
 
 pub use analysis::{Known, KnownTool};
@@ -36,11 +39,12 @@ pub use bundle::{Bundle, MANIFEST, Origin, SignFault, Signed, sign};
 pub use config::{Policy, Tool};
 pub use diagnostics::{Diagnostics, File, Finding};
 pub use engine::{Engine, Failure, Outcome, Reload, Shadow, Status, View};
+pub use files::read as read_files;
 pub use inspect::{
     Condition, Explained, Explanation, Inspector, Near, Seen, Side, Standing, Unknown, Verdict,
 };
 pub use launch::{Handing, Part, Start};
-pub use load::{Revision, read as read_files, schema, span};
+pub use load::{Revision, schema, span};
 pub use request::{
     Action, Circumstances, DeliveredAs, Holder, Program, Request, Resource, Stated, Subject,
 };

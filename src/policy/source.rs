@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::{
     bundle::{Bundle, Origin},
     diagnostics::{Diagnostics, File, Finding},
-    load,
+    files,
 };
 use portcullis_catalog::profile_file::Profile;
 
@@ -105,11 +105,11 @@ impl Source {
         findings: &mut Vec<Finding>,
     ) -> (Vec<File>, Option<Origin>) {
         match self {
-            Self::Paths(paths) => (load::read(paths, base, findings), None),
+            Self::Paths(paths) => (files::read(paths, base, findings), None),
             Self::Bundle(bundle) => match bundle.open(base) {
                 Ok(opened) => {
                     let mut files = opened.files;
-                    files.retain(|file| load::belongs(&file.name));
+                    files.retain(|file| files::belongs(&file.name));
                     files.sort_by(|a, b| a.name.cmp(&b.name));
                     (files, Some(opened.origin))
                 }

@@ -116,26 +116,12 @@ impl SecretBroker {
 
 #[cfg(test)]
 mod tests {
-    use super::{
-        super::secret_set::{DeliveredSecret, DeliveryMethod},
-        *,
-    };
-    use portcullis_vault::Secret;
-
-    fn secrets(value: &str) -> Arc<SecretSet> {
-        Arc::new(SecretSet(vec![DeliveredSecret {
-            name: "TOKEN".into(),
-            value: Secret::new(value.to_owned()),
-            source: "env:TOKEN".parse().unwrap(),
-            by: DeliveryMethod::Environment,
-            client: None,
-        }]))
-    }
+    use super::*;
 
     #[tokio::test]
     async fn what_somebody_has_is_told_with_what_is_new() {
         let (one, other) = ("one".parse::<ServerName>().unwrap(), "other".parse().unwrap());
-        let (first, others) = (secrets("first"), secrets("others"));
+        let (first, others) = (SecretSet::of_token("first"), SecretSet::of_token("others"));
         let told = Arc::new(Mutex::new(Vec::new()));
         let learn: RegisterForRedaction = Arc::new({
             let told = told.clone();
@@ -151,15 +137,15 @@ mod tests {
         let read = BTreeMap::from([(one.clone(), read(&first)), (other, read(&others))]);
         let broker = SecretBroker::new(&read, learn);
         drop(read);
-        let second = secrets("second");
+        let second = SecretSet::of_token("second");
         broker.learn(&one, &second).await.unwrap();
         assert_eq!(*told.lock(), ["first", "second"]);
         drop(second);
-        let third = secrets("third");
+        let third = SecretSet::of_token("third");
         broker.learn(&one, &third).await.unwrap();
         assert_eq!(*told.lock(), ["first", "third"]);
         drop(first);
-        broker.learn(&one, &secrets("fourth")).await.unwrap();
+        broker.learn(&one, &SecretSet::of_token("fourth")).await.unwrap();
         assert_eq!(*told.lock(), ["third", "fourth"]);
     }
 }

@@ -124,7 +124,6 @@ pub(super) mod tests {
         server_shared::tests::shared_with,
     };
     use portcullis_protocol::{names::ServerName, refusal::Refusal};
-    use portcullis_vault::Secret;
 
     pub struct PermitAll;
 
@@ -144,23 +143,14 @@ pub(super) mod tests {
         }
     }
 
-    fn set(value: &str) -> Arc<SecretSet> {
-        Arc::new(SecretSet(vec![DeliveredSecret {
-            name: "TOKEN".into(),
-            value: Secret::new(value.to_owned()),
-            source: "env:TOKEN".parse().unwrap(),
-            by: DeliveryMethod::Environment,
-            client: None,
-        }]))
-    }
-
     #[tokio::test]
     async fn a_new_value_in_the_environment_needs_a_restart() {
-        let read = LoadedSecrets::from([(SecretScope::Common, Ok(set("new")))]);
+        let read = LoadedSecrets::from([(SecretScope::Common, Ok(SecretSet::of_token("new")))]);
         let (server, mut events) = shared_with(config::Server::default(), read);
         let rotation = SecretRotation::new(server, SecretScope::Common);
         let mut running = running(true);
-        (running.first, *running.secrets.get_mut()) = (set("old"), set("old"));
+        (running.first, *running.secrets.get_mut()) =
+            (SecretSet::of_token("old"), SecretSet::of_token("old"));
         assert!(rotation.is_outdated(&running));
         // The event is emitted once for each new set.
         for _ in 0..2 {
@@ -170,7 +160,7 @@ pub(super) mod tests {
         assert!(matches!(events.try_recv(), Ok(ServerEvent::Outdated { .. })));
         assert!(events.try_recv().is_err());
 
-        running.first = set("new");
+        running.first = SecretSet::of_token("new");
         assert!(!rotation.is_outdated(&running));
     }
 

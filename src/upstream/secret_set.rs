@@ -212,3 +212,17 @@ pub enum DeliveryMethod {
     /// In a header of every request to the server.
     Header,
 }
+
+#[cfg(test)]
+impl SecretSet {
+    /// Set with only a `TOKEN` from the environment.
+    pub(super) fn of_token(value: &str) -> Arc<Self> {
+        Arc::new(Self(vec![DeliveredSecret {
+            name: "TOKEN".into(),
+            value: Secret::new(value.to_owned()),
+            source: "env:TOKEN".parse().unwrap(),
+            by: DeliveryMethod::Environment,
+            client: None,
+        }]))
+    }
+}

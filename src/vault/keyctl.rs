@@ -3,7 +3,7 @@
 use linux_keyutils::{KeyError, KeyRing, KeyRingIdentifier};
 use zeroize::Zeroizing;
 
-use crate::{MAX_BYTES, error::Why, resolve::text};
+use crate::{MAX_BYTES, error::Why, utf8::text};
 
 /// Key of type `user` with that description, in the session keyring or a keyring linked to it.
 pub(crate) fn key(description: &str) -> Result<Zeroizing<String>, Why> {

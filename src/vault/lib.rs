@@ -20,6 +20,7 @@ mod source;
 #[cfg_attr(not(feature = "age"), path = "no_store.rs")]
 mod store;
 mod tmpfs_files;
+mod utf8;
 
 use std::{fmt, time::Duration};
 

@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
-use crate::{error::Why, helper::run, resolve::text};
+use crate::{error::Why, helper::run, utf8::text};
 
 type Value = Result<Zeroizing<String>, Why>;
 

@@ -115,18 +115,7 @@ fn read(path: &Path) -> Result<Zeroizing<String>, Unresolved> {
     if bytes.len() > MAX_BYTES {
         return Err(Unresolved::FileSize(path.into()));
     }
-    text(bytes).ok_or_else(|| Unresolved::FileText(path.into()))
-}
-
-/// The bytes as text, if they are UTF-8.
-pub(crate) fn text(mut bytes: Zeroizing<Vec<u8>>) -> Option<Zeroizing<String>> {
-    match String::from_utf8(std::mem::take(&mut *bytes)) {
-        Ok(text) => Some(Zeroizing::new(text)),
-        Err(error) => {
-            drop(Zeroizing::new(error.into_bytes()));
-            None
-        }
-    }
+    crate::utf8::text(bytes).ok_or_else(|| Unresolved::FileText(path.into()))
 }
 
 #[cfg(test)]

@@ -246,7 +246,7 @@ fn text(from: impl io::Read) -> Result<Zeroizing<String>, String> {
     from.take(MAX_STORE_BYTES)
         .read_to_end(&mut bytes)
         .map_err(|_| "is damaged or truncated".to_owned())?;
-    crate::resolve::text(bytes).ok_or_else(|| "is not UTF-8 text".to_owned())
+    crate::utf8::text(bytes).ok_or_else(|| "is not UTF-8 text".to_owned())
 }
 
 fn recipient(identities: &[Identity]) -> Result<Recipient, Why> {

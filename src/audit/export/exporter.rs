@@ -9,10 +9,11 @@ use std::{
     time::Duration,
 };
 
+use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    Item, Meters,
+    Item,
     cursor::{Cursor, CursorFile},
     target::{Sink, Undelivered},
 };
@@ -63,6 +64,19 @@ impl Default for Pace {
             keep: Duration::from_secs(1),
         }
     }
+}
+
+/// Metrics of one stream.
+#[derive(Debug, Clone, Default)]
+pub struct Meters {
+    /// Delivered records.
+    pub records: Counter,
+    /// Batches that could not be delivered, and cursors that could not be written.
+    pub failures: Counter,
+    /// Records that were dropped before they were delivered.
+    pub lost: Counter,
+    /// Records that are not delivered yet.
+    pub lag: Gauge,
 }
 
 /// Parts of a stream.

@@ -9,13 +9,12 @@ use std::{
     time::Duration,
 };
 
-use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use tokio::{sync::watch, task::JoinHandle};
 
 use super::{
     Format, Illegal, Item, Origin, Target,
     cursor::CursorFile,
-    exporter::{Pace, Parts, Source, Stream, Wanted},
+    exporter::{Meters, Pace, Parts, Source, Stream, Wanted},
 };
 use crate::{
     Filter,
@@ -26,19 +25,6 @@ use portcullis_vault::{Secret, SecretRef, Source as SecretSource};
 
 /// Delay before a stream that ended by an internal fault restarts.
 const AFTER_FAULT: Duration = Duration::from_secs(10);
-
-/// Metrics of one stream.
-#[derive(Debug, Clone, Default)]
-pub struct Meters {
-    /// Delivered records.
-    pub records: Counter,
-    /// Batches that could not be delivered, and cursors that could not be written.
-    pub failures: Counter,
-    /// Records that were dropped before they were delivered.
-    pub lost: Counter,
-    /// Records that are not delivered yet.
-    pub lag: Gauge,
-}
 
 /// One stream of the config, with its secrets resolved.
 #[derive(Clone)]

@@ -18,7 +18,8 @@ mod target;
 mod tests;
 
 pub use export_record::Item;
-pub use exporters::{Meters, Settings, Streams};
+pub use exporter::Meters;
+pub use exporters::{Settings, Streams};
 pub use format::{Fault, Format, Origin, Writer};
 pub use target::{Illegal, Target};
 

@@ -21,12 +21,11 @@ use tokio::sync::{broadcast, mpsc};
 
 use crate::{
     digest::DigestKey,
-    line::Line,
     maintenance::{self, Gap, Keys, Missed, PROBE},
     proof::{self, CheckpointFault, Checkpointer, Proof, ProveFault, Prover, Verifier},
     query::Archive,
-    record::{Entry, Event, EventRecord, Intent, KeyRotated, Kind, Outcome, Record, Refused},
-    store::{Fault, Job, Lock, SegmentInfo, SegmentSet, Settings, Writer, private_dir},
+    record::{Event, EventRecord, Intent, KeyRotated, Kind, Outcome, Record, Refused},
+    store::{Fault, Job, Lock, SegmentInfo, SegmentSet, Settings, Writer, Written, private_dir},
     unavailable::Unavailable,
 };
 use portcullis_protocol::names::DecisionId;
@@ -450,15 +449,6 @@ async fn mend(inner: Weak<Inner>) {
             }
         }
     }
-}
-
-/// A written record.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Written {
-    /// Canonical line of the record.
-    pub line: Line,
-    /// Parsed record.
-    pub entry: Entry,
 }
 
 /// Stream of records as they are written.

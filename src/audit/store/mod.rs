@@ -23,6 +23,7 @@ mod sealer;
 mod segment;
 mod segments;
 mod writer;
+mod written;
 
 pub(super) use bitmap::Bits;
 pub(super) use block::Block;
@@ -34,6 +35,7 @@ pub(super) use segments::{
     Head, Opened, Opening, SegmentInfo, SegmentSet, View, first_segment, private_dir, stamp, time,
 };
 pub(super) use writer::{Job, Settings, Writer};
+pub use written::Written;
 
 /// Maximum number of records of a block: a set of its positions fits into 512 bytes.
 pub(super) const BLOCK: u64 = 4096;

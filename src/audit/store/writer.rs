@@ -18,10 +18,11 @@ use super::{
     sealer::{Sealer, Task},
     segment::{Loss, Segment, Wal, free_bytes},
     segments::{self, Current, Head, HeadFile, Opened, SegmentSet},
+    written::Written,
 };
 use crate::{
     line::{Line, LineHead, Seq},
-    log::{Clock, Written},
+    log::Clock,
     record::{Entry, Event, EventRecord, Kind, Record, RecordsLost, VERSION, encode},
 };
 

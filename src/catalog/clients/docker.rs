@@ -138,7 +138,7 @@ pub(crate) fn run(
         .map_err(|error: crate::image::NoImage| report.problem(place, error.to_string()))
         .ok()?;
     let own: Vec<LocatedText<'_>> = rest.collect();
-    super::entry::written_out(&own, report);
+    super::arguments::written_out(&own, report);
     let arguments: Vec<String> = own.iter().map(|located| located.text.to_owned()).collect();
     draft.arguments_hold_no_secret(&arguments, place, report);
     Some(Run::Image { image, arguments })

@@ -3,6 +3,7 @@
 //! Supported are Claude Desktop and Claude Code, Cursor, VS Code, Zed, Windsurf, Cline, Roo, Gemini
 //! CLI, Amazon Q, Kiro, LM Studio, OpenCode, Goose, Continue and Codex.
 
+mod arguments;
 mod docker;
 mod entry;
 

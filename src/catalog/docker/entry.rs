@@ -64,7 +64,13 @@ pub(super) fn read(
     policy(&mut entry, report);
 
     let schemas = entry.list("config", report);
-    let values = settle(schemas, options, named.text, report);
+    let values = settle(
+        schemas,
+        options.values.get(named.text),
+        options.theirs.get(named.text),
+        named.text,
+        report,
+    );
     let reader = Reader { values: &values };
 
     let kind = entry.text("type", report);

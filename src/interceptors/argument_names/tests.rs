@@ -1,6 +1,6 @@
 use serde_json::json;
 
-use super::*;
+use super::{schema_names::PATTERN_PARTS, *};
 
 fn misspelled(schema: &Value, arguments: &Value) -> Option<String> {
     match SchemaNames::of(schema).hold(arguments.as_object().unwrap()) {

@@ -248,7 +248,7 @@ impl Bundle {
             }
             match String::from_utf8(bytes) {
                 Ok(text) => files.push(File { name: self.shown(base, name), text: text.into() }),
-                Err(_) if super::load::belongs(Path::new(name)) => {
+                Err(_) if super::files::belongs(Path::new(name)) => {
                     add(name, format!("`{name}` is no UTF-8 text"), "policies are UTF-8 text");
                 }
                 // Not a file that is loaded.

@@ -35,10 +35,12 @@ use self::{
     scope::{Bits, Scopes},
 };
 use super::{
+    about::About,
     cache::{self, Answers, Asking, CachedSubject},
     conditions::{ContextUsage, Kind, Node, Uses},
-    entities::{Frame, OWN, Unaskable, Vocabulary},
-    request::{Action, Request, Resource, Subject},
+    entities::{Frame, OWN, Vocabulary},
+    request::{Action, Request},
+    unaskable::Unaskable,
 };
 
 /// Index of a policy set.
@@ -119,22 +121,7 @@ impl Answer<'_> {
     }
 }
 
-/// A request without its circumstances and arguments.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct About<'a> {
-    pub(super) subject: Subject<'a>,
-    pub(super) action: Action,
-    pub(super) resource: Resource<'a>,
-    /// Whether the action is the tool's own one, instead of that of all tools.
-    pub(super) own: bool,
-}
-
-impl<'a> About<'a> {
-    pub(super) fn of(request: &Request<'a>) -> Self {
-        let Request { subject, action, resource, .. } = *request;
-        Self { subject, action, resource, own: false }
-    }
-
+impl About<'_> {
     /// The same request under the tool's own action, if it has one.
     pub(super) fn own(self, vocabulary: &Vocabulary) -> Option<Self> {
         let has = !self.own && vocabulary.has_own_action(self.action, &self.resource);

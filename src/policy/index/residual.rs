@@ -13,15 +13,17 @@ use cedar_policy_core::{
 };
 
 use super::{
-    About, Index, Terms, holds,
+    Index, Terms, holds,
     keys::NamedKeys,
     scope::{Bits, Slots},
 };
 use crate::{
+    about::About,
     cache::Weighs,
     conditions::{ContextUsage, Kind, Outcomes},
     context::{self, Uids},
-    entities::{Base, Unaskable},
+    entities::Base,
+    unaskable::Unaskable,
 };
 
 /// The policies that matter to a request, by number.

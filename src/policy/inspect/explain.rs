@@ -7,11 +7,12 @@ use serde::Serialize;
 
 use super::{Hidden, Inspected, Inspector, Query, Tally, Unknown, text};
 use crate::{
+    about::About,
     conditions::{Node, Outcomes},
-    entities::{Frame, Unaskable},
-    index::About,
+    entities::Frame,
     load::Revision,
     request::Request,
+    unaskable::Unaskable,
 };
 use portcullis_protocol::refusal::Rule;
 

@@ -23,13 +23,14 @@ use cedar_policy::{
 
 pub use self::explain::{Condition, Explanation, Near, Seen, Side, Standing, Verdict};
 use super::{
+    about::About,
     cache::{Asking, CachedSubject, Key},
     conditions::{ContextUsage, Node, Outcomes, Scope, Uses},
     engine::Set,
-    entities::{Frame, Unaskable},
-    index::About,
+    entities::Frame,
     load::Revision,
     request::Request,
+    unaskable::Unaskable,
 };
 use portcullis_protocol::refusal::Rule;
 

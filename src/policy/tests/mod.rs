@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 use tempfile::TempDir;
 
 pub(super) use self::plain::whole;
-use super::{entities::Vocabulary, index::About, typed::Typed, *};
+use super::{about::About, entities::Vocabulary, typed::Typed, *};
 use portcullis_protocol::{
     arguments,
     claims::{Attested, Claims},

@@ -4,7 +4,8 @@ use miette::{Diagnostic, Severity};
 use serde::Serialize;
 use tokio::task::spawn_blocking;
 
-use super::{Context, Exit, server};
+use super::{Context, Exit};
+use crate::manage::{locked_images, servers::handed};
 use portcullis_config::{Code, Diagnostics, Loaded};
 use portcullis_config::{mount_policy, refused_mounts};
 use portcullis_gateway::{BoxedDiagnostic, PluginSecrets, artifacts, interceptor, ungranted};
@@ -74,10 +75,10 @@ fn everything(path: &std::path::Path) -> (Vec<BoxedDiagnostic>, Option<String>) 
             found.extend(interceptor(&loaded, &member, &[], &handed, &house).err());
         }
     }
-    for (at, text) in super::adding::held(&loaded).err().into_iter().flatten() {
+    for (at, text) in locked_images::held(&loaded).err().into_iter().flatten() {
         found.push(boxed(loaded.finding(&at, Code::Conflict, text)));
     }
-    for (at, text) in super::adding::unconfirmed(&loaded) {
+    for (at, text) in locked_images::unconfirmed(&loaded) {
         let finding = loaded.finding(&at, Code::Unsafe, text).warning();
         let help = "if that is meant, name it (`--secret NAME=REFERENCE`) and replace the server with `--replace=NAME`; \
                     else replace it without, and it gets a variable of its own";
@@ -116,7 +117,7 @@ fn unstartable(loaded: &Loaded, policies: &portcullis_policy::Engine) -> Vec<Box
                 signers: Vec::new(),
                 attested: Vec::new(),
             };
-            let (url, secrets) = (settings.url.as_deref(), server::handed(settings));
+            let (url, secrets) = (settings.url.as_deref(), handed(settings));
             let start = Start { server: name, program: &program, url, secrets };
             let missing = policies.missing_permits(&start);
             if missing.is_empty() {

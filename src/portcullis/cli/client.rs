@@ -9,6 +9,7 @@ use super::{
     Context, Exit,
     proxy_client::{self, Located},
 };
+use crate::manage::servers::myself;
 use portcullis_audit::record::{By, CommandUser};
 use portcullis_config::Loaded;
 use portcullis_gateway::{admin, record_client_offline};
@@ -89,13 +90,6 @@ async fn record(found: &Located, change: &Change, reason: Option<String>) -> any
                 .map_err(|fault| anyhow::anyhow!("{fault}; {}", fault.remedy()))
         }
     }
-}
-
-/// User who runs this command.
-pub(super) fn myself() -> CommandUser {
-    let uid = nix::unistd::getuid();
-    let user = nix::unistd::User::from_uid(uid).ok().flatten().map(|user| user.name);
-    CommandUser { uid: Some(uid.as_raw()), user }
 }
 
 /// Makes a change after it is recorded.

@@ -1,17 +1,21 @@
 //! Context of every command, and its exit code.
 
 use std::{
+    any::Any,
     fmt,
     io::{self, IsTerminal as _},
     path::PathBuf,
-    process::ExitCode,
 };
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
-use super::output::{self, Progress};
-use portcullis_config::{Diagnostics, Loaded};
+use super::{
+    exit::reports,
+    output::{self, Progress},
+};
+use crate::manage::Reporter;
+use portcullis_config::Loaded;
 
 /// Options of every verb.
 #[derive(Debug, Args)]
@@ -40,53 +44,6 @@ pub enum Format {
     Text,
     /// JSON for programs, stable across versions
     Json,
-}
-
-/// Exit code of a command.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Exit {
-    /// Success, or the answer is "allowed".
-    Ok = 0,
-    /// Failure.
-    Failure = 1,
-    /// The command line is invalid.
-    Usage = 2,
-    /// The answer is "denied".
-    Denied = 10,
-    /// A check has findings.
-    Findings = 11,
-}
-
-impl From<Exit> for ExitCode {
-    fn from(exit: Exit) -> Self {
-        Self::from(exit as u8)
-    }
-}
-
-/// An error that ends the program with [`Exit::Usage`].
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct Usage(pub String);
-
-/// Diagnostics that end the program, printed with their positions in files.
-#[derive(Debug)]
-pub struct Reports(pub Vec<Box<dyn miette::Diagnostic + Send + Sync>>);
-
-impl fmt::Display for Reports {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (at, report) in self.0.iter().enumerate() {
-            write!(f, "{}{report}", if at == 0 { "" } else { "; " })?;
-        }
-        Ok(())
-    }
-}
-
-impl std::error::Error for Reports {}
-
-/// Diagnostics of a config, as the error that ends the program.
-pub(super) fn reports(Diagnostics(findings): Diagnostics) -> Reports {
-    Reports(findings.into_iter().map(|finding| Box::new(finding) as _).collect())
 }
 
 /// Path of the config, and the only functions that print.
@@ -202,5 +159,15 @@ impl Context {
     /// Shows an operation in progress on a terminal, after one second, until the value is dropped.
     pub fn progress(&self, what: impl Into<String>) -> Progress {
         Progress::start(what.into())
+    }
+}
+
+impl Reporter for Context {
+    fn note(&self, text: &str) {
+        Self::note(self, text);
+    }
+
+    fn step(&self, what: String) -> Box<dyn Any> {
+        Box::new(self.progress(what))
     }
 }

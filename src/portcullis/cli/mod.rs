@@ -13,6 +13,7 @@ mod config_errors;
 mod connect;
 mod context;
 mod doctor;
+mod exit;
 mod guard;
 mod output;
 mod plugin;
@@ -24,13 +25,15 @@ mod schema;
 mod secret;
 mod server;
 mod signing_keys;
+mod start_failure;
 mod tools;
 
 use std::{ffi::OsStr, process::ExitCode, time::Duration};
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
-pub use context::{Context, Exit, Format, Reports, Usage};
+pub use context::{Context, Format};
+pub use exit::{Exit, Reports, Usage};
 pub use output::{Progress, escape, escape_json};
 
 /// A policy-enforcing security proxy for the Model Context Protocol.

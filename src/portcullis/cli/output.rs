@@ -14,6 +14,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget};
 use miette::{GraphicalReportHandler, GraphicalTheme};
 
 use super::{Exit, Reports, Usage};
+use crate::manage::InvalidInput;
 use portcullis_foundation::printable::{can_steer, escaped};
 
 /// Text with every unsafe character escaped: `\n`, `\u{1b}`.
@@ -138,7 +139,7 @@ pub(super) fn failure(error: &anyhow::Error) -> Exit {
         let _ = writeln!(text, "  because: {}", escape(&cause.to_string()));
     }
     stderr(&text);
-    if error.is::<Usage>() { Exit::Usage } else { Exit::Failure }
+    if error.is::<Usage>() || error.is::<InvalidInput>() { Exit::Usage } else { Exit::Failure }
 }
 
 /// Spinner on standard error, shown after one second.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
-use super::{Context, context::reports};
+use super::{Context, exit::reports};
 use portcullis_config::{Code, Loaded, ProxyLocation};
 use portcullis_gateway::admin::Client;
 

@@ -8,7 +8,7 @@ mod restart;
 mod stats;
 mod verify;
 
-pub(super) use images::{locking, not_locked, show as show_pulls};
+pub(super) use images::show as show_pulls;
 
 use std::path::{Path, PathBuf};
 
@@ -18,15 +18,16 @@ use serde_json::{Value, json};
 use super::{
     Context, Exit, catalog,
     proxy_client::{Located, ProxyArgs},
-    run::reported,
+    start_failure::reported,
 };
-use portcullis_config::{Loaded, protected_paths};
+use crate::manage::{
+    images::LockMode,
+    servers::{configured, launcher},
+};
+use portcullis_config::Loaded;
 use portcullis_foundation::atomic_file;
 use portcullis_gateway::{GatewayBuilder, Purpose, admin};
-use portcullis_policy::{DeliveredAs, Handing};
 use portcullis_protocol::names::ServerName;
-use portcullis_runtime::ProtectedPaths;
-use portcullis_upstream::{Engines, Launcher, config::SecretDeliveryMethod};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -111,9 +112,9 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
         // These commands create the config, which may not exist yet.
         Verb::Add(args) => catalog::add(args, ctx).await,
         Verb::Import(args) => catalog::import(args, ctx).await,
-        Verb::Lock(which) => images::lock(ctx, &which).await,
+        Verb::Lock(which) => images::lock(ctx, &which, LockMode::Lock).await,
         Verb::Update { which, allow_downgrade, dry_run } => {
-            images::update(ctx, &which, allow_downgrade, dry_run).await
+            images::lock(ctx, &which, LockMode::Update { allow_downgrade, dry_run }).await
         }
         Verb::Pull(which) => images::pull(ctx, &which).await,
         Verb::Export(export) => export::run(export, ctx).await,
@@ -264,55 +265,4 @@ async fn logs(
         }
     }
     Ok(Exit::Ok)
-}
-
-fn configured<'a>(
-    loaded: &'a Loaded,
-    name: &ServerName,
-) -> anyhow::Result<&'a portcullis_upstream::config::Server> {
-    loaded.config.servers.get(name).ok_or_else(|| {
-        let known: Vec<_> = loaded.config.servers.keys().map(|name| name.as_str()).collect();
-        let near = portcullis_protocol::names::nearest(name.as_str(), known.iter().copied());
-        match near.first() {
-            Some(near) => anyhow::anyhow!("there is no server `{name}`; did you mean `{near}`?"),
-            None => anyhow::anyhow!("there is no server `{name}`; the config has {known:?}"),
-        }
-    })
-}
-
-/// Secrets of a server, as policies evaluate them. The config's own checks report a secret that
-/// cannot be parsed as a reference.
-pub(super) fn handed(settings: &portcullis_upstream::config::Server) -> Vec<Handing<'_>> {
-    let all = settings.given().flat_map(|given| {
-        let handed = match given.hand_over {
-            Some(SecretDeliveryMethod::Env) => DeliveredAs::Env,
-            Some(SecretDeliveryMethod::File) => DeliveredAs::File,
-            None => DeliveredAs::Header,
-        };
-        given.references().filter_map(move |(client, from)| {
-            let source = from.parse::<portcullis_vault::Source>().ok()?.kind();
-            Some(Handing { name: given.name, source, handed, client })
-        })
-    });
-    all.collect()
-}
-
-async fn launcher(loaded: &Loaded) -> Launcher {
-    Launcher {
-        engine: Engines::find(loaded.config.engine.host.as_deref()).await,
-        instance: String::new(),
-        base: loaded.base.clone(),
-        protected: ProtectedPaths::new(protected_paths(loaded)),
-        caps: loaded.config.limits.response_caps(),
-        // Nothing is started here.
-        broker: Default::default(),
-        runtime: Default::default(),
-        known: None,
-        digests: Default::default(),
-        images: std::sync::Arc::new(loaded.images()),
-        outward: std::sync::Arc::new(portcullis_runtime::egress_netns::DenyAllEgress),
-        signatures: Default::default(),
-        dismissed: Default::default(),
-        looks: portcullis_foundation::fair_semaphore::FairSemaphore::one_each(),
-    }
 }

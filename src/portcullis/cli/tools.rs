@@ -7,14 +7,14 @@ use serde_json::{Value, json};
 use super::{
     Context, Exit, Usage,
     proxy_client::{Located, ProxyArgs},
-    run::reported,
+    start_failure::reported,
 };
+use crate::manage::one_shot;
 use portcullis_config::Loaded;
-use portcullis_gateway::{Caller, GatewayBuilder, Purpose, admin, front::http::AS};
-use portcullis_protocol::exchange::View;
+use portcullis_gateway::{GatewayBuilder, Purpose, admin, front::http::AS};
 use portcullis_protocol::{
     codec::{Frame, era},
-    exchange::{Method, Revision, Transport},
+    exchange::{Method, Revision},
     identity::{Keyring, Principal},
     names::ClientName,
     refusal::Refusal,
@@ -178,26 +178,8 @@ async fn alone(
     let assembly = GatewayBuilder::of(loaded).await.map_err(reported)?;
     let _claim = admin::Server::bind(&loaded.config.state_dir)?;
     let (proxy, _watcher) = assembly.start(loaded, Purpose::Serve).await.map_err(reported)?;
-    let caller = Caller {
-        principal,
-        transport: Transport::Cli,
-        client_addr: None,
-        view: View::All,
-        session: None,
-        calls: None,
-        revision: Revision::LATEST_MODERN,
-        headers: None,
-    };
-    let answer = async {
-        let frame = Frame::parse(text, proxy.request_caps())?;
-        let place = proxy.admission.acquire(&caller.principal)?;
-        let mut handle = proxy.start(caller, frame, place);
-        while handle.notices.recv().await.is_some() {}
-        let answered = handle.response.await?;
-        answered.text.context("the call was cancelled")
-    };
-    let answer: anyhow::Result<bytes::Bytes> = answer.await;
+    let answer = one_shot::send(&proxy, principal, text).await;
     let states = proxy.servers.states().await;
     proxy.close("the question is answered").await;
-    Ok((answer?, states))
+    Ok((answer?.context("the call was cancelled")?, states))
 }

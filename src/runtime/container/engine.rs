@@ -11,17 +11,19 @@ use bollard::{API_DEFAULT_VERSION, Docker, errors::Error};
 use futures_util::stream::{FuturesOrdered, StreamExt as _};
 use tokio::time::timeout;
 
-use super::{cgroup_check, failure, image_builder, lease::Lease};
+use super::{
+    cgroup_check,
+    engine_errors::{REQUEST_TIMEOUT_SECONDS, words},
+    facts::{Facts, Version},
+    failure, image_builder,
+    lease::Lease,
+};
 use crate::process::LaunchFailure;
 
 /// Time limit for a first answer of an engine; all its sockets are tried at once.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time limit for an engine that answered to report its version. Podman runs programs for that.
 const VERSION_TIMEOUT: Duration = Duration::from_secs(30);
-/// Time limit in seconds for the start of an answer to a later request. Loading an image has a
-/// longer one.
-const REQUEST_TIMEOUT_SECONDS: u64 = 60;
-
 /// A connection to a container engine. Cheap to clone.
 #[derive(Clone)]
 pub struct Engine {
@@ -34,48 +36,6 @@ impl fmt::Debug for Engine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Engine").field(&self.facts.version).finish()
     }
-}
-
-/// Name and version of an engine, for `doctor` and logs.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct Version {
-    /// `Docker` or `Podman`.
-    pub name: &'static str,
-    pub version: String,
-    /// Version of the API that both sides use.
-    pub api: String,
-    /// Address at which the engine answered, with its origin: `unix:///run/docker.sock`.
-    pub host: String,
-    pub cgroup: String,
-    pub storage: String,
-    /// Warnings of the engine about features that it lacks.
-    pub warnings: Vec<String>,
-}
-
-impl fmt::Display for Version {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} (API {}) at {}", self.name, self.version, self.api, self.host)
-    }
-}
-
-/// Properties of an engine that launches depend on.
-#[derive(Debug)]
-pub(super) struct Facts {
-    pub version: Version,
-    pub podman: bool,
-    pub apparmor: bool,
-    /// Architecture by Rust's target name: `x86_64`, `aarch64`.
-    pub arch: String,
-    /// OCI runtimes that the engine reports, and its default one.
-    pub runtimes: Vec<String>,
-    pub default_runtime: String,
-    /// Whether the engine applies seccomp profiles.
-    pub seccomp: bool,
-    /// Limits that the engine cannot apply.
-    pub lacking: Vec<&'static str>,
-    /// The engine's data folder.
-    pub data: Option<PathBuf>,
-    pub owner: Lease,
 }
 
 /// Failure to find a container engine.
@@ -331,28 +291,6 @@ pub fn sockets(host: Option<&str>) -> Vec<PathBuf> {
         .flatten()
         .filter_map(|(host, _)| host.strip_prefix("unix://").map(PathBuf::from))
         .collect()
-}
-
-/// Text of an engine's error, with its causes.
-pub(super) fn words(error: &Error) -> String {
-    match error {
-        Error::DockerResponseServerError { message, .. } => message.trim().to_owned(),
-        Error::RequestTimeoutError => format!("no answer within {REQUEST_TIMEOUT_SECONDS} seconds"),
-        Error::SocketNotFoundError(_) => "does not exist".to_owned(),
-        other => {
-            // The innermost cause is the useful one: `Permission denied`.
-            let mut cause: &dyn std::error::Error = other;
-            while let Some(inner) = cause.source() {
-                cause = inner;
-            }
-            cause.to_string()
-        }
-    }
-}
-
-/// Whether the engine answered that the object does not exist.
-pub(super) fn missing(error: &Error) -> bool {
-    matches!(error, Error::DockerResponseServerError { status_code: 404, .. })
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ use crate::{process::LaunchFailure, program_digest::Stamp};
 
 use super::{
     Engine,
-    engine::{missing, words},
+    engine_errors::{missing, words},
     failure, label, pause_container,
 };
 

@@ -2,7 +2,7 @@
 
 use super::{
     Engine,
-    engine::{missing, words},
+    engine_errors::{missing, words},
     failure,
 };
 use crate::process::LaunchFailure;

@@ -12,7 +12,12 @@ use serde::Serialize;
 
 use crate::process::SECRETS;
 
-use super::{Engine, Fault, engine::Facts, label, launch::NAME, profile::DEFAULT_RUNTIME, seccomp};
+use super::{
+    Engine, Fault,
+    facts::{DEFAULT_RUNTIME, Facts},
+    label, seccomp,
+};
+use portcullis_guard::NAME;
 
 /// A container of any Portcullis process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -22,7 +22,7 @@ use portcullis_vault::Secret;
 
 use super::{
     Engine, Profile, cgroup_check,
-    engine::{missing, words},
+    engine_errors::{missing, words},
     failure,
     image::Image,
     label, mount_verification,

@@ -15,6 +15,8 @@
 
 mod cgroup_check;
 mod engine;
+mod engine_errors;
+mod facts;
 mod image;
 mod image_builder;
 mod image_program;
@@ -34,7 +36,8 @@ mod seccomp;
 mod stdio;
 
 pub use engine::sockets;
-pub use engine::{Engine, NoEngine, Tried, Version};
+pub use engine::{Engine, NoEngine, Tried};
+pub use facts::Version;
 pub use image::{IllegalImage, Image};
 pub use inspect::{Inspection, Running};
 pub use profile::{Deviation, Profile};
@@ -69,7 +72,7 @@ pub struct Fault {
 
 impl Fault {
     fn of(asked: &'static str) -> impl Fn(bollard::errors::Error) -> Self {
-        move |error| Self { asked, why: engine::words(&error) }
+        move |error| Self { asked, why: engine_errors::words(&error) }
     }
 }
 

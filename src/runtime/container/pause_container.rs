@@ -27,7 +27,7 @@ use portcullis_egress::Destination;
 
 use super::{
     Engine, Profile,
-    engine::words,
+    engine_errors::words,
     failure, label,
     launch::Labels,
     namespace,

@@ -21,12 +21,13 @@ use crate::{
 };
 use portcullis_egress::Destination;
 
-use super::{engine::Facts, failure, mounts, podman, seccomp};
+use super::{
+    facts::{DEFAULT_RUNTIME, Facts},
+    failure, mounts, podman, seccomp,
+};
 
 const USER: &str = "65534:65534";
 const MIB: u64 = 1 << 20;
-/// Text for an OCI runtime that the engine chooses.
-pub(super) const DEFAULT_RUNTIME: &str = "the engine's default";
 
 /// Everything that confines one server's container.
 #[derive(Debug, Clone, PartialEq)]

@@ -17,7 +17,7 @@ use portcullis_oci::{Login, Platform, Reference};
 
 use super::{
     Engine,
-    engine::{missing, words},
+    engine_errors::{missing, words},
     failure,
 };
 

@@ -2,7 +2,7 @@
 
 use futures_util::future::join_all;
 
-use super::{Engine, Fault, Running, engine::words, lease::Lease, running};
+use super::{Engine, Fault, Running, engine_errors::words, lease::Lease, running};
 
 impl Engine {
     /// Removes Portcullis's containers whose owner process has ended, and those of `instance` (at

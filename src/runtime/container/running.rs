@@ -24,7 +24,7 @@ use tokio::{
 
 use crate::process::{Exit, Handle, Usage};
 
-use super::engine::{missing, words};
+use super::engine_errors::{missing, words};
 
 /// Time limit for the engine to report the exit status after the streams ended.
 const EXIT_STATUS_TIMEOUT: Duration = Duration::from_secs(5);

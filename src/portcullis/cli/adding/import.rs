@@ -11,7 +11,7 @@ use super::{
     options::SecretFrom,
     taken::{Policies, Replaced, Taken},
 };
-use crate::cli::{Context, Usage, catalog::Workspace, context::reports};
+use crate::cli::{Context, Usage, catalog::Workspace, exit::reports};
 use portcullis_catalog::{
     Kind, Location, Names, Problem, Run, Server, brief,
     lock::ServerPin,
@@ -188,8 +188,8 @@ impl<'a> Import<'a> {
         taken.permit_confirmed();
         taken.settle(self.folder.as_deref(), &self.others, said);
         // A pending prompt may confirm a secret, but does not make an existing file the server's.
-        let may_be_confirmed =
-            said.asks(self.in_full, &taken) && !matches!(taken.policies, Policies::There(_));
+        let may_be_confirmed = said.asks(self.in_full, taken.is_edited())
+            && !matches!(taken.policies, Policies::There(_));
         if let Some(why) = taken.hindered().filter(|_| !may_be_confirmed) {
             return Err(problem(why));
         }

@@ -8,7 +8,6 @@
 mod confirm;
 mod image;
 mod import;
-mod locked;
 mod options;
 mod report;
 mod taken;
@@ -17,21 +16,15 @@ use std::path::Path;
 
 use anyhow::{Context as _, bail};
 
-pub(super) use self::{
-    image::locate,
-    import::still_off,
-    locked::{held, settle, unconfirmed},
-    options::Said,
-};
+pub(super) use self::{image::locate, import::still_off, options::Said};
 use self::{
     import::Import,
     report::{Stage, tell},
     taken::{Policies, Taken},
 };
-use crate::cli::{
-    Context, Exit,
-    catalog::Workspace,
-    server::{locking, not_locked},
+use crate::{
+    cli::{Context, Exit, catalog::Workspace},
+    manage::images::{locking, not_locked},
 };
 use portcullis_audit::record::ImageDone;
 use portcullis_catalog::{Entry, Problem, Server, lock::ResolvedImage};
@@ -70,7 +63,7 @@ pub(super) async fn take(
         }
     }
     let Import { before, folder, others, text, .. } = import;
-    let asks = taken.iter().any(|one| one.is_news() && said.asks(offer.in_full, one));
+    let asks = taken.iter().any(|one| one.is_news() && said.asks(offer.in_full, one.is_edited()));
     if asks {
         tell(ctx, &offer.name, &taken, &refused, Stage::Planned)?;
         confirm::ask(ctx, &mut taken)?;

@@ -2,7 +2,6 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use super::taken::Taken;
 use crate::cli::{
     Usage,
     catalog::{Fetched, file},
@@ -88,9 +87,9 @@ impl Said {
     }
 
     /// Whether the operator must confirm a server before it is written. A command line that names
-    /// everything needs no confirmation, unless it replaces an entry that the operator wrote.
-    pub(super) fn asks(&self, in_full: bool, server: &Taken) -> bool {
-        let edited = server.replaced.as_ref().is_some_and(|replaced| replaced.edited);
+    /// everything needs no confirmation, unless it replaces an entry that the operator wrote
+    /// (`edited`).
+    pub(super) fn asks(&self, in_full: bool, edited: bool) -> bool {
         !self.yes && !self.dry_run && (!in_full || edited)
     }
 

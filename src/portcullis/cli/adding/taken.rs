@@ -120,6 +120,11 @@ impl Taken {
         self.locked.destination = self.server.destination();
     }
 
+    /// Whether it replaces an entry that the operator wrote or edited.
+    pub fn is_edited(&self) -> bool {
+        self.replaced.as_ref().is_some_and(|replaced| replaced.edited)
+    }
+
     /// Whether it changes the entry or the policies.
     pub fn is_news(&self) -> bool {
         let changed = |replaced: &Replaced| replaced.entry.is_some();

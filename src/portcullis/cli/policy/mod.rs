@@ -57,7 +57,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
         Verb::Fmt(fmt) => fmt::fmt(&fmt, ctx),
         Verb::Test(options) => test::test(&options, ctx),
         Verb::New(options) => new::new(&options, ctx),
-        Verb::CanI(question) => can_i::can_i(&question, ctx),
+        Verb::CanI(args) => can_i::can_i(args, ctx),
         Verb::Explain(args) => explain::run(args, ctx).await,
         Verb::Replay(args) => replay::run(args, ctx).await,
         Verb::Learn(args) => learn::run(args, ctx).await,

@@ -4,8 +4,11 @@ use std::collections::BTreeMap;
 
 use anyhow::Context as _;
 
-use super::{export::unlisted, overrides::dressed};
-use crate::cli::{Context, Exit, Usage, catalog::Workspace};
+use super::export::unlisted;
+use crate::{
+    cli::{Context, Exit, Usage, catalog::Workspace},
+    manage::profile_overrides::dressed,
+};
 use portcullis_catalog::{
     brief,
     profile_file::{Profile, Settings},

@@ -5,8 +5,10 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use serde_json::Value;
 
-use super::overrides::dressed;
-use crate::cli::{Context, Exit, Usage, catalog::Workspace, config_errors::Wrong};
+use crate::{
+    cli::{Context, Exit, Usage, catalog::Workspace, config_errors::Wrong},
+    manage::profile_overrides::dressed,
+};
 use portcullis_catalog::{member, profile_file::Profile, write::left_on_id};
 use portcullis_config::Loaded;
 use portcullis_upstream::config::Server;

@@ -3,7 +3,6 @@
 mod create;
 mod export;
 mod import;
-mod overrides;
 
 use std::path::PathBuf;
 
@@ -16,8 +15,6 @@ use super::{
 };
 use portcullis_catalog::{PROFILE, profile_file::Profile};
 use portcullis_protocol::names::ServerName;
-
-pub(super) use overrides::narrow;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {

@@ -3,10 +3,12 @@
 use anyhow::Context as _;
 use serde_json::{Value, json};
 
-use crate::cli::{
-    Context, Exit,
-    client::myself,
-    proxy_client::{self, Located},
+use crate::{
+    cli::{
+        Context, Exit,
+        proxy_client::{self, Located},
+    },
+    manage::servers::myself,
 };
 use portcullis_audit::record::{MEMBERS, Reaping};
 use portcullis_audit::record::{Orphan, OrphanKind};

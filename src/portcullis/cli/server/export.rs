@@ -10,8 +10,8 @@ use clap::ValueEnum;
 use portcullis_kubernetes::{Cni, stream};
 use serde_json::json;
 
-use super::configured;
 use crate::cli::{Context, Exit};
+use crate::manage::servers::configured;
 use portcullis_foundation::atomic_file;
 use portcullis_protocol::names::ServerName;
 

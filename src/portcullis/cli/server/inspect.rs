@@ -5,8 +5,10 @@ use anyhow::Context as _;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::{configured, handed, launcher, verify};
-use crate::cli::{Context, Exit};
+use crate::{
+    cli::{Context, Exit},
+    manage::servers::{configured, handed, launcher, signatures},
+};
 use portcullis_config::Loaded;
 use portcullis_gateway::admin;
 use portcullis_policy::{Part, Start};
@@ -140,7 +142,7 @@ pub(super) async fn run(
 ) -> anyhow::Result<Exit> {
     let settings = configured(loaded, name)?;
     let mut launcher = launcher(loaded).await;
-    launcher.signatures = verify::signatures(loaded)?;
+    launcher.signatures = signatures(loaded)?;
     let found = Found::of(loaded, &launcher, name, settings).await?;
     let running: Option<Value> = match proxy {
         Some(proxy) => {

@@ -3,21 +3,11 @@
 use portcullis_provenance::{By, Provenance, Rejected, Signed, What};
 use serde_json::{Value, json};
 
-use super::{Context, Exit, configured, launcher};
+use super::{Context, Exit};
+use crate::manage::servers::{configured, launcher, signatures};
 use portcullis_config::Loaded;
 use portcullis_protocol::names::ServerName;
-use portcullis_upstream::{SignatureVerifier, SignedBy};
-
-/// Verifier of signatures with the signers in the config.
-///
-/// # Errors
-/// A signer is invalid.
-pub(super) fn signatures(loaded: &Loaded) -> anyhow::Result<SignatureVerifier> {
-    loaded.signatures().map_err(|(pointer, why)| {
-        let line = loaded.line(&pointer).map_or_else(String::new, |line| format!(":{line}"));
-        anyhow::anyhow!("{}{line}: {why}", loaded.path.display())
-    })
-}
+use portcullis_upstream::SignedBy;
 
 pub(super) async fn run(ctx: &Context, loaded: &Loaded, name: &ServerName) -> anyhow::Result<Exit> {
     let settings = configured(loaded, name)?;

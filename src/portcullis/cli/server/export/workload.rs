@@ -4,11 +4,11 @@ use std::path::Path;
 
 use portcullis_kubernetes::{Claim, Container, Egress, EgressHost, Secret, Workload};
 
-use super::{
-    super::{handed, launcher, verify},
-    K8s, config as pod_config,
+use super::{K8s, config as pod_config};
+use crate::{
+    cli::{Context, config_errors::Wrong},
+    manage::servers::{configured, handed, launcher, signatures},
 };
-use crate::cli::{Context, config_errors::Wrong};
 use portcullis_catalog::lock::{Lock, ResolvedImage, ServerPin};
 use portcullis_config::Loaded;
 use portcullis_egress::{Destination, Host, Pattern};
@@ -27,7 +27,7 @@ use portcullis_upstream::{
 /// All reasons why it cannot run in a pod, with the positions in the config.
 pub(super) async fn of(ctx: &Context, loaded: &Loaded, args: &K8s) -> anyhow::Result<Workload> {
     let name = &args.server;
-    let settings = super::configured(loaded, name)?;
+    let settings = configured(loaded, name)?;
     anyhow::ensure!(
         matches!(args.portcullis_image.parse(), Ok(Image::Digest(_))),
         "`{}` is no image by its digest: write `--portcullis-image NAME@sha256:…`",
@@ -67,7 +67,7 @@ pub(super) async fn of(ctx: &Context, loaded: &Loaded, args: &K8s) -> anyhow::Re
     };
     if let Some(pinned) = &pinned {
         if !loaded.config.signers.is_empty() {
-            launcher.signatures = verify::signatures(loaded)?;
+            launcher.signatures = signatures(loaded)?;
             let _progress = ctx.progress("asking who signed the image");
             launcher.signed(name, settings, pinned).await?;
         }
@@ -103,7 +103,7 @@ pub(super) async fn of(ctx: &Context, loaded: &Loaded, args: &K8s) -> anyhow::Re
     let pod = portcullis_config::parse(Path::new("portcullis.toml"), &text).map_err(|found| {
         anyhow::Error::from(found).context("the pod's config would not be taken")
     })?;
-    let in_pod = super::configured(&pod, name)?;
+    let in_pod = configured(&pod, name)?;
     if settings.image.is_some() {
         workload.deviations = deviations(loaded, &launcher, args, settings, in_pod)?;
     }

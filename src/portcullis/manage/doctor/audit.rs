@@ -1,4 +1,4 @@
-//! Checks of `doctor` about the audit log and its readers.
+//! Checks of the audit log and its readers.
 
 use std::{fs, io, os::unix::fs::PermissionsExt as _, path::Path};
 

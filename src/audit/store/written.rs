@@ -1,0 +1,12 @@
+//! Records that are durable.
+
+use crate::{line::Line, record::Entry};
+
+/// A written record.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Written {
+    /// Canonical line of the record.
+    pub line: Line,
+    /// Parsed record.
+    pub entry: Entry,
+}

@@ -1,0 +1,29 @@
+//! Operations of the verbs: they decide and change things, and return results for `cli` to print.
+//!
+//! Invariant: nothing here parses arguments, prints, or knows `cli`.
+
+pub mod bridge;
+pub mod can_i;
+pub mod doctor;
+pub mod images;
+pub mod locked_images;
+pub mod one_shot;
+pub mod profile_overrides;
+pub mod run;
+pub mod servers;
+
+use std::any::Any;
+
+/// Error of an input that is invalid, or that names something the config lacks.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct InvalidInput(pub String);
+
+/// Receives the steps of an operation that takes long.
+pub trait Reporter {
+    /// Reports a fact that is not part of the result.
+    fn note(&self, text: &str);
+
+    /// Reports a step that lasts until the returned value is dropped.
+    fn step(&self, what: String) -> Box<dyn Any>;
+}

@@ -1,0 +1,38 @@
+//! One message of a local caller through the proxy.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use portcullis_gateway::{Caller, Gateway};
+use portcullis_protocol::{
+    codec::Frame,
+    exchange::{Revision, Transport, View},
+    identity::Principal,
+};
+
+/// Sends a message as `principal`, and returns the response; `None` if it was cancelled.
+///
+/// # Errors
+/// The message is invalid, or the proxy refuses or drops it.
+pub async fn send(
+    proxy: &Arc<Gateway>,
+    principal: Principal,
+    text: Bytes,
+) -> anyhow::Result<Option<Bytes>> {
+    let caller = Caller {
+        principal,
+        transport: Transport::Cli,
+        client_addr: None,
+        view: View::All,
+        session: None,
+        calls: None,
+        revision: Revision::LATEST_MODERN,
+        headers: None,
+    };
+    let frame = Frame::parse(text, proxy.request_caps())?;
+    let place = proxy.admission.acquire(&caller.principal)?;
+    let mut handle = proxy.start(caller, frame, place);
+    while handle.notices.recv().await.is_some() {}
+    Ok(handle.response.await?.text)
+}

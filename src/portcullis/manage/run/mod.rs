@@ -1,0 +1,215 @@
+//! A run of the proxy: its config, its start, and its stop.
+
+mod dry_run;
+mod serve;
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::Context as _;
+
+use super::{
+    Reporter,
+    locked_images::{held, settle},
+    profile_overrides::narrow,
+};
+use portcullis_catalog::{lock, profile_file::Profile};
+use portcullis_config::{Code, Diagnostics, Loaded};
+use portcullis_gateway::{
+    Gateway, GatewayBuilder, Purpose, StartFailure, admin, front, record_start_failure,
+};
+use portcullis_policy::Watcher;
+use portcullis_protocol::{identity::Keyring, names::ServerName};
+use portcullis_upstream::config::Server;
+
+pub use dry_run::Offered;
+
+/// Options of a run.
+#[derive(Debug, Clone)]
+pub struct RunOptions {
+    /// Whether the proxy only starts, and accepts no messages.
+    pub dry_run: bool,
+    /// Whether it serves one client over stdio, and stops at the end of its input.
+    pub stdio: bool,
+    /// Whether images with a tag that the lock file lacks are refused.
+    pub locked: bool,
+    /// Profile with the servers of the run.
+    pub profile: Option<String>,
+}
+
+impl RunOptions {
+    /// Reads the config with the servers of this run.
+    ///
+    /// # Errors
+    /// The findings: the config is invalid, or disagrees with the lock file or the profile.
+    pub fn read(&self, path: &Path) -> Result<Loaded, Diagnostics> {
+        let mut loaded = portcullis_config::load(path)?;
+        let conflict = |loaded: &Loaded, wrong: Vec<(String, String)>| {
+            let findings = wrong.into_iter();
+            let findings = findings.map(|(at, text)| loaded.finding(&at, Code::Conflict, text));
+            Diagnostics(findings.collect())
+        };
+        held(&loaded).map_err(|wrong| conflict(&loaded, wrong))?;
+        if let Some(profile) = &self.profile
+            && let Err(error) = narrow(&mut loaded, profile)
+        {
+            return Err(conflict(&loaded, vec![("/servers".to_owned(), format!("{error:#}"))]));
+        }
+        if self.locked
+            && let Err(wrong) = settle(&mut loaded)
+        {
+            return Err(conflict(&loaded, wrong));
+        }
+        Ok(loaded)
+    }
+
+    /// Files that the config of this run is made of.
+    fn files(&self, loaded: &Loaded) -> Vec<PathBuf> {
+        let profile = self.profile.as_ref().and_then(|name| Profile::path(&loaded.base, name).ok());
+        [Some(loaded.path.clone()), Some(loaded.base.join(lock::FILE)), profile]
+            .into_iter()
+            .flatten()
+            .filter_map(|path| std::path::absolute(path).ok())
+            .collect()
+    }
+}
+
+/// Started proxy with its listeners and watchers.
+pub struct StartedProxy {
+    /// The proxy.
+    pub proxy: Arc<Gateway>,
+    watcher: Watcher,
+    keyring: Arc<Keyring>,
+    socket: admin::Server,
+    /// HTTP listener; `None` for a dry run.
+    listener: Option<front::http::Listener>,
+}
+
+/// Reason why the proxy did not start.
+#[derive(Debug)]
+pub enum NotStarted {
+    /// The gateway could not be made or started.
+    Gateway(StartFailure),
+    /// Something around it failed.
+    Other(anyhow::Error),
+}
+
+impl From<StartFailure> for NotStarted {
+    fn from(failure: StartFailure) -> Self {
+        Self::Gateway(failure)
+    }
+}
+
+impl From<anyhow::Error> for NotStarted {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Other(error)
+    }
+}
+
+/// Checks everything and starts the proxy. A failure is recorded as a failed start.
+///
+/// # Errors
+/// The proxy did not start.
+pub async fn start(
+    options: &RunOptions,
+    loaded: &Loaded,
+    reporter: &dyn Reporter,
+) -> Result<StartedProxy, NotStarted> {
+    let started = begin(options, loaded, reporter).await;
+    match &started {
+        Ok(_) => {}
+        Err(NotStarted::Gateway(failure)) => failure.record(loaded).await,
+        Err(NotStarted::Other(error)) => {
+            record_start_failure(loaded, Vec::new(), format!("{error:#}")).await;
+        }
+    }
+    started
+}
+
+async fn begin(
+    options: &RunOptions,
+    loaded: &Loaded,
+    reporter: &dyn Reporter,
+) -> Result<StartedProxy, NotStarted> {
+    portcullis_telemetry::init(&loaded.config.telemetry).map_err(anyhow::Error::new)?;
+    let assembly = {
+        let step = "loading policies and plugins, looking for a container engine";
+        let _step = reporter.step(step.to_owned());
+        GatewayBuilder::of(loaded).await?
+    };
+    if options.stdio && assembly.writes_to_stdout() {
+        return Err(NotStarted::Other(anyhow::anyhow!(
+            "with --stdio, standard output is the client's: give the audit export \
+             `to = \"stdout\"` a file, or leave out --stdio"
+        )));
+    }
+    let keyring = Arc::new(
+        Keyring::load(&loaded.config.clients, &loaded.config.state_dir)
+            .map_err(anyhow::Error::new)?,
+    );
+    // Addresses that another process could take are bound before anything starts.
+    let settings = &loaded.config.admin;
+    let socket = admin::Server::bind_with(
+        &loaded.config.state_dir,
+        settings.socket.as_deref(),
+        settings.roles.clone(),
+    )
+    .map_err(anyhow::Error::new)?;
+    let (listener, purpose) = if options.dry_run {
+        (None, Purpose::DryRun)
+    } else {
+        let http = loaded.config.listen.http;
+        let listener = front::http::Listener::bind(http).await;
+        let taken = || format!("cannot listen on {http}: choose another `listen.http`");
+        (Some(listener.with_context(taken)?), Purpose::Serve)
+    };
+    let (proxy, watcher) = assembly.start(loaded, purpose).await?;
+    Ok(StartedProxy { proxy, watcher, keyring, socket, listener })
+}
+
+impl StartedProxy {
+    /// Serves messages until there is a reason to stop, then closes the proxy. `listening` is called
+    /// with the address once clients can connect.
+    ///
+    /// # Errors
+    /// The proxy cannot serve.
+    pub async fn serve(
+        self,
+        options: &RunOptions,
+        loaded: &Loaded,
+        listening: impl FnOnce(SocketAddr),
+    ) -> anyhow::Result<()> {
+        let proxy = self.proxy.clone();
+        let served = serve::serve(self, options, loaded, listening).await;
+        if let Err(error) = &served {
+            proxy.close(&format!("{error:#}")).await;
+        }
+        served
+    }
+
+    /// Starts all servers, lists what the local user may see, and closes the proxy.
+    ///
+    /// # Errors
+    /// A list cannot be requested.
+    pub async fn list(self) -> anyhow::Result<Offered> {
+        let offered = dry_run::list(&self.proxy).await;
+        let reason = match &offered {
+            Ok(_) => "the dry run is over".to_owned(),
+            Err(error) => format!("{error:#}"),
+        };
+        self.proxy.close(&reason).await;
+        offered
+    }
+
+    /// Where each server of the config will run, and why, in words.
+    pub fn placements(&self, loaded: &Loaded) -> Vec<String> {
+        let placement = |(name, settings): (&ServerName, &Server)| {
+            let place = self.proxy.launcher.place(settings);
+            format!("server `{name}`: {} ({})", place.kind(), place.why())
+        };
+        loaded.config.servers.iter().map(placement).collect()
+    }
+}

@@ -1,0 +1,83 @@
+//! Servers of a config: lookup, their secrets as policies evaluate them, and a launcher to examine
+//! them with.
+
+use portcullis_audit::record::CommandUser;
+use portcullis_config::{Loaded, protected_paths};
+use portcullis_policy::{DeliveredAs, Handing};
+use portcullis_protocol::names::ServerName;
+use portcullis_runtime::ProtectedPaths;
+use portcullis_upstream::{Engines, Launcher, SignatureVerifier, config::SecretDeliveryMethod};
+
+/// Settings of a server of the config.
+///
+/// # Errors
+/// The config has no such server.
+pub fn configured<'a>(
+    loaded: &'a Loaded,
+    name: &ServerName,
+) -> anyhow::Result<&'a portcullis_upstream::config::Server> {
+    loaded.config.servers.get(name).ok_or_else(|| {
+        let known: Vec<_> = loaded.config.servers.keys().map(|name| name.as_str()).collect();
+        let near = portcullis_protocol::names::nearest(name.as_str(), known.iter().copied());
+        match near.first() {
+            Some(near) => anyhow::anyhow!("there is no server `{name}`; did you mean `{near}`?"),
+            None => anyhow::anyhow!("there is no server `{name}`; the config has {known:?}"),
+        }
+    })
+}
+
+/// Secrets of a server, as policies evaluate them. The config's own checks report a secret that
+/// cannot be parsed as a reference.
+pub fn handed(settings: &portcullis_upstream::config::Server) -> Vec<Handing<'_>> {
+    let all = settings.given().flat_map(|given| {
+        let handed = match given.hand_over {
+            Some(SecretDeliveryMethod::Env) => DeliveredAs::Env,
+            Some(SecretDeliveryMethod::File) => DeliveredAs::File,
+            None => DeliveredAs::Header,
+        };
+        given.references().filter_map(move |(client, from)| {
+            let source = from.parse::<portcullis_vault::Source>().ok()?.kind();
+            Some(Handing { name: given.name, source, handed, client })
+        })
+    });
+    all.collect()
+}
+
+/// Launcher that resolves images, programs and placements, and starts nothing.
+pub async fn launcher(loaded: &Loaded) -> Launcher {
+    Launcher {
+        engine: Engines::find(loaded.config.engine.host.as_deref()).await,
+        instance: String::new(),
+        base: loaded.base.clone(),
+        protected: ProtectedPaths::new(protected_paths(loaded)),
+        caps: loaded.config.limits.response_caps(),
+        // Nothing is started here.
+        broker: Default::default(),
+        runtime: Default::default(),
+        known: None,
+        digests: Default::default(),
+        images: std::sync::Arc::new(loaded.images()),
+        outward: std::sync::Arc::new(portcullis_runtime::egress_netns::DenyAllEgress),
+        signatures: Default::default(),
+        dismissed: Default::default(),
+        looks: portcullis_foundation::fair_semaphore::FairSemaphore::one_each(),
+    }
+}
+
+/// Verifier of signatures with the signers in the config.
+///
+/// # Errors
+/// A signer is invalid.
+pub fn signatures(loaded: &Loaded) -> anyhow::Result<SignatureVerifier> {
+    loaded.signatures().map_err(|(pointer, why)| {
+        let line = loaded.line(&pointer).map_or_else(String::new, |line| format!(":{line}"));
+        anyhow::anyhow!("{}{line}: {why}", loaded.path.display())
+    })
+}
+
+/// User who runs this command.
+pub fn myself() -> CommandUser {
+    let uid = nix::unistd::getuid();
+    let user = nix::unistd::User::from_uid(uid).ok().flatten().map(|user| user.name);
+    CommandUser { uid: Some(uid.as_raw()), user }
+}
