@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{export::Format, proof};
+use crate::{export::format::Format, proof};
 use portcullis_foundation::units::{Age, Size};
 use portcullis_protocol::names::ExportName;
 use portcullis_vault::SecretRef;

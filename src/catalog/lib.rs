@@ -23,6 +23,7 @@ mod name;
 mod node;
 mod object;
 mod options;
+mod package_run;
 mod packages;
 pub mod places;
 pub mod profile_file;

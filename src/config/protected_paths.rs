@@ -12,8 +12,7 @@ use portcullis_audit::{config::Destination, export::Target};
 use portcullis_catalog::{lock, profile_file};
 use portcullis_interceptors::InterceptorKind;
 use portcullis_runtime::{
-    MountPolicy, ProtectedPath, Protection, container,
-    process::{LaunchFailure, Mount},
+    MountPolicy, ProtectedPath, Protection, container, mount::Mount, process::LaunchFailure,
 };
 use portcullis_upstream::config::Server;
 use portcullis_vault::SecretRef;

@@ -14,10 +14,11 @@ use tokio_util::task::TaskTracker;
 
 use crate::{
     approval::Approvals,
+    client_network::network,
     recorder::{Recorder, client_events::changed},
     servers::Servers,
     session::{Session, Sessions},
-    stages::{Caller, network},
+    stages::Caller,
     subscriptions::Subscriptions,
     tasks::Tasks,
 };

@@ -22,6 +22,7 @@ pub mod admin;
 mod admission;
 pub mod approval;
 mod builder;
+mod client_network;
 mod clients;
 mod file_watcher;
 pub mod front;

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Instant};
 use wasmtime::{ResourceLimiter, UpdateDeadline};
 
 use super::{
-    functions::{Shared, was_sent},
+    functions::{http::was_sent, shared::Shared},
     host::{MAX_TABLE_ELEMENTS, Running},
     quotas::{CallerQuota, Exhausted, Quotas},
 };
@@ -167,7 +167,7 @@ impl ResourceLimiter for Guest {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{functions::Nowhere, host::Host};
+    use crate::{functions::host_services::Nowhere, host::Host};
 
     fn shared() -> Arc<Shared> {
         Arc::new(Shared::bare("probe", Arc::new(Nowhere)))

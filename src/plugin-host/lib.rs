@@ -46,7 +46,11 @@ pub use bindings::exports::portcullis::interceptor::guest::{
     Target, Verdict,
 };
 pub use cache::Cache;
-pub use functions::{Broken, DENIED, HostServices, Nowhere, States, StubResponse, Values};
+pub use functions::{
+    Broken, States, Values,
+    host_services::{HostServices, Nowhere, StubResponse},
+    http::DENIED,
+};
 pub use grants::{Destination, Function, Grants, Missing};
 pub use load::{Compiled, Pin, Settings, Trial, digest};
 pub use load_error::LoadError;

@@ -19,7 +19,7 @@ use super::{
     Cache, LoadError, Manifest, Plugin, PluginHost,
     artifact::Artifact,
     bindings::{Plugin as World, PluginPre, exports::portcullis::interceptor::guest as wit},
-    functions::{Client, Shared, Values},
+    functions::{Values, http::Client, shared::Shared},
     grants::{Function, Grants, Missing, RequestedGrants},
     guest::Guest,
     host::{Host, MAX_MEMORY_MIB},

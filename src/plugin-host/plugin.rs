@@ -6,7 +6,7 @@ use futures_util::poll;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
-    Failure, Lifetime, LoadError, Manifest, Message, Pin, PluginHost, PrincipalKind, Inspection,
+    Failure, Inspection, Lifetime, LoadError, Manifest, Message, Pin, PluginHost, PrincipalKind,
     Settings, Verdict,
     artifact::Artifact,
     breaker::{Admitted, Breaker, BreakerKey, Time, Transition},

@@ -10,7 +10,7 @@ use wasmtime::{Store, Trap, UpdateDeadline};
 use super::{
     Failure, Inspection, Message,
     bindings::{Plugin as World, PluginPre},
-    functions::Shared,
+    functions::shared::Shared,
     guest::{DeadlineExceeded, Guest, OutOfMemory, Stage},
     host::Host,
     limits::MAX_EXTRA_OUTPUT_BYTES,

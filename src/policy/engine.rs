@@ -26,7 +26,6 @@ use super::{
     diagnostics::{Diagnostics, Finding},
     entities::Frame,
     index::{Index, Terms},
-    inspect::Inspector,
     load::{self, Loaded, Revision},
     request::{Action, Circumstances, Request, Resource, Subject},
     schema_context::SchemaContext,
@@ -328,9 +327,9 @@ impl Engine {
         Some(finding.at(&span.file, span.start, span.length, label))
     }
 
-    /// Inspector of the set in use.
-    pub fn inspect(&self) -> Inspector {
-        Inspector::new(self.current.load_full())
+    /// The set in use.
+    pub(super) fn current_set(&self) -> Arc<Set> {
+        self.current.load_full()
     }
 
     /// The entities that policies name, by type and id.

@@ -18,7 +18,7 @@ use crate::{
     identity::Principal,
     names::{DecisionId, ServerName, SessionId},
     obligations::Obligations,
-    refusal::Rule,
+    refusal::rule::Rule,
 };
 
 /// Servers that an endpoint shows.

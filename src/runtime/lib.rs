@@ -10,12 +10,14 @@
 pub mod config;
 pub mod container;
 pub mod egress_netns;
+pub mod mount;
 mod mount_policy;
 mod path_identity;
 pub mod process;
 mod program_digest;
 mod protected_paths;
 pub mod sandbox;
+pub mod started;
 
 pub use mount_policy::MountPolicy;
 pub use path_identity::ResolvedPath;

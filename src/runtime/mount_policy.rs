@@ -12,7 +12,7 @@ use std::{
     sync::Arc,
 };
 
-use super::process::{LaunchFailure, Mount};
+use super::{mount::Mount, process::LaunchFailure};
 use super::{
     path_identity::{Overlap, PathChain},
     protected_paths::ProtectedPath,

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{MountPolicy, egress_netns::EgressSockets};
+use super::{MountPolicy, mount::Mount};
 use crate::config::{Hardening, Resources};
 use portcullis_egress::Destination;
 use portcullis_protocol::names::ServerName;
@@ -82,28 +82,6 @@ impl LaunchSpec {
         let home = home.into_iter().filter(|(name, _)| !set(name));
         home.chain(git.into_iter().flatten()).collect()
     }
-}
-
-/// Host folder that a server sees.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Mount {
-    /// Absolute host path. After the check, without symbolic links.
-    pub source: PathBuf,
-    /// Absolute path inside.
-    pub target: PathBuf,
-    pub writable: bool,
-}
-
-/// A started process: three byte streams and an end.
-pub struct Process {
-    pub stdin: Box<dyn AsyncWrite + Send + Unpin>,
-    pub stdout: Box<dyn AsyncRead + Send + Unpin>,
-    pub stderr: Box<dyn AsyncRead + Send + Unpin>,
-    pub handle: Box<dyn Handle>,
-    pub origin: Origin,
-    /// Sockets at which the process asks for reachable hosts. They exist before the program starts;
-    /// connections wait until the sockets are served.
-    pub egress_sockets: Option<EgressSockets>,
 }
 
 /// What runs and how it is confined, for the record.

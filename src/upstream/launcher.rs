@@ -21,7 +21,8 @@ use portcullis_protocol::{codec::Caps, names::ServerName};
 use portcullis_runtime::{
     Digests, Hashed, MountPolicy, ProtectedPaths,
     egress_netns::{EgressContext, EgressGates, has_address},
-    process::{LaunchFailure, LaunchSpec, Process, SECRETS},
+    process::{LaunchFailure, LaunchSpec, SECRETS},
+    started::Process,
 };
 use portcullis_runtime::{config::MountEntry, container, sandbox};
 

@@ -6,7 +6,7 @@ use bollard::{
     models::ContainerConfig, query_parameters::CommitContainerOptionsBuilder,
     query_parameters::RemoveImageOptionsBuilder,
 };
-use portcullis_runtime::process::Mount;
+use portcullis_runtime::mount::Mount;
 use portcullis_vault::Secret;
 use rmcp::{ServiceExt, model::CallToolRequestParams};
 use serde_json::{Value, json};

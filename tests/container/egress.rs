@@ -4,7 +4,8 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use portcullis_runtime::{
     container::{Engine, label},
-    process::{LaunchSpec, Process},
+    process::LaunchSpec,
+    started::Process,
 };
 use rmcp::{ServiceExt, model::CallToolRequestParams};
 use serde_json::Value;

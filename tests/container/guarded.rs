@@ -6,7 +6,8 @@ use std::{path::Path, time::Duration};
 use portcullis_guard::{Allow, Guard, MountRule, Rules};
 use portcullis_runtime::{
     container::{self, Engine},
-    process::{Mount, Process},
+    mount::Mount,
+    started::Process,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;

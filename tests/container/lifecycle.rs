@@ -4,7 +4,7 @@ use std::{collections::HashMap, time::Duration};
 
 use bollard::query_parameters::{EventsOptionsBuilder, KillContainerOptionsBuilder};
 use futures_util::StreamExt;
-use portcullis_runtime::{container::label, process::Process};
+use portcullis_runtime::{container::label, started::Process};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 
 use crate::support::{api, bash, count, engine, finish, run, spec, wait_until_gone};

@@ -7,10 +7,7 @@ use std::{
 };
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use portcullis_runtime::{
-    process::{LaunchSpec, Mount},
-    sandbox,
-};
+use portcullis_runtime::{mount::Mount, process::LaunchSpec, sandbox};
 use serde_json::Value;
 
 use crate::support::{bash, engine, finish, probe, report, spec, strings};

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use portcullis_runtime::process::Mount;
+use portcullis_runtime::mount::Mount;
 
 use crate::support::{engine, run, spec};
 

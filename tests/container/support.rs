@@ -8,7 +8,8 @@ use std::{
 
 use portcullis_runtime::{
     container::Engine,
-    process::{Exit, LaunchSpec, Process},
+    process::{Exit, LaunchSpec},
+    started::Process,
 };
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

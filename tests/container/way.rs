@@ -8,7 +8,7 @@ use std::{
 
 use async_trait::async_trait;
 use portcullis_egress::{Attempt, Gate, Limits, Outcome, Verdict};
-use portcullis_runtime::process::{LaunchSpec, Process};
+use portcullis_runtime::{process::LaunchSpec, started::Process};
 
 /// How often a program is started that asks for a host at once.
 pub const STARTS: usize = 20;

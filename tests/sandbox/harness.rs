@@ -9,8 +9,10 @@ use std::{
 };
 
 use portcullis_runtime::{
-    process::{Exit, LaunchFailure, LaunchSpec, Mount, Process},
+    mount::Mount,
+    process::{Exit, LaunchFailure, LaunchSpec},
     sandbox,
+    started::Process,
 };
 use portcullis_vault::Secret;
 use serde_json::Value;

@@ -5,7 +5,7 @@ use std::{
     os::unix::fs::{PermissionsExt, symlink},
 };
 
-use portcullis_runtime::process::Mount;
+use portcullis_runtime::mount::Mount;
 
 use crate::harness::{launch, mount, python, run};
 

@@ -11,7 +11,7 @@ mod cursor;
 mod export_record;
 mod exporter;
 mod exporters;
-mod format;
+pub(crate) mod format;
 mod source;
 mod target;
 #[cfg(test)]

@@ -22,11 +22,11 @@ mod lock;
 mod sealer;
 mod segment;
 mod segments;
+mod view_block;
 mod writer;
 mod written;
 
 pub(super) use bitmap::Bits;
-pub(super) use block::Block;
 pub(super) use fault::Fault;
 pub(super) use index_terms::{Facts, Field, decision, kind};
 pub(super) use lock::{Lock, Refused as LockRefused};
@@ -34,6 +34,7 @@ pub(super) use segment::{Mode, Trust};
 pub(super) use segments::{
     Head, Opened, Opening, SegmentInfo, SegmentSet, View, first_segment, private_dir, stamp, time,
 };
+pub(super) use view_block::Block;
 pub(super) use writer::{Job, Settings, Writer};
 pub use written::Written;
 

@@ -10,7 +10,7 @@ use crate::{
     node::Node,
     object::{LocatedText, Object},
     options::Options,
-    packages,
+    package_run, packages,
     report::{Location, Report, brief, quoted},
     server::{Run, Secret, Server, Transport},
 };
@@ -282,7 +282,7 @@ fn local(
         draft.arguments_hold_no_secret(&plain, place, report);
         let own = packages::own_arguments(fetcher, &plain).len();
         folders(draft, &arguments[arguments.len() - own..], report);
-        return packages::run(draft, fetcher, plain, context.options.packages, place, report);
+        return package_run::run(draft, fetcher, plain, context.options.packages, place, report);
     }
     draft.arguments_hold_no_secret(&plain, place, report);
     report.fact(

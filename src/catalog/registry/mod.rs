@@ -15,7 +15,7 @@ use crate::{
     node::Node,
     object::{LocatedText, Object},
     options::Options,
-    packages,
+    package_run, packages,
     report::{Problem, Report, brief},
     server::{Image, Run, Server, Transport},
     values::Values,
@@ -324,7 +324,7 @@ impl Reader {
             report.problem(place, format!("`{}` does not fetch packages", brief(program)));
             return None;
         };
-        packages::run(draft, fetcher, arguments, options.packages, place, report)
+        package_run::run(draft, fetcher, arguments, options.packages, place, report)
     }
 
     fn remote(&mut self, draft: &mut Draft<'_>, node: &Node, report: &mut Report) -> Option<Run> {

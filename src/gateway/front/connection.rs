@@ -14,8 +14,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     batch,
-    http::{greeted, unsupported},
     in_flight::{InFlight, Output, pieces},
+    revision::{negotiate, unsupported},
 };
 use crate::{
     Caller, ConcurrencyPermit, Gateway,
@@ -263,7 +263,7 @@ impl Connection {
         let meta = params.and_then(|params| params.object("_meta"));
         let claimed = meta.as_ref().and_then(|meta| meta.string(META_REVISION));
         if method.as_str() == Method::INITIALIZE && claimed.is_none() {
-            return greeted(params);
+            return negotiate(params);
         }
         if let Some(claimed) = claimed {
             // HTTP+SSE is older than the stateless revision.

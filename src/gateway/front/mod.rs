@@ -8,6 +8,7 @@ mod connection;
 pub mod http;
 mod in_flight;
 mod rest;
+mod revision;
 pub mod stdio;
 
 use std::time::Duration;

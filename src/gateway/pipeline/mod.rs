@@ -41,7 +41,7 @@ use crate::{
     router::{Route, Router},
     server_requests::ServerRequests,
     session::{ClientCapabilities, InFlight, Opening, Session, Sessions},
-    stages::{Caller, ClientContext, Stages, network, reject_lookalike_method, well_formed},
+    stages::{Caller, ClientContext, Stages, reject_lookalike_method, well_formed},
     subscriptions::Subscriptions,
     tasks::Tasks,
     upstream_call::InFlightCalls,

@@ -29,7 +29,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::Recorder;
-use crate::stages::network;
+use crate::client_network::network;
 use portcullis_audit::{
     Audit,
     record::{RefusalGroup, RefusalSummaryOpened, RefusalsSummarized},

@@ -5,6 +5,7 @@
 //! - A session belongs to the principal and to the endpoint that opened it. For others it does not
 //!   exist.
 
+mod budget;
 mod calls;
 mod capabilities;
 mod log_level;
@@ -37,11 +38,11 @@ use portcullis_protocol::{
     refusal::{Code, Refusal},
 };
 
+use budget::Budget;
 pub use calls::{Calls, InFlight};
 pub use capabilities::ClientCapabilities;
 pub use log_level::LogLevel;
 pub use pending_requests::{ClientReply, PendingRequest, PendingRequests};
-use replay::Budget;
 pub use replay::Streams;
 pub use stream::{Event, Reader, Stream, TooSlow};
 

@@ -3,40 +3,18 @@
 //! limited in number, bytes and time for each stream, and in bytes for each principal over all its
 //! sessions.
 
-use std::{
-    collections::BTreeMap,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use parking_lot::Mutex;
 
-use super::stream::{OWN, Reader, Stream};
+use super::{
+    budget::Budget,
+    stream::{OWN, Reader, Stream},
+};
 use portcullis_protocol::refusal::{Code, Refusal};
 
-/// Limit in bytes of all streams of one principal's sessions.
-const BUDGET: usize = 16 << 20;
 /// Ended streams that a session keeps.
 const STREAMS: usize = 64;
-/// Bytes kept for one principal.
-#[derive(Debug, Default)]
-pub struct Budget(AtomicUsize);
-
-impl Budget {
-    pub(super) fn take(&self, bytes: usize) -> bool {
-        self.0
-            .try_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
-                used.checked_add(bytes).filter(|used| *used <= BUDGET)
-            })
-            .is_ok()
-    }
-
-    pub(super) fn give_back(&self, bytes: usize) {
-        self.0.fetch_sub(bytes, Ordering::Relaxed);
-    }
-}
 
 /// The streams of one session.
 pub struct Streams {

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::{sync::watch, time::timeout};
 
-use super::replay::Budget;
+use super::budget::Budget;
 
 /// Limit of events that a stream keeps.
 pub(super) const EVENTS: usize = 256;

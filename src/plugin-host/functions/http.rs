@@ -13,12 +13,10 @@ use reqwest::{
 };
 
 use super::super::{
-    bindings::portcullis::interceptor::http::{Error, Host, Request, Response},
+    bindings::portcullis::interceptor::http::{Error, Request, Response},
     grants::Destination,
-    guest::{Guest, Stage},
     output::excerpt,
 };
-use super::StubResponse;
 use portcullis_egress::is_public;
 
 /// Limit of a request or response body in bytes.
@@ -26,13 +24,13 @@ const MAX_BODY_BYTES: usize = 1 << 20;
 /// Approximate limit of all headers of a response in bytes.
 const MAX_HEADER_BYTES: usize = 64 << 10;
 /// Part of a message's time that remains when a request is abandoned.
-const RESERVED_TIME: Duration = Duration::from_millis(50);
+pub(super) const RESERVED_TIME: Duration = Duration::from_millis(50);
 /// Limit of the requests for one message.
 pub const MAX_REQUESTS_PER_MESSAGE: usize = 16;
 /// Suffix in records of a request that was not sent.
 pub const DENIED: &str = " denied";
 /// Suffix in records of a request that was not sent because of `mode = "audit"`.
-const ON_TRIAL: &str = " not sent, on trial";
+pub(super) const ON_TRIAL: &str = " not sent, on trial";
 
 /// Whether a request left the machine, or may have.
 pub fn was_sent(request: &str) -> bool {
@@ -119,16 +117,16 @@ impl Resolve for Public {
 }
 
 /// One valid request.
-struct Asked {
-    method: Method,
-    url: Url,
+pub(super) struct Asked {
+    pub method: Method,
+    pub url: Url,
     headers: HeaderMap,
     body: Option<Vec<u8>>,
-    timeout: Option<Duration>,
+    pub timeout: Option<Duration>,
 }
 
 impl Asked {
-    fn read(request: Request) -> Result<Self, Error> {
+    pub fn read(request: Request) -> Result<Self, Error> {
         let invalid = |why: &str| Error::Invalid(why.to_owned());
         let method = Method::from_bytes(request.method.as_bytes())
             .ok()
@@ -179,7 +177,7 @@ impl Asked {
     }
 
     /// Destination by the names of URLs and grants, and whether it is in clear text.
-    fn target(&self) -> (&str, u16, bool) {
+    pub fn target(&self) -> (&str, u16, bool) {
         (
             self.url.host_str().unwrap_or_default(),
             self.url.port_or_known_default().unwrap_or_default(),
@@ -188,7 +186,8 @@ impl Asked {
     }
 }
 
-async fn exchange(client: &reqwest::Client, asked: Asked) -> Result<Response, Error> {
+/// Sends a request and reads its response within the limits.
+pub(super) async fn exchange(client: &reqwest::Client, asked: Asked) -> Result<Response, Error> {
     let failed = |error: reqwest::Error| {
         // Without the URL, which the operator's log should not contain; the innermost cause is the
         // most useful.
@@ -225,83 +224,6 @@ async fn exchange(client: &reqwest::Client, asked: Asked) -> Result<Response, Er
         body.extend_from_slice(&chunk);
     }
     Ok(Response { status, headers, body })
-}
-
-impl Guest {
-    async fn request(&mut self, request: Request) -> Result<Response, Error> {
-        let shared = self.shared.clone();
-        let Some(client) = &shared.http else {
-            return Err(Error::Denied("no host is granted".into()));
-        };
-        if self.stage != Stage::Inspecting {
-            return Err(Error::Denied("`http` is available in `inspect` only".into()));
-        }
-        let asked = Asked::read(request)?;
-        let (host, port, clear) = asked.target();
-        let scheme = if clear { "http://" } else { "" };
-        let shown = format!("{} {scheme}{host}:{port}", asked.method);
-        let shown = excerpt(&self.covered(shown), 128);
-        if self.requests.len() >= MAX_REQUESTS_PER_MESSAGE {
-            return Err(Error::Denied(format!(
-                "the limit is {MAX_REQUESTS_PER_MESSAGE} requests for one message"
-            )));
-        }
-        let granted = client
-            .target(host, port, clear)
-            .ok_or_else(|| format!("`{scheme}{}:{port}` is not granted", excerpt(host, 128)));
-        let granted = granted.and_then(|target| {
-            let name = target.destination.name();
-            shared.around.may_reach(&shared.entry, name, port).map(|()| target)
-        });
-        let target = match granted {
-            Ok(target) => target,
-            Err(why) => {
-                self.requests.push(format!("{shown}{DENIED}"));
-                return Err(Error::Denied(why));
-            }
-        };
-        if !shared.sends {
-            self.requests.push(format!("{shown}{ON_TRIAL}"));
-            return Err(Error::Denied("the plugin is in audit mode, so nothing is sent".into()));
-        }
-        // Recorded even if the request is interrupted.
-        self.requests.push(format!("{shown} unanswered"));
-        if let Some(canned) = shared.around.answer(asked.url.as_str()) {
-            let StubResponse { status, headers, body } = canned.map_err(Error::Failed)?;
-            return Ok(Response { status, headers, body });
-        }
-        let http_client = target.client()?;
-        // Until shortly before the deadline, so that the plugin can react to a timeout.
-        let left = self.until.saturating_duration_since(Instant::now());
-        let wait = left.saturating_sub(RESERVED_TIME.min(left / 4));
-        let wait = asked.timeout.map_or(wait, |timeout| wait.min(timeout));
-        // An instance has one request in flight, and the number of running instances is limited for
-        // each caller.
-        let done = match tokio::time::timeout(wait, exchange(http_client, asked)).await {
-            Ok(done) => done,
-            Err(_) => return Err(Error::Failed("timed out".into())),
-        };
-        let became = match &done {
-            Ok(answer) => format!("{shown} {}", answer.status),
-            Err(Error::TooLarge) => format!("{shown} too large"),
-            Err(_) => format!("{shown} failed"),
-        };
-        if let Some(last) = self.requests.last_mut() {
-            *last = became;
-        }
-        done
-    }
-}
-
-impl Host for Guest {
-    async fn send(&mut self, request: Request) -> Result<Response, Error> {
-        match self.request(request).await {
-            Err(Error::Denied(why)) => Err(Error::Denied(self.covered(why))),
-            Err(Error::Invalid(why)) => Err(Error::Invalid(self.covered(why))),
-            Err(Error::Failed(why)) => Err(Error::Failed(self.covered(why))),
-            other => other,
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,17 +1,12 @@
 //! Functions that an instance can call, one file each. Functions without a grant are not imported,
 //! or the plugin is not loaded; they are not checked again here.
 
-mod http;
+pub mod host_services;
+pub mod http;
+mod http_host;
+pub mod shared;
 mod state;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
-
-use parking_lot::Mutex;
-
-pub use http::{Client, DENIED, was_sent};
 pub use state::{Broken, States, Values};
 
 use super::{
@@ -21,12 +16,11 @@ use super::{
         metrics::Host as Metrics,
         random::Host as Random,
         secrets::Host as Secrets,
+        state::{Error as StateError, Host as State},
     },
     guest::Guest,
     output::{excerpt, is_name},
-    secret_redactor::SecretRedactor,
 };
-use portcullis_vault::Secret;
 
 /// Limit of the log lines for one message.
 const MAX_LOG_LINES: u32 = 8;
@@ -36,111 +30,6 @@ const MAX_LOG_BYTES: usize = 256;
 const MAX_COUNTERS: usize = 32;
 /// Limit of random bytes for one call.
 const MAX_RANDOM_BYTES: u32 = 4096;
-
-/// Services of the proxy for plugins.
-pub trait HostServices: Send + Sync {
-    /// Adds to a counter of a plugin. The number of names is limited.
-    fn count(&self, plugin: &str, name: &str, by: u64);
-
-    /// Whether a plugin may reach a host now.
-    ///
-    /// # Errors
-    /// Reason for the plugin.
-    fn may_reach(&self, plugin: &str, host: &str, port: u16) -> Result<(), String>;
-
-    /// Milliseconds since 1970.
-    fn now(&self) -> u64 {
-        u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or_default()
-    }
-
-    /// Fills random bytes, if the system has some.
-    fn random(&self, bytes: &mut [u8]) -> bool {
-        getrandom::fill(bytes).is_ok()
-    }
-
-    /// Writes a printable line of a plugin to the operator's log.
-    fn log(&self, plugin: &str, level: tracing::Level, line: &str) {
-        match level {
-            tracing::Level::DEBUG => tracing::debug!(interceptor = %plugin, "{line}"),
-            tracing::Level::WARN => tracing::warn!(interceptor = %plugin, "{line}"),
-            tracing::Level::ERROR => tracing::error!(interceptor = %plugin, "{line}"),
-            _ => tracing::info!(interceptor = %plugin, "{line}"),
-        }
-    }
-
-    /// Replacement for a host's response, in tests.
-    fn answer(&self, _url: &str) -> Option<Result<StubResponse, String>> {
-        None
-    }
-
-    /// Reports requests that a plugin sent for a message without reaching a verdict, because its
-    /// caller stopped waiting.
-    fn withdrawn(&self, plugin: &str, exchange: &str, requests: Vec<String>) {
-        tracing::warn!(
-            interceptor = %plugin, decision = %exchange, requests = %requests.join(", "),
-            "a message was cancelled after the plugin had sent requests for it"
-        );
-    }
-
-    /// Number of caller and server pairs for which a plugin's circuit is open; 0 if none.
-    fn let_alone(&self, plugin: &str, between: usize) {
-        let _ = (plugin, between);
-    }
-}
-
-/// HTTP response without a host.
-#[derive(Debug, Clone)]
-pub struct StubResponse {
-    pub status: u16,
-    pub headers: Vec<(String, String)>,
-    pub body: Vec<u8>,
-}
-
-/// Services that count nothing and permit no host.
-pub struct Nowhere;
-
-impl HostServices for Nowhere {
-    fn count(&self, _: &str, _: &str, _: u64) {}
-
-    fn may_reach(&self, _: &str, _: &str, _: u16) -> Result<(), String> {
-        Err("no host is reachable here".into())
-    }
-}
-
-/// State and grants that all instances of a plugin share.
-pub struct Shared {
-    /// Name of the plugin's entry in the config.
-    pub entry: Arc<str>,
-    pub log: bool,
-    pub metrics: bool,
-    pub state: Option<Values>,
-    pub http: Option<Client>,
-    /// Whether requests are sent, or only recorded.
-    pub sends: bool,
-    pub secrets: BTreeMap<String, Secret>,
-    pub veil: SecretRedactor,
-    pub around: Arc<dyn HostServices>,
-    /// Names of its counters.
-    pub counters: Mutex<BTreeSet<Box<str>>>,
-}
-
-impl Shared {
-    /// Without grants, for `describe`.
-    pub fn bare(entry: &str, around: Arc<dyn HostServices>) -> Self {
-        Self {
-            entry: entry.into(),
-            log: false,
-            metrics: false,
-            state: None,
-            http: None,
-            sends: true,
-            secrets: BTreeMap::new(),
-            veil: SecretRedactor::default(),
-            around,
-            counters: Mutex::default(),
-        }
-    }
-}
 
 impl Log for Guest {
     fn log(&mut self, level: Level, mut line: String) {
@@ -210,5 +99,42 @@ impl Metrics for Guest {
 impl Secrets for Guest {
     fn get(&mut self, name: String) -> Option<String> {
         self.shared.secrets.get(&name).map(|secret| secret.expose().to_owned())
+    }
+}
+
+impl Guest {
+    fn values(&self) -> Result<Values, StateError> {
+        self.shared.state.clone().ok_or(StateError::Unavailable)
+    }
+}
+
+impl State for Guest {
+    fn get(&mut self, key: String) -> Result<Option<Vec<u8>>, StateError> {
+        self.values()?.get(&key)
+    }
+
+    fn set(&mut self, key: String, value: Vec<u8>) -> Result<(), StateError> {
+        self.values()?.set(&key, Some(&value))
+    }
+
+    fn delete(&mut self, key: String) -> Result<(), StateError> {
+        self.values()?.set(&key, None)
+    }
+
+    fn add(&mut self, key: String, delta: i64) -> Result<i64, StateError> {
+        self.values()?.add(&key, delta)
+    }
+
+    fn swap(
+        &mut self,
+        key: String,
+        old: Option<Vec<u8>>,
+        new: Option<Vec<u8>>,
+    ) -> Result<bool, StateError> {
+        self.values()?.swap(&key, old.as_deref(), new.as_deref())
+    }
+
+    fn keys(&mut self, prefix: String, after: Option<String>) -> Result<Vec<String>, StateError> {
+        self.values()?.keys(&prefix, after.as_deref())
     }
 }

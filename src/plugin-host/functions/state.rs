@@ -11,10 +11,7 @@ use std::{
 
 use parking_lot::Mutex;
 
-use super::super::{
-    bindings::portcullis::interceptor::state::{Error, Host},
-    guest::Guest,
-};
+use super::super::bindings::portcullis::interceptor::state::Error;
 
 /// Limits of a key and of a value in bytes.
 const MAX_KEY_BYTES: usize = 256;
@@ -328,43 +325,6 @@ impl Open {
             }
         }
         Ok(())
-    }
-}
-
-impl Guest {
-    fn values(&self) -> Result<Values, Error> {
-        self.shared.state.clone().ok_or(Error::Unavailable)
-    }
-}
-
-impl Host for Guest {
-    fn get(&mut self, key: String) -> Result<Option<Vec<u8>>, Error> {
-        self.values()?.get(&key)
-    }
-
-    fn set(&mut self, key: String, value: Vec<u8>) -> Result<(), Error> {
-        self.values()?.set(&key, Some(&value))
-    }
-
-    fn delete(&mut self, key: String) -> Result<(), Error> {
-        self.values()?.set(&key, None)
-    }
-
-    fn add(&mut self, key: String, delta: i64) -> Result<i64, Error> {
-        self.values()?.add(&key, delta)
-    }
-
-    fn swap(
-        &mut self,
-        key: String,
-        old: Option<Vec<u8>>,
-        new: Option<Vec<u8>>,
-    ) -> Result<bool, Error> {
-        self.values()?.swap(&key, old.as_deref(), new.as_deref())
-    }
-
-    fn keys(&mut self, prefix: String, after: Option<String>) -> Result<Vec<String>, Error> {
-        self.values()?.keys(&prefix, after.as_deref())
     }
 }
 

@@ -26,7 +26,7 @@ use super::{
     about::About,
     cache::{Asking, CachedSubject, Key},
     conditions::{ContextUsage, Node, Outcomes, Scope, Uses},
-    engine::Set,
+    engine::{Engine, Set},
     entities::Frame,
     load::Revision,
     request::Request,
@@ -144,8 +144,15 @@ impl Query {
     }
 }
 
+impl Engine {
+    /// Inspector of the set in use.
+    pub fn inspect(&self) -> Inspector {
+        Inspector::new(self.current_set())
+    }
+}
+
 impl Inspector {
-    pub(super) fn new(set: Arc<Set>) -> Self {
+    fn new(set: Arc<Set>) -> Self {
         let mut policies: Vec<_> = set
             .loaded
             .policies

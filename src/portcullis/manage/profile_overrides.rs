@@ -92,7 +92,7 @@ mod tests {
     use portcullis_config::protected_paths;
     use std::sync::Arc;
 
-    use portcullis_runtime::{MountPolicy, process::Mount};
+    use portcullis_runtime::{MountPolicy, mount::Mount};
 
     #[test]
     fn what_a_profile_has_something_else_for_is_no_servers_either() {

@@ -26,7 +26,7 @@ use crate::{process::LaunchFailure, program_digest::Stamp};
 use super::{
     Engine,
     engine_errors::{missing, words},
-    failure, label, pause_container,
+    failure, label, pause_program,
 };
 
 /// Time limit in seconds for loading an image, which takes longer than any other request.
@@ -215,7 +215,7 @@ enum Source {
 impl Contents {
     fn holder(arch: &str) -> Option<Self> {
         let entry = "/app/holder".to_owned();
-        let program = Source::Bytes(pause_container::program(arch)?);
+        let program = Source::Bytes(pause_program::program(arch)?);
         let files = BTreeMap::from([(PathBuf::from(&entry), program)]);
         Some(Self { entry, files, libraries: BTreeSet::new() })
     }

@@ -16,7 +16,8 @@ use uuid::Uuid;
 
 use crate::{
     egress_netns,
-    process::{LaunchFailure, LaunchSpec, Origin, Process},
+    process::{LaunchFailure, LaunchSpec, Origin},
+    started::Process,
 };
 use portcullis_vault::Secret;
 
@@ -373,7 +374,7 @@ mod tests {
         let mut spec = spec(&[], &[]);
         assert_eq!(settled(&["PATH=/bin"], &spec), ["A=1", "HOME=/tmp"]);
         assert_eq!(settled(&["HOME=/app"], &spec), ["A=1"]);
-        spec.mounts.push(crate::process::Mount {
+        spec.mounts.push(crate::mount::Mount {
             source: "/srv".into(),
             target: "/srv".into(),
             writable: false,

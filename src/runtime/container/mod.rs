@@ -27,6 +27,7 @@ mod mount_verification;
 mod mounts;
 mod namespace;
 mod pause_container;
+mod pause_program;
 mod podman;
 mod profile;
 mod pull;

@@ -17,7 +17,7 @@ use std::{
 
 use bollard::Docker;
 
-use crate::process::{LaunchFailure, Mount};
+use crate::{mount::Mount, process::LaunchFailure};
 
 use super::{Fault, failure};
 

@@ -2,10 +2,7 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use crate::{
-    MountPolicy,
-    process::{LaunchFailure, Mount},
-};
+use crate::{MountPolicy, mount::Mount, process::LaunchFailure};
 
 use super::failure;
 

@@ -17,7 +17,8 @@ use crate::{
     MountPolicy,
     config::{Hardening, Resources},
     egress_netns,
-    process::{LaunchFailure, LaunchSpec, Mount, SECRETS},
+    mount::Mount,
+    process::{LaunchFailure, LaunchSpec, SECRETS},
 };
 use portcullis_egress::Destination;
 

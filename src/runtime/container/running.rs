@@ -33,7 +33,7 @@ const UNLIMITED: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 /// Time limit for the removal of a killed container.
 const REMOVAL_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Container behind a [`Process`](crate::process::Process).
+/// Container behind a [`Process`](crate::started::Process).
 pub(super) struct Container {
     guard: Guard,
     exit: watch::Receiver<Option<Exit>>,

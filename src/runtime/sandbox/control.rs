@@ -11,7 +11,10 @@ use tokio::{
 };
 
 use super::protocol::USAGE;
-use crate::process::{Exit, Handle, Origin, Process, Usage};
+use crate::{
+    process::{Exit, Handle, Origin, Usage},
+    started::Process,
+};
 
 /// Time limit for sending an order.
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);

@@ -32,7 +32,8 @@ use super::{
 };
 use crate::{
     egress_netns::{self, EgressSockets},
-    process::{Exit, Handle, LaunchFailure, LaunchSpec, Process, Usage},
+    process::{Exit, Handle, LaunchFailure, LaunchSpec, Usage},
+    started::Process,
 };
 
 /// This executable, even if its file was replaced since the start.

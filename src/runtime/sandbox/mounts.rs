@@ -7,10 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use crate::{
-    MountPolicy,
-    process::{LaunchFailure, Mount},
-};
+use crate::{MountPolicy, mount::Mount, process::LaunchFailure};
 
 /// Folders inside that hold the system. `/etc` and `/tmp` belong to the sandbox too, but can hold
 /// mounts.

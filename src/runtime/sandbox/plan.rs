@@ -14,7 +14,8 @@ use super::{
 };
 use crate::{
     egress_netns,
-    process::{LaunchFailure, LaunchSpec, Mount, SECRETS},
+    mount::Mount,
+    process::{LaunchFailure, LaunchSpec, SECRETS},
 };
 
 /// The host's folders of programs and libraries, as far as they exist.

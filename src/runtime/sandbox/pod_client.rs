@@ -32,7 +32,10 @@ use super::{
     launch::{Start, Streams},
     protocol::{Plan, Report, TERMINATE},
 };
-use crate::process::{Exit, Handle, LaunchFailure, LaunchSpec, Process, Usage};
+use crate::{
+    process::{Exit, Handle, LaunchFailure, LaunchSpec, Usage},
+    started::Process,
+};
 
 /// Time limit for the other container to be available and to start the program.
 const START_TIMEOUT: Duration = Duration::from_secs(30);

@@ -12,7 +12,7 @@ use std::{
     path::Path,
 };
 
-use portcullis_runtime::process::{LaunchSpec, Mount};
+use portcullis_runtime::{mount::Mount, process::LaunchSpec};
 
 use crate::support::{engine, probe, run, spec};
 use host::Host;

@@ -5,7 +5,7 @@ use std::{
 };
 
 use bollard::models::{ContainerCreateBody, HostConfig};
-use portcullis_runtime::{container::Engine, process::Mount};
+use portcullis_runtime::{container::Engine, mount::Mount};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{UnixListener, UnixStream},

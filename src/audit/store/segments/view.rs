@@ -7,9 +7,10 @@ use jiff::Timestamp;
 use super::{
     super::{
         bitmap::Bits,
-        block::{Block, BlockPosition, Growing},
+        block::Growing,
         fault::Fault,
         segment::Segment,
+        view_block::{Block, BlockPosition},
     },
     SegmentSet, Slot,
 };

@@ -19,7 +19,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use crate::stages::network;
+use crate::client_network::network;
 use portcullis_config::ConnectionBounds;
 use portcullis_protocol::{
     identity::PrincipalKind,

@@ -15,7 +15,7 @@ use axum::{
     routing::get,
 };
 
-use super::Front;
+use super::admit::Front;
 use crate::Gateway;
 use portcullis_protocol::{
     identity::PrincipalKind,
@@ -35,12 +35,12 @@ pub(super) fn for_owner(proxy: Arc<Gateway>) -> Router {
 }
 
 async fn for_client(State(front): State<Front>, request: Request) -> Response {
-    let (visitor, _) = match front.enter(request).await {
+    let (peer, _) = match front.enter(request).await {
         Ok(entered) => entered,
         Err(response) => return response,
     };
     let readers = &front.proxy.config.telemetry.metrics_clients;
-    let refusal = match &visitor.principal.kind {
+    let refusal = match &peer.principal.kind {
         PrincipalKind::Client(name) if readers.contains(name) => return render(&front.proxy).await,
         PrincipalKind::Client(_) => {
             Refusal::new(Code::PolicyDenied, "this client may not read metrics")
@@ -52,8 +52,8 @@ async fn for_client(State(front): State<Front>, request: Request) -> Response {
     let refusal =
         refusal.detail("telemetry.metrics-clients names the clients that may read metrics");
     let code = refusal.code;
-    let address = visitor.address;
-    let mut response = front.turn_away(refusal, Some(&visitor), address, None, None).await;
+    let address = peer.address;
+    let mut response = front.turn_away(refusal, Some(&peer), address, None, None).await;
     if code == Code::PolicyDenied {
         *response.status_mut() = StatusCode::FORBIDDEN;
     }

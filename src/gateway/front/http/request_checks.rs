@@ -8,9 +8,12 @@ use axum::{
 };
 use bytes::Bytes;
 use http_body_util::BodyExt;
-use serde_json::json;
 
-use crate::{Incoming, session::Session};
+use crate::{
+    Incoming,
+    front::revision::{negotiate, unsupported},
+    session::Session,
+};
 use portcullis_config::Listen;
 use portcullis_protocol::{
     codec::{
@@ -182,7 +185,7 @@ pub(super) fn speaks(headers: &HeaderMap, frame: &Frame) -> Result<DetectedEra, 
     let meta = params.and_then(|params| params.object("_meta"));
     let claimed = meta.as_ref().and_then(|meta| meta.string(META_REVISION));
     if method == Method::INITIALIZE && claimed.is_none() {
-        return Ok(DetectedEra::Greeting(greeted(params)?));
+        return Ok(DetectedEra::Greeting(negotiate(params)?));
     }
     let session = header_text(headers, "mcp-session-id")?.map(|id| SessionId::presented(&id));
     let revision = named(version.as_deref())?;
@@ -295,19 +298,6 @@ pub(super) fn params(headers: &HeaderMap, transport: Transport) -> Option<Arc<He
     (transport == Transport::Http || !params.is_empty()).then(|| Arc::new(params))
 }
 
-/// The revision to negotiate: the client's, if it is a known legacy revision; otherwise the latest
-/// legacy one.
-///
-/// # Errors
-/// A refusal if the client names no revision.
-pub(in crate::front) fn greeted(params: Option<&Object>) -> Result<Revision, Refusal> {
-    let version = params.and_then(|params| params.string("protocolVersion")).ok_or_else(|| {
-        Refusal::new(Code::InvalidParams, "`initialize` needs `params` with a `protocolVersion`")
-    })?;
-    let revision = Revision::parse(&version).filter(|revision| !revision.is_modern());
-    Ok(revision.unwrap_or(Revision::LATEST_LEGACY))
-}
-
 /// The session, if the header does not name a revision other than the negotiated one.
 pub(super) fn agreed(
     revision: Option<Revision>,
@@ -317,12 +307,4 @@ pub(super) fn agreed(
         Some(revision) if revision != session.revision => Err(unsupported(revision.as_str())),
         _ => Ok(session),
     }
-}
-
-pub(in crate::front) fn unsupported(requested: &str) -> Refusal {
-    let supported: Vec<_> = Revision::ALL.iter().rev().map(|r| r.as_str()).collect();
-    let requested: String = requested.chars().filter(|c| !c.is_control()).take(32).collect();
-    Refusal::new(Code::RevisionUnsupported, "this protocol revision is not supported")
-        .data("supported", json!(supported))
-        .data("requested", json!(requested))
 }

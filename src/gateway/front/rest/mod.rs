@@ -23,7 +23,10 @@ use parking_lot::Mutex;
 use serde::Deserialize;
 
 use super::{
-    http::{Front, NotAdmitted, Peer, request_checks},
+    http::{
+        admit::{Front, NotAdmitted, Peer},
+        request_checks,
+    },
     in_flight::{InFlight, Output, pieces},
 };
 use crate::{ConcurrencyPermit, ExchangeResponse};
@@ -89,66 +92,65 @@ async fn openapi(State(front): State<Front>, request: Request) -> Response {
 }
 
 async fn tools(State(front): State<Front>, named: CallQuery, request: Request) -> Response {
-    let (visitor, _) = match enter(&front, request).await {
+    let (peer, _) = match enter(&front, request).await {
         Ok(entered) => entered,
         Err(reply) => return reply.into_response(),
     };
     let listed = async {
         let asked = named.read()?;
         let view = front.view_of(asked.server.as_deref())?;
-        let call_permit = front.proxy.admission.acquire(&visitor.principal)?;
+        let call_permit = front.proxy.admission.acquire(&peer.principal)?;
         let params = call::list(asked.cursor.as_deref());
-        let sent = send(&front, &visitor, view, Method::TOOLS_LIST, &params, call_permit)?;
+        let sent = send(&front, &peer, view, Method::TOOLS_LIST, &params, call_permit)?;
         Ok(finish(sent).await)
     };
     let replied = async {
         match listed.await {
             Ok(answered) => Reply::of(answered, answer::tools),
-            Err(refusal) => settled(&front, &visitor, refusal, None).await,
+            Err(refusal) => settled(&front, &peer, refusal, None).await,
         }
     };
-    in_turns(party(&visitor), Weight::NONE, replied).await.into_response()
+    in_turns(party(&peer), Weight::NONE, replied).await.into_response()
 }
 
 async fn invoke(State(front): State<Front>, named: CallQuery, request: Request) -> Response {
-    let (visitor, request) = match enter(&front, request).await {
+    let (peer, request) = match enter(&front, request).await {
         Ok(entered) => entered,
         Err(reply) => return reply.into_response(),
     };
-    let ReceivedCall { view, call_permit, text } =
-        match arrive(&front, &visitor, named, request).await {
-            Ok(arrived) => arrived,
-            Err(refusal) => return settled(&front, &visitor, refusal, None).await.into_response(),
-        };
+    let ReceivedCall { view, call_permit, text } = match arrive(&front, &peer, named, request).await
+    {
+        Ok(arrived) => arrived,
+        Err(refusal) => return settled(&front, &peer, refusal, None).await.into_response(),
+    };
     let invoked = async {
-        let sent = call::parse(text.clone(), front.proxy.request_caps()).and_then(|params| {
-            send(&front, &visitor, view, Method::TOOLS_CALL, &params, call_permit)
-        });
+        let sent = call::parse(text.clone(), front.proxy.request_caps())
+            .and_then(|params| send(&front, &peer, view, Method::TOOLS_CALL, &params, call_permit));
         match sent {
             Ok(sent) => Reply::of(finish(sent).await, answer::whole),
-            Err(refusal) => settled(&front, &visitor, refusal, Some(&text)).await,
+            Err(refusal) => settled(&front, &peer, refusal, Some(&text)).await,
         }
     };
-    in_turns(party(&visitor), Weight::of(&text), invoked).await.into_response()
+    in_turns(party(&peer), Weight::of(&text), invoked).await.into_response()
 }
 
 async fn invoke_all(State(front): State<Front>, named: CallQuery, request: Request) -> Response {
-    let (visitor, request) = match enter(&front, request).await {
+    let (peer, request) = match enter(&front, request).await {
         Ok(entered) => entered,
         Err(reply) => return reply.into_response(),
     };
-    let ReceivedCall { view, call_permit, text } =
-        match arrive(&front, &visitor, named, request).await {
-            Ok(arrived) => arrived,
-            Err(refusal) => return settled(&front, &visitor, refusal, None).await.into_response(),
-        };
-    let invoked = invoke_each(&front, &visitor, view, call_permit, &text);
-    in_turns(party(&visitor), Weight::of(&text), invoked).await
+    let ReceivedCall { view, call_permit, text } = match arrive(&front, &peer, named, request).await
+    {
+        Ok(arrived) => arrived,
+        Err(refusal) => return settled(&front, &peer, refusal, None).await.into_response(),
+    };
+    let invoked = invoke_each(&front, &peer, view, call_permit, &text);
+    in_turns(party(&peer), Weight::of(&text), invoked).await
 }
 
 async fn invoke_each(
     front: &Front,
-    visitor: &Peer,
+    peer: &Peer,
     view: View,
     call_permit: ConcurrencyPermit,
     text: &Bytes,
@@ -156,7 +158,7 @@ async fn invoke_each(
     let calls = match elements(text, MOST, front.proxy.request_caps()) {
         Ok(calls) => calls,
         Err(flaw) => {
-            return settled(front, visitor, flaw.into(), Some(text)).await.into_response();
+            return settled(front, peer, flaw.into(), Some(text)).await.into_response();
         }
     };
     let call_permit = Mutex::new(Some(call_permit));
@@ -164,12 +166,12 @@ async fn invoke_each(
         let sent = call::parse(text.clone(), front.proxy.request_caps()).and_then(|params| {
             let first = call_permit.lock().take();
             let call_permit =
-                first.map_or_else(|| front.proxy.admission.acquire(&visitor.principal), Ok)?;
-            send(front, visitor, view.clone(), Method::TOOLS_CALL, &params, call_permit)
+                first.map_or_else(|| front.proxy.admission.acquire(&peer.principal), Ok)?;
+            send(front, peer, view.clone(), Method::TOOLS_CALL, &params, call_permit)
         });
         match sent {
             Ok(sent) => Reply::of(finish(sent).await, answer::whole).into_element(),
-            Err(refusal) => settled(front, visitor, refusal, Some(&text)).await.into_element(),
+            Err(refusal) => settled(front, peer, refusal, Some(&text)).await.into_element(),
         }
     });
     json(StatusCode::OK, answer::array(join_all(replies).await))
@@ -184,13 +186,13 @@ async fn only_post(State(front): State<Front>, request: Request) -> Response {
 }
 
 async fn other_verb(front: Front, request: Request, allowed: &'static str) -> Response {
-    let visitor = match enter(&front, request).await {
-        Ok((visitor, _)) => visitor,
+    let peer = match enter(&front, request).await {
+        Ok((peer, _)) => peer,
         Err(reply) => return reply.into_response(),
     };
     let refusal =
         Refusal::new(Code::HttpMethodNotAllowed, "this path does not accept this HTTP method");
-    let mut response = settled(&front, &visitor, refusal, None).await.into_response();
+    let mut response = settled(&front, &peer, refusal, None).await.into_response();
     response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
     response
 }
@@ -204,7 +206,7 @@ struct ReceivedCall {
 
 async fn arrive(
     front: &Front,
-    visitor: &Peer,
+    peer: &Peer,
     named: CallQuery,
     request: Request,
 ) -> Result<ReceivedCall, Refusal> {
@@ -214,20 +216,20 @@ async fn arrive(
     }
     let view = front.view_of(asked.server.as_deref())?;
     request_checks::is_json(request.headers())?;
-    let call_permit = front.proxy.admission.acquire(&visitor.principal)?;
-    let text = front.body(visitor, request.into_body()).await?;
+    let call_permit = front.proxy.admission.acquire(&peer.principal)?;
+    let text = front.body(peer, request.into_body()).await?;
     Ok(ReceivedCall { view, call_permit, text })
 }
 
 /// The party whose turns the work on a caller's messages takes.
-fn party(visitor: &Peer) -> Party {
-    Party::Client(visitor.principal.kind.clone())
+fn party(peer: &Peer) -> Party {
+    Party::Client(peer.principal.kind.clone())
 }
 
 /// Starts handling a request that the proxy made.
 fn send(
     front: &Front,
-    visitor: &Peer,
+    peer: &Peer,
     view: View,
     method: &str,
     params: &[u8],
@@ -237,7 +239,7 @@ fn send(
     let mut caps = front.proxy.request_caps();
     // The proxy's own additions do not count against the client's limit.
     caps.bytes = caps.bytes.max(text.len());
-    let caller = visitor.caller(view, None, Revision::LATEST_MODERN);
+    let caller = peer.caller(view, None, Revision::LATEST_MODERN);
     Ok(InFlight::take(&front.proxy, caller, Frame::parse(text, caps)?, call_permit))
 }
 
@@ -255,19 +257,19 @@ async fn finish(sent: InFlight) -> Option<ExchangeResponse> {
 }
 
 /// A rejected call.
-async fn settled(front: &Front, visitor: &Peer, refusal: Refusal, text: Option<&Bytes>) -> Reply {
+async fn settled(front: &Front, peer: &Peer, refusal: Refusal, text: Option<&Bytes>) -> Reply {
     let message = text.map(|text| &**text);
-    let text = front.refuse(&refusal, Some(visitor), visitor.address, message, None).await;
+    let text = front.refuse(&refusal, Some(peer), peer.address, message, None).await;
     Reply::refused(refusal.code, &text)
 }
 
 /// Admits a request, or returns the reply of its refusal.
 async fn enter(front: &Front, request: Request) -> Result<(Peer, Request), Reply> {
     let address = request.extensions().get::<SocketAddr>().copied();
-    let NotAdmitted { visitor, refusal } = match front.admit(&request) {
-        Ok(visitor) => return Ok((visitor, request)),
+    let NotAdmitted { peer, refusal } = match front.admit(&request) {
+        Ok(peer) => return Ok((peer, request)),
         Err(refused) => refused,
     };
-    let text = front.refuse(&refusal, visitor.as_deref(), address, None, None).await;
+    let text = front.refuse(&refusal, peer.as_deref(), address, None, None).await;
     Err(Reply::refused(refusal.code, &text))
 }

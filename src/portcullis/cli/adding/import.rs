@@ -6,9 +6,9 @@ use anyhow::Context as _;
 
 use super::{
     Offer, Said,
-    confirm::{self, Others},
     image::{onward, pin},
     options::SecretFrom,
+    policy_files::{self, Others},
     taken::{Policies, Replaced, Taken},
 };
 use crate::cli::{Context, Usage, catalog::Workspace, exit::reports};
@@ -90,7 +90,7 @@ impl<'a> Import<'a> {
             source_digest: offer.digest.clone(),
             in_full: offer.in_full,
             folder: policies_folder(&before.config, &house.base),
-            others: confirm::files(&before.config, &house.base),
+            others: policy_files::files(&before.config, &house.base),
             before,
             there,
             text,

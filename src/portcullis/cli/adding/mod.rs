@@ -9,6 +9,7 @@ mod confirm;
 mod image;
 mod import;
 mod options;
+mod policy_files;
 mod report;
 mod taken;
 

@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     Said,
-    confirm::{self, Others},
+    policy_files::{self, Others},
 };
 use portcullis_audit::record::{ImageDid, ImageDone};
 use portcullis_catalog::{
@@ -109,7 +109,11 @@ impl Taken {
         self.perhaps = match &self.policies {
             Policies::Changed(path, _) => {
                 let names = self.open().map(|(name, _)| name);
-                confirm::perhaps_permitted(&confirm::policies(path), &self.server.name, names)
+                policy_files::perhaps_permitted(
+                    &policy_files::policies(path),
+                    &self.server.name,
+                    names,
+                )
             }
             _ => BTreeSet::new(),
         };

@@ -7,10 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail, ensure};
-use portcullis_runtime::{
-    container::Engine,
-    process::{LaunchSpec, Process},
-};
+use portcullis_runtime::{container::Engine, process::LaunchSpec, started::Process};
 use serde_json::Value;
 use tokio::io::AsyncBufReadExt as _;
 

@@ -1,0 +1,20 @@
+//! A process that a runtime has started.
+
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::{
+    egress_netns::EgressSockets,
+    process::{Handle, Origin},
+};
+
+/// A started process: three byte streams and an end.
+pub struct Process {
+    pub stdin: Box<dyn AsyncWrite + Send + Unpin>,
+    pub stdout: Box<dyn AsyncRead + Send + Unpin>,
+    pub stderr: Box<dyn AsyncRead + Send + Unpin>,
+    pub handle: Box<dyn Handle>,
+    pub origin: Origin,
+    /// Sockets at which the process asks for reachable hosts. They exist before the program starts;
+    /// connections wait until the sockets are served.
+    pub egress_sockets: Option<EgressSockets>,
+}
