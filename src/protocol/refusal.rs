@@ -7,16 +7,12 @@ pub mod rule;
 
 pub use rule::Rule;
 
-use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
+use std::{fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::{
-    exchange::Revision,
-    names::DecisionId,
-    obligations::{Keep, Obligations},
-};
+use crate::{exchange::Revision, names::DecisionId};
 
 macro_rules! codes {
     ($($(#[doc = $doc:literal])* $variant:ident = $text:literal, $rpc:expr, $http:literal;)*) => {

@@ -5,7 +5,6 @@ use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
-use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{MountPolicy, mount::Mount};
 use crate::config::{Hardening, Resources};
@@ -99,12 +98,6 @@ pub struct Origin {
     pub deviations: Vec<String>,
     /// Whether a test from inside confirmed that only the egress sockets are reachable.
     pub egress_tried: bool,
-}
-
-impl fmt::Debug for Process {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Process").field("handle", &self.handle.describe()).finish_non_exhaustive()
-    }
 }
 
 /// Controls a process and reports about it. Dropping it ends the process immediately, even if tasks

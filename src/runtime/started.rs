@@ -1,5 +1,7 @@
 //! A process that a runtime has started.
 
+use std::fmt;
+
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::{
@@ -17,4 +19,10 @@ pub struct Process {
     /// Sockets at which the process asks for reachable hosts. They exist before the program starts;
     /// connections wait until the sockets are served.
     pub egress_sockets: Option<EgressSockets>,
+}
+
+impl fmt::Debug for Process {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Process").field("handle", &self.handle.describe()).finish_non_exhaustive()
+    }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use portcullis_runtime::{
     config::{Hardening, Resources},
     container::{Profile, label},
-    process::Mount,
+    mount::Mount,
 };
 use serde_json::{Value, json};
 

@@ -4,7 +4,7 @@ use std::{os::unix::fs::symlink, path::PathBuf};
 
 use portcullis_runtime::{
     config::{Hardening, Resources},
-    process::Mount,
+    mount::Mount,
 };
 use portcullis_vault::Secret;
 

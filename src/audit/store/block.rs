@@ -1,13 +1,9 @@
 //! Blocks: up to 4096 records and their index data. The growing block is in memory; the others are
 //! in their segments' files.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-};
+use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
-use jiff::Timestamp;
 use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
 
@@ -47,8 +43,8 @@ pub(super) struct Inner {
     pub terms: BTreeMap<Field, HashMap<String, Vec<u16>>>,
     /// Intents and their outcomes in this block.
     pub answered: Vec<(u16, u16)>,
-    begin: u64,
-    end: u64,
+    pub begin: u64,
+    pub end: u64,
     bytes: usize,
 }
 

@@ -36,6 +36,7 @@ use tokio_util::{
 
 use crate::{
     admission::{Admission, ConcurrencyPermit},
+    client_network::network,
     clients::Clients,
     recorder::{ExchangeRecord, Recorder},
     router::{Route, Router},

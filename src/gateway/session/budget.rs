@@ -3,11 +3,11 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Limit in bytes of all streams of one principal's sessions.
-const BUDGET: usize = 16 << 20;
+pub(super) const BUDGET: usize = 16 << 20;
 
 /// Bytes kept for one principal.
 #[derive(Debug, Default)]
-pub struct Budget(AtomicUsize);
+pub struct Budget(pub(super) AtomicUsize);
 
 impl Budget {
     pub(super) fn take(&self, bytes: usize) -> bool {

@@ -107,7 +107,12 @@ fn sweep(streams: &mut BTreeMap<u64, Arc<Stream>>) {
 mod tests {
     use futures_util::FutureExt;
 
-    use super::super::stream::{BYTES, EVENTS};
+    use std::sync::atomic::Ordering;
+
+    use super::super::{
+        budget::BUDGET,
+        stream::{BYTES, EVENTS},
+    };
     use super::*;
     use bytes::Bytes;
 

@@ -248,7 +248,7 @@ impl Requester {
     /// # Errors
     /// The config has no such principal.
     fn of(question: &Question, config: &Config) -> anyhow::Result<Self> {
-        let word = question.party.as_str();
+        let word = question.principal.as_str();
         let who = match word {
             word if word == "anonymous" || word.contains(':') => {
                 Who::parse(word).map_err(|error| InvalidInput(format!("`--as`: {error}")))?

@@ -17,7 +17,7 @@ use portcullis_protocol::{
 /// The message is invalid, or the proxy refuses or drops it.
 pub async fn send(
     proxy: &Arc<Gateway>,
-    principal: Principal,
+    principal: Arc<Principal>,
     text: Bytes,
 ) -> anyhow::Result<Option<Bytes>> {
     let caller = Caller {
@@ -31,8 +31,8 @@ pub async fn send(
         headers: None,
     };
     let frame = Frame::parse(text, proxy.request_caps())?;
-    let place = proxy.admission.acquire(&caller.principal)?;
-    let mut handle = proxy.start(caller, frame, place);
+    let permit = proxy.admission.acquire(&caller.principal)?;
+    let mut handle = proxy.start(caller, frame, permit);
     while handle.notices.recv().await.is_some() {}
     Ok(handle.response.await?.text)
 }

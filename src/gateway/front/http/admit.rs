@@ -49,7 +49,7 @@ pub(super) enum AuthMode {
 
 /// Callers without a key that are accepted over TCP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Anonymous {
+pub(super) enum Anonymous {
     Refused,
     /// Callers of this machine.
     Loopback,

@@ -16,27 +16,26 @@ pub(super) mod request_checks;
 mod responder;
 mod sse;
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc};
 
 use axum::{
     Router,
-    body::Body,
-    extract::{FromRequestParts, RawPathParams, Request, State, rejection::RawPathParamsRejection},
-    http::{HeaderMap, HeaderValue, StatusCode, header, request::Parts},
+    extract::{Request, State},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
 use bytes::Bytes;
 
-use crate::{CLIENT_CHANGED, Caller, ConcurrencyPermit, Gateway, session::Session};
+use crate::{ConcurrencyPermit, Gateway, session::Session};
 use portcullis_chain::{Party, Weight, in_turns};
 use portcullis_config::Listen;
 use portcullis_protocol::exchange::View;
 use portcullis_protocol::{
     codec::{Frame, Id, Kind, is_batch},
-    exchange::{Method, Revision, Transport},
-    identity::{Keyring, Principal, bearer},
-    names::{ClientName, SessionId},
+    exchange::{Method, Revision},
+    identity::Keyring,
+    names::SessionId,
     refusal::{Code, Refusal},
 };
 
