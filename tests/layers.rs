@@ -91,3 +91,25 @@ fn crates_depend_on_lower_layers_only() {
         }
     }
 }
+
+#[test]
+fn operations_do_not_know_the_command_line() {
+    let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
+    let mut folders = vec![root.join("src/portcullis/manage")];
+    let mut files = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            files += 1;
+            let text = fs::read_to_string(&path).unwrap();
+            for name in ["crate::cli", "clap::", "println!"] {
+                assert!(!text.contains(name), "{} uses {name}", path.display());
+            }
+        }
+    }
+    assert!(files > 10, "the operations are elsewhere: {files} files");
+}

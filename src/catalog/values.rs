@@ -37,8 +37,8 @@ pub fn set(values: &mut Values, server: &str, text: &str) -> Result<(), String> 
     Ok(())
 }
 
-/// The person's settings of one server, or those of a profile (`theirs`) if there are none, with the defaults
-/// of their schemas, and validated by these. Settings of other servers are not included.
+/// The person's settings of one server, or those of a profile (`theirs`) if there are none, with the
+/// defaults of their schemas, and validated by these. Settings of other servers are not included.
 pub(crate) fn settle(
     schemas: &[Node],
     set: Option<&Value>,

@@ -10,7 +10,7 @@ pub const MAX_NOTE_BYTES: u64 = 64 << 10;
 pub const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Time limit for `start` when a plugin is loaded or prepared.
 pub const START_TIMEOUT: Duration = Duration::from_secs(1);
-/// Interface that it must export.
+/// Interface that a component must export.
 pub const GUEST: &str = "portcullis:interceptor/guest@0.1";
 /// Limit in bytes of a guest's output beyond twice the payload.
 pub const MAX_EXTRA_OUTPUT_BYTES: usize = 1 << 20;

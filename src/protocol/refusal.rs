@@ -3,7 +3,7 @@
 
 #[cfg(test)]
 mod docs;
-pub mod rule;
+pub(crate) mod rule;
 
 pub use rule::Rule;
 

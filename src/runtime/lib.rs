@@ -1,6 +1,6 @@
 //! Runtimes of servers: containers and sandboxes, and their confinement.
 //!
-//! `process` is the contract of both runtimes. `mount_policy` decides which paths of the host a
+//! `process` is the contract of both runtimes, and `started` is the result of a start. `mount_policy` decides which paths of the host a
 //! server may see, and `egress_netns` opens sockets in network namespaces without a route.
 //!
 //! # Invariants

@@ -3,11 +3,11 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Limit in bytes of all streams of one principal's sessions.
-pub(super) const BUDGET: usize = 16 << 20;
+const BUDGET: usize = 16 << 20;
 
 /// Bytes kept for one principal.
 #[derive(Debug, Default)]
-pub struct Budget(pub(super) AtomicUsize);
+pub struct Budget(AtomicUsize);
 
 impl Budget {
     pub(super) fn take(&self, bytes: usize) -> bool {
@@ -20,5 +20,15 @@ impl Budget {
 
     pub(super) fn give_back(&self, bytes: usize) {
         self.0.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    #[cfg(test)]
+    pub(super) fn used(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_exceeded(&self) -> bool {
+        self.used() > BUDGET
     }
 }

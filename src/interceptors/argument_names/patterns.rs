@@ -65,9 +65,12 @@ pub(super) fn pattern(schema: &Map<String, Value>) -> Option<Pattern<'_>> {
 
 /// The patterns by which a schema defines members.
 pub(super) fn patterns_in(schema: &Map<String, Value>) -> impl Iterator<Item = Pattern<'_>> {
-    let patterns = schema.get("patternProperties").and_then(Value::as_object);
-    let patterns = patterns.into_iter().flat_map(Map::keys);
-    patterns.map(|text| Pattern { text, defines: true })
+    keys(schema.get("patternProperties")).map(|text| Pattern { text, defines: true })
+}
+
+/// The keys of an object.
+pub(super) fn keys(value: Option<&Value>) -> impl Iterator<Item = &str> {
+    value.and_then(Value::as_object).into_iter().flat_map(Map::keys).map(String::as_str)
 }
 
 /// The name that a pattern is, where it is one, and maybe bound to the whole of one.

@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::{Map, Value};
 
-use super::patterns::{Compiled, Pattern, is_one_name, name_in, pattern, patterns_in};
+use super::patterns::{Compiled, Pattern, is_one_name, keys, name_in, pattern, patterns_in};
 use portcullis_protocol::codec::{References, fold};
 
 /// Parts of a tool's schema that are looked at for the arguments of one call.
@@ -315,10 +315,6 @@ impl<'s> SchemaNames<'s> {
         }
         Ok(at)
     }
-}
-
-fn keys(value: Option<&Value>) -> impl Iterator<Item = &str> {
-    value.and_then(Value::as_object).into_iter().flat_map(Map::keys).map(String::as_str)
 }
 
 fn texts(value: Option<&Value>) -> impl Iterator<Item = &str> {

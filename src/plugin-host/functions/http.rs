@@ -57,8 +57,8 @@ pub struct Client {
     targets: Vec<Target>,
 }
 
-pub struct Target {
-    pub destination: Destination,
+pub(super) struct Target {
+    pub(super) destination: Destination,
     client: OnceLock<Result<reqwest::Client, String>>,
 }
 
@@ -69,13 +69,13 @@ impl Client {
         Self { targets: targets.collect() }
     }
 
-    pub fn target(&self, host: &str, port: u16, clear: bool) -> Option<&Target> {
+    pub(super) fn target(&self, host: &str, port: u16, clear: bool) -> Option<&Target> {
         self.targets.iter().find(|target| target.destination.is(host, port, clear))
     }
 }
 
 impl Target {
-    pub fn client(&self) -> Result<&reqwest::Client, Error> {
+    pub(super) fn client(&self) -> Result<&reqwest::Client, Error> {
         let client_result = self.client.get_or_init(|| {
             // Callers need not install a TLS provider; a second installation changes nothing.
             let _ = rustls::crypto::ring::default_provider().install_default();

@@ -1,5 +1,6 @@
-//! Functions that an instance can call, one file each. Functions without a grant are not imported,
-//! or the plugin is not loaded; they are not checked again here.
+//! Host functions of plugins, their shared state, and the services of the proxy behind them.
+//! Functions without a grant are not imported, or the plugin is not loaded; they are not checked
+//! again here.
 
 pub mod host_services;
 pub mod http;

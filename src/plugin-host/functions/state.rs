@@ -157,17 +157,17 @@ impl Values {
         })
     }
 
-    pub fn get(&self, key: &str) -> Result<Option<Vec<u8>>, Error> {
+    pub(super) fn get(&self, key: &str) -> Result<Option<Vec<u8>>, Error> {
         legal(key, None)?;
         self.with(|open, _| open.get(key))
     }
 
-    pub fn set(&self, key: &str, value: Option<&[u8]>) -> Result<(), Error> {
+    pub(super) fn set(&self, key: &str, value: Option<&[u8]>) -> Result<(), Error> {
         legal(key, value)?;
         self.with(|open, max| open.put(key, value, max))
     }
 
-    pub fn add(&self, key: &str, delta: i64) -> Result<i64, Error> {
+    pub(super) fn add(&self, key: &str, delta: i64) -> Result<i64, Error> {
         legal(key, None)?;
         self.with(|open, max| {
             let before = match open.get(key)? {
@@ -183,7 +183,12 @@ impl Values {
         })
     }
 
-    pub fn swap(&self, key: &str, old: Option<&[u8]>, new: Option<&[u8]>) -> Result<bool, Error> {
+    pub(super) fn swap(
+        &self,
+        key: &str,
+        old: Option<&[u8]>,
+        new: Option<&[u8]>,
+    ) -> Result<bool, Error> {
         legal(key, new)?;
         self.with(|open, max| {
             let same = open.get(key)?.as_deref() == old;
@@ -194,7 +199,7 @@ impl Values {
         })
     }
 
-    pub fn keys(&self, prefix: &str, after: Option<&str>) -> Result<Vec<String>, Error> {
+    pub(super) fn keys(&self, prefix: &str, after: Option<&str>) -> Result<Vec<String>, Error> {
         if prefix.len() > MAX_KEY_BYTES || after.is_some_and(|after| after.len() > MAX_KEY_BYTES) {
             return Err(Error::TooLarge);
         }

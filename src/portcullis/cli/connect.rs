@@ -39,7 +39,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     Ok(Exit::Ok)
 }
 
-/// The client's key.
+/// Client's key from the file or `PORTCULLIS_KEY`.
 fn key(file: Option<PathBuf>) -> anyhow::Result<Option<String>> {
     let Some(file) = file else { return Ok(std::env::var("PORTCULLIS_KEY").ok()) };
     let key = std::fs::read_to_string(&file);

@@ -1,4 +1,4 @@
-//! Context of every command, and its exit code.
+//! Context of every command: options, config and output.
 
 use std::{
     any::Any,

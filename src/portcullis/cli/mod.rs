@@ -1,4 +1,5 @@
-//! Command line, one file per command. Commands call crates and print; they have no business logic.
+//! Command line, one file per command. Commands call `manage` and
+//! other crates, and print; they have no business logic.
 //!
 //! Data goes to standard output, everything else to standard error. Exit codes are [`Exit`].
 

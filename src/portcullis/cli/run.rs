@@ -2,7 +2,9 @@
 
 use super::{Context, Exit, exit::reports, server::show_pulls, start_failure::not_started};
 use crate::manage::run::{Offered, RunOptions, start};
+use portcullis_config::Loaded;
 use portcullis_runtime::sandbox;
+use portcullis_upstream::Launcher;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -29,28 +31,35 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     for warning in &loaded.warnings {
         ctx.report(warning);
     }
-    let started = start(&options, &loaded, ctx).await.map_err(not_started)?;
-    show_pulls(&started.proxy.launcher.images);
-    let placements = started.placements(&loaded);
+    let started = start(ctx, &options, &loaded).await.map_err(not_started)?;
+    let proxy = started.proxy.clone();
+    show_pulls(&proxy.launcher.images);
     if dry_run {
-        placements.iter().for_each(|placement| ctx.note(placement));
-        let offered = {
-            let _progress = ctx.progress("starting the servers");
-            started.list().await?
-        };
-        return print(&offered, ctx);
+        let _progress = ctx.progress("starting the servers");
+        show_placements(ctx, &proxy.launcher, &loaded);
+        let ran = started.list(ctx).await.and_then(|offered| print(&offered, ctx));
+        let reason = ran.as_ref().err().map(|error| format!("{error:#}"));
+        started.close(reason.as_deref().unwrap_or("the dry run is over")).await;
+        return ran;
     }
     let listening = |address| {
         ctx.note(format_args!("portcullis listens on http://{address}/mcp"));
-        placements.iter().for_each(|placement| ctx.note(placement));
+        show_placements(ctx, &proxy.launcher, &loaded);
     };
     started.serve(&options, &loaded, listening).await?;
     Ok(Exit::Ok)
 }
 
+/// Prints where each server of the config will run, and why.
+fn show_placements(ctx: &Context, launcher: &Launcher, loaded: &Loaded) {
+    for (name, settings) in &loaded.config.servers {
+        let placement = launcher.place(settings);
+        ctx.note(format_args!("server `{name}`: {} ({})", placement.kind(), placement.why()));
+    }
+}
+
 fn print(offered: &Offered, ctx: &Context) -> anyhow::Result<Exit> {
-    let Offered { names, refused, failed } = offered;
-    refused.iter().for_each(|refused| ctx.note(refused));
+    let Offered { names, failed } = offered;
     if ctx.is_json() {
         ctx.json(names)?;
     } else {
@@ -60,6 +69,8 @@ fn print(offered: &Offered, ctx: &Context) -> anyhow::Result<Exit> {
             }
         }
     }
-    failed.iter().for_each(|failure| ctx.note(failure));
+    for (name, failure) in failed {
+        ctx.note(format_args!("server `{name}`: {failure}"));
+    }
     Ok(if failed.is_empty() { Exit::Ok } else { Exit::Failure })
 }

@@ -1,5 +1,5 @@
-//! Bridge of a client's standard input and output to a proxy: the lines of one, HTTP requests to the
-//! other.
+//! Bridge between a client's stdio and a proxy: each line becomes an HTTP request, and each response
+//! a line.
 
 use std::{collections::HashMap, io, path::Path, sync::Arc};
 

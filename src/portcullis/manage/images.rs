@@ -45,22 +45,22 @@ pub fn selected<'a>(
     named.collect()
 }
 
-/// What [`lock`] does with images that are locked already.
+/// Treatment of locked images by [`lock`].
 #[derive(Debug, Clone, Copy)]
 pub enum LockMode {
-    /// They stay.
+    /// Keeps them.
     Lock,
-    /// Their tags are resolved again.
+    /// Resolves their tags again.
     Update {
         /// Whether content that was replaced earlier is accepted.
         allow_downgrade: bool,
-        /// Whether nothing is written.
+        /// Whether the lock file stays unchanged.
         dry_run: bool,
     },
 }
 
 impl LockMode {
-    /// Whether nothing is written.
+    /// Whether the lock file stays unchanged.
     pub fn is_dry(self) -> bool {
         matches!(self, Self::Update { dry_run: true, .. })
     }
@@ -73,11 +73,11 @@ pub struct LockedImage {
     pub server: ServerName,
     /// Its image, as the config names it.
     pub image: String,
-    /// What was done, or why not.
+    /// Outcome, or the error.
     pub result: Result<LockOutcome, String>,
 }
 
-/// What was done with an image; in a dry run, what would be done.
+/// Outcome for one image; in a dry run, the planned one.
 #[derive(Debug)]
 pub enum LockOutcome {
     /// The config itself fixes the content.
@@ -91,7 +91,7 @@ pub enum LockOutcome {
     },
     /// The lock file has it already.
     Kept(ResolvedImage),
-    /// It was not locked.
+    /// Newly locked.
     Locked(ResolvedImage),
     /// Other content was locked.
     Moved {

@@ -1,6 +1,7 @@
-//! Operations of the verbs: they decide and change things, and return results for `cli` to print.
+//! Operations behind the verbs. They return results, which `cli` prints.
 //!
-//! Invariant: nothing here parses arguments, prints, or knows `cli`.
+//! Invariant: nothing here parses arguments, prints, or knows `cli`. Errors name the options that
+//! caused them.
 
 pub mod bridge;
 pub mod can_i;

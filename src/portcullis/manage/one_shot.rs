@@ -1,4 +1,4 @@
-//! One message of a local caller through the proxy.
+//! Sends one message of a local caller through a proxy in this process.
 
 use std::sync::Arc;
 

@@ -1,5 +1,5 @@
-//! Servers of a config: lookup, their secrets as policies evaluate them, and a launcher to examine
-//! them with.
+//! Servers of a config: lookup, their secrets as policies evaluate them, the verifier of their images,
+//! and a launcher to examine them with; and the user who runs the command.
 
 use portcullis_audit::record::CommandUser;
 use portcullis_config::{Loaded, protected_paths};

@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use axum::{
     Router,
     body::Bytes,
+    extract::DefaultBodyLimit,
     http::{StatusCode, header},
     response::{IntoResponse, Response},
     routing::post,
@@ -94,7 +95,7 @@ async fn respond(text: Bytes) -> Response {
 pub async fn http() -> anyhow::Result<()> {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     println!("{}", listener.local_addr()?.port());
-    let app = Router::new().route("/mcp", post(respond));
+    let app = Router::new().route("/mcp", post(respond)).layer(DefaultBodyLimit::disable());
     axum::serve(
         axum::serve::ListenerExt::tap_io(listener, |stream| {
             let _ = stream.set_nodelay(true);

@@ -176,7 +176,7 @@ pub fn prepare_stdio(binary: &Path, dir: &Path) -> anyhow::Result<Prepared> {
 }
 
 /// The echo server over HTTP: its process and its port.
-fn server(processes: &mut Processes) -> anyhow::Result<(u32, u16)> {
+pub fn server(processes: &mut Processes) -> anyhow::Result<(u32, u16)> {
     let this = std::env::current_exe()?;
     let mut server =
         Command::new(this).arg("serve").stdout(Stdio::piped()).spawn().context("the server")?;

@@ -30,6 +30,7 @@ use portcullis_protocol::{
 
 /// The header with the client that the operator's command line acts as; only on the local socket.
 pub const AS: &str = "portcullis-as";
+
 /// State of the handlers.
 #[derive(Clone)]
 pub(in crate::front) struct Front {
@@ -84,7 +85,7 @@ impl Anonymous {
 }
 
 impl AuthMode {
-    /// That of a TCP listener which is bound to `address`.
+    /// Authentication of a TCP listener on `address`.
     pub(super) fn network(listen: &Listen, address: SocketAddr) -> Self {
         Self::Network { hosts: Hosts::new(listen, address), anonymous: Anonymous::of(listen) }
     }

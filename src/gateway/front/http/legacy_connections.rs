@@ -39,7 +39,7 @@ impl Connections {
     /// Keeps a connection until the returned value is dropped.
     ///
     /// # Errors
-    /// A refusal: too many connections are open.
+    /// A refusal: too many connections are open, or the system returned no random bytes.
     pub(super) fn open(
         self: &Arc<Self>,
         connection: Arc<Connection>,

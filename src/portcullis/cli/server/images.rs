@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use crate::{
     cli::{Context, Exit},
-    manage::images::{self as manage, LockMode, LockOutcome, LockedImage, Puller, tagged},
+    manage::images::{self, LockMode, LockOutcome, LockedImage, Puller, tagged},
 };
 use portcullis_catalog::lock::ResolvedImage;
 use portcullis_protocol::names::ServerName;
@@ -22,10 +22,10 @@ pub(super) struct Which {
     servers: Vec<ServerName>,
 }
 
-/// Locks images.
+/// Locks images, or resolves their tags again.
 pub(super) async fn lock(ctx: &Context, which: &Which, mode: LockMode) -> anyhow::Result<Exit> {
     let loaded = ctx.load()?;
-    let rows = manage::lock(ctx, &loaded, &which.servers, mode).await?;
+    let rows = images::lock(ctx, &loaded, &which.servers, mode).await?;
     tell(ctx, &rows, mode.is_dry())
 }
 
@@ -104,7 +104,7 @@ pub(super) async fn pull(ctx: &Context, which: &Which) -> anyhow::Result<Exit> {
     show(&puller.launcher.images);
     let mut all = Vec::new();
     let mut failed = false;
-    for (name, server, image) in manage::selected(&loaded, &which.servers)? {
+    for (name, server, image) in images::selected(&loaded, &which.servers)? {
         let outcome = puller.pull(ctx, name, server).await;
         failed |= outcome.is_err();
         match (&outcome, ctx.is_json()) {

@@ -32,9 +32,9 @@ pub struct Check {
     pub name: String,
     /// Result.
     pub status: Grade,
-    /// What was found.
+    /// Finding.
     pub detail: String,
-    /// What to do about it.
+    /// Remedy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub remedy: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! Checks of a config: its state folder, policies, port and secrets.
+//! Checks of a config: its state folder, policies, port, secrets and audit log.
 
 use std::{
     fs, io,

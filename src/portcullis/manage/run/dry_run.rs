@@ -5,7 +5,7 @@ use std::sync::Arc;
 use indexmap::IndexMap;
 use serde_json::Value;
 
-use crate::manage::one_shot;
+use crate::manage::{Reporter, one_shot};
 use portcullis_gateway::Gateway;
 use portcullis_protocol::{
     codec::{Frame, era},
@@ -19,14 +19,12 @@ use portcullis_upstream::ListKind;
 pub struct Offered {
     /// Names by kind, such as `tools`.
     pub names: IndexMap<String, Vec<String>>,
-    /// Lists that were refused, with the reason.
-    pub refused: Vec<String>,
     /// Servers that failed, with the reason.
-    pub failed: Vec<String>,
+    pub failed: Vec<(String, String)>,
 }
 
-/// Starts all servers and requests every list.
-pub(super) async fn list(proxy: &Arc<Gateway>) -> anyhow::Result<Offered> {
+/// Starts all servers and requests every list. Reports the lists that are refused.
+pub(super) async fn list(reporter: &dyn Reporter, proxy: &Arc<Gateway>) -> anyhow::Result<Offered> {
     // Lists start only servers with something that the local user could use.
     let servers = proxy.router.servers(&View::All);
     futures_util::future::join_all(servers.iter().map(|server| server.shared().running())).await;
@@ -39,7 +37,7 @@ pub(super) async fn list(proxy: &Arc<Gateway>) -> anyhow::Result<Offered> {
             response.map(|text| serde_json::from_slice(&text)).transpose()?.unwrap_or_default();
         if let Some(error) = answer.get("error") {
             let why = error["message"].as_str().unwrap_or("");
-            offered.refused.push(format!("{}: {why}", kind.method()));
+            reporter.note(&format!("{}: {why}", kind.method()));
             continue;
         }
         let names = answer["result"][kind.member()]
@@ -52,8 +50,8 @@ pub(super) async fn list(proxy: &Arc<Gateway>) -> anyhow::Result<Offered> {
     }
     let states = proxy.servers.states().await.into_iter();
     let failed = states.filter_map(|state| {
-        let failure = state["failure"].as_str()?.to_owned();
-        Some(format!("server `{}`: {failure}", state["name"].as_str().unwrap_or("")))
+        let name = state["name"].as_str().unwrap_or("").to_owned();
+        Some((name, state["failure"].as_str()?.to_owned()))
     });
     offered.failed = failed.collect();
     Ok(offered)

@@ -22,8 +22,7 @@ use portcullis_gateway::{
     Gateway, GatewayBuilder, Purpose, StartFailure, admin, front, record_start_failure,
 };
 use portcullis_policy::Watcher;
-use portcullis_protocol::{identity::Keyring, names::ServerName};
-use portcullis_upstream::config::Server;
+use portcullis_protocol::identity::Keyring;
 
 pub use dry_run::Offered;
 
@@ -93,7 +92,7 @@ pub struct StartedProxy {
 pub enum NotStarted {
     /// The gateway could not be made or started.
     Gateway(StartFailure),
-    /// Something around it failed.
+    /// Telemetry, keys, the admin socket or the listener failed.
     Other(anyhow::Error),
 }
 
@@ -112,13 +111,13 @@ impl From<anyhow::Error> for NotStarted {
 /// Checks everything and starts the proxy. A failure is recorded as a failed start.
 ///
 /// # Errors
-/// The proxy did not start.
+/// The reason. It is already recorded.
 pub async fn start(
+    reporter: &dyn Reporter,
     options: &RunOptions,
     loaded: &Loaded,
-    reporter: &dyn Reporter,
 ) -> Result<StartedProxy, NotStarted> {
-    let started = begin(options, loaded, reporter).await;
+    let started = begin(reporter, options, loaded).await;
     match &started {
         Ok(_) => {}
         Err(NotStarted::Gateway(failure)) => failure.record(loaded).await,
@@ -130,9 +129,9 @@ pub async fn start(
 }
 
 async fn begin(
+    reporter: &dyn Reporter,
     options: &RunOptions,
     loaded: &Loaded,
-    reporter: &dyn Reporter,
 ) -> Result<StartedProxy, NotStarted> {
     portcullis_telemetry::init(&loaded.config.telemetry).map_err(anyhow::Error::new)?;
     let assembly = {
@@ -190,26 +189,16 @@ impl StartedProxy {
         served
     }
 
-    /// Starts all servers, lists what the local user may see, and closes the proxy.
+    /// Starts all servers and lists what the local user may see. Reports the lists that are refused.
     ///
     /// # Errors
     /// A list cannot be requested.
-    pub async fn list(self) -> anyhow::Result<Offered> {
-        let offered = dry_run::list(&self.proxy).await;
-        let reason = match &offered {
-            Ok(_) => "the dry run is over".to_owned(),
-            Err(error) => format!("{error:#}"),
-        };
-        self.proxy.close(&reason).await;
-        offered
+    pub async fn list(&self, reporter: &dyn Reporter) -> anyhow::Result<Offered> {
+        dry_run::list(reporter, &self.proxy).await
     }
 
-    /// Where each server of the config will run, and why, in words.
-    pub fn placements(&self, loaded: &Loaded) -> Vec<String> {
-        let placement = |(name, settings): (&ServerName, &Server)| {
-            let place = self.proxy.launcher.place(settings);
-            format!("server `{name}`: {} ({})", place.kind(), place.why())
-        };
-        loaded.config.servers.iter().map(placement).collect()
+    /// Closes the proxy, with the reason for the record.
+    pub async fn close(self, reason: &str) {
+        self.proxy.close(reason).await;
     }
 }
