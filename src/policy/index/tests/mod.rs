@@ -234,7 +234,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
-    fn it_says_what_plain_cedar_says(
+    fn index_agrees_with_cedar(
         texts in proptest::collection::vec(policy(), 0..16),
         seed in 0..1000_usize,
     ) {
@@ -248,7 +248,7 @@ proptest! {
 
     /// Only policies about typed tools.
     #[test]
-    fn of_typed_tools_it_says_what_plain_cedar_says_of_both_questions(
+    fn index_agrees_with_cedar_about_typed_tools(
         texts in proptest::collection::vec(typed_policy(), 1..6),
         others in proptest::collection::vec(policy(), 0..4),
         seed in 0..1000_usize,
