@@ -77,7 +77,7 @@ async fn ids_on_record(audit: &Audit) -> HashSet<DecisionId> {
 }
 
 #[tokio::test]
-async fn nothing_acknowledged_is_lost_when_the_process_is_killed() {
+async fn killed_process_loses_no_acknowledged_record() {
     let dir = tempfile::tempdir().unwrap();
     let mut acknowledged = HashSet::new();
     for kill in 0..KILLS {
@@ -101,7 +101,7 @@ async fn nothing_acknowledged_is_lost_when_the_process_is_killed() {
 }
 
 #[tokio::test]
-async fn a_store_that_another_process_has_says_so_and_is_free_after_its_death() {
+async fn store_lock_names_its_process_and_ends_with_it() {
     let dir = tempfile::tempdir().unwrap();
     let mut writer = Writer::start(dir.path());
     assert!(writer.acknowledged().next().is_some());

@@ -184,7 +184,7 @@ fn edit(file: &Path, edit: impl FnOnce(&mut serde_json::Value)) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_closed_segment_says_wrongly_is_never_signed() {
+async fn wrong_segment_metadata_is_never_signed() {
     for pruned in [false, true] {
         for made in logs(pruned).await {
             for at in 0..SEGMENTS - 1 - usize::from(pruned) {
@@ -225,7 +225,7 @@ async fn healed(log: &Log, what: &str) -> Came {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_any_trace_of_what_was_dropped_nothing_is_signed() {
+async fn log_without_pruning_proofs_is_not_signed() {
     for made in logs(true).await {
         // The oldest segment's own word is enough.
         fs::remove_dir_all(made.store().join("dropped")).unwrap();
@@ -251,7 +251,7 @@ fn lie(segment: &Path) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_an_index_says_wrongly_is_never_signed() {
+async fn wrong_index_is_never_signed() {
     for made in logs(false).await {
         for at in 0..SEGMENTS {
             for name in ["removed", "flipped", "lies", "lies, and nothing says where it ends"] {
@@ -284,7 +284,7 @@ async fn what_an_index_says_wrongly_is_never_signed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn records_that_are_not_those_that_were_signed_are_not_signed_again() {
+async fn changed_signed_records_are_not_signed_again() {
     for made in logs(false).await {
         // A tampered record in a store whose tree is made again: nothing has its old hash.
         let segment = &made.segments()[1];
@@ -303,7 +303,7 @@ async fn records_that_are_not_those_that_were_signed_are_not_signed_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_folder_that_claims_records_beyond_all_number_holds_no_start_up() {
+async fn segment_with_an_absurd_number_does_not_delay_startup() {
     for first in ["9999999999999999", "0000000000100000"] {
         let log = Log(tempfile::tempdir().unwrap());
         let day = Arc::default();
