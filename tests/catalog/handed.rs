@@ -92,7 +92,7 @@ fn permits_a_secret(dir: &Path) -> bool {
 }
 
 #[test]
-fn an_imported_clients_file_hands_no_variable_of_the_proxy_to_a_strangers_url() {
+fn imported_client_file_sends_no_proxy_variable_to_foreign_urls() {
     let backend = Backend::start();
     let dir = folder();
     let dir = dir.path();
@@ -156,7 +156,7 @@ fn an_imported_clients_file_hands_no_variable_of_the_proxy_to_a_strangers_url() 
 
 /// A literal is no way round it either: its value is not written, and its name chooses no variable.
 #[test]
-fn no_form_of_a_reference_names_a_variable_of_the_proxy() {
+fn no_reference_form_names_a_variable_of_the_proxy() {
     let forms = [
         format!("${{{THEIRS}}}"),
         format!("${{{THEIRS}:-none}}"),
@@ -213,7 +213,7 @@ fn no_form_of_a_reference_names_a_variable_of_the_proxy() {
 
 /// The same by every way on which servers come.
 #[test]
-fn no_format_names_a_variable_of_the_proxy() {
+fn no_import_format_names_a_variable_of_the_proxy() {
     let registry = Registry::start(&Door::default());
     let image = format!("example.com/x@{}", digest());
     let remote = json!({ "url": "https://evil.example.com/mcp",
@@ -307,7 +307,7 @@ fn entry(hosts: &str, secrets: &[&str], env: &str) -> String {
 
 /// What a person confirms they can read to its end.
 #[test]
-fn what_is_confirmed_is_shown_whole() {
+fn confirmations_show_complete_values() {
     let dir = folder();
     let dir = dir.path();
     let long = format!("/srv/{}end", "a-long-name/".repeat(8));
@@ -348,7 +348,7 @@ fn what_is_confirmed_is_shown_whole() {
 
 /// Permits in other files, for a name that somebody chooses.
 #[test]
-fn permits_that_hold_already_are_told_of() {
+fn existing_permits_are_reported() {
     let dir = folder();
     let dir = dir.path();
     write(dir, "x.yaml", &entry("api.example.com", &["KEY"], ""));
@@ -384,7 +384,7 @@ fn permits_that_hold_already_are_told_of() {
 
 /// An entry that the operator wrote, with a permit in a file of theirs: what they hand it is for where it goes.
 #[test]
-fn an_update_of_an_entry_that_was_never_imported_is_confirmed() {
+fn update_of_a_handwritten_entry_needs_confirmation() {
     let dir = folder();
     let dir = dir.path();
     let mine = format!(
@@ -416,7 +416,7 @@ fn an_update_of_an_entry_that_was_never_imported_is_confirmed() {
 
 /// Files that are called as the import's own, or that can't be read, hide no permit.
 #[test]
-fn a_permit_in_any_file_of_policies_counts() {
+fn permit_in_any_policy_file_counts() {
     let permit =
         "permit (principal, action == Portcullis::Action::\"deliver_secret\", resource);\n";
     for (paths, file) in [
@@ -450,7 +450,7 @@ fn permitted(dir: &Path) -> Vec<String> {
 }
 
 #[test]
-fn an_update_is_confirmed_as_the_first_was() {
+fn update_needs_confirmation_like_the_first_import() {
     let dir = folder();
     let dir = dir.path();
     write(dir, "x.yaml", &entry("api.example.com", &["KEY"], ""));
@@ -499,7 +499,7 @@ fn an_update_is_confirmed_as_the_first_was() {
 
 /// A reference in the entry is the operator's word for it, until they say another.
 #[test]
-fn a_reference_that_the_operator_wrote_into_the_entry_is_not_the_next_one_s() {
+fn handwritten_reference_is_not_inherited_by_a_replacement() {
     let dir = folder();
     let dir = dir.path();
     write(dir, "x.yaml", &entry("api.example.com", &["KEY"], ""));
@@ -532,7 +532,7 @@ fn a_reference_that_the_operator_wrote_into_the_entry_is_not_the_next_one_s() {
 
 /// A reference that the operator confirmed, and then took out of the entry.
 #[test]
-fn a_reference_that_the_operator_took_back_needs_another_word() {
+fn withdrawn_reference_needs_new_confirmation() {
     let dir = folder();
     let dir = dir.path();
     write(dir, "x.yaml", &entry("api.example.com", &["KEY", "OTHER"], ""));
@@ -551,7 +551,7 @@ fn a_reference_that_the_operator_took_back_needs_another_word() {
 
 /// One source for two secrets, of which one is named.
 #[test]
-fn a_reference_that_is_named_for_a_secret_confirms_no_other() {
+fn named_reference_confirms_only_its_secret() {
     let dir = folder();
     let dir = dir.path();
     write(dir, "x.yaml", &entry("api.example.com", &["KEY", "OTHER"], ""));
@@ -567,7 +567,7 @@ fn a_reference_that_is_named_for_a_secret_confirms_no_other() {
 
 /// What is left in the lock file and among the policies of a server that was removed is not of the next of its name.
 #[test]
-fn a_server_that_was_removed_leaves_no_confirmation_behind() {
+fn removed_server_leaves_no_confirmation() {
     let dir = folder();
     let dir = dir.path();
     write(dir, "x.yaml", &entry("api.example.com", &["KEY"], ""));
@@ -581,7 +581,7 @@ fn a_server_that_was_removed_leaves_no_confirmation_behind() {
 
 /// Earlier versions took `${NAME}` of a client's file for the proxy's variable, and permitted it.
 #[test]
-fn what_an_earlier_version_took_is_found_and_taken_back() {
+fn references_of_earlier_versions_are_found_and_removed() {
     let backend = Backend::start();
     let dir = folder();
     let dir = dir.path();
@@ -636,7 +636,7 @@ fn at_a_terminal(dir: &Path, args: &[&str], typed: &str) -> (i32, String, String
 }
 
 #[test]
-fn at_a_terminal_each_server_s_secrets_are_asked_about() {
+fn terminal_prompts_for_the_secrets_of_each_server() {
     let backend = Backend::start();
     for (typed, written, permits) in [
         ("n\nn\n", false, false),
@@ -670,7 +670,7 @@ fn at_a_terminal_each_server_s_secrets_are_asked_about() {
 
 /// What is left among the policies of a server that was removed permits nothing to the next of its name.
 #[test]
-fn an_older_policy_file_does_not_outvote_a_no() {
+fn older_policy_file_does_not_override_a_denial() {
     let dir = folder();
     let dir = dir.path();
     let of = |program: &str| {
@@ -704,7 +704,7 @@ fn an_older_policy_file_does_not_outvote_a_no() {
 
 /// A permit that somebody wrote into the file by hand is not hidden behind a "not permitted".
 #[test]
-fn a_policy_changed_by_hand_does_not_outvote_a_no() {
+fn edited_policy_file_does_not_override_a_denial() {
     let every = "permit (principal, action, resource);\n";
     let own = "permit (principal, action == Portcullis::Action::\"deliver_secret\", resource == \
                Portcullis::Secret::\"search/KEY\");\n";
@@ -792,7 +792,7 @@ fn another_package_or_tenant_is_another_destination() {
 
 /// A variable that the operator wrote into an entry is theirs to choose.
 #[test]
-fn a_variable_that_the_operator_chose_is_not_found() {
+fn variable_chosen_by_the_operator_is_not_reported() {
     let dir = folder();
     let dir = dir.path();
     write(dir, "x.yaml", &entry("api.example.com", &["KEY"], ""));
@@ -802,7 +802,7 @@ fn a_variable_that_the_operator_chose_is_not_found() {
 }
 
 #[test]
-fn what_is_to_be_done_is_told_apart_from_advice() {
+fn required_steps_are_separate_from_advice() {
     let dir = folder();
     let dir = dir.path();
     let npx = |package: &str| json!({ "command": "npx", "args": ["-y", package] });

@@ -43,7 +43,7 @@ fn locked(dir: &Path, server: &str) -> toml::Value {
 
 /// `docker run my/time:1` in a client's file: no registry has it, and the engine does.
 #[test]
-fn an_image_that_only_the_engine_has_is_imported() {
+fn image_only_in_the_engine_is_imported() {
     let local = Local::make("imported");
     let dir = folder();
     let dir = dir.path();
@@ -67,7 +67,7 @@ fn an_image_that_only_the_engine_has_is_imported() {
 
 /// README: "by digest, or by a local id `sha256:…`".
 #[test]
-fn an_image_is_added_by_its_id() {
+fn image_is_added_by_its_id() {
     let local = Local::make("by-id");
     let dir = folder();
     let dir = dir.path();

@@ -54,7 +54,7 @@ fn policies(dir: &Path) -> String {
 
 /// An update by the author of the catalog or of the image.
 #[test]
-fn an_entry_that_was_not_edited_is_written_again_with_the_difference_shown() {
+fn unedited_entry_is_replaced_and_the_difference_shown() {
     let dir = folder();
     let dir = dir.path();
     write(dir, "x.yaml", &entry('1', "api.example.com"));
@@ -89,7 +89,7 @@ fn an_entry_that_was_not_edited_is_written_again_with_the_difference_shown() {
 
 /// An update of an entry that the operator narrowed.
 #[test]
-fn an_entry_that_the_operator_edited_is_replaced_only_where_it_is_named() {
+fn edited_entry_is_replaced_only_if_named() {
     let dir = folder();
     let dir = dir.path();
     write(dir, "x.yaml", &entry('1', "api.example.com"));
@@ -168,7 +168,7 @@ fn an_entry_that_the_operator_edited_is_replaced_only_where_it_is_named() {
 
 /// `server add docker://IMAGE` asks nothing, except where it takes away what the operator wrote.
 #[test]
-fn an_edited_entry_is_replaced_by_an_image_only_where_that_is_confirmed() {
+fn edited_entry_is_replaced_by_an_image_only_after_confirmation() {
     let registry = Registry::start(&Door::default());
     let dir = folder();
     let dir = dir.path();
@@ -193,7 +193,7 @@ fn an_edited_entry_is_replaced_by_an_image_only_where_that_is_confirmed() {
 
 /// The output may end up in a log.
 #[test]
-fn what_may_be_a_secret_is_not_in_the_difference() {
+fn difference_shows_no_possible_secrets() {
     let dir = folder();
     let dir = dir.path();
     write(dir, "x.yaml", &entry('1', "api.example.com"));
@@ -211,7 +211,7 @@ fn what_may_be_a_secret_is_not_in_the_difference() {
 }
 
 #[test]
-fn policies_that_somebody_changed_stay() {
+fn edited_policies_are_kept() {
     let dir = folder();
     let dir = dir.path();
     write(dir, "x.yaml", &entry('1', "api.example.com"));
@@ -252,7 +252,7 @@ fn policies_that_somebody_changed_stay() {
 
 /// The lock file is one for all: what is in it of one server keeps no other from starting.
 #[test]
-fn a_description_that_is_too_much_for_the_lock_file_is_not_taken() {
+fn server_too_large_for_the_lock_file_is_omitted() {
     let dir = folder();
     let dir = dir.path();
     let tool = "x".repeat(9 << 20);
@@ -269,7 +269,7 @@ fn a_description_that_is_too_much_for_the_lock_file_is_not_taken() {
 
 /// Nothing is written of what would be too much in all.
 #[test]
-fn descriptions_that_are_too_much_in_all_are_not_taken() {
+fn servers_too_large_in_total_are_refused() {
     let dir = folder();
     let dir = dir.path();
     let (tool, names) = ("x".repeat(250 << 10), (0..40).map(|n| format!("s{n}")));
@@ -289,7 +289,7 @@ fn descriptions_that_are_too_much_in_all_are_not_taken() {
 
 /// Who names one server means that one.
 #[test]
-fn a_server_that_is_named_is_replaced_alone() {
+fn only_the_named_server_is_replaced() {
     let dir = folder();
     let dir = dir.path();
     write(dir, "p.json", &profile("team", &[("a", '1', None), ("b", '1', None)]));
@@ -304,7 +304,7 @@ fn a_server_that_is_named_is_replaced_alone() {
 
 /// A catalog's name is ours: it says nothing of whose words its servers are.
 #[test]
-fn nobody_takes_the_place_of_anothers_catalog() {
+fn catalog_of_another_origin_is_not_replaced() {
     let dir = folder();
     let dir = dir.path();
     let of = |of: char| {
@@ -334,7 +334,7 @@ fn nobody_takes_the_place_of_anothers_catalog() {
 
 /// A reference was given for one place.
 #[test]
-fn a_reference_follows_its_server_nowhere_else() {
+fn reference_does_not_follow_a_changed_destination() {
     let dir = folder();
     let dir = dir.path();
     let far = |host: &str| {
@@ -366,7 +366,7 @@ fn a_reference_follows_its_server_nowhere_else() {
 
 /// One bad version of a profile.
 #[test]
-fn what_the_operator_said_outlives_a_version_of_a_profile() {
+fn operator_settings_survive_a_profile_version() {
     let dir = folder();
     let dir = dir.path();
     let import = |servers: &[(&str, char, Option<&[&str]>)], code: i32| {
@@ -409,7 +409,7 @@ fn what_the_operator_said_outlives_a_version_of_a_profile() {
 }
 
 #[test]
-fn tools_that_were_off_stay_off() {
+fn disabled_tools_stay_disabled() {
     let dir = folder();
     let dir = dir.path();
     write(dir, "x.yaml", &entry('1', ""));
@@ -427,7 +427,7 @@ fn tools_that_were_off_stay_off() {
 
 /// A profile's author adds a server by the name of one that is there.
 #[test]
-fn nobody_takes_the_place_of_anothers_server() {
+fn server_of_another_origin_is_not_replaced() {
     let dir = folder();
     let dir = dir.path();
     write(
@@ -488,7 +488,7 @@ fn nobody_takes_the_place_of_anothers_server() {
 
 /// The name of a profile is its author's choice, too.
 #[test]
-fn nobody_takes_the_place_of_anothers_profile() {
+fn profile_of_another_origin_is_not_replaced() {
     let dir = folder();
     let dir = dir.path();
     ok(dir, &["profile", "create", "dev", "--server", "notes", "--tool", "notes/find"]);
@@ -524,7 +524,7 @@ fn nobody_takes_the_place_of_anothers_profile() {
 }
 
 #[test]
-fn a_secret_is_for_one_server() {
+fn secret_option_applies_to_one_server() {
     let dir = folder();
     let dir = dir.path();
     write(dir, "p.json", &profile("team", &[("github", '1', None), ("metrics", '1', None)]));
@@ -559,7 +559,7 @@ fn a_secret_is_for_one_server() {
 
 /// Docker's file of settings is one for all servers.
 #[test]
-fn a_server_reads_its_own_settings_alone() {
+fn server_reads_only_its_own_settings() {
     let dir = folder();
     let dir = dir.path();
     let text = format!(
