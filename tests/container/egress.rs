@@ -38,7 +38,7 @@ ask() {
 "#;
 
 #[tokio::test]
-async fn listed_hosts_are_reached_and_nothing_else() {
+async fn only_listed_hosts_are_reachable() {
     leads_out(&engine().await).await;
 }
 
@@ -89,7 +89,7 @@ pub async fn leads_out(engine: &Engine) {
 
 /// A program that trusts in `HTTPS_PROXY`, or knows of no proxy, as it comes from the distribution.
 #[tokio::test]
-async fn curl_needs_nothing_but_its_list() {
+async fn curl_reaches_listed_hosts_with_and_without_a_proxy() {
     let engine = engine().await;
     let port = origin();
     let image = engine.pack(Path::new("/usr/bin/curl")).await.unwrap();
@@ -106,7 +106,7 @@ async fn curl_needs_nothing_but_its_list() {
 
 /// The program asks for a host before it does anything else.
 #[tokio::test]
-async fn the_way_out_is_there_before_the_program() {
+async fn egress_is_ready_before_the_program_starts() {
     let engine = engine().await;
     let (port, gate) = (origin(), Arc::new(Recorder::default()));
     let place = format!("web.example:{port}");
@@ -133,7 +133,7 @@ async fn both(engine: &Engine, spec: &LaunchSpec) -> (String, String) {
 }
 
 #[tokio::test]
-async fn the_holder_of_its_network_is_confined_and_ends_with_it() {
+async fn pause_container_is_confined_and_ends_with_its_server() {
     let (engine, api) = (engine().await, api().await);
     let mut spec = spec(bash(&engine).await, &["-c", "read"]);
     spec.egress = vec!["api.example.com:443".parse().unwrap()];
@@ -192,7 +192,7 @@ async fn asked(engine: &Engine, mut spec: LaunchSpec) -> Value {
 }
 
 #[tokio::test]
-async fn the_profile_tells_of_it_and_is_otherwise_the_same() {
+async fn profile_with_egress_differs_only_in_egress() {
     let engine = engine().await;
     let mut listed = spec("", &[]);
     listed.egress = vec!["api.example.com:443".parse().unwrap()];
@@ -210,7 +210,7 @@ async fn the_profile_tells_of_it_and_is_otherwise_the_same() {
 }
 
 #[tokio::test]
-async fn what_the_engine_says_of_it_is_what_the_profile_says() {
+async fn engine_inspection_matches_the_profile_with_egress() {
     let engine = engine().await;
     let mut spec = spec(bash(&engine).await, &["-c", "read"]);
     spec.egress = vec!["api.example.com:443".parse().unwrap()];
@@ -234,7 +234,7 @@ async fn what_the_engine_says_of_it_is_what_the_profile_says() {
 }
 
 #[tokio::test]
-async fn a_way_that_can_t_be_opened_leaves_no_container() {
+async fn failed_egress_leaves_no_container() {
     let engine = engine().await;
     let mut spec = spec(bash(&engine).await, &["-c", "read"]);
     spec.egress = vec!["api.example.com:443".parse().unwrap()];

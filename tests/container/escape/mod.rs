@@ -66,7 +66,7 @@ async fn every_attempt_is_refused() {
 
 /// A server that the operator lets run as root has no more than root's files.
 #[tokio::test]
-async fn every_attempt_is_refused_to_root_too() {
+async fn every_attempt_of_root_is_refused() {
     let host = host();
     let mut spec = launch(&host).await;
     spec.hardening.user = Some("0:0".into());
@@ -78,7 +78,7 @@ async fn every_attempt_is_refused_to_root_too() {
 
 /// The same attempts in containers of the engine's own making.
 #[tokio::test]
-async fn every_attempt_succeeds_somewhere() {
+async fn every_attempt_succeeds_without_its_protection() {
     let host = host();
     let image = engine().await.pack(probe()).await.unwrap();
     let mut wrong = Vec::new();

@@ -15,7 +15,7 @@ use uuid::Uuid;
 use crate::support::{api, bash, count, engine, finish, probe, run, spec, wait_until_gone};
 
 #[tokio::test]
-async fn the_engines_socket_is_no_mount_by_any_way() {
+async fn engine_socket_cannot_be_mounted() {
     let engine = engine().await;
     let image = bash(&engine).await;
     let folder = tempfile::tempdir().unwrap();
@@ -74,7 +74,7 @@ async fn before_the_engine(listener: UnixListener, when_asked: Arc<dyn Fn() + Se
 
 /// Whoever may write in the folder above can do that, a server that has that folder for example.
 #[tokio::test]
-async fn a_source_that_is_swapped_for_a_link_after_it_was_checked_is_not_what_runs() {
+async fn mount_source_swapped_for_a_link_does_not_run() {
     let engine = engine().await;
     let image = bash(&engine).await;
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
@@ -109,7 +109,7 @@ async fn a_source_that_is_swapped_for_a_link_after_it_was_checked_is_not_what_ru
 }
 
 #[tokio::test]
-async fn what_a_server_writes_without_end_fills_no_disk() {
+async fn endless_output_of_a_server_fills_no_disk() {
     let (engine, api) = (engine().await, api().await);
     let image = bash(&engine).await;
     // 1 MiB of errors, then it waits.
@@ -151,7 +151,7 @@ async fn what_a_server_writes_without_end_fills_no_disk() {
 }
 
 #[tokio::test]
-async fn a_process_that_its_server_leaves_behind_ends_with_it() {
+async fn background_process_ends_with_its_server() {
     let engine = engine().await;
     // One that no signal but the last wakes.
     let script = "trap '' TERM HUP INT; (kill -STOP $BASHPID) & echo $HOSTNAME";
@@ -170,7 +170,7 @@ async fn a_process_that_its_server_leaves_behind_ends_with_it() {
 
 /// As the engine does for a health check. Who may trace can open it: that is the control.
 #[tokio::test]
-async fn the_program_of_an_engine_that_comes_in_is_not_to_be_opened() {
+async fn entering_engine_process_cannot_be_opened() {
     let engine = engine().await;
     let image = engine.pack(probe()).await.unwrap();
     let spec = spec(image.clone(), &["--watch"]);
