@@ -53,7 +53,7 @@ fn heard(answers: &str) {
 }
 
 #[test]
-fn an_agent_has_the_proxy_and_nothing_else() {
+fn agent_reaches_only_the_proxy() {
     let project = Project::new("agent");
     project.compose(&["up", "-d", "portcullis"]);
     project.healthy();
@@ -147,7 +147,7 @@ fn invoke(project: &Project, key: &str, tool: &str) -> String {
 }
 
 #[test]
-fn several_servers_are_behind_one_proxy() {
+fn one_proxy_serves_several_servers() {
     let project = Project::new("servers");
     project.compose(&["up", "-d"]);
     project.healthy();
@@ -167,7 +167,7 @@ fn several_servers_are_behind_one_proxy() {
 }
 
 #[test]
-fn prometheus_has_data_for_every_query_of_the_dashboard() {
+fn every_dashboard_query_has_data() {
     let project = Project::new("monitoring");
     // Grafana is not in Debian; see docs/operate/deploy.md.
     project.compose(&["up", "-d", "portcullis"]);
@@ -215,7 +215,7 @@ fn prometheus_has_data_for_every_query_of_the_dashboard() {
 }
 
 #[test]
-fn the_image_has_the_program_and_no_shell() {
+fn image_contains_the_program_and_no_shell() {
     let image = project::image();
     let listed = output(
         "sh",

@@ -307,7 +307,7 @@ pub fn words() -> BTreeSet<String> {
 }
 
 #[test]
-fn commands_that_are_not_there_are_found() {
+fn unknown_commands_are_found() {
     for wrong in [
         "portcullis serve",
         "portcullis server ls --all",

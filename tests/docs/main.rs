@@ -44,7 +44,7 @@ impl Report {
 }
 
 #[test]
-fn every_block_is_read_by_the_code_that_it_is_for() {
+fn every_block_is_valid_for_its_parser() {
     let mut report = Report::default();
     for page in pages::all() {
         for block in &page.blocks {
@@ -69,7 +69,7 @@ fn every_name_in_the_text_exists() {
 }
 
 #[test]
-fn every_link_leads_somewhere() {
+fn every_link_resolves() {
     let pages = pages::all();
     let mut report = Report::default();
     for page in &pages {

@@ -338,7 +338,7 @@ fn kebab(word: &str) -> String {
 }
 
 #[test]
-fn names_that_are_not_there_are_found() {
+fn unknown_names_are_found() {
     let names = Names::of_the_tree();
     let page = Page::empty("docs/a.md");
     for wrong in [
