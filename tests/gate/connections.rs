@@ -112,7 +112,7 @@ async fn calls(what: &str, count: usize, gate: &Gate, key: &str) -> usize {
 
 /// Red-team M2: unfinished headers without a key, opened again when they are closed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn connections_without_a_key_lock_nobody_of_their_address_out() {
+async fn anonymous_connections_do_not_block_clients_of_their_address() {
     raise_open_files();
     let written = Setup::notes().keyed().write();
     let key = written.add_client("ann", &[]).await;
@@ -127,7 +127,7 @@ async fn connections_without_a_key_lock_nobody_of_their_address_out() {
 
 /// The same from so many addresses that the bound of all connections is reached.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn connections_without_a_key_of_many_networks_lock_nobody_out() {
+async fn anonymous_connections_of_many_networks_do_not_block_clients() {
     raise_open_files();
     let written = Setup::notes().keyed().write();
     let key = written.add_client("ann", &[]).await;
@@ -143,7 +143,7 @@ async fn connections_without_a_key_of_many_networks_lock_nobody_out() {
 
 /// The same through a proxy in TCP mode that names its clients.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn connections_without_a_key_behind_a_trusted_proxy_lock_nobody_out() {
+async fn anonymous_connections_behind_a_trusted_proxy_do_not_block_clients() {
     raise_open_files();
     let written = Setup::notes()
         .keyed()
@@ -168,7 +168,7 @@ async fn connections_without_a_key_behind_a_trusted_proxy_lock_nobody_out() {
 
 /// Idle connections of a trusted proxy give way: the oldest to its next, and to a client of its own.
 #[tokio::test]
-async fn idle_connections_of_a_trusted_proxy_lock_no_client_out() {
+async fn idle_connections_of_a_trusted_proxy_do_not_block_clients() {
     let written = Setup::notes()
         .keyed()
         .listen("trusted-proxies = [\"127.0.0.2\"]\nclient-address = \"forwarded\"")
@@ -195,7 +195,7 @@ async fn idle_connections_of_a_trusted_proxy_lock_no_client_out() {
 
 /// The log says that connections of a trusted proxy are not taken: each that it has is busy.
 #[tokio::test]
-async fn busy_connections_of_a_trusted_proxy_give_way_to_nobody() {
+async fn busy_connections_of_a_trusted_proxy_are_not_displaced() {
     let written = Setup::notes()
         .keyed()
         .listen("trusted-proxies = [\"127.0.0.2\"]\nclient-address = \"forwarded\"")
@@ -241,7 +241,7 @@ async fn stream(from: IpAddr, to: SocketAddr, key: &str) -> (TcpStream, u16) {
 
 /// Red-team M2: one key with a thousand event streams.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_streams_of_one_key_lock_no_other_key_of_their_address_out() {
+async fn streams_of_one_key_do_not_block_others() {
     raise_open_files();
     let written = Setup::notes().keyed().write();
     let greedy = written.add_client("greedy", &[]).await;
@@ -271,7 +271,7 @@ async fn the_streams_of_one_key_lock_no_other_key_of_their_address_out() {
 
 /// Keys that together may have more connections than there are places.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_streams_of_many_keys_leave_places_to_a_client_with_few() {
+async fn streams_of_many_keys_leave_slots_for_other_clients() {
     raise_open_files();
     let written = Setup::notes().keyed().and("[limits.connections]\ntotal = 128").write();
     let ann = written.add_client("ann", &[]).await;

@@ -26,7 +26,7 @@ async fn still_answers(agent: &Agent) {
 }
 
 #[tokio::test]
-async fn each_broken_frame_has_its_code() {
+async fn each_invalid_frame_has_its_code() {
     let gate = gate().await;
     let agent = gate.legacy().await;
     let call = |params: &str| {
@@ -190,7 +190,7 @@ async fn each_broken_frame_has_its_code() {
 }
 
 #[tokio::test]
-async fn numbers_of_any_size_are_no_danger() {
+async fn extreme_numbers_are_harmless() {
     let gate = gate().await;
     let agent = gate.legacy().await;
     for number in ["1e999999", "-1e-999999", &"9".repeat(1_000), "0.1e1"] {
@@ -205,7 +205,7 @@ async fn numbers_of_any_size_are_no_danger() {
 }
 
 #[tokio::test]
-async fn what_is_no_ordinary_post_is_refused() {
+async fn invalid_posts_are_refused() {
     let gate = gate().await;
     let agent = gate.legacy().await;
     let ping = br#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#;
@@ -276,7 +276,7 @@ async fn what_is_no_ordinary_post_is_refused() {
 }
 
 #[tokio::test]
-async fn a_length_that_lies_and_a_body_without_end_are_no_danger() {
+async fn false_length_and_endless_body_are_refused() {
     let gate = gate().await;
     let agent = gate.legacy().await;
     let head = format!(
@@ -300,7 +300,7 @@ async fn a_length_that_lies_and_a_body_without_end_are_no_danger() {
 }
 
 #[tokio::test]
-async fn in_2026_07_28_headers_and_body_agree() {
+async fn modern_headers_must_match_the_body() {
     let gate = gate().await;
     let meta = json!({
         "io.modelcontextprotocol/protocolVersion": "2026-07-28",
@@ -384,7 +384,7 @@ async fn in_2026_07_28_headers_and_body_agree() {
 }
 
 #[tokio::test]
-async fn many_slow_writers_keep_nobody_out() {
+async fn slow_writers_do_not_block_others() {
     use tokio::io::AsyncWriteExt;
     let gate = gate().await;
     let agent = gate.legacy().await;

@@ -172,13 +172,13 @@ async fn programs_reach(mark: &str, place: &str, python: &str, curl: bool) {
 }
 
 #[tokio::test]
-async fn programs_of_this_machine_reach_what_is_listed() {
+async fn local_programs_reach_only_listed_hosts() {
     let curl = Path::new("/usr/bin/curl").exists();
     programs_reach("sandbox", "runtime = \"sandbox\"", "", curl).await;
 }
 
 #[tokio::test]
-async fn programs_of_an_image_reach_what_is_listed() {
+async fn programs_of_an_image_reach_only_listed_hosts() {
     let place = format!("image = \"{}\"", servers_image());
     programs_reach("container", &place, "/opt/python", false).await;
 }
@@ -186,7 +186,7 @@ async fn programs_of_an_image_reach_what_is_listed() {
 /// As docs/start/servers.md says: its folder is mounted under its own name, and its interpreter is one
 /// that everybody may read.
 #[tokio::test]
-async fn a_program_of_a_virtual_environment_runs() {
+async fn program_of_a_virtual_environment_runs() {
     // A folder below /tmp would not keep its name inside.
     let folder = tempfile::tempdir_in(root().join("target")).unwrap();
     std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).unwrap();

@@ -58,7 +58,7 @@ async fn origin() -> u16 {
 }
 
 #[tokio::test]
-async fn each_connection_is_decided_and_on_record() {
+async fn egress_connections_are_decided_and_recorded() {
     let port = origin().await;
     let policies = format!(
         "@id(\"rest\") permit (principal, action, resource) \
@@ -129,7 +129,7 @@ async fn each_connection_is_decided_and_on_record() {
 
 /// The DNS of the proxy's network says at which address a host is. A server is not told.
 #[tokio::test]
-async fn the_log_has_the_line_that_allows_a_private_address_and_the_server_has_not() {
+async fn only_the_log_explains_a_refused_private_address() {
     let mut gate = Setup::new(&format!(
         r#"
         [servers.fetcher]
@@ -176,7 +176,7 @@ async fn endless() -> u16 {
 }
 
 #[tokio::test]
-async fn what_policies_come_to_forbid_ends() {
+async fn newly_forbidden_connection_ends() {
     let port = endless().await;
     let gate = Setup::new(&format!(
         r#"

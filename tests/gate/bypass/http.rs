@@ -338,7 +338,7 @@ async fn send(house: &House, door: &mut Door, request: &Request) -> (String, Rep
 }
 
 #[tokio::test]
-async fn nothing_gets_round_the_policies_by_http_or_rest() {
+async fn http_and_rest_cannot_bypass_policies() {
     let mut house = House::open(POLICIES).await;
     for server in ["old", "new"] {
         let mut door = Door::http(&house.gate, server, true, true).await;

@@ -49,7 +49,7 @@ impl House {
 }
 
 #[tokio::test]
-async fn nobody_gets_at_anothers_task_and_nobody_round_the_rules_for_ones_own() {
+async fn task_access_follows_owner_and_policies() {
     let forbid = r#"
         @id("tasks-run-to-their-end")
         forbid (principal, action == Portcullis::Action::"access_task", resource)
@@ -115,7 +115,7 @@ async fn nobody_gets_at_anothers_task_and_nobody_round_the_rules_for_ones_own() 
 }
 
 #[tokio::test]
-async fn a_state_is_handed_back_with_what_it_was_given_for() {
+async fn request_state_is_bound_to_its_request() {
     let (mut house, key) = house("").await;
     for merged in [true, false] {
         let mut door = Door::http(&house.gate, "new", merged, true).await;
@@ -185,7 +185,7 @@ async fn a_state_is_handed_back_with_what_it_was_given_for() {
 }
 
 #[tokio::test]
-async fn nobody_listens_to_what_is_forbidden() {
+async fn forbidden_resources_cannot_be_subscribed() {
     let house = House::open(POLICIES).await;
     let uris = [
         "old://secret/1",
@@ -222,7 +222,7 @@ async fn nobody_listens_to_what_is_forbidden() {
 }
 
 #[tokio::test]
-async fn nobody_speaks_in_anothers_session_or_connection() {
+async fn foreign_sessions_and_connections_are_refused() {
     let (mut house, key) = house("").await;
     let call = r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"old__look","arguments":{"path":"/srv/ok"}}}"#;
     let ann = Agent::legacy(&house.gate.url("/mcp"), Some(&key)).await.unwrap();

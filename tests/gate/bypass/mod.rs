@@ -259,7 +259,7 @@ fn with(more: &'static [Attempt]) -> Vec<&'static [Attempt]> {
 }
 
 #[tokio::test]
-async fn nothing_gets_round_the_policies_over_streamable_http() {
+async fn streamable_http_cannot_bypass_policies() {
     let mut house = House::open(POLICIES).await;
     for server in ["old", "new"] {
         for merged in [true, false] {
@@ -273,7 +273,7 @@ async fn nothing_gets_round_the_policies_over_streamable_http() {
 }
 
 #[tokio::test]
-async fn nothing_gets_round_the_policies_over_sse_and_pipes_and_sockets() {
+async fn sse_pipes_and_sockets_cannot_bypass_policies() {
     let mut house = House::open(POLICIES).await;
     let mut pipe = Door::stdio(&mut house.gate, "old").await;
     for server in ["old", "new"] {
@@ -293,7 +293,7 @@ async fn nothing_gets_round_the_policies_over_sse_and_pipes_and_sockets() {
 }
 
 #[tokio::test]
-async fn nothing_gets_round_the_policies_in_batches() {
+async fn batches_cannot_bypass_policies() {
     let mut house = House::open(POLICIES).await;
     for server in ["old", "new"] {
         for merged in [true, false] {
@@ -307,7 +307,7 @@ async fn nothing_gets_round_the_policies_in_batches() {
 /// What resembles an attempt and is none: data whose keys differ in case, binary text, a list of one,
 /// a number between two shortest decimals. `look` and `say` are asked by the same policies.
 #[tokio::test]
-async fn what_only_resembles_an_attempt_passes() {
+async fn legitimate_similar_calls_pass() {
     let house = House::open(POLICIES).await;
     for server in ["old", "new"] {
         for (merged, modern) in [(true, false), (false, true)] {
@@ -340,7 +340,7 @@ async fn what_only_resembles_an_attempt_passes() {
 
 /// What a server says of itself during a call is held to the same letters.
 #[tokio::test]
-async fn nothing_gets_round_the_policies_in_notifications() {
+async fn notifications_cannot_bypass_policies() {
     let house = House::open(POLICIES).await;
     let mut refused = 0;
     for server in ["old", "new"] {
@@ -363,7 +363,7 @@ async fn nothing_gets_round_the_policies_in_notifications() {
 
 /// What is forbidden reaches a server where nothing forbids it: it would be seen.
 #[tokio::test]
-async fn what_gets_round_would_be_seen() {
+async fn successful_bypass_would_be_detected() {
     let house = House::open(PERMIT_ALL).await;
     for server in ["old", "new"] {
         for (merged, modern) in [(true, false), (false, true)] {

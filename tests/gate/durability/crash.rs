@@ -110,7 +110,7 @@ impl Rig {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_that_a_client_was_answered_is_lost_when_the_proxy_is_killed() {
+async fn killed_proxy_loses_no_record_of_an_answered_call() {
     let (all, began) = (kills(), std::time::Instant::now());
     let next = AtomicUsize::new(0);
     let stores = (0..STORES).map(|_| async {
@@ -146,7 +146,7 @@ async fn nothing_that_a_client_was_answered_is_lost_when_the_proxy_is_killed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_that_a_client_was_answered_is_lost_when_the_power_goes() {
+async fn power_loss_loses_no_record_of_an_answered_call() {
     let mut rig = Rig::new("disk/audit").await;
     let at = rig.written.as_ref().unwrap().path("disk");
     std::fs::create_dir(&at).unwrap();

@@ -101,7 +101,7 @@ impl Rig {
 }
 
 #[tokio::test]
-async fn a_disk_below_the_reserve_refuses_and_recovers() {
+async fn disk_below_the_reserve_refuses_calls_and_recovers() {
     let mut rig = Rig::new("").await;
     rig.disk.leave(1 << 20);
     rig.refuses().await;
@@ -111,7 +111,7 @@ async fn a_disk_below_the_reserve_refuses_and_recovers() {
 }
 
 #[tokio::test]
-async fn a_disk_that_is_full_without_a_warning_refuses_and_recovers() {
+async fn full_disk_refuses_calls_and_recovers() {
     let mut rig = Rig::new("").await;
     for full in [Errno::ENOSPC, Errno::EDQUOT] {
         rig.disk.set(Faults { writes: Some(full), ..Faults::default() });
@@ -123,7 +123,7 @@ async fn a_disk_that_is_full_without_a_warning_refuses_and_recovers() {
 }
 
 #[tokio::test]
-async fn a_disk_that_became_read_only_refuses_and_recovers() {
+async fn read_only_disk_refuses_calls_and_recovers() {
     let mut rig = Rig::new("").await;
     let read_only = Some(Errno::EROFS);
     rig.disk.set(Faults { writes: read_only, syncs: read_only, ..Faults::default() });
@@ -134,7 +134,7 @@ async fn a_disk_that_became_read_only_refuses_and_recovers() {
 }
 
 #[tokio::test]
-async fn a_sync_that_fails_is_no_acknowledgement_even_if_the_next_succeeds() {
+async fn failed_sync_is_never_acknowledged() {
     let mut rig = Rig::new("").await;
     for _ in 0..3 {
         rig.disk.set(Faults { syncs: Some(Errno::EIO), ..Faults::default() });
@@ -146,7 +146,7 @@ async fn a_sync_that_fails_is_no_acknowledgement_even_if_the_next_succeeds() {
 }
 
 #[tokio::test]
-async fn a_sync_that_takes_too_long_refuses_and_recovers() {
+async fn slow_sync_refuses_calls_and_recovers() {
     let mut rig = Rig::new("deadline-ms = 300").await;
     rig.disk.set(Faults { hold: true, ..Faults::default() });
     let first = {
@@ -165,7 +165,7 @@ async fn a_sync_that_takes_too_long_refuses_and_recovers() {
 }
 
 #[tokio::test]
-async fn an_outcome_that_cannot_be_recorded_is_not_handed_out() {
+async fn unrecorded_outcome_is_not_delivered() {
     let rig = Rig::new("").await;
     rig.witness.hold();
     let caller = rig.caller.clone();
@@ -183,7 +183,7 @@ async fn an_outcome_that_cannot_be_recorded_is_not_handed_out() {
 }
 
 #[tokio::test]
-async fn where_the_operator_chose_so_calls_go_on_and_it_is_said_loudly() {
+async fn pass_mode_continues_with_a_loud_warning() {
     let mut rig = Rig::new("on-failure = \"pass\"").await;
     let broken = Some(Errno::EIO);
     rig.disk.set(Faults { writes: broken, syncs: broken, ..Faults::default() });
@@ -217,7 +217,7 @@ async fn where_the_operator_chose_so_calls_go_on_and_it_is_said_loudly() {
 }
 
 #[tokio::test]
-async fn a_proxy_whose_log_cannot_be_written_does_not_start() {
+async fn unwritable_log_prevents_the_start() {
     let (disk, _, written) = config("").await;
     let read_only = Some(Errno::EROFS);
     disk.set(Faults { writes: read_only, syncs: read_only, ..Faults::default() });
@@ -230,7 +230,7 @@ async fn a_proxy_whose_log_cannot_be_written_does_not_start() {
 }
 
 #[tokio::test]
-async fn a_proxy_out_of_file_handles_refuses_what_it_cannot_record() {
+async fn proxy_without_file_handles_refuses_unrecordable_calls() {
     let mut rig = Rig::new("").await;
     let pid = rig.gate.pid();
     // The next one that is opened would be this.
@@ -262,7 +262,7 @@ async fn a_proxy_out_of_file_handles_refuses_what_it_cannot_record() {
 }
 
 #[tokio::test]
-async fn clients_do_not_change_unrecorded() {
+async fn client_changes_need_a_record() {
     let mut rig = Rig::new("").await;
     assert_eq!(rig.gate.cli(&["client", "add", "ann"]).await.code, Some(0));
     rig.disk.leave(1 << 20);
@@ -282,7 +282,7 @@ async fn clients_do_not_change_unrecorded() {
 }
 
 #[tokio::test]
-async fn without_a_proxy_nothing_is_done_unrecorded_whatever_calls_may() {
+async fn pass_mode_does_not_apply_to_commands() {
     let (disk, _, written) = config("on-failure = \"pass\"").await;
     let written = written.start().await.stop().await;
     disk.leave(1 << 20);
@@ -295,7 +295,7 @@ async fn without_a_proxy_nothing_is_done_unrecorded_whatever_calls_may() {
 }
 
 #[tokio::test]
-async fn policies_are_on_record_before_what_they_decide_also_those_that_were_soon_replaced() {
+async fn every_policy_revision_is_recorded_before_its_decisions() {
     let mut rig = Rig::new("deadline-ms = 300").await;
     let policies = rig.gate.path("policies/gate.cedar");
     rig.disk.set(Faults { hold: true, ..Faults::default() });
@@ -340,7 +340,7 @@ const SIGNS: &str = r#"
 "#;
 
 #[tokio::test]
-async fn a_server_whose_start_cannot_be_recorded_is_neither_started_nor_connected_to() {
+async fn unrecordable_launch_is_neither_started_nor_connected() {
     let token = ["a", "token", "of", "signs"].join("-");
     let (witness, url) = Witness::serve().await;
     let written = Setup::new(&format!(

@@ -52,7 +52,7 @@ const UPSTREAMS: [Upstream; 5] = [
 ];
 
 #[tokio::test]
-async fn what_nobody_changed_goes_on_byte_for_byte() {
+async fn unchanged_messages_are_forwarded_byte_for_byte() {
     let paired = Recorder::start("legacy", "sse").await;
     let more = format!(
         r#"

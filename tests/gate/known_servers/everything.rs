@@ -77,18 +77,18 @@ async fn progress(gate: &crate::support::gate::Gate) {
 }
 
 #[tokio::test]
-async fn its_tools_work_in_a_container() {
+async fn tools_work_in_a_container() {
     leaves_nothing(its_tools_work(in_a_container()).await).await;
 }
 
 #[tokio::test]
-async fn its_tools_work_in_the_sandbox() {
+async fn tools_work_in_the_sandbox() {
     its_tools_work(in_the_sandbox()).await.stop().await;
 }
 
 /// The SDKs as clients: what they make of results is what the servers said.
 #[tokio::test]
-async fn the_sdks_talk_to_servers_in_containers() {
+async fn sdk_clients_use_servers_in_containers() {
     let folder = super::open_folder();
     std::fs::write(folder.path().join("poem.txt"), "roses are red\n").unwrap();
     let image = crate::support::engine::servers_image();

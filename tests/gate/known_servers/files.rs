@@ -18,7 +18,7 @@ fn files(mounts: &str) -> Setup {
 }
 
 #[tokio::test]
-async fn files_are_read_and_written_through_a_mount_and_nowhere_else() {
+async fn files_are_accessible_only_through_a_mount() {
     let folder = open_folder();
     fs::write(folder.path().join("poem.txt"), "roses are red\n").unwrap();
     // The first bytes of a picture are all that its type is told by.
@@ -69,7 +69,7 @@ async fn files_are_read_and_written_through_a_mount_and_nowhere_else() {
 }
 
 #[tokio::test]
-async fn a_read_only_mount_is_read_only_to_its_owner_too() {
+async fn read_only_mount_refuses_its_owner_too() {
     let folder = open_folder();
     fs::write(folder.path().join("poem.txt"), "roses are red\n").unwrap();
     let gate = files(&format!("mounts = [\"{}:/files\"]", folder.path().display())).start().await;
@@ -90,7 +90,7 @@ async fn a_read_only_mount_is_read_only_to_its_owner_too() {
 
 /// What a person's folder needs to be written in: the person's own user.
 #[tokio::test]
-async fn a_folder_of_somebody_is_written_as_that_user() {
+async fn private_folder_is_written_as_its_owner() {
     let folder = open_folder();
     mode(folder.path(), 0o755);
     chown(folder.path(), Some(4321), Some(4321)).unwrap();
@@ -113,7 +113,7 @@ async fn a_folder_of_somebody_is_written_as_that_user() {
 
 /// What an agent and its operator read where the folder is not mounted.
 #[tokio::test]
-async fn a_missing_mount_is_told_in_the_server_s_own_words() {
+async fn missing_mount_shows_the_servers_own_error() {
     let gate = files("").start().await;
     let agent = gate.legacy().await;
     let refused = agent.call("files__read_text_file", json!({ "path": "/files/x" })).await;

@@ -48,7 +48,7 @@ fn contained_git(more: &str) -> Setup {
 }
 
 #[tokio::test]
-async fn a_mounted_repository_is_read() {
+async fn mounted_repository_is_read() {
     let folder = repository();
     let gate =
         contained_git(&format!("mounts = [\"{}:/repo\"]", folder.path().display())).start().await;
@@ -72,7 +72,7 @@ async fn a_mounted_repository_is_read() {
 
 /// It commits as its owner, and a policy leaves out what undoes work.
 #[tokio::test]
-async fn a_mounted_repository_is_written_as_its_owner() {
+async fn mounted_repository_is_written_as_its_owner() {
     let folder = repository();
     let gate = contained_git(&format!(
         r#"
@@ -116,7 +116,7 @@ async fn a_mounted_repository_is_written_as_its_owner() {
 
 /// In the sandbox the packages of the server have to be seen, too.
 #[tokio::test]
-async fn a_repository_is_read_from_the_sandbox() {
+async fn repository_is_read_from_the_sandbox() {
     let folder = repository();
     let python = crate::support::target("tests/servers/python");
     let gate = Setup::new(&format!(
@@ -140,7 +140,7 @@ async fn a_repository_is_read_from_the_sandbox() {
 
 /// A repository with another config of git's is not opened up behind the operator's back.
 #[tokio::test]
-async fn the_operator_s_own_config_of_git_stays() {
+async fn configured_git_variables_are_kept() {
     let folder = repository();
     let gate = Setup::new(&format!(
         r#"

@@ -15,7 +15,7 @@ fn sqlite(more: &str) -> Setup {
 }
 
 #[tokio::test]
-async fn a_mounted_database_is_made_filled_and_asked() {
+async fn mounted_database_is_created_filled_and_queried() {
     let folder = open_folder();
     let gate =
         sqlite(&format!("mounts = [\"{}:/data:rw\"]", folder.path().display())).start().await;
@@ -40,7 +40,7 @@ async fn a_mounted_database_is_made_filled_and_asked() {
 }
 
 #[tokio::test]
-async fn a_database_in_a_read_only_mount_is_only_read() {
+async fn database_in_a_read_only_mount_is_not_written() {
     let folder = open_folder();
     let gate =
         sqlite(&format!("mounts = [\"{}:/data:rw\"]", folder.path().display())).start().await;

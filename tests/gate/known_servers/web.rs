@@ -26,7 +26,7 @@ fn page(host: &str, path: &str) -> Option<(&'static str, Vec<u8>)> {
 }
 
 #[tokio::test]
-async fn listed_hosts_are_fetched_in_clear_text_and_over_tls() {
+async fn listed_hosts_are_fetched_over_http_and_tls() {
     let authority = Authority::of(&["web.example"]);
     let clear = Web::serve("127.0.0.1:0", None, page).await;
     let secure = Web::serve("127.0.0.1:0", Some(&authority), page).await;
@@ -82,7 +82,7 @@ async fn listed_hosts_are_fetched_in_clear_text_and_over_tls() {
 
 /// The certificate of a host that nobody told the server to trust.
 #[tokio::test]
-async fn a_host_with_an_unknown_certificate_is_not_fetched() {
+async fn host_with_an_unknown_certificate_is_refused() {
     let authority = Authority::of(&["web.example"]);
     let secure = Web::serve("127.0.0.1:0", Some(&authority), page).await;
     let port = secure.address.port();

@@ -132,7 +132,7 @@ async fn cells_of(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_revision_reaches_every_other_over_every_transport() {
+async fn every_pair_of_revisions_works_over_every_transport() {
     let (gate, servers) = gate().await;
     let mut pairs = Vec::new();
     for client in Side::all() {
@@ -155,7 +155,7 @@ async fn every_revision_reaches_every_other_over_every_transport() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_revision_reaches_all_servers_behind_one_endpoint() {
+async fn every_revision_works_at_the_merged_endpoint() {
     let (gate, servers) = gate().await;
     let gate_ref = &gate;
     let outcomes: Vec<Outcome> = futures_util::stream::iter(Side::all())
@@ -184,7 +184,7 @@ async fn every_revision_reaches_all_servers_behind_one_endpoint() {
 
 /// What is found wrong above is the proxy's: without it, nothing is.
 #[tokio::test]
-async fn without_a_proxy_each_revision_reaches_itself() {
+async fn each_revision_works_without_a_proxy() {
     let mut outcomes = Vec::new();
     for side in Side::all() {
         let (connected, _child) = if side.transport == Transport::Stdio {
