@@ -28,7 +28,7 @@ async fn of_another(plugin: &Plugin, tool: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn slow_messages_of_one_caller_hold_up_nobody_else() {
+async fn slow_messages_of_one_caller_do_not_delay_others() {
     let folder = tempfile::tempdir().expect("a folder");
     let (port, mut heard) = server("").await;
     let config = probe(folder.path(), port, all(folder.path(), port));
@@ -70,7 +70,7 @@ async fn large_messages_of_one_caller_leave_memory_for_others() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn memory_of_instances_that_have_done_is_there_for_the_next() {
+async fn finished_instances_release_their_memory() {
     let folder = tempfile::tempdir().expect("a folder");
     let config = probe(folder.path(), 1, all(folder.path(), 1));
     let plugin = Arc::new(loaded(&config, Arc::default()).expect("it loads"));
@@ -89,7 +89,7 @@ async fn memory_of_instances_that_have_done_is_there_for_the_next() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn idle_instances_give_their_memory_to_those_who_need_it() {
+async fn idle_instances_are_discarded_when_memory_is_needed() {
     let settings = EntrySettings { deadline_ms: Some(20_000), ..EntrySettings::default() };
     let plugin = load(&config("keeper"), &settings).expect("it loads");
     let seen = async |user: &str, session: &str, tool: &str| {
