@@ -33,7 +33,7 @@ fn is_root() -> bool {
 }
 
 #[test]
-fn everything_once_more_as_an_ordinary_user() {
+fn all_tests_pass_as_an_ordinary_user() {
     if !is_root() {
         return;
     }
@@ -41,7 +41,7 @@ fn everything_once_more_as_an_ordinary_user() {
     harness::probe_server();
     let this = std::env::current_exe().unwrap();
     let output = Command::new(this)
-        .args(["--skip", "everything_once_more"])
+        .args(["--skip", "all_tests_pass_as_an_ordinary_user"])
         .env_remove("HOME")
         .uid(USER)
         .gid(USER)
