@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
-mod looking;
+mod inspect;
 mod projects;
 mod signing;
 mod testing;

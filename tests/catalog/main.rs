@@ -2,12 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
-mod handed;
 mod image;
 mod local_image;
 #[path = "../../src/oci/tests/support/mod.rs"]
 mod registry;
 mod replacing;
+mod secret_confirmation;
 
 use std::{
     fs,

@@ -4,16 +4,16 @@
 
 mod confinement;
 mod egress;
+mod engines;
 mod escape;
 mod guarded;
+mod interpreters;
 mod lifecycle;
-mod others;
 mod packing;
 mod parity;
 mod profile;
 mod reaping;
 mod refusals;
-mod runtimes;
 mod set_id_calls;
 mod support;
 mod way;

@@ -4,8 +4,8 @@
 
 mod cases;
 mod fmt;
+mod history;
 mod new;
-mod past;
 mod recorded;
 mod shipped;
 mod typed;

@@ -3,7 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
 
-mod confined;
+mod confinement;
 mod core_dumps;
 mod doctor;
 mod egress;

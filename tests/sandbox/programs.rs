@@ -129,7 +129,7 @@ async fn nothing_runs_without_user_namespaces() {
     // The number of namespaces can be limited within one of them, where it harms nobody.
     for (limit, name) in [
         ("0", "programs::nothing_runs_without_user_namespaces"),
-        ("100", "confined::environment_contains_only_configured_variables"),
+        ("100", "confinement::environment_contains_only_configured_variables"),
     ] {
         let this = std::env::current_exe().unwrap();
         let script = format!("echo {limit} > /proc/sys/user/max_user_namespaces && exec \"$@\"");

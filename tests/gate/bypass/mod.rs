@@ -8,7 +8,7 @@
 mod calls;
 mod doors;
 mod http;
-mod kept;
+mod ownership;
 mod server;
 mod table;
 

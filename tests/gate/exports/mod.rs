@@ -2,7 +2,7 @@
 
 mod endpoint;
 mod files;
-mod once;
+mod one_shot;
 mod postgres;
 mod sink;
 mod syslog;

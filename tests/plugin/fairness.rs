@@ -6,7 +6,7 @@ use portcullis_chain::Decision;
 use tokio::task::JoinHandle;
 
 use super::{
-    granted::{all, loaded, probe, server},
+    grants::{all, loaded, probe, server},
     *,
 };
 
