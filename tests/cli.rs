@@ -1,4 +1,4 @@
-//! The command line from outside: exit codes, what goes to which stream, and what is never shown.
+//! The command line: exit codes, streams, and secrets that are never shown.
 
 #![expect(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
@@ -220,8 +220,8 @@ fn config_schema_is_a_json_schema() {
     assert!(schema["properties"]["servers"].is_object());
 }
 
-/// In the sandbox and in a container: what it may do by which line, and which policy permits or
-/// forbids its start.
+/// In the sandbox and in a container: the access of a server with the config lines, and the policy
+/// that permits or forbids its launch.
 #[test]
 fn server_explanation_names_the_config_lines() {
     for runtime in ["sandbox", "container"] {
@@ -307,7 +307,7 @@ fn server_above_a_ceiling_is_an_error_with_both_lines() {
     }
 }
 
-/// `script` and others make terminals that do not know their size.
+/// `script` and others create terminals of unknown size.
 #[test]
 fn terminal_without_a_width_gets_whole_lines() {
     let dir = folder("[servers.notes]\ncommand = [\"notes\"]\nruntime = \"sandbox\"\n");

@@ -1,4 +1,4 @@
-//! A clock that does what clocks do: it goes back, jumps ahead, and stands still.
+//! Clocks that go back, jump ahead or stop.
 
 use std::{
     fs,

@@ -1,4 +1,4 @@
-//! `kill -9` under load: what was acknowledged is there afterwards.
+//! `kill -9` under load: acknowledged records survive.
 
 use std::{
     collections::HashSet,
@@ -17,8 +17,8 @@ use crate::common::{DEADLINE, call, find, intent, open, outcome, query};
 const STORE: &str = "PORTCULLIS_TEST_AUDIT_STORE";
 const KILLS: usize = 20;
 
-/// Not a test of its own: the process that the others start and kill. It writes as fast as it
-/// can and prints the id of every intent that was acknowledged.
+/// Not an independent test: the process that the others start and kill. It writes as fast as it can
+/// and prints the id of every acknowledged intent.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn writer() {
     let Some(store) = env::var_os(STORE) else { return };

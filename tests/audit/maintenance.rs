@@ -1,4 +1,4 @@
-//! Encryption at rest, backups, and calls that go on without a log.
+//! Encryption at rest, backups, and calls that continue without a log.
 
 use std::{
     fs,

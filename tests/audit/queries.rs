@@ -1,4 +1,4 @@
-//! `portcullis audit query` and `stats`, as a person asks them.
+//! `portcullis audit query` and `stats` at the command line.
 
 use std::{path::Path, process::Output};
 

@@ -1,4 +1,4 @@
-//! A question finds what a look at every record finds.
+//! Compares queries with a scan of all records.
 
 use std::{
     collections::{BTreeMap, HashSet},

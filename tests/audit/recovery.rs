@@ -1,4 +1,4 @@
-//! Damage to the files of a store: what is not damaged stays.
+//! Damage to the files of a store: undamaged records survive.
 
 use std::{fs, path::Path};
 

@@ -1,4 +1,4 @@
-//! No value of a message is in the store's bytes.
+//! The store's bytes contain no value of a message.
 
 use std::{fs, path::Path, sync::Arc};
 

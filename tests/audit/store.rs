@@ -1,4 +1,4 @@
-//! Full disks, damage, deadlines, many producers.
+//! Full disks, damage, deadlines and concurrent producers.
 
 use std::{
     fs,
@@ -128,7 +128,7 @@ async fn torn_commit_is_truncated() {
     assert_eq!(count(&audit, "event").await, 0);
 }
 
-/// A flipped bit of a length, a zeroed head and a commit that is taken out of the middle.
+/// A flipped bit in a length, a zeroed head, and a commit removed from the middle.
 #[tokio::test]
 async fn truncated_good_commits_are_copied_and_reported() {
     for damage in 0..3 {

@@ -1,7 +1,7 @@
-//! Whoever changes something in a store is found out, and who changes nothing is not accused.
+//! Every change to a store is found, and an unchanged store passes.
 //!
-//! Each test edits the files of a store that the proxy's own code wrote, the way somebody would who
-//! has all of them and knows the format, but has no signing key and can't reach the state folder.
+//! Each test edits the files of a store that the proxy's own code wrote, as an attacker could who
+//! has all of them and knows the format, but has no signing key and cannot reach the state folder.
 
 use std::{
     fs,
@@ -674,7 +674,7 @@ fn witnesses_get_checkpoints_in_order_and_after_failures() {
     }
 }
 
-/// A verifier that shares no code with the proxy: the format is as it is documented.
+/// The verifier shares no code with the proxy, so the format is as documented.
 #[test]
 fn independent_verifier_agrees() {
     let log = log();

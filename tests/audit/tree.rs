@@ -1,4 +1,4 @@
-//! What the tree that is signed is made of can be damaged: nothing wrong is ever signed.
+//! Damaged inputs of the signed tree: nothing wrong is ever signed.
 
 use std::{
     fs,

@@ -1,5 +1,4 @@
-//! Witnesses that are reached over real sockets are told of every checkpoint, in order, and told
-//! again what they did not take.
+//! Witnesses over real sockets get every checkpoint in order, and rejected ones again.
 
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},

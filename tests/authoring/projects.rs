@@ -1,4 +1,4 @@
-//! From nothing to a plugin that passes its own cases, in every language.
+//! New projects in every language build a plugin that passes its own cases.
 
 use std::{fs, path::Path};
 

@@ -1,4 +1,4 @@
-//! `plugin test`: cases that come as expected, and what is said of those that do not.
+//! `plugin test`: passing cases, and the messages about failing ones.
 
 use std::{fs, path::Path};
 

@@ -1,4 +1,4 @@
-//! Images that are of no registry, taken by the engine that has them.
+//! Images that only the engine has.
 
 use std::{
     io::Write as _,
@@ -41,7 +41,7 @@ fn locked(dir: &Path, server: &str) -> toml::Value {
     lock["servers"][server].clone()
 }
 
-/// `docker run my/time:1` in a client's file: no registry has it, and the engine does.
+/// `docker run my/time:1` in a client's file: only the engine has the image.
 #[test]
 fn image_only_in_the_engine_is_imported() {
     let local = Local::make("imported");

@@ -1,4 +1,4 @@
-//! Catalogs, imports and profiles from outside: the real binary, a folder, and a real registry.
+//! Foreign catalogs, imports and profiles: the real binary, a folder, and a real registry.
 
 #![expect(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
@@ -167,7 +167,7 @@ fn client_file_is_imported_without_its_secrets() {
     checks(dir);
 }
 
-/// What a stranger's file says of this machine is left out, and what it opens is told.
+/// Local paths and users of a foreign file are omitted, and its access is reported.
 #[test]
 fn foreign_server_gets_no_local_access() {
     let dir = folder();
@@ -235,7 +235,7 @@ fn foreign_server_gets_no_local_access() {
     checks(dir);
 }
 
-/// An operator may open them, and is told what that is.
+/// An operator may allow this access, and gets a warning that names it.
 #[test]
 fn access_to_local_services_causes_a_warning() {
     let dir = folder();
@@ -274,7 +274,7 @@ fn access_to_local_services_causes_a_warning() {
     assert_eq!(lines("config-unsafe"), warned.collect::<Vec<u64>>(), "{out}");
 }
 
-/// Hosted servers hand out URLs with a key in the path.
+/// URLs of hosted servers can contain a key in the path.
 #[test]
 fn secret_in_a_url_path_is_not_imported() {
     let dir = folder();
@@ -710,7 +710,7 @@ fn profile_has_its_own_settings() {
     }
 }
 
-/// Docker's files of settings, a server of the MCP registry, and a URL of a file.
+/// Docker's settings files, a server of the MCP registry, and a URL in a file.
 #[test]
 fn enabled_servers_and_tools_follow_the_files() {
     let dir = folder();
@@ -814,7 +814,7 @@ fn locked(dir: &Path) -> Vec<(Option<String>, String)> {
     records.map(Result::unwrap).map(record).collect()
 }
 
-/// An old version, with what was mended since, comes back by nobody's word but the operator's.
+/// Only the operator can bring back an old version with its flaws.
 #[test]
 fn rollback_needs_confirmation() {
     let registry = Registry::start(&Door::default());
@@ -931,7 +931,7 @@ fn digest_only_in_the_config_is_remembered() {
     assert!(code == 1 && err.contains("--allow-downgrade"), "{err}");
 }
 
-/// What can't be on record is not done.
+/// An action that cannot be recorded is not done.
 #[test]
 fn unrecorded_image_is_not_imported() {
     let dir = folder();
@@ -945,7 +945,7 @@ fn unrecorded_image_is_not_imported() {
     assert_eq!(fs::read_dir(dir.join("policies")).unwrap().count(), 0);
 }
 
-/// Whatever hands an entry to others refuses it with its line, and hands on nothing.
+/// Every command that publishes an entry refuses it with its line, and publishes nothing.
 #[test]
 fn possible_secrets_are_not_published() {
     let registry = Registry::start(&Door::default());

@@ -1,5 +1,4 @@
-//! What takes the place of something: what the operator wrote goes only where they name it, and strangers choose
-//! nothing.
+//! Replacements: only the operator can replace an entry that was edited or has another origin.
 
 use std::{fs, path::Path};
 
@@ -166,7 +165,7 @@ fn edited_entry_is_replaced_only_if_named() {
     ok(dir, &again);
 }
 
-/// `server add docker://IMAGE` asks nothing, except where it takes away what the operator wrote.
+/// `server add docker://IMAGE` prompts only if it would remove lines of the operator.
 #[test]
 fn edited_entry_is_replaced_by_an_image_only_after_confirmation() {
     let registry = Registry::start(&Door::default());
@@ -250,7 +249,7 @@ fn edited_policies_are_kept() {
     assert_eq!((config(dir), &*policies(dir)), (CONFIG.to_owned(), "// mine\n"));
 }
 
-/// The lock file is one for all: what is in it of one server keeps no other from starting.
+/// All servers share the lock file: the data of one must not prevent others from starting.
 #[test]
 fn server_too_large_for_the_lock_file_is_omitted() {
     let dir = folder();
@@ -267,7 +266,7 @@ fn server_too_large_for_the_lock_file_is_omitted() {
     assert!(list.contains("small") && !list.contains("large"), "{list}");
 }
 
-/// Nothing is written of what would be too much in all.
+/// If the total is too large, nothing is written.
 #[test]
 fn servers_too_large_in_total_are_refused() {
     let dir = folder();
@@ -287,7 +286,6 @@ fn servers_too_large_in_total_are_refused() {
     assert!(!dir.join("portcullis.lock").exists());
 }
 
-/// Who names one server means that one.
 #[test]
 fn only_the_named_server_is_replaced() {
     let dir = folder();
@@ -302,7 +300,7 @@ fn only_the_named_server_is_replaced() {
     assert_eq!(images[1].as_str(), Some(&*image("b", '1')));
 }
 
-/// A catalog's name is ours: it says nothing of whose words its servers are.
+/// The operator chooses a catalog's name; it does not identify the author of its servers.
 #[test]
 fn catalog_of_another_origin_is_not_replaced() {
     let dir = folder();
@@ -332,7 +330,7 @@ fn catalog_of_another_origin_is_not_replaced() {
     assert_eq!(table(dir)["servers"]["search"]["image"].as_str(), Some(&*image("search", '3')));
 }
 
-/// A reference was given for one place.
+/// The reference was given for one destination.
 #[test]
 fn reference_does_not_follow_a_changed_destination() {
     let dir = folder();
@@ -364,7 +362,7 @@ fn reference_does_not_follow_a_changed_destination() {
     assert!(code == 1 && err.contains("`KYE` of `--secret`"), "{code} {err}");
 }
 
-/// One bad version of a profile.
+/// A profile with one bad version.
 #[test]
 fn operator_settings_survive_a_profile_version() {
     let dir = folder();
@@ -425,7 +423,7 @@ fn disabled_tools_stay_disabled() {
     assert!(policies(dir).contains("Tool::\"search/erase\"]"), "{out}{}", policies(dir));
 }
 
-/// A profile's author adds a server by the name of one that is there.
+/// A profile's author adds a server with the name of an existing one.
 #[test]
 fn server_of_another_origin_is_not_replaced() {
     let dir = folder();
@@ -486,7 +484,7 @@ fn server_of_another_origin_is_not_replaced() {
     assert_eq!(table(dir)["servers"]["search"]["image"].as_str(), Some(&*image("search", '3')));
 }
 
-/// The name of a profile is its author's choice, too.
+/// A profile's author chooses its name, too.
 #[test]
 fn profile_of_another_origin_is_not_replaced() {
     let dir = folder();
@@ -557,7 +555,7 @@ fn secret_option_applies_to_one_server() {
     );
 }
 
-/// Docker's file of settings is one for all servers.
+/// Docker has one settings file for all servers.
 #[test]
 fn server_reads_only_its_own_settings() {
     let dir = folder();

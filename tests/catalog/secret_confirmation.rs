@@ -1,4 +1,4 @@
-//! What an import hands over: by the operator's word alone, whatever a file from elsewhere names.
+//! Secrets of imported servers: only the operator confirms them, whatever a foreign file names.
 
 use std::{
     fs,
@@ -154,7 +154,8 @@ fn imported_client_file_sends_no_proxy_variable_to_foreign_urls() {
     assert!(got.iter().any(|head| head.contains(&sent)), "the test would see it: {got:?}");
 }
 
-/// A literal is no way round it either: its value is not written, and its name chooses no variable.
+/// A literal cannot circumvent it either: its value is not written, and its name selects no
+/// variable.
 #[test]
 fn no_reference_form_names_a_variable_of_the_proxy() {
     let forms = [
@@ -211,7 +212,7 @@ fn no_reference_form_names_a_variable_of_the_proxy() {
     }
 }
 
-/// The same by every way on which servers come.
+/// The same with every import format.
 #[test]
 fn no_import_format_names_a_variable_of_the_proxy() {
     let registry = Registry::start(&Door::default());
@@ -305,7 +306,7 @@ fn entry(hosts: &str, secrets: &[&str], env: &str) -> String {
     )
 }
 
-/// What a person confirms they can read to its end.
+/// The operator can read each confirmed value to its end.
 #[test]
 fn confirmations_show_complete_values() {
     let dir = folder();
@@ -346,7 +347,7 @@ fn confirmations_show_complete_values() {
     assert!(config(dir).contains("https://xn--pi-6kc.example.com/mcp"), "{}", config(dir));
 }
 
-/// Permits in other files, for a name that somebody chooses.
+/// Permits in other files for a name that a foreign author chose.
 #[test]
 fn existing_permits_are_reported() {
     let dir = folder();
@@ -382,7 +383,8 @@ fn existing_permits_are_reported() {
     }
 }
 
-/// An entry that the operator wrote, with a permit in a file of theirs: what they hand it is for where it goes.
+/// A handwritten entry with a permit in the operator's own file: the secret is confirmed for its
+/// present destination only.
 #[test]
 fn update_of_a_handwritten_entry_needs_confirmation() {
     let dir = folder();
@@ -414,7 +416,7 @@ fn update_of_a_handwritten_entry_needs_confirmation() {
     assert!(!permits_a_secret(dir));
 }
 
-/// Files that are called as the import's own, or that can't be read, hide no permit.
+/// Unreadable files, and files with the names of the import's own, hide no permit.
 #[test]
 fn permit_in_any_policy_file_counts() {
     let permit =
@@ -497,7 +499,7 @@ fn update_needs_confirmation_like_the_first_import() {
     checks(dir);
 }
 
-/// A reference in the entry is the operator's word for it, until they say another.
+/// The operator's reference in the entry is valid for that entry, until they name another.
 #[test]
 fn handwritten_reference_is_not_inherited_by_a_replacement() {
     let dir = folder();
@@ -530,7 +532,7 @@ fn handwritten_reference_is_not_inherited_by_a_replacement() {
     }
 }
 
-/// A reference that the operator confirmed, and then took out of the entry.
+/// The operator confirmed a reference and then removed it from the entry.
 #[test]
 fn withdrawn_reference_needs_new_confirmation() {
     let dir = folder();
@@ -549,7 +551,7 @@ fn withdrawn_reference_needs_new_confirmation() {
     assert!(!config(dir).contains("env:MINE"), "{}", config(dir));
 }
 
-/// One source for two secrets, of which one is named.
+/// Two secrets have one source, and only one of them is named.
 #[test]
 fn named_reference_confirms_only_its_secret() {
     let dir = folder();
@@ -565,7 +567,8 @@ fn named_reference_confirms_only_its_secret() {
     assert_eq!(config(dir).matches("env:MINE").count(), 2, "{}", config(dir));
 }
 
-/// What is left in the lock file and among the policies of a server that was removed is not of the next of its name.
+/// A removed server's leftovers in the lock file and the policies do not apply to the next server
+/// of that name.
 #[test]
 fn removed_server_leaves_no_confirmation() {
     let dir = folder();
@@ -579,7 +582,7 @@ fn removed_server_leaves_no_confirmation() {
     assert_eq!(permitted(dir), [""; 0]);
 }
 
-/// Earlier versions took `${NAME}` of a client's file for the proxy's variable, and permitted it.
+/// Earlier versions read `${NAME}` in a client's file as the proxy's variable, and permitted it.
 #[test]
 fn references_of_earlier_versions_are_found_and_removed() {
     let backend = Backend::start();
@@ -668,7 +671,7 @@ fn terminal_prompts_for_the_secrets_of_each_server() {
     }
 }
 
-/// What is left among the policies of a server that was removed permits nothing to the next of its name.
+/// A removed server's policies permit nothing to the next server of that name.
 #[test]
 fn older_policy_file_does_not_override_a_denial() {
     let dir = folder();
@@ -702,7 +705,7 @@ fn older_policy_file_does_not_override_a_denial() {
     checks(dir);
 }
 
-/// A permit that somebody wrote into the file by hand is not hidden behind a "not permitted".
+/// The output never says "not permitted" of a secret that a handwritten permit allows.
 #[test]
 fn edited_policy_file_does_not_override_a_denial() {
     let every = "permit (principal, action, resource);\n";
@@ -738,7 +741,7 @@ fn edited_policy_file_does_not_override_a_denial() {
     }
 }
 
-/// A secret was confirmed for one package, and for one tenant.
+/// A secret was confirmed for one package and for one tenant.
 #[test]
 fn another_package_or_tenant_is_another_destination() {
     let packed =
@@ -790,7 +793,7 @@ fn another_package_or_tenant_is_another_destination() {
     }
 }
 
-/// A variable that the operator wrote into an entry is theirs to choose.
+/// An operator may write any variable into an entry.
 #[test]
 fn variable_chosen_by_the_operator_is_not_reported() {
     let dir = folder();

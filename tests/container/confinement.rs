@@ -1,4 +1,4 @@
-//! What a server can do from inside, as the probe finds by trying.
+//! The access of a confined server, as the probe measures it.
 
 use std::{fs, time::Duration};
 
@@ -165,7 +165,7 @@ async fn mounts_are_read_only_by_default() {
     }
 }
 
-/// A program that runs as the container's user for whoever starts it on the host.
+/// Such a program would run as the container's user for anybody who starts it on the host.
 #[tokio::test]
 async fn setuid_bit_cannot_be_set_in_a_writable_mount() {
     let engine = engine().await;
@@ -183,7 +183,7 @@ async fn setuid_bit_cannot_be_set_in_a_writable_mount() {
     }
 }
 
-/// An image that asks for more than it gets.
+/// The image's own settings request more than the profile allows.
 #[tokio::test]
 async fn image_settings_do_not_change_the_profile() {
     let (engine, api) = (engine().await, api().await);

@@ -1,4 +1,4 @@
-//! The way out of a container that has no network.
+//! Egress of a container that has no network.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -87,7 +87,7 @@ pub async fn leads_out(engine: &Engine) {
     assert_eq!(told.iter().filter(|end| end.contains("NotListed")).count(), 1, "{told:?}");
 }
 
-/// A program that trusts in `HTTPS_PROXY`, or knows of no proxy, as it comes from the distribution.
+/// The distribution's program, which uses `HTTPS_PROXY` or no proxy at all.
 #[tokio::test]
 async fn curl_reaches_listed_hosts_with_and_without_a_proxy() {
     let engine = engine().await;
@@ -104,7 +104,7 @@ async fn curl_reaches_listed_hosts_with_and_without_a_proxy() {
     }
 }
 
-/// The program asks for a host before it does anything else.
+/// The program requests a page before it does anything else.
 #[tokio::test]
 async fn egress_is_ready_before_the_program_starts() {
     let engine = engine().await;

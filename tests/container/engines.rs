@@ -1,5 +1,5 @@
-//! Engines and OCI runtimes beside Docker's own: Podman, and gVisor below Docker. Each test starts
-//! the one that it needs, and ends it.
+//! Other engines and OCI runtimes: Podman, and gVisor below Docker. Each test starts and ends its
+//! own.
 
 use std::{
     fs,

@@ -1,5 +1,5 @@
-//! Servers in containers of an engine behind the guard: all that the proxy does passes, and what is
-//! looser than the guard's operator allows does not.
+//! Servers in containers of an engine behind the guard: the guard accepts all requests of the
+//! proxy, and refuses settings that its operator does not allow.
 
 use std::{path::Path, time::Duration};
 
@@ -78,7 +78,7 @@ async fn server_runs_and_ends_behind_the_guard() {
     assert_eq!(count(engine, &served.instance).await, 0);
 }
 
-/// Two containers, of which one joins the network that the other one holds for it.
+/// Two containers, one of which joins the network that the other holds for it.
 #[tokio::test]
 async fn guard_allows_egress_but_not_the_network_of_another_server() {
     let guarded = guarded("door", |_| {}).await;

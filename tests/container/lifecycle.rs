@@ -1,4 +1,4 @@
-//! A container's life and its ends.
+//! Start and end of a container.
 
 use std::{collections::HashMap, time::Duration};
 

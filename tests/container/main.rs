@@ -1,4 +1,4 @@
-//! Servers in containers, on a real engine. Without one these tests fail, and say so.
+//! Servers in containers, on a real engine. These tests fail without one.
 
 #![expect(clippy::unwrap_used, reason = "a helper that cannot go on fails its test")]
 

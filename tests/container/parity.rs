@@ -1,5 +1,5 @@
-//! What a container and a sandbox promise, as one probe finds it in both: the table of
-//! `docs/concepts/isolation.md` is generated from it. `PORTCULLIS_WRITE_DOCS=1` writes it.
+//! Compares container and sandbox with one probe. `docs/concepts/isolation.md` has the generated
+//! table. `PORTCULLIS_WRITE_DOCS=1` writes it.
 
 use std::{
     fs,

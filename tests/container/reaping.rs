@@ -1,4 +1,4 @@
-//! Orphans: found by their labels and their owner's lease, and nothing else is.
+//! Orphans are found by their labels and their owner's lease, and other containers are kept.
 
 use std::{
     collections::HashMap,
@@ -75,7 +75,8 @@ async fn only_own_orphans_are_removed() {
 
 const CHILD: &str = "PORTCULLIS_TEST_CHILD_SCRIPT";
 
-/// Run by the test below in a process of its own: launches, says so, and waits to be killed.
+/// The test below runs this in its own process: it launches, prints the instance, and waits to be
+/// killed.
 #[tokio::test]
 async fn killed_child() {
     let Ok(script) = std::env::var(CHILD) else { return };

@@ -1,4 +1,4 @@
-//! What is not launched, and how that reads.
+//! Refused launches and their errors.
 
 use std::{os::unix::fs::symlink, path::PathBuf};
 

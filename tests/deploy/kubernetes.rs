@@ -1,6 +1,6 @@
-//! What `server export k8s` writes, run by the engine as a node would: the same images, users,
-//! security settings and volumes, in one network namespace. There is no cluster here: what the
-//! schemas of Kubernetes say of the objects is tested beside the crate that makes them.
+//! Runs the output of `server export k8s` with the engine, as a node would: the same images, users,
+//! security settings and volumes, in one network namespace. There is no cluster here; the crate's
+//! own tests check the objects against the schemas of Kubernetes.
 
 use std::{
     fs::{self, Permissions},

@@ -1,4 +1,4 @@
-//! The image and the compose projects of `examples/deploy`, brought up with the real docker-compose.
+//! The image and the compose projects of `examples/deploy`, with the real docker-compose.
 
 #![expect(clippy::unwrap_used, reason = "a helper that cannot go on fails its test")]
 

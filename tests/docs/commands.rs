@@ -1,4 +1,4 @@
-//! Command lines: split as a shell splits them, parsed by the definition of ours.
+//! Command lines: split like a shell does, and parsed by the command line's own definition.
 
 use std::{collections::BTreeSet, path::Path, process::Command};
 

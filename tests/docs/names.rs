@@ -1,6 +1,6 @@
 //! Inline code: commands, flags, keys of the config, filters, policies, files, codes, events,
-//! metrics. What has the form of one of these is looked for where the code has it; what has none of
-//! these forms (`null`, `Debug`) is counted and left alone.
+//! metrics. Text in the form of one of these must exist in the code. Text in another form (`null`,
+//! `Debug`) is only counted.
 
 use std::{collections::BTreeSet, fs};
 

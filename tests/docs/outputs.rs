@@ -1,4 +1,4 @@
-//! What the docs show below a command, where it is the same on every machine, is what it prints.
+//! Outputs that the docs show below a command, if they are the same on every machine.
 
 use std::{fs, path::Path, process::Command};
 

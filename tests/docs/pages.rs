@@ -1,4 +1,4 @@
-//! The Markdown pages of the tree, taken apart by a CommonMark parser.
+//! The Markdown pages of the tree, parsed by a CommonMark parser.
 
 use std::{
     collections::BTreeSet,

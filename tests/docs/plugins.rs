@@ -1,5 +1,5 @@
-//! The plugin guide: its pages are followed step by step, with the real tools, up to a component
-//! that the host loads; and the cases that it shows pass on the plugin that they are about.
+//! The plugin guide: its steps are followed with the real tools until the host loads the component,
+//! and its cases pass on the plugin that they describe.
 
 use std::{
     fs,
@@ -139,7 +139,7 @@ fn c_guide_builds_a_plugin() {
     follow("docs/plugins/c.md");
 }
 
-/// The first block is a whole file; the others are more cases for it.
+/// The first block is a complete file; the others are additional cases for it.
 #[test]
 fn documented_cases_pass() {
     let page = page(CASES);

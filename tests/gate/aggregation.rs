@@ -1,4 +1,4 @@
-//! Many servers behind one endpoint: names, order, pages, and those that are late.
+//! Many servers behind one endpoint: names, order, pages, and slow servers.
 
 use std::{
     net::SocketAddr,

@@ -1,4 +1,5 @@
-//! Calls that wait for a person: allowed and denied by command and by webhook, timed out, given up.
+//! Calls that wait for an approval: allowed and denied by command and by webhook, timed out,
+//! abandoned.
 
 use std::sync::Arc;
 

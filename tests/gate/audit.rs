@@ -1,4 +1,4 @@
-//! The audit log as its operator reads it.
+//! The audit log from the operator's view.
 
 use serde_json::{Value, json};
 
@@ -125,7 +125,7 @@ async fn refusals_of_every_stage_are_recorded() {
     gate.stop().await;
 }
 
-/// The server never ran, so nobody knows its tools: the record has what was asked for.
+/// The server never ran, so its tools are unknown: the record has the requested names.
 #[tokio::test]
 async fn record_of_a_failed_launch_has_server_and_tool() {
     let calls = r#"

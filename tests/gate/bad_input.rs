@@ -1,5 +1,5 @@
-//! What is broken gets one clear error with a place and a remedy, the right exit code, and leaves
-//! nothing half-started behind.
+//! Invalid input gets one clear error with a position and a remedy, has the right exit code, and
+//! leaves no half-started processes.
 
 use serde_json::json;
 
@@ -130,7 +130,8 @@ async fn forbidden_mount_is_found_by_check() {
     gate.stop().await;
 }
 
-/// Whoever sees the state, reaches the operator's socket or writes policies is the operator.
+/// A server that reads the state, reaches the admin socket or writes policies would have the
+/// operator's power.
 #[tokio::test]
 async fn protected_paths_of_the_proxy_are_not_mounted() {
     const BOTH: &[&str] = &["sandbox", "container"];

@@ -1,4 +1,4 @@
-//! Batches, which revision 2025-03-26 has and no other.
+//! Batches, which only revision 2025-03-26 has.
 
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};

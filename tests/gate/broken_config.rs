@@ -1,5 +1,4 @@
-//! While the config on disk is broken, commands reach the proxy all the same that took it when it was
-//! whole.
+//! Commands reach a running proxy although the config on disk became invalid.
 
 use std::{fs, process::Stdio};
 
@@ -131,7 +130,7 @@ fn unanswered(ended: &Ended) {
     assert!(said.iter().all(|part| ended.stderr.contains(part)), "{ended:#?}");
 }
 
-/// The folder has the config of one proxy, which is broken, and the state of another, at the default.
+/// The folder has the invalid config of one proxy, and the state of another in the default folder.
 #[tokio::test]
 async fn commands_never_reach_the_proxy_of_another_config() {
     let written = Setup::notes().write();
@@ -168,7 +167,7 @@ async fn commands_never_reach_the_proxy_of_another_config() {
     other.stop().await;
 }
 
-/// The proxy is found by its `admin.socket` alone, and the default folder has the clients of another.
+/// Only `admin.socket` identifies the proxy, and the default folder has the clients of another.
 #[tokio::test]
 async fn key_is_removed_only_from_the_proxys_own_folder() {
     let door = "[admin]\nsocket = \"{folder}/door/admin.sock\"";

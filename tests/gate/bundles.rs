@@ -1,4 +1,4 @@
-//! Policies from a signed bundle: what was signed decides, and nothing else ever does.
+//! Policies from a signed bundle: only signed content decides.
 
 use std::{fs, os::unix::fs::symlink, path::Path};
 

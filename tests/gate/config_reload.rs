@@ -1,5 +1,4 @@
-//! The servers of the config follow its file while the proxy runs: those that are new, those that are
-//! gone, those whose entry changed; and those alone.
+//! Config reloads of a running proxy affect only servers that are added, removed or changed.
 
 use std::fs;
 

@@ -1,4 +1,4 @@
-//! Clients with a key while others take as many connections as they can.
+//! Clients with a key while other callers open as many connections as possible.
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -125,7 +125,7 @@ async fn anonymous_connections_do_not_block_clients_of_their_address() {
     gate.stop().await;
 }
 
-/// The same from so many addresses that the bound of all connections is reached.
+/// The same from so many addresses that the total limit of connections is reached.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn anonymous_connections_of_many_networks_do_not_block_clients() {
     raise_open_files();
@@ -166,7 +166,8 @@ async fn anonymous_connections_behind_a_trusted_proxy_do_not_block_clients() {
     gate.stop().await;
 }
 
-/// Idle connections of a trusted proxy give way: the oldest to its next, and to a client of its own.
+/// Idle connections of a trusted proxy are displaced: the oldest by the proxy's next connection,
+/// and others by a client.
 #[tokio::test]
 async fn idle_connections_of_a_trusted_proxy_do_not_block_clients() {
     let written = Setup::notes()
@@ -193,7 +194,8 @@ async fn idle_connections_of_a_trusted_proxy_do_not_block_clients() {
     gate.stop().await;
 }
 
-/// The log says that connections of a trusted proxy are not taken: each that it has is busy.
+/// The log reports that a trusted proxy's new connections are refused while all of its others are
+/// busy.
 #[tokio::test]
 async fn busy_connections_of_a_trusted_proxy_are_not_displaced() {
     let written = Setup::notes()
@@ -269,7 +271,7 @@ async fn streams_of_one_key_do_not_block_others() {
     gate.stop().await;
 }
 
-/// Keys that together may have more connections than there are places.
+/// These keys together may have more connections than the total limit.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn streams_of_many_keys_leave_slots_for_other_clients() {
     raise_open_files();

@@ -1,4 +1,4 @@
-//! What a config without `[[interceptors]]` protects from, and how that is switched off.
+//! The default chain of a config without `[[interceptors]]`, and how to disable its members.
 
 use serde_json::json;
 

@@ -1,4 +1,4 @@
-//! What a server reaches through the proxy's own end: policy, list, record.
+//! Egress of servers through the proxy: policy, list, record.
 
 use serde_json::json;
 use tokio::{
@@ -127,9 +127,9 @@ async fn egress_connections_are_decided_and_recorded() {
     gate.stop().await;
 }
 
-/// The DNS of the proxy's network says at which address a host is. A server is not told.
+/// The DNS of the proxy's network returns the address, and a server must not learn it.
 #[tokio::test]
-async fn only_the_log_explains_a_refused_private_address() {
+async fn only_the_log_shows_a_refused_private_address() {
     let mut gate = Setup::new(&format!(
         r#"
         [servers.fetcher]

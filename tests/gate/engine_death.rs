@@ -1,7 +1,7 @@
-//! The engine dies, with all of its processes or without them, and the proxy with it or without it:
-//! nothing of ours is left over, what is others' stays, and a proxy that lives goes on.
+//! The engine dies, with or without its processes and the proxy: no orphans stay, foreign
+//! containers are kept, and a running proxy continues.
 //!
-//! Each test has an engine of its own: that of the machine is for all others.
+//! Each test has its own engine; the machine's engine serves all others.
 
 use serde_json::json;
 

@@ -1,4 +1,4 @@
-//! Servers that hang, die, flood or talk nonsense: they hurt nobody but those who asked them.
+//! Servers that hang, crash, flood or send invalid messages affect only their own callers.
 
 use serde_json::json;
 

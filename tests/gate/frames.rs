@@ -1,4 +1,4 @@
-//! Hostile and broken messages over HTTP: each is one clear refusal, and the proxy goes on.
+//! Hostile and invalid messages over HTTP: each gets one clear refusal, and the proxy continues.
 
 use serde_json::json;
 

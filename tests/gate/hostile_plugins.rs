@@ -1,5 +1,6 @@
-//! A proxy with the plugins of `tests/plugins/harms` in its chain that can be loaded. All do their harm
-//! at once while other clients work: their own messages are refused, and nobody else notices.
+//! A proxy with all loadable plugins of `tests/plugins/harms` in its chain. They attack at the same
+//! time while other clients work: their own messages are refused, and other clients are not
+//! affected.
 
 use std::{
     ops::Range,

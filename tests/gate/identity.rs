@@ -1,4 +1,4 @@
-//! Who is let in: keys, `Host` and `Origin`, and sessions that belong to somebody.
+//! Authentication: keys, `Host` and `Origin`, and the owners of sessions.
 
 use serde_json::{Value, json};
 use tokio::{

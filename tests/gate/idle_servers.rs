@@ -1,5 +1,5 @@
-//! Greetings and lists wait for no server of which is known what it offered: not after it was let
-//! go, nor after the proxy was started again.
+//! Handshakes and lists do not wait for a server whose lists are cached: neither after an idle stop
+//! nor after a restart of the proxy.
 
 use std::{fs, path::Path};
 

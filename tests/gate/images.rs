@@ -1,5 +1,5 @@
-//! Images of a registry: what a tag means is found out once, locked, and pulled by its digest. The
-//! registry is Debian's, the engine the real one.
+//! Images of a registry: tags are resolved once, locked, and pulled by digest. The registry is
+//! Debian's, the engine the real one.
 
 use std::{
     path::Path,
@@ -451,7 +451,7 @@ impl Between {
     }
 }
 
-// The stand-in before the engine has to answer while `docker` is waited for.
+// The stand-in for the engine must answer while the test waits for `docker`.
 #[tokio::test(flavor = "multi_thread")]
 async fn image_of_a_failed_pull_is_checked_before_it_runs() {
     const BROKEN: &str = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 55\r\n\
@@ -597,7 +597,7 @@ async fn image_commands_are_recorded() {
     gate.stop().await;
 }
 
-// The stand-in before the registry has to answer while `docker push` is waited for.
+// The stand-in for the registry must answer while the test waits for `docker push`.
 #[tokio::test(flavor = "multi_thread")]
 async fn concurrently_locked_digest_is_kept() {
     let registry = Registry::start(&Door::default());
@@ -673,7 +673,7 @@ async fn manual_pull_is_recorded_before_it_begins() {
     assert_eq!(written.records(&["event = image-pulling"]).await.len(), 1);
 }
 
-// The stand-in before the registry has to answer while `docker push` is waited for.
+// The stand-in for the registry must answer while the test waits for `docker push`.
 #[tokio::test(flavor = "multi_thread")]
 async fn pull_fails_if_its_result_cannot_be_recorded() {
     let registry = Registry::start(&Door::default());
@@ -821,7 +821,7 @@ async fn put_image(host: &str, name: &str, tag: &str, architecture: &str) {
     assert!(put.send().await.unwrap().status().is_success());
 }
 
-// The stand-in before the registry has to answer while `docker push` is waited for.
+// The stand-in for the registry must answer while the test waits for `docker push`.
 #[tokio::test(flavor = "multi_thread")]
 async fn waiting_call_gets_the_progress_and_the_pull_continues() {
     let registry = Registry::start(&Door::default());
@@ -875,7 +875,7 @@ async fn waiting_call_gets_the_progress_and_the_pull_continues() {
     gate.stop().await;
 }
 
-// The stand-in before the registry has to answer while `docker push` is waited for.
+// The stand-in for the registry must answer while the test waits for `docker push`.
 #[tokio::test(flavor = "multi_thread")]
 async fn server_removed_during_its_pull_is_not_started() {
     let call = json!({ "name": "crooked__echo", "arguments": { "text": "x" } });
@@ -917,7 +917,7 @@ async fn server_removed_during_its_pull_is_not_started() {
     }
 }
 
-// The stand-in before the registry has to answer while `docker push` is waited for.
+// The stand-in for the registry must answer while the test waits for `docker push`.
 #[tokio::test(flavor = "multi_thread")]
 async fn pull_has_a_deadline() {
     let registry = Registry::start(&Door::default());

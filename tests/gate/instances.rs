@@ -1,4 +1,4 @@
-//! How many processes a server has, for whom, and when they are started and let alone.
+//! Number, clients, starts and pauses of a server's processes.
 
 use serde_json::{Value, json};
 
@@ -61,7 +61,7 @@ async fn warm_process_serves_the_first_message_and_is_replaced() {
     assert!(marked(&mark).is_empty());
 }
 
-/// A spare is nobody's until it is taken, and then its taker's alone.
+/// A warm process has no owner until a client gets it, and then belongs to that client only.
 #[tokio::test]
 async fn warm_process_belongs_to_the_client_that_uses_it() {
     let setup = Setup::crooked("warm = 3\nsharing = \"per-client\"").keyed();
@@ -140,7 +140,7 @@ async fn sharing_setting_separates_clients_and_sessions() {
     }
 }
 
-/// A modern server, which could serve all with one process, has one for each all the same.
+/// A modern server could serve all clients with one process, and gets one for each.
 #[tokio::test]
 async fn sharing_setting_separates_clients_of_a_modern_server() {
     let written = Setup::everything("modern").keyed();
@@ -223,7 +223,7 @@ async fn repeated_crashes_open_the_circuit() {
     }
 }
 
-/// A server of both eras is addressed in the era of each client, by an instance for each era.
+/// Such a server has one instance for each era.
 #[tokio::test]
 async fn server_of_both_eras_is_called_in_the_clients_era() {
     let both = &["2025-11-25", "2026-07-28"][..];
@@ -258,7 +258,7 @@ async fn server_of_both_eras_is_called_in_the_clients_era() {
     }
 }
 
-/// What a server offers can depend on the requests that its client accepts.
+/// A server's lists can depend on the requests that its client accepts.
 #[tokio::test]
 async fn client_gets_the_lists_of_its_instance() {
     let url = remote::offering().await;

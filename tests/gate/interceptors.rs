@@ -1,4 +1,5 @@
-//! The chain's members on real messages: rate-limit, schema, secrets, plugin; modes and faults.
+//! The members of the chain with real messages: rate-limit, schema, secrets, plugin; modes and
+//! faults.
 
 use serde_json::json;
 

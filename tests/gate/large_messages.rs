@@ -1,5 +1,5 @@
-//! Large messages. Those of one client or one server stall nobody else, have no more keys than the
-//! limits say, and together take no more memory than there is for them, which goes back afterwards.
+//! Large messages. Those of one client or server do not delay others, have no more keys than the
+//! limits, and together use limited memory, which is released afterwards.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},

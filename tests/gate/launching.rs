@@ -1,4 +1,4 @@
-//! What the proxy does of itself is decided: starting servers, ways out, secrets, grants.
+//! Policies decide the proxy's own actions: launches, egress, secrets, grants.
 
 use serde_json::json;
 use sha2::{Digest as _, Sha256};

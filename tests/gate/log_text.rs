@@ -1,4 +1,4 @@
-//! The proxy's own log, with names in it that strangers chose.
+//! The proxy's own log with hostile names in it.
 
 use serde_json::{Value, json};
 

@@ -1,5 +1,5 @@
-//! The whole gate through its front door: the real executable, real clients, real servers, real
-//! containers. `tests/run` prepares what these tests need.
+//! The whole proxy: the real executable, real clients, real servers, real containers. `tests/run`
+//! prepares what these tests need.
 
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
 

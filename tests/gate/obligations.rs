@@ -1,4 +1,4 @@
-//! What policies ask for beside their decision: fields overwritten, rates, notes, labels.
+//! Obligations: redaction, rates, notes, labels.
 
 use serde_json::{Value, json};
 

@@ -1,4 +1,4 @@
-//! What an operator watches: health, metrics, logs, and the verbs that ask a config.
+//! Operation: health, metrics, logs, and the commands that inspect a config.
 
 use serde_json::json;
 

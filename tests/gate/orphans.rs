@@ -1,4 +1,4 @@
-//! `kill -9` of a server, of a container, of the proxy: afterwards nothing is left over.
+//! `kill -9` of a server, of a container, of the proxy: no orphans stay.
 
 use nix::sys::signal::Signal;
 use serde_json::json;

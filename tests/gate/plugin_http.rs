@@ -1,4 +1,4 @@
-//! What a plugin sends, on record.
+//! Records of a plugin's HTTP requests.
 
 use serde_json::json;
 use tokio::net::TcpListener;

@@ -1,4 +1,4 @@
-//! The life of a plugin in a running proxy: tried without effect, replaced, and what its labels do.
+//! Plugins in a running proxy: audit mode, reload, and labels.
 
 use serde_json::json;
 

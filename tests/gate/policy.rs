@@ -224,7 +224,7 @@ async fn can_i_agrees_with_the_proxy() {
     assert!(said.contains("bad.cedar:1"), "{said}");
 }
 
-/// The log is the running proxy's, so the command line asks it.
+/// The running proxy holds the log, so the command line queries the proxy.
 #[tokio::test]
 async fn running_proxy_explains_and_replays_decisions() {
     let gate = Setup::notes()

@@ -1,5 +1,5 @@
-//! Programs as they come, through the way out of a server: by the proxy that the environment names, and
-//! as if there were none.
+//! Unmodified programs with egress: through the proxy that the environment names, and without proxy
+//! settings.
 
 use std::{os::unix::fs::PermissionsExt, path::Path, process::Command};
 
@@ -183,8 +183,8 @@ async fn programs_of_an_image_reach_only_listed_hosts() {
     programs_reach("container", &place, "/opt/python", false).await;
 }
 
-/// As docs/start/servers.md says: its folder is mounted under its own name, and its interpreter is one
-/// that everybody may read.
+/// As in docs/start/servers.md: its folder is mounted under its own name, and every user may read
+/// its interpreter.
 #[tokio::test]
 async fn program_of_a_virtual_environment_runs() {
     // A folder below /tmp would not keep its name inside.

@@ -1,4 +1,4 @@
-//! The README's first minutes, on the very files that it names.
+//! The README's first steps, with the files that it names.
 
 use serde_json::json;
 

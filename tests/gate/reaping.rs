@@ -1,5 +1,5 @@
-//! `server cleanup`: what a killed proxy has left goes, and what a living one has stays. Each test has an
-//! engine and a place for secrets of its own, since every proxy that starts reaps, too.
+//! `server cleanup` removes what a killed proxy left, and keeps what a running one has. Each test
+//! has its own engine and its own folder for secrets, since every starting proxy reaps, too.
 
 use std::{
     fs::{self, Permissions},
@@ -257,7 +257,7 @@ async fn many_removals_are_all_recorded() {
     gate.stop().await;
 }
 
-/// A proxy that records the first, and can't any more.
+/// A stand-in for the proxy records the first event and not the second.
 #[tokio::test]
 async fn unrecorded_removal_is_a_failure() {
     let memory = memory();

@@ -1,5 +1,5 @@
-//! Floods of refusals: every decision id that a caller was given is on record, and a flood uses up
-//! no other caller's records.
+//! Floods of refusals: every decision id that a caller got is recorded, and a flood does not
+//! exhaust the records of other callers.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

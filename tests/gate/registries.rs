@@ -1,4 +1,4 @@
-//! Plugins of a registry: Debian's docker-registry, the real program, and nobody between.
+//! Plugins of a registry: Debian's docker-registry and the real program.
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use serde_json::{Value, json};

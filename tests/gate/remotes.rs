@@ -1,4 +1,4 @@
-//! Remote servers, as each revision has them.
+//! Remote servers of each revision.
 
 use serde_json::json;
 

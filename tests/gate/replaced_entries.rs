@@ -1,5 +1,5 @@
-//! What is under way while an entry of the config changes: it ends where it began, or goes by what the
-//! config says by then; nothing is decided by the one entry and done at the other.
+//! Work in flight while a config entry changes ends at the old entry or is decided again for the
+//! new one. A call authorized against one entry is never sent to the other.
 
 use serde_json::{Value, json};
 

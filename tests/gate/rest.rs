@@ -1,4 +1,4 @@
-//! REST, for what does not speak MCP.
+//! REST, for callers that do not speak MCP.
 
 use std::process::Stdio;
 
@@ -226,7 +226,7 @@ async fn rest_needs_a_key_and_can_be_disabled() {
     gate.stop().await;
 }
 
-/// The document is one, by the judgement of a validator of others.
+/// A third-party validator accepts the document.
 #[tokio::test]
 async fn openapi_document_is_valid() {
     let gate = Setup::crooked("").start().await;

@@ -1,5 +1,4 @@
-//! Instances are asked whether they are well, replaced without a call being lost, and tried with one
-//! call after a rest.
+//! Health checks, restarts without a lost call, and the trial call after a pause.
 
 use serde_json::{Value, json};
 

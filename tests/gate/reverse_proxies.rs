@@ -1,5 +1,5 @@
-//! Real reverse proxies before the gate, in their most common configs: what they make public, and
-//! whose address counts behind them.
+//! Real reverse proxies in front of the gate, in their most common configs: what they make public,
+//! and which client address counts.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
@@ -271,7 +271,7 @@ async fn trusted_proxy_without_a_client_address_is_refused() {
     gate.stop().await;
 }
 
-/// A header of the PROXY protocol that names nobody says nothing of a loopback caller.
+/// A header of the PROXY protocol without an address does not identify a loopback caller.
 #[tokio::test]
 async fn proxy_protocol_without_a_client_grants_no_local_access() {
     let listen = "trusted-proxies = [\"127.0.0.2\"]\nclient-address = \"proxy-protocol\"";
@@ -295,7 +295,7 @@ async fn proxy_protocol_without_a_client_grants_no_local_access() {
     gate.stop().await;
 }
 
-/// Whatever a trusted proxy says, what it forwards is no call of this machine.
+/// Forwarded calls are never local, whatever address a trusted proxy reports.
 #[tokio::test]
 async fn callers_behind_a_trusted_proxy_are_never_local() {
     for (source, name) in [("forwarded", "Forwarded"), ("x-forwarded-for", "X-Forwarded-For")] {
@@ -324,7 +324,7 @@ fn own_address() -> Option<IpAddr> {
     (!address.is_loopback() && !address.is_unspecified()).then_some(address)
 }
 
-/// What is loopback to another machine is not so here.
+/// Another machine's loopback address is not one of this machine.
 #[tokio::test]
 async fn remote_trusted_proxy_cannot_name_a_loopback_client() {
     let Some(proxy) = own_address() else {

@@ -1,4 +1,4 @@
-//! Read access is a right, too: what the admin socket answers to other users of the machine.
+//! Answers of the admin socket to other users of the machine.
 
 use std::{
     fs::{self, Permissions},

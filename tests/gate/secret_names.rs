@@ -1,4 +1,4 @@
-//! Values that only their name gives away: they reach the server, and no record and no person.
+//! Secrets that only their name reveals: they reach the server, but neither records nor people.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! What servers ask of clients: who is asked, who may answer, what is decided and recorded.
+//! Server requests: their recipients, decisions and records.
 
 use serde_json::{Value, json};
 

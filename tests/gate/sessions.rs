@@ -1,4 +1,4 @@
-//! Limits of sessions, whose clients often go without closing them.
+//! Limits of sessions, which clients often leave open.
 
 use futures_util::{StreamExt, stream};
 use serde_json::json;

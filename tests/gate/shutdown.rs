@@ -1,4 +1,4 @@
-//! Orderly ends: calls under way are answered, servers and containers go, the exit code is 0.
+//! Orderly shutdown: calls in flight are answered, servers and containers end, the exit code is 0.
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};

@@ -1,4 +1,4 @@
-//! Images that have to be signed: the real registry, the real engine, and keys of our own.
+//! Images that need a signature: the real registry, the real engine, and test keys.
 
 use std::path::Path;
 
@@ -361,7 +361,7 @@ fn key() -> KeyPair {
     KeyPair::generate().expect("a key")
 }
 
-// The stand-in before the registry has to answer while the proxy is waited for.
+// The stand-in for the registry must answer while the test waits for the proxy.
 #[tokio::test(flavor = "multi_thread")]
 async fn server_removed_during_verification_is_neither_locked_nor_pulled() {
     let (place, acme) = (Place::new().await, key());

@@ -1,5 +1,5 @@
-//! What a server says before its answer comes before its answer, and a large answer passes without
-//! filling the proxy's memory.
+//! Notifications of a server precede its response, and a large response passes without filling the
+//! proxy's memory.
 
 use std::net::SocketAddr;
 

@@ -1,5 +1,4 @@
-//! Streams of answers: what a client may lose and get again, and what one that does not read may
-//! hold up.
+//! Event streams: resumption, and clients that do not read.
 
 use serde_json::{Value, json};
 

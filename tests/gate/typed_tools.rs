@@ -1,4 +1,4 @@
-//! Typed tools: a saved list of a server's tools gives each an action of its own.
+//! Typed tools: a saved list of a server's tools gives each its own action.
 
 use serde_json::{Value, json};
 

@@ -1,5 +1,4 @@
-//! A plugin that means harm: every attempt is a fault within the deadline, and the next message
-//! is served.
+//! A hostile plugin: every attempt is a fault within the deadline, and the next message is served.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What `plugins/examples/redact-pii` is for.
+//! The example `plugins/examples/redact-pii`.
 
 use portcullis_chain::Decision;
 use portcullis_protocol::{names::DecisionId, refusal::Code};

@@ -1,4 +1,4 @@
-//! One caller's messages, however many, large and slow, leave room for others'.
+//! One caller's messages leave capacity for others, however many, large or slow they are.
 
 use std::time::Duration;
 

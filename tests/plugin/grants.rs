@@ -1,4 +1,4 @@
-//! What plugins are granted, and what they are not.
+//! Granted and missing host functions.
 
 use miette::Diagnostic as _;
 use portcullis_chain::{Decision, Mode};

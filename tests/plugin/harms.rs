@@ -1,5 +1,5 @@
-//! Plugins that mean harm, one harm each: those of `tests/plugins/harms`, and modules that no compiler
-//! would make. Each is refused when it is loaded, or faults; nothing else happens.
+//! Hostile plugins, each with one attack: those of `tests/plugins/harms`, and modules that no
+//! compiler generates. Each is refused on load, or faults; it has no other effect.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Plugins that are not loaded, and what the operator reads.
+//! Plugins that are not loaded, and the errors that the operator reads.
 
 use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme};
 use sha2::{Digest, Sha256};

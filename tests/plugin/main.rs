@@ -1,5 +1,5 @@
-//! Plugins, built from source and asked through the interceptor: what they are for, and that none
-//! of them hurts anyone.
+//! Plugins, built from source and called through the interceptor: their function and their
+//! containment.
 
 mod containment;
 mod example;

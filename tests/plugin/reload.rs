@@ -1,4 +1,4 @@
-//! Another file in a plugin's place, and what was compiled before.
+//! Replaced plugin files and cached compilations.
 
 use miette::Diagnostic as _;
 use portcullis_chain::Decision;

@@ -1,4 +1,4 @@
-//! Plugins that are taken for who signed them.
+//! Plugins that are trusted by their signature.
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use ed25519_dalek::SigningKey;

@@ -1,4 +1,4 @@
-//! `portcullis policy test`: cases beside policies.
+//! `portcullis policy test`: case files.
 
 use super::*;
 

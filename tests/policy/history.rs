@@ -1,4 +1,4 @@
-//! `portcullis policy explain`, `replay` and `learn`: what is on record, looked at again.
+//! `portcullis policy explain`, `replay`, `diff` and `learn`, with recorded calls.
 
 use portcullis_protocol::refusal::Code;
 use serde_json::{Value, json};

@@ -1,4 +1,4 @@
-//! `portcullis policy`, `portcullis schema cedar`: what a person at the command line sees.
+//! `portcullis policy` and `portcullis schema cedar` at the command line.
 
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
 

@@ -1,4 +1,4 @@
-//! `portcullis policy new`: each template validates, is laid out, and holds its own cases.
+//! `portcullis policy new`: each template validates, is formatted, and passes its own cases.
 
 use super::*;
 

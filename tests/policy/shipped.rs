@@ -1,4 +1,4 @@
-//! The policies that are shipped: laid out, without a finding, and as their cases say.
+//! The shipped policies are formatted, have no findings, and pass their cases.
 
 use std::path::{Path, PathBuf};
 

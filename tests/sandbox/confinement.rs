@@ -1,4 +1,4 @@
-//! What a server can see and do.
+//! The access of a sandboxed server.
 
 use std::fs;
 
@@ -59,7 +59,7 @@ async fn server_has_only_the_access_of_the_profile() {
     assert_eq!(found["processors"], 1);
 }
 
-/// The same MCP server that is put into containers finds no more here.
+/// The MCP server of the container tests finds no more in the sandbox.
 #[tokio::test]
 async fn probe_finds_only_what_the_profile_allows() {
     let probe = probe_server().display().to_string();

@@ -1,4 +1,4 @@
-//! The memory of the proxy and of commands, which holds keys and secrets.
+//! Core dumps of the proxy and of commands, whose memory contains keys and secrets.
 
 use std::{
     fs,
@@ -105,7 +105,7 @@ fn command_that_reads_a_secret_leaves_no_core_dump() {
     assert!(command.wait().unwrap().success());
 }
 
-/// The tests above see a difference: another program of theirs has the limit that they set.
+/// The control: another program keeps the limit that the tests set.
 #[test]
 fn other_programs_may_leave_core_dumps() {
     let folder = tempfile::tempdir().unwrap();

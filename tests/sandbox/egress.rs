@@ -1,4 +1,4 @@
-//! The way out of a sandbox. As an ordinary user, too: the proxy needs no right for it.
+//! Egress of a sandbox, as an ordinary user, too: the proxy needs no privileges for it.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ async fn reach(spec: &LaunchSpec, gate: &Arc<Recorder>) -> Run {
     finish(serve(launch(spec).await.unwrap(), spec, gate.clone()), "").await
 }
 
-/// The program asks for a host before it does anything else.
+/// The program requests a page before it does anything else.
 #[tokio::test]
 async fn egress_is_ready_before_the_program_starts() {
     let (port, gate) = (origin(), Arc::new(Recorder::default()));

@@ -1,4 +1,4 @@
-//! How a tree ends.
+//! The end of a process tree.
 
 use std::{
     io::{BufRead, BufReader},
@@ -60,7 +60,7 @@ async fn killed_launcher_or_first_process_ends_the_process_tree() {
     }
 }
 
-/// Not a test of its own: the process that the next one kills.
+/// Not an independent test: the process that the next one kills.
 #[tokio::test]
 async fn holder() {
     if std::env::var_os(HOLDER).is_none() {

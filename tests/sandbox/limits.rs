@@ -1,4 +1,4 @@
-//! Processes and memory.
+//! Limits of processes and memory.
 
 use crate::harness::{python, run};
 
@@ -38,7 +38,7 @@ async fn memory_limit_applies_to_one_and_all_processes() {
     }
 }
 
-// Seven times 20 MiB, where each process is asked for what it has.
+// Without a control group, this would count as seven times 20 MiB.
 #[tokio::test]
 async fn shared_memory_counts_once_in_a_control_group() {
     if !portcullis_runtime::sandbox::facts(&Default::default(), &Default::default())

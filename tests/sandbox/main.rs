@@ -1,5 +1,5 @@
-//! The sandbox, against the real kernel, through the real executable. As root, everything runs
-//! once more as an ordinary user.
+//! The sandbox with the real kernel and the real executable. As root, all tests run a second time
+//! as an ordinary user.
 
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
 

@@ -1,4 +1,4 @@
-//! What of the host is shown.
+//! Mounts of host folders.
 
 use std::{
     fs,

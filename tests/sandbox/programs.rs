@@ -1,4 +1,4 @@
-//! What runs, and what can't be started.
+//! Programs that run, and failed starts.
 
 use std::{
     fs,

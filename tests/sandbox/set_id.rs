@@ -1,4 +1,5 @@
-//! Programs with set-ID bits in writable mounts, and what real programs make of their refusal.
+//! Programs with set-ID bits in writable mounts, and the reaction of real programs to their
+//! refusal.
 
 use std::{
     fs,
@@ -130,7 +131,7 @@ async fn copy_and_unpack_programs_tolerate_the_refusal() {
     assert_eq!(set_id_files(folder.path()), Vec::<PathBuf>::new());
 }
 
-/// A folder that hands its group on stays usable: new folders in it get the bit from the kernel.
+/// New folders in a setgid folder get the bit from the kernel.
 #[tokio::test]
 async fn setgid_folder_stays_usable() {
     let (inputs, folder) = (inputs(), folder());

@@ -235,7 +235,8 @@ mod tests {
         }
     }
 
-    /// Policies with equal ids would invalidate the whole set, and a stranger chooses names.
+    /// Policies with equal ids would invalidate the whole set, and foreign authors choose the
+    /// names.
     #[test]
     fn policy_ids_never_collide() {
         let texts =

@@ -155,7 +155,7 @@ fn name_patterns_are_matched_case_sensitively() {
     assert_eq!(SchemaNames::of(&one).hold(&long), Err(Wrong::TooLarge));
 }
 
-/// `opts`, which refers to a definition that names `force`, and to carol `Force` is the same.
+/// Each form of reference leads from `opts` to a definition that declares `force`.
 #[test]
 fn references_by_identifier_are_followed() {
     let named = json!({ "properties": { "force": {} } });

@@ -1,5 +1,5 @@
-//! Attempts to get out of a running server's container, each refused; and the same attempts where
-//! they succeed, so that a refusal says something. `table.rs` has them all.
+//! Attempts to escape from a running server's container, each refused; and the same attempts
+//! without the protection, which succeed. `table.rs` lists them all.
 
 mod control;
 mod docs;
@@ -64,7 +64,7 @@ async fn every_attempt_is_refused() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-/// A server that the operator lets run as root has no more than root's files.
+/// A server that runs as root gains nothing except root's files.
 #[tokio::test]
 async fn every_attempt_of_root_is_refused() {
     let host = host();
@@ -76,7 +76,7 @@ async fn every_attempt_of_root_is_refused() {
     assert_eq!(open.collect::<Vec<_>>(), ["become-root"]);
 }
 
-/// The same attempts in containers of the engine's own making.
+/// The same attempts in containers that the engine creates with its own settings.
 #[tokio::test]
 async fn every_attempt_succeeds_without_its_protection() {
     let host = host();

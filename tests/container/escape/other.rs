@@ -1,4 +1,4 @@
-//! Attempts that take more than a program inside.
+//! Attempts that need more than a program in the container.
 
 use std::{
     fs, os::unix::fs::symlink, path::Path, pin::pin, process::Stdio, sync::Arc, time::Duration,
@@ -72,7 +72,8 @@ async fn before_the_engine(listener: UnixListener, when_asked: Arc<dyn Fn() + Se
     }
 }
 
-/// Whoever may write in the folder above can do that, a server that has that folder for example.
+/// Anything with write access to the parent folder can do this, for example a server that mounts
+/// it.
 #[tokio::test]
 async fn mount_source_swapped_for_a_link_does_not_run() {
     let engine = engine().await;
@@ -168,7 +169,7 @@ async fn background_process_ends_with_its_server() {
     assert_eq!(groups.filter(|group| group.contains(id)).count(), 0);
 }
 
-/// As the engine does for a health check. Who may trace can open it: that is the control.
+/// The engine enters like this for a health check. The control may trace, and can open it.
 #[tokio::test]
 async fn entering_engine_process_cannot_be_opened() {
     let engine = engine().await;

@@ -1,5 +1,5 @@
-//! Ways round by HTTP itself: headers that say something else than the body, paths that lead
-//! elsewhere, other verbs; and the REST front, which has its own form of a call.
+//! Attempts to bypass policies by HTTP itself: headers that contradict the body, manipulated paths,
+//! other methods; and the REST front, which has its own form of a call.
 
 use serde_json::Value;
 

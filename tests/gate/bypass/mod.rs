@@ -1,9 +1,9 @@
-//! Ways round the policies, tried one by one: every place where a tool's name or its arguments can
-//! hide, through every door. Whatever the way, it is refused with a stable code and a decision's id,
-//! the decision is on record, and nothing of it reaches a server. The server behind the proxy takes
-//! everything, so only the proxy stands in the way.
+//! Attempts to bypass the policies: every position of a tool's name or its arguments, on every
+//! transport. Each is refused with a stable code and a decision id, the decision is recorded, and
+//! nothing of it reaches a server. The server behind the proxy accepts everything, so only the
+//! proxy refuses.
 //!
-//! The policies are the worst case: all is permitted but what is forbidden.
+//! The policies are the worst case: they permit everything except what is forbidden.
 
 mod calls;
 mod doors;
@@ -304,8 +304,8 @@ async fn batches_cannot_bypass_policies() {
     house.stop().await;
 }
 
-/// What resembles an attempt and is none: data whose keys differ in case, binary text, a list of one,
-/// a number between two shortest decimals. `look` and `say` are asked by the same policies.
+/// Legitimate calls that resemble an attempt: data whose keys differ in case, binary text, a list
+/// of one, a number between two shortest decimals. The same policies decide `look` and `say`.
 #[tokio::test]
 async fn legitimate_similar_calls_pass() {
     let house = House::open(POLICIES).await;
@@ -338,7 +338,7 @@ async fn legitimate_similar_calls_pass() {
     house.gate.stop().await;
 }
 
-/// What a server says of itself during a call is held to the same letters.
+/// The rules about case also apply to notifications of a server during a call.
 #[tokio::test]
 async fn notifications_cannot_bypass_policies() {
     let house = House::open(POLICIES).await;
@@ -361,7 +361,7 @@ async fn notifications_cannot_bypass_policies() {
     house.gate.stop().await;
 }
 
-/// What is forbidden reaches a server where nothing forbids it: it would be seen.
+/// The control: without the policies, forbidden calls reach a server and are detected.
 #[tokio::test]
 async fn successful_bypass_would_be_detected() {
     let house = House::open(PERMIT_ALL).await;

@@ -1,5 +1,5 @@
-//! Ways round by what the proxy keeps from one message to the next: tasks, states that clients hand
-//! back, subscriptions, sessions and connections.
+//! Attempts to bypass policies by state that the proxy keeps between messages: tasks, request
+//! states, subscriptions, sessions and connections.
 
 use serde_json::{Value, json};
 

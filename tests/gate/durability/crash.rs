@@ -1,4 +1,4 @@
-//! `kill -9` of the real proxy under the calls of real clients, and power cuts.
+//! `kill -9` of the real proxy during calls of real clients, and power loss.
 
 use std::{
     collections::HashSet,

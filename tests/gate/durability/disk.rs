@@ -1,5 +1,5 @@
 //! Disks that are full, read-only, slow or broken: calls are refused with a stable code and reach
-//! no server, and go on without a restart once the disk does.
+//! no server. They continue without a restart as soon as the disk works.
 
 use std::{collections::BTreeSet, path::PathBuf};
 

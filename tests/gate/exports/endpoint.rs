@@ -1,4 +1,4 @@
-//! HTTP endpoints, and receivers of OTLP.
+//! HTTP endpoints and OTLP receivers.
 
 use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
 use serde_json::json;

@@ -86,7 +86,7 @@ async fn tools_work_in_the_sandbox() {
     its_tools_work(in_the_sandbox()).await.stop().await;
 }
 
-/// The SDKs as clients: what they make of results is what the servers said.
+/// The results that SDK clients parse are those of the servers.
 #[tokio::test]
 async fn sdk_clients_use_servers_in_containers() {
     let folder = super::open_folder();

@@ -88,7 +88,7 @@ async fn read_only_mount_refuses_its_owner_too() {
     leaves_nothing(gate).await;
 }
 
-/// What a person's folder needs to be written in: the person's own user.
+/// A server can write to a private folder only as the folder's owner.
 #[tokio::test]
 async fn private_folder_is_written_as_its_owner() {
     let folder = open_folder();
@@ -111,7 +111,7 @@ async fn private_folder_is_written_as_its_owner() {
     leaves_nothing(gate).await;
 }
 
-/// What an agent and its operator read where the folder is not mounted.
+/// The texts that an agent and its operator read if the folder is not mounted.
 #[tokio::test]
 async fn missing_mount_shows_the_servers_own_error() {
     let gate = files("").start().await;

@@ -70,7 +70,7 @@ async fn mounted_repository_is_read() {
     leaves_nothing(gate).await;
 }
 
-/// It commits as its owner, and a policy leaves out what undoes work.
+/// It commits as its owner, and a policy forbids tools that undo work.
 #[tokio::test]
 async fn mounted_repository_is_written_as_its_owner() {
     let folder = repository();
@@ -114,7 +114,7 @@ async fn mounted_repository_is_written_as_its_owner() {
     leaves_nothing(gate).await;
 }
 
-/// In the sandbox the packages of the server have to be seen, too.
+/// In the sandbox, the server's packages must be visible, too.
 #[tokio::test]
 async fn repository_is_read_from_the_sandbox() {
     let folder = repository();
@@ -138,7 +138,7 @@ async fn repository_is_read_from_the_sandbox() {
     gate.stop().await;
 }
 
-/// A repository with another config of git's is not opened up behind the operator's back.
+/// The proxy adds no safe directory if the operator configured git by variables.
 #[tokio::test]
 async fn configured_git_variables_are_kept() {
     let folder = repository();

@@ -1,5 +1,5 @@
-//! Other people's servers behind the proxy: what each needs beyond the default profile is in
-//! docs/start/servers.md, and nothing else is in the configs here.
+//! Third-party servers behind the proxy. docs/start/servers.md lists what each needs beyond the
+//! default profile, and the configs here contain nothing else.
 
 mod everything;
 mod files;

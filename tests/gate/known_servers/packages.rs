@@ -1,5 +1,5 @@
-//! Entries with npx and uvx, which fetch the server's package when it starts: from stand-ins for the
-//! registries of npm and PyPI, which hand out what the tests' set-up fetched from those.
+//! Entries with npx and uvx, which fetch the server's package when it starts, from stand-ins for
+//! the registries of npm and PyPI. The stand-ins serve what the tests' set-up fetched from those.
 
 use std::{
     collections::BTreeMap,

@@ -1,4 +1,4 @@
-//! mcp-server-sqlite, of the time of the first SDK.
+//! mcp-server-sqlite, written with the first SDK.
 
 use std::fs;
 

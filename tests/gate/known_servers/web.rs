@@ -80,7 +80,7 @@ async fn listed_hosts_are_fetched_over_http_and_tls() {
     leaves_nothing(gate).await;
 }
 
-/// The certificate of a host that nobody told the server to trust.
+/// The server does not trust the host's certificate.
 #[tokio::test]
 async fn host_with_an_unknown_certificate_is_refused() {
     let authority = Authority::of(&["web.example"]);

@@ -1,6 +1,6 @@
-//! Every revision and transport of a client against every revision and transport of a server, in
-//! everything that both can do. `docs/reference/matrix.md` is made of what comes out: run this with
-//! PORTCULLIS_WRITE_DOCS=1 to write it.
+//! Every revision and transport of a client with every revision and transport of a server, for
+//! every feature that both support. `docs/reference/matrix.md` is generated from the outcomes: run
+//! this with PORTCULLIS_WRITE_DOCS=1 to write it.
 
 mod cells;
 mod table;
@@ -182,7 +182,7 @@ async fn every_revision_works_at_the_merged_endpoint() {
     drop(servers);
 }
 
-/// What is found wrong above is the proxy's: without it, nothing is.
+/// The control: failures of the tests above are the proxy's.
 #[tokio::test]
 async fn each_revision_works_without_a_proxy() {
     let mut outcomes = Vec::new();

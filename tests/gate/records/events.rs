@@ -1,4 +1,4 @@
-//! What happens to the proxy.
+//! Records of events.
 
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
@@ -197,7 +197,7 @@ async fn remote_connections_and_their_secrets_are_recorded() {
     gate.stop().await;
 }
 
-/// Hosted servers hand out URLs with a key in them.
+/// URLs of hosted servers can contain a key.
 #[tokio::test]
 async fn path_of_a_server_url_is_never_shown() {
     let key = ["AbC9", "dEf8", "GhI7", "jKl6", "MnO5"].concat();

@@ -1,4 +1,4 @@
-//! Bodies that a policy has kept: those alone, and without their secrets.
+//! Only bodies that a policy keeps are recorded, without their secrets.
 
 use serde_json::{Value, json};
 

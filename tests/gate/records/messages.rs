@@ -1,5 +1,5 @@
-//! Messages in both directions: calls, lists, reads, prompts, completions, notifications, and what
-//! servers ask.
+//! Messages in both directions: calls, lists, reads, prompts, completions, notifications, and
+//! server requests.
 
 use serde_json::{Value, json};
 

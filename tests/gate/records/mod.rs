@@ -1,4 +1,4 @@
-//! What happens, and the record that there is of it.
+//! Records of messages and events.
 
 mod events;
 mod kept_bodies;

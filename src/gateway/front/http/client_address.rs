@@ -430,7 +430,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever a client writes before it, what the proxy appends counts.
+        /// Only the element that the proxy appends counts.
         #[test]
         fn client_cannot_choose_its_address(
             written in "[ -~]{0,40}",
