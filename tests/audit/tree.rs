@@ -111,16 +111,16 @@ async fn logs(pruned: bool) -> [Log; 2] {
     [log, killed]
 }
 
-/// What became of a damaged log when a proxy opened it, wrote and was to sign.
+/// Result of signing a damaged log after a proxy opened it and wrote to it.
 #[derive(Debug, PartialEq)]
-enum Came {
-    /// It signed, and all holds.
+enum SigningOutcome {
+    /// The proxy signed a checkpoint, and the log is valid.
     Signed,
-    /// It refused to sign.
+    /// The proxy refused to sign.
     Refused,
 }
 
-async fn came_of(log: &Log, what: &str) -> Came {
+async fn signing_outcome(log: &Log, what: &str) -> SigningOutcome {
     let before = log.checkpoints();
     let day = Arc::new(AtomicI64::new(50));
     let audit = open(log.0.path(), &day);
@@ -136,7 +136,7 @@ async fn came_of(log: &Log, what: &str) -> Came {
         }
         drop(audit);
         assert_eq!(log.checkpoints(), before, "{what}: something was signed");
-        return Came::Refused;
+        return SigningOutcome::Refused;
     }
     made.unwrap_or_else(|fault| panic!("{what}: {fault}"));
     closed(log).await;
@@ -147,7 +147,7 @@ async fn came_of(log: &Log, what: &str) -> Came {
     // So it is the next time.
     drop(open(log.0.path(), &day));
     assert_eq!(log.report().findings, [], "{what}, opened again");
-    Came::Signed
+    SigningOutcome::Signed
 }
 
 type Damage = fn(&Path);
@@ -199,19 +199,19 @@ async fn wrong_segment_metadata_is_never_signed() {
                             let found = log.report().findings;
                             assert!(found.iter().all(|f| f.what == What::IndexMismatch), "{what}");
                             assert_ne!(found, [], "{what}");
-                            healed(&log, &what).await
+                            signing_outcome_after_repair(&log, &what).await
                         }
-                        _ => came_of(&log, &what).await,
+                        _ => signing_outcome(&log, &what).await,
                     };
-                    assert_eq!(found, Came::Signed, "{what}");
+                    assert_eq!(found, SigningOutcome::Signed, "{what}");
                 }
             }
         }
     }
 }
 
-/// As `came_of`, but what a segment in the middle says of itself may stay wrong: nobody goes by it.
-async fn healed(log: &Log, what: &str) -> Came {
+/// Like `signing_outcome`, except that the metadata of a middle segment may stay wrong: nothing reads it.
+async fn signing_outcome_after_repair(log: &Log, what: &str) -> SigningOutcome {
     let day = Arc::new(AtomicI64::new(50));
     let audit = open(log.0.path(), &day);
     write(&audit, 3).await;
@@ -221,7 +221,7 @@ async fn healed(log: &Log, what: &str) -> Came {
     let others = report.findings.iter().filter(|finding| finding.what != What::IndexMismatch);
     assert_eq!(others.count(), 0, "{what}: {:?}", report.findings);
     assert_eq!(report.signed.map(|signed| signed.size), Some(report.end), "{what}");
-    Came::Signed
+    SigningOutcome::Signed
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -234,7 +234,10 @@ async fn log_without_pruning_proofs_is_not_signed() {
         for segment in log.segments() {
             let _ = fs::remove_file(segment.join("segment.json"));
         }
-        assert_eq!(came_of(&log, "no word of what was before").await, Came::Refused);
+        assert_eq!(
+            signing_outcome(&log, "no word of what was before").await,
+            SigningOutcome::Refused
+        );
     }
 }
 
@@ -277,7 +280,7 @@ async fn wrong_index_is_never_signed() {
                         fs::remove_file(segment.join("segment.json")).unwrap();
                     }
                 }
-                assert_eq!(came_of(&log, &what).await, Came::Signed, "{what}");
+                assert_eq!(signing_outcome(&log, &what).await, SigningOutcome::Signed, "{what}");
             }
         }
     }
@@ -297,7 +300,7 @@ async fn changed_signed_records_are_not_signed_again() {
             fs::remove_dir_all(segment.join("index")).unwrap();
             let _ = fs::remove_file(segment.join("segment.json"));
         }
-        assert_eq!(came_of(&made, "a changed record").await, Came::Refused);
+        assert_eq!(signing_outcome(&made, "a changed record").await, SigningOutcome::Refused);
         assert!(made.report().findings.iter().any(|f| f.what == What::FrameDamaged));
     }
 }

@@ -21,7 +21,7 @@ async fn launch(engine: &Engine, spec: &LaunchSpec, gate: Arc<Recorder>) -> Proc
 }
 
 /// Runs a script of bash.
-async fn bash_says(engine: &Engine, gate: Arc<Recorder>, egress: &[String], script: &str) -> Ran {
+async fn run_bash(engine: &Engine, gate: Arc<Recorder>, egress: &[String], script: &str) -> Ran {
     let mut spec = spec(bash(engine).await, &["-c", script]);
     spec.egress = egress.iter().map(|text| text.parse().unwrap()).collect();
     finish(launch(engine, &spec, gate).await, "").await
@@ -39,11 +39,11 @@ ask() {
 
 #[tokio::test]
 async fn only_listed_hosts_are_reachable() {
-    leads_out(&engine().await).await;
+    assert_only_listed_hosts_are_reachable(&engine().await).await;
 }
 
 /// Tries the way out of a container of that engine, and others.
-pub async fn leads_out(engine: &Engine) {
+pub async fn assert_only_listed_hosts_are_reachable(engine: &Engine) {
     let port = origin();
     let gate = Arc::new(Recorder::default());
     let listed = [format!("http://web.example:{port}=127.0.0.1")];
@@ -64,7 +64,7 @@ pub async fn leads_out(engine: &Engine) {
         echo over
         "#
     );
-    let ran = bash_says(engine, gate.clone(), &listed, &script).await;
+    let ran = run_bash(engine, gate.clone(), &listed, &script).await;
     let said = &ran.stdout;
     assert!(
         said.contains("http://192.31.196.1:3128 http://192.31.196.1:3128"),

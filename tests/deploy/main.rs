@@ -81,8 +81,8 @@ fn agent_reaches_only_the_proxy() {
     assert!(!output("docker", &["ps", "-q", "--filter", label]).is_empty());
 
     // From the agent's network nobody gets to this machine, as from the engine's own.
-    assert!(!reaches_this_machine(&project.network("agents")));
-    assert!(reaches_this_machine("bridge"));
+    assert!(!can_reach_host(&project.network("agents")));
+    assert!(can_reach_host("bridge"));
 
     // A proxy that is killed leaves nothing that its guard does not remove.
     project.compose(&["kill", "-s", "KILL", "portcullis"]);
@@ -93,7 +93,7 @@ fn agent_reaches_only_the_proxy() {
 
 /// Whether a container on a network gets to what listens on all addresses of this machine, by the
 /// address that the network's gateway has there.
-fn reaches_this_machine(network: &str) -> bool {
+fn can_reach_host(network: &str) -> bool {
     let listener = TcpListener::bind("0.0.0.0:0").unwrap();
     listener.set_nonblocking(true).unwrap();
     let port = listener.local_addr().unwrap().port();

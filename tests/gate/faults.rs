@@ -9,7 +9,7 @@ use crate::support::{
 };
 
 /// A crooked server with short deadlines beside an honest one.
-async fn beside_notes() -> Gate {
+async fn with_notes_server() -> Gate {
     Setup::crooked("call-timeout-s = 2\nconcurrent = 4")
         .and(
             r#"
@@ -24,7 +24,7 @@ async fn beside_notes() -> Gate {
         .await
 }
 
-async fn honest_still_answers(agent: &Agent) {
+async fn assert_notes_answers(agent: &Agent) {
     let text = agent.text("notes__read_note", json!({ "name": "welcome" })).await;
     assert!(text.contains("Portcullis"));
     assert_eq!(agent.text("crooked__echo", json!({ "text": "still here" })).await, "still here");
@@ -32,17 +32,17 @@ async fn honest_still_answers(agent: &Agent) {
 
 #[tokio::test]
 async fn hanging_server_times_out() {
-    let gate = beside_notes().await;
+    let gate = with_notes_server().await;
     for agent in [gate.legacy().await, gate.modern()] {
         assert_eq!(agent.refused("crooked__hang", json!({})).await, "server-timeout");
-        honest_still_answers(&agent).await;
+        assert_notes_answers(&agent).await;
     }
     gate.stop().await;
 }
 
 #[tokio::test]
 async fn overloaded_server_does_not_delay_others() {
-    let gate = beside_notes().await;
+    let gate = with_notes_server().await;
     let agent = gate.modern();
     agent.text("crooked__echo", json!({ "text": "up" })).await;
     let url = gate.url("/mcp");
@@ -68,14 +68,14 @@ async fn overloaded_server_does_not_delay_others() {
 
 #[tokio::test]
 async fn crashed_server_is_restarted() {
-    let gate = beside_notes().await;
+    let gate = with_notes_server().await;
     let agent = gate.legacy().await;
     assert_eq!(agent.refused("crooked__die", json!({})).await, "server-unavailable");
     in_time("the server to be back", async {
         while agent.call("crooked__echo", json!({ "text": "x" })).await.is_err() {}
     })
     .await;
-    honest_still_answers(&agent).await;
+    assert_notes_answers(&agent).await;
     gate.stop().await;
 }
 
@@ -123,7 +123,7 @@ async fn failed_start_is_not_repeated_for_every_call() {
 
 #[tokio::test]
 async fn flooding_server_affects_no_others() {
-    let gate = beside_notes().await;
+    let gate = with_notes_server().await;
     let agent = gate.modern();
     for tool in ["crooked__flood", "crooked__flood_stderr"] {
         // Whatever came of the call itself, it came.
@@ -132,7 +132,7 @@ async fn flooding_server_affects_no_others() {
             while agent.call("crooked__echo", json!({ "text": "x" })).await.is_err() {}
         })
         .await;
-        honest_still_answers(&agent).await;
+        assert_notes_answers(&agent).await;
     }
     let log: usize = gate.log().iter().map(String::len).sum();
     assert!(log < 4 << 20, "a server filled the log with {log} bytes");
@@ -141,7 +141,7 @@ async fn flooding_server_affects_no_others() {
 
 #[tokio::test]
 async fn oversized_response_is_refused() {
-    let gate = beside_notes().await;
+    let gate = with_notes_server().await;
     let agent = gate.modern();
     let code = agent.refused("crooked__huge", json!({ "mib": 4 })).await;
     assert!(["server-unavailable", "server-misbehaved"].contains(&&code[..]), "{code}");
@@ -149,19 +149,19 @@ async fn oversized_response_is_refused() {
         while agent.call("crooked__echo", json!({ "text": "x" })).await.is_err() {}
     })
     .await;
-    honest_still_answers(&agent).await;
+    assert_notes_answers(&agent).await;
     gate.stop().await;
 }
 
 #[tokio::test]
 async fn malformed_server_messages_are_not_forwarded() {
-    let gate = beside_notes().await;
+    let gate = with_notes_server().await;
     for agent in [gate.legacy().await, gate.modern()] {
         assert_eq!(agent.text("crooked__babble", json!({})).await, "babbled");
         assert_eq!(agent.text("crooked__twice", json!({})).await, "once");
         assert_eq!(agent.text("crooked__stranger", json!({})).await, "for you");
         assert_eq!(agent.refused("crooked__no_result", json!({})).await, "server-misbehaved");
-        honest_still_answers(&agent).await;
+        assert_notes_answers(&agent).await;
     }
     gate.stop().await;
 }

@@ -21,7 +21,7 @@ async fn in_session(gate: &Gate, agent: &Agent, body: &[u8]) -> Reply {
     wire::post(gate.addr, "/mcp", &[ORDINARY, &more].concat(), body).await
 }
 
-async fn still_answers(agent: &Agent) {
+async fn assert_answers(agent: &Agent) {
     assert_eq!(agent.text("crooked__echo", json!({ "text": "x" })).await, "x");
 }
 
@@ -184,7 +184,7 @@ async fn each_invalid_frame_has_its_code() {
         let reply = in_session(&gate, &agent, &body).await;
         assert_eq!(reply.refusal(), code, "{name}: {reply:#?}");
         assert!(reply.status < 500, "{name}: {reply:#?}");
-        still_answers(&agent).await;
+        assert_answers(&agent).await;
     }
     gate.stop().await;
 }
@@ -199,7 +199,7 @@ async fn extreme_numbers_are_harmless() {
         );
         let reply = in_session(&gate, &agent, body.as_bytes()).await;
         assert!(reply.status < 500, "{number}: {reply:#?}");
-        still_answers(&agent).await;
+        assert_answers(&agent).await;
     }
     gate.stop().await;
 }
@@ -238,7 +238,7 @@ async fn invalid_posts_are_refused() {
             406 => assert_eq!(reply.refusal(), "not-acceptable", "{name}"),
             _ => {}
         }
-        still_answers(&agent).await;
+        assert_answers(&agent).await;
     }
     // Refusals have a code, whatever they are for, also where there is no endpoint.
     for (line, status, code) in [
@@ -295,7 +295,7 @@ async fn false_length_and_endless_body_are_refused() {
     assert_eq!(wire::raw(gate.addr, &chunks).await.status, 413);
     let both = format!("{head}Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n");
     assert_eq!(wire::raw(gate.addr, both.as_bytes()).await.status, 400);
-    still_answers(&agent).await;
+    assert_answers(&agent).await;
     gate.stop().await;
 }
 
@@ -396,7 +396,7 @@ async fn slow_writers_do_not_block_others() {
         stream.write_all(head.as_bytes()).await.unwrap();
         slow.push(stream);
     }
-    still_answers(&agent).await;
+    assert_answers(&agent).await;
     drop(slow);
     gate.stop().await;
 }

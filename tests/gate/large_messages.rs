@@ -167,7 +167,7 @@ fn median(mut times: Vec<Duration>) -> Duration {
 }
 
 /// How long attacks took, and how long each call of the victim took meanwhile.
-async fn side_by_side(
+async fn run_in_parallel(
     attacks: impl Future<Output = Vec<Duration>>,
     victim: &Agent,
     tool: &str,
@@ -192,7 +192,7 @@ async fn side_by_side(
 }
 
 /// Two servers, and the keys of two clients.
-async fn two_of_each() -> (Gate, [String; 2]) {
+async fn two_clients_and_servers() -> (Gate, [String; 2]) {
     let written = Setup::new(
         r#"
         [servers.one]
@@ -216,7 +216,7 @@ async fn two_of_each() -> (Gate, [String; 2]) {
 /// The most expensive body within the limits: it is parsed, decided and recorded.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn large_bodies_of_one_client_do_not_delay_others() {
-    let (gate, [ann, mallory]) = two_of_each().await;
+    let (gate, [ann, mallory]) = two_clients_and_servers().await;
     let ann = Agent::modern(&gate.url("/servers/two/mcp"), Some(&ann));
     let mallory = format!("Bearer {mallory}");
     let meta = r#"{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientCapabilities":{}}"#;
@@ -243,7 +243,7 @@ async fn large_bodies_of_one_client_do_not_delay_others() {
         times
     };
     let attacks = async { join_all((0..8).map(|_| attack())).await.concat() };
-    let (attacked, worked) = side_by_side(attacks, &ann, "echo").await;
+    let (attacked, worked) = run_in_parallel(attacks, &ann, "echo").await;
     // Where they stall others, these wait as long as they do themselves.
     assert!(worked * 4 < attacked, "ann waited {worked:?}, mallory {attacked:?}");
     gate.stop().await;
@@ -251,7 +251,7 @@ async fn large_bodies_of_one_client_do_not_delay_others() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn large_responses_of_one_server_do_not_delay_others() {
-    let (gate, [ann, mallory]) = two_of_each().await;
+    let (gate, [ann, mallory]) = two_clients_and_servers().await;
     let ann = Agent::modern(&gate.url("/servers/two/mcp"), Some(&ann));
     let mallory = Agent::modern(&gate.url("/servers/one/mcp"), Some(&mallory));
     assert_eq!(ann.text("echo", json!({ "text": "x" })).await, "x");
@@ -267,7 +267,7 @@ async fn large_responses_of_one_server_do_not_delay_others() {
         times
     };
     let attacks = async { join_all((0..4).map(|_| attack())).await.concat() };
-    let (attacked, worked) = side_by_side(attacks, &ann, "echo").await;
+    let (attacked, worked) = run_in_parallel(attacks, &ann, "echo").await;
     assert!(worked * 4 < attacked, "ann waited {worked:?}, mallory {attacked:?}");
     gate.stop().await;
 }

@@ -70,7 +70,7 @@ struct Case {
     proxy: bool,
 }
 
-async fn programs_reach(mark: &str, place: &str, python: &str, curl: bool) {
+async fn check_programs(mark: &str, place: &str, python: &str, curl: bool) {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path().to_owned();
     repository(&at);
@@ -174,13 +174,13 @@ async fn programs_reach(mark: &str, place: &str, python: &str, curl: bool) {
 #[tokio::test]
 async fn local_programs_reach_only_listed_hosts() {
     let curl = Path::new("/usr/bin/curl").exists();
-    programs_reach("sandbox", "runtime = \"sandbox\"", "", curl).await;
+    check_programs("sandbox", "runtime = \"sandbox\"", "", curl).await;
 }
 
 #[tokio::test]
 async fn programs_of_an_image_reach_only_listed_hosts() {
     let place = format!("image = \"{}\"", servers_image());
-    programs_reach("container", &place, "/opt/python", false).await;
+    check_programs("container", &place, "/opt/python", false).await;
 }
 
 /// As in docs/start/servers.md: its folder is mounted under its own name, and every user may read

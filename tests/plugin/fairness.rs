@@ -21,7 +21,7 @@ fn flood(plugin: &Arc<Plugin>, messages: usize, tool: &'static str) -> Vec<JoinH
     (0..messages).map(|_| tokio::spawn(one())).collect()
 }
 
-async fn of_another(plugin: &Plugin, tool: &str) -> String {
+async fn refusal_of_another_caller(plugin: &Plugin, tool: &str) -> String {
     let verdict = ask_as(plugin, tool, "other").await.expect("a verdict");
     let Decision::Refuse(refusal) = verdict.decision else { panic!("refused: {verdict:?}") };
     refusal.message
@@ -39,7 +39,7 @@ async fn slow_messages_of_one_caller_do_not_delay_others() {
         heard.expect("in time").expect("a request");
     }
     // Else it would wait as long as they do, and be late.
-    assert_eq!(of_another(&plugin, "config").await, "{}");
+    assert_eq!(refusal_of_another_caller(&plugin, "config").await, "{}");
     assert!(heard.try_recv().is_err(), "a part of the instances, and no more");
     slow.iter().for_each(JoinHandle::abort);
 }
@@ -62,7 +62,7 @@ async fn large_messages_of_one_caller_leave_memory_for_others() {
         }
     };
     tokio::time::timeout(Duration::from_secs(60), others_failed).await.expect("they lack memory");
-    let said = of_another(&plugin, "hold-and-get file:///").await;
+    let said = refusal_of_another_caller(&plugin, "hold-and-get file:///").await;
     assert!(said.contains("Invalid"), "{said}");
     // What its own messages lacked for each other is no fault of the plugin's: it is not let alone.
     ask_as(&plugin, "config", "greedy").await.expect("a verdict");
@@ -83,7 +83,7 @@ async fn finished_instances_release_their_memory() {
         assert!(one.await.expect("no panic"));
     }
     for at in 0..40 {
-        let said = of_another(&plugin, "hold-and-get file:///").await;
+        let said = refusal_of_another_caller(&plugin, "hold-and-get file:///").await;
         assert!(said.contains("Invalid"), "{at}: {said}");
     }
 }

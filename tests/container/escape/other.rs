@@ -45,9 +45,9 @@ async fn engine_socket_cannot_be_mounted() {
     }
 }
 
-/// Stands before the engine, and does something when it is asked for an image: at a launch that is the
-/// first question, when the mounts were looked at.
-async fn before_the_engine(listener: UnixListener, when_asked: Arc<dyn Fn() + Send + Sync>) {
+/// Proxy to the engine that calls `when_asked` for a request about an image: in a launch that is the
+/// first request after the check of the mounts.
+async fn proxy_to_the_engine(listener: UnixListener, when_asked: Arc<dyn Fn() + Send + Sync>) {
     let host = engine().await.version().host.clone();
     while let Ok((mut client, _)) = listener.accept().await {
         let mut engine = UnixStream::connect(host.trim_start_matches("unix://")).await.unwrap();
@@ -96,7 +96,7 @@ async fn mount_source_swapped_for_a_link_does_not_run() {
                 }
             }
         };
-        tokio::spawn(before_the_engine(UnixListener::bind(&socket).unwrap(), Arc::new(swap)));
+        tokio::spawn(proxy_to_the_engine(UnixListener::bind(&socket).unwrap(), Arc::new(swap)));
         let between = Engine::connect(Some(&url)).await.unwrap();
         let launched = between.launch(&spec).await;
         if swapped {

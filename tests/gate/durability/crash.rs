@@ -15,7 +15,7 @@ use super::{
     UNAVAILABLE,
     faulty::Disk,
     sound,
-    traffic::{Caller, Came, Witness},
+    traffic::{CallOutcome, Caller, Witness},
     tree::Cut,
 };
 use crate::support::{
@@ -69,14 +69,14 @@ impl Rig {
                 tokio::spawn(async move {
                     loop {
                         match caller.call().await {
-                            (mark, Came::Answer) => {
+                            (mark, CallOutcome::Answer) => {
                                 answered.lock().unwrap().insert(mark);
                                 told.send_modify(|count| *count += 1);
                             }
                             // A disk that others keep busy for seconds: nobody was answered.
-                            (_, Came::Refusal(code)) if code == UNAVAILABLE => {}
-                            (_, Came::Nothing) => return,
-                            (mark, Came::Refusal(code)) => panic!("{mark}: {code}"),
+                            (_, CallOutcome::Refusal(code)) if code == UNAVAILABLE => {}
+                            (_, CallOutcome::Nothing) => return,
+                            (mark, CallOutcome::Refusal(code)) => panic!("{mark}: {code}"),
                         }
                     }
                 })

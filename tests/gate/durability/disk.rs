@@ -10,7 +10,7 @@ use super::{
     UNAVAILABLE, all_records,
     faulty::{Disk, Faults},
     sound,
-    traffic::{Caller, Came, Witness},
+    traffic::{CallOutcome, Caller, Witness},
     tree::Cut,
 };
 use crate::support::{
@@ -56,7 +56,7 @@ impl Rig {
     /// A call is made and answered.
     async fn answers(&mut self) {
         let (mark, came) = self.caller.call().await;
-        assert_eq!(came, Came::Answer, "{:#?}", self.gate.log());
+        assert_eq!(came, CallOutcome::Answer, "{:#?}", self.gate.log());
         self.answered.push(mark);
     }
 
@@ -64,7 +64,7 @@ impl Rig {
     async fn refuses(&self) {
         for _ in 0..3 {
             let (mark, came) = self.caller.call().await;
-            assert_eq!(came, Came::Refusal(UNAVAILABLE.into()), "{:#?}", self.gate.log());
+            assert_eq!(came, CallOutcome::Refusal(UNAVAILABLE.into()), "{:#?}", self.gate.log());
             assert!(!self.witness.seen().contains(&mark), "a call went out unrecorded");
         }
     }
@@ -72,8 +72,8 @@ impl Rig {
     /// The disk is well again: calls are answered without a restart.
     async fn recovers(&mut self) {
         let back = until("calls to be answered again", async || match self.caller.call().await {
-            (mark, Came::Answer) => Some(mark),
-            (_, Came::Refusal(code)) if code == UNAVAILABLE => None,
+            (mark, CallOutcome::Answer) => Some(mark),
+            (_, CallOutcome::Refusal(code)) if code == UNAVAILABLE => None,
             other => panic!("{other:?}"),
         });
         self.answered.push(back.await);
@@ -95,7 +95,7 @@ impl Rig {
         }
         let gate = written.start().await;
         let (_, came) = Caller::new(&gate.url("/mcp")).call().await;
-        assert_eq!(came, Came::Answer);
+        assert_eq!(came, CallOutcome::Answer);
         gate.stop().await;
     }
 }
@@ -156,7 +156,7 @@ async fn slow_sync_refuses_calls_and_recovers() {
     rig.disk.holding().await;
     // This one's intent is in the commit that hangs; those behind it are not even begun.
     let (mark, came) = in_time("the first call", first).await.unwrap();
-    assert_eq!(came, Came::Refusal(UNAVAILABLE.into()));
+    assert_eq!(came, CallOutcome::Refusal(UNAVAILABLE.into()));
     assert!(!rig.witness.seen().contains(&mark));
     rig.refuses().await;
     rig.disk.set(Faults::default());
@@ -175,7 +175,7 @@ async fn unrecorded_outcome_is_not_delivered() {
     rig.disk.set(Faults { writes: broken, syncs: broken, ..Faults::default() });
     rig.witness.release();
     let (mark, came) = in_time("the call", call).await.unwrap();
-    assert_eq!(came, Came::Refusal(UNAVAILABLE.into()));
+    assert_eq!(came, CallOutcome::Refusal(UNAVAILABLE.into()));
     assert!(rig.witness.seen().contains(&mark), "the server has done it");
     rig.disk.set(Faults::default());
     // `check` finds at least the intent of it.
@@ -190,7 +190,7 @@ async fn pass_mode_continues_with_a_loud_warning() {
     let mut unrecorded = Vec::new();
     for _ in 0..3 {
         let (mark, came) = rig.caller.call().await;
-        assert_eq!(came, Came::Answer);
+        assert_eq!(came, CallOutcome::Answer);
         assert!(rig.witness.seen().contains(&mark));
         unrecorded.push(mark);
     }
@@ -249,9 +249,9 @@ async fn proxy_without_file_handles_refuses_unrecordable_calls() {
             close_all_others();
         }
         match rig.caller.call().await {
-            (mark, Came::Answer) => rig.answered.push(mark),
+            (mark, CallOutcome::Answer) => rig.answered.push(mark),
             // Also one that was made, whose outcome needed the file: `check` finds its intent.
-            (_, Came::Refusal(code)) if code == UNAVAILABLE => refused += 1,
+            (_, CallOutcome::Refusal(code)) if code == UNAVAILABLE => refused += 1,
             other => panic!("{other:?}: {:#?}", rig.gate.log()),
         }
     }
@@ -362,15 +362,15 @@ async fn unrecordable_launch_is_neither_started_nor_connected() {
     for _ in 0..3 {
         let refused = agent.call("signs__any", json!({})).await.unwrap_err();
         assert_eq!(code_of(&refused), UNAVAILABLE, "{refused:#}");
-        assert_eq!(caller.call().await.1, Came::Refusal(UNAVAILABLE.into()));
+        assert_eq!(caller.call().await.1, CallOutcome::Refusal(UNAVAILABLE.into()));
     }
     assert!(!started.exists(), "it was started unrecorded");
     assert_eq!(witness.messages(), 0, "it was connected to unrecorded");
     disk.leave(ROOM);
     // No pause was held against them: the next call starts them.
     until("calls to be answered again", async || match caller.call().await.1 {
-        Came::Answer => Some(()),
-        Came::Refusal(code) if code == UNAVAILABLE => None,
+        CallOutcome::Answer => Some(()),
+        CallOutcome::Refusal(code) if code == UNAVAILABLE => None,
         other => panic!("{other:?}"),
     })
     .await;

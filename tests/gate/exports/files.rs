@@ -112,10 +112,10 @@ async fn each_datagram_contains_one_record() {
     }
     // Nobody drains the socket at the end, and the proxy ends all the same.
     drop(unix);
-    arrives_nowhere(gate).await;
+    assert_stop_writes_the_cursor(gate).await;
 }
 
-async fn arrives_nowhere(gate: crate::support::gate::Gate) {
+async fn assert_stop_writes_the_cursor(gate: crate::support::gate::Gate) {
     let written = gate.stop().await;
     assert!(written.path("state/audit/exports/unix.cursor").exists());
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{contained, leaves_nothing};
+use super::{contained, stop_without_orphans};
 use crate::support::{gate::Setup, sdk::Sdk, target};
 
 const PROGRAM: &str =
@@ -26,7 +26,7 @@ fn in_the_sandbox() -> Setup {
     .and("[[interceptors]]\nuse = \"schema\"\n[[interceptors]]\nuse = \"secrets\"")
 }
 
-async fn its_tools_work(setup: Setup) -> crate::support::gate::Gate {
+async fn check_tools(setup: Setup) -> crate::support::gate::Gate {
     let gate = setup.start().await;
     for agent in [gate.legacy().await, gate.modern()] {
         // A call waits for the server to start; a list does not.
@@ -78,12 +78,12 @@ async fn progress(gate: &crate::support::gate::Gate) {
 
 #[tokio::test]
 async fn tools_work_in_a_container() {
-    leaves_nothing(its_tools_work(in_a_container()).await).await;
+    stop_without_orphans(check_tools(in_a_container()).await).await;
 }
 
 #[tokio::test]
 async fn tools_work_in_the_sandbox() {
-    its_tools_work(in_the_sandbox()).await.stop().await;
+    check_tools(in_the_sandbox()).await.stop().await;
 }
 
 /// The results that SDK clients parse are those of the servers.
@@ -130,5 +130,5 @@ async fn sdk_clients_use_servers_in_containers() {
             assert_eq!(answer["result"]["content"][0]["text"], "[{'answer': 42}]");
         }
     }
-    leaves_nothing(gate).await;
+    stop_without_orphans(gate).await;
 }

@@ -7,7 +7,7 @@ use std::{
 
 use serde_json::json;
 
-use super::{contained, failed, leaves_nothing, mode, open_folder};
+use super::{contained, failed, mode, open_folder, stop_without_orphans};
 use crate::support::gate::Setup;
 
 pub(super) const PROGRAM: &str =
@@ -65,7 +65,7 @@ async fn files_are_accessible_only_through_a_mount() {
         assert_eq!(dot["content"][0]["mimeType"], "image/png", "{dot:#}");
         fs::remove_dir_all(folder.path().join("more")).unwrap();
     }
-    leaves_nothing(gate).await;
+    stop_without_orphans(gate).await;
 }
 
 #[tokio::test]
@@ -85,7 +85,7 @@ async fn read_only_mount_refuses_its_owner_too() {
     // Node's own words for it.
     assert!(said.contains("ENOENT: no such file or directory, mkdir"), "{said}");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
-    leaves_nothing(gate).await;
+    stop_without_orphans(gate).await;
 }
 
 /// A server can write to a private folder only as the folder's owner.
@@ -100,7 +100,7 @@ async fn private_folder_is_written_as_its_owner() {
     let gate = files(&mount).start().await;
     let said = failed(&gate.legacy().await, "files__write_file", new.clone()).await;
     assert!(said.contains("EACCES: permission denied"), "{said}");
-    leaves_nothing(gate).await;
+    stop_without_orphans(gate).await;
 
     let gate = files(&format!("{mount}\nhardening.user = \"4321:4321\"")).start().await;
     gate.legacy().await.text("files__write_file", new).await;
@@ -108,7 +108,7 @@ async fn private_folder_is_written_as_its_owner() {
     assert_eq!(std::os::unix::fs::MetadataExt::uid(&written), 4321);
     let launched = gate.records(&["event = server-launching"]).await;
     assert_eq!(launched[0]["deviations"], json!(["hardening.user", "mounts"]), "{launched:#?}");
-    leaves_nothing(gate).await;
+    stop_without_orphans(gate).await;
 }
 
 /// The texts that an agent and its operator read if the folder is not mounted.

@@ -5,7 +5,7 @@ use std::{fs, os::unix::fs::chown, path::Path, process::Command};
 use serde_json::json;
 use tempfile::TempDir;
 
-use super::{contained, failed, leaves_nothing, mode, open_folder};
+use super::{contained, failed, mode, open_folder, stop_without_orphans};
 use crate::support::{engine::servers_image, gate::Setup};
 
 /// The person whose repository it is; not the server's user.
@@ -67,7 +67,7 @@ async fn mounted_repository_is_read() {
     let branch = json!({ "repo_path": "/repo", "branch_name": "more" });
     let said = failed(&agent, "git__git_create_branch", branch).await;
     assert!(said.contains("more.lock' could not be obtained"), "{said}");
-    leaves_nothing(gate).await;
+    stop_without_orphans(gate).await;
 }
 
 /// It commits as its owner, and a policy forbids tools that undo work.
@@ -111,7 +111,7 @@ async fn mounted_repository_is_written_as_its_owner() {
         "policy-denied"
     );
     assert_eq!(git(folder.path(), &["log", "-1", "--format=%s", "more"]).trim(), "another poem");
-    leaves_nothing(gate).await;
+    stop_without_orphans(gate).await;
 }
 
 /// In the sandbox, the server's packages must be visible, too.

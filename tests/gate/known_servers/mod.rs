@@ -66,8 +66,9 @@ fn counted(container: &str, files: &[(&str, &str)]) -> Option<u64> {
     })
 }
 
-/// It has one container, which uses far less than the default limits, and leaves none.
-async fn leaves_nothing(gate: Gate) {
+/// Checks that the server has one container that uses far less than the default limits, and that
+/// none is left after the stop.
+async fn stop_without_orphans(gate: Gate) {
     let state = gate.cli(&["server", "stats", "--format", "json"]).await.expect(0);
     let memory = state[0]["instances"][0]["memoryBytes"].as_u64().expect("its memory");
     assert!(memory < 256 << 20, "{state:#}");

@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::json;
 
-use super::{contained, leaves_nothing, mode, open_folder};
+use super::{contained, mode, open_folder, stop_without_orphans};
 use crate::support::gate::Setup;
 
 const PROGRAM: [&str; 3] = ["python3", "-c", "import mcp_server_sqlite as it; it.main()"];
@@ -36,7 +36,7 @@ async fn mounted_database_is_created_filled_and_queried() {
     assert!(memo.to_string().contains("boards are dear"), "{memo:#}");
     // The database is a file of the host's, with what it had to write besides.
     assert!(fs::read(folder.path().join("shop.db")).unwrap().starts_with(b"SQLite format 3"));
-    leaves_nothing(gate).await;
+    stop_without_orphans(gate).await;
 }
 
 #[tokio::test]
@@ -47,7 +47,7 @@ async fn database_in_a_read_only_mount_is_not_written() {
     let agent = gate.legacy().await;
     let create = json!({ "query": "CREATE TABLE wares (name TEXT)" });
     agent.text("db__create_table", create.clone()).await;
-    leaves_nothing(gate).await;
+    stop_without_orphans(gate).await;
 
     mode(&folder.path().join("shop.db"), 0o444);
     let gate = sqlite(&format!("mounts = [\"{}:/data\"]", folder.path().display())).start().await;
@@ -58,5 +58,5 @@ async fn database_in_a_read_only_mount_is_not_written() {
     // This server has no errors; it says them.
     let said = agent.text("db__write_query", insert).await;
     assert!(said.contains("attempt to write a readonly database"), "{said}");
-    leaves_nothing(gate).await;
+    stop_without_orphans(gate).await;
 }

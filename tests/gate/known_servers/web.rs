@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{contained, failed, leaves_nothing};
+use super::{contained, failed, stop_without_orphans};
 use crate::support::{authority::Authority, until, web::Web};
 
 const PROGRAM: [&str; 3] = ["python3", "-m", "mcp_server_fetch"];
@@ -77,7 +77,7 @@ async fn listed_hosts_are_fetched_over_http_and_tls() {
     })
     .await;
     assert_eq!(refused["code"], "not-listed", "{refused:#}");
-    leaves_nothing(gate).await;
+    stop_without_orphans(gate).await;
 }
 
 /// The server does not trust the host's certificate.
@@ -93,5 +93,5 @@ async fn host_with_an_unknown_certificate_is_refused() {
     let said = failed(&agent, "web__fetch", url).await;
     assert!(said.contains("connection issue"), "{said}");
     assert!(secure.seen().is_empty());
-    leaves_nothing(gate).await;
+    stop_without_orphans(gate).await;
 }
