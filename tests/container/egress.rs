@@ -11,8 +11,8 @@ use rmcp::{ServiceExt, model::CallToolRequestParams};
 use serde_json::Value;
 
 use crate::{
+    egress_origin::{Recorder, STARTS, origin, serve},
     support::{Ran, api, bash, count, engine, finish, probe, spec, strings, wait_until_gone},
-    way::{Recorder, STARTS, origin, serve},
 };
 
 /// A launch whose way out is served.

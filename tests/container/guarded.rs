@@ -13,8 +13,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    egress_origin::{Recorder, origin, serve},
     support::{api, bash, count, finish, probe, run, spec, wait_until_gone},
-    way::{Recorder, origin, serve},
 };
 
 struct Guarded {

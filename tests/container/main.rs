@@ -4,6 +4,7 @@
 
 mod confinement;
 mod egress;
+mod egress_origin;
 mod engines;
 mod escape;
 mod guarded;
@@ -16,4 +17,3 @@ mod reaping;
 mod refusals;
 mod set_id_calls;
 mod support;
-mod way;

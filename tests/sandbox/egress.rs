@@ -5,8 +5,8 @@ use std::sync::Arc;
 use portcullis_runtime::process::LaunchSpec;
 
 use crate::{
+    egress_origin::{Recorder, STARTS, origin, serve},
     harness::{Run, finish, launch, probe_server, python, spec},
-    way::{Recorder, STARTS, origin, serve},
 };
 
 async fn reach(spec: &LaunchSpec, gate: &Arc<Recorder>) -> Run {

@@ -7,6 +7,8 @@ mod confinement;
 mod core_dumps;
 mod doctor;
 mod egress;
+#[path = "../container/egress_origin.rs"]
+mod egress_origin;
 mod escape;
 mod harness;
 mod lifetime;
@@ -16,8 +18,6 @@ mod programs;
 mod set_id;
 #[path = "../container/set_id_calls.rs"]
 mod set_id_calls;
-#[path = "../container/way.rs"]
-mod way;
 
 use std::{
     fs,

@@ -128,7 +128,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_record_is_plain_json_with_control_characters_escaped(
+        fn record_is_json_with_escaped_control_characters(
             texts in proptest::collection::vec(TEXT, 8),
             labels in proptest::collection::btree_set(TEXT, 0..4),
             line in any::<Option<u32>>(),
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_record_fits() {
+    fn largest_record_fits() {
         let evil = "\u{1}\"é".repeat(4096);
         let rule = refusal::Rule {
             id: evil.clone(),

@@ -24,8 +24,8 @@ use portcullis_protocol::{
     names::ServerName,
 };
 
+mod cached;
 mod generated;
-mod kept;
 
 use generated::*;
 
