@@ -1,4 +1,4 @@
-//! The command line from outside: exit codes, what goes to which stream, and what is never shown.
+//! The command line: exit codes, streams, and secrets that are never shown.
 
 #![expect(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
@@ -34,7 +34,7 @@ fn run(dir: &Path, args: &[&str]) -> (i32, String, String) {
 }
 
 #[test]
-fn the_usage_is_2_and_help_is_0() {
+fn usage_errors_exit_with_2_and_help_with_0() {
     let dir = folder("");
     for args in [
         &[][..],
@@ -56,7 +56,7 @@ fn the_usage_is_2_and_help_is_0() {
 }
 
 #[test]
-fn a_config_that_is_not_there_is_an_error_with_a_remedy() {
+fn missing_config_is_an_error_with_a_remedy() {
     let dir = tempfile::tempdir().unwrap();
     let (code, out, err) = run(dir.path(), &["client", "ls", "-c", "else/where.toml"]);
     assert_eq!((code, out.as_str()), (1, ""));
@@ -90,7 +90,7 @@ fn check_finds_everything_at_once() {
 }
 
 #[test]
-fn check_looks_at_what_the_config_names() {
+fn check_reads_files_named_by_the_config() {
     let dir = folder(
         "[servers.a]\ncommand = ['x']\nmounts = ['nowhere:/data']\n\
          [[interceptors]]\nuse = 'plugin'\npath = 'missing.wasm'\nallow-unpinned = true\n\
@@ -115,7 +115,7 @@ fn check_looks_at_what_the_config_names() {
 }
 
 #[test]
-fn check_is_0_where_nothing_is_found() {
+fn check_without_findings_exits_with_0() {
     let dir = folder("");
     let (code, out, _) = run(dir.path(), &["check"]);
     assert_eq!(code, 0, "{out}");
@@ -124,7 +124,7 @@ fn check_is_0_where_nothing_is_found() {
 }
 
 #[test]
-fn check_finds_a_server_that_no_policy_lets_start() {
+fn check_finds_servers_without_a_launch_permit() {
     let dir = folder(
         "[servers.local]\ncommand = ['true']\n\
          [servers.local.secrets]\nTOKEN = { from = 'env:TOKEN' }\n\
@@ -157,7 +157,7 @@ fn check_finds_a_server_that_no_policy_lets_start() {
 }
 
 #[test]
-fn a_clients_key_is_shown_once_and_alone_on_standard_output() {
+fn client_key_is_the_only_standard_output() {
     let dir = folder(
         "[clients.fixed]\nkey-hash = 'sha256:0000000000000000000000000000000000000000000000000000000000000000'\n",
     );
@@ -197,7 +197,7 @@ fn a_clients_key_is_shown_once_and_alone_on_standard_output() {
 }
 
 #[test]
-fn a_closed_pipe_is_no_panic() {
+fn closed_pipe_causes_no_panic() {
     let dir = folder("");
     let mut child = command(dir.path(), &["schema", "config"])
         .stdout(Stdio::piped())
@@ -212,7 +212,7 @@ fn a_closed_pipe_is_no_panic() {
 }
 
 #[test]
-fn the_configs_schema_is_a_json_schema() {
+fn config_schema_is_a_json_schema() {
     let dir = tempfile::tempdir().unwrap();
     let (code, out, err) = run(dir.path(), &["schema", "config"]);
     assert_eq!((code, err.as_str()), (0, ""));
@@ -220,10 +220,10 @@ fn the_configs_schema_is_a_json_schema() {
     assert!(schema["properties"]["servers"].is_object());
 }
 
-/// In the sandbox and in a container: what it may do by which line, and which policy permits or
-/// forbids its start.
+/// In the sandbox and in a container: the access of a server with the config lines, and the policy
+/// that permits or forbids its launch.
 #[test]
-fn a_server_is_explained_in_words_and_by_lines() {
+fn server_explanation_names_the_config_lines() {
     for runtime in ["sandbox", "container"] {
         let dir = folder(&format!(
             "[servers.notes]\n\
@@ -297,7 +297,7 @@ fn a_server_is_explained_in_words_and_by_lines() {
 }
 
 #[test]
-fn a_server_above_a_ceiling_is_an_error_with_both_lines() {
+fn server_above_a_ceiling_is_an_error_with_both_lines() {
     let text = "[limits.servers]\nmemory-mib = 256\n[servers.a]\ncommand = [\"a\"]\n\
                 resources = { memory-mib = 300 }\n";
     let (code, out, _) = run(folder(text).path(), &["check"]);
@@ -307,9 +307,9 @@ fn a_server_above_a_ceiling_is_an_error_with_both_lines() {
     }
 }
 
-/// `script` and others make terminals that do not know their size.
+/// `script` and others create terminals of unknown size.
 #[test]
-fn a_terminal_without_a_width_gets_whole_lines() {
+fn terminal_without_a_width_gets_whole_lines() {
     let dir = folder("[servers.notes]\ncommand = [\"notes\"]\nruntime = \"sandbox\"\n");
     let unknown = Winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
     let pty = openpty(&unknown, None).unwrap();

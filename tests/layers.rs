@@ -62,7 +62,7 @@ fn crates() -> BTreeMap<String, Vec<String>> {
 }
 
 #[test]
-fn every_folder_of_src_is_a_crate_of_a_layer() {
+fn every_crate_has_a_layer() {
     let crates = crates();
     let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
     for entry in fs::read_dir(root.join("src")).unwrap() {

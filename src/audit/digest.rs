@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn the_key_is_kept_and_is_the_owners_alone() {
+    fn key_persists_and_is_private_to_the_owner() {
         let dir = tempfile::tempdir().unwrap();
         let first = open(dir.path()).unwrap().body(Domain::Request, b"{}");
         let again = open(dir.path()).unwrap().body(Domain::Request, b"{}");
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn a_readable_or_short_key_is_refused_with_a_remedy() {
+    fn readable_or_short_key_is_refused_with_a_remedy() {
         use std::os::unix::fs::PermissionsExt as _;
         let dir = tempfile::tempdir().unwrap();
         open(dir.path()).unwrap();
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_is_not_the_signed_one_is_refused_and_a_missing_one_is_made_again() {
+    fn changed_key_is_refused_and_missing_key_is_created() {
         let dir = tempfile::tempdir().unwrap();
         let signed = open(dir.path()).unwrap().fingerprint();
         let again = |signed| DigestKey::open(dir.path(), None, Some(signed));
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn domains_do_not_mix() {
+    fn digests_of_different_domains_differ() {
         let key = DigestKey::for_tests();
         assert_ne!(key.body(Domain::Request, b"x"), key.body(Domain::Response, b"x"));
     }

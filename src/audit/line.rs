@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_is_read_as_it_was_written() {
+    fn line_head_round_trips() {
         let line = Line::write(head(), br#"{"record":"x"}"#);
         let text = std::str::from_utf8(line.text()).unwrap();
         let hash = "ab".repeat(32);
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn no_other_spelling_of_a_head_is_read() {
+    fn other_spellings_of_a_head_are_refused() {
         let line = Line::write(head(), br#"{"record":"x"}"#);
         let text = std::str::from_utf8(line.text()).unwrap();
         for (from, to) in [

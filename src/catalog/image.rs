@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn images() {
+    fn image_names_are_parsed_or_refused() {
         let digest = format!("sha256:{}", "ab".repeat(32));
         for name in [
             "mcp/fetch",

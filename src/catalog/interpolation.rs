@@ -171,7 +171,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_text_panics_and_no_reference_is_a_literal(
+        fn reference_is_never_a_literal(
             before in "[ -~é]{0,6}", name in "[A-Za-z_][A-Za-z0-9_]{1,8}", after in "[ -~é]{0,6}"
         ) {
             for form in [format!("${{{name}}}"), format!("${{env:{name}}}"), format!("{{env:{name}}}")] {
@@ -181,7 +181,7 @@ mod tests {
         }
 
         #[test]
-        fn a_name_is_part_of_its_text(text in "[${}%:a-zA-Z_ -]{0,24}|.{0,24}") {
+        fn variable_name_is_part_of_the_text(text in "[${}%:a-zA-Z_ -]{0,24}|.{0,24}") {
             if let Content::Variable(name) = content(&text) {
                 prop_assert!(text.contains(name) && is_variable(name));
             }

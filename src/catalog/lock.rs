@@ -433,7 +433,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lock_is_read_as_it_was_written() {
+    fn lock_file_round_trips() {
         let folder = tempfile::tempdir().unwrap();
         assert!(Lock::read(folder.path()).unwrap().servers.is_empty());
         let locked = ServerPin {
@@ -477,7 +477,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_that_nobody_could_read_is_not_written() {
+    fn oversized_lock_file_is_not_written() {
         let folder = tempfile::tempdir().unwrap();
         Lock::change(folder.path(), |lock| {
             drop(lock.servers.insert("a".into(), ServerPin::default()))
@@ -493,7 +493,7 @@ mod tests {
     }
 
     #[test]
-    fn a_source_is_the_same_whatever_its_version() {
+    fn sources_are_compared_without_versions() {
         for (one, other, same) in [
             ("docker://a.example/b:1", "docker://a.example/b@sha256:00", true),
             ("docker://a.example:5000/b", "docker://a.example:5000/b:2@sha256:00", true),
@@ -519,7 +519,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_image_was_is_remembered() {
+    fn previous_digests_are_recorded() {
         let (one, two) = (digest(b"1"), digest(b"2"));
         let mut locked = ServerPin::default();
         locked.move_to("a:1", ResolvedImage::Digest(one.clone()));
@@ -546,7 +546,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_taken_is_remembered_too() {
+    fn imported_digests_are_recorded_too() {
         let [one, two, three] = [b"1", b"2", b"3"].map(|bytes| digest(bytes));
         let of = |digest: Option<&String>| ServerPin {
             source: Some("catalog://x/s".into()),
@@ -570,7 +570,7 @@ mod tests {
     }
 
     #[test]
-    fn what_somebody_locked_meanwhile_is_not_moved() {
+    fn concurrently_changed_pin_is_not_moved() {
         let [one, two, three] = [b"1", b"2", b"3"].map(|bytes| digest(bytes));
         // The expected image, the present one, and whether it is moved to the third.
         for (was, is, moves) in [
@@ -601,7 +601,7 @@ mod tests {
     }
 
     #[test]
-    fn changes_at_the_same_time_are_all_made() {
+    fn concurrent_changes_are_all_written() {
         let folder = tempfile::tempdir().unwrap();
         std::thread::scope(|scope| {
             for n in 0..8 {

@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn mounts() {
+    fn mount_texts_are_parsed_or_refused() {
         let mount = |source: &str, target: &str, writable| {
             Ok(Mount { source: source.into(), target: target.into(), writable })
         };

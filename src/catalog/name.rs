@@ -127,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_become_ours() {
+    fn foreign_names_are_converted_or_refused() {
         for (theirs, name) in [
             ("github", "github"),
             ("GitHub Official", "github-official"),
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_are_alike_are_not_taken_twice() {
+    fn confusable_names_are_refused() {
         let mut names = Names::of(["github", "my-notes"]);
         assert_eq!(names.take("github"), Err(Unfit::Exists("github".into())));
         let alike = Unfit::Alike { name: "my_notes".into(), other: "my-notes".into() };

@@ -273,7 +273,7 @@ mod tests {
     const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
     #[test]
-    fn an_identity_has_packages_without_their_versions() {
+    fn identity_contains_packages_without_versions() {
         for (program, arguments, expected) in [
             ("npx", &["-y", "@a/b@1.2.3", "/dir"][..], "npx -y @a/b /dir"),
             ("npx", &["-y", "@a/b", "a b"], "npx -y @a/b \"a b\""),
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_s_own_arguments_stand_behind_the_package() {
+    fn server_arguments_follow_the_package() {
         for (program, arguments, own) in [
             ("npx", &["-y", "@a/b", "/dir", "-x"][..], &["/dir", "-x"][..]),
             ("npx", &["-p", "x@1.0.0", "cmd", "/dir"], &["/dir"]),
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn packages_are_found() {
+    fn packages_and_pins_are_found() {
         let git = |mark: &str| format!("git+https://e.example/r{mark}{COMMIT}");
         let (at, hash) = (&*git("@"), &*git("#"));
         let (tarball, wheel) = (

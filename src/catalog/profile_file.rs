@@ -223,7 +223,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn profiles_are_read_as_they_were_written() {
+    fn profiles_round_trip() {
         let folder = tempfile::tempdir().unwrap();
         assert!(Profile::all(folder.path()).unwrap().is_empty());
         assert!(matches!(Profile::read(folder.path(), "dev"), Err(NoProfile::Absent { .. })));
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn tool_lists_are_policies_in_their_lines() {
+    fn tool_lists_become_policies_in_their_lines() {
         let folder = tempfile::tempdir().unwrap();
         let none = Profile::of(vec!["a".into()]);
         none.write(folder.path(), "none").unwrap();

@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn references() {
+    fn references_are_parsed_or_refused() {
         let digest = format!("sha256:{}", "0".repeat(64));
         for text in [
             "catalog://team/github",

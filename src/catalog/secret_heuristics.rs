@@ -234,7 +234,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn plain_values_and_others() {
+    fn plain_values_differ_from_possible_secrets() {
         for (name, value) in [
             ("DEBUG", "true"),
             ("PORT", "8080"),
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn arguments_that_hold_secrets() {
+    fn arguments_with_secrets_are_found() {
         let key = ["AbC9", "dEf8", "GhI7", "jKl6", "MnO5"].concat();
         for (before, argument) in [
             (Some("--api-key"), "hunter-two-x"),
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn endpoints() {
+    fn endpoints_are_parsed_or_refused() {
         for (text, read) in [
             ("api.github.com:443", Some("api.github.com:443")),
             ("API.github.com", Some("api.github.com:443")),
@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn this_machine_and_networks_around_it() {
+    fn local_and_private_hosts_are_recognized() {
         for (text, near) in [
             ("api.example.com", false),
             ("1.1.1.1:443", false),
@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn urls_that_hold_secrets() {
+    fn urls_with_secrets_are_found() {
         let key = ["AbC9", "dEf8", "GhI7", "jKl6", "MnO5"].concat();
         let dashed = ["AbC9", "dEf8-", "GhI7", "_jKl6"].concat() + "-Mn";
         for (url, holds) in [

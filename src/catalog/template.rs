@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn templates_are_filled_in() {
+    fn templates_are_rendered() {
         for (template, into, expected) in [
             ("plain", Into::Argument, vec!["plain"]),
             ("{{s.host}}", Into::Argument, vec!["db.example.com"]),
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn values_stay_where_they_were_put() {
+    fn values_cannot_leave_their_position() {
         for (template, into) in [
             ("{{s.option}}", Into::Argument),
             ("{{s.line}}", Into::Argument),
@@ -326,7 +326,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_value_becomes_another_argument(value in ".*", before in "[a-z=-]{0,6}") {
+        fn value_never_becomes_another_argument(value in ".*", before in "[a-z=-]{0,6}") {
             let values = json!({ "s": { "v": value.clone() } });
             if let Ok(arguments) = fill(&format!("{before}{{{{s.v}}}}"), &values, Into::Argument) {
                 prop_assert!(arguments.len() <= 1);
@@ -339,7 +339,7 @@ mod tests {
         }
 
         #[test]
-        fn no_template_panics(template in "[ -~]{0,40}|(\\{\\{|\\}\\}|s|\\.|\\||or:|paths|,|\\[|\\]|é)*") {
+        fn arbitrary_template_causes_no_panic(template in "[ -~]{0,40}|(\\{\\{|\\}\\}|s|\\.|\\||or:|paths|,|\\[|\\]|é)*") {
             for into in [Into::Argument, Into::Variable, Into::Volume, Into::User] {
                 let _ = filled(&template, into);
             }

@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn heavy_work_yields_to_other_work_and_has_the_runtime() {
+    async fn heavy_work_has_lower_priority_and_the_runtime() {
         let own = niceness();
         let heavy = in_turns(client("nice"), LARGE, async {
             let nested = tokio::spawn(async { niceness() }).await.unwrap();
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn work_that_panics_is_unfinished() {
+    async fn panicking_work_is_unfinished() {
         assert_eq!(off_workers(|| panic!("of a test")).await, Err::<(), _>(Unfinished));
         assert_eq!(off_workers(|| 7).await, Ok(7));
     }
@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nested_work_awaits_no_second_turn() {
+    async fn nested_work_does_not_wait_again() {
         let inner = async {
             yield_now().await;
             assert!(is_large());

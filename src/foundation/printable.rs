@@ -45,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_character_alone_is_escaped_if_it_can_steer() {
+    fn every_control_character_is_escaped() {
         for c in
             ('\0'..='\u{ffff}').chain('\u{1f000}'..='\u{1ffff}').chain('\u{e0000}'..='\u{e1000}')
         {

@@ -16,7 +16,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_ipv6_address_counts_as_its_network() {
+    fn ipv6_address_counts_as_its_network() {
         for (address, counted) in [
             ("192.0.2.1", "192.0.2.1"),
             ("::ffff:192.0.2.1", "192.0.2.1"),

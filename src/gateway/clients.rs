@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_is_new_by_its_principal_its_key_and_its_network() {
+    fn new_principal_key_or_network_is_a_new_client() {
         let presence = RecentClients::default();
         let bot = |key: &str| {
             let principal = Principal::client("bot".parse().unwrap(), Vec::new());

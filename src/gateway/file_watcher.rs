@@ -127,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_link_on_the_way_to_a_file_matters() {
+    fn every_link_in_a_path_is_watched() {
         use std::os::unix::fs::symlink;
 
         let folder = tempfile::tempdir().unwrap();

@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn a_task_is_its_makers_alone() {
+    fn task_belongs_to_the_client_that_created_it() {
         let tasks = Tasks::new(Arc::new(Router::new([])));
         for (add, by, fine) in [
             (key("s", None, "1"), "a", true),
@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn tasks_are_bounded() {
+    fn tasks_are_limited_by_client() {
         let tasks = Tasks::new(Arc::new(Router::new([])));
         for id in 0..OF_ONE {
             tasks.add(key("s", None, &id.to_string()), task("a"), true).unwrap();

@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn comments_keep_their_places() {
+    fn comments_keep_their_positions() {
         insta::assert_snapshot!(pretty("
 
 
@@ -263,7 +263,7 @@ when { resource in [Portcullis::Tool::\"notes/list_notes\", Portcullis::Tool::\"
     }
 
     #[test]
-    fn comments_are_found_and_strings_are_none() {
+    fn comments_in_strings_are_ignored() {
         assert_eq!(
             comments(
                 "// a\npermit (principal, action, resource) // b \r\nwhen { \"// \\\" no\" == \"\" }; //c"

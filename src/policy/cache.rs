@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn long_names_do_not_fill_the_memory() {
+    fn long_names_do_not_exhaust_memory() {
         let kept = empty::<bool>();
         let server: ServerName = "s".parse().unwrap();
         for i in 0..200 {
@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hash_in_common_shares_nothing() {
+    fn hash_collision_shares_no_result() {
         let kept = empty::<bool>();
         let [ci, other]: [PrincipalKind; 2] =
             ["ci", "other"].map(|name| PrincipalKind::Client(name.parse().unwrap()));

@@ -372,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn times_and_addresses_are_what_cedar_reads() {
+    fn times_and_addresses_match_cedars_parser() {
         let calls = calls();
         let times = [
             "2026-11-21T08:30:00Z",
@@ -406,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn a_time_that_cedar_cannot_read_is_an_error() {
+    fn time_outside_cedars_range_is_an_error() {
         let now = "-000004-01-01T00:00:00Z".parse().unwrap();
         let created = shown(&calls(), now, [127, 0, 0, 1].into());
         assert_eq!(created, Err(Unaskable::Misfit("context")));

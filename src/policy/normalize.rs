@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_have_one_spelling() {
+    fn paths_are_normalized() {
         for (text, expected) in [
             ("/srv/a", "/srv/a"),
             ("/srv/../etc/passwd", "/etc/passwd"),
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn nul_is_found_however_it_is_encoded() {
+    fn encoded_nul_is_found() {
         for text in ["\0", "/a\0.txt", "/a%00.txt", "/a%2500.txt", "%%252500", "a%zz%00"] {
             assert!(holds_nul(text), "{text:?}");
         }
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_url_with_two_readings_is_no_path() {
+    fn ambiguous_file_url_is_not_a_path() {
         for text in [
             "file:///srv/work/a?/../../../../etc/passwd",
             "file:///srv/work/a#/../../../../etc/passwd",
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn urls_have_one_spelling() {
+    fn urls_are_normalized() {
         for (text, host, port, verbatim) in [
             ("https://example.com/a", "example.com", 443, true),
             ("https://example.com", "example.com", 443, true),
@@ -216,7 +216,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_clean_path_steps_back_only_at_its_beginning(
+        fn normalized_path_has_parent_segments_only_at_its_start(
             text in "(file://)?/?[a./\\\\%2ef:?#]{0,24}",
         ) {
             let Ok(path) = path(&text) else {
@@ -231,7 +231,7 @@ mod tests {
         }
 
         #[test]
-        fn nobody_reads_a_file_url_as_a_path_elsewhere(text in "file:/{1,4}[a./\\\\%2ef?#|]{0,24}") {
+        fn file_url_read_as_a_path_stays_relative(text in "file:/{1,4}[a./\\\\%2ef?#|]{0,24}") {
             if let Some(Ok(path)) = file(&text) {
                 // As a path, it is relative and stays below the server's working directory.
                 prop_assert!(clean(&text).starts_with("file:"), "{}", text);
@@ -244,7 +244,7 @@ mod tests {
         }
 
         #[test]
-        fn a_url_reads_as_itself(text in "[htps]{0,5}:/{0,2}[a-z.@:\\\\%0-9]{0,16}") {
+        fn normalized_url_keeps_its_host(text in "[htps]{0,5}:/{0,2}[a-z.@:\\\\%0-9]{0,16}") {
             if let Some(url) = Url::read(&text) {
                 let normalized = Url::read(&url.href);
                 prop_assert_eq!(normalized.map(|url| url.host), Some(url.host));

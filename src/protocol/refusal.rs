@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tool_result_has_the_same_facts_as_an_error() {
+    fn tool_result_and_error_have_the_same_facts() {
         let id = DecisionId::next();
         let refusal = Refusal::new(Code::ArgumentsInvalid, "`/a` is missing").detail("operator");
         let error = refusal.to_rpc_error(id);

@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn an_instance_with_calls_is_not_idle() {
+    fn instance_with_calls_is_not_idle() {
         let calls = ActiveCalls::new(1);
         assert!(calls.is_idle(Duration::ZERO));
         assert!(!calls.is_idle(Duration::from_secs(100)));

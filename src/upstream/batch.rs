@@ -42,7 +42,7 @@ mod tests {
     const CAPS: Caps = Caps { bytes: 1_000, depth: 8, nodes: 20, keys: 20, object_keys: 20 };
 
     #[test]
-    fn a_batch_is_its_messages_where_the_revision_has_them() {
+    fn batch_is_split_if_the_revision_supports_batches() {
         let batches = Some(Revision::V2025_03_26);
         let texts = |text: &'static str, revision| {
             messages(Bytes::from_static(text.as_bytes()), CAPS, revision)

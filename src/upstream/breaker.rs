@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn after_a_rest_one_call_tries_it() {
+    fn after_the_pause_one_trial_call_is_admitted() {
         let breaker = Breaker::default();
         let fell = || breaker.record_failure(Duration::ZERO, "x").map(|rest| rest.pause);
         assert_eq!((fell(), fell()), (None, None));

@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_subscription_follows_what_is_wanted() {
+    async fn one_subscription_covers_the_wanted_resources() {
         let mut bench = bench(json!({ "tools": { "listChanged": true }, "resources": {} }));
         let (first, filter) = bench.server.listened().await;
         assert_eq!(filter, json!({ "toolsListChanged": true }));
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_a_server_refuses_is_known_and_not_asked_for_over_and_over() {
+    async fn refused_subscription_is_not_repeated() {
         let mut bench = bench(json!({ "tools": {} }));
         bench.want(&["a"]);
         let (id, filter) = bench.server.listened().await;

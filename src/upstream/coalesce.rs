@@ -59,7 +59,7 @@ mod tests {
     use crate::ReloadScope;
 
     #[test]
-    fn what_is_asked_for_meanwhile_is_done_once_and_as_a_whole() {
+    fn requests_during_a_run_are_combined_into_one() {
         let rereads = Coalescing::default();
         assert!(!rereads.is_asked());
         rereads.ask(ReloadScope::Files);

@@ -124,7 +124,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn time_does_not_run_while_a_person_is_asked() {
+    async fn paused_deadline_does_not_expire() {
         let clock = Deadline::new(Duration::ZERO);
         assert!(clock.stopped().now_or_never().is_none());
         let (one, other) = (clock.pause(), clock.clone().pause());
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_left_is_left_when_it_runs_again() {
+    async fn remaining_time_survives_a_pause() {
         let clock = Deadline::new(Duration::from_secs(3_600));
         drop(clock.pause());
         let left = clock.state.borrow().left;
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn work_is_bound_by_it() {
+    async fn work_is_limited_by_the_deadline() {
         let (short, never) = (Duration::from_millis(1), std::future::pending::<Result<(), _>>());
         assert_eq!(Deadline::new(short).bound(never).await, Err(CallError::Timeout(short)));
         for clock in

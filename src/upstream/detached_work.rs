@@ -47,7 +47,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn work_goes_on_without_its_caller() {
+    async fn work_continues_without_its_caller() {
         let detached = DetachedWork::default();
         let (go, wait) = oneshot::channel::<()>();
         let (done, result) = oneshot::channel();
@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn waiting_work_is_bounded() {
+    async fn waiting_work_is_limited() {
         let detached = DetachedWork::default();
         let never = || detached.run(std::future::pending::<Result<(), CallError>>());
         for _ in 0..MAX_WAITING {

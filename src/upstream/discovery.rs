@@ -429,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn of_items_with_one_name_the_first_counts() {
+    fn first_item_of_a_name_counts() {
         let list = gathered(
             false,
             &[
@@ -445,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn a_modern_tool_with_a_bad_header_is_none() {
+    fn modern_tool_with_an_invalid_header_is_omitted() {
         let page = r#"{"tools":[
             {"name":"a\u001b[2J\n","inputSchema":{"properties":{"x":{"type":"number","x-mcp-header":"X"}}}},
             {"name":"b","inputSchema":{"properties":{"x":{"type":"string","x-mcp-header":"X"}}}}
@@ -460,7 +460,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_of_notices_is_counted() {
+    fn excess_notices_are_only_counted() {
         let mut notices = Notices::default();
         for number in 0..1_000 {
             notices.item(&format!("{number}{}", "é".repeat(1_000)), "why");
@@ -506,7 +506,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_list_without_end_is_cut_off() {
+    async fn endless_list_is_cut_off() {
         let link = ListFetcher { page: Some(1_000), asked: AtomicU64::new(0) };
         let (definitions, server) = (Definitions::default(), "s".parse().unwrap());
         let items = definitions
@@ -517,7 +517,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn all_who_wait_for_a_list_share_its_failure() {
+    async fn waiting_callers_share_the_failure_of_a_list() {
         let link = ListFetcher { page: None, asked: AtomicU64::new(0) };
         let (definitions, server) = (Definitions::default(), "s".parse().unwrap());
         let (greeting, deadline) = (greeting(), Duration::from_millis(50));

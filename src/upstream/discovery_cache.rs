@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn lists_are_kept_for_the_next_start_of_the_same_server() {
+    async fn cached_lists_survive_a_restart_of_the_same_server() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("s.json");
         let first = cache(folder.path(), config::Server::default());

@@ -123,7 +123,7 @@ mod tests {
     use crate::{ServerEvent, config, running::tests::running, server_shared::tests::shared};
 
     #[tokio::test]
-    async fn a_replaced_process_ends_after_its_calls() {
+    async fn replaced_process_ends_after_its_calls() {
         let (server, mut events) = shared(config::Server::default());
         let (replacement, old) = (Replacement::new(server), Arc::new(running(true)));
         let call = old.calls.token();
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_next_replacement_ends_the_draining_process() {
+    async fn next_replacement_ends_the_draining_process() {
         let (server, mut events) = shared(config::Server::default());
         let replacement = Replacement::new(server);
         let all = [Arc::new(running(true)), Arc::new(running(true))];

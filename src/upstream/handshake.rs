@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_server_that_is_slow_to_answer_is_greeted_in_its_own_era() {
+    async fn slow_server_is_initialized_in_its_own_era() {
         let (modern, legacy) = (Ok(Revision::V2026_07_28), Ok(Revision::V2025_06_18));
         for (answers, revision) in [
             (&[MODERN, REFUSED][..], &modern),

@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn checks_are_due_one_at_a_time() {
+    async fn only_one_health_check_runs_at_a_time() {
         let (checks, calls) = (check(1), ActiveCalls::new(9));
         let mut running = running(true);
         assert!(!check(0).begin(&running) && !checks.begin(&running));
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_instance_that_is_silent_and_has_no_older_call_is_not_well() {
+    async fn silent_instance_without_older_calls_is_unhealthy() {
         let (checks, calls) = (check(1), ActiveCalls::new(9));
         let running = silent();
         assert!(!checks.check(&running, &calls).await);

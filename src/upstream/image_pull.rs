@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_pull_is_awaited_until_it_ends_or_time_is_over() {
+    async fn pull_is_awaited_until_it_ends_or_times_out() {
         let waiting = ImagePull::default();
         let (now, later) = (Instant::now(), Instant::now() + Duration::from_secs(100));
         assert_eq!(waiting.finished(later).await, Ok(()));

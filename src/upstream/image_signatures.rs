@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn who_attests_does_not_sign() {
+    fn attestation_is_not_a_signature() {
         let scan =
             || What::Attestation { predicate_type: "scan".into(), predicate: Some(7.into()) };
         let all = [
@@ -309,7 +309,7 @@ mod tests {
 
     // Both ends of a connection must make progress while the test waits for one of them.
     #[tokio::test(flavor = "multi_thread")]
-    async fn a_start_goes_on_without_a_registry_that_is_silent() {
+    async fn silent_registry_does_not_block_a_start() {
         let folder = tempfile::tempdir().unwrap();
         let pem = rcgen::KeyPair::generate().unwrap().public_key_pem();
         let who = Who::Key { pem, trusted_root: None };

@@ -605,7 +605,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_pull_that_panics_fails_for_all_who_wait_and_is_over() {
+    async fn panicking_pull_fails_for_all_waiting_callers() {
         let images = Arc::new(Images::of_nothing());
         let (go, gone) = oneshot::channel::<()>();
         let (pull, by_us) = images.begin("a".into(), |_| async move {

@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn parties_have_instances_of_their_own_and_none_has_them_all() {
+    async fn clients_have_dedicated_instances_up_to_a_share() {
         let server = instances(config::Server { instances: 6, ..Default::default() });
         let first = server.own(&party(0, "a")).unwrap();
         assert_eq!(first.party(), Some(&party(0, "a").key));
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn instances_that_nobody_uses_go() {
+    async fn unused_instances_are_removed() {
         let settings = config::Server { idle_stop_s: 1, ..Default::default() };
         let server = instances(settings);
         let held = server.own(&party(0, "a")).unwrap();
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn all_share_one_where_the_config_or_the_era_says_so() {
+    fn instance_is_shared_by_config_or_era() {
         let shared = config::Server { sharing: Sharing::Shared, ..Default::default() };
         let servers = [instances(shared), instances(config::Server::default())];
         *servers[1].server.eras.write() = Some(Eras::Modern);

@@ -483,7 +483,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_can_be_packed() {
+    fn only_native_programs_are_packable() {
         assert_eq!(packable(&std::env::current_exe().unwrap()), Ok(()));
         for program in
             ["/usr/bin/python3.11", "/usr/bin/env", "/bin/sh", "/etc/passwd", "/nonexistent"]

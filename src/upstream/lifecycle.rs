@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_running_instance_is_shown_until_it_is_withdrawn() {
+    async fn running_instance_is_visible_until_withdrawn() {
         let (lifecycle, running) = (Lifecycle::default(), Arc::new(running(true)));
         let mut state = lifecycle.lock().await;
         assert!(lifecycle.try_lock().is_none());
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_lost_connection_does_not_open_the_circuit() {
+    async fn lost_connection_does_not_open_the_circuit() {
         let (lifecycle, remote) = (Lifecycle::default(), Arc::new(running(false)));
         let mut state = lifecycle.lock().await;
         for _ in 0..10 {
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_closed_instance_does_not_start_again() {
+    async fn closed_instance_does_not_start_again() {
         let (lifecycle, running) = (Lifecycle::default(), Arc::new(running(true)));
         let mut state = lifecycle.lock().await;
         state.started(running.clone());

@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nothing_is_lost_uncounted() {
+    async fn lost_messages_are_counted() {
         let (ear, mut unrouted) = MessageSink::test(None);
         let all: u64 = 1_000;
         for _ in 0..all {
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_does_not_read_is_waited_for_on_a_line_of_its_own_alone() {
+    async fn slow_reader_blocks_only_its_dedicated_connection() {
         let key = InstanceKey::Session(portcullis_protocol::names::SessionId::presented("x"));
         for (party, lost) in [(None, 2), (Some(key), 0)] {
             let (ear, _unrouted) = MessageSink::test(party);

@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn answers_come_back_unless_nobody_waits_for_them() {
+    async fn only_awaited_responses_are_delivered() {
         let asked = PendingServerRequests::default();
         let (sent, mut received) = mpsc::unbounded_channel();
         let on =

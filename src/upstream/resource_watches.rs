@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_server_is_asked_for_the_first_watch_and_the_last() {
+    async fn only_first_and_last_watch_reach_the_server() {
         let (watches, running) = (ResourceWatches::default(), running(true));
         let empty = || Reply::Result(Bytes::from_static(b"{}"));
         let asked = watches.watch(&running, "a", TIMEOUT, async |call| {
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_refused_watch_is_taken_back() {
+    async fn refused_watch_is_removed() {
         let (watches, running) = (ResourceWatches::default(), running(true));
         let refusal = async |_| Ok(Reply::Error(Bytes::from_static(b"{}")));
         let reply = watches.watch(&running, "a", TIMEOUT, refusal).await;
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn watches_are_bounded() {
+    fn watches_are_limited() {
         let watches = ResourceWatches::default();
         for n in 0..MOST {
             assert_eq!(watches.add(&n.to_string()), Ok(true));

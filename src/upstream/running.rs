@@ -264,7 +264,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn the_first_and_the_newest_of_what_was_handed_are_kept() {
+    fn history_keeps_first_and_newest_secrets() {
         let all: Vec<_> = (0..40).map(|_| Arc::new(SecretSet::default())).collect();
         let given = SecretHistory::new(all[0].clone());
         all[1..].iter().for_each(|secrets| given.add(secrets));
@@ -276,7 +276,7 @@ pub(super) mod tests {
     }
 
     #[tokio::test]
-    async fn a_process_with_calls_is_not_closed_as_unused() {
+    async fn process_with_calls_is_not_closed_as_unused() {
         let running = running(true);
         assert!(!running.close_unused(Duration::from_secs(100)) && !running.calls.is_closed());
         let call = running.calls.token();

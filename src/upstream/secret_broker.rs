@@ -119,7 +119,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_somebody_has_is_told_with_what_is_new() {
+    async fn redaction_learns_delivered_and_new_secrets() {
         let (one, other) = ("one".parse::<ServerName>().unwrap(), "other".parse().unwrap());
         let (first, others) = (SecretSet::of_token("first"), SecretSet::of_token("others"));
         let told = Arc::new(Mutex::new(Vec::new()));

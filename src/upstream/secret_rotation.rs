@@ -144,7 +144,7 @@ pub(super) mod tests {
     }
 
     #[tokio::test]
-    async fn a_new_value_in_the_environment_needs_a_restart() {
+    async fn changed_environment_secret_needs_a_restart() {
         let read = LoadedSecrets::from([(SecretScope::Common, Ok(SecretSet::of_token("new")))]);
         let (server, mut events) = shared_with(config::Server::default(), read);
         let rotation = SecretRotation::new(server, SecretScope::Common);
@@ -165,7 +165,7 @@ pub(super) mod tests {
     }
 
     #[tokio::test]
-    async fn secrets_that_cannot_be_read_leave_the_instance_as_it_is() {
+    async fn unreadable_secrets_leave_the_instance_unchanged() {
         let read = LoadedSecrets::from([(SecretScope::Common, Err("no such file".into()))]);
         let (server, _events) = shared_with(config::Server::default(), read);
         let rotation = SecretRotation::new(server.clone(), SecretScope::Common);

@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn secrets_keep_their_value_until_another_one_is_read() {
+    async fn secrets_keep_their_value_until_reloaded() {
         let folder = tempfile::tempdir().unwrap();
         let (secrets, scope) = (secrets(folder.path()), SecretScope::Common);
         let write = |value: &str| fs::write(folder.path().join("token"), value).unwrap();
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_changed_file_does_not_repeat_a_known_failure() {
+    async fn known_failure_is_not_repeated_for_a_changed_file() {
         let secrets = secrets(Path::new("/nonexistent"));
         for (which, failed) in
             [(ReloadScope::Files, 1), (ReloadScope::Files, 0), (ReloadScope::All, 1)]

@@ -259,7 +259,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn failures_are_scrubbed_and_bounded() {
+    fn failures_are_redacted_and_limited() {
         let (server, _events) = shared(config::Server::default());
         server.log.lock().push_back("line".into());
         let failure = CallError::Misbehaved(format!("secret{}", "x".repeat(2_000)));
@@ -272,7 +272,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_stopped_server_refuses_starts() {
+    fn stopped_server_refuses_starts() {
         let (server, _events) = shared(config::Server::default());
         assert_eq!(server.ensure_active(), Ok(()));
         server.stop_launches("it was removed");

@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_was_written_here_for_this_very_image() {
+    fn only_own_entries_of_the_same_image_are_read() {
         let folder = tempfile::tempdir().unwrap();
         let (this, that) = (Digest::of(b"this"), Digest::of(b"that"));
         let first = SignatureCache::new(folder.path());
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn a_registry_that_was_asked_just_now_is_let_alone_whatever_it_said() {
+    fn recently_queried_registry_is_not_queried_again() {
         let folder = tempfile::tempdir().unwrap();
         let key = Digest::of(b"this");
         for message in [&[][..], &[signed("a", What::Signature)]] {
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_is_added_to_and_grows_old_for_each_repository() {
+    fn entries_accumulate_and_expire_by_repository() {
         let folder = tempfile::tempdir().unwrap();
         let key = Digest::of(b"this");
         let kept = SignatureCache::new(folder.path());
@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_of_repositories_is_bounded() {
+    fn cached_repositories_are_limited() {
         let folder = tempfile::tempdir().unwrap();
         let key = Digest::of(b"this");
         let kept = SignatureCache::new(folder.path());
@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn what_several_find_at_once_is_all_kept() {
+    fn concurrent_findings_are_all_stored() {
         let folder = tempfile::tempdir().unwrap();
         let key = Digest::of(b"this");
         // One cache for each, as for several processes.
@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_found_long_ago_makes_room() {
+    fn oldest_findings_are_evicted() {
         let folder = tempfile::tempdir().unwrap();
         let key = Digest::of(b"this");
         let kept = SignatureCache::new(folder.path());

@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn calls_of_a_draining_process_are_its_own() {
+    async fn calls_of_a_draining_process_are_counted_separately() {
         let elsewhere = Placement::Remote { url: "https://elsewhere".into() };
         let mut shared = health(Some(running(true)), 3);
         shared.draining = Some((Arc::new(running(true)), 2));

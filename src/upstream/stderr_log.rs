@@ -142,7 +142,7 @@ mod tests {
     use portcullis_vault::{Secret, Source};
 
     #[test]
-    fn a_key_over_several_lines_is_one_mark() {
+    fn multi_line_key_becomes_one_mark() {
         let (begin, end) = ("-----BEGIN", "-----END");
         let rsa = ["RSA PRIVATE", "KEY-----"].join(" ");
         let text = format!(
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_log_is_bounded_and_without_secrets() {
+    async fn log_is_limited_and_contains_no_secrets() {
         let log = Arc::default();
         let value = ["hunter", "2-is-long"].concat();
         let secrets = Arc::new(SecretSet(vec![DeliveredSecret {

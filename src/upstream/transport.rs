@@ -255,7 +255,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn progress_tokens_become_ours_and_come_back() {
+    fn progress_tokens_are_replaced_and_restored() {
         let params = Bytes::from_static(br#"{"name":"t","_meta":{"progressToken":"abc","x":1.0}}"#);
         let mut call = Call::own("tools/call", Some(params), Duration::from_secs(1));
         let (text, mine) = call.text(7);
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn subscriptions_are_known_by_our_ids_and_by_the_clients() {
+    fn subscription_ids_are_mapped_between_client_and_server() {
         let caps = portcullis_protocol::codec::Caps {
             bytes: 1_000,
             depth: 9,

@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_process_with_old_secrets_is_not_taken() {
+    async fn warm_process_with_old_secrets_is_not_used() {
         let (pool, mut events, secrets) = pool();
         let old = Arc::new(SecretSet::default());
         for secrets in [&old, &secrets] {
@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_process_that_was_started_across_a_review_is_not_kept() {
+    async fn warm_process_started_before_a_policy_review_is_dropped() {
         let (pool, mut events, secrets) = pool();
         pool.review(&PermitAll).await;
         let Err((_, why)) = pool.add(warm(&secrets), 0) else { panic!() };
@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_process_that_ends_early_counts_as_a_failed_start() {
+    async fn warm_process_that_ends_early_counts_as_a_failed_start() {
         let (pool, mut events, secrets) = pool();
         assert!(pool.is_short());
         let early = warm(&secrets);

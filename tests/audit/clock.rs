@@ -1,4 +1,4 @@
-//! A clock that does what clocks do: it goes back, jumps ahead, and stands still.
+//! Clocks that go back, jump ahead or stop.
 
 use std::{
     fs,
@@ -51,7 +51,7 @@ fn heads(dir: &Path) -> Vec<LineHead> {
 }
 
 #[tokio::test]
-async fn a_clock_that_goes_back_takes_no_record_with_it() {
+async fn clock_that_goes_back_loses_no_record() {
     let dir = tempfile::tempdir().unwrap();
     let clock = Arc::new(AtomicI64::new(NOON));
     // Ahead and back again, over the ends of days, with and without a restart between.

@@ -50,7 +50,7 @@ async fn write(state_dir: &Path) -> (DecisionId, DecisionId) {
 }
 
 #[tokio::test]
-async fn the_log_is_read_where_no_proxy_runs() {
+async fn log_is_queried_without_a_running_proxy() {
     let dir = tempfile::tempdir().unwrap();
     let (passed, denied) = write(dir.path()).await;
 
@@ -90,7 +90,7 @@ async fn the_log_is_read_where_no_proxy_runs() {
 }
 
 #[tokio::test]
-async fn the_log_of_a_running_proxy_is_read_and_followed_through_it() {
+async fn log_of_a_running_proxy_is_queried_through_it() {
     let dir = tempfile::tempdir().unwrap();
     let (passed, denied) = write(dir.path()).await;
     let audit = open(&dir.path().join("audit"));
@@ -126,7 +126,7 @@ async fn the_log_of_a_running_proxy_is_read_and_followed_through_it() {
 }
 
 #[tokio::test]
-async fn no_record_steers_the_terminal() {
+async fn records_cannot_control_the_terminal() {
     let dir = tempfile::tempdir().unwrap();
     let evil = "re\u{1b}]0;title\u{7}ad\r\n\u{9b}2J\u{202e}x";
     let audit = open(&dir.path().join("audit"));
@@ -152,7 +152,7 @@ async fn no_record_steers_the_terminal() {
 }
 
 #[tokio::test]
-async fn records_fit_the_published_schema() {
+async fn records_match_the_published_schema() {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path()).await;
     let schema = Command::new(cargo_bin("portcullis"))

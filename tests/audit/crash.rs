@@ -1,4 +1,4 @@
-//! `kill -9` under load: what was acknowledged is there afterwards.
+//! `kill -9` under load: acknowledged records survive.
 
 use std::{
     collections::HashSet,
@@ -17,8 +17,8 @@ use crate::common::{DEADLINE, call, find, intent, open, outcome, query};
 const STORE: &str = "PORTCULLIS_TEST_AUDIT_STORE";
 const KILLS: usize = 20;
 
-/// Not a test of its own: the process that the others start and kill. It writes as fast as it
-/// can and prints the id of every intent that was acknowledged.
+/// Not an independent test: the process that the others start and kill. It writes as fast as it can
+/// and prints the id of every acknowledged intent.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn writer() {
     let Some(store) = env::var_os(STORE) else { return };
@@ -77,7 +77,7 @@ async fn ids_on_record(audit: &Audit) -> HashSet<DecisionId> {
 }
 
 #[tokio::test]
-async fn nothing_acknowledged_is_lost_when_the_process_is_killed() {
+async fn killed_process_loses_no_acknowledged_record() {
     let dir = tempfile::tempdir().unwrap();
     let mut acknowledged = HashSet::new();
     for kill in 0..KILLS {
@@ -101,7 +101,7 @@ async fn nothing_acknowledged_is_lost_when_the_process_is_killed() {
 }
 
 #[tokio::test]
-async fn a_store_that_another_process_has_says_so_and_is_free_after_its_death() {
+async fn store_lock_names_its_process_and_ends_with_it() {
     let dir = tempfile::tempdir().unwrap();
     let mut writer = Writer::start(dir.path());
     assert!(writer.acknowledged().next().is_some());

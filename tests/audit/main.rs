@@ -1,5 +1,5 @@
-//! The audit log against what it must withstand: abrupt stops, full disks, damage, other
-//! processes, many producers; and what must never be found in it.
+//! The audit log under abrupt stops, full disks, damage, other processes and concurrent producers;
+//! and the data that it must never contain.
 
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
 
@@ -7,10 +7,10 @@ mod clock;
 mod command;
 mod common;
 mod crash;
-mod life;
+mod maintenance;
 mod paging;
-mod questions;
-mod reading;
+mod queries;
+mod query_properties;
 mod recovery;
 mod secrecy;
 mod store;

@@ -1,4 +1,4 @@
-//! Pages stay what they are while records are written.
+//! Pages stay stable while records are written.
 
 use portcullis_audit::{Audit, Order, Query, Seq};
 

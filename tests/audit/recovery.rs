@@ -1,4 +1,4 @@
-//! Damage to the files of a store: what is not damaged stays.
+//! Damage to the files of a store: undamaged records survive.
 
 use std::{fs, path::Path};
 
@@ -41,7 +41,7 @@ fn numbers(dir: &Path) -> Vec<u64> {
 }
 
 #[tokio::test]
-async fn a_damaged_frame_takes_no_other_with_it_when_the_index_is_made_again() {
+async fn rebuilt_index_loses_only_the_damaged_frame() {
     let dir = tempfile::tempdir().unwrap();
     filled(dir.path(), RECORDS).await;
     assert_eq!(numbers(dir.path()).len(), RECORDS);
@@ -60,7 +60,7 @@ async fn a_damaged_frame_takes_no_other_with_it_when_the_index_is_made_again() {
 }
 
 #[tokio::test]
-async fn commits_that_were_left_behind_cost_nothing_that_was_sealed_since() {
+async fn stale_commits_do_not_remove_sealed_records() {
     for whole in [true, false] {
         let dir = tempfile::tempdir().unwrap();
         filled(dir.path(), 9000).await;
@@ -85,7 +85,7 @@ async fn commits_that_were_left_behind_cost_nothing_that_was_sealed_since() {
 }
 
 #[tokio::test]
-async fn an_index_that_takes_nothing_stops_no_records_and_hides_none() {
+async fn unwritable_index_blocks_and_hides_no_records() {
     let dir = tempfile::tempdir().unwrap();
     let audit = open(dir.path());
     intent(&audit, &call()).await.unwrap();

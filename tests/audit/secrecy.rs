@@ -1,4 +1,4 @@
-//! No value of a message is in the store's bytes.
+//! The store's bytes contain no value of a message.
 
 use std::{fs, path::Path, sync::Arc};
 
@@ -31,7 +31,7 @@ fn holds(dir: &Path, text: &str) -> bool {
 }
 
 #[tokio::test]
-async fn no_value_of_a_message_is_in_the_store() {
+async fn store_contains_no_values_of_messages() {
     let dir = tempfile::tempdir().unwrap();
     let canary = ["canary", "in", "a", "mine"].join("-");
     let scrubbed = ["scrub", "me"].join("-");

@@ -1,4 +1,4 @@
-//! Full disks, damage, deadlines, many producers.
+//! Full disks, damage, deadlines and concurrent producers.
 
 use std::{
     fs,
@@ -48,7 +48,7 @@ async fn count(audit: &Audit, kind: &str) -> usize {
 }
 
 #[tokio::test]
-async fn a_store_below_the_reserve_does_not_open_or_take_records() {
+async fn disk_space_below_the_reserve_refuses_records() {
     let disk = SmallDisk::new(16);
     let full = Audit::open(&disk.dir.path().join("audit"), DEADLINE).unwrap_err();
     assert!(matches!(full, Unavailable::Full { .. }), "{full:?}");
@@ -66,7 +66,7 @@ async fn a_store_below_the_reserve_does_not_open_or_take_records() {
 }
 
 #[tokio::test]
-async fn a_disk_that_fills_up_under_the_store_refuses_and_recovers() {
+async fn full_disk_refuses_records_and_recovers() {
     let disk = SmallDisk::new(24);
     let dir = disk.dir.path().join("audit");
     let options = Options { deadline: DEADLINE, reserve: 0, ..Options::default() };
@@ -110,7 +110,7 @@ fn flip(path: &Path, at: usize) {
 }
 
 #[tokio::test]
-async fn a_torn_commit_was_never_acknowledged_and_is_cut_off() {
+async fn torn_commit_is_truncated() {
     let dir = tempfile::tempdir().unwrap();
     let audit = open(dir.path());
     for _ in 0..10 {
@@ -128,9 +128,9 @@ async fn a_torn_commit_was_never_acknowledged_and_is_cut_off() {
     assert_eq!(count(&audit, "event").await, 0);
 }
 
-/// A flipped bit of a length, a zeroed head and a commit that is taken out of the middle.
+/// A flipped bit in a length, a zeroed head, and a commit removed from the middle.
 #[tokio::test]
-async fn no_good_commit_is_cut_off_without_a_copy_and_a_word() {
+async fn truncated_good_commits_are_copied_and_reported() {
     for damage in 0..3 {
         let dir = tempfile::tempdir().unwrap();
         let audit = open(dir.path());
@@ -159,7 +159,7 @@ async fn no_good_commit_is_cut_off_without_a_copy_and_a_word() {
 }
 
 #[tokio::test]
-async fn another_digest_key_hides_nothing() {
+async fn replaced_digest_key_hides_no_records() {
     let dir = tempfile::tempdir().unwrap();
     let audit = open(dir.path());
     let calls: Vec<_> = (0..4200).map(|_| call()).collect();
@@ -175,7 +175,7 @@ async fn another_digest_key_hides_nothing() {
 }
 
 #[tokio::test]
-async fn records_that_damage_took_are_told_of() {
+async fn records_lost_to_damage_are_reported() {
     let dir = tempfile::tempdir().unwrap();
     let audit = open(dir.path());
     for _ in 0..100 {
@@ -204,7 +204,7 @@ async fn records_that_damage_took_are_told_of() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_index_that_is_damaged_or_gone_is_made_again() {
+async fn damaged_or_missing_index_is_rebuilt() {
     let dir = tempfile::tempdir().unwrap();
     let audit = open(dir.path());
     let calls: Vec<_> = (0..9000).map(|_| call()).collect();
@@ -231,7 +231,7 @@ async fn an_index_that_is_damaged_or_gone_is_made_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_bad_frame_costs_its_own_records_alone() {
+async fn damaged_frame_loses_only_its_own_records() {
     for at in [2, 100] {
         let dir = tempfile::tempdir().unwrap();
         let audit = open(dir.path());
@@ -259,7 +259,7 @@ async fn one_bad_frame_costs_its_own_records_alone() {
 }
 
 #[tokio::test]
-async fn records_of_many_segments_are_one_log() {
+async fn segments_form_one_log() {
     let dir = tempfile::tempdir().unwrap();
     let options =
         Options { deadline: DEADLINE, segment: Duration::from_millis(1), ..Options::default() };
@@ -290,7 +290,7 @@ async fn records_of_many_segments_are_one_log() {
 }
 
 #[tokio::test]
-async fn a_folder_that_cannot_be_made_or_used_is_named() {
+async fn unusable_folder_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("file");
     fs::write(&file, "").unwrap();
@@ -303,7 +303,7 @@ async fn a_folder_that_cannot_be_made_or_used_is_named() {
 }
 
 #[tokio::test]
-async fn the_store_is_its_owners_alone() {
+async fn store_is_private_to_its_owner() {
     let dir = tempfile::tempdir().unwrap();
     let store = dir.path().join("audit");
     drop(open(&store));
@@ -311,7 +311,7 @@ async fn the_store_is_its_owners_alone() {
 }
 
 #[tokio::test]
-async fn a_follower_that_lags_is_told_how_much_it_missed() {
+async fn lagging_follower_gets_the_number_of_missed_records() {
     let dir = tempfile::tempdir().unwrap();
     let audit = open(dir.path());
     let mut tail = audit.tail();
@@ -331,7 +331,7 @@ async fn a_follower_that_lags_is_told_how_much_it_missed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_producers_share_the_syncs() {
+async fn concurrent_producers_share_syncs() {
     const PRODUCERS: usize = 64;
     const CALLS: usize = 50;
     let dir = tempfile::tempdir().unwrap();

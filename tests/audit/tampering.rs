@@ -1,7 +1,7 @@
-//! Whoever changes something in a store is found out, and who changes nothing is not accused.
+//! Every change to a store is found, and an unchanged store passes.
 //!
-//! Each test edits the files of a store that the proxy's own code wrote, the way somebody would who
-//! has all of them and knows the format, but has no signing key and can't reach the state folder.
+//! Each test edits the files of a store that the proxy's own code wrote, as an attacker could who
+//! has all of them and knows the format, but has no signing key and cannot reach the state folder.
 
 use std::{
     fs,
@@ -183,7 +183,7 @@ fn chain(log: &Log) {
 }
 
 #[test]
-fn an_untouched_store_passes() {
+fn untouched_store_passes() {
     let log = log();
     let report = log.report();
     assert_eq!(report.findings, []);
@@ -203,7 +203,7 @@ fn an_untouched_store_passes() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_store_that_is_written_passes_at_any_moment() {
+async fn store_in_use_passes_at_any_time() {
     let dir = tempfile::tempdir().unwrap();
     let log = Log(dir);
     let audit = open(log.state(), &log.store());
@@ -231,7 +231,7 @@ async fn a_store_that_is_written_passes_at_any_moment() {
 }
 
 #[test]
-fn a_store_passes_after_its_writer_was_killed() {
+fn store_of_a_killed_writer_passes() {
     let log = Log(tempfile::tempdir().unwrap());
     for kill in 0..5 {
         let mut writer = Writer::start(&log.store());
@@ -249,7 +249,7 @@ fn a_store_passes_after_its_writer_was_killed() {
 }
 
 #[test]
-fn every_flipped_bit_is_found_and_told_where() {
+fn flipped_bits_are_found_with_their_position() {
     let log = log();
     let lengths = |path: &Path| {
         let bytes = fs::read(path).unwrap();
@@ -280,7 +280,7 @@ fn every_flipped_bit_is_found_and_told_where() {
 }
 
 #[test]
-fn a_changed_record_is_found_with_its_checksum_and_with_its_whole_chain_made_right() {
+fn changed_record_is_found_with_a_recomputed_chain() {
     for file in ["records", "wal-"] {
         let log = log();
         let path = log.find(file);
@@ -302,7 +302,7 @@ fn a_changed_record_is_found_with_its_checksum_and_with_its_whole_chain_made_rig
 }
 
 #[test]
-fn records_that_are_removed_put_in_or_moved_are_found() {
+fn removed_inserted_or_moved_records_are_found() {
     type Edit = fn(&mut Vec<Frame>);
     let edits: [(&str, Edit); 5] = [
         ("deleted", |all| drop(all[3].lines.remove(100))),
@@ -353,7 +353,7 @@ fn records_that_are_removed_put_in_or_moved_are_found() {
 }
 
 #[test]
-fn a_cut_tail_is_found() {
+fn truncated_tail_is_found() {
     let cuts: [(&str, usize); 4] = [("wal-", 1), ("wal-", 5), ("records", 1), ("records", 9)];
     for (file, frames_cut) in cuts {
         let log = log();
@@ -381,7 +381,7 @@ fn a_cut_tail_is_found() {
 }
 
 #[test]
-fn a_store_that_is_rolled_back_is_found_also_after_it_went_on() {
+fn rolled_back_store_is_found_after_new_records_too() {
     let log = log();
     let before = tempfile::tempdir().unwrap();
     copy(&log.store(), before.path());
@@ -396,7 +396,7 @@ fn a_store_that_is_rolled_back_is_found_also_after_it_went_on() {
 }
 
 #[test]
-fn a_store_that_was_swapped_is_found() {
+fn swapped_store_is_found() {
     let (mine, theirs) = (log(), Log(tempfile::tempdir().unwrap()));
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async { write(&open(theirs.state(), &theirs.store()), 100).await });
@@ -408,7 +408,7 @@ fn a_store_that_was_swapped_is_found() {
 }
 
 #[test]
-fn a_segment_that_is_removed_is_found() {
+fn removed_segment_is_found() {
     let log = log();
     fs::remove_dir_all(log.path("segments/0000000000000000")).unwrap();
     assert_eq!(log.found(), [What::TailCut]);
@@ -418,7 +418,7 @@ fn a_segment_that_is_removed_is_found() {
 }
 
 #[test]
-fn checkpoints_that_are_removed_changed_or_forged_are_found() {
+fn removed_changed_or_forged_checkpoints_are_found() {
     let log = log();
     let path = log.path("checkpoints");
     let good = fs::read_to_string(&path).unwrap();
@@ -458,7 +458,7 @@ fn checkpoints_that_are_removed_changed_or_forged_are_found() {
 }
 
 #[test]
-fn a_damaged_index_neither_hides_a_record_nor_is_held_against_the_log() {
+fn damaged_index_hides_no_record_and_passes_verification() {
     let log = log();
     let index = log.path("segments/0000000000000000/index/db");
     let good = fs::read(&index).unwrap();
@@ -483,7 +483,7 @@ fn a_damaged_index_neither_hides_a_record_nor_is_held_against_the_log() {
 }
 
 #[test]
-fn an_index_that_was_changed_on_purpose_is_found_by_who_asks_for_it() {
+fn manipulated_index_is_found_on_request() {
     let indexes = ["audit", "verify", "--indexes", "--state-dir"];
     type Lie = fn(&sled::Db);
     let lies: [(&str, Lie); 4] = [
@@ -529,7 +529,7 @@ fn text(output: &Output) -> &str {
 }
 
 #[test]
-fn the_command_line_says_what_is_wrong_and_where() {
+fn verify_prints_findings_with_positions() {
     let log = log();
     let state = log.state().to_str().unwrap();
     let run = |args: &[&str]| portcullis(&[args, &["--state-dir", state]].concat());
@@ -571,7 +571,7 @@ fn the_command_line_says_what_is_wrong_and_where() {
 }
 
 #[test]
-fn proofs_hold_without_the_store_and_only_for_what_they_prove() {
+fn proofs_are_valid_only_for_their_record() {
     let log = log();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let id = runtime.block_on(async {
@@ -624,7 +624,7 @@ fn proofs_hold_without_the_store_and_only_for_what_they_prove() {
 }
 
 #[test]
-fn witnesses_are_told_in_order_and_after_a_failure() {
+fn witnesses_get_checkpoints_in_order_and_after_failures() {
     use portcullis_audit::proof::Witness;
     let log = Log(tempfile::tempdir().unwrap());
     let elsewhere = tempfile::tempdir().unwrap();
@@ -674,9 +674,9 @@ fn witnesses_are_told_in_order_and_after_a_failure() {
     }
 }
 
-/// A verifier that shares no code with the proxy: the format is as it is documented.
+/// The verifier shares no code with the proxy, so the format is as documented.
 #[test]
-fn somebody_elses_verifier_comes_to_the_same_result() {
+fn independent_verifier_agrees() {
     let log = log();
     let keys = fs::read_to_string(log.path("audit-verifier")).unwrap();
     let (key, dir) = (keys.trim(), tempfile::tempdir().unwrap());

@@ -1,4 +1,4 @@
-//! What the tree that is signed is made of can be damaged: nothing wrong is ever signed.
+//! Damaged inputs of the signed tree: nothing wrong is ever signed.
 
 use std::{
     fs,
@@ -111,16 +111,16 @@ async fn logs(pruned: bool) -> [Log; 2] {
     [log, killed]
 }
 
-/// What became of a damaged log when a proxy opened it, wrote and was to sign.
+/// Result of signing a damaged log after a proxy opened it and wrote to it.
 #[derive(Debug, PartialEq)]
-enum Came {
-    /// It signed, and all holds.
+enum SigningOutcome {
+    /// The proxy signed a checkpoint, and the log is valid.
     Signed,
-    /// It refused to sign.
+    /// The proxy refused to sign.
     Refused,
 }
 
-async fn came_of(log: &Log, what: &str) -> Came {
+async fn signing_outcome(log: &Log, what: &str) -> SigningOutcome {
     let before = log.checkpoints();
     let day = Arc::new(AtomicI64::new(50));
     let audit = open(log.0.path(), &day);
@@ -136,7 +136,7 @@ async fn came_of(log: &Log, what: &str) -> Came {
         }
         drop(audit);
         assert_eq!(log.checkpoints(), before, "{what}: something was signed");
-        return Came::Refused;
+        return SigningOutcome::Refused;
     }
     made.unwrap_or_else(|fault| panic!("{what}: {fault}"));
     closed(log).await;
@@ -147,7 +147,7 @@ async fn came_of(log: &Log, what: &str) -> Came {
     // So it is the next time.
     drop(open(log.0.path(), &day));
     assert_eq!(log.report().findings, [], "{what}, opened again");
-    Came::Signed
+    SigningOutcome::Signed
 }
 
 type Damage = fn(&Path);
@@ -184,7 +184,7 @@ fn edit(file: &Path, edit: impl FnOnce(&mut serde_json::Value)) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_closed_segment_says_wrongly_is_never_signed() {
+async fn wrong_segment_metadata_is_never_signed() {
     for pruned in [false, true] {
         for made in logs(pruned).await {
             for at in 0..SEGMENTS - 1 - usize::from(pruned) {
@@ -199,19 +199,19 @@ async fn what_a_closed_segment_says_wrongly_is_never_signed() {
                             let found = log.report().findings;
                             assert!(found.iter().all(|f| f.what == What::IndexMismatch), "{what}");
                             assert_ne!(found, [], "{what}");
-                            healed(&log, &what).await
+                            signing_outcome_after_repair(&log, &what).await
                         }
-                        _ => came_of(&log, &what).await,
+                        _ => signing_outcome(&log, &what).await,
                     };
-                    assert_eq!(found, Came::Signed, "{what}");
+                    assert_eq!(found, SigningOutcome::Signed, "{what}");
                 }
             }
         }
     }
 }
 
-/// As `came_of`, but what a segment in the middle says of itself may stay wrong: nobody goes by it.
-async fn healed(log: &Log, what: &str) -> Came {
+/// Like `signing_outcome`, except that the metadata of a middle segment may stay wrong: nothing reads it.
+async fn signing_outcome_after_repair(log: &Log, what: &str) -> SigningOutcome {
     let day = Arc::new(AtomicI64::new(50));
     let audit = open(log.0.path(), &day);
     write(&audit, 3).await;
@@ -221,11 +221,11 @@ async fn healed(log: &Log, what: &str) -> Came {
     let others = report.findings.iter().filter(|finding| finding.what != What::IndexMismatch);
     assert_eq!(others.count(), 0, "{what}: {:?}", report.findings);
     assert_eq!(report.signed.map(|signed| signed.size), Some(report.end), "{what}");
-    Came::Signed
+    SigningOutcome::Signed
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_any_trace_of_what_was_dropped_nothing_is_signed() {
+async fn log_without_pruning_proofs_is_not_signed() {
     for made in logs(true).await {
         // The oldest segment's own word is enough.
         fs::remove_dir_all(made.store().join("dropped")).unwrap();
@@ -234,7 +234,10 @@ async fn without_any_trace_of_what_was_dropped_nothing_is_signed() {
         for segment in log.segments() {
             let _ = fs::remove_file(segment.join("segment.json"));
         }
-        assert_eq!(came_of(&log, "no word of what was before").await, Came::Refused);
+        assert_eq!(
+            signing_outcome(&log, "no word of what was before").await,
+            SigningOutcome::Refused
+        );
     }
 }
 
@@ -251,7 +254,7 @@ fn lie(segment: &Path) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_an_index_says_wrongly_is_never_signed() {
+async fn wrong_index_is_never_signed() {
     for made in logs(false).await {
         for at in 0..SEGMENTS {
             for name in ["removed", "flipped", "lies", "lies, and nothing says where it ends"] {
@@ -277,14 +280,14 @@ async fn what_an_index_says_wrongly_is_never_signed() {
                         fs::remove_file(segment.join("segment.json")).unwrap();
                     }
                 }
-                assert_eq!(came_of(&log, &what).await, Came::Signed, "{what}");
+                assert_eq!(signing_outcome(&log, &what).await, SigningOutcome::Signed, "{what}");
             }
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn records_that_are_not_those_that_were_signed_are_not_signed_again() {
+async fn changed_signed_records_are_not_signed_again() {
     for made in logs(false).await {
         // A tampered record in a store whose tree is made again: nothing has its old hash.
         let segment = &made.segments()[1];
@@ -297,13 +300,13 @@ async fn records_that_are_not_those_that_were_signed_are_not_signed_again() {
             fs::remove_dir_all(segment.join("index")).unwrap();
             let _ = fs::remove_file(segment.join("segment.json"));
         }
-        assert_eq!(came_of(&made, "a changed record").await, Came::Refused);
+        assert_eq!(signing_outcome(&made, "a changed record").await, SigningOutcome::Refused);
         assert!(made.report().findings.iter().any(|f| f.what == What::FrameDamaged));
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_folder_that_claims_records_beyond_all_number_holds_no_start_up() {
+async fn segment_with_an_absurd_number_does_not_delay_startup() {
     for first in ["9999999999999999", "0000000000100000"] {
         let log = Log(tempfile::tempdir().unwrap());
         let day = Arc::default();

@@ -1,5 +1,4 @@
-//! Witnesses that are reached over real sockets are told of every checkpoint, in order, and told
-//! again what they did not take.
+//! Witnesses over real sockets get every checkpoint in order, and rejected ones again.
 
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
@@ -81,7 +80,7 @@ fn counted(stream: impl std::io::Read) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_syslog_over_tcp_gets_counted_messages() {
+async fn tcp_syslog_gets_octet_counted_messages() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("tcp://{}", listener.local_addr().unwrap());
     let (send, came) = mpsc::channel();
@@ -96,7 +95,7 @@ async fn a_syslog_over_tcp_gets_counted_messages() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_local_syslog_gets_datagrams_or_a_stream_whichever_it_takes() {
+async fn local_syslog_gets_datagrams_or_a_stream() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("datagrams");
     let socket = UnixDatagram::bind(&path).unwrap();
@@ -151,7 +150,7 @@ fn answer(stream: TcpStream, status: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_url_is_told_again_what_it_did_not_take() {
+async fn rejected_checkpoint_is_sent_to_the_url_again() {
     // As the executable does; another test may have done it.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

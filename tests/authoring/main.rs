@@ -1,8 +1,8 @@
-//! The author's day: every verb of `portcullis plugin`, through the real program.
+//! Every verb of `portcullis plugin`, with the real program.
 
 #![expect(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
-mod looking;
+mod inspect;
 mod projects;
 mod signing;
 mod testing;

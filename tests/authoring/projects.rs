@@ -1,4 +1,4 @@
-//! From nothing to a plugin that passes its own cases, in every language.
+//! New projects in every language build a plugin that passes its own cases.
 
 use std::{fs, path::Path};
 
@@ -44,27 +44,27 @@ fn project(language: &str) {
 }
 
 #[test]
-fn in_rust() {
+fn rust_project_builds_and_passes_its_cases() {
     project("rust");
 }
 
 #[test]
-fn in_javascript() {
+fn javascript_project_builds_and_passes_its_cases() {
     project("js");
 }
 
 #[test]
-fn in_python() {
+fn python_project_builds_and_passes_its_cases() {
     project("python");
 }
 
 #[test]
-fn in_c() {
+fn c_project_builds_and_passes_its_cases() {
     project("c");
 }
 
 #[test]
-fn what_is_there_stays() {
+fn existing_folder_is_not_overwritten() {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir(dir.path().join("mine")).unwrap();
     fs::write(dir.path().join("mine/Cargo.toml"), "mine").unwrap();
@@ -81,7 +81,7 @@ fn what_is_there_stays() {
 }
 
 #[test]
-fn a_tool_that_is_missing_is_named() {
+fn missing_build_tool_is_named() {
     let dir = tempfile::tempdir().unwrap();
     for (language, tool) in
         [("rust", "cargo"), ("js", "npm"), ("python", "python3"), ("c", "clang")]
@@ -98,7 +98,7 @@ fn a_tool_that_is_missing_is_named() {
 }
 
 #[test]
-fn what_asks_for_more_than_the_contract_has_is_not_built() {
+fn imports_beyond_the_contract_fail_the_build() {
     let dir = tempfile::tempdir().unwrap();
     assert_eq!(run(dir.path(), &["plugin", "new", "--lang", "c", "nosy"]).0, 0);
     let source = dir.path().join("nosy/nosy.c");
@@ -118,7 +118,7 @@ fn what_asks_for_more_than_the_contract_has_is_not_built() {
 }
 
 #[test]
-fn what_is_no_project_is_told() {
+fn build_refuses_other_folders() {
     let dir = tempfile::tempdir().unwrap();
     let (code, _, err) = run(dir.path(), &["plugin", "build"]);
     assert_eq!(code, 1);

@@ -8,7 +8,7 @@ use signed_note::{Note, StandardSigner};
 use super::{built, run};
 
 #[test]
-fn a_signature_holds_for_the_file_that_was_signed() {
+fn signature_is_valid_only_for_the_signed_file() {
     let dir = tempfile::tempdir().unwrap();
     let here = dir.path();
     fs::copy(built("watermark"), here.join("mine.wasm")).unwrap();
@@ -54,7 +54,7 @@ fn a_signature_holds_for_the_file_that_was_signed() {
 }
 
 #[test]
-fn what_was_signed_is_held_against_what_the_plugin_says_of_itself() {
+fn signed_name_must_match_the_manifest() {
     let dir = tempfile::tempdir().unwrap();
     let here = dir.path();
     fs::copy(built("watermark"), here.join("mine.wasm")).unwrap();
@@ -81,7 +81,7 @@ fn what_was_signed_is_held_against_what_the_plugin_says_of_itself() {
 }
 
 #[test]
-fn a_key_is_named_and_never_given() {
+fn signing_keys_are_references_and_never_values() {
     let dir = tempfile::tempdir().unwrap();
     fs::copy(built("watermark"), dir.path().join("mine.wasm")).unwrap();
     let key = format!("PRIVATE+{}", "KEY+a+00000000+AAAA");

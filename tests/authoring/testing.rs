@@ -1,4 +1,4 @@
-//! `plugin test`: cases that come as expected, and what is said of those that do not.
+//! `plugin test`: passing cases, and the messages about failing ones.
 
 use std::{fs, path::Path};
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::{ROOT, built, run};
 
 #[test]
-fn the_examples_pass_their_own_cases() {
+fn examples_pass_their_own_cases() {
     for name in ["redact-pii", "refunds", "prompt-injection", "watermark"] {
         let plugin = built(name);
         let folder = Path::new(ROOT).join("plugins/examples").join(name);
@@ -30,7 +30,7 @@ fn cases(text: &str) -> (i32, String) {
 }
 
 #[test]
-fn a_failure_says_what_came_and_of_what() {
+fn failure_shows_verdict_and_message() {
     let (code, out) = cases(
         "cases:\n  - name: large\n    call: shop/refund\n    args: { amount: 101, currency: EUR }\n    expect: pass\n",
     );
@@ -47,7 +47,7 @@ fn a_failure_says_what_came_and_of_what() {
 }
 
 #[test]
-fn everything_that_a_case_says_of_a_verdict_can_fail() {
+fn every_expectation_of_a_case_can_fail() {
     let refused = "call: shop/refund, args: { amount: 101, currency: EUR }, expect: refuse";
     let passed = "call: shop/refund, args: { amount: 1, currency: EUR }, expect: pass";
     for (case, told) in [
@@ -72,7 +72,7 @@ fn everything_that_a_case_says_of_a_verdict_can_fail() {
 }
 
 #[test]
-fn a_replacement_that_the_chain_would_not_take_is_a_fault() {
+fn illegal_replacement_is_a_fault() {
     let dir = tempfile::tempdir().unwrap();
     let plugin = built("hostile");
     for (harm, told) in [
@@ -100,7 +100,7 @@ fn a_replacement_that_the_chain_would_not_take_is_a_fault() {
 }
 
 #[test]
-fn what_is_wrong_with_a_file_has_its_place() {
+fn errors_in_a_case_file_have_positions() {
     for (case, told) in [
         ("{ name: a, call: shop/refund, expects: pass }", "did you mean `expect`?"),
         ("{ name: a, call: shop/refund }", "the case expects nothing"),
@@ -122,7 +122,7 @@ fn what_is_wrong_with_a_file_has_its_place() {
 }
 
 #[test]
-fn steps_find_what_was_left_and_rows_do_not() {
+fn steps_share_state_and_rows_do_not() {
     let day = "config: { limits: { EUR: 100 }, a-day: { EUR: 150 } }";
     let asked = "call: shop/refund\n    args: { amount: 100, currency: EUR }";
     let rows = |key: &str, second: &str| {
@@ -139,7 +139,7 @@ fn steps_find_what_was_left_and_rows_do_not() {
 }
 
 #[test]
-fn hooks_that_no_case_meets_are_told() {
+fn untested_hooks_are_reported() {
     let dir = tempfile::tempdir().unwrap();
     let plugin = built("redact-pii");
     let text = format!(

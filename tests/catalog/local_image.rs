@@ -1,4 +1,4 @@
-//! Images that are of no registry, taken by the engine that has them.
+//! Images that only the engine has.
 
 use std::{
     io::Write as _,
@@ -41,9 +41,9 @@ fn locked(dir: &Path, server: &str) -> toml::Value {
     lock["servers"][server].clone()
 }
 
-/// `docker run my/time:1` in a client's file: no registry has it, and the engine does.
+/// `docker run my/time:1` in a client's file: only the engine has the image.
 #[test]
-fn an_image_that_only_the_engine_has_is_imported() {
+fn image_only_in_the_engine_is_imported() {
     let local = Local::make("imported");
     let dir = folder();
     let dir = dir.path();
@@ -67,7 +67,7 @@ fn an_image_that_only_the_engine_has_is_imported() {
 
 /// README: "by digest, or by a local id `sha256:…`".
 #[test]
-fn an_image_is_added_by_its_id() {
+fn image_is_added_by_its_id() {
     let local = Local::make("by-id");
     let dir = folder();
     let dir = dir.path();

@@ -1,13 +1,13 @@
-//! Catalogs, imports and profiles from outside: the real binary, a folder, and a real registry.
+//! Foreign catalogs, imports and profiles: the real binary, a folder, and a real registry.
 
 #![expect(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
-mod handed;
 mod image;
 mod local_image;
 #[path = "../../src/oci/tests/support/mod.rs"]
 mod registry;
 mod replacing;
+mod secret_confirmation;
 
 use std::{
     fs,
@@ -110,7 +110,7 @@ fn catalog(image: &str) -> String {
 }
 
 #[test]
-fn a_clients_file_is_taken_and_its_secrets_stay_out() {
+fn client_file_is_imported_without_its_secrets() {
     let dir = folder();
     let dir = dir.path();
     fs::create_dir(dir.join("box")).unwrap();
@@ -167,9 +167,9 @@ fn a_clients_file_is_taken_and_its_secrets_stay_out() {
     checks(dir);
 }
 
-/// What a stranger's file says of this machine is left out, and what it opens is told.
+/// Local paths and users of a foreign file are omitted, and its access is reported.
 #[test]
-fn a_strangers_server_gets_nothing_of_this_machine() {
+fn foreign_server_gets_no_local_access() {
     let dir = folder();
     let dir = dir.path();
     fs::create_dir(dir.join("mine")).unwrap();
@@ -235,9 +235,9 @@ fn a_strangers_server_gets_nothing_of_this_machine() {
     checks(dir);
 }
 
-/// An operator may open them, and is told what that is.
+/// An operator may allow this access, and gets a warning that names it.
 #[test]
-fn ways_to_what_a_machine_keeps_for_itself_are_warned_of() {
+fn access_to_local_services_causes_a_warning() {
     let dir = folder();
     let dir = dir.path();
     let key = secret();
@@ -274,9 +274,9 @@ fn ways_to_what_a_machine_keeps_for_itself_are_warned_of() {
     assert_eq!(lines("config-unsafe"), warned.collect::<Vec<u64>>(), "{out}");
 }
 
-/// Hosted servers hand out URLs with a key in the path.
+/// URLs of hosted servers can contain a key in the path.
 #[test]
-fn a_secret_in_the_path_of_a_url_is_not_taken() {
+fn secret_in_a_url_path_is_not_imported() {
     let dir = folder();
     let dir = dir.path();
     let key = secret();
@@ -298,7 +298,7 @@ fn a_secret_in_the_path_of_a_url_is_not_taken() {
 }
 
 #[test]
-fn a_dry_run_writes_nothing() {
+fn dry_run_writes_nothing() {
     let dir = folder();
     let dir = dir.path();
     write(dir, "x.json", r#"{"mcpServers": {"x": {"command": "x"}}}"#);
@@ -313,7 +313,7 @@ fn a_dry_run_writes_nothing() {
 }
 
 #[test]
-fn a_catalog_is_kept_as_it_was() {
+fn added_catalog_is_stored_unchanged() {
     let dir = folder();
     let dir = dir.path();
     fs::create_dir(dir.join("data")).unwrap();
@@ -380,7 +380,7 @@ fn a_catalog_is_kept_as_it_was() {
 }
 
 #[test]
-fn what_is_wrong_has_its_place() {
+fn errors_have_positions() {
     let dir = folder();
     let dir = dir.path();
     write(
@@ -402,7 +402,7 @@ fn what_is_wrong_has_its_place() {
 }
 
 #[test]
-fn tags_are_resolved_once_and_catalogs_travel() {
+fn catalogs_are_pushed_and_pulled_with_locked_tags() {
     let registry = Registry::start(&Door::default());
     let here = registry.host();
     let dir = folder();
@@ -469,7 +469,7 @@ fn tags_are_resolved_once_and_catalogs_travel() {
 }
 
 #[test]
-fn profiles_travel() {
+fn profiles_are_pushed_and_pulled() {
     let registry = Registry::start(&Door::default());
     let dir = folder();
     let dir = dir.path();
@@ -552,7 +552,7 @@ fn exported(dir: &Path, name: &str) -> (Value, String) {
 }
 
 #[test]
-fn a_profile_comes_back_as_it_went() {
+fn exported_profile_round_trips() {
     let registry = Registry::start(&Door::default());
     let dir = folder();
     let dir = dir.path();
@@ -617,7 +617,7 @@ fn a_profile_comes_back_as_it_went() {
 }
 
 #[test]
-fn what_a_profile_cannot_say_is_told() {
+fn settings_missing_from_a_profile_are_reported() {
     let dir = folder();
     let dir = dir.path();
     fs::create_dir(dir.join("data")).unwrap();
@@ -666,7 +666,7 @@ fn what_a_profile_cannot_say_is_told() {
 }
 
 #[test]
-fn a_profile_has_settings_of_its_own() {
+fn profile_has_its_own_settings() {
     let dir = folder();
     let dir = dir.path();
     let text = format!(
@@ -710,9 +710,9 @@ fn a_profile_has_settings_of_its_own() {
     }
 }
 
-/// Docker's files of settings, a server of the MCP registry, and a URL of a file.
+/// Docker's settings files, a server of the MCP registry, and a URL in a file.
 #[test]
-fn what_is_on_and_what_is_left_on_is_as_the_files_say() {
+fn enabled_servers_and_tools_follow_the_files() {
     let dir = folder();
     let dir = dir.path();
     fs::create_dir(dir.join("data")).unwrap();
@@ -814,9 +814,9 @@ fn locked(dir: &Path) -> Vec<(Option<String>, String)> {
     records.map(Result::unwrap).map(record).collect()
 }
 
-/// An old version, with what was mended since, comes back by nobody's word but the operator's.
+/// Only the operator can bring back an old version with its flaws.
 #[test]
-fn nothing_goes_back_unsaid() {
+fn rollback_needs_confirmation() {
     let registry = Registry::start(&Door::default());
     let here = registry.host();
     let fixed = |of: char| format!("sha256:{}", of.to_string().repeat(64));
@@ -911,7 +911,7 @@ fn nothing_goes_back_unsaid() {
 }
 
 #[test]
-fn what_the_config_alone_said_is_remembered() {
+fn digest_only_in_the_config_is_remembered() {
     let dir = folder();
     let dir = dir.path();
     let [one, two] = ["1", "2"].map(|of| format!("sha256:{}", of.repeat(64)));
@@ -931,9 +931,9 @@ fn what_the_config_alone_said_is_remembered() {
     assert!(code == 1 && err.contains("--allow-downgrade"), "{err}");
 }
 
-/// What can't be on record is not done.
+/// An action that cannot be recorded is not done.
 #[test]
-fn an_image_that_cannot_be_recorded_is_not_taken() {
+fn unrecorded_image_is_not_imported() {
     let dir = folder();
     let dir = dir.path();
     write(dir, "x.yaml", &format!("name: x\ntype: server\nimage: example.com/x@{}\n", digest()));
@@ -945,9 +945,9 @@ fn an_image_that_cannot_be_recorded_is_not_taken() {
     assert_eq!(fs::read_dir(dir.join("policies")).unwrap().count(), 0);
 }
 
-/// Whatever hands an entry to others refuses it with its line, and hands on nothing.
+/// Every command that publishes an entry refuses it with its line, and publishes nothing.
 #[test]
-fn what_may_be_a_secret_is_not_published() {
+fn possible_secrets_are_not_published() {
     let registry = Registry::start(&Door::default());
     let dir = folder();
     let dir = dir.path();
@@ -999,7 +999,7 @@ fn what_may_be_a_secret_is_not_published() {
 }
 
 #[test]
-fn a_reference_is_fetched_over_tls_by_an_authority_that_is_known() {
+fn references_are_fetched_over_tls_with_a_configured_authority() {
     let registry = Registry::start(&Door { tls: true, ..Door::default() });
     let here = registry.host();
     let dir = folder();

@@ -1,5 +1,4 @@
-//! What takes the place of something: what the operator wrote goes only where they name it, and strangers choose
-//! nothing.
+//! Replacements: only the operator can replace an entry that was edited or has another origin.
 
 use std::{fs, path::Path};
 
@@ -54,7 +53,7 @@ fn policies(dir: &Path) -> String {
 
 /// An update by the author of the catalog or of the image.
 #[test]
-fn an_entry_that_was_not_edited_is_written_again_with_the_difference_shown() {
+fn unedited_entry_is_replaced_and_the_difference_shown() {
     let dir = folder();
     let dir = dir.path();
     write(dir, "x.yaml", &entry('1', "api.example.com"));
@@ -89,7 +88,7 @@ fn an_entry_that_was_not_edited_is_written_again_with_the_difference_shown() {
 
 /// An update of an entry that the operator narrowed.
 #[test]
-fn an_entry_that_the_operator_edited_is_replaced_only_where_it_is_named() {
+fn edited_entry_is_replaced_only_if_named() {
     let dir = folder();
     let dir = dir.path();
     write(dir, "x.yaml", &entry('1', "api.example.com"));
@@ -166,9 +165,9 @@ fn an_entry_that_the_operator_edited_is_replaced_only_where_it_is_named() {
     ok(dir, &again);
 }
 
-/// `server add docker://IMAGE` asks nothing, except where it takes away what the operator wrote.
+/// `server add docker://IMAGE` prompts only if it would remove lines of the operator.
 #[test]
-fn an_edited_entry_is_replaced_by_an_image_only_where_that_is_confirmed() {
+fn edited_entry_is_replaced_by_an_image_only_after_confirmation() {
     let registry = Registry::start(&Door::default());
     let dir = folder();
     let dir = dir.path();
@@ -193,7 +192,7 @@ fn an_edited_entry_is_replaced_by_an_image_only_where_that_is_confirmed() {
 
 /// The output may end up in a log.
 #[test]
-fn what_may_be_a_secret_is_not_in_the_difference() {
+fn difference_shows_no_possible_secrets() {
     let dir = folder();
     let dir = dir.path();
     write(dir, "x.yaml", &entry('1', "api.example.com"));
@@ -211,7 +210,7 @@ fn what_may_be_a_secret_is_not_in_the_difference() {
 }
 
 #[test]
-fn policies_that_somebody_changed_stay() {
+fn edited_policies_are_kept() {
     let dir = folder();
     let dir = dir.path();
     write(dir, "x.yaml", &entry('1', "api.example.com"));
@@ -250,9 +249,9 @@ fn policies_that_somebody_changed_stay() {
     assert_eq!((config(dir), &*policies(dir)), (CONFIG.to_owned(), "// mine\n"));
 }
 
-/// The lock file is one for all: what is in it of one server keeps no other from starting.
+/// All servers share the lock file: the data of one must not prevent others from starting.
 #[test]
-fn a_description_that_is_too_much_for_the_lock_file_is_not_taken() {
+fn server_too_large_for_the_lock_file_is_omitted() {
     let dir = folder();
     let dir = dir.path();
     let tool = "x".repeat(9 << 20);
@@ -267,9 +266,9 @@ fn a_description_that_is_too_much_for_the_lock_file_is_not_taken() {
     assert!(list.contains("small") && !list.contains("large"), "{list}");
 }
 
-/// Nothing is written of what would be too much in all.
+/// If the total is too large, nothing is written.
 #[test]
-fn descriptions_that_are_too_much_in_all_are_not_taken() {
+fn servers_too_large_in_total_are_refused() {
     let dir = folder();
     let dir = dir.path();
     let (tool, names) = ("x".repeat(250 << 10), (0..40).map(|n| format!("s{n}")));
@@ -287,9 +286,8 @@ fn descriptions_that_are_too_much_in_all_are_not_taken() {
     assert!(!dir.join("portcullis.lock").exists());
 }
 
-/// Who names one server means that one.
 #[test]
-fn a_server_that_is_named_is_replaced_alone() {
+fn only_the_named_server_is_replaced() {
     let dir = folder();
     let dir = dir.path();
     write(dir, "p.json", &profile("team", &[("a", '1', None), ("b", '1', None)]));
@@ -302,9 +300,9 @@ fn a_server_that_is_named_is_replaced_alone() {
     assert_eq!(images[1].as_str(), Some(&*image("b", '1')));
 }
 
-/// A catalog's name is ours: it says nothing of whose words its servers are.
+/// The operator chooses a catalog's name; it does not identify the author of its servers.
 #[test]
-fn nobody_takes_the_place_of_anothers_catalog() {
+fn catalog_of_another_origin_is_not_replaced() {
     let dir = folder();
     let dir = dir.path();
     let of = |of: char| {
@@ -332,9 +330,9 @@ fn nobody_takes_the_place_of_anothers_catalog() {
     assert_eq!(table(dir)["servers"]["search"]["image"].as_str(), Some(&*image("search", '3')));
 }
 
-/// A reference was given for one place.
+/// The reference was given for one destination.
 #[test]
-fn a_reference_follows_its_server_nowhere_else() {
+fn reference_does_not_follow_a_changed_destination() {
     let dir = folder();
     let dir = dir.path();
     let far = |host: &str| {
@@ -364,9 +362,9 @@ fn a_reference_follows_its_server_nowhere_else() {
     assert!(code == 1 && err.contains("`KYE` of `--secret`"), "{code} {err}");
 }
 
-/// One bad version of a profile.
+/// A profile with one bad version.
 #[test]
-fn what_the_operator_said_outlives_a_version_of_a_profile() {
+fn operator_settings_survive_a_profile_version() {
     let dir = folder();
     let dir = dir.path();
     let import = |servers: &[(&str, char, Option<&[&str]>)], code: i32| {
@@ -409,7 +407,7 @@ fn what_the_operator_said_outlives_a_version_of_a_profile() {
 }
 
 #[test]
-fn tools_that_were_off_stay_off() {
+fn disabled_tools_stay_disabled() {
     let dir = folder();
     let dir = dir.path();
     write(dir, "x.yaml", &entry('1', ""));
@@ -425,9 +423,9 @@ fn tools_that_were_off_stay_off() {
     assert!(policies(dir).contains("Tool::\"search/erase\"]"), "{out}{}", policies(dir));
 }
 
-/// A profile's author adds a server by the name of one that is there.
+/// A profile's author adds a server with the name of an existing one.
 #[test]
-fn nobody_takes_the_place_of_anothers_server() {
+fn server_of_another_origin_is_not_replaced() {
     let dir = folder();
     let dir = dir.path();
     write(
@@ -486,9 +484,9 @@ fn nobody_takes_the_place_of_anothers_server() {
     assert_eq!(table(dir)["servers"]["search"]["image"].as_str(), Some(&*image("search", '3')));
 }
 
-/// The name of a profile is its author's choice, too.
+/// A profile's author chooses its name, too.
 #[test]
-fn nobody_takes_the_place_of_anothers_profile() {
+fn profile_of_another_origin_is_not_replaced() {
     let dir = folder();
     let dir = dir.path();
     ok(dir, &["profile", "create", "dev", "--server", "notes", "--tool", "notes/find"]);
@@ -524,7 +522,7 @@ fn nobody_takes_the_place_of_anothers_profile() {
 }
 
 #[test]
-fn a_secret_is_for_one_server() {
+fn secret_option_applies_to_one_server() {
     let dir = folder();
     let dir = dir.path();
     write(dir, "p.json", &profile("team", &[("github", '1', None), ("metrics", '1', None)]));
@@ -557,9 +555,9 @@ fn a_secret_is_for_one_server() {
     );
 }
 
-/// Docker's file of settings is one for all servers.
+/// Docker has one settings file for all servers.
 #[test]
-fn a_server_reads_its_own_settings_alone() {
+fn server_reads_only_its_own_settings() {
     let dir = folder();
     let dir = dir.path();
     let text = format!(

@@ -1,4 +1,4 @@
-//! What a server can do from inside, as the probe finds by trying.
+//! The access of a confined server, as the probe measures it.
 
 use std::{fs, time::Duration};
 
@@ -17,7 +17,7 @@ use crate::{
 };
 
 #[tokio::test]
-async fn the_probe_finds_nothing_that_it_should_not() {
+async fn probe_finds_only_what_the_profile_allows() {
     let engine = engine().await;
     let report = report(&engine, spec("", &[])).await;
 
@@ -83,7 +83,7 @@ async fn the_probe_finds_nothing_that_it_should_not() {
 }
 
 #[tokio::test]
-async fn what_the_config_loosens_is_loosened_and_nothing_else() {
+async fn deviations_change_only_their_setting() {
     let engine = engine().await;
     let plain = report(&engine, spec("", &[])).await;
     let differing = |loose: &Value| -> Vec<String> {
@@ -120,7 +120,7 @@ async fn what_the_config_loosens_is_loosened_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_server_over_tokio_answers_through_the_streams() {
+async fn server_answers_over_its_streams() {
     let engine = engine().await;
     let mut spec = spec(engine.pack(probe()).await.unwrap(), &[]);
     let secret = ["not", "for", "labels"].concat();
@@ -150,7 +150,7 @@ async fn a_server_over_tokio_answers_through_the_streams() {
 }
 
 #[tokio::test]
-async fn mounts_are_read_only_unless_the_config_says_otherwise() {
+async fn mounts_are_read_only_by_default() {
     let engine = engine().await;
     let folder = folder();
     fs::write(folder.path().join("note"), "kept\n").unwrap();
@@ -165,9 +165,9 @@ async fn mounts_are_read_only_unless_the_config_says_otherwise() {
     }
 }
 
-/// A program that runs as the container's user for whoever starts it on the host.
+/// Such a program would run as the container's user for anybody who starts it on the host.
 #[tokio::test]
-async fn a_setuid_program_in_a_writable_mount() {
+async fn setuid_bit_cannot_be_set_in_a_writable_mount() {
     let engine = engine().await;
     let image = engine.pack(probe()).await.unwrap();
     for user in [None, Some("0:0")] {
@@ -183,9 +183,9 @@ async fn a_setuid_program_in_a_writable_mount() {
     }
 }
 
-/// An image that asks for more than it gets.
+/// The image's own settings request more than the profile allows.
 #[tokio::test]
-async fn an_image_cannot_shape_its_run() {
+async fn image_settings_do_not_change_the_profile() {
     let (engine, api) = (engine().await, api().await);
     let parked = engine.launch(&spec(bash(&engine).await, &["-c", "read"])).await.unwrap();
     let id = parked.handle.describe().replace("container ", "");

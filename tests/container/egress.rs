@@ -1,4 +1,4 @@
-//! The way out of a container that has no network.
+//! Egress of a container that has no network.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -11,8 +11,8 @@ use rmcp::{ServiceExt, model::CallToolRequestParams};
 use serde_json::Value;
 
 use crate::{
+    egress_origin::{Recorder, STARTS, origin, serve},
     support::{Ran, api, bash, count, engine, finish, probe, spec, strings, wait_until_gone},
-    way::{Recorder, STARTS, origin, serve},
 };
 
 /// A launch whose way out is served.
@@ -21,7 +21,7 @@ async fn launch(engine: &Engine, spec: &LaunchSpec, gate: Arc<Recorder>) -> Proc
 }
 
 /// Runs a script of bash.
-async fn bash_says(engine: &Engine, gate: Arc<Recorder>, egress: &[String], script: &str) -> Ran {
+async fn run_bash(engine: &Engine, gate: Arc<Recorder>, egress: &[String], script: &str) -> Ran {
     let mut spec = spec(bash(engine).await, &["-c", script]);
     spec.egress = egress.iter().map(|text| text.parse().unwrap()).collect();
     finish(launch(engine, &spec, gate).await, "").await
@@ -38,12 +38,12 @@ ask() {
 "#;
 
 #[tokio::test]
-async fn listed_hosts_are_reached_and_nothing_else() {
-    leads_out(&engine().await).await;
+async fn only_listed_hosts_are_reachable() {
+    assert_only_listed_hosts_are_reachable(&engine().await).await;
 }
 
 /// Tries the way out of a container of that engine, and others.
-pub async fn leads_out(engine: &Engine) {
+pub async fn assert_only_listed_hosts_are_reachable(engine: &Engine) {
     let port = origin();
     let gate = Arc::new(Recorder::default());
     let listed = [format!("http://web.example:{port}=127.0.0.1")];
@@ -64,7 +64,7 @@ pub async fn leads_out(engine: &Engine) {
         echo over
         "#
     );
-    let ran = bash_says(engine, gate.clone(), &listed, &script).await;
+    let ran = run_bash(engine, gate.clone(), &listed, &script).await;
     let said = &ran.stdout;
     assert!(
         said.contains("http://192.31.196.1:3128 http://192.31.196.1:3128"),
@@ -87,9 +87,9 @@ pub async fn leads_out(engine: &Engine) {
     assert_eq!(told.iter().filter(|end| end.contains("NotListed")).count(), 1, "{told:?}");
 }
 
-/// A program that trusts in `HTTPS_PROXY`, or knows of no proxy, as it comes from the distribution.
+/// The distribution's program, which uses `HTTPS_PROXY` or no proxy at all.
 #[tokio::test]
-async fn curl_needs_nothing_but_its_list() {
+async fn curl_reaches_listed_hosts_with_and_without_a_proxy() {
     let engine = engine().await;
     let port = origin();
     let image = engine.pack(Path::new("/usr/bin/curl")).await.unwrap();
@@ -104,9 +104,9 @@ async fn curl_needs_nothing_but_its_list() {
     }
 }
 
-/// The program asks for a host before it does anything else.
+/// The program requests a page before it does anything else.
 #[tokio::test]
-async fn the_way_out_is_there_before_the_program() {
+async fn egress_is_ready_before_the_program_starts() {
     let engine = engine().await;
     let (port, gate) = (origin(), Arc::new(Recorder::default()));
     let place = format!("web.example:{port}");
@@ -133,7 +133,7 @@ async fn both(engine: &Engine, spec: &LaunchSpec) -> (String, String) {
 }
 
 #[tokio::test]
-async fn the_holder_of_its_network_is_confined_and_ends_with_it() {
+async fn pause_container_is_confined_and_ends_with_its_server() {
     let (engine, api) = (engine().await, api().await);
     let mut spec = spec(bash(&engine).await, &["-c", "read"]);
     spec.egress = vec!["api.example.com:443".parse().unwrap()];
@@ -192,7 +192,7 @@ async fn asked(engine: &Engine, mut spec: LaunchSpec) -> Value {
 }
 
 #[tokio::test]
-async fn the_profile_tells_of_it_and_is_otherwise_the_same() {
+async fn profile_with_egress_differs_only_in_egress() {
     let engine = engine().await;
     let mut listed = spec("", &[]);
     listed.egress = vec!["api.example.com:443".parse().unwrap()];
@@ -210,7 +210,7 @@ async fn the_profile_tells_of_it_and_is_otherwise_the_same() {
 }
 
 #[tokio::test]
-async fn what_the_engine_says_of_it_is_what_the_profile_says() {
+async fn engine_inspection_matches_the_profile_with_egress() {
     let engine = engine().await;
     let mut spec = spec(bash(&engine).await, &["-c", "read"]);
     spec.egress = vec!["api.example.com:443".parse().unwrap()];
@@ -234,7 +234,7 @@ async fn what_the_engine_says_of_it_is_what_the_profile_says() {
 }
 
 #[tokio::test]
-async fn a_way_that_can_t_be_opened_leaves_no_container() {
+async fn failed_egress_leaves_no_container() {
     let engine = engine().await;
     let mut spec = spec(bash(&engine).await, &["-c", "read"]);
     spec.egress = vec!["api.example.com:443".parse().unwrap()];

@@ -1,5 +1,5 @@
-//! Servers in containers of an engine behind the guard: all that the proxy does passes, and what is
-//! looser than the guard's operator allows does not.
+//! Servers in containers of an engine behind the guard: the guard accepts all requests of the
+//! proxy, and refuses settings that its operator does not allow.
 
 use std::{path::Path, time::Duration};
 
@@ -13,8 +13,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    egress_origin::{Recorder, origin, serve},
     support::{api, bash, count, finish, probe, run, spec, wait_until_gone},
-    way::{Recorder, origin, serve},
 };
 
 struct Guarded {
@@ -48,7 +48,7 @@ async fn guarded(name: &str, loosen: impl FnOnce(&mut Rules)) -> Guarded {
 }
 
 #[tokio::test]
-async fn a_server_lives_and_ends_behind_the_guard() {
+async fn server_runs_and_ends_behind_the_guard() {
     let guarded = guarded("life", |_| {}).await;
     let engine = &guarded.engine;
     let script = "while read line; do echo got $line; done; echo over >&2; exit 3";
@@ -78,9 +78,9 @@ async fn a_server_lives_and_ends_behind_the_guard() {
     assert_eq!(count(engine, &served.instance).await, 0);
 }
 
-/// Two containers, of which one joins the network that the other one holds for it.
+/// Two containers, one of which joins the network that the other holds for it.
 #[tokio::test]
-async fn a_way_out_passes_the_guard_and_another_servers_network_does_not() {
+async fn guard_allows_egress_but_not_the_network_of_another_server() {
     let guarded = guarded("door", |_| {}).await;
     let engine = &guarded.engine;
     let (port, gate) = (origin(), std::sync::Arc::new(Recorder::default()));
@@ -150,7 +150,7 @@ async fn a_way_out_passes_the_guard_and_another_servers_network_does_not() {
 }
 
 #[tokio::test]
-async fn big_messages_pass_the_guard_whole_and_a_slow_reader_holds_the_server_up() {
+async fn guard_forwards_large_messages_with_backpressure() {
     let guarded = guarded("streams", |_| {}).await;
     let engine = &guarded.engine;
     let image = engine.pack(Path::new("/bin/cat")).await.unwrap();
@@ -177,7 +177,7 @@ async fn big_messages_pass_the_guard_whole_and_a_slow_reader_holds_the_server_up
 }
 
 #[tokio::test]
-async fn what_is_looser_passes_only_where_the_guards_operator_allows_it() {
+async fn guard_accepts_only_allowed_deviations() {
     let folder = tempfile::tempdir_in(std::env::current_dir().unwrap()).unwrap();
     let source = std::fs::canonicalize(folder.path()).unwrap();
     let strict = guarded("strict", |_| {}).await;
@@ -214,7 +214,7 @@ async fn what_is_looser_passes_only_where_the_guards_operator_allows_it() {
 }
 
 #[tokio::test]
-async fn a_container_ends_with_the_connection_of_its_proxy() {
+async fn container_ends_with_the_connection_of_its_proxy() {
     let guarded = guarded("lease", |_| {}).await;
     let engine = &guarded.engine;
     // It does not act on the end of its input.

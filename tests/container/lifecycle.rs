@@ -1,4 +1,4 @@
-//! A container's life and its ends.
+//! Start and end of a container.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -10,7 +10,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use crate::support::{api, bash, count, engine, finish, run, spec, wait_until_gone};
 
 #[tokio::test]
-async fn the_end_of_input_ends_it_and_nothing_stays() {
+async fn end_of_input_ends_and_removes_the_container() {
     let engine = engine().await;
     let spec =
         spec(bash(&engine).await, &["-c", "while read line; do echo got $line; done; exit 3"]);
@@ -20,7 +20,7 @@ async fn the_end_of_input_ends_it_and_nothing_stays() {
 }
 
 #[tokio::test]
-async fn one_that_ends_at_once_still_says_how() {
+async fn immediate_exit_reports_output_and_code() {
     let engine = engine().await;
     let image = bash(&engine).await;
     for code in [0, 1, 42, 255] {
@@ -31,7 +31,7 @@ async fn one_that_ends_at_once_still_says_how() {
 }
 
 #[tokio::test]
-async fn big_messages_go_through_whole_in_both_directions() {
+async fn large_messages_pass_unchanged_in_both_directions() {
     let engine = engine().await;
     let image = engine.pack(std::path::Path::new("/bin/cat")).await.unwrap();
     let line = "0123456789abcdef".repeat(1 << 19);
@@ -40,7 +40,7 @@ async fn big_messages_go_through_whole_in_both_directions() {
 }
 
 #[tokio::test]
-async fn errors_that_nobody_reads_do_not_hold_up_the_output() {
+async fn unread_standard_error_does_not_block_output() {
     let engine = engine().await;
     let script = "for ((i = 0; i < 40; i++)); do printf '%065536d' 0 >&2; done; echo done";
     let mut process = engine.launch(&spec(bash(&engine).await, &["-c", script])).await.unwrap();
@@ -51,7 +51,7 @@ async fn errors_that_nobody_reads_do_not_hold_up_the_output() {
 }
 
 #[tokio::test]
-async fn a_reader_that_stops_holds_up_the_server_and_not_our_memory() {
+async fn stalled_reader_blocks_the_server_without_buffering() {
     let engine = engine().await;
     // The first count is waited for alone. All later ones come by the same stream as the output,
     // so when that is full none of them need arrive.
@@ -78,7 +78,7 @@ async fn a_reader_that_stops_holds_up_the_server_and_not_our_memory() {
 }
 
 #[tokio::test]
-async fn asked_to_stop_it_may_finish_and_is_ended_if_it_does_not() {
+async fn stop_waits_for_the_grace_period_and_then_kills() {
     let engine = engine().await;
     let image = bash(&engine).await;
     let polite = "trap 'echo bye; exit 7' TERM; echo up; while :; do read -t 1 <> /dev/shm/p; done";
@@ -105,7 +105,7 @@ async fn asked_to_stop_it_may_finish_and_is_ended_if_it_does_not() {
 }
 
 #[tokio::test]
-async fn killed_from_outside_it_says_so_and_the_streams_end() {
+async fn external_kill_is_reported_and_ends_the_streams() {
     let (engine, api) = (engine().await, api().await);
     let spec = spec(bash(&engine).await, &["-c", "printf partial; read"]);
     let mut process = engine.launch(&spec).await.unwrap();
@@ -130,7 +130,7 @@ async fn killed_from_outside_it_says_so_and_the_streams_end() {
 }
 
 #[tokio::test]
-async fn killed_for_memory_it_names_the_limit() {
+async fn out_of_memory_kill_names_the_limit() {
     let engine = engine().await;
     let script = "x=0123456789abcdef; while :; do x=$x$x; done";
     let mut spec = spec(bash(&engine).await, &["-c", script]);
@@ -143,7 +143,7 @@ async fn killed_for_memory_it_names_the_limit() {
 }
 
 #[tokio::test]
-async fn dropped_it_is_removed() {
+async fn dropped_process_is_removed() {
     let engine = engine().await;
     let spec =
         spec(bash(&engine).await, &["-c", "trap '' TERM; while :; do read -t 9 <> /tmp/p; done"]);
@@ -154,7 +154,7 @@ async fn dropped_it_is_removed() {
 }
 
 #[test]
-fn dropped_with_its_runtime_it_is_removed() {
+fn process_dropped_with_its_runtime_is_removed() {
     let runtime = || tokio::runtime::Runtime::new().unwrap();
     let first = runtime();
     let spec = first.block_on(async {
@@ -172,7 +172,7 @@ fn dropped_with_its_runtime_it_is_removed() {
 }
 
 #[tokio::test]
-async fn a_launch_that_is_given_up_leaves_nothing() {
+async fn abandoned_launch_leaves_nothing() {
     let (engine, api) = (engine().await, api().await);
     let image = bash(&engine).await;
     for milliseconds in [0, 1, 5, 20, 50, 100, 150] {
@@ -195,7 +195,7 @@ async fn a_launch_that_is_given_up_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn a_program_that_is_not_in_the_image_ends_with_a_reason() {
+async fn program_missing_from_the_image_ends_with_a_reason() {
     let (engine, api) = (engine().await, api().await);
     let parked = engine.launch(&spec(bash(&engine).await, &["-c", "read"])).await.unwrap();
     let id = parked.handle.describe().replace("container ", "");

@@ -7,7 +7,7 @@ use bollard::query_parameters::RemoveImageOptionsBuilder;
 use crate::support::{api, bash, engine, run, spec};
 
 #[tokio::test]
-async fn a_packed_program_runs_with_its_arguments() {
+async fn packed_program_runs_with_its_arguments() {
     let engine = engine().await;
     let ran =
         run(&engine, &spec(bash(&engine).await, &["-c", "echo \"$0:$1\"", "a b", "-c"])).await;
@@ -15,7 +15,7 @@ async fn a_packed_program_runs_with_its_arguments() {
 }
 
 #[tokio::test]
-async fn a_static_program_is_packed_too() {
+async fn static_program_is_packed() {
     let engine = engine().await;
     let image = engine.pack(Path::new("/sbin/ldconfig")).await.unwrap();
     let ran = run(&engine, &spec(image, &["--version"])).await;
@@ -23,7 +23,7 @@ async fn a_static_program_is_packed_too() {
 }
 
 #[tokio::test]
-async fn an_image_is_made_once_per_content() {
+async fn image_is_built_once_per_content() {
     let (engine, api) = (engine().await, api().await);
     let folder = tempfile::tempdir().unwrap();
     let program = folder.path().join("packed-once");
@@ -63,7 +63,7 @@ async fn an_image_is_made_once_per_content() {
 }
 
 #[tokio::test]
-async fn a_label_or_a_name_alone_does_not_make_an_image_ours() {
+async fn forged_label_or_name_is_not_trusted() {
     let (engine, api) = (engine().await, api().await);
     let folder = tempfile::tempdir().unwrap();
     let program = folder.path().join("impersonated");
@@ -83,7 +83,7 @@ async fn a_label_or_a_name_alone_does_not_make_an_image_ours() {
 }
 
 #[tokio::test]
-async fn scripts_and_missing_programs_are_refused_in_words() {
+async fn scripts_and_missing_programs_are_refused_with_a_reason() {
     let engine = engine().await;
     let folder = tempfile::tempdir().unwrap();
     let script = folder.path().join("script");

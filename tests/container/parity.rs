@@ -1,5 +1,5 @@
-//! What a container and a sandbox promise, as one probe finds it in both: the table of
-//! `docs/concepts/isolation.md` is generated from it. `PORTCULLIS_WRITE_DOCS=1` writes it.
+//! Compares container and sandbox with one probe. `docs/concepts/isolation.md` has the generated
+//! table. `PORTCULLIS_WRITE_DOCS=1` writes it.
 
 use std::{
     fs,
@@ -16,7 +16,7 @@ const BEGIN: &str = "<!-- by tests/container/parity.rs -->\n";
 const END: &str = "<!-- end -->";
 
 #[tokio::test]
-async fn the_table_of_promises_is_what_one_probe_finds_in_both() {
+async fn documented_table_matches_the_probe_in_both_runtimes() {
     let container = report(&engine().await, spec("", &[])).await;
     let command = vec![probe().display().to_string(), "--print".to_owned()];
     let launch = LaunchSpec { image: None, command, ..spec("", &[]) };
@@ -42,7 +42,7 @@ impl Drop for Mounted {
 }
 
 #[tokio::test]
-async fn what_is_mounted_below_a_mount_is_seen_in_neither() {
+async fn nested_mounts_are_hidden_in_both_runtimes() {
     let engine = engine().await;
     let folder = tempfile::tempdir().unwrap();
     let inner = folder.path().join("inner");

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::support::{api, bash, engine, spec};
 
 #[tokio::test]
-async fn the_engines_inspection_equals_the_profile_item_by_item() {
+async fn engine_inspection_equals_the_profile() {
     let engine = engine().await;
     let spec = spec(bash(&engine).await, &["-c", "read"]);
     let process = engine.launch(&spec).await.unwrap();
@@ -108,7 +108,7 @@ async fn the_engines_inspection_equals_the_profile_item_by_item() {
 type Change = (fn(&mut Hardening, &mut Resources), &'static [(&'static str, &'static str)]);
 
 #[tokio::test]
-async fn each_deviation_is_listed_with_its_line_of_the_config_and_is_what_runs() {
+async fn each_deviation_is_listed_and_applied() {
     let engine = engine().await;
     let image = bash(&engine).await;
     let changes: [Change; 8] = [

@@ -1,4 +1,4 @@
-//! Orphans: found by their labels and their owner's lease, and nothing else is.
+//! Orphans are found by their labels and their owner's lease, and other containers are kept.
 
 use std::{
     collections::HashMap,
@@ -30,7 +30,7 @@ async fn plant(api: &Docker, image: &str, name: &str, labels: &[(&str, &str)]) -
 }
 
 #[tokio::test]
-async fn only_what_is_ours_and_has_no_owner_is_removed() {
+async fn only_own_orphans_are_removed() {
     let (engine, api) = (engine().await, api().await);
     let image = bash(&engine).await;
     let mine = spec(image.clone(), &["-c", "read"]);
@@ -75,9 +75,10 @@ async fn only_what_is_ours_and_has_no_owner_is_removed() {
 
 const CHILD: &str = "PORTCULLIS_TEST_CHILD_SCRIPT";
 
-/// Run by the test below in a process of its own: launches, says so, and waits to be killed.
+/// The test below runs this in its own process: it launches, prints the instance, and waits to be
+/// killed.
 #[tokio::test]
-async fn child_that_is_killed() {
+async fn killed_child() {
     let Ok(script) = std::env::var(CHILD) else { return };
     let engine = engine().await;
     let spec = spec(bash(&engine).await, &["-c", &script]);
@@ -88,7 +89,7 @@ async fn child_that_is_killed() {
 
 fn launch_and_kill(script: &str) -> String {
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "reaping::child_that_is_killed", "--nocapture"])
+        .args(["--exact", "reaping::killed_child", "--nocapture"])
         .env(CHILD, script)
         .stdout(Stdio::piped())
         .spawn()
@@ -104,14 +105,14 @@ fn launch_and_kill(script: &str) -> String {
 }
 
 #[tokio::test]
-async fn killed_with_no_time_to_clean_up_it_leaves_no_server_that_reads_its_input() {
+async fn killed_proxy_ends_servers_that_read_their_input() {
     let engine = engine().await;
     let instance = launch_and_kill("while read line; do :; done");
     wait_until_gone(&engine, &instance).await;
 }
 
 #[tokio::test]
-async fn a_server_that_ignores_the_end_of_its_input_is_reaped_at_the_next_start() {
+async fn server_that_ignores_its_input_is_reaped_later() {
     let engine = engine().await;
     let instance = launch_and_kill("while :; do read -t 9 <> /tmp/p; done");
     assert_eq!(count(&engine, &instance).await, 1);

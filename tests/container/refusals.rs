@@ -1,4 +1,4 @@
-//! What is not launched, and how that reads.
+//! Refused launches and their errors.
 
 use std::{os::unix::fs::symlink, path::PathBuf};
 
@@ -11,7 +11,7 @@ use portcullis_vault::Secret;
 use crate::support::{bash, count, engine, spec};
 
 #[tokio::test]
-async fn image_names() {
+async fn invalid_image_names_are_refused_with_a_remedy() {
     let engine = engine().await;
     let zeros = "0".repeat(64);
     for (image, what, remedy) in [
@@ -42,7 +42,7 @@ async fn image_names() {
 }
 
 #[tokio::test]
-async fn mounts_of_the_host() {
+async fn host_folders_are_refused_as_mounts() {
     let engine = engine().await;
     let image = bash(&engine).await;
     let folder = tempfile::tempdir().unwrap();
@@ -79,7 +79,7 @@ async fn mounts_of_the_host() {
 type Change = (fn(&mut Hardening, &mut Resources), &'static str);
 
 #[tokio::test]
-async fn values_that_no_container_should_have() {
+async fn illegal_settings_are_refused() {
     let engine = engine().await;
     let image = bash(&engine).await;
     let changes: [Change; 12] = [
@@ -105,7 +105,7 @@ async fn values_that_no_container_should_have() {
 }
 
 #[tokio::test]
-async fn a_launch_that_fails_half_way_leaves_nothing_and_tells_no_secret() {
+async fn failed_launch_leaves_nothing_and_shows_no_secret() {
     let engine = engine().await;
     let folder = tempfile::tempdir().unwrap();
     let secret = ["very", "hidden", "value"].concat();

@@ -1,6 +1,6 @@
-//! What `server export k8s` writes, run by the engine as a node would: the same images, users,
-//! security settings and volumes, in one network namespace. There is no cluster here: what the
-//! schemas of Kubernetes say of the objects is tested beside the crate that makes them.
+//! Runs the output of `server export k8s` with the engine, as a node would: the same images, users,
+//! security settings and volumes, in one network namespace. There is no cluster here; the crate's
+//! own tests check the objects against the schemas of Kubernetes.
 
 use std::{
     fs::{self, Permissions},
@@ -378,7 +378,7 @@ impl Drop for Pod<'_> {
 }
 
 #[test]
-fn a_pod_of_the_manifests_serves_its_clients() {
+fn pod_of_the_manifests_serves_its_clients() {
     let ground = Ground::new();
     ground.locked();
     let (exported, text) = ground.export(&[]);
@@ -464,7 +464,7 @@ fn a_pod_of_the_manifests_serves_its_clients() {
 }
 
 #[test]
-fn manifests_say_nothing_of_what_is_not_the_pods() {
+fn manifests_contain_only_settings_of_the_pod() {
     let ground = Ground::new();
     // What a tag means is not guessed.
     let (exported, said) = ground.export(&[]);
@@ -500,7 +500,7 @@ fn manifests_say_nothing_of_what_is_not_the_pods() {
 }
 
 #[test]
-fn what_can_not_be_in_a_pod_is_refused_with_its_place() {
+fn settings_impossible_in_a_pod_are_refused_with_position() {
     let ground = Ground::new();
     ground.locked();
     let refused = |more: &str, options: &[&str], why: &[&str]| {

@@ -1,4 +1,4 @@
-//! The image and the compose projects of `examples/deploy`, brought up with the real docker-compose.
+//! The image and the compose projects of `examples/deploy`, with the real docker-compose.
 
 #![expect(clippy::unwrap_used, reason = "a helper that cannot go on fails its test")]
 
@@ -53,7 +53,7 @@ fn heard(answers: &str) {
 }
 
 #[test]
-fn an_agent_has_the_proxy_and_nothing_else() {
+fn agent_reaches_only_the_proxy() {
     let project = Project::new("agent");
     project.compose(&["up", "-d", "portcullis"]);
     project.healthy();
@@ -81,8 +81,8 @@ fn an_agent_has_the_proxy_and_nothing_else() {
     assert!(!output("docker", &["ps", "-q", "--filter", label]).is_empty());
 
     // From the agent's network nobody gets to this machine, as from the engine's own.
-    assert!(!reaches_this_machine(&project.network("agents")));
-    assert!(reaches_this_machine("bridge"));
+    assert!(!can_reach_host(&project.network("agents")));
+    assert!(can_reach_host("bridge"));
 
     // A proxy that is killed leaves nothing that its guard does not remove.
     project.compose(&["kill", "-s", "KILL", "portcullis"]);
@@ -93,7 +93,7 @@ fn an_agent_has_the_proxy_and_nothing_else() {
 
 /// Whether a container on a network gets to what listens on all addresses of this machine, by the
 /// address that the network's gateway has there.
-fn reaches_this_machine(network: &str) -> bool {
+fn can_reach_host(network: &str) -> bool {
     let listener = TcpListener::bind("0.0.0.0:0").unwrap();
     listener.set_nonblocking(true).unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -147,7 +147,7 @@ fn invoke(project: &Project, key: &str, tool: &str) -> String {
 }
 
 #[test]
-fn several_servers_are_behind_one_proxy() {
+fn one_proxy_serves_several_servers() {
     let project = Project::new("servers");
     project.compose(&["up", "-d"]);
     project.healthy();
@@ -167,7 +167,7 @@ fn several_servers_are_behind_one_proxy() {
 }
 
 #[test]
-fn prometheus_has_data_for_every_query_of_the_dashboard() {
+fn every_dashboard_query_has_data() {
     let project = Project::new("monitoring");
     // Grafana is not in Debian; see docs/operate/deploy.md.
     project.compose(&["up", "-d", "portcullis"]);
@@ -215,7 +215,7 @@ fn prometheus_has_data_for_every_query_of_the_dashboard() {
 }
 
 #[test]
-fn the_image_has_the_program_and_no_shell() {
+fn image_contains_the_program_and_no_shell() {
     let image = project::image();
     let listed = output(
         "sh",

@@ -1,4 +1,4 @@
-//! Command lines: split as a shell splits them, parsed by the definition of ours.
+//! Command lines: split like a shell does, and parsed by the command line's own definition.
 
 use std::{collections::BTreeSet, path::Path, process::Command};
 
@@ -307,7 +307,7 @@ pub fn words() -> BTreeSet<String> {
 }
 
 #[test]
-fn commands_that_are_not_there_are_found() {
+fn unknown_commands_are_found() {
     for wrong in [
         "portcullis serve",
         "portcullis server ls --all",

@@ -232,7 +232,7 @@ fn walk(root: &Value, schema: &Value, path: &mut Vec<String>, paths: &mut Vec<Ve
 }
 
 #[test]
-fn what_is_not_in_the_config_is_found() {
+fn unknown_config_keys_are_found() {
     assert!(check("[servers.a]\nidle-stop = 3").is_err());
     assert!(check("[[audit.export]]\nname = 'a'\nto = 'syslog+tls://a.example:1'\nfilter = 'record = event'").is_err());
     assert!(check_line("runtime = \"vm\"").is_err());

@@ -1,8 +1,9 @@
-//! What the docs show is so: every command, config, policy, filter, case file, program, link and
-//! name in the Markdown of the tree goes through the code that would read it.
+//! Checks the docs: every command, config, policy, filter, case file, program, link and name in the
+//! Markdown of the tree passes the code that would read it.
 //!
-//! A block that cannot be checked says why in its info string: ```` ```text no-check: REASON ````.
-//! Run with `-- --nocapture` to see how much of what was checked.
+//! A block that cannot be checked gives the reason in its info string:
+//! ```` ```text no-check: REASON ````. Run with `-- --nocapture` to see the number of checks of each
+//! kind.
 
 #![expect(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
@@ -44,7 +45,7 @@ impl Report {
 }
 
 #[test]
-fn every_block_is_read_by_the_code_that_it_is_for() {
+fn every_block_is_valid_for_its_parser() {
     let mut report = Report::default();
     for page in pages::all() {
         for block in &page.blocks {
@@ -69,7 +70,7 @@ fn every_name_in_the_text_exists() {
 }
 
 #[test]
-fn every_link_leads_somewhere() {
+fn every_link_resolves() {
     let pages = pages::all();
     let mut report = Report::default();
     for page in &pages {

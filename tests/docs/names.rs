@@ -1,6 +1,6 @@
 //! Inline code: commands, flags, keys of the config, filters, policies, files, codes, events,
-//! metrics. What has the form of one of these is looked for where the code has it; what has none of
-//! these forms (`null`, `Debug`) is counted and left alone.
+//! metrics. Text in the form of one of these must exist in the code. Text in another form (`null`,
+//! `Debug`) is only counted.
 
 use std::{collections::BTreeSet, fs};
 
@@ -338,7 +338,7 @@ fn kebab(word: &str) -> String {
 }
 
 #[test]
-fn names_that_are_not_there_are_found() {
+fn unknown_names_are_found() {
     let names = Names::of_the_tree();
     let page = Page::empty("docs/a.md");
     for wrong in [

@@ -1,4 +1,4 @@
-//! What the docs show below a command, where it is the same on every machine, is what it prints.
+//! Outputs that the docs show below a command, if they are the same on every machine.
 
 use std::{fs, path::Path, process::Command};
 
@@ -36,7 +36,7 @@ fn compare(folder: &Path, block: &pages::Block) {
 }
 
 #[test]
-fn the_readmes_first_policy_decides_as_it_shows() {
+fn first_policy_of_the_readme_decides_as_shown() {
     let page = page("README.md");
     let policy = page.blocks.iter().find(|block| block.language == "cedar").unwrap();
     let folder = tempfile::tempdir().unwrap();
@@ -64,7 +64,7 @@ fn the_readmes_first_policy_decides_as_it_shows() {
 }
 
 #[test]
-fn the_readmes_chain_is_the_one_that_check_prints() {
+fn documented_chain_matches_the_output_of_check() {
     let page = page("docs/concepts/pipeline.md");
     let find = |text: &str| page.blocks.iter().find(|block| block.text.contains(text)).unwrap();
     let folder = tempfile::tempdir().unwrap();
@@ -75,7 +75,7 @@ fn the_readmes_chain_is_the_one_that_check_prints() {
 }
 
 #[test]
-fn a_wrong_filter_is_shown_as_the_docs_show_it() {
+fn documented_filter_error_matches_the_output() {
     let page = page("docs/reference/audit-queries.md");
     let block = page.blocks.iter().find(|block| block.info == "audit-filter").unwrap();
     let folder = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! The Markdown pages of the tree, taken apart by a CommonMark parser.
+//! The Markdown pages of the tree, parsed by a CommonMark parser.
 
 use std::{
     collections::BTreeSet,
@@ -158,7 +158,7 @@ pub fn files() -> Vec<String> {
 }
 
 #[test]
-fn headings_get_the_ids_of_github() {
+fn headings_get_github_anchors() {
     let source = "# A `b-c` (d): e\n\n## A `b-c` (d): e\n\n## `[servers.NAME]`\n";
     let page = Page::parse("p.md", source);
     let anchors: Vec<_> = page.anchors.iter().map(String::as_str).collect();

@@ -1,5 +1,5 @@
-//! The plugin guide: its pages are followed step by step, with the real tools, up to a component
-//! that the host loads; and the cases that it shows pass on the plugin that they are about.
+//! The plugin guide: its steps are followed with the real tools until the host loads the component,
+//! and its cases pass on the plugin that they describe.
 
 use std::{
     fs,
@@ -120,28 +120,28 @@ fn manifest(file: &Path, lines: &str) {
 }
 
 #[test]
-fn the_guide_for_rust_makes_a_plugin() {
+fn rust_guide_builds_a_plugin() {
     follow("docs/plugins/rust.md");
 }
 
 #[test]
-fn the_guide_for_javascript_makes_a_plugin() {
+fn javascript_guide_builds_a_plugin() {
     follow("docs/plugins/javascript.md");
 }
 
 #[test]
-fn the_guide_for_python_makes_a_plugin() {
+fn python_guide_builds_a_plugin() {
     follow("docs/plugins/python.md");
 }
 
 #[test]
-fn the_guide_for_c_makes_a_plugin() {
+fn c_guide_builds_a_plugin() {
     follow("docs/plugins/c.md");
 }
 
-/// The first block is a whole file; the others are more cases for it.
+/// The first block is a complete file; the others are additional cases for it.
 #[test]
-fn the_cases_of_the_guide_pass() {
+fn documented_cases_pass() {
     let page = page(CASES);
     let blocks = page.blocks.iter().filter(|block| block.info == "plugin-cases");
     let text: String = blocks.map(|block| format!("{}\n", block.text)).collect();

@@ -89,7 +89,7 @@ pub fn has_word(word: &str) -> bool {
 }
 
 #[test]
-fn what_the_schema_does_not_have_is_found() {
+fn names_outside_the_schema_are_found() {
     assert!(check("permit (principal, action == Portcullis::Action::\"fly\", resource);").is_err());
     assert!(check("@aprove(\"x\")\npermit (principal, action, resource);").is_err());
     assert!(check_annotation("@aprove").is_err());

@@ -1,4 +1,4 @@
-//! Many servers behind one endpoint: names, order, pages, and those that are late.
+//! Many servers behind one endpoint: names, order, pages, and slow servers.
 
 use std::{
     net::SocketAddr,
@@ -38,7 +38,7 @@ async fn notices(gate: &Gate, server: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn names_are_legal_and_lead_back() {
+async fn merged_names_are_legal_and_resolve() {
     let long = "n".repeat(90);
     let names = ["add", "repos/list", "repos.list", "読む", "b c", &long, &long[1..]];
     let gate =
@@ -70,7 +70,7 @@ async fn names_are_legal_and_lead_back() {
 }
 
 #[tokio::test]
-async fn what_could_deceive_is_left_out_and_told() {
+async fn confusable_tools_are_omitted_and_reported() {
     let again = json!({ "name": "read", "inputSchema": { "type": "object" }, "title": "other" });
     let tools = json!(["read", "re\u{430}d", "re\u{200b}ad", again, "write"]);
     let gate = Setup::new(&lister("a", "", json!({ "tools": tools }))).start().await;
@@ -104,7 +104,7 @@ async fn pages(agent: &Agent, method: &str, of: &str) -> (Vec<String>, usize) {
 }
 
 #[tokio::test]
-async fn lists_have_pages_in_the_order_of_the_config() {
+async fn lists_are_paged_in_config_order() {
     let names: Vec<_> = (0..5).map(|number| format!("t{number}")).collect();
     let lists = json!({ "tools": names, "prompts": names, "page": 2 });
     let gate = Setup::new(&lister("b", "", lists.clone()))
@@ -145,7 +145,7 @@ async fn lists_have_pages_in_the_order_of_the_config() {
 }
 
 #[tokio::test]
-async fn one_that_is_late_holds_up_no_list_and_is_told_of() {
+async fn slow_server_does_not_delay_lists_and_is_reported() {
     let gate = Setup::new(&lister("quick", "", json!({ "tools": ["t"] })))
         .and(&lister(
             "late",
@@ -185,7 +185,7 @@ async fn one_that_is_late_holds_up_no_list_and_is_told_of() {
 }
 
 #[tokio::test]
-async fn the_only_server_of_an_endpoint_is_not_left_out() {
+async fn only_server_of_an_endpoint_is_waited_for() {
     let gate = Setup::new("[servers.away]\nurl = \"http://127.0.0.1:9/mcp\"").start().await;
     let alone = Agent::modern(&gate.url("/servers/away/mcp"), None);
     let error = alone.ask("tools/list", json!({})).await.unwrap_err();
@@ -195,7 +195,7 @@ async fn the_only_server_of_an_endpoint_is_not_left_out() {
 }
 
 #[tokio::test]
-async fn a_resource_is_of_the_first_that_lists_it() {
+async fn resource_belongs_to_the_first_server_that_lists_it() {
     let lists =
         |uris: Value, templates: Value| json!({ "resources": uris, "templates": templates });
     let gate = Setup::new(&lister("one", "", lists(json!(["x://1", "x://2"]), json!(["t://{a}"]))))
@@ -236,7 +236,7 @@ async fn a_resource_is_of_the_first_that_lists_it() {
 }
 
 #[tokio::test]
-async fn of_two_templates_for_one_uri_neither_is_guessed() {
+async fn uri_of_two_templates_is_not_guessed() {
     let gate = Setup::new(&lister("one", "", json!({ "templates": ["t://{+a}"] })))
         .and(&lister("two", "", json!({ "templates": ["t://{b}"] })))
         .start()
@@ -250,7 +250,7 @@ async fn of_two_templates_for_one_uri_neither_is_guessed() {
 }
 
 #[tokio::test]
-async fn an_unlisted_resource_is_of_the_only_server_that_could_have_it() {
+async fn unlisted_resource_goes_to_the_only_possible_server() {
     let reads = r#"
         @id("lists")
         permit (principal, action in [Portcullis::Action::"connect", Portcullis::Action::"call_tool"], resource);
@@ -290,7 +290,7 @@ async fn an_unlisted_resource_is_of_the_only_server_that_could_have_it() {
 }
 
 #[tokio::test]
-async fn what_a_client_may_see_is_suggested_and_nothing_else() {
+async fn only_visible_names_are_suggested() {
     let tools = ["read_note", "read_nose", "write"];
     let gate = Setup::new(&lister("a", "", json!({ "tools": tools })))
         .policies(
@@ -375,7 +375,7 @@ async fn query(
 }
 
 #[tokio::test]
-async fn headers_that_repeat_arguments_must_say_what_they_say() {
+async fn headers_must_match_the_arguments() {
     let gate = Setup::new(&lister("a", "", json!({ "tools": [with_headers()] }))).start().await;
     let arguments = json!({ "region": "Zürich", "options": { "limit": 42 } });
     let right = [("mcp-param-region", "=?base64?WsO8cmljaA==?="), ("mcp-param-limit", "42.0")];
@@ -445,7 +445,7 @@ async fn remote(heard: Heard) -> String {
 }
 
 #[tokio::test]
-async fn a_modern_server_gets_the_headers_that_it_asks_for() {
+async fn modern_server_gets_its_declared_headers() {
     let heard = Heard::default();
     let url = remote(heard.clone()).await;
     let gate = Setup::new(&format!("[servers.far]\nurl = \"{url}\"")).start().await;

@@ -1,4 +1,5 @@
-//! Calls that wait for a person: allowed and denied by command and by webhook, timed out, given up.
+//! Calls that wait for an approval: allowed and denied by command and by webhook, timed out,
+//! abandoned.
 
 use std::sync::Arc;
 
@@ -49,7 +50,7 @@ fn call(agent: &Arc<Agent>, arguments: Value) -> tokio::task::JoinHandle<Result<
 }
 
 #[tokio::test]
-async fn a_call_waits_until_a_person_says_so() {
+async fn call_waits_for_an_approval() {
     let gate = Setup::crooked("").without("secrets").policies(POLICIES).start().await;
     for agent in [gate.legacy().await, gate.modern()] {
         let agent = Arc::new(agent);
@@ -99,7 +100,7 @@ async fn a_call_waits_until_a_person_says_so() {
 }
 
 #[tokio::test]
-async fn a_rate_bounds_how_often_a_person_is_asked() {
+async fn rate_obligation_limits_approval_requests() {
     let rated = POLICIES.replace("@approve", "@rate(\"2/1h\") @approve");
     let gate = Setup::crooked("").policies(&rated).start().await;
     let agent = Arc::new(gate.modern());
@@ -116,7 +117,7 @@ async fn a_rate_bounds_how_often_a_person_is_asked() {
 }
 
 #[tokio::test]
-async fn nobody_answers_or_the_client_gives_up_or_too_many_wait() {
+async fn waiting_calls_time_out_and_are_limited() {
     let gate = Setup::crooked("")
         .and("[approvals]\ntimeout-s = 1\nper-client = 1")
         .policies(POLICIES)
@@ -137,7 +138,7 @@ async fn nobody_answers_or_the_client_gives_up_or_too_many_wait() {
 }
 
 #[tokio::test]
-async fn policies_that_change_meanwhile_decide() {
+async fn changed_policies_decide_waiting_calls() {
     let mut gate = Setup::crooked("").policies(POLICIES).start().await;
     let agent = Arc::new(gate.modern());
     let asked = call(&agent, json!({ "text": "a" }));
@@ -152,7 +153,7 @@ async fn policies_that_change_meanwhile_decide() {
 }
 
 #[tokio::test]
-async fn a_webhook_is_told_and_may_decide() {
+async fn webhook_is_notified_and_can_decide() {
     let (told, mut calls) = mpsc::channel::<Value>(8);
     let app = Router::new().route(
         "/hook",

@@ -1,11 +1,11 @@
-//! The audit log as its operator reads it.
+//! The audit log from the operator's view.
 
 use serde_json::{Value, json};
 
 use crate::support::{gate::Setup, in_time, portcullis};
 
 #[tokio::test]
-async fn a_call_has_its_intent_and_its_outcome_and_nothing_of_its_content() {
+async fn call_has_intent_and_outcome_without_content() {
     let gate = Setup::notes().start().await;
     let agent = gate.legacy().await;
     let text = "the meeting is on Thursday";
@@ -38,7 +38,7 @@ async fn a_call_has_its_intent_and_its_outcome_and_nothing_of_its_content() {
 }
 
 #[tokio::test]
-async fn a_query_finds_by_server_tool_client_decision_and_code() {
+async fn queries_filter_by_server_tool_client_decision_and_code() {
     let gate = Setup::notes()
         .policies(
             r#"
@@ -75,7 +75,7 @@ async fn a_query_finds_by_server_tool_client_decision_and_code() {
 }
 
 #[tokio::test]
-async fn tail_follows() {
+async fn tail_follows_new_records() {
     let gate = Setup::notes().start().await;
     let mut tail = tokio::process::Command::new(portcullis())
         .args(["audit", "tail", "--follow", "--format", "json", "--config"])
@@ -107,7 +107,7 @@ async fn tail_follows() {
 }
 
 #[tokio::test]
-async fn every_refusal_is_on_record_whatever_stage_refused() {
+async fn refusals_of_every_stage_are_recorded() {
     let gate = Setup::crooked("").and("[[interceptors]]\nuse = \"schema\"").start().await;
     let agent = gate.modern();
     agent.refused("crooked__no_such_tool", json!({})).await;
@@ -125,9 +125,9 @@ async fn every_refusal_is_on_record_whatever_stage_refused() {
     gate.stop().await;
 }
 
-/// The server never ran, so nobody knows its tools: the record has what was asked for.
+/// The server never ran, so its tools are unknown: the record has the requested names.
 #[tokio::test]
-async fn a_call_whose_server_does_not_start_keeps_its_server_and_tool() {
+async fn record_of_a_failed_launch_has_server_and_tool() {
     let calls = r#"
         @id("calls")
         permit (principal, action, resource)
@@ -149,7 +149,7 @@ async fn a_call_whose_server_does_not_start_keeps_its_server_and_tool() {
 }
 
 #[tokio::test]
-async fn a_permit_is_not_the_reason_of_a_refusal_and_an_event_is_not_a_call() {
+async fn refusals_name_no_permits_and_events_are_not_calls() {
     let policies = r#"
         @id("all")
         permit (principal, action, resource);
@@ -187,7 +187,7 @@ async fn a_permit_is_not_the_reason_of_a_refusal_and_an_event_is_not_a_call() {
 }
 
 #[tokio::test]
-async fn a_call_that_cannot_be_recorded_is_not_made() {
+async fn proxy_without_an_audit_store_does_not_start() {
     let written = Setup::notes().write();
     // A file where the store's folder should be.
     std::fs::create_dir_all(written.path("state")).unwrap();
@@ -198,7 +198,7 @@ async fn a_call_that_cannot_be_recorded_is_not_made() {
 }
 
 #[tokio::test]
-async fn the_log_survives_a_kill() {
+async fn log_survives_a_kill() {
     let gate = Setup::notes().start().await;
     let agent = gate.modern();
     let mut made = 0;

@@ -1,5 +1,5 @@
-//! What is broken gets one clear error with a place and a remedy, the right exit code, and leaves
-//! nothing half-started behind.
+//! Invalid input gets one clear error with a position and a remedy, has the right exit code, and
+//! leaves no half-started processes.
 
 use serde_json::json;
 
@@ -26,7 +26,7 @@ fn policy(name: &'static str, text: &str, says: &'static [&'static str]) -> Case
 }
 
 #[tokio::test]
-async fn broken_files_end_the_start_with_a_place() {
+async fn invalid_files_prevent_the_start_with_a_position() {
     let broken_plugin = |name, bytes: &[u8], more: &str, says| {
         let entry = format!("[[interceptors]]\nuse = \"plugin\"\npath = \"plugin.wasm\"\n{more}");
         Case { name, written: Setup::notes().and(&entry).file("plugin.wasm", bytes).write(), says }
@@ -119,7 +119,7 @@ async fn broken_files_end_the_start_with_a_place() {
 }
 
 #[tokio::test]
-async fn a_mount_that_no_server_gets_is_found_before_the_launch() {
+async fn forbidden_mount_is_found_by_check() {
     let written = Setup::crooked("mounts = [\"/etc:/host\"]").write();
     let ended = written.cli(&["check"]).await;
     assert_eq!(ended.code, Some(11), "{ended:#?}");
@@ -130,9 +130,10 @@ async fn a_mount_that_no_server_gets_is_found_before_the_launch() {
     gate.stop().await;
 }
 
-/// Whoever sees the state, reaches the operator's socket or writes policies is the operator.
+/// A server that reads the state, reaches the admin socket or writes policies would have the
+/// operator's power.
 #[tokio::test]
-async fn nothing_of_the_proxys_own_is_mounted() {
+async fn protected_paths_of_the_proxy_are_not_mounted() {
     const BOTH: &[&str] = &["sandbox", "container"];
     for (source, what, tried_in) in [
         (".", "the proxy's config, ", BOTH),
@@ -189,7 +190,7 @@ async fn nothing_of_the_proxys_own_is_mounted() {
 }
 
 #[tokio::test]
-async fn a_folder_beside_what_is_the_proxys_own_is_mounted() {
+async fn folder_beside_protected_paths_is_mounted() {
     let setup = Setup::crooked("mounts = [\"./notes:/notes:rw\"]").file("notes/one", "");
     let written = setup.write();
     let ended = written.cli(&["check"]).await;
@@ -200,7 +201,7 @@ async fn a_folder_beside_what_is_the_proxys_own_is_mounted() {
 }
 
 #[tokio::test]
-async fn a_missing_config_is_named() {
+async fn missing_config_is_named() {
     let written = Setup::notes().write();
     std::fs::remove_file(written.path("portcullis.toml")).unwrap();
     for verb in ["run", "check"] {
@@ -212,7 +213,7 @@ async fn a_missing_config_is_named() {
 }
 
 #[tokio::test]
-async fn wrong_words_on_the_command_line_are_usage() {
+async fn invalid_command_lines_are_usage_errors() {
     let written = Setup::notes().write();
     for args in
         [&["no-such-verb"][..], &["audit", "show"], &["client", "add"], &["run", "--no-such"]]
@@ -229,7 +230,7 @@ async fn wrong_words_on_the_command_line_are_usage() {
 }
 
 #[tokio::test]
-async fn an_absent_engine_is_told_to_whoever_needs_it() {
+async fn missing_engine_affects_only_servers_that_need_it() {
     let gone = "unix:///nonexistent/docker.sock";
     let mut gate = Setup::notes()
         .and(
@@ -254,7 +255,7 @@ async fn an_absent_engine_is_told_to_whoever_needs_it() {
 }
 
 #[tokio::test]
-async fn without_an_engine_a_command_runs_in_the_sandbox_and_the_log_says_why() {
+async fn command_without_an_engine_runs_in_the_sandbox() {
     let mut gate = Setup::new(
         r#"
         [engine]
@@ -276,7 +277,7 @@ async fn without_an_engine_a_command_runs_in_the_sandbox_and_the_log_says_why() 
 }
 
 #[tokio::test]
-async fn with_an_engine_a_command_runs_in_a_container() {
+async fn command_with_an_engine_runs_in_a_container() {
     let gate = Setup::new(
         "[servers.notes]\ncommand = [\"portcullis\", \"example-server\", \"notes\"]\nenv = { GATE = \"{mark}\" }",
     )
@@ -289,7 +290,7 @@ async fn with_an_engine_a_command_runs_in_a_container() {
 }
 
 #[tokio::test]
-async fn an_image_that_is_not_there_and_a_program_that_is_not_are_told_apart() {
+async fn missing_image_and_missing_program_have_different_errors() {
     let digest = "0".repeat(64);
     let mut gate = Setup::notes()
         .and(&format!(
@@ -316,7 +317,7 @@ async fn an_image_that_is_not_there_and_a_program_that_is_not_are_told_apart() {
 }
 
 #[tokio::test]
-async fn a_port_that_is_taken_is_told_and_nothing_is_left() {
+async fn occupied_port_is_reported_and_leaves_nothing() {
     let first = Setup::notes().start().await;
     let written = Setup::notes().write();
     let config = std::fs::read_to_string(written.path("portcullis.toml")).unwrap();
@@ -330,7 +331,7 @@ async fn a_port_that_is_taken_is_told_and_nothing_is_left() {
 }
 
 #[tokio::test]
-async fn two_proxies_on_one_state_folder_do_not_mix() {
+async fn second_proxy_on_a_state_folder_is_refused() {
     let first = Setup::notes().start().await;
     let ended = first.cli(&["run"]).await;
     assert_eq!(ended.code, Some(1), "{ended:#?}");
@@ -340,7 +341,7 @@ async fn two_proxies_on_one_state_folder_do_not_mix() {
 }
 
 #[tokio::test]
-async fn no_proxy_to_connect_to_is_told() {
+async fn connect_without_a_proxy_is_an_error() {
     let written = Setup::notes().write();
     let ended = written.cli(&["connect"]).await;
     assert_eq!(ended.code, Some(1), "{ended:#?}");

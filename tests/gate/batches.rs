@@ -1,4 +1,4 @@
-//! Batches, which revision 2025-03-26 has and no other.
+//! Batches, which only revision 2025-03-26 has.
 
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -51,7 +51,7 @@ forbid (principal, action == Portcullis::Action::"call_tool", resource == Portcu
 "#;
 
 #[tokio::test]
-async fn each_message_of_a_batch_is_decided_and_answered_by_itself() {
+async fn each_message_of_a_batch_is_decided_separately() {
     let gate = Setup::crooked("").policies(POLICY).start().await;
     let session = session(&gate, "2025-03-26").await;
     let batch = json!([
@@ -88,7 +88,7 @@ async fn each_message_of_a_batch_is_decided_and_answered_by_itself() {
 }
 
 #[tokio::test]
-async fn a_batch_that_asks_nothing_is_accepted() {
+async fn batch_of_notifications_is_accepted() {
     let gate = Setup::crooked("").start().await;
     let session = session(&gate, "2025-03-26").await;
     let ready = json!({ "jsonrpc": "2.0", "method": "notifications/initialized" });
@@ -98,7 +98,7 @@ async fn a_batch_that_asks_nothing_is_accepted() {
 }
 
 #[tokio::test]
-async fn a_batch_that_takes_its_time_is_answered_by_a_stream() {
+async fn slow_batch_is_answered_by_a_stream() {
     let gate = Setup::crooked("").start().await;
     let session = session(&gate, "2025-03-26").await;
     let batch =
@@ -112,7 +112,7 @@ async fn a_batch_that_takes_its_time_is_answered_by_a_stream() {
 }
 
 #[tokio::test]
-async fn a_batch_is_bounded_and_only_where_there_are_batches() {
+async fn batches_are_limited_and_bound_to_their_revision() {
     let gate = Setup::crooked("").start().await;
     let ping = |id| request(id, "ping", json!({}));
     let old = session(&gate, "2025-03-26").await;
@@ -139,7 +139,7 @@ async fn a_batch_is_bounded_and_only_where_there_are_batches() {
 }
 
 #[tokio::test]
-async fn a_batch_has_no_more_places_than_its_client() {
+async fn batch_uses_the_permits_of_its_client() {
     let gate = Setup::crooked("").and("[limits]\nconcurrent = 2").start().await;
     let session = session(&gate, "2025-03-26").await;
     let slow: Vec<_> = (1..=4).map(|id| call(id, "slow", json!({ "ms": 300 }))).collect();
@@ -151,7 +151,7 @@ async fn a_batch_has_no_more_places_than_its_client() {
 }
 
 #[tokio::test]
-async fn batches_over_standard_input() {
+async fn batches_work_over_standard_input() {
     let mut gate = Setup::crooked("").write().start_with(&["--stdio"]).await;
     let mut input = gate.stdin.take().unwrap();
     let mut output = BufReader::new(gate.stdout.take().unwrap()).lines();

@@ -1,5 +1,4 @@
-//! While the config on disk is broken, commands reach the proxy all the same that took it when it was
-//! whole.
+//! Commands reach a running proxy although the config on disk became invalid.
 
 use std::{fs, process::Stdio};
 
@@ -33,7 +32,7 @@ fn answered(ended: &Ended) {
 }
 
 #[tokio::test]
-async fn a_running_proxy_is_asked_all_the_same() {
+async fn invalid_config_does_not_prevent_queries() {
     for broken in BROKEN {
         let gate = running().await;
         gate.add_client("leaver", &[]).await;
@@ -74,7 +73,7 @@ async fn a_running_proxy_is_asked_all_the_same() {
 }
 
 #[tokio::test]
-async fn a_client_is_bridged_all_the_same() {
+async fn invalid_config_does_not_prevent_a_bridge() {
     let gate = running().await;
     save(&gate, BROKEN[0]);
     let mut bridge = tokio::process::Command::new(portcullis())
@@ -97,7 +96,7 @@ async fn a_client_is_bridged_all_the_same() {
 }
 
 #[tokio::test]
-async fn what_the_file_no_longer_says_is_said_on_the_command_line() {
+async fn option_replaces_an_unreadable_state_folder() {
     let gate = running().await;
     let whole = gate.config();
     gate.put(&whole.replace("state-dir = \"state\"", "state-dir = \"state"));
@@ -131,9 +130,9 @@ fn unanswered(ended: &Ended) {
     assert!(said.iter().all(|part| ended.stderr.contains(part)), "{ended:#?}");
 }
 
-/// The folder has the config of one proxy, which is broken, and the state of another, at the default.
+/// The folder has the invalid config of one proxy, and the state of another in the default folder.
 #[tokio::test]
-async fn nothing_is_done_at_the_proxy_of_another_config() {
+async fn commands_never_reach_the_proxy_of_another_config() {
     let written = Setup::notes().write();
     let whole = written.config();
     let others = whole.replace("state-dir = \"state\"\n", "");
@@ -168,9 +167,9 @@ async fn nothing_is_done_at_the_proxy_of_another_config() {
     other.stop().await;
 }
 
-/// The proxy is found by its `admin.socket` alone, and the default folder has the clients of another.
+/// Only `admin.socket` identifies the proxy, and the default folder has the clients of another.
 #[tokio::test]
-async fn a_key_ends_in_the_proxys_own_folder_or_not_at_all() {
+async fn key_is_removed_only_from_the_proxys_own_folder() {
     let door = "[admin]\nsocket = \"{folder}/door/admin.sock\"";
     let gate = Setup::notes().and(door).start().await;
     let key = gate.add_client("leaver", &[]).await;
@@ -199,7 +198,7 @@ async fn a_key_ends_in_the_proxys_own_folder_or_not_at_all() {
 }
 
 #[tokio::test]
-async fn the_environment_names_a_socket_for_the_audit_log_alone() {
+async fn socket_variable_applies_only_to_audit_commands() {
     let nowhere = "/nowhere/admin.sock";
     let gate = Setup::notes().env("PORTCULLIS_ADMIN_SOCKET", nowhere).start().await;
     for args in [&["server", "restart", "notes"][..], &["tools", "ls"], &["approve", "ls"]] {

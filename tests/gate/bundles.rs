@@ -1,4 +1,4 @@
-//! Policies from a signed bundle: what was signed decides, and nothing else ever does.
+//! Policies from a signed bundle: only signed content decides.
 
 use std::{fs, os::unix::fs::symlink, path::Path};
 
@@ -83,7 +83,7 @@ async fn in_force(gate: &Gate, version: u64, refused: bool) -> Value {
 }
 
 #[tokio::test]
-async fn what_was_signed_decides_and_nothing_else_ever_does() {
+async fn only_signed_bundles_decide() {
     let written = setup().await;
     release(&written, "one", &tool("list_notes"), 1).await;
     release(&written, "two", &tool("read_note"), 2).await;
@@ -168,7 +168,7 @@ async fn what_was_signed_decides_and_nothing_else_ever_does() {
 }
 
 #[tokio::test]
-async fn without_a_bundle_that_holds_nothing_starts() {
+async fn proxy_without_a_valid_bundle_does_not_start() {
     let written = setup().await;
     refuses_to_start(&written, "cannot read the bundle live").await;
     fs::create_dir(written.path("live")).unwrap();

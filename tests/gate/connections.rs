@@ -1,4 +1,4 @@
-//! Clients with a key while others take as many connections as they can.
+//! Clients with a key while other callers open as many connections as possible.
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -112,7 +112,7 @@ async fn calls(what: &str, count: usize, gate: &Gate, key: &str) -> usize {
 
 /// Red-team M2: unfinished headers without a key, opened again when they are closed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn connections_without_a_key_lock_nobody_of_their_address_out() {
+async fn anonymous_connections_do_not_block_clients_of_their_address() {
     raise_open_files();
     let written = Setup::notes().keyed().write();
     let key = written.add_client("ann", &[]).await;
@@ -125,9 +125,9 @@ async fn connections_without_a_key_lock_nobody_of_their_address_out() {
     gate.stop().await;
 }
 
-/// The same from so many addresses that the bound of all connections is reached.
+/// The same from so many addresses that the total limit of connections is reached.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn connections_without_a_key_of_many_networks_lock_nobody_out() {
+async fn anonymous_connections_of_many_networks_do_not_block_clients() {
     raise_open_files();
     let written = Setup::notes().keyed().write();
     let key = written.add_client("ann", &[]).await;
@@ -143,7 +143,7 @@ async fn connections_without_a_key_of_many_networks_lock_nobody_out() {
 
 /// The same through a proxy in TCP mode that names its clients.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn connections_without_a_key_behind_a_trusted_proxy_lock_nobody_out() {
+async fn anonymous_connections_behind_a_trusted_proxy_do_not_block_clients() {
     raise_open_files();
     let written = Setup::notes()
         .keyed()
@@ -166,9 +166,10 @@ async fn connections_without_a_key_behind_a_trusted_proxy_lock_nobody_out() {
     gate.stop().await;
 }
 
-/// Idle connections of a trusted proxy give way: the oldest to its next, and to a client of its own.
+/// Idle connections of a trusted proxy are displaced: the oldest by the proxy's next connection,
+/// and others by a client.
 #[tokio::test]
-async fn idle_connections_of_a_trusted_proxy_lock_no_client_out() {
+async fn idle_connections_of_a_trusted_proxy_do_not_block_clients() {
     let written = Setup::notes()
         .keyed()
         .listen("trusted-proxies = [\"127.0.0.2\"]\nclient-address = \"forwarded\"")
@@ -193,9 +194,10 @@ async fn idle_connections_of_a_trusted_proxy_lock_no_client_out() {
     gate.stop().await;
 }
 
-/// The log says that connections of a trusted proxy are not taken: each that it has is busy.
+/// The log reports that a trusted proxy's new connections are refused while all of its others are
+/// busy.
 #[tokio::test]
-async fn busy_connections_of_a_trusted_proxy_give_way_to_nobody() {
+async fn busy_connections_of_a_trusted_proxy_are_not_displaced() {
     let written = Setup::notes()
         .keyed()
         .listen("trusted-proxies = [\"127.0.0.2\"]\nclient-address = \"forwarded\"")
@@ -241,7 +243,7 @@ async fn stream(from: IpAddr, to: SocketAddr, key: &str) -> (TcpStream, u16) {
 
 /// Red-team M2: one key with a thousand event streams.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_streams_of_one_key_lock_no_other_key_of_their_address_out() {
+async fn streams_of_one_key_do_not_block_others() {
     raise_open_files();
     let written = Setup::notes().keyed().write();
     let greedy = written.add_client("greedy", &[]).await;
@@ -269,9 +271,9 @@ async fn the_streams_of_one_key_lock_no_other_key_of_their_address_out() {
     gate.stop().await;
 }
 
-/// Keys that together may have more connections than there are places.
+/// These keys together may have more connections than the total limit.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_streams_of_many_keys_leave_places_to_a_client_with_few() {
+async fn streams_of_many_keys_leave_slots_for_other_clients() {
     raise_open_files();
     let written = Setup::notes().keyed().and("[limits.connections]\ntotal = 128").write();
     let ann = written.add_client("ann", &[]).await;

@@ -1,4 +1,4 @@
-//! What a config without `[[interceptors]]` protects from, and how that is switched off.
+//! The default chain of a config without `[[interceptors]]`, and how to disable its members.
 
 use serde_json::json;
 
@@ -8,7 +8,7 @@ const NOTES: &str = "[servers.notes]\ncommand = [\"portcullis\", \"example-serve
                      runtime = \"sandbox\"";
 
 #[tokio::test]
-async fn without_a_line_in_the_config_schemas_secrets_and_rates_are_checked() {
+async fn default_chain_checks_schemas_secrets_and_rates() {
     let gate = Setup::crooked("").and(NOTES).start().await;
     let chain = "rate-limit (default), policy, argument-names, schema (default), secrets (default)";
     let checked = gate.cli(&["check"]).await;
@@ -42,7 +42,7 @@ async fn without_a_line_in_the_config_schemas_secrets_and_rates_are_checked() {
 }
 
 #[tokio::test]
-async fn a_default_is_switched_off_by_a_line_that_says_so_and_by_no_other() {
+async fn default_is_disabled_only_by_its_own_setting() {
     let gate = Setup::crooked("").and(NOTES).without("secrets").without("schema").start().await;
     let checked = gate.cli(&["check"]).await;
     let chain =
@@ -64,7 +64,7 @@ async fn a_default_is_switched_off_by_a_line_that_says_so_and_by_no_other() {
 }
 
 #[tokio::test]
-async fn an_interceptor_takes_no_name_of_a_default() {
+async fn names_of_default_interceptors_are_reserved() {
     let entry = "[[interceptors]]\nuse = \"secrets\"\nname = \"schema\"";
     let checked = Setup::notes().and(entry).write().cli(&["check"]).await;
     assert_eq!(checked.code, Some(11), "{checked:#?}");

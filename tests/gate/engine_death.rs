@@ -1,7 +1,7 @@
-//! The engine dies, with all of its processes or without them, and the proxy with it or without it:
-//! nothing of ours is left over, what is others' stays, and a proxy that lives goes on.
+//! The engine dies, with or without its processes and the proxy: no orphans stay, foreign
+//! containers are kept, and a running proxy continues.
 //!
-//! Each test has an engine of its own: that of the machine is for all others.
+//! Each test has its own engine; the machine's engine serves all others.
 
 use serde_json::json;
 
@@ -32,7 +32,7 @@ fn bare(ground: &Ground) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_proxy_outlives_its_engine() {
+async fn proxy_outlives_its_engine() {
     let mut ground = ground().await;
     let gate = on(&ground, "").start().await;
     echoes(&gate).await;
@@ -52,7 +52,7 @@ async fn the_proxy_outlives_its_engine() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_engine_that_comes_after_the_proxy_is_used_and_cleared_up() {
+async fn engine_started_after_the_proxy_is_used_and_reaped() {
     let mut ground = ground().await;
     let gate = on(&ground, "warm = 1").start().await;
     echoes(&gate).await;
@@ -80,7 +80,7 @@ async fn an_engine_that_comes_after_the_proxy_is_used_and_cleared_up() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reboot_leaves_nothing_of_ours_and_all_of_others() {
+async fn reboot_leaves_only_foreign_containers() {
     let mut ground = ground().await;
     let gate = on(&ground, "warm = 1").start().await;
     echoes(&gate).await;
@@ -108,7 +108,7 @@ async fn a_reboot_leaves_nothing_of_ours_and_all_of_others() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_proxy_that_is_killed_while_it_starts_servers_leaves_none_for_its_successor() {
+async fn servers_of_a_proxy_killed_during_launches_are_reaped() {
     let ground = ground().await;
     let mut written = on(&ground, "warm = 3").write();
     for _ in 0..5 {
@@ -125,7 +125,7 @@ async fn a_proxy_that_is_killed_while_it_starts_servers_leaves_none_for_its_succ
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_proxy_that_is_killed_beside_its_engine_leaves_nothing() {
+async fn proxy_killed_with_its_engine_leaves_nothing() {
     let mut ground = ground().await;
     let gate = on(&ground, "").start().await;
     echoes(&gate).await;

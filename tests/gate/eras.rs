@@ -104,7 +104,7 @@ async fn resources_and_templates_work_across_eras() {
 }
 
 #[tokio::test]
-async fn each_era_gets_what_its_revision_says() {
+async fn each_era_gets_results_of_its_revision() {
     let gate = four().await;
     let [legacy, modern] = agents(&gate).await;
     for server in SERVERS {
@@ -124,7 +124,7 @@ async fn each_era_gets_what_its_revision_says() {
 }
 
 #[tokio::test]
-async fn an_endpoint_of_one_server_has_that_server_alone() {
+async fn endpoint_of_one_server_has_only_that_server() {
     let gate = four().await;
     let url = gate.url("/servers/pipe-legacy/mcp");
     for agent in [Agent::legacy(&url, None).await.unwrap(), Agent::modern(&url, None)] {
@@ -145,7 +145,7 @@ async fn an_endpoint_of_one_server_has_that_server_alone() {
 }
 
 #[tokio::test]
-async fn every_legacy_revision_is_spoken() {
+async fn every_legacy_revision_is_supported() {
     let gate = Setup::notes().start().await;
     for revision in ["2025-03-26", "2025-06-18", "2025-11-25"] {
         let agent = Agent::legacy_of(&gate.url("/mcp"), None, revision).await.unwrap();
@@ -160,7 +160,7 @@ async fn every_legacy_revision_is_spoken() {
 }
 
 #[tokio::test]
-async fn a_modern_client_discovers_the_proxy() {
+async fn modern_client_discovers_the_proxy() {
     let gate = Setup::notes().start().await;
     let agent = gate.modern();
     let found = agent.ask("server/discover", json!({})).await.unwrap();
@@ -176,7 +176,7 @@ async fn a_modern_client_discovers_the_proxy() {
 }
 
 #[tokio::test]
-async fn a_missing_resource_has_the_code_of_the_clients_era() {
+async fn missing_resource_has_the_error_code_of_the_clients_era() {
     let gate = four().await;
     for server in SERVERS {
         let url = gate.url(&format!("/servers/{server}/mcp"));
@@ -194,7 +194,7 @@ async fn a_missing_resource_has_the_code_of_the_clients_era() {
 }
 
 #[tokio::test]
-async fn a_proxy_in_between_changes_no_answer() {
+async fn proxied_answers_equal_direct_ones() {
     let (legacy, modern) =
         (remote::serve(remote::legacy()).await, remote::serve(remote::MODERN).await);
     let gate = Setup::new(&format!(

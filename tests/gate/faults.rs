@@ -1,4 +1,4 @@
-//! Servers that hang, die, flood or talk nonsense: they hurt nobody but those who asked them.
+//! Servers that hang, crash, flood or send invalid messages affect only their own callers.
 
 use serde_json::json;
 
@@ -9,7 +9,7 @@ use crate::support::{
 };
 
 /// A crooked server with short deadlines beside an honest one.
-async fn beside_notes() -> Gate {
+async fn with_notes_server() -> Gate {
     Setup::crooked("call-timeout-s = 2\nconcurrent = 4")
         .and(
             r#"
@@ -24,25 +24,25 @@ async fn beside_notes() -> Gate {
         .await
 }
 
-async fn honest_still_answers(agent: &Agent) {
+async fn assert_notes_answers(agent: &Agent) {
     let text = agent.text("notes__read_note", json!({ "name": "welcome" })).await;
     assert!(text.contains("Portcullis"));
     assert_eq!(agent.text("crooked__echo", json!({ "text": "still here" })).await, "still here");
 }
 
 #[tokio::test]
-async fn one_that_hangs_is_given_up() {
-    let gate = beside_notes().await;
+async fn hanging_server_times_out() {
+    let gate = with_notes_server().await;
     for agent in [gate.legacy().await, gate.modern()] {
         assert_eq!(agent.refused("crooked__hang", json!({})).await, "server-timeout");
-        honest_still_answers(&agent).await;
+        assert_notes_answers(&agent).await;
     }
     gate.stop().await;
 }
 
 #[tokio::test]
-async fn one_that_is_full_refuses_and_delays_nobody_else() {
-    let gate = beside_notes().await;
+async fn overloaded_server_does_not_delay_others() {
+    let gate = with_notes_server().await;
     let agent = gate.modern();
     agent.text("crooked__echo", json!({ "text": "up" })).await;
     let url = gate.url("/mcp");
@@ -67,20 +67,20 @@ async fn one_that_is_full_refuses_and_delays_nobody_else() {
 }
 
 #[tokio::test]
-async fn one_that_dies_is_started_again() {
-    let gate = beside_notes().await;
+async fn crashed_server_is_restarted() {
+    let gate = with_notes_server().await;
     let agent = gate.legacy().await;
     assert_eq!(agent.refused("crooked__die", json!({})).await, "server-unavailable");
     in_time("the server to be back", async {
         while agent.call("crooked__echo", json!({ "text": "x" })).await.is_err() {}
     })
     .await;
-    honest_still_answers(&agent).await;
+    assert_notes_answers(&agent).await;
     gate.stop().await;
 }
 
 #[tokio::test]
-async fn a_container_that_ends_under_a_call_is_started_again() {
+async fn container_that_ends_during_a_call_is_restarted() {
     let gate = Setup::crooked("").runtime("container").start().await;
     let agent = gate.modern();
     let hanging = tokio::spawn({
@@ -102,7 +102,7 @@ async fn a_container_that_ends_under_a_call_is_started_again() {
 }
 
 #[tokio::test]
-async fn one_whose_start_failed_is_not_started_for_every_call() {
+async fn failed_start_is_not_repeated_for_every_call() {
     let crooked = crate::support::server("crooked");
     let gate = Setup::new(&format!(
         "[servers.dead]\ncommand = [{crooked:?}, \"dead\"]\nruntime = \"sandbox\""
@@ -122,8 +122,8 @@ async fn one_whose_start_failed_is_not_started_for_every_call() {
 }
 
 #[tokio::test]
-async fn one_that_floods_harms_nobody() {
-    let gate = beside_notes().await;
+async fn flooding_server_affects_no_others() {
+    let gate = with_notes_server().await;
     let agent = gate.modern();
     for tool in ["crooked__flood", "crooked__flood_stderr"] {
         // Whatever came of the call itself, it came.
@@ -132,7 +132,7 @@ async fn one_that_floods_harms_nobody() {
             while agent.call("crooked__echo", json!({ "text": "x" })).await.is_err() {}
         })
         .await;
-        honest_still_answers(&agent).await;
+        assert_notes_answers(&agent).await;
     }
     let log: usize = gate.log().iter().map(String::len).sum();
     assert!(log < 4 << 20, "a server filled the log with {log} bytes");
@@ -140,8 +140,8 @@ async fn one_that_floods_harms_nobody() {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_too_large_is_refused() {
-    let gate = beside_notes().await;
+async fn oversized_response_is_refused() {
+    let gate = with_notes_server().await;
     let agent = gate.modern();
     let code = agent.refused("crooked__huge", json!({ "mib": 4 })).await;
     assert!(["server-unavailable", "server-misbehaved"].contains(&&code[..]), "{code}");
@@ -149,25 +149,25 @@ async fn an_answer_that_is_too_large_is_refused() {
         while agent.call("crooked__echo", json!({ "text": "x" })).await.is_err() {}
     })
     .await;
-    honest_still_answers(&agent).await;
+    assert_notes_answers(&agent).await;
     gate.stop().await;
 }
 
 #[tokio::test]
-async fn nonsense_goes_no_further() {
-    let gate = beside_notes().await;
+async fn malformed_server_messages_are_not_forwarded() {
+    let gate = with_notes_server().await;
     for agent in [gate.legacy().await, gate.modern()] {
         assert_eq!(agent.text("crooked__babble", json!({})).await, "babbled");
         assert_eq!(agent.text("crooked__twice", json!({})).await, "once");
         assert_eq!(agent.text("crooked__stranger", json!({})).await, "for you");
         assert_eq!(agent.refused("crooked__no_result", json!({})).await, "server-misbehaved");
-        honest_still_answers(&agent).await;
+        assert_notes_answers(&agent).await;
     }
     gate.stop().await;
 }
 
 #[tokio::test]
-async fn a_server_may_not_ask_the_client_unless_policy_says_so() {
+async fn server_requests_need_a_permit() {
     let gate = Setup::crooked("")
         .policies("@id(\"clients\")\npermit (principal, action in Portcullis::Action::\"from_client\", resource);\n")
         .start()
@@ -188,7 +188,7 @@ async fn a_server_may_not_ask_the_client_unless_policy_says_so() {
 }
 
 #[tokio::test]
-async fn servers_that_cannot_start_leave_the_others_alone() {
+async fn servers_that_cannot_start_do_not_affect_others() {
     let crooked = crate::support::server("crooked");
     let crooked = crooked.display();
     let gate = Setup::notes()
@@ -227,7 +227,7 @@ async fn servers_that_cannot_start_leave_the_others_alone() {
 }
 
 #[tokio::test]
-async fn one_that_never_lists_is_left_out_of_lists() {
+async fn server_that_never_lists_is_omitted_from_lists() {
     let crooked = crate::support::server("crooked");
     let gate = Setup::notes()
         .and(&format!(
@@ -276,7 +276,7 @@ async fn idle_servers_are_stopped_and_started_again() {
 }
 
 #[tokio::test]
-async fn answers_go_to_those_who_asked() {
+async fn responses_reach_their_own_clients() {
     let gate = Setup::crooked("concurrent = 200").start().await;
     let mut asking = tokio::task::JoinSet::new();
     for number in 0..60 {
@@ -300,7 +300,7 @@ async fn answers_go_to_those_who_asked() {
 }
 
 #[tokio::test]
-async fn a_client_that_goes_away_gives_its_place_back() {
+async fn disconnected_client_releases_its_permit() {
     let gate = Setup::crooked("call-timeout-s = 3600\nconcurrent = 1").start().await;
     let url = gate.url("/mcp");
     let hanging =

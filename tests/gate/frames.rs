@@ -1,4 +1,4 @@
-//! Hostile and broken messages over HTTP: each is one clear refusal, and the proxy goes on.
+//! Hostile and invalid messages over HTTP: each gets one clear refusal, and the proxy continues.
 
 use serde_json::json;
 
@@ -21,12 +21,12 @@ async fn in_session(gate: &Gate, agent: &Agent, body: &[u8]) -> Reply {
     wire::post(gate.addr, "/mcp", &[ORDINARY, &more].concat(), body).await
 }
 
-async fn still_answers(agent: &Agent) {
+async fn assert_answers(agent: &Agent) {
     assert_eq!(agent.text("crooked__echo", json!({ "text": "x" })).await, "x");
 }
 
 #[tokio::test]
-async fn each_broken_frame_has_its_code() {
+async fn each_invalid_frame_has_its_code() {
     let gate = gate().await;
     let agent = gate.legacy().await;
     let call = |params: &str| {
@@ -184,13 +184,13 @@ async fn each_broken_frame_has_its_code() {
         let reply = in_session(&gate, &agent, &body).await;
         assert_eq!(reply.refusal(), code, "{name}: {reply:#?}");
         assert!(reply.status < 500, "{name}: {reply:#?}");
-        still_answers(&agent).await;
+        assert_answers(&agent).await;
     }
     gate.stop().await;
 }
 
 #[tokio::test]
-async fn numbers_of_any_size_are_no_danger() {
+async fn extreme_numbers_are_harmless() {
     let gate = gate().await;
     let agent = gate.legacy().await;
     for number in ["1e999999", "-1e-999999", &"9".repeat(1_000), "0.1e1"] {
@@ -199,13 +199,13 @@ async fn numbers_of_any_size_are_no_danger() {
         );
         let reply = in_session(&gate, &agent, body.as_bytes()).await;
         assert!(reply.status < 500, "{number}: {reply:#?}");
-        still_answers(&agent).await;
+        assert_answers(&agent).await;
     }
     gate.stop().await;
 }
 
 #[tokio::test]
-async fn what_is_no_ordinary_post_is_refused() {
+async fn invalid_posts_are_refused() {
     let gate = gate().await;
     let agent = gate.legacy().await;
     let ping = br#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#;
@@ -238,7 +238,7 @@ async fn what_is_no_ordinary_post_is_refused() {
             406 => assert_eq!(reply.refusal(), "not-acceptable", "{name}"),
             _ => {}
         }
-        still_answers(&agent).await;
+        assert_answers(&agent).await;
     }
     // Refusals have a code, whatever they are for, also where there is no endpoint.
     for (line, status, code) in [
@@ -276,7 +276,7 @@ async fn what_is_no_ordinary_post_is_refused() {
 }
 
 #[tokio::test]
-async fn a_length_that_lies_and_a_body_without_end_are_no_danger() {
+async fn false_length_and_endless_body_are_refused() {
     let gate = gate().await;
     let agent = gate.legacy().await;
     let head = format!(
@@ -295,12 +295,12 @@ async fn a_length_that_lies_and_a_body_without_end_are_no_danger() {
     assert_eq!(wire::raw(gate.addr, &chunks).await.status, 413);
     let both = format!("{head}Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n");
     assert_eq!(wire::raw(gate.addr, both.as_bytes()).await.status, 400);
-    still_answers(&agent).await;
+    assert_answers(&agent).await;
     gate.stop().await;
 }
 
 #[tokio::test]
-async fn in_2026_07_28_headers_and_body_agree() {
+async fn modern_headers_must_match_the_body() {
     let gate = gate().await;
     let meta = json!({
         "io.modelcontextprotocol/protocolVersion": "2026-07-28",
@@ -384,7 +384,7 @@ async fn in_2026_07_28_headers_and_body_agree() {
 }
 
 #[tokio::test]
-async fn many_slow_writers_keep_nobody_out() {
+async fn slow_writers_do_not_block_others() {
     use tokio::io::AsyncWriteExt;
     let gate = gate().await;
     let agent = gate.legacy().await;
@@ -396,7 +396,7 @@ async fn many_slow_writers_keep_nobody_out() {
         stream.write_all(head.as_bytes()).await.unwrap();
         slow.push(stream);
     }
-    still_answers(&agent).await;
+    assert_answers(&agent).await;
     drop(slow);
     gate.stop().await;
 }

@@ -1,4 +1,4 @@
-//! Who is let in: keys, `Host` and `Origin`, and sessions that belong to somebody.
+//! Authentication: keys, `Host` and `Origin`, and the owners of sessions.
 
 use serde_json::{Value, json};
 use tokio::{
@@ -19,7 +19,7 @@ fn ping() -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn without_a_key_nobody_is_served() {
+async fn only_clients_with_a_key_are_served() {
     let written = Setup::notes().keyed().write();
     let key = written.add_client("ci", &[]).await;
     let gate = written.start().await;
@@ -59,7 +59,7 @@ async fn without_a_key_nobody_is_served() {
 }
 
 #[tokio::test]
-async fn a_client_that_is_removed_is_out_and_one_that_is_added_is_in() {
+async fn added_and_removed_clients_take_effect() {
     let written = Setup::notes().keyed().write();
     let key = written.add_client("old", &[]).await;
     let gate = written.start().await;
@@ -88,7 +88,7 @@ async fn a_client_that_is_removed_is_out_and_one_that_is_added_is_in() {
 }
 
 #[tokio::test]
-async fn who_loses_the_key_while_sending_is_not_heard() {
+async fn key_removed_while_sending_refuses_the_message() {
     let written = Setup::notes().keyed().write();
     let key = written.add_client("old", &[]).await;
     let gate = written.start().await;
@@ -137,7 +137,7 @@ async fn who_loses_the_key_while_sending_is_not_heard() {
 }
 
 #[tokio::test]
-async fn policy_tells_clients_groups_and_nobody_apart() {
+async fn policies_distinguish_clients_groups_and_anonymous_callers() {
     let written = Setup::notes()
         .policies(
             r#"
@@ -225,7 +225,7 @@ async fn foreign_hosts_and_origins_are_refused() {
 }
 
 #[tokio::test]
-async fn a_refusal_for_the_host_origin_or_path_names_the_client() {
+async fn refusals_of_host_origin_and_path_name_the_client() {
     let written = Setup::notes().keyed().write();
     let key = written.add_client("ci", &[]).await;
     let gate = written.start().await;
@@ -253,7 +253,7 @@ async fn a_refusal_for_the_host_origin_or_path_names_the_client() {
 }
 
 #[tokio::test]
-async fn a_session_is_its_owners_alone() {
+async fn session_belongs_to_its_client() {
     let written = Setup::notes().keyed().write();
     let owner = written.add_client("owner", &[]).await;
     let thief = written.add_client("thief", &[]).await;
@@ -284,7 +284,7 @@ async fn a_session_is_its_owners_alone() {
 }
 
 #[tokio::test]
-async fn a_servers_secret_reaches_that_server_and_nobody_else() {
+async fn secret_reaches_only_its_server() {
     let secret = ["hunter", "2", "hunter", "2"].concat();
     for runtime in ["sandbox", "container"] {
         let gate = Setup::crooked("")
@@ -312,7 +312,7 @@ async fn a_servers_secret_reaches_that_server_and_nobody_else() {
 }
 
 #[tokio::test]
-async fn what_a_client_has_open_ends_when_its_groups_change() {
+async fn changed_groups_end_open_sessions_and_streams() {
     let written = Setup::notes().keyed().write();
     let key = written.add_client("one", &["writers"]).await;
     let gate = written.start().await;
@@ -366,7 +366,7 @@ async fn end_of(stream: &mut Events) -> String {
 }
 
 #[tokio::test]
-async fn what_a_removed_client_listens_to_ends_and_its_tasks_are_forgotten() {
+async fn removed_client_loses_its_streams_and_tasks() {
     const TASK: &str = "everything__test_tool_with_task";
     let written = Setup::everything("modern").keyed().write();
     let key = written.add_client("one", &[]).await;

@@ -1,5 +1,5 @@
-//! Images of a registry: what a tag means is found out once, locked, and pulled by its digest. The
-//! registry is Debian's, the engine the real one.
+//! Images of a registry: tags are resolved once, locked, and pulled by digest. The registry is
+//! Debian's, the engine the real one.
 
 use std::{
     path::Path,
@@ -143,7 +143,7 @@ fn lock(written: &Written) -> toml::Table {
 }
 
 #[tokio::test]
-async fn a_tag_is_resolved_once_and_moved_by_an_operator_alone() {
+async fn tag_is_resolved_once_and_moved_only_by_an_operator() {
     let registry = Registry::start(&Door::default());
     let repository = format!("{}/acme/crooked", registry.host());
     let _pulled = Pulled(repository.clone());
@@ -227,7 +227,7 @@ async fn a_tag_is_resolved_once_and_moved_by_an_operator_alone() {
 }
 
 #[tokio::test]
-async fn nothing_is_pulled_nor_locked_that_policies_do_not_permit() {
+async fn forbidden_image_is_neither_pulled_nor_locked() {
     let registry = Registry::start(&Door::default());
     let repository = format!("{}/acme/crooked", registry.host());
     let _pulled = Pulled(repository.clone());
@@ -260,7 +260,7 @@ async fn nothing_is_pulled_nor_locked_that_policies_do_not_permit() {
 }
 
 #[tokio::test]
-async fn a_pull_is_shown_and_platforms_are_told() {
+async fn pull_shows_progress_and_platforms() {
     // Some of it is written otherwise in the base64 for URLs, which engines read.
     let wanted = format!("{}~?~~", password());
     let login = Some(("me".to_owned(), wanted.clone()));
@@ -308,7 +308,7 @@ async fn a_pull_is_shown_and_platforms_are_told() {
 }
 
 #[tokio::test]
-async fn an_image_that_is_too_large_is_not_pulled() {
+async fn oversized_image_is_not_pulled() {
     let registry = Registry::start(&Door::default());
     let repository = format!("{}/acme/crooked", registry.host());
     let _pulled = Pulled(repository.clone());
@@ -349,7 +349,7 @@ async fn list(host: &str, name: &str, taken: &str, looked_at: &str) -> String {
 }
 
 #[tokio::test]
-async fn what_came_and_is_another_image_never_runs() {
+async fn pulled_image_with_another_digest_never_runs() {
     let registry = Registry::start(&Door::default());
     let repository = format!("{}/acme/crooked", registry.host());
     let _pulled = Pulled(repository.clone());
@@ -451,9 +451,9 @@ impl Between {
     }
 }
 
-// The stand-in before the engine has to answer while `docker` is waited for.
+// The stand-in for the engine must answer while the test waits for `docker`.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_may_have_come_with_an_error_is_looked_at_before_it_runs() {
+async fn image_of_a_failed_pull_is_checked_before_it_runs() {
     const BROKEN: &str = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 55\r\n\
         Connection: close\r\n\r\n{\"errorDetail\":{\"message\":\"broken\"},\"error\":\"broken\"}\r\n";
     const DENIED: &str =
@@ -507,7 +507,7 @@ fn unseen(image: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_start_moves_nothing_that_was_locked() {
+async fn start_moves_no_locked_digest() {
     let registry = Registry::start(&Door::default());
     let repository = format!("{}/acme/crooked", registry.host());
     let _pulled = Pulled(repository.clone());
@@ -562,7 +562,7 @@ async fn a_start_moves_nothing_that_was_locked() {
 }
 
 #[tokio::test]
-async fn what_commands_do_with_images_is_on_record() {
+async fn image_commands_are_recorded() {
     let registry = Registry::start(&Door::default());
     let repository = format!("{}/acme/crooked", registry.host());
     let _pulled = Pulled(repository.clone());
@@ -597,9 +597,9 @@ async fn what_commands_do_with_images_is_on_record() {
     gate.stop().await;
 }
 
-// The stand-in before the registry has to answer while `docker push` is waited for.
+// The stand-in for the registry must answer while the test waits for `docker push`.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_somebody_locked_meanwhile_stays() {
+async fn concurrently_locked_digest_is_kept() {
     let registry = Registry::start(&Door::default());
     let Held { host, let_go, mut holds } = Held::of(&registry.host(), &["/manifests/1"]).await;
     let tag = format!("{host}/acme/crooked:1");
@@ -644,7 +644,7 @@ async fn failed_to_lock(written: &Written, digest: &str) {
 }
 
 #[tokio::test]
-async fn a_pull_by_hand_is_on_record_before_it_begins() {
+async fn manual_pull_is_recorded_before_it_begins() {
     let registry = Registry::start(&Door::default());
     let repository = format!("{}/acme/crooked", registry.host());
     let _pulled = Pulled(repository.clone());
@@ -673,9 +673,9 @@ async fn a_pull_by_hand_is_on_record_before_it_begins() {
     assert_eq!(written.records(&["event = image-pulling"]).await.len(), 1);
 }
 
-// The stand-in before the registry has to answer while `docker push` is waited for.
+// The stand-in for the registry must answer while the test waits for `docker push`.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pull_that_cannot_be_recorded_any_more_fails() {
+async fn pull_fails_if_its_result_cannot_be_recorded() {
     let registry = Registry::start(&Door::default());
     let Held { host, let_go, mut holds } = Held::blobs(&registry.host()).await;
     let repository = format!("{host}/acme/crooked");
@@ -698,7 +698,7 @@ async fn a_pull_that_cannot_be_recorded_any_more_fails() {
 }
 
 #[tokio::test]
-async fn a_pull_is_permitted_as_the_start_would_be() {
+async fn pull_needs_the_permits_of_the_launch() {
     let registry = Registry::start(&Door::default());
     let repository = format!("{}/acme/crooked", registry.host());
     let tag = format!("{repository}:1");
@@ -727,7 +727,7 @@ async fn a_pull_is_permitted_as_the_start_would_be() {
 }
 
 #[tokio::test]
-async fn a_locked_run_is_decided_by_the_name_in_the_config() {
+async fn locked_launch_is_decided_by_the_configured_name() {
     let registry = Registry::start(&Door::default());
     let repository = format!("{}/acme/crooked", registry.host());
     let _pulled = Pulled(repository.clone());
@@ -756,7 +756,7 @@ async fn a_locked_run_is_decided_by_the_name_in_the_config() {
 }
 
 #[tokio::test]
-async fn another_image_offers_what_it_has() {
+async fn changed_image_replaces_the_cached_lists() {
     let registry = Registry::start(&Door::default());
     let repository = format!("{}/acme/crooked", registry.host());
     let _pulled = Pulled(repository.clone());
@@ -779,7 +779,7 @@ async fn another_image_offers_what_it_has() {
 }
 
 #[tokio::test]
-async fn what_a_tag_beside_a_digest_means_is_told() {
+async fn update_reports_a_moved_tag_beside_a_digest() {
     let registry = Registry::start(&Door::default());
     let tag = format!("{}/acme/crooked:1", registry.host());
     let first = Built::new().await.move_to(&tag);
@@ -821,9 +821,9 @@ async fn put_image(host: &str, name: &str, tag: &str, architecture: &str) {
     assert!(put.send().await.unwrap().status().is_success());
 }
 
-// The stand-in before the registry has to answer while `docker push` is waited for.
+// The stand-in for the registry must answer while the test waits for `docker push`.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_that_waits_for_a_pull_is_told_and_the_pull_goes_on() {
+async fn waiting_call_gets_the_progress_and_the_pull_continues() {
     let registry = Registry::start(&Door::default());
     let Held { host, let_go, .. } = Held::blobs(&registry.host()).await;
     let repository = format!("{host}/acme/crooked");
@@ -875,9 +875,9 @@ async fn a_call_that_waits_for_a_pull_is_told_and_the_pull_goes_on() {
     gate.stop().await;
 }
 
-// The stand-in before the registry has to answer while `docker push` is waited for.
+// The stand-in for the registry must answer while the test waits for `docker push`.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_is_taken_out_while_its_image_is_pulled_is_not_started() {
+async fn server_removed_during_its_pull_is_not_started() {
     let call = json!({ "name": "crooked__echo", "arguments": { "text": "x" } });
     // What needs no list is under way at the server before it runs, and keeps it.
     for (path, method, params) in [
@@ -917,9 +917,9 @@ async fn a_server_that_is_taken_out_while_its_image_is_pulled_is_not_started() {
     }
 }
 
-// The stand-in before the registry has to answer while `docker push` is waited for.
+// The stand-in for the registry must answer while the test waits for `docker push`.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pull_has_a_deadline() {
+async fn pull_has_a_deadline() {
     let registry = Registry::start(&Door::default());
     let Held { host, let_go, .. } = Held::blobs(&registry.host()).await;
     let tag = format!("{host}/acme/crooked:1");
@@ -935,7 +935,7 @@ async fn a_pull_has_a_deadline() {
 }
 
 #[tokio::test]
-async fn an_image_of_the_engine_alone_is_locked_by_its_id() {
+async fn local_image_is_locked_by_its_id() {
     let built = Built::new().await;
     let (name, id) = (format!("{}:latest", built.0), built.id());
     let gate = setup(&built.0).start().await;
@@ -968,7 +968,7 @@ async fn an_image_of_the_engine_alone_is_locked_by_its_id() {
 }
 
 #[tokio::test]
-async fn a_registry_that_has_it_later_is_asked_again() {
+async fn missing_image_is_requested_again_later() {
     let registry = Registry::start(&Door::default());
     let repository = format!("{}/acme/crooked", registry.host());
     let _pulled = Pulled(repository.clone());

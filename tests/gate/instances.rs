@@ -1,4 +1,4 @@
-//! How many processes a server has, for whom, and when they are started and let alone.
+//! Number, clients, starts and pauses of a server's processes.
 
 use serde_json::{Value, json};
 
@@ -25,7 +25,7 @@ fn echo() -> Value {
 }
 
 #[tokio::test]
-async fn a_spare_takes_the_first_word_and_is_replaced() {
+async fn warm_process_serves_the_first_message_and_is_replaced() {
     let gate = Setup::crooked("warm = 1").start().await;
     warm(&gate, 1).await;
     // It runs, as somebody may well see, and greeted nobody.
@@ -61,9 +61,9 @@ async fn a_spare_takes_the_first_word_and_is_replaced() {
     assert!(marked(&mark).is_empty());
 }
 
-/// A spare is nobody's until it is taken, and then its taker's alone.
+/// A warm process has no owner until a client gets it, and then belongs to that client only.
 #[tokio::test]
-async fn spares_are_started_in_nobodys_name_and_taken_in_ones_own() {
+async fn warm_process_belongs_to_the_client_that_uses_it() {
     let setup = Setup::crooked("warm = 3\nsharing = \"per-client\"").keyed();
     let written = setup.write();
     let (a, b) = (written.add_client("a", &[]).await, written.add_client("b", &[]).await);
@@ -92,7 +92,7 @@ async fn spares_are_started_in_nobodys_name_and_taken_in_ones_own() {
 }
 
 #[tokio::test]
-async fn a_spare_ends_once_policies_permit_it_no_longer() {
+async fn warm_process_ends_when_policies_forbid_it() {
     let gate = Setup::crooked("warm = 2").policies(PERMIT_ALL).without_launches().start().await;
     warm(&gate, 2).await;
     let denied = format!(
@@ -117,7 +117,7 @@ async fn clients(gate: &Gate) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn clients_and_sessions_are_kept_apart() {
+async fn sharing_setting_separates_clients_and_sessions() {
     for (sharing, expected) in [
         ("per-client", vec!["", "a", "b"]),
         ("per-session", vec!["", "a", "a", "b", "b"]),
@@ -140,9 +140,9 @@ async fn clients_and_sessions_are_kept_apart() {
     }
 }
 
-/// A modern server, which could serve all with one process, has one for each all the same.
+/// A modern server could serve all clients with one process, and gets one for each.
 #[tokio::test]
-async fn clients_of_a_modern_server_are_kept_apart_where_the_config_says_so() {
+async fn sharing_setting_separates_clients_of_a_modern_server() {
     let written = Setup::everything("modern").keyed();
     let written = written.and("sharing = \"per-client\"").write();
     let (a, b) = (written.add_client("a", &[]).await, written.add_client("b", &[]).await);
@@ -156,7 +156,7 @@ async fn clients_of_a_modern_server_are_kept_apart_where_the_config_says_so() {
 }
 
 #[tokio::test]
-async fn calls_are_divided_among_replicas() {
+async fn calls_are_distributed_among_replicas() {
     let gate = Setup::crooked("replicas = 2").start().await;
     let agent = gate.modern();
     agent.call("crooked__echo", echo()).await.unwrap();
@@ -195,7 +195,7 @@ async fn calls_are_divided_among_replicas() {
 }
 
 #[tokio::test]
-async fn one_that_keeps_ending_is_let_alone_for_a_while() {
+async fn repeated_crashes_open_the_circuit() {
     for runtime in ["sandbox", "container"] {
         let gate = Setup::crooked("").runtime(runtime).start().await;
         let agent = gate.modern();
@@ -223,9 +223,9 @@ async fn one_that_keeps_ending_is_let_alone_for_a_while() {
     }
 }
 
-/// A server of both eras is addressed in the era of each client, by an instance for each era.
+/// Such a server has one instance for each era.
 #[tokio::test]
-async fn a_server_of_both_eras_is_addressed_in_the_era_of_its_client() {
+async fn server_of_both_eras_is_called_in_the_clients_era() {
     let both = &["2025-11-25", "2026-07-28"][..];
     for (era, more, expected) in [
         ("both", "", both),
@@ -258,9 +258,9 @@ async fn a_server_of_both_eras_is_addressed_in_the_era_of_its_client() {
     }
 }
 
-/// What a server offers can depend on the requests that its client accepts.
+/// A server's lists can depend on the requests that its client accepts.
 #[tokio::test]
-async fn a_client_has_the_lists_of_the_instance_that_serves_it() {
+async fn client_gets_the_lists_of_its_instance() {
     let url = remote::offering().await;
     let gate = Setup::new(&format!("[servers.remote]\nurl = \"{url}\"")).start().await;
     let url = gate.url("/mcp");

@@ -1,4 +1,5 @@
-//! The chain's members on real messages: rate-limit, schema, secrets, plugin; modes and faults.
+//! The members of the chain with real messages: rate-limit, schema, secrets, plugin; modes and
+//! faults.
 
 use serde_json::json;
 
@@ -10,7 +11,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn a_spent_limit_refuses_and_says_when_to_come_back() {
+async fn exhausted_limit_refuses_with_a_retry_time() {
     let gate = Setup::notes()
         .and(
             r#"
@@ -44,7 +45,7 @@ async fn a_spent_limit_refuses_and_says_when_to_come_back() {
 }
 
 #[tokio::test]
-async fn clients_have_counts_of_their_own() {
+async fn clients_have_separate_counts() {
     let written = Setup::notes()
         .keyed()
         .and(
@@ -66,7 +67,7 @@ async fn clients_have_counts_of_their_own() {
 }
 
 #[tokio::test]
-async fn arguments_and_results_fit_their_schemas() {
+async fn arguments_and_results_must_match_their_schemas() {
     let gate = Setup::crooked("")
         .and(
             r#"
@@ -99,7 +100,7 @@ async fn arguments_and_results_fit_their_schemas() {
 }
 
 #[tokio::test]
-async fn input_errors_of_tools_are_results_since_the_revision_that_has_them() {
+async fn invalid_arguments_are_tool_results_in_newer_revisions() {
     let gate = Setup::notes().start().await;
     let url = gate.url("/mcp");
     let wrong = json!({ "name": "notes__read_note", "arguments": { "name": 7 } });
@@ -135,7 +136,7 @@ async fn input_errors_of_tools_are_results_since_the_revision_that_has_them() {
 }
 
 #[tokio::test]
-async fn nearest_names_are_those_that_the_client_may_see() {
+async fn only_visible_names_are_suggested() {
     let gate = Setup::notes()
         .policies(
             r#"
@@ -151,7 +152,7 @@ async fn nearest_names_are_those_that_the_client_may_see() {
 }
 
 #[tokio::test]
-async fn a_secret_neither_leaves_nor_comes_back() {
+async fn secrets_are_blocked_in_both_directions() {
     let gate = Setup::crooked("").and("[[interceptors]]\nuse = \"secrets\"").start().await;
     let agent = gate.modern();
     let leaked = agent.call("crooked__leak", json!({})).await;
@@ -180,7 +181,7 @@ async fn a_secret_neither_leaves_nor_comes_back() {
 }
 
 #[tokio::test]
-async fn a_plugin_rewrites_what_it_was_made_for() {
+async fn plugin_rewrites_arguments() {
     let plugin = target("plugins/redact-pii.wasm");
     let sha256 = sha256(&plugin);
     let entry = format!(
@@ -201,7 +202,7 @@ async fn a_plugin_rewrites_what_it_was_made_for() {
 }
 
 #[tokio::test]
-async fn in_audit_mode_an_interceptor_is_recorded_and_changes_nothing() {
+async fn interceptor_in_audit_mode_is_only_recorded() {
     let gate = Setup::crooked("")
         .and(
             r#"
@@ -231,7 +232,7 @@ async fn in_audit_mode_an_interceptor_is_recorded_and_changes_nothing() {
 }
 
 #[tokio::test]
-async fn what_was_authorized_is_what_arrives_byte_for_byte() {
+async fn authorized_message_arrives_byte_for_byte() {
     let gate = Setup::crooked("")
         .and("[[interceptors]]\nuse = \"schema\"\n[[interceptors]]\nuse = \"secrets\"")
         .start()

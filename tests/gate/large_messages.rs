@@ -1,5 +1,5 @@
-//! Large messages. Those of one client or one server stall nobody else, have no more keys than the
-//! limits say, and together take no more memory than there is for them, which goes back afterwards.
+//! Large messages. Those of one client or server do not delay others, have no more keys than the
+//! limits, and together use limited memory, which is released afterwards.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -60,7 +60,7 @@ fn codes(text: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_body_with_250_000_keys_is_refused_at_every_door() {
+async fn body_with_250_000_keys_is_refused_on_every_transport() {
     let setup = Setup::crooked("").listen("rest = true");
     let mut gate = setup.write().start_with(&["--stdio"]).await;
     let arguments = object(KEYS);
@@ -122,7 +122,7 @@ async fn a_body_with_250_000_keys_is_refused_at_every_door() {
 }
 
 #[tokio::test]
-async fn the_limits_of_keys_are_the_operators() {
+async fn key_limits_are_configurable() {
     let limits = "[limits]\nobject-keys = 40\nrequest-keys = 60\nresponse-keys = 1000\n";
     let gate = Setup::crooked("").and(limits).start().await;
     let agent = gate.modern();
@@ -146,7 +146,7 @@ async fn the_limits_of_keys_are_the_operators() {
 }
 
 #[tokio::test]
-async fn a_server_with_a_crowded_answer_fails_its_own_call() {
+async fn response_with_too_many_keys_fails_only_its_call() {
     let gate = Setup::crooked("").start().await;
     let agent = gate.modern();
     let refused = agent.refused("crooked__crowd", json!({ "keys": KEYS })).await;
@@ -167,7 +167,7 @@ fn median(mut times: Vec<Duration>) -> Duration {
 }
 
 /// How long attacks took, and how long each call of the victim took meanwhile.
-async fn side_by_side(
+async fn run_in_parallel(
     attacks: impl Future<Output = Vec<Duration>>,
     victim: &Agent,
     tool: &str,
@@ -192,7 +192,7 @@ async fn side_by_side(
 }
 
 /// Two servers, and the keys of two clients.
-async fn two_of_each() -> (Gate, [String; 2]) {
+async fn two_clients_and_servers() -> (Gate, [String; 2]) {
     let written = Setup::new(
         r#"
         [servers.one]
@@ -215,8 +215,8 @@ async fn two_of_each() -> (Gate, [String; 2]) {
 
 /// The most expensive body within the limits: it is parsed, decided and recorded.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn large_bodies_of_one_client_stall_no_other() {
-    let (gate, [ann, mallory]) = two_of_each().await;
+async fn large_bodies_of_one_client_do_not_delay_others() {
+    let (gate, [ann, mallory]) = two_clients_and_servers().await;
     let ann = Agent::modern(&gate.url("/servers/two/mcp"), Some(&ann));
     let mallory = format!("Bearer {mallory}");
     let meta = r#"{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientCapabilities":{}}"#;
@@ -243,15 +243,15 @@ async fn large_bodies_of_one_client_stall_no_other() {
         times
     };
     let attacks = async { join_all((0..8).map(|_| attack())).await.concat() };
-    let (attacked, worked) = side_by_side(attacks, &ann, "echo").await;
+    let (attacked, worked) = run_in_parallel(attacks, &ann, "echo").await;
     // Where they stall others, these wait as long as they do themselves.
     assert!(worked * 4 < attacked, "ann waited {worked:?}, mallory {attacked:?}");
     gate.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn large_answers_of_one_server_stall_no_other() {
-    let (gate, [ann, mallory]) = two_of_each().await;
+async fn large_responses_of_one_server_do_not_delay_others() {
+    let (gate, [ann, mallory]) = two_clients_and_servers().await;
     let ann = Agent::modern(&gate.url("/servers/two/mcp"), Some(&ann));
     let mallory = Agent::modern(&gate.url("/servers/one/mcp"), Some(&mallory));
     assert_eq!(ann.text("echo", json!({ "text": "x" })).await, "x");
@@ -267,7 +267,7 @@ async fn large_answers_of_one_server_stall_no_other() {
         times
     };
     let attacks = async { join_all((0..4).map(|_| attack())).await.concat() };
-    let (attacked, worked) = side_by_side(attacks, &ann, "echo").await;
+    let (attacked, worked) = run_in_parallel(attacks, &ann, "echo").await;
     assert!(worked * 4 < attacked, "ann waited {worked:?}, mallory {attacked:?}");
     gate.stop().await;
 }
@@ -280,7 +280,7 @@ fn resident(gate: &Gate) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn three_hundred_unfinished_bodies_take_their_share_of_memory_and_give_it_back() {
+async fn unfinished_bodies_use_limited_memory_and_release_it() {
     const BODY: usize = 3_900_000;
     let memory = 128 << 20;
     let limits = format!("[limits]\nmessage-memory-bytes = {memory}\n");

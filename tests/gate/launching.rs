@@ -1,4 +1,4 @@
-//! What the proxy does of itself is decided: starting servers, ways out, secrets, grants.
+//! Policies decide the proxy's own actions: launches, egress, secrets, grants.
 
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
@@ -35,7 +35,7 @@ async fn refused(gate: &Gate, agent: &Agent, action: &str, target: &str, rule: O
 }
 
 #[tokio::test]
-async fn a_server_is_started_once_policy_permits_it_and_its_secrets() {
+async fn launch_needs_permits_for_server_and_secrets() {
     let token = credential();
     let gate = Setup::crooked("secrets = { TOKEN = { from = \"env:GATE_TOKEN\" } }")
         .env("GATE_TOKEN", &token)
@@ -80,7 +80,7 @@ async fn a_server_is_started_once_policy_permits_it_and_its_secrets() {
 }
 
 #[tokio::test]
-async fn a_way_out_is_decided_by_its_host() {
+async fn remote_server_needs_an_egress_permit() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let reach = format!(
@@ -104,7 +104,7 @@ async fn a_way_out_is_decided_by_its_host() {
 }
 
 #[tokio::test]
-async fn a_plugin_is_given_what_policy_gives_it() {
+async fn plugin_grants_need_a_permit() {
     let plugin = std::fs::read(target("plugins/redact-pii.wasm")).unwrap();
     let entry = "[[interceptors]]\nuse = \"plugin\"\nname = \"mail\"\npath = \"plugin.wasm\"\nallow-unpinned = true\n[interceptors.grants]\nlog = true";
     let setup = |policies: &str| {
@@ -130,7 +130,7 @@ const LAUNCH: &str = r#"
 "#;
 
 #[tokio::test]
-async fn what_runs_is_ended_once_policies_permit_it_no_longer() {
+async fn running_server_ends_when_policies_forbid_it() {
     let setup = Setup::crooked("").policies(&format!("{CALLS}{LAUNCH}"));
     let gate = setup.without_launches().start().await;
     let agent = gate.modern();
@@ -178,7 +178,7 @@ async fn what_runs_is_ended_once_policies_permit_it_no_longer() {
 }
 
 #[tokio::test]
-async fn a_plugin_whose_grant_is_withdrawn_is_not_asked() {
+async fn plugin_with_a_withdrawn_grant_is_not_called() {
     let plugin = std::fs::read(target("plugins/redact-pii.wasm")).unwrap();
     let entry = "[[interceptors]]\nuse = \"plugin\"\nname = \"mail\"\npath = \"plugin.wasm\"\nallow-unpinned = true\n[interceptors.grants]\nlog = true";
     let gate = Setup::notes()
@@ -208,7 +208,7 @@ async fn a_plugin_whose_grant_is_withdrawn_is_not_asked() {
 }
 
 #[tokio::test]
-async fn a_program_is_pinned_by_its_digest() {
+async fn program_is_pinned_by_its_digest() {
     let pinned = |digest: &str| {
         format!(
             "{CALLS} @id(\"pinned\") permit (principal, action == Portcullis::Action::\"launch\", resource) \
@@ -243,7 +243,7 @@ async fn a_program_is_pinned_by_its_digest() {
 
 // This engine has none.
 #[tokio::test]
-async fn what_is_to_run_under_gvisor_runs_under_nothing_else() {
+async fn gvisor_server_never_runs_without_gvisor() {
     let gate = Setup::crooked("").runtime("runsc").start().await;
     let agent = gate.modern();
     let code = agent.refused("crooked__echo", json!({ "text": "x" })).await;
@@ -256,7 +256,7 @@ async fn what_is_to_run_under_gvisor_runs_under_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_list_of_tools_says_which_servers_are_missing_from_it() {
+async fn tool_list_names_missing_servers() {
     let written = Setup::crooked("").policies(CALLS).without_launches().write();
     let missing = |ended: &Ended| {
         assert!(ended.stderr.contains("the tools of server `crooked` are missing: "), "{ended:#?}");

@@ -1,4 +1,4 @@
-//! The proxy's own log, with names in it that strangers chose.
+//! The proxy's own log with hostile names in it.
 
 use serde_json::{Value, json};
 
@@ -28,7 +28,7 @@ fn steers(c: char) -> bool {
 }
 
 #[tokio::test]
-async fn a_method_with_marks_of_direction_and_tags_is_escaped_in_both_formats() {
+async fn hostile_method_name_is_escaped_in_both_log_formats() {
     for format in ["json", "text"] {
         let log = format!("[telemetry]\nlog-format = \"{format}\"\n");
         let mut gate = Setup::crooked("").and(&log).policies(POLICY).start().await;

@@ -1,5 +1,5 @@
-//! The whole gate through its front door: the real executable, real clients, real servers, real
-//! containers. `tests/run` prepares what these tests need.
+//! The whole proxy: the real executable, real clients, real servers, real containers. `tests/run`
+//! prepares what these tests need.
 
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
 
@@ -8,25 +8,27 @@ mod typed_tools;
 
 mod aggregation;
 mod approvals;
-mod at_once;
 mod audit;
 mod bad_input;
 mod batches;
 mod broken_config;
 mod bundles;
 mod bypass;
+mod config_reload;
 mod connections;
 mod defaults;
 mod durability;
+mod egress;
 mod engine_death;
 mod eras;
 mod exports;
 mod faults;
 mod fidelity;
-mod following;
 mod frames;
-mod harms;
+mod hostile_plugins;
+mod http_sse;
 mod identity;
+mod idle_servers;
 mod images;
 mod instances;
 mod interceptors;
@@ -39,20 +41,19 @@ mod nested_secrets;
 mod obligations;
 mod operations;
 mod orphans;
-mod paired;
 mod plugin_http;
-mod plugin_life;
+mod plugins;
 mod policy;
 mod programs;
-mod questions;
 mod quickstart;
-mod reaching;
 mod reaping;
 mod records;
 mod refusal_floods;
 mod registries;
 mod remotes;
+mod replaced_entries;
 mod rest;
+mod restarts;
 mod reverse_proxies;
 mod roles;
 mod sdk_servers;
@@ -61,10 +62,9 @@ mod secret_names;
 mod secrets;
 mod secrets_of_clients;
 mod secrets_renewed;
+mod server_requests;
 mod sessions;
 mod shutdown;
 mod signed_images;
 mod streaming;
 mod streams;
-mod superseded;
-mod upkeep;

@@ -1,4 +1,4 @@
-//! What policies ask for beside their decision: fields overwritten, rates, notes, labels.
+//! Obligations: redaction, rates, notes, labels.
 
 use serde_json::{Value, json};
 
@@ -63,7 +63,7 @@ async fn fields_are_overwritten_and_notes_added() {
 }
 
 #[tokio::test]
-async fn a_rate_is_counted_for_each_client_and_a_label_stays_with_its_session() {
+async fn rates_belong_to_a_client_and_labels_to_a_session() {
     let gate = Setup::crooked("").policies(POLICIES).start().await;
     let flood = json!({ "mib": 0 });
     let first = gate.legacy().await;
@@ -91,7 +91,7 @@ async fn a_rate_is_counted_for_each_client_and_a_label_stays_with_its_session() 
 }
 
 #[tokio::test]
-async fn a_policy_in_shadow_decides_nothing_and_stands_in_records() {
+async fn shadow_policy_is_only_recorded() {
     let policies = r#"
         @id("rest")
         permit (principal, action, resource)
@@ -177,7 +177,7 @@ async fn listened(agent: &Agent, gate: &Gate) -> Value {
 }
 
 #[tokio::test]
-async fn a_label_given_over_rest_counts_for_tasks_questions_and_what_is_listened_to() {
+async fn labels_over_rest_affect_tasks_requests_and_subscriptions() {
     let gate = Setup::everything("modern").policies(TAINTED).start().await;
     let mut agent = gate.modern();
     agent.abilities = json!({
@@ -216,7 +216,7 @@ async fn a_label_given_over_rest_counts_for_tasks_questions_and_what_is_listened
 }
 
 #[tokio::test]
-async fn a_label_counts_for_what_a_server_asks_in_a_session() {
+async fn session_labels_affect_server_requests() {
     let gate = Setup::everything("legacy").policies(TAINTED).start().await;
     let url = gate.url("/mcp");
     let mut agent = Agent::legacy(&url, None).await.unwrap();
@@ -251,7 +251,7 @@ async fn a_label_counts_for_what_a_server_asks_in_a_session() {
 }
 
 #[tokio::test]
-async fn what_is_redacted_in_a_result_is_redacted_in_that_of_its_task() {
+async fn result_of_a_task_is_redacted_too() {
     let policies = r#"
         @id("rest")
         permit (principal, action, resource)

@@ -1,11 +1,11 @@
-//! What an operator watches: health, metrics, logs, and the verbs that ask a config.
+//! Operation: health, metrics, logs, and the commands that inspect a config.
 
 use serde_json::json;
 
 use crate::support::gate::{Setup, reqwest_client};
 
 #[tokio::test]
-async fn health_and_readiness_need_no_key_and_metrics_tell_no_secret() {
+async fn health_needs_no_key_and_metrics_contain_no_secret() {
     let written = Setup::notes().keyed().write();
     let key = written.add_client("ci", &[]).await;
     let gate = written.start().await;
@@ -35,7 +35,7 @@ async fn health_and_readiness_need_no_key_and_metrics_tell_no_secret() {
 }
 
 #[tokio::test]
-async fn a_dry_run_lists_what_a_client_would_see_and_ends() {
+async fn dry_run_lists_visible_tools_and_ends() {
     let written = Setup::notes().write();
     let ended = written.cli(&["run", "--dry-run"]).await;
     assert_eq!(ended.code, Some(0), "{ended:#?}");
@@ -44,7 +44,7 @@ async fn a_dry_run_lists_what_a_client_would_see_and_ends() {
 }
 
 #[tokio::test]
-async fn check_has_nothing_to_say_of_a_good_config() {
+async fn check_of_a_valid_config_has_no_findings() {
     let policies = "permit (principal is Portcullis::Local, action, resource);\n";
     let ended = Setup::notes().policies(policies).write().cli(&["check"]).await;
     assert_eq!(ended.code, Some(0), "{ended:#?}");
@@ -53,7 +53,7 @@ async fn check_has_nothing_to_say_of_a_good_config() {
 }
 
 #[tokio::test]
-async fn doctor_says_what_this_machine_offers() {
+async fn doctor_lists_features_of_the_machine() {
     let ended = Setup::notes().write().cli(&["doctor"]).await;
     assert_eq!(ended.code, Some(0), "{ended:#?}");
     for has in ["engine", "landlock"] {

@@ -1,4 +1,4 @@
-//! `kill -9` of a server, of a container, of the proxy: afterwards nothing is left over.
+//! `kill -9` of a server, of a container, of the proxy: no orphans stay.
 
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -14,7 +14,7 @@ fn in_container() -> Setup {
 }
 
 #[tokio::test]
-async fn a_killed_server_is_replaced() {
+async fn killed_server_is_replaced() {
     let gate = Setup::crooked("").start().await;
     let agent = gate.modern();
     agent.text("crooked__echo", json!({ "text": "x" })).await;
@@ -32,7 +32,7 @@ async fn a_killed_server_is_replaced() {
 }
 
 #[tokio::test]
-async fn a_servers_children_end_with_it() {
+async fn children_end_with_their_server() {
     for setup in [Setup::crooked(""), in_container()] {
         let gate = setup.start().await;
         let agent = gate.modern();
@@ -45,7 +45,7 @@ async fn a_servers_children_end_with_it() {
 }
 
 #[tokio::test]
-async fn a_killed_container_is_replaced_and_removed() {
+async fn killed_container_is_replaced_and_removed() {
     let gate = in_container().start().await;
     let agent = gate.modern();
     agent.text("crooked__echo", json!({ "text": "x" })).await;
@@ -64,7 +64,7 @@ async fn a_killed_container_is_replaced_and_removed() {
 }
 
 #[tokio::test]
-async fn a_killed_proxy_takes_its_sandboxes_with_it() {
+async fn sandboxes_end_with_a_killed_proxy() {
     let gate = Setup::crooked("").start().await;
     let agent = gate.modern();
     agent.text("crooked__echo", json!({ "text": "x" })).await;
@@ -83,7 +83,7 @@ async fn a_killed_proxy_takes_its_sandboxes_with_it() {
 }
 
 #[tokio::test]
-async fn a_killed_proxys_containers_are_gone_at_the_latest_when_it_is_back() {
+async fn containers_of_a_killed_proxy_are_removed_by_its_restart() {
     let image = servers_image();
     // One ends when its input does; the other does not care.
     let gate = Setup::new(&format!(
@@ -125,7 +125,7 @@ async fn a_killed_proxys_containers_are_gone_at_the_latest_when_it_is_back() {
 }
 
 #[tokio::test]
-async fn a_second_proxy_leaves_the_firsts_containers_alone() {
+async fn second_proxy_keeps_containers_of_the_first() {
     let first = in_container().start().await;
     let agent = first.modern();
     agent.text("crooked__echo", json!({ "text": "x" })).await;
@@ -139,7 +139,7 @@ async fn a_second_proxy_leaves_the_firsts_containers_alone() {
 }
 
 #[tokio::test]
-async fn a_bridge_ends_with_its_client() {
+async fn bridge_ends_with_its_client() {
     let gate = Setup::notes().start().await;
     let mut bridge = tokio::process::Command::new(crate::support::portcullis())
         .args(["connect", "--config"])

@@ -1,4 +1,4 @@
-//! What a plugin sends, on record.
+//! Records of a plugin's HTTP requests.
 
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -9,7 +9,7 @@ use crate::support::{gate::Setup, in_time, target, until};
 const PLACEHOLDER: &[u8] = b"localhost:54321";
 
 #[tokio::test]
-async fn what_was_sent_for_a_message_that_was_withdrawn_is_on_record() {
+async fn plugin_requests_of_a_withdrawn_message_are_recorded() {
     // It takes connections and says nothing.
     let pit = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let host = format!("localhost:{:05}", pit.local_addr().unwrap().port());

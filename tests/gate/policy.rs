@@ -10,7 +10,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn with_empty_policies_nothing_is_listed_or_called() {
+async fn empty_policies_list_and_allow_nothing() {
     let gate = Setup::notes().policies("").start().await;
     let cases = [
         ("tools/list", json!({})),
@@ -60,7 +60,7 @@ async fn with_empty_policies_nothing_is_listed_or_called() {
 }
 
 #[tokio::test]
-async fn a_decision_can_depend_on_arguments() {
+async fn decisions_can_depend_on_arguments() {
     let gate = Setup::notes()
         .policies(
             r#"
@@ -92,7 +92,7 @@ async fn a_decision_can_depend_on_arguments() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_used_is_not_listed_and_cannot_be_told_from_what_is_not_there() {
+async fn forbidden_items_look_like_missing_ones() {
     let gate = Setup::notes()
         .policies(
             r#"
@@ -140,7 +140,7 @@ async fn what_cannot_be_used_is_not_listed_and_cannot_be_told_from_what_is_not_t
 }
 
 #[tokio::test]
-async fn a_changed_file_is_in_force_and_a_broken_one_is_not() {
+async fn only_valid_policy_changes_take_effect() {
     let mut gate = Setup::notes().start().await;
     let agent = gate.modern();
     assert!(agent.call("notes__list_notes", json!({})).await.is_ok());
@@ -179,7 +179,7 @@ async fn a_changed_file_is_in_force_and_a_broken_one_is_not() {
 }
 
 #[tokio::test]
-async fn what_the_operator_says_of_a_tool_counts_and_not_what_its_server_claims() {
+async fn operator_claims_override_server_claims() {
     let gate = Setup::notes()
         .and("[servers.notes.tools.list_notes]\ndestructive = true\n[servers.notes.tools.delete_note]\nread-only = true")
         .policies(
@@ -210,7 +210,7 @@ async fn what_the_operator_says_of_a_tool_counts_and_not_what_its_server_claims(
 }
 
 #[tokio::test]
-async fn can_i_says_what_the_proxy_does() {
+async fn can_i_agrees_with_the_proxy() {
     let written = Setup::notes()
         .policies("@id(\"read\")\npermit (principal, action, resource == Portcullis::Tool::\"notes/read_note\");\n")
         .write();
@@ -224,9 +224,9 @@ async fn can_i_says_what_the_proxy_does() {
     assert!(said.contains("bad.cedar:1"), "{said}");
 }
 
-/// The log is the running proxy's, so the command line asks it.
+/// The running proxy holds the log, so the command line queries the proxy.
 #[tokio::test]
-async fn what_a_running_proxy_decided_is_explained_and_decided_again() {
+async fn running_proxy_explains_and_replays_decisions() {
     let gate = Setup::notes()
         .policies(
             r#"

@@ -1,5 +1,5 @@
-//! Programs as they come, through the way out of a server: by the proxy that the environment names, and
-//! as if there were none.
+//! Unmodified programs with egress: through the proxy that the environment names, and without proxy
+//! settings.
 
 use std::{os::unix::fs::PermissionsExt, path::Path, process::Command};
 
@@ -70,7 +70,7 @@ struct Case {
     proxy: bool,
 }
 
-async fn programs_reach(mark: &str, place: &str, python: &str, curl: bool) {
+async fn check_programs(mark: &str, place: &str, python: &str, curl: bool) {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path().to_owned();
     repository(&at);
@@ -172,21 +172,21 @@ async fn programs_reach(mark: &str, place: &str, python: &str, curl: bool) {
 }
 
 #[tokio::test]
-async fn programs_of_this_machine_reach_what_is_listed() {
+async fn local_programs_reach_only_listed_hosts() {
     let curl = Path::new("/usr/bin/curl").exists();
-    programs_reach("sandbox", "runtime = \"sandbox\"", "", curl).await;
+    check_programs("sandbox", "runtime = \"sandbox\"", "", curl).await;
 }
 
 #[tokio::test]
-async fn programs_of_an_image_reach_what_is_listed() {
+async fn programs_of_an_image_reach_only_listed_hosts() {
     let place = format!("image = \"{}\"", servers_image());
-    programs_reach("container", &place, "/opt/python", false).await;
+    check_programs("container", &place, "/opt/python", false).await;
 }
 
-/// As docs/start/servers.md says: its folder is mounted under its own name, and its interpreter is one
-/// that everybody may read.
+/// As in docs/start/servers.md: its folder is mounted under its own name, and every user may read
+/// its interpreter.
 #[tokio::test]
-async fn a_program_of_a_virtual_environment_runs() {
+async fn program_of_a_virtual_environment_runs() {
     // A folder below /tmp would not keep its name inside.
     let folder = tempfile::tempdir_in(root().join("target")).unwrap();
     std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).unwrap();

@@ -1,11 +1,11 @@
-//! The README's first minutes, on the very files that it names.
+//! The README's first steps, with the files that it names.
 
 use serde_json::json;
 
 use crate::support::{gate::Setup, in_time, portcullis, root};
 
 #[tokio::test]
-async fn a_call_passes_another_is_refused_and_the_audit_log_has_both() {
+async fn permitted_and_refused_calls_are_recorded() {
     let gate = Setup::quickstart().start().await;
     let agent = gate.legacy().await;
 
@@ -38,7 +38,7 @@ async fn a_call_passes_another_is_refused_and_the_audit_log_has_both() {
 }
 
 #[tokio::test]
-async fn the_readmes_commands_do_what_it_says() {
+async fn commands_of_the_readme_work() {
     let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
     let section = readme.split("### Try it").nth(1).unwrap().split("\n## ").next().unwrap();
     let commands: Vec<_> =

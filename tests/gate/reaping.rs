@@ -1,5 +1,5 @@
-//! `server cleanup`: what a killed proxy has left goes, and what a living one has stays. Each test has an
-//! engine and a place for secrets of its own, since every proxy that starts reaps, too.
+//! `server cleanup` removes what a killed proxy left, and keeps what a running one has. Each test
+//! has its own engine and its own folder for secrets, since every starting proxy reaps, too.
 
 use std::{
     fs::{self, Permissions},
@@ -109,7 +109,7 @@ const REMOVING: &str = "event = orphans-removing";
 const REMOVED: &str = "event = orphans-removed";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_dead_left_goes_and_what_the_living_have_stays() {
+async fn reap_removes_only_orphans() {
     let place = Place::new().await;
     let host = place.ground.host();
     let living = place.living(&host).await;
@@ -163,7 +163,7 @@ async fn what_the_dead_left_goes_and_what_the_living_have_stays() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_absent_engine_keeps_nothing_else_from_being_removed_but_a_lack_of_records_does() {
+async fn reap_works_without_an_engine_but_not_without_records() {
     let mut place = Place::new().await;
     let (dead, _) = place.killed(&place.ground.host()).await;
     place.ground.kill_daemon().unwrap();
@@ -229,7 +229,7 @@ fn folders_in(memory: &TempDir) -> Vec<PathBuf> {
 }
 
 #[tokio::test]
-async fn all_of_much_is_on_record() {
+async fn many_removals_are_all_recorded() {
     let memory = memory();
     let written = bare(&memory, 70);
     let done = written.cli(REAP).await.expect(0);
@@ -257,9 +257,9 @@ async fn all_of_much_is_on_record() {
     gate.stop().await;
 }
 
-/// A proxy that records the first, and can't any more.
+/// A stand-in for the proxy records the first event and not the second.
 #[tokio::test]
-async fn what_is_not_on_record_afterwards_is_no_success() {
+async fn unrecorded_removal_is_a_failure() {
     let memory = memory();
     let written = bare(&memory, 1);
     fs::create_dir(written.path("state")).unwrap();
@@ -326,7 +326,7 @@ impl Drop for Groups {
 }
 
 #[tokio::test]
-async fn groups_of_the_dead_go_but_no_other_users() {
+async fn orphaned_control_groups_are_removed_unless_in_use() {
     let memory = memory();
     let gate = bare(&memory, 0).start().await;
     gate.modern().text("notes__list_notes", json!({})).await;
@@ -409,7 +409,7 @@ impl Drop for Guard {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_goes_through_the_guard() {
+async fn reap_works_through_the_guard() {
     let place = Place::new().await;
     // Not where the guard lets folders be mounted from.
     let folder = tempfile::tempdir().unwrap();

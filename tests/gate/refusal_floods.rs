@@ -1,5 +1,5 @@
-//! Floods of refusals: every decision id that a caller was given is on record, and a flood uses up
-//! no other caller's records.
+//! Floods of refusals: every decision id that a caller got is recorded, and a flood does not
+//! exhaust the records of other callers.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -161,7 +161,7 @@ async fn probes(gate: &Gate, key: &str, stolen: &str) -> Vec<Told> {
 }
 
 #[tokio::test]
-async fn a_strangers_flood_erases_no_refusal_of_a_known_client() {
+async fn anonymous_flood_hides_no_refusal_of_a_client() {
     let written = Setup::notes().keyed().write();
     let carol = written.add_client("carol", &[]).await;
     let dave = written.add_client("dave", &[]).await;
@@ -220,7 +220,7 @@ async fn a_strangers_flood_erases_no_refusal_of_a_known_client() {
 }
 
 #[tokio::test]
-async fn one_clients_flood_erases_no_refusal_of_its_own_or_of_another() {
+async fn flood_of_one_client_hides_no_other_refusal() {
     let written = Setup::notes().keyed().write();
     let bob = written.add_client("bob", &[]).await;
     let carol = written.add_client("carol", &[]).await;
@@ -249,7 +249,7 @@ async fn one_clients_flood_erases_no_refusal_of_its_own_or_of_another() {
 }
 
 #[tokio::test]
-async fn a_kill_loses_no_decision_id_of_a_flood() {
+async fn killed_proxy_loses_no_decision_id_of_a_flood() {
     let gate = Setup::notes().keyed().start().await;
     let wrong = ["pck", &"A".repeat(43)].join("_");
     let flood = Flood::of((0..3).map(|_| Caller::new(&gate, &wrong)).collect(), PING);

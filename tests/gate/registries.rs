@@ -1,4 +1,4 @@
-//! Plugins of a registry: Debian's docker-registry, the real program, and nobody between.
+//! Plugins of a registry: Debian's docker-registry and the real program.
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use serde_json::{Value, json};
@@ -43,7 +43,7 @@ fn told(ended: &Ended, code: i32) -> String {
 }
 
 #[tokio::test]
-async fn a_plugin_of_a_registry_starts_without_it_the_next_time() {
+async fn cached_plugin_starts_without_its_registry() {
     let registry = Registry::start(&Door::default());
     let written = Setup::notes().file("plugin.wasm", built("noop")).write();
     let tagged = format!("{}/acme/noop:0.1.0", registry.host());
@@ -102,7 +102,7 @@ async fn a_plugin_of_a_registry_starts_without_it_the_next_time() {
 }
 
 #[tokio::test]
-async fn signed_and_behind_a_login_and_an_authority_of_its_own() {
+async fn signed_plugin_is_pulled_with_login_and_own_authority() {
     let (user, word) = ("tester", password());
     let registry = Registry::start(&Door { login: Some((user.into(), word.clone())), tls: true });
     let login = docker_config(&registry.host(), user, &word);
@@ -152,7 +152,7 @@ async fn signed_and_behind_a_login_and_an_authority_of_its_own() {
 }
 
 #[tokio::test]
-async fn a_registry_that_is_silent_holds_up_nothing_for_long() {
+async fn silent_registry_does_not_block_the_start() {
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let host = silent.local_addr().unwrap();
     let accepting = tokio::spawn(async move {

@@ -1,11 +1,11 @@
-//! Remote servers, as each revision has them.
+//! Remote servers of each revision.
 
 use serde_json::json;
 
 use crate::support::{gate::Setup, peers};
 
 #[tokio::test]
-async fn a_server_of_http_and_sse_is_found_and_greeted_again_when_its_stream_ends() {
+async fn http_sse_server_is_detected_and_reconnected() {
     let url = peers::sse().await;
     let gate = Setup::new(&format!(
         "[servers.found]\nurl = \"{url}\"\n[servers.told]\nurl = \"{url}\"\ntransport = \"sse\""
@@ -34,7 +34,7 @@ async fn a_server_of_http_and_sse_is_found_and_greeted_again_when_its_stream_end
 }
 
 #[tokio::test]
-async fn a_stream_that_ends_early_is_taken_up_and_a_forgotten_session_begun_anew() {
+async fn interrupted_streams_and_lost_sessions_recover() {
     let url = peers::polled().await;
     let gate = Setup::new(&format!("[servers.polled]\nurl = \"{url}\"")).start().await;
     for agent in [gate.legacy().await, gate.modern()] {

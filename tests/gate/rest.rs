@@ -1,4 +1,4 @@
-//! REST, for what does not speak MCP.
+//! REST, for callers that do not speak MCP.
 
 use std::process::Stdio;
 
@@ -89,7 +89,7 @@ async fn tools_are_listed_and_called() {
 }
 
 #[tokio::test]
-async fn arguments_reach_the_server_as_they_came() {
+async fn arguments_reach_the_server_unchanged() {
     let gate = Setup::crooked("").start().await;
     let arguments = r#"{"a": 50.0,  "b":[1e2, "\u00e9"]}"#;
     let call = format!(r#"{{"tool":"crooked__reflect","arguments":{arguments}}}"#);
@@ -101,7 +101,7 @@ async fn arguments_reach_the_server_as_they_came() {
 }
 
 #[tokio::test]
-async fn refusals_have_a_status_a_code_and_a_decision() {
+async fn refusals_have_status_code_and_decision_id() {
     let notes = "[servers.notes]\ncommand = [\"portcullis\", \"example-server\", \"notes\"]\n\
                  runtime = \"sandbox\"";
     let gate = Setup::crooked("call-timeout-s = 1").and(notes).policies(POLICY).start().await;
@@ -148,7 +148,7 @@ async fn refusals_have_a_status_a_code_and_a_decision() {
 }
 
 #[tokio::test]
-async fn a_batch_is_answered_in_order_and_each_call_by_itself() {
+async fn batch_calls_are_decided_separately_and_answered_in_order() {
     let gate = Setup::crooked("").policies(POLICY).start().await;
     let document = body(&get(&gate, "/openapi.json", "").await);
     let calls = json!([
@@ -181,7 +181,7 @@ async fn a_batch_is_answered_in_order_and_each_call_by_itself() {
 }
 
 #[tokio::test]
-async fn a_batch_has_no_more_places_than_its_client_and_ends_with_it() {
+async fn batch_uses_permits_of_its_client_and_ends_with_it() {
     let gate =
         Setup::crooked("call-timeout-s = 3600").and("[limits]\nconcurrent = 2").start().await;
     let slow = json!({ "tool": "crooked__slow", "arguments": { "ms": 300 } });
@@ -207,7 +207,7 @@ async fn a_batch_has_no_more_places_than_its_client_and_ends_with_it() {
 }
 
 #[tokio::test]
-async fn rest_is_for_clients_with_a_key_and_can_be_turned_off() {
+async fn rest_needs_a_key_and_can_be_disabled() {
     let written = Setup::crooked("").keyed().write();
     let key = written.add_client("a", &[]).await;
     let gate = written.start().await;
@@ -226,9 +226,9 @@ async fn rest_is_for_clients_with_a_key_and_can_be_turned_off() {
     gate.stop().await;
 }
 
-/// The document is one, by the judgement of a validator of others.
+/// A third-party validator accepts the document.
 #[tokio::test]
-async fn the_document_is_openapi() {
+async fn openapi_document_is_valid() {
     let gate = Setup::crooked("").start().await;
     let document = get(&gate, "/openapi.json", "").await.body;
     let mut command = Command::new(target("tests/python/bin/python"));

@@ -1,5 +1,5 @@
-//! Real reverse proxies before the gate, in their most common configs: what they make public, and
-//! whose address counts behind them.
+//! Real reverse proxies in front of the gate, in their most common configs: what they make public,
+//! and which client address counts.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
@@ -51,7 +51,7 @@ async fn metrics(addr: SocketAddr, host: &str, key: Option<&str>) -> Reply {
 
 /// Red-team M4.
 #[tokio::test]
-async fn metrics_are_public_behind_no_reverse_proxy_of_this_machine() {
+async fn local_reverse_proxy_does_not_make_metrics_public() {
     let written = Setup::notes()
         .keyed()
         .listen(&format!("allowed-hosts = [\"{HOST}\"]"))
@@ -91,7 +91,7 @@ async fn metrics_are_public_behind_no_reverse_proxy_of_this_machine() {
 }
 
 #[tokio::test]
-async fn anonymous_callers_behind_a_reverse_proxy_are_not_local_ones() {
+async fn reverse_proxied_anonymous_callers_are_not_local() {
     let gate = Setup::notes().start().await;
     let host = gate.addr.to_string();
     let tools = get("/tools", &host, &[]);
@@ -160,7 +160,7 @@ async fn recorded(gate: &Gate) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn the_client_address_behind_a_trusted_proxy_counts_in_policies_and_records() {
+async fn forwarded_client_address_is_used_in_policies_and_records() {
     const APPEND: &str = "proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;";
     const FORWARDED: &str = "http-request set-header Forwarded for=%[src];proto=http";
     type Start = fn(SocketAddr) -> std::pin::Pin<Box<dyn Future<Output = Front>>>;
@@ -209,7 +209,7 @@ async fn the_client_address_behind_a_trusted_proxy_counts_in_policies_and_record
 }
 
 #[tokio::test]
-async fn nobody_but_a_trusted_proxy_is_believed() {
+async fn only_trusted_proxies_can_set_the_client_address() {
     for source in ["x-forwarded-for", "forwarded", "proxy-protocol"] {
         let (gate, key) = trusting(source).await;
         let host = gate.addr.to_string();
@@ -232,7 +232,7 @@ async fn nobody_but_a_trusted_proxy_is_believed() {
 }
 
 #[tokio::test]
-async fn a_trusted_proxy_that_does_not_name_its_client_is_refused() {
+async fn trusted_proxy_without_a_client_address_is_refused() {
     for (source, wrong) in [
         (
             "x-forwarded-for",
@@ -271,9 +271,9 @@ async fn a_trusted_proxy_that_does_not_name_its_client_is_refused() {
     gate.stop().await;
 }
 
-/// A header of the PROXY protocol that names nobody says nothing of a loopback caller.
+/// A header of the PROXY protocol without an address does not identify a loopback caller.
 #[tokio::test]
-async fn a_connection_that_a_trusted_proxy_opens_for_nobody_has_no_callers() {
+async fn proxy_protocol_without_a_client_grants_no_local_access() {
     let listen = "trusted-proxies = [\"127.0.0.2\"]\nclient-address = \"proxy-protocol\"";
     let gate = Setup::notes().listen(listen).start().await;
     let host = gate.addr.to_string();
@@ -295,9 +295,9 @@ async fn a_connection_that_a_trusted_proxy_opens_for_nobody_has_no_callers() {
     gate.stop().await;
 }
 
-/// Whatever a trusted proxy says, what it forwards is no call of this machine.
+/// Forwarded calls are never local, whatever address a trusted proxy reports.
 #[tokio::test]
-async fn nobody_behind_a_trusted_proxy_is_a_local_caller() {
+async fn callers_behind_a_trusted_proxy_are_never_local() {
     for (source, name) in [("forwarded", "Forwarded"), ("x-forwarded-for", "X-Forwarded-For")] {
         let listen = format!("trusted-proxies = [\"127.0.0.2\"]\nclient-address = \"{source}\"");
         let gate = Setup::notes().listen(&listen).start().await;
@@ -324,9 +324,9 @@ fn own_address() -> Option<IpAddr> {
     (!address.is_loopback() && !address.is_unspecified()).then_some(address)
 }
 
-/// What is loopback to another machine is not so here.
+/// Another machine's loopback address is not one of this machine.
 #[tokio::test]
-async fn a_trusted_proxy_of_another_machine_names_no_loopback_client() {
+async fn remote_trusted_proxy_cannot_name_a_loopback_client() {
     let Some(proxy) = own_address() else {
         eprintln!("not run: this machine has no address but loopback");
         return;

@@ -1,4 +1,4 @@
-//! Read access is a right, too: what the admin socket answers to other users of the machine.
+//! Answers of the admin socket to other users of the machine.
 
 use std::{
     fs::{self, Permissions},
@@ -63,7 +63,7 @@ async fn actions(gate: &Gate) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn each_role_has_its_own_and_all_else_is_refused_and_on_record() {
+async fn roles_allow_only_their_operations_and_refusals_are_recorded() {
     if !is_root() {
         return;
     }
@@ -123,7 +123,7 @@ async fn each_role_has_its_own_and_all_else_is_refused_and_on_record() {
 }
 
 #[tokio::test]
-async fn the_door_is_open_and_the_owners_socket_is_not() {
+async fn admin_socket_is_public_and_owner_socket_private() {
     let gate = start().await;
     let mode = |path: &str| fs::metadata(gate.path(path)).unwrap().permissions().mode() & 0o777;
     assert_eq!((mode("state/admin.sock"), mode("state")), (0o600, 0o700));
@@ -142,7 +142,7 @@ async fn the_door_is_open_and_the_owners_socket_is_not() {
 }
 
 #[tokio::test]
-async fn a_door_that_others_could_replace_is_not_opened() {
+async fn replaceable_admin_socket_is_refused() {
     let refused = async |prepare: fn(&Path), words: &str| {
         let written = setup().write();
         fs::create_dir(written.path("door")).unwrap();

@@ -1,5 +1,5 @@
-//! Servers made with SDKs behind the proxy: over pipes and over HTTP, in both eras, with clients of
-//! both.
+//! Servers built with SDKs behind the proxy: over pipes and over HTTP, in both eras, with clients
+//! of both.
 
 use std::{path::Path, process::Stdio};
 

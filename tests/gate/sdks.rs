@@ -73,7 +73,7 @@ fn check(era: &str, report: &Value) {
 }
 
 #[tokio::test]
-async fn over_http_with_a_key() {
+async fn sdk_clients_work_over_http_with_a_key() {
     let written = Setup::notes().keyed().policies(POLICY).write();
     let key = written.add_client("sdk", &[]).await;
     let gate = written.start().await;
@@ -87,7 +87,7 @@ async fn over_http_with_a_key() {
 }
 
 #[tokio::test]
-async fn over_the_bridge_to_a_running_proxy() {
+async fn sdk_clients_work_over_a_bridge() {
     let gate = Setup::notes().policies(POLICY).start().await;
     let config = gate.path("portcullis.toml");
     let program = portcullis();
@@ -102,7 +102,7 @@ async fn over_the_bridge_to_a_running_proxy() {
 }
 
 #[tokio::test]
-async fn over_the_pipes_of_a_proxy_of_their_own() {
+async fn sdk_clients_work_over_stdio() {
     for sdk in BY_PIPE {
         for era in ["legacy", "modern"] {
             let written = Setup::notes().policies(POLICY).write();
@@ -123,7 +123,7 @@ async fn over_the_pipes_of_a_proxy_of_their_own() {
 }
 
 #[tokio::test]
-async fn a_pydantic_ai_agent_uses_tools() {
+async fn pydantic_ai_agent_uses_tools() {
     let gate = Setup::notes().policies(POLICY).start().await;
     let target = ["--url", &gate.url("/mcp")];
     let steps = json!([
@@ -155,7 +155,7 @@ async fn a_pydantic_ai_agent_uses_tools() {
 }
 
 #[tokio::test]
-async fn the_inspector_sees_what_policy_shows() {
+async fn inspector_lists_only_permitted_tools() {
     let gate = Setup::notes().policies(POLICY).start().await;
     let url = gate.url("/mcp");
     for era in ["legacy", "modern"] {
@@ -180,7 +180,7 @@ async fn the_inspector_sees_what_policy_shows() {
 }
 
 #[tokio::test]
-async fn servers_of_both_eras_ask_clients_of_both_eras() {
+async fn server_requests_work_across_eras() {
     let scripted = server("scripted");
     let mut config = String::new();
     let servers = [("legacy", "2025-11-25"), ("modern", "2026-07-28")];

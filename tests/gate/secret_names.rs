@@ -1,4 +1,4 @@
-//! Values that only their name gives away: they reach the server, and no record and no person.
+//! Secrets that only their name reveals: they reach the server, but neither records nor people.
 
 use std::sync::Arc;
 
@@ -98,7 +98,7 @@ const POLICIES: &str = r#"
 "#;
 
 #[tokio::test]
-async fn values_that_their_names_give_away_are_shown_to_nobody() {
+async fn secrets_recognized_only_by_name_are_never_shown() {
     let (told, mut calls) = mpsc::channel::<Value>(8);
     let hook = post(async |State(told): State<mpsc::Sender<Value>>, Json(call): Json<Value>| {
         told.send(call).await.unwrap();

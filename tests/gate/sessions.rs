@@ -1,4 +1,4 @@
-//! Limits of sessions, whose clients often go without closing them.
+//! Limits of sessions, which clients often leave open.
 
 use futures_util::{StreamExt, stream};
 use serde_json::json;
@@ -12,7 +12,7 @@ use crate::support::{
 const HELLO: &str = r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{},"clientInfo":{"name":"gate","version":"1"}}}"#;
 
 #[tokio::test]
-async fn sessions_that_their_client_left_make_room_for_new_ones() {
+async fn abandoned_sessions_are_replaced_by_new_ones() {
     let limits = "[limits]\nsessions = 30\nsessions-per-client = 10";
     let written = Setup::notes().and(limits).keyed().write();
     let (a, b) = (written.add_client("a", &[]).await, written.add_client("b", &[]).await);
@@ -43,7 +43,7 @@ async fn sessions_that_their_client_left_make_room_for_new_ones() {
 }
 
 #[tokio::test]
-async fn callers_without_a_key_are_told_apart_by_address() {
+async fn anonymous_callers_are_distinguished_by_address() {
     let gate = Setup::notes().and("[limits]\nsessions-per-client = 1").start().await;
     let post = async |from: &str, session: Option<&str>, body: &str| {
         let session = session.map(|id| format!("Mcp-Session-Id: {id}\r\n")).unwrap_or_default();

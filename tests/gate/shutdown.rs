@@ -1,4 +1,4 @@
-//! Orderly ends: calls under way are answered, servers and containers go, the exit code is 0.
+//! Orderly shutdown: calls in flight are answered, servers and containers end, the exit code is 0.
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -7,7 +7,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use crate::support::{agent::Agent, engine::containers, gate::Setup, in_time};
 
 #[tokio::test]
-async fn a_call_under_way_is_answered_first() {
+async fn shutdown_waits_for_calls_in_flight() {
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let mut gate = Setup::crooked("").start().await;
         let agent = gate.modern();
@@ -30,7 +30,7 @@ async fn a_call_under_way_is_answered_first() {
 }
 
 #[tokio::test]
-async fn a_call_that_hangs_does_not_hold_up_the_end_for_ever() {
+async fn hanging_call_does_not_block_shutdown() {
     let mut gate = Setup::crooked("call-timeout-s = 3600").start().await;
     let url = gate.url("/mcp");
     let hanging =
@@ -49,7 +49,7 @@ async fn a_call_that_hangs_does_not_hold_up_the_end_for_ever() {
 }
 
 #[tokio::test]
-async fn a_container_is_gone_after_the_end() {
+async fn shutdown_removes_containers() {
     let gate = Setup::new(
         "[servers.crooked]\ncommand = [\"{crooked}\"]\nruntime = \"container\"\nenv = { GATE = \"{mark}\" }",
     )
@@ -62,7 +62,7 @@ async fn a_container_is_gone_after_the_end() {
 }
 
 #[tokio::test]
-async fn the_end_of_standard_input_is_the_end_of_the_proxy() {
+async fn end_of_standard_input_ends_the_proxy() {
     let mut gate = Setup::notes().write().start_with(&["--stdio"]).await;
     let mut stdin = gate.stdin.take().unwrap();
     let mut lines = BufReader::new(gate.stdout.take().unwrap()).lines();
@@ -95,7 +95,7 @@ async fn the_end_of_standard_input_is_the_end_of_the_proxy() {
 }
 
 #[tokio::test]
-async fn what_stands_on_standard_input_is_answered_before_the_end() {
+async fn pending_standard_input_is_answered_before_the_end() {
     let mut gate = Setup::crooked("").write().start_with(&["--stdio"]).await;
     let mut stdin = gate.stdin.take().unwrap();
     let mut lines = BufReader::new(gate.stdout.take().unwrap()).lines();

@@ -1,4 +1,4 @@
-//! Images that have to be signed: the real registry, the real engine, and keys of our own.
+//! Images that need a signature: the real registry, the real engine, and test keys.
 
 use std::path::Path;
 
@@ -124,7 +124,7 @@ fn plain(ended: &Ended, code: i32) -> String {
 }
 
 #[tokio::test]
-async fn an_image_runs_once_it_is_signed_by_one_who_has_to() {
+async fn image_runs_only_with_a_required_signature() {
     let (mut place, acme, evil) = (Place::new().await, key(), key());
     let gate = place
         .setup("signed-by = [\"acme\"]", BY_KEY)
@@ -201,7 +201,7 @@ async fn an_image_runs_once_it_is_signed_by_one_who_has_to() {
 }
 
 #[tokio::test]
-async fn a_policy_asks_who_signed_an_image_and_what_they_attest() {
+async fn policies_see_signers_and_attestations() {
     let (place, acme, sigstore) = (Place::new().await, key(), Sigstore::new());
     let policies = |when: &str| {
         format!(
@@ -286,7 +286,7 @@ fn aged(written: &Written) {
 }
 
 #[tokio::test]
-async fn what_is_kept_of_signatures_is_no_reason_not_to_ask_again() {
+async fn cached_signatures_do_not_prevent_a_new_query() {
     let (mut place, acme) = (Place::new().await, key());
     let policies = |when: &str| {
         format!(
@@ -336,7 +336,7 @@ async fn what_is_kept_of_signatures_is_no_reason_not_to_ask_again() {
 }
 
 #[tokio::test]
-async fn a_signer_that_cannot_be_told_is_found_before_anything_runs() {
+async fn invalid_signer_is_found_before_the_start() {
     let place = "[servers.hello]\nimage = \"example.com/acme/hello@sha256:";
     let place = format!("{place}{}\"\nsigned-by = [\"acme\"]\n", "0".repeat(64));
     for (text, why) in [("no key", "it is not a public key in PEM"), ("", "it is not a public key")]
@@ -361,9 +361,9 @@ fn key() -> KeyPair {
     KeyPair::generate().expect("a key")
 }
 
-// The stand-in before the registry has to answer while the proxy is waited for.
+// The stand-in for the registry must answer while the test waits for the proxy.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_taken_out_while_its_signatures_are_looked_for_is_neither_locked_nor_pulled() {
+async fn server_removed_during_verification_is_neither_locked_nor_pulled() {
     let (place, acme) = (Place::new().await, key());
     place.tag(&acme, &payload(place.image.digest)).await;
     let Held { host, let_go, mut holds } = Held::of(place.tagged.host(), &[".sig"]).await;

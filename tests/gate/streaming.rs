@@ -1,5 +1,5 @@
-//! What a server says before its answer comes before its answer, and a large answer passes without
-//! filling the proxy's memory.
+//! Notifications of a server precede its response, and a large response passes without filling the
+//! proxy's memory.
 
 use std::net::SocketAddr;
 
@@ -53,7 +53,7 @@ fn wait(server: &str, modern: bool) -> Value {
 }
 
 #[tokio::test]
-async fn progress_comes_before_the_answer_over_http() {
+async fn progress_precedes_the_response_over_http() {
     let (gate, _servers) = recorder::gate("").await;
     for agent in [gate.legacy().await, gate.modern()] {
         for server in SERVERS {
@@ -78,7 +78,7 @@ async fn progress_comes_before_the_answer_over_http() {
 }
 
 #[tokio::test]
-async fn progress_comes_before_the_answer_over_standard_output() {
+async fn progress_precedes_the_response_over_stdio() {
     let (mut gate, _servers) = recorder::gate("").await;
     let mut stdin = gate.stdin.take().unwrap();
     let mut lines = BufReader::new(gate.stdout.take().unwrap()).lines();
@@ -144,7 +144,7 @@ async fn grows(server: &str, modern: bool) -> usize {
 }
 
 #[tokio::test]
-async fn a_result_of_50_mib_passes_in_bounded_memory() {
+async fn result_of_50_mib_passes_in_limited_memory() {
     for (server, modern) in [
         ("pipe-legacy", false),
         ("pipe-legacy", true),

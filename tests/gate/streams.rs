@@ -1,5 +1,4 @@
-//! Streams of answers: what a client may lose and get again, and what one that does not read may
-//! hold up.
+//! Event streams: resumption, and clients that do not read.
 
 use serde_json::{Value, json};
 
@@ -56,7 +55,7 @@ impl Legacy {
 }
 
 #[tokio::test]
-async fn a_stream_that_broke_off_goes_on_where_it_was_and_for_its_own_client_alone() {
+async fn interrupted_stream_resumes_only_for_its_client() {
     let written = Setup::crooked("").keyed().write();
     let (a, b) = (written.add_client("a", &[]).await, written.add_client("b", &[]).await);
     let gate = written.start().await;
@@ -100,7 +99,7 @@ async fn a_stream_that_broke_off_goes_on_where_it_was_and_for_its_own_client_alo
 }
 
 #[tokio::test]
-async fn a_call_of_a_session_ends_by_a_cancellation_and_not_with_its_connection() {
+async fn only_cancellation_ends_a_call_of_a_session() {
     let gate = Setup::crooked("call-timeout-s = 3600").start().await;
     let client = Legacy::new(&gate, None, "2025-11-25").await;
     let mut stream = client.post(call(7, "hang", json!({}))).await;
@@ -116,7 +115,7 @@ async fn a_call_of_a_session_ends_by_a_cancellation_and_not_with_its_connection(
 }
 
 #[tokio::test]
-async fn a_cancelled_request_has_a_response_that_clients_read_without_error() {
+async fn cancelled_request_gets_a_valid_response() {
     let gate = Setup::crooked("call-timeout-s = 3600").start().await;
     let client = Legacy::new(&gate, None, "2025-06-18").await;
     let body = call(7, "hang", json!({}));
@@ -148,7 +147,7 @@ async fn a_cancelled_request_has_a_response_that_clients_read_without_error() {
 }
 
 #[tokio::test]
-async fn clients_of_earlier_revisions_get_ids_and_no_empty_events() {
+async fn earlier_revisions_get_event_ids_and_no_empty_events() {
     let gate = Setup::crooked("").start().await;
     for revision in ["2025-03-26", "2025-06-18"] {
         let client = Legacy::new(&gate, None, revision).await;
@@ -161,7 +160,7 @@ async fn clients_of_earlier_revisions_get_ids_and_no_empty_events() {
 }
 
 #[tokio::test]
-async fn the_stream_of_a_session_is_one_and_goes_on_too() {
+async fn standalone_stream_is_unique_and_resumable() {
     let gate = Setup::crooked("").start().await;
     let client = Legacy::new(&gate, None, "2025-11-25").await;
     let headers = client.headers(&[("accept", "text/event-stream")]);
@@ -178,7 +177,7 @@ async fn the_stream_of_a_session_is_one_and_goes_on_too() {
 }
 
 #[tokio::test]
-async fn a_client_whose_places_are_all_taken_can_free_one() {
+async fn client_without_free_permits_can_cancel() {
     let gate =
         Setup::crooked("call-timeout-s = 3600").and("[limits]\nconcurrent = 1").start().await;
     let client = Legacy::new(&gate, None, "2025-11-25").await;
@@ -201,7 +200,7 @@ async fn a_client_whose_places_are_all_taken_can_free_one() {
 }
 
 #[tokio::test]
-async fn the_modern_revision_knows_no_verb_but_post() {
+async fn modern_revision_allows_only_post() {
     let gate = Setup::crooked("").start().await;
     for verb in ["GET", "DELETE"] {
         let head = format!(
@@ -217,7 +216,7 @@ async fn the_modern_revision_knows_no_verb_but_post() {
 }
 
 #[tokio::test]
-async fn a_path_that_is_no_text_is_refused_as_any_other() {
+async fn path_with_invalid_utf8_is_refused() {
     let gate = Setup::crooked("").start().await;
     let ping = br#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#;
     let reply = wire::post(gate.addr, "/servers/%ff/mcp", ORDINARY, ping).await;
@@ -226,7 +225,7 @@ async fn a_path_that_is_no_text_is_refused_as_any_other() {
 }
 
 #[tokio::test]
-async fn who_wants_to_listen_must_take_a_stream() {
+async fn subscription_requires_an_event_stream() {
     let gate = Setup::crooked("").start().await;
     let listen = json!({
         "jsonrpc": "2.0",
@@ -254,7 +253,7 @@ fn flood() -> Value {
 }
 
 #[tokio::test]
-async fn a_call_whose_client_reads_nothing_is_ended_with_an_error() {
+async fn call_of_a_client_that_does_not_read_is_ended() {
     let mut gate = Setup::crooked("").start().await;
     let mut message: Value = serde_json::from_str(&call(1, "flood", flood())).unwrap();
     message["params"]["_meta"] = json!({
@@ -283,7 +282,7 @@ async fn a_call_whose_client_reads_nothing_is_ended_with_an_error() {
 }
 
 #[tokio::test]
-async fn a_reader_of_a_session_that_reads_nothing_is_cut_off_and_may_come_back() {
+async fn stalled_reader_is_disconnected_and_can_resume() {
     // The server is held up until the client is cut off, and that takes its time.
     let mut gate = Setup::crooked("call-timeout-s = 300").start().await;
     let client = Legacy::new(&gate, None, "2025-11-25").await;

@@ -1,4 +1,4 @@
-//! Typed tools: a saved list of a server's tools gives each an action of its own.
+//! Typed tools: a saved list of a server's tools gives each its own action.
 
 use serde_json::{Value, json};
 
@@ -25,7 +25,7 @@ async fn denied(agent: &Agent, arguments: Value) {
 }
 
 #[tokio::test]
-async fn a_saved_list_types_what_policies_say_of_arguments() {
+async fn saved_tool_list_types_arguments_in_policies() {
     let gate = Setup::notes().policies("").start().await;
     // Nobody may call anything, and the operator saves what there is.
     let saved = gate.path("policies/notes.tools.json");

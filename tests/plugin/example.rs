@@ -1,4 +1,4 @@
-//! What `plugins/examples/redact-pii` is for.
+//! The example `plugins/examples/redact-pii`.
 
 use portcullis_chain::Decision;
 use portcullis_protocol::{names::DecisionId, refusal::Code};
@@ -31,7 +31,7 @@ async fn addresses_in_results_are_replaced() {
 }
 
 #[tokio::test]
-async fn what_is_not_replaced_keeps_its_order_and_its_digits() {
+async fn unreplaced_values_keep_order_and_digits() {
     let text = |address| format!(r#"{{"z":12345678901234567890.50, "a":"{address}","b":0.10}}"#);
     let mut exchange = call("read", json!({}), Some(Value::Null));
     exchange.response = Some(Answer::Result(Payload::new(text("a@b.example").into())));
@@ -43,14 +43,14 @@ async fn what_is_not_replaced_keeps_its_order_and_its_digits() {
 }
 
 #[tokio::test]
-async fn what_holds_no_address_is_not_touched() {
+async fn result_without_address_is_unchanged() {
     let exchange = call("read", json!({}), Some(json!({ "content": [{ "text": "a @ b, c@d" }] })));
     let verdict = redact_pii().inspect(&exchange, Phase::Response).await.expect("a verdict");
     assert_eq!(verdict, Verdict::pass());
 }
 
 #[tokio::test]
-async fn a_marked_call_is_refused_by_the_plugins_rule() {
+async fn marked_call_is_refused_by_the_plugins_rule() {
     let plugin = redact_pii();
     let marked = call("send", json!({ "to": ["x", { "y": "(internal-only)" }] }), None);
     let verdict = plugin.inspect(&marked, Phase::Request).await.expect("a verdict");
@@ -89,7 +89,7 @@ fn imports(name: &str) -> Vec<String> {
 }
 
 #[test]
-fn plugins_import_what_they_use_and_nothing_else() {
+fn plugins_import_only_what_they_use() {
     for (name, expected) in [
         ("redact-pii", &[][..]),
         ("watermark", &[]),
@@ -102,7 +102,7 @@ fn plugins_import_what_they_use_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_plugin_that_counts_needs_state_to_be_granted() {
+async fn counting_plugin_needs_the_state_grant() {
     let entry = |grants: Value| {
         let config = json!({ "calls": 2 });
         let entry = json!({ "path": built("quota"), "allow-unpinned": true, "config": config, "grants": grants });

@@ -1,5 +1,5 @@
-//! Plugins that mean harm, one harm each: those of `tests/plugins/harms`, and modules that no compiler
-//! would make. Each is refused when it is loaded, or faults; nothing else happens.
+//! Hostile plugins, each with one attack: those of `tests/plugins/harms`, and modules that no
+//! compiler generates. Each is refused on load, or faults; it has no other effect.
 
 use std::time::Duration;
 
@@ -56,7 +56,7 @@ fn refused(config: &Config) -> String {
 }
 
 #[test]
-fn some_are_not_even_loaded() {
+fn invalid_components_are_not_loaded() {
     for (name, code) in [
         ("spin-describe", "plugin-describe"),
         ("panic-describe", "plugin-describe"),
@@ -98,7 +98,7 @@ fn leb128(mut value: usize) -> Vec<u8> {
 }
 
 #[test]
-fn what_is_made_to_overwhelm_the_loader_is_not_loaded() {
+fn components_that_overload_the_loader_are_not_loaded() {
     const COMPONENT: &[u8] = b"\0asm\x0d\0\x01\0";
     const MODULE: &[u8] = b"\0asm\x01\0\0\0";
     let many = |count: usize, one: &[u8]| [leb128(count), one.repeat(count)].concat();
@@ -131,7 +131,7 @@ fn what_is_made_to_overwhelm_the_loader_is_not_loaded() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn verdicts_that_no_compiler_would_hand_back_are_faults() {
+async fn malformed_verdicts_are_faults() {
     for (name, told) in [
         ("invalid-utf8", "utf-8"),
         ("far-pointer", "out of bounds"),
@@ -153,7 +153,7 @@ async fn verdicts_that_no_compiler_would_hand_back_are_faults() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_taken_of_the_host_is_bounded() {
+async fn host_resources_of_a_plugin_are_limited() {
     for (name, told) in [
         ("crumbs", "more than its 64 MiB of memory"),
         ("hoard", "it failed: 50331648"),
@@ -174,7 +174,7 @@ async fn what_is_taken_of_the_host_is_bounded() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_is_kept_from_one_message_to_the_next() {
+async fn no_state_survives_a_message() {
     let plugin = load(&granted("statics"), &settings()).expect("it loads");
     let harm = |text: &str| call("any", json!({ "do": ["harm:statics", text] }), None);
     // After five in a row it would not be asked for a while.
@@ -186,7 +186,7 @@ async fn nothing_is_kept_from_one_message_to_the_next() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_that_begins_well_only_once_faults_from_then_on() {
+async fn plugin_that_starts_only_once_faults_afterwards() {
     let plugin = load(&granted("start-once"), &settings()).expect("it loads");
     // Instances that were made ahead of messages may be of the first beginning.
     for _ in 0..8 {
@@ -196,7 +196,7 @@ async fn one_that_begins_well_only_once_faults_from_then_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn hoarding_before_any_message_starves_nobody_else() {
+async fn memory_taken_before_messages_does_not_starve_other_plugins() {
     let hoards: Vec<_> =
         (0..4).map(|_| Arc::new(load(&granted("hoard"), &settings()).expect("it loads"))).collect();
     let noop = load(&config("noop"), &settings()).expect("it loads");

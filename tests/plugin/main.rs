@@ -1,14 +1,14 @@
-//! Plugins, built from source and asked through the interceptor: what they are for, and that none
-//! of them hurts anyone.
+//! Plugins, built from source and called through the interceptor: their function and their
+//! containment.
 
-mod contained;
+mod containment;
 mod example;
-mod granted;
+mod fairness;
+mod grants;
 mod harms;
-mod refused;
+mod load_errors;
 mod reload;
 mod sessions;
-mod shares;
 mod signed;
 
 use std::{

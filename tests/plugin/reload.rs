@@ -1,4 +1,4 @@
-//! Another file in a plugin's place, and what was compiled before.
+//! Replaced plugin files and cached compilations.
 
 use miette::Diagnostic as _;
 use portcullis_chain::Decision;
@@ -7,7 +7,7 @@ use portcullis_plugin_host::Cache;
 use super::*;
 
 #[tokio::test]
-async fn a_changed_file_is_loaded_aside_and_takes_the_others_place() {
+async fn changed_file_replaces_the_plugin_after_loading() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("plugin.wasm");
     std::fs::copy(built("noop"), &path).expect("copied");
@@ -46,7 +46,7 @@ async fn a_changed_file_is_loaded_aside_and_takes_the_others_place() {
 }
 
 #[test]
-fn a_pinned_file_is_never_looked_at_again() {
+fn pinned_file_is_never_reloaded() {
     let mut config = config("noop");
     let sha256 = load(&config, &EntrySettings::default()).expect("it loads");
     config.sha256 = Some(sha256.now().sha256().to_owned());
@@ -55,7 +55,7 @@ fn a_pinned_file_is_never_looked_at_again() {
 }
 
 #[tokio::test]
-async fn one_from_the_cache_says_what_a_compiled_one_says() {
+async fn cached_plugin_equals_a_compiled_one() {
     let state = tempfile::tempdir().expect("a folder");
     let cached = || {
         let cache = Cache::of(state.path()).map(Arc::new);

@@ -21,7 +21,7 @@ async fn seen(plugin: &Plugin, user: &str, session: Option<&str>) -> u32 {
 }
 
 #[tokio::test]
-async fn messages_of_a_session_meet_one_instance_and_no_others_do() {
+async fn each_session_has_its_own_instance() {
     let plugin = keeper();
     for expected in 0..3 {
         assert_eq!(seen(&plugin, "ann", Some("s1")).await, expected);
@@ -34,7 +34,7 @@ async fn messages_of_a_session_meet_one_instance_and_no_others_do() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn messages_of_a_session_come_one_after_the_other() {
+async fn messages_of_a_session_are_processed_in_sequence() {
     let plugin = Arc::new(keeper());
     let all: Vec<_> = (0..40)
         .map(|_| {
@@ -50,7 +50,7 @@ async fn messages_of_a_session_come_one_after_the_other() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_instance_outlives_a_fault_nor_a_client_that_went_away() {
+async fn faults_and_dropped_calls_discard_the_instance() {
     let plugin = keeper();
     assert_eq!(seen(&plugin, "ann", Some("s")).await, 0);
     assert_eq!(seen(&plugin, "ann", Some("s")).await, 1);
@@ -65,7 +65,7 @@ async fn no_instance_outlives_a_fault_nor_a_client_that_went_away() {
 }
 
 #[tokio::test]
-async fn many_sessions_are_let_go_of_and_served() {
+async fn oldest_session_instances_are_discarded() {
     let plugin = keeper();
     for at in 0..200 {
         let (user, session) = (format!("u{}", at % 20), format!("s{at}"));
@@ -76,7 +76,7 @@ async fn many_sessions_are_let_go_of_and_served() {
 }
 
 #[tokio::test]
-async fn who_has_neither_key_nor_session_meets_a_fresh_instance() {
+async fn anonymous_message_without_session_gets_a_fresh_instance() {
     let plugin = keeper();
     for _ in 0..3 {
         let mut exchange = by("ann", None, "any");
@@ -88,7 +88,7 @@ async fn who_has_neither_key_nor_session_meets_a_fresh_instance() {
 }
 
 #[tokio::test]
-async fn what_begins_a_session_meets_no_instance_of_another() {
+async fn initialize_gets_a_fresh_instance() {
     let plugin = keeper();
     assert_eq!(seen(&plugin, "ann", None).await, 0);
     let mut exchange = by("ann", None, "any");
@@ -102,7 +102,7 @@ async fn what_begins_a_session_meets_no_instance_of_another() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_caller_that_has_all_its_sessions_at_work_crowds_out_nobody_else() {
+async fn busy_sessions_of_one_caller_do_not_block_others() {
     let settings = EntrySettings { deadline_ms: Some(600_000), ..EntrySettings::default() };
     let plugin = Arc::new(load(&config("keeper"), &settings).expect("it loads"));
     let mut all: JoinSet<_> = (0..24)

@@ -1,4 +1,4 @@
-//! Plugins that are taken for who signed them.
+//! Plugins that are trusted by their signature.
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use ed25519_dalek::SigningKey;
@@ -32,7 +32,7 @@ impl Key {
 }
 
 #[test]
-fn what_the_key_signed_is_loaded_and_nothing_else() {
+fn only_signed_plugins_are_loaded() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("plugin.wasm");
     std::fs::copy(built("noop"), &path).expect("copied");
@@ -99,7 +99,7 @@ fn load_signed(name: &str, version: &str, keys: Value) -> Result<Plugin, LoadErr
 }
 
 #[test]
-fn no_other_plugin_of_the_same_key_takes_the_place_at_the_start() {
+fn other_plugin_of_the_same_key_is_refused() {
     let meant = json!({ "plugin": "noop", "version": ">=0.2" });
     assert!(load_signed("stricter", "0.2.0", meant.clone()).is_ok());
     let refused = |name: &str, version: &str, keys: Value| {

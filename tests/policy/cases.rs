@@ -1,4 +1,4 @@
-//! `portcullis policy test`: cases beside policies.
+//! `portcullis policy test`: case files.
 
 use super::*;
 
@@ -60,7 +60,7 @@ fn test(policies: &str, cases: &str, args: &[&str]) -> String {
 }
 
 #[test]
-fn cases_that_come_as_expected() {
+fn passing_cases_exit_with_0() {
     assert_snapshot!(test(POLICIES, CASES, &[]), @r#"
     exit 0
     policies/p.test.yaml: 13 requests as expected
@@ -90,7 +90,7 @@ fn cases_that_come_as_expected() {
 }
 
 #[test]
-fn cases_that_do_not() {
+fn failing_cases_show_the_difference() {
     assert_snapshot!(test(POLICIES, r#"
 tools:
   notes/delete_note: { destructiveHint: true }
@@ -241,7 +241,7 @@ cases:
 }
 
 #[test]
-fn coverage_tells_which_policies_decide_no_case() {
+fn coverage_lists_policies_without_a_case() {
     let cases = r#"
 cases:
   - { name: strangers, as: client:c, call: notes/x, hints: { readOnlyHint: true }, expect: deny }
@@ -341,7 +341,7 @@ cases:
 }
 
 #[test]
-fn a_policy_that_fails_is_no_plain_refusal() {
+fn policy_error_differs_from_a_refusal() {
     let policies = r#"@id("sums")
 permit (principal, action, resource)
 when { context.session_calls + 9223372036854775807 > 0 };"#;
@@ -369,7 +369,7 @@ when { context.session_calls + 9223372036854775807 > 0 };"#;
 }
 
 #[test]
-fn files_that_are_wrong_say_where() {
+fn errors_in_case_files_have_positions() {
     let wrong = |cases: &str| test(POLICIES, cases, &[]);
     assert_snapshot!(wrong("cases:\n  - name: a\n    as: client:c\n    cal: notes/x\n    expect: deny\n"), @r#"
     exit 11
@@ -681,7 +681,7 @@ cases:
 }
 
 #[test]
-fn policies_that_do_not_load_are_findings() {
+fn invalid_policies_are_findings() {
     assert_snapshot!(test("permit (", CASES, &[]), @r#"
     exit 11
     policy-syntax
@@ -706,7 +706,7 @@ fn policies_that_do_not_load_are_findings() {
 }
 
 #[test]
-fn what_the_proxy_does_of_itself() {
+fn cases_cover_actions_of_the_proxy() {
     let policies = r#"@id("pinned")
 permit (principal, action == Portcullis::Action::"launch", resource)
 when { resource.runtime == "container" && resource has digest && resource.deviations.isEmpty() };
@@ -861,7 +861,7 @@ cases:
 }
 
 #[test]
-fn what_policies_ask_for() {
+fn cases_cover_obligations() {
     let policies = r#"@id("ask")
 @approve("look at it")
 @note("be careful")
@@ -949,7 +949,7 @@ permit (principal is Portcullis::Local, action, resource);
 }
 
 #[test]
-fn the_example_of_the_docs_holds() {
+fn documented_example_passes() {
     let docs = include_str!("../../docs/concepts/policies/test.md");
     let block = |kind: &str| {
         let after = docs.split_once(&format!("```{kind}\n")).unwrap().1;

@@ -10,7 +10,7 @@ when { principal.verified };
 "#;
 
 #[test]
-fn check_shows_what_would_change_and_fmt_changes_it() {
+fn check_shows_the_changes_that_fmt_makes() {
     let folder = folder(ROUGH);
     fs::write(folder.path().join("policies/good.cedar"), "permit (principal, action, resource);\n")
         .unwrap();
@@ -60,7 +60,7 @@ fn check_shows_what_would_change_and_fmt_changes_it() {
 }
 
 #[test]
-fn standard_input_goes_to_standard_output() {
+fn standard_input_is_formatted_to_standard_output() {
     let folder = folder("");
     let fmt = |args: &[&str], text: &str| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
@@ -99,7 +99,7 @@ fn standard_input_goes_to_standard_output() {
 }
 
 #[test]
-fn a_file_that_is_no_cedar_stays_as_it_is() {
+fn invalid_file_is_unchanged() {
     let folder = folder(ROUGH);
     let bad = folder.path().join("policies/bad.cedar");
     fs::write(&bad, "permit (principal,,").unwrap();
@@ -121,7 +121,7 @@ fn a_file_that_is_no_cedar_stays_as_it_is() {
 }
 
 #[test]
-fn a_link_stays_a_link_and_keeps_the_mode_of_its_file() {
+fn link_and_file_mode_are_kept() {
     use std::os::unix::fs::{PermissionsExt as _, symlink};
 
     let folder = folder("");

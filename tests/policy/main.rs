@@ -1,11 +1,11 @@
-//! `portcullis policy`, `portcullis schema cedar`: what a person at the command line sees.
+//! `portcullis policy` and `portcullis schema cedar` at the command line.
 
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
 
 mod cases;
 mod fmt;
+mod history;
 mod new;
-mod past;
 mod recorded;
 mod shipped;
 mod typed;
@@ -79,7 +79,7 @@ fn run(policies: &str, args: &[&str]) -> String {
 }
 
 #[test]
-fn check_of_a_sound_set() {
+fn check_of_valid_policies_has_no_findings() {
     assert_snapshot!(run(POLICIES, &["policy", "check"]), @r#"
     exit 0
     3 policies: no findings
@@ -93,7 +93,7 @@ fn check_of_a_sound_set() {
 }
 
 #[test]
-fn a_config_elsewhere_brings_its_own_policies() {
+fn policies_are_resolved_against_the_given_config() {
     let elsewhere = folder(POLICIES);
     let here = folder("");
     let config = elsewhere.path().join("portcullis.toml");
@@ -109,7 +109,7 @@ fn a_config_elsewhere_brings_its_own_policies() {
 }
 
 #[test]
-fn check_finds_everything_with_its_place() {
+fn check_reports_all_errors_with_positions() {
     assert_snapshot!(run(r#"@id("a")
 permit (principal, action == Portcullis::Action::"call_tols", resource);
 
@@ -154,7 +154,7 @@ when { principal.verifed };
 }
 
 #[test]
-fn check_finds_servers_that_are_not_in_the_config() {
+fn check_finds_unknown_servers() {
     assert_snapshot!(run(r#"@id("a")
 permit (
   principal,
@@ -180,7 +180,7 @@ permit (
 }
 
 #[test]
-fn check_of_paths_as_json() {
+fn check_of_paths_prints_json() {
     let folder = folder("permit (principal");
     fs::write(folder.path().join("good.cedar"), "permit (principal, action, resource);").unwrap();
     let json = |path| portcullis(&folder, &["policy", "check", path, "--format", "json"]);
@@ -237,7 +237,7 @@ fn check_of_paths_as_json() {
 }
 
 #[test]
-fn can_i_says_yes_and_no_with_the_rules() {
+fn can_i_prints_the_decision_with_its_rules() {
     let folder = folder(POLICIES);
     let ask = |args: &[&str]| {
         let output = portcullis(&folder, &[&["policy", "can-i", "--as"], args].concat());
@@ -288,7 +288,7 @@ fn can_i_says_yes_and_no_with_the_rules() {
 
 /// `desk` listed its tools when it last ran, so their annotations are known.
 #[test]
-fn can_i_takes_the_annotations_that_a_server_last_listed() {
+fn can_i_uses_the_last_listed_annotations() {
     let folder = folder(POLICIES);
     let ask = |tool: &str| {
         shown(&portcullis(&folder, &["policy", "can-i", "--as", "ci-bot", "tools/call", tool]))
@@ -335,7 +335,7 @@ fn can_i_takes_the_annotations_that_a_server_last_listed() {
 }
 
 #[test]
-fn can_i_says_that_anonymous_clients_are_off() {
+fn can_i_reports_disabled_anonymous_clients() {
     let folder = folder("@id(\"all\") permit (principal, action, resource);");
     let ask = || {
         let words = ["policy", "can-i", "--as", "anonymous", "tools/call", "notes/x"];
@@ -352,7 +352,7 @@ fn can_i_says_that_anonymous_clients_are_off() {
 }
 
 #[test]
-fn can_i_takes_arguments_as_the_proxy_does() {
+fn can_i_parses_arguments_like_the_proxy() {
     let folder = folder("@id(\"all\") permit (principal, action, resource);");
     for (method, args, refused) in [
         ("tools/call", r#"{"force": true, "force": false}"#, true),
@@ -370,7 +370,7 @@ fn can_i_takes_arguments_as_the_proxy_does() {
 }
 
 #[test]
-fn can_i_gives_no_answer_that_depends_on_what_it_was_not_told() {
+fn can_i_refuses_to_guess_missing_facts() {
     let folder = folder(
         r#"@id("all") permit (principal, action == Portcullis::Action::"call_tool", resource);
            @id("local") forbid (principal, action, resource == Portcullis::Tool::"notes/local")
@@ -409,7 +409,7 @@ fn can_i_gives_no_answer_that_depends_on_what_it_was_not_told() {
 }
 
 #[test]
-fn can_i_says_what_the_proxy_may_do_for_a_server() {
+fn can_i_decides_actions_of_the_proxy() {
     let folder = folder(
         r#"@id("out") permit (principal == Portcullis::Server::"notes",
                action == Portcullis::Action::"egress", resource == Portcullis::Host::"a.example:443");
@@ -434,7 +434,7 @@ fn can_i_says_what_the_proxy_may_do_for_a_server() {
 }
 
 #[test]
-fn policies_are_those_beside_the_config() {
+fn policies_are_relative_to_the_config() {
     let folder = folder("@id(\"inner\") permit (principal, action, resource);");
     let outer = TempDir::new_in(folder.path()).unwrap();
     let config = folder.path().join("portcullis.toml");
@@ -445,7 +445,7 @@ fn policies_are_those_beside_the_config() {
 }
 
 #[test]
-fn can_i_as_json() {
+fn can_i_prints_json() {
     let output = portcullis(
         &folder(POLICIES),
         &[
@@ -486,7 +486,7 @@ fn can_i_as_json() {
 }
 
 #[test]
-fn questions_that_make_no_sense_are_usage_errors() {
+fn invalid_can_i_requests_are_usage_errors() {
     let folder = folder(POLICIES);
     for (args, expected) in [
         (&["--as", "CI", "call_tool", "notes/x"] as &[_], "`--as`: `CI` is not a legal name"),
@@ -527,7 +527,7 @@ fn questions_that_make_no_sense_are_usage_errors() {
 }
 
 #[test]
-fn can_i_with_broken_policies_fails() {
+fn can_i_with_invalid_policies_fails() {
     assert_snapshot!(run("permit (", &["policy", "can-i", "--as", "ci-bot", "tools/list"]), @r#"
     exit 1
     --- stderr
@@ -541,14 +541,14 @@ fn can_i_with_broken_policies_fails() {
 }
 
 #[test]
-fn the_cedar_schema_is_printed_as_it_is() {
+fn cedar_schema_is_printed_verbatim() {
     let output = portcullis(&folder(""), &["schema", "cedar"]);
     assert_eq!(output.status.code(), Some(0));
     assert_eq!(String::from_utf8(output.stdout).unwrap(), portcullis_policy::SCHEMA);
 }
 
 #[test]
-fn check_holds_policies_against_the_tools_of_a_server() {
+fn check_compares_policies_with_listed_tools() {
     let policies = r#"@id("old")
 permit (principal is Portcullis::Local, action, resource)
 when { resource in [Portcullis::Tool::"notes/read_note", Portcullis::Tool::"notes/red_note"] };

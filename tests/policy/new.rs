@@ -1,9 +1,9 @@
-//! `portcullis policy new`: each template validates, is laid out, and holds its own cases.
+//! `portcullis policy new`: each template validates, is formatted, and passes its own cases.
 
 use super::*;
 
 #[test]
-fn every_template_holds_its_cases() {
+fn every_template_passes_its_cases() {
     for template in
         ["read-only", "approve-destructive", "no-tainted-data", "working-hours", "one-team"]
     {
@@ -31,7 +31,7 @@ fn every_template_holds_its_cases() {
 }
 
 #[test]
-fn a_template_is_printed_with_its_cases() {
+fn template_is_printed_with_its_cases() {
     let folder = folder("");
     let new = |args: &[&str]| shown(&portcullis(&folder, &[&["policy", "new"], args].concat()));
     let one_team = ["one-team", "--group", "ops", "--server", "notes"];

@@ -1,4 +1,4 @@
-//! The policies that are shipped: laid out, without a finding, and as their cases say.
+//! The shipped policies are formatted, have no findings, and pass their cases.
 
 use std::path::{Path, PathBuf};
 
@@ -28,13 +28,13 @@ fn files(folder: &str) -> Vec<PathBuf> {
 }
 
 #[test]
-fn they_are_laid_out() {
+fn shipped_policies_are_formatted() {
     let ran = run_here(&["policy", "fmt", "--check", "policies", "examples/quickstart/policies"]);
     assert!(ran.starts_with("exit 0\n"), "{ran}");
 }
 
 #[test]
-fn nothing_is_found_in_them() {
+fn shipped_policies_have_no_findings() {
     let quickstart = "examples/quickstart/portcullis.toml";
     for args in [&["policies"] as &[_], &["-c", quickstart]] {
         let ran = run_here(&[&["policy", "check"], args].concat());
@@ -48,7 +48,7 @@ fn nothing_is_found_in_them() {
 }
 
 #[test]
-fn they_decide_as_their_cases_say() {
+fn shipped_policies_pass_their_cases() {
     for (folder, args) in [
         ("policies", &["policies"] as &[_]),
         ("examples/quickstart/policies", &["-c", "examples/quickstart/portcullis.toml"]),

@@ -29,7 +29,7 @@ fn run(policies: &str, tools: &str, args: &[&str]) -> String {
 }
 
 #[test]
-fn the_schema_has_an_action_for_each_tool() {
+fn schema_has_an_action_for_each_tool() {
     let output = portcullis(&typed(DRAFTS, TOOLS), &["schema", "cedar"]);
     assert_eq!(output.status.code(), Some(0), "{}", shown(&output));
     let text = String::from_utf8(output.stdout).unwrap();
@@ -61,7 +61,7 @@ fn the_schema_has_an_action_for_each_tool() {
 }
 
 #[test]
-fn a_policy_is_checked_against_the_type() {
+fn policy_is_validated_against_the_type() {
     assert_snapshot!(run(DRAFTS, TOOLS, &["policy", "check"]), @r#"
     exit 0
     1 policy: no findings
@@ -103,7 +103,7 @@ fn a_policy_is_checked_against_the_type() {
 }
 
 #[test]
-fn a_list_of_a_server_that_there_is_not_is_told_of() {
+fn tool_list_of_an_unknown_server_is_reported() {
     let folder = folder("");
     fs::write(folder.path().join("policies/nodes.tools.json"), TOOLS).unwrap();
     assert_snapshot!(shown(&portcullis(&folder, &["policy", "check"])), @r#"
@@ -118,7 +118,7 @@ fn a_list_of_a_server_that_there_is_not_is_told_of() {
 }
 
 #[test]
-fn cases_and_questions_are_asked_under_both_actions() {
+fn cases_and_can_i_evaluate_both_actions() {
     let cases = r#"
 principals:
   reader: { client: ci-bot, groups: [readers] }
@@ -191,7 +191,7 @@ cases:
 }
 
 #[test]
-fn the_example_of_the_docs_decides_as_it_says() {
+fn documented_example_decides_as_described() {
     let docs = include_str!("../../docs/concepts/policies/typed.md");
     let example = docs.split("```cedar\n").nth(1).and_then(|rest| rest.split("```").next());
     let folder = typed(example.unwrap(), &TOOLS.replace("add-note", "add_note"));
@@ -206,7 +206,7 @@ fn the_example_of_the_docs_decides_as_it_says() {
 }
 
 #[test]
-fn one_set_is_held_against_another() {
+fn diff_compares_typed_policy_sets() {
     let folder = typed(DRAFTS, TOOLS);
     fs::create_dir(folder.path().join("new")).unwrap();
     let wide = DRAFTS.replace("when { context.input.name like \"draft-*\" }", "");
@@ -225,7 +225,7 @@ fn one_set_is_held_against_another() {
 }
 
 #[test]
-fn unreachable_rules_of_typed_tools_are_told_of() {
+fn unreachable_rules_of_typed_tools_are_reported() {
     let policies = format!(
         "{DRAFTS}\n@id(\"astray\")\npermit (principal is Portcullis::Local, action == \
          Portcullis::Action::\"notes/add-note\", resource == Portcullis::Tool::\"notes/other\");\n"

@@ -1,4 +1,4 @@
-//! The memory of the proxy and of commands, which holds keys and secrets.
+//! Core dumps of the proxy and of commands, whose memory contains keys and secrets.
 
 use std::{
     fs,
@@ -55,7 +55,7 @@ fn until_protected(pid: u32) {
 }
 
 #[test]
-fn a_core_dump_of_the_proxy() {
+fn proxy_leaves_no_core_dump() {
     let folder = tempfile::tempdir().unwrap();
     fs::create_dir(folder.path().join("policies")).unwrap();
     fs::write(folder.path().join("policies/all.cedar"), "permit (principal, action, resource);\n")
@@ -95,7 +95,7 @@ fn a_core_dump_of_the_proxy() {
 }
 
 #[test]
-fn a_core_dump_of_a_command_that_reads_a_secret() {
+fn command_that_reads_a_secret_leaves_no_core_dump() {
     let folder = tempfile::tempdir().unwrap();
     let mut command = dumping(folder.path(), &[PORTCULLIS, "secret", "set", "NAME"]);
     until_protected(command.id());
@@ -105,9 +105,9 @@ fn a_core_dump_of_a_command_that_reads_a_secret() {
     assert!(command.wait().unwrap().success());
 }
 
-/// The tests above see a difference: another program of theirs has the limit that they set.
+/// The control: another program keeps the limit that the tests set.
 #[test]
-fn another_program_may_leave_a_core_dump() {
+fn other_programs_may_leave_core_dumps() {
     let folder = tempfile::tempdir().unwrap();
     let mut other = dumping(folder.path(), &["sh", "-c", "echo up; read line"]);
     let mut up = String::new();

@@ -38,7 +38,7 @@ fn status<'a>(checks: &'a [(String, String, String)], name: &str) -> &'a str {
 }
 
 #[test]
-fn a_machine_in_order() {
+fn doctor_passes_on_a_working_machine() {
     let folder = tempfile::tempdir().unwrap();
     fs::create_dir(folder.path().join("policies")).unwrap();
     let policy = "@id(\"all\")\npermit (principal, action, resource);\n";
@@ -54,7 +54,7 @@ fn a_machine_in_order() {
 }
 
 #[test]
-fn a_machine_out_of_order() {
+fn doctor_reports_problems() {
     let folder = tempfile::tempdir().unwrap();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     fs::create_dir(folder.path().join("policies")).unwrap();
@@ -83,7 +83,7 @@ fn a_machine_out_of_order() {
 }
 
 #[test]
-fn an_ordinary_user_who_has_the_engine_is_warned() {
+fn doctor_warns_about_engine_access_of_users() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("engine.sock");
     let _engine = UnixListener::bind(&socket).unwrap();

@@ -1,21 +1,21 @@
-//! The way out of a sandbox. As an ordinary user, too: the proxy needs no right for it.
+//! Egress of a sandbox, as an ordinary user, too: the proxy needs no privileges for it.
 
 use std::sync::Arc;
 
 use portcullis_runtime::process::LaunchSpec;
 
 use crate::{
+    egress_origin::{Recorder, STARTS, origin, serve},
     harness::{Run, finish, launch, probe_server, python, spec},
-    way::{Recorder, STARTS, origin, serve},
 };
 
 async fn reach(spec: &LaunchSpec, gate: &Arc<Recorder>) -> Run {
     finish(serve(launch(spec).await.unwrap(), spec, gate.clone()), "").await
 }
 
-/// The program asks for a host before it does anything else.
+/// The program requests a page before it does anything else.
 #[tokio::test]
-async fn the_way_out_is_there_before_the_program() {
+async fn egress_is_ready_before_the_program_starts() {
     let (port, gate) = (origin(), Arc::new(Recorder::default()));
     let place = format!("web.example:{port}");
     let mut spec = spec(&[probe_server().to_str().unwrap(), "--first", &place]);
@@ -28,7 +28,7 @@ async fn the_way_out_is_there_before_the_program() {
 }
 
 #[tokio::test]
-async fn many_names_and_low_ports_have_a_socket_each_and_nothing_else_is_reached() {
+async fn only_listed_names_and_ports_are_reachable() {
     let (port, gate) = (origin(), Arc::new(Recorder::default()));
     let script = format!(
         r#"
@@ -74,7 +74,7 @@ print(len(os.listdir("/proc/self/fd")))
 }
 
 #[tokio::test]
-async fn the_machines_own_network_has_no_way_out_of_a_list() {
+async fn host_network_excludes_an_egress_list() {
     let mut spec = python("");
     spec.egress = vec!["api.example.com:443".parse().unwrap()];
     spec.hardening.network = true;

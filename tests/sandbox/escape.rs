@@ -1,4 +1,4 @@
-//! The attempts of the containers' suite, made from inside the sandbox.
+//! The attempts of the container tests, made from the sandbox.
 
 #[path = "../container/escape/host.rs"]
 mod host;

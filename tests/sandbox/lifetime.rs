@@ -1,4 +1,4 @@
-//! How a tree ends.
+//! The end of a process tree.
 
 use std::{
     io::{BufRead, BufReader},
@@ -15,7 +15,7 @@ const HOLDER: &str = "PORTCULLIS_TEST_HOLDER";
 /// A program with a child and a grandchild, in sessions of their own.
 const FAMILY: &str = "import os, time\nif os.fork() == 0:\n os.setsid()\n if os.fork() == 0: print('up', flush=True)\ntime.sleep(600)";
 #[tokio::test]
-async fn usage_is_told_and_a_stop_is_an_end() {
+async fn usage_is_reported_and_stop_ends_the_process() {
     let text = "import signal, sys\nb = b'x' * (32 << 20)\nfor _ in range(10**7): pass\nprint('up', flush=True)\nsignal.pause()";
     let mut process = launch(&python(text)).await.unwrap();
     process.stdout.read_exact(&mut [0; 3]).await.unwrap();
@@ -36,7 +36,7 @@ async fn usage_is_told_and_a_stop_is_an_end() {
 }
 
 #[tokio::test]
-async fn dropping_the_handle_ends_the_whole_tree() {
+async fn dropped_handle_ends_the_process_tree() {
     let mut process = launch(&python(FAMILY)).await.unwrap();
     process.stdout.read_exact(&mut [0; 3]).await.unwrap();
     let tree = tree(&process);
@@ -49,7 +49,7 @@ async fn dropping_the_handle_ends_the_whole_tree() {
 }
 
 #[tokio::test]
-async fn killing_the_launcher_or_the_first_process_ends_the_whole_tree() {
+async fn killed_launcher_or_first_process_ends_the_process_tree() {
     for victim in [0, 1] {
         let mut process = launch(&python(FAMILY)).await.unwrap();
         process.stdout.read_exact(&mut [0; 3]).await.unwrap();
@@ -60,7 +60,7 @@ async fn killing_the_launcher_or_the_first_process_ends_the_whole_tree() {
     }
 }
 
-/// Not a test of its own: the process that the next one kills.
+/// Not an independent test: the process that the next one kills.
 #[tokio::test]
 async fn holder() {
     if std::env::var_os(HOLDER).is_none() {
@@ -73,7 +73,7 @@ async fn holder() {
 }
 
 #[tokio::test]
-async fn a_kill_of_the_proxy_ends_the_whole_tree() {
+async fn killed_proxy_ends_the_process_tree() {
     let mut holder = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "lifetime::holder", "--nocapture"])
         .env(HOLDER, "1")

@@ -1,9 +1,9 @@
-//! Processes and memory.
+//! Limits of processes and memory.
 
 use crate::harness::{python, run};
 
 #[tokio::test]
-async fn a_fork_bomb_stays_within_its_processes() {
+async fn fork_bomb_is_limited() {
     let text = r#"
 import os, time
 n = 1
@@ -20,7 +20,7 @@ while True:
 }
 
 #[tokio::test]
-async fn memory_hogs_end_alone_and_together() {
+async fn memory_limit_applies_to_one_and_all_processes() {
     let mut alone = python("b'x' * (1 << 30)");
     alone.resources.memory_mib = 64;
     let found = run(&alone).await;
@@ -38,9 +38,9 @@ async fn memory_hogs_end_alone_and_together() {
     }
 }
 
-// Seven times 20 MiB, where each process is asked for what it has.
+// Without a control group, this would count as seven times 20 MiB.
 #[tokio::test]
-async fn what_processes_share_counts_once_in_a_control_group() {
+async fn shared_memory_counts_once_in_a_control_group() {
     if !portcullis_runtime::sandbox::facts(&Default::default(), &Default::default())
         .iter()
         .any(|(name, how)| name == "memory" && how.contains("by a control group"))

@@ -1,12 +1,14 @@
-//! The sandbox, against the real kernel, through the real executable. As root, everything runs
-//! once more as an ordinary user.
+//! The sandbox with the real kernel and the real executable. As root, all tests run a second time
+//! as an ordinary user.
 
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
 
-mod confined;
+mod confinement;
 mod core_dumps;
 mod doctor;
 mod egress;
+#[path = "../container/egress_origin.rs"]
+mod egress_origin;
 mod escape;
 mod harness;
 mod lifetime;
@@ -16,8 +18,6 @@ mod programs;
 mod set_id;
 #[path = "../container/set_id_calls.rs"]
 mod set_id_calls;
-#[path = "../container/way.rs"]
-mod way;
 
 use std::{
     fs,
@@ -33,7 +33,7 @@ fn is_root() -> bool {
 }
 
 #[test]
-fn everything_once_more_as_an_ordinary_user() {
+fn all_tests_pass_as_an_ordinary_user() {
     if !is_root() {
         return;
     }
@@ -41,7 +41,7 @@ fn everything_once_more_as_an_ordinary_user() {
     harness::probe_server();
     let this = std::env::current_exe().unwrap();
     let output = Command::new(this)
-        .args(["--skip", "everything_once_more"])
+        .args(["--skip", "all_tests_pass_as_an_ordinary_user"])
         .env_remove("HOME")
         .uid(USER)
         .gid(USER)

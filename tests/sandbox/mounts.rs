@@ -1,4 +1,4 @@
-//! What of the host is shown.
+//! Mounts of host folders.
 
 use std::{
     fs,
@@ -10,7 +10,7 @@ use portcullis_runtime::mount::Mount;
 use crate::harness::{launch, mount, python, run};
 
 #[tokio::test]
-async fn mounts_are_read_only_unless_they_are_writable_and_hold_no_programs_then() {
+async fn writable_mounts_forbid_executables() {
     let folder = tempfile::tempdir().unwrap();
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
     fs::write(folder.path().join("there"), "seen").unwrap();
@@ -42,7 +42,7 @@ print(json.dumps([
 }
 
 #[tokio::test]
-async fn what_holds_secrets_or_the_host_is_not_mounted() {
+async fn mounts_of_secrets_and_host_folders_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let folder = fs::canonicalize(folder.path()).unwrap();
     fs::create_dir_all(folder.join("home/.ssh")).unwrap();
@@ -90,7 +90,7 @@ async fn what_holds_secrets_or_the_host_is_not_mounted() {
 }
 
 #[tokio::test]
-async fn a_link_within_a_mount_leads_no_other_mount_astray() {
+async fn link_in_a_mount_cannot_redirect_another_mount() {
     let folder = tempfile::tempdir().unwrap();
     let folder = fs::canonicalize(folder.path()).unwrap();
     fs::create_dir_all(folder.join("outer")).unwrap();
@@ -109,7 +109,7 @@ async fn a_link_within_a_mount_leads_no_other_mount_astray() {
 const BELOW: &str = "SANDBOX_TEST_BELOW";
 
 #[tokio::test]
-async fn what_is_mounted_below_a_mount_is_not_seen() {
+async fn nested_mounts_are_hidden() {
     let Some(folder) = std::env::var_os(BELOW) else {
         if crate::is_root() {
             below_as_root_and_as_an_ordinary_user();
@@ -173,7 +173,7 @@ fn below_as_root_and_as_an_ordinary_user() {
         printf x > deep/inner/hidden
         mount --bind deep/elsewhere file
         exec "$@""#;
-    let name = "mounts::what_is_mounted_below_a_mount_is_not_seen";
+    let name = "mounts::nested_mounts_are_hidden";
     let user = crate::USER.to_string();
     let as_user = ["setpriv", "--reuid", &user, "--regid", &user, "--clear-groups"];
     for changed in [&[][..], &as_user] {

@@ -1,4 +1,4 @@
-//! What runs, and what can't be started.
+//! Programs that run, and failed starts.
 
 use std::{
     fs,
@@ -11,7 +11,7 @@ use crate::harness::{PORTCULLIS, installed, launch, mount, python, run, run_with
 const REFUSED: &str = "PORTCULLIS_TEST_REFUSED";
 
 #[tokio::test]
-async fn streams_carry_bytes_and_the_exit_code_comes_back() {
+async fn streams_and_exit_code_are_forwarded() {
     let text = "import sys; d = sys.stdin.read(); print(d.upper(), end=''); print('e', file=sys.stderr); sys.exit(7)";
     let input = "abc\n".repeat(100_000);
     let run = run_with(&python(text), &input).await;
@@ -24,7 +24,7 @@ async fn streams_carry_bytes_and_the_exit_code_comes_back() {
 }
 
 #[tokio::test]
-async fn python_node_and_our_own_programs_run() {
+async fn python_node_and_own_programs_run() {
     let folder = tempfile::tempdir().unwrap();
     let folder = fs::canonicalize(folder.path()).unwrap();
     fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
@@ -82,7 +82,7 @@ async fn python_node_and_our_own_programs_run() {
 }
 
 #[tokio::test]
-async fn what_can_not_be_started_says_why() {
+async fn failed_start_has_a_reason() {
     let folder = tempfile::tempdir().unwrap();
     let folder = fs::canonicalize(folder.path()).unwrap();
     fs::write(folder.join("not-executable"), "#!/bin/sh\n").unwrap();
@@ -114,7 +114,7 @@ async fn what_can_not_be_started_says_why() {
 }
 
 #[tokio::test]
-async fn where_user_namespaces_are_refused_nothing_runs_without_one() {
+async fn nothing_runs_without_user_namespaces() {
     if std::env::var_os(REFUSED).is_some() {
         let failure = launch(&python("print('ran')")).await.unwrap_err();
         assert!(failure.what.contains("user namespace"), "{failure:?}");
@@ -128,8 +128,8 @@ async fn where_user_namespaces_are_refused_nothing_runs_without_one() {
     }
     // The number of namespaces can be limited within one of them, where it harms nobody.
     for (limit, name) in [
-        ("0", "programs::where_user_namespaces_are_refused_nothing_runs_without_one"),
-        ("100", "confined::the_environment_is_what_the_config_says_and_nothing_else"),
+        ("0", "programs::nothing_runs_without_user_namespaces"),
+        ("100", "confinement::environment_contains_only_configured_variables"),
     ] {
         let this = std::env::current_exe().unwrap();
         let script = format!("echo {limit} > /proc/sys/user/max_user_namespaces && exec \"$@\"");

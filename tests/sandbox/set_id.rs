@@ -1,4 +1,5 @@
-//! Programs with set-ID bits in writable mounts, and what real programs make of their refusal.
+//! Programs with set-ID bits in writable mounts, and the reaction of real programs to their
+//! refusal.
 
 use std::{
     fs,
@@ -30,7 +31,7 @@ fn set_id_files(folder: &Path) -> Vec<PathBuf> {
 }
 
 #[tokio::test]
-async fn a_setuid_program_in_a_writable_mount() {
+async fn setuid_bit_cannot_be_set_in_a_writable_mount() {
     let folder = folder();
     let mut spec = python(
         r#"
@@ -48,7 +49,7 @@ os.chmod("/rw/x", 0o755)"#,
 }
 
 #[tokio::test]
-async fn a_setuid_program_in_a_writable_mount_by_every_call() {
+async fn setuid_bit_cannot_be_set_by_any_call() {
     let folder = folder();
     let probe = probe_server().display().to_string();
     let mut spec = spec(&[&[probe.as_str(), "--attempts"], &CALLS[..], &["folder=/rw"]].concat());
@@ -97,7 +98,7 @@ async fn shell(inputs: &TempDir, folder: &TempDir, line: &str) -> (i64, String) 
 }
 
 #[tokio::test]
-async fn programs_that_copy_and_unpack_cope_with_the_refusal() {
+async fn copy_and_unpack_programs_tolerate_the_refusal() {
     let (inputs, folder) = (inputs(), folder());
     for line in [
         "cp /in/tree/program plain",
@@ -130,9 +131,9 @@ async fn programs_that_copy_and_unpack_cope_with_the_refusal() {
     assert_eq!(set_id_files(folder.path()), Vec::<PathBuf>::new());
 }
 
-/// A folder that hands its group on stays usable: new folders in it get the bit from the kernel.
+/// New folders in a setgid folder get the bit from the kernel.
 #[tokio::test]
-async fn a_folder_that_hands_its_group_on_stays_usable() {
+async fn setgid_folder_stays_usable() {
     let (inputs, folder) = (inputs(), folder());
     let shared = folder.path().join("shared");
     fs::create_dir(&shared).unwrap();

@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn strings_come_in_order_with_their_keys() {
+    fn strings_are_visited_in_order_with_their_keys() {
         let json = r#"{ "a" : "x\n\"y\"", "b": ["c", {"d": 1, "e": "\u00e9"}], "f": null }"#;
         let expected = [
             ("a", None, true),
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_rewritten_stays_byte_for_byte() {
+    fn other_bytes_are_unchanged() {
         let json = "{ \"n\": 1.50e+400,\t\"s\":\"caf\\u00e9\",\"t\" : [\"old\", \"\\/\"] }";
         let new = rewrite(json, |string| (string.text == "old").then(|| "a\"b\\\u{1}é".into()));
         let expected = json.replace("\"old\"", r#""a\"b\\\u0001é""#);
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn one_member_is_rewritten_alone() {
+    fn only_the_named_member_is_rewritten() {
         let json = r#"{ "name": "old", "arguments": {"a": "old", "n": 1.50}, "_meta": "old" }"#;
         let old = |string: &Str<'_>| (string.text == "old").then(|| "new".to_owned());
         let expected = r#"{ "name": "old", "arguments": {"a": "new", "n": 1.50}, "_meta": "old" }"#;
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn members_as_they_stand() {
+    fn members_are_returned_verbatim() {
         let json = r#"{"a": 1.50, "arg\u0075ments": { "b" : "}" } }"#;
         assert_eq!(member(json, "a"), Some("1.50"));
         assert_eq!(member(json, "arguments"), Some(r#"{ "b" : "}" }"#));
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_does_no_harm() {
+    fn invalid_json_causes_no_panic() {
         for nonsense in ["\"", "\"\\", "{\"a\":\"", "\"\\u12\"", "\"\\ud800\"", ":\"\"\"", "é\"é"]
         {
             let _ = all(nonsense);

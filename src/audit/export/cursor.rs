@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cursor_is_read_as_it_was_written() {
+    fn cursor_round_trips() {
         let dir = tempfile::tempdir().unwrap();
         let cursor_file = CursorFile::new(dir.path(), "siem");
         assert_eq!(cursor_file.read().unwrap(), None);

@@ -191,7 +191,7 @@ impl Watched {
 }
 
 #[tokio::test]
-async fn all_records_are_delivered_and_a_restart_goes_on_behind_them() {
+async fn restart_resumes_after_the_delivered_records() {
     let dir = tempfile::tempdir().unwrap();
     let log = Log::of(250);
     let mut stream = Setup::default().start(&log, dir.path()).await;
@@ -209,7 +209,7 @@ async fn all_records_are_delivered_and_a_restart_goes_on_behind_them() {
 }
 
 #[tokio::test]
-async fn what_was_not_acknowledged_comes_again_in_order() {
+async fn unacknowledged_batches_are_sent_again_in_order() {
     let dir = tempfile::tempdir().unwrap();
     let log = Log::of(5);
     let failed = || Err(Undelivered::Failed("no".into()));
@@ -225,7 +225,7 @@ async fn what_was_not_acknowledged_comes_again_in_order() {
 }
 
 #[tokio::test]
-async fn a_batch_that_is_too_large_is_halved() {
+async fn oversized_batch_is_halved() {
     let dir = tempfile::tempdir().unwrap();
     let log = Log::of(8);
     let large = || Err(Undelivered::TooLarge("no".into()));
@@ -239,7 +239,7 @@ async fn a_batch_that_is_too_large_is_halved() {
 }
 
 #[tokio::test]
-async fn only_what_a_stream_is_for_is_delivered_and_the_rest_is_behind_it_all_the_same() {
+async fn cursor_advances_past_filtered_records() {
     let dir = tempfile::tempdir().unwrap();
     let log = Log::of(10);
     let wanted: Wanted = Arc::new(|item| item.seq.0 % 4 == 0);
@@ -250,7 +250,7 @@ async fn only_what_a_stream_is_for_is_delivered_and_the_rest_is_behind_it_all_th
 }
 
 #[tokio::test]
-async fn a_new_stream_can_begin_with_what_comes() {
+async fn new_stream_can_start_at_the_end_of_the_log() {
     let dir = tempfile::tempdir().unwrap();
     let log = Log::of(10);
     let from_now = || Setup { from_now: true, ..Setup::default() };
@@ -263,7 +263,7 @@ async fn a_new_stream_can_begin_with_what_comes() {
 }
 
 #[tokio::test]
-async fn a_cursor_that_does_not_fit_begins_again_with_what_there_is() {
+async fn invalid_cursor_restarts_at_the_first_record() {
     let log = Log::of(6);
     let write = |cursor: Cursor| {
         let dir = tempfile::tempdir().unwrap();
@@ -286,7 +286,7 @@ async fn a_cursor_that_does_not_fit_begins_again_with_what_there_is() {
 }
 
 #[tokio::test]
-async fn what_retention_took_is_counted_and_left_behind() {
+async fn pruned_records_are_counted_and_skipped() {
     let dir = tempfile::tempdir().unwrap();
     let log = Log::of(6);
     cursor_file(dir.path()).write(&Cursor::new("0f1e".into(), 1, Some(log.hash(0)))).unwrap();
@@ -298,7 +298,7 @@ async fn what_retention_took_is_counted_and_left_behind() {
 }
 
 #[tokio::test]
-async fn records_that_cannot_be_read_are_left_behind_after_some_attempts() {
+async fn unreadable_records_are_skipped_after_retries() {
     let dir = tempfile::tempdir().unwrap();
     let log = Log::of(10);
     *log.bad.lock() = 3..5;
@@ -310,7 +310,7 @@ async fn records_that_cannot_be_read_are_left_behind_after_some_attempts() {
 }
 
 #[tokio::test]
-async fn a_stop_delivers_what_there_is_and_a_broken_target_does_not_hold_it_up() {
+async fn stop_delivers_pending_records_unless_the_target_fails() {
     let dir = tempfile::tempdir().unwrap();
     let log = Log::of(300);
     let cursor = Setup::default().start(&log, dir.path()).await.stop().await;

@@ -497,7 +497,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_record_that_is_not_on_disk_in_time_is_not_acknowledged() {
+    async fn late_write_is_not_acknowledged() {
         let dir = tempfile::tempdir().unwrap();
         let waited = Duration::from_millis(10);
         let (audit, mut queue) = stalled(dir.path(), waited);
@@ -508,7 +508,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_writer_that_is_gone_is_no_acknowledgement() {
+    async fn ended_writer_acknowledges_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let (audit, mut queue) = stalled(dir.path(), Duration::from_secs(60));
         let (written, _) = tokio::join!(write(&audit), async { drop(queue.recv().await) });

@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_log_is_made_of_is_copied_and_no_index() {
+    fn backup_contains_the_log_without_indexes() {
         let dir = tempfile::tempdir().unwrap();
         let (from, to) = (dir.path().join("audit"), dir.path().join("a/backup"));
         store(&from);
@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn no_other_folder_is_written_to() {
+    fn occupied_folders_are_refused_as_targets() {
         let dir = tempfile::tempdir().unwrap();
         let from = dir.path().join("audit");
         store(&from);
@@ -366,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_was_interrupted_says_so_and_is_taken_again() {
+    fn interrupted_backup_is_marked_and_can_be_repeated() {
         let dir = tempfile::tempdir().unwrap();
         let (from, to) = (dir.path().join("audit"), dir.path().join("backup"));
         store(&from);

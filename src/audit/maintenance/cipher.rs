@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_sealed_opens_and_shows_nothing() {
+    fn ciphertext_opens_and_contains_no_plaintext() {
         let cipher = cipher("a", 1, &[]);
         for plain in [&b""[..], b"x", b"who did what through which tool", &[0; 5000]] {
             let sealed = cipher.seal(b"here", plain).unwrap();
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_opens_elsewhere() {
+    fn other_positions_keys_and_stores_do_not_open() {
         let sealed = cipher("a", 1, &[]).seal(b"here", b"plain").unwrap();
         let id = cipher("a", 1, &[]).id();
         assert_eq!(cipher("a", 1, &[]).open(b"there", &sealed), Err(CipherFault::Forged));
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_key_reads_what_the_old_one_wrote() {
+    fn rotated_cipher_opens_data_of_the_old_key() {
         let before = cipher("a", 1, &[]);
         let sealed = before.seal(b"", b"plain").unwrap();
         let after = cipher("a", 2, &[1]);
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_random_bytes_and_no_passphrases() {
+    fn only_keys_of_32_bytes_are_parsed() {
         let parse = |text: &str| Key::parse(&Secret::new(text.to_owned()));
         let hex = "0a".repeat(32);
         for text in [hex.clone(), hex.to_uppercase(), format!("{hex}\n"), STANDARD.encode([10; 32])]
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_are_written_as_hex() {
+    fn key_ids_are_serialized_as_hex() {
         let id = cipher("a", 1, &[]).id();
         let text = serde_json::to_string(&id).unwrap();
         assert_eq!(text.len(), 18);
@@ -284,7 +284,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_flipped_bit_is_refused(
+        fn flipped_bit_is_refused(
             plain in proptest::collection::vec(any::<u8>(), 0..60),
             at in any::<proptest::sample::Index>(),
             bit in 0..8u8,

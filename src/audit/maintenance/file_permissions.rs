@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_that_others_can_write_to_is_found_where_they_can_reach_it() {
+    fn reachable_files_writable_by_others_are_found() {
         let dir = tempfile::tempdir().unwrap();
         let store = dir.path().join("audit");
         let segment = store.join("segments/0000000000000000");

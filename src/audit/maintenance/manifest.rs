@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_made_once_and_is_the_owners_alone() {
+    fn manifest_is_created_once_and_private() {
         let dir = tempfile::tempdir().unwrap();
         let created = Manifest::open(dir.path()).unwrap();
         assert_eq!(Manifest::open(dir.path()).unwrap(), created);
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn another_format_is_refused_untouched() {
+    fn other_format_is_refused_unchanged() {
         for format in [1, 3] {
             let dir = tempfile::tempdir().unwrap();
             let text = format!(r#"{{"format":{format},"identity":{{"of":"another kind"}}}}"#);
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_damaged_or_missing_is_said() {
+    fn damaged_or_missing_manifest_is_reported() {
         let dir = tempfile::tempdir().unwrap();
         let id = "0".repeat(32);
         for text in [
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_key_is_told_at_once() {
+    fn wrong_key_is_reported_on_open() {
         let dir = tempfile::tempdir().unwrap();
         let mut manifest = Manifest::open(dir.path()).unwrap();
         manifest.admit(None, 0).unwrap();

@@ -148,7 +148,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_missed_is_told_once_and_wholly() {
+    fn missed_records_are_reported_exactly_once() {
         let gap = Gap::default();
         assert_eq!((gap.open(), gap.total()), (None, 0));
         assert!(gap.miss(Kind::Intent, &"full"), "it begins");

@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_go_and_only_so_many_as_the_limits_say() {
+    fn oldest_segments_are_pruned_down_to_the_limits() {
         assert_eq!(dropped(9, None, None, None), Plan::default());
         assert_eq!(firsts(&dropped(9, Some(7), None, None)), [(0, Why::Age), (10, Why::Age)]);
         assert_eq!(firsts(&dropped(9, None, Some(700), None)), [(0, Why::Size), (10, Why::Size)]);
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn the_segment_that_is_written_and_the_one_before_it_stay() {
+    fn open_segment_and_its_predecessor_are_never_pruned() {
         assert_eq!(firsts(&dropped(4, Some(0), Some(1), None)), [(0, Why::Age), (10, Why::Age)]);
         for few in 0..3 {
             assert!(dropped(few, Some(0), Some(1), None).drop.is_empty(), "{few}");
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_exported_is_held_until_there_is_no_room() {
+    fn unexported_segments_are_pruned_only_by_size() {
         let held = dropped(9, Some(4), None, Some(15));
         assert_eq!((firsts(&held), held.held), (vec![(0, Why::Age)], Some(10)));
         assert_eq!(dropped(9, Some(4), None, Some(1_000)).held, None);

@@ -273,7 +273,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_segment_goes_wholly_or_not_at_all() {
+    fn segment_removal_is_atomic() {
         let dir = tempfile::tempdir().unwrap();
         let segments = dir.path().join("segments");
         let one = segments.join("0000000000000000");

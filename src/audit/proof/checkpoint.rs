@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_checkpoint_reads_as_documented() {
+    fn checkpoint_has_the_documented_form() {
         let signed = checkpoint().sign(&Signer::for_tests("ab", 1)).unwrap();
         let hex = |byte: &str| byte.repeat(32);
         let (one, two) = (hex("01"), hex("02"));
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn every_flipped_bit_of_a_note_is_seen() {
+    fn every_flipped_bit_of_a_note_is_detected() {
         let signer = Signer::for_tests("ab", 1);
         let signed = checkpoint().sign(&signer).unwrap();
         for at in 0..signed.note.len() {

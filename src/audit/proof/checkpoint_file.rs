@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn it_goes_on_where_it_ended() {
+    fn reopened_file_continues_after_its_last_checkpoint() {
         let dir = tempfile::tempdir().unwrap();
         let signer = Signer::for_tests("ab", 1);
         let keys = [signer.verifier().clone()];
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn damage_is_left_as_it_is_and_does_not_spoil_the_next_one() {
+    fn damaged_checkpoint_stays_and_appending_continues() {
         let dir = tempfile::tempdir().unwrap();
         let signer = Signer::for_tests("ab", 1);
         let keys = [signer.verifier().clone()];

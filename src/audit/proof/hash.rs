@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hashes_are_lower_case_hex() {
+    fn hashes_are_serialized_as_lower_case_hex() {
         let text = "6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d";
         let hash = Hash::leaf(b"");
         assert_eq!(hash.to_string(), text);

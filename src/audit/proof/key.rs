@@ -128,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_is_made_once_and_kept_private() {
+    fn key_is_created_once_and_private() {
         let dir = tempfile::tempdir().unwrap();
         let state = dir.path().join("state");
         let first = Signer::open(&state, "ab").unwrap();

@@ -81,7 +81,7 @@ mod tests {
     const TWO: &str = "two\n2\nmore\n\n\u{2014} name c2ln\n\u{2014} other c2ln\n";
 
     #[test]
-    fn notes_are_found_as_they_were_put() {
+    fn notes_are_split_at_their_offsets() {
         let file = format!("{ONE}\n{TWO}\n");
         let all = vec![(0, ONE.as_bytes()), (ONE.len() + 1, TWO.as_bytes())];
         assert_eq!(split(file.as_bytes()), Notes { notes: all.clone(), tail: Tail::None });
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_is_no_damage() {
+    fn truncated_note_is_torn_and_not_damaged() {
         let file = format!("{ONE}\n{ONE}\n");
         let second = ONE.len() + 1;
         for cut in second + 1..file.len() - 1 {

@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_kept_is_read_and_nothing_else() {
+    fn only_a_signed_unchanged_proof_is_read() {
         let dir = tempfile::tempdir().unwrap();
         let signer = Signer::for_tests("ab", 1);
         let keys = [Signer::for_tests("cd", 2).verifier().clone(), signer.verifier().clone()];
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn tiles_that_a_checkpoint_ends_in_are_kept_by_record() {
+    fn tiles_with_a_checkpoint_are_stored_as_leaves() {
         let mut kept = stub();
         kept.split::<()>(&[1, 256, 512, 600, 769, 5000], |range| Ok(range.map(leaf).collect()))
             .unwrap();

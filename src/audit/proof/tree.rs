@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn the_known_trees_of_certificate_transparency() {
+    fn roots_match_certificate_transparency_test_vectors() {
         let inputs = [
             "",
             "00",
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tile_begins_where_the_one_before_ends() {
+    fn tiles_are_appended_only_at_tile_boundaries() {
         let mut tree = Frontier::of_tiles([naive(&leaves(256))], []);
         assert_eq!(tree, leaves(256).into_iter().fold(Frontier::default(), append));
         tree.append(Hash::ZERO);
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn places_without_hashes_are_zeros_however_many_there_are() {
+    fn padding_appends_zero_hashes() {
         let one = Hash::leaf(b"1");
         for (before, after) in [(0, 0), (0, 1), (0, 700), (3, 3), (3, 4), (5, 300), (256, 1024)] {
             let leaves = vec![one; before].into_iter();
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn the_parts_that_a_tree_is_made_of_are_known() {
+    fn peaks_are_found_by_level_and_index() {
         let leaves = leaves(0b1011);
         let tree = Frontier::of_tiles([], leaves.iter().copied());
         for level in 0..70 {
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_frontier_is_read_as_one() {
+    fn inconsistent_frontier_is_not_deserialized() {
         let tree = Frontier::of_tiles([], leaves(11));
         let text = serde_json::to_string(&tree).unwrap();
         assert_eq!(serde_json::from_str::<Frontier>(&text).unwrap(), tree);
@@ -248,7 +248,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_tree_is_as_defined_however_it_is_made(count in 0_usize..1500, tiles in 0_usize..6) {
+        fn appended_and_tiled_trees_match_the_definition(count in 0_usize..1500, tiles in 0_usize..6) {
             let leaves = leaves(count);
             let tree = leaves.iter().copied().fold(Frontier::default(), append);
             prop_assert_eq!(tree.size(), count as u64);

@@ -444,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn a_decision_is_counted_once() {
+    fn decision_is_counted_once() {
         let mut tally = Aggregates::default();
         let intent = [(Field::Kind, "intent"), (Field::Principal, "dev")];
         tally.add(at(0), &Facts { request_bytes: Some(41), ..facts(&intent) });
@@ -481,7 +481,7 @@ mod tests {
     }
 
     #[test]
-    fn times_have_quantiles() {
+    fn quantiles_are_within_one_percent() {
         let mut tally = Aggregates::default();
         for micros in 1..=1000 {
             tally.add(at(0), &call("dev", "read", micros * 1000));
@@ -495,7 +495,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_a_client_invents_do_not_displace_those_in_use() {
+    fn invented_names_do_not_displace_used_ones() {
         let mut tally = Aggregates::default();
         let mut calls = 0;
         for round in 0..10 {
@@ -514,7 +514,7 @@ mod tests {
     }
 
     #[test]
-    fn a_timeline_of_years_is_bounded() {
+    fn timeline_of_years_is_limited() {
         let mut timeline = Timeline::default();
         for hour in 0..30_000 {
             timeline.add(at(hour * 3600), Count { all: 1, refused: 0 });
@@ -550,7 +550,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
         #[test]
-        fn merged_parts_are_the_whole(records in records(), cut in any::<prop::sample::Index>()) {
+        fn merged_parts_equal_the_whole(records in records(), cut in any::<prop::sample::Index>()) {
             let (left, right) = records.split_at(cut.index(records.len() + 1));
             let mut merged = tally(left);
             merged.merge(&tally(right));
@@ -558,7 +558,7 @@ mod tests {
         }
 
         #[test]
-        fn a_tally_is_stored_as_it_is(records in records()) {
+        fn aggregates_round_trip(records in records()) {
             let tally = tally(&records);
             let bytes = postcard::to_allocvec(&tally).unwrap();
             prop_assert_eq!(postcard::from_bytes::<Aggregates>(&bytes).unwrap(), tally);

@@ -16,13 +16,13 @@ fn table() -> String {
 }
 
 #[test]
-fn the_fields_are_documented() {
+fn fields_are_documented() {
     let (begin, end) = ("<!-- fields -->\n", "<!-- /fields -->");
     portcullis_test_support::check_part("reference/audit-queries.md", begin, end, &table());
 }
 
 #[test]
-fn the_filters_of_the_docs_are_filters() {
+fn documented_filters_are_parsed() {
     let docs = include_str!("../../../docs/reference/audit-queries.md");
     let mut filters = 0;
     for block in docs.split("```filter\n").skip(1) {

@@ -112,7 +112,7 @@ mod tests {
         "[ -~]{0,40}|[ -~\\x00-\\x1f\\x7f-\\xffé日\u{202e}\u{200b}\u{1f512}\u{e0041}]{0,40}";
 
     #[test]
-    fn a_record_steers_no_terminal() {
+    fn record_cannot_control_a_terminal() {
         let evil = "re\u{1b}[2J\u{7}ad\r\n\u{9b}2J\u{202e}\u{7f}\u{e0041}\\\"é日";
         let exchange = portcullis_test_support::exchange(|exchange| {
             exchange.target = exchange::Target::Tool { name: evil.into(), tool: None };
@@ -128,7 +128,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_record_is_plain_json_with_control_characters_escaped(
+        fn record_is_json_with_escaped_control_characters(
             texts in proptest::collection::vec(TEXT, 8),
             labels in proptest::collection::btree_set(TEXT, 0..4),
             line in any::<Option<u32>>(),
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_record_fits() {
+    fn largest_record_fits() {
         let evil = "\u{1}\"é".repeat(4096);
         let rule = refusal::Rule {
             id: evil.clone(),

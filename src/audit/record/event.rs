@@ -175,7 +175,7 @@ mod tests {
     use crate::record::{EventRecord, MEMBERS, Transport};
 
     #[test]
-    fn structs_within_an_event_count_and_members_of_lists_do_not() {
+    fn fields_of_nested_structs_are_found_and_limited() {
         let who = Who {
             principal: "ci-bot".into(),
             verified: true,

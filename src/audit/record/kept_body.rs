@@ -123,14 +123,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_fits_is_kept_whole() {
+    fn small_body_is_kept_whole() {
         let body = json!({"a": [1, 2.5, null, true, "x\n\"é"], "b": {"c": {}}});
         let kept = Kept::of(body.clone(), 3);
         assert_eq!(kept, Kept { body: Some(body), redacted: 3, cut: false, failure: None });
     }
 
     #[test]
-    fn what_does_not_fit_is_cut_and_stays_json() {
+    fn oversized_body_is_truncated_to_valid_json() {
         let mut deep = json!("x");
         for _ in 0..120 {
             deep = json!([deep]);

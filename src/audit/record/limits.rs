@@ -161,7 +161,7 @@ mod tests {
     use portcullis_protocol::exchange;
 
     #[test]
-    fn a_uri_is_recorded_without_what_can_hold_secrets() {
+    fn recorded_uri_omits_credentials_and_query() {
         for (uri, bare) in [
             ("file:///srv/a.txt", "file:///srv/a.txt"),
             ("https://u:p@host/x?token=1#f", "https://host/x"),
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_are_clipped_at_characters() {
+    fn texts_are_truncated_at_character_boundaries() {
         assert_eq!(clip("ab", 2), "ab");
         assert_eq!(clip("äöü", 4), "äö…");
         assert_eq!(clip("\u{1}\u{1}", 6), "\u{1}…");
@@ -184,7 +184,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_clipped_text_is_the_longest_prefix_that_fits(text in "[a-c\"\\\\\\x00-\\x1f\\x7féß日\u{1f512}]{0,40}", most in 0_usize..80) {
+        fn truncated_text_is_the_longest_fitting_prefix(text in "[a-c\"\\\\\\x00-\\x1f\\x7féß日\u{1f512}]{0,40}", most in 0_usize..80) {
             let size = |text: &str| -> usize {
                 text.chars()
                     .map(|c| match c {
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn secrets_are_taken_out_before_a_text_is_clipped() {
+    fn secrets_are_redacted_before_truncation() {
         let secret = ["S3", "CR3T"].concat();
         let scrub = |text: &mut String| *text = text.replace(&secret, "[x]");
         let of = |name: &str| {

@@ -324,12 +324,12 @@ mod tests {
     }
 
     #[test]
-    fn the_protocols_words_are_sorted() {
+    fn protocol_names_are_sorted() {
         assert!(PROTOCOL.is_sorted());
     }
 
     #[test]
-    fn declared_keys_are_shown_and_others_are_not() {
+    fn only_declared_keys_are_shown() {
         let (shape, omitted) = shape(
             json!({"path": "v", "tags": ["v", 1], "opts": {"deep": null, "s3cret": true}}),
             json!({"properties": {"path": {}, "tags": {}, "opts": {"properties": {"deep": {}}}}}),
@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn a_result_shows_the_protocols_members() {
+    fn result_shape_shows_protocol_members() {
         let (shape, _) = shape(
             json!({"content": [{"type": "text", "text": "v"}], "structuredContent": {"v": 1}}),
             json!({}),
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_huge_schema_only_a_part_is_looked_at() {
+    fn huge_schema_is_read_only_in_part() {
         let values: Vec<Value> = (0..2 * NODES).map(|at| json!({ "at": at })).collect();
         let schema = json!({ "properties": { "a": {} }, "enum": values, "not": { "properties": { "z": {} } } });
         let names = declared(&schema);
@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shape_is_bounded() {
+    fn shape_size_is_limited() {
         let wide: Map<String, Value> = (0..500).map(|i| (i.to_string(), json!(1))).collect();
         let (wide, omitted) = shape(Value::Object(wide), json!({}));
         assert_eq!(wide.len(), MEMBERS);

@@ -131,7 +131,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_set_is_a_set(a in positions(), b in positions()) {
+        fn bitmap_equals_a_set(a in positions(), b in positions()) {
             let (x, y): (Bits, Bits) = (a.iter().copied().collect(), b.iter().copied().collect());
             prop_assert_eq!(x.count(), a.len());
             prop_assert_eq!(x.is_empty(), a.is_empty());

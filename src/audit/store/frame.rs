@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_are_read_as_they_were_written() {
+    fn frames_round_trip() {
         let mut file = Vec::new();
         write(&mut file, 7, &lines(3), Pack::Plain, None).unwrap();
         write(&mut file, 10, &lines(300), Pack::Zstd, None).unwrap();
@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn every_flipped_bit_and_every_cut_is_seen() {
+    fn flipped_bits_and_truncations_are_detected() {
         for pack in [Pack::Plain, Pack::Zstd] {
             let mut file = Vec::new();
             write(&mut file, 7, &lines(3), pack, None).unwrap();
@@ -361,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn zeros_are_the_end() {
+    fn zeros_end_the_file() {
         let mut file = Vec::new();
         write(&mut file, 7, &lines(3), Pack::Plain, None).unwrap();
         let end = file.len() as u64;
@@ -371,14 +371,14 @@ mod tests {
     }
 
     #[test]
-    fn a_bomb_is_not_unpacked() {
+    fn decompression_bomb_is_refused() {
         let bomb = zstd::bulk::compress(&vec![b'\n'; BODY_MAX + 1], LEVEL).unwrap();
         assert!(matches!(unpack(&bomb), Err(BadFrame::Damaged("a frame is too large"))));
     }
 
     proptest! {
         #[test]
-        fn any_bytes_are_read_without_harm(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn arbitrary_bytes_cause_no_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             for frame in Frames::new(bytes.as_slice(), None) {
                 let _ = frame;
             }

@@ -98,7 +98,7 @@ const FILES: &[(&str, &str, &str)] = &[
 ];
 
 #[test]
-fn no_client_s_reference_names_a_variable_of_the_proxy() {
+fn client_references_never_name_variables_of_the_proxy() {
     for (client, page, text) in FILES {
         for foreign in [false, true] {
             for packages in [Packages::Process, Packages::Container] {
@@ -125,7 +125,7 @@ fn no_client_s_reference_names_a_variable_of_the_proxy() {
 }
 
 #[test]
-fn a_reference_that_the_operator_names_is_that() {
+fn reference_named_by_the_operator_is_used() {
     for (client, _, text) in FILES {
         let mut options = Options::default();
         for server in ["far", "near", "file", "defaulted", "bridged"] {

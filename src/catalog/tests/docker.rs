@@ -16,7 +16,7 @@ fn set_up() -> Options {
 }
 
 #[test]
-fn a_catalog_with_every_field() {
+fn catalog_with_every_field_is_read() {
     let found = found("catalog.yaml", &set_up());
     assert_eq!((found.format, found.title.as_deref()), ("Docker catalog", Some("The Workshop")));
     assert_eq!(found.servers.len(), 7);
@@ -61,7 +61,7 @@ fn a_catalog_with_every_field() {
 }
 
 #[test]
-fn servers_elsewhere() {
+fn remote_servers_are_read() {
     let found = found("catalog.yaml", &set_up());
     let elsewhere = server(&found, "elsewhere");
     let Run::Remote { url, transport, headers } = &elsewhere.run else { panic!() };
@@ -77,7 +77,7 @@ fn servers_elsewhere() {
 }
 
 #[test]
-fn what_cannot_be_taken_says_why_and_where() {
+fn refused_servers_have_a_reason_and_position() {
     let found = found("catalog.yaml", &Options::default());
     for (name, text) in [
         ("tools-in-images", "poci"),
@@ -98,7 +98,7 @@ fn what_cannot_be_taken_says_why_and_where() {
 }
 
 #[test]
-fn values_are_held_against_their_schema() {
+fn values_are_validated_against_their_schema() {
     for (key, value) in
         [("limit", "11"), ("limit", "\"x\""), ("units", "kelvin"), ("lang", "english")]
     {
@@ -110,7 +110,7 @@ fn values_are_held_against_their_schema() {
 }
 
 #[test]
-fn a_value_becomes_no_option_and_no_other_mount() {
+fn value_cannot_become_an_option_or_another_mount() {
     for set in [
         "cities=[\"--config=/etc/passwd\"]",
         "cities=[\"a\\nb\"]",
@@ -128,7 +128,7 @@ fn a_value_becomes_no_option_and_no_other_mount() {
 }
 
 #[test]
-fn the_list_of_what_is_on_is_no_catalog() {
+fn list_of_enabled_servers_is_not_a_catalog() {
     let (names, values) = enabled(&fixture("enabled.yaml")).unwrap();
     assert_eq!(names, ["weather", "offline"]);
     assert_eq!(values["offline"]["level"], 2);
@@ -138,7 +138,7 @@ fn the_list_of_what_is_on_is_no_catalog() {
 }
 
 #[test]
-fn a_profile() {
+fn profile_is_read() {
     let found = found("profile.yaml", &Options::default());
     assert_eq!((found.format, found.title.as_deref()), ("Docker profile", Some("Development")));
     let weather = server(&found, "weather");
@@ -152,7 +152,7 @@ fn a_profile() {
 }
 
 #[test]
-fn a_catalog_of_an_artifact() {
+fn catalog_of_an_artifact_is_read() {
     let found = found("artifact.json", &Options::default());
     assert_eq!(found.format, "Docker catalog artifact");
     let a = server(&found, "a");
@@ -161,7 +161,7 @@ fn a_catalog_of_an_artifact() {
 }
 
 #[test]
-fn a_list_that_may_be_a_profile_is_held_to_its_lists_of_tools() {
+fn possible_profile_keeps_its_tool_lists() {
     let text = |head: &str| {
         format!(
             "{{{head}, \"servers\": [{{\"type\": \"image\", \"image\": \"i:1\", \"tools\": [\"find\"], \"snapshot\": \
@@ -180,7 +180,7 @@ fn a_list_that_may_be_a_profile_is_held_to_its_lists_of_tools() {
 }
 
 #[test]
-fn a_submission() {
+fn submission_is_read() {
     let mut options = Options::default();
     portcullis_catalog::set(&mut options.values, "archive", "path=/srv/archive/").unwrap();
     let found = found("submission.yaml", &options);
@@ -201,7 +201,7 @@ fn a_submission() {
 }
 
 #[test]
-fn a_label_describes_and_shapes_nothing() {
+fn image_label_only_describes_the_server() {
     let label = "name: x\ntitle: X\ndescription: Does x\ncommand: [--evil]\nvolumes: ['/:/host']\nuser: '0'\n\
                  image: other/image:1\nallowHosts: [evil.example:443]\nsecrets: [{name: x.k, env: AWS_KEY}]\n\
                  env: [{name: MODE, value: evil}]\ntools: [{name: t, description: T, container: {image: y}}]\n";

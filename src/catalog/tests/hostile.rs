@@ -19,7 +19,7 @@ fn refused(text: &str) -> String {
 }
 
 #[test]
-fn what_is_too_much_or_said_twice_is_refused() {
+fn excessive_or_duplicate_content_is_refused() {
     assert!(refused(&" ".repeat(MAX_BYTES + 1)).contains("MiB"));
     assert!(refused(&format!("{}{}", "[".repeat(100_000), "]".repeat(100_000))).contains("JSON"));
     assert!(refused(&format!("a: {}{}", "[".repeat(1000), "]".repeat(1000))).contains("YAML"));
@@ -38,7 +38,7 @@ fn what_is_too_much_or_said_twice_is_refused() {
 }
 
 #[test]
-fn an_alias_bomb_is_refused_at_its_first_alias() {
+fn alias_bomb_is_refused_at_its_first_alias() {
     let mut text = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n".to_owned();
     for level in 1..30 {
         text +=
@@ -48,7 +48,7 @@ fn an_alias_bomb_is_refused_at_its_first_alias() {
 }
 
 #[test]
-fn places_are_those_of_the_file() {
+fn positions_are_those_of_the_file() {
     let problem = parse("a:\n  b: 1\n  b: 2\n").unwrap_err();
     assert_eq!(problem.place.map(|p| (p.line, p.column)), Some((3, 3)));
     let problem = parse("{\n  \"é\": 1, \"é\": 2\n}").unwrap_err();
@@ -63,7 +63,7 @@ fn catalog(lines: &str) -> String {
 }
 
 #[test]
-fn folders_are_the_persons_to_name() {
+fn only_the_operator_names_folders() {
     let config = "    config:\n      - name: s\n        type: object\n        properties:\n          \
                   dir: { type: string, default: /srv/payroll }\n          dirs: { type: array, default: [/srv/payroll] }\n";
     let mounts = |volume: &str, sets: &[&str]| {
@@ -96,7 +96,7 @@ fn folders_are_the_persons_to_name() {
 }
 
 #[test]
-fn a_profiles_settings_name_no_folder() {
+fn settings_of_a_profile_cannot_name_folders() {
     let image = "image: workshop/weather:1\n";
     let volumes = format!("{image}        volumes: ['{{{{weather.data}}}}:/data']\n");
     let text = fixture("profile.yaml").replace(image, &volumes);
@@ -116,7 +116,7 @@ fn a_profiles_settings_name_no_folder() {
 }
 
 #[test]
-fn a_registry_says_nothing_of_this_machine() {
+fn registry_entry_cannot_set_mounts_or_users() {
     let arguments = |list: &[&str]| {
         let list: Vec<_> = list
             .iter()
@@ -151,7 +151,7 @@ fn a_registry_says_nothing_of_this_machine() {
 }
 
 #[test]
-fn this_machine_and_networks_around_it_are_no_hosts_of_a_stranger() {
+fn foreign_entries_cannot_list_local_or_private_hosts() {
     let text = catalog(
         "    allowHosts: ['169.254.169.254:80', '127.0.0.1:2375', 'localhost:2375', '10.0.0.1:443', \
          '[::ffff:127.0.0.1]:2375', '[fd00:ec2::254]:80', 'api.example.com:443', '1.1.1.1:443']\n",
@@ -187,7 +187,7 @@ fn this_machine_and_networks_around_it_are_no_hosts_of_a_stranger() {
 }
 
 #[test]
-fn no_deviation_is_lost_among_others() {
+fn deviations_are_never_displaced_by_other_notes() {
     let hosts: Vec<String> = (0..201).map(|nth| format!("h{nth}.example.com")).collect();
     let text = |most: usize| {
         let hosts = hosts[..most].join(", ");
@@ -207,7 +207,7 @@ fn no_deviation_is_lost_among_others() {
 }
 
 #[test]
-fn a_clients_file_from_elsewhere_is_no_clients_file() {
+fn foreign_client_file_gets_no_local_access() {
     let text = r#"{"mcpServers": {"s": {"command": "docker", "args": ["run", "-v", "/srv/payroll:/a", "-u", "1000",
         "i:1"], "env": {"TOKEN": "${AWS_SECRET_ACCESS_KEY}"}}}}"#;
     let own = read(text, &Options::default()).unwrap();
@@ -273,17 +273,17 @@ fn mangled() -> impl Strategy<Value = String> {
 
 proptest! {
     #[test]
-    fn nothing_panics_on_any_text(text in ".{0,200}") {
+    fn arbitrary_text_causes_no_panic(text in ".{0,200}") {
         all(&text);
     }
 
     #[test]
-    fn nothing_panics_on_structure(text in "([{}\\[\\]:,\"'&*!|>%@`#?=\n -]|a|b|1|registry|servers|name|type){0,80}") {
+    fn arbitrary_structure_causes_no_panic(text in "([{}\\[\\]:,\"'&*!|>%@`#?=\n -]|a|b|1|registry|servers|name|type){0,80}") {
         all(&text);
     }
 
     #[test]
-    fn nothing_panics_on_mangled_files(text in mangled()) {
+    fn mangled_files_cause_no_panic(text in mangled()) {
         all(&text);
     }
 }

@@ -196,7 +196,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_was_there_stays_as_it_was() {
+    fn existing_lines_are_unchanged() {
         let before = "# My config\n[listen]\nhttp = \"127.0.0.1:1\"   # here\n\n# Notes of mine\n[servers.notes]\ncommand = [ \"notes\" ] # keep\n\n[[interceptors]]\nuse = \"schema\"\n";
         let after = add(before, &server("new")).unwrap();
         for line in before.lines() {

@@ -235,9 +235,10 @@ mod tests {
         }
     }
 
-    /// Policies with equal ids would invalidate the whole set, and a stranger chooses names.
+    /// Policies with equal ids would invalidate the whole set, and foreign authors choose the
+    /// names.
     #[test]
-    fn no_names_have_two_policies_meet() {
+    fn policy_ids_never_collide() {
         let texts =
             [server("a", "launch"), server("a-secret", "X_Key")].map(|server| policy(&server));
         let all: Vec<&str> = texts
@@ -251,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_that_nobody_confirmed_is_a_comment() {
+    fn unconfirmed_secret_becomes_a_comment() {
         let mut server = server("a", "X\n@id(\"x\")\npermit (principal, action, resource);");
         for (_, secret) in server.references_mut() {
             secret.permitted = false;
@@ -264,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn a_strangers_words_stay_within_their_quotes() {
+    fn foreign_text_stays_quoted() {
         let text = policy(&server("a", "b"));
         for line in text.lines().filter(|line| line.contains("permit(principal,action,resource)")) {
             assert!(line.contains("\\\"") && line.contains("\\u{a}"), "{line}");

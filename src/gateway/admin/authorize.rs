@@ -227,7 +227,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_nobody_thought_of_is_the_owners() {
+    fn unlisted_paths_need_the_owner() {
         for (path, needed) in [
             ("/healthz", Need::Nothing),
             ("/metrics", Need::Role(Role::Operator)),
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_question_is_recorded_without_what_is_not_set() {
+    fn recorded_query_omits_unset_fields() {
         let body = br#"{"filter":{"client":"dev","server":null,"intents":false},"last":20,"x":{}}"#;
         assert_eq!(asked(body).unwrap(), r#"{"filter":{"client":"dev"},"last":20}"#);
         assert_eq!(asked(b""), None);

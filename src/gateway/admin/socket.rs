@@ -452,7 +452,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn strangers_and_one_user_leave_seats_for_others() {
+    fn connections_are_limited_by_user() {
         let seats = Arc::new(Seats::default());
         let roles = Roles { auditor: vec!["group:4001".parse().unwrap()], ..Roles::default() };
         let auditor = roles.standing(5001, 4001);

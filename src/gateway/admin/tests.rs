@@ -49,7 +49,7 @@ async fn write_one(audit: &Audit) -> DecisionId {
 }
 
 #[tokio::test]
-async fn the_log_is_queried_shown_and_followed() {
+async fn audit_log_is_queried_shown_and_followed() {
     let dir = tempfile::tempdir().unwrap();
     let Running { audit, client, stopping, served } = run(dir.path()).await;
     let id = write_one(&audit).await;
@@ -92,7 +92,7 @@ async fn the_log_is_queried_shown_and_followed() {
 }
 
 #[tokio::test]
-async fn the_socket_is_its_owners_alone_and_tells_who_asks() {
+async fn socket_is_private_and_identifies_its_peer() {
     let dir = tempfile::tempdir().unwrap();
     let state_dir = dir.path().join("state");
     let running = run(&state_dir).await;
@@ -104,7 +104,7 @@ async fn the_socket_is_its_owners_alone_and_tells_who_asks() {
 }
 
 #[tokio::test]
-async fn a_second_proxy_is_refused_and_a_dead_ones_socket_replaced() {
+async fn second_proxy_is_refused_and_stale_socket_replaced() {
     let dir = tempfile::tempdir().unwrap();
     let first = Server::bind(dir.path()).unwrap();
     assert!(matches!(Server::bind(dir.path()), Err(BindFailure::AlreadyRunning(_))));
@@ -116,7 +116,7 @@ async fn a_second_proxy_is_refused_and_a_dead_ones_socket_replaced() {
 }
 
 #[tokio::test]
-async fn a_state_folder_with_a_long_path_works() {
+async fn long_path_of_the_state_folder_works() {
     let dir = tempfile::tempdir().unwrap();
     let deep = dir.path().join("d".repeat(100)).join("e".repeat(100));
     let running = run(&deep).await;

@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn one_message_at_the_caps_always_fits() {
+    fn largest_legal_message_always_fits() {
         let nodes = 1_000_000;
         let memory = MessageMemory::new(1, Caps { nodes, ..CAPS });
         let ann = client("ann");
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn one_client_has_its_share_and_all_have_what_there_is() {
+    fn memory_is_limited_by_client_and_in_total() {
         let memory = MessageMemory::new(8 * MIB, CAPS);
         let [ann, bob] = ["ann", "bob"].map(client);
         let first = memory.reserve(&ann, 2 * MIB).unwrap();
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_body_has_its_memory_until_its_last_part_is_gone() {
+    async fn body_reserves_memory_until_its_last_part_is_dropped() {
         let memory = MessageMemory::new(8 * MIB, CAPS);
         let ann = client("ann");
         let mut body = Incoming::new(&memory, &ann);
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn large_bodies_of_one_client_are_received_a_few_at_once() {
+    async fn concurrent_large_bodies_of_a_client_are_limited() {
         let memory = MessageMemory::new(64 * MIB, CAPS);
         let [ann, bob] = ["ann", "bob"].map(client);
         let large = vec![b' '; LARGE_BYTES + 1];
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_unfinished_body_that_is_given_up_has_no_memory() {
+    async fn abandoned_body_releases_its_memory() {
         let memory = MessageMemory::new(8 * MIB, CAPS);
         let ann = client("ann");
         for _ in 0..10 {

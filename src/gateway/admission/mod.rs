@@ -180,7 +180,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_keeps_its_place_until_nobody_has_it_any_more() {
+    fn response_holds_its_permit_until_dropped() {
         let permits = Arc::new(Semaphore::new(1));
         let permit = permits.clone().try_acquire_owned().unwrap();
         let call_permit = ConcurrencyPermit { _permit: permit, reserved: false };
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn the_reserve_is_for_what_frees_places() {
+    fn reserved_permits_are_for_messages_that_free_permits() {
         let permit = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
         let call_permit = ConcurrencyPermit { _permit: permit, reserved: true };
         let caps = portcullis_protocol::codec::Caps {

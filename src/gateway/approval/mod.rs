@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_call_is_allowed_once_and_only_while_it_waits() {
+    async fn call_is_approved_once_and_only_while_waiting() {
         let approvals = Arc::new(Approvals::new(Duration::from_secs(60), 2, None));
         let call = waiting(&approvals);
         let id = call.id;
@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_word_is_on_record_also_where_the_call_went_meanwhile() {
+    async fn resolution_is_recorded_after_both_sides_disconnect() {
         let approvals = Arc::new(Approvals::new(Duration::from_secs(60), 2, None));
         let (call, book) = (waiting(&approvals), book());
         let id = call.id;
@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_client_that_is_removed_while_a_word_is_recorded_loses_it() {
+    async fn removed_client_loses_a_resolution_being_recorded() {
         let approvals = Arc::new(Approvals::new(Duration::from_secs(60), 1, None));
         let (call, book) = (waiting(&approvals), book());
         let id = call.id;
@@ -383,7 +383,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_said_in_time_counts_though_its_record_takes_longer() {
+    async fn timely_resolution_counts_despite_a_slow_record() {
         let approvals = Arc::new(Approvals::new(Duration::from_secs(60), 1, None));
         let call = waiting(&approvals);
         let id = call.id;
@@ -400,7 +400,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_cannot_be_recorded_does_not_count() {
+    async fn unrecorded_resolution_does_not_count() {
         let approvals = Arc::new(Approvals::new(Duration::from_secs(60), 2, None));
         let (call, book) = (
             waiting(&approvals),
@@ -416,7 +416,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nobody_waits_for_ever() {
+    async fn unanswered_call_times_out() {
         let approvals = Arc::new(Approvals::new(Duration::from_millis(1), 2, None));
         let call = waiting(&approvals);
         let id = call.id;
@@ -426,7 +426,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_client_takes_no_more_than_its_places() {
+    async fn waiting_calls_are_limited_by_client() {
         let approvals = Arc::new(Approvals::new(Duration::from_secs(60), 2, None));
         let ask = |name| approvals.ask(&client(name), waiting(&approvals), book());
         let _held = [ask("ann").unwrap(), ask("ann").unwrap()];

@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn drops_are_counted_apart_and_within_bounds() {
+    fn drop_counters_are_separate_and_limited() {
         let drops = DropCounters::default();
         let server: ServerName = "s".parse().unwrap();
         for client in 0..MAX_COUNTS + 10 {

@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_revisions_are_known() {
+    fn recorded_revisions_are_known_and_limited() {
         let engine = portcullis_policy::Engine::load(&[], std::path::Path::new("/")).unwrap();
         let revisions = RecordedRevisions::new(engine.revision());
         assert!(revisions.has(&engine.revision().to_string()));

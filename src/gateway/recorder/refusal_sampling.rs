@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn one_source_does_not_use_up_the_records_of_another() {
+    fn one_source_does_not_exhaust_the_records_of_others() {
         let refusals = RefusalSampler::new();
         let (carol, dave) = (client("carol"), client("dave"));
         let stranger = |address: &str| refusals.on_arrival(CODE, None, at(address));
@@ -401,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn a_count_is_taken_off_once_it_is_recorded() {
+    fn recorded_counts_are_subtracted() {
         let refusals = RefusalSampler::new();
         let refuse = || refusals.on_arrival(CODE, None, at("192.0.2.1"));
         let left_out = (0..5_000).filter(|_| refuse().is_some()).count() as u64;
@@ -422,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn the_summaries_of_a_flood_are_bounded_and_count_everything() {
+    fn flood_summaries_are_limited_and_complete() {
         let refusals = RefusalSampler::new();
         let mut left_out = 0;
         for n in 0..20_000_u32 {

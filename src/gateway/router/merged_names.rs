@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_legal_and_found_back() {
+    fn merged_names_are_legal_and_resolve() {
         let names = ["add", "repos/list", "repos.list", "読む"];
         let (shown, notices) = shown("p", names);
         assert_eq!((shown.len(), notices), (4, 0), "{shown:?}");
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_could_deceive_are_left_out() {
+    fn confusable_names_are_omitted() {
         // A Cyrillic letter, a zero-width space, and a right-to-left override.
         let names = ["re\u{430}d", "read", "re\u{200b}ad", "\u{202e}daer", "\u{440}\u{443}"];
         let (shown, notices) = shown("p", names);
@@ -156,13 +156,13 @@ mod tests {
     }
 
     #[test]
-    fn a_server_without_prefix_passes_for_no_other() {
+    fn server_without_prefix_cannot_imitate_another() {
         let names = ["notes__read", "NOTES__read", "n0tes__read", "n\u{43e}tes__read", "notes"];
         assert_eq!(shown("", names), (vec!["notes".to_owned()], 4));
     }
 
     #[test]
-    fn a_changed_name_takes_no_other_away() {
+    fn changed_name_does_not_hide_a_literal_one() {
         let changed = tool_names::outward("p", "a.b");
         let literal = tool_names::inner("p", &changed).unwrap().to_owned();
         for names in [["a.b", &*literal], [&*literal, "a.b"]] {
@@ -182,7 +182,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_shown_name_is_legal_and_found_back(
+        fn every_shown_name_is_legal_and_resolves(
             prefix in "[a-z0-9_-]{0,32}",
             names in proptest::collection::hash_set("[a-z./]{0,6}|\\PC{0,70}|.{0,8}", 0..20),
         ) {

@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reference_has_the_members_of_its_type_alone() {
+    fn references_allow_only_members_of_their_type() {
         let prompt = |name: &str| Ok(Reference::Prompt(name.to_owned()));
         let resource = |uri: &str| Ok(Reference::Resource(uri.to_owned()));
         for (text, read) in [
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn params_select_what_they_are_about_once() {
+    fn params_have_only_one_selector() {
         for (method, text, passes) in [
             ("tools/call", r#"{"name":"a","arguments":{"uri":1},"_meta":{"uri":1}}"#, true),
             ("tools/call", r#"{"name":"a","uri":"x://1"}"#, false),

@@ -36,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn templates() {
+    fn uris_match_templates() {
         for (template, uri, expected) in [
             ("note:///{name}", "note:///a", true),
             ("note:///{name}", "note:///", false),
@@ -57,7 +57,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_template_panics(template in "[a-c{}+/é]{0,20}", uri in "[a-c/é]{0,20}") {
+        fn arbitrary_template_causes_no_panic(template in "[a-c{}+/é]{0,20}", uri in "[a-c/é]{0,20}") {
             let _ = matches(&template, &uri);
         }
     }

@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_id_is_one_request_at_a_time() {
+    fn id_in_flight_cannot_be_reused() {
         let calls = Arc::new(Calls::default());
         let (first, second) = (CancellationToken::new(), CancellationToken::new());
         let id = Id::from(1);

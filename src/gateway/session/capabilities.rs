@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_client_takes() {
+    fn capabilities_decide_the_accepted_requests() {
         let url = json!({ "mode": "url" });
         let form = json!({ "mode": "form" });
         for (capabilities, method, params, takes) in [

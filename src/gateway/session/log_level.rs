@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names() {
+    fn level_names_round_trip() {
         for level in [LogLevel::Debug, LogLevel::Warning, LogLevel::Emergency] {
             assert_eq!(LogLevel::parse(level.as_str()), Some(level));
         }

@@ -483,7 +483,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_is_its_openers_alone() {
+    fn session_belongs_to_its_principal_and_endpoint() {
         let sessions = Sessions::new(11, None, Duration::from_secs(60));
         let (a, b) = (principal("a"), principal("b"));
         let session = sessions.open(opening(&a)).unwrap();
@@ -503,7 +503,7 @@ mod tests {
     }
 
     #[test]
-    fn idle_sessions_end_and_their_requests_with_them() {
+    fn idle_sessions_and_their_requests_end() {
         let sessions = Sessions::new(2, Some(2), Duration::ZERO);
         let session = sessions.open(opening(&principal("a"))).unwrap();
         let cancel = CancellationToken::new();
@@ -518,7 +518,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_idle_session_gives_way_and_none_in_use_does() {
+    fn only_the_longest_idle_session_is_replaced() {
         let sessions = Sessions::new(4, Some(3), Duration::from_secs(60));
         let (a, b) = (principal("a"), principal("b"));
         let other = sessions.open(opening(&b)).unwrap();
@@ -541,7 +541,7 @@ mod tests {
     }
 
     #[test]
-    fn callers_without_a_key_have_places_by_network_and_displace_nobody_with_a_key() {
+    fn anonymous_callers_never_displace_sessions_with_a_key() {
         let sessions = Sessions::new(3, Some(2), Duration::from_secs(60));
         let from = |address: &str| {
             let network = Some(address.parse().unwrap());

@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_and_progress_find_their_question() {
+    async fn responses_and_progress_reach_their_request() {
         let asks = Arc::new(PendingRequests::default());
         let mut first = asks.begin(Some(Bytes::from_static(b"\"t\""))).unwrap();
         let second = asks.begin(None).unwrap();
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn questions_are_bounded() {
+    fn pending_requests_are_limited() {
         let asks = Arc::new(PendingRequests::default());
         let held: Vec<_> = (0..MOST).map(|_| asks.begin(None).unwrap()).collect();
         assert_eq!(asks.begin(None).err().unwrap().code, Code::RateLimited);

@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stream_goes_on_behind_the_last_event_that_came() {
+    async fn stream_resumes_after_the_last_received_event() {
         let streams = Streams::new(Arc::default());
         let (one, two) = (streams.open(), streams.open());
         let mut reader = one.read();
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_new_reader_takes_the_place_of_the_old() {
+    async fn new_reader_replaces_the_old_one() {
         let streams = Streams::new(Arc::default());
         streams.own().push(text("before anybody listens"));
         let mut first = streams.own().join();
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_kept_is_bounded() {
+    async fn buffered_events_are_limited() {
         let budget = Arc::new(Budget::default());
         let streams = Streams::new(budget.clone());
         let kept = || budget.used();
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_keeps_so_many_streams() {
+    fn kept_streams_of_a_session_are_limited() {
         let streams = Streams::new(Arc::default());
         let request = streams.open();
         for _ in 0..2 * STREAMS {

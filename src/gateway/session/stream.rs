@@ -440,7 +440,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_reader_that_takes_nothing_is_waited_for_only_so_long() {
+    async fn stalled_reader_is_waited_for_with_a_deadline() {
         let hasty = |number, budget| {
             let mut stream = Stream::new(number, budget);
             stream.patience = Duration::from_millis(1);
@@ -469,7 +469,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_waits_for_a_reader_that_reads_is_not_forgotten() {
+    async fn slow_reader_gets_every_event() {
         let budget = Arc::new(Budget::default());
         let stream = Arc::new(Stream::new(1, Some(budget)));
         let mut reader = stream.read();

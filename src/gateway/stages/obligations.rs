@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn each_principal_and_rule_has_its_own_count() {
+    fn rates_are_counted_by_principal_and_rule() {
         let rates = Rates::default();
         let rate = |calls: u32| Rate {
             calls: calls.try_into().unwrap(),
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn no_rule_counts_what_another_refuses() {
+    fn refused_call_is_not_charged_by_other_rules() {
         let rates = Rates::default();
         let limit = |rule: &str, calls: u32| {
             let window = Duration::from_secs(3600);
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_stay_with_whom_they_were_given() {
+    fn labels_belong_to_one_principal() {
         let labels = SessionLabels::default();
         let of = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
         let give = |who: &str, label: &str| {

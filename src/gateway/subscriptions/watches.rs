@@ -405,7 +405,7 @@ mod tests {
     use super::covers;
 
     #[test]
-    fn a_change_below_what_is_watched_is_heard_of() {
+    fn changes_below_a_watched_uri_are_covered() {
         for (watched, changed, expected) in [
             ("file:///a", "file:///a", true),
             ("file:///a", "file:///a/b", true),

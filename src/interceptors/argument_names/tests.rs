@@ -12,7 +12,7 @@ fn misspelled(schema: &Value, arguments: &Value) -> Option<String> {
 }
 
 #[test]
-fn a_name_of_another_case_is_found() {
+fn misspelled_case_is_found() {
     let schema = json!({ "properties": {
         "path": {},
         "Key": {},
@@ -38,7 +38,7 @@ fn a_name_of_another_case_is_found() {
 }
 
 #[test]
-fn it_is_found_wherever_the_schema_says_the_name() {
+fn misspelling_is_found_wherever_the_schema_declares_the_name() {
     let path = json!({ "properties": { "path": {} } });
     let to = |place: &str| json!({ "$ref": place });
     let wrong = json!({ "where": { "Path": 1 } });
@@ -95,7 +95,7 @@ fn it_is_found_wherever_the_schema_says_the_name() {
 }
 
 #[test]
-fn a_pattern_of_names_is_held_to_its_case() {
+fn name_patterns_are_matched_case_sensitively() {
     let of = |patterns: &[&str]| -> Value {
         let patterns: Map<_, _> = patterns.iter().map(|p| ((*p).into(), json!({}))).collect();
         json!({ "patternProperties": patterns })
@@ -155,7 +155,7 @@ fn a_pattern_of_names_is_held_to_its_case() {
     assert_eq!(SchemaNames::of(&one).hold(&long), Err(Wrong::TooLarge));
 }
 
-/// `opts`, which refers to a definition that names `force`, and to carol `Force` is the same.
+/// Each form of reference leads from `opts` to a definition that declares `force`.
 #[test]
 fn references_by_identifier_are_followed() {
     let named = json!({ "properties": { "force": {} } });
@@ -206,7 +206,7 @@ fn references_by_identifier_are_followed() {
 }
 
 #[test]
-fn many_resources_cannot_make_a_lookup_long() {
+fn schema_with_too_many_resources_is_refused() {
     let resources: Map<_, _> =
         (0..1000).map(|at| (format!("r{at}"), json!({ "$id": format!("urn:r{at}") }))).collect();
     let all: Vec<_> = (0..1000).map(|at| json!({ "$ref": format!("#/$defs/r{at}") })).collect();
@@ -216,7 +216,7 @@ fn many_resources_cannot_make_a_lookup_long() {
 }
 
 #[test]
-fn what_refers_to_itself_is_followed_and_what_is_too_much_refused() {
+fn recursive_schema_is_followed_and_oversized_one_refused() {
     let tree = json!({ "$ref": "#/$defs/T", "$defs": { "T": {
         "anyOf": [{ "$ref": "#" }, { "$ref": "#/$defs/T" }],
         "properties": { "left": { "$ref": "#/$defs/T" }, "right": { "$ref": "#" }, "name": {} },
@@ -231,7 +231,7 @@ fn what_refers_to_itself_is_followed_and_what_is_too_much_refused() {
 }
 
 #[test]
-fn names_of_a_prompts_arguments_are_held_to_its_list() {
+fn prompt_argument_names_must_match_the_list() {
     let listed = json!([{ "name": "path" }, { "name": "Key" }, { "name": "key" }, {}]);
     let hold = |params: Value| listed_names(Some(&listed), &params).is_err();
     assert!(!hold(json!({ "name": "p", "arguments": { "path": "x", "Key": "x", "more": "x" } })));

@@ -94,7 +94,7 @@ const REFUSED: &str = "policy-denied: not permitted by policy";
 #[tokio::test]
 async fn every_method_is_decided_by_its_action() {
     let gate = gate(EACH);
-    let none = gate_of_nothing();
+    let none = empty_gate();
     let t = tool("notes", "t", json!({}));
     let all = |method| message("ci", method);
     let task = |method| Exchange {
@@ -157,13 +157,13 @@ async fn every_method_is_decided_by_its_action() {
     }
 }
 
-fn gate_of_nothing() -> PolicyGate {
+fn empty_gate() -> PolicyGate {
     gate("")
 }
 
 #[tokio::test]
 async fn housekeeping_passes_undecided() {
-    let none = gate_of_nothing();
+    let none = empty_gate();
     for (exchange, passes) in [
         (about_notes("ping", json!({})), true),
         (about_notes("notifications/initialized", json!({})), true),

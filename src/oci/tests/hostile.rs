@@ -52,7 +52,7 @@ impl Server {
         format!("{}/acme/words:1@{digest}", self.address).parse().expect("a reference")
     }
 
-    fn was_told(&self, header: header::HeaderName) -> bool {
+    fn received_header(&self, header: header::HeaderName) -> bool {
         self.asked.lock().expect("the log").iter().any(|(_, headers)| headers.contains_key(&header))
     }
 }
@@ -245,7 +245,10 @@ async fn login_is_sent_to_its_registry_only() {
     // Nor is the operator advised to log in there.
     let told = format!("{error} {error:?} {}", error.help());
     assert!(!told.contains(&there.to_string()) && !told.contains("docker login"), "{told}");
-    assert!(server.was_told(header::AUTHORIZATION) && !elsewhere.was_told(header::AUTHORIZATION));
+    assert!(
+        server.received_header(header::AUTHORIZATION)
+            && !elsewhere.received_header(header::AUTHORIZATION)
+    );
     assert!(!format!("{error:?}").contains("signed"), "{error:?}");
 
     // Without a challenge, no login is sent either.
@@ -265,7 +268,7 @@ async fn login_is_sent_to_its_registry_only() {
     let pinned = server.reference(digest);
     let (_, blobs) = client.pull(&pinned, |one| one.media_type == "text/plain").await.expect("had");
     assert_eq!(blobs[0].1, few);
-    assert!(!elsewhere.was_told(header::AUTHORIZATION));
+    assert!(!elsewhere.received_header(header::AUTHORIZATION));
 }
 
 #[tokio::test]

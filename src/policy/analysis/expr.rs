@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn what_implies_what() {
+    fn implications_are_found() {
         let tool = r#"resource == Portcullis::Tool::"a/x""#;
         let on_a = r#"resource in Portcullis::Server::"a""#;
         let on_b = r#"resource in Portcullis::Server::"b""#;

@@ -26,7 +26,7 @@ fn table(rows: &[(&[&str], &[&str])]) {
 }
 
 #[test]
-fn over_broad() {
+fn over_broad_policies_are_found() {
     table(&[
         (&["permit (principal, action, resource);"], &["policy-over-broad 1"]),
         (&["permit (principal, CALL, resource);"], &["policy-over-broad 1"]),
@@ -71,7 +71,7 @@ fn over_broad() {
 }
 
 #[test]
-fn unreachable_and_contradicting() {
+fn unreachable_and_contradicting_policies_are_found() {
     let on_a = r#"permit (principal, CALL, resource in Portcullis::Server::"a");"#;
     let x = r#"permit (principal, CALL, resource == Portcullis::Tool::"a/x") when { principal.verified };"#;
     table(&[
@@ -145,7 +145,7 @@ fn unreachable_and_contradicting() {
 }
 
 #[test]
-fn duplicate_and_redundant() {
+fn duplicate_and_redundant_policies_are_found() {
     let group = r#"permit (principal in Portcullis::Group::"g", CALL, resource in Portcullis::Server::"a")"#;
     let one = &format!("{group};");
     let verified = &format!("{group} when {{ principal.verified }};");
@@ -194,7 +194,7 @@ fn duplicate_and_redundant() {
 }
 
 #[test]
-fn names_that_nobody_has() {
+fn unknown_names_are_found() {
     let known = Known {
         servers: Some(["a".parse().unwrap()].into()),
         clients: Some(["ci".parse().unwrap()].into()),
@@ -244,7 +244,7 @@ fn names_that_nobody_has() {
 }
 
 #[test]
-fn tools_that_there_are_not() {
+fn unknown_tools_are_found() {
     let tool = |name: &str, read_only: bool| KnownTool {
         name: name.to_owned(),
         claims: Claims::from_hints(|hint| (hint == "readOnlyHint").then_some(read_only)),
@@ -308,7 +308,7 @@ fn tools_that_there_are_not() {
 }
 
 #[test]
-fn the_docs_have_every_finding() {
+fn docs_list_every_finding() {
     let docs = include_str!("../../../docs/concepts/policies/check.md");
     let texts = [include_str!("mod.rs"), include_str!("tools.rs"), include_str!("../load.rs")];
     let mut codes: Vec<_> = texts

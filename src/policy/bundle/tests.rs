@@ -60,7 +60,7 @@ fn problems(diagnostics: &Diagnostics) -> Vec<String> {
 }
 
 #[test]
-fn what_was_signed_is_loaded() {
+fn signed_bundle_is_loaded() {
     let store = TestBundle::new();
     let signed = store.sign(&[signer("acme", 1)], None).unwrap();
     assert_eq!((&signed.name[..], signed.version, signed.unchanged), ("acme", 1, false));
@@ -80,7 +80,7 @@ fn what_was_signed_is_loaded() {
 }
 
 #[test]
-fn what_is_not_as_it_was_signed_is_refused() {
+fn changed_bundle_is_refused() {
     type Change = fn(&TestBundle);
     let cases: &[(&str, Change, &[&str])] = &[
         (
@@ -206,7 +206,7 @@ fn what_is_not_as_it_was_signed_is_refused() {
 }
 
 #[test]
-fn a_manifest_that_was_signed_has_its_form() {
+fn malformed_signed_manifest_is_refused() {
     let store = TestBundle::new();
     let listed = |name: &str| format!(r#"{{"name":"{name}","sha256":"00"}}"#);
     let manifest = |name: &str, version: &str, format: &str, files: &str| {
@@ -239,7 +239,7 @@ fn a_manifest_that_was_signed_has_its_form() {
 }
 
 #[test]
-fn a_flood_of_files_is_told_of_in_few_words() {
+fn findings_about_many_files_are_limited() {
     let key = [signer("acme", 1)];
     let store = TestBundle::new();
     for number in 0..100 {
@@ -257,7 +257,7 @@ fn a_flood_of_files_is_told_of_in_few_words() {
 }
 
 #[test]
-fn nothing_older_follows_what_was_in_force() {
+fn rollback_to_an_older_version_is_refused() {
     let key = || [signer("acme", 1)];
     let store = TestBundle::new();
     store.sign(&key(), Some(5)).unwrap();
@@ -313,7 +313,7 @@ fn nothing_older_follows_what_was_in_force() {
 }
 
 #[test]
-fn where_it_cannot_be_kept_in_mind_it_is_not_in_force() {
+fn version_that_cannot_be_stored_is_not_enforced() {
     let key = || [signer("acme", 1)];
     let store = TestBundle::new();
     store.sign(&key(), None).unwrap();
@@ -332,7 +332,7 @@ fn where_it_cannot_be_kept_in_mind_it_is_not_in_force() {
 }
 
 #[test]
-fn signing_counts_on_and_signs_nothing_twice() {
+fn signing_increments_the_version_of_changed_content() {
     let store = TestBundle::new();
     let key = || signer("acme", 1);
     assert_eq!(store.sign(&[key()], None).unwrap().version, 1);

@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_fail() {
+    fn fallible_expressions_are_recognized() {
         for (text, expected) in [
             ("context.n < 3", false),
             ("context.n + 1 < 3", true),
@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn what_depends_on_the_call() {
+    fn context_usage_is_recognized() {
         for (text, values, reads) in [
             ("principal.verified", ContextUsage::default(), ContextUsage::default()),
             ("context has input", ContextUsage::default(), ContextUsage::INPUT),
@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_that_is_not_reached_cannot_fail() {
+    fn unreached_expression_cannot_fail() {
         let of_nothing = |text: &str| node(text).outcomes(&mut |_| None);
         let open = Outcomes { satisfied: true, unsatisfied: true, failed: false };
         assert_eq!(of_nothing("context.a && context.b"), open);

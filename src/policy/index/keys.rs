@@ -263,7 +263,7 @@ mod tests {
         r#"context.args.hasTag("/cfg/force") && context.args.getTag("/cfg/force") == "false""#;
 
     #[test]
-    fn a_key_that_differs_in_case_from_a_named_one_is_refused_at_every_level() {
+    fn misspelled_case_of_a_named_key_is_refused() {
         for args in [
             json!({ "cfg": { "force": false } }),
             json!({ "cfg": { "other": 1, "OTHER": 2 }, "env": { "http_proxy": 1, "HTTP_PROXY": 2 } }),
@@ -308,13 +308,13 @@ mod tests {
     }
 
     #[test]
-    fn texts_beside_names_that_are_written_out_name_no_argument() {
+    fn other_string_literals_name_no_argument() {
         let text = r#"context.args.keys.contains("force") && principal.name == "Bob""#;
         assert_eq!(check(text, &json!({ "bob": 1, "force": 1 })), Ok(()));
     }
 
     #[test]
-    fn where_the_key_is_computed_no_two_keys_may_differ_in_case_alone() {
+    fn computed_key_refuses_keys_that_differ_only_in_case() {
         let computed = "context.args.hasTag(principal.name)";
         for (args, expected) in [
             (json!({ "a": { "b": 1, "c": 2 } }), Ok(())),
@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_with_nul_is_refused_where_a_policy_looks_for_a_path() {
+    fn path_with_nul_is_refused_if_a_policy_reads_paths() {
         let text = r#"context.paths.getTag("/path") like "*.txt""#;
         for args in [
             json!({ "path": "/etc/passwd\0.txt" }),
@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_weighs_by_its_tokens() {
+    fn weight_counts_the_tokens() {
         let mut keys = TagKeys::default();
         keys.pointers.extend(["/a/b".into(), "/a".into(), "no pointer".into()]);
         let mut named = NamedKeys::default();

@@ -105,7 +105,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
 
     #[test]
-    fn it_comes_to_what_is_decided(policies in policies(), staff: bool, calls in 0_u64..5) {
+    fn inspection_agrees_with_the_decision(policies in policies(), staff: bool, calls in 0_u64..5) {
         let Some(engine) = engine(&policies) else {
             panic!("these do not validate:\n{policies}");
         };
@@ -152,7 +152,7 @@ proptest! {
 }
 
 #[test]
-fn what_does_not_matter_need_not_be_known() {
+fn irrelevant_unknown_values_do_not_prevent_a_verdict() {
     let call = "action == Portcullis::Action::\"call_tool\", resource";
     for (policies, verdict) in [
         (format!("permit (principal, {call});"), Verdict::Allowed),
@@ -201,7 +201,7 @@ fn what_does_not_matter_need_not_be_known() {
 }
 
 #[test]
-fn the_part_that_failed_is_named_with_what_it_saw() {
+fn failed_condition_is_shown_with_its_values() {
     let engine = engine(
         "@id(\"titles\") permit (principal, action == Portcullis::Action::\"call_tool\", resource)
          when { principal.verified && context.args.hasTag(\"/a\")

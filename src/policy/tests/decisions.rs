@@ -84,7 +84,7 @@ fn scan(by: &str) -> Attested {
 }
 
 #[test]
-fn what_the_proxy_does_of_itself_is_decided_by_what_it_does() {
+fn actions_of_the_proxy_are_decided_by_their_attributes() {
     let engine = engine(
         r#"
         @id("hardened")
@@ -179,7 +179,7 @@ fn what_the_proxy_does_of_itself_is_decided_by_what_it_does() {
 }
 
 #[test]
-fn paths_urls_and_labels_are_matched_as_they_are_meant() {
+fn paths_urls_and_labels_are_matched_after_normalization() {
     let engine = engine(
         r#"
         @id("srv")
@@ -257,7 +257,7 @@ fn paths_urls_and_labels_are_matched_as_they_are_meant() {
 }
 
 #[test]
-fn the_schema_has_no_warning_and_every_question_fits_it() {
+fn every_request_fits_the_schema() {
     let (schema, warnings) = Schema::from_cedarschema_str(SCHEMA).unwrap();
     assert_eq!(warnings.map(|warning| warning.to_string()).collect::<Vec<_>>(), [""; 0]);
     let vocabulary = Vocabulary::new(&schema, Typed::default()).unwrap();
@@ -290,7 +290,7 @@ fn the_schema_has_no_warning_and_every_question_fits_it() {
 }
 
 #[test]
-fn a_question_that_the_schema_does_not_have_is_refused() {
+fn requests_outside_the_schema_are_refused() {
     let engine = engine("permit (principal, action, resource);");
     let (server, principal) = (server("notes"), anonymous());
     for (subject, action, resource) in [
@@ -313,7 +313,7 @@ fn a_question_that_the_schema_does_not_have_is_refused() {
 }
 
 #[test]
-fn no_policies_allow_nothing_and_show_nothing() {
+fn empty_policies_allow_and_show_nothing() {
     let empty = try_engine(&[]).unwrap();
     let comments = engine("// Nothing here.\n");
     let server = server("notes");
@@ -421,7 +421,7 @@ when { context has source_ip && context.source_ip.isInRange(ip("10.0.0.0/8"))
 }
 
 #[test]
-fn a_rule_has_its_file_line_and_reason() {
+fn rule_has_file_line_and_reason() {
     let engine = try_engine(&[
         ("a.cedar", "// a comment\n\npermit (principal, action, resource);\n"),
         (
@@ -457,7 +457,7 @@ fn a_rule_has_its_file_line_and_reason() {
 }
 
 #[test]
-fn a_policy_that_fails_refuses() {
+fn policy_error_refuses_the_call() {
     // Integers overflow only at run time: one of the few failures that validation leaves.
     let overflow = "when { context.session_calls + 9223372036854775807 > 0 };";
     for (effect, scope) in [("forbid", "principal"), ("permit", "principal")] {
@@ -473,7 +473,7 @@ fn a_policy_that_fails_refuses() {
 }
 
 #[test]
-fn a_failure_beside_a_forbid_names_both() {
+fn explanation_names_both_forbid_and_error() {
     let engine = engine(
         r#"@id("no") forbid (principal, action, resource);
            @id("fails") permit (principal, action, resource)
@@ -486,7 +486,7 @@ fn a_failure_beside_a_forbid_names_both() {
 }
 
 #[test]
-fn arguments_beyond_what_policies_are_shown_refuse_where_a_policy_looks() {
+fn too_many_arguments_are_refused_if_a_policy_reads_them() {
     let many = format!(r#"{{"a": [{}]}}"#, vec!["1"; arguments::MAX_LEAVES + 1].join(","));
     let enough = format!(r#"{{"a": [{}]}}"#, vec!["1"; arguments::MAX_LEAVES].join(","));
     let looks = engine(
@@ -504,7 +504,7 @@ fn arguments_beyond_what_policies_are_shown_refuse_where_a_policy_looks() {
 }
 
 #[test]
-fn file_urls_with_two_readings_refuse_where_a_policy_reads_paths() {
+fn ambiguous_file_urls_are_refused_if_a_policy_reads_paths() {
     let json = r#"{"path": "file:///srv/a?/../../../srv/.env"}"#;
     let reads = engine(
         r#"permit (principal, action, resource);
@@ -543,7 +543,7 @@ fn file_urls_with_two_readings_refuse_where_a_policy_reads_paths() {
 }
 
 #[test]
-fn numbers_that_cannot_be_shown_refuse_where_a_policy_looks() {
+fn unrepresentable_numbers_are_refused_if_a_policy_reads_arguments() {
     let long = r#"{"id": 12345678901234567890123}"#;
     let looks = engine(
         r#"permit (principal, action, resource);
@@ -559,7 +559,7 @@ fn numbers_that_cannot_be_shown_refuse_where_a_policy_looks() {
 }
 
 #[test]
-fn a_policy_that_takes_the_context_whole_sees_the_arguments() {
+fn use_of_the_whole_context_includes_arguments() {
     // No policy names `args` here, but it counts.
     let engine = engine(
         r#"permit (principal, action, resource);
@@ -570,7 +570,7 @@ fn a_policy_that_takes_the_context_whole_sees_the_arguments() {
 }
 
 #[test]
-fn hostile_texts_are_only_texts() {
+fn hostile_text_is_only_data() {
     let engine = engine(
         r#"permit (principal, action, resource);
            @id("slash") forbid (principal, action, resource) when { context.args.hasTag("/a~1b/~0") };

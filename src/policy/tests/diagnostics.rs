@@ -17,7 +17,7 @@ fn findings(files: &[(&str, &str)]) -> String {
 }
 
 #[test]
-fn a_syntax_error() {
+fn syntax_error_is_shown_at_its_position() {
     assert_snapshot!(findings(&[("a.cedar", "permit (principal, action, resource)\nwhen { true }\n\nforbid (principal, action, resource);")]), @r#"
     policy-syntax
 
@@ -32,7 +32,7 @@ fn a_syntax_error() {
 }
 
 #[test]
-fn a_set_where_none_may_stand() {
+fn set_in_a_scope_is_refused_with_a_remedy() {
     let policy = r#"permit (principal, action, resource in [Portcullis::Server::"a"]);"#;
     assert_snapshot!(findings(&[("a.cedar", policy)]), @r#"
     policy-syntax
@@ -47,7 +47,7 @@ fn a_set_where_none_may_stand() {
 }
 
 #[test]
-fn unknown_names_get_the_nearest_known_one() {
+fn unknown_names_get_a_suggestion() {
     assert_snapshot!(findings(&[("a.cedar", r#"@id("a")
 permit (principal is Portcullis::Cleint, action, resource);
 @id("b")
@@ -119,7 +119,7 @@ when { resource.claims.destuctive && context.arg.hasTag("/x") };
 }
 
 #[test]
-fn an_argument_that_is_written_as_an_attribute() {
+fn argument_as_an_attribute_gets_a_remedy() {
     for (written, expected) in [
         (
             r#"context.args.path like "/srv/*""#,
@@ -140,7 +140,7 @@ fn an_argument_that_is_written_as_an_attribute() {
 }
 
 #[test]
-fn a_tag_that_may_not_be_there() {
+fn unguarded_tag_access_is_refused() {
     assert_snapshot!(findings(&[("a.cedar", r#"permit (principal, action, resource)
 when { context.args.getTag("/x") == "1" };"#)]), @r#"
     policy-invalid
@@ -157,7 +157,7 @@ when { context.args.getTag("/x") == "1" };"#)]), @r#"
 }
 
 #[test]
-fn annotations_that_mean_nothing() {
+fn unknown_annotations_are_refused() {
     assert_snapshot!(findings(&[("a.cedar", r#"@id("a")
 @obligation("approve")
 @resaon("typo")
@@ -213,7 +213,7 @@ permit (principal, action, resource);"#)]), @r#"
 }
 
 #[test]
-fn an_id_twice() {
+fn duplicate_id_is_refused() {
     assert_snapshot!(findings(&[
         ("a.cedar", "@id(\"same\")\npermit (principal, action, resource);"),
         ("b.cedar", "\n@id(\"same\")\nforbid (principal, action, resource);"),
@@ -232,7 +232,7 @@ fn an_id_twice() {
 }
 
 #[test]
-fn a_template() {
+fn template_is_refused() {
     assert_snapshot!(findings(&[
         ("a.cedar", "permit (principal == ?principal, action, resource);"),
     ]), @r#"
@@ -249,7 +249,7 @@ fn a_template() {
 }
 
 #[test]
-fn files_that_cannot_be_read() {
+fn unreadable_files_are_reported() {
     let folder = folder(&[]);
     fs::write(folder.path().join("latin1.cedar"), b"// caf\xe9").unwrap();
     let diagnostics =
@@ -262,7 +262,7 @@ fn files_that_cannot_be_read() {
 }
 
 #[test]
-fn what_can_never_apply_is_a_warning() {
+fn policy_that_never_applies_causes_a_warning() {
     let engine = engine(
         r#"@id("never")
 forbid (principal, action == Portcullis::Action::"sample", resource is Portcullis::Tool);"#,
@@ -274,7 +274,7 @@ forbid (principal, action == Portcullis::Action::"sample", resource is Portculli
 }
 
 #[test]
-fn obligations_that_cannot_be_met() {
+fn impossible_obligations_are_refused() {
     assert_snapshot!(findings(&[("a.cedar", r#"@rate("10")
 permit (principal, action, resource);
 @approve("look at it")
@@ -304,7 +304,7 @@ forbid (principal, action, resource);"#)]), @r#"
 }
 
 #[test]
-fn keeping_what_nobody_knows() {
+fn unknown_value_of_keep_is_refused() {
     assert_snapshot!(findings(&[("a.cedar", r#"@keep("arguments,result")
 permit (principal, action, resource);
 @keep("arguments, answers")

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn the_examples_of_the_docs_hold() {
+fn documented_examples_are_valid() {
     let docs = include_str!("../../../docs/concepts/policies.md");
     let examples: Vec<_> =
         docs.split("```cedar\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();

@@ -5,7 +5,7 @@ use super::*;
 const ALL: &str = "permit (principal, action, resource);";
 
 #[test]
-fn a_broken_set_is_not_used_and_the_old_one_stays() {
+fn invalid_policies_leave_the_old_ones_in_force() {
     let folder = folder(&[("p.cedar", ALL)]);
     let engine = Engine::load(&["policies".into()], folder.path()).unwrap();
     let before = engine.revision();
@@ -32,7 +32,7 @@ fn a_broken_set_is_not_used_and_the_old_one_stays() {
 }
 
 #[tokio::test]
-async fn a_change_is_seen_however_the_file_is_written() {
+async fn change_is_detected_for_every_kind_of_write() {
     let folder = folder(&[("p.cedar", ALL)]);
     let file = folder.path().join("policies/p.cedar");
     // Once by its folder, once by its own name.
@@ -75,7 +75,7 @@ async fn a_change_is_seen_however_the_file_is_written() {
 }
 
 #[test]
-fn a_file_below_the_base_is_named_relative_to_it() {
+fn file_names_are_relative_to_the_base() {
     let folder = folder(&[("p.cedar", ALL)]);
     let names = |paths: &[PathBuf]| {
         let engine = Engine::load(paths, folder.path()).unwrap();

@@ -26,7 +26,7 @@ const POLICIES: &str = r#"
 "#;
 
 #[test]
-fn a_shadow_decides_nothing_and_says_what_it_would_change() {
+fn shadow_policy_only_reports_its_effect() {
     let engine = engine(POLICIES);
     for (tool, json, rules, shadows) in [
         ("open", "{}", &["open"] as &[_], &[] as &[_]),
@@ -55,7 +55,7 @@ fn a_shadow_decides_nothing_and_says_what_it_would_change() {
 }
 
 #[test]
-fn a_shadow_neither_shows_nor_hides() {
+fn shadow_policy_does_not_change_visibility() {
     let engine = engine(
         r#"permit (principal, action, resource == Portcullis::Tool::"s/open");
            @mode("shadow") forbid (principal, action, resource == Portcullis::Tool::"s/open");
@@ -70,7 +70,7 @@ fn a_shadow_neither_shows_nor_hides() {
 }
 
 #[test]
-fn a_shadow_keeps_nothing_and_a_set_of_shadows_permits_nothing() {
+fn shadow_policies_keep_and_permit_nothing() {
     assert_eq!(engine(POLICIES).status().borrow().keeping, [] as [&str; 0]);
     let engine = engine(r#"@id("all") @mode("shadow") permit (principal, action, resource);"#);
     let outcome = decide(&engine, "t", "{}");
@@ -80,7 +80,7 @@ fn a_shadow_keeps_nothing_and_a_set_of_shadows_permits_nothing() {
 }
 
 #[test]
-fn what_cannot_be_shown_to_a_shadow_passes() {
+fn unrepresentable_arguments_pass_shadow_policies() {
     let engine = engine(
         r#"permit (principal, action, resource);
            @mode("shadow") forbid (principal, action, resource)

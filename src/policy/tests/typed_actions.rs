@@ -65,7 +65,7 @@ const OWN: &str = r#"@id("own") permit (principal, action == Portcullis::Action:
     resource) when { context.input.text like "ok*" };"#;
 
 #[test]
-fn a_call_is_allowed_by_a_policy_for_its_tool_alone() {
+fn typed_permit_allows_only_its_exact_tool() {
     for (tool, json, allowed) in [
         ("add-note", r#"{"text": "ok then"}"#, true),
         ("add-note", r#"{"text": "ok", "pages": 3}"#, true),
@@ -82,7 +82,7 @@ fn a_call_is_allowed_by_a_policy_for_its_tool_alone() {
 }
 
 #[test]
-fn arguments_of_another_type_pass_where_the_type_is_of_no_concern() {
+fn mistyped_arguments_pass_if_no_policy_uses_the_type() {
     let policies = r#"
         permit (principal, action == Portcullis::Action::"call_tool", resource)
         when { context.args.hasTag("/text") };
@@ -93,7 +93,7 @@ fn arguments_of_another_type_pass_where_the_type_is_of_no_concern() {
 }
 
 #[test]
-fn what_forbids_all_calls_forbids_those_of_typed_tools() {
+fn forbid_of_all_calls_applies_to_typed_tools() {
     for forbid in [
         r#"forbid (principal, action == Portcullis::Action::"call_tool", resource);"#,
         r#"forbid (principal, action in [Portcullis::Action::"call_tool"], resource);"#,
@@ -114,7 +114,7 @@ fn what_forbids_all_calls_forbids_those_of_typed_tools() {
 }
 
 #[test]
-fn policies_of_both_actions_stand_each_once() {
+fn policies_of_both_actions_are_listed_once() {
     let both = r#"
         @id("a") @note("a") permit (principal, action == Portcullis::Action::"call_tool", resource);
         @id("b") @note("b") permit (principal, action in Portcullis::Action::"use", resource);
@@ -127,7 +127,7 @@ fn policies_of_both_actions_stand_each_once() {
 }
 
 #[test]
-fn arguments_of_another_type_are_refused_where_a_policy_is_about_them() {
+fn mistyped_arguments_are_refused_if_a_policy_uses_the_type() {
     let all =
         r#"@id("all") permit (principal, action == Portcullis::Action::"call_tool", resource);"#;
     let named = r#"permit (principal, action == Portcullis::Action::"notes/add-note", resource);"#;
@@ -189,7 +189,7 @@ fn conditions_are_validated_against_the_type() {
 }
 
 #[test]
-fn a_list_shows_just_what_could_be_allowed() {
+fn list_shows_exactly_the_tools_that_could_be_allowed() {
     let (server, principal) = (server("notes"), client("ci", &[]));
     for (policies, add, list) in [
         (OWN.to_owned(), true, false),
@@ -234,7 +234,7 @@ fn a_list_shows_just_what_could_be_allowed() {
 }
 
 #[test]
-fn lists_belong_to_the_set() {
+fn tool_lists_are_part_of_the_policy_set() {
     let folder = folder(&[("p.cedar", OWN), ("notes.tools.json", TOOLS)]);
     let file = folder.path().join("policies/notes.tools.json");
     let engine = Engine::load(&["policies".into()], folder.path()).unwrap();
@@ -261,7 +261,7 @@ fn lists_belong_to_the_set() {
 }
 
 #[test]
-fn files_that_are_no_lists_are_told_of_with_the_place() {
+fn invalid_tool_lists_are_reported_with_position() {
     let tool = |schema: &str| {
         format!("{{\"tools\": [\n  {{\"name\": \"a\", \"inputSchema\": {schema}}}]}}")
     };
@@ -306,7 +306,7 @@ fn files_that_are_no_lists_are_told_of_with_the_place() {
 
 /// With any names from a server, Cedar can parse the schema, and it contains exactly those names.
 #[test]
-fn hostile_names_stay_names() {
+fn hostile_names_cannot_inject_into_the_schema() {
     let names = [
         "\"; } } forbid",
         "a\nb // c",

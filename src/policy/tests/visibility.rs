@@ -85,7 +85,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn what_cedar_allows_is_allowed_and_what_is_allowed_is_shown(policies in policies()) {
+    fn decisions_match_cedar_and_allowed_tools_are_visible(policies in policies()) {
         let engine = engine(&policies);
         let plain = Plain::new(&policies);
         let (s, other) = (server("s"), server("other"));
@@ -131,7 +131,7 @@ proptest! {
 }
 
 #[test]
-fn lists_show_what_could_be_allowed() {
+fn tools_that_could_be_allowed_are_visible() {
     let engine = engine(
         r#"permit (principal in Portcullis::Group::"g", action == Portcullis::Action::"call_tool",
                    resource in Portcullis::Server::"s")
@@ -172,7 +172,7 @@ fn lists_show_what_could_be_allowed() {
 }
 
 #[test]
-fn what_fails_in_all_circumstances_is_not_shown() {
+fn action_that_always_fails_is_not_visible() {
     let engine = engine(
         r#"permit (principal, action, resource);
            forbid (principal, action, resource) when { 9223372036854775807 + 1 > 0 };"#,

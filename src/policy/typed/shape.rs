@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn schemas_become_types_where_cedar_has_one() {
+    fn schemas_become_cedar_types_if_possible() {
         for (schema, expected) in [
             (json!({"type": "string"}), "String"),
             (
@@ -351,13 +351,13 @@ mod tests {
     }
 
     #[test]
-    fn what_refers_to_itself_ends() {
+    fn recursive_schema_is_cut_off() {
         let text = of(json!({"$ref": "#/$defs/Loop"}));
         assert!(text.starts_with("{again?: {again?: "), "{text}");
     }
 
     #[test]
-    fn what_is_no_object_or_too_much_of_one_is_told() {
+    fn non_object_or_oversized_schema_is_refused() {
         for schema in [json!({}), json!({"type": "string"}), json!(true), json!({"type": "array"})]
         {
             assert_eq!(input(&schema), Err(Untypable::NoObject), "{schema}");

@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fits_is_shown_as_it_is() {
+    fn fitting_arguments_are_converted() {
         for (text, expected) in [
             (r#"{"text": "a"}"#, r#"{"text": "a"}"#),
             (r#"{"text": "a", "until": null}"#, r#"{"text": "a"}"#),
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_told_without_a_word_of_it() {
+    fn mismatch_is_reported_without_the_value() {
         for (text, expected) in [
             ("{}", "`/text` is missing"),
             (r#"{"text": 1}"#, "`/text` is no text"),
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_is_shown_than_of_arguments() {
+    fn too_many_values_are_refused() {
         let args = json!({"text": "a", "tags": vec!["x"; MAX_LEAVES]});
         let unfit = read(&args.to_string()).unwrap_err();
         assert_eq!(unfit, "`/tags/*` holds more values than policies are shown");
@@ -290,7 +290,7 @@ mod tests {
         /// Cedar's own validation of requests accepts every input: a policy that was validated
         /// against the type never gets a value of another type.
         #[test]
-        fn what_is_shown_is_of_its_type(
+        fn converted_values_pass_cedars_validation(
             members in prop::collection::vec((prop::sample::select(vec![
                 "text", "count", "share", "force", "until", "tags", "where", "odd", "other",
             ]), json_value()), 0..7),

@@ -185,7 +185,7 @@ impl Verb {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn the_command_line_is_consistent() {
+    fn command_line_definition_is_consistent() {
         super::command().debug_assert();
     }
 }

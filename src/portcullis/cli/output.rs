@@ -191,7 +191,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_could_steer_a_terminal_is_written_out() {
+    fn control_characters_are_escaped() {
         for (text, shown) in [
             ("plain, ünïcode, 日本", "plain, ünïcode, 日本"),
             ("a\x1b[31mb", r"a\u{1b}[31mb"),
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn escaped_json_is_the_same_value() {
+    fn escaped_json_keeps_its_value() {
         let value = serde_json::json!({ "a": "\u{202e}x\u{7f}\u{e0041}\u{1b}", "b": ["\n"] });
         let pretty = serde_json::to_string_pretty(&value).unwrap();
         let text = escape_json(&pretty);
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_terminal_wraps_words_and_no_ids() {
+    fn table_wraps_words_but_not_ids() {
         let id = "01a1fd6f-b06c-7178-8ba1-e082b5a9d80e";
         let why = "no container engine answers and the program cannot be packed into an image";
         let within = |width| {

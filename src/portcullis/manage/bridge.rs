@@ -352,7 +352,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_without_an_id_gets_that_of_its_request() {
+    fn response_without_id_gets_the_request_id() {
         let body = |text: &'static str| Bytes::from_static(text.as_bytes());
         let refused = body(r#"{"jsonrpc":"2.0","id":null,"error":{"code":-31000,"message":"x"}}"#);
         assert_eq!(

@@ -95,7 +95,7 @@ mod tests {
     use portcullis_runtime::{MountPolicy, mount::Mount};
 
     #[test]
-    fn what_a_profile_has_something_else_for_is_no_servers_either() {
+    fn sources_replaced_by_a_profile_are_protected_from_servers() {
         let folder = tempfile::tempdir().unwrap();
         for within in ["keys", "keys-dev", "keys-left", "plain"] {
             std::fs::create_dir(folder.path().join(within)).unwrap();

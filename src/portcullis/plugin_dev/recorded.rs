@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_kept_is_had_again() {
+    fn kept_bodies_become_messages() {
         let kept = |body: Value| json!({ "body": body });
         let all = entries(&[
             record("intent", json!({ "arguments": kept(json!({ "amount": 1 })) })),
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn why_it_is_not_had_is_told() {
+    fn missing_bodies_are_explained() {
         for (arguments, expected) in [
             (json!({}), "@keep(\"arguments\")"),
             (json!({ "arguments": { "body": {}, "cut": true } }), "longer than what is kept"),

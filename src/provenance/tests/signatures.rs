@@ -298,7 +298,7 @@ async fn invalid_key_signatures_are_rejected() {
 }
 
 #[tokio::test]
-async fn uploads_to_the_list_tag_do_not_harm_a_signature() {
+async fn uploads_to_the_list_tag_do_not_invalidate_a_signature() {
     let (place, acme) = (Place::new().await, key());
     let (trusted, said) = (by_key(&acme), payload(place.digest()));
     place.tag("sig", &[simple(&said, annotated(&acme, &said))]).await;

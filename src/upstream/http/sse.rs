@@ -181,7 +181,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_endpoint_is_of_the_servers_own_origin() {
+    fn endpoint_must_have_the_servers_origin() {
         let url = Url::parse("https://a.example/base/sse?x=1").unwrap();
         for (named, whole) in [
             ("/messages?session=1", "https://a.example/messages?session=1"),

@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn events_are_bounded_and_streams_are_not() {
+    async fn events_are_limited_and_streams_are_not() {
         let event = format!("data: {}\n\n", "x".repeat(80));
         assert_eq!(all(&[event.as_bytes(); 20]).await.len(), 20);
         let endless = [&b"data: xxxxxxxxxxxxxxxxxxxxxxxxxx\n"[..]; 10];
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn where_a_stream_is_taken_up_again() {
+    fn resumption_uses_the_last_id_and_retry_time() {
         let mut resume = Resume::default();
         assert_eq!(resume.pause(0), PAUSE);
         let event = |id: Option<&str>, retry| Event {
@@ -131,7 +131,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_of_a_server_bring_the_reader_down(
+        fn arbitrary_bytes_cause_no_panic(
             chunks in proptest::collection::vec(
                 prop_oneof![
                     proptest::collection::vec(any::<u8>(), 0..40),

@@ -136,7 +136,7 @@ fn answer(id: &Value) -> Value {
 }
 
 #[tokio::test]
-async fn a_stream_that_ends_early_is_taken_up_again_behind_its_last_event() {
+async fn interrupted_stream_resumes_after_its_last_event() {
     let mut remote = Remote::start().await;
     let (line, _unrouted) = remote.session().await;
     let calling = start(&line, call("tools/call"));
@@ -159,7 +159,7 @@ async fn a_stream_that_ends_early_is_taken_up_again_behind_its_last_event() {
 }
 
 #[tokio::test]
-async fn a_stream_that_cannot_be_taken_up_is_a_failure() {
+async fn stream_without_resumption_fails_the_call() {
     let mut remote = Remote::start().await;
     let (line, _unrouted) = remote.session().await;
     // A stream without event ids cannot be resumed.
@@ -190,7 +190,7 @@ async fn a_stream_that_cannot_be_taken_up_is_a_failure() {
 }
 
 #[tokio::test]
-async fn a_forgotten_session_ends_the_line() {
+async fn unknown_session_ends_the_connection() {
     let mut remote = Remote::start().await;
     let (line, _unrouted) = remote.session().await;
     let calling = start(&line, call("tools/call"));
@@ -214,7 +214,7 @@ async fn a_forgotten_session_ends_the_line() {
 }
 
 #[tokio::test]
-async fn the_stream_beside_the_calls_is_heard_and_opened_again() {
+async fn standalone_stream_is_read_and_reopened() {
     let mut remote = Remote::start().await;
     let (line, mut unrouted) = remote.session().await;
     line.listen();
@@ -272,7 +272,7 @@ async fn the_stream_beside_the_calls_is_heard_and_opened_again() {
 }
 
 #[tokio::test]
-async fn a_server_without_a_stream_beside_is_not_asked_again() {
+async fn missing_standalone_stream_is_not_requested_again() {
     let mut remote = Remote::start().await;
     let (line, _unrouted) = remote.session().await;
     // Some servers do not route the request, which does not affect the session.
@@ -295,7 +295,7 @@ async fn a_server_without_a_stream_beside_is_not_asked_again() {
 }
 
 #[tokio::test]
-async fn a_stream_that_cannot_be_taken_up_again_is_opened_anew() {
+async fn standalone_stream_without_resumption_is_opened_again() {
     let mut remote = Remote::start().await;
     let (line, mut unrouted) = remote.session().await;
     line.listen();
@@ -319,7 +319,7 @@ async fn a_stream_that_cannot_be_taken_up_again_is_opened_anew() {
 }
 
 #[tokio::test]
-async fn a_greeting_that_is_not_taken_begins_no_session() {
+async fn failed_handshake_opens_no_session() {
     let mut remote = Remote::start().await;
     let (line, _unrouted) = remote.line(None);
     let greeting = start(&line, call(Method::INITIALIZE));
@@ -330,7 +330,7 @@ async fn a_greeting_that_is_not_taken_begins_no_session() {
 }
 
 #[tokio::test]
-async fn what_a_server_asks_on_a_calls_stream_belongs_to_the_call() {
+async fn server_requests_on_a_calls_stream_belong_to_it() {
     let mut remote = Remote::start().await;
     let (line, mut unrouted) = remote.session().await;
     let (message, mut messages) = mpsc::channel(4);
@@ -374,7 +374,7 @@ async fn what_a_server_asks_on_a_calls_stream_belongs_to_the_call() {
 }
 
 #[tokio::test]
-async fn a_call_that_is_given_up_is_cancelled_in_the_words_of_the_era() {
+async fn abandoned_call_is_cancelled_as_its_era_requires() {
     let mut remote = Remote::start().await;
     let (line, _unrouted) = remote.session().await;
     let calling = start(&line, call("tools/call"));
@@ -395,7 +395,7 @@ async fn a_call_that_is_given_up_is_cancelled_in_the_words_of_the_era() {
 }
 
 #[tokio::test]
-async fn batches_are_taken_where_the_revision_has_them() {
+async fn batches_are_accepted_only_in_their_revision() {
     let mut remote = Remote::start().await;
     for (revision, taken) in [(Revision::V2025_03_26, true), (Revision::V2025_06_18, false)] {
         let (line, _unrouted) = remote.line(None);
@@ -410,7 +410,7 @@ async fn batches_are_taken_where_the_revision_has_them() {
 }
 
 #[tokio::test]
-async fn the_older_transport_has_one_stream_and_an_endpoint() {
+async fn http_sse_transport_has_one_stream_and_an_endpoint() {
     let mut remote = Remote::start().await;
     let key = InstanceKey::Session(SessionId::presented("party"));
     let (ear, mut unrouted) = MessageSink::test(Some(key.clone()));
@@ -476,7 +476,7 @@ async fn the_older_transport_has_one_stream_and_an_endpoint() {
 }
 
 #[tokio::test]
-async fn an_endpoint_elsewhere_is_refused() {
+async fn foreign_endpoint_is_refused() {
     let mut remote = Remote::start().await;
     for message in ["event: endpoint\ndata: http://other.example/m\n\n", "data: {}\n\n"] {
         let (ear, _unrouted) = MessageSink::test(None);

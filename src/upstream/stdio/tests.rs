@@ -43,7 +43,7 @@ fn call(deadline: Duration) -> Call {
 }
 
 #[tokio::test]
-async fn answers_find_their_requests_in_any_order() {
+async fn responses_match_their_requests_in_any_order() {
     let (pipe, mut server, _unrouted) = pipe();
     let first = tokio::spawn({
         let pipe = pipe.clone();
@@ -65,7 +65,7 @@ async fn answers_find_their_requests_in_any_order() {
 }
 
 #[tokio::test]
-async fn a_call_that_is_given_up_is_cancelled() {
+async fn abandoned_call_is_cancelled() {
     let (pipe, mut server, _unrouted) = pipe();
     let failed = pipe.call(call(Duration::from_millis(20))).await.unwrap_err();
     assert_eq!(failed, CallError::Timeout(Duration::from_millis(20)));
@@ -76,7 +76,7 @@ async fn a_call_that_is_given_up_is_cancelled() {
 }
 
 #[tokio::test]
-async fn death_ends_every_wait() {
+async fn death_of_the_server_fails_all_calls() {
     let (pipe, mut server, _unrouted) = pipe();
     let waiting = tokio::spawn({
         let pipe = pipe.clone();
@@ -93,7 +93,7 @@ async fn death_ends_every_wait() {
 }
 
 #[tokio::test]
-async fn too_long_a_line_ends_the_link() {
+async fn oversized_line_ends_the_connection() {
     let (pipe, mut server, _unrouted) = pipe();
     let waiting = tokio::spawn({
         let pipe = pipe.clone();
@@ -106,7 +106,7 @@ async fn too_long_a_line_ends_the_link() {
 }
 
 #[tokio::test]
-async fn servers_ask_and_ping() {
+async fn pings_and_server_requests_are_answered() {
     let (_pipe, mut server, mut unrouted) = pipe();
     server.write(r#"{"jsonrpc":"2.0","id":"p","method":"ping"}"#).await;
     assert_eq!(server.read().await, r#"{"jsonrpc":"2.0","id":"p","result":{}}"#);
@@ -137,7 +137,7 @@ async fn method(messages: &mut mpsc::Receiver<ServerMessage>) -> String {
 }
 
 #[tokio::test]
-async fn what_names_no_call_belongs_to_a_partys_newest_and_to_nobody_where_all_share() {
+async fn unassigned_messages_go_to_the_newest_dedicated_call() {
     let key = InstanceKey::Session(portcullis_protocol::names::SessionId::presented("x"));
     for party in [None, Some(key)] {
         let (pipe, mut server, mut unrouted) = line(party.clone());
@@ -179,7 +179,7 @@ async fn what_names_no_call_belongs_to_a_partys_newest_and_to_nobody_where_all_s
 }
 
 #[tokio::test]
-async fn a_log_message_goes_to_the_call_that_asked_for_it_where_it_is_the_only_one() {
+async fn log_message_goes_to_the_only_call_that_requested_it() {
     let (pipe, mut server, mut unrouted) = pipe();
     let asks = r#"{"_meta":{"io.modelcontextprotocol/logLevel":"info"}}"#;
     let (call, mut messages) = hearing(asks);
@@ -204,7 +204,7 @@ async fn a_log_message_goes_to_the_call_that_asked_for_it_where_it_is_the_only_o
 }
 
 #[tokio::test]
-async fn what_a_call_that_was_given_up_still_logs_comes_to_no_other() {
+async fn log_of_an_abandoned_call_reaches_no_other() {
     let (pipe, mut server, mut unrouted) = pipe();
     let asks = r#"{"_meta":{"io.modelcontextprotocol/logLevel":"info"}}"#;
     let start = |call| {
@@ -230,7 +230,7 @@ async fn what_a_call_that_was_given_up_still_logs_comes_to_no_other() {
 }
 
 #[tokio::test]
-async fn a_tasks_progress_goes_on_when_its_call_is_over() {
+async fn progress_of_a_task_continues_after_its_call() {
     let (pipe, mut server, mut unrouted) = pipe();
     for (result, goes_on) in [(r#"{"task":{"taskId":"t"}}"#, true), (r#"{"task":1}"#, false)] {
         let (call, _messages) = hearing(r#"{"_meta":{"progressToken":"mine"}}"#);
@@ -260,7 +260,7 @@ async fn a_tasks_progress_goes_on_when_its_call_is_over() {
 }
 
 #[tokio::test]
-async fn a_batch_is_its_messages_in_the_revision_that_has_them() {
+async fn batches_are_accepted_only_in_their_revision() {
     for (revision, taken) in [
         (Revision::V2024_11_05, false),
         (Revision::V2025_03_26, true),
@@ -288,7 +288,7 @@ async fn a_batch_is_its_messages_in_the_revision_that_has_them() {
 }
 
 #[tokio::test]
-async fn a_server_takes_its_question_back() {
+async fn server_can_cancel_its_request() {
     let (_pipe, mut server, mut unrouted) = pipe();
     server.write(r#"{"jsonrpc":"2.0","id":"q","method":"roots/list"}"#).await;
     let Some(UnroutedMessage { message: ServerMessage::Request { mut answer, .. }, .. }) =
@@ -302,7 +302,7 @@ async fn a_server_takes_its_question_back() {
 
 proptest::proptest! {
     #[test]
-    fn no_bytes_of_a_server_bring_the_line_down(
+    fn arbitrary_bytes_cause_no_panic(
         texts in proptest::collection::vec(proptest::prop_oneof![
             proptest::collection::vec(proptest::prelude::any::<u8>(), 0..60),
             r#"\[?\{"jsonrpc":"2.0",("id":[0-2],)?("method":"(ping|notifications/(progress|cancelled|message)|a)",)?"(params|result|error)":(\{\}|\{"_meta":\{"io.modelcontextprotocol/subscriptionId":1\}\}|\{"progressToken":1,"requestId":1\}|1)\}\]?"#

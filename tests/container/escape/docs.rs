@@ -29,6 +29,6 @@ fn page() -> String {
 }
 
 #[test]
-fn the_page_has_every_attempt() {
+fn page_lists_every_attempt() {
     portcullis_test_support::check_page("reference/escapes.md", &page());
 }

@@ -1,5 +1,5 @@
-//! Attempts to get out of a running server's container, each refused; and the same attempts where
-//! they succeed, so that a refusal says something. `table.rs` has them all.
+//! Attempts to escape from a running server's container, each refused; and the same attempts
+//! without the protection, which succeed. `table.rs` lists them all.
 
 mod control;
 mod docs;
@@ -64,9 +64,9 @@ async fn every_attempt_is_refused() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-/// A server that the operator lets run as root has no more than root's files.
+/// A server that runs as root gains nothing except root's files.
 #[tokio::test]
-async fn every_attempt_is_refused_to_root_too() {
+async fn every_attempt_of_root_is_refused() {
     let host = host();
     let mut spec = launch(&host).await;
     spec.hardening.user = Some("0:0".into());
@@ -76,9 +76,9 @@ async fn every_attempt_is_refused_to_root_too() {
     assert_eq!(open.collect::<Vec<_>>(), ["become-root"]);
 }
 
-/// The same attempts in containers of the engine's own making.
+/// The same attempts in containers that the engine creates with its own settings.
 #[tokio::test]
-async fn every_attempt_succeeds_somewhere() {
+async fn every_attempt_succeeds_without_its_protection() {
     let host = host();
     let image = engine().await.pack(probe()).await.unwrap();
     let mut wrong = Vec::new();

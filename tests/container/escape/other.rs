@@ -1,4 +1,4 @@
-//! Attempts that take more than a program inside.
+//! Attempts that need more than a program in the container.
 
 use std::{
     fs, os::unix::fs::symlink, path::Path, pin::pin, process::Stdio, sync::Arc, time::Duration,
@@ -15,7 +15,7 @@ use uuid::Uuid;
 use crate::support::{api, bash, count, engine, finish, probe, run, spec, wait_until_gone};
 
 #[tokio::test]
-async fn the_engines_socket_is_no_mount_by_any_way() {
+async fn engine_socket_cannot_be_mounted() {
     let engine = engine().await;
     let image = bash(&engine).await;
     let folder = tempfile::tempdir().unwrap();
@@ -45,9 +45,9 @@ async fn the_engines_socket_is_no_mount_by_any_way() {
     }
 }
 
-/// Stands before the engine, and does something when it is asked for an image: at a launch that is the
-/// first question, when the mounts were looked at.
-async fn before_the_engine(listener: UnixListener, when_asked: Arc<dyn Fn() + Send + Sync>) {
+/// Proxy to the engine that calls `when_asked` for a request about an image: in a launch that is the
+/// first request after the check of the mounts.
+async fn proxy_to_the_engine(listener: UnixListener, when_asked: Arc<dyn Fn() + Send + Sync>) {
     let host = engine().await.version().host.clone();
     while let Ok((mut client, _)) = listener.accept().await {
         let mut engine = UnixStream::connect(host.trim_start_matches("unix://")).await.unwrap();
@@ -72,9 +72,10 @@ async fn before_the_engine(listener: UnixListener, when_asked: Arc<dyn Fn() + Se
     }
 }
 
-/// Whoever may write in the folder above can do that, a server that has that folder for example.
+/// Anything with write access to the parent folder can do this, for example a server that mounts
+/// it.
 #[tokio::test]
-async fn a_source_that_is_swapped_for_a_link_after_it_was_checked_is_not_what_runs() {
+async fn mount_source_swapped_for_a_link_does_not_run() {
     let engine = engine().await;
     let image = bash(&engine).await;
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
@@ -95,7 +96,7 @@ async fn a_source_that_is_swapped_for_a_link_after_it_was_checked_is_not_what_ru
                 }
             }
         };
-        tokio::spawn(before_the_engine(UnixListener::bind(&socket).unwrap(), Arc::new(swap)));
+        tokio::spawn(proxy_to_the_engine(UnixListener::bind(&socket).unwrap(), Arc::new(swap)));
         let between = Engine::connect(Some(&url)).await.unwrap();
         let launched = between.launch(&spec).await;
         if swapped {
@@ -109,7 +110,7 @@ async fn a_source_that_is_swapped_for_a_link_after_it_was_checked_is_not_what_ru
 }
 
 #[tokio::test]
-async fn what_a_server_writes_without_end_fills_no_disk() {
+async fn endless_output_of_a_server_fills_no_disk() {
     let (engine, api) = (engine().await, api().await);
     let image = bash(&engine).await;
     // 1 MiB of errors, then it waits.
@@ -151,7 +152,7 @@ async fn what_a_server_writes_without_end_fills_no_disk() {
 }
 
 #[tokio::test]
-async fn a_process_that_its_server_leaves_behind_ends_with_it() {
+async fn background_process_ends_with_its_server() {
     let engine = engine().await;
     // One that no signal but the last wakes.
     let script = "trap '' TERM HUP INT; (kill -STOP $BASHPID) & echo $HOSTNAME";
@@ -168,9 +169,9 @@ async fn a_process_that_its_server_leaves_behind_ends_with_it() {
     assert_eq!(groups.filter(|group| group.contains(id)).count(), 0);
 }
 
-/// As the engine does for a health check. Who may trace can open it: that is the control.
+/// The engine enters like this for a health check. The control may trace, and can open it.
 #[tokio::test]
-async fn the_program_of_an_engine_that_comes_in_is_not_to_be_opened() {
+async fn entering_engine_process_cannot_be_opened() {
     let engine = engine().await;
     let image = engine.pack(probe()).await.unwrap();
     let spec = spec(image.clone(), &["--watch"]);

@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 #[test]
-fn the_corpora_hold() {
+fn corpora_cause_no_panic() {
     for (name, target) in fuzz::TARGETS {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpora").join(name);
         let mut files = 0;

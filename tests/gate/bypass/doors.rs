@@ -118,8 +118,8 @@ impl Door {
         self.send(br#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#, true).await;
     }
 
-    /// Whether an answer to what asks for none comes back here.
-    pub fn tells_of_notifications(&self) -> bool {
+    /// Whether the transport reports a refused notification.
+    pub fn reports_refused_notifications(&self) -> bool {
         matches!(self.line, Line::Http { .. } | Line::Unix { .. })
     }
 

@@ -1,5 +1,5 @@
-//! Ways round by HTTP itself: headers that say something else than the body, paths that lead
-//! elsewhere, other verbs; and the REST front, which has its own form of a call.
+//! Attempts to bypass policies by HTTP itself: headers that contradict the body, manipulated paths,
+//! other methods; and the REST front, which has its own form of a call.
 
 use serde_json::Value;
 
@@ -338,7 +338,7 @@ async fn send(house: &House, door: &mut Door, request: &Request) -> (String, Rep
 }
 
 #[tokio::test]
-async fn nothing_gets_round_the_policies_by_http_or_rest() {
+async fn http_and_rest_cannot_bypass_policies() {
     let mut house = House::open(POLICIES).await;
     for server in ["old", "new"] {
         let mut door = Door::http(&house.gate, server, true, true).await;

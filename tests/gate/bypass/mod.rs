@@ -1,14 +1,14 @@
-//! Ways round the policies, tried one by one: every place where a tool's name or its arguments can
-//! hide, through every door. Whatever the way, it is refused with a stable code and a decision's id,
-//! the decision is on record, and nothing of it reaches a server. The server behind the proxy takes
-//! everything, so only the proxy stands in the way.
+//! Attempts to bypass the policies: every position of a tool's name or its arguments, on every
+//! transport. Each is refused with a stable code and a decision id, the decision is recorded, and
+//! nothing of it reaches a server. The server behind the proxy accepts everything, so only the
+//! proxy refuses.
 //!
-//! The policies are the worst case: all is permitted but what is forbidden.
+//! The policies are the worst case: they permit everything except what is forbidden.
 
 mod calls;
 mod doors;
 mod http;
-mod kept;
+mod ownership;
 mod server;
 mod table;
 
@@ -198,7 +198,7 @@ impl House {
             };
             let answers = door.send(&text, attempt.silent).await;
             let what = String::from_utf8_lossy(&text);
-            if attempt.silent && !door.tells_of_notifications() {
+            if attempt.silent && !door.reports_refused_notifications() {
                 // It has gone its way before the next one is answered.
                 self.pass(door).await;
                 assert_eq!(answers, Vec::<Value>::new(), "{what}");
@@ -259,7 +259,7 @@ fn with(more: &'static [Attempt]) -> Vec<&'static [Attempt]> {
 }
 
 #[tokio::test]
-async fn nothing_gets_round_the_policies_over_streamable_http() {
+async fn streamable_http_cannot_bypass_policies() {
     let mut house = House::open(POLICIES).await;
     for server in ["old", "new"] {
         for merged in [true, false] {
@@ -273,7 +273,7 @@ async fn nothing_gets_round_the_policies_over_streamable_http() {
 }
 
 #[tokio::test]
-async fn nothing_gets_round_the_policies_over_sse_and_pipes_and_sockets() {
+async fn sse_pipes_and_sockets_cannot_bypass_policies() {
     let mut house = House::open(POLICIES).await;
     let mut pipe = Door::stdio(&mut house.gate, "old").await;
     for server in ["old", "new"] {
@@ -293,7 +293,7 @@ async fn nothing_gets_round_the_policies_over_sse_and_pipes_and_sockets() {
 }
 
 #[tokio::test]
-async fn nothing_gets_round_the_policies_in_batches() {
+async fn batches_cannot_bypass_policies() {
     let mut house = House::open(POLICIES).await;
     for server in ["old", "new"] {
         for merged in [true, false] {
@@ -304,10 +304,10 @@ async fn nothing_gets_round_the_policies_in_batches() {
     house.stop().await;
 }
 
-/// What resembles an attempt and is none: data whose keys differ in case, binary text, a list of one,
-/// a number between two shortest decimals. `look` and `say` are asked by the same policies.
+/// Legitimate calls that resemble an attempt: data whose keys differ in case, binary text, a list
+/// of one, a number between two shortest decimals. The same policies decide `look` and `say`.
 #[tokio::test]
-async fn what_only_resembles_an_attempt_passes() {
+async fn legitimate_similar_calls_pass() {
     let house = House::open(POLICIES).await;
     for server in ["old", "new"] {
         for (merged, modern) in [(true, false), (false, true)] {
@@ -338,9 +338,9 @@ async fn what_only_resembles_an_attempt_passes() {
     house.gate.stop().await;
 }
 
-/// What a server says of itself during a call is held to the same letters.
+/// The rules about case also apply to notifications of a server during a call.
 #[tokio::test]
-async fn nothing_gets_round_the_policies_in_notifications() {
+async fn notifications_cannot_bypass_policies() {
     let house = House::open(POLICIES).await;
     let mut refused = 0;
     for server in ["old", "new"] {
@@ -361,9 +361,9 @@ async fn nothing_gets_round_the_policies_in_notifications() {
     house.gate.stop().await;
 }
 
-/// What is forbidden reaches a server where nothing forbids it: it would be seen.
+/// The control: without the policies, forbidden calls reach a server and are detected.
 #[tokio::test]
-async fn what_gets_round_would_be_seen() {
+async fn successful_bypass_would_be_detected() {
     let house = House::open(PERMIT_ALL).await;
     for server in ["old", "new"] {
         for (merged, modern) in [(true, false), (false, true)] {

@@ -1,4 +1,4 @@
-//! `kill -9` of the real proxy under the calls of real clients, and power cuts.
+//! `kill -9` of the real proxy during calls of real clients, and power loss.
 
 use std::{
     collections::HashSet,
@@ -15,7 +15,7 @@ use super::{
     UNAVAILABLE,
     faulty::Disk,
     sound,
-    traffic::{Caller, Came, Witness},
+    traffic::{CallOutcome, Caller, Witness},
     tree::Cut,
 };
 use crate::support::{
@@ -69,14 +69,14 @@ impl Rig {
                 tokio::spawn(async move {
                     loop {
                         match caller.call().await {
-                            (mark, Came::Answer) => {
+                            (mark, CallOutcome::Answer) => {
                                 answered.lock().unwrap().insert(mark);
                                 told.send_modify(|count| *count += 1);
                             }
                             // A disk that others keep busy for seconds: nobody was answered.
-                            (_, Came::Refusal(code)) if code == UNAVAILABLE => {}
-                            (_, Came::Nothing) => return,
-                            (mark, Came::Refusal(code)) => panic!("{mark}: {code}"),
+                            (_, CallOutcome::Refusal(code)) if code == UNAVAILABLE => {}
+                            (_, CallOutcome::Nothing) => return,
+                            (mark, CallOutcome::Refusal(code)) => panic!("{mark}: {code}"),
                         }
                     }
                 })
@@ -110,7 +110,7 @@ impl Rig {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_that_a_client_was_answered_is_lost_when_the_proxy_is_killed() {
+async fn killed_proxy_loses_no_record_of_an_answered_call() {
     let (all, began) = (kills(), std::time::Instant::now());
     let next = AtomicUsize::new(0);
     let stores = (0..STORES).map(|_| async {
@@ -146,7 +146,7 @@ async fn nothing_that_a_client_was_answered_is_lost_when_the_proxy_is_killed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_that_a_client_was_answered_is_lost_when_the_power_goes() {
+async fn power_loss_loses_no_record_of_an_answered_call() {
     let mut rig = Rig::new("disk/audit").await;
     let at = rig.written.as_ref().unwrap().path("disk");
     std::fs::create_dir(&at).unwrap();

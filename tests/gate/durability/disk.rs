@@ -1,5 +1,5 @@
 //! Disks that are full, read-only, slow or broken: calls are refused with a stable code and reach
-//! no server, and go on without a restart once the disk does.
+//! no server. They continue without a restart as soon as the disk works.
 
 use std::{collections::BTreeSet, path::PathBuf};
 
@@ -10,7 +10,7 @@ use super::{
     UNAVAILABLE, all_records,
     faulty::{Disk, Faults},
     sound,
-    traffic::{Caller, Came, Witness},
+    traffic::{CallOutcome, Caller, Witness},
     tree::Cut,
 };
 use crate::support::{
@@ -56,7 +56,7 @@ impl Rig {
     /// A call is made and answered.
     async fn answers(&mut self) {
         let (mark, came) = self.caller.call().await;
-        assert_eq!(came, Came::Answer, "{:#?}", self.gate.log());
+        assert_eq!(came, CallOutcome::Answer, "{:#?}", self.gate.log());
         self.answered.push(mark);
     }
 
@@ -64,7 +64,7 @@ impl Rig {
     async fn refuses(&self) {
         for _ in 0..3 {
             let (mark, came) = self.caller.call().await;
-            assert_eq!(came, Came::Refusal(UNAVAILABLE.into()), "{:#?}", self.gate.log());
+            assert_eq!(came, CallOutcome::Refusal(UNAVAILABLE.into()), "{:#?}", self.gate.log());
             assert!(!self.witness.seen().contains(&mark), "a call went out unrecorded");
         }
     }
@@ -72,8 +72,8 @@ impl Rig {
     /// The disk is well again: calls are answered without a restart.
     async fn recovers(&mut self) {
         let back = until("calls to be answered again", async || match self.caller.call().await {
-            (mark, Came::Answer) => Some(mark),
-            (_, Came::Refusal(code)) if code == UNAVAILABLE => None,
+            (mark, CallOutcome::Answer) => Some(mark),
+            (_, CallOutcome::Refusal(code)) if code == UNAVAILABLE => None,
             other => panic!("{other:?}"),
         });
         self.answered.push(back.await);
@@ -95,13 +95,13 @@ impl Rig {
         }
         let gate = written.start().await;
         let (_, came) = Caller::new(&gate.url("/mcp")).call().await;
-        assert_eq!(came, Came::Answer);
+        assert_eq!(came, CallOutcome::Answer);
         gate.stop().await;
     }
 }
 
 #[tokio::test]
-async fn a_disk_below_the_reserve_refuses_and_recovers() {
+async fn disk_below_the_reserve_refuses_calls_and_recovers() {
     let mut rig = Rig::new("").await;
     rig.disk.leave(1 << 20);
     rig.refuses().await;
@@ -111,7 +111,7 @@ async fn a_disk_below_the_reserve_refuses_and_recovers() {
 }
 
 #[tokio::test]
-async fn a_disk_that_is_full_without_a_warning_refuses_and_recovers() {
+async fn full_disk_refuses_calls_and_recovers() {
     let mut rig = Rig::new("").await;
     for full in [Errno::ENOSPC, Errno::EDQUOT] {
         rig.disk.set(Faults { writes: Some(full), ..Faults::default() });
@@ -123,7 +123,7 @@ async fn a_disk_that_is_full_without_a_warning_refuses_and_recovers() {
 }
 
 #[tokio::test]
-async fn a_disk_that_became_read_only_refuses_and_recovers() {
+async fn read_only_disk_refuses_calls_and_recovers() {
     let mut rig = Rig::new("").await;
     let read_only = Some(Errno::EROFS);
     rig.disk.set(Faults { writes: read_only, syncs: read_only, ..Faults::default() });
@@ -134,7 +134,7 @@ async fn a_disk_that_became_read_only_refuses_and_recovers() {
 }
 
 #[tokio::test]
-async fn a_sync_that_fails_is_no_acknowledgement_even_if_the_next_succeeds() {
+async fn failed_sync_is_never_acknowledged() {
     let mut rig = Rig::new("").await;
     for _ in 0..3 {
         rig.disk.set(Faults { syncs: Some(Errno::EIO), ..Faults::default() });
@@ -146,7 +146,7 @@ async fn a_sync_that_fails_is_no_acknowledgement_even_if_the_next_succeeds() {
 }
 
 #[tokio::test]
-async fn a_sync_that_takes_too_long_refuses_and_recovers() {
+async fn slow_sync_refuses_calls_and_recovers() {
     let mut rig = Rig::new("deadline-ms = 300").await;
     rig.disk.set(Faults { hold: true, ..Faults::default() });
     let first = {
@@ -156,7 +156,7 @@ async fn a_sync_that_takes_too_long_refuses_and_recovers() {
     rig.disk.holding().await;
     // This one's intent is in the commit that hangs; those behind it are not even begun.
     let (mark, came) = in_time("the first call", first).await.unwrap();
-    assert_eq!(came, Came::Refusal(UNAVAILABLE.into()));
+    assert_eq!(came, CallOutcome::Refusal(UNAVAILABLE.into()));
     assert!(!rig.witness.seen().contains(&mark));
     rig.refuses().await;
     rig.disk.set(Faults::default());
@@ -165,7 +165,7 @@ async fn a_sync_that_takes_too_long_refuses_and_recovers() {
 }
 
 #[tokio::test]
-async fn an_outcome_that_cannot_be_recorded_is_not_handed_out() {
+async fn unrecorded_outcome_is_not_delivered() {
     let rig = Rig::new("").await;
     rig.witness.hold();
     let caller = rig.caller.clone();
@@ -175,7 +175,7 @@ async fn an_outcome_that_cannot_be_recorded_is_not_handed_out() {
     rig.disk.set(Faults { writes: broken, syncs: broken, ..Faults::default() });
     rig.witness.release();
     let (mark, came) = in_time("the call", call).await.unwrap();
-    assert_eq!(came, Came::Refusal(UNAVAILABLE.into()));
+    assert_eq!(came, CallOutcome::Refusal(UNAVAILABLE.into()));
     assert!(rig.witness.seen().contains(&mark), "the server has done it");
     rig.disk.set(Faults::default());
     // `check` finds at least the intent of it.
@@ -183,14 +183,14 @@ async fn an_outcome_that_cannot_be_recorded_is_not_handed_out() {
 }
 
 #[tokio::test]
-async fn where_the_operator_chose_so_calls_go_on_and_it_is_said_loudly() {
+async fn pass_mode_continues_with_a_loud_warning() {
     let mut rig = Rig::new("on-failure = \"pass\"").await;
     let broken = Some(Errno::EIO);
     rig.disk.set(Faults { writes: broken, syncs: broken, ..Faults::default() });
     let mut unrecorded = Vec::new();
     for _ in 0..3 {
         let (mark, came) = rig.caller.call().await;
-        assert_eq!(came, Came::Answer);
+        assert_eq!(came, CallOutcome::Answer);
         assert!(rig.witness.seen().contains(&mark));
         unrecorded.push(mark);
     }
@@ -217,7 +217,7 @@ async fn where_the_operator_chose_so_calls_go_on_and_it_is_said_loudly() {
 }
 
 #[tokio::test]
-async fn a_proxy_whose_log_cannot_be_written_does_not_start() {
+async fn unwritable_log_prevents_the_start() {
     let (disk, _, written) = config("").await;
     let read_only = Some(Errno::EROFS);
     disk.set(Faults { writes: read_only, syncs: read_only, ..Faults::default() });
@@ -230,7 +230,7 @@ async fn a_proxy_whose_log_cannot_be_written_does_not_start() {
 }
 
 #[tokio::test]
-async fn a_proxy_out_of_file_handles_refuses_what_it_cannot_record() {
+async fn proxy_without_file_handles_refuses_unrecordable_calls() {
     let mut rig = Rig::new("").await;
     let pid = rig.gate.pid();
     // The next one that is opened would be this.
@@ -249,9 +249,9 @@ async fn a_proxy_out_of_file_handles_refuses_what_it_cannot_record() {
             close_all_others();
         }
         match rig.caller.call().await {
-            (mark, Came::Answer) => rig.answered.push(mark),
+            (mark, CallOutcome::Answer) => rig.answered.push(mark),
             // Also one that was made, whose outcome needed the file: `check` finds its intent.
-            (_, Came::Refusal(code)) if code == UNAVAILABLE => refused += 1,
+            (_, CallOutcome::Refusal(code)) if code == UNAVAILABLE => refused += 1,
             other => panic!("{other:?}: {:#?}", rig.gate.log()),
         }
     }
@@ -262,7 +262,7 @@ async fn a_proxy_out_of_file_handles_refuses_what_it_cannot_record() {
 }
 
 #[tokio::test]
-async fn clients_do_not_change_unrecorded() {
+async fn client_changes_need_a_record() {
     let mut rig = Rig::new("").await;
     assert_eq!(rig.gate.cli(&["client", "add", "ann"]).await.code, Some(0));
     rig.disk.leave(1 << 20);
@@ -282,7 +282,7 @@ async fn clients_do_not_change_unrecorded() {
 }
 
 #[tokio::test]
-async fn without_a_proxy_nothing_is_done_unrecorded_whatever_calls_may() {
+async fn pass_mode_does_not_apply_to_commands() {
     let (disk, _, written) = config("on-failure = \"pass\"").await;
     let written = written.start().await.stop().await;
     disk.leave(1 << 20);
@@ -295,7 +295,7 @@ async fn without_a_proxy_nothing_is_done_unrecorded_whatever_calls_may() {
 }
 
 #[tokio::test]
-async fn policies_are_on_record_before_what_they_decide_also_those_that_were_soon_replaced() {
+async fn every_policy_revision_is_recorded_before_its_decisions() {
     let mut rig = Rig::new("deadline-ms = 300").await;
     let policies = rig.gate.path("policies/gate.cedar");
     rig.disk.set(Faults { hold: true, ..Faults::default() });
@@ -340,7 +340,7 @@ const SIGNS: &str = r#"
 "#;
 
 #[tokio::test]
-async fn a_server_whose_start_cannot_be_recorded_is_neither_started_nor_connected_to() {
+async fn unrecordable_launch_is_neither_started_nor_connected() {
     let token = ["a", "token", "of", "signs"].join("-");
     let (witness, url) = Witness::serve().await;
     let written = Setup::new(&format!(
@@ -362,15 +362,15 @@ async fn a_server_whose_start_cannot_be_recorded_is_neither_started_nor_connecte
     for _ in 0..3 {
         let refused = agent.call("signs__any", json!({})).await.unwrap_err();
         assert_eq!(code_of(&refused), UNAVAILABLE, "{refused:#}");
-        assert_eq!(caller.call().await.1, Came::Refusal(UNAVAILABLE.into()));
+        assert_eq!(caller.call().await.1, CallOutcome::Refusal(UNAVAILABLE.into()));
     }
     assert!(!started.exists(), "it was started unrecorded");
     assert_eq!(witness.messages(), 0, "it was connected to unrecorded");
     disk.leave(ROOM);
     // No pause was held against them: the next call starts them.
     until("calls to be answered again", async || match caller.call().await.1 {
-        Came::Answer => Some(()),
-        Came::Refusal(code) if code == UNAVAILABLE => None,
+        CallOutcome::Answer => Some(()),
+        CallOutcome::Refusal(code) if code == UNAVAILABLE => None,
         other => panic!("{other:?}"),
     })
     .await;

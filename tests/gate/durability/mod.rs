@@ -1,5 +1,5 @@
-//! What is promised of the audit log when the machine does not do its part: processes that are
-//! killed, power that goes, disks that are full, slow, read-only or broken, a clock that goes back.
+//! The audit log under faults of the machine: killed processes, power loss, clocks that go back,
+//! and disks that are full, slow, read-only or broken.
 
 mod crash;
 mod disk;

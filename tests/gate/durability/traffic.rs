@@ -113,9 +113,9 @@ impl Witness {
     }
 }
 
-/// What came of a call.
+/// Result of a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Came {
+pub enum CallOutcome {
     /// The server's answer.
     Answer,
     /// A refusal with this code.
@@ -139,7 +139,7 @@ impl Caller {
     }
 
     /// Calls the witness' tool. The mark is the call's trace id, too, so that it is on record.
-    pub async fn call(&self) -> (String, Came) {
+    pub async fn call(&self) -> (String, CallOutcome) {
         // As a trace id: 32 hex digits, not all of them zero.
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         let mark = format!("{:016x}{id:016x}", u64::from(std::process::id()));
@@ -168,14 +168,14 @@ impl Caller {
         let came = in_time("an answer or the end of the proxy", async {
             // A torn answer is none: the client did not see it.
             let Ok(text) = async { post.send().await?.text().await }.await else {
-                return Came::Nothing;
+                return CallOutcome::Nothing;
             };
-            let Some(answer) = message_of(&text) else { return Came::Nothing };
+            let Some(answer) = message_of(&text) else { return CallOutcome::Nothing };
             match answer["error"]["data"]["code"].as_str() {
-                Some(code) => Came::Refusal(code.into()),
+                Some(code) => CallOutcome::Refusal(code.into()),
                 None => {
                     assert_eq!(answer["result"]["content"][0]["text"], *mark, "{answer:#}");
-                    Came::Answer
+                    CallOutcome::Answer
                 }
             }
         });

@@ -1,4 +1,4 @@
-//! HTTP endpoints, and receivers of OTLP.
+//! HTTP endpoints and OTLP receivers.
 
 use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
 use serde_json::json;
@@ -15,7 +15,7 @@ fn to(sink: &Sink) -> String {
 }
 
 #[tokio::test]
-async fn an_endpoint_that_fails_hangs_and_restarts_gets_every_record_and_harms_nobody() {
+async fn unreliable_endpoint_gets_every_record_without_affecting_calls() {
     let mut sink = Sink::start(Manner::Status(500)).await;
     let gate = exporting(&to(&sink)).start().await;
     calls(&gate, 5).await;
@@ -61,7 +61,7 @@ async fn an_endpoint_that_fails_hangs_and_restarts_gets_every_record_and_harms_n
 }
 
 #[tokio::test]
-async fn a_kill_in_mid_export_leaves_no_gap() {
+async fn kill_during_an_export_leaves_no_gap() {
     let sink = Sink::start(Manner::Well).await;
     let mut written = exporting(&to(&sink)).write();
     for round in 0..3 {
@@ -120,7 +120,7 @@ async fn credentials_are_sent_and_never_shown() {
 }
 
 #[tokio::test]
-async fn a_receiver_of_otlp_gets_log_records() {
+async fn otlp_receiver_gets_log_records() {
     let sink = Sink::start(Manner::Well).await;
     let export =
         format!("[[audit.export]]\nname = \"otel\"\nto = \"otlp+http://{}\"\n", sink.address);
@@ -146,7 +146,7 @@ async fn a_receiver_of_otlp_gets_log_records() {
 }
 
 #[tokio::test]
-async fn a_stream_is_given_only_what_its_filter_is_for() {
+async fn stream_gets_only_records_of_its_filter() {
     let sink = Sink::start(Manner::Well).await;
     let gate = exporting(&format!("{}filter = \"decision = refused\"\n", to(&sink))).start().await;
     calls(&gate, 3).await;

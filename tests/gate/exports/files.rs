@@ -15,7 +15,7 @@ fn text(path: &Path) -> String {
 }
 
 #[tokio::test]
-async fn a_file_holds_every_record_after_kills_and_rotations() {
+async fn file_contains_every_record_after_kills_and_rotations() {
     let to_file = "[[audit.export]]\nname = \"file\"\nto = \"file:out/audit.jsonl\"\n";
     let mut written = exporting(to_file).file("out/.keep", "").write();
     let (file, rotated) = (written.path("out/audit.jsonl"), written.path("out/audit.jsonl.1"));
@@ -43,7 +43,7 @@ async fn a_file_holds_every_record_after_kills_and_rotations() {
 }
 
 #[tokio::test]
-async fn a_file_of_csv_has_its_names_once() {
+async fn csv_file_has_one_header() {
     let export = "[[audit.export]]\nname = \"csv\"\nto = \"file:a.csv\"\nformat = \"csv\"\n";
     let gate = exporting(export).start().await;
     calls(&gate, 3).await;
@@ -57,7 +57,7 @@ async fn a_file_of_csv_has_its_names_once() {
 }
 
 #[tokio::test]
-async fn standard_output_has_every_record_and_is_not_shared_with_a_client() {
+async fn standard_output_gets_every_record_and_excludes_stdio_clients() {
     let export = "[[audit.export]]\nname = \"out\"\nto = \"stdout\"\n";
     let mut gate = exporting(export).start().await;
     let mut lines = BufReader::new(gate.stdout.take().unwrap()).lines();
@@ -83,7 +83,7 @@ fn payload(message: &[u8]) -> String {
 }
 
 #[tokio::test]
-async fn datagrams_hold_a_record_each() {
+async fn each_datagram_contains_one_record() {
     let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let setup = exporting(&format!(
         "[[audit.export]]\nname = \"udp\"\nto = \"syslog+udp://{}\"\n\
@@ -112,10 +112,10 @@ async fn datagrams_hold_a_record_each() {
     }
     // Nobody drains the socket at the end, and the proxy ends all the same.
     drop(unix);
-    arrives_nowhere(gate).await;
+    assert_stop_writes_the_cursor(gate).await;
 }
 
-async fn arrives_nowhere(gate: crate::support::gate::Gate) {
+async fn assert_stop_writes_the_cursor(gate: crate::support::gate::Gate) {
     let written = gate.stop().await;
     assert!(written.path("state/audit/exports/unix.cursor").exists());
 }

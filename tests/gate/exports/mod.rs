@@ -1,8 +1,8 @@
-//! Audit records on their way out: every record arrives, whatever happens to targets and proxy.
+//! Audit exports: every record arrives, despite failures of targets and proxy.
 
 mod endpoint;
 mod files;
-mod once;
+mod one_shot;
 mod postgres;
 mod sink;
 mod syslog;

@@ -136,7 +136,7 @@ const EXPORT: &str =
 const COUNT: &str = "select count(*) from portcullis_audit";
 
 #[tokio::test]
-async fn the_table_has_every_record_once_over_restarts_and_kills() {
+async fn table_has_every_record_once_after_restarts_and_kills() {
     let cluster = Cluster::start(None);
     let url = cluster.by_socket();
     let mut gate = exporting(EXPORT).env("AUDIT_DB", &url).start().await;
@@ -179,7 +179,7 @@ async fn rows(cluster: &Cluster) -> i64 {
 }
 
 #[tokio::test]
-async fn a_database_over_tls_is_verified() {
+async fn tls_certificate_of_the_database_is_verified() {
     let ca = Authority::new();
     let cluster = Cluster::start(Some(&ca));
     let url = format!("{}?sslmode=require", cluster.by_tcp().replace("127.0.0.1", "localhost"));

@@ -85,7 +85,7 @@ impl Daemon {
 }
 
 #[tokio::test]
-async fn rsyslogd_gets_every_record_over_its_restarts() {
+async fn rsyslogd_gets_every_record_across_restarts() {
     let mut daemon = Daemon::start().await;
     let gate = exporting(&format!(
         "[[audit.export]]\nname = \"syslog\"\nto = \"syslog+tcp://127.0.0.1:{}\"\nbatch = 5\n",
@@ -132,7 +132,7 @@ async fn frames(mut stream: impl AsyncRead + Unpin, got: mpsc::UnboundedSender<S
 }
 
 #[tokio::test]
-async fn messages_go_over_tls_to_a_receiver_that_can_prove_itself() {
+async fn tls_certificate_of_the_receiver_is_verified() {
     let authority = Authority::new();
     let (certificate, key) = &authority.server;
     crate::support::gate::reqwest_client();

@@ -1,12 +1,12 @@
-//! What no interceptor changed goes on byte for byte: params on the way in, results and errors on
-//! the way out, through every front that speaks MCP to every kind of server: streamable HTTP and
-//! standard input and output in both eras, and HTTP+SSE. The exceptions are those that the
-//! translation names, and each is spelled out here: ids, progress tokens, the operator's prefix,
-//! line ends where a message has to stand on one line, and between the eras the members that only
-//! one of them has.
+//! Messages that no interceptor changed are forwarded byte for byte: params to the server, results
+//! and errors to the client, through every front that speaks MCP to every kind of server:
+//! streamable HTTP and standard input and output in both eras, and HTTP+SSE. The only exceptions
+//! are those of the translation, and each is spelled out here: ids, progress tokens, the operator's
+//! prefix, line ends in messages on one line, and members that only one era has.
 //!
-//! The messages are generated: unknown members, odd keys, numbers that a decode and encode would
-//! rewrite, escapes, white space. `PORTCULLIS_SEED=NUMBER` generates others, for longer searches.
+//! The messages are generated: unknown members, unusual keys, numbers that a decode and encode
+//! would rewrite, escapes, white space. `PORTCULLIS_SEED=NUMBER` generates others, for longer
+//! searches.
 
 mod client;
 mod message;
@@ -52,7 +52,7 @@ const UPSTREAMS: [Upstream; 5] = [
 ];
 
 #[tokio::test]
-async fn what_nobody_changed_goes_on_byte_for_byte() {
+async fn unchanged_messages_are_forwarded_byte_for_byte() {
     let paired = Recorder::start("legacy", "sse").await;
     let more = format!(
         r#"

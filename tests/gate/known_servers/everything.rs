@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{contained, leaves_nothing};
+use super::{contained, stop_without_orphans};
 use crate::support::{gate::Setup, sdk::Sdk, target};
 
 const PROGRAM: &str =
@@ -26,7 +26,7 @@ fn in_the_sandbox() -> Setup {
     .and("[[interceptors]]\nuse = \"schema\"\n[[interceptors]]\nuse = \"secrets\"")
 }
 
-async fn its_tools_work(setup: Setup) -> crate::support::gate::Gate {
+async fn check_tools(setup: Setup) -> crate::support::gate::Gate {
     let gate = setup.start().await;
     for agent in [gate.legacy().await, gate.modern()] {
         // A call waits for the server to start; a list does not.
@@ -77,18 +77,18 @@ async fn progress(gate: &crate::support::gate::Gate) {
 }
 
 #[tokio::test]
-async fn its_tools_work_in_a_container() {
-    leaves_nothing(its_tools_work(in_a_container()).await).await;
+async fn tools_work_in_a_container() {
+    stop_without_orphans(check_tools(in_a_container()).await).await;
 }
 
 #[tokio::test]
-async fn its_tools_work_in_the_sandbox() {
-    its_tools_work(in_the_sandbox()).await.stop().await;
+async fn tools_work_in_the_sandbox() {
+    check_tools(in_the_sandbox()).await.stop().await;
 }
 
-/// The SDKs as clients: what they make of results is what the servers said.
+/// The results that SDK clients parse are those of the servers.
 #[tokio::test]
-async fn the_sdks_talk_to_servers_in_containers() {
+async fn sdk_clients_use_servers_in_containers() {
     let folder = super::open_folder();
     std::fs::write(folder.path().join("poem.txt"), "roses are red\n").unwrap();
     let image = crate::support::engine::servers_image();
@@ -130,5 +130,5 @@ async fn the_sdks_talk_to_servers_in_containers() {
             assert_eq!(answer["result"]["content"][0]["text"], "[{'answer': 42}]");
         }
     }
-    leaves_nothing(gate).await;
+    stop_without_orphans(gate).await;
 }

@@ -7,7 +7,7 @@ use std::{
 
 use serde_json::json;
 
-use super::{contained, failed, leaves_nothing, mode, open_folder};
+use super::{contained, failed, mode, open_folder, stop_without_orphans};
 use crate::support::gate::Setup;
 
 pub(super) const PROGRAM: &str =
@@ -18,7 +18,7 @@ fn files(mounts: &str) -> Setup {
 }
 
 #[tokio::test]
-async fn files_are_read_and_written_through_a_mount_and_nowhere_else() {
+async fn files_are_accessible_only_through_a_mount() {
     let folder = open_folder();
     fs::write(folder.path().join("poem.txt"), "roses are red\n").unwrap();
     // The first bytes of a picture are all that its type is told by.
@@ -65,11 +65,11 @@ async fn files_are_read_and_written_through_a_mount_and_nowhere_else() {
         assert_eq!(dot["content"][0]["mimeType"], "image/png", "{dot:#}");
         fs::remove_dir_all(folder.path().join("more")).unwrap();
     }
-    leaves_nothing(gate).await;
+    stop_without_orphans(gate).await;
 }
 
 #[tokio::test]
-async fn a_read_only_mount_is_read_only_to_its_owner_too() {
+async fn read_only_mount_refuses_its_owner_too() {
     let folder = open_folder();
     fs::write(folder.path().join("poem.txt"), "roses are red\n").unwrap();
     let gate = files(&format!("mounts = [\"{}:/files\"]", folder.path().display())).start().await;
@@ -85,12 +85,12 @@ async fn a_read_only_mount_is_read_only_to_its_owner_too() {
     // Node's own words for it.
     assert!(said.contains("ENOENT: no such file or directory, mkdir"), "{said}");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
-    leaves_nothing(gate).await;
+    stop_without_orphans(gate).await;
 }
 
-/// What a person's folder needs to be written in: the person's own user.
+/// A server can write to a private folder only as the folder's owner.
 #[tokio::test]
-async fn a_folder_of_somebody_is_written_as_that_user() {
+async fn private_folder_is_written_as_its_owner() {
     let folder = open_folder();
     mode(folder.path(), 0o755);
     chown(folder.path(), Some(4321), Some(4321)).unwrap();
@@ -100,7 +100,7 @@ async fn a_folder_of_somebody_is_written_as_that_user() {
     let gate = files(&mount).start().await;
     let said = failed(&gate.legacy().await, "files__write_file", new.clone()).await;
     assert!(said.contains("EACCES: permission denied"), "{said}");
-    leaves_nothing(gate).await;
+    stop_without_orphans(gate).await;
 
     let gate = files(&format!("{mount}\nhardening.user = \"4321:4321\"")).start().await;
     gate.legacy().await.text("files__write_file", new).await;
@@ -108,12 +108,12 @@ async fn a_folder_of_somebody_is_written_as_that_user() {
     assert_eq!(std::os::unix::fs::MetadataExt::uid(&written), 4321);
     let launched = gate.records(&["event = server-launching"]).await;
     assert_eq!(launched[0]["deviations"], json!(["hardening.user", "mounts"]), "{launched:#?}");
-    leaves_nothing(gate).await;
+    stop_without_orphans(gate).await;
 }
 
-/// What an agent and its operator read where the folder is not mounted.
+/// The texts that an agent and its operator read if the folder is not mounted.
 #[tokio::test]
-async fn a_missing_mount_is_told_in_the_server_s_own_words() {
+async fn missing_mount_shows_the_servers_own_error() {
     let gate = files("").start().await;
     let agent = gate.legacy().await;
     let refused = agent.call("files__read_text_file", json!({ "path": "/files/x" })).await;

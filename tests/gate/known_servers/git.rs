@@ -5,7 +5,7 @@ use std::{fs, os::unix::fs::chown, path::Path, process::Command};
 use serde_json::json;
 use tempfile::TempDir;
 
-use super::{contained, failed, leaves_nothing, mode, open_folder};
+use super::{contained, failed, mode, open_folder, stop_without_orphans};
 use crate::support::{engine::servers_image, gate::Setup};
 
 /// The person whose repository it is; not the server's user.
@@ -48,7 +48,7 @@ fn contained_git(more: &str) -> Setup {
 }
 
 #[tokio::test]
-async fn a_mounted_repository_is_read() {
+async fn mounted_repository_is_read() {
     let folder = repository();
     let gate =
         contained_git(&format!("mounts = [\"{}:/repo\"]", folder.path().display())).start().await;
@@ -67,12 +67,12 @@ async fn a_mounted_repository_is_read() {
     let branch = json!({ "repo_path": "/repo", "branch_name": "more" });
     let said = failed(&agent, "git__git_create_branch", branch).await;
     assert!(said.contains("more.lock' could not be obtained"), "{said}");
-    leaves_nothing(gate).await;
+    stop_without_orphans(gate).await;
 }
 
-/// It commits as its owner, and a policy leaves out what undoes work.
+/// It commits as its owner, and a policy forbids tools that undo work.
 #[tokio::test]
-async fn a_mounted_repository_is_written_as_its_owner() {
+async fn mounted_repository_is_written_as_its_owner() {
     let folder = repository();
     let gate = contained_git(&format!(
         r#"
@@ -111,12 +111,12 @@ async fn a_mounted_repository_is_written_as_its_owner() {
         "policy-denied"
     );
     assert_eq!(git(folder.path(), &["log", "-1", "--format=%s", "more"]).trim(), "another poem");
-    leaves_nothing(gate).await;
+    stop_without_orphans(gate).await;
 }
 
-/// In the sandbox the packages of the server have to be seen, too.
+/// In the sandbox, the server's packages must be visible, too.
 #[tokio::test]
-async fn a_repository_is_read_from_the_sandbox() {
+async fn repository_is_read_from_the_sandbox() {
     let folder = repository();
     let python = crate::support::target("tests/servers/python");
     let gate = Setup::new(&format!(
@@ -138,9 +138,9 @@ async fn a_repository_is_read_from_the_sandbox() {
     gate.stop().await;
 }
 
-/// A repository with another config of git's is not opened up behind the operator's back.
+/// The proxy adds no safe directory if the operator configured git by variables.
 #[tokio::test]
-async fn the_operator_s_own_config_of_git_stays() {
+async fn configured_git_variables_are_kept() {
     let folder = repository();
     let gate = Setup::new(&format!(
         r#"

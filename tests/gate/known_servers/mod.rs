@@ -1,5 +1,5 @@
-//! Other people's servers behind the proxy: what each needs beyond the default profile is in
-//! docs/start/servers.md, and nothing else is in the configs here.
+//! Third-party servers behind the proxy. docs/start/servers.md lists what each needs beyond the
+//! default profile, and the configs here contain nothing else.
 
 mod everything;
 mod files;
@@ -66,8 +66,9 @@ fn counted(container: &str, files: &[(&str, &str)]) -> Option<u64> {
     })
 }
 
-/// It has one container, which uses far less than the default limits, and leaves none.
-async fn leaves_nothing(gate: Gate) {
+/// Checks that the server has one container that uses far less than the default limits, and that
+/// none is left after the stop.
+async fn stop_without_orphans(gate: Gate) {
     let state = gate.cli(&["server", "stats", "--format", "json"]).await.expect(0);
     let memory = state[0]["instances"][0]["memoryBytes"].as_u64().expect("its memory");
     assert!(memory < 256 << 20, "{state:#}");

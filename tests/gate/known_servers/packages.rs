@@ -1,5 +1,5 @@
-//! Entries with npx and uvx, which fetch the server's package when it starts: from stand-ins for the
-//! registries of npm and PyPI, which hand out what the tests' set-up fetched from those.
+//! Entries with npx and uvx, which fetch the server's package when it starts, from stand-ins for
+//! the registries of npm and PyPI. The stand-ins serve what the tests' set-up fetched from those.
 
 use std::{
     collections::BTreeMap,
@@ -12,7 +12,7 @@ use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha512};
 
-use super::{leaves_nothing, open_folder};
+use super::{open_folder, stop_without_orphans};
 use crate::support::{
     authority::Authority,
     engine::servers_image,
@@ -78,7 +78,7 @@ async fn npx_fetches_a_server_and_runs_it() {
         let tarball = |request: &String| request.ends_with("server-everything/-/2026.8.31.tgz");
         assert!(seen[before..].iter().any(tarball), "{seen:?}");
         if image.is_some() {
-            leaves_nothing(gate).await;
+            stop_without_orphans(gate).await;
         } else {
             assert!(!marked(&gate.mark).is_empty());
             let mark = gate.mark.clone();
@@ -105,7 +105,7 @@ async fn uvx_fetches_a_server_and_runs_it() {
     let seen = index.seen();
     let wheel = |request: &String| request.contains("/mcp_server_fetch-2026.10.24-");
     assert!(seen.iter().any(wheel), "{seen:?}");
-    leaves_nothing(gate).await;
+    stop_without_orphans(gate).await;
 }
 
 /// A package with each folder that it is installed in, by version.

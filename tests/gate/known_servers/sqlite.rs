@@ -1,10 +1,10 @@
-//! mcp-server-sqlite, of the time of the first SDK.
+//! mcp-server-sqlite, written with the first SDK.
 
 use std::fs;
 
 use serde_json::json;
 
-use super::{contained, leaves_nothing, mode, open_folder};
+use super::{contained, mode, open_folder, stop_without_orphans};
 use crate::support::gate::Setup;
 
 const PROGRAM: [&str; 3] = ["python3", "-c", "import mcp_server_sqlite as it; it.main()"];
@@ -15,7 +15,7 @@ fn sqlite(more: &str) -> Setup {
 }
 
 #[tokio::test]
-async fn a_mounted_database_is_made_filled_and_asked() {
+async fn mounted_database_is_created_filled_and_queried() {
     let folder = open_folder();
     let gate =
         sqlite(&format!("mounts = [\"{}:/data:rw\"]", folder.path().display())).start().await;
@@ -36,18 +36,18 @@ async fn a_mounted_database_is_made_filled_and_asked() {
     assert!(memo.to_string().contains("boards are dear"), "{memo:#}");
     // The database is a file of the host's, with what it had to write besides.
     assert!(fs::read(folder.path().join("shop.db")).unwrap().starts_with(b"SQLite format 3"));
-    leaves_nothing(gate).await;
+    stop_without_orphans(gate).await;
 }
 
 #[tokio::test]
-async fn a_database_in_a_read_only_mount_is_only_read() {
+async fn database_in_a_read_only_mount_is_not_written() {
     let folder = open_folder();
     let gate =
         sqlite(&format!("mounts = [\"{}:/data:rw\"]", folder.path().display())).start().await;
     let agent = gate.legacy().await;
     let create = json!({ "query": "CREATE TABLE wares (name TEXT)" });
     agent.text("db__create_table", create.clone()).await;
-    leaves_nothing(gate).await;
+    stop_without_orphans(gate).await;
 
     mode(&folder.path().join("shop.db"), 0o444);
     let gate = sqlite(&format!("mounts = [\"{}:/data\"]", folder.path().display())).start().await;
@@ -58,5 +58,5 @@ async fn a_database_in_a_read_only_mount_is_only_read() {
     // This server has no errors; it says them.
     let said = agent.text("db__write_query", insert).await;
     assert!(said.contains("attempt to write a readonly database"), "{said}");
-    leaves_nothing(gate).await;
+    stop_without_orphans(gate).await;
 }

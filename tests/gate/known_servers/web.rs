@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{contained, failed, leaves_nothing};
+use super::{contained, failed, stop_without_orphans};
 use crate::support::{authority::Authority, until, web::Web};
 
 const PROGRAM: [&str; 3] = ["python3", "-m", "mcp_server_fetch"];
@@ -26,7 +26,7 @@ fn page(host: &str, path: &str) -> Option<(&'static str, Vec<u8>)> {
 }
 
 #[tokio::test]
-async fn listed_hosts_are_fetched_in_clear_text_and_over_tls() {
+async fn listed_hosts_are_fetched_over_http_and_tls() {
     let authority = Authority::of(&["web.example"]);
     let clear = Web::serve("127.0.0.1:0", None, page).await;
     let secure = Web::serve("127.0.0.1:0", Some(&authority), page).await;
@@ -77,12 +77,12 @@ async fn listed_hosts_are_fetched_in_clear_text_and_over_tls() {
     })
     .await;
     assert_eq!(refused["code"], "not-listed", "{refused:#}");
-    leaves_nothing(gate).await;
+    stop_without_orphans(gate).await;
 }
 
-/// The certificate of a host that nobody told the server to trust.
+/// The server does not trust the host's certificate.
 #[tokio::test]
-async fn a_host_with_an_unknown_certificate_is_not_fetched() {
+async fn host_with_an_unknown_certificate_is_refused() {
     let authority = Authority::of(&["web.example"]);
     let secure = Web::serve("127.0.0.1:0", Some(&authority), page).await;
     let port = secure.address.port();
@@ -93,5 +93,5 @@ async fn a_host_with_an_unknown_certificate_is_not_fetched() {
     let said = failed(&agent, "web__fetch", url).await;
     assert!(said.contains("connection issue"), "{said}");
     assert!(secure.seen().is_empty());
-    leaves_nothing(gate).await;
+    stop_without_orphans(gate).await;
 }

@@ -1,6 +1,6 @@
-//! Every revision and transport of a client against every revision and transport of a server, in
-//! everything that both can do. `docs/reference/matrix.md` is made of what comes out: run this with
-//! PORTCULLIS_WRITE_DOCS=1 to write it.
+//! Every revision and transport of a client with every revision and transport of a server, for
+//! every feature that both support. `docs/reference/matrix.md` is generated from the outcomes: run
+//! this with PORTCULLIS_WRITE_DOCS=1 to write it.
 
 mod cells;
 mod table;
@@ -132,7 +132,7 @@ async fn cells_of(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_revision_reaches_every_other_over_every_transport() {
+async fn every_pair_of_revisions_works_over_every_transport() {
     let (gate, servers) = gate().await;
     let mut pairs = Vec::new();
     for client in Side::all() {
@@ -155,7 +155,7 @@ async fn every_revision_reaches_every_other_over_every_transport() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_revision_reaches_all_servers_behind_one_endpoint() {
+async fn every_revision_works_at_the_merged_endpoint() {
     let (gate, servers) = gate().await;
     let gate_ref = &gate;
     let outcomes: Vec<Outcome> = futures_util::stream::iter(Side::all())
@@ -182,9 +182,9 @@ async fn every_revision_reaches_all_servers_behind_one_endpoint() {
     drop(servers);
 }
 
-/// What is found wrong above is the proxy's: without it, nothing is.
+/// The control: failures of the tests above are the proxy's.
 #[tokio::test]
-async fn without_a_proxy_each_revision_reaches_itself() {
+async fn each_revision_works_without_a_proxy() {
     let mut outcomes = Vec::new();
     for side in Side::all() {
         let (connected, _child) = if side.transport == Transport::Stdio {

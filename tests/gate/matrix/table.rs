@@ -16,7 +16,7 @@ pub struct Outcome {
     pub done: Result<(), Wrong>,
 }
 
-const HEAD: &str = "<!-- Made by the test `every_revision_reaches_every_other_over_every_transport`. Change `tests/gate/matrix`, not this. -->
+const HEAD: &str = "<!-- Made by the test `every_pair_of_revisions_works_over_every_transport`. Change `tests/gate/matrix`, not this. -->
 
 # Which revisions work together
 

@@ -1,4 +1,4 @@
-//! What happens to the proxy.
+//! Records of events.
 
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
@@ -24,7 +24,7 @@ async fn seen(gate: &Gate, wanted: Value) -> Value {
 }
 
 #[tokio::test]
-async fn a_run_is_on_record_from_its_start_to_its_end() {
+async fn run_is_recorded_from_start_to_end() {
     let written = Setup::notes()
         .env("NOTES_TOKEN", &["a", "token", "for", "notes"].join("-"))
         .and("secrets = { TOKEN = { from = \"env:NOTES_TOKEN\" } }\nidle-stop-s = 600\nera = \"modern\"")
@@ -87,7 +87,7 @@ async fn a_run_is_on_record_from_its_start_to_its_end() {
 }
 
 #[tokio::test]
-async fn clients_and_policies_that_change_are_on_record() {
+async fn changes_of_clients_and_policies_are_recorded() {
     let gate = Setup::notes().start().await;
     let cli = async |args: &[&str]| assert_eq!(gate.cli(args).await.code, Some(0), "{args:?}");
     cli(&["client", "add", "bob", "--group", "ops"]).await;
@@ -121,7 +121,7 @@ async fn clients_and_policies_that_change_are_on_record() {
 }
 
 #[tokio::test]
-async fn starts_that_fail_late_and_dry_runs_are_on_record() {
+async fn failed_starts_and_dry_runs_are_recorded() {
     let written = Setup::notes().write();
     let ended = written.cli(&["run", "--dry-run"]).await;
     assert_eq!(ended.code, Some(0), "{ended:#?}");
@@ -147,7 +147,7 @@ async fn starts_that_fail_late_and_dry_runs_are_on_record() {
 }
 
 #[tokio::test]
-async fn a_server_that_ends_or_does_not_start_says_how() {
+async fn ends_and_failed_launches_are_recorded_with_a_reason() {
     let gate = Setup::crooked("")
         .and("[servers.dead]\ncommand = [\"{crooked}\", \"dead\"]\nruntime = \"sandbox\"")
         .start()
@@ -171,7 +171,7 @@ async fn a_server_that_ends_or_does_not_start_says_how() {
 }
 
 #[tokio::test]
-async fn ways_out_of_the_machine_and_their_secrets_are_on_record() {
+async fn remote_connections_and_their_secrets_are_recorded() {
     let url = peers::polled().await;
     let host = url.strip_suffix("/mcp").unwrap();
     let token = ["a", "header", "of", "ours"].join("-");
@@ -197,9 +197,9 @@ async fn ways_out_of_the_machine_and_their_secrets_are_on_record() {
     gate.stop().await;
 }
 
-/// Hosted servers hand out URLs with a key in them.
+/// URLs of hosted servers can contain a key.
 #[tokio::test]
-async fn the_path_of_a_servers_url_is_nowhere_but_in_the_config() {
+async fn path_of_a_server_url_is_never_shown() {
     let key = ["AbC9", "dEf8", "GhI7", "jKl6", "MnO5"].concat();
     let host = peers::polled().await.replace("/mcp", "");
     let servers: String = [("away", &*host), ("gone", "http://127.0.0.1:9"), ("barred", &*host)]
@@ -238,7 +238,7 @@ async fn the_path_of_a_servers_url_is_nowhere_but_in_the_config() {
 }
 
 #[tokio::test]
-async fn plugins_are_on_record_with_their_digests() {
+async fn plugins_are_recorded_with_their_digests() {
     let plugin = target("plugins/redact-pii.wasm");
     let digest = sha256(&std::fs::read(&plugin).unwrap());
     let entry = |sha256: &str| {
@@ -261,7 +261,7 @@ async fn plugins_are_on_record_with_their_digests() {
 }
 
 #[tokio::test]
-async fn a_secret_that_is_not_to_be_had_is_on_record() {
+async fn unresolved_secret_is_recorded() {
     for (from, source) in [("env:SURELY_UNSET", "env"), ("file:missing", "file")] {
         let secrets = format!("secrets = {{ TOKEN = {{ from = \"{from}\" }} }}");
         let gate = Setup::notes().and(&secrets).start().await;
@@ -285,7 +285,7 @@ async fn not_started(written: &Written) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn log_messages_that_a_client_does_not_want_are_counted() {
+async fn unwanted_log_messages_are_counted() {
     let gate = Setup::crooked("").start().await;
     let agent = gate.legacy().await;
     agent.ask("logging/setLevel", json!({ "level": "error" })).await.unwrap();
@@ -301,7 +301,7 @@ async fn log_messages_that_a_client_does_not_want_are_counted() {
 }
 
 #[tokio::test]
-async fn clients_that_change_without_a_proxy_are_on_record() {
+async fn client_changes_without_a_proxy_are_recorded() {
     let written = Setup::notes().keyed().write();
     written.add_client("ann", &["ops"]).await;
     assert_eq!(written.cli(&["client", "rm", "ann"]).await.code, Some(0));
@@ -317,7 +317,7 @@ async fn clients_that_change_without_a_proxy_are_on_record() {
 }
 
 #[tokio::test]
-async fn notifications_that_a_client_does_not_read_are_counted() {
+async fn unread_notifications_are_counted() {
     let mut gate = Setup::crooked("").write().start_with(&["--stdio"]).await;
     let mut input = gate.stdin.take().unwrap();
     let hello = json!({ "jsonrpc": "2.0", "id": 0, "method": "initialize", "params": {
@@ -338,7 +338,7 @@ async fn notifications_that_a_client_does_not_read_are_counted() {
 }
 
 #[tokio::test]
-async fn a_container_is_on_record_with_its_image_and_what_confines_it() {
+async fn container_is_recorded_with_image_and_profile() {
     let gate = Setup::crooked("[servers.crooked.hardening]\nwritable-root = true")
         .runtime("container")
         .start()

@@ -1,5 +1,5 @@
-//! Messages in both directions: calls, lists, reads, prompts, completions, notifications, and what
-//! servers ask.
+//! Messages in both directions: calls, lists, reads, prompts, completions, notifications, and
+//! server requests.
 
 use serde_json::{Value, json};
 
@@ -113,7 +113,7 @@ async fn every_method_has_an_intent_and_an_outcome() {
 }
 
 #[tokio::test]
-async fn a_pin_is_of_the_definition_and_a_session_joins_its_records() {
+async fn records_have_definition_digest_and_session() {
     let gate = Setup::everything("legacy").start().await;
     let agent = gate.legacy().await;
     for tool in ["everything__test_simple_text", "everything__test_error_handling"] {
@@ -143,7 +143,7 @@ async fn a_pin_is_of_the_definition_and_a_session_joins_its_records() {
 }
 
 #[tokio::test]
-async fn notifications_are_on_record_in_both_directions() {
+async fn notifications_are_recorded_in_both_directions() {
     let gate = Setup::everything("legacy").start().await;
     let agent = gate.legacy().await;
     agent.call("everything__test_tool_with_logging", json!({})).await.unwrap();
@@ -165,7 +165,7 @@ async fn notifications_are_on_record_in_both_directions() {
 }
 
 #[tokio::test]
-async fn what_a_server_asks_and_what_the_client_answers_is_on_record() {
+async fn server_requests_and_responses_are_recorded() {
     let gate = Setup::everything("legacy").start().await;
     let mut agent = gate.modern();
     agent.abilities = json!({ "elicitation": {}, "sampling": {}, "roots": {} });
@@ -196,7 +196,7 @@ async fn what_a_server_asks_and_what_the_client_answers_is_on_record() {
 }
 
 #[tokio::test]
-async fn every_stage_that_refuses_says_so() {
+async fn refusals_of_every_stage_are_recorded() {
     let written = Setup::crooked("")
         .keyed()
         .policies(

@@ -1,10 +1,10 @@
-//! What happens, and the record that there is of it.
+//! Records of messages and events.
 
 mod events;
-mod kept;
+mod kept_bodies;
 mod messages;
 
-pub use kept::files;
+pub use kept_bodies::files;
 use serde_json::Value;
 
 /// Whether all that is wanted is there. `"*"` stands for anything that says something, `"#"` for any

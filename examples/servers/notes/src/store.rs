@@ -165,7 +165,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn names_that_would_leave_the_folder_are_refused() {
+    async fn names_outside_the_folder_are_refused() {
         let store = Store::in_memory();
         for name in ["", "../up", "a/b", "A", ".hidden", "a b", &"x".repeat(MAX_NAME + 1)] {
             let refused = store.add(name, "text", true).await;
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_note_is_replaced_only_when_asked() {
+    async fn note_is_replaced_only_on_request() {
         let store = Store::in_memory();
         assert!(matches!(store.add("welcome", "x", false).await, Err(Failure::Exists { .. })));
         assert!(store.add("welcome", "x", true).await.unwrap());
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_note_has_a_longest_length() {
+    async fn note_length_is_limited() {
         let store = Store::in_memory();
         assert!(store.add("long", &"ä".repeat(MAX_TEXT), false).await.is_ok());
         let refused = store.add("longer", &"ä".repeat(MAX_TEXT + 1), false).await;
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_folder_is_read_written_and_otherwise_left_alone() {
+    async fn folder_store_changes_only_note_files() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("old.md"), "old").unwrap();
         std::fs::write(folder.path().join("other.txt"), "other").unwrap();

@@ -145,7 +145,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_torn_line_is_cut_and_whole_ones_stay() {
+    fn torn_last_line_is_truncated() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
         let long = "x".repeat(10_000);

@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn targets_are_shown_without_what_may_be_secret() {
+    fn displayed_targets_contain_no_credentials() {
         let password = ["hunter", "2"].concat();
         for (text, shown) in [
             ("stdout", "stdout"),
@@ -339,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_target_is_not_repeated() {
+    fn errors_do_not_repeat_invalid_targets() {
         let password = ["hunter", "2"].concat();
         for text in [
             "",
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn who_could_read_along_is_told() {
+    fn unencrypted_remote_targets_are_detected() {
         for (text, open) in [
             ("https://siem.example", false),
             ("http://siem.example", true),

@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_a_size_a_time_or_a_file() {
+    fn sizes_times_and_files_are_parsed() {
         assert_eq!("4500".parse(), Ok(Since::Size(4500)));
         let time: Timestamp = "2026-11-21T08:00:00Z".parse().unwrap();
         assert_eq!("2026-11-21T08:00:00Z".parse(), Ok(Since::Time(time)));

@@ -153,7 +153,7 @@ const FIRST: &str = "segments/0000000000000000/records";
 const WAL: &str = "segments/0000000000000700/wal-0000000000001300";
 
 #[test]
-fn an_untouched_store_passes() {
+fn untouched_store_passes() {
     let test_store = test_store();
     let report = test_store.report();
     assert_eq!(report.findings, []);
@@ -175,7 +175,7 @@ fn an_untouched_store_passes() {
 }
 
 #[test]
-fn every_flipped_bit_of_a_file_of_records_is_found() {
+fn flipped_bits_in_record_files_are_found() {
     let test_store = test_store();
     for (name, step) in [(FIRST, 97), (WAL, 13)] {
         let good = fs::read(test_store.path(name)).unwrap();
@@ -195,7 +195,7 @@ fn every_flipped_bit_of_a_file_of_records_is_found() {
 }
 
 #[test]
-fn what_stands_behind_damage_is_still_held_against_its_checkpoints() {
+fn records_after_damage_are_checked_against_checkpoints() {
     let test_store = test_store();
     let mut bytes = fs::read(test_store.path(FIRST)).unwrap();
     let length = u32::from_le_bytes(*bytes.first_chunk().unwrap()) as usize + 8;
@@ -219,7 +219,7 @@ fn what_stands_behind_damage_is_still_held_against_its_checkpoints() {
 }
 
 #[test]
-fn what_a_segment_says_of_itself_is_held_against_its_records() {
+fn segment_metadata_is_checked_against_the_records() {
     let test_store = test_store();
     let path = test_store.path("segments/0000000000000000/segment.json");
     let good = fs::read_to_string(&path).unwrap();
@@ -243,7 +243,7 @@ fn what_a_segment_says_of_itself_is_held_against_its_records() {
 }
 
 #[test]
-fn a_record_that_was_changed_is_found_whatever_was_changed_with_it() {
+fn changed_record_is_found_with_a_recomputed_chain() {
     let test_store = test_store();
     // One line and its checksum.
     let mut lines = test_store.lines.clone();
@@ -265,7 +265,7 @@ fn a_record_that_was_changed_is_found_whatever_was_changed_with_it() {
 }
 
 #[test]
-fn records_that_are_taken_out_put_in_or_moved_are_found() {
+fn removed_inserted_or_moved_records_are_found() {
     let test_store = test_store();
     let of = |lines: &[Bytes]| {
         let frames: Vec<_> = lines.chunks(256).zip([0, 256, 512]).map(|(l, at)| (at, l)).collect();
@@ -297,7 +297,7 @@ fn records_that_are_taken_out_put_in_or_moved_are_found() {
 }
 
 #[test]
-fn a_cut_tail_is_found() {
+fn truncated_tail_is_found() {
     let test_store = test_store();
     let good = fs::read(test_store.path(WAL)).unwrap();
     let frame = u32::from_le_bytes(*good.first_chunk().unwrap()) as usize + 8;
@@ -327,7 +327,7 @@ fn a_cut_tail_is_found() {
 }
 
 #[test]
-fn a_removed_or_emptied_head_is_found() {
+fn removed_or_emptied_head_is_found() {
     let test_store = test_store();
     let length = fs::read(test_store.path("head")).unwrap().len();
     fs::write(test_store.path("head"), vec![0; length]).unwrap();
@@ -337,7 +337,7 @@ fn a_removed_or_emptied_head_is_found() {
 }
 
 #[test]
-fn a_changed_or_removed_file_beside_the_records_is_found() {
+fn changed_or_removed_side_file_is_found() {
     let test_store = test_store();
     for (name, what) in [
         ("digest.key", What::DigestKeyChanged),
@@ -382,7 +382,7 @@ fn a_changed_or_removed_file_beside_the_records_is_found() {
 }
 
 #[test]
-fn a_block_that_was_being_sealed_is_no_damage() {
+fn unfinished_sealing_is_not_damage() {
     let test_store = test_store();
     let records = test_store.path("segments/0000000000000700/records");
     let good = fs::read(&records).unwrap();
@@ -401,7 +401,7 @@ fn a_block_that_was_being_sealed_is_no_damage() {
 }
 
 #[test]
-fn a_segment_that_is_gone_is_found_unless_retention_says_so() {
+fn missing_segment_needs_a_retention_proof() {
     let test_store = test_store();
     let gone = test_store.path("segments/0000000000000000");
     fs::rename(&gone, test_store.path("aside")).unwrap();
@@ -445,7 +445,7 @@ fn a_segment_that_is_gone_is_found_unless_retention_says_so() {
 }
 
 #[test]
-fn checkpoints_that_are_gone_or_of_another_hand_are_found() {
+fn missing_or_foreign_checkpoints_are_found() {
     let test_store = test_store();
     let path = test_store.path(CHECKPOINTS);
     let good = fs::read_to_string(&path).unwrap();
@@ -498,7 +498,7 @@ fn checkpoints_that_are_gone_or_of_another_hand_are_found() {
 }
 
 #[test]
-fn a_store_that_was_swapped_or_rolled_back_is_found() {
+fn swapped_or_rolled_back_store_is_found() {
     let (mine, theirs) = (test_store(), test_store());
     let keys = vec![mine.signer.verifier().clone()];
     let report = verify(&Request { keys, ..theirs.request() }).unwrap();
@@ -530,7 +530,7 @@ fn a_store_that_was_swapped_or_rolled_back_is_found() {
 }
 
 #[test]
-fn a_log_that_went_on_without_checkpoints_is_found() {
+fn overdue_checkpoint_is_found() {
     let test_store = test_store();
     fs::remove_file(test_store.path(CHECKPOINTS)).unwrap();
     sign(test_store.dir.path(), &test_store.signer, &test_store.lines, &[0]);

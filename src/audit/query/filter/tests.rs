@@ -15,7 +15,7 @@ fn read(text: &str) -> Result<Filter, IllegalFilter> {
 }
 
 #[test]
-fn filters_are_read() {
+fn filters_are_parsed() {
     for (text, meant) in [
         ("", ""),
         ("  ", ""),
@@ -92,7 +92,7 @@ fn rendered(text: &str) -> String {
 }
 
 #[test]
-fn a_message_points_at_the_place() {
+fn error_marks_the_position() {
     let text = "client = ci-bot and decison = refused";
     insta::assert_snapshot!(rendered(text), @r##"
     audit-filter
@@ -107,7 +107,7 @@ fn a_message_points_at_the_place() {
 }
 
 #[test]
-fn what_is_wrong_is_said_with_its_place() {
+fn errors_name_the_cause_and_position() {
     let wrong = [
         "clint = ci-bot",
         "took > 1s",
@@ -290,7 +290,7 @@ fn what_is_wrong_is_said_with_its_place() {
 }
 
 #[test]
-fn filters_are_bounded() {
+fn filter_size_is_limited() {
     let deep = format!("{}client = a{}", "(".repeat(40), ")".repeat(40));
     let nots = format!("{}client = a", "not ".repeat(40));
     let many = vec!["client = a"; 300].join(" or ");
@@ -310,13 +310,13 @@ fn filters_are_bounded() {
 }
 
 #[test]
-fn a_message_does_not_steer_the_terminal() {
+fn error_cannot_control_a_terminal() {
     let rendered = rendered("client = a \u{1b}[2J\u{7} \u{9b}");
     assert!(!rendered.contains(|c: char| c.is_control() && c != '\n'), "{rendered:?}");
 }
 
 #[test]
-fn every_example_is_a_filter() {
+fn examples_are_parsed() {
     for column in Column::ALL {
         let example = column.example();
         let filter = read(example).unwrap_or_else(|illegal| panic!("{example}: {illegal}"));
@@ -328,7 +328,7 @@ fn every_example_is_a_filter() {
 }
 
 #[test]
-fn patterns_fit_whole_texts_and_parts() {
+fn patterns_match_whole_texts_and_parts() {
     for (glob, text, fits) in [
         ("delete_*", "delete_repo", true),
         ("delete_*", "undelete_repo", false),
@@ -351,7 +351,7 @@ fn patterns_fit_whole_texts_and_parts() {
 }
 
 #[test]
-fn addresses_lie_in_networks() {
+fn addresses_are_matched_by_network() {
     for (network, address, has) in [
         ("10.0.0.0/8", "10.255.0.1", true),
         ("10.0.0.0/8", "11.0.0.1", false),
@@ -417,18 +417,18 @@ fn exprs() -> impl Strategy<Value = Expr> {
 
 proptest! {
     #[test]
-    fn a_filter_is_read_back_as_it_was(expr in exprs()) {
+    fn filter_round_trips(expr in exprs()) {
         let text = expr.to_string();
         prop_assert_eq!(read(&text).map_err(|e| e.advice()), Ok(Filter(expr)), "{}", text);
     }
 
     #[test]
-    fn no_text_panics(text in "\\PC{0,60}") {
+    fn arbitrary_text_causes_no_panic(text in "\\PC{0,60}") {
         let _ = read(&text).map_err(|illegal| rendered(&text) + &illegal.advice());
     }
 
     #[test]
-    fn no_words_panic(words in vec(select(&[
+    fn arbitrary_words_cause_no_panic(words in vec(select(&[
         "client", "time", "=", "!=", "~", "<", ">=", "(", ")", "\"", "\"a b\"", "and", "or", "not",
         "in", "has", "contains", ",", "24h", "ago", "today", "x", "'", "\\", "é", "1.5s", "addr",
     ][..]), 0..20), gap in select(&["", " "][..])) {

@@ -22,7 +22,7 @@ fn entry(config: &str) -> ExistingEntry {
 }
 
 #[test]
-fn an_entry_is_replaced_whole_and_nothing_else_is() {
+fn only_the_whole_entry_is_replaced() {
     let mine = "signed-by = [\"acme\"] # always\nsharing = \"per-client\"\nresources = { memory-mib = 64 }\n\
                 egress-limits = { connections = 2 }\n";
     let after = "\n# The next one\n[servers.z]\ncommand = [\"z\"]\n";
@@ -62,7 +62,7 @@ fn an_entry_is_replaced_whole_and_nothing_else_is() {
 }
 
 #[test]
-fn every_form_of_an_entry_is_replaced() {
+fn every_toml_form_of_an_entry_is_replaced() {
     let second = image('2', |server| server.env.clear());
     let expected = entry(&add("", &second).unwrap()).values;
     for before in [
@@ -88,7 +88,7 @@ fn every_form_of_an_entry_is_replaced() {
 }
 
 #[test]
-fn an_edited_entry_has_another_digest() {
+fn edited_entry_has_another_digest() {
     let config = add(OTHER, &image('1', |_| {})).unwrap();
     let written = entry(&config).digest();
     for same in [
@@ -109,7 +109,7 @@ fn an_edited_entry_has_another_digest() {
 }
 
 #[test]
-fn an_entry_that_would_run_something_else_is_reported() {
+fn entry_with_another_program_is_reported() {
     let with = |run: Run| image('1', |server| server.run = run);
     let of = |name: &str| {
         let image = Image {
@@ -153,7 +153,7 @@ fn references_of_secrets_and_headers_are_found() {
 }
 
 #[test]
-fn what_may_be_a_secret_is_not_shown() {
+fn differences_show_no_possible_secrets() {
     let word = ["AbC9", "dEf8", "GhI7", "jKl6", "MnO5"].concat();
     let first = add(OTHER, &image('1', |_| {})).unwrap();
     let config = first

@@ -38,7 +38,7 @@ fn renamed(bytes: &[u8]) -> Vec<u8> {
 
 async fn scene(again: bool) -> (Origin, World) {
     let origin = match again {
-        true => Origin::tls_that_asks_again(HOST).await,
+        true => Origin::tls_with_hello_retry(HOST).await,
         false => Origin::tls(HOST).await,
     };
     let listed = ["", "tcp://"].map(|scheme| match scheme {

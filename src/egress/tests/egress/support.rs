@@ -225,7 +225,7 @@ impl Origin {
 
     /// Host that supports no key share that a rustls client offers first, and so requests another
     /// ClientHello.
-    pub async fn tls_that_asks_again(name: &str) -> Self {
+    pub async fn tls_with_hello_retry(name: &str) -> Self {
         Self::with_groups(name, Some(rustls::crypto::ring::kx_group::SECP384R1)).await
     }
 

@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_cannot_be_read_is_none() {
+    fn malformed_addresses_are_refused() {
         assert_eq!(by_x_forwarded_for(&[]), Err(ForwardingFault::Missing("X-Forwarded-For")));
         for text in [
             "",
@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_that_takes_long_to_read_is_refused() {
+    fn oversized_header_is_refused() {
         let elements = |count| vec!["for=203.0.113.9"; count].join(", ");
         let (most, more) = (elements(MAX_BYTES / 17), elements(MAX_BYTES / 17 + 2));
         assert_eq!(by_forwarded(&[&most]).as_deref(), Ok("203.0.113.9:0"));
@@ -398,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn no_proxy_of_another_machine_names_a_loopback_client() {
+    fn remote_proxy_cannot_name_a_loopback_client() {
         use ClientAddressSource::{Forwarded, XForwardedFor};
         for proxy in ["10.0.0.1:1", "[fd00::1]:1", "[::ffff:10.0.0.1]:1"] {
             for (source, name, value, found) in [
@@ -430,9 +430,9 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever a client writes before it, what the proxy appends counts.
+        /// Only the element that the proxy appends counts.
         #[test]
-        fn a_client_cannot_choose_its_address(
+        fn client_cannot_choose_its_address(
             written in "[ -~]{0,40}",
             apart in any::<bool>(),
             quoted in any::<bool>(),
@@ -455,7 +455,7 @@ mod tests {
         }
 
         #[test]
-        fn no_header_makes_it_panic(text in "\\PC{0,60}") {
+        fn arbitrary_headers_cause_no_panic(text in "\\PC{0,60}") {
             let mut headers = HeaderMap::new();
             if let Ok(value) = HeaderValue::from_bytes(text.as_bytes()) {
                 headers.append(FORWARDED, value.clone());

@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_connection_that_authenticates_as_it_is_to_give_way_stays() {
+    async fn connection_that_authenticates_during_displacement_stays() {
         for _ in 0..50 {
             let permits = displaced();
             let connection = async {
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_connection_without_a_key_gives_way() {
+    async fn unauthenticated_connection_is_displaced() {
         let permits = displaced();
         let ended = until_displaced(std::future::pending(), &permits[0]).await;
         assert_eq!(ended, Ended::Displaced);

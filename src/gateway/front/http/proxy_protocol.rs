@@ -120,7 +120,7 @@ mod tests {
     const V4: [u8; 12] = [203, 0, 113, 9, 10, 0, 0, 1, 0x12, 0x67, 0x22, 0x6b];
 
     #[test]
-    fn headers_name_the_client_and_end_where_its_bytes_begin() {
+    fn headers_name_the_client_and_leave_its_bytes() {
         let v6 = [
             [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1],
             [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2],
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn other_beginnings_are_refused() {
+    fn other_prefixes_are_refused() {
         let long = [b"PROXY TCP4 ".as_slice(), &[b'1'; 200], b"\r\n"].concat();
         let huge = [SIGNATURE, &[0x21, 0x11, 0xff, 0xff]].concat();
         for bytes in [
@@ -180,7 +180,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_sent_no_more_than_a_header_is_taken(
+        fn parser_consumes_at_most_one_header(
             start in prop_oneof![
                 Just(SIGNATURE.to_vec()),
                 Just(b"PROXY TCP".to_vec()),
@@ -198,7 +198,7 @@ mod tests {
         }
 
         #[test]
-        fn every_address_comes_back(ip in any::<[u8; 4]>(), port in any::<u16>(), v6 in any::<u128>()) {
+        fn addresses_round_trip(ip in any::<[u8; 4]>(), port in any::<u16>(), v6 in any::<u128>()) {
             let v4 = std::net::Ipv4Addr::from(ip);
             let line = format!("PROXY TCP4 {v4} 192.0.2.1 {port} 1\r\n");
             prop_assert_eq!(take(line.as_bytes()).0, Ok(Some(format!("{v4}:{port}"))));

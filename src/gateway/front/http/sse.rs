@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn events_as_they_are_written() {
+    fn events_are_serialized() {
         assert_eq!(wire(None, "{}"), "event: message\ndata: {}\n\n");
         assert_eq!(wire(Some("1-2"), "{\n}"), "event: message\nid: 1-2\ndata: { }\n\n");
         assert_eq!(wire(Some("1-1"), ""), "id: 1-1\nretry: 1000\ndata: \n\n");

@@ -177,7 +177,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_refusal_has_a_status_that_is_one() {
+    fn every_refusal_code_has_an_error_status() {
         for code in Code::ALL {
             assert!(status(*code).is_client_error() || status(*code).is_server_error(), "{code}");
         }
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_result_stays_as_it_came() {
+    fn result_is_unchanged() {
         let text = Bytes::from_static(br#"{"jsonrpc":"2.0","id":1,"result":{"a": 1.0 }}"#);
         let reply = Reply::of(answered(text), whole);
         assert_eq!(reply.body, [r#"{"a": 1.0 }"#]);
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_has_errors_of_its_own() {
+    fn server_error_has_status_502() {
         let text = br#"{"jsonrpc":"2.0","id":1,"error":{"code":-32000,"message":"x"}}"#;
         let element = Reply::of(answered(Bytes::from_static(text)), whole).into_element();
         let element: Value = serde_json::from_slice(&element.concat()).unwrap();
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_holds_its_place_until_it_is_written() {
+    async fn response_holds_its_permit_until_written() {
         let call_permit = Arc::new(());
         for (text, show) in [
             (r#"{"result":{"a":1}}"#, whole as fn(Bytes) -> Option<Parts>),
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_is_one_array() {
+    fn batch_response_is_one_array() {
         let element = |text| vec![Bytes::from_static(text)];
         assert_eq!(array(vec![element(b"1"), element(b"2")]).concat(), b"[1,2]");
     }

@@ -56,14 +56,14 @@ mod tests {
     }
 
     #[test]
-    fn arguments_stay_as_they_came() {
+    fn arguments_are_unchanged() {
         let params = params(r#"{"arguments": {"a": 1.0,  "b":[ ]}, "tool": "x\u0079"}"#).unwrap();
         assert!(params.starts_with(r#"{"name":"xy","arguments":{"a": 1.0,  "b":[ ]},"_meta":{"#));
         assert!(!self::params(r#"{"tool":"x"}"#).unwrap().contains("arguments"));
     }
 
     #[test]
-    fn what_is_no_call() {
+    fn invalid_calls_are_refused() {
         for (text, code) in [
             ("7", Code::InvalidRequest),
             ("{", Code::Malformed),

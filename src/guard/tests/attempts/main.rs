@@ -1,6 +1,6 @@
 //! Attempts to circumvent the guard, with raw requests to the guard of a real engine.
 
-mod ends;
+mod lifecycle;
 mod stand;
 
 use portcullis_guard::{Allow, NAME, label};

@@ -422,7 +422,7 @@ const TYPED_CONDITIONS: &[&str] = &[
 ];
 
 #[test]
-fn what_is_generated_is_mostly_of_use() {
+fn most_generated_policies_are_valid() {
     let mut runner = proptest::test_runner::TestRunner::deterministic();
     let texts: Vec<_> = (0..300)
         .map(|_| policy().new_tree(&mut runner).unwrap().current())

@@ -24,8 +24,8 @@ use portcullis_protocol::{
     names::ServerName,
 };
 
+mod cached;
 mod generated;
-mod kept;
 
 use generated::*;
 
@@ -34,8 +34,8 @@ type Plain = (bool, Vec<String>, Vec<(String, &'static str)>);
 
 fn plain(terms: Terms<'_>, policies: &PolicySet, request: &Request<'_>) -> Plain {
     let about = About::of(request);
-    let answer = plainly(terms, policies, about, request);
-    let own = about.own(terms.vocabulary).map(|own| plainly(terms, policies, own, request));
+    let answer = decide_by_cedar(terms, policies, about, request);
+    let own = about.own(terms.vocabulary).map(|own| decide_by_cedar(terms, policies, own, request));
     let mut all = answer;
     if let Some(own) = own {
         all.extend(own);
@@ -53,7 +53,7 @@ fn plain(terms: Terms<'_>, policies: &PolicySet, request: &Request<'_>) -> Plain
 
 /// Plain Cedar's results for one request: each policy that is satisfied or fails, with `permits`,
 /// `forbids`, or its failure. Cedar names only determining policies, so each is evaluated alone.
-fn plainly(
+fn decide_by_cedar(
     terms: Terms<'_>,
     policies: &PolicySet,
     about: About<'_>,
@@ -202,7 +202,7 @@ fn unfit(
         let text = policies.policy(id).unwrap().to_string();
         if text.contains("context.input") || text.contains(r#"Action::"s/"#) {
             // Matched under the action of all tools, which has no input.
-            let found = plainly(terms, policies, About::of(request), request);
+            let found = decide_by_cedar(terms, policies, About::of(request), request);
             if !found.iter().any(|(found, _)| *found == id.to_string()) {
                 return Err(text);
             }
@@ -234,7 +234,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
-    fn it_says_what_plain_cedar_says(
+    fn index_agrees_with_cedar(
         texts in proptest::collection::vec(policy(), 0..16),
         seed in 0..1000_usize,
     ) {
@@ -248,7 +248,7 @@ proptest! {
 
     /// Only policies about typed tools.
     #[test]
-    fn of_typed_tools_it_says_what_plain_cedar_says_of_both_questions(
+    fn index_agrees_with_cedar_about_typed_tools(
         texts in proptest::collection::vec(typed_policy(), 1..6),
         others in proptest::collection::vec(policy(), 0..4),
         seed in 0..1000_usize,

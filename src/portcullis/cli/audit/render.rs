@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_shows_the_rule_with_its_file_and_line() {
+    fn refusal_shows_its_rule_with_file_and_line() {
         let key = DigestKey::from_bytes(&[7; 32]).unwrap();
         let finding = portcullis_protocol::exchange::Finding {
             interceptor: "secrets".into(),
@@ -361,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn intent_and_outcome_are_told_as_one() {
+    fn intent_and_outcome_are_shown_as_one_decision() {
         let key = DigestKey::from_bytes(&[7; 32]).unwrap();
         let exchange = fixed(|exchange| {
             exchange.session =
@@ -387,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hostile_name_cannot_steer_the_terminal() {
+    fn hostile_name_cannot_control_the_terminal() {
         let evil = "re\u{1b}[2Jad\r\n\u{202e}x";
         let exchange = fixed(|exchange| {
             exchange.target =

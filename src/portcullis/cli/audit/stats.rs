@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sparkline_shows_where_most_was() {
+    fn sparkline_shows_peaks() {
         let slot = |minute: i64, count, refused| Slot { at: minute * 60, count, refused };
         let drawn = sparklines(&[slot(0, 1, 0), slot(1, 8, 1), slot(3, 4, 0)], 60);
         assert_eq!(drawn[0], "▁█ ▄  decisions: up to 8 in 1 min");

@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failed_server_is_explained_once() {
+    fn failed_server_is_explained_once() {
         let failed = serde_json::json!({
             "name": "time", "health": "failed",
             "failure": "it ended with exit code 2; see `portcullis server logs time`",

@@ -193,7 +193,7 @@ mod tests {
     use super::{super::Grade, *};
 
     #[test]
-    fn the_state_folder() {
+    fn state_folder_is_graded_by_its_permissions() {
         let dir = tempfile::tempdir().unwrap();
         let grade = |path: &Path| state_dir(path).status;
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn the_port() {
+    fn port_in_use_by_another_process_fails() {
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let dir = tempfile::tempdir().unwrap();
         let text = format!("[listen]\nhttp = \"{}\"\n", taken.local_addr().unwrap());

@@ -257,7 +257,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn json_is_compared_by_digits_and_not_by_order() {
+    fn json_comparison_respects_digits_and_ignores_order() {
         let wanted = r#"{"a":[1.5,{"b":null}],"c":"é"}"#;
         let wanted: Map<String, Value> = serde_json::from_str(wanted).unwrap();
         for (text, is) in [

@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_of_the_templates_and_of_the_sdk_is_forgotten() {
+    fn every_template_and_sdk_file_is_embedded() {
         let plugins = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../plugins");
         for (folder, carried) in [
             ("templates/rust", RUST),

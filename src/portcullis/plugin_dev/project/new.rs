@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_that_every_language_takes() {
+    fn names_legal_in_every_language_are_accepted() {
         for name in ["a", "refunds", "redact-pii", "a1-b2"] {
             assert!(is_name(name), "{name}");
         }
@@ -102,13 +102,13 @@ mod tests {
     }
 
     #[test]
-    fn a_name_in_all_its_spellings() {
+    fn every_spelling_of_the_name_is_replaced() {
         let text = "my-plugin my_plugin.py struct MyPlugin";
         assert_eq!(named(text, "no-refunds"), "no-refunds no_refunds.py struct NoRefunds");
     }
 
     #[test]
-    fn a_lock_file_stays_in_order() {
+    fn lock_file_is_sorted() {
         let lock = "version = 4\n\n[[package]]\nname = \"a\"\nversion = \"1\"\n\n[[package]]\n\
                     name = \"z\"\nversion = \"1\"\n\n[[package]]\nname = \"b\"\nversion = \"2\"\n";
         let names: Vec<_> = sorted(lock)

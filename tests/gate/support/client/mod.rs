@@ -215,7 +215,7 @@ impl Client {
         let client = Arc::new(client);
         if revision != MODERN {
             client.tell("notifications/initialized", json!({})).await?;
-            client.hear_what_is_unasked().await?;
+            client.open_standalone_stream().await?;
         }
         let answering = Arc::downgrade(&client);
         tokio::spawn(async move {
@@ -239,7 +239,7 @@ impl Client {
     }
 
     /// Opens the standalone stream, if the transport has one.
-    async fn hear_what_is_unasked(&self) -> Result<(), Wrong> {
+    async fn open_standalone_stream(&self) -> Result<(), Wrong> {
         let Wire::Http { http, url, session, .. } = &self.wire else { return Ok(()) };
         let mut get = http.get(url).header("accept", "text/event-stream");
         if let Some(session) = session.get() {

@@ -273,7 +273,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_call_says_what_the_kernel_said() {
+    fn outcome_is_the_kernels_error() {
         assert_eq!(call(libc::SYS_getpid, &[]).unwrap(), c_long::from(process::id() as i32));
         assert_eq!(outcome(call(libc::SYS_close, &[-1]).map(drop)), "EBADF");
         assert_eq!(sockets()["unix"], "ok");

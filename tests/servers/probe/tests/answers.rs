@@ -9,7 +9,7 @@ use std::{
 use serde_json::{Value, json};
 
 #[test]
-fn it_is_a_server_with_a_report() {
+fn probe_server_returns_a_report() {
     let mut probe = Command::new(env!("CARGO_BIN_EXE_probe"))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

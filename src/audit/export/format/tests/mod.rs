@@ -156,7 +156,7 @@ fn samples() -> Vec<Item> {
 }
 
 #[test]
-fn the_samples_are_records_of_all_kinds() {
+fn samples_contain_every_kind_of_record() {
     let samples = samples();
     assert_eq!(samples.len(), calls().len() + events().len());
     assert_eq!(samples[1].prev, samples[0].hash);

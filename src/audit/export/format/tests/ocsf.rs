@@ -65,7 +65,7 @@ fn check(value: &Value, within: &str) {
 }
 
 #[test]
-fn every_event_has_what_its_class_requires() {
+fn events_have_the_required_attributes_of_their_class() {
     let mut classes = std::collections::BTreeSet::new();
     for item in samples() {
         let event = event(&item, &origin());
@@ -89,7 +89,7 @@ fn every_event_has_what_its_class_requires() {
 }
 
 #[test]
-fn the_attestation_can_be_checked_with_the_event_alone() {
+fn attestation_is_verifiable_from_the_events() {
     let events: Vec<Value> = samples().iter().map(|item| event(item, &origin())).collect();
     let mut before: Option<&Value> = None;
     for event in &events {
@@ -114,7 +114,7 @@ fn the_attestation_can_be_checked_with_the_event_alone() {
 }
 
 #[test]
-fn what_was_refused_is_a_finding_with_the_rule_that_decided() {
+fn refusals_are_findings_with_the_deciding_rule() {
     let finding = event(&samples()[2], &origin());
     assert_eq!(finding["class_uid"], 2004);
     assert_eq!(finding["finding_info"]["analytic"]["uid"], "no-destructive");
@@ -129,7 +129,7 @@ fn what_was_refused_is_a_finding_with_the_rule_that_decided() {
 }
 
 #[test]
-fn an_address_is_no_host_name() {
+fn addresses_are_not_exported_as_host_names() {
     let events = events();
     let sample = |name: &str| {
         let all = events.iter().map(|text| serde_json::from_str::<Value>(text).unwrap());

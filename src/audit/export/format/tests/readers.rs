@@ -16,7 +16,7 @@ use super::{
 };
 
 #[test]
-fn parquet_is_read_as_it_was_written() {
+fn parquet_round_trips() {
     let mut samples = samples();
     // More than one row group.
     let few = samples.clone();
@@ -53,7 +53,7 @@ fn parquet_is_read_as_it_was_written() {
 }
 
 #[test]
-fn a_parquet_file_without_records_is_one_all_the_same() {
+fn empty_parquet_and_csv_files_are_valid() {
     let writer = Writer::new(Format::Parquet, origin(), Vec::new()).unwrap();
     let file = Bytes::from(writer.finish().unwrap());
     assert_eq!(SerializedFileReader::new(file).unwrap().metadata().num_row_groups(), 0);
@@ -66,7 +66,7 @@ fn get<'a>(attributes: &'a [KeyValue], key: &str) -> Option<&'a any_value::Value
 }
 
 #[test]
-fn otlp_is_what_the_protocol_s_own_types_read() {
+fn otlp_is_parsed_by_the_protocols_types() {
     let samples = samples();
     let body = lines(Format::Otlp, &samples, &origin(), true).unwrap();
     let request: ExportLogsServiceRequest = serde_json::from_slice(&body).unwrap();

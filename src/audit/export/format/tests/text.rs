@@ -11,7 +11,7 @@ fn text(format: Format, item: &Item) -> String {
 }
 
 #[test]
-fn jsonl_is_the_stored_bytes() {
+fn jsonl_equals_the_stored_bytes() {
     let samples = samples();
     let written = lines(Format::Jsonl, &samples, &origin(), true).unwrap();
     let stored: Vec<u8> = samples.iter().flat_map(|i| [&i.line[..], b"\n"].concat()).collect();
@@ -19,7 +19,7 @@ fn jsonl_is_the_stored_bytes() {
 }
 
 #[test]
-fn cef_escapes_what_would_break_out() {
+fn cef_escapes_special_characters() {
     let samples = samples();
     let intent = text(Format::Cef, &samples[0]);
     assert_eq!(intent.matches('\n').count(), 1, "{intent}");
@@ -38,7 +38,7 @@ fn cef_escapes_what_would_break_out() {
 }
 
 #[test]
-fn cef_can_be_taken_apart_again() {
+fn cef_is_parsed_back() {
     for item in samples() {
         let line = text(Format::Cef, &item);
         let mut header = Vec::new();
@@ -127,7 +127,7 @@ fn elements(data: &str) -> Vec<(String, String)> {
 }
 
 #[test]
-fn a_host_name_that_is_none_is_left_out() {
+fn syslog_host_name_contains_only_legal_characters() {
     let samples = samples();
     for (host, shown) in [(None, "-"), (Some("a b\nc\u{e9}"), "abc"), (Some("\u{e9}"), "-")] {
         let origin = Origin { host: host.map(str::to_owned), ..origin() };
@@ -137,7 +137,7 @@ fn a_host_name_that_is_none_is_left_out() {
 }
 
 #[test]
-fn csv_is_read_as_it_was_written_and_starts_no_formula() {
+fn csv_round_trips_and_contains_no_formula() {
     let samples = samples();
     let written = lines(Format::Csv, &samples, &origin(), true).unwrap();
     let mut reader = csv::Reader::from_reader(&written[..]);

@@ -34,7 +34,7 @@ fn is_empty(table: &ConnectionTable) -> bool {
 }
 
 #[test]
-fn the_oldest_connection_of_a_full_network_gives_way() {
+fn full_network_displaces_its_oldest_connection() {
     let table = table();
     let first = admit(&table, "2001:db8::1");
     let second = admit(&table, "2001:db8::ffff:2");
@@ -49,7 +49,7 @@ fn the_oldest_connection_of_a_full_network_gives_way() {
 }
 
 #[test]
-fn of_many_networks_the_fullest_gives_way_and_the_oldest_of_equals() {
+fn fullest_network_loses_its_oldest_connection() {
     let table = table();
     let lone = admit(&table, "192.0.2.1");
     let pair = [admit(&table, "192.0.2.2"), admit(&table, "192.0.2.2")];
@@ -64,7 +64,7 @@ fn of_many_networks_the_fullest_gives_way_and_the_oldest_of_equals() {
 }
 
 #[test]
-fn an_authenticated_connection_never_gives_way() {
+fn authenticated_connection_is_never_displaced() {
     let table = table();
     let known = admit(&table, "192.0.2.1");
     known.authenticate(&client("ann")).unwrap();
@@ -76,7 +76,7 @@ fn an_authenticated_connection_never_gives_way() {
 }
 
 #[test]
-fn a_client_has_its_own_bound_and_all_clients_have_one() {
+fn connections_are_limited_by_client_and_in_total() {
     let table = table();
     let open = |name: &str| {
         let permit = admit(&table, "192.0.2.1");
@@ -101,7 +101,7 @@ fn a_client_has_its_own_bound_and_all_clients_have_one() {
 const WIDE: ConnectionBounds = ConnectionBounds { authenticated: 40, per_client: 20, ..BOUNDS };
 
 #[test]
-fn clients_with_many_connections_leave_places_to_those_with_few() {
+fn clients_with_few_connections_get_the_last_slots() {
     let table = Arc::new(ConnectionTable::new(WIDE));
     let open = |name: &str, count: usize| -> Vec<_> {
         let permits = (0..count).map(|_| admit(&table, "192.0.2.1"));
@@ -120,7 +120,7 @@ fn clients_with_many_connections_leave_places_to_those_with_few() {
 }
 
 #[test]
-fn clients_with_many_requests_leave_places_of_a_trusted_proxy_to_those_with_few() {
+fn clients_with_few_requests_get_a_proxys_last_slots() {
     let table = Arc::new(ConnectionTable::new(WIDE));
     let proxy = "192.0.2.9".parse().unwrap();
     // A proxy keeps its connections open, also after a refused request.
@@ -144,7 +144,7 @@ fn clients_with_many_requests_leave_places_of_a_trusted_proxy_to_those_with_few(
 }
 
 #[tokio::test]
-async fn an_idle_connection_of_a_trusted_proxy_gives_way_to_a_client_or_a_newer_one() {
+async fn idle_proxy_connection_is_displaced_by_clients_and_newer_ones() {
     let table = table();
     let proxy = "192.0.2.9".parse().unwrap();
     let front: Vec<_> = (0..4).map(|_| Arc::new(table.admit_proxy(proxy).unwrap())).collect();
@@ -172,7 +172,7 @@ async fn an_idle_connection_of_a_trusted_proxy_gives_way_to_a_client_or_a_newer_
 }
 
 #[test]
-fn of_idle_connections_the_one_that_was_idle_longest_gives_way() {
+fn longest_idle_proxy_connection_is_displaced() {
     let table = table();
     let proxy = "192.0.2.9".parse().unwrap();
     let front: Vec<_> = (0..4).map(|_| Arc::new(table.admit_proxy(proxy).unwrap())).collect();
@@ -183,7 +183,7 @@ fn of_idle_connections_the_one_that_was_idle_longest_gives_way() {
 }
 
 #[test]
-fn the_log_is_told_of_what_happens_often_once_in_an_interval() {
+fn frequent_event_is_logged_once_an_interval() {
     let mut unlogged = Unlogged::default();
     assert_eq!([unlogged.add(), unlogged.add(), unlogged.add()], [Some(1), None, None]);
     unlogged.logged = unlogged.logged.and_then(|at| at.checked_sub(LOG_INTERVAL));
@@ -191,7 +191,7 @@ fn the_log_is_told_of_what_happens_often_once_in_an_interval() {
 }
 
 #[test]
-fn a_connection_that_authenticates_as_it_is_to_give_way_has_a_clients_place() {
+fn displaced_connection_can_still_authenticate() {
     let table = table();
     let first = admit(&table, "192.0.2.1");
     let _more = [admit(&table, "192.0.2.1"), admit(&table, "192.0.2.1")];
@@ -212,7 +212,7 @@ fn a_connection_that_authenticates_as_it_is_to_give_way_has_a_clients_place() {
 }
 
 #[test]
-fn a_connection_that_is_to_give_way_passes_no_bound_of_clients() {
+fn displaced_connection_cannot_exceed_client_limits() {
     let table = table();
     let open = |name: &str| {
         let permit = admit(&table, "192.0.2.9");
@@ -230,7 +230,7 @@ fn a_connection_that_is_to_give_way_passes_no_bound_of_clients() {
 }
 
 #[test]
-fn a_trusted_proxy_counts_for_the_clients_whose_requests_it_forwards() {
+fn proxy_connection_counts_for_its_current_client() {
     let table = table();
     let proxy = "192.0.2.9".parse().unwrap();
     let front: Vec<_> = (0..4).map(|_| Arc::new(table.admit_proxy(proxy).unwrap())).collect();
@@ -256,7 +256,7 @@ fn a_trusted_proxy_counts_for_the_clients_whose_requests_it_forwards() {
 }
 
 #[test]
-fn a_proxys_connection_for_one_client_counts_as_that_clients() {
+fn dedicated_proxy_connection_counts_for_its_client() {
     let table = table();
     let front: Vec<_> = (0..3)
         .map(|_| {

@@ -305,7 +305,7 @@ instances = 3
     }
 
     #[test]
-    fn what_is_not_in_the_pod_is_said_with_its_line() {
+    fn omitted_settings_are_reported_with_their_lines() {
         let (text, pod) = made("one", &["audit.witness"]);
         let line = |key: &str| TEXT.lines().position(|line| line == key).unwrap() + 1;
         for (key, at) in [
@@ -363,7 +363,7 @@ instances = 3
     }
 
     #[test]
-    fn what_a_pod_can_not_have_is_refused() {
+    fn settings_impossible_in_a_pod_are_refused() {
         let text = TEXT.replace("DIGEST", &"0".repeat(64));
         let loaded = portcullis_config::parse("/x/portcullis.toml".as_ref(), &text).unwrap();
         let refused = refused(&loaded, &[]);

@@ -1,4 +1,4 @@
-//! What plugins are granted, and what they are not.
+//! Granted and missing host functions.
 
 use miette::Diagnostic as _;
 use portcullis_chain::{Decision, Mode};
@@ -93,7 +93,7 @@ pub(super) async fn got(plugin: &Plugin, wanted: &str) -> String {
 }
 
 #[tokio::test]
-async fn what_is_granted_works() {
+async fn granted_functions_work() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut config = probe(folder.path(), 1, all(folder.path(), 1));
     config.config.insert("a".into(), 1.into());
@@ -124,7 +124,7 @@ async fn what_is_granted_works() {
 }
 
 #[tokio::test]
-async fn a_secret_is_in_nothing_that_a_plugin_says() {
+async fn plugin_output_contains_no_secret() {
     let folder = tempfile::tempdir().expect("a folder");
     let config = probe(folder.path(), 1, all(folder.path(), 1));
     let plugin = loaded(&config, Arc::default()).expect("it loads");
@@ -144,7 +144,7 @@ async fn a_secret_is_in_nothing_that_a_plugin_says() {
 }
 
 #[tokio::test]
-async fn what_is_not_granted_is_told_with_the_lines_that_would() {
+async fn missing_grants_are_reported_with_their_config_lines() {
     let folder = tempfile::tempdir().expect("a folder");
     let config = probe(folder.path(), 8080, json!({}));
     let unusable = load(&config, &settings()).err().expect("it is not loaded");
@@ -207,7 +207,7 @@ pub(super) async fn server(
 const HELLO: &str = "HTTP/1.1 200 OK\r\ncontent-length: 5\r\nconnection: close\r\n\r\nhello";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn http_reaches_what_is_granted_and_nothing_else() {
+async fn http_reaches_only_granted_hosts() {
     let folder = tempfile::tempdir().expect("a folder");
     let (port, mut heard) = server(HELLO).await;
     let config = probe(folder.path(), port, all(folder.path(), port));
@@ -252,7 +252,7 @@ async fn http_reaches_what_is_granted_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn http_follows_nobody_and_waits_for_nobody() {
+async fn http_follows_no_redirects_and_times_out() {
     let folder = tempfile::tempdir().expect("a folder");
     let moved = "HTTP/1.1 302 Found\r\nlocation: http://localhost:1/\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
     let (port, _heard) = server(moved).await;
@@ -281,7 +281,7 @@ async fn http_follows_nobody_and_waits_for_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn names_of_private_addresses_are_not_spoken_to() {
+async fn http_refuses_names_with_private_addresses() {
     let folder = tempfile::tempdir().expect("a folder");
     let (port, mut heard) = server(HELLO).await;
     let mut grants = all(folder.path(), port);
@@ -294,7 +294,7 @@ async fn names_of_private_addresses_are_not_spoken_to() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_on_trial_keeps_nothing_and_sends_nothing() {
+async fn plugin_in_audit_mode_stores_and_sends_nothing() {
     let folder = tempfile::tempdir().expect("a folder");
     let (port, mut heard) = server(HELLO).await;
     let states = States::at(folder.path().join("state"));
@@ -328,7 +328,7 @@ async fn one_on_trial_keeps_nothing_and_sends_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_sent_for_a_withdrawn_message_is_told() {
+async fn requests_of_a_withdrawn_message_are_reported() {
     let folder = tempfile::tempdir().expect("a folder");
     let (port, mut heard) = server("").await;
     let config = probe(folder.path(), port, all(folder.path(), port));
@@ -356,7 +356,7 @@ async fn what_was_sent_for_a_withdrawn_message_is_told() {
 }
 
 #[tokio::test]
-async fn lines_of_the_beginning_count_to_the_first_message() {
+async fn log_lines_of_the_start_count_for_the_first_message() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut config = probe(folder.path(), 1, all(folder.path(), 1));
     config.config.insert("talk".into(), true.into());
@@ -369,7 +369,7 @@ async fn lines_of_the_beginning_count_to_the_first_message() {
 }
 
 #[tokio::test]
-async fn another_trap_is_not_told_as_want_of_memory() {
+async fn other_trap_is_not_reported_as_out_of_memory() {
     let folder = tempfile::tempdir().expect("a folder");
     let config = probe(folder.path(), 1, all(folder.path(), 1));
     let plugin = loaded(&config, Arc::default()).expect("it loads");

@@ -1,5 +1,5 @@
-//! Ways round by what the proxy keeps from one message to the next: tasks, states that clients hand
-//! back, subscriptions, sessions and connections.
+//! Attempts to bypass policies by state that the proxy keeps between messages: tasks, request
+//! states, subscriptions, sessions and connections.
 
 use serde_json::{Value, json};
 
@@ -37,8 +37,14 @@ impl House {
         answers.remove(0)
     }
 
-    /// Sends one of which nothing at all may reach a server.
-    async fn turned_away(&mut self, door: &mut Door, method: &str, params: &str, codes: &[&str]) {
+    /// Sends a request that must be refused without reaching a server.
+    async fn assert_refused(
+        &mut self,
+        door: &mut Door,
+        method: &str,
+        params: &str,
+        codes: &[&str],
+    ) {
         self.servers.iter().for_each(|server| drop(server.reached()));
         let answer = self.ask(door, method, params).await;
         let what = format!("{method} {params}");
@@ -49,7 +55,7 @@ impl House {
 }
 
 #[tokio::test]
-async fn nobody_gets_at_anothers_task_and_nobody_round_the_rules_for_ones_own() {
+async fn task_access_follows_owner_and_policies() {
     let forbid = r#"
         @id("tasks-run-to-their-end")
         forbid (principal, action == Portcullis::Action::"access_task", resource)
@@ -81,14 +87,14 @@ async fn nobody_gets_at_anothers_task_and_nobody_round_the_rules_for_ones_own() 
             for method in ["tasks/get", "tasks/cancel", last] {
                 let escaped = own.replace("task-", r"t\u0061sk-");
                 for params in [own.as_str(), &escaped, &own.replace("taskId", r"t\u0061skId")] {
-                    house.turned_away(&mut eve, method, params, UNKNOWN).await;
+                    house.assert_refused(&mut eve, method, params, UNKNOWN).await;
                 }
                 let twice = format!(r#"{own},"taskId":"x""#);
-                house.turned_away(&mut eve, method, &twice, TWICE).await;
+                house.assert_refused(&mut eve, method, &twice, TWICE).await;
                 let folded = format!(r#""taskId":"x",{}"#, own.replace("taskId", "TaskId"));
-                house.turned_away(&mut eve, method, &folded, TWICE).await;
+                house.assert_refused(&mut eve, method, &folded, TWICE).await;
                 let upper = own.replace("taskId", "TASKID");
-                house.turned_away(&mut eve, method, &upper, TWICE).await;
+                house.assert_refused(&mut eve, method, &upper, TWICE).await;
                 for (value, codes) in [
                     (format!("[\"{id}\"]"), SHAPE),
                     (format!("{{\"taskId\":\"{id}\"}}"), SHAPE),
@@ -98,7 +104,7 @@ async fn nobody_gets_at_anothers_task_and_nobody_round_the_rules_for_ones_own() 
                     (format!("\"{id}\\u0000\""), UNKNOWN),
                 ] {
                     let params = format!("\"taskId\":{value}");
-                    house.turned_away(&mut eve, method, &params, codes).await;
+                    house.assert_refused(&mut eve, method, &params, codes).await;
                 }
             }
             if !modern {
@@ -106,16 +112,16 @@ async fn nobody_gets_at_anothers_task_and_nobody_round_the_rules_for_ones_own() 
                 assert_eq!(listed["result"]["tasks"], json!([]), "{listed:#}");
             }
             let denied: &[&str] = &["policy-denied"];
-            house.turned_away(&mut ann, "tasks/cancel", &own, denied).await;
-            house.turned_away(&mut ann, r"t\u0061sks\/c\u0061ncel", &own, denied).await;
-            house.turned_away(&mut ann, "Tasks/Cancel", &own, &["method-unknown"]).await;
+            house.assert_refused(&mut ann, "tasks/cancel", &own, denied).await;
+            house.assert_refused(&mut ann, r"t\u0061sks\/c\u0061ncel", &own, denied).await;
+            house.assert_refused(&mut ann, "Tasks/Cancel", &own, &["method-unknown"]).await;
         }
     }
     house.stop().await;
 }
 
 #[tokio::test]
-async fn a_state_is_handed_back_with_what_it_was_given_for() {
+async fn request_state_is_bound_to_its_request() {
     let (mut house, key) = house("").await;
     for merged in [true, false] {
         let mut door = Door::http(&house.gate, "new", merged, true).await;
@@ -140,10 +146,10 @@ async fn a_state_is_handed_back_with_what_it_was_given_for() {
             (r#""name":"@look@","arguments":{"path":"/etc"}"#, denied),
         ] {
             let params = format!("{call},{answer}");
-            house.turned_away(&mut door, "tools/call", &params, codes).await;
+            house.assert_refused(&mut door, "tools/call", &params, codes).await;
         }
         house
-            .turned_away(
+            .assert_refused(
                 &mut door,
                 "prompts/get",
                 &format!(r#""name":"@greet@",{answer}"#),
@@ -167,14 +173,14 @@ async fn a_state_is_handed_back_with_what_it_was_given_for() {
             (r#""inputresponses":{}"#.to_owned(), TWICE),
         ] {
             let params = format!("{asked},{given}");
-            house.turned_away(&mut door, "tools/call", &params, codes).await;
+            house.assert_refused(&mut door, "tools/call", &params, codes).await;
         }
         // Other people.
         let mut ann = Door::keyed(&house.gate, "new", merged, true, &key).await;
         let params = format!("{asked},{answer}");
-        house.turned_away(&mut ann, "tools/call", &params, UNKNOWN).await;
+        house.assert_refused(&mut ann, "tools/call", &params, UNKNOWN).await;
         let mut elsewhere = Door::http(&house.gate, "old", merged, true).await;
-        house.turned_away(&mut elsewhere, "tools/call", &params, UNKNOWN).await;
+        house.assert_refused(&mut elsewhere, "tools/call", &params, UNKNOWN).await;
         // It is still good for what it was given for.
         let done = house.ask(&mut door, "tools/call", &params).await;
         assert_eq!(done["result"]["content"][0]["text"], "done", "{done:#}");
@@ -185,7 +191,7 @@ async fn a_state_is_handed_back_with_what_it_was_given_for() {
 }
 
 #[tokio::test]
-async fn nobody_listens_to_what_is_forbidden() {
+async fn forbidden_resources_cannot_be_subscribed() {
     let house = House::open(POLICIES).await;
     let uris = [
         "old://secret/1",
@@ -222,7 +228,7 @@ async fn nobody_listens_to_what_is_forbidden() {
 }
 
 #[tokio::test]
-async fn nobody_speaks_in_anothers_session_or_connection() {
+async fn foreign_sessions_and_connections_are_refused() {
     let (mut house, key) = house("").await;
     let call = r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"old__look","arguments":{"path":"/srv/ok"}}}"#;
     let ann = Agent::legacy(&house.gate.url("/mcp"), Some(&key)).await.unwrap();

@@ -1,4 +1,4 @@
-//! Plugins that are not loaded, and what the operator reads.
+//! Plugins that are not loaded, and the errors that the operator reads.
 
 use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme};
 use sha2::{Digest, Sha256};
@@ -25,7 +25,7 @@ fn code(unusable: &LoadError) -> String {
 }
 
 #[test]
-fn the_pin_decides() {
+fn plugin_must_match_its_pin() {
     let mut config = config("noop");
     let bytes = std::fs::read(config.place()).expect("built");
     let sha256 = hex::encode(Sha256::digest(bytes));
@@ -51,7 +51,7 @@ fn the_pin_decides() {
 }
 
 #[test]
-fn one_that_lies_about_itself() {
+fn false_manifest_is_refused() {
     let liar = refusal(&config("liar"), &EntrySettings::default());
     insta::assert_snapshot!(told(&liar), @r#"
     plugin-manifest
@@ -62,7 +62,7 @@ fn one_that_lies_about_itself() {
 }
 
 #[test]
-fn one_that_never_says_what_it_is() {
+fn missing_description_times_out() {
     let staller = refusal(&config("staller"), &EntrySettings::default());
     insta::assert_snapshot!(told(&staller), @r#"
     plugin-describe
@@ -73,7 +73,7 @@ fn one_that_never_says_what_it_is() {
 }
 
 #[test]
-fn a_configuration_that_does_not_fit_shows_the_place_and_not_the_value() {
+fn invalid_config_error_shows_position_and_no_value() {
     let mut config = config("redact-pii");
     config.config.insert("marker".into(), json!(4711));
     let misfit = refusal(&config, &EntrySettings::default());
@@ -86,7 +86,7 @@ fn a_configuration_that_does_not_fit_shows_the_place_and_not_the_value() {
 }
 
 #[test]
-fn one_that_the_operators_events_leave_nothing_to_do() {
+fn events_that_exclude_every_hook_are_refused() {
     let settings =
         EntrySettings { events: Some(vec!["tools/list".into()]), ..EntrySettings::default() };
     let idle = refusal(&config("redact-pii"), &settings);
@@ -99,7 +99,7 @@ fn one_that_the_operators_events_leave_nothing_to_do() {
 }
 
 #[test]
-fn memory_that_cannot_be_granted() {
+fn impossible_memory_limits_are_refused() {
     for mib in [0, 257, u64::MAX] {
         let config = Config { memory_mib: mib, ..config("noop") };
         assert_eq!(code(&refusal(&config, &EntrySettings::default())), "plugin-memory");

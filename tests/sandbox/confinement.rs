@@ -1,4 +1,4 @@
-//! What a server can see and do.
+//! The access of a sandboxed server.
 
 use std::fs;
 
@@ -11,7 +11,7 @@ use crate::{
 };
 
 #[tokio::test]
-async fn a_server_can_do_nothing_that_it_should_not() {
+async fn server_has_only_the_access_of_the_profile() {
     let found = probe(|_| {}).await;
     assert_eq!(found["ids"], json!([65534, 65534, 65534, 65534]));
     assert_eq!(found["capabilities"], json!(["0000000000000000"]));
@@ -59,9 +59,9 @@ async fn a_server_can_do_nothing_that_it_should_not() {
     assert_eq!(found["processors"], 1);
 }
 
-/// The same MCP server that is put into containers finds no more here.
+/// The MCP server of the container tests finds no more in the sandbox.
 #[tokio::test]
-async fn the_probe_finds_nothing_that_it_should_not() {
+async fn probe_finds_only_what_the_profile_allows() {
     let probe = probe_server().display().to_string();
     let run = run(&spec(&[&probe, "--print"])).await;
     assert_eq!(run.exit.code, 0, "{run:?}");
@@ -95,7 +95,7 @@ async fn the_probe_finds_nothing_that_it_should_not() {
 }
 
 #[tokio::test]
-async fn the_environment_is_what_the_config_says_and_nothing_else() {
+async fn environment_contains_only_configured_variables() {
     let value = ["hunter", "2"].concat();
     let found = probe(|spec| {
         spec.env = vec![("PLAIN".into(), "text".into()), ("TOKEN".into(), "overridden".into())];
@@ -114,7 +114,7 @@ async fn the_environment_is_what_the_config_says_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_secret_is_in_no_argument_list_and_no_environment_of_the_launcher() {
+async fn secret_is_not_in_arguments_or_the_launchers_environment() {
     let value = ["hunter", "2"].concat();
     let mut spec = python("import sys; print('up', flush=True); sys.stdin.read()");
     spec.secrets = vec![secret("TOKEN", &value)];
@@ -134,7 +134,7 @@ async fn a_secret_is_in_no_argument_list_and_no_environment_of_the_launcher() {
 }
 
 #[tokio::test]
-async fn deviations_open_what_they_say_and_nothing_else() {
+async fn deviations_change_only_their_setting() {
     let found = probe(|spec| spec.hardening.network = true).await;
     assert_eq!(found["connect"]["host"], "ok");
     assert_eq!(found["write"]["/x"], "Read-only file system");

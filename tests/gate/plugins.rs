@@ -1,4 +1,4 @@
-//! The life of a plugin in a running proxy: tried without effect, replaced, and what its labels do.
+//! Plugins in a running proxy: audit mode, reload, and labels.
 
 use serde_json::json;
 
@@ -16,7 +16,7 @@ fn built(name: &str) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn in_audit_mode_a_plugin_is_recorded_and_changes_nothing() {
+async fn plugin_in_audit_mode_is_only_recorded() {
     let gate = Setup::crooked("")
         .and(&entry("mode = \"audit\""))
         .file("plugin.wasm", built("keeper"))
@@ -31,7 +31,7 @@ async fn in_audit_mode_a_plugin_is_recorded_and_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_plugin_whose_file_changes_is_replaced_once_that_is_on_record() {
+async fn changed_plugin_is_replaced_after_its_record() {
     let gate = Setup::crooked("").and(&entry("")).file("plugin.wasm", built("noop")).start().await;
     let agent = gate.modern();
     assert_eq!(agent.text("crooked__echo", json!({ "text": "plain" })).await, "plain");
@@ -76,7 +76,7 @@ const LABELS: &str = r#"
 "#;
 
 #[tokio::test]
-async fn policies_see_the_labels_that_plugins_give() {
+async fn policies_see_labels_of_plugins() {
     let gate = Setup::crooked("")
         .and(&entry(""))
         .file("plugin.wasm", built("tagger"))

@@ -18,7 +18,7 @@ fn rpc(amount: u32) -> String {
 }
 
 #[test]
-fn a_message_of_a_file_or_of_standard_input() {
+fn plugin_call_reads_a_file_or_standard_input() {
     let dir = tempfile::tempdir().unwrap();
     let plugin = built("refunds");
     let plugin = plugin.to_str().unwrap();
@@ -56,7 +56,7 @@ fn a_message_of_a_file_or_of_standard_input() {
 }
 
 #[test]
-fn what_cannot_be_asked_is_told() {
+fn invalid_plugin_calls_are_explained() {
     let dir = tempfile::tempdir().unwrap();
     let plugin = built("refunds");
     let plugin = plugin.to_str().unwrap();
@@ -77,7 +77,7 @@ fn what_cannot_be_asked_is_told() {
 }
 
 #[test]
-fn a_plugin_is_looked_at() {
+fn plugin_inspect_shows_manifest_and_cost() {
     let dir = tempfile::tempdir().unwrap();
     let plugin = built("refunds");
     let plugin = plugin.to_str().unwrap();
@@ -108,7 +108,7 @@ fn a_plugin_is_looked_at() {
 }
 
 #[test]
-fn the_lines_that_are_printed_are_those_that_check_asks_for() {
+fn printed_config_and_policies_satisfy_check() {
     let dir = tempfile::tempdir().unwrap();
     let plugin = built("prompt-injection");
     let plugin = plugin.to_str().unwrap();
@@ -138,7 +138,7 @@ fn the_lines_that_are_printed_are_those_that_check_asks_for() {
 }
 
 #[test]
-fn what_is_no_plugin_is_told() {
+fn inspect_refuses_other_files() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("text.wasm"), "text").unwrap();
     for (file, told) in [("text.wasm", "is not WebAssembly"), ("none.wasm", "cannot read")] {

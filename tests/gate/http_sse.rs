@@ -73,7 +73,7 @@ async fn post(gate: &Gate, uri: &str, key: Option<&str>, message: &Value) -> Rep
 }
 
 #[tokio::test]
-async fn what_is_posted_is_answered_on_the_stream() {
+async fn posted_requests_are_answered_on_the_stream() {
     let gate = Setup::crooked("").start().await;
     for revision in ["2024-11-05", "2025-11-25"] {
         let mut client = Client::greeted(&gate, "/sse", None, revision).await;
@@ -91,7 +91,7 @@ async fn what_is_posted_is_answered_on_the_stream() {
 }
 
 #[tokio::test]
-async fn the_end_of_the_stream_is_the_end_of_its_calls() {
+async fn end_of_the_stream_cancels_its_calls() {
     let gate = Setup::crooked("call-timeout-s = 3600").start().await;
     let client = Client::greeted(&gate, "/sse", None, "2024-11-05").await;
     let params = json!({ "name": "crooked__hang", "arguments": {} });
@@ -114,7 +114,7 @@ async fn the_end_of_the_stream_is_the_end_of_its_calls() {
 }
 
 #[tokio::test]
-async fn nobody_posts_to_another_s_connection() {
+async fn foreign_posts_are_refused() {
     let written = Setup::crooked("").keyed().write();
     let (a, b) = (written.add_client("a", &[]).await, written.add_client("b", &[]).await);
     let gate = written.start().await;
@@ -142,7 +142,7 @@ async fn nobody_posts_to_another_s_connection() {
 }
 
 #[tokio::test]
-async fn a_connection_ends_when_its_client_is_removed_or_its_groups_change() {
+async fn removed_client_or_changed_groups_end_the_connection() {
     let written = Setup::crooked("").keyed().write();
     let key = written.add_client("one", &["writers"]).await;
     let other = written.add_client("other", &["writers-too"]).await;
@@ -179,7 +179,7 @@ async fn a_connection_ends_when_its_client_is_removed_or_its_groups_change() {
 }
 
 #[tokio::test]
-async fn what_is_no_message_is_refused_where_it_was_posted() {
+async fn invalid_messages_are_refused_in_the_response() {
     let gate = Setup::crooked("").start().await;
     let client = Client::open(&gate, "/sse", None).await;
     for (message, code) in [

@@ -1,4 +1,4 @@
-//! A question finds what a look at every record finds.
+//! Compares queries with a scan of all records.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -301,7 +301,7 @@ fn run<S: Strategy>(cases: u32, strategy: S, holds: impl AsyncFn(&Log, S::Value)
 }
 
 #[test]
-fn a_query_finds_what_a_look_at_every_record_finds() {
+fn query_agrees_with_a_scan_of_all_records() {
     run(50, (asked(), any::<bool>(), 1..1000_usize), async |log, (asked, newest, limit)| {
         let asked = timed(log, asked);
         let mut wanted: Vec<_> =
@@ -318,7 +318,7 @@ fn a_query_finds_what_a_look_at_every_record_finds() {
 }
 
 #[test]
-fn counts_and_summaries_are_those_of_the_records() {
+fn counts_and_summaries_agree_with_the_records() {
     const BY: &[&[Column]] = &[
         &[],
         &[Column::Client],
@@ -403,7 +403,7 @@ fn counts_and_summaries_are_those_of_the_records() {
 }
 
 #[tokio::test]
-async fn an_intent_is_shown_where_it_has_no_outcome() {
+async fn intent_without_outcome_is_shown() {
     let log = log().await;
     let shown = find(&log.audit, Query { intents: false, ..query("") }).await;
     let of = |kind: &'static str| log.all.iter().filter(move |r| at(r, "/record") == Some(kind));

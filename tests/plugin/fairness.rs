@@ -1,4 +1,4 @@
-//! One caller's messages, however many, large and slow, leave room for others'.
+//! One caller's messages leave capacity for others, however many, large or slow they are.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use portcullis_chain::Decision;
 use tokio::task::JoinHandle;
 
 use super::{
-    granted::{all, loaded, probe, server},
+    grants::{all, loaded, probe, server},
     *,
 };
 
@@ -21,14 +21,14 @@ fn flood(plugin: &Arc<Plugin>, messages: usize, tool: &'static str) -> Vec<JoinH
     (0..messages).map(|_| tokio::spawn(one())).collect()
 }
 
-async fn of_another(plugin: &Plugin, tool: &str) -> String {
+async fn refusal_of_another_caller(plugin: &Plugin, tool: &str) -> String {
     let verdict = ask_as(plugin, tool, "other").await.expect("a verdict");
     let Decision::Refuse(refusal) = verdict.decision else { panic!("refused: {verdict:?}") };
     refusal.message
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn slow_messages_of_one_caller_hold_up_nobody_else() {
+async fn slow_messages_of_one_caller_do_not_delay_others() {
     let folder = tempfile::tempdir().expect("a folder");
     let (port, mut heard) = server("").await;
     let config = probe(folder.path(), port, all(folder.path(), port));
@@ -39,7 +39,7 @@ async fn slow_messages_of_one_caller_hold_up_nobody_else() {
         heard.expect("in time").expect("a request");
     }
     // Else it would wait as long as they do, and be late.
-    assert_eq!(of_another(&plugin, "config").await, "{}");
+    assert_eq!(refusal_of_another_caller(&plugin, "config").await, "{}");
     assert!(heard.try_recv().is_err(), "a part of the instances, and no more");
     slow.iter().for_each(JoinHandle::abort);
 }
@@ -62,7 +62,7 @@ async fn large_messages_of_one_caller_leave_memory_for_others() {
         }
     };
     tokio::time::timeout(Duration::from_secs(60), others_failed).await.expect("they lack memory");
-    let said = of_another(&plugin, "hold-and-get file:///").await;
+    let said = refusal_of_another_caller(&plugin, "hold-and-get file:///").await;
     assert!(said.contains("Invalid"), "{said}");
     // What its own messages lacked for each other is no fault of the plugin's: it is not let alone.
     ask_as(&plugin, "config", "greedy").await.expect("a verdict");
@@ -70,7 +70,7 @@ async fn large_messages_of_one_caller_leave_memory_for_others() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn memory_of_instances_that_have_done_is_there_for_the_next() {
+async fn finished_instances_release_their_memory() {
     let folder = tempfile::tempdir().expect("a folder");
     let config = probe(folder.path(), 1, all(folder.path(), 1));
     let plugin = Arc::new(loaded(&config, Arc::default()).expect("it loads"));
@@ -83,13 +83,13 @@ async fn memory_of_instances_that_have_done_is_there_for_the_next() {
         assert!(one.await.expect("no panic"));
     }
     for at in 0..40 {
-        let said = of_another(&plugin, "hold-and-get file:///").await;
+        let said = refusal_of_another_caller(&plugin, "hold-and-get file:///").await;
         assert!(said.contains("Invalid"), "{at}: {said}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn idle_instances_give_their_memory_to_those_who_need_it() {
+async fn idle_instances_are_discarded_when_memory_is_needed() {
     let settings = EntrySettings { deadline_ms: Some(20_000), ..EntrySettings::default() };
     let plugin = load(&config("keeper"), &settings).expect("it loads");
     let seen = async |user: &str, session: &str, tool: &str| {

@@ -1,5 +1,5 @@
-//! What is under way while an entry of the config changes: it ends where it began, or goes by what the
-//! config says by then; nothing is decided by the one entry and done at the other.
+//! Work in flight while a config entry changes ends at the old entry or is decided again for the
+//! new one. A call authorized against one entry is never sent to the other.
 
 use serde_json::{Value, json};
 
@@ -46,7 +46,7 @@ const BY_A_PERSON: &str = r#"
 "#;
 
 #[tokio::test]
-async fn what_a_person_allowed_is_not_done_by_an_entry_that_is_gone() {
+async fn approved_call_does_not_run_on_a_replaced_entry() {
     let gate = Setup::crooked("").policies(BY_A_PERSON).start().await;
     let agent = gate.modern();
     let asked =
@@ -77,7 +77,7 @@ const READING: &str = "@id(\"read\") permit (principal, action, resource) when \
                        { !(resource is Portcullis::Tool) || resource.claims.read_only };";
 
 #[tokio::test]
-async fn what_the_new_entry_would_be_let_do_is_not_done_by_the_old_one() {
+async fn call_permitted_for_new_entry_does_not_run_on_old() {
     let written = Setup::holding("").policies(READING).write();
     written.hold("tools/list");
     written.hold("resources/subscribe");
@@ -119,7 +119,7 @@ async fn subscribed(gate: &Gate) -> usize {
 }
 
 #[tokio::test]
-async fn what_is_being_subscribed_is_watched_of_the_entry_that_is_there_in_the_end() {
+async fn subscription_in_progress_moves_to_the_final_entry() {
     // The config changes once or twice while a server still thinks about it.
     for changes in [1, 2] {
         let written = Setup::holding("").write();
@@ -168,7 +168,7 @@ async fn updated(stream: &mut Events) {
 }
 
 #[tokio::test]
-async fn what_a_listener_is_being_granted_is_asked_to_its_end() {
+async fn listen_request_in_progress_completes_on_the_old_entry() {
     let written = Setup::holding("").write();
     written.hold("resources/subscribe");
     let gate = written.start().await;
@@ -202,7 +202,7 @@ async fn what_a_listener_is_being_granted_is_asked_to_its_end() {
 }
 
 #[tokio::test]
-async fn a_subscription_that_is_moved_goes_where_the_next_change_says_unless_it_is_taken_back() {
+async fn moving_subscription_follows_the_next_change_unless_removed() {
     for taken_back in [false, true] {
         let gate = Setup::holding("").start().await;
         let own = gate.url("/servers/crooked/mcp");
@@ -256,7 +256,7 @@ async fn a_subscription_that_is_moved_goes_where_the_next_change_says_unless_it_
 }
 
 #[tokio::test]
-async fn a_call_whose_client_is_still_asked_when_its_server_has_to_end_is_told_why() {
+async fn suspended_call_of_an_ended_server_gets_a_reason() {
     // While a client is asked, the call's own time does not run; that of a server that was superseded does.
     let gate = Setup::everything("legacy").and("call-timeout-s = 3").start().await;
     let agent = gate.legacy().await;

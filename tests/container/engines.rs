@@ -1,5 +1,5 @@
-//! Engines and OCI runtimes beside Docker's own: Podman, and gVisor below Docker. Each test starts
-//! the one that it needs, and ends it.
+//! Other engines and OCI runtimes: Podman, and gVisor below Docker. Each test starts and ends its
+//! own.
 
 use std::{
     fs,
@@ -118,7 +118,7 @@ fn which(program: &str) -> String {
 }
 
 #[tokio::test]
-async fn podman_confines_as_docker_does() {
+async fn podman_and_docker_confine_equally() {
     let (_own, podman) = Own::podman().await;
     assert_eq!(podman.version().name, "Podman");
     let here = report(&podman, spec("", &[])).await;
@@ -149,7 +149,7 @@ async fn podman_confines_as_docker_does() {
 }
 
 #[tokio::test]
-async fn a_server_under_podman_answers_and_leaves_nothing() {
+async fn server_under_podman_answers_and_leaves_nothing() {
     let (_own, podman) = Own::podman().await;
     let served = spec(podman.pack(probe()).await.unwrap(), &[]);
     let process = podman.launch(&served).await.unwrap();
@@ -180,13 +180,13 @@ async fn a_server_under_podman_answers_and_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn podmans_containers_have_the_same_way_out() {
+async fn podman_containers_have_the_same_egress() {
     let (_own, podman) = Own::podman().await;
-    crate::egress::leads_out(&podman).await;
+    crate::egress::assert_only_listed_hosts_are_reachable(&podman).await;
 }
 
 #[tokio::test]
-async fn gvisor_is_asked_for_and_is_what_runs() {
+async fn configured_gvisor_runs_the_server() {
     let (own, docker) = Own::docker_with_gvisor().await;
     let script = "read v < /proc/version; echo $v; echo x > /f; echo y > /tmp/f && echo $(</tmp/f)";
     let image = bash(&docker).await;
@@ -201,7 +201,7 @@ async fn gvisor_is_asked_for_and_is_what_runs() {
 }
 
 #[tokio::test]
-async fn an_engine_without_gvisor_starts_nothing_instead() {
+async fn engine_without_gvisor_refuses_the_launch() {
     let engine = engine().await;
     let mut gvisor = spec(bash(&engine).await, &["-c", "read"]);
     gvisor.runtime = Some("runsc");

@@ -1,5 +1,4 @@
-//! The servers of the config follow its file while the proxy runs: those that are new, those that are
-//! gone, those whose entry changed; and those alone.
+//! Config reloads of a running proxy affect only servers that are added, removed or changed.
 
 use std::fs;
 
@@ -46,7 +45,7 @@ async fn event(gate: &Gate, name: &str) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn servers_come_and_go_and_the_others_go_on() {
+async fn reload_adds_and_removes_servers_without_affecting_others() {
     let gate = Setup::crooked("").start().await;
     let client = gate.legacy().await;
     client.call("crooked__echo", echo()).await.unwrap();
@@ -91,7 +90,7 @@ async fn servers_come_and_go_and_the_others_go_on() {
 }
 
 #[tokio::test]
-async fn a_call_at_a_server_that_goes_is_answered() {
+async fn call_to_a_removed_server_is_answered() {
     let mut gate = Setup::crooked("").start().await;
     let call = slow(&gate, 3_000).await;
     let text = gate.config();
@@ -105,7 +104,7 @@ async fn a_call_at_a_server_that_goes_is_answered() {
 }
 
 #[tokio::test]
-async fn the_next_call_goes_to_the_new_entry_while_the_old_one_ends_its_own() {
+async fn new_calls_use_the_new_entry_while_the_old_drains() {
     let setup = Setup::crooked("").and(&entry("other", "OTHER", ""));
     let written = setup.write();
     written.put(&written.config().replace("OTHER", &format!("{}o", written.mark)));
@@ -136,7 +135,7 @@ async fn the_next_call_goes_to_the_new_entry_while_the_old_one_ends_its_own() {
 }
 
 #[tokio::test]
-async fn what_does_not_pass_the_checks_changes_nothing() {
+async fn invalid_config_changes_nothing() {
     let secret = ["not", "to", "be", "shown", "4711"].concat();
     let mut gate = Setup::crooked("").start().await;
     let agent = gate.modern();
@@ -176,7 +175,7 @@ async fn what_does_not_pass_the_checks_changes_nothing() {
 }
 
 #[tokio::test]
-async fn no_server_that_runs_comes_to_see_what_another_is_handed() {
+async fn running_server_never_sees_secrets_of_another() {
     let gate = Setup::crooked("mounts = [\"./app:/app:rw\"]")
         .file("app/token", value(3))
         .file("kept/token", value(3))
@@ -220,7 +219,7 @@ async fn no_server_that_runs_comes_to_see_what_another_is_handed() {
 }
 
 #[tokio::test]
-async fn what_a_profile_leaves_out_is_followed_for_what_others_may_not_see() {
+async fn paths_of_servers_outside_the_profile_are_protected() {
     let profile = "version = 1\nservers = [\"crooked\"]\n";
     let written =
         Setup::crooked("mounts = [\"./data:/data\"]").file("profiles/few.toml", profile).write();
@@ -248,7 +247,7 @@ async fn what_a_profile_leaves_out_is_followed_for_what_others_may_not_see() {
 }
 
 #[tokio::test]
-async fn what_else_changed_is_said_to_need_a_restart() {
+async fn other_changes_are_reported_to_need_a_restart() {
     let mut gate = Setup::crooked("").start().await;
     let good = gate.config();
     gate.put(&(good.clone() + "\n[limits]\npage = 7\n[telemetry]\nlog-format = \"text\"\n"));
@@ -262,7 +261,7 @@ async fn what_else_changed_is_said_to_need_a_restart() {
 }
 
 #[tokio::test]
-async fn a_profile_goes_on_to_hold() {
+async fn profile_applies_after_a_reload() {
     let written = Setup::crooked("")
         .file("profiles/few.toml", "version = 1\nservers = [\"crooked\"]\n")
         .write();
@@ -284,7 +283,7 @@ async fn a_profile_goes_on_to_hold() {
 }
 
 #[tokio::test]
-async fn a_profile_says_which_tools_and_settings_its_servers_have() {
+async fn profile_sets_tools_and_settings_of_its_servers() {
     let body = r#"
         [servers.crooked]
         command = ["{crooked}"]
@@ -355,7 +354,7 @@ fn value(n: u8) -> String {
 }
 
 #[tokio::test]
-async fn a_new_entry_is_handed_its_own_secrets_and_they_are_looked_for() {
+async fn new_entry_gets_its_secrets_and_redaction_covers_them() {
     // Only what clients say is looked through, so that the server can show what it has.
     let gate = Setup::crooked("secrets = { TOKEN = { from = \"file:one\" } }")
         .shown()
@@ -383,7 +382,7 @@ async fn a_new_entry_is_handed_its_own_secrets_and_they_are_looked_for() {
 }
 
 #[tokio::test]
-async fn what_the_operator_says_of_tools_follows() {
+async fn operator_claims_about_tools_are_reloaded() {
     let policies = "@id(\"read\") permit (principal, action, resource) when \
                     { !(resource is Portcullis::Tool) || resource.claims.read_only };";
     let gate = Setup::crooked("").policies(policies).start().await;
@@ -446,7 +445,7 @@ async fn subscriptions(gate: &Gate, kind: &str) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn what_is_watched_is_watched_of_the_new_entry() {
+async fn subscriptions_move_to_the_new_entry() {
     for era in ["legacy", "modern"] {
         let gate = Setup::everything(era).start().await;
         let (client, mut session) = watching(&gate).await;
@@ -492,7 +491,7 @@ async fn what_is_watched_is_watched_of_the_new_entry() {
 }
 
 #[tokio::test]
-async fn what_policies_forbid_by_now_is_not_watched_of_the_new_entry() {
+async fn forbidden_subscriptions_do_not_move_to_the_new_entry() {
     let gate = Setup::everything("legacy").start().await;
     let (_client, mut session) = watching(&gate).await;
     let (mut listener, granted) = listening(&gate).await;
@@ -536,7 +535,7 @@ async fn what_policies_forbid_by_now_is_not_watched_of_the_new_entry() {
 }
 
 #[tokio::test]
-async fn what_was_watched_of_a_server_that_is_gone_is_said_to_be() {
+async fn subscribers_of_a_removed_server_are_notified() {
     let gate = Setup::everything("modern").start().await;
     let (_client, mut session) = watching(&gate).await;
     let text = gate.config();
@@ -551,7 +550,7 @@ async fn what_was_watched_of_a_server_that_is_gone_is_said_to_be() {
 }
 
 #[tokio::test]
-async fn what_waits_for_its_client_is_not_taken_up_where_the_entry_is_another() {
+async fn suspended_call_does_not_resume_at_another_entry() {
     // Of a legacy server the call waits here, of a modern one its own state is sealed.
     for era in ["legacy", "modern"] {
         let gate = Setup::everything(era).start().await;

@@ -1,5 +1,4 @@
-//! A plugin that means harm: every attempt is a fault within the deadline, and the next message
-//! is served.
+//! A hostile plugin: every attempt is a fault within the deadline, and the next message is served.
 
 use std::time::Duration;
 
@@ -30,7 +29,7 @@ fn hostile() -> Plugin {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_harm_is_a_fault_and_the_next_message_is_served() {
+async fn every_attack_is_a_fault_of_one_message() {
     let plugin = hostile();
     for (harm, told) in [
         ("spin", "did not finish within 2s"),
@@ -55,7 +54,7 @@ async fn every_harm_is_a_fault_and_the_next_message_is_served() {
 }
 
 #[tokio::test]
-async fn garbage_does_not_take_a_payloads_place() {
+async fn invalid_replacement_is_refused() {
     let caps = Limits::default().request_caps();
     let chain = Chain::new(vec![ChainEntry::strict(Arc::new(hostile()))], caps, caps);
     for (harm, told) in [
@@ -78,7 +77,7 @@ async fn garbage_does_not_take_a_payloads_place() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_hundred_megabytes_do_not_come_out_of_a_roomy_guest() {
+async fn output_is_limited_independently_of_memory() {
     let roomy = Config { memory_mib: 256, ..logging("hostile") };
     let plugin = load(&roomy, &settings()).expect("it loads");
     let Fault(text) = ask(&plugin, "flood-out").await.expect_err("a fault");
@@ -86,7 +85,7 @@ async fn a_hundred_megabytes_do_not_come_out_of_a_roomy_guest() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_greedy_guests_are_starved_together() {
+async fn memory_of_all_instances_is_limited() {
     let plugin = Arc::new(load(&logging("hostile"), &patient()).expect("it loads"));
     let greedy: Vec<_> = (0..32)
         .map(|_| {
@@ -102,12 +101,12 @@ async fn many_greedy_guests_are_starved_together() {
 }
 
 #[tokio::test]
-async fn log_floods_are_cut_and_harm_no_verdict() {
+async fn log_flood_does_not_affect_the_verdict() {
     assert_eq!(ask(&hostile(), "flood-log").await, Ok(Verdict::pass()));
 }
 
 #[tokio::test]
-async fn words_for_the_agent_are_cut() {
+async fn refusal_text_is_truncated() {
     let verdict = ask(&hostile(), "long-words").await.expect("a verdict");
     let Decision::Refuse(refusal) = verdict.decision else { panic!("refused") };
     assert!(refusal.message.len() <= 520, "{}", refusal.message.len());
@@ -115,7 +114,7 @@ async fn words_for_the_agent_are_cut() {
 }
 
 #[tokio::test]
-async fn every_message_meets_a_fresh_instance() {
+async fn every_message_gets_a_fresh_instance() {
     let plugin = hostile();
     for _ in 0..50 {
         let verdict = ask(&plugin, "state").await.expect("a verdict");
@@ -125,7 +124,7 @@ async fn every_message_meets_a_fresh_instance() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_spinning_guests_leave_others_to_work() {
+async fn endless_loops_do_not_block_other_plugins() {
     let plugin = Arc::new(hostile());
     let spinning: Vec<_> = (0..40)
         .map(|_| {
@@ -145,7 +144,7 @@ async fn many_spinning_guests_leave_others_to_work() {
 }
 
 #[tokio::test]
-async fn one_that_fails_again_and_again_is_let_alone_for_whom_it_fails() {
+async fn repeated_faults_open_the_circuit_for_one_caller() {
     let plugin = hostile();
     for _ in 0..5 {
         let Fault(text) = ask(&plugin, "trap").await.expect_err("a fault");
@@ -164,7 +163,7 @@ async fn one_that_fails_again_and_again_is_let_alone_for_whom_it_fails() {
 }
 
 #[tokio::test]
-async fn a_dropped_question_ends_its_guest() {
+async fn dropped_call_ends_its_instance() {
     let plugin = load(&logging("hostile"), &patient()).expect("it loads");
     for _ in 0..50 {
         let gone = Duration::from_millis(1);
@@ -175,7 +174,7 @@ async fn a_dropped_question_ends_its_guest() {
 }
 
 #[tokio::test]
-async fn one_that_fails_open_is_asked_however_often_it_fails() {
+async fn fail_open_plugin_has_no_circuit_breaker() {
     let open = EntrySettings { fail_open: true, ..settings() };
     let plugin = load(&logging("hostile"), &open).expect("it loads");
     for _ in 0..10 {
@@ -210,7 +209,7 @@ impl Interceptor for Replacer {
 }
 
 #[tokio::test]
-async fn one_that_asks_for_that_is_asked_once() {
+async fn once_plugin_runs_once_per_message() {
     let caps = Limits::default().request_caps();
     let counter = || load(&config("counter"), &settings()).expect("it loads");
     for (counter_first, told) in [(true, "before"), (false, "after")] {

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::{by_seq, calls, exporting, stored};
 
 #[tokio::test]
-async fn every_format_holds_every_record_with_and_without_a_proxy() {
+async fn every_format_contains_every_record() {
     let gate = exporting("").start().await;
     calls(&gate, 20).await;
     gate.modern().refused("notes__no_such", json!({})).await;
@@ -77,7 +77,7 @@ async fn every_format_holds_every_record_with_and_without_a_proxy() {
 }
 
 #[tokio::test]
-async fn a_part_of_the_log_is_exported_and_no_file_is_overwritten() {
+async fn filtered_export_overwrites_no_file() {
     let gate = exporting("").start().await;
     calls(&gate, 3).await;
     gate.modern().refused("notes__no_such", json!({})).await;

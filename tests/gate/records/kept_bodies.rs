@@ -1,4 +1,4 @@
-//! Bodies that a policy has kept: those alone, and without their secrets.
+//! Only bodies that a policy keeps are recorded, without their secrets.
 
 use serde_json::{Value, json};
 
@@ -32,7 +32,7 @@ pub fn files(folder: &std::path::Path) -> Vec<Vec<u8>> {
 }
 
 #[tokio::test]
-async fn what_a_policy_says_is_kept_and_nothing_else() {
+async fn only_bodies_required_by_policy_are_kept() {
     let gate = Setup::crooked("").without("secrets").policies(POLICIES).start().await;
     let agent = gate.modern();
     let secret = credential();
@@ -88,7 +88,7 @@ async fn what_a_policy_says_is_kept_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_keep_that_nobody_knows_is_an_error_with_its_place() {
+async fn unknown_value_of_keep_is_an_error_with_position() {
     let written = Setup::crooked("")
         .policies(
             "@id(\"a\")\n@keep(\"arguments, answers\")\npermit (principal, action, resource);",

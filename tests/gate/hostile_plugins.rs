@@ -1,5 +1,6 @@
-//! A proxy with the plugins of `tests/plugins/harms` in its chain that can be loaded. All do their harm
-//! at once while other clients work: their own messages are refused, and nobody else notices.
+//! A proxy with all loadable plugins of `tests/plugins/harms` in its chain. They attack at the same
+//! time while other clients work: their own messages are refused, and other clients are not
+//! affected.
 
 use std::{
     ops::Range,
@@ -116,7 +117,7 @@ fn asking(name: &str) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_harm_ends_at_its_own_messages() {
+async fn plugin_attacks_affect_only_their_own_messages() {
     let pit = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = pit.local_addr().unwrap().port();
     let setup = FAULTS.iter().fold(Setup::crooked(""), |setup, (name, _)| with(setup, name, port));
@@ -204,7 +205,7 @@ async fn listener() -> (u16, UnboundedReceiver<String>) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_secret_goes_where_it_is_granted_and_nowhere_else() {
+async fn plugin_secret_reaches_only_granted_hosts() {
     let (port, mut heard) = listener().await;
     let token = ["correct", "horse", "battery", "staple"].join("-");
     let setup = with(Setup::crooked("").file("token", &token), "leak", port);
@@ -254,7 +255,7 @@ async fn a_secret_goes_where_it_is_granted_and_nowhere_else() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_fills_instances_of_sessions_takes_none_of_others() {
+async fn exhausted_session_instances_do_not_affect_other_clients() {
     let setup = with(with(Setup::crooked(""), "sessions", 0), "gossip", 0);
     let (gate, [ann, bob, mallory]) = started(setup, ["ann", "bob", "mallory"]).await;
     let url = gate.url("/mcp");

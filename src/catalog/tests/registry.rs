@@ -6,7 +6,7 @@ use portcullis_catalog::{Kind, Options, Packages, Run, Server, Transport};
 use support::{found, noted, problems, secret, server};
 
 #[test]
-fn a_server_of_the_registry() {
+fn registry_server_is_read() {
     let mut options = Options::default();
     for set in ["maps=/srv/maps", "layer=[\"roads\", \"rivers\"]"] {
         portcullis_catalog::set(&mut options.values, "mapper", set).unwrap();
@@ -27,7 +27,7 @@ fn a_server_of_the_registry() {
 }
 
 #[test]
-fn the_registry_asks_for_what_is_missing() {
+fn missing_registry_settings_are_requested() {
     let found = found("server.json", &Options::default());
     let problems = problems(&found, "com.example/mapper");
     assert!(problems.iter().any(|p| p.text.contains("--set maps=VALUE")), "{problems:?}");
@@ -66,7 +66,7 @@ fn packages_become_programs_or_containers() {
 }
 
 #[test]
-fn a_desktop_clients_file() {
+fn desktop_client_file_is_read() {
     let found = found("claude.json", &Options::default());
     let files = server(&found, "files");
     let Run::Command { program, arguments } = &files.run else { panic!() };
@@ -136,7 +136,7 @@ fn a_desktop_clients_file() {
 }
 
 #[test]
-fn what_is_no_folder_for_a_server_is_told() {
+fn unsuitable_folders_are_reported() {
     let text = r#"{"mcpServers": {
         "a": {"command": "npx", "args": ["x@1.0.0", "/tmp/work", "--root=/", "~/mine", "/etc"]},
         "b": {"command": "uvx", "args": ["--from", "/srv/own", "y", "--db=/srv/data"]}
@@ -154,7 +154,7 @@ fn what_is_no_folder_for_a_server_is_told() {
 
 /// A variable can name a path: `server-memory` stores its graph in `MEMORY_FILE_PATH`.
 #[test]
-fn a_place_in_a_variable_that_no_mount_shows_is_told() {
+fn unmounted_paths_in_variables_are_reported() {
     let text = r#"{"mcpServers": {
         "memory": {"command": "npx", "args": ["-y", "@modelcontextprotocol/server-memory@2026.1.0"],
             "env": {"MEMORY_FILE_PATH": "/home/me/memory.json", "CERT": "/usr/share/ca.pem", "API": "https://a.example/v1",
@@ -183,7 +183,7 @@ fn a_place_in_a_variable_that_no_mount_shows_is_told() {
 }
 
 #[test]
-fn one_variable_does_not_stand_for_two_secrets() {
+fn different_secrets_get_different_variables() {
     let text = format!(
         r#"{{"mcpServers": {{ "a": {{"command": "x", "env": {{"API_KEY": "{0}"}}}},
         "b": {{"command": "x", "env": {{"API_KEY": "{0}2"}}}} }}}}"#,
@@ -195,7 +195,7 @@ fn one_variable_does_not_stand_for_two_secrets() {
 }
 
 #[test]
-fn other_clients_files() {
+fn other_client_files_are_read() {
     let vscode = found("vscode.json", &Options::default());
     let one = server(&vscode, "one");
     assert_eq!(one.secrets["ONE_KEY"].from, "env:MCP_ONE__ONE_KEY");

@@ -1,5 +1,4 @@
-//! Instances are asked whether they are well, replaced without a call being lost, and tried with one
-//! call after a rest.
+//! Health checks, restarts without a lost call, and the trial call after a pause.
 
 use serde_json::{Value, json};
 
@@ -25,7 +24,7 @@ async fn stats(gate: &Gate) -> Value {
 }
 
 #[tokio::test]
-async fn one_that_does_not_answer_is_ended_and_replaced() {
+async fn unresponsive_server_is_replaced() {
     for runtime in ["sandbox", "container"] {
         let gate =
             Setup::crooked("health-s = 1\nhealth-timeout-s = 1").runtime(runtime).start().await;
@@ -52,7 +51,7 @@ async fn one_that_does_not_answer_is_ended_and_replaced() {
 }
 
 #[tokio::test]
-async fn to_be_asked_keeps_no_idle_one_alive() {
+async fn health_checks_do_not_keep_an_idle_server_running() {
     for runtime in ["sandbox", "container"] {
         let gate = Setup::crooked("health-s = 1\nidle-stop-s = 3").runtime(runtime).start().await;
         gate.modern().call("crooked__echo", echo()).await.unwrap();
@@ -67,7 +66,7 @@ async fn to_be_asked_keeps_no_idle_one_alive() {
 }
 
 #[tokio::test]
-async fn what_a_call_waits_for_is_not_idle_however_long_that_takes() {
+async fn server_with_a_waiting_call_is_not_idle() {
     let more = "idle-stop-s = 1\nstart-timeout-s = 600\ncall-timeout-s = 600";
     let other = "[servers.other]\ncommand = [\"{crooked}\"]\nruntime = \"sandbox\"\n\
                  idle-stop-s = 1\nenv = { GATE = \"{mark}\" }";
@@ -100,7 +99,7 @@ async fn what_a_call_waits_for_is_not_idle_however_long_that_takes() {
 }
 
 #[tokio::test]
-async fn a_restart_loses_no_call() {
+async fn restart_loses_no_call() {
     let gate = Setup::crooked("").start().await;
     let agent = gate.modern();
     agent.call("crooked__echo", echo()).await.unwrap();
@@ -133,7 +132,7 @@ async fn a_restart_loses_no_call() {
 }
 
 #[tokio::test]
-async fn what_does_not_start_anew_goes_on() {
+async fn failed_restart_keeps_the_old_process() {
     // It starts once: the second time, its program is gone.
     let folder = tempfile::tempdir().unwrap();
     let program = folder.path().join("once");
@@ -156,7 +155,7 @@ async fn what_does_not_start_anew_goes_on() {
 }
 
 #[tokio::test]
-async fn policies_reach_what_runs_while_another_is_started_in_its_place() {
+async fn changed_policies_end_the_old_process_during_a_restart() {
     // The second start waits for as long as there is a file.
     let wait =
         "while [ -e /flag/wait ]; do read -t 1 x < /flag/never || :; done; exec /data/crooked";
@@ -199,7 +198,7 @@ async fn policies_reach_what_runs_while_another_is_started_in_its_place() {
 }
 
 #[tokio::test]
-async fn who_tries_it_holds_up_nobody_while_a_person_is_asked() {
+async fn trial_call_waiting_for_its_client_does_not_block_others() {
     let gate = Setup::everything("legacy").start().await;
     let mut agent = gate.modern();
     agent.abilities = json!({ "elicitation": {} });
@@ -223,7 +222,7 @@ async fn who_tries_it_holds_up_nobody_while_a_person_is_asked() {
 }
 
 #[tokio::test]
-async fn spares_are_renewed_with_the_rest() {
+async fn restart_replaces_warm_processes() {
     let gate = Setup::crooked("warm = 1").start().await;
     let warm = async || (stats(&gate).await["warm"] == 1).then_some(());
     until("a spare", warm).await;
@@ -241,7 +240,7 @@ async fn spares_are_renewed_with_the_rest() {
 }
 
 #[tokio::test]
-async fn after_a_rest_one_call_tries_it_and_others_are_told() {
+async fn after_the_pause_only_one_trial_call_runs() {
     let gate = Setup::crooked("").start().await;
     let agent = gate.modern();
     until("it to be let alone", async || {

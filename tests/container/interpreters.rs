@@ -1,5 +1,5 @@
-//! The languages that servers are written in, under the seccomp profile. Interpreters are packed
-//! from this machine; Python's library is mounted, as a server's data would be.
+//! The languages of servers under the seccomp profile. Interpreters are packed from this machine;
+//! Python's library is mounted, like a server's data.
 
 use std::path::{Path, PathBuf};
 

@@ -23,7 +23,7 @@ fn asked(terms: Terms<'_>, index: &Index, principal: &Principal, name: &str) -> 
 }
 
 #[test]
-fn what_cannot_matter_is_not_asked() {
+fn irrelevant_policies_are_not_evaluated() {
     let mut text = String::new();
     for number in 0..500 {
         text.push_str(&format!(
@@ -54,7 +54,7 @@ fn what_cannot_matter_is_not_asked() {
 }
 
 #[test]
-fn what_needs_no_entities_is_shown_none() {
+fn policies_without_entity_access_get_no_entities() {
     let some = principal(PrincipalKind::Anonymous, &[], false);
     for (condition, entities) in [
         ("context.session_calls < 5", false),
@@ -75,7 +75,7 @@ fn what_needs_no_entities_is_shown_none() {
 }
 
 #[test]
-fn principals_share_nothing_that_a_policy_can_tell_apart() {
+fn distinguishable_principals_share_no_results() {
     let text = r#"
         permit (principal in Portcullis::Group::"g", action, resource);
         permit (principal == Portcullis::Local::"a", action, resource);
@@ -114,7 +114,7 @@ fn principals_share_nothing_that_a_policy_can_tell_apart() {
 
 /// An item in a condition, other than the resource, has no attributes, in either order of requests.
 #[test]
-fn a_thing_that_a_condition_names_is_seen_in_its_own_question_alone() {
+fn items_named_in_conditions_have_no_attributes() {
     let text = r#"
         permit (principal, action, resource);
         forbid (principal, action == Portcullis::Action::"call_tool", resource)
@@ -137,7 +137,7 @@ fn a_thing_that_a_condition_names_is_seen_in_its_own_question_alone() {
 }
 
 #[test]
-fn a_flood_of_names_stays_within_its_bounds() {
+fn flood_of_names_does_not_exceed_the_cache() {
     let text = "permit (principal, action, resource) when { context.session_calls < 5 };";
     let some = principal(PrincipalKind::Anonymous, &[], false);
     with_index(text, |terms, index| {

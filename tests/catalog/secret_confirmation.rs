@@ -1,4 +1,4 @@
-//! What an import hands over: by the operator's word alone, whatever a file from elsewhere names.
+//! Secrets of imported servers: only the operator confirms them, whatever a foreign file names.
 
 use std::{
     fs,
@@ -92,7 +92,7 @@ fn permits_a_secret(dir: &Path) -> bool {
 }
 
 #[test]
-fn an_imported_clients_file_hands_no_variable_of_the_proxy_to_a_strangers_url() {
+fn imported_client_file_sends_no_proxy_variable_to_foreign_urls() {
     let backend = Backend::start();
     let dir = folder();
     let dir = dir.path();
@@ -154,9 +154,10 @@ fn an_imported_clients_file_hands_no_variable_of_the_proxy_to_a_strangers_url() 
     assert!(got.iter().any(|head| head.contains(&sent)), "the test would see it: {got:?}");
 }
 
-/// A literal is no way round it either: its value is not written, and its name chooses no variable.
+/// A literal cannot circumvent it either: its value is not written, and its name selects no
+/// variable.
 #[test]
-fn no_form_of_a_reference_names_a_variable_of_the_proxy() {
+fn no_reference_form_names_a_variable_of_the_proxy() {
     let forms = [
         format!("${{{THEIRS}}}"),
         format!("${{{THEIRS}:-none}}"),
@@ -211,9 +212,9 @@ fn no_form_of_a_reference_names_a_variable_of_the_proxy() {
     }
 }
 
-/// The same by every way on which servers come.
+/// The same with every import format.
 #[test]
-fn no_format_names_a_variable_of_the_proxy() {
+fn no_import_format_names_a_variable_of_the_proxy() {
     let registry = Registry::start(&Door::default());
     let image = format!("example.com/x@{}", digest());
     let remote = json!({ "url": "https://evil.example.com/mcp",
@@ -305,9 +306,9 @@ fn entry(hosts: &str, secrets: &[&str], env: &str) -> String {
     )
 }
 
-/// What a person confirms they can read to its end.
+/// The operator can read each confirmed value to its end.
 #[test]
-fn what_is_confirmed_is_shown_whole() {
+fn confirmations_show_complete_values() {
     let dir = folder();
     let dir = dir.path();
     let long = format!("/srv/{}end", "a-long-name/".repeat(8));
@@ -346,9 +347,9 @@ fn what_is_confirmed_is_shown_whole() {
     assert!(config(dir).contains("https://xn--pi-6kc.example.com/mcp"), "{}", config(dir));
 }
 
-/// Permits in other files, for a name that somebody chooses.
+/// Permits in other files for a name that a foreign author chose.
 #[test]
-fn permits_that_hold_already_are_told_of() {
+fn existing_permits_are_reported() {
     let dir = folder();
     let dir = dir.path();
     write(dir, "x.yaml", &entry("api.example.com", &["KEY"], ""));
@@ -382,9 +383,10 @@ fn permits_that_hold_already_are_told_of() {
     }
 }
 
-/// An entry that the operator wrote, with a permit in a file of theirs: what they hand it is for where it goes.
+/// A handwritten entry with a permit in the operator's own file: the secret is confirmed for its
+/// present destination only.
 #[test]
-fn an_update_of_an_entry_that_was_never_imported_is_confirmed() {
+fn update_of_a_handwritten_entry_needs_confirmation() {
     let dir = folder();
     let dir = dir.path();
     let mine = format!(
@@ -414,9 +416,9 @@ fn an_update_of_an_entry_that_was_never_imported_is_confirmed() {
     assert!(!permits_a_secret(dir));
 }
 
-/// Files that are called as the import's own, or that can't be read, hide no permit.
+/// Unreadable files, and files with the names of the import's own, hide no permit.
 #[test]
-fn a_permit_in_any_file_of_policies_counts() {
+fn permit_in_any_policy_file_counts() {
     let permit =
         "permit (principal, action == Portcullis::Action::\"deliver_secret\", resource);\n";
     for (paths, file) in [
@@ -450,7 +452,7 @@ fn permitted(dir: &Path) -> Vec<String> {
 }
 
 #[test]
-fn an_update_is_confirmed_as_the_first_was() {
+fn update_needs_confirmation_like_the_first_import() {
     let dir = folder();
     let dir = dir.path();
     write(dir, "x.yaml", &entry("api.example.com", &["KEY"], ""));
@@ -497,9 +499,9 @@ fn an_update_is_confirmed_as_the_first_was() {
     checks(dir);
 }
 
-/// A reference in the entry is the operator's word for it, until they say another.
+/// The operator's reference in the entry is valid for that entry, until they name another.
 #[test]
-fn a_reference_that_the_operator_wrote_into_the_entry_is_not_the_next_one_s() {
+fn handwritten_reference_is_not_inherited_by_a_replacement() {
     let dir = folder();
     let dir = dir.path();
     write(dir, "x.yaml", &entry("api.example.com", &["KEY"], ""));
@@ -530,9 +532,9 @@ fn a_reference_that_the_operator_wrote_into_the_entry_is_not_the_next_one_s() {
     }
 }
 
-/// A reference that the operator confirmed, and then took out of the entry.
+/// The operator confirmed a reference and then removed it from the entry.
 #[test]
-fn a_reference_that_the_operator_took_back_needs_another_word() {
+fn withdrawn_reference_needs_new_confirmation() {
     let dir = folder();
     let dir = dir.path();
     write(dir, "x.yaml", &entry("api.example.com", &["KEY", "OTHER"], ""));
@@ -549,9 +551,9 @@ fn a_reference_that_the_operator_took_back_needs_another_word() {
     assert!(!config(dir).contains("env:MINE"), "{}", config(dir));
 }
 
-/// One source for two secrets, of which one is named.
+/// Two secrets have one source, and only one of them is named.
 #[test]
-fn a_reference_that_is_named_for_a_secret_confirms_no_other() {
+fn named_reference_confirms_only_its_secret() {
     let dir = folder();
     let dir = dir.path();
     write(dir, "x.yaml", &entry("api.example.com", &["KEY", "OTHER"], ""));
@@ -565,9 +567,10 @@ fn a_reference_that_is_named_for_a_secret_confirms_no_other() {
     assert_eq!(config(dir).matches("env:MINE").count(), 2, "{}", config(dir));
 }
 
-/// What is left in the lock file and among the policies of a server that was removed is not of the next of its name.
+/// A removed server's leftovers in the lock file and the policies do not apply to the next server
+/// of that name.
 #[test]
-fn a_server_that_was_removed_leaves_no_confirmation_behind() {
+fn removed_server_leaves_no_confirmation() {
     let dir = folder();
     let dir = dir.path();
     write(dir, "x.yaml", &entry("api.example.com", &["KEY"], ""));
@@ -579,9 +582,9 @@ fn a_server_that_was_removed_leaves_no_confirmation_behind() {
     assert_eq!(permitted(dir), [""; 0]);
 }
 
-/// Earlier versions took `${NAME}` of a client's file for the proxy's variable, and permitted it.
+/// Earlier versions read `${NAME}` in a client's file as the proxy's variable, and permitted it.
 #[test]
-fn what_an_earlier_version_took_is_found_and_taken_back() {
+fn references_of_earlier_versions_are_found_and_removed() {
     let backend = Backend::start();
     let dir = folder();
     let dir = dir.path();
@@ -636,7 +639,7 @@ fn at_a_terminal(dir: &Path, args: &[&str], typed: &str) -> (i32, String, String
 }
 
 #[test]
-fn at_a_terminal_each_server_s_secrets_are_asked_about() {
+fn terminal_prompts_for_the_secrets_of_each_server() {
     let backend = Backend::start();
     for (typed, written, permits) in [
         ("n\nn\n", false, false),
@@ -668,9 +671,9 @@ fn at_a_terminal_each_server_s_secrets_are_asked_about() {
     }
 }
 
-/// What is left among the policies of a server that was removed permits nothing to the next of its name.
+/// A removed server's policies permit nothing to the next server of that name.
 #[test]
-fn an_older_policy_file_does_not_outvote_a_no() {
+fn older_policy_file_does_not_override_a_denial() {
     let dir = folder();
     let dir = dir.path();
     let of = |program: &str| {
@@ -702,9 +705,9 @@ fn an_older_policy_file_does_not_outvote_a_no() {
     checks(dir);
 }
 
-/// A permit that somebody wrote into the file by hand is not hidden behind a "not permitted".
+/// The output never says "not permitted" of a secret that a handwritten permit allows.
 #[test]
-fn a_policy_changed_by_hand_does_not_outvote_a_no() {
+fn edited_policy_file_does_not_override_a_denial() {
     let every = "permit (principal, action, resource);\n";
     let own = "permit (principal, action == Portcullis::Action::\"deliver_secret\", resource == \
                Portcullis::Secret::\"search/KEY\");\n";
@@ -738,7 +741,7 @@ fn a_policy_changed_by_hand_does_not_outvote_a_no() {
     }
 }
 
-/// A secret was confirmed for one package, and for one tenant.
+/// A secret was confirmed for one package and for one tenant.
 #[test]
 fn another_package_or_tenant_is_another_destination() {
     let packed =
@@ -790,9 +793,9 @@ fn another_package_or_tenant_is_another_destination() {
     }
 }
 
-/// A variable that the operator wrote into an entry is theirs to choose.
+/// An operator may write any variable into an entry.
 #[test]
-fn a_variable_that_the_operator_chose_is_not_found() {
+fn variable_chosen_by_the_operator_is_not_reported() {
     let dir = folder();
     let dir = dir.path();
     write(dir, "x.yaml", &entry("api.example.com", &["KEY"], ""));
@@ -802,7 +805,7 @@ fn a_variable_that_the_operator_chose_is_not_found() {
 }
 
 #[test]
-fn what_is_to_be_done_is_told_apart_from_advice() {
+fn required_steps_are_separate_from_advice() {
     let dir = folder();
     let dir = dir.path();
     let npx = |package: &str| json!({ "command": "npx", "args": ["-y", package] });

@@ -1,5 +1,5 @@
-//! Greetings and lists wait for no server of which is known what it offered: not after it was let
-//! go, nor after the proxy was started again.
+//! Handshakes and lists do not wait for a server whose lists are cached: neither after an idle stop
+//! nor after a restart of the proxy.
 
 use std::{fs, path::Path};
 
@@ -39,7 +39,7 @@ async fn offers(gate: &Gate) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn lists_and_greetings_are_there_before_the_server_is() {
+async fn cached_lists_are_served_before_the_server_starts() {
     let written = slow_to_start();
     let flag = written.path("flag/wait");
     let gate = written.start().await;
@@ -90,7 +90,7 @@ async fn lists_and_greetings_are_there_before_the_server_is() {
 }
 
 #[tokio::test]
-async fn a_call_that_comes_while_an_idle_one_is_let_go_is_answered_by_the_next() {
+async fn call_during_an_idle_stop_waits_for_a_restart() {
     // It is asked to end, says so, and takes its time.
     let script = "exec 3<&0; trap ': > /flag/leaving; kill $!; /bin/sleep 2; exit' TERM; /data/crooked <&3 & wait";
     let setup = Setup::new(&format!(

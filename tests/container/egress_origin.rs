@@ -1,4 +1,4 @@
-//! A web server of this machine, and a way out that leads to it. For the sandbox's tests, too.
+//! A web server of this machine, and egress to it. The sandbox tests use it, too.
 
 use std::{
     io::{Read, Write},

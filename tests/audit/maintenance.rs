@@ -1,4 +1,4 @@
-//! Encryption at rest, backups, and calls that go on without a log.
+//! Encryption at rest, backups, and calls that continue without a log.
 
 use std::{
     fs,
@@ -113,7 +113,7 @@ async fn fill(audit: &Audit) {
 }
 
 #[tokio::test]
-async fn no_file_of_an_encrypted_log_holds_what_a_record_says() {
+async fn encrypted_log_contains_no_plaintext() {
     const SAID: [&str; 6] =
         ["quetzalcoatl", "popocatepetl", "ixtaccihuatl", "tools/call", "principal", "\"seq\""];
     let (dir, plain, safe) =
@@ -139,7 +139,7 @@ async fn no_file_of_an_encrypted_log_holds_what_a_record_says() {
 }
 
 #[tokio::test]
-async fn without_its_key_an_encrypted_log_says_which_one_it_takes() {
+async fn missing_key_error_names_the_required_key() {
     let (dir, safe) = (tempfile::tempdir().unwrap(), Safe::new());
     let audit = encrypted(dir.path(), &safe.keys("a", &[])).unwrap();
     intent(&audit, &call()).await.unwrap();
@@ -167,7 +167,7 @@ async fn without_its_key_an_encrypted_log_says_which_one_it_takes() {
 }
 
 #[tokio::test]
-async fn a_key_is_rotated_and_old_records_are_still_read() {
+async fn key_rotation_keeps_old_records_readable() {
     let (dir, safe) = (tempfile::tempdir().unwrap(), Safe::new());
     // From no key to one, and to the next.
     let audit = open(dir.path());
@@ -198,7 +198,7 @@ async fn a_key_is_rotated_and_old_records_are_still_read() {
 }
 
 #[tokio::test]
-async fn calls_go_on_without_a_log_only_where_that_was_chosen_and_are_told_of_later() {
+async fn only_pass_mode_allows_unrecorded_calls_and_reports_them() {
     let disk = SmallDisk::new(24);
     let dir = disk.dir.path().join("audit");
     let options = Options { deadline: DEADLINE, reserve: 4 << 20, ..Options::default() };
@@ -242,7 +242,7 @@ async fn calls_go_on_without_a_log_only_where_that_was_chosen_and_are_told_of_la
 }
 
 #[tokio::test]
-async fn a_backup_is_taken_while_records_are_written_and_goes_on_as_a_log() {
+async fn backup_of_a_log_in_use_can_be_continued() {
     let (dir, safe) = (tempfile::tempdir().unwrap(), Safe::new());
     let (store, to) = (dir.path().join("audit"), dir.path().join("backup"));
     let keys = safe.keys("a", &[]);
@@ -300,7 +300,7 @@ async fn a_backup_is_taken_while_records_are_written_and_goes_on_as_a_log() {
 }
 
 #[tokio::test]
-async fn a_log_that_others_could_have_changed_is_not_opened() {
+async fn log_writable_by_others_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let store = dir.path().join("audit");
     let audit = open(&store);
@@ -323,7 +323,7 @@ async fn a_log_that_others_could_have_changed_is_not_opened() {
 }
 
 #[tokio::test]
-async fn a_log_of_another_format_is_left_alone() {
+async fn log_of_another_format_is_refused_unchanged() {
     for format in [0, 1, 3, u64::from(u32::MAX) + 3] {
         let dir = tempfile::tempdir().unwrap();
         let text = format!("{{\"format\":{format},\"id\":\"unknown to us\"}}");
@@ -346,7 +346,7 @@ async fn a_log_of_another_format_is_left_alone() {
 }
 
 #[tokio::test]
-async fn old_segments_go_whole_and_leave_their_proofs() {
+async fn pruned_segments_leave_their_proofs() {
     let dir = tempfile::tempdir().unwrap();
     let options = Options { deadline: DEADLINE, segment_bytes: 1, ..Options::default() };
     let audit = Audit::open_with(dir.path(), options.clone()).unwrap();

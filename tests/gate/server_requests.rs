@@ -1,4 +1,4 @@
-//! What servers ask of clients: who is asked, who may answer, what is decided and recorded.
+//! Server requests: their recipients, decisions and records.
 
 use serde_json::{Value, json};
 
@@ -46,7 +46,7 @@ fn accept() -> Value {
 }
 
 #[tokio::test]
-async fn a_state_is_for_its_client_and_its_request_alone() {
+async fn request_state_belongs_to_one_client_and_request() {
     // Of a legacy server the call is parked here, of a modern one its own state is sealed.
     for era in ["legacy", "modern"] {
         let written = Setup::everything(era).keyed().write();
@@ -85,7 +85,7 @@ async fn a_state_is_for_its_client_and_its_request_alone() {
 }
 
 #[tokio::test]
-async fn a_question_is_decided_and_on_record() {
+async fn server_request_is_decided_and_recorded() {
     for era in ["legacy", "modern"] {
         let gate = Setup::everything(era)
             .policies(
@@ -130,7 +130,7 @@ async fn a_question_is_decided_and_on_record() {
 }
 
 #[tokio::test]
-async fn who_cannot_be_asked_is_not() {
+async fn client_without_the_capability_gets_no_request() {
     let gate = Setup::everything("legacy").start().await;
     // It says nothing of itself, so it shares a server that knows that it can ask nobody.
     let agent = gate.modern();
@@ -141,7 +141,7 @@ async fn who_cannot_be_asked_is_not() {
 }
 
 #[tokio::test]
-async fn an_answer_passes_the_chain_before_the_server_sees_it() {
+async fn client_response_passes_the_chain() {
     let secret = credential();
     for era in ["legacy", "modern"] {
         let gate = Setup::everything(era)
@@ -161,7 +161,7 @@ async fn an_answer_passes_the_chain_before_the_server_sees_it() {
 }
 
 #[tokio::test]
-async fn a_task_is_its_makers_alone() {
+async fn task_belongs_to_its_client() {
     let written = Setup::everything("modern").keyed().write();
     let keys = [written.add_client("a", &[]).await, written.add_client("b", &[]).await];
     let gate = written.start().await;
@@ -187,7 +187,7 @@ async fn a_task_is_its_makers_alone() {
 
 /// A server without sessions numbers its requests on each stream from 0.
 #[tokio::test]
-async fn requests_with_one_id_on_several_streams_are_all_answered() {
+async fn requests_with_equal_ids_on_several_streams_are_answered() {
     let url = remote::asking().await;
     let gate = Setup::new(&format!("[servers.remote]\nurl = \"{url}\"\nera = \"legacy\""));
     let gate = gate.start().await;

@@ -1,4 +1,4 @@
-//! `portcullis policy explain`, `replay` and `learn`: what is on record, looked at again.
+//! `portcullis policy explain`, `replay`, `diff` and `learn`, with recorded calls.
 
 use portcullis_protocol::refusal::Code;
 use serde_json::{Value, json};
@@ -9,7 +9,7 @@ use super::{
 };
 
 #[test]
-fn explain_names_the_condition_and_what_it_saw() {
+fn explain_shows_the_condition_with_its_values() {
     let folder = folder(POLICIES);
     let forced = || Called::new("ci-bot", "read_note").args(json!({ "force": true })).refused();
     let ids = record(&folder, &[forced().keeping(), forced(), Called::new("dev", "read_note")]);
@@ -72,7 +72,7 @@ fn explain_names_the_condition_and_what_it_saw() {
 }
 
 #[test]
-fn can_i_explains_itself() {
+fn can_i_explains_its_decision() {
     assert_snapshot!(
         run(
             POLICIES,
@@ -99,7 +99,7 @@ fn can_i_explains_itself() {
 }
 
 #[test]
-fn diff_says_who_gains_and_who_loses() {
+fn diff_shows_gained_and_lost_permissions() {
     let folder = folder(POLICIES);
     fs::write(
         folder.path().join("new.cedar"),
@@ -166,7 +166,7 @@ permit (
 }
 
 #[test]
-fn replay_says_what_would_change_and_what_nobody_knows() {
+fn replay_shows_changed_and_undecidable_calls() {
     let folder = folder(POLICIES);
     record(
         &folder,
@@ -215,7 +215,7 @@ when { context.args.hasTag("/path") && context.args.getTag("/path") like "/a*" }
 }
 
 #[test]
-fn explain_begins_with_the_rule_on_record() {
+fn explain_begins_with_the_recorded_rule() {
     let folder = folder(POLICIES);
     let ids = record(
         &folder,
@@ -233,7 +233,7 @@ fn explain_begins_with_the_rule_on_record() {
 }
 
 #[test]
-fn explain_says_why_a_server_may_not_be_started() {
+fn explain_shows_why_a_launch_was_refused() {
     let folder = folder(POLICIES);
     let detail = "launch notes:1: no policy permits it (policies 2e059db53ee2)";
     let ids = record(
@@ -256,7 +256,7 @@ fn explain_says_why_a_server_may_not_be_started() {
 }
 
 #[test]
-fn a_start_that_policies_refused_says_nothing_of_the_call() {
+fn replay_skips_calls_whose_launch_was_refused() {
     let folder = folder(POLICIES);
     record(
         &folder,
@@ -288,7 +288,7 @@ fn a_start_that_policies_refused_says_nothing_of_the_call() {
 }
 
 #[test]
-fn what_is_learned_allows_what_was_recorded_and_nothing_else() {
+fn learned_policies_allow_only_recorded_allowed_calls() {
     let folder = folder(POLICIES);
     record(
         &folder,
@@ -436,7 +436,7 @@ fn what_is_learned_allows_what_was_recorded_and_nothing_else() {
 }
 
 #[test]
-fn what_passed_under_an_obligation_is_not_learned() {
+fn calls_with_obligations_are_not_learned() {
     let folder = folder(POLICIES);
     let under =
         |tool, name, text| Called { under: Some((name, text)), ..Called::new("ci-bot", tool) };

@@ -1,4 +1,4 @@
-//! `portcullis audit query` and `stats`, as a person asks them.
+//! `portcullis audit query` and `stats` at the command line.
 
 use std::{path::Path, process::Output};
 
@@ -42,7 +42,7 @@ async fn write(state_dir: &Path) {
 }
 
 #[tokio::test]
-async fn filters_and_options_narrow_each_other() {
+async fn filters_and_options_are_combined() {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path()).await;
     let count = async |args: &[&str]| -> String {
@@ -71,7 +71,7 @@ async fn filters_and_options_narrow_each_other() {
 }
 
 #[tokio::test]
-async fn fields_and_groups_are_tables_and_json() {
+async fn fields_and_groups_are_printed_as_tables_and_json() {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path()).await;
     let fields = ["query", "decision = refused", "--fields", "client,tool,code,rule"];
@@ -106,7 +106,7 @@ async fn fields_and_groups_are_tables_and_json() {
 }
 
 #[tokio::test]
-async fn json_is_the_line_that_was_hashed() {
+async fn json_output_is_the_hashed_line() {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path()).await;
     let printed = run(dir.path(), &["query", "--intents", "--format", "json"]).await;
@@ -121,7 +121,7 @@ async fn json_is_the_line_that_was_hashed() {
 }
 
 #[tokio::test]
-async fn the_log_is_summed_up() {
+async fn statistics_summarize_the_log() {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path()).await;
     let printed = run(dir.path(), &["stats"]).await;
@@ -146,7 +146,7 @@ async fn the_log_is_summed_up() {
 }
 
 #[tokio::test]
-async fn the_examples_of_the_docs_work() {
+async fn documented_examples_work() {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path()).await;
     let docs = std::fs::read_to_string(DOCS).unwrap();

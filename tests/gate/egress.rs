@@ -1,4 +1,4 @@
-//! What a server reaches through the proxy's own end: policy, list, record.
+//! Egress of servers through the proxy: policy, list, record.
 
 use serde_json::json;
 use tokio::{
@@ -58,7 +58,7 @@ async fn origin() -> u16 {
 }
 
 #[tokio::test]
-async fn each_connection_is_decided_and_on_record() {
+async fn egress_connections_are_decided_and_recorded() {
     let port = origin().await;
     let policies = format!(
         "@id(\"rest\") permit (principal, action, resource) \
@@ -127,9 +127,9 @@ async fn each_connection_is_decided_and_on_record() {
     gate.stop().await;
 }
 
-/// The DNS of the proxy's network says at which address a host is. A server is not told.
+/// The DNS of the proxy's network returns the address, and a server must not learn it.
 #[tokio::test]
-async fn the_log_has_the_line_that_allows_a_private_address_and_the_server_has_not() {
+async fn only_the_log_shows_a_refused_private_address() {
     let mut gate = Setup::new(&format!(
         r#"
         [servers.fetcher]
@@ -176,7 +176,7 @@ async fn endless() -> u16 {
 }
 
 #[tokio::test]
-async fn what_policies_come_to_forbid_ends() {
+async fn newly_forbidden_connection_ends() {
     let port = endless().await;
     let gate = Setup::new(&format!(
         r#"
