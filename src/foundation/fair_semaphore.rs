@@ -54,6 +54,13 @@ impl<K: Clone + Eq + Hash> FairSemaphore<K> {
         Ok(FairPermit { _own: own, _all: all })
     }
 
+    /// A permit, if one is free at once.
+    pub fn try_next(&self, who: &K) -> Option<FairPermit> {
+        let own = self.own(who).try_acquire_owned().ok()?;
+        let all = self.all.clone().try_acquire_owned().ok()?;
+        Some(FairPermit { _own: own, _all: all })
+    }
+
     fn own(&self, who: &K) -> Arc<Semaphore> {
         let mut all = self.own.lock();
         all.retain(|_, own| own.strong_count() > 0);
@@ -91,6 +98,9 @@ mod tests {
         let second = second.now_or_never().unwrap().unwrap();
         drop((other, second));
         turns.next(&two).now_or_never().unwrap().unwrap();
+        let all = [turns.try_next(&one).unwrap(), turns.try_next(&one).unwrap()];
+        assert!(turns.try_next(&two).is_none());
+        drop(all);
         assert_eq!(turns.own.lock().len(), 1);
     }
 }

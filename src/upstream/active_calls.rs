@@ -1,17 +1,28 @@
-//! Calls in flight at one instance.
+//! Calls of one instance: in flight, and in the queue.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     time::{Duration, Instant},
 };
 
 use parking_lot::Mutex;
+use tokio::time::timeout;
 
 use super::call_error::CallError;
+use portcullis_foundation::fair_semaphore::{FairPermit, FairSemaphore};
+use portcullis_protocol::identity::PrincipalKind;
 
-/// Calls in flight at one instance, and the time of its last use.
+/// Time limit of a call in the queue.
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Calls of one instance, and the time of its last use.
 pub(super) struct ActiveCalls {
     most: usize,
+    queue: usize,
+    /// [`QUEUE_TIMEOUT`], except in tests.
+    queue_timeout: Duration,
+    /// Permits of the calls in flight. `None` stands for the proxy's own calls.
+    permits: FairSemaphore<Option<PrincipalKind>>,
     calls: Mutex<Calls>,
     last_used: Mutex<Instant>,
 }
@@ -21,29 +32,61 @@ struct Calls {
     /// Number of calls that were ever admitted. Each call has its own number.
     begun: u64,
     active: BTreeSet<u64>,
+    /// Calls in the queue, by client.
+    waiting: HashMap<PrincipalKind, usize>,
 }
 
 impl ActiveCalls {
-    /// Admits at most `most` calls at a time.
-    pub fn new(most: usize) -> Self {
-        Self { most, calls: Mutex::default(), last_used: Mutex::new(Instant::now()) }
+    /// Admits at most `most` calls at a time. At most `queue` further calls wait.
+    pub fn new(most: usize, queue: usize) -> Self {
+        Self {
+            most,
+            queue,
+            queue_timeout: QUEUE_TIMEOUT,
+            permits: FairSemaphore::new(most),
+            calls: Mutex::default(),
+            last_used: Mutex::new(Instant::now()),
+        }
     }
 
-    /// Counts a call until the permit is dropped.
+    /// Counts a call until the permit is dropped. A client's call waits in the queue if too many
+    /// calls are in flight: clients take turns there, and one client has at most half of the queue.
+    /// A call of the proxy itself (`None`) does not wait.
     ///
     /// # Errors
-    /// [`CallError::Overloaded`] at the limit.
-    pub fn admit(&self) -> Result<CallPermit<'_>, CallError> {
-        let mut calls = self.calls.lock();
-        if calls.active.len() >= self.most {
-            return Err(CallError::Overloaded { what: "calls in flight", most: self.most });
+    /// [`CallError::Overloaded`] if the queue is full, or after [`QUEUE_TIMEOUT`] in it.
+    pub async fn admit(&self, client: Option<&PrincipalKind>) -> Result<CallPermit<'_>, CallError> {
+        let who = client.cloned();
+        if let Some(permit) = self.permits.try_next(&who) {
+            return Ok(self.begin(permit));
         }
+        let full = || CallError::Overloaded { what: "calls in flight", most: self.most };
+        let _queued = self.enqueue(client.ok_or_else(full)?)?;
+        match timeout(self.queue_timeout, self.permits.next(&who)).await {
+            Ok(Ok(permit)) => Ok(self.begin(permit)),
+            Ok(Err(_)) | Err(_) => Err(full()),
+        }
+    }
+
+    fn begin(&self, permit: FairPermit) -> CallPermit<'_> {
+        let mut calls = self.calls.lock();
         let number = calls.begun;
         calls.begun += 1;
         calls.active.insert(number);
         drop(calls);
         self.touch();
-        Ok(CallPermit { number, of: self })
+        CallPermit { number, of: self, _permit: permit }
+    }
+
+    fn enqueue(&self, client: &PrincipalKind) -> Result<Queued<'_>, CallError> {
+        let mut calls = self.calls.lock();
+        let own = calls.waiting.get(client).copied().unwrap_or_default();
+        let all: usize = calls.waiting.values().sum();
+        if all >= self.queue || own >= self.queue.div_ceil(2) {
+            return Err(CallError::Overloaded { what: "calls in the queue", most: self.queue });
+        }
+        calls.waiting.insert(client.clone(), own + 1);
+        Ok(Queued { client: client.clone(), of: self })
     }
 
     /// Number of calls in flight.
@@ -72,10 +115,29 @@ impl ActiveCalls {
     }
 }
 
+/// A call in the queue.
+struct Queued<'a> {
+    client: PrincipalKind,
+    of: &'a ActiveCalls,
+}
+
+impl Drop for Queued<'_> {
+    fn drop(&mut self) {
+        let mut calls = self.of.calls.lock();
+        if let Some(own) = calls.waiting.get_mut(&self.client) {
+            *own -= 1;
+            if *own == 0 {
+                calls.waiting.remove(&self.client);
+            }
+        }
+    }
+}
+
 /// A call in flight.
 pub(super) struct CallPermit<'a> {
     number: u64,
     of: &'a ActiveCalls,
+    _permit: FairPermit,
 }
 
 impl Drop for CallPermit<'_> {
@@ -86,18 +148,31 @@ impl Drop for CallPermit<'_> {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
+
     use super::*;
+
+    fn admit(calls: &ActiveCalls) -> Result<CallPermit<'_>, CallError> {
+        calls.admit(None).now_or_never().unwrap()
+    }
+
+    fn client(name: &str) -> PrincipalKind {
+        PrincipalKind::Client(name.parse().unwrap())
+    }
 
     #[test]
     fn calls_are_limited_and_numbered() {
-        let calls = ActiveCalls::new(2);
-        let first = calls.admit().unwrap();
-        let second = calls.admit().unwrap();
+        let calls = ActiveCalls::new(2, 0);
+        let first = admit(&calls).unwrap();
+        let second = admit(&calls).unwrap();
         let full = CallError::Overloaded { what: "calls in flight", most: 2 };
-        assert_eq!(calls.admit().err(), Some(full));
+        assert_eq!(admit(&calls).err(), Some(full));
+        let full = CallError::Overloaded { what: "calls in the queue", most: 0 };
+        let refused = calls.admit(Some(&client("a"))).now_or_never().unwrap();
+        assert_eq!(refused.err(), Some(full));
         assert_eq!((calls.count(), calls.begun()), (2, 2));
         drop(first);
-        let third = calls.admit().unwrap();
+        let third = admit(&calls).unwrap();
         assert!(calls.has_older(2) && !calls.has_older(1));
         drop(second);
         assert!(!calls.has_older(2) && calls.has_older(3));
@@ -105,12 +180,48 @@ mod tests {
         assert_eq!((calls.count(), calls.begun()), (0, 3));
     }
 
+    #[tokio::test]
+    async fn clients_take_turns_in_the_queue() {
+        let calls = ActiveCalls::new(1, 4);
+        let (busy, other) = (client("busy"), client("other"));
+        let first = calls.admit(Some(&busy)).await.unwrap();
+        let mut second = Box::pin(calls.admit(Some(&busy)));
+        let mut third = Box::pin(calls.admit(Some(&busy)));
+        assert!((&mut second).now_or_never().is_none() && (&mut third).now_or_never().is_none());
+        let full = CallError::Overloaded { what: "calls in the queue", most: 4 };
+        let refused = calls.admit(Some(&busy)).now_or_never().unwrap();
+        assert_eq!(refused.err(), Some(full), "it has half of the queue");
+        let mut late = Box::pin(calls.admit(Some(&other)));
+        assert!((&mut late).now_or_never().is_none());
+        drop(first);
+        assert!((&mut second).now_or_never().is_none());
+        let late = late.now_or_never().unwrap().unwrap();
+        drop(late);
+        let second = second.now_or_never().unwrap().unwrap();
+        drop(third);
+        drop(second);
+        assert_eq!((calls.count(), calls.begun()), (0, 3));
+        assert!(calls.calls.lock().waiting.is_empty());
+    }
+
+    #[tokio::test]
+    async fn queued_call_is_refused_after_a_while() {
+        let queue_timeout = Duration::from_millis(1);
+        let calls = ActiveCalls { queue_timeout, ..ActiveCalls::new(1, 4) };
+        let busy = client("busy");
+        let _first = calls.admit(Some(&busy)).await.unwrap();
+        let refused = calls.admit(Some(&busy)).await;
+        let full = CallError::Overloaded { what: "calls in flight", most: 1 };
+        assert_eq!(refused.err(), Some(full));
+        assert!(calls.calls.lock().waiting.is_empty());
+    }
+
     #[test]
     fn instance_with_calls_is_not_idle() {
-        let calls = ActiveCalls::new(1);
+        let calls = ActiveCalls::new(1, 0);
         assert!(calls.is_idle(Duration::ZERO));
         assert!(!calls.is_idle(Duration::from_secs(100)));
-        let call = calls.admit().unwrap();
+        let call = admit(&calls).unwrap();
         assert!(!calls.is_idle(Duration::ZERO));
         drop(call);
         assert!(calls.is_idle(Duration::ZERO));

@@ -128,9 +128,12 @@ pub struct Server {
     /// timeout is extended.
     #[schemars(range(min = 1))]
     pub health_timeout_s: u64,
-    /// Maximum number of calls in flight on one instance. Further calls are refused.
+    /// Maximum number of calls in flight on one instance. Further calls wait in the queue.
     #[schemars(range(min = 1))]
     pub concurrent: usize,
+    /// Maximum number of calls in the queue of one instance. A call waits up to 10 seconds. Clients
+    /// take turns, and one client has at most half of the queue. Further calls are refused.
+    pub queue: usize,
     pub sharing: Sharing,
     /// Maximum number of dedicated instances. One client has at most a quarter of them. Beyond the
     /// limit, a legacy session uses the shared instance, which cannot send server requests, and a
@@ -176,6 +179,7 @@ impl Default for Server {
             health_s: 0,
             health_timeout_s: 10,
             concurrent: 64,
+            queue: 64,
             sharing: Sharing::default(),
             instances: 64,
             warm: 0,

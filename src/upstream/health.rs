@@ -114,7 +114,7 @@ mod tests {
 
     #[tokio::test]
     async fn only_one_health_check_runs_at_a_time() {
-        let (checks, calls) = (check(1), ActiveCalls::new(9));
+        let (checks, calls) = (check(1), ActiveCalls::new(9, 0));
         let mut running = running(true);
         assert!(!check(0).begin(&running) && !checks.begin(&running));
         running.since -= Duration::from_secs(2);
@@ -128,11 +128,11 @@ mod tests {
 
     #[tokio::test]
     async fn silent_instance_without_older_calls_is_unhealthy() {
-        let (checks, calls) = (check(1), ActiveCalls::new(9));
+        let (checks, calls) = (check(1), ActiveCalls::new(9, 0));
         let running = silent();
         assert!(!checks.check(&running, &calls).await);
         assert!(checks.took().is_none());
-        let older = calls.admit().unwrap();
+        let older = calls.admit(None).await.unwrap();
         let late = tokio::time::timeout(Duration::from_millis(50), checks.check(&running, &calls));
         assert!(late.await.is_err(), "it may be busy with the older call");
         drop(older);

@@ -61,7 +61,7 @@ impl Instance {
             pool,
             lifecycle: Lifecycle::default(),
             replacement: Replacement::new(server.clone()),
-            calls: ActiveCalls::new(server.settings.concurrent),
+            calls: ActiveCalls::new(server.settings.concurrent, server.settings.queue),
             detached: DetachedWork::default(),
             health: HealthCheck::new(&server.settings),
             watches: ResourceWatches::default(),
@@ -185,7 +185,8 @@ impl Instance {
     /// # Errors
     /// A [`CallError`] if no response came.
     pub async fn call(self: &Arc<Self>, running: &Running, call: Call) -> Result<Reply, CallError> {
-        let _permit = self.calls.admit()?;
+        let queued = self.calls.admit(call.client.as_ref());
+        let _permit = call.clock.bound(queued).await?;
         let breaker = &self.lifecycle.breaker;
         let trial = breaker.admit()?;
         let (mut running, mut counted) = (running, running.calls.token());

@@ -15,6 +15,7 @@ use portcullis_protocol::{
         may_have,
     },
     exchange::{Method, Revision},
+    identity::PrincipalKind,
 };
 
 /// A request to a server.
@@ -32,6 +33,8 @@ pub struct Call {
     pub params: Option<Bytes>,
     /// Receiver of the server's messages that belong to this request.
     pub messages: Option<mpsc::Sender<ServerMessage>>,
+    /// The client whose request it is; `None` for a request of the proxy itself.
+    pub client: Option<PrincipalKind>,
     /// Deadline of the response.
     pub clock: Deadline,
 }
@@ -46,6 +49,7 @@ impl Call {
             frame: None,
             params,
             messages: None,
+            client: None,
             clock: Deadline::new(deadline),
         }
     }

@@ -10,7 +10,7 @@ use crate::support::{
 
 /// A crooked server with short deadlines beside an honest one.
 async fn with_notes_server() -> Gate {
-    Setup::crooked("call-timeout-s = 2\nconcurrent = 4")
+    Setup::crooked("call-timeout-s = 2\nconcurrent = 4\nqueue = 0")
         .and(
             r#"
             [servers.notes]
@@ -300,8 +300,26 @@ async fn responses_reach_their_own_clients() {
 }
 
 #[tokio::test]
+async fn queued_call_runs_once_a_call_in_flight_ends() {
+    let gate = Setup::crooked("call-timeout-s = 3\nconcurrent = 1").start().await;
+    let url = gate.url("/mcp");
+    let hanging =
+        tokio::spawn(
+            async move { Agent::modern(&url, None).refused("crooked__hang", json!({})).await },
+        );
+    crate::support::until("the call to be in flight", async || {
+        let records = gate.records(&["--tool", "hang"]).await;
+        (!records.is_empty()).then_some(())
+    })
+    .await;
+    assert_eq!(gate.modern().text("crooked__echo", json!({ "text": "x" })).await, "x");
+    assert_eq!(hanging.await.unwrap(), "server-timeout");
+    gate.stop().await;
+}
+
+#[tokio::test]
 async fn disconnected_client_releases_its_permit() {
-    let gate = Setup::crooked("call-timeout-s = 3600\nconcurrent = 1").start().await;
+    let gate = Setup::crooked("call-timeout-s = 3600\nconcurrent = 1\nqueue = 0").start().await;
     let url = gate.url("/mcp");
     let hanging =
         tokio::spawn(

@@ -788,72 +788,49 @@ cases:
     exit 11
     policy-cases
 
-      × this is done for a server or a plugin: write \
-            `as: server:NAME` or `as: plugin:NAME`
+      × this is done for a server or a plugin: write `as: server:NAME` or `as: plugin:NAME`
        ╭─[policies/p.test.yaml:3:20]
-     2 │ \
-            cases:
-     3 │   - { name: a, as: local:annie, egress: api.github.com:443, expect: \
-            deny }
+     2 │ cases:
+     3 │   - { name: a, as: local:annie, egress: api.github.com:443, expect: deny }
        ·                    ───────────
-     4 │   - { name: b, as: \
-            server:github, grant: log, expect: deny }
+     4 │   - { name: b, as: server:github, grant: log, expect: deny }
        ╰────
     policy-cases
 
-      × this \
-            is given to a plugin: write `as: plugin:NAME`
+      × this is given to a plugin: write `as: plugin:NAME`
        ╭─[policies/p.test.yaml:4:20]
-   \
-              3 │   - { name: a, as: local:annie, egress: api.github.com:443, expect: deny }
-     \
-            4 │   - { name: b, as: server:github, grant: log, expect: deny }
-       ·             \
-                   ─────────────
-     5 │   - { name: c, as: server:github, egress: \
-            api.github.com, expect: deny }
+     3 │   - { name: a, as: local:annie, egress: api.github.com:443, expect: deny }
+     4 │   - { name: b, as: server:github, grant: log, expect: deny }
+       ·                    ─────────────
+     5 │   - { name: c, as: server:github, egress: api.github.com, expect: deny }
        ╰────
     policy-cases
 
-      × \
-            `api.github.com` is not HOST:PORT
+      × `api.github.com` is not HOST:PORT
        ╭─[policies/p.test.yaml:5:43]
-     4 │   - { \
-            name: b, as: server:github, grant: log, expect: deny }
-     5 │   - { name: c, as: \
-            server:github, egress: api.github.com, expect: deny }
-       ·                        \
-                               ──────────────
-     6 │   - { name: d, as: server:github, egress: \
-            a:1, call: github/x, expect: deny }
+     4 │   - { name: b, as: server:github, grant: log, expect: deny }
+     5 │   - { name: c, as: server:github, egress: api.github.com, expect: deny }
+       ·                                           ──────────────
+     6 │   - { name: d, as: server:github, egress: a:1, call: github/x, expect: deny }
        ╰────
     policy-cases
 
-      × the case \
-            has two actions
+      × the case has two actions
        ╭─[policies/p.test.yaml:6:5]
-     5 │   - { name: c, as: \
-            server:github, egress: api.github.com, expect: deny }
-     6 │   - { name: d, as: \
-            server:github, egress: a:1, call: github/x, expect: deny }
+     5 │   - { name: c, as: server:github, egress: api.github.com, expect: deny }
+     6 │   - { name: d, as: server:github, egress: a:1, call: github/x, expect: deny }
        ·     ┬
-       ·    \
-             ╰── begins here
-     7 │   - { name: e, as: plugin:scan, call: github/x, expect: \
-            deny }
+       ·     ╰── begins here
+     7 │   - { name: e, as: plugin:scan, call: github/x, expect: deny }
        ╰────
     policy-cases
 
       × a plugin asks for nothing
-       \
-            ╭─[policies/p.test.yaml:7:20]
-     6 │   - { name: d, as: server:github, egress: a:1, \
-            call: github/x, expect: deny }
-     7 │   - { name: e, as: plugin:scan, call: \
-            github/x, expect: deny }
+       ╭─[policies/p.test.yaml:7:20]
+     6 │   - { name: d, as: server:github, egress: a:1, call: github/x, expect: deny }
+     7 │   - { name: e, as: plugin:scan, call: github/x, expect: deny }
        ·                    ─────┬─────
-       ·             \
-                        ╰── is a plugin
+       ·                         ╰── is a plugin
        ╰────
     5 findings
     --- stderr

@@ -194,6 +194,7 @@ impl ServerCalls {
             params,
             frame: Some(context.frame.clone()),
             messages: None,
+            client: Some(context.client.principal.kind.clone()),
             clock: Deadline::new(context.server.deadline()),
         }
     }

@@ -142,8 +142,7 @@ impl ClientContext {
 
     /// Owner of the dedicated instance that this client needs. It needs one if the config separates
     /// clients, or if the server is a legacy one and could send it requests or has its log level. A
-    /// remote legacy server keeps its own sessions, so every session needs one there. A server of
-    /// both eras is a legacy one for a legacy client.
+    /// server of both eras is a legacy one for a legacy client.
     pub fn party(&self, server: &Server) -> Option<InstanceOwner> {
         let shares = |session: &Arc<Session>| session.shares.lock().contains(&server.name);
         let sharing = server.settings.sharing;
@@ -158,8 +157,7 @@ impl ClientContext {
         let askable = self.abilities.is_askable();
         // Where each client has a dedicated instance, its log level affects no other client.
         let separate = askable || self.level.is_some() && !apart;
-        let by_session =
-            separate || sharing == Sharing::PerSession || server.settings.url.is_some() && !apart;
+        let by_session = separate || sharing == Sharing::PerSession;
         let capabilities = self.abilities.raw().clone();
         let principal = self.principal.kind.clone();
         let holder = self.principal.key.clone();

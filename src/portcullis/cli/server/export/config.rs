@@ -107,6 +107,7 @@ fn of_server(settings: &Server) -> Keys {
         health_s: Kept,
         health_timeout_s: Kept,
         concurrent: Kept,
+        queue: Kept,
         // All instances share a container: one client's could read what another's writes to /tmp.
         sharing: unless(if settings.sharing == Sharing::Shared { Pods } else { Left }),
         instances: unless(Left),
