@@ -98,9 +98,15 @@ mod tests {
         let second = second.now_or_never().unwrap().unwrap();
         drop((other, second));
         turns.next(&two).now_or_never().unwrap().unwrap();
-        let all = [turns.try_next(&one).unwrap(), turns.try_next(&one).unwrap()];
-        assert!(turns.try_next(&two).is_none());
-        drop(all);
         assert_eq!(turns.own.lock().len(), 1);
+    }
+
+    #[test]
+    fn free_permit_is_taken_at_once() {
+        let turns = FairSemaphore::new(2);
+        let all = [turns.try_next(&"a").unwrap(), turns.try_next(&"a").unwrap()];
+        assert!(turns.try_next(&"b").is_none());
+        drop(all);
+        assert!(turns.try_next(&"b").is_some());
     }
 }
