@@ -47,9 +47,9 @@ pub fn freed(bytes: usize) {
 
 /// Decides when free pages are returned: when no more large messages are freed, or, while they keep
 /// arriving, every half a minute.
-pub struct Returning(Mutex<Seen>);
+pub struct Returning(Mutex<ReturnState>);
 
-struct Seen {
+struct ReturnState {
     /// [`FREED`] at the last return.
     returned: usize,
     /// [`FREED`] at the last check.
@@ -60,7 +60,7 @@ struct Seen {
 impl Default for Returning {
     fn default() -> Self {
         let freed = FREED.load(Ordering::Relaxed);
-        Self(Mutex::new(Seen { returned: freed, looked: freed, last: Instant::now() }))
+        Self(Mutex::new(ReturnState { returned: freed, looked: freed, last: Instant::now() }))
     }
 }
 
@@ -104,7 +104,7 @@ mod tests {
     #[test]
     fn pages_are_returned_when_quiet_or_every_half_a_minute() {
         let began = Instant::now();
-        let seen = Seen { returned: 0, looked: 0, last: began };
+        let seen = ReturnState { returned: 0, looked: 0, last: began };
         let returning = Returning(Mutex::new(seen));
         let mib = 1 << 20;
         for (freed, seconds, is_time) in [
