@@ -362,7 +362,7 @@ impl Launcher {
         if files.is_empty() {
             return Ok(None);
         }
-        let failed = |why: portcullis_vault::Why| LaunchFailure {
+        let failed = |why: portcullis_vault::BackendError| LaunchFailure {
             what: format!("its secrets cannot be delivered as files: {why}"),
             remedy: Some("run the proxy where it has a tmpfs, such as /dev/shm".into()),
         };
