@@ -86,11 +86,11 @@ pub(super) async fn of(ctx: &Context, loaded: &Loaded, args: &K8s) -> anyhow::Re
     }
     if let Err(unfit) = workload.manifests() {
         let pointer = match &unfit {
-            portcullis_kubernetes::Unfit::Capability(_) => format!("{at}/hardening/cap-add"),
-            portcullis_kubernetes::Unfit::Root(..) | portcullis_kubernetes::Unfit::Proxy(_) => {
+            portcullis_kubernetes::ManifestError::Capability(_) => format!("{at}/hardening/cap-add"),
+            portcullis_kubernetes::ManifestError::Root(..) | portcullis_kubernetes::ManifestError::Proxy(_) => {
                 format!("{at}/hardening/user")
             }
-            portcullis_kubernetes::Unfit::Key(_) => format!("{at}/headers"),
+            portcullis_kubernetes::ManifestError::Key(_) => format!("{at}/headers"),
             _ => return Err(unfit.into()),
         };
         let mut wrong = Wrong::of(loaded);
