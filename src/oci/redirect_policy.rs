@@ -7,7 +7,7 @@ use portcullis_egress::is_public;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use url::{Host, Url};
 
-use super::{Error, error::Asked, reference::is_loopback};
+use super::{Error, error::ContactedHost, reference::is_loopback};
 
 /// Origin of requests: a registry, or the host of a file.
 #[derive(Debug, Clone)]
@@ -26,15 +26,15 @@ impl Origin {
     }
 
     /// Name of a URL's host in errors.
-    pub fn asked(&self, url: &Url) -> Asked {
+    pub fn contacted_host(&self, url: &Url) -> ContactedHost {
         match self.is_at(url) {
-            true => Asked::Itself(self.name.clone()),
-            false => Asked::LedTo { by: self.name.clone() },
+            true => ContactedHost::Named(self.name.clone()),
+            false => ContactedHost::RedirectTarget { by: self.name.clone() },
         }
     }
 
     pub fn astray(&self, from: &Url, why: &'static str) -> Error {
-        Error::Astray { host: self.asked(from), why }
+        Error::Astray { host: self.contacted_host(from), why }
     }
 
     /// Target of a `Location` header.
