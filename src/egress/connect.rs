@@ -15,7 +15,7 @@ use tokio::{net::TcpStream, sync::SetOnce, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Attempt, Destination, Destinations, End, Gate, Grounds, Host, Limits, Outcome, Protocol,
+    Attempt, Destination, Destinations, End, Gate, GateContext, Host, Limits, Outcome, Protocol,
     Refusal, Resolver, Verdict, Wire,
     address::{is_own, is_public},
     limits::Meter,
@@ -48,7 +48,7 @@ pub(crate) struct ActiveAttempt {
     attempt: Attempt,
     /// Reason why the attempt was revoked.
     revoked: SetOnce<String>,
-    grounds: Mutex<Option<Grounds>>,
+    grounds: Mutex<Option<GateContext>>,
 }
 
 /// Attempt that is reported to the gate on drop.

@@ -20,7 +20,7 @@ use super::{
     Destinations, Gate, Host, Limits, Protocol, Refusal, Resolver, Wire,
     client_hello::{self, HANDSHAKE},
     connect::Shared,
-    http::{self, Held, Toward},
+    http::{self, ConnectionToken, AssumedTarget},
     limits::Meter,
     socks::{self, Fault},
     tunnel::{carry, turn_away},
@@ -166,7 +166,7 @@ impl Drop for Egress {
     }
 }
 
-async fn converse<S>(stream: S, toward: Option<(Host, u16)>, shared: Arc<Shared>, held: Held)
+async fn converse<S>(stream: S, toward: Option<(Host, u16)>, shared: Arc<Shared>, held: ConnectionToken)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -183,7 +183,7 @@ where
     }
 }
 
-async fn proxy<S>(mut stream: S, shared: Arc<Shared>, held: Held)
+async fn proxy<S>(mut stream: S, shared: Arc<Shared>, held: ConnectionToken)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -199,7 +199,7 @@ where
             shared.unread(refusal);
         }
         SOCKS4 => shared.unread(Refusal::Unsupported("SOCKS4 cannot name hosts: use SOCKS5")),
-        _ => http::serve(rewound(stream, first), Toward::Proxy, shared, held).await,
+        _ => http::serve(rewound(stream, first), AssumedTarget::Proxy, shared, held).await,
     }
 }
 
@@ -220,7 +220,7 @@ where
     tokio::io::join(io::Cursor::new([first]).chain(read), write)
 }
 
-async fn socks5<S>(mut stream: S, shared: Arc<Shared>, held: Held)
+async fn socks5<S>(mut stream: S, shared: Arc<Shared>, held: ConnectionToken)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -240,7 +240,7 @@ where
     let way = match listed {
         Ok(Wire::Http) => {
             if socks::answer(&mut stream, 0).await.is_ok() {
-                http::serve(stream, Toward::Host(host, port), shared, held).await;
+                http::serve(stream, AssumedTarget::Host(host, port), shared, held).await;
             }
             return;
         }
@@ -262,12 +262,12 @@ where
     }
 }
 
-async fn direct<S>(mut stream: S, host: Host, port: u16, shared: Arc<Shared>, held: Held)
+async fn direct<S>(mut stream: S, host: Host, port: u16, shared: Arc<Shared>, held: ConnectionToken)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let begun = match shared.listed(&host, port).map(|listed| listed.wire) {
-        Ok(Wire::Http) => return http::serve(stream, Toward::Host(host, port), shared, held).await,
+        Ok(Wire::Http) => return http::serve(stream, AssumedTarget::Host(host, port), shared, held).await,
         Ok(Wire::Tcp) => Ok(None),
         Ok(Wire::Tls) => {
             let read =

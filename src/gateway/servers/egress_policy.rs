@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use tokio::sync::{Mutex, watch};
 
 use crate::{plugins::PluginServices, recorder::egress_events};
-use portcullis_egress::{Attempt, End, Forbidden, Gate, Grounds, Outcome, Verdict};
+use portcullis_egress::{Attempt, End, Forbidden, Gate, GateContext, Outcome, Verdict};
 use portcullis_policy::{Action, Resource, Revision, Subject};
 use portcullis_protocol::refusal::Rule;
 use portcullis_runtime::egress_netns::{EgressContext, EgressGates};
@@ -55,7 +55,7 @@ fn forbidden(attempt: &Attempt, outcome: portcullis_policy::Outcome) -> Verdict 
     let Attempt { host, port, .. } = attempt;
     let why = format!("policy does not permit `{}:{port}`", host.plain());
     let against = Denial { rules: outcome.rules, revision: outcome.revision.to_string() };
-    let grounds: Grounds = Arc::new(against);
+    let grounds: GateContext = Arc::new(against);
     Verdict::Refuse(Forbidden { why, grounds: Some(grounds) })
 }
 
