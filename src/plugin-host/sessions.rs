@@ -34,7 +34,7 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 /// Instance of a party during its turn. `None`: it must be created.
 pub type Slot = OwnedMutexGuard<Option<Prepared>>;
 
-struct Kept {
+struct SessionEntry {
     slot: Arc<Turn<Option<Prepared>>>,
     /// Quota of its principal.
     part: Arc<CallerQuota>,
@@ -43,7 +43,7 @@ struct Kept {
 
 /// Kept instances of one plugin.
 #[derive(Default)]
-pub struct Sessions(Mutex<HashMap<Party, Kept>>);
+pub struct Sessions(Mutex<HashMap<Party, SessionEntry>>);
 
 /// Error: all kept instances are busy.
 #[derive(Debug, PartialEq, Eq)]
@@ -82,19 +82,19 @@ impl Sessions {
             kept.used = now;
             return Ok(kept.slot.clone());
         }
-        let own = |other: &Party, _: &Kept| other.principal == party.principal;
+        let own = |other: &Party, _: &SessionEntry| other.principal == party.principal;
         if kept.iter().filter(|(party, kept)| own(party, kept)).count() >= MAX_KEPT_PER_PRINCIPAL {
             _gone = Self::let_go(&mut kept, own).ok_or(Crowded)?;
         } else if kept.len() >= MAX_KEPT {
             _gone = Self::let_go(&mut kept, |_, _| true).ok_or(Crowded)?;
         }
         let slot = Arc::new(Turn::new(None));
-        kept.insert(party.clone(), Kept { slot: slot.clone(), part: part.clone(), used: now });
+        kept.insert(party.clone(), SessionEntry { slot: slot.clone(), part: part.clone(), used: now });
         Ok(slot)
     }
 
     /// Removes the longest idle of these. Never removes a busy one, so that a party never has two.
-    fn let_go(kept: &mut HashMap<Party, Kept>, of: impl Fn(&Party, &Kept) -> bool) -> Option<Kept> {
+    fn let_go(kept: &mut HashMap<Party, SessionEntry>, of: impl Fn(&Party, &SessionEntry) -> bool) -> Option<SessionEntry> {
         let idle = kept
             .iter()
             .filter(|(party, kept)| Arc::strong_count(&kept.slot) == 1 && of(party, kept))

@@ -9,7 +9,7 @@ use super::{
         output::excerpt,
     },
     host_services::StubResponse,
-    http::{Asked, DENIED, MAX_REQUESTS_PER_MESSAGE, ON_TRIAL, RESERVED_TIME, exchange},
+    http::{OutboundRequest, DENIED, MAX_REQUESTS_PER_MESSAGE, ON_TRIAL, RESERVED_TIME, exchange},
 };
 
 impl Guest {
@@ -21,7 +21,7 @@ impl Guest {
         if self.stage != Stage::Inspecting {
             return Err(Error::Denied("`http` is available in `inspect` only".into()));
         }
-        let asked = Asked::read(request)?;
+        let asked = OutboundRequest::read(request)?;
         let (host, port, clear) = asked.target();
         let scheme = if clear { "http://" } else { "" };
         let shown = format!("{} {scheme}{host}:{port}", asked.method);
