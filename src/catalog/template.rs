@@ -24,7 +24,7 @@ pub(crate) enum Into {
 
 /// Why a template cannot be filled in; the texts name its expression.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Unfilled {
+pub enum TemplateError {
     #[error("`{{{{{}}}}}` has no value: give it with `--set {}=VALUE`", brief(.0), brief(.0))]
     Missing(String),
     #[error("`{{{{{}}}}}` is a setting of another server", brief(.0))]
@@ -62,8 +62,8 @@ pub(crate) fn is_template(text: &str) -> bool {
 /// a value that is missing.
 ///
 /// # Errors
-/// [`Unfilled`]
-pub(crate) fn fill(template: &str, values: &Value, into: Into) -> Result<Vec<String>, Unfilled> {
+/// [`TemplateError`]
+pub(crate) fn fill(template: &str, values: &Value, into: Into) -> Result<Vec<String>, TemplateError> {
     let terms = terms(template)?;
     if let [Term::Value { path, filters }] = terms.as_slice() {
         return match value(path, filters, values, into, true)? {
@@ -79,14 +79,14 @@ pub(crate) fn fill(template: &str, values: &Value, into: Into) -> Result<Vec<Str
             Term::Value { path, filters } => {
                 // Only a value at the beginning can make it an option; one after `--x=` cannot.
                 match value(path, filters, values, into, at == 0)? {
-                    Filled::Missing => return Err(Unfilled::Missing((*path).to_owned())),
+                    Filled::Missing => return Err(TemplateError::Missing((*path).to_owned())),
                     Filled::One(text) => filled.push_str(&text),
-                    Filled::Many(_) => return Err(Unfilled::Kind((*path).to_owned())),
+                    Filled::Many(_) => return Err(TemplateError::Kind((*path).to_owned())),
                 }
             }
         }
         if filled.len() > LONGEST {
-            return Err(Unfilled::Long);
+            return Err(TemplateError::Long);
         }
     }
     Ok(vec![filled])
@@ -97,12 +97,12 @@ enum Term<'a> {
     Value { path: &'a str, filters: Vec<&'a str> },
 }
 
-fn terms(template: &str) -> Result<Vec<Term<'_>>, Unfilled> {
+fn terms(template: &str) -> Result<Vec<Term<'_>>, TemplateError> {
     let mut terms = Vec::new();
     let mut rest = template;
     while !rest.is_empty() {
         if terms.len() >= MOST_TERMS {
-            return Err(Unfilled::Long);
+            return Err(TemplateError::Long);
         }
         let Some(start) = rest.find("{{") else {
             terms.push(Term::Plain(rest));
@@ -112,11 +112,11 @@ fn terms(template: &str) -> Result<Vec<Term<'_>>, Unfilled> {
             terms.push(Term::Plain(&rest[..start]));
         }
         let inner = &rest[start + 2..];
-        let end = inner.find("}}").ok_or_else(|| Unfilled::Form(template.to_owned()))?;
+        let end = inner.find("}}").ok_or_else(|| TemplateError::Form(template.to_owned()))?;
         let mut parts = inner[..end].split('|').map(str::trim);
         let path = parts.next().unwrap_or("");
         if path.is_empty() || path.contains(['{', '}']) {
-            return Err(Unfilled::Form(template.to_owned()));
+            return Err(TemplateError::Form(template.to_owned()));
         }
         terms.push(Term::Value { path, filters: parts.collect() });
         rest = &inner[end + 2..];
@@ -130,10 +130,10 @@ fn value(
     values: &Value,
     into: Into,
     first: bool,
-) -> Result<Filled, Unfilled> {
+) -> Result<Filled, TemplateError> {
     let whose = path.split('.').next().unwrap_or("").trim();
     if values.get(whose).is_none() {
-        return Err(Unfilled::Others(path.to_owned()));
+        return Err(TemplateError::Others(path.to_owned()));
     }
     let found = path.split('.').try_fold(values, |value, key| value.get(key.trim()));
     let mut filled = match found {
@@ -141,13 +141,13 @@ fn value(
         Some(Value::Array(items)) => Filled::Many(
             items
                 .iter()
-                .map(|item| scalar(item).ok_or_else(|| Unfilled::Kind(path.to_owned())))
+                .map(|item| scalar(item).ok_or_else(|| TemplateError::Kind(path.to_owned())))
                 .collect::<Result<_, _>>()?,
         ),
         Some(value) => match scalar(value) {
             Some(text) if text.is_empty() => Filled::Missing,
             Some(text) => Filled::One(text),
-            None => return Err(Unfilled::Kind(path.to_owned())),
+            None => return Err(TemplateError::Kind(path.to_owned())),
         },
     };
     // The person's text is checked for its position; text that filters add is the catalog's.
@@ -187,29 +187,29 @@ fn scalar(value: &Value) -> Option<String> {
     }
 }
 
-fn hold(path: &str, text: &str, into: Into, first: bool) -> Result<(), Unfilled> {
+fn hold(path: &str, text: &str, into: Into, first: bool) -> Result<(), TemplateError> {
     let named = || path.to_owned();
     if text.len() > LONGEST {
-        return Err(Unfilled::Long);
+        return Err(TemplateError::Long);
     }
     let control = |c: char| c.is_control() && !(into == Into::Variable && matches!(c, '\n' | '\t'));
     if text.chars().any(control) {
-        return Err(Unfilled::Control(named()));
+        return Err(TemplateError::Control(named()));
     }
     match into {
-        Into::Argument if first && text.starts_with('-') => Err(Unfilled::Option(named())),
+        Into::Argument if first && text.starts_with('-') => Err(TemplateError::Option(named())),
         Into::Volume
             if !text.starts_with('/')
                 || text.contains(':')
                 || text.split('/').any(|part| part == "..") =>
         {
-            Err(Unfilled::Path(named()))
+            Err(TemplateError::Path(named()))
         }
         _ => Ok(()),
     }
 }
 
-fn filtered(value: Filled, filter: &str) -> Result<Filled, Unfilled> {
+fn filtered(value: Filled, filter: &str) -> Result<Filled, TemplateError> {
     Ok(match filter.split_once(':').map_or((filter, None), |(name, rest)| (name, Some(rest))) {
         ("volume", None) => value.map(|path| format!("{path}:{path}")),
         ("volume-target", None) => value,
@@ -239,7 +239,7 @@ fn filtered(value: Filled, filter: &str) -> Result<Filled, Unfilled> {
             }),
             other => other.map(|source| format!("{source}:{}", target.trim())),
         },
-        _ => return Err(Unfilled::Filter(filter.to_owned())),
+        _ => return Err(TemplateError::Filter(filter.to_owned())),
     })
 }
 
@@ -268,7 +268,7 @@ mod tests {
         }})
     }
 
-    fn filled(template: &str, into: Into) -> Result<Vec<String>, Unfilled> {
+    fn filled(template: &str, into: Into) -> Result<Vec<String>, TemplateError> {
         fill(template, &values(), into)
     }
 

@@ -13,7 +13,7 @@ use crate::{
     report::{Location, Report, brief},
     secret_heuristics::endpoint,
     server::{Image, Run, Secret, Server, Tool, Transport},
-    template::{Into, Unfilled, fill, is_template},
+    template::{Into, TemplateError, fill, is_template},
     values::settle,
 };
 
@@ -99,7 +99,7 @@ pub(super) fn read(
 
     let run = match kind.map(|kind| kind.text) {
         Some("server") | None if image.is_some() => {
-            container(&mut draft, &Given { image, command, volumes, user }, &reader, report)
+            container(&mut draft, &ContainerSettings { image, command, volumes, user }, &reader, report)
         }
         Some("remote") | None => elsewhere(&draft, remote, sse, &tokens, place, report),
         Some("server") => {
@@ -124,7 +124,7 @@ pub(super) fn read(
 }
 
 /// The catalog's options for running a container.
-struct Given<'a> {
+struct ContainerSettings<'a> {
     image: Option<LocatedText<'a>>,
     command: Vec<LocatedText<'a>>,
     volumes: Vec<LocatedText<'a>>,
@@ -144,7 +144,7 @@ impl Reader<'_> {
     ) -> Option<Vec<String>> {
         match fill(located.text, self.values, into) {
             Ok(filled) => Some(filled),
-            Err(error @ Unfilled::Others(_)) => {
+            Err(error @ TemplateError::Others(_)) => {
                 report.left_out(located.place, format!("{error}, and not for this one to read"));
                 None
             }
@@ -171,7 +171,7 @@ fn policy(entry: &mut Object<'_>, report: &mut Report) {
 
 fn container(
     draft: &mut Draft<'_>,
-    given: &Given<'_>,
+    given: &ContainerSettings<'_>,
     reader: &Reader<'_>,
     report: &mut Report,
 ) -> Option<Run> {

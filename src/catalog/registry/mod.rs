@@ -6,10 +6,10 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use input::Came;
+use input::InputValue;
 
 use crate::{
-    Found,
+    ParsedFile,
     docker::one,
     draft::Draft,
     node::Node,
@@ -45,7 +45,7 @@ fn wrapped(node: &Node) -> Vec<&Node> {
 }
 
 /// Reads the servers.
-pub(crate) fn file(node: &Node, options: &Options) -> Result<Found, Problem> {
+pub(crate) fn file(node: &Node, options: &Options) -> Result<ParsedFile, Problem> {
     let servers = if is_server(node) { vec![node] } else { wrapped(node) };
     if servers.len() > 10_000 {
         return Err(Problem::at(node.place, "more than 10000 servers in one file"));
@@ -57,7 +57,7 @@ pub(crate) fn file(node: &Node, options: &Options) -> Result<Found, Problem> {
             one(name, node, |report| read(name, node, options, report))
         })
         .collect();
-    Ok(Found {
+    Ok(ParsedFile {
         format: "MCP registry",
         title: None,
         servers,
@@ -360,8 +360,8 @@ impl Reader {
             return None;
         };
         for (key, node) in variables.and_then(Node::entries).unwrap_or_default() {
-            let came = self.input(node, &key.text, report);
-            if let Came::Values(values) = came
+            let input_value = self.input(node, &key.text, report);
+            if let InputValue::Values(values) = input_value
                 && let [value] = values.as_slice()
             {
                 // A value is one part of a URL, and never more.

@@ -30,7 +30,7 @@ use portcullis_chain::{Party, Weight, grow, in_turns};
 use portcullis_protocol::{
     codec::{
         Frame, Id, Kind, Object,
-        era::{self, ResultKind, Speaker, TASKS_EXTENSION},
+        era::{self, ResultKind, ClientDetails, TASKS_EXTENSION},
     },
     exchange::{Answer, Exchange, Method, Payload, Revision, Target},
     refusal::{Code, Refusal},
@@ -503,13 +503,13 @@ fn with_answers(params: Option<&Bytes>, asked: &Object, answers: &[(String, Byte
 fn outgoing(context: &CallContext<'_>, server: Revision) -> Option<Bytes> {
     let raw = context.exchange.request.raw();
     let client = context.client;
-    let speaker = Speaker {
+    let client_details = ClientDetails {
         revision: client.revision,
         capabilities: client.abilities.raw().clone(),
         info: client.info.clone(),
         level: client.level.map(|level| level.as_str()),
     };
-    if let Some(translated) = era::params(raw, &speaker, server) {
+    if let Some(translated) = era::params(raw, &client_details, server) {
         return Some(translated);
     }
     let sent = match &context.frame.kind {

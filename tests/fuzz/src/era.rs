@@ -4,7 +4,7 @@ use bytes::Bytes;
 use portcullis_protocol::{
     codec::{
         Caps, Object, Text, check,
-        era::{self, ResultKind, Speaker},
+        era::{self, ResultKind, ClientDetails},
     },
     exchange::{Method, Revision},
 };
@@ -45,8 +45,8 @@ pub fn target(bytes: &[u8]) {
     }
 }
 
-fn speaker(revision: Revision) -> Speaker {
-    Speaker {
+fn speaker(revision: Revision) -> ClientDetails {
+    ClientDetails {
         revision,
         capabilities: Bytes::from_static(b"{\"roots\":{\"x\" : 1.0}}"),
         info: None,

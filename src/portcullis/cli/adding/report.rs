@@ -8,7 +8,7 @@ use similar::TextDiff;
 
 use super::taken::{Policies, Replaced, Taken};
 use crate::cli::Context;
-use portcullis_catalog::{HandOver, HandOverKind, Kind, Problem, Run, Server, quoted};
+use portcullis_catalog::{Delivery, DeliveryKind, Kind, Problem, Run, Server, quoted};
 
 /// Stage of the import that the output describes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,14 +82,14 @@ fn data(from: &str, taken: &[Taken], refused: &[(String, Vec<Problem>)], stage: 
                 }
                 Policies::Nowhere | Policies::Same | Policies::There(_) => (None, None),
             };
-            let handed: Vec<HandOver<'_>> = taken.server.handed().collect();
+            let deliveries: Vec<Delivery<'_>> = taken.server.deliveries().collect();
             let elsewhere: Vec<_> = taken.elsewhere.iter().map(|(file, _)| file).collect();
             let tools = taken.replaced.as_ref().and_then(|replaced| replaced.tools.as_ref());
             json!({
                 "server": taken.server, "lock": taken.locked, "policy": policy,
                 "replaced": taken.replaced.is_some(), "diff": differences(taken, from),
                 "warnings": warnings(taken), "tools": tools, "changed-policy": stays,
-                "handed": handed, "destination": taken.server.destination(), "other-policies": elsewhere,
+                "handed": deliveries, "destination": taken.server.destination(), "other-policies": elsewhere,
             })
         })
         .collect();
@@ -161,7 +161,7 @@ fn told(
         let words: Vec<String> = arguments.iter().map(|word| quoted(word)).collect();
         ctx.line(format!("  arguments  {}", words.join(" ")))?;
     }
-    handed(ctx, taken)?;
+    print_deliveries(ctx, taken)?;
     for (file, _) in &taken.elsewhere {
         ctx.line(format!("  note: {} has permits that hold for it already", file.display()))?;
     }
@@ -222,13 +222,13 @@ fn warnings(taken: &Taken) -> Vec<String> {
 
 /// Prints each value that a server receives, with its source and destination. A person confirms the
 /// list, so nothing is truncated.
-fn handed(ctx: &Context, taken: &Taken) -> anyhow::Result<()> {
+fn print_deliveries(ctx: &Context, taken: &Taken) -> anyhow::Result<()> {
     let server = &taken.server;
     let to = server.destination().join(", ");
-    for HandOver { kind, name, from, permitted, changes_what_runs } in server.handed() {
+    for Delivery { kind, name, from, permitted, changes_what_runs } in server.deliveries() {
         let from = match kind {
-            HandOverKind::Variable => quoted(from),
-            HandOverKind::Header | HandOverKind::Secret => from.to_owned(),
+            DeliveryKind::Variable => quoted(from),
+            DeliveryKind::Header | DeliveryKind::Secret => from.to_owned(),
         };
         let open = match permitted {
             true => "",

@@ -9,7 +9,7 @@ use anyhow::bail;
 use serde_json::json;
 
 use super::{Context, Exit, Usage};
-use portcullis_catalog::{CATALOG, Entry, Found, Options, Reference, artifact, is_legal, read};
+use portcullis_catalog::{CATALOG, Entry, ParsedFile, Options, Reference, artifact, is_legal, read};
 use portcullis_protocol::names::nearest;
 
 pub(super) use {
@@ -196,7 +196,7 @@ fn keep(
 }
 
 /// Servers with these names, in that order.
-fn picked(found: Found, names: &[String], from: &str) -> anyhow::Result<Vec<Entry>> {
+fn picked(found: ParsedFile, names: &[String], from: &str) -> anyhow::Result<Vec<Entry>> {
     let known: Vec<String> = found.servers.iter().map(|entry| entry.name.clone()).collect();
     let mut entries: Vec<Option<Entry>> = found.servers.into_iter().map(Some).collect();
     names

@@ -54,9 +54,9 @@ fn one(ctx: &Context, entries: Vec<Entry>) -> anyhow::Result<Exit> {
                 for line in write::add("", &server)?.lines().filter(|line| !line.is_empty()) {
                     ctx.line(line)?;
                 }
-                for handed in server.handed() {
-                    let (kind, to) = (handed.kind.as_str(), server.destination().join(", "));
-                    ctx.line(format!("# {kind} {} <- {} -> {to}", handed.name, handed.from))?;
+                for delivery in server.deliveries() {
+                    let (kind, to) = (delivery.kind.as_str(), server.destination().join(", "));
+                    ctx.line(format!("# {kind} {} <- {} -> {to}", delivery.name, delivery.from))?;
                 }
                 for tool in &server.tools {
                     ctx.line(format!("# tool: {}", tool.name))?;
