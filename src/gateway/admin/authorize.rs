@@ -105,8 +105,8 @@ async fn admit(
 fn allowed(need: Need, peer: &Peer) -> Result<(), Problem> {
     let (met, whom) = match need {
         Need::Nothing => (true, String::new()),
-        Need::Role(role) => (peer.standing.has(role), format!("those with the role `{role}`")),
-        Need::Owner => (peer.standing.owner, "root and the user who runs the proxy".to_owned()),
+        Need::Role(role) => (peer.rights.has(role), format!("those with the role `{role}`")),
+        Need::Owner => (peer.rights.owner, "root and the user who runs the proxy".to_owned()),
     };
     if met {
         return Ok(());
@@ -142,7 +142,7 @@ async fn on_record(recorder: &Recorder, peer: &Peer, request: Request) -> Result
     let asked = asked(&body);
     let request = Request::from_parts(parts, Body::from(body));
     let action = action(peer, &request, asked, None);
-    if peer.standing.owner {
+    if peer.rights.owner {
         recorder.audit.record_best_effort(action).await;
         return Ok(request);
     }

@@ -32,7 +32,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use portcullis_config::SOCKET_PATH_BYTES;
-use portcullis_protocol::identity::{Roles, Standing, is_owner};
+use portcullis_protocol::identity::{Roles, UserRights, is_owner};
 
 use super::{Recorder, authorize::guarded};
 
@@ -275,7 +275,7 @@ pub struct Peer {
     /// The process id, if known.
     pub pid: Option<i32>,
     /// What the peer may do.
-    pub standing: Standing,
+    pub rights: UserRights,
     /// Held as long as the connection.
     _seat: Option<Arc<Seat>>,
 }
@@ -296,9 +296,9 @@ struct Seat {
 }
 
 impl Seats {
-    fn take(self: &Arc<Self>, uid: u32, standing: Standing) -> Option<Arc<Seat>> {
+    fn take(self: &Arc<Self>, uid: u32, rights: UserRights) -> Option<Arc<Seat>> {
         let (whose, most) =
-            if standing == Standing::STRANGER { (None, OF_STRANGERS) } else { (Some(uid), OF_ONE) };
+            if rights == UserRights::STRANGER { (None, OF_STRANGERS) } else { (Some(uid), OF_ONE) };
         let mut taken = self.0.lock();
         if taken.values().sum::<usize>() >= OF_ALL {
             return None;
@@ -378,7 +378,7 @@ async fn accept_owner(
             tracing::warn!(uid, "admin socket: connection from another user refused");
             continue;
         };
-        let peer = Peer { uid, user: user.clone(), pid, standing: Standing::OWNER, _seat: None };
+        let peer = Peer { uid, user: user.clone(), pid, rights: UserRights::OWNER, _seat: None };
         if arrived.send((stream, peer)).await.is_err() {
             return;
         }
@@ -401,23 +401,23 @@ async fn accept_shared(
             let looking = spawn_blocking(move || {
                 // Held by the lookup itself, so that hanging lookups are limited.
                 let _lookup = lookup;
-                (roles.standing(uid, gid), name(uid))
+                (roles.rights(uid, gid), name(uid))
             });
-            let (standing, user) = match tokio::time::timeout(LOOKUP, looking).await {
+            let (rights, user) = match tokio::time::timeout(LOOKUP, looking).await {
                 Ok(Ok(found)) => found,
                 _ => {
                     tracing::error!(uid, "name service returned no groups for the user");
-                    (Standing::STRANGER, None)
+                    (UserRights::STRANGER, None)
                 }
             };
-            let seat = if standing.owner {
+            let seat = if rights.owner {
                 None
             } else {
                 // Connections beyond the limit are closed.
-                let Some(seat) = seats.take(uid, standing) else { return };
+                let Some(seat) = seats.take(uid, rights) else { return };
                 Some(seat)
             };
-            let peer = Peer { uid, user, pid: peer.pid(), standing, _seat: seat };
+            let peer = Peer { uid, user, pid: peer.pid(), rights, _seat: seat };
             let _ = arrived.send((stream, peer)).await;
         });
     }
@@ -437,7 +437,7 @@ impl Listener for Sockets {
 
     fn local_addr(&self) -> io::Result<Peer> {
         let uid = Uid::effective().as_raw();
-        Ok(Peer { uid, user: None, pid: None, standing: Standing::OWNER, _seat: None })
+        Ok(Peer { uid, user: None, pid: None, rights: UserRights::OWNER, _seat: None })
     }
 }
 
@@ -455,9 +455,9 @@ mod tests {
     fn strangers_and_one_user_leave_seats_for_others() {
         let seats = Arc::new(Seats::default());
         let roles = Roles { auditor: vec!["group:4001".parse().unwrap()], ..Roles::default() };
-        let auditor = roles.standing(5001, 4001);
+        let auditor = roles.rights(5001, 4001);
         let strangers: Vec<_> =
-            (0..1_000).filter_map(|uid| seats.take(uid, Standing::STRANGER)).collect();
+            (0..1_000).filter_map(|uid| seats.take(uid, UserRights::STRANGER)).collect();
         assert_eq!(strangers.len(), OF_STRANGERS);
         let of_one: Vec<_> = (0..1_000).filter_map(|_| seats.take(5001, auditor)).collect();
         assert_eq!(of_one.len(), OF_ONE);
