@@ -39,7 +39,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-pub use chain::{Member, Shown};
+pub use chain::{Member, MemberView};
 pub use finding::{Code, Diagnostics, Finding, Located, Severity};
 pub use plaintext_secrets::PlaintextSecret;
 pub use protected_paths::{exposing_mounts, mount_policy, protected_paths, refused_mounts};

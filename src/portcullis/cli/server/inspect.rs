@@ -204,7 +204,7 @@ fn machine(
         "may": may,
         "mayNot": may_not,
         "secrets": secrets(settings),
-        "chain": loaded.config.chain_shown(),
+        "chain": loaded.config.chain_view(),
         "launch": match &found.asked {
             Ok(asked) => {
                 json!({ "allowed": found.allowed(), "asked": asked, "unsigned": found.unsigned })
