@@ -322,12 +322,12 @@ impl Plugin {
 }
 
 /// Version and name of its entry, for the text of verdicts.
-struct Worded<'a> {
+struct VerdictBuilder<'a> {
     name: &'a str,
     manifest: &'a portcullis_plugin_host::Manifest,
 }
 
-impl Worded<'_> {
+impl VerdictBuilder<'_> {
     fn rule(&self, code: &str) -> Rule {
         Rule::named(format!("{}/{code}", self.manifest.name))
     }
@@ -392,16 +392,16 @@ impl Interceptor for Plugin {
         phase: Phase,
     ) -> Result<portcullis_chain::Verdict, Fault> {
         let now = self.now.load_full();
-        let worded = Worded { name: &self.name, manifest: now.manifest() };
+        let builder = VerdictBuilder { name: &self.name, manifest: now.manifest() };
         let session = exchange.session.as_ref().map(SessionId::expose);
         let portcullis_plugin_host::Inspection { verdict, requests, .. } =
             now.plugin.inspect(message(exchange, phase)?, session).await;
         match verdict {
             Ok(answer) => {
-                let mut verdict = worded.verdict(answer, phase);
+                let mut verdict = builder.verdict(answer, phase);
                 // Its HTTP requests about the message belong in the message's record.
                 let requests = requests.into_iter();
-                let requests = requests.map(|request| worded.finding(phase, REQUEST, request));
+                let requests = requests.map(|request| builder.finding(phase, REQUEST, request));
                 verdict.findings.splice(..0, requests);
                 Ok(verdict)
             }

@@ -207,7 +207,7 @@ impl PolicyGate {
     fn decide_answer(&self, exchange: &Exchange) -> Result<Verdict, Fault> {
         let requests: Vec<InputRequest> = match &exchange.response {
             None => return Ok(Verdict::pass()),
-            Some(Answer::Result(result)) => serde_json::from_slice::<Carried>(result.raw())
+            Some(Answer::Result(result)) => serde_json::from_slice::<InputRequiredResult>(result.raw())
                 .map_err(|_| Fault("`inputRequests` of the result is malformed".into()))?
                 .input_requests
                 .map(|requests| requests.into_values().collect())
@@ -367,7 +367,7 @@ fn elicitation(params: &Value) -> Option<InputRequest> {
 
 /// Part of a result with requests to the client.
 #[derive(Debug, Deserialize)]
-struct Carried {
+struct InputRequiredResult {
     #[serde(rename = "inputRequests", default)]
     input_requests: Option<BTreeMap<String, InputRequest>>,
 }
