@@ -41,7 +41,7 @@ use nix::{
 use portcullis_kubernetes::LOADERS;
 
 use super::{
-    Given, confine, init, receive, seccomp, sys,
+    LaunchInput, confine, init, receive, seccomp, sys,
     tree::{Tree, below},
 };
 use crate::sandbox::protocol::{Failure, Plan, Report};
@@ -224,7 +224,7 @@ fn start(control: &mut UnixStream, program: &[OsString]) -> Result<i64, Failure>
     prctl::set_child_subreaper(true).map_err(|errno| failed(&errno.desc()))?;
     prctl::set_dumpable(false).map_err(|errno| failed(&errno.desc()))?;
     control.set_read_timeout(Some(PLAN_TIMEOUT)).map_err(|error| failed(&error))?;
-    let Given { mut plan, streams, .. } = receive(control)?;
+    let LaunchInput { mut plan, streams, .. } = receive(control)?;
     control.set_read_timeout(None).map_err(|error| failed(&error))?;
     complete(&mut plan, program, env::vars_os())?;
     confine::limit_resources(&plan, 0)?;
