@@ -13,7 +13,7 @@ use std::{
 
 use arc_swap::ArcSwapOption;
 use cedar_policy::{EntityUid, RestrictedExpression};
-pub(super) use cedar_policy_core::{ast::Request as Asked, entities::Entities};
+pub(super) use cedar_policy_core::{ast::Request as CoreRequest, entities::Entities};
 use cedar_policy_core::{
     ast::{
         Context, Entity, EntityUID, EntityUIDEntry, ExtensionFunction, Literal, Name, PartialValue,
@@ -42,10 +42,10 @@ const ADDRESSES: usize = 1024;
 
 /// Converts calls to Cedar's values.
 pub(super) struct Calls {
-    args: Shown,
-    paths: Shown,
-    urls: Shown,
-    lists: Shown,
+    args: CallEntity,
+    paths: CallEntity,
+    urls: CallEntity,
+    lists: CallEntity,
     no_labels: Value,
     clock: Clock,
     ip: Function,
@@ -53,7 +53,7 @@ pub(super) struct Calls {
 }
 
 /// An entity with only the data of a call.
-struct Shown {
+struct CallEntity {
     uid: EntityUID,
     value: Value,
 }
@@ -74,7 +74,7 @@ impl Calls {
     pub(super) fn new([args, paths, urls, lists]: [EntityUid; 4]) -> Result<Self, Unaskable> {
         let shown = |uid: EntityUid| {
             let uid = EntityUID::from(uid);
-            Shown { value: Value::from(uid.clone()), uid }
+            CallEntity { value: Value::from(uid.clone()), uid }
         };
         Ok(Self {
             args: shown(args),
@@ -99,9 +99,9 @@ impl Calls {
         entities: Option<&Entities>,
         request: &Request<'_>,
         reads: ContextUsage,
-    ) -> Result<(Asked, Entities), Unaskable> {
+    ) -> Result<(CoreRequest, Entities), Unaskable> {
         let context = self.context(&request.circumstances, input, reads)?;
-        let asked = Asked::new_unchecked(subject, action, resource, Some(context));
+        let asked = CoreRequest::new_unchecked(subject, action, resource, Some(context));
         let entities = entities.cloned().unwrap_or_default();
         if !reads.has(ContextUsage::ARGUMENTS) {
             return Ok((asked, entities));
@@ -225,7 +225,7 @@ impl Calls {
     }
 }
 
-impl Shown {
+impl CallEntity {
     fn with(&self, attributes: Vec<(SmolStr, Value)>, tags: Vec<(SmolStr, Value)>) -> Arc<Entity> {
         let whole = |(name, value)| (name, PartialValue::Value(value));
         Arc::new(Entity::new_with_attr_partial_value(

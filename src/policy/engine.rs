@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::{
     about::About,
-    analysis::{self, Known},
+    analysis::{self, Inventory},
     bundle::Origin,
     cache::CachedSubject,
     conditions::ContextUsage,
@@ -296,7 +296,7 @@ impl Engine {
 
     /// Warnings about the set in use, given the known servers, clients and tools: policies that
     /// have no effect, contradict each other, match nobody, or match everybody and everything.
-    pub fn analyse(&self, known: &Known) -> Vec<Finding> {
+    pub fn analyse(&self, known: &Inventory) -> Vec<Finding> {
         let set = self.current.load();
         let mut findings = analysis::findings(&set.loaded, known);
         if let Some(servers) = &known.servers {
@@ -461,7 +461,7 @@ impl View<'_> {
                 Unaskable::Unshowable(_) => {
                     tracing::debug!(action = action.as_str(), "not shown: {unaskable}");
                 }
-                Unaskable::Unfit(_) | Unaskable::Misfit(_) => {
+                Unaskable::InputMismatch(_) | Unaskable::Misfit(_) => {
                     tracing::error!(action = action.as_str(), "not shown: {unaskable}");
                 }
             }

@@ -11,7 +11,7 @@ use cedar_policy_core::ast::{RestrictedExpr, Value};
 use super::{
     about::About,
     conditions::ContextUsage,
-    context::{self, Asked, Calls, Uids},
+    context::{self, CoreRequest, Calls, Uids},
     normalize,
     request::{Action, DeliveredAs, Holder, Program, Request, Resource, Subject},
     typed::Typed,
@@ -44,15 +44,15 @@ pub(super) struct Vocabulary {
     args: EntityUid,
     calls: Calls,
     /// In the order of [`Action::ALL`].
-    actions: Vec<Known>,
+    actions: Vec<KnownAction>,
     typed: Typed,
     /// By server and tool.
-    own_actions: HashMap<ServerName, HashMap<String, Known>>,
+    own_actions: HashMap<ServerName, HashMap<String, KnownAction>>,
     own_uids: HashSet<EntityUid>,
 }
 
 /// An action and the groups that contain it.
-struct Known {
+struct KnownAction {
     entity: Entity,
     uid: EntityUid,
     groups: HashSet<EntityUid>,
@@ -131,14 +131,14 @@ impl Vocabulary {
         let find = |id: &str| {
             let uid = uid(&action_type, id);
             let groups = known.ancestors(&uid)?.cloned().collect();
-            Some(Known { entity: known.get(&uid)?.clone(), uid, groups })
+            Some(KnownAction { entity: known.get(&uid)?.clone(), uid, groups })
         };
         let actions = Action::ALL
             .iter()
             .map(|action| find(action.as_str()))
             .collect::<Option<_>>()
             .ok_or(Unaskable::Misfit("action"))?;
-        let mut own_actions: HashMap<ServerName, HashMap<String, Known>> = HashMap::new();
+        let mut own_actions: HashMap<ServerName, HashMap<String, KnownAction>> = HashMap::new();
         let mut own_uids = HashSet::new();
         for (server, tool) in typed.tools() {
             let found = find(&format!("{server}/{tool}")).ok_or(Unaskable::Misfit("action"))?;
@@ -227,7 +227,7 @@ impl Vocabulary {
         !self.own_uids.is_empty()
     }
 
-    fn own(&self, resource: &Resource<'_>) -> Option<&Known> {
+    fn own(&self, resource: &Resource<'_>) -> Option<&KnownAction> {
         match *resource {
             Resource::Tool { server, name, .. } => self.own_actions.get(server)?.get(name),
             _ => None,
@@ -316,7 +316,7 @@ impl Vocabulary {
         entities: Option<&context::Entities>,
         request: &Request<'_>,
         reads: ContextUsage,
-    ) -> Result<(Asked, context::Entities), Unaskable> {
+    ) -> Result<(CoreRequest, context::Entities), Unaskable> {
         let input = match own {
             true if reads.has(ContextUsage::INPUT) => Some(context::value(&self.input(request)?)?),
             true => Some(Value::empty_record(None)),

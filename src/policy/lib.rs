@@ -34,16 +34,16 @@ mod typed;
 mod unaskable;
 mod watch;
 
-pub use analysis::{Known, KnownTool};
+pub use analysis::{Inventory, KnownTool};
 pub use bundle::{Bundle, MANIFEST, Origin, SignFault, Signed, sign};
 pub use config::{Policy, Tool};
 pub use diagnostics::{Diagnostics, File, Finding};
 pub use engine::{Engine, Failure, Outcome, Reload, Shadow, Status, View};
 pub use files::read as read_files;
 pub use inspect::{
-    Condition, Explained, Explanation, Inspector, Near, Seen, Side, Standing, Unknown, Verdict,
+    Condition, Explained, Explanation, Inspector, Near, ReadValue, Side, PolicyResult, Unknown, Verdict,
 };
-pub use launch::{Handing, Part, Start};
+pub use launch::{LaunchSecret, Part, Start};
 pub use load::{Revision, schema, span};
 pub use request::{
     Action, Circumstances, DeliveredAs, Holder, Program, Request, Resource, Stated, Subject,

@@ -1,6 +1,6 @@
 //! Requests that Cedar cannot evaluate.
 
-use super::typed::Unfit;
+use super::typed::InputMismatch;
 use portcullis_protocol::arguments::Unshowable;
 
 /// Why a request cannot be evaluated by Cedar. The texts contain nothing of the message.
@@ -9,7 +9,7 @@ pub(super) enum Unaskable {
     #[error(transparent)]
     Unshowable(#[from] Unshowable),
     #[error("the arguments do not fit the tool's typed action: {0}")]
-    Unfit(#[from] Unfit),
+    InputMismatch(#[from] InputMismatch),
     #[error("the {0} does not fit the policy schema")]
     Misfit(&'static str),
 }

@@ -31,12 +31,12 @@ use serde_json::{Map, Value as Json};
 
 use self::{
     keys::TagKeys,
-    residual::{Class, Known, Residual},
+    residual::{Class, PartialEvaluation, Residual},
     scope::{Bits, Scopes},
 };
 use super::{
     about::About,
-    cache::{self, Answers, Asking, CachedSubject},
+    cache::{self, Answers, RequestKey, CachedSubject},
     conditions::{ContextUsage, Kind, Node, Uses},
     entities::{Frame, OWN, Vocabulary},
     request::{Action, Request},
@@ -50,7 +50,7 @@ pub(super) struct Index {
     scopes: Scopes,
     /// Results for all items of one kind on a server, by keys without names.
     classes: Answers<Arc<Class>>,
-    known: Answers<Arc<Known>>,
+    evaluations: Answers<Arc<PartialEvaluation>>,
 }
 
 struct Indexed {
@@ -171,7 +171,7 @@ impl Index {
             policies: policies.collect(),
             scopes,
             classes: cache::empty(),
-            known: cache::empty(),
+            evaluations: cache::empty(),
         }
     }
 
@@ -201,9 +201,9 @@ impl Index {
         about: About<'_>,
         request: &Request<'_>,
     ) -> Result<Answer<'_>, Unaskable> {
-        let known = self.known(terms, cached, about)?;
+        let evaluation = self.evaluation(terms, cached, about)?;
         let Residual { permits, forbids, failures, open, reads, keys, entities, .. } =
-            known.concern();
+            evaluation.concern();
         let mut answer = Answer {
             permits: permits.iter().map(|number| self.id(*number)).collect(),
             forbids: forbids.iter().map(|number| self.id(*number)).collect(),
@@ -215,8 +215,8 @@ impl Index {
             }
             return Ok(answer);
         }
-        let base = if *entities { Some(known.entities(terms, about)?.as_ref()) } else { None };
-        let uids = known.uids(terms, about);
+        let base = if *entities { Some(evaluation.entities(terms, about)?.as_ref()) } else { None };
+        let uids = evaluation.uids(terms, about);
         let (question, entities) =
             terms.vocabulary.question(uids, about.own, base, request, *reads)?;
         keys.check(request.args)?;
@@ -248,12 +248,12 @@ impl Index {
         cached: CachedSubject<'_>,
         about: About<'_>,
     ) -> Result<bool, Unaskable> {
-        let known = self.known(terms, cached, about)?;
-        let Residual { permitted, bearable, .. } = *known.concern();
+        let evaluation = self.evaluation(terms, cached, about)?;
+        let Residual { permitted, bearable, .. } = *evaluation.concern();
         let Some(own) = about.own(terms.vocabulary).filter(|_| bearable) else {
             return Ok(permitted && bearable);
         };
-        let own = self.known(terms, cached, own)?;
+        let own = self.evaluation(terms, cached, own)?;
         Ok(own.concern().bearable && (permitted || own.concern().permitted))
     }
 
@@ -288,9 +288,9 @@ impl Index {
         about: About<'_>,
     ) -> Result<ContextUsage, Unaskable> {
         let cached = CachedSubject::of(&about.subject);
-        let reads = self.known(terms, cached, about)?.concern().reads;
+        let reads = self.evaluation(terms, cached, about)?.concern().reads;
         match about.own(terms.vocabulary) {
-            Some(own) => Ok(reads | self.known(terms, cached, own)?.concern().reads),
+            Some(own) => Ok(reads | self.evaluation(terms, cached, own)?.concern().reads),
             None => Ok(reads),
         }
     }
@@ -306,22 +306,22 @@ impl Index {
         about: About<'_>,
         args: Option<&Map<String, Json>>,
     ) -> Result<(), Unaskable> {
-        let known = self.known(terms, CachedSubject::of(&about.subject), about)?;
-        Ok(known.concern().keys.check(args)?)
+        let evaluation = self.evaluation(terms, CachedSubject::of(&about.subject), about)?;
+        Ok(evaluation.concern().keys.check(args)?)
     }
 
-    fn known(
+    fn evaluation(
         &self,
         terms: Terms<'_>,
         cached: CachedSubject<'_>,
         about: About<'_>,
-    ) -> Result<Arc<Known>, Unaskable> {
-        let asking = Asking::of(cached, about.action, &about.resource);
-        let asking = if about.own { asking.own() } else { asking };
-        if let Some(known) = self.known.get(&asking) {
-            return Ok(known);
+    ) -> Result<Arc<PartialEvaluation>, Unaskable> {
+        let request_key = RequestKey::of(cached, about.action, &about.resource);
+        let request_key = if about.own { request_key.own() } else { request_key };
+        if let Some(evaluation) = self.evaluations.get(&request_key) {
+            return Ok(evaluation);
         }
-        let nameless = asking.nameless();
+        let nameless = request_key.nameless();
         let class = match self.classes.get(&nameless) {
             Some(class) => class,
             None => {
@@ -330,9 +330,9 @@ impl Index {
                 class
             }
         };
-        let known = Arc::new(Known::new(self, terms, about, class)?);
-        self.known.insert(asking.key(), Arc::clone(&known));
-        Ok(known)
+        let evaluation = Arc::new(PartialEvaluation::new(self, terms, about, class)?);
+        self.evaluations.insert(request_key.key(), Arc::clone(&evaluation));
+        Ok(evaluation)
     }
 
     fn id(&self, number: u32) -> &PolicyId {

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     about::About,
-    cache::Weighs,
+    cache::CachedSize,
     conditions::{ContextUsage, Kind, Outcomes},
     context::{self, Uids},
     entities::Base,
@@ -54,14 +54,14 @@ pub(super) struct Class {
     principal: Slots,
     bits: Bits,
     /// The results of all policies except the individual ones.
-    standings: Vec<(u32, Standing)>,
+    results: Vec<(u32, PartialResult)>,
     /// The policies that read more of the resource.
     individual: Vec<u32>,
     concern: Arc<Residual>,
 }
 
 /// Cached results for one request.
-pub(super) struct Known {
+pub(super) struct PartialEvaluation {
     class: Arc<Class>,
     concern: Arc<Residual>,
     uids: OnceLock<Uids>,
@@ -70,7 +70,7 @@ pub(super) struct Known {
 
 /// Result of a policy with a matching scope before the call is known.
 #[derive(Debug, Clone, Copy)]
-enum Standing {
+enum PartialResult {
     /// Satisfied for every call.
     Satisfied,
     Failed(&'static str),
@@ -115,21 +115,21 @@ impl Class {
             base.holder.is_some() && index.policies[*number as usize].individual
         });
         let inquiry = Inquiry { index, terms, about, base: &base, known: OnceLock::new() };
-        let standings = inquiry.standings(&shared)?;
-        let concern = Arc::new(inquiry.concern(&standings, &[]));
+        let results = inquiry.results(&shared)?;
+        let concern = Arc::new(inquiry.concern(&results, &[]));
         drop(inquiry);
-        Ok(Self { base, principal, bits, standings, individual, concern })
+        Ok(Self { base, principal, bits, results, individual, concern })
     }
 }
 
-impl Weighs for Class {
+impl CachedSize for Class {
     fn weight(&self) -> u64 {
         // Its entities, then its policies.
-        4096 + 64 * (self.standings.len() + self.individual.len()) as u64
+        4096 + 64 * (self.results.len() + self.individual.len()) as u64
     }
 }
 
-impl Known {
+impl PartialEvaluation {
     pub(super) fn new(
         index: &Index,
         terms: Terms<'_>,
@@ -150,8 +150,8 @@ impl Known {
         }
         let base = &class.base;
         let inquiry = Inquiry { index, terms, about, base, known: OnceLock::new() };
-        let standings = inquiry.standings(&own)?;
-        let concern = Arc::new(inquiry.concern(&class.standings, &standings));
+        let results = inquiry.results(&own)?;
+        let concern = Arc::new(inquiry.concern(&class.results, &results));
         let entities = OnceLock::new();
         if let Some((_, created)) = inquiry.known.into_inner() {
             let _ = entities.set(created);
@@ -187,7 +187,7 @@ impl Known {
     }
 }
 
-impl Weighs for Known {
+impl CachedSize for PartialEvaluation {
     fn weight(&self) -> u64 {
         let Residual { permits, forbids, failures, open, keys, .. } = &*self.concern;
         let policies = permits.len() + forbids.len() + 5 * failures.len() + open.len();
@@ -198,8 +198,8 @@ impl Weighs for Known {
 
 impl Inquiry<'_> {
     /// The results of these policies, without those that cannot matter.
-    fn standings(&self, numbers: &[u32]) -> Result<Vec<(u32, Standing)>, Unaskable> {
-        let mut standings = Vec::new();
+    fn results(&self, numbers: &[u32]) -> Result<Vec<(u32, PartialResult)>, Unaskable> {
+        let mut results = Vec::new();
         for number in numbers {
             // The failure of a closed part. A condition that is one closed part fails with it.
             let mut why = None;
@@ -229,19 +229,19 @@ impl Inquiry<'_> {
             if let Some(unaskable) = broken {
                 return Err(unaskable);
             }
-            let standing = match (outcomes, why) {
+            let result = match (outcomes, why) {
                 (Outcomes { satisfied: false, failed: false, .. }, _) => continue,
-                (Outcomes { unsatisfied: false, failed: false, .. }, _) => Standing::Satisfied,
+                (Outcomes { unsatisfied: false, failed: false, .. }, _) => PartialResult::Satisfied,
                 (Outcomes { satisfied: false, unsatisfied: false, .. }, Some(why))
                     if policy.uses().reads == ContextUsage::default() =>
                 {
-                    Standing::Failed(why)
+                    PartialResult::Failed(why)
                 }
-                (outcomes, _) => Standing::Open { outcomes, odd },
+                (outcomes, _) => PartialResult::Open { outcomes, odd },
             };
-            standings.push((*number, standing));
+            results.push((*number, result));
         }
-        Ok(standings)
+        Ok(results)
     }
 
     fn evaluate(&self, part: &Expr) -> Result<Result<bool, &'static str>, Unaskable> {
@@ -261,22 +261,22 @@ impl Inquiry<'_> {
     }
 
     /// Merges results, some of a class and some of one request.
-    fn concern(&self, class: &[(u32, Standing)], own: &[(u32, Standing)]) -> Residual {
+    fn concern(&self, class: &[(u32, PartialResult)], own: &[(u32, PartialResult)]) -> Residual {
         let all = || class.iter().chain(own).copied();
         let mut concern = Residual::default();
         let mut all_odd = Vec::new();
-        for (number, standing) in all() {
+        for (number, result) in all() {
             let policy = &self.index.policies[number as usize];
             let uses = policy.uses();
             if self.about.own && (policy.own || uses.reads.has(ContextUsage::INPUT)) {
                 // It only applies to calls that fit the tool's type; others are refused.
                 concern.reads |= ContextUsage::INPUT;
             }
-            match (standing, policy.effect) {
-                (Standing::Satisfied, Effect::Permit) => concern.permits.push(number),
-                (Standing::Satisfied, Effect::Forbid) => concern.forbids.push(number),
-                (Standing::Failed(why), _) => concern.failures.push((number, why)),
-                (Standing::Open { odd, .. }, _) => {
+            match (result, policy.effect) {
+                (PartialResult::Satisfied, Effect::Permit) => concern.permits.push(number),
+                (PartialResult::Satisfied, Effect::Forbid) => concern.forbids.push(number),
+                (PartialResult::Failed(why), _) => concern.failures.push((number, why)),
+                (PartialResult::Open { odd, .. }, _) => {
                     concern.open.push(number);
                     concern.reads |= match self.about.own {
                         true => uses.reads,
@@ -310,15 +310,15 @@ impl Inquiry<'_> {
     /// Whether a call may be permitted, and whether one may be not refused.
     fn possible(
         &self,
-        mut standings: impl Iterator<Item = (u32, Standing)> + Clone,
+        mut results: impl Iterator<Item = (u32, PartialResult)> + Clone,
         refined: &HashMap<PolicyId, Outcomes>,
     ) -> (bool, bool) {
-        let outcomes = |(number, standing): (u32, Standing)| {
+        let outcomes = |(number, result): (u32, PartialResult)| {
             let policy = &self.index.policies[number as usize];
-            let outcomes = match standing {
-                Standing::Satisfied => Outcomes::SATISFIED,
-                Standing::Failed(_) => Outcomes::FAILED,
-                Standing::Open { outcomes, .. } => {
+            let outcomes = match result {
+                PartialResult::Satisfied => Outcomes::SATISFIED,
+                PartialResult::Failed(_) => Outcomes::FAILED,
+                PartialResult::Open { outcomes, .. } => {
                     refined.get(&policy.id).copied().unwrap_or(outcomes)
                 }
             };
@@ -331,8 +331,8 @@ impl Inquiry<'_> {
         };
         let permits =
             |(effect, outcomes): (Effect, Outcomes)| effect == Effect::Permit && outcomes.satisfied;
-        let permitted = standings.clone().map(outcomes).any(permits);
-        (permitted, standings.all(|s| bearable(outcomes(s))))
+        let permitted = results.clone().map(outcomes).any(permits);
+        (permitted, results.all(|s| bearable(outcomes(s))))
     }
 
     /// Results of Cedar's partial evaluation for these policies.

@@ -21,7 +21,7 @@ use cedar_policy::{
     Effect, Entities, EntityUid, EvalResult, Expression, PolicyId, eval_expression,
 };
 
-pub use self::explain::{Condition, Explanation, Near, Seen, Side, Standing, Verdict};
+pub use self::explain::{Condition, Explanation, Near, ReadValue, Side, PolicyResult, Verdict};
 use super::{
     about::About,
     cache::{Asking, CachedSubject, Key},
@@ -54,12 +54,12 @@ pub enum Unknown {
 
 /// The data of a request that is hidden from conditions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Hidden {
+struct HiddenData {
     context: ContextUsage,
     claims: bool,
 }
 
-impl Hidden {
+impl HiddenData {
     const ARGUMENTS: Self = Self { context: ContextUsage::ARGUMENTS, claims: false };
 
     fn of(unknown: Unknown) -> Self {
@@ -105,7 +105,7 @@ pub struct Inspector {
     set: Arc<Set>,
     policies: Vec<Inspected>,
     numbers: HashMap<PolicyId, usize>,
-    met: HashMap<Key, Arc<Met>>,
+    met: HashMap<Key, Arc<MatchedPolicies>>,
 }
 
 struct Inspected {
@@ -117,7 +117,7 @@ struct Inspected {
 
 /// The policies in force whose scopes match a request, with their results as far as these can be
 /// reused.
-struct Met {
+struct MatchedPolicies {
     frame: Arc<Frame>,
     /// Numbers of the policies, each with its results for unknown arguments, or `None` if it
     /// depends on the circumstances.
@@ -181,7 +181,7 @@ impl Inspector {
 
     /// Predicts the decision. Policies in shadow mode do not count.
     pub fn judge(&mut self, request: &Request<'_>, unknown: Unknown) -> Explained {
-        let hidden = Hidden::of(unknown);
+        let hidden = HiddenData::of(unknown);
         let refused = Explained { verdict: Verdict::Refused, rules: Vec::new() };
         let about = About::of(request);
         // Each policy with its results for either request.
@@ -213,7 +213,7 @@ impl Inspector {
         &mut self,
         about: About<'_>,
         request: &Request<'_>,
-        hidden: Hidden,
+        hidden: HiddenData,
     ) -> Result<Vec<(usize, Outcomes)>, Unaskable> {
         let met = self.met(about, request, hidden)?;
         let mut asked = None;
@@ -223,7 +223,7 @@ impl Inspector {
             let outcomes = match (known, &policy.condition) {
                 (_, None) => Outcomes::SATISFIED,
                 (Some(outcomes), Some(condition))
-                    if hidden == Hidden::ARGUMENTS
+                    if hidden == HiddenData::ARGUMENTS
                         || !hidden.and_arguments().from(condition.uses) =>
                 {
                     *outcomes
@@ -264,7 +264,7 @@ impl Inspector {
         frame: &Frame,
         about: About<'_>,
         request: &Request<'_>,
-        hidden: Hidden,
+        hidden: HiddenData,
     ) -> Result<Query, Unaskable> {
         let mut reads = self.set.reads;
         if hidden.arguments() {
@@ -292,8 +292,8 @@ impl Inspector {
         &mut self,
         about: About<'_>,
         request: &Request<'_>,
-        hidden: Hidden,
-    ) -> Result<Arc<Met>, Unaskable> {
+        hidden: HiddenData,
+    ) -> Result<Arc<MatchedPolicies>, Unaskable> {
         let asking = Asking::of(CachedSubject::of(&about.subject), about.action, &about.resource);
         let key = if about.own { asking.own() } else { asking }.key();
         if let Some(met) = self.met.get(&key) {
@@ -316,14 +316,14 @@ impl Inspector {
                         bare = Some(self.put(&frame, about, request, hidden)?);
                     }
                     let evaluate = bare.as_ref();
-                    Some(condition.seen(Hidden::ARGUMENTS, &mut |expression| {
+                    Some(condition.seen(HiddenData::ARGUMENTS, &mut |expression| {
                         evaluate.and_then(|asked| asked.holds(expression))
                     }))
                 }
             };
             policies.push((number, outcomes));
         }
-        let met = Arc::new(Met { frame, policies });
+        let met = Arc::new(MatchedPolicies { frame, policies });
         if self.met.len() >= KEPT {
             self.met.clear();
         }

@@ -5,7 +5,7 @@ use serde::Serialize;
 use tokio::task::spawn_blocking;
 
 use super::{Context, Exit};
-use crate::manage::{locked_images, servers::handed};
+use crate::manage::{locked_images, servers::launch_secrets};
 use portcullis_config::{Code, Diagnostics, Loaded};
 use portcullis_config::{mount_policy, refused_mounts};
 use portcullis_gateway::{BoxedDiagnostic, PluginSecrets, artifacts, interceptor, ungranted};
@@ -117,7 +117,7 @@ fn unstartable(loaded: &Loaded, policies: &portcullis_policy::Engine) -> Vec<Box
                 signers: Vec::new(),
                 attested: Vec::new(),
             };
-            let (url, secrets) = (settings.url.as_deref(), handed(settings));
+            let (url, secrets) = (settings.url.as_deref(), launch_secrets(settings));
             let start = Start { server: name, program: &program, url, secrets };
             let missing = policies.missing_permits(&start);
             if missing.is_empty() {

@@ -5,7 +5,7 @@ use anyhow::Context as _;
 
 use super::{
     Reporter,
-    servers::{configured, handed, launcher, myself, signatures},
+    servers::{configured, launch_secrets, launcher, myself, signatures},
 };
 use portcullis_audit::record::{ImageDid, ImageDone};
 use portcullis_catalog::lock::{Lock, ResolvedImage};
@@ -325,7 +325,7 @@ impl<'a> Puller<'a> {
         let program = program.for_policies(&launcher.place(server));
         let url = server.url.as_deref();
         // Single clients may have other secrets; the image is pulled for all.
-        let mut secrets = handed(server);
+        let mut secrets = launch_secrets(server);
         secrets.retain(|secret| secret.client.is_none());
         let start = Start { server: name, program: &program, url, secrets };
         let forbidden = policies.decide_start(&start);

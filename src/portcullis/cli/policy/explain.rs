@@ -10,7 +10,7 @@ use crate::cli::{
     audit::{Source, Where, conclude},
 };
 use portcullis_audit::record::{self, Entry, Record};
-use portcullis_policy::{Condition, Explanation, Near, Seen, Standing, Verdict};
+use portcullis_policy::{Condition, Explanation, Near, ReadValue, PolicyResult, Verdict};
 use portcullis_policy_tools::{Aside, Recorded};
 use portcullis_protocol::{names::DecisionId, refusal::Code};
 
@@ -210,12 +210,12 @@ fn policy(near: &Near, ctx: &Context) -> anyhow::Result<()> {
     let line = rule.line.map(|line| format!(":{line}")).unwrap_or_default();
     let shadow = if *shadow { ", in the shadow" } else { "" };
     let what = match standing {
-        Standing::Matched { .. } if *effect == "permit" => "permits it",
-        Standing::Matched { .. } => "forbids it",
-        Standing::Failed { .. } => "fails",
-        Standing::Unmet { .. } => "does not hold",
-        Standing::Unknown { .. } => "may hold",
-        Standing::Elsewhere { side, .. } => match side.as_str() {
+        PolicyResult::Matched { .. } if *effect == "permit" => "permits it",
+        PolicyResult::Matched { .. } => "forbids it",
+        PolicyResult::Failed { .. } => "fails",
+        PolicyResult::Unmet { .. } => "does not hold",
+        PolicyResult::Unknown { .. } => "may hold",
+        PolicyResult::Elsewhere { side, .. } => match side.as_str() {
             "principal" => "is for another principal",
             "action" => "is for another action",
             _ => "is for another resource",
@@ -223,11 +223,11 @@ fn policy(near: &Near, ctx: &Context) -> anyhow::Result<()> {
     };
     ctx.line(format!("{effect} {} {what}{shadow}  {file}{line}", rule.id))?;
     match standing {
-        Standing::Matched { values } => seen(values, ctx),
-        Standing::Failed { condition } => because(condition, "cannot be evaluated", ctx),
-        Standing::Unmet { condition } => because(condition, "is not so", ctx),
-        Standing::Unknown { condition } => because(condition, "is not known", ctx),
-        Standing::Elsewhere { wants, .. } => Ok(ctx.line(format!("  asks for: {wants}"))?),
+        PolicyResult::Matched { values } => seen(values, ctx),
+        PolicyResult::Failed { condition } => because(condition, "cannot be evaluated", ctx),
+        PolicyResult::Unmet { condition } => because(condition, "is not so", ctx),
+        PolicyResult::Unknown { condition } => because(condition, "is not known", ctx),
+        PolicyResult::Elsewhere { wants, .. } => Ok(ctx.line(format!("  asks for: {wants}"))?),
     }
 }
 
@@ -246,8 +246,8 @@ fn because(condition: &Condition, what: &str, ctx: &Context) -> anyhow::Result<(
     seen(values, ctx)
 }
 
-fn seen(values: &[Seen], ctx: &Context) -> anyhow::Result<()> {
-    for Seen { what, value, absent } in values {
+fn seen(values: &[ReadValue], ctx: &Context) -> anyhow::Result<()> {
+    for ReadValue { what, value, absent } in values {
         let value = value.as_ref().or(absent.as_ref()).map_or("", String::as_str);
         ctx.line(format!("  {what} is {value}"))?;
     }

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     cli::{Context, Exit},
-    manage::servers::{configured, handed, launcher, signatures},
+    manage::servers::{configured, launch_secrets, launcher, signatures},
 };
 use portcullis_config::Loaded;
 use portcullis_gateway::admin;
@@ -122,7 +122,7 @@ fn asked(
         &loaded.base,
     )
     .map_err(|found| found.to_string().lines().next().unwrap_or_default().to_owned())?;
-    let start = Start { server, program, url: settings.url.as_deref(), secrets: handed(settings) };
+    let start = Start { server, program, url: settings.url.as_deref(), secrets: launch_secrets(settings) };
     let asked = |Part { action, target, outcome }| Asked {
         action: action.as_str(),
         target,

@@ -7,7 +7,7 @@ use portcullis_kubernetes::{Claim, Container, Egress, EgressHost, Secret, Worklo
 use super::{K8s, config as pod_config};
 use crate::{
     cli::{Context, config_errors::Wrong},
-    manage::servers::{configured, handed, launcher, signatures},
+    manage::servers::{configured, launch_secrets, launcher, signatures},
 };
 use portcullis_catalog::lock::{Lock, ResolvedImage, ServerPin};
 use portcullis_config::Loaded;
@@ -361,7 +361,7 @@ fn may_start(
         server: &args.server,
         program: &program,
         url: in_pod.url.as_deref(),
-        secrets: handed(in_pod),
+        secrets: launch_secrets(in_pod),
     };
     let parts = engine.decide_start(&start);
     let Some(Part { action, target, outcome }) =
