@@ -14,7 +14,7 @@ use cedar_policy::{EntityId, EntityTypeName, EntityUid};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::replay::{Aside, Recorded};
+use super::replay::{SkipReason, Recorded};
 use portcullis_audit::record::{Entry, RULES, Record};
 use portcullis_policy::{Action, Finding, Target, Verdict};
 use portcullis_protocol::claims::Claims;
@@ -45,7 +45,7 @@ pub struct Learner {
 /// The principal, server and action of calls.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Access {
-    who: Who,
+    who: PrincipalIdentity,
     server: Option<String>,
     action: &'static str,
     /// Type of the targets.
@@ -53,13 +53,13 @@ struct Access {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-enum Who {
+enum PrincipalIdentity {
     Client(String),
     Local(String),
     Anonymous,
 }
 
-impl Who {
+impl PrincipalIdentity {
     fn of(kind: &PrincipalKind) -> Self {
         match kind {
             PrincipalKind::Client(name) => Self::Client(name.to_string()),
@@ -127,7 +127,7 @@ impl Learner {
         let allowed = matches!(entry.record, Record::Intent(_));
         let recorded = match Recorded::read(entry) {
             Ok(recorded) => recorded,
-            Err(Aside::Lacks(what)) if allowed => {
+            Err(SkipReason::Missing(what)) if allowed => {
                 *self.left_out.entry(what).or_default() += 1;
                 return;
             }
@@ -204,7 +204,7 @@ impl Learner {
 
     /// Adds permits for `connect`, without which lists would not show what clients may use.
     fn greet(&mut self) {
-        let used: BTreeSet<(Who, String)> = self
+        let used: BTreeSet<(PrincipalIdentity, String)> = self
             .uses
             .keys()
             .filter(|access| {
@@ -271,7 +271,7 @@ impl Access {
 
 /// Principal, action and target name; the server or the method, if the target does not have a name.
 fn access(recorded: &Recorded) -> (Access, String) {
-    let who = Who::of(&recorded.principal.kind);
+    let who = PrincipalIdentity::of(&recorded.principal.kind);
     let action = recorded.action;
     let by_method = matches!(
         action,

@@ -11,7 +11,7 @@ use crate::cli::{
 };
 use portcullis_audit::record::{self, Entry, Record};
 use portcullis_policy::{Condition, Explanation, Near, ReadValue, PolicyResult, Verdict};
-use portcullis_policy_tools::{Aside, Recorded};
+use portcullis_policy_tools::{SkipReason, Recorded};
 use portcullis_protocol::{names::DecisionId, refusal::Code};
 
 /// Options of the verb.
@@ -68,15 +68,15 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     let entry = entries.iter().find(decided);
     let recorded = match entry.map(Recorded::read) {
         Some(Ok(recorded)) => recorded,
-        Some(Err(Aside::OfAStart)) => {
+        Some(Err(SkipReason::LaunchRefused)) => {
             start(decision, entry, ctx)?;
             return Ok(exit);
         }
-        Some(Err(Aside::Lacks(what))) => anyhow::bail!(
+        Some(Err(SkipReason::Missing(what))) => anyhow::bail!(
             "the record lacks the {what} as policies saw them, so it cannot be said what they came \
              to; `portcullis audit show {decision}` has what is on record"
         ),
-        Some(Err(Aside::NotDecided)) | None => anyhow::bail!(
+        Some(Err(SkipReason::NotDecided)) | None => anyhow::bail!(
             "policies did not decide this: `portcullis audit show {decision}` says what did"
         ),
     };

@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use serde_saphyr::Spanned;
 
 use portcullis_plugin_host::Grants;
-use portcullis_policy_tools::Who;
+use portcullis_policy_tools::CasePrincipal;
 
 /// Content of a file.
 #[derive(Debug, Deserialize)]
@@ -30,7 +30,7 @@ pub struct Document {
     pub memory_mib: Option<u64>,
     /// Principals, by a name of this file.
     #[serde(default)]
-    pub principals: IndexMap<String, Spanned<Who>>,
+    pub principals: IndexMap<String, Spanned<CasePrincipal>>,
     pub cases: Vec<Spanned<Case>>,
 }
 
