@@ -28,7 +28,7 @@ pub use digest::DigestKey;
 pub use line::{Line, LineHead, Seq};
 pub use log::{Audit, Clock, Options, Reader, Scrub, Tail, Tailed};
 pub use maintenance::{
-    Backup, BackupFault, Dropped, KeyTrouble, Keys, Limits, Missed, PruneFault, Pruned, Why,
+    Backup, BackupFault, Dropped, KeyTrouble, Keys, Limits, MissedRecords, PruneFault, Pruned, DropReason,
     back_up, is_encrypted,
 };
 pub use query::{
@@ -36,9 +36,9 @@ pub use query::{
     GROUP_MAX, Group, IllegalColumn, IllegalFilter, IllegalGroup, Order, PAGE, PAGE_MAX, Page,
     Query, StatsRequest, Summed, Timeline, Times, Type, summary,
 };
-pub use record::{Arrival, Conclusion, Intent, Outcome, Refused, Ruling};
+pub use record::{Arrival, Conclusion, Intent, Outcome, Refused, DecisionContext};
 pub use store::{
-    Written,
+    StoredRecord,
     frame::{BODY_MAX as FRAME_MAX, BadFrame, Frame, frames},
 };
 pub use unavailable::Unavailable;

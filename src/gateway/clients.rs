@@ -24,7 +24,7 @@ use crate::{
 };
 use portcullis_audit::{
     Unavailable,
-    record::{By, ClientSeen, SessionEnded, SessionOpened, Who},
+    record::{By, ClientSeen, SessionEnded, SessionOpened, ConnectedPrincipal},
 };
 use portcullis_protocol::identity::{Change, Keyring, Principal, PrincipalKind};
 use portcullis_upstream::{InstanceKey, Launcher, claims};
@@ -265,8 +265,8 @@ impl Clients {
     }
 }
 
-fn who(caller: &Caller) -> Who {
-    Who::of(&caller.principal, caller.transport, caller.client_addr)
+fn who(caller: &Caller) -> ConnectedPrincipal {
+    ConnectedPrincipal::of(&caller.principal, caller.transport, caller.client_addr)
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path, sync::Arc};
 
-use portcullis_audit::{Arrival, Audit, Conclusion, Intent, Options, Outcome, Refused, Ruling};
+use portcullis_audit::{Arrival, Audit, Conclusion, Intent, Options, Outcome, Refused, DecisionContext};
 use portcullis_protocol::{
     exchange::{Answer, Definition, Payload, Target},
     names::DecisionId,
@@ -52,9 +52,9 @@ async fn no_value_of_a_message_is_in_the_store() {
         "_meta": {"note": canary},
     }));
     exchange.response = Some(Answer::Result(Payload::from(json!({"content": canary}))));
-    audit.intent(Intent::of(&exchange, Ruling::default(), audit.key())).await.unwrap();
+    audit.intent(Intent::of(&exchange, DecisionContext::default(), audit.key())).await.unwrap();
     let delivered = Conclusion::Delivered;
-    let outcome = Outcome::of(&exchange, Ruling::default(), delivered, None, audit.key());
+    let outcome = Outcome::of(&exchange, DecisionContext::default(), delivered, None, audit.key());
     audit.outcome(outcome).await.unwrap();
 
     let mut read = call();

@@ -40,7 +40,7 @@ pub(super) trait Source: Send + Sync + 'static {
 const ATTEMPTS: u32 = 5;
 
 /// Filter for the records of a stream.
-pub(super) type Wanted = Arc<dyn Fn(&Item) -> bool + Send + Sync>;
+pub(super) type RecordFilter = Arc<dyn Fn(&Item) -> bool + Send + Sync>;
 
 /// Timing of a stream.
 #[derive(Debug, Clone, Copy)]
@@ -87,7 +87,7 @@ pub(super) struct Parts {
     pub log: String,
     pub source: Arc<dyn Source>,
     pub sink: Box<dyn Sink>,
-    pub wanted: Option<Wanted>,
+    pub wanted: Option<RecordFilter>,
     /// Maximum number of records in a batch.
     pub batch: usize,
     /// Whether a stream without a cursor skips existing records.
@@ -385,7 +385,7 @@ fn read(
     source: &dyn Source,
     from: u64,
     most: usize,
-    wanted: Option<Wanted>,
+    wanted: Option<RecordFilter>,
 ) -> Result<Read, String> {
     let lines = source.lines(from, most)?;
     let mut illegible = Vec::new();

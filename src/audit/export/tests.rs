@@ -20,7 +20,7 @@ use tokio::{
 use super::{
     Item, Meters,
     cursor::{Cursor, CursorFile},
-    exporter::{Pace, Parts, Source, Stream, Wanted},
+    exporter::{Pace, Parts, Source, Stream, RecordFilter},
     target::{Sink, Undelivered},
 };
 use crate::{
@@ -128,7 +128,7 @@ struct Setup {
     answers: Vec<Result<(), Undelivered>>,
     batch: usize,
     from_now: bool,
-    wanted: Option<Wanted>,
+    wanted: Option<RecordFilter>,
 }
 
 fn cursor_file(store: &Path) -> CursorFile {
@@ -242,7 +242,7 @@ async fn a_batch_that_is_too_large_is_halved() {
 async fn only_what_a_stream_is_for_is_delivered_and_the_rest_is_behind_it_all_the_same() {
     let dir = tempfile::tempdir().unwrap();
     let log = Log::of(10);
-    let wanted: Wanted = Arc::new(|item| item.seq.0 % 4 == 0);
+    let wanted: RecordFilter = Arc::new(|item| item.seq.0 % 4 == 0);
     let setup = Setup { wanted: Some(wanted), batch: 3, ..Setup::default() };
     let mut stream = setup.start(&log, dir.path()).await;
     assert_eq!(stream.until(8).await.concat(), [0, 4, 8]);

@@ -71,8 +71,8 @@ pub(super) fn open_shelf(
         )
     };
     let stands = |opened: &Opened| {
-        let view = opened.shelf.view();
-        proof::goes_on(dir, &keys, state, &opened.shelf, &view)
+        let view = opened.segment_set.view();
+        proof::goes_on(dir, &keys, state, &opened.segment_set, &view)
     };
     let opened = open(Trust::Believe, None)?;
     let why = match stands(&opened) {
@@ -88,7 +88,7 @@ pub(super) fn open_shelf(
         "audit log does not continue from its newest checkpoint; rebuilding the tree and the \
          indexes from its records"
     );
-    let damage = opened.shelf.damage().to_vec();
+    let damage = opened.segment_set.damage().to_vec();
     drop(opened);
     let reopened = open(Trust::Doubt, Some(damage))?;
     match stands(&reopened) {
@@ -98,7 +98,7 @@ pub(super) fn open_shelf(
             Ok((reopened, groundless))
         }
         Continuity::No(why) => {
-            let damage = reopened.shelf.damage().to_vec();
+            let damage = reopened.segment_set.damage().to_vec();
             drop(reopened);
             Ok((open(Trust::Believe, Some(damage))?, Some(why)))
         }

@@ -17,7 +17,7 @@ use portcullis_protocol::names::DecisionId;
 pub struct Reader {
     id: String,
     archive: Archive,
-    shelf: Arc<SegmentSet>,
+    segment_set: Arc<SegmentSet>,
     _lock: Lock,
 }
 
@@ -38,9 +38,9 @@ impl Reader {
         let opening = Opening { key, cipher, mode, trust, earlier_damage: None, dropped };
         let opened = SegmentSet::open(dir, opening)
             .map_err(|fault| Unavailable::of(fault, dir.to_owned(), 0))?;
-        let shelf = opened.shelf;
-        let archive = Archive::new(shelf.clone());
-        Ok(Self { id: manifest.id, archive, shelf, _lock: held })
+        let segment_set = opened.segment_set;
+        let archive = Archive::new(segment_set.clone());
+        Ok(Self { id: manifest.id, archive, segment_set, _lock: held })
     }
 
     /// Id of the store: the name of its hash chain.
@@ -48,12 +48,12 @@ impl Reader {
         &self.id
     }
 
-    pub(crate) fn shelf(&self) -> &Arc<SegmentSet> {
-        &self.shelf
+    pub(crate) fn segment_set(&self) -> &Arc<SegmentSet> {
+        &self.segment_set
     }
 
     fn prover(&self) -> Prover {
-        Prover::new(self.shelf.clone(), self.archive.clone())
+        Prover::new(self.segment_set.clone(), self.archive.clone())
     }
 
     /// Proves that the records of a decision are in the log. `None` if no checkpoint has them.

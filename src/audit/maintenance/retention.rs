@@ -37,7 +37,7 @@ pub(super) struct Candidate {
 /// Reason why a segment is dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Why {
+pub enum DropReason {
     /// `max-age`.
     Age,
     /// `max-size`.
@@ -46,7 +46,7 @@ pub enum Why {
     SizeUndelivered,
 }
 
-impl Why {
+impl DropReason {
     /// Reason as text, for a record.
     pub(super) fn words(self) -> &'static str {
         match self {
@@ -61,7 +61,7 @@ impl Why {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Plan {
     /// Segments to drop, in order.
-    pub drop: Vec<(Candidate, Why)>,
+    pub drop: Vec<(Candidate, DropReason)>,
     /// First segment that exceeds the age but is kept, because a stream has not delivered its
     /// records.
     pub held: Option<u64>,
@@ -88,9 +88,9 @@ pub(super) fn plan(
         let large = limits.size.is_some_and(|size| bytes > size);
         let undelivered = delivered.is_some_and(|delivered| delivered < segment.end);
         let why = match (old, large, undelivered) {
-            (_, true, true) => Why::SizeUndelivered,
-            (true, _, false) => Why::Age,
-            (false, true, false) => Why::Size,
+            (_, true, true) => DropReason::SizeUndelivered,
+            (true, _, false) => DropReason::Age,
+            (false, true, false) => DropReason::Size,
             (true, false, true) => {
                 plan.held = Some(segment.first);
                 break;
@@ -128,25 +128,25 @@ mod tests {
         plan(&segments(count), limits, delivered, now)
     }
 
-    fn firsts(plan: &Plan) -> Vec<(u64, Why)> {
+    fn firsts(plan: &Plan) -> Vec<(u64, DropReason)> {
         plan.drop.iter().map(|(segment, why)| (segment.first, *why)).collect()
     }
 
     #[test]
     fn the_oldest_go_and_only_so_many_as_the_limits_say() {
         assert_eq!(dropped(9, None, None, None), Plan::default());
-        assert_eq!(firsts(&dropped(9, Some(7), None, None)), [(0, Why::Age), (10, Why::Age)]);
-        assert_eq!(firsts(&dropped(9, None, Some(700), None)), [(0, Why::Size), (10, Why::Size)]);
+        assert_eq!(firsts(&dropped(9, Some(7), None, None)), [(0, DropReason::Age), (10, DropReason::Age)]);
+        assert_eq!(firsts(&dropped(9, None, Some(700), None)), [(0, DropReason::Size), (10, DropReason::Size)]);
         assert!(dropped(9, None, Some(900), None).drop.is_empty());
         assert_eq!(
             firsts(&dropped(9, Some(7), Some(650), None)),
-            [(0, Why::Age), (10, Why::Age), (20, Why::Size)]
+            [(0, DropReason::Age), (10, DropReason::Age), (20, DropReason::Size)]
         );
     }
 
     #[test]
     fn the_segment_that_is_written_and_the_one_before_it_stay() {
-        assert_eq!(firsts(&dropped(4, Some(0), Some(1), None)), [(0, Why::Age), (10, Why::Age)]);
+        assert_eq!(firsts(&dropped(4, Some(0), Some(1), None)), [(0, DropReason::Age), (10, DropReason::Age)]);
         for few in 0..3 {
             assert!(dropped(few, Some(0), Some(1), None).drop.is_empty(), "{few}");
         }
@@ -159,10 +159,10 @@ mod tests {
     #[test]
     fn what_was_not_exported_is_held_until_there_is_no_room() {
         let held = dropped(9, Some(4), None, Some(15));
-        assert_eq!((firsts(&held), held.held), (vec![(0, Why::Age)], Some(10)));
+        assert_eq!((firsts(&held), held.held), (vec![(0, DropReason::Age)], Some(10)));
         assert_eq!(dropped(9, Some(4), None, Some(1_000)).held, None);
         let forced = dropped(9, Some(4), Some(700), Some(15));
-        assert_eq!(firsts(&forced), [(0, Why::Age), (10, Why::SizeUndelivered)]);
+        assert_eq!(firsts(&forced), [(0, DropReason::Age), (10, DropReason::SizeUndelivered)]);
         assert_eq!(forced.held, Some(20));
     }
 }

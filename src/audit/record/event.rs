@@ -176,7 +176,7 @@ mod tests {
 
     #[test]
     fn structs_within_an_event_count_and_members_of_lists_do_not() {
-        let who = Who {
+        let who = ConnectedPrincipal {
             principal: "ci-bot".into(),
             verified: true,
             groups: vec!["automation".into(); MEMBERS + 1],

@@ -157,7 +157,7 @@ mod tests {
     use super::*;
     use portcullis_test_support::exchange;
 
-    use crate::{DigestKey, Intent, Ruling};
+    use crate::{DigestKey, Intent, DecisionContext};
     use portcullis_protocol::exchange;
 
     #[test]
@@ -215,7 +215,7 @@ mod tests {
                 exchange.target = exchange::Target::Tool { name: name.into(), tool: None };
             });
             let key = DigestKey::for_tests();
-            let mut record = Record::from(Intent::of(&exchange, Ruling::default(), &key));
+            let mut record = Record::from(Intent::of(&exchange, DecisionContext::default(), &key));
             record.settle(Some(&scrub));
             match record.call().and_then(|call| call.target.clone()) {
                 Some(Target::Tool(name)) => name,

@@ -36,7 +36,7 @@ pub(super) use segments::{
 };
 pub(super) use view_block::Block;
 pub(super) use writer::{Job, Settings, Writer};
-pub use written::Written;
+pub use written::StoredRecord;
 
 /// Maximum number of records of a block: a set of its positions fits into 512 bytes.
 pub(super) const BLOCK: u64 = 4096;

@@ -25,7 +25,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 pub use webhook::{Illegal, Webhook};
 
-use portcullis_audit::record::Kept;
+use portcullis_audit::record::KeptBody;
 use portcullis_protocol::{identity::PrincipalKind, names::DecisionId, refusal::Rule};
 
 /// Calls that may wait at once.
@@ -46,7 +46,7 @@ pub struct PendingApproval {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
     /// All that will be sent (`params`), without its secrets.
-    pub params: Kept,
+    pub params: KeptBody,
     /// The policies that require approval, with their reasons.
     pub rules: Vec<ApprovalRule>,
     pub asked: Timestamp,
@@ -271,7 +271,7 @@ mod tests {
             method: "tools/call".into(),
             server: None,
             target: None,
-            params: Kept::default(),
+            params: KeptBody::default(),
             rules: Vec::new(),
             asked,
             until,

@@ -24,7 +24,7 @@ use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
 use portcullis_audit::{
-    Arrival, Audit, Conclusion, Intent, Outcome, Refused, Ruling, Unavailable, record::Kept,
+    Arrival, Audit, Conclusion, Intent, Outcome, Refused, DecisionContext, Unavailable, record::KeptBody,
 };
 use portcullis_chain::{ChainTrace, Party, Weight, in_turns, off_workers};
 use portcullis_foundation::fair_semaphore::FairSemaphore;
@@ -116,16 +116,16 @@ impl ExchangeRecord {
     }
 }
 
-/// A [`Ruling`] that owns its text.
+/// A [`DecisionContext`] that owns its text.
 struct Grounds<'a> {
     record: &'a ExchangeRecord,
     revision: String,
 }
 
 impl Grounds<'_> {
-    fn borrow(&self) -> Ruling<'_> {
+    fn borrow(&self) -> DecisionContext<'_> {
         let ExchangeRecord { trail, image, .. } = self.record;
-        Ruling {
+        DecisionContext {
             rules: &trail.rules,
             findings: &trail.findings,
             policy_revision: Some(&self.revision),
@@ -295,30 +295,30 @@ impl Recorder {
     }
 
     /// A request's parameters as a person may see them.
-    pub(crate) async fn shown_params(&self, exchange: &Exchange) -> Option<Kept> {
+    pub(crate) async fn shown_params(&self, exchange: &Exchange) -> Option<KeptBody> {
         self.kept(exchange, Some(exchange.request.raw().clone())).await
     }
 
     /// A body as it is kept: without its secrets and cut to size.
-    async fn kept(&self, exchange: &Exchange, body: Option<Bytes>) -> Option<Kept> {
+    async fn kept(&self, exchange: &Exchange, body: Option<Bytes>) -> Option<KeptBody> {
         let body = body?;
         let (scrubber, bytes) = (self.scrubber.clone(), body.len());
         let look = move || match scrubber.redact(&body) {
-            Ok(redacted) => Kept::of(redacted.body, redacted.secrets),
-            Err(why) => Kept::failed(why.to_string()),
+            Ok(redacted) => KeptBody::of(redacted.body, redacted.secrets),
+            Err(why) => KeptBody::failed(why.to_string()),
         };
         if bytes <= MAX_INLINE_BYTES {
             return Some(look());
         }
         let Ok(turn) = self.scans.next(&exchange.principal.kind).await else {
-            return Some(Kept::failed("the proxy is shutting down"));
+            return Some(KeptBody::failed("the proxy is shutting down"));
         };
         let looked = off_workers(move || {
             // Held to the end of the work, even if the caller is gone.
             let _turn = turn;
             look()
         });
-        Some(looked.await.unwrap_or_else(|_| Kept::failed("looking through it ended early")))
+        Some(looked.await.unwrap_or_else(|_| KeptBody::failed("looking through it ended early")))
     }
 }
 

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde_json::{Map, Value};
 
 use portcullis_audit::record::{
-    self, Call, Claimed, Direction, Entry, Grounds, Kept, Omission, Record, Shape,
+    self, Call, Claimed, Direction, Entry, DecisionBasis, KeptBody, Omission, Record, Shape,
 };
 use portcullis_policy::{
     Action, Circumstances, Explained, Explanation, Inspector, Request, Target, Unknown, Verdict,
@@ -244,8 +244,8 @@ fn transport(transport: record::Transport) -> Transport {
 fn arguments(
     action: Action,
     call: &Call,
-    grounds: &Grounds,
-    kept: Option<&Kept>,
+    grounds: &DecisionBasis,
+    kept: Option<&KeptBody>,
 ) -> Option<Map<String, Value>> {
     // For other messages policies see all `params`, and records omit `_meta`.
     if !matches!(action, Action::CallTool | Action::GetPrompt) {
@@ -254,7 +254,7 @@ fn arguments(
     let replaced = grounds.findings.iter().any(|finding| {
         finding.phase == "request" && matches!(finding.effect.as_str(), "replaced" | "redacted")
     });
-    let Kept { body: Some(Value::Object(body)), redacted: 0, cut: false, .. } = kept? else {
+    let KeptBody { body: Some(Value::Object(body)), redacted: 0, cut: false, .. } = kept? else {
         return None;
     };
     if replaced || grounds.omitted > 0 {

@@ -30,7 +30,7 @@ use checkpoint_set::CheckpointSet;
 use finding::Findings;
 use scan::Scan;
 
-pub use finding::{Finding, KeySource, Report, SignedSize, What};
+pub use finding::{Finding, KeySource, Report, SignedSize, FindingKind};
 pub use since::{IllegalSince, Since};
 
 pub(super) use checkpoint_set::FILE as CHECKPOINTS;
@@ -123,7 +123,7 @@ pub fn verify(request: &Request) -> Result<Report, Fault> {
 /// Compares the indexes of an open store with its records.
 pub(crate) fn indexes(view: &View) -> Vec<Finding> {
     let found = view.check_indexes().into_iter().map(|mismatch| {
-        let finding = Finding::new(What::IndexMismatch, mismatch.what);
+        let finding = Finding::new(FindingKind::IndexMismatch, mismatch.what);
         Finding { seq: mismatch.block, ..finding }
             .file(format!("segments/{:016}/index", mismatch.segment))
     });
@@ -148,7 +148,7 @@ fn once(request: &Request) -> Result<Report, Halt> {
              replaced, or the key is another one's",
             names.join("`, `")
         );
-        findings.add(Finding::new(What::StoreSwapped, message).file("store.json"));
+        findings.add(Finding::new(FindingKind::StoreSwapped, message).file("store.json"));
     }
     let mut others = Vec::new();
     for path in kept_newest(state.as_deref().unwrap_or(dir)).map_err(failed(dir))? {
@@ -262,7 +262,7 @@ fn head(dir: &Path, findings: &mut Findings) -> io::Result<Head> {
         Some((seq, hash)) => Head::At(seq, hash),
         None if text.iter().all(|byte| *byte == 0) => Head::Missing,
         None => {
-            findings.add(Finding::new(What::HeadDamaged, "it can't be read").file(HEAD));
+            findings.add(Finding::new(FindingKind::HeadDamaged, "it can't be read").file(HEAD));
             Head::Damaged
         }
     })

@@ -7,10 +7,10 @@ use rayon::prelude::*;
 
 use super::{
     Fault, Halt, Head,
-    checkpoint_set::{CheckpointSet, Kept},
+    checkpoint_set::{CheckpointSet, StoredCheckpoint},
     failed,
     files::{self, Segment},
-    finding::{Finding, Findings, SignedSize, What},
+    finding::{Finding, Findings, SignedSize, FindingKind},
     frame_summary::{self, Digest, Leaves, Unread},
     frames::{Piece, Unit},
 };
@@ -43,7 +43,7 @@ pub(super) struct Walked {
 pub(super) struct Scan<'a> {
     dir: &'a Path,
     keys: &'a [Verifier],
-    kept: &'a [Kept],
+    kept: &'a [StoredCheckpoint],
     newest: Option<&'a Checkpoint>,
     head: Option<(u64, Hash)>,
     /// Whether `head` is missing or empty.
@@ -201,7 +201,7 @@ impl<'a> Scan<'a> {
                     first - 1
                 )
             };
-            let finding = Finding::new(What::RecordMissing, message).seq(self.next);
+            let finding = Finding::new(FindingKind::RecordMissing, message).seq(self.next);
             self.findings.add(match unit {
                 Some(unit) => frame_summary::locate(finding, unit),
                 None => finding.file("segments"),
@@ -235,7 +235,7 @@ impl<'a> Scan<'a> {
             Ok(Ok(stub)) => stub,
             Ok(Err(fault)) => {
                 self.findings
-                    .add(Finding::new(What::ProofDamaged, fault.to_string()).file(name).seq(first));
+                    .add(Finding::new(FindingKind::ProofDamaged, fault.to_string()).file(name).seq(first));
                 self.explained = true;
                 return Ok(());
             }
@@ -251,7 +251,7 @@ impl<'a> Scan<'a> {
                 (Part::Tile(root), Some(tree)) => {
                     if tree.append_tile(*root).is_err() {
                         let message = "a tile stands where none can begin";
-                        let finding = Finding::new(What::ProofMismatch, message);
+                        let finding = Finding::new(FindingKind::ProofMismatch, message);
                         self.findings.add(finding.file(name.as_str()).seq(self.next));
                         self.tree = None;
                     }
@@ -285,7 +285,7 @@ impl<'a> Scan<'a> {
         if let Some(Piece::Damage { source, bytes, .. }) = content.unfinished.filter(|_| newest) {
             let acknowledged = self.head.is_some_and(|(seq, _)| seq >= self.next);
             if acknowledged {
-                let finding = Finding::new(What::FrameDamaged, "this is no frame of records");
+                let finding = Finding::new(FindingKind::FrameDamaged, "this is no frame of records");
                 self.findings
                     .add(finding.file(source.name.as_str()).at(bytes.start).seq(self.next));
                 self.explained = true;
@@ -314,7 +314,7 @@ impl<'a> Scan<'a> {
             }
             Err(_) => "it can't be read",
         };
-        let finding = Finding::new(What::IndexMismatch, problem);
+        let finding = Finding::new(FindingKind::IndexMismatch, problem);
         self.findings.add(finding.file(format!("segments/{first:016}/{}", files::CLOSED)));
     }
 
@@ -336,7 +336,7 @@ impl<'a> Scan<'a> {
             match digest {
                 Some(Ok(digest)) => self.frame(unit, digest),
                 Some(Err(Unread::Damaged(why))) => {
-                    let finding = Finding::new(What::FrameDamaged, why).seq(unit.first);
+                    let finding = Finding::new(FindingKind::FrameDamaged, why).seq(unit.first);
                     self.findings.add(frame_summary::locate(finding, unit));
                     self.explained = true;
                 }
@@ -348,7 +348,7 @@ impl<'a> Scan<'a> {
                         records.start,
                         records.end - 1
                     );
-                    let finding = Finding::new(What::RecordMisplaced, message).seq(records.start);
+                    let finding = Finding::new(FindingKind::RecordMisplaced, message).seq(records.start);
                     self.findings.add(frame_summary::locate(finding, unit));
                 }
             }
@@ -360,7 +360,7 @@ impl<'a> Scan<'a> {
                 } else {
                     format!("this is no frame of records, up to byte {}", bytes.end)
                 };
-                let finding = Finding::new(What::FrameDamaged, message).seq(self.next);
+                let finding = Finding::new(FindingKind::FrameDamaged, message).seq(self.next);
                 self.findings.add(finding.file(source.name.as_str()).at(bytes.start));
                 self.explained = true;
             }
@@ -421,7 +421,7 @@ impl<'a> Scan<'a> {
         if found.is_some_and(|found| found != hash) {
             let message =
                 "this is not the record that was acknowledged, of which `head` has the hash";
-            self.findings.add(Finding::new(What::HeadMismatch, message).file("head").seq(seq));
+            self.findings.add(Finding::new(FindingKind::HeadMismatch, message).file("head").seq(seq));
         }
     }
 
@@ -463,7 +463,7 @@ impl<'a> Scan<'a> {
                  signed at {time}",
                 self.next
             );
-            let finding = Finding::new(What::TailCut, message).seq(self.next);
+            let finding = Finding::new(FindingKind::TailCut, message).seq(self.next);
             self.findings.add(finding.file(kept.file.as_str()).at(kept.offset));
         } else if let Some((seq, _)) = self.head.filter(|(seq, _)| *seq >= self.next)
             && !self.explained
@@ -472,12 +472,12 @@ impl<'a> Scan<'a> {
                 "the log ends before record {}, and record {seq} was acknowledged",
                 self.next
             );
-            self.findings.add(Finding::new(What::TailCut, message).file("head").seq(self.next));
+            self.findings.add(Finding::new(FindingKind::TailCut, message).file("head").seq(self.next));
         }
         if self.headless && self.next > 0 {
             let message = "it is not there, or empty: whether records behind the newest \
                            checkpoint were cut off is unknown";
-            self.findings.add(Finding::new(What::HeadMissing, message).file("head"));
+            self.findings.add(Finding::new(FindingKind::HeadMissing, message).file("head"));
         }
         if self.also > 0 {
             self.notes
@@ -504,13 +504,13 @@ impl<'a> Scan<'a> {
                  removed, or the proxy could not sign any (see its log)",
                 self.recorded
             );
-            let finding = Finding::new(What::CheckpointOverdue, message);
+            let finding = Finding::new(FindingKind::CheckpointOverdue, message);
             self.findings.add(finding.file(super::CHECKPOINTS).seq(newest.size));
         }
     }
 }
 
-fn mismatch(kept: &Kept, good: Option<&SignedSize>) -> Finding {
+fn mismatch(kept: &StoredCheckpoint, good: Option<&SignedSize>) -> Finding {
     let Checkpoint { size, time, number, .. } = &kept.signed.checkpoint;
     let from = good.map_or(0, |good| good.size);
     let message = format!(
@@ -518,6 +518,6 @@ fn mismatch(kept: &Kept, good: Option<&SignedSize>) -> Finding {
          {time}: one of the records {from} to {} was changed",
         size.saturating_sub(1)
     );
-    let finding = Finding::new(What::RootMismatch, message).seq(from);
+    let finding = Finding::new(FindingKind::RootMismatch, message).seq(from);
     finding.file(kept.file.as_str()).at(kept.offset)
 }

@@ -33,7 +33,7 @@ pub(crate) struct Loss {
 }
 
 /// Result of opening a segment.
-pub(in crate::store) struct Found {
+pub(in crate::store) struct OpenedSegment {
     pub segment: Arc<Segment>,
     /// Blocks that are not in `records` yet, in order.
     pub growing: Vec<Arc<Growing>>,
@@ -55,7 +55,7 @@ impl Segment {
         mode: Mode,
         acknowledged: u64,
         index: Trust,
-    ) -> Result<Found, Fault> {
+    ) -> Result<OpenedSegment, Fault> {
         let segment = Self::bare(tools, first)?;
         let mut damage = Vec::new();
         match index {
@@ -98,7 +98,7 @@ impl Segment {
             wal = (mode == Mode::Write).then(|| Wal::resume(path.clone(), length)).transpose()?;
             growing.push(Arc::new(block));
         }
-        Ok(Found { segment: Arc::new(segment), growing, wal, end, damage })
+        Ok(OpenedSegment { segment: Arc::new(segment), growing, wal, end, damage })
     }
 
     /// Skips commits that `records` contains completely: their blocks were sealed, but the file

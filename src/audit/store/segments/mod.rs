@@ -19,7 +19,7 @@ use super::{
     BLOCK,
     block::Growing,
     fault::Fault,
-    segment::{Closed, Found, Loss, Mode, Segment, Tools, Trust, Wal},
+    segment::{Closed, OpenedSegment, Loss, Mode, Segment, Tools, Trust, Wal},
 };
 use crate::{
     digest::DigestKey,
@@ -93,18 +93,18 @@ pub(crate) struct SegmentInfo {
 struct Slot {
     first: u64,
     closed: Mutex<Option<Closed>>,
-    open: Mutex<Held>,
+    open: Mutex<SlotState>,
 }
 
 /// State of a segment in its slot.
 #[derive(Default)]
-struct Held {
+struct SlotState {
     open: Option<Arc<Segment>>,
     /// An evicted segment that a view may still read: sled cannot open it twice.
     given_up: Weak<Segment>,
 }
 
-impl Held {
+impl SlotState {
     fn give_up(&mut self) {
         if let Some(segment) = self.open.take() {
             self.given_up = Arc::downgrade(&segment);
@@ -158,7 +158,7 @@ pub(crate) struct Opening<'a> {
 
 /// Result for a writer.
 pub(crate) struct Opened {
-    pub shelf: Arc<SegmentSet>,
+    pub segment_set: Arc<SegmentSet>,
     pub(super) current: Option<Current>,
     /// Blocks to seal, with their segments.
     pub(super) unsealed: Vec<(Arc<Segment>, Arc<Growing>)>,
@@ -254,7 +254,7 @@ impl SegmentSet {
             }
             let expected = if earlier_damage.is_some() { 0 } else { acknowledged };
             let found = Segment::open(&tools, first, mode, expected, index)?;
-            let Found { segment, growing: blocks, wal, end: after, damage: bad } = found;
+            let OpenedSegment { segment, growing: blocks, wal, end: after, damage: bad } = found;
             damage.extend(bad);
             slot.open.lock().open = Some(segment.clone());
             head.tree.pad(first);
@@ -292,7 +292,7 @@ impl SegmentSet {
             earlier.append(&mut damage);
             damage = earlier;
         }
-        let shelf = Self {
+        let segment_set = Self {
             tools,
             inner: Mutex::new(Inner {
                 slots: Arc::new(slots),
@@ -305,7 +305,7 @@ impl SegmentSet {
             base,
             damage,
         };
-        Ok(Opened { shelf: Arc::new(shelf), current, unsealed, unclosed, loss, groundless })
+        Ok(Opened { segment_set: Arc::new(segment_set), current, unsealed, unclosed, loss, groundless })
     }
 
     /// Folder of the store.
@@ -345,7 +345,7 @@ impl SegmentSet {
             })
             .collect::<Vec<_>>();
         let end = memory.last().map_or(inner.sealed, |(block, count)| block.first + *count as u64);
-        View { shelf: self.clone(), slots: inner.slots.clone(), sealed: inner.sealed, memory, end }
+        View { segment_set: self.clone(), slots: inner.slots.clone(), sealed: inner.sealed, memory, end }
     }
 
     /// Summaries of all segments, in order.

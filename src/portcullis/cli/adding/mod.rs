@@ -27,7 +27,7 @@ use crate::{
     cli::{Context, Exit, catalog::Workspace},
     manage::images::{locking, not_locked},
 };
-use portcullis_audit::record::ImageDone;
+use portcullis_audit::record::ImageEvent;
 use portcullis_catalog::{Entry, Problem, Server, lock::ResolvedImage};
 use portcullis_foundation::atomic_file;
 
@@ -79,7 +79,7 @@ pub(super) async fn take(
         let locked = taken.iter().map(|one| (one.server.name.clone(), one.locked.clone()));
         whole.servers.extend(locked);
         whole.text(&house.base)?;
-        let moves: Vec<ImageDone> = taken.iter().filter_map(Taken::locking).collect();
+        let moves: Vec<ImageEvent> = taken.iter().filter_map(Taken::locking).collect();
         locking(&before, &moves).await?;
         if let Err(error) = write(house, folder.as_deref(), &taken) {
             for done in moves {

@@ -9,7 +9,7 @@ use super::{
     Said,
     policy_files::{self, Others},
 };
-use portcullis_audit::record::{ImageDid, ImageDone};
+use portcullis_audit::record::{ImageAction, ImageEvent};
 use portcullis_catalog::{
     Run, Server,
     lock::{self, ServerPin},
@@ -173,14 +173,14 @@ impl Taken {
     }
 
     /// Audit record to write before a new or changed image is locked.
-    pub fn locking(&self) -> Option<ImageDone> {
+    pub fn locking(&self) -> Option<ImageEvent> {
         let Run::Image { image, .. } = &self.server.run else { return None };
         let digest = self.locked.content()?.to_owned();
-        (self.was.as_deref() != Some(&*digest)).then_some(ImageDone {
+        (self.was.as_deref() != Some(&*digest)).then_some(ImageEvent {
             server: self.server.name.parse().ok()?,
             image: image.to_string(),
             digest,
-            what: ImageDid::Locked { was: self.was.clone() },
+            what: ImageAction::Locked { was: self.was.clone() },
         })
     }
 }
