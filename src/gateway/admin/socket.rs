@@ -277,7 +277,7 @@ pub struct Peer {
     /// What the peer may do.
     pub rights: UserRights,
     /// Held as long as the connection.
-    _seat: Option<Arc<Seat>>,
+    _slot: Option<Arc<ConnectionSlot>>,
 }
 
 /// The name of a user. Blocks during the lookup.
@@ -287,38 +287,38 @@ fn name(uid: u32) -> Option<Arc<str>> {
 
 /// Connections of users other than the owner, by user; users without a role share one count.
 #[derive(Debug, Default)]
-struct Seats(Mutex<HashMap<Option<u32>, usize>>);
+struct ConnectionSlots(Mutex<HashMap<Option<u32>, usize>>);
 
 #[derive(Debug)]
-struct Seat {
-    whose: Option<u32>,
-    seats: Arc<Seats>,
+struct ConnectionSlot {
+    counted_uid: Option<u32>,
+    slots: Arc<ConnectionSlots>,
 }
 
-impl Seats {
-    fn take(self: &Arc<Self>, uid: u32, rights: UserRights) -> Option<Arc<Seat>> {
-        let (whose, most) =
+impl ConnectionSlots {
+    fn take(self: &Arc<Self>, uid: u32, rights: UserRights) -> Option<Arc<ConnectionSlot>> {
+        let (counted_uid, most) =
             if rights == UserRights::STRANGER { (None, OF_STRANGERS) } else { (Some(uid), OF_ONE) };
         let mut taken = self.0.lock();
         if taken.values().sum::<usize>() >= OF_ALL {
             return None;
         }
-        let own = taken.entry(whose).or_default();
+        let own = taken.entry(counted_uid).or_default();
         if *own >= most {
             return None;
         }
         *own += 1;
-        Some(Arc::new(Seat { whose, seats: self.clone() }))
+        Some(Arc::new(ConnectionSlot { counted_uid, slots: self.clone() }))
     }
 }
 
-impl Drop for Seat {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
-        let mut taken = self.seats.0.lock();
-        if let Some(count) = taken.get_mut(&self.whose) {
+        let mut taken = self.slots.0.lock();
+        if let Some(count) = taken.get_mut(&self.counted_uid) {
             *count -= 1;
             if *count == 0 {
-                taken.remove(&self.whose);
+                taken.remove(&self.counted_uid);
             }
         }
     }
@@ -378,7 +378,7 @@ async fn accept_owner(
             tracing::warn!(uid, "admin socket: connection from another user refused");
             continue;
         };
-        let peer = Peer { uid, user: user.clone(), pid, rights: UserRights::OWNER, _seat: None };
+        let peer = Peer { uid, user: user.clone(), pid, rights: UserRights::OWNER, _slot: None };
         if arrived.send((stream, peer)).await.is_err() {
             return;
         }
@@ -390,12 +390,12 @@ async fn accept_shared(
     roles: Arc<Roles>,
     arrived: mpsc::Sender<(UnixStream, Peer)>,
 ) {
-    let seats = Arc::new(Seats::default());
+    let slots = Arc::new(ConnectionSlots::default());
     let lookups = Arc::new(Semaphore::new(LOOKUPS));
     loop {
         let (stream, peer) = accept(&shared_socket).await;
         let Ok(lookup) = lookups.clone().acquire_owned().await else { return };
-        let (roles, seats, arrived) = (roles.clone(), seats.clone(), arrived.clone());
+        let (roles, slots, arrived) = (roles.clone(), slots.clone(), arrived.clone());
         tokio::spawn(async move {
             let (uid, gid) = (peer.uid(), peer.gid());
             let looking = spawn_blocking(move || {
@@ -410,14 +410,14 @@ async fn accept_shared(
                     (UserRights::STRANGER, None)
                 }
             };
-            let seat = if rights.owner {
+            let slot = if rights.owner {
                 None
             } else {
                 // Connections beyond the limit are closed.
-                let Some(seat) = seats.take(uid, rights) else { return };
-                Some(seat)
+                let Some(slot) = slots.take(uid, rights) else { return };
+                Some(slot)
             };
-            let peer = Peer { uid, user, pid: peer.pid(), rights, _seat: seat };
+            let peer = Peer { uid, user, pid: peer.pid(), rights, _slot: slot };
             let _ = arrived.send((stream, peer)).await;
         });
     }
@@ -437,7 +437,7 @@ impl Listener for Sockets {
 
     fn local_addr(&self) -> io::Result<Peer> {
         let uid = Uid::effective().as_raw();
-        Ok(Peer { uid, user: None, pid: None, rights: UserRights::OWNER, _seat: None })
+        Ok(Peer { uid, user: None, pid: None, rights: UserRights::OWNER, _slot: None })
     }
 }
 
@@ -453,20 +453,20 @@ mod tests {
 
     #[test]
     fn strangers_and_one_user_leave_seats_for_others() {
-        let seats = Arc::new(Seats::default());
+        let slots = Arc::new(ConnectionSlots::default());
         let roles = Roles { auditor: vec!["group:4001".parse().unwrap()], ..Roles::default() };
         let auditor = roles.rights(5001, 4001);
         let strangers: Vec<_> =
-            (0..1_000).filter_map(|uid| seats.take(uid, UserRights::STRANGER)).collect();
+            (0..1_000).filter_map(|uid| slots.take(uid, UserRights::STRANGER)).collect();
         assert_eq!(strangers.len(), OF_STRANGERS);
-        let of_one: Vec<_> = (0..1_000).filter_map(|_| seats.take(5001, auditor)).collect();
+        let of_one: Vec<_> = (0..1_000).filter_map(|_| slots.take(5001, auditor)).collect();
         assert_eq!(of_one.len(), OF_ONE);
-        assert!(seats.take(5002, auditor).is_some());
+        assert!(slots.take(5002, auditor).is_some());
         drop(of_one);
-        assert!(seats.take(5001, auditor).is_some());
-        let all: Vec<_> = (0..1_000).filter_map(|uid| seats.take(uid, auditor)).collect();
+        assert!(slots.take(5001, auditor).is_some());
+        let all: Vec<_> = (0..1_000).filter_map(|uid| slots.take(uid, auditor)).collect();
         assert_eq!(all.len() + strangers.len(), OF_ALL);
         drop((all, strangers));
-        assert!(seats.0.lock().is_empty());
+        assert!(slots.0.lock().is_empty());
     }
 }

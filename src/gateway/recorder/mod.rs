@@ -117,12 +117,12 @@ impl ExchangeRecord {
 }
 
 /// A [`DecisionContext`] that owns its text.
-struct Grounds<'a> {
+struct OwnedDecisionContext<'a> {
     record: &'a ExchangeRecord,
     revision: String,
 }
 
-impl Grounds<'_> {
+impl OwnedDecisionContext<'_> {
     fn borrow(&self) -> DecisionContext<'_> {
         let ExchangeRecord { trail, image, .. } = self.record;
         DecisionContext {
@@ -170,9 +170,9 @@ impl Recorder {
     ) -> Result<(), Unavailable> {
         let wanted = Keep::of(&record.trail.rules).arguments;
         let kept = self.kept(exchange, wanted.then(|| arguments(exchange))).await;
-        let intent = Intent::of(exchange, self.grounds(record).borrow(), self.audit.key());
+        let intent = Intent::of(exchange, self.decision_context(record).borrow(), self.audit.key());
         let began = Instant::now();
-        let written = match self.revision_recorded(&self.grounds(record).revision).await {
+        let written = match self.revision_recorded(&self.decision_context(record).revision).await {
             Ok(()) => self.audit.intent(intent.keeping(kept)).await,
             unrecorded => unrecorded,
         };
@@ -194,9 +194,9 @@ impl Recorder {
         let wanted = Keep::of(record.trail.rules.iter().chain(refusing)).result;
         let result = exchange.response.as_ref().filter(|_| wanted);
         let kept = self.kept(exchange, result.map(|answer| answer.payload().raw().clone())).await;
-        let (grounds, served) = (self.grounds(record), record.served());
-        self.revision_recorded(&grounds.revision).await?;
-        let outcome = Outcome::of(exchange, grounds.borrow(), conclusion, served, self.audit.key());
+        let (decision_context, served) = (self.decision_context(record), record.served());
+        self.revision_recorded(&decision_context.revision).await?;
+        let outcome = Outcome::of(exchange, decision_context.borrow(), conclusion, served, self.audit.key());
         self.audit.outcome(outcome.keeping(kept)).await
     }
 
@@ -217,8 +217,8 @@ impl Recorder {
         );
         let wanted = Keep::of(record.trail.rules.iter().chain(&refusal.rules)).arguments;
         let kept = self.kept(exchange, wanted.then(|| arguments(exchange))).await;
-        let grounds = self.grounds(record);
-        let refused = Refused::of(exchange, refusal, grounds.borrow(), self.audit.key());
+        let decision_context = self.decision_context(record);
+        let refused = Refused::of(exchange, refusal, decision_context.borrow(), self.audit.key());
         if let Err(error) = self.audit.refused(refused.keeping(kept)).await {
             tracing::error!(decision = %exchange.id, %error, "a refusal could not be recorded");
         }
@@ -287,11 +287,11 @@ impl Recorder {
         text
     }
 
-    fn grounds<'a>(&self, record: &'a ExchangeRecord) -> Grounds<'a> {
+    fn decision_context<'a>(&self, record: &'a ExchangeRecord) -> OwnedDecisionContext<'a> {
         // Without a decision, the present policies.
         let decided = record.trail.revision.clone();
         let revision = decided.unwrap_or_else(|| self.policies.revision().to_string());
-        Grounds { record, revision }
+        OwnedDecisionContext { record, revision }
     }
 
     /// A request's parameters as a person may see them.

@@ -173,7 +173,7 @@ impl Router {
             Method::RESOURCES_READ | "resources/subscribe" | "resources/unsubscribe" => {
                 let uri = required(&object()?, "uri")?;
                 let server =
-                    self.holder((client, view), &uri, Unlisted::ToOnlyServer, sight).await?;
+                    self.holder((client, view), &uri, UnlistedResource::ToOnlyServer, sight).await?;
                 Ok(Route { server: Some(server), target: Target::Resource { uri }, params: None })
             }
             Method::COMPLETE => {
@@ -185,7 +185,7 @@ impl Router {
                     Reference::Prompt(name) => name,
                     Reference::Resource(uri) => {
                         let server =
-                            self.holder((client, view), &uri, Unlisted::Unknown, sight).await?;
+                            self.holder((client, view), &uri, UnlistedResource::Unknown, sight).await?;
                         let target = Target::Resource { uri };
                         return Ok(Route { server: Some(server), target, params: None });
                     }
@@ -326,7 +326,7 @@ impl Router {
         &self,
         (client, view): (&ClientContext, &View),
         uri: &str,
-        unlisted: Unlisted,
+        unlisted: UnlistedResource,
         sight: &dyn Visibility,
     ) -> Result<Arc<Server>, Refusal> {
         if let View::One(name) = view {
@@ -379,7 +379,7 @@ impl Router {
         if let Some((shelf, _)) = first {
             return Ok(shelf.server.clone());
         }
-        if unlisted == Unlisted::ToOnlyServer {
+        if unlisted == UnlistedResource::ToOnlyServer {
             let able = join_all(
                 candidates
                     .iter()
@@ -452,7 +452,7 @@ impl Router {
 
 /// Handling of a resource that no server lists and no template matches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Unlisted {
+enum UnlistedResource {
     /// It goes to the only server that could have it.
     ToOnlyServer,
     /// It does not exist.

@@ -184,7 +184,7 @@ fn of_idle_connections_the_one_that_was_idle_longest_gives_way() {
 
 #[test]
 fn the_log_is_told_of_what_happens_often_once_in_an_interval() {
-    let mut unlogged = Unlogged::default();
+    let mut unlogged = UnloggedEvents::default();
     assert_eq!([unlogged.add(), unlogged.add(), unlogged.add()], [Some(1), None, None]);
     unlogged.logged = unlogged.logged.and_then(|at| at.checked_sub(LOG_INTERVAL));
     assert_eq!([unlogged.add(), unlogged.add()], [Some(3), None]);
