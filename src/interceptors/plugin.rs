@@ -122,7 +122,7 @@ struct PluginSource {
     settings: EntrySettings,
     base: PathBuf,
     secrets: BTreeMap<String, Secret>,
-    house: PluginHost,
+    plugin_host: PluginHost,
 }
 
 /// Loaded version of a plugin.
@@ -156,7 +156,7 @@ impl PluginSource {
     fn found(&self) -> Result<Artifact, LoadError> {
         match (self.file(), &self.config.oci) {
             (Some(path), None) => Artifact::file(&path),
-            (None, Some(reference)) => self.house.artifacts.component_now(reference),
+            (None, Some(reference)) => self.plugin_host.artifacts.component_now(reference),
             _ => Err(LoadError::Nowhere),
         }
     }
@@ -187,10 +187,10 @@ impl PluginSource {
             grants: config.grants.clone(),
             secrets: self.secrets.clone(),
         };
-        let compiled = Compiled::of(&self.found()?, pin, self.house.cache.as_deref())?;
+        let compiled = Compiled::of(&self.found()?, pin, self.plugin_host.cache.as_deref())?;
         // Before it gets any grant.
         self.is_meant(compiled.manifest())?;
-        let plugin = compiled.plugin(granted, &self.house)?;
+        let plugin = compiled.plugin(granted, &self.plugin_host)?;
         let manifest = plugin.manifest();
         let hooks = narrowed(&manifest.hooks, settings.events.as_deref());
         if hooks.0.is_empty() {
@@ -253,14 +253,14 @@ impl Plugin {
         settings: &EntrySettings,
         base: &Path,
         secrets: BTreeMap<String, Secret>,
-        house: &PluginHost,
+        plugin_host: &PluginHost,
     ) -> Result<Self, LoadError> {
         let place = PluginSource {
             config: config.clone(),
             settings: settings.clone(),
             base: base.to_owned(),
             secrets,
-            house: house.clone(),
+            plugin_host: plugin_host.clone(),
         };
         let now = ArcSwap::from_pointee(place.load()?);
         Ok(Self { name: entry_name(settings), place, now })

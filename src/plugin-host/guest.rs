@@ -121,7 +121,7 @@ impl Drop for Guest {
         // A verdict takes the requests. Here there was none, because the caller stopped waiting.
         if self.requests.iter().any(|request| was_sent(request)) {
             let requests = std::mem::take(&mut self.requests);
-            self.shared.around.withdrawn(&self.shared.entry, &self.exchange, requests);
+            self.shared.services.withdrawn(&self.shared.entry, &self.exchange, requests);
         }
     }
 }

@@ -53,9 +53,9 @@ impl Plugin {
         found: &Artifact,
         pin: Pin<'_>,
         settings: Settings,
-        house: &PluginHost,
+        plugin_host: &PluginHost,
     ) -> Result<Self, LoadError> {
-        Compiled::of(found, pin, house.cache.as_deref())?.plugin(settings, house)
+        Compiled::of(found, pin, plugin_host.cache.as_deref())?.plugin(settings, plugin_host)
     }
 
     pub(super) fn new(
@@ -214,7 +214,7 @@ impl Inner {
     /// Reports the number of caller and server pairs with an open circuit.
     fn show_let_alone(&self) {
         let shared = &self.template.shared;
-        shared.around.let_alone(&shared.entry, self.breaker.open(Instant::now()));
+        shared.services.let_alone(&shared.entry, self.breaker.open(Instant::now()));
     }
 
     async fn work(

@@ -49,11 +49,11 @@ pub(super) struct Granted {
 pub(super) fn begin(
     link: Arc<dyn ServerTransport>,
     greeting: &Handshake,
-    ear: MessageSink,
+    sink: MessageSink,
     wanted: watch::Receiver<WantedResources>,
     granted: watch::Sender<Granted>,
 ) -> AbortOnDropHandle<()> {
-    let listener = Listener { lists: lists(greeting), link, ear, wanted, granted };
+    let listener = Listener { lists: lists(greeting), link, sink, wanted, granted };
     AbortOnDropHandle::new(tokio::spawn(listener.run()))
 }
 
@@ -76,7 +76,7 @@ fn lists(greeting: &Handshake) -> Vec<&'static str> {
 struct Listener {
     lists: Vec<&'static str>,
     link: Arc<dyn ServerTransport>,
-    ear: MessageSink,
+    sink: MessageSink,
     wanted: watch::Receiver<WantedResources>,
     granted: watch::Sender<Granted>,
 }
@@ -138,7 +138,7 @@ impl Listener {
                     open = None;
                     failed = if since.elapsed() > STEADY { 0 } else { failed + 1 };
                     // Changes since then were not reported.
-                    self.ear.missed();
+                    self.sink.missed();
                 }
                 changed = self.wanted.changed() => {
                     if changed.is_err() {
@@ -166,12 +166,12 @@ impl Listener {
         call.clock = Deadline::never();
         call.messages = Some(sender);
         let (acknowledge, acknowledged) = oneshot::channel();
-        let (link, ear) = (self.link.clone(), self.ear.clone());
+        let (link, sink) = (self.link.clone(), self.sink.clone());
         let pump = tokio::spawn(async move {
             let mut acknowledge = Some(acknowledge);
             let reply = tokio::select! {
                 biased;
-                () = read_messages(messages, &ear, &mut acknowledge) => return,
+                () = read_messages(messages, &sink, &mut acknowledge) => return,
                 reply = link.call(call) => reply,
             };
             if let Some(acknowledge) = acknowledge {
@@ -198,7 +198,7 @@ type Acknowledge = oneshot::Sender<Result<BTreeSet<String>, Result<Bytes, CallEr
 /// Reads the messages of one subscription. Never returns: the end is that of the call.
 async fn read_messages(
     mut messages: mpsc::Receiver<ServerMessage>,
-    ear: &MessageSink,
+    sink: &MessageSink,
     acknowledge: &mut Option<Acknowledge>,
 ) {
     while let Some(message) = messages.recv().await {
@@ -211,7 +211,7 @@ async fn read_messages(
         } else if acknowledge.is_some() {
             tracing::debug!("server notification before the subscription was granted");
         } else {
-            ear.send(message);
+            sink.send(message);
         }
     }
     std::future::pending().await
@@ -283,16 +283,16 @@ mod tests {
     fn bench(capabilities: Value) -> SubscriptionState {
         let (stdin, server_in) = duplex(1 << 14);
         let (stdout, server_out) = duplex(1 << 14);
-        let (ear, unrouted) = MessageSink::test(None);
+        let (sink, unrouted) = MessageSink::test(None);
         let caps = Caps { bytes: 1 << 14, depth: 9, nodes: 1_000, keys: 1_000, object_keys: 1_000 };
-        let link = Arc::new(StdioTransport::new(stdin, stdout, caps, ear.clone()));
+        let link = Arc::new(StdioTransport::new(stdin, stdout, caps, sink.clone()));
         let words = json!({ "capabilities": capabilities }).to_string();
         let greeting =
             Handshake { revision: Revision::LATEST_MODERN, words: Payload::new(words.into()) };
         let (wanted, granted) = (watch::Sender::default(), watch::Sender::default());
         let server = Server { lines: BufReader::new(server_in).lines(), stdout: server_out };
         let (changes, answers) = (wanted.subscribe(), granted.subscribe());
-        let listening = begin(link, &greeting, ear, changes, granted);
+        let listening = begin(link, &greeting, sink, changes, granted);
         SubscriptionState { server, unrouted, wanted, granted: answers, listening }
     }
 

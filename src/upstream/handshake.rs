@@ -242,8 +242,8 @@ mod tests {
         let (stdin, unrouted) = duplex(1 << 12);
         let (stdout, mut message) = duplex(1 << 12);
         let caps = Caps { bytes: 1 << 12, depth: 8, nodes: 100, keys: 100, object_keys: 100 };
-        let (ear, _unrouted) = MessageSink::test(None);
-        let link = StdioTransport::new(stdin, stdout, caps, ear);
+        let (sink, _unrouted) = MessageSink::test(None);
+        let link = StdioTransport::new(stdin, stdout, caps, sink);
         let server = async {
             let mut lines = BufReader::new(unrouted).lines();
             for method in [Method::DISCOVER, Method::INITIALIZE] {

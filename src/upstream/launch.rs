@@ -272,16 +272,16 @@ impl Starter {
         spare: Option<SpawnedProcess>,
     ) -> Result<Running, (CallError, bool)> {
         let definitions = Arc::new(Definitions::default());
-        let ear = MessageSink::new(
+        let sink = MessageSink::new(
             self.server.name.clone(),
             self.key(),
             definitions.clone(),
             self.server.unrouted.clone(),
             self.lost.clone(),
         );
-        let ear = if self.reports_lists { ear } else { ear.without_lists() };
+        let sink = if self.reports_lists { sink } else { sink.without_lists() };
         let hello = self.owner.as_ref().map(HandshakeParams::of).unwrap_or_default();
-        let line = self.line(launch, &ear, spare).await;
+        let line = self.line(launch, &sink, spare).await;
         let mut line = line.map_err(|failure| (failure, false))?;
         let greeting = greet(line.link.as_ref(), era, &hello, self.server.start_timeout());
         let mut greeted =
@@ -290,7 +290,7 @@ impl Starter {
             && line.link.turned_away()
             && self.server.settings.transport == Transport::Auto
             && let Ok((older, cleared, secrets, greeting)) =
-                self.older(launch, ear.clone(), &hello).await
+                self.older(launch, sink.clone(), &hello).await
         {
             (line.link, line.cleared, line.secrets, greeted) =
                 (older, cleared, secrets, Ok(greeting));
@@ -319,7 +319,7 @@ impl Starter {
                 Ok(Running {
                     number,
                     link,
-                    ear,
+                    sink,
                     listening: Mutex::default(),
                     greeting,
                     definitions,
@@ -364,7 +364,7 @@ impl Starter {
     async fn line(
         &self,
         launch: Launch<'_>,
-        ear: &MessageSink,
+        sink: &MessageSink,
         spare: Option<SpawnedProcess>,
     ) -> Result<ConnectedProcess, CallError> {
         let (settings, launcher) = (&self.server.settings, &self.server.launcher);
@@ -380,16 +380,16 @@ impl Starter {
             self.server.ensure_active()?;
             let link: Arc<dyn ServerTransport> = match settings.transport {
                 Transport::Auto if found => {
-                    let opened = Sse::open(url, headers, launcher.caps, ear.clone()).await;
+                    let opened = Sse::open(url, headers, launcher.caps, sink.clone()).await;
                     // The server may have changed: the next start detects the transport again.
                     self.server.sse.store(opened.is_ok(), Ordering::Relaxed);
                     Arc::new(opened?)
                 }
                 Transport::Sse => {
-                    Arc::new(Sse::open(url, headers, launcher.caps, ear.clone()).await?)
+                    Arc::new(Sse::open(url, headers, launcher.caps, sink.clone()).await?)
                 }
                 Transport::Auto | Transport::StreamableHttp => {
-                    Arc::new(Http::new(url, headers, launcher.caps, ear.clone())?)
+                    Arc::new(Http::new(url, headers, launcher.caps, sink.clone())?)
                 }
             };
             let (place, exit) = (Placement::Remote { url: origin(url) }, Arc::default());
@@ -413,7 +413,7 @@ impl Starter {
             begun;
         let SpawnedProcess { given, folder, .. } = begun;
         let (link, process) =
-            (StdioTransport::new(stdin, stdout, launcher.caps, ear.clone()), Some(handle));
+            (StdioTransport::new(stdin, stdout, launcher.caps, sink.clone()), Some(handle));
         let link = Arc::new(link);
         Ok(ConnectedProcess { link, process, exit, place, origin, cleared, secrets, given, folder })
     }
@@ -539,7 +539,7 @@ impl Starter {
     async fn older(
         &self,
         launch: Launch<'_>,
-        ear: MessageSink,
+        sink: MessageSink,
         hello: &HandshakeParams,
     ) -> Result<(Arc<dyn ServerTransport>, Arc<LaunchRequest>, Arc<SecretSet>, Handshake), CallError>
     {
@@ -549,7 +549,7 @@ impl Starter {
         self.server.ensure_active()?;
         let secrets = prepared.secrets;
         let link =
-            Sse::open(url, &secrets.by(DeliveryMethod::Header), self.server.launcher.caps, ear)
+            Sse::open(url, &secrets.by(DeliveryMethod::Header), self.server.launcher.caps, sink)
                 .await?;
         let greeting = greet(&link, Era::Legacy, hello, self.server.start_timeout());
         let greeting =

@@ -50,7 +50,7 @@ pub(super) type Writer = Arc<dyn Fn(Bytes) -> BoxFuture<'static, ()> + Send + Sy
 /// Calls of one connection.
 pub(super) struct Multiplexer {
     pub caps: Caps,
-    pub ear: MessageSink,
+    pub sink: MessageSink,
     pending: Mutex<HashMap<u64, Pending>>,
     /// The newest calls that were answered with a task. Their progress tokens stay valid.
     tasks: Mutex<VecDeque<(u64, OriginalIds)>>,
@@ -83,17 +83,17 @@ pub(super) struct PendingCall {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum StreamKind {
     /// The only stream of the server.
-    Only,
+    Shared,
     /// A stream beside those of calls: a message on it that names no call belongs to none.
-    Beside,
+    Unsolicited,
 }
 
 impl Multiplexer {
-    /// A multiplexer without calls. Messages without a call go to `ear`; `out` sends to the server.
-    pub fn new(caps: Caps, ear: MessageSink, out: Writer) -> Self {
+    /// A multiplexer without calls. Messages without a call go to `sink`; `out` sends to the server.
+    pub fn new(caps: Caps, sink: MessageSink, out: Writer) -> Self {
         Self {
             caps,
-            ear,
+            sink,
             pending: Mutex::default(),
             tasks: Mutex::default(),
             given_up: Mutex::default(),
@@ -189,7 +189,7 @@ impl Multiplexer {
 
     /// Processes one text from a stream that all calls share.
     pub async fn take(&self, text: Bytes, stream: StreamKind) {
-        let (party, weight) = (Party::Server(self.ear.server().clone()), Weight::of(&text));
+        let (party, weight) = (Party::Server(self.sink.server().clone()), Weight::of(&text));
         in_turns(party, weight, self.take_text(text, stream)).await;
     }
 
@@ -309,7 +309,7 @@ impl Multiplexer {
             };
             let params = mine.restored(params);
             return self
-                .ear
+                .sink
                 .send_to_call(&call, ServerMessage::Notification { method, params })
                 .await;
         }
@@ -320,22 +320,22 @@ impl Multiplexer {
                 let call = self.call(id).filter(|(_, mine)| mine.token.is_some());
                 if let Some((call, mine)) = call {
                     let params = mine.restored(params);
-                    self.ear
+                    self.sink
                         .send_to_call(&call, ServerMessage::Notification { method, params })
                         .await;
                 } else if let Some(mine) = self.task(id) {
                     let params = mine.restored(params);
-                    self.ear.send(ServerMessage::Notification { method, params });
+                    self.sink.send(ServerMessage::Notification { method, params });
                 }
             }
             Method::CANCELLED => self.take_back(None, params.as_ref()),
             _ => {
-                let logs = method.as_str() == Method::LOG_MESSAGE && stream == StreamKind::Only;
+                let logs = method.as_str() == Method::LOG_MESSAGE && stream == StreamKind::Shared;
                 let message = ServerMessage::Notification { method, params };
                 if message.is_of_server() {
-                    self.ear.send(message);
+                    self.sink.send(message);
                 } else if let Some(call) = logs.then(|| self.logged()).flatten() {
-                    self.ear.send_to_call(&call, message).await;
+                    self.sink.send_to_call(&call, message).await;
                 } else {
                     self.send_to_owner(message, stream).await;
                 }
@@ -354,11 +354,11 @@ impl Multiplexer {
         // A modern client receives server requests only in answer to a call, so a server request
         // that came beside the calls goes to a call as well.
         let only_by_calls =
-            matches!(message, ServerMessage::Request { .. }) && self.ear.has_modern_party();
-        let guess = only_by_calls || stream == StreamKind::Only && self.ear.has_party();
+            matches!(message, ServerMessage::Request { .. }) && self.sink.has_modern_party();
+        let guess = only_by_calls || stream == StreamKind::Shared && self.sink.has_party();
         match guess.then(newest).flatten() {
-            Some(call) => self.ear.send_to_call(&call, message).await,
-            None => self.ear.send(message),
+            Some(call) => self.sink.send_to_call(&call, message).await,
+            None => self.sink.send(message),
         }
     }
 
@@ -393,7 +393,7 @@ impl Multiplexer {
 
 /// Removes a call when its caller drops it. With `cancels`, sends a cancellation to the server.
 pub(super) struct Cancel<'a> {
-    pub board: &'a Multiplexer,
+    pub multiplexer: &'a Multiplexer,
     pub id: u64,
     pub cancels: bool,
 }
@@ -401,10 +401,10 @@ pub(super) struct Cancel<'a> {
 impl Drop for Cancel<'_> {
     fn drop(&mut self) {
         if self.cancels {
-            self.board.give_up(self.id);
-            self.board.cancel(self.id);
+            self.multiplexer.give_up(self.id);
+            self.multiplexer.cancel(self.id);
         } else {
-            self.board.forget(self.id);
+            self.multiplexer.forget(self.id);
         }
     }
 }

@@ -88,7 +88,7 @@ impl ResourceWatches {
             let listening = change_subscription::begin(
                 running.link.clone(),
                 &running.greeting,
-                running.ear.clone(),
+                running.sink.clone(),
                 self.wanted.subscribe(),
                 self.granted.clone(),
             );

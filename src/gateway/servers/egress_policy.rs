@@ -20,7 +20,7 @@ impl EgressGates for EgressPolicy {
         let mut status = self.0.policies.status();
         let asked = status.borrow_and_update().revision;
         Arc::new(ConnectionGate {
-            around: self.0.clone(),
+            plugin_services: self.0.clone(),
             reacher,
             policies: Mutex::new((status, asked)),
         })
@@ -29,7 +29,7 @@ impl EgressGates for EgressPolicy {
 
 /// Decides about the connections of one start of a server.
 struct ConnectionGate {
-    around: Arc<PluginServices>,
+    plugin_services: Arc<PluginServices>,
     reacher: EgressContext,
     /// The state of the policies, and the revision that was last evaluated.
     policies: Mutex<(watch::Receiver<portcullis_policy::Status>, Revision)>,
@@ -46,7 +46,7 @@ impl ConnectionGate {
         let host = attempt.host.plain();
         let resource = Resource::Host { name: &host, port: attempt.port };
         let server = Subject::Server(&self.reacher.server);
-        self.around.policies.decide_own(server, Action::Egress, resource)
+        self.plugin_services.policies.decide_own(server, Action::Egress, resource)
     }
 }
 
@@ -63,7 +63,7 @@ fn forbidden(attempt: &Attempt, outcome: portcullis_policy::Outcome) -> Verdict 
 impl Gate for ConnectionGate {
     async fn decide(&self, attempt: &Attempt) -> Verdict {
         let server = &self.reacher.server;
-        let Some(recorder) = self.around.recorder() else {
+        let Some(recorder) = self.plugin_services.recorder() else {
             return Verdict::Refuse("the proxy is not there any more".into());
         };
         let outcome = self.ask(attempt);
@@ -74,7 +74,7 @@ impl Gate for ConnectionGate {
         let happening = egress_events::reaching(&self.reacher, attempt, &outcome.rules, &revision);
         match recorder.audit.record_event(happening).await {
             Ok(()) => {
-                self.around.metrics.egress_opened(server);
+                self.plugin_services.metrics.egress_opened(server);
                 Verdict::Allow
             }
             Err(error) => {
@@ -110,8 +110,8 @@ impl Gate for ConnectionGate {
 
     fn report(&self, outcome: Outcome) {
         let server = &self.reacher.server;
-        self.around.metrics.egress_ended(server, &outcome);
-        let Some(recorder) = self.around.recorder() else { return };
+        self.plugin_services.metrics.egress_ended(server, &outcome);
+        let Some(recorder) = self.plugin_services.recorder() else { return };
         let to = || {
             let to = outcome.attempt.as_ref().map(|to| format!("{}:{}", to.host, to.port));
             to.map(|to| recorder.shown(&to))

@@ -68,11 +68,11 @@ fn everything(path: &std::path::Path) -> (Vec<BoxedDiagnostic>, Option<String>) 
         }
     }
     // Nothing is cached here: the cache belongs to the user of the proxy.
-    let house = PluginHost { artifacts: artifacts(&loaded, false), ..PluginHost::bare() };
+    let plugin_host = PluginHost { artifacts: artifacts(&loaded, false), ..PluginHost::bare() };
     let handed = PluginSecrets::read(&loaded, &mut found);
     for member in loaded.config.chain() {
         if member.entry.is_on() {
-            found.extend(interceptor(&loaded, &member, &[], &handed, &house).err());
+            found.extend(interceptor(&loaded, &member, &[], &handed, &plugin_host).err());
         }
     }
     for (at, text) in locked_images::held(&loaded).err().into_iter().flatten() {

@@ -179,7 +179,7 @@ pub async fn ask(
     let Given { message, case } = given;
     let compiled = Compiled::read(component, Pin::Any)?;
     let secrets = case.secrets.unwrap_or_default();
-    let around = Arc::new(StandIn::default());
+    let services = Arc::new(StandIn::default());
     let settings = Settings {
         entry: compiled.manifest().name.clone(),
         config: case.config.or(config).unwrap_or_default(),
@@ -190,8 +190,8 @@ pub async fn ask(
         grants: case.grants.unwrap_or_else(|| granted(&compiled, secrets.keys())),
         secrets: secrets.into_iter().map(|(name, value)| (name, Secret::new(value))).collect(),
     };
-    let house = PluginHost { around: around.clone(), ..PluginHost::bare() };
-    let plugin = compiled.plugin(settings, &house)?;
+    let plugin_host = PluginHost { services: services.clone(), ..PluginHost::bare() };
+    let plugin = compiled.plugin(settings, &plugin_host)?;
     let mut answered = Answered {
         plugin: compiled.manifest().name.clone(),
         event: message.event.clone(),
@@ -216,7 +216,7 @@ pub async fn ask(
             })?;
         }
     }
-    around.prepare(
+    services.prepare(
         Some(case.now.unwrap_or_else(jiff::Timestamp::now)),
         case.http.unwrap_or_default(),
     );
@@ -224,7 +224,7 @@ pub async fn ask(
     let Inspection { verdict, requests, memory } = plugin.inspect(message.clone(), None).await;
     answered.micros = u64::try_from(before.elapsed().as_micros()).unwrap_or(u64::MAX);
     (answered.requests, answered.memory) = (requests, memory);
-    let did = around.take();
+    let did = services.take();
     (answered.counts, answered.log) = (did.counts, did.lines);
     answered.state = plugin.values().map(Values::texts).unwrap_or_default();
     answered.verdict = match verdict.and_then(|verdict| taken(verdict, &message)) {

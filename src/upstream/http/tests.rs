@@ -81,8 +81,8 @@ impl Remote {
     }
 
     fn line(&self, party: Option<InstanceKey>) -> (Arc<Http>, mpsc::Receiver<UnroutedMessage>) {
-        let (ear, unrouted) = MessageSink::test(party);
-        (Arc::new(Http::new(&self.url, &[], CAPS, ear).unwrap()), unrouted)
+        let (sink, unrouted) = MessageSink::test(party);
+        (Arc::new(Http::new(&self.url, &[], CAPS, sink).unwrap()), unrouted)
     }
 
     /// A transport with a session of the latest legacy revision, without a standalone stream.
@@ -413,9 +413,9 @@ async fn batches_are_taken_where_the_revision_has_them() {
 async fn the_older_transport_has_one_stream_and_an_endpoint() {
     let mut remote = Remote::start().await;
     let key = InstanceKey::Session(SessionId::presented("party"));
-    let (ear, mut unrouted) = MessageSink::test(Some(key.clone()));
+    let (sink, mut unrouted) = MessageSink::test(Some(key.clone()));
     let url = remote.url.clone();
-    let opening = tokio::spawn(async move { Sse::open(&url, &[], CAPS, ear).await });
+    let opening = tokio::spawn(async move { Sse::open(&url, &[], CAPS, sink).await });
     let got = remote.next().await;
     assert_eq!((got.verb.as_str(), got.header("accept")), ("GET", EVENTS));
     let stream = got.stream();
@@ -479,9 +479,9 @@ async fn the_older_transport_has_one_stream_and_an_endpoint() {
 async fn an_endpoint_elsewhere_is_refused() {
     let mut remote = Remote::start().await;
     for message in ["event: endpoint\ndata: http://other.example/m\n\n", "data: {}\n\n"] {
-        let (ear, _unrouted) = MessageSink::test(None);
+        let (sink, _unrouted) = MessageSink::test(None);
         let url = remote.url.clone();
-        let opening = tokio::spawn(async move { Sse::open(&url, &[], CAPS, ear).await });
+        let opening = tokio::spawn(async move { Sse::open(&url, &[], CAPS, sink).await });
         remote.next().await.stream().send(message.into()).unwrap();
         assert!(soon(opening).await.unwrap().is_err());
     }

@@ -26,7 +26,7 @@ const MAX_TOOLS_BYTES: usize = 256 << 10;
 /// Import of the servers of one offer into the config.
 pub struct Import<'a> {
     ctx: &'a Context,
-    house: &'a Workspace,
+    workspace: &'a Workspace,
     said: &'a Said,
     secrets: Vec<SecretFrom<'a>>,
     /// Servers whose enabled tools `--tools` lists.
@@ -54,7 +54,7 @@ impl<'a> Import<'a> {
     /// [`Usage`] for invalid options; another error if the config is invalid.
     pub fn begin(
         ctx: &'a Context,
-        house: &'a Workspace,
+        workspace: &'a Workspace,
         offer: &Offer,
         said: &'a Said,
     ) -> anyhow::Result<Self> {
@@ -82,15 +82,15 @@ impl<'a> Import<'a> {
         }
         Ok(Self {
             ctx,
-            house,
+            workspace,
             said,
             secrets,
             listed: said.tool_lists()?.into_keys().collect(),
             source: offer.source.clone(),
             source_digest: offer.digest.clone(),
             in_full: offer.in_full,
-            folder: policies_folder(&before.config, &house.base),
-            others: policy_files::files(&before.config, &house.base),
+            folder: policies_folder(&before.config, &workspace.base),
+            others: policy_files::files(&before.config, &workspace.base),
             before,
             there,
             text,
@@ -113,7 +113,7 @@ impl<'a> Import<'a> {
             true => ExistingEntry::of(&self.text, &name).map_err(unwritten)?,
             false => None,
         };
-        let mut old = self.house.lock.servers.get(&name).cloned();
+        let mut old = self.workspace.lock.servers.get(&name).cloned();
         let stands = |of: &String, from: &mut String| {
             entry.as_ref().and_then(|entry| entry.reference(of)) == Some(from)
         };
@@ -134,8 +134,8 @@ impl<'a> Import<'a> {
             self.known.take(&name).map_err(|error| problem(error.to_string()))?;
         }
         self.permit_named(&mut server)?;
-        let image = pin(self.ctx, self.house, &mut server).await?;
-        onward(self.house, &server, said.allow_downgrade)?;
+        let image = pin(self.ctx, self.workspace, &mut server).await?;
+        onward(self.workspace, &server, said.allow_downgrade)?;
         let mut tools = None;
         if let (Some(old), Some(_)) = (&old, &entry) {
             keep_references(&mut server, old);
@@ -181,7 +181,7 @@ impl<'a> Import<'a> {
             entry: ExistingEntry::of(&text, &name).map_err(unwritten)?.map(|new| new.digest()),
             ..ServerPin::default()
         };
-        let was = until_now(self.house, &self.before.config, &name);
+        let was = until_now(self.workspace, &self.before.config, &name);
         let (perhaps, elsewhere) = (BTreeSet::new(), Vec::new());
         let policies = Policies::Nowhere;
         let mut taken = Taken { server, old, locked, was, replaced, policies, perhaps, elsewhere };
@@ -264,8 +264,8 @@ pub fn still_off(only: &mut Option<Vec<String>>, was: Option<&[String]>) -> Opti
 }
 
 /// Content of a server's image before the import: from the lock file, else from the config.
-fn until_now(house: &Workspace, config: &Config, name: &str) -> Option<String> {
-    if let Some(content) = house.lock.servers.get(name).and_then(ServerPin::content) {
+fn until_now(workspace: &Workspace, config: &Config, name: &str) -> Option<String> {
+    if let Some(content) = workspace.lock.servers.get(name).and_then(ServerPin::content) {
         return Some(content.to_owned());
     }
     let (_, server) = config.servers.iter().find(|(known, _)| known.as_str() == name)?;

@@ -46,11 +46,11 @@ pub(super) struct Offer {
 /// Imports servers into the config. Returns the imported servers and the exit code.
 pub(super) async fn take(
     ctx: &Context,
-    house: &mut Workspace,
+    workspace: &mut Workspace,
     offer: Offer,
     said: &Said,
 ) -> anyhow::Result<(Vec<Server>, Exit)> {
-    let mut import = Import::begin(ctx, house, &offer, said)?;
+    let mut import = Import::begin(ctx, workspace, &offer, said)?;
     let mut taken: Vec<Taken> = Vec::new();
     let mut refused: Vec<(String, Vec<Problem>)> = Vec::new();
     for entry in offer.entries {
@@ -75,13 +75,13 @@ pub(super) async fn take(
     }
     if !taken.is_empty() && !said.dry_run {
         // Checked before writing: pins within their own limits may exceed the limit of the file.
-        let mut whole = house.lock.clone();
+        let mut whole = workspace.lock.clone();
         let locked = taken.iter().map(|one| (one.server.name.clone(), one.locked.clone()));
         whole.servers.extend(locked);
-        whole.text(&house.base)?;
+        whole.text(&workspace.base)?;
         let moves: Vec<ImageEvent> = taken.iter().filter_map(Taken::locking).collect();
         locking(&before, &moves).await?;
-        if let Err(error) = write(house, folder.as_deref(), &taken) {
+        if let Err(error) = write(workspace, folder.as_deref(), &taken) {
             for done in moves {
                 not_locked(ctx, &before, done, &format!("{error:#}")).await;
             }
@@ -107,7 +107,7 @@ pub(super) async fn take(
 /// Writes policies, then the lock file; the config is written last. The restrictions of a server
 /// thus exist before its entry. If the entry is then not written, it differs from the lock file and
 /// counts as edited by the operator.
-fn write(house: &mut Workspace, folder: Option<&Path>, taken: &[Taken]) -> anyhow::Result<()> {
+fn write(workspace: &mut Workspace, folder: Option<&Path>, taken: &[Taken]) -> anyhow::Result<()> {
     if let Some(folder) = folder {
         std::fs::create_dir_all(folder)
             .with_context(|| format!("cannot make {}", folder.display()))?;
@@ -119,7 +119,7 @@ fn write(house: &mut Workspace, folder: Option<&Path>, taken: &[Taken]) -> anyho
         }
     }
     let mut moved = Ok(());
-    house.change(|lock| {
+    workspace.change(|lock| {
         let mut next = lock.clone();
         // Keeps the digest that only the config had.
         for one in taken {

@@ -25,7 +25,7 @@ pub struct Add {
 /// Adds the servers of a reference.
 pub async fn add(args: Add, ctx: &Context) -> anyhow::Result<Exit> {
     let reference: Reference = args.reference.parse().map_err(|error| Usage(format!("{error}")))?;
-    let mut house = Workspace::open(ctx)?;
+    let mut workspace = Workspace::open(ctx)?;
     let chosen = match &reference {
         Reference::Catalog { servers, .. } => servers.clone(),
         _ => Vec::new(),
@@ -37,21 +37,21 @@ pub async fn add(args: Add, ctx: &Context) -> anyhow::Result<Exit> {
     let offer = if let Reference::Image(image) = &reference {
         let mut image = image.clone();
         // The import below refuses an image that does not resolve, and reports it.
-        let _ = locate(ctx, &house, &mut image).await;
+        let _ = locate(ctx, &workspace, &mut image).await;
         let described = match image.digest {
-            Some(_) => house.described(&image).await,
+            Some(_) => workspace.described(&image).await,
             None => None,
         };
         let entry = of_image(&image, name, described.as_ref());
         Offer {
             entries: vec![entry],
-            source: house.source(&reference),
+            source: workspace.source(&reference),
             digest: None,
             name: reference.to_string(),
             in_full: true,
         }
     } else {
-        let fetched = fetch(ctx, &house, &reference).await?;
+        let fetched = fetch(ctx, &workspace, &reference).await?;
         let single = match chosen.as_slice() {
             [one] => Some(one.clone()),
             _ => only_one(&fetched.text),
@@ -70,8 +70,8 @@ pub async fn add(args: Add, ctx: &Context) -> anyhow::Result<Exit> {
                 found.servers.len()
             ),
         };
-        let source = house.source(&reference);
+        let source = workspace.source(&reference);
         Offer { entries, source, digest: Some(digest), name: fetched.name, in_full: false }
     };
-    Ok(take(ctx, &mut house, offer, &args.said).await?.1)
+    Ok(take(ctx, &mut workspace, offer, &args.said).await?.1)
 }

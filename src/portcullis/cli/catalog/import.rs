@@ -32,7 +32,7 @@ pub struct Import {
 
 /// Adds the servers of a file.
 pub async fn import(args: Import, ctx: &Context) -> anyhow::Result<Exit> {
-    let mut house = Workspace::open(ctx)?;
+    let mut workspace = Workspace::open(ctx)?;
     let fetched = file(&args.file)?;
     let single = match args.only.as_slice() {
         [one] => Some(one.clone()),
@@ -65,7 +65,7 @@ pub async fn import(args: Import, ctx: &Context) -> anyhow::Result<Exit> {
     if entries.is_empty() {
         bail!("{} has no servers", fetched.name);
     }
-    let (source, digest) = (house.place(&args.file), Some(fetched.digest));
+    let (source, digest) = (workspace.place(&args.file), Some(fetched.digest));
     let offer = Offer { entries, source, digest, name: fetched.name, in_full: false };
-    Ok(take(ctx, &mut house, offer, &args.said).await?.1)
+    Ok(take(ctx, &mut workspace, offer, &args.said).await?.1)
 }

@@ -63,7 +63,7 @@ impl Set {
 /// Creates a profile of servers in the config.
 pub fn run(
     ctx: &Context,
-    house: &Workspace,
+    workspace: &Workspace,
     name: &str,
     servers: Vec<ServerName>,
     title: Option<String>,
@@ -79,7 +79,7 @@ pub fn run(
     for name in &servers {
         dressed(&loaded, &profile, name.as_str()).with_context(|| "no profile was made")?;
     }
-    let there = profile.write(&house.base, name)?;
+    let there = profile.write(&workspace.base, name)?;
     let verb = if there { "replaced" } else { "made" };
     ctx.note(format_args!(
         "{verb} the profile `{name}`: `portcullis run --profile {name}` runs its servers alone"

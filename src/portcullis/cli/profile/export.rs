@@ -16,11 +16,11 @@ use portcullis_upstream::config::Server;
 /// Writes a profile to a file, or to standard output.
 pub fn run(
     ctx: &Context,
-    house: &Workspace,
+    workspace: &Workspace,
     name: &str,
     file: Option<PathBuf>,
 ) -> anyhow::Result<Exit> {
-    let content = content(ctx, house, name)?;
+    let content = content(ctx, workspace, name)?;
     let Some(path) = file else {
         ctx.json(&content)?;
         return Ok(Exit::Ok);
@@ -37,8 +37,8 @@ pub fn run(
 }
 
 /// Profile in Docker's format.
-pub fn content(ctx: &Context, house: &Workspace, name: &str) -> anyhow::Result<Value> {
-    let profile = Profile::read(&house.base, name)?;
+pub fn content(ctx: &Context, workspace: &Workspace, name: &str) -> anyhow::Result<Value> {
+    let profile = Profile::read(&workspace.base, name)?;
     let loaded = ctx.load()?;
     let plain = serde_json::to_value(Server::default())?;
     let mut servers = Vec::new();

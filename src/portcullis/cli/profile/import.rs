@@ -18,7 +18,7 @@ use portcullis_config::Loaded;
 /// Imports a profile and its servers.
 pub async fn run(
     ctx: &Context,
-    house: &mut Workspace,
+    workspace: &mut Workspace,
     fetched: Fetched,
     source: &str,
     name: Option<String>,
@@ -44,7 +44,7 @@ pub async fn run(
         None => portcullis_catalog::ours(id.as_deref().or(title.as_deref()).unwrap_or(""))
             .map_err(|error| Usage(error.to_string()))?,
     };
-    let old = replaceable(house, &name, chosen, source, said)?;
+    let old = replaceable(workspace, &name, chosen, source, said)?;
     let digest = fetched.manifest.clone().unwrap_or_else(|| fetched.digest.clone());
     let offered: Vec<String> = found
         .servers
@@ -62,7 +62,7 @@ pub async fn run(
         in_full: false,
     };
     let dry = said.is_dry();
-    let (servers, exit) = take(ctx, house, offer, said).await?;
+    let (servers, exit) = take(ctx, workspace, offer, said).await?;
     if !servers.is_empty() {
         let mut profile = Profile::of(servers.iter().map(|server| server.name.clone()).collect());
         let lists = servers.into_iter().filter_map(|server| {
@@ -78,7 +78,7 @@ pub async fn run(
             changes = keep(old, &mut profile, &offered, loaded.as_ref());
         }
         if !dry {
-            profile.write(&house.base, &name)?;
+            profile.write(&workspace.base, &name)?;
         }
         let verb = match (old.is_some(), dry) {
             (true, false) => "replaced",
@@ -97,13 +97,13 @@ pub async fn run(
 /// Existing profile of that name, if `source` may replace it: it came from the same source, or the
 /// operator chose the name. Otherwise the author of the new profile chose the name.
 fn replaceable(
-    house: &Workspace,
+    workspace: &Workspace,
     name: &str,
     chosen: bool,
     source: &str,
     said: &Said,
 ) -> anyhow::Result<Option<Profile>> {
-    let old = match Profile::read(&house.base, name) {
+    let old = match Profile::read(&workspace.base, name) {
         Err(NoProfile::Absent { .. }) => return Ok(None),
         old => old?,
     };

@@ -215,12 +215,12 @@ impl Runner<'_> {
         asked: &Asked,
         nth: usize,
     ) {
-        let around = Arc::new(StandIn::default());
+        let services = Arc::new(StandIn::default());
         let Some(first) = asked.messages.first() else { return };
         let settings = settings(&first.case, document, compiled);
-        let house = PluginHost { around: around.clone(), ..PluginHost::bare() };
+        let plugin_host = PluginHost { services: services.clone(), ..PluginHost::bare() };
         // As in the proxy, errors of a plugin are found before the first message.
-        let mut plugin = Some(compiled.plugin(settings, &house));
+        let mut plugin = Some(compiled.plugin(settings, &plugin_host));
         let mut filled = false;
         for (step, one) in asked.messages.iter().enumerate() {
             let name = match asked.messages.len() {
@@ -244,7 +244,7 @@ impl Runner<'_> {
                         return self.wrong(unfilled(file, one, &why));
                     }
                     filled = true;
-                    around.prepare(one.case.now, one.case.http.clone().unwrap_or_default());
+                    services.prepare(one.case.now, one.case.http.clone().unwrap_or_default());
                     let before = Instant::now();
                     let came = self.ask(compiled, plugin, &message).await;
                     (came, before.elapsed())
@@ -256,7 +256,7 @@ impl Runner<'_> {
                 None => return,
             };
             let values = plugin.as_ref().and_then(|plugin| plugin.as_ref().ok()?.values());
-            let misses = misses(one, &came, &around.take(), values, file);
+            let misses = misses(one, &came, &services.take(), values, file);
             let failure = (!misses.is_empty()).then(|| {
                 let first = misses.first().map_or("", |miss| miss.message.as_str());
                 let row = one.is_row.then(|| (one.place, "in this row".to_owned()));
