@@ -31,7 +31,7 @@ pub(crate) struct Shared {
     pub server: String,
     pub destinations: Destinations,
     /// Hosts behind the egress addresses inside.
-    pub stand_ins: HashMap<IpAddr, Host>,
+    pub synthetic_addresses: HashMap<IpAddr, Host>,
     pub limits: Limits,
     pub meter: Meter,
     pub gate: Arc<dyn Gate>,
@@ -126,7 +126,7 @@ impl Shared {
     /// Requested host: an egress address inside becomes its host.
     pub fn meant(&self, host: Host) -> Host {
         match &host {
-            Host::Address(address) => self.stand_ins.get(address).cloned().unwrap_or(host),
+            Host::Address(address) => self.synthetic_addresses.get(address).cloned().unwrap_or(host),
             Host::Name(_) => host,
         }
     }

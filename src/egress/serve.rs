@@ -23,7 +23,7 @@ use super::{
     http::{self, ConnectionToken, AssumedTarget},
     limits::Meter,
     socks::{self, Fault},
-    tunnel::{carry, turn_away},
+    tunnel::{carry, write_refusal},
 };
 
 /// Interval between attempts to accept when the machine is out of resources.
@@ -53,23 +53,23 @@ impl Egress {
         gate: Arc<dyn Gate>,
         resolver: Arc<dyn Resolver>,
     ) -> Self {
-        Self::with_stand_ins(server, destinations, limits, gate, resolver, [])
+        Self::with_synthetic_addresses(server, destinations, limits, gate, resolver, [])
     }
 
     /// Egress proxy for a program that has addresses inside for hosts.
-    pub fn with_stand_ins(
+    pub fn with_synthetic_addresses(
         server: &str,
         destinations: Destinations,
         limits: Limits,
         gate: Arc<dyn Gate>,
         resolver: Arc<dyn Resolver>,
-        stand_ins: impl IntoIterator<Item = (IpAddr, Host)>,
+        synthetic_addresses: impl IntoIterator<Item = (IpAddr, Host)>,
     ) -> Self {
         let permits = Arc::new(Semaphore::new(limits.connections));
         let shared = Shared {
             server: server.to_owned(),
             destinations,
-            stand_ins: stand_ins.into_iter().collect(),
+            synthetic_addresses: synthetic_addresses.into_iter().collect(),
             meter: Meter::new(&limits),
             limits,
             gate,
@@ -195,7 +195,7 @@ where
                 "the proxy does not use TLS: configure it as \
                 `http://…`",
             );
-            turn_away(stream, &refusal).await;
+            write_refusal(stream, &refusal).await;
             shared.unread(refusal);
         }
         SOCKS4 => shared.unread(Refusal::Unsupported("SOCKS4 cannot name hosts: use SOCKS5")),
@@ -286,5 +286,5 @@ where
             refusal
         }
     };
-    turn_away(stream, &refusal).await;
+    write_refusal(stream, &refusal).await;
 }

@@ -232,8 +232,8 @@ impl HostServices for PluginServices {
         self.metrics.plugin_counted(plugin, name, by);
     }
 
-    fn let_alone(&self, plugin: &str, between: usize) {
-        self.metrics.plugin_let_alone(plugin, between);
+    fn circuits_open(&self, plugin: &str, between: usize) {
+        self.metrics.plugin_circuits_open(plugin, between);
     }
 
     fn withdrawn(&self, plugin: &str, exchange: &str, requests: Vec<String>) {

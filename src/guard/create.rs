@@ -467,7 +467,7 @@ fn host(host: &mut Host, rules: &Rules) -> Result<(), Refusal> {
         let (name, address) = entry.split_once(':').unwrap_or_default();
         let address = address.parse::<Ipv4Addr>().ok();
         let named = !name.is_empty() && name.bytes().all(word);
-        if !named || !address.is_some_and(|a| a.octets().starts_with(&rules.stand_ins)) {
+        if !named || !address.is_some_and(|a| a.octets().starts_with(&rules.synthetic_prefix)) {
             return refuse(
                 "an entry of `ExtraHosts` has an address outside of Portcullis's \
                 network",

@@ -117,7 +117,7 @@ impl Guest {
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        self.shares.give_back(self.part.as_ref(), self.memory);
+        self.shares.release(self.part.as_ref(), self.memory);
         // A verdict takes the requests. Here there was none, because the caller stopped waiting.
         if self.requests.iter().any(|request| was_sent(request)) {
             let requests = std::mem::take(&mut self.requests);

@@ -102,7 +102,7 @@ impl Plugin {
 
     /// Prepares instances, so that the first message need not wait, and resets the reported faults.
     pub fn warm(&self) {
-        self.inner.show_let_alone();
+        self.inner.report_open_circuits();
         if let Instances::Fresh(pool) = &self.inner.instances {
             pool.refill();
         }
@@ -200,7 +200,7 @@ impl Inner {
                 self.template.host.slow.spawn(async move {
                     tokio::time::sleep(pause).await;
                     if let Some(inner) = inner.upgrade() {
-                        inner.show_let_alone();
+                        inner.report_open_circuits();
                     }
                 });
             }
@@ -208,13 +208,13 @@ impl Inner {
                 interceptor = %shared.entry, principal, server, "plugin recovered; circuit closed"
             ),
         }
-        self.show_let_alone();
+        self.report_open_circuits();
     }
 
     /// Reports the number of caller and server pairs with an open circuit.
-    fn show_let_alone(&self) {
+    fn report_open_circuits(&self) {
         let shared = &self.template.shared;
-        shared.services.let_alone(&shared.entry, self.breaker.open(Instant::now()));
+        shared.services.circuits_open(&shared.entry, self.breaker.open(Instant::now()));
     }
 
     async fn work(

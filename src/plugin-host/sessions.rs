@@ -84,9 +84,9 @@ impl Sessions {
         }
         let own = |other: &Party, _: &SessionEntry| other.principal == party.principal;
         if kept.iter().filter(|(party, kept)| own(party, kept)).count() >= MAX_KEPT_PER_PRINCIPAL {
-            _gone = Self::let_go(&mut kept, own).ok_or(Crowded)?;
+            _gone = Self::evict_idle(&mut kept, own).ok_or(Crowded)?;
         } else if kept.len() >= MAX_KEPT {
-            _gone = Self::let_go(&mut kept, |_, _| true).ok_or(Crowded)?;
+            _gone = Self::evict_idle(&mut kept, |_, _| true).ok_or(Crowded)?;
         }
         let slot = Arc::new(Turn::new(None));
         kept.insert(party.clone(), SessionEntry { slot: slot.clone(), part: part.clone(), used: now });
@@ -94,7 +94,7 @@ impl Sessions {
     }
 
     /// Removes the longest idle of these. Never removes a busy one, so that a party never has two.
-    fn let_go(kept: &mut HashMap<Party, SessionEntry>, of: impl Fn(&Party, &SessionEntry) -> bool) -> Option<SessionEntry> {
+    fn evict_idle(kept: &mut HashMap<Party, SessionEntry>, of: impl Fn(&Party, &SessionEntry) -> bool) -> Option<SessionEntry> {
         let idle = kept
             .iter()
             .filter(|(party, kept)| Arc::strong_count(&kept.slot) == 1 && of(party, kept))
@@ -126,7 +126,7 @@ impl Evictable for Sessions {
             let idle = all.values().filter(|kept| Arc::strong_count(&kept.slot) == 1);
             // Of the principal with the most memory, not of those with little.
             let most = idle.map(|kept| kept.part.memory().used()).max();
-            Self::let_go(&mut all, |_, kept| match of {
+            Self::evict_idle(&mut all, |_, kept| match of {
                 Some(of) => Arc::ptr_eq(of, &kept.part),
                 None => Some(kept.part.memory().used()) == most,
             })

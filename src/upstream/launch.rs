@@ -287,7 +287,7 @@ impl Starter {
         let mut greeted =
             in_turns(Party::Server(self.server.name.clone()), Weight::NONE, greeting).await;
         if greeted.is_err()
-            && line.link.turned_away()
+            && line.link.older_transport_suspected()
             && self.server.settings.transport == Transport::Auto
             && let Ok((older, cleared, secrets, greeting)) =
                 self.older(launch, sink.clone(), &hello).await

@@ -359,7 +359,7 @@ impl Server {
     /// # Errors
     /// The failures, after the rest is done. If a secret cannot be read, its scope keeps the old
     /// values. An instance that could not get new values keeps the old ones.
-    pub async fn rehand(
+    pub async fn rotate_secrets(
         &self,
         review: &dyn LaunchReview,
         which: ReloadScope,

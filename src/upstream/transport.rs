@@ -207,7 +207,7 @@ pub trait ServerTransport: Send + Sync {
     fn listen(&self) {}
 
     /// Whether the server refused the handshake as a server of an older transport does.
-    fn turned_away(&self) -> bool {
+    fn older_transport_suspected(&self) -> bool {
         false
     }
 

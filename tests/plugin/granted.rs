@@ -271,7 +271,7 @@ async fn http_follows_nobody_and_waits_for_nobody() {
     let (port, mut heard) = server("").await;
     let config = probe(folder.path(), port, all(folder.path(), port));
     let quick = EntrySettings { deadline_ms: Some(10_000), ..EntrySettings::default() };
-    let plugin_host = PluginHost { around: Arc::new(Around::default()), ..PluginHost::bare() };
+    let plugin_host = PluginHost { services: Arc::new(Around::default()), ..PluginHost::bare() };
     let secrets = config.secrets(Path::new(".")).expect("secrets");
     let plugin = Plugin::load(&config, &quick, Path::new("."), secrets, &plugin_host).expect("it loads");
     let tarpit = ask(&plugin, "get http://HOST/").await;
@@ -302,7 +302,7 @@ async fn one_on_trial_keeps_nothing_and_sends_nothing() {
     let mut config = probe(folder.path(), port, all(folder.path(), port));
     let entry = |mode| EntrySettings { mode, ..settings() };
     let plugin_host = || PluginHost {
-        around: Arc::new(Around::default()),
+        services: Arc::new(Around::default()),
         states: Some(states.clone()),
         ..PluginHost::bare()
     };

@@ -139,7 +139,7 @@ async fn on_record(recorder: &Recorder, peer: &Peer, request: Request) -> Result
         )
         .remedy("ask for less at once")
     })?;
-    let asked = asked(&body);
+    let asked = recorded_query(&body);
     let request = Request::from_parts(parts, Body::from(body));
     let action = action(peer, &request, asked, None);
     if peer.rights.owner {
@@ -178,7 +178,7 @@ fn action(
 }
 
 /// The query in a body: its JSON without unset members.
-fn asked(body: &[u8]) -> Option<String> {
+fn recorded_query(body: &[u8]) -> Option<String> {
     if body.is_empty() {
         return None;
     }
@@ -255,10 +255,10 @@ mod tests {
     #[test]
     fn a_question_is_recorded_without_what_is_not_set() {
         let body = br#"{"filter":{"client":"dev","server":null,"intents":false},"last":20,"x":{}}"#;
-        assert_eq!(asked(body).unwrap(), r#"{"filter":{"client":"dev"},"last":20}"#);
-        assert_eq!(asked(b""), None);
-        assert_eq!(asked(b"no JSON"), None);
+        assert_eq!(recorded_query(body).unwrap(), r#"{"filter":{"client":"dev"},"last":20}"#);
+        assert_eq!(recorded_query(b""), None);
+        assert_eq!(recorded_query(b"no JSON"), None);
         let long = format!("\"{}\"", "ä".repeat(5_000));
-        assert_eq!(asked(long.as_bytes()).unwrap().chars().count(), RECORDED + 1);
+        assert_eq!(recorded_query(long.as_bytes()).unwrap().chars().count(), RECORDED + 1);
     }
 }

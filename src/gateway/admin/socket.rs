@@ -171,7 +171,7 @@ impl Server {
         let mut socket_paths = vec![socket_path];
         let shared_socket = match shared_socket {
             Some(path) => {
-                let (shared_socket, socket_path) = knock(path, &roles)?;
+                let (shared_socket, socket_path) = bind_shared_socket(path, &roles)?;
                 socket_paths.push(socket_path);
                 Some(shared_socket)
             }
@@ -245,7 +245,7 @@ fn listen(
 
 /// Creates the socket for users with a role. All users may connect to it, because a file has one
 /// group but there are many roles; each peer is authorized separately.
-fn knock(path: &Path, roles: &Roles) -> Result<(UnixListener, SocketPath), BindFailure> {
+fn bind_shared_socket(path: &Path, roles: &Roles) -> Result<(UnixListener, SocketPath), BindFailure> {
     let parent = path.parent().unwrap_or(Path::new("/"));
     if !parent.exists() {
         DirBuilder::new()

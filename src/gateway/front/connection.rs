@@ -220,7 +220,7 @@ impl Connection {
     }
 
     /// Records a refusal of a message without an address. Returns its text.
-    pub async fn turn_away(&self, away: &Rejected, message: Option<&[u8]>) -> Bytes {
+    pub async fn refuse(&self, away: &Rejected, message: Option<&[u8]>) -> Bytes {
         let principal = Some(&*self.principal);
         let id = away.id.as_ref();
         self.proxy

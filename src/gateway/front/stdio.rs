@@ -48,12 +48,12 @@ pub async fn serve(
             None | Some(Err(AnyDelimiterCodecError::Io(_))) => break,
             Some(Err(AnyDelimiterCodecError::MaxChunkLengthExceeded)) => {
                 let refusal = Refusal::from(Flaw::TooLarge(bytes));
-                client.send_text(client.turn_away(&refusal.into(), None).await).await;
+                client.send_text(client.refuse(&refusal.into(), None).await).await;
             }
             Some(Ok(line)) if line.iter().all(u8::is_ascii_whitespace) => {}
             Some(Ok(line)) => {
                 if let Err(away) = take(&client, line.clone()).await {
-                    client.send_text(client.turn_away(&away, Some(&line)).await).await;
+                    client.send_text(client.refuse(&away, Some(&line)).await).await;
                 }
             }
         }

@@ -1,5 +1,5 @@
 //! Rotation of servers' secrets: files are watched, and an operator can have all secrets read
-//! again. The servers deliver the new values (`Server::rehand`).
+//! again. The servers deliver the new values (`Server::rotate_secrets`).
 
 use std::{path::PathBuf, sync::Arc};
 

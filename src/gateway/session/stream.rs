@@ -292,7 +292,7 @@ impl Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         if let Some(budget) = &self.budget {
-            budget.give_back(self.state.get_mut().charged);
+            budget.release(self.state.get_mut().charged);
         }
     }
 }
@@ -315,7 +315,7 @@ impl State {
         self.first += 1;
         self.charged -= kept.charged;
         if let Some(budget) = budget {
-            budget.give_back(kept.charged);
+            budget.release(kept.charged);
         }
         true
     }

@@ -46,7 +46,7 @@ pub trait HostServices: Send + Sync {
     }
 
     /// Number of caller and server pairs for which a plugin's circuit is open; 0 if none.
-    fn let_alone(&self, plugin: &str, between: usize) {
+    fn circuits_open(&self, plugin: &str, between: usize) {
         let _ = (plugin, between);
     }
 }

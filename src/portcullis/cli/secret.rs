@@ -171,12 +171,12 @@ async fn rotate(ctx: &Context, server: &ServerName) -> anyhow::Result<Exit> {
         bail!("no proxy runs with this config: the next start reads all secrets");
     };
     let path = format!("/v1/servers/{server}/secrets");
-    let rehanded: RotationReport = proxy.post_json_slowly(&path, &()).await?;
+    let rotated: RotationReport = proxy.post_json_slowly(&path, &()).await?;
     if ctx.is_json() {
-        ctx.json(&json!({ "server": server, "rehanded": rehanded }))?;
+        ctx.json(&json!({ "server": server, "rehanded": rotated }))?;
         return Ok(Exit::Ok);
     }
-    let RotationReport { secrets, instances, later } = rehanded;
+    let RotationReport { secrets, instances, later } = rotated;
     ctx.line(format!(
         "{} secrets of `{server}` were read again; running instances with the new files: {instances}",
         secrets.len()

@@ -5,7 +5,7 @@ use anyhow::Context as _;
 
 use super::{
     Reporter,
-    servers::{configured, launch_secrets, launcher, myself, signatures},
+    servers::{configured, launch_secrets, launcher, current_user, signatures},
 };
 use portcullis_audit::record::{ImageAction, ImageEvent};
 use portcullis_catalog::lock::{Lock, ResolvedImage};
@@ -104,7 +104,7 @@ pub enum LockOutcome {
 
 impl LockOutcome {
     /// Content to write to the lock file.
-    fn news(&self) -> Option<&ResolvedImage> {
+    fn new_content(&self) -> Option<&ResolvedImage> {
         match self {
             Self::Fixed(_) | Self::Behind { .. } | Self::Kept(_) => None,
             Self::Locked(to) | Self::Moved { to, .. } => Some(to),
@@ -134,7 +134,7 @@ pub async fn lock(
     let moves: Vec<ImageEvent> = all.iter().filter_map(LockedImage::done).collect();
     locking(loaded, &moves).await?;
     for one in &mut all {
-        let (Some(to), Some(done)) = (one.news().cloned(), one.done()) else { continue };
+        let (Some(to), Some(done)) = (one.new_content().cloned(), one.done()) else { continue };
         if let Err(why) = write(&launcher.base, &one.server, &one.image, one.was(), to) {
             not_locked(reporter, loaded, done, &why).await;
             one.result = Err(why);
@@ -145,8 +145,8 @@ pub async fn lock(
 
 impl LockedImage {
     /// Content to write to the lock file.
-    fn news(&self) -> Option<&ResolvedImage> {
-        self.result.as_ref().ok()?.news()
+    fn new_content(&self) -> Option<&ResolvedImage> {
+        self.result.as_ref().ok()?.new_content()
     }
 
     /// Content that it replaces.
@@ -162,7 +162,7 @@ impl LockedImage {
         Some(ImageEvent {
             server: self.server.clone(),
             image: self.image.clone(),
-            digest: self.news()?.as_str().to_owned(),
+            digest: self.new_content()?.as_str().to_owned(),
             what: ImageAction::Locked { was: self.was().map(str::to_owned) },
         })
     }
@@ -195,7 +195,7 @@ async fn record(loaded: &Loaded, all: Vec<ImageEvent>) -> anyhow::Result<()> {
     if let Some(proxy) = admin::Client::connect(&loaded.config.state_dir).await {
         return Ok(proxy.post_json("/v1/images", &all).await?);
     }
-    record_images_offline(loaded, all, myself())
+    record_images_offline(loaded, all, current_user())
         .await
         .map_err(|fault| anyhow::anyhow!("{fault}; {}", fault.remedy()))
 }

@@ -76,7 +76,7 @@ pub fn signatures(loaded: &Loaded) -> anyhow::Result<SignatureVerifier> {
 }
 
 /// User who runs this command.
-pub fn myself() -> CommandUser {
+pub fn current_user() -> CommandUser {
     let uid = nix::unistd::getuid();
     let user = nix::unistd::User::from_uid(uid).ok().flatten().map(|user| user.name);
     CommandUser { uid: Some(uid.as_raw()), user }

@@ -294,7 +294,7 @@ impl Handle for Running {
     async fn stop(&self, grace: Duration) {
         self.control.order(TERMINATE).await;
         if timeout(grace, self.wait()).await.is_err() {
-            self.control.let_go().await;
+            self.control.disconnect().await;
             self.wait().await;
         }
     }

@@ -55,7 +55,7 @@ struct Line {
     multiplexer: Multiplexer,
     closing: CancellationToken,
     /// Whether the server refused the handshake as a server with only HTTP+SSE does.
-    turned_away: AtomicBool,
+    older_transport_suspected: AtomicBool,
 }
 
 impl Http {
@@ -88,7 +88,7 @@ impl Http {
             wire,
             multiplexer: Multiplexer::new(caps, sink, out),
             closing: closing.clone(),
-            turned_away: AtomicBool::new(false),
+            older_transport_suspected: AtomicBool::new(false),
         });
         Ok(Self { line, _open: closing.drop_guard() })
     }
@@ -160,7 +160,7 @@ impl Line {
             )));
         }
         if greeting && matches!(status.as_u16(), 400 | 404 | 405) {
-            return self.turned_away(begun, response).await;
+            return self.refused_handshake(begun, response).await;
         }
         match content_type(&response).as_str() {
             JSON => self.answer(begun, body(response, self.multiplexer.caps.bytes).await?).await,
@@ -174,7 +174,7 @@ impl Line {
 
     /// Result of a refused `initialize`: the server's JSON-RPC error, or a sign that it has no such
     /// endpoint.
-    async fn turned_away(
+    async fn refused_handshake(
         &self,
         begun: &PendingCall,
         response: Response,
@@ -184,7 +184,7 @@ impl Line {
         match self.answer(begun, text).await {
             Ok(reply) => Ok(reply),
             Err(_) => {
-                self.turned_away.store(true, Ordering::Relaxed);
+                self.older_transport_suspected.store(true, Ordering::Relaxed);
                 Err(CallError::Unavailable(format!(
                     "it answered {status} without a JSON-RPC error"
                 )))
@@ -335,8 +335,8 @@ impl ServerTransport for Http {
         self.line.multiplexer.dead()
     }
 
-    fn turned_away(&self) -> bool {
-        self.line.turned_away.load(Ordering::Relaxed)
+    fn older_transport_suspected(&self) -> bool {
+        self.line.older_transport_suspected.load(Ordering::Relaxed)
     }
 
     fn listen(&self) {

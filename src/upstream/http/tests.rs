@@ -326,7 +326,7 @@ async fn a_greeting_that_is_not_taken_begins_no_session() {
     let refused = Response::builder().status(404).header("mcp-session-id", "s1");
     let _ = remote.next().await.reply.send(refused.body(Body::empty()).unwrap());
     assert!(matches!(soon(greeting).await.unwrap(), Err(CallError::Unavailable(_))));
-    assert!(line.turned_away() && line.dead().is_none());
+    assert!(line.older_transport_suspected() && line.dead().is_none());
 }
 
 #[tokio::test]

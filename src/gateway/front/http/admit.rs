@@ -186,7 +186,7 @@ impl Front {
         match self.admit(&request) {
             Ok(peer) => Ok((peer, request)),
             Err(NotAdmitted { peer, refusal }) => {
-                Err(self.turn_away(refusal, peer.as_deref(), address, None, None).await)
+                Err(self.refused_response(refusal, peer.as_deref(), address, None, None).await)
             }
         }
     }
@@ -237,7 +237,7 @@ impl Front {
                     return Ok(Peer { principal, transport: Transport::Unix, address: None });
                 };
                 let principal =
-                    name.to_str().ok().and_then(|name| self.stand_in(name)).ok_or_else(|| {
+                    name.to_str().ok().and_then(|name| self.impersonated(name)).ok_or_else(|| {
                         Refusal::new(Code::Unauthenticated, "the client does not exist")
                     })?;
                 Ok(Peer { principal, transport: Transport::Cli, address: None })
@@ -256,7 +256,7 @@ impl Front {
     }
 
     /// The principal that the operator wants to act as.
-    fn stand_in(&self, name: &str) -> Option<Arc<Principal>> {
+    fn impersonated(&self, name: &str) -> Option<Arc<Principal>> {
         match name {
             "anonymous" => Some(Principal::anonymous()),
             "local" => Some(Principal::local()),
@@ -264,7 +264,7 @@ impl Front {
         }
     }
 
-    pub(super) async fn turn_away(
+    pub(super) async fn refused_response(
         &self,
         refusal: Refusal,
         peer: Option<&Peer>,

@@ -64,7 +64,7 @@ pub(super) async fn take(
         }
     }
     let Import { before, folder, others, text, .. } = import;
-    let asks = taken.iter().any(|one| one.is_news() && said.asks(offer.in_full, one.is_edited()));
+    let asks = taken.iter().any(|one| one.is_change() && said.asks(offer.in_full, one.is_edited()));
     if asks {
         tell(ctx, &offer.name, &taken, &refused, Stage::Planned)?;
         confirm::ask(ctx, &mut taken)?;

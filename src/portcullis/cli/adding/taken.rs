@@ -130,7 +130,7 @@ impl Taken {
     }
 
     /// Whether it changes the entry or the policies.
-    pub fn is_news(&self) -> bool {
+    pub fn is_change(&self) -> bool {
         let changed = |replaced: &Replaced| replaced.entry.is_some();
         self.replaced.as_ref().is_none_or(changed)
             || matches!(self.policies, Policies::Written { .. })
@@ -145,7 +145,7 @@ impl Taken {
                 path.display()
             ));
         }
-        if !self.is_news() {
+        if !self.is_change() {
             return None;
         }
         let listed = |secrets: &BTreeSet<String>| {

@@ -63,7 +63,7 @@ impl Where {
     /// Finds the log.
     pub(super) async fn find(&self, ctx: &Context) -> anyhow::Result<AuditSource> {
         if let Some(socket) = &self.socket {
-            return Ok(AuditSource::Proxy(proxy_client::knock(socket).await?));
+            return Ok(AuditSource::Proxy(proxy_client::connect(socket).await?));
         }
         if let Some(state_dir) = &self.state_dir {
             if let Some(client) = Client::connect(state_dir).await {

@@ -162,7 +162,7 @@ fn keep(
     let again: Vec<&String> = before.filter(|one| new.servers.contains(one)).collect();
     for server in again {
         let mut was = old.settings.get(server).cloned().unwrap_or_default();
-        let gone = loaded.map_or_else(Vec::new, |loaded| let_go(loaded, server, &mut was));
+        let gone = loaded.map_or_else(Vec::new, |loaded| drop_unknown_settings(loaded, server, &mut was));
         let told =
             |key| format!("{server}: {key}: no longer set, since the server does not have it");
         changes.extend(gone.into_iter().map(told));
@@ -179,7 +179,7 @@ fn keep(
 
 /// Drops values and references that the config no longer has: a profile with such settings cannot
 /// run. Returns their keys.
-fn let_go(loaded: &Loaded, name: &str, settings: &mut Settings) -> Vec<String> {
+fn drop_unknown_settings(loaded: &Loaded, name: &str, settings: &mut Settings) -> Vec<String> {
     let servers = &loaded.config.servers;
     let Some((_, server)) = servers.iter().find(|(known, _)| known.as_str() == name) else {
         return Vec::new();

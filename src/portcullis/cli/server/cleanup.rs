@@ -8,7 +8,7 @@ use crate::{
         Context, Exit,
         proxy_client::{self, Located},
     },
-    manage::servers::myself,
+    manage::servers::current_user,
 };
 use portcullis_audit::record::{MEMBERS, Reaping};
 use portcullis_audit::record::{Orphan, OrphanKind};
@@ -113,7 +113,7 @@ async fn record(log: Option<&Located>, left: &[Orphan], done: bool) -> anyhow::R
             Ok(())
         }
         Located::Alone(loaded) => {
-            record_offline(loaded, parts.map(|part| part.by(myself())).collect())
+            record_offline(loaded, parts.map(|part| part.by(current_user())).collect())
                 .await
                 .map_err(|fault| anyhow::anyhow!("{fault}; {}", fault.remedy()))
         }

@@ -249,7 +249,7 @@ fn open(plan: &Plan, egress_sockets: Option<UnixStream>) -> Result<(), Failure> 
     let Some(egress_sockets) = egress_sockets else {
         return Err(Failure::new("the sandbox's launcher can't pass the egress sockets on"));
     };
-    let sockets = egress_netns::furnish(&plan.egress_sockets)
+    let sockets = egress_netns::bind_sockets(&plan.egress_sockets)
         .map_err(|failure| Failure { what: failure.what, remedy: failure.remedy })?;
     fd_passing::give(&egress_sockets, &sockets).map_err(|error| {
         Failure::new(format!("the sandbox can't pass its egress sockets on: {error}")).remedy(
