@@ -97,7 +97,7 @@ fn everything(path: &std::path::Path) -> (Vec<BoxedDiagnostic>, Option<String>) 
         }
     }
     if let Err(error) = Store::within(&loaded.config.state_dir).read() {
-        found.push(boxed(Unplaced { code: "clients-broken", message: error.to_string() }));
+        found.push(boxed(UnlocatedFinding { code: "clients-broken", message: error.to_string() }));
     }
     (found, Some(loaded.config.chain_in_words()))
 }
@@ -160,12 +160,12 @@ fn boxed(diagnostic: impl Diagnostic + Send + Sync + 'static) -> BoxedDiagnostic
 /// Finding about a file that no person writes.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
-struct Unplaced {
+struct UnlocatedFinding {
     code: &'static str,
     message: String,
 }
 
-impl Diagnostic for Unplaced {
+impl Diagnostic for UnlocatedFinding {
     fn code<'a>(&'a self) -> Option<Box<dyn std::fmt::Display + 'a>> {
         Some(Box::new(self.code))
     }

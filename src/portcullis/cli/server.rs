@@ -80,11 +80,11 @@ enum Verb {
     /// Import the servers of a file: a client's `mcpServers`, a catalog, a profile or a `server.json`
     Import(catalog::Import),
     /// Pin unpinned image tags to digests in portcullis.lock
-    Lock(images::Which),
+    Lock(images::ServerSelection),
     /// Resolve image tags again, update portcullis.lock, and print old and new digests
     Update {
         #[command(flatten)]
-        which: images::Which,
+        which: images::ServerSelection,
         /// Allow going back to a digest that was replaced earlier
         #[arg(long)]
         allow_downgrade: bool,
@@ -93,7 +93,7 @@ enum Verb {
         dry_run: bool,
     },
     /// Pull images into the engine, if policies permit their start
-    Pull(images::Which),
+    Pull(images::ServerSelection),
     /// Export a server for another platform
     #[command(subcommand)]
     Export(export::Export),

@@ -11,17 +11,17 @@ mod import;
 mod options;
 mod policy_files;
 mod report;
-mod taken;
+mod planned_server;
 
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
 
-pub(super) use self::{image::locate, import::still_off, options::Said};
+pub(super) use self::{image::locate, import::still_off, options::AddOptions};
 use self::{
     import::Import,
-    report::{Stage, tell},
-    taken::{Policies, Taken},
+    report::{Stage, print_report},
+    planned_server::{Policies, PlannedServer},
 };
 use crate::{
     cli::{Context, Exit, catalog::Workspace},
@@ -48,10 +48,10 @@ pub(super) async fn take(
     ctx: &Context,
     workspace: &mut Workspace,
     offer: Offer,
-    said: &Said,
+    add_options: &AddOptions,
 ) -> anyhow::Result<(Vec<Server>, Exit)> {
-    let mut import = Import::begin(ctx, workspace, &offer, said)?;
-    let mut taken: Vec<Taken> = Vec::new();
+    let mut import = Import::begin(ctx, workspace, &offer, add_options)?;
+    let mut planned: Vec<PlannedServer> = Vec::new();
     let mut refused: Vec<(String, Vec<Problem>)> = Vec::new();
     for entry in offer.entries {
         let outcome = match entry.server {
@@ -59,29 +59,29 @@ pub(super) async fn take(
             Err(problems) => Err(problems),
         };
         match outcome {
-            Ok(one) => taken.push(one),
+            Ok(one) => planned.push(one),
             Err(problems) => refused.push((entry.name, problems)),
         }
     }
     let Import { before, folder, others, text, .. } = import;
-    let asks = taken.iter().any(|one| one.is_change() && said.asks(offer.in_full, one.is_edited()));
+    let asks = planned.iter().any(|one| one.is_change() && add_options.asks(offer.in_full, one.is_edited()));
     if asks {
-        tell(ctx, &offer.name, &taken, &refused, Stage::Planned)?;
-        confirm::ask(ctx, &mut taken)?;
-        taken.iter_mut().for_each(|one| one.settle(folder.as_deref(), &others, said));
-        if let Some(why) = taken.iter().find_map(Taken::hindered) {
+        print_report(ctx, &offer.name, &planned, &refused, Stage::Planned)?;
+        confirm::ask(ctx, &mut planned)?;
+        planned.iter_mut().for_each(|one| one.settle(folder.as_deref(), &others, add_options));
+        if let Some(why) = planned.iter().find_map(PlannedServer::hindered) {
             bail!("nothing was written: {why}");
         }
     }
-    if !taken.is_empty() && !said.dry_run {
+    if !planned.is_empty() && !add_options.dry_run {
         // Checked before writing: pins within their own limits may exceed the limit of the file.
         let mut whole = workspace.lock.clone();
-        let locked = taken.iter().map(|one| (one.server.name.clone(), one.locked.clone()));
+        let locked = planned.iter().map(|one| (one.server.name.clone(), one.locked.clone()));
         whole.servers.extend(locked);
         whole.text(&workspace.base)?;
-        let moves: Vec<ImageEvent> = taken.iter().filter_map(Taken::locking).collect();
+        let moves: Vec<ImageEvent> = planned.iter().filter_map(PlannedServer::locking).collect();
         locking(&before, &moves).await?;
-        if let Err(error) = write(workspace, folder.as_deref(), &taken) {
+        if let Err(error) = write(workspace, folder.as_deref(), &planned) {
             for done in moves {
                 not_locked(ctx, &before, done, &format!("{error:#}")).await;
             }
@@ -90,29 +90,29 @@ pub(super) async fn take(
         atomic_file::replace(&ctx.config, text.as_bytes())
             .with_context(|| format!("cannot write {}", ctx.config.display()))?;
     }
-    let stage = match (said.dry_run, asks) {
+    let stage = match (add_options.dry_run, asks) {
         (true, _) => Stage::Planned,
         (false, true) => Stage::Confirmed,
         (false, false) => Stage::Written,
     };
-    tell(ctx, &offer.name, &taken, &refused, stage)?;
-    let exit = match (taken.is_empty(), refused.is_empty()) {
+    print_report(ctx, &offer.name, &planned, &refused, stage)?;
+    let exit = match (planned.is_empty(), refused.is_empty()) {
         (true, _) => Exit::Failure,
         (false, true) => Exit::Ok,
         (false, false) => Exit::Findings,
     };
-    Ok((taken.into_iter().map(|taken| taken.server).collect(), exit))
+    Ok((planned.into_iter().map(|planned| planned.server).collect(), exit))
 }
 
 /// Writes policies, then the lock file; the config is written last. The restrictions of a server
 /// thus exist before its entry. If the entry is then not written, it differs from the lock file and
 /// counts as edited by the operator.
-fn write(workspace: &mut Workspace, folder: Option<&Path>, taken: &[Taken]) -> anyhow::Result<()> {
+fn write(workspace: &mut Workspace, folder: Option<&Path>, planned: &[PlannedServer]) -> anyhow::Result<()> {
     if let Some(folder) = folder {
         std::fs::create_dir_all(folder)
             .with_context(|| format!("cannot make {}", folder.display()))?;
     }
-    for one in taken {
+    for one in planned {
         if let Policies::Written { path, text, .. } = &one.policies {
             atomic_file::replace(path, text.as_bytes())
                 .with_context(|| format!("cannot write {}", path.display()))?;
@@ -122,13 +122,13 @@ fn write(workspace: &mut Workspace, folder: Option<&Path>, taken: &[Taken]) -> a
     workspace.change(|lock| {
         let mut next = lock.clone();
         // Keeps the digest that only the config had.
-        for one in taken {
+        for one in planned {
             let locked = next.servers.entry(one.server.name.clone()).or_default();
             if let (Some(was), None) = (&one.was, locked.content()) {
                 locked.move_to("", ResolvedImage::Digest(was.clone()));
             }
         }
-        moved = taken
+        moved = planned
             .iter()
             .try_for_each(|one| next.take(&one.server.name, one.was.as_deref(), &one.locked));
         if moved.is_ok() {

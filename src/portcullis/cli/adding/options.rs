@@ -13,9 +13,9 @@ use portcullis_catalog::{
 };
 use portcullis_vault::Source;
 
-/// What is said beside a reference or a file.
+/// Options of a verb that adds servers, beside a reference or a file.
 #[derive(Debug, clap::Args)]
-pub(in crate::cli) struct Said {
+pub(in crate::cli) struct AddOptions {
     /// Set a configuration value of the catalog entry; repeatable. The value may be JSON
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
@@ -70,7 +70,7 @@ enum How {
 /// A `--secret`: the server, if named, the variable or header, and the reference.
 pub(super) type SecretFrom<'a> = (Option<&'a str>, &'a str, &'a str);
 
-impl Said {
+impl AddOptions {
     /// Whether this is a dry run.
     pub fn is_dry(&self) -> bool {
         self.dry_run

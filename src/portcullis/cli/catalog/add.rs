@@ -5,7 +5,7 @@ use anyhow::bail;
 use super::{Workspace, fetch, only_one, picked, placed};
 use crate::cli::{
     Context, Exit, Usage,
-    adding::{Offer, Said, locate, take},
+    adding::{Offer, AddOptions, locate, take},
 };
 use portcullis_catalog::{Reference, of_image, read};
 use portcullis_protocol::names::ServerName;
@@ -19,7 +19,7 @@ pub struct Add {
     #[arg(long)]
     name: Option<ServerName>,
     #[command(flatten)]
-    said: Said,
+    add_options: AddOptions,
 }
 
 /// Adds the servers of a reference.
@@ -56,7 +56,7 @@ pub async fn add(args: Add, ctx: &Context) -> anyhow::Result<Exit> {
             [one] => Some(one.clone()),
             _ => only_one(&fetched.text),
         };
-        let mut options = args.said.options(single.as_deref())?;
+        let mut options = args.add_options.options(single.as_deref())?;
         options.name = name.map(str::to_owned);
         options.foreign = !matches!(reference, Reference::File(_));
         let found = read(&fetched.text, &options).map_err(|problem| placed(&fetched, &problem))?;
@@ -73,5 +73,5 @@ pub async fn add(args: Add, ctx: &Context) -> anyhow::Result<Exit> {
         let source = workspace.source(&reference);
         Offer { entries, source, digest: Some(digest), name: fetched.name, in_full: false }
     };
-    Ok(take(ctx, &mut workspace, offer, &args.said).await?.1)
+    Ok(take(ctx, &mut workspace, offer, &args.add_options).await?.1)
 }

@@ -7,7 +7,7 @@ use anyhow::bail;
 use super::{Workspace, file, only_one, picked, placed};
 use crate::cli::{
     Context, Exit, Usage,
-    adding::{Offer, Said, take},
+    adding::{Offer, AddOptions, take},
 };
 use portcullis_catalog::{enabled, read};
 use portcullis_protocol::names::ServerName;
@@ -27,7 +27,7 @@ pub struct Import {
     #[arg(long, value_name = "FILE", conflicts_with = "only")]
     enabled: Option<PathBuf>,
     #[command(flatten)]
-    said: Said,
+    add_options: AddOptions,
 }
 
 /// Adds the servers of a file.
@@ -38,7 +38,7 @@ pub async fn import(args: Import, ctx: &Context) -> anyhow::Result<Exit> {
         [one] => Some(one.clone()),
         _ => only_one(&fetched.text),
     };
-    let mut options = args.said.options(single.as_deref())?;
+    let mut options = args.add_options.options(single.as_deref())?;
     if args.name.is_some() && single.is_none() {
         return Err(Usage("`--name` is for one server: choose it with `--only`".into()).into());
     }
@@ -67,5 +67,5 @@ pub async fn import(args: Import, ctx: &Context) -> anyhow::Result<Exit> {
     }
     let (source, digest) = (workspace.place(&args.file), Some(fetched.digest));
     let offer = Offer { entries, source, digest, name: fetched.name, in_full: false };
-    Ok(take(ctx, &mut workspace, offer, &args.said).await?.1)
+    Ok(take(ctx, &mut workspace, offer, &args.add_options).await?.1)
 }

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::{engine, in_force};
 use crate::cli::{
     Context, Exit,
-    audit::{Source, Where, conclude},
+    audit::{Source, LogLocation, conclude},
 };
 use portcullis_audit::record::{self, Entry, Record};
 use portcullis_policy::{Condition, Explanation, Near, ReadValue, PolicyResult, Verdict};
@@ -24,7 +24,7 @@ pub struct Args {
     #[arg(long, value_name = "PATH", num_args = 1..)]
     policies: Vec<PathBuf>,
     #[command(flatten)]
-    place: Where,
+    place: LogLocation,
 }
 
 #[derive(Debug, Serialize)]

@@ -11,7 +11,7 @@ use anyhow::Context as _;
 use super::{count, replay::decisions};
 use crate::cli::{
     Context, Exit, Reports, Usage,
-    audit::{Source, Where, Which, conclude},
+    audit::{Source, LogLocation, FilterArgs, conclude},
 };
 use portcullis_policy_tools::{Learned, Learner};
 
@@ -26,9 +26,9 @@ pub struct Args {
     #[arg(short, long, value_name = "NAME.cedar")]
     output: Option<PathBuf>,
     #[command(flatten)]
-    which: Which,
+    which: FilterArgs,
     #[command(flatten)]
-    place: Where,
+    place: LogLocation,
 }
 
 /// Runs the verb.

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use serde_json::Value;
 
 use crate::{
-    cli::{Context, Exit, Usage, catalog::Workspace, config_errors::Wrong},
+    cli::{Context, Exit, Usage, catalog::Workspace, config_errors::ConfigErrors},
     manage::profile_overrides::dressed,
 };
 use portcullis_catalog::{member, profile_file::Profile, write::left_on_id};
@@ -42,19 +42,19 @@ pub fn content(ctx: &Context, workspace: &Workspace, name: &str) -> anyhow::Resu
     let loaded = ctx.load()?;
     let plain = serde_json::to_value(Server::default())?;
     let mut servers = Vec::new();
-    let mut wrong = Wrong::of(&loaded);
+    let mut errors = ConfigErrors::of(&loaded);
     let mut notes = Vec::new();
     for server in &profile.servers {
         let (known, entry) = dressed(&loaded, &profile, server)
             .with_context(|| format!("the profile `{name}` can't be written for others"))?;
-        wrong.literals(known, &entry);
+        errors.literals(known, &entry);
         let settings = profile.settings.get(server);
         let only = settings.and_then(|settings| settings.tools.as_deref());
         let (member, told) = member(server, &serde_json::to_value(&entry)?, &plain, only)?;
         notes.extend(told.into_iter().map(|what| format!("left out of `{server}`: {what}")));
         servers.push(member);
     }
-    wrong.end()?;
+    errors.end()?;
     for note in notes {
         ctx.note(note);
     }

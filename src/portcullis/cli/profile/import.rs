@@ -4,7 +4,7 @@ use anyhow::bail;
 
 use crate::cli::{
     Context, Exit, Usage,
-    adding::{Offer, Said, still_off, take},
+    adding::{Offer, AddOptions, still_off, take},
     catalog::{Fetched, Workspace, only_one},
 };
 use portcullis_catalog::{
@@ -22,10 +22,10 @@ pub async fn run(
     fetched: Fetched,
     source: &str,
     name: Option<String>,
-    said: &Said,
+    add_options: &AddOptions,
 ) -> anyhow::Result<Exit> {
     let single = only_one(&fetched.text);
-    let found = read(&fetched.text, &said.options(single.as_deref())?)
+    let found = read(&fetched.text, &add_options.options(single.as_deref())?)
         .map_err(|problem| anyhow::anyhow!("{}: {problem}", fetched.name))?;
     if found.format != "Docker profile" {
         bail!(
@@ -44,7 +44,7 @@ pub async fn run(
         None => portcullis_catalog::ours(id.as_deref().or(title.as_deref()).unwrap_or(""))
             .map_err(|error| Usage(error.to_string()))?,
     };
-    let old = replaceable(workspace, &name, chosen, source, said)?;
+    let old = replaceable(workspace, &name, chosen, source, add_options)?;
     let digest = fetched.manifest.clone().unwrap_or_else(|| fetched.digest.clone());
     let offered: Vec<String> = found
         .servers
@@ -61,8 +61,8 @@ pub async fn run(
         name: fetched.name,
         in_full: false,
     };
-    let dry = said.is_dry();
-    let (servers, exit) = take(ctx, workspace, offer, said).await?;
+    let dry = add_options.is_dry();
+    let (servers, exit) = take(ctx, workspace, offer, add_options).await?;
     if !servers.is_empty() {
         let mut profile = Profile::of(servers.iter().map(|server| server.name.clone()).collect());
         let lists = servers.into_iter().filter_map(|server| {
@@ -101,13 +101,13 @@ fn replaceable(
     name: &str,
     chosen: bool,
     source: &str,
-    said: &Said,
+    add_options: &AddOptions,
 ) -> anyhow::Result<Option<Profile>> {
     let old = match Profile::read(&workspace.base, name) {
         Err(NoProfile::Absent { .. }) => return Ok(None),
         old => old?,
     };
-    if !said.replaces() {
+    if !add_options.replaces() {
         bail!(
             "there is a profile `{name}` already: choose another name with `--name`, or say `--replace`"
         );

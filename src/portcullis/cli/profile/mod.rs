@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::{
     Context, Exit,
-    adding::Said,
+    adding::AddOptions,
     catalog::{Workspace, file, pushed},
 };
 use portcullis_catalog::{PROFILE, profile_file::Profile};
@@ -59,7 +59,7 @@ enum Verb {
         #[arg(long)]
         name: Option<String>,
         #[command(flatten)]
-        said: Said,
+        add_options: AddOptions,
     },
     /// Push a profile to an OCI registry
     Push {
@@ -76,7 +76,7 @@ enum Verb {
         #[arg(long)]
         name: Option<String>,
         #[command(flatten)]
-        said: Said,
+        add_options: AddOptions,
     },
 }
 
@@ -90,10 +90,10 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
             create::run(ctx, &workspace, &name, servers, title, &settings)
         }
         Verb::Export { name, file } => export::run(ctx, &workspace, &name, file),
-        Verb::Import { file: path, name, said } => {
+        Verb::Import { file: path, name, add_options } => {
             let fetched = file(&path)?;
             let source = workspace.place(&path);
-            import::run(ctx, &mut workspace, fetched, &source, name, &said).await
+            import::run(ctx, &mut workspace, fetched, &source, name, &add_options).await
         }
         Verb::Push { name, reference } => {
             let content = export::content(ctx, &workspace, &name)?;
@@ -103,12 +103,12 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
             };
             pushed(ctx, &reference, &digest)
         }
-        Verb::Pull { reference, name, said } => {
+        Verb::Pull { reference, name, add_options } => {
             let fetched = {
                 let _progress = ctx.progress(format!("pulling {reference}"));
                 workspace.artifact(&reference, &[PROFILE]).await?
             };
-            import::run(ctx, &mut workspace, fetched, &format!("oci://{reference}"), name, &said).await
+            import::run(ctx, &mut workspace, fetched, &format!("oci://{reference}"), name, &add_options).await
         }
     }
 }

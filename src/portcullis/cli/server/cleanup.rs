@@ -87,7 +87,7 @@ pub(super) async fn run(ctx: &Context, args: &Args) -> anyhow::Result<Exit> {
     };
     failed |= rows.iter().any(|row| row.left.error.is_some());
     rows.extend(stay);
-    tell(ctx, &rows)?;
+    print_report(ctx, &rows)?;
     if let Some(why) = unseen {
         ctx.note(format_args!("Containers were not looked for: {why}"));
     }
@@ -120,7 +120,7 @@ async fn record(log: Option<&Located>, left: &[Orphan], done: bool) -> anyhow::R
     }
 }
 
-fn tell(ctx: &Context, rows: &[Row]) -> anyhow::Result<()> {
+fn print_report(ctx: &Context, rows: &[Row]) -> anyhow::Result<()> {
     if ctx.is_json() {
         let all: Vec<Value> = rows
             .iter()

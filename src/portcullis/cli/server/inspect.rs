@@ -28,7 +28,7 @@ mod words;
 /// Permission that the config gives.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct May {
+struct Permission {
     what: String,
     /// Key below `[servers.NAME]`; `line` is its line, if the config has the key.
     config_key: String,
@@ -38,7 +38,7 @@ struct May {
 /// Decision of policies about one part of the start.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Asked {
+struct PartDecision {
     action: &'static str,
     target: String,
     allowed: bool,
@@ -47,17 +47,17 @@ struct Asked {
 }
 
 /// Facts about a server before it is started.
-struct Found {
+struct ServerFacts {
     place: Placement,
     profile: Vec<(String, String)>,
     deviations: Vec<Deviation>,
     digest: Option<String>,
     /// Missing signature of its image that prevents a start whatever policies say.
     unsigned: Option<String>,
-    asked: Result<Vec<Asked>, String>,
+    decisions: Result<Vec<PartDecision>, String>,
 }
 
-impl Found {
+impl ServerFacts {
     async fn of(
         loaded: &Loaded,
         launcher: &Launcher,
@@ -99,38 +99,38 @@ impl Found {
             program.digest = Some(hashed.digest);
         }
         let digest = program.digest.clone();
-        let asked = asked(loaded, name, settings, &program.for_policies(&place));
-        Ok(Self { place, profile, deviations, digest, unsigned, asked })
+        let decisions = decide_launch(loaded, name, settings, &program.for_policies(&place));
+        Ok(Self { place, profile, deviations, digest, unsigned, decisions })
     }
 
     /// Whether its signatures and policies permit its start.
     fn allowed(&self) -> bool {
-        let all = |asked: &Vec<Asked>| asked.iter().all(|one| one.allowed);
-        self.unsigned.is_none() && self.asked.as_ref().is_ok_and(all)
+        let all = |decisions: &Vec<PartDecision>| decisions.iter().all(|one| one.allowed);
+        self.unsigned.is_none() && self.decisions.as_ref().is_ok_and(all)
     }
 }
 
 /// Evaluates the policies of the config, as a proxy would before it starts the server.
-fn asked(
+fn decide_launch(
     loaded: &Loaded,
     server: &ServerName,
     settings: &Server,
     program: &portcullis_policy::Program,
-) -> Result<Vec<Asked>, String> {
+) -> Result<Vec<PartDecision>, String> {
     let engine = portcullis_policy::Engine::open(
         portcullis_policy::Source::of(&loaded.config.policy, &loaded.config.state_dir),
         &loaded.base,
     )
     .map_err(|found| found.to_string().lines().next().unwrap_or_default().to_owned())?;
     let start = Start { server, program, url: settings.url.as_deref(), secrets: launch_secrets(settings) };
-    let asked = |Part { action, target, outcome }| Asked {
+    let decision = |Part { action, target, outcome }| PartDecision {
         action: action.as_str(),
         target,
         allowed: outcome.permits_alone(),
         why: outcome.explain_alone(),
         rules: outcome.rules,
     };
-    Ok(engine.decide_start(&start).into_iter().map(asked).collect())
+    Ok(engine.decide_start(&start).into_iter().map(decision).collect())
 }
 
 /// Runs the verb.
@@ -143,7 +143,7 @@ pub(super) async fn run(
     let settings = configured(loaded, name)?;
     let mut launcher = launcher(loaded).await;
     launcher.signatures = signatures(loaded)?;
-    let found = Found::of(loaded, &launcher, name, settings).await?;
+    let found = ServerFacts::of(loaded, &launcher, name, settings).await?;
     let running: Option<Value> = match proxy {
         Some(proxy) => {
             let states: Vec<Value> =
@@ -164,7 +164,7 @@ pub(super) async fn run(
     Ok(Exit::Ok)
 }
 
-fn deviations(loaded: &Loaded, name: &ServerName, found: &Found) -> Vec<Value> {
+fn deviations(loaded: &Loaded, name: &ServerName, found: &ServerFacts) -> Vec<Value> {
     let all = found.deviations.iter().map(|deviation| {
         json!({
             "field": deviation.field,
@@ -185,9 +185,9 @@ fn machine(
     loaded: &Loaded,
     name: &ServerName,
     settings: &Server,
-    found: &Found,
+    found: &ServerFacts,
     running: Option<&Value>,
-    (may, may_not): (&[May], &[String]),
+    (may, may_not): (&[Permission], &[String]),
 ) -> Value {
     let fields = found.profile.iter().cloned();
     let profile: Map<String, Value> = fields.map(|(field, value)| (field, value.into())).collect();
@@ -205,9 +205,9 @@ fn machine(
         "mayNot": may_not,
         "secrets": secrets(settings),
         "chain": loaded.config.chain_view(),
-        "launch": match &found.asked {
-            Ok(asked) => {
-                json!({ "allowed": found.allowed(), "asked": asked, "unsigned": found.unsigned })
+        "launch": match &found.decisions {
+            Ok(decisions) => {
+                json!({ "allowed": found.allowed(), "asked": decisions, "unsigned": found.unsigned })
             }
             Err(why) => json!({ "allowed": false, "error": why }),
         },
@@ -248,9 +248,9 @@ impl Page<'_> {
         &self,
         name: &ServerName,
         settings: &Server,
-        found: &Found,
+        found: &ServerFacts,
         running: Option<&Value>,
-        (may, may_not): (&[May], &[String]),
+        (may, may_not): (&[Permission], &[String]),
     ) -> anyhow::Result<()> {
         let Self { ctx, .. } = self;
         ctx.line(format_args!("server {name}: {} ({})", found.place.kind(), found.place.why()))?;
@@ -321,9 +321,9 @@ impl Page<'_> {
         Ok(())
     }
 
-    fn decided(&self, found: &Found) -> anyhow::Result<()> {
-        let asked = match &found.asked {
-            Ok(asked) => asked,
+    fn decided(&self, found: &ServerFacts) -> anyhow::Result<()> {
+        let decisions = match &found.decisions {
+            Ok(decisions) => decisions,
             Err(why) => {
                 let text = format!("policies can't be loaded, so it can't be started: {why}");
                 return self.head(&text);
@@ -332,10 +332,10 @@ impl Page<'_> {
         if let Some(why) = &found.unsigned {
             self.head(&format!("it can't be started, whatever policies say: {why}"))?;
         }
-        let let_it = asked.iter().all(|one| one.allowed);
+        let let_it = decisions.iter().all(|one| one.allowed);
         let would = if let_it { "let" } else { "do NOT let" };
         self.head(&format!("policies {would} it be started:"))?;
-        for Asked { action, target, why, rules, .. } in asked {
+        for PartDecision { action, target, why, rules, .. } in decisions {
             self.ctx.line(format_args!("  - {action} {target}: {why}"))?;
             for rule in rules {
                 let file = rule.file.as_ref().map(|file| file.display().to_string());

@@ -6,8 +6,8 @@ use std::{
 };
 
 use super::{
-    Said,
-    policy_files::{self, Others},
+    AddOptions,
+    policy_files::{self, ConfiguredPolicyFiles},
 };
 use portcullis_audit::record::{ImageAction, ImageEvent};
 use portcullis_catalog::{
@@ -17,7 +17,7 @@ use portcullis_catalog::{
 };
 
 /// Server that is imported.
-pub struct Taken {
+pub struct PlannedServer {
     pub server: Server,
     /// Its entry in the lock file. Only confirmations of references in the config entry are left.
     pub old: Option<ServerPin>,
@@ -63,7 +63,7 @@ impl Policies {
         folder: Option<&Path>,
         server: &Server,
         locked: Option<&ServerPin>,
-        said: &Said,
+        add_options: &AddOptions,
         again: bool,
         seen: bool,
     ) -> Self {
@@ -81,7 +81,7 @@ impl Policies {
             Self::Same
         } else if seen || ours == Some(&*lock::digest(&there)) {
             Self::Written { path, text, edited: None }
-        } else if said.overwrite_policies {
+        } else if add_options.overwrite_policies {
             let edited = Some(String::from_utf8_lossy(&there).into_owned());
             Self::Written { path, text, edited }
         } else if !again {
@@ -99,13 +99,13 @@ impl Policies {
     }
 }
 
-impl Taken {
+impl PlannedServer {
     /// Decides the result for its policies, and updates the pin: policies and confirmations.
-    pub fn settle(&mut self, folder: Option<&Path>, others: &Others, said: &Said) {
+    pub fn settle(&mut self, folder: Option<&Path>, others: &ConfiguredPolicyFiles, add_options: &AddOptions) {
         let (old, again) = (self.old.as_ref(), self.replaced.is_some());
         // The file had the text of the time before a secret was confirmed.
         let seen = matches!(self.policies, Policies::Same);
-        self.policies = Policies::of(folder, &self.server, old, said, again, seen);
+        self.policies = Policies::of(folder, &self.server, old, add_options, again, seen);
         self.perhaps = match &self.policies {
             Policies::Changed(path, _) => {
                 let names = self.open().map(|(name, _)| name);
