@@ -28,15 +28,15 @@ pub use digest::DigestKey;
 pub use line::{Line, LineHead, Seq};
 pub use log::{Audit, Clock, Options, Reader, Scrub, Tail, Tailed};
 pub use maintenance::{
-    Backup, BackupFault, Dropped, KeyTrouble, Keys, Limits, MissedRecords, PruneFault, Pruned, DropReason,
-    back_up, is_encrypted,
+    Backup, BackupFault, DropReason, Dropped, KeyTrouble, Keys, Limits, MissedRecords, PruneFault,
+    Pruned, back_up, is_encrypted,
 };
 pub use query::{
     Aggregates, Archive, By, Column, Count, CountRequest, Counted, Counting, Counts, Filter,
     GROUP_MAX, Group, IllegalColumn, IllegalFilter, IllegalGroup, Order, PAGE, PAGE_MAX, Page,
     Query, StatsRequest, Summed, Timeline, Times, Type, summary,
 };
-pub use record::{Arrival, Conclusion, Intent, Outcome, Refused, DecisionContext};
+pub use record::{Arrival, Conclusion, DecisionContext, Intent, Outcome, Refused};
 pub use store::{
     StoredRecord,
     frame::{BODY_MAX as FRAME_MAX, BadFrame, Frame, frames},

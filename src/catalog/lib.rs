@@ -46,7 +46,7 @@ pub use docker::{
     tool_lists,
 };
 pub use image::NoImage;
-pub use name::{Names, NameError, is_legal, ours, own_variables};
+pub use name::{NameError, Names, is_legal, ours, own_variables};
 pub use node::{Key, MAX_BYTES, MAX_DEPTH, MAX_NODES, Node, NodeValue};
 pub use options::{Options, Packages};
 pub use reference::{NoReference, Reference};

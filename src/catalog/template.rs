@@ -63,7 +63,11 @@ pub(crate) fn is_template(text: &str) -> bool {
 ///
 /// # Errors
 /// [`TemplateError`]
-pub(crate) fn fill(template: &str, values: &Value, into: Into) -> Result<Vec<String>, TemplateError> {
+pub(crate) fn fill(
+    template: &str,
+    values: &Value,
+    into: Into,
+) -> Result<Vec<String>, TemplateError> {
     let terms = terms(template)?;
     if let [Term::Value { path, filters }] = terms.as_slice() {
         return match value(path, filters, values, into, true)? {

@@ -126,7 +126,9 @@ impl Shared {
     /// Requested host: an egress address inside becomes its host.
     pub fn meant(&self, host: Host) -> Host {
         match &host {
-            Host::Address(address) => self.synthetic_addresses.get(address).cloned().unwrap_or(host),
+            Host::Address(address) => {
+                self.synthetic_addresses.get(address).cloned().unwrap_or(host)
+            }
             Host::Name(_) => host,
         }
     }

@@ -235,7 +235,9 @@ fn target(request: &Request<Incoming>, toward: &AssumedTarget) -> Result<(Host, 
             return Err(malformed("a request to a proxy needs a whole URL, `http://HOST/…`"));
         }
         (AssumedTarget::Host(host, port), None) => (host.clone(), *port),
-        (AssumedTarget::Host(host, port), Some(absolute)) if absolute == (host.clone(), *port) => absolute,
+        (AssumedTarget::Host(host, port), Some(absolute)) if absolute == (host.clone(), *port) => {
+            absolute
+        }
         (AssumedTarget::Host(..), Some(_)) => return Err(malformed("its URL names another host")),
     };
     match named {

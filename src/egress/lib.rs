@@ -30,7 +30,8 @@ mod tunnel;
 
 pub use address::{is_metadata, is_public};
 pub use destination::{
-    Destination, Destinations, Host, IllegalDestination, IllegalHost, Pattern, DuplicateDestination, Wire,
+    Destination, Destinations, DuplicateDestination, Host, IllegalDestination, IllegalHost,
+    Pattern, Wire,
 };
 pub use gate::{Attempt, End, Forbidden, Gate, GateContext, Outcome, Protocol, Verdict};
 pub use limits::Limits;

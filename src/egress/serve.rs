@@ -20,7 +20,7 @@ use super::{
     Destinations, Gate, Host, Limits, Protocol, Refusal, Resolver, Wire,
     client_hello::{self, HANDSHAKE},
     connect::Shared,
-    http::{self, ConnectionToken, AssumedTarget},
+    http::{self, AssumedTarget, ConnectionToken},
     limits::Meter,
     socks::{self, Fault},
     tunnel::{carry, write_refusal},
@@ -166,8 +166,12 @@ impl Drop for Egress {
     }
 }
 
-async fn converse<S>(stream: S, toward: Option<(Host, u16)>, shared: Arc<Shared>, held: ConnectionToken)
-where
+async fn converse<S>(
+    stream: S,
+    toward: Option<(Host, u16)>,
+    shared: Arc<Shared>,
+    held: ConnectionToken,
+) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let stop = shared.stop.clone();
@@ -267,7 +271,9 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let begun = match shared.listed(&host, port).map(|listed| listed.wire) {
-        Ok(Wire::Http) => return http::serve(stream, AssumedTarget::Host(host, port), shared, held).await,
+        Ok(Wire::Http) => {
+            return http::serve(stream, AssumedTarget::Host(host, port), shared, held).await;
+        }
         Ok(Wire::Tcp) => Ok(None),
         Ok(Wire::Tls) => {
             let read =

@@ -77,7 +77,10 @@ pub(crate) async fn carry(
 }
 
 /// Refuses a TLS connection with an alert, which the program's error shows.
-pub(crate) async fn write_refusal(mut client: impl AsyncRead + AsyncWrite + Unpin, refusal: &Refusal) {
+pub(crate) async fn write_refusal(
+    mut client: impl AsyncRead + AsyncWrite + Unpin,
+    refusal: &Refusal,
+) {
     let _ = timeout(DRAIN_TIMEOUT, async {
         client.write_all(&client_hello::alert(refusal)).await?;
         client.shutdown().await?;

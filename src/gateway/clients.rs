@@ -24,7 +24,7 @@ use crate::{
 };
 use portcullis_audit::{
     Unavailable,
-    record::{By, ClientSeen, SessionEnded, SessionOpened, ConnectedPrincipal},
+    record::{By, ClientSeen, ConnectedPrincipal, SessionEnded, SessionOpened},
 };
 use portcullis_protocol::identity::{Change, Keyring, Principal, PrincipalKind};
 use portcullis_upstream::{InstanceKey, Launcher, claims};

@@ -19,7 +19,7 @@ use crate::{
     create::{self, NamespaceHold},
     engine::{self, Engine},
     label,
-    lease::{LeasedContainer, Joining, Leases},
+    lease::{Joining, LeasedContainer, Leases},
     peer::Peer,
     refusal::{Code, Refusal},
     route::{Act, ApiRequest, Call},

@@ -11,7 +11,7 @@ use std::collections::{HashMap, HashSet};
 use async_trait::async_trait;
 use serde_json::{Map, Value};
 
-use self::schema_names::{PARTS, SchemaNames, NameError};
+use self::schema_names::{NameError, PARTS, SchemaNames};
 use portcullis_chain::{Fault, Interceptor, Verdict};
 use portcullis_protocol::{
     codec::fold,

@@ -207,11 +207,13 @@ impl PolicyGate {
     fn decide_answer(&self, exchange: &Exchange) -> Result<Verdict, Fault> {
         let requests: Vec<InputRequest> = match &exchange.response {
             None => return Ok(Verdict::pass()),
-            Some(Answer::Result(result)) => serde_json::from_slice::<InputRequiredResult>(result.raw())
-                .map_err(|_| Fault("`inputRequests` of the result is malformed".into()))?
-                .input_requests
-                .map(|requests| requests.into_values().collect())
-                .unwrap_or_default(),
+            Some(Answer::Result(result)) => {
+                serde_json::from_slice::<InputRequiredResult>(result.raw())
+                    .map_err(|_| Fault("`inputRequests` of the result is malformed".into()))?
+                    .input_requests
+                    .map(|requests| requests.into_values().collect())
+                    .unwrap_or_default()
+            }
             Some(Answer::Error(error)) => match error.value().pointer("/data/elicitations") {
                 None => Vec::new(),
                 Some(elicitations) => elicitations

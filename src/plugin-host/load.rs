@@ -179,7 +179,11 @@ impl Compiled {
     ///
     /// # Errors
     /// Missing grants, and problems of its configuration.
-    pub fn plugin(&self, settings: Settings, plugin_host: &PluginHost) -> Result<Plugin, LoadError> {
+    pub fn plugin(
+        &self,
+        settings: Settings,
+        plugin_host: &PluginHost,
+    ) -> Result<Plugin, LoadError> {
         let Self { path, host, pre, manifest, .. } = self;
         if !(1..=MAX_MEMORY_MIB).contains(&settings.memory_mib) {
             return Err(LoadError::Memory { path: path.clone(), configured: settings.memory_mib });

@@ -89,12 +89,18 @@ impl Sessions {
             _gone = Self::evict_idle(&mut kept, |_, _| true).ok_or(Crowded)?;
         }
         let slot = Arc::new(Turn::new(None));
-        kept.insert(party.clone(), SessionEntry { slot: slot.clone(), part: part.clone(), used: now });
+        kept.insert(
+            party.clone(),
+            SessionEntry { slot: slot.clone(), part: part.clone(), used: now },
+        );
         Ok(slot)
     }
 
     /// Removes the longest idle of these. Never removes a busy one, so that a party never has two.
-    fn evict_idle(kept: &mut HashMap<Party, SessionEntry>, of: impl Fn(&Party, &SessionEntry) -> bool) -> Option<SessionEntry> {
+    fn evict_idle(
+        kept: &mut HashMap<Party, SessionEntry>,
+        of: impl Fn(&Party, &SessionEntry) -> bool,
+    ) -> Option<SessionEntry> {
         let idle = kept
             .iter()
             .filter(|(party, kept)| Arc::strong_count(&kept.slot) == 1 && of(party, kept))

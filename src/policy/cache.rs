@@ -196,13 +196,15 @@ impl<'a> RequestKey<'a> {
                     OwnedResource::Item(*kind, (*server).clone(), (*name).into())
                 }
                 CacheKey::Program(program) => OwnedResource::Program((*program).clone()),
-                CacheKey::Secret { holder, name, source, delivery, client } => OwnedResource::Secret {
-                    holder: party(holder),
-                    name: (*name).into(),
-                    source: (*source).into(),
-                    delivery: *delivery,
-                    client: client.map(Into::into),
-                },
+                CacheKey::Secret { holder, name, source, delivery, client } => {
+                    OwnedResource::Secret {
+                        holder: party(holder),
+                        name: (*name).into(),
+                        source: (*source).into(),
+                        delivery: *delivery,
+                        client: client.map(Into::into),
+                    }
+                }
                 CacheKey::Host(name, port) => OwnedResource::Host((*name).into(), *port),
                 CacheKey::Grant(name) => OwnedResource::Grant((*name).into()),
             },
@@ -274,13 +276,15 @@ impl Key {
                 OwnedResource::Party(other) => CacheKey::Party(other.party()),
                 OwnedResource::Item(kind, server, name) => CacheKey::Item(*kind, server, name),
                 OwnedResource::Program(program) => CacheKey::Program(program),
-                OwnedResource::Secret { holder, name, source, delivery, client } => CacheKey::Secret {
-                    holder: holder.party(),
-                    name,
-                    source,
-                    delivery: *delivery,
-                    client: client.as_deref(),
-                },
+                OwnedResource::Secret { holder, name, source, delivery, client } => {
+                    CacheKey::Secret {
+                        holder: holder.party(),
+                        name,
+                        source,
+                        delivery: *delivery,
+                        client: client.as_deref(),
+                    }
+                }
                 OwnedResource::Host(name, port) => CacheKey::Host(name, *port),
                 OwnedResource::Grant(name) => CacheKey::Grant(name),
             },
@@ -292,7 +296,10 @@ impl Key {
         let name = match &self.resource {
             OwnedResource::Proxy | OwnedResource::Party(_) => 0,
             // From the operator's config, and few.
-            OwnedResource::Program(_) | OwnedResource::Secret { .. } | OwnedResource::Host(..) | OwnedResource::Grant(_) => 0,
+            OwnedResource::Program(_)
+            | OwnedResource::Secret { .. }
+            | OwnedResource::Host(..)
+            | OwnedResource::Grant(_) => 0,
             OwnedResource::Item(_, _, name) => name.len() as u64,
         };
         let groups = match &self.subject.1 {
@@ -392,8 +399,9 @@ mod tests {
             client(&other, &bots, true),
             Party::Plugin("ci"),
         ];
-        let request_key =
-            |party| RequestKey::of(CachedSubject { hash: 1, party }, Action::Connect, &Resource::Proxy);
+        let request_key = |party| {
+            RequestKey::of(CachedSubject { hash: 1, party }, Action::Connect, &Resource::Proxy)
+        };
         for (at, party) in parties.into_iter().enumerate() {
             assert_eq!(kept.get(&request_key(party)), None, "{party:?}");
             kept.insert(request_key(party).key(), at.is_multiple_of(2));

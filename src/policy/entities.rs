@@ -11,7 +11,7 @@ use cedar_policy_core::ast::{RestrictedExpr, Value};
 use super::{
     about::About,
     conditions::ContextUsage,
-    context::{self, CoreRequest, Calls, Uids},
+    context::{self, Calls, CoreRequest, Uids},
     normalize,
     request::{Action, DeliveredAs, Holder, Program, Request, Resource, Subject},
     typed::Typed,

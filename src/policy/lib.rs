@@ -41,7 +41,8 @@ pub use diagnostics::{Diagnostics, File, Finding};
 pub use engine::{Engine, Failure, Outcome, Reload, Shadow, Status, View};
 pub use files::read as read_files;
 pub use inspect::{
-    Condition, Explained, Explanation, Inspector, Near, ReadValue, Side, PolicyResult, Unknown, Verdict,
+    Condition, Explained, Explanation, Inspector, Near, PolicyResult, ReadValue, Side, Unknown,
+    Verdict,
 };
 pub use launch::{LaunchSecret, Part, Start};
 pub use load::{Revision, schema, span};

@@ -90,7 +90,8 @@ impl Search<'_> {
 
     async fn run(mut self) -> Result<Provenance, Error> {
         let manifests = self.manifests().await?;
-        let left = Mutex::new(SearchBudget { layers: MAX_LAYERS, bytes: MAX_TOTAL_BYTES, over: false });
+        let left =
+            Mutex::new(SearchBudget { layers: MAX_LAYERS, bytes: MAX_TOTAL_BYTES, over: false });
         let left = || left.lock().unwrap_or_else(PoisonError::into_inner);
         for at in manifests {
             left().over = false;

@@ -8,7 +8,7 @@ use sigstore_verify::{
 };
 
 use crate::{
-    By, Rejection, Trust, SignedContent,
+    By, Rejection, SignedContent, Trust,
     candidate::{Candidate, Content},
     crypto, payload,
     rejection::words,

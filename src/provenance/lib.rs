@@ -59,7 +59,7 @@ use serde::{Deserialize, Serialize};
 
 pub use discover::{Error, verify};
 pub use rejection::{Rejected, Rejection};
-pub use trust::{Signer, Subject, Trust, Untrusted, SignerIdentity};
+pub use trust::{Signer, SignerIdentity, Subject, Trust, Untrusted};
 
 /// Signatures and attestations of an image.
 #[derive(Debug, Clone, Default, PartialEq)]

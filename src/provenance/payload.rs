@@ -154,7 +154,10 @@ mod tests {
         let one = |hex: &str| json!({ "name": "x", "digest": { "sha256": hex } });
         let read = |value: &Value| statement(value.to_string().as_bytes(), image());
         let (kind, attested) = ("https://example.com/scan", json!({ "a": [1] }));
-        let what = SignedContent::Attestation { predicate_type: kind.to_owned(), predicate: Some(attested) };
+        let what = SignedContent::Attestation {
+            predicate_type: kind.to_owned(),
+            predicate: Some(attested),
+        };
         assert_eq!(read(&of(json!([one(&hex)]), kind)), Ok(what.clone()));
         // Each of several subjects is attested.
         let several = json!([{ "digest": { "sha512": "ab" } }, one(&other), one(&hex)]);

@@ -13,7 +13,8 @@ use std::{
 
 use parking_lot::RwLock;
 use portcullis_provenance::{
-    Error, Provenance, Rejected, Signed, Signer, Trust, Untrusted, SignedContent, SignerIdentity, verify,
+    Error, Provenance, Rejected, Signed, SignedContent, Signer, SignerIdentity, Trust, Untrusted,
+    verify,
 };
 
 use super::{
@@ -82,7 +83,9 @@ fn trusted(configured: &BTreeMap<SignerName, config::Signer>) -> Result<Trust, (
         let config::Signer { key, issuer, subject, trusted_root } = signer;
         let root = trusted_root.as_ref().map(|file| read("trusted-root", file)).transpose()?;
         let who = match (key, issuer, subject, root) {
-            (Some(key), _, _, trusted_root) => SignerIdentity::Key { pem: read("key", key)?, trusted_root },
+            (Some(key), _, _, trusted_root) => {
+                SignerIdentity::Key { pem: read("key", key)?, trusted_root }
+            }
             (None, Some(issuer), Some(subject), Some(trusted_root)) => SignerIdentity::Identity {
                 issuer: issuer.clone(),
                 subject: subject.parse().map_err(|why: Untrusted| (at, why.to_string()))?,
@@ -272,8 +275,10 @@ mod tests {
 
     #[test]
     fn who_attests_does_not_sign() {
-        let scan =
-            || SignedContent::Attestation { predicate_type: "scan".into(), predicate: Some(7.into()) };
+        let scan = || SignedContent::Attestation {
+            predicate_type: "scan".into(),
+            predicate: Some(7.into()),
+        };
         let all = [
             signed("b", scan()),
             signed("b", scan()),
@@ -333,7 +338,11 @@ mod tests {
         // Signatures from yesterday are used, and cause one query of the registry.
         let repository = signatures.repository(&image);
         let yesterday = SystemTime::now() - FRESH;
-        signatures.kept.keep(repository.clone(), &[signed("a", SignedContent::Signature)], yesterday);
+        signatures.kept.keep(
+            repository.clone(),
+            &[signed("a", SignedContent::Signature)],
+            yesterday,
+        );
         signatures.kept.rest(repository.clone(), Duration::ZERO);
         assert_eq!(of().await.signers, ["a"]);
         asked(&mut count, 2).await;

@@ -176,7 +176,8 @@ impl Images {
     /// An [`ImageError`] if a file of `[registries]` cannot be read.
     pub fn client(&self) -> Result<&portcullis_oci::Client, ImageError> {
         let client = self.client.get_or_init(|| {
-            portcullis_oci::Client::new(client_settings(&self.registries)).map_err(|error| error.to_string())
+            portcullis_oci::Client::new(client_settings(&self.registries))
+                .map_err(|error| error.to_string())
         });
         client.as_ref().map_err(|why| failed(why.clone(), "correct `[registries]`"))
     }

@@ -287,10 +287,16 @@ mod tests {
         let key = Digest::of(b"this");
         let kept = SignatureCache::new(folder.path());
         let now = SystemTime::now();
-        let scan =
-            || SignedContent::Attestation { predicate_type: "scan".into(), predicate: Some(7.into()) };
+        let scan = || SignedContent::Attestation {
+            predicate_type: "scan".into(),
+            predicate: Some(7.into()),
+        };
         // One registry hides its signatures; the other has a different one.
-        kept.keep(at("here", key), &[signed("a", SignedContent::Signature), signed("a", scan())], now);
+        kept.keep(
+            at("here", key),
+            &[signed("a", SignedContent::Signature), signed("a", scan())],
+            now,
+        );
         kept.keep(at("there", key), &[signed("b", SignedContent::Signature)], now - FRESH);
         kept.keep(at("here", key), &[], now);
         kept.keep(at("here", key), &[signed("a", scan())], now);
@@ -368,7 +374,8 @@ mod tests {
         }
         // A signature that is too large is not stored, and displaces no other.
         let huge = "x".repeat(seal::LARGEST);
-        let huge = signed("a", SignedContent::Attestation { predicate_type: huge, predicate: None });
+        let huge =
+            signed("a", SignedContent::Attestation { predicate_type: huge, predicate: None });
         kept.keep(at("here", key), &[huge], SystemTime::now());
         assert_eq!(found(&kept), [1, 3]);
     }

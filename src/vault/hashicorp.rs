@@ -62,8 +62,9 @@ struct Fields<'a>(#[serde(borrow)] HashMap<Cow<'a, str>, &'a RawValue>);
 
 impl Vault {
     fn of_environment() -> Result<Self, BackendError> {
-        let address = variable("VAULT_ADDR")?
-            .ok_or_else(|| BackendError::new("`VAULT_ADDR` is not set: export the address of Vault"))?;
+        let address = variable("VAULT_ADDR")?.ok_or_else(|| {
+            BackendError::new("`VAULT_ADDR` is not set: export the address of Vault")
+        })?;
         let address = Url::parse(&address)
             .ok()
             .filter(|url| url.has_host() && !url.cannot_be_a_base())
@@ -94,9 +95,9 @@ impl Vault {
                 .ok_or_else(|| bad("it contains no certificate".to_owned()))?;
             client = client.tls_certs_only(authorities);
         }
-        let client = client
-            .build()
-            .map_err(|error| BackendError::new(format!("the HTTP client cannot be created: {error}")))?;
+        let client = client.build().map_err(|error| {
+            BackendError::new(format!("the HTTP client cannot be created: {error}"))
+        })?;
         Ok(Self { client, address, namespace: variable("VAULT_NAMESPACE")? })
     }
 
@@ -128,7 +129,9 @@ impl Vault {
         let login: Login = match answer {
             (StatusCode::OK, body) => read(&body)?,
             (status, _) => {
-                return Err(BackendError::new(format!("Vault refuses the role's login (HTTP {status})")));
+                return Err(BackendError::new(format!(
+                    "Vault refuses the role's login (HTTP {status})"
+                )));
             }
         };
         Ok((Secret::new(login.auth.client_token), true))
@@ -140,7 +143,8 @@ impl Vault {
         path: &str,
         field: &str,
     ) -> Result<Zeroizing<String>, BackendError> {
-        let refused = || BackendError::new("Vault's policies do not permit this token to read that path");
+        let refused =
+            || BackendError::new("Vault's policies do not permit this token to read that path");
         let steps = ["sys", "internal", "ui", "mounts"].into_iter().chain(path.split('/'));
         let (status, body) = self.ask(Method::GET, self.url(steps)?, Some(token), None).await?;
         let mount = match status {
@@ -171,7 +175,9 @@ impl Vault {
         match status {
             StatusCode::OK => {}
             StatusCode::FORBIDDEN => return Err(refused()),
-            StatusCode::NOT_FOUND => return Err(BackendError::new("Vault has no secret at that path")),
+            StatusCode::NOT_FOUND => {
+                return Err(BackendError::new("Vault has no secret at that path"));
+            }
             other => return Err(odd(other)),
         }
         let fields = match versioned {
@@ -211,8 +217,11 @@ impl Vault {
             BackendError::new(format!("Vault cannot be reached: {}", causes(&error.without_url())))
         };
         let mut more = match token {
-            Some(token) => headers(&[("x-vault-token".to_owned(), token.clone())])
-                .map_err(|_| BackendError::new("the token contains characters that are not legal in one"))?,
+            Some(token) => {
+                headers(&[("x-vault-token".to_owned(), token.clone())]).map_err(|_| {
+                    BackendError::new("the token contains characters that are not legal in one")
+                })?
+            }
             None => HeaderMap::new(),
         };
         more.insert(REQUEST_MARKER, HeaderValue::from_static("true"));
@@ -266,7 +275,9 @@ fn variable(name: &str) -> Result<Option<String>, BackendError> {
         Ok(value) if value.is_empty() => Ok(None),
         Ok(value) => Ok(Some(value)),
         Err(env::VarError::NotPresent) => Ok(None),
-        Err(env::VarError::NotUnicode(_)) => Err(BackendError::new(format!("`{name}` is not UTF-8 text"))),
+        Err(env::VarError::NotUnicode(_)) => {
+            Err(BackendError::new(format!("`{name}` is not UTF-8 text")))
+        }
     }
 }
 

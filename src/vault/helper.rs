@@ -27,7 +27,9 @@ impl HelperOutput {
     pub fn well(self, program: &str) -> Result<Zeroizing<Vec<u8>>, BackendError> {
         match self.code {
             Some(0) => Ok(self.out),
-            Some(code) => Err(BackendError::new(format!("`{program}` failed with exit code {code}"))),
+            Some(code) => {
+                Err(BackendError::new(format!("`{program}` failed with exit code {code}")))
+            }
             None => Err(BackendError::new(format!("`{program}` was ended by a signal"))),
         }
     }
@@ -85,7 +87,10 @@ pub(crate) async fn run(
     let ((), read) = tokio::join!(write, read);
     read.map_err(failed)?;
     if out.len() > MAX_BYTES {
-        return Err(BackendError::new(format!("`{program}` wrote more than {} KiB", MAX_BYTES >> 10)));
+        return Err(BackendError::new(format!(
+            "`{program}` wrote more than {} KiB",
+            MAX_BYTES >> 10
+        )));
     }
     let status = child.wait().await.map_err(failed)?;
     group.0 = None;

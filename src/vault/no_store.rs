@@ -11,7 +11,9 @@ use crate::{Secret, error::BackendError};
 pub struct Store(PathBuf);
 
 fn none<T>() -> Result<T, BackendError> {
-    Err(BackendError::new("this build does not support encrypted stores: build it with `--features age`"))
+    Err(BackendError::new(
+        "this build does not support encrypted stores: build it with `--features age`",
+    ))
 }
 
 impl Store {

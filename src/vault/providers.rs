@@ -40,7 +40,8 @@ pub(crate) async fn docker_pass(name: &str) -> Value {
         id.strip_prefix("ID: ").filter(|id| *id == name)?;
         rest.strip_prefix("Value: ")?.strip_suffix('\n')
     });
-    let odd = || BackendError::new(format!("`{PROGRAM} get --reveal` answered in an unknown format"));
+    let odd =
+        || BackendError::new(format!("`{PROGRAM} get --reveal` answered in an unknown format"));
     value.map(|value| Zeroizing::new(value.to_owned())).ok_or_else(odd)
 }
 

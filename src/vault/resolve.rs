@@ -7,8 +7,8 @@ use tokio::{sync::oneshot, time::timeout};
 use zeroize::Zeroizing;
 
 use crate::{
-    MAX_BYTES, RESOLVE_TIMEOUT, Secret, Source, Unresolved, dotenv, error::BackendError, hashicorp, keyctl,
-    providers, store,
+    MAX_BYTES, RESOLVE_TIMEOUT, Secret, Source, Unresolved, dotenv, error::BackendError, hashicorp,
+    keyctl, providers, store,
 };
 
 /// Time that a thread may take beyond its own deadline before it is abandoned.

@@ -166,7 +166,8 @@ impl Store {
     /// Locks the folder: its files are replaced, and a lock on a file would not survive that.
     fn lock(&self, alone: bool) -> Result<File, BackendError> {
         let folder = folder(&self.path);
-        let failed = |error: io::Error| BackendError::new(format!("`{}`: {error}", folder.display()));
+        let failed =
+            |error: io::Error| BackendError::new(format!("`{}`: {error}", folder.display()));
         let held = File::open(folder).map_err(failed)?;
         let begin = Instant::now();
         loop {
@@ -206,7 +207,8 @@ impl Store {
     }
 
     fn open(&self, identities: &[Identity]) -> Result<Content, BackendError> {
-        let bad = |why: &str| BackendError::new(format!("the store `{}` {why}", self.path.display()));
+        let bad =
+            |why: &str| BackendError::new(format!("the store `{}` {why}", self.path.display()));
         let file = File::open(&self.path).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => bad("does not exist: `portcullis secret set` creates it"),
             _ => bad(&format!("cannot be read: {error}")),
@@ -234,7 +236,10 @@ impl Store {
         serde_json::to_writer(&mut *plain, content).map_err(|error| failed(&error))?;
         let sealed = age::encrypt(to, &plain).map_err(|error| failed(&error))?;
         if sealed.len() as u64 > MAX_STORE_BYTES {
-            return Err(BackendError::new(format!("a store has at most {} MiB", MAX_STORE_BYTES >> 20)));
+            return Err(BackendError::new(format!(
+                "a store has at most {} MiB",
+                MAX_STORE_BYTES >> 20
+            )));
         }
         write(&self.path, &sealed)
     }

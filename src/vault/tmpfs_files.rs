@@ -96,8 +96,8 @@ impl Runtime {
             fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
             Ok(dir)
         };
-        let dir =
-            create().map_err(|error| BackendError::new(format!("a folder can't be created: {error}")))?;
+        let dir = create()
+            .map_err(|error| BackendError::new(format!("a folder can't be created: {error}")))?;
         Ok(Folder { dir, reader })
     }
 }
@@ -213,7 +213,9 @@ impl Folder {
             file.as_file().set_permissions(fs::Permissions::from_mode(mode))?;
             file.persist(self.dir.path().join(name)).map(drop).map_err(|failed| failed.error)
         };
-        put().map_err(|error| BackendError::new(format!("the file of `{name}` can't be written: {error}")))
+        put().map_err(|error| {
+            BackendError::new(format!("the file of `{name}` can't be written: {error}"))
+        })
     }
 }
 

@@ -9,8 +9,8 @@ use std::{
 };
 
 use portcullis_audit::{
-    Archive, Audit, Conclusion, Intent, Outcome, PAGE_MAX, Query, Refused, DecisionContext, Unavailable,
-    record::Entry,
+    Archive, Audit, Conclusion, DecisionContext, Intent, Outcome, PAGE_MAX, Query, Refused,
+    Unavailable, record::Entry,
 };
 use portcullis_protocol::{
     exchange::{Direction, Exchange, Method, Payload, Revision, Target, Transport},

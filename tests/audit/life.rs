@@ -9,7 +9,7 @@ use std::{
 
 use portcullis_audit::config::Encryption;
 use portcullis_audit::{
-    Audit, Keys, Limits, Options, Order, Query, Reader, Unavailable, DropReason,
+    Audit, DropReason, Keys, Limits, Options, Order, Query, Reader, Unavailable,
     proof::verify::{Request, verify},
     record::{Event, Record, RecordsDropped},
 };

@@ -6,8 +6,8 @@ use std::{
 };
 
 use portcullis_audit::{
-    Aggregates, Audit, By, Column, CountRequest, Counting, Intent, Order, Outcome, Query, Refused,
-    DecisionContext, StatsRequest, record::ServerStopped,
+    Aggregates, Audit, By, Column, CountRequest, Counting, DecisionContext, Intent, Order, Outcome,
+    Query, Refused, StatsRequest, record::ServerStopped,
 };
 use portcullis_protocol::{
     exchange::{Effect, Exchange, Finding, Method, Phase},

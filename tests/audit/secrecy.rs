@@ -2,7 +2,9 @@
 
 use std::{fs, path::Path, sync::Arc};
 
-use portcullis_audit::{Arrival, Audit, Conclusion, Intent, Options, Outcome, Refused, DecisionContext};
+use portcullis_audit::{
+    Arrival, Audit, Conclusion, DecisionContext, Intent, Options, Outcome, Refused,
+};
 use portcullis_protocol::{
     exchange::{Answer, Definition, Payload, Target},
     names::DecisionId,

@@ -16,7 +16,7 @@ use portcullis_audit::{
     Audit, Options,
     proof::{
         Hash, Settings,
-        verify::{Report, Request, FindingKind, verify},
+        verify::{FindingKind, Report, Request, verify},
     },
 };
 use portcullis_protocol::names::DecisionId;
@@ -321,7 +321,8 @@ fn records_that_are_removed_put_in_or_moved_are_found() {
         edit(&mut all);
         put(&path, &all);
         let found = log.found();
-        let words = [FindingKind::RecordMisplaced, FindingKind::RecordMissing, FindingKind::ChainBroken];
+        let words =
+            [FindingKind::RecordMisplaced, FindingKind::RecordMissing, FindingKind::ChainBroken];
         assert!(found.iter().any(|what| words.contains(what)), "{name}: {found:?}");
     }
     // One that is taken out, and all that follow numbered and chained anew.
@@ -376,7 +377,11 @@ fn a_cut_tail_is_found() {
         let notes = fs::read_to_string(log.path("checkpoints")).unwrap();
         let first: String = notes.split_inclusive("\n\n").take(2).collect();
         fs::write(log.path("checkpoints"), first).unwrap();
-        assert_eq!(log.found(), [FindingKind::TailCut, FindingKind::CheckpointMissing], "{file} {frames_cut}");
+        assert_eq!(
+            log.found(),
+            [FindingKind::TailCut, FindingKind::CheckpointMissing],
+            "{file} {frames_cut}"
+        );
     }
 }
 

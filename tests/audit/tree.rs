@@ -14,7 +14,7 @@ use portcullis_audit::{
     Audit, Limits, Options,
     proof::{
         Settings,
-        verify::{Report, Request, FindingKind, verify},
+        verify::{FindingKind, Report, Request, verify},
     },
 };
 use tempfile::TempDir;
@@ -197,7 +197,10 @@ async fn what_a_closed_segment_says_wrongly_is_never_signed() {
                     let found = match at {
                         _ if name.starts_with("another") => {
                             let found = log.report().findings;
-                            assert!(found.iter().all(|f| f.what == FindingKind::IndexMismatch), "{what}");
+                            assert!(
+                                found.iter().all(|f| f.what == FindingKind::IndexMismatch),
+                                "{what}"
+                            );
                             assert_ne!(found, [], "{what}");
                             healed(&log, &what).await
                         }
@@ -218,7 +221,8 @@ async fn healed(log: &Log, what: &str) -> Came {
     audit.checkpoint().await.unwrap_or_else(|fault| panic!("{what}: {fault}"));
     drop(audit);
     let report = log.report();
-    let others = report.findings.iter().filter(|finding| finding.what != FindingKind::IndexMismatch);
+    let others =
+        report.findings.iter().filter(|finding| finding.what != FindingKind::IndexMismatch);
     assert_eq!(others.count(), 0, "{what}: {:?}", report.findings);
     assert_eq!(report.signed.map(|signed| signed.size), Some(report.end), "{what}");
     Came::Signed

@@ -273,7 +273,8 @@ async fn http_follows_nobody_and_waits_for_nobody() {
     let quick = EntrySettings { deadline_ms: Some(10_000), ..EntrySettings::default() };
     let plugin_host = PluginHost { services: Arc::new(Around::default()), ..PluginHost::bare() };
     let secrets = config.secrets(Path::new(".")).expect("secrets");
-    let plugin = Plugin::load(&config, &quick, Path::new("."), secrets, &plugin_host).expect("it loads");
+    let plugin =
+        Plugin::load(&config, &quick, Path::new("."), secrets, &plugin_host).expect("it loads");
     let tarpit = ask(&plugin, "get http://HOST/").await;
     heard.recv().await.expect("a request");
     let told = format!("{tarpit:?}");

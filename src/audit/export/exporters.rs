@@ -14,11 +14,11 @@ use tokio::{sync::watch, task::JoinHandle};
 use super::{
     Format, Illegal, Item, Origin, Target,
     cursor::CursorFile,
-    exporter::{Meters, Pace, Parts, Source, Stream, RecordFilter},
+    exporter::{Meters, Pace, Parts, RecordFilter, Source, Stream},
 };
 use crate::{
     Filter,
-    config::{self, StreamStart, Destination},
+    config::{self, Destination, StreamStart},
 };
 use portcullis_protocol::names::ExportName;
 use portcullis_vault::{Secret, SecretRef, Source as SecretSource};

@@ -20,7 +20,7 @@ use tokio::{
 use super::{
     Item, Meters,
     cursor::{Cursor, CursorFile},
-    exporter::{Pace, Parts, Source, Stream, RecordFilter},
+    exporter::{Pace, Parts, RecordFilter, Source, Stream},
     target::{Sink, Undelivered},
 };
 use crate::{

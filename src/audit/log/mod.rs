@@ -25,7 +25,9 @@ use crate::{
     proof::{self, CheckpointFault, Checkpointer, Proof, ProveFault, Prover, Verifier},
     query::Archive,
     record::{Event, EventRecord, Intent, KeyRotated, Kind, Outcome, Record, Refused},
-    store::{Fault, Job, Lock, SegmentInfo, SegmentSet, Settings, Writer, StoredRecord, private_dir},
+    store::{
+        Fault, Job, Lock, SegmentInfo, SegmentSet, Settings, StoredRecord, Writer, private_dir,
+    },
     unavailable::Unavailable,
 };
 use portcullis_protocol::names::DecisionId;

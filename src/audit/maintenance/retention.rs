@@ -135,8 +135,14 @@ mod tests {
     #[test]
     fn the_oldest_go_and_only_so_many_as_the_limits_say() {
         assert_eq!(dropped(9, None, None, None), Plan::default());
-        assert_eq!(firsts(&dropped(9, Some(7), None, None)), [(0, DropReason::Age), (10, DropReason::Age)]);
-        assert_eq!(firsts(&dropped(9, None, Some(700), None)), [(0, DropReason::Size), (10, DropReason::Size)]);
+        assert_eq!(
+            firsts(&dropped(9, Some(7), None, None)),
+            [(0, DropReason::Age), (10, DropReason::Age)]
+        );
+        assert_eq!(
+            firsts(&dropped(9, None, Some(700), None)),
+            [(0, DropReason::Size), (10, DropReason::Size)]
+        );
         assert!(dropped(9, None, Some(900), None).drop.is_empty());
         assert_eq!(
             firsts(&dropped(9, Some(7), Some(650), None)),
@@ -146,7 +152,10 @@ mod tests {
 
     #[test]
     fn the_segment_that_is_written_and_the_one_before_it_stay() {
-        assert_eq!(firsts(&dropped(4, Some(0), Some(1), None)), [(0, DropReason::Age), (10, DropReason::Age)]);
+        assert_eq!(
+            firsts(&dropped(4, Some(0), Some(1), None)),
+            [(0, DropReason::Age), (10, DropReason::Age)]
+        );
         for few in 0..3 {
             assert!(dropped(few, Some(0), Some(1), None).drop.is_empty(), "{few}");
         }

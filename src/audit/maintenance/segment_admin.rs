@@ -14,7 +14,7 @@ use tokio::task::spawn_blocking;
 
 use super::{
     backup::{self, Backup, BackupFault},
-    retention::{self, Candidate, Limits, DropReason},
+    retention::{self, Candidate, DropReason, Limits},
 };
 use crate::{
     Audit, Unavailable,

@@ -49,7 +49,8 @@ impl Companions {
         let lost = "digests of old records can no longer be compared";
         let mut of_key = |why: String| {
             let message = format!("{why}: {lost}");
-            findings.push(Finding::new(FindingKind::DigestKeyChanged, message).file(DigestKey::FILE));
+            findings
+                .push(Finding::new(FindingKind::DigestKeyChanged, message).file(DigestKey::FILE));
         };
         match DigestKey::find(dir, cipher) {
             Ok(Some(key)) if key.fingerprint() == self.digest_key => {}

@@ -252,7 +252,11 @@ type Parts = Vec<Vec<(Option<String>, Bits)>>;
 
 /// Positions by value of each column. `None` if the index does not know the values or reading the
 /// records is faster.
-fn parts(block_query: &mut BlockQuery<'_>, by: &[Column], positions: &Bits) -> Result<Option<Parts>, Fault> {
+fn parts(
+    block_query: &mut BlockQuery<'_>,
+    by: &[Column],
+    positions: &Bits,
+) -> Result<Option<Parts>, Fault> {
     let mut all = Parts::new();
     let mut values = 0;
     for column in by {

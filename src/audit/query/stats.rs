@@ -162,7 +162,10 @@ fn some(block_query: &BlockQuery<'_>, positions: &Bits) -> Result<Bits, Fault> {
 
 /// Aggregates of these positions by the index, without times and sizes. `None` if there are too
 /// many values for the index.
-fn by_index(block_query: &mut BlockQuery<'_>, positions: &Bits) -> Result<Option<Aggregates>, Fault> {
+fn by_index(
+    block_query: &mut BlockQuery<'_>,
+    positions: &Bits,
+) -> Result<Option<Aggregates>, Fault> {
     let block = block_query.block;
     let decides = &block_query.kind(Kind::Outcome)? | &block_query.kind(Kind::Refused)?;
     let counted = &decides & positions;

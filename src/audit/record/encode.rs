@@ -103,7 +103,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{Conclusion, DigestKey, Intent, Outcome, Refused, DecisionContext, record::KeptBody};
+    use crate::{
+        Conclusion, DecisionContext, DigestKey, Intent, Outcome, Refused, record::KeptBody,
+    };
     use portcullis_foundation::printable::can_steer;
     use portcullis_protocol::{exchange, refusal};
 

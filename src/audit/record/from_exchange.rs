@@ -9,12 +9,12 @@ use std::{
 use jiff::Timestamp;
 
 use super::{
-    Claimed, Decision, Era, Event, Omission, PolicyInput, Rule, Transport, ConnectedPrincipal,
+    Claimed, ConnectedPrincipal, Decision, Era, Event, Omission, PolicyInput, Rule, Transport,
     limits::{DETAIL, LABEL, NAME, URI, WORDS, bare_uri, bound, clip},
     shape,
     v1::{
-        AnswerKind, Call, Direction, EventRecord, Finding, DecisionBasis, Intent, KeptBody, Outcome, Record,
-        Refusal, Refused, Shape, Target, Timing,
+        AnswerKind, Call, DecisionBasis, Direction, EventRecord, Finding, Intent, KeptBody,
+        Outcome, Record, Refusal, Refused, Shape, Target, Timing,
     },
 };
 use crate::digest::{DigestKey, Domain};
@@ -403,7 +403,11 @@ fn transport(transport: exchange::Transport) -> Transport {
     }
 }
 
-fn grounds(ruling: DecisionContext<'_>, refusal: Option<&refusal::Refusal>, omitted: u32) -> DecisionBasis {
+fn grounds(
+    ruling: DecisionContext<'_>,
+    refusal: Option<&refusal::Refusal>,
+    omitted: u32,
+) -> DecisionBasis {
     let refusing = refusal.map_or(&[][..], |refusal| refusal.rules.as_slice());
     // Requests of plugins come first and have their own limit: otherwise a plugin could push them
     // out with other findings.

@@ -157,7 +157,7 @@ mod tests {
     use super::*;
     use portcullis_test_support::exchange;
 
-    use crate::{DigestKey, Intent, DecisionContext};
+    use crate::{DecisionContext, DigestKey, Intent};
     use portcullis_protocol::exchange;
 
     #[test]

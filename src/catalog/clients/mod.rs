@@ -87,7 +87,13 @@ pub(crate) fn file(node: &Node, options: &Options) -> Result<ParsedFile, Problem
             one(name, node, |report| entry::read(name, node, &context, report))
         })
         .collect();
-    Ok(ParsedFile { format: whose, title: None, servers, notes: report.notes, values: Values::new() })
+    Ok(ParsedFile {
+        format: whose,
+        title: None,
+        servers,
+        notes: report.notes,
+        values: Values::new(),
+    })
 }
 
 /// Descriptions of VS Code's inputs, by id.

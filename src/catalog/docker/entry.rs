@@ -98,9 +98,12 @@ pub(super) fn read(
     entry.rest(report);
 
     let run = match kind.map(|kind| kind.text) {
-        Some("server") | None if image.is_some() => {
-            container(&mut draft, &ContainerSettings { image, command, volumes, user }, &reader, report)
-        }
+        Some("server") | None if image.is_some() => container(
+            &mut draft,
+            &ContainerSettings { image, command, volumes, user },
+            &reader,
+            report,
+        ),
         Some("remote") | None => elsewhere(&draft, remote, sse, &tokens, place, report),
         Some("server") => {
             report.problem(place, "a server of this type has an `image`");

@@ -94,7 +94,13 @@ pub(crate) fn single(node: &Node, options: &Options) -> ParsedFile {
         }
     });
     let format = if submitted { "Docker catalog submission" } else { "Docker server entry" };
-    ParsedFile { format, title: None, servers: vec![server], notes: Vec::new(), values: Values::new() }
+    ParsedFile {
+        format,
+        title: None,
+        servers: vec![server],
+        notes: Vec::new(),
+        values: Values::new(),
+    }
 }
 
 /// Whether it is a profile, or the catalog of an artifact: a list of servers with snapshots.

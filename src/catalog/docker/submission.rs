@@ -40,7 +40,12 @@ pub(super) fn read(node: &Node, options: &Options, report: &mut Report) -> Optio
         report.problem(key.place, format!("`{}` is said in two places", key.text));
         return None;
     }
-    super::entry::read(None, &Node { place: node.place, what: NodeValue::Map(flat) }, options, report)
+    super::entry::read(
+        None,
+        &Node { place: node.place, what: NodeValue::Map(flat) },
+        options,
+        report,
+    )
 }
 
 fn members(node: &Node, names: &[&str]) -> Vec<(Key, Node)> {
@@ -60,7 +65,8 @@ fn variables(flat: &mut Vec<(Key, Node)>, place: Location, more: Vec<Node>) {
     let there = flat.iter_mut().find(|(key, _)| &*key.text == "env");
     match there {
         Some((_, Node { what: NodeValue::List(items), .. })) => items.extend(more),
-        _ => flat.push((Key { place, text: "env".into() }, Node { place, what: NodeValue::List(more) })),
+        _ => flat
+            .push((Key { place, text: "env".into() }, Node { place, what: NodeValue::List(more) })),
     }
 }
 

@@ -104,7 +104,10 @@ impl Reader {
     /// The value of an input: the fixed one, the person's setting, or the default.
     pub(super) fn input(&mut self, node: &Node, key: &str, report: &mut Report) -> InputValue {
         let flag = |name: &str| {
-            matches!(node.get(name).map(|node| &node.what), Some(crate::node::NodeValue::Flag(true)))
+            matches!(
+                node.get(name).map(|node| &node.what),
+                Some(crate::node::NodeValue::Flag(true))
+            )
         };
         let secret = flag("isSecret") || flag("is_secret");
         let required = flag("isRequired") || flag("is_required");

@@ -76,7 +76,10 @@ async fn id(State(state): State<AuditState>) -> Json<String> {
     Json(state.audit.id().to_owned())
 }
 
-async fn query(State(state): State<AuditState>, Json(query): Json<Query>) -> Result<Json<Page>, Problem> {
+async fn query(
+    State(state): State<AuditState>,
+    Json(query): Json<Query>,
+) -> Result<Json<Page>, Problem> {
     Ok(Json(state.audit.archive().query(query).await?))
 }
 
@@ -94,7 +97,10 @@ async fn stats(
     Ok(Json(state.audit.archive().stats(request).await?))
 }
 
-async fn show(State(state): State<AuditState>, Path(id): Path<String>) -> Result<Json<Page>, Problem> {
+async fn show(
+    State(state): State<AuditState>,
+    Path(id): Path<String>,
+) -> Result<Json<Page>, Problem> {
     let id: DecisionId = id.parse().map_err(|_| {
         Problem::new(
             StatusCode::BAD_REQUEST,

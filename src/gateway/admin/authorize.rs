@@ -105,8 +105,12 @@ async fn admit(
 fn allowed(required_role: RequiredRole, peer: &Peer) -> Result<(), Problem> {
     let (met, whom) = match required_role {
         RequiredRole::Nothing => (true, String::new()),
-        RequiredRole::Role(role) => (peer.rights.has(role), format!("those with the role `{role}`")),
-        RequiredRole::Owner => (peer.rights.owner, "root and the user who runs the proxy".to_owned()),
+        RequiredRole::Role(role) => {
+            (peer.rights.has(role), format!("those with the role `{role}`"))
+        }
+        RequiredRole::Owner => {
+            (peer.rights.owner, "root and the user who runs the proxy".to_owned())
+        }
     };
     if met {
         return Ok(());

@@ -89,10 +89,9 @@ async fn secrets(
     // On a task of its own, since the operator may disconnect before its end.
     let rotated =
         tokio::spawn(async move { server.rotate_secrets(&*proxy.servers, ReloadScope::All).await });
-    let rotated =
-        rotated.await.unwrap_or_else(|error| Err(error.to_string())).map_err(|why| {
-            Problem::new(StatusCode::SERVICE_UNAVAILABLE, format!("server `{name}`: {why}"))
-        })?;
+    let rotated = rotated.await.unwrap_or_else(|error| Err(error.to_string())).map_err(|why| {
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, format!("server `{name}`: {why}"))
+    })?;
     Ok(Json(rotated))
 }
 

@@ -245,7 +245,10 @@ fn listen(
 
 /// Creates the socket for users with a role. All users may connect to it, because a file has one
 /// group but there are many roles; each peer is authorized separately.
-fn bind_shared_socket(path: &Path, roles: &Roles) -> Result<(UnixListener, SocketPath), BindFailure> {
+fn bind_shared_socket(
+    path: &Path,
+    roles: &Roles,
+) -> Result<(UnixListener, SocketPath), BindFailure> {
     let parent = path.parent().unwrap_or(Path::new("/"));
     if !parent.exists() {
         DirBuilder::new()

@@ -10,7 +10,8 @@ use portcullis_test_support::exchange;
 
 use super::{BindFailure, Client, Peer, SOCKET, Server, TailLine, TailRequest, audit_routes};
 use portcullis_audit::{
-    Audit, CountRequest, Counted, Intent, Outcome, Page, Query, DecisionContext, StatsRequest, Summed,
+    Audit, CountRequest, Counted, DecisionContext, Intent, Outcome, Page, Query, StatsRequest,
+    Summed,
     record::{Conclusion, Kind},
 };
 use portcullis_protocol::names::DecisionId;

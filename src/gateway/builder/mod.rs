@@ -129,7 +129,8 @@ impl GatewayBuilder {
         let delivered = delivered(&config.servers, &loaded.base).await;
         let (links, delivered, scrubber, exports, approvals, signatures, gathered) =
             tokio::task::spawn_blocking({
-                let (loaded, gate, plugin_host) = (loaded.clone(), gate.clone(), plugin_host.clone());
+                let (loaded, gate, plugin_host) =
+                    (loaded.clone(), gate.clone(), plugin_host.clone());
                 move || {
                     let mut gathered = BuildFindings::default();
                     gathered.happened.extend(missing(&delivered));
@@ -139,7 +140,8 @@ impl GatewayBuilder {
                     let exports = exports(&loaded, &mut gathered.found);
                     let signatures = signatures(&loaded, &mut gathered.found);
                     let approvals = Arc::new(approvals(&loaded, &mut gathered.found));
-                    let links = links(&loaded, gate, &known, (&to_plugins, &plugin_host), &mut gathered);
+                    let links =
+                        links(&loaded, gate, &known, (&to_plugins, &plugin_host), &mut gathered);
                     (links, delivered, scrubber, exports, approvals, signatures, gathered)
                 }
             })

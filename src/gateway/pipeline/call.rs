@@ -30,7 +30,7 @@ use portcullis_chain::{Party, Weight, grow, in_turns};
 use portcullis_protocol::{
     codec::{
         Frame, Id, Kind, Object,
-        era::{self, ResultKind, ClientDetails, TASKS_EXTENSION},
+        era::{self, ClientDetails, ResultKind, TASKS_EXTENSION},
     },
     exchange::{Answer, Exchange, Method, Payload, Revision, Target},
     refusal::{Code, Refusal},

@@ -24,7 +24,8 @@ use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
 use portcullis_audit::{
-    Arrival, Audit, Conclusion, Intent, Outcome, Refused, DecisionContext, Unavailable, record::KeptBody,
+    Arrival, Audit, Conclusion, DecisionContext, Intent, Outcome, Refused, Unavailable,
+    record::KeptBody,
 };
 use portcullis_chain::{ChainTrace, Party, Weight, in_turns, off_workers};
 use portcullis_foundation::fair_semaphore::FairSemaphore;
@@ -196,7 +197,8 @@ impl Recorder {
         let kept = self.kept(exchange, result.map(|answer| answer.payload().raw().clone())).await;
         let (decision_context, served) = (self.decision_context(record), record.served());
         self.revision_recorded(&decision_context.revision).await?;
-        let outcome = Outcome::of(exchange, decision_context.borrow(), conclusion, served, self.audit.key());
+        let outcome =
+            Outcome::of(exchange, decision_context.borrow(), conclusion, served, self.audit.key());
         self.audit.outcome(outcome.keeping(kept)).await
     }
 

@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Subscriptions,
-    watches::{WatchRefusal, MOST, Subscriber, Subscription},
+    watches::{MOST, Subscriber, Subscription, WatchRefusal},
 };
 use crate::{router::Visibility as _, stages::ClientContext};
 use portcullis_protocol::exchange::View;

@@ -5,8 +5,8 @@
 use std::{fs, path::Path, process::Command};
 
 use portcullis_kubernetes::{
-    Claim, Cni, Container, Egress, EgressHost, LOADERS, Manifest, SERVER_USER, Secret, ManifestError,
-    Workload, hosts, object_name, stream,
+    Claim, Cni, Container, Egress, EgressHost, LOADERS, Manifest, ManifestError, SERVER_USER,
+    Secret, Workload, hosts, object_name, stream,
 };
 use serde_json::Value;
 
@@ -275,11 +275,17 @@ fn impossible_workloads_are_refused() {
         changed(&|workload| change(workload.container.as_mut().unwrap()))
     };
     let storage = |text: &str| changed(&|workload| workload.storage = text.into());
-    assert_eq!(changed(&|one| one.namespace = "Mcp".into()), ManifestError::Namespace("Mcp".into()));
+    assert_eq!(
+        changed(&|one| one.namespace = "Mcp".into()),
+        ManifestError::Namespace("Mcp".into())
+    );
     assert_eq!(changed(&|one| one.namespace = "a-".into()), ManifestError::Namespace("a-".into()));
     assert_eq!(changed(&|one| one.server = "s".repeat(51)), ManifestError::Server);
     assert_eq!(changed(&|one| one.policies[0].0 = "a/b".into()), ManifestError::Key("a/b".into()));
-    assert_eq!(changed(&|one| one.secrets[0].name = "a b".into()), ManifestError::Key("a b".into()));
+    assert_eq!(
+        changed(&|one| one.secrets[0].name = "a b".into()),
+        ManifestError::Key("a b".into())
+    );
     assert_eq!(
         changed(&|one| one.policies.push(one.policies[0].clone())),
         ManifestError::Twice("notes.cedar".into())

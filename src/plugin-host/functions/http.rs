@@ -187,7 +187,10 @@ impl OutboundRequest {
 }
 
 /// Sends a request and reads its response within the limits.
-pub(super) async fn exchange(client: &reqwest::Client, asked: OutboundRequest) -> Result<Response, Error> {
+pub(super) async fn exchange(
+    client: &reqwest::Client,
+    asked: OutboundRequest,
+) -> Result<Response, Error> {
     let failed = |error: reqwest::Error| {
         // Without the URL, which the operator's log should not contain; the innermost cause is the
         // most useful.

@@ -9,7 +9,7 @@ use super::{
         output::excerpt,
     },
     host_services::StubResponse,
-    http::{OutboundRequest, DENIED, MAX_REQUESTS_PER_MESSAGE, ON_TRIAL, RESERVED_TIME, exchange},
+    http::{DENIED, MAX_REQUESTS_PER_MESSAGE, ON_TRIAL, OutboundRequest, RESERVED_TIME, exchange},
 };
 
 impl Guest {

@@ -14,7 +14,7 @@ use cedar_policy::{EntityId, EntityTypeName, EntityUid};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::replay::{SkipReason, Recorded};
+use super::replay::{Recorded, SkipReason};
 use portcullis_audit::record::{Entry, RULES, Record};
 use portcullis_policy::{Action, Finding, Target, Verdict};
 use portcullis_protocol::claims::Claims;

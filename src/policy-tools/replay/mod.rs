@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-pub use self::recorded::{SkipReason, Recorded};
+pub use self::recorded::{Recorded, SkipReason};
 use portcullis_audit::record::Entry;
 use portcullis_policy::{Inspector, Target, Verdict};
 use portcullis_protocol::names::DecisionId;

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde_json::{Map, Value};
 
 use portcullis_audit::record::{
-    self, Call, Claimed, Direction, Entry, DecisionBasis, KeptBody, Omission, Record, Shape,
+    self, Call, Claimed, DecisionBasis, Direction, Entry, KeptBody, Omission, Record, Shape,
 };
 use portcullis_policy::{
     Action, Circumstances, Explained, Explanation, Inspector, Request, Target, Unknown, Verdict,
@@ -105,7 +105,9 @@ impl Recorded {
         let target = target(action, call).ok_or(SkipReason::Missing("target"))?;
         let claims = match &asked.claims {
             Some(claimed) => claims(claimed),
-            None if matches!(target, Target::Tool(..)) => return Err(SkipReason::Missing("claims")),
+            None if matches!(target, Target::Tool(..)) => {
+                return Err(SkipReason::Missing("claims"));
+            }
             None => Claims::default(),
         };
         Ok(Self {

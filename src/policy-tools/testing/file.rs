@@ -303,7 +303,9 @@ impl<'de> Deserialize<'de> for CasePrincipal {
                 match (client, local, server) {
                     (Some(name), None, None) => Ok(CasePrincipal::Client { name, groups }),
                     (None, Some(user), None) => Ok(CasePrincipal::Local { user, groups }),
-                    (None, None, Some(name)) if groups.is_empty() => Ok(CasePrincipal::Server(name)),
+                    (None, None, Some(name)) if groups.is_empty() => {
+                        Ok(CasePrincipal::Server(name))
+                    }
                     (None, None, Some(_)) => Err(de::Error::custom("a server is in no group")),
                     _ => Err(de::Error::custom("give one of `client`, `local` and `server`")),
                 }

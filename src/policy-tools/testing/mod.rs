@@ -8,5 +8,5 @@ mod run;
 mod yaml;
 
 pub use file::CasePrincipal;
-pub use run::{Coverage, NOON, CaseReport, Report, run};
+pub use run::{CaseReport, Coverage, NOON, Report, run};
 pub use yaml::{is_case_file, read, span};

@@ -1,7 +1,7 @@
 //! Actions of the proxy itself: launch of a server, secret delivery, egress, and grants of a
 //! plugin.
 
-use super::file::{Case, Runtime, CasePrincipal};
+use super::file::{Case, CasePrincipal, Runtime};
 use portcullis_policy::{Action, DeliveredAs, Resource, Subject};
 use portcullis_protocol::names::ServerName;
 
@@ -54,7 +54,10 @@ pub(super) enum Own {
 impl Own {
     /// The actions of a case, each with its target as text. `None` if the case has none; an error
     /// if its principal cannot be one of them.
-    pub(super) fn of(case: &Case, who: &CasePrincipal) -> Option<Result<Vec<(String, Self)>, String>> {
+    pub(super) fn of(
+        case: &Case,
+        who: &CasePrincipal,
+    ) -> Option<Result<Vec<(String, Self)>, String>> {
         let server = || match who {
             CasePrincipal::Server(server) => Ok(server.clone()),
             _ => Err("this is done for a server: write `as: server:NAME`".to_owned()),

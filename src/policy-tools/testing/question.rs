@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 use serde_saphyr::Spanned;
 
 use super::{
-    file::{Case, Context, Document, Expect, Hints, CasePrincipal, OneOrMany, party},
+    file::{Case, CasePrincipal, Context, Document, Expect, Hints, OneOrMany, party},
     own::Own,
     yaml::span,
 };

@@ -194,7 +194,12 @@ fn repeated(
 }
 
 /// A permit for callers that may not connect by the config.
-fn nobody(entry: &Entry<'_>, shape: &Shape, actions: &Actions, known: &Inventory) -> Option<Finding> {
+fn nobody(
+    entry: &Entry<'_>,
+    shape: &Shape,
+    actions: &Actions,
+    known: &Inventory,
+) -> Option<Finding> {
     if shape.forbids || known.anonymous != Some(false) {
         return None;
     }

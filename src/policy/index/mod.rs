@@ -36,7 +36,7 @@ use self::{
 };
 use super::{
     about::About,
-    cache::{self, Answers, RequestKey, CachedSubject},
+    cache::{self, Answers, CachedSubject, RequestKey},
     conditions::{ContextUsage, Kind, Node, Uses},
     entities::{Frame, OWN, Vocabulary},
     request::{Action, Request},

@@ -46,7 +46,11 @@ impl Node {
     }
 
     /// The first conjunct that kept the condition from holding, in Cedar's order of evaluation.
-    pub(super) fn to_blame(&self, hidden: HiddenData, evaluate: &mut Evaluate<'_>) -> Option<&Self> {
+    pub(super) fn to_blame(
+        &self,
+        hidden: HiddenData,
+        evaluate: &mut Evaluate<'_>,
+    ) -> Option<&Self> {
         let Kind::And(nodes) = &self.kind else {
             let outcomes = self.seen(hidden, evaluate);
             return (outcomes.unsatisfied || outcomes.failed).then_some(self);

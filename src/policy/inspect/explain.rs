@@ -341,7 +341,12 @@ impl Inspected {
 }
 
 /// The values that a part of a condition read.
-fn seen(node: &Node, asked: &Query, hidden: HiddenData, shape: &BTreeMap<String, String>) -> Vec<ReadValue> {
+fn seen(
+    node: &Node,
+    asked: &Query,
+    hidden: HiddenData,
+    shape: &BTreeMap<String, String>,
+) -> Vec<ReadValue> {
     let see = |value: super::condition::Value| {
         let (known, absent) = if hidden.from(value.uses) {
             let kind = value.pointer.as_ref().and_then(|pointer| shape.get(pointer));

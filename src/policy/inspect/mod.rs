@@ -21,10 +21,10 @@ use cedar_policy::{
     Effect, Entities, EntityUid, EvalResult, Expression, PolicyId, eval_expression,
 };
 
-pub use self::explain::{Condition, Explanation, Near, ReadValue, Side, PolicyResult, Verdict};
+pub use self::explain::{Condition, Explanation, Near, PolicyResult, ReadValue, Side, Verdict};
 use super::{
     about::About,
-    cache::{Asking, CachedSubject, Key},
+    cache::{RequestKey, CachedSubject, Key},
     conditions::{ContextUsage, Node, Outcomes, Scope, Uses},
     engine::{Engine, Set},
     entities::Frame,
@@ -294,8 +294,8 @@ impl Inspector {
         request: &Request<'_>,
         hidden: HiddenData,
     ) -> Result<Arc<MatchedPolicies>, Unaskable> {
-        let asking = Asking::of(CachedSubject::of(&about.subject), about.action, &about.resource);
-        let key = if about.own { asking.own() } else { asking }.key();
+        let request_key = RequestKey::of(CachedSubject::of(&about.subject), about.action, &about.resource);
+        let key = if about.own { request_key.own() } else { request_key }.key();
         if let Some(met) = self.met.get(&key) {
             return Ok(Arc::clone(met));
         }

@@ -137,7 +137,9 @@ impl<'s> Reader<'s> {
             "array" => match schema.get("items").map(|items| self.read(items, depth)) {
                 _ if schema.contains_key("prefixItems") => return Conversion::Untyped(SEVERAL),
                 Some(Conversion::Typed { kind, nullable: false }) => Type::Set(Box::new(kind)),
-                Some(Conversion::Typed { nullable: true, .. }) => return Conversion::Untyped(NULLS),
+                Some(Conversion::Typed { nullable: true, .. }) => {
+                    return Conversion::Untyped(NULLS);
+                }
                 Some(Conversion::Untyped(why)) => return Conversion::Untyped(why),
                 None => return Conversion::Untyped(ANY),
             },
@@ -240,11 +242,10 @@ fn of_value(value: &Value) -> Conversion {
 fn common(mut found: impl Iterator<Item = Conversion>) -> Conversion {
     let Some(first) = found.next() else { return Conversion::Untyped(ANY) };
     found.fold(first, |all, next| match (all, next) {
-        (Conversion::Typed { kind, nullable }, Conversion::Typed { kind: other, nullable: also })
-            if kind == other =>
-        {
-            Conversion::Typed { kind, nullable: nullable || also }
-        }
+        (
+            Conversion::Typed { kind, nullable },
+            Conversion::Typed { kind: other, nullable: also },
+        ) if kind == other => Conversion::Typed { kind, nullable: nullable || also },
         (Conversion::Untyped(why), _) | (_, Conversion::Untyped(why)) => Conversion::Untyped(why),
         _ => Conversion::Untyped(SEVERAL),
     })

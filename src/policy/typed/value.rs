@@ -43,7 +43,11 @@ struct Reader<'t> {
 }
 
 impl<'t> Reader<'t> {
-    fn value(&mut self, kind: &'t Type, value: &Value) -> Result<RestrictedExpression, InputMismatch> {
+    fn value(
+        &mut self,
+        kind: &'t Type,
+        value: &Value,
+    ) -> Result<RestrictedExpression, InputMismatch> {
         self.left = match self.left.checked_sub(1) {
             Some(left) => left,
             None => return Err(self.unfit("holds more values than policies are shown")),

@@ -2,21 +2,21 @@
 //! store. If no proxy runs, it reads the store itself.
 
 mod export;
+mod filter_args;
 mod keep;
 mod place;
 mod proof;
 mod query;
 mod render;
 mod stats;
-mod filter_args;
 
 use anyhow::Context as _;
 use serde_json::json;
 
 use self::place::{AuditSource, unavailable};
 pub(super) use self::{
+    filter_args::{FilterArgs, LANGUAGE},
     place::LogLocation,
-    filter_args::{LANGUAGE, FilterArgs},
 };
 use super::{Context, Exit};
 use portcullis_audit::{

@@ -250,9 +250,8 @@ impl Requester {
     fn of(question: &Question, config: &Config) -> anyhow::Result<Self> {
         let word = question.principal.as_str();
         let who = match word {
-            word if word == "anonymous" || word.contains(':') => {
-                CasePrincipal::parse(word).map_err(|error| InvalidInput(format!("`--as`: {error}")))?
-            }
+            word if word == "anonymous" || word.contains(':') => CasePrincipal::parse(word)
+                .map_err(|error| InvalidInput(format!("`--as`: {error}")))?,
             name => {
                 let name =
                     name.parse().map_err(|error| InvalidInput(format!("`--as`: {error}")))?;

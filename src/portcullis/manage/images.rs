@@ -5,7 +5,7 @@ use anyhow::Context as _;
 
 use super::{
     Reporter,
-    servers::{configured, launch_secrets, launcher, current_user, signatures},
+    servers::{configured, current_user, launch_secrets, launcher, signatures},
 };
 use portcullis_audit::record::{ImageAction, ImageEvent};
 use portcullis_catalog::lock::{Lock, ResolvedImage};

@@ -199,8 +199,10 @@ async fn costs(compiled: &Compiled, config: Map<String, Value>) -> Result<Vec<Co
             .map(|name| (name.clone(), Secret::new("a secret of nobody's".into())))
             .collect(),
     };
-    let plugin_host = PluginHost { services: Arc::new(StubServices::default()), ..PluginHost::bare() };
-    let plugin = compiled.plugin(settings, &plugin_host).map_err(|unusable| unusable.to_string())?;
+    let plugin_host =
+        PluginHost { services: Arc::new(StubServices::default()), ..PluginHost::bare() };
+    let plugin =
+        compiled.plugin(settings, &plugin_host).map_err(|unusable| unusable.to_string())?;
     let mut costs = Vec::new();
     for phase in ["request", "response"] {
         // One method per phase: the most frequent one, if the plugin hooks it.

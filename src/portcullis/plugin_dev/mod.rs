@@ -11,7 +11,7 @@ mod project;
 mod recorded;
 
 pub use call::{Answered, PluginCall, ReportedFinding, Verdict, ask};
-pub use cases::{Hook, CaseReport, Report, run as run_cases};
+pub use cases::{CaseReport, Hook, Report, run as run_cases};
 pub use inspect::{Cost, Inspection, Slope, inspect};
 pub use project::{Built, Failed, Language, build, new};
 pub use recorded::recorded;

@@ -8,7 +8,9 @@ mod sigstore;
 use portcullis_oci::{
     Artifact, Client, Descriptor, Digest, Error as Registry, Logins, Reference, Settings,
 };
-use portcullis_provenance::{By, Error, Provenance, Rejection, Signer, Trust, SignedContent, SignerIdentity, verify};
+use portcullis_provenance::{
+    By, Error, Provenance, Rejection, SignedContent, Signer, SignerIdentity, Trust, verify,
+};
 use rcgen::KeyPair;
 use registry::Door;
 use serde_json::{Value, json};

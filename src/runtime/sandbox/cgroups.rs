@@ -378,7 +378,11 @@ impl CgroupParents {
     fn unified(&mut self, own: Option<PathBuf>, top: &str) {
         let Some(own) = own else { return };
         let folder = match own.parent() {
-            Some(_) if own != Path::new(top) && delegated(&own) && move_to_own_group(&own).is_ok() => own,
+            Some(_)
+                if own != Path::new(top) && delegated(&own) && move_to_own_group(&own).is_ok() =>
+            {
+                own
+            }
             Some(parent) if own != Path::new(top) => parent.to_owned(),
             _ => own,
         };

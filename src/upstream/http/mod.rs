@@ -207,7 +207,8 @@ impl Line {
         text: Bytes,
         what: &str,
     ) -> Result<Option<Reply>, CallError> {
-        let (party, weight) = (Party::Server(self.multiplexer.sink.server().clone()), Weight::of(&text));
+        let (party, weight) =
+            (Party::Server(self.multiplexer.sink.server().clone()), Weight::of(&text));
         in_turns(party, weight, self.messages(begun, text, what)).await
     }
 
@@ -220,7 +221,9 @@ impl Line {
         let misbehaved = |flaw| CallError::Misbehaved(format!("{what}: {flaw}"));
         let caps = self.multiplexer.caps;
         let mut reply = None;
-        for message in batch::messages(text, caps, self.multiplexer.revision()).map_err(misbehaved)? {
+        for message in
+            batch::messages(text, caps, self.multiplexer.revision()).map_err(misbehaved)?
+        {
             let frame = Frame::parse(message, caps).map_err(misbehaved)?;
             if let Some(answer) = self.frame(begun, frame).await? {
                 reply = Some(answer);
@@ -244,7 +247,8 @@ impl Line {
                 Ok(None)
             }
             Kind::Request { id, method, params } => {
-                if let Some(message) = self.multiplexer.request(Some(begun.id), id, method, params) {
+                if let Some(message) = self.multiplexer.request(Some(begun.id), id, method, params)
+                {
                     self.deliver(begun, message).await;
                 }
                 Ok(None)

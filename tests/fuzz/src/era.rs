@@ -4,7 +4,7 @@ use bytes::Bytes;
 use portcullis_protocol::{
     codec::{
         Caps, Object, Text, check,
-        era::{self, ResultKind, ClientDetails},
+        era::{self, ClientDetails, ResultKind},
     },
     exchange::{Method, Revision},
 };
@@ -64,7 +64,8 @@ fn params(text: &Bytes) {
     assert!(asked.get("inputResponses").is_none() && asked.get("requestState").is_none());
     let Value::Object(said) = &value(&modern)["_meta"] else { panic!("no `_meta`") };
     assert_eq!(said["io.modelcontextprotocol/clientCapabilities"]["roots"]["x"], 1.0);
-    let legacy = era::params(&modern, &client_details(MODERN), LEGACY).expect("params of the other era");
+    let legacy =
+        era::params(&modern, &client_details(MODERN), LEGACY).expect("params of the other era");
     kept(text, &legacy, &["_meta", "inputResponses", "requestState"]);
     let meta = |text: &[u8]| match value(text) {
         Value::Object(mut members) => match members.remove("_meta") {

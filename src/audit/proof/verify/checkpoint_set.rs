@@ -5,7 +5,7 @@ use std::{collections::HashSet, fs, io, path::Path};
 use rayon::prelude::*;
 use serde::Deserialize;
 
-use super::finding::{Finding, Findings, FindingKind};
+use super::finding::{Finding, FindingKind, Findings};
 use crate::{
     digest::DigestKey,
     proof::{

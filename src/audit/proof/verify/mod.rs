@@ -30,7 +30,7 @@ use checkpoint_set::CheckpointSet;
 use finding::Findings;
 use scan::Scan;
 
-pub use finding::{Finding, KeySource, Report, SignedSize, FindingKind};
+pub use finding::{Finding, FindingKind, KeySource, Report, SignedSize};
 pub use since::{IllegalSince, Since};
 
 pub(super) use checkpoint_set::FILE as CHECKPOINTS;

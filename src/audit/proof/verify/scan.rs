@@ -10,7 +10,7 @@ use super::{
     checkpoint_set::{CheckpointSet, StoredCheckpoint},
     failed,
     files::{self, Segment},
-    finding::{Finding, Findings, SignedSize, FindingKind},
+    finding::{Finding, FindingKind, Findings, SignedSize},
     frame_summary::{self, Digest, Leaves, Unread},
     frames::{Piece, Unit},
 };
@@ -234,8 +234,11 @@ impl<'a> Scan<'a> {
         let stub = match PrunedSegmentProof::read(self.dir, first, self.keys) {
             Ok(Ok(stub)) => stub,
             Ok(Err(fault)) => {
-                self.findings
-                    .add(Finding::new(FindingKind::ProofDamaged, fault.to_string()).file(name).seq(first));
+                self.findings.add(
+                    Finding::new(FindingKind::ProofDamaged, fault.to_string())
+                        .file(name)
+                        .seq(first),
+                );
                 self.explained = true;
                 return Ok(());
             }
@@ -285,7 +288,8 @@ impl<'a> Scan<'a> {
         if let Some(Piece::Damage { source, bytes, .. }) = content.unfinished.filter(|_| newest) {
             let acknowledged = self.head.is_some_and(|(seq, _)| seq >= self.next);
             if acknowledged {
-                let finding = Finding::new(FindingKind::FrameDamaged, "this is no frame of records");
+                let finding =
+                    Finding::new(FindingKind::FrameDamaged, "this is no frame of records");
                 self.findings
                     .add(finding.file(source.name.as_str()).at(bytes.start).seq(self.next));
                 self.explained = true;
@@ -348,7 +352,8 @@ impl<'a> Scan<'a> {
                         records.start,
                         records.end - 1
                     );
-                    let finding = Finding::new(FindingKind::RecordMisplaced, message).seq(records.start);
+                    let finding =
+                        Finding::new(FindingKind::RecordMisplaced, message).seq(records.start);
                     self.findings.add(frame_summary::locate(finding, unit));
                 }
             }
@@ -421,7 +426,8 @@ impl<'a> Scan<'a> {
         if found.is_some_and(|found| found != hash) {
             let message =
                 "this is not the record that was acknowledged, of which `head` has the hash";
-            self.findings.add(Finding::new(FindingKind::HeadMismatch, message).file("head").seq(seq));
+            self.findings
+                .add(Finding::new(FindingKind::HeadMismatch, message).file("head").seq(seq));
         }
     }
 
@@ -472,7 +478,8 @@ impl<'a> Scan<'a> {
                 "the log ends before record {}, and record {seq} was acknowledged",
                 self.next
             );
-            self.findings.add(Finding::new(FindingKind::TailCut, message).file("head").seq(self.next));
+            self.findings
+                .add(Finding::new(FindingKind::TailCut, message).file("head").seq(self.next));
         }
         if self.headless && self.next > 0 {
             let message = "it is not there, or empty: whether records behind the newest \

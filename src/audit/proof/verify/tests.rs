@@ -252,7 +252,10 @@ fn a_record_that_was_changed_is_found_whatever_was_changed_with_it() {
     write(test_store.dir.path(), &lines);
     let report = test_store.report();
     let found: Vec<_> = report.findings.iter().map(|f| (f.what, f.seq)).collect();
-    assert_eq!(found, [(FindingKind::ChainBroken, Some(401)), (FindingKind::RootMismatch, Some(300))]);
+    assert_eq!(
+        found,
+        [(FindingKind::ChainBroken, Some(401)), (FindingKind::RootMismatch, Some(300))]
+    );
     // The whole chain after it too.
     write(
         test_store.dir.path(),
@@ -275,7 +278,9 @@ fn records_that_are_taken_out_put_in_or_moved_are_found() {
     let mut without = test_store.lines[..SEGMENT as usize].to_vec();
     without.remove(100);
     let found = of(&without);
-    assert!(found.contains(&FindingKind::RecordMisplaced) && found.contains(&FindingKind::ChainBroken));
+    assert!(
+        found.contains(&FindingKind::RecordMisplaced) && found.contains(&FindingKind::ChainBroken)
+    );
     let mut twice = test_store.lines[..SEGMENT as usize].to_vec();
     twice.insert(100, twice[99].clone());
     assert!(of(&twice).contains(&FindingKind::RecordMisplaced));
@@ -503,7 +508,10 @@ fn a_store_that_was_swapped_or_rolled_back_is_found() {
     let keys = vec![mine.signer.verifier().clone()];
     let report = verify(&Request { keys, ..theirs.request() }).unwrap();
     let found: Vec<_> = report.findings.iter().map(|f| f.what).collect();
-    assert!(found.contains(&FindingKind::StoreSwapped) && found.contains(&FindingKind::CheckpointOtherStore));
+    assert!(
+        found.contains(&FindingKind::StoreSwapped)
+            && found.contains(&FindingKind::CheckpointOtherStore)
+    );
     // Rollback: the checkpoint in the state folder is newer.
     let state = tempfile::tempdir().unwrap();
     let notes = fs::read_to_string(mine.path(CHECKPOINTS)).unwrap();

@@ -24,7 +24,7 @@ use super::{
     column::{Column, Type, nearest},
     expr::{Compare, Expr, Test},
     illegal::IllegalFilter,
-    literal::{self, TimeLiteral, Pattern},
+    literal::{self, Pattern, TimeLiteral},
 };
 
 /// Maximum bytes of a filter.
@@ -89,8 +89,9 @@ impl ParseFailure {
 }
 
 pub(super) fn parse(text: &str, now: &Zoned) -> Result<Expr, IllegalFilter> {
-    let illegal =
-        |wrong: ParseFailure| IllegalFilter::new(text, wrong.span, wrong.what, wrong.label, wrong.help);
+    let illegal = |wrong: ParseFailure| {
+        IllegalFilter::new(text, wrong.span, wrong.what, wrong.label, wrong.help)
+    };
     if text.len() > LONGEST {
         let what = format!("a filter has at most {LONGEST} bytes");
         return Err(illegal(ParseFailure::new(LONGEST..LONGEST, what, "too long from here on")));
@@ -118,10 +119,14 @@ fn whole(input: &mut Input<'_>) -> Parsed<Expr> {
         return Ok(expr);
     }
     if found == ")" {
-        return ParseFailure::new(span, "there is nothing that this closes", "no `(` before it").fail();
+        return ParseFailure::new(span, "there is nothing that this closes", "no `(` before it")
+            .fail();
     }
-    let wrong =
-        ParseFailure::new(span, "two conditions need a word between them", "expected `and` or `or`");
+    let wrong = ParseFailure::new(
+        span,
+        "two conditions need a word between them",
+        "expected `and` or `or`",
+    );
     match found.as_str() {
         "&&" | "&" => wrong.help("write `and`"),
         "||" | "|" => wrong.help("write `or`"),
@@ -535,13 +540,15 @@ fn time(input: &Input<'_>, sign: Sign, (text, span): (String, Range<usize>)) -> 
                 .help("compare with <, <=, > or >=, or give a day: time = 2026-11-21, time = today")
                 .fail()
         }
-        (None, _) => {
-            ParseFailure::new(span, format!("`{}` is no time", text.escape_debug()), "not understood")
-                .help(
-                    "for example: 24h ago, 2 weeks ago, today, 2026-11-21, 2026-11-21T08:00 or \
+        (None, _) => ParseFailure::new(
+            span,
+            format!("`{}` is no time", text.escape_debug()),
+            "not understood",
+        )
+        .help(
+            "for example: 24h ago, 2 weeks ago, today, 2026-11-21, 2026-11-21T08:00 or \
                  2026-11-21T08:00:00Z",
-                )
-                .fail()
-        }
+        )
+        .fail(),
     }
 }

@@ -41,7 +41,7 @@ use crate::{
 };
 use portcullis_foundation::atomic_file;
 
-pub(super) use open::{OpenedSegment, Loss};
+pub(super) use open::{Loss, OpenedSegment};
 pub(super) use wal::Wal;
 
 /// Bytes of unpacked frames that are cached for queries.

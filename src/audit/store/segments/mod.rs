@@ -19,7 +19,7 @@ use super::{
     BLOCK,
     block::Growing,
     fault::Fault,
-    segment::{Closed, OpenedSegment, Loss, Mode, Segment, Tools, Trust, Wal},
+    segment::{Closed, Loss, Mode, OpenedSegment, Segment, Tools, Trust, Wal},
 };
 use crate::{
     digest::DigestKey,
@@ -305,7 +305,14 @@ impl SegmentSet {
             base,
             damage,
         };
-        Ok(Opened { segment_set: Arc::new(segment_set), current, unsealed, unclosed, loss, groundless })
+        Ok(Opened {
+            segment_set: Arc::new(segment_set),
+            current,
+            unsealed,
+            unclosed,
+            loss,
+            groundless,
+        })
     }
 
     /// Folder of the store.
@@ -345,7 +352,13 @@ impl SegmentSet {
             })
             .collect::<Vec<_>>();
         let end = memory.last().map_or(inner.sealed, |(block, count)| block.first + *count as u64);
-        View { segment_set: self.clone(), slots: inner.slots.clone(), sealed: inner.sealed, memory, end }
+        View {
+            segment_set: self.clone(),
+            slots: inner.slots.clone(),
+            sealed: inner.sealed,
+            memory,
+            end,
+        }
     }
 
     /// Summaries of all segments, in order.

@@ -1,7 +1,7 @@
 //! Fixtures and common assertions.
 #![allow(dead_code, reason = "each test uses a part of it")]
 
-use portcullis_catalog::{ParsedFile, Kind, Options, Problem, Server, read};
+use portcullis_catalog::{Kind, Options, ParsedFile, Problem, Server, read};
 
 /// A secret, built here so that no file contains it.
 pub fn secret() -> String {

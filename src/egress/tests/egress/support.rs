@@ -10,8 +10,8 @@ use std::{
 
 use async_trait::async_trait;
 use portcullis_egress::{
-    Attempt, Destination, Destinations, Egress, End, Forbidden, Gate, GateContext, Limits, Listener,
-    Outcome, Resolver, Verdict,
+    Attempt, Destination, Destinations, Egress, End, Forbidden, Gate, GateContext, Limits,
+    Listener, Outcome, Resolver, Verdict,
 };
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use tokio::{

@@ -237,9 +237,9 @@ impl Front {
                     return Ok(Peer { principal, transport: Transport::Unix, address: None });
                 };
                 let principal =
-                    name.to_str().ok().and_then(|name| self.impersonated(name)).ok_or_else(|| {
-                        Refusal::new(Code::Unauthenticated, "the client does not exist")
-                    })?;
+                    name.to_str().ok().and_then(|name| self.impersonated(name)).ok_or_else(
+                        || Refusal::new(Code::Unauthenticated, "the client does not exist"),
+                    )?;
                 Ok(Peer { principal, transport: Transport::Cli, address: None })
             }
         }

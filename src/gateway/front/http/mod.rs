@@ -183,8 +183,9 @@ impl Front {
         };
         let (parts, body) = request.into_parts();
         let headers = parts.headers;
-        let away =
-            async |refusal| self.refused_response(refusal, Some(&peer), peer.address, None, None).await;
+        let away = async |refusal| {
+            self.refused_response(refusal, Some(&peer), peer.address, None, None).await
+        };
         let view = match self.view(&named) {
             Ok(view) => view,
             Err(refusal) => return away(refusal).await,
@@ -212,7 +213,8 @@ impl Front {
         let away = |refusal, message: Option<Bytes>, id: Option<Id>| {
             let (peer, address) = (&peer, peer.address);
             async move {
-                self.refused_response(refusal, Some(peer), address, message.as_deref(), id.as_ref()).await
+                self.refused_response(refusal, Some(peer), address, message.as_deref(), id.as_ref())
+                    .await
             }
         };
         if let Some(session) = self.takes_batch(&text, &headers, &peer, &view) {
@@ -298,7 +300,9 @@ impl Front {
         });
         match listens {
             Ok(response) => response,
-            Err(refusal) => self.refused_response(refusal, Some(&peer), peer.address, None, None).await,
+            Err(refusal) => {
+                self.refused_response(refusal, Some(&peer), peer.address, None, None).await
+            }
         }
     }
 
@@ -323,7 +327,9 @@ impl Front {
                 self.proxy.sessions.close(&session.id, "the client closed it");
                 StatusCode::NO_CONTENT.into_response()
             }
-            Err(refusal) => self.refused_response(refusal, Some(&peer), peer.address, None, None).await,
+            Err(refusal) => {
+                self.refused_response(refusal, Some(&peer), peer.address, None, None).await
+            }
         }
     }
 }

@@ -14,8 +14,8 @@ use anyhow::bail;
 use cedar_policy::{Effect, Policy};
 
 use super::{
-    policy_files::{ConfiguredPolicyFiles, perhaps_permitted},
     planned_server::PlannedServer,
+    policy_files::{ConfiguredPolicyFiles, perhaps_permitted},
 };
 use crate::cli::Context;
 use portcullis_catalog::write::file_name;

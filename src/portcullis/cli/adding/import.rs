@@ -5,11 +5,11 @@ use std::{collections::BTreeSet, path::PathBuf};
 use anyhow::Context as _;
 
 use super::{
-    Offer, AddOptions,
+    AddOptions, Offer,
     image::{onward, pin},
     options::SecretFrom,
+    planned_server::{PlannedServer, Policies, Replaced},
     policy_files::{self, ConfiguredPolicyFiles},
-    planned_server::{Policies, Replaced, PlannedServer},
 };
 use crate::cli::{Context, Usage, catalog::Workspace, exit::reports};
 use portcullis_catalog::{
@@ -103,12 +103,17 @@ impl<'a> Import<'a> {
     ///
     /// # Errors
     /// The problem that prevents the import; the text of the config is then unchanged.
-    pub async fn server(&mut self, server: Server, place: Location) -> Result<PlannedServer, Problem> {
+    pub async fn server(
+        &mut self,
+        server: Server,
+        place: Location,
+    ) -> Result<PlannedServer, Problem> {
         let (mut server, add_options) = (server, self.add_options);
         let problem = |text: String| Problem::at(place, text);
         let unwritten = |error: write::Unwritten| problem(error.to_string());
         let name = server.name.clone();
-        let again = (add_options.replaces() || add_options.names(&name)) && self.there.contains(&name);
+        let again =
+            (add_options.replaces() || add_options.names(&name)) && self.there.contains(&name);
         let entry = match again {
             true => ExistingEntry::of(&self.text, &name).map_err(unwritten)?,
             false => None,
@@ -128,7 +133,8 @@ impl<'a> Import<'a> {
                 return Err(problem(format!("there are two that would be `{name}` here")));
             }
             let moved = entry.moved(&server).map_err(unwritten)?;
-            add_options.may_replace(&name, old.as_ref(), edited, moved.as_ref(), &self.source)
+            add_options
+                .may_replace(&name, old.as_ref(), edited, moved.as_ref(), &self.source)
                 .map_err(problem)?;
         } else {
             self.known.take(&name).map_err(|error| problem(error.to_string()))?;
@@ -184,7 +190,8 @@ impl<'a> Import<'a> {
         let was = until_now(self.workspace, &self.before.config, &name);
         let (perhaps, elsewhere) = (BTreeSet::new(), Vec::new());
         let policies = Policies::Nowhere;
-        let mut planned = PlannedServer { server, old, locked, was, replaced, policies, perhaps, elsewhere };
+        let mut planned =
+            PlannedServer { server, old, locked, was, replaced, policies, perhaps, elsewhere };
         planned.permit_confirmed();
         planned.settle(self.folder.as_deref(), &self.others, add_options);
         // A pending prompt may confirm a secret, but does not make an existing file the server's.
@@ -254,7 +261,9 @@ pub fn still_off(only: &mut Option<Vec<String>>, was: Option<&[String]>) -> Opti
     };
     if set(described.as_deref()) != set(only.as_deref()) {
         let (stays, described) = (shown(only.as_deref()), shown(described.as_deref()));
-        Some(format!("tools left on: stays {stays}, which is yours; the description says {described}"))
+        Some(format!(
+            "tools left on: stays {stays}, which is yours; the description says {described}"
+        ))
     } else if set(was) != set(only.as_deref()) {
         let (is, was) = (shown(only.as_deref()), shown(was));
         Some(format!("tools left on: {is} instead of {was}"))

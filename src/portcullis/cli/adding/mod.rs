@@ -9,9 +9,9 @@ mod confirm;
 mod image;
 mod import;
 mod options;
+mod planned_server;
 mod policy_files;
 mod report;
-mod planned_server;
 
 use std::path::Path;
 
@@ -20,8 +20,8 @@ use anyhow::{Context as _, bail};
 pub(super) use self::{image::locate, import::still_off, options::AddOptions};
 use self::{
     import::Import,
+    planned_server::{PlannedServer, Policies},
     report::{Stage, print_report},
-    planned_server::{Policies, PlannedServer},
 };
 use crate::{
     cli::{Context, Exit, catalog::Workspace},
@@ -64,7 +64,9 @@ pub(super) async fn take(
         }
     }
     let Import { before, folder, others, text, .. } = import;
-    let asks = planned.iter().any(|one| one.is_change() && add_options.asks(offer.in_full, one.is_edited()));
+    let asks = planned
+        .iter()
+        .any(|one| one.is_change() && add_options.asks(offer.in_full, one.is_edited()));
     if asks {
         print_report(ctx, &offer.name, &planned, &refused, Stage::Planned)?;
         confirm::ask(ctx, &mut planned)?;
@@ -107,7 +109,11 @@ pub(super) async fn take(
 /// Writes policies, then the lock file; the config is written last. The restrictions of a server
 /// thus exist before its entry. If the entry is then not written, it differs from the lock file and
 /// counts as edited by the operator.
-fn write(workspace: &mut Workspace, folder: Option<&Path>, planned: &[PlannedServer]) -> anyhow::Result<()> {
+fn write(
+    workspace: &mut Workspace,
+    folder: Option<&Path>,
+    planned: &[PlannedServer],
+) -> anyhow::Result<()> {
     if let Some(folder) = folder {
         std::fs::create_dir_all(folder)
             .with_context(|| format!("cannot make {}", folder.display()))?;

@@ -101,7 +101,12 @@ impl Policies {
 
 impl PlannedServer {
     /// Decides the result for its policies, and updates the pin: policies and confirmations.
-    pub fn settle(&mut self, folder: Option<&Path>, others: &ConfiguredPolicyFiles, add_options: &AddOptions) {
+    pub fn settle(
+        &mut self,
+        folder: Option<&Path>,
+        others: &ConfiguredPolicyFiles,
+        add_options: &AddOptions,
+    ) {
         let (old, again) = (self.old.as_ref(), self.replaced.is_some());
         // The file had the text of the time before a secret was confirmed.
         let seen = matches!(self.policies, Policies::Same);

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use similar::TextDiff;
 
-use super::planned_server::{Policies, Replaced, PlannedServer};
+use super::planned_server::{PlannedServer, Policies, Replaced};
 use crate::cli::Context;
 use portcullis_catalog::{Delivery, DeliveryKind, Kind, Problem, Run, Server, quoted};
 
@@ -70,7 +70,12 @@ pub(super) fn print_report(
     Ok(())
 }
 
-fn data(from: &str, planned: &[PlannedServer], refused: &[(String, Vec<Problem>)], stage: Stage) -> Value {
+fn data(
+    from: &str,
+    planned: &[PlannedServer],
+    refused: &[(String, Vec<Problem>)],
+    stage: Stage,
+) -> Value {
     let is_plan = stage == Stage::Planned;
     let planned: Vec<Value> = planned
         .iter()

@@ -49,7 +49,11 @@ impl Args {
     }
 }
 
-pub(super) async fn run(source: &Source, ctx: &Context, options: ExportOptions) -> anyhow::Result<Exit> {
+pub(super) async fn run(
+    source: &Source,
+    ctx: &Context,
+    options: ExportOptions,
+) -> anyhow::Result<Exit> {
     let ExportOptions { mut query, format, output } = options;
     let origin = Origin::here(source.id().await?);
     let out: Box<dyn Write + Send> = match &output {

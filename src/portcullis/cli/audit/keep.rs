@@ -6,7 +6,7 @@ use super::{
     super::{Context, Exit},
     place::{AuditSource, PATIENCE, absolute},
 };
-use portcullis_audit::{Backup, Pruned, DropReason};
+use portcullis_audit::{Backup, DropReason, Pruned};
 use portcullis_gateway::admin::{BackupRequest, PruneRequest};
 use portcullis_protocol::identity::Role;
 

@@ -77,7 +77,11 @@ struct Checking {
 
 /// Verifies the files of a log against its checkpoints. Reads the files itself if this user can,
 /// even while a proxy runs. Only the process that has indexes open can verify them.
-pub(super) async fn verify(place: &LogLocation, ctx: &Context, args: VerifyArgs) -> anyhow::Result<Exit> {
+pub(super) async fn verify(
+    place: &LogLocation,
+    ctx: &Context,
+    args: VerifyArgs,
+) -> anyhow::Result<Exit> {
     let progress = ctx.progress("verifying the audit log");
     let began = Instant::now();
     let report = match ask(place, ctx, &args).await? {
@@ -116,7 +120,11 @@ pub(super) async fn verify(place: &LogLocation, ctx: &Context, args: VerifyArgs)
 
 /// Connection to the running proxy if it must verify: for indexes, for a given socket, or for files
 /// that this user cannot read.
-async fn ask(place: &LogLocation, ctx: &Context, args: &VerifyArgs) -> anyhow::Result<Option<Client>> {
+async fn ask(
+    place: &LogLocation,
+    ctx: &Context,
+    args: &VerifyArgs,
+) -> anyhow::Result<Option<Client>> {
     if args.store.is_some() {
         return Ok(None);
     }
@@ -137,7 +145,11 @@ async fn ask(place: &LogLocation, ctx: &Context, args: &VerifyArgs) -> anyhow::R
     })
 }
 
-async fn read_files(place: &LogLocation, ctx: &Context, args: VerifyArgs) -> anyhow::Result<Report> {
+async fn read_files(
+    place: &LogLocation,
+    ctx: &Context,
+    args: VerifyArgs,
+) -> anyhow::Result<Report> {
     let VerifyArgs { since, keys, witnesses, store, indexes } = args;
     let (dir, state, encryption) = match (store, place.folders(ctx)) {
         // A copy needs only its store and, if it is encrypted, its keys.
@@ -180,7 +192,11 @@ fn summary(report: &Report) -> String {
 }
 
 /// Proves that the records of a decision are in the log, or checks such a proof.
-pub(super) async fn prove(place: &LogLocation, ctx: &Context, args: ProveArgs) -> anyhow::Result<Exit> {
+pub(super) async fn prove(
+    place: &LogLocation,
+    ctx: &Context,
+    args: ProveArgs,
+) -> anyhow::Result<Exit> {
     if let Some(id) = args.decision {
         let request = ProveRequest { id };
         let proof = match place.find(ctx).await? {

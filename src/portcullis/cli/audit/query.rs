@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::{Source, conclude, entries, print, render, filter_args::FilterArgs};
+use super::{Source, conclude, entries, filter_args::FilterArgs, print, render};
 use crate::cli::{Context, Exit, Usage};
 use portcullis_audit::{
     By, Column, CountRequest, Counting, Group, Line, Order, PAGE_MAX, Page, Query, Seq,
@@ -70,7 +70,11 @@ impl Args {
     }
 }
 
-pub(super) async fn run(source: &Source, ctx: &Context, options: QueryOptions) -> anyhow::Result<Exit> {
+pub(super) async fn run(
+    source: &Source,
+    ctx: &Context,
+    options: QueryOptions,
+) -> anyhow::Result<Exit> {
     match options {
         QueryOptions::Records { query, fields, limit } => {
             records(source, ctx, query, &fields, limit).await

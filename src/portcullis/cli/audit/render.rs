@@ -4,8 +4,8 @@ use crate::cli::escape;
 use portcullis_audit::{
     Column, Type,
     record::{
-        AnswerKind, Call, Decision, Direction, Entry, DecisionBasis, KeptBody, Record, Rule, Target,
-        Transport,
+        AnswerKind, Call, Decision, DecisionBasis, Direction, Entry, KeptBody, Record, Rule,
+        Target, Transport,
     },
 };
 
@@ -281,7 +281,7 @@ mod tests {
     use portcullis_test_support::exchange;
 
     use super::*;
-    use portcullis_audit::{Conclusion, DigestKey, Intent, Outcome, Refused, DecisionContext};
+    use portcullis_audit::{Conclusion, DecisionContext, DigestKey, Intent, Outcome, Refused};
     use portcullis_protocol::{
         exchange::Exchange,
         names::DecisionId,

@@ -38,7 +38,11 @@ impl Args {
     }
 }
 
-pub(super) async fn run(source: &Source, ctx: &Context, options: StatsOptions) -> anyhow::Result<Exit> {
+pub(super) async fn run(
+    source: &Source,
+    ctx: &Context,
+    options: StatsOptions,
+) -> anyhow::Result<Exit> {
     let mut request = StatsRequest { filter: options.filter, after: None };
     let mut tally = Aggregates::default();
     let mut unreadable = Vec::new();

@@ -5,7 +5,7 @@ use anyhow::bail;
 use super::{Workspace, fetch, only_one, picked, placed};
 use crate::cli::{
     Context, Exit, Usage,
-    adding::{Offer, AddOptions, locate, take},
+    adding::{AddOptions, Offer, locate, take},
 };
 use portcullis_catalog::{Reference, of_image, read};
 use portcullis_protocol::names::ServerName;

@@ -7,7 +7,7 @@ use anyhow::bail;
 use super::{Workspace, file, only_one, picked, placed};
 use crate::cli::{
     Context, Exit, Usage,
-    adding::{Offer, AddOptions, take},
+    adding::{AddOptions, Offer, take},
 };
 use portcullis_catalog::{enabled, read};
 use portcullis_protocol::names::ServerName;

@@ -9,7 +9,9 @@ use anyhow::bail;
 use serde_json::json;
 
 use super::{Context, Exit, Usage};
-use portcullis_catalog::{CATALOG, Entry, ParsedFile, Options, Reference, artifact, is_legal, read};
+use portcullis_catalog::{
+    CATALOG, Entry, Options, ParsedFile, Reference, artifact, is_legal, read,
+};
 use portcullis_protocol::names::nearest;
 
 pub(super) use {
@@ -75,7 +77,9 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     let mut workspace = Workspace::open(ctx)?;
     match args.verb {
         Verb::Ls => ls(ctx, &workspace),
-        Verb::Show { catalog, server } => show::run(ctx, &workspace, &catalog, server.as_deref()).await,
+        Verb::Show { catalog, server } => {
+            show::run(ctx, &workspace, &catalog, server.as_deref()).await
+        }
         Verb::Add { name, source, allow_downgrade } => {
             let reference: Reference = source.parse().map_err(|error| Usage(format!("{error}")))?;
             if matches!(reference, Reference::Image(_) | Reference::Catalog { .. }) {
@@ -112,7 +116,14 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
                 let _progress = ctx.progress(format!("pulling {reference}"));
                 workspace.artifact(&reference, &[CATALOG, portcullis_catalog::SERVERS]).await?
             };
-            keep(ctx, &mut workspace, &name, &format!("oci://{reference}"), &fetched, allow_downgrade)
+            keep(
+                ctx,
+                &mut workspace,
+                &name,
+                &format!("oci://{reference}"),
+                &fetched,
+                allow_downgrade,
+            )
         }
         Verb::Push { name, reference } => {
             let Some(kept) = workspace.lock.catalogs.get(&name) else {
@@ -158,7 +169,11 @@ fn ls(ctx: &Context, workspace: &Workspace) -> anyhow::Result<Exit> {
     Ok(Exit::Ok)
 }
 
-async fn fetch(ctx: &Context, workspace: &Workspace, reference: &Reference) -> anyhow::Result<Fetched> {
+async fn fetch(
+    ctx: &Context,
+    workspace: &Workspace,
+    reference: &Reference,
+) -> anyhow::Result<Fetched> {
     let _progress = ctx.progress(format!("fetching {reference}"));
     workspace.fetch(reference).await
 }

@@ -11,7 +11,7 @@ use super::settings;
 use crate::{
     cli::{
         Context, Exit, Reports,
-        audit::{Source, LogLocation, conclude},
+        audit::{LogLocation, Source, conclude},
     },
     plugin_dev::{Answered, PluginCall, Verdict, ask, recorded},
 };

@@ -38,7 +38,8 @@ pub async fn inspect(options: &Inspect, ctx: &Context) -> anyhow::Result<Exit> {
 }
 
 fn print(inspection: &Inspection, ctx: &Context) -> anyhow::Result<()> {
-    let Inspection { name, version, description, bytes, sha256, compile_ms, lifetime, .. } = inspection;
+    let Inspection { name, version, description, bytes, sha256, compile_ms, lifetime, .. } =
+        inspection;
     ctx.line(format!("{name} {version}: {description}"))?;
     ctx.line(format!("  from      {}", inspection.path.display()))?;
     ctx.line(format!("  size      {bytes} bytes, compiled in {compile_ms} ms"))?;

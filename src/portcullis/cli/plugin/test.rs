@@ -9,7 +9,7 @@ use crate::{
         Context, Exit, Usage,
         cases::{CaseResult, count, print_report},
     },
-    plugin_dev::{Hook, CaseReport, run_cases},
+    plugin_dev::{CaseReport, Hook, run_cases},
 };
 use portcullis_policy::Finding;
 

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::{check::read_tools, check::tools_of, count, engine, replay::decisions};
 use crate::cli::{
     Context, Exit,
-    audit::{Source, LogLocation, conclude},
+    audit::{LogLocation, Source, conclude},
 };
 use portcullis_audit::Filter;
 use portcullis_policy::{Revision, Stated};

@@ -7,11 +7,11 @@ use serde::Serialize;
 use super::{engine, in_force};
 use crate::cli::{
     Context, Exit,
-    audit::{Source, LogLocation, conclude},
+    audit::{LogLocation, Source, conclude},
 };
 use portcullis_audit::record::{self, Entry, Record};
-use portcullis_policy::{Condition, Explanation, Near, ReadValue, PolicyResult, Verdict};
-use portcullis_policy_tools::{SkipReason, Recorded};
+use portcullis_policy::{Condition, Explanation, Near, PolicyResult, ReadValue, Verdict};
+use portcullis_policy_tools::{Recorded, SkipReason};
 use portcullis_protocol::{names::DecisionId, refusal::Code};
 
 /// Options of the verb.

@@ -11,7 +11,7 @@ use anyhow::Context as _;
 use super::{count, replay::decisions};
 use crate::cli::{
     Context, Exit, Reports, Usage,
-    audit::{Source, LogLocation, FilterArgs, conclude},
+    audit::{FilterArgs, LogLocation, Source, conclude},
 };
 use portcullis_policy_tools::{Learned, Learner};
 

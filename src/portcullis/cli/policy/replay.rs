@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::{count, engine};
 use crate::cli::{
     Context, Exit,
-    audit::{Source, LogLocation, FilterArgs, conclude},
+    audit::{FilterArgs, LogLocation, Source, conclude},
 };
 use portcullis_audit::{Filter, Order, PAGE_MAX, Query, record::Entry};
 use portcullis_policy::{Revision, Verdict};

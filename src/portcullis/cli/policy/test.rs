@@ -10,7 +10,7 @@ use crate::cli::{
     cases::{CaseResult, count, print_report},
 };
 use portcullis_policy::Finding;
-use portcullis_policy_tools::{Coverage, CaseReport, run_cases};
+use portcullis_policy_tools::{CaseReport, Coverage, run_cases};
 
 /// Options of the verb.
 #[derive(Debug, clap::Args)]

@@ -4,7 +4,7 @@ use anyhow::bail;
 
 use crate::cli::{
     Context, Exit, Usage,
-    adding::{Offer, AddOptions, still_off, take},
+    adding::{AddOptions, Offer, still_off, take},
     catalog::{Fetched, Workspace, only_one},
 };
 use portcullis_catalog::{
@@ -162,7 +162,8 @@ fn keep(
     let again: Vec<&String> = before.filter(|one| new.servers.contains(one)).collect();
     for server in again {
         let mut was = old.settings.get(server).cloned().unwrap_or_default();
-        let gone = loaded.map_or_else(Vec::new, |loaded| drop_unknown_settings(loaded, server, &mut was));
+        let gone =
+            loaded.map_or_else(Vec::new, |loaded| drop_unknown_settings(loaded, server, &mut was));
         let told =
             |key| format!("{server}: {key}: no longer set, since the server does not have it");
         changes.extend(gone.into_iter().map(told));

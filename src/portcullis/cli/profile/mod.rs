@@ -108,7 +108,15 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
                 let _progress = ctx.progress(format!("pulling {reference}"));
                 workspace.artifact(&reference, &[PROFILE]).await?
             };
-            import::run(ctx, &mut workspace, fetched, &format!("oci://{reference}"), name, &add_options).await
+            import::run(
+                ctx,
+                &mut workspace,
+                fetched,
+                &format!("oci://{reference}"),
+                name,
+                &add_options,
+            )
+            .await
         }
     }
 }

@@ -23,7 +23,11 @@ pub(super) struct ServerSelection {
 }
 
 /// Locks images.
-pub(super) async fn lock(ctx: &Context, selection: &ServerSelection, mode: LockMode) -> anyhow::Result<Exit> {
+pub(super) async fn lock(
+    ctx: &Context,
+    selection: &ServerSelection,
+    mode: LockMode,
+) -> anyhow::Result<Exit> {
     let loaded = ctx.load()?;
     let rows = manage::lock(ctx, &loaded, &selection.servers, mode).await?;
     print_report(ctx, &rows, mode.is_dry())

@@ -122,7 +122,8 @@ fn decide_launch(
         &loaded.base,
     )
     .map_err(|found| found.to_string().lines().next().unwrap_or_default().to_owned())?;
-    let start = Start { server, program, url: settings.url.as_deref(), secrets: launch_secrets(settings) };
+    let start =
+        Start { server, program, url: settings.url.as_deref(), secrets: launch_secrets(settings) };
     let decision = |Part { action, target, outcome }| PartDecision {
         action: action.as_str(),
         target,

@@ -9,7 +9,7 @@ mod run;
 mod stubs;
 mod verdict;
 
-pub use run::{Hook, CaseReport, Report, run};
+pub use run::{CaseReport, Hook, Report, run};
 
 pub(super) use file::Case;
 pub(super) use message::{message, sound};

@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use super::{
     StubServices,
-    expand::{MessageSequence, CaseMessage, Span, expand},
+    expand::{CaseMessage, MessageSequence, Span, expand},
     file::{Case, Document},
     message::message,
     verdict::{CaseOutcome, misses, taken},
@@ -287,7 +287,12 @@ impl Runner<'_> {
         }
     }
 
-    async fn ask(&mut self, compiled: &Compiled, plugin: &Plugin, message: &Message) -> CaseOutcome {
+    async fn ask(
+        &mut self,
+        compiled: &Compiled,
+        plugin: &Plugin,
+        message: &Message,
+    ) -> CaseOutcome {
         let met = meeting(compiled, message);
         if met.is_empty() {
             let why = format!(

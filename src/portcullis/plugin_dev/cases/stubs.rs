@@ -38,7 +38,10 @@ impl StubServices {
     /// Returns the effects since the previous call.
     pub fn take(&self) -> SideEffects {
         let mut state = self.0.lock();
-        SideEffects { counts: std::mem::take(&mut state.counts), lines: std::mem::take(&mut state.lines) }
+        SideEffects {
+            counts: std::mem::take(&mut state.counts),
+            lines: std::mem::take(&mut state.lines),
+        }
     }
 }
 

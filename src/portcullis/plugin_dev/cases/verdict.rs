@@ -120,12 +120,18 @@ pub fn misses(
         collector.verdict(one, verdict);
     }
     if let Some(counts) = &case.counts {
-        let shown: Vec<_> = side_effects.counts.iter().map(|(name, by)| format!("{name}: {by}")).collect();
+        let shown: Vec<_> =
+            side_effects.counts.iter().map(|(name, by)| format!("{name}: {by}")).collect();
         let shown = match shown.is_empty() {
             true => "counts nothing".to_owned(),
             false => format!("counts {}", shown.join(", ")),
         };
-        collector.hold(counts, counts.value == side_effects.counts, "counts something else", &shown);
+        collector.hold(
+            counts,
+            counts.value == side_effects.counts,
+            "counts something else",
+            &shown,
+        );
     }
     if let Some(logs) = &case.logs {
         let found = side_effects.lines.iter().any(|line| line.contains(&logs.value));

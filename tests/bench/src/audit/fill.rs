@@ -12,7 +12,7 @@ use std::{
 
 use futures_util::future::try_join_all;
 use jiff::{SignedDuration, Timestamp};
-use portcullis_audit::{Audit, Conclusion, Intent, Options, Outcome, Refused, DecisionContext};
+use portcullis_audit::{Audit, Conclusion, DecisionContext, Intent, Options, Outcome, Refused};
 use portcullis_protocol::{
     exchange::{Direction, Exchange, Method, Payload, Revision, Target, Transport},
     identity::{Principal, PrincipalKind},
@@ -180,7 +180,8 @@ pub fn fill(dir: &Path, records: u64, calendar: &Calendar) -> anyhow::Result<()>
                         call.target = Target::Tool { name: "delete_all".into(), tool: None };
                         let refusal = Refusal::new(Code::PolicyDenied, "not allowed")
                             .rule(rule("nothing-is-deleted", 31));
-                        let refused = Refused::of(&call, &refusal, DecisionContext::default(), audit.key());
+                        let refused =
+                            Refused::of(&call, &refusal, DecisionContext::default(), audit.key());
                         audit.refused(refused).await?;
                         continue;
                     }

@@ -86,8 +86,11 @@ pub(super) async fn of(ctx: &Context, loaded: &Loaded, args: &K8s) -> anyhow::Re
     }
     if let Err(unfit) = workload.manifests() {
         let pointer = match &unfit {
-            portcullis_kubernetes::ManifestError::Capability(_) => format!("{at}/hardening/cap-add"),
-            portcullis_kubernetes::ManifestError::Root(..) | portcullis_kubernetes::ManifestError::Proxy(_) => {
+            portcullis_kubernetes::ManifestError::Capability(_) => {
+                format!("{at}/hardening/cap-add")
+            }
+            portcullis_kubernetes::ManifestError::Root(..)
+            | portcullis_kubernetes::ManifestError::Proxy(_) => {
                 format!("{at}/hardening/user")
             }
             portcullis_kubernetes::ManifestError::Key(_) => format!("{at}/headers"),

@@ -1,6 +1,6 @@
 //! Profile of a server in words.
 
-use super::{ServerFacts, Permission, line};
+use super::{Permission, ServerFacts, line};
 use portcullis_config::Loaded;
 use portcullis_protocol::names::ServerName;
 use portcullis_runtime::{
