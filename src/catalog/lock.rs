@@ -83,7 +83,7 @@ pub struct ServerPin {
 impl ServerPin {
     /// Whether deliveries only go to the destinations from when the server was added.
     #[must_use]
-    pub fn goes_there(&self, destination: &[String]) -> bool {
+    pub fn has_same_destinations(&self, destination: &[String]) -> bool {
         destination.iter().all(|place| self.destination.contains(place))
     }
 

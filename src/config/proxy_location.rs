@@ -32,7 +32,7 @@ pub struct Unreadable;
 
 /// Reads these settings from a file, whatever else is invalid in it. Settings that are certainly
 /// absent have their defaults.
-pub fn whereabouts(path: &Path) -> ProxyLocation {
+pub fn proxy_location(path: &Path) -> ProxyLocation {
     match read(path) {
         Ok(text) => of_text(path, &text),
         Err(_) => {
@@ -186,9 +186,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("c.toml");
         let nothing = ProxyLocation { state_dir: None, socket: None, engine: Ok(None) };
-        assert_eq!(whereabouts(&path), nothing);
+        assert_eq!(proxy_location(&path), nothing);
         std::fs::write(&path, b"state-dir = '\xff'").unwrap();
-        assert_eq!(whereabouts(&path), ProxyLocation { engine: Err(Unreadable), ..nothing });
+        assert_eq!(proxy_location(&path), ProxyLocation { engine: Err(Unreadable), ..nothing });
     }
 
     #[test]

@@ -138,7 +138,7 @@ impl Clients {
     pub(crate) async fn note_client(&self, caller: &Caller) {
         // If the log is unavailable, the client's next message tries again. No message waits for it
         // twice.
-        if !self.recorder.audit.is_well() {
+        if !self.recorder.audit.is_healthy() {
             return;
         }
         let Some(new) = self.recent.enter(caller) else { return };

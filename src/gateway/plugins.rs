@@ -253,7 +253,7 @@ impl HostServices for PluginServices {
 
     fn may_reach(&self, plugin: &str, host: &str, port: u16) -> Result<(), String> {
         // A refusal for the missing record could not undo the plugin's request.
-        if !self.recorder().is_some_and(|recorder| recorder.audit.is_well()) {
+        if !self.recorder().is_some_and(|recorder| recorder.audit.is_healthy()) {
             return Err("requests are refused while the audit log accepts no records".into());
         }
         let resource = Resource::Host { name: host, port };

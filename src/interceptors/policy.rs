@@ -142,7 +142,7 @@ impl PolicyVisibility<'_> {
 
     /// Whether this principal could call a tool of which only the name is known, whatever the
     /// server claims. Checked before a server is started to look for the tool.
-    pub fn conceivable(&self, server: &ServerName, name: &str) -> bool {
+    pub fn may_be_callable(&self, server: &ServerName, name: &str) -> bool {
         let could = |claims| {
             self.view.could_allow(Action::CallTool, &Resource::Tool { server, name, claims })
         };

@@ -75,7 +75,7 @@ impl Plugin {
                 (Instances::Kept(sessions.clone()), sessions)
             }
         };
-        template.shares.ask_for_room(Arc::downgrade(&room));
+        template.shares.register_evictable(Arc::downgrade(&room));
         let inner = Inner { template, breaker: Arc::default(), instances };
         Self { inner: Arc::new(inner), manifest, sha256, signed_by }
     }

@@ -123,7 +123,7 @@ impl Quotas {
     }
 
     /// Registers a holder of idle instances.
-    pub fn ask_for_room(&self, room: Weak<dyn Evictable>) {
+    pub fn register_evictable(&self, room: Weak<dyn Evictable>) {
         let _ = self.room.set(room);
     }
 

@@ -10,7 +10,7 @@ use portcullis_oci::{Client, Descriptor, Digest, Error as Registry, Reference};
 use crate::{
     By, Provenance, Rejected, Rejection, Signed, Trust,
     candidate::{Candidate, is_artifact, is_layer},
-    evaluate::weigh,
+    evaluate::evaluate,
     rejection::words,
 };
 
@@ -107,7 +107,7 @@ impl Search<'_> {
             }
             for (layer, bytes) in blobs {
                 let weighed = Candidate::read(&layer, &bytes)
-                    .and_then(|candidate| weigh(&candidate, self.image, self.trust));
+                    .and_then(|candidate| evaluate(&candidate, self.image, self.trust));
                 match weighed {
                     Ok((what, by)) => {
                         let signed = |by: By| Signed { by, what: what.clone(), at };

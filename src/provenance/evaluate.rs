@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// What a candidate proves about this image, and who signed it.
-pub(crate) fn weigh(
+pub(crate) fn evaluate(
     candidate: &Candidate,
     image: Digest,
     trust: &Trust,

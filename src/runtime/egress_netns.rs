@@ -74,7 +74,7 @@ pub struct EgressContext {
 /// Provides the gate that decides a server's egress.
 pub trait EgressGates: Send + Sync {
     /// Gate for one start of a server.
-    fn gate(&self, reacher: EgressContext) -> Arc<dyn Gate>;
+    fn gate(&self, egress_context: EgressContext) -> Arc<dyn Gate>;
 }
 
 /// Refuses all egress, for programs that do not start servers.

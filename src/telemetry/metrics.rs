@@ -462,7 +462,7 @@ impl Metrics {
     }
 
     /// An instance of a server ended after a failed health check.
-    pub fn server_unwell(&self, server: &ServerName) {
+    pub fn server_unhealthy(&self, server: &ServerName) {
         self.unwell.get_or_create(&ServerLabels { server: server.into() }).inc();
     }
 

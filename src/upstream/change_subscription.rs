@@ -48,19 +48,19 @@ pub(super) struct Granted {
 /// Starts the task that keeps the subscription open until the task or the link ends.
 pub(super) fn begin(
     link: Arc<dyn ServerTransport>,
-    greeting: &Handshake,
+    handshake: &Handshake,
     sink: MessageSink,
     wanted: watch::Receiver<WantedResources>,
     granted: watch::Sender<Granted>,
 ) -> AbortOnDropHandle<()> {
-    let listener = Listener { lists: lists(greeting), link, sink, wanted, granted };
+    let listener = Listener { lists: lists(handshake), link, sink, wanted, granted };
     AbortOnDropHandle::new(tokio::spawn(listener.run()))
 }
 
 /// Filter members of the lists whose changes the server reports (`listChanged`).
-fn lists(greeting: &Handshake) -> Vec<&'static str> {
+fn lists(handshake: &Handshake) -> Vec<&'static str> {
     let has = |capability: &str| {
-        let capabilities = &greeting.words.value()["capabilities"];
+        let capabilities = &handshake.words.value()["capabilities"];
         capabilities[capability]["listChanged"] == Value::Bool(true)
     };
     [
@@ -287,12 +287,12 @@ mod tests {
         let caps = Caps { bytes: 1 << 14, depth: 9, nodes: 1_000, keys: 1_000, object_keys: 1_000 };
         let link = Arc::new(StdioTransport::new(stdin, stdout, caps, sink.clone()));
         let words = json!({ "capabilities": capabilities }).to_string();
-        let greeting =
+        let handshake =
             Handshake { revision: Revision::LATEST_MODERN, words: Payload::new(words.into()) };
         let (wanted, granted) = (watch::Sender::default(), watch::Sender::default());
         let server = Server { lines: BufReader::new(server_in).lines(), stdout: server_out };
         let (changes, answers) = (wanted.subscribe(), granted.subscribe());
-        let listening = begin(link, &greeting, sink, changes, granted);
+        let listening = begin(link, &handshake, sink, changes, granted);
         SubscriptionState { server, unrouted, wanted, granted: answers, listening }
     }
 

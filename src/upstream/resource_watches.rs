@@ -83,11 +83,11 @@ impl ResourceWatches {
 
     /// Subscribes an instance after its start to all watched resources.
     pub fn begin(&self, running: &Arc<Running>) {
-        if running.greeting.revision.is_modern() {
+        if running.handshake.revision.is_modern() {
             self.granted.send_replace(Granted::default());
             let listening = change_subscription::begin(
                 running.link.clone(),
-                &running.greeting,
+                &running.handshake,
                 running.sink.clone(),
                 self.wanted.subscribe(),
                 self.granted.clone(),
@@ -130,7 +130,7 @@ impl ResourceWatches {
         let change = change(Method::SUBSCRIBE, uri, timeout);
         let clock = change.clock.clone();
         let work = async {
-            if running.greeting.revision.is_modern() {
+            if running.handshake.revision.is_modern() {
                 self.add(uri)?;
                 watching.takes_back = true;
                 return self.granted(uri).await;

@@ -31,7 +31,7 @@ pub struct Running {
     pub(super) sink: MessageSink,
     /// Task that keeps the subscription to changes open.
     pub(super) listening: Mutex<Option<AbortOnDropHandle<()>>>,
-    pub greeting: Arc<Handshake>,
+    pub handshake: Arc<Handshake>,
     pub(super) definitions: Arc<Definitions>,
     pub(super) process: Option<Arc<dyn Handle>>,
     pub(super) exit: Arc<OnceLock<Exit>>,
@@ -242,7 +242,7 @@ pub(super) mod tests {
             link: Arc::new(Fake { answers }),
             sink,
             listening: Mutex::default(),
-            greeting: Arc::new(Handshake {
+            handshake: Arc::new(Handshake {
                 revision: Revision::LATEST_LEGACY,
                 words: Payload::new(words),
             }),

@@ -32,7 +32,7 @@ use crate::{
 };
 use portcullis_protocol::names::DecisionId;
 
-use open::{broken, identify, lock, open_shelf, unfit};
+use open::{broken, identify, lock, open_segment_set, unfit};
 pub use options::{Clock, Options, Scrub};
 pub use reader::Reader;
 
@@ -130,7 +130,8 @@ impl Audit {
         let signed = proof::signed_digest_key(dir, state);
         let key = DigestKey::open(dir, cipher.as_deref(), signed).map_err(broken(dir))?;
         let unavailable = |fault| Unavailable::of(fault, dir.to_owned(), options.reserve);
-        let (opened, fork) = open_shelf(dir, state, &key, cipher.as_ref()).map_err(unavailable)?;
+        let (opened, fork) =
+            open_segment_set(dir, state, &key, cipher.as_ref()).map_err(unavailable)?;
         let segment_set = opened.segment_set.clone();
         let rotated = match &cipher {
             Some(cipher) => {
@@ -302,7 +303,7 @@ impl Audit {
     }
 
     /// Whether the store accepted the last record.
-    pub fn is_well(&self) -> bool {
+    pub fn is_healthy(&self) -> bool {
         self.inner.well.load(Ordering::Relaxed)
     }
 

@@ -55,7 +55,7 @@ pub(super) fn lock(dir: &Path, deadline: Duration) -> Result<Lock, Unavailable> 
 
 /// Opens the files of a store for writing. Also returns the reason, if any, not to sign: the
 /// tree does not continue what was signed last, or contradicts the records.
-pub(super) fn open_shelf(
+pub(super) fn open_segment_set(
     dir: &Path,
     state: &Path,
     key: &DigestKey,

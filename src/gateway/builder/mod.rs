@@ -164,7 +164,7 @@ impl GatewayBuilder {
                 digests: Default::default(),
                 known: Some(config.state_dir.join(KNOWN_FOLDER)),
                 images: Arc::new(loaded.images()),
-                outward: Arc::new(EgressPolicy(plugin_services.clone())),
+                egress_gates: Arc::new(EgressPolicy(plugin_services.clone())),
                 signatures,
                 dismissed: Default::default(),
                 looks: FairSemaphore::one_each(),

@@ -68,9 +68,9 @@ pub async fn serve(
 async fn take(client: &Arc<Connection>, line: Bytes) -> Result<(), Rejected> {
     let call_permit = client.proxy.admission.acquire_within(&client.principal, PATIENCE).await?;
     let line = client.proxy.admission.arrived(&client.principal, line)?;
-    if let Some(greeting) = client.take(line, call_permit, None).await? {
+    if let Some(initialize_task) = client.take(line, call_permit, None).await? {
         // All later messages belong to its session.
-        let _ = greeting.await;
+        let _ = initialize_task.await;
     }
     Ok(())
 }

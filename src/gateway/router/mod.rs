@@ -88,8 +88,11 @@ impl Router {
                 true => prefixes.iter().filter(|other| *other != own).cloned().collect(),
                 false => Vec::new(),
             };
-            let kept = before.get(&server.name).filter(|server_lists| server_lists.is_of(&server, &others));
-            let server_lists = kept.cloned().unwrap_or_else(|| ServerLists::new(server.clone(), others));
+            let kept = before
+                .get(&server.name)
+                .filter(|server_lists| server_lists.is_of(&server, &others));
+            let server_lists =
+                kept.cloned().unwrap_or_else(|| ServerLists::new(server.clone(), others));
             (server.name.clone(), server_lists)
         });
         self.lists_by_server.store(Arc::new(lists_by_server.collect()));
@@ -98,7 +101,12 @@ impl Router {
     /// The servers of a view.
     pub fn servers(&self, view: &View) -> Vec<Arc<Server>> {
         match view {
-            View::All => self.lists_by_server.load().values().map(|server_lists| server_lists.server.clone()).collect(),
+            View::All => self
+                .lists_by_server
+                .load()
+                .values()
+                .map(|server_lists| server_lists.server.clone())
+                .collect(),
             View::One(name) => self.server(name).into_iter().collect(),
         }
     }
@@ -243,7 +251,9 @@ impl Router {
         let lists_by_server = self.lists_by_server.load_full();
         lists_by_server
             .values()
-            .filter_map(|server_lists| Some((server_lists.clone(), tool_names::inner(server_lists.prefix(), outer)?)))
+            .filter_map(|server_lists| {
+                Some((server_lists.clone(), tool_names::inner(server_lists.prefix(), outer)?))
+            })
             .max_by_key(|(server_lists, _)| server_lists.prefix().len())
     }
 
@@ -281,7 +291,9 @@ impl Router {
         };
         let Some(outer) = reference.string("name") else { return nothing() };
         let (server, name) = match (server, self.by_prefix(&outer)) {
-            (None, Some((server_lists, inner))) => (Some(server_lists.server.name.clone()), inner.to_owned()),
+            (None, Some((server_lists, inner))) => {
+                (Some(server_lists.server.name.clone()), inner.to_owned())
+            }
             (server, _) => (server, outer),
         };
         match is_prompt {
@@ -299,7 +311,8 @@ impl Router {
         sight: &dyn Visibility,
         could: impl Fn(&ServerName, &str) -> bool,
     ) -> Result<(Arc<ServerLists>, String, Option<Arc<Definition>>), Refusal> {
-        let (server_lists, name) = self.owner((client, view), outer, ListKind::Prompts, sight).await?;
+        let (server_lists, name) =
+            self.owner((client, view), outer, ListKind::Prompts, sight).await?;
         // Policy compares names exactly, but a server may not.
         let mut prompt = None;
         if could(&server_lists.server.name, &name) {
@@ -340,7 +353,8 @@ impl Router {
         let (seen, unseen): (Vec<_>, Vec<_>) =
             readable.partition(|server_lists| sight.server(&server_lists.server.name));
         let candidates = seen.into_iter().chain(unseen);
-        let candidates = candidates.map(|server_lists| server_lists.of(client, ListKind::Resources));
+        let candidates =
+            candidates.map(|server_lists| server_lists.of(client, ListKind::Resources));
         let candidates = join_all(candidates).await;
         let mut lists: FuturesOrdered<_> = candidates
             .iter()
@@ -351,7 +365,9 @@ impl Router {
                 return Ok(server_lists.server.clone());
             }
         }
-        let lists = join_all(candidates.iter().map(|server_lists| last(server_lists, ListKind::Templates))).await;
+        let lists =
+            join_all(candidates.iter().map(|server_lists| last(server_lists, ListKind::Templates)))
+                .await;
         let mut first: Option<(&Arc<ServerLists>, Arc<MergedNames>)> = None;
         for (server_lists, list) in candidates.iter().zip(lists) {
             let Some(list) = list else { continue };
@@ -382,11 +398,10 @@ impl Router {
             return Ok(server_lists.server.clone());
         }
         if unlisted == UnlistedResource::ToOnlyServer {
-            let able = join_all(
-                candidates
-                    .iter()
-                    .map(async |server_lists| may_have_resources(server_lists, client.revision).await),
-            );
+            let able =
+                join_all(candidates.iter().map(async |server_lists| {
+                    may_have_resources(server_lists, client.revision).await
+                }));
             let able = candidates.iter().zip(able.await).filter(|(_, able)| *able);
             if let [(server_lists, _)] = able.collect::<Vec<_>>()[..] {
                 return Ok(server_lists.server.clone());
@@ -399,13 +414,16 @@ impl Router {
     /// Requests missing lists from their servers again, since the cause may be over. Listeners are
     /// notified of lists that are complete again.
     pub fn refetch_missing(&self) {
-        self.lists_by_server.load().values().for_each(|server_lists| server_lists.refetch_missing());
+        self.lists_by_server
+            .load()
+            .values()
+            .for_each(|server_lists| server_lists.refetch_missing());
     }
 
     /// The merged name of a server's item.
-    pub fn outward(&self, server: &ServerName, name: &str) -> String {
+    pub fn merged_name(&self, server: &ServerName, name: &str) -> String {
         match self.lists_by_server.load().get(server) {
-            Some(server_lists) => tool_names::outward(server_lists.prefix(), name),
+            Some(server_lists) => tool_names::merged_name(server_lists.prefix(), name),
             None => name.to_owned(),
         }
     }
@@ -426,8 +444,9 @@ impl Router {
             Some(server) => server_lists.server.name == *server,
             None => *view == View::All && sight.server(&server_lists.server.name),
         });
-        let lists: Vec<_> =
-            lists_by_server.filter_map(|server_lists| server_lists.known_of(client).known(offer)).collect();
+        let lists: Vec<_> = lists_by_server
+            .filter_map(|server_lists| server_lists.known_of(client).known(offer))
+            .collect();
         // Clients often omit the prefix. Jaro-Winkler rates `notes__read` unlike `read`.
         let entries = lists.iter().flat_map(|list| list.entries());
         let unprefixed = entries.filter(|entry| *view == View::All && entry.item.name == name);
@@ -463,8 +482,8 @@ enum UnlistedResource {
 
 /// Whether a server could have resources: not if its last handshake declares none.
 async fn may_have_resources(server_lists: &ServerLists, client: Revision) -> bool {
-    let Some(greeting) = server_lists.server.greeting(client).await else { return true };
-    let resources = greeting.words.value().pointer("/capabilities/resources");
+    let Some(handshake) = server_lists.server.handshake(client).await else { return true };
+    let resources = handshake.words.value().pointer("/capabilities/resources");
     resources.is_some_and(|resources| !resources.is_null())
 }
 

@@ -117,7 +117,7 @@ impl Router {
                 if !sight.item(offer, item) || self.shown_before(&parts, part, offer, name, sight) {
                     continue;
                 }
-                let text = outward(item, offer, name);
+                let text = with_merged_name(item, offer, name);
                 if let Some(last) = last.take()
                     && (page.items.len() >= room.items.max(1) || text.len() > left)
                 {
@@ -163,7 +163,8 @@ impl Router {
         {
             let Some(own) = server_lists.known(offer) else { continue };
             let mut shared: HashMap<&ServerName, usize> = HashMap::new();
-            let earlier = || lists_by_server.values().take_while(|other| other.server.name != *server);
+            let earlier =
+                || lists_by_server.values().take_while(|other| other.server.name != *server);
             let earlier: Vec<_> = earlier()
                 .filter_map(|other| Some((&other.server.name, other.known(offer)?)))
                 .collect();
@@ -187,7 +188,7 @@ impl Router {
 }
 
 /// An item's text with its name in the list.
-fn outward(item: &Definition, offer: ListKind, name: &str) -> Bytes {
+fn with_merged_name(item: &Definition, offer: ListKind, name: &str) -> Bytes {
     if item.name == name {
         return item.definition.raw().clone();
     }

@@ -68,7 +68,7 @@ impl Servers {
         Some(match event {
             ServerEvent::Launching(..) | ServerEvent::Flush(_) => return None,
             ServerEvent::Unwell => {
-                self.recorder.metrics.server_unwell(name);
+                self.recorder.metrics.server_unhealthy(name);
                 return None;
             }
             ServerEvent::Started(started) => {

@@ -183,7 +183,7 @@ impl Learner {
     /// # Errors
     /// If the policies cannot be formatted.
     pub fn finish(mut self, file: &str) -> Result<Learned, Vec<Finding>> {
-        self.greet();
+        self.permit_connect();
         let policies = write::policies(&self);
         let policies = super::format(std::path::Path::new(file), &policies)?;
         let permitted = |(access, name): &(Access, String)| {
@@ -203,7 +203,7 @@ impl Learner {
     }
 
     /// Adds permits for `connect`, without which lists would not show what clients may use.
-    fn greet(&mut self) {
+    fn permit_connect(&mut self) {
         let used: BTreeSet<(PrincipalIdentity, String)> = self
             .uses
             .keys()

@@ -98,7 +98,7 @@ pub(super) async fn find(ctx: &Context) -> anyhow::Result<Located> {
         Ok(loaded) => return Ok(Located::with(loaded).await),
         Err(wrong) => wrong,
     };
-    let ProxyLocation { state_dir, socket, .. } = portcullis_config::whereabouts(&ctx.config);
+    let ProxyLocation { state_dir, socket, .. } = portcullis_config::proxy_location(&ctx.config);
     if let Some(proxy) = Client::find_at(state_dir.as_deref(), socket.as_deref()).await {
         if let Some(first) = wrong.0.first() {
             let line = first.position().map_or_else(String::new, |(line, _)| format!(":{line}"));

@@ -213,7 +213,7 @@ async fn tools(
             Located::Running(proxy, _) => {
                 proxy.get_json(&format!("/v1/servers/{name}/tools")).await?
             }
-            Located::Alone(loaded) => alone(&loaded, name).await?,
+            Located::Alone(loaded) => in_new_proxy(&loaded, name).await?,
         }
     };
     let tools = listed["tools"].as_array().map(Vec::as_slice).unwrap_or_default();
@@ -232,7 +232,7 @@ async fn tools(
 }
 
 /// Starts a proxy for one request.
-async fn alone(loaded: &Loaded, name: &ServerName) -> anyhow::Result<Value> {
+async fn in_new_proxy(loaded: &Loaded, name: &ServerName) -> anyhow::Result<Value> {
     let assembly = GatewayBuilder::of(loaded).await.map_err(reported)?;
     let _claim = admin::Server::bind(&loaded.config.state_dir)?;
     let (proxy, _watcher) = assembly.start(loaded, Purpose::Serve).await.map_err(reported)?;

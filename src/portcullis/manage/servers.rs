@@ -57,7 +57,7 @@ pub async fn launcher(loaded: &Loaded) -> Launcher {
         known: None,
         digests: Default::default(),
         images: std::sync::Arc::new(loaded.images()),
-        outward: std::sync::Arc::new(portcullis_runtime::egress_netns::DenyAllEgress),
+        egress_gates: std::sync::Arc::new(portcullis_runtime::egress_netns::DenyAllEgress),
         signatures: Default::default(),
         dismissed: Default::default(),
         looks: portcullis_foundation::fair_semaphore::FairSemaphore::one_each(),

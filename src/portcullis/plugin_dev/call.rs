@@ -13,7 +13,7 @@ use serde_json::{Map, Value, value::RawValue};
 
 use super::{
     UserError,
-    cases::{Case, StubServices, about, granted, meeting, message, sound, taken},
+    cases::{Case, StubServices, about, granted, matching_hooks, message, sound, taken},
 };
 use portcullis_plugin_host::{
     Compiled, Decision, Direction, Inspection, Message, Phase, Pin, PluginHost, Principal,
@@ -206,7 +206,7 @@ pub async fn ask(
         micros: 0,
         memory: 0,
     };
-    if meeting(&compiled, &message).is_empty() {
+    if matching_hooks(&compiled, &message).is_empty() {
         return Ok(answered);
     }
     if let (Some(state), Some(values)) = (&case.state, plugin.values()) {

@@ -143,14 +143,14 @@ impl Line {
     ) -> Result<Reply, CallError> {
         let response = self.wire.post(text, self.call_headers(call)?).await?;
         let status = response.status();
-        let greeting = call.method.as_str() == Method::INITIALIZE;
-        if greeting
+        let is_initialize = call.method.as_str() == Method::INITIALIZE;
+        if is_initialize
             && status.is_success()
             && let Some(session) = response.headers().get(SESSION)
         {
             *self.wire.session.write() = Some(session.clone());
         }
-        if !greeting && status.as_u16() == 404 && self.wire.session.read().is_some() {
+        if !is_initialize && status.as_u16() == 404 && self.wire.session.read().is_some() {
             self.forgotten();
             return Err(CallError::Forgotten);
         }
@@ -159,7 +159,7 @@ impl Line {
                 "it answered {status}: check the server's `headers` in the config"
             )));
         }
-        if greeting && matches!(status.as_u16(), 400 | 404 | 405) {
+        if is_initialize && matches!(status.as_u16(), 400 | 404 | 405) {
             return self.refused_handshake(begun, response).await;
         }
         match content_type(&response).as_str() {

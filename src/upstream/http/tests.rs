@@ -88,9 +88,9 @@ impl Remote {
     /// A transport with a session of the latest legacy revision, without a standalone stream.
     async fn session(&mut self) -> (Arc<Http>, mpsc::Receiver<UnroutedMessage>) {
         let (line, unrouted) = self.line(None);
-        let greeting = start(&line, call(Method::INITIALIZE));
+        let handshake = start(&line, call(Method::INITIALIZE));
         self.next().await.result(&[("mcp-session-id", "s1")]);
-        assert!(matches!(soon(greeting).await.unwrap(), Ok(Reply::Result(_))));
+        assert!(matches!(soon(handshake).await.unwrap(), Ok(Reply::Result(_))));
         line.agreed(Revision::LATEST_LEGACY);
         (line, unrouted)
     }
@@ -322,10 +322,10 @@ async fn a_stream_that_cannot_be_taken_up_again_is_opened_anew() {
 async fn a_greeting_that_is_not_taken_begins_no_session() {
     let mut remote = Remote::start().await;
     let (line, _unrouted) = remote.line(None);
-    let greeting = start(&line, call(Method::INITIALIZE));
+    let handshake = start(&line, call(Method::INITIALIZE));
     let refused = Response::builder().status(404).header("mcp-session-id", "s1");
     let _ = remote.next().await.reply.send(refused.body(Body::empty()).unwrap());
-    assert!(matches!(soon(greeting).await.unwrap(), Err(CallError::Unavailable(_))));
+    assert!(matches!(soon(handshake).await.unwrap(), Err(CallError::Unavailable(_))));
     assert!(line.older_transport_suspected() && line.dead().is_none());
 }
 

@@ -249,7 +249,7 @@ impl Front {
     pub(in crate::front) async fn body(&self, peer: &Peer, body: Body) -> Result<Bytes, Refusal> {
         let incoming = self.proxy.admission.incoming(&peer.principal);
         let text = request_checks::body(body, self.proxy.request_caps().bytes, incoming).await?;
-        match self.keyring.still_knows(&peer.principal) {
+        match self.keyring.is_unchanged(&peer.principal) {
             true => Ok(text),
             false => Err(Refusal::new(Code::Unauthenticated, CLIENT_CHANGED)),
         }

@@ -235,7 +235,7 @@ impl Front {
             _ => None,
         };
         let spoken = request_checks::speaks(&headers, &frame).and_then(|speaks| match speaks {
-            DetectedEra::Greeting(revision) => Ok((revision, None)),
+            DetectedEra::Initialize(revision) => Ok((revision, None)),
             // Its only response is a stream.
             DetectedEra::Modern if !streams && is_listen(&frame) => {
                 Err(request_checks::not_acceptable("text/event-stream"))

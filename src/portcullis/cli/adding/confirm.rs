@@ -31,7 +31,7 @@ impl PlannedServer {
     /// destination, if they are still in the entry.
     pub(super) fn permit_confirmed(&mut self) {
         let destination = self.server.destination();
-        let old = self.old.as_ref().filter(|old| old.goes_there(&destination));
+        let old = self.old.as_ref().filter(|old| old.has_same_destinations(&destination));
         for (name, secret) in self.server.references_mut() {
             secret.permitted |=
                 old.is_some_and(|old| old.confirmed.get(name) == Some(&secret.from));

@@ -68,7 +68,7 @@ pub(super) async fn pin(
 
 /// Rejects an image that was replaced earlier, unless the operator allows it. The author of a
 /// catalog or the publisher of an image could otherwise restore an old version without later fixes.
-pub(super) fn onward(
+pub(super) fn reject_downgrade(
     workspace: &Workspace,
     server: &Server,
     allow_downgrade: bool,

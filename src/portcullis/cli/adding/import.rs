@@ -6,7 +6,7 @@ use anyhow::Context as _;
 
 use super::{
     AddOptions, Offer,
-    image::{onward, pin},
+    image::{pin, reject_downgrade},
     options::SecretFrom,
     planned_server::{PlannedServer, Policies, Replaced},
     policy_files::{self, ConfiguredPolicyFiles},
@@ -141,12 +141,12 @@ impl<'a> Import<'a> {
         }
         self.permit_named(&mut server)?;
         let image = pin(self.ctx, self.workspace, &mut server).await?;
-        onward(self.workspace, &server, add_options.allow_downgrade)?;
+        reject_downgrade(self.workspace, &server, add_options.allow_downgrade)?;
         let mut tools = None;
         if let (Some(old), Some(_)) = (&old, &entry) {
             keep_references(&mut server, old);
             if !self.listed.contains(&server.original) {
-                tools = still_off(&mut server.only, old.tools.as_deref());
+                tools = keep_disabled(&mut server.only, old.tools.as_deref());
             }
         }
         let replaced = match &entry {
@@ -187,7 +187,7 @@ impl<'a> Import<'a> {
             entry: ExistingEntry::of(&text, &name).map_err(unwritten)?.map(|new| new.digest()),
             ..ServerPin::default()
         };
-        let was = until_now(self.workspace, &self.before.config, &name);
+        let was = previous_content(self.workspace, &self.before.config, &name);
         let (perhaps, elsewhere) = (BTreeSet::new(), Vec::new());
         let policies = Policies::Nowhere;
         let mut planned =
@@ -246,7 +246,7 @@ fn keep_references(server: &mut Server, old: &ServerPin) {
 }
 
 /// Keeps disabled tools disabled if the new description enables them. Returns the difference.
-pub fn still_off(only: &mut Option<Vec<String>>, was: Option<&[String]>) -> Option<String> {
+pub fn keep_disabled(only: &mut Option<Vec<String>>, was: Option<&[String]>) -> Option<String> {
     let described = only.clone();
     if let Some(was) = was {
         let both = described.as_deref().unwrap_or(was).iter().filter(|tool| was.contains(tool));
@@ -273,7 +273,7 @@ pub fn still_off(only: &mut Option<Vec<String>>, was: Option<&[String]>) -> Opti
 }
 
 /// Content of a server's image before the import: from the lock file, else from the config.
-fn until_now(workspace: &Workspace, config: &Config, name: &str) -> Option<String> {
+fn previous_content(workspace: &Workspace, config: &Config, name: &str) -> Option<String> {
     if let Some(content) = workspace.lock.servers.get(name).and_then(ServerPin::content) {
         return Some(content.to_owned());
     }

@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use super::export::unlisted;
 use crate::{
     cli::{Context, Exit, Usage, catalog::Workspace},
-    manage::profile_overrides::dressed,
+    manage::profile_overrides::with_overrides,
 };
 use portcullis_catalog::{
     brief,
@@ -77,7 +77,7 @@ pub fn run(
         return Err(Usage(format!("`{}` is none of the profile's servers", brief(server))).into());
     }
     for name in &servers {
-        dressed(&loaded, &profile, name.as_str()).with_context(|| "no profile was made")?;
+        with_overrides(&loaded, &profile, name.as_str()).with_context(|| "no profile was made")?;
     }
     let there = profile.write(&workspace.base, name)?;
     let verb = if there { "replaced" } else { "made" };

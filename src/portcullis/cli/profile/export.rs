@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::{
     cli::{Context, Exit, Usage, catalog::Workspace, config_errors::ConfigErrors},
-    manage::profile_overrides::dressed,
+    manage::profile_overrides::with_overrides,
 };
 use portcullis_catalog::{member, profile_file::Profile, write::left_on_id};
 use portcullis_config::Loaded;
@@ -45,7 +45,7 @@ pub fn content(ctx: &Context, workspace: &Workspace, name: &str) -> anyhow::Resu
     let mut errors = ConfigErrors::of(&loaded);
     let mut notes = Vec::new();
     for server in &profile.servers {
-        let (known, entry) = dressed(&loaded, &profile, server)
+        let (known, entry) = with_overrides(&loaded, &profile, server)
             .with_context(|| format!("the profile `{name}` can't be written for others"))?;
         errors.literals(known, &entry);
         let settings = profile.settings.get(server);

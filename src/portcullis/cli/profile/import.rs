@@ -4,7 +4,7 @@ use anyhow::bail;
 
 use crate::cli::{
     Context, Exit, Usage,
-    adding::{AddOptions, Offer, still_off, take},
+    adding::{AddOptions, Offer, keep_disabled, take},
     catalog::{Fetched, Workspace, only_one},
 };
 use portcullis_catalog::{
@@ -168,7 +168,7 @@ fn keep(
             |key| format!("{server}: {key}: no longer set, since the server does not have it");
         changes.extend(gone.into_iter().map(told));
         let mut now = new.settings.remove(server).unwrap_or_default();
-        let tools = still_off(&mut now.tools, was.tools.as_deref());
+        let tools = keep_disabled(&mut now.tools, was.tools.as_deref());
         changes.extend(tools.map(|tools| format!("{server}: {tools}")));
         let now = Settings { tools: now.tools, ..was };
         if now != Settings::default() {

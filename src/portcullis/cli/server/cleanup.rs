@@ -52,7 +52,7 @@ pub(super) async fn run(ctx: &Context, args: &Args) -> anyhow::Result<Exit> {
     let config = log.as_ref().and_then(Located::loaded).map(|loaded| &loaded.config);
     let host = match config {
         Some(config) => Ok(config.engine.host.clone()),
-        None => portcullis_config::whereabouts(&ctx.config).engine,
+        None => portcullis_config::proxy_location(&ctx.config).engine,
     };
     // For an unreadable config, this is unknown.
     let needs_engine = !matches!(host, Ok(None)) || config.is_none_or(needs_engine);

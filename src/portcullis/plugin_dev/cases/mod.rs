@@ -13,6 +13,6 @@ pub use run::{CaseReport, Hook, Report, run};
 
 pub(super) use file::Case;
 pub(super) use message::{message, sound};
-pub(super) use run::{about, granted, hooks, meeting};
+pub(super) use run::{about, granted, hooks, matching_hooks};
 pub(super) use stubs::StubServices;
 pub(super) use verdict::taken;

@@ -293,7 +293,7 @@ impl Runner<'_> {
         plugin: &Plugin,
         message: &Message,
     ) -> CaseOutcome {
-        let met = meeting(compiled, message);
+        let met = matching_hooks(compiled, message);
         if met.is_empty() {
             let why = format!(
                 "the plugin is not asked about the {} of `{}`",
@@ -332,7 +332,7 @@ pub fn hooks(compiled: &Compiled) -> Vec<Hook> {
 }
 
 /// Hooks of a plugin that match a message.
-pub fn meeting(compiled: &Compiled, message: &Message) -> Vec<Hook> {
+pub fn matching_hooks(compiled: &Compiled, message: &Message) -> Vec<Hook> {
     let half = phase(message.phase);
     let meets =
         |hook: &Hook| hook.phase == half && (hook.event == "*" || hook.event == message.event);

@@ -179,7 +179,7 @@ fn serve(socket: &Path, program: &[OsString]) -> io::Result<()> {
             ended |= running.remove(&pid);
         }
         if ended {
-            end_strays(&running);
+            kill_orphans(&running);
         }
         if running.len() >= MAX_CONNECTIONS {
             continue;
@@ -280,7 +280,7 @@ fn find(program: &OsStr, path: &str) -> Result<PathBuf, Failure> {
 
 /// Kills processes that are below this one and below no connection's process: those left by a
 /// program that killed the process that started it.
-fn end_strays(running: &BTreeSet<Pid>) {
+fn kill_orphans(running: &BTreeSet<Pid>) {
     loop {
         let kept: BTreeSet<Pid> =
             running.iter().flat_map(|one| below(*one)).chain(running.iter().copied()).collect();
