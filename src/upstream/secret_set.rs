@@ -124,7 +124,7 @@ impl SecretSet {
                 unresolved(name, client.clone(), source, what)
             };
             let source: Source = from.parse().map_err(|what| not(None, &what))?;
-            let by = match given.hand_over {
+            let by = match given.delivery {
                 Some(SecretDeliveryMethod::Env) => DeliveryMethod::Environment,
                 Some(SecretDeliveryMethod::File) => DeliveryMethod::File,
                 None => DeliveryMethod::Header,

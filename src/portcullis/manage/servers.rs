@@ -30,7 +30,7 @@ pub fn configured<'a>(
 /// cannot be parsed as a reference.
 pub fn launch_secrets(settings: &portcullis_upstream::config::Server) -> Vec<LaunchSecret<'_>> {
     let all = settings.given().flat_map(|given| {
-        let delivery = match given.hand_over {
+        let delivery = match given.delivery {
             Some(SecretDeliveryMethod::Env) => DeliveredAs::Env,
             Some(SecretDeliveryMethod::File) => DeliveredAs::File,
             None => DeliveredAs::Header,

@@ -224,8 +224,8 @@ fn machine(
 fn secrets(settings: &Server) -> Vec<Value> {
     let all = settings.given().map(|given| {
         let mut told = json!({ "name": given.name, "as": "header" });
-        if let Some(hand_over) = given.hand_over {
-            told["as"] = json!(hand_over);
+        if let Some(delivery) = given.delivery {
+            told["as"] = json!(delivery);
         }
         if !given.by_client.is_empty() {
             told["clients"] = given.by_client.keys().cloned().collect();
@@ -302,7 +302,7 @@ impl Page<'_> {
 
     fn secrets(&self, settings: &Server) -> anyhow::Result<()> {
         let one = |given: SecretBinding<'_>| {
-            let by = match given.hand_over {
+            let by = match given.delivery {
                 Some(SecretDeliveryMethod::Env) => "in its environment",
                 Some(SecretDeliveryMethod::File) => "as a file in memory",
                 None => "a header of ours",

@@ -183,7 +183,7 @@ fn policies(loaded: &Loaded) -> anyhow::Result<Vec<(String, String)>> {
 fn secrets(settings: &Server) -> Vec<Secret> {
     let secrets = settings.secrets.iter().map(|(name, secret)| Secret {
         name: name.clone(),
-        file: secret.hand_over == SecretDeliveryMethod::File,
+        file: secret.delivery == SecretDeliveryMethod::File,
     });
     let headers = settings.headers.keys().map(|name| Secret { name: name.clone(), file: false });
     secrets.chain(headers).collect()
