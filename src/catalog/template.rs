@@ -47,7 +47,7 @@ pub enum TemplateError {
 
 /// A value between filters.
 #[derive(Debug, Clone, PartialEq)]
-enum Filled {
+enum TemplateValue {
     Missing,
     One(String),
     Many(Vec<String>),
@@ -71,9 +71,9 @@ pub(crate) fn fill(
     let terms = terms(template)?;
     if let [Term::Value { path, filters }] = terms.as_slice() {
         return match value(path, filters, values, into, true)? {
-            Filled::Missing => Ok(Vec::new()),
-            Filled::One(text) => Ok(vec![text]),
-            Filled::Many(all) => Ok(all),
+            TemplateValue::Missing => Ok(Vec::new()),
+            TemplateValue::One(text) => Ok(vec![text]),
+            TemplateValue::Many(all) => Ok(all),
         };
     }
     let mut filled = String::new();
@@ -83,9 +83,11 @@ pub(crate) fn fill(
             Term::Value { path, filters } => {
                 // Only a value at the beginning can make it an option; one after `--x=` cannot.
                 match value(path, filters, values, into, at == 0)? {
-                    Filled::Missing => return Err(TemplateError::Missing((*path).to_owned())),
-                    Filled::One(text) => filled.push_str(&text),
-                    Filled::Many(_) => return Err(TemplateError::Kind((*path).to_owned())),
+                    TemplateValue::Missing => {
+                        return Err(TemplateError::Missing((*path).to_owned()));
+                    }
+                    TemplateValue::One(text) => filled.push_str(&text),
+                    TemplateValue::Many(_) => return Err(TemplateError::Kind((*path).to_owned())),
                 }
             }
         }
@@ -134,23 +136,23 @@ fn value(
     values: &Value,
     into: Into,
     first: bool,
-) -> Result<Filled, TemplateError> {
+) -> Result<TemplateValue, TemplateError> {
     let whose = path.split('.').next().unwrap_or("").trim();
     if values.get(whose).is_none() {
         return Err(TemplateError::Others(path.to_owned()));
     }
     let found = path.split('.').try_fold(values, |value, key| value.get(key.trim()));
     let mut filled = match found {
-        None | Some(Value::Null) => Filled::Missing,
-        Some(Value::Array(items)) => Filled::Many(
+        None | Some(Value::Null) => TemplateValue::Missing,
+        Some(Value::Array(items)) => TemplateValue::Many(
             items
                 .iter()
                 .map(|item| scalar(item).ok_or_else(|| TemplateError::Kind(path.to_owned())))
                 .collect::<Result<_, _>>()?,
         ),
         Some(value) => match scalar(value) {
-            Some(text) if text.is_empty() => Filled::Missing,
-            Some(text) => Filled::One(text),
+            Some(text) if text.is_empty() => TemplateValue::Missing,
+            Some(text) => TemplateValue::One(text),
             None => return Err(TemplateError::Kind(path.to_owned())),
         },
     };
@@ -164,7 +166,7 @@ fn value(
     Ok(filled)
 }
 
-impl Filled {
+impl TemplateValue {
     fn texts(&self) -> &[String] {
         match self {
             Self::Missing => &[],
@@ -213,33 +215,35 @@ fn hold(path: &str, text: &str, into: Into, first: bool) -> Result<(), TemplateE
     }
 }
 
-fn filtered(value: Filled, filter: &str) -> Result<Filled, TemplateError> {
+fn filtered(value: TemplateValue, filter: &str) -> Result<TemplateValue, TemplateError> {
     Ok(match filter.split_once(':').map_or((filter, None), |(name, rest)| (name, Some(rest))) {
         ("volume", None) => value.map(|path| format!("{path}:{path}")),
         ("volume-target", None) => value,
         ("into", None) => match value {
-            Filled::Missing => Filled::Missing,
-            Filled::One(text) => Filled::Many(vec![text]),
-            many @ Filled::Many(_) => many,
+            TemplateValue::Missing => TemplateValue::Missing,
+            TemplateValue::One(text) => TemplateValue::Many(vec![text]),
+            many @ TemplateValue::Many(_) => many,
         },
         ("first", None) => match value {
-            Filled::Many(texts) => texts.into_iter().next().map_or(Filled::Missing, Filled::One),
+            TemplateValue::Many(texts) => {
+                texts.into_iter().next().map_or(TemplateValue::Missing, TemplateValue::One)
+            }
             other => other,
         },
         ("last", None) => match value {
-            Filled::Many(texts) => {
-                texts.into_iter().next_back().map_or(Filled::Missing, Filled::One)
+            TemplateValue::Many(texts) => {
+                texts.into_iter().next_back().map_or(TemplateValue::Missing, TemplateValue::One)
             }
             other => other,
         },
         ("or", Some(default)) => match value {
-            Filled::Missing => or(default),
-            Filled::Many(texts) if texts.is_empty() => or(default),
+            TemplateValue::Missing => or(default),
+            TemplateValue::Many(texts) if texts.is_empty() => or(default),
             there => there,
         },
         ("mount_as", Some(target)) => match value {
-            Filled::Many(texts) => texts.first().map_or(Filled::Missing, |source| {
-                Filled::One(format!("{source}:{}", target.trim()))
+            TemplateValue::Many(texts) => texts.first().map_or(TemplateValue::Missing, |source| {
+                TemplateValue::One(format!("{source}:{}", target.trim()))
             }),
             other => other.map(|source| format!("{source}:{}", target.trim())),
         },
@@ -247,12 +251,12 @@ fn filtered(value: Filled, filter: &str) -> Result<Filled, TemplateError> {
     })
 }
 
-fn or(default: &str) -> Filled {
+fn or(default: &str) -> TemplateValue {
     match default.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
-        Some("") => Filled::Many(Vec::new()),
-        Some(list) => Filled::Many(list.split(',').map(str::to_owned).collect()),
-        None if default.is_empty() => Filled::Missing,
-        None => Filled::One(default.to_owned()),
+        Some("") => TemplateValue::Many(Vec::new()),
+        Some(list) => TemplateValue::Many(list.split(',').map(str::to_owned).collect()),
+        None if default.is_empty() => TemplateValue::Missing,
+        None => TemplateValue::One(default.to_owned()),
     }
 }
 

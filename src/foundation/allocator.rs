@@ -47,7 +47,7 @@ pub fn freed(bytes: usize) {
 
 /// Decides when free pages are returned: when no more large messages are freed, or, while they keep
 /// arriving, every half a minute.
-pub struct Returning(Mutex<ReturnState>);
+pub struct PageReturner(Mutex<ReturnState>);
 
 struct ReturnState {
     /// [`FREED`] at the last return.
@@ -57,14 +57,14 @@ struct ReturnState {
     last: Instant,
 }
 
-impl Default for Returning {
+impl Default for PageReturner {
     fn default() -> Self {
         let freed = FREED.load(Ordering::Relaxed);
         Self(Mutex::new(ReturnState { returned: freed, looked: freed, last: Instant::now() }))
     }
 }
 
-impl Returning {
+impl PageReturner {
     /// Returns free pages if it is time. Must be called regularly.
     pub fn look(&self) {
         if self.is_time(FREED.load(Ordering::Relaxed), Instant::now()) {
@@ -105,7 +105,7 @@ mod tests {
     fn pages_are_returned_when_quiet_or_every_half_a_minute() {
         let began = Instant::now();
         let seen = ReturnState { returned: 0, looked: 0, last: began };
-        let returning = Returning(Mutex::new(seen));
+        let returning = PageReturner(Mutex::new(seen));
         let mib = 1 << 20;
         for (freed, seconds, is_time) in [
             (0, 2, false),

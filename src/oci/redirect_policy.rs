@@ -49,7 +49,7 @@ impl Origin {
 
     /// Whether to follow a redirect. The target must use TLS, unless the registry is contacted
     /// without; then it must be the same host, or this machine from this machine. The target's
-    /// addresses are checked when connecting ([`Public`]).
+    /// addresses are checked when connecting ([`PublicResolver`]).
     pub fn follow(&self, from: &Url, to: &Url) -> Result<(), Error> {
         let astray = |why| Err(self.astray(from, why));
         if !to.username().is_empty() || to.password().is_some() {
@@ -83,9 +83,9 @@ pub(crate) fn is_local(url: &Url) -> bool {
 
 /// Resolves names that a public registry redirects to, and returns only public addresses. The
 /// connection uses exactly these addresses.
-pub(crate) struct Public;
+pub(crate) struct PublicResolver;
 
-impl Public {
+impl PublicResolver {
     pub fn resolver() -> Arc<Self> {
         Arc::new(Self)
     }
@@ -107,7 +107,7 @@ impl Public {
 #[error("it has no public address")]
 struct Internal;
 
-impl Resolve for Public {
+impl Resolve for PublicResolver {
     fn resolve(&self, name: Name) -> Resolving {
         Box::pin(async move {
             let found = tokio::net::lookup_host((name.as_str(), 0)).await?;

@@ -20,7 +20,7 @@ use super::{
     Error, Limits, Reference, Settings,
     credentials::Login,
     error::{ContactedHost, causes, known_code},
-    redirect_policy::{Origin, Public, is_local},
+    redirect_policy::{Origin, PublicResolver, is_local},
 };
 
 /// Limit of the redirects of one request.
@@ -135,7 +135,7 @@ impl Transport {
             })
         };
         let outside = built(builder())?;
-        let led = built(builder().dns_resolver(Public::resolver()))?;
+        let led = built(builder().dns_resolver(PublicResolver::resolver()))?;
         let direct = built(builder().no_proxy())?;
         Ok(Self { outside, led, direct, settings, authorized: Mutex::default() })
     }
@@ -281,7 +281,7 @@ impl Transport {
             Ok(Ok(response)) => response,
             Ok(Err(error)) if error.is_timeout() => return Err(Error::Late { host, within: told }),
             Ok(Err(error)) => {
-                return Err(match Public::refused(&error) {
+                return Err(match PublicResolver::refused(&error) {
                     Some(why) => Error::Astray { host: ContactedHost::Named(home.name), why },
                     None => Error::Unreachable { host, why: causes(error) },
                 });

@@ -167,10 +167,10 @@ impl ResourceLimiter for Guest {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{functions::host_services::Nowhere, host::Host};
+    use crate::{functions::host_services::NoServices, host::Host};
 
     fn shared() -> Arc<Shared> {
-        Arc::new(Shared::bare("probe", Arc::new(Nowhere)))
+        Arc::new(Shared::bare("probe", Arc::new(NoServices)))
     }
 
     #[test]

@@ -48,7 +48,7 @@ pub use bindings::exports::portcullis::interceptor::guest::{
 pub use cache::Cache;
 pub use functions::{
     Broken, States, Values,
-    host_services::{HostServices, Nowhere, StubResponse},
+    host_services::{HostServices, NoServices, StubResponse},
     http::DENIED,
 };
 pub use grants::{Destination, Function, Grants, Missing};
@@ -81,6 +81,6 @@ impl PluginHost {
     /// Empty environment, for commands that only inspect a plugin.
     pub fn bare() -> Self {
         let artifacts = Artifacts::asked(Default::default(), REGISTRY_TIMEOUT);
-        Self { services: Arc::new(Nowhere), states: None, cache: None, artifacts }
+        Self { services: Arc::new(NoServices), states: None, cache: None, artifacts }
     }
 }

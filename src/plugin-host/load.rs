@@ -192,12 +192,13 @@ impl Compiled {
             return Err(LoadError::Ungranted { path: path.clone(), missing: Box::new(missing) });
         }
         let memory = usize::try_from(settings.memory_mib << 20).unwrap_or(usize::MAX);
-        let tried = Arc::new(given(manifest, &settings, plugin_host, Lasting::ForNow)?);
+        let tried = Arc::new(given(manifest, &settings, plugin_host, Persistence::Temporary)?);
         let mut template = Template::new(host, pre.clone(), memory, settings.deadline, tried);
         template.fail_open = settings.fail_open;
         template.config = check_config(path, manifest, settings.config.clone())?.into();
         begin(manifest, &template)?;
-        template.shared = Arc::new(given(manifest, &settings, plugin_host, Lasting::Kept)?);
+        template.shared =
+            Arc::new(given(manifest, &settings, plugin_host, Persistence::Persistent)?);
         let sha256 = self.sha256.clone();
         let names: Vec<_> = self.signed_by.iter().map(Verifier::name).collect();
         let signed_by = (!names.is_empty()).then(|| names.join(", "));
@@ -207,9 +208,9 @@ impl Compiled {
 
 /// Whether a plugin's values persist.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Lasting {
-    ForNow,
-    Kept,
+enum Persistence {
+    Temporary,
+    Persistent,
 }
 
 /// Effective grants of a plugin: those requested and granted.
@@ -217,7 +218,7 @@ fn given(
     manifest: &Manifest,
     settings: &Settings,
     plugin_host: &PluginHost,
-    lasting: Lasting,
+    persistence: Persistence,
 ) -> Result<Shared, LoadError> {
     let (entry, grants) = (&settings.entry, &settings.grants);
     let declared = |name: &String| manifest.secrets.contains(name);
@@ -227,13 +228,13 @@ fn given(
         .map_err(|reason| LoadError::Secrets { plugin: manifest.name.clone(), reason })?;
     let destinations =
         grants.hosts().filter(|granted| manifest.hosts.iter().any(|host| granted.is_same(host)));
-    let state = grants.state.map(|max| match (&plugin_host.states, lasting, settings.trial) {
-        (Some(states), Lasting::Kept, None) => states.of(entry, max.0),
+    let state = grants.state.map(|max| match (&plugin_host.states, persistence, settings.trial) {
+        (Some(states), Persistence::Persistent, None) => states.of(entry, max.0),
         _ => Values::for_now(entry, max.0),
     });
     Ok(Shared {
         log: grants.log,
-        metrics: grants.metrics && lasting == Lasting::Kept,
+        metrics: grants.metrics && persistence == Persistence::Persistent,
         state,
         http: grants.http.is_some().then(|| Client::to(destinations.cloned())),
         sends: settings.trial.is_none_or(|trial| trial.http),

@@ -28,7 +28,7 @@ pub enum Failure {
     #[error("its verdict is invalid: {0}")]
     Verdict(String),
     #[error("all of its session instances are busy")]
-    Crowded,
+    AllBusy,
     #[error("other messages kept it busy, and too little of its {0:?} was left")]
     Queued(Duration),
     #[error("it failed repeatedly; circuit open for {0:?}")]
@@ -43,7 +43,7 @@ impl Failure {
             self,
             Self::MemoryOfCaller(_)
                 | Self::MemoryTogether(_)
-                | Self::Crowded
+                | Self::AllBusy
                 | Self::Queued(_)
                 | Self::LetAlone(_)
         )

@@ -14,7 +14,7 @@ use super::{
     load::Compiled,
     pool::Pool,
     quotas::{CallerQuota, Evictable},
-    sessions::{Crowded, Party, Sessions},
+    sessions::{AllBusy, Party, Sessions},
     template::Template,
 };
 
@@ -261,7 +261,7 @@ impl Inner {
                     Some(party) => {
                         match tokio::time::timeout_at(deadline, sessions.turn(party, part)).await {
                             Ok(Ok(slot)) => Some(slot),
-                            Ok(Err(Crowded)) => return within(Failure::Crowded),
+                            Ok(Err(AllBusy)) => return within(Failure::AllBusy),
                             Err(_) => return within(Failure::Queued(template.deadline)),
                         }
                     }

@@ -47,7 +47,7 @@ pub struct Sessions(Mutex<HashMap<Party, SessionEntry>>);
 
 /// Error: all kept instances are busy.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Crowded;
+pub struct AllBusy;
 
 impl Sessions {
     /// Without instances; idle ones end while this exists.
@@ -65,7 +65,7 @@ impl Sessions {
     }
 
     /// Instance of the party, when earlier messages have finished with it.
-    pub async fn turn(&self, party: &Party, part: &Arc<CallerQuota>) -> Result<Slot, Crowded> {
+    pub async fn turn(&self, party: &Party, part: &Arc<CallerQuota>) -> Result<Slot, AllBusy> {
         Ok(self.slot(party, part, Instant::now())?.lock_owned().await)
     }
 
@@ -74,7 +74,7 @@ impl Sessions {
         party: &Party,
         part: &Arc<CallerQuota>,
         now: Instant,
-    ) -> Result<Arc<Turn<Option<Prepared>>>, Crowded> {
+    ) -> Result<Arc<Turn<Option<Prepared>>>, AllBusy> {
         // Dropped after the lock: removing its memory takes time, for which nobody should wait.
         let _gone;
         let mut kept = self.0.lock();
@@ -84,9 +84,9 @@ impl Sessions {
         }
         let own = |other: &Party, _: &SessionEntry| other.principal == party.principal;
         if kept.iter().filter(|(party, kept)| own(party, kept)).count() >= MAX_KEPT_PER_PRINCIPAL {
-            _gone = Self::evict_idle(&mut kept, own).ok_or(Crowded)?;
+            _gone = Self::evict_idle(&mut kept, own).ok_or(AllBusy)?;
         } else if kept.len() >= MAX_KEPT {
-            _gone = Self::evict_idle(&mut kept, |_, _| true).ok_or(Crowded)?;
+            _gone = Self::evict_idle(&mut kept, |_, _| true).ok_or(AllBusy)?;
         }
         let slot = Arc::new(Turn::new(None));
         kept.insert(
@@ -176,7 +176,7 @@ mod tests {
         for at in 0..MAX_KEPT_PER_PRINCIPAL {
             at_work.push(sessions.turn(&party("greedy", at), &part()).await.unwrap());
         }
-        assert_eq!(sessions.turn(&party("greedy", 99), &part()).await.err(), Some(Crowded));
+        assert_eq!(sessions.turn(&party("greedy", 99), &part()).await.err(), Some(AllBusy));
         assert!(sessions.turn(&party("other", 0), &part()).await.is_ok());
         at_work.pop();
         assert!(sessions.turn(&party("greedy", 99), &part()).await.is_ok());

@@ -25,13 +25,13 @@ mod launch;
 mod load;
 mod normalize;
 mod request;
+mod request_error;
 mod schema_context;
 mod source;
 mod target;
 #[cfg(test)]
 mod tests;
 mod typed;
-mod unaskable;
 mod watch;
 
 pub use analysis::{Inventory, KnownTool};
@@ -41,8 +41,8 @@ pub use diagnostics::{Diagnostics, File, Finding};
 pub use engine::{Engine, Failure, Outcome, Reload, Shadow, Status, View};
 pub use files::read as read_files;
 pub use inspect::{
-    Condition, Explained, Explanation, Inspector, Near, PolicyResult, ReadValue, Side, Unknown,
-    Verdict,
+    Candidate, Condition, Explained, Explanation, Inspector, PolicyResult, ReadValue, Side,
+    Unknown, Verdict,
 };
 pub use launch::{LaunchSecret, Part, Start};
 pub use load::{Revision, schema, span};

@@ -32,7 +32,7 @@ const STEADY: Duration = Duration::from_secs(60);
 const QUEUE: usize = 64;
 
 /// Watched resources, each with the number of its watchers.
-pub(super) type WantedResources = BTreeMap<String, usize>;
+pub(super) type RequestedResources = BTreeMap<String, usize>;
 
 /// Answer of a server to the last subscription.
 #[derive(Debug, Clone, Default)]
@@ -50,7 +50,7 @@ pub(super) fn begin(
     link: Arc<dyn ServerTransport>,
     handshake: &Handshake,
     sink: MessageSink,
-    wanted: watch::Receiver<WantedResources>,
+    wanted: watch::Receiver<RequestedResources>,
     granted: watch::Sender<Granted>,
 ) -> AbortOnDropHandle<()> {
     let listener = Listener { lists: lists(handshake), link, sink, wanted, granted };
@@ -77,7 +77,7 @@ struct Listener {
     lists: Vec<&'static str>,
     link: Arc<dyn ServerTransport>,
     sink: MessageSink,
-    wanted: watch::Receiver<WantedResources>,
+    wanted: watch::Receiver<RequestedResources>,
     granted: watch::Sender<Granted>,
 }
 
@@ -275,7 +275,7 @@ mod tests {
     struct SubscriptionState {
         server: Server,
         unrouted: mpsc::Receiver<UnroutedMessage>,
-        wanted: watch::Sender<WantedResources>,
+        wanted: watch::Sender<RequestedResources>,
         granted: watch::Receiver<Granted>,
         listening: AbortOnDropHandle<()>,
     }

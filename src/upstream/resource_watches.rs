@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use super::{
     call_error::CallError,
-    change_subscription::{self, Granted, WantedResources},
+    change_subscription::{self, Granted, RequestedResources},
     running::Running,
     transport::{Call, Reply},
 };
@@ -22,7 +22,7 @@ const RENEWAL: Duration = Duration::from_secs(30);
 
 /// Watched resources of one instance.
 pub(super) struct ResourceWatches {
-    wanted: watch::Sender<WantedResources>,
+    wanted: watch::Sender<RequestedResources>,
     /// Answer of a modern server.
     granted: watch::Sender<Granted>,
     /// Serializes changes at a legacy server, so that it receives them in order.

@@ -44,7 +44,7 @@ pub(super) type RecordFilter = Arc<dyn Fn(&Item) -> bool + Send + Sync>;
 
 /// Timing of a stream.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Pace {
+pub(super) struct Timing {
     /// How long a record waits for others in its batch.
     pub linger: Duration,
     /// Delay after the first failure. It doubles with each further failure.
@@ -55,7 +55,7 @@ pub(super) struct Pace {
     pub keep: Duration,
 }
 
-impl Default for Pace {
+impl Default for Timing {
     fn default() -> Self {
         Self {
             linger: Duration::from_millis(100),
@@ -93,7 +93,7 @@ pub(super) struct Parts {
     /// Whether a stream without a cursor skips existing records.
     pub from_now: bool,
     pub cursor_file: CursorFile,
-    pub pace: Pace,
+    pub pace: Timing,
     pub meters: Meters,
     /// `seq` of the first record that is not delivered, for the metrics.
     pub next: Arc<AtomicU64>,

@@ -14,7 +14,7 @@ use tokio::{sync::watch, task::JoinHandle};
 use super::{
     Format, Illegal, Item, Origin, Target,
     cursor::CursorFile,
-    exporter::{Meters, Pace, Parts, RecordFilter, Source, Stream},
+    exporter::{Meters, Parts, RecordFilter, Source, Stream, Timing},
 };
 use crate::{
     Filter,
@@ -226,7 +226,7 @@ impl Each {
                 batch: self.settings.batch.max(1),
                 from_now: self.settings.from_now,
                 cursor_file: self.cursor_file.clone(),
-                pace: Pace::default(),
+                pace: Timing::default(),
                 meters: self.meters.clone(),
                 next: self.next.clone(),
                 stop: self.stop.clone(),

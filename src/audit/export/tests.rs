@@ -20,7 +20,7 @@ use tokio::{
 use super::{
     Item, Meters,
     cursor::{Cursor, CursorFile},
-    exporter::{Pace, Parts, RecordFilter, Source, Stream},
+    exporter::{Parts, RecordFilter, Source, Stream, Timing},
     target::{Sink, Undelivered},
 };
 use crate::{
@@ -150,7 +150,7 @@ impl Setup {
             batch: if self.batch == 0 { 100 } else { self.batch },
             from_now: self.from_now,
             cursor_file: cursor_file(store),
-            pace: Pace {
+            pace: Timing {
                 linger: Duration::ZERO,
                 least: Duration::from_millis(1),
                 most: Duration::from_millis(2),

@@ -6,7 +6,9 @@ use crate::{
     digest::DigestKey,
     maintenance::{self, Cipher, Keys, Manifest, ManifestFault},
     proof::{self, Continuity},
-    store::{Fault, Lock, LockRefused, Mode, Opened, Opening, SegmentSet, Trust, first_segment},
+    store::{
+        Fault, IndexTrust, Lock, LockRefused, Mode, Opened, Opening, SegmentSet, first_segment,
+    },
     unavailable::Unavailable,
 };
 
@@ -74,7 +76,7 @@ pub(super) fn open_segment_set(
         let view = opened.segment_set.view();
         proof::goes_on(dir, &keys, state, &opened.segment_set, &view)
     };
-    let opened = open(Trust::Believe, None)?;
+    let opened = open(IndexTrust::Believe, None)?;
     let why = match stands(&opened) {
         Continuity::Yes => {
             let groundless = opened.groundless.clone();
@@ -90,7 +92,7 @@ pub(super) fn open_segment_set(
     );
     let damage = opened.segment_set.damage().to_vec();
     drop(opened);
-    let reopened = open(Trust::Doubt, Some(damage))?;
+    let reopened = open(IndexTrust::Doubt, Some(damage))?;
     match stands(&reopened) {
         // The loss is recorded, and the log continues with the remaining records.
         Continuity::Yes | Continuity::Shorter => {
@@ -100,7 +102,7 @@ pub(super) fn open_segment_set(
         Continuity::No(why) => {
             let damage = reopened.segment_set.damage().to_vec();
             drop(reopened);
-            Ok((open(Trust::Believe, Some(damage))?, Some(why)))
+            Ok((open(IndexTrust::Believe, Some(damage))?, Some(why)))
         }
     }
 }

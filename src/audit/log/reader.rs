@@ -8,7 +8,7 @@ use crate::{
     maintenance::Keys,
     proof::{Proof, ProveFault, Prover},
     query::Archive,
-    store::{Lock, Mode, Opening, SegmentSet, Trust},
+    store::{IndexTrust, Lock, Mode, Opening, SegmentSet},
     unavailable::Unavailable,
 };
 use portcullis_protocol::names::DecisionId;
@@ -34,7 +34,7 @@ impl Reader {
         let (manifest, cipher) = identify(dir, keys)?;
         let key = DigestKey::for_reading(dir, cipher.as_deref()).map_err(broken(dir))?;
         // The reader signs nothing, so it does not need the tree before the first record.
-        let (mode, trust, dropped) = (Mode::Read, Trust::Believe, &|_| None);
+        let (mode, trust, dropped) = (Mode::Read, IndexTrust::Believe, &|_| None);
         let opening = Opening { key, cipher, mode, trust, earlier_damage: None, dropped };
         let opened = SegmentSet::open(dir, opening)
             .map_err(|fault| Unavailable::of(fault, dir.to_owned(), 0))?;

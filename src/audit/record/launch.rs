@@ -83,14 +83,14 @@ impl ImageEvent {
 /// Removal of orphans at the command line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Reaping {
+pub struct OrphanRemoval {
     /// At most [`MEMBERS`](super::MEMBERS).
     pub left: Vec<Orphan>,
     /// Whether the removal was done; else it is about to be done.
     pub done: bool,
 }
 
-impl Reaping {
+impl OrphanRemoval {
     /// Event of the removal by this user.
     pub fn by(self, by: CommandUser) -> Event {
         let Self { left, done } = self;

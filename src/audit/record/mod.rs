@@ -16,7 +16,7 @@ pub mod v1;
 
 pub use event::*;
 pub use from_exchange::{Arrival, Conclusion, DecisionContext, MEMBERS, RULES, era, micros, rule};
-pub use launch::{ImageAction, ImageEvent, Reaping};
+pub use launch::{ImageAction, ImageEvent, OrphanRemoval};
 pub use limits::{bare_uri, clip_words};
 pub use policy_input::{Claimed, Omission, PolicyInput};
 pub use shared::{Decision, Era, Rule, Transport};

@@ -30,7 +30,7 @@ pub(super) use bitmap::Bits;
 pub(super) use fault::Fault;
 pub(super) use index_terms::{Facts, Field, decision, kind};
 pub(super) use lock::{Lock, Refused as LockRefused};
-pub(super) use segment::{Mode, Trust};
+pub(super) use segment::{IndexTrust, Mode};
 pub(super) use segments::{
     Head, Opened, Opening, SegmentInfo, SegmentSet, View, first_segment, private_dir, stamp, time,
 };

@@ -252,7 +252,7 @@ impl Writer {
             records.push((before, line, record));
         }
         let mut bytes = Vec::new();
-        let cipher = self.segment_set.tools().cipher.as_deref();
+        let cipher = self.segment_set.env().cipher.as_deref();
         frame::write(&mut bytes, first, &lines, Pack::Plain, cipher)
             .map_err(|e| Fault::Io(format!("framing records: {e}")))?;
         if let Err(fault) = wal.append(&bytes) {
@@ -320,7 +320,7 @@ impl Writer {
         let current = match &mut self.current {
             Some(current) => current,
             none => {
-                let segment = Segment::make(self.segment_set.tools(), end)?;
+                let segment = Segment::make(self.segment_set.env(), end)?;
                 self.segment_set.add(&segment);
                 let growing = Arc::new(Growing::new(end));
                 none.insert(Current { segment, growing, wal: None })

@@ -60,9 +60,9 @@ pub struct StubResponse {
 }
 
 /// Services that count nothing and permit no host.
-pub struct Nowhere;
+pub struct NoServices;
 
-impl HostServices for Nowhere {
+impl HostServices for NoServices {
     fn count(&self, _: &str, _: &str, _: u64) {}
 
     fn may_reach(&self, _: &str, _: &str, _: u16) -> Result<(), String> {

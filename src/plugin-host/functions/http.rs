@@ -90,7 +90,7 @@ impl Target {
             let builder = match self.destination.address {
                 // The port comes from the URL.
                 Some(address) => builder.resolve(host, SocketAddr::new(address, 0)),
-                None => builder.dns_resolver(Arc::new(Public)),
+                None => builder.dns_resolver(Arc::new(PublicResolver)),
             };
             builder.build().map_err(|error| format!("the HTTP client cannot be created: {error}"))
         });
@@ -99,9 +99,9 @@ impl Target {
 }
 
 /// Resolves names, and returns only public addresses. The connection uses exactly these addresses.
-struct Public;
+struct PublicResolver;
 
-impl Resolve for Public {
+impl Resolve for PublicResolver {
     fn resolve(&self, name: Name) -> Resolving {
         Box::pin(async move {
             let found = tokio::net::lookup_host((name.as_str(), 0)).await?;

@@ -103,7 +103,7 @@ struct Use {
 
 /// The proposal.
 #[derive(Debug, Clone, Serialize)]
-pub struct Learned {
+pub struct Proposal {
     /// The text of the policy file.
     pub policies: String,
     /// The text of the case file beside it.
@@ -182,7 +182,7 @@ impl Learner {
     ///
     /// # Errors
     /// If the policies cannot be formatted.
-    pub fn finish(mut self, file: &str) -> Result<Learned, Vec<Finding>> {
+    pub fn finish(mut self, file: &str) -> Result<Proposal, Vec<Finding>> {
         self.permit_connect();
         let policies = write::policies(&self);
         let policies = super::format(std::path::Path::new(file), &policies)?;
@@ -191,7 +191,7 @@ impl Learner {
         };
         let refused =
             self.refused.iter().filter(|(of, _)| permitted(of)).map(|(_, calls)| calls).sum();
-        Ok(Learned {
+        Ok(Proposal {
             policies,
             cases: cases::cases(&self, file),
             calls: self.calls,

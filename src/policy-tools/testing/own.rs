@@ -28,7 +28,7 @@ impl Holder {
 }
 
 /// An action of the proxy itself.
-pub(super) enum Own {
+pub(super) enum ProxyAction {
     Launch {
         server: ServerName,
         program: portcullis_policy::Program,
@@ -51,7 +51,7 @@ pub(super) enum Own {
     },
 }
 
-impl Own {
+impl ProxyAction {
     /// The actions of a case, each with its target as text. `None` if the case has none; an error
     /// if its principal cannot be one of them.
     pub(super) fn of(

@@ -5,7 +5,7 @@ use serde_saphyr::Spanned;
 
 use super::{
     file::{Case, CasePrincipal, Context, Document, Expect, Hints, OneOrMany, party},
-    own::Own,
+    own::ProxyAction,
     yaml::span,
 };
 use portcullis_policy::{
@@ -43,14 +43,14 @@ type Alternative = (String, Option<String>, Action, String, Sides);
 pub(super) enum Sides {
     /// Between a client and a server, in either direction.
     Message(Principal, Target),
-    Own(Own),
+    ProxyAction(ProxyAction),
 }
 
 impl Query {
     pub(super) fn sides(&self) -> (Subject<'_>, Resource<'_>) {
         match &self.sides {
             Sides::Message(principal, target) => target.sides(principal, self.claims),
-            Sides::Own(own) => own.sides(),
+            Sides::ProxyAction(own) => own.sides(),
         }
     }
 }
@@ -152,14 +152,14 @@ impl Reader<'_> {
                     continue;
                 }
             };
-            let asked = match Own::of(case, &party) {
+            let asked = match ProxyAction::of(case, &party) {
                 Some(Ok(questions)) => questions
                     .into_iter()
                     .map(|(target, own)| {
                         let action = own.action();
                         let method = String::new();
                         let word = action.as_str().to_owned();
-                        (word, Some(target), action, method, Sides::Own(own))
+                        (word, Some(target), action, method, Sides::ProxyAction(own))
                     })
                     .collect(),
                 Some(Err(problem)) => {

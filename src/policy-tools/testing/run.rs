@@ -302,7 +302,7 @@ fn ask(engine: &Engine, file: &File, question: &Query) -> CaseReport {
         // Actions of the proxy itself have no transport.
         let (transport, revision) = match question.sides {
             Sides::Message(..) => (Some(Transport::Http), Some(Revision::LATEST_LEGACY)),
-            Sides::Own(_) => (None, None),
+            Sides::ProxyAction(_) => (None, None),
         };
         let outcome = engine.decide(&Request {
             subject,
@@ -446,7 +446,7 @@ fn asked(question: &Query) -> String {
     let mut text = format!("asked: {}", question.who);
     let groups: Vec<_> = match &question.sides {
         Sides::Message(principal, _) => principal.groups.iter().map(Group::as_str).collect(),
-        Sides::Own(_) => Vec::new(),
+        Sides::ProxyAction(_) => Vec::new(),
     };
     if !groups.is_empty() {
         text += &format!(" (in {})", groups.join(", "));

@@ -40,7 +40,7 @@ use super::{
     conditions::{ContextUsage, Kind, Node, Uses},
     entities::{Frame, OWN, Vocabulary},
     request::{Action, Request},
-    unaskable::Unaskable,
+    request_error::RequestError,
 };
 
 /// Index of a policy set.
@@ -184,7 +184,7 @@ impl Index {
         &self,
         terms: Terms<'_>,
         request: &Request<'_>,
-    ) -> Result<Answer<'_>, Unaskable> {
+    ) -> Result<Answer<'_>, RequestError> {
         let about = About::of(request);
         let cached = CachedSubject::of(&about.subject);
         let mut answer = self.answer(terms, cached, about, request)?;
@@ -200,10 +200,10 @@ impl Index {
         cached: CachedSubject<'_>,
         about: About<'_>,
         request: &Request<'_>,
-    ) -> Result<Answer<'_>, Unaskable> {
+    ) -> Result<Answer<'_>, RequestError> {
         let evaluation = self.evaluation(terms, cached, about)?;
         let Residual { permits, forbids, failures, open, reads, keys, entities, .. } =
-            evaluation.concern();
+            evaluation.residual();
         let mut answer = Answer {
             permits: permits.iter().map(|number| self.id(*number)).collect(),
             forbids: forbids.iter().map(|number| self.id(*number)).collect(),
@@ -247,14 +247,14 @@ impl Index {
         terms: Terms<'_>,
         cached: CachedSubject<'_>,
         about: About<'_>,
-    ) -> Result<bool, Unaskable> {
+    ) -> Result<bool, RequestError> {
         let evaluation = self.evaluation(terms, cached, about)?;
-        let Residual { permitted, bearable, .. } = *evaluation.concern();
+        let Residual { permitted, bearable, .. } = *evaluation.residual();
         let Some(own) = about.own(terms.vocabulary).filter(|_| bearable) else {
             return Ok(permitted && bearable);
         };
         let own = self.evaluation(terms, cached, own)?;
-        Ok(own.concern().bearable && (permitted || own.concern().permitted))
+        Ok(own.residual().bearable && (permitted || own.residual().permitted))
     }
 
     /// The policies whose scopes match a request.
@@ -286,11 +286,11 @@ impl Index {
         &self,
         terms: Terms<'_>,
         about: About<'_>,
-    ) -> Result<ContextUsage, Unaskable> {
+    ) -> Result<ContextUsage, RequestError> {
         let cached = CachedSubject::of(&about.subject);
-        let reads = self.evaluation(terms, cached, about)?.concern().reads;
+        let reads = self.evaluation(terms, cached, about)?.residual().reads;
         match about.own(terms.vocabulary) {
-            Some(own) => Ok(reads | self.evaluation(terms, cached, own)?.concern().reads),
+            Some(own) => Ok(reads | self.evaluation(terms, cached, own)?.residual().reads),
             None => Ok(reads),
         }
     }
@@ -305,9 +305,9 @@ impl Index {
         terms: Terms<'_>,
         about: About<'_>,
         args: Option<&Map<String, Json>>,
-    ) -> Result<(), Unaskable> {
+    ) -> Result<(), RequestError> {
         let evaluation = self.evaluation(terms, CachedSubject::of(&about.subject), about)?;
-        Ok(evaluation.concern().keys.check(args)?)
+        Ok(evaluation.residual().keys.check(args)?)
     }
 
     fn evaluation(
@@ -315,7 +315,7 @@ impl Index {
         terms: Terms<'_>,
         cached: CachedSubject<'_>,
         about: About<'_>,
-    ) -> Result<Arc<PartialEvaluation>, Unaskable> {
+    ) -> Result<Arc<PartialEvaluation>, RequestError> {
         let request_key = RequestKey::of(cached, about.action, &about.resource);
         let request_key = if about.own { request_key.own() } else { request_key };
         if let Some(evaluation) = self.evaluations.get(&request_key) {

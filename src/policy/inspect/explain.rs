@@ -5,14 +5,14 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 use cedar_policy::{Effect, EntityUid};
 use serde::Serialize;
 
-use super::{HiddenData, Inspected, Inspector, Query, Tally, Unknown, text};
+use super::{CombinedResult, HiddenData, Inspected, Inspector, Query, Unknown, text};
 use crate::{
     about::About,
     conditions::{Node, Outcomes},
     entities::Frame,
     load::Revision,
     request::Request,
-    unaskable::Unaskable,
+    request_error::RequestError,
 };
 use portcullis_protocol::refusal::Rule;
 
@@ -42,7 +42,7 @@ pub struct Explanation {
     pub action: String,
     pub resource: String,
     /// The policies that decided or nearly did; the deciding ones first.
-    pub policies: Vec<Near>,
+    pub policies: Vec<Candidate>,
     /// Number of further policies that miss by one side of their scope.
     #[serde(skip_serializing_if = "is_zero")]
     pub more: usize,
@@ -57,7 +57,7 @@ fn is_zero(count: &usize) -> bool {
 
 /// A policy that matched or nearly did.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Near {
+pub struct Candidate {
     #[serde(flatten)]
     pub rule: Rule,
     /// `permit` or `forbid`.
@@ -176,14 +176,14 @@ impl Inspector {
             });
             match put {
                 Ok(question) => questions.push(question),
-                Err(unaskable) => {
-                    explanation.problem = Some(unaskable.to_string());
+                Err(error) => {
+                    explanation.problem = Some(error.to_string());
                     return explanation;
                 }
             }
             doubt |= hidden.arguments() && self.set.needs_input(about);
         }
-        let mut tally = Tally::default();
+        let mut tally = CombinedResult::default();
         let mut near = Vec::new();
         for (number, policy) in self.policies.iter().enumerate() {
             let mut found: Option<(PolicyResult, Outcomes)> = None;
@@ -248,7 +248,7 @@ impl Inspector {
         about: About<'_>,
         request: &Request<'_>,
         hidden: HiddenData,
-    ) -> Result<Query, Unaskable> {
+    ) -> Result<Query, RequestError> {
         if !hidden.arguments() {
             self.set.fit(about, request)?;
         }
@@ -304,8 +304,8 @@ impl PolicyResult {
 }
 
 impl Inspected {
-    fn near(&self, standing: PolicyResult) -> Near {
-        Near {
+    fn near(&self, standing: PolicyResult) -> Candidate {
+        Candidate {
             rule: self.rule.clone(),
             effect: match self.effect {
                 Effect::Permit => "permit",

@@ -21,16 +21,18 @@ use cedar_policy::{
     Effect, Entities, EntityUid, EvalResult, Expression, PolicyId, eval_expression,
 };
 
-pub use self::explain::{Condition, Explanation, Near, PolicyResult, ReadValue, Side, Verdict};
+pub use self::explain::{
+    Candidate, Condition, Explanation, PolicyResult, ReadValue, Side, Verdict,
+};
 use super::{
     about::About,
-    cache::{RequestKey, CachedSubject, Key},
+    cache::{CachedSubject, Key, RequestKey},
     conditions::{ContextUsage, Node, Outcomes, Scope, Uses},
     engine::{Engine, Set},
     entities::Frame,
     load::Revision,
     request::Request,
-    unaskable::Unaskable,
+    request_error::RequestError,
 };
 use portcullis_protocol::refusal::Rule;
 
@@ -198,7 +200,7 @@ impl Inspector {
                 *other = other.either(outcomes);
             }
         }
-        let mut tally = Tally::default();
+        let mut tally = CombinedResult::default();
         for (number, outcomes) in all {
             tally.add(number, self.policies[number].effect, outcomes);
         }
@@ -214,7 +216,7 @@ impl Inspector {
         about: About<'_>,
         request: &Request<'_>,
         hidden: HiddenData,
-    ) -> Result<Vec<(usize, Outcomes)>, Unaskable> {
+    ) -> Result<Vec<(usize, Outcomes)>, RequestError> {
         let met = self.met(about, request, hidden)?;
         let mut asked = None;
         let mut found = Vec::new();
@@ -265,7 +267,7 @@ impl Inspector {
         about: About<'_>,
         request: &Request<'_>,
         hidden: HiddenData,
-    ) -> Result<Query, Unaskable> {
+    ) -> Result<Query, RequestError> {
         let mut reads = self.set.reads;
         if hidden.arguments() {
             // Unknown arguments do not have a type either.
@@ -293,8 +295,9 @@ impl Inspector {
         about: About<'_>,
         request: &Request<'_>,
         hidden: HiddenData,
-    ) -> Result<Arc<MatchedPolicies>, Unaskable> {
-        let request_key = RequestKey::of(CachedSubject::of(&about.subject), about.action, &about.resource);
+    ) -> Result<Arc<MatchedPolicies>, RequestError> {
+        let request_key =
+            RequestKey::of(CachedSubject::of(&about.subject), about.action, &about.resource);
         let key = if about.own { request_key.own() } else { request_key }.key();
         if let Some(met) = self.met.get(&key) {
             return Ok(Arc::clone(met));
@@ -334,7 +337,7 @@ impl Inspector {
 
 /// Combined result of the policies.
 #[derive(Default)]
-struct Tally {
+struct CombinedResult {
     permits: Vec<usize>,
     /// Policies that forbid or fail.
     against: Vec<usize>,
@@ -342,7 +345,7 @@ struct Tally {
     may_be_against: Vec<usize>,
 }
 
-impl Tally {
+impl CombinedResult {
     fn add(&mut self, number: usize, effect: Effect, outcomes: Outcomes) {
         let Outcomes { satisfied, unsatisfied, failed } = outcomes;
         let against = failed || (satisfied && effect == Effect::Forbid);

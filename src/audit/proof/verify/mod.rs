@@ -88,13 +88,13 @@ pub enum Fault {
 
 /// Reasons why a scan ended early.
 #[derive(Debug)]
-enum Halt {
+enum ScanAborted {
     Fault(Fault),
     /// A segment was removed during the scan.
     Moved,
 }
 
-impl From<Fault> for Halt {
+impl From<Fault> for ScanAborted {
     fn from(fault: Fault) -> Self {
         Self::Fault(fault)
     }
@@ -113,8 +113,8 @@ pub fn verify(request: &Request) -> Result<Report, Fault> {
     for _ in 0..TRIES {
         match once(request) {
             Ok(report) => return Ok(report),
-            Err(Halt::Fault(fault)) => return Err(fault),
-            Err(Halt::Moved) => {}
+            Err(ScanAborted::Fault(fault)) => return Err(fault),
+            Err(ScanAborted::Moved) => {}
         }
     }
     Err(Fault::Moving)
@@ -130,7 +130,7 @@ pub(crate) fn indexes(view: &View) -> Vec<Finding> {
     found.take(finding::MOST).collect()
 }
 
-fn once(request: &Request) -> Result<Report, Halt> {
+fn once(request: &Request) -> Result<Report, ScanAborted> {
     let Request { dir, state, witnesses, since, encryption, .. } = request;
     let manifest = Manifest::read(dir)
         .map_err(|fault| Fault::Store(fault.to_string()))?

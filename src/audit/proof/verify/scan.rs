@@ -6,13 +6,13 @@ use jiff::Timestamp;
 use rayon::prelude::*;
 
 use super::{
-    Fault, Halt, Head,
+    Fault, Head, ScanAborted,
     checkpoint_set::{CheckpointSet, StoredCheckpoint},
     failed,
     files::{self, Segment},
     finding::{Finding, FindingKind, Findings, SignedSize},
     frame_summary::{self, Digest, Leaves, Unread},
-    frames::{Piece, Unit},
+    frames::{FilePart, Unit},
 };
 use crate::{
     maintenance::Cipher,
@@ -29,7 +29,7 @@ const BATCH: usize = 512;
 const GRACE: i64 = 600;
 
 /// Result of a scan.
-pub(super) struct Walked {
+pub(super) struct ScanResult {
     pub first: u64,
     pub end: u64,
     pub records: u64,
@@ -129,7 +129,7 @@ impl<'a> Scan<'a> {
     }
 
     /// Scans from the beginning, or from a trusted checkpoint.
-    pub fn run(mut self, since: Option<&Checkpoint>) -> Result<Walked, Halt> {
+    pub fn run(mut self, since: Option<&Checkpoint>) -> Result<ScanResult, ScanAborted> {
         let segments = files::segments(self.dir).map_err(failed(self.dir))?;
         let dropped = files::dropped(self.dir).map_err(failed(self.dir))?;
         // A segment that is being dropped is in both lists.
@@ -155,7 +155,7 @@ impl<'a> Scan<'a> {
         }
         self.finish();
         let first = since.map_or_else(|| segments.first().copied().unwrap_or(0), |c| c.size);
-        Ok(Walked {
+        Ok(ScanResult {
             first: first.min(self.next),
             end: self.next,
             records: self.records,
@@ -228,7 +228,7 @@ impl<'a> Scan<'a> {
         }
     }
 
-    fn stub(&mut self, first: u64) -> Result<(), Halt> {
+    fn stub(&mut self, first: u64) -> Result<(), ScanAborted> {
         let path = PrunedSegmentProof::path(self.dir, first);
         let name = format!("dropped/{first:016}.proof");
         let stub = match PrunedSegmentProof::read(self.dir, first, self.keys) {
@@ -242,7 +242,9 @@ impl<'a> Scan<'a> {
                 self.explained = true;
                 return Ok(());
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Halt::Moved),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(ScanAborted::Moved);
+            }
             Err(error) => return Err(failed(&path)(error).into()),
         };
         for part in &stub.parts {
@@ -272,9 +274,9 @@ impl<'a> Scan<'a> {
         Ok(())
     }
 
-    fn segment(&mut self, first: u64, newest: bool) -> Result<(), Halt> {
+    fn segment(&mut self, first: u64, newest: bool) -> Result<(), ScanAborted> {
         let opened = Segment::open(self.dir, first).map_err(failed(self.dir))?;
-        let segment = opened.ok_or(Halt::Moved)?;
+        let segment = opened.ok_or(ScanAborted::Moved)?;
         let content = segment.content().map_err(failed(self.dir))?;
         let found = self.findings.count();
         for pieces in content.pieces.chunk_by(|a, b| a.unit().is_some() == b.unit().is_some()) {
@@ -285,7 +287,8 @@ impl<'a> Scan<'a> {
         if found == self.findings.count() {
             self.closed(first);
         }
-        if let Some(Piece::Damage { source, bytes, .. }) = content.unfinished.filter(|_| newest) {
+        if let Some(FilePart::Damage { source, bytes, .. }) = content.unfinished.filter(|_| newest)
+        {
             let acknowledged = self.head.is_some_and(|(seq, _)| seq >= self.next);
             if acknowledged {
                 let finding =
@@ -322,10 +325,10 @@ impl<'a> Scan<'a> {
         self.findings.add(finding.file(format!("segments/{first:016}/{}", files::CLOSED)));
     }
 
-    fn pieces(&mut self, pieces: &[Piece]) -> Result<(), Halt> {
+    fn pieces(&mut self, pieces: &[FilePart]) -> Result<(), ScanAborted> {
         let mut after = self.next;
         let mut from = Vec::with_capacity(pieces.len());
-        for unit in pieces.iter().filter_map(Piece::unit) {
+        for unit in pieces.iter().filter_map(FilePart::unit) {
             from.push((unit, unit.first.max(if unit.first < after { after } else { 0 })));
             after = after.max(unit.records().end);
         }
@@ -359,7 +362,7 @@ impl<'a> Scan<'a> {
             }
         }
         for piece in pieces {
-            if let Piece::Damage { source, bytes, last } = piece {
+            if let FilePart::Damage { source, bytes, last } = piece {
                 let message = if *last {
                     "this is no frame of records, and there is none behind it".to_owned()
                 } else {

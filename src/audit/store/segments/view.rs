@@ -90,7 +90,7 @@ impl View {
                     }
                 }
                 Err(fault) => {
-                    let path = self.segment_set.tools.path(slot.first);
+                    let path = self.segment_set.env.path(slot.first);
                     unreadable.push(format!("{}: {fault}", path.display()));
                 }
             }

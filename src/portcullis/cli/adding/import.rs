@@ -110,7 +110,7 @@ impl<'a> Import<'a> {
     ) -> Result<PlannedServer, Problem> {
         let (mut server, add_options) = (server, self.add_options);
         let problem = |text: String| Problem::at(place, text);
-        let unwritten = |error: write::Unwritten| problem(error.to_string());
+        let unwritten = |error: write::EntryError| problem(error.to_string());
         let name = server.name.clone();
         let again =
             (add_options.replaces() || add_options.names(&name)) && self.there.contains(&name);

@@ -31,8 +31,8 @@ pub(in crate::cli) struct AddOptions {
     #[arg(long = "secret", value_name = "[SERVER/]NAME=REFERENCE")]
     secrets: Vec<String>,
     /// Select how npx and uvx packages run
-    #[arg(long, value_enum, default_value_t = How::Process)]
-    packages: How,
+    #[arg(long, value_enum, default_value_t = PackageRuntime::Process)]
+    packages: PackageRuntime,
     /// Replace servers that were added from the same source, whatever its tag or digest, and whose
     /// entries you did not edit. `--replace=SERVER` replaces that server, whatever its source,
     /// and your edits of its entry; repeatable
@@ -60,7 +60,7 @@ pub(in crate::cli) struct AddOptions {
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
-enum How {
+enum PackageRuntime {
     /// Run them as local processes in the sandbox
     Process,
     /// Run them in a container of the language's official image
@@ -164,8 +164,8 @@ impl AddOptions {
     pub fn options(&self, server: Option<&str>) -> anyhow::Result<Options> {
         let mut options = Options {
             packages: match self.packages {
-                How::Process => Packages::Process,
-                How::Container => Packages::Container,
+                PackageRuntime::Process => Packages::Process,
+                PackageRuntime::Container => Packages::Container,
             },
             ..Options::default()
         };

@@ -10,7 +10,7 @@ use crate::cli::{
     audit::{LogLocation, Source, conclude},
 };
 use portcullis_audit::record::{self, Entry, Record};
-use portcullis_policy::{Condition, Explanation, Near, PolicyResult, ReadValue, Verdict};
+use portcullis_policy::{Candidate, Condition, Explanation, PolicyResult, ReadValue, Verdict};
 use portcullis_policy_tools::{Recorded, SkipReason};
 use portcullis_protocol::{names::DecisionId, refusal::Code};
 
@@ -204,8 +204,8 @@ pub(super) fn print(explanation: &Explanation, ctx: &Context) -> anyhow::Result<
     Ok(())
 }
 
-fn policy(near: &Near, ctx: &Context) -> anyhow::Result<()> {
-    let Near { rule, effect, shadow, standing } = near;
+fn policy(near: &Candidate, ctx: &Context) -> anyhow::Result<()> {
+    let Candidate { rule, effect, shadow, standing } = near;
     let file = rule.file.as_deref().unwrap_or(Path::new("")).display();
     let line = rule.line.map(|line| format!(":{line}")).unwrap_or_default();
     let shadow = if *shadow { ", in the shadow" } else { "" };

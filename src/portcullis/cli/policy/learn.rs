@@ -13,7 +13,7 @@ use crate::cli::{
     Context, Exit, Reports, Usage,
     audit::{FilterArgs, LogLocation, Source, conclude},
 };
-use portcullis_policy_tools::{Learned, Learner};
+use portcullis_policy_tools::{Learner, Proposal};
 
 /// Maximum calls under obligations in the text format; JSON has all.
 const MAX_LISTED: usize = 20;
@@ -67,7 +67,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     Ok(conclude(ctx, &unreadable))
 }
 
-fn notes(learned: &Learned, ctx: &Context) {
+fn notes(learned: &Proposal, ctx: &Context) {
     for (why, calls) in &learned.left_out {
         ctx.note(format_args!("not learned from {calls} calls, not on record in full: {why}"));
     }

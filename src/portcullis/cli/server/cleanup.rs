@@ -10,7 +10,7 @@ use crate::{
     },
     manage::servers::current_user,
 };
-use portcullis_audit::record::{MEMBERS, Reaping};
+use portcullis_audit::record::{MEMBERS, OrphanRemoval};
 use portcullis_audit::record::{Orphan, OrphanKind};
 use portcullis_config::Config;
 use portcullis_gateway::record_offline;
@@ -104,7 +104,7 @@ fn needs_engine(config: &Config) -> bool {
 /// Records a planned or completed removal, through the running proxy or else by this command.
 async fn record(log: Option<&Located>, left: &[Orphan], done: bool) -> anyhow::Result<()> {
     let Some(log) = log.filter(|_| !left.is_empty()) else { return Ok(()) };
-    let parts = left.chunks(MEMBERS).map(|part| Reaping { left: part.to_vec(), done });
+    let parts = left.chunks(MEMBERS).map(|part| OrphanRemoval { left: part.to_vec(), done });
     match log {
         Located::Running(proxy, _) => {
             for part in parts {

@@ -55,7 +55,7 @@ pub struct Case {
     pub text: Option<String>,
     pub error: Option<Map<String, Value>>,
     pub payload: Option<Spanned<String>>,
-    pub phase: Option<Spanned<Half>>,
+    pub phase: Option<Spanned<PayloadKind>>,
     pub from: Option<From>,
     pub labels: Option<Vec<String>>,
     pub exchange: Option<String>,
@@ -91,7 +91,7 @@ pub struct Case {
 /// Kind of a payload that is given as text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Half {
+pub enum PayloadKind {
     Request,
     Response,
     Error,

@@ -5,7 +5,7 @@ use indexmap::IndexMap;
 use serde_json::{Value, json};
 use serde_saphyr::Spanned;
 
-use super::file::{Case, From, Half};
+use super::file::{Case, From, PayloadKind};
 use portcullis_config::Limits;
 use portcullis_plugin_host::{Direction, Message, Phase, Target};
 use portcullis_policy_tools::CasePrincipal;
@@ -106,9 +106,9 @@ fn payload(case: &Case, target: &Target) -> Result<(Phase, bool, String), String
     let object = |map: &serde_json::Map<String, Value>| Value::Object(map.clone()).to_string();
     if let Some(payload) = &case.payload {
         let (phase, is_error) = match case.phase.as_ref().map(|half| half.value) {
-            Some(Half::Request) => (Phase::Request, false),
-            Some(Half::Response) => (Phase::Response, false),
-            Some(Half::Error) => (Phase::Response, true),
+            Some(PayloadKind::Request) => (Phase::Request, false),
+            Some(PayloadKind::Response) => (Phase::Response, false),
+            Some(PayloadKind::Error) => (Phase::Response, true),
             None => return Err("say `phase: request`, `response` or `error`".into()),
         };
         sound(&payload.value, phase, is_error).map_err(|flaw| {
