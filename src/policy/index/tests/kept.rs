@@ -19,7 +19,7 @@ fn asked(terms: Terms<'_>, index: &Index, principal: &Principal, name: &str) -> 
     let (subject, action) = (Subject::Client(principal), Action::CallTool);
     let about = About { subject, action, resource, own: false };
     let known = index.known(terms, CachedSubject::of(&subject), about).unwrap();
-    (known.concern().open.len(), known.concern().entities)
+    (known.residual().open.len(), known.residual().entities)
 }
 
 #[test]
