@@ -28,8 +28,8 @@ pub use digest::DigestKey;
 pub use line::{Line, LineHead, Seq};
 pub use log::{Audit, Clock, Options, Reader, Scrub, Tail, Tailed};
 pub use maintenance::{
-    Backup, BackupFault, DropReason, Dropped, KeyTrouble, Keys, Limits, MissedRecords, PruneFault,
-    Pruned, back_up, is_encrypted,
+    Backup, BackupFault, Dropped, KeyTrouble, Keys, Limits, MissedRecords, PruneFault, Pruned,
+    RetentionReason, back_up, is_encrypted,
 };
 pub use query::{
     Aggregates, Archive, By, Column, Count, CountRequest, Counted, Counting, Counts, Filter,

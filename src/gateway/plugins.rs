@@ -222,7 +222,7 @@ impl PluginServices {
     }
 
     /// Sets the recorder and the tasks when the proxy starts.
-    pub fn settle(&self, recorder: &Arc<Recorder>, tasks: TaskTracker) {
+    pub fn attach(&self, recorder: &Arc<Recorder>, tasks: TaskTracker) {
         let _ = self.running.set((Arc::downgrade(recorder), tasks));
     }
 }

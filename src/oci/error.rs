@@ -100,7 +100,7 @@ pub enum Error {
     },
     /// The registry redirects to a place that is not allowed.
     #[error("{host}: request not allowed: {why}")]
-    Astray {
+    RedirectRefused {
         /// Contacted host.
         host: ContactedHost,
         /// Reason.
@@ -239,9 +239,11 @@ impl Error {
                 names"
                     .into()
             }
-            Self::Astray { .. } => "ask the registry's owner about the redirect; do not work \
+            Self::RedirectRefused { .. } => {
+                "ask the registry's owner about the redirect; do not work \
                 around it"
-                .into(),
+                    .into()
+            }
             Self::Protocol { .. } => "check that the host is a registry".into(),
             Self::Failed { .. } => "try again; if it fails again, ask the registry's owner".into(),
             Self::Digest { .. } => {

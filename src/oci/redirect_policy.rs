@@ -34,7 +34,7 @@ impl Origin {
     }
 
     pub fn astray(&self, from: &Url, why: &'static str) -> Error {
-        Error::Astray { host: self.contacted_host(from), why }
+        Error::RedirectRefused { host: self.contacted_host(from), why }
     }
 
     /// Target of a `Location` header.
@@ -196,7 +196,7 @@ mod tests {
         };
         let error = transport.send(request(false)).await.err().unwrap();
         assert!(
-            matches!(error, Error::Astray { why: INWARD, .. })
+            matches!(error, Error::RedirectRefused { why: INWARD, .. })
                 && error.to_string().contains("registry.example.com"),
             "{error}"
         );

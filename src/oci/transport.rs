@@ -282,7 +282,9 @@ impl Transport {
             Ok(Err(error)) if error.is_timeout() => return Err(Error::Late { host, within: told }),
             Ok(Err(error)) => {
                 return Err(match PublicResolver::refused(&error) {
-                    Some(why) => Error::Astray { host: ContactedHost::Named(home.name), why },
+                    Some(why) => {
+                        Error::RedirectRefused { host: ContactedHost::Named(home.name), why }
+                    }
                     None => Error::Unreachable { host, why: causes(error) },
                 });
             }

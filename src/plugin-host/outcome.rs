@@ -32,7 +32,7 @@ pub enum Failure {
     #[error("other messages kept it busy, and too little of its {0:?} was left")]
     Queued(Duration),
     #[error("it failed repeatedly; circuit open for {0:?}")]
-    LetAlone(Duration),
+    CircuitOpen(Duration),
 }
 
 impl Failure {
@@ -45,7 +45,7 @@ impl Failure {
                 | Self::MemoryTogether(_)
                 | Self::AllBusy
                 | Self::Queued(_)
-                | Self::LetAlone(_)
+                | Self::CircuitOpen(_)
         )
     }
 }

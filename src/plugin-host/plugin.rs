@@ -125,7 +125,7 @@ impl Plugin {
         let admitted = match self.inner.breaker.admit(between.clone(), now) {
             Ok(admitted) => Some(admitted),
             Err(_) if template.fail_open => None,
-            Err(pause) => return Failure::LetAlone(pause).into(),
+            Err(pause) => return Failure::CircuitOpen(pause).into(),
         };
         let mut asked =
             RunningCall { inner: self.inner.clone(), between, admitted, time: time.clone() };

@@ -473,7 +473,7 @@ impl Instance {
                 return;
             }
             self.server().unwell.fetch_add(1, Ordering::Relaxed);
-            self.server().emit(ServerEvent::Unwell).await;
+            self.server().emit(ServerEvent::Unhealthy).await;
             running.stop(Duration::ZERO).await;
             state.crashed(running, &why);
             self.server().emit_end(running, why).await;

@@ -413,7 +413,9 @@ impl Inner {
         let Self { dir, options, jobs, written: total, .. } = self;
         let closed = || Unavailable::Closed { dir: dir.clone() };
         let unavailable = |fault| Unavailable::of(fault, dir.clone(), options.reserve);
-        record.settle(options.scrub.as_deref().map(|scrub| scrub as &dyn Fn(&mut String)));
+        record.scrub_and_truncate(
+            options.scrub.as_deref().map(|scrub| scrub as &dyn Fn(&mut String)),
+        );
         let (job, answer) = Job::new(record).map_err(unavailable)?;
         let jobs = jobs.as_ref().ok_or_else(closed)?;
         let written = async {

@@ -22,6 +22,6 @@ pub use manifest::is_encrypted;
 pub(crate) use manifest::{FILE as MANIFEST, Manifest, ManifestFault};
 pub use missed_records::MissedRecords;
 pub(crate) use missed_records::{Gap, PROBE};
-pub use retention::{DropReason, Limits};
+pub use retention::{Limits, RetentionReason};
 pub(crate) use segment_admin::sweep;
 pub use segment_admin::{Dropped, PruneFault, Pruned, back_up};

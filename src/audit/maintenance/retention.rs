@@ -37,7 +37,7 @@ pub(super) struct Candidate {
 /// Reason why a segment is dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum DropReason {
+pub enum RetentionReason {
     /// `max-age`.
     Age,
     /// `max-size`.
@@ -46,7 +46,7 @@ pub enum DropReason {
     SizeUndelivered,
 }
 
-impl DropReason {
+impl RetentionReason {
     /// Reason as text, for a record.
     pub(super) fn words(self) -> &'static str {
         match self {
@@ -61,7 +61,7 @@ impl DropReason {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Plan {
     /// Segments to drop, in order.
-    pub drop: Vec<(Candidate, DropReason)>,
+    pub drop: Vec<(Candidate, RetentionReason)>,
     /// First segment that exceeds the age but is kept, because a stream has not delivered its
     /// records.
     pub held: Option<u64>,
@@ -88,9 +88,9 @@ pub(super) fn plan(
         let large = limits.size.is_some_and(|size| bytes > size);
         let undelivered = delivered.is_some_and(|delivered| delivered < segment.end);
         let why = match (old, large, undelivered) {
-            (_, true, true) => DropReason::SizeUndelivered,
-            (true, _, false) => DropReason::Age,
-            (false, true, false) => DropReason::Size,
+            (_, true, true) => RetentionReason::SizeUndelivered,
+            (true, _, false) => RetentionReason::Age,
+            (false, true, false) => RetentionReason::Size,
             (true, false, true) => {
                 plan.held = Some(segment.first);
                 break;
@@ -128,7 +128,7 @@ mod tests {
         plan(&segments(count), limits, delivered, now)
     }
 
-    fn firsts(plan: &Plan) -> Vec<(u64, DropReason)> {
+    fn firsts(plan: &Plan) -> Vec<(u64, RetentionReason)> {
         plan.drop.iter().map(|(segment, why)| (segment.first, *why)).collect()
     }
 
@@ -137,16 +137,16 @@ mod tests {
         assert_eq!(dropped(9, None, None, None), Plan::default());
         assert_eq!(
             firsts(&dropped(9, Some(7), None, None)),
-            [(0, DropReason::Age), (10, DropReason::Age)]
+            [(0, RetentionReason::Age), (10, RetentionReason::Age)]
         );
         assert_eq!(
             firsts(&dropped(9, None, Some(700), None)),
-            [(0, DropReason::Size), (10, DropReason::Size)]
+            [(0, RetentionReason::Size), (10, RetentionReason::Size)]
         );
         assert!(dropped(9, None, Some(900), None).drop.is_empty());
         assert_eq!(
             firsts(&dropped(9, Some(7), Some(650), None)),
-            [(0, DropReason::Age), (10, DropReason::Age), (20, DropReason::Size)]
+            [(0, RetentionReason::Age), (10, RetentionReason::Age), (20, RetentionReason::Size)]
         );
     }
 
@@ -154,7 +154,7 @@ mod tests {
     fn the_segment_that_is_written_and_the_one_before_it_stay() {
         assert_eq!(
             firsts(&dropped(4, Some(0), Some(1), None)),
-            [(0, DropReason::Age), (10, DropReason::Age)]
+            [(0, RetentionReason::Age), (10, RetentionReason::Age)]
         );
         for few in 0..3 {
             assert!(dropped(few, Some(0), Some(1), None).drop.is_empty(), "{few}");
@@ -168,10 +168,13 @@ mod tests {
     #[test]
     fn what_was_not_exported_is_held_until_there_is_no_room() {
         let held = dropped(9, Some(4), None, Some(15));
-        assert_eq!((firsts(&held), held.held), (vec![(0, DropReason::Age)], Some(10)));
+        assert_eq!((firsts(&held), held.held), (vec![(0, RetentionReason::Age)], Some(10)));
         assert_eq!(dropped(9, Some(4), None, Some(1_000)).held, None);
         let forced = dropped(9, Some(4), Some(700), Some(15));
-        assert_eq!(firsts(&forced), [(0, DropReason::Age), (10, DropReason::SizeUndelivered)]);
+        assert_eq!(
+            firsts(&forced),
+            [(0, RetentionReason::Age), (10, RetentionReason::SizeUndelivered)]
+        );
         assert_eq!(forced.held, Some(20));
     }
 }

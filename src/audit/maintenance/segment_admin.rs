@@ -14,7 +14,7 @@ use tokio::task::spawn_blocking;
 
 use super::{
     backup::{self, Backup, BackupFault},
-    retention::{self, Candidate, DropReason, Limits},
+    retention::{self, Candidate, Limits, RetentionReason},
 };
 use crate::{
     Audit, Unavailable,
@@ -36,7 +36,7 @@ pub struct Dropped {
     pub to: Timestamp,
     /// Disk usage in bytes.
     pub bytes: u64,
-    pub why: DropReason,
+    pub why: RetentionReason,
 }
 
 /// Result of retention or of its dry run.
@@ -148,7 +148,7 @@ impl Audit {
         })
         .await?;
         let why = why.words().to_owned();
-        if dropped.why == DropReason::SizeUndelivered {
+        if dropped.why == RetentionReason::SizeUndelivered {
             tracing::error!(
                 first,
                 last,

@@ -161,7 +161,7 @@ mod tests {
                 Record::from(Outcome::of(&exchange, ruling, failed, None, &key)),
                 Record::from(Refused::of(&exchange, &refusal, ruling, &key)),
             ] {
-                record.settle(None);
+                record.scrub_and_truncate(None);
                 let mut expected = String::new();
                 for c in serde_json::to_string(&record).unwrap().chars() {
                     if can_steer(c) {
@@ -218,7 +218,7 @@ mod tests {
         let refused = Refused::of(&exchange, &refusal, ruling, &key);
         let kept = KeptBody::of(evil.repeat(8).into(), 0);
         let mut record = Record::from(refused.keeping(Some(kept)));
-        record.settle(None);
+        record.scrub_and_truncate(None);
         let text = encode(&mut record).unwrap();
         assert!(text.len() <= RECORD_BYTES, "{}", text.len());
         let omitted = record.grounds().unwrap().omitted;

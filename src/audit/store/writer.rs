@@ -225,7 +225,7 @@ impl Writer {
         for what in &self.pending_events {
             let mut record = Record::from(EventRecord::now(what.clone()));
             // The store itself wrote these texts: they contain no secrets.
-            record.settle(None);
+            record.scrub_and_truncate(None);
             let text = encode(&mut record).map_err(|e| Fault::Io(e.to_string()))?;
             let facts = Facts::of(&record);
             all.push(Draft { record, text, facts });

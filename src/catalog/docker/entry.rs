@@ -14,7 +14,7 @@ use crate::{
     secret_heuristics::endpoint,
     server::{Image, Run, Secret, Server, Tool, Transport},
     template::{Into, TemplateError, fill, is_template},
-    values::settle,
+    values::server_settings,
 };
 
 /// Reads an entry of a catalog. `key` is the name if the entry does not have one.
@@ -64,7 +64,7 @@ pub(super) fn read(
     policy(&mut entry, report);
 
     let schemas = entry.list("config", report);
-    let values = settle(
+    let values = server_settings(
         schemas,
         options.values.get(named.text),
         options.theirs.get(named.text),

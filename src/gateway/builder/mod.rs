@@ -271,7 +271,7 @@ impl GatewayBuilder {
         tokio::spawn(gateway.clone().run_retention());
         tokio::spawn(gateway.servers.clone().keep_secrets());
         tokio::spawn(gateway.recorder.clone().record_reloads(reloads));
-        self.plugin_services.settle(&gateway.recorder, gateway.tasks.clone());
+        self.plugin_services.attach(&gateway.recorder, gateway.tasks.clone());
         for one in &self.in_chain {
             one.plugin.warm();
         }

@@ -343,7 +343,7 @@ impl ServerCalls {
                 Some(result) => {
                     let party = Party::Client(context.client.principal.kind.clone());
                     let weight = Weight::of(&result);
-                    let settled = in_turns(party, weight, open.settle(result));
+                    let settled = in_turns(party, weight, open.complete(result));
                     drop(self.tasks.spawn(settled).await);
                 }
                 None => parked.open.push(open),

@@ -67,7 +67,7 @@ impl Servers {
         let server = name.to_string();
         Some(match event {
             ServerEvent::Launching(..) | ServerEvent::Flush(_) => return None,
-            ServerEvent::Unwell => {
+            ServerEvent::Unhealthy => {
                 self.recorder.metrics.server_unhealthy(name);
                 return None;
             }

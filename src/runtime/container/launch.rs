@@ -89,7 +89,7 @@ impl Engine {
         let config = found.config.unwrap_or_default();
         add_home(&mut body, spec, &config.env.unwrap_or_default());
         let volumes = config.volumes.unwrap_or_default();
-        profile.settle(&self.facts, volumes);
+        profile.complete(&self.facts, volumes);
 
         let holder = match profile.egress() {
             [] => None,

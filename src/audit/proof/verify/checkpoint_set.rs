@@ -92,7 +92,7 @@ impl CheckpointSet {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(error),
         };
-        let mut book = Self::default();
+        let mut checkpoints = Self::default();
         let (notes, tail) = found(&bytes);
         let opened: Vec<_> = notes.par_iter().map(|(_, note)| open(note, keys)).collect();
         // Unreadable notes since the last readable one.
@@ -101,12 +101,16 @@ impl CheckpointSet {
             let at = *at as u64;
             match opened {
                 Ok(signed) => {
-                    let missing = book.follows(&signed, bad);
+                    let missing = checkpoints.follows(&signed, bad);
                     findings_at(findings, missing, at);
                     bad = 0;
-                    book.note_changes(&signed);
-                    book.newest = Some(signed.clone());
-                    book.kept.push(StoredCheckpoint { signed, file: FILE.into(), offset: at });
+                    checkpoints.note_changes(&signed);
+                    checkpoints.newest = Some(signed.clone());
+                    checkpoints.kept.push(StoredCheckpoint {
+                        signed,
+                        file: FILE.into(),
+                        offset: at,
+                    });
                 }
                 Err(fault) => {
                     bad += 1;
@@ -123,7 +127,7 @@ impl CheckpointSet {
             let message = "there are none, and every store has one since it was created";
             findings.add(Finding::new(FindingKind::CheckpointMissing, message).file(FILE));
         }
-        Ok(book)
+        Ok(checkpoints)
     }
 
     /// Notes which files were replaced since the preceding checkpoint.
@@ -213,7 +217,7 @@ impl CheckpointSet {
     }
 
     /// Sorts checkpoints by size, and removes those with the same content.
-    pub fn settle(&mut self) {
+    pub fn sort_and_dedup(&mut self) {
         self.kept.sort_by_key(|kept| kept.signed.checkpoint.size);
         self.kept.dedup_by(|b, a| {
             let (a, b) = (&a.signed.checkpoint, &b.signed.checkpoint);

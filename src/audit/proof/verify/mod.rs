@@ -158,20 +158,20 @@ fn once(request: &Request) -> Result<Report, ScanAborted> {
         others.push((path.clone(), fs::read(path).map_err(failed(path))?));
     }
     let head = head(dir, &mut findings).map_err(failed(dir))?;
-    let mut book = CheckpointSet::read(dir, &keys, &mut findings).map_err(failed(dir))?;
-    notes.append(&mut book.changes);
-    if let Some(newest) = &book.newest {
+    let mut checkpoints = CheckpointSet::read(dir, &keys, &mut findings).map_err(failed(dir))?;
+    notes.append(&mut checkpoints.changes);
+    if let Some(newest) = &checkpoints.newest {
         let (wrong, unchecked) = newest.checkpoint.companions.check(dir, cipher.as_ref());
         wrong.into_iter().for_each(|finding| findings.add(finding));
         notes.extend(unchecked);
     }
     for (path, bytes) in &others {
-        book.witness(path, bytes, &keys, &mut findings);
+        checkpoints.witness(path, bytes, &keys, &mut findings);
     }
-    let since = since.as_ref().map(|since| since.find(&mut book, &keys, &mut findings));
+    let since = since.as_ref().map(|since| since.find(&mut checkpoints, &keys, &mut findings));
     let since = since.transpose()?;
-    book.settle();
-    let walk = Scan::new(dir, &keys, &book, head, cipher.as_ref(), findings);
+    checkpoints.sort_and_dedup();
+    let walk = Scan::new(dir, &keys, &checkpoints, head, cipher.as_ref(), findings);
     let walked = walk.run(since.as_ref())?;
     notes.extend(walked.notes);
     Ok(Report {

@@ -85,7 +85,7 @@ impl<'a> Scan<'a> {
     pub fn new(
         dir: &'a Path,
         keys: &'a [Verifier],
-        book: &'a CheckpointSet,
+        checkpoints: &'a CheckpointSet,
         head: Head,
         cipher: Option<&'a Cipher>,
         findings: Findings,
@@ -95,15 +95,15 @@ impl<'a> Scan<'a> {
             Head::At(seq, hash) => Some((seq, hash)),
             Head::Start | Head::Damaged | Head::Missing => None,
         };
-        let sizes = book.kept.iter().map(|kept| kept.signed.checkpoint.size);
+        let sizes = checkpoints.kept.iter().map(|kept| kept.signed.checkpoint.size);
         let mut wanted: Vec<_> = sizes.chain(head.map(|(seq, _)| seq.saturating_add(1))).collect();
         wanted.sort_unstable();
         wanted.dedup();
         Self {
             dir,
             keys,
-            kept: &book.kept,
-            newest: book.newest.as_ref().map(|signed| &signed.checkpoint),
+            kept: &checkpoints.kept,
+            newest: checkpoints.newest.as_ref().map(|signed| &signed.checkpoint),
             head,
             headless,
             cipher,

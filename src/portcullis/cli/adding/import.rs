@@ -193,7 +193,7 @@ impl<'a> Import<'a> {
         let mut planned =
             PlannedServer { server, old, locked, was, replaced, policies, perhaps, elsewhere };
         planned.permit_confirmed();
-        planned.settle(self.folder.as_deref(), &self.others, add_options);
+        planned.decide_policies(self.folder.as_deref(), &self.others, add_options);
         // A pending prompt may confirm a secret, but does not make an existing file the server's.
         let may_be_confirmed = add_options.asks(self.in_full, planned.is_edited())
             && !matches!(planned.policies, Policies::There(_));

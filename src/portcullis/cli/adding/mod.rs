@@ -70,7 +70,9 @@ pub(super) async fn take(
     if asks {
         print_report(ctx, &offer.name, &planned, &refused, Stage::Planned)?;
         confirm::ask(ctx, &mut planned)?;
-        planned.iter_mut().for_each(|one| one.settle(folder.as_deref(), &others, add_options));
+        planned
+            .iter_mut()
+            .for_each(|one| one.decide_policies(folder.as_deref(), &others, add_options));
         if let Some(why) = planned.iter().find_map(PlannedServer::hindered) {
             bail!("nothing was written: {why}");
         }

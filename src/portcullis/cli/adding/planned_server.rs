@@ -101,7 +101,7 @@ impl Policies {
 
 impl PlannedServer {
     /// Decides the result for its policies, and updates the pin: policies and confirmations.
-    pub fn settle(
+    pub fn decide_policies(
         &mut self,
         folder: Option<&Path>,
         others: &ConfiguredPolicyFiles,
