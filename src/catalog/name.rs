@@ -36,7 +36,8 @@ pub fn is_legal(name: &str) -> bool {
 /// that a name cannot have.
 ///
 /// # Errors
-/// [`NameError`], if a name has non-ASCII letters (which look like others) or nothing is left of it.
+/// [`NameError`], if a name has non-ASCII letters (which look like others) or nothing is left of
+/// it.
 pub fn ours(original: &str) -> Result<String, NameError> {
     if !original.bytes().all(|b| b.is_ascii_graphic() || b == b' ') {
         return Err(NameError::Foreign(original.to_owned()));

@@ -221,8 +221,8 @@ mod tests {
             prefix in prefix(),
             names in proptest::collection::hash_set(name(), 0..20),
         ) {
-            let merged_name: HashSet<_> = names.iter().map(|name| merged_name(&prefix, name)).collect();
-            prop_assert_eq!(merged_name.len(), names.len());
+            let merged: HashSet<_> = names.iter().map(|name| merged_name(&prefix, name)).collect();
+            prop_assert_eq!(merged.len(), names.len());
         }
 
         #[test]

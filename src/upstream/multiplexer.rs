@@ -89,7 +89,8 @@ pub(super) enum StreamKind {
 }
 
 impl Multiplexer {
-    /// A multiplexer without calls. Messages without a call go to `sink`; `out` sends to the server.
+    /// A multiplexer without calls. Messages without a call go to `sink`; `out` sends to the
+    /// server.
     pub fn new(caps: Caps, sink: MessageSink, out: Writer) -> Self {
         Self {
             caps,

@@ -154,7 +154,8 @@ mod tests {
                 .rule(rule.clone());
             let key = DigestKey::for_tests();
             let stages = [(text(3), Duration::from_micros(7))];
-            let ruling = DecisionContext { rules: &[rule], stages: &stages, ..DecisionContext::default() };
+            let rules = &[rule];
+            let ruling = DecisionContext { rules, stages: &stages, ..DecisionContext::default() };
             let failed = Conclusion::Failed(&refusal);
             for mut record in [
                 Record::from(Intent::of(&exchange, ruling, &key)),
