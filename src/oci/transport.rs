@@ -276,10 +276,12 @@ impl Transport {
         // Sending may use all remaining time; an answer must not be silent for too long.
         let left = until.saturating_duration_since(Instant::now());
         let within = if uploads { left } else { left.min(idle) };
-        let told = if within == left { total } else { idle };
+        let limit = if within == left { total } else { idle };
         let response = match tokio::time::timeout(within, builder.send()).await {
             Ok(Ok(response)) => response,
-            Ok(Err(error)) if error.is_timeout() => return Err(Error::Late { host, within: told }),
+            Ok(Err(error)) if error.is_timeout() => {
+                return Err(Error::Late { host, within: limit });
+            }
             Ok(Err(error)) => {
                 return Err(match PublicResolver::refused(&error) {
                     Some(why) => {
@@ -288,7 +290,7 @@ impl Transport {
                     None => Error::Unreachable { host, why: causes(error) },
                 });
             }
-            Err(_) => return Err(Error::Late { host, within: told }),
+            Err(_) => return Err(Error::Late { host, within: limit }),
         };
         let (status, headers) = (response.status(), response.headers().clone());
         if home.is_at(url) {
@@ -437,14 +439,14 @@ impl Answer {
         loop {
             let left = until.saturating_duration_since(Instant::now());
             let within = left.min(idle);
-            let told = if within == left { total } else { idle };
+            let limit = if within == left { total } else { idle };
             let chunk = match tokio::time::timeout(within, stream.next()).await {
                 Ok(None) => return Ok(body.into()),
                 Ok(Some(Ok(chunk))) => chunk,
                 Ok(Some(Err(error))) => {
                     return Err(Error::Unreachable { host, why: causes(error) });
                 }
-                Err(_) => return Err(Error::Late { host, within: told }),
+                Err(_) => return Err(Error::Late { host, within: limit }),
             };
             if (body.len() + chunk.len()) as u64 > most {
                 return Err(too_large());

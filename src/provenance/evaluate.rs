@@ -28,7 +28,7 @@ pub(crate) fn evaluate(
     let evaluation = Evaluation { candidate, image };
     let (mut by, mut why) = (Vec::new(), Vec::new());
     // Result for each root, because several signers can share one.
-    let mut told: Vec<Option<Result<(String, String), String>>> = vec![None; trust.roots.len()];
+    let mut results: Vec<Option<Result<(String, String), String>>> = vec![None; trust.roots.len()];
     for signer in &trust.signers {
         let name = || signer.name.clone();
         match &signer.kind {
@@ -36,14 +36,15 @@ pub(crate) fn evaluate(
                 let log = log.and_then(|at| trust.roots.get(at));
                 match evaluation.by_key(key, log) {
                     Ok(()) => by.push(By::Key { name: name() }),
-                    Err(told) => why.push(format!("`{}`: {told}", signer.name)),
+                    Err(error) => why.push(format!("`{}`: {error}", signer.name)),
                 }
             }
             Kind::Identity { issuer, subject, root } => {
-                let Some((verifier, told)) = trust.roots.get(*root).zip(told.get_mut(*root)) else {
+                let Some((verifier, result)) = trust.roots.get(*root).zip(results.get_mut(*root))
+                else {
                     continue;
                 };
-                match told.get_or_insert_with(|| evaluation.by_certificate(verifier)) {
+                match result.get_or_insert_with(|| evaluation.by_certificate(verifier)) {
                     Ok((by_issuer, as_subject))
                         if by_issuer == issuer && subject.is(as_subject) =>
                     {
@@ -54,7 +55,7 @@ pub(crate) fn evaluate(
                         let who = words(&format!("it is of {subject}, authenticated by {issuer}"));
                         why.push(format!("`{}`: {who}", signer.name));
                     }
-                    Err(told) => why.push(format!("`{}`: {told}", signer.name)),
+                    Err(error) => why.push(format!("`{}`: {error}", signer.name)),
                 }
             }
         }

@@ -122,12 +122,13 @@ mod tests {
     async fn what_somebody_has_is_told_with_what_is_new() {
         let (one, other) = ("one".parse::<ServerName>().unwrap(), "other".parse().unwrap());
         let (first, others) = (SecretSet::of_token("first"), SecretSet::of_token("others"));
-        let told = Arc::new(Mutex::new(Vec::new()));
+        let registered = Arc::new(Mutex::new(Vec::new()));
         let learn: RegisterForRedaction = Arc::new({
-            let told = told.clone();
+            let registered = registered.clone();
             move |_, all| {
                 let values = all.iter().flat_map(|secrets| &secrets.0);
-                *told.lock() = values.map(|s| s.value.expose().to_owned()).collect::<Vec<_>>();
+                *registered.lock() =
+                    values.map(|s| s.value.expose().to_owned()).collect::<Vec<_>>();
                 Ok(())
             }
         });
@@ -139,13 +140,13 @@ mod tests {
         drop(read);
         let second = SecretSet::of_token("second");
         broker.learn(&one, &second).await.unwrap();
-        assert_eq!(*told.lock(), ["first", "second"]);
+        assert_eq!(*registered.lock(), ["first", "second"]);
         drop(second);
         let third = SecretSet::of_token("third");
         broker.learn(&one, &third).await.unwrap();
-        assert_eq!(*told.lock(), ["first", "third"]);
+        assert_eq!(*registered.lock(), ["first", "third"]);
         drop(first);
         broker.learn(&one, &SecretSet::of_token("fourth")).await.unwrap();
-        assert_eq!(*told.lock(), ["third", "fourth"]);
+        assert_eq!(*registered.lock(), ["third", "fourth"]);
     }
 }

@@ -225,11 +225,11 @@ pub(super) mod tests {
         settings: config::Server,
         loaded: LoadedSecrets,
     ) -> (Arc<ServerShared>, mpsc::Receiver<ServerEvent>) {
-        let (events, told) = mpsc::channel(16);
+        let (events, receiver) = mpsc::channel(16);
         let (unrouted, _) = mpsc::channel(1);
         let scrub: Scrub = Arc::new(|text| *text = text.replace("secret", "[redacted]"));
         let (name, launcher) = ("s".parse().unwrap(), launcher("/".into(), None));
-        (ServerShared::new(name, settings, launcher, loaded, scrub, events, unrouted), told)
+        (ServerShared::new(name, settings, launcher, loaded, scrub, events, unrouted), receiver)
     }
 
     /// A launcher without an engine, for a config in the folder `base`.

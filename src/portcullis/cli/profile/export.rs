@@ -50,8 +50,8 @@ pub fn content(ctx: &Context, workspace: &Workspace, name: &str) -> anyhow::Resu
         errors.literals(known, &entry);
         let settings = profile.settings.get(server);
         let only = settings.and_then(|settings| settings.tools.as_deref());
-        let (member, told) = member(server, &serde_json::to_value(&entry)?, &plain, only)?;
-        notes.extend(told.into_iter().map(|what| format!("left out of `{server}`: {what}")));
+        let (member, left_out) = member(server, &serde_json::to_value(&entry)?, &plain, only)?;
+        notes.extend(left_out.into_iter().map(|what| format!("left out of `{server}`: {what}")));
         servers.push(member);
     }
     errors.end()?;

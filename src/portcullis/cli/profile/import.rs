@@ -164,9 +164,9 @@ fn keep(
         let mut was = old.settings.get(server).cloned().unwrap_or_default();
         let gone =
             loaded.map_or_else(Vec::new, |loaded| drop_unknown_settings(loaded, server, &mut was));
-        let told =
+        let describe =
             |key| format!("{server}: {key}: no longer set, since the server does not have it");
-        changes.extend(gone.into_iter().map(told));
+        changes.extend(gone.into_iter().map(describe));
         let mut now = new.settings.remove(server).unwrap_or_default();
         let tools = keep_disabled(&mut now.tools, was.tools.as_deref());
         changes.extend(tools.map(|tools| format!("{server}: {tools}")));

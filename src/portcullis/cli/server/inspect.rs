@@ -192,7 +192,7 @@ fn machine(
 ) -> Value {
     let fields = found.profile.iter().cloned();
     let profile: Map<String, Value> = fields.map(|(field, value)| (field, value.into())).collect();
-    let mut told = json!({
+    let mut description = json!({
         "name": name,
         "place": found.place.kind(),
         "why": found.place.why(),
@@ -214,24 +214,24 @@ fn machine(
         },
     });
     if settings.url.is_none() {
-        told["limits"] = json!(settings.resources);
-        told["mounts"] = json!(settings.mounts);
-        told["egress"] = json!(settings.egress);
+        description["limits"] = json!(settings.resources);
+        description["mounts"] = json!(settings.mounts);
+        description["egress"] = json!(settings.egress);
     }
-    told
+    description
 }
 
 fn secrets(settings: &Server) -> Vec<Value> {
     let all = settings.given().map(|given| {
-        let mut told = json!({ "name": given.name, "as": "header" });
+        let mut entry = json!({ "name": given.name, "as": "header" });
         if let Some(delivery) = given.delivery {
-            told["as"] = json!(delivery);
+            entry["as"] = json!(delivery);
         }
         if !given.by_client.is_empty() {
-            told["clients"] = given.by_client.keys().cloned().collect();
-            told["others"] = given.from.is_some().into();
+            entry["clients"] = given.by_client.keys().cloned().collect();
+            entry["others"] = given.from.is_some().into();
         }
-        told
+        entry
     });
     all.collect()
 }
