@@ -68,13 +68,13 @@ pub(super) struct Multiplexer {
 struct Pending {
     answer: oneshot::Sender<Result<Reply, CallError>>,
     messages: Option<mpsc::Sender<ServerMessage>>,
-    mine: OriginalIds,
+    original_ids: OriginalIds,
 }
 
 /// A call in flight.
 pub(super) struct PendingCall {
     pub id: u64,
-    pub mine: OriginalIds,
+    pub original_ids: OriginalIds,
     pub messages: Option<mpsc::Sender<ServerMessage>>,
     pub answer: oneshot::Receiver<Result<Reply, CallError>>,
 }
@@ -110,16 +110,19 @@ impl Multiplexer {
     /// Registers a call until [`forget`](Self::forget). Returns its text with an id of the proxy.
     pub fn begin(&self, call: &Call) -> (PendingCall, Bytes) {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let (text, mine) = call.text(id);
+        let (text, original_ids) = call.text(id);
         let (sender, answer) = oneshot::channel();
-        let pending =
-            Pending { answer: sender, messages: call.messages.clone(), mine: mine.clone() };
+        let pending = Pending {
+            answer: sender,
+            messages: call.messages.clone(),
+            original_ids: original_ids.clone(),
+        };
         self.pending.lock().insert(id, pending);
         if self.dead.get().is_some() {
             // The connection may have died before the entry: nothing else would end the wait.
             self.pending.lock().remove(&id);
         }
-        (PendingCall { id, mine, messages: call.messages.clone(), answer }, text)
+        (PendingCall { id, original_ids, messages: call.messages.clone(), answer }, text)
     }
 
     pub fn forget(&self, id: u64) {
@@ -129,7 +132,10 @@ impl Multiplexer {
     /// Removes a cancelled call that the server may still process.
     fn give_up(&self, id: u64) {
         let mut pending = self.pending.lock();
-        if pending.remove(&id).is_some_and(|call| call.mine.logs && !call.mine.subscribes) {
+        if pending
+            .remove(&id)
+            .is_some_and(|call| call.original_ids.logs && !call.original_ids.subscribes)
+        {
             let mut given_up = self.given_up.lock();
             // Beyond the limit, one id that no response has stays in the set for good.
             let id = if given_up.len() < GIVEN_UP { id } else { u64::MAX };
@@ -250,7 +256,7 @@ impl Multiplexer {
         match pending {
             Some(pending) => {
                 if let Ok(reply) = &reply {
-                    self.answered(id, &pending.mine, reply);
+                    self.answered(id, &pending.original_ids, reply);
                 }
                 drop(pending.answer.send(reply));
             }
@@ -262,9 +268,9 @@ impl Multiplexer {
     }
 
     /// Keeps the progress token of a call that was answered with a task.
-    pub fn answered(&self, id: u64, mine: &OriginalIds, reply: &Reply) {
+    pub fn answered(&self, id: u64, original_ids: &OriginalIds, reply: &Reply) {
         if let Reply::Result(result) = reply
-            && let Some(kept) = mine.copied(TASK_BYTES)
+            && let Some(kept) = original_ids.copied(TASK_BYTES)
             && begins_task(result)
         {
             let mut tasks = self.tasks.lock();
@@ -305,10 +311,10 @@ impl Multiplexer {
 
     async fn notification(&self, method: Method, params: Option<Bytes>, stream: StreamKind) {
         if let Some(id) = subscription(params.as_ref()) {
-            let Some((call, mine)) = self.call(id) else {
+            let Some((call, original_ids)) = self.call(id) else {
                 return tracing::debug!("server notification for an ended subscription");
             };
-            let params = mine.restored(params);
+            let params = original_ids.restored(params);
             return self
                 .sink
                 .send_to_call(&call, ServerMessage::Notification { method, params })
@@ -318,14 +324,14 @@ impl Multiplexer {
             Method::PROGRESS => {
                 // Progress without a requested token is dropped.
                 let Some(id) = progress_token(params.as_ref()) else { return };
-                let call = self.call(id).filter(|(_, mine)| mine.token.is_some());
-                if let Some((call, mine)) = call {
-                    let params = mine.restored(params);
+                let call = self.call(id).filter(|(_, original_ids)| original_ids.token.is_some());
+                if let Some((call, original_ids)) = call {
+                    let params = original_ids.restored(params);
                     self.sink
                         .send_to_call(&call, ServerMessage::Notification { method, params })
                         .await;
-                } else if let Some(mine) = self.task(id) {
-                    let params = mine.restored(params);
+                } else if let Some(original_ids) = self.task(id) {
+                    let params = original_ids.restored(params);
                     self.sink.send(ServerMessage::Notification { method, params });
                 }
             }
@@ -371,9 +377,9 @@ impl Multiplexer {
         if !self.given_up.lock().is_empty() {
             return None;
         }
-        let mut calls = pending.values().filter(|pending| !pending.mine.subscribes);
+        let mut calls = pending.values().filter(|pending| !pending.original_ids.subscribes);
         match (calls.next(), calls.next()) {
-            (Some(call), None) if call.mine.logs => call.messages.clone(),
+            (Some(call), None) if call.original_ids.logs => call.messages.clone(),
             _ => None,
         }
     }
@@ -381,14 +387,14 @@ impl Multiplexer {
     /// The ids of a call that was answered with a task.
     fn task(&self, id: u64) -> Option<OriginalIds> {
         let tasks = self.tasks.lock();
-        tasks.iter().find(|(task, _)| *task == id).map(|(_, mine)| mine.clone())
+        tasks.iter().find(|(task, _)| *task == id).map(|(_, original_ids)| original_ids.clone())
     }
 
     /// The message channel and ids of a call in flight.
     fn call(&self, id: u64) -> Option<(mpsc::Sender<ServerMessage>, OriginalIds)> {
         let pending = self.pending.lock();
         let call = pending.get(&id)?;
-        Some((call.messages.clone()?, call.mine.clone()))
+        Some((call.messages.clone()?, call.original_ids.clone()))
     }
 }
 

@@ -67,8 +67,8 @@ impl SecretBroker {
         settings: &config::Server,
         client: &PrincipalKind,
     ) -> Result<(), CallError> {
-        let whose = SecretScope::of(settings, Some(client));
-        let Some(missing) = settings.given().find(|given| whose.reference(*given).is_none()) else {
+        let scope = SecretScope::of(settings, Some(client));
+        let Some(missing) = settings.given().find(|given| scope.reference(*given).is_none()) else {
             return Ok(());
         };
         let place = self.places.read().get(&(server.clone(), missing.name.to_owned())).cloned();

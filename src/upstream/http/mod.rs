@@ -266,21 +266,21 @@ impl Line {
             }
             // Progress without a requested token is dropped.
             Method::PROGRESS
-                if begun.mine.token.is_none()
+                if begun.original_ids.token.is_none()
                     || progress_token(params.as_ref()) != Some(begun.id) =>
             {
                 return;
             }
             _ => {}
         }
-        let params = begun.mine.restored(params);
+        let params = begun.original_ids.restored(params);
         self.deliver(begun, ServerMessage::Notification { method, params }).await;
     }
 
     /// Delivers a message of a call's own stream.
     async fn deliver(&self, begun: &PendingCall, message: ServerMessage) {
         match &begun.messages {
-            Some(call) if begun.mine.subscribes || !message.is_of_server() => {
+            Some(call) if begun.original_ids.subscribes || !message.is_of_server() => {
                 self.multiplexer.sink.send_to_stream(call, message).await;
             }
             _ => self.multiplexer.sink.send(message),
@@ -312,7 +312,7 @@ impl ServerTransport for Http {
         let reply = call.clock.bound(work).await;
         guard.cancels &= matches!(reply, Err(CallError::Timeout(_)));
         if let Ok(reply) = &reply {
-            multiplexer.answered(begun.id, &begun.mine, reply);
+            multiplexer.answered(begun.id, &begun.original_ids, reply);
         }
         reply
     }
