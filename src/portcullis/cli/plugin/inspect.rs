@@ -3,7 +3,7 @@
 use super::{found, print_lines, settings};
 use crate::{
     cli::{Context, Exit, Reports},
-    plugin_dev::{Inspection, inspect},
+    plugin_dev::{self, Inspection},
 };
 
 /// Options of the verb.
@@ -26,7 +26,7 @@ pub async fn inspect(options: &Inspect, ctx: &Context) -> anyhow::Result<Exit> {
     let config = settings(given)?;
     let progress = ctx.progress("looking at the plugin");
     let component = found(component, ctx).await?;
-    let inspection = inspect(&component, config, !no_cost).await;
+    let inspection = plugin_dev::inspect(&component, config, !no_cost).await;
     drop(progress);
     let inspection = inspection.map_err(|error| Reports(vec![error]))?;
     if ctx.is_json() {
