@@ -150,7 +150,7 @@ pub struct Export {
     pub filter: Option<String>,
     /// First record of the stream, if none was delivered yet.
     #[serde(default)]
-    pub begin: Begin,
+    pub begin: StreamStart,
     /// Secret headers sent to an HTTP endpoint.
     #[serde(default)]
     pub headers: BTreeMap<String, SecretRef>,
@@ -178,7 +178,7 @@ pub enum Destination {
 /// Beginning of a stream of records.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
-pub enum Begin {
+pub enum StreamStart {
     /// The oldest record in the store.
     #[default]
     Oldest,

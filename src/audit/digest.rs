@@ -192,7 +192,7 @@ impl DigestKey {
     }
 
     /// Short digest that replaces an object key that may contain data.
-    pub(super) fn stand_in(&self, key: &str) -> String {
+    pub(super) fn key_digest(&self, key: &str) -> String {
         let mac = self.mac(Domain::ArgumentKey, key.as_bytes());
         format!("#{}", hex::encode(&mac[..4]))
     }

@@ -28,17 +28,17 @@ pub use digest::DigestKey;
 pub use line::{Line, LineHead, Seq};
 pub use log::{Audit, Clock, Options, Reader, Scrub, Tail, Tailed};
 pub use maintenance::{
-    Backup, BackupFault, Dropped, KeyTrouble, Keys, Limits, Missed, PruneFault, Pruned, Why,
-    back_up, is_encrypted,
+    Backup, BackupFault, Dropped, KeyTrouble, Keys, Limits, MissedRecords, PruneFault, Pruned,
+    RetentionReason, back_up, is_encrypted,
 };
 pub use query::{
     Aggregates, Archive, By, Column, Count, CountRequest, Counted, Counting, Counts, Filter,
     GROUP_MAX, Group, IllegalColumn, IllegalFilter, IllegalGroup, Order, PAGE, PAGE_MAX, Page,
     Query, StatsRequest, Summed, Timeline, Times, Type, summary,
 };
-pub use record::{Arrival, Conclusion, Intent, Outcome, Refused, Ruling};
+pub use record::{Arrival, Conclusion, DecisionContext, Intent, Outcome, Refused};
 pub use store::{
-    Written,
+    StoredRecord,
     frame::{BODY_MAX as FRAME_MAX, BadFrame, Frame, frames},
 };
 pub use unavailable::Unavailable;

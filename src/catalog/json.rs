@@ -8,7 +8,7 @@ use jsonc_parser::{
 };
 
 use crate::{
-    node::{Budget, Key, Node, What, once},
+    node::{Budget, Key, Node, NodeValue, once},
     report::{Location, Problem},
 };
 
@@ -47,11 +47,11 @@ fn node(
     let place = lines.place(value.range().start);
     budget.take(place, depth)?;
     let what = match value {
-        Value::NullKeyword(_) => What::Null,
-        Value::BooleanLit(flag) => What::Flag(flag.value),
-        Value::NumberLit(number) => What::Number(number.value.into()),
-        Value::StringLit(text) => What::Text(text.value.as_ref().into()),
-        Value::Array(array) => What::List(
+        Value::NullKeyword(_) => NodeValue::Null,
+        Value::BooleanLit(flag) => NodeValue::Flag(flag.value),
+        Value::NumberLit(number) => NodeValue::Number(number.value.into()),
+        Value::StringLit(text) => NodeValue::Text(text.value.as_ref().into()),
+        Value::Array(array) => NodeValue::List(
             array
                 .elements
                 .iter()

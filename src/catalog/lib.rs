@@ -46,8 +46,8 @@ pub use docker::{
     tool_lists,
 };
 pub use image::NoImage;
-pub use name::{Names, Unfit, is_legal, ours, own_variables};
-pub use node::{Key, MAX_BYTES, MAX_DEPTH, MAX_NODES, Node, What};
+pub use name::{NameError, Names, is_legal, ours, own_variables};
+pub use node::{Key, MAX_BYTES, MAX_DEPTH, MAX_NODES, Node, NodeValue};
 pub use options::{Options, Packages};
 pub use reference::{NoReference, Reference};
 pub use report::{Kind, Location, Note, Problem, brief, quoted};
@@ -55,13 +55,13 @@ pub use secret_heuristics::{
     argument_holds_secret, begins_as_key, holds_key, names_secret, segment_holds_secret,
     url_holds_secret,
 };
-pub use server::{HandOver, HandOverKind, Image, Mount, Run, Secret, Server, Tool, Transport};
+pub use server::{Delivery, DeliveryKind, Image, Mount, Run, Secret, Server, Tool, Transport};
 pub use values::{Values, set};
 
 /// Content of a file.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct Found {
+pub struct ParsedFile {
     /// Name of the format.
     pub format: &'static str,
     /// Title of the file.
@@ -123,7 +123,7 @@ fn is_toml(text: &str) -> bool {
 ///
 /// # Errors
 /// If the file as a whole cannot be read. Problems of a single server are in its entry.
-pub fn read(text: &str, options: &Options) -> Result<Found, Problem> {
+pub fn read(text: &str, options: &Options) -> Result<ParsedFile, Problem> {
     let node = parse(text)?;
     if node.entries().is_none() {
         return Err(Problem::at(node.place, "a file that describes servers is a map"));

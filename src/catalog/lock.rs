@@ -83,7 +83,7 @@ pub struct ServerPin {
 impl ServerPin {
     /// Whether deliveries only go to the destinations from when the server was added.
     #[must_use]
-    pub fn goes_there(&self, destination: &[String]) -> bool {
+    pub fn has_same_destinations(&self, destination: &[String]) -> bool {
         destination.iter().all(|place| self.destination.contains(place))
     }
 
@@ -205,7 +205,7 @@ pub enum LockError {
          see that it is what you mean, and try again",
         known(.is), known(.was)
     )]
-    Meanwhile { server: String, is: Option<String>, was: Option<String> },
+    ChangedMeanwhile { server: String, is: Option<String>, was: Option<String> },
 }
 
 fn known(content: &Option<String>) -> &str {
@@ -305,7 +305,7 @@ impl Lock {
     /// Replaces the image of a server, if the present one is `was` or already the new one.
     ///
     /// # Errors
-    /// [`LockError::Meanwhile`], if it has changed. Nothing is changed then.
+    /// [`LockError::ChangedMeanwhile`], if it has changed. Nothing is changed then.
     pub fn move_from(
         &mut self,
         server: &str,
@@ -316,7 +316,7 @@ impl Lock {
         let is = self.servers.get(server).and_then(ServerPin::content);
         if is != was && is != Some(to.as_str()) {
             let (is, was) = (is.map(str::to_owned), was.map(str::to_owned));
-            return Err(LockError::Meanwhile { server: server.to_owned(), is, was });
+            return Err(LockError::ChangedMeanwhile { server: server.to_owned(), is, was });
         }
         self.servers.entry(server.to_owned()).or_default().move_to(image, to);
         Ok(())

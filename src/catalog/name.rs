@@ -10,7 +10,7 @@ const LONGEST: usize = 32;
 
 /// Why a name cannot be converted or used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Unfit {
+pub enum NameError {
     #[error("`{}` has letters that others can be taken for: choose a name with `--name`", brief(.0))]
     Foreign(String),
     #[error("nothing of `{}` can stand in a name of a server: choose one with `--name`", brief(.0))]
@@ -36,10 +36,11 @@ pub fn is_legal(name: &str) -> bool {
 /// that a name cannot have.
 ///
 /// # Errors
-/// [`Unfit`], if a name has non-ASCII letters (which look like others) or nothing is left of it.
-pub fn ours(original: &str) -> Result<String, Unfit> {
+/// [`NameError`], if a name has non-ASCII letters (which look like others) or nothing is left of
+/// it.
+pub fn ours(original: &str) -> Result<String, NameError> {
     if !original.bytes().all(|b| b.is_ascii_graphic() || b == b' ') {
-        return Err(Unfit::Foreign(original.to_owned()));
+        return Err(NameError::Foreign(original.to_owned()));
     }
     let parts: Vec<&str> = original.split('/').filter(|part| !part.is_empty()).collect();
     let last = parts.last().copied().unwrap_or("");
@@ -60,7 +61,7 @@ pub fn ours(original: &str) -> Result<String, Unfit> {
     }
     let name = name.trim_matches(['-', '_']);
     let name = name.get(..LONGEST).unwrap_or(name).trim_end_matches(['-', '_']);
-    if is_legal(name) { Ok(name.to_owned()) } else { Err(Unfit::Empty(original.to_owned())) }
+    if is_legal(name) { Ok(name.to_owned()) } else { Err(NameError::Empty(original.to_owned())) }
 }
 
 /// The names in use, by their appearance.
@@ -76,8 +77,8 @@ impl Names {
     /// Adds a name.
     ///
     /// # Errors
-    /// [`Unfit::Exists`] if it is in use, [`Unfit::Alike`] if it looks like a name in use.
-    pub fn take(&mut self, name: &str) -> Result<(), Unfit> {
+    /// [`NameError::Exists`] if it is in use, [`NameError::Alike`] if it looks like a name in use.
+    pub fn take(&mut self, name: &str) -> Result<(), NameError> {
         let own = look(name);
         let near = self.0.iter().find(|(look, _)| {
             **look == own
@@ -86,9 +87,9 @@ impl Names {
         });
         if let Some((_, other)) = near {
             if name == other {
-                return Err(Unfit::Exists(name.to_owned()));
+                return Err(NameError::Exists(name.to_owned()));
             }
-            return Err(Unfit::Alike { name: name.to_owned(), other: other.clone() });
+            return Err(NameError::Alike { name: name.to_owned(), other: other.clone() });
         }
         self.0.insert(own, name.to_owned());
         Ok(())
@@ -150,8 +151,8 @@ mod tests {
     #[test]
     fn confusable_names_are_refused() {
         let mut names = Names::of(["github", "my-notes"]);
-        assert_eq!(names.take("github"), Err(Unfit::Exists("github".into())));
-        let alike = Unfit::Alike { name: "my_notes".into(), other: "my-notes".into() };
+        assert_eq!(names.take("github"), Err(NameError::Exists("github".into())));
+        let alike = NameError::Alike { name: "my_notes".into(), other: "my-notes".into() };
         assert_eq!(names.take("my_notes"), Err(alike));
         assert!(names.take("g1thub").is_ok(), "a digit in the place of an `i` shows");
         assert!(names.take("github__x").is_err());

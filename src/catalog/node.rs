@@ -15,12 +15,12 @@ pub const MAX_NODES: usize = 1_000_000;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Node {
     pub place: Location,
-    pub what: What,
+    pub what: NodeValue,
 }
 
 /// A value. Numbers keep their original text.
 #[derive(Debug, Clone, PartialEq)]
-pub enum What {
+pub enum NodeValue {
     Null,
     Flag(bool),
     Number(Box<str>),
@@ -46,7 +46,7 @@ impl Node {
     /// The members of a map.
     pub fn entries(&self) -> Option<&[(Key, Node)]> {
         match &self.what {
-            What::Map(entries) => Some(entries),
+            NodeValue::Map(entries) => Some(entries),
             _ => None,
         }
     }
@@ -54,7 +54,7 @@ impl Node {
     /// The items of a list.
     pub fn items(&self) -> Option<&[Node]> {
         match &self.what {
-            What::List(items) => Some(items),
+            NodeValue::List(items) => Some(items),
             _ => None,
         }
     }
@@ -62,7 +62,7 @@ impl Node {
     /// A text.
     pub fn text(&self) -> Option<&str> {
         match &self.what {
-            What::Text(text) => Some(text),
+            NodeValue::Text(text) => Some(text),
             _ => None,
         }
     }
@@ -70,36 +70,36 @@ impl Node {
     /// A text, a number or a flag, in its original text.
     pub fn scalar(&self) -> Option<&str> {
         match &self.what {
-            What::Text(text) | What::Number(text) => Some(text),
-            What::Flag(true) => Some("true"),
-            What::Flag(false) => Some("false"),
-            What::Null | What::List(_) | What::Map(_) => None,
+            NodeValue::Text(text) | NodeValue::Number(text) => Some(text),
+            NodeValue::Flag(true) => Some("true"),
+            NodeValue::Flag(false) => Some("false"),
+            NodeValue::Null | NodeValue::List(_) | NodeValue::Map(_) => None,
         }
     }
 
     /// Kind of the value, for a message.
     pub fn kind(&self) -> &'static str {
         match self.what {
-            What::Null => "nothing",
-            What::Flag(_) => "true or false",
-            What::Number(_) => "a number",
-            What::Text(_) => "a text",
-            What::List(_) => "a list",
-            What::Map(_) => "a map",
+            NodeValue::Null => "nothing",
+            NodeValue::Flag(_) => "true or false",
+            NodeValue::Number(_) => "a number",
+            NodeValue::Text(_) => "a text",
+            NodeValue::List(_) => "a list",
+            NodeValue::Map(_) => "a map",
         }
     }
 
     /// The value as JSON. A number that JSON cannot represent becomes a text.
     pub fn to_json(&self) -> Value {
         match &self.what {
-            What::Null => Value::Null,
-            What::Flag(flag) => Value::Bool(*flag),
-            What::Number(text) => {
+            NodeValue::Null => Value::Null,
+            NodeValue::Flag(flag) => Value::Bool(*flag),
+            NodeValue::Number(text) => {
                 number(text).map_or_else(|| Value::String(text.to_string()), Value::Number)
             }
-            What::Text(text) => Value::String(text.to_string()),
-            What::List(items) => Value::Array(items.iter().map(Self::to_json).collect()),
-            What::Map(entries) => Value::Object(
+            NodeValue::Text(text) => Value::String(text.to_string()),
+            NodeValue::List(items) => Value::Array(items.iter().map(Self::to_json).collect()),
+            NodeValue::Map(entries) => Value::Object(
                 entries
                     .iter()
                     .map(|(key, node)| (key.text.to_string(), node.to_json()))
@@ -137,7 +137,7 @@ impl Budget {
 }
 
 /// The members of a map. A duplicate key is refused, because readers differ about it.
-pub(crate) fn once(entries: Vec<(Key, Node)>) -> Result<What, Problem> {
+pub(crate) fn once(entries: Vec<(Key, Node)>) -> Result<NodeValue, Problem> {
     let mut seen = std::collections::HashMap::with_capacity(entries.len());
     for (key, _) in &entries {
         if let Some(first) = seen.insert(&key.text, key.place) {
@@ -147,5 +147,5 @@ pub(crate) fn once(entries: Vec<(Key, Node)>) -> Result<What, Problem> {
             ));
         }
     }
-    Ok(What::Map(entries))
+    Ok(NodeValue::Map(entries))
 }

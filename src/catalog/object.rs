@@ -37,7 +37,7 @@ impl<'a> Object<'a> {
         let at = self.entries.iter().position(|(key, _)| &*key.text == name)?;
         self.taken[at] = true;
         let node = &self.entries[at].1;
-        (node.what != crate::node::What::Null).then_some(node)
+        (node.what != crate::node::NodeValue::Null).then_some(node)
     }
 
     /// A text. Numbers and flags, which many authors write, keep their original text.
@@ -50,7 +50,7 @@ impl<'a> Object<'a> {
     pub fn flag(&mut self, name: &'static str, report: &mut Report) -> Option<bool> {
         let node = self.get(name)?;
         match &node.what {
-            crate::node::What::Flag(flag) => Some(*flag),
+            crate::node::NodeValue::Flag(flag) => Some(*flag),
             _ => {
                 let text = format!("`{name}` is true or false, and this is {}", node.kind());
                 report.problem(node.place, text);
@@ -100,7 +100,7 @@ impl<'a> Object<'a> {
         };
         entries
             .iter()
-            .filter(|(_, node)| node.what != crate::node::What::Null)
+            .filter(|(_, node)| node.what != crate::node::NodeValue::Null)
             .filter_map(|(key, node)| Some((key, located(node, &key.text, report)?)))
             .collect()
     }

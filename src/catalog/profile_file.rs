@@ -64,7 +64,7 @@ pub enum NoProfile {
     #[error("cannot read {}: {why}", path.display())]
     Broken { path: PathBuf, why: String },
     #[error("cannot write {}: {why}", path.display())]
-    Unwritten { path: PathBuf, why: String },
+    WriteFailed { path: PathBuf, why: String },
 }
 
 impl Profile {
@@ -174,7 +174,7 @@ impl Profile {
     /// [`NoProfile`]
     pub fn write(&self, folder: &Path, name: &str) -> Result<bool, NoProfile> {
         let path = Self::path(folder, name)?;
-        let failed = |why: String| NoProfile::Unwritten { path: path.clone(), why };
+        let failed = |why: String| NoProfile::WriteFailed { path: path.clone(), why };
         let there = path.exists();
         let text = toml::to_string(self).map_err(|error| failed(error.to_string()))?;
         // It could not be read again, and the list of profiles would fail.

@@ -71,20 +71,20 @@ impl Server {
     }
 
     /// All of its deliveries.
-    pub fn handed(&self) -> impl Iterator<Item = HandOver<'_>> {
+    pub fn deliveries(&self) -> impl Iterator<Item = Delivery<'_>> {
         let kind = match self.run {
-            Run::Remote { .. } => HandOverKind::Header,
-            Run::Image { .. } | Run::Command { .. } => HandOverKind::Secret,
+            Run::Remote { .. } => DeliveryKind::Header,
+            Run::Image { .. } | Run::Command { .. } => DeliveryKind::Secret,
         };
-        let references = self.references().map(move |(name, secret)| HandOver {
+        let references = self.references().map(move |(name, secret)| Delivery {
             kind,
             name,
             from: &secret.from,
             permitted: secret.permitted,
-            changes_what_runs: kind == HandOverKind::Secret && changes_what_runs(name),
+            changes_what_runs: kind == DeliveryKind::Secret && changes_what_runs(name),
         });
-        let plain = self.env.iter().map(|(name, value)| HandOver {
-            kind: HandOverKind::Variable,
+        let plain = self.env.iter().map(|(name, value)| Delivery {
+            kind: DeliveryKind::Variable,
             name,
             from: value,
             permitted: true,
@@ -198,7 +198,7 @@ impl Secret {
 /// Kind of a delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum HandOverKind {
+pub enum DeliveryKind {
     /// A header of each request, read from a reference.
     Header,
     /// A variable, read from a reference.
@@ -207,7 +207,7 @@ pub enum HandOverKind {
     Variable,
 }
 
-impl HandOverKind {
+impl DeliveryKind {
     /// Its name.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -222,8 +222,8 @@ impl HandOverKind {
 /// A delivery to a server: a header, a secret or a plain variable.
 #[derive(Debug, Clone, Copy, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct HandOver<'a> {
-    pub kind: HandOverKind,
+pub struct Delivery<'a> {
+    pub kind: DeliveryKind,
     /// The name of the header or the variable.
     pub name: &'a str,
     /// The reference, or the value of a plain variable.

@@ -24,7 +24,7 @@ pub(crate) enum Into {
 
 /// Why a template cannot be filled in; the texts name its expression.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Unfilled {
+pub enum TemplateError {
     #[error("`{{{{{}}}}}` has no value: give it with `--set {}=VALUE`", brief(.0), brief(.0))]
     Missing(String),
     #[error("`{{{{{}}}}}` is a setting of another server", brief(.0))]
@@ -47,7 +47,7 @@ pub enum Unfilled {
 
 /// A value between filters.
 #[derive(Debug, Clone, PartialEq)]
-enum Filled {
+enum TemplateValue {
     Missing,
     One(String),
     Many(Vec<String>),
@@ -62,14 +62,18 @@ pub(crate) fn is_template(text: &str) -> bool {
 /// a value that is missing.
 ///
 /// # Errors
-/// [`Unfilled`]
-pub(crate) fn fill(template: &str, values: &Value, into: Into) -> Result<Vec<String>, Unfilled> {
+/// [`TemplateError`]
+pub(crate) fn fill(
+    template: &str,
+    values: &Value,
+    into: Into,
+) -> Result<Vec<String>, TemplateError> {
     let terms = terms(template)?;
     if let [Term::Value { path, filters }] = terms.as_slice() {
         return match value(path, filters, values, into, true)? {
-            Filled::Missing => Ok(Vec::new()),
-            Filled::One(text) => Ok(vec![text]),
-            Filled::Many(all) => Ok(all),
+            TemplateValue::Missing => Ok(Vec::new()),
+            TemplateValue::One(text) => Ok(vec![text]),
+            TemplateValue::Many(all) => Ok(all),
         };
     }
     let mut filled = String::new();
@@ -79,14 +83,16 @@ pub(crate) fn fill(template: &str, values: &Value, into: Into) -> Result<Vec<Str
             Term::Value { path, filters } => {
                 // Only a value at the beginning can make it an option; one after `--x=` cannot.
                 match value(path, filters, values, into, at == 0)? {
-                    Filled::Missing => return Err(Unfilled::Missing((*path).to_owned())),
-                    Filled::One(text) => filled.push_str(&text),
-                    Filled::Many(_) => return Err(Unfilled::Kind((*path).to_owned())),
+                    TemplateValue::Missing => {
+                        return Err(TemplateError::Missing((*path).to_owned()));
+                    }
+                    TemplateValue::One(text) => filled.push_str(&text),
+                    TemplateValue::Many(_) => return Err(TemplateError::Kind((*path).to_owned())),
                 }
             }
         }
         if filled.len() > LONGEST {
-            return Err(Unfilled::Long);
+            return Err(TemplateError::Long);
         }
     }
     Ok(vec![filled])
@@ -97,12 +103,12 @@ enum Term<'a> {
     Value { path: &'a str, filters: Vec<&'a str> },
 }
 
-fn terms(template: &str) -> Result<Vec<Term<'_>>, Unfilled> {
+fn terms(template: &str) -> Result<Vec<Term<'_>>, TemplateError> {
     let mut terms = Vec::new();
     let mut rest = template;
     while !rest.is_empty() {
         if terms.len() >= MOST_TERMS {
-            return Err(Unfilled::Long);
+            return Err(TemplateError::Long);
         }
         let Some(start) = rest.find("{{") else {
             terms.push(Term::Plain(rest));
@@ -112,11 +118,11 @@ fn terms(template: &str) -> Result<Vec<Term<'_>>, Unfilled> {
             terms.push(Term::Plain(&rest[..start]));
         }
         let inner = &rest[start + 2..];
-        let end = inner.find("}}").ok_or_else(|| Unfilled::Form(template.to_owned()))?;
+        let end = inner.find("}}").ok_or_else(|| TemplateError::Form(template.to_owned()))?;
         let mut parts = inner[..end].split('|').map(str::trim);
         let path = parts.next().unwrap_or("");
         if path.is_empty() || path.contains(['{', '}']) {
-            return Err(Unfilled::Form(template.to_owned()));
+            return Err(TemplateError::Form(template.to_owned()));
         }
         terms.push(Term::Value { path, filters: parts.collect() });
         rest = &inner[end + 2..];
@@ -130,24 +136,24 @@ fn value(
     values: &Value,
     into: Into,
     first: bool,
-) -> Result<Filled, Unfilled> {
+) -> Result<TemplateValue, TemplateError> {
     let whose = path.split('.').next().unwrap_or("").trim();
     if values.get(whose).is_none() {
-        return Err(Unfilled::Others(path.to_owned()));
+        return Err(TemplateError::Others(path.to_owned()));
     }
     let found = path.split('.').try_fold(values, |value, key| value.get(key.trim()));
     let mut filled = match found {
-        None | Some(Value::Null) => Filled::Missing,
-        Some(Value::Array(items)) => Filled::Many(
+        None | Some(Value::Null) => TemplateValue::Missing,
+        Some(Value::Array(items)) => TemplateValue::Many(
             items
                 .iter()
-                .map(|item| scalar(item).ok_or_else(|| Unfilled::Kind(path.to_owned())))
+                .map(|item| scalar(item).ok_or_else(|| TemplateError::Kind(path.to_owned())))
                 .collect::<Result<_, _>>()?,
         ),
         Some(value) => match scalar(value) {
-            Some(text) if text.is_empty() => Filled::Missing,
-            Some(text) => Filled::One(text),
-            None => return Err(Unfilled::Kind(path.to_owned())),
+            Some(text) if text.is_empty() => TemplateValue::Missing,
+            Some(text) => TemplateValue::One(text),
+            None => return Err(TemplateError::Kind(path.to_owned())),
         },
     };
     // The person's text is checked for its position; text that filters add is the catalog's.
@@ -160,7 +166,7 @@ fn value(
     Ok(filled)
 }
 
-impl Filled {
+impl TemplateValue {
     fn texts(&self) -> &[String] {
         match self {
             Self::Missing => &[],
@@ -187,68 +193,70 @@ fn scalar(value: &Value) -> Option<String> {
     }
 }
 
-fn hold(path: &str, text: &str, into: Into, first: bool) -> Result<(), Unfilled> {
+fn hold(path: &str, text: &str, into: Into, first: bool) -> Result<(), TemplateError> {
     let named = || path.to_owned();
     if text.len() > LONGEST {
-        return Err(Unfilled::Long);
+        return Err(TemplateError::Long);
     }
     let control = |c: char| c.is_control() && !(into == Into::Variable && matches!(c, '\n' | '\t'));
     if text.chars().any(control) {
-        return Err(Unfilled::Control(named()));
+        return Err(TemplateError::Control(named()));
     }
     match into {
-        Into::Argument if first && text.starts_with('-') => Err(Unfilled::Option(named())),
+        Into::Argument if first && text.starts_with('-') => Err(TemplateError::Option(named())),
         Into::Volume
             if !text.starts_with('/')
                 || text.contains(':')
                 || text.split('/').any(|part| part == "..") =>
         {
-            Err(Unfilled::Path(named()))
+            Err(TemplateError::Path(named()))
         }
         _ => Ok(()),
     }
 }
 
-fn filtered(value: Filled, filter: &str) -> Result<Filled, Unfilled> {
+fn filtered(value: TemplateValue, filter: &str) -> Result<TemplateValue, TemplateError> {
     Ok(match filter.split_once(':').map_or((filter, None), |(name, rest)| (name, Some(rest))) {
         ("volume", None) => value.map(|path| format!("{path}:{path}")),
         ("volume-target", None) => value,
         ("into", None) => match value {
-            Filled::Missing => Filled::Missing,
-            Filled::One(text) => Filled::Many(vec![text]),
-            many @ Filled::Many(_) => many,
+            TemplateValue::Missing => TemplateValue::Missing,
+            TemplateValue::One(text) => TemplateValue::Many(vec![text]),
+            many @ TemplateValue::Many(_) => many,
         },
         ("first", None) => match value {
-            Filled::Many(texts) => texts.into_iter().next().map_or(Filled::Missing, Filled::One),
+            TemplateValue::Many(texts) => {
+                texts.into_iter().next().map_or(TemplateValue::Missing, TemplateValue::One)
+            }
             other => other,
         },
         ("last", None) => match value {
-            Filled::Many(texts) => {
-                texts.into_iter().next_back().map_or(Filled::Missing, Filled::One)
+            TemplateValue::Many(texts) => {
+                texts.into_iter().next_back().map_or(TemplateValue::Missing, TemplateValue::One)
             }
             other => other,
         },
         ("or", Some(default)) => match value {
-            Filled::Missing => or(default),
-            Filled::Many(texts) if texts.is_empty() => or(default),
+            TemplateValue::Missing => or(default),
+            TemplateValue::Many(texts) if texts.is_empty() => or(default),
             there => there,
         },
         ("mount_as", Some(target)) => match value {
-            Filled::Many(texts) => texts.first().map_or(Filled::Missing, |source| {
-                Filled::One(format!("{source}:{}", target.trim()))
+            TemplateValue::Many(texts) => texts.first().map_or(TemplateValue::Missing, |source| {
+                TemplateValue::One(format!("{source}:{}", target.trim()))
             }),
             other => other.map(|source| format!("{source}:{}", target.trim())),
         },
-        _ => return Err(Unfilled::Filter(filter.to_owned())),
+        _ => return Err(TemplateError::Filter(filter.to_owned())),
     })
 }
 
-fn or(default: &str) -> Filled {
+fn or(default: &str) -> TemplateValue {
     match default.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
-        Some("") => Filled::Many(Vec::new()),
-        Some(list) => Filled::Many(list.split(',').map(str::to_owned).collect()),
-        None if default.is_empty() => Filled::Missing,
-        None => Filled::One(default.to_owned()),
+        Some("") => TemplateValue::Many(Vec::new()),
+        Some(list) => TemplateValue::Many(list.split(',').map(str::to_owned).collect()),
+        None if default.is_empty() => TemplateValue::Missing,
+        None => TemplateValue::One(default.to_owned()),
     }
 }
 
@@ -268,7 +276,7 @@ mod tests {
         }})
     }
 
-    fn filled(template: &str, into: Into) -> Result<Vec<String>, Unfilled> {
+    fn filled(template: &str, into: Into) -> Result<Vec<String>, TemplateError> {
         fill(template, &values(), into)
     }
 

@@ -4,7 +4,7 @@ use toml_edit::{Document, Item, TableLike, Value};
 
 use crate::{
     json::Lines,
-    node::{Budget, Key, Node, What, once},
+    node::{Budget, Key, Node, NodeValue, once},
     report::{Location, Problem},
 };
 
@@ -26,7 +26,7 @@ fn table(
     lines: &Lines<'_>,
     budget: &mut Budget,
     depth: usize,
-) -> Result<What, Problem> {
+) -> Result<NodeValue, Problem> {
     let mut entries = Vec::new();
     for (name, value) in table.iter() {
         let span = table.key(name).and_then(toml_edit::Key::span);
@@ -47,10 +47,10 @@ fn item(
     let place = item.span().map_or(within, |span| lines.place(span.start));
     budget.take(place, depth)?;
     let what = match item {
-        Item::None => What::Null,
+        Item::None => NodeValue::Null,
         Item::Value(value) => return self::value(value, within, lines, budget, depth),
         Item::Table(inner) => table(inner, place, lines, budget, depth)?,
-        Item::ArrayOfTables(tables) => What::List(
+        Item::ArrayOfTables(tables) => NodeValue::List(
             tables
                 .iter()
                 .map(|inner| {
@@ -72,12 +72,12 @@ fn value(
     let place = value.span().map_or(within, |span| lines.place(span.start));
     budget.take(place, depth)?;
     let what = match value {
-        Value::String(text) => What::Text(text.value().as_str().into()),
-        Value::Integer(number) => What::Number(number.value().to_string().into()),
-        Value::Float(number) => What::Number(number.value().to_string().into()),
-        Value::Boolean(flag) => What::Flag(*flag.value()),
-        Value::Datetime(time) => What::Text(time.value().to_string().into()),
-        Value::Array(items) => What::List(
+        Value::String(text) => NodeValue::Text(text.value().as_str().into()),
+        Value::Integer(number) => NodeValue::Number(number.value().to_string().into()),
+        Value::Float(number) => NodeValue::Number(number.value().to_string().into()),
+        Value::Boolean(flag) => NodeValue::Flag(*flag.value()),
+        Value::Datetime(time) => NodeValue::Text(time.value().to_string().into()),
+        Value::Array(items) => NodeValue::List(
             items
                 .iter()
                 .map(|item| self::value(item, place, lines, budget, depth + 1))

@@ -39,7 +39,7 @@ pub fn set(values: &mut Values, server: &str, text: &str) -> Result<(), String> 
 
 /// The person's settings of one server, or those of a profile (`theirs`) if there are none, with the
 /// defaults of their schemas, and validated by these. Settings of other servers are not included.
-pub(crate) fn settle(
+pub(crate) fn server_settings(
     schemas: &[Node],
     set: Option<&Value>,
     theirs: Option<&Value>,

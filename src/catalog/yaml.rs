@@ -3,7 +3,7 @@
 use granit_parser::{Event, Parser, ScalarStyle, ScanError, Span, Tag};
 
 use crate::{
-    node::{Budget, Key, MAX_DEPTH, Node, What, once},
+    node::{Budget, Key, MAX_DEPTH, Node, NodeValue, once},
     report::{Location, Problem},
 };
 
@@ -63,7 +63,7 @@ impl<'a> Reader<'a> {
                 loop {
                     let (event, place) = self.next()?;
                     match event {
-                        Event::SequenceEnd => break What::List(items),
+                        Event::SequenceEnd => break NodeValue::List(items),
                         event => items.push(self.node(event, place, depth + 1)?),
                     }
                 }
@@ -121,21 +121,21 @@ fn scalar(
     style: ScalarStyle,
     tag: Option<&Tag>,
     place: Location,
-) -> Result<What, Problem> {
+) -> Result<NodeValue, Problem> {
     match tag {
-        Some(tag) if tag.is_yaml_core_schema_tag("str") => return Ok(What::Text(text.into())),
+        Some(tag) if tag.is_yaml_core_schema_tag("str") => return Ok(NodeValue::Text(text.into())),
         Some(_) => return Err(Problem::at(place, "a tag means nothing here: remove it")),
         None => {}
     }
     if style != ScalarStyle::Plain {
-        return Ok(What::Text(text.into()));
+        return Ok(NodeValue::Text(text.into()));
     }
     Ok(match text {
-        "" | "~" | "null" | "Null" | "NULL" => What::Null,
-        "true" | "True" | "TRUE" => What::Flag(true),
-        "false" | "False" | "FALSE" => What::Flag(false),
-        _ if is_number(text) => What::Number(text.into()),
-        _ => What::Text(text.into()),
+        "" | "~" | "null" | "Null" | "NULL" => NodeValue::Null,
+        "true" | "True" | "TRUE" => NodeValue::Flag(true),
+        "false" | "False" | "FALSE" => NodeValue::Flag(false),
+        _ if is_number(text) => NodeValue::Number(text.into()),
+        _ => NodeValue::Text(text.into()),
     })
 }
 

@@ -28,7 +28,7 @@ pub struct Member<'a> {
 
 /// Interceptor of the chain, as `check` and `server inspect` show it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Shown {
+pub struct MemberView {
     pub name: String,
     pub mode: Mode,
     /// Whether it is on without an entry in the config.
@@ -72,19 +72,19 @@ impl Config {
     }
 
     /// Same as data.
-    pub fn chain_shown(&self) -> Vec<Shown> {
+    pub fn chain_view(&self) -> Vec<MemberView> {
         let chain = self.chain();
         let first = chain.iter().filter(|member| member.entry.is_rate_limit()).count();
-        let mut shown: Vec<Shown> = chain
+        let mut shown: Vec<MemberView> = chain
             .iter()
-            .map(|member| Shown {
+            .map(|member| MemberView {
                 name: member.entry.name().to_owned(),
                 mode: member.entry.settings.mode,
                 default: member.at.is_none(),
             })
             .collect();
         let builtin = BUILTIN.map(str::to_owned);
-        let builtin = builtin.map(|name| Shown { name, mode: Mode::Enforce, default: true });
+        let builtin = builtin.map(|name| MemberView { name, mode: Mode::Enforce, default: true });
         shown.splice(first..first, builtin);
         shown
     }

@@ -39,11 +39,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-pub use chain::{Member, Shown};
+pub use chain::{Member, MemberView};
 pub use finding::{Code, Diagnostics, Finding, Located, Severity};
 pub use plaintext_secrets::PlaintextSecret;
 pub use protected_paths::{exposing_mounts, mount_policy, protected_paths, refused_mounts};
-pub use proxy_location::{ProxyLocation, Unreadable, whereabouts};
+pub use proxy_location::{ProxyLocation, Unreadable, proxy_location};
 pub use sections::{
     Admin, Approvals, Ceilings, ClientAddressSource, Config, ConnectionBounds, ConnectionLimits,
     Engine, Limits, Listen, Loosening,

@@ -173,7 +173,7 @@ fn findings(loaded: &Loaded, refused: impl Fn(&Mount) -> Option<LaunchFailure>) 
     let mounts = servers.flat_map(|(name, settings)| {
         settings.mounts.iter().enumerate().map(move |(at, mount)| (name, at, mount))
     });
-    let told = mounts.filter_map(|(name, at, mount)| {
+    let refusals = mounts.filter_map(|(name, at, mount)| {
         let LaunchFailure { what, remedy } = refused(&mount.as_mount())?;
         let pointer = format!("/servers/{name}/mounts/{at}");
         let finding = loaded.finding(&pointer, Code::BadValue, what);
@@ -182,7 +182,7 @@ fn findings(loaded: &Loaded, refused: impl Fn(&Mount) -> Option<LaunchFailure>) 
             None => finding,
         })
     });
-    told.collect()
+    refusals.collect()
 }
 
 #[cfg(test)]

@@ -32,7 +32,7 @@ pub struct Unreadable;
 
 /// Reads these settings from a file, whatever else is invalid in it. Settings that are certainly
 /// absent have their defaults.
-pub fn whereabouts(path: &Path) -> ProxyLocation {
+pub fn proxy_location(path: &Path) -> ProxyLocation {
     match read(path) {
         Ok(text) => of_text(path, &text),
         Err(_) => {
@@ -45,16 +45,16 @@ pub fn whereabouts(path: &Path) -> ProxyLocation {
 pub(super) fn of_text(path: &Path, text: &str) -> ProxyLocation {
     let (root, errors) = DeTable::parse_recoverable(text);
     let broken = errors.iter().map(|error| error.span().unwrap_or(0..text.len())).collect();
-    let legible = Legible { text, broken };
+    let readable = ReadableText { text, broken };
     let base = base_of(path);
     let root = root.get_ref();
     let table = |name| match root.get(name).map(Spanned::get_ref) {
         Some(DeValue::Table(table)) => Some(table),
         _ => None,
     };
-    let state_dir = legible.string("state-dir", Some(root), "state-dir");
-    let socket = legible.string("admin", table("admin"), "socket");
-    let engine = legible.string("engine", table("engine"), "host");
+    let state_dir = readable.string("state-dir", Some(root), "state-dir");
+    let socket = readable.string("admin", table("admin"), "socket");
+    let engine = readable.string("engine", table("engine"), "host");
     ProxyLocation {
         state_dir: state_dir.ok().map(|dir| base.join(dir.unwrap_or(STATE_DIR))),
         socket: socket.ok().flatten().map(|socket| base.join(socket)),
@@ -62,13 +62,13 @@ pub(super) fn of_text(path: &Path, text: &str) -> ProxyLocation {
     }
 }
 
-struct Legible<'a> {
+struct ReadableText<'a> {
     text: &'a str,
     /// Ranges that are not valid TOML.
     broken: Vec<Range<usize>>,
 }
 
-impl Legible<'_> {
+impl ReadableText<'_> {
     /// String at a key, if its lines are valid: the parser's result for invalid lines is a guess.
     /// The key is certainly absent if `word`, which every spelling of it contains, occurs only in
     /// comments.
@@ -186,9 +186,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("c.toml");
         let nothing = ProxyLocation { state_dir: None, socket: None, engine: Ok(None) };
-        assert_eq!(whereabouts(&path), nothing);
+        assert_eq!(proxy_location(&path), nothing);
         std::fs::write(&path, b"state-dir = '\xff'").unwrap();
-        assert_eq!(whereabouts(&path), ProxyLocation { engine: Err(Unreadable), ..nothing });
+        assert_eq!(proxy_location(&path), ProxyLocation { engine: Err(Unreadable), ..nothing });
     }
 
     #[test]

@@ -15,7 +15,7 @@ use tokio::{net::TcpStream, sync::SetOnce, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Attempt, Destination, Destinations, End, Gate, Grounds, Host, Limits, Outcome, Protocol,
+    Attempt, Destination, Destinations, End, Gate, GateContext, Host, Limits, Outcome, Protocol,
     Refusal, Resolver, Verdict, Wire,
     address::{is_own, is_public},
     limits::Meter,
@@ -31,7 +31,7 @@ pub(crate) struct Shared {
     pub server: String,
     pub destinations: Destinations,
     /// Hosts behind the egress addresses inside.
-    pub stand_ins: HashMap<IpAddr, Host>,
+    pub synthetic_addresses: HashMap<IpAddr, Host>,
     pub limits: Limits,
     pub meter: Meter,
     pub gate: Arc<dyn Gate>,
@@ -48,7 +48,7 @@ pub(crate) struct ActiveAttempt {
     attempt: Attempt,
     /// Reason why the attempt was revoked.
     revoked: SetOnce<String>,
-    grounds: Mutex<Option<Grounds>>,
+    grounds: Mutex<Option<GateContext>>,
 }
 
 /// Attempt that is reported to the gate on drop.
@@ -126,7 +126,9 @@ impl Shared {
     /// Requested host: an egress address inside becomes its host.
     pub fn meant(&self, host: Host) -> Host {
         match &host {
-            Host::Address(address) => self.stand_ins.get(address).cloned().unwrap_or(host),
+            Host::Address(address) => {
+                self.synthetic_addresses.get(address).cloned().unwrap_or(host)
+            }
             Host::Name(_) => host,
         }
     }

@@ -256,18 +256,18 @@ pub struct Destinations(Vec<Destination>);
 /// Error: two entries match the same hosts and port.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` and `{1}` match the same host and port")]
-pub struct Twice(pub Destination, pub Destination);
+pub struct DuplicateDestination(pub Destination, pub Destination);
 
 impl Destinations {
     /// Destinations from these entries.
     ///
     /// # Errors
     /// If two of them match the same, because it would not be clear which one counts.
-    pub fn new(all: Vec<Destination>) -> Result<Self, Twice> {
+    pub fn new(all: Vec<Destination>) -> Result<Self, DuplicateDestination> {
         for (nth, one) in all.iter().enumerate() {
             let same = |other: &&Destination| one.host == other.host && one.port == other.port;
             if let Some(other) = all.iter().skip(nth + 1).find(same) {
-                return Err(Twice(one.clone(), other.clone()));
+                return Err(DuplicateDestination(one.clone(), other.clone()));
             }
         }
         Ok(Self(all))

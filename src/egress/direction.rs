@@ -29,9 +29,9 @@ impl From<io::Error> for Stop {
     }
 }
 
-impl From<limits::Spent> for Stop {
-    fn from(_: limits::Spent) -> Self {
-        Self::Refused(Refusal::Spent)
+impl From<limits::LimitExhausted> for Stop {
+    fn from(_: limits::LimitExhausted) -> Self {
+        Self::Refused(Refusal::LimitExhausted)
     }
 }
 

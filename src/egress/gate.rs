@@ -55,11 +55,11 @@ pub struct Forbidden {
     /// Reason, which the program may read.
     pub why: String,
     /// Data of the gate that it gets back with the outcome.
-    pub grounds: Option<Grounds>,
+    pub grounds: Option<GateContext>,
 }
 
 /// Data of a gate about its own verdict, opaque to this crate.
-pub type Grounds = Arc<dyn Any + Send + Sync>;
+pub type GateContext = Arc<dyn Any + Send + Sync>;
 
 impl From<&str> for Forbidden {
     fn from(why: &str) -> Self {
@@ -83,7 +83,7 @@ pub struct Outcome {
     /// Whether the gate allowed it.
     pub allowed: bool,
     /// Data that the gate gave with its refusal.
-    pub grounds: Option<Grounds>,
+    pub grounds: Option<GateContext>,
 }
 
 /// How an attempt ended.

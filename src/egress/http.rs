@@ -44,11 +44,11 @@ const HOP_BY_HOP: [HeaderName; 9] = [
 type Body = UnsyncBoxBody<Bytes, hyper::Error>;
 
 /// Keeps a connection counted for as long as it is used.
-pub(crate) type Held = Arc<dyn Any + Send + Sync>;
+pub(crate) type ConnectionToken = Arc<dyn Any + Send + Sync>;
 
 /// What a program takes this end for.
 #[derive(Debug, Clone)]
-pub(crate) enum Toward {
+pub(crate) enum AssumedTarget {
     /// A proxy.
     Proxy,
     /// This host itself.
@@ -58,9 +58,9 @@ pub(crate) enum Toward {
 /// Serves one connection. Boxed, because a connection can contain another one.
 pub(crate) fn serve<S>(
     stream: S,
-    toward: Toward,
+    toward: AssumedTarget,
     shared: Arc<Shared>,
-    held: Held,
+    held: ConnectionToken,
 ) -> Pin<Box<dyn Future<Output = ()> + Send>>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -94,12 +94,12 @@ where
 
 async fn answer(
     request: Request<Incoming>,
-    toward: Toward,
+    toward: AssumedTarget,
     shared: Arc<Shared>,
-    held: Held,
+    held: ConnectionToken,
 ) -> Response<Body> {
     let answered = match (&toward, request.method()) {
-        (Toward::Proxy, &Method::CONNECT) => connect(request, &shared, held).await,
+        (AssumedTarget::Proxy, &Method::CONNECT) => connect(request, &shared, held).await,
         _ => forward(request, &toward, &shared).await,
     };
     answered.unwrap_or_else(|refusal| refused(&refusal, &shared))
@@ -170,7 +170,7 @@ fn host_header(headers: &HeaderMap) -> Result<Option<Authority>, Refusal> {
 async fn connect(
     request: Request<Incoming>,
     shared: &Arc<Shared>,
-    held: Held,
+    held: ConnectionToken,
 ) -> Result<Response<Body>, Refusal> {
     let read = (|| {
         let authority = request
@@ -192,7 +192,7 @@ async fn connect(
         let shared = shared.clone();
         shared.tasks.clone().spawn(async move {
             if let Some(upgraded) = upgraded(request, &shared).await {
-                serve(upgraded, Toward::Host(host, port), shared, held).await;
+                serve(upgraded, AssumedTarget::Host(host, port), shared, held).await;
             }
         });
         return Ok(Response::new(text_body(String::new())));
@@ -215,7 +215,7 @@ async fn upgraded(request: Request<Incoming>, shared: &Shared) -> Option<TokioIo
 }
 
 /// Target of a plain HTTP request.
-fn target(request: &Request<Incoming>, toward: &Toward) -> Result<(Host, u16), Refusal> {
+fn target(request: &Request<Incoming>, toward: &AssumedTarget) -> Result<(Host, u16), Refusal> {
     let uri = request.uri();
     if request.method() == Method::CONNECT {
         return Err(Refusal::Unsupported("the host is not a proxy"));
@@ -230,13 +230,15 @@ fn target(request: &Request<Incoming>, toward: &Toward) -> Result<(Host, u16), R
         _ => return Err(malformed("this is not an `http://` URL")),
     };
     let (host, port) = match (toward, absolute) {
-        (Toward::Proxy, Some(absolute)) => absolute,
-        (Toward::Proxy, None) => {
+        (AssumedTarget::Proxy, Some(absolute)) => absolute,
+        (AssumedTarget::Proxy, None) => {
             return Err(malformed("a request to a proxy needs a whole URL, `http://HOST/…`"));
         }
-        (Toward::Host(host, port), None) => (host.clone(), *port),
-        (Toward::Host(host, port), Some(absolute)) if absolute == (host.clone(), *port) => absolute,
-        (Toward::Host(..), Some(_)) => return Err(malformed("its URL names another host")),
+        (AssumedTarget::Host(host, port), None) => (host.clone(), *port),
+        (AssumedTarget::Host(host, port), Some(absolute)) if absolute == (host.clone(), *port) => {
+            absolute
+        }
+        (AssumedTarget::Host(..), Some(_)) => return Err(malformed("its URL names another host")),
     };
     match named {
         Some(named) if place(&named, Some(80))? != (host.clone(), port) => {
@@ -249,7 +251,7 @@ fn target(request: &Request<Incoming>, toward: &Toward) -> Result<(Host, u16), R
 
 async fn forward(
     mut request: Request<Incoming>,
-    toward: &Toward,
+    toward: &AssumedTarget,
     shared: &Arc<Shared>,
 ) -> Result<Response<Body>, Refusal> {
     let read = target(&request, toward);

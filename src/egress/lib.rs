@@ -30,9 +30,10 @@ mod tunnel;
 
 pub use address::{is_metadata, is_public};
 pub use destination::{
-    Destination, Destinations, Host, IllegalDestination, IllegalHost, Pattern, Twice, Wire,
+    Destination, Destinations, DuplicateDestination, Host, IllegalDestination, IllegalHost,
+    Pattern, Wire,
 };
-pub use gate::{Attempt, End, Forbidden, Gate, Grounds, Outcome, Protocol, Verdict};
+pub use gate::{Attempt, End, Forbidden, Gate, GateContext, Outcome, Protocol, Verdict};
 pub use limits::Limits;
 pub use refusal::Refusal;
 pub use resolve::{Resolver, System};

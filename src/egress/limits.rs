@@ -53,7 +53,7 @@ impl Default for Limits {
 
 /// The total limit is used up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Spent;
+pub(crate) struct LimitExhausted;
 
 /// Counts the usage of all connections of a program.
 pub(crate) struct Meter {
@@ -96,14 +96,14 @@ impl Meter {
     }
 
     /// Waits until this number of bytes may be forwarded.
-    pub async fn take(&self, direction: FlowDirection, bytes: usize) -> Result<(), Spent> {
+    pub async fn take(&self, direction: FlowDirection, bytes: usize) -> Result<(), LimitExhausted> {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         if let Some(total) = self.total {
             let before = self.used.fetch_add(bytes.into(), Ordering::Relaxed);
             if before.saturating_add(bytes.into()) > total {
                 // Saturated, so that it never wraps.
                 self.used.store(total, Ordering::Relaxed);
-                return Err(Spent);
+                return Err(LimitExhausted);
             }
         }
         let rate = match direction {
@@ -111,7 +111,9 @@ impl Meter {
             FlowDirection::Down => &self.down,
         };
         match (rate, NonZeroU32::new(bytes)) {
-            (Some(rate), Some(bytes)) => rate.until_n_ready(bytes).await.map_err(|_| Spent),
+            (Some(rate), Some(bytes)) => {
+                rate.until_n_ready(bytes).await.map_err(|_| LimitExhausted)
+            }
             _ => Ok(()),
         }
     }

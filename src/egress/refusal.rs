@@ -43,7 +43,7 @@ pub enum Refusal {
     #[error("it took too long")]
     Slow,
     #[error("its total limit of bytes is used up")]
-    Spent,
+    LimitExhausted,
     #[error("{0}")]
     Unsupported(&'static str),
 }
@@ -81,7 +81,7 @@ impl Refusal {
             Self::TooMany(_) => "too-many",
             Self::TooFast => "too-fast",
             Self::Slow => "slow",
-            Self::Spent => "spent",
+            Self::LimitExhausted => "spent",
             Self::Unsupported(_) => "unsupported",
         }
     }

@@ -20,10 +20,10 @@ use super::{
     Destinations, Gate, Host, Limits, Protocol, Refusal, Resolver, Wire,
     client_hello::{self, HANDSHAKE},
     connect::Shared,
-    http::{self, Held, Toward},
+    http::{self, AssumedTarget, ConnectionToken},
     limits::Meter,
     socks::{self, Fault},
-    tunnel::{carry, turn_away},
+    tunnel::{carry, write_refusal},
 };
 
 /// Interval between attempts to accept when the machine is out of resources.
@@ -53,23 +53,23 @@ impl Egress {
         gate: Arc<dyn Gate>,
         resolver: Arc<dyn Resolver>,
     ) -> Self {
-        Self::with_stand_ins(server, destinations, limits, gate, resolver, [])
+        Self::with_synthetic_addresses(server, destinations, limits, gate, resolver, [])
     }
 
     /// Egress proxy for a program that has addresses inside for hosts.
-    pub fn with_stand_ins(
+    pub fn with_synthetic_addresses(
         server: &str,
         destinations: Destinations,
         limits: Limits,
         gate: Arc<dyn Gate>,
         resolver: Arc<dyn Resolver>,
-        stand_ins: impl IntoIterator<Item = (IpAddr, Host)>,
+        synthetic_addresses: impl IntoIterator<Item = (IpAddr, Host)>,
     ) -> Self {
         let permits = Arc::new(Semaphore::new(limits.connections));
         let shared = Shared {
             server: server.to_owned(),
             destinations,
-            stand_ins: stand_ins.into_iter().collect(),
+            synthetic_addresses: synthetic_addresses.into_iter().collect(),
             meter: Meter::new(&limits),
             limits,
             gate,
@@ -166,8 +166,12 @@ impl Drop for Egress {
     }
 }
 
-async fn converse<S>(stream: S, toward: Option<(Host, u16)>, shared: Arc<Shared>, held: Held)
-where
+async fn converse<S>(
+    stream: S,
+    toward: Option<(Host, u16)>,
+    shared: Arc<Shared>,
+    held: ConnectionToken,
+) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let stop = shared.stop.clone();
@@ -183,7 +187,7 @@ where
     }
 }
 
-async fn proxy<S>(mut stream: S, shared: Arc<Shared>, held: Held)
+async fn proxy<S>(mut stream: S, shared: Arc<Shared>, held: ConnectionToken)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -195,11 +199,11 @@ where
                 "the proxy does not use TLS: configure it as \
                 `http://…`",
             );
-            turn_away(stream, &refusal).await;
+            write_refusal(stream, &refusal).await;
             shared.unread(refusal);
         }
         SOCKS4 => shared.unread(Refusal::Unsupported("SOCKS4 cannot name hosts: use SOCKS5")),
-        _ => http::serve(rewound(stream, first), Toward::Proxy, shared, held).await,
+        _ => http::serve(rewound(stream, first), AssumedTarget::Proxy, shared, held).await,
     }
 }
 
@@ -220,7 +224,7 @@ where
     tokio::io::join(io::Cursor::new([first]).chain(read), write)
 }
 
-async fn socks5<S>(mut stream: S, shared: Arc<Shared>, held: Held)
+async fn socks5<S>(mut stream: S, shared: Arc<Shared>, held: ConnectionToken)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -240,7 +244,7 @@ where
     let way = match listed {
         Ok(Wire::Http) => {
             if socks::answer(&mut stream, 0).await.is_ok() {
-                http::serve(stream, Toward::Host(host, port), shared, held).await;
+                http::serve(stream, AssumedTarget::Host(host, port), shared, held).await;
             }
             return;
         }
@@ -262,12 +266,14 @@ where
     }
 }
 
-async fn direct<S>(mut stream: S, host: Host, port: u16, shared: Arc<Shared>, held: Held)
+async fn direct<S>(mut stream: S, host: Host, port: u16, shared: Arc<Shared>, held: ConnectionToken)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let begun = match shared.listed(&host, port).map(|listed| listed.wire) {
-        Ok(Wire::Http) => return http::serve(stream, Toward::Host(host, port), shared, held).await,
+        Ok(Wire::Http) => {
+            return http::serve(stream, AssumedTarget::Host(host, port), shared, held).await;
+        }
         Ok(Wire::Tcp) => Ok(None),
         Ok(Wire::Tls) => {
             let read =
@@ -286,5 +292,5 @@ where
             refusal
         }
     };
-    turn_away(stream, &refusal).await;
+    write_refusal(stream, &refusal).await;
 }

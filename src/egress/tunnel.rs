@@ -59,7 +59,7 @@ pub(crate) async fn carry(
         Err(refusal) => {
             ticket.refused(&refusal);
             drop(upstream);
-            turn_away(client, &refusal).await;
+            write_refusal(client, &refusal).await;
             return;
         }
     };
@@ -72,12 +72,15 @@ pub(crate) async fn carry(
     ticket.ended(end.clone());
     drop(upstream);
     if let End::Refused(refusal) = &end {
-        turn_away(client, refusal).await;
+        write_refusal(client, refusal).await;
     }
 }
 
 /// Refuses a TLS connection with an alert, which the program's error shows.
-pub(crate) async fn turn_away(mut client: impl AsyncRead + AsyncWrite + Unpin, refusal: &Refusal) {
+pub(crate) async fn write_refusal(
+    mut client: impl AsyncRead + AsyncWrite + Unpin,
+    refusal: &Refusal,
+) {
     let _ = timeout(DRAIN_TIMEOUT, async {
         client.write_all(&client_hello::alert(refusal)).await?;
         client.shutdown().await?;

@@ -47,9 +47,9 @@ pub fn freed(bytes: usize) {
 
 /// Decides when free pages are returned: when no more large messages are freed, or, while they keep
 /// arriving, every half a minute.
-pub struct Returning(Mutex<Seen>);
+pub struct PageReturner(Mutex<ReturnState>);
 
-struct Seen {
+struct ReturnState {
     /// [`FREED`] at the last return.
     returned: usize,
     /// [`FREED`] at the last check.
@@ -57,14 +57,14 @@ struct Seen {
     last: Instant,
 }
 
-impl Default for Returning {
+impl Default for PageReturner {
     fn default() -> Self {
         let freed = FREED.load(Ordering::Relaxed);
-        Self(Mutex::new(Seen { returned: freed, looked: freed, last: Instant::now() }))
+        Self(Mutex::new(ReturnState { returned: freed, looked: freed, last: Instant::now() }))
     }
 }
 
-impl Returning {
+impl PageReturner {
     /// Returns free pages if it is time. Must be called regularly.
     pub fn look(&self) {
         if self.is_time(FREED.load(Ordering::Relaxed), Instant::now()) {
@@ -104,8 +104,8 @@ mod tests {
     #[test]
     fn pages_are_returned_when_quiet_or_every_half_a_minute() {
         let began = Instant::now();
-        let seen = Seen { returned: 0, looked: 0, last: began };
-        let returning = Returning(Mutex::new(seen));
+        let seen = ReturnState { returned: 0, looked: 0, last: began };
+        let returning = PageReturner(Mutex::new(seen));
         let mib = 1 << 20;
         for (freed, seconds, is_time) in [
             (0, 2, false),

@@ -24,7 +24,7 @@ use crate::{
 };
 use portcullis_audit::{
     Unavailable,
-    record::{By, ClientSeen, SessionEnded, SessionOpened, Who},
+    record::{By, ClientSeen, ConnectedPrincipal, SessionEnded, SessionOpened},
 };
 use portcullis_protocol::identity::{Change, Keyring, Principal, PrincipalKind};
 use portcullis_upstream::{InstanceKey, Launcher, claims};
@@ -138,7 +138,7 @@ impl Clients {
     pub(crate) async fn note_client(&self, caller: &Caller) {
         // If the log is unavailable, the client's next message tries again. No message waits for it
         // twice.
-        if !self.recorder.audit.is_well() {
+        if !self.recorder.audit.is_healthy() {
             return;
         }
         let Some(new) = self.recent.enter(caller) else { return };
@@ -265,8 +265,8 @@ impl Clients {
     }
 }
 
-fn who(caller: &Caller) -> Who {
-    Who::of(&caller.principal, caller.transport, caller.client_addr)
+fn who(caller: &Caller) -> ConnectedPrincipal {
+    ConnectedPrincipal::of(&caller.principal, caller.transport, caller.client_addr)
 }
 
 #[cfg(test)]

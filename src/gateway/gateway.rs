@@ -21,7 +21,7 @@ use crate::{
 };
 use portcullis_audit::{Audit, PruneFault, Pruned, export::Streams};
 use portcullis_config::Config;
-use portcullis_foundation::allocator::Returning;
+use portcullis_foundation::allocator::PageReturner;
 use portcullis_protocol::codec::{Caps, Frame};
 use portcullis_telemetry::Metrics;
 use portcullis_upstream::Launcher;
@@ -57,7 +57,7 @@ pub struct Gateway {
     pub(crate) pipeline: Arc<Pipeline>,
     pub(crate) server_requests: Arc<ServerRequests>,
     /// Returns freed memory of large messages to the system.
-    pub(crate) returning: Returning,
+    pub(crate) returning: PageReturner,
     pub(crate) tasks: TaskTracker,
     pub(crate) closing: CancellationToken,
 }

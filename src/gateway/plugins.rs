@@ -95,9 +95,9 @@ pub fn load(
     entry: &InterceptorEntry,
     config: &Config,
     delivered: &PluginSecrets,
-    house: &PluginHost,
+    plugin_host: &PluginHost,
 ) -> Result<Plugin, BoxedDiagnostic> {
-    let plugin = Plugin::load(config, &entry.settings, &loaded.base, delivered.of(at), house);
+    let plugin = Plugin::load(config, &entry.settings, &loaded.base, delivered.of(at), plugin_host);
     plugin.map_err(|error| -> BoxedDiagnostic {
         let key = match &error {
             LoadError::Config { at, .. } if !config.config.is_empty() => format!("config{at}"),
@@ -182,14 +182,14 @@ async fn reload_if_changed(LoadedPlugin { entry, plugin }: &LoadedPlugin, record
 }
 
 /// The host of a proxy's plugins.
-pub fn house(loaded: &Loaded, around: Arc<PluginServices>) -> PluginHost {
+pub fn host(loaded: &Loaded, services: Arc<PluginServices>) -> PluginHost {
     let states = States::at(loaded.config.state_dir.join("plugins/state"));
     let plugins = loaded.config.interceptors.iter();
     // Without plugins, neither a cache nor its key is needed.
     let any = plugins.into_iter().any(|entry| matches!(entry.kind, InterceptorKind::Plugin(_)));
     let cache = any.then(|| Cache::of(&loaded.config.state_dir)).flatten().map(Arc::new);
     let artifacts = artifacts(loaded, true);
-    PluginHost { around, states: Some(states), cache, artifacts }
+    PluginHost { services, states: Some(states), cache, artifacts }
 }
 
 /// Access to registries for plugins, as configured. With `keep`, pulled plugins are kept on disk.
@@ -222,7 +222,7 @@ impl PluginServices {
     }
 
     /// Sets the recorder and the tasks when the proxy starts.
-    pub fn settle(&self, recorder: &Arc<Recorder>, tasks: TaskTracker) {
+    pub fn attach(&self, recorder: &Arc<Recorder>, tasks: TaskTracker) {
         let _ = self.running.set((Arc::downgrade(recorder), tasks));
     }
 }
@@ -232,8 +232,8 @@ impl HostServices for PluginServices {
         self.metrics.plugin_counted(plugin, name, by);
     }
 
-    fn let_alone(&self, plugin: &str, between: usize) {
-        self.metrics.plugin_let_alone(plugin, between);
+    fn circuits_open(&self, plugin: &str, between: usize) {
+        self.metrics.plugin_circuits_open(plugin, between);
     }
 
     fn withdrawn(&self, plugin: &str, exchange: &str, requests: Vec<String>) {
@@ -253,7 +253,7 @@ impl HostServices for PluginServices {
 
     fn may_reach(&self, plugin: &str, host: &str, port: u16) -> Result<(), String> {
         // A refusal for the missing record could not undo the plugin's request.
-        if !self.recorder().is_some_and(|recorder| recorder.audit.is_well()) {
+        if !self.recorder().is_some_and(|recorder| recorder.audit.is_healthy()) {
             return Err("requests are refused while the audit log accepts no records".into());
         }
         let resource = Resource::Host { name: host, port };

@@ -16,13 +16,13 @@ use crate::{
     NAME,
     archive::Archive,
     body::Body,
-    create::{self, Holding},
+    create::{self, NamespaceHold},
     engine::{self, Engine},
     label,
-    lease::{Held, Joining, Leases},
+    lease::{Joining, LeasedContainer, Leases},
     peer::Peer,
     refusal::{Code, Refusal},
-    route::{Act, Asked, Call},
+    route::{Act, ApiRequest, Call},
     rules::{Allow, Rules},
     tunnel,
 };
@@ -68,11 +68,11 @@ impl Shared {
     /// Executes a call for a client.
     pub async fn carry_out(
         self: &Arc<Self>,
-        asked: Asked,
+        asked: ApiRequest,
         peer: Peer,
         request: Request<Incoming>,
     ) -> Result<Response<Body>, Refusal> {
-        let Asked { base, call } = asked;
+        let ApiRequest { base, call } = asked;
         match call {
             Call::Version => {
                 nothing(request.into_body()).await?;
@@ -191,7 +191,7 @@ impl Shared {
         let (shared, named) = (self.clone(), name.to_owned());
         let checked = looked(move || {
             let joining = RefCell::new(None);
-            let held = |container: &str, held: &Holding| {
+            let held = |container: &str, held: &NamespaceHold| {
                 let joined = shared.leases.join(container, held, peer)?;
                 let id = joined.id().to_owned();
                 joining.replace(Some(joined));
@@ -253,7 +253,7 @@ impl Shared {
                 fields.get("Id").and_then(Value::as_str).filter(|_| status.is_success())
             {
                 joining.iter_mut().for_each(Joining::keep);
-                let held = Held { name, mounts, holds, by: peer };
+                let held = LeasedContainer { name, mounts, holds, by: peer };
                 leases.hold(id.to_owned(), held, permit);
             }
             Ok((status, fields))

@@ -154,19 +154,19 @@ pub struct Checked {
     /// Paths inside that are memory or host folders. Volumes of the image must be among them.
     pub mount_points: BTreeSet<String>,
     /// For a pause container: what it holds. Its image must be one of pause containers.
-    pub holds: Option<Holding>,
+    pub holds: Option<NamespaceHold>,
 }
 
 /// A network namespace held for another container.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Holding {
+pub struct NamespaceHold {
     /// Name of the only container that may join it.
     pub by: String,
     /// Process that launches both, its run, and the server.
     pub of: [String; 3],
 }
 
-impl Holding {
+impl NamespaceHold {
     fn of(labels: &BTreeMap<String, String>, by: String) -> Self {
         let of = [label::OWNER, label::INSTANCE, label::SERVER];
         Self { by, of: of.map(|one| labels.get(one).cloned().unwrap_or_default()) }
@@ -184,7 +184,7 @@ pub fn check(
     body: &[u8],
     name: &str,
     rules: &Rules,
-    held: impl Fn(&str, &Holding) -> Option<String>,
+    held: impl Fn(&str, &NamespaceHold) -> Option<String>,
 ) -> Result<Checked, Refusal> {
     let malformed = || {
         Refusal::new(
@@ -217,7 +217,7 @@ pub fn check(
     host(&mut body.host_config, rules)?;
     let holds = holds(&body)?;
     if let Some(holder) = body.host_config.network_mode.strip_prefix("container:") {
-        let holding = Holding::of(&body.labels, name.to_owned());
+        let holding = NamespaceHold::of(&body.labels, name.to_owned());
         let Some(holder) = held(holder, &holding).filter(|_| holds.is_none()) else {
             return refuse(
                 "it joins a network that no pause container of this guard holds for it only",
@@ -329,7 +329,7 @@ fn labels(labels: &BTreeMap<String, String>, name: &str) -> Result<(), Refusal> 
 }
 
 /// What a pause container holds. It may have nothing else, because its program needs no more.
-fn holds(body: &Body) -> Result<Option<Holding>, Refusal> {
+fn holds(body: &Body) -> Result<Option<NamespaceHold>, Refusal> {
     let Some(by) = body.labels.get(label::HOLDS) else { return Ok(None) };
     if by.is_empty() || by.len() > 200 {
         return refuse("the label `dev.portcullis.holds` names no container");
@@ -344,7 +344,7 @@ fn holds(body: &Body) -> Result<Option<Holding>, Refusal> {
     if more {
         return refuse("a pause container has a command, variables, mounts or other settings");
     }
-    Ok(Some(Holding::of(&body.labels, by.clone())))
+    Ok(Some(NamespaceHold::of(&body.labels, by.clone())))
 }
 
 fn user(user: &str, rules: &Rules) -> Result<(), Refusal> {
@@ -467,7 +467,7 @@ fn host(host: &mut Host, rules: &Rules) -> Result<(), Refusal> {
         let (name, address) = entry.split_once(':').unwrap_or_default();
         let address = address.parse::<Ipv4Addr>().ok();
         let named = !name.is_empty() && name.bytes().all(word);
-        if !named || !address.is_some_and(|a| a.octets().starts_with(&rules.stand_ins)) {
+        if !named || !address.is_some_and(|a| a.octets().starts_with(&rules.synthetic_prefix)) {
             return refuse(
                 "an entry of `ExtraHosts` has an address outside of Portcullis's \
                 network",

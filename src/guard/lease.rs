@@ -21,7 +21,7 @@ use tokio::{
 };
 
 use crate::{
-    create::Holding,
+    create::NamespaceHold,
     engine::Engine,
     label,
     peer::Peer,
@@ -53,7 +53,7 @@ pub struct Leases {
 /// One container.
 pub struct Lease {
     pub id: String,
-    held: Held,
+    held: LeasedContainer,
     /// Whether a container has joined the namespace that it holds.
     joined: AtomicBool,
     attached: AtomicBool,
@@ -61,12 +61,12 @@ pub struct Lease {
 }
 
 /// Data of a container.
-pub struct Held {
+pub struct LeasedContainer {
     pub name: String,
     /// Host folders, with whether they are writable.
     pub mounts: Vec<(PathBuf, bool)>,
     /// What it holds.
-    pub holds: Option<Holding>,
+    pub holds: Option<NamespaceHold>,
     /// Client that created it.
     pub by: Peer,
 }
@@ -88,7 +88,7 @@ impl Leases {
     }
 
     /// Adds a lease for a container that was just created.
-    pub fn hold(&self, id: String, held: Held, permit: OwnedSemaphorePermit) {
+    pub fn hold(&self, id: String, held: LeasedContainer, permit: OwnedSemaphorePermit) {
         let lease = Lease {
             id: id.clone(),
             held,
@@ -164,7 +164,7 @@ impl Leases {
     }
 
     /// Joins the container that holds exactly this and was created by the same client, once.
-    pub fn join(&self, container: &str, holding: &Holding, by: Peer) -> Option<Joining> {
+    pub fn join(&self, container: &str, holding: &NamespaceHold, by: Peer) -> Option<Joining> {
         let is_for =
             |lease: &Arc<Lease>| lease.held.holds.as_ref() == Some(holding) && lease.held.by == by;
         let lease = self.find(container).filter(is_for)?;
@@ -310,8 +310,8 @@ mod tests {
     use super::*;
     use crate::peer::tests::peer;
 
-    fn held(name: &str, holds: Option<Holding>) -> Held {
-        Held { name: name.to_owned(), mounts: Vec::new(), holds, by: peer(1) }
+    fn held(name: &str, holds: Option<NamespaceHold>) -> LeasedContainer {
+        LeasedContainer { name: name.to_owned(), mounts: Vec::new(), holds, by: peer(1) }
     }
 
     const TEST_TIMEOUT: Duration = Duration::from_secs(30);
@@ -397,7 +397,7 @@ mod tests {
     async fn held_network_is_joined_once_by_its_container() {
         let folder = tempfile::tempdir().expect("a folder");
         let leases = Leases::new(Engine::new(folder.path().join("engine.sock")), 2);
-        let holding = |by: &str| Holding { by: by.to_owned(), of: Default::default() };
+        let holding = |by: &str| NamespaceHold { by: by.to_owned(), of: Default::default() };
         let hold = |id: &str, holds| {
             let permit = leases.permit().expect("a permit");
             leases.hold(id.to_owned(), held(&format!("n-{id}"), holds), permit);

@@ -15,7 +15,7 @@ const UNVERSIONED: [&str; 4] = ["version", "info", "images", "containers"];
 
 /// A parsed request: base path and call.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Asked {
+pub struct ApiRequest {
     /// `/v1.41`, or empty for the engine's own version.
     pub base: String,
     pub call: Call,
@@ -71,7 +71,7 @@ impl Call {
 }
 
 /// Parses method and target.
-pub fn read(method: &Method, uri: &Uri) -> Result<Asked, Refusal> {
+pub fn read(method: &Method, uri: &Uri) -> Result<ApiRequest, Refusal> {
     let malformed = |why: &str| Err(Refusal::new(Code::Malformed, why));
     if uri.scheme().is_some() || uri.authority().is_some() {
         return malformed("the target is not a path");
@@ -96,7 +96,7 @@ pub fn read(method: &Method, uri: &Uri) -> Result<Asked, Refusal> {
     let mut query = Query::of(uri.query().unwrap_or(""))?;
     let call = call(method, rest, &mut query)?;
     query.end()?;
-    Ok(Asked { base, call })
+    Ok(ApiRequest { base, call })
 }
 
 /// Whether the segments of a path are literal for every parser.

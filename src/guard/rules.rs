@@ -32,7 +32,7 @@ pub struct Rules {
     /// Seccomp profile of every container, in the engine's format (JSON).
     pub seccomp: Value,
     /// Network of the addresses of Portcullis's sockets inside, which `/etc/hosts` may name.
-    pub stand_ins: [u8; 3],
+    pub synthetic_prefix: [u8; 3],
     /// Layers (`sha256:…`) of pause containers' images. Each such image has exactly one of them. If
     /// empty, no pause container is permitted.
     pub holders: BTreeSet<String>,
@@ -89,11 +89,11 @@ impl Allow {
 
 impl Rules {
     /// Default rules: only the hardened profile.
-    pub fn new(name: impl Into<String>, seccomp: Value, stand_ins: [u8; 3]) -> Self {
+    pub fn new(name: impl Into<String>, seccomp: Value, synthetic_prefix: [u8; 3]) -> Self {
         Self {
             name: name.into(),
             seccomp,
-            stand_ins,
+            synthetic_prefix,
             holders: BTreeSet::new(),
             allow: BTreeSet::new(),
             capabilities: BTreeSet::new(),

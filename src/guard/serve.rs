@@ -152,7 +152,7 @@ async fn respond(shared: Arc<Shared>, peer: Peer, request: Request<Incoming>) ->
     })
 }
 
-fn admit(request: &Request<Incoming>) -> Result<route::Asked, Refusal> {
+fn admit(request: &Request<Incoming>) -> Result<route::ApiRequest, Refusal> {
     let malformed = |why: &str| Err(Refusal::new(Code::Malformed, why));
     if request.version() != http::Version::HTTP_11 {
         return malformed("only HTTP/1.1 is supported");

@@ -11,7 +11,7 @@ use std::collections::{HashMap, HashSet};
 use async_trait::async_trait;
 use serde_json::{Map, Value};
 
-use self::schema_names::{PARTS, SchemaNames, Wrong};
+use self::schema_names::{NameError, PARTS, SchemaNames};
 use portcullis_chain::{Fault, Interceptor, Verdict};
 use portcullis_protocol::{
     codec::fold,
@@ -58,19 +58,19 @@ fn check(exchange: &Exchange) -> Result<(), Refusal> {
         _ => return Ok(()),
     };
     found.map_err(|wrong| match wrong {
-        Wrong::Spelled(name) => {
+        NameError::Spelled(name) => {
             let words = format!(
                 "the arguments have a name that differs from one of the {what}'s only in case"
             );
             Refusal::new(Code::ArgumentsInvalid, words)
                 .detail(format!("the {what}'s name for it is {name:?}"))
         }
-        Wrong::TooLarge => {
+        NameError::TooLarge => {
             let words = "the tool's schema is too large to check the names of these arguments";
             Refusal::new(Code::ArgumentsInvalid, words)
                 .detail(format!("the arguments match more than {PARTS} parts of the schema"))
         }
-        Wrong::Unreadable(pattern) => {
+        NameError::Unreadable(pattern) => {
             let words = format!("the {what}'s schema has a pattern of names that cannot be read");
             Refusal::new(Code::ArgumentsInvalid, words).detail(format!("it is {pattern:?}"))
         }
@@ -78,7 +78,7 @@ fn check(exchange: &Exchange) -> Result<(), Refusal> {
 }
 
 /// Holds the names that a message has for a prompt's arguments to those that its server lists.
-fn listed_names<'s>(listed: Option<&'s Value>, params: &Value) -> Result<(), Wrong<'s>> {
+fn listed_names<'s>(listed: Option<&'s Value>, params: &Value) -> Result<(), NameError<'s>> {
     let listed = listed.and_then(Value::as_array).into_iter().flatten();
     let listed = listed.filter_map(|argument| argument.get("name")?.as_str());
     let folded: HashMap<_, _> = listed.clone().map(|name| (fold(name.into()), name)).collect();
@@ -90,7 +90,7 @@ fn listed_names<'s>(listed: Option<&'s Value>, params: &Value) -> Result<(), Wro
     let one = params.pointer("/argument/name").and_then(Value::as_str);
     for name in names.chain(one).filter(|name| !listed.contains(name)) {
         if let Some(known) = folded.get(&fold(name.into())) {
-            return Err(Wrong::Spelled(known));
+            return Err(NameError::Spelled(known));
         }
     }
     Ok(())

@@ -122,7 +122,7 @@ struct PluginSource {
     settings: EntrySettings,
     base: PathBuf,
     secrets: BTreeMap<String, Secret>,
-    house: PluginHost,
+    plugin_host: PluginHost,
 }
 
 /// Loaded version of a plugin.
@@ -156,7 +156,7 @@ impl PluginSource {
     fn found(&self) -> Result<Artifact, LoadError> {
         match (self.file(), &self.config.oci) {
             (Some(path), None) => Artifact::file(&path),
-            (None, Some(reference)) => self.house.artifacts.component_now(reference),
+            (None, Some(reference)) => self.plugin_host.artifacts.component_now(reference),
             _ => Err(LoadError::Nowhere),
         }
     }
@@ -187,10 +187,10 @@ impl PluginSource {
             grants: config.grants.clone(),
             secrets: self.secrets.clone(),
         };
-        let compiled = Compiled::of(&self.found()?, pin, self.house.cache.as_deref())?;
+        let compiled = Compiled::of(&self.found()?, pin, self.plugin_host.cache.as_deref())?;
         // Before it gets any grant.
         self.is_meant(compiled.manifest())?;
-        let plugin = compiled.plugin(granted, &self.house)?;
+        let plugin = compiled.plugin(granted, &self.plugin_host)?;
         let manifest = plugin.manifest();
         let hooks = narrowed(&manifest.hooks, settings.events.as_deref());
         if hooks.0.is_empty() {
@@ -253,14 +253,14 @@ impl Plugin {
         settings: &EntrySettings,
         base: &Path,
         secrets: BTreeMap<String, Secret>,
-        house: &PluginHost,
+        plugin_host: &PluginHost,
     ) -> Result<Self, LoadError> {
         let place = PluginSource {
             config: config.clone(),
             settings: settings.clone(),
             base: base.to_owned(),
             secrets,
-            house: house.clone(),
+            plugin_host: plugin_host.clone(),
         };
         let now = ArcSwap::from_pointee(place.load()?);
         Ok(Self { name: entry_name(settings), place, now })
@@ -322,12 +322,12 @@ impl Plugin {
 }
 
 /// Version and name of its entry, for the text of verdicts.
-struct Worded<'a> {
+struct VerdictBuilder<'a> {
     name: &'a str,
     manifest: &'a portcullis_plugin_host::Manifest,
 }
 
-impl Worded<'_> {
+impl VerdictBuilder<'_> {
     fn rule(&self, code: &str) -> Rule {
         Rule::named(format!("{}/{code}", self.manifest.name))
     }
@@ -392,16 +392,16 @@ impl Interceptor for Plugin {
         phase: Phase,
     ) -> Result<portcullis_chain::Verdict, Fault> {
         let now = self.now.load_full();
-        let worded = Worded { name: &self.name, manifest: now.manifest() };
+        let builder = VerdictBuilder { name: &self.name, manifest: now.manifest() };
         let session = exchange.session.as_ref().map(SessionId::expose);
         let portcullis_plugin_host::Inspection { verdict, requests, .. } =
             now.plugin.inspect(message(exchange, phase)?, session).await;
         match verdict {
             Ok(answer) => {
-                let mut verdict = worded.verdict(answer, phase);
+                let mut verdict = builder.verdict(answer, phase);
                 // Its HTTP requests about the message belong in the message's record.
                 let requests = requests.into_iter();
-                let requests = requests.map(|request| worded.finding(phase, REQUEST, request));
+                let requests = requests.map(|request| builder.finding(phase, REQUEST, request));
                 verdict.findings.splice(..0, requests);
                 Ok(verdict)
             }

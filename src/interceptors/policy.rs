@@ -78,7 +78,7 @@ struct Question<'a> {
 
 /// Reason why policies cannot be evaluated for a message.
 #[derive(Debug)]
-enum Unclear {
+enum InputError {
     /// The sender's error, with a text for the sender.
     Invalid(String),
     /// An internal error: the exchange contradicts itself.
@@ -142,7 +142,7 @@ impl PolicyVisibility<'_> {
 
     /// Whether this principal could call a tool of which only the name is known, whatever the
     /// server claims. Checked before a server is started to look for the tool.
-    pub fn conceivable(&self, server: &ServerName, name: &str) -> bool {
+    pub fn may_be_callable(&self, server: &ServerName, name: &str) -> bool {
         let could = |claims| {
             self.view.could_allow(Action::CallTool, &Resource::Tool { server, name, claims })
         };
@@ -207,11 +207,13 @@ impl PolicyGate {
     fn decide_answer(&self, exchange: &Exchange) -> Result<Verdict, Fault> {
         let requests: Vec<InputRequest> = match &exchange.response {
             None => return Ok(Verdict::pass()),
-            Some(Answer::Result(result)) => serde_json::from_slice::<Carried>(result.raw())
-                .map_err(|_| Fault("`inputRequests` of the result is malformed".into()))?
-                .input_requests
-                .map(|requests| requests.into_values().collect())
-                .unwrap_or_default(),
+            Some(Answer::Result(result)) => {
+                serde_json::from_slice::<InputRequiredResult>(result.raw())
+                    .map_err(|_| Fault("`inputRequests` of the result is malformed".into()))?
+                    .input_requests
+                    .map(|requests| requests.into_values().collect())
+                    .unwrap_or_default()
+            }
             Some(Answer::Error(error)) => match error.value().pointer("/data/elicitations") {
                 None => Vec::new(),
                 Some(elicitations) => elicitations
@@ -266,7 +268,7 @@ impl PolicyGate {
 }
 
 impl PolicyGate {
-    fn passage<'a>(&self, exchange: &'a Exchange) -> Result<Disposition<'a>, Unclear> {
+    fn passage<'a>(&self, exchange: &'a Exchange) -> Result<Disposition<'a>, InputError> {
         let from_client = exchange.direction == Direction::ClientToServer;
         if is_housekeeping(exchange.method.as_str(), exchange.notification, from_client) {
             return Ok(Disposition::Housekeeping);
@@ -307,7 +309,7 @@ impl PolicyGate {
         &self,
         exchange: &'a Exchange,
         params: Params<'a>,
-    ) -> Result<(Action, Resource<'a>, Params<'a>), Unclear> {
+    ) -> Result<(Action, Resource<'a>, Params<'a>), InputError> {
         let action = client_action(exchange.method.as_str(), exchange.notification);
         let (resource, args) = match action {
             Action::CallTool => {
@@ -367,7 +369,7 @@ fn elicitation(params: &Value) -> Option<InputRequest> {
 
 /// Part of a result with requests to the client.
 #[derive(Debug, Deserialize)]
-struct Carried {
+struct InputRequiredResult {
     #[serde(rename = "inputRequests", default)]
     input_requests: Option<BTreeMap<String, InputRequest>>,
 }
@@ -404,10 +406,10 @@ impl Interceptor for PolicyGate {
         match self.passage(exchange) {
             Ok(Disposition::Housekeeping) => Ok(Verdict::pass()),
             Ok(Disposition::Decide(question)) => Ok(self.decide(exchange, phase, question)),
-            Err(Unclear::Invalid(why)) => {
+            Err(InputError::Invalid(why)) => {
                 Ok(Verdict::refuse(Refusal::new(Code::InvalidParams, why)))
             }
-            Err(Unclear::Fault(fault)) => Err(fault),
+            Err(InputError::Fault(fault)) => Err(fault),
         }
     }
 }
@@ -452,28 +454,30 @@ fn no_server() -> Fault {
     Fault("the message needs a server, but none is known".into())
 }
 
-fn invalid(message: &str) -> Unclear {
-    Unclear::Invalid(message.to_owned())
+fn invalid(message: &str) -> InputError {
+    InputError::Invalid(message.to_owned())
 }
 
 type Params<'a> = Option<&'a Map<String, Value>>;
 
-fn server(exchange: &Exchange) -> Result<&ServerName, Unclear> {
-    exchange.server.as_ref().ok_or_else(|| Unclear::Fault(no_server()))
+fn server(exchange: &Exchange) -> Result<&ServerName, InputError> {
+    exchange.server.as_ref().ok_or_else(|| InputError::Fault(no_server()))
 }
 
-fn astray() -> Unclear {
-    Unclear::Fault(Fault("`params` name a different target than the message was routed to".into()))
+fn astray() -> InputError {
+    InputError::Fault(Fault(
+        "`params` name a different target than the message was routed to".into(),
+    ))
 }
 
-fn text<'a>(params: Params<'a>, key: &str) -> Result<&'a str, Unclear> {
+fn text<'a>(params: Params<'a>, key: &str) -> Result<&'a str, InputError> {
     params
         .and_then(|params| params.get(key))
         .and_then(Value::as_str)
         .ok_or_else(|| invalid(&format!("`{key}` must be a string")))
 }
 
-fn arguments<'a>(params: Params<'a>) -> Result<Params<'a>, Unclear> {
+fn arguments<'a>(params: Params<'a>) -> Result<Params<'a>, InputError> {
     match params.and_then(|params| params.get("arguments")) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::Object(arguments)) => Ok(Some(arguments)),

@@ -25,7 +25,7 @@ use tokio::sync::{Semaphore, oneshot};
 
 use self::{
     cache::{Cache, Checks},
-    compiled::{Check, Misfit, Unusable as Reason},
+    compiled::{Check, CheckFailure, Unusable as Reason},
 };
 use portcullis_chain::{Fault, Hooks, Interceptor, Verdict, off_workers};
 use portcullis_foundation::fair_semaphore::FairSemaphore;
@@ -149,7 +149,7 @@ impl Schema {
         side: Side,
         payload: &Payload,
         who: &PrincipalKind,
-    ) -> Result<Result<(), Misfit>, Fault> {
+    ) -> Result<Result<(), CheckFailure>, Fault> {
         let Some(check) = side.of(checks) else { return Ok(Ok(())) };
         if payload.raw().len() <= MAX_INLINE_BYTES {
             let value = side.part(parsed(payload)?);
@@ -194,11 +194,11 @@ impl Schema {
         }
     }
 
-    fn refuse(&self, side: Side, misfit: Misfit) -> Verdict {
+    fn refuse(&self, side: Side, failure: CheckFailure) -> Verdict {
         let (code, what) = side.words();
-        let words = match misfit {
-            Misfit::Invalid(words) => format!("{what} do not fit the tool's schema: {words}"),
-            Misfit::Costly => {
+        let words = match failure {
+            CheckFailure::Invalid(words) => format!("{what} do not fit the tool's schema: {words}"),
+            CheckFailure::Costly => {
                 format!("{what} are too large or too deep to check against the tool's schema")
             }
         };
@@ -232,7 +232,7 @@ impl Interceptor for Schema {
         }
         Ok(match self.check(&checks, side, payload, &exchange.principal.kind).await? {
             Ok(()) => Verdict::pass(),
-            Err(misfit) => self.refuse(side, misfit),
+            Err(failure) => self.refuse(side, failure),
         })
     }
 }
@@ -296,21 +296,21 @@ impl Side {
         }
     }
 
-    fn verdict(self, check: &Check, value: Option<&Value>) -> Result<(), Misfit> {
+    fn verdict(self, check: &Check, value: Option<&Value>) -> Result<(), CheckFailure> {
         match (self, value) {
             (_, None) => Ok(()),
             (Self::Arguments, Some(value)) if !value.is_object() => {
-                Err(Misfit::Invalid("they are not an object".into()))
+                Err(CheckFailure::Invalid("they are not an object".into()))
             }
             (Self::Result, Some(Value::Null)) => check
                 .check(&Value::Null)
-                .map_err(|_| Misfit::Invalid("`structuredContent` is absent".into())),
+                .map_err(|_| CheckFailure::Invalid("`structuredContent` is absent".into())),
             (_, Some(value)) => check.check(value),
         }
     }
 
     /// The whole check on a separate thread.
-    fn judge(self, checks: &Checks, raw: Bytes) -> Result<Result<(), Misfit>, Fault> {
+    fn judge(self, checks: &Checks, raw: Bytes) -> Result<Result<(), CheckFailure>, Fault> {
         let Some(check) = self.of(checks) else { return Ok(Ok(())) };
         let payload = Payload::new(raw);
         Ok(self.verdict(check, self.part(parsed(&payload)?).as_deref()))

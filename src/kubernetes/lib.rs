@@ -145,7 +145,7 @@ pub enum Cni {
 
 /// Reason why a workload cannot have manifests.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Unfit {
+pub enum ManifestError {
     #[error("`{0}` is not a namespace name: 1 to 63 of a-z, 0-9 and `-`, not at an end")]
     Namespace(String),
     #[error(
@@ -268,7 +268,7 @@ impl Workload {
     ///
     /// # Errors
     /// Which part cannot or must not be in a pod.
-    pub fn manifests(&self) -> Result<Vec<Manifest>, Unfit> {
+    pub fn manifests(&self) -> Result<Vec<Manifest>, ManifestError> {
         self.check()?;
         let mut all = settings::manifests(self);
         all.push(pod::manifest(self));
@@ -276,7 +276,7 @@ impl Workload {
         Ok(all)
     }
 
-    fn check(&self) -> Result<(), Unfit> {
+    fn check(&self) -> Result<(), ManifestError> {
         let label = |text: &str| {
             (1..=63).contains(&text.len())
                 && !text.starts_with('-')
@@ -284,10 +284,10 @@ impl Workload {
                 && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
         };
         if !label(&self.namespace) {
-            return Err(Unfit::Namespace(self.namespace.clone()));
+            return Err(ManifestError::Namespace(self.namespace.clone()));
         }
         if self.server.len() > MAX_NAME_CHARS || !label(&self.name()) {
-            return Err(Unfit::Server);
+            return Err(ManifestError::Server);
         }
         let key = |text: &&str| {
             let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);
@@ -299,17 +299,17 @@ impl Workload {
         let names = self.policies.iter().map(|(name, _)| name.as_str());
         let mut keys = names.clone().chain(self.secrets.iter().map(|secret| secret.name.as_str()));
         if let Some(illegal) = keys.find(key) {
-            return Err(Unfit::Key(illegal.to_owned()));
+            return Err(ManifestError::Key(illegal.to_owned()));
         }
         for (at, name) in names.clone().enumerate() {
             if names.clone().take(at).any(|other| other == name) {
-                return Err(Unfit::Twice(name.to_owned()));
+                return Err(ManifestError::Twice(name.to_owned()));
             }
         }
         let texts = self.policies.iter().map(|(name, text)| name.len() + text.len());
         let policies: usize = texts.sum();
         if policies.max(self.config.len()) > MAX_DATA_BYTES {
-            return Err(Unfit::Large(policies.max(self.config.len())));
+            return Err(ManifestError::Large(policies.max(self.config.len())));
         }
         let digits = self.storage.trim_end_matches(|c: char| c.is_ascii_alphabetic());
         let unit = self.storage.get(digits.len()..).unwrap_or_default();
@@ -317,16 +317,16 @@ impl Workload {
             || digits.is_empty()
             || !digits.bytes().all(|b| b.is_ascii_digit())
         {
-            return Err(Unfit::Quantity(self.storage.clone()));
+            return Err(ManifestError::Quantity(self.storage.clone()));
         }
         let Some(container) = &self.container else { return Ok(()) };
         let unfit = container.capabilities.iter().find(|name| *name != "NET_BIND_SERVICE");
         if let Some(capability) = unfit {
-            return Err(Unfit::Capability(capability.clone()));
+            return Err(ManifestError::Capability(capability.clone()));
         }
         match container.user {
-            Some((uid, gid)) if uid == 0 || gid == 0 => Err(Unfit::Root(uid, gid)),
-            Some((uid, _)) if uid == PROXY_USER.0 => Err(Unfit::Proxy(uid)),
+            Some((uid, gid)) if uid == 0 || gid == 0 => Err(ManifestError::Root(uid, gid)),
+            Some((uid, _)) if uid == PROXY_USER.0 => Err(ManifestError::Proxy(uid)),
             _ => Ok(()),
         }
     }

@@ -9,7 +9,7 @@ use url::Url;
 use super::{
     Descriptor, Digest, Error, Limits, Manifest, Reference,
     credentials::Login,
-    error::{Asked, json_fault},
+    error::{ContactedHost, json_fault},
     manifest::{DOCKER_INDEX, DOCKER_MANIFEST, INDEX, Index, MANIFEST, NoManifest},
     settings::Settings,
     transport::{Answer, Request, Right, Transport},
@@ -298,7 +298,7 @@ impl Client {
         let said = answer.headers.get("docker-content-digest").and_then(|d| d.to_str().ok());
         match said.map(str::parse::<Digest>) {
             Some(Ok(actual)) if actual != digest => Err(Error::Protocol {
-                host: Asked::from(reference.host()),
+                host: ContactedHost::from(reference.host()),
                 why: format!("it reports another digest for {digest}"),
             }),
             _ => Ok(answer),
@@ -382,7 +382,7 @@ impl Client {
     fn url(&self, reference: &Reference, path: &str) -> Result<Url, Error> {
         let base = self.0.base(reference)?;
         let join = |why: url::ParseError| Error::Protocol {
-            host: Asked::from(reference.host()),
+            host: ContactedHost::from(reference.host()),
             why: why.to_string(),
         };
         // A digest contains a colon, and `join` would treat the text before it as a scheme.
@@ -404,7 +404,7 @@ fn listed(bytes: &[u8]) -> Result<Vec<Descriptor>, String> {
 
 fn unlisted(reference: &Reference, why: &str) -> Error {
     let why = format!("its list of referrers is invalid: {why}");
-    Error::Protocol { host: Asked::from(reference.host()), why }
+    Error::Protocol { host: ContactedHost::from(reference.host()), why }
 }
 
 /// Parses the manifest with that digest.

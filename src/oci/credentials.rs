@@ -12,7 +12,7 @@ use docker_credential::{CredentialRetrievalError as Failure, DockerCredential};
 use tokio::sync::oneshot;
 use zeroize::Zeroizing;
 
-use super::{Error, Reference, error::Hidden};
+use super::{Error, Reference, error::Redacted};
 
 /// Limit of a docker config in bytes.
 const MAX_CONFIG_BYTES: u64 = 4 << 20;
@@ -48,7 +48,7 @@ pub enum Login {
 
 impl fmt::Debug for Login {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Login").field(&Hidden).finish()
+        f.debug_tuple("Login").field(&Redacted).finish()
     }
 }
 

@@ -12,28 +12,28 @@ const MAX_CAUSE_BYTES: usize = 512;
 /// Contacted host, as errors name it. The name of a host that a registry redirects to is the
 /// registry's choice and could contain a login, so it is not shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Asked {
+pub enum ContactedHost {
     /// Host named by the operator.
-    Itself(String),
+    Named(String),
     /// Host that this host redirects to.
-    LedTo {
+    RedirectTarget {
         /// Host named by the operator.
         by: String,
     },
 }
 
-impl fmt::Display for Asked {
+impl fmt::Display for ContactedHost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Itself(host) => write!(f, "`{host}`"),
-            Self::LedTo { by } => write!(f, "a host that `{by}` redirects to"),
+            Self::Named(host) => write!(f, "`{host}`"),
+            Self::RedirectTarget { by } => write!(f, "a host that `{by}` redirects to"),
         }
     }
 }
 
-impl From<&str> for Asked {
+impl From<&str> for ContactedHost {
     fn from(host: &str) -> Self {
-        Self::Itself(host.to_owned())
+        Self::Named(host.to_owned())
     }
 }
 
@@ -59,7 +59,7 @@ pub enum Error {
     #[error("{host} does not answer: {why}")]
     Unreachable {
         /// Contacted host.
-        host: Asked,
+        host: ContactedHost,
         /// Cause, without addresses or the registry's text.
         why: String,
     },
@@ -67,7 +67,7 @@ pub enum Error {
     #[error("{host} did not finish within {within:?}")]
     Late {
         /// Contacted host.
-        host: Asked,
+        host: ContactedHost,
         /// Time limit.
         within: Duration,
     },
@@ -100,9 +100,9 @@ pub enum Error {
     },
     /// The registry redirects to a place that is not allowed.
     #[error("{host}: request not allowed: {why}")]
-    Astray {
+    RedirectRefused {
         /// Contacted host.
-        host: Asked,
+        host: ContactedHost,
         /// Reason.
         why: &'static str,
     },
@@ -110,7 +110,7 @@ pub enum Error {
     #[error("{host} does not follow the protocol of registries: {why}")]
     Protocol {
         /// Contacted host.
-        host: Asked,
+        host: ContactedHost,
         /// Cause.
         why: String,
     },
@@ -118,7 +118,7 @@ pub enum Error {
     #[error("{host} answered {status}{}", bracketed(.code))]
     Failed {
         /// Contacted host.
-        host: Asked,
+        host: ContactedHost,
         /// HTTP status.
         status: u16,
         /// Error code of the registry, if it is one of the specification's.
@@ -239,9 +239,11 @@ impl Error {
                 names"
                     .into()
             }
-            Self::Astray { .. } => "ask the registry's owner about the redirect; do not work \
+            Self::RedirectRefused { .. } => {
+                "ask the registry's owner about the redirect; do not work \
                 around it"
-                .into(),
+                    .into()
+            }
             Self::Protocol { .. } => "check that the host is a registry".into(),
             Self::Failed { .. } => "try again; if it fails again, ask the registry's owner".into(),
             Self::Digest { .. } => {
@@ -346,9 +348,9 @@ fn is_of_other_names(fault: &(dyn Fault + 'static)) -> bool {
 }
 
 /// Placeholder for text that is not shown.
-pub(crate) struct Hidden;
+pub(crate) struct Redacted;
 
-impl fmt::Debug for Hidden {
+impl fmt::Debug for Redacted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("[hidden]")
     }

@@ -131,12 +131,12 @@ impl ManifestPlatform {
 struct Configured {
     #[serde(flatten)]
     platform: ManifestPlatform,
-    rootfs: Option<Unpacked>,
+    rootfs: Option<Rootfs>,
     config: Option<Run>,
 }
 
 #[derive(Deserialize)]
-struct Unpacked {
+struct Rootfs {
     diff_ids: Option<Vec<String>>,
 }
 
@@ -150,11 +150,11 @@ struct Run {
 
 #[derive(Deserialize)]
 struct Platforms {
-    manifests: Vec<OnePlatform>,
+    manifests: Vec<PlatformEntry>,
 }
 
 #[derive(Deserialize)]
-struct OnePlatform {
+struct PlatformEntry {
     digest: Digest,
     platform: Option<ManifestPlatform>,
 }
@@ -231,7 +231,7 @@ fn choose(reference: &Reference, all: Platforms, on: &Platform) -> Result<Digest
     let mut found: Vec<(Option<String>, Digest)> = Vec::new();
     let ambiguous =
         || Error::Ambiguous { reference: reference.to_string(), wanted: on.to_string() };
-    for OnePlatform { digest, platform } in all.manifests {
+    for PlatformEntry { digest, platform } in all.manifests {
         // Signatures and similar entries have no platform.
         let Some(platform_fields) = platform else { continue };
         let Some(platform) = Platform::known(&platform_fields) else {
@@ -307,14 +307,14 @@ fn is_layer(kind: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn one(os: &str, architecture: &str, variant: Option<&str>, of: &[u8]) -> OnePlatform {
+    fn one(os: &str, architecture: &str, variant: Option<&str>, of: &[u8]) -> PlatformEntry {
         let platform_fields = ManifestPlatform {
             os: Some(os.into()),
             architecture: Some(architecture.into()),
             variant: variant.map(str::to_owned),
             features: None,
         };
-        OnePlatform { digest: Digest::of(of), platform: Some(platform_fields) }
+        PlatformEntry { digest: Digest::of(of), platform: Some(platform_fields) }
     }
 
     #[test]
@@ -328,7 +328,7 @@ mod tests {
                 one("linux", "amd64", Some("v3"), b"3"),
                 one("linux", "amd64", None, b"1"),
                 one("linux", "arm64", Some("v8"), b"8"),
-                OnePlatform { digest: Digest::of(b"x"), platform: None },
+                PlatformEntry { digest: Digest::of(b"x"), platform: None },
                 one("a word of the registry", "amd64", None, b"z"),
             ],
         };
@@ -352,7 +352,7 @@ mod tests {
         let reference: Reference =
             format!("ghcr.io/acme/thing@{}", Digest::of(b"")).parse().unwrap();
         let good = || one("linux", "amd64", None, b"good");
-        let with = |other: OnePlatform| {
+        let with = |other: PlatformEntry| {
             let all = Platforms { manifests: vec![other, good()] };
             choose(&reference, all, &Platform::linux("amd64"))
         };

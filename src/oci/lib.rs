@@ -35,7 +35,7 @@ mod transport;
 pub use client::{Artifact, Client, Pulled};
 pub use credentials::{Login, Logins};
 pub use digest::{Digest, IllegalDigest};
-pub use error::{Asked, Error};
+pub use error::{ContactedHost, Error};
 pub use image::{Image, Platform, Program};
 pub use manifest::{Descriptor, EMPTY, Manifest};
 pub use reference::{IllegalReference, Reference, names_host};

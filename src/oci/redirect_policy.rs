@@ -7,7 +7,7 @@ use portcullis_egress::is_public;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use url::{Host, Url};
 
-use super::{Error, error::Asked, reference::is_loopback};
+use super::{Error, error::ContactedHost, reference::is_loopback};
 
 /// Origin of requests: a registry, or the host of a file.
 #[derive(Debug, Clone)]
@@ -26,15 +26,15 @@ impl Origin {
     }
 
     /// Name of a URL's host in errors.
-    pub fn asked(&self, url: &Url) -> Asked {
+    pub fn contacted_host(&self, url: &Url) -> ContactedHost {
         match self.is_at(url) {
-            true => Asked::Itself(self.name.clone()),
-            false => Asked::LedTo { by: self.name.clone() },
+            true => ContactedHost::Named(self.name.clone()),
+            false => ContactedHost::RedirectTarget { by: self.name.clone() },
         }
     }
 
     pub fn astray(&self, from: &Url, why: &'static str) -> Error {
-        Error::Astray { host: self.asked(from), why }
+        Error::RedirectRefused { host: self.contacted_host(from), why }
     }
 
     /// Target of a `Location` header.
@@ -49,7 +49,7 @@ impl Origin {
 
     /// Whether to follow a redirect. The target must use TLS, unless the registry is contacted
     /// without; then it must be the same host, or this machine from this machine. The target's
-    /// addresses are checked when connecting ([`Public`]).
+    /// addresses are checked when connecting ([`PublicResolver`]).
     pub fn follow(&self, from: &Url, to: &Url) -> Result<(), Error> {
         let astray = |why| Err(self.astray(from, why));
         if !to.username().is_empty() || to.password().is_some() {
@@ -83,9 +83,9 @@ pub(crate) fn is_local(url: &Url) -> bool {
 
 /// Resolves names that a public registry redirects to, and returns only public addresses. The
 /// connection uses exactly these addresses.
-pub(crate) struct Public;
+pub(crate) struct PublicResolver;
 
-impl Public {
+impl PublicResolver {
     pub fn resolver() -> Arc<Self> {
         Arc::new(Self)
     }
@@ -107,7 +107,7 @@ impl Public {
 #[error("it has no public address")]
 struct Internal;
 
-impl Resolve for Public {
+impl Resolve for PublicResolver {
     fn resolve(&self, name: Name) -> Resolving {
         Box::pin(async move {
             let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
@@ -196,7 +196,7 @@ mod tests {
         };
         let error = transport.send(request(false)).await.err().unwrap();
         assert!(
-            matches!(error, Error::Astray { why: INWARD, .. })
+            matches!(error, Error::RedirectRefused { why: INWARD, .. })
                 && error.to_string().contains("registry.example.com"),
             "{error}"
         );

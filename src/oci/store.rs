@@ -20,7 +20,7 @@ pub struct Store {
 }
 
 /// Manifest with its wanted blobs.
-type Kept = (Pulled, Vec<(Descriptor, Bytes)>);
+type StoredImage = (Pulled, Vec<(Descriptor, Bytes)>);
 
 impl Store {
     /// Store in this folder, which is created when something is stored.
@@ -67,7 +67,7 @@ impl Store {
         reference: &Reference,
         limits: &Limits,
         wanted: impl Fn(&Descriptor) -> bool,
-    ) -> Result<Option<Kept>, Error> {
+    ) -> Result<Option<StoredImage>, Error> {
         let digest = reference.digest().ok_or_else(|| Error::Unpinned(reference.to_string()))?;
         let Some(bytes) = self.get(digest, limits.manifest)? else { return Ok(None) };
         let manifest = read(reference, digest, &bytes, limits)?;

@@ -19,8 +19,8 @@ use zeroize::Zeroizing;
 use super::{
     Error, Limits, Reference, Settings,
     credentials::Login,
-    error::{Asked, causes, known_code},
-    redirect_policy::{Origin, Public, is_local},
+    error::{ContactedHost, causes, known_code},
+    redirect_policy::{Origin, PublicResolver, is_local},
 };
 
 /// Limit of the redirects of one request.
@@ -135,7 +135,7 @@ impl Transport {
             })
         };
         let outside = built(builder())?;
-        let led = built(builder().dns_resolver(Public::resolver()))?;
+        let led = built(builder().dns_resolver(PublicResolver::resolver()))?;
         let direct = built(builder().no_proxy())?;
         Ok(Self { outside, led, direct, settings, authorized: Mutex::default() })
     }
@@ -272,21 +272,25 @@ impl Transport {
         home: &Origin,
     ) -> Result<Answer, Error> {
         let Limits { idle, total, .. } = *self.limits();
-        let (host, mut home) = (home.asked(url), home.clone());
+        let (host, mut home) = (home.contacted_host(url), home.clone());
         // Sending may use all remaining time; an answer must not be silent for too long.
         let left = until.saturating_duration_since(Instant::now());
         let within = if uploads { left } else { left.min(idle) };
-        let told = if within == left { total } else { idle };
+        let limit = if within == left { total } else { idle };
         let response = match tokio::time::timeout(within, builder.send()).await {
             Ok(Ok(response)) => response,
-            Ok(Err(error)) if error.is_timeout() => return Err(Error::Late { host, within: told }),
+            Ok(Err(error)) if error.is_timeout() => {
+                return Err(Error::Late { host, within: limit });
+            }
             Ok(Err(error)) => {
-                return Err(match Public::refused(&error) {
-                    Some(why) => Error::Astray { host: Asked::Itself(home.name), why },
+                return Err(match PublicResolver::refused(&error) {
+                    Some(why) => {
+                        Error::RedirectRefused { host: ContactedHost::Named(home.name), why }
+                    }
                     None => Error::Unreachable { host, why: causes(error) },
                 });
             }
-            Err(_) => return Err(Error::Late { host, within: told }),
+            Err(_) => return Err(Error::Late { host, within: limit }),
         };
         let (status, headers) = (response.status(), response.headers().clone());
         if home.is_at(url) {
@@ -324,7 +328,7 @@ impl Transport {
         }
         if !basic {
             let why = "it requires a login without naming a supported scheme".to_owned();
-            return Err(Error::Protocol { host: Asked::Itself(host), why });
+            return Err(Error::Protocol { host: ContactedHost::Named(host), why });
         }
         match self.settings.logins.of(request.to, request.until).await? {
             Some(Login::Password { user, password }) => {
@@ -350,7 +354,7 @@ impl Transport {
     ) -> Result<Authorization, Error> {
         let host = request.to.host().to_owned();
         let mut url: Url = realm.parse().map_err(|_| Error::Protocol {
-            host: Asked::Itself(host.clone()),
+            host: ContactedHost::Named(host.clone()),
             why: "the realm of its challenge is not a URL".to_owned(),
         })?;
         home.follow(&home.url, &url)?;
@@ -398,7 +402,7 @@ impl Transport {
             token: Option<String>,
             access_token: Option<String>,
         }
-        let asked = home.asked(&url);
+        let asked = home.contacted_host(&url);
         let body = Zeroizing::new(answer.whole("a token", MAX_ANSWER_BYTES).await?.to_vec());
         // The parse error is not shown, because it can contain most of a token.
         let token = serde_json::from_slice(&body)
@@ -425,7 +429,7 @@ impl Answer {
     /// Reads the whole body, up to that size.
     pub async fn whole(self, what: &'static str, most: u64) -> Result<Bytes, Error> {
         let Self { url, home, response, idle, until, total, .. } = self;
-        let host = home.asked(&url);
+        let host = home.contacted_host(&url);
         let too_large = || Error::TooLarge { what, most };
         if response.content_length().is_some_and(|length| length > most) {
             return Err(too_large());
@@ -435,14 +439,14 @@ impl Answer {
         loop {
             let left = until.saturating_duration_since(Instant::now());
             let within = left.min(idle);
-            let told = if within == left { total } else { idle };
+            let limit = if within == left { total } else { idle };
             let chunk = match tokio::time::timeout(within, stream.next()).await {
                 Ok(None) => return Ok(body.into()),
                 Ok(Some(Ok(chunk))) => chunk,
                 Ok(Some(Err(error))) => {
                     return Err(Error::Unreachable { host, why: causes(error) });
                 }
-                Err(_) => return Err(Error::Late { host, within: told }),
+                Err(_) => return Err(Error::Late { host, within: limit }),
             };
             if (body.len() + chunk.len()) as u64 > most {
                 return Err(too_large());
@@ -453,7 +457,7 @@ impl Answer {
 
     /// Error for an unexpected status.
     pub async fn fault(self) -> Error {
-        let (host, status) = (self.home.asked(&self.url), self.status.as_u16());
+        let (host, status) = (self.home.contacted_host(&self.url), self.status.as_u16());
         let body = self.whole("an answer", MAX_ANSWER_BYTES).await.unwrap_or_default();
         Error::Failed { host, status, code: known_code(&body) }
     }

@@ -60,7 +60,7 @@ impl Cache {
             Ok(Some(opened)) => opened,
             Ok(None) => return None,
             Err(why) => {
-                self.throw_away(&path, &why.to_string());
+                self.discard(&path, &why.to_string());
                 return None;
             }
         };
@@ -72,7 +72,7 @@ impl Cache {
                 Some(component)
             }
             Err(error) => {
-                self.throw_away(&path, &format!("{error:#}"));
+                self.discard(&path, &format!("{error:#}"));
                 None
             }
         }
@@ -131,7 +131,7 @@ impl Cache {
         atomic_file::write(path, &[&seal.finalize().into_bytes(), code].concat())
     }
 
-    fn throw_away(&self, path: &Path, why: &str) {
+    fn discard(&self, path: &Path, why: &str) {
         tracing::warn!(
             file = %path.display(), why,
             "a cached plugin is invalid; compiling it again"

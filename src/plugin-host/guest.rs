@@ -117,11 +117,11 @@ impl Guest {
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        self.shares.give_back(self.part.as_ref(), self.memory);
+        self.shares.release(self.part.as_ref(), self.memory);
         // A verdict takes the requests. Here there was none, because the caller stopped waiting.
         if self.requests.iter().any(|request| was_sent(request)) {
             let requests = std::mem::take(&mut self.requests);
-            self.shared.around.withdrawn(&self.shared.entry, &self.exchange, requests);
+            self.shared.services.withdrawn(&self.shared.entry, &self.exchange, requests);
         }
     }
 }
@@ -167,10 +167,10 @@ impl ResourceLimiter for Guest {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{functions::host_services::Nowhere, host::Host};
+    use crate::{functions::host_services::NoServices, host::Host};
 
     fn shared() -> Arc<Shared> {
-        Arc::new(Shared::bare("probe", Arc::new(Nowhere)))
+        Arc::new(Shared::bare("probe", Arc::new(NoServices)))
     }
 
     #[test]

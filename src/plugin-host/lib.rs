@@ -48,7 +48,7 @@ pub use bindings::exports::portcullis::interceptor::guest::{
 pub use cache::Cache;
 pub use functions::{
     Broken, States, Values,
-    host_services::{HostServices, Nowhere, StubResponse},
+    host_services::{HostServices, NoServices, StubResponse},
     http::DENIED,
 };
 pub use grants::{Destination, Function, Grants, Missing};
@@ -68,7 +68,7 @@ const REGISTRY_TIMEOUT: Duration = Duration::from_secs(60);
 #[derive(Clone)]
 pub struct PluginHost {
     /// Services of the proxy.
-    pub around: Arc<dyn HostServices>,
+    pub services: Arc<dyn HostServices>,
     /// Stored values; `None`: they are dropped with the plugin.
     pub states: Option<Arc<States>>,
     /// Cache of compiled plugins; `None`: each is compiled at every start.
@@ -81,6 +81,6 @@ impl PluginHost {
     /// Empty environment, for commands that only inspect a plugin.
     pub fn bare() -> Self {
         let artifacts = Artifacts::asked(Default::default(), REGISTRY_TIMEOUT);
-        Self { around: Arc::new(Nowhere), states: None, cache: None, artifacts }
+        Self { services: Arc::new(NoServices), states: None, cache: None, artifacts }
     }
 }

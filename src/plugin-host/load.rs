@@ -129,7 +129,7 @@ impl Compiled {
         let component = compile(path, &host.engine, bytes, &sha256, cache)?;
         let functions = imports(path, &host.engine, &component)?;
         let pre = link(path, &host.engine, &component)?;
-        let bare = Arc::new(Shared::bare("", PluginHost::bare().around));
+        let bare = Arc::new(Shared::bare("", PluginHost::bare().services));
         let memory = usize::try_from(MAX_MEMORY_MIB << 20).unwrap_or(usize::MAX);
         let template = Template::new(host, pre, memory, DESCRIBE_TIMEOUT, bare);
         let manifest = describe(path, &template)?;
@@ -179,7 +179,11 @@ impl Compiled {
     ///
     /// # Errors
     /// Missing grants, and problems of its configuration.
-    pub fn plugin(&self, settings: Settings, house: &PluginHost) -> Result<Plugin, LoadError> {
+    pub fn plugin(
+        &self,
+        settings: Settings,
+        plugin_host: &PluginHost,
+    ) -> Result<Plugin, LoadError> {
         let Self { path, host, pre, manifest, .. } = self;
         if !(1..=MAX_MEMORY_MIB).contains(&settings.memory_mib) {
             return Err(LoadError::Memory { path: path.clone(), configured: settings.memory_mib });
@@ -188,12 +192,13 @@ impl Compiled {
             return Err(LoadError::Ungranted { path: path.clone(), missing: Box::new(missing) });
         }
         let memory = usize::try_from(settings.memory_mib << 20).unwrap_or(usize::MAX);
-        let tried = Arc::new(given(manifest, &settings, house, Lasting::ForNow)?);
+        let tried = Arc::new(given(manifest, &settings, plugin_host, Persistence::Temporary)?);
         let mut template = Template::new(host, pre.clone(), memory, settings.deadline, tried);
         template.fail_open = settings.fail_open;
         template.config = check_config(path, manifest, settings.config.clone())?.into();
         begin(manifest, &template)?;
-        template.shared = Arc::new(given(manifest, &settings, house, Lasting::Kept)?);
+        template.shared =
+            Arc::new(given(manifest, &settings, plugin_host, Persistence::Persistent)?);
         let sha256 = self.sha256.clone();
         let names: Vec<_> = self.signed_by.iter().map(Verifier::name).collect();
         let signed_by = (!names.is_empty()).then(|| names.join(", "));
@@ -203,17 +208,17 @@ impl Compiled {
 
 /// Whether a plugin's values persist.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Lasting {
-    ForNow,
-    Kept,
+enum Persistence {
+    Temporary,
+    Persistent,
 }
 
 /// Effective grants of a plugin: those requested and granted.
 fn given(
     manifest: &Manifest,
     settings: &Settings,
-    house: &PluginHost,
-    lasting: Lasting,
+    plugin_host: &PluginHost,
+    persistence: Persistence,
 ) -> Result<Shared, LoadError> {
     let (entry, grants) = (&settings.entry, &settings.grants);
     let declared = |name: &String| manifest.secrets.contains(name);
@@ -223,19 +228,19 @@ fn given(
         .map_err(|reason| LoadError::Secrets { plugin: manifest.name.clone(), reason })?;
     let destinations =
         grants.hosts().filter(|granted| manifest.hosts.iter().any(|host| granted.is_same(host)));
-    let state = grants.state.map(|max| match (&house.states, lasting, settings.trial) {
-        (Some(states), Lasting::Kept, None) => states.of(entry, max.0),
+    let state = grants.state.map(|max| match (&plugin_host.states, persistence, settings.trial) {
+        (Some(states), Persistence::Persistent, None) => states.of(entry, max.0),
         _ => Values::for_now(entry, max.0),
     });
     Ok(Shared {
         log: grants.log,
-        metrics: grants.metrics && lasting == Lasting::Kept,
+        metrics: grants.metrics && persistence == Persistence::Persistent,
         state,
         http: grants.http.is_some().then(|| Client::to(destinations.cloned())),
         sends: settings.trial.is_none_or(|trial| trial.http),
         secrets,
         veil,
-        ..Shared::bare(entry, house.around.clone())
+        ..Shared::bare(entry, plugin_host.services.clone())
     })
 }
 

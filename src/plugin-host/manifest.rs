@@ -285,8 +285,8 @@ mod tests {
 
     #[test]
     fn invalid_manifests_are_refused() {
-        type Lie = fn(&mut wit::Manifest);
-        let lies: [(Lie, &str); 19] = [
+        type Mutation = fn(&mut wit::Manifest);
+        let mutations: [(Mutation, &str); 19] = [
             (|m| m.name = "Probe 1".into(), "not a legal name"),
             (|m| m.name = String::new(), "not a legal name"),
             (|m| m.version = "new".into(), "not a version"),
@@ -307,9 +307,9 @@ mod tests {
             (|m| m.options[1].0 = "new".into(), "it requires `new`, which"),
             (|m| m.options = vec![m.options[1].clone(); 17], "more than 16 options"),
         ];
-        for (lie, expected) in lies {
+        for (mutate, expected) in mutations {
             let mut manifest = described();
-            lie(&mut manifest);
+            mutate(&mut manifest);
             let error = Manifest::check(manifest).unwrap_err();
             assert!(error.contains(expected), "{error}");
         }

@@ -28,11 +28,11 @@ pub enum Failure {
     #[error("its verdict is invalid: {0}")]
     Verdict(String),
     #[error("all of its session instances are busy")]
-    Crowded,
+    AllBusy,
     #[error("other messages kept it busy, and too little of its {0:?} was left")]
     Queued(Duration),
     #[error("it failed repeatedly; circuit open for {0:?}")]
-    LetAlone(Duration),
+    CircuitOpen(Duration),
 }
 
 impl Failure {
@@ -43,9 +43,9 @@ impl Failure {
             self,
             Self::MemoryOfCaller(_)
                 | Self::MemoryTogether(_)
-                | Self::Crowded
+                | Self::AllBusy
                 | Self::Queued(_)
-                | Self::LetAlone(_)
+                | Self::CircuitOpen(_)
         )
     }
 }

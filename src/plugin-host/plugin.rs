@@ -14,7 +14,7 @@ use super::{
     load::Compiled,
     pool::Pool,
     quotas::{CallerQuota, Evictable},
-    sessions::{Crowded, Party, Sessions},
+    sessions::{AllBusy, Party, Sessions},
     template::Template,
 };
 
@@ -53,9 +53,9 @@ impl Plugin {
         found: &Artifact,
         pin: Pin<'_>,
         settings: Settings,
-        house: &PluginHost,
+        plugin_host: &PluginHost,
     ) -> Result<Self, LoadError> {
-        Compiled::of(found, pin, house.cache.as_deref())?.plugin(settings, house)
+        Compiled::of(found, pin, plugin_host.cache.as_deref())?.plugin(settings, plugin_host)
     }
 
     pub(super) fn new(
@@ -75,7 +75,7 @@ impl Plugin {
                 (Instances::Kept(sessions.clone()), sessions)
             }
         };
-        template.shares.ask_for_room(Arc::downgrade(&room));
+        template.shares.register_evictable(Arc::downgrade(&room));
         let inner = Inner { template, breaker: Arc::default(), instances };
         Self { inner: Arc::new(inner), manifest, sha256, signed_by }
     }
@@ -102,7 +102,7 @@ impl Plugin {
 
     /// Prepares instances, so that the first message need not wait, and resets the reported faults.
     pub fn warm(&self) {
-        self.inner.show_let_alone();
+        self.inner.report_open_circuits();
         if let Instances::Fresh(pool) = &self.inner.instances {
             pool.refill();
         }
@@ -125,7 +125,7 @@ impl Plugin {
         let admitted = match self.inner.breaker.admit(between.clone(), now) {
             Ok(admitted) => Some(admitted),
             Err(_) if template.fail_open => None,
-            Err(pause) => return Failure::LetAlone(pause).into(),
+            Err(pause) => return Failure::CircuitOpen(pause).into(),
         };
         let mut asked =
             RunningCall { inner: self.inner.clone(), between, admitted, time: time.clone() };
@@ -200,7 +200,7 @@ impl Inner {
                 self.template.host.slow.spawn(async move {
                     tokio::time::sleep(pause).await;
                     if let Some(inner) = inner.upgrade() {
-                        inner.show_let_alone();
+                        inner.report_open_circuits();
                     }
                 });
             }
@@ -208,13 +208,13 @@ impl Inner {
                 interceptor = %shared.entry, principal, server, "plugin recovered; circuit closed"
             ),
         }
-        self.show_let_alone();
+        self.report_open_circuits();
     }
 
     /// Reports the number of caller and server pairs with an open circuit.
-    fn show_let_alone(&self) {
+    fn report_open_circuits(&self) {
         let shared = &self.template.shared;
-        shared.around.let_alone(&shared.entry, self.breaker.open(Instant::now()));
+        shared.services.circuits_open(&shared.entry, self.breaker.open(Instant::now()));
     }
 
     async fn work(
@@ -261,7 +261,7 @@ impl Inner {
                     Some(party) => {
                         match tokio::time::timeout_at(deadline, sessions.turn(party, part)).await {
                             Ok(Ok(slot)) => Some(slot),
-                            Ok(Err(Crowded)) => return within(Failure::Crowded),
+                            Ok(Err(AllBusy)) => return within(Failure::AllBusy),
                             Err(_) => return within(Failure::Queued(template.deadline)),
                         }
                     }

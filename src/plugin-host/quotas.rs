@@ -55,7 +55,7 @@ impl MemoryBudget {
         self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
     }
 
-    fn give_back(&self, bytes: usize) {
+    fn release(&self, bytes: usize) {
         self.used.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
@@ -123,7 +123,7 @@ impl Quotas {
     }
 
     /// Registers a holder of idle instances.
-    pub fn ask_for_room(&self, room: Weak<dyn Evictable>) {
+    pub fn register_evictable(&self, room: Weak<dyn Evictable>) {
         let _ = self.room.set(room);
     }
 
@@ -181,7 +181,7 @@ impl Quotas {
         };
         if all.is_none() {
             if let Some(part) = part {
-                part.memory.give_back(bytes);
+                part.memory.release(bytes);
             }
             return Err(Exhausted::All);
         }
@@ -202,10 +202,10 @@ impl Quotas {
     }
 
     /// Releases an instance's memory.
-    pub fn give_back(&self, part: Option<&Arc<CallerQuota>>, bytes: usize) {
-        self.memory.give_back(bytes);
+    pub fn release(&self, part: Option<&Arc<CallerQuota>>, bytes: usize) {
+        self.memory.release(bytes);
         if let Some(part) = part {
-            part.memory.give_back(bytes);
+            part.memory.release(bytes);
         }
     }
 
@@ -216,7 +216,7 @@ impl Quotas {
 
     /// It has finished, and waits to be removed.
     pub fn leave(&self, part: &CallerQuota, bytes: usize) {
-        part.memory.give_back(bytes);
+        part.memory.release(bytes);
     }
 }
 
@@ -267,7 +267,7 @@ mod tests {
         let late = shares.part("late");
         assert_eq!(shares.take(Some(&late), 1), Err(Exhausted::All));
         assert_eq!(late.memory.used(), 0);
-        shares.give_back(Some(&greedy), 128 * MIB);
+        shares.release(Some(&greedy), 128 * MIB);
         assert_eq!(shares.take(Some(&late), 1), Ok(()));
         assert_eq!((greedy.memory.used(), shares.memory.used()), (0, 384 * MIB + 1));
     }

@@ -34,7 +34,7 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 /// Instance of a party during its turn. `None`: it must be created.
 pub type Slot = OwnedMutexGuard<Option<Prepared>>;
 
-struct Kept {
+struct SessionEntry {
     slot: Arc<Turn<Option<Prepared>>>,
     /// Quota of its principal.
     part: Arc<CallerQuota>,
@@ -43,11 +43,11 @@ struct Kept {
 
 /// Kept instances of one plugin.
 #[derive(Default)]
-pub struct Sessions(Mutex<HashMap<Party, Kept>>);
+pub struct Sessions(Mutex<HashMap<Party, SessionEntry>>);
 
 /// Error: all kept instances are busy.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Crowded;
+pub struct AllBusy;
 
 impl Sessions {
     /// Without instances; idle ones end while this exists.
@@ -65,7 +65,7 @@ impl Sessions {
     }
 
     /// Instance of the party, when earlier messages have finished with it.
-    pub async fn turn(&self, party: &Party, part: &Arc<CallerQuota>) -> Result<Slot, Crowded> {
+    pub async fn turn(&self, party: &Party, part: &Arc<CallerQuota>) -> Result<Slot, AllBusy> {
         Ok(self.slot(party, part, Instant::now())?.lock_owned().await)
     }
 
@@ -74,7 +74,7 @@ impl Sessions {
         party: &Party,
         part: &Arc<CallerQuota>,
         now: Instant,
-    ) -> Result<Arc<Turn<Option<Prepared>>>, Crowded> {
+    ) -> Result<Arc<Turn<Option<Prepared>>>, AllBusy> {
         // Dropped after the lock: removing its memory takes time, for which nobody should wait.
         let _gone;
         let mut kept = self.0.lock();
@@ -82,19 +82,25 @@ impl Sessions {
             kept.used = now;
             return Ok(kept.slot.clone());
         }
-        let own = |other: &Party, _: &Kept| other.principal == party.principal;
+        let own = |other: &Party, _: &SessionEntry| other.principal == party.principal;
         if kept.iter().filter(|(party, kept)| own(party, kept)).count() >= MAX_KEPT_PER_PRINCIPAL {
-            _gone = Self::let_go(&mut kept, own).ok_or(Crowded)?;
+            _gone = Self::evict_idle(&mut kept, own).ok_or(AllBusy)?;
         } else if kept.len() >= MAX_KEPT {
-            _gone = Self::let_go(&mut kept, |_, _| true).ok_or(Crowded)?;
+            _gone = Self::evict_idle(&mut kept, |_, _| true).ok_or(AllBusy)?;
         }
         let slot = Arc::new(Turn::new(None));
-        kept.insert(party.clone(), Kept { slot: slot.clone(), part: part.clone(), used: now });
+        kept.insert(
+            party.clone(),
+            SessionEntry { slot: slot.clone(), part: part.clone(), used: now },
+        );
         Ok(slot)
     }
 
     /// Removes the longest idle of these. Never removes a busy one, so that a party never has two.
-    fn let_go(kept: &mut HashMap<Party, Kept>, of: impl Fn(&Party, &Kept) -> bool) -> Option<Kept> {
+    fn evict_idle(
+        kept: &mut HashMap<Party, SessionEntry>,
+        of: impl Fn(&Party, &SessionEntry) -> bool,
+    ) -> Option<SessionEntry> {
         let idle = kept
             .iter()
             .filter(|(party, kept)| Arc::strong_count(&kept.slot) == 1 && of(party, kept))
@@ -126,7 +132,7 @@ impl Evictable for Sessions {
             let idle = all.values().filter(|kept| Arc::strong_count(&kept.slot) == 1);
             // Of the principal with the most memory, not of those with little.
             let most = idle.map(|kept| kept.part.memory().used()).max();
-            Self::let_go(&mut all, |_, kept| match of {
+            Self::evict_idle(&mut all, |_, kept| match of {
                 Some(of) => Arc::ptr_eq(of, &kept.part),
                 None => Some(kept.part.memory().used()) == most,
             })
@@ -170,7 +176,7 @@ mod tests {
         for at in 0..MAX_KEPT_PER_PRINCIPAL {
             at_work.push(sessions.turn(&party("greedy", at), &part()).await.unwrap());
         }
-        assert_eq!(sessions.turn(&party("greedy", 99), &part()).await.err(), Some(Crowded));
+        assert_eq!(sessions.turn(&party("greedy", 99), &part()).await.err(), Some(AllBusy));
         assert!(sessions.turn(&party("other", 0), &part()).await.is_ok());
         at_work.pop();
         assert!(sessions.turn(&party("greedy", 99), &part()).await.is_ok());

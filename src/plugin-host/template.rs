@@ -165,7 +165,7 @@ impl Template {
             Failure::Deadline(deadline)
         } else if error.downcast_ref() == Some(&Trap::StackOverflow) {
             Failure::Stack
-        } else if let Some(starved) = guest.starved.filter(|_| may_be_want(error)) {
+        } else if let Some(starved) = guest.starved.filter(|_| may_be_out_of_memory(error)) {
             match starved {
                 OutOfMemory::Alone => Failure::Memory(self.memory >> 20),
                 OutOfMemory::Together(spent) => self.spent(spent),
@@ -181,7 +181,7 @@ impl Template {
 
 /// Whether a guest that got no memory may end this way: it aborts, or writes to where the memory
 /// would be. Another trap has another cause.
-fn may_be_want(error: &wasmtime::Error) -> bool {
+fn may_be_out_of_memory(error: &wasmtime::Error) -> bool {
     matches!(
         error.downcast_ref::<Trap>(),
         None | Some(Trap::UnreachableCodeReached | Trap::MemoryOutOfBounds)

@@ -16,9 +16,10 @@ mod testing;
 
 pub use compare::{Access, Comparison, Difference};
 pub use format::{Formatted, format, format_files};
-pub use learn::{Learned, Learner};
-pub use replay::{Aside, Change, Recorded, Replay, Replayed};
-pub use templates::{Filling, Rendered, Team, Template, ToolName, make};
+pub use learn::{Learner, Proposal};
+pub use replay::{Change, Recorded, Replay, Replayed, SkipReason};
+pub use templates::{Filling, PolicyPrincipal, Rendered, Template, ToolName, make};
 pub use testing::{
-    Coverage, NOON, Ran, Report, Who, is_case_file, read as read_cases, run as run_cases, span,
+    CasePrincipal, CaseReport, Coverage, NOON, Report, is_case_file, read as read_cases,
+    run as run_cases, span,
 };

@@ -37,7 +37,7 @@ pub(super) struct CachedSubject<'a> {
 /// A borrowed cache key: a request without its circumstances and arguments. Two principals share an
 /// entry only if policies cannot distinguish them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Asking<'a> {
+pub(super) struct RequestKey<'a> {
     subject: CachedSubject<'a>,
     action: Action,
     resource: CacheKey<'a>,
@@ -130,7 +130,7 @@ impl Hash for CachedSubject<'_> {
     }
 }
 
-impl<'a> Asking<'a> {
+impl<'a> RequestKey<'a> {
     pub(super) fn of(subject: CachedSubject<'a>, action: Action, resource: &Resource<'a>) -> Self {
         let resource = match *resource {
             Resource::Proxy => CacheKey::Proxy,
@@ -181,30 +181,32 @@ impl<'a> Asking<'a> {
     pub(super) fn key(&self) -> Key {
         let party = |party: &Party<'_>| match *party {
             Party::Client { kind, groups, verified } => {
-                Named::Client { kind: kind.clone(), groups: groups.into(), verified }
+                OwnedParty::Client { kind: kind.clone(), groups: groups.into(), verified }
             }
-            Party::Server(name) => Named::Server(name.clone()),
-            Party::Plugin(name) => Named::Plugin(name.into()),
+            Party::Server(name) => OwnedParty::Server(name.clone()),
+            Party::Plugin(name) => OwnedParty::Plugin(name.into()),
         };
         Key {
             subject: (self.subject.hash, party(&self.subject.party)),
             action: self.action,
             resource: match &self.resource {
-                CacheKey::Proxy => Kept::Proxy,
-                CacheKey::Party(other) => Kept::Party(party(other)),
+                CacheKey::Proxy => OwnedResource::Proxy,
+                CacheKey::Party(other) => OwnedResource::Party(party(other)),
                 CacheKey::Item(kind, server, name) => {
-                    Kept::Item(*kind, (*server).clone(), (*name).into())
+                    OwnedResource::Item(*kind, (*server).clone(), (*name).into())
                 }
-                CacheKey::Program(program) => Kept::Program((*program).clone()),
-                CacheKey::Secret { holder, name, source, delivery, client } => Kept::Secret {
-                    holder: party(holder),
-                    name: (*name).into(),
-                    source: (*source).into(),
-                    delivery: *delivery,
-                    client: client.map(Into::into),
-                },
-                CacheKey::Host(name, port) => Kept::Host((*name).into(), *port),
-                CacheKey::Grant(name) => Kept::Grant((*name).into()),
+                CacheKey::Program(program) => OwnedResource::Program((*program).clone()),
+                CacheKey::Secret { holder, name, source, delivery, client } => {
+                    OwnedResource::Secret {
+                        holder: party(holder),
+                        name: (*name).into(),
+                        source: (*source).into(),
+                        delivery: *delivery,
+                        client: client.map(Into::into),
+                    }
+                }
+                CacheKey::Host(name, port) => OwnedResource::Host((*name).into(), *port),
+                CacheKey::Grant(name) => OwnedResource::Grant((*name).into()),
             },
         }
     }
@@ -220,29 +222,29 @@ impl<'a> From<&'a Principal> for Party<'a> {
     }
 }
 
-/// An owned [`Asking`].
+/// An owned [`RequestKey`].
 #[derive(Debug)]
 pub(super) struct Key {
-    subject: (u64, Named),
+    subject: (u64, OwnedParty),
     action: Action,
-    resource: Kept,
+    resource: OwnedResource,
 }
 
 #[derive(Debug)]
-enum Named {
+enum OwnedParty {
     Client { kind: PrincipalKind, groups: Box<[Group]>, verified: bool },
     Server(ServerName),
     Plugin(Box<str>),
 }
 
 #[derive(Debug)]
-enum Kept {
+enum OwnedResource {
     Proxy,
-    Party(Named),
+    Party(OwnedParty),
     Item(Kind, ServerName, Box<str>),
     Program(Program),
     Secret {
-        holder: Named,
+        holder: OwnedParty,
         name: Box<str>,
         source: Box<str>,
         delivery: DeliveredAs,
@@ -252,7 +254,7 @@ enum Kept {
     Grant(Box<str>),
 }
 
-impl Named {
+impl OwnedParty {
     fn party(&self) -> Party<'_> {
         match self {
             Self::Client { kind, groups, verified } => {
@@ -265,24 +267,26 @@ impl Named {
 }
 
 impl Key {
-    fn asking(&self) -> Asking<'_> {
-        Asking {
+    fn request_key(&self) -> RequestKey<'_> {
+        RequestKey {
             subject: CachedSubject { hash: self.subject.0, party: self.subject.1.party() },
             action: self.action,
             resource: match &self.resource {
-                Kept::Proxy => CacheKey::Proxy,
-                Kept::Party(other) => CacheKey::Party(other.party()),
-                Kept::Item(kind, server, name) => CacheKey::Item(*kind, server, name),
-                Kept::Program(program) => CacheKey::Program(program),
-                Kept::Secret { holder, name, source, delivery, client } => CacheKey::Secret {
-                    holder: holder.party(),
-                    name,
-                    source,
-                    delivery: *delivery,
-                    client: client.as_deref(),
-                },
-                Kept::Host(name, port) => CacheKey::Host(name, *port),
-                Kept::Grant(name) => CacheKey::Grant(name),
+                OwnedResource::Proxy => CacheKey::Proxy,
+                OwnedResource::Party(other) => CacheKey::Party(other.party()),
+                OwnedResource::Item(kind, server, name) => CacheKey::Item(*kind, server, name),
+                OwnedResource::Program(program) => CacheKey::Program(program),
+                OwnedResource::Secret { holder, name, source, delivery, client } => {
+                    CacheKey::Secret {
+                        holder: holder.party(),
+                        name,
+                        source,
+                        delivery: *delivery,
+                        client: client.as_deref(),
+                    }
+                }
+                OwnedResource::Host(name, port) => CacheKey::Host(name, *port),
+                OwnedResource::Grant(name) => CacheKey::Grant(name),
             },
         }
     }
@@ -290,14 +294,17 @@ impl Key {
     /// Approximate bytes of the key and its value. Names of clients, servers and groups are short.
     fn weight(&self) -> u64 {
         let name = match &self.resource {
-            Kept::Proxy | Kept::Party(_) => 0,
+            OwnedResource::Proxy | OwnedResource::Party(_) => 0,
             // From the operator's config, and few.
-            Kept::Program(_) | Kept::Secret { .. } | Kept::Host(..) | Kept::Grant(_) => 0,
-            Kept::Item(_, _, name) => name.len() as u64,
+            OwnedResource::Program(_)
+            | OwnedResource::Secret { .. }
+            | OwnedResource::Host(..)
+            | OwnedResource::Grant(_) => 0,
+            OwnedResource::Item(_, _, name) => name.len() as u64,
         };
         let groups = match &self.subject.1 {
-            Named::Client { groups, .. } => groups.len() as u64,
-            Named::Server(_) | Named::Plugin(_) => 0,
+            OwnedParty::Client { groups, .. } => groups.len() as u64,
+            OwnedParty::Server(_) | OwnedParty::Plugin(_) => 0,
         };
         // The entity of a resource has its name in its id, and in its attributes as a URI, a path,
         // a URL and parts of one.
@@ -307,30 +314,30 @@ impl Key {
 
 impl Hash for Key {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.asking().hash(state);
+        self.request_key().hash(state);
     }
 }
 
 impl PartialEq for Key {
     fn eq(&self, other: &Self) -> bool {
-        self.asking() == other.asking()
+        self.request_key() == other.request_key()
     }
 }
 
 impl Eq for Key {}
 
-impl Equivalent<Key> for Asking<'_> {
+impl Equivalent<Key> for RequestKey<'_> {
     fn equivalent(&self, key: &Key) -> bool {
-        *self == key.asking()
+        *self == key.request_key()
     }
 }
 
 /// Bytes of a cached value, beyond those of every entry. Constant for a value.
-pub(super) trait Weighs {
+pub(super) trait CachedSize {
     fn weight(&self) -> u64;
 }
 
-impl<V: Weighs> Weighs for std::sync::Arc<V> {
+impl<V: CachedSize> CachedSize for std::sync::Arc<V> {
     fn weight(&self) -> u64 {
         self.as_ref().weight()
     }
@@ -339,7 +346,7 @@ impl<V: Weighs> Weighs for std::sync::Arc<V> {
 #[derive(Debug, Clone)]
 pub(super) struct ByBytes;
 
-impl<V: Weighs> Weighter<Key, V> for ByBytes {
+impl<V: CachedSize> Weighter<Key, V> for ByBytes {
     fn weight(&self, key: &Key, value: &V) -> u64 {
         key.weight() + value.weight()
     }
@@ -349,7 +356,7 @@ impl<V: Weighs> Weighter<Key, V> for ByBytes {
 pub(super) type Answers<V> = Cache<Key, V, ByBytes, RandomState>;
 
 /// An empty cache.
-pub(super) fn empty<V: Weighs + Clone>() -> Answers<V> {
+pub(super) fn empty<V: CachedSize + Clone>() -> Answers<V> {
     let entries = (CAPACITY / ENTRY) as usize;
     Cache::with(entries, CAPACITY, ByBytes, HASHER.clone(), DefaultLifecycle::default())
 }
@@ -358,7 +365,7 @@ pub(super) fn empty<V: Weighs + Clone>() -> Answers<V> {
 mod tests {
     use super::*;
 
-    impl Weighs for bool {
+    impl CachedSize for bool {
         fn weight(&self) -> u64 {
             0
         }
@@ -372,7 +379,7 @@ mod tests {
             let uri = format!("{i}{}", "x".repeat(1 << 20));
             let resource = Resource::Resource { server: &server, uri: &uri };
             let subject = CachedSubject::of(&Subject::Server(&server));
-            kept.insert(Asking::of(subject, Action::ReadResource, &resource).key(), true);
+            kept.insert(RequestKey::of(subject, Action::ReadResource, &resource).key(), true);
         }
         assert!(kept.weight() <= CAPACITY);
         assert!(kept.len() < 16, "{}", kept.len());
@@ -392,14 +399,15 @@ mod tests {
             client(&other, &bots, true),
             Party::Plugin("ci"),
         ];
-        let asking =
-            |party| Asking::of(CachedSubject { hash: 1, party }, Action::Connect, &Resource::Proxy);
+        let request_key = |party| {
+            RequestKey::of(CachedSubject { hash: 1, party }, Action::Connect, &Resource::Proxy)
+        };
         for (at, party) in parties.into_iter().enumerate() {
-            assert_eq!(kept.get(&asking(party)), None, "{party:?}");
-            kept.insert(asking(party).key(), at.is_multiple_of(2));
+            assert_eq!(kept.get(&request_key(party)), None, "{party:?}");
+            kept.insert(request_key(party).key(), at.is_multiple_of(2));
         }
         for (at, party) in parties.into_iter().enumerate() {
-            assert_eq!(kept.get(&asking(party)), Some(at.is_multiple_of(2)), "{party:?}");
+            assert_eq!(kept.get(&request_key(party)), Some(at.is_multiple_of(2)), "{party:?}");
         }
     }
 }

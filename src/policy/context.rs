@@ -13,7 +13,7 @@ use std::{
 
 use arc_swap::ArcSwapOption;
 use cedar_policy::{EntityUid, RestrictedExpression};
-pub(super) use cedar_policy_core::{ast::Request as Asked, entities::Entities};
+pub(super) use cedar_policy_core::{ast::Request as CoreRequest, entities::Entities};
 use cedar_policy_core::{
     ast::{
         Context, Entity, EntityUID, EntityUIDEntry, ExtensionFunction, Literal, Name, PartialValue,
@@ -32,7 +32,7 @@ use super::{
     conditions::ContextUsage,
     normalize::{self, Url},
     request::{Circumstances, Request},
-    unaskable::Unaskable,
+    request_error::RequestError,
 };
 use portcullis_protocol::arguments::{self, Arguments};
 use portcullis_protocol::exchange::{Revision, Transport};
@@ -42,10 +42,10 @@ const ADDRESSES: usize = 1024;
 
 /// Converts calls to Cedar's values.
 pub(super) struct Calls {
-    args: Shown,
-    paths: Shown,
-    urls: Shown,
-    lists: Shown,
+    args: CallEntity,
+    paths: CallEntity,
+    urls: CallEntity,
+    lists: CallEntity,
     no_labels: Value,
     clock: Clock,
     ip: Function,
@@ -53,7 +53,7 @@ pub(super) struct Calls {
 }
 
 /// An entity with only the data of a call.
-struct Shown {
+struct CallEntity {
     uid: EntityUID,
     value: Value,
 }
@@ -71,10 +71,10 @@ pub(super) fn uids(uids: [EntityUid; 3]) -> Uids {
 impl Calls {
     /// Takes the uids of the entities whose tags are the arguments: as written, as paths, as URLs,
     /// and as lengths of arrays.
-    pub(super) fn new([args, paths, urls, lists]: [EntityUid; 4]) -> Result<Self, Unaskable> {
+    pub(super) fn new([args, paths, urls, lists]: [EntityUid; 4]) -> Result<Self, RequestError> {
         let shown = |uid: EntityUid| {
             let uid = EntityUID::from(uid);
-            Shown { value: Value::from(uid.clone()), uid }
+            CallEntity { value: Value::from(uid.clone()), uid }
         };
         Ok(Self {
             args: shown(args),
@@ -99,9 +99,9 @@ impl Calls {
         entities: Option<&Entities>,
         request: &Request<'_>,
         reads: ContextUsage,
-    ) -> Result<(Asked, Entities), Unaskable> {
+    ) -> Result<(CoreRequest, Entities), RequestError> {
         let context = self.context(&request.circumstances, input, reads)?;
-        let asked = Asked::new_unchecked(subject, action, resource, Some(context));
+        let asked = CoreRequest::new_unchecked(subject, action, resource, Some(context));
         let entities = entities.cloned().unwrap_or_default();
         if !reads.has(ContextUsage::ARGUMENTS) {
             return Ok((asked, entities));
@@ -115,7 +115,7 @@ impl Calls {
                 TCComputation::AssumeAlreadyComputed,
                 Extensions::all_available(),
             )
-            .map_err(|_| Unaskable::Misfit("set of entities"))?;
+            .map_err(|_| RequestError::SchemaMismatch("set of entities"))?;
         Ok((asked, entities))
     }
 
@@ -124,7 +124,7 @@ impl Calls {
         circumstances: &Circumstances<'_>,
         input: Option<Value>,
         reads: ContextUsage,
-    ) -> Result<Context, Unaskable> {
+    ) -> Result<Context, RequestError> {
         let Circumstances { method, transport, revision, .. } = *circumstances;
         let mut shown = BTreeMap::new();
         let mut show = |name, value| shown.insert(SmolStr::new_static(name), value);
@@ -170,7 +170,7 @@ impl Calls {
         Ok(Context::Value(Arc::new(shown)))
     }
 
-    fn address(&self, address: IpAddr) -> Result<Value, Unaskable> {
+    fn address(&self, address: IpAddr) -> Result<Value, RequestError> {
         if let Some(kept) = self.addresses.get(&address) {
             return Ok(kept);
         }
@@ -184,7 +184,7 @@ impl Calls {
         &self,
         request: &Request<'_>,
         reads: ContextUsage,
-    ) -> Result<Vec<Arc<Entity>>, Unaskable> {
+    ) -> Result<Vec<Arc<Entity>>, RequestError> {
         // Leaves first: too many of them are refused before the whole text is read.
         let Arguments { leaves, lists } =
             request.args.map(Arguments::of).transpose()?.unwrap_or_default();
@@ -196,7 +196,7 @@ impl Calls {
                 .map(|(leaf, text)| {
                     Ok((leaf.pointer.as_str().into(), Value::from(normalize::path(text)?)))
                 })
-                .collect::<Result<Vec<_>, Unaskable>>()?;
+                .collect::<Result<Vec<_>, RequestError>>()?;
             shown.push(self.paths.with(Vec::new(), paths));
         }
         if reads.has(ContextUsage::URLS) {
@@ -225,7 +225,7 @@ impl Calls {
     }
 }
 
-impl Shown {
+impl CallEntity {
     fn with(&self, attributes: Vec<(SmolStr, Value)>, tags: Vec<(SmolStr, Value)>) -> Arc<Entity> {
         let whole = |(name, value)| (name, PartialValue::Value(value));
         Arc::new(Entity::new_with_attr_partial_value(
@@ -258,7 +258,7 @@ struct Clock {
 }
 
 impl Clock {
-    fn new() -> Result<Self, Unaskable> {
+    fn new() -> Result<Self, RequestError> {
         Ok(Self {
             datetime: function("datetime")?,
             duration: function("duration")?,
@@ -268,7 +268,7 @@ impl Clock {
         })
     }
 
-    fn at(&self, time: Timestamp) -> Result<Value, Unaskable> {
+    fn at(&self, time: Timestamp) -> Result<Value, RequestError> {
         let time = time.as_millisecond();
         let (second, millis) = (time.div_euclid(1000), time.rem_euclid(1000));
         let kept = self.second.load();
@@ -276,7 +276,7 @@ impl Clock {
             Some(kept) if kept.0 == second => kept.1.clone(),
             _ => {
                 let time = Timestamp::from_second(second);
-                let time = time.map_err(|_| Unaskable::Misfit("time"))?;
+                let time = time.map_err(|_| RequestError::SchemaMismatch("time"))?;
                 let text = time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
                 let created = call(self.datetime, &[Value::from(text)])?;
                 self.second.store(Some(Arc::new((second, created.clone()))));
@@ -297,24 +297,24 @@ impl Clock {
     }
 }
 
-fn function(name: &str) -> Result<Function, Unaskable> {
+fn function(name: &str) -> Result<Function, RequestError> {
     let name = Name::parse_unqualified_name(name);
     let found = name.ok().and_then(|name| Extensions::all_available().func(&name).ok());
-    found.ok_or(Unaskable::Misfit("extension function"))
+    found.ok_or(RequestError::SchemaMismatch("extension function"))
 }
 
-fn call(function: Function, args: &[Value]) -> Result<Value, Unaskable> {
+fn call(function: Function, args: &[Value]) -> Result<Value, RequestError> {
     match function.call(args) {
         Ok(PartialValue::Value(value)) => Ok(value),
-        _ => Err(Unaskable::Misfit("context")),
+        _ => Err(RequestError::SchemaMismatch("context")),
     }
 }
 
 /// The value of an expression that refers to no entity.
-pub(super) fn value(expression: &RestrictedExpression) -> Result<Value, Unaskable> {
+pub(super) fn value(expression: &RestrictedExpression) -> Result<Value, RequestError> {
     RestrictedEvaluator::new(Extensions::all_available())
         .interpret(expression.as_ref().as_borrowed())
-        .map_err(|_| Unaskable::Misfit("context"))
+        .map_err(|_| RequestError::SchemaMismatch("context"))
 }
 
 /// A text of a small fixed set.
@@ -363,7 +363,7 @@ mod tests {
         Calls::new(["Args", "Paths", "Urls", "Lists"].map(uid)).unwrap()
     }
 
-    fn shown(calls: &Calls, now: Timestamp, source_ip: IpAddr) -> Result<Context, Unaskable> {
+    fn shown(calls: &Calls, now: Timestamp, source_ip: IpAddr) -> Result<Context, RequestError> {
         let labels = BTreeSet::new();
         let own = Circumstances::own(now);
         let circumstances =
@@ -409,6 +409,6 @@ mod tests {
     fn time_outside_cedars_range_is_an_error() {
         let now = "-000004-01-01T00:00:00Z".parse().unwrap();
         let created = shown(&calls(), now, [127, 0, 0, 1].into());
-        assert_eq!(created, Err(Unaskable::Misfit("context")));
+        assert_eq!(created, Err(RequestError::SchemaMismatch("context")));
     }
 }

@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::{
     about::About,
-    analysis::{self, Known},
+    analysis::{self, Inventory},
     bundle::Origin,
     cache::CachedSubject,
     conditions::ContextUsage,
@@ -28,10 +28,10 @@ use super::{
     index::{Index, Terms},
     load::{self, Loaded, Revision},
     request::{Action, Circumstances, Request, Resource, Subject},
+    request_error::RequestError,
     schema_context::SchemaContext,
     source::Source,
     typed::Typed,
-    unaskable::Unaskable,
 };
 use portcullis_protocol::refusal::Rule;
 
@@ -296,7 +296,7 @@ impl Engine {
 
     /// Warnings about the set in use, given the known servers, clients and tools: policies that
     /// have no effect, contradict each other, match nobody, or match everybody and everything.
-    pub fn analyse(&self, known: &Known) -> Vec<Finding> {
+    pub fn analyse(&self, known: &Inventory) -> Vec<Finding> {
         let set = self.current.load();
         let mut findings = analysis::findings(&set.loaded, known);
         if let Some(servers) = &known.servers {
@@ -355,12 +355,12 @@ impl Engine {
         let Loaded { rules, revision, .. } = &set.loaded;
         let answer = match set.index.decide(set.terms(), request) {
             Ok(answer) => answer,
-            Err(unaskable) => {
+            Err(error) => {
                 return Outcome {
                     allowed: false,
                     rules: Vec::new(),
                     revision: *revision,
-                    errors: vec![Failure { rule: None, problem: unaskable.to_string() }],
+                    errors: vec![Failure { rule: None, problem: error.to_string() }],
                     shadows: Vec::new(),
                 };
             }
@@ -455,14 +455,14 @@ impl View<'_> {
         let about = About { subject: self.subject, action, resource: *resource, own: false };
         let set = self.engine.current.load();
         let possible = set.index.could_allow(set.terms(), self.cached, about);
-        possible.unwrap_or_else(|unaskable| {
-            match unaskable {
+        possible.unwrap_or_else(|error| {
+            match error {
                 // The server causes this, and could fill the log with it.
-                Unaskable::Unshowable(_) => {
-                    tracing::debug!(action = action.as_str(), "not shown: {unaskable}");
+                RequestError::Unshowable(_) => {
+                    tracing::debug!(action = action.as_str(), "not shown: {error}");
                 }
-                Unaskable::Unfit(_) | Unaskable::Misfit(_) => {
-                    tracing::error!(action = action.as_str(), "not shown: {unaskable}");
+                RequestError::InputMismatch(_) | RequestError::SchemaMismatch(_) => {
+                    tracing::error!(action = action.as_str(), "not shown: {error}");
                 }
             }
             false
@@ -498,7 +498,7 @@ impl Set {
 
     /// The part of a request that does not depend on the call. If `about.own` is set, the action is
     /// the tool's own one.
-    pub(super) fn frame(&self, about: About<'_>) -> Result<Frame, Unaskable> {
+    pub(super) fn frame(&self, about: About<'_>) -> Result<Frame, RequestError> {
         let Terms { schema, vocabulary } = self.terms();
         vocabulary.frame(about, schema)
     }
@@ -519,7 +519,7 @@ impl Set {
         frame: &Frame,
         request: &Request<'_>,
         reads: ContextUsage,
-    ) -> Result<(cedar_policy::Request, Entities), Unaskable> {
+    ) -> Result<(cedar_policy::Request, Entities), RequestError> {
         let uids = frame.uids().clone();
         let vocabulary = self.terms().vocabulary;
         let (uids, entities) = (context::uids(uids), Some(frame.entities().as_ref()));
@@ -539,8 +539,8 @@ impl Set {
     /// unambiguous keys, if a policy depends on that.
     ///
     /// # Errors
-    /// [`Unaskable`], if they do not.
-    pub(super) fn fit(&self, about: About<'_>, request: &Request<'_>) -> Result<(), Unaskable> {
+    /// [`RequestError`], if they do not.
+    pub(super) fn fit(&self, about: About<'_>, request: &Request<'_>) -> Result<(), RequestError> {
         if self.needs_input(about) {
             self.terms().vocabulary.input(request)?;
         }
@@ -572,9 +572,9 @@ impl Set {
             }
             Ok(_) => Vec::new(),
             // In force, these policies would refuse the request without being evaluated.
-            Err(unaskable) if allowed => {
+            Err(error) if allowed => {
                 let rule = Rule::named("@mode");
-                vec![Shadow { rule, problem: Some(unaskable.to_string()) }]
+                vec![Shadow { rule, problem: Some(error.to_string()) }]
             }
             Err(_) => Vec::new(),
         };

@@ -11,11 +11,11 @@ use cedar_policy_core::ast::{RestrictedExpr, Value};
 use super::{
     about::About,
     conditions::ContextUsage,
-    context::{self, Asked, Calls, Uids},
+    context::{self, Calls, CoreRequest, Uids},
     normalize,
     request::{Action, DeliveredAs, Holder, Program, Request, Resource, Subject},
+    request_error::RequestError,
     typed::Typed,
-    unaskable::Unaskable,
 };
 use portcullis_protocol::arguments;
 use portcullis_protocol::claims::Claims;
@@ -44,15 +44,15 @@ pub(super) struct Vocabulary {
     args: EntityUid,
     calls: Calls,
     /// In the order of [`Action::ALL`].
-    actions: Vec<Known>,
+    actions: Vec<KnownAction>,
     typed: Typed,
     /// By server and tool.
-    own_actions: HashMap<ServerName, HashMap<String, Known>>,
+    own_actions: HashMap<ServerName, HashMap<String, KnownAction>>,
     own_uids: HashSet<EntityUid>,
 }
 
 /// An action and the groups that contain it.
-struct Known {
+struct KnownAction {
     entity: Entity,
     uid: EntityUid,
     groups: HashSet<EntityUid>,
@@ -106,42 +106,43 @@ fn long(value: u64) -> RestrictedExpression {
     RestrictedExpression::new_long(i64::try_from(value).unwrap_or(i64::MAX))
 }
 
-fn nothing() -> Result<RestrictedExpression, Unaskable> {
-    RestrictedExpression::new_record([]).map_err(|_| Unaskable::Misfit("context"))
+fn nothing() -> Result<RestrictedExpression, RequestError> {
+    RestrictedExpression::new_record([]).map_err(|_| RequestError::SchemaMismatch("context"))
 }
 
 fn entity(
     uid: EntityUid,
     attributes: Attributes,
     parents: Vec<EntityUid>,
-) -> Result<Entity, Unaskable> {
+) -> Result<Entity, RequestError> {
     Entity::new(uid, attributes.into_iter().collect(), parents.into_iter().collect())
-        .map_err(|_| Unaskable::Misfit("entity"))
+        .map_err(|_| RequestError::SchemaMismatch("entity"))
 }
 
 impl Vocabulary {
-    pub(super) fn new(schema: &Schema, typed: Typed) -> Result<Self, Unaskable> {
+    pub(super) fn new(schema: &Schema, typed: Typed) -> Result<Self, RequestError> {
         let name = |name: &str| {
             format!("Portcullis::{name}")
                 .parse::<EntityTypeName>()
-                .map_err(|_| Unaskable::Misfit("entity type"))
+                .map_err(|_| RequestError::SchemaMismatch("entity type"))
         };
         let action_type = name("Action")?;
-        let known = schema.action_entities().map_err(|_| Unaskable::Misfit("action"))?;
+        let known = schema.action_entities().map_err(|_| RequestError::SchemaMismatch("action"))?;
         let find = |id: &str| {
             let uid = uid(&action_type, id);
             let groups = known.ancestors(&uid)?.cloned().collect();
-            Some(Known { entity: known.get(&uid)?.clone(), uid, groups })
+            Some(KnownAction { entity: known.get(&uid)?.clone(), uid, groups })
         };
         let actions = Action::ALL
             .iter()
             .map(|action| find(action.as_str()))
             .collect::<Option<_>>()
-            .ok_or(Unaskable::Misfit("action"))?;
-        let mut own_actions: HashMap<ServerName, HashMap<String, Known>> = HashMap::new();
+            .ok_or(RequestError::SchemaMismatch("action"))?;
+        let mut own_actions: HashMap<ServerName, HashMap<String, KnownAction>> = HashMap::new();
         let mut own_uids = HashSet::new();
         for (server, tool) in typed.tools() {
-            let found = find(&format!("{server}/{tool}")).ok_or(Unaskable::Misfit("action"))?;
+            let found =
+                find(&format!("{server}/{tool}")).ok_or(RequestError::SchemaMismatch("action"))?;
             own_uids.insert(found.uid.clone());
             own_actions.entry(server.clone()).or_default().insert(tool.to_owned(), found);
         }
@@ -227,7 +228,7 @@ impl Vocabulary {
         !self.own_uids.is_empty()
     }
 
-    fn own(&self, resource: &Resource<'_>) -> Option<&Known> {
+    fn own(&self, resource: &Resource<'_>) -> Option<&KnownAction> {
         match *resource {
             Resource::Tool { server, name, .. } => self.own_actions.get(server)?.get(name),
             _ => None,
@@ -242,9 +243,12 @@ impl Vocabulary {
     ///
     /// # Errors
     /// If they do not fit its type.
-    pub(super) fn input(&self, request: &Request<'_>) -> Result<RestrictedExpression, Unaskable> {
+    pub(super) fn input(
+        &self,
+        request: &Request<'_>,
+    ) -> Result<RestrictedExpression, RequestError> {
         let Resource::Tool { server, name, .. } = request.resource else {
-            return Err(Unaskable::Misfit("action"));
+            return Err(RequestError::SchemaMismatch("action"));
         };
         arguments::exact(request.written)?;
         Ok(self.typed.input(server, name, request.args)?)
@@ -252,10 +256,10 @@ impl Vocabulary {
 
     /// The part of a request that depends neither on the call nor on names of items of a server,
     /// checked against the schema.
-    pub(super) fn base(&self, about: About<'_>, schema: &Schema) -> Result<Base, Unaskable> {
+    pub(super) fn base(&self, about: About<'_>, schema: &Schema) -> Result<Base, RequestError> {
         let About { subject, action, resource, own } = &about;
         let action = if *own { self.own(resource) } else { self.actions.get(*action as usize) };
-        let action = action.ok_or(Unaskable::Misfit("action"))?;
+        let action = action.ok_or(RequestError::SchemaMismatch("action"))?;
         let mut entities = vec![action.entity.clone()];
         let subject = self.subject(subject, &mut entities)?;
         let holder = match holder(resource) {
@@ -267,12 +271,12 @@ impl Vocabulary {
         };
         open(&subject, &action.uid, &self.resource_uid(resource), schema)?;
         let entities = Entities::from_entities(entities, None)
-            .map_err(|_| Unaskable::Misfit("set of entities"))?;
+            .map_err(|_| RequestError::SchemaMismatch("set of entities"))?;
         Ok(Base { subject, action: action.uid.clone(), own: *own, holder, entities })
     }
 
     /// A request without its circumstances and arguments.
-    pub(super) fn frame(&self, about: About<'_>, schema: &Schema) -> Result<Frame, Unaskable> {
+    pub(super) fn frame(&self, about: About<'_>, schema: &Schema) -> Result<Frame, RequestError> {
         let base = self.base(about, schema)?;
         let entities = self.entities(&base, &about.resource)?;
         let uids = [base.subject, base.action, self.resource_uid(&about.resource)];
@@ -284,12 +288,12 @@ impl Vocabulary {
         &self,
         base: &Base,
         resource: &Resource<'_>,
-    ) -> Result<Entities, Unaskable> {
+    ) -> Result<Entities, RequestError> {
         let entities = base.entities.clone();
         match &base.holder {
             Some(server) => entities
                 .add_entities([self.held(resource, server)?], None)
-                .map_err(|_| Unaskable::Misfit("set of entities")),
+                .map_err(|_| RequestError::SchemaMismatch("set of entities")),
             None => Ok(entities),
         }
     }
@@ -299,11 +303,12 @@ impl Vocabulary {
         &self,
         base: &Base,
         resource: &Resource<'_>,
-    ) -> Result<(cedar_policy::Request, Entities), Unaskable> {
+    ) -> Result<(cedar_policy::Request, Entities), RequestError> {
         let uids = [base.subject.clone(), base.action.clone(), self.resource_uid(resource)];
         // Whether there is typed input does not depend on the call.
         let context = base.own.then(nothing).transpose()?.map(|input| ("input".to_owned(), input));
-        let context = Context::from_pairs(context).map_err(|_| Unaskable::Misfit("context"))?;
+        let context =
+            Context::from_pairs(context).map_err(|_| RequestError::SchemaMismatch("context"))?;
         Ok((asked(uids, context)?, self.entities(base, resource)?))
     }
 
@@ -316,7 +321,7 @@ impl Vocabulary {
         entities: Option<&context::Entities>,
         request: &Request<'_>,
         reads: ContextUsage,
-    ) -> Result<(Asked, context::Entities), Unaskable> {
+    ) -> Result<(CoreRequest, context::Entities), RequestError> {
         let input = match own {
             true if reads.has(ContextUsage::INPUT) => Some(context::value(&self.input(request)?)?),
             true => Some(Value::empty_record(None)),
@@ -332,10 +337,10 @@ impl Vocabulary {
         resource: &Resource<'_>,
         entities: &Entities,
         schema: &Schema,
-    ) -> Result<(PartialRequest, PartialEntities), Unaskable> {
+    ) -> Result<(PartialRequest, PartialEntities), RequestError> {
         let request = open(&base.subject, &base.action, &self.resource_uid(resource), schema)?;
         let entities = PartialEntities::from_concrete(entities.clone(), schema)
-            .map_err(|_| Unaskable::Misfit("set of entities"))?;
+            .map_err(|_| RequestError::SchemaMismatch("set of entities"))?;
         Ok((request, entities))
     }
 
@@ -343,7 +348,7 @@ impl Vocabulary {
         &self,
         subject: &Subject<'_>,
         entities: &mut Vec<Entity>,
-    ) -> Result<EntityUid, Unaskable> {
+    ) -> Result<EntityUid, RequestError> {
         match subject {
             Subject::Client(principal) => self.principal(principal, entities),
             Subject::Server(name) => self.server(name, entities),
@@ -355,7 +360,7 @@ impl Vocabulary {
         &self,
         principal: &Principal,
         entities: &mut Vec<Entity>,
-    ) -> Result<EntityUid, Unaskable> {
+    ) -> Result<EntityUid, RequestError> {
         let (kind, name) = self.named(principal);
         let groups: Vec<_> =
             principal.groups.iter().map(|group| uid(&self.group, group.as_str())).collect();
@@ -381,14 +386,14 @@ impl Vocabulary {
         &self,
         name: &ServerName,
         entities: &mut Vec<Entity>,
-    ) -> Result<EntityUid, Unaskable> {
+    ) -> Result<EntityUid, RequestError> {
         let uid = uid(&self.server, name.as_str());
         let attributes = vec![("name".to_owned(), text(name.as_str()))];
         entities.push(entity(uid.clone(), attributes, Vec::new())?);
         Ok(uid)
     }
 
-    fn plugin(&self, name: &str, entities: &mut Vec<Entity>) -> Result<EntityUid, Unaskable> {
+    fn plugin(&self, name: &str, entities: &mut Vec<Entity>) -> Result<EntityUid, RequestError> {
         let uid = uid(&self.plugin, name);
         let attributes = vec![("name".to_owned(), text(name))];
         entities.push(entity(uid.clone(), attributes, Vec::new())?);
@@ -419,7 +424,7 @@ impl Vocabulary {
     }
 
     /// The entities of a resource that is not an item of a server.
-    fn alone(&self, resource: &Resource<'_>) -> Result<Vec<Entity>, Unaskable> {
+    fn alone(&self, resource: &Resource<'_>) -> Result<Vec<Entity>, RequestError> {
         let mut entities = Vec::new();
         let mut parents = Vec::new();
         let attributes = match *resource {
@@ -458,7 +463,7 @@ impl Vocabulary {
     }
 
     /// The entity of an item of a server.
-    fn held(&self, resource: &Resource<'_>, server: &EntityUid) -> Result<Entity, Unaskable> {
+    fn held(&self, resource: &Resource<'_>, server: &EntityUid) -> Result<Entity, RequestError> {
         let attributes = match *resource {
             Resource::Tool { name, claims, .. } => {
                 vec![("name".to_owned(), text(name)), ("claims".to_owned(), record(claims)?)]
@@ -507,9 +512,9 @@ fn about(program: &Program) -> Attributes {
 fn asked(
     [subject, action, resource]: [EntityUid; 3],
     context: Context,
-) -> Result<cedar_policy::Request, Unaskable> {
+) -> Result<cedar_policy::Request, RequestError> {
     cedar_policy::Request::new(subject, action, resource, context, None)
-        .map_err(|_| Unaskable::Misfit("request"))
+        .map_err(|_| RequestError::SchemaMismatch("request"))
 }
 
 /// A request with an unknown context. Fails if the schema does not have such a request.
@@ -518,7 +523,7 @@ fn open(
     action: &EntityUid,
     resource: &EntityUid,
     schema: &Schema,
-) -> Result<PartialRequest, Unaskable> {
+) -> Result<PartialRequest, RequestError> {
     PartialRequest::new(
         PartialEntityUid::from_concrete(subject.clone()),
         action.clone(),
@@ -526,7 +531,7 @@ fn open(
         None,
         schema,
     )
-    .map_err(|_| Unaskable::Misfit("request"))
+    .map_err(|_| RequestError::SchemaMismatch("request"))
 }
 
 fn uid(kind: &EntityTypeName, id: &str) -> EntityUid {
@@ -539,7 +544,7 @@ fn scheme(uri: &str) -> Attributes {
 }
 
 /// The attributes of a URI.
-fn uri_attributes(uri: &str) -> Result<Attributes, Unaskable> {
+fn uri_attributes(uri: &str) -> Result<Attributes, RequestError> {
     let mut attributes = scheme(uri);
     if let Some(path) = normalize::file(uri) {
         attributes.push(("path".to_owned(), text(path?)));
@@ -550,7 +555,7 @@ fn uri_attributes(uri: &str) -> Result<Attributes, Unaskable> {
     Ok(attributes)
 }
 
-fn record(claims: Claims) -> Result<RestrictedExpression, Unaskable> {
+fn record(claims: Claims) -> Result<RestrictedExpression, RequestError> {
     let bool = RestrictedExpression::new_bool;
     let fields = [
         ("read_only", bool(claims.read_only)),
@@ -560,5 +565,5 @@ fn record(claims: Claims) -> Result<RestrictedExpression, Unaskable> {
         ("by", text(claims.by.as_str())),
     ];
     RestrictedExpression::new_record(fields.map(|(name, value)| (name.to_owned(), value)))
-        .map_err(|_| Unaskable::Misfit("set of claims"))
+        .map_err(|_| RequestError::SchemaMismatch("set of claims"))
 }

@@ -16,18 +16,18 @@ pub struct Start<'a> {
     /// The URL of a remote server.
     pub url: Option<&'a str>,
     /// The secrets to deliver.
-    pub secrets: Vec<Handing<'a>>,
+    pub secrets: Vec<LaunchSecret<'a>>,
 }
 
 /// A secret to deliver to a server.
 #[derive(Debug, Clone, Copy)]
-pub struct Handing<'a> {
+pub struct LaunchSecret<'a> {
     /// The name under which the server gets the secret.
     pub name: &'a str,
     /// The kind of its source.
     pub source: &'a str,
     /// How the secret is delivered.
-    pub handed: DeliveredAs,
+    pub delivery: DeliveredAs,
     /// The client that the value belongs to, if each client has its own.
     pub client: Option<&'a str>,
 }
@@ -45,11 +45,11 @@ pub struct Part {
 }
 
 /// The request for a part, and its target as text.
-type Asked<'a> = (Action, Resource<'a>, String);
+type LaunchQuery<'a> = (Action, Resource<'a>, String);
 
 impl Start<'_> {
     /// Passes the parts to a function. The resource of a host borrows from this function.
-    fn parts<T>(&self, each: impl FnOnce(Vec<Asked<'_>>) -> T) -> T {
+    fn parts<T>(&self, each: impl FnOnce(Vec<LaunchQuery<'_>>) -> T) -> T {
         let Start { server, program, url, secrets } = self;
         let host_port = url.map(destination);
         let shown_host = host_port.as_ref().map(|(host, port)| format!("{host}:{port}"));
@@ -59,9 +59,9 @@ impl Start<'_> {
             let resource = Resource::Host { name: host, port: *port };
             asked.push((Action::Egress, resource, format!("{host}:{port}")));
         }
-        for &Handing { name, source, handed, client } in secrets {
+        for &LaunchSecret { name, source, delivery, client } in secrets {
             let holder = Holder::Server(server);
-            let resource = Resource::Secret { holder, name, source, delivery: handed, client };
+            let resource = Resource::Secret { holder, name, source, delivery, client };
             asked.push((Action::DeliverSecret, resource, name.to_owned()));
         }
         each(asked)

@@ -25,25 +25,26 @@ mod launch;
 mod load;
 mod normalize;
 mod request;
+mod request_error;
 mod schema_context;
 mod source;
 mod target;
 #[cfg(test)]
 mod tests;
 mod typed;
-mod unaskable;
 mod watch;
 
-pub use analysis::{Known, KnownTool};
+pub use analysis::{Inventory, KnownTool};
 pub use bundle::{Bundle, MANIFEST, Origin, SignFault, Signed, sign};
 pub use config::{Policy, Tool};
 pub use diagnostics::{Diagnostics, File, Finding};
 pub use engine::{Engine, Failure, Outcome, Reload, Shadow, Status, View};
 pub use files::read as read_files;
 pub use inspect::{
-    Condition, Explained, Explanation, Inspector, Near, Seen, Side, Standing, Unknown, Verdict,
+    Candidate, Condition, Explained, Explanation, Inspector, PolicyResult, ReadValue, Side,
+    Unknown, Verdict,
 };
-pub use launch::{Handing, Part, Start};
+pub use launch::{LaunchSecret, Part, Start};
 pub use load::{Revision, schema, span};
 pub use request::{
     Action, Circumstances, DeliveredAs, Holder, Program, Request, Resource, Stated, Subject,

@@ -30,7 +30,7 @@ fn fits(byte: u8) -> bool {
 }
 
 /// A server's name in the merged lists.
-pub fn outward(prefix: &str, name: &str) -> String {
+pub fn merged_name(prefix: &str, name: &str) -> String {
     let start = start(prefix);
     let plain = format!("{start}{name}");
     if is_legal(&plain) {
@@ -119,11 +119,11 @@ mod tests {
 
     #[test]
     fn fitting_names_are_unchanged() {
-        assert_eq!(outward("notes", "add_note"), "notes__add_note");
-        assert_eq!(outward("", "Add-Note9"), "Add-Note9");
-        assert_eq!(outward("p", ""), "p__");
+        assert_eq!(merged_name("notes", "add_note"), "notes__add_note");
+        assert_eq!(merged_name("", "Add-Note9"), "Add-Note9");
+        assert_eq!(merged_name("p", ""), "p__");
         let name = "n".repeat(MAX_NAME_CHARS - 3);
-        assert_eq!(outward("p", &name), format!("p__{name}"));
+        assert_eq!(merged_name("p", &name), format!("p__{name}"));
     }
 
     #[test]
@@ -134,15 +134,15 @@ mod tests {
             ("読む", "p____"),
             (" ", "p____"),
         ] {
-            let outward = outward("p", name);
-            assert!(outward.starts_with(expected), "{name}: {outward}");
-            assert!(may_be_changed(inner("p", &outward).unwrap()), "{name}: {outward}");
+            let merged_name = merged_name("p", name);
+            assert!(merged_name.starts_with(expected), "{name}: {merged_name}");
+            assert!(may_be_changed(inner("p", &merged_name).unwrap()), "{name}: {merged_name}");
         }
-        assert_eq!(outward("p", "a.b"), "p__a_b_2e7336dc");
-        assert_ne!(outward("p", "a.b"), outward("p", "a/b"));
+        assert_eq!(merged_name("p", "a.b"), "p__a_b_2e7336dc");
+        assert_ne!(merged_name("p", "a.b"), merged_name("p", "a/b"));
         let long = "n".repeat(MAX_NAME_CHARS - 2);
-        assert_eq!(outward("p", &long).len(), MAX_NAME_CHARS);
-        assert_ne!(outward("p", &long), outward("p", &format!("{long}n")));
+        assert_eq!(merged_name("p", &long).len(), MAX_NAME_CHARS);
+        assert_ne!(merged_name("p", &long), merged_name("p", &format!("{long}n")));
     }
 
     #[test]
@@ -208,12 +208,12 @@ mod tests {
     proptest! {
         #[test]
         fn outward_names_are_legal(prefix in prefix(), name in name()) {
-            let outward = outward(&prefix, &name);
-            prop_assert!(is_legal(&outward), "{:?}", outward);
-            let inner = inner(&prefix, &outward);
+            let merged_name = merged_name(&prefix, &name);
+            prop_assert!(is_legal(&merged_name), "{:?}", merged_name);
+            let inner = inner(&prefix, &merged_name);
             prop_assert!(inner.is_some());
             let inner = inner.unwrap_or_default();
-            prop_assert!(inner == name || may_be_changed(inner), "{:?}", outward);
+            prop_assert!(inner == name || may_be_changed(inner), "{:?}", merged_name);
         }
 
         #[test]
@@ -221,8 +221,8 @@ mod tests {
             prefix in prefix(),
             names in proptest::collection::hash_set(name(), 0..20),
         ) {
-            let outward: HashSet<_> = names.iter().map(|name| outward(&prefix, name)).collect();
-            prop_assert_eq!(outward.len(), names.len());
+            let merged: HashSet<_> = names.iter().map(|name| merged_name(&prefix, name)).collect();
+            prop_assert_eq!(merged.len(), names.len());
         }
 
         #[test]
@@ -230,7 +230,7 @@ mod tests {
             one in prefix(), other in prefix(), a in name(), b in name(),
         ) {
             if !one.is_empty() && !other.is_empty() && !run_together(&one, &other) {
-                prop_assert_ne!(outward(&one, &a), outward(&other, &b));
+                prop_assert_ne!(merged_name(&one, &a), merged_name(&other, &b));
             }
         }
 

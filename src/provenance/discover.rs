@@ -10,7 +10,7 @@ use portcullis_oci::{Client, Descriptor, Digest, Error as Registry, Reference};
 use crate::{
     By, Provenance, Rejected, Rejection, Signed, Trust,
     candidate::{Candidate, is_artifact, is_layer},
-    evaluate::weigh,
+    evaluate::evaluate,
     rejection::words,
 };
 
@@ -50,18 +50,18 @@ pub async fn verify(
     if trust.is_empty() {
         return Ok(Provenance::default());
     }
-    let looking = Looking { client, repository, image, trust, found: Provenance::default() };
-    looking.look_for(SEARCH_TIMEOUT).await
+    let search = Search { client, repository, image, trust, found: Provenance::default() };
+    search.run_within(SEARCH_TIMEOUT).await
 }
 
 /// Remaining budget, and whether something was skipped.
-struct Left {
+struct SearchBudget {
     layers: usize,
     bytes: u64,
     over: bool,
 }
 
-impl Left {
+impl SearchBudget {
     fn take(&mut self, size: u64) -> bool {
         let fits = self.layers > 0 && size <= MAX_LAYER_BYTES.min(self.bytes);
         if fits {
@@ -74,7 +74,7 @@ impl Left {
     }
 }
 
-struct Looking<'a> {
+struct Search<'a> {
     client: &'a Client,
     repository: &'a Reference,
     image: Digest,
@@ -82,15 +82,16 @@ struct Looking<'a> {
     found: Provenance,
 }
 
-impl Looking<'_> {
+impl Search<'_> {
     /// Searches for at most this time.
-    async fn look_for(self, within: Duration) -> Result<Provenance, Error> {
-        tokio::time::timeout(within, self.look()).await.map_err(|_| Error::Late)?
+    async fn run_within(self, within: Duration) -> Result<Provenance, Error> {
+        tokio::time::timeout(within, self.run()).await.map_err(|_| Error::Late)?
     }
 
-    async fn look(mut self) -> Result<Provenance, Error> {
+    async fn run(mut self) -> Result<Provenance, Error> {
         let manifests = self.manifests().await?;
-        let left = Mutex::new(Left { layers: MAX_LAYERS, bytes: MAX_TOTAL_BYTES, over: false });
+        let left =
+            Mutex::new(SearchBudget { layers: MAX_LAYERS, bytes: MAX_TOTAL_BYTES, over: false });
         let left = || left.lock().unwrap_or_else(PoisonError::into_inner);
         for at in manifests {
             left().over = false;
@@ -106,7 +107,7 @@ impl Looking<'_> {
             }
             for (layer, bytes) in blobs {
                 let weighed = Candidate::read(&layer, &bytes)
-                    .and_then(|candidate| weigh(&candidate, self.image, self.trust));
+                    .and_then(|candidate| evaluate(&candidate, self.image, self.trust));
                 match weighed {
                     Ok((what, by)) => {
                         let signed = |by: By| Signed { by, what: what.clone(), at };
@@ -186,7 +187,7 @@ mod tests {
         let repository = repository.parse().unwrap();
         let client = Client::new(Settings { logins: Logins::Nobody, ..Settings::default() });
         let (client, trust) = (client.unwrap(), Trust::default());
-        let looking = Looking {
+        let search = Search {
             client: &client,
             repository: &repository,
             image,
@@ -194,7 +195,7 @@ mod tests {
             found: Provenance::default(),
         };
         // Before the client's own timeout, which would count as the registry's failure.
-        let late = looking.look_for(Duration::from_millis(50)).await;
+        let late = search.run_within(Duration::from_millis(50)).await;
         assert!(matches!(late, Err(Error::Late)), "{late:?}");
     }
 }

@@ -8,7 +8,7 @@ use sigstore_verify::{
 };
 
 use crate::{
-    By, Rejection, Trust, What,
+    By, Rejection, SignedContent, Trust,
     candidate::{Candidate, Content},
     crypto, payload,
     rejection::words,
@@ -16,34 +16,35 @@ use crate::{
 };
 
 /// What a candidate proves about this image, and who signed it.
-pub(crate) fn weigh(
+pub(crate) fn evaluate(
     candidate: &Candidate,
     image: Digest,
     trust: &Trust,
-) -> Result<(What, Vec<By>), Rejection> {
+) -> Result<(SignedContent, Vec<By>), Rejection> {
     let what = match &candidate.content {
         Content::Simple { payload, .. } => payload::simple(payload, image)?,
         Content::Statement(envelope) => payload::statement(envelope.payload.as_bytes(), image)?,
     };
-    let weighing = Weighing { candidate, image };
+    let evaluation = Evaluation { candidate, image };
     let (mut by, mut why) = (Vec::new(), Vec::new());
     // Result for each root, because several signers can share one.
-    let mut told: Vec<Option<Result<(String, String), String>>> = vec![None; trust.roots.len()];
+    let mut results: Vec<Option<Result<(String, String), String>>> = vec![None; trust.roots.len()];
     for signer in &trust.signers {
         let name = || signer.name.clone();
         match &signer.kind {
             Kind::Key { key, log } => {
                 let log = log.and_then(|at| trust.roots.get(at));
-                match weighing.by_key(key, log) {
+                match evaluation.by_key(key, log) {
                     Ok(()) => by.push(By::Key { name: name() }),
-                    Err(told) => why.push(format!("`{}`: {told}", signer.name)),
+                    Err(error) => why.push(format!("`{}`: {error}", signer.name)),
                 }
             }
             Kind::Identity { issuer, subject, root } => {
-                let Some((verifier, told)) = trust.roots.get(*root).zip(told.get_mut(*root)) else {
+                let Some((verifier, result)) = trust.roots.get(*root).zip(results.get_mut(*root))
+                else {
                     continue;
                 };
-                match told.get_or_insert_with(|| weighing.by_certificate(verifier)) {
+                match result.get_or_insert_with(|| evaluation.by_certificate(verifier)) {
                     Ok((by_issuer, as_subject))
                         if by_issuer == issuer && subject.is(as_subject) =>
                     {
@@ -54,7 +55,7 @@ pub(crate) fn weigh(
                         let who = words(&format!("it is of {subject}, authenticated by {issuer}"));
                         why.push(format!("`{}`: {who}", signer.name));
                     }
-                    Err(told) => why.push(format!("`{}`: {told}", signer.name)),
+                    Err(error) => why.push(format!("`{}`: {error}", signer.name)),
                 }
             }
         }
@@ -65,12 +66,12 @@ pub(crate) fn weigh(
     }
 }
 
-struct Weighing<'a> {
+struct Evaluation<'a> {
     candidate: &'a Candidate,
     image: Digest,
 }
 
-impl Weighing<'_> {
+impl Evaluation<'_> {
     fn by_key(&self, key: &DerPublicKey, log: Option<&Verifier>) -> Result<(), String> {
         let (message, signature) = match &self.candidate.content {
             Content::Simple { payload, signature } => (payload.clone(), signature.clone()),

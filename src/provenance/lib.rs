@@ -59,7 +59,7 @@ use serde::{Deserialize, Serialize};
 
 pub use discover::{Error, verify};
 pub use rejection::{Rejected, Rejection};
-pub use trust::{Signer, Subject, Trust, Untrusted, Who};
+pub use trust::{Signer, SignerIdentity, Subject, Trust, Untrusted};
 
 /// Signatures and attestations of an image.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -76,7 +76,7 @@ pub struct Signed {
     /// Signer.
     pub by: By,
     /// Signed content.
-    pub what: What,
+    pub what: SignedContent,
     /// Manifest that contains it.
     pub at: Digest,
 }
@@ -113,7 +113,7 @@ impl By {
 /// Content that a signer vouches for.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum What {
+pub enum SignedContent {
     /// The image.
     Signature,
     /// A statement about the image.

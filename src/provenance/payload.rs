@@ -4,7 +4,7 @@ use portcullis_foundation::json::ambiguous;
 use portcullis_oci::Digest;
 use serde_json::{Map, Value};
 
-use crate::{Rejection, What};
+use crate::{Rejection, SignedContent};
 
 /// Type of simple signing's payloads, as cosign writes it.
 const SIMPLE: &str = "cosign container image signature";
@@ -23,7 +23,7 @@ const MAX_PREDICATE_BYTES: usize = 64 << 10;
 ///
 /// `docker-reference` is ignored, as in cosign: a signature covers the digest, wherever copies of
 /// the image are.
-pub(crate) fn simple(payload: &[u8], image: Digest) -> Result<What, Rejection> {
+pub(crate) fn simple(payload: &[u8], image: Digest) -> Result<SignedContent, Rejection> {
     let payload = object(read(payload)?, "the payload")?;
     let critical = part(&payload, "critical")?;
     let (kind, of) = (text(critical, "type")?, part(critical, "image")?);
@@ -31,14 +31,14 @@ pub(crate) fn simple(payload: &[u8], image: Digest) -> Result<What, Rejection> {
         return Err(Rejection::Payload(format!("its `type` is not `{SIMPLE}`")));
     }
     match text(of, "docker-manifest-digest")? == image.to_string() {
-        true => Ok(What::Signature),
+        true => Ok(SignedContent::Signature),
         false => Err(Rejection::OtherImage),
     }
 }
 
 /// Parses a statement of in-toto about the image. The image must be one of its subjects: a
 /// statement covers each of them.
-pub(crate) fn statement(payload: &[u8], image: Digest) -> Result<What, Rejection> {
+pub(crate) fn statement(payload: &[u8], image: Digest) -> Result<SignedContent, Rejection> {
     let mut statement = object(read(payload)?, "the statement")?;
     if ambiguous(&statement) {
         return Err(Rejection::Payload("it has keys that differ only in case".into()));
@@ -69,12 +69,12 @@ pub(crate) fn statement(payload: &[u8], image: Digest) -> Result<What, Rejection
         return Err(Rejection::OtherImage);
     }
     if predicate_type == SIGNATURE {
-        return Ok(What::Signature);
+        return Ok(SignedContent::Signature);
     }
     let predicate = statement.remove("predicate");
     let predicate =
         predicate.filter(|predicate| predicate.to_string().len() <= MAX_PREDICATE_BYTES);
-    Ok(What::Attestation { predicate_type, predicate })
+    Ok(SignedContent::Attestation { predicate_type, predicate })
 }
 
 fn read(payload: &[u8]) -> Result<Value, Rejection> {
@@ -123,7 +123,7 @@ mod tests {
             .to_string()
         };
         let read = |text: &str| simple(text.as_bytes(), image());
-        assert_eq!(read(&payload(SIMPLE, &this)), Ok(What::Signature));
+        assert_eq!(read(&payload(SIMPLE, &this)), Ok(SignedContent::Signature));
         assert_eq!(read(&payload(SIMPLE, &that)), Err(Rejection::OtherImage));
         assert_eq!(read(&payload(SIMPLE, &this.to_uppercase())), Err(Rejection::OtherImage));
         let good = payload(SIMPLE, &this);
@@ -154,18 +154,21 @@ mod tests {
         let one = |hex: &str| json!({ "name": "x", "digest": { "sha256": hex } });
         let read = |value: &Value| statement(value.to_string().as_bytes(), image());
         let (kind, attested) = ("https://example.com/scan", json!({ "a": [1] }));
-        let what = What::Attestation { predicate_type: kind.to_owned(), predicate: Some(attested) };
+        let what = SignedContent::Attestation {
+            predicate_type: kind.to_owned(),
+            predicate: Some(attested),
+        };
         assert_eq!(read(&of(json!([one(&hex)]), kind)), Ok(what.clone()));
         // Each of several subjects is attested.
         let several = json!([{ "digest": { "sha512": "ab" } }, one(&other), one(&hex)]);
         assert_eq!(read(&of(several, kind)), Ok(what));
-        assert_eq!(read(&of(json!([one(&hex)]), SIGNATURE)), Ok(What::Signature));
+        assert_eq!(read(&of(json!([one(&hex)]), SIGNATURE)), Ok(SignedContent::Signature));
         for none in [json!([]), json!([one(&other)]), json!([{ "digest": { "sha512": hex } }])] {
             assert_eq!(read(&of(none, kind)), Err(Rejection::OtherImage));
         }
         let mut large = of(json!([one(&hex)]), kind);
         large["predicate"] = json!("x".repeat(MAX_PREDICATE_BYTES));
-        let Ok(What::Attestation { predicate: None, .. }) = read(&large) else { panic!() };
+        let Ok(SignedContent::Attestation { predicate: None, .. }) = read(&large) else { panic!() };
         for bad in [
             of(json!({}), kind),
             of(json!([1]), kind),

@@ -39,11 +39,11 @@ pub enum Rejection {
 
 /// Error text made printable: other parties chose parts of it.
 pub(crate) fn words(text: &str) -> String {
-    let mut told: String = text.chars().flat_map(escaped).take(MAX_CHARS).collect();
+    let mut shown: String = text.chars().flat_map(escaped).take(MAX_CHARS).collect();
     if text.len() > MAX_CHARS {
-        told.push('…');
+        shown.push('…');
     }
-    told
+    shown
 }
 
 fn escaped(char: char) -> impl Iterator<Item = char> {

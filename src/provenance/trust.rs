@@ -18,12 +18,12 @@ pub struct Signer {
     /// Name in the config.
     pub name: String,
     /// How the signer is identified.
-    pub who: Who,
+    pub who: SignerIdentity,
 }
 
 /// How a signer is identified.
 #[derive(Debug, Clone)]
-pub enum Who {
+pub enum SignerIdentity {
     /// By a key.
     Key {
         /// Public key in PEM: ECDSA (P-256, P-384), Ed25519 or RSA.
@@ -179,11 +179,11 @@ impl Trust {
                 }
             };
             let kind = match who {
-                Who::Key { pem, trusted_root } => {
+                SignerIdentity::Key { pem, trusted_root } => {
                     let log = trusted_root.as_deref().map(&mut root).transpose()?;
                     Kind::Key { key: key(pem).map_err(named)?, log }
                 }
-                Who::Identity { issuer, subject, trusted_root } => Kind::Identity {
+                SignerIdentity::Identity { issuer, subject, trusted_root } => Kind::Identity {
                     issuer: issuer.clone(),
                     subject: subject.clone(),
                     root: root(trusted_root)?,
@@ -207,8 +207,8 @@ impl Trust {
 
 fn digest(signers: &[Signer]) -> Digest {
     let signers = signers.iter().map(|Signer { name, who }| match who {
-        Who::Key { pem, trusted_root } => serde_json::json!([name, pem, trusted_root]),
-        Who::Identity { issuer, subject, trusted_root } => {
+        SignerIdentity::Key { pem, trusted_root } => serde_json::json!([name, pem, trusted_root]),
+        SignerIdentity::Identity { issuer, subject, trusted_root } => {
             serde_json::json!([name, issuer, subject.0, trusted_root])
         }
     });
@@ -301,13 +301,13 @@ mod tests {
     #[test]
     fn invalid_signers_are_refused() {
         let trust = |who| Trust::new(&[Signer { name: "ada".into(), who }]).unwrap_err();
-        let key = |pem: &str| Who::Key { pem: pem.into(), trusted_root: None };
+        let key = |pem: &str| SignerIdentity::Key { pem: pem.into(), trusted_root: None };
         for pem in ["", "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n"] {
             assert_eq!(trust(key(pem)), ("ada".to_owned(), Untrusted::Key));
         }
         for root in ["", "{}", r#"{"mediaType":"a","mediaType":"a"}"#] {
             let (issuer, subject) = ("https://example.com".into(), "a@b".parse().unwrap());
-            let who = Who::Identity { issuer, subject, trusted_root: root.into() };
+            let who = SignerIdentity::Identity { issuer, subject, trusted_root: root.into() };
             assert!(matches!(trust(who), (_, Untrusted::Root(_))), "{root}");
         }
     }

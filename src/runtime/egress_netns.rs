@@ -74,7 +74,7 @@ pub struct EgressContext {
 /// Provides the gate that decides a server's egress.
 pub trait EgressGates: Send + Sync {
     /// Gate for one start of a server.
-    fn gate(&self, reacher: EgressContext) -> Arc<dyn Gate>;
+    fn gate(&self, egress_context: EgressContext) -> Arc<dyn Gate>;
 }
 
 /// Refuses all egress, for programs that do not start servers.
@@ -152,7 +152,7 @@ pub const MAX_ADDRESSES: usize = 253;
 pub struct EgressSockets {
     proxy: TcpListener,
     direct: Vec<(Host, u16, TcpListener)>,
-    stand_ins: Vec<(IpAddr, Host)>,
+    synthetic_addresses: Vec<(IpAddr, Host)>,
 }
 
 impl EgressSockets {
@@ -192,7 +192,7 @@ impl EgressSockets {
         let proxy = sockets.next().ok_or_else(|| failed("be used", &"there is no socket"))?;
         let direct = direct.into_iter().zip(sockets);
         let direct = direct.map(|((host, at), socket)| (host, at.port(), socket)).collect();
-        Ok(Self { proxy, direct, stand_ins: stand_ins(destinations) })
+        Ok(Self { proxy, direct, synthetic_addresses: synthetic_addresses(destinations) })
     }
 
     /// Serves the sockets. The process's handle then also ends them.
@@ -211,13 +211,13 @@ impl EgressSockets {
             what: twice.to_string(),
             remedy: Some("keep one of them in `egress`".into()),
         })?;
-        let egress = Arc::new(Egress::with_stand_ins(
+        let egress = Arc::new(Egress::with_synthetic_addresses(
             server.as_str(),
             destinations,
             limits,
             gate,
             Arc::new(System::default()),
-            self.stand_ins,
+            self.synthetic_addresses,
         ));
         let listener = |listener: TcpListener| {
             let listener = tokio::net::TcpListener::from_std(listener);
@@ -271,7 +271,7 @@ fn enter(
                 .into(),
         ),
     })?;
-    furnish(listen_addresses)
+    bind_sockets(listen_addresses)
 }
 
 /// Creates the sockets in the network namespace of the calling thread, and tests that nothing else
@@ -279,7 +279,7 @@ fn enter(
 ///
 /// # Errors
 /// If the thread lacks the permission, or anything else is reachable.
-pub fn furnish(listen_addresses: &[SocketAddrV4]) -> Result<Vec<TcpListener>, LaunchFailure> {
+pub fn bind_sockets(listen_addresses: &[SocketAddrV4]) -> Result<Vec<TcpListener>, LaunchFailure> {
     add_address(PROXY).map_err(|error| failed("have addresses", &error))?;
     let bind = |socket_address: &SocketAddrV4| {
         let socket = TcpListener::bind(socket_address).and_then(|socket| {
@@ -326,7 +326,7 @@ fn direct(destinations: &[Destination]) -> Vec<(Host, SocketAddrV4)> {
     listen_addresses
 }
 
-fn stand_ins(destinations: &[Destination]) -> Vec<(IpAddr, Host)> {
+fn synthetic_addresses(destinations: &[Destination]) -> Vec<(IpAddr, Host)> {
     let hosts = hosts(destinations).into_iter();
     hosts.map(|(name, address)| (address.into(), Host::Name(name))).collect()
 }

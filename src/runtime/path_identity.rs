@@ -77,14 +77,14 @@ impl PathChain {
     pub(crate) fn meets(&self, target: &Path) -> Option<Overlap> {
         let ResolvedPath { turns, end } = ResolvedPath::of(target);
         let holds = |turn: &PathBuf| {
-            let folder = turn.parent().and_then(|folder| self.stands_to(&Self::of(folder)));
+            let folder = turn.parent().and_then(|folder| self.overlap(&Self::of(folder)));
             matches!(folder, Some(Overlap::At | Overlap::Above))
         };
-        let met = self.stands_to(&Self::of(&end));
+        let met = self.overlap(&Self::of(&end));
         met.or_else(|| turns.iter().any(holds).then_some(Overlap::Above))
     }
 
-    fn stands_to(&self, target: &Self) -> Option<Overlap> {
+    fn overlap(&self, target: &Self) -> Option<Overlap> {
         let same = |(one, known): &(PathBuf, Option<_>), (other, too): &(PathBuf, Option<_>)| {
             one == other || (known.is_some() && known == too)
         };

@@ -230,7 +230,7 @@ pub struct Metrics {
     plugins: Family<PluginLabels, Counter>,
     /// Number of counters of each plugin.
     plugin_names: Mutex<BTreeMap<String, usize>>,
-    plugins_let_alone: Family<EntryLabels, Gauge>,
+    plugin_circuits: Family<EntryLabels, Gauge>,
     egress_open: Family<ServerLabels, Gauge>,
     egress: Family<EgressLabels, Counter>,
     egress_bytes: Family<DirectionLabels, Counter>,
@@ -275,7 +275,7 @@ impl Metrics {
             config_reloads: Family::default(),
             plugins: Family::default(),
             plugin_names: Mutex::default(),
-            plugins_let_alone: Family::default(),
+            plugin_circuits: Family::default(),
             egress_open: Family::default(),
             egress: Family::default(),
             egress_bytes: Family::default(),
@@ -404,7 +404,7 @@ impl Metrics {
         r.register(
             "portcullis_plugin_let_alone",
             "Pairs of caller and server for which a plugin's circuit is open",
-            self.plugins_let_alone.clone(),
+            self.plugin_circuits.clone(),
         );
     }
 
@@ -462,7 +462,7 @@ impl Metrics {
     }
 
     /// An instance of a server ended after a failed health check.
-    pub fn server_unwell(&self, server: &ServerName) {
+    pub fn server_unhealthy(&self, server: &ServerName) {
         self.unwell.get_or_create(&ServerLabels { server: server.into() }).inc();
     }
 
@@ -579,10 +579,10 @@ impl Metrics {
     }
 
     /// A plugin's circuit is open for this number of caller and server pairs.
-    pub fn plugin_let_alone(&self, plugin: &str, between: usize) {
+    pub fn plugin_circuits_open(&self, plugin: &str, between: usize) {
         let labels = EntryLabels { plugin: Value::Named(plugin.into()) };
         let between = i64::try_from(between).unwrap_or(i64::MAX);
-        self.plugins_let_alone.get_or_create(&labels).set(between);
+        self.plugin_circuits.get_or_create(&labels).set(between);
     }
 
     /// All metrics as OpenMetrics text, of [`CONTENT_TYPE`].

@@ -32,7 +32,7 @@ const STEADY: Duration = Duration::from_secs(60);
 const QUEUE: usize = 64;
 
 /// Watched resources, each with the number of its watchers.
-pub(super) type WantedResources = BTreeMap<String, usize>;
+pub(super) type RequestedResources = BTreeMap<String, usize>;
 
 /// Answer of a server to the last subscription.
 #[derive(Debug, Clone, Default)]
@@ -48,19 +48,19 @@ pub(super) struct Granted {
 /// Starts the task that keeps the subscription open until the task or the link ends.
 pub(super) fn begin(
     link: Arc<dyn ServerTransport>,
-    greeting: &Handshake,
-    ear: MessageSink,
-    wanted: watch::Receiver<WantedResources>,
+    handshake: &Handshake,
+    sink: MessageSink,
+    wanted: watch::Receiver<RequestedResources>,
     granted: watch::Sender<Granted>,
 ) -> AbortOnDropHandle<()> {
-    let listener = Listener { lists: lists(greeting), link, ear, wanted, granted };
+    let listener = Listener { lists: lists(handshake), link, sink, wanted, granted };
     AbortOnDropHandle::new(tokio::spawn(listener.run()))
 }
 
 /// Filter members of the lists whose changes the server reports (`listChanged`).
-fn lists(greeting: &Handshake) -> Vec<&'static str> {
+fn lists(handshake: &Handshake) -> Vec<&'static str> {
     let has = |capability: &str| {
-        let capabilities = &greeting.words.value()["capabilities"];
+        let capabilities = &handshake.words.value()["capabilities"];
         capabilities[capability]["listChanged"] == Value::Bool(true)
     };
     [
@@ -76,8 +76,8 @@ fn lists(greeting: &Handshake) -> Vec<&'static str> {
 struct Listener {
     lists: Vec<&'static str>,
     link: Arc<dyn ServerTransport>,
-    ear: MessageSink,
-    wanted: watch::Receiver<WantedResources>,
+    sink: MessageSink,
+    wanted: watch::Receiver<RequestedResources>,
     granted: watch::Sender<Granted>,
 }
 
@@ -138,7 +138,7 @@ impl Listener {
                     open = None;
                     failed = if since.elapsed() > STEADY { 0 } else { failed + 1 };
                     // Changes since then were not reported.
-                    self.ear.missed();
+                    self.sink.missed();
                 }
                 changed = self.wanted.changed() => {
                     if changed.is_err() {
@@ -166,12 +166,12 @@ impl Listener {
         call.clock = Deadline::never();
         call.messages = Some(sender);
         let (acknowledge, acknowledged) = oneshot::channel();
-        let (link, ear) = (self.link.clone(), self.ear.clone());
+        let (link, sink) = (self.link.clone(), self.sink.clone());
         let pump = tokio::spawn(async move {
             let mut acknowledge = Some(acknowledge);
             let reply = tokio::select! {
                 biased;
-                () = read_messages(messages, &ear, &mut acknowledge) => return,
+                () = read_messages(messages, &sink, &mut acknowledge) => return,
                 reply = link.call(call) => reply,
             };
             if let Some(acknowledge) = acknowledge {
@@ -198,7 +198,7 @@ type Acknowledge = oneshot::Sender<Result<BTreeSet<String>, Result<Bytes, CallEr
 /// Reads the messages of one subscription. Never returns: the end is that of the call.
 async fn read_messages(
     mut messages: mpsc::Receiver<ServerMessage>,
-    ear: &MessageSink,
+    sink: &MessageSink,
     acknowledge: &mut Option<Acknowledge>,
 ) {
     while let Some(message) = messages.recv().await {
@@ -211,7 +211,7 @@ async fn read_messages(
         } else if acknowledge.is_some() {
             tracing::debug!("server notification before the subscription was granted");
         } else {
-            ear.send(message);
+            sink.send(message);
         }
     }
     std::future::pending().await
@@ -275,7 +275,7 @@ mod tests {
     struct SubscriptionState {
         server: Server,
         unrouted: mpsc::Receiver<UnroutedMessage>,
-        wanted: watch::Sender<WantedResources>,
+        wanted: watch::Sender<RequestedResources>,
         granted: watch::Receiver<Granted>,
         listening: AbortOnDropHandle<()>,
     }
@@ -283,16 +283,16 @@ mod tests {
     fn bench(capabilities: Value) -> SubscriptionState {
         let (stdin, server_in) = duplex(1 << 14);
         let (stdout, server_out) = duplex(1 << 14);
-        let (ear, unrouted) = MessageSink::test(None);
+        let (sink, unrouted) = MessageSink::test(None);
         let caps = Caps { bytes: 1 << 14, depth: 9, nodes: 1_000, keys: 1_000, object_keys: 1_000 };
-        let link = Arc::new(StdioTransport::new(stdin, stdout, caps, ear.clone()));
+        let link = Arc::new(StdioTransport::new(stdin, stdout, caps, sink.clone()));
         let words = json!({ "capabilities": capabilities }).to_string();
-        let greeting =
+        let handshake =
             Handshake { revision: Revision::LATEST_MODERN, words: Payload::new(words.into()) };
         let (wanted, granted) = (watch::Sender::default(), watch::Sender::default());
         let server = Server { lines: BufReader::new(server_in).lines(), stdout: server_out };
         let (changes, answers) = (wanted.subscribe(), granted.subscribe());
-        let listening = begin(link, &greeting, ear, changes, granted);
+        let listening = begin(link, &handshake, sink, changes, granted);
         SubscriptionState { server, unrouted, wanted, granted: answers, listening }
     }
 

@@ -309,7 +309,7 @@ pub struct ServerSecret {
     pub by_client: BTreeMap<String, String>,
     /// Delivery to the server.
     #[serde(rename = "as", default)]
-    pub hand_over: SecretDeliveryMethod,
+    pub delivery: SecretDeliveryMethod,
 }
 
 /// Source of a secret header.
@@ -335,13 +335,13 @@ pub struct SecretBinding<'a> {
     /// References by client name.
     pub by_client: &'a BTreeMap<String, String>,
     /// Delivery to the process; `None` for a header.
-    pub hand_over: Option<SecretDeliveryMethod>,
+    pub delivery: Option<SecretDeliveryMethod>,
 }
 
 impl<'a> SecretBinding<'a> {
     /// Key of the server's table that contains the secret.
     pub fn table(&self) -> &'static str {
-        if self.hand_over.is_some() { "secrets" } else { "headers" }
+        if self.delivery.is_some() { "secrets" } else { "headers" }
     }
 
     /// All references, with the client for those of one client.
@@ -358,13 +358,13 @@ impl Server {
             name,
             from: secret.from.as_deref(),
             by_client: &secret.by_client,
-            hand_over: Some(secret.hand_over),
+            delivery: Some(secret.delivery),
         });
         let headers = self.headers.iter().map(|(name, header)| SecretBinding {
             name,
             from: header.from.as_deref(),
             by_client: &header.by_client,
-            hand_over: None,
+            delivery: None,
         });
         secrets.chain(headers)
     }

@@ -231,12 +231,12 @@ impl Definitions {
         &self,
         offer: ListKind,
         server: &ServerName,
-        greeting: &Handshake,
+        handshake: &Handshake,
         link: &dyn ServerTransport,
         bytes: usize,
         deadline: Duration,
     ) -> Result<Items, CallError> {
-        if !greeting.offers(offer.capability()) {
+        if !handshake.offers(offer.capability()) {
             return Ok(Items::default());
         }
         let slot = &self.slots[offer as usize];
@@ -251,7 +251,7 @@ impl Definitions {
         }
         let changes = self.changes.load(Ordering::SeqCst);
         let fetching =
-            async { fetch(offer, server, greeting, link, bytes, deadline).await.map(Items::new) };
+            async { fetch(offer, server, handshake, link, bytes, deadline).await.map(Items::new) };
         let fetching = in_turns(Party::Server(server.clone()), Weight::NONE, fetching);
         let fetched =
             timeout(deadline, fetching).await.unwrap_or(Err(CallError::Timeout(deadline)));
@@ -280,13 +280,13 @@ impl Slot {
 async fn fetch(
     offer: ListKind,
     server: &ServerName,
-    greeting: &Handshake,
+    handshake: &Handshake,
     link: &dyn ServerTransport,
     bytes: usize,
     deadline: Duration,
 ) -> Result<List, CallError> {
     let mut gathered =
-        Collected { offer, modern: greeting.revision.is_modern(), ..Collected::default() };
+        Collected { offer, modern: handshake.revision.is_modern(), ..Collected::default() };
     let mut left = bytes;
     let mut cursor: Option<Value> = None;
     for _ in 0..MOST_PAGES {
@@ -498,7 +498,7 @@ mod tests {
         }
     }
 
-    fn greeting() -> Handshake {
+    fn handshake() -> Handshake {
         Handshake {
             revision: portcullis_protocol::exchange::Revision::LATEST_LEGACY,
             words: Payload::new(Bytes::from_static(br#"{"capabilities":{"tools":{}}}"#)),
@@ -510,7 +510,7 @@ mod tests {
         let link = ListFetcher { page: Some(1_000), asked: AtomicU64::new(0) };
         let (definitions, server) = (Definitions::default(), "s".parse().unwrap());
         let items = definitions
-            .items(ListKind::Tools, &server, &greeting(), &link, 10_000, Duration::from_secs(9))
+            .items(ListKind::Tools, &server, &handshake(), &link, 10_000, Duration::from_secs(9))
             .await
             .unwrap();
         assert_eq!(items.len(), 9);
@@ -520,14 +520,14 @@ mod tests {
     async fn waiting_callers_share_the_failure_of_a_list() {
         let link = ListFetcher { page: None, asked: AtomicU64::new(0) };
         let (definitions, server) = (Definitions::default(), "s".parse().unwrap());
-        let (greeting, deadline) = (greeting(), Duration::from_millis(50));
+        let (handshake, deadline) = (handshake(), Duration::from_millis(50));
         let waiting = (0..20)
-            .map(|_| definitions.items(ListKind::Tools, &server, &greeting, &link, 1, deadline));
+            .map(|_| definitions.items(ListKind::Tools, &server, &handshake, &link, 1, deadline));
         for result in futures_util::future::join_all(waiting).await {
             assert_eq!(result.unwrap_err(), CallError::Timeout(deadline));
         }
         let second =
-            definitions.items(ListKind::Tools, &server, &greeting, &link, 1, deadline).await;
+            definitions.items(ListKind::Tools, &server, &handshake, &link, 1, deadline).await;
         assert_eq!(second.unwrap_err(), CallError::Timeout(deadline));
         assert_eq!(link.asked.load(Ordering::SeqCst), 1);
     }

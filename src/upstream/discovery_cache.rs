@@ -41,7 +41,7 @@ pub(super) struct DiscoveryCache {
     settings: Arc<config::Server>,
     launcher: Arc<Launcher>,
     scrub: Scrub,
-    greeting: RwLock<Option<Arc<Handshake>>>,
+    handshake: RwLock<Option<Arc<Handshake>>>,
     lists: [RwLock<Option<Items>>; 4],
     /// Set after the file of an earlier proxy was read.
     read: OnceCell<()>,
@@ -87,7 +87,7 @@ impl DiscoveryCache {
             settings,
             launcher,
             scrub,
-            greeting: RwLock::default(),
+            handshake: RwLock::default(),
             lists: Default::default(),
             read: OnceCell::new(),
             writing: Mutex::default(),
@@ -101,14 +101,14 @@ impl DiscoveryCache {
     }
 
     /// The last known handshake.
-    pub async fn greeting(&self) -> Option<Arc<Handshake>> {
+    pub async fn handshake(&self) -> Option<Arc<Handshake>> {
         self.recall().await;
-        self.greeting.read().clone()
+        self.handshake.read().clone()
     }
 
     /// Stores a handshake.
-    pub fn learn_greeting(&self, greeting: &Arc<Handshake>) {
-        *self.greeting.write() = Some(greeting.clone());
+    pub fn store_handshake(&self, handshake: &Arc<Handshake>) {
+        *self.handshake.write() = Some(handshake.clone());
     }
 
     /// Stores a list, and writes the file if the list changed.
@@ -149,17 +149,17 @@ impl DiscoveryCache {
             self.lists[offer as usize].write().get_or_insert(Items::new(list));
         }
         let words = Payload::new(Bytes::from(written.greeting.get().to_owned()));
-        let mut known = self.greeting.write();
+        let mut known = self.handshake.write();
         known.get_or_insert_with(|| Arc::new(Handshake { revision, words }));
     }
 
     async fn write_file(&self) {
         let _one_at_a_time = self.writing.lock().await;
-        let (Some(path), Some(greeting)) = (self.file(), self.greeting.read().clone()) else {
+        let (Some(path), Some(handshake)) = (self.file(), self.handshake.read().clone()) else {
             return;
         };
         let raw = |text: &Bytes| serde_json::from_slice::<Box<RawValue>>(text).ok();
-        let Some(words) = raw(greeting.words.raw()) else { return };
+        let Some(words) = raw(handshake.words.raw()) else { return };
         let mut lists = BTreeMap::new();
         for offer in ListKind::ALL {
             if let Some(items) = &*self.lists[offer as usize].read() {
@@ -169,7 +169,7 @@ impl DiscoveryCache {
         }
         let (launcher, settings, scrub) =
             (self.launcher.clone(), self.settings.clone(), self.scrub.clone());
-        let revision = greeting.revision.as_str().to_owned();
+        let revision = handshake.revision.as_str().to_owned();
         let server = self.name.clone();
         let name = server.clone();
         let written = tokio::task::spawn_blocking(move || -> io::Result<()> {
@@ -254,17 +254,17 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("s.json");
         let first = cache(folder.path(), config::Server::default());
-        assert!(first.list(ListKind::Tools).await.is_none() && first.greeting().await.is_none());
+        assert!(first.list(ListKind::Tools).await.is_none() && first.handshake().await.is_none());
         let words = Payload::new(Bytes::from_static(br#"{"capabilities":{"tools":{}}}"#));
         let revision = Revision::LATEST_LEGACY;
-        first.learn_greeting(&Arc::new(Handshake { revision, words }));
+        first.store_handshake(&Arc::new(Handshake { revision, words }));
         first.learn_list(ListKind::Tools, &tools(r#"{"tools":[{"name":"a"}]}"#));
         until(|| file.exists()).await;
 
         let reopened = cache(folder.path(), config::Server::default());
         assert_eq!(reopened.list(ListKind::Tools).await.unwrap()[0].name, "a");
         assert!(reopened.list(ListKind::Prompts).await.is_none());
-        assert_eq!(reopened.greeting().await.unwrap().revision, revision);
+        assert_eq!(reopened.handshake().await.unwrap().revision, revision);
         let changed = config::Server { concurrent: 1, ..Default::default() };
         assert!(cache(folder.path(), changed).list(ListKind::Tools).await.is_none());
 

@@ -43,7 +43,7 @@ pub enum ServerEvent {
         exit: Option<Exit>,
     },
     /// An instance did not answer a health check and is ended.
-    Unwell,
+    Unhealthy,
     /// An image pull ended.
     Pulled(Box<Pulling>),
     /// A secret could not be read again. With `kept`, the earlier value stays in use.

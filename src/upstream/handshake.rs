@@ -116,25 +116,25 @@ pub fn claims(info: &Value) -> Option<String> {
 /// # Errors
 /// [`CallError::Unavailable`] if the link died: after a probe, the caller should restart the
 /// server and treat it as legacy. Also the other errors of [`ServerTransport::call`].
-pub(super) async fn greet(
+pub(super) async fn perform_handshake(
     link: &dyn ServerTransport,
     era: Era,
-    hello: &HandshakeParams,
+    handshake_params: &HandshakeParams,
     deadline: Duration,
 ) -> Result<Handshake, CallError> {
-    let greeting = match era {
-        Era::Legacy => initialize(link, hello, deadline).await?,
+    let handshake = match era {
+        Era::Legacy => initialize(link, handshake_params, deadline).await?,
         Era::Modern => discover(link, deadline)
             .await?
             .ok_or_else(|| CallError::Misbehaved("it does not speak 2026-07-28".into()))?,
-        Era::Auto => probe(link, hello, PROBE.min(deadline), deadline).await?,
+        Era::Auto => probe(link, handshake_params, PROBE.min(deadline), deadline).await?,
     };
-    link.agreed(greeting.revision);
-    if !greeting.revision.is_modern() {
+    link.agreed(handshake.revision);
+    if !handshake.revision.is_modern() {
         link.notify(Method::INITIALIZED, Bytes::from_static(b"{}")).await?;
     }
     link.listen();
-    Ok(greeting)
+    Ok(handshake)
 }
 
 /// Determines the era. A server that has not answered after `patience` may be slow, or legacy and
@@ -143,7 +143,7 @@ pub(super) async fn greet(
 /// which it did.
 async fn probe(
     link: &dyn ServerTransport,
-    hello: &HandshakeParams,
+    handshake_params: &HandshakeParams,
     patience: Duration,
     deadline: Duration,
 ) -> Result<Handshake, CallError> {
@@ -156,10 +156,10 @@ async fn probe(
     if let Ok(found) = tokio::time::timeout(patience, &mut discovery).await {
         return match settled(found) {
             Some(end) => end,
-            None => initialize(link, hello, deadline).await,
+            None => initialize(link, handshake_params, deadline).await,
         };
     }
-    let initialization = initialize(link, hello, deadline);
+    let initialization = initialize(link, handshake_params, deadline);
     tokio::pin!(initialization);
     tokio::select! {
         biased;
@@ -167,8 +167,8 @@ async fn probe(
             Some(end) => end,
             None => initialization.await,
         },
-        greeting = &mut initialization => match greeting {
-            Ok(greeting) => Ok(greeting),
+        handshake = &mut initialization => match handshake {
+            Ok(handshake) => Ok(handshake),
             Err(failure) => settled(discovery.await).unwrap_or(Err(failure)),
         },
     }
@@ -196,13 +196,13 @@ async fn discover(
 
 async fn initialize(
     link: &dyn ServerTransport,
-    hello: &HandshakeParams,
+    handshake_params: &HandshakeParams,
     deadline: Duration,
 ) -> Result<Handshake, CallError> {
     let mut params = Vec::from(&b"{\"protocolVersion\":\""[..]);
-    params.extend_from_slice(hello.revision.as_str().as_bytes());
+    params.extend_from_slice(handshake_params.revision.as_str().as_bytes());
     params.extend_from_slice(b"\",\"capabilities\":");
-    params.extend_from_slice(&hello.capabilities);
+    params.extend_from_slice(&handshake_params.capabilities);
     params.extend_from_slice(format!(",\"clientInfo\":{}}}", implementation()).as_bytes());
     match link.call(Call::own(Method::INITIALIZE, Some(params.into()), deadline)).await? {
         Reply::Error(_) => Err(CallError::Misbehaved("it refused `initialize`".into())),
@@ -242,8 +242,8 @@ mod tests {
         let (stdin, unrouted) = duplex(1 << 12);
         let (stdout, mut message) = duplex(1 << 12);
         let caps = Caps { bytes: 1 << 12, depth: 8, nodes: 100, keys: 100, object_keys: 100 };
-        let (ear, _unrouted) = MessageSink::test(None);
-        let link = StdioTransport::new(stdin, stdout, caps, ear);
+        let (sink, _unrouted) = MessageSink::test(None);
+        let link = StdioTransport::new(stdin, stdout, caps, sink);
         let server = async {
             let mut lines = BufReader::new(unrouted).lines();
             for method in [Method::DISCOVER, Method::INITIALIZE] {
@@ -254,10 +254,10 @@ mod tests {
             }
             (lines, message)
         };
-        let hello = HandshakeParams::default();
-        let greeting = probe(&link, &hello, Duration::ZERO, Duration::from_secs(9));
-        let (greeting, _open) = tokio::join!(greeting, server);
-        greeting.map(|greeting| greeting.revision)
+        let handshake_params = HandshakeParams::default();
+        let handshake = probe(&link, &handshake_params, Duration::ZERO, Duration::from_secs(9));
+        let (handshake, _open) = tokio::join!(handshake, server);
+        handshake.map(|handshake| handshake.revision)
     }
 
     #[tokio::test]

@@ -53,17 +53,17 @@ impl HealthCheck {
     /// Whether the instance answers. Also true if it has ended, which others detect.
     pub async fn check(&self, running: &Running, calls: &ActiveCalls) -> bool {
         let began = Instant::now();
-        let is_well = self.answers(running, calls).await;
+        let is_healthy = self.answers(running, calls).await;
         let mut last = self.last.lock();
         last.is_pending = false;
-        last.took = is_well.then(|| began.elapsed());
-        is_well
+        last.took = is_healthy.then(|| began.elapsed());
+        is_healthy
     }
 
     async fn answers(&self, running: &Running, calls: &ActiveCalls) -> bool {
         let before = calls.begun();
         // Revision 2026-07-28 has no `ping`; each of its servers answers `server/discover`.
-        let (method, params) = match running.greeting.revision.is_modern() {
+        let (method, params) = match running.handshake.revision.is_modern() {
             true => (Method::DISCOVER, json!({ "_meta": own_meta() })),
             false => (Method::PING, json!({})),
         };

@@ -13,7 +13,8 @@ use std::{
 
 use parking_lot::RwLock;
 use portcullis_provenance::{
-    Error, Provenance, Rejected, Signed, Signer, Trust, Untrusted, What, Who, verify,
+    Error, Provenance, Rejected, Signed, SignedContent, Signer, SignerIdentity, Trust, Untrusted,
+    verify,
 };
 
 use super::{
@@ -44,8 +45,8 @@ impl From<&[Signed]> for SignedBy {
         for signed in all {
             let by = signed.by.name().to_owned();
             match &signed.what {
-                What::Signature => drop(signers.insert(by)),
-                What::Attestation { predicate_type, .. } => {
+                SignedContent::Signature => drop(signers.insert(by)),
+                SignedContent::Attestation { predicate_type, .. } => {
                     attested.insert(Attested { by, of_type: predicate_type.clone() });
                 }
             }
@@ -82,8 +83,10 @@ fn trusted(configured: &BTreeMap<SignerName, config::Signer>) -> Result<Trust, (
         let config::Signer { key, issuer, subject, trusted_root } = signer;
         let root = trusted_root.as_ref().map(|file| read("trusted-root", file)).transpose()?;
         let who = match (key, issuer, subject, root) {
-            (Some(key), _, _, trusted_root) => Who::Key { pem: read("key", key)?, trusted_root },
-            (None, Some(issuer), Some(subject), Some(trusted_root)) => Who::Identity {
+            (Some(key), _, _, trusted_root) => {
+                SignerIdentity::Key { pem: read("key", key)?, trusted_root }
+            }
+            (None, Some(issuer), Some(subject), Some(trusted_root)) => SignerIdentity::Identity {
                 issuer: issuer.clone(),
                 subject: subject.parse().map_err(|why: Untrusted| (at, why.to_string()))?,
                 trusted_root,
@@ -266,21 +269,23 @@ mod tests {
     use super::*;
     use crate::signature_cache::FRESH;
 
-    fn signed(name: &str, what: What) -> Signed {
+    fn signed(name: &str, what: SignedContent) -> Signed {
         Signed { by: By::Key { name: name.into() }, what, at: Digest::of(b"signature") }
     }
 
     #[test]
     fn attestation_is_not_a_signature() {
-        let scan =
-            || What::Attestation { predicate_type: "scan".into(), predicate: Some(7.into()) };
+        let scan = || SignedContent::Attestation {
+            predicate_type: "scan".into(),
+            predicate: Some(7.into()),
+        };
         let all = [
             signed("b", scan()),
             signed("b", scan()),
             signed("a", scan()),
-            signed("c", What::Signature),
-            signed("a", What::Signature),
-            signed("c", What::Signature),
+            signed("c", SignedContent::Signature),
+            signed("a", SignedContent::Signature),
+            signed("c", SignedContent::Signature),
         ];
         let by = SignedBy::from(&all[..]);
         let attested = |by: &str| Attested { by: by.into(), of_type: "scan".into() };
@@ -312,7 +317,7 @@ mod tests {
     async fn silent_registry_does_not_block_a_start() {
         let folder = tempfile::tempdir().unwrap();
         let pem = rcgen::KeyPair::generate().unwrap().public_key_pem();
-        let who = Who::Key { pem, trusted_root: None };
+        let who = SignerIdentity::Key { pem, trusted_root: None };
         let trust = Trust::new(&[Signer { name: "a".into(), who }]).unwrap();
         let signatures = SignatureVerifier {
             patience: Duration::from_millis(500),
@@ -333,7 +338,11 @@ mod tests {
         // Signatures from yesterday are used, and cause one query of the registry.
         let repository = signatures.repository(&image);
         let yesterday = SystemTime::now() - FRESH;
-        signatures.kept.keep(repository.clone(), &[signed("a", What::Signature)], yesterday);
+        signatures.kept.keep(
+            repository.clone(),
+            &[signed("a", SignedContent::Signature)],
+            yesterday,
+        );
         signatures.kept.rest(repository.clone(), Duration::ZERO);
         assert_eq!(of().await.signers, ["a"]);
         asked(&mut count, 2).await;

@@ -121,7 +121,7 @@ impl From<LaunchFailure> for ImageError {
 }
 
 /// Settings of the registry client from the config.
-pub fn asked(registries: &Registries) -> portcullis_oci::Settings {
+pub fn client_settings(registries: &Registries) -> portcullis_oci::Settings {
     let Registries { plain_http, ca_file, deadline_s, .. } = registries;
     let total = Duration::from_secs(*deadline_s);
     portcullis_oci::Settings {
@@ -176,7 +176,8 @@ impl Images {
     /// An [`ImageError`] if a file of `[registries]` cannot be read.
     pub fn client(&self) -> Result<&portcullis_oci::Client, ImageError> {
         let client = self.client.get_or_init(|| {
-            portcullis_oci::Client::new(asked(&self.registries)).map_err(|error| error.to_string())
+            portcullis_oci::Client::new(client_settings(&self.registries))
+                .map_err(|error| error.to_string())
         });
         client.as_ref().map_err(|why| failed(why.clone(), "correct `[registries]`"))
     }

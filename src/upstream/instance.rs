@@ -195,7 +195,7 @@ impl Instance {
             true => call.clock.bound(self.running()).await.ok(),
             false => None,
         };
-        let newer = newer.filter(|now| now.greeting.revision == running.greeting.revision);
+        let newer = newer.filter(|now| now.handshake.revision == running.handshake.revision);
         if let Some(newer) = &newer {
             (running, counted) = (newer, newer.calls.token());
         }
@@ -214,7 +214,7 @@ impl Instance {
             }
         };
         if let (Err(CallError::Forgotten), Some(call)) = (&reply, again) {
-            reply = self.retry_call(running.greeting.revision, call).await;
+            reply = self.retry_call(running.handshake.revision, call).await;
         }
         self.touch();
         if reply.is_ok() {
@@ -237,7 +237,7 @@ impl Instance {
         let clock = call.clock.clone();
         let running = clock.bound(self.running()).await?;
         // In another revision, the message would differ.
-        if running.greeting.revision != revision {
+        if running.handshake.revision != revision {
             return Err(CallError::Forgotten);
         }
         running.unless_revoked(running.link.call(call)).await
@@ -295,10 +295,10 @@ impl Instance {
             counted = running.calls.token();
         }
         let _counted = counted;
-        let (greeting, link, server) = (&running.greeting, running.link.as_ref(), self.server());
+        let (handshake, link, server) = (&running.handshake, running.link.as_ref(), self.server());
         let (name, bytes) = (&server.name, server.launcher.caps.bytes);
         let timeout = server.call_timeout();
-        let items = running.definitions.items(offer, name, greeting, link, bytes, timeout);
+        let items = running.definitions.items(offer, name, handshake, link, bytes, timeout);
         let items = running.unless_revoked(items).await?;
         // The cache has the lists of the shared instance.
         if self.starter.key().is_none() {
@@ -327,7 +327,7 @@ impl Instance {
     pub async fn unwatch(self: &Arc<Self>, uri: &str) -> Result<(), CallError> {
         let timeout = self.server().call_timeout();
         let call = |call: Call| async move {
-            match self.peek().filter(|running| !running.greeting.revision.is_modern()) {
+            match self.peek().filter(|running| !running.handshake.revision.is_modern()) {
                 Some(running) => Box::pin(self.call(&running, call)).await.map(drop),
                 // The next subscription informs a modern server.
                 None => Ok(()),
@@ -459,13 +459,13 @@ impl Instance {
         let instance = self.clone();
         tokio::spawn(async move {
             if !instance.health.check(&running, &instance.calls).await {
-                instance.end_unwell(&running).await;
+                instance.restart_unhealthy(&running).await;
             }
         });
     }
 
     /// Ends a process that did not answer, and starts another one, unless the instance is idle.
-    async fn end_unwell(self: &Arc<Self>, running: &Arc<Running>) {
+    async fn restart_unhealthy(self: &Arc<Self>, running: &Arc<Running>) {
         let why = self.health.failure();
         {
             let mut state = self.lifecycle.lock().await;
@@ -474,7 +474,7 @@ impl Instance {
                 return;
             }
             self.server().unwell.fetch_add(1, Ordering::Relaxed);
-            self.server().emit(ServerEvent::Unwell).await;
+            self.server().emit(ServerEvent::Unhealthy).await;
             running.stop(Duration::ZERO).await;
             state.crashed(running, &why);
             self.server().emit_end(running, why).await;
@@ -534,7 +534,10 @@ impl Instance {
     ///
     /// # Errors
     /// The reason why the instance keeps its old secrets.
-    pub async fn see_to_secrets(self: &Arc<Self>, review: &dyn LaunchReview) -> Result<(), String> {
+    pub async fn rotate_coalesced(
+        self: &Arc<Self>,
+        review: &dyn LaunchReview,
+    ) -> Result<(), String> {
         let SecretRotation { delivering, restarting, .. } = &self.rotation;
         delivering.ask(());
         while let Some(mut turn) = delivering.begin() {

@@ -23,7 +23,7 @@ use super::{
     event::{
         Connecting, LaunchDenied, LaunchRequest, Pulling, SecretDelivery, ServerEvent, Started,
     },
-    handshake::{Eras, Handshake, HandshakeParams, greet},
+    handshake::{Eras, Handshake, HandshakeParams, perform_handshake},
     http::{Http, Sse},
     image_pull::ImagePull,
     images::{Pinned, Readiness},
@@ -147,21 +147,23 @@ impl Starter {
         self.owner.as_ref().map(|owner| owner.principal.clone())
     }
 
-    /// Starts a process, or takes the warm process `spare`, and does the handshake. Reports the
+    /// Starts a process, or takes the process `warm_process`, and does the handshake. Reports the
     /// result. Waits for the image until `until`.
     pub async fn launch(
         &self,
-        spare: impl Future<Output = Option<SpawnedProcess>>,
+        warm_process: impl Future<Output = Option<SpawnedProcess>>,
         until: Instant,
         closing: &CancellationToken,
     ) -> Result<Arc<Running>, CallError> {
         let clock = Deadline::new(self.server.start_timeout());
         let began = Instant::now();
-        let spare = spare.await;
-        let id = spare.as_ref().map_or_else(DecisionId::next, |spare| spare.cleared.launch);
+        let warm_process = warm_process.await;
+        let id = warm_process
+            .as_ref()
+            .map_or_else(DecisionId::next, |warm_process| warm_process.cleared.launch);
         let started = tokio::select! {
             biased;
-            started = self.start(Launch { id, clock: &clock, until }, spare) => started,
+            started = self.start(Launch { id, clock: &clock, until }, warm_process) => started,
             () = clock.expired() => Err(CallError::Unavailable(format!(
                 "it did not start within {} s (`start-timeout-s`)",
                 self.server.settings.start_timeout_s
@@ -180,8 +182,8 @@ impl Starter {
                         process: running.process.as_ref().map(|p| p.describe()).unwrap_or_default(),
                         origin: running.origin.clone(),
                         party: self.principal(),
-                        revision: running.greeting.revision,
-                        server_info: running.greeting.claims(),
+                        revision: running.handshake.revision,
+                        server_info: running.handshake.claims(),
                         took: began.elapsed(),
                     })))
                     .await;
@@ -201,11 +203,11 @@ impl Starter {
         failure
     }
 
-    /// Starts the instance, with the warm process `spare` if there is one.
+    /// Starts the instance, with the process `warm_process` if there is one.
     async fn start(
         &self,
         launch: Launch<'_>,
-        spare: Option<SpawnedProcess>,
+        warm_process: Option<SpawnedProcess>,
     ) -> Result<Running, CallError> {
         // A dedicated instance does not repeat the probe after a handshake in the legacy era.
         let known = self.known_legacy.load(Ordering::Relaxed)
@@ -220,7 +222,7 @@ impl Starter {
             Era::Auto if !probe => Era::Legacy,
             era => era,
         };
-        match self.start_as(launch, era, spare).await {
+        match self.start_as(launch, era, warm_process).await {
             Err((failure, true)) if probe => {
                 let failure = self.server.scrubbed(failure);
                 tracing::debug!(server = %self.server.name, %failure, "server exited during discovery; starting it as a legacy server");
@@ -231,7 +233,7 @@ impl Starter {
             Ok(running)
                 if probe
                     && self.is_for_legacy()
-                    && self.server.eras_of(&running.greeting) == Eras::Both =>
+                    && self.server.eras_of(&running.handshake) == Eras::Both =>
             {
                 running.stop(GRACE).await;
                 self.start_as_claimed(launch, self.start_as(launch, Era::Legacy, None).await).await
@@ -269,31 +271,36 @@ impl Starter {
         &self,
         launch: Launch<'_>,
         era: Era,
-        spare: Option<SpawnedProcess>,
+        warm_process: Option<SpawnedProcess>,
     ) -> Result<Running, (CallError, bool)> {
         let definitions = Arc::new(Definitions::default());
-        let ear = MessageSink::new(
+        let sink = MessageSink::new(
             self.server.name.clone(),
             self.key(),
             definitions.clone(),
             self.server.unrouted.clone(),
             self.lost.clone(),
         );
-        let ear = if self.reports_lists { ear } else { ear.without_lists() };
-        let hello = self.owner.as_ref().map(HandshakeParams::of).unwrap_or_default();
-        let line = self.line(launch, &ear, spare).await;
+        let sink = if self.reports_lists { sink } else { sink.without_lists() };
+        let handshake_params = self.owner.as_ref().map(HandshakeParams::of).unwrap_or_default();
+        let line = self.line(launch, &sink, warm_process).await;
         let mut line = line.map_err(|failure| (failure, false))?;
-        let greeting = greet(line.link.as_ref(), era, &hello, self.server.start_timeout());
-        let mut greeted =
-            in_turns(Party::Server(self.server.name.clone()), Weight::NONE, greeting).await;
-        if greeted.is_err()
-            && line.link.turned_away()
+        let handshake = perform_handshake(
+            line.link.as_ref(),
+            era,
+            &handshake_params,
+            self.server.start_timeout(),
+        );
+        let mut outcome =
+            in_turns(Party::Server(self.server.name.clone()), Weight::NONE, handshake).await;
+        if outcome.is_err()
+            && line.link.older_transport_suspected()
             && self.server.settings.transport == Transport::Auto
-            && let Ok((older, cleared, secrets, greeting)) =
-                self.older(launch, ear.clone(), &hello).await
+            && let Ok((older, cleared, secrets, handshake)) =
+                self.older(launch, sink.clone(), &handshake_params).await
         {
-            (line.link, line.cleared, line.secrets, greeted) =
-                (older, cleared, secrets, Ok(greeting));
+            (line.link, line.cleared, line.secrets, outcome) =
+                (older, cleared, secrets, Ok(handshake));
         }
         let ConnectedProcess {
             link,
@@ -306,22 +313,22 @@ impl Starter {
             given,
             folder,
         } = line;
-        match greeted {
-            Ok(greeting) => {
-                let greeting = Arc::new(greeting);
+        match outcome {
+            Ok(handshake) => {
+                let handshake = Arc::new(handshake);
                 if self.serves_legacy {
-                    *self.server.legacy_greeting.write() = Some(greeting.clone());
+                    *self.server.legacy_handshake.write() = Some(handshake.clone());
                 } else if self.owner.is_none() {
-                    self.server.discovery.learn_greeting(&greeting);
+                    self.server.discovery.store_handshake(&handshake);
                 }
-                self.server.learn_eras(&greeting, era);
+                self.server.learn_eras(&handshake, era);
                 let (number, since) = (NUMBERS.fetch_add(1, Ordering::Relaxed), Instant::now());
                 Ok(Running {
                     number,
                     link,
-                    ear,
+                    sink,
                     listening: Mutex::default(),
-                    greeting,
+                    handshake,
                     definitions,
                     process,
                     exit,
@@ -364,8 +371,8 @@ impl Starter {
     async fn line(
         &self,
         launch: Launch<'_>,
-        ear: &MessageSink,
-        spare: Option<SpawnedProcess>,
+        sink: &MessageSink,
+        warm_process: Option<SpawnedProcess>,
     ) -> Result<ConnectedProcess, CallError> {
         let (settings, launcher) = (&self.server.settings, &self.server.launcher);
         if let Some(url) = &settings.url {
@@ -380,16 +387,16 @@ impl Starter {
             self.server.ensure_active()?;
             let link: Arc<dyn ServerTransport> = match settings.transport {
                 Transport::Auto if found => {
-                    let opened = Sse::open(url, headers, launcher.caps, ear.clone()).await;
+                    let opened = Sse::open(url, headers, launcher.caps, sink.clone()).await;
                     // The server may have changed: the next start detects the transport again.
                     self.server.sse.store(opened.is_ok(), Ordering::Relaxed);
                     Arc::new(opened?)
                 }
                 Transport::Sse => {
-                    Arc::new(Sse::open(url, headers, launcher.caps, ear.clone()).await?)
+                    Arc::new(Sse::open(url, headers, launcher.caps, sink.clone()).await?)
                 }
                 Transport::Auto | Transport::StreamableHttp => {
-                    Arc::new(Http::new(url, headers, launcher.caps, ear.clone())?)
+                    Arc::new(Http::new(url, headers, launcher.caps, sink.clone())?)
                 }
             };
             let (place, exit) = (Placement::Remote { url: origin(url) }, Arc::default());
@@ -408,58 +415,58 @@ impl Starter {
                 folder,
             });
         }
-        let begun = self.begin(launch, spare).await?;
+        let begun = self.begin(launch, warm_process).await?;
         let SpawnedProcess { stdin, stdout, handle, exit, place, origin, cleared, secrets, .. } =
             begun;
         let SpawnedProcess { given, folder, .. } = begun;
         let (link, process) =
-            (StdioTransport::new(stdin, stdout, launcher.caps, ear.clone()), Some(handle));
+            (StdioTransport::new(stdin, stdout, launcher.caps, sink.clone()), Some(handle));
         let link = Arc::new(link);
         Ok(ConnectedProcess { link, process, exit, place, origin, cleared, secrets, given, folder })
     }
 
-    /// Starts a process, or takes over the warm process `spare`.
+    /// Starts a process, or takes over the process `warm_process`.
     ///
     /// # Errors
     /// A [`CallError`] if the start is not permitted, or fails.
     pub async fn begin(
         &self,
         launch: Launch<'_>,
-        spare: Option<SpawnedProcess>,
+        warm_process: Option<SpawnedProcess>,
     ) -> Result<SpawnedProcess, CallError> {
         let (name, settings) = (&self.server.name, &self.server.settings);
         let launcher = &self.server.launcher;
         let mut prepared = self.prepare().await?;
-        if let Some(spare) = &spare {
-            prepared.place = spare.place.clone();
+        if let Some(warm_process) = &warm_process {
+            prepared.place = warm_process.place.clone();
         }
         let cleared = self.announce(launch, None, &prepared).await?;
         if let Err(refusal) = self.server.ensure_active() {
-            if let Some(spare) = spare {
-                end(spare.handle.as_ref(), Duration::ZERO).await;
+            if let Some(warm_process) = warm_process {
+                end(warm_process.handle.as_ref(), Duration::ZERO).await;
             }
             return Err(refusal.into());
         }
-        if let Some(spare) = spare {
+        if let Some(warm_process) = warm_process {
             // The process must be of the program that was just permitted.
-            if spare.cleared.program.digest != cleared.program.digest {
-                end(spare.handle.as_ref(), Duration::ZERO).await;
+            if warm_process.cleared.program.digest != cleared.program.digest {
+                end(warm_process.handle.as_ref(), Duration::ZERO).await;
                 let why = "the spare process is of what was there before";
                 return Err(CallError::Unavailable(why.into()));
             }
             // The process must have the secrets of this instance.
-            if !Arc::ptr_eq(&spare.secrets, &prepared.secrets) {
-                end(spare.handle.as_ref(), Duration::ZERO).await;
+            if !Arc::ptr_eq(&warm_process.secrets, &prepared.secrets) {
+                end(warm_process.handle.as_ref(), Duration::ZERO).await;
                 let why = "the spare process has other secrets";
                 return Err(CallError::Unavailable(why.into()));
             }
             // From now on, the process has this owner, also for decisions on egress.
             if let Some(party) = self.principal()
-                && spare.principal.set(party).is_err()
+                && warm_process.principal.set(party).is_err()
             {
                 return Err(CallError::Unavailable("the spare process is another's".into()));
             }
-            return Ok(SpawnedProcess { cleared, ..spare });
+            return Ok(SpawnedProcess { cleared, ..warm_process });
         }
         // The cluster pulls the image of a pod's container.
         if let (Some(pinned), Ok(engine)) = (&prepared.pinned, &prepared.engine)
@@ -469,9 +476,9 @@ impl Starter {
             self.server.ensure_active()?;
         }
         let principal = Arc::new(self.principal().map_or_else(OnceLock::new, OnceLock::from));
-        let reacher =
+        let egress_context =
             EgressContext { launch: launch.id, server: name.clone(), principal: principal.clone() };
-        let (process, folder) = launcher.start(reacher, settings, &prepared).await?;
+        let (process, folder) = launcher.start(egress_context, settings, &prepared).await?;
         let PreparedLaunch { secrets, place, .. } = prepared;
         let (log, scrub) = (self.server.log.clone(), self.server.scrub.clone());
         let given = SecretHistory::new(secrets.clone());
@@ -539,8 +546,8 @@ impl Starter {
     async fn older(
         &self,
         launch: Launch<'_>,
-        ear: MessageSink,
-        hello: &HandshakeParams,
+        sink: MessageSink,
+        handshake_params: &HandshakeParams,
     ) -> Result<(Arc<dyn ServerTransport>, Arc<LaunchRequest>, Arc<SecretSet>, Handshake), CallError>
     {
         let url = self.server.settings.url.as_deref().unwrap_or_default();
@@ -549,13 +556,14 @@ impl Starter {
         self.server.ensure_active()?;
         let secrets = prepared.secrets;
         let link =
-            Sse::open(url, &secrets.by(DeliveryMethod::Header), self.server.launcher.caps, ear)
+            Sse::open(url, &secrets.by(DeliveryMethod::Header), self.server.launcher.caps, sink)
                 .await?;
-        let greeting = greet(&link, Era::Legacy, hello, self.server.start_timeout());
-        let greeting =
-            in_turns(Party::Server(self.server.name.clone()), Weight::NONE, greeting).await?;
+        let handshake =
+            perform_handshake(&link, Era::Legacy, handshake_params, self.server.start_timeout());
+        let handshake =
+            in_turns(Party::Server(self.server.name.clone()), Weight::NONE, handshake).await?;
         self.server.sse.store(true, Ordering::Relaxed);
-        Ok((Arc::new(link), cleared, secrets, greeting))
+        Ok((Arc::new(link), cleared, secrets, handshake))
     }
 
     /// Requests the decision on a start and its record: the program, the connection, and the

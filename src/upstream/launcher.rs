@@ -49,7 +49,7 @@ pub struct Launcher {
     /// Resolution and pulls of images.
     pub images: Arc<Images>,
     /// Decisions on egress.
-    pub outward: Arc<dyn EgressGates>,
+    pub egress_gates: Arc<dyn EgressGates>,
     /// Verification of image signatures.
     pub signatures: SignatureVerifier,
     /// Removed clients, for which no instance starts.
@@ -150,11 +150,11 @@ impl Launcher {
     /// A [`LaunchFailure`] with a text for the operator.
     pub async fn start(
         self: &Arc<Self>,
-        reacher: EgressContext,
+        egress_context: EgressContext,
         settings: &config::Server,
         PreparedLaunch { secrets, pinned, hashed, engine, place }: &PreparedLaunch,
     ) -> Result<(Process, Option<portcullis_vault::Folder>), LaunchFailure> {
-        let server = &reacher.server.clone();
+        let server = &egress_context.server.clone();
         let unchanged = || match hashed {
             Some(hashed) if !hashed.is_still() => Err(LaunchFailure {
                 what: "its program changed while it was being started".into(),
@@ -217,7 +217,7 @@ impl Launcher {
                     "hosts are reachable only through HTTPS_PROXY; programs that ignore it cannot resolve them"
                 );
             }
-            let gate = self.outward.gate(reacher);
+            let gate = self.egress_gates.gate(egress_context);
             let limits = settings.egress_limits.limits();
             process.handle = sockets.serve(server, spec.egress, limits, gate, process.handle)?;
         }
@@ -362,7 +362,7 @@ impl Launcher {
         if files.is_empty() {
             return Ok(None);
         }
-        let failed = |why: portcullis_vault::Why| LaunchFailure {
+        let failed = |why: portcullis_vault::BackendError| LaunchFailure {
             what: format!("its secrets cannot be delivered as files: {why}"),
             remedy: Some("run the proxy where it has a tmpfs, such as /dev/shm".into()),
         };

@@ -181,13 +181,13 @@ mod tests {
 
     #[tokio::test]
     async fn lost_messages_are_counted() {
-        let (ear, mut unrouted) = MessageSink::test(None);
+        let (sink, mut unrouted) = MessageSink::test(None);
         let all: u64 = 1_000;
         for _ in 0..all {
-            ear.send(notification("notifications/message"));
+            sink.send(notification("notifications/message"));
         }
-        let lost = ear.lost.clone();
-        drop(ear);
+        let lost = sink.lost.clone();
+        drop(sink);
         let mut taken = 0;
         while unrouted.recv().await.is_some() {
             taken += 1;
@@ -201,12 +201,12 @@ mod tests {
     async fn slow_reader_blocks_only_its_dedicated_connection() {
         let key = InstanceKey::Session(portcullis_protocol::names::SessionId::presented("x"));
         for (party, lost) in [(None, 2), (Some(key), 0)] {
-            let (ear, _unrouted) = MessageSink::test(party);
+            let (sink, _unrouted) = MessageSink::test(party);
             let (call, mut message) = mpsc::channel(1);
             let (_, taken) = tokio::join!(
                 async {
                     for _ in 0..3 {
-                        ear.send_to_call(&call, notification("notifications/progress")).await;
+                        sink.send_to_call(&call, notification("notifications/progress")).await;
                     }
                     drop(call);
                 },
@@ -218,7 +218,7 @@ mod tests {
                     taken
                 }
             );
-            assert_eq!(ear.lost.count(), lost);
+            assert_eq!(sink.lost.count(), lost);
             assert_eq!(taken + lost, 3);
         }
     }

@@ -50,7 +50,7 @@ pub(super) type Writer = Arc<dyn Fn(Bytes) -> BoxFuture<'static, ()> + Send + Sy
 /// Calls of one connection.
 pub(super) struct Multiplexer {
     pub caps: Caps,
-    pub ear: MessageSink,
+    pub sink: MessageSink,
     pending: Mutex<HashMap<u64, Pending>>,
     /// The newest calls that were answered with a task. Their progress tokens stay valid.
     tasks: Mutex<VecDeque<(u64, OriginalIds)>>,
@@ -68,13 +68,13 @@ pub(super) struct Multiplexer {
 struct Pending {
     answer: oneshot::Sender<Result<Reply, CallError>>,
     messages: Option<mpsc::Sender<ServerMessage>>,
-    mine: OriginalIds,
+    original_ids: OriginalIds,
 }
 
 /// A call in flight.
 pub(super) struct PendingCall {
     pub id: u64,
-    pub mine: OriginalIds,
+    pub original_ids: OriginalIds,
     pub messages: Option<mpsc::Sender<ServerMessage>>,
     pub answer: oneshot::Receiver<Result<Reply, CallError>>,
 }
@@ -83,17 +83,18 @@ pub(super) struct PendingCall {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum StreamKind {
     /// The only stream of the server.
-    Only,
+    Shared,
     /// A stream beside those of calls: a message on it that names no call belongs to none.
-    Beside,
+    Unsolicited,
 }
 
 impl Multiplexer {
-    /// A multiplexer without calls. Messages without a call go to `ear`; `out` sends to the server.
-    pub fn new(caps: Caps, ear: MessageSink, out: Writer) -> Self {
+    /// A multiplexer without calls. Messages without a call go to `sink`; `out` sends to the
+    /// server.
+    pub fn new(caps: Caps, sink: MessageSink, out: Writer) -> Self {
         Self {
             caps,
-            ear,
+            sink,
             pending: Mutex::default(),
             tasks: Mutex::default(),
             given_up: Mutex::default(),
@@ -109,16 +110,19 @@ impl Multiplexer {
     /// Registers a call until [`forget`](Self::forget). Returns its text with an id of the proxy.
     pub fn begin(&self, call: &Call) -> (PendingCall, Bytes) {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let (text, mine) = call.text(id);
+        let (text, original_ids) = call.text(id);
         let (sender, answer) = oneshot::channel();
-        let pending =
-            Pending { answer: sender, messages: call.messages.clone(), mine: mine.clone() };
+        let pending = Pending {
+            answer: sender,
+            messages: call.messages.clone(),
+            original_ids: original_ids.clone(),
+        };
         self.pending.lock().insert(id, pending);
         if self.dead.get().is_some() {
             // The connection may have died before the entry: nothing else would end the wait.
             self.pending.lock().remove(&id);
         }
-        (PendingCall { id, mine, messages: call.messages.clone(), answer }, text)
+        (PendingCall { id, original_ids, messages: call.messages.clone(), answer }, text)
     }
 
     pub fn forget(&self, id: u64) {
@@ -128,7 +132,10 @@ impl Multiplexer {
     /// Removes a cancelled call that the server may still process.
     fn give_up(&self, id: u64) {
         let mut pending = self.pending.lock();
-        if pending.remove(&id).is_some_and(|call| call.mine.logs && !call.mine.subscribes) {
+        if pending
+            .remove(&id)
+            .is_some_and(|call| call.original_ids.logs && !call.original_ids.subscribes)
+        {
             let mut given_up = self.given_up.lock();
             // Beyond the limit, one id that no response has stays in the set for good.
             let id = if given_up.len() < GIVEN_UP { id } else { u64::MAX };
@@ -189,7 +196,7 @@ impl Multiplexer {
 
     /// Processes one text from a stream that all calls share.
     pub async fn take(&self, text: Bytes, stream: StreamKind) {
-        let (party, weight) = (Party::Server(self.ear.server().clone()), Weight::of(&text));
+        let (party, weight) = (Party::Server(self.sink.server().clone()), Weight::of(&text));
         in_turns(party, weight, self.take_text(text, stream)).await;
     }
 
@@ -249,7 +256,7 @@ impl Multiplexer {
         match pending {
             Some(pending) => {
                 if let Ok(reply) = &reply {
-                    self.answered(id, &pending.mine, reply);
+                    self.answered(id, &pending.original_ids, reply);
                 }
                 drop(pending.answer.send(reply));
             }
@@ -261,9 +268,9 @@ impl Multiplexer {
     }
 
     /// Keeps the progress token of a call that was answered with a task.
-    pub fn answered(&self, id: u64, mine: &OriginalIds, reply: &Reply) {
+    pub fn answered(&self, id: u64, original_ids: &OriginalIds, reply: &Reply) {
         if let Reply::Result(result) = reply
-            && let Some(kept) = mine.copied(TASK_BYTES)
+            && let Some(kept) = original_ids.copied(TASK_BYTES)
             && begins_task(result)
         {
             let mut tasks = self.tasks.lock();
@@ -304,12 +311,12 @@ impl Multiplexer {
 
     async fn notification(&self, method: Method, params: Option<Bytes>, stream: StreamKind) {
         if let Some(id) = subscription(params.as_ref()) {
-            let Some((call, mine)) = self.call(id) else {
+            let Some((call, original_ids)) = self.call(id) else {
                 return tracing::debug!("server notification for an ended subscription");
             };
-            let params = mine.restored(params);
+            let params = original_ids.restored(params);
             return self
-                .ear
+                .sink
                 .send_to_call(&call, ServerMessage::Notification { method, params })
                 .await;
         }
@@ -317,25 +324,25 @@ impl Multiplexer {
             Method::PROGRESS => {
                 // Progress without a requested token is dropped.
                 let Some(id) = progress_token(params.as_ref()) else { return };
-                let call = self.call(id).filter(|(_, mine)| mine.token.is_some());
-                if let Some((call, mine)) = call {
-                    let params = mine.restored(params);
-                    self.ear
+                let call = self.call(id).filter(|(_, original_ids)| original_ids.token.is_some());
+                if let Some((call, original_ids)) = call {
+                    let params = original_ids.restored(params);
+                    self.sink
                         .send_to_call(&call, ServerMessage::Notification { method, params })
                         .await;
-                } else if let Some(mine) = self.task(id) {
-                    let params = mine.restored(params);
-                    self.ear.send(ServerMessage::Notification { method, params });
+                } else if let Some(original_ids) = self.task(id) {
+                    let params = original_ids.restored(params);
+                    self.sink.send(ServerMessage::Notification { method, params });
                 }
             }
             Method::CANCELLED => self.take_back(None, params.as_ref()),
             _ => {
-                let logs = method.as_str() == Method::LOG_MESSAGE && stream == StreamKind::Only;
+                let logs = method.as_str() == Method::LOG_MESSAGE && stream == StreamKind::Shared;
                 let message = ServerMessage::Notification { method, params };
                 if message.is_of_server() {
-                    self.ear.send(message);
+                    self.sink.send(message);
                 } else if let Some(call) = logs.then(|| self.logged()).flatten() {
-                    self.ear.send_to_call(&call, message).await;
+                    self.sink.send_to_call(&call, message).await;
                 } else {
                     self.send_to_owner(message, stream).await;
                 }
@@ -354,11 +361,11 @@ impl Multiplexer {
         // A modern client receives server requests only in answer to a call, so a server request
         // that came beside the calls goes to a call as well.
         let only_by_calls =
-            matches!(message, ServerMessage::Request { .. }) && self.ear.has_modern_party();
-        let guess = only_by_calls || stream == StreamKind::Only && self.ear.has_party();
+            matches!(message, ServerMessage::Request { .. }) && self.sink.has_modern_party();
+        let guess = only_by_calls || stream == StreamKind::Shared && self.sink.has_party();
         match guess.then(newest).flatten() {
-            Some(call) => self.ear.send_to_call(&call, message).await,
-            None => self.ear.send(message),
+            Some(call) => self.sink.send_to_call(&call, message).await,
+            None => self.sink.send(message),
         }
     }
 
@@ -370,9 +377,9 @@ impl Multiplexer {
         if !self.given_up.lock().is_empty() {
             return None;
         }
-        let mut calls = pending.values().filter(|pending| !pending.mine.subscribes);
+        let mut calls = pending.values().filter(|pending| !pending.original_ids.subscribes);
         match (calls.next(), calls.next()) {
-            (Some(call), None) if call.mine.logs => call.messages.clone(),
+            (Some(call), None) if call.original_ids.logs => call.messages.clone(),
             _ => None,
         }
     }
@@ -380,20 +387,20 @@ impl Multiplexer {
     /// The ids of a call that was answered with a task.
     fn task(&self, id: u64) -> Option<OriginalIds> {
         let tasks = self.tasks.lock();
-        tasks.iter().find(|(task, _)| *task == id).map(|(_, mine)| mine.clone())
+        tasks.iter().find(|(task, _)| *task == id).map(|(_, original_ids)| original_ids.clone())
     }
 
     /// The message channel and ids of a call in flight.
     fn call(&self, id: u64) -> Option<(mpsc::Sender<ServerMessage>, OriginalIds)> {
         let pending = self.pending.lock();
         let call = pending.get(&id)?;
-        Some((call.messages.clone()?, call.mine.clone()))
+        Some((call.messages.clone()?, call.original_ids.clone()))
     }
 }
 
 /// Removes a call when its caller drops it. With `cancels`, sends a cancellation to the server.
 pub(super) struct Cancel<'a> {
-    pub board: &'a Multiplexer,
+    pub multiplexer: &'a Multiplexer,
     pub id: u64,
     pub cancels: bool,
 }
@@ -401,10 +408,10 @@ pub(super) struct Cancel<'a> {
 impl Drop for Cancel<'_> {
     fn drop(&mut self) {
         if self.cancels {
-            self.board.give_up(self.id);
-            self.board.cancel(self.id);
+            self.multiplexer.give_up(self.id);
+            self.multiplexer.cancel(self.id);
         } else {
-            self.board.forget(self.id);
+            self.multiplexer.forget(self.id);
         }
     }
 }

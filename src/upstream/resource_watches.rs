@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use super::{
     call_error::CallError,
-    change_subscription::{self, Granted, WantedResources},
+    change_subscription::{self, Granted, RequestedResources},
     running::Running,
     transport::{Call, Reply},
 };
@@ -22,7 +22,7 @@ const RENEWAL: Duration = Duration::from_secs(30);
 
 /// Watched resources of one instance.
 pub(super) struct ResourceWatches {
-    wanted: watch::Sender<WantedResources>,
+    wanted: watch::Sender<RequestedResources>,
     /// Answer of a modern server.
     granted: watch::Sender<Granted>,
     /// Serializes changes at a legacy server, so that it receives them in order.
@@ -83,12 +83,12 @@ impl ResourceWatches {
 
     /// Subscribes an instance after its start to all watched resources.
     pub fn begin(&self, running: &Arc<Running>) {
-        if running.greeting.revision.is_modern() {
+        if running.handshake.revision.is_modern() {
             self.granted.send_replace(Granted::default());
             let listening = change_subscription::begin(
                 running.link.clone(),
-                &running.greeting,
-                running.ear.clone(),
+                &running.handshake,
+                running.sink.clone(),
                 self.wanted.subscribe(),
                 self.granted.clone(),
             );
@@ -130,7 +130,7 @@ impl ResourceWatches {
         let change = change(Method::SUBSCRIBE, uri, timeout);
         let clock = change.clock.clone();
         let work = async {
-            if running.greeting.revision.is_modern() {
+            if running.handshake.revision.is_modern() {
                 self.add(uri)?;
                 watching.takes_back = true;
                 return self.granted(uri).await;

@@ -28,10 +28,10 @@ pub struct Running {
     /// Unique number among all instances that ever ran.
     pub number: u64,
     pub(super) link: Arc<dyn ServerTransport>,
-    pub(super) ear: MessageSink,
+    pub(super) sink: MessageSink,
     /// Task that keeps the subscription to changes open.
     pub(super) listening: Mutex<Option<AbortOnDropHandle<()>>>,
-    pub greeting: Arc<Handshake>,
+    pub handshake: Arc<Handshake>,
     pub(super) definitions: Arc<Definitions>,
     pub(super) process: Option<Arc<dyn Handle>>,
     pub(super) exit: Arc<OnceLock<Exit>>,
@@ -234,15 +234,15 @@ pub(super) mod tests {
     }
 
     fn fake(has_process: bool, answers: bool) -> Running {
-        let (ear, _) = MessageSink::test(None);
+        let (sink, _) = MessageSink::test(None);
         let words = Bytes::from_static(br#"{"capabilities":{}}"#);
         let first = Arc::new(SecretSet::default());
         Running {
             number: NUMBERS.fetch_add(1, std::sync::atomic::Ordering::Relaxed),
             link: Arc::new(Fake { answers }),
-            ear,
+            sink,
             listening: Mutex::default(),
-            greeting: Arc::new(Handshake {
+            handshake: Arc::new(Handshake {
                 revision: Revision::LATEST_LEGACY,
                 words: Payload::new(words),
             }),

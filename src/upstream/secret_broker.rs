@@ -67,8 +67,8 @@ impl SecretBroker {
         settings: &config::Server,
         client: &PrincipalKind,
     ) -> Result<(), CallError> {
-        let whose = SecretScope::of(settings, Some(client));
-        let Some(missing) = settings.given().find(|given| whose.reference(*given).is_none()) else {
+        let scope = SecretScope::of(settings, Some(client));
+        let Some(missing) = settings.given().find(|given| scope.reference(*given).is_none()) else {
             return Ok(());
         };
         let place = self.places.read().get(&(server.clone(), missing.name.to_owned())).cloned();
@@ -122,12 +122,13 @@ mod tests {
     async fn redaction_learns_delivered_and_new_secrets() {
         let (one, other) = ("one".parse::<ServerName>().unwrap(), "other".parse().unwrap());
         let (first, others) = (SecretSet::of_token("first"), SecretSet::of_token("others"));
-        let told = Arc::new(Mutex::new(Vec::new()));
+        let registered = Arc::new(Mutex::new(Vec::new()));
         let learn: RegisterForRedaction = Arc::new({
-            let told = told.clone();
+            let registered = registered.clone();
             move |_, all| {
                 let values = all.iter().flat_map(|secrets| &secrets.0);
-                *told.lock() = values.map(|s| s.value.expose().to_owned()).collect::<Vec<_>>();
+                *registered.lock() =
+                    values.map(|s| s.value.expose().to_owned()).collect::<Vec<_>>();
                 Ok(())
             }
         });
@@ -139,13 +140,13 @@ mod tests {
         drop(read);
         let second = SecretSet::of_token("second");
         broker.learn(&one, &second).await.unwrap();
-        assert_eq!(*told.lock(), ["first", "second"]);
+        assert_eq!(*registered.lock(), ["first", "second"]);
         drop(second);
         let third = SecretSet::of_token("third");
         broker.learn(&one, &third).await.unwrap();
-        assert_eq!(*told.lock(), ["first", "third"]);
+        assert_eq!(*registered.lock(), ["first", "third"]);
         drop(first);
         broker.learn(&one, &SecretSet::of_token("fourth")).await.unwrap();
-        assert_eq!(*told.lock(), ["third", "fourth"]);
+        assert_eq!(*registered.lock(), ["third", "fourth"]);
     }
 }

@@ -103,28 +103,28 @@ impl SecretSet {
     pub async fn read(
         settings: &config::Server,
         base: &Path,
-        whose: &SecretScope,
+        scope: &SecretScope,
     ) -> Result<Self, SecretError> {
-        Self::reread(settings, base, whose, None).await
+        Self::reread(settings, base, scope, None).await
     }
 
     /// As [`Self::read`], but secrets that are not files keep their value of `before`.
     pub(super) async fn reread(
         settings: &config::Server,
         base: &Path,
-        whose: &SecretScope,
+        scope: &SecretScope,
         before: Option<&Self>,
     ) -> Result<Self, SecretError> {
         let mut all = Vec::new();
         for given in settings.given() {
-            let Some((own, from)) = whose.reference(given) else { continue };
+            let Some((own, from)) = scope.reference(given) else { continue };
             let name = given.name;
-            let client = whose.client().filter(|_| own).map(str::to_owned);
+            let client = scope.client().filter(|_| own).map(str::to_owned);
             let not = |source: Option<Source>, what: &Unresolved| {
                 unresolved(name, client.clone(), source, what)
             };
             let source: Source = from.parse().map_err(|what| not(None, &what))?;
-            let by = match given.hand_over {
+            let by = match given.delivery {
                 Some(SecretDeliveryMethod::Env) => DeliveryMethod::Environment,
                 Some(SecretDeliveryMethod::File) => DeliveryMethod::File,
                 None => DeliveryMethod::Header,

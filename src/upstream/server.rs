@@ -204,8 +204,8 @@ impl Server {
         if let Some(eras) = self.eras() {
             return Some(eras);
         }
-        let greeting = self.common.discovery.greeting().await?;
-        self.common.eras.write().get_or_insert(self.common.eras_of(&greeting));
+        let handshake = self.common.discovery.handshake().await?;
+        self.common.eras.write().get_or_insert(self.common.eras_of(&handshake));
         self.eras()
     }
 
@@ -261,13 +261,13 @@ impl Server {
 
     /// The handshake of the shared instance of clients of this revision, if it runs, or of the last
     /// run.
-    pub async fn greeting(&self, client: Revision) -> Option<Arc<Handshake>> {
+    pub async fn handshake(&self, client: Revision) -> Option<Arc<Handshake>> {
         if self.shared_key(client).is_some() {
-            return self.common.legacy_greeting.read().clone();
+            return self.common.legacy_handshake.read().clone();
         }
         match self.current() {
-            Some(running) => Some(running.greeting.clone()),
-            None => self.common.discovery.greeting().await,
+            Some(running) => Some(running.handshake.clone()),
+            None => self.common.discovery.handshake().await,
         }
     }
 
@@ -349,7 +349,7 @@ impl Server {
     }
 
     /// The instances with secrets of a reading.
-    pub fn having(&self, reading: &Reading) -> Vec<Arc<Instance>> {
+    pub fn with_secrets_of(&self, reading: &Reading) -> Vec<Arc<Instance>> {
         self.instances.with_secrets(&reading.read)
     }
 
@@ -359,13 +359,13 @@ impl Server {
     /// # Errors
     /// The failures, after the rest is done. If a secret cannot be read, its scope keeps the old
     /// values. An instance that could not get new values keeps the old ones.
-    pub async fn rehand(
+    pub async fn rotate_secrets(
         &self,
         review: &dyn LaunchReview,
         which: ReloadScope,
     ) -> Result<RotationReport, String> {
         let mut reading = self.reread(which).await;
-        let all = self.having(&reading);
+        let all = self.with_secrets_of(&reading);
         let all = join_all(all.iter().map(|instance| instance.rotate(review)));
         // Concurrently: an instance that does not start delays no warm process.
         let (all, ()) = tokio::join!(all, self.pool.rotate());
@@ -387,7 +387,7 @@ impl Server {
     }
 
     /// Replaces the warm processes with old secrets, once for all concurrent callers.
-    pub async fn see_to_spares(&self) {
+    pub async fn rotate_warm_processes(&self) {
         self.pool.rotate_coalesced().await;
     }
 

@@ -53,7 +53,7 @@ pub(super) struct ServerShared {
     /// Whether the server refused `initialize`, although it claims to speak both eras.
     only_modern: AtomicBool,
     /// The last handshake of the shared instance of legacy clients.
-    pub legacy_greeting: RwLock<Option<Arc<Handshake>>>,
+    pub legacy_handshake: RwLock<Option<Arc<Handshake>>>,
     /// Whether the server speaks HTTP+SSE only.
     pub sse: AtomicBool,
     /// Number of instances that were ended because they did not answer a health check.
@@ -87,7 +87,7 @@ impl ServerShared {
             stopped: OnceLock::new(),
             eras: RwLock::default(),
             only_modern: AtomicBool::new(false),
-            legacy_greeting: RwLock::default(),
+            legacy_handshake: RwLock::default(),
             sse: AtomicBool::new(false),
             unwell: AtomicU64::new(0),
         })
@@ -95,22 +95,22 @@ impl ServerShared {
 
     /// The eras that a handshake shows. Of a server of both eras, the modern one counts if the
     /// config says so, or lets all clients share one instance.
-    pub fn eras_of(&self, greeting: &Handshake) -> Eras {
+    pub fn eras_of(&self, handshake: &Handshake) -> Eras {
         let one = self.settings.era != Era::Auto
             || self.settings.sharing == Sharing::Shared
             || self.only_modern.load(Ordering::Relaxed);
-        match greeting.eras() {
+        match handshake.eras() {
             Eras::Both if one => Eras::Modern,
             eras => eras,
         }
     }
 
     /// Notes the eras that a handshake shows. It was made in this era.
-    pub fn learn_eras(&self, greeting: &Handshake, era: Era) {
+    pub fn learn_eras(&self, handshake: &Handshake, era: Era) {
         let mut eras = self.eras.write();
         // A server of both eras that was addressed in the legacy one still speaks both.
         if era != Era::Legacy || *eras != Some(Eras::Both) {
-            *eras = Some(self.eras_of(greeting));
+            *eras = Some(self.eras_of(handshake));
         }
     }
 
@@ -225,11 +225,11 @@ pub(super) mod tests {
         settings: config::Server,
         loaded: LoadedSecrets,
     ) -> (Arc<ServerShared>, mpsc::Receiver<ServerEvent>) {
-        let (events, told) = mpsc::channel(16);
+        let (events, receiver) = mpsc::channel(16);
         let (unrouted, _) = mpsc::channel(1);
         let scrub: Scrub = Arc::new(|text| *text = text.replace("secret", "[redacted]"));
         let (name, launcher) = ("s".parse().unwrap(), launcher("/".into(), None));
-        (ServerShared::new(name, settings, launcher, loaded, scrub, events, unrouted), told)
+        (ServerShared::new(name, settings, launcher, loaded, scrub, events, unrouted), receiver)
     }
 
     /// A launcher without an engine, for a config in the folder `base`.
@@ -251,7 +251,7 @@ pub(super) mod tests {
             runtime: Default::default(),
             digests: Default::default(),
             images: Arc::new(crate::Images::of_nothing()),
-            outward: Arc::new(portcullis_runtime::egress_netns::DenyAllEgress),
+            egress_gates: Arc::new(portcullis_runtime::egress_netns::DenyAllEgress),
             signatures: Default::default(),
             dismissed: Default::default(),
             looks: portcullis_foundation::fair_semaphore::FairSemaphore::one_each(),

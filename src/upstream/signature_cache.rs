@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use portcullis_foundation::atomic_file;
 use portcullis_oci::Digest;
 use portcullis_protocol::seal::{self, Seal};
-use portcullis_provenance::{Signed, What};
+use portcullis_provenance::{Signed, SignedContent};
 
 /// Purpose of the seal.
 const PURPOSE: &str = "provenance of an image";
@@ -59,7 +59,7 @@ pub(super) struct CachedSignatures {
 pub(super) fn added(mut known: Vec<Signed>, found: &[Signed]) -> Vec<Signed> {
     for one in found {
         let mut one = one.clone();
-        if let What::Attestation { predicate, .. } = &mut one.what {
+        if let SignedContent::Attestation { predicate, .. } = &mut one.what {
             *predicate = None;
         }
         if !known.iter().any(|known| is_same(known, &one)) {
@@ -230,7 +230,7 @@ mod tests {
     use super::*;
     use crate::SignedBy;
 
-    fn signed(name: &str, what: What) -> Signed {
+    fn signed(name: &str, what: SignedContent) -> Signed {
         Signed { by: By::Key { name: name.into() }, what, at: Digest::of(b"signature") }
     }
 
@@ -244,10 +244,10 @@ mod tests {
         let (this, that) = (Digest::of(b"this"), Digest::of(b"that"));
         let first = SignatureCache::new(folder.path());
         assert_eq!(first.find(this), None);
-        first.keep(at("here", this), &[signed("a", What::Signature)], SystemTime::now());
+        first.keep(at("here", this), &[signed("a", SignedContent::Signature)], SystemTime::now());
         // Another start of the proxy.
         let again = SignatureCache::new(folder.path());
-        assert_eq!(again.find(this).unwrap().signed, [signed("a", What::Signature)]);
+        assert_eq!(again.find(this).unwrap().signed, [signed("a", SignedContent::Signature)]);
         assert_eq!(again.find(that), None);
         // A file under another name, a changed file, and one of another state folder are invalid.
         fs::copy(again.path(this), again.path(that)).unwrap();
@@ -268,7 +268,7 @@ mod tests {
     fn recently_queried_registry_is_not_queried_again() {
         let folder = tempfile::tempdir().unwrap();
         let key = Digest::of(b"this");
-        for message in [&[][..], &[signed("a", What::Signature)]] {
+        for message in [&[][..], &[signed("a", SignedContent::Signature)]] {
             let kept = SignatureCache::new(folder.path());
             kept.keep(at("here", key), message, SystemTime::now());
             assert!(kept.rests(&at("here", key)));
@@ -287,11 +287,17 @@ mod tests {
         let key = Digest::of(b"this");
         let kept = SignatureCache::new(folder.path());
         let now = SystemTime::now();
-        let scan =
-            || What::Attestation { predicate_type: "scan".into(), predicate: Some(7.into()) };
+        let scan = || SignedContent::Attestation {
+            predicate_type: "scan".into(),
+            predicate: Some(7.into()),
+        };
         // One registry hides its signatures; the other has a different one.
-        kept.keep(at("here", key), &[signed("a", What::Signature), signed("a", scan())], now);
-        kept.keep(at("there", key), &[signed("b", What::Signature)], now - FRESH);
+        kept.keep(
+            at("here", key),
+            &[signed("a", SignedContent::Signature), signed("a", scan())],
+            now,
+        );
+        kept.keep(at("there", key), &[signed("b", SignedContent::Signature)], now - FRESH);
         kept.keep(at("here", key), &[], now);
         kept.keep(at("here", key), &[signed("a", scan())], now);
         let known = kept.find(key).unwrap();
@@ -322,7 +328,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let key = Digest::of(b"this");
         let kept = SignatureCache::new(folder.path());
-        let signed = [signed("a", What::Signature)];
+        let signed = [signed("a", SignedContent::Signature)];
         for n in 0..=REPOSITORIES {
             let when = SystemTime::UNIX_EPOCH + Duration::from_secs(1000 - n as u64);
             kept.keep(at(&format!("r{n}"), key), &signed, when);
@@ -341,7 +347,7 @@ mod tests {
         std::thread::scope(|scope| {
             for (n, kept) in &each {
                 scope.spawn(move || {
-                    let signed = [signed(&n.to_string(), What::Signature)];
+                    let signed = [signed(&n.to_string(), SignedContent::Signature)];
                     kept.keep(at("here", key), &signed, SystemTime::now());
                 });
             }
@@ -356,7 +362,7 @@ mod tests {
         let kept = SignatureCache::new(folder.path());
         let attests = |n: usize| {
             let predicate_type = format!("{n}{}", "x".repeat(seal::LARGEST / 3));
-            signed("a", What::Attestation { predicate_type, predicate: None })
+            signed("a", SignedContent::Attestation { predicate_type, predicate: None })
         };
         let found = |kept: &SignatureCache| {
             let known = kept.find(key).unwrap().signed;
@@ -368,7 +374,8 @@ mod tests {
         }
         // A signature that is too large is not stored, and displaces no other.
         let huge = "x".repeat(seal::LARGEST);
-        let huge = signed("a", What::Attestation { predicate_type: huge, predicate: None });
+        let huge =
+            signed("a", SignedContent::Attestation { predicate_type: huge, predicate: None });
         kept.keep(at("here", key), &[huge], SystemTime::now());
         assert_eq!(found(&kept), [1, 3]);
     }

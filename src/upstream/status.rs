@@ -125,7 +125,7 @@ impl Status {
             health: word,
             place: running.as_ref().map_or(place, |running| running.place.clone()),
             process,
-            revision: running.as_ref().map(|running| running.greeting.revision.to_string()),
+            revision: running.as_ref().map(|running| running.handshake.revision.to_string()),
             active,
             instances,
             warm,

@@ -30,16 +30,16 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Transport over two pipes. Dropping it closes the server's standard input.
 pub struct StdioTransport {
     lines: mpsc::Sender<Bytes>,
-    board: Arc<Multiplexer>,
+    multiplexer: Arc<Multiplexer>,
 }
 
 impl StdioTransport {
-    /// A transport over these pipes. Messages without a call go to `ear`.
+    /// A transport over these pipes. Messages without a call go to `sink`.
     pub(super) fn new(
         stdin: impl AsyncWrite + Send + Unpin + 'static,
         stdout: impl AsyncRead + Send + Unpin + 'static,
         caps: Caps,
-        ear: MessageSink,
+        sink: MessageSink,
     ) -> Self {
         let (lines, queue) = mpsc::channel(QUEUE);
         let weak = lines.downgrade();
@@ -54,31 +54,31 @@ impl StdioTransport {
             };
             Box::pin(sending) as _
         });
-        let board = Arc::new(Multiplexer::new(caps, ear, out));
-        tokio::spawn(write(stdin, queue, board.clone()));
-        tokio::spawn(read(stdout, board.clone()));
-        Self { lines, board }
+        let multiplexer = Arc::new(Multiplexer::new(caps, sink, out));
+        tokio::spawn(write(stdin, queue, multiplexer.clone()));
+        tokio::spawn(read(stdout, multiplexer.clone()));
+        Self { lines, multiplexer }
     }
 
     async fn send(&self, text: Bytes) -> Result<(), CallError> {
-        self.lines.send(text).await.map_err(|_| self.board.unavailable())
+        self.lines.send(text).await.map_err(|_| self.multiplexer.unavailable())
     }
 }
 
 #[async_trait]
 impl ServerTransport for StdioTransport {
     async fn call(&self, call: Call) -> Result<Reply, CallError> {
-        if self.board.dead().is_some() {
-            return Err(self.board.unavailable());
+        if self.multiplexer.dead().is_some() {
+            return Err(self.multiplexer.unavailable());
         }
-        let (begun, text) = self.board.begin(&call);
+        let (begun, text) = self.multiplexer.begin(&call);
         // `initialize` cannot be cancelled.
         let cancels = call.method.as_str() != Method::INITIALIZE;
-        let mut guard = Cancel { board: &self.board, id: begun.id, cancels: false };
+        let mut guard = Cancel { multiplexer: &self.multiplexer, id: begun.id, cancels: false };
         let work = async {
             self.send(text).await?;
             guard.cancels = cancels;
-            begun.answer.await.unwrap_or_else(|_| Err(self.board.unavailable()))
+            begun.answer.await.unwrap_or_else(|_| Err(self.multiplexer.unavailable()))
         };
         let reply = call.clock.bound(work).await;
         guard.cancels &= matches!(reply, Err(CallError::Timeout(_)));
@@ -93,18 +93,18 @@ impl ServerTransport for StdioTransport {
     }
 
     fn agreed(&self, revision: Revision) {
-        self.board.agreed(revision);
+        self.multiplexer.agreed(revision);
     }
 
     fn dead(&self) -> Option<String> {
-        self.board.dead()
+        self.multiplexer.dead()
     }
 }
 
 async fn write(
     mut stdin: impl AsyncWrite + Unpin,
     mut queue: mpsc::Receiver<Bytes>,
-    board: Arc<Multiplexer>,
+    multiplexer: Arc<Multiplexer>,
 ) {
     while let Some(text) = queue.recv().await {
         let line = one_line(text);
@@ -114,14 +114,14 @@ async fn write(
             stdin.flush().await
         };
         if let Err(error) = written.await {
-            board.die(format!("its standard input cannot be written: {error}"));
+            multiplexer.die(format!("its standard input cannot be written: {error}"));
             return;
         }
     }
 }
 
-async fn read(stdout: impl AsyncRead + Unpin, board: Arc<Multiplexer>) {
-    let most = board.caps.bytes;
+async fn read(stdout: impl AsyncRead + Unpin, multiplexer: Arc<Multiplexer>) {
+    let most = multiplexer.caps.bytes;
     let codec = AnyDelimiterCodec::new_with_max_length(b"\n".to_vec(), b"\n".to_vec(), most);
     let mut lines = FramedRead::new(stdout, codec);
     let why = loop {
@@ -134,10 +134,10 @@ async fn read(stdout: impl AsyncRead + Unpin, board: Arc<Multiplexer>) {
                 break format!("it wrote a message of more than {most} bytes");
             }
             Some(Ok(line)) if line.iter().all(u8::is_ascii_whitespace) => {}
-            Some(Ok(line)) => board.take(line, StreamKind::Only).await,
+            Some(Ok(line)) => multiplexer.take(line, StreamKind::Shared).await,
         }
     };
-    board.die(why);
+    multiplexer.die(why);
 }
 
 #[cfg(test)]

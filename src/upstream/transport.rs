@@ -74,13 +74,13 @@ impl Call {
             Some(Kind::Request { id, .. }) => Some(id.raw().clone()),
             _ => None,
         };
-        let mine = OriginalIds {
+        let original_ids = OriginalIds {
             token,
             id: client,
             subscribes: self.method.as_str() == Method::LISTEN,
             logs: self.params.as_ref().is_some_and(|params| may_have(params, META_LOG_LEVEL)),
         };
-        (text, mine)
+        (text, original_ids)
     }
 }
 
@@ -211,7 +211,7 @@ pub trait ServerTransport: Send + Sync {
     fn listen(&self) {}
 
     /// Whether the server refused the handshake as a server of an older transport does.
-    fn turned_away(&self) -> bool {
+    fn older_transport_suspected(&self) -> bool {
         false
     }
 
@@ -262,16 +262,16 @@ mod tests {
     fn progress_tokens_are_replaced_and_restored() {
         let params = Bytes::from_static(br#"{"name":"t","_meta":{"progressToken":"abc","x":1.0}}"#);
         let mut call = Call::own("tools/call", Some(params), Duration::from_secs(1));
-        let (text, mine) = call.text(7);
+        let (text, original_ids) = call.text(7);
         assert_eq!(
             text,
             r#"{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"t","_meta":{"progressToken":7,"x":1.0}}}"#
         );
-        assert_eq!(mine.token.as_deref(), Some(&b"\"abc\""[..]));
+        assert_eq!(original_ids.token.as_deref(), Some(&b"\"abc\""[..]));
         let message = Bytes::from_static(br#"{"progressToken":7,"progress":0.50}"#);
         assert_eq!(progress_token(Some(&message)), Some(7));
         assert_eq!(
-            mine.restored(Some(message)).unwrap(),
+            original_ids.restored(Some(message)).unwrap(),
             r#"{"progressToken":"abc","progress":0.50}"#
         );
 
@@ -294,8 +294,8 @@ mod tests {
         let text = br#"{"jsonrpc":"2.0","id":"mine","method":"subscriptions/listen","params":{}}"#;
         let mut call = Call::own(Method::LISTEN, None, Duration::from_secs(1));
         call.frame = Some(Frame::parse(Bytes::from_static(text), caps).unwrap());
-        let mine = call.text(5).1;
-        assert!(mine.subscribes);
+        let original_ids = call.text(5).1;
+        assert!(original_ids.subscribes);
         let own = Call::own(Method::LISTEN, None, Duration::from_secs(1)).text(5).1;
         let key = META_SUBSCRIPTION;
         for (message, clients, ours) in [
@@ -312,13 +312,13 @@ mod tests {
         ] {
             let message = Some(Bytes::from(message));
             assert_eq!(subscription(message.as_ref()), Some(5));
-            assert_eq!(mine.restored(message.clone()).unwrap(), clients);
+            assert_eq!(original_ids.restored(message.clone()).unwrap(), clients);
             assert_eq!(own.restored(message).unwrap(), ours);
         }
         for message in ["{}", r#"{"_meta":{}}"#, r#"{"_meta":1}"#, "["] {
             let message = Some(Bytes::copy_from_slice(message.as_bytes()));
             assert_eq!(subscription(message.as_ref()), None);
-            assert_eq!(mine.restored(message.clone()), message);
+            assert_eq!(original_ids.restored(message.clone()), message);
         }
     }
 }

@@ -7,14 +7,14 @@
 
 use zeroize::Zeroizing;
 
-use crate::{error::Why, source::legal_variable};
+use crate::{error::BackendError, source::legal_variable};
 
 /// Value of a variable in the text of a `.env` file.
 ///
 /// # Errors
 /// If the variable is missing, or parsers read its line differently. Names the line, never its
 /// content.
-pub(crate) fn find(text: &str, name: &str) -> Result<Zeroizing<String>, Why> {
+pub(crate) fn find(text: &str, name: &str) -> Result<Zeroizing<String>, BackendError> {
     let mut found = None;
     let mut lines = text.lines().zip(1..);
     while let Some((line, number)) = lines.next() {
@@ -23,7 +23,7 @@ pub(crate) fn find(text: &str, name: &str) -> Result<Zeroizing<String>, Why> {
             continue;
         }
         let line = line.strip_prefix("export ").map_or(line, str::trim_start);
-        let bad = |what: &str| Why::new(format!("line {number}: {what}"));
+        let bad = |what: &str| BackendError::new(format!("line {number}: {what}"));
         let (key, value) = line.split_once('=').ok_or_else(|| bad("this is not NAME=VALUE"))?;
         let key = key.trim_end();
         if !legal_variable(key) {
@@ -48,7 +48,7 @@ pub(crate) fn find(text: &str, name: &str) -> Result<Zeroizing<String>, Why> {
         }
         found = Some(read(&value).map_err(bad)?);
     }
-    found.ok_or_else(|| Why::new("it does not have this variable"))
+    found.ok_or_else(|| BackendError::new("it does not have this variable"))
 }
 
 /// Position of the closing quote.

@@ -35,15 +35,15 @@ pub enum Unresolved {
     Late(Source),
     /// Reason of a secret store, in this program's words.
     #[error("cannot resolve secret `{from}`: {why}")]
-    Kept { from: Source, why: Why },
+    Kept { from: Source, why: BackendError },
 }
 
 /// Reason for the operator. Never contains text that a secret store wrote.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct Why(pub(crate) String);
+pub struct BackendError(pub(crate) String);
 
-impl Why {
+impl BackendError {
     pub(crate) fn new(why: impl Into<String>) -> Self {
         Self(why.into())
     }

@@ -14,7 +14,7 @@ use serde::Deserialize;
 use serde_json::{json, value::RawValue};
 use zeroize::Zeroizing;
 
-use crate::{Secret, error::Why, headers};
+use crate::{Secret, error::BackendError, headers};
 
 /// Limit of an answer in bytes.
 const MAX_ANSWER_BYTES: usize = 1 << 20;
@@ -27,7 +27,7 @@ const NAMESPACE: HeaderName = HeaderName::from_static("x-vault-namespace");
 const REQUEST_MARKER: HeaderName = HeaderName::from_static("x-vault-request");
 
 /// One field of the secret at `path`, in the form of `vault kv get`.
-pub(crate) async fn field(path: &str, field: &str) -> Result<Zeroizing<String>, Why> {
+pub(crate) async fn field(path: &str, field: &str) -> Result<Zeroizing<String>, BackendError> {
     let vault = Vault::of_environment()?;
     let (token, given) = vault.token().await?;
     let value = vault.read(&token, path, field).await;
@@ -61,19 +61,20 @@ struct Answer<T> {
 struct Fields<'a>(#[serde(borrow)] HashMap<Cow<'a, str>, &'a RawValue>);
 
 impl Vault {
-    fn of_environment() -> Result<Self, Why> {
-        let address = variable("VAULT_ADDR")?
-            .ok_or_else(|| Why::new("`VAULT_ADDR` is not set: export the address of Vault"))?;
+    fn of_environment() -> Result<Self, BackendError> {
+        let address = variable("VAULT_ADDR")?.ok_or_else(|| {
+            BackendError::new("`VAULT_ADDR` is not set: export the address of Vault")
+        })?;
         let address = Url::parse(&address)
             .ok()
             .filter(|url| url.has_host() && !url.cannot_be_a_base())
-            .ok_or_else(|| Why::new("`VAULT_ADDR` is no URL"))?;
+            .ok_or_else(|| BackendError::new("`VAULT_ADDR` is no URL"))?;
         let loopback = address.host_str().is_some_and(|host| {
             let host = host.trim_matches(['[', ']']);
             host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
         });
         if address.scheme() != "https" && !(address.scheme() == "http" && loopback) {
-            return Err(Why::new(
+            return Err(BackendError::new(
                 "`VAULT_ADDR` is not https: plain http exposes secrets on the network, and is \
                  accepted for this machine only",
             ));
@@ -86,7 +87,7 @@ impl Vault {
             .redirect(redirect::Policy::none())
             .timeout(REQUEST_TIMEOUT);
         if let Some(file) = variable("VAULT_CACERT")? {
-            let bad = |why: String| Why::new(format!("`VAULT_CACERT`, {file}: {why}"));
+            let bad = |why: String| BackendError::new(format!("`VAULT_CACERT`, {file}: {why}"));
             let pem = fs::read(&file).map_err(|error| bad(error.to_string()))?;
             let authorities = Certificate::from_pem_bundle(&pem)
                 .ok()
@@ -94,25 +95,25 @@ impl Vault {
                 .ok_or_else(|| bad("it contains no certificate".to_owned()))?;
             client = client.tls_certs_only(authorities);
         }
-        let client = client
-            .build()
-            .map_err(|error| Why::new(format!("the HTTP client cannot be created: {error}")))?;
+        let client = client.build().map_err(|error| {
+            BackendError::new(format!("the HTTP client cannot be created: {error}"))
+        })?;
         Ok(Self { client, address, namespace: variable("VAULT_NAMESPACE")? })
     }
 
     /// The token, and whether it was issued for this request only.
-    async fn token(&self) -> Result<(Secret, bool), Why> {
+    async fn token(&self) -> Result<(Secret, bool), BackendError> {
         if let Some(token) = secret("VAULT_TOKEN", "VAULT_TOKEN_FILE")? {
             return Ok((token, false));
         }
         let Some(role) = variable("VAULT_ROLE_ID")? else {
-            return Err(Why::new(
+            return Err(BackendError::new(
                 "no credentials: export `VAULT_TOKEN`, `VAULT_TOKEN_FILE`, or `VAULT_ROLE_ID` with \
                  `VAULT_SECRET_ID_FILE`",
             ));
         };
         let secret_id = secret("VAULT_SECRET_ID", "VAULT_SECRET_ID_FILE")?
-            .ok_or_else(|| Why::new("`VAULT_ROLE_ID` needs a `VAULT_SECRET_ID_FILE`"))?;
+            .ok_or_else(|| BackendError::new("`VAULT_ROLE_ID` needs a `VAULT_SECRET_ID_FILE`"))?;
         let body = json!({ "role_id": role, "secret_id": secret_id.expose() });
         let body = Zeroizing::new(body.to_string());
         let url = self.url(["auth", "approle", "login"])?;
@@ -128,7 +129,9 @@ impl Vault {
         let login: Login = match answer {
             (StatusCode::OK, body) => read(&body)?,
             (status, _) => {
-                return Err(Why::new(format!("Vault refuses the role's login (HTTP {status})")));
+                return Err(BackendError::new(format!(
+                    "Vault refuses the role's login (HTTP {status})"
+                )));
             }
         };
         Ok((Secret::new(login.auth.client_token), true))
@@ -139,8 +142,9 @@ impl Vault {
         token: &Secret,
         path: &str,
         field: &str,
-    ) -> Result<Zeroizing<String>, Why> {
-        let refused = || Why::new("Vault's policies do not permit this token to read that path");
+    ) -> Result<Zeroizing<String>, BackendError> {
+        let refused =
+            || BackendError::new("Vault's policies do not permit this token to read that path");
         let steps = ["sys", "internal", "ui", "mounts"].into_iter().chain(path.split('/'));
         let (status, body) = self.ask(Method::GET, self.url(steps)?, Some(token), None).await?;
         let mount = match status {
@@ -161,7 +165,7 @@ impl Vault {
                 let mount = mount.path.trim_matches('/');
                 let rest = path.strip_prefix(mount).and_then(|rest| rest.strip_prefix('/'));
                 let rest = rest.filter(|rest| !rest.is_empty()).ok_or_else(|| {
-                    Why::new(format!("`{mount}` is an engine: add the path of a secret"))
+                    BackendError::new(format!("`{mount}` is an engine: add the path of a secret"))
                 })?;
                 format!("{mount}/data/{rest}")
             }
@@ -171,7 +175,9 @@ impl Vault {
         match status {
             StatusCode::OK => {}
             StatusCode::FORBIDDEN => return Err(refused()),
-            StatusCode::NOT_FOUND => return Err(Why::new("Vault has no secret at that path")),
+            StatusCode::NOT_FOUND => {
+                return Err(BackendError::new("Vault has no secret at that path"));
+            }
             other => return Err(odd(other)),
         }
         let fields = match versioned {
@@ -179,21 +185,21 @@ impl Vault {
             Some(_) => read::<Answer<Answer<Fields<'_>>>>(&body)?.data.data,
         };
         let value = fields.0.get(field).ok_or_else(|| {
-            Why::new(
+            BackendError::new(
                 "the secret does not have this \
             field",
             )
         })?;
         let value = serde_json::from_str::<String>(value.get());
-        value.map(Zeroizing::new).map_err(|_| Why::new("the field is not text"))
+        value.map(Zeroizing::new).map_err(|_| BackendError::new("the field is not text"))
     }
 
-    fn url<'a>(&self, steps: impl IntoIterator<Item = &'a str>) -> Result<Url, Why> {
+    fn url<'a>(&self, steps: impl IntoIterator<Item = &'a str>) -> Result<Url, BackendError> {
         let mut url = self.address.clone();
         url.set_query(None);
         url.set_fragment(None);
         url.path_segments_mut()
-            .map_err(|()| Why::new("`VAULT_ADDR` is no URL"))?
+            .map_err(|()| BackendError::new("`VAULT_ADDR` is no URL"))?
             .pop_if_empty()
             .push("v1")
             .extend(steps);
@@ -206,19 +212,22 @@ impl Vault {
         url: Url,
         token: Option<&Secret>,
         body: Option<Zeroizing<String>>,
-    ) -> Result<(StatusCode, Zeroizing<Vec<u8>>), Why> {
+    ) -> Result<(StatusCode, Zeroizing<Vec<u8>>), BackendError> {
         let unreachable = |error: reqwest::Error| {
-            Why::new(format!("Vault cannot be reached: {}", causes(&error.without_url())))
+            BackendError::new(format!("Vault cannot be reached: {}", causes(&error.without_url())))
         };
         let mut more = match token {
-            Some(token) => headers(&[("x-vault-token".to_owned(), token.clone())])
-                .map_err(|_| Why::new("the token contains characters that are not legal in one"))?,
+            Some(token) => {
+                headers(&[("x-vault-token".to_owned(), token.clone())]).map_err(|_| {
+                    BackendError::new("the token contains characters that are not legal in one")
+                })?
+            }
             None => HeaderMap::new(),
         };
         more.insert(REQUEST_MARKER, HeaderValue::from_static("true"));
         if let Some(namespace) = &self.namespace {
             let namespace = HeaderValue::try_from(namespace)
-                .map_err(|_| Why::new("`VAULT_NAMESPACE` is not a namespace"))?;
+                .map_err(|_| BackendError::new("`VAULT_NAMESPACE` is not a namespace"))?;
             more.insert(NAMESPACE, namespace);
         }
         let mut request = self.client.request(method, url).headers(more);
@@ -229,7 +238,7 @@ impl Vault {
         let mut all = Zeroizing::new(Vec::with_capacity(MAX_ANSWER_BYTES));
         while let Some(chunk) = response.chunk().await.map_err(unreachable)? {
             if all.len() + chunk.len() > MAX_ANSWER_BYTES {
-                return Err(Why::new("Vault's answer is larger than 1 MiB"));
+                return Err(BackendError::new("Vault's answer is larger than 1 MiB"));
             }
             all.extend_from_slice(&chunk);
         }
@@ -237,8 +246,8 @@ impl Vault {
     }
 }
 
-fn odd(status: StatusCode) -> Why {
-    Why::new(match status.as_u16() {
+fn odd(status: StatusCode) -> BackendError {
+    BackendError::new(match status.as_u16() {
         503 => "Vault is sealed or under maintenance".to_owned(),
         300..400 => "Vault redirects: set `VAULT_ADDR` to its active node".to_owned(),
         code => format!("Vault answers with HTTP {code}"),
@@ -256,31 +265,33 @@ fn causes(error: &dyn std::error::Error) -> String {
     words
 }
 
-fn read<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Why> {
+fn read<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, BackendError> {
     serde_json::from_slice(body)
-        .map_err(|_| Why::new("the answer does not match Vault's API: check `VAULT_ADDR`"))
+        .map_err(|_| BackendError::new("the answer does not match Vault's API: check `VAULT_ADDR`"))
 }
 
-fn variable(name: &str) -> Result<Option<String>, Why> {
+fn variable(name: &str) -> Result<Option<String>, BackendError> {
     match env::var(name) {
         Ok(value) if value.is_empty() => Ok(None),
         Ok(value) => Ok(Some(value)),
         Err(env::VarError::NotPresent) => Ok(None),
-        Err(env::VarError::NotUnicode(_)) => Err(Why::new(format!("`{name}` is not UTF-8 text"))),
+        Err(env::VarError::NotUnicode(_)) => {
+            Err(BackendError::new(format!("`{name}` is not UTF-8 text")))
+        }
     }
 }
 
 /// Secret from an environment variable, or from the file that a variable names.
-fn secret(name: &str, file: &str) -> Result<Option<Secret>, Why> {
+fn secret(name: &str, file: &str) -> Result<Option<Secret>, BackendError> {
     if let Some(value) = variable(name)? {
         return Ok(Some(Secret::new(value)));
     }
     let Some(path) = variable(file)? else { return Ok(None) };
     let read = fs::read_to_string(&path).map(Zeroizing::new);
-    let text = read.map_err(|error| Why::new(format!("`{file}`, {path}: {error}")))?;
+    let text = read.map_err(|error| BackendError::new(format!("`{file}`, {path}: {error}")))?;
     let text = text.trim();
     if text.is_empty() {
-        return Err(Why::new(format!("`{file}`, {path}: it is empty")));
+        return Err(BackendError::new(format!("`{file}`, {path}: it is empty")));
     }
     Ok(Some(Secret::new(text.to_owned())))
 }

@@ -13,7 +13,7 @@ use tokio::{
 };
 use zeroize::Zeroizing;
 
-use crate::{MAX_BYTES, error::Why};
+use crate::{MAX_BYTES, error::BackendError};
 
 /// Result of a program.
 pub(crate) struct HelperOutput {
@@ -24,11 +24,13 @@ pub(crate) struct HelperOutput {
 
 impl HelperOutput {
     /// Output, if the program succeeded.
-    pub fn well(self, program: &str) -> Result<Zeroizing<Vec<u8>>, Why> {
+    pub fn well(self, program: &str) -> Result<Zeroizing<Vec<u8>>, BackendError> {
         match self.code {
             Some(0) => Ok(self.out),
-            Some(code) => Err(Why::new(format!("`{program}` failed with exit code {code}"))),
-            None => Err(Why::new(format!("`{program}` was ended by a signal"))),
+            Some(code) => {
+                Err(BackendError::new(format!("`{program}` failed with exit code {code}")))
+            }
+            None => Err(BackendError::new(format!("`{program}` was ended by a signal"))),
         }
     }
 }
@@ -49,8 +51,8 @@ pub(crate) async fn run(
     program: &str,
     arguments: &[&str],
     input: &[u8],
-) -> Result<HelperOutput, Why> {
-    let failed = |error: io::Error| Why::new(format!("`{program}` failed: {error}"));
+) -> Result<HelperOutput, BackendError> {
+    let failed = |error: io::Error| BackendError::new(format!("`{program}` failed: {error}"));
     let mut child = Command::new(program)
         .args(arguments)
         .stdin(Stdio::piped())
@@ -61,7 +63,7 @@ pub(crate) async fn run(
         .spawn()
         .map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => {
-                Why::new(format!("the program `{program}` is not in PATH: install it"))
+                BackendError::new(format!("the program `{program}` is not in PATH: install it"))
             }
             _ => failed(error),
         })?;
@@ -85,7 +87,10 @@ pub(crate) async fn run(
     let ((), read) = tokio::join!(write, read);
     read.map_err(failed)?;
     if out.len() > MAX_BYTES {
-        return Err(Why::new(format!("`{program}` wrote more than {} KiB", MAX_BYTES >> 10)));
+        return Err(BackendError::new(format!(
+            "`{program}` wrote more than {} KiB",
+            MAX_BYTES >> 10
+        )));
     }
     let status = child.wait().await.map_err(failed)?;
     group.0 = None;

@@ -3,23 +3,23 @@
 use linux_keyutils::{KeyError, KeyRing, KeyRingIdentifier};
 use zeroize::Zeroizing;
 
-use crate::{MAX_BYTES, error::Why, utf8::text};
+use crate::{MAX_BYTES, error::BackendError, utf8::text};
 
 /// Key of type `user` with that description, in the session keyring or a keyring linked to it.
-pub(crate) fn key(description: &str) -> Result<Zeroizing<String>, Why> {
+pub(crate) fn key(description: &str) -> Result<Zeroizing<String>, BackendError> {
     let ring = KeyRing::from_special_id(KeyRingIdentifier::Session, false).map_err(|e| why(&e))?;
     let key = ring.search(description).map_err(|e| why(&e))?;
     let mut bytes = Zeroizing::new(vec![0; MAX_BYTES + 1]);
     let length = key.read(&mut *bytes).map_err(|e| why(&e))?;
     if length > MAX_BYTES {
-        return Err(Why::new(format!("it is larger than {} KiB", MAX_BYTES >> 10)));
+        return Err(BackendError::new(format!("it is larger than {} KiB", MAX_BYTES >> 10)));
     }
     bytes.truncate(length);
-    text(bytes).ok_or_else(|| Why::new("it is not UTF-8 text"))
+    text(bytes).ok_or_else(|| BackendError::new("it is not UTF-8 text"))
 }
 
-fn why(error: &KeyError) -> Why {
-    Why::new(match error {
+fn why(error: &KeyError) -> BackendError {
+    BackendError::new(match error {
         KeyError::KeyDoesNotExist | KeyError::KeyringDoesNotExist => {
             "the session keyring does not have this key: `keyctl padd user DESCRIPTION @u` adds \
             one, \

@@ -26,7 +26,7 @@ use std::{fmt, time::Duration};
 
 use zeroize::Zeroizing;
 
-pub use error::{Unresolved, Why};
+pub use error::{BackendError, Unresolved};
 pub use headers::{IllegalHeader, headers};
 pub use reference::SecretRef;
 pub use source::{Source, is_secret_name};

@@ -4,14 +4,16 @@ use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
 
-use crate::{Secret, error::Why};
+use crate::{Secret, error::BackendError};
 
 /// Encrypted store that this build cannot open.
 #[derive(Debug, Clone)]
 pub struct Store(PathBuf);
 
-fn none<T>() -> Result<T, Why> {
-    Err(Why::new("this build does not support encrypted stores: build it with `--features age`"))
+fn none<T>() -> Result<T, BackendError> {
+    Err(BackendError::new(
+        "this build does not support encrypted stores: build it with `--features age`",
+    ))
 }
 
 impl Store {
@@ -29,7 +31,7 @@ impl Store {
     ///
     /// # Errors
     /// Always.
-    pub fn get(&self, _: &str) -> Result<Zeroizing<String>, Why> {
+    pub fn get(&self, _: &str) -> Result<Zeroizing<String>, BackendError> {
         none()
     }
 
@@ -37,7 +39,7 @@ impl Store {
     ///
     /// # Errors
     /// Always.
-    pub fn names(&self) -> Result<Vec<String>, Why> {
+    pub fn names(&self) -> Result<Vec<String>, BackendError> {
         none()
     }
 
@@ -45,7 +47,7 @@ impl Store {
     ///
     /// # Errors
     /// Always.
-    pub fn set(&self, _: &str, _: &Secret) -> Result<bool, Why> {
+    pub fn set(&self, _: &str, _: &Secret) -> Result<bool, BackendError> {
         none()
     }
 
@@ -53,7 +55,7 @@ impl Store {
     ///
     /// # Errors
     /// Always.
-    pub fn remove(&self, _: &str) -> Result<bool, Why> {
+    pub fn remove(&self, _: &str) -> Result<bool, BackendError> {
         none()
     }
 
@@ -61,7 +63,7 @@ impl Store {
     ///
     /// # Errors
     /// Always.
-    pub fn rotate_key(&self) -> Result<(), Why> {
+    pub fn rotate_key(&self) -> Result<(), BackendError> {
         none()
     }
 }

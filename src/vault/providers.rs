@@ -8,12 +8,12 @@ use std::borrow::Cow;
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
-use crate::{error::Why, helper::run, utf8::text};
+use crate::{error::BackendError, helper::run, utf8::text};
 
-type Value = Result<Zeroizing<String>, Why>;
+type Value = Result<Zeroizing<String>, BackendError>;
 
-fn not_text() -> Why {
-    Why::new("it is not UTF-8 text")
+fn not_text() -> BackendError {
+    BackendError::new("it is not UTF-8 text")
 }
 
 /// Item of the Secret Service.
@@ -22,7 +22,7 @@ pub(crate) async fn keyring(service: &str, account: &str) -> Value {
     let output = run(PROGRAM, &["lookup", "service", service, "username", account], b"").await?;
     // The program does not distinguish a missing item, a locked keyring and a missing keyring.
     if output.code == Some(1) {
-        return Err(Why::new(
+        return Err(BackendError::new(
             "the keyring does not have this item, is locked, or does not run in this session: \
              `secret-tool store --label=LABEL service SERVICE username ACCOUNT` adds one",
         ));
@@ -40,7 +40,8 @@ pub(crate) async fn docker_pass(name: &str) -> Value {
         id.strip_prefix("ID: ").filter(|id| *id == name)?;
         rest.strip_prefix("Value: ")?.strip_suffix('\n')
     });
-    let odd = || Why::new(format!("`{PROGRAM} get --reveal` answered in an unknown format"));
+    let odd =
+        || BackendError::new(format!("`{PROGRAM} get --reveal` answered in an unknown format"));
     value.map(|value| Zeroizing::new(value.to_owned())).ok_or_else(odd)
 }
 
@@ -57,11 +58,11 @@ pub(crate) async fn docker_credential(helper: &str, url: &str) -> Value {
     if output.code != Some(0)
         && output.out.trim_ascii() == b"credentials not found in native keychain"
     {
-        return Err(Why::new(format!("`{program}` has no credentials for this server")));
+        return Err(BackendError::new(format!("`{program}` has no credentials for this server")));
     }
     let out = output.well(&program)?;
     let credential: Credential<'_> = serde_json::from_slice(&out).map_err(|_| {
-        Why::new(format!(
+        BackendError::new(format!(
             "`{program}` does not follow the protocol of credential \
             helpers"
         ))

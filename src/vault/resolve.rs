@@ -7,8 +7,8 @@ use tokio::{sync::oneshot, time::timeout};
 use zeroize::Zeroizing;
 
 use crate::{
-    MAX_BYTES, RESOLVE_TIMEOUT, Secret, Source, Unresolved, dotenv, error::Why, hashicorp, keyctl,
-    providers, store,
+    MAX_BYTES, RESOLVE_TIMEOUT, Secret, Source, Unresolved, dotenv, error::BackendError, hashicorp,
+    keyctl, providers, store,
 };
 
 /// Time that a thread may take beyond its own deadline before it is abandoned.
@@ -57,7 +57,7 @@ impl Source {
     }
 
     fn at_once(&self) -> Result<Secret, Unresolved> {
-        let kept = |why: Why| Unresolved::Kept { from: self.clone(), why };
+        let kept = |why: BackendError| Unresolved::Kept { from: self.clone(), why };
         let mut value = match self {
             Self::Env(name) => match env::var(name) {
                 Ok(value) => Zeroizing::new(value),
@@ -97,7 +97,7 @@ impl Source {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| Unresolved::Kept {
             from: self.clone(),
-            why: Why::new(format!("no async runtime could be started: {error}")),
+            why: BackendError::new(format!("no async runtime could be started: {error}")),
         })?;
         let outcome = runtime.block_on(async { timeout(RESOLVE_TIMEOUT, what).await });
         // The lookup of a host name cannot be cancelled.

@@ -26,7 +26,7 @@ use age::{
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize as _, Zeroizing};
 
-use crate::{Secret, error::Why, is_secret_name};
+use crate::{Secret, error::BackendError, is_secret_name};
 use portcullis_foundation::atomic_file;
 
 /// Environment variable with the path of the identity.
@@ -86,12 +86,12 @@ impl Store {
     ///
     /// # Errors
     /// If the secret does not exist, or the store cannot be opened.
-    pub fn get(&self, name: &str) -> Result<Zeroizing<String>, Why> {
+    pub fn get(&self, name: &str) -> Result<Zeroizing<String>, BackendError> {
         let _locked = self.lock(false)?;
         let content = self.open(&self.identities()?)?;
         let value = content.secrets.get(name);
         value.cloned().map(Zeroizing::new).ok_or_else(|| {
-            Why::new(
+            BackendError::new(
                 "the store does not have this \
             secret",
             )
@@ -102,7 +102,7 @@ impl Store {
     ///
     /// # Errors
     /// If the store cannot be opened.
-    pub fn names(&self) -> Result<Vec<String>, Why> {
+    pub fn names(&self) -> Result<Vec<String>, BackendError> {
         let _locked = self.lock(false)?;
         Ok(self.open(&self.identities()?)?.secrets.keys().cloned().collect())
     }
@@ -112,9 +112,9 @@ impl Store {
     ///
     /// # Errors
     /// If the name is not legal, or the store cannot be opened or written.
-    pub fn set(&self, name: &str, value: &Secret) -> Result<bool, Why> {
+    pub fn set(&self, name: &str, value: &Secret) -> Result<bool, BackendError> {
         if !is_secret_name(name) {
-            return Err(Why::new(
+            return Err(BackendError::new(
                 "a secret's name has letters, digits, `.`, `_` and `-`, begins with a letter or a \
                  digit, and has at most 128 characters",
             ));
@@ -136,7 +136,7 @@ impl Store {
     ///
     /// # Errors
     /// If the store cannot be opened or written.
-    pub fn remove(&self, name: &str) -> Result<bool, Why> {
+    pub fn remove(&self, name: &str) -> Result<bool, BackendError> {
         let _locked = self.lock(true)?;
         let identities = self.identities()?;
         let mut content = self.open(&identities)?;
@@ -151,7 +151,7 @@ impl Store {
     ///
     /// # Errors
     /// If the store cannot be opened or written.
-    pub fn rotate_key(&self) -> Result<(), Why> {
+    pub fn rotate_key(&self) -> Result<(), BackendError> {
         let _locked = self.lock(true)?;
         let old = self.identities()?;
         let content = self.open(&old)?;
@@ -164,9 +164,10 @@ impl Store {
     }
 
     /// Locks the folder: its files are replaced, and a lock on a file would not survive that.
-    fn lock(&self, alone: bool) -> Result<File, Why> {
+    fn lock(&self, alone: bool) -> Result<File, BackendError> {
         let folder = folder(&self.path);
-        let failed = |error: io::Error| Why::new(format!("`{}`: {error}", folder.display()));
+        let failed =
+            |error: io::Error| BackendError::new(format!("`{}`: {error}", folder.display()));
         let held = File::open(folder).map_err(failed)?;
         let begin = Instant::now();
         loop {
@@ -176,16 +177,16 @@ impl Store {
                     thread::sleep(LOCK_RETRY_INTERVAL)
                 }
                 Err(TryLockError::WouldBlock) => {
-                    return Err(Why::new("another process uses the store: try again"));
+                    return Err(BackendError::new("another process uses the store: try again"));
                 }
                 Err(TryLockError::Error(error)) => return Err(failed(error)),
             }
         }
     }
 
-    fn identities(&self) -> Result<Vec<Identity>, Why> {
+    fn identities(&self) -> Result<Vec<Identity>, BackendError> {
         let shown = self.identity.display();
-        let bad = |why: &str| Why::new(format!("the identity `{shown}` {why}"));
+        let bad = |why: &str| BackendError::new(format!("the identity `{shown}` {why}"));
         let file = File::open(&self.identity).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => {
                 bad("does not exist: put it there, or set `PORTCULLIS_AGE_IDENTITY` to its path")
@@ -205,8 +206,9 @@ impl Store {
         if all.is_empty() { Err(bad("contains no identity")) } else { Ok(all) }
     }
 
-    fn open(&self, identities: &[Identity]) -> Result<Content, Why> {
-        let bad = |why: &str| Why::new(format!("the store `{}` {why}", self.path.display()));
+    fn open(&self, identities: &[Identity]) -> Result<Content, BackendError> {
+        let bad =
+            |why: &str| BackendError::new(format!("the store `{}` {why}", self.path.display()));
         let file = File::open(&self.path).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => bad("does not exist: `portcullis secret set` creates it"),
             _ => bad(&format!("cannot be read: {error}")),
@@ -223,9 +225,9 @@ impl Store {
         serde_json::from_str(&text).map_err(|_| bad("does not contain secrets"))
     }
 
-    fn save(&self, content: &Content, to: &Recipient) -> Result<(), Why> {
+    fn save(&self, content: &Content, to: &Recipient) -> Result<(), BackendError> {
         let failed = |error: &dyn std::fmt::Display| {
-            Why::new(format!("the store could not be encrypted: {error}"))
+            BackendError::new(format!("the store could not be encrypted: {error}"))
         };
         let size: usize =
             content.secrets.iter().map(|(name, value)| name.len() + value.len()).sum();
@@ -234,7 +236,10 @@ impl Store {
         serde_json::to_writer(&mut *plain, content).map_err(|error| failed(&error))?;
         let sealed = age::encrypt(to, &plain).map_err(|error| failed(&error))?;
         if sealed.len() as u64 > MAX_STORE_BYTES {
-            return Err(Why::new(format!("a store has at most {} MiB", MAX_STORE_BYTES >> 20)));
+            return Err(BackendError::new(format!(
+                "a store has at most {} MiB",
+                MAX_STORE_BYTES >> 20
+            )));
         }
         write(&self.path, &sealed)
     }
@@ -249,8 +254,8 @@ fn text(from: impl io::Read) -> Result<Zeroizing<String>, String> {
     crate::utf8::text(bytes).ok_or_else(|| "is not UTF-8 text".to_owned())
 }
 
-fn recipient(identities: &[Identity]) -> Result<Recipient, Why> {
-    let first = identities.first().ok_or_else(|| Why::new("there is no identity"))?;
+fn recipient(identities: &[Identity]) -> Result<Recipient, BackendError> {
+    let first = identities.first().ok_or_else(|| BackendError::new("there is no identity"))?;
     Ok(first.to_public())
 }
 
@@ -270,9 +275,9 @@ fn folder(path: &Path) -> &Path {
 }
 
 /// Replaces a file by a complete, synced one that only its owner can access.
-fn write(path: &Path, bytes: &[u8]) -> Result<(), Why> {
+fn write(path: &Path, bytes: &[u8]) -> Result<(), BackendError> {
     atomic_file::write(path, bytes)
-        .map_err(|error| Why::new(format!("cannot write `{}`: {error}", path.display())))
+        .map_err(|error| BackendError::new(format!("cannot write `{}`: {error}", path.display())))
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ use nix::{
 };
 use tempfile::TempDir;
 
-use crate::{Secret, error::Why};
+use crate::{Secret, error::BackendError};
 
 /// Prefix of the names of the folders.
 const PREFIX: &str = "portcullis-secrets-";
@@ -43,7 +43,7 @@ impl Runtime {
     ///
     /// # Errors
     /// If none of these is a tmpfs.
-    pub fn make() -> Result<Self, Why> {
+    pub fn make() -> Result<Self, BackendError> {
         let mut why = Vec::new();
         for parent in candidates() {
             match Self::make_in(&parent) {
@@ -51,7 +51,7 @@ impl Runtime {
                 Err(error) => why.push(format!("{}: {error}", parent.display())),
             }
         }
-        Err(Why::new(format!("no folder in memory can be created ({})", why.join("; "))))
+        Err(BackendError::new(format!("no folder in memory can be created ({})", why.join("; "))))
     }
 
     fn make_in(parent: &Path) -> io::Result<Self> {
@@ -89,15 +89,15 @@ impl Runtime {
     ///
     /// # Errors
     /// If the folder cannot be created.
-    pub fn folder(&self, reader: Option<Reader>) -> Result<Folder, Why> {
+    pub fn folder(&self, reader: Option<Reader>) -> Result<Folder, BackendError> {
         let create = || -> io::Result<TempDir> {
             let dir = tempfile::Builder::new().prefix("s-").tempdir_in(self.dir.path())?;
             // Regardless of the umask.
             fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
             Ok(dir)
         };
-        let dir =
-            create().map_err(|error| Why::new(format!("a folder can't be created: {error}")))?;
+        let dir = create()
+            .map_err(|error| BackendError::new(format!("a folder can't be created: {error}")))?;
         Ok(Folder { dir, reader })
     }
 }
@@ -202,7 +202,7 @@ impl Folder {
     ///
     /// # Errors
     /// If the file cannot be written; the earlier value then stays.
-    pub fn put(&self, name: &str, value: &Secret) -> Result<(), Why> {
+    pub fn put(&self, name: &str, value: &Secret) -> Result<(), BackendError> {
         let put = || -> io::Result<()> {
             let mode = if self.reader.is_some() { 0o400 } else { 0o444 };
             let mut file = tempfile::Builder::new().prefix(".new-").tempfile_in(self.dir.path())?;
@@ -213,7 +213,9 @@ impl Folder {
             file.as_file().set_permissions(fs::Permissions::from_mode(mode))?;
             file.persist(self.dir.path().join(name)).map(drop).map_err(|failed| failed.error)
         };
-        put().map_err(|error| Why::new(format!("the file of `{name}` can't be written: {error}")))
+        put().map_err(|error| {
+            BackendError::new(format!("the file of `{name}` can't be written: {error}"))
+        })
     }
 }
 

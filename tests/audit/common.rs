@@ -9,8 +9,8 @@ use std::{
 };
 
 use portcullis_audit::{
-    Archive, Audit, Conclusion, Intent, Outcome, PAGE_MAX, Query, Refused, Ruling, Unavailable,
-    record::Entry,
+    Archive, Audit, Conclusion, DecisionContext, Intent, Outcome, PAGE_MAX, Query, Refused,
+    Unavailable, record::Entry,
 };
 use portcullis_protocol::{
     exchange::{Direction, Exchange, Method, Payload, Revision, Target, Transport},
@@ -88,12 +88,12 @@ pub fn call() -> Exchange {
 }
 
 pub async fn intent(audit: &Audit, exchange: &Exchange) -> Result<(), Unavailable> {
-    audit.intent(Intent::of(exchange, Ruling::default(), audit.key())).await
+    audit.intent(Intent::of(exchange, DecisionContext::default(), audit.key())).await
 }
 
 pub async fn outcome(audit: &Audit, exchange: &Exchange) -> Result<(), Unavailable> {
     let conclusion = Conclusion::Delivered;
-    let outcome = Outcome::of(exchange, Ruling::default(), conclusion, None, audit.key());
+    let outcome = Outcome::of(exchange, DecisionContext::default(), conclusion, None, audit.key());
     audit.outcome(outcome).await
 }
 
@@ -106,7 +106,7 @@ pub async fn refuse(audit: &Audit, exchange: &Exchange, code: Code) -> Result<()
         obligations: Default::default(),
     };
     let refusal = Refusal::new(code, "not allowed").rule(rule);
-    audit.refused(Refused::of(exchange, &refusal, Ruling::default(), audit.key())).await
+    audit.refused(Refused::of(exchange, &refusal, DecisionContext::default(), audit.key())).await
 }
 
 /// A folder, copied as a power cut would leave it: sled makes and removes files of its own for a

@@ -9,7 +9,7 @@ use std::{
 
 use portcullis_audit::config::Encryption;
 use portcullis_audit::{
-    Audit, Keys, Limits, Options, Order, Query, Reader, Unavailable, Why,
+    Audit, Keys, Limits, Options, Order, Query, Reader, RetentionReason, Unavailable,
     proof::verify::{Request, verify},
     record::{Event, Record, RecordsDropped},
 };
@@ -387,7 +387,7 @@ async fn pruned_segments_leave_their_proofs() {
     assert_eq!((held.dropped.len(), held.held), (0, Some(0)));
 
     let pruned = audit.prune(limits, Some(0), false).await.unwrap();
-    assert!(pruned.dropped.iter().all(|dropped| dropped.why == Why::SizeUndelivered));
+    assert!(pruned.dropped.iter().all(|dropped| dropped.why == RetentionReason::SizeUndelivered));
     let left = segments(dir.path());
     assert_eq!(left, before[before.len() - left.len()..]);
     assert!(left.len() >= 2 && left.len() < before.len(), "{left:?} of {before:?}");

@@ -6,8 +6,8 @@ use std::{
 };
 
 use portcullis_audit::{
-    Aggregates, Audit, By, Column, CountRequest, Counting, Intent, Order, Outcome, Query, Refused,
-    Ruling, StatsRequest, record::ServerStopped,
+    Aggregates, Audit, By, Column, CountRequest, Counting, DecisionContext, Intent, Order, Outcome,
+    Query, Refused, StatsRequest, record::ServerStopped,
 };
 use portcullis_protocol::{
     exchange::{Effect, Exchange, Finding, Method, Phase},
@@ -62,11 +62,11 @@ async fn write(audit: &Audit, at: usize) {
         effect: Effect::Reported,
     };
     let rule = Rule::named(pick(&["r-1", "r-2"], at, 6));
-    let ruling = Ruling {
+    let ruling = DecisionContext {
         rules: std::slice::from_ref(&rule),
         findings: if at.is_multiple_of(4) { std::slice::from_ref(&finding) } else { &[] },
         policy_revision: Some("7f3a"),
-        ..Ruling::default()
+        ..DecisionContext::default()
     };
     match at % 11 {
         0 | 1 => {

@@ -2,7 +2,9 @@
 
 use std::{fs, path::Path, sync::Arc};
 
-use portcullis_audit::{Arrival, Audit, Conclusion, Intent, Options, Outcome, Refused, Ruling};
+use portcullis_audit::{
+    Arrival, Audit, Conclusion, DecisionContext, Intent, Options, Outcome, Refused,
+};
 use portcullis_protocol::{
     exchange::{Answer, Definition, Payload, Target},
     names::DecisionId,
@@ -52,9 +54,9 @@ async fn store_contains_no_values_of_messages() {
         "_meta": {"note": canary},
     }));
     exchange.response = Some(Answer::Result(Payload::from(json!({"content": canary}))));
-    audit.intent(Intent::of(&exchange, Ruling::default(), audit.key())).await.unwrap();
+    audit.intent(Intent::of(&exchange, DecisionContext::default(), audit.key())).await.unwrap();
     let delivered = Conclusion::Delivered;
-    let outcome = Outcome::of(&exchange, Ruling::default(), delivered, None, audit.key());
+    let outcome = Outcome::of(&exchange, DecisionContext::default(), delivered, None, audit.key());
     audit.outcome(outcome).await.unwrap();
 
     let mut read = call();

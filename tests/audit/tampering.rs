@@ -16,7 +16,7 @@ use portcullis_audit::{
     Audit, Options,
     proof::{
         Hash, Settings,
-        verify::{Report, Request, What, verify},
+        verify::{FindingKind, Report, Request, verify},
     },
 };
 use portcullis_protocol::names::DecisionId;
@@ -84,7 +84,7 @@ impl Log {
     }
 
     /// Words of what was found, each once.
-    fn found(&self) -> Vec<What> {
+    fn found(&self) -> Vec<FindingKind> {
         let mut found: Vec<_> = self.report().findings.iter().map(|f| f.what).collect();
         found.sort_unstable();
         found.dedup();
@@ -256,15 +256,15 @@ fn flipped_bits_are_found_with_their_position() {
         u32::from_le_bytes(bytes[..4].try_into().unwrap()) as usize + 8
     };
     for (file, within) in [
-        (log.find("records"), What::FrameDamaged),
-        (log.find("wal-"), What::FrameDamaged),
-        (log.path("head"), What::HeadDamaged),
-        (log.path("checkpoints"), What::CheckpointForged),
+        (log.find("records"), FindingKind::FrameDamaged),
+        (log.find("wal-"), FindingKind::FrameDamaged),
+        (log.path("head"), FindingKind::HeadDamaged),
+        (log.path("checkpoints"), FindingKind::CheckpointForged),
     ] {
         let good = fs::read(&file).unwrap();
         let name = file.strip_prefix(log.store()).unwrap().to_str().unwrap().to_owned();
         // The whole first header, and places all over the file.
-        let header = if within == What::FrameDamaged { 21 + lengths(&file) } else { 0 };
+        let header = if within == FindingKind::FrameDamaged { 21 + lengths(&file) } else { 0 };
         let all = (0..good.len()).step_by((good.len() / 40).max(1)).chain(0..header.min(30));
         for at in all.chain([good.len() - 1]) {
             let mut bytes = good.clone();
@@ -291,10 +291,10 @@ fn changed_record_is_found_with_a_recomputed_chain() {
         *line = line.replace("ci-bot", "mallory");
         put(&path, &all);
         let report = log.report();
-        let broken = report.findings.iter().find(|f| f.what == What::ChainBroken).unwrap();
+        let broken = report.findings.iter().find(|f| f.what == FindingKind::ChainBroken).unwrap();
         assert_eq!(broken.seq, Some(first + 1));
         chain(&log);
-        assert_eq!(log.found(), [What::RootMismatch], "{file}");
+        assert_eq!(log.found(), [FindingKind::RootMismatch], "{file}");
         let report = log.report();
         let said = &report.findings[0];
         assert!(said.seq.unwrap() <= first, "{said}");
@@ -321,7 +321,8 @@ fn removed_inserted_or_moved_records_are_found() {
         edit(&mut all);
         put(&path, &all);
         let found = log.found();
-        let words = [What::RecordMisplaced, What::RecordMissing, What::ChainBroken];
+        let words =
+            [FindingKind::RecordMisplaced, FindingKind::RecordMissing, FindingKind::ChainBroken];
         assert!(found.iter().any(|what| words.contains(what)), "{name}: {found:?}");
     }
     // One that is taken out, and all that follow numbered and chained anew.
@@ -349,7 +350,7 @@ fn removed_inserted_or_moved_records_are_found() {
     put(&records, &sealed.chunks(256).enumerate().map(|part| frame(part, 1)).collect::<Vec<_>>());
     put(&wal, &[Frame { flags: 0, first: 4096, lines: open.to_vec() }]);
     fs::write(log.path("head"), format!("{:020} {prev}\n", lines.len() - 1)).unwrap();
-    assert_eq!(log.found(), [What::RootMismatch, What::TailCut]);
+    assert_eq!(log.found(), [FindingKind::RootMismatch, FindingKind::TailCut]);
 }
 
 #[test]
@@ -371,12 +372,16 @@ fn truncated_tail_is_found() {
             let hash = Hash::leaf(last.lines.last().unwrap().as_bytes());
             fs::write(log.path("head"), format!("{seq:020} {hash}\n")).unwrap();
         }
-        assert_eq!(log.found(), [What::TailCut], "{file} {frames_cut}");
+        assert_eq!(log.found(), [FindingKind::TailCut], "{file} {frames_cut}");
         // The checkpoints that tell of them with them: the state folder still knows.
         let notes = fs::read_to_string(log.path("checkpoints")).unwrap();
         let first: String = notes.split_inclusive("\n\n").take(2).collect();
         fs::write(log.path("checkpoints"), first).unwrap();
-        assert_eq!(log.found(), [What::TailCut, What::CheckpointMissing], "{file} {frames_cut}");
+        assert_eq!(
+            log.found(),
+            [FindingKind::TailCut, FindingKind::CheckpointMissing],
+            "{file} {frames_cut}"
+        );
     }
 }
 
@@ -389,10 +394,10 @@ fn rolled_back_store_is_found_after_new_records_too() {
     runtime.block_on(async { write(&open(log.state(), &log.store()), 100).await });
     fs::remove_dir_all(log.store()).unwrap();
     copy(before.path(), &log.store());
-    assert_eq!(log.found(), [What::TailCut, What::CheckpointMissing]);
+    assert_eq!(log.found(), [FindingKind::TailCut, FindingKind::CheckpointMissing]);
     // The proxy starts with it and goes on, beyond where it was.
     runtime.block_on(async { write(&open(log.state(), &log.store()), 300).await });
-    assert_eq!(log.found(), [What::RootMismatch, What::CheckpointMissing]);
+    assert_eq!(log.found(), [FindingKind::RootMismatch, FindingKind::CheckpointMissing]);
 }
 
 #[test]
@@ -403,18 +408,18 @@ fn swapped_store_is_found() {
     fs::remove_dir_all(mine.store()).unwrap();
     copy(&theirs.store(), &mine.store());
     let found = mine.found();
-    assert!(found.contains(&What::StoreSwapped), "{found:?}");
-    assert!(found.contains(&What::CheckpointOtherStore), "{found:?}");
+    assert!(found.contains(&FindingKind::StoreSwapped), "{found:?}");
+    assert!(found.contains(&FindingKind::CheckpointOtherStore), "{found:?}");
 }
 
 #[test]
 fn removed_segment_is_found() {
     let log = log();
     fs::remove_dir_all(log.path("segments/0000000000000000")).unwrap();
-    assert_eq!(log.found(), [What::TailCut]);
+    assert_eq!(log.found(), [FindingKind::TailCut]);
     fs::remove_dir_all(log.path("segments")).unwrap();
     fs::remove_file(log.path("head")).unwrap();
-    assert_eq!(log.found(), [What::TailCut]);
+    assert_eq!(log.found(), [FindingKind::TailCut]);
 }
 
 #[test]
@@ -433,13 +438,13 @@ fn removed_changed_or_forged_checkpoints_are_found() {
     for gone in 0..all.len() {
         let mut left = all.clone();
         left.remove(gone);
-        assert_eq!(found(&left), [What::CheckpointMissing], "checkpoint {gone}");
+        assert_eq!(found(&left), [FindingKind::CheckpointMissing], "checkpoint {gone}");
     }
-    assert_eq!(found(&[]), [What::CheckpointMissing]);
+    assert_eq!(found(&[]), [FindingKind::CheckpointMissing]);
     fs::remove_file(&path).unwrap();
-    assert_eq!(log.found(), [What::CheckpointMissing]);
+    assert_eq!(log.found(), [FindingKind::CheckpointMissing]);
     fs::write(&path, good.replacen("number 2\n", "number 9\n", 1)).unwrap();
-    assert_eq!(log.found(), [What::CheckpointForged]);
+    assert_eq!(log.found(), [FindingKind::CheckpointForged]);
 
     // Records changed, chained anew, and signed by a key of the forger's own.
     fs::write(&path, &good).unwrap();
@@ -453,8 +458,8 @@ fn removed_changed_or_forged_checkpoints_are_found() {
     fs::remove_dir_all(log.path("segments/0000000000000000/index")).unwrap();
     drop(open(forger.path(), &log.store()));
     let found = log.found();
-    assert!(found.contains(&What::CheckpointOtherKey), "{found:?}");
-    assert!(found.contains(&What::RootMismatch), "{found:?}");
+    assert!(found.contains(&FindingKind::CheckpointOtherKey), "{found:?}");
+    assert!(found.contains(&FindingKind::RootMismatch), "{found:?}");
 }
 
 #[test]

@@ -14,7 +14,7 @@ use portcullis_audit::{
     Audit, Limits, Options,
     proof::{
         Settings,
-        verify::{Report, Request, What, verify},
+        verify::{FindingKind, Report, Request, verify},
     },
 };
 use tempfile::TempDir;
@@ -197,7 +197,10 @@ async fn wrong_segment_metadata_is_never_signed() {
                     let found = match at {
                         _ if name.starts_with("another") => {
                             let found = log.report().findings;
-                            assert!(found.iter().all(|f| f.what == What::IndexMismatch), "{what}");
+                            assert!(
+                                found.iter().all(|f| f.what == FindingKind::IndexMismatch),
+                                "{what}"
+                            );
                             assert_ne!(found, [], "{what}");
                             signing_outcome_after_repair(&log, &what).await
                         }
@@ -218,7 +221,8 @@ async fn signing_outcome_after_repair(log: &Log, what: &str) -> SigningOutcome {
     audit.checkpoint().await.unwrap_or_else(|fault| panic!("{what}: {fault}"));
     drop(audit);
     let report = log.report();
-    let others = report.findings.iter().filter(|finding| finding.what != What::IndexMismatch);
+    let others =
+        report.findings.iter().filter(|finding| finding.what != FindingKind::IndexMismatch);
     assert_eq!(others.count(), 0, "{what}: {:?}", report.findings);
     assert_eq!(report.signed.map(|signed| signed.size), Some(report.end), "{what}");
     SigningOutcome::Signed
@@ -301,7 +305,7 @@ async fn changed_signed_records_are_not_signed_again() {
             let _ = fs::remove_file(segment.join("segment.json"));
         }
         assert_eq!(signing_outcome(&made, "a changed record").await, SigningOutcome::Refused);
-        assert!(made.report().findings.iter().any(|f| f.what == What::FrameDamaged));
+        assert!(made.report().findings.iter().any(|f| f.what == FindingKind::FrameDamaged));
     }
 }
 

@@ -73,16 +73,16 @@ impl HostServices for Around {
 }
 
 pub(super) fn loaded(config: &Config, around: Arc<Around>) -> Result<Plugin, LoadError> {
-    loaded_as(config, &settings(), PluginHost { around, ..PluginHost::bare() })
+    loaded_as(config, &settings(), PluginHost { services: around, ..PluginHost::bare() })
 }
 
 fn loaded_as(
     config: &Config,
     settings: &EntrySettings,
-    house: PluginHost,
+    plugin_host: PluginHost,
 ) -> Result<Plugin, LoadError> {
     let secrets = config.secrets(Path::new(".")).expect("secrets");
-    Plugin::load(config, settings, Path::new("."), secrets, &house)
+    Plugin::load(config, settings, Path::new("."), secrets, &plugin_host)
 }
 
 /// What the probe refuses with.
@@ -271,9 +271,10 @@ async fn http_follows_no_redirects_and_times_out() {
     let (port, mut heard) = server("").await;
     let config = probe(folder.path(), port, all(folder.path(), port));
     let quick = EntrySettings { deadline_ms: Some(10_000), ..EntrySettings::default() };
-    let house = PluginHost { around: Arc::new(Around::default()), ..PluginHost::bare() };
+    let plugin_host = PluginHost { services: Arc::new(Around::default()), ..PluginHost::bare() };
     let secrets = config.secrets(Path::new(".")).expect("secrets");
-    let plugin = Plugin::load(&config, &quick, Path::new("."), secrets, &house).expect("it loads");
+    let plugin =
+        Plugin::load(&config, &quick, Path::new("."), secrets, &plugin_host).expect("it loads");
     let tarpit = ask(&plugin, "get http://HOST/").await;
     heard.recv().await.expect("a request");
     let told = format!("{tarpit:?}");
@@ -301,13 +302,13 @@ async fn plugin_in_audit_mode_stores_and_sends_nothing() {
     states.open().expect("a store");
     let mut config = probe(folder.path(), port, all(folder.path(), port));
     let entry = |mode| EntrySettings { mode, ..settings() };
-    let house = || PluginHost {
-        around: Arc::new(Around::default()),
+    let plugin_host = || PluginHost {
+        services: Arc::new(Around::default()),
         states: Some(states.clone()),
         ..PluginHost::bare()
     };
-    let enforced = loaded_as(&config, &entry(Mode::Enforce), house()).expect("it loads");
-    let tried = loaded_as(&config, &entry(Mode::Audit), house()).expect("it loads");
+    let enforced = loaded_as(&config, &entry(Mode::Enforce), plugin_host()).expect("it loads");
+    let tried = loaded_as(&config, &entry(Mode::Audit), plugin_host()).expect("it loads");
     assert_eq!(got(&enforced, "add").await, "Ok(1)");
     for expected in ["Ok(1)", "Ok(2)", "Ok(3)"] {
         assert_eq!(got(&tried, "add").await, expected, "values of its own");
@@ -322,7 +323,7 @@ async fn plugin_in_audit_mode_stores_and_sends_nothing() {
     assert!(heard.try_recv().is_err(), "nobody was asked");
 
     config.audit_http = true;
-    let sending = loaded_as(&config, &entry(Mode::Audit), house()).expect("it loads");
+    let sending = loaded_as(&config, &entry(Mode::Audit), plugin_host()).expect("it loads");
     assert_eq!(got(&sending, "get http://HOST/").await, "Ok(\"200 hello\")");
     assert_eq!(got(&sending, "add").await, "Ok(1)");
 }

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use portcullis_audit::{Audit, Intent, Refused, Ruling, record::Kept};
+use portcullis_audit::{Audit, DecisionContext, Intent, Refused, record::KeptBody};
 use portcullis_protocol::{
     exchange::{Definition, Direction, Exchange, Method, Payload, Revision, Target, Transport},
     identity::{Principal, PrincipalKind},
@@ -109,10 +109,11 @@ pub fn record(folder: &TempDir, calls: &[Called<'_>]) -> Vec<DecisionId> {
         for call in calls {
             let exchange = call.exchange();
             ids.push(exchange.id);
-            let kept = call.kept.then(|| Kept::of(call.args.clone(), 0));
+            let kept = call.kept.then(|| KeptBody::of(call.args.clone(), 0));
             if let Some((code, detail)) = call.start {
                 let refusal = Refusal::new(code, "not to be started").detail(detail);
-                let refused = Refused::of(&exchange, &refusal, Ruling::default(), audit.key());
+                let refused =
+                    Refused::of(&exchange, &refusal, DecisionContext::default(), audit.key());
                 audit.refused(refused).await.unwrap();
             } else if call.allowed {
                 let rule = call.under.map(|(name, text)| {
@@ -120,7 +121,8 @@ pub fn record(folder: &TempDir, calls: &[Called<'_>]) -> Vec<DecisionId> {
                     Arc::make_mut(&mut rule.obligations).take(name, text).unwrap();
                     rule
                 });
-                let ruling = Ruling { rules: rule.as_slice(), ..Ruling::default() };
+                let ruling =
+                    DecisionContext { rules: rule.as_slice(), ..DecisionContext::default() };
                 let intent = Intent::of(&exchange, ruling, audit.key());
                 audit.intent(intent.keeping(kept)).await.unwrap();
             } else {
@@ -131,7 +133,8 @@ pub fn record(folder: &TempDir, calls: &[Called<'_>]) -> Vec<DecisionId> {
                     reason: Some("nothing is destroyed here".into()),
                     ..Rule::named(id)
                 });
-                let ruling = Ruling { rules: rule.as_slice(), ..Ruling::default() };
+                let ruling =
+                    DecisionContext { rules: rule.as_slice(), ..DecisionContext::default() };
                 let refused = Refused::of(&exchange, &refusal, ruling, audit.key());
                 audit.refused(refused.keeping(kept)).await.unwrap();
             }

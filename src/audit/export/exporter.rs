@@ -40,11 +40,11 @@ pub(super) trait Source: Send + Sync + 'static {
 const ATTEMPTS: u32 = 5;
 
 /// Filter for the records of a stream.
-pub(super) type Wanted = Arc<dyn Fn(&Item) -> bool + Send + Sync>;
+pub(super) type RecordFilter = Arc<dyn Fn(&Item) -> bool + Send + Sync>;
 
 /// Timing of a stream.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Pace {
+pub(super) struct Timing {
     /// How long a record waits for others in its batch.
     pub linger: Duration,
     /// Delay after the first failure. It doubles with each further failure.
@@ -55,7 +55,7 @@ pub(super) struct Pace {
     pub keep: Duration,
 }
 
-impl Default for Pace {
+impl Default for Timing {
     fn default() -> Self {
         Self {
             linger: Duration::from_millis(100),
@@ -87,13 +87,13 @@ pub(super) struct Parts {
     pub log: String,
     pub source: Arc<dyn Source>,
     pub sink: Box<dyn Sink>,
-    pub wanted: Option<Wanted>,
+    pub wanted: Option<RecordFilter>,
     /// Maximum number of records in a batch.
     pub batch: usize,
     /// Whether a stream without a cursor skips existing records.
     pub from_now: bool,
     pub cursor_file: CursorFile,
-    pub pace: Pace,
+    pub pace: Timing,
     pub meters: Meters,
     /// `seq` of the first record that is not delivered, for the metrics.
     pub next: Arc<AtomicU64>,
@@ -385,7 +385,7 @@ fn read(
     source: &dyn Source,
     from: u64,
     most: usize,
-    wanted: Option<Wanted>,
+    wanted: Option<RecordFilter>,
 ) -> Result<Read, String> {
     let lines = source.lines(from, most)?;
     let mut illegible = Vec::new();

@@ -14,11 +14,11 @@ use tokio::{sync::watch, task::JoinHandle};
 use super::{
     Format, Illegal, Item, Origin, Target,
     cursor::CursorFile,
-    exporter::{Meters, Pace, Parts, Source, Stream, Wanted},
+    exporter::{Meters, Parts, RecordFilter, Source, Stream, Timing},
 };
 use crate::{
     Filter,
-    config::{self, Begin, Destination},
+    config::{self, Destination, StreamStart},
 };
 use portcullis_protocol::names::ExportName;
 use portcullis_vault::{Secret, SecretRef, Source as SecretSource};
@@ -37,7 +37,7 @@ pub struct Settings {
     batch: usize,
     from_now: bool,
     /// Filter for records. Without it, all records are delivered.
-    wanted: Option<Wanted>,
+    wanted: Option<RecordFilter>,
 }
 
 /// Streams of a running proxy.
@@ -164,7 +164,7 @@ impl Settings {
         }
         let wanted = entry.filter.as_deref().map(|text| {
             let filter: Filter = text.parse().map_err(|e| Illegal(format!("its filter: {e}")))?;
-            Ok::<Wanted, Illegal>(Arc::new(move |item: &Item| filter.matches(&item.entry)))
+            Ok::<RecordFilter, Illegal>(Arc::new(move |item: &Item| filter.matches(&item.entry)))
         });
         let wanted = wanted.transpose()?;
         let headers = entry
@@ -179,7 +179,7 @@ impl Settings {
             headers,
             ca_file: entry.ca_file.clone(),
             batch: entry.batch,
-            from_now: entry.begin == Begin::Now,
+            from_now: entry.begin == StreamStart::Now,
             wanted,
         })
     }
@@ -226,7 +226,7 @@ impl Each {
                 batch: self.settings.batch.max(1),
                 from_now: self.settings.from_now,
                 cursor_file: self.cursor_file.clone(),
-                pace: Pace::default(),
+                pace: Timing::default(),
                 meters: self.meters.clone(),
                 next: self.next.clone(),
                 stop: self.stop.clone(),

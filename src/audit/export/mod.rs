@@ -38,9 +38,9 @@ impl Audit {
         settings: Vec<Settings>,
         meters: impl Fn(&ExportName) -> Meters,
     ) -> Result<Streams, Illegal> {
-        let shelf = self.shelf();
-        let source: Arc<dyn exporter::Source> = Arc::new(source::Stored(shelf.clone()));
+        let segment_set = self.segment_set();
+        let source: Arc<dyn exporter::Source> = Arc::new(source::Stored(segment_set.clone()));
         let origin = Origin::here(self.id().to_owned());
-        Streams::start(settings, shelf.dir(), &origin, &source, meters)
+        Streams::start(settings, segment_set.dir(), &origin, &source, meters)
     }
 }

@@ -20,7 +20,7 @@ use tokio::{
 use super::{
     Item, Meters,
     cursor::{Cursor, CursorFile},
-    exporter::{Pace, Parts, Source, Stream, Wanted},
+    exporter::{Parts, RecordFilter, Source, Stream, Timing},
     target::{Sink, Undelivered},
 };
 use crate::{
@@ -128,7 +128,7 @@ struct Setup {
     answers: Vec<Result<(), Undelivered>>,
     batch: usize,
     from_now: bool,
-    wanted: Option<Wanted>,
+    wanted: Option<RecordFilter>,
 }
 
 fn cursor_file(store: &Path) -> CursorFile {
@@ -150,7 +150,7 @@ impl Setup {
             batch: if self.batch == 0 { 100 } else { self.batch },
             from_now: self.from_now,
             cursor_file: cursor_file(store),
-            pace: Pace {
+            pace: Timing {
                 linger: Duration::ZERO,
                 least: Duration::from_millis(1),
                 most: Duration::from_millis(2),
@@ -242,7 +242,7 @@ async fn oversized_batch_is_halved() {
 async fn cursor_advances_past_filtered_records() {
     let dir = tempfile::tempdir().unwrap();
     let log = Log::of(10);
-    let wanted: Wanted = Arc::new(|item| item.seq.0 % 4 == 0);
+    let wanted: RecordFilter = Arc::new(|item| item.seq.0 % 4 == 0);
     let setup = Setup { wanted: Some(wanted), batch: 3, ..Setup::default() };
     let mut stream = setup.start(&log, dir.path()).await;
     assert_eq!(stream.until(8).await.concat(), [0, 4, 8]);

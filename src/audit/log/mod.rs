@@ -21,16 +21,18 @@ use tokio::sync::{broadcast, mpsc};
 
 use crate::{
     digest::DigestKey,
-    maintenance::{self, Gap, Keys, Missed, PROBE},
+    maintenance::{self, Gap, Keys, MissedRecords, PROBE},
     proof::{self, CheckpointFault, Checkpointer, Proof, ProveFault, Prover, Verifier},
     query::Archive,
     record::{Event, EventRecord, Intent, KeyRotated, Kind, Outcome, Record, Refused},
-    store::{Fault, Job, Lock, SegmentInfo, SegmentSet, Settings, Writer, Written, private_dir},
+    store::{
+        Fault, Job, Lock, SegmentInfo, SegmentSet, Settings, StoredRecord, Writer, private_dir,
+    },
     unavailable::Unavailable,
 };
 use portcullis_protocol::names::DecisionId;
 
-use open::{broken, identify, lock, open_shelf, unfit};
+use open::{broken, identify, lock, open_segment_set, unfit};
 pub use options::{Clock, Options, Scrub};
 pub use reader::Reader;
 
@@ -49,14 +51,14 @@ struct Inner {
     options: Options,
     key: DigestKey,
     archive: Archive,
-    shelf: Arc<SegmentSet>,
+    segment_set: Arc<SegmentSet>,
     /// Records that the log missed.
     gap: Gap,
     /// Excludes concurrent backups and removals of segments.
     keeping: tokio::sync::Mutex<()>,
     /// Serializes verifications.
     verifying: Arc<tokio::sync::Mutex<()>>,
-    tail: broadcast::Sender<Arc<Written>>,
+    tail: broadcast::Sender<Arc<StoredRecord>>,
     /// Records acknowledged since the log was opened.
     written: AtomicU64,
     /// Whether the store accepted the last record.
@@ -88,7 +90,7 @@ impl Drop for Inner {
         if let Some(missed) = missed
             && !reported.is_some_and(|mut answer| matches!(answer.try_recv(), Ok(Ok(()))))
         {
-            let Missed { since, until, intents, outcomes, refusals, events } = missed;
+            let MissedRecords { since, until, intents, outcomes, refusals, events } = missed;
             tracing::error!(
                 %since, %until, intents, outcomes, refusals, events,
                 "audit records dropped, and the gap could not be recorded: keep this line"
@@ -128,15 +130,16 @@ impl Audit {
         let signed = proof::signed_digest_key(dir, state);
         let key = DigestKey::open(dir, cipher.as_deref(), signed).map_err(broken(dir))?;
         let unavailable = |fault| Unavailable::of(fault, dir.to_owned(), options.reserve);
-        let (opened, fork) = open_shelf(dir, state, &key, cipher.as_ref()).map_err(unavailable)?;
-        let shelf = opened.shelf.clone();
+        let (opened, fork) =
+            open_segment_set(dir, state, &key, cipher.as_ref()).map_err(unavailable)?;
+        let segment_set = opened.segment_set.clone();
         let rotated = match &cipher {
             Some(cipher) => {
-                manifest.uses(dir, cipher.id(), shelf.view().end()).map_err(unfit(dir))?
+                manifest.uses(dir, cipher.id(), segment_set.view().end()).map_err(unfit(dir))?
             }
             None => None,
         };
-        let signed = shelf.clone();
+        let signed = segment_set.clone();
         let head = move || signed.head();
         let (digest_key, settings) = (key.fingerprint(), &options.checkpoints);
         let checkpointer = Checkpointer::start(dir, &manifest.id, settings, digest_key, fork, head)
@@ -156,16 +159,16 @@ impl Audit {
             // The queue is still empty.
             let _ = jobs.try_send(job);
         }
-        let archive = Archive::new(shelf.clone());
+        let archive = Archive::new(segment_set.clone());
         let gap = Gap::new(options.pass);
         let inner = Inner {
             dir: dir.to_owned(),
             id: manifest.id.clone(),
             options,
             key,
-            prover: Prover::new(shelf.clone(), archive.clone()),
+            prover: Prover::new(segment_set.clone(), archive.clone()),
             archive,
-            shelf,
+            segment_set,
             gap,
             keeping: Default::default(),
             verifying: Arc::default(),
@@ -288,7 +291,7 @@ impl Audit {
 
     /// Records that the log misses now (while calls go on without it), and the number of records
     /// missed since it was opened.
-    pub fn missed(&self) -> (Option<Missed>, u64) {
+    pub fn missed(&self) -> (Option<MissedRecords>, u64) {
         let passing = self.inner.gap.open().filter(|_| self.inner.options.pass);
         (passing, self.inner.gap.total())
     }
@@ -300,7 +303,7 @@ impl Audit {
     }
 
     /// Whether the store accepted the last record.
-    pub fn is_well(&self) -> bool {
+    pub fn is_healthy(&self) -> bool {
         self.inner.well.load(Ordering::Relaxed)
     }
 
@@ -387,8 +390,8 @@ impl Audit {
         &self.inner.archive
     }
 
-    pub(super) fn shelf(&self) -> &Arc<SegmentSet> {
-        &self.inner.shelf
+    pub(super) fn segment_set(&self) -> &Arc<SegmentSet> {
+        &self.inner.segment_set
     }
 
     /// Stream of all records written from now on.
@@ -410,7 +413,9 @@ impl Inner {
         let Self { dir, options, jobs, written: total, .. } = self;
         let closed = || Unavailable::Closed { dir: dir.clone() };
         let unavailable = |fault| Unavailable::of(fault, dir.clone(), options.reserve);
-        record.settle(options.scrub.as_deref().map(|scrub| scrub as &dyn Fn(&mut String)));
+        record.scrub_and_truncate(
+            options.scrub.as_deref().map(|scrub| scrub as &dyn Fn(&mut String)),
+        );
         let (job, answer) = Job::new(record).map_err(unavailable)?;
         let jobs = jobs.as_ref().ok_or_else(closed)?;
         let written = async {
@@ -453,13 +458,13 @@ async fn mend(inner: Weak<Inner>) {
 
 /// Stream of records as they are written.
 #[derive(Debug)]
-pub struct Tail(broadcast::Receiver<Arc<Written>>);
+pub struct Tail(broadcast::Receiver<Arc<StoredRecord>>);
 
 /// Item of a [`Tail`].
 #[derive(Debug, Clone, PartialEq)]
 pub enum Tailed {
     /// A record was written.
-    Record(Arc<Written>),
+    Record(Arc<StoredRecord>),
     /// Number of records that were skipped because the follower was too slow. The store has them.
     Missed(u64),
 }
@@ -480,7 +485,7 @@ mod tests {
     use super::*;
     use portcullis_test_support::exchange;
 
-    use crate::Ruling;
+    use crate::DecisionContext;
 
     /// A log whose queue only the test empties.
     fn stalled(dir: &Path, deadline: Duration) -> (Audit, mpsc::Receiver<Job>) {
@@ -493,7 +498,7 @@ mod tests {
     }
 
     async fn write(audit: &Audit) -> Result<(), Unavailable> {
-        audit.intent(Intent::of(&exchange(|_| {}), Ruling::default(), audit.key())).await
+        audit.intent(Intent::of(&exchange(|_| {}), DecisionContext::default(), audit.key())).await
     }
 
     #[tokio::test]

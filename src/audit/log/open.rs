@@ -6,7 +6,9 @@ use crate::{
     digest::DigestKey,
     maintenance::{self, Cipher, Keys, Manifest, ManifestFault},
     proof::{self, Continuity},
-    store::{Fault, Lock, LockRefused, Mode, Opened, Opening, SegmentSet, Trust, first_segment},
+    store::{
+        Fault, IndexTrust, Lock, LockRefused, Mode, Opened, Opening, SegmentSet, first_segment,
+    },
     unavailable::Unavailable,
 };
 
@@ -55,7 +57,7 @@ pub(super) fn lock(dir: &Path, deadline: Duration) -> Result<Lock, Unavailable> 
 
 /// Opens the files of a store for writing. Also returns the reason, if any, not to sign: the
 /// tree does not continue what was signed last, or contradicts the records.
-pub(super) fn open_shelf(
+pub(super) fn open_segment_set(
     dir: &Path,
     state: &Path,
     key: &DigestKey,
@@ -71,10 +73,10 @@ pub(super) fn open_shelf(
         )
     };
     let stands = |opened: &Opened| {
-        let view = opened.shelf.view();
-        proof::goes_on(dir, &keys, state, &opened.shelf, &view)
+        let view = opened.segment_set.view();
+        proof::goes_on(dir, &keys, state, &opened.segment_set, &view)
     };
-    let opened = open(Trust::Believe, None)?;
+    let opened = open(IndexTrust::Believe, None)?;
     let why = match stands(&opened) {
         Continuity::Yes => {
             let groundless = opened.groundless.clone();
@@ -88,9 +90,9 @@ pub(super) fn open_shelf(
         "audit log does not continue from its newest checkpoint; rebuilding the tree and the \
          indexes from its records"
     );
-    let damage = opened.shelf.damage().to_vec();
+    let damage = opened.segment_set.damage().to_vec();
     drop(opened);
-    let reopened = open(Trust::Doubt, Some(damage))?;
+    let reopened = open(IndexTrust::Doubt, Some(damage))?;
     match stands(&reopened) {
         // The loss is recorded, and the log continues with the remaining records.
         Continuity::Yes | Continuity::Shorter => {
@@ -98,9 +100,9 @@ pub(super) fn open_shelf(
             Ok((reopened, groundless))
         }
         Continuity::No(why) => {
-            let damage = reopened.shelf.damage().to_vec();
+            let damage = reopened.segment_set.damage().to_vec();
             drop(reopened);
-            Ok((open(Trust::Believe, Some(damage))?, Some(why)))
+            Ok((open(IndexTrust::Believe, Some(damage))?, Some(why)))
         }
     }
 }

@@ -8,7 +8,7 @@ use crate::{
     maintenance::Keys,
     proof::{Proof, ProveFault, Prover},
     query::Archive,
-    store::{Lock, Mode, Opening, SegmentSet, Trust},
+    store::{IndexTrust, Lock, Mode, Opening, SegmentSet},
     unavailable::Unavailable,
 };
 use portcullis_protocol::names::DecisionId;
@@ -17,7 +17,7 @@ use portcullis_protocol::names::DecisionId;
 pub struct Reader {
     id: String,
     archive: Archive,
-    shelf: Arc<SegmentSet>,
+    segment_set: Arc<SegmentSet>,
     _lock: Lock,
 }
 
@@ -34,13 +34,13 @@ impl Reader {
         let (manifest, cipher) = identify(dir, keys)?;
         let key = DigestKey::for_reading(dir, cipher.as_deref()).map_err(broken(dir))?;
         // The reader signs nothing, so it does not need the tree before the first record.
-        let (mode, trust, dropped) = (Mode::Read, Trust::Believe, &|_| None);
+        let (mode, trust, dropped) = (Mode::Read, IndexTrust::Believe, &|_| None);
         let opening = Opening { key, cipher, mode, trust, earlier_damage: None, dropped };
         let opened = SegmentSet::open(dir, opening)
             .map_err(|fault| Unavailable::of(fault, dir.to_owned(), 0))?;
-        let shelf = opened.shelf;
-        let archive = Archive::new(shelf.clone());
-        Ok(Self { id: manifest.id, archive, shelf, _lock: held })
+        let segment_set = opened.segment_set;
+        let archive = Archive::new(segment_set.clone());
+        Ok(Self { id: manifest.id, archive, segment_set, _lock: held })
     }
 
     /// Id of the store: the name of its hash chain.
@@ -48,12 +48,12 @@ impl Reader {
         &self.id
     }
 
-    pub(crate) fn shelf(&self) -> &Arc<SegmentSet> {
-        &self.shelf
+    pub(crate) fn segment_set(&self) -> &Arc<SegmentSet> {
+        &self.segment_set
     }
 
     fn prover(&self) -> Prover {
-        Prover::new(self.shelf.clone(), self.archive.clone())
+        Prover::new(self.segment_set.clone(), self.archive.clone())
     }
 
     /// Proves that the records of a decision are in the log. `None` if no checkpoint has them.

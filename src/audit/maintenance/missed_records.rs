@@ -20,7 +20,7 @@ const REMIND: Duration = Duration::from_secs(10);
 
 /// Records that the log misses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Missed {
+pub struct MissedRecords {
     /// Time of the first of them.
     pub since: Timestamp,
     /// Time of the last of them.
@@ -35,7 +35,7 @@ pub struct Missed {
     pub events: u64,
 }
 
-impl Missed {
+impl MissedRecords {
     fn new(at: Timestamp) -> Self {
         Self { since: at, until: at, intents: 0, outcomes: 0, refusals: 0, events: 0 }
     }
@@ -67,9 +67,9 @@ impl Missed {
     }
 }
 
-impl From<Missed> for Event {
-    fn from(missed: Missed) -> Self {
-        let Missed { since, until, intents, outcomes, refusals, events } = missed;
+impl From<MissedRecords> for Event {
+    fn from(missed: MissedRecords) -> Self {
+        let MissedRecords { since, until, intents, outcomes, refusals, events } = missed;
         RecordsDropped { since, until, intents, outcomes, refusals, events }.into()
     }
 }
@@ -84,7 +84,7 @@ pub(crate) struct Gap {
 
 #[derive(Debug, Default)]
 struct State {
-    open: Option<Missed>,
+    open: Option<MissedRecords>,
     total: u64,
     logged: Option<Instant>,
 }
@@ -101,7 +101,7 @@ impl Gap {
         let mut state = self.state.lock();
         let now = Timestamp::now();
         let begins = state.open.is_none();
-        let missed = state.open.get_or_insert_with(|| Missed::new(now));
+        let missed = state.open.get_or_insert_with(|| MissedRecords::new(now));
         missed.add(kind, now);
         let (since, count) = (missed.since, missed.count());
         state.total += 1;
@@ -121,7 +121,7 @@ impl Gap {
     }
 
     /// The current gap, while the store accepts no records.
-    pub(crate) fn open(&self) -> Option<Missed> {
+    pub(crate) fn open(&self) -> Option<MissedRecords> {
         self.state.lock().open
     }
 
@@ -132,10 +132,10 @@ impl Gap {
 
     /// Subtracts records that the log reported. Returns whether the gap ended: records missed
     /// during the write need another report.
-    pub(crate) fn reported(&self, reported: &Missed) -> bool {
+    pub(crate) fn reported(&self, reported: &MissedRecords) -> bool {
         let mut state = self.state.lock();
         let rest = state.open.map(|open| open.less(reported)).filter(|rest| rest.count() > 0);
-        state.open = rest.map(|rest| Missed { since: reported.until, ..rest });
+        state.open = rest.map(|rest| MissedRecords { since: reported.until, ..rest });
         if state.open.is_none() {
             state.logged = None;
         }

@@ -37,7 +37,7 @@ pub(super) struct Candidate {
 /// Reason why a segment is dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Why {
+pub enum RetentionReason {
     /// `max-age`.
     Age,
     /// `max-size`.
@@ -46,7 +46,7 @@ pub enum Why {
     SizeUndelivered,
 }
 
-impl Why {
+impl RetentionReason {
     /// Reason as text, for a record.
     pub(super) fn words(self) -> &'static str {
         match self {
@@ -61,7 +61,7 @@ impl Why {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Plan {
     /// Segments to drop, in order.
-    pub drop: Vec<(Candidate, Why)>,
+    pub drop: Vec<(Candidate, RetentionReason)>,
     /// First segment that exceeds the age but is kept, because a stream has not delivered its
     /// records.
     pub held: Option<u64>,
@@ -88,9 +88,9 @@ pub(super) fn plan(
         let large = limits.size.is_some_and(|size| bytes > size);
         let undelivered = delivered.is_some_and(|delivered| delivered < segment.end);
         let why = match (old, large, undelivered) {
-            (_, true, true) => Why::SizeUndelivered,
-            (true, _, false) => Why::Age,
-            (false, true, false) => Why::Size,
+            (_, true, true) => RetentionReason::SizeUndelivered,
+            (true, _, false) => RetentionReason::Age,
+            (false, true, false) => RetentionReason::Size,
             (true, false, true) => {
                 plan.held = Some(segment.first);
                 break;
@@ -128,25 +128,34 @@ mod tests {
         plan(&segments(count), limits, delivered, now)
     }
 
-    fn firsts(plan: &Plan) -> Vec<(u64, Why)> {
+    fn firsts(plan: &Plan) -> Vec<(u64, RetentionReason)> {
         plan.drop.iter().map(|(segment, why)| (segment.first, *why)).collect()
     }
 
     #[test]
     fn oldest_segments_are_pruned_down_to_the_limits() {
         assert_eq!(dropped(9, None, None, None), Plan::default());
-        assert_eq!(firsts(&dropped(9, Some(7), None, None)), [(0, Why::Age), (10, Why::Age)]);
-        assert_eq!(firsts(&dropped(9, None, Some(700), None)), [(0, Why::Size), (10, Why::Size)]);
+        assert_eq!(
+            firsts(&dropped(9, Some(7), None, None)),
+            [(0, RetentionReason::Age), (10, RetentionReason::Age)]
+        );
+        assert_eq!(
+            firsts(&dropped(9, None, Some(700), None)),
+            [(0, RetentionReason::Size), (10, RetentionReason::Size)]
+        );
         assert!(dropped(9, None, Some(900), None).drop.is_empty());
         assert_eq!(
             firsts(&dropped(9, Some(7), Some(650), None)),
-            [(0, Why::Age), (10, Why::Age), (20, Why::Size)]
+            [(0, RetentionReason::Age), (10, RetentionReason::Age), (20, RetentionReason::Size)]
         );
     }
 
     #[test]
     fn open_segment_and_its_predecessor_are_never_pruned() {
-        assert_eq!(firsts(&dropped(4, Some(0), Some(1), None)), [(0, Why::Age), (10, Why::Age)]);
+        assert_eq!(
+            firsts(&dropped(4, Some(0), Some(1), None)),
+            [(0, RetentionReason::Age), (10, RetentionReason::Age)]
+        );
         for few in 0..3 {
             assert!(dropped(few, Some(0), Some(1), None).drop.is_empty(), "{few}");
         }
@@ -159,10 +168,13 @@ mod tests {
     #[test]
     fn unexported_segments_are_pruned_only_by_size() {
         let held = dropped(9, Some(4), None, Some(15));
-        assert_eq!((firsts(&held), held.held), (vec![(0, Why::Age)], Some(10)));
+        assert_eq!((firsts(&held), held.held), (vec![(0, RetentionReason::Age)], Some(10)));
         assert_eq!(dropped(9, Some(4), None, Some(1_000)).held, None);
         let forced = dropped(9, Some(4), Some(700), Some(15));
-        assert_eq!(firsts(&forced), [(0, Why::Age), (10, Why::SizeUndelivered)]);
+        assert_eq!(
+            firsts(&forced),
+            [(0, RetentionReason::Age), (10, RetentionReason::SizeUndelivered)]
+        );
         assert_eq!(forced.held, Some(20));
     }
 }

@@ -14,7 +14,7 @@ use tokio::task::spawn_blocking;
 
 use super::{
     backup::{self, Backup, BackupFault},
-    retention::{self, Candidate, Limits, Why},
+    retention::{self, Candidate, Limits, RetentionReason},
 };
 use crate::{
     Audit, Unavailable,
@@ -36,7 +36,7 @@ pub struct Dropped {
     pub to: Timestamp,
     /// Disk usage in bytes.
     pub bytes: u64,
-    pub why: Why,
+    pub why: RetentionReason,
 }
 
 /// Result of retention or of its dry run.
@@ -100,7 +100,7 @@ impl Audit {
         dry: bool,
     ) -> Result<Pruned, PruneFault> {
         let _alone = self.keeping().lock().await;
-        let segments = self.shelf().segments();
+        let segments = self.segment_set().segments();
         let (segments, candidates) = blocking(move || {
             let candidates = segments.iter().map(candidate).collect::<Result<Vec<_>, _>>()?;
             Ok((segments, candidates))
@@ -148,7 +148,7 @@ impl Audit {
         })
         .await?;
         let why = why.words().to_owned();
-        if dropped.why == Why::SizeUndelivered {
+        if dropped.why == RetentionReason::SizeUndelivered {
             tracing::error!(
                 first,
                 last,
@@ -164,10 +164,10 @@ impl Audit {
             Err(why) => return Err(PruneFault::Unrecorded { first, why }),
             Ok(()) => true,
         };
-        let shelf = self.shelf().clone();
+        let segment_set = self.segment_set().clone();
         let path = segment.path.clone();
         blocking(move || {
-            shelf.forget(first);
+            segment_set.forget(first);
             remove(&path)
         })
         .await?;

@@ -8,7 +8,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::{
     Hash, key,
-    verify::{Finding, What},
+    verify::{Finding, FindingKind},
 };
 use crate::{
     digest::DigestKey,
@@ -49,7 +49,8 @@ impl Companions {
         let lost = "digests of old records can no longer be compared";
         let mut of_key = |why: String| {
             let message = format!("{why}: {lost}");
-            findings.push(Finding::new(What::DigestKeyChanged, message).file(DigestKey::FILE));
+            findings
+                .push(Finding::new(FindingKind::DigestKeyChanged, message).file(DigestKey::FILE));
         };
         match DigestKey::find(dir, cipher) {
             Ok(Some(key)) if key.fingerprint() == self.digest_key => {}
@@ -67,7 +68,7 @@ impl Companions {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => "it is not there".into(),
                 Err(error) => error.to_string(),
             };
-            findings.push(Finding::new(What::FileChanged, why).file(name));
+            findings.push(Finding::new(FindingKind::FileChanged, why).file(name));
         }
         (findings, notes)
     }

@@ -32,7 +32,7 @@ pub(crate) fn goes_on(
     dir: &Path,
     keys: &[Verifier],
     state: &Path,
-    shelf: &SegmentSet,
+    segment_set: &SegmentSet,
     view: &View,
 ) -> Continuity {
     let checkpoint = match newest(dir, keys, state) {
@@ -45,7 +45,7 @@ pub(crate) fn goes_on(
         }
     };
     let Checkpoint { size, root, number, time, last, .. } = checkpoint;
-    let head = shelf.head();
+    let head = segment_set.head();
     let tree = &head.tree;
     if size > tree.size() {
         return Continuity::Shorter;
@@ -53,7 +53,7 @@ pub(crate) fn goes_on(
     if size == tree.size() && tree.root() == root && head.last == last {
         return Continuity::Yes;
     }
-    let signed = match retraced(dir, keys, shelf, view, size) {
+    let signed = match retraced(dir, keys, segment_set, view, size) {
         Ok(signed) if signed.root() == root => signed,
         Ok(_) => {
             return Continuity::No(format!(
@@ -108,12 +108,12 @@ fn newest(dir: &Path, keys: &[Verifier], state: &Path) -> std::io::Result<Option
 fn retraced(
     dir: &Path,
     keys: &[Verifier],
-    shelf: &SegmentSet,
+    segment_set: &SegmentSet,
     view: &View,
     size: u64,
 ) -> Result<Frontier, Fault> {
     let first = view.first();
-    let tree = match shelf.closed_before(size) {
+    let tree = match segment_set.closed_before(size) {
         Some(tree) => tree,
         None if first == 0 => Frontier::default(),
         None => dropped_before(dir, keys, first).map(|before| before.tree).ok_or_else(|| {

@@ -39,18 +39,18 @@ impl From<Fault> for ProveFault {
 /// Builds proofs from the store.
 #[derive(Clone)]
 pub(crate) struct Prover {
-    shelf: Arc<SegmentSet>,
+    segment_set: Arc<SegmentSet>,
     archive: Archive,
 }
 
 impl Prover {
-    pub fn new(shelf: Arc<SegmentSet>, archive: Archive) -> Self {
-        Self { shelf, archive }
+    pub fn new(segment_set: Arc<SegmentSet>, archive: Archive) -> Self {
+        Self { segment_set, archive }
     }
 
     /// The store's own verifier keys. Checkers of a proof use their own key.
     fn keys(&self) -> Result<Vec<Verifier>, ProveFault> {
-        let dir = self.shelf.dir();
+        let dir = self.segment_set.dir();
         crate::proof::key::read_verifiers(dir).map_err(|error| {
             ProveFault::Store(format!("the verifier key in {}: {error}", dir.display()))
         })
@@ -68,12 +68,12 @@ impl Prover {
         }
         let seqs: Vec<u64> = page.lines.iter().map(|line| line.seq().0).collect();
         self.work(move |prover| {
-            let view = prover.shelf.view();
+            let view = prover.segment_set.view();
             let mut lines = Vec::new();
             for seq in seqs {
                 lines.extend(view.lines(seq, 1)?);
             }
-            Ok(include(prover.shelf.dir(), &prover.keys()?, &view, &lines)?)
+            Ok(include(prover.segment_set.dir(), &prover.keys()?, &view, &lines)?)
         })
         .await
     }
@@ -81,8 +81,8 @@ impl Prover {
     /// Proves that the log with `from` records is a prefix of the log with `to` records.
     pub async fn consist(&self, from: u64, to: u64) -> Result<Proof, ProveFault> {
         self.work(move |prover| {
-            let view = prover.shelf.view();
-            consist(prover.shelf.dir(), &prover.keys()?, &view, (from, to)).map_err(|fault| {
+            let view = prover.segment_set.view();
+            consist(prover.segment_set.dir(), &prover.keys()?, &view, (from, to)).map_err(|fault| {
                 match fault {
                     Ok(size) => ProveFault::NoCheckpoint(size),
                     Err(fault) => fault.into(),
@@ -95,7 +95,7 @@ impl Prover {
     /// Saves the hashes of a closed segment that proofs need. They are durable when this returns;
     /// then the segment's folder can be removed.
     pub fn keep(&self, signer: &Signer, segment: &SegmentInfo) -> Result<(), Fault> {
-        keep(self.shelf.dir(), signer, &self.shelf.view(), segment)
+        keep(self.segment_set.dir(), signer, &self.segment_set.view(), segment)
     }
 
     async fn work<T: Send + 'static>(

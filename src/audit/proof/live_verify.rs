@@ -37,13 +37,13 @@ impl Audit {
         let (state, encryption) = self.verified_with();
         let request =
             Request { since, keys, encryption, ..Request::of(self.dir().to_owned(), state) };
-        let shelf = self.shelf().clone();
+        let segment_set = self.segment_set().clone();
         run(move || {
             // Held until the work ends, even if the caller stops waiting.
             let _turn = turn;
             let mut report = verify::verify(&request)?;
             if indexes {
-                report.findings.extend(verify::indexes(&shelf.view()));
+                report.findings.extend(verify::indexes(&segment_set.view()));
             }
             Ok(report)
         })
@@ -57,7 +57,7 @@ impl Reader {
     /// # Errors
     /// If the comparison itself fails.
     pub async fn check_indexes(&self) -> Result<Vec<Finding>, Fault> {
-        let shelf: std::sync::Arc<SegmentSet> = self.shelf().clone();
-        run(move || Ok(verify::indexes(&shelf.view()))).await
+        let segment_set: std::sync::Arc<SegmentSet> = self.segment_set().clone();
+        run(move || Ok(verify::indexes(&segment_set.view()))).await
     }
 }

@@ -8,7 +8,7 @@ use super::{
     NOTES, Order,
     filter::{Column, Filter, Type},
     page::between,
-    plan::Asked,
+    plan::BlockQuery,
     values::holds,
     walk::{Walk, beyond},
 };
@@ -205,17 +205,17 @@ fn count_block(
     unreadable: &mut Vec<String>,
 ) -> Result<(), Fault> {
     let CountRequest { filter, by, intents, after: _ } = request;
-    let mut asked = Asked::new(block);
-    let bounds = asked.bounds(filter.expr())?;
+    let mut block_query = BlockQuery::new(block);
+    let bounds = block_query.bounds(filter.expr())?;
     let mut positions = &bounds.may & within;
     if !intents && !filter.asks_for_intents() && !positions.is_empty() {
-        positions = asked.kind(Kind::Intent)?.not_in(&positions);
+        positions = block_query.kind(Kind::Intent)?.not_in(&positions);
     }
     if positions.is_empty() {
         return Ok(());
     }
     if bounds.is_exact()
-        && let Some(parts) = parts(&mut asked, by.columns(), &positions)?
+        && let Some(parts) = parts(&mut block_query, by.columns(), &positions)?
     {
         combine(&positions, &parts, &mut Vec::new(), counting);
         return Ok(());
@@ -252,11 +252,15 @@ type Parts = Vec<Vec<(Option<String>, Bits)>>;
 
 /// Positions by value of each column. `None` if the index does not know the values or reading the
 /// records is faster.
-fn parts(asked: &mut Asked<'_>, by: &[Column], positions: &Bits) -> Result<Option<Parts>, Fault> {
+fn parts(
+    block_query: &mut BlockQuery<'_>,
+    by: &[Column],
+    positions: &Bits,
+) -> Result<Option<Parts>, Fault> {
     let mut all = Parts::new();
     let mut values = 0;
     for column in by {
-        let Some(parts) = asked.parts(*column)? else { return Ok(None) };
+        let Some(parts) = block_query.parts(*column)? else { return Ok(None) };
         values += parts.len();
         let mut rest = positions.clone();
         let mut column: Vec<(Option<String>, Bits)> = Vec::with_capacity(parts.len() + 1);

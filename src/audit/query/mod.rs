@@ -108,13 +108,13 @@ impl Page {
 /// Query interface of a store's records.
 #[derive(Clone)]
 pub struct Archive {
-    shelf: Arc<SegmentSet>,
+    segment_set: Arc<SegmentSet>,
     gate: Arc<Semaphore>,
 }
 
 impl Archive {
-    pub(super) fn new(shelf: Arc<SegmentSet>) -> Self {
-        Self { shelf, gate: Arc::new(Semaphore::new(AT_ONCE)) }
+    pub(super) fn new(segment_set: Arc<SegmentSet>) -> Self {
+        Self { segment_set, gate: Arc::new(Semaphore::new(AT_ONCE)) }
     }
 
     /// One page of the records that a query finds.
@@ -177,18 +177,18 @@ impl Archive {
         &self,
         work: impl FnOnce(&View) -> T + Send + 'static,
     ) -> Result<T, Unavailable> {
-        let dir = || self.shelf.dir().to_owned();
+        let dir = || self.segment_set.dir().to_owned();
         let permit = self
             .gate
             .clone()
             .acquire_owned()
             .await
             .map_err(|_| Unavailable::Closed { dir: dir() })?;
-        let shelf = self.shelf.clone();
+        let segment_set = self.segment_set.clone();
         tokio::task::spawn_blocking(move || {
             // Held until the work ends, even if the caller stops waiting.
             let _permit = permit;
-            work(&shelf.view())
+            work(&segment_set.view())
         })
         .await
         .map_err(|e| Unavailable::Broken { dir: dir(), why: e.to_string() })

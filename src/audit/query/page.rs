@@ -7,7 +7,7 @@ use jiff::{Timestamp, ToSpan as _};
 use super::{
     Order, PAGE, PAGE_MAX, Page, Query,
     filter::{Column, Filter},
-    plan::{Asked, Bounds},
+    plan::{BlockQuery, Bounds},
     values::holds,
     walk::{Walk, beyond},
 };
@@ -78,12 +78,12 @@ struct Search<'a> {
 impl Search<'_> {
     /// Adds the records of a block. Returns whether there are more than the page can contain.
     fn block(&self, block: &Block, page: &mut Page) -> Result<bool, Fault> {
-        let mut asked = Asked::new(block);
-        let bounds = asked.bounds(self.query.filter.expr())?;
+        let mut block_query = BlockQuery::new(block);
+        let bounds = block_query.bounds(self.query.filter.expr())?;
         let mut positions = &bounds.may & &between(block, self.first, self.last);
         let mut open = Bits::default();
         if self.hide && !positions.is_empty() {
-            let intents = &asked.kind(Kind::Intent)? & &positions;
+            let intents = &block_query.kind(Kind::Intent)? & &positions;
             if !intents.is_empty() {
                 let answered = block.answered()?;
                 positions = answered.not_in(&positions);

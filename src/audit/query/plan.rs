@@ -70,12 +70,12 @@ pub(super) fn is_indexed(column: Column) -> bool {
 }
 
 /// A block under evaluation, with cached parts of its index.
-pub(super) struct Asked<'a> {
+pub(super) struct BlockQuery<'a> {
     pub block: &'a Block,
     tally: Option<Arc<Aggregates>>,
 }
 
-impl<'a> Asked<'a> {
+impl<'a> BlockQuery<'a> {
     pub fn new(block: &'a Block) -> Self {
         Self { block, tally: None }
     }

@@ -7,7 +7,7 @@ use super::{
     aggregates::Count,
     filter::{Column, Filter},
     page::between,
-    plan::Asked,
+    plan::BlockQuery,
     values::holds,
     walk::{Walk, beyond},
 };
@@ -107,23 +107,23 @@ struct Part<'a> {
 
 impl Part<'_> {
     fn sum(&self, tally: &mut Aggregates, unreadable: &mut Vec<String>) -> Result<(), Fault> {
-        let mut asked = Asked::new(self.block);
-        let bounds = asked.bounds(self.filter.expr())?;
+        let mut block_query = BlockQuery::new(self.block);
+        let bounds = block_query.bounds(self.filter.expr())?;
         let positions = &bounds.may & &self.within;
         if positions.is_empty() {
             return Ok(());
         }
         let exact = bounds.is_exact();
         if exact && positions.count() == self.block.count() {
-            tally.merge(asked.tally()?.as_ref());
+            tally.merge(block_query.tally()?.as_ref());
             return Ok(());
         }
         let seconds = self.block.end().duration_since(self.block.begin()).as_secs();
         let indexed = exact && !self.edge && positions.count() > FEW && seconds < LONG_SECONDS;
-        if indexed && let Some(part) = by_index(&mut asked, &positions)? {
+        if indexed && let Some(part) = by_index(&mut block_query, &positions)? {
             tally.merge(&part);
             if self.sample {
-                self.read(&some(&asked, &positions)?, unreadable, |_, facts| {
+                self.read(&some(&block_query, &positions)?, unreadable, |_, facts| {
                     tally.add_times(facts)
                 })?;
             }
@@ -154,17 +154,20 @@ impl Part<'_> {
 }
 
 /// Evenly spread outcomes among these positions.
-fn some(asked: &Asked<'_>, positions: &Bits) -> Result<Bits, Fault> {
-    let outcomes = &asked.kind(Kind::Outcome)? & positions;
+fn some(block_query: &BlockQuery<'_>, positions: &Bits) -> Result<Bits, Fault> {
+    let outcomes = &block_query.kind(Kind::Outcome)? & positions;
     let every = outcomes.count().div_ceil(SAMPLE).max(1);
     Ok(outcomes.iter().step_by(every).collect())
 }
 
 /// Aggregates of these positions by the index, without times and sizes. `None` if there are too
 /// many values for the index.
-fn by_index(asked: &mut Asked<'_>, positions: &Bits) -> Result<Option<Aggregates>, Fault> {
-    let block = asked.block;
-    let decides = &asked.kind(Kind::Outcome)? | &asked.kind(Kind::Refused)?;
+fn by_index(
+    block_query: &mut BlockQuery<'_>,
+    positions: &Bits,
+) -> Result<Option<Aggregates>, Fault> {
+    let block = block_query.block;
+    let decides = &block_query.kind(Kind::Outcome)? | &block_query.kind(Kind::Refused)?;
     let counted = &decides & positions;
     let refused = block.term(Field::Decision, decision(Decision::Refused))?;
     let count = |positions: &Bits| Count {
@@ -185,12 +188,12 @@ fn by_index(asked: &mut Asked<'_>, positions: &Bits) -> Result<Option<Aggregates
     ] {
         let every = matches!(column, Column::Kind | Column::Event);
         let among = if every { positions } else { &counted };
-        let Some(parts) = asked.parts(column)? else { return Ok(None) };
+        let Some(parts) = block_query.parts(column)? else { return Ok(None) };
         for (value, of) in parts {
             counts.add(value, count(&(&of & among)));
         }
     }
-    let known = asked.tally()?;
+    let known = block_query.tally()?;
     let Some(tools) = known.tools.values() else { return Ok(None) };
     for (server, tool) in tools {
         let mut of = &block.term(Field::Tool, tool)? & &counted;

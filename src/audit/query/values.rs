@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::filter::{Column, Compare, Expr, Filter, Test, Type};
 use crate::{
-    record::{AdminAction, Direction, Entry, Event, Kept, Record, Transport},
+    record::{AdminAction, Direction, Entry, Event, KeptBody, Record, Transport},
     store::{decision, kind},
 };
 
@@ -122,7 +122,7 @@ impl Column {
         matches!(self, Self::Refusal | Self::Group | Self::Rule | Self::Finding | Self::Label)
     }
 
-    fn kept(self, record: &Record) -> Option<&Kept> {
+    fn kept(self, record: &Record) -> Option<&KeptBody> {
         match (self, record) {
             (Self::Arguments, Record::Intent(_) | Record::Refused(_))
             | (Self::Result, Record::Outcome(_)) => record.kept(),

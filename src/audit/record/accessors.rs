@@ -4,11 +4,11 @@ use jiff::Timestamp;
 
 use super::{
     Decision, Event, PolicyInput, RefusalGroup, Rule,
-    v1::{Call, Grounds, Kept, Kind, Record, Refusal, Target, Timing},
+    v1::{Call, DecisionBasis, KeptBody, Kind, Record, Refusal, Target, Timing},
 };
 use portcullis_protocol::names::DecisionId;
 
-impl Grounds {
+impl DecisionBasis {
     /// Rules that decided. Excludes permits of a message that was refused, or failed, for another
     /// reason.
     pub fn deciding(&self) -> impl Iterator<Item = &Rule> {
@@ -109,7 +109,7 @@ impl Record {
     }
 
     /// Grounds of the decision. `None` for an event.
-    pub fn grounds(&self) -> Option<&Grounds> {
+    pub fn grounds(&self) -> Option<&DecisionBasis> {
         match self {
             Self::Intent(intent) => Some(&intent.grounds),
             Self::Outcome(outcome) => Some(&outcome.grounds),
@@ -137,7 +137,7 @@ impl Record {
     }
 
     /// Arguments or result that a policy keeps.
-    pub fn kept(&self) -> Option<&Kept> {
+    pub fn kept(&self) -> Option<&KeptBody> {
         match self {
             Self::Intent(intent) => intent.arguments.as_ref(),
             Self::Outcome(outcome) => outcome.result.as_ref(),

@@ -173,7 +173,7 @@ fn document() -> String {
         "PolicyInput",
         "Claimed",
         "Body",
-        "Kept",
+        "KeptBody",
         "Refusal",
         "Rule",
         "Finding",

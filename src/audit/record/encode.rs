@@ -6,7 +6,7 @@ use serde::ser::Error as _;
 
 use super::{
     PolicyInput,
-    v1::{Call, Grounds, Record, Shape},
+    v1::{Call, DecisionBasis, Record, Shape},
 };
 use portcullis_foundation::printable::escaped;
 
@@ -69,7 +69,7 @@ impl Record {
         }
     }
 
-    pub(super) fn grounds_mut(&mut self) -> Option<&mut Grounds> {
+    pub(super) fn grounds_mut(&mut self) -> Option<&mut DecisionBasis> {
         match self {
             Self::Intent(intent) => Some(&mut intent.grounds),
             Self::Outcome(outcome) => Some(&mut outcome.grounds),
@@ -103,7 +103,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{Conclusion, DigestKey, Intent, Outcome, Refused, Ruling, record::Kept};
+    use crate::{
+        Conclusion, DecisionContext, DigestKey, Intent, Outcome, Refused, record::KeptBody,
+    };
     use portcullis_foundation::printable::can_steer;
     use portcullis_protocol::{exchange, refusal};
 
@@ -119,7 +121,7 @@ mod tests {
         });
         let refusal = refusal::Refusal::new(refusal::Code::Unknown, evil);
         let key = DigestKey::for_tests();
-        let mut record = Refused::of(&exchange, &refusal, Ruling::default(), &key).into();
+        let mut record = Refused::of(&exchange, &refusal, DecisionContext::default(), &key).into();
         let text = String::from_utf8(encode(&mut record).unwrap()).unwrap();
         assert!(!text.contains(can_steer), "{text}");
         assert!(text.contains("é日"), "{text}");
@@ -152,14 +154,15 @@ mod tests {
                 .rule(rule.clone());
             let key = DigestKey::for_tests();
             let stages = [(text(3), Duration::from_micros(7))];
-            let ruling = Ruling { rules: &[rule], stages: &stages, ..Ruling::default() };
+            let rules = &[rule];
+            let ruling = DecisionContext { rules, stages: &stages, ..DecisionContext::default() };
             let failed = Conclusion::Failed(&refusal);
             for mut record in [
                 Record::from(Intent::of(&exchange, ruling, &key)),
                 Record::from(Outcome::of(&exchange, ruling, failed, None, &key)),
                 Record::from(Refused::of(&exchange, &refusal, ruling, &key)),
             ] {
-                record.settle(None);
+                record.scrub_and_truncate(None);
                 let mut expected = String::new();
                 for c in serde_json::to_string(&record).unwrap().chars() {
                     if can_steer(c) {
@@ -206,17 +209,17 @@ mod tests {
             exchange.trace = Some(evil.clone());
         });
         let permit = refusal::Rule { line: Some(1), ..rule };
-        let ruling = Ruling {
+        let ruling = DecisionContext {
             rules: &vec![permit; 100],
             findings: &[vec![finding.clone(); 100], vec![request; 1_000]].concat(),
             policy_revision: Some(&evil),
-            ..Ruling::default()
+            ..DecisionContext::default()
         };
         let key = DigestKey::for_tests();
         let refused = Refused::of(&exchange, &refusal, ruling, &key);
-        let kept = Kept::of(evil.repeat(8).into(), 0);
+        let kept = KeptBody::of(evil.repeat(8).into(), 0);
         let mut record = Record::from(refused.keeping(Some(kept)));
-        record.settle(None);
+        record.scrub_and_truncate(None);
         let text = encode(&mut record).unwrap();
         assert!(text.len() <= RECORD_BYTES, "{}", text.len());
         let omitted = record.grounds().unwrap().omitted;

@@ -176,7 +176,7 @@ mod tests {
 
     #[test]
     fn fields_of_nested_structs_are_found_and_limited() {
-        let who = Who {
+        let who = ConnectedPrincipal {
             principal: "ci-bot".into(),
             verified: true,
             groups: vec!["automation".into(); MEMBERS + 1],

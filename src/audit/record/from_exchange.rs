@@ -9,12 +9,12 @@ use std::{
 use jiff::Timestamp;
 
 use super::{
-    Claimed, Decision, Era, Event, Omission, PolicyInput, Rule, Transport, Who,
+    Claimed, ConnectedPrincipal, Decision, Era, Event, Omission, PolicyInput, Rule, Transport,
     limits::{DETAIL, LABEL, NAME, URI, WORDS, bare_uri, bound, clip},
     shape,
     v1::{
-        AnswerKind, Call, Direction, EventRecord, Finding, Grounds, Intent, Kept, Outcome, Record,
-        Refusal, Refused, Shape, Target, Timing,
+        AnswerKind, Call, DecisionBasis, Direction, EventRecord, Finding, Intent, KeptBody,
+        Outcome, Record, Refusal, Refused, Shape, Target, Timing,
     },
 };
 use crate::digest::{DigestKey, Domain};
@@ -43,7 +43,7 @@ const SHAPED: usize = 1 << 20;
 
 /// Grounds of the chain's decision, beyond the exchange.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Ruling<'a> {
+pub struct DecisionContext<'a> {
     /// Rules that permitted the message. Rules of a refusal are in the refusal.
     pub rules: &'a [refusal::Rule],
     /// Findings of interceptors.
@@ -86,7 +86,7 @@ pub struct Arrival<'a> {
 
 impl Intent {
     /// Intent of this exchange, which is allowed and about to leave.
-    pub fn of(exchange: &Exchange, ruling: Ruling<'_>, key: &DigestKey) -> Self {
+    pub fn of(exchange: &Exchange, ruling: DecisionContext<'_>, key: &DigestKey) -> Self {
         let (call, omitted) = call(exchange, ruling);
         let mut grounds = grounds(ruling, None, omitted);
         let shape = shape_of(exchange, key, &mut grounds);
@@ -103,7 +103,7 @@ impl Intent {
     }
 
     /// Adds the arguments, if a policy keeps them.
-    pub fn keeping(mut self, arguments: Option<Kept>) -> Self {
+    pub fn keeping(mut self, arguments: Option<KeptBody>) -> Self {
         self.arguments = arguments;
         self
     }
@@ -114,7 +114,7 @@ impl Outcome {
     /// response is that of the current [`Exchange::response`].
     pub fn of(
         exchange: &Exchange,
-        ruling: Ruling<'_>,
+        ruling: DecisionContext<'_>,
         conclusion: Conclusion<'_>,
         server: Option<Duration>,
         key: &DigestKey,
@@ -150,7 +150,7 @@ impl Outcome {
     }
 
     /// Adds the result, if a policy keeps it.
-    pub fn keeping(mut self, result: Option<Kept>) -> Self {
+    pub fn keeping(mut self, result: Option<KeptBody>) -> Self {
         self.result = result;
         self
     }
@@ -161,7 +161,7 @@ impl Refused {
     pub fn of(
         exchange: &Exchange,
         refusal: &refusal::Refusal,
-        ruling: Ruling<'_>,
+        ruling: DecisionContext<'_>,
         key: &DigestKey,
     ) -> Self {
         let (call, omitted) = call(exchange, ruling);
@@ -182,7 +182,7 @@ impl Refused {
     }
 
     /// Adds the arguments, if a policy keeps them.
-    pub fn keeping(mut self, arguments: Option<Kept>) -> Self {
+    pub fn keeping(mut self, arguments: Option<KeptBody>) -> Self {
         self.arguments = arguments;
         self
     }
@@ -194,7 +194,7 @@ impl Refused {
             call,
             decision: Decision::Refused,
             refusal: refused(refusal),
-            grounds: grounds(Ruling::default(), Some(refusal), omitted),
+            grounds: grounds(DecisionContext::default(), Some(refusal), omitted),
             asked: None,
             request: arrival.message.map(|text| key.body(Domain::Request, text)),
             shape: Shape::new(),
@@ -206,7 +206,7 @@ impl Refused {
 
 impl PolicyInput {
     /// Policy input of this exchange. `groups` is the number of its recorded groups.
-    fn of(exchange: &Exchange, ruling: Ruling<'_>, groups: usize) -> Self {
+    fn of(exchange: &Exchange, ruling: DecisionContext<'_>, groups: usize) -> Self {
         let claims = match &exchange.target {
             exchange::Target::Tool { tool, .. } => {
                 Some(tool.as_deref().map(Claims::from).unwrap_or_default())
@@ -245,7 +245,7 @@ impl EventRecord {
     }
 }
 
-impl Who {
+impl ConnectedPrincipal {
     /// User with this principal, transport and address.
     pub fn of(
         principal: &Principal,
@@ -324,7 +324,7 @@ fn stranger(arrival: &Arrival<'_>) -> (Call, u32) {
 }
 
 /// Call of an exchange, and the number of omitted labels and groups.
-fn call(exchange: &Exchange, ruling: Ruling<'_>) -> (Call, u32) {
+fn call(exchange: &Exchange, ruling: DecisionContext<'_>) -> (Call, u32) {
     let principal = Some(&*exchange.principal);
     let arrival = Arrival {
         id: exchange.id,
@@ -376,7 +376,7 @@ pub fn era(revision: exchange::Revision) -> Era {
     if revision.is_modern() { Era::Modern } else { Era::Legacy }
 }
 
-fn timing(exchange: &Exchange, ruling: Ruling<'_>, server: Option<Duration>) -> Timing {
+fn timing(exchange: &Exchange, ruling: DecisionContext<'_>, server: Option<Duration>) -> Timing {
     let mut stages = BTreeMap::<&str, Duration>::new();
     for (name, took) in ruling.stages {
         if stages.len() < STAGES || stages.contains_key(name.as_str()) {
@@ -403,7 +403,11 @@ fn transport(transport: exchange::Transport) -> Transport {
     }
 }
 
-fn grounds(ruling: Ruling<'_>, refusal: Option<&refusal::Refusal>, omitted: u32) -> Grounds {
+fn grounds(
+    ruling: DecisionContext<'_>,
+    refusal: Option<&refusal::Refusal>,
+    omitted: u32,
+) -> DecisionBasis {
     let refusing = refusal.map_or(&[][..], |refusal| refusal.rules.as_slice());
     // Requests of plugins come first and have their own limit: otherwise a plugin could push them
     // out with other findings.
@@ -417,7 +421,7 @@ fn grounds(ruling: Ruling<'_>, refusal: Option<&refusal::Refusal>, omitted: u32)
     let mut rules: Vec<_> = refusing.iter().map(rule).chain(permitting).collect();
     let more_rules = rules.len().saturating_sub(RULES);
     rules.truncate(RULES);
-    Grounds {
+    DecisionBasis {
         rules,
         findings: requests
             .into_iter()
@@ -456,7 +460,7 @@ fn refused(refusal: &refusal::Refusal) -> Refusal {
 }
 
 /// Shape of the arguments, or of the parameters if the method has no arguments.
-fn shape_of(exchange: &Exchange, key: &DigestKey, grounds: &mut Grounds) -> Shape {
+fn shape_of(exchange: &Exchange, key: &DigestKey, grounds: &mut DecisionBasis) -> Shape {
     let arguments = exchange.request.value().get("arguments").filter(|value| value.is_object());
     let value = arguments.unwrap_or(exchange.request.value());
     let (mut shape, omitted) = shape::of(value, names(exchange, Schema::Input), key);

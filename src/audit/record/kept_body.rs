@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value};
 
-use super::v1::Kept;
+use super::v1::KeptBody;
 
 /// Maximum bytes of JSON of one kept body.
 const MOST: usize = 16 << 10;
@@ -12,15 +12,15 @@ const AROUND: usize = 4;
 /// Maximum kept depth: parsers of the record stop at 128 levels.
 const DEPTH: usize = 64;
 
-impl Kept {
+impl KeptBody {
     /// Truncated body, from which `redacted` secrets were removed.
     pub fn of(body: Value, redacted: usize) -> Self {
-        let mut left = Left { bytes: MOST, cut: false };
-        let body = left.value(body, DEPTH);
+        let mut budget = BodyBudget { bytes: MOST, cut: false };
+        let body = budget.value(body, DEPTH);
         Self {
             body: Some(body),
             redacted: u32::try_from(redacted).unwrap_or(u32::MAX),
-            cut: left.cut,
+            cut: budget.cut,
             failure: None,
         }
     }
@@ -31,15 +31,15 @@ impl Kept {
     }
 }
 
-struct Left {
+struct BodyBudget {
     bytes: usize,
     cut: bool,
 }
 
-impl Left {
+impl BodyBudget {
     fn take(&mut self, bytes: usize) -> bool {
         match self.bytes.checked_sub(bytes) {
-            Some(left) => self.bytes = left,
+            Some(rest) => self.bytes = rest,
             None => {
                 self.bytes = 0;
                 self.cut = true;
@@ -125,8 +125,8 @@ mod tests {
     #[test]
     fn small_body_is_kept_whole() {
         let body = json!({"a": [1, 2.5, null, true, "x\n\"é"], "b": {"c": {}}});
-        let kept = Kept::of(body.clone(), 3);
-        assert_eq!(kept, Kept { body: Some(body), redacted: 3, cut: false, failure: None });
+        let kept = KeptBody::of(body.clone(), 3);
+        assert_eq!(kept, KeptBody { body: Some(body), redacted: 3, cut: false, failure: None });
     }
 
     #[test]
@@ -142,7 +142,7 @@ mod tests {
             json!("\u{1}".repeat(MOST)),
             deep,
         ] {
-            let kept = Kept::of(body, 0);
+            let kept = KeptBody::of(body, 0);
             assert!(kept.cut);
             let text = kept.body.unwrap().to_string();
             assert!(text.len() <= MOST + 16, "{}", text.len());

@@ -11,7 +11,7 @@ use portcullis_protocol::names::{DecisionId, ServerName};
 /// Action on the image of a server, done or about to be done.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct ImageDone {
+pub struct ImageEvent {
     /// Server of the image.
     pub server: ServerName,
     /// Image as written in the config.
@@ -19,13 +19,13 @@ pub struct ImageDone {
     /// `sha256:…` of the image.
     pub digest: String,
     /// Action on the image.
-    pub what: ImageDid,
+    pub what: ImageAction,
 }
 
 /// Action on an image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub enum ImageDid {
+pub enum ImageAction {
     /// The image is locked.
     Locked {
         /// Digest that was locked before.
@@ -54,7 +54,7 @@ pub enum ImageDid {
     },
 }
 
-impl ImageDone {
+impl ImageEvent {
     /// Event of the action by a user of the command line.
     pub fn by(self, by: CommandUser) -> Event {
         self.on_record(None, by)
@@ -65,15 +65,15 @@ impl ImageDone {
         let Self { server, image, digest, what } = self;
         let server = server.to_string();
         match what {
-            ImageDid::Locked { was } => ImageLocked { server, image, digest, was, by }.into(),
-            ImageDid::NotLocked { reason } => {
+            ImageAction::Locked { was } => ImageLocked { server, image, digest, was, by }.into(),
+            ImageAction::NotLocked { reason } => {
                 ImageLockFailed { server, image, digest, reason, by }.into()
             }
-            ImageDid::Pulling => ImagePulling { server, image, digest, by }.into(),
-            ImageDid::Pulled { platform, size, took_us } => {
+            ImageAction::Pulling => ImagePulling { server, image, digest, by }.into(),
+            ImageAction::Pulled { platform, size, took_us } => {
                 ImagePulled { launch, server, image, digest, platform, size, took_us, by }.into()
             }
-            ImageDid::NotPulled { reason } => {
+            ImageAction::NotPulled { reason } => {
                 ImagePullFailed { launch, server, image, digest, reason, by }.into()
             }
         }
@@ -83,14 +83,14 @@ impl ImageDone {
 /// Removal of orphans at the command line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Reaping {
+pub struct OrphanRemoval {
     /// At most [`MEMBERS`](super::MEMBERS).
     pub left: Vec<Orphan>,
     /// Whether the removal was done; else it is about to be done.
     pub done: bool,
 }
 
-impl Reaping {
+impl OrphanRemoval {
     /// Event of the removal by this user.
     pub fn by(self, by: CommandUser) -> Event {
         let Self { left, done } = self;

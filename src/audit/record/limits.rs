@@ -20,7 +20,7 @@ const MARGIN: usize = 64 << 10;
 impl Record {
     /// Passes every text that a client, a server or a fault chose through `scrub`, and then
     /// truncates it. The reverse order would keep the first part of a truncated secret.
-    pub(crate) fn settle(&mut self, scrub: Option<&dyn Fn(&mut String)>) {
+    pub(crate) fn scrub_and_truncate(&mut self, scrub: Option<&dyn Fn(&mut String)>) {
         let change = |text: &mut String, most| {
             // Constructors truncate here, at most three bytes earlier for a whole character.
             let cut = text.len() + 3 >= most + MARGIN;
@@ -157,7 +157,7 @@ mod tests {
     use super::*;
     use portcullis_test_support::exchange;
 
-    use crate::{DigestKey, Intent, Ruling};
+    use crate::{DecisionContext, DigestKey, Intent};
     use portcullis_protocol::exchange;
 
     #[test]
@@ -215,8 +215,8 @@ mod tests {
                 exchange.target = exchange::Target::Tool { name: name.into(), tool: None };
             });
             let key = DigestKey::for_tests();
-            let mut record = Record::from(Intent::of(&exchange, Ruling::default(), &key));
-            record.settle(Some(&scrub));
+            let mut record = Record::from(Intent::of(&exchange, DecisionContext::default(), &key));
+            record.scrub_and_truncate(Some(&scrub));
             match record.call().and_then(|call| call.target.clone()) {
                 Some(Target::Tool(name)) => name,
                 other => panic!("{other:?}"),

@@ -15,14 +15,14 @@ mod shared;
 pub mod v1;
 
 pub use event::*;
-pub use from_exchange::{Arrival, Conclusion, MEMBERS, RULES, Ruling, era, micros, rule};
-pub use launch::{ImageDid, ImageDone, Reaping};
+pub use from_exchange::{Arrival, Conclusion, DecisionContext, MEMBERS, RULES, era, micros, rule};
+pub use launch::{ImageAction, ImageEvent, OrphanRemoval};
 pub use limits::{bare_uri, clip_words};
 pub use policy_input::{Claimed, Omission, PolicyInput};
 pub use shared::{Decision, Era, Rule, Transport};
 pub use v1::{
-    AnswerKind, Body, Call, Direction, Entry, EventRecord, Finding, Grounds, Intent, Kept, Kind,
-    Outcome, Record, Refusal, Refused, Shape, Target, Timing, VERSION,
+    AnswerKind, Body, Call, DecisionBasis, Direction, Entry, EventRecord, Finding, Intent,
+    KeptBody, Kind, Outcome, Record, Refusal, Refused, Shape, Target, Timing, VERSION,
 };
 
 pub(super) use encode::encode;

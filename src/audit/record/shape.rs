@@ -196,7 +196,7 @@ impl Walk<'_> {
             Some(name.replace('~', "~0").replace('/', "~1"))
         } else {
             // Skip the cost of a digest that would not be listed.
-            (self.types.len() <= MEMBERS).then(|| self.key.stand_in(name))
+            (self.types.len() <= MEMBERS).then(|| self.key.key_digest(name))
         }
     }
 }
@@ -334,7 +334,7 @@ mod tests {
             json!({"path": "v", "tags": ["v", 1], "opts": {"deep": null, "s3cret": true}}),
             json!({"properties": {"path": {}, "tags": {}, "opts": {"properties": {"deep": {}}}}}),
         );
-        let hidden = DigestKey::for_tests().stand_in("s3cret");
+        let hidden = DigestKey::for_tests().key_digest("s3cret");
         let expected: Shape = [
             ("/path".to_owned(), "string"),
             ("/tags".to_owned(), "array"),

@@ -145,7 +145,7 @@ pub enum Target {
 
 /// Results of the stages that led to the decision.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Grounds {
+pub struct DecisionBasis {
     /// Rules that decided, and rules that permitted a message that was then refused, or failed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rules: Vec<Rule>,
@@ -192,7 +192,7 @@ pub struct Body {
 
 /// Body that is kept because of a policy's `@keep`. The secret scanner redacted it first.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Kept {
+pub struct KeptBody {
     /// JSON with `[redacted:RULE]` in place of each secret. Absent if the body could not be
     /// scanned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -233,7 +233,7 @@ pub struct Intent {
     /// Decision: `allowed` in an intent, `refused` in a refusal.
     pub decision: Decision,
     #[serde(flatten)]
-    pub grounds: Grounds,
+    pub grounds: DecisionBasis,
     /// Policy input that the other fields do not contain. Absent if the message could not be
     /// parsed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -247,7 +247,7 @@ pub struct Intent {
     /// Arguments, if a policy that decided has `@keep("arguments")`. For methods without
     /// `arguments`: the parameters without `_meta`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub arguments: Option<Kept>,
+    pub arguments: Option<KeptBody>,
 }
 
 /// Record of the end of a message that has an intent.
@@ -260,7 +260,7 @@ pub struct Outcome {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refusal: Option<Refusal>,
     #[serde(flatten)]
-    pub grounds: Grounds,
+    pub grounds: DecisionBasis,
     /// Whether the server returned a result or an error.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub answer: Option<AnswerKind>,
@@ -272,7 +272,7 @@ pub struct Outcome {
     pub shape: Shape,
     /// Result or error object, if a policy that decided has `@keep("result")`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub result: Option<Kept>,
+    pub result: Option<KeptBody>,
     #[serde(flatten)]
     pub timing: Timing,
 }
@@ -310,7 +310,7 @@ pub struct Refused {
     pub decision: Decision,
     pub refusal: Refusal,
     #[serde(flatten)]
-    pub grounds: Grounds,
+    pub grounds: DecisionBasis,
     /// Same field as in an intent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub asked: Option<PolicyInput>,
@@ -322,7 +322,7 @@ pub struct Refused {
     pub shape: Shape,
     /// Arguments, under the same condition as in an intent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub arguments: Option<Kept>,
+    pub arguments: Option<KeptBody>,
     #[serde(flatten)]
     pub timing: Timing,
 }

@@ -30,13 +30,13 @@ pub(super) use bitmap::Bits;
 pub(super) use fault::Fault;
 pub(super) use index_terms::{Facts, Field, decision, kind};
 pub(super) use lock::{Lock, Refused as LockRefused};
-pub(super) use segment::{Mode, Trust};
+pub(super) use segment::{IndexTrust, Mode};
 pub(super) use segments::{
     Head, Opened, Opening, SegmentInfo, SegmentSet, View, first_segment, private_dir, stamp, time,
 };
 pub(super) use view_block::Block;
 pub(super) use writer::{Job, Settings, Writer};
-pub use written::Written;
+pub use written::StoredRecord;
 
 /// Maximum number of records of a block: a set of its positions fits into 512 bytes.
 pub(super) const BLOCK: u64 = 4096;

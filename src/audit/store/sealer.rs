@@ -35,11 +35,11 @@ pub(super) struct Sealer {
 }
 
 impl Sealer {
-    pub fn start(shelf: Arc<SegmentSet>) -> Result<Self, Fault> {
+    pub fn start(segment_set: Arc<SegmentSet>) -> Result<Self, Fault> {
         let (tasks, queue) = mpsc::channel();
         let thread = thread::Builder::new()
             .name("audit-seal".into())
-            .spawn(move || run(&shelf, &queue))
+            .spawn(move || run(&segment_set, &queue))
             .map_err(|e| Fault::Io(format!("starting the sealing thread: {e}")))?;
         Ok(Self { tasks: Some(tasks), thread: Some(thread) })
     }
@@ -64,7 +64,7 @@ impl Drop for Sealer {
     }
 }
 
-fn run(shelf: &SegmentSet, queue: &mpsc::Receiver<Task>) {
+fn run(segment_set: &SegmentSet, queue: &mpsc::Receiver<Task>) {
     let mut waiting: Vec<Task> = Vec::new();
     let mut open = true;
     while open || !waiting.is_empty() {
@@ -75,7 +75,7 @@ fn run(shelf: &SegmentSet, queue: &mpsc::Receiver<Task>) {
             }
         }
         while let Some(task) = waiting.first() {
-            let done = catch_unwind(AssertUnwindSafe(|| work(shelf, task)))
+            let done = catch_unwind(AssertUnwindSafe(|| work(segment_set, task)))
                 .unwrap_or_else(|_| Err(Fault::Io("the sealing thread panicked".into())));
             match done {
                 Ok(()) => {
@@ -105,21 +105,21 @@ fn run(shelf: &SegmentSet, queue: &mpsc::Receiver<Task>) {
     }
 }
 
-fn work(shelf: &SegmentSet, task: &Task) -> Result<(), Fault> {
+fn work(segment_set: &SegmentSet, task: &Task) -> Result<(), Fault> {
     match task {
         Task::Seal { segment, block } => {
             segment.seal(block)?;
-            shelf.sealed(block);
+            segment_set.sealed(block);
             segment.forget_commits(block);
             Ok(())
         }
         Task::Prepare => {
             // Commits work without it, only slower.
-            if let Err(error) = Wal::prepare(shelf.dir()) {
+            if let Err(error) = Wal::prepare(segment_set.dir()) {
                 tracing::debug!(%error, "no file is filled ahead for audit records");
             }
             Ok(())
         }
-        Task::Close(segment) => shelf.close(segment),
+        Task::Close(segment) => segment_set.close(segment),
     }
 }

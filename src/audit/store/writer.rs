@@ -18,7 +18,7 @@ use super::{
     sealer::{Sealer, Task},
     segment::{Loss, Segment, Wal, free_bytes},
     segments::{self, Current, Head, HeadFile, Opened, SegmentSet},
-    written::Written,
+    written::StoredRecord,
 };
 use crate::{
     line::{Line, LineHead, Seq},
@@ -84,9 +84,9 @@ struct Draft {
 
 /// State of the writing thread.
 pub(crate) struct Writer {
-    shelf: Arc<SegmentSet>,
+    segment_set: Arc<SegmentSet>,
     settings: Settings,
-    tail: broadcast::Sender<Arc<Written>>,
+    tail: broadcast::Sender<Arc<StoredRecord>>,
     sealer: Sealer,
     mark: HeadFile,
     current: Option<Current>,
@@ -100,17 +100,17 @@ impl Writer {
     pub(crate) fn start(
         opened: Opened,
         settings: Settings,
-        tail: broadcast::Sender<Arc<Written>>,
+        tail: broadcast::Sender<Arc<StoredRecord>>,
     ) -> Result<(mpsc::Sender<Job>, JoinHandle<()>), Fault> {
-        let Opened { shelf, current, unsealed, unclosed, loss, .. } = opened;
-        let head = shelf.head();
+        let Opened { segment_set, current, unsealed, unclosed, loss, .. } = opened;
+        let head = segment_set.head();
         let last = head.tree.size().checked_sub(1).map(|seq| (seq, head.last));
-        let mark = HeadFile::open(shelf.dir(), last)?;
-        let sealer = Sealer::start(shelf.clone())?;
+        let mark = HeadFile::open(segment_set.dir(), last)?;
+        let sealer = Sealer::start(segment_set.clone())?;
         let (jobs, queue) = mpsc::channel(settings.queue);
         let pending_events = Vec::new();
         let mut writer =
-            Self { shelf, settings, tail, sealer, mark, current, head, pending_events };
+            Self { segment_set, settings, tail, sealer, mark, current, head, pending_events };
         writer.check_space()?;
         for (segment, block) in unsealed {
             writer.sealer.put(Task::Seal { segment, block })?;
@@ -131,7 +131,7 @@ impl Writer {
 
     /// Logs damage and loss that the opening of the store found, and queues a record of the loss.
     fn report(&mut self, loss: Option<Loss>) {
-        for what in self.shelf.damage() {
+        for what in self.segment_set.damage() {
             tracing::error!("the audit log is damaged: {what}");
         }
         if let Some(Loss { from, until }) = loss {
@@ -140,7 +140,7 @@ impl Writer {
                 until,
                 "records of the audit log are lost: what could not be read is in `quarantine`. Check the disk"
             );
-            let reason = self.shelf.damage().first().cloned();
+            let reason = self.segment_set.damage().first().cloned();
             let (from, until) = (Seq(from), Seq(until));
             self.pending_events.push(RecordsLost { from, until, reason }.into());
         }
@@ -207,7 +207,7 @@ impl Writer {
     }
 
     fn free(&self) -> Result<u64, Fault> {
-        free_bytes(self.shelf.dir())
+        free_bytes(self.segment_set.dir())
     }
 
     /// Maximum number of records of the next commit, which belongs to one block.
@@ -225,7 +225,7 @@ impl Writer {
         for what in &self.pending_events {
             let mut record = Record::from(EventRecord::now(what.clone()));
             // The store itself wrote these texts: they contain no secrets.
-            record.settle(None);
+            record.scrub_and_truncate(None);
             let text = encode(&mut record).map_err(|e| Fault::Io(e.to_string()))?;
             let facts = Facts::of(&record);
             all.push(Draft { record, text, facts });
@@ -252,7 +252,7 @@ impl Writer {
             records.push((before, line, record));
         }
         let mut bytes = Vec::new();
-        let cipher = self.shelf.tools().cipher.as_deref();
+        let cipher = self.segment_set.env().cipher.as_deref();
         frame::write(&mut bytes, first, &lines, Pack::Plain, cipher)
             .map_err(|e| Fault::Io(format!("framing records: {e}")))?;
         if let Err(fault) = wal.append(&bytes) {
@@ -263,7 +263,7 @@ impl Writer {
         }
         current.growing.extend(added);
         self.mark.set(head.tree.size() - 1, head.last);
-        self.shelf.grown(&current.growing, head.clone());
+        self.segment_set.grown(&current.growing, head.clone());
         self.head = head;
         self.pending_events.clear();
         self.announce(records);
@@ -293,13 +293,13 @@ impl Writer {
         for (LineHead { seq, recorded, prev }, line, record) in records {
             let entry = Entry { v: VERSION, seq, recorded, prev, record };
             // Fails if there are no receivers any more.
-            let _ = self.tail.send(Arc::new(Written { line, entry }));
+            let _ = self.tail.send(Arc::new(StoredRecord { line, entry }));
         }
     }
 
     /// Ensures that there is a segment for today and a file for commits.
     fn prepare(&mut self, now: u64) -> Result<(), Fault> {
-        if self.shelf.unsealed() > UNSEALED {
+        if self.segment_set.unsealed() > UNSEALED {
             return Err(Fault::Io(
                 "records can't be packed as fast as they come, or not at all: see the log".into(),
             ));
@@ -320,8 +320,8 @@ impl Writer {
         let current = match &mut self.current {
             Some(current) => current,
             none => {
-                let segment = Segment::make(self.shelf.tools(), end)?;
-                self.shelf.add(&segment);
+                let segment = Segment::make(self.segment_set.env(), end)?;
+                self.segment_set.add(&segment);
                 let growing = Arc::new(Growing::new(end));
                 none.insert(Current { segment, growing, wal: None })
             }

@@ -4,7 +4,7 @@ use crate::{line::Line, record::Entry};
 
 /// A written record.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Written {
+pub struct StoredRecord {
     /// Canonical line of the record.
     pub line: Line,
     /// Parsed record.

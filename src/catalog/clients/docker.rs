@@ -12,7 +12,7 @@ use crate::{
 
 /// Options with a value, and their treatment.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Meaning {
+enum OptionKind {
     Env,
     EnvFile,
     Volume,
@@ -26,15 +26,15 @@ enum Meaning {
     Ours,
 }
 
-fn valued(option: &str) -> Option<Meaning> {
+fn valued(option: &str) -> Option<OptionKind> {
     Some(match option {
-        "-e" | "--env" => Meaning::Env,
-        "--env-file" => Meaning::EnvFile,
-        "-v" | "--volume" => Meaning::Volume,
-        "--mount" => Meaning::Mount,
-        "-u" | "--user" => Meaning::User,
-        "--network" | "--net" => Meaning::Network,
-        "--entrypoint" => Meaning::Entrypoint,
+        "-e" | "--env" => OptionKind::Env,
+        "--env-file" => OptionKind::EnvFile,
+        "-v" | "--volume" => OptionKind::Volume,
+        "--mount" => OptionKind::Mount,
+        "-u" | "--user" => OptionKind::User,
+        "--network" | "--net" => OptionKind::Network,
+        "--entrypoint" => OptionKind::Entrypoint,
         "--cap-add"
         | "--security-opt"
         | "--device"
@@ -52,11 +52,11 @@ fn valued(option: &str) -> Option<Meaning> {
         | "--publish"
         | "--device-cgroup-rule"
         | "--sysctl"
-        | "--link" => Meaning::Weakens,
+        | "--link" => OptionKind::Weakens,
         "--name" | "-l" | "--label" | "--pull" | "--platform" | "-w" | "--workdir" | "-m"
         | "--memory" | "--cpus" | "--pids-limit" | "--tmpfs" | "--cap-drop" | "--restart"
         | "--log-driver" | "--log-opt" | "--hostname" | "-h" | "--memory-swap" | "--shm-size"
-        | "--ulimit" | "--stop-timeout" | "--runtime" | "--cidfile" => Meaning::Ours,
+        | "--ulimit" | "--stop-timeout" | "--runtime" | "--cidfile" => OptionKind::Ours,
         _ => return None,
     })
 }
@@ -164,14 +164,14 @@ fn flag(name: &str, located: LocatedText<'_>, report: &mut Report) {
 
 fn take(
     draft: &mut Draft<'_>,
-    option: Meaning,
+    option: OptionKind,
     name: &str,
     value: LocatedText<'_>,
     report: &mut Report,
 ) {
     let LocatedText { place, text } = value;
     match option {
-        Meaning::Env => match text.split_once('=') {
+        OptionKind::Env => match text.split_once('=') {
             Some((variable, value)) => {
                 let (name, value) =
                     (LocatedText { place, text: variable }, LocatedText { place, text: value });
@@ -181,37 +181,37 @@ fn take(
             None if draft.has_variable(text) => {}
             None => draft.secret(value, None, report),
         },
-        Meaning::EnvFile => report.must(
+        OptionKind::EnvFile => report.must(
             place,
             "variables of a file are not read: name those that the server needs in `secrets`",
         ),
-        Meaning::Volume => match mount::read(text) {
+        OptionKind::Volume => match mount::read(text) {
             Ok(mount) => draft.mount(mount, place, report),
             Err(error) => report.left_out(place, format!("`{}`: {error}", brief(text))),
         },
-        Meaning::Mount => bind(draft, value, report),
-        Meaning::User if draft.author == Author::Stranger => report.left_out(
+        OptionKind::Mount => bind(draft, value, report),
+        OptionKind::User if draft.author == Author::Stranger => report.left_out(
             place,
             format!(
                 "it asks to run as `{}`: if that is meant, write it in `hardening.user`",
                 brief(text)
             ),
         ),
-        Meaning::User => draft.user(text, place, report),
-        Meaning::Network if text == "none" => draft.network = Some(false),
-        Meaning::Network => {
+        OptionKind::User => draft.user(text, place, report),
+        OptionKind::Network if text == "none" => draft.network = Some(false),
+        OptionKind::Network => {
             report.left_out(
                 place,
                 format!("the network `{}`: here it reaches the hosts in `egress`", brief(text)),
             );
         }
-        Meaning::Entrypoint => {
+        OptionKind::Entrypoint => {
             report.problem(place, "another entry point cannot be had: build an image that has it");
         }
-        Meaning::Weakens => {
+        OptionKind::Weakens => {
             report.left_out(place, format!("`{name} {}` is not taken over", brief(text)));
         }
-        Meaning::Ours => {}
+        OptionKind::Ours => {}
     }
 }
 

@@ -10,9 +10,9 @@ mod entry;
 use std::collections::BTreeMap;
 
 use crate::{
-    Entry, Found,
+    Entry, ParsedFile,
     docker::one,
-    node::{Key, Node, What},
+    node::{Key, Node, NodeValue},
     options::Options,
     report::{Problem, Report},
     values::Values,
@@ -36,8 +36,8 @@ fn room(node: &Node) -> Option<(&Node, &'static str)> {
     ROOMS.iter().find_map(|(path, whose)| {
         let found = path.iter().try_fold(node, |node, key| node.get(key))?;
         let servers = match &found.what {
-            What::Map(entries) => entries.iter().all(|(_, node)| node.entries().is_some()),
-            What::List(items) => items.iter().all(|item| item.get("name").is_some()),
+            NodeValue::Map(entries) => entries.iter().all(|(_, node)| node.entries().is_some()),
+            NodeValue::List(items) => items.iter().all(|item| item.get("name").is_some()),
             _ => false,
         };
         servers.then_some((found, *whose))
@@ -50,7 +50,7 @@ pub(crate) fn is_file(node: &Node) -> bool {
 }
 
 /// Reads a client's file.
-pub(crate) fn file(node: &Node, options: &Options) -> Result<Found, Problem> {
+pub(crate) fn file(node: &Node, options: &Options) -> Result<ParsedFile, Problem> {
     let Some((servers, whose)) = room(node) else {
         return Err(Problem::at(node.place, "there are no servers in this file"));
     };
@@ -65,10 +65,10 @@ pub(crate) fn file(node: &Node, options: &Options) -> Result<Found, Problem> {
     }
     let mut named: Vec<(&str, &Node)> = Vec::new();
     match &servers.what {
-        What::Map(entries) => {
+        NodeValue::Map(entries) => {
             named.extend(entries.iter().map(|(key, node): &(Key, Node)| (&*key.text, node)));
         }
-        What::List(items) => {
+        NodeValue::List(items) => {
             for item in items {
                 let name = item.get("name").and_then(Node::text).unwrap_or("");
                 named.push((name, item));
@@ -87,7 +87,13 @@ pub(crate) fn file(node: &Node, options: &Options) -> Result<Found, Problem> {
             one(name, node, |report| entry::read(name, node, &context, report))
         })
         .collect();
-    Ok(Found { format: whose, title: None, servers, notes: report.notes, values: Values::new() })
+    Ok(ParsedFile {
+        format: whose,
+        title: None,
+        servers,
+        notes: report.notes,
+        values: Values::new(),
+    })
 }
 
 /// Descriptions of VS Code's inputs, by id.

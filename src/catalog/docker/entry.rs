@@ -13,8 +13,8 @@ use crate::{
     report::{Location, Report, brief},
     secret_heuristics::endpoint,
     server::{Image, Run, Secret, Server, Tool, Transport},
-    template::{Into, Unfilled, fill, is_template},
-    values::settle,
+    template::{Into, TemplateError, fill, is_template},
+    values::server_settings,
 };
 
 /// Reads an entry of a catalog. `key` is the name if the entry does not have one.
@@ -64,7 +64,7 @@ pub(super) fn read(
     policy(&mut entry, report);
 
     let schemas = entry.list("config", report);
-    let values = settle(
+    let values = server_settings(
         schemas,
         options.values.get(named.text),
         options.theirs.get(named.text),
@@ -98,9 +98,12 @@ pub(super) fn read(
     entry.rest(report);
 
     let run = match kind.map(|kind| kind.text) {
-        Some("server") | None if image.is_some() => {
-            container(&mut draft, &Given { image, command, volumes, user }, &reader, report)
-        }
+        Some("server") | None if image.is_some() => container(
+            &mut draft,
+            &ContainerSettings { image, command, volumes, user },
+            &reader,
+            report,
+        ),
         Some("remote") | None => elsewhere(&draft, remote, sse, &tokens, place, report),
         Some("server") => {
             report.problem(place, "a server of this type has an `image`");
@@ -124,7 +127,7 @@ pub(super) fn read(
 }
 
 /// The catalog's options for running a container.
-struct Given<'a> {
+struct ContainerSettings<'a> {
     image: Option<LocatedText<'a>>,
     command: Vec<LocatedText<'a>>,
     volumes: Vec<LocatedText<'a>>,
@@ -144,7 +147,7 @@ impl Reader<'_> {
     ) -> Option<Vec<String>> {
         match fill(located.text, self.values, into) {
             Ok(filled) => Some(filled),
-            Err(error @ Unfilled::Others(_)) => {
+            Err(error @ TemplateError::Others(_)) => {
                 report.left_out(located.place, format!("{error}, and not for this one to read"));
                 None
             }
@@ -171,7 +174,7 @@ fn policy(entry: &mut Object<'_>, report: &mut Report) {
 
 fn container(
     draft: &mut Draft<'_>,
-    given: &Given<'_>,
+    given: &ContainerSettings<'_>,
     reader: &Reader<'_>,
     report: &mut Report,
 ) -> Option<Run> {

@@ -9,7 +9,7 @@ mod label;
 mod submission;
 
 use crate::{
-    Entry, Found,
+    Entry, ParsedFile,
     node::{Key, Node},
     object::{LocatedText, Object},
     options::Options,
@@ -38,7 +38,7 @@ pub(crate) fn is_catalog(node: &Node) -> bool {
 }
 
 /// Reads a catalog.
-pub(crate) fn catalog(node: &Node, options: &Options) -> Result<Found, Problem> {
+pub(crate) fn catalog(node: &Node, options: &Options) -> Result<ParsedFile, Problem> {
     let mut report = Report::default();
     let Some(mut file) = Object::of(node, "a catalog", &mut report) else {
         return Err(first(report));
@@ -67,7 +67,7 @@ pub(crate) fn catalog(node: &Node, options: &Options) -> Result<Found, Problem> 
         one(&key.text, node, |report| entry::read(Some(located), node, options, report))
     };
     let servers = servers.iter().map(read).collect();
-    Ok(Found {
+    Ok(ParsedFile {
         format: "Docker catalog",
         title,
         servers,
@@ -83,7 +83,7 @@ pub(crate) fn is_entry(node: &Node) -> bool {
 }
 
 /// Reads a file with one server.
-pub(crate) fn single(node: &Node, options: &Options) -> Found {
+pub(crate) fn single(node: &Node, options: &Options) -> ParsedFile {
     let name = node.get("name").and_then(Node::scalar).unwrap_or("");
     let submitted = ["about", "run", "meta"].iter().any(|key| node.get(key).is_some());
     let server = one(name, node, |report| {
@@ -94,7 +94,13 @@ pub(crate) fn single(node: &Node, options: &Options) -> Found {
         }
     });
     let format = if submitted { "Docker catalog submission" } else { "Docker server entry" };
-    Found { format, title: None, servers: vec![server], notes: Vec::new(), values: Values::new() }
+    ParsedFile {
+        format,
+        title: None,
+        servers: vec![server],
+        notes: Vec::new(),
+        values: Values::new(),
+    }
 }
 
 /// Whether it is a profile, or the catalog of an artifact: a list of servers with snapshots.
@@ -107,7 +113,7 @@ pub(crate) fn is_list(node: &Node) -> bool {
 }
 
 /// Reads a profile, or the catalog of an artifact.
-pub(crate) fn list(node: &Node, options: &Options) -> Result<Found, Problem> {
+pub(crate) fn list(node: &Node, options: &Options) -> Result<ParsedFile, Problem> {
     let mut report = Report::default();
     let Some(mut file) = Object::of(node, "a profile", &mut report) else {
         return Err(first(report));
@@ -142,7 +148,7 @@ pub(crate) fn list(node: &Node, options: &Options) -> Result<Found, Problem> {
         })
         .collect();
     let format = if profile { "Docker profile" } else { "Docker catalog artifact" };
-    Ok(Found { format, title, servers, notes: report.notes, values })
+    Ok(ParsedFile { format, title, servers, notes: report.notes, values })
 }
 
 /// A server of a list, with its snapshot: the catalog's entry at the time it was added.
@@ -242,7 +248,7 @@ pub(crate) fn one(
 fn denied(file: &mut Object<'_>) -> Result<(), Problem> {
     let Some(policy) = file.get("policy") else { return Ok(()) };
     let allowed = policy.get("allowed").map(|node| &node.what);
-    if allowed == Some(&crate::node::What::Flag(true)) {
+    if allowed == Some(&crate::node::NodeValue::Flag(true)) {
         return Ok(());
     }
     let reason = policy.get("reason").and_then(Node::text).unwrap_or("");

@@ -1,7 +1,7 @@
 //! A submission to Docker's catalog (`server.yaml`): the same data in another layout.
 
 use crate::{
-    node::{Key, Node, What},
+    node::{Key, Node, NodeValue},
     options::Options,
     report::{Location, Report},
     server::Server,
@@ -30,7 +30,7 @@ pub(super) fn read(node: &Node, options: &Options, report: &mut Report) -> Optio
             "config" => config(&mut flat, node, entries),
             "oauth" => {
                 let providers = Key { place: key.place, text: "providers".into() };
-                let what = What::Map(vec![(providers, node.clone())]);
+                let what = NodeValue::Map(vec![(providers, node.clone())]);
                 flat.push((key.clone(), Node { place: node.place, what }));
             }
             _ => flat.push((key.clone(), node.clone())),
@@ -40,7 +40,12 @@ pub(super) fn read(node: &Node, options: &Options, report: &mut Report) -> Optio
         report.problem(key.place, format!("`{}` is said in two places", key.text));
         return None;
     }
-    super::entry::read(None, &Node { place: node.place, what: What::Map(flat) }, options, report)
+    super::entry::read(
+        None,
+        &Node { place: node.place, what: NodeValue::Map(flat) },
+        options,
+        report,
+    )
 }
 
 fn members(node: &Node, names: &[&str]) -> Vec<(Key, Node)> {
@@ -49,9 +54,9 @@ fn members(node: &Node, names: &[&str]) -> Vec<(Key, Node)> {
 }
 
 fn pair((key, value): &(Key, Node)) -> Node {
-    let name = Node { place: key.place, what: What::Text(key.text.clone()) };
+    let name = Node { place: key.place, what: NodeValue::Text(key.text.clone()) };
     let entry = |text: &str, node: Node| (Key { place: key.place, text: text.into() }, node);
-    let what = What::Map(vec![entry("name", name), entry("value", value.clone())]);
+    let what = NodeValue::Map(vec![entry("name", name), entry("value", value.clone())]);
     Node { place: key.place, what }
 }
 
@@ -59,8 +64,9 @@ fn pair((key, value): &(Key, Node)) -> Node {
 fn variables(flat: &mut Vec<(Key, Node)>, place: Location, more: Vec<Node>) {
     let there = flat.iter_mut().find(|(key, _)| &*key.text == "env");
     match there {
-        Some((_, Node { what: What::List(items), .. })) => items.extend(more),
-        _ => flat.push((Key { place, text: "env".into() }, Node { place, what: What::List(more) })),
+        Some((_, Node { what: NodeValue::List(items), .. })) => items.extend(more),
+        _ => flat
+            .push((Key { place, text: "env".into() }, Node { place, what: NodeValue::List(more) })),
     }
 }
 
@@ -84,8 +90,8 @@ fn config(flat: &mut Vec<(Key, Node)>, node: &Node, entries: &[(Key, Node)]) {
         schema.push((key.clone(), name.clone()));
     }
     let place = node.place;
-    let schema = Node { place, what: What::Map(schema) };
-    let list = Node { place, what: What::List(vec![schema]) };
+    let schema = Node { place, what: NodeValue::Map(schema) };
+    let list = Node { place, what: NodeValue::List(vec![schema]) };
     flat.push((Key { place, text: "config".into() }, list));
 }
 

@@ -14,7 +14,7 @@ use crate::{
 const MOST: usize = 64;
 
 /// Value of an input.
-pub(super) enum Came {
+pub(super) enum InputValue {
     Values(Vec<String>),
     Secret,
     Nothing,
@@ -29,15 +29,15 @@ impl Reader {
         let located = LocatedText { place: node.place, text: name };
         let about = node.get("description").and_then(Node::text).map(str::to_owned);
         match self.input(node, name, report) {
-            Came::Values(values) => {
+            InputValue::Values(values) => {
                 if let Some(value) = values.first() {
                     // Values in the registry are public; values of the person are not.
                     let public = node.get("value").is_some() || node.get("default").is_some();
                     draft.variable(located, value, public && !self.is_set(name), report);
                 }
             }
-            Came::Secret => draft.secret(located, about, report),
-            Came::Nothing => {}
+            InputValue::Secret => draft.secret(located, about, report),
+            InputValue::Nothing => {}
         }
     }
 
@@ -54,14 +54,14 @@ impl Reader {
                 node.get("valueHint").or_else(|| node.get("value_hint")).and_then(Node::text);
             let key = name.map(|name| name.trim_start_matches('-')).or(hint).unwrap_or("argument");
             let values = match self.input(node, key, report) {
-                Came::Values(values) => values,
-                Came::Secret => {
+                InputValue::Values(values) => values,
+                InputValue::Secret => {
                     let text =
                         format!("`{}` is a secret, which has no place in arguments", brief(key));
                     report.problem(node.place, text);
                     continue;
                 }
-                Came::Nothing => {
+                InputValue::Nothing => {
                     let flag = node.get("value").is_none()
                         && node.get("format").is_none()
                         && node.get("valueHint").is_none()
@@ -102,22 +102,25 @@ impl Reader {
     }
 
     /// The value of an input: the fixed one, the person's setting, or the default.
-    pub(super) fn input(&mut self, node: &Node, key: &str, report: &mut Report) -> Came {
+    pub(super) fn input(&mut self, node: &Node, key: &str, report: &mut Report) -> InputValue {
         let flag = |name: &str| {
-            matches!(node.get(name).map(|node| &node.what), Some(crate::node::What::Flag(true)))
+            matches!(
+                node.get(name).map(|node| &node.what),
+                Some(crate::node::NodeValue::Flag(true))
+            )
         };
         let secret = flag("isSecret") || flag("is_secret");
         let required = flag("isRequired") || flag("is_required");
         for (key, inner) in node.get("variables").and_then(Node::entries).unwrap_or_default() {
             match self.input(inner, &key.text, report) {
-                Came::Values(values) => {
+                InputValue::Values(values) => {
                     if let Some(value) = values.into_iter().next() {
                         self.named.insert(key.text.to_string(), value);
                     }
                 }
                 // A value that contains a secret is a secret.
-                Came::Secret => return Came::Secret,
-                Came::Nothing => {}
+                InputValue::Secret => return InputValue::Secret,
+                InputValue::Nothing => {}
             }
         }
         let fixed = node.get("value").and_then(Node::scalar).map(|value| vec![self.braces(value)]);
@@ -125,7 +128,7 @@ impl Reader {
         let default =
             node.get("default").and_then(Node::scalar).map(|value| vec![value.to_owned()]);
         if secret && fixed.is_none() {
-            return Came::Secret;
+            return InputValue::Secret;
         }
         let values = fixed.or(set).or(default).unwrap_or_default();
         if values.is_empty() && required {
@@ -135,7 +138,7 @@ impl Reader {
         }
         if values.len() > 1 && !flag("isRepeated") && !flag("is_repeated") {
             report.problem(node.place, format!("`{}` takes one value", brief(key)));
-            return Came::Nothing;
+            return InputValue::Nothing;
         }
         let choices = node.get("choices").and_then(Node::items).unwrap_or_default();
         let wrong = |value: &String| !choices.iter().any(|choice| choice.scalar() == Some(value));
@@ -146,9 +149,9 @@ impl Reader {
             );
         }
         if values.is_empty() {
-            Came::Nothing
+            InputValue::Nothing
         } else {
-            Came::Values(values.into_iter().take(MOST).collect())
+            InputValue::Values(values.into_iter().take(MOST).collect())
         }
     }
 

@@ -6,10 +6,10 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use input::Came;
+use input::InputValue;
 
 use crate::{
-    Found,
+    ParsedFile,
     docker::one,
     draft::Draft,
     node::Node,
@@ -45,7 +45,7 @@ fn wrapped(node: &Node) -> Vec<&Node> {
 }
 
 /// Reads the servers.
-pub(crate) fn file(node: &Node, options: &Options) -> Result<Found, Problem> {
+pub(crate) fn file(node: &Node, options: &Options) -> Result<ParsedFile, Problem> {
     let servers = if is_server(node) { vec![node] } else { wrapped(node) };
     if servers.len() > 10_000 {
         return Err(Problem::at(node.place, "more than 10000 servers in one file"));
@@ -57,7 +57,7 @@ pub(crate) fn file(node: &Node, options: &Options) -> Result<Found, Problem> {
             one(name, node, |report| read(name, node, options, report))
         })
         .collect();
-    Ok(Found {
+    Ok(ParsedFile {
         format: "MCP registry",
         title: None,
         servers,
@@ -101,7 +101,7 @@ fn read(name: &str, node: &Node, options: &Options, report: &mut Report) -> Opti
     let image = kinds.iter().position(|kind| *kind == "oci");
     let known = kinds.iter().position(|kind| matches!(*kind, "npm" | "pypi" | "nuget"));
     let chosen = match (image, remotes.first(), known.or((!packages.is_empty()).then_some(0))) {
-        (Some(at), ..) => Chosen::Package(&packages[at]),
+        (Some(at), ..) => Distribution::Package(&packages[at]),
         (None, Some(_), _) => {
             let http = remotes.iter().find(|remote| {
                 remote
@@ -109,9 +109,9 @@ fn read(name: &str, node: &Node, options: &Options, report: &mut Report) -> Opti
                     .and_then(Node::text)
                     .is_some_and(|kind| kind.starts_with("streamable"))
             });
-            Chosen::Remote(http.unwrap_or(&remotes[0]))
+            Distribution::Remote(http.unwrap_or(&remotes[0]))
         }
-        (None, None, Some(at)) => Chosen::Package(&packages[at]),
+        (None, None, Some(at)) => Distribution::Package(&packages[at]),
         (None, None, None) => {
             report.problem(place, "it has neither packages nor remotes");
             return None;
@@ -126,18 +126,18 @@ fn read(name: &str, node: &Node, options: &Options, report: &mut Report) -> Opti
     }
     let mut reader = Reader { settings, named: BTreeMap::new() };
     let run = match chosen {
-        Chosen::Package(node) => reader.package(&mut draft, node, options, report),
-        Chosen::Remote(node) => reader.remote(&mut draft, node, report),
+        Distribution::Package(node) => reader.package(&mut draft, node, options, report),
+        Distribution::Remote(node) => reader.remote(&mut draft, node, report),
     }?;
     draft.finish(run, report)
 }
 
-enum Chosen<'a> {
+enum Distribution<'a> {
     Package(&'a Node),
     Remote(&'a Node),
 }
 
-impl Chosen<'_> {
+impl Distribution<'_> {
     fn name(&self) -> String {
         match self {
             Self::Package(node) => format!("the package of {}", brief(kind_of(node))),
@@ -360,8 +360,8 @@ impl Reader {
             return None;
         };
         for (key, node) in variables.and_then(Node::entries).unwrap_or_default() {
-            let came = self.input(node, &key.text, report);
-            if let Came::Values(values) = came
+            let input_value = self.input(node, &key.text, report);
+            if let InputValue::Values(values) = input_value
                 && let [value] = values.as_slice()
             {
                 // A value is one part of a URL, and never more.

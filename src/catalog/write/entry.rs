@@ -15,7 +15,7 @@ const FETCHED_MIB: i64 = 256;
 
 /// Why an entry was not written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Unwritten {
+pub enum EntryError {
     #[error("the config is no TOML: {0}")]
     Syntax(String),
     #[error("`servers` in the config is no table")]
@@ -30,7 +30,7 @@ pub enum Unwritten {
 ///
 /// # Errors
 /// If it is not valid TOML.
-pub fn names(config: &str) -> Result<Vec<String>, Unwritten> {
+pub fn names(config: &str) -> Result<Vec<String>, EntryError> {
     let document = read(config)?;
     let servers = document.get("servers").and_then(Item::as_table_like);
     Ok(servers
@@ -42,17 +42,17 @@ pub fn names(config: &str) -> Result<Vec<String>, Unwritten> {
 /// Adds a server to the text of a config.
 ///
 /// # Errors
-/// [`Unwritten`]
-pub fn add(config: &str, server: &Server) -> Result<String, Unwritten> {
+/// [`EntryError`]
+pub fn add(config: &str, server: &Server) -> Result<String, EntryError> {
     let mut document = read(config)?;
     let servers = document.entry("servers").or_insert_with(|| {
         let mut table = Table::new();
         table.set_implicit(true);
         Item::Table(table)
     });
-    let servers = servers.as_table_like_mut().ok_or(Unwritten::Shape)?;
+    let servers = servers.as_table_like_mut().ok_or(EntryError::Shape)?;
     if servers.contains_key(&server.name) {
-        return Err(Unwritten::There(server.name.clone()));
+        return Err(EntryError::There(server.name.clone()));
     }
     servers.insert(&server.name, Item::Table(table(server)));
     Ok(document.to_string())
@@ -61,18 +61,18 @@ pub fn add(config: &str, server: &Server) -> Result<String, Unwritten> {
 /// Removes a server from the text of a config. `None`: the server is not in it.
 ///
 /// # Errors
-/// [`Unwritten`]
-pub fn remove(config: &str, name: &str) -> Result<Option<String>, Unwritten> {
+/// [`EntryError`]
+pub fn remove(config: &str, name: &str) -> Result<Option<String>, EntryError> {
     let mut document = read(config)?;
     let servers = document.get_mut("servers").and_then(Item::as_table_like_mut);
     let removed = servers.and_then(|servers| servers.remove(name));
     Ok(removed.map(|_| document.to_string()))
 }
 
-pub(super) fn read(config: &str) -> Result<DocumentMut, Unwritten> {
+pub(super) fn read(config: &str) -> Result<DocumentMut, EntryError> {
     config
         .parse()
-        .map_err(|error: toml_edit::TomlError| Unwritten::Syntax(error.message().to_owned()))
+        .map_err(|error: toml_edit::TomlError| EntryError::Syntax(error.message().to_owned()))
 }
 
 /// The entry of a server, from its description.
@@ -212,7 +212,7 @@ pub(super) mod tests {
         assert_eq!(new["hardening"]["exec-tmp"].as_bool(), Some(true));
         assert_eq!(new["start-timeout-s"].as_integer(), Some(FETCHING_S));
         assert_eq!(new["resources"]["tmp-mib"].as_integer(), Some(FETCHED_MIB));
-        assert!(matches!(add(&after, &server("new")), Err(Unwritten::There(_))));
+        assert!(matches!(add(&after, &server("new")), Err(EntryError::There(_))));
         let removed = remove(&after, "new").unwrap().unwrap();
         assert_eq!(names(&removed).unwrap(), ["notes"]);
         assert_eq!(remove(&removed, "new").unwrap(), None);

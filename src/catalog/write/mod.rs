@@ -4,6 +4,6 @@ mod entry;
 mod policy;
 mod replace;
 
-pub use entry::{Unwritten, add, names, remove};
+pub use entry::{EntryError, add, names, remove};
 pub use policy::{file_name, left_on_id, policy, tools_left_on};
 pub use replace::{ExistingEntry, Replacement};

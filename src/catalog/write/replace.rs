@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use toml::Value;
 use toml_edit::{DocumentMut, Item, Table};
 
-use super::entry::{Unwritten, read, table};
+use super::entry::{EntryError, read, table};
 use crate::{
     lock::{digest, origin},
     secret_heuristics::{
@@ -64,8 +64,8 @@ impl ExistingEntry {
     /// Finds the entry of a server. `None`: the config has no such server.
     ///
     /// # Errors
-    /// [`Unwritten`]
-    pub fn of(config: &str, server: &str) -> Result<Option<Self>, Unwritten> {
+    /// [`EntryError`]
+    pub fn of(config: &str, server: &str) -> Result<Option<Self>, EntryError> {
         let document = read(config)?;
         let Some(item) = document.get("servers").and_then(|servers| servers.get(server)) else {
             return Ok(None);
@@ -92,8 +92,8 @@ impl ExistingEntry {
     /// another program or a URL of another host.
     ///
     /// # Errors
-    /// [`Unwritten`]
-    pub fn moved(&self, to: &Server) -> Result<Option<(String, String)>, Unwritten> {
+    /// [`EntryError`]
+    pub fn moved(&self, to: &Server) -> Result<Option<(String, String)>, EntryError> {
         let new = values(&to.name, &text(&to.name, &Item::Table(table(to))))?;
         let (was, is) = (runs(&self.values), runs(&new));
         Ok((was != is).then_some((was, is)))
@@ -102,8 +102,8 @@ impl ExistingEntry {
     /// Writes the description of a server in its place. `None`: the entry has these values already.
     ///
     /// # Errors
-    /// [`Unwritten`]
-    pub fn replace(&self, config: &str, by: &Server) -> Result<Option<Replacement>, Unwritten> {
+    /// [`EntryError`]
+    pub fn replace(&self, config: &str, by: &Server) -> Result<Option<Replacement>, EntryError> {
         let mut replacement = table(by);
         replacement.decor_mut().set_prefix("\n");
         let after = text(&self.server, &Item::Table(replacement.clone()));
@@ -113,7 +113,7 @@ impl ExistingEntry {
         }
         let mut document = read(config)?;
         let servers = document.get_mut("servers").and_then(Item::as_table_like_mut);
-        let servers = servers.ok_or(Unwritten::Shape)?;
+        let servers = servers.ok_or(EntryError::Shape)?;
         let above = match &self.item {
             Item::Table(old) if !old.is_dotted() => {
                 replacement.set_position(old.position());
@@ -196,11 +196,11 @@ fn text(server: &str, item: &Item) -> String {
 }
 
 /// The values of an entry, from its text.
-fn values(server: &str, text: &str) -> Result<toml::Table, Unwritten> {
+fn values(server: &str, text: &str) -> Result<toml::Table, EntryError> {
     let parsed = text.parse::<toml::Table>();
-    let all = parsed.map_err(|error| Unwritten::Syntax(error.message().to_owned()))?;
+    let all = parsed.map_err(|error| EntryError::Syntax(error.message().to_owned()))?;
     let entry = all.get("servers").and_then(|servers| servers.get(server)?.as_table());
-    entry.cloned().ok_or(Unwritten::Shape)
+    entry.cloned().ok_or(EntryError::Shape)
 }
 
 /// What an entry runs: the image without tag and digest, the origin of the URL, or the program.

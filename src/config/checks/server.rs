@@ -317,7 +317,7 @@ fn references(checker: &mut Checker<'_>, at: &str, given: SecretBinding<'_>) {
 /// Secrets that the server gets as files.
 fn files(server: &Server) -> impl Iterator<Item = &String> {
     let all =
-        server.secrets.iter().filter(|(_, secret)| secret.hand_over == SecretDeliveryMethod::File);
+        server.secrets.iter().filter(|(_, secret)| secret.delivery == SecretDeliveryMethod::File);
     all.map(|(name, _)| name)
 }
 

@@ -55,7 +55,7 @@ pub enum TailLine {
 }
 
 #[derive(Clone)]
-struct Held {
+struct AuditState {
     audit: Audit,
     stopping: CancellationToken,
 }
@@ -69,39 +69,45 @@ pub fn routes(audit: Audit, stopping: CancellationToken) -> Router {
         .route("/v1/audit/count", post(count))
         .route("/v1/audit/stats", post(stats))
         .route("/v1/audit/id", get(id))
-        .with_state(Held { audit, stopping })
+        .with_state(AuditState { audit, stopping })
 }
 
-async fn id(State(held): State<Held>) -> Json<String> {
-    Json(held.audit.id().to_owned())
+async fn id(State(state): State<AuditState>) -> Json<String> {
+    Json(state.audit.id().to_owned())
 }
 
-async fn query(State(held): State<Held>, Json(query): Json<Query>) -> Result<Json<Page>, Problem> {
-    Ok(Json(held.audit.archive().query(query).await?))
+async fn query(
+    State(state): State<AuditState>,
+    Json(query): Json<Query>,
+) -> Result<Json<Page>, Problem> {
+    Ok(Json(state.audit.archive().query(query).await?))
 }
 
 async fn count(
-    State(held): State<Held>,
+    State(state): State<AuditState>,
     Json(request): Json<CountRequest>,
 ) -> Result<Json<Counted>, Problem> {
-    Ok(Json(held.audit.archive().count(request).await?))
+    Ok(Json(state.audit.archive().count(request).await?))
 }
 
 async fn stats(
-    State(held): State<Held>,
+    State(state): State<AuditState>,
     Json(request): Json<StatsRequest>,
 ) -> Result<Json<Summed>, Problem> {
-    Ok(Json(held.audit.archive().stats(request).await?))
+    Ok(Json(state.audit.archive().stats(request).await?))
 }
 
-async fn show(State(held): State<Held>, Path(id): Path<String>) -> Result<Json<Page>, Problem> {
+async fn show(
+    State(state): State<AuditState>,
+    Path(id): Path<String>,
+) -> Result<Json<Page>, Problem> {
     let id: DecisionId = id.parse().map_err(|_| {
         Problem::new(
             StatusCode::BAD_REQUEST,
             format!("`{}` is not a decision id", id.escape_default()),
         )
     })?;
-    let page = held.audit.archive().show(id).await?;
+    let page = state.audit.archive().show(id).await?;
     if page.lines.is_empty() && page.unreadable.is_empty() {
         return Err(Problem::not_found(format!("there is no record of the decision {id}")));
     }
@@ -109,16 +115,16 @@ async fn show(State(held): State<Held>, Path(id): Path<String>) -> Result<Json<P
 }
 
 async fn tail(
-    State(held): State<Held>,
+    State(state): State<AuditState>,
     Json(request): Json<TailRequest>,
 ) -> Result<Response, Problem> {
     let TailRequest { query, last, follow } = request;
     // Subscribe before reading, so that no record falls between the two.
-    let coming = follow.then(|| held.audit.tail());
+    let coming = follow.then(|| state.audit.tail());
     let page = if last == 0 {
         Page::default()
     } else {
-        held.audit.archive().last(query.clone(), last.min(PAGE_MAX)).await?
+        state.audit.archive().last(query.clone(), last.min(PAGE_MAX)).await?
     };
     let seen = page.lines.last().map(Line::seq);
     let unreadable = page.unreadable.into_iter().map(TailLine::Unreadable);
@@ -130,7 +136,7 @@ async fn tail(
             text.push(b'\n');
             Ok::<_, Infallible>(Bytes::from(text))
         })
-        .take_until(held.stopping.cancelled_owned());
+        .take_until(state.stopping.cancelled_owned());
     let mut response = Response::new(Body::from_stream(lines));
     response
         .headers_mut()

@@ -32,7 +32,7 @@ const ERROR: usize = 4 << 10;
 
 /// The role that a path requires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Need {
+enum RequiredRole {
     /// None: every peer of the socket is allowed.
     Nothing,
     Role(Role),
@@ -41,18 +41,18 @@ enum Need {
 }
 
 /// The required role. Unlisted paths are only for the owner.
-fn need(path: &str) -> Need {
+fn required_role(path: &str) -> RequiredRole {
     match path {
-        "/healthz" | "/readyz" => Need::Nothing,
-        "/metrics" | "/v1/status" | "/v1/servers" => Need::Role(Role::Operator),
+        "/healthz" | "/readyz" => RequiredRole::Nothing,
+        "/metrics" | "/v1/status" | "/v1/servers" => RequiredRole::Role(Role::Operator),
         // It writes all records to any path that the proxy can write.
-        "/v1/audit/backup" => Need::Owner,
-        "/v1/audit/prune" => Need::Role(Role::Operator),
-        "/v1/approvals" => Need::Role(Role::Approver),
-        _ if path.starts_with("/v1/approvals/") => Need::Role(Role::Approver),
-        _ if path.starts_with("/v1/servers/") => Need::Role(Role::Operator),
-        _ if path.starts_with("/v1/audit/") => Need::Role(Role::Auditor),
-        _ => Need::Owner,
+        "/v1/audit/backup" => RequiredRole::Owner,
+        "/v1/audit/prune" => RequiredRole::Role(Role::Operator),
+        "/v1/approvals" => RequiredRole::Role(Role::Approver),
+        _ if path.starts_with("/v1/approvals/") => RequiredRole::Role(Role::Approver),
+        _ if path.starts_with("/v1/servers/") => RequiredRole::Role(Role::Operator),
+        _ if path.starts_with("/v1/audit/") => RequiredRole::Role(Role::Auditor),
+        _ => RequiredRole::Owner,
     }
 }
 
@@ -81,8 +81,8 @@ async fn admit(
 ) -> Response {
     let path = request.uri().path();
     // Other paths are those of clients, and have their own records or none.
-    let (need, own) = (need(path), path.starts_with("/v1/"));
-    if let Err(problem) = allowed(need, &peer) {
+    let (required_role, own) = (required_role(path), path.starts_with("/v1/"));
+    if let Err(problem) = allowed(required_role, &peer) {
         let user = peer.user.as_deref().map_or_else(|| peer.uid.to_string(), str::to_owned);
         if let Some(recorder) = recorder.filter(|r| (r.refusal)(&user, ROLE_MISSING)) {
             tracing::warn!(uid = peer.uid, path, "admin socket: request refused");
@@ -102,19 +102,23 @@ async fn admit(
     if own { in_words(answer).await } else { answer }
 }
 
-fn allowed(need: Need, peer: &Peer) -> Result<(), Problem> {
-    let (met, whom) = match need {
-        Need::Nothing => (true, String::new()),
-        Need::Role(role) => (peer.standing.has(role), format!("those with the role `{role}`")),
-        Need::Owner => (peer.standing.owner, "root and the user who runs the proxy".to_owned()),
+fn allowed(required_role: RequiredRole, peer: &Peer) -> Result<(), Problem> {
+    let (met, whom) = match required_role {
+        RequiredRole::Nothing => (true, String::new()),
+        RequiredRole::Role(role) => {
+            (peer.rights.has(role), format!("those with the role `{role}`"))
+        }
+        RequiredRole::Owner => {
+            (peer.rights.owner, "root and the user who runs the proxy".to_owned())
+        }
     };
     if met {
         return Ok(());
     }
     let who =
         peer.user.as_ref().map_or_else(|| format!("user {}", peer.uid), |user| format!("`{user}`"));
-    let remedy = match need {
-        Need::Role(role) => format!(
+    let remedy = match required_role {
+        RequiredRole::Role(role) => format!(
             "have the operator name you, or a group of yours, in `admin.roles.{role}` of the \
              config, and restart the proxy"
         ),
@@ -139,10 +143,10 @@ async fn on_record(recorder: &Recorder, peer: &Peer, request: Request) -> Result
         )
         .remedy("ask for less at once")
     })?;
-    let asked = asked(&body);
+    let asked = recorded_query(&body);
     let request = Request::from_parts(parts, Body::from(body));
     let action = action(peer, &request, asked, None);
-    if peer.standing.owner {
+    if peer.rights.owner {
         recorder.audit.record_best_effort(action).await;
         return Ok(request);
     }
@@ -178,7 +182,7 @@ fn action(
 }
 
 /// The query in a body: its JSON without unset members.
-fn asked(body: &[u8]) -> Option<String> {
+fn recorded_query(body: &[u8]) -> Option<String> {
     if body.is_empty() {
         return None;
     }
@@ -229,36 +233,36 @@ mod tests {
     #[test]
     fn unlisted_paths_need_the_owner() {
         for (path, needed) in [
-            ("/healthz", Need::Nothing),
-            ("/metrics", Need::Role(Role::Operator)),
-            ("/v1/status", Need::Role(Role::Operator)),
-            ("/v1/servers/notes/log", Need::Role(Role::Operator)),
-            ("/v1/audit/prune", Need::Role(Role::Operator)),
-            ("/v1/audit/backup", Need::Owner),
-            ("/v1/audit/query", Need::Role(Role::Auditor)),
-            ("/v1/audit/show/x", Need::Role(Role::Auditor)),
-            ("/mcp", Need::Owner),
-            ("/servers/notes/mcp", Need::Owner),
-            ("/invoke", Need::Owner),
-            ("/v1/audit", Need::Owner),
-            ("/v1//audit/query", Need::Owner),
-            ("/v1/%61udit/query", Need::Owner),
-            ("/V1/audit/query", Need::Owner),
-            ("/v1/auditx", Need::Owner),
-            ("/v1/whatever", Need::Owner),
-            ("", Need::Owner),
+            ("/healthz", RequiredRole::Nothing),
+            ("/metrics", RequiredRole::Role(Role::Operator)),
+            ("/v1/status", RequiredRole::Role(Role::Operator)),
+            ("/v1/servers/notes/log", RequiredRole::Role(Role::Operator)),
+            ("/v1/audit/prune", RequiredRole::Role(Role::Operator)),
+            ("/v1/audit/backup", RequiredRole::Owner),
+            ("/v1/audit/query", RequiredRole::Role(Role::Auditor)),
+            ("/v1/audit/show/x", RequiredRole::Role(Role::Auditor)),
+            ("/mcp", RequiredRole::Owner),
+            ("/servers/notes/mcp", RequiredRole::Owner),
+            ("/invoke", RequiredRole::Owner),
+            ("/v1/audit", RequiredRole::Owner),
+            ("/v1//audit/query", RequiredRole::Owner),
+            ("/v1/%61udit/query", RequiredRole::Owner),
+            ("/V1/audit/query", RequiredRole::Owner),
+            ("/v1/auditx", RequiredRole::Owner),
+            ("/v1/whatever", RequiredRole::Owner),
+            ("", RequiredRole::Owner),
         ] {
-            assert_eq!(need(path), needed, "{path}");
+            assert_eq!(required_role(path), needed, "{path}");
         }
     }
 
     #[test]
     fn recorded_query_omits_unset_fields() {
         let body = br#"{"filter":{"client":"dev","server":null,"intents":false},"last":20,"x":{}}"#;
-        assert_eq!(asked(body).unwrap(), r#"{"filter":{"client":"dev"},"last":20}"#);
-        assert_eq!(asked(b""), None);
-        assert_eq!(asked(b"no JSON"), None);
+        assert_eq!(recorded_query(body).unwrap(), r#"{"filter":{"client":"dev"},"last":20}"#);
+        assert_eq!(recorded_query(b""), None);
+        assert_eq!(recorded_query(b"no JSON"), None);
         let long = format!("\"{}\"", "ä".repeat(5_000));
-        assert_eq!(asked(long.as_bytes()).unwrap().chars().count(), RECORDED + 1);
+        assert_eq!(recorded_query(long.as_bytes()).unwrap().chars().count(), RECORDED + 1);
     }
 }

@@ -82,7 +82,7 @@ impl Client {
     ///
     /// # Errors
     /// If no proxy answers there, or if this user may not connect.
-    pub async fn knock(socket: &Path) -> io::Result<Self> {
+    pub async fn connect_socket(socket: &Path) -> io::Result<Self> {
         Self::reach(At::Socket(socket.to_owned())).await
     }
 
@@ -99,7 +99,7 @@ impl Client {
         {
             return Some(client);
         }
-        Self::knock(socket?).await.ok()
+        Self::connect_socket(socket?).await.ok()
     }
 
     /// The path that it was reached at: its state folder, or `admin.socket`.

@@ -11,7 +11,7 @@ use axum::{
 
 use super::{Peer, Problem};
 use crate::Gateway;
-use portcullis_audit::record::{CommandUser, ImageDone};
+use portcullis_audit::record::{CommandUser, ImageEvent};
 
 /// The route.
 pub fn routes(proxy: Arc<Gateway>) -> Router {
@@ -21,7 +21,7 @@ pub fn routes(proxy: Arc<Gateway>) -> Router {
 async fn done(
     State(proxy): State<Arc<Gateway>>,
     ConnectInfo(peer): ConnectInfo<Peer>,
-    Json(all): Json<Vec<ImageDone>>,
+    Json(all): Json<Vec<ImageEvent>>,
 ) -> Result<Json<()>, Problem> {
     let user = peer.user.as_deref().map(str::to_owned);
     let by = CommandUser { uid: Some(peer.uid), user };

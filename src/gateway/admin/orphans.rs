@@ -12,7 +12,7 @@ use http::StatusCode;
 
 use super::{Peer, Problem};
 use crate::Gateway;
-use portcullis_audit::record::{CommandUser, MEMBERS, Reaping};
+use portcullis_audit::record::{CommandUser, MEMBERS, OrphanRemoval};
 
 /// The route.
 pub fn routes(proxy: Arc<Gateway>) -> Router {
@@ -22,7 +22,7 @@ pub fn routes(proxy: Arc<Gateway>) -> Router {
 async fn reaping(
     State(proxy): State<Arc<Gateway>>,
     ConnectInfo(peer): ConnectInfo<Peer>,
-    Json(reaping): Json<Reaping>,
+    Json(reaping): Json<OrphanRemoval>,
 ) -> Result<Json<()>, Problem> {
     // The record would be truncated, and not list all removed orphans.
     if reaping.left.len() > MEMBERS {

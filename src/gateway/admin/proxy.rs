@@ -87,13 +87,12 @@ async fn secrets(
 ) -> Result<Json<RotationReport>, Problem> {
     let server = server(&proxy, &name)?.clone();
     // On a task of its own, since the operator may disconnect before its end.
-    let rehanded =
-        tokio::spawn(async move { server.rehand(&*proxy.servers, ReloadScope::All).await });
-    let rehanded =
-        rehanded.await.unwrap_or_else(|error| Err(error.to_string())).map_err(|why| {
-            Problem::new(StatusCode::SERVICE_UNAVAILABLE, format!("server `{name}`: {why}"))
-        })?;
-    Ok(Json(rehanded))
+    let rotated =
+        tokio::spawn(async move { server.rotate_secrets(&*proxy.servers, ReloadScope::All).await });
+    let rotated = rotated.await.unwrap_or_else(|error| Err(error.to_string())).map_err(|why| {
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, format!("server `{name}`: {why}"))
+    })?;
+    Ok(Json(rotated))
 }
 
 /// Restarts a server's running instances; in-flight calls finish on the old ones.

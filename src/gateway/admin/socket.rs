@@ -32,7 +32,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use portcullis_config::SOCKET_PATH_BYTES;
-use portcullis_protocol::identity::{Roles, Standing, is_owner};
+use portcullis_protocol::identity::{Roles, UserRights, is_owner};
 
 use super::{Recorder, authorize::guarded};
 
@@ -171,7 +171,7 @@ impl Server {
         let mut socket_paths = vec![socket_path];
         let shared_socket = match shared_socket {
             Some(path) => {
-                let (shared_socket, socket_path) = knock(path, &roles)?;
+                let (shared_socket, socket_path) = bind_shared_socket(path, &roles)?;
                 socket_paths.push(socket_path);
                 Some(shared_socket)
             }
@@ -245,7 +245,10 @@ fn listen(
 
 /// Creates the socket for users with a role. All users may connect to it, because a file has one
 /// group but there are many roles; each peer is authorized separately.
-fn knock(path: &Path, roles: &Roles) -> Result<(UnixListener, SocketPath), BindFailure> {
+fn bind_shared_socket(
+    path: &Path,
+    roles: &Roles,
+) -> Result<(UnixListener, SocketPath), BindFailure> {
     let parent = path.parent().unwrap_or(Path::new("/"));
     if !parent.exists() {
         DirBuilder::new()
@@ -275,9 +278,9 @@ pub struct Peer {
     /// The process id, if known.
     pub pid: Option<i32>,
     /// What the peer may do.
-    pub standing: Standing,
+    pub rights: UserRights,
     /// Held as long as the connection.
-    _seat: Option<Arc<Seat>>,
+    _slot: Option<Arc<ConnectionSlot>>,
 }
 
 /// The name of a user. Blocks during the lookup.
@@ -287,38 +290,38 @@ fn name(uid: u32) -> Option<Arc<str>> {
 
 /// Connections of users other than the owner, by user; users without a role share one count.
 #[derive(Debug, Default)]
-struct Seats(Mutex<HashMap<Option<u32>, usize>>);
+struct ConnectionSlots(Mutex<HashMap<Option<u32>, usize>>);
 
 #[derive(Debug)]
-struct Seat {
-    whose: Option<u32>,
-    seats: Arc<Seats>,
+struct ConnectionSlot {
+    counted_uid: Option<u32>,
+    slots: Arc<ConnectionSlots>,
 }
 
-impl Seats {
-    fn take(self: &Arc<Self>, uid: u32, standing: Standing) -> Option<Arc<Seat>> {
-        let (whose, most) =
-            if standing == Standing::STRANGER { (None, OF_STRANGERS) } else { (Some(uid), OF_ONE) };
+impl ConnectionSlots {
+    fn take(self: &Arc<Self>, uid: u32, rights: UserRights) -> Option<Arc<ConnectionSlot>> {
+        let (counted_uid, most) =
+            if rights == UserRights::STRANGER { (None, OF_STRANGERS) } else { (Some(uid), OF_ONE) };
         let mut taken = self.0.lock();
         if taken.values().sum::<usize>() >= OF_ALL {
             return None;
         }
-        let own = taken.entry(whose).or_default();
+        let own = taken.entry(counted_uid).or_default();
         if *own >= most {
             return None;
         }
         *own += 1;
-        Some(Arc::new(Seat { whose, seats: self.clone() }))
+        Some(Arc::new(ConnectionSlot { counted_uid, slots: self.clone() }))
     }
 }
 
-impl Drop for Seat {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
-        let mut taken = self.seats.0.lock();
-        if let Some(count) = taken.get_mut(&self.whose) {
+        let mut taken = self.slots.0.lock();
+        if let Some(count) = taken.get_mut(&self.counted_uid) {
             *count -= 1;
             if *count == 0 {
-                taken.remove(&self.whose);
+                taken.remove(&self.counted_uid);
             }
         }
     }
@@ -378,7 +381,7 @@ async fn accept_owner(
             tracing::warn!(uid, "admin socket: connection from another user refused");
             continue;
         };
-        let peer = Peer { uid, user: user.clone(), pid, standing: Standing::OWNER, _seat: None };
+        let peer = Peer { uid, user: user.clone(), pid, rights: UserRights::OWNER, _slot: None };
         if arrived.send((stream, peer)).await.is_err() {
             return;
         }
@@ -390,34 +393,34 @@ async fn accept_shared(
     roles: Arc<Roles>,
     arrived: mpsc::Sender<(UnixStream, Peer)>,
 ) {
-    let seats = Arc::new(Seats::default());
+    let slots = Arc::new(ConnectionSlots::default());
     let lookups = Arc::new(Semaphore::new(LOOKUPS));
     loop {
         let (stream, peer) = accept(&shared_socket).await;
         let Ok(lookup) = lookups.clone().acquire_owned().await else { return };
-        let (roles, seats, arrived) = (roles.clone(), seats.clone(), arrived.clone());
+        let (roles, slots, arrived) = (roles.clone(), slots.clone(), arrived.clone());
         tokio::spawn(async move {
             let (uid, gid) = (peer.uid(), peer.gid());
             let looking = spawn_blocking(move || {
                 // Held by the lookup itself, so that hanging lookups are limited.
                 let _lookup = lookup;
-                (roles.standing(uid, gid), name(uid))
+                (roles.rights(uid, gid), name(uid))
             });
-            let (standing, user) = match tokio::time::timeout(LOOKUP, looking).await {
+            let (rights, user) = match tokio::time::timeout(LOOKUP, looking).await {
                 Ok(Ok(found)) => found,
                 _ => {
                     tracing::error!(uid, "name service returned no groups for the user");
-                    (Standing::STRANGER, None)
+                    (UserRights::STRANGER, None)
                 }
             };
-            let seat = if standing.owner {
+            let slot = if rights.owner {
                 None
             } else {
                 // Connections beyond the limit are closed.
-                let Some(seat) = seats.take(uid, standing) else { return };
-                Some(seat)
+                let Some(slot) = slots.take(uid, rights) else { return };
+                Some(slot)
             };
-            let peer = Peer { uid, user, pid: peer.pid(), standing, _seat: seat };
+            let peer = Peer { uid, user, pid: peer.pid(), rights, _slot: slot };
             let _ = arrived.send((stream, peer)).await;
         });
     }
@@ -437,7 +440,7 @@ impl Listener for Sockets {
 
     fn local_addr(&self) -> io::Result<Peer> {
         let uid = Uid::effective().as_raw();
-        Ok(Peer { uid, user: None, pid: None, standing: Standing::OWNER, _seat: None })
+        Ok(Peer { uid, user: None, pid: None, rights: UserRights::OWNER, _slot: None })
     }
 }
 
@@ -453,20 +456,20 @@ mod tests {
 
     #[test]
     fn connections_are_limited_by_user() {
-        let seats = Arc::new(Seats::default());
+        let slots = Arc::new(ConnectionSlots::default());
         let roles = Roles { auditor: vec!["group:4001".parse().unwrap()], ..Roles::default() };
-        let auditor = roles.standing(5001, 4001);
+        let auditor = roles.rights(5001, 4001);
         let strangers: Vec<_> =
-            (0..1_000).filter_map(|uid| seats.take(uid, Standing::STRANGER)).collect();
+            (0..1_000).filter_map(|uid| slots.take(uid, UserRights::STRANGER)).collect();
         assert_eq!(strangers.len(), OF_STRANGERS);
-        let of_one: Vec<_> = (0..1_000).filter_map(|_| seats.take(5001, auditor)).collect();
+        let of_one: Vec<_> = (0..1_000).filter_map(|_| slots.take(5001, auditor)).collect();
         assert_eq!(of_one.len(), OF_ONE);
-        assert!(seats.take(5002, auditor).is_some());
+        assert!(slots.take(5002, auditor).is_some());
         drop(of_one);
-        assert!(seats.take(5001, auditor).is_some());
-        let all: Vec<_> = (0..1_000).filter_map(|uid| seats.take(uid, auditor)).collect();
+        assert!(slots.take(5001, auditor).is_some());
+        let all: Vec<_> = (0..1_000).filter_map(|uid| slots.take(uid, auditor)).collect();
         assert_eq!(all.len() + strangers.len(), OF_ALL);
         drop((all, strangers));
-        assert!(seats.0.lock().is_empty());
+        assert!(slots.0.lock().is_empty());
     }
 }

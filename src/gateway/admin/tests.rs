@@ -10,7 +10,8 @@ use portcullis_test_support::exchange;
 
 use super::{BindFailure, Client, Peer, SOCKET, Server, TailLine, TailRequest, audit_routes};
 use portcullis_audit::{
-    Audit, CountRequest, Counted, Intent, Outcome, Page, Query, Ruling, StatsRequest, Summed,
+    Audit, CountRequest, Counted, DecisionContext, Intent, Outcome, Page, Query, StatsRequest,
+    Summed,
     record::{Conclusion, Kind},
 };
 use portcullis_protocol::names::DecisionId;
@@ -36,10 +37,10 @@ async fn run(state_dir: &Path) -> Running {
 
 async fn write_one(audit: &Audit) -> DecisionId {
     let exchange = exchange(|_| {});
-    audit.intent(Intent::of(&exchange, Ruling::default(), audit.key())).await.unwrap();
+    audit.intent(Intent::of(&exchange, DecisionContext::default(), audit.key())).await.unwrap();
     let done = Outcome::of(
         &exchange,
-        Ruling::default(),
+        DecisionContext::default(),
         Conclusion::Delivered,
         Some(Duration::from_millis(1)),
         audit.key(),

@@ -32,7 +32,7 @@ pub struct ConcurrencyPermit {
 impl ConcurrencyPermit {
     /// The text of a response, which holds the permit until its last part is dropped.
     pub(crate) fn hold(self, text: Bytes) -> Bytes {
-        Bytes::from_owner(Held { text, _concurrency_permit: self })
+        Bytes::from_owner(TextWithPermit { text, _concurrency_permit: self })
     }
 
     /// Whether the permit is valid for this message.
@@ -66,12 +66,12 @@ impl PrincipalLimits {
 }
 
 /// A response's text with the permit of its message.
-struct Held {
+struct TextWithPermit {
     text: Bytes,
     _concurrency_permit: ConcurrencyPermit,
 }
 
-impl AsRef<[u8]> for Held {
+impl AsRef<[u8]> for TextWithPermit {
     fn as_ref(&self) -> &[u8] {
         &self.text
     }

@@ -25,7 +25,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 pub use webhook::{Illegal, Webhook};
 
-use portcullis_audit::record::Kept;
+use portcullis_audit::record::KeptBody;
 use portcullis_protocol::{identity::PrincipalKind, names::DecisionId, refusal::Rule};
 
 /// Calls that may wait at once.
@@ -46,7 +46,7 @@ pub struct PendingApproval {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
     /// All that will be sent (`params`), without its secrets.
-    pub params: Kept,
+    pub params: KeptBody,
     /// The policies that require approval, with their reasons.
     pub rules: Vec<ApprovalRule>,
     pub asked: Timestamp,
@@ -107,7 +107,7 @@ struct Slot {
     client: PrincipalKind,
     until: Instant,
     answer: oneshot::Sender<Resolution>,
-    notary: Arc<dyn ApprovalRecorder>,
+    approval_recorder: Arc<dyn ApprovalRecorder>,
     /// Whether a resolution was made, so that no other is possible. The slot is kept until it is on
     /// record; a client that is removed meanwhile loses it.
     resolved: bool,
@@ -157,7 +157,7 @@ impl Approvals {
         self: &Arc<Self>,
         client: &PrincipalKind,
         waiting: PendingApproval,
-        notary: Arc<dyn ApprovalRecorder>,
+        approval_recorder: Arc<dyn ApprovalRecorder>,
     ) -> Result<Ticket, QueueFull> {
         let (answer, answered) = oneshot::channel();
         let (id, until) = (waiting.id, Instant::now() + self.patience);
@@ -169,8 +169,15 @@ impl Approvals {
             return Err(QueueFull::All);
         }
         let notified = waiting.clone();
-        let (client, notary_of) = (client.clone(), notary.clone());
-        let slot = Slot { waiting, client, until, answer, notary: notary_of, resolved: false };
+        let (client, recorder_of_slot) = (client.clone(), approval_recorder.clone());
+        let slot = Slot {
+            waiting,
+            client,
+            until,
+            answer,
+            approval_recorder: recorder_of_slot,
+            resolved: false,
+        };
         slots.insert(id, slot);
         drop(slots);
         let webhook = self.webhook.clone().map(|webhook| {
@@ -185,7 +192,7 @@ impl Approvals {
                     Ok(None) => {}
                     Err(error) => {
                         tracing::warn!(decision = %id, %error, "approval webhook not reached");
-                        notary.unreached(&notified, &error).await;
+                        approval_recorder.unreached(&notified, &error).await;
                     }
                 }
             }))
@@ -208,17 +215,17 @@ impl Approvals {
     /// Resolves a call. The record is completed even if the caller or the call stops waiting for
     /// it.
     pub async fn answer(self: &Arc<Self>, id: DecisionId, word: Resolution) -> ResolutionResult {
-        let (waiting, notary) = match self.slots.lock().get_mut(&id) {
+        let (waiting, approval_recorder) = match self.slots.lock().get_mut(&id) {
             // Late by a moment is late, since the call may have been refused already.
             Some(slot) if !slot.resolved && slot.until > Instant::now() => {
                 slot.resolved = true;
-                (slot.waiting.clone(), slot.notary.clone())
+                (slot.waiting.clone(), slot.approval_recorder.clone())
             }
             _ => return ResolutionResult::Late,
         };
         let approvals = self.clone();
         let taken = tokio::spawn(async move {
-            let recorded = notary.given(&waiting, &word).await;
+            let recorded = approval_recorder.given(&waiting, &word).await;
             let slot = approvals.slots.lock().remove(&id);
             if let Err(why) = recorded {
                 return ResolutionResult::Unrecorded(why);
@@ -271,7 +278,7 @@ mod tests {
             method: "tools/call".into(),
             server: None,
             target: None,
-            params: Kept::default(),
+            params: KeptBody::default(),
             rules: Vec::new(),
             asked,
             until,

@@ -33,7 +33,7 @@ pub(super) fn links(
     loaded: &Loaded,
     gate: Arc<PolicyGate>,
     known: &[Known],
-    (delivered, house): (&plugins::PluginSecrets, &PluginHost),
+    (delivered, plugin_host): (&plugins::PluginSecrets, &PluginHost),
     gathered: &mut BuildFindings,
 ) -> Vec<ChainEntry> {
     let chain = loaded.config.chain();
@@ -44,7 +44,7 @@ pub(super) fn links(
         .par_iter()
         .map(|member| match (&member.entry.kind, member.at) {
             (InterceptorKind::Plugin(config), Some(at)) => {
-                Some((at, plugins::load(loaded, at, &member.entry, config, delivered, house)))
+                Some((at, plugins::load(loaded, at, &member.entry, config, delivered, plugin_host)))
             }
             _ => None,
         })
@@ -78,7 +78,7 @@ pub(super) fn links(
                     scanner as Arc<dyn Interceptor>
                 })
             }
-            _ => interceptor(loaded, member, known, delivered, house),
+            _ => interceptor(loaded, member, known, delivered, plugin_host),
         };
         let interceptor = match built {
             Ok(interceptor) => interceptor,
@@ -141,7 +141,7 @@ pub fn interceptor(
     member: &Member<'_>,
     known: &[Known],
     delivered: &plugins::PluginSecrets,
-    house: &PluginHost,
+    plugin_host: &PluginHost,
 ) -> Result<Arc<dyn Interceptor>, BoxedDiagnostic> {
     let entry = &*member.entry;
     let name = entry.name();
@@ -160,7 +160,7 @@ pub fn interceptor(
         InterceptorKind::Plugin(config) => {
             // Defaults contain no plugin.
             let at = member.at.unwrap_or_default();
-            Arc::new(plugins::load(loaded, at, entry, config, delivered, house)?)
+            Arc::new(plugins::load(loaded, at, entry, config, delivered, plugin_host)?)
         }
     })
 }

@@ -88,8 +88,8 @@ pub struct GatewayBuilder {
     exports: Vec<export::Settings>,
     approvals: Arc<Approvals>,
     metrics: Arc<Metrics>,
-    around: Arc<PluginServices>,
-    house: PluginHost,
+    plugin_services: Arc<PluginServices>,
+    plugin_host: PluginHost,
     in_chain: Vec<LoadedPlugin>,
     /// The secrets of servers, which are registered for redaction already.
     read: BTreeMap<ServerName, LoadedSecrets>,
@@ -124,12 +124,13 @@ impl GatewayBuilder {
             Engines::none(host, "no server needs a container engine")
         };
         let metrics = Arc::new(Metrics::new());
-        let around = PluginServices::new(policies.clone(), metrics.clone());
-        let house = plugins::house(loaded, around.clone());
+        let plugin_services = PluginServices::new(policies.clone(), metrics.clone());
+        let plugin_host = plugins::host(loaded, plugin_services.clone());
         let delivered = delivered(&config.servers, &loaded.base).await;
         let (links, delivered, scrubber, exports, approvals, signatures, gathered) =
             tokio::task::spawn_blocking({
-                let (loaded, gate, house) = (loaded.clone(), gate.clone(), house.clone());
+                let (loaded, gate, plugin_host) =
+                    (loaded.clone(), gate.clone(), plugin_host.clone());
                 move || {
                     let mut gathered = BuildFindings::default();
                     gathered.happened.extend(missing(&delivered));
@@ -139,7 +140,8 @@ impl GatewayBuilder {
                     let exports = exports(&loaded, &mut gathered.found);
                     let signatures = signatures(&loaded, &mut gathered.found);
                     let approvals = Arc::new(approvals(&loaded, &mut gathered.found));
-                    let links = links(&loaded, gate, &known, (&to_plugins, &house), &mut gathered);
+                    let links =
+                        links(&loaded, gate, &known, (&to_plugins, &plugin_host), &mut gathered);
                     (links, delivered, scrubber, exports, approvals, signatures, gathered)
                 }
             })
@@ -162,7 +164,7 @@ impl GatewayBuilder {
                 digests: Default::default(),
                 known: Some(config.state_dir.join(KNOWN_FOLDER)),
                 images: Arc::new(loaded.images()),
-                outward: Arc::new(EgressPolicy(around.clone())),
+                egress_gates: Arc::new(EgressPolicy(plugin_services.clone())),
                 signatures,
                 dismissed: Default::default(),
                 looks: FairSemaphore::one_each(),
@@ -178,8 +180,8 @@ impl GatewayBuilder {
                 plugins: happened,
                 in_chain,
                 metrics,
-                around,
-                house,
+                plugin_services,
+                plugin_host,
                 read,
             })
         } else {
@@ -207,7 +209,7 @@ impl GatewayBuilder {
         let seal = tokio::task::spawn_blocking(move || Seal::load(&state_dir))
             .await
             .map_err(|error| StartFailure::Task(error.to_string()))??;
-        if let Some(states) = self.house.states.clone().filter(|_| keeps_state(&config)) {
+        if let Some(states) = self.plugin_host.states.clone().filter(|_| keeps_state(&config)) {
             tokio::task::spawn_blocking(move || states.open())
                 .await
                 .map_err(|error| StartFailure::Task(error.to_string()))??;
@@ -269,7 +271,7 @@ impl GatewayBuilder {
         tokio::spawn(gateway.clone().run_retention());
         tokio::spawn(gateway.servers.clone().keep_secrets());
         tokio::spawn(gateway.recorder.clone().record_reloads(reloads));
-        self.around.settle(&gateway.recorder, gateway.tasks.clone());
+        self.plugin_services.attach(&gateway.recorder, gateway.tasks.clone());
         for one in &self.in_chain {
             one.plugin.warm();
         }

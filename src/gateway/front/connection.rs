@@ -129,13 +129,13 @@ impl Connection {
             Ok(revision) => revision,
             Err(refusal) => return Err(Rejected { refusal, id }),
         };
-        let greeting = greets && !revision.is_modern();
+        let is_initialize = greets && !revision.is_modern();
         let session = self.session.lock().clone();
-        let session = session.filter(|_| !revision.is_modern() && !greeting);
+        let session = session.filter(|_| !revision.is_modern() && !is_initialize);
         let caller = self.caller(revision, session, address);
         let sent = InFlight::take(&self.proxy, caller, frame, call_permit);
         let task = self.tasks.spawn(self.clone().carry(vec![sent], false));
-        Ok(greeting.then_some(task))
+        Ok(is_initialize.then_some(task))
     }
 
     async fn take_batch(
@@ -220,7 +220,7 @@ impl Connection {
     }
 
     /// Records a refusal of a message without an address. Returns its text.
-    pub async fn turn_away(&self, away: &Rejected, message: Option<&[u8]>) -> Bytes {
+    pub async fn refuse(&self, away: &Rejected, message: Option<&[u8]>) -> Bytes {
         let principal = Some(&*self.principal);
         let id = away.id.as_ref();
         self.proxy

@@ -48,12 +48,12 @@ pub async fn serve(
             None | Some(Err(AnyDelimiterCodecError::Io(_))) => break,
             Some(Err(AnyDelimiterCodecError::MaxChunkLengthExceeded)) => {
                 let refusal = Refusal::from(Flaw::TooLarge(bytes));
-                client.send_text(client.turn_away(&refusal.into(), None).await).await;
+                client.send_text(client.refuse(&refusal.into(), None).await).await;
             }
             Some(Ok(line)) if line.iter().all(u8::is_ascii_whitespace) => {}
             Some(Ok(line)) => {
                 if let Err(away) = take(&client, line.clone()).await {
-                    client.send_text(client.turn_away(&away, Some(&line)).await).await;
+                    client.send_text(client.refuse(&away, Some(&line)).await).await;
                 }
             }
         }
@@ -68,9 +68,9 @@ pub async fn serve(
 async fn take(client: &Arc<Connection>, line: Bytes) -> Result<(), Rejected> {
     let call_permit = client.proxy.admission.acquire_within(&client.principal, PATIENCE).await?;
     let line = client.proxy.admission.arrived(&client.principal, line)?;
-    if let Some(greeting) = client.take(line, call_permit, None).await? {
+    if let Some(initialize_task) = client.take(line, call_permit, None).await? {
         // All later messages belong to its session.
-        let _ = greeting.await;
+        let _ = initialize_task.await;
     }
     Ok(())
 }

@@ -75,7 +75,7 @@ impl BuiltinMethods {
 
     async fn initialized(&self, client: &ClientContext, exchange: &Exchange) -> Bytes {
         let revision = Value::from(exchange.revision.as_str()).to_string();
-        let Some(greeting) = self.greeted(client).await else {
+        let Some(handshake) = self.server_handshake(client).await else {
             return json!({
                 "protocolVersion": exchange.revision.as_str(),
                 "capabilities": merged(false),
@@ -84,8 +84,8 @@ impl BuiltinMethods {
             .to_string()
             .into();
         };
-        let words = &greeting.words;
-        if !greeting.revision.is_modern()
+        let words = &handshake.words;
+        if !handshake.revision.is_modern()
             && let Ok(object) = Object::parse(words.raw().clone())
         {
             // The server's own handshake, in the client's revision.
@@ -106,10 +106,10 @@ impl BuiltinMethods {
     async fn discovered(&self, client: &ClientContext) -> Bytes {
         let versions: Vec<_> = Revision::ALL.iter().rev().map(|r| r.as_str()).collect();
         let versions = json!(versions);
-        let greeting = self.greeted(client).await;
-        if let Some(greeting) = &greeting
-            && greeting.revision.is_modern()
-            && let Ok(object) = Object::parse(greeting.words.raw().clone())
+        let handshake = self.server_handshake(client).await;
+        if let Some(handshake) = &handshake
+            && handshake.revision.is_modern()
+            && let Ok(object) = Object::parse(handshake.words.raw().clone())
         {
             // The server's own result. It must not be cached: policies change what a client sees.
             return object.with(&[
@@ -118,7 +118,7 @@ impl BuiltinMethods {
                 ("cacheScope", Some(b"\"private\"")),
             ]);
         }
-        let words = greeting.as_ref().map(|greeting| greeting.words.value());
+        let words = handshake.as_ref().map(|handshake| handshake.words.value());
         let mut result = json!({
             "resultType": "complete",
             "supportedVersions": versions,
@@ -135,17 +135,17 @@ impl BuiltinMethods {
 
     /// Handshake of the only server of a view. A server that never ran before is waited for, up to
     /// [`SOON`]. At the endpoint of all servers the result is `None`, and no server is waited for.
-    async fn greeted(&self, client: &ClientContext) -> Option<Arc<Handshake>> {
+    async fn server_handshake(&self, client: &ClientContext) -> Option<Arc<Handshake>> {
         let View::One(name) = &client.view else { return None };
         let (server, revision) = (self.router.server(name)?, client.revision);
         server.known_eras().await;
-        let known = server.greeting(revision).await;
+        let known = server.handshake(revision).await;
         let starting = tokio::spawn(async move { shared_instance(&server, revision).await });
         if known.is_some() {
             return known;
         }
         let (_, running) = tokio::time::timeout(SOON, starting).await.ok()?.ok()?.ok()?;
-        Some(running.greeting.clone())
+        Some(running.handshake.clone())
     }
 }
 

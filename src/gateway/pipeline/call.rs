@@ -30,7 +30,7 @@ use portcullis_chain::{Party, Weight, grow, in_turns};
 use portcullis_protocol::{
     codec::{
         Frame, Id, Kind, Object,
-        era::{self, ResultKind, Speaker, TASKS_EXTENSION},
+        era::{self, ClientDetails, ResultKind, TASKS_EXTENSION},
     },
     exchange::{Answer, Exchange, Method, Payload, Revision, Target},
     refusal::{Code, Refusal},
@@ -69,7 +69,7 @@ struct CallContext<'a> {
 /// Whether any replica of a stateless server can answer this request. Requests about a task go to
 /// the instance that has it (in 2026-07-28 the server decides which calls become tasks, for clients
 /// that support tasks). Subscriptions and notifications stay at one instance, too.
-fn stands_alone(client: &ClientContext, exchange: &Exchange) -> bool {
+fn suits_any_replica(client: &ClientContext, exchange: &Exchange) -> bool {
     match exchange.method.as_str() {
         Method::TOOLS_CALL if client.abilities.extension(TASKS_EXTENSION) => false,
         Method::TOOLS_CALL => {
@@ -128,13 +128,13 @@ impl ServerCalls {
         }
         let (mut instance, mut running) =
             client.instance(server).await.map_err(|failure| failed(&failure, &context))?;
-        if stands_alone(client, exchange) {
+        if suits_any_replica(client, exchange) {
             let other = server.least_busy(&instance);
             if let Some(runs) = other.peek() {
                 (instance, running) = (other, runs);
             }
         }
-        let revision = running.greeting.revision;
+        let revision = running.handshake.revision;
         let mut params = outgoing(&context, revision);
         if let (Some(State::Server(own)), Some(text)) = (&state, &params) {
             // The state that the client returns is the server's own again.
@@ -344,7 +344,7 @@ impl ServerCalls {
                 Some(result) => {
                     let party = Party::Client(context.client.principal.kind.clone());
                     let weight = Weight::of(&result);
-                    let settled = in_turns(party, weight, open.settle(result));
+                    let settled = in_turns(party, weight, open.complete(result));
                     drop(self.tasks.spawn(settled).await);
                 }
                 None => parked.open.push(open),
@@ -357,7 +357,7 @@ impl ServerCalls {
         match self.drive_call(context, (&instance, &running), dialogue).await {
             CallOutcome::Over(reply) => {
                 let reply = reply.map_err(|failure| failed(&failure, context))?;
-                self.translate_reply(context, running.greeting.revision, reply)
+                self.translate_reply(context, running.handshake.revision, reply)
             }
             CallOutcome::Asks(dialogue, open) => {
                 self.park(context, SuspendedCall::new(dialogue, open, (instance, running)))
@@ -504,13 +504,13 @@ fn with_answers(params: Option<&Bytes>, asked: &Object, answers: &[(String, Byte
 fn outgoing(context: &CallContext<'_>, server: Revision) -> Option<Bytes> {
     let raw = context.exchange.request.raw();
     let client = context.client;
-    let speaker = Speaker {
+    let client_details = ClientDetails {
         revision: client.revision,
         capabilities: client.abilities.raw().clone(),
         info: client.info.clone(),
         level: client.level.map(|level| level.as_str()),
     };
-    if let Some(translated) = era::params(raw, &speaker, server) {
+    if let Some(translated) = era::params(raw, &client_details, server) {
         return Some(translated);
     }
     let sent = match &context.frame.kind {

@@ -28,10 +28,10 @@ impl Pipeline {
     ) -> ExchangeResponse {
         let settled = match (&frame.kind, &caller.session) {
             (Kind::Result { id, result }, Some(session)) => {
-                session.asks.settle(id, Answer::Result(Payload::new(result.clone())))
+                session.pending_requests.deliver(id, Answer::Result(Payload::new(result.clone())))
             }
             (Kind::Error { id: Some(id), error }, Some(session)) => {
-                session.asks.settle(id, Answer::Error(Payload::new(error.clone())))
+                session.pending_requests.deliver(id, Answer::Error(Payload::new(error.clone())))
             }
             _ => false,
         };
@@ -70,7 +70,7 @@ impl Pipeline {
             }
             Method::PROGRESS => {
                 if let Some(session) = &client.session {
-                    session.asks.progress(params);
+                    session.pending_requests.progress(params);
                 }
             }
             Method::INITIALIZED => {}

@@ -109,7 +109,7 @@ impl BuiltinMethods {
         let Some(server) = &exchange.server else { return Vec::new() };
         let sight = self.stages.view(&client.principal);
         let name = match &client.view {
-            View::All => self.router.outward(server, name),
+            View::All => self.router.merged_name(server, name),
             View::One(_) => name.to_owned(),
         };
         self.router.nearest((client, &client.view), Some(server), &name, ListKind::Tools, &sight)

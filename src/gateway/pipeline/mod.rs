@@ -498,8 +498,8 @@ impl Pipeline {
         client: &ClientContext,
         exchange: &Exchange,
     ) -> Result<Arc<Session>, Refusal> {
-        let greeting = Object::parse(exchange.request.raw().clone()).ok();
-        let get = |key| greeting.as_ref().and_then(|greeting| greeting.get(key));
+        let initialize = Object::parse(exchange.request.raw().clone()).ok();
+        let get = |key| initialize.as_ref().and_then(|initialize| initialize.get(key));
         let session = self.sessions.open(Opening {
             owner: client.principal.clone(),
             network: client.client_addr.map(|address| network(address.ip())),

@@ -14,10 +14,10 @@ const MAX_COUNTS: usize = 1_000;
 
 /// Dropped messages that are not recorded yet.
 #[derive(Default)]
-pub(crate) struct DropCounters(Mutex<HashMap<Dropping, u64>>);
+pub(crate) struct DropCounters(Mutex<HashMap<DropKey, u64>>);
 
 /// Server and receiver of the messages, and the cause of the drop.
-type Dropping = (ServerName, Option<PrincipalKind>, DropReason);
+type DropKey = (ServerName, Option<PrincipalKind>, DropReason);
 
 impl DropCounters {
     /// Counts a server message that a client does not get.

@@ -9,15 +9,15 @@ use portcullis_runtime::egress_netns::EgressContext;
 
 /// The event that is recorded before a server is connected.
 pub(crate) fn reaching(
-    reacher: &EgressContext,
+    egress_context: &EgressContext,
     attempt: &Attempt,
     rules: &[refusal::Rule],
     revision: &str,
 ) -> EgressConnecting {
     EgressConnecting {
-        launch: reacher.launch,
-        server: reacher.server.to_string(),
-        principal: reacher.principal.get().map(PrincipalKind::name),
+        launch: egress_context.launch,
+        server: egress_context.server.to_string(),
+        principal: egress_context.principal.get().map(PrincipalKind::name),
         connection: attempt.number,
         host: attempt.host.plain(),
         port: attempt.port,
@@ -29,7 +29,7 @@ pub(crate) fn reaching(
 
 /// The event of a connection that ended, with the policies that refused it, if any.
 pub(crate) fn reached(
-    reacher: &EgressContext,
+    egress_context: &EgressContext,
     outcome: &Outcome,
     forbidden: Option<(&[refusal::Rule], &str)>,
 ) -> EgressClosed {
@@ -41,9 +41,9 @@ pub(crate) fn reached(
     };
     let (rules, revision) = forbidden.unzip();
     EgressClosed {
-        launch: reacher.launch,
-        server: reacher.server.to_string(),
-        principal: reacher.principal.get().map(PrincipalKind::name),
+        launch: egress_context.launch,
+        server: egress_context.server.to_string(),
+        principal: egress_context.principal.get().map(PrincipalKind::name),
         connection: attempt.map(|attempt| attempt.number),
         host: attempt.map(|attempt| attempt.host.plain()),
         port: attempt.map(|attempt| attempt.port),

@@ -1,7 +1,7 @@
 //! Events of servers' starts, image pulls and secret deliveries.
 
 use portcullis_audit::record::{
-    CommandUser, DeliveredSecret, DeliveryKind, EgressOpened, Event, ImageDid, ImageDone,
+    CommandUser, DeliveredSecret, DeliveryKind, EgressOpened, Event, ImageAction, ImageEvent,
     ImageResolved, RuntimeKind, SecretSource, SecretsDelivered, ServerLaunchRefused,
     ServerLaunched, ServerLaunching, bare_uri, era, micros, rule,
 };
@@ -104,17 +104,17 @@ pub(crate) fn launching(
 pub(crate) fn pulled(server: &ServerName, pulling: portcullis_upstream::Pulling) -> Event {
     let portcullis_upstream::Pulling { launch, image, digest, outcome } = pulling;
     let what = pull_outcome(outcome);
-    ImageDone { server: server.clone(), image, digest, what }
+    ImageEvent { server: server.clone(), image, digest, what }
         .on_record(Some(launch), CommandUser::default())
 }
 
 /// The outcome of a pull, as in records.
-pub fn pull_outcome(outcome: Result<Pulled, ImageError>) -> ImageDid {
+pub fn pull_outcome(outcome: Result<Pulled, ImageError>) -> ImageAction {
     match outcome {
         Ok(Pulled { platform, size, took }) => {
-            ImageDid::Pulled { platform, size, took_us: micros(took) }
+            ImageAction::Pulled { platform, size, took_us: micros(took) }
         }
-        Err(failed) => ImageDid::NotPulled { reason: failed.to_string() },
+        Err(failed) => ImageAction::NotPulled { reason: failed.to_string() },
     }
 }
 

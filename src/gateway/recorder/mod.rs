@@ -24,7 +24,8 @@ use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
 use portcullis_audit::{
-    Arrival, Audit, Conclusion, Intent, Outcome, Refused, Ruling, Unavailable, record::Kept,
+    Arrival, Audit, Conclusion, DecisionContext, Intent, Outcome, Refused, Unavailable,
+    record::KeptBody,
 };
 use portcullis_chain::{ChainTrace, Party, Weight, in_turns, off_workers};
 use portcullis_foundation::fair_semaphore::FairSemaphore;
@@ -116,16 +117,16 @@ impl ExchangeRecord {
     }
 }
 
-/// A [`Ruling`] that owns its text.
-struct Grounds<'a> {
+/// A [`DecisionContext`] that owns its text.
+struct OwnedDecisionContext<'a> {
     record: &'a ExchangeRecord,
     revision: String,
 }
 
-impl Grounds<'_> {
-    fn borrow(&self) -> Ruling<'_> {
+impl OwnedDecisionContext<'_> {
+    fn borrow(&self) -> DecisionContext<'_> {
         let ExchangeRecord { trail, image, .. } = self.record;
-        Ruling {
+        DecisionContext {
             rules: &trail.rules,
             findings: &trail.findings,
             policy_revision: Some(&self.revision),
@@ -170,9 +171,9 @@ impl Recorder {
     ) -> Result<(), Unavailable> {
         let wanted = Keep::of(&record.trail.rules).arguments;
         let kept = self.kept(exchange, wanted.then(|| arguments(exchange))).await;
-        let intent = Intent::of(exchange, self.grounds(record).borrow(), self.audit.key());
+        let intent = Intent::of(exchange, self.decision_context(record).borrow(), self.audit.key());
         let began = Instant::now();
-        let written = match self.revision_recorded(&self.grounds(record).revision).await {
+        let written = match self.revision_recorded(&self.decision_context(record).revision).await {
             Ok(()) => self.audit.intent(intent.keeping(kept)).await,
             unrecorded => unrecorded,
         };
@@ -194,9 +195,10 @@ impl Recorder {
         let wanted = Keep::of(record.trail.rules.iter().chain(refusing)).result;
         let result = exchange.response.as_ref().filter(|_| wanted);
         let kept = self.kept(exchange, result.map(|answer| answer.payload().raw().clone())).await;
-        let (grounds, served) = (self.grounds(record), record.served());
-        self.revision_recorded(&grounds.revision).await?;
-        let outcome = Outcome::of(exchange, grounds.borrow(), conclusion, served, self.audit.key());
+        let (decision_context, served) = (self.decision_context(record), record.served());
+        self.revision_recorded(&decision_context.revision).await?;
+        let outcome =
+            Outcome::of(exchange, decision_context.borrow(), conclusion, served, self.audit.key());
         self.audit.outcome(outcome.keeping(kept)).await
     }
 
@@ -217,8 +219,8 @@ impl Recorder {
         );
         let wanted = Keep::of(record.trail.rules.iter().chain(&refusal.rules)).arguments;
         let kept = self.kept(exchange, wanted.then(|| arguments(exchange))).await;
-        let grounds = self.grounds(record);
-        let refused = Refused::of(exchange, refusal, grounds.borrow(), self.audit.key());
+        let decision_context = self.decision_context(record);
+        let refused = Refused::of(exchange, refusal, decision_context.borrow(), self.audit.key());
         if let Err(error) = self.audit.refused(refused.keeping(kept)).await {
             tracing::error!(decision = %exchange.id, %error, "a refusal could not be recorded");
         }
@@ -287,38 +289,38 @@ impl Recorder {
         text
     }
 
-    fn grounds<'a>(&self, record: &'a ExchangeRecord) -> Grounds<'a> {
+    fn decision_context<'a>(&self, record: &'a ExchangeRecord) -> OwnedDecisionContext<'a> {
         // Without a decision, the present policies.
         let decided = record.trail.revision.clone();
         let revision = decided.unwrap_or_else(|| self.policies.revision().to_string());
-        Grounds { record, revision }
+        OwnedDecisionContext { record, revision }
     }
 
     /// A request's parameters as a person may see them.
-    pub(crate) async fn shown_params(&self, exchange: &Exchange) -> Option<Kept> {
+    pub(crate) async fn shown_params(&self, exchange: &Exchange) -> Option<KeptBody> {
         self.kept(exchange, Some(exchange.request.raw().clone())).await
     }
 
     /// A body as it is kept: without its secrets and cut to size.
-    async fn kept(&self, exchange: &Exchange, body: Option<Bytes>) -> Option<Kept> {
+    async fn kept(&self, exchange: &Exchange, body: Option<Bytes>) -> Option<KeptBody> {
         let body = body?;
         let (scrubber, bytes) = (self.scrubber.clone(), body.len());
         let look = move || match scrubber.redact(&body) {
-            Ok(redacted) => Kept::of(redacted.body, redacted.secrets),
-            Err(why) => Kept::failed(why.to_string()),
+            Ok(redacted) => KeptBody::of(redacted.body, redacted.secrets),
+            Err(why) => KeptBody::failed(why.to_string()),
         };
         if bytes <= MAX_INLINE_BYTES {
             return Some(look());
         }
         let Ok(turn) = self.scans.next(&exchange.principal.kind).await else {
-            return Some(Kept::failed("the proxy is shutting down"));
+            return Some(KeptBody::failed("the proxy is shutting down"));
         };
         let looked = off_workers(move || {
             // Held to the end of the work, even if the caller is gone.
             let _turn = turn;
             look()
         });
-        Some(looked.await.unwrap_or_else(|_| Kept::failed("looking through it ended early")))
+        Some(looked.await.unwrap_or_else(|_| KeptBody::failed("looking through it ended early")))
     }
 }
 

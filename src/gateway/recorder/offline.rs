@@ -9,7 +9,7 @@ use super::{
 };
 use portcullis_audit::{
     Scrub, Unavailable,
-    record::{By, CommandUser, Event, ImageDone, ProxyStartFailed},
+    record::{By, CommandUser, Event, ImageEvent, ProxyStartFailed},
 };
 use portcullis_config::Loaded;
 use portcullis_interceptors::secrets::Scrubber;
@@ -50,7 +50,7 @@ pub async fn record_offline(loaded: &Loaded, all: Vec<Event>) -> Result<(), Unav
 /// As [`record_offline`]: then the remaining changes must not be made.
 pub async fn record_images_offline(
     loaded: &Loaded,
-    all: Vec<ImageDone>,
+    all: Vec<ImageEvent>,
     by: CommandUser,
 ) -> Result<(), Unavailable> {
     record_offline(loaded, all.into_iter().map(|done| done.by(by.clone())).collect()).await

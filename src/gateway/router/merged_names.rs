@@ -31,17 +31,16 @@ impl MergedNames {
     /// prefix of `others` are left out.
     pub fn of(items: Items, offer: ListKind, prefix: &str, others: &[String]) -> Self {
         let named = matches!(offer, ListKind::Tools | ListKind::Prompts);
-        let outward: Vec<String> =
-            items
-                .iter()
-                .map(|item| {
-                    if named { tool_names::outward(prefix, &item.name) } else { item.name.clone() }
-                })
-                .collect();
+        let merged_names: Vec<String> = items
+            .iter()
+            .map(|item| {
+                if named { tool_names::merged_name(prefix, &item.name) } else { item.name.clone() }
+            })
+            .collect();
         // A name that fits takes precedence over a changed one, whatever their order.
         let fits =
             |item: &Definition, name: &str| tool_names::inner(prefix, name) == Some(&*item.name);
-        let fitting: HashSet<&str> = (items.iter().zip(&outward))
+        let fitting: HashSet<&str> = (items.iter().zip(&merged_names))
             .filter(|(item, name)| named && fits(item, name))
             .map(|(_, name)| &**name)
             .collect();
@@ -56,7 +55,7 @@ impl MergedNames {
             notices: Notices::default(),
             items: items.clone(),
         };
-        for (item, name) in items.iter().zip(&outward) {
+        for (item, name) in items.iter().zip(&merged_names) {
             let why = if tool_names::has_unseen(&item.name) {
                 Some("its name has invisible characters")
             } else if !named {
@@ -138,11 +137,11 @@ mod tests {
         assert_eq!((shown.len(), notices), (4, 0), "{shown:?}");
         assert_eq!(shown[0], "p__add");
         let catalog = MergedNames::of(items(names), ListKind::Tools, "p", &[]);
-        for (outward, name) in shown.iter().zip(names) {
-            assert!(tool_names::is_legal(outward));
-            assert_eq!(catalog.get(outward).unwrap().name, name);
+        for (merged_name, name) in shown.iter().zip(names) {
+            assert!(tool_names::is_legal(merged_name));
+            assert_eq!(catalog.get(merged_name).unwrap().name, name);
             let own = catalog.get(&format!("p__{name}"));
-            assert_eq!(own.is_some(), outward.ends_with(name));
+            assert_eq!(own.is_some(), merged_name.ends_with(name));
         }
     }
 
@@ -163,7 +162,7 @@ mod tests {
 
     #[test]
     fn changed_name_does_not_hide_a_literal_one() {
-        let changed = tool_names::outward("p", "a.b");
+        let changed = tool_names::merged_name("p", "a.b");
         let literal = tool_names::inner("p", &changed).unwrap().to_owned();
         for names in [["a.b", &*literal], [&*literal, "a.b"]] {
             let catalog = MergedNames::of(items(names), ListKind::Tools, "p", &[]);

@@ -48,10 +48,10 @@ pub struct Route {
 /// All servers of the config, in its order. Reloads replace the whole set, so each operation sees
 /// one consistent set.
 pub struct Router {
-    shelves: ArcSwap<Shelves>,
+    lists_by_server: ArcSwap<ListsByServer>,
 }
 
-type Shelves = IndexMap<ServerName, Arc<ServerLists>>;
+type ListsByServer = IndexMap<ServerName, Arc<ServerLists>>;
 
 /// Decides whether a principal may use an item, before a server is started to look for it.
 pub trait Visibility: Sync {
@@ -70,7 +70,7 @@ pub trait Visibility: Sync {
 impl Router {
     /// A router over these servers.
     pub fn new(servers: impl IntoIterator<Item = Arc<Server>>) -> Self {
-        let router = Self { shelves: ArcSwap::default() };
+        let router = Self { lists_by_server: ArcSwap::default() };
         router.set(servers);
         router
     }
@@ -80,36 +80,44 @@ impl Router {
         let servers: Vec<_> = servers.into_iter().collect();
         let prefixes: Vec<_> =
             servers.iter().map(|server| server_lists::prefix(server).to_owned()).collect();
-        let before = self.shelves.load();
-        let shelves = servers.into_iter().map(|server| {
+        let before = self.lists_by_server.load();
+        let lists_by_server = servers.into_iter().map(|server| {
             let own = server_lists::prefix(&server);
             // Only names without a prefix could be mistaken for another server's.
             let others: Vec<_> = match own.is_empty() {
                 true => prefixes.iter().filter(|other| *other != own).cloned().collect(),
                 false => Vec::new(),
             };
-            let kept = before.get(&server.name).filter(|shelf| shelf.is_of(&server, &others));
-            let shelf = kept.cloned().unwrap_or_else(|| ServerLists::new(server.clone(), others));
-            (server.name.clone(), shelf)
+            let kept = before
+                .get(&server.name)
+                .filter(|server_lists| server_lists.is_of(&server, &others));
+            let server_lists =
+                kept.cloned().unwrap_or_else(|| ServerLists::new(server.clone(), others));
+            (server.name.clone(), server_lists)
         });
-        self.shelves.store(Arc::new(shelves.collect()));
+        self.lists_by_server.store(Arc::new(lists_by_server.collect()));
     }
 
     /// The servers of a view.
     pub fn servers(&self, view: &View) -> Vec<Arc<Server>> {
         match view {
-            View::All => self.shelves.load().values().map(|shelf| shelf.server.clone()).collect(),
+            View::All => self
+                .lists_by_server
+                .load()
+                .values()
+                .map(|server_lists| server_lists.server.clone())
+                .collect(),
             View::One(name) => self.server(name).into_iter().collect(),
         }
     }
 
     /// The server with this name.
     pub fn server(&self, name: &ServerName) -> Option<Arc<Server>> {
-        self.shelves.load().get(name).map(|shelf| shelf.server.clone())
+        self.lists_by_server.load().get(name).map(|server_lists| server_lists.server.clone())
     }
 
-    fn shelf(&self, name: &ServerName) -> Result<Arc<ServerLists>, Refusal> {
-        self.shelves
+    fn server_lists(&self, name: &ServerName) -> Result<Arc<ServerLists>, Refusal> {
+        self.lists_by_server
             .load()
             .get(name)
             .cloned()
@@ -141,12 +149,12 @@ impl Router {
                     return Err(Refusal::new(Code::InvalidParams, "`arguments` must be an object"));
                 }
                 let outer = required(&object, "name")?;
-                let (shelf, name) =
+                let (server_lists, name) =
                     self.owner((client, view), &outer, ListKind::Tools, sight).await?;
-                let server = shelf.server.clone();
+                let server = server_lists.server.clone();
                 let tool = if sight.tool(&server.name, &name) {
-                    let shelf = shelf.of(client, ListKind::Tools).await;
-                    let found = shelf.whole(ListKind::Tools).await;
+                    let server_lists = server_lists.of(client, ListKind::Tools).await;
+                    let found = server_lists.whole(ListKind::Tools).await;
                     let catalog = found.map_err(|failure| failure.refusal(&server.name))?;
                     match view {
                         View::All => catalog.get(&outer).cloned(),
@@ -164,16 +172,17 @@ impl Router {
                 let object = object()?;
                 let outer = required(&object, "name")?;
                 let could = |server: &_, name: &_| sight.prompt(server, name);
-                let (shelf, name, prompt) =
+                let (server_lists, name, prompt) =
                     self.prompt((client, view), &outer, sight, could).await?;
                 let params = renamed(&object, "name", &outer, &name);
-                let server = Some(shelf.server.clone());
+                let server = Some(server_lists.server.clone());
                 Ok(Route { server, target: Target::Prompt { name, prompt }, params })
             }
             Method::RESOURCES_READ | "resources/subscribe" | "resources/unsubscribe" => {
                 let uri = required(&object()?, "uri")?;
-                let server =
-                    self.holder((client, view), &uri, Unlisted::ToOnlyServer, sight).await?;
+                let server = self
+                    .holder((client, view), &uri, UnlistedResource::ToOnlyServer, sight)
+                    .await?;
                 Ok(Route { server: Some(server), target: Target::Resource { uri }, params: None })
             }
             Method::COMPLETE => {
@@ -184,18 +193,19 @@ impl Router {
                 let outer = match reference(&raw)? {
                     Reference::Prompt(name) => name,
                     Reference::Resource(uri) => {
-                        let server =
-                            self.holder((client, view), &uri, Unlisted::Unknown, sight).await?;
+                        let server = self
+                            .holder((client, view), &uri, UnlistedResource::Unknown, sight)
+                            .await?;
                         let target = Target::Resource { uri };
                         return Ok(Route { server: Some(server), target, params: None });
                     }
                 };
                 let could = |server: &_, name: &_| sight.completes(server, name);
-                let (shelf, name, prompt) =
+                let (server_lists, name, prompt) =
                     self.prompt((client, view), &outer, sight, could).await?;
                 let params = renamed(&raw, "name", &outer, &name)
                     .map(|reference| object.with(&[("ref", Some(&reference))]));
-                let server = Some(shelf.server.clone());
+                let server = Some(server_lists.server.clone());
                 Ok(Route { server, target: Target::Prompt { name, prompt }, params })
             }
             _ => Ok(Route {
@@ -219,30 +229,32 @@ impl Router {
         sight: &dyn Visibility,
     ) -> Result<(Arc<ServerLists>, String), Refusal> {
         if let View::One(name) = view {
-            return Ok((self.shelf(name)?, outer.to_owned()));
+            return Ok((self.server_lists(name)?, outer.to_owned()));
         }
-        let Some((shelf, inner)) = self.by_prefix(outer) else {
+        let Some((server_lists, inner)) = self.by_prefix(outer) else {
             let near = self.nearest((client, view), None, outer, offer, sight);
             return Err(unknown(&near));
         };
-        if tool_names::may_be_changed(inner) && sight.server(&shelf.server.name) {
-            let found = shelf.of(client, offer).await.whole(offer).await;
-            let catalog = found.map_err(|failure| failure.refusal(&shelf.server.name))?;
+        if tool_names::may_be_changed(inner) && sight.server(&server_lists.server.name) {
+            let found = server_lists.of(client, offer).await.whole(offer).await;
+            let catalog = found.map_err(|failure| failure.refusal(&server_lists.server.name))?;
             if let Some(item) = catalog.get(outer) {
-                return Ok((shelf, item.name.clone()));
+                return Ok((server_lists, item.name.clone()));
             }
         }
-        Ok((shelf, inner.to_owned()))
+        Ok((server_lists, inner.to_owned()))
     }
 
     /// The server with the prefix of a name, and the name without it.
     fn by_prefix<'n>(&self, outer: &'n str) -> Option<(Arc<ServerLists>, &'n str)> {
         // The longest prefix wins. All other names belong to the server without a prefix.
-        let shelves = self.shelves.load_full();
-        shelves
+        let lists_by_server = self.lists_by_server.load_full();
+        lists_by_server
             .values()
-            .filter_map(|shelf| Some((shelf.clone(), tool_names::inner(shelf.prefix(), outer)?)))
-            .max_by_key(|(shelf, _)| shelf.prefix().len())
+            .filter_map(|server_lists| {
+                Some((server_lists.clone(), tool_names::inner(server_lists.prefix(), outer)?))
+            })
+            .max_by_key(|(server_lists, _)| server_lists.prefix().len())
     }
 
     /// The server and the target of a request that could not be routed, for the record. Uses only
@@ -279,7 +291,9 @@ impl Router {
         };
         let Some(outer) = reference.string("name") else { return nothing() };
         let (server, name) = match (server, self.by_prefix(&outer)) {
-            (None, Some((shelf, inner))) => (Some(shelf.server.name.clone()), inner.to_owned()),
+            (None, Some((server_lists, inner))) => {
+                (Some(server_lists.server.name.clone()), inner.to_owned())
+            }
             (server, _) => (server, outer),
         };
         match is_prompt {
@@ -297,24 +311,25 @@ impl Router {
         sight: &dyn Visibility,
         could: impl Fn(&ServerName, &str) -> bool,
     ) -> Result<(Arc<ServerLists>, String, Option<Arc<Definition>>), Refusal> {
-        let (shelf, name) = self.owner((client, view), outer, ListKind::Prompts, sight).await?;
+        let (server_lists, name) =
+            self.owner((client, view), outer, ListKind::Prompts, sight).await?;
         // Policy compares names exactly, but a server may not.
         let mut prompt = None;
-        if could(&shelf.server.name, &name) {
-            let lists = shelf.of(client, ListKind::Prompts).await;
+        if could(&server_lists.server.name, &name) {
+            let lists = server_lists.of(client, ListKind::Prompts).await;
             let found = lists.whole(ListKind::Prompts).await;
-            let catalog = found.map_err(|failure| failure.refusal(&shelf.server.name))?;
+            let catalog = found.map_err(|failure| failure.refusal(&server_lists.server.name))?;
             prompt = match view {
                 View::All => catalog.get(outer).cloned(),
                 View::One(_) => catalog.items().iter().find(|item| item.name == name).cloned(),
             };
             if prompt.is_none() {
-                let of = Some(&shelf.server.name);
+                let of = Some(&server_lists.server.name);
                 let near = self.nearest((client, view), of, outer, ListKind::Prompts, sight);
                 return Err(unknown(&near));
             }
         }
-        Ok((shelf, name, prompt))
+        Ok((server_lists, name, prompt))
     }
 
     /// The server of a resource: the first in the config that lists it, otherwise the first with a
@@ -326,42 +341,45 @@ impl Router {
         &self,
         (client, view): (&ClientContext, &View),
         uri: &str,
-        unlisted: Unlisted,
+        unlisted: UnlistedResource,
         sight: &dyn Visibility,
     ) -> Result<Arc<Server>, Refusal> {
         if let View::One(name) = view {
-            return self.shelf(name).map(|shelf| shelf.server.clone());
+            return self.server_lists(name).map(|server_lists| server_lists.server.clone());
         }
-        let shelves = self.shelves.load_full();
-        let readable = shelves.values().filter(|s| sight.resource(&s.server.name, uri));
+        let lists_by_server = self.lists_by_server.load_full();
+        let readable = lists_by_server.values().filter(|s| sight.resource(&s.server.name, uri));
         // Items that the principal can see in lists come first.
         let (seen, unseen): (Vec<_>, Vec<_>) =
-            readable.partition(|shelf| sight.server(&shelf.server.name));
+            readable.partition(|server_lists| sight.server(&server_lists.server.name));
         let candidates = seen.into_iter().chain(unseen);
-        let candidates = candidates.map(|shelf| shelf.of(client, ListKind::Resources));
+        let candidates =
+            candidates.map(|server_lists| server_lists.of(client, ListKind::Resources));
         let candidates = join_all(candidates).await;
         let mut lists: FuturesOrdered<_> = candidates
             .iter()
-            .map(async |shelf| (shelf, last(shelf, ListKind::Resources).await))
+            .map(async |server_lists| (server_lists, last(server_lists, ListKind::Resources).await))
             .collect();
-        while let Some((shelf, list)) = lists.next().await {
+        while let Some((server_lists, list)) = lists.next().await {
             if list.is_some_and(|catalog| catalog.get(uri).is_some()) {
-                return Ok(shelf.server.clone());
+                return Ok(server_lists.server.clone());
             }
         }
-        let lists = join_all(candidates.iter().map(|shelf| last(shelf, ListKind::Templates))).await;
+        let lists =
+            join_all(candidates.iter().map(|server_lists| last(server_lists, ListKind::Templates)))
+                .await;
         let mut first: Option<(&Arc<ServerLists>, Arc<MergedNames>)> = None;
-        for (shelf, list) in candidates.iter().zip(lists) {
+        for (server_lists, list) in candidates.iter().zip(lists) {
             let Some(list) = list else { continue };
             // The template itself, for the completion of an argument.
             if list.get(uri).is_some() && first.is_none() {
-                return Ok(shelf.server.clone());
+                return Ok(server_lists.server.clone());
             }
             let mut matching = list.entries().iter().filter(|e| template::matches(&e.name, uri));
             match &first {
                 None => {
                     if matching.next().is_some() {
-                        first = Some((shelf, list));
+                        first = Some((server_lists, list));
                     }
                 }
                 // A template that the first server has too belongs to the first.
@@ -371,23 +389,22 @@ impl Router {
                             Code::Unknown,
                             "more than one server has a template for this URI: use the server's own endpoint",
                         )
-                        .detail(format!("servers `{}` and `{}`", one.server.name, shelf.server.name)));
+                        .detail(format!("servers `{}` and `{}`", one.server.name, server_lists.server.name)));
                     }
                 }
             }
         }
-        if let Some((shelf, _)) = first {
-            return Ok(shelf.server.clone());
+        if let Some((server_lists, _)) = first {
+            return Ok(server_lists.server.clone());
         }
-        if unlisted == Unlisted::ToOnlyServer {
-            let able = join_all(
-                candidates
-                    .iter()
-                    .map(async |shelf| may_have_resources(shelf, client.revision).await),
-            );
+        if unlisted == UnlistedResource::ToOnlyServer {
+            let able =
+                join_all(candidates.iter().map(async |server_lists| {
+                    may_have_resources(server_lists, client.revision).await
+                }));
             let able = candidates.iter().zip(able.await).filter(|(_, able)| *able);
-            if let [(shelf, _)] = able.collect::<Vec<_>>()[..] {
-                return Ok(shelf.server.clone());
+            if let [(server_lists, _)] = able.collect::<Vec<_>>()[..] {
+                return Ok(server_lists.server.clone());
             }
         }
         let refusal = Refusal::new(Code::Unknown, "the resource does not exist");
@@ -397,13 +414,16 @@ impl Router {
     /// Requests missing lists from their servers again, since the cause may be over. Listeners are
     /// notified of lists that are complete again.
     pub fn refetch_missing(&self) {
-        self.shelves.load().values().for_each(|shelf| shelf.refetch_missing());
+        self.lists_by_server
+            .load()
+            .values()
+            .for_each(|server_lists| server_lists.refetch_missing());
     }
 
     /// The merged name of a server's item.
-    pub fn outward(&self, server: &ServerName, name: &str) -> String {
-        match self.shelves.load().get(server) {
-            Some(shelf) => tool_names::outward(shelf.prefix(), name),
+    pub fn merged_name(&self, server: &ServerName, name: &str) -> String {
+        match self.lists_by_server.load().get(server) {
+            Some(server_lists) => tool_names::merged_name(server_lists.prefix(), name),
             None => name.to_owned(),
         }
     }
@@ -419,13 +439,14 @@ impl Router {
         offer: ListKind,
         sight: &dyn Visibility,
     ) -> Vec<String> {
-        let all = self.shelves.load();
-        let shelves = all.values().filter(|shelf| match server {
-            Some(server) => shelf.server.name == *server,
-            None => *view == View::All && sight.server(&shelf.server.name),
+        let all = self.lists_by_server.load();
+        let lists_by_server = all.values().filter(|server_lists| match server {
+            Some(server) => server_lists.server.name == *server,
+            None => *view == View::All && sight.server(&server_lists.server.name),
         });
-        let lists: Vec<_> =
-            shelves.filter_map(|shelf| shelf.known_of(client).known(offer)).collect();
+        let lists: Vec<_> = lists_by_server
+            .filter_map(|server_lists| server_lists.known_of(client).known(offer))
+            .collect();
         // Clients often omit the prefix. Jaro-Winkler rates `notes__read` unlike `read`.
         let entries = lists.iter().flat_map(|list| list.entries());
         let unprefixed = entries.filter(|entry| *view == View::All && entry.item.name == name);
@@ -452,7 +473,7 @@ impl Router {
 
 /// Handling of a resource that no server lists and no template matches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Unlisted {
+enum UnlistedResource {
     /// It goes to the only server that could have it.
     ToOnlyServer,
     /// It does not exist.
@@ -460,15 +481,15 @@ enum Unlisted {
 }
 
 /// Whether a server could have resources: not if its last handshake declares none.
-async fn may_have_resources(shelf: &ServerLists, client: Revision) -> bool {
-    let Some(greeting) = shelf.server.greeting(client).await else { return true };
-    let resources = greeting.words.value().pointer("/capabilities/resources");
+async fn may_have_resources(server_lists: &ServerLists, client: Revision) -> bool {
+    let Some(handshake) = server_lists.server.handshake(client).await else { return true };
+    let resources = handshake.words.value().pointer("/capabilities/resources");
     resources.is_some_and(|resources| !resources.is_null())
 }
 
 /// A server's list if it arrives soon, otherwise its last one.
-async fn last(shelf: &Arc<ServerLists>, offer: ListKind) -> Option<Arc<MergedNames>> {
-    shelf.soon(offer).await.ok().or_else(|| shelf.known(offer))
+async fn last(server_lists: &Arc<ServerLists>, offer: ListKind) -> Option<Arc<MergedNames>> {
+    server_lists.soon(offer).await.ok().or_else(|| server_lists.known(offer))
 }
 
 /// Limit of names that are suggested at once.

@@ -47,7 +47,7 @@ pub struct Cursor {
 
 /// One server's part of a list.
 struct Part {
-    shelf: Arc<ServerLists>,
+    server_lists: Arc<ServerLists>,
     /// Its index in the config.
     at: usize,
     catalog: Arc<MergedNames>,
@@ -67,21 +67,21 @@ impl Router {
         after: Option<&Cursor>,
         room: PageLimits,
     ) -> Result<Page, Refusal> {
-        let shelves = self.shelves.load_full();
+        let lists_by_server = self.lists_by_server.load_full();
         let parts = match view {
             View::One(name) => {
-                let shelf = self.shelf(name)?.of(client, offer).await;
-                let catalog = shelf.here(offer).await;
+                let server_lists = self.server_lists(name)?.of(client, offer).await;
+                let catalog = server_lists.here(offer).await;
                 let catalog = catalog.map_err(|failure| failure.refusal(name))?;
-                vec![Part { shelf, at: 0, catalog }]
+                vec![Part { server_lists, at: 0, catalog }]
             }
             View::All => {
-                let seen = shelves.values().enumerate();
-                let seen = seen.filter(|(_, shelf)| sight.server(&shelf.server.name));
-                join_all(seen.map(async |(at, shelf)| {
-                    let shelf = shelf.of(client, offer).await;
-                    let catalog = shelf.soon(offer).await.unwrap_or_default();
-                    Part { shelf, at, catalog }
+                let seen = lists_by_server.values().enumerate();
+                let seen = seen.filter(|(_, server_lists)| sight.server(&server_lists.server.name));
+                join_all(seen.map(async |(at, server_lists)| {
+                    let server_lists = server_lists.of(client, offer).await;
+                    let catalog = server_lists.soon(offer).await.unwrap_or_default();
+                    Part { server_lists, at, catalog }
                 }))
                 .await
             }
@@ -89,7 +89,7 @@ impl Router {
         let begin = after.map(|mark| {
             let rank = match view {
                 View::One(_) => 0,
-                View::All => shelves.get_index_of(&mark.server).unwrap_or(usize::MAX),
+                View::All => lists_by_server.get_index_of(&mark.server).unwrap_or(usize::MAX),
             };
             (mark, rank)
         });
@@ -117,7 +117,7 @@ impl Router {
                 if !sight.item(offer, item) || self.shown_before(&parts, part, offer, name, sight) {
                     continue;
                 }
-                let text = outward(item, offer, name);
+                let text = with_merged_name(item, offer, name);
                 if let Some(last) = last.take()
                     && (page.items.len() >= room.items.max(1) || text.len() > left)
                 {
@@ -126,7 +126,7 @@ impl Router {
                 }
                 left = left.saturating_sub(text.len());
                 page.items.push(text);
-                let server = part.shelf.server.name.clone();
+                let server = part.server_lists.server.name.clone();
                 last = Some(Cursor { server, name: name.to_owned(), at });
             }
         }
@@ -145,7 +145,7 @@ impl Router {
     ) -> bool {
         matches!(offer, ListKind::Resources | ListKind::Templates)
             && parts.iter().take_while(|earlier| earlier.at < part.at).any(|earlier| {
-                let known = earlier.shelf.known(offer);
+                let known = earlier.server_lists.known(offer);
                 known
                     .as_ref()
                     .and_then(|catalog| catalog.get(name))
@@ -155,15 +155,16 @@ impl Router {
 
     /// Findings about one server's lists for the operator.
     pub fn notices(&self, server: &ServerName) -> Vec<String> {
-        let Ok(shelf) = self.shelf(server) else { return Vec::new() };
-        let shelves = self.shelves.load_full();
-        let mut notices = shelf.notices();
+        let Ok(server_lists) = self.server_lists(server) else { return Vec::new() };
+        let lists_by_server = self.lists_by_server.load_full();
+        let mut notices = server_lists.notices();
         for (offer, what) in
             [(ListKind::Resources, "resources"), (ListKind::Templates, "templates")]
         {
-            let Some(own) = shelf.known(offer) else { continue };
+            let Some(own) = server_lists.known(offer) else { continue };
             let mut shared: HashMap<&ServerName, usize> = HashMap::new();
-            let earlier = || shelves.values().take_while(|other| other.server.name != *server);
+            let earlier =
+                || lists_by_server.values().take_while(|other| other.server.name != *server);
             let earlier: Vec<_> = earlier()
                 .filter_map(|other| Some((&other.server.name, other.known(offer)?)))
                 .collect();
@@ -187,7 +188,7 @@ impl Router {
 }
 
 /// An item's text with its name in the list.
-fn outward(item: &Definition, offer: ListKind, name: &str) -> Bytes {
+fn with_merged_name(item: &Definition, offer: ListKind, name: &str) -> Bytes {
     if item.name == name {
         return item.definition.raw().clone();
     }

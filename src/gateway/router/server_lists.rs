@@ -247,11 +247,11 @@ impl ServerLists {
         if let Some(flight) = &slot.flight {
             return (flight.clone(), patience);
         }
-        let (shelf, since) = (self.clone(), Instant::now());
+        let (server_lists, since) = (self.clone(), Instant::now());
         // A task of its own, so that it continues without a waiting caller.
         let task = tokio::spawn(async move {
-            let items = shelf.source.items(&shelf.server, offer).await;
-            shelf.land(offer, since.elapsed(), items)
+            let items = server_lists.source.items(&server_lists.server, offer).await;
+            server_lists.land(offer, since.elapsed(), items)
         });
         let answer = task
             .map(|done| {

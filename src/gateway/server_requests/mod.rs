@@ -283,7 +283,7 @@ impl ServerRequests {
             Some((object, meta, token)) => (Some((object, meta)), Some(token)),
             None => (None, None),
         };
-        let mut ask = session.asks.begin(token)?;
+        let mut ask = session.pending_requests.begin(token)?;
         let swapped = params.map(|(object, meta)| {
             let own = ask.id().to_string();
             let meta = meta.with(&[("progressToken", Some(own.as_bytes()))]);

@@ -110,7 +110,7 @@ impl PendingInput {
     }
 
     /// Sends the client's response through the chain to the server.
-    pub async fn settle(mut self, result: Bytes) {
+    pub async fn complete(mut self, result: Bytes) {
         if let Some((question, id, answer)) = self.inner.take() {
             let given = match answer.is_closed() {
                 // The server withdrew it meanwhile.

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use tokio::sync::{Mutex, watch};
 
 use crate::{plugins::PluginServices, recorder::egress_events};
-use portcullis_egress::{Attempt, End, Forbidden, Gate, Grounds, Outcome, Verdict};
+use portcullis_egress::{Attempt, End, Forbidden, Gate, GateContext, Outcome, Verdict};
 use portcullis_policy::{Action, Resource, Revision, Subject};
 use portcullis_protocol::refusal::Rule;
 use portcullis_runtime::egress_netns::{EgressContext, EgressGates};
@@ -16,12 +16,12 @@ use portcullis_runtime::egress_netns::{EgressContext, EgressGates};
 pub(crate) struct EgressPolicy(pub(crate) Arc<PluginServices>);
 
 impl EgressGates for EgressPolicy {
-    fn gate(&self, reacher: EgressContext) -> Arc<dyn Gate> {
+    fn gate(&self, egress_context: EgressContext) -> Arc<dyn Gate> {
         let mut status = self.0.policies.status();
         let asked = status.borrow_and_update().revision;
         Arc::new(ConnectionGate {
-            around: self.0.clone(),
-            reacher,
+            plugin_services: self.0.clone(),
+            egress_context,
             policies: Mutex::new((status, asked)),
         })
     }
@@ -29,8 +29,8 @@ impl EgressGates for EgressPolicy {
 
 /// Decides about the connections of one start of a server.
 struct ConnectionGate {
-    around: Arc<PluginServices>,
-    reacher: EgressContext,
+    plugin_services: Arc<PluginServices>,
+    egress_context: EgressContext,
     /// The state of the policies, and the revision that was last evaluated.
     policies: Mutex<(watch::Receiver<portcullis_policy::Status>, Revision)>,
 }
@@ -45,8 +45,8 @@ impl ConnectionGate {
     fn ask(&self, attempt: &Attempt) -> portcullis_policy::Outcome {
         let host = attempt.host.plain();
         let resource = Resource::Host { name: &host, port: attempt.port };
-        let server = Subject::Server(&self.reacher.server);
-        self.around.policies.decide_own(server, Action::Egress, resource)
+        let server = Subject::Server(&self.egress_context.server);
+        self.plugin_services.policies.decide_own(server, Action::Egress, resource)
     }
 }
 
@@ -55,15 +55,15 @@ fn forbidden(attempt: &Attempt, outcome: portcullis_policy::Outcome) -> Verdict 
     let Attempt { host, port, .. } = attempt;
     let why = format!("policy does not permit `{}:{port}`", host.plain());
     let against = Denial { rules: outcome.rules, revision: outcome.revision.to_string() };
-    let grounds: Grounds = Arc::new(against);
+    let grounds: GateContext = Arc::new(against);
     Verdict::Refuse(Forbidden { why, grounds: Some(grounds) })
 }
 
 #[async_trait]
 impl Gate for ConnectionGate {
     async fn decide(&self, attempt: &Attempt) -> Verdict {
-        let server = &self.reacher.server;
-        let Some(recorder) = self.around.recorder() else {
+        let server = &self.egress_context.server;
+        let Some(recorder) = self.plugin_services.recorder() else {
             return Verdict::Refuse("the proxy is not there any more".into());
         };
         let outcome = self.ask(attempt);
@@ -71,10 +71,11 @@ impl Gate for ConnectionGate {
             return forbidden(attempt, outcome);
         }
         let revision = outcome.revision.to_string();
-        let happening = egress_events::reaching(&self.reacher, attempt, &outcome.rules, &revision);
+        let happening =
+            egress_events::reaching(&self.egress_context, attempt, &outcome.rules, &revision);
         match recorder.audit.record_event(happening).await {
             Ok(()) => {
-                self.around.metrics.egress_opened(server);
+                self.plugin_services.metrics.egress_opened(server);
                 Verdict::Allow
             }
             Err(error) => {
@@ -109,9 +110,9 @@ impl Gate for ConnectionGate {
     }
 
     fn report(&self, outcome: Outcome) {
-        let server = &self.reacher.server;
-        self.around.metrics.egress_ended(server, &outcome);
-        let Some(recorder) = self.around.recorder() else { return };
+        let server = &self.egress_context.server;
+        self.plugin_services.metrics.egress_ended(server, &outcome);
+        let Some(recorder) = self.plugin_services.recorder() else { return };
         let to = || {
             let to = outcome.attempt.as_ref().map(|to| format!("{}:{}", to.host, to.port));
             to.map(|to| recorder.shown(&to))
@@ -133,7 +134,7 @@ impl Gate for ConnectionGate {
         }
         let against = outcome.grounds.as_ref().and_then(|grounds| grounds.downcast_ref());
         let against = against.map(|Denial { rules, revision }| (&rules[..], &revision[..]));
-        let happening = egress_events::reached(&self.reacher, &outcome, against);
+        let happening = egress_events::reached(&self.egress_context, &outcome, against);
         // Without the runtime, the log is gone, too.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move { recorder.audit.record_best_effort(happening).await });

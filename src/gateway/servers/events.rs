@@ -67,8 +67,8 @@ impl Servers {
         let server = name.to_string();
         Some(match event {
             ServerEvent::Launching(..) | ServerEvent::Flush(_) => return None,
-            ServerEvent::Unwell => {
-                self.recorder.metrics.server_unwell(name);
+            ServerEvent::Unhealthy => {
+                self.recorder.metrics.server_unhealthy(name);
                 return None;
             }
             ServerEvent::Started(started) => {

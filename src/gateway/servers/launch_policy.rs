@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use super::Servers;
 use crate::recorder::launch_events;
 use portcullis_audit::record::ServerLaunchRefused;
-use portcullis_policy::{Action, DeliveredAs, Handing, Outcome, Part, Start};
+use portcullis_policy::{Action, DeliveredAs, LaunchSecret, Outcome, Part, Start};
 use portcullis_protocol::{
     names::ServerName,
     refusal::{Code, Refusal, Rule},
@@ -79,10 +79,10 @@ impl Servers {
         launching: &LaunchRequest,
     ) -> Result<LaunchPermits, Box<(ServerLaunchRefused, Refusal)>> {
         let program = launching.program.for_policies(&launching.place);
-        let secrets = launching.deliveries.iter().map(|delivery| Handing {
+        let secrets = launching.deliveries.iter().map(|delivery| LaunchSecret {
             name: &delivery.secret,
             source: delivery.source.kind(),
-            handed: match delivery.by {
+            delivery: match delivery.by {
                 DeliveryMethod::Environment => DeliveredAs::Env,
                 DeliveryMethod::File => DeliveredAs::File,
                 DeliveryMethod::Header => DeliveredAs::Header,

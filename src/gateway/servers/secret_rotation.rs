@@ -1,5 +1,5 @@
 //! Rotation of servers' secrets: files are watched, and an operator can have all secrets read
-//! again. The servers deliver the new values (`Server::rehand`).
+//! again. The servers deliver the new values (`Server::rotate_secrets`).
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -63,10 +63,10 @@ impl Servers {
     fn reread(self: &Arc<Self>, server: Arc<Server>, which: ReloadScope) {
         server.rereads.ask(which);
         let servers = self.clone();
-        self.until_closing(async move { servers.see_to_rereads(&server).await });
+        self.until_closing(async move { servers.run_rereads(&server).await });
     }
 
-    async fn see_to_rereads(self: &Arc<Self>, server: &Arc<Server>) {
+    async fn run_rereads(self: &Arc<Self>, server: &Arc<Server>) {
         while server.rereads.is_asked() && server.ensure_active().is_ok() {
             let Some(mut turn) = server.rereads.turn() else { return };
             while let Some(which) = turn.take() {
@@ -76,17 +76,17 @@ impl Servers {
                 }
                 // On separate tasks: an instance that hangs at its start delays neither the others
                 // nor the next run.
-                for instance in server.having(&reading) {
+                for instance in server.with_secrets_of(&reading) {
                     let (servers, server) = (self.clone(), server.name.clone());
                     self.until_closing(async move {
-                        if let Err(why) = instance.see_to_secrets(&*servers).await {
+                        if let Err(why) = instance.rotate_coalesced(&*servers).await {
                             let why = servers.recorder.shown(&why);
                             tracing::warn!(%server, why, "not all secrets could be redelivered");
                         }
                     });
                 }
                 let server = server.clone();
-                self.until_closing(async move { server.see_to_spares().await });
+                self.until_closing(async move { server.rotate_warm_processes().await });
             }
         }
     }

@@ -23,7 +23,7 @@ pub(crate) async fn delivered(
 ) -> BTreeMap<SecretHolder, Result<SecretSet, SecretError>> {
     let all = servers.iter().flat_map(|(server, settings)| {
         let all = SecretScope::all(settings).into_iter();
-        all.map(|whose| ((server.clone(), whose), settings.clone()))
+        all.map(|scope| ((server.clone(), scope), settings.clone()))
     });
     // Owned, so that this can run on a task of its own.
     let all: Vec<_> = all.collect();
@@ -42,9 +42,9 @@ pub(crate) fn by_server(
     delivered: BTreeMap<SecretHolder, Result<SecretSet, SecretError>>,
 ) -> BTreeMap<ServerName, LoadedSecrets> {
     let mut all = BTreeMap::<_, LoadedSecrets>::new();
-    for ((server, whose), read) in delivered {
+    for ((server, scope), read) in delivered {
         let read = read.map(Arc::new).map_err(|not| not.failure.what);
-        all.entry(server).or_default().insert(whose, read);
+        all.entry(server).or_default().insert(scope, read);
     }
     all
 }
@@ -56,8 +56,8 @@ pub(crate) fn missing(
     let missing =
         delivered.iter().filter_map(|(holder, read)| Some((holder, read.as_ref().err()?)));
     missing
-        .map(|((server, whose), not)| {
-            tracing::warn!(%server, client = whose.client(), why = not.failure.what, "server cannot start: its secret does not resolve");
+        .map(|((server, scope), not)| {
+            tracing::warn!(%server, client = scope.client(), why = not.failure.what, "server cannot start: its secret does not resolve");
             startup_events::no_secret(server, not, false).into()
         })
         .collect()

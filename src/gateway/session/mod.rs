@@ -64,7 +64,7 @@ pub struct Session {
     used: Mutex<Instant>,
     pub calls: Arc<Calls>,
     /// Pending server requests for the client.
-    pub asks: Arc<PendingRequests>,
+    pub pending_requests: Arc<PendingRequests>,
     pub abilities: ClientCapabilities,
     /// `clientInfo` of the handshake, as text.
     pub info: Option<Bytes>,
@@ -357,7 +357,7 @@ impl Sessions {
             labels: Mutex::default(),
             used: Mutex::new(Instant::now()),
             calls: Arc::default(),
-            asks: Arc::default(),
+            pending_requests: Arc::default(),
             level: Mutex::default(),
             shares: Mutex::default(),
             streams: Streams::new(budget),

@@ -55,11 +55,11 @@ impl PendingRequests {
             .detail(format!("{MOST} server requests wait for its answer")));
         }
         open.insert(id, Slot { answer: sender, progress: token.map(|token| (token, forwarder)) });
-        Ok(PendingRequest { id, asks: self.clone(), answer, progress })
+        Ok(PendingRequest { id, pending_requests: self.clone(), answer, progress })
     }
 
     /// Delivers a client's response to the waiting request; false if there is none.
-    pub fn settle(&self, id: &Id, answer: Answer) -> bool {
+    pub fn deliver(&self, id: &Id, answer: Answer) -> bool {
         let Some(id) = number(id.raw()) else { return false };
         let open = self.open.lock().remove(&id);
         open.is_some_and(|open| open.answer.send(answer).is_ok())
@@ -84,7 +84,7 @@ fn number(text: &Bytes) -> Option<u64> {
 /// A server request that is open until this is dropped.
 pub struct PendingRequest {
     id: u64,
-    asks: Arc<PendingRequests>,
+    pending_requests: Arc<PendingRequests>,
     answer: oneshot::Receiver<Answer>,
     progress: mpsc::Receiver<Bytes>,
 }
@@ -114,7 +114,7 @@ pub enum ClientReply {
 
 impl Drop for PendingRequest {
     fn drop(&mut self) {
-        self.asks.open.lock().remove(&self.id);
+        self.pending_requests.open.lock().remove(&self.id);
     }
 }
 
@@ -129,29 +129,29 @@ mod tests {
 
     #[tokio::test]
     async fn responses_and_progress_reach_their_request() {
-        let asks = Arc::new(PendingRequests::default());
-        let mut first = asks.begin(Some(Bytes::from_static(b"\"t\""))).unwrap();
-        let second = asks.begin(None).unwrap();
+        let pending_requests = Arc::new(PendingRequests::default());
+        let mut first = pending_requests.begin(Some(Bytes::from_static(b"\"t\""))).unwrap();
+        let second = pending_requests.begin(None).unwrap();
         assert_ne!(first.id(), second.id());
         let token = format!("{{\"progressToken\":{},\"progress\":0.50}}", first.id());
-        asks.progress(&token.into());
-        assert!(!asks.settle(&Id::from(99), result("{}")));
-        assert!(asks.settle(&Id::from(1), result("{\"a\":1}")));
+        pending_requests.progress(&token.into());
+        assert!(!pending_requests.deliver(&Id::from(99), result("{}")));
+        assert!(pending_requests.deliver(&Id::from(1), result("{\"a\":1}")));
         let Some(ClientReply::Progress(params)) = first.next().await else { panic!("no progress") };
         assert_eq!(params, "{\"progressToken\":\"t\",\"progress\":0.50}");
         let Some(ClientReply::Answer(answer)) = first.next().await else { panic!("no answer") };
         assert_eq!(answer.payload().raw(), "{\"a\":1}");
         drop(second);
-        assert!(!asks.settle(&Id::from(2), result("{}")));
-        assert!(asks.open.lock().is_empty());
+        assert!(!pending_requests.deliver(&Id::from(2), result("{}")));
+        assert!(pending_requests.open.lock().is_empty());
     }
 
     #[test]
     fn pending_requests_are_limited() {
-        let asks = Arc::new(PendingRequests::default());
-        let held: Vec<_> = (0..MOST).map(|_| asks.begin(None).unwrap()).collect();
-        assert_eq!(asks.begin(None).err().unwrap().code, Code::RateLimited);
+        let pending_requests = Arc::new(PendingRequests::default());
+        let held: Vec<_> = (0..MOST).map(|_| pending_requests.begin(None).unwrap()).collect();
+        assert_eq!(pending_requests.begin(None).err().unwrap().code, Code::RateLimited);
         drop(held);
-        assert!(asks.begin(None).is_ok());
+        assert!(pending_requests.begin(None).is_ok());
     }
 }

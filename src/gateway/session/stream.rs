@@ -38,7 +38,7 @@ pub struct Stream {
 
 struct State {
     /// Kept events: the sent ones, then the unsent ones.
-    events: VecDeque<Kept>,
+    events: VecDeque<BufferedEvent>,
     /// Number of the first kept event.
     first: u64,
     /// Number of the event to send next.
@@ -56,7 +56,7 @@ struct State {
 }
 
 /// An event.
-struct Kept {
+struct BufferedEvent {
     /// Empty after it was sent, if it is not kept for a resumption.
     text: Option<Bytes>,
     /// Bytes charged to the budget for it.
@@ -69,7 +69,7 @@ pub struct TooSlow;
 
 impl Stream {
     /// A stream that ends with its reader.
-    pub fn fleeting() -> Arc<Self> {
+    pub fn unresumable() -> Arc<Self> {
         Arc::new(Self::new(OWN, None))
     }
 
@@ -156,7 +156,7 @@ impl Stream {
         }
         state.charged += charged;
         state.waiting += bytes;
-        state.events.push_back(Kept { text: Some(text), charged });
+        state.events.push_back(BufferedEvent { text: Some(text), charged });
     }
 
     /// The charge for these bytes: all, or nothing if the budget is exhausted.
@@ -177,7 +177,7 @@ impl Stream {
         let mut state = self.state.lock();
         if !state.ended {
             state.waiting += text.len();
-            state.events.push_back(Kept { text: Some(text), charged: 0 });
+            state.events.push_back(BufferedEvent { text: Some(text), charged: 0 });
         }
         drop(state);
         self.changes.send_replace(());
@@ -292,7 +292,7 @@ impl Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         if let Some(budget) = &self.budget {
-            budget.give_back(self.state.get_mut().charged);
+            budget.release(self.state.get_mut().charged);
         }
     }
 }
@@ -315,7 +315,7 @@ impl State {
         self.first += 1;
         self.charged -= kept.charged;
         if let Some(budget) = budget {
-            budget.give_back(kept.charged);
+            budget.release(kept.charged);
         }
         true
     }
@@ -348,10 +348,10 @@ impl Reader {
     pub async fn next(&mut self) -> Option<Event> {
         loop {
             self.changes.borrow_and_update();
-            match self.look() {
-                Look::Event(event) => return Some(event),
-                Look::Over => return None,
-                Look::Wait => {}
+            match self.next_event() {
+                NextEvent::Event(event) => return Some(event),
+                NextEvent::Over => return None,
+                NextEvent::Wait => {}
             }
             if self.changes.changed().await.is_err() {
                 return None;
@@ -359,22 +359,22 @@ impl Reader {
         }
     }
 
-    fn look(&mut self) -> Look {
+    fn next_event(&mut self) -> NextEvent {
         let stream = &self.stream;
         let mut guard = stream.state.lock();
         let state = &mut *guard;
         if state.reader != self.number {
-            return Look::Over;
+            return NextEvent::Over;
         }
         if state.next < state.first {
             state.cut_off();
-            return Look::Over;
+            return NextEvent::Over;
         }
         let rest = to_index(state.next - state.first);
         let found = state.events.iter_mut().enumerate().skip(rest);
         let mut found = found.filter_map(|(at, kept)| Some((at, kept.text.take()?, kept)));
         let Some((at, text, kept)) = found.next() else {
-            return if state.ended { Look::Over } else { Look::Wait };
+            return if state.ended { NextEvent::Over } else { NextEvent::Wait };
         };
         let number = state.first + at as u64;
         state.next = number + 1;
@@ -395,7 +395,7 @@ impl Reader {
                 && let Some(kept) = state.events.get_mut(to_index(number - state.first))
             {
                 // A copy, since the response holds its principal's permit.
-                *kept = Kept { text: Some(Bytes::copy_from_slice(&text)), charged };
+                *kept = BufferedEvent { text: Some(Bytes::copy_from_slice(&text)), charged };
             }
         }
         if stream.budget.is_none() {
@@ -404,7 +404,7 @@ impl Reader {
         drop(guard);
         stream.changes.send_replace(());
         let id = stream.budget.as_ref().map(|_| format!("{:x}-{number}", stream.number));
-        Look::Event(Event { id, text })
+        NextEvent::Event(Event { id, text })
     }
 }
 
@@ -413,7 +413,7 @@ fn to_index(number: u64) -> usize {
     usize::try_from(number).unwrap_or(usize::MAX)
 }
 
-enum Look {
+enum NextEvent {
     Event(Event),
     Wait,
     Over,

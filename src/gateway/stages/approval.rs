@@ -68,12 +68,12 @@ impl Obligations {
             return Err(asking.into_iter().fold(refusal, |all, asking| all.rule(asking.rule)));
         }
         let began = std::time::Instant::now();
-        let outcome = self.ask_a_person(exchange, record, asking).await;
+        let outcome = self.await_approval(exchange, record, asking).await;
         record.stage("approval", began.elapsed());
         outcome
     }
 
-    async fn ask_a_person(
+    async fn await_approval(
         &self,
         exchange: &Exchange,
         record: &ExchangeRecord,

@@ -304,7 +304,7 @@ pub(crate) async fn set_level(
     running: &Arc<Running>,
     level: &'static str,
 ) -> Result<(), CallError> {
-    if !running.greeting.offers("logging") || *running.level.lock() == Some(level) {
+    if !running.handshake.offers("logging") || *running.level.lock() == Some(level) {
         return Ok(());
     }
     let params = json!({ "level": level }).to_string();

@@ -10,7 +10,7 @@ pub(crate) struct PrincipalView<'a>(pub(crate) policy::PolicyVisibility<'a>);
 
 impl router::Visibility for PrincipalView<'_> {
     fn tool(&self, server: &ServerName, name: &str) -> bool {
-        self.0.conceivable(server, name)
+        self.0.may_be_callable(server, name)
     }
 
     fn prompt(&self, server: &ServerName, name: &str) -> bool {

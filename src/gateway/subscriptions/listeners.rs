@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Subscriptions,
-    watches::{Lost, MOST, Subscriber, Subscription},
+    watches::{MOST, Subscriber, Subscription, WatchRefusal},
 };
 use crate::{router::Visibility as _, stages::ClientContext};
 use portcullis_protocol::exchange::View;
@@ -171,7 +171,7 @@ impl Subscriptions {
     pub(crate) async fn notify_loss(
         &self,
         (subscriber, server, uri): Subscription,
-        (decision, why): Lost,
+        (decision, why): WatchRefusal,
     ) {
         tracing::info!(
             %server, code = %why.code, decision = decision.map(tracing::field::display),

@@ -61,7 +61,7 @@ struct Watched {
 }
 
 /// Refusal that ended a watch, with its decision, if any.
-pub(crate) type Lost = (Option<DecisionId>, Refusal);
+pub(crate) type WatchRefusal = (Option<DecisionId>, Refusal);
 
 /// A slot among the watched resources of a principal, until it is dropped.
 struct SubscriberPermit {
@@ -149,7 +149,7 @@ impl Subscriptions {
         client: &ClientContext,
         view: &View,
         uri: &str,
-    ) -> Result<Watching, Lost> {
+    ) -> Result<Watching, WatchRefusal> {
         let method = Method::new(Method::SUBSCRIBE);
         let params = Bytes::from(json!({ "uri": uri }).to_string());
         let mut exchange = self.stages.begin(client, &method, false, Some(params.clone()));
@@ -295,7 +295,7 @@ impl Subscriptions {
     ///
     /// # Errors
     /// The cause why it is not watched any more.
-    async fn follow_move(self: &Arc<Self>, key: &Subscription) -> Result<bool, Lost> {
+    async fn follow_move(self: &Arc<Self>, key: &Subscription) -> Result<bool, WatchRefusal> {
         let (subscriber, name, uri) = key;
         let mut is_moved = false;
         loop {

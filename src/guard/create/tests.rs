@@ -47,7 +47,7 @@ fn body() -> Value {
 }
 
 /// No container holds a network.
-fn nobody(_: &str, _: &Holding) -> Option<String> {
+fn nobody(_: &str, _: &NamespaceHold) -> Option<String> {
     None
 }
 
@@ -338,7 +338,7 @@ fn network_is_held_for_one_container_by_a_minimal_one() {
         Ok::<_, Refusal>(checked.holds)
     };
     let of = ["m b n 1 2", "i", "notes"].map(str::to_owned);
-    let holding = Holding { by: NAMED.to_owned(), of };
+    let holding = NamespaceHold { by: NAMED.to_owned(), of };
     assert_eq!(held(&holder(), &rules()), Ok(Some(holding.clone())));
     let mut rules = rules();
     rules.allow.extend([Allow::WritableRoot, Allow::Network]);
@@ -366,7 +366,7 @@ fn network_is_held_for_one_container_by_a_minimal_one() {
 
     // The joining container names its owner, and gets the id of the pause container made for it.
     let joins = |body: &Value, name: &str| {
-        let found = |container: &str, asked: &Holding| {
+        let found = |container: &str, asked: &NamespaceHold| {
             (container == "h" && *asked == holding).then(|| "0123".to_owned())
         };
         check(body.to_string().as_bytes(), name, &rules, found)

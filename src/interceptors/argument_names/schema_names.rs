@@ -20,7 +20,7 @@ const BYTES_A_PART: usize = 4;
 
 /// What is wrong with names.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Wrong<'s> {
+pub(super) enum NameError<'s> {
     /// One stands for this one.
     Spelled(&'s str),
     /// It takes too long to say.
@@ -85,12 +85,12 @@ impl<'s> SchemaNames<'s> {
     ///
     /// # Errors
     /// What is wrong with the first name that does not fit.
-    pub fn hold(mut self, arguments: &Map<String, Value>) -> Result<(), Wrong<'s>> {
+    pub fn hold(mut self, arguments: &Map<String, Value>) -> Result<(), NameError<'s>> {
         let root = self.place(vec![self.root], false)?;
         self.object(root, arguments)
     }
 
-    fn value(&mut self, at: usize, value: &Value) -> Result<(), Wrong<'s>> {
+    fn value(&mut self, at: usize, value: &Value) -> Result<(), NameError<'s>> {
         match value {
             Value::Object(object) => self.object(at, object),
             Value::Array(items) => {
@@ -112,7 +112,7 @@ impl<'s> SchemaNames<'s> {
         }
     }
 
-    fn object(&mut self, at: usize, object: &Map<String, Value>) -> Result<(), Wrong<'s>> {
+    fn object(&mut self, at: usize, object: &Map<String, Value>) -> Result<(), NameError<'s>> {
         if self.nodes[at].schemas.is_empty() && !self.nodes[at].unresolved {
             return Ok(());
         }
@@ -123,14 +123,14 @@ impl<'s> SchemaNames<'s> {
             let known = members.known.get_key_value(name.as_str()).map(|(name, to)| (*name, *to));
             if known.is_none() {
                 if let Some(known) = members.folded.get(&fold(name.into())) {
-                    return Err(Wrong::Spelled(known));
+                    return Err(NameError::Spelled(known));
                 }
                 let patterns = Rc::clone(&members.patterns);
                 if let Some(pattern) = self.other_case_in(&patterns, name)? {
-                    return Err(Wrong::Spelled(pattern));
+                    return Err(NameError::Spelled(pattern));
                 }
                 if unresolved && let Some(other) = self.other_spelling(name)? {
-                    return Err(Wrong::Spelled(other));
+                    return Err(NameError::Spelled(other));
                 }
             }
             if !value.is_object() && !value.is_array() {
@@ -164,7 +164,7 @@ impl<'s> SchemaNames<'s> {
         Ok(())
     }
 
-    fn members(&mut self, at: usize) -> Result<&Members<'s>, Wrong<'s>> {
+    fn members(&mut self, at: usize) -> Result<&Members<'s>, NameError<'s>> {
         if self.nodes[at].members.is_none() {
             let schemas = self.nodes[at].schemas.iter();
             let of_names = schemas.filter_map(|schema| schema.get("propertyNames")).collect();
@@ -181,12 +181,12 @@ impl<'s> SchemaNames<'s> {
             let patterns = patterns.into_iter().filter(|pattern| !is_one_name(pattern)).collect();
             self.parts += known.len();
             if self.parts > PARTS {
-                return Err(Wrong::TooLarge);
+                return Err(NameError::TooLarge);
             }
             let folded = known.keys().map(|name| (fold(Cow::Borrowed(*name)), *name)).collect();
             self.nodes[at].members = Some(Members { known, folded, patterns });
         }
-        self.nodes[at].members.as_ref().ok_or(Wrong::TooLarge)
+        self.nodes[at].members.as_ref().ok_or(NameError::TooLarge)
     }
 
     /// A pattern among these that means this name in another case, unless one defines it as spelled.
@@ -194,21 +194,21 @@ impl<'s> SchemaNames<'s> {
         &mut self,
         patterns: &[Pattern<'s>],
         name: &str,
-    ) -> Result<Option<&'s str>, Wrong<'s>> {
+    ) -> Result<Option<&'s str>, NameError<'s>> {
         let mut found = None;
         for &Pattern { text, defines } in patterns {
             self.parts += 1 + name.len() / BYTES_A_PART;
             if self.parts > PARTS {
-                return Err(Wrong::TooLarge);
+                return Err(NameError::TooLarge);
             }
             let pattern = match self.compiled.entry(text) {
                 Entry::Occupied(known) => known.into_mut(),
                 Entry::Vacant(new) => {
                     self.parts += PATTERN_PARTS;
                     if self.parts > PARTS {
-                        return Err(Wrong::TooLarge);
+                        return Err(NameError::TooLarge);
                     }
-                    new.insert(Compiled::of(text).ok_or(Wrong::Unreadable(text))?)
+                    new.insert(Compiled::of(text).ok_or(NameError::Unreadable(text))?)
                 }
             };
             if defines && pattern.means_case_of(name) {
@@ -222,11 +222,11 @@ impl<'s> SchemaNames<'s> {
     }
 
     /// A name or a pattern anywhere in the document that means this name in another case.
-    fn other_spelling(&mut self, name: &str) -> Result<Option<&'s str>, Wrong<'s>> {
+    fn other_spelling(&mut self, name: &str) -> Result<Option<&'s str>, NameError<'s>> {
         if self.all.is_none() {
             self.all = Some(self.all_names()?);
         }
-        let Some(all) = &self.all else { return Err(Wrong::TooLarge) };
+        let Some(all) = &self.all else { return Err(NameError::TooLarge) };
         let same = all.names.get(&fold(name.into())).into_iter().flatten();
         if let Some(other) = same.copied().find(|other| *other != name) {
             return Ok(Some(other));
@@ -236,7 +236,7 @@ impl<'s> SchemaNames<'s> {
     }
 
     /// Every name and pattern of the document.
-    fn all_names(&mut self) -> Result<All<'s>, Wrong<'s>> {
+    fn all_names(&mut self) -> Result<All<'s>, NameError<'s>> {
         let mut names: HashMap<_, Vec<_>> = HashMap::new();
         let mut patterns = BTreeSet::new();
         let mut open = vec![self.root];
@@ -259,7 +259,7 @@ impl<'s> SchemaNames<'s> {
             }
             self.parts += 1;
             if self.parts > PARTS {
-                return Err(Wrong::TooLarge);
+                return Err(NameError::TooLarge);
             }
         }
         for name in patterns.iter().filter_map(|pattern| name_in(pattern.text)) {
@@ -274,7 +274,7 @@ impl<'s> SchemaNames<'s> {
         &mut self,
         mut open: Vec<&'s Value>,
         mut unresolved: bool,
-    ) -> Result<usize, Wrong<'s>> {
+    ) -> Result<usize, NameError<'s>> {
         let mut met = HashSet::new();
         let mut found = Vec::new();
         while let Some(value) = open.pop() {
@@ -284,7 +284,7 @@ impl<'s> SchemaNames<'s> {
             }
             self.parts += 1;
             if self.parts > PARTS {
-                return Err(Wrong::TooLarge);
+                return Err(NameError::TooLarge);
             }
             found.push(schema);
             for (keyword, value) in schema {

@@ -6,7 +6,7 @@ fn misspelled(schema: &Value, arguments: &Value) -> Option<String> {
     match SchemaNames::of(schema).hold(arguments.as_object().unwrap()) {
         Ok(()) => None,
         // Of two names that differ in case alone, either is one.
-        Err(Wrong::Spelled(name)) => Some(name.to_lowercase()),
+        Err(NameError::Spelled(name)) => Some(name.to_lowercase()),
         Err(wrong) => panic!("{wrong:?}"),
     }
 }
@@ -142,17 +142,17 @@ fn name_patterns_are_matched_case_sensitively() {
     // What cannot be read may mean any name.
     let unreadable = of(&["^(?!a)(path|dir)$"]);
     let hold = |given: Value| SchemaNames::of(&unreadable).hold(given.as_object().unwrap());
-    assert_eq!(hold(json!({ "path": 1 })), Err(Wrong::Unreadable("^(?!a)(path|dir)$")));
+    assert_eq!(hold(json!({ "path": 1 })), Err(NameError::Unreadable("^(?!a)(path|dir)$")));
     assert_eq!(hold(json!({})), Ok(()));
     let many: Vec<_> = (0..=PARTS / PATTERN_PARTS).map(|at| format!("^(a{at}|b)$")).collect();
     let many = of(&many.iter().map(String::as_str).collect::<Vec<_>>());
     let given = json!({ "c": 1 });
-    assert_eq!(SchemaNames::of(&many).hold(given.as_object().unwrap()), Err(Wrong::TooLarge));
+    assert_eq!(SchemaNames::of(&many).hold(given.as_object().unwrap()), Err(NameError::TooLarge));
     // Matching is charged by the bytes of the names.
     let one = of(&["^(path|dir)$"]);
     let long: Map<_, _> =
         (0..5).map(|at| (format!("{at}{}", "x".repeat(90_000)), json!(1))).collect();
-    assert_eq!(SchemaNames::of(&one).hold(&long), Err(Wrong::TooLarge));
+    assert_eq!(SchemaNames::of(&one).hold(&long), Err(NameError::TooLarge));
 }
 
 /// Each form of reference leads from `opts` to a definition that declares `force`.
@@ -212,7 +212,7 @@ fn schema_with_too_many_resources_is_refused() {
     let all: Vec<_> = (0..1000).map(|at| json!({ "$ref": format!("#/$defs/r{at}") })).collect();
     let large = json!({ "allOf": all, "$defs": resources });
     let given = json!({ "n": 1 });
-    assert_eq!(SchemaNames::of(&large).hold(given.as_object().unwrap()), Err(Wrong::TooLarge));
+    assert_eq!(SchemaNames::of(&large).hold(given.as_object().unwrap()), Err(NameError::TooLarge));
 }
 
 #[test]
@@ -227,7 +227,7 @@ fn recursive_schema_is_followed_and_oversized_one_refused() {
     let names: Map<_, _> = (0..=PARTS).map(|at| (format!("n{at}"), json!({}))).collect();
     let large = json!({ "properties": names });
     let given = json!({ "n1": 1 });
-    assert_eq!(SchemaNames::of(&large).hold(given.as_object().unwrap()), Err(Wrong::TooLarge));
+    assert_eq!(SchemaNames::of(&large).hold(given.as_object().unwrap()), Err(NameError::TooLarge));
 }
 
 #[test]

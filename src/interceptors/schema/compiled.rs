@@ -41,7 +41,7 @@ pub(super) enum Unusable {
 
 /// Failure of a check.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Misfit {
+pub(super) enum CheckFailure {
     /// The value does not fit: position and expectation, without any part of the value.
     Invalid(String),
     /// The check would take too long.
@@ -95,13 +95,13 @@ impl Check {
     }
 
     /// Checks whether the value fits.
-    pub(super) fn check(&self, value: &Value) -> Result<(), Misfit> {
-        let work = self.work(value).ok_or(Misfit::Costly)?;
+    pub(super) fn check(&self, value: &Value) -> Result<(), CheckFailure> {
+        let work = self.work(value).ok_or(CheckFailure::Costly)?;
         if self.validator.is_valid(value) {
             return Ok(());
         }
         if work > MAX_EXPLAINED_WORK {
-            return Err(Misfit::Invalid("they do not fit the schema".into()));
+            return Err(CheckFailure::Invalid("they do not fit the schema".into()));
         }
         let mut words = String::new();
         let mut errors = self.validator.iter_errors(value);
@@ -113,7 +113,7 @@ impl Check {
             let _ = write!(words, "and {more} more; ");
         }
         words.truncate(words.trim_end_matches("; ").len());
-        Err(Misfit::Invalid(words))
+        Err(CheckFailure::Invalid(words))
     }
 
     /// Position and expectation of an error. Contains only text of the schema and numbers: a

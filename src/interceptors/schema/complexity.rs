@@ -222,33 +222,33 @@ impl<'a> Graph<'a> {
     /// Nodes in topological order: after all that they apply to the same value.
     fn order(&self) -> Result<Vec<usize>, Unbounded> {
         #[derive(Clone, Copy, PartialEq)]
-        enum Mark {
+        enum VisitState {
             New,
             Open,
             Done,
         }
-        let mut marks = vec![Mark::New; self.nodes.len()];
+        let mut states = vec![VisitState::New; self.nodes.len()];
         let mut order = Vec::with_capacity(self.nodes.len());
         for start in 0..self.nodes.len() {
             let mut stack = vec![(start, 0)];
             while let Some((id, next)) = stack.pop() {
                 if next == 0 {
-                    if marks[id] == Mark::Done {
+                    if states[id] == VisitState::Done {
                         continue;
                     }
-                    marks[id] = Mark::Open;
+                    states[id] = VisitState::Open;
                 }
                 match self.nodes[id].same.get(next) {
                     Some(&inner) => {
                         stack.push((id, next + 1));
-                        match marks[inner] {
-                            Mark::New => stack.push((inner, 0)),
-                            Mark::Open => return Err(Unbounded::Endless),
-                            Mark::Done => {}
+                        match states[inner] {
+                            VisitState::New => stack.push((inner, 0)),
+                            VisitState::Open => return Err(Unbounded::Endless),
+                            VisitState::Done => {}
                         }
                     }
                     None => {
-                        marks[id] = Mark::Done;
+                        states[id] = VisitState::Done;
                         order.push(id);
                     }
                 }

@@ -5,8 +5,8 @@
 use std::{fs, path::Path, process::Command};
 
 use portcullis_kubernetes::{
-    Claim, Cni, Container, Egress, EgressHost, LOADERS, Manifest, SERVER_USER, Secret, Unfit,
-    Workload, hosts, object_name, stream,
+    Claim, Cni, Container, Egress, EgressHost, LOADERS, Manifest, ManifestError, SERVER_USER,
+    Secret, Workload, hosts, object_name, stream,
 };
 use serde_json::Value;
 
@@ -275,25 +275,31 @@ fn impossible_workloads_are_refused() {
         changed(&|workload| change(workload.container.as_mut().unwrap()))
     };
     let storage = |text: &str| changed(&|workload| workload.storage = text.into());
-    assert_eq!(changed(&|one| one.namespace = "Mcp".into()), Unfit::Namespace("Mcp".into()));
-    assert_eq!(changed(&|one| one.namespace = "a-".into()), Unfit::Namespace("a-".into()));
-    assert_eq!(changed(&|one| one.server = "s".repeat(51)), Unfit::Server);
-    assert_eq!(changed(&|one| one.policies[0].0 = "a/b".into()), Unfit::Key("a/b".into()));
-    assert_eq!(changed(&|one| one.secrets[0].name = "a b".into()), Unfit::Key("a b".into()));
+    assert_eq!(
+        changed(&|one| one.namespace = "Mcp".into()),
+        ManifestError::Namespace("Mcp".into())
+    );
+    assert_eq!(changed(&|one| one.namespace = "a-".into()), ManifestError::Namespace("a-".into()));
+    assert_eq!(changed(&|one| one.server = "s".repeat(51)), ManifestError::Server);
+    assert_eq!(changed(&|one| one.policies[0].0 = "a/b".into()), ManifestError::Key("a/b".into()));
+    assert_eq!(
+        changed(&|one| one.secrets[0].name = "a b".into()),
+        ManifestError::Key("a b".into())
+    );
     assert_eq!(
         changed(&|one| one.policies.push(one.policies[0].clone())),
-        Unfit::Twice("notes.cedar".into())
+        ManifestError::Twice("notes.cedar".into())
     );
-    assert_eq!(changed(&|one| one.config = "x".repeat(1_000_001)), Unfit::Large(1_000_001));
+    assert_eq!(changed(&|one| one.config = "x".repeat(1_000_001)), ManifestError::Large(1_000_001));
     for text in ["", "Gi", "10", "10GB", "1.5Gi", "-1Gi"] {
-        assert_eq!(storage(text), Unfit::Quantity(text.into()));
+        assert_eq!(storage(text), ManifestError::Quantity(text.into()));
     }
     assert_eq!(
         container(|of| of.capabilities.push("SYS_ADMIN".into())),
-        Unfit::Capability("SYS_ADMIN".into())
+        ManifestError::Capability("SYS_ADMIN".into())
     );
-    assert_eq!(container(|of| of.user = Some((0, 1))), Unfit::Root(0, 1));
-    assert_eq!(container(|of| of.user = Some((1, 0))), Unfit::Root(1, 0));
+    assert_eq!(container(|of| of.user = Some((0, 1))), ManifestError::Root(0, 1));
+    assert_eq!(container(|of| of.user = Some((1, 0))), ManifestError::Root(1, 0));
 }
 
 #[test]

@@ -217,7 +217,7 @@ async fn forbidden_redirects_are_refused() {
         let server = Server::start(move |_, _| moved(to)).await;
         let error = refused(&server, &client(), digest).await;
         assert!(
-            matches!(error, Error::Astray { .. }) && error.to_string().contains(told),
+            matches!(error, Error::RedirectRefused { .. }) && error.to_string().contains(told),
             "{error}"
         );
     }
@@ -309,7 +309,7 @@ async fn login_goes_to_the_token_service_and_never_without_tls() {
     .await;
     let (_folder, client) = docker(&server, &password);
     let error = client.manifest(&server.reference(digest)).await.unwrap_err();
-    assert!(matches!(error, Error::Astray { .. }), "{error}");
+    assert!(matches!(error, Error::RedirectRefused { .. }), "{error}");
 }
 
 #[tokio::test]
@@ -350,10 +350,10 @@ async fn files_are_limited_too() {
         assert!(matches!(error, Error::TooLarge { what: "the file", most: 2 }), "{error}");
     }
     let error = client().file(&url("/away"), 3).await.unwrap_err();
-    assert!(matches!(error, Error::Astray { .. }), "{error}");
+    assert!(matches!(error, Error::RedirectRefused { .. }), "{error}");
     let plain = "http://example.invalid/few".parse().expect("a URL");
     let error = client().file(&plain, 3).await.unwrap_err();
-    assert!(matches!(error, Error::Astray { .. }), "{error}");
+    assert!(matches!(error, Error::RedirectRefused { .. }), "{error}");
 }
 
 #[tokio::test]

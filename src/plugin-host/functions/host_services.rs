@@ -46,7 +46,7 @@ pub trait HostServices: Send + Sync {
     }
 
     /// Number of caller and server pairs for which a plugin's circuit is open; 0 if none.
-    fn let_alone(&self, plugin: &str, between: usize) {
+    fn circuits_open(&self, plugin: &str, between: usize) {
         let _ = (plugin, between);
     }
 }
@@ -60,9 +60,9 @@ pub struct StubResponse {
 }
 
 /// Services that count nothing and permit no host.
-pub struct Nowhere;
+pub struct NoServices;
 
-impl HostServices for Nowhere {
+impl HostServices for NoServices {
     fn count(&self, _: &str, _: &str, _: u64) {}
 
     fn may_reach(&self, _: &str, _: &str, _: u16) -> Result<(), String> {

@@ -90,7 +90,7 @@ impl Target {
             let builder = match self.destination.address {
                 // The port comes from the URL.
                 Some(address) => builder.resolve(host, SocketAddr::new(address, 0)),
-                None => builder.dns_resolver(Arc::new(Public)),
+                None => builder.dns_resolver(Arc::new(PublicResolver)),
             };
             builder.build().map_err(|error| format!("the HTTP client cannot be created: {error}"))
         });
@@ -99,9 +99,9 @@ impl Target {
 }
 
 /// Resolves names, and returns only public addresses. The connection uses exactly these addresses.
-struct Public;
+struct PublicResolver;
 
-impl Resolve for Public {
+impl Resolve for PublicResolver {
     fn resolve(&self, name: Name) -> Resolving {
         Box::pin(async move {
             let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
@@ -117,7 +117,7 @@ impl Resolve for Public {
 }
 
 /// One valid request.
-pub(super) struct Asked {
+pub(super) struct OutboundRequest {
     pub method: Method,
     pub url: Url,
     headers: HeaderMap,
@@ -125,7 +125,7 @@ pub(super) struct Asked {
     pub timeout: Option<Duration>,
 }
 
-impl Asked {
+impl OutboundRequest {
     pub fn read(request: Request) -> Result<Self, Error> {
         let invalid = |why: &str| Error::Invalid(why.to_owned());
         let method = Method::from_bytes(request.method.as_bytes())
@@ -187,7 +187,10 @@ impl Asked {
 }
 
 /// Sends a request and reads its response within the limits.
-pub(super) async fn exchange(client: &reqwest::Client, asked: Asked) -> Result<Response, Error> {
+pub(super) async fn exchange(
+    client: &reqwest::Client,
+    asked: OutboundRequest,
+) -> Result<Response, Error> {
     let failed = |error: reqwest::Error| {
         // Without the URL, which the operator's log should not contain; the innermost cause is the
         // most useful.
@@ -239,7 +242,7 @@ mod tests {
             body: None,
             timeout_ms: None,
         };
-        assert!(Asked::read(request("GET", "https://a/b?c", "x-token")).is_ok());
+        assert!(OutboundRequest::read(request("GET", "https://a/b?c", "x-token")).is_ok());
         for (method, url, header) in [
             ("G T", "https://a", "a"),
             ("CONNECT", "https://a", "a"),
@@ -254,15 +257,15 @@ mod tests {
             ("GET", "https://a", "Proxy-Authorization"),
             ("GET", "https://a", "a b"),
         ] {
-            let read = Asked::read(request(method, url, header));
+            let read = OutboundRequest::read(request(method, url, header));
             assert!(matches!(read, Err(Error::Invalid(_))), "{method} {url} {header}");
         }
         let headers = (0..=MAX_HEADERS).map(|at| (format!("x-{at}"), "x".into())).collect();
         let many = Request { headers, ..request("GET", "https://a", "a") };
-        assert!(matches!(Asked::read(many), Err(Error::Invalid(_))));
+        assert!(matches!(OutboundRequest::read(many), Err(Error::Invalid(_))));
         let large =
             Request { body: Some(vec![0; MAX_BODY_BYTES + 1]), ..request("PUT", "https://a", "a") };
-        assert!(matches!(Asked::read(large), Err(Error::TooLarge)));
+        assert!(matches!(OutboundRequest::read(large), Err(Error::TooLarge)));
     }
 
     #[test]
@@ -278,7 +281,7 @@ mod tests {
                 body: None,
                 timeout_ms: None,
             };
-            let asked = Asked::read(request).ok().unwrap();
+            let asked = OutboundRequest::read(request).ok().unwrap();
             let (host, port, clear) = asked.target();
             client.target(host, port, clear).is_some()
         };

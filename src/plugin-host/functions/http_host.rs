@@ -9,7 +9,7 @@ use super::{
         output::excerpt,
     },
     host_services::StubResponse,
-    http::{Asked, DENIED, MAX_REQUESTS_PER_MESSAGE, ON_TRIAL, RESERVED_TIME, exchange},
+    http::{DENIED, MAX_REQUESTS_PER_MESSAGE, ON_TRIAL, OutboundRequest, RESERVED_TIME, exchange},
 };
 
 impl Guest {
@@ -21,7 +21,7 @@ impl Guest {
         if self.stage != Stage::Inspecting {
             return Err(Error::Denied("`http` is available in `inspect` only".into()));
         }
-        let asked = Asked::read(request)?;
+        let asked = OutboundRequest::read(request)?;
         let (host, port, clear) = asked.target();
         let scheme = if clear { "http://" } else { "" };
         let shown = format!("{} {scheme}{host}:{port}", asked.method);
@@ -36,7 +36,7 @@ impl Guest {
             .ok_or_else(|| format!("`{scheme}{}:{port}` is not granted", excerpt(host, 128)));
         let granted = granted.and_then(|target| {
             let name = target.destination.name();
-            shared.around.may_reach(&shared.entry, name, port).map(|()| target)
+            shared.services.may_reach(&shared.entry, name, port).map(|()| target)
         });
         let target = match granted {
             Ok(target) => target,
@@ -51,7 +51,7 @@ impl Guest {
         }
         // Recorded even if the request is interrupted.
         self.requests.push(format!("{shown} unanswered"));
-        if let Some(canned) = shared.around.answer(asked.url.as_str()) {
+        if let Some(canned) = shared.services.answer(asked.url.as_str()) {
             let StubResponse { status, headers, body } = canned.map_err(Error::Failed)?;
             return Ok(Response { status, headers, body });
         }

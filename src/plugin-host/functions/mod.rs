@@ -51,13 +51,13 @@ impl Log for Guest {
             Level::Warn => tracing::Level::WARN,
             Level::Error => tracing::Level::ERROR,
         };
-        self.shared.around.log(&self.shared.entry, level, &line);
+        self.shared.services.log(&self.shared.entry, level, &line);
     }
 }
 
 impl Clock for Guest {
     fn now(&mut self) -> u64 {
-        self.shared.around.now()
+        self.shared.services.now()
     }
 
     fn monotonic(&mut self) -> u64 {
@@ -71,7 +71,7 @@ impl Random for Guest {
             wasmtime::bail!("it requested more than {MAX_RANDOM_BYTES} random bytes at once");
         }
         let mut bytes = vec![0; count as usize];
-        if !self.shared.around.random(&mut bytes) {
+        if !self.shared.services.random(&mut bytes) {
             wasmtime::bail!("the operating system provides no random bytes");
         }
         Ok(bytes)
@@ -93,7 +93,7 @@ impl Metrics for Guest {
                 known.insert(name.as_str().into());
             }
         }
-        shared.around.count(&shared.entry, &name, by);
+        shared.services.count(&shared.entry, &name, by);
     }
 }
 

@@ -23,14 +23,14 @@ pub struct Shared {
     pub sends: bool,
     pub secrets: BTreeMap<String, Secret>,
     pub veil: SecretRedactor,
-    pub around: Arc<dyn HostServices>,
+    pub services: Arc<dyn HostServices>,
     /// Names of its counters.
     pub counters: Mutex<BTreeSet<Box<str>>>,
 }
 
 impl Shared {
     /// Without grants, for `describe`.
-    pub fn bare(entry: &str, around: Arc<dyn HostServices>) -> Self {
+    pub fn bare(entry: &str, services: Arc<dyn HostServices>) -> Self {
         Self {
             entry: entry.into(),
             log: false,
@@ -40,7 +40,7 @@ impl Shared {
             sends: true,
             secrets: BTreeMap::new(),
             veil: SecretRedactor::default(),
-            around,
+            services,
             counters: Mutex::default(),
         }
     }

@@ -98,11 +98,11 @@ enum StateKey {
 }
 
 struct Open {
-    kept: Kept,
+    storage: Storage,
     used: u64,
 }
 
-enum Kept {
+enum Storage {
     Tree(sled::Tree),
     Memory(BTreeMap<String, Vec<u8>>),
 }
@@ -232,16 +232,16 @@ impl From<sled::Error> for Fault {
 
 impl Inner {
     fn begin(&self) -> Result<Open, Fault> {
-        let kept = match &self.store_key {
-            StateKey::Memory => Kept::Memory(BTreeMap::new()),
+        let storage = match &self.store_key {
+            StateKey::Memory => Storage::Memory(BTreeMap::new()),
             StateKey::Store(states) => {
                 let states = states.upgrade();
                 let store = states.as_ref().and_then(|states| states.store.get());
                 let store = store.ok_or_else(|| Fault::Store("the store is not open".into()))?;
-                Kept::Tree(store.open_tree(format!("plugin:{}", self.entry))?)
+                Storage::Tree(store.open_tree(format!("plugin:{}", self.entry))?)
             }
         };
-        let mut open = Open { kept, used: 0 };
+        let mut open = Open { storage, used: 0 };
         let mut used = 0;
         open.each("", |key, value| {
             used += size(key.len(), value.len());
@@ -264,9 +264,9 @@ fn legal(key: &str, value: Option<&[u8]>) -> Result<(), Error> {
 
 impl Open {
     fn get(&self, key: &str) -> Result<Option<Vec<u8>>, Fault> {
-        Ok(match &self.kept {
-            Kept::Tree(tree) => tree.get(key)?.map(|value| value.to_vec()),
-            Kept::Memory(map) => map.get(key).cloned(),
+        Ok(match &self.storage {
+            Storage::Tree(tree) => tree.get(key)?.map(|value| value.to_vec()),
+            Storage::Memory(map) => map.get(key).cloned(),
         })
     }
 
@@ -277,11 +277,11 @@ impl Open {
         if after > before && used > max {
             return Err(Fault::Answered(Error::Full));
         }
-        match (&mut self.kept, value) {
-            (Kept::Tree(tree), Some(value)) => drop(tree.insert(key, value)?),
-            (Kept::Tree(tree), None) => drop(tree.remove(key)?),
-            (Kept::Memory(map), Some(value)) => drop(map.insert(key.to_owned(), value.to_vec())),
-            (Kept::Memory(map), None) => drop(map.remove(key)),
+        match (&mut self.storage, value) {
+            (Storage::Tree(tree), Some(value)) => drop(tree.insert(key, value)?),
+            (Storage::Tree(tree), None) => drop(tree.remove(key)?),
+            (Storage::Memory(map), Some(value)) => drop(map.insert(key.to_owned(), value.to_vec())),
+            (Storage::Memory(map), None) => drop(map.remove(key)),
         }
         self.used = used;
         Ok(())
@@ -307,8 +307,8 @@ impl Open {
             Some(after) if after >= prefix => Bound::Excluded(after),
             _ => Bound::Included(prefix),
         };
-        match &self.kept {
-            Kept::Tree(tree) => {
+        match &self.storage {
+            Storage::Tree(tree) => {
                 let range = (from.map(str::as_bytes), Bound::Unbounded);
                 for entry in tree.range::<&[u8], _>(range) {
                     let (key, value) = entry?;
@@ -320,7 +320,7 @@ impl Open {
                     }
                 }
             }
-            Kept::Memory(map) => {
+            Storage::Memory(map) => {
                 let from = map.range::<str, _>((from, Bound::Unbounded));
                 for (key, value) in from.take_while(|(key, _)| key.starts_with(prefix)) {
                     if show(key.as_bytes(), value).is_break() {

@@ -14,7 +14,7 @@ use cedar_policy::{EntityId, EntityTypeName, EntityUid};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::replay::{Aside, Recorded};
+use super::replay::{Recorded, SkipReason};
 use portcullis_audit::record::{Entry, RULES, Record};
 use portcullis_policy::{Action, Finding, Target, Verdict};
 use portcullis_protocol::claims::Claims;
@@ -45,7 +45,7 @@ pub struct Learner {
 /// The principal, server and action of calls.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Access {
-    who: Who,
+    who: PrincipalIdentity,
     server: Option<String>,
     action: &'static str,
     /// Type of the targets.
@@ -53,13 +53,13 @@ struct Access {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-enum Who {
+enum PrincipalIdentity {
     Client(String),
     Local(String),
     Anonymous,
 }
 
-impl Who {
+impl PrincipalIdentity {
     fn of(kind: &PrincipalKind) -> Self {
         match kind {
             PrincipalKind::Client(name) => Self::Client(name.to_string()),
@@ -103,7 +103,7 @@ struct Use {
 
 /// The proposal.
 #[derive(Debug, Clone, Serialize)]
-pub struct Learned {
+pub struct Proposal {
     /// The text of the policy file.
     pub policies: String,
     /// The text of the case file beside it.
@@ -127,7 +127,7 @@ impl Learner {
         let allowed = matches!(entry.record, Record::Intent(_));
         let recorded = match Recorded::read(entry) {
             Ok(recorded) => recorded,
-            Err(Aside::Lacks(what)) if allowed => {
+            Err(SkipReason::Missing(what)) if allowed => {
                 *self.left_out.entry(what).or_default() += 1;
                 return;
             }
@@ -182,8 +182,8 @@ impl Learner {
     ///
     /// # Errors
     /// If the policies cannot be formatted.
-    pub fn finish(mut self, file: &str) -> Result<Learned, Vec<Finding>> {
-        self.greet();
+    pub fn finish(mut self, file: &str) -> Result<Proposal, Vec<Finding>> {
+        self.permit_connect();
         let policies = write::policies(&self);
         let policies = super::format(std::path::Path::new(file), &policies)?;
         let permitted = |(access, name): &(Access, String)| {
@@ -191,7 +191,7 @@ impl Learner {
         };
         let refused =
             self.refused.iter().filter(|(of, _)| permitted(of)).map(|(_, calls)| calls).sum();
-        Ok(Learned {
+        Ok(Proposal {
             policies,
             cases: cases::cases(&self, file),
             calls: self.calls,
@@ -203,8 +203,8 @@ impl Learner {
     }
 
     /// Adds permits for `connect`, without which lists would not show what clients may use.
-    fn greet(&mut self) {
-        let used: BTreeSet<(Who, String)> = self
+    fn permit_connect(&mut self) {
+        let used: BTreeSet<(PrincipalIdentity, String)> = self
             .uses
             .keys()
             .filter(|access| {
@@ -271,7 +271,7 @@ impl Access {
 
 /// Principal, action and target name; the server or the method, if the target does not have a name.
 fn access(recorded: &Recorded) -> (Access, String) {
-    let who = Who::of(&recorded.principal.kind);
+    let who = PrincipalIdentity::of(&recorded.principal.kind);
     let action = recorded.action;
     let by_method = matches!(
         action,

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-pub use self::recorded::{Aside, Recorded};
+pub use self::recorded::{Recorded, SkipReason};
 use portcullis_audit::record::Entry;
 use portcullis_policy::{Inspector, Target, Verdict};
 use portcullis_protocol::names::DecisionId;
@@ -82,14 +82,14 @@ impl Replay {
     pub fn take(&mut self, entry: &Entry) {
         let recorded = match Recorded::read(entry) {
             Ok(recorded) => recorded,
-            Err(Aside::NotDecided) => {
+            Err(SkipReason::NotDecided) => {
                 self.replayed.others += 1;
                 return;
             }
-            Err(aside @ (Aside::Lacks(_) | Aside::OfAStart)) => {
-                let what = match aside {
-                    Aside::Lacks(what) => what,
-                    Aside::NotDecided | Aside::OfAStart => "decision",
+            Err(skipped @ (SkipReason::Missing(_) | SkipReason::LaunchRefused)) => {
+                let what = match skipped {
+                    SkipReason::Missing(what) => what,
+                    SkipReason::NotDecided | SkipReason::LaunchRefused => "decision",
                 };
                 self.replayed.calls += 1;
                 self.replayed.unknown += 1;

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde_json::{Map, Value};
 
 use portcullis_audit::record::{
-    self, Call, Claimed, Direction, Entry, Grounds, Kept, Omission, Record, Shape,
+    self, Call, Claimed, DecisionBasis, Direction, Entry, KeptBody, Omission, Record, Shape,
 };
 use portcullis_policy::{
     Action, Circumstances, Explained, Explanation, Inspector, Request, Target, Unknown, Verdict,
@@ -50,13 +50,13 @@ pub struct Recorded {
 
 /// Why a record cannot be decided again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Aside {
+pub enum SkipReason {
     /// Policies did not decide the message.
     NotDecided,
     /// Policies refused the launch of its server, so they did not decide the message.
-    OfAStart,
+    LaunchRefused,
     /// Policies decided it, but this data is not on record.
-    Lacks(&'static str),
+    Missing(&'static str),
 }
 
 impl Recorded {
@@ -64,7 +64,7 @@ impl Recorded {
     ///
     /// # Errors
     /// If it has no request to policies, or too little of one.
-    pub fn read(entry: &Entry) -> Result<Self, Aside> {
+    pub fn read(entry: &Entry) -> Result<Self, SkipReason> {
         let (call, asked, grounds, kept, shape, was) = match &entry.record {
             Record::Intent(intent) => {
                 let record::Intent { call, asked, grounds, arguments, shape, .. } = &**intent;
@@ -72,21 +72,21 @@ impl Recorded {
             }
             Record::Refused(refused) if refused.refusal.code == Code::PolicyDenied.as_str() => {
                 if is_of_a_start(&refused.refusal) {
-                    return Err(Aside::OfAStart);
+                    return Err(SkipReason::LaunchRefused);
                 }
                 let record::Refused { call, asked, grounds, arguments, shape, .. } = &**refused;
                 (call, asked, grounds, arguments, shape, Verdict::Refused)
             }
             Record::Refused(_) | Record::Outcome(_) | Record::Event(_) => {
-                return Err(Aside::NotDecided);
+                return Err(SkipReason::NotDecided);
             }
         };
         let from_client = call.direction == Direction::ClientToServer;
-        let method = call.method.as_deref().ok_or(Aside::Lacks("method"))?;
+        let method = call.method.as_deref().ok_or(SkipReason::Missing("method"))?;
         if is_housekeeping(method, call.notification, from_client) {
-            return Err(Aside::NotDecided);
+            return Err(SkipReason::NotDecided);
         }
-        let asked = asked.as_ref().ok_or(Aside::Lacks("circumstances"))?;
+        let asked = asked.as_ref().ok_or(SkipReason::Missing("circumstances"))?;
         for (lack, what) in [
             (Omission::Groups, "groups"),
             (Omission::Labels, "labels"),
@@ -94,18 +94,20 @@ impl Recorded {
             (Omission::Target, "target"),
         ] {
             if asked.lacks.contains(&lack) {
-                return Err(Aside::Lacks(what));
+                return Err(SkipReason::Missing(what));
             }
         }
-        let principal = principal(call).ok_or(Aside::Lacks("principal"))?;
+        let principal = principal(call).ok_or(SkipReason::Missing("principal"))?;
         let action = match from_client {
             true => client_action(method, call.notification),
             false => server_action(method, call.notification),
         };
-        let target = target(action, call).ok_or(Aside::Lacks("target"))?;
+        let target = target(action, call).ok_or(SkipReason::Missing("target"))?;
         let claims = match &asked.claims {
             Some(claimed) => claims(claimed),
-            None if matches!(target, Target::Tool(..)) => return Err(Aside::Lacks("claims")),
+            None if matches!(target, Target::Tool(..)) => {
+                return Err(SkipReason::Missing("claims"));
+            }
             None => Claims::default(),
         };
         Ok(Self {
@@ -244,8 +246,8 @@ fn transport(transport: record::Transport) -> Transport {
 fn arguments(
     action: Action,
     call: &Call,
-    grounds: &Grounds,
-    kept: Option<&Kept>,
+    grounds: &DecisionBasis,
+    kept: Option<&KeptBody>,
 ) -> Option<Map<String, Value>> {
     // For other messages policies see all `params`, and records omit `_meta`.
     if !matches!(action, Action::CallTool | Action::GetPrompt) {
@@ -254,7 +256,7 @@ fn arguments(
     let replaced = grounds.findings.iter().any(|finding| {
         finding.phase == "request" && matches!(finding.effect.as_str(), "replaced" | "redacted")
     });
-    let Kept { body: Some(Value::Object(body)), redacted: 0, cut: false, .. } = kept? else {
+    let KeptBody { body: Some(Value::Object(body)), redacted: 0, cut: false, .. } = kept? else {
         return None;
     };
     if replaced || grounds.omitted > 0 {

@@ -21,7 +21,7 @@ pub enum Template {
 
 /// The principals of a policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Team {
+pub enum PolicyPrincipal {
     Group(Group),
     Client(ClientName),
 }
@@ -29,7 +29,7 @@ pub enum Team {
 /// Values for a template.
 #[derive(Debug, Clone)]
 pub struct Filling {
-    pub team: Team,
+    pub principal: PolicyPrincipal,
     pub server: ServerName,
     /// Names of tools, without the proxy's prefix.
     pub tools: Vec<ToolName>,
@@ -95,13 +95,13 @@ impl Template {
 /// If the result is not valid Cedar, which is a fault of the template.
 pub fn make(template: Template, filling: &Filling) -> Result<Rendered, Vec<Finding>> {
     let (name, policies, cases) = template.texts();
-    let (scope, party, team) = match &filling.team {
-        Team::Group(group) => (
+    let (scope, party, principal) = match &filling.principal {
+        PolicyPrincipal::Group(group) => (
             format!("principal in Portcullis::Group::\"{group}\""),
             format!("group:{group}"),
             group.as_str(),
         ),
-        Team::Client(client) => (
+        PolicyPrincipal::Client(client) => (
             format!("principal == Portcullis::Client::\"{client}\""),
             format!("client:{client}"),
             client.as_str(),
@@ -116,7 +116,7 @@ pub fn make(template: Template, filling: &Filling) -> Result<Rendered, Vec<Findi
     let values = [
         ("TEAM_SCOPE", scope),
         ("TEAM_PARTY", party),
-        ("TEAM", team.to_owned()),
+        ("TEAM", principal.to_owned()),
         ("SERVER", server.to_string()),
         ("TOOLS", each(&|tool| format!("Portcullis::Tool::\"{server}/{tool}\""))),
         ("TOOL_NAMES", each(&|tool| format!("{server}/{tool}"))),

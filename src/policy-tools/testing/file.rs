@@ -23,10 +23,10 @@ use portcullis_protocol::{
 #[serde(deny_unknown_fields)]
 pub(super) struct Document {
     /// Policy files and folders, relative to this file.
-    pub(super) policies: Option<Spanned<Words>>,
+    pub(super) policies: Option<Spanned<OneOrMany>>,
     /// Principals, by their names in this file.
     #[serde(default)]
-    pub(super) principals: IndexMap<String, Spanned<Who>>,
+    pub(super) principals: IndexMap<String, Spanned<CasePrincipal>>,
     /// Claims of servers about tools, by `SERVER/TOOL`.
     #[serde(default)]
     pub(super) tools: IndexMap<String, Hints>,
@@ -43,26 +43,26 @@ pub(super) struct Case {
     pub(super) name: Option<String>,
     /// One or more principals, each with its own request.
     #[serde(rename = "as")]
-    pub(super) who: Option<Spanned<Words>>,
+    pub(super) who: Option<Spanned<OneOrMany>>,
     /// Short for `do: tools/call` on these.
-    pub(super) call: Option<Spanned<Words>>,
+    pub(super) call: Option<Spanned<OneOrMany>>,
     /// Short for `do: resources/read` on these.
-    pub(super) read: Option<Spanned<Words>>,
+    pub(super) read: Option<Spanned<OneOrMany>>,
     /// Short for `do: prompts/get` on these.
-    pub(super) get: Option<Spanned<Words>>,
+    pub(super) get: Option<Spanned<OneOrMany>>,
     /// Actions or methods.
     #[serde(rename = "do")]
-    pub(super) action: Option<Spanned<Words>>,
+    pub(super) action: Option<Spanned<OneOrMany>>,
     /// Targets of `do`.
-    pub(super) on: Option<Spanned<Words>>,
+    pub(super) on: Option<Spanned<OneOrMany>>,
     /// The program that is started for the server.
     pub(super) launch: Option<Spanned<Program>>,
     /// The secret that is delivered to the server or plugin.
     pub(super) deliver: Option<Spanned<Secret>>,
     /// `HOST:PORT` of egress, for the server or plugin.
-    pub(super) egress: Option<Spanned<Words>>,
+    pub(super) egress: Option<Spanned<OneOrMany>>,
     /// Host functions that the plugin is granted.
-    pub(super) grant: Option<Spanned<Words>>,
+    pub(super) grant: Option<Spanned<OneOrMany>>,
     pub(super) args: Option<Map<String, Value>>,
     /// Claims that replace those under `tools`.
     pub(super) hints: Option<Hints>,
@@ -70,9 +70,9 @@ pub(super) struct Case {
     pub(super) context: Context,
     pub(super) expect: Option<Spanned<Expect>>,
     /// Policies that must be among the deciding ones. An empty list: no policy may decide.
-    pub(super) by: Option<Spanned<Words>>,
+    pub(super) by: Option<Spanned<OneOrMany>>,
     /// Obligations that these policies must have. An empty list: none.
-    pub(super) asks: Option<Spanned<Words>>,
+    pub(super) asks: Option<Spanned<OneOrMany>>,
     /// Rows: the case is run once for each, with the keys of the row in place of its own.
     pub(super) each: Option<Vec<Spanned<Case>>>,
 }
@@ -180,29 +180,29 @@ impl Context {
 
 /// One or more texts.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Words(pub(super) Vec<String>);
+pub(super) struct OneOrMany(pub(super) Vec<String>);
 
-impl<'de> Deserialize<'de> for Words {
+impl<'de> Deserialize<'de> for OneOrMany {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct OneOrMore;
 
         impl<'de> Visitor<'de> for OneOrMore {
-            type Value = Words;
+            type Value = OneOrMany;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a text or a list of texts")
             }
 
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Words, E> {
-                Ok(Words(vec![text.to_owned()]))
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<OneOrMany, E> {
+                Ok(OneOrMany(vec![text.to_owned()]))
             }
 
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Words, A::Error> {
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<OneOrMany, A::Error> {
                 let mut words = Vec::new();
                 while let Some(word) = seq.next_element()? {
                     words.push(word);
                 }
-                Ok(Words(words))
+                Ok(OneOrMany(words))
             }
         }
 
@@ -212,7 +212,7 @@ impl<'de> Deserialize<'de> for Words {
 
 /// A principal in a case.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Who {
+pub enum CasePrincipal {
     Client {
         name: ClientName,
         groups: Vec<Group>,
@@ -231,7 +231,7 @@ pub enum Who {
 pub(super) const FORMS: &str = "write `client:NAME`, `group:NAME` (some client in that group), `local:USER`, `server:NAME`, \
      `plugin:NAME` or `anonymous`";
 
-impl Who {
+impl CasePrincipal {
     /// Parses a principal.
     pub fn parse(word: &str) -> Result<Self, String> {
         if word == "anonymous" {
@@ -256,7 +256,7 @@ impl Who {
     }
 }
 
-impl Who {
+impl CasePrincipal {
     /// The client, if it is one.
     pub fn principal(&self) -> Option<Principal> {
         let (kind, groups) = match self {
@@ -272,11 +272,11 @@ impl Who {
     }
 }
 
-impl<'de> Deserialize<'de> for Who {
+impl<'de> Deserialize<'de> for CasePrincipal {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
-        struct Written {
+        struct PrincipalFields {
             client: Option<ClientName>,
             local: Option<String>,
             server: Option<ServerName>,
@@ -287,23 +287,25 @@ impl<'de> Deserialize<'de> for Who {
         struct Party;
 
         impl<'de> Visitor<'de> for Party {
-            type Value = Who;
+            type Value = CasePrincipal;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a party, such as `client:NAME` or `{client: NAME, groups: [NAME]}`")
             }
 
-            fn visit_str<E: de::Error>(self, word: &str) -> Result<Who, E> {
-                Who::parse(word).map_err(E::custom)
+            fn visit_str<E: de::Error>(self, word: &str) -> Result<CasePrincipal, E> {
+                CasePrincipal::parse(word).map_err(E::custom)
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Who, A::Error> {
-                let written = Written::deserialize(MapAccessDeserializer::new(map))?;
-                let Written { client, local, server, groups } = written;
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<CasePrincipal, A::Error> {
+                let written = PrincipalFields::deserialize(MapAccessDeserializer::new(map))?;
+                let PrincipalFields { client, local, server, groups } = written;
                 match (client, local, server) {
-                    (Some(name), None, None) => Ok(Who::Client { name, groups }),
-                    (None, Some(user), None) => Ok(Who::Local { user, groups }),
-                    (None, None, Some(name)) if groups.is_empty() => Ok(Who::Server(name)),
+                    (Some(name), None, None) => Ok(CasePrincipal::Client { name, groups }),
+                    (None, Some(user), None) => Ok(CasePrincipal::Local { user, groups }),
+                    (None, None, Some(name)) if groups.is_empty() => {
+                        Ok(CasePrincipal::Server(name))
+                    }
                     (None, None, Some(_)) => Err(de::Error::custom("a server is in no group")),
                     _ => Err(de::Error::custom("give one of `client`, `local` and `server`")),
                 }
@@ -315,11 +317,11 @@ impl<'de> Deserialize<'de> for Who {
 }
 
 /// A principal by its name in the file, or in one of the direct forms.
-pub(super) fn party(word: &str, document: &Document) -> Result<Who, String> {
+pub(super) fn party(word: &str, document: &Document) -> Result<CasePrincipal, String> {
     if let Some(who) = document.principals.get(word) {
         return Ok(who.value.clone());
     }
-    Who::parse(word).map_err(|problem| {
+    CasePrincipal::parse(word).map_err(|problem| {
         let near = document
             .principals
             .keys()

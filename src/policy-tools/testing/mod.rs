@@ -7,6 +7,6 @@ mod question;
 mod run;
 mod yaml;
 
-pub use file::Who;
-pub use run::{Coverage, NOON, Ran, Report, run};
+pub use file::CasePrincipal;
+pub use run::{CaseReport, Coverage, NOON, Report, run};
 pub use yaml::{is_case_file, read, span};

@@ -1,7 +1,7 @@
 //! Actions of the proxy itself: launch of a server, secret delivery, egress, and grants of a
 //! plugin.
 
-use super::file::{Case, Runtime, Who};
+use super::file::{Case, CasePrincipal, Runtime};
 use portcullis_policy::{Action, DeliveredAs, Resource, Subject};
 use portcullis_protocol::names::ServerName;
 
@@ -28,7 +28,7 @@ impl Holder {
 }
 
 /// An action of the proxy itself.
-pub(super) enum Own {
+pub(super) enum ProxyAction {
     Launch {
         server: ServerName,
         program: portcullis_policy::Program,
@@ -51,17 +51,20 @@ pub(super) enum Own {
     },
 }
 
-impl Own {
+impl ProxyAction {
     /// The actions of a case, each with its target as text. `None` if the case has none; an error
     /// if its principal cannot be one of them.
-    pub(super) fn of(case: &Case, who: &Who) -> Option<Result<Vec<(String, Self)>, String>> {
+    pub(super) fn of(
+        case: &Case,
+        who: &CasePrincipal,
+    ) -> Option<Result<Vec<(String, Self)>, String>> {
         let server = || match who {
-            Who::Server(server) => Ok(server.clone()),
+            CasePrincipal::Server(server) => Ok(server.clone()),
             _ => Err("this is done for a server: write `as: server:NAME`".to_owned()),
         };
         let holder = || match who {
-            Who::Server(server) => Ok(Holder::Server(server.clone())),
-            Who::Plugin(plugin) => Ok(Holder::Plugin(plugin.clone())),
+            CasePrincipal::Server(server) => Ok(Holder::Server(server.clone())),
+            CasePrincipal::Plugin(plugin) => Ok(Holder::Plugin(plugin.clone())),
             _ => Err("this is done for a server or a plugin: write `as: server:NAME` or \
                       `as: plugin:NAME`"
                 .to_owned()),
@@ -115,7 +118,7 @@ impl Own {
         }
         let functions = case.grant.as_ref()?;
         let one = |function: &String| match who {
-            Who::Plugin(plugin) => {
+            CasePrincipal::Plugin(plugin) => {
                 let own = Self::Grant { plugin: plugin.clone(), function: function.clone() };
                 Ok((function.clone(), own))
             }

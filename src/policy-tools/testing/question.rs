@@ -4,8 +4,8 @@ use serde_json::{Map, Value};
 use serde_saphyr::Spanned;
 
 use super::{
-    file::{Case, Context, Document, Expect, Hints, Who, Words, party},
-    own::Own,
+    file::{Case, CasePrincipal, Context, Document, Expect, Hints, OneOrMany, party},
+    own::ProxyAction,
     yaml::span,
 };
 use portcullis_policy::{
@@ -37,20 +37,20 @@ pub(super) struct Query {
 }
 
 /// The name of the action, the target, the Cedar action, the method, and the two sides.
-type Asked = (String, Option<String>, Action, String, Sides);
+type Alternative = (String, Option<String>, Action, String, Sides);
 
 /// Subject and resource of a request.
 pub(super) enum Sides {
     /// Between a client and a server, in either direction.
-    Asked(Principal, Target),
-    Own(Own),
+    Message(Principal, Target),
+    ProxyAction(ProxyAction),
 }
 
 impl Query {
     pub(super) fn sides(&self) -> (Subject<'_>, Resource<'_>) {
         match &self.sides {
-            Sides::Asked(principal, target) => target.sides(principal, self.claims),
-            Sides::Own(own) => own.sides(),
+            Sides::Message(principal, target) => target.sides(principal, self.claims),
+            Sides::ProxyAction(own) => own.sides(),
         }
     }
 }
@@ -152,20 +152,20 @@ impl Reader<'_> {
                     continue;
                 }
             };
-            let asked = match Own::of(case, &party) {
+            let asked = match ProxyAction::of(case, &party) {
                 Some(Ok(questions)) => questions
                     .into_iter()
                     .map(|(target, own)| {
                         let action = own.action();
                         let method = String::new();
                         let word = action.as_str().to_owned();
-                        (word, Some(target), action, method, Sides::Own(own))
+                        (word, Some(target), action, method, Sides::ProxyAction(own))
                     })
                     .collect(),
                 Some(Err(problem)) => {
                     // If the principal is a server, the host is invalid.
                     let at_span = match (&party, &case.egress) {
-                        (Who::Server(_), Some(reach)) => self.at_span(reach),
+                        (CasePrincipal::Server(_), Some(reach)) => self.at_span(reach),
                         _ => self.at_span(who),
                     };
                     return self.wrong(at_span, problem, "", "");
@@ -191,10 +191,10 @@ impl Reader<'_> {
                 });
                 let context = case.context.or(&self.document.context);
                 let expect_span = self.at_span(expect);
-                let at = |words: &Option<Spanned<Words>>| {
+                let at = |words: &Option<Spanned<OneOrMany>>| {
                     words.as_ref().map_or(expect_span, |words| self.at_span(words))
                 };
-                let words = |words: &Option<Spanned<Words>>| {
+                let words = |words: &Option<Spanned<OneOrMany>>| {
                     words.as_ref().map(|words| words.value.0.clone())
                 };
                 let question = Query {
@@ -224,18 +224,18 @@ impl Reader<'_> {
     /// Every action with every target, for one principal.
     fn combined(
         &mut self,
-        party: &Who,
+        party: &CasePrincipal,
         actions: &[String],
         targets: &[Option<String>],
         targets_span: Span,
         who_span: Span,
-    ) -> Option<Vec<Asked>> {
+    ) -> Option<Vec<Alternative>> {
         let mut asked = Vec::new();
         for word in actions {
             for target in targets {
                 let (action, method, principal, sides) =
                     self.sides(party, word, target.as_deref(), targets_span, who_span).ok()?;
-                let sides = Sides::Asked(principal, sides);
+                let sides = Sides::Message(principal, sides);
                 asked.push((word.clone(), target.clone(), action, method, sides));
             }
         }
@@ -254,7 +254,7 @@ impl Reader<'_> {
             (&case.get, "prompts/get"),
         ];
         let mut short = short.into_iter().filter_map(|(key, method)| Some((key.as_ref()?, method)));
-        let some = |words: &Spanned<Words>| words.value.0.iter().cloned().map(Some).collect();
+        let some = |words: &Spanned<OneOrMany>| words.value.0.iter().cloned().map(Some).collect();
         let help = "give one of `call: SERVER/TOOL`, `read: SERVER/URI`, `get: SERVER/PROMPT` and \
                     `do: ACTION` with `on: TARGET`";
         let own = [
@@ -303,7 +303,7 @@ impl Reader<'_> {
     /// Both sides of a request.
     fn sides(
         &mut self,
-        who: &Who,
+        who: &CasePrincipal,
         word: &str,
         target: Option<&str>,
         target_span: Span,
@@ -311,7 +311,7 @@ impl Reader<'_> {
     ) -> Result<(Action, String, Principal, Target), ()> {
         let (action, method) = worded_action(word);
         let is_action = action.as_str() == word;
-        if let Who::Server(server) = who {
+        if let CasePrincipal::Server(server) = who {
             let action =
                 if is_action { action } else { server_action(word, word.starts_with("notif")) };
             let clients = worded_action(word).0;

@@ -31,13 +31,13 @@ pub const NOON: jiff::Timestamp = jiff::Timestamp::constant(1_767_614_400, 0);
 pub struct Report {
     /// Findings about files and cases that could not be read or run.
     pub findings: Vec<Finding>,
-    pub cases: Vec<Ran>,
+    pub cases: Vec<CaseReport>,
     pub coverage: Coverage,
 }
 
 /// Result of one case.
 #[derive(Debug, Serialize)]
-pub struct Ran {
+pub struct CaseReport {
     pub file: PathBuf,
     /// Line of the case, from 1.
     pub line: u32,
@@ -109,7 +109,7 @@ struct Runner<'a> {
     filter: Option<String>,
     engines: HashMap<Vec<PathBuf>, Option<std::rc::Rc<Engine>>>,
     findings: Vec<Finding>,
-    cases: Vec<Ran>,
+    cases: Vec<CaseReport>,
     /// Every policy by file and line, with whether it decided a case.
     rules: BTreeMap<(PathBuf, u32), (Rule, bool)>,
 }
@@ -290,7 +290,7 @@ fn unknown_policy(file: &File, question: &Query, id: &str, known: &[Rule]) -> Fi
     }
 }
 
-fn ask(engine: &Engine, file: &File, question: &Query) -> Ran {
+fn ask(engine: &Engine, file: &File, question: &Query) -> CaseReport {
     let (subject, resource) = question.sides();
     let listed = matches!(question.expect, Expect::Shown | Expect::Hidden);
     let (came, outcome) = if listed {
@@ -301,8 +301,8 @@ fn ask(engine: &Engine, file: &File, question: &Query) -> Ran {
         let context = &question.context;
         // Actions of the proxy itself have no transport.
         let (transport, revision) = match question.sides {
-            Sides::Asked(..) => (Some(Transport::Http), Some(Revision::LATEST_LEGACY)),
-            Sides::Own(_) => (None, None),
+            Sides::Message(..) => (Some(Transport::Http), Some(Revision::LATEST_LEGACY)),
+            Sides::ProxyAction(_) => (None, None),
         };
         let outcome = engine.decide(&Request {
             subject,
@@ -331,7 +331,7 @@ fn ask(engine: &Engine, file: &File, question: &Query) -> Ran {
     let failure = failure(engine, file, question, came, outcome.as_ref());
     let (line, _) = file.position(question.row.unwrap_or(question.expect_span).0);
     let (rules, errors) = outcome.map_or_else(Default::default, |o| (o.rules, o.errors));
-    Ran {
+    CaseReport {
         file: file.name.clone(),
         line,
         name: question.name.clone(),
@@ -445,8 +445,8 @@ fn asks(rules: &[Rule]) -> BTreeSet<&'static str> {
 fn asked(question: &Query) -> String {
     let mut text = format!("asked: {}", question.who);
     let groups: Vec<_> = match &question.sides {
-        Sides::Asked(principal, _) => principal.groups.iter().map(Group::as_str).collect(),
-        Sides::Own(_) => Vec::new(),
+        Sides::Message(principal, _) => principal.groups.iter().map(Group::as_str).collect(),
+        Sides::ProxyAction(_) => Vec::new(),
     };
     if !groups.is_empty() {
         text += &format!(" (in {})", groups.join(", "));
@@ -458,7 +458,7 @@ fn asked(question: &Query) -> String {
     if let Some(args) = &question.args {
         text += &format!(", args {}", serde_json::to_string(args).unwrap_or_default());
     }
-    if let Sides::Asked(_, Target::Tool(..)) = &question.sides {
+    if let Sides::Message(_, Target::Tool(..)) = &question.sides {
         let claims = question.claims;
         let claimed: Vec<_> = [
             (claims.read_only, "read_only"),

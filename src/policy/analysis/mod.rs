@@ -30,7 +30,7 @@ use portcullis_protocol::{
 
 /// The existing servers, clients and tools, as stated by the operator. `None` means unknown.
 #[derive(Debug, Clone, Default)]
-pub struct Known {
+pub struct Inventory {
     pub servers: Option<BTreeSet<ServerName>>,
     pub clients: Option<BTreeSet<ClientName>>,
     /// The groups that have at least one client.
@@ -57,7 +57,7 @@ struct Entry<'a> {
 }
 
 /// All warnings, by file and line.
-pub(super) fn findings(loaded: &Loaded, known: &Known) -> Vec<Finding> {
+pub(super) fn findings(loaded: &Loaded, known: &Inventory) -> Vec<Finding> {
     let schema = &loaded.ground.schema;
     let Some(actions) = Actions::of(schema) else { return Vec::new() };
     let mut entries: Vec<_> = loaded
@@ -194,7 +194,12 @@ fn repeated(
 }
 
 /// A permit for callers that may not connect by the config.
-fn nobody(entry: &Entry<'_>, shape: &Shape, actions: &Actions, known: &Known) -> Option<Finding> {
+fn nobody(
+    entry: &Entry<'_>,
+    shape: &Shape,
+    actions: &Actions,
+    known: &Inventory,
+) -> Option<Finding> {
     if shape.forbids || known.anonymous != Some(false) {
         return None;
     }
@@ -210,7 +215,7 @@ fn nobody(entry: &Entry<'_>, shape: &Shape, actions: &Actions, known: &Known) ->
 }
 
 /// References to unknown clients and groups. Also in shadow mode, since its findings are used.
-fn unknown_names(entry: &Entry<'_>, known: &Known) -> Vec<Finding> {
+fn unknown_names(entry: &Entry<'_>, known: &Inventory) -> Vec<Finding> {
     let mut findings = Vec::new();
     for literal in entry.policy.entity_literals() {
         let (id, text) = (literal.id().unescaped(), literal.to_string());

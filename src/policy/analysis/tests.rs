@@ -4,7 +4,7 @@ use super::*;
 use crate::{Engine, tests::folder};
 
 /// `CODE LINE` of each finding.
-fn found(policies: &str, known: &Known) -> Vec<String> {
+fn found(policies: &str, known: &Inventory) -> Vec<String> {
     let folder = folder(&[("p.cedar", policies)]);
     let engine = Engine::load(&["policies".into()], folder.path()).unwrap();
     let findings = engine.analyse(known);
@@ -21,7 +21,7 @@ const CALL: &str = r#"action == Portcullis::Action::"call_tool""#;
 fn table(rows: &[(&[&str], &[&str])]) {
     for (policies, expected) in rows {
         let text = policies.join("\n").replace("CALL", CALL);
-        assert_eq!(found(&text, &Known::default()), *expected, "{text}");
+        assert_eq!(found(&text, &Inventory::default()), *expected, "{text}");
     }
 }
 
@@ -195,7 +195,7 @@ fn duplicate_and_redundant_policies_are_found() {
 
 #[test]
 fn unknown_names_are_found() {
-    let known = Known {
+    let known = Inventory {
         servers: Some(["a".parse().unwrap()].into()),
         clients: Some(["ci".parse().unwrap()].into()),
         groups: Some(["readers".parse().unwrap()].into()),
@@ -239,7 +239,7 @@ fn unknown_names_are_found() {
         let text = policy.replace("CALL", CALL);
         assert_eq!(found(&text, &known), expected, "{text}");
         // Nothing is reported about unknown data.
-        assert_eq!(found(&text, &Known::default()), [] as [&str; 0], "{text}");
+        assert_eq!(found(&text, &Inventory::default()), [] as [&str; 0], "{text}");
     }
 }
 
@@ -249,12 +249,12 @@ fn unknown_tools_are_found() {
         name: name.to_owned(),
         claims: Claims::from_hints(|hint| (hint == "readOnlyHint").then_some(read_only)),
     };
-    let known = Known {
+    let known = Inventory {
         servers: Some(["a".parse().unwrap()].into()),
         tools: vec![("a".parse().unwrap(), vec![tool("look", true), tool("touch", true)])],
-        ..Known::default()
+        ..Inventory::default()
     };
-    let more = Known {
+    let more = Inventory {
         servers: Some(["a".parse().unwrap(), "b".parse().unwrap()].into()),
         ..known.clone()
     };

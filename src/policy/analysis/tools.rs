@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::{
     super::{diagnostics::Finding, load::Loaded, request::Action},
-    Entry, Known, KnownTool, nearest,
+    Entry, Inventory, KnownTool, nearest,
 };
 use portcullis_protocol::claims::Claims;
 use portcullis_protocol::names::ServerName;
@@ -26,7 +26,7 @@ pub(super) fn unmatched(
     entries: &[Entry<'_>],
     loaded: &Loaded,
     schema: &Schema,
-    known: &Known,
+    known: &Inventory,
 ) -> Vec<Finding> {
     if known.tools.is_empty() {
         return Vec::new();
@@ -66,7 +66,7 @@ pub(super) fn unmatched(
     findings
 }
 
-fn unknown_tools(entry: &Entry<'_>, known: &Known) -> Vec<Finding> {
+fn unknown_tools(entry: &Entry<'_>, known: &Inventory) -> Vec<Finding> {
     let mut findings = Vec::new();
     for literal in entry.policy.entity_literals() {
         if literal.type_name().basename() != "Tool" {
@@ -101,7 +101,7 @@ fn names_tools(entry: &Entry<'_>) -> bool {
 }
 
 /// The policies that could hold for some known tool, for any principal and circumstances.
-fn matching(loaded: &Loaded, schema: &Schema, known: &Known) -> Option<HashSet<PolicyId>> {
+fn matching(loaded: &Loaded, schema: &Schema, known: &Inventory) -> Option<HashSet<PolicyId>> {
     let mut matching = HashSet::new();
     for (server, tools) in &known.tools {
         for tool in tools {

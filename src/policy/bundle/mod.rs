@@ -125,10 +125,10 @@ impl Bundle {
         self.dir.strip_prefix(base).unwrap_or(&self.dir).join(name)
     }
 
-    fn read(&self, base: &Path) -> Result<Opened, Wrong> {
+    fn read(&self, base: &Path) -> Result<Opened, BundleFault> {
         let manifest_name = self.shown(base, MANIFEST);
         let wrong = |code, message: String, help: &str| {
-            Wrong::One(Box::new(
+            BundleFault::One(Box::new(
                 Finding::error(code, message).file(manifest_name.clone()).help(help),
             ))
         };
@@ -137,7 +137,7 @@ impl Bundle {
             let shown = self.shown(base, "");
             let message = format!("cannot read the bundle {}: {error}", shown.display());
             let help = "make the folder, or correct `bundle` under `[policy]`";
-            Wrong::One(Box::new(
+            BundleFault::One(Box::new(
                 Finding::error("policy-bundle-unreadable", message).file(shown).help(help),
             ))
         })?;
@@ -173,7 +173,7 @@ impl Bundle {
                 "a bundle has the name of its key: sign it with the right one",
             ));
         }
-        let files = self.files(base, &dir, &manifest).map_err(Wrong::Many)?;
+        let files = self.files(base, &dir, &manifest).map_err(BundleFault::Many)?;
         let origin = Origin {
             name: manifest.name,
             version: manifest.version,
@@ -264,12 +264,12 @@ impl Bundle {
 }
 
 /// A fault of a bundle.
-enum Wrong {
+enum BundleFault {
     One(Box<Finding>),
     Many(Vec<Finding>),
 }
 
-impl Wrong {
+impl BundleFault {
     fn into_findings(self) -> Vec<Finding> {
         match self {
             Self::One(finding) => vec![*finding],

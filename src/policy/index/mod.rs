@@ -31,16 +31,16 @@ use serde_json::{Map, Value as Json};
 
 use self::{
     keys::TagKeys,
-    residual::{Class, Known, Residual},
+    residual::{Class, PartialEvaluation, Residual},
     scope::{Bits, Scopes},
 };
 use super::{
     about::About,
-    cache::{self, Answers, Asking, CachedSubject},
+    cache::{self, Answers, CachedSubject, RequestKey},
     conditions::{ContextUsage, Kind, Node, Uses},
     entities::{Frame, OWN, Vocabulary},
     request::{Action, Request},
-    unaskable::Unaskable,
+    request_error::RequestError,
 };
 
 /// Index of a policy set.
@@ -50,7 +50,7 @@ pub(super) struct Index {
     scopes: Scopes,
     /// Results for all items of one kind on a server, by keys without names.
     classes: Answers<Arc<Class>>,
-    known: Answers<Arc<Known>>,
+    evaluations: Answers<Arc<PartialEvaluation>>,
 }
 
 struct Indexed {
@@ -171,7 +171,7 @@ impl Index {
             policies: policies.collect(),
             scopes,
             classes: cache::empty(),
-            known: cache::empty(),
+            evaluations: cache::empty(),
         }
     }
 
@@ -184,7 +184,7 @@ impl Index {
         &self,
         terms: Terms<'_>,
         request: &Request<'_>,
-    ) -> Result<Answer<'_>, Unaskable> {
+    ) -> Result<Answer<'_>, RequestError> {
         let about = About::of(request);
         let cached = CachedSubject::of(&about.subject);
         let mut answer = self.answer(terms, cached, about, request)?;
@@ -200,10 +200,10 @@ impl Index {
         cached: CachedSubject<'_>,
         about: About<'_>,
         request: &Request<'_>,
-    ) -> Result<Answer<'_>, Unaskable> {
-        let known = self.known(terms, cached, about)?;
+    ) -> Result<Answer<'_>, RequestError> {
+        let evaluation = self.evaluation(terms, cached, about)?;
         let Residual { permits, forbids, failures, open, reads, keys, entities, .. } =
-            known.concern();
+            evaluation.residual();
         let mut answer = Answer {
             permits: permits.iter().map(|number| self.id(*number)).collect(),
             forbids: forbids.iter().map(|number| self.id(*number)).collect(),
@@ -215,8 +215,8 @@ impl Index {
             }
             return Ok(answer);
         }
-        let base = if *entities { Some(known.entities(terms, about)?.as_ref()) } else { None };
-        let uids = known.uids(terms, about);
+        let base = if *entities { Some(evaluation.entities(terms, about)?.as_ref()) } else { None };
+        let uids = evaluation.uids(terms, about);
         let (question, entities) =
             terms.vocabulary.question(uids, about.own, base, request, *reads)?;
         keys.check(request.args)?;
@@ -247,14 +247,14 @@ impl Index {
         terms: Terms<'_>,
         cached: CachedSubject<'_>,
         about: About<'_>,
-    ) -> Result<bool, Unaskable> {
-        let known = self.known(terms, cached, about)?;
-        let Residual { permitted, bearable, .. } = *known.concern();
+    ) -> Result<bool, RequestError> {
+        let evaluation = self.evaluation(terms, cached, about)?;
+        let Residual { permitted, bearable, .. } = *evaluation.residual();
         let Some(own) = about.own(terms.vocabulary).filter(|_| bearable) else {
             return Ok(permitted && bearable);
         };
-        let own = self.known(terms, cached, own)?;
-        Ok(own.concern().bearable && (permitted || own.concern().permitted))
+        let own = self.evaluation(terms, cached, own)?;
+        Ok(own.residual().bearable && (permitted || own.residual().permitted))
     }
 
     /// The policies whose scopes match a request.
@@ -286,11 +286,11 @@ impl Index {
         &self,
         terms: Terms<'_>,
         about: About<'_>,
-    ) -> Result<ContextUsage, Unaskable> {
+    ) -> Result<ContextUsage, RequestError> {
         let cached = CachedSubject::of(&about.subject);
-        let reads = self.known(terms, cached, about)?.concern().reads;
+        let reads = self.evaluation(terms, cached, about)?.residual().reads;
         match about.own(terms.vocabulary) {
-            Some(own) => Ok(reads | self.known(terms, cached, own)?.concern().reads),
+            Some(own) => Ok(reads | self.evaluation(terms, cached, own)?.residual().reads),
             None => Ok(reads),
         }
     }
@@ -305,23 +305,23 @@ impl Index {
         terms: Terms<'_>,
         about: About<'_>,
         args: Option<&Map<String, Json>>,
-    ) -> Result<(), Unaskable> {
-        let known = self.known(terms, CachedSubject::of(&about.subject), about)?;
-        Ok(known.concern().keys.check(args)?)
+    ) -> Result<(), RequestError> {
+        let evaluation = self.evaluation(terms, CachedSubject::of(&about.subject), about)?;
+        Ok(evaluation.residual().keys.check(args)?)
     }
 
-    fn known(
+    fn evaluation(
         &self,
         terms: Terms<'_>,
         cached: CachedSubject<'_>,
         about: About<'_>,
-    ) -> Result<Arc<Known>, Unaskable> {
-        let asking = Asking::of(cached, about.action, &about.resource);
-        let asking = if about.own { asking.own() } else { asking };
-        if let Some(known) = self.known.get(&asking) {
-            return Ok(known);
+    ) -> Result<Arc<PartialEvaluation>, RequestError> {
+        let request_key = RequestKey::of(cached, about.action, &about.resource);
+        let request_key = if about.own { request_key.own() } else { request_key };
+        if let Some(evaluation) = self.evaluations.get(&request_key) {
+            return Ok(evaluation);
         }
-        let nameless = asking.nameless();
+        let nameless = request_key.nameless();
         let class = match self.classes.get(&nameless) {
             Some(class) => class,
             None => {
@@ -330,9 +330,9 @@ impl Index {
                 class
             }
         };
-        let known = Arc::new(Known::new(self, terms, about, class)?);
-        self.known.insert(asking.key(), Arc::clone(&known));
-        Ok(known)
+        let evaluation = Arc::new(PartialEvaluation::new(self, terms, about, class)?);
+        self.evaluations.insert(request_key.key(), Arc::clone(&evaluation));
+        Ok(evaluation)
     }
 
     fn id(&self, number: u32) -> &PolicyId {

@@ -19,11 +19,11 @@ use super::{
 };
 use crate::{
     about::About,
-    cache::Weighs,
+    cache::CachedSize,
     conditions::{ContextUsage, Kind, Outcomes},
     context::{self, Uids},
     entities::Base,
-    unaskable::Unaskable,
+    request_error::RequestError,
 };
 
 /// The policies that matter to a request, by number.
@@ -54,23 +54,23 @@ pub(super) struct Class {
     principal: Slots,
     bits: Bits,
     /// The results of all policies except the individual ones.
-    standings: Vec<(u32, Standing)>,
+    results: Vec<(u32, PartialResult)>,
     /// The policies that read more of the resource.
     individual: Vec<u32>,
-    concern: Arc<Residual>,
+    residual: Arc<Residual>,
 }
 
 /// Cached results for one request.
-pub(super) struct Known {
+pub(super) struct PartialEvaluation {
     class: Arc<Class>,
-    concern: Arc<Residual>,
+    residual: Arc<Residual>,
     uids: OnceLock<Uids>,
     entities: OnceLock<Entities>,
 }
 
 /// Result of a policy with a matching scope before the call is known.
 #[derive(Debug, Clone, Copy)]
-enum Standing {
+enum PartialResult {
     /// Satisfied for every call.
     Satisfied,
     Failed(&'static str),
@@ -82,7 +82,7 @@ enum Standing {
 }
 
 /// Evaluates the known part of a request with Cedar.
-struct Inquiry<'a> {
+struct PartialEvaluator<'a> {
     index: &'a Index,
     terms: Terms<'a>,
     about: About<'a>,
@@ -96,7 +96,7 @@ impl Class {
         index: &Index,
         terms: Terms<'_>,
         about: About<'_>,
-    ) -> Result<Self, Unaskable> {
+    ) -> Result<Self, RequestError> {
         let About { action, resource, own, .. } = about;
         let base = terms.vocabulary.base(about, terms.schema)?;
         let scopes = &index.scopes;
@@ -114,28 +114,29 @@ impl Class {
         let (individual, shared) = met.into_iter().partition::<Vec<_>, _>(|number| {
             base.holder.is_some() && index.policies[*number as usize].individual
         });
-        let inquiry = Inquiry { index, terms, about, base: &base, known: OnceLock::new() };
-        let standings = inquiry.standings(&shared)?;
-        let concern = Arc::new(inquiry.concern(&standings, &[]));
-        drop(inquiry);
-        Ok(Self { base, principal, bits, standings, individual, concern })
+        let evaluator =
+            PartialEvaluator { index, terms, about, base: &base, known: OnceLock::new() };
+        let results = evaluator.results(&shared)?;
+        let residual = Arc::new(evaluator.residual(&results, &[]));
+        drop(evaluator);
+        Ok(Self { base, principal, bits, results, individual, residual })
     }
 }
 
-impl Weighs for Class {
+impl CachedSize for Class {
     fn weight(&self) -> u64 {
         // Its entities, then its policies.
-        4096 + 64 * (self.standings.len() + self.individual.len()) as u64
+        4096 + 64 * (self.results.len() + self.individual.len()) as u64
     }
 }
 
-impl Known {
+impl PartialEvaluation {
     pub(super) fn new(
         index: &Index,
         terms: Terms<'_>,
         about: About<'_>,
         class: Arc<Class>,
-    ) -> Result<Self, Unaskable> {
+    ) -> Result<Self, RequestError> {
         let mut own = class.individual.clone();
         if class.base.holder.is_some() {
             let uid = terms.vocabulary.resource_uid(&about.resource);
@@ -144,23 +145,23 @@ impl Known {
             own.extend(index.scopes.met(&class.principal, &slots, action, class.bits));
         }
         if own.is_empty() {
-            let concern = Arc::clone(&class.concern);
+            let residual = Arc::clone(&class.residual);
             let (uids, entities) = (OnceLock::new(), OnceLock::new());
-            return Ok(Self { class, concern, uids, entities });
+            return Ok(Self { class, residual, uids, entities });
         }
         let base = &class.base;
-        let inquiry = Inquiry { index, terms, about, base, known: OnceLock::new() };
-        let standings = inquiry.standings(&own)?;
-        let concern = Arc::new(inquiry.concern(&class.standings, &standings));
+        let evaluator = PartialEvaluator { index, terms, about, base, known: OnceLock::new() };
+        let results = evaluator.results(&own)?;
+        let residual = Arc::new(evaluator.residual(&class.results, &results));
         let entities = OnceLock::new();
-        if let Some((_, created)) = inquiry.known.into_inner() {
+        if let Some((_, created)) = evaluator.known.into_inner() {
             let _ = entities.set(created);
         }
-        Ok(Self { class, concern, uids: OnceLock::new(), entities })
+        Ok(Self { class, residual, uids: OnceLock::new(), entities })
     }
 
-    pub(super) fn concern(&self) -> &Residual {
-        &self.concern
+    pub(super) fn residual(&self) -> &Residual {
+        &self.residual
     }
 
     /// All entities except the arguments.
@@ -168,7 +169,7 @@ impl Known {
         &self,
         terms: Terms<'_>,
         about: About<'_>,
-    ) -> Result<&Entities, Unaskable> {
+    ) -> Result<&Entities, RequestError> {
         if let Some(entities) = self.entities.get() {
             return Ok(entities);
         }
@@ -187,19 +188,19 @@ impl Known {
     }
 }
 
-impl Weighs for Known {
+impl CachedSize for PartialEvaluation {
     fn weight(&self) -> u64 {
-        let Residual { permits, forbids, failures, open, keys, .. } = &*self.concern;
+        let Residual { permits, forbids, failures, open, keys, .. } = &*self.residual;
         let policies = permits.len() + forbids.len() + 5 * failures.len() + open.len();
         // A shared value counts for each of its users: the estimate may be too high, never too low.
         4 * policies as u64 + keys.weight()
     }
 }
 
-impl Inquiry<'_> {
+impl PartialEvaluator<'_> {
     /// The results of these policies, without those that cannot matter.
-    fn standings(&self, numbers: &[u32]) -> Result<Vec<(u32, Standing)>, Unaskable> {
-        let mut standings = Vec::new();
+    fn results(&self, numbers: &[u32]) -> Result<Vec<(u32, PartialResult)>, RequestError> {
+        let mut results = Vec::new();
         for number in numbers {
             // The failure of a closed part. A condition that is one closed part fails with it.
             let mut why = None;
@@ -218,40 +219,40 @@ impl Inquiry<'_> {
                             why = Some(problem);
                             Outcomes::FAILED
                         }
-                        Err(unaskable) => {
-                            broken = Some(unaskable);
+                        Err(error) => {
+                            broken = Some(error);
                             Outcomes::FAILED
                         }
                     })
                 })
             });
             let outcomes = outcomes.unwrap_or(Outcomes::SATISFIED);
-            if let Some(unaskable) = broken {
-                return Err(unaskable);
+            if let Some(error) = broken {
+                return Err(error);
             }
-            let standing = match (outcomes, why) {
+            let result = match (outcomes, why) {
                 (Outcomes { satisfied: false, failed: false, .. }, _) => continue,
-                (Outcomes { unsatisfied: false, failed: false, .. }, _) => Standing::Satisfied,
+                (Outcomes { unsatisfied: false, failed: false, .. }, _) => PartialResult::Satisfied,
                 (Outcomes { satisfied: false, unsatisfied: false, .. }, Some(why))
                     if policy.uses().reads == ContextUsage::default() =>
                 {
-                    Standing::Failed(why)
+                    PartialResult::Failed(why)
                 }
-                (outcomes, _) => Standing::Open { outcomes, odd },
+                (outcomes, _) => PartialResult::Open { outcomes, odd },
             };
-            standings.push((*number, standing));
+            results.push((*number, result));
         }
-        Ok(standings)
+        Ok(results)
     }
 
-    fn evaluate(&self, part: &Expr) -> Result<Result<bool, &'static str>, Unaskable> {
+    fn evaluate(&self, part: &Expr) -> Result<Result<bool, &'static str>, RequestError> {
         let (question, entities) = self.known()?;
         let extensions = Extensions::all_available();
         let evaluator = Evaluator::new(question.as_ref().clone(), entities.as_ref(), extensions);
         Ok(holds(evaluator.interpret(part, &SlotEnv::new())))
     }
 
-    fn known(&self) -> Result<&(cedar_policy::Request, Entities), Unaskable> {
+    fn known(&self) -> Result<&(cedar_policy::Request, Entities), RequestError> {
         if let Some(known) = self.known.get() {
             return Ok(known);
         }
@@ -261,30 +262,30 @@ impl Inquiry<'_> {
     }
 
     /// Merges results, some of a class and some of one request.
-    fn concern(&self, class: &[(u32, Standing)], own: &[(u32, Standing)]) -> Residual {
+    fn residual(&self, class: &[(u32, PartialResult)], own: &[(u32, PartialResult)]) -> Residual {
         let all = || class.iter().chain(own).copied();
-        let mut concern = Residual::default();
+        let mut residual = Residual::default();
         let mut all_odd = Vec::new();
-        for (number, standing) in all() {
+        for (number, result) in all() {
             let policy = &self.index.policies[number as usize];
             let uses = policy.uses();
             if self.about.own && (policy.own || uses.reads.has(ContextUsage::INPUT)) {
                 // It only applies to calls that fit the tool's type; others are refused.
-                concern.reads |= ContextUsage::INPUT;
+                residual.reads |= ContextUsage::INPUT;
             }
-            match (standing, policy.effect) {
-                (Standing::Satisfied, Effect::Permit) => concern.permits.push(number),
-                (Standing::Satisfied, Effect::Forbid) => concern.forbids.push(number),
-                (Standing::Failed(why), _) => concern.failures.push((number, why)),
-                (Standing::Open { odd, .. }, _) => {
-                    concern.open.push(number);
-                    concern.reads |= match self.about.own {
+            match (result, policy.effect) {
+                (PartialResult::Satisfied, Effect::Permit) => residual.permits.push(number),
+                (PartialResult::Satisfied, Effect::Forbid) => residual.forbids.push(number),
+                (PartialResult::Failed(why), _) => residual.failures.push((number, why)),
+                (PartialResult::Open { odd, .. }, _) => {
+                    residual.open.push(number);
+                    residual.reads |= match self.about.own {
                         true => uses.reads,
                         // There is no input.
                         false => uses.reads.without(ContextUsage::INPUT),
                     };
-                    concern.keys.add(&policy.keys);
-                    concern.entities |= uses.entities;
+                    residual.keys.add(&policy.keys);
+                    residual.entities |= uses.entities;
                     if odd {
                         all_odd.push(&policy.policy);
                     }
@@ -292,33 +293,33 @@ impl Inquiry<'_> {
             }
         }
         let possible = |refined: &_| self.possible(all(), refined);
-        (concern.permitted, concern.bearable) = possible(&HashMap::new());
+        (residual.permitted, residual.bearable) = possible(&HashMap::new());
         // If a call may be decided twice, the other request may be the one that is permitted.
-        let matters = concern.permitted || self.terms.vocabulary.has_own_actions();
-        if matters && concern.bearable && !all_odd.is_empty() {
-            (concern.permitted, concern.bearable) = match self.refine(&all_odd) {
+        let matters = residual.permitted || self.terms.vocabulary.has_own_actions();
+        if matters && residual.bearable && !all_odd.is_empty() {
+            (residual.permitted, residual.bearable) = match self.refine(&all_odd) {
                 Ok(refined) => possible(&refined),
-                Err(unaskable) => {
-                    tracing::error!(action = self.about.action.as_str(), "not shown: {unaskable}");
+                Err(error) => {
+                    tracing::error!(action = self.about.action.as_str(), "not shown: {error}");
                     (false, false)
                 }
             };
         }
-        concern
+        residual
     }
 
     /// Whether a call may be permitted, and whether one may be not refused.
     fn possible(
         &self,
-        mut standings: impl Iterator<Item = (u32, Standing)> + Clone,
+        mut results: impl Iterator<Item = (u32, PartialResult)> + Clone,
         refined: &HashMap<PolicyId, Outcomes>,
     ) -> (bool, bool) {
-        let outcomes = |(number, standing): (u32, Standing)| {
+        let outcomes = |(number, result): (u32, PartialResult)| {
             let policy = &self.index.policies[number as usize];
-            let outcomes = match standing {
-                Standing::Satisfied => Outcomes::SATISFIED,
-                Standing::Failed(_) => Outcomes::FAILED,
-                Standing::Open { outcomes, .. } => {
+            let outcomes = match result {
+                PartialResult::Satisfied => Outcomes::SATISFIED,
+                PartialResult::Failed(_) => Outcomes::FAILED,
+                PartialResult::Open { outcomes, .. } => {
                     refined.get(&policy.id).copied().unwrap_or(outcomes)
                 }
             };
@@ -331,21 +332,21 @@ impl Inquiry<'_> {
         };
         let permits =
             |(effect, outcomes): (Effect, Outcomes)| effect == Effect::Permit && outcomes.satisfied;
-        let permitted = standings.clone().map(outcomes).any(permits);
-        (permitted, standings.all(|s| bearable(outcomes(s))))
+        let permitted = results.clone().map(outcomes).any(permits);
+        (permitted, results.all(|s| bearable(outcomes(s))))
     }
 
     /// Results of Cedar's partial evaluation for these policies.
-    fn refine(&self, odd: &[&Policy]) -> Result<HashMap<PolicyId, Outcomes>, Unaskable> {
+    fn refine(&self, odd: &[&Policy]) -> Result<HashMap<PolicyId, Outcomes>, RequestError> {
         let policies = PolicySet::from_policies(odd.iter().map(|policy| (*policy).clone()))
-            .map_err(|_| Unaskable::Misfit("policies"))?;
+            .map_err(|_| RequestError::SchemaMismatch("policies"))?;
         let (_, entities) = self.known()?;
         let Terms { schema, vocabulary } = self.terms;
         let (request, entities) =
             vocabulary.open_question(self.base, &self.about.resource, entities, schema)?;
         let response = policies
             .tpe(&request, &entities, schema)
-            .map_err(|_| Unaskable::Misfit("partial question"))?;
+            .map_err(|_| RequestError::SchemaMismatch("partial question"))?;
         let certain = |value| move |id: &PolicyId| (id.clone(), Outcomes::certain(value));
         let satisfied = response.true_permits().chain(response.true_forbids());
         let unsatisfied = response.false_permits().chain(response.false_forbids());

@@ -3,7 +3,7 @@
 use cedar_policy::Expression;
 use cedar_policy_core::ast::{BinaryOp, Expr, ExprKind};
 
-use super::Hidden;
+use super::HiddenData;
 use crate::conditions::{Kind, Node, Outcomes, Uses, literal_text, parts};
 
 /// Evaluates an expression: `None` if it fails.
@@ -36,7 +36,7 @@ impl Node {
     }
 
     /// Its possible results if parts of the request are unknown.
-    pub(super) fn seen(&self, hidden: Hidden, evaluate: &mut Evaluate<'_>) -> Outcomes {
+    pub(super) fn seen(&self, hidden: HiddenData, evaluate: &mut Evaluate<'_>) -> Outcomes {
         self.outcomes(&mut |part| {
             (!hidden.from(part.uses)).then(|| match evaluate(&part.expression) {
                 Some(value) => Outcomes::certain(value),
@@ -46,7 +46,11 @@ impl Node {
     }
 
     /// The first conjunct that kept the condition from holding, in Cedar's order of evaluation.
-    pub(super) fn to_blame(&self, hidden: Hidden, evaluate: &mut Evaluate<'_>) -> Option<&Self> {
+    pub(super) fn to_blame(
+        &self,
+        hidden: HiddenData,
+        evaluate: &mut Evaluate<'_>,
+    ) -> Option<&Self> {
         let Kind::And(nodes) = &self.kind else {
             let outcomes = self.seen(hidden, evaluate);
             return (outcomes.unsatisfied || outcomes.failed).then_some(self);

@@ -5,14 +5,14 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 use cedar_policy::{Effect, EntityUid};
 use serde::Serialize;
 
-use super::{Hidden, Inspected, Inspector, Query, Tally, Unknown, text};
+use super::{CombinedResult, HiddenData, Inspected, Inspector, Query, Unknown, text};
 use crate::{
     about::About,
     conditions::{Node, Outcomes},
     entities::Frame,
     load::Revision,
     request::Request,
-    unaskable::Unaskable,
+    request_error::RequestError,
 };
 use portcullis_protocol::refusal::Rule;
 
@@ -42,7 +42,7 @@ pub struct Explanation {
     pub action: String,
     pub resource: String,
     /// The policies that decided or nearly did; the deciding ones first.
-    pub policies: Vec<Near>,
+    pub policies: Vec<Candidate>,
     /// Number of further policies that miss by one side of their scope.
     #[serde(skip_serializing_if = "is_zero")]
     pub more: usize,
@@ -57,7 +57,7 @@ fn is_zero(count: &usize) -> bool {
 
 /// A policy that matched or nearly did.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Near {
+pub struct Candidate {
     #[serde(flatten)]
     pub rule: Rule,
     /// `permit` or `forbid`.
@@ -66,18 +66,18 @@ pub struct Near {
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub shadow: bool,
     #[serde(flatten)]
-    pub standing: Standing,
+    pub standing: PolicyResult,
 }
 
 /// Result of one policy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "standing", rename_all = "kebab-case")]
-pub enum Standing {
+pub enum PolicyResult {
     /// The policy matches.
     Matched {
         /// The values that its condition read.
         #[serde(skip_serializing_if = "Vec::is_empty")]
-        values: Vec<Seen>,
+        values: Vec<ReadValue>,
     },
     /// Its condition failed.
     Failed { condition: Condition },
@@ -118,12 +118,12 @@ pub struct Condition {
     pub file: Option<PathBuf>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub line: Option<u32>,
-    pub values: Vec<Seen>,
+    pub values: Vec<ReadValue>,
 }
 
 /// A value that a condition read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Seen {
+pub struct ReadValue {
     pub what: String,
     /// The value in Cedar's syntax. `None` if it is unknown or absent.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -164,7 +164,7 @@ impl Inspector {
             more: 0,
             problem: None,
         };
-        let hidden = Hidden::of(unknown);
+        let hidden = HiddenData::of(unknown);
         let about = About::of(request);
         // Each request with all of its known data.
         let mut questions: Vec<(Arc<Frame>, Query)> = Vec::new();
@@ -176,17 +176,17 @@ impl Inspector {
             });
             match put {
                 Ok(question) => questions.push(question),
-                Err(unaskable) => {
-                    explanation.problem = Some(unaskable.to_string());
+                Err(error) => {
+                    explanation.problem = Some(error.to_string());
                     return explanation;
                 }
             }
             doubt |= hidden.arguments() && self.set.needs_input(about);
         }
-        let mut tally = Tally::default();
+        let mut tally = CombinedResult::default();
         let mut near = Vec::new();
         for (number, policy) in self.policies.iter().enumerate() {
-            let mut found: Option<(Standing, Outcomes)> = None;
+            let mut found: Option<(PolicyResult, Outcomes)> = None;
             let mut least: Option<Vec<Side>> = None;
             for (frame, asked) in &questions {
                 let [subject, action, resource] = frame.uids();
@@ -226,13 +226,13 @@ impl Inspector {
                     &wants,
                     &if *side == Side::Principal { text(subject) } else { text(resource) },
                 );
-                near.push((distance, policy.near(Standing::Elsewhere { side: *side, wants })));
+                near.push((distance, policy.near(PolicyResult::Elsewhere { side: *side, wants })));
             }
         }
         explanation.verdict = tally.conclude().0;
         // Among matching policies forbids come first; then the order is by file and line.
         explanation.policies.sort_by_key(|near| {
-            let holds = matches!(near.standing, Standing::Matched { .. });
+            let holds = matches!(near.standing, PolicyResult::Matched { .. });
             (near.standing.order(), holds && near.effect == "permit")
         });
         near.sort_by_key(|(distance, _)| *distance);
@@ -247,8 +247,8 @@ impl Inspector {
         frame: &Frame,
         about: About<'_>,
         request: &Request<'_>,
-        hidden: Hidden,
-    ) -> Result<Query, Unaskable> {
+        hidden: HiddenData,
+    ) -> Result<Query, RequestError> {
         if !hidden.arguments() {
             self.set.fit(about, request)?;
         }
@@ -259,17 +259,17 @@ impl Inspector {
         &self,
         policy: &Inspected,
         asked: &Query,
-        hidden: Hidden,
+        hidden: HiddenData,
         shape: &BTreeMap<String, String>,
-    ) -> (Standing, Outcomes) {
+    ) -> (PolicyResult, Outcomes) {
         let Some(condition) = &policy.condition else {
-            return (Standing::Matched { values: Vec::new() }, Outcomes::SATISFIED);
+            return (PolicyResult::Matched { values: Vec::new() }, Outcomes::SATISFIED);
         };
         let mut evaluate = |expression: &_| asked.holds(expression);
         let outcomes = condition.seen(hidden, &mut evaluate);
         if outcomes == Outcomes::SATISFIED {
             let values = seen(condition, asked, hidden, shape);
-            return (Standing::Matched { values }, outcomes);
+            return (PolicyResult::Matched { values }, outcomes);
         }
         let blamed = condition.to_blame(hidden, &mut evaluate).unwrap_or(condition);
         let (start, text) = blamed.written();
@@ -282,15 +282,15 @@ impl Inspector {
             values: seen(blamed, asked, hidden, shape),
         };
         let standing = match outcomes {
-            outcomes if outcomes.is_open() => Standing::Unknown { condition },
-            Outcomes { failed: true, .. } => Standing::Failed { condition },
-            _ => Standing::Unmet { condition },
+            outcomes if outcomes.is_open() => PolicyResult::Unknown { condition },
+            Outcomes { failed: true, .. } => PolicyResult::Failed { condition },
+            _ => PolicyResult::Unmet { condition },
         };
         (standing, outcomes)
     }
 }
 
-impl Standing {
+impl PolicyResult {
     /// Sort key: the most relevant first.
     fn order(&self) -> u8 {
         match self {
@@ -304,8 +304,8 @@ impl Standing {
 }
 
 impl Inspected {
-    fn near(&self, standing: Standing) -> Near {
-        Near {
+    fn near(&self, standing: PolicyResult) -> Candidate {
+        Candidate {
             rule: self.rule.clone(),
             effect: match self.effect {
                 Effect::Permit => "permit",
@@ -341,7 +341,12 @@ impl Inspected {
 }
 
 /// The values that a part of a condition read.
-fn seen(node: &Node, asked: &Query, hidden: Hidden, shape: &BTreeMap<String, String>) -> Vec<Seen> {
+fn seen(
+    node: &Node,
+    asked: &Query,
+    hidden: HiddenData,
+    shape: &BTreeMap<String, String>,
+) -> Vec<ReadValue> {
     let see = |value: super::condition::Value| {
         let (known, absent) = if hidden.from(value.uses) {
             let kind = value.pointer.as_ref().and_then(|pointer| shape.get(pointer));
@@ -354,7 +359,7 @@ fn seen(node: &Node, asked: &Query, hidden: Hidden, shape: &BTreeMap<String, Str
                 None => (None, Some("not there".to_owned())),
             }
         };
-        Seen { what: value.text, value: known, absent }
+        ReadValue { what: value.text, value: known, absent }
     };
     node.values().into_iter().map(see).collect()
 }

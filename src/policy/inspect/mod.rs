@@ -21,16 +21,18 @@ use cedar_policy::{
     Effect, Entities, EntityUid, EvalResult, Expression, PolicyId, eval_expression,
 };
 
-pub use self::explain::{Condition, Explanation, Near, Seen, Side, Standing, Verdict};
+pub use self::explain::{
+    Candidate, Condition, Explanation, PolicyResult, ReadValue, Side, Verdict,
+};
 use super::{
     about::About,
-    cache::{Asking, CachedSubject, Key},
+    cache::{CachedSubject, Key, RequestKey},
     conditions::{ContextUsage, Node, Outcomes, Scope, Uses},
     engine::{Engine, Set},
     entities::Frame,
     load::Revision,
     request::Request,
-    unaskable::Unaskable,
+    request_error::RequestError,
 };
 use portcullis_protocol::refusal::Rule;
 
@@ -54,12 +56,12 @@ pub enum Unknown {
 
 /// The data of a request that is hidden from conditions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Hidden {
+struct HiddenData {
     context: ContextUsage,
     claims: bool,
 }
 
-impl Hidden {
+impl HiddenData {
     const ARGUMENTS: Self = Self { context: ContextUsage::ARGUMENTS, claims: false };
 
     fn of(unknown: Unknown) -> Self {
@@ -105,7 +107,7 @@ pub struct Inspector {
     set: Arc<Set>,
     policies: Vec<Inspected>,
     numbers: HashMap<PolicyId, usize>,
-    met: HashMap<Key, Arc<Met>>,
+    met: HashMap<Key, Arc<MatchedPolicies>>,
 }
 
 struct Inspected {
@@ -117,7 +119,7 @@ struct Inspected {
 
 /// The policies in force whose scopes match a request, with their results as far as these can be
 /// reused.
-struct Met {
+struct MatchedPolicies {
     frame: Arc<Frame>,
     /// Numbers of the policies, each with its results for unknown arguments, or `None` if it
     /// depends on the circumstances.
@@ -181,7 +183,7 @@ impl Inspector {
 
     /// Predicts the decision. Policies in shadow mode do not count.
     pub fn judge(&mut self, request: &Request<'_>, unknown: Unknown) -> Explained {
-        let hidden = Hidden::of(unknown);
+        let hidden = HiddenData::of(unknown);
         let refused = Explained { verdict: Verdict::Refused, rules: Vec::new() };
         let about = About::of(request);
         // Each policy with its results for either request.
@@ -198,7 +200,7 @@ impl Inspector {
                 *other = other.either(outcomes);
             }
         }
-        let mut tally = Tally::default();
+        let mut tally = CombinedResult::default();
         for (number, outcomes) in all {
             tally.add(number, self.policies[number].effect, outcomes);
         }
@@ -213,8 +215,8 @@ impl Inspector {
         &mut self,
         about: About<'_>,
         request: &Request<'_>,
-        hidden: Hidden,
-    ) -> Result<Vec<(usize, Outcomes)>, Unaskable> {
+        hidden: HiddenData,
+    ) -> Result<Vec<(usize, Outcomes)>, RequestError> {
         let met = self.met(about, request, hidden)?;
         let mut asked = None;
         let mut found = Vec::new();
@@ -223,7 +225,7 @@ impl Inspector {
             let outcomes = match (known, &policy.condition) {
                 (_, None) => Outcomes::SATISFIED,
                 (Some(outcomes), Some(condition))
-                    if hidden == Hidden::ARGUMENTS
+                    if hidden == HiddenData::ARGUMENTS
                         || !hidden.and_arguments().from(condition.uses) =>
                 {
                     *outcomes
@@ -264,8 +266,8 @@ impl Inspector {
         frame: &Frame,
         about: About<'_>,
         request: &Request<'_>,
-        hidden: Hidden,
-    ) -> Result<Query, Unaskable> {
+        hidden: HiddenData,
+    ) -> Result<Query, RequestError> {
         let mut reads = self.set.reads;
         if hidden.arguments() {
             // Unknown arguments do not have a type either.
@@ -292,10 +294,11 @@ impl Inspector {
         &mut self,
         about: About<'_>,
         request: &Request<'_>,
-        hidden: Hidden,
-    ) -> Result<Arc<Met>, Unaskable> {
-        let asking = Asking::of(CachedSubject::of(&about.subject), about.action, &about.resource);
-        let key = if about.own { asking.own() } else { asking }.key();
+        hidden: HiddenData,
+    ) -> Result<Arc<MatchedPolicies>, RequestError> {
+        let request_key =
+            RequestKey::of(CachedSubject::of(&about.subject), about.action, &about.resource);
+        let key = if about.own { request_key.own() } else { request_key }.key();
         if let Some(met) = self.met.get(&key) {
             return Ok(Arc::clone(met));
         }
@@ -316,14 +319,14 @@ impl Inspector {
                         bare = Some(self.put(&frame, about, request, hidden)?);
                     }
                     let evaluate = bare.as_ref();
-                    Some(condition.seen(Hidden::ARGUMENTS, &mut |expression| {
+                    Some(condition.seen(HiddenData::ARGUMENTS, &mut |expression| {
                         evaluate.and_then(|asked| asked.holds(expression))
                     }))
                 }
             };
             policies.push((number, outcomes));
         }
-        let met = Arc::new(Met { frame, policies });
+        let met = Arc::new(MatchedPolicies { frame, policies });
         if self.met.len() >= KEPT {
             self.met.clear();
         }
@@ -334,7 +337,7 @@ impl Inspector {
 
 /// Combined result of the policies.
 #[derive(Default)]
-struct Tally {
+struct CombinedResult {
     permits: Vec<usize>,
     /// Policies that forbid or fail.
     against: Vec<usize>,
@@ -342,7 +345,7 @@ struct Tally {
     may_be_against: Vec<usize>,
 }
 
-impl Tally {
+impl CombinedResult {
     fn add(&mut self, number: usize, effect: Effect, outcomes: Outcomes) {
         let Outcomes { satisfied, unsatisfied, failed } = outcomes;
         let against = failed || (satisfied && effect == Effect::Forbid);

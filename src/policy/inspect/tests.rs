@@ -8,7 +8,7 @@ use proptest::{collection::vec, prelude::*, sample::select};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
-use super::{Standing, Unknown, Verdict};
+use super::{PolicyResult, Unknown, Verdict};
 use crate::{Action, Circumstances, Engine, Request, Resource, Subject};
 use portcullis_protocol::claims::Claims;
 use portcullis_protocol::{exchange::Transport, identity::Principal, names::ServerName};
@@ -217,7 +217,7 @@ fn failed_condition_is_shown_with_its_values() {
         })
     };
     let blamed = |args, unknown| match explain(args, unknown).policies.remove(0).standing {
-        Standing::Unmet { condition } | Standing::Unknown { condition } => {
+        PolicyResult::Unmet { condition } | PolicyResult::Unknown { condition } => {
             let seen = condition.values.into_iter().map(|seen| {
                 format!("{} {}", seen.what, seen.value.or(seen.absent).unwrap_or_default())
             });

@@ -33,7 +33,7 @@ use cedar_policy::RestrictedExpression;
 use serde_json::{Map, Value};
 
 use self::shape::Record;
-pub(super) use self::value::Unfit;
+pub(super) use self::value::InputMismatch;
 use super::diagnostics::{File, Finding};
 use portcullis_protocol::names::ServerName;
 
@@ -112,7 +112,7 @@ impl Typed {
         server: &ServerName,
         tool: &str,
         args: Option<&Map<String, Value>>,
-    ) -> Result<RestrictedExpression, Unfit> {
+    ) -> Result<RestrictedExpression, InputMismatch> {
         match self.tools.get(server).and_then(|tools| tools.get(tool)) {
             Some(record) => value::input(record, args),
             None => value::input(&Record { closed: true, ..Record::default() }, args),

@@ -108,18 +108,18 @@ pub(super) fn tools(file: &File, findings: &mut Vec<Finding>) -> Vec<Tool> {
 const UNTYPED: &str = "take the tool out of the file: policies decide on it by `call_tool` and \
                        `context.args` then";
 
-type Misread = (String, usize);
+type ReadError = (String, usize);
 
-fn list(text: &str) -> Result<Vec<&RawValue>, Misread> {
-    let misread = |error: serde_json::Error| {
+fn list(text: &str) -> Result<Vec<&RawValue>, ReadError> {
+    let read_error = |error: serde_json::Error| {
         let before: usize =
             text.split_inclusive('\n').take(error.line().saturating_sub(1)).map(str::len).sum();
         (error.to_string(), (before + error.column().saturating_sub(1)).min(text.len()))
     };
     if text.trim_start().starts_with('[') {
-        return serde_json::from_str(text).map_err(misread);
+        return serde_json::from_str(text).map_err(read_error);
     }
-    let answer: Answer<'_> = serde_json::from_str(text).map_err(misread)?;
+    let answer: Answer<'_> = serde_json::from_str(text).map_err(read_error)?;
     let (tools, next) = match answer.result {
         Some(result) => {
             let inner: Answer<'_> =

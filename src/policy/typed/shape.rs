@@ -47,7 +47,7 @@ pub(super) struct Member {
 }
 
 /// Result of converting a schema.
-enum Found {
+enum Conversion {
     Typed {
         kind: Type,
         nullable: bool,
@@ -83,7 +83,7 @@ pub(super) fn input(schema: &Value) -> Result<Record, Untypable> {
         return Err(Untypable::TooLarge);
     }
     match found {
-        Found::Typed { kind: Type::Record(record), .. } => Ok(record),
+        Conversion::Typed { kind: Type::Record(record), .. } => Ok(record),
         _ => Err(Untypable::NoObject),
     }
 }
@@ -94,16 +94,16 @@ struct Reader<'s> {
 }
 
 impl<'s> Reader<'s> {
-    fn read(&mut self, schema: &'s Value, depth: usize) -> Found {
+    fn read(&mut self, schema: &'s Value, depth: usize) -> Conversion {
         self.parts += 1;
         let depth = depth.checked_sub(1).filter(|_| self.parts <= PARTS);
-        let Some(depth) = depth else { return Found::Untyped(DEEP) };
-        let Value::Object(schema) = schema else { return Found::Untyped(ANY) };
+        let Some(depth) = depth else { return Conversion::Untyped(DEEP) };
+        let Value::Object(schema) = schema else { return Conversion::Untyped(ANY) };
         if let Some(target) = schema.get("$ref") {
             // Keywords beside a reference may only narrow its target.
             return match self.resolve(target) {
                 Some(schema) => self.read(schema, depth),
-                None => Found::Untyped(NOWHERE),
+                None => Conversion::Untyped(NOWHERE),
             };
         }
         match schema.get("type") {
@@ -114,10 +114,10 @@ impl<'s> Reader<'s> {
                 let mut others = names.into_iter().filter(|name| *name != "null");
                 match (others.next(), others.next()) {
                     (Some(name), None) => self.named(name, schema, nullable, depth),
-                    _ => Found::Untyped(SEVERAL),
+                    _ => Conversion::Untyped(SEVERAL),
                 }
             }
-            Some(_) => Found::Untyped(ANY),
+            Some(_) => Conversion::Untyped(ANY),
             None => self.unnamed(schema, depth),
         }
     }
@@ -128,23 +128,25 @@ impl<'s> Reader<'s> {
         schema: &'s Map<String, Value>,
         nullable: bool,
         depth: usize,
-    ) -> Found {
+    ) -> Conversion {
         let kind = match name {
             "boolean" => Type::Bool,
             "integer" => Type::Long,
             "number" => Type::Decimal,
             "string" => Type::String,
             "array" => match schema.get("items").map(|items| self.read(items, depth)) {
-                _ if schema.contains_key("prefixItems") => return Found::Untyped(SEVERAL),
-                Some(Found::Typed { kind, nullable: false }) => Type::Set(Box::new(kind)),
-                Some(Found::Typed { nullable: true, .. }) => return Found::Untyped(NULLS),
-                Some(Found::Untyped(why)) => return Found::Untyped(why),
-                None => return Found::Untyped(ANY),
+                _ if schema.contains_key("prefixItems") => return Conversion::Untyped(SEVERAL),
+                Some(Conversion::Typed { kind, nullable: false }) => Type::Set(Box::new(kind)),
+                Some(Conversion::Typed { nullable: true, .. }) => {
+                    return Conversion::Untyped(NULLS);
+                }
+                Some(Conversion::Untyped(why)) => return Conversion::Untyped(why),
+                None => return Conversion::Untyped(ANY),
             },
             "object" => Type::Record(self.object(schema, depth)),
-            _ => return Found::Untyped(ANY),
+            _ => return Conversion::Untyped(ANY),
         };
-        Found::Typed { kind, nullable }
+        Conversion::Typed { kind, nullable }
     }
 
     fn object(&mut self, schema: &'s Map<String, Value>, depth: usize) -> Record {
@@ -164,11 +166,11 @@ impl<'s> Reader<'s> {
         let properties = schema.get("properties").and_then(Value::as_object);
         for (name, schema) in properties.into_iter().flatten() {
             match self.read(schema, depth) {
-                Found::Typed { kind, nullable } => {
+                Conversion::Typed { kind, nullable } => {
                     let required = required.contains(name.as_str()) && !nullable;
                     record.members.insert(name.clone(), Member { kind, required, nullable });
                 }
-                Found::Untyped(why) => {
+                Conversion::Untyped(why) => {
                     record.left_out.insert(name.clone(), why);
                 }
             }
@@ -177,7 +179,7 @@ impl<'s> Reader<'s> {
     }
 
     /// A schema without a type.
-    fn unnamed(&mut self, schema: &'s Map<String, Value>, depth: usize) -> Found {
+    fn unnamed(&mut self, schema: &'s Map<String, Value>, depth: usize) -> Conversion {
         for key in ["anyOf", "oneOf"] {
             if let Some(Value::Array(branches)) = schema.get(key) {
                 return self.either(branches, depth);
@@ -186,7 +188,7 @@ impl<'s> Reader<'s> {
         match (schema.get("allOf").and_then(Value::as_array).map(Vec::as_slice), schema.get("enum"))
         {
             (Some([only]), _) => self.read(only, depth),
-            (Some(_), _) => Found::Untyped(COMBINED),
+            (Some(_), _) => Conversion::Untyped(COMBINED),
             (None, Some(Value::Array(values))) => common(values.iter().map(of_value)),
             (None, _) => match schema.get("const") {
                 Some(value) => of_value(value),
@@ -194,14 +196,14 @@ impl<'s> Reader<'s> {
                     // Everybody reads this as an object. By the letter of the standard another type
                     // is valid here; such a value then does not fit.
                     let kind = Type::Record(self.object(schema, depth));
-                    Found::Typed { kind, nullable: false }
+                    Conversion::Typed { kind, nullable: false }
                 }
-                None => Found::Untyped(ANY),
+                None => Conversion::Untyped(ANY),
             },
         }
     }
 
-    fn either(&mut self, branches: &'s [Value], depth: usize) -> Found {
+    fn either(&mut self, branches: &'s [Value], depth: usize) -> Conversion {
         let mut found = Vec::new();
         let mut nullable = false;
         for branch in branches {
@@ -212,8 +214,8 @@ impl<'s> Reader<'s> {
             }
         }
         match common(found.into_iter()) {
-            Found::Typed { kind, nullable: also } => {
-                Found::Typed { kind, nullable: nullable || also }
+            Conversion::Typed { kind, nullable: also } => {
+                Conversion::Typed { kind, nullable: nullable || also }
             }
             untyped => untyped,
         }
@@ -226,27 +228,26 @@ impl<'s> Reader<'s> {
 }
 
 /// The type of a constant in a schema.
-fn of_value(value: &Value) -> Found {
+fn of_value(value: &Value) -> Conversion {
     let kind = match value {
         Value::Bool(_) => Type::Bool,
         Value::String(_) => Type::String,
         Value::Number(number) if number.is_i64() => Type::Long,
-        _ => return Found::Untyped(ANY),
+        _ => return Conversion::Untyped(ANY),
     };
-    Found::Typed { kind, nullable: false }
+    Conversion::Typed { kind, nullable: false }
 }
 
 /// The type, if all have the same one.
-fn common(mut found: impl Iterator<Item = Found>) -> Found {
-    let Some(first) = found.next() else { return Found::Untyped(ANY) };
+fn common(mut found: impl Iterator<Item = Conversion>) -> Conversion {
+    let Some(first) = found.next() else { return Conversion::Untyped(ANY) };
     found.fold(first, |all, next| match (all, next) {
-        (Found::Typed { kind, nullable }, Found::Typed { kind: other, nullable: also })
-            if kind == other =>
-        {
-            Found::Typed { kind, nullable: nullable || also }
-        }
-        (Found::Untyped(why), _) | (_, Found::Untyped(why)) => Found::Untyped(why),
-        _ => Found::Untyped(SEVERAL),
+        (
+            Conversion::Typed { kind, nullable },
+            Conversion::Typed { kind: other, nullable: also },
+        ) if kind == other => Conversion::Typed { kind, nullable: nullable || also },
+        (Conversion::Untyped(why), _) | (_, Conversion::Untyped(why)) => Conversion::Untyped(why),
+        _ => Conversion::Untyped(SEVERAL),
     })
 }
 

@@ -16,7 +16,7 @@ use portcullis_protocol::codec::fold;
 /// message: the pointer only has names of the type, and `*` for an index of a list.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}{problem}", if pointer.is_empty() { "they " } else { pointer })]
-pub(crate) struct Unfit {
+pub(crate) struct InputMismatch {
     pointer: String,
     problem: &'static str,
 }
@@ -28,7 +28,7 @@ pub(crate) struct Unfit {
 pub(super) fn input(
     record: &Record,
     args: Option<&Map<String, Value>>,
-) -> Result<RestrictedExpression, Unfit> {
+) -> Result<RestrictedExpression, InputMismatch> {
     let mut reader = Reader { pointer: Vec::new(), left: MAX_LEAVES };
     match args {
         Some(args) => reader.record(record, args),
@@ -43,7 +43,11 @@ struct Reader<'t> {
 }
 
 impl<'t> Reader<'t> {
-    fn value(&mut self, kind: &'t Type, value: &Value) -> Result<RestrictedExpression, Unfit> {
+    fn value(
+        &mut self,
+        kind: &'t Type,
+        value: &Value,
+    ) -> Result<RestrictedExpression, InputMismatch> {
         self.left = match self.left.checked_sub(1) {
             Some(left) => left,
             None => return Err(self.unfit("holds more values than policies are shown")),
@@ -87,7 +91,7 @@ impl<'t> Reader<'t> {
         &mut self,
         record: &'t Record,
         members: &Map<String, Value>,
-    ) -> Result<RestrictedExpression, Unfit> {
+    ) -> Result<RestrictedExpression, InputMismatch> {
         let known =
             |name: &String| record.members.contains_key(name) || record.left_out.contains_key(name);
         if record.closed && !members.keys().all(known) {
@@ -117,7 +121,7 @@ impl<'t> Reader<'t> {
         RestrictedExpression::new_record(shown).map_err(|_| self.unfit("has a member twice"))
     }
 
-    fn unfit(&self, problem: &'static str) -> Unfit {
+    fn unfit(&self, problem: &'static str) -> InputMismatch {
         let mut pointer = String::new();
         for token in &self.pointer {
             push_token(&mut pointer, token);
@@ -125,7 +129,7 @@ impl<'t> Reader<'t> {
         if !pointer.is_empty() {
             pointer = format!("`{}` ", pointer.escape_debug());
         }
-        Unfit { pointer, problem }
+        InputMismatch { pointer, problem }
     }
 }
 

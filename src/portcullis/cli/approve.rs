@@ -27,13 +27,13 @@ enum Verb {
     /// List the calls that wait for approval, with their arguments
     Ls,
     /// Approve a call
-    Allow(Which),
+    Allow(DecisionArgs),
     /// Refuse a call
-    Deny(Which),
+    Deny(DecisionArgs),
 }
 
 #[derive(Debug, clap::Args)]
-struct Which {
+struct DecisionArgs {
     /// The decision id, as shown by `approve ls` and to the agent
     id: DecisionId,
     /// The reason, kept in the audit record
@@ -48,7 +48,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
             "no proxy runs with this config that you may ask; calls wait in a running one alone"
         );
     };
-    let (Which { id, reason }, allow) = match args.verb {
+    let (DecisionArgs { id, reason }, allow) = match args.verb {
         Verb::Ls => return ls(ctx, &proxy).await,
         Verb::Allow(which) => (which, true),
         Verb::Deny(which) => (which, false),

@@ -2,21 +2,21 @@
 //! store. If no proxy runs, it reads the store itself.
 
 mod export;
+mod filter_args;
 mod keep;
 mod place;
 mod proof;
 mod query;
 mod render;
 mod stats;
-mod which;
 
 use anyhow::Context as _;
 use serde_json::json;
 
 use self::place::{AuditSource, unavailable};
 pub(super) use self::{
-    place::Where,
-    which::{LANGUAGE, Which},
+    filter_args::{FilterArgs, LANGUAGE},
+    place::LogLocation,
 };
 use super::{Context, Exit};
 use portcullis_audit::{
@@ -30,7 +30,7 @@ pub struct Args {
     #[command(subcommand)]
     verb: Verb,
     #[command(flatten)]
-    place: Where,
+    place: LogLocation,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -44,10 +44,10 @@ enum Verb {
         #[arg(short = 'n', long, default_value_t = 20, value_name = "N")]
         lines: usize,
         #[command(flatten)]
-        which: Which,
+        which: FilterArgs,
     },
     /// Search the log, and count records
-    #[command(after_long_help = which::LANGUAGE)]
+    #[command(after_long_help = filter_args::LANGUAGE)]
     Query(query::Args),
     /// Show all records of one decision, with the rule that decided
     Show {
@@ -56,7 +56,7 @@ enum Verb {
         decision: DecisionId,
     },
     /// Export records in a chosen format, oldest first
-    #[command(after_long_help = which::LANGUAGE)]
+    #[command(after_long_help = filter_args::LANGUAGE)]
     Export(export::Args),
     /// Copy the log to a folder, also while the proxy runs; the copy can be verified and read
     Backup(keep::BackupArgs),
@@ -84,7 +84,7 @@ pub(super) enum Source {
 
 impl Source {
     /// Opens a log.
-    pub(super) async fn find(place: &Where, ctx: &Context) -> anyhow::Result<Self> {
+    pub(super) async fn find(place: &LogLocation, ctx: &Context) -> anyhow::Result<Self> {
         let _progress = ctx.progress("opening the audit log");
         Self::open(place.find(ctx).await?).await
     }
@@ -153,19 +153,19 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
         }
         Verb::Query(args) => {
             // Options are parsed first, so that a typing error needs no store.
-            let asked = args.read()?;
-            query::run(&source().await?, ctx, asked).await
+            let options = args.read()?;
+            query::run(&source().await?, ctx, options).await
         }
         Verb::Show { decision } => show(&source().await?, ctx, decision).await,
         Verb::Backup(backup) => keep::backup(&args.place.find(ctx).await?, ctx, backup).await,
         Verb::Prune(prune) => keep::prune(&args.place.find(ctx).await?, ctx, prune).await,
         Verb::Export(args) => {
-            let asked = args.read()?;
-            export::run(&source().await?, ctx, asked).await
+            let options = args.read()?;
+            export::run(&source().await?, ctx, options).await
         }
         Verb::Stats(args) => {
-            let asked = args.read()?;
-            stats::run(&source().await?, ctx, asked).await
+            let options = args.read()?;
+            stats::run(&source().await?, ctx, options).await
         }
     }
 }

@@ -5,7 +5,7 @@ use serde::Serialize;
 use tokio::task::spawn_blocking;
 
 use super::{Context, Exit};
-use crate::manage::{locked_images, servers::handed};
+use crate::manage::{locked_images, servers::launch_secrets};
 use portcullis_config::{Code, Diagnostics, Loaded};
 use portcullis_config::{mount_policy, refused_mounts};
 use portcullis_gateway::{BoxedDiagnostic, PluginSecrets, artifacts, interceptor, ungranted};
@@ -68,11 +68,11 @@ fn everything(path: &std::path::Path) -> (Vec<BoxedDiagnostic>, Option<String>) 
         }
     }
     // Nothing is cached here: the cache belongs to the user of the proxy.
-    let house = PluginHost { artifacts: artifacts(&loaded, false), ..PluginHost::bare() };
+    let plugin_host = PluginHost { artifacts: artifacts(&loaded, false), ..PluginHost::bare() };
     let handed = PluginSecrets::read(&loaded, &mut found);
     for member in loaded.config.chain() {
         if member.entry.is_on() {
-            found.extend(interceptor(&loaded, &member, &[], &handed, &house).err());
+            found.extend(interceptor(&loaded, &member, &[], &handed, &plugin_host).err());
         }
     }
     for (at, text) in locked_images::held(&loaded).err().into_iter().flatten() {
@@ -97,7 +97,7 @@ fn everything(path: &std::path::Path) -> (Vec<BoxedDiagnostic>, Option<String>) 
         }
     }
     if let Err(error) = Store::within(&loaded.config.state_dir).read() {
-        found.push(boxed(Unplaced { code: "clients-broken", message: error.to_string() }));
+        found.push(boxed(UnlocatedFinding { code: "clients-broken", message: error.to_string() }));
     }
     (found, Some(loaded.config.chain_in_words()))
 }
@@ -117,7 +117,7 @@ fn unstartable(loaded: &Loaded, policies: &portcullis_policy::Engine) -> Vec<Box
                 signers: Vec::new(),
                 attested: Vec::new(),
             };
-            let (url, secrets) = (settings.url.as_deref(), handed(settings));
+            let (url, secrets) = (settings.url.as_deref(), launch_secrets(settings));
             let start = Start { server: name, program: &program, url, secrets };
             let missing = policies.missing_permits(&start);
             if missing.is_empty() {
@@ -160,12 +160,12 @@ fn boxed(diagnostic: impl Diagnostic + Send + Sync + 'static) -> BoxedDiagnostic
 /// Finding about a file that no person writes.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
-struct Unplaced {
+struct UnlocatedFinding {
     code: &'static str,
     message: String,
 }
 
-impl Diagnostic for Unplaced {
+impl Diagnostic for UnlocatedFinding {
     fn code<'a>(&'a self) -> Option<Box<dyn std::fmt::Display + 'a>> {
         Some(Box::new(self.code))
     }

@@ -9,7 +9,7 @@ use super::{
     Context, Exit,
     proxy_client::{self, Located},
 };
-use crate::manage::servers::myself;
+use crate::manage::servers::current_user;
 use portcullis_audit::record::{By, CommandUser};
 use portcullis_config::Loaded;
 use portcullis_gateway::{admin, record_client_offline};
@@ -83,7 +83,7 @@ async fn record(found: &Located, change: &Change, reason: Option<String>) -> any
             Ok(proxy.post_json("/v1/clients", &asked).await?)
         }
         Located::Alone(loaded) => {
-            let CommandUser { uid, user } = myself();
+            let CommandUser { uid, user } = current_user();
             let by = By { uid, user, reason };
             record_client_offline(loaded, change, by)
                 .await

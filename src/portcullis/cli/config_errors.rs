@@ -5,12 +5,12 @@ use portcullis_protocol::names::ServerName;
 use portcullis_upstream::config::Server;
 
 /// Problems, with their positions in the config.
-pub(super) struct Wrong<'a> {
+pub(super) struct ConfigErrors<'a> {
     loaded: &'a Loaded,
     found: Vec<String>,
 }
 
-impl<'a> Wrong<'a> {
+impl<'a> ConfigErrors<'a> {
     /// Creates an empty list.
     pub fn of(loaded: &'a Loaded) -> Self {
         Self { loaded, found: Vec::new() }

@@ -70,7 +70,7 @@ impl ProxyArgs {
     /// No proxy answers at the position that the command line gives; else the errors of [`find`].
     pub async fn proxy(&self, ctx: &Context) -> anyhow::Result<Located> {
         let client = match (&self.socket, &self.state_dir) {
-            (Some(socket), _) => knock(socket).await?,
+            (Some(socket), _) => connect(socket).await?,
             (None, Some(dir)) => {
                 let answers = Client::connect(dir).await;
                 answers.with_context(|| format!("no proxy runs with {}", dir.display()))?
@@ -83,8 +83,8 @@ impl ProxyArgs {
 }
 
 /// Connects to the proxy with that `admin.socket`.
-pub(super) async fn knock(socket: &Path) -> anyhow::Result<Client> {
-    Client::knock(socket).await.with_context(|| {
+pub(super) async fn connect(socket: &Path) -> anyhow::Result<Client> {
+    Client::connect_socket(socket).await.with_context(|| {
         format!("no proxy answers on {}: is it its `admin.socket`?", socket.display())
     })
 }
@@ -98,7 +98,7 @@ pub(super) async fn find(ctx: &Context) -> anyhow::Result<Located> {
         Ok(loaded) => return Ok(Located::with(loaded).await),
         Err(wrong) => wrong,
     };
-    let ProxyLocation { state_dir, socket, .. } = portcullis_config::whereabouts(&ctx.config);
+    let ProxyLocation { state_dir, socket, .. } = portcullis_config::proxy_location(&ctx.config);
     if let Some(proxy) = Client::find_at(state_dir.as_deref(), socket.as_deref()).await {
         if let Some(first) = wrong.0.first() {
             let line = first.position().map_or_else(String::new, |(line, _)| format!(":{line}"));

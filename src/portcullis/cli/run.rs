@@ -24,7 +24,7 @@ pub struct Args {
 
 /// Runs the verb.
 pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
-    sandbox::settle();
+    sandbox::prepare_cgroups();
     let Args { dry_run, stdio, locked, profile } = args;
     let options = RunOptions { dry_run, stdio, locked, profile };
     let loaded = options.read(&ctx.config).map_err(reports)?;

@@ -4,11 +4,11 @@ use super::{Context, Exit, Reports};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    what: What,
+    what: SchemaKind,
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
-enum What {
+enum SchemaKind {
     /// `portcullis.toml`, as JSON Schema
     Config,
     /// The records of the audit log, as JSON Schema
@@ -20,10 +20,10 @@ enum What {
 /// Runs the verb.
 pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     match args.what {
-        What::Config => ctx.json(&schemars::schema_for!(portcullis_config::Config))?,
-        What::Audit => ctx.json(&schemars::schema_for!(portcullis_audit::record::Entry))?,
+        SchemaKind::Config => ctx.json(&schemars::schema_for!(portcullis_config::Config))?,
+        SchemaKind::Audit => ctx.json(&schemars::schema_for!(portcullis_audit::record::Entry))?,
         // Names of tools in the schema are escaped.
-        What::Cedar if ctx.config.exists() => {
+        SchemaKind::Cedar if ctx.config.exists() => {
             let loaded = ctx.load()?;
             let schema = portcullis_policy::schema(
                 portcullis_policy::Source::of(&loaded.config.policy, &loaded.config.state_dir)
@@ -35,7 +35,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
                 Reports(findings.map(|finding| Box::new(finding) as _).collect())
             })?)?;
         }
-        What::Cedar => ctx.verbatim(portcullis_policy::SCHEMA)?,
+        SchemaKind::Cedar => ctx.verbatim(portcullis_policy::SCHEMA)?,
     }
     Ok(Exit::Ok)
 }

@@ -123,7 +123,7 @@ fn value() -> anyhow::Result<Secret> {
     let stdin = io::stdin();
     let mut text = Zeroizing::new(String::with_capacity(MAX_BYTES + 2));
     if stdin.is_terminal() {
-        let _unseen = Unseen::begin()?;
+        let _hidden_input = HiddenInput::begin()?;
         eprint!("Value: ");
         io::stderr().flush()?;
         stdin.read_line(&mut text).context("the value could not be read")?;
@@ -147,20 +147,20 @@ fn value() -> anyhow::Result<Secret> {
 }
 
 /// Terminal with hidden input.
-struct Unseen(Termios);
+struct HiddenInput(Termios);
 
-impl Unseen {
+impl HiddenInput {
     fn begin() -> anyhow::Result<Self> {
         let before = termios::tcgetattr(io::stdin()).context("the terminal can't be asked")?;
-        let mut unseen = before.clone();
-        unseen.local_flags.remove(LocalFlags::ECHO);
-        termios::tcsetattr(io::stdin(), SetArg::TCSAFLUSH, &unseen)
+        let mut hidden = before.clone();
+        hidden.local_flags.remove(LocalFlags::ECHO);
+        termios::tcsetattr(io::stdin(), SetArg::TCSAFLUSH, &hidden)
             .context("the terminal can't be kept from showing what is typed")?;
         Ok(Self(before))
     }
 }
 
-impl Drop for Unseen {
+impl Drop for HiddenInput {
     fn drop(&mut self) {
         let _ = termios::tcsetattr(io::stdin(), SetArg::TCSANOW, &self.0);
     }
@@ -171,12 +171,12 @@ async fn rotate(ctx: &Context, server: &ServerName) -> anyhow::Result<Exit> {
         bail!("no proxy runs with this config: the next start reads all secrets");
     };
     let path = format!("/v1/servers/{server}/secrets");
-    let rehanded: RotationReport = proxy.post_json_slowly(&path, &()).await?;
+    let rotated: RotationReport = proxy.post_json_slowly(&path, &()).await?;
     if ctx.is_json() {
-        ctx.json(&json!({ "server": server, "rehanded": rehanded }))?;
+        ctx.json(&json!({ "server": server, "rehanded": rotated }))?;
         return Ok(Exit::Ok);
     }
-    let RotationReport { secrets, instances, later } = rehanded;
+    let RotationReport { secrets, instances, later } = rotated;
     ctx.line(format!(
         "{} secrets of `{server}` were read again; running instances with the new files: {instances}",
         secrets.len()

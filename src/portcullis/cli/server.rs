@@ -80,11 +80,11 @@ enum Verb {
     /// Import the servers of a file: a client's `mcpServers`, a catalog, a profile or a `server.json`
     Import(catalog::Import),
     /// Pin unpinned image tags to digests in portcullis.lock
-    Lock(images::Which),
+    Lock(images::ServerSelection),
     /// Resolve image tags again, update portcullis.lock, and print old and new digests
     Update {
         #[command(flatten)]
-        which: images::Which,
+        which: images::ServerSelection,
         /// Allow going back to a digest that was replaced earlier
         #[arg(long)]
         allow_downgrade: bool,
@@ -93,7 +93,7 @@ enum Verb {
         dry_run: bool,
     },
     /// Pull images into the engine, if policies permit their start
-    Pull(images::Which),
+    Pull(images::ServerSelection),
     /// Export a server for another platform
     #[command(subcommand)]
     Export(export::Export),
@@ -213,7 +213,7 @@ async fn tools(
             Located::Running(proxy, _) => {
                 proxy.get_json(&format!("/v1/servers/{name}/tools")).await?
             }
-            Located::Alone(loaded) => alone(&loaded, name).await?,
+            Located::Alone(loaded) => in_new_proxy(&loaded, name).await?,
         }
     };
     let tools = listed["tools"].as_array().map(Vec::as_slice).unwrap_or_default();
@@ -232,7 +232,7 @@ async fn tools(
 }
 
 /// Starts a proxy for one request.
-async fn alone(loaded: &Loaded, name: &ServerName) -> anyhow::Result<Value> {
+async fn in_new_proxy(loaded: &Loaded, name: &ServerName) -> anyhow::Result<Value> {
     let assembly = GatewayBuilder::of(loaded).await.map_err(reported)?;
     let _claim = admin::Server::bind(&loaded.config.state_dir)?;
     let (proxy, _watcher) = assembly.start(loaded, Purpose::Serve).await.map_err(reported)?;

@@ -36,20 +36,20 @@ impl FromStr for KeyLocation {
 
 /// Parser of a key or its location. Errors never repeat the argument: it may be a signing key.
 #[derive(Debug)]
-pub(super) struct Unrepeated<T>(PhantomData<fn() -> T>);
+pub(super) struct RedactingParser<T>(PhantomData<fn() -> T>);
 
 /// Parser of an argument for a key.
-pub(super) fn unrepeated<T>() -> Unrepeated<T> {
-    Unrepeated(PhantomData)
+pub(super) fn redacting_parser<T>() -> RedactingParser<T> {
+    RedactingParser(PhantomData)
 }
 
-impl<T> Clone for Unrepeated<T> {
+impl<T> Clone for RedactingParser<T> {
     fn clone(&self) -> Self {
-        unrepeated()
+        redacting_parser()
     }
 }
 
-impl<T> TypedValueParser for Unrepeated<T>
+impl<T> TypedValueParser for RedactingParser<T>
 where
     T: FromStr<Err: Display> + Clone + Send + Sync + 'static,
 {

@@ -84,7 +84,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
                 };
                 (answer, states)
             }
-            Located::Alone(loaded) => alone(&loaded, args.client.as_deref(), text).await?,
+            Located::Alone(loaded) => in_new_proxy(&loaded, args.client.as_deref(), text).await?,
         }
     };
     let answer: Value = serde_json::from_slice(&answer).context("the proxy's answer is no JSON")?;
@@ -160,7 +160,7 @@ pub(super) fn row(tool: &Value) -> [String; 2] {
 }
 
 /// Starts a proxy for one message. Returns the response, and the states of all servers after it.
-async fn alone(
+async fn in_new_proxy(
     loaded: &Loaded,
     client: Option<&str>,
     text: bytes::Bytes,

@@ -155,9 +155,9 @@ impl Bridge {
             if self.closes(&message) {
                 continue;
             }
-            let greeting = message.method.as_deref() == Some(Method::INITIALIZE);
+            let is_initialize = message.method.as_deref() == Some(Method::INITIALIZE);
             let sent = self.clone().send(message, text, output.clone());
-            if greeting {
+            if is_initialize {
                 // Later messages need the session that this message opens.
                 sent.await;
                 if self.session.lock().is_some() {
@@ -266,18 +266,18 @@ impl Bridge {
             }
         }
         let response = request.body(text).send().await?;
-        let greeting = message.method.as_deref() == Some(Method::INITIALIZE);
-        if greeting && let Some(session) = response.headers().get("mcp-session-id") {
+        let is_initialize = message.method.as_deref() == Some(Method::INITIALIZE);
+        if is_initialize && let Some(session) = response.headers().get("mcp-session-id") {
             *self.session.lock() = session.to_str().ok().map(str::to_owned);
         }
         let kind = response.headers().get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("");
         if kind.starts_with("text/event-stream") {
-            return self.relay(response, greeting, output).await;
+            return self.relay(response, is_initialize, output).await;
         }
         let status = response.status();
         if kind.starts_with("application/json") {
             let body = addressed(response.bytes().await?, message.id.as_deref());
-            if greeting {
+            if is_initialize {
                 self.agree(&body);
             }
             output.send(body).await?;
@@ -290,7 +290,7 @@ impl Bridge {
     async fn relay(
         &self,
         response: reqwest::Response,
-        greeting: bool,
+        is_initialize: bool,
         output: &mpsc::Sender<Bytes>,
     ) -> anyhow::Result<()> {
         // The proxy already limits the size of events.
@@ -300,7 +300,7 @@ impl Bridge {
             if text.is_empty() {
                 continue;
             }
-            if greeting {
+            if is_initialize {
                 self.agree(&text);
             }
             output.send(text).await?;

@@ -15,7 +15,7 @@ use portcullis_policy::{
     Action, Circumstances, Engine, Explanation, Outcome, Request, Resource, Stated, Subject,
     Target, Unknown, Verdict, worded_action,
 };
-use portcullis_policy_tools::Who;
+use portcullis_policy_tools::CasePrincipal;
 use portcullis_protocol::claims::Claims;
 use portcullis_protocol::{
     codec::{Text, check},
@@ -250,21 +250,20 @@ impl Requester {
     fn of(question: &Question, config: &Config) -> anyhow::Result<Self> {
         let word = question.principal.as_str();
         let who = match word {
-            word if word == "anonymous" || word.contains(':') => {
-                Who::parse(word).map_err(|error| InvalidInput(format!("`--as`: {error}")))?
-            }
+            word if word == "anonymous" || word.contains(':') => CasePrincipal::parse(word)
+                .map_err(|error| InvalidInput(format!("`--as`: {error}")))?,
             name => {
                 let name =
                     name.parse().map_err(|error| InvalidInput(format!("`--as`: {error}")))?;
-                Who::Client { name, groups: Vec::new() }
+                CasePrincipal::Client { name, groups: Vec::new() }
             }
         };
         let (kind, mut groups) = match who {
-            Who::Server(name) => {
+            CasePrincipal::Server(name) => {
                 known_server(&name, config)?;
                 return Ok(Self::Server(name));
             }
-            Who::Plugin(name) => {
+            CasePrincipal::Plugin(name) => {
                 let is_plugin =
                     |entry: &&InterceptorEntry| matches!(entry.kind, InterceptorKind::Plugin(_));
                 let mut plugins = config.interceptors.iter().filter(is_plugin);
@@ -275,13 +274,13 @@ impl Requester {
                 }
                 return Ok(Self::Plugin(name));
             }
-            Who::Anonymous => (PrincipalKind::Anonymous, Vec::new()),
-            Who::Local { user, groups } => (PrincipalKind::Local { user }, groups),
+            CasePrincipal::Anonymous => (PrincipalKind::Anonymous, Vec::new()),
+            CasePrincipal::Local { user, groups } => (PrincipalKind::Local { user }, groups),
             // Any client in a group.
-            Who::Client { name, groups } if !groups.is_empty() => {
+            CasePrincipal::Client { name, groups } if !groups.is_empty() => {
                 (PrincipalKind::Client(name), groups)
             }
-            Who::Client { name, .. } => {
+            CasePrincipal::Client { name, .. } => {
                 let added = Store::within(&config.state_dir).read()?;
                 let groups = match (added.get(&name), config.clients.get(&name)) {
                     (None, None) => {

@@ -5,9 +5,9 @@ use anyhow::Context as _;
 
 use super::{
     Reporter,
-    servers::{configured, handed, launcher, myself, signatures},
+    servers::{configured, current_user, launch_secrets, launcher, signatures},
 };
-use portcullis_audit::record::{ImageDid, ImageDone};
+use portcullis_audit::record::{ImageAction, ImageEvent};
 use portcullis_catalog::lock::{Lock, ResolvedImage};
 use portcullis_config::Loaded;
 use portcullis_gateway::{admin, pull_outcome, record_images_offline};
@@ -104,7 +104,7 @@ pub enum LockOutcome {
 
 impl LockOutcome {
     /// Content to write to the lock file.
-    fn news(&self) -> Option<&ResolvedImage> {
+    fn new_content(&self) -> Option<&ResolvedImage> {
         match self {
             Self::Fixed(_) | Self::Behind { .. } | Self::Kept(_) => None,
             Self::Locked(to) | Self::Moved { to, .. } => Some(to),
@@ -131,10 +131,10 @@ pub async fn lock(
     if mode.is_dry() {
         return Ok(all);
     }
-    let moves: Vec<ImageDone> = all.iter().filter_map(LockedImage::done).collect();
+    let moves: Vec<ImageEvent> = all.iter().filter_map(LockedImage::done).collect();
     locking(loaded, &moves).await?;
     for one in &mut all {
-        let (Some(to), Some(done)) = (one.news().cloned(), one.done()) else { continue };
+        let (Some(to), Some(done)) = (one.new_content().cloned(), one.done()) else { continue };
         if let Err(why) = write(&launcher.base, &one.server, &one.image, one.was(), to) {
             not_locked(reporter, loaded, done, &why).await;
             one.result = Err(why);
@@ -145,8 +145,8 @@ pub async fn lock(
 
 impl LockedImage {
     /// Content to write to the lock file.
-    fn news(&self) -> Option<&ResolvedImage> {
-        self.result.as_ref().ok()?.news()
+    fn new_content(&self) -> Option<&ResolvedImage> {
+        self.result.as_ref().ok()?.new_content()
     }
 
     /// Content that it replaces.
@@ -158,12 +158,12 @@ impl LockedImage {
     }
 
     /// Audit record to write before the lock file.
-    fn done(&self) -> Option<ImageDone> {
-        Some(ImageDone {
+    fn done(&self) -> Option<ImageEvent> {
+        Some(ImageEvent {
             server: self.server.clone(),
             image: self.image.clone(),
-            digest: self.news()?.as_str().to_owned(),
-            what: ImageDid::Locked { was: self.was().map(str::to_owned) },
+            digest: self.new_content()?.as_str().to_owned(),
+            what: ImageAction::Locked { was: self.was().map(str::to_owned) },
         })
     }
 }
@@ -172,7 +172,7 @@ impl LockedImage {
 ///
 /// # Errors
 /// The record failed; the images must then not be locked.
-pub async fn locking(loaded: &Loaded, moves: &[ImageDone]) -> anyhow::Result<()> {
+pub async fn locking(loaded: &Loaded, moves: &[ImageEvent]) -> anyhow::Result<()> {
     for some in moves.chunks(AT_ONCE) {
         record(loaded, some.to_vec()).await.context(UNRECORDED)?;
     }
@@ -180,22 +180,22 @@ pub async fn locking(loaded: &Loaded, moves: &[ImageDone]) -> anyhow::Result<()>
 }
 
 /// Records that an image was not locked after all, although the log says that it was.
-pub async fn not_locked(reporter: &dyn Reporter, loaded: &Loaded, done: ImageDone, why: &str) {
-    let what = ImageDid::NotLocked { reason: why.to_owned() };
-    if let Err(error) = record(loaded, vec![ImageDone { what, ..done }]).await {
+pub async fn not_locked(reporter: &dyn Reporter, loaded: &Loaded, done: ImageEvent, why: &str) {
+    let what = ImageAction::NotLocked { reason: why.to_owned() };
+    if let Err(error) = record(loaded, vec![ImageEvent { what, ..done }]).await {
         reporter.note(&format!("The audit log says that it was done: {error:#}"));
     }
 }
 
 /// Records planned or completed actions.
-async fn record(loaded: &Loaded, all: Vec<ImageDone>) -> anyhow::Result<()> {
+async fn record(loaded: &Loaded, all: Vec<ImageEvent>) -> anyhow::Result<()> {
     if all.is_empty() {
         return Ok(());
     }
     if let Some(proxy) = admin::Client::connect(&loaded.config.state_dir).await {
         return Ok(proxy.post_json("/v1/images", &all).await?);
     }
-    record_images_offline(loaded, all, myself())
+    record_images_offline(loaded, all, current_user())
         .await
         .map_err(|fault| anyhow::anyhow!("{fault}; {}", fault.remedy()))
 }
@@ -325,7 +325,7 @@ impl<'a> Puller<'a> {
         let program = program.for_policies(&launcher.place(server));
         let url = server.url.as_deref();
         // Single clients may have other secrets; the image is pulled for all.
-        let mut secrets = handed(server);
+        let mut secrets = launch_secrets(server);
         secrets.retain(|secret| secret.client.is_none());
         let start = Start { server: name, program: &program, url, secrets };
         let forbidden = policies.decide_start(&start);
@@ -338,14 +338,14 @@ impl<'a> Puller<'a> {
                 part.outcome.explain_alone()
             );
         }
-        let done = |what| ImageDone {
+        let done = |what| ImageEvent {
             server: name.clone(),
             image: pinned.name.clone(),
             digest: pinned.digest().to_owned(),
             what,
         };
         if pinned.is_new {
-            let locking = done(ImageDid::Locked { was: None });
+            let locking = done(ImageAction::Locked { was: None });
             record(loaded, vec![locking.clone()]).await.context(UNRECORDED)?;
             if let Err(failed) = launcher.images.lock(name, &pinned).await {
                 not_locked(reporter, loaded, locking, &failed.to_string()).await;
@@ -359,7 +359,7 @@ impl<'a> Puller<'a> {
             let found = launcher.images.look(engine, reference).await?;
             reporter.note(&format!("{name}: {reference}: {}, {}", found.platform, mib(found.size)));
             // Before an interruption is possible: the engine may continue the pull.
-            record(loaded, vec![done(ImageDid::Pulling)]).await.context(UNRECORDED)?;
+            record(loaded, vec![done(ImageAction::Pulling)]).await.context(UNRECORDED)?;
         }
         let ready = launcher.images.ready(engine, &pinned).await;
         if let Err(failed) = &ready {

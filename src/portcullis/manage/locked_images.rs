@@ -59,7 +59,7 @@ pub fn unconfirmed(loaded: &Loaded) -> Vec<(String, String)> {
 ///
 /// # Errors
 /// The images that are not locked.
-pub fn settle(loaded: &mut Loaded) -> Result<(), Vec<(String, String)>> {
+pub fn apply(loaded: &mut Loaded) -> Result<(), Vec<(String, String)>> {
     let lock = Lock::read(&loaded.base)
         .map_err(|error| vec![("/servers".to_owned(), error.to_string())])?;
     let mut wrong = Vec::new();

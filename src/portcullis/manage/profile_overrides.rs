@@ -13,7 +13,7 @@ use portcullis_upstream::config::Server;
 ///
 /// # Errors
 /// The config lacks the server, or a setting that the profile overrides.
-pub fn dressed<'a>(
+pub fn with_overrides<'a>(
     loaded: &'a Loaded,
     profile: &Profile,
     name: &str,
@@ -66,14 +66,14 @@ pub fn narrow(loaded: &mut Loaded, name: &str) -> anyhow::Result<()> {
     let profile = Profile::read(&loaded.base, name)?;
     let mut kept = BTreeMap::new();
     for server in &profile.servers {
-        let (known, server) = dressed(loaded, &profile, server)
+        let (known, server) = with_overrides(loaded, &profile, server)
             .with_context(|| format!("the profile `{name}` can't be run"))?;
         kept.insert(known.clone(), server);
     }
     let aside = &mut loaded.aside;
     loaded.config.servers.retain(|name, server| match kept.remove(name) {
-        Some(dressed) => {
-            aside.push(std::mem::replace(server, dressed));
+        Some(overridden) => {
+            aside.push(std::mem::replace(server, overridden));
             true
         }
         None => {

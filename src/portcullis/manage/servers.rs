@@ -3,7 +3,7 @@
 
 use portcullis_audit::record::CommandUser;
 use portcullis_config::{Loaded, protected_paths};
-use portcullis_policy::{DeliveredAs, Handing};
+use portcullis_policy::{DeliveredAs, LaunchSecret};
 use portcullis_protocol::names::ServerName;
 use portcullis_runtime::ProtectedPaths;
 use portcullis_upstream::{Engines, Launcher, SignatureVerifier, config::SecretDeliveryMethod};
@@ -28,16 +28,16 @@ pub fn configured<'a>(
 
 /// Secrets of a server, as policies evaluate them. The config's own checks report a secret that
 /// cannot be parsed as a reference.
-pub fn handed(settings: &portcullis_upstream::config::Server) -> Vec<Handing<'_>> {
+pub fn launch_secrets(settings: &portcullis_upstream::config::Server) -> Vec<LaunchSecret<'_>> {
     let all = settings.given().flat_map(|given| {
-        let handed = match given.hand_over {
+        let delivery = match given.delivery {
             Some(SecretDeliveryMethod::Env) => DeliveredAs::Env,
             Some(SecretDeliveryMethod::File) => DeliveredAs::File,
             None => DeliveredAs::Header,
         };
         given.references().filter_map(move |(client, from)| {
             let source = from.parse::<portcullis_vault::Source>().ok()?.kind();
-            Some(Handing { name: given.name, source, handed, client })
+            Some(LaunchSecret { name: given.name, source, delivery, client })
         })
     });
     all.collect()
@@ -57,7 +57,7 @@ pub async fn launcher(loaded: &Loaded) -> Launcher {
         known: None,
         digests: Default::default(),
         images: std::sync::Arc::new(loaded.images()),
-        outward: std::sync::Arc::new(portcullis_runtime::egress_netns::DenyAllEgress),
+        egress_gates: std::sync::Arc::new(portcullis_runtime::egress_netns::DenyAllEgress),
         signatures: Default::default(),
         dismissed: Default::default(),
         looks: portcullis_foundation::fair_semaphore::FairSemaphore::one_each(),
@@ -76,7 +76,7 @@ pub fn signatures(loaded: &Loaded) -> anyhow::Result<SignatureVerifier> {
 }
 
 /// User who runs this command.
-pub fn myself() -> CommandUser {
+pub fn current_user() -> CommandUser {
     let uid = nix::unistd::getuid();
     let user = nix::unistd::User::from_uid(uid).ok().flatten().map(|user| user.name);
     CommandUser { uid: Some(uid.as_raw()), user }

@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, value::RawValue};
 
 use super::{
-    Wrong,
-    cases::{Case, StandIn, about, granted, meeting, message, sound, taken},
+    UserError,
+    cases::{Case, StubServices, about, granted, matching_hooks, message, sound, taken},
 };
 use portcullis_plugin_host::{
     Compiled, Decision, Direction, Inspection, Message, Phase, Pin, PluginHost, Principal,
@@ -28,12 +28,12 @@ const DEADLINE: Duration = Duration::from_secs(10);
 const MEMORY_MIB: u64 = 64;
 
 /// Message, with the environment of the plugin.
-pub struct Given {
+pub struct PluginCall {
     message: Message,
     case: Case,
 }
 
-impl Given {
+impl PluginCall {
     /// Message from the audit log.
     pub fn recorded(message: Message) -> Self {
         Self { message, case: Case::default() }
@@ -43,7 +43,7 @@ impl Given {
     ///
     /// # Errors
     /// The text is not a valid message.
-    pub fn read(name: &Path, text: &str) -> Result<Self, Wrong> {
+    pub fn read(name: &Path, text: &str) -> Result<Self, UserError> {
         let file = File { name: name.to_owned(), text: text.into() };
         if let Ok(rpc) = serde_json::from_str::<Rpc<'_>>(text) {
             let message = rpc.message();
@@ -56,7 +56,7 @@ impl Given {
             };
         }
         let case: Case =
-            read_cases(&file, "plugin-message").map_err(|finding| -> Wrong { finding })?;
+            read_cases(&file, "plugin-message").map_err(|finding| -> UserError { finding })?;
         match message(&case, &IndexMap::new(), 0) {
             Ok(message) => Ok(Self { message, case }),
             Err(why) => Err(Box::new(Finding::error("plugin-message", why).file(name))),
@@ -121,7 +121,7 @@ pub struct Answered {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub labels: Vec<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub findings: Vec<Seen>,
+    pub findings: Vec<ReportedFinding>,
     /// Counters of `metrics`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub counts: BTreeMap<String, u64>,
@@ -161,7 +161,7 @@ pub enum Verdict {
 
 /// Finding that the plugin reports.
 #[derive(Debug, Serialize)]
-pub struct Seen {
+pub struct ReportedFinding {
     pub code: String,
     pub message: String,
 }
@@ -173,13 +173,13 @@ pub struct Seen {
 /// The plugin cannot run.
 pub async fn ask(
     component: &Path,
-    given: Given,
+    call: PluginCall,
     config: Option<Map<String, Value>>,
-) -> Result<Answered, Wrong> {
-    let Given { message, case } = given;
+) -> Result<Answered, UserError> {
+    let PluginCall { message, case } = call;
     let compiled = Compiled::read(component, Pin::Any)?;
     let secrets = case.secrets.unwrap_or_default();
-    let around = Arc::new(StandIn::default());
+    let services = Arc::new(StubServices::default());
     let settings = Settings {
         entry: compiled.manifest().name.clone(),
         config: case.config.or(config).unwrap_or_default(),
@@ -190,8 +190,8 @@ pub async fn ask(
         grants: case.grants.unwrap_or_else(|| granted(&compiled, secrets.keys())),
         secrets: secrets.into_iter().map(|(name, value)| (name, Secret::new(value))).collect(),
     };
-    let house = PluginHost { around: around.clone(), ..PluginHost::bare() };
-    let plugin = compiled.plugin(settings, &house)?;
+    let plugin_host = PluginHost { services: services.clone(), ..PluginHost::bare() };
+    let plugin = compiled.plugin(settings, &plugin_host)?;
     let mut answered = Answered {
         plugin: compiled.manifest().name.clone(),
         event: message.event.clone(),
@@ -206,17 +206,17 @@ pub async fn ask(
         micros: 0,
         memory: 0,
     };
-    if meeting(&compiled, &message).is_empty() {
+    if matching_hooks(&compiled, &message).is_empty() {
         return Ok(answered);
     }
     if let (Some(state), Some(values)) = (&case.state, plugin.values()) {
         for (key, kept) in &state.value {
-            values.put(key, &kept.0).map_err(|why| -> Wrong {
+            values.put(key, &kept.0).map_err(|why| -> UserError {
                 Box::new(Finding::error("plugin-message", format!("state: `{key}`: {why}")))
             })?;
         }
     }
-    around.prepare(
+    services.prepare(
         Some(case.now.unwrap_or_else(jiff::Timestamp::now)),
         case.http.unwrap_or_default(),
     );
@@ -224,8 +224,8 @@ pub async fn ask(
     let Inspection { verdict, requests, memory } = plugin.inspect(message.clone(), None).await;
     answered.micros = u64::try_from(before.elapsed().as_micros()).unwrap_or(u64::MAX);
     (answered.requests, answered.memory) = (requests, memory);
-    let did = around.take();
-    (answered.counts, answered.log) = (did.counts, did.lines);
+    let side_effects = services.take();
+    (answered.counts, answered.log) = (side_effects.counts, side_effects.lines);
     answered.state = plugin.values().map(Values::texts).unwrap_or_default();
     answered.verdict = match verdict.and_then(|verdict| taken(verdict, &message)) {
         Err(failure) => Verdict::Fault { why: failure.to_string() },
@@ -233,7 +233,7 @@ pub async fn ask(
             answered.labels = verdict.labels;
             let findings = verdict.findings.into_iter();
             answered.findings = findings
-                .map(|finding| Seen { code: finding.code, message: finding.message })
+                .map(|finding| ReportedFinding { code: finding.code, message: finding.message })
                 .collect();
             match verdict.decision {
                 Decision::Pass => Verdict::Pass,

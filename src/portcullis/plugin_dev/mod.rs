@@ -6,15 +6,15 @@
 
 mod call;
 mod cases;
-mod look;
+mod inspect;
 mod project;
 mod recorded;
 
-pub use call::{Answered, Given, Seen, Verdict, ask};
-pub use cases::{Hook, Ran, Report, run as run_cases};
-pub use look::{Cost, Looked, Slope, look};
+pub use call::{Answered, PluginCall, ReportedFinding, Verdict, ask};
+pub use cases::{CaseReport, Hook, Report, run as run_cases};
+pub use inspect::{Cost, Inspection, Slope, inspect};
 pub use project::{Built, Failed, Language, build, new};
 pub use recorded::recorded;
 
 /// Error for a person who can correct it.
-pub type Wrong = Box<dyn miette::Diagnostic + Send + Sync>;
+pub type UserError = Box<dyn miette::Diagnostic + Send + Sync>;

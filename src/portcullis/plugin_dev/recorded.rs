@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use portcullis_audit::record::{self, Call, Entry, Kept, Record};
+use portcullis_audit::record::{self, Call, Entry, KeptBody, Record};
 use portcullis_plugin_host::{Direction, Message, Phase, Principal, PrincipalKind, Target};
 
 /// Message of a decision, with the number of secrets redacted in the record. It is the response if
@@ -34,7 +34,7 @@ pub fn recorded(entries: &[Entry], answer: Option<bool>) -> Result<(Message, u32
     }
 }
 
-fn asked(call: &Call, arguments: Option<&Kept>) -> Result<(Message, u32), String> {
+fn asked(call: &Call, arguments: Option<&KeptBody>) -> Result<(Message, u32), String> {
     let (body, taken) = kept(arguments, "arguments")?;
     let method = call.method.as_deref().unwrap_or_default();
     let payload = match (&call.target, method) {
@@ -48,7 +48,7 @@ fn asked(call: &Call, arguments: Option<&Kept>) -> Result<(Message, u32), String
     Ok((message(call, Phase::Request, false, payload.to_string())?, taken))
 }
 
-fn kept<'a>(kept: Option<&'a Kept>, what: &str) -> Result<(&'a Value, u32), String> {
+fn kept<'a>(kept: Option<&'a KeptBody>, what: &str) -> Result<(&'a Value, u32), String> {
     let kept = kept.ok_or_else(|| {
         format!("its {what} were not kept: a policy that decides has to say `@keep(\"{what}\")`")
     })?;

@@ -41,7 +41,7 @@ pub fn own_meta() -> Value {
 
 /// Data about a client that a server of the other era needs.
 #[derive(Debug, Clone)]
-pub struct Speaker {
+pub struct ClientDetails {
     pub revision: Revision,
     /// `capabilities` as text.
     pub capabilities: Bytes,
@@ -51,7 +51,7 @@ pub struct Speaker {
     pub level: Option<&'static str>,
 }
 
-impl Speaker {
+impl ClientDetails {
     /// `_meta` members of a modern request that correspond to a legacy client's `initialize`.
     fn meta(&self) -> Vec<(&'static str, Bytes)> {
         let text = |value: Value| Bytes::from(value.to_string());
@@ -67,7 +67,7 @@ impl Speaker {
 
 /// A client's `params` translated to the server's era; `None` if they do not change. Params that
 /// are not an object, or whose `_meta` is not, stay unchanged: the codec refused them before.
-pub fn params(raw: &Bytes, client: &Speaker, server: Revision) -> Option<Bytes> {
+pub fn params(raw: &Bytes, client: &ClientDetails, server: Revision) -> Option<Bytes> {
     if client.revision.is_modern() == server.is_modern() {
         return None;
     }
@@ -187,8 +187,8 @@ mod tests {
     const OLD: Revision = Revision::V2025_06_18;
     const NEW: Revision = Revision::V2026_07_28;
 
-    fn speaker(revision: Revision) -> Speaker {
-        Speaker {
+    fn client_details(revision: Revision) -> ClientDetails {
+        ClientDetails {
             revision,
             capabilities: bytes(r#"{"roots":{ "x":1.0}}"#),
             info: Some(bytes(r#"{"name":"c"}"#)),
@@ -217,7 +217,7 @@ mod tests {
     #[test]
     fn params_gain_and_lose_what_the_modern_era_adds() {
         let plain = bytes(r#"{"name":"t","arguments":{"x":1.0},"_meta":{"progressToken":1}}"#);
-        let modern = params(&plain, &speaker(OLD), NEW).unwrap();
+        let modern = params(&plain, &client_details(OLD), NEW).unwrap();
         let value: Value = serde_json::from_slice(&modern).unwrap();
         assert_eq!(value["_meta"][META_REVISION], "2026-07-28");
         assert_eq!(value["_meta"][META_LOG_LEVEL], "error");
@@ -225,16 +225,16 @@ mod tests {
         assert_eq!(value["_meta"]["progressToken"], 1);
         assert!(modern.starts_with(br#"{"name":"t","arguments":{"x":1.0},"#));
         assert!(may_have(&modern, r#"{"roots":{ "x":1.0}}"#));
-        assert_eq!(params(&modern, &speaker(NEW), OLD).unwrap(), plain);
+        assert_eq!(params(&modern, &client_details(NEW), OLD).unwrap(), plain);
 
-        let bare = params(&bytes("{}"), &speaker(OLD), NEW).unwrap();
-        assert_eq!(params(&bare, &speaker(NEW), OLD).unwrap(), "{}");
+        let bare = params(&bytes("{}"), &client_details(OLD), NEW).unwrap();
+        assert_eq!(params(&bare, &client_details(NEW), OLD).unwrap(), "{}");
         let retried = bytes(r#"{"name":"t","inputResponses":{},"requestState":"s"}"#);
-        assert_eq!(params(&retried, &speaker(NEW), OLD).unwrap(), r#"{"name":"t"}"#);
-        let forged = params(&retried, &speaker(OLD), NEW).unwrap();
+        assert_eq!(params(&retried, &client_details(NEW), OLD).unwrap(), r#"{"name":"t"}"#);
+        let forged = params(&retried, &client_details(OLD), NEW).unwrap();
         assert!(!may_have(&forged, "inputResponses") && !may_have(&forged, "requestState"));
-        assert_eq!(params(&plain, &speaker(OLD), OLD), None);
-        assert_eq!(params(&plain, &speaker(NEW), NEW), None);
+        assert_eq!(params(&plain, &client_details(OLD), OLD), None);
+        assert_eq!(params(&plain, &client_details(NEW), NEW), None);
     }
 
     #[test]

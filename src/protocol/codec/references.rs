@@ -8,12 +8,12 @@ use serde_json::Value;
 pub struct References<'s> {
     root: &'s Value,
     /// Collected on first use.
-    named: OnceCell<Named<'s>>,
+    named: OnceCell<NamedTargets<'s>>,
 }
 
 /// Names within a document that references can use.
 #[derive(Default)]
-struct Named<'s> {
+struct NamedTargets<'s> {
     anchors: HashMap<&'s str, Vec<&'s Value>>,
     /// Schemas with an identifier: `$id`, or `id` in draft 4.
     resources: Vec<(&'s str, &'s Value)>,
@@ -71,9 +71,9 @@ impl<'s> References<'s> {
         1 + self.named().resources.len()
     }
 
-    fn named(&self) -> &Named<'s> {
+    fn named(&self) -> &NamedTargets<'s> {
         self.named.get_or_init(|| {
-            let mut named = Named::default();
+            let mut named = NamedTargets::default();
             named.collect(self.root);
             named
         })
@@ -98,7 +98,7 @@ pub fn pointed<'s>(root: &'s Value, reference: &str) -> Option<&'s Value> {
     root.pointer(&percent_decode(reference.strip_prefix('#')?)?)
 }
 
-impl<'s> Named<'s> {
+impl<'s> NamedTargets<'s> {
     fn collect(&mut self, value: &'s Value) {
         match value {
             Value::Object(members) => {

@@ -190,7 +190,7 @@ impl Keyring {
 
     /// Whether this principal is unchanged since its connection: a client with that key and those
     /// groups, or not a client.
-    pub fn still_knows(&self, principal: &Principal) -> bool {
+    pub fn is_unchanged(&self, principal: &Principal) -> bool {
         match &principal.kind {
             PrincipalKind::Client(name) => self.client(name).is_some_and(|now| *now == *principal),
             PrincipalKind::Local { .. } | PrincipalKind::Anonymous => true,
@@ -200,7 +200,7 @@ impl Keyring {
     /// Resolves when this principal has changed.
     pub async fn changed(&self, principal: &Principal) {
         let mut read = self.read.subscribe();
-        while self.still_knows(principal) {
+        while self.is_unchanged(principal) {
             // The sender belongs to this value.
             let _ = read.changed().await;
         }

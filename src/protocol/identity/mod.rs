@@ -14,7 +14,7 @@ pub use bearer::{BearerFault, bearer};
 pub use config::Client;
 pub use key::{Key, KeyHash, NoHash, NoKey, NoRandomness};
 pub use keyring::{Change, Keyring, Origin, Watch};
-pub use roles::{IllegalMember, Member, Named, Role, Roles, Standing, is_owner};
+pub use roles::{IllegalMember, Member, NameOrId, Role, Roles, UserRights, is_owner};
 pub use store::{Store, StoreFault, Stored};
 
 use std::sync::Arc;

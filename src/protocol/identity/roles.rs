@@ -48,13 +48,13 @@ pub struct Roles {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Member {
-    User(Named),
-    Group(Named),
+    User(NameOrId),
+    Group(NameOrId),
 }
 
 /// Name or number.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Named {
+pub enum NameOrId {
     Name(String),
     Id(u32),
 }
@@ -91,11 +91,11 @@ impl FromStr for Member {
             return Err(IllegalMember::Name);
         }
         if !name.bytes().all(|b| b.is_ascii_digit()) {
-            return Ok(member(Named::Name(name.to_owned())));
+            return Ok(member(NameOrId::Name(name.to_owned())));
         }
         match name.parse().map_err(|_| IllegalMember::Name)? {
             UNMAPPED | u32::MAX => Err(IllegalMember::Unmapped),
-            id => Ok(member(Named::Id(id))),
+            id => Ok(member(NameOrId::Id(id))),
         }
     }
 }
@@ -107,8 +107,8 @@ impl fmt::Display for Member {
             Self::Group(named) => ("group", named),
         };
         match named {
-            Named::Name(name) => write!(f, "{kind}:{name}"),
-            Named::Id(id) => write!(f, "{kind}:{id}"),
+            NameOrId::Name(name) => write!(f, "{kind}:{name}"),
+            NameOrId::Id(id) => write!(f, "{kind}:{id}"),
         }
     }
 }
@@ -146,11 +146,11 @@ impl Member {
     /// service, which may block.
     pub fn id(&self) -> Option<u32> {
         match self {
-            Self::User(Named::Id(id)) | Self::Group(Named::Id(id)) => Some(*id),
-            Self::User(Named::Name(name)) => {
+            Self::User(NameOrId::Id(id)) | Self::Group(NameOrId::Id(id)) => Some(*id),
+            Self::User(NameOrId::Name(name)) => {
                 User::from_name(name).ok().flatten().map(|user| user.uid.as_raw())
             }
-            Self::Group(Named::Name(name)) => {
+            Self::Group(NameOrId::Name(name)) => {
                 Group::from_name(name).ok().flatten().map(|group| group.gid.as_raw())
             }
         }
@@ -169,7 +169,7 @@ impl Member {
 
 /// Rights of a user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Standing {
+pub struct UserRights {
     /// Root, or the user who runs the proxy.
     pub owner: bool,
     auditor: bool,
@@ -177,7 +177,7 @@ pub struct Standing {
     approver: bool,
 }
 
-impl Standing {
+impl UserRights {
     pub const OWNER: Self = Self { owner: true, auditor: true, operator: true, approver: true };
     pub const STRANGER: Self =
         Self { owner: false, auditor: false, operator: false, approver: false };
@@ -222,15 +222,15 @@ impl Roles {
     /// Rights of the user whose process has this user and group. The user's further groups come
     /// from the name service, so that a user who was removed from a group has lost the role. Blocks
     /// during the lookup.
-    pub fn standing(&self, uid: u32, gid: u32) -> Standing {
+    pub fn rights(&self, uid: u32, gid: u32) -> UserRights {
         if is_owner(uid) {
-            return Standing::OWNER;
+            return UserRights::OWNER;
         }
         if uid == UNMAPPED || self.is_empty() {
-            return Standing::STRANGER;
+            return UserRights::STRANGER;
         }
         let has = |role| self.grant(role, uid, gid);
-        Standing {
+        UserRights {
             owner: false,
             auditor: has(Role::Auditor),
             operator: has(Role::Operator),
@@ -239,7 +239,7 @@ impl Roles {
     }
 
     /// Whether the config grants this role to the user, whichever user runs this process. Blocks as
-    /// [`Roles::standing`].
+    /// [`Roles::rights`].
     pub fn grant(&self, role: Role, uid: u32, gid: u32) -> bool {
         let groups = groups(uid, gid);
         uid != UNMAPPED && self.with(role).iter().any(|member| member.includes(uid, &groups))
@@ -292,15 +292,15 @@ mod tests {
     fn only_named_users_have_a_role() {
         let own = Uid::effective().as_raw();
         let none = Roles::default();
-        assert_eq!(none.standing(0, 0), Standing::OWNER);
-        assert_eq!(none.standing(own, 1), Standing::OWNER);
-        assert_eq!(none.standing(own + 41, 0), Standing::STRANGER);
+        assert_eq!(none.rights(0, 0), UserRights::OWNER);
+        assert_eq!(none.rights(own, 1), UserRights::OWNER);
+        assert_eq!(none.rights(own + 41, 0), UserRights::STRANGER);
 
         let some = roles(&["user:4001", "group:5001"], &["user:4002"]);
         let has = |uid, gid| {
-            let standing = some.standing(uid, gid);
-            assert!(!standing.owner);
-            (standing.has(Role::Auditor), standing.has(Role::Operator))
+            let rights = some.rights(uid, gid);
+            assert!(!rights.owner);
+            (rights.has(Role::Auditor), rights.has(Role::Operator))
         };
         assert_eq!(has(4001, 4001), (true, false));
         assert_eq!(has(4003, 5001), (true, false));
@@ -308,9 +308,9 @@ mod tests {
         assert_eq!(has(4002, 5001), (true, true));
         // A user's number does not match a group's, nor the reverse.
         assert_eq!(has(5001, 4001), (false, false));
-        assert_eq!(roles(&["user:surely-nobody-here"], &[]).standing(4001, 1), Standing::STRANGER);
+        assert_eq!(roles(&["user:surely-nobody-here"], &[]).rights(4001, 1), UserRights::STRANGER);
         // `nobody` is any user without a number.
-        assert_eq!(roles(&["user:nobody"], &[]).standing(UNMAPPED, 1), Standing::STRANGER);
+        assert_eq!(roles(&["user:nobody"], &[]).rights(UNMAPPED, 1), UserRights::STRANGER);
     }
 
     #[test]

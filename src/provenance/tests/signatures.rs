@@ -8,7 +8,9 @@ mod sigstore;
 use portcullis_oci::{
     Artifact, Client, Descriptor, Digest, Error as Registry, Logins, Reference, Settings,
 };
-use portcullis_provenance::{By, Error, Provenance, Rejection, Signer, Trust, What, Who, verify};
+use portcullis_provenance::{
+    By, Error, Provenance, Rejection, SignedContent, Signer, SignerIdentity, Trust, verify,
+};
 use rcgen::KeyPair;
 use registry::Door;
 use serde_json::{Value, json};
@@ -75,8 +77,8 @@ impl Place {
     async fn says(&self, trust: &Trust) -> Vec<String> {
         let said = |signed: portcullis_provenance::Signed| {
             let what = match signed.what {
-                What::Signature => "signature".to_owned(),
-                What::Attestation { predicate_type, .. } => predicate_type,
+                SignedContent::Signature => "signature".to_owned(),
+                SignedContent::Attestation { predicate_type, .. } => predicate_type,
             };
             format!("{}: {what}", signed.by.name())
         };
@@ -96,11 +98,11 @@ fn key() -> KeyPair {
     KeyPair::generate().expect("a key")
 }
 
-fn who(pem: String, root: Option<&Sigstore>) -> Who {
-    Who::Key { pem, trusted_root: root.map(|root| root.root().to_string()) }
+fn who(pem: String, root: Option<&Sigstore>) -> SignerIdentity {
+    SignerIdentity::Key { pem, trusted_root: root.map(|root| root.root().to_string()) }
 }
 
-fn trust(signers: &[(&str, Who)]) -> Trust {
+fn trust(signers: &[(&str, SignerIdentity)]) -> Trust {
     let signers: Vec<Signer> = signers
         .iter()
         .map(|(name, who)| Signer { name: (*name).to_owned(), who: who.clone() })
@@ -112,8 +114,8 @@ fn by_key(key: &KeyPair) -> Trust {
     trust(&[("acme", who(key.public_key_pem(), None))])
 }
 
-fn identity(sigstore: &Sigstore, subject: &str) -> Who {
-    Who::Identity {
+fn identity(sigstore: &Sigstore, subject: &str) -> SignerIdentity {
+    SignerIdentity::Identity {
         issuer: ISSUER.into(),
         subject: subject.parse().expect("a subject"),
         trusted_root: sigstore.root().to_string(),
@@ -172,7 +174,7 @@ async fn keys_of_every_kind_count_in_tags_and_bundles() {
         ];
         assert_eq!(says, both);
         let found = place.found(&trusted).await;
-        let what = What::Attestation {
+        let what = SignedContent::Attestation {
             predicate_type: SCAN.into(),
             predicate: Some(json!({ "ok": true })),
         };

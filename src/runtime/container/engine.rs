@@ -42,12 +42,12 @@ impl fmt::Debug for Engine {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub struct NoEngine {
     /// Each address in order, with its error.
-    pub tried: Vec<Tried>,
+    pub tried: Vec<AttemptedAddress>,
 }
 
 /// One address that was tried, and its error.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Tried {
+pub struct AttemptedAddress {
     pub host: String,
     /// Origin of the address: `engine.host`, `DOCKER_HOST`, `Docker's usual socket`.
     pub from: &'static str,
@@ -57,7 +57,7 @@ pub struct Tried {
 impl fmt::Display for NoEngine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("no container engine answers")?;
-        for (n, Tried { host, from, why }) in self.tried.iter().enumerate() {
+        for (n, AttemptedAddress { host, from, why }) in self.tried.iter().enumerate() {
             let separator = if n == 0 { ": " } else { "; " };
             write!(f, "{separator}{host} ({from}) {why}")?;
         }
@@ -87,7 +87,7 @@ impl Engine {
                     Ok(Err(why)) => Err(why),
                     Err(_) => Err(late(CONNECT_TIMEOUT)),
                 };
-                tried.map_err(|why| Tried { host, from, why })
+                tried.map_err(|why| AttemptedAddress { host, from, why })
             })
             .collect();
         let mut tried = Vec::new();

@@ -101,14 +101,17 @@ impl Engine {
         if let Some(holder) = mode.and_then(|mode| mode.strip_prefix("container:")) {
             let holder = self.docker.inspect_container(holder, None).await;
             let holder = holder.map_err(Fault::of("inspect its pause container"))?;
-            put_held(&mut found, holder);
+            replace_network_settings(&mut found, holder);
         }
         Ok(Inspection::of(found, &self.facts))
     }
 }
 
 /// Replaces the id of a pause container by its own network settings, which are the effective ones.
-fn put_held(container: &mut ContainerInspectResponse, holder: ContainerInspectResponse) {
+fn replace_network_settings(
+    container: &mut ContainerInspectResponse,
+    holder: ContainerInspectResponse,
+) {
     let holds = holder.config.and_then(|config| config.labels?.remove(label::HOLDS));
     let name = container.name.as_deref().map(|name| name.trim_start_matches('/'));
     let of_holder = holder.host_config.filter(|_| holds.is_some() && holds.as_deref() == name);

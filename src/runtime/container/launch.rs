@@ -87,9 +87,9 @@ impl Engine {
         })?;
         let image_id = found.id;
         let config = found.config.unwrap_or_default();
-        settle_in(&mut body, spec, &config.env.unwrap_or_default());
+        add_home(&mut body, spec, &config.env.unwrap_or_default());
         let volumes = config.volumes.unwrap_or_default();
-        profile.settle(&self.facts, volumes);
+        profile.complete(&self.facts, volumes);
 
         let holder = match profile.egress() {
             [] => None,
@@ -309,7 +309,7 @@ fn environment(spec: &LaunchSpec) -> Result<Vec<String>, LaunchFailure> {
 
 /// Adds variables that the image does not set. A `HOME` that the engine takes from the image's
 /// `/etc/passwd` (`/nonexistent`, `/`) is not writable.
-fn settle_in(body: &mut ContainerCreateBody, spec: &LaunchSpec, image: &[String]) {
+fn add_home(body: &mut ContainerCreateBody, spec: &LaunchSpec, image: &[String]) {
     let environment = body.env.get_or_insert_default();
     let home = spec.home(|name| {
         let is = |set: &String| set.split_once('=').is_some_and(|(set, _)| set == name);
@@ -368,7 +368,7 @@ mod tests {
             let mut body =
                 ContainerCreateBody { env: Some(vec!["A=1".into()]), ..Default::default() };
             let image: Vec<_> = image.iter().map(|set| (*set).to_owned()).collect();
-            settle_in(&mut body, spec, &image);
+            add_home(&mut body, spec, &image);
             body.env.unwrap()
         };
         let mut spec = spec(&[], &[]);

@@ -37,7 +37,7 @@ mod seccomp;
 mod stdio;
 
 pub use engine::sockets;
-pub use engine::{Engine, NoEngine, Tried};
+pub use engine::{AttemptedAddress, Engine, NoEngine};
 pub use facts::Version;
 pub use image::{IllegalImage, Image};
 pub use inspect::{Inspection, Running};

@@ -129,7 +129,7 @@ impl Profile {
     }
 
     /// Completes the profile with properties of the engine and the image.
-    pub(super) fn settle(&mut self, facts: &Facts, volumes: Vec<String>) {
+    pub(super) fn complete(&mut self, facts: &Facts, volumes: Vec<String>) {
         self.apparmor = facts.apparmor;
         let mut volumes = volumes;
         if facts.podman {
@@ -178,7 +178,7 @@ impl Profile {
             secrets: None,
             ..self.clone()
         };
-        holder.settle(facts, Vec::new());
+        holder.complete(facts, Vec::new());
         holder
     }
 

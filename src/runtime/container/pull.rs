@@ -90,11 +90,11 @@ impl Engine {
             .tag(&image.digest.to_string())
             .platform(&format!("{}/{}", image.platform.os, image.platform.architecture))
             .build();
-        let hidden = login.as_ref().map(Hidden::of).unwrap_or_default();
+        let redactor = login.as_ref().map(LoginRedactor::of).unwrap_or_default();
         let credentials = login.map(|login| credentials(reference, login));
         let failed = |error: &Error, may_be_there| NotPulled {
             why: failure(
-                format!("the engine did not pull `{pinned}`: {}", hidden.clean(words(error))),
+                format!("the engine did not pull `{pinned}`: {}", redactor.clean(words(error))),
                 "check that the engine can reach the registry; it connects by itself, with its \
                 own settings \
                  for proxies, certificates and registries without TLS",
@@ -252,9 +252,9 @@ impl Layers {
 /// Parts of a login. They are removed from an engine's messages, because a registry could make the
 /// engine repeat them.
 #[derive(Default)]
-struct Hidden(Vec<zeroize::Zeroizing<String>>);
+struct LoginRedactor(Vec<zeroize::Zeroizing<String>>);
 
-impl Hidden {
+impl LoginRedactor {
     fn of(login: &Login) -> Self {
         let secret = match login {
             Login::Password { user, password } => {
@@ -342,10 +342,10 @@ mod tests {
     fn login_is_redacted_in_messages() {
         let password = ["not", "to", "be", "seen"].concat();
         let login = Login::Password { user: "me".into(), password: password.clone().into() };
-        let hidden = Hidden::of(&login);
+        let redactor = LoginRedactor::of(&login);
         let encoded = BASE64_STANDARD.encode(format!("me:{password}"));
         let cleaned =
-            hidden.clean(format!("denied: Basic {encoded} {password} {}", "x".repeat(999)));
+            redactor.clean(format!("denied: Basic {encoded} {password} {}", "x".repeat(999)));
         assert!(!cleaned.contains(&password) && !cleaned.contains(&encoded), "{cleaned}");
         assert!(cleaned.len() <= MAX_ERROR_BYTES);
     }

@@ -378,7 +378,11 @@ impl CgroupParents {
     fn unified(&mut self, own: Option<PathBuf>, top: &str) {
         let Some(own) = own else { return };
         let folder = match own.parent() {
-            Some(_) if own != Path::new(top) && delegated(&own) && step_aside(&own).is_ok() => own,
+            Some(_)
+                if own != Path::new(top) && delegated(&own) && move_to_own_group(&own).is_ok() =>
+            {
+                own
+            }
             Some(parent) if own != Path::new(top) => parent.to_owned(),
             _ => own,
         };
@@ -419,7 +423,7 @@ fn delegated(group: &Path) -> bool {
 
 /// Moves the proxy into a group within its own. Fails if other processes are there, which the proxy
 /// must not move.
-fn step_aside(own: &Path) -> io::Result<()> {
+fn move_to_own_group(own: &Path) -> io::Result<()> {
     let me = std::process::id().to_string();
     let inside = fs::read_to_string(own.join("cgroup.procs"))?;
     if inside.split_whitespace().any(|pid| pid != me) {

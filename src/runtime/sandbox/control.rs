@@ -81,7 +81,7 @@ impl Control {
     }
 
     /// Ends the connection.
-    pub(super) async fn let_go(&self) {
+    pub(super) async fn disconnect(&self) {
         drop(self.orders.lock().await.take());
     }
 

@@ -187,13 +187,13 @@ impl Start {
         control.set_nonblocking(true).map_err(failed)?;
         let (read, mut write) = UnixStream::from_std(control).map_err(failed)?.into_split();
         let mut reports = tokio::io::BufReader::new(read).lines();
-        let greeting = async {
+        let process_start = async {
             // A launcher that ended early has reported the reason, which is more useful than a
             // broken pipe.
             let _ = write.write_all(&plan).await;
             reports.next_line().await.ok().flatten()
         };
-        let Ok(line) = timeout(START_TIMEOUT, greeting).await else {
+        let Ok(line) = timeout(START_TIMEOUT, process_start).await else {
             return Err(LaunchFailure {
                 what: format!("the sandbox was not ready within {} s", START_TIMEOUT.as_secs()),
                 remedy: Some("check whether the machine is overloaded".into()),
@@ -294,7 +294,7 @@ impl Handle for Running {
     async fn stop(&self, grace: Duration) {
         self.control.order(TERMINATE).await;
         if timeout(grace, self.wait()).await.is_err() {
-            self.control.let_go().await;
+            self.control.disconnect().await;
             self.wait().await;
         }
     }

@@ -49,6 +49,6 @@ pub use pod_client::launch_in_pod;
 /// Finds available control groups. Call it before starting any process: if systemd delegated the
 /// proxy's own group, the proxy moves into a group within it, which is impossible once other
 /// processes are in it.
-pub fn settle() {
+pub fn prepare_cgroups() {
     cgroups::parents();
 }

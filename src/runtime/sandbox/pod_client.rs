@@ -147,7 +147,7 @@ impl Handle for PodProcess {
     async fn stop(&self, grace: Duration) {
         self.control.order(TERMINATE).await;
         if timeout(grace, self.wait()).await.is_err() {
-            self.control.let_go().await;
+            self.control.disconnect().await;
             // The listening process may belong to the server and ignore every order.
             let _ = timeout(END_TIMEOUT, self.wait()).await;
         }

@@ -52,14 +52,14 @@ pub(super) struct Http {
 
 struct Line {
     wire: Arc<Wire>,
-    board: Multiplexer,
+    multiplexer: Multiplexer,
     closing: CancellationToken,
     /// Whether the server refused the handshake as a server with only HTTP+SSE does.
-    turned_away: AtomicBool,
+    older_transport_suspected: AtomicBool,
 }
 
 impl Http {
-    /// A transport to `url`, with secret headers. Messages without a call go to `ear`.
+    /// A transport to `url`, with secret headers. Messages without a call go to `sink`.
     ///
     /// # Errors
     /// A [`CallError`] if the URL or a header is invalid. It has the header's name, not its value.
@@ -67,7 +67,7 @@ impl Http {
         url: &str,
         headers: &[(String, Secret)],
         caps: Caps,
-        ear: MessageSink,
+        sink: MessageSink,
     ) -> Result<Self, CallError> {
         let wire = Arc::new(Wire::new(url, headers)?);
         let out = {
@@ -86,9 +86,9 @@ impl Http {
         let closing = CancellationToken::new();
         let line = Arc::new(Line {
             wire,
-            board: Multiplexer::new(caps, ear, out),
+            multiplexer: Multiplexer::new(caps, sink, out),
             closing: closing.clone(),
-            turned_away: AtomicBool::new(false),
+            older_transport_suspected: AtomicBool::new(false),
         });
         Ok(Self { line, _open: closing.drop_guard() })
     }
@@ -102,7 +102,7 @@ impl Line {
     /// Ends the connection after the server ended the session. A new handshake is necessary.
     fn forgotten(&self) -> CallError {
         let why = "it ended the session";
-        self.board.die(why.into());
+        self.multiplexer.die(why.into());
         CallError::Unavailable(why.into())
     }
 
@@ -143,14 +143,14 @@ impl Line {
     ) -> Result<Reply, CallError> {
         let response = self.wire.post(text, self.call_headers(call)?).await?;
         let status = response.status();
-        let greeting = call.method.as_str() == Method::INITIALIZE;
-        if greeting
+        let is_initialize = call.method.as_str() == Method::INITIALIZE;
+        if is_initialize
             && status.is_success()
             && let Some(session) = response.headers().get(SESSION)
         {
             *self.wire.session.write() = Some(session.clone());
         }
-        if !greeting && status.as_u16() == 404 && self.wire.session.read().is_some() {
+        if !is_initialize && status.as_u16() == 404 && self.wire.session.read().is_some() {
             self.forgotten();
             return Err(CallError::Forgotten);
         }
@@ -159,11 +159,11 @@ impl Line {
                 "it answered {status}: check the server's `headers` in the config"
             )));
         }
-        if greeting && matches!(status.as_u16(), 400 | 404 | 405) {
-            return self.turned_away(begun, response).await;
+        if is_initialize && matches!(status.as_u16(), 400 | 404 | 405) {
+            return self.refused_handshake(begun, response).await;
         }
         match content_type(&response).as_str() {
-            JSON => self.answer(begun, body(response, self.board.caps.bytes).await?).await,
+            JSON => self.answer(begun, body(response, self.multiplexer.caps.bytes).await?).await,
             EVENTS if status.is_success() => self.answer_stream(begun, response).await,
             _ if !status.is_success() => Err(CallError::Unavailable(format!(
                 "it answered {status} without a JSON-RPC error"
@@ -174,17 +174,17 @@ impl Line {
 
     /// Result of a refused `initialize`: the server's JSON-RPC error, or a sign that it has no such
     /// endpoint.
-    async fn turned_away(
+    async fn refused_handshake(
         &self,
         begun: &PendingCall,
         response: Response,
     ) -> Result<Reply, CallError> {
         let status = response.status();
-        let text = body(response, self.board.caps.bytes).await?;
+        let text = body(response, self.multiplexer.caps.bytes).await?;
         match self.answer(begun, text).await {
             Ok(reply) => Ok(reply),
             Err(_) => {
-                self.turned_away.store(true, Ordering::Relaxed);
+                self.older_transport_suspected.store(true, Ordering::Relaxed);
                 Err(CallError::Unavailable(format!(
                     "it answered {status} without a JSON-RPC error"
                 )))
@@ -207,7 +207,8 @@ impl Line {
         text: Bytes,
         what: &str,
     ) -> Result<Option<Reply>, CallError> {
-        let (party, weight) = (Party::Server(self.board.ear.server().clone()), Weight::of(&text));
+        let (party, weight) =
+            (Party::Server(self.multiplexer.sink.server().clone()), Weight::of(&text));
         in_turns(party, weight, self.messages(begun, text, what)).await
     }
 
@@ -218,9 +219,11 @@ impl Line {
         what: &str,
     ) -> Result<Option<Reply>, CallError> {
         let misbehaved = |flaw| CallError::Misbehaved(format!("{what}: {flaw}"));
-        let caps = self.board.caps;
+        let caps = self.multiplexer.caps;
         let mut reply = None;
-        for message in batch::messages(text, caps, self.board.revision()).map_err(misbehaved)? {
+        for message in
+            batch::messages(text, caps, self.multiplexer.revision()).map_err(misbehaved)?
+        {
             let frame = Frame::parse(message, caps).map_err(misbehaved)?;
             if let Some(answer) = self.frame(begun, frame).await? {
                 reply = Some(answer);
@@ -244,7 +247,8 @@ impl Line {
                 Ok(None)
             }
             Kind::Request { id, method, params } => {
-                if let Some(message) = self.board.request(Some(begun.id), id, method, params) {
+                if let Some(message) = self.multiplexer.request(Some(begun.id), id, method, params)
+                {
                     self.deliver(begun, message).await;
                 }
                 Ok(None)
@@ -258,28 +262,28 @@ impl Line {
         }
         match method.as_str() {
             Method::CANCELLED => {
-                return self.board.take_back(Some(begun.id), params.as_ref());
+                return self.multiplexer.take_back(Some(begun.id), params.as_ref());
             }
             // Progress without a requested token is dropped.
             Method::PROGRESS
-                if begun.mine.token.is_none()
+                if begun.original_ids.token.is_none()
                     || progress_token(params.as_ref()) != Some(begun.id) =>
             {
                 return;
             }
             _ => {}
         }
-        let params = begun.mine.restored(params);
+        let params = begun.original_ids.restored(params);
         self.deliver(begun, ServerMessage::Notification { method, params }).await;
     }
 
     /// Delivers a message of a call's own stream.
     async fn deliver(&self, begun: &PendingCall, message: ServerMessage) {
         match &begun.messages {
-            Some(call) if begun.mine.subscribes || !message.is_of_server() => {
-                self.board.ear.send_to_stream(call, message).await;
+            Some(call) if begun.original_ids.subscribes || !message.is_of_server() => {
+                self.multiplexer.sink.send_to_stream(call, message).await;
             }
-            _ => self.board.ear.send(message),
+            _ => self.multiplexer.sink.send(message),
         }
     }
 }
@@ -287,15 +291,15 @@ impl Line {
 #[async_trait]
 impl ServerTransport for Http {
     async fn call(&self, call: Call) -> Result<Reply, CallError> {
-        let board = &self.line.board;
+        let multiplexer = &self.line.multiplexer;
         // Only the end of the session ends this connection.
-        if board.dead().is_some() {
+        if multiplexer.dead().is_some() {
             return Err(CallError::Forgotten);
         }
-        let (mut begun, text) = board.begin(&call);
+        let (mut begun, text) = multiplexer.begin(&call);
         // A modern server sees the closed stream; `initialize` cannot be cancelled.
         let cancels = self.line.wire.session.read().is_some() && !self.line.modern();
-        let mut guard = Cancel { board, id: begun.id, cancels };
+        let mut guard = Cancel { multiplexer, id: begun.id, cancels };
         // A response on the standalone stream is valid, too.
         let (_, never) = tokio::sync::oneshot::channel();
         let beside = std::mem::replace(&mut begun.answer, never);
@@ -308,7 +312,7 @@ impl ServerTransport for Http {
         let reply = call.clock.bound(work).await;
         guard.cancels &= matches!(reply, Err(CallError::Timeout(_)));
         if let Ok(reply) = &reply {
-            board.answered(begun.id, &begun.mine, reply);
+            multiplexer.answered(begun.id, &begun.original_ids, reply);
         }
         reply
     }
@@ -328,15 +332,15 @@ impl ServerTransport for Http {
 
     fn agreed(&self, revision: Revision) {
         *self.line.wire.revision.write() = Some(revision);
-        self.line.board.agreed(revision);
+        self.line.multiplexer.agreed(revision);
     }
 
     fn dead(&self) -> Option<String> {
-        self.line.board.dead()
+        self.line.multiplexer.dead()
     }
 
-    fn turned_away(&self) -> bool {
-        self.line.turned_away.load(Ordering::Relaxed)
+    fn older_transport_suspected(&self) -> bool {
+        self.line.older_transport_suspected.load(Ordering::Relaxed)
     }
 
     fn listen(&self) {

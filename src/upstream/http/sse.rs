@@ -29,13 +29,13 @@ pub(crate) struct Sse {
     wire: Arc<Wire>,
     /// Endpoint for messages to the server.
     endpoint: Url,
-    board: Arc<Multiplexer>,
+    multiplexer: Arc<Multiplexer>,
     _open: DropGuard,
 }
 
 impl Sse {
     /// Opens the stream at `url`, with secret headers, and waits for the endpoint. Messages without
-    /// a call go to `ear`.
+    /// a call go to `sink`.
     ///
     /// # Errors
     /// A [`CallError`] if there is no such stream, or its endpoint has another origin: the
@@ -44,7 +44,7 @@ impl Sse {
         url: &str,
         headers: &[(String, Secret)],
         caps: Caps,
-        ear: MessageSink,
+        sink: MessageSink,
     ) -> Result<Self, CallError> {
         let wire = Arc::new(Wire::new(url, headers)?);
         let response = wire.listen(None).await?;
@@ -78,10 +78,10 @@ impl Sse {
                 Box::pin(sending) as _
             })
         };
-        let board = Arc::new(Multiplexer::new(caps, ear, out));
+        let multiplexer = Arc::new(Multiplexer::new(caps, sink, out));
         let closing = CancellationToken::new();
-        tokio::spawn(read(events, board.clone(), closing.clone()));
-        Ok(Self { wire, endpoint, board, _open: closing.drop_guard() })
+        tokio::spawn(read(events, multiplexer.clone(), closing.clone()));
+        Ok(Self { wire, endpoint, multiplexer, _open: closing.drop_guard() })
     }
 }
 
@@ -114,14 +114,14 @@ async fn soon(work: impl Future<Output = Result<(), CallError>>) -> Result<(), C
     tokio::time::timeout(PATIENCE, work).await.unwrap_or(Err(CallError::Timeout(PATIENCE)))
 }
 
-async fn read(mut events: Events, board: Arc<Multiplexer>, closing: CancellationToken) {
+async fn read(mut events: Events, multiplexer: Arc<Multiplexer>, closing: CancellationToken) {
     let reading = async {
         loop {
             match events.next().await {
                 Some(Ok(event)) => {
                     let message = event.name.as_deref().is_none_or(|name| name == b"message");
                     if message && !event.data.is_empty() {
-                        board.take(event.data, StreamKind::Only).await;
+                        multiplexer.take(event.data, StreamKind::Shared).await;
                     }
                 }
                 Some(Err(failure)) => return failure.to_string(),
@@ -133,22 +133,22 @@ async fn read(mut events: Events, board: Arc<Multiplexer>, closing: Cancellation
         why = reading => why,
         () = closing.cancelled() => "the line was closed".to_owned(),
     };
-    board.die(why);
+    multiplexer.die(why);
 }
 
 #[async_trait]
 impl ServerTransport for Sse {
     async fn call(&self, call: Call) -> Result<Reply, CallError> {
-        if self.board.dead().is_some() {
-            return Err(self.board.unavailable());
+        if self.multiplexer.dead().is_some() {
+            return Err(self.multiplexer.unavailable());
         }
-        let (mut begun, text) = self.board.begin(&call);
+        let (mut begun, text) = self.multiplexer.begin(&call);
         // `initialize` cannot be cancelled.
         let cancels = call.method.as_str() != Method::INITIALIZE;
-        let mut guard = Cancel { board: &self.board, id: begun.id, cancels };
+        let mut guard = Cancel { multiplexer: &self.multiplexer, id: begun.id, cancels };
         let work = async {
             let (wire, endpoint) = (self.wire.clone(), self.endpoint.clone());
-            let gone = |_| Err(self.board.unavailable());
+            let gone = |_| Err(self.multiplexer.unavailable());
             // The response may come before the server has accepted the POST.
             tokio::select! {
                 answer = &mut begun.answer => return answer.unwrap_or_else(gone),
@@ -168,11 +168,11 @@ impl ServerTransport for Sse {
 
     fn agreed(&self, revision: Revision) {
         *self.wire.revision.write() = Some(revision);
-        self.board.agreed(revision);
+        self.multiplexer.agreed(revision);
     }
 
     fn dead(&self) -> Option<String> {
-        self.board.dead()
+        self.multiplexer.dead()
     }
 }
 

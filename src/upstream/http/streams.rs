@@ -34,7 +34,7 @@ impl Line {
         begun: &PendingCall,
         response: Response,
     ) -> Result<Reply, CallError> {
-        let mut events = Events::of(response, self.board.caps.bytes);
+        let mut events = Events::of(response, self.multiplexer.caps.bytes);
         let mut resume = Resume::default();
         loop {
             match events.next().await {
@@ -69,7 +69,7 @@ impl Line {
             match response.status().as_u16() {
                 404 if self.wire.session.read().is_some() => return Err(self.forgotten()),
                 200 if content_type(&response) == EVENTS => {
-                    return Ok(Events::of(response, self.board.caps.bytes));
+                    return Ok(Events::of(response, self.multiplexer.caps.bytes));
                 }
                 429 | 500.. => {}
                 _ => break,
@@ -91,7 +91,7 @@ impl Line {
                     Ok(response) => match response.status().as_u16() {
                         200 if content_type(&response) == EVENTS => {
                             if (opened || failed > 0) && resume.last.is_none() {
-                                self.board.ear.missed();
+                                self.multiplexer.sink.missed();
                             }
                             opened = true;
                             let since = Instant::now();
@@ -110,7 +110,7 @@ impl Line {
                         // The server has the stream, but cannot resume it after that event.
                         _ if opened => {
                             resume.last = None;
-                            self.board.ear.missed();
+                            self.multiplexer.sink.missed();
                             failed += 1;
                         }
                         status => {
@@ -132,7 +132,7 @@ impl Line {
 
     /// Reads one stream to its end. Returns whether an event came.
     async fn read_stream(&self, response: Response, resume: &mut Resume) -> bool {
-        let mut events = Events::of(response, self.board.caps.bytes);
+        let mut events = Events::of(response, self.multiplexer.caps.bytes);
         let mut received = false;
         loop {
             match events.next().await {
@@ -140,7 +140,7 @@ impl Line {
                     received = true;
                     resume.note(&event);
                     if !event.data.is_empty() {
-                        self.board.take(event.data, StreamKind::Beside).await;
+                        self.multiplexer.take(event.data, StreamKind::Unsolicited).await;
                     }
                 }
                 Some(Err(failure)) => {

@@ -81,16 +81,16 @@ impl Remote {
     }
 
     fn line(&self, party: Option<InstanceKey>) -> (Arc<Http>, mpsc::Receiver<UnroutedMessage>) {
-        let (ear, unrouted) = MessageSink::test(party);
-        (Arc::new(Http::new(&self.url, &[], CAPS, ear).unwrap()), unrouted)
+        let (sink, unrouted) = MessageSink::test(party);
+        (Arc::new(Http::new(&self.url, &[], CAPS, sink).unwrap()), unrouted)
     }
 
     /// A transport with a session of the latest legacy revision, without a standalone stream.
     async fn session(&mut self) -> (Arc<Http>, mpsc::Receiver<UnroutedMessage>) {
         let (line, unrouted) = self.line(None);
-        let greeting = start(&line, call(Method::INITIALIZE));
+        let handshake = start(&line, call(Method::INITIALIZE));
         self.next().await.result(&[("mcp-session-id", "s1")]);
-        assert!(matches!(soon(greeting).await.unwrap(), Ok(Reply::Result(_))));
+        assert!(matches!(soon(handshake).await.unwrap(), Ok(Reply::Result(_))));
         line.agreed(Revision::LATEST_LEGACY);
         (line, unrouted)
     }
@@ -322,11 +322,11 @@ async fn standalone_stream_without_resumption_is_opened_again() {
 async fn failed_handshake_opens_no_session() {
     let mut remote = Remote::start().await;
     let (line, _unrouted) = remote.line(None);
-    let greeting = start(&line, call(Method::INITIALIZE));
+    let handshake = start(&line, call(Method::INITIALIZE));
     let refused = Response::builder().status(404).header("mcp-session-id", "s1");
     let _ = remote.next().await.reply.send(refused.body(Body::empty()).unwrap());
-    assert!(matches!(soon(greeting).await.unwrap(), Err(CallError::Unavailable(_))));
-    assert!(line.turned_away() && line.dead().is_none());
+    assert!(matches!(soon(handshake).await.unwrap(), Err(CallError::Unavailable(_))));
+    assert!(line.older_transport_suspected() && line.dead().is_none());
 }
 
 #[tokio::test]
@@ -413,9 +413,9 @@ async fn batches_are_accepted_only_in_their_revision() {
 async fn http_sse_transport_has_one_stream_and_an_endpoint() {
     let mut remote = Remote::start().await;
     let key = InstanceKey::Session(SessionId::presented("party"));
-    let (ear, mut unrouted) = MessageSink::test(Some(key.clone()));
+    let (sink, mut unrouted) = MessageSink::test(Some(key.clone()));
     let url = remote.url.clone();
-    let opening = tokio::spawn(async move { Sse::open(&url, &[], CAPS, ear).await });
+    let opening = tokio::spawn(async move { Sse::open(&url, &[], CAPS, sink).await });
     let got = remote.next().await;
     assert_eq!((got.verb.as_str(), got.header("accept")), ("GET", EVENTS));
     let stream = got.stream();
@@ -479,9 +479,9 @@ async fn http_sse_transport_has_one_stream_and_an_endpoint() {
 async fn foreign_endpoint_is_refused() {
     let mut remote = Remote::start().await;
     for message in ["event: endpoint\ndata: http://other.example/m\n\n", "data: {}\n\n"] {
-        let (ear, _unrouted) = MessageSink::test(None);
+        let (sink, _unrouted) = MessageSink::test(None);
         let url = remote.url.clone();
-        let opening = tokio::spawn(async move { Sse::open(&url, &[], CAPS, ear).await });
+        let opening = tokio::spawn(async move { Sse::open(&url, &[], CAPS, sink).await });
         remote.next().await.stream().send(message.into()).unwrap();
         assert!(soon(opening).await.unwrap().is_err());
     }

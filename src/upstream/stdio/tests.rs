@@ -32,8 +32,8 @@ fn line(
 ) -> (Arc<StdioTransport>, Server, mpsc::Receiver<UnroutedMessage>) {
     let (stdin, server_in) = duplex(1 << 16);
     let (stdout, server_out) = duplex(1 << 20);
-    let (ear, unrouted) = MessageSink::test(party);
-    let pipe = StdioTransport::new(stdin, stdout, CAPS, ear);
+    let (sink, unrouted) = MessageSink::test(party);
+    let pipe = StdioTransport::new(stdin, stdout, CAPS, sink);
     let server = Server { lines: BufReader::new(server_in).lines(), stdout: server_out };
     (Arc::new(pipe), server, unrouted)
 }
@@ -72,7 +72,7 @@ async fn abandoned_call_is_cancelled() {
     server.read().await;
     let cancelled = server.read().await;
     assert!(cancelled.contains("notifications/cancelled") && cancelled.contains("\"requestId\":1"));
-    assert!(pipe.board.is_empty());
+    assert!(pipe.multiplexer.is_empty());
 }
 
 #[tokio::test]

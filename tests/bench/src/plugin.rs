@@ -83,7 +83,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     let scratch = tempfile::Builder::new().prefix("plugin-").tempdir_in(folder)?;
     let cache = Arc::new(Cache::of(scratch.path()).context("no cache")?);
-    let house = PluginHost { cache: Some(cache), ..PluginHost::bare() };
+    let plugin_host = PluginHost { cache: Some(cache), ..PluginHost::bare() };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
 
     let mut rows: Vec<(String, Arc<dyn Interceptor>)> =
@@ -97,7 +97,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         let mut took = Vec::new();
         for _ in 0..2 {
             let began = Instant::now();
-            let plugin = load(path, &house)?;
+            let plugin = load(path, &plugin_host)?;
             took.push(began.elapsed().as_secs_f64() * 1e3);
             if took.len() == 2 {
                 rows.push((name.clone(), Arc::new(plugin)));
@@ -144,7 +144,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     many(args.many, &paths[0], scratch.path(), &binary)
 }
 
-fn load(path: &Path, house: &PluginHost) -> anyhow::Result<Plugin> {
+fn load(path: &Path, plugin_host: &PluginHost) -> anyhow::Result<Plugin> {
     let grants =
         json!({ "log": true, "clock": true, "random": true, "metrics": true, "state": "1MiB" });
     let name = path.file_stem().unwrap_or_default();
@@ -153,7 +153,7 @@ fn load(path: &Path, house: &PluginHost) -> anyhow::Result<Plugin> {
     let entry = json!({ "path": path, "allow-unpinned": true, "grants": grants, "config": config });
     let config: Config = serde_json::from_value(entry)?;
     let settings = EntrySettings { deadline_ms: Some(10_000), ..EntrySettings::default() };
-    Plugin::load(&config, &settings, Path::new("/"), BTreeMap::new(), house)
+    Plugin::load(&config, &settings, Path::new("/"), BTreeMap::new(), plugin_host)
         .map_err(|error| anyhow!("{error}"))
 }
 

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use portcullis_protocol::{
     codec::{
         Caps, Object, Text, check,
-        era::{self, ResultKind, Speaker},
+        era::{self, ClientDetails, ResultKind},
     },
     exchange::{Method, Revision},
 };
@@ -30,7 +30,7 @@ pub fn target(bytes: &[u8]) {
     let method = Method::new(method);
     let text = Bytes::copy_from_slice(text);
     for revision in [LEGACY, MODERN] {
-        assert_eq!(era::params(&text, &speaker(revision), revision), None);
+        assert_eq!(era::params(&text, &client_details(revision), revision), None);
         assert_eq!(era::result(text.clone(), &method, revision, revision).as_ref(), Ok(&text));
         assert_eq!(era::error(text.clone(), &method, revision, revision), text);
     }
@@ -45,8 +45,8 @@ pub fn target(bytes: &[u8]) {
     }
 }
 
-fn speaker(revision: Revision) -> Speaker {
-    Speaker {
+fn client_details(revision: Revision) -> ClientDetails {
+    ClientDetails {
         revision,
         capabilities: Bytes::from_static(b"{\"roots\":{\"x\" : 1.0}}"),
         info: None,
@@ -56,7 +56,7 @@ fn speaker(revision: Revision) -> Speaker {
 
 /// A legacy client's params, there and back.
 fn params(text: &Bytes) {
-    let Some(modern) = era::params(text, &speaker(LEGACY), MODERN) else { return };
+    let Some(modern) = era::params(text, &client_details(LEGACY), MODERN) else { return };
     check(&modern, Text::Params, ROOMY).expect("params that pass");
     // Who cannot have been asked has not answered.
     kept(text, &modern, &["_meta", "inputResponses", "requestState"]);
@@ -64,7 +64,8 @@ fn params(text: &Bytes) {
     assert!(asked.get("inputResponses").is_none() && asked.get("requestState").is_none());
     let Value::Object(said) = &value(&modern)["_meta"] else { panic!("no `_meta`") };
     assert_eq!(said["io.modelcontextprotocol/clientCapabilities"]["roots"]["x"], 1.0);
-    let legacy = era::params(&modern, &speaker(MODERN), LEGACY).expect("params of the other era");
+    let legacy =
+        era::params(&modern, &client_details(MODERN), LEGACY).expect("params of the other era");
     kept(text, &legacy, &["_meta", "inputResponses", "requestState"]);
     let meta = |text: &[u8]| match value(text) {
         Value::Object(mut members) => match members.remove("_meta") {

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::super::Item;
-use crate::record::{Call, Decision, Kept, Record, Target};
+use crate::record::{Call, Decision, KeptBody, Record, Target};
 
 /// Type of a column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,7 +80,7 @@ fn json(list: &impl Serialize, empty: bool) -> Value<'static> {
     }
 }
 
-fn kept(kept: Option<&Kept>) -> Value<'static> {
+fn kept(kept: Option<&KeptBody>) -> Value<'static> {
     kept.map_or(Value::Absent, |kept| json(kept, false))
 }
 

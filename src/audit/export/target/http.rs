@@ -58,7 +58,7 @@ impl Endpoint {
 /// Response of an OTLP receiver that accepted part of a request.
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase", default)]
-struct Taken {
+struct OtlpResponse {
     partial_success: Option<Partial>,
 }
 
@@ -69,7 +69,7 @@ struct Partial {
     rejected_log_records: serde_json::Value,
 }
 
-impl Taken {
+impl OtlpResponse {
     fn rejected(&self) -> u64 {
         self.partial_success.as_ref().map_or(0, |partial| match &partial.rejected_log_records {
             serde_json::Value::String(text) => text.parse().unwrap_or(0),
@@ -124,7 +124,7 @@ async fn log_rejected(mut answer: reqwest::Response) -> Result<(), Undelivered> 
         Ok(text)
     };
     let text = in_time("the endpoint's answer", read).await?;
-    let rejected = serde_json::from_slice::<Taken>(&text).unwrap_or_default().rejected();
+    let rejected = serde_json::from_slice::<OtlpResponse>(&text).unwrap_or_default().rejected();
     if rejected > 0 {
         tracing::error!(
             rejected,

@@ -5,7 +5,7 @@ use std::{collections::HashSet, fs, io, path::Path};
 use rayon::prelude::*;
 use serde::Deserialize;
 
-use super::finding::{Finding, Findings, What};
+use super::finding::{Finding, FindingKind, Findings};
 use crate::{
     digest::DigestKey,
     proof::{
@@ -20,7 +20,7 @@ pub(in crate::proof) const FILE: &str = "checkpoints";
 
 /// A checkpoint and its origin.
 #[derive(Debug, Clone)]
-pub(super) struct Kept {
+pub(super) struct StoredCheckpoint {
     pub signed: Signed,
     /// Name of the file and position within it.
     pub file: String,
@@ -30,7 +30,7 @@ pub(super) struct Kept {
 /// Checkpoints by size, without duplicates.
 #[derive(Debug, Default)]
 pub(super) struct CheckpointSet {
-    pub kept: Vec<Kept>,
+    pub kept: Vec<StoredCheckpoint>,
     /// The newest of the store's own checkpoints.
     pub newest: Option<Signed>,
     /// Notes about replaced files, from the store's own checkpoints.
@@ -75,12 +75,12 @@ fn open(note: &[u8], keys: &[Verifier]) -> Result<Signed, NoCheckpoint> {
     Err(fault)
 }
 
-fn unusable(fault: NoCheckpoint) -> What {
+fn unusable(fault: NoCheckpoint) -> FindingKind {
     match fault {
-        NoCheckpoint::Malformed => What::CheckpointMalformed,
-        NoCheckpoint::OtherKey => What::CheckpointOtherKey,
-        NoCheckpoint::Forged => What::CheckpointForged,
-        NoCheckpoint::OtherStore => What::CheckpointOtherStore,
+        NoCheckpoint::Malformed => FindingKind::CheckpointMalformed,
+        NoCheckpoint::OtherKey => FindingKind::CheckpointOtherKey,
+        NoCheckpoint::Forged => FindingKind::CheckpointForged,
+        NoCheckpoint::OtherStore => FindingKind::CheckpointOtherStore,
     }
 }
 
@@ -92,7 +92,7 @@ impl CheckpointSet {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(error),
         };
-        let mut book = Self::default();
+        let mut checkpoints = Self::default();
         let (notes, tail) = found(&bytes);
         let opened: Vec<_> = notes.par_iter().map(|(_, note)| open(note, keys)).collect();
         // Unreadable notes since the last readable one.
@@ -101,12 +101,16 @@ impl CheckpointSet {
             let at = *at as u64;
             match opened {
                 Ok(signed) => {
-                    let missing = book.follows(&signed, bad);
+                    let missing = checkpoints.follows(&signed, bad);
                     findings_at(findings, missing, at);
                     bad = 0;
-                    book.note_changes(&signed);
-                    book.newest = Some(signed.clone());
-                    book.kept.push(Kept { signed, file: FILE.into(), offset: at });
+                    checkpoints.note_changes(&signed);
+                    checkpoints.newest = Some(signed.clone());
+                    checkpoints.kept.push(StoredCheckpoint {
+                        signed,
+                        file: FILE.into(),
+                        offset: at,
+                    });
                 }
                 Err(fault) => {
                     bad += 1;
@@ -116,14 +120,14 @@ impl CheckpointSet {
             }
         }
         if let Tail::Damaged(at) = tail {
-            let finding = Finding::new(What::CheckpointMalformed, "this is no checkpoint");
+            let finding = Finding::new(FindingKind::CheckpointMalformed, "this is no checkpoint");
             findings.add(finding.file(FILE).at(at as u64));
         }
         if notes.is_empty() {
             let message = "there are none, and every store has one since it was created";
-            findings.add(Finding::new(What::CheckpointMissing, message).file(FILE));
+            findings.add(Finding::new(FindingKind::CheckpointMissing, message).file(FILE));
         }
-        Ok(book)
+        Ok(checkpoints)
     }
 
     /// Notes which files were replaced since the preceding checkpoint.
@@ -157,17 +161,17 @@ impl CheckpointSet {
         match found.number.checked_sub(number) {
             Some(0) if found.before == before => None,
             Some(0) => Some(Finding::new(
-                What::CheckpointMisplaced,
+                FindingKind::CheckpointMisplaced,
                 format!("checkpoint {number} does not name the one before it"),
             )),
             // Findings report these already.
             Some(missing) if missing <= bad => None,
             Some(_) => Some(Finding::new(
-                What::CheckpointMissing,
+                FindingKind::CheckpointMissing,
                 format!("checkpoints {number} to {} are not there", found.number - 1),
             )),
             None => Some(Finding::new(
-                What::CheckpointMisplaced,
+                FindingKind::CheckpointMisplaced,
                 format!("checkpoint {} stands where {number} belongs", found.number),
             )),
         }
@@ -186,7 +190,7 @@ impl CheckpointSet {
         let own: HashSet<_> = self.kept.iter().map(|kept| kept.signed.hash).collect();
         if notes.is_empty() && !bytes.is_empty() {
             let message = "there is no checkpoint in it";
-            findings.add(Finding::new(What::CheckpointMalformed, message).file(&name));
+            findings.add(Finding::new(FindingKind::CheckpointMalformed, message).file(&name));
         }
         for (at, note) in notes {
             let offset = at as u64;
@@ -199,10 +203,10 @@ impl CheckpointSet {
                             signed.checkpoint.size,
                             signed.checkpoint.time
                         );
-                        let finding = Finding::new(What::CheckpointMissing, message);
+                        let finding = Finding::new(FindingKind::CheckpointMissing, message);
                         findings.add(finding.file(&name).at(offset));
                     }
-                    self.kept.push(Kept { signed, file: name.clone(), offset });
+                    self.kept.push(StoredCheckpoint { signed, file: name.clone(), offset });
                 }
                 Err(fault) => {
                     let finding = Finding::new(unusable(fault), fault.to_string());
@@ -213,7 +217,7 @@ impl CheckpointSet {
     }
 
     /// Sorts checkpoints by size, and removes those with the same content.
-    pub fn settle(&mut self) {
+    pub fn sort_and_dedup(&mut self) {
         self.kept.sort_by_key(|kept| kept.signed.checkpoint.size);
         self.kept.dedup_by(|b, a| {
             let (a, b) = (&a.signed.checkpoint, &b.signed.checkpoint);

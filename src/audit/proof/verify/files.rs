@@ -11,7 +11,7 @@ use std::{
 use jiff::Timestamp;
 use serde::Deserialize;
 
-use super::frames::{self, Fill, Piece, Source, Unit};
+use super::frames::{self, FilePart, Fill, Source, Unit};
 use crate::proof::{Frontier, Hash};
 
 /// File with the summary of a closed segment.
@@ -49,9 +49,9 @@ pub(super) struct Segment {
 
 /// Content of a segment, in order.
 pub(super) struct Content {
-    pub pieces: Vec<Piece>,
+    pub pieces: Vec<FilePart>,
     /// Incomplete commit of an interrupted or concurrent write.
-    pub unfinished: Option<Piece>,
+    pub unfinished: Option<FilePart>,
 }
 
 fn open(dir: &Path, name: String) -> io::Result<Option<Arc<Source>>> {
@@ -110,16 +110,16 @@ impl Segment {
         if let Some(records) = &self.records {
             content.pieces = frames::pieces(records, self.first, Fill::None)?;
         }
-        let end = |pieces: &[Piece]| {
+        let end = |pieces: &[FilePart]| {
             pieces.iter().rev().find_map(|piece| match piece {
-                Piece::Frame(unit) => Some(unit.records().end),
-                Piece::Damage { .. } => None,
+                FilePart::Frame(unit) => Some(unit.records().end),
+                FilePart::Damage { .. } => None,
             })
         };
         let mut next = end(&content.pieces).unwrap_or(self.first);
         // A block whose sealing is running or was interrupted still has its commits.
         if self.wals.iter().any(|(begin, _)| *begin <= next) {
-            content.pieces.pop_if(|piece| matches!(piece, Piece::Damage { last: true, .. }));
+            content.pieces.pop_if(|piece| matches!(piece, FilePart::Damage { last: true, .. }));
         }
         let mut wals = self.wals.iter().peekable();
         while let Some((begin, source)) = wals.next() {
@@ -127,24 +127,26 @@ impl Segment {
             let until = wals.peek().map(|(begin, _)| *begin);
             let mut pieces = frames::pieces(source, *begin, Fill::Zeros)?;
             for piece in &mut pieces {
-                if let Piece::Frame(unit) = piece
+                if let FilePart::Frame(unit) = piece
                     && !frames::sound(unit)?
                 {
                     let bytes = unit.offset..unit.offset + unit.length as u64;
                     let source = source.clone();
-                    *piece = Piece::Damage { source, bytes, last: false };
+                    *piece = FilePart::Damage { source, bytes, last: false };
                 }
             }
-            let trailing = pieces.pop_if(|piece| matches!(piece, Piece::Damage { .. }));
+            let trailing = pieces.pop_if(|piece| matches!(piece, FilePart::Damage { .. }));
             for piece in pieces {
                 match piece {
-                    Piece::Frame(unit) if unit.records().end <= next => {}
-                    Piece::Frame(unit) if until.is_some_and(|until| unit.first >= until) => break,
-                    Piece::Frame(unit) => {
-                        next = unit.records().end;
-                        content.pieces.push(Piece::Frame(unit));
+                    FilePart::Frame(unit) if unit.records().end <= next => {}
+                    FilePart::Frame(unit) if until.is_some_and(|until| unit.first >= until) => {
+                        break;
                     }
-                    damage @ Piece::Damage { .. } => content.pieces.push(damage),
+                    FilePart::Frame(unit) => {
+                        next = unit.records().end;
+                        content.pieces.push(FilePart::Frame(unit));
+                    }
+                    damage @ FilePart::Damage { .. } => content.pieces.push(damage),
                 }
             }
             match trailing {
@@ -158,7 +160,7 @@ impl Segment {
     }
 }
 
-impl Piece {
+impl FilePart {
     /// The frame, unless the piece is damage.
     pub fn unit(&self) -> Option<&Unit> {
         match self {

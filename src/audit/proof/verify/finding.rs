@@ -11,7 +11,7 @@ pub(super) const MOST: usize = 200;
 /// Kinds of findings. Their names are stable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum What {
+pub enum FindingKind {
     /// Bytes of a file differ from those that were written.
     FrameDamaged,
     /// A line does not have the head of a record.
@@ -62,7 +62,7 @@ pub enum What {
     FileChanged,
 }
 
-impl fmt::Display for What {
+impl fmt::Display for FindingKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Serde has the names; serializing a unit variant cannot fail.
         self.serialize(f)
@@ -72,7 +72,7 @@ impl fmt::Display for What {
 /// A fault of the log, and its position.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
-    pub what: What,
+    pub what: FindingKind,
     /// Description for people.
     pub message: String,
     /// File, relative to the store's folder unless it begins with `/`.
@@ -87,7 +87,7 @@ pub struct Finding {
 }
 
 impl Finding {
-    pub(in crate::proof) fn new(what: What, message: impl Into<String>) -> Self {
+    pub(in crate::proof) fn new(what: FindingKind, message: impl Into<String>) -> Self {
         Self { what, message: message.into(), file: None, offset: None, seq: None }
     }
 

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 
 use super::{
-    finding::{Finding, What},
+    finding::{Finding, FindingKind},
     frames::Unit,
 };
 use crate::{
@@ -95,11 +95,11 @@ impl Fold {
         self.hashes.push(Hash::leaf(line));
         let Some(head) = LineHead::read(line) else {
             let message = "this is not how the line of a record begins";
-            return self.find(Finding::new(What::LineMalformed, message).seq(seq));
+            return self.find(Finding::new(FindingKind::LineMalformed, message).seq(seq));
         };
         if head.seq.0 != seq {
             let message = format!("the record {} stands where this one belongs", head.seq);
-            self.find(Finding::new(What::RecordMisplaced, message).seq(seq));
+            self.find(Finding::new(FindingKind::RecordMisplaced, message).seq(seq));
         }
         match before {
             Some(before) if before != head.prev => self.find(broken(seq)),
@@ -148,10 +148,10 @@ pub(super) fn broken(seq: u64) -> Finding {
          records between them were removed, put in or moved{}",
         if seq == 0 { " (this is the first record)" } else { "" }
     );
-    Finding::new(What::ChainBroken, message).seq(seq)
+    Finding::new(FindingKind::ChainBroken, message).seq(seq)
 }
 
 pub(super) fn back(seq: u64, recorded: Timestamp, newest: Timestamp) -> Finding {
     let message = format!("its time is {recorded:.6}, and an earlier record has {newest:.6}");
-    Finding::new(What::TimeBack, message).seq(seq)
+    Finding::new(FindingKind::TimeBack, message).seq(seq)
 }

@@ -42,7 +42,7 @@ impl Unit {
 
 /// Part of a file.
 #[derive(Debug, Clone)]
-pub(super) enum Piece {
+pub(super) enum FilePart {
     Frame(Unit),
     /// Damaged bytes. They are the last piece if no frame was found after them.
     Damage {
@@ -86,7 +86,7 @@ pub(super) enum Fill {
 }
 
 /// Finds the frames of a file; `next` is the first record of the first frame if nothing is missing.
-pub(super) fn pieces(source: &Arc<Source>, mut next: u64, fill: Fill) -> io::Result<Vec<Piece>> {
+pub(super) fn pieces(source: &Arc<Source>, mut next: u64, fill: Fill) -> io::Result<Vec<FilePart>> {
     let size = source.file.metadata()?.len();
     let mut pieces = Vec::new();
     let mut offset = 0;
@@ -95,13 +95,13 @@ pub(super) fn pieces(source: &Arc<Source>, mut next: u64, fill: Fill) -> io::Res
             Some(unit) => {
                 offset += unit.length as u64;
                 next = unit.records().end;
-                pieces.push(Piece::Frame(unit));
+                pieces.push(FilePart::Frame(unit));
             }
             None if fill == Fill::Zeros && are_zeros(source, offset, size)? => break,
             None => {
                 // A header that only has a wrong length leads to bytes that are not a header.
                 let begin = match pieces.last() {
-                    Some(Piece::Frame(unit)) if !sound(unit)? => {
+                    Some(FilePart::Frame(unit)) if !sound(unit)? => {
                         let begin = unit.offset;
                         pieces.pop();
                         begin
@@ -116,11 +116,11 @@ pub(super) fn pieces(source: &Arc<Source>, mut next: u64, fill: Fill) -> io::Res
                 {
                     offset = begin + unit.length as u64;
                     next = unit.records().end;
-                    pieces.push(Piece::Frame(unit));
+                    pieces.push(FilePart::Frame(unit));
                     continue;
                 }
                 let (source, bytes) = (source.clone(), begin..found.unwrap_or(size));
-                pieces.push(Piece::Damage { source, bytes, last: found.is_none() });
+                pieces.push(FilePart::Damage { source, bytes, last: found.is_none() });
                 offset = found.unwrap_or(size);
             }
         }

@@ -30,7 +30,7 @@ use checkpoint_set::CheckpointSet;
 use finding::Findings;
 use scan::Scan;
 
-pub use finding::{Finding, KeySource, Report, SignedSize, What};
+pub use finding::{Finding, FindingKind, KeySource, Report, SignedSize};
 pub use since::{IllegalSince, Since};
 
 pub(super) use checkpoint_set::FILE as CHECKPOINTS;
@@ -88,13 +88,13 @@ pub enum Fault {
 
 /// Reasons why a scan ended early.
 #[derive(Debug)]
-enum Halt {
+enum ScanAborted {
     Fault(Fault),
     /// A segment was removed during the scan.
     Moved,
 }
 
-impl From<Fault> for Halt {
+impl From<Fault> for ScanAborted {
     fn from(fault: Fault) -> Self {
         Self::Fault(fault)
     }
@@ -113,8 +113,8 @@ pub fn verify(request: &Request) -> Result<Report, Fault> {
     for _ in 0..TRIES {
         match once(request) {
             Ok(report) => return Ok(report),
-            Err(Halt::Fault(fault)) => return Err(fault),
-            Err(Halt::Moved) => {}
+            Err(ScanAborted::Fault(fault)) => return Err(fault),
+            Err(ScanAborted::Moved) => {}
         }
     }
     Err(Fault::Moving)
@@ -123,14 +123,14 @@ pub fn verify(request: &Request) -> Result<Report, Fault> {
 /// Compares the indexes of an open store with its records.
 pub(crate) fn indexes(view: &View) -> Vec<Finding> {
     let found = view.check_indexes().into_iter().map(|mismatch| {
-        let finding = Finding::new(What::IndexMismatch, mismatch.what);
+        let finding = Finding::new(FindingKind::IndexMismatch, mismatch.what);
         Finding { seq: mismatch.block, ..finding }
             .file(format!("segments/{:016}/index", mismatch.segment))
     });
     found.take(finding::MOST).collect()
 }
 
-fn once(request: &Request) -> Result<Report, Halt> {
+fn once(request: &Request) -> Result<Report, ScanAborted> {
     let Request { dir, state, witnesses, since, encryption, .. } = request;
     let manifest = Manifest::read(dir)
         .map_err(|fault| Fault::Store(fault.to_string()))?
@@ -148,7 +148,7 @@ fn once(request: &Request) -> Result<Report, Halt> {
              replaced, or the key is another one's",
             names.join("`, `")
         );
-        findings.add(Finding::new(What::StoreSwapped, message).file("store.json"));
+        findings.add(Finding::new(FindingKind::StoreSwapped, message).file("store.json"));
     }
     let mut others = Vec::new();
     for path in kept_newest(state.as_deref().unwrap_or(dir)).map_err(failed(dir))? {
@@ -158,20 +158,20 @@ fn once(request: &Request) -> Result<Report, Halt> {
         others.push((path.clone(), fs::read(path).map_err(failed(path))?));
     }
     let head = head(dir, &mut findings).map_err(failed(dir))?;
-    let mut book = CheckpointSet::read(dir, &keys, &mut findings).map_err(failed(dir))?;
-    notes.append(&mut book.changes);
-    if let Some(newest) = &book.newest {
+    let mut checkpoints = CheckpointSet::read(dir, &keys, &mut findings).map_err(failed(dir))?;
+    notes.append(&mut checkpoints.changes);
+    if let Some(newest) = &checkpoints.newest {
         let (wrong, unchecked) = newest.checkpoint.companions.check(dir, cipher.as_ref());
         wrong.into_iter().for_each(|finding| findings.add(finding));
         notes.extend(unchecked);
     }
     for (path, bytes) in &others {
-        book.witness(path, bytes, &keys, &mut findings);
+        checkpoints.witness(path, bytes, &keys, &mut findings);
     }
-    let since = since.as_ref().map(|since| since.find(&mut book, &keys, &mut findings));
+    let since = since.as_ref().map(|since| since.find(&mut checkpoints, &keys, &mut findings));
     let since = since.transpose()?;
-    book.settle();
-    let walk = Scan::new(dir, &keys, &book, head, cipher.as_ref(), findings);
+    checkpoints.sort_and_dedup();
+    let walk = Scan::new(dir, &keys, &checkpoints, head, cipher.as_ref(), findings);
     let walked = walk.run(since.as_ref())?;
     notes.extend(walked.notes);
     Ok(Report {
@@ -262,7 +262,7 @@ fn head(dir: &Path, findings: &mut Findings) -> io::Result<Head> {
         Some((seq, hash)) => Head::At(seq, hash),
         None if text.iter().all(|byte| *byte == 0) => Head::Missing,
         None => {
-            findings.add(Finding::new(What::HeadDamaged, "it can't be read").file(HEAD));
+            findings.add(Finding::new(FindingKind::HeadDamaged, "it can't be read").file(HEAD));
             Head::Damaged
         }
     })

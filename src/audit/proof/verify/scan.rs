@@ -6,13 +6,13 @@ use jiff::Timestamp;
 use rayon::prelude::*;
 
 use super::{
-    Fault, Halt, Head,
-    checkpoint_set::{CheckpointSet, Kept},
+    Fault, Head, ScanAborted,
+    checkpoint_set::{CheckpointSet, StoredCheckpoint},
     failed,
     files::{self, Segment},
-    finding::{Finding, Findings, SignedSize, What},
+    finding::{Finding, FindingKind, Findings, SignedSize},
     frame_summary::{self, Digest, Leaves, Unread},
-    frames::{Piece, Unit},
+    frames::{FilePart, Unit},
 };
 use crate::{
     maintenance::Cipher,
@@ -29,7 +29,7 @@ const BATCH: usize = 512;
 const GRACE: i64 = 600;
 
 /// Result of a scan.
-pub(super) struct Walked {
+pub(super) struct ScanResult {
     pub first: u64,
     pub end: u64,
     pub records: u64,
@@ -43,7 +43,7 @@ pub(super) struct Walked {
 pub(super) struct Scan<'a> {
     dir: &'a Path,
     keys: &'a [Verifier],
-    kept: &'a [Kept],
+    kept: &'a [StoredCheckpoint],
     newest: Option<&'a Checkpoint>,
     head: Option<(u64, Hash)>,
     /// Whether `head` is missing or empty.
@@ -85,7 +85,7 @@ impl<'a> Scan<'a> {
     pub fn new(
         dir: &'a Path,
         keys: &'a [Verifier],
-        book: &'a CheckpointSet,
+        checkpoints: &'a CheckpointSet,
         head: Head,
         cipher: Option<&'a Cipher>,
         findings: Findings,
@@ -95,15 +95,15 @@ impl<'a> Scan<'a> {
             Head::At(seq, hash) => Some((seq, hash)),
             Head::Start | Head::Damaged | Head::Missing => None,
         };
-        let sizes = book.kept.iter().map(|kept| kept.signed.checkpoint.size);
+        let sizes = checkpoints.kept.iter().map(|kept| kept.signed.checkpoint.size);
         let mut wanted: Vec<_> = sizes.chain(head.map(|(seq, _)| seq.saturating_add(1))).collect();
         wanted.sort_unstable();
         wanted.dedup();
         Self {
             dir,
             keys,
-            kept: &book.kept,
-            newest: book.newest.as_ref().map(|signed| &signed.checkpoint),
+            kept: &checkpoints.kept,
+            newest: checkpoints.newest.as_ref().map(|signed| &signed.checkpoint),
             head,
             headless,
             cipher,
@@ -129,7 +129,7 @@ impl<'a> Scan<'a> {
     }
 
     /// Scans from the beginning, or from a trusted checkpoint.
-    pub fn run(mut self, since: Option<&Checkpoint>) -> Result<Walked, Halt> {
+    pub fn run(mut self, since: Option<&Checkpoint>) -> Result<ScanResult, ScanAborted> {
         let segments = files::segments(self.dir).map_err(failed(self.dir))?;
         let dropped = files::dropped(self.dir).map_err(failed(self.dir))?;
         // A segment that is being dropped is in both lists.
@@ -155,7 +155,7 @@ impl<'a> Scan<'a> {
         }
         self.finish();
         let first = since.map_or_else(|| segments.first().copied().unwrap_or(0), |c| c.size);
-        Ok(Walked {
+        Ok(ScanResult {
             first: first.min(self.next),
             end: self.next,
             records: self.records,
@@ -201,7 +201,7 @@ impl<'a> Scan<'a> {
                     first - 1
                 )
             };
-            let finding = Finding::new(What::RecordMissing, message).seq(self.next);
+            let finding = Finding::new(FindingKind::RecordMissing, message).seq(self.next);
             self.findings.add(match unit {
                 Some(unit) => frame_summary::locate(finding, unit),
                 None => finding.file("segments"),
@@ -228,18 +228,23 @@ impl<'a> Scan<'a> {
         }
     }
 
-    fn stub(&mut self, first: u64) -> Result<(), Halt> {
+    fn stub(&mut self, first: u64) -> Result<(), ScanAborted> {
         let path = PrunedSegmentProof::path(self.dir, first);
         let name = format!("dropped/{first:016}.proof");
         let stub = match PrunedSegmentProof::read(self.dir, first, self.keys) {
             Ok(Ok(stub)) => stub,
             Ok(Err(fault)) => {
-                self.findings
-                    .add(Finding::new(What::ProofDamaged, fault.to_string()).file(name).seq(first));
+                self.findings.add(
+                    Finding::new(FindingKind::ProofDamaged, fault.to_string())
+                        .file(name)
+                        .seq(first),
+                );
                 self.explained = true;
                 return Ok(());
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Halt::Moved),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(ScanAborted::Moved);
+            }
             Err(error) => return Err(failed(&path)(error).into()),
         };
         for part in &stub.parts {
@@ -251,7 +256,7 @@ impl<'a> Scan<'a> {
                 (Part::Tile(root), Some(tree)) => {
                     if tree.append_tile(*root).is_err() {
                         let message = "a tile stands where none can begin";
-                        let finding = Finding::new(What::ProofMismatch, message);
+                        let finding = Finding::new(FindingKind::ProofMismatch, message);
                         self.findings.add(finding.file(name.as_str()).seq(self.next));
                         self.tree = None;
                     }
@@ -269,9 +274,9 @@ impl<'a> Scan<'a> {
         Ok(())
     }
 
-    fn segment(&mut self, first: u64, newest: bool) -> Result<(), Halt> {
+    fn segment(&mut self, first: u64, newest: bool) -> Result<(), ScanAborted> {
         let opened = Segment::open(self.dir, first).map_err(failed(self.dir))?;
-        let segment = opened.ok_or(Halt::Moved)?;
+        let segment = opened.ok_or(ScanAborted::Moved)?;
         let content = segment.content().map_err(failed(self.dir))?;
         let found = self.findings.count();
         for pieces in content.pieces.chunk_by(|a, b| a.unit().is_some() == b.unit().is_some()) {
@@ -282,10 +287,12 @@ impl<'a> Scan<'a> {
         if found == self.findings.count() {
             self.closed(first);
         }
-        if let Some(Piece::Damage { source, bytes, .. }) = content.unfinished.filter(|_| newest) {
+        if let Some(FilePart::Damage { source, bytes, .. }) = content.unfinished.filter(|_| newest)
+        {
             let acknowledged = self.head.is_some_and(|(seq, _)| seq >= self.next);
             if acknowledged {
-                let finding = Finding::new(What::FrameDamaged, "this is no frame of records");
+                let finding =
+                    Finding::new(FindingKind::FrameDamaged, "this is no frame of records");
                 self.findings
                     .add(finding.file(source.name.as_str()).at(bytes.start).seq(self.next));
                 self.explained = true;
@@ -314,14 +321,14 @@ impl<'a> Scan<'a> {
             }
             Err(_) => "it can't be read",
         };
-        let finding = Finding::new(What::IndexMismatch, problem);
+        let finding = Finding::new(FindingKind::IndexMismatch, problem);
         self.findings.add(finding.file(format!("segments/{first:016}/{}", files::CLOSED)));
     }
 
-    fn pieces(&mut self, pieces: &[Piece]) -> Result<(), Halt> {
+    fn pieces(&mut self, pieces: &[FilePart]) -> Result<(), ScanAborted> {
         let mut after = self.next;
         let mut from = Vec::with_capacity(pieces.len());
-        for unit in pieces.iter().filter_map(Piece::unit) {
+        for unit in pieces.iter().filter_map(FilePart::unit) {
             from.push((unit, unit.first.max(if unit.first < after { after } else { 0 })));
             after = after.max(unit.records().end);
         }
@@ -336,7 +343,7 @@ impl<'a> Scan<'a> {
             match digest {
                 Some(Ok(digest)) => self.frame(unit, digest),
                 Some(Err(Unread::Damaged(why))) => {
-                    let finding = Finding::new(What::FrameDamaged, why).seq(unit.first);
+                    let finding = Finding::new(FindingKind::FrameDamaged, why).seq(unit.first);
                     self.findings.add(frame_summary::locate(finding, unit));
                     self.explained = true;
                 }
@@ -348,19 +355,20 @@ impl<'a> Scan<'a> {
                         records.start,
                         records.end - 1
                     );
-                    let finding = Finding::new(What::RecordMisplaced, message).seq(records.start);
+                    let finding =
+                        Finding::new(FindingKind::RecordMisplaced, message).seq(records.start);
                     self.findings.add(frame_summary::locate(finding, unit));
                 }
             }
         }
         for piece in pieces {
-            if let Piece::Damage { source, bytes, last } = piece {
+            if let FilePart::Damage { source, bytes, last } = piece {
                 let message = if *last {
                     "this is no frame of records, and there is none behind it".to_owned()
                 } else {
                     format!("this is no frame of records, up to byte {}", bytes.end)
                 };
-                let finding = Finding::new(What::FrameDamaged, message).seq(self.next);
+                let finding = Finding::new(FindingKind::FrameDamaged, message).seq(self.next);
                 self.findings.add(finding.file(source.name.as_str()).at(bytes.start));
                 self.explained = true;
             }
@@ -421,7 +429,8 @@ impl<'a> Scan<'a> {
         if found.is_some_and(|found| found != hash) {
             let message =
                 "this is not the record that was acknowledged, of which `head` has the hash";
-            self.findings.add(Finding::new(What::HeadMismatch, message).file("head").seq(seq));
+            self.findings
+                .add(Finding::new(FindingKind::HeadMismatch, message).file("head").seq(seq));
         }
     }
 
@@ -463,7 +472,7 @@ impl<'a> Scan<'a> {
                  signed at {time}",
                 self.next
             );
-            let finding = Finding::new(What::TailCut, message).seq(self.next);
+            let finding = Finding::new(FindingKind::TailCut, message).seq(self.next);
             self.findings.add(finding.file(kept.file.as_str()).at(kept.offset));
         } else if let Some((seq, _)) = self.head.filter(|(seq, _)| *seq >= self.next)
             && !self.explained
@@ -472,12 +481,13 @@ impl<'a> Scan<'a> {
                 "the log ends before record {}, and record {seq} was acknowledged",
                 self.next
             );
-            self.findings.add(Finding::new(What::TailCut, message).file("head").seq(self.next));
+            self.findings
+                .add(Finding::new(FindingKind::TailCut, message).file("head").seq(self.next));
         }
         if self.headless && self.next > 0 {
             let message = "it is not there, or empty: whether records behind the newest \
                            checkpoint were cut off is unknown";
-            self.findings.add(Finding::new(What::HeadMissing, message).file("head"));
+            self.findings.add(Finding::new(FindingKind::HeadMissing, message).file("head"));
         }
         if self.also > 0 {
             self.notes
@@ -504,13 +514,13 @@ impl<'a> Scan<'a> {
                  removed, or the proxy could not sign any (see its log)",
                 self.recorded
             );
-            let finding = Finding::new(What::CheckpointOverdue, message);
+            let finding = Finding::new(FindingKind::CheckpointOverdue, message);
             self.findings.add(finding.file(super::CHECKPOINTS).seq(newest.size));
         }
     }
 }
 
-fn mismatch(kept: &Kept, good: Option<&SignedSize>) -> Finding {
+fn mismatch(kept: &StoredCheckpoint, good: Option<&SignedSize>) -> Finding {
     let Checkpoint { size, time, number, .. } = &kept.signed.checkpoint;
     let from = good.map_or(0, |good| good.size);
     let message = format!(
@@ -518,6 +528,6 @@ fn mismatch(kept: &Kept, good: Option<&SignedSize>) -> Finding {
          {time}: one of the records {from} to {} was changed",
         size.saturating_sub(1)
     );
-    let finding = Finding::new(What::RootMismatch, message).seq(from);
+    let finding = Finding::new(FindingKind::RootMismatch, message).seq(from);
     finding.file(kept.file.as_str()).at(kept.offset)
 }

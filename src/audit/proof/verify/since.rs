@@ -79,14 +79,14 @@ impl Since {
     /// The selected checkpoint. A given note is compared with the log like those of witnesses.
     pub(super) fn find(
         &self,
-        book: &mut CheckpointSet,
+        checkpoints: &mut CheckpointSet,
         keys: &[Verifier],
         findings: &mut Findings,
     ) -> Result<Checkpoint, Fault> {
         if let Self::Note(note) = self {
             let signed = keys.iter().find_map(|key| Signed::open(note, key).ok());
             let signed = signed.ok_or(Fault::Foreign)?;
-            book.witness(Path::new("--since"), note.as_bytes(), keys, findings);
+            checkpoints.witness(Path::new("--since"), note.as_bytes(), keys, findings);
             return Ok(signed.checkpoint);
         }
         let fits = |checkpoint: &Checkpoint| match self {
@@ -94,7 +94,7 @@ impl Since {
             Self::Time(by) => checkpoint.time <= *by,
             Self::Note(_) => false,
         };
-        let all = book.kept.iter().map(|kept| &kept.signed.checkpoint);
+        let all = checkpoints.kept.iter().map(|kept| &kept.signed.checkpoint);
         let newest = all.filter(|checkpoint| fits(checkpoint)).max_by_key(|c| (c.size, c.number));
         newest.cloned().ok_or_else(|| Fault::Since(self.clone()))
     }

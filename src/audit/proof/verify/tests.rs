@@ -137,7 +137,7 @@ impl TestStore {
     }
 
     /// Kinds of findings, without duplicates.
-    fn found(&self) -> Vec<What> {
+    fn found(&self) -> Vec<FindingKind> {
         let mut found: Vec<_> = self.report().findings.iter().map(|f| f.what).collect();
         found.sort_unstable();
         found.dedup();
@@ -184,7 +184,7 @@ fn flipped_bits_in_record_files_are_found() {
             bytes[at] ^= 1 << (at % 8);
             fs::write(test_store.path(name), &bytes).unwrap();
             let report = test_store.report();
-            let finding = report.findings.iter().find(|f| f.what == What::FrameDamaged);
+            let finding = report.findings.iter().find(|f| f.what == FindingKind::FrameDamaged);
             let finding = finding.unwrap_or_else(|| panic!("{name} {at}: {report:?}"));
             assert_eq!(finding.file.as_deref(), Some(name));
             assert!(finding.offset.unwrap() <= at as u64);
@@ -206,16 +206,16 @@ fn records_after_damage_are_checked_against_checkpoints() {
         fs::write(test_store.path(FIRST), &bytes).unwrap();
         let report = test_store.report();
         let found: Vec<_> = report.findings.iter().map(|f| (f.what, f.seq, f.offset)).collect();
-        assert_eq!(found, [(What::FrameDamaged, Some(256), Some(length as u64))], "{at}");
+        assert_eq!(found, [(FindingKind::FrameDamaged, Some(256), Some(length as u64))], "{at}");
         // Checkpoints at 0 and 256, and those within the second segment.
         assert_eq!((report.checkpoints, report.signed.unwrap().size), (4, 1305));
     }
     bytes.truncate(length + 100);
     fs::write(test_store.path(FIRST), &bytes).unwrap();
-    assert_eq!(test_store.found(), [What::FrameDamaged]);
+    assert_eq!(test_store.found(), [FindingKind::FrameDamaged]);
     bytes.truncate(length);
     fs::write(test_store.path(FIRST), &bytes).unwrap();
-    assert_eq!(test_store.found(), [What::RecordMissing, What::IndexMismatch]);
+    assert_eq!(test_store.found(), [FindingKind::RecordMissing, FindingKind::IndexMismatch]);
 }
 
 #[test]
@@ -229,17 +229,17 @@ fn segment_metadata_is_checked_against_the_records() {
         let other = good.replacen(from, to, 1);
         assert_ne!(other, good);
         fs::write(&path, other).unwrap();
-        assert_eq!(test_store.found(), [What::IndexMismatch], "{to}");
+        assert_eq!(test_store.found(), [FindingKind::IndexMismatch], "{to}");
     }
     let root = tree(&test_store.lines[..512]).root().to_string();
     assert!(good.contains(&root));
     fs::write(&path, good.replace(&root, &Hash::ZERO.to_string())).unwrap();
-    assert_eq!(test_store.found(), [What::IndexMismatch]);
+    assert_eq!(test_store.found(), [FindingKind::IndexMismatch]);
     // A verification that begins there finds it too.
     let report =
         verify(&Request { since: Some(Since::Size(700)), ..test_store.request() }).unwrap();
     let found: Vec<_> = report.findings.iter().map(|f| f.what).collect();
-    assert_eq!(found, [What::RootMismatch]);
+    assert_eq!(found, [FindingKind::RootMismatch]);
 }
 
 #[test]
@@ -252,7 +252,10 @@ fn changed_record_is_found_with_a_recomputed_chain() {
     write(test_store.dir.path(), &lines);
     let report = test_store.report();
     let found: Vec<_> = report.findings.iter().map(|f| (f.what, f.seq)).collect();
-    assert_eq!(found, [(What::ChainBroken, Some(401)), (What::RootMismatch, Some(300))]);
+    assert_eq!(
+        found,
+        [(FindingKind::ChainBroken, Some(401)), (FindingKind::RootMismatch, Some(300))]
+    );
     // The whole chain after it too.
     write(
         test_store.dir.path(),
@@ -260,7 +263,7 @@ fn changed_record_is_found_with_a_recomputed_chain() {
     );
     let report = test_store.report();
     let found: Vec<_> = report.findings.iter().map(|f| (f.what, f.seq)).collect();
-    assert_eq!(found, [(What::RootMismatch, Some(300))]);
+    assert_eq!(found, [(FindingKind::RootMismatch, Some(300))]);
     assert!(report.findings[0].message.contains("300 to 699"), "{}", report.findings[0]);
 }
 
@@ -275,25 +278,27 @@ fn removed_inserted_or_moved_records_are_found() {
     let mut without = test_store.lines[..SEGMENT as usize].to_vec();
     without.remove(100);
     let found = of(&without);
-    assert!(found.contains(&What::RecordMisplaced) && found.contains(&What::ChainBroken));
+    assert!(
+        found.contains(&FindingKind::RecordMisplaced) && found.contains(&FindingKind::ChainBroken)
+    );
     let mut twice = test_store.lines[..SEGMENT as usize].to_vec();
     twice.insert(100, twice[99].clone());
-    assert!(of(&twice).contains(&What::RecordMisplaced));
+    assert!(of(&twice).contains(&FindingKind::RecordMisplaced));
     let mut swapped = test_store.lines[..SEGMENT as usize].to_vec();
     swapped.swap(100, 101);
-    assert!(of(&swapped).contains(&What::RecordMisplaced));
+    assert!(of(&swapped).contains(&FindingKind::RecordMisplaced));
     let all: Vec<_> = test_store.lines[..SEGMENT as usize].chunks(256).collect();
     put(test_store.dir.path(), FIRST, &[(0, all[0]), (512, all[2]), (256, all[1])], Pack::Zstd);
-    assert_eq!(test_store.found(), [What::RecordMissing, What::RecordMisplaced]);
+    assert_eq!(test_store.found(), [FindingKind::RecordMissing, FindingKind::RecordMisplaced]);
     put(
         test_store.dir.path(),
         FIRST,
         &[(0, all[0]), (0, all[0]), (256, all[1]), (512, all[2])],
         Pack::Zstd,
     );
-    assert_eq!(test_store.found(), [What::RecordMisplaced]);
+    assert_eq!(test_store.found(), [FindingKind::RecordMisplaced]);
     put(test_store.dir.path(), FIRST, &[(0, all[0]), (512, all[2])], Pack::Zstd);
-    assert_eq!(test_store.found(), [What::RecordMissing]);
+    assert_eq!(test_store.found(), [FindingKind::RecordMissing]);
 }
 
 #[test]
@@ -303,9 +308,9 @@ fn truncated_tail_is_found() {
     let frame = u32::from_le_bytes(*good.first_chunk().unwrap()) as usize + 8;
     // The last commit, which no checkpoint covers.
     fs::write(test_store.path(WAL), &good[..frame * 9]).unwrap();
-    assert_eq!(test_store.found(), [What::TailCut]);
+    assert_eq!(test_store.found(), [FindingKind::TailCut]);
     fs::write(test_store.path(WAL), &good[..frame * 9 + 10]).unwrap();
-    assert_eq!(test_store.found(), [What::FrameDamaged]);
+    assert_eq!(test_store.found(), [FindingKind::FrameDamaged]);
     // `head` too: records without a checkpoint are not proven.
     let last = Hash::leaf(&test_store.lines[END as usize - 2]);
     fs::write(test_store.path("head"), format!("{:020} {last}\n", END - 2)).unwrap();
@@ -315,15 +320,15 @@ fn truncated_tail_is_found() {
     // A checkpoint covers these records.
     fs::write(test_store.path(WAL), &good[..frame * 4]).unwrap();
     fs::remove_file(test_store.path("head")).unwrap();
-    assert_eq!(test_store.found(), [What::TailCut, What::HeadMissing]);
+    assert_eq!(test_store.found(), [FindingKind::TailCut, FindingKind::HeadMissing]);
     fs::remove_file(test_store.path(WAL)).unwrap();
-    assert_eq!(test_store.found(), [What::TailCut, What::HeadMissing]);
+    assert_eq!(test_store.found(), [FindingKind::TailCut, FindingKind::HeadMissing]);
     // `head` names another record, or is unreadable.
     fs::write(test_store.path(WAL), &good).unwrap();
     fs::write(test_store.path("head"), format!("{:020} {}\n", END - 1, Hash::ZERO)).unwrap();
-    assert_eq!(test_store.found(), [What::HeadMismatch]);
+    assert_eq!(test_store.found(), [FindingKind::HeadMismatch]);
     fs::write(test_store.path("head"), "nothing\n").unwrap();
-    assert_eq!(test_store.found(), [What::HeadDamaged]);
+    assert_eq!(test_store.found(), [FindingKind::HeadDamaged]);
 }
 
 #[test]
@@ -331,18 +336,18 @@ fn removed_or_emptied_head_is_found() {
     let test_store = test_store();
     let length = fs::read(test_store.path("head")).unwrap().len();
     fs::write(test_store.path("head"), vec![0; length]).unwrap();
-    assert_eq!(test_store.found(), [What::HeadMissing]);
+    assert_eq!(test_store.found(), [FindingKind::HeadMissing]);
     fs::remove_file(test_store.path("head")).unwrap();
-    assert_eq!(test_store.found(), [What::HeadMissing]);
+    assert_eq!(test_store.found(), [FindingKind::HeadMissing]);
 }
 
 #[test]
 fn changed_or_removed_side_file_is_found() {
     let test_store = test_store();
     for (name, what) in [
-        ("digest.key", What::DigestKeyChanged),
-        ("store.json", What::FileChanged),
-        ("audit-verifier", What::FileChanged),
+        ("digest.key", FindingKind::DigestKeyChanged),
+        ("store.json", FindingKind::FileChanged),
+        ("audit-verifier", FindingKind::FileChanged),
     ] {
         let good = fs::read(test_store.path(name)).unwrap();
         for at in 0..good.len() {
@@ -397,7 +402,7 @@ fn unfinished_sealing_is_not_damage() {
     // Without the commits, the remaining records count.
     fs::write(&records, [&good, &sealing[..20]].concat()).unwrap();
     fs::remove_file(test_store.path(WAL)).unwrap();
-    assert_eq!(test_store.found(), [What::FrameDamaged, What::TailCut]);
+    assert_eq!(test_store.found(), [FindingKind::FrameDamaged, FindingKind::TailCut]);
 }
 
 #[test]
@@ -405,7 +410,7 @@ fn missing_segment_needs_a_retention_proof() {
     let test_store = test_store();
     let gone = test_store.path("segments/0000000000000000");
     fs::rename(&gone, test_store.path("aside")).unwrap();
-    assert_eq!(test_store.found(), [What::RecordMissing]);
+    assert_eq!(test_store.found(), [FindingKind::RecordMissing]);
     let part = &test_store.lines[..SEGMENT as usize];
     let hash = |lines: &[Bytes]| lines.iter().map(|line| Hash::leaf(line)).collect::<Vec<_>>();
     let tile = |at: usize| Part::Tile(tree(&part[at..at + 256]).root());
@@ -432,12 +437,12 @@ fn missing_segment_needs_a_retention_proof() {
     let other =
         Signer::for_tests(test_store.signer.origin().strip_prefix("portcullis/").unwrap(), 9);
     stub.write(test_store.dir.path(), &other).unwrap();
-    assert_eq!(test_store.found(), [What::ProofDamaged]);
+    assert_eq!(test_store.found(), [FindingKind::ProofDamaged]);
     fs::write(&path, &good[..good.len() - 70]).unwrap();
-    assert_eq!(test_store.found(), [What::ProofDamaged]);
+    assert_eq!(test_store.found(), [FindingKind::ProofDamaged]);
     stub.parts[0] = Part::Tile(Hash::ZERO);
     stub.write(test_store.dir.path(), &test_store.signer).unwrap();
-    assert_eq!(test_store.found(), [What::RootMismatch]);
+    assert_eq!(test_store.found(), [FindingKind::RootMismatch]);
     fs::write(&path, &good).unwrap();
     // A segment in both places is being dropped.
     fs::rename(test_store.path("aside"), &gone).unwrap();
@@ -458,17 +463,17 @@ fn missing_or_foreign_checkpoints_are_found() {
         test_store.found()
     };
     assert_eq!(without(&[]), []);
-    assert_eq!(without(&[0]), [What::CheckpointMissing]);
-    assert_eq!(without(&[2, 3]), [What::CheckpointMissing]);
-    assert_eq!(without(&[0, 1, 2, 3, 4, 5]), [What::CheckpointMissing]);
+    assert_eq!(without(&[0]), [FindingKind::CheckpointMissing]);
+    assert_eq!(without(&[2, 3]), [FindingKind::CheckpointMissing]);
+    assert_eq!(without(&[0, 1, 2, 3, 4, 5]), [FindingKind::CheckpointMissing]);
     fs::remove_file(&path).unwrap();
-    assert_eq!(test_store.found(), [What::CheckpointMissing]);
+    assert_eq!(test_store.found(), [FindingKind::CheckpointMissing]);
     fs::write(&path, [1, 0, 2, 3, 4, 5].map(|at| notes[at].as_str()).concat()).unwrap();
-    assert!(test_store.found().contains(&What::CheckpointMisplaced));
+    assert!(test_store.found().contains(&FindingKind::CheckpointMisplaced));
     // The newest checkpoints: a witness or the state folder has them.
     assert_eq!(without(&[5]), []);
     fs::write(test_store.path(NEWEST), &notes[5]).unwrap();
-    assert_eq!(test_store.found(), [What::CheckpointMissing]);
+    assert_eq!(test_store.found(), [FindingKind::CheckpointMissing]);
     fs::remove_file(test_store.path(NEWEST)).unwrap();
     let logged = format!(
         "<110>1 - {}\n",
@@ -480,7 +485,7 @@ fn missing_or_foreign_checkpoints_are_found() {
         let report =
             verify(&Request { witnesses, keys: keys.clone(), ..test_store.request() }).unwrap();
         let found: Vec<_> = report.findings.iter().map(|f| f.what).collect();
-        assert_eq!(found, [What::CheckpointMissing], "{report:?}");
+        assert_eq!(found, [FindingKind::CheckpointMissing], "{report:?}");
     }
     // Every bit of the checkpoints.
     for at in 0..good.len() {
@@ -494,7 +499,7 @@ fn missing_or_foreign_checkpoints_are_found() {
     let id = test_store.signer.origin().strip_prefix("portcullis/").unwrap();
     let forger = Signer::for_tests(id, 9);
     sign(test_store.dir.path(), &forger, &test_store.lines, &SIZES);
-    assert_eq!(test_store.found(), [What::CheckpointOtherKey]);
+    assert_eq!(test_store.found(), [FindingKind::CheckpointOtherKey]);
 }
 
 #[test]
@@ -503,7 +508,10 @@ fn swapped_or_rolled_back_store_is_found() {
     let keys = vec![mine.signer.verifier().clone()];
     let report = verify(&Request { keys, ..theirs.request() }).unwrap();
     let found: Vec<_> = report.findings.iter().map(|f| f.what).collect();
-    assert!(found.contains(&What::StoreSwapped) && found.contains(&What::CheckpointOtherStore));
+    assert!(
+        found.contains(&FindingKind::StoreSwapped)
+            && found.contains(&FindingKind::CheckpointOtherStore)
+    );
     // Rollback: the checkpoint in the state folder is newer.
     let state = tempfile::tempdir().unwrap();
     let notes = fs::read_to_string(mine.path(CHECKPOINTS)).unwrap();
@@ -525,7 +533,7 @@ fn swapped_or_rolled_back_store_is_found() {
         ..Request::default()
     };
     let found: Vec<_> = verify(&request).unwrap().findings.iter().map(|f| f.what).collect();
-    assert_eq!(found, [What::CheckpointMissing, What::TailCut]);
+    assert_eq!(found, [FindingKind::CheckpointMissing, FindingKind::TailCut]);
     assert!(Signed::unchecked(std::str::from_utf8(&text).unwrap()).is_some());
 }
 
@@ -552,5 +560,5 @@ fn overdue_checkpoint_is_found() {
         lines.iter().map(later).collect()
     };
     write(test_store.dir.path(), &late);
-    assert_eq!(test_store.found(), [What::CheckpointOverdue]);
+    assert_eq!(test_store.found(), [FindingKind::CheckpointOverdue]);
 }

@@ -100,26 +100,26 @@ impl Pattern {
 
 /// A time or a day.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Moment {
+pub(super) enum TimeLiteral {
     At(Timestamp),
     Day { begin: Timestamp, end: Timestamp },
 }
 
 /// Parses a time: `24h ago`, `2026-11-21`, `2026-11-21T08:00`, `2026-11-21T08:00:00Z`, `today`.
-pub(super) fn moment(text: &str, now: &Zoned) -> Option<Moment> {
+pub(super) fn time_literal(text: &str, now: &Zoned) -> Option<TimeLiteral> {
     let lower = text.to_ascii_lowercase();
     if let Some(ago) = lower.strip_suffix("ago").map(str::trim_end) {
         let ago: Span = ago.parse().ok()?;
-        return Some(Moment::At(now.checked_sub(ago.abs()).ok()?.timestamp()));
+        return Some(TimeLiteral::At(now.checked_sub(ago.abs()).ok()?.timestamp()));
     }
     match lower.as_str() {
-        "now" => return Some(Moment::At(now.timestamp())),
+        "now" => return Some(TimeLiteral::At(now.timestamp())),
         "today" => return day(now.date(), now),
         "yesterday" => return day(now.date().yesterday().ok()?, now),
         _ => {}
     }
     if let Ok(time) = text.parse::<Timestamp>() {
-        return Some(Moment::At(time));
+        return Some(TimeLiteral::At(time));
     }
     // A longer text is not a day: jiff would ignore its time.
     if text.len() == 10
@@ -128,13 +128,13 @@ pub(super) fn moment(text: &str, now: &Zoned) -> Option<Moment> {
         return day(date, now);
     }
     let local: DateTime = text.parse().ok()?;
-    Some(Moment::At(local.to_zoned(now.time_zone().clone()).ok()?.timestamp()))
+    Some(TimeLiteral::At(local.to_zoned(now.time_zone().clone()).ok()?.timestamp()))
 }
 
-fn day(date: Date, now: &Zoned) -> Option<Moment> {
+fn day(date: Date, now: &Zoned) -> Option<TimeLiteral> {
     let begin = date.to_zoned(now.time_zone().clone()).ok()?;
     let end = begin.checked_add(1.day()).ok()?;
-    Some(Moment::Day { begin: begin.timestamp(), end: end.timestamp() })
+    Some(TimeLiteral::Day { begin: begin.timestamp(), end: end.timestamp() })
 }
 
 /// Parses a number with a unit: `1.5s`.

@@ -24,7 +24,7 @@ use super::{
     column::{Column, Type, nearest},
     expr::{Compare, Expr, Test},
     illegal::IllegalFilter,
-    literal::{self, Moment, Pattern},
+    literal::{self, Pattern, TimeLiteral},
 };
 
 /// Maximum bytes of a filter.
@@ -50,16 +50,16 @@ type Input<'a> = Stateful<LocatingSlice<&'a str>, State<'a>>;
 
 /// Error without the text of the filter.
 #[derive(Debug)]
-struct Wrong {
+struct ParseFailure {
     span: Range<usize>,
     what: String,
     label: &'static str,
     help: Option<String>,
 }
 
-type Parsed<T> = ModalResult<T, Wrong>;
+type Parsed<T> = ModalResult<T, ParseFailure>;
 
-impl<'a> ParserError<Input<'a>> for Wrong {
+impl<'a> ParserError<Input<'a>> for ParseFailure {
     type Inner = Self;
 
     fn from_input(input: &Input<'a>) -> Self {
@@ -72,7 +72,7 @@ impl<'a> ParserError<Input<'a>> for Wrong {
     }
 }
 
-impl Wrong {
+impl ParseFailure {
     fn new(span: Range<usize>, what: impl Into<String>, label: &'static str) -> Self {
         Self { span, what: what.into(), label, help: None }
     }
@@ -89,11 +89,12 @@ impl Wrong {
 }
 
 pub(super) fn parse(text: &str, now: &Zoned) -> Result<Expr, IllegalFilter> {
-    let illegal =
-        |wrong: Wrong| IllegalFilter::new(text, wrong.span, wrong.what, wrong.label, wrong.help);
+    let illegal = |wrong: ParseFailure| {
+        IllegalFilter::new(text, wrong.span, wrong.what, wrong.label, wrong.help)
+    };
     if text.len() > LONGEST {
         let what = format!("a filter has at most {LONGEST} bytes");
-        return Err(illegal(Wrong::new(LONGEST..LONGEST, what, "too long from here on")));
+        return Err(illegal(ParseFailure::new(LONGEST..LONGEST, what, "too long from here on")));
     }
     let state = State { now, depth: 0, values: 0 };
     let mut input = Stateful { input: LocatingSlice::new(text), state };
@@ -101,7 +102,7 @@ pub(super) fn parse(text: &str, now: &Zoned) -> Result<Expr, IllegalFilter> {
         illegal(match error {
             ErrMode::Backtrack(wrong) | ErrMode::Cut(wrong) => wrong,
             ErrMode::Incomplete(_) => {
-                Wrong::new(text.len()..text.len(), "the filter ends early", "")
+                ParseFailure::new(text.len()..text.len(), "the filter ends early", "")
             }
         })
     })
@@ -118,10 +119,14 @@ fn whole(input: &mut Input<'_>) -> Parsed<Expr> {
         return Ok(expr);
     }
     if found == ")" {
-        return Wrong::new(span, "there is nothing that this closes", "no `(` before it").fail();
+        return ParseFailure::new(span, "there is nothing that this closes", "no `(` before it")
+            .fail();
     }
-    let wrong =
-        Wrong::new(span, "two conditions need a word between them", "expected `and` or `or`");
+    let wrong = ParseFailure::new(
+        span,
+        "two conditions need a word between them",
+        "expected `and` or `or`",
+    );
     match found.as_str() {
         "&&" | "&" => wrong.help("write `and`"),
         "||" | "|" => wrong.help("write `or`"),
@@ -189,7 +194,7 @@ fn one(input: &mut Input<'_>) -> Parsed<Expr> {
     input.state.depth += 1;
     if input.state.depth > DEEPEST {
         let what = format!("a filter has at most {DEEPEST} parentheses and `not`s in each other");
-        return Wrong::new(at..at, what, "too deep from here on").fail();
+        return ParseFailure::new(at..at, what, "too deep from here on").fail();
     }
     let expr = if opt(word("not")).parse_next(input)?.is_some() {
         Expr::Not(Box::new(one(input)?))
@@ -197,10 +202,10 @@ fn one(input: &mut Input<'_>) -> Parsed<Expr> {
         let expr = any_of(input)?;
         let (found, span) = peek(input);
         if opt(mark(")")).parse_next(input)?.is_none() {
-            let wrong = Wrong::new(at..at + 1, "this `(` is not closed", "opened here");
+            let wrong = ParseFailure::new(at..at + 1, "this `(` is not closed", "opened here");
             return match found.as_str() {
                 "" => wrong.fail(),
-                _ => Wrong::new(span, wrong.what, "expected `)`, `and` or `or`").fail(),
+                _ => ParseFailure::new(span, wrong.what, "expected `)`, `and` or `or`").fail(),
             };
         }
         expr
@@ -222,7 +227,7 @@ fn column(input: &mut Input<'_>) -> Parsed<(Column, Range<usize>)> {
             "" => "a condition is missing at the end".to_owned(),
             _ => format!("a condition begins with a field, not with `{}`", found.escape_debug()),
         };
-        return Wrong::new(span, what, "expected a field")
+        return ParseFailure::new(span, what, "expected a field")
             .help("for example: client = ci-bot and not server = notes and time > 24h ago")
             .fail();
     }
@@ -238,7 +243,7 @@ fn column(input: &mut Input<'_>) -> Parsed<(Column, Range<usize>)> {
                 }
             };
             let what = format!("there is no field `{}`", found.escape_debug());
-            Wrong::new(span, what, "unknown").help(help).fail()
+            ParseFailure::new(span, what, "unknown").help(help).fail()
         }
     }
 }
@@ -288,7 +293,7 @@ fn sign(input: &mut Input<'_>, column: Column) -> Parsed<(Sign, bool, Range<usiz
                 _ => format!("`{}` is not a comparison of `{column}`", found.escape_debug()),
             };
             let help = format!("`{column}` takes {}", column.ty().signs());
-            Wrong::new(span, what, "expected a comparison").help(help).fail()
+            ParseFailure::new(span, what, "expected a comparison").help(help).fail()
         }
     }
 }
@@ -308,7 +313,7 @@ fn test(input: &mut Input<'_>) -> Parsed<Expr> {
     };
     if !fits {
         let example = column.example();
-        return Wrong::new(
+        return ParseFailure::new(
             sign_at,
             format!("`{column}` is not compared like this"),
             "does not fit",
@@ -327,7 +332,7 @@ fn test(input: &mut Input<'_>) -> Parsed<Expr> {
 fn list(input: &mut Input<'_>, column: Column) -> Parsed<Vec<(String, Range<usize>)>> {
     if opt(mark("(")).parse_next(input)?.is_none() {
         let (_, span) = peek(input);
-        return Wrong::new(span, "`in` takes a list", "expected `(`")
+        return ParseFailure::new(span, "`in` takes a list", "expected `(`")
             .help(format!("for example: {column} in (a, b)"))
             .fail();
     }
@@ -337,7 +342,7 @@ fn list(input: &mut Input<'_>, column: Column) -> Parsed<Vec<(String, Range<usiz
     }
     let (_, span) = peek(input);
     if opt(mark(")")).parse_next(input)?.is_none() {
-        return Wrong::new(span, "the list is not closed", "expected `,` or `)`").fail();
+        return ParseFailure::new(span, "the list is not closed", "expected `,` or `)`").fail();
     }
     Ok(values)
 }
@@ -348,7 +353,7 @@ fn value(input: &mut Input<'_>, column: Column) -> Parsed<(String, Range<usize>)
     let from = input.current_token_start();
     if input.state.values > MOST {
         let what = format!("a filter has at most {MOST} values");
-        return Wrong::new(from..from, what, "too many from here on").fail();
+        return ParseFailure::new(from..from, what, "too many from here on").fail();
     }
     if opt('"').parse_next(input)?.is_some() {
         let text = rest_of_quoted(input, from)?;
@@ -371,7 +376,7 @@ fn value(input: &mut Input<'_>, column: Column) -> Parsed<(String, Range<usize>)
                 Some("a value with such characters stands in double quotes".to_owned()),
             ),
         };
-        return Err(ErrMode::Cut(Wrong { span, what, label: "expected a value", help }));
+        return Err(ErrMode::Cut(ParseFailure { span, what, label: "expected a value", help }));
     }
     let mut to = input.current_token_start();
     let mut text = found;
@@ -381,7 +386,7 @@ fn value(input: &mut Input<'_>, column: Column) -> Parsed<(String, Range<usize>)
         let before = input.checkpoint();
         let mut longer = text.clone();
         while let Ok(more) =
-            take_while::<_, _, ErrMode<Wrong>>(1.., literal::is_bare).parse_next(input)
+            take_while::<_, _, ErrMode<ParseFailure>>(1.., literal::is_bare).parse_next(input)
         {
             longer.push(' ');
             longer.push_str(more);
@@ -409,14 +414,14 @@ fn rest_of_quoted(input: &mut Input<'_>, from: usize) -> Parsed<String> {
         match c {
             Err(_) => {
                 let what = "this quote is not closed";
-                return Wrong::new(from..from + 1, what, "opened here").fail();
+                return ParseFailure::new(from..from + 1, what, "opened here").fail();
             }
             Ok('"') => return Ok(text),
             Ok('\\') => match escaped(input) {
                 Ok(c) => text.push(c),
                 Err(_) => {
                     let to = input.current_token_start();
-                    return Wrong::new(at..to, "an unknown escape in quotes", "unknown")
+                    return ParseFailure::new(at..to, "an unknown escape in quotes", "unknown")
                         .help(r#"escapes are \" \\ \n \r \t \0 and \u{1f600}"#)
                         .fail();
                 }
@@ -456,7 +461,7 @@ fn build(
     let first = || values.first().cloned().unwrap_or((String::new(), at.clone()));
     let bad = |(text, span): (String, Range<usize>), help: &str| {
         let what = format!("`{}` is no value of `{column}`", text.escape_debug());
-        Wrong::new(span, what, "not understood").help(help)
+        ParseFailure::new(span, what, "not understood").help(help)
     };
     let number = |read: fn(&str) -> Option<u64>, help: &str| {
         let compare = match sign {
@@ -519,29 +524,31 @@ fn build(
 
 fn time(input: &Input<'_>, sign: Sign, (text, span): (String, Range<usize>)) -> Parsed<Expr> {
     let at = |compare, time| Expr::Test(Test::Time(compare, time));
-    match (literal::moment(&text, input.state.now), sign) {
-        (Some(Moment::At(time)), Sign::Order(compare)) => Ok(at(compare, time)),
+    match (literal::time_literal(&text, input.state.now), sign) {
+        (Some(TimeLiteral::At(time)), Sign::Order(compare)) => Ok(at(compare, time)),
         // The comparison uses the start or the end of the day.
-        (Some(Moment::Day { begin, end }), Sign::Order(compare)) => Ok(match compare {
+        (Some(TimeLiteral::Day { begin, end }), Sign::Order(compare)) => Ok(match compare {
             Compare::More => at(Compare::AtLeast, end),
             Compare::AtMost => at(Compare::Less, end),
             same => at(same, begin),
         }),
-        (Some(Moment::Day { begin, end }), _) => {
+        (Some(TimeLiteral::Day { begin, end }), _) => {
             Ok(Expr::all([at(Compare::AtLeast, begin), at(Compare::Less, end)]))
         }
-        (Some(Moment::At(_)), _) => {
-            Wrong::new(span, "no record has exactly this time", "not a day")
+        (Some(TimeLiteral::At(_)), _) => {
+            ParseFailure::new(span, "no record has exactly this time", "not a day")
                 .help("compare with <, <=, > or >=, or give a day: time = 2026-11-21, time = today")
                 .fail()
         }
-        (None, _) => {
-            Wrong::new(span, format!("`{}` is no time", text.escape_debug()), "not understood")
-                .help(
-                    "for example: 24h ago, 2 weeks ago, today, 2026-11-21, 2026-11-21T08:00 or \
+        (None, _) => ParseFailure::new(
+            span,
+            format!("`{}` is no time", text.escape_debug()),
+            "not understood",
+        )
+        .help(
+            "for example: 24h ago, 2 weeks ago, today, 2026-11-21, 2026-11-21T08:00 or \
                  2026-11-21T08:00:00Z",
-                )
-                .fail()
-        }
+        )
+        .fail(),
     }
 }

@@ -37,7 +37,7 @@ content! {
     summary("{}", by(user, uid));
 
     /// Principal of a connection.
-    pub struct Who {
+    pub struct ConnectedPrincipal {
         /// Name of the client, `local:USER` or `anonymous`.
         pub principal: String,
         /// Whether the identity was proven.
@@ -59,7 +59,7 @@ content! {
     /// without messages.
     pub struct ClientSeen {
         #[serde(flatten)]
-        pub who: Who,
+        pub who: ConnectedPrincipal,
     }
     summary("{} came in{}", who.principal, then(" from ", &who.client_addr));
 
@@ -68,7 +68,7 @@ content! {
         /// First characters of the session id, as in the records of its calls.
         pub session: String,
         #[serde(flatten)]
-        pub who: Who,
+        pub who: ConnectedPrincipal,
         pub revision: String,
         /// Name and version that the client claims.
         #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -41,7 +41,7 @@ use crate::{
 };
 use portcullis_foundation::atomic_file;
 
-pub(super) use open::{Found, Loss};
+pub(super) use open::{Loss, OpenedSegment};
 pub(super) use wal::Wal;
 
 /// Bytes of unpacked frames that are cached for queries.
@@ -51,25 +51,25 @@ const INDEX_FREE: u64 = 16 << 20;
 const CLOSED: &str = "segment.json";
 
 /// Shared dependencies of all segments of a store.
-pub(super) struct Tools {
+pub(super) struct SegmentEnv {
     pub dir: PathBuf,
     pub key: DigestKey,
     pub cipher: Option<Arc<Cipher>>,
-    cache: Cache<(u64, u64), Arc<Vec<Bytes>>, Bytewise>,
+    cache: Cache<(u64, u64), Arc<Vec<Bytes>>, ByLength>,
 }
 
 #[derive(Clone)]
-struct Bytewise;
+struct ByLength;
 
-impl Weighter<(u64, u64), Arc<Vec<Bytes>>> for Bytewise {
+impl Weighter<(u64, u64), Arc<Vec<Bytes>>> for ByLength {
     fn weight(&self, _: &(u64, u64), lines: &Arc<Vec<Bytes>>) -> u64 {
         lines.iter().map(|line| line.len() as u64 + 48).sum::<u64>().max(1)
     }
 }
 
-impl Tools {
+impl SegmentEnv {
     pub fn new(dir: &Path, key: DigestKey, cipher: Option<Arc<Cipher>>) -> Self {
-        let cache = Cache::with_weighter(4096, CACHE, Bytewise);
+        let cache = Cache::with_weighter(4096, CACHE, ByLength);
         Self { dir: dir.to_owned(), key, cipher, cache }
     }
 
@@ -121,7 +121,7 @@ pub(crate) enum Mode {
 
 /// Whether stored summaries of records are trusted without reading the records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Trust {
+pub(crate) enum IndexTrust {
     Believe,
     Doubt,
 }
@@ -137,25 +137,25 @@ pub(super) struct Segment {
     /// Whether the index lacks some blocks.
     blind: AtomicBool,
     blocks: RwLock<Arc<Vec<Arc<BlockMeta>>>>,
-    tools: Arc<Tools>,
+    env: Arc<SegmentEnv>,
 }
 
 impl Segment {
     /// Creates the segment that begins with this record.
-    pub fn make(tools: &Arc<Tools>, first: u64) -> Result<Arc<Self>, Fault> {
-        let path = tools.path(first);
+    pub fn make(env: &Arc<SegmentEnv>, first: u64) -> Result<Arc<Self>, Fault> {
+        let path = env.path(first);
         private_dir(&path).map_err(|e| Fault::io("making", &path, &e))?;
-        let segment = Self::bare(tools, first)?;
+        let segment = Self::bare(env, first)?;
         sync_dir(&path)?;
-        sync_dir(&tools.dir.join("segments"))?;
+        sync_dir(&env.dir.join("segments"))?;
         Ok(Arc::new(segment))
     }
 
-    fn bare(tools: &Arc<Tools>, first: u64) -> Result<Self, Fault> {
-        let path = tools.path(first);
+    fn bare(env: &Arc<SegmentEnv>, first: u64) -> Result<Self, Fault> {
+        let path = env.path(first);
         let file = path.join("records");
         let records = private().open(&file).map_err(|e| Fault::io("opening", &file, &e))?;
-        let index = Index::open_or_renew(&path.join("index"), &tools.key, tools.cipher.clone())?;
+        let index = Index::open_or_renew(&path.join("index"), &env.key, env.cipher.clone())?;
         Ok(Self {
             first,
             path,
@@ -164,7 +164,7 @@ impl Segment {
             index: RwLock::new(Arc::new(index)),
             blind: AtomicBool::new(false),
             blocks: RwLock::default(),
-            tools: tools.clone(),
+            env: env.clone(),
         })
     }
 
@@ -212,7 +212,7 @@ impl Segment {
         let mut index = self.index.write();
         // sled keeps its file locked until it is dropped, so the new index gets a new file.
         fs::remove_dir_all(&path).map_err(|e| Fault::io("removing", &path, &e))?;
-        let renewed = Index::open(&path, &self.tools.key, self.tools.cipher.clone())?;
+        let renewed = Index::open(&path, &self.env.key, self.env.cipher.clone())?;
         let old = std::mem::replace(&mut *index, Arc::new(renewed));
         // Readers do not wait until it is closed.
         drop(index);
@@ -247,7 +247,7 @@ impl Segment {
     fn frame_at(&self, offset: u64) -> Result<(Frame, u64), BadFrame> {
         // A handle has one position, and threads share this handle.
         let mut file = Positioned { file: &self.records, at: offset };
-        let mut frames = Frames::new(file.by_ref(), self.tools.cipher.as_deref());
+        let mut frames = Frames::new(file.by_ref(), self.env.cipher.as_deref());
         let frame = frames.next().unwrap_or(Err(BadFrame::Torn))?;
         Ok((frame, frames.offset()))
     }
@@ -255,7 +255,7 @@ impl Segment {
     /// Lines of a frame.
     pub fn frame(&self, at: &FrameAt) -> Result<Arc<Vec<Bytes>>, Fault> {
         let key = (self.first, at.offset);
-        self.tools.cache.get_or_insert_with(&key, || {
+        self.env.cache.get_or_insert_with(&key, || {
             let about = |what: &dyn std::fmt::Display| {
                 let file = self.path.join("records");
                 Fault::Damaged(format!("{} at byte {}: {what}", file.display(), at.offset))
@@ -263,7 +263,7 @@ impl Segment {
             let mut bytes = vec![0; at.length as usize];
             self.records.read_exact_at(&mut bytes, at.offset).map_err(|e| about(&e))?;
             let (frame, _) =
-                frame::read(&bytes, self.tools.cipher.as_deref()).map_err(|bad| about(&bad))?;
+                frame::read(&bytes, self.env.cipher.as_deref()).map_err(|bad| about(&bad))?;
             if frame.first != at.first {
                 return Err(about(&"another frame than the index says"));
             }
@@ -279,7 +279,7 @@ impl Segment {
         let mut frames = Vec::new();
         for (first, lines) in block.frames() {
             let from = bytes.len();
-            frame::write(&mut bytes, first, &lines, Pack::Zstd, self.tools.cipher.as_deref())
+            frame::write(&mut bytes, first, &lines, Pack::Zstd, self.env.cipher.as_deref())
                 .map_err(|e| Fault::io("packing records for", &file, &e))?;
             frames.push(FrameAt {
                 first,
@@ -380,8 +380,8 @@ impl Segment {
     }
 
     /// Summary of a segment, if it is closed.
-    pub fn closed(tools: &Tools, first: u64) -> Result<Option<Closed>, Fault> {
-        let path = tools.path(first).join(CLOSED);
+    pub fn closed(env: &SegmentEnv, first: u64) -> Result<Option<Closed>, Fault> {
+        let path = env.path(first).join(CLOSED);
         match fs::read(&path) {
             Ok(text) => serde_json::from_slice(&text)
                 .map(Some)

@@ -19,7 +19,7 @@ use super::{
         frame::{self, BadFrame, Frames},
         private_dir, stamp,
     },
-    Mode, Positioned, Segment, Tools, Trust, Wal, added,
+    IndexTrust, Mode, Positioned, Segment, SegmentEnv, Wal, added,
 };
 use crate::maintenance::Cipher;
 
@@ -33,7 +33,7 @@ pub(crate) struct Loss {
 }
 
 /// Result of opening a segment.
-pub(in crate::store) struct Found {
+pub(in crate::store) struct OpenedSegment {
     pub segment: Arc<Segment>,
     /// Blocks that are not in `records` yet, in order.
     pub growing: Vec<Arc<Growing>>,
@@ -50,17 +50,17 @@ impl Segment {
     /// the last acknowledged record: unreadable data beyond it is a commit that a stop
     /// interrupted.
     pub fn open(
-        tools: &Arc<Tools>,
+        env: &Arc<SegmentEnv>,
         first: u64,
         mode: Mode,
         acknowledged: u64,
-        index: Trust,
-    ) -> Result<Found, Fault> {
-        let segment = Self::bare(tools, first)?;
+        index: IndexTrust,
+    ) -> Result<OpenedSegment, Fault> {
+        let segment = Self::bare(env, first)?;
         let mut damage = Vec::new();
         match index {
-            Trust::Believe => segment.load()?,
-            Trust::Doubt => drop(segment.renewed("it is in doubt")?),
+            IndexTrust::Believe => segment.load()?,
+            IndexTrust::Doubt => drop(segment.renewed("it is in doubt")?),
         }
         let sealed = segment.end();
         let mut wals = segment.wals()?;
@@ -98,7 +98,7 @@ impl Segment {
             wal = (mode == Mode::Write).then(|| Wal::resume(path.clone(), length)).transpose()?;
             growing.push(Arc::new(block));
         }
-        Ok(Found { segment: Arc::new(segment), growing, wal, end, damage })
+        Ok(OpenedSegment { segment: Arc::new(segment), growing, wal, end, damage })
     }
 
     /// Skips commits that `records` contains completely: their blocks were sealed, but the file
@@ -194,7 +194,7 @@ impl Segment {
 
     /// Offset of the next readable frame with records in this range, after an unreadable one.
     fn skip(&self, offset: u64, size: u64, records: Range<u64>) -> Option<u64> {
-        find(&self.records, self.tools.cipher.as_deref(), offset + 1..size, &records)
+        find(&self.records, self.env.cipher.as_deref(), offset + 1..size, &records)
     }
 
     /// Whether a file has commits of these records after this offset. A partial commit that was not
@@ -203,7 +203,7 @@ impl Segment {
         let failed = |e| Fault::io("reading", path, &e);
         let file = File::open(path).map_err(failed)?;
         let size = file.metadata().map_err(failed)?.len();
-        Ok(find(&file, self.tools.cipher.as_deref(), from..size, &records).is_some())
+        Ok(find(&file, self.env.cipher.as_deref(), from..size, &records).is_some())
     }
 
     fn index_block(&self, block: Option<(Growing, Vec<FrameAt>)>) -> Result<(), Fault> {
@@ -222,7 +222,7 @@ impl Segment {
         next: u64,
     ) -> Result<(Growing, u64, Option<BadFrame>), Fault> {
         let file = File::open(path).map_err(|e| Fault::io("opening", path, &e))?;
-        let mut frames = Frames::new(io::BufReader::new(file), self.tools.cipher.as_deref());
+        let mut frames = Frames::new(io::BufReader::new(file), self.env.cipher.as_deref());
         let block = Growing::new(first);
         let mut good = 0;
         loop {
@@ -270,7 +270,7 @@ impl Segment {
         if mode == Mode::Read {
             return Ok(());
         }
-        let aside = self.tools.dir.join("quarantine");
+        let aside = self.env.dir.join("quarantine");
         private_dir(&aside).map_err(|e| Fault::io("making", &aside, &e))?;
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let to = aside.join(format!("{name}.{}", stamp(Timestamp::now())));

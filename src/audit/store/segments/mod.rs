@@ -1,6 +1,6 @@
 //! All segments of a store: sealed blocks, growing blocks, and views of both.
 
-mod mark;
+mod head_file;
 mod view;
 
 use std::{
@@ -19,7 +19,7 @@ use super::{
     BLOCK,
     block::Growing,
     fault::Fault,
-    segment::{Closed, Found, Loss, Mode, Segment, Tools, Trust, Wal},
+    segment::{Closed, IndexTrust, Loss, Mode, OpenedSegment, Segment, SegmentEnv, Wal},
 };
 use crate::{
     digest::DigestKey,
@@ -27,8 +27,8 @@ use crate::{
     proof::{Frontier, Hash},
 };
 
-pub(super) use mark::HeadFile;
-use mark::read_head;
+pub(super) use head_file::HeadFile;
+use head_file::read_head;
 pub(crate) use view::View;
 
 /// Maximum number of old segments kept open for queries.
@@ -93,18 +93,18 @@ pub(crate) struct SegmentInfo {
 struct Slot {
     first: u64,
     closed: Mutex<Option<Closed>>,
-    open: Mutex<Held>,
+    open: Mutex<SlotState>,
 }
 
 /// State of a segment in its slot.
 #[derive(Default)]
-struct Held {
+struct SlotState {
     open: Option<Arc<Segment>>,
     /// An evicted segment that a view may still read: sled cannot open it twice.
     given_up: Weak<Segment>,
 }
 
-impl Held {
+impl SlotState {
     fn give_up(&mut self) {
         if let Some(segment) = self.open.take() {
             self.given_up = Arc::downgrade(&segment);
@@ -120,7 +120,7 @@ impl Slot {
 
 /// Segments of one store.
 pub(crate) struct SegmentSet {
-    tools: Arc<Tools>,
+    env: Arc<SegmentEnv>,
     inner: Mutex<Inner>,
     ends: watch::Sender<u64>,
     /// Tree before the first segment, if that segment was not closed when the store was opened.
@@ -148,7 +148,7 @@ pub(crate) struct Opening<'a> {
     pub mode: Mode,
     /// Whether summaries of closed segments, and indexes of the others, are trusted. Otherwise the
     /// tree is computed from records, and from the indexes of closed segments.
-    pub trust: Trust,
+    pub trust: IndexTrust,
     /// Damage that an opening immediately before found, if any: it has already cut off and set
     /// aside unreadable data.
     pub earlier_damage: Option<Vec<String>>,
@@ -158,7 +158,7 @@ pub(crate) struct Opening<'a> {
 
 /// Result for a writer.
 pub(crate) struct Opened {
-    pub shelf: Arc<SegmentSet>,
+    pub segment_set: Arc<SegmentSet>,
     pub(super) current: Option<Current>,
     /// Blocks to seal, with their segments.
     pub(super) unsealed: Vec<(Arc<Segment>, Arc<Growing>)>,
@@ -180,7 +180,7 @@ impl SegmentSet {
     /// Opens the segments of the store in `dir`.
     pub(crate) fn open(dir: &Path, opening: Opening<'_>) -> Result<Opened, Fault> {
         let Opening { key, cipher, mode, trust, earlier_damage, dropped } = opening;
-        let tools = Arc::new(Tools::new(dir, key, cipher));
+        let env = Arc::new(SegmentEnv::new(dir, key, cipher));
         let mut slots = Vec::new();
         let mut head =
             Head { tree: Frontier::default(), last: Hash::ZERO, recorded: Timestamp::UNIX_EPOCH };
@@ -197,7 +197,7 @@ impl SegmentSet {
             if at > 0 && first > acknowledged.max(end) + 16 * BLOCK {
                 damage.push(format!(
                     "{}: it begins after records that never existed",
-                    tools.path(first).display()
+                    env.path(first).display()
                 ));
                 continue;
             }
@@ -207,11 +207,11 @@ impl SegmentSet {
                     && closed.tree.size() == closed.end
                     && next.is_none_or(|next| next == closed.end)
             };
-            let closed = match Segment::closed(&tools, first) {
+            let closed = match Segment::closed(&env, first) {
                 Ok(Some(closed)) if !fits(&closed) => {
                     damage.push(format!(
                         "{}: `segment.json` does not match",
-                        tools.path(first).display()
+                        env.path(first).display()
                     ));
                     None
                 }
@@ -223,11 +223,11 @@ impl SegmentSet {
             };
             // An unclosed segment in the middle is rare: a stop between two days, or damage.
             let index = match (&closed, next) {
-                (Some(_), _) => Trust::Believe,
-                (None, Some(_)) => Trust::Doubt,
+                (Some(_), _) => IndexTrust::Believe,
+                (None, Some(_)) => IndexTrust::Doubt,
                 (None, None) => trust,
             };
-            let closed = closed.filter(|_| trust == Trust::Believe);
+            let closed = closed.filter(|_| trust == IndexTrust::Believe);
             let slot = Slot::new(first, closed.clone());
             slots.push(slot.clone());
             if let Some(closed) = closed {
@@ -244,7 +244,7 @@ impl SegmentSet {
                     }
                     None => {
                         base = None;
-                        let path = tools.path(first);
+                        let path = env.path(first);
                         let path = path.display();
                         let why = format!("{path}: the state before its records is unknown");
                         damage.push(why.clone());
@@ -253,8 +253,8 @@ impl SegmentSet {
                 }
             }
             let expected = if earlier_damage.is_some() { 0 } else { acknowledged };
-            let found = Segment::open(&tools, first, mode, expected, index)?;
-            let Found { segment, growing: blocks, wal, end: after, damage: bad } = found;
+            let found = Segment::open(&env, first, mode, expected, index)?;
+            let OpenedSegment { segment, growing: blocks, wal, end: after, damage: bad } = found;
             damage.extend(bad);
             slot.open.lock().open = Some(segment.clone());
             head.tree.pad(first);
@@ -292,8 +292,8 @@ impl SegmentSet {
             earlier.append(&mut damage);
             damage = earlier;
         }
-        let shelf = Self {
-            tools,
+        let segment_set = Self {
+            env,
             inner: Mutex::new(Inner {
                 slots: Arc::new(slots),
                 growing,
@@ -305,16 +305,23 @@ impl SegmentSet {
             base,
             damage,
         };
-        Ok(Opened { shelf: Arc::new(shelf), current, unsealed, unclosed, loss, groundless })
+        Ok(Opened {
+            segment_set: Arc::new(segment_set),
+            current,
+            unsealed,
+            unclosed,
+            loss,
+            groundless,
+        })
     }
 
     /// Folder of the store.
     pub(crate) fn dir(&self) -> &Path {
-        &self.tools.dir
+        &self.env.dir
     }
 
-    pub(super) fn tools(&self) -> &Arc<Tools> {
-        &self.tools
+    pub(super) fn env(&self) -> &Arc<SegmentEnv> {
+        &self.env
     }
 
     /// Descriptions of parts that could not be read when the store was opened.
@@ -345,7 +352,13 @@ impl SegmentSet {
             })
             .collect::<Vec<_>>();
         let end = memory.last().map_or(inner.sealed, |(block, count)| block.first + *count as u64);
-        View { shelf: self.clone(), slots: inner.slots.clone(), sealed: inner.sealed, memory, end }
+        View {
+            segment_set: self.clone(),
+            slots: inner.slots.clone(),
+            sealed: inner.sealed,
+            memory,
+            end,
+        }
     }
 
     /// Summaries of all segments, in order.
@@ -364,7 +377,7 @@ impl SegmentSet {
                     began: closed.as_ref().map(|closed| closed.begin),
                     ended: closed.as_ref().map_or(head.recorded, |closed| closed.ended),
                     closed: closed.is_some(),
-                    path: self.tools.path(slot.first),
+                    path: self.env.path(slot.first),
                 }
             })
             .collect()
@@ -396,13 +409,13 @@ impl SegmentSet {
         let segment = match held.given_up.upgrade() {
             Some(segment) => segment,
             None => {
-                let path = self.tools.path(slot.first);
+                let path = self.env.path(slot.first);
                 if !path.join("records").is_file() {
                     let what = format!("{}: its records are missing", path.display());
                     return Err(Fault::Damaged(what));
                 }
-                let trust = Trust::Believe;
-                let found = Segment::open(&self.tools, slot.first, Mode::Read, 0, trust)?;
+                let trust = IndexTrust::Believe;
+                let found = Segment::open(&self.env, slot.first, Mode::Read, 0, trust)?;
                 for what in &found.damage {
                     tracing::error!("{what}");
                 }

@@ -19,7 +19,7 @@ use crate::line::Line;
 /// Durable state at one moment.
 #[derive(Clone)]
 pub(crate) struct View {
-    pub(super) shelf: Arc<SegmentSet>,
+    pub(super) segment_set: Arc<SegmentSet>,
     pub(super) slots: Arc<Vec<Arc<Slot>>>,
     /// `seq` after the last record that was sealed at that moment.
     pub(super) sealed: u64,
@@ -48,7 +48,7 @@ impl View {
     pub(in crate::store) fn open_segments(
         &self,
     ) -> impl Iterator<Item = (u64, Result<Arc<Segment>, Fault>)> + '_ {
-        self.slots.iter().map(|slot| (slot.first, self.shelf.open_slot(slot)))
+        self.slots.iter().map(|slot| (slot.first, self.segment_set.open_slot(slot)))
     }
 
     /// First records of the segments with a `seq` from `first` to `last`.
@@ -82,7 +82,7 @@ impl View {
             if outside {
                 continue;
             }
-            match self.shelf.open_slot(slot) {
+            match self.segment_set.open_slot(slot) {
                 Ok(segment) => {
                     for meta in segment.blocks().iter().filter(|meta| meta.first < self.sealed) {
                         let (segment, meta) = (segment.clone(), meta.clone());
@@ -90,7 +90,7 @@ impl View {
                     }
                 }
                 Err(fault) => {
-                    let path = self.shelf.tools.path(slot.first);
+                    let path = self.segment_set.env.path(slot.first);
                     unreadable.push(format!("{}: {fault}", path.display()));
                 }
             }

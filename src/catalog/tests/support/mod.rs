@@ -1,7 +1,7 @@
 //! Fixtures and common assertions.
 #![allow(dead_code, reason = "each test uses a part of it")]
 
-use portcullis_catalog::{Found, Kind, Options, Problem, Server, read};
+use portcullis_catalog::{Kind, Options, ParsedFile, Problem, Server, read};
 
 /// A secret, built here so that no file contains it.
 pub fn secret() -> String {
@@ -14,7 +14,7 @@ pub fn fixture(name: &str) -> String {
     text.replace("@SECRET@", &secret())
 }
 
-pub fn found(name: &str, options: &Options) -> Found {
+pub fn found(name: &str, options: &Options) -> ParsedFile {
     let found = read(&fixture(name), options).unwrap_or_else(|error| panic!("{name}: {error:?}"));
     let text = serde_json::to_string(&found).expect("JSON");
     assert!(!text.contains(&secret()), "a secret is in what was read: {text}");
@@ -22,13 +22,13 @@ pub fn found(name: &str, options: &Options) -> Found {
     found
 }
 
-pub fn server<'a>(found: &'a Found, name: &str) -> &'a Server {
+pub fn server<'a>(found: &'a ParsedFile, name: &str) -> &'a Server {
     let entry = found.servers.iter().find(|entry| entry.name == name);
     let entry = entry.unwrap_or_else(|| panic!("there is no `{name}`"));
     entry.server.as_ref().unwrap_or_else(|problems| panic!("{name}: {problems:?}"))
 }
 
-pub fn problems<'a>(found: &'a Found, name: &str) -> &'a [Problem] {
+pub fn problems<'a>(found: &'a ParsedFile, name: &str) -> &'a [Problem] {
     let entry = found.servers.iter().find(|entry| entry.name == name);
     let entry = entry.unwrap_or_else(|| panic!("there is no `{name}`"));
     match &entry.server {

@@ -84,7 +84,7 @@ fn every_toml_form_of_an_entry_is_replaced() {
         assert!(done.warnings[0].contains("acme"), "{:?}", done.warnings);
     }
     assert!(ExistingEntry::of("[servers.x]\nurl = \"x\"\n", "s").unwrap().is_none());
-    assert!(matches!(ExistingEntry::of("servers.s = 1\n", "s"), Err(Unwritten::Shape)));
+    assert!(matches!(ExistingEntry::of("servers.s = 1\n", "s"), Err(EntryError::Shape)));
 }
 
 #[test]

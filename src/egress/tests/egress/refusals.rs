@@ -400,14 +400,14 @@ async fn address_inside_stands_for_its_name() {
     let port = web.port;
     let listed = format!("http://web.example:{port}=127.0.0.1").parse().unwrap();
     let (gate, mut reported) = Recorder::new();
-    let stand_in = ("192.0.2.7".parse().unwrap(), "web.example".parse().unwrap());
-    let egress = Egress::with_stand_ins(
+    let synthetic_address = ("192.0.2.7".parse().unwrap(), "web.example".parse().unwrap());
+    let egress = Egress::with_synthetic_addresses(
         "notes",
         Destinations::new(vec![listed]).unwrap(),
         Limits::default(),
         gate,
         Arc::new(Names::default()),
-        [stand_in],
+        [synthetic_address],
     );
     let (mut near, far) = tokio::io::duplex(1 << 16);
     let ask = format!(

@@ -10,8 +10,8 @@ use std::{
 
 use async_trait::async_trait;
 use portcullis_egress::{
-    Attempt, Destination, Destinations, Egress, End, Forbidden, Gate, Grounds, Limits, Listener,
-    Outcome, Resolver, Verdict,
+    Attempt, Destination, Destinations, Egress, End, Forbidden, Gate, GateContext, Limits,
+    Listener, Outcome, Resolver, Verdict,
 };
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use tokio::{
@@ -55,7 +55,7 @@ impl Gate for Recorder {
         if forbidden.as_deref() != Some(&attempt.host.to_string()) {
             return Verdict::Allow;
         }
-        let grounds: Grounds = Arc::new("grounds");
+        let grounds: GateContext = Arc::new("grounds");
         Verdict::Refuse(Forbidden { why: "no longer".into(), grounds: Some(grounds) })
     }
 

@@ -187,7 +187,7 @@ impl Front {
         match self.admit(&request) {
             Ok(peer) => Ok((peer, request)),
             Err(NotAdmitted { peer, refusal }) => {
-                Err(self.turn_away(refusal, peer.as_deref(), address, None, None).await)
+                Err(self.refused_response(refusal, peer.as_deref(), address, None, None).await)
             }
         }
     }
@@ -238,9 +238,9 @@ impl Front {
                     return Ok(Peer { principal, transport: Transport::Unix, address: None });
                 };
                 let principal =
-                    name.to_str().ok().and_then(|name| self.stand_in(name)).ok_or_else(|| {
-                        Refusal::new(Code::Unauthenticated, "the client does not exist")
-                    })?;
+                    name.to_str().ok().and_then(|name| self.impersonated(name)).ok_or_else(
+                        || Refusal::new(Code::Unauthenticated, "the client does not exist"),
+                    )?;
                 Ok(Peer { principal, transport: Transport::Cli, address: None })
             }
         }
@@ -250,14 +250,14 @@ impl Front {
     pub(in crate::front) async fn body(&self, peer: &Peer, body: Body) -> Result<Bytes, Refusal> {
         let incoming = self.proxy.admission.incoming(&peer.principal);
         let text = request_checks::body(body, self.proxy.request_caps().bytes, incoming).await?;
-        match self.keyring.still_knows(&peer.principal) {
+        match self.keyring.is_unchanged(&peer.principal) {
             true => Ok(text),
             false => Err(Refusal::new(Code::Unauthenticated, CLIENT_CHANGED)),
         }
     }
 
     /// The principal that the operator wants to act as.
-    fn stand_in(&self, name: &str) -> Option<Arc<Principal>> {
+    fn impersonated(&self, name: &str) -> Option<Arc<Principal>> {
         match name {
             "anonymous" => Some(Principal::anonymous()),
             "local" => Some(Principal::local()),
@@ -265,7 +265,7 @@ impl Front {
         }
     }
 
-    pub(super) async fn turn_away(
+    pub(super) async fn refused_response(
         &self,
         refusal: Refusal,
         peer: Option<&Peer>,

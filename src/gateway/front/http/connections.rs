@@ -56,19 +56,19 @@ struct State {
     clients: HashMap<PrincipalKind, usize>,
     /// Number of requests without a key that trusted proxies forward, by network.
     anonymous: HashMap<IpAddr, usize>,
-    displaced: Unlogged,
+    displaced: UnloggedEvents,
     /// Refused connections of trusted proxies.
-    refused_proxies: Unlogged,
+    refused_proxies: UnloggedEvents,
 }
 
 /// Events that are not logged yet.
 #[derive(Default)]
-struct Unlogged {
+struct UnloggedEvents {
     count: u64,
     logged: Option<Instant>,
 }
 
-impl Unlogged {
+impl UnloggedEvents {
     /// Counts an event. Returns the count if it is due to be logged.
     fn add(&mut self) -> Option<u64> {
         self.count += 1;

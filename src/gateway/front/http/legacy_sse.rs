@@ -45,7 +45,7 @@ impl Front {
         let (endpoint, open, connection, messages) = match opened {
             Ok(opened) => opened,
             Err(refusal) => {
-                return self.turn_away(refusal, Some(&peer), peer.address, None, None).await;
+                return self.refused_response(refusal, Some(&peer), peer.address, None, None).await;
             }
         };
         let (closing, keyring) = (self.proxy.closing().clone(), self.keyring.clone());
@@ -87,7 +87,7 @@ impl Front {
             Err(away) => {
                 let (peer, address) = (Some(&peer), peer.address);
                 let (message, id) = (message.as_deref(), away.id.as_ref());
-                self.turn_away(away.refusal, peer, address, message, id).await
+                self.refused_response(away.refusal, peer, address, message, id).await
             }
         }
     }

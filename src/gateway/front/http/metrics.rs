@@ -53,7 +53,7 @@ async fn for_client(State(front): State<Front>, request: Request) -> Response {
         refusal.detail("telemetry.metrics-clients names the clients that may read metrics");
     let code = refusal.code;
     let address = peer.address;
-    let mut response = front.turn_away(refusal, Some(&peer), address, None, None).await;
+    let mut response = front.refused_response(refusal, Some(&peer), address, None, None).await;
     if code == Code::PolicyDenied {
         *response.status_mut() = StatusCode::FORBIDDEN;
     }

@@ -145,7 +145,7 @@ async fn other_verb(front: Front, request: Request, allowed: HeaderValue) -> Res
         Err(NotAdmitted { peer, refusal }) => (peer, refusal),
     };
     let code = refusal.code;
-    let mut response = front.turn_away(refusal, peer.as_deref(), address, None, None).await;
+    let mut response = front.refused_response(refusal, peer.as_deref(), address, None, None).await;
     if code == Code::HttpMethodNotAllowed {
         response.headers_mut().insert(header::ALLOW, allowed);
     }
@@ -161,7 +161,7 @@ async fn other_path(State(front): State<Front>, request: Request) -> Response {
         Err(NotAdmitted { peer, .. }) => peer,
     };
     let refusal = Refusal::new(Code::Unknown, "this path does not exist");
-    front.turn_away(refusal, peer.as_deref(), address, None, None).await
+    front.refused_response(refusal, peer.as_deref(), address, None, None).await
 }
 
 /// A POST with its whole body.
@@ -183,8 +183,9 @@ impl Front {
         };
         let (parts, body) = request.into_parts();
         let headers = parts.headers;
-        let away =
-            async |refusal| self.turn_away(refusal, Some(&peer), peer.address, None, None).await;
+        let away = async |refusal| {
+            self.refused_response(refusal, Some(&peer), peer.address, None, None).await
+        };
         let view = match self.view(&named) {
             Ok(view) => view,
             Err(refusal) => return away(refusal).await,
@@ -212,7 +213,8 @@ impl Front {
         let away = |refusal, message: Option<Bytes>, id: Option<Id>| {
             let (peer, address) = (&peer, peer.address);
             async move {
-                self.turn_away(refusal, Some(peer), address, message.as_deref(), id.as_ref()).await
+                self.refused_response(refusal, Some(peer), address, message.as_deref(), id.as_ref())
+                    .await
             }
         };
         if let Some(session) = self.takes_batch(&text, &headers, &peer, &view) {
@@ -233,7 +235,7 @@ impl Front {
             _ => None,
         };
         let spoken = request_checks::speaks(&headers, &frame).and_then(|speaks| match speaks {
-            DetectedEra::Greeting(revision) => Ok((revision, None)),
+            DetectedEra::Initialize(revision) => Ok((revision, None)),
             // Its only response is a stream.
             DetectedEra::Modern if !streams && is_listen(&frame) => {
                 Err(request_checks::not_acceptable("text/event-stream"))
@@ -298,7 +300,9 @@ impl Front {
         });
         match listens {
             Ok(response) => response,
-            Err(refusal) => self.turn_away(refusal, Some(&peer), peer.address, None, None).await,
+            Err(refusal) => {
+                self.refused_response(refusal, Some(&peer), peer.address, None, None).await
+            }
         }
     }
 
@@ -323,7 +327,9 @@ impl Front {
                 self.proxy.sessions.close(&session.id, "the client closed it");
                 StatusCode::NO_CONTENT.into_response()
             }
-            Err(refusal) => self.turn_away(refusal, Some(&peer), peer.address, None, None).await,
+            Err(refusal) => {
+                self.refused_response(refusal, Some(&peer), peer.address, None, None).await
+            }
         }
     }
 }

@@ -167,7 +167,7 @@ pub(super) async fn body(
 #[derive(Debug)]
 pub(super) enum DetectedEra {
     /// `initialize`, with the negotiated revision.
-    Greeting(Revision),
+    Initialize(Revision),
     /// In a legacy session, with the revision of the header, if any.
     Legacy { session: SessionId, revision: Option<Revision> },
     /// Stateless: 2026-07-28.
@@ -185,7 +185,7 @@ pub(super) fn speaks(headers: &HeaderMap, frame: &Frame) -> Result<DetectedEra, 
     let meta = params.and_then(|params| params.object("_meta"));
     let claimed = meta.as_ref().and_then(|meta| meta.string(META_REVISION));
     if method == Method::INITIALIZE && claimed.is_none() {
-        return Ok(DetectedEra::Greeting(negotiate(params)?));
+        return Ok(DetectedEra::Initialize(negotiate(params)?));
     }
     let session = header_text(headers, "mcp-session-id")?.map(|id| SessionId::presented(&id));
     let revision = named(version.as_deref())?;

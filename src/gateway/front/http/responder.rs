@@ -158,7 +158,7 @@ impl Responder {
         };
         let stream = match &session {
             Some(session) => session.streams.open(),
-            None => Stream::fleeting(),
+            None => Stream::unresumable(),
         };
         // Earlier revisions have no events without data.
         if session.is_some_and(|session| session.revision >= Revision::V2025_11_25) {

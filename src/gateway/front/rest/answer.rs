@@ -205,9 +205,9 @@ mod tests {
     }
 
     /// A text with a guard that it holds until it is dropped.
-    struct Holding(&'static str, #[expect(dead_code, reason = "it is held")] Arc<()>);
+    struct GuardedText(&'static str, #[expect(dead_code, reason = "it is held")] Arc<()>);
 
-    impl AsRef<[u8]> for Holding {
+    impl AsRef<[u8]> for GuardedText {
         fn as_ref(&self) -> &[u8] {
             self.0.as_bytes()
         }
@@ -221,7 +221,7 @@ mod tests {
             (r#"{"error":{"code":1}}"#, whole),
             (r#"{"result":{"tools":[]}}"#, tools),
         ] {
-            let text = Bytes::from_owner(Holding(text, call_permit.clone()));
+            let text = Bytes::from_owner(GuardedText(text, call_permit.clone()));
             let elements = vec![Reply::of(answered(text), show).into_element()];
             let mut body = json(StatusCode::OK, array(elements)).into_body().into_data_stream();
             let mut written = 0;

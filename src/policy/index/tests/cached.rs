@@ -18,8 +18,8 @@ fn asked(terms: Terms<'_>, index: &Index, principal: &Principal, name: &str) -> 
     let resource = Resource::Tool { server: &server, name, claims: Claims::default() };
     let (subject, action) = (Subject::Client(principal), Action::CallTool);
     let about = About { subject, action, resource, own: false };
-    let known = index.known(terms, CachedSubject::of(&subject), about).unwrap();
-    (known.concern().open.len(), known.concern().entities)
+    let known = index.evaluation(terms, CachedSubject::of(&subject), about).unwrap();
+    (known.residual().open.len(), known.residual().entities)
 }
 
 #[test]
@@ -144,8 +144,12 @@ fn flood_of_names_does_not_exceed_the_cache() {
         for number in 0..100 {
             asked(terms, index, &some, &format!("{number}{}", "x".repeat(1 << 20)));
         }
-        assert!(index.known.weight() <= index.known.capacity(), "{}", index.known.weight());
-        assert!(index.known.len() < 16, "{}", index.known.len());
+        assert!(
+            index.evaluations.weight() <= index.evaluations.capacity(),
+            "{}",
+            index.evaluations.weight()
+        );
+        assert!(index.evaluations.len() < 16, "{}", index.evaluations.len());
         assert_eq!(index.classes.len(), 1, "a class has no name in it");
     });
 }

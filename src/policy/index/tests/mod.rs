@@ -193,7 +193,7 @@ fn unfit(
     request: &Request<'_>,
 ) -> Result<(), String> {
     let answer = match index.decide(terms, request) {
-        Err(Unaskable::Unfit(_)) => return Ok(()),
+        Err(RequestError::InputMismatch(_)) => return Ok(()),
         Err(other) => return Err(other.to_string()),
         Ok(answer) => answer,
     };

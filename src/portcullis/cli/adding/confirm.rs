@@ -14,13 +14,13 @@ use anyhow::bail;
 use cedar_policy::{Effect, Policy};
 
 use super::{
-    policy_files::{Others, perhaps_permitted},
-    taken::Taken,
+    planned_server::PlannedServer,
+    policy_files::{ConfiguredPolicyFiles, perhaps_permitted},
 };
 use crate::cli::Context;
 use portcullis_catalog::write::file_name;
 
-impl Taken {
+impl PlannedServer {
     /// Secrets and headers that are neither named nor confirmed, with their references.
     pub(super) fn open(&self) -> impl Iterator<Item = (&str, &str)> {
         let open = self.server.references().filter(|(_, secret)| !secret.permitted);
@@ -31,7 +31,7 @@ impl Taken {
     /// destination, if they are still in the entry.
     pub(super) fn permit_confirmed(&mut self) {
         let destination = self.server.destination();
-        let old = self.old.as_ref().filter(|old| old.goes_there(&destination));
+        let old = self.old.as_ref().filter(|old| old.has_same_destinations(&destination));
         for (name, secret) in self.server.references_mut() {
             secret.permitted |=
                 old.is_some_and(|old| old.confirmed.get(name) == Some(&secret.from));
@@ -43,7 +43,7 @@ impl Taken {
     pub(super) fn permitted_elsewhere(
         &self,
         folder: Option<&Path>,
-        others: &Others,
+        others: &ConfiguredPolicyFiles,
     ) -> Vec<(PathBuf, BTreeSet<String>)> {
         let name = &self.server.name;
         let own = folder.map(|folder| folder.join(file_name(name)));
@@ -75,7 +75,7 @@ impl Taken {
 ///
 /// # Errors
 /// There is no terminal, or the answer is no.
-pub(super) fn ask(ctx: &Context, taken: &mut [Taken]) -> anyhow::Result<()> {
+pub(super) fn ask(ctx: &Context, planned: &mut [PlannedServer]) -> anyhow::Result<()> {
     let terminal = io::stdin().is_terminal() && io::stderr().is_terminal() && !ctx.is_json();
     if !terminal {
         bail!(
@@ -84,7 +84,7 @@ pub(super) fn ask(ctx: &Context, taken: &mut [Taken]) -> anyhow::Result<()> {
              `--secret SERVER/NAME=REFERENCE`)"
         );
     }
-    for one in taken.iter_mut() {
+    for one in planned.iter_mut() {
         let open: Vec<String> =
             one.open().map(|(name, from)| format!("{name} <- {from}")).collect();
         if open.is_empty() {
@@ -100,7 +100,7 @@ pub(super) fn ask(ctx: &Context, taken: &mut [Taken]) -> anyhow::Result<()> {
             }
         }
     }
-    let servers: Vec<String> = taken.iter().map(|one| format!("`{}`", one.server.name)).collect();
+    let servers: Vec<String> = planned.iter().map(|one| format!("`{}`", one.server.name)).collect();
     if !yes(
         ctx,
         &format!(

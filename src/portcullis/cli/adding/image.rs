@@ -13,14 +13,14 @@ use portcullis_oci::names_host;
 /// The image cannot be resolved.
 pub(in crate::cli) async fn locate(
     ctx: &Context,
-    house: &Workspace,
+    workspace: &Workspace,
     image: &mut Image,
 ) -> anyhow::Result<()> {
     if image.digest.is_some() {
         return Ok(());
     }
     if !names_host(&image.name) {
-        let here = house.on_engine(&image.name).await;
+        let here = workspace.on_engine(&image.name).await;
         match here {
             Ok(Some(_)) if image.is_id() => return Ok(()),
             Ok(Some(id)) => {
@@ -33,19 +33,19 @@ pub(in crate::cli) async fn locate(
         }
     }
     let _progress = ctx.progress(format!("asking for the digest of {}", image.name));
-    image.digest = Some(house.resolve(image).await?);
+    image.digest = Some(workspace.resolve(image).await?);
     Ok(())
 }
 
 /// Pins the image of a server, and returns the name that was requested.
 pub(super) async fn pin(
     ctx: &Context,
-    house: &Workspace,
+    workspace: &Workspace,
     server: &mut Server,
 ) -> Result<Option<String>, Problem> {
     let Run::Image { image, .. } = &mut server.run else { return Ok(None) };
     let asked = image.to_string();
-    if let Err(error) = locate(ctx, house, image).await {
+    if let Err(error) = locate(ctx, workspace, image).await {
         let what = match image.is_id() {
             true => format!("the image of `{}` is `{asked}`: {error:#}", server.name),
             false => format!(
@@ -68,13 +68,13 @@ pub(super) async fn pin(
 
 /// Rejects an image that was replaced earlier, unless the operator allows it. The author of a
 /// catalog or the publisher of an image could otherwise restore an old version without later fixes.
-pub(super) fn onward(
-    house: &Workspace,
+pub(super) fn reject_downgrade(
+    workspace: &Workspace,
     server: &Server,
     allow_downgrade: bool,
 ) -> Result<(), Problem> {
     let Run::Image { image, .. } = &server.run else { return Ok(()) };
-    let (Some(content), Some(locked)) = (image.content(), house.lock.servers.get(&server.name))
+    let (Some(content), Some(locked)) = (image.content(), workspace.lock.servers.get(&server.name))
     else {
         return Ok(());
     };

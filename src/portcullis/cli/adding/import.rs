@@ -5,11 +5,11 @@ use std::{collections::BTreeSet, path::PathBuf};
 use anyhow::Context as _;
 
 use super::{
-    Offer, Said,
-    image::{onward, pin},
+    AddOptions, Offer,
+    image::{pin, reject_downgrade},
     options::SecretFrom,
-    policy_files::{self, Others},
-    taken::{Policies, Replaced, Taken},
+    planned_server::{PlannedServer, Policies, Replaced},
+    policy_files::{self, ConfiguredPolicyFiles},
 };
 use crate::cli::{Context, Usage, catalog::Workspace, exit::reports};
 use portcullis_catalog::{
@@ -26,8 +26,8 @@ const MAX_TOOLS_BYTES: usize = 256 << 10;
 /// Import of the servers of one offer into the config.
 pub struct Import<'a> {
     ctx: &'a Context,
-    house: &'a Workspace,
-    said: &'a Said,
+    workspace: &'a Workspace,
+    add_options: &'a AddOptions,
     secrets: Vec<SecretFrom<'a>>,
     /// Servers whose enabled tools `--tools` lists.
     listed: BTreeSet<String>,
@@ -40,7 +40,7 @@ pub struct Import<'a> {
     there: Vec<String>,
     /// Folder that policies are written to.
     pub folder: Option<PathBuf>,
-    pub others: Others,
+    pub others: ConfiguredPolicyFiles,
     /// Text of the config with the imported servers.
     pub text: String,
     known: Names,
@@ -54,9 +54,9 @@ impl<'a> Import<'a> {
     /// [`Usage`] for invalid options; another error if the config is invalid.
     pub fn begin(
         ctx: &'a Context,
-        house: &'a Workspace,
+        workspace: &'a Workspace,
         offer: &Offer,
-        said: &'a Said,
+        add_options: &'a AddOptions,
     ) -> anyhow::Result<Self> {
         let text = match std::fs::read_to_string(&ctx.config) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
@@ -67,12 +67,12 @@ impl<'a> Import<'a> {
         let there = names(&text)?;
         let known = Names::of(there.iter().map(String::as_str));
         if let Some(name) =
-            said.replace.iter().find(|name| !name.is_empty() && !there.contains(name))
+            add_options.replace.iter().find(|name| !name.is_empty() && !there.contains(name))
         {
             let text = format!("the config has no server `{}` to replace", brief(name));
             return Err(Usage(text).into());
         }
-        let secrets = said.secrets()?;
+        let secrets = add_options.secrets()?;
         let offered = |name: &str| offer.entries.iter().any(|entry| entry.name == name);
         if let Some(name) =
             secrets.iter().find_map(|(server, ..)| server.filter(|name| !offered(name)))
@@ -82,15 +82,15 @@ impl<'a> Import<'a> {
         }
         Ok(Self {
             ctx,
-            house,
-            said,
+            workspace,
+            add_options,
             secrets,
-            listed: said.tool_lists()?.into_keys().collect(),
+            listed: add_options.tool_lists()?.into_keys().collect(),
             source: offer.source.clone(),
             source_digest: offer.digest.clone(),
             in_full: offer.in_full,
-            folder: policies_folder(&before.config, &house.base),
-            others: policy_files::files(&before.config, &house.base),
+            folder: policies_folder(&before.config, &workspace.base),
+            others: policy_files::files(&before.config, &workspace.base),
             before,
             there,
             text,
@@ -103,17 +103,22 @@ impl<'a> Import<'a> {
     ///
     /// # Errors
     /// The problem that prevents the import; the text of the config is then unchanged.
-    pub async fn server(&mut self, server: Server, place: Location) -> Result<Taken, Problem> {
-        let (mut server, said) = (server, self.said);
+    pub async fn server(
+        &mut self,
+        server: Server,
+        place: Location,
+    ) -> Result<PlannedServer, Problem> {
+        let (mut server, add_options) = (server, self.add_options);
         let problem = |text: String| Problem::at(place, text);
-        let unwritten = |error: write::Unwritten| problem(error.to_string());
+        let unwritten = |error: write::EntryError| problem(error.to_string());
         let name = server.name.clone();
-        let again = (said.replaces() || said.names(&name)) && self.there.contains(&name);
+        let again =
+            (add_options.replaces() || add_options.names(&name)) && self.there.contains(&name);
         let entry = match again {
             true => ExistingEntry::of(&self.text, &name).map_err(unwritten)?,
             false => None,
         };
-        let mut old = self.house.lock.servers.get(&name).cloned();
+        let mut old = self.workspace.lock.servers.get(&name).cloned();
         let stands = |of: &String, from: &mut String| {
             entry.as_ref().and_then(|entry| entry.reference(of)) == Some(from)
         };
@@ -128,19 +133,20 @@ impl<'a> Import<'a> {
                 return Err(problem(format!("there are two that would be `{name}` here")));
             }
             let moved = entry.moved(&server).map_err(unwritten)?;
-            said.may_replace(&name, old.as_ref(), edited, moved.as_ref(), &self.source)
+            add_options
+                .may_replace(&name, old.as_ref(), edited, moved.as_ref(), &self.source)
                 .map_err(problem)?;
         } else {
             self.known.take(&name).map_err(|error| problem(error.to_string()))?;
         }
         self.permit_named(&mut server)?;
-        let image = pin(self.ctx, self.house, &mut server).await?;
-        onward(self.house, &server, said.allow_downgrade)?;
+        let image = pin(self.ctx, self.workspace, &mut server).await?;
+        reject_downgrade(self.workspace, &server, add_options.allow_downgrade)?;
         let mut tools = None;
         if let (Some(old), Some(_)) = (&old, &entry) {
             keep_references(&mut server, old);
             if !self.listed.contains(&server.original) {
-                tools = still_off(&mut server.only, old.tools.as_deref());
+                tools = keep_disabled(&mut server.only, old.tools.as_deref());
             }
         }
         let replaced = match &entry {
@@ -181,20 +187,21 @@ impl<'a> Import<'a> {
             entry: ExistingEntry::of(&text, &name).map_err(unwritten)?.map(|new| new.digest()),
             ..ServerPin::default()
         };
-        let was = until_now(self.house, &self.before.config, &name);
+        let was = previous_content(self.workspace, &self.before.config, &name);
         let (perhaps, elsewhere) = (BTreeSet::new(), Vec::new());
         let policies = Policies::Nowhere;
-        let mut taken = Taken { server, old, locked, was, replaced, policies, perhaps, elsewhere };
-        taken.permit_confirmed();
-        taken.settle(self.folder.as_deref(), &self.others, said);
+        let mut planned =
+            PlannedServer { server, old, locked, was, replaced, policies, perhaps, elsewhere };
+        planned.permit_confirmed();
+        planned.decide_policies(self.folder.as_deref(), &self.others, add_options);
         // A pending prompt may confirm a secret, but does not make an existing file the server's.
-        let may_be_confirmed = said.asks(self.in_full, taken.is_edited())
-            && !matches!(taken.policies, Policies::There(_));
-        if let Some(why) = taken.hindered().filter(|_| !may_be_confirmed) {
+        let may_be_confirmed = add_options.asks(self.in_full, planned.is_edited())
+            && !matches!(planned.policies, Policies::There(_));
+        if let Some(why) = planned.hindered().filter(|_| !may_be_confirmed) {
             return Err(problem(why));
         }
         self.text = text;
-        Ok(taken)
+        Ok(planned)
     }
 
     /// Permits the references given with `--secret`.
@@ -239,10 +246,10 @@ fn keep_references(server: &mut Server, old: &ServerPin) {
 }
 
 /// Keeps disabled tools disabled if the new description enables them. Returns the difference.
-pub fn still_off(only: &mut Option<Vec<String>>, was: Option<&[String]>) -> Option<String> {
-    let said = only.clone();
+pub fn keep_disabled(only: &mut Option<Vec<String>>, was: Option<&[String]>) -> Option<String> {
+    let described = only.clone();
     if let Some(was) = was {
-        let both = said.as_deref().unwrap_or(was).iter().filter(|tool| was.contains(tool));
+        let both = described.as_deref().unwrap_or(was).iter().filter(|tool| was.contains(tool));
         *only = Some(both.cloned().collect());
     }
     let set = |tools: Option<&[String]>| {
@@ -252,9 +259,11 @@ pub fn still_off(only: &mut Option<Vec<String>>, was: Option<&[String]>) -> Opti
         Some(tools) => format!("[{}]", tools.join(", ")),
         None => "all".to_owned(),
     };
-    if set(said.as_deref()) != set(only.as_deref()) {
-        let (stays, said) = (shown(only.as_deref()), shown(said.as_deref()));
-        Some(format!("tools left on: stays {stays}, which is yours; the description says {said}"))
+    if set(described.as_deref()) != set(only.as_deref()) {
+        let (stays, described) = (shown(only.as_deref()), shown(described.as_deref()));
+        Some(format!(
+            "tools left on: stays {stays}, which is yours; the description says {described}"
+        ))
     } else if set(was) != set(only.as_deref()) {
         let (is, was) = (shown(only.as_deref()), shown(was));
         Some(format!("tools left on: {is} instead of {was}"))
@@ -264,8 +273,8 @@ pub fn still_off(only: &mut Option<Vec<String>>, was: Option<&[String]>) -> Opti
 }
 
 /// Content of a server's image before the import: from the lock file, else from the config.
-fn until_now(house: &Workspace, config: &Config, name: &str) -> Option<String> {
-    if let Some(content) = house.lock.servers.get(name).and_then(ServerPin::content) {
+fn previous_content(workspace: &Workspace, config: &Config, name: &str) -> Option<String> {
+    if let Some(content) = workspace.lock.servers.get(name).and_then(ServerPin::content) {
         return Some(content.to_owned());
     }
     let (_, server) = config.servers.iter().find(|(known, _)| known.as_str() == name)?;

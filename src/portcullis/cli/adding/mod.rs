@@ -9,25 +9,25 @@ mod confirm;
 mod image;
 mod import;
 mod options;
+mod planned_server;
 mod policy_files;
 mod report;
-mod taken;
 
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
 
-pub(super) use self::{image::locate, import::still_off, options::Said};
+pub(super) use self::{image::locate, import::keep_disabled, options::AddOptions};
 use self::{
     import::Import,
-    report::{Stage, tell},
-    taken::{Policies, Taken},
+    planned_server::{PlannedServer, Policies},
+    report::{Stage, print_report},
 };
 use crate::{
     cli::{Context, Exit, catalog::Workspace},
     manage::images::{locking, not_locked},
 };
-use portcullis_audit::record::ImageDone;
+use portcullis_audit::record::ImageEvent;
 use portcullis_catalog::{Entry, Problem, Server, lock::ResolvedImage};
 use portcullis_foundation::atomic_file;
 
@@ -46,12 +46,12 @@ pub(super) struct Offer {
 /// Imports servers into the config. Returns the imported servers and the exit code.
 pub(super) async fn take(
     ctx: &Context,
-    house: &mut Workspace,
+    workspace: &mut Workspace,
     offer: Offer,
-    said: &Said,
+    add_options: &AddOptions,
 ) -> anyhow::Result<(Vec<Server>, Exit)> {
-    let mut import = Import::begin(ctx, house, &offer, said)?;
-    let mut taken: Vec<Taken> = Vec::new();
+    let mut import = Import::begin(ctx, workspace, &offer, add_options)?;
+    let mut planned: Vec<PlannedServer> = Vec::new();
     let mut refused: Vec<(String, Vec<Problem>)> = Vec::new();
     for entry in offer.entries {
         let outcome = match entry.server {
@@ -59,29 +59,33 @@ pub(super) async fn take(
             Err(problems) => Err(problems),
         };
         match outcome {
-            Ok(one) => taken.push(one),
+            Ok(one) => planned.push(one),
             Err(problems) => refused.push((entry.name, problems)),
         }
     }
     let Import { before, folder, others, text, .. } = import;
-    let asks = taken.iter().any(|one| one.is_news() && said.asks(offer.in_full, one.is_edited()));
+    let asks = planned
+        .iter()
+        .any(|one| one.is_change() && add_options.asks(offer.in_full, one.is_edited()));
     if asks {
-        tell(ctx, &offer.name, &taken, &refused, Stage::Planned)?;
-        confirm::ask(ctx, &mut taken)?;
-        taken.iter_mut().for_each(|one| one.settle(folder.as_deref(), &others, said));
-        if let Some(why) = taken.iter().find_map(Taken::hindered) {
+        print_report(ctx, &offer.name, &planned, &refused, Stage::Planned)?;
+        confirm::ask(ctx, &mut planned)?;
+        planned
+            .iter_mut()
+            .for_each(|one| one.decide_policies(folder.as_deref(), &others, add_options));
+        if let Some(why) = planned.iter().find_map(PlannedServer::hindered) {
             bail!("nothing was written: {why}");
         }
     }
-    if !taken.is_empty() && !said.dry_run {
+    if !planned.is_empty() && !add_options.dry_run {
         // Checked before writing: pins within their own limits may exceed the limit of the file.
-        let mut whole = house.lock.clone();
-        let locked = taken.iter().map(|one| (one.server.name.clone(), one.locked.clone()));
+        let mut whole = workspace.lock.clone();
+        let locked = planned.iter().map(|one| (one.server.name.clone(), one.locked.clone()));
         whole.servers.extend(locked);
-        whole.text(&house.base)?;
-        let moves: Vec<ImageDone> = taken.iter().filter_map(Taken::locking).collect();
+        whole.text(&workspace.base)?;
+        let moves: Vec<ImageEvent> = planned.iter().filter_map(PlannedServer::locking).collect();
         locking(&before, &moves).await?;
-        if let Err(error) = write(house, folder.as_deref(), &taken) {
+        if let Err(error) = write(workspace, folder.as_deref(), &planned) {
             for done in moves {
                 not_locked(ctx, &before, done, &format!("{error:#}")).await;
             }
@@ -90,45 +94,49 @@ pub(super) async fn take(
         atomic_file::replace(&ctx.config, text.as_bytes())
             .with_context(|| format!("cannot write {}", ctx.config.display()))?;
     }
-    let stage = match (said.dry_run, asks) {
+    let stage = match (add_options.dry_run, asks) {
         (true, _) => Stage::Planned,
         (false, true) => Stage::Confirmed,
         (false, false) => Stage::Written,
     };
-    tell(ctx, &offer.name, &taken, &refused, stage)?;
-    let exit = match (taken.is_empty(), refused.is_empty()) {
+    print_report(ctx, &offer.name, &planned, &refused, stage)?;
+    let exit = match (planned.is_empty(), refused.is_empty()) {
         (true, _) => Exit::Failure,
         (false, true) => Exit::Ok,
         (false, false) => Exit::Findings,
     };
-    Ok((taken.into_iter().map(|taken| taken.server).collect(), exit))
+    Ok((planned.into_iter().map(|planned| planned.server).collect(), exit))
 }
 
 /// Writes policies, then the lock file; the config is written last. The restrictions of a server
 /// thus exist before its entry. If the entry is then not written, it differs from the lock file and
 /// counts as edited by the operator.
-fn write(house: &mut Workspace, folder: Option<&Path>, taken: &[Taken]) -> anyhow::Result<()> {
+fn write(
+    workspace: &mut Workspace,
+    folder: Option<&Path>,
+    planned: &[PlannedServer],
+) -> anyhow::Result<()> {
     if let Some(folder) = folder {
         std::fs::create_dir_all(folder)
             .with_context(|| format!("cannot make {}", folder.display()))?;
     }
-    for one in taken {
+    for one in planned {
         if let Policies::Written { path, text, .. } = &one.policies {
             atomic_file::replace(path, text.as_bytes())
                 .with_context(|| format!("cannot write {}", path.display()))?;
         }
     }
     let mut moved = Ok(());
-    house.change(|lock| {
+    workspace.change(|lock| {
         let mut next = lock.clone();
         // Keeps the digest that only the config had.
-        for one in taken {
+        for one in planned {
             let locked = next.servers.entry(one.server.name.clone()).or_default();
             if let (Some(was), None) = (&one.was, locked.content()) {
                 locked.move_to("", ResolvedImage::Digest(was.clone()));
             }
         }
-        moved = taken
+        moved = planned
             .iter()
             .try_for_each(|one| next.take(&one.server.name, one.was.as_deref(), &one.locked));
         if moved.is_ok() {

@@ -13,9 +13,9 @@ use portcullis_catalog::{
 };
 use portcullis_vault::Source;
 
-/// What is said beside a reference or a file.
+/// Options of a verb that adds servers, beside a reference or a file.
 #[derive(Debug, clap::Args)]
-pub(in crate::cli) struct Said {
+pub(in crate::cli) struct AddOptions {
     /// Set a configuration value of the catalog entry; repeatable. The value may be JSON
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
@@ -31,8 +31,8 @@ pub(in crate::cli) struct Said {
     #[arg(long = "secret", value_name = "[SERVER/]NAME=REFERENCE")]
     secrets: Vec<String>,
     /// Select how npx and uvx packages run
-    #[arg(long, value_enum, default_value_t = How::Process)]
-    packages: How,
+    #[arg(long, value_enum, default_value_t = PackageRuntime::Process)]
+    packages: PackageRuntime,
     /// Replace servers that were added from the same source, whatever its tag or digest, and whose
     /// entries you did not edit. `--replace=SERVER` replaces that server, whatever its source,
     /// and your edits of its entry; repeatable
@@ -60,7 +60,7 @@ pub(in crate::cli) struct Said {
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
-enum How {
+enum PackageRuntime {
     /// Run them as local processes in the sandbox
     Process,
     /// Run them in a container of the language's official image
@@ -70,7 +70,7 @@ enum How {
 /// A `--secret`: the server, if named, the variable or header, and the reference.
 pub(super) type SecretFrom<'a> = (Option<&'a str>, &'a str, &'a str);
 
-impl Said {
+impl AddOptions {
     /// Whether this is a dry run.
     pub fn is_dry(&self) -> bool {
         self.dry_run
@@ -164,8 +164,8 @@ impl Said {
     pub fn options(&self, server: Option<&str>) -> anyhow::Result<Options> {
         let mut options = Options {
             packages: match self.packages {
-                How::Process => Packages::Process,
-                How::Container => Packages::Container,
+                PackageRuntime::Process => Packages::Process,
+                PackageRuntime::Container => Packages::Container,
             },
             ..Options::default()
         };

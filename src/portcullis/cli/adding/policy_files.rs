@@ -15,7 +15,7 @@ use portcullis_policy::Source;
 
 /// Policy files that the config names.
 #[derive(Debug)]
-pub(super) struct Others {
+pub(super) struct ConfiguredPolicyFiles {
     /// Folder that relative names are resolved against.
     pub base: PathBuf,
     /// Names from the config, with the policies; `None` if they cannot be read.
@@ -38,7 +38,7 @@ fn parsed(text: &str) -> Option<PolicySet> {
 
 /// Policy files that the config names, each with its policies. A file or bundle that cannot be read
 /// may permit anything.
-pub(super) fn files(config: &Config, base: &Path) -> Others {
+pub(super) fn files(config: &Config, base: &Path) -> ConfiguredPolicyFiles {
     let source = Source::of(&config.policy, &config.state_dir);
     let sources = match &source {
         Source::Bundle(_) => vec![(source.paths(), source.clone())],
@@ -59,7 +59,7 @@ pub(super) fn files(config: &Config, base: &Path) -> Others {
         Err(_) => paths.iter().map(|path| (path.clone(), None)).collect::<Vec<_>>(),
     });
     let files = files.collect();
-    Others { base: base.to_owned(), files }
+    ConfiguredPolicyFiles { base: base.to_owned(), files }
 }
 
 /// Secrets of a server that policies may permit. Unreadable policies may permit all of them; the

@@ -6,9 +6,9 @@ use serde_json::{Value, json};
 
 use similar::TextDiff;
 
-use super::taken::{Policies, Replaced, Taken};
+use super::planned_server::{PlannedServer, Policies, Replaced};
 use crate::cli::Context;
-use portcullis_catalog::{HandOver, HandOverKind, Kind, Problem, Run, Server, quoted};
+use portcullis_catalog::{Delivery, DeliveryKind, Kind, Problem, Run, Server, quoted};
 
 /// Stage of the import that the output describes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,26 +22,26 @@ pub(super) enum Stage {
 }
 
 /// Prints the result of an offer. `from` is its source.
-pub(super) fn tell(
+pub(super) fn print_report(
     ctx: &Context,
     from: &str,
-    taken: &[Taken],
+    planned: &[PlannedServer],
     refused: &[(String, Vec<Problem>)],
     stage: Stage,
 ) -> anyhow::Result<()> {
     if ctx.is_json() {
-        ctx.json(&data(from, taken, refused, stage))?;
+        ctx.json(&data(from, planned, refused, stage))?;
         return Ok(());
     }
     if stage == Stage::Confirmed {
-        for one in taken {
+        for one in planned {
             ctx.line(head(one, stage))?;
             policies(ctx, one, stage)?;
         }
     } else {
-        let shared = shared(taken);
-        for one in taken {
-            told(ctx, from, one, &shared, stage)?;
+        let shared = shared(planned);
+        for one in planned {
+            print_server(ctx, from, one, &shared, stage)?;
         }
         for ((kind, text), servers) in &shared {
             let servers: Vec<String> = servers.iter().map(|name| format!("`{name}`")).collect();
@@ -56,13 +56,13 @@ pub(super) fn tell(
             }
         }
     }
-    if taken.iter().any(|one| matches!(one.policies, Policies::Nowhere)) {
+    if planned.iter().any(|one| matches!(one.policies, Policies::Nowhere)) {
         ctx.note(
             "policies are taken from a signed bundle, or from single files: no policy was written, so none of \
              these servers may be started yet",
         );
     }
-    if taken.iter().any(|one| one.replaced.is_none()) && stage != Stage::Planned {
+    if planned.iter().any(|one| one.replaced.is_none()) && stage != Stage::Planned {
         ctx.note(
             "nobody may call it yet: say who, in policies of your own (`portcullis policy new`)",
         );
@@ -70,26 +70,31 @@ pub(super) fn tell(
     Ok(())
 }
 
-fn data(from: &str, taken: &[Taken], refused: &[(String, Vec<Problem>)], stage: Stage) -> Value {
-    let planned = stage == Stage::Planned;
-    let taken: Vec<Value> = taken
+fn data(
+    from: &str,
+    planned: &[PlannedServer],
+    refused: &[(String, Vec<Problem>)],
+    stage: Stage,
+) -> Value {
+    let is_plan = stage == Stage::Planned;
+    let planned: Vec<Value> = planned
         .iter()
-        .map(|taken| {
-            let (policy, stays) = match &taken.policies {
-                Policies::Written { path, .. } => (Some(path).filter(|_| !planned), None),
+        .map(|planned| {
+            let (policy, stays) = match &planned.policies {
+                Policies::Written { path, .. } => (Some(path).filter(|_| !is_plan), None),
                 Policies::Changed(path, text) => {
                     (None, Some(json!({ "file": path, "instead-of": text })))
                 }
                 Policies::Nowhere | Policies::Same | Policies::There(_) => (None, None),
             };
-            let handed: Vec<HandOver<'_>> = taken.server.handed().collect();
-            let elsewhere: Vec<_> = taken.elsewhere.iter().map(|(file, _)| file).collect();
-            let tools = taken.replaced.as_ref().and_then(|replaced| replaced.tools.as_ref());
+            let deliveries: Vec<Delivery<'_>> = planned.server.deliveries().collect();
+            let elsewhere: Vec<_> = planned.elsewhere.iter().map(|(file, _)| file).collect();
+            let tools = planned.replaced.as_ref().and_then(|replaced| replaced.tools.as_ref());
             json!({
-                "server": taken.server, "lock": taken.locked, "policy": policy,
-                "replaced": taken.replaced.is_some(), "diff": differences(taken, from),
-                "warnings": warnings(taken), "tools": tools, "changed-policy": stays,
-                "handed": handed, "destination": taken.server.destination(), "other-policies": elsewhere,
+                "server": planned.server, "lock": planned.locked, "policy": policy,
+                "replaced": planned.replaced.is_some(), "diff": differences(planned, from),
+                "warnings": warnings(planned), "tools": tools, "changed-policy": stays,
+                "handed": deliveries, "destination": planned.server.destination(), "other-policies": elsewhere,
             })
         })
         .collect();
@@ -97,15 +102,15 @@ fn data(from: &str, taken: &[Taken], refused: &[(String, Vec<Problem>)], stage: 
         .iter()
         .map(|(name, problems)| json!({ "name": name, "problems": problems }))
         .collect();
-    json!({ "taken": taken, "refused": refused, "written": !planned })
+    json!({ "taken": planned, "refused": refused, "written": !is_plan })
 }
 
 /// Advice and facts that apply to several servers, with the names of the servers.
 type Shared = BTreeMap<(Kind, String), BTreeSet<String>>;
 
-fn shared(taken: &[Taken]) -> Shared {
+fn shared(planned: &[PlannedServer]) -> Shared {
     let mut shared = Shared::new();
-    for one in taken {
+    for one in planned {
         for note in
             one.server.notes.iter().filter(|note| matches!(note.kind, Kind::Advice | Kind::Note))
         {
@@ -118,14 +123,14 @@ fn shared(taken: &[Taken]) -> Shared {
 }
 
 /// One line about the result for a server.
-fn head(taken: &Taken, stage: Stage) -> String {
-    let server = &taken.server;
+fn head(planned: &PlannedServer, stage: Stage) -> String {
+    let server = &planned.server;
     let what = match &server.run {
         Run::Image { image, .. } => format!("image {image}"),
         Run::Command { program, .. } => format!("program {program}"),
         Run::Remote { url, .. } => format!("server at {url}"),
     };
-    let verb = match (&taken.replaced, stage) {
+    let verb = match (&planned.replaced, stage) {
         (None, Stage::Planned) => "would add",
         (None, Stage::Written | Stage::Confirmed) => "added",
         (Some(_), Stage::Planned) => "would replace",
@@ -135,22 +140,22 @@ fn head(taken: &Taken, stage: Stage) -> String {
 }
 
 /// Prints an imported server.
-fn told(
+fn print_server(
     ctx: &Context,
     from: &str,
-    taken: &Taken,
+    planned: &PlannedServer,
     shared: &Shared,
     stage: Stage,
 ) -> anyhow::Result<()> {
-    let server = &taken.server;
-    ctx.line(head(taken, stage))?;
-    for line in differences(taken, from).lines() {
+    let server = &planned.server;
+    ctx.line(head(planned, stage))?;
+    for line in differences(planned, from).lines() {
         ctx.line(format!("  {line}"))?;
     }
-    for warning in warnings(taken) {
+    for warning in warnings(planned) {
         ctx.line(format!("  warning: {warning}"))?;
     }
-    if let Some(tools) = taken.replaced.as_ref().and_then(|replaced| replaced.tools.as_ref()) {
+    if let Some(tools) = planned.replaced.as_ref().and_then(|replaced| replaced.tools.as_ref()) {
         ctx.line(format!("  {tools}"))?;
     }
     let arguments = match &server.run {
@@ -161,8 +166,8 @@ fn told(
         let words: Vec<String> = arguments.iter().map(|word| quoted(word)).collect();
         ctx.line(format!("  arguments  {}", words.join(" ")))?;
     }
-    handed(ctx, taken)?;
-    for (file, _) in &taken.elsewhere {
+    print_deliveries(ctx, planned)?;
+    for (file, _) in &planned.elsewhere {
         ctx.line(format!("  note: {} has permits that hold for it already", file.display()))?;
     }
     for note in &server.notes {
@@ -180,17 +185,17 @@ fn told(
     if let Some(missing) = missing(server) {
         ctx.line(format!("  must: {missing}"))?;
     }
-    policies(ctx, taken, stage)
+    policies(ctx, planned, stage)
 }
 
 /// Unified diffs between old and new texts: of the entry, and of policies that the operator edited.
-fn differences(taken: &Taken, from: &str) -> String {
-    let entry = taken.replaced.as_ref().and_then(|replaced| replaced.entry.as_ref());
+fn differences(planned: &PlannedServer, from: &str) -> String {
+    let entry = planned.replaced.as_ref().and_then(|replaced| replaced.entry.as_ref());
     let entry = entry.map(|entry| {
         let texts = TextDiff::from_lines(&entry.before, &entry.after);
         texts.unified_diff().header("the config", from).to_string()
     });
-    let policies = match &taken.policies {
+    let policies = match &planned.policies {
         Policies::Written { path, text, edited: Some(before) } => {
             let name = path.display().to_string();
             let texts = TextDiff::from_lines(before, text);
@@ -202,9 +207,9 @@ fn differences(taken: &Taken, from: &str) -> String {
 }
 
 /// Warnings about edits that the operator loses and about restrictions that the entry loosens.
-fn warnings(taken: &Taken) -> Vec<String> {
+fn warnings(planned: &PlannedServer) -> Vec<String> {
     let mut all = Vec::new();
-    if let Some(Replaced { entry: Some(entry), edited, .. }) = &taken.replaced {
+    if let Some(Replaced { entry: Some(entry), edited, .. }) = &planned.replaced {
         if *edited {
             all.push(
                 "you wrote or edited the entry in the config: its lines with `-` are lost"
@@ -213,7 +218,7 @@ fn warnings(taken: &Taken) -> Vec<String> {
         }
         all.extend(entry.warnings.iter().cloned());
     }
-    if let Policies::Written { path, edited: Some(_), .. } = &taken.policies {
+    if let Policies::Written { path, edited: Some(_), .. } = &planned.policies {
         let path = path.display();
         all.push(format!("you wrote or edited {path}: its lines with `-` are lost"));
     }
@@ -222,20 +227,20 @@ fn warnings(taken: &Taken) -> Vec<String> {
 
 /// Prints each value that a server receives, with its source and destination. A person confirms the
 /// list, so nothing is truncated.
-fn handed(ctx: &Context, taken: &Taken) -> anyhow::Result<()> {
-    let server = &taken.server;
+fn print_deliveries(ctx: &Context, planned: &PlannedServer) -> anyhow::Result<()> {
+    let server = &planned.server;
     let to = server.destination().join(", ");
-    for HandOver { kind, name, from, permitted, changes_what_runs } in server.handed() {
+    for Delivery { kind, name, from, permitted, changes_what_runs } in server.deliveries() {
         let from = match kind {
-            HandOverKind::Variable => quoted(from),
-            HandOverKind::Header | HandOverKind::Secret => from.to_owned(),
+            DeliveryKind::Variable => quoted(from),
+            DeliveryKind::Header | DeliveryKind::Secret => from.to_owned(),
         };
         let open = match permitted {
             true => "",
-            false if taken.perhaps.contains(name) => {
+            false if planned.perhaps.contains(name) => {
                 "  (not confirmed; the policy that is there may permit it)"
             }
-            false if taken.elsewhere.iter().any(|(_, secrets)| secrets.contains(name)) => {
+            false if planned.elsewhere.iter().any(|(_, secrets)| secrets.contains(name)) => {
                 "  (not confirmed; another policy may permit it)"
             }
             false => "  (not permitted)",
@@ -247,8 +252,8 @@ fn handed(ctx: &Context, taken: &Taken) -> anyhow::Result<()> {
 }
 
 /// Prints the result for a server's policies.
-fn policies(ctx: &Context, taken: &Taken, stage: Stage) -> anyhow::Result<()> {
-    match &taken.policies {
+fn policies(ctx: &Context, planned: &PlannedServer, stage: Stage) -> anyhow::Result<()> {
+    match &planned.policies {
         Policies::Written { path, .. } if stage != Stage::Planned => {
             ctx.line(format!("  policies: {}", path.display()))?;
         }
@@ -264,16 +269,16 @@ fn policies(ctx: &Context, taken: &Taken, stage: Stage) -> anyhow::Result<()> {
         }
         Policies::Written { .. } | Policies::Same | Policies::Nowhere | Policies::There(_) => {}
     }
-    let open: Vec<String> = taken.open().map(|(name, _)| format!("`{name}`")).collect();
+    let open: Vec<String> = planned.open().map(|(name, _)| format!("`{name}`")).collect();
     if !open.is_empty()
         && stage != Stage::Planned
-        && matches!(taken.policies, Policies::Written { .. })
+        && matches!(planned.policies, Policies::Written { .. })
     {
         ctx.line(format!(
             "  must: let it have {}, or it does not start: remove the slashes before their permits in that file, or \
              name them with `--secret NAME=REFERENCE --replace={}`",
             open.join(", "),
-            taken.server.name
+            planned.server.name
         ))?;
     }
     Ok(())
@@ -282,11 +287,11 @@ fn policies(ctx: &Context, taken: &Taken, stage: Stage) -> anyhow::Result<()> {
 /// Variables that a server's references name, that are not set here, and that no note mentions.
 fn unset(server: &Server) -> BTreeSet<&str> {
     let variables = server.references().filter_map(|(_, secret)| secret.from.strip_prefix("env:"));
-    let told = |variable: &str| {
+    let noted = |variable: &str| {
         let reference = format!("`env:{variable}`");
         server.notes.iter().any(|note| note.text.contains(&reference))
     };
-    variables.filter(|variable| std::env::var_os(variable).is_none() && !told(variable)).collect()
+    variables.filter(|variable| std::env::var_os(variable).is_none() && !noted(variable)).collect()
 }
 
 /// Remedy for a program that is missing on this machine.

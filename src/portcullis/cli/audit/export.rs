@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::Context as _;
 
-use super::{Source, conclude, which::Which};
+use super::{Source, conclude, filter_args::FilterArgs};
 use crate::cli::{Context, Exit};
 use portcullis_audit::{
     Order, PAGE_MAX, Query,
@@ -19,7 +19,7 @@ use portcullis_audit::{
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
-    which: Which,
+    which: FilterArgs,
     /// Output format of the records
     #[arg(long, value_enum, value_name = "FORMAT", default_value_t = Format::Jsonl)]
     format_out: Format,
@@ -29,7 +29,7 @@ pub(super) struct Args {
 }
 
 /// Parsed options of an export.
-pub(super) struct Asked {
+pub(super) struct ExportOptions {
     query: Query,
     format: Format,
     output: Option<PathBuf>,
@@ -37,7 +37,7 @@ pub(super) struct Asked {
 
 impl Args {
     /// Parses the options.
-    pub fn read(self) -> anyhow::Result<Asked> {
+    pub fn read(self) -> anyhow::Result<ExportOptions> {
         let query = Query {
             // An export is complete: it includes all intents.
             intents: true,
@@ -45,12 +45,16 @@ impl Args {
             limit: Some(PAGE_MAX),
             ..self.which.query()?
         };
-        Ok(Asked { query, format: self.format_out, output: self.output })
+        Ok(ExportOptions { query, format: self.format_out, output: self.output })
     }
 }
 
-pub(super) async fn run(source: &Source, ctx: &Context, asked: Asked) -> anyhow::Result<Exit> {
-    let Asked { mut query, format, output } = asked;
+pub(super) async fn run(
+    source: &Source,
+    ctx: &Context,
+    options: ExportOptions,
+) -> anyhow::Result<Exit> {
+    let ExportOptions { mut query, format, output } = options;
     let origin = Origin::here(source.id().await?);
     let out: Box<dyn Write + Send> = match &output {
         Some(path) => Box::new(create(path)?),

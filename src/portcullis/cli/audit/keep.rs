@@ -6,7 +6,7 @@ use super::{
     super::{Context, Exit},
     place::{AuditSource, PATIENCE, absolute},
 };
-use portcullis_audit::{Backup, Pruned, Why};
+use portcullis_audit::{Backup, Pruned, RetentionReason};
 use portcullis_gateway::admin::{BackupRequest, PruneRequest};
 use portcullis_protocol::identity::Role;
 
@@ -42,9 +42,9 @@ pub(super) async fn prune(
     for dropped in &pruned.dropped {
         let done = if dry_run { "would drop" } else { "dropped" };
         let why = match dropped.why {
-            Why::Age => "max-age",
-            Why::Size => "max-size",
-            Why::SizeUndelivered => "max-size, NOT YET EXPORTED",
+            RetentionReason::Age => "max-age",
+            RetentionReason::Size => "max-size",
+            RetentionReason::SizeUndelivered => "max-size, NOT YET EXPORTED",
         };
         ctx.line(format_args!(
             "{done} records {} to {} of {} to {} ({} KiB): {why}",

@@ -24,7 +24,7 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How the log is named on the command line.
 #[derive(Debug, clap::Args)]
-pub(in crate::cli) struct Where {
+pub(in crate::cli) struct LogLocation {
     /// The state folder, instead of the config's `state-dir`
     #[arg(long, global = true, value_name = "DIR")]
     state_dir: Option<PathBuf>,
@@ -59,11 +59,11 @@ pub(super) fn unavailable(unavailable: Unavailable) -> anyhow::Error {
     anyhow::anyhow!("{unavailable}: {}", unavailable.remedy())
 }
 
-impl Where {
+impl LogLocation {
     /// Finds the log.
     pub(super) async fn find(&self, ctx: &Context) -> anyhow::Result<AuditSource> {
         if let Some(socket) = &self.socket {
-            return Ok(AuditSource::Proxy(proxy_client::knock(socket).await?));
+            return Ok(AuditSource::Proxy(proxy_client::connect(socket).await?));
         }
         if let Some(state_dir) = &self.state_dir {
             if let Some(client) = Client::connect(state_dir).await {

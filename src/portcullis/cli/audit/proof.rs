@@ -13,7 +13,7 @@ use tokio::task::spawn_blocking;
 
 use super::{
     super::{Context, Exit, Usage, signing_keys},
-    place::{AuditSource, Folders, Where},
+    place::{AuditSource, Folders, LogLocation},
 };
 use portcullis_audit::proof::{
     Proof, ProofFault, Proven, Status, Verifier, read_verifiers,
@@ -33,7 +33,7 @@ pub(super) struct VerifyArgs {
     #[arg(long, conflicts_with = "store")]
     indexes: bool,
     /// The verifier key, as printed by `portcullis audit key`, instead of the state folder's
-    #[arg(long = "key", value_name = "KEY", value_parser = signing_keys::unrepeated::<Verifier>())]
+    #[arg(long = "key", value_name = "KEY", value_parser = signing_keys::redacting_parser::<Verifier>())]
     keys: Vec<Verifier>,
     /// A file or syslog with checkpoints that were kept elsewhere. Without it, removal of the
     /// newest checkpoints of a copy (`--store`) cannot be detected
@@ -71,13 +71,17 @@ struct Checking {
     #[arg(long, value_name = "FILE", requires = "key")]
     check: Option<PathBuf>,
     /// The verifier key to check with
-    #[arg(long, value_name = "KEY", value_parser = signing_keys::unrepeated::<Verifier>())]
+    #[arg(long, value_name = "KEY", value_parser = signing_keys::redacting_parser::<Verifier>())]
     key: Option<Verifier>,
 }
 
 /// Verifies the files of a log against its checkpoints. Reads the files itself if this user can,
 /// even while a proxy runs. Only the process that has indexes open can verify them.
-pub(super) async fn verify(place: &Where, ctx: &Context, args: VerifyArgs) -> anyhow::Result<Exit> {
+pub(super) async fn verify(
+    place: &LogLocation,
+    ctx: &Context,
+    args: VerifyArgs,
+) -> anyhow::Result<Exit> {
     let progress = ctx.progress("verifying the audit log");
     let began = Instant::now();
     let report = match ask(place, ctx, &args).await? {
@@ -116,7 +120,11 @@ pub(super) async fn verify(place: &Where, ctx: &Context, args: VerifyArgs) -> an
 
 /// Connection to the running proxy if it must verify: for indexes, for a given socket, or for files
 /// that this user cannot read.
-async fn ask(place: &Where, ctx: &Context, args: &VerifyArgs) -> anyhow::Result<Option<Client>> {
+async fn ask(
+    place: &LogLocation,
+    ctx: &Context,
+    args: &VerifyArgs,
+) -> anyhow::Result<Option<Client>> {
     if args.store.is_some() {
         return Ok(None);
     }
@@ -137,7 +145,11 @@ async fn ask(place: &Where, ctx: &Context, args: &VerifyArgs) -> anyhow::Result<
     })
 }
 
-async fn read_files(place: &Where, ctx: &Context, args: VerifyArgs) -> anyhow::Result<Report> {
+async fn read_files(
+    place: &LogLocation,
+    ctx: &Context,
+    args: VerifyArgs,
+) -> anyhow::Result<Report> {
     let VerifyArgs { since, keys, witnesses, store, indexes } = args;
     let (dir, state, encryption) = match (store, place.folders(ctx)) {
         // A copy needs only its store and, if it is encrypted, its keys.
@@ -180,7 +192,11 @@ fn summary(report: &Report) -> String {
 }
 
 /// Proves that the records of a decision are in the log, or checks such a proof.
-pub(super) async fn prove(place: &Where, ctx: &Context, args: ProveArgs) -> anyhow::Result<Exit> {
+pub(super) async fn prove(
+    place: &LogLocation,
+    ctx: &Context,
+    args: ProveArgs,
+) -> anyhow::Result<Exit> {
     if let Some(id) = args.decision {
         let request = ProveRequest { id };
         let proof = match place.find(ctx).await? {
@@ -200,7 +216,7 @@ pub(super) async fn prove(place: &Where, ctx: &Context, args: ProveArgs) -> anyh
 /// Proves that the log at one checkpoint is the beginning of the log at another, or checks such a
 /// proof.
 pub(super) async fn consistency(
-    place: &Where,
+    place: &LogLocation,
     ctx: &Context,
     args: ConsistencyArgs,
 ) -> anyhow::Result<Exit> {
@@ -282,7 +298,7 @@ fn show(ctx: &Context, proven: &Proven) -> std::io::Result<()> {
 }
 
 /// Makes the running proxy sign a checkpoint.
-pub(super) async fn checkpoint(place: &Where, ctx: &Context) -> anyhow::Result<Exit> {
+pub(super) async fn checkpoint(place: &LogLocation, ctx: &Context) -> anyhow::Result<Exit> {
     let AuditSource::Proxy(client) = place.find(ctx).await? else {
         anyhow::bail!("no proxy runs here: a running one makes checkpoints, and one when it stops");
     };
@@ -296,7 +312,7 @@ pub(super) async fn checkpoint(place: &Where, ctx: &Context) -> anyhow::Result<E
 }
 
 /// Prints the verifier key.
-pub(super) fn key(place: &Where, ctx: &Context) -> anyhow::Result<Exit> {
+pub(super) fn key(place: &LogLocation, ctx: &Context) -> anyhow::Result<Exit> {
     let Folders { state_dir, files } = place.folders(ctx)?;
     let keys = [&state_dir, &files.store]
         .into_iter()

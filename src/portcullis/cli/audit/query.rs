@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::{Source, conclude, entries, print, render, which::Which};
+use super::{Source, conclude, entries, filter_args::FilterArgs, print, render};
 use crate::cli::{Context, Exit, Usage};
 use portcullis_audit::{
     By, Column, CountRequest, Counting, Group, Line, Order, PAGE_MAX, Page, Query, Seq,
@@ -12,7 +12,7 @@ use portcullis_audit::{
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
-    which: Which,
+    which: FilterArgs,
     /// Maximum number of records or groups to show
     #[arg(long, default_value_t = 50, value_name = "N")]
     limit: usize,
@@ -39,7 +39,7 @@ pub(super) struct Args {
 }
 
 /// Parsed options of a query.
-pub(super) enum Asked {
+pub(super) enum QueryOptions {
     Records { query: Query, fields: Vec<Column>, limit: usize },
     Counts { request: CountRequest, limit: usize },
     Help,
@@ -52,31 +52,35 @@ fn columns(names: &[String]) -> Result<Vec<Column>, Usage> {
 
 impl Args {
     /// Parses the options.
-    pub fn read(self) -> anyhow::Result<Asked> {
+    pub fn read(self) -> anyhow::Result<QueryOptions> {
         if self.fields.iter().any(|name| name == "help") {
-            return Ok(Asked::Help);
+            return Ok(QueryOptions::Help);
         }
         let limit = self.limit;
         if self.count || !self.group.is_empty() {
             let by = By::try_from(columns(&self.group)?).map_err(|e| Usage(e.to_string()))?;
             let Query { filter, intents, .. } = self.which.query()?;
             let request = CountRequest { filter, by, intents, after: None };
-            return Ok(Asked::Counts { request, limit });
+            return Ok(QueryOptions::Counts { request, limit });
         }
         let fields = columns(&self.fields)?;
         let order = if self.oldest_first { Order::OldestFirst } else { Order::NewestFirst };
         let query = Query { order, after: self.after, ..self.which.query()? };
-        Ok(Asked::Records { query, fields, limit })
+        Ok(QueryOptions::Records { query, fields, limit })
     }
 }
 
-pub(super) async fn run(source: &Source, ctx: &Context, asked: Asked) -> anyhow::Result<Exit> {
-    match asked {
-        Asked::Records { query, fields, limit } => {
+pub(super) async fn run(
+    source: &Source,
+    ctx: &Context,
+    options: QueryOptions,
+) -> anyhow::Result<Exit> {
+    match options {
+        QueryOptions::Records { query, fields, limit } => {
             records(source, ctx, query, &fields, limit).await
         }
-        Asked::Counts { request, limit } => counts(source, ctx, request, limit).await,
-        Asked::Help => help(ctx),
+        QueryOptions::Counts { request, limit } => counts(source, ctx, request, limit).await,
+        QueryOptions::Help => help(ctx),
     }
 }
 

@@ -4,8 +4,8 @@ use crate::cli::escape;
 use portcullis_audit::{
     Column, Type,
     record::{
-        AnswerKind, Call, Decision, Direction, Entry, Grounds, Kept, Record, Rule, Target,
-        Transport,
+        AnswerKind, Call, Decision, DecisionBasis, Direction, Entry, KeptBody, Record, Rule,
+        Target, Transport,
     },
 };
 
@@ -145,7 +145,7 @@ impl Lines {
         }
     }
 
-    fn grounds(&mut self, grounds: &Grounds) {
+    fn grounds(&mut self, grounds: &DecisionBasis) {
         for rule in &grounds.rules {
             let overruled = if rule.overruled { "  (permitted it)" } else { "" };
             self.add("rule", format!("{}{overruled}", place(rule)));
@@ -179,7 +179,7 @@ fn turn(stage: &str) -> usize {
 }
 
 /// Kept part of a body.
-fn kept(kept: &Kept) -> String {
+fn kept(kept: &KeptBody) -> String {
     let Some(body) = &kept.body else {
         return format!("(not kept: {})", kept.failure.as_deref().unwrap_or("nothing is left"));
     };
@@ -281,7 +281,7 @@ mod tests {
     use portcullis_test_support::exchange;
 
     use super::*;
-    use portcullis_audit::{Conclusion, DigestKey, Intent, Outcome, Refused, Ruling};
+    use portcullis_audit::{Conclusion, DecisionContext, DigestKey, Intent, Outcome, Refused};
     use portcullis_protocol::{
         exchange::Exchange,
         names::DecisionId,
@@ -328,10 +328,10 @@ mod tests {
             message: "a token at /arguments/path".into(),
             effect: portcullis_protocol::exchange::Effect::Reported,
         };
-        let ruling = Ruling {
+        let ruling = DecisionContext {
             findings: std::slice::from_ref(&finding),
             policy_revision: Some("7f3a"),
-            ..Ruling::default()
+            ..DecisionContext::default()
         };
         let mut record = Refused::of(&fixed(|_| {}), &by_rule(), ruling, &key);
         record.timing.total_us = 0;
@@ -367,13 +367,13 @@ mod tests {
             exchange.session =
                 Some(portcullis_protocol::names::SessionId::presented("0123456789abcdef"));
         });
-        let intent = Intent::of(&exchange, Ruling::default(), &key);
+        let intent = Intent::of(&exchange, DecisionContext::default(), &key);
         assert_eq!(
             decision(&[entry(intent.clone())])[0],
             "01010101-0101-0101-0101-010101010101 allowed, and no outcome is on record"
         );
         let mut outcome =
-            Outcome::of(&exchange, Ruling::default(), Conclusion::Delivered, None, &key);
+            Outcome::of(&exchange, DecisionContext::default(), Conclusion::Delivered, None, &key);
         outcome.timing = portcullis_audit::record::Timing {
             total_us: 12_345,
             server_us: Some(9_000),
@@ -397,7 +397,7 @@ mod tests {
         let record = Refused::of(
             &exchange,
             &by_rule(),
-            Ruling::default(),
+            DecisionContext::default(),
             &DigestKey::from_bytes(&[7; 32]).unwrap(),
         );
         let line = line(&entry(record));

@@ -2,7 +2,7 @@
 
 use jiff::{Timestamp, ToSpan as _, Zoned, tz::TimeZone};
 
-use super::{Source, conclude, which::Which};
+use super::{Source, conclude, filter_args::FilterArgs};
 use crate::cli::{Context, Exit};
 use portcullis_audit::{
     Aggregates, Filter, StatsRequest,
@@ -12,14 +12,14 @@ use portcullis_audit::{
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
-    which: Which,
+    which: FilterArgs,
     /// Maximum number of rows of each table
     #[arg(long, default_value_t = 10, value_name = "N")]
     top: usize,
 }
 
 /// Parsed options of a summary.
-pub(super) struct Asked {
+pub(super) struct StatsOptions {
     filter: Filter,
     top: usize,
     now: Timestamp,
@@ -27,19 +27,23 @@ pub(super) struct Asked {
 
 impl Args {
     /// Parses the options.
-    pub fn read(self) -> anyhow::Result<Asked> {
+    pub fn read(self) -> anyhow::Result<StatsOptions> {
         let now = Zoned::now();
         let when = self.which.uses_time();
         let mut filter = self.which.filter()?;
         if !when && !filter.uses_time() {
             filter = filter.and(Filter::since(now.checked_sub(24.hours())?.timestamp()));
         }
-        Ok(Asked { filter, top: self.top, now: now.timestamp() })
+        Ok(StatsOptions { filter, top: self.top, now: now.timestamp() })
     }
 }
 
-pub(super) async fn run(source: &Source, ctx: &Context, asked: Asked) -> anyhow::Result<Exit> {
-    let mut request = StatsRequest { filter: asked.filter, after: None };
+pub(super) async fn run(
+    source: &Source,
+    ctx: &Context,
+    options: StatsOptions,
+) -> anyhow::Result<Exit> {
+    let mut request = StatsRequest { filter: options.filter, after: None };
     let mut tally = Aggregates::default();
     let mut unreadable = Vec::new();
     let progress = ctx.progress("summing up the audit log");
@@ -53,12 +57,12 @@ pub(super) async fn run(source: &Source, ctx: &Context, asked: Asked) -> anyhow:
         }
     }
     drop(progress);
-    let summary = Summary::of(&tally, asked.top);
+    let summary = Summary::of(&tally, options.top);
     if ctx.is_json() {
         let filter = request.filter.to_string();
         ctx.json(&serde_json::json!({ "filter": filter, "summary": summary }))?;
     } else {
-        ctx.line(format_args!("{}, up to {:.0}", request.filter, asked.now))?;
+        ctx.line(format_args!("{}, up to {:.0}", request.filter, options.now))?;
         print(ctx, &summary)?;
     }
     Ok(conclude(ctx, &unreadable))

@@ -5,7 +5,7 @@ use anyhow::bail;
 use super::{Workspace, fetch, only_one, picked, placed};
 use crate::cli::{
     Context, Exit, Usage,
-    adding::{Offer, Said, locate, take},
+    adding::{AddOptions, Offer, locate, take},
 };
 use portcullis_catalog::{Reference, of_image, read};
 use portcullis_protocol::names::ServerName;
@@ -19,13 +19,13 @@ pub struct Add {
     #[arg(long)]
     name: Option<ServerName>,
     #[command(flatten)]
-    said: Said,
+    add_options: AddOptions,
 }
 
 /// Adds the servers of a reference.
 pub async fn add(args: Add, ctx: &Context) -> anyhow::Result<Exit> {
     let reference: Reference = args.reference.parse().map_err(|error| Usage(format!("{error}")))?;
-    let mut house = Workspace::open(ctx)?;
+    let mut workspace = Workspace::open(ctx)?;
     let chosen = match &reference {
         Reference::Catalog { servers, .. } => servers.clone(),
         _ => Vec::new(),
@@ -37,26 +37,26 @@ pub async fn add(args: Add, ctx: &Context) -> anyhow::Result<Exit> {
     let offer = if let Reference::Image(image) = &reference {
         let mut image = image.clone();
         // The import below refuses an image that does not resolve, and reports it.
-        let _ = locate(ctx, &house, &mut image).await;
+        let _ = locate(ctx, &workspace, &mut image).await;
         let described = match image.digest {
-            Some(_) => house.described(&image).await,
+            Some(_) => workspace.described(&image).await,
             None => None,
         };
         let entry = of_image(&image, name, described.as_ref());
         Offer {
             entries: vec![entry],
-            source: house.source(&reference),
+            source: workspace.source(&reference),
             digest: None,
             name: reference.to_string(),
             in_full: true,
         }
     } else {
-        let fetched = fetch(ctx, &house, &reference).await?;
+        let fetched = fetch(ctx, &workspace, &reference).await?;
         let single = match chosen.as_slice() {
             [one] => Some(one.clone()),
             _ => only_one(&fetched.text),
         };
-        let mut options = args.said.options(single.as_deref())?;
+        let mut options = args.add_options.options(single.as_deref())?;
         options.name = name.map(str::to_owned);
         options.foreign = !matches!(reference, Reference::File(_));
         let found = read(&fetched.text, &options).map_err(|problem| placed(&fetched, &problem))?;
@@ -70,8 +70,8 @@ pub async fn add(args: Add, ctx: &Context) -> anyhow::Result<Exit> {
                 found.servers.len()
             ),
         };
-        let source = house.source(&reference);
+        let source = workspace.source(&reference);
         Offer { entries, source, digest: Some(digest), name: fetched.name, in_full: false }
     };
-    Ok(take(ctx, &mut house, offer, &args.said).await?.1)
+    Ok(take(ctx, &mut workspace, offer, &args.add_options).await?.1)
 }

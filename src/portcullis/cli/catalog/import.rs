@@ -7,7 +7,7 @@ use anyhow::bail;
 use super::{Workspace, file, only_one, picked, placed};
 use crate::cli::{
     Context, Exit, Usage,
-    adding::{Offer, Said, take},
+    adding::{AddOptions, Offer, take},
 };
 use portcullis_catalog::{enabled, read};
 use portcullis_protocol::names::ServerName;
@@ -27,18 +27,18 @@ pub struct Import {
     #[arg(long, value_name = "FILE", conflicts_with = "only")]
     enabled: Option<PathBuf>,
     #[command(flatten)]
-    said: Said,
+    add_options: AddOptions,
 }
 
 /// Adds the servers of a file.
 pub async fn import(args: Import, ctx: &Context) -> anyhow::Result<Exit> {
-    let mut house = Workspace::open(ctx)?;
+    let mut workspace = Workspace::open(ctx)?;
     let fetched = file(&args.file)?;
     let single = match args.only.as_slice() {
         [one] => Some(one.clone()),
         _ => only_one(&fetched.text),
     };
-    let mut options = args.said.options(single.as_deref())?;
+    let mut options = args.add_options.options(single.as_deref())?;
     if args.name.is_some() && single.is_none() {
         return Err(Usage("`--name` is for one server: choose it with `--only`".into()).into());
     }
@@ -65,7 +65,7 @@ pub async fn import(args: Import, ctx: &Context) -> anyhow::Result<Exit> {
     if entries.is_empty() {
         bail!("{} has no servers", fetched.name);
     }
-    let (source, digest) = (house.place(&args.file), Some(fetched.digest));
+    let (source, digest) = (workspace.place(&args.file), Some(fetched.digest));
     let offer = Offer { entries, source, digest, name: fetched.name, in_full: false };
-    Ok(take(ctx, &mut house, offer, &args.said).await?.1)
+    Ok(take(ctx, &mut workspace, offer, &args.add_options).await?.1)
 }

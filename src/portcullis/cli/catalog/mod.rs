@@ -9,7 +9,9 @@ use anyhow::bail;
 use serde_json::json;
 
 use super::{Context, Exit, Usage};
-use portcullis_catalog::{CATALOG, Entry, Found, Options, Reference, artifact, is_legal, read};
+use portcullis_catalog::{
+    CATALOG, Entry, Options, ParsedFile, Reference, artifact, is_legal, read,
+};
 use portcullis_protocol::names::nearest;
 
 pub(super) use {
@@ -72,10 +74,12 @@ enum Verb {
 
 /// Runs the verb.
 pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
-    let mut house = Workspace::open(ctx)?;
+    let mut workspace = Workspace::open(ctx)?;
     match args.verb {
-        Verb::Ls => ls(ctx, &house),
-        Verb::Show { catalog, server } => show::run(ctx, &house, &catalog, server.as_deref()).await,
+        Verb::Ls => ls(ctx, &workspace),
+        Verb::Show { catalog, server } => {
+            show::run(ctx, &workspace, &catalog, server.as_deref()).await
+        }
         Verb::Add { name, source, allow_downgrade } => {
             let reference: Reference = source.parse().map_err(|error| Usage(format!("{error}")))?;
             if matches!(reference, Reference::Image(_) | Reference::Catalog { .. }) {
@@ -84,16 +88,16 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
                 )
                 .into());
             }
-            let fetched = fetch(ctx, &house, &reference).await?;
-            let source = house.source(&reference);
-            keep(ctx, &mut house, &name, &source, &fetched, allow_downgrade)
+            let fetched = fetch(ctx, &workspace, &reference).await?;
+            let source = workspace.source(&reference);
+            keep(ctx, &mut workspace, &name, &source, &fetched, allow_downgrade)
         }
-        Verb::Rm { name } => match house.forget(&name)? {
+        Verb::Rm { name } => match workspace.forget(&name)? {
             Some(kept) => {
                 ctx.note(format_args!("forgot the catalog `{name}` of {}", kept.source));
                 Ok(Exit::Ok)
             }
-            None => bail!("there is no catalog `{name}`{}", near(&house, &name)),
+            None => bail!("there is no catalog `{name}`{}", near(&workspace, &name)),
         },
         Verb::Pull { reference, name, allow_downgrade } => {
             let name = match name {
@@ -110,20 +114,27 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
             };
             let fetched = {
                 let _progress = ctx.progress(format!("pulling {reference}"));
-                house.artifact(&reference, &[CATALOG, portcullis_catalog::SERVERS]).await?
+                workspace.artifact(&reference, &[CATALOG, portcullis_catalog::SERVERS]).await?
             };
-            keep(ctx, &mut house, &name, &format!("oci://{reference}"), &fetched, allow_downgrade)
+            keep(
+                ctx,
+                &mut workspace,
+                &name,
+                &format!("oci://{reference}"),
+                &fetched,
+                allow_downgrade,
+            )
         }
         Verb::Push { name, reference } => {
-            let Some(kept) = house.lock.catalogs.get(&name) else {
-                bail!("there is no catalog `{name}`{}", near(&house, &name))
+            let Some(kept) = workspace.lock.catalogs.get(&name) else {
+                bail!("there is no catalog `{name}`{}", near(&workspace, &name))
             };
-            let fetched = house.kept(&name, kept)?;
+            let fetched = workspace.kept(&name, kept)?;
             let content =
                 artifact(&fetched.text, &name).map_err(|problem| placed(&fetched, &problem))?;
             let digest = {
                 let _progress = ctx.progress(format!("pushing {reference}"));
-                house.push(&reference, CATALOG, &content).await?
+                workspace.push(&reference, CATALOG, &content).await?
             };
             pushed(ctx, &reference, &digest)
         }
@@ -140,13 +151,13 @@ pub(super) fn pushed(ctx: &Context, reference: &str, digest: &str) -> anyhow::Re
     Ok(Exit::Ok)
 }
 
-fn ls(ctx: &Context, house: &Workspace) -> anyhow::Result<Exit> {
+fn ls(ctx: &Context, workspace: &Workspace) -> anyhow::Result<Exit> {
     if ctx.is_json() {
-        ctx.json(&house.lock.catalogs)?;
+        ctx.json(&workspace.lock.catalogs)?;
         return Ok(Exit::Ok);
     }
-    let rows = house.lock.catalogs.iter().map(|(name, kept)| {
-        let servers = house
+    let rows = workspace.lock.catalogs.iter().map(|(name, kept)| {
+        let servers = workspace
             .kept(name, kept)
             .ok()
             .and_then(|fetched| read(&fetched.text, &Options::default()).ok());
@@ -158,9 +169,13 @@ fn ls(ctx: &Context, house: &Workspace) -> anyhow::Result<Exit> {
     Ok(Exit::Ok)
 }
 
-async fn fetch(ctx: &Context, house: &Workspace, reference: &Reference) -> anyhow::Result<Fetched> {
+async fn fetch(
+    ctx: &Context,
+    workspace: &Workspace,
+    reference: &Reference,
+) -> anyhow::Result<Fetched> {
     let _progress = ctx.progress(format!("fetching {reference}"));
-    house.fetch(reference).await
+    workspace.fetch(reference).await
 }
 
 fn placed(fetched: &Fetched, problem: &portcullis_catalog::Problem) -> anyhow::Error {
@@ -170,7 +185,7 @@ fn placed(fetched: &Fetched, problem: &portcullis_catalog::Problem) -> anyhow::E
 
 fn keep(
     ctx: &Context,
-    house: &mut Workspace,
+    workspace: &mut Workspace,
     name: &str,
     source: &str,
     fetched: &Fetched,
@@ -185,7 +200,7 @@ fn keep(
     }
     let found =
         read(&fetched.text, &Options::default()).map_err(|problem| placed(fetched, &problem))?;
-    house.keep(name, source, fetched, allow_downgrade)?;
+    workspace.keep(name, source, fetched, allow_downgrade)?;
     ctx.note(format_args!(
         "`{name}` has {} servers ({}), {}",
         found.servers.len(),
@@ -196,7 +211,7 @@ fn keep(
 }
 
 /// Servers with these names, in that order.
-fn picked(found: Found, names: &[String], from: &str) -> anyhow::Result<Vec<Entry>> {
+fn picked(found: ParsedFile, names: &[String], from: &str) -> anyhow::Result<Vec<Entry>> {
     let known: Vec<String> = found.servers.iter().map(|entry| entry.name.clone()).collect();
     let mut entries: Vec<Option<Entry>> = found.servers.into_iter().map(Some).collect();
     names
@@ -213,8 +228,8 @@ fn picked(found: Found, names: &[String], from: &str) -> anyhow::Result<Vec<Entr
         .collect()
 }
 
-fn near(house: &Workspace, name: &str) -> String {
-    let known = house.lock.catalogs.keys().map(String::as_str);
+fn near(workspace: &Workspace, name: &str) -> String {
+    let known = workspace.lock.catalogs.keys().map(String::as_str);
     let near = nearest(name, known);
     near.first().map_or(String::new(), |near| format!("; did you mean `{near}`?"))
 }

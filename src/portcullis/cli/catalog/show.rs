@@ -9,21 +9,21 @@ use portcullis_catalog::{CATALOG, Entry, Options, Reference, Run, SERVERS, read,
 /// Lists the servers of a catalog, or shows one of them.
 pub async fn run(
     ctx: &Context,
-    house: &Workspace,
+    workspace: &Workspace,
     catalog: &str,
     server: Option<&str>,
 ) -> anyhow::Result<Exit> {
     let mut options = Options { foreign: true, ..Options::default() };
-    let fetched = if let Some(kept) = house.lock.catalogs.get(catalog) {
-        house.kept(catalog, kept)?
+    let fetched = if let Some(kept) = workspace.lock.catalogs.get(catalog) {
+        workspace.kept(catalog, kept)?
     } else if catalog.contains("://") || std::path::Path::new(catalog).exists() {
         let reference: Reference = catalog.parse().map_err(|error| Usage(format!("{error}")))?;
         options.foreign = !matches!(reference, Reference::File(_));
-        fetch(ctx, house, &reference).await?
+        fetch(ctx, workspace, &reference).await?
     } else if catalog.contains('/') {
-        house.artifact(catalog, &[CATALOG, SERVERS]).await?
+        workspace.artifact(catalog, &[CATALOG, SERVERS]).await?
     } else {
-        bail!("there is no catalog `{catalog}`{}", near(house, catalog))
+        bail!("there is no catalog `{catalog}`{}", near(workspace, catalog))
     };
     let found = read(&fetched.text, &options).map_err(|problem| placed(&fetched, &problem))?;
     if let Some(server) = server {
@@ -54,9 +54,9 @@ fn one(ctx: &Context, entries: Vec<Entry>) -> anyhow::Result<Exit> {
                 for line in write::add("", &server)?.lines().filter(|line| !line.is_empty()) {
                     ctx.line(line)?;
                 }
-                for handed in server.handed() {
-                    let (kind, to) = (handed.kind.as_str(), server.destination().join(", "));
-                    ctx.line(format!("# {kind} {} <- {} -> {to}", handed.name, handed.from))?;
+                for delivery in server.deliveries() {
+                    let (kind, to) = (delivery.kind.as_str(), server.destination().join(", "));
+                    ctx.line(format!("# {kind} {} <- {} -> {to}", delivery.name, delivery.from))?;
                 }
                 for tool in &server.tools {
                     ctx.line(format!("# tool: {}", tool.name))?;

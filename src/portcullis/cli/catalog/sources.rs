@@ -15,7 +15,7 @@ use portcullis_catalog::{
     lock::{CatalogPin, Lock, digest, origin, same_origin},
 };
 use portcullis_oci as oci;
-use portcullis_upstream::{Engines, images::asked};
+use portcullis_upstream::{Engines, images::client_settings};
 
 /// Media type of the only layer of such artifacts.
 const LAYER: &str = "application/json";
@@ -59,7 +59,7 @@ impl Workspace {
         let (state_dir, settings, engine) = match path.exists() {
             true => {
                 let config = ctx.load()?.config;
-                (config.state_dir, asked(&config.registries), config.engine.host)
+                (config.state_dir, client_settings(&config.registries), config.engine.host)
             }
             false => (base.join(".portcullis"), oci::Settings::default(), None),
         };

@@ -11,9 +11,9 @@ use super::settings;
 use crate::{
     cli::{
         Context, Exit, Reports,
-        audit::{Source, Where, conclude},
+        audit::{LogLocation, Source, conclude},
     },
-    plugin_dev::{Answered, Given, Verdict, ask, recorded},
+    plugin_dev::{Answered, PluginCall, Verdict, ask, recorded},
 };
 use portcullis_protocol::names::DecisionId;
 
@@ -39,7 +39,7 @@ pub struct Call {
     #[arg(long, value_name = "JSON", default_value = "{}")]
     settings: String,
     #[command(flatten)]
-    place: Where,
+    place: LogLocation,
 }
 
 /// Runs the verb.
@@ -50,7 +50,7 @@ pub async fn call(options: &Call, ctx: &Context) -> anyhow::Result<Exit> {
         (Some(decision), _) => from_log(*decision, *answer, place, ctx).await?,
         (None, Some(file)) => {
             let text = text(file)?;
-            Given::read(file, &text).map_err(|wrong| Reports(vec![wrong]))?
+            PluginCall::read(file, &text).map_err(|wrong| Reports(vec![wrong]))?
         }
         (None, None) => anyhow::bail!("name a message"),
     };
@@ -86,9 +86,9 @@ fn text(file: &Path) -> anyhow::Result<String> {
 async fn from_log(
     decision: DecisionId,
     answer: bool,
-    place: &Where,
+    place: &LogLocation,
     ctx: &Context,
-) -> anyhow::Result<Given> {
+) -> anyhow::Result<PluginCall> {
     let page = Source::find(place, ctx).await?.show(decision).await?;
     conclude(ctx, &page.unreadable);
     let entries = page.entries().map_err(anyhow::Error::msg)?;
@@ -100,7 +100,7 @@ async fn from_log(
     if taken > 0 {
         ctx.note(format_args!("{taken} secrets were taken out of it when it was recorded"));
     }
-    Ok(Given::recorded(message))
+    Ok(PluginCall::recorded(message))
 }
 
 fn print(answered: &Answered, ctx: &Context) -> anyhow::Result<()> {

@@ -3,7 +3,7 @@
 use super::{found, print_lines, settings};
 use crate::{
     cli::{Context, Exit, Reports},
-    plugin_dev::{Looked, look},
+    plugin_dev::{self, Inspection},
 };
 
 /// Options of the verb.
@@ -26,60 +26,61 @@ pub async fn inspect(options: &Inspect, ctx: &Context) -> anyhow::Result<Exit> {
     let config = settings(given)?;
     let progress = ctx.progress("looking at the plugin");
     let component = found(component, ctx).await?;
-    let looked = look(&component, config, !no_cost).await;
+    let inspection = plugin_dev::inspect(&component, config, !no_cost).await;
     drop(progress);
-    let looked = looked.map_err(|wrong| Reports(vec![wrong]))?;
+    let inspection = inspection.map_err(|error| Reports(vec![error]))?;
     if ctx.is_json() {
-        ctx.json(&looked)?;
+        ctx.json(&inspection)?;
     } else {
-        print(&looked, ctx)?;
+        print(&inspection, ctx)?;
     }
     Ok(Exit::Ok)
 }
 
-fn print(looked: &Looked, ctx: &Context) -> anyhow::Result<()> {
-    let Looked { name, version, description, bytes, sha256, compile_ms, lifetime, .. } = looked;
+fn print(inspection: &Inspection, ctx: &Context) -> anyhow::Result<()> {
+    let Inspection { name, version, description, bytes, sha256, compile_ms, lifetime, .. } =
+        inspection;
     ctx.line(format!("{name} {version}: {description}"))?;
-    ctx.line(format!("  from      {}", looked.path.display()))?;
+    ctx.line(format!("  from      {}", inspection.path.display()))?;
     ctx.line(format!("  size      {bytes} bytes, compiled in {compile_ms} ms"))?;
     ctx.line(format!("  sha256    {sha256}"))?;
-    if !looked.signatures.is_empty() {
-        let names = looked.signatures.join(", ");
+    if !inspection.signatures.is_empty() {
+        let names = inspection.signatures.join(", ");
         ctx.line(format!("  signed    as it says by {names}: `plugin verify` says whether"))?;
     }
     ctx.line(format!("  lifetime  {lifetime}"))?;
-    let asked = match looked.once {
+    let asked = match inspection.once {
         true => "once; put it behind the entries that replace",
         false => "again where another entry replaced the payload",
     };
     ctx.line(format!("  asked     {asked}"))?;
-    for hook in &looked.hooks {
+    for hook in &inspection.hooks {
         ctx.line(format!("  hook      {} of {}", hook.phase, hook.event))?;
     }
     let list = |all: &[String]| match all.is_empty() {
         true => "none".to_owned(),
         false => all.join(", "),
     };
-    let imports: Vec<_> = looked.imports.iter().map(|import| (*import).to_owned()).collect();
+    let imports: Vec<_> = inspection.imports.iter().map(|import| (*import).to_owned()).collect();
     ctx.line(format!("  imports   {}", list(&imports)))?;
-    if !looked.hosts.is_empty() {
-        ctx.line(format!("  hosts     {}", list(&looked.hosts)))?;
+    if !inspection.hosts.is_empty() {
+        ctx.line(format!("  hosts     {}", list(&inspection.hosts)))?;
     }
-    if !looked.secrets.is_empty() {
-        ctx.line(format!("  secrets   {}", list(&looked.secrets)))?;
+    if !inspection.secrets.is_empty() {
+        ctx.line(format!("  secrets   {}", list(&inspection.secrets)))?;
     }
-    if let Some(schema) = &looked.config_schema {
+    if let Some(schema) = &inspection.config_schema {
         ctx.line(format!("  config    {schema}"))?;
     }
-    print_lines(ctx, &looked.config, &looked.policies)?;
-    if let Some(why) = &looked.unmeasured {
+    print_lines(ctx, &inspection.config, &inspection.policies)?;
+    if let Some(why) = &inspection.unmeasured {
         ctx.line("")?;
         ctx.line(format!("its cost was not measured: {why}"))?;
         ctx.line("`--settings JSON` measures it with a `config`")?;
     }
-    if !looked.costs.is_empty() {
+    if !inspection.costs.is_empty() {
         ctx.line("")?;
-        let rows = looked.costs.iter().map(|cost| {
+        let rows = inspection.costs.iter().map(|cost| {
             [
                 format!("{} of {}", cost.phase, cost.event),
                 format!("{} KiB", cost.kib),
@@ -88,7 +89,7 @@ fn print(looked: &Looked, ctx: &Context) -> anyhow::Result<()> {
             ]
         });
         ctx.table(&["MESSAGE", "SIZE", "P50", "P99"], rows)?;
-        for slope in &looked.slopes {
+        for slope in &inspection.slopes {
             let (phase, event) = (slope.phase, &slope.event);
             ctx.line(format!("{phase} of {event}: {:.2} µs for each KiB more", slope.us))?;
         }

@@ -32,7 +32,7 @@ pub struct Sign {
     component: PathBuf,
     /// The signing key: a file, or `env:NAME`; repeatable
     #[arg(long = "key", value_name = "FILE", required = true, action = ArgAction::Append,
-          value_parser = signing_keys::unrepeated::<KeyLocation>())]
+          value_parser = signing_keys::redacting_parser::<KeyLocation>())]
     keys: Vec<KeyLocation>,
 }
 
@@ -44,7 +44,7 @@ pub struct Verify {
     component: String,
     /// The verifier key; repeatable, one valid signature is enough
     #[arg(long = "key", value_name = "KEY", required = true, action = ArgAction::Append,
-          value_parser = signing_keys::unrepeated::<Verifier>())]
+          value_parser = signing_keys::redacting_parser::<Verifier>())]
     keys: Vec<Verifier>,
 }
 

@@ -9,7 +9,7 @@ use crate::{
         Context, Exit, Usage,
         cases::{CaseResult, count, print_report},
     },
-    plugin_dev::{Hook, Ran, run_cases},
+    plugin_dev::{CaseReport, Hook, run_cases},
 };
 use portcullis_policy::Finding;
 
@@ -32,7 +32,7 @@ struct Summary<'a> {
     passed: usize,
     failed: usize,
     findings: &'a [Finding],
-    cases: &'a [Ran],
+    cases: &'a [CaseReport],
     /// Hooks that no case covers.
     unmet: &'a [Hook],
 }

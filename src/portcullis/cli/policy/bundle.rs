@@ -42,7 +42,7 @@ enum Verb {
         dir: PathBuf,
         /// The signing key: a file, or `env:NAME`; repeatable
         #[arg(long = "key", value_name = "FILE", required = true, action = ArgAction::Append,
-              value_parser = signing_keys::unrepeated::<KeyLocation>())]
+              value_parser = signing_keys::redacting_parser::<KeyLocation>())]
         keys: Vec<KeyLocation>,
         /// The version. Default: the next
         #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
@@ -54,7 +54,7 @@ enum Verb {
         dir: Option<PathBuf>,
         /// The verifier key, instead of the config's; disables the check against earlier versions. Repeatable
         #[arg(long = "key", value_name = "KEY", action = ArgAction::Append,
-              value_parser = signing_keys::unrepeated::<Verifier>())]
+              value_parser = signing_keys::redacting_parser::<Verifier>())]
         keys: Vec<Verifier>,
     },
 }

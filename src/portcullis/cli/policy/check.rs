@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{count, known, load, source};
 use crate::cli::{Context, Exit};
-use portcullis_policy::{Finding, Known, KnownTool, Revision, Source, Stated};
+use portcullis_policy::{Finding, Inventory, KnownTool, Revision, Source, Stated};
 use portcullis_protocol::claims::Claims;
 use portcullis_protocol::names::ServerName;
 
@@ -44,7 +44,7 @@ pub fn check(Check { paths, tools }: &Check, ctx: &Context) -> anyhow::Result<Ex
         let stated = Stated::of(loaded.config.tools());
         (load(source(&loaded)), known(&loaded.config), Some(stated))
     } else {
-        (load(Source::Paths(paths.clone())), Known::default(), None)
+        (load(Source::Paths(paths.clone())), Inventory::default(), None)
     };
     for (server, file) in tools {
         known.tools.push((server.clone(), read_tools(server, file, stated.as_ref())?));

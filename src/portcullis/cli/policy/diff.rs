@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::{check::read_tools, check::tools_of, count, engine, replay::decisions};
 use crate::cli::{
     Context, Exit,
-    audit::{Source, Where, conclude},
+    audit::{LogLocation, Source, conclude},
 };
 use portcullis_audit::Filter;
 use portcullis_policy::{Revision, Stated};
@@ -31,7 +31,7 @@ pub struct Args {
     #[arg(long)]
     recorded: bool,
     #[command(flatten)]
-    place: Where,
+    place: LogLocation,
 }
 
 #[derive(Debug, Serialize)]

@@ -7,11 +7,11 @@ use serde::Serialize;
 use super::{engine, in_force};
 use crate::cli::{
     Context, Exit,
-    audit::{Source, Where, conclude},
+    audit::{LogLocation, Source, conclude},
 };
 use portcullis_audit::record::{self, Entry, Record};
-use portcullis_policy::{Condition, Explanation, Near, Seen, Standing, Verdict};
-use portcullis_policy_tools::{Aside, Recorded};
+use portcullis_policy::{Candidate, Condition, Explanation, PolicyResult, ReadValue, Verdict};
+use portcullis_policy_tools::{Recorded, SkipReason};
 use portcullis_protocol::{names::DecisionId, refusal::Code};
 
 /// Options of the verb.
@@ -24,7 +24,7 @@ pub struct Args {
     #[arg(long, value_name = "PATH", num_args = 1..)]
     policies: Vec<PathBuf>,
     #[command(flatten)]
-    place: Where,
+    place: LogLocation,
 }
 
 #[derive(Debug, Serialize)]
@@ -68,15 +68,15 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     let entry = entries.iter().find(decided);
     let recorded = match entry.map(Recorded::read) {
         Some(Ok(recorded)) => recorded,
-        Some(Err(Aside::OfAStart)) => {
+        Some(Err(SkipReason::LaunchRefused)) => {
             start(decision, entry, ctx)?;
             return Ok(exit);
         }
-        Some(Err(Aside::Lacks(what))) => anyhow::bail!(
+        Some(Err(SkipReason::Missing(what))) => anyhow::bail!(
             "the record lacks the {what} as policies saw them, so it cannot be said what they came \
              to; `portcullis audit show {decision}` has what is on record"
         ),
-        Some(Err(Aside::NotDecided)) | None => anyhow::bail!(
+        Some(Err(SkipReason::NotDecided)) | None => anyhow::bail!(
             "policies did not decide this: `portcullis audit show {decision}` says what did"
         ),
     };
@@ -204,18 +204,18 @@ pub(super) fn print(explanation: &Explanation, ctx: &Context) -> anyhow::Result<
     Ok(())
 }
 
-fn policy(near: &Near, ctx: &Context) -> anyhow::Result<()> {
-    let Near { rule, effect, shadow, standing } = near;
+fn policy(near: &Candidate, ctx: &Context) -> anyhow::Result<()> {
+    let Candidate { rule, effect, shadow, standing } = near;
     let file = rule.file.as_deref().unwrap_or(Path::new("")).display();
     let line = rule.line.map(|line| format!(":{line}")).unwrap_or_default();
     let shadow = if *shadow { ", in the shadow" } else { "" };
     let what = match standing {
-        Standing::Matched { .. } if *effect == "permit" => "permits it",
-        Standing::Matched { .. } => "forbids it",
-        Standing::Failed { .. } => "fails",
-        Standing::Unmet { .. } => "does not hold",
-        Standing::Unknown { .. } => "may hold",
-        Standing::Elsewhere { side, .. } => match side.as_str() {
+        PolicyResult::Matched { .. } if *effect == "permit" => "permits it",
+        PolicyResult::Matched { .. } => "forbids it",
+        PolicyResult::Failed { .. } => "fails",
+        PolicyResult::Unmet { .. } => "does not hold",
+        PolicyResult::Unknown { .. } => "may hold",
+        PolicyResult::Elsewhere { side, .. } => match side.as_str() {
             "principal" => "is for another principal",
             "action" => "is for another action",
             _ => "is for another resource",
@@ -223,11 +223,11 @@ fn policy(near: &Near, ctx: &Context) -> anyhow::Result<()> {
     };
     ctx.line(format!("{effect} {} {what}{shadow}  {file}{line}", rule.id))?;
     match standing {
-        Standing::Matched { values } => seen(values, ctx),
-        Standing::Failed { condition } => because(condition, "cannot be evaluated", ctx),
-        Standing::Unmet { condition } => because(condition, "is not so", ctx),
-        Standing::Unknown { condition } => because(condition, "is not known", ctx),
-        Standing::Elsewhere { wants, .. } => Ok(ctx.line(format!("  asks for: {wants}"))?),
+        PolicyResult::Matched { values } => seen(values, ctx),
+        PolicyResult::Failed { condition } => because(condition, "cannot be evaluated", ctx),
+        PolicyResult::Unmet { condition } => because(condition, "is not so", ctx),
+        PolicyResult::Unknown { condition } => because(condition, "is not known", ctx),
+        PolicyResult::Elsewhere { wants, .. } => Ok(ctx.line(format!("  asks for: {wants}"))?),
     }
 }
 
@@ -246,8 +246,8 @@ fn because(condition: &Condition, what: &str, ctx: &Context) -> anyhow::Result<(
     seen(values, ctx)
 }
 
-fn seen(values: &[Seen], ctx: &Context) -> anyhow::Result<()> {
-    for Seen { what, value, absent } in values {
+fn seen(values: &[ReadValue], ctx: &Context) -> anyhow::Result<()> {
+    for ReadValue { what, value, absent } in values {
         let value = value.as_ref().or(absent.as_ref()).map_or("", String::as_str);
         ctx.line(format!("  {what} is {value}"))?;
     }

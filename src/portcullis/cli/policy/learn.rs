@@ -11,9 +11,9 @@ use anyhow::Context as _;
 use super::{count, replay::decisions};
 use crate::cli::{
     Context, Exit, Reports, Usage,
-    audit::{Source, Where, Which, conclude},
+    audit::{FilterArgs, LogLocation, Source, conclude},
 };
-use portcullis_policy_tools::{Learned, Learner};
+use portcullis_policy_tools::{Learner, Proposal};
 
 /// Maximum calls under obligations in the text format; JSON has all.
 const MAX_LISTED: usize = 20;
@@ -26,9 +26,9 @@ pub struct Args {
     #[arg(short, long, value_name = "NAME.cedar")]
     output: Option<PathBuf>,
     #[command(flatten)]
-    which: Which,
+    which: FilterArgs,
     #[command(flatten)]
-    place: Where,
+    place: LogLocation,
 }
 
 /// Runs the verb.
@@ -67,7 +67,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     Ok(conclude(ctx, &unreadable))
 }
 
-fn notes(learned: &Learned, ctx: &Context) {
+fn notes(learned: &Proposal, ctx: &Context) {
     for (why, calls) in &learned.left_out {
         ctx.note(format_args!("not learned from {calls} calls, not on record in full: {why}"));
     }

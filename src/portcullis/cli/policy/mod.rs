@@ -15,7 +15,7 @@ use std::{collections::BTreeSet, path::PathBuf};
 
 use super::{Context, Exit, Reports, cases::count};
 use portcullis_config::{Config, Loaded};
-use portcullis_policy::{Engine, Finding, Known, Revision, Source};
+use portcullis_policy::{Engine, Finding, Inventory, Revision, Source};
 use portcullis_protocol::identity::Store;
 
 #[derive(Debug, clap::Args)]
@@ -72,7 +72,7 @@ fn source(loaded: &Loaded) -> Source {
 }
 
 /// Names in the config that policies can refer to.
-pub(super) fn known(config: &Config) -> Known {
+pub(super) fn known(config: &Config) -> Inventory {
     // Clients that cannot be read are unknown; `portcullis check` reports why.
     let added = Store::within(&config.state_dir).read().ok();
     let clients = added.as_ref().map(|added| {
@@ -85,7 +85,7 @@ pub(super) fn known(config: &Config) -> Known {
             written.chain(added.values().flat_map(|client| &client.groups)).cloned().collect();
         groups
     });
-    Known {
+    Inventory {
         servers: Some(config.servers.keys().cloned().collect()),
         clients,
         groups,

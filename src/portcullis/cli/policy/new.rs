@@ -5,7 +5,7 @@ use std::{fs::OpenOptions, io::Write as _, path::PathBuf};
 use anyhow::Context as _;
 
 use crate::cli::{Context, Exit, Reports, Usage};
-use portcullis_policy_tools::{Filling, Team, Template, ToolName, make};
+use portcullis_policy_tools::{Filling, PolicyPrincipal, Template, ToolName, make};
 use portcullis_protocol::names::{ClientName, Group, ServerName};
 
 /// Options of the verb.
@@ -46,16 +46,16 @@ fn hours(text: &str) -> Result<(u8, u8), String> {
 /// Runs the verb.
 pub fn new(options: &New, ctx: &Context) -> anyhow::Result<Exit> {
     let New { template, group, client, server, tools, hours, dir } = options;
-    let team = match (group, client) {
-        (Some(group), _) => Team::Group(group.clone()),
-        (None, Some(client)) => Team::Client(client.clone()),
+    let principal = match (group, client) {
+        (Some(group), _) => PolicyPrincipal::Group(group.clone()),
+        (None, Some(client)) => PolicyPrincipal::Client(client.clone()),
         (None, None) => return Err(Usage("give `--group` or `--client`".to_owned()).into()),
     };
     if template.needs_tools() && tools.is_empty() {
         return Err(Usage("say which tools: `--tool TOOL`".to_owned()).into());
     }
     let (server, tools) = (server.clone(), tools.clone());
-    let rendered = make(*template, &Filling { team, server, tools, hours: *hours })
+    let rendered = make(*template, &Filling { principal, server, tools, hours: *hours })
         .map_err(|findings| Reports(findings.into_iter().map(|f| Box::new(f) as _).collect()))?;
     let files = [
         (format!("{}.cedar", rendered.name), rendered.policies, "//"),

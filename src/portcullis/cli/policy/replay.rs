@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::{count, engine};
 use crate::cli::{
     Context, Exit,
-    audit::{Source, Where, Which, conclude},
+    audit::{FilterArgs, LogLocation, Source, conclude},
 };
 use portcullis_audit::{Filter, Order, PAGE_MAX, Query, record::Entry};
 use portcullis_policy::{Revision, Verdict};
@@ -23,9 +23,9 @@ pub struct Args {
     #[arg(long, default_value_t = 50, value_name = "N")]
     limit: usize,
     #[command(flatten)]
-    which: Which,
+    which: FilterArgs,
     #[command(flatten)]
-    place: Where,
+    place: LogLocation,
 }
 
 #[derive(Debug, Serialize)]

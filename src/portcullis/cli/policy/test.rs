@@ -10,7 +10,7 @@ use crate::cli::{
     cases::{CaseResult, count, print_report},
 };
 use portcullis_policy::Finding;
-use portcullis_policy_tools::{Coverage, Ran, run_cases};
+use portcullis_policy_tools::{CaseReport, Coverage, run_cases};
 
 /// Options of the verb.
 #[derive(Debug, clap::Args)]
@@ -34,7 +34,7 @@ struct Summary<'a> {
     passed: usize,
     failed: usize,
     findings: &'a [Finding],
-    cases: &'a [Ran],
+    cases: &'a [CaseReport],
     #[serde(skip_serializing_if = "Option::is_none")]
     coverage: Option<Covered<'a>>,
 }

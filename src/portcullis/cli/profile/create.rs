@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use super::export::unlisted;
 use crate::{
     cli::{Context, Exit, Usage, catalog::Workspace},
-    manage::profile_overrides::dressed,
+    manage::profile_overrides::with_overrides,
 };
 use portcullis_catalog::{
     brief,
@@ -63,7 +63,7 @@ impl Set {
 /// Creates a profile of servers in the config.
 pub fn run(
     ctx: &Context,
-    house: &Workspace,
+    workspace: &Workspace,
     name: &str,
     servers: Vec<ServerName>,
     title: Option<String>,
@@ -77,9 +77,9 @@ pub fn run(
         return Err(Usage(format!("`{}` is none of the profile's servers", brief(server))).into());
     }
     for name in &servers {
-        dressed(&loaded, &profile, name.as_str()).with_context(|| "no profile was made")?;
+        with_overrides(&loaded, &profile, name.as_str()).with_context(|| "no profile was made")?;
     }
-    let there = profile.write(&house.base, name)?;
+    let there = profile.write(&workspace.base, name)?;
     let verb = if there { "replaced" } else { "made" };
     ctx.note(format_args!(
         "{verb} the profile `{name}`: `portcullis run --profile {name}` runs its servers alone"

@@ -6,8 +6,8 @@ use anyhow::Context as _;
 use serde_json::Value;
 
 use crate::{
-    cli::{Context, Exit, Usage, catalog::Workspace, config_errors::Wrong},
-    manage::profile_overrides::dressed,
+    cli::{Context, Exit, Usage, catalog::Workspace, config_errors::ConfigErrors},
+    manage::profile_overrides::with_overrides,
 };
 use portcullis_catalog::{member, profile_file::Profile, write::left_on_id};
 use portcullis_config::Loaded;
@@ -16,11 +16,11 @@ use portcullis_upstream::config::Server;
 /// Writes a profile to a file, or to standard output.
 pub fn run(
     ctx: &Context,
-    house: &Workspace,
+    workspace: &Workspace,
     name: &str,
     file: Option<PathBuf>,
 ) -> anyhow::Result<Exit> {
-    let content = content(ctx, house, name)?;
+    let content = content(ctx, workspace, name)?;
     let Some(path) = file else {
         ctx.json(&content)?;
         return Ok(Exit::Ok);
@@ -37,24 +37,24 @@ pub fn run(
 }
 
 /// Profile in Docker's format.
-pub fn content(ctx: &Context, house: &Workspace, name: &str) -> anyhow::Result<Value> {
-    let profile = Profile::read(&house.base, name)?;
+pub fn content(ctx: &Context, workspace: &Workspace, name: &str) -> anyhow::Result<Value> {
+    let profile = Profile::read(&workspace.base, name)?;
     let loaded = ctx.load()?;
     let plain = serde_json::to_value(Server::default())?;
     let mut servers = Vec::new();
-    let mut wrong = Wrong::of(&loaded);
+    let mut errors = ConfigErrors::of(&loaded);
     let mut notes = Vec::new();
     for server in &profile.servers {
-        let (known, entry) = dressed(&loaded, &profile, server)
+        let (known, entry) = with_overrides(&loaded, &profile, server)
             .with_context(|| format!("the profile `{name}` can't be written for others"))?;
-        wrong.literals(known, &entry);
+        errors.literals(known, &entry);
         let settings = profile.settings.get(server);
         let only = settings.and_then(|settings| settings.tools.as_deref());
-        let (member, told) = member(server, &serde_json::to_value(&entry)?, &plain, only)?;
-        notes.extend(told.into_iter().map(|what| format!("left out of `{server}`: {what}")));
+        let (member, left_out) = member(server, &serde_json::to_value(&entry)?, &plain, only)?;
+        notes.extend(left_out.into_iter().map(|what| format!("left out of `{server}`: {what}")));
         servers.push(member);
     }
-    wrong.end()?;
+    errors.end()?;
     for note in notes {
         ctx.note(note);
     }

@@ -4,7 +4,7 @@ use anyhow::bail;
 
 use crate::cli::{
     Context, Exit, Usage,
-    adding::{Offer, Said, still_off, take},
+    adding::{AddOptions, Offer, keep_disabled, take},
     catalog::{Fetched, Workspace, only_one},
 };
 use portcullis_catalog::{
@@ -18,14 +18,14 @@ use portcullis_config::Loaded;
 /// Imports a profile and its servers.
 pub async fn run(
     ctx: &Context,
-    house: &mut Workspace,
+    workspace: &mut Workspace,
     fetched: Fetched,
     source: &str,
     name: Option<String>,
-    said: &Said,
+    add_options: &AddOptions,
 ) -> anyhow::Result<Exit> {
     let single = only_one(&fetched.text);
-    let found = read(&fetched.text, &said.options(single.as_deref())?)
+    let found = read(&fetched.text, &add_options.options(single.as_deref())?)
         .map_err(|problem| anyhow::anyhow!("{}: {problem}", fetched.name))?;
     if found.format != "Docker profile" {
         bail!(
@@ -44,7 +44,7 @@ pub async fn run(
         None => portcullis_catalog::ours(id.as_deref().or(title.as_deref()).unwrap_or(""))
             .map_err(|error| Usage(error.to_string()))?,
     };
-    let old = replaceable(house, &name, chosen, source, said)?;
+    let old = replaceable(workspace, &name, chosen, source, add_options)?;
     let digest = fetched.manifest.clone().unwrap_or_else(|| fetched.digest.clone());
     let offered: Vec<String> = found
         .servers
@@ -61,8 +61,8 @@ pub async fn run(
         name: fetched.name,
         in_full: false,
     };
-    let dry = said.is_dry();
-    let (servers, exit) = take(ctx, house, offer, said).await?;
+    let dry = add_options.is_dry();
+    let (servers, exit) = take(ctx, workspace, offer, add_options).await?;
     if !servers.is_empty() {
         let mut profile = Profile::of(servers.iter().map(|server| server.name.clone()).collect());
         let lists = servers.into_iter().filter_map(|server| {
@@ -78,7 +78,7 @@ pub async fn run(
             changes = keep(old, &mut profile, &offered, loaded.as_ref());
         }
         if !dry {
-            profile.write(&house.base, &name)?;
+            profile.write(&workspace.base, &name)?;
         }
         let verb = match (old.is_some(), dry) {
             (true, false) => "replaced",
@@ -97,17 +97,17 @@ pub async fn run(
 /// Existing profile of that name, if `source` may replace it: it came from the same source, or the
 /// operator chose the name. Otherwise the author of the new profile chose the name.
 fn replaceable(
-    house: &Workspace,
+    workspace: &Workspace,
     name: &str,
     chosen: bool,
     source: &str,
-    said: &Said,
+    add_options: &AddOptions,
 ) -> anyhow::Result<Option<Profile>> {
-    let old = match Profile::read(&house.base, name) {
+    let old = match Profile::read(&workspace.base, name) {
         Err(NoProfile::Absent { .. }) => return Ok(None),
         old => old?,
     };
-    if !said.replaces() {
+    if !add_options.replaces() {
         bail!(
             "there is a profile `{name}` already: choose another name with `--name`, or say `--replace`"
         );
@@ -162,12 +162,13 @@ fn keep(
     let again: Vec<&String> = before.filter(|one| new.servers.contains(one)).collect();
     for server in again {
         let mut was = old.settings.get(server).cloned().unwrap_or_default();
-        let gone = loaded.map_or_else(Vec::new, |loaded| let_go(loaded, server, &mut was));
-        let told =
+        let gone =
+            loaded.map_or_else(Vec::new, |loaded| drop_unknown_settings(loaded, server, &mut was));
+        let describe =
             |key| format!("{server}: {key}: no longer set, since the server does not have it");
-        changes.extend(gone.into_iter().map(told));
+        changes.extend(gone.into_iter().map(describe));
         let mut now = new.settings.remove(server).unwrap_or_default();
-        let tools = still_off(&mut now.tools, was.tools.as_deref());
+        let tools = keep_disabled(&mut now.tools, was.tools.as_deref());
         changes.extend(tools.map(|tools| format!("{server}: {tools}")));
         let now = Settings { tools: now.tools, ..was };
         if now != Settings::default() {
@@ -179,7 +180,7 @@ fn keep(
 
 /// Drops values and references that the config no longer has: a profile with such settings cannot
 /// run. Returns their keys.
-fn let_go(loaded: &Loaded, name: &str, settings: &mut Settings) -> Vec<String> {
+fn drop_unknown_settings(loaded: &Loaded, name: &str, settings: &mut Settings) -> Vec<String> {
     let servers = &loaded.config.servers;
     let Some((_, server)) = servers.iter().find(|(known, _)| known.as_str() == name) else {
         return Vec::new();

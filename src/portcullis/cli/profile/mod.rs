@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::{
     Context, Exit,
-    adding::Said,
+    adding::AddOptions,
     catalog::{Workspace, file, pushed},
 };
 use portcullis_catalog::{PROFILE, profile_file::Profile};
@@ -59,7 +59,7 @@ enum Verb {
         #[arg(long)]
         name: Option<String>,
         #[command(flatten)]
-        said: Said,
+        add_options: AddOptions,
     },
     /// Push a profile to an OCI registry
     Push {
@@ -76,47 +76,55 @@ enum Verb {
         #[arg(long)]
         name: Option<String>,
         #[command(flatten)]
-        said: Said,
+        add_options: AddOptions,
     },
 }
 
 /// Runs the verb.
 pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
-    let mut house = Workspace::open(ctx)?;
+    let mut workspace = Workspace::open(ctx)?;
     match args.verb {
-        Verb::Ls => ls(ctx, &house),
-        Verb::Show { name } => show(ctx, &house, &name),
+        Verb::Ls => ls(ctx, &workspace),
+        Verb::Show { name } => show(ctx, &workspace, &name),
         Verb::Create { name, servers, title, settings } => {
-            create::run(ctx, &house, &name, servers, title, &settings)
+            create::run(ctx, &workspace, &name, servers, title, &settings)
         }
-        Verb::Export { name, file } => export::run(ctx, &house, &name, file),
-        Verb::Import { file: path, name, said } => {
+        Verb::Export { name, file } => export::run(ctx, &workspace, &name, file),
+        Verb::Import { file: path, name, add_options } => {
             let fetched = file(&path)?;
-            let source = house.place(&path);
-            import::run(ctx, &mut house, fetched, &source, name, &said).await
+            let source = workspace.place(&path);
+            import::run(ctx, &mut workspace, fetched, &source, name, &add_options).await
         }
         Verb::Push { name, reference } => {
-            let content = export::content(ctx, &house, &name)?;
+            let content = export::content(ctx, &workspace, &name)?;
             let digest = {
                 let _progress = ctx.progress(format!("pushing {reference}"));
-                house.push(&reference, PROFILE, &content).await?
+                workspace.push(&reference, PROFILE, &content).await?
             };
             pushed(ctx, &reference, &digest)
         }
-        Verb::Pull { reference, name, said } => {
+        Verb::Pull { reference, name, add_options } => {
             let fetched = {
                 let _progress = ctx.progress(format!("pulling {reference}"));
-                house.artifact(&reference, &[PROFILE]).await?
+                workspace.artifact(&reference, &[PROFILE]).await?
             };
-            import::run(ctx, &mut house, fetched, &format!("oci://{reference}"), name, &said).await
+            import::run(
+                ctx,
+                &mut workspace,
+                fetched,
+                &format!("oci://{reference}"),
+                name,
+                &add_options,
+            )
+            .await
         }
     }
 }
 
-fn ls(ctx: &Context, house: &Workspace) -> anyhow::Result<Exit> {
+fn ls(ctx: &Context, workspace: &Workspace) -> anyhow::Result<Exit> {
     let mut rows = Vec::new();
-    for name in Profile::all(&house.base)? {
-        let profile = Profile::read(&house.base, &name)?;
+    for name in Profile::all(&workspace.base)? {
+        let profile = Profile::read(&workspace.base, &name)?;
         rows.push((name, profile));
     }
     if ctx.is_json() {
@@ -132,8 +140,8 @@ fn ls(ctx: &Context, house: &Workspace) -> anyhow::Result<Exit> {
     Ok(Exit::Ok)
 }
 
-fn show(ctx: &Context, house: &Workspace, name: &str) -> anyhow::Result<Exit> {
-    let profile = Profile::read(&house.base, name)?;
+fn show(ctx: &Context, workspace: &Workspace, name: &str) -> anyhow::Result<Exit> {
+    let profile = Profile::read(&workspace.base, name)?;
     if ctx.is_json() {
         ctx.json(&profile)?;
         return Ok(Exit::Ok);

@@ -8,9 +8,9 @@ use crate::{
         Context, Exit,
         proxy_client::{self, Located},
     },
-    manage::servers::myself,
+    manage::servers::current_user,
 };
-use portcullis_audit::record::{MEMBERS, Reaping};
+use portcullis_audit::record::{MEMBERS, OrphanRemoval};
 use portcullis_audit::record::{Orphan, OrphanKind};
 use portcullis_config::Config;
 use portcullis_gateway::record_offline;
@@ -52,7 +52,7 @@ pub(super) async fn run(ctx: &Context, args: &Args) -> anyhow::Result<Exit> {
     let config = log.as_ref().and_then(Located::loaded).map(|loaded| &loaded.config);
     let host = match config {
         Some(config) => Ok(config.engine.host.clone()),
-        None => portcullis_config::whereabouts(&ctx.config).engine,
+        None => portcullis_config::proxy_location(&ctx.config).engine,
     };
     // For an unreadable config, this is unknown.
     let needs_engine = !matches!(host, Ok(None)) || config.is_none_or(needs_engine);
@@ -87,7 +87,7 @@ pub(super) async fn run(ctx: &Context, args: &Args) -> anyhow::Result<Exit> {
     };
     failed |= rows.iter().any(|row| row.left.error.is_some());
     rows.extend(stay);
-    tell(ctx, &rows)?;
+    print_report(ctx, &rows)?;
     if let Some(why) = unseen {
         ctx.note(format_args!("Containers were not looked for: {why}"));
     }
@@ -104,7 +104,7 @@ fn needs_engine(config: &Config) -> bool {
 /// Records a planned or completed removal, through the running proxy or else by this command.
 async fn record(log: Option<&Located>, left: &[Orphan], done: bool) -> anyhow::Result<()> {
     let Some(log) = log.filter(|_| !left.is_empty()) else { return Ok(()) };
-    let parts = left.chunks(MEMBERS).map(|part| Reaping { left: part.to_vec(), done });
+    let parts = left.chunks(MEMBERS).map(|part| OrphanRemoval { left: part.to_vec(), done });
     match log {
         Located::Running(proxy, _) => {
             for part in parts {
@@ -113,14 +113,14 @@ async fn record(log: Option<&Located>, left: &[Orphan], done: bool) -> anyhow::R
             Ok(())
         }
         Located::Alone(loaded) => {
-            record_offline(loaded, parts.map(|part| part.by(myself())).collect())
+            record_offline(loaded, parts.map(|part| part.by(current_user())).collect())
                 .await
                 .map_err(|fault| anyhow::anyhow!("{fault}; {}", fault.remedy()))
         }
     }
 }
 
-fn tell(ctx: &Context, rows: &[Row]) -> anyhow::Result<()> {
+fn print_report(ctx: &Context, rows: &[Row]) -> anyhow::Result<()> {
     if ctx.is_json() {
         let all: Vec<Value> = rows
             .iter()

@@ -17,19 +17,23 @@ use portcullis_upstream::images::{Images, mib};
 
 /// The servers that a verb is about.
 #[derive(Debug, clap::Args)]
-pub(super) struct Which {
+pub(super) struct ServerSelection {
     /// Servers of the config. Default: all servers with an image
     servers: Vec<ServerName>,
 }
 
 /// Locks images, or resolves their tags again.
-pub(super) async fn lock(ctx: &Context, which: &Which, mode: LockMode) -> anyhow::Result<Exit> {
+pub(super) async fn lock(
+    ctx: &Context,
+    selection: &ServerSelection,
+    mode: LockMode,
+) -> anyhow::Result<Exit> {
     let loaded = ctx.load()?;
-    let rows = images::lock(ctx, &loaded, &which.servers, mode).await?;
-    tell(ctx, &rows, mode.is_dry())
+    let rows = images::lock(ctx, &loaded, &selection.servers, mode).await?;
+    print_report(ctx, &rows, mode.is_dry())
 }
 
-fn tell(ctx: &Context, rows: &[LockedImage], dry: bool) -> anyhow::Result<Exit> {
+fn print_report(ctx: &Context, rows: &[LockedImage], dry: bool) -> anyhow::Result<Exit> {
     let failed = rows.iter().any(|row| row.result.is_err());
     if ctx.is_json() {
         let all: Vec<Value> = rows
@@ -98,13 +102,13 @@ fn tell(ctx: &Context, rows: &[LockedImage], dry: bool) -> anyhow::Result<Exit> 
 }
 
 /// Pulls images, once policies permit their start.
-pub(super) async fn pull(ctx: &Context, which: &Which) -> anyhow::Result<Exit> {
+pub(super) async fn pull(ctx: &Context, selection: &ServerSelection) -> anyhow::Result<Exit> {
     let loaded = ctx.load()?;
     let puller = Puller::open(&loaded).await?;
     show(&puller.launcher.images);
     let mut all = Vec::new();
     let mut failed = false;
-    for (name, server, image) in images::selected(&loaded, &which.servers)? {
+    for (name, server, image) in images::selected(&loaded, &selection.servers)? {
         let outcome = puller.pull(ctx, name, server).await;
         failed |= outcome.is_err();
         match (&outcome, ctx.is_json()) {

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     cli::{Context, Exit},
-    manage::servers::{configured, handed, launcher, signatures},
+    manage::servers::{configured, launch_secrets, launcher, signatures},
 };
 use portcullis_config::Loaded;
 use portcullis_gateway::admin;
@@ -28,7 +28,7 @@ mod words;
 /// Permission that the config gives.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct May {
+struct Permission {
     what: String,
     /// Key below `[servers.NAME]`; `line` is its line, if the config has the key.
     config_key: String,
@@ -38,7 +38,7 @@ struct May {
 /// Decision of policies about one part of the start.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Asked {
+struct PartDecision {
     action: &'static str,
     target: String,
     allowed: bool,
@@ -47,17 +47,17 @@ struct Asked {
 }
 
 /// Facts about a server before it is started.
-struct Found {
+struct ServerFacts {
     place: Placement,
     profile: Vec<(String, String)>,
     deviations: Vec<Deviation>,
     digest: Option<String>,
     /// Missing signature of its image that prevents a start whatever policies say.
     unsigned: Option<String>,
-    asked: Result<Vec<Asked>, String>,
+    decisions: Result<Vec<PartDecision>, String>,
 }
 
-impl Found {
+impl ServerFacts {
     async fn of(
         loaded: &Loaded,
         launcher: &Launcher,
@@ -99,38 +99,39 @@ impl Found {
             program.digest = Some(hashed.digest);
         }
         let digest = program.digest.clone();
-        let asked = asked(loaded, name, settings, &program.for_policies(&place));
-        Ok(Self { place, profile, deviations, digest, unsigned, asked })
+        let decisions = decide_launch(loaded, name, settings, &program.for_policies(&place));
+        Ok(Self { place, profile, deviations, digest, unsigned, decisions })
     }
 
     /// Whether its signatures and policies permit its start.
     fn allowed(&self) -> bool {
-        let all = |asked: &Vec<Asked>| asked.iter().all(|one| one.allowed);
-        self.unsigned.is_none() && self.asked.as_ref().is_ok_and(all)
+        let all = |decisions: &Vec<PartDecision>| decisions.iter().all(|one| one.allowed);
+        self.unsigned.is_none() && self.decisions.as_ref().is_ok_and(all)
     }
 }
 
 /// Evaluates the policies of the config, as a proxy would before it starts the server.
-fn asked(
+fn decide_launch(
     loaded: &Loaded,
     server: &ServerName,
     settings: &Server,
     program: &portcullis_policy::Program,
-) -> Result<Vec<Asked>, String> {
+) -> Result<Vec<PartDecision>, String> {
     let engine = portcullis_policy::Engine::open(
         portcullis_policy::Source::of(&loaded.config.policy, &loaded.config.state_dir),
         &loaded.base,
     )
     .map_err(|found| found.to_string().lines().next().unwrap_or_default().to_owned())?;
-    let start = Start { server, program, url: settings.url.as_deref(), secrets: handed(settings) };
-    let asked = |Part { action, target, outcome }| Asked {
+    let start =
+        Start { server, program, url: settings.url.as_deref(), secrets: launch_secrets(settings) };
+    let decision = |Part { action, target, outcome }| PartDecision {
         action: action.as_str(),
         target,
         allowed: outcome.permits_alone(),
         why: outcome.explain_alone(),
         rules: outcome.rules,
     };
-    Ok(engine.decide_start(&start).into_iter().map(asked).collect())
+    Ok(engine.decide_start(&start).into_iter().map(decision).collect())
 }
 
 /// Runs the verb.
@@ -143,7 +144,7 @@ pub(super) async fn run(
     let settings = configured(loaded, name)?;
     let mut launcher = launcher(loaded).await;
     launcher.signatures = signatures(loaded)?;
-    let found = Found::of(loaded, &launcher, name, settings).await?;
+    let found = ServerFacts::of(loaded, &launcher, name, settings).await?;
     let running: Option<Value> = match proxy {
         Some(proxy) => {
             let states: Vec<Value> =
@@ -164,7 +165,7 @@ pub(super) async fn run(
     Ok(Exit::Ok)
 }
 
-fn deviations(loaded: &Loaded, name: &ServerName, found: &Found) -> Vec<Value> {
+fn deviations(loaded: &Loaded, name: &ServerName, found: &ServerFacts) -> Vec<Value> {
     let all = found.deviations.iter().map(|deviation| {
         json!({
             "field": deviation.field,
@@ -185,13 +186,13 @@ fn machine(
     loaded: &Loaded,
     name: &ServerName,
     settings: &Server,
-    found: &Found,
+    found: &ServerFacts,
     running: Option<&Value>,
-    (may, may_not): (&[May], &[String]),
+    (may, may_not): (&[Permission], &[String]),
 ) -> Value {
     let fields = found.profile.iter().cloned();
     let profile: Map<String, Value> = fields.map(|(field, value)| (field, value.into())).collect();
-    let mut told = json!({
+    let mut description = json!({
         "name": name,
         "place": found.place.kind(),
         "why": found.place.why(),
@@ -204,33 +205,33 @@ fn machine(
         "may": may,
         "mayNot": may_not,
         "secrets": secrets(settings),
-        "chain": loaded.config.chain_shown(),
-        "launch": match &found.asked {
-            Ok(asked) => {
-                json!({ "allowed": found.allowed(), "asked": asked, "unsigned": found.unsigned })
+        "chain": loaded.config.chain_view(),
+        "launch": match &found.decisions {
+            Ok(decisions) => {
+                json!({ "allowed": found.allowed(), "asked": decisions, "unsigned": found.unsigned })
             }
             Err(why) => json!({ "allowed": false, "error": why }),
         },
     });
     if settings.url.is_none() {
-        told["limits"] = json!(settings.resources);
-        told["mounts"] = json!(settings.mounts);
-        told["egress"] = json!(settings.egress);
+        description["limits"] = json!(settings.resources);
+        description["mounts"] = json!(settings.mounts);
+        description["egress"] = json!(settings.egress);
     }
-    told
+    description
 }
 
 fn secrets(settings: &Server) -> Vec<Value> {
     let all = settings.given().map(|given| {
-        let mut told = json!({ "name": given.name, "as": "header" });
-        if let Some(hand_over) = given.hand_over {
-            told["as"] = json!(hand_over);
+        let mut entry = json!({ "name": given.name, "as": "header" });
+        if let Some(delivery) = given.delivery {
+            entry["as"] = json!(delivery);
         }
         if !given.by_client.is_empty() {
-            told["clients"] = given.by_client.keys().cloned().collect();
-            told["others"] = given.from.is_some().into();
+            entry["clients"] = given.by_client.keys().cloned().collect();
+            entry["others"] = given.from.is_some().into();
         }
-        told
+        entry
     });
     all.collect()
 }
@@ -248,9 +249,9 @@ impl Page<'_> {
         &self,
         name: &ServerName,
         settings: &Server,
-        found: &Found,
+        found: &ServerFacts,
         running: Option<&Value>,
-        (may, may_not): (&[May], &[String]),
+        (may, may_not): (&[Permission], &[String]),
     ) -> anyhow::Result<()> {
         let Self { ctx, .. } = self;
         ctx.line(format_args!("server {name}: {} ({})", found.place.kind(), found.place.why()))?;
@@ -301,7 +302,7 @@ impl Page<'_> {
 
     fn secrets(&self, settings: &Server) -> anyhow::Result<()> {
         let one = |given: SecretBinding<'_>| {
-            let by = match given.hand_over {
+            let by = match given.delivery {
                 Some(SecretDeliveryMethod::Env) => "in its environment",
                 Some(SecretDeliveryMethod::File) => "as a file in memory",
                 None => "a header of ours",
@@ -321,9 +322,9 @@ impl Page<'_> {
         Ok(())
     }
 
-    fn decided(&self, found: &Found) -> anyhow::Result<()> {
-        let asked = match &found.asked {
-            Ok(asked) => asked,
+    fn decided(&self, found: &ServerFacts) -> anyhow::Result<()> {
+        let decisions = match &found.decisions {
+            Ok(decisions) => decisions,
             Err(why) => {
                 let text = format!("policies can't be loaded, so it can't be started: {why}");
                 return self.head(&text);
@@ -332,10 +333,10 @@ impl Page<'_> {
         if let Some(why) = &found.unsigned {
             self.head(&format!("it can't be started, whatever policies say: {why}"))?;
         }
-        let let_it = asked.iter().all(|one| one.allowed);
+        let let_it = decisions.iter().all(|one| one.allowed);
         let would = if let_it { "let" } else { "do NOT let" };
         self.head(&format!("policies {would} it be started:"))?;
-        for Asked { action, target, why, rules, .. } in asked {
+        for PartDecision { action, target, why, rules, .. } in decisions {
             self.ctx.line(format_args!("  - {action} {target}: {why}"))?;
             for rule in rules {
                 let file = rule.file.as_ref().map(|file| file.display().to_string());

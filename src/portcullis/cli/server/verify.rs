@@ -1,6 +1,6 @@
 //! `portcullis server verify`: gets the signatures of a server's image from its registry now.
 
-use portcullis_provenance::{By, Provenance, Rejected, Signed, What};
+use portcullis_provenance::{By, Provenance, Rejected, Signed, SignedContent};
 use serde_json::{Value, json};
 
 use super::{Context, Exit};
@@ -68,8 +68,8 @@ pub(super) async fn run(ctx: &Context, loaded: &Loaded, name: &ServerName) -> an
 
 fn what(signed: &Signed) -> &str {
     match &signed.what {
-        What::Signature => "signature",
-        What::Attestation { predicate_type, .. } => predicate_type,
+        SignedContent::Signature => "signature",
+        SignedContent::Attestation { predicate_type, .. } => predicate_type,
     }
 }
 
@@ -88,7 +88,7 @@ fn shown(signed: &Signed) -> Value {
         shown["issuer"] = issuer.as_str().into();
         shown["subject"] = subject.as_str().into();
     }
-    if let What::Attestation { predicate: Some(predicate), .. } = &signed.what {
+    if let SignedContent::Attestation { predicate: Some(predicate), .. } = &signed.what {
         shown["predicate"] = predicate.clone();
     }
     shown

@@ -75,7 +75,7 @@ pub async fn examine(path: &Path) -> anyhow::Result<Vec<Check>> {
         }
         Err(Diagnostics(findings)) => {
             checks.push(settings::no_config(path, findings));
-            let ProxyLocation { state_dir, socket, .. } = portcullis_config::whereabouts(path);
+            let ProxyLocation { state_dir, socket, .. } = portcullis_config::proxy_location(path);
             let proxy = admin::Client::find_at(state_dir.as_deref(), socket.as_deref()).await;
             checks.extend(proxy::checks(proxy).await);
         }

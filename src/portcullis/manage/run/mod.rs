@@ -13,7 +13,7 @@ use anyhow::Context as _;
 
 use super::{
     Reporter,
-    locked_images::{held, settle},
+    locked_images::{apply, held},
     profile_overrides::narrow,
 };
 use portcullis_catalog::{lock, profile_file::Profile};
@@ -58,7 +58,7 @@ impl RunOptions {
             return Err(conflict(&loaded, vec![("/servers".to_owned(), format!("{error:#}"))]));
         }
         if self.locked
-            && let Err(wrong) = settle(&mut loaded)
+            && let Err(wrong) = apply(&mut loaded)
         {
             return Err(conflict(&loaded, wrong));
         }

@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use serde_saphyr::Spanned;
 
 use portcullis_plugin_host::Grants;
-use portcullis_policy_tools::Who;
+use portcullis_policy_tools::CasePrincipal;
 
 /// Content of a file.
 #[derive(Debug, Deserialize)]
@@ -30,7 +30,7 @@ pub struct Document {
     pub memory_mib: Option<u64>,
     /// Principals, by a name of this file.
     #[serde(default)]
-    pub principals: IndexMap<String, Spanned<Who>>,
+    pub principals: IndexMap<String, Spanned<CasePrincipal>>,
     pub cases: Vec<Spanned<Case>>,
 }
 
@@ -55,7 +55,7 @@ pub struct Case {
     pub text: Option<String>,
     pub error: Option<Map<String, Value>>,
     pub payload: Option<Spanned<String>>,
-    pub phase: Option<Spanned<Half>>,
+    pub phase: Option<Spanned<PayloadKind>>,
     pub from: Option<From>,
     pub labels: Option<Vec<String>>,
     pub exchange: Option<String>,
@@ -66,7 +66,7 @@ pub struct Case {
     pub grants: Option<Grants>,
     pub secrets: Option<BTreeMap<String, String>>,
     pub now: Option<jiff::Timestamp>,
-    pub state: Option<Spanned<BTreeMap<String, Kept>>>,
+    pub state: Option<Spanned<BTreeMap<String, StateValue>>>,
     pub http: Option<Vec<Reply>>,
 
     // The expected result.
@@ -78,7 +78,7 @@ pub struct Case {
     pub becomes_payload: Option<Spanned<String>>,
     pub gives: Option<Spanned<BTreeSet<String>>>,
     pub reports: Option<Spanned<Vec<String>>>,
-    pub leaves: Option<Spanned<BTreeMap<String, Option<Kept>>>>,
+    pub leaves: Option<Spanned<BTreeMap<String, Option<StateValue>>>>,
     pub counts: Option<Spanned<BTreeMap<String, u64>>>,
     pub logs: Option<Spanned<String>>,
 
@@ -91,7 +91,7 @@ pub struct Case {
 /// Kind of a payload that is given as text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Half {
+pub enum PayloadKind {
     Request,
     Response,
     Error,
@@ -135,29 +135,29 @@ impl Expect {
 
 /// A value of `state`: text, or a whole number for a counter.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Kept(pub String);
+pub struct StateValue(pub String);
 
-impl<'de> Deserialize<'de> for Kept {
+impl<'de> Deserialize<'de> for StateValue {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Visitor;
 
         impl de::Visitor<'_> for Visitor {
-            type Value = Kept;
+            type Value = StateValue;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a text, or a whole number for a counter")
             }
 
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Kept, E> {
-                Ok(Kept(text.to_owned()))
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<StateValue, E> {
+                Ok(StateValue(text.to_owned()))
             }
 
-            fn visit_i64<E: de::Error>(self, number: i64) -> Result<Kept, E> {
-                Ok(Kept(number.to_string()))
+            fn visit_i64<E: de::Error>(self, number: i64) -> Result<StateValue, E> {
+                Ok(StateValue(number.to_string()))
             }
 
-            fn visit_u64<E: de::Error>(self, number: u64) -> Result<Kept, E> {
-                Ok(Kept(number.to_string()))
+            fn visit_u64<E: de::Error>(self, number: u64) -> Result<StateValue, E> {
+                Ok(StateValue(number.to_string()))
             }
         }
 

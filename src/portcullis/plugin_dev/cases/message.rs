@@ -5,10 +5,10 @@ use indexmap::IndexMap;
 use serde_json::{Value, json};
 use serde_saphyr::Spanned;
 
-use super::file::{Case, From, Half};
+use super::file::{Case, From, PayloadKind};
 use portcullis_config::Limits;
 use portcullis_plugin_host::{Direction, Message, Phase, Target};
-use portcullis_policy_tools::Who;
+use portcullis_policy_tools::CasePrincipal;
 use portcullis_protocol::{
     codec::{self, Caps, Flaw, Object, Text},
     identity::{Principal, PrincipalKind},
@@ -23,7 +23,7 @@ const WHAT: &str = "give one of `call: SERVER/TOOL`, `get: SERVER/PROMPT`, `read
 /// The reason why the case does not define a message.
 pub fn message(
     case: &Case,
-    principals: &IndexMap<String, Spanned<Who>>,
+    principals: &IndexMap<String, Spanned<CasePrincipal>>,
     nth: usize,
 ) -> Result<Message, String> {
     let (event, server, target) = aimed(case)?;
@@ -106,9 +106,9 @@ fn payload(case: &Case, target: &Target) -> Result<(Phase, bool, String), String
     let object = |map: &serde_json::Map<String, Value>| Value::Object(map.clone()).to_string();
     if let Some(payload) = &case.payload {
         let (phase, is_error) = match case.phase.as_ref().map(|half| half.value) {
-            Some(Half::Request) => (Phase::Request, false),
-            Some(Half::Response) => (Phase::Response, false),
-            Some(Half::Error) => (Phase::Response, true),
+            Some(PayloadKind::Request) => (Phase::Request, false),
+            Some(PayloadKind::Response) => (Phase::Response, false),
+            Some(PayloadKind::Error) => (Phase::Response, true),
             None => return Err("say `phase: request`, `response` or `error`".into()),
         };
         sound(&payload.value, phase, is_error).map_err(|flaw| {
@@ -173,11 +173,11 @@ pub fn first_text(payload: &str) -> Option<String> {
 
 fn party(
     word: &str,
-    principals: &IndexMap<String, Spanned<Who>>,
+    principals: &IndexMap<String, Spanned<CasePrincipal>>,
 ) -> Result<portcullis_plugin_host::Principal, String> {
     let who = match principals.get(word) {
         Some(who) => who.value.clone(),
-        None => Who::parse(word).map_err(|_| {
+        None => CasePrincipal::parse(word).map_err(|_| {
             format!(
                 "nobody is called `{word}`: name it under `principals`, or write `client:NAME`, \
                  `local:USER` or `anonymous`"

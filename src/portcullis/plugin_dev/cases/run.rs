@@ -13,11 +13,11 @@ use miette::LabeledSpan;
 use serde::Serialize;
 
 use super::{
-    StandIn,
-    asked::{Asked, One, Place, asked},
+    StubServices,
+    expand::{CaseMessage, MessageSequence, Span, expand},
     file::{Case, Document},
     message::message,
-    verdict::{Came, misses, taken},
+    verdict::{CaseOutcome, misses, taken},
 };
 use portcullis_foundation::units::Size;
 use portcullis_plugin_host::{
@@ -39,7 +39,7 @@ const STATE: Size = Size(1 << 20);
 pub struct Report {
     /// Files that could not be read and cases that could not run.
     pub findings: Vec<Finding>,
-    pub cases: Vec<Ran>,
+    pub cases: Vec<CaseReport>,
     /// Hooks of the plugins that no case covers.
     pub unmet: Vec<Hook>,
 }
@@ -54,7 +54,7 @@ pub struct Hook {
 
 /// Result of one case.
 #[derive(Debug, Serialize)]
-pub struct Ran {
+pub struct CaseReport {
     pub file: PathBuf,
     /// Line, from 1.
     pub line: u32,
@@ -147,15 +147,15 @@ impl Runner<'_> {
             Ok(document) => document,
             Err(finding) => return self.wrong(*finding),
         };
-        let (all, findings) = asked(&file, &document);
+        let (all, findings) = expand(&file, &document);
         self.report.findings.extend(findings);
         let Some(compiled) = self.compiled(&file, &document) else { return };
-        for (nth, asked) in all.iter().enumerate() {
+        for (nth, sequence) in all.iter().enumerate() {
             let wanted = self.filter.as_ref();
-            if wanted.is_some_and(|part| !asked.name.to_lowercase().contains(part)) {
+            if wanted.is_some_and(|part| !sequence.name.to_lowercase().contains(part)) {
                 continue;
             }
-            self.case(&file, &document, &compiled, asked, nth).await;
+            self.case(&file, &document, &compiled, sequence, nth).await;
         }
     }
 
@@ -212,20 +212,20 @@ impl Runner<'_> {
         file: &File,
         document: &Document,
         compiled: &Compiled,
-        asked: &Asked,
+        sequence: &MessageSequence,
         nth: usize,
     ) {
-        let around = Arc::new(StandIn::default());
-        let Some(first) = asked.messages.first() else { return };
+        let services = Arc::new(StubServices::default());
+        let Some(first) = sequence.messages.first() else { return };
         let settings = settings(&first.case, document, compiled);
-        let house = PluginHost { around: around.clone(), ..PluginHost::bare() };
+        let plugin_host = PluginHost { services: services.clone(), ..PluginHost::bare() };
         // As in the proxy, errors of a plugin are found before the first message.
-        let mut plugin = Some(compiled.plugin(settings, &house));
+        let mut plugin = Some(compiled.plugin(settings, &plugin_host));
         let mut filled = false;
-        for (step, one) in asked.messages.iter().enumerate() {
-            let name = match asked.messages.len() {
-                1 => asked.name.clone(),
-                _ => format!("{} (step {})", asked.name, step + 1),
+        for (step, one) in sequence.messages.iter().enumerate() {
+            let name = match sequence.messages.len() {
+                1 => sequence.name.clone(),
+                _ => format!("{} (step {})", sequence.name, step + 1),
             };
             let message = match message(&one.case, &document.principals, nth * 100 + step) {
                 Ok(message) => message,
@@ -238,32 +238,32 @@ impl Runner<'_> {
                 }
             };
             let before = Instant::now();
-            let (came, took) = match &plugin {
+            let (outcome, took) = match &plugin {
                 Some(Ok(plugin)) => {
                     if !filled && let Err(why) = fill(plugin, &one.case) {
                         return self.wrong(unfilled(file, one, &why));
                     }
                     filled = true;
-                    around.prepare(one.case.now, one.case.http.clone().unwrap_or_default());
+                    services.prepare(one.case.now, one.case.http.clone().unwrap_or_default());
                     let before = Instant::now();
-                    let came = self.ask(compiled, plugin, &message).await;
-                    (came, before.elapsed())
+                    let outcome = self.ask(compiled, plugin, &message).await;
+                    (outcome, before.elapsed())
                 }
                 Some(Err(_)) => match plugin.take() {
-                    Some(Err(unusable)) => (Came::Unusable(unusable), before.elapsed()),
+                    Some(Err(unusable)) => (CaseOutcome::Unusable(unusable), before.elapsed()),
                     _ => return,
                 },
                 None => return,
             };
             let values = plugin.as_ref().and_then(|plugin| plugin.as_ref().ok()?.values());
-            let misses = misses(one, &came, &around.take(), values, file);
+            let misses = misses(one, &outcome, &services.take(), values, file);
             let failure = (!misses.is_empty()).then(|| {
                 let first = misses.first().map_or("", |miss| miss.message.as_str());
                 let row = one.is_row.then(|| (one.place, "in this row".to_owned()));
                 let labels = row
                     .into_iter()
                     .chain(misses.iter().map(|miss| (miss.place, miss.label.clone())));
-                let labels = labels.map(|(place, label): (Place, String)| {
+                let labels = labels.map(|(place, label): (Span, String)| {
                     LabeledSpan::new(Some(label), place.0, place.1)
                 });
                 Finding::error("plugin-case-failed", format!("{name}: {first}"))
@@ -272,14 +272,14 @@ impl Runner<'_> {
             });
             let (line, _) =
                 file.position(if one.is_row { one.place.0 } else { one.expect_place.0 });
-            self.report.cases.push(Ran {
+            self.report.cases.push(CaseReport {
                 file: file.name.clone(),
                 line,
                 name,
                 plugin: compiled.manifest().name.clone(),
                 expected: one.expect.as_str(),
-                came: came.as_expected().as_str(),
-                told: came.shown_as(),
+                came: outcome.as_expected().as_str(),
+                told: outcome.shown_as(),
                 micros: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
                 passed: failure.is_none(),
                 failure,
@@ -287,20 +287,25 @@ impl Runner<'_> {
         }
     }
 
-    async fn ask(&mut self, compiled: &Compiled, plugin: &Plugin, message: &Message) -> Came {
-        let met = meeting(compiled, message);
+    async fn ask(
+        &mut self,
+        compiled: &Compiled,
+        plugin: &Plugin,
+        message: &Message,
+    ) -> CaseOutcome {
+        let met = matching_hooks(compiled, message);
         if met.is_empty() {
             let why = format!(
                 "the plugin is not asked about the {} of `{}`",
                 phase(message.phase),
                 message.event
             );
-            return Came::Unasked(why);
+            return CaseOutcome::Unasked(why);
         }
         self.met.extend(met);
         let Inspection { verdict, .. } =
             plugin.inspect(message.clone(), message.session_prefix.as_deref()).await;
-        Came::Answered(verdict.and_then(|verdict| taken(verdict, message)))
+        CaseOutcome::Answered(verdict.and_then(|verdict| taken(verdict, message)))
     }
 
     fn finish(mut self) -> Report {
@@ -327,7 +332,7 @@ pub fn hooks(compiled: &Compiled) -> Vec<Hook> {
 }
 
 /// Hooks of a plugin that match a message.
-pub fn meeting(compiled: &Compiled, message: &Message) -> Vec<Hook> {
+pub fn matching_hooks(compiled: &Compiled, message: &Message) -> Vec<Hook> {
     let half = phase(message.phase);
     let meets =
         |hook: &Hook| hook.phase == half && (hook.event == "*" || hook.event == message.event);
@@ -381,7 +386,7 @@ fn fill(plugin: &Plugin, case: &Case) -> Result<(), String> {
     })
 }
 
-fn unfilled(file: &File, one: &One, why: &str) -> Finding {
+fn unfilled(file: &File, one: &CaseMessage, why: &str) -> Finding {
     let place = one.case.state.as_ref().map_or(one.place, |state| span(file, state.referenced));
     Finding::error("plugin-cases", "there can be no such state").at(file, place.0, place.1, why)
 }

@@ -4,10 +4,10 @@ use serde_json::{Map, Value, value::RawValue};
 use serde_saphyr::Spanned;
 
 use super::{
-    asked::{One, Place},
+    expand::{CaseMessage, Span},
     file::Expect,
     message::{first_text, held_to},
-    stand_in::Did,
+    stubs::SideEffects,
 };
 use portcullis_chain::{Fault, may_replace};
 use portcullis_plugin_host::{Decision, Failure, LoadError, Message, Values, Verdict};
@@ -32,14 +32,14 @@ pub fn taken(verdict: Verdict, message: &Message) -> Result<Verdict, Failure> {
 }
 
 /// Result of one message.
-pub enum Came {
+pub enum CaseOutcome {
     Answered(Result<Verdict, Failure>),
     Unusable(LoadError),
     /// No hook matches the message.
     Unasked(String),
 }
 
-impl Came {
+impl CaseOutcome {
     /// Result in the terms of cases.
     pub fn as_expected(&self) -> Expect {
         match self {
@@ -87,53 +87,59 @@ impl Came {
 /// Difference from an expectation, with the position of the expectation.
 pub struct Miss {
     pub message: String,
-    pub place: Place,
+    pub place: Span,
     pub label: String,
 }
 
 /// Differences between a result and the expectations of its case.
 pub fn misses(
-    one: &One,
-    came: &Came,
-    did: &Did,
+    one: &CaseMessage,
+    outcome: &CaseOutcome,
+    side_effects: &SideEffects,
     values: Option<&Values>,
     file: &File,
 ) -> Vec<Miss> {
-    let mut judge = Judge { misses: Vec::new(), file };
-    let (expected, actual) = (one.expect, came.as_expected());
+    let mut collector = MissCollector { misses: Vec::new(), file };
+    let (expected, actual) = (one.expect, outcome.as_expected());
     if expected != actual {
         let (expected, word) = (expected.as_str(), actual.as_str());
-        judge.misses.push(Miss {
+        collector.misses.push(Miss {
             message: format!("expected {expected}, came {word}"),
             place: one.expect_place,
-            label: format!("came {}", came.shown_as()),
+            label: format!("came {}", outcome.shown_as()),
         });
         // All other differences would follow from this one.
-        return judge.misses;
+        return collector.misses;
     }
     let case = &one.case;
     if let Some(says) = &case.says {
-        let words = came.words();
-        judge.hold(says, words.contains(&says.value), "says something else", &words);
+        let words = outcome.words();
+        collector.hold(says, words.contains(&says.value), "says something else", &words);
     }
-    if let Came::Answered(Ok(verdict)) = came {
-        judge.verdict(one, verdict);
+    if let CaseOutcome::Answered(Ok(verdict)) = outcome {
+        collector.verdict(one, verdict);
     }
     if let Some(counts) = &case.counts {
-        let shown: Vec<_> = did.counts.iter().map(|(name, by)| format!("{name}: {by}")).collect();
+        let shown: Vec<_> =
+            side_effects.counts.iter().map(|(name, by)| format!("{name}: {by}")).collect();
         let shown = match shown.is_empty() {
             true => "counts nothing".to_owned(),
             false => format!("counts {}", shown.join(", ")),
         };
-        judge.hold(counts, counts.value == did.counts, "counts something else", &shown);
+        collector.hold(
+            counts,
+            counts.value == side_effects.counts,
+            "counts something else",
+            &shown,
+        );
     }
     if let Some(logs) = &case.logs {
-        let found = did.lines.iter().any(|line| line.contains(&logs.value));
-        let shown = match did.lines.as_slice() {
+        let found = side_effects.lines.iter().any(|line| line.contains(&logs.value));
+        let shown = match side_effects.lines.as_slice() {
             [] => "logs nothing".to_owned(),
             lines => format!("logs {}", lines.join(" | ")),
         };
-        judge.hold(logs, found, "logs something else", &shown);
+        collector.hold(logs, found, "logs something else", &shown);
     }
     if let Some(leaves) = &case.leaves {
         for (key, wanted) in &leaves.value {
@@ -143,18 +149,18 @@ pub fn misses(
                 Some(there) => format!("`{key}` is `{}`", short(there)),
                 None => format!("`{key}` is not there; there is {}", left(values)),
             };
-            judge.hold(leaves, same, "leaves something else", &shown);
+            collector.hold(leaves, same, "leaves something else", &shown);
         }
     }
-    judge.misses
+    collector.misses
 }
 
-struct Judge<'a> {
+struct MissCollector<'a> {
     misses: Vec<Miss>,
     file: &'a File,
 }
 
-impl Judge<'_> {
+impl MissCollector<'_> {
     fn hold<T>(&mut self, wanted: &Spanned<T>, holds: bool, message: &str, label: &str) {
         if !holds {
             let place = span(self.file, wanted.referenced);
@@ -162,7 +168,7 @@ impl Judge<'_> {
         }
     }
 
-    fn verdict(&mut self, one: &One, verdict: &Verdict) {
+    fn verdict(&mut self, one: &CaseMessage, verdict: &Verdict) {
         let case = &one.case;
         match &verdict.decision {
             Decision::Refuse(refusal) => {

@@ -13,8 +13,8 @@ use super::{
     with_extension,
 };
 use crate::plugin_dev::{
-    Wrong,
-    look::{entry, policies},
+    UserError,
+    inspect::{entry, policies},
 };
 use portcullis_plugin_host::{Compiled, Pin};
 
@@ -42,7 +42,7 @@ pub struct Built {
 ///
 /// # Errors
 /// A tool is missing or fails, or the component is invalid.
-pub fn build(folder: &Path) -> Result<Built, Wrong> {
+pub fn build(folder: &Path) -> Result<Built, UserError> {
     let no_project = || Failed::NoProject { path: folder.to_owned() };
     let folder = &fs::canonicalize(folder).map_err(|_| no_project())?;
     let language = Language::of(folder).ok_or_else(no_project)?;

@@ -92,7 +92,7 @@ fn outer(mut control: UnixStream) -> i64 {
 
 /// Enters the namespaces and forks their first process.
 fn start(control: &mut UnixStream) -> Result<Pid, Failure> {
-    let Given { plan, streams, egress_sockets } = receive(control)?;
+    let LaunchInput { plan, streams, egress_sockets } = receive(control)?;
     let privileged = enter(&plan)?;
     match sys::fork().map_err(at("start its first process"))? {
         ForkResult::Child => {
@@ -110,7 +110,7 @@ fn start(control: &mut UnixStream) -> Result<Pid, Failure> {
 }
 
 /// Input of the launcher from the proxy.
-struct Given {
+struct LaunchInput {
     plan: Plan,
     /// Standard streams of the program.
     streams: [OwnedFd; 3],
@@ -119,7 +119,7 @@ struct Given {
 }
 
 /// Receives the input.
-fn receive(control: &mut UnixStream) -> Result<Given, Failure> {
+fn receive(control: &mut UnixStream) -> Result<LaunchInput, Failure> {
     let failed = |error: &dyn std::fmt::Display| {
         Failure::new(format!("the sandbox's launcher got no plan: {error}"))
     };
@@ -138,7 +138,7 @@ fn receive(control: &mut UnixStream) -> Result<Given, Failure> {
     let plan = serde_json::from_slice(&plan)
         // The error's text could contain a part of it.
         .map_err(|_| failed(&"this version does not understand it"))?;
-    Ok(Given { plan, streams, egress_sockets })
+    Ok(LaunchInput { plan, streams, egress_sockets })
 }
 
 /// Enters the namespaces. The process namespace applies from the next child on. Returns whether the
@@ -249,7 +249,7 @@ fn open(plan: &Plan, egress_sockets: Option<UnixStream>) -> Result<(), Failure> 
     let Some(egress_sockets) = egress_sockets else {
         return Err(Failure::new("the sandbox's launcher can't pass the egress sockets on"));
     };
-    let sockets = egress_netns::furnish(&plan.egress_sockets)
+    let sockets = egress_netns::bind_sockets(&plan.egress_sockets)
         .map_err(|failure| Failure { what: failure.what, remedy: failure.remedy })?;
     fd_passing::give(&egress_sockets, &sockets).map_err(|error| {
         Failure::new(format!("the sandbox can't pass its egress sockets on: {error}")).remedy(

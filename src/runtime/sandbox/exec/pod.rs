@@ -41,7 +41,7 @@ use nix::{
 use portcullis_kubernetes::LOADERS;
 
 use super::{
-    Given, confine, init, receive, seccomp, sys,
+    LaunchInput, confine, init, receive, seccomp, sys,
     tree::{Tree, below},
 };
 use crate::sandbox::protocol::{Failure, Plan, Report};
@@ -179,7 +179,7 @@ fn serve(socket: &Path, program: &[OsString]) -> io::Result<()> {
             ended |= running.remove(&pid);
         }
         if ended {
-            end_strays(&running);
+            kill_orphans(&running);
         }
         if running.len() >= MAX_CONNECTIONS {
             continue;
@@ -224,7 +224,7 @@ fn start(control: &mut UnixStream, program: &[OsString]) -> Result<i64, Failure>
     prctl::set_child_subreaper(true).map_err(|errno| failed(&errno.desc()))?;
     prctl::set_dumpable(false).map_err(|errno| failed(&errno.desc()))?;
     control.set_read_timeout(Some(PLAN_TIMEOUT)).map_err(|error| failed(&error))?;
-    let Given { mut plan, streams, .. } = receive(control)?;
+    let LaunchInput { mut plan, streams, .. } = receive(control)?;
     control.set_read_timeout(None).map_err(|error| failed(&error))?;
     complete(&mut plan, program, env::vars_os())?;
     confine::limit_resources(&plan, 0)?;
@@ -280,7 +280,7 @@ fn find(program: &OsStr, path: &str) -> Result<PathBuf, Failure> {
 
 /// Kills processes that are below this one and below no connection's process: those left by a
 /// program that killed the process that started it.
-fn end_strays(running: &BTreeSet<Pid>) {
+fn kill_orphans(running: &BTreeSet<Pid>) {
     loop {
         let kept: BTreeSet<Pid> =
             running.iter().flat_map(|one| below(*one)).chain(running.iter().copied()).collect();

@@ -68,7 +68,7 @@ pub(super) fn enter(plan: &Plan) -> Result<(), Failure> {
     mount(Some("root"), BASE, Some("tmpfs"), flags, Some("mode=0755,size=64m,nr_inodes=16k"))
         .map_err(no_mounts)?;
     chdir(BASE).map_err(at("enter the new root"))?;
-    furnish(plan)?;
+    populate(plan)?;
 
     let proc = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(Some("proc"), "proc", Some("proc"), proc, none).map_err(no_proc)?;
@@ -110,7 +110,7 @@ pub(super) fn enter(plan: &Plan) -> Result<(), Failure> {
 }
 
 /// Creates the folders, links and files of the plan in the current folder.
-fn furnish(plan: &Plan) -> Result<(), Failure> {
+fn populate(plan: &Plan) -> Result<(), Failure> {
     for folder in ["dev", "etc", "proc", "tmp"] {
         fs::create_dir(folder).map_err(|error| io("create", Path::new(folder), &error))?;
     }

@@ -12,7 +12,7 @@ use std::{
 
 use futures_util::future::try_join_all;
 use jiff::{SignedDuration, Timestamp};
-use portcullis_audit::{Audit, Conclusion, Intent, Options, Outcome, Refused, Ruling};
+use portcullis_audit::{Audit, Conclusion, DecisionContext, Intent, Options, Outcome, Refused};
 use portcullis_protocol::{
     exchange::{Direction, Exchange, Method, Payload, Revision, Target, Transport},
     identity::{Principal, PrincipalKind},
@@ -108,9 +108,9 @@ fn rule(id: &str, line: u32) -> Rule {
     }
 }
 
-fn allowed() -> Ruling<'static> {
+fn allowed() -> DecisionContext<'static> {
     static RULES: LazyLock<[Rule; 1]> = LazyLock::new(|| [rule("readers-may-read", 12)]);
-    Ruling { rules: &*RULES, ..Ruling::default() }
+    DecisionContext { rules: &*RULES, ..DecisionContext::default() }
 }
 
 /// Each intent once the one before is durable; what each took.
@@ -180,7 +180,8 @@ pub fn fill(dir: &Path, records: u64, calendar: &Calendar) -> anyhow::Result<()>
                         call.target = Target::Tool { name: "delete_all".into(), tool: None };
                         let refusal = Refusal::new(Code::PolicyDenied, "not allowed")
                             .rule(rule("nothing-is-deleted", 31));
-                        let refused = Refused::of(&call, &refusal, Ruling::default(), audit.key());
+                        let refused =
+                            Refused::of(&call, &refusal, DecisionContext::default(), audit.key());
                         audit.refused(refused).await?;
                         continue;
                     }

@@ -133,7 +133,7 @@ fn classified(
                     endpoint["port"] = port.clone();
                 }
                 let address = text(members, "address").and_then(|a| a.parse::<SocketAddr>().ok());
-                put_in(&mut endpoint, "ip", address.map(|a| a.ip().to_string()).as_deref());
+                set_text(&mut endpoint, "ip", address.map(|a| a.ip().to_string()).as_deref());
                 let bytes = |key| members.get(key).and_then(Value::as_u64);
                 if let (Some(up), Some(down)) = (bytes("up"), bytes("down")) {
                     let traffic = json!({ "bytes_out": up, "bytes_in": down, "bytes": up.saturating_add(down) });
@@ -152,7 +152,7 @@ fn classified(
     }
 }
 
-fn put_in(value: &mut Value, key: &str, text: Option<&str>) {
+fn set_text(value: &mut Value, key: &str, text: Option<&str>) {
     if let Some(text) = text {
         value[key] = text.into();
     }
@@ -193,6 +193,6 @@ fn entity(event: &str, members: &Map<String, Value>) -> Value {
         }
         other => json!({ "name": other, "type": other, "type_id": 99 }),
     };
-    put_in(&mut entity, "version", text(members, "revision"));
+    set_text(&mut entity, "version", text(members, "revision"));
     entity
 }

@@ -184,7 +184,7 @@ fn longest_idle_proxy_connection_is_displaced() {
 
 #[test]
 fn frequent_event_is_logged_once_an_interval() {
-    let mut unlogged = Unlogged::default();
+    let mut unlogged = UnloggedEvents::default();
     assert_eq!([unlogged.add(), unlogged.add(), unlogged.add()], [Some(1), None, None]);
     unlogged.logged = unlogged.logged.and_then(|at| at.checked_sub(LOG_INTERVAL));
     assert_eq!([unlogged.add(), unlogged.add()], [Some(3), None]);

@@ -6,8 +6,8 @@ use portcullis_kubernetes::{Claim, Container, Egress, EgressHost, Secret, Worklo
 
 use super::{K8s, config as pod_config};
 use crate::{
-    cli::{Context, config_errors::Wrong},
-    manage::servers::{configured, handed, launcher, signatures},
+    cli::{Context, config_errors::ConfigErrors},
+    manage::servers::{configured, launch_secrets, launcher, signatures},
 };
 use portcullis_catalog::lock::{Lock, ResolvedImage, ServerPin};
 use portcullis_config::Loaded;
@@ -34,17 +34,17 @@ pub(super) async fn of(ctx: &Context, loaded: &Loaded, args: &K8s) -> anyhow::Re
         args.portcullis_image
     );
     let at = format!("/servers/{name}");
-    let mut wrong = Wrong::of(loaded);
+    let mut errors = ConfigErrors::of(loaded);
     for (key, pointer) in pod_config::refused(loaded, &args.leave_out) {
-        wrong.add(
+        errors.add(
             &pointer,
             format!("a pod has no place for `{key}`: say `--leave-out {key}` to do without"),
         );
     }
     // Many users may read a `ConfigMap`.
-    wrong.literals(name, settings);
-    let claims = shape(&mut wrong, &at, settings, args);
-    wrong.end()?;
+    errors.literals(name, settings);
+    let claims = shape(&mut errors, &at, settings, args);
+    errors.end()?;
 
     let mut workload = Workload {
         server: name.to_string(),
@@ -86,16 +86,19 @@ pub(super) async fn of(ctx: &Context, loaded: &Loaded, args: &K8s) -> anyhow::Re
     }
     if let Err(unfit) = workload.manifests() {
         let pointer = match &unfit {
-            portcullis_kubernetes::Unfit::Capability(_) => format!("{at}/hardening/cap-add"),
-            portcullis_kubernetes::Unfit::Root(..) | portcullis_kubernetes::Unfit::Proxy(_) => {
+            portcullis_kubernetes::ManifestError::Capability(_) => {
+                format!("{at}/hardening/cap-add")
+            }
+            portcullis_kubernetes::ManifestError::Root(..)
+            | portcullis_kubernetes::ManifestError::Proxy(_) => {
                 format!("{at}/hardening/user")
             }
-            portcullis_kubernetes::Unfit::Key(_) => format!("{at}/headers"),
+            portcullis_kubernetes::ManifestError::Key(_) => format!("{at}/headers"),
             _ => return Err(unfit.into()),
         };
-        let mut wrong = Wrong::of(loaded);
-        wrong.add(&pointer, &unfit);
-        wrong.end()?;
+        let mut errors = ConfigErrors::of(loaded);
+        errors.add(&pointer, &unfit);
+        errors.end()?;
     }
     let arguments = arguments.as_deref();
     let text =
@@ -113,27 +116,27 @@ pub(super) async fn of(ctx: &Context, loaded: &Loaded, args: &K8s) -> anyhow::Re
 }
 
 /// Checks that a pod can run this config. Returns the claims that replace its mounts.
-fn shape(wrong: &mut Wrong<'_>, at: &str, settings: &Server, args: &K8s) -> Vec<Claim> {
+fn shape(errors: &mut ConfigErrors<'_>, at: &str, settings: &Server, args: &K8s) -> Vec<Claim> {
     if settings.url.is_none() && settings.image.is_none() {
         let what = "a program of this machine is not on a cluster's nodes: name an `image`";
-        wrong.add(&format!("{at}/command"), what);
+        errors.add(&format!("{at}/command"), what);
     }
     if settings.hardening.network {
         let what = "a pod gets no way to everywhere: list the hosts in `egress`";
-        wrong.add(&format!("{at}/hardening/network"), what);
+        errors.add(&format!("{at}/hardening/network"), what);
     }
     if let Some(given) = settings.given().find(|given| !given.by_client.is_empty()) {
         let what = "all instances of a pod are in one container, so no client has a secret of its own: \
                     export a pod for each";
-        wrong.add(&format!("{at}/{}/{}/by-client", given.table(), given.name), what);
+        errors.add(&format!("{at}/{}/{}/by-client", given.table(), given.name), what);
     } else if settings.sharing.keeps_apart() {
         let what = "all instances of a pod are in one container, so clients are not kept apart: \
                     write `sharing = \"shared\"`, or export a pod for each";
-        wrong.add(&format!("{at}/sharing"), what);
+        errors.add(&format!("{at}/sharing"), what);
     }
     if settings.runtime == Runtime::Runsc && args.runtime_class.is_none() {
         let what = "gVisor is a runtime class of your cluster: name it, `--runtime-class gvisor`";
-        wrong.add(&format!("{at}/runtime"), what);
+        errors.add(&format!("{at}/runtime"), what);
     }
     let mut claims = Vec::new();
     let given: Vec<(&str, &str)> =
@@ -146,7 +149,7 @@ fn shape(wrong: &mut Wrong<'_>, at: &str, settings: &Server, args: &K8s) -> Vec<
                 target: target.into_owned(),
                 writable: mount.writable,
             }),
-            None => wrong.add(
+            None => errors.add(
                 &format!("{at}/mounts/{nth}"),
                 format!(
                     "{} is a folder of this machine: name a volume's claim in its place, \
@@ -160,7 +163,7 @@ fn shape(wrong: &mut Wrong<'_>, at: &str, settings: &Server, args: &K8s) -> Vec<
         let target = claim.split_once('=').map_or("", |(target, _)| target);
         if !settings.mounts.iter().any(|mount| mount.target == Path::new(target)) {
             let what = format!("`--claim {claim}` is for none of `mounts`: write TARGET=CLAIM");
-            wrong.add(&format!("{at}/mounts"), what);
+            errors.add(&format!("{at}/mounts"), what);
         }
     }
     claims
@@ -180,7 +183,7 @@ fn policies(loaded: &Loaded) -> anyhow::Result<Vec<(String, String)>> {
 fn secrets(settings: &Server) -> Vec<Secret> {
     let secrets = settings.secrets.iter().map(|(name, secret)| Secret {
         name: name.clone(),
-        file: secret.hand_over == SecretDeliveryMethod::File,
+        file: secret.delivery == SecretDeliveryMethod::File,
     });
     let headers = settings.headers.keys().map(|name| Secret { name: name.clone(), file: false });
     secrets.chain(headers).collect()
@@ -361,7 +364,7 @@ fn may_start(
         server: &args.server,
         program: &program,
         url: in_pod.url.as_deref(),
-        secrets: handed(in_pod),
+        secrets: launch_secrets(in_pod),
     };
     let parts = engine.decide_start(&start);
     let Some(Part { action, target, outcome }) =

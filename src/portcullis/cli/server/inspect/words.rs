@@ -1,6 +1,6 @@
 //! Profile of a server in words.
 
-use super::{Found, May, line};
+use super::{Permission, ServerFacts, line};
 use portcullis_config::Loaded;
 use portcullis_protocol::names::ServerName;
 use portcullis_runtime::{
@@ -17,11 +17,11 @@ pub(super) fn may(
     loaded: &Loaded,
     name: &ServerName,
     settings: &Server,
-    found: &Found,
-) -> Vec<May> {
+    found: &ServerFacts,
+) -> Vec<Permission> {
     let mut all = Vec::new();
     let mut add = |key: &str, what: String| {
-        all.push(May { what, config_key: key.to_owned(), line: line(loaded, name, key) });
+        all.push(Permission { what, config_key: key.to_owned(), line: line(loaded, name, key) });
     };
     if let Placement::Remote { url } = &found.place {
         add("url", format!("do what it likes: it runs elsewhere, and is asked at {url}"));

@@ -7,42 +7,42 @@ use portcullis_policy::{File, Finding};
 use portcullis_policy_tools::span;
 
 /// Offset and length in the file.
-pub type Place = (usize, usize);
+pub type Span = (usize, usize);
 
 /// Messages that one plugin receives in order; usually one.
-pub struct Asked {
+pub struct MessageSequence {
     pub name: String,
-    pub messages: Vec<One>,
+    pub messages: Vec<CaseMessage>,
 }
 
 /// One message, with its settings and its expected result.
-pub struct One {
+pub struct CaseMessage {
     pub case: Case,
     pub expect: Expect,
     /// Position of the expectation.
-    pub expect_place: Place,
+    pub expect_place: Span,
     /// Position of the row or the case.
-    pub place: Place,
+    pub place: Span,
     pub is_row: bool,
 }
 
 /// All messages of a file, and all its errors.
-pub fn asked(file: &File, document: &Document) -> (Vec<Asked>, Vec<Finding>) {
-    let mut reader = Reader { file, asked: Vec::new(), findings: Vec::new() };
+pub fn expand(file: &File, document: &Document) -> (Vec<MessageSequence>, Vec<Finding>) {
+    let mut reader = Reader { file, sequences: Vec::new(), findings: Vec::new() };
     for case in &document.cases {
         reader.case(case);
     }
-    (reader.asked, reader.findings)
+    (reader.sequences, reader.findings)
 }
 
 struct Reader<'a> {
     file: &'a File,
-    asked: Vec<Asked>,
+    sequences: Vec<MessageSequence>,
     findings: Vec<Finding>,
 }
 
 impl Reader<'_> {
-    fn wrong(&mut self, place: Place, message: &str, label: &str, help: &str) {
+    fn wrong(&mut self, place: Span, message: &str, label: &str, help: &str) {
         let finding =
             Finding::error("plugin-cases", message).at(self.file, place.0, place.1, label);
         self.findings.push(if help.is_empty() { finding } else { finding.help(help) });
@@ -62,7 +62,7 @@ impl Reader<'_> {
             (None, None) => {
                 let one = self.one(case.value.clone(), place, false);
                 let messages = one.into_iter().collect();
-                self.asked.push(Asked { name: name.clone(), messages });
+                self.sequences.push(MessageSequence { name: name.clone(), messages });
             }
             (Some(rows), None) => {
                 for (at, (place, one)) in
@@ -73,7 +73,7 @@ impl Reader<'_> {
                         None => format!("{name} (row {})", at + 1),
                     };
                     let messages = self.one(one, place, true).into_iter().collect();
-                    self.asked.push(Asked { name, messages });
+                    self.sequences.push(MessageSequence { name, messages });
                 }
             }
             (None, Some(steps)) => {
@@ -81,13 +81,13 @@ impl Reader<'_> {
                 let messages =
                     steps.into_iter().filter_map(|(place, one)| self.one(one, place, true));
                 let messages = messages.collect();
-                self.asked.push(Asked { name: name.clone(), messages });
+                self.sequences.push(MessageSequence { name: name.clone(), messages });
             }
         }
-        self.asked.retain(|asked| !asked.messages.is_empty());
+        self.sequences.retain(|sequence| !sequence.messages.is_empty());
     }
 
-    fn rows(&mut self, rows: &[Spanned<Case>], case: &Case, place: Place) -> Vec<(Place, Case)> {
+    fn rows(&mut self, rows: &[Spanned<Case>], case: &Case, place: Span) -> Vec<(Span, Case)> {
         if rows.is_empty() {
             self.wrong(place, "the case has no rows, so it asks nothing", "begins here", "");
         }
@@ -103,7 +103,7 @@ impl Reader<'_> {
         all
     }
 
-    fn one(&mut self, case: Case, place: Place, is_row: bool) -> Option<One> {
+    fn one(&mut self, case: Case, place: Span, is_row: bool) -> Option<CaseMessage> {
         let Some(expect) = &case.expect else {
             let help =
                 "add `expect:` `pass`, `refuse`, `replace`, `fault`, `unusable` or `unasked`";
@@ -129,7 +129,7 @@ impl Reader<'_> {
             self.wrong(expect_place, &message, "expects something else", "");
             return None;
         }
-        Some(One { case, expect, expect_place, place, is_row })
+        Some(CaseMessage { case, expect, expect_place, place, is_row })
     }
 }
 

@@ -6,10 +6,10 @@ use std::{
 };
 
 use super::{
-    Said,
-    policy_files::{self, Others},
+    AddOptions,
+    policy_files::{self, ConfiguredPolicyFiles},
 };
-use portcullis_audit::record::{ImageDid, ImageDone};
+use portcullis_audit::record::{ImageAction, ImageEvent};
 use portcullis_catalog::{
     Run, Server,
     lock::{self, ServerPin},
@@ -17,7 +17,7 @@ use portcullis_catalog::{
 };
 
 /// Server that is imported.
-pub struct Taken {
+pub struct PlannedServer {
     pub server: Server,
     /// Its entry in the lock file. Only confirmations of references in the config entry are left.
     pub old: Option<ServerPin>,
@@ -63,7 +63,7 @@ impl Policies {
         folder: Option<&Path>,
         server: &Server,
         locked: Option<&ServerPin>,
-        said: &Said,
+        add_options: &AddOptions,
         again: bool,
         seen: bool,
     ) -> Self {
@@ -81,7 +81,7 @@ impl Policies {
             Self::Same
         } else if seen || ours == Some(&*lock::digest(&there)) {
             Self::Written { path, text, edited: None }
-        } else if said.overwrite_policies {
+        } else if add_options.overwrite_policies {
             let edited = Some(String::from_utf8_lossy(&there).into_owned());
             Self::Written { path, text, edited }
         } else if !again {
@@ -99,13 +99,18 @@ impl Policies {
     }
 }
 
-impl Taken {
+impl PlannedServer {
     /// Decides the result for its policies, and updates the pin: policies and confirmations.
-    pub fn settle(&mut self, folder: Option<&Path>, others: &Others, said: &Said) {
+    pub fn decide_policies(
+        &mut self,
+        folder: Option<&Path>,
+        others: &ConfiguredPolicyFiles,
+        add_options: &AddOptions,
+    ) {
         let (old, again) = (self.old.as_ref(), self.replaced.is_some());
         // The file had the text of the time before a secret was confirmed.
         let seen = matches!(self.policies, Policies::Same);
-        self.policies = Policies::of(folder, &self.server, old, said, again, seen);
+        self.policies = Policies::of(folder, &self.server, old, add_options, again, seen);
         self.perhaps = match &self.policies {
             Policies::Changed(path, _) => {
                 let names = self.open().map(|(name, _)| name);
@@ -130,7 +135,7 @@ impl Taken {
     }
 
     /// Whether it changes the entry or the policies.
-    pub fn is_news(&self) -> bool {
+    pub fn is_change(&self) -> bool {
         let changed = |replaced: &Replaced| replaced.entry.is_some();
         self.replaced.as_ref().is_none_or(changed)
             || matches!(self.policies, Policies::Written { .. })
@@ -145,7 +150,7 @@ impl Taken {
                 path.display()
             ));
         }
-        if !self.is_news() {
+        if !self.is_change() {
             return None;
         }
         let listed = |secrets: &BTreeSet<String>| {
@@ -173,14 +178,14 @@ impl Taken {
     }
 
     /// Audit record to write before a new or changed image is locked.
-    pub fn locking(&self) -> Option<ImageDone> {
+    pub fn locking(&self) -> Option<ImageEvent> {
         let Run::Image { image, .. } = &self.server.run else { return None };
         let digest = self.locked.content()?.to_owned();
-        (self.was.as_deref() != Some(&*digest)).then_some(ImageDone {
+        (self.was.as_deref() != Some(&*digest)).then_some(ImageEvent {
             server: self.server.name.parse().ok()?,
             image: image.to_string(),
             digest,
-            what: ImageDid::Locked { was: self.was.clone() },
+            what: ImageAction::Locked { was: self.was.clone() },
         })
     }
 }

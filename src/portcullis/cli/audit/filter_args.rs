@@ -19,7 +19,7 @@ Filters:
 
 /// A filter, and options that narrow it.
 #[derive(Debug, Clone, clap::Args)]
-pub(in crate::cli) struct Which {
+pub(in crate::cli) struct FilterArgs {
     /// A filter, such as `client = ci-bot and time > 24h ago`
     #[arg(value_name = "FILTER")]
     filter: Vec<String>,
@@ -58,7 +58,7 @@ pub(in crate::cli) struct Which {
     intents: bool,
 }
 
-impl Which {
+impl FilterArgs {
     /// Query of these options.
     pub fn query(self) -> anyhow::Result<Query> {
         let intents = self.intents;

@@ -10,8 +10,8 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Wrong,
-    cases::{Hook, StandIn, granted, hooks},
+    UserError,
+    cases::{Hook, StubServices, granted, hooks},
 };
 use portcullis_gateway::permits;
 use portcullis_plugin_host::{
@@ -35,7 +35,7 @@ const WORDS: &str = "The committee met on Tuesday and agreed to look at the numb
 
 /// Result of an inspection of a component.
 #[derive(Debug, Serialize)]
-pub struct Looked {
+pub struct Inspection {
     pub name: String,
     pub version: String,
     pub description: String,
@@ -91,18 +91,18 @@ pub struct Cost {
 ///
 /// # Errors
 /// The component is not a plugin.
-pub async fn look(
+pub async fn inspect(
     found: &Artifact,
     config: Map<String, Value>,
     measure: bool,
-) -> Result<Looked, Wrong> {
+) -> Result<Inspection, UserError> {
     let before = Instant::now();
     let compiled = Compiled::of(found, Pin::Any, None)?;
     let (path, _) = found.places();
     let compile_ms = u64::try_from(before.elapsed().as_millis()).unwrap_or(u64::MAX);
     let manifest = compiled.manifest();
     let schema = manifest.config_schema.as_deref();
-    let mut looked = Looked {
+    let mut inspection = Inspection {
         name: manifest.name.clone(),
         version: manifest.version.clone(),
         description: manifest.description.clone(),
@@ -134,18 +134,18 @@ pub async fn look(
         match costs(&compiled, config).await {
             Ok(costs) => {
                 let halves = costs.chunk_by(|a, b| a.phase == b.phase);
-                looked.slopes = halves
+                inspection.slopes = halves
                     .filter_map(|half| {
                         let Cost { event, phase, .. } = half.first()?;
                         Some(Slope { event: event.clone(), phase, us: slope(half)? })
                     })
                     .collect();
-                looked.costs = costs;
+                inspection.costs = costs;
             }
-            Err(why) => looked.unmeasured = Some(why),
+            Err(why) => inspection.unmeasured = Some(why),
         }
     }
-    Ok(looked)
+    Ok(inspection)
 }
 
 /// Lines of a config for a component, with all requested grants.
@@ -199,8 +199,10 @@ async fn costs(compiled: &Compiled, config: Map<String, Value>) -> Result<Vec<Co
             .map(|name| (name.clone(), Secret::new("a secret of nobody's".into())))
             .collect(),
     };
-    let house = PluginHost { around: Arc::new(StandIn::default()), ..PluginHost::bare() };
-    let plugin = compiled.plugin(settings, &house).map_err(|unusable| unusable.to_string())?;
+    let plugin_host =
+        PluginHost { services: Arc::new(StubServices::default()), ..PluginHost::bare() };
+    let plugin =
+        compiled.plugin(settings, &plugin_host).map_err(|unusable| unusable.to_string())?;
     let mut costs = Vec::new();
     for phase in ["request", "response"] {
         // One method per phase: the most frequent one, if the plugin hooks it.

@@ -10,10 +10,10 @@ use portcullis_policy_tools::NOON;
 
 /// Stand-in for the proxy.
 #[derive(Default)]
-pub struct StandIn(Mutex<Seen>);
+pub struct StubServices(Mutex<StubState>);
 
 #[derive(Default)]
-struct Seen {
+struct StubState {
     now: Option<jiff::Timestamp>,
     replies: VecDeque<Reply>,
     counts: BTreeMap<String, u64>,
@@ -22,30 +22,33 @@ struct Seen {
 }
 
 /// Effects of a plugin besides its verdict.
-pub struct Did {
+pub struct SideEffects {
     pub counts: BTreeMap<String, u64>,
     pub lines: Vec<String>,
 }
 
-impl StandIn {
+impl StubServices {
     /// Sets the time and the replies for the next message.
     pub fn prepare(&self, now: Option<jiff::Timestamp>, replies: Vec<Reply>) {
-        let mut seen = self.0.lock();
-        seen.now = now;
-        seen.replies = replies.into();
+        let mut state = self.0.lock();
+        state.now = now;
+        state.replies = replies.into();
     }
 
     /// Returns the effects since the previous call.
-    pub fn take(&self) -> Did {
-        let mut seen = self.0.lock();
-        Did { counts: std::mem::take(&mut seen.counts), lines: std::mem::take(&mut seen.lines) }
+    pub fn take(&self) -> SideEffects {
+        let mut state = self.0.lock();
+        SideEffects {
+            counts: std::mem::take(&mut state.counts),
+            lines: std::mem::take(&mut state.lines),
+        }
     }
 }
 
-impl HostServices for StandIn {
+impl HostServices for StubServices {
     fn count(&self, _: &str, name: &str, by: u64) {
-        let mut seen = self.0.lock();
-        let count = seen.counts.entry(name.to_owned()).or_default();
+        let mut state = self.0.lock();
+        let count = state.counts.entry(name.to_owned()).or_default();
         *count = count.saturating_add(by);
     }
 
@@ -73,8 +76,8 @@ impl HostServices for StandIn {
     }
 
     fn answer(&self, url: &str) -> Option<Result<StubResponse, String>> {
-        let mut seen = self.0.lock();
-        let Some(reply) = seen.replies.pop_front_if(|reply| reply.url == url) else {
+        let mut state = self.0.lock();
+        let Some(reply) = state.replies.pop_front_if(|reply| reply.url == url) else {
             return Some(Err("no answer to this is written in the case".into()));
         };
         Some(Ok(StubResponse {
