@@ -272,7 +272,7 @@ fn server_explanation_names_the_config_lines() {
         assert_eq!(keys, expected);
         assert_eq!(told["secrets"], serde_json::json!([{ "name": "TOKEN", "as": "file" }]));
         assert_eq!(told["limits"]["tmp-mib"], 128);
-        let asked = &told["launch"]["asked"];
+        let asked = &told["launch"]["decisions"];
         assert_eq!(told["launch"]["allowed"], false, "{asked:#}");
         assert_eq!((&asked[0]["action"], &asked[0]["allowed"]), (&"launch".into(), &true.into()));
         let rule = &asked[1]["rules"][0];

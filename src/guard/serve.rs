@@ -134,7 +134,7 @@ async fn respond(shared: Arc<Shared>, peer: Peer, request: Request<Incoming>) ->
     let outcome = match admit(&request) {
         Ok(asked) => {
             let what = asked.call.words();
-            tracing::debug!(call = what, "asked");
+            tracing::debug!(call = what, "request");
             shared.carry_out(asked, peer, request).await
         }
         Err(refusal) => Err(refusal),

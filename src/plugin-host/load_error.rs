@@ -190,7 +190,7 @@ pub enum LoadError {
     Memory { path: PathBuf, configured: u64 },
 
     #[error("`events` exclude all hooks of the plugin `{plugin}`: `{hooked}`")]
-    #[diagnostic(code("plugin-never-asked"), help("name some of these events, or remove `events`"))]
+    #[diagnostic(code("plugin-no-events"), help("name some of these events, or remove `events`"))]
     NeverAsked { plugin: String, hooked: String },
 
     #[error("plugins cannot run here: {reason}")]

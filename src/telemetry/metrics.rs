@@ -402,7 +402,7 @@ impl Metrics {
             self.plugins.clone(),
         );
         r.register(
-            "portcullis_plugin_let_alone",
+            "portcullis_plugin_circuits_open",
             "Pairs of caller and server for which a plugin's circuit is open",
             self.plugin_circuits.clone(),
         );
@@ -517,15 +517,15 @@ impl Metrics {
         }
     }
 
-    /// The policies were reloaded: accepted, or rejected with the previous set kept.
-    pub fn policy_reload(&self, taken: bool) {
-        let outcome = Value::Fixed(if taken { "taken" } else { "rejected" });
+    /// The policies were reloaded: applied, or rejected with the previous set kept.
+    pub fn policy_reload(&self, applied: bool) {
+        let outcome = Value::Fixed(if applied { "applied" } else { "rejected" });
         self.reloads.get_or_create(&OutcomeLabels { outcome }).inc();
     }
 
-    /// The config was reloaded, and accepted or not.
-    pub fn config_reload(&self, taken: bool) {
-        let outcome = Value::Fixed(if taken { "taken" } else { "rejected" });
+    /// The config was reloaded: applied, or rejected with the previous one kept.
+    pub fn config_reload(&self, applied: bool) {
+        let outcome = Value::Fixed(if applied { "applied" } else { "rejected" });
         self.config_reloads.get_or_create(&OutcomeLabels { outcome }).inc();
     }
 

@@ -451,20 +451,20 @@ impl Starter {
             // The process must be of the program that was just permitted.
             if warm_process.cleared.program.digest != cleared.program.digest {
                 end(warm_process.handle.as_ref(), Duration::ZERO).await;
-                let why = "the spare process is of what was there before";
+                let why = "the warm process is of a replaced image or program";
                 return Err(CallError::Unavailable(why.into()));
             }
             // The process must have the secrets of this instance.
             if !Arc::ptr_eq(&warm_process.secrets, &prepared.secrets) {
                 end(warm_process.handle.as_ref(), Duration::ZERO).await;
-                let why = "the spare process has other secrets";
+                let why = "the warm process has other secrets";
                 return Err(CallError::Unavailable(why.into()));
             }
             // From now on, the process has this owner, also for decisions on egress.
             if let Some(party) = self.principal()
                 && warm_process.principal.set(party).is_err()
             {
-                return Err(CallError::Unavailable("the spare process is another's".into()));
+                return Err(CallError::Unavailable("the warm process is another client's".into()));
             }
             return Ok(SpawnedProcess { cleared, ..warm_process });
         }

@@ -36,9 +36,9 @@ fn failure_shows_verdict_and_message() {
     );
     assert_eq!(code, 11, "{out}");
     for part in [
-        "large: expected pass, came refuse",
+        "large: expected pass, got refuse",
         "mine.test.yaml:7",
-        "came refuse with `limit`: a refund is at most 100 EUR",
+        "got refuse with `limit`: a refund is at most 100 EUR",
         r#"asked: anonymous, request of tools/call on shop, {"name":"refund","arguments":{"amount":101,"currency":"EUR"}}"#,
         "mine.test.yaml: 1 of 1 message NOT as expected",
     ] {
@@ -58,8 +58,8 @@ fn every_expectation_of_a_case_can_fail() {
         (format!("{passed}, counts: {{ seen: 1 }}"), "counts something else"),
         (format!("{passed}, logs: seen"), "logs something else"),
         (format!("{passed}, leaves: {{ a: 1 }}"), "leaves something else"),
-        (format!("{passed}, config: {{}}"), "expected pass, came unusable"),
-        ("read: shop/x://y, expect: pass".to_owned(), "expected pass, came unasked"),
+        (format!("{passed}, config: {{}}"), "expected pass, got unusable"),
+        ("read: shop/x://y, expect: pass".to_owned(), "expected pass, got unasked"),
     ] {
         let (code, out) = cases(&format!("cases:\n  - {{ name: one, {case} }}\n"));
         assert_eq!(code, 11, "{case}: {out}");
@@ -134,7 +134,7 @@ fn steps_share_state_and_rows_do_not() {
     assert_eq!(rows("each", "pass").0, 0);
     let (code, out) = rows("steps", "pass");
     assert_eq!(code, 11);
-    assert!(out.contains("two (step 2): expected pass, came refuse"), "{out}");
+    assert!(out.contains("two (step 2): expected pass, got refuse"), "{out}");
     assert!(out.contains("in this row"), "{out}");
 }
 
@@ -158,5 +158,5 @@ fn untested_hooks_are_reported() {
     let told: Value = serde_json::from_str(&out).unwrap();
     assert_eq!((&told["passed"], &told["failed"]), (&1.into(), &0.into()));
     assert_eq!(told["unmet"].as_array().unwrap().len(), 3);
-    assert_eq!(told["cases"][0]["came"], "pass");
+    assert_eq!(told["cases"][0]["actual"], "pass");
 }

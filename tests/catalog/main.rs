@@ -305,7 +305,7 @@ fn dry_run_writes_nothing() {
     let out = ok(dir, &["server", "import", "x.json", "--dry-run", "--format", "json"]);
     let said: Value = serde_json::from_str(&out).unwrap();
     assert_eq!(
-        (&said["written"], &said["taken"][0]["server"]["name"]),
+        (&said["written"], &said["added"][0]["server"]["name"]),
         (&json!(false), &json!("x"))
     );
     assert_eq!(config(dir), CONFIG);

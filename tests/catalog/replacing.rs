@@ -149,7 +149,7 @@ fn edited_entry_is_replaced_only_if_named() {
         }
     }
     let shown: Value = serde_json::from_str(&json).unwrap();
-    let one = &shown["taken"][0];
+    let one = &shown["added"][0];
     assert!(one["diff"].as_str().unwrap().contains(&lost[0]), "{json}");
     let warnings: Vec<&str> =
         one["warnings"].as_array().unwrap().iter().filter_map(Value::as_str).collect();

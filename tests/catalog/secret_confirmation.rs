@@ -112,13 +112,13 @@ fn imported_client_file_sends_no_proxy_variable_to_foreign_urls() {
         match args {
             ["--format", ..] => {
                 let shown: Value = serde_json::from_str(&out).unwrap();
-                let handed = &shown["taken"][0]["handed"][0];
+                let handed = &shown["added"][0]["deliveries"][0];
                 assert_eq!(
                     (&handed["permitted"], &shown["written"]),
                     (&json!(false), &json!(false))
                 );
                 assert_eq!(
-                    shown["taken"][0]["destination"],
+                    shown["added"][0]["destination"],
                     json!([format!("{}/mcp", backend.origin())])
                 );
             }
@@ -330,7 +330,7 @@ fn confirmations_show_complete_values() {
     assert!(!line("variable MODE").contains("changes"), "{out}");
     let (_, out, _) = run(dir, &["server", "import", "c.json", "--dry-run", "--format", "json"]);
     let shown: Value = serde_json::from_str(&out).unwrap();
-    let changes = shown["taken"][0]["handed"].as_array().unwrap().iter();
+    let changes = shown["added"][0]["deliveries"].as_array().unwrap().iter();
     let changes: Vec<_> = changes.map(|one| &one["changes-what-runs"]).collect();
     assert_eq!(changes, [&json!(true), &json!(false), &json!(true)]);
 

@@ -47,8 +47,8 @@ async fn a_secret_as_a_file_is_the_servers_alone_and_is_rotated_without_a_restar
         let rotated = gate.cli(&["secret", "rotate", "crooked", "--format", "json"]).await;
         let rotated = rotated.expect(0);
         // Its file is followed, so that it may have the new one already.
-        assert_eq!(rotated["rehanded"]["secrets"], json!(["TOKEN"]), "{runtime}");
-        assert_eq!(rotated["rehanded"]["later"], json!([]), "{runtime}");
+        assert_eq!(rotated["rotation"]["secrets"], json!(["TOKEN"]), "{runtime}");
+        assert_eq!(rotated["rotation"]["later"], json!([]), "{runtime}");
         assert_eq!(read(&agent).await, value(2), "{runtime}");
         assert_eq!(marked(&gate.mark), before, "{runtime}: it was started again");
 

@@ -132,7 +132,7 @@ async fn what_a_server_has_in_its_environment_waits_for_its_next_start() {
     // The same again is no news.
     let rotated = gate.cli(&["secret", "rotate", "crooked", "--format", "json"]).await.expect(0);
     let wanted = json!({ "secrets": ["TOKEN"], "instances": 0, "later": ["TOKEN"] });
-    assert_eq!(rotated["rehanded"], wanted);
+    assert_eq!(rotated["rotation"], wanted);
     assert_eq!(of_event(&gate, "secrets-stale").await.len(), 1);
     assert_eq!(in_environment(&agent).await, value(1));
     assert_eq!(marked(&gate.mark), before, "it was started again");
@@ -143,7 +143,7 @@ async fn what_a_server_has_in_its_environment_waits_for_its_next_start() {
     gate.cli(&["server", "restart", "crooked", "--format", "json"]).await.expect(0);
     assert_eq!(in_environment(&agent).await, value(2));
     let rotated = gate.cli(&["secret", "rotate", "crooked", "--format", "json"]).await.expect(0);
-    assert_eq!(rotated["rehanded"]["later"], json!([]));
+    assert_eq!(rotated["rotation"]["later"], json!([]));
     let told = format!("{:?}{:?}", gate.records(&[]).await, gate.log());
     assert!(!told.contains("hunter"), "{told}");
     gate.stop().await;

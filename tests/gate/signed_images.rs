@@ -157,7 +157,10 @@ async fn image_runs_only_with_a_required_signature() {
     assert_eq!(gate.records(&["event = server-launching"]).await, Vec::<Value>::new());
     // Policies would let it be started, and it would not be.
     let launch = inspected(&gate).await;
-    assert_eq!((&launch["allowed"], &launch["asked"][0]["allowed"]), (&json!(false), &json!(true)));
+    assert_eq!(
+        (&launch["allowed"], &launch["decisions"][0]["allowed"]),
+        (&json!(false), &json!(true))
+    );
     assert!(launch["unsigned"].as_str().unwrap().contains("signed by none"), "{launch:#}");
 
     // Signatures of another key, and of another image.

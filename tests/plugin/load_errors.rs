@@ -91,7 +91,7 @@ fn events_that_exclude_every_hook_are_refused() {
         EntrySettings { events: Some(vec!["tools/list".into()]), ..EntrySettings::default() };
     let idle = refusal(&config("redact-pii"), &settings);
     insta::assert_snapshot!(told(&idle), @r#"
-    plugin-never-asked
+    plugin-no-events
 
       x `events` exclude all hooks of the plugin `redact-pii`: `prompts/get`, `resources/read`, `tools/call`
       help: name some of these events, or remove `events`

@@ -127,12 +127,12 @@ cases:
     exit 11
     policy-case-failed
 
-      × readers clean up: expected allow, came deny
+      × readers clean up: expected allow, got deny
         ╭─[policies/p.test.yaml:10:13]
       9 │     args: { id: 7, "why": "it's old" }
      10 │     expect: allow
         ·             ──┬──
-        ·               ╰── came deny: forbidden by `no-destruction`
+        ·               ╰── got deny: forbidden by `no-destruction`
      11 │   - name: rows
         ╰────
       help: asked: group:readers (in readers), tools/call notes/delete_note, args {"id":7,"why":"it's old"}, claims destructive, open_world
@@ -150,12 +150,12 @@ cases:
         ╰────
     policy-case-failed
 
-      × rows: the second: expected deny, came allow
+      × rows: the second: expected deny, got allow
         ╭─[policies/p.test.yaml:15:13]
      14 │     hints: { readOnlyHint: true }
      15 │     expect: deny
         ·             ──┬─
-        ·               ╰── came allow: permitted by `readers-read`
+        ·               ╰── got allow: permitted by `readers-read`
      16 │     each:
      17 │       - { as: anonymous }
      18 │       - { name: the second, context: { session_calls: 9 } }
@@ -181,7 +181,7 @@ cases:
        ╰────
     policy-case-failed
 
-      × another rule: came deny, but not by `forms`
+      × another rule: got deny, but not by `forms`
         ╭─[policies/p.test.yaml:23:9]
      22 │     expect: deny
      23 │     by: forms
@@ -204,7 +204,7 @@ cases:
         ╰────
     policy-case-failed
 
-      × no rule: came deny, but some policy decides
+      × no rule: got deny, but some policy decides
         ╭─[policies/p.test.yaml:28:9]
      27 │     expect: deny
      28 │     by: []
@@ -227,12 +227,12 @@ cases:
         ╰────
     policy-case-failed
 
-      × seen by strangers: expected shown, came hidden
+      × seen by strangers: expected shown, got hidden
         ╭─[policies/p.test.yaml:32:13]
      31 │     call: notes/read_note
      32 │     expect: shown
         ·             ──┬──
-        ·               ╰── came hidden
+        ·               ╰── got hidden
         ╰────
       help: asked: client:c, tools/call notes/read_note, claims destructive, open_world
     policies/p.test.yaml: 5 of 6 requests NOT as expected
@@ -286,7 +286,7 @@ cases:
           "do": "tools/call",
           "on": "notes/x",
           "expected": "deny",
-          "came": "deny",
+          "actual": "deny",
           "rules": [],
           "asks": [],
           "errors": [],
@@ -300,7 +300,7 @@ cases:
           "do": "tools/call",
           "on": "notes/x",
           "expected": "allow",
-          "came": "allow",
+          "actual": "allow",
           "rules": [
             {
               "id": "readers-read",
@@ -355,12 +355,12 @@ when { context.session_calls + 9223372036854775807 > 0 };"#;
     exit 11
     policy-case-failed
 
-      × sums: expected deny, came error
+      × sums: expected deny, got error
        ╭─[policies/p.test.yaml:6:11]
      5 │   context: { session_calls: 9 }
      6 │   expect: deny
        ·           ──┬─
-       ·             ╰── came error: policy `sums` failed: an integer overflows
+       ·             ╰── got error: policy `sums` failed: an integer overflows
        ╰────
       help: asked: client:c, connect
     policies/p.test.yaml: 1 of 1 request NOT as expected
@@ -861,7 +861,7 @@ permit (principal is Portcullis::Local, action, resource);
     exit 11
     policy-case-failed
 
-      × a: came allow, but does not ask for `redact`
+      × a: got allow, but does not ask for `redact`
        ╭─[policies/p.test.yaml:2:64]
      1 │ cases:
      2 │ - { name: a, as: client:c, call: notes/x, expect: allow, asks: [approve, redact] }
@@ -887,7 +887,7 @@ permit (principal is Portcullis::Local, action, resource);
     exit 11
     policy-case-failed
 
-      × a: came allow, but asks for `approve`
+      × a: got allow, but asks for `approve`
        ╭─[policies/p.test.yaml:2:64]
      1 │ cases:
      2 │ - { name: a, as: client:c, call: notes/x, expect: allow, asks: [] }

@@ -67,7 +67,7 @@ fn explain_shows_the_condition_with_its_values() {
     let json: Value = serde_json::from_slice(&json.stdout).unwrap();
     assert_eq!(json["was"], "refused");
     assert_eq!(json["arguments_known"], true);
-    assert_eq!(json["explanation"]["policies"][0]["standing"], "unmet");
+    assert_eq!(json["explanation"]["policies"][0]["result"], "unmet");
     assert_eq!(json["explanation"]["policies"][0]["condition"]["values"][0]["value"], "\"true\"");
 }
 

@@ -49,7 +49,7 @@ pub struct CaseReport {
     #[serde(rename = "on", skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
     pub expected: &'static str,
-    pub came: &'static str,
+    pub actual: &'static str,
     /// The policies that decided.
     pub rules: Vec<Rule>,
     /// Their obligations, by the names of the annotations.
@@ -293,7 +293,7 @@ fn unknown_policy(file: &File, question: &Query, id: &str, known: &[Rule]) -> Fi
 fn ask(engine: &Engine, file: &File, question: &Query) -> CaseReport {
     let (subject, resource) = question.sides();
     let listed = matches!(question.expect, Expect::Shown | Expect::Hidden);
-    let (came, outcome) = if listed {
+    let (actual, outcome) = if listed {
         let shown = engine.could_allow(&subject, question.action, &resource);
         (if shown { Expect::Shown } else { Expect::Hidden }, None)
     } else {
@@ -320,15 +320,15 @@ fn ask(engine: &Engine, file: &File, question: &Query) -> CaseReport {
                 labels: context.labels.as_ref().unwrap_or(&BTreeSet::new()),
             },
         });
-        let came = match (outcome.allowed, outcome.errors.is_empty()) {
+        let actual = match (outcome.allowed, outcome.errors.is_empty()) {
             (true, _) => Expect::Allow,
             (false, true) => Expect::Deny,
             (false, false) => Expect::Error,
         };
-        (came, Some(outcome))
+        (actual, Some(outcome))
     };
     let asks = outcome.as_ref().map(|outcome| asks(&outcome.rules)).unwrap_or_default();
-    let failure = failure(engine, file, question, came, outcome.as_ref());
+    let failure = failure(engine, file, question, actual, outcome.as_ref());
     let (line, _) = file.position(question.row.unwrap_or(question.expect_span).0);
     let (rules, errors) = outcome.map_or_else(Default::default, |o| (o.rules, o.errors));
     CaseReport {
@@ -339,7 +339,7 @@ fn ask(engine: &Engine, file: &File, question: &Query) -> CaseReport {
         action: question.word.clone(),
         target: question.target.clone(),
         expected: question.expect.as_str(),
-        came: came.as_str(),
+        actual: actual.as_str(),
         rules,
         asks,
         errors,
@@ -353,24 +353,24 @@ fn failure(
     engine: &Engine,
     file: &File,
     question: &Query,
-    came: Expect,
+    actual: Expect,
     outcome: Option<&Outcome>,
 ) -> Vec<Finding> {
     let expected = question.expect;
     let rules = outcome.map_or(&[][..], |outcome| &outcome.rules);
     let why = outcome.map(Outcome::explain);
-    let (message, at_span, label) = if came != expected {
-        let message = format!("expected {}, came {}", expected.as_str(), came.as_str());
+    let (message, at_span, label) = if actual != expected {
+        let message = format!("expected {}, got {}", expected.as_str(), actual.as_str());
         let label = match &why {
-            Some(why) => format!("came {}: {why}", came.as_str()),
-            None => format!("came {}", came.as_str()),
+            Some(why) => format!("got {}: {why}", actual.as_str()),
+            None => format!("got {}", actual.as_str()),
         };
         (message, question.expect_span, label)
     } else if let Some(but) = not_by(question, rules) {
-        let message = format!("came {}, but {but}", came.as_str());
+        let message = format!("got {}, but {but}", actual.as_str());
         (message, question.by_span, why.unwrap_or_default())
     } else if let Some((but, label)) = not_asked(question, rules) {
-        (format!("came {}, but {but}", came.as_str()), question.asks_span, label)
+        (format!("got {}, but {but}", actual.as_str()), question.asks_span, label)
     } else {
         return Vec::new();
     };
@@ -388,7 +388,7 @@ fn failure(
         let failed = outcome.into_iter().flat_map(|outcome| &outcome.errors);
         let failed = failed.filter_map(|failure| Some((failure.rule.as_ref()?, failure)));
         let problem = failed.clone().find(|(other, _)| *other == rule);
-        let label = match (problem, came) {
+        let label = match (problem, actual) {
             (Some((_, failure)), _) => format!("fails: {}", failure.problem),
             (None, Expect::Allow) => "permits it".to_owned(),
             _ => "forbids it".to_owned(),

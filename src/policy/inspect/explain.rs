@@ -71,7 +71,7 @@ pub struct Candidate {
 
 /// Result of one policy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(tag = "standing", rename_all = "kebab-case")]
+#[serde(tag = "result", rename_all = "kebab-case")]
 pub enum PolicyResult {
     /// The policy matches.
     Matched {

@@ -173,7 +173,7 @@ async fn rotate(ctx: &Context, server: &ServerName) -> anyhow::Result<Exit> {
     let path = format!("/v1/servers/{server}/secrets");
     let rotated: RotationReport = proxy.post_json_slowly(&path, &()).await?;
     if ctx.is_json() {
-        ctx.json(&json!({ "server": server, "rehanded": rotated }))?;
+        ctx.json(&json!({ "server": server, "rotation": rotated }))?;
         return Ok(Exit::Ok);
     }
     let RotationReport { secrets, instances, later } = rotated;

@@ -154,9 +154,9 @@ fn every_metric_has_its_published_name() {
         "portcullis_server_memory_bytes{server=\"notes\"} 5",
         "portcullis_server_cpu_seconds_total{",
         "portcullis_audit_records_total 2",
-        "portcullis_policy_reloads_total{outcome=\"taken\"} 1",
+        "portcullis_policy_reloads_total{outcome=\"applied\"} 1",
         "portcullis_policy_reloads_total{outcome=\"rejected\"} 1",
-        "portcullis_config_reloads_total{outcome=\"taken\"} 1",
+        "portcullis_config_reloads_total{outcome=\"applied\"} 1",
         "portcullis_config_reloads_total{outcome=\"rejected\"} 1",
     ] {
         assert!(!lines(&metrics, name).is_empty(), "{name}");

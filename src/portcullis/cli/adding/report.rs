@@ -94,7 +94,7 @@ fn data(
                 "server": planned.server, "lock": planned.locked, "policy": policy,
                 "replaced": planned.replaced.is_some(), "diff": differences(planned, from),
                 "warnings": warnings(planned), "tools": tools, "changed-policy": stays,
-                "handed": deliveries, "destination": planned.server.destination(), "other-policies": elsewhere,
+                "deliveries": deliveries, "destination": planned.server.destination(), "other-policies": elsewhere,
             })
         })
         .collect();
@@ -102,7 +102,7 @@ fn data(
         .iter()
         .map(|(name, problems)| json!({ "name": name, "problems": problems }))
         .collect();
-    json!({ "taken": planned, "refused": refused, "written": !is_plan })
+    json!({ "added": planned, "refused": refused, "written": !is_plan })
 }
 
 /// Advice and facts that apply to several servers, with the names of the servers.

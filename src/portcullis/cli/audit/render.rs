@@ -207,7 +207,7 @@ pub(super) fn decision(entries: &[Entry]) -> Vec<String> {
             lines.call(call);
         }
         if let Some(refusal) = record.refusal() {
-            lines.add("told", &refusal.message);
+            lines.add("message", &refusal.message);
             if let Some(detail) = &refusal.detail {
                 lines.add("detail", detail);
             }

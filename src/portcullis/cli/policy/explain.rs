@@ -73,8 +73,8 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
             return Ok(exit);
         }
         Some(Err(SkipReason::Missing(what))) => anyhow::bail!(
-            "the record lacks the {what} as policies saw them, so it cannot be said what they came \
-             to; `portcullis audit show {decision}` has what is on record"
+            "the record lacks the {what} that the policies evaluated, so the decision cannot be \
+             explained; `portcullis audit show {decision}` has what is on record"
         ),
         Some(Err(SkipReason::NotDecided)) | None => anyhow::bail!(
             "policies did not decide this: `portcullis audit show {decision}` says what did"

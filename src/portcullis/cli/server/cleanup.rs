@@ -80,7 +80,7 @@ pub(super) async fn run(ctx: &Context, args: &Args) -> anyhow::Result<Exit> {
         let all = found.remove().await;
         if let Err(error) = record(log.as_ref(), &all, true).await {
             failed = true;
-            ctx.note(format_args!("What came of it is not on record: {error:#}"));
+            ctx.note(format_args!("The result is not recorded: {error:#}"));
         }
         let what = |left: &Orphan| if left.error.is_some() { "failed" } else { "removed" };
         all.into_iter().map(|left| Row { what: what(&left), left }).collect()

@@ -208,7 +208,7 @@ fn machine(
         "chain": loaded.config.chain_view(),
         "launch": match &found.decisions {
             Ok(decisions) => {
-                json!({ "allowed": found.allowed(), "asked": decisions, "unsigned": found.unsigned })
+                json!({ "allowed": found.allowed(), "decisions": decisions, "unsigned": found.unsigned })
             }
             Err(why) => json!({ "allowed": false, "error": why }),
         },

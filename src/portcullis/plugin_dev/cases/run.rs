@@ -61,7 +61,7 @@ pub struct CaseReport {
     pub name: String,
     pub plugin: String,
     pub expected: &'static str,
-    pub came: &'static str,
+    pub actual: &'static str,
     /// Result as a sentence.
     pub told: String,
     /// Duration of the verdict, including the overhead of the host.
@@ -278,7 +278,7 @@ impl Runner<'_> {
                 name,
                 plugin: compiled.manifest().name.clone(),
                 expected: one.expect.as_str(),
-                came: outcome.as_expected().as_str(),
+                actual: outcome.as_expected().as_str(),
                 told: outcome.shown_as(),
                 micros: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
                 passed: failure.is_none(),

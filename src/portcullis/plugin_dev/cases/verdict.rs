@@ -104,9 +104,9 @@ pub fn misses(
     if expected != actual {
         let (expected, word) = (expected.as_str(), actual.as_str());
         collector.misses.push(Miss {
-            message: format!("expected {expected}, came {word}"),
+            message: format!("expected {expected}, got {word}"),
             place: one.expect_place,
-            label: format!("came {}", outcome.shown_as()),
+            label: format!("got {}", outcome.shown_as()),
         });
         // All other differences would follow from this one.
         return collector.misses;
