@@ -23,7 +23,7 @@ use super::{
     event::{
         Connecting, LaunchDenied, LaunchRequest, Pulling, SecretDelivery, ServerEvent, Started,
     },
-    handshake::{Eras, Handshake, HandshakeParams, greet},
+    handshake::{Approach, Eras, Handshake, HandshakeParams, greet},
     http::{Http, Sse},
     image_pull::ImagePull,
     images::{Pinned, Readiness},
@@ -214,53 +214,56 @@ impl Starter {
                 Some(Eras::Both) => self.is_for_legacy(),
                 Some(Eras::Modern) | None => false,
             };
-        let claimed = known && *self.server.eras.read() == Some(Eras::Both);
-        let probe = self.server.settings.era == Era::Auto && !known;
-        let era = match self.server.settings.era {
-            Era::Auto if !probe => Era::Legacy,
-            era => era,
+        let both = *self.server.eras.read() == Some(Eras::Both);
+        let approach = match self.server.settings.era {
+            Era::Legacy => Approach::Legacy,
+            Era::Modern => Approach::Modern,
+            Era::Auto if known && both => return self.start_legacy_first(launch, spare).await,
+            Era::Auto if known => Approach::Legacy,
+            Era::Auto => Approach::ModernFirst,
         };
-        match self.start_as(launch, era, spare).await {
+        let probe = approach == Approach::ModernFirst;
+        match self.start_as(launch, approach, spare).await {
             Err((failure, true)) if probe => {
                 let failure = self.server.scrubbed(failure);
                 tracing::debug!(server = %self.server.name, %failure, "server exited during discovery; starting it as a legacy server");
                 self.known_legacy.store(true, Ordering::Relaxed);
-                self.start_as(launch, Era::Legacy, None).await.map_err(|(failure, _)| failure)
+                let started = self.start_as(launch, Approach::Legacy, None).await;
+                started.map_err(|(failure, _)| failure)
             }
-            // The server speaks both eras, and this connection has the other one.
+            // The server may speak both eras, and this connection has the other one.
             Ok(running)
                 if probe
                     && self.is_for_legacy()
                     && self.server.eras_of(&running.greeting) == Eras::Both =>
             {
                 running.stop(GRACE).await;
-                self.start_as_claimed(launch, self.start_as(launch, Era::Legacy, None).await).await
+                self.start_legacy_first(launch, None).await
             }
-            started if claimed => self.start_as_claimed(launch, started).await,
             started => started.map_err(|(failure, _)| failure),
         }
     }
 
-    /// The result of a start in the legacy era, which the server claims to speak beside the modern
-    /// one; if it refused that, of a start in the modern era.
-    async fn start_as_claimed(
+    /// Starts a server of the modern era in the legacy one, or in the modern one if it does not
+    /// speak the legacy one.
+    async fn start_legacy_first(
         &self,
         launch: Launch<'_>,
-        started: Result<Running, (CallError, bool)>,
+        spare: Option<SpawnedProcess>,
     ) -> Result<Running, CallError> {
+        let running = match self.start_as(launch, Approach::LegacyFirst, spare).await {
+            Err((failure, true)) => {
+                let started = self.start_as(launch, Approach::Modern, None).await;
+                started.map_err(|_| failure)?
+            }
+            started => started.map_err(|(failure, _)| failure)?,
+        };
         // A dedicated instance declares the capabilities of its client, so its failure says nothing
         // about other clients.
-        let failure = match started {
-            Err((failure @ CallError::Misbehaved(_), _)) if self.owner.is_none() => failure,
-            started => return started.map_err(|(failure, _)| failure),
-        };
-        // Only a server that starts in the other era refuses this one.
-        let Ok(running) = self.start_as(launch, Era::Modern, None).await else {
-            return Err(failure);
-        };
-        let failure = self.server.scrubbed(failure);
-        tracing::warn!(server = %self.server.name, %failure, "server does not speak the legacy era that it lists");
-        self.server.refuses_legacy();
+        if running.greeting.revision.is_modern() && self.owner.is_none() {
+            tracing::debug!(server = %self.server.name, "server does not speak the legacy era");
+            self.server.refuses_legacy();
+        }
         Ok(running)
     }
 
@@ -268,7 +271,7 @@ impl Starter {
     async fn start_as(
         &self,
         launch: Launch<'_>,
-        era: Era,
+        approach: Approach,
         spare: Option<SpawnedProcess>,
     ) -> Result<Running, (CallError, bool)> {
         let definitions = Arc::new(Definitions::default());
@@ -283,7 +286,7 @@ impl Starter {
         let hello = self.owner.as_ref().map(HandshakeParams::of).unwrap_or_default();
         let line = self.line(launch, &ear, spare).await;
         let mut line = line.map_err(|failure| (failure, false))?;
-        let greeting = greet(line.link.as_ref(), era, &hello, self.server.start_timeout());
+        let greeting = greet(line.link.as_ref(), approach, &hello, self.server.start_timeout());
         let mut greeted =
             in_turns(Party::Server(self.server.name.clone()), Weight::NONE, greeting).await;
         if greeted.is_err()
@@ -314,7 +317,7 @@ impl Starter {
                 } else if self.owner.is_none() {
                     self.server.discovery.learn_greeting(&greeting);
                 }
-                self.server.learn_eras(&greeting, era);
+                self.server.learn_eras(&greeting, approach);
                 let (number, since) = (NUMBERS.fetch_add(1, Ordering::Relaxed), Instant::now());
                 Ok(Running {
                     number,
@@ -551,7 +554,7 @@ impl Starter {
         let link =
             Sse::open(url, &secrets.by(DeliveryMethod::Header), self.server.launcher.caps, ear)
                 .await?;
-        let greeting = greet(&link, Era::Legacy, hello, self.server.start_timeout());
+        let greeting = greet(&link, Approach::Legacy, hello, self.server.start_timeout());
         let greeting =
             in_turns(Party::Server(self.server.name.clone()), Weight::NONE, greeting).await?;
         self.server.sse.store(true, Ordering::Relaxed);
