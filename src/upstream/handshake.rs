@@ -10,7 +10,6 @@ use super::{
     instance_key::InstanceOwner,
     transport::{Call, Reply, ServerTransport},
 };
-use crate::config::Era;
 use portcullis_chain::{Weight, grow};
 use portcullis_protocol::{
     codec::era::{META_SERVER_INFO, implementation, own_meta},
@@ -43,6 +42,19 @@ impl HandshakeParams {
             capabilities: party.capabilities.clone(),
         }
     }
+}
+
+/// Order in which a handshake tries the eras.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Approach {
+    /// Only `initialize`.
+    Legacy,
+    /// Only `server/discover`.
+    Modern,
+    /// `server/discover` first; any answer other than a modern result, or a timeout, means legacy.
+    ModernFirst,
+    /// `initialize` first, and `server/discover` if the server refuses it.
+    LegacyFirst,
 }
 
 /// Eras that a server speaks.
@@ -80,19 +92,10 @@ impl Handshake {
         claims(modern.or_else(|| words.get("serverInfo"))?)
     }
 
-    /// Eras that the server claims to speak.
+    /// Eras that the server can speak. A server with a modern handshake is assumed to accept
+    /// `initialize` too: the servers of most SDKs do, and list only the modern revision.
     pub fn eras(&self) -> Eras {
-        if !self.revision.is_modern() {
-            return Eras::Legacy;
-        }
-        let versions = self.words.value().get("supportedVersions").and_then(Value::as_array);
-        let is_legacy = |version: &Value| {
-            version.as_str().and_then(Revision::parse).is_some_and(|version| !version.is_modern())
-        };
-        match versions.is_some_and(|versions| versions.iter().any(is_legacy)) {
-            true => Eras::Both,
-            false => Eras::Modern,
-        }
+        if self.revision.is_modern() { Eras::Both } else { Eras::Legacy }
     }
 
     /// Whether the server claims a capability.
@@ -110,24 +113,28 @@ pub fn claims(info: &Value) -> Option<String> {
     }
 }
 
-/// Does the handshake. In [`Era::Auto`], `server/discover` is sent first; any answer other than a
-/// modern result, or a timeout, means legacy.
+/// Does the handshake.
 ///
 /// # Errors
-/// [`CallError::Unavailable`] if the link died: after a probe, the caller should restart the
-/// server and treat it as legacy. Also the other errors of [`ServerTransport::call`].
+/// [`CallError::Unavailable`] if the link died: after an attempt in one era, the caller should
+/// restart the server and use the other one. Also the other errors of [`ServerTransport::call`].
 pub(super) async fn perform_handshake(
     link: &dyn ServerTransport,
-    era: Era,
+    approach: Approach,
     handshake_params: &HandshakeParams,
     deadline: Duration,
 ) -> Result<Handshake, CallError> {
-    let handshake = match era {
-        Era::Legacy => initialize(link, handshake_params, deadline).await?,
-        Era::Modern => discover(link, deadline)
+    let handshake = match approach {
+        Approach::Legacy => initialize(link, handshake_params, deadline).await?,
+        Approach::Modern => discover(link, deadline)
             .await?
             .ok_or_else(|| CallError::Misbehaved("it does not speak 2026-07-28".into()))?,
-        Era::Auto => probe(link, handshake_params, PROBE.min(deadline), deadline).await?,
+        Approach::ModernFirst => {
+            probe(link, handshake_params, PROBE.min(deadline), deadline).await?
+        }
+        Approach::LegacyFirst => {
+            legacy_first(link, handshake_params, deadline / 2, deadline).await?
+        }
     };
     link.agreed(handshake.revision);
     if !handshake.revision.is_modern() {
@@ -172,6 +179,41 @@ async fn probe(
             Err(failure) => settled(discovery.await).unwrap_or(Err(failure)),
         },
     }
+}
+
+/// Tries the legacy era, and the modern one if the server refuses that. A server that has not
+/// answered after `patience` may be slow, or ignore `initialize`. So `server/discover` is sent as
+/// well, and the answer to `initialize` still counts.
+async fn legacy_first(
+    link: &dyn ServerTransport,
+    handshake_params: &HandshakeParams,
+    patience: Duration,
+    deadline: Duration,
+) -> Result<Handshake, CallError> {
+    let initialization = initialize(link, handshake_params, deadline);
+    tokio::pin!(initialization);
+    let refused = match tokio::time::timeout(patience, &mut initialization).await {
+        Ok(Err(failure)) if link.dead().is_none() => Some(failure),
+        Ok(handshake) => return handshake,
+        Err(_) => None,
+    };
+    let discovery = discover(link, deadline);
+    tokio::pin!(discovery);
+    let failure = match refused {
+        Some(failure) => failure,
+        None => tokio::select! {
+            biased;
+            handshake = &mut initialization => match handshake {
+                Err(failure) if link.dead().is_none() => failure,
+                handshake => return handshake,
+            },
+            found = &mut discovery => match found {
+                Ok(Some(handshake)) => return Ok(handshake),
+                _ => return initialization.await,
+            },
+        },
+    };
+    discovery.await.ok().flatten().ok_or(failure)
 }
 
 async fn discover(
@@ -237,8 +279,9 @@ mod tests {
     const LEGACY: &str = r#"{"jsonrpc":"2.0","id":2,"result":{"protocolVersion":"2025-06-18"}}"#;
     const REFUSED: &str = r#"{"jsonrpc":"2.0","id":2,"error":{"code":-32022,"message":"?"}}"#;
 
-    /// Handshake with a server that answers after both requests have arrived.
-    async fn slow(answers: &[&str]) -> Result<Revision, CallError> {
+    /// Handshake with a server that answers after both requests have arrived, in the order that this
+    /// approach sends them.
+    async fn slow(approach: Approach, answers: &[&str]) -> Result<Revision, CallError> {
         let (stdin, unrouted) = duplex(1 << 12);
         let (stdout, mut message) = duplex(1 << 12);
         let caps = Caps { bytes: 1 << 12, depth: 8, nodes: 100, keys: 100, object_keys: 100 };
@@ -246,7 +289,11 @@ mod tests {
         let link = StdioTransport::new(stdin, stdout, caps, sink);
         let server = async {
             let mut lines = BufReader::new(unrouted).lines();
-            for method in [Method::DISCOVER, Method::INITIALIZE] {
+            let mut methods = [Method::DISCOVER, Method::INITIALIZE];
+            if approach == Approach::LegacyFirst {
+                methods.reverse();
+            }
+            for method in methods {
                 assert!(lines.next_line().await.unwrap().unwrap().contains(method));
             }
             for answer in answers {
@@ -255,7 +302,15 @@ mod tests {
             (lines, message)
         };
         let handshake_params = HandshakeParams::default();
-        let handshake = probe(&link, &handshake_params, Duration::ZERO, Duration::from_secs(9));
+        let handshake = async {
+            let (patience, deadline) = (Duration::ZERO, Duration::from_secs(9));
+            match approach {
+                Approach::LegacyFirst => {
+                    legacy_first(&link, &handshake_params, patience, deadline).await
+                }
+                _ => probe(&link, &handshake_params, patience, deadline).await,
+            }
+        };
         let (handshake, _open) = tokio::join!(handshake, server);
         handshake.map(|handshake| handshake.revision)
     }
@@ -269,8 +324,28 @@ mod tests {
             (&[UNKNOWN, LEGACY], &legacy),
             (&[LEGACY], &legacy),
         ] {
-            assert_eq!(slow(answers).await, *revision, "{answers:?}");
+            assert_eq!(slow(Approach::ModernFirst, answers).await, *revision, "{answers:?}");
         }
-        assert!(slow(&[UNKNOWN, REFUSED]).await.is_err());
+        assert!(slow(Approach::ModernFirst, &[UNKNOWN, REFUSED]).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn the_legacy_era_counts_first_for_its_clients() {
+        // The ids in the other order.
+        let [legacy, refused] = [LEGACY, REFUSED].map(|text| text.replace("\"id\":2", "\"id\":1"));
+        let [modern, unknown] = [MODERN, UNKNOWN].map(|text| text.replace("\"id\":1", "\"id\":2"));
+        let both = (Ok(Revision::V2026_07_28), Ok(Revision::V2025_06_18));
+        for (answers, revision) in [
+            (&[&legacy, &modern][..], &both.1),
+            (&[&legacy], &both.1),
+            (&[&refused, &modern], &both.0),
+            (&[&modern], &both.0),
+            (&[&unknown, &legacy], &both.1),
+        ] {
+            let answers: Vec<_> = answers.iter().map(|answer| answer.as_str()).collect();
+            assert_eq!(slow(Approach::LegacyFirst, &answers).await, *revision, "{answers:?}");
+        }
+        let neither = [refused.as_str(), unknown.as_str()];
+        assert!(slow(Approach::LegacyFirst, &neither).await.is_err());
     }
 }

@@ -23,7 +23,7 @@ use super::{
     event::{
         Connecting, LaunchDenied, LaunchRequest, Pulling, SecretDelivery, ServerEvent, Started,
     },
-    handshake::{Eras, Handshake, HandshakeParams, perform_handshake},
+    handshake::{Approach, Eras, Handshake, HandshakeParams, perform_handshake},
     http::{Http, Sse},
     image_pull::ImagePull,
     images::{Pinned, Readiness},
@@ -216,53 +216,58 @@ impl Starter {
                 Some(Eras::Both) => self.is_for_legacy(),
                 Some(Eras::Modern) | None => false,
             };
-        let claimed = known && *self.server.eras.read() == Some(Eras::Both);
-        let probe = self.server.settings.era == Era::Auto && !known;
-        let era = match self.server.settings.era {
-            Era::Auto if !probe => Era::Legacy,
-            era => era,
+        let both = *self.server.eras.read() == Some(Eras::Both);
+        let approach = match self.server.settings.era {
+            Era::Legacy => Approach::Legacy,
+            Era::Modern => Approach::Modern,
+            Era::Auto if known && both => {
+                return self.start_legacy_first(launch, warm_process).await;
+            }
+            Era::Auto if known => Approach::Legacy,
+            Era::Auto => Approach::ModernFirst,
         };
-        match self.start_as(launch, era, warm_process).await {
+        let probe = approach == Approach::ModernFirst;
+        match self.start_as(launch, approach, warm_process).await {
             Err((failure, true)) if probe => {
                 let failure = self.server.scrubbed(failure);
                 tracing::debug!(server = %self.server.name, %failure, "server exited during discovery; starting it as a legacy server");
                 self.known_legacy.store(true, Ordering::Relaxed);
-                self.start_as(launch, Era::Legacy, None).await.map_err(|(failure, _)| failure)
+                let started = self.start_as(launch, Approach::Legacy, None).await;
+                started.map_err(|(failure, _)| failure)
             }
-            // The server speaks both eras, and this connection has the other one.
+            // The server may speak both eras, and this connection has the other one.
             Ok(running)
                 if probe
                     && self.is_for_legacy()
                     && self.server.eras_of(&running.handshake) == Eras::Both =>
             {
                 running.stop(GRACE).await;
-                self.start_as_claimed(launch, self.start_as(launch, Era::Legacy, None).await).await
+                self.start_legacy_first(launch, None).await
             }
-            started if claimed => self.start_as_claimed(launch, started).await,
             started => started.map_err(|(failure, _)| failure),
         }
     }
 
-    /// The result of a start in the legacy era, which the server claims to speak beside the modern
-    /// one; if it refused that, of a start in the modern era.
-    async fn start_as_claimed(
+    /// Starts a server of the modern era in the legacy one, or in the modern one if it does not
+    /// speak the legacy one.
+    async fn start_legacy_first(
         &self,
         launch: Launch<'_>,
-        started: Result<Running, (CallError, bool)>,
+        warm_process: Option<SpawnedProcess>,
     ) -> Result<Running, CallError> {
+        let running = match self.start_as(launch, Approach::LegacyFirst, warm_process).await {
+            Err((failure, true)) => {
+                let started = self.start_as(launch, Approach::Modern, None).await;
+                started.map_err(|_| failure)?
+            }
+            started => started.map_err(|(failure, _)| failure)?,
+        };
         // A dedicated instance declares the capabilities of its client, so its failure says nothing
         // about other clients.
-        let failure = match started {
-            Err((failure @ CallError::Misbehaved(_), _)) if self.owner.is_none() => failure,
-            started => return started.map_err(|(failure, _)| failure),
-        };
-        // Only a server that starts in the other era refuses this one.
-        let Ok(running) = self.start_as(launch, Era::Modern, None).await else {
-            return Err(failure);
-        };
-        let failure = self.server.scrubbed(failure);
-        tracing::warn!(server = %self.server.name, %failure, "server does not speak the legacy era that it lists");
-        self.server.refuses_legacy();
+        if running.handshake.revision.is_modern() && self.owner.is_none() {
+            tracing::debug!(server = %self.server.name, "server does not speak the legacy era");
+            self.server.refuses_legacy();
+        }
         Ok(running)
     }
 
@@ -270,7 +275,7 @@ impl Starter {
     async fn start_as(
         &self,
         launch: Launch<'_>,
-        era: Era,
+        approach: Approach,
         warm_process: Option<SpawnedProcess>,
     ) -> Result<Running, (CallError, bool)> {
         let definitions = Arc::new(Definitions::default());
@@ -287,7 +292,7 @@ impl Starter {
         let mut line = line.map_err(|failure| (failure, false))?;
         let handshake = perform_handshake(
             line.link.as_ref(),
-            era,
+            approach,
             &handshake_params,
             self.server.start_timeout(),
         );
@@ -321,7 +326,7 @@ impl Starter {
                 } else if self.owner.is_none() {
                     self.server.discovery.store_handshake(&handshake);
                 }
-                self.server.learn_eras(&handshake, era);
+                self.server.learn_eras(&handshake, approach);
                 let (number, since) = (NUMBERS.fetch_add(1, Ordering::Relaxed), Instant::now());
                 Ok(Running {
                     number,
@@ -558,8 +563,12 @@ impl Starter {
         let link =
             Sse::open(url, &secrets.by(DeliveryMethod::Header), self.server.launcher.caps, sink)
                 .await?;
-        let handshake =
-            perform_handshake(&link, Era::Legacy, handshake_params, self.server.start_timeout());
+        let handshake = perform_handshake(
+            &link,
+            Approach::Legacy,
+            handshake_params,
+            self.server.start_timeout(),
+        );
         let handshake =
             in_turns(Party::Server(self.server.name.clone()), Weight::NONE, handshake).await?;
         self.server.sse.store(true, Ordering::Relaxed);

@@ -15,7 +15,7 @@ use super::{
     call_error::CallError,
     discovery_cache::DiscoveryCache,
     event::ServerEvent,
-    handshake::{Eras, Handshake},
+    handshake::{Approach, Eras, Handshake},
     launcher::Launcher,
     running::Running,
     secret_set::LoadedSecrets,
@@ -105,16 +105,17 @@ impl ServerShared {
         }
     }
 
-    /// Notes the eras that a handshake shows. It was made in this era.
-    pub fn learn_eras(&self, handshake: &Handshake, era: Era) {
+    /// Notes the eras that a handshake shows.
+    pub fn learn_eras(&self, handshake: &Handshake, approach: Approach) {
         let mut eras = self.eras.write();
         // A server of both eras that was addressed in the legacy one still speaks both.
-        if era != Era::Legacy || *eras != Some(Eras::Both) {
+        let legacy = matches!(approach, Approach::Legacy | Approach::LegacyFirst);
+        if !legacy || *eras != Some(Eras::Both) {
             *eras = Some(self.eras_of(handshake));
         }
     }
 
-    /// Notes that the server does not speak the legacy era, although it claims to.
+    /// Notes that the server speaks only the modern era.
     pub fn refuses_legacy(&self) {
         self.only_modern.store(true, Ordering::Relaxed);
         *self.eras.write() = Some(Eras::Modern);

@@ -7,7 +7,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
 
+mod foreign;
 mod listed;
+mod rmcp_server;
 mod suite;
 #[expect(dead_code, reason = "the other tests of the whole gate need more of it")]
 #[path = "../gate/support/mod.rs"]

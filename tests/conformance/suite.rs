@@ -69,6 +69,20 @@ enum Status {
     Info,
 }
 
+impl Check {
+    fn succeeds(&self) -> bool {
+        matches!(self.status, Status::Success | Status::Info)
+    }
+
+    /// What a person needs to know of its failure.
+    fn text(&self) -> String {
+        let mut details = self.details.to_string();
+        details.truncate(details.floor_char_boundary(1500));
+        let message = self.error_message.as_deref().unwrap_or("no message");
+        format!("{:?} ({})\n    {message}\n    {details}", self.status, self.description)
+    }
+}
+
 /// A scenario and the id of a check in it.
 pub type Place = (String, String);
 
@@ -85,13 +99,7 @@ impl Report {
     /// Runs what `revision` requires, and what is reported but not required, against this URL, and
     /// expects what is listed.
     pub async fn expect(url: &str, revision: &str, listed: &Listed) {
-        let mut report = Self::of(url, &["--requirements", revision]).await;
-        let missing: Vec<_> = scenarios(revision)
-            .await
-            .into_iter()
-            .filter(|scenario| !report.checks.contains_key(scenario))
-            .collect();
-        assert!(missing.is_empty(), "{}: not run: {missing:?}\n{}", report.run, report.output);
+        let mut report = Self::of_all(url, revision).await;
         let late = report.unlisted(&listed.failing);
         let why = |check: &Check| check.error_message.clone().unwrap_or_default();
         let late: BTreeMap<_, _> = late
@@ -100,17 +108,88 @@ impl Report {
             .map(|((scenario, id), check)| (scenario, (id, why(check))))
             .collect();
         for (scenario, (id, why)) in late {
-            let told = format!("{}: {scenario} is run again, for its {id}: {why}\n", report.run);
-            // Not by a macro: what those print is not seen where the test passes.
-            std::io::stderr().write_all(told.as_bytes()).unwrap();
-            report.output += &told;
+            report.tell(&format!("{scenario} is run again, for its {id}: {why}"));
             let again = AGAIN.fetch_add(1, Ordering::Relaxed) + 1;
             assert!(again <= MOST_AGAIN, "too many are late:\n{}", report.output);
-            let again = Self::of(url, &["--scenario", &scenario, "--spec-version", revision]).await;
-            report.checks.extend(again.checks);
-            report.output += &again.output;
+            report.run_again(&scenario, url, revision).await;
         }
         report.judge(listed);
+    }
+
+    /// Runs what `revision` requires, and what is reported but not required, against this URL.
+    pub async fn of_all(url: &str, revision: &str) -> Self {
+        let report = Self::of(url, &["--requirements", revision]).await;
+        let missing: Vec<_> = scenarios(revision)
+            .await
+            .into_iter()
+            .filter(|scenario| !report.checks.contains_key(scenario))
+            .collect();
+        assert!(missing.is_empty(), "{}: not run: {missing:?}\n{}", report.run, report.output);
+        report
+    }
+
+    /// Writes a line that is seen where the test passes, too. What macros print is not.
+    pub fn tell(&mut self, line: &str) {
+        let line = format!("{}: {line}\n", self.run);
+        std::io::stderr().write_all(line.as_bytes()).unwrap();
+        self.output += &line;
+    }
+
+    /// Runs the scenarios again that wait for a short time only, and failed.
+    pub async fn run_timed_again(&mut self, url: &str, revision: &str) {
+        for scenario in TIMED {
+            if self.checks.get(scenario).is_some_and(|all| !all.iter().all(Check::succeeds)) {
+                self.tell(&format!("{scenario} is run again"));
+                self.run_again(scenario, url, revision).await;
+            }
+        }
+    }
+
+    /// Replaces the checks of one scenario.
+    pub async fn run_again(&mut self, scenario: &str, url: &str, revision: &str) {
+        let again = Self::of(url, &["--scenario", scenario, "--spec-version", revision]).await;
+        self.checks.extend(again.checks);
+        self.output += &again.output;
+    }
+
+    /// The checks that succeed directly and not here, with text about each. A check that is made
+    /// several times is worse if more of its runs do not succeed.
+    pub fn worse_than(&self, direct: &Self) -> Vec<(Place, String)> {
+        let mut worse = Vec::new();
+        for (scenario, checks) in self.checks.iter().filter(|(name, _)| *name != SKIPPED) {
+            let directly = &direct.checks[scenario];
+            let ids: BTreeSet<_> =
+                checks.iter().chain(directly).map(|check| check.id.as_str()).collect();
+            for id in ids {
+                let here: Vec<_> = checks.iter().filter(|check| check.id == id).collect();
+                let there: Vec<_> = directly.iter().filter(|check| check.id == id).collect();
+                let bad = |all: &[&Check]| all.iter().filter(|check| !check.succeeds()).count();
+                let made = there.iter().any(|check| check.status == Status::Success);
+                // A direct run that fails can end before a check that the proxy's run reaches.
+                let reached = !there.is_empty() || directly.iter().all(Check::succeeds);
+                let text = match here.iter().find(|check| !check.succeeds()) {
+                    Some(failed) if reached && bad(&here) > bad(&there) => failed.text(),
+                    None if here.is_empty()
+                        && made
+                        && bad(&there) == 0
+                        && !OF_STREAMS.contains(&id) =>
+                    {
+                        "not made".into()
+                    }
+                    _ => continue,
+                };
+                worse.push(((scenario.clone(), id.into()), format!("{scenario}:{id}: {text}")));
+            }
+        }
+        worse
+    }
+
+    /// How many checks succeed, and how many fail.
+    pub fn numbers(&self) -> (usize, usize) {
+        let passed = self.checks.values().flatten().filter(|check| {
+            check.status == Status::Success && !OF_STREAMS.contains(&check.id.as_str())
+        });
+        (passed.count(), self.failing().count())
     }
 
     async fn of(url: &str, which: &[&str]) -> Self {
@@ -128,10 +207,9 @@ impl Report {
     fn failing(&self) -> impl Iterator<Item = (Place, &Check)> {
         let all = self.checks.iter().filter(|(scenario, _)| *scenario != SKIPPED);
         all.flat_map(|(scenario, checks)| {
-            let failing = |check: &&Check| !matches!(check.status, Status::Success | Status::Info);
             checks
                 .iter()
-                .filter(failing)
+                .filter(|check| !check.succeeds())
                 .map(move |check| ((scenario.clone(), check.id.clone()), check))
         })
     }
@@ -143,14 +221,7 @@ impl Report {
     fn judge(&self, Listed { succeed, failing: listed }: &Listed) {
         let mut unlisted = String::new();
         for ((scenario, id), check) in self.unlisted(listed) {
-            let mut details = check.details.to_string();
-            details.truncate(details.floor_char_boundary(1500));
-            unlisted += &format!(
-                "\n{:?} {scenario}:{id} ({})\n    {}\n    {details}",
-                check.status,
-                check.description,
-                check.error_message.as_deref().unwrap_or("no message"),
-            );
+            unlisted += &format!("\n{scenario}:{id}: {}", check.text());
         }
         let failing: BTreeSet<_> = self.failing().map(|(place, _)| place).collect();
         let stale: Vec<_> = listed.iter().filter(|listed| !failing.contains(listed)).collect();
@@ -161,10 +232,7 @@ impl Report {
             self.run,
             self.output
         );
-        let passed = self.checks.values().flatten().filter(|check| {
-            check.status == Status::Success && !OF_STREAMS.contains(&check.id.as_str())
-        });
-        let passed = passed.count();
+        let (passed, _) = self.numbers();
         println!("{}: {passed} passed, {} failed", self.run, failing.len());
         assert!(passed >= *succeed, "{}: {passed} passed, and {succeed} did before", self.run);
     }
@@ -204,14 +272,22 @@ async fn scenarios(revision: &str) -> BTreeSet<String> {
     found
 }
 
+fn modules() -> PathBuf {
+    root().join("tests/conformance/suite/node_modules")
+}
+
+/// The Node.js that the suite needs.
+pub fn node() -> PathBuf {
+    let arch = if cfg!(target_arch = "aarch64") { "arm64" } else { "x64" };
+    let node = modules().join(format!("node-linux-{arch}/bin/node"));
+    assert!(node.exists(), "{} is not there: `tests/setup/conformance`", node.display());
+    node
+}
+
 /// Runs the suite's command to its end, and returns its exit code and all that it said.
 async fn conformance(args: &[&str]) -> (Option<i32>, String) {
-    let modules: PathBuf = root().join("tests/conformance/suite/node_modules");
-    let arch = if cfg!(target_arch = "aarch64") { "arm64" } else { "x64" };
-    let node = modules.join(format!("node-linux-{arch}/bin/node"));
-    assert!(node.exists(), "{} is not there: `tests/setup/conformance`", node.display());
-    let mut command = Command::new(node);
-    command.arg(modules.join("@modelcontextprotocol/conformance/dist/index.js")).args(args);
+    let mut command = Command::new(node());
+    command.arg(modules().join("@modelcontextprotocol/conformance/dist/index.js")).args(args);
     command.stdin(Stdio::null()).env_remove("http_proxy").env("NO_COLOR", "1");
     let output = command.kill_on_drop(true).output();
     let output = tokio::time::timeout(PATIENCE, output).await;

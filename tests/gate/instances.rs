@@ -231,7 +231,8 @@ async fn server_of_both_eras_is_called_in_the_clients_era() {
         ("both", "", both),
         ("both", "sharing = \"shared\"", &both[1..]),
         ("both", "era = \"legacy\"", &both[..1]),
-        ("modern", "", &both[1..]),
+        // The legacy era is tried for the legacy client, in a process of its own.
+        ("modern", "", &["2026-07-28"; 2][..]),
         ("legacy", "", &both[..1]),
     ] {
         let gate = Setup::everything(era).and(more).start().await;
@@ -240,7 +241,7 @@ async fn server_of_both_eras_is_called_in_the_clients_era() {
         let modern = Agent::modern(&url, None);
         for agent in [&legacy, &modern] {
             agent.call("test_simple_text", json!({})).await.unwrap();
-            if expected.len() == 2 {
+            if expected == both {
                 // Not translated.
                 let missing = agent.ask("resources/read", json!({ "uri": "test://nothing" })).await;
                 let code = if std::ptr::eq(agent, &modern) { -32602 } else { -32002 };
