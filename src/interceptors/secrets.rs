@@ -3,16 +3,18 @@
 //!
 //! Two kinds are found: formats that a rule knows (`secrets/rules.toml`), and the values of secrets
 //! that the proxy delivers to servers. Strings are scanned decoded, not as JSON text: an escaped
-//! letter hides nothing, nor does one in JSON within a string (`layers`). A redaction changes the
-//! string concerned and leaves every other byte unchanged.
+//! letter hides nothing, nor does one in JSON within a string (`layers`), nor an encoding such as
+//! base64 (`encodings`). A redaction changes the string concerned and leaves every other byte
+//! unchanged.
 //!
 //! In stored or displayed text, values that only their name marks as secret are redacted, too
 //! (`names`, `redactor`). Not in messages, because tools need them.
 //!
 //! INVARIANTS: neither a verdict nor an error contains a secret or a part of one. The size of the
-//! payload bounds the work of a scan; beyond the budget it is a fault.
+//! payload bounds the work of a scan.
 
 mod documents;
+mod encodings;
 mod json_strings;
 mod layers;
 mod named;
@@ -294,7 +296,9 @@ impl Tables {
         let mut exact = Vec::new();
         for secret in known.iter().filter(|_| !is_off(VAULT)) {
             if secret.value.expose().len() >= MIN_KNOWN_BYTES {
-                exact.push((secret.id(), secret.value.expose()));
+                let value = secret.value.expose();
+                exact.push((secret.id(), value.to_owned()));
+                exact.extend(encodings::encoded(value).into_iter().map(|text| (secret.id(), text)));
             } else {
                 tracing::warn!(
                     holder = secret.holder,
@@ -303,6 +307,7 @@ impl Tables {
                 );
             }
         }
+        let exact: Vec<_> = exact.iter().map(|(id, text)| (id.clone(), text.as_str())).collect();
         let scanner = Scanner::new(rules, &exact)?;
         let table = |default: Action| -> Vec<Action> {
             let ids = scanner.ids.iter().enumerate();

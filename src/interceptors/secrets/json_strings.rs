@@ -4,7 +4,8 @@
 use std::{borrow::Cow, fmt::Write as _, ops::Range};
 
 /// Error: the text is not JSON.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the payload is not JSON")]
 pub(super) struct Malformed;
 
 /// Limit of a displayed pointer in characters.

@@ -1,6 +1,7 @@
 //! Rules: parsed from TOML, checked and compiled.
 
 use regex::bytes::{Regex, RegexBuilder};
+use regex_syntax::hir::{Hir, HirKind};
 use serde::Deserialize;
 
 /// Built-in rules.
@@ -8,6 +9,8 @@ pub(super) const BUILT_IN: &str = include_str!("rules.toml");
 
 /// Limit of a compiled rule in bytes.
 const MAX_RULE_BYTES: usize = 4 << 20;
+/// Limit in bytes of the part of a secret whose entropy counts.
+const MAX_ENTROPY_BYTES: usize = 128;
 /// Limit in bytes around a keyword for the longest match of a rule.
 const MAX_REACH_BYTES: usize = 1 << 20;
 
@@ -91,6 +94,8 @@ pub(super) struct Rule {
     /// Length of the shortest match in bytes.
     pub shortest: usize,
     pub regex: Regex,
+    /// Whether the secret is the whole match.
+    pub is_whole: bool,
     entropy: Option<f64>,
     check: Option<Check>,
     unless: Option<Regex>,
@@ -127,14 +132,13 @@ impl Rule {
                 .map_err(|error| illegal(format!("`{key}`: {error}")))
         };
         let regex = compile("regex", &source.regex)?;
-        let properties = regex_syntax::ParserBuilder::new()
+        let hir = regex_syntax::ParserBuilder::new()
             .unicode(false)
             .utf8(false)
             .build()
             .parse(&source.regex)
-            .map(|hir| (hir.properties().minimum_len(), hir.properties().maximum_len()))
             .map_err(|error| illegal(format!("`regex`: {error}")))?;
-        let (shortest, longest) = properties;
+        let (shortest, longest) = (hir.properties().minimum_len(), hir.properties().maximum_len());
         let reach = match (longest, source.reach) {
             (Some(_), Some(_)) => {
                 return Err(illegal("`reach` is only for a regex without a longest match".into()));
@@ -158,6 +162,7 @@ impl Rule {
             after: reach,
             shortest: shortest.unwrap_or(0),
             regex,
+            is_whole: is_whole(&hir),
             entropy: source.entropy,
             check: source.check,
             unless: source.unless.as_deref().map(|p| compile("unless", p)).transpose()?,
@@ -169,6 +174,19 @@ impl Rule {
         self.entropy.is_none_or(|least| entropy(secret) >= least)
             && self.check.is_none_or(|check| check.holds(secret))
             && self.unless.as_ref().is_none_or(|unless| !unless.is_match(secret))
+    }
+}
+
+/// Whether the first group, or its absence, is the whole match: beside it are only assertions.
+fn is_whole(hir: &Hir) -> bool {
+    let is_group = |hir: &Hir| matches!(hir.kind(), HirKind::Capture(_));
+    match hir.kind() {
+        HirKind::Concat(parts) => {
+            let mut rest = parts.iter().filter(|part| !matches!(part.kind(), HirKind::Look(_)));
+            hir.properties().explicit_captures_len() == 0
+                || rest.next().is_some_and(is_group) && rest.next().is_none()
+        }
+        _ => is_group(hir) || hir.properties().explicit_captures_len() == 0,
     }
 }
 
@@ -194,8 +212,9 @@ pub(super) fn base62(mut number: u32) -> [u8; 6] {
     out
 }
 
-/// Shannon entropy in bits per byte.
+/// Shannon entropy in bits per byte, of the first [`MAX_ENTROPY_BYTES`].
 fn entropy(text: &[u8]) -> f64 {
+    let text = text.get(..MAX_ENTROPY_BYTES).unwrap_or(text);
     let mut counts = [0u32; 256];
     for &byte in text {
         counts[usize::from(byte)] += 1;

@@ -1,11 +1,12 @@
 //! Finds secrets in one text: keywords by Aho-Corasick first, then the rule's regex around each of
-//! them.
+//! them; the same in what the text encodes, and in what that encodes.
 
 use std::{collections::HashSet, ops::Range};
 
 use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
 
 use super::{
+    encodings::{Allowance, views},
     layers::Layers,
     rules::{IllegalRules, Rule},
 };
@@ -18,11 +19,43 @@ pub(super) struct Hit {
     pub range: Range<usize>,
 }
 
-/// Remaining budget of a scan: bytes that regexes read.
-pub(super) struct Budget(pub usize);
+/// Remaining budget of a scan. A scan never fails for want of it: it looks less closely.
+pub(super) struct Budget {
+    /// Bytes of rejected matches in which another match is searched. Beyond them, the search
+    /// continues after a rejected match.
+    rejected: usize,
+    /// Bytes that may be decoded.
+    decoded: Allowance,
+    /// Bytes of JSON documents within strings, and of joined lines, for [`Budget::spend`].
+    work: usize,
+}
 
-/// Cost of a byte of a rejected match, whose groups and entropy were checked too.
-const REJECTED_BYTE_COST: usize = 16;
+/// Limit in bytes for a short text, in addition to a multiple of its length.
+const BASE_BYTES: usize = 1 << 20;
+const REJECTED_FACTOR: usize = 4;
+const DECODED_FACTOR: usize = 4;
+const BASE_WORK_BYTES: usize = 16 << 20;
+const WORK_FACTOR: usize = 4;
+/// Limit of encodings within each other.
+const MAX_DEPTH: usize = 3;
+
+impl Budget {
+    /// Budget for a text of that size.
+    pub(super) fn of(bytes: usize) -> Self {
+        let limit = |base: usize, factor: usize| base.saturating_add(bytes.saturating_mul(factor));
+        Self {
+            rejected: limit(BASE_BYTES, REJECTED_FACTOR),
+            decoded: Allowance(limit(BASE_BYTES, DECODED_FACTOR)),
+            work: limit(BASE_WORK_BYTES, WORK_FACTOR),
+        }
+    }
+
+    /// Takes bytes of work beside the scan itself.
+    pub(super) fn spend(&mut self, bytes: usize) -> Result<(), Spent> {
+        self.work = self.work.checked_sub(bytes).ok_or(Spent)?;
+        Ok(())
+    }
+}
 
 /// Error: the budget is used up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,27 +138,45 @@ impl Scanner {
         id >= self.rules.len()
     }
 
-    /// All secrets in the UTF-8 text, including those behind escapes (see [`Layers`]). Ranges begin
-    /// and end between characters and between escapes; they may overlap.
-    pub(super) fn scan(&self, text: &[u8], budget: &mut Budget) -> Result<Vec<Hit>, Spent> {
-        let mut hits = Vec::new();
+    /// All secrets in the UTF-8 text, including those behind escapes (see [`Layers`]) and encodings
+    /// (see [`views`]). Ranges begin and end between characters, and between escapes; they may
+    /// overlap.
+    pub(super) fn scan(&self, text: &[u8], budget: &mut Budget) -> Vec<Hit> {
         if text.len() < self.shortest {
-            return Ok(hits);
+            return Vec::new();
         }
-        let layers = Layers::of(text);
-        for (depth, text) in layers.texts().enumerate() {
-            let found = self.scan_layer(text, budget)?;
-            let mut ranges: Vec<_> = found.iter().map(|hit| hit.range.clone()).collect();
-            layers.locate(depth, &mut ranges);
-            hits.extend(found.into_iter().zip(ranges).map(|(hit, range)| Hit { range, ..hit }));
-        }
+        let mut hits = self.scan_to_depth(text, 0, budget);
         hits.sort_unstable_by_key(|hit| (hit.range.start, hit.range.end, hit.id));
         hits.dedup();
-        Ok(hits)
+        hits
     }
 
-    /// All secrets in the text without resolving escapes.
-    fn scan_layer(&self, text: &[u8], budget: &mut Budget) -> Result<Vec<Hit>, Spent> {
+    fn scan_to_depth(&self, text: &[u8], depth: usize, budget: &mut Budget) -> Vec<Hit> {
+        let mut hits = Vec::new();
+        let layers = Layers::of(text);
+        let last = layers.texts().count() - 1;
+        for (layer, text) in layers.texts().enumerate() {
+            let mut found = self.scan_layer(text, budget);
+            // No encoded text contains a backslash: the last layer has all of them.
+            if layer == last && depth < MAX_DEPTH {
+                for view in views(text, &mut budget.decoded) {
+                    let inner = self.scan_to_depth(&view.text, depth + 1, budget);
+                    found.extend(inner.into_iter().filter_map(|hit| {
+                        let mut range = view.locate(&hit.range)?;
+                        widen(text, &mut range);
+                        Some(Hit { range, ..hit })
+                    }));
+                }
+            }
+            let mut ranges: Vec<_> = found.iter().map(|hit| hit.range.clone()).collect();
+            layers.locate(layer, &mut ranges);
+            hits.extend(found.into_iter().zip(ranges).map(|(hit, range)| Hit { range, ..hit }));
+        }
+        hits
+    }
+
+    /// All secrets in the text without resolving anything.
+    fn scan_layer(&self, text: &[u8], budget: &mut Budget) -> Vec<Hit> {
         let mut hits = Vec::new();
         if let Some(known) = &self.known {
             hits.extend(known.find_iter(text).map(|found| Hit {
@@ -135,13 +186,12 @@ impl Scanner {
         }
         for window in self.windows(text) {
             let Some(rule) = self.rules.get(window.rule) else { continue };
-            budget.0 = budget.0.checked_sub(window.end - window.start).ok_or(Spent)?;
-            search(rule, text, &window, budget, &mut hits)?;
+            search(rule, text, &window, budget, &mut hits);
         }
         for hit in &mut hits {
             widen(text, &mut hit.range);
         }
-        Ok(hits)
+        hits
     }
 
     /// Ranges to try each rule in: around each keyword, with adjacent windows of one rule joined,
@@ -180,36 +230,33 @@ impl Scanner {
 }
 
 /// Tries one rule in one window.
-fn search(
-    rule: &Rule,
-    text: &[u8],
-    window: &Window,
-    budget: &mut Budget,
-    hits: &mut Vec<Hit>,
-) -> Result<(), Spent> {
+fn search(rule: &Rule, text: &[u8], window: &Window, budget: &mut Budget, hits: &mut Vec<Hit>) {
     let seen = text.get(..window.end).unwrap_or(text);
     let mut at = window.start;
-    while let Some(found) = rule.regex.find_at(seen, at) {
+    while at <= seen.len()
+        && let Some(found) = rule.regex.find_at(seen, at)
+    {
         let whole = found.range();
-        let secret = rule
-            .regex
-            .captures_at(seen, whole.start)
-            .and_then(|groups| groups.get(1).map(|group| group.range()))
-            .unwrap_or_else(|| whole.clone());
+        let group = || {
+            let groups = rule.regex.captures_at(seen, whole.start)?;
+            groups.get(1).map(|group| group.range())
+        };
+        let secret = if rule.is_whole { None } else { group() }.unwrap_or_else(|| whole.clone());
         if seen.get(secret.clone()).is_some_and(|secret| rule.accepts(secret)) {
             // The character after a secret may be the one before the next.
             at = secret.end.max(whole.start + 1);
             hits.push(Hit { id: window.rule, range: secret });
-        } else {
-            // A rejected match may hide one that begins within it.
-            budget.0 = budget.0.checked_sub(REJECTED_BYTE_COST * whole.len()).ok_or(Spent)?;
-            at = whole.start + 1;
+            continue;
         }
-        if at > seen.len() {
-            break;
-        }
+        // A rejected match may hide one that begins within it.
+        at = match budget.rejected.checked_sub(whole.len()) {
+            Some(left) => {
+                budget.rejected = left;
+                whole.start + 1
+            }
+            None => whole.end.max(whole.start + 1),
+        };
     }
-    Ok(())
 }
 
 /// Extends a range to character boundaries.

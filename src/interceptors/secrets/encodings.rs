@@ -1,0 +1,681 @@
+//! Decodes the encoded parts of a text.
+//!
+//! A [`View`] is a text with parts decoded, and it maps a range of it back to the original text.
+//! Two kinds of encodings exist:
+//! - A run encodes bytes as a block: base64, base32 and hex, also with gzip, zlib or UTF-16 within.
+//!   A hit in it covers the whole run.
+//! - A unit encodes one character: `%67`, `&#103;`, `=67`, a fullwidth letter, a homoglyph, a
+//!   zero-width space. A hit covers the units that it touches, and the plain text between them.
+//!
+//! The caller decodes views again, up to a depth. [`Allowance`] bounds the decoded bytes.
+
+use std::{borrow::Cow, io::Read, ops::Range, sync::LazyLock};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
+use unicode_normalization::UnicodeNormalization;
+use unicode_security::skeleton;
+
+/// Minimum length in bytes of a base64 run: 15 encoded bytes.
+const MIN_BASE64_BYTES: usize = 20;
+/// Minimum length in bytes of a base32 or hex run.
+const MIN_DIGITS_BYTES: usize = 24;
+/// Length in bytes from which a base64 run is scanned although it does not look like text.
+const LONG_RUN_BYTES: usize = 200;
+/// Minimum length in bytes of a line of base64 that continues on the next line.
+const MIN_WRAPPED_BYTES: usize = 40;
+/// Length in bytes of the plain text that a view has around a unit.
+const CONTEXT_BYTES: usize = 512;
+/// Text between two parts of a view that are not adjacent. No rule matches across it.
+const GAP: &[u8] = b"\0\n";
+
+/// Remaining bytes that may be decoded. Text beyond them is not decoded.
+pub(super) struct Allowance(pub usize);
+
+impl Allowance {
+    /// Takes up to `wanted` bytes.
+    fn take(&mut self, wanted: usize) -> usize {
+        let taken = wanted.min(self.0);
+        self.0 -= taken;
+        taken
+    }
+}
+
+/// Text with parts decoded.
+pub(super) struct View {
+    /// UTF-8, unless a run encodes other bytes.
+    pub text: Vec<u8>,
+    parts: Vec<Part>,
+}
+
+/// Part of a view, up to the next part.
+struct Part {
+    start: usize,
+    raw: Range<usize>,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Plain text, as in the original.
+    Plain,
+    Decoded,
+    Gap,
+}
+
+impl View {
+    /// Range of the original text that covers a range of the view. `None` if the range spans a gap,
+    /// or is cut at one: then the original text has no such text.
+    pub(super) fn locate(&self, range: &Range<usize>) -> Option<Range<usize>> {
+        let first = self.parts.partition_point(|part| part.start <= range.start).checked_sub(1)?;
+        let mut covered: Option<Range<usize>> = None;
+        for (at, part) in self.parts.iter().enumerate().skip(first) {
+            if part.start >= range.end {
+                break;
+            }
+            let end = self.parts.get(at + 1).map_or(self.text.len(), |next| next.start);
+            let raw = match part.kind {
+                Kind::Gap => return None,
+                Kind::Decoded => part.raw.clone(),
+                Kind::Plain => {
+                    let is_gap = |at: Option<usize>| {
+                        at.and_then(|at| self.parts.get(at)).is_some_and(|p| p.kind == Kind::Gap)
+                    };
+                    let from = range.start.max(part.start);
+                    let to = range.end.min(end);
+                    let cut_before = from == part.start && is_gap(at.checked_sub(1));
+                    if cut_before || to == end && is_gap(Some(at + 1)) {
+                        return None;
+                    }
+                    part.raw.start + (from - part.start)..part.raw.start + (to - part.start)
+                }
+            };
+            covered = Some(match covered {
+                Some(all) => all.start.min(raw.start)..all.end.max(raw.end),
+                None => raw,
+            });
+        }
+        covered
+    }
+}
+
+/// View under construction.
+struct Builder<'a> {
+    raw: &'a [u8],
+    view: View,
+    /// Position in the original after the last part.
+    at: usize,
+}
+
+impl<'a> Builder<'a> {
+    fn new(raw: &'a [u8]) -> Self {
+        Self { raw, view: View { text: Vec::new(), parts: Vec::new() }, at: 0 }
+    }
+
+    fn push(&mut self, raw: Range<usize>, text: &[u8], kind: Kind) {
+        self.view.parts.push(Part { start: self.view.text.len(), raw, kind });
+        self.view.text.extend_from_slice(text);
+    }
+
+    fn plain(&mut self, raw: Range<usize>) {
+        if let Some(text) = self.raw.get(raw.clone()).filter(|text| !text.is_empty()) {
+            self.push(raw, text, Kind::Plain);
+        }
+    }
+
+    /// Adds a unit, with its context.
+    fn unit(&mut self, raw: Range<usize>, text: &[u8]) {
+        let end = raw.end;
+        let before = raw.start.saturating_sub(CONTEXT_BYTES);
+        if before <= self.at.saturating_add(CONTEXT_BYTES) {
+            self.plain(self.at.min(raw.start)..raw.start);
+        } else {
+            if !self.view.parts.is_empty() {
+                self.plain(self.at..self.at + CONTEXT_BYTES);
+            }
+            self.push(before..before, GAP, Kind::Gap);
+            self.plain(before..raw.start);
+        }
+        self.push(raw, text, Kind::Decoded);
+        self.at = end;
+    }
+
+    /// Adds a run, without context.
+    fn run(&mut self, raw: Range<usize>, text: &[u8]) {
+        self.push(raw.clone(), text, Kind::Decoded);
+        self.push(raw.end..raw.end, GAP, Kind::Gap);
+    }
+
+    /// View, if anything was decoded.
+    fn finish(mut self, is_units: bool) -> Option<View> {
+        if self.view.parts.is_empty() {
+            return None;
+        }
+        if is_units {
+            let end = (self.at + CONTEXT_BYTES).min(self.raw.len());
+            self.plain(self.at..end);
+            if end < self.raw.len() {
+                self.push(end..end, GAP, Kind::Gap);
+            }
+        }
+        Some(self.view)
+    }
+}
+
+/// Every view of a text.
+pub(super) fn views(text: &[u8], left: &mut Allowance) -> Vec<View> {
+    let mut all = Vec::new();
+    for view in [runs, characters, quoted_printable] {
+        if left.0 == 0 {
+            break;
+        }
+        all.extend(view(text, left));
+    }
+    all
+}
+
+/// Base64 and hex of a secret that is too short for a run: at each of the three places that its
+/// first byte can have in a group, without the digits that it shares with its neighbours.
+pub(super) fn encoded(secret: &str) -> Vec<String> {
+    if secret.len() > MIN_BASE64_BYTES {
+        return Vec::new();
+    }
+    let hex: String = secret.bytes().map(|byte| format!("{byte:02x}")).collect();
+    let mut all = vec![STANDARD_NO_PAD.encode(secret), hex.to_uppercase(), hex];
+    for shift in 0..3 {
+        let digits = STANDARD_NO_PAD.encode([&vec![0; shift], secret.as_bytes()].concat());
+        let whole = (shift + secret.len()) * 8 / 6;
+        all.extend(digits.get((shift * 8).div_ceil(6)..whole).map(str::to_owned));
+    }
+    let url = |text: &String| text.replace('+', "-").replace('/', "_");
+    all.extend(all.iter().map(url).collect::<Vec<_>>());
+    all.sort_unstable();
+    all.dedup();
+    all
+}
+
+/// Class of a byte in encoded text, as bits.
+const BASE64: u8 = 1;
+const HEX: u8 = 2;
+const BASE32: u8 = 4;
+const UPPER: u8 = 8;
+const LOWER: u8 = 16;
+
+/// Classes of all bytes.
+static CLASSES: [u8; 256] = {
+    let mut classes = [0; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        let b = byte as u8;
+        if b.is_ascii_alphanumeric() || matches!(b, b'+' | b'/' | b'-' | b'_') {
+            classes[byte] |= BASE64;
+        }
+        if b.is_ascii_hexdigit() {
+            classes[byte] |= HEX;
+        }
+        if b.is_ascii_uppercase() {
+            classes[byte] |= UPPER;
+        }
+        if b.is_ascii_lowercase() {
+            classes[byte] |= LOWER;
+        }
+        if b.is_ascii_uppercase() || matches!(b, b'2'..=b'7') {
+            classes[byte] |= BASE32;
+        }
+        byte += 1;
+    }
+    classes
+};
+
+fn class(byte: u8) -> u8 {
+    CLASSES.get(usize::from(byte)).copied().unwrap_or(0)
+}
+
+/// Position of the first byte from `at` that base64 does not have.
+fn run_end(text: &[u8], at: usize) -> usize {
+    let rest = text.get(at..).unwrap_or_default();
+    at + rest.iter().position(|b| class(*b) & BASE64 == 0).unwrap_or(rest.len())
+}
+
+/// View of all runs. Looks at every twentieth byte first: text of short words costs little.
+fn runs(text: &[u8], left: &mut Allowance) -> Option<View> {
+    let mut builder = Builder::new(text);
+    let mut from = 0;
+    while let Some(&probe) = text.get(from + MIN_BASE64_BYTES - 1) {
+        let last = from + MIN_BASE64_BYTES - 1;
+        if class(probe) & BASE64 == 0 {
+            from = last + 1;
+            continue;
+        }
+        let before = text.get(from..last).unwrap_or_default();
+        if let Some(stop) = before.iter().rposition(|b| class(*b) & BASE64 == 0) {
+            from += stop + 1;
+            continue;
+        }
+        let mut run = from..run_end(text, last);
+        let first = run.len();
+        // Lines of one length belong together, and a shorter one after them.
+        let mut wrapped = false;
+        while first >= MIN_WRAPPED_BYTES
+            && let Some(next) = next_line(text, run.end)
+        {
+            let end = run_end(text, next);
+            if end == next || end - next > first {
+                break;
+            }
+            wrapped = true;
+            run.end = end;
+            if end - next < first {
+                break;
+            }
+        }
+        from = run.end;
+        while text.get(run.end) == Some(&b'=') && run.end - from < 6 {
+            run.end += 1;
+        }
+        from = run.end;
+        if left.0 == 0 {
+            break;
+        }
+        let raw = text.get(run.clone()).unwrap_or_default();
+        let joined: Cow<'_, [u8]> = match wrapped {
+            true => raw.iter().copied().filter(|b| !b.is_ascii_whitespace()).collect(),
+            false => raw.into(),
+        };
+        run_of(&joined, |decoded| {
+            let decoded = unpack(decoded, left);
+            let length = left.take(decoded.len());
+            builder.run(run.clone(), decoded.get(..length).unwrap_or_default());
+        });
+    }
+    builder.finish(false)
+}
+
+/// Start of the next line if the text at this position ends a line.
+fn next_line(text: &[u8], at: usize) -> Option<usize> {
+    let rest = text.get(at..)?;
+    let rest = rest.strip_prefix(b"\r").unwrap_or(rest).strip_prefix(b"\n")?;
+    Some(text.len() - rest.trim_ascii_start().len())
+}
+
+/// Calls `each` with everything that a run may encode.
+fn run_of(run: &[u8], mut each: impl FnMut(&[u8])) {
+    let body = run.trim_ascii_end();
+    let padding = body.iter().rev().take_while(|b| **b == b'=').count();
+    let body = body.get(..body.len() - padding).unwrap_or_default();
+    let all = |text: &[u8], bit: u8| text.iter().all(|b| class(*b) & bit != 0);
+    if let Some(digits) = body.split(|b| matches!(b, b'-' | b'_' | b'/')).max_by_key(|p| p.len())
+        && digits.len() >= MIN_DIGITS_BYTES
+    {
+        if all(digits, HEX) {
+            each(&bits(digits, 4, |b| (b as char).to_digit(16).map(|v| v as u8)));
+            // A digest, or one behind a prefix, is not base64.
+            if digits.len() == body.len() {
+                return;
+            }
+        } else if all(digits, BASE32) || all_lower_base32(digits) {
+            each(&bits(digits, 5, |b| match b.to_ascii_uppercase() {
+                b @ b'A'..=b'Z' => Some(b - b'A'),
+                b @ b'2'..=b'7' => Some(b - b'2' + 26),
+                _ => None,
+            }));
+        }
+    }
+    let seen = body.iter().fold(0, |seen, b| seen | class(*b));
+    if body.len() < MIN_BASE64_BYTES || seen & UPPER == 0 || seen & LOWER == 0 {
+        return;
+    }
+    // Other text in front of the encoded one shifts its groups of four.
+    for shift in 0..4 {
+        let body = body.get(shift..).unwrap_or_default();
+        let is_long = shift == 0 && body.len() >= LONG_RUN_BYTES;
+        if !is_long && !sampled(body) {
+            continue;
+        }
+        each(&bits(body, 6, base64_digit));
+    }
+}
+
+/// Whether the start, the middle or the end of a base64 text decodes to text, or its start to a
+/// known format.
+fn sampled(body: &[u8]) -> bool {
+    let part = |from: usize| {
+        let mut bytes = [0; 24];
+        let mut length = 0;
+        let groups = body.get(from / 4 * 4..).unwrap_or_default().chunks_exact(4).take(8);
+        for (group, out) in groups.zip(bytes.chunks_exact_mut(3)) {
+            let bits = group
+                .iter()
+                .fold(0, |bits, b| bits << 6 | u32::from(base64_digit(*b).unwrap_or_default()));
+            out.copy_from_slice(bits.to_be_bytes().get(1..).unwrap_or_default());
+            length += 3;
+        }
+        (bytes, length)
+    };
+    let is_text = |(bytes, length): ([u8; 24], usize)| {
+        bytes.get(..length).is_some_and(|bytes| !bytes.is_empty() && looks_like_text(bytes))
+    };
+    is_packed(&part(0).0)
+        || is_text(part(0))
+        || is_text(part(body.len() / 2))
+        || is_text(part(body.len().saturating_sub(32)))
+}
+
+fn is_packed(bytes: &[u8]) -> bool {
+    match bytes {
+        [0x1f, 0x8b, 8, ..] => true,
+        [0x78, flags @ (0x01 | 0x5e | 0x9c | 0xda), ..] => {
+            (0x7800 + u32::from(*flags)).is_multiple_of(31)
+        }
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => true,
+        _ => false,
+    }
+}
+
+/// Whether at least two of three bytes are printable, or every second one is zero.
+fn looks_like_text(bytes: &[u8]) -> bool {
+    let printable =
+        bytes.iter().filter(|b| matches!(b, b' '..=b'~' | b'\n' | b'\r' | b'\t')).count();
+    3 * printable >= 2 * bytes.len() || is_utf16(bytes)
+}
+
+fn is_utf16(bytes: &[u8]) -> bool {
+    let zeros = bytes.iter().filter(|b| **b == 0).count();
+    bytes.len() >= 8 && 5 * zeros >= 2 * bytes.len()
+}
+
+fn all_lower_base32(text: &[u8]) -> bool {
+    text.iter().all(|b| matches!(b, b'a'..=b'z' | b'2'..=b'7'))
+        && text.iter().any(u8::is_ascii_digit)
+}
+
+fn base64_digit(byte: u8) -> Option<u8> {
+    Some(match byte {
+        b'A'..=b'Z' => byte - b'A',
+        b'a'..=b'z' => byte - b'a' + 26,
+        b'0'..=b'9' => byte - b'0' + 52,
+        b'+' | b'-' => 62,
+        b'/' | b'_' => 63,
+        _ => return None,
+    })
+}
+
+/// Bytes of a text whose characters are digits of `width` bits. Unlike a strict decoder, accepts
+/// both alphabets of base64 in one text, and bits after the last byte.
+fn bits(text: &[u8], width: u32, digit: impl Fn(u8) -> Option<u8>) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len());
+    let (mut bits, mut held) = (0_u32, 0_u32);
+    for &byte in text {
+        let Some(value) = digit(byte) else { break };
+        bits = bits << width | u32::from(value);
+        held += width;
+        if held >= 8 {
+            held -= 8;
+            out.push((bits >> held) as u8);
+        }
+    }
+    out
+}
+
+/// Content of gzip, zlib or UTF-16; other bytes as they are. What a broken archive has before its
+/// fault counts.
+fn unpack<'a>(bytes: &'a [u8], left: &Allowance) -> Cow<'a, [u8]> {
+    let limit = left.0 as u64;
+    let mut out = Vec::new();
+    // An error leaves the text before it.
+    match bytes {
+        [0x1f, 0x8b, ..] if is_packed(bytes) => {
+            let _ = flate2::read::MultiGzDecoder::new(bytes).take(limit).read_to_end(&mut out);
+        }
+        [0x78, ..] if is_packed(bytes) => {
+            let _ = flate2::read::ZlibDecoder::new(bytes).take(limit).read_to_end(&mut out);
+        }
+        _ => {}
+    }
+    let bytes = if out.is_empty() { Cow::Borrowed(bytes) } else { Cow::Owned(out) };
+    match utf16(&bytes) {
+        Some(text) => Cow::Owned(text.into_bytes()),
+        None => bytes,
+    }
+}
+
+/// Text of bytes in UTF-16, with a byte order mark or without.
+fn utf16(bytes: &[u8]) -> Option<String> {
+    let (big, body) = match bytes {
+        [0xfe, 0xff, body @ ..] => (true, body),
+        [0xff, 0xfe, body @ ..] => (false, body),
+        _ => {
+            let zeros = bytes.get(..bytes.len().min(64)).filter(|start| is_utf16(start))?;
+            (zeros.first() == Some(&0), bytes)
+        }
+    };
+    let units = body.chunks_exact(2).map(|pair| match *pair {
+        [a, b] if big => u16::from_be_bytes([a, b]),
+        [a, b] => u16::from_le_bytes([a, b]),
+        _ => 0,
+    });
+    Some(char::decode_utf16(units).map(|c| c.unwrap_or(char::REPLACEMENT_CHARACTER)).collect())
+}
+
+/// View with percent escapes, HTML entities and characters other than ASCII resolved.
+fn characters(text: &[u8], left: &mut Allowance) -> Option<View> {
+    let is_plain = text.is_ascii() && memchr::memchr(0, text).is_none();
+    let unicode = if is_plain { None } else { std::str::from_utf8(text).ok() };
+    let mut builder = Builder::new(text);
+    let mut at = 0;
+    let mut word = Word::default();
+    while left.0 > builder.view.text.len() {
+        let rest = text.get(at..).unwrap_or_default();
+        let next = match unicode {
+            None => memchr::memchr2(b'%', b'&', rest),
+            Some(_) => {
+                rest.iter().position(|b| matches!(b, b'%' | b'&') || *b == 0 || !b.is_ascii())
+            }
+        };
+        let Some(next) = next else { break };
+        at += next;
+        let rest = rest.get(next..).unwrap_or_default();
+        let mut buffer = [0; 4];
+        match rest {
+            [b'%', digits @ ..] => match hex_byte(digits) {
+                Some(byte) => {
+                    builder.unit(at..at + 3, &[byte]);
+                    at += 3;
+                }
+                None => at += 1,
+            },
+            [b'&', ..] => match entity(rest) {
+                Some((len, c)) => {
+                    builder.unit(at..at + len, c.encode_utf8(&mut buffer).as_bytes());
+                    at += len;
+                }
+                None => at += 1,
+            },
+            [0, ..] => {
+                builder.unit(at..at + 1, &[]);
+                at += 1;
+            }
+            _ => {
+                let c = unicode.and_then(|text| text.get(at..)).and_then(|t| t.chars().next());
+                let Some(c) = c else { break };
+                if let Some(plain) = plain_form(c, || word.has_ascii(text, at)) {
+                    builder.unit(at..at + c.len_utf8(), plain.as_bytes());
+                }
+                at += c.len_utf8();
+            }
+        }
+    }
+    let view = builder.finish(true)?;
+    left.take(view.text.len());
+    Some(view)
+}
+
+/// The last word examined, so that each is examined once.
+#[derive(Default)]
+struct Word {
+    end: usize,
+    has_ascii: bool,
+}
+
+impl Word {
+    /// Whether the word at a position has ASCII letters or digits.
+    fn has_ascii(&mut self, text: &[u8], at: usize) -> bool {
+        if at >= self.end {
+            let is_end = |b: &u8| b.is_ascii() && !b.is_ascii_graphic();
+            let (before, after) = text.split_at(at.min(text.len()));
+            let before = before.iter().rev().take(64).take_while(|b| !is_end(b));
+            let length = after.iter().position(|b| is_end(b)).unwrap_or(after.len());
+            let mut word = before.chain(after.get(..length).unwrap_or_default());
+            *self = Self { end: at + length, has_ascii: word.any(u8::is_ascii_alphanumeric) };
+        }
+        self.has_ascii
+    }
+}
+
+/// ASCII text that a character is shown as, or nothing for one that is not shown. `None` for other
+/// characters. A letter of another script counts only in a word with ASCII
+/// letters or digits: other words are words of a language.
+fn plain_form(c: char, in_ascii_word: impl FnOnce() -> bool) -> Option<Cow<'static, str>> {
+    if is_invisible(c) {
+        return Some("".into());
+    }
+    if let tag @ 0xe_0020..=0xe_007e = u32::from(c) {
+        return char::from_u32(tag - 0xe_0000).map(|c| c.to_string().into());
+    }
+    // Typographic quotes and dots are in no token, and in much text.
+    let ascii = |text: String| {
+        let counts = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
+        let is_wide = matches!(c, '\u{ff01}'..='\u{ff5e}');
+        (text.is_ascii() && (is_wide || text.contains(counts))).then(|| text.into())
+    };
+    let folded = std::iter::once(c).nfkc().collect::<String>();
+    ascii(folded).or_else(|| {
+        let mut buffer = [0; 4];
+        let shown: String = skeleton(c.encode_utf8(&mut buffer)).collect();
+        // To Unicode, a capital I and a small L look alike. Tokens distinguish them.
+        let shown = if shown == "l" && c.is_uppercase() { "I".to_owned() } else { shown };
+        ascii(shown).filter(|_| in_ascii_word())
+    })
+}
+
+/// Whether a character takes no room: zero-width characters, soft hyphens, joiners, marks of
+/// direction, variation selectors, fillers.
+fn is_invisible(c: char) -> bool {
+    matches!(
+        c,
+        '\u{ad}'
+            | '\u{34f}'
+            | '\u{61c}'
+            | '\u{115f}'
+            | '\u{1160}'
+            | '\u{17b4}'
+            | '\u{17b5}'
+            | '\u{180b}'..='\u{180f}'
+            | '\u{200b}'..='\u{200f}'
+            | '\u{202a}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}'
+            | '\u{3164}'
+            | '\u{fe00}'..='\u{fe0f}'
+            | '\u{feff}'
+            | '\u{ffa0}'
+            | '\u{fff9}'..='\u{fffb}'
+            | '\u{1d173}'..='\u{1d17a}'
+            | '\u{e0001}'
+            | '\u{e007f}'
+            | '\u{e0100}'..='\u{e01ef}'
+    )
+}
+
+fn hex_byte(digits: &[u8]) -> Option<u8> {
+    let digit = |at: usize| digits.get(at).and_then(|b| (*b as char).to_digit(16));
+    u8::try_from(digit(0)? * 16 + digit(1)?).ok()
+}
+
+/// HTML entity at the start of a text: its length, and its character. Numeric ones, and the names
+/// of ASCII punctuation.
+fn entity(text: &[u8]) -> Option<(usize, char)> {
+    const NAMES: [(&str, char); 30] = [
+        ("amp", '&'),
+        ("lt", '<'),
+        ("gt", '>'),
+        ("quot", '"'),
+        ("apos", '\''),
+        ("nbsp", ' '),
+        ("lowbar", '_'),
+        ("UnderBar", '_'),
+        ("hyphen", '-'),
+        ("dash", '-'),
+        ("shy", '\u{ad}'),
+        ("zwnj", '\u{200c}'),
+        ("zwj", '\u{200d}'),
+        ("colon", ':'),
+        ("semi", ';'),
+        ("period", '.'),
+        ("comma", ','),
+        ("sol", '/'),
+        ("bsol", '\\'),
+        ("plus", '+'),
+        ("equals", '='),
+        ("commat", '@'),
+        ("num", '#'),
+        ("percnt", '%'),
+        ("dollar", '$'),
+        ("excl", '!'),
+        ("Tab", '\t'),
+        ("NewLine", '\n'),
+        ("lpar", '('),
+        ("rpar", ')'),
+    ];
+    let name = text.get(1..text.len().min(12))?;
+    let name = name.get(..memchr::memchr(b';', name)?)?;
+    let name = std::str::from_utf8(name).ok()?;
+    let c = match name.strip_prefix('#') {
+        Some(number) => {
+            let code = match number.strip_prefix(['x', 'X']) {
+                Some(digits) => u32::from_str_radix(digits, 16),
+                None => number.parse(),
+            };
+            char::from_u32(code.ok()?)?
+        }
+        None => NAMES.iter().find(|(known, _)| *known == name)?.1,
+    };
+    Some((name.len() + 2, c))
+}
+
+/// Text that only quoted-printable has.
+static QUOTED_PRINTABLE: LazyLock<Option<regex::bytes::Regex>> = LazyLock::new(|| {
+    // Literal: it compiles, as its test shows.
+    regex::bytes::Regex::new(r"=3D|=[ \t]*\r?\n|(?:=[0-9A-Fa-f]{2}){2}").ok()
+});
+
+/// View with quoted-printable decoded.
+fn quoted_printable(text: &[u8], left: &mut Allowance) -> Option<View> {
+    memchr::memchr(b'=', text)?;
+    if !QUOTED_PRINTABLE.as_ref()?.is_match(text) {
+        return None;
+    }
+    let mut builder = Builder::new(text);
+    let mut at = 0;
+    while left.0 > builder.view.text.len()
+        && let Some(next) = text.get(at..).and_then(|rest| memchr::memchr(b'=', rest))
+    {
+        at += next;
+        let rest = text.get(at + 1..).unwrap_or_default();
+        let blanks = rest.iter().take(8).take_while(|b| matches!(b, b' ' | b'\t')).count();
+        let unit = match (hex_byte(rest), rest.get(blanks..)) {
+            (Some(byte), _) => Some((3, vec![byte])),
+            (None, Some([b'\r', b'\n', ..])) => Some((blanks + 3, Vec::new())),
+            (None, Some([b'\n', ..])) => Some((blanks + 2, Vec::new())),
+            _ => None,
+        };
+        match unit {
+            Some((len, value)) => {
+                builder.unit(at..at + len, &value);
+                at += len;
+            }
+            None => at += 1,
+        }
+    }
+    let view = builder.finish(true)?;
+    left.take(view.text.len());
+    Some(view)
+}
