@@ -6,7 +6,7 @@ use std::{collections::HashSet, ops::Range};
 use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
 
 use super::{
-    encodings::{Allowance, views},
+    encodings::{Allowance, View, lines, views},
     layers::Layers,
     rules::{IllegalRules, Rule},
 };
@@ -159,14 +159,26 @@ impl Scanner {
             let mut found = self.scan_layer(text, budget);
             // No encoded text contains a backslash: the last layer has all of them.
             if layer == last && depth < MAX_DEPTH {
+                let in_view = |view: &View, budget: &mut Budget| {
+                    let mut inner = self.scan_to_depth(&view.text, depth + 1, budget);
+                    inner.retain_mut(|hit| match view.locate(&hit.range) {
+                        Some(range) => {
+                            hit.range = range;
+                            widen(text, &mut hit.range);
+                            true
+                        }
+                        None => false,
+                    });
+                    inner
+                };
+                let joined = lines(text, &mut budget.decoded);
+                let joined = joined.map(|view| in_view(&view, budget)).unwrap_or_default();
                 for view in views(text, &mut budget.decoded) {
-                    let inner = self.scan_to_depth(&view.text, depth + 1, budget);
-                    found.extend(inner.into_iter().filter_map(|hit| {
-                        let mut range = view.locate(&hit.range)?;
-                        widen(text, &mut range);
-                        Some(Hit { range, ..hit })
-                    }));
+                    found.extend(in_view(&view, budget));
                 }
+                // A secret that ends with its line does not continue on the next one.
+                let known = merged(&found);
+                found.extend(joined.into_iter().filter(|hit| !overlaps(&known, &hit.range)));
             }
             let mut ranges: Vec<_> = found.iter().map(|hit| hit.range.clone()).collect();
             layers.locate(layer, &mut ranges);
@@ -257,6 +269,26 @@ fn search(rule: &Rule, text: &[u8], window: &Window, budget: &mut Budget, hits: 
             None => whole.end.max(whole.start + 1),
         };
     }
+}
+
+/// Ranges of hits, in order and disjoint.
+fn merged(hits: &[Hit]) -> Vec<Range<usize>> {
+    let mut ranges: Vec<_> = hits.iter().map(|hit| hit.range.clone()).collect();
+    ranges.sort_unstable_by_key(|range| range.start);
+    ranges.dedup_by(|next, last| {
+        let joined = next.start < last.end;
+        if joined {
+            last.end = last.end.max(next.end);
+        }
+        joined
+    });
+    ranges
+}
+
+/// Whether a range overlaps any of these, which are in order and disjoint.
+fn overlaps(ranges: &[Range<usize>], range: &Range<usize>) -> bool {
+    let next = ranges.get(ranges.partition_point(|known| known.end <= range.start));
+    next.is_some_and(|known| known.start < range.end)
 }
 
 /// Extends a range to character boundaries.

@@ -83,7 +83,7 @@ fn quoted_printable(text: &str) -> String {
 }
 
 fn image(text: &str) -> Vec<u8> {
-    let noise = |factor: u32| (0..400_u32).map(move |i| (i * i * factor >> 3) as u8);
+    let noise = |factor: u32| (0..400_u32).map(move |i| ((i * i * factor) >> 3) as u8);
     let head = b"\x89PNG\r\n\x1a\n".iter().copied().chain(noise(7));
     head.chain(b"tEXtComment\0".iter().copied()).chain(text.bytes()).chain(noise(5)).collect()
 }
@@ -170,6 +170,31 @@ async fn encoded_secret_is_redacted_as_a_whole() {
         assert_eq!(replacement(&verdict), json!({ "text": redacted }).to_string());
         let verdict = request(&secrets, &json!({ "text": text }).to_string()).await;
         assert!(matches!(verdict.decision, Decision::Refuse(_)), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn secret_in_two_lines_is_redacted() {
+    let secrets = secrets(&Config::default());
+    let token = token();
+    let (first, last) = token.split_at(25);
+    let mark = "[redacted:github-token]";
+    for (text, redacted) in [
+        (format!("a {first}\n{last} b"), format!("a {mark} b")),
+        (format!("k = \"{first}\" +\r\n    \"{last}\";"), format!("k = \"{mark}\";")),
+        (format!("# {first}\\\n# {last}\n"), format!("# {mark}\n")),
+        // A secret before a line break is complete.
+        (
+            format!("{token}\nnext-line-with-a-long-word"),
+            format!("{mark}\nnext-line-with-a-long-word"),
+        ),
+        (
+            format!("glpat-{}\nnext_line_of_one_word", made("{base62:20}")),
+            "[redacted:gitlab-token]\nnext_line_of_one_word".into(),
+        ),
+    ] {
+        let verdict = response(&secrets, &json!({ "text": text }).to_string()).await;
+        assert_eq!(replacement(&verdict), json!({ "text": redacted }).to_string());
     }
 }
 
