@@ -5,11 +5,18 @@
 //! - A run encodes bytes as a block: base64, base32 and hex, also with gzip, zlib or UTF-16 within.
 //!   A hit in it covers the whole run.
 //! - A unit encodes one character: `%67`, `&#103;`, `=67`, a fullwidth letter, a homoglyph, a
-//!   zero-width space. A hit covers the units that it touches, and the plain text between them.
+//!   zero-width space. The view has the whole text, because a secret may be of any length. A hit
+//!   covers the units that it touches, and the plain text between them.
 //!
-//! The caller decodes views again, up to a depth. [`Allowance`] bounds the decoded bytes.
+//! The caller decodes views again, up to a depth. [`Allowance`] bounds the decoded bytes of a
+//! message.
 
-use std::{borrow::Cow, io::Read, ops::Range, sync::LazyLock};
+use std::{
+    borrow::Cow,
+    io::Read,
+    ops::Range,
+    sync::{LazyLock, OnceLock},
+};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
 use unicode_normalization::UnicodeNormalization;
@@ -23,20 +30,58 @@ const MIN_DIGITS_BYTES: usize = 24;
 const LONG_RUN_BYTES: usize = 200;
 /// Minimum length in bytes of a line of base64 that continues on the next line.
 const MIN_WRAPPED_BYTES: usize = 40;
-/// Length in bytes of the plain text that a view has around a unit.
-const CONTEXT_BYTES: usize = 512;
 /// Text between two parts of a view that are not adjacent. No rule matches across it.
 const GAP: &[u8] = b"\0\n";
 
-/// Remaining bytes that may be decoded. Text beyond them is not decoded.
-pub(super) struct Allowance(pub usize);
+/// Decoded bytes that a message may cost. Every text of the message earns its share when its scan
+/// begins, so no text uses up the share of a later one.
+#[derive(Default)]
+pub(super) struct Allowance {
+    left: usize,
+    /// Bytes decoded so far.
+    pub spent: usize,
+}
+
+/// Decoded bytes of a message, in addition to [`DECODED_FACTOR`] times its texts.
+const BASE_DECODED_BYTES: usize = 64 << 10;
+const DECODED_FACTOR: usize = 6;
+/// Decoded bytes for each byte of a text that one run cannot take from the runs behind it.
+const RESERVED_FACTOR: usize = 3;
+/// Cost in bytes of a decompression, whatever it yields, or [`UNPACK_FACTOR`] times the run if that is
+/// less: what a run earns is enough for a short content.
+const UNPACK_BYTES: usize = 1 << 10;
+const UNPACK_FACTOR: usize = 4;
 
 impl Allowance {
+    pub(super) fn new() -> Self {
+        Self { left: BASE_DECODED_BYTES, spent: 0 }
+    }
+
+    /// Adds the share of a text of the message.
+    pub(super) fn earn(&mut self, bytes: usize) {
+        self.left = self.left.saturating_add(bytes.saturating_mul(DECODED_FACTOR));
+    }
+
     /// Takes up to `wanted` bytes.
-    fn take(&mut self, wanted: usize) -> usize {
-        let taken = wanted.min(self.0);
-        self.0 -= taken;
+    pub(super) fn take(&mut self, wanted: usize) -> usize {
+        let taken = wanted.min(self.left);
+        self.left -= taken;
+        self.spent += taken;
         taken
+    }
+
+    /// How often a text of that size can be decoded.
+    pub(super) fn times(&self, bytes: usize) -> usize {
+        self.left / bytes.max(1)
+    }
+
+    /// Does some work with an equal share of what is left for `parts` such works.
+    pub(super) fn share<T>(&mut self, parts: usize, work: impl FnOnce(&mut Self) -> T) -> T {
+        let aside = self.left - self.left / parts.max(1);
+        self.left -= aside;
+        let done = work(self);
+        self.left += aside;
+        done
     }
 }
 
@@ -63,8 +108,16 @@ enum Kind {
 }
 
 impl View {
-    /// Range of the original text that covers a range of the view. `None` if the range spans a gap,
-    /// or is cut at one: then the original text has no such text.
+    /// Whether a range of the view has or touches a decoded part.
+    pub(super) fn is_decoded(&self, range: &Range<usize>) -> bool {
+        let first = self.parts.partition_point(|part| part.start < range.start).saturating_sub(1);
+        let touching = self.parts.get(first..).unwrap_or_default().iter();
+        let mut touching = touching.take_while(|part| part.start <= range.end);
+        touching.any(|part| part.kind == Kind::Decoded)
+    }
+
+    /// Range of the original text that covers a range of the view. `None` if the range spans a gap:
+    /// then the original text has no such text.
     pub(super) fn locate(&self, range: &Range<usize>) -> Option<Range<usize>> {
         let first = self.parts.partition_point(|part| part.start <= range.start).checked_sub(1)?;
         let mut covered: Option<Range<usize>> = None;
@@ -77,15 +130,7 @@ impl View {
                 Kind::Gap => return None,
                 Kind::Decoded => part.raw.clone(),
                 Kind::Plain => {
-                    let is_gap = |at: Option<usize>| {
-                        at.and_then(|at| self.parts.get(at)).is_some_and(|p| p.kind == Kind::Gap)
-                    };
-                    let from = range.start.max(part.start);
-                    let to = range.end.min(end);
-                    let cut_before = from == part.start && is_gap(at.checked_sub(1));
-                    if cut_before || to == end && is_gap(Some(at + 1)) {
-                        return None;
-                    }
+                    let (from, to) = (range.start.max(part.start), range.end.min(end));
                     part.raw.start + (from - part.start)..part.raw.start + (to - part.start)
                 }
             };
@@ -122,55 +167,41 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// Adds a unit, with its context.
+    /// Adds a unit, and the plain text between it and the last one.
     fn unit(&mut self, raw: Range<usize>, text: &[u8]) {
-        let end = raw.end;
-        let before = raw.start.saturating_sub(CONTEXT_BYTES);
-        if before <= self.at.saturating_add(CONTEXT_BYTES) {
-            self.plain(self.at.min(raw.start)..raw.start);
-        } else {
-            if !self.view.parts.is_empty() {
-                self.plain(self.at..self.at + CONTEXT_BYTES);
-            }
-            self.push(before..before, GAP, Kind::Gap);
-            self.plain(before..raw.start);
-        }
+        self.plain(self.at.min(raw.start)..raw.start);
+        self.at = raw.end;
         self.push(raw, text, Kind::Decoded);
-        self.at = end;
     }
 
-    /// Adds a run, without context.
+    /// Adds a run.
     fn run(&mut self, raw: Range<usize>, text: &[u8]) {
         self.push(raw.clone(), text, Kind::Decoded);
         self.push(raw.end..raw.end, GAP, Kind::Gap);
     }
 
-    /// View, if anything was decoded.
-    fn finish(mut self, is_units: bool) -> Option<View> {
+    /// View of runs, if there are any.
+    fn runs(self) -> Option<View> {
+        (!self.view.parts.is_empty()).then_some(self.view)
+    }
+
+    /// View of the whole text, if it has units. It is as long as the text because a secret can be.
+    fn units(mut self, left: &mut Allowance) -> Option<View> {
         if self.view.parts.is_empty() {
             return None;
         }
-        if is_units {
-            let end = (self.at + CONTEXT_BYTES).min(self.raw.len());
-            self.plain(self.at..end);
-            if end < self.raw.len() {
-                self.push(end..end, GAP, Kind::Gap);
-            }
-        }
+        self.plain(self.at..self.raw.len());
+        let length = left.take(self.view.text.len());
+        self.view.text.truncate(length);
         Some(self.view)
     }
 }
 
-/// Every view of a text.
-pub(super) fn views(text: &[u8], left: &mut Allowance) -> Vec<View> {
-    let mut all = Vec::new();
-    for view in [runs, characters, quoted_printable] {
-        if left.0 == 0 {
-            break;
-        }
-        all.extend(view(text, left));
-    }
-    all
+/// Every view of a text, except [`lines`].
+pub(super) fn views(text: &[u8], depth: usize, left: &mut Allowance) -> Vec<View> {
+    let factor = if depth == 0 { RESERVED_FACTOR } else { 1 };
+    let units = [characters, quoted_printable, byte_lists].map(|view| view(text, left));
+    units.into_iter().chain([runs(text, factor, left)]).flatten().collect()
 }
 
 /// Base64 and hex of a secret that is too short for a run: at each of the three places that its
@@ -202,9 +233,6 @@ pub(super) fn lines(text: &[u8], left: &mut Allowance) -> Option<View> {
     let mut builder = Builder::new(text);
     let mut from = 0;
     for at in memchr::memchr_iter(b'\n', text) {
-        if left.0 <= builder.view.text.len() {
-            break;
-        }
         let before = end_of_line(text.get(from..at).unwrap_or_default());
         let after = start_of_line(text.get(at + 1..).unwrap_or_default());
         let of_word = |b: &&u8| class(**b) & BASE64 != 0 || matches!(**b, b'.' | b'=' | b'~');
@@ -219,9 +247,7 @@ pub(super) fn lines(text: &[u8], left: &mut Allowance) -> Option<View> {
             from = at + 1;
         }
     }
-    let view = builder.finish(true)?;
-    left.take(view.text.len());
-    Some(view)
+    builder.units(left)
 }
 
 /// Line without what ends it beside its text: blanks, a sign of continuation, a quote.
@@ -230,7 +256,7 @@ fn end_of_line(line: &[u8]) -> &[u8] {
     let more = |line: &[u8]| line.last().is_some_and(|b| matches!(b, b'"' | b'\'' | b'`' | b' '));
     let line = match line {
         [rest @ .., b'\\'] => rest.trim_ascii_end(),
-        [rest @ .., b'+' | b'.' | b','] if more(rest) => rest.trim_ascii_end(),
+        [rest @ .., b'+' | b'.'] if more(rest) => rest.trim_ascii_end(),
         _ => line,
     };
     match line {
@@ -300,8 +326,10 @@ fn run_end(text: &[u8], at: usize) -> usize {
 }
 
 /// View of all runs. Looks at every twentieth byte first: text of short words costs little.
-fn runs(text: &[u8], left: &mut Allowance) -> Option<View> {
+/// Each run can be decoded to `factor` times its length, and to a part of what is left beyond that.
+fn runs(text: &[u8], factor: usize, left: &mut Allowance) -> Option<View> {
     let mut builder = Builder::new(text);
+    let reserved = left.times(text.len()).min(RESERVED_FACTOR);
     let mut from = 0;
     while let Some(&probe) = text.get(from + MIN_BASE64_BYTES - 1) {
         let last = from + MIN_BASE64_BYTES - 1;
@@ -336,21 +364,22 @@ fn runs(text: &[u8], left: &mut Allowance) -> Option<View> {
             run.end += 1;
         }
         from = run.end;
-        if left.0 == 0 {
-            break;
-        }
+        // What the runs behind this one need stays.
+        let aside = ((text.len() - run.end) * reserved).min(left.left);
+        left.left -= aside;
         let raw = text.get(run.clone()).unwrap_or_default();
         let joined: Cow<'_, [u8]> = match wrapped {
             true => raw.iter().copied().filter(|b| !b.is_ascii_whitespace()).collect(),
             false => raw.into(),
         };
         run_of(&joined, |decoded| {
-            let decoded = unpack(decoded, left);
+            let decoded = unpack(decoded, &run, factor, left);
             let length = left.take(decoded.len());
             builder.run(run.clone(), decoded.get(..length).unwrap_or_default());
         });
+        left.left += aside;
     }
-    builder.finish(false)
+    builder.runs()
 }
 
 /// Start of the next line if the text at this position ends a line.
@@ -366,16 +395,29 @@ fn run_of(run: &[u8], mut each: impl FnMut(&[u8])) {
     let padding = body.iter().rev().take_while(|b| **b == b'=').count();
     let body = body.get(..body.len() - padding).unwrap_or_default();
     let all = |text: &[u8], bit: u8| text.iter().all(|b| class(*b) & bit != 0);
+    // Letters in front of hex digits, such as `0x` or a name, can look like one more digit.
+    let mut at = 0;
+    for digits in body.split(|b| class(*b) & HEX == 0) {
+        let shifts = if at == 0 { 0..1 } else { 0..2 };
+        at += digits.len() + 1;
+        if digits.len() < MIN_DIGITS_BYTES {
+            continue;
+        }
+        for shift in shifts {
+            let decoded = bits(digits.get(shift..).unwrap_or_default(), 4, hex_digit);
+            if digits.len() >= LONG_RUN_BYTES || is_worth(&decoded) {
+                each(&decoded);
+            }
+        }
+        // A digest is not base64.
+        if digits.len() == body.len() {
+            return;
+        }
+    }
     if let Some(digits) = body.split(|b| matches!(b, b'-' | b'_' | b'/')).max_by_key(|p| p.len())
         && digits.len() >= MIN_DIGITS_BYTES
     {
-        if all(digits, HEX) {
-            each(&bits(digits, 4, |b| (b as char).to_digit(16).map(|v| v as u8)));
-            // A digest, or one behind a prefix, is not base64.
-            if digits.len() == body.len() {
-                return;
-            }
-        } else if all(digits, BASE32) || all_lower_base32(digits) {
+        if all(digits, BASE32) || all_lower_base32(digits) {
             each(&bits(digits, 5, |b| match b.to_ascii_uppercase() {
                 b @ b'A'..=b'Z' => Some(b - b'A'),
                 b @ b'2'..=b'7' => Some(b - b'2' + 26),
@@ -396,6 +438,19 @@ fn run_of(run: &[u8], mut each: impl FnMut(&[u8])) {
         }
         each(&bits(body, 6, base64_digit));
     }
+}
+
+fn hex_digit(byte: u8) -> Option<u8> {
+    char::from(byte).to_digit(16).and_then(|value| u8::try_from(value).ok())
+}
+
+/// Whether the start, the middle or the end of decoded bytes is text, or they have a known format.
+fn is_worth(bytes: &[u8]) -> bool {
+    let part = |from: usize| bytes.get(from..bytes.len().min(from + 24)).unwrap_or_default();
+    is_packed(bytes)
+        || [0, bytes.len() / 2, bytes.len().saturating_sub(24)]
+            .into_iter()
+            .any(|from| looks_like_text(part(from)))
 }
 
 /// Whether the start, the middle or the end of a base64 text decodes to text, or its start to a
@@ -481,9 +536,19 @@ fn bits(text: &[u8], width: u32, digit: impl Fn(u8) -> Option<u8>) -> Vec<u8> {
 
 /// Content of gzip, zlib or UTF-16; other bytes as they are. What a broken archive has before its
 /// fault counts.
-fn unpack<'a>(bytes: &'a [u8], left: &Allowance) -> Cow<'a, [u8]> {
-    let limit = left.0 as u64;
+fn unpack<'a>(
+    bytes: &'a [u8],
+    run: &Range<usize>,
+    factor: usize,
+    left: &mut Allowance,
+) -> Cow<'a, [u8]> {
     let mut out = Vec::new();
+    let cost = UNPACK_BYTES.min(UNPACK_FACTOR * run.len());
+    if is_packed(bytes) && left.take(cost) < cost {
+        return Cow::Borrowed(bytes);
+    }
+    // A bomb takes a part of what is left, not all.
+    let limit = left.left.min(run.len() * factor + left.left / 4) as u64;
     // An error leaves the text before it.
     match bytes {
         [0x1f, 0x8b, ..] if is_packed(bytes) => {
@@ -526,7 +591,7 @@ fn characters(text: &[u8], left: &mut Allowance) -> Option<View> {
     let mut builder = Builder::new(text);
     let mut at = 0;
     let mut word = Word::default();
-    while left.0 > builder.view.text.len() {
+    loop {
         let rest = text.get(at..).unwrap_or_default();
         let next = match unicode {
             None => memchr::memchr2(b'%', b'&', rest),
@@ -560,16 +625,20 @@ fn characters(text: &[u8], left: &mut Allowance) -> Option<View> {
             _ => {
                 let c = unicode.and_then(|text| text.get(at..)).and_then(|t| t.chars().next());
                 let Some(c) = c else { break };
-                if let Some(plain) = plain_form(c, || word.has_ascii(text, at)) {
-                    builder.unit(at..at + c.len_utf8(), plain.as_bytes());
+                let end = at + c.len_utf8();
+                let counts = |form: &&Form| match form.context {
+                    Context::Any => true,
+                    Context::Token => is_token_beside(text, at, end),
+                    Context::Word => word.has_ascii(text, at),
+                };
+                if let Some(form) = plain_form(c).filter(counts) {
+                    builder.unit(at..end, form.text.as_bytes());
                 }
-                at += c.len_utf8();
+                at = end;
             }
         }
     }
-    let view = builder.finish(true)?;
-    left.take(view.text.len());
-    Some(view)
+    builder.units(left)
 }
 
 /// The last word examined, so that each is examined once.
@@ -594,30 +663,79 @@ impl Word {
     }
 }
 
-/// ASCII text that a character is shown as, or nothing for one that is not shown. `None` for other
-/// characters. A letter of another script counts only in a word with ASCII
-/// letters or digits: other words are words of a language.
-fn plain_form(c: char, in_ascii_word: impl FnOnce() -> bool) -> Option<Cow<'static, str>> {
+/// Whether an ASCII character or a fullwidth one is before or after a range. Chinese and Japanese
+/// sentences have fullwidth punctuation beside other letters.
+fn is_token_beside(text: &[u8], start: usize, end: usize) -> bool {
+    let is_wide = |bytes: &[u8]| matches!(bytes, [0xef, 0xbc | 0xbd, _]);
+    let before = text.get(..start).unwrap_or_default();
+    let after = text.get(end..).unwrap_or_default();
+    before.last().is_some_and(u8::is_ascii)
+        || after.first().is_some_and(u8::is_ascii)
+        || before.last_chunk::<3>().is_some_and(|last| is_wide(last))
+        || after.first_chunk::<3>().is_some_and(|first| is_wide(first))
+}
+
+/// ASCII text that a character is shown as, or nothing for one that is not shown.
+struct Form {
+    text: Box<str>,
+    context: Context,
+}
+
+/// Place where a character counts as its plain form.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Context {
+    Any,
+    /// Beside ASCII or fullwidth characters.
+    Token,
+    /// In a word with ASCII letters or digits: other words are words of a language.
+    Word,
+}
+
+/// Number of characters of a [`BLOCKS`] entry.
+const BLOCK_CHARS: usize = 256;
+
+/// Plain forms of each block of characters, computed at the first character of the block. `None`
+/// for a block without any.
+static BLOCKS: [OnceLock<Option<Box<[Option<Form>]>>>; 0x11_0000 / BLOCK_CHARS] =
+    [const { OnceLock::new() }; 0x11_0000 / BLOCK_CHARS];
+
+/// Plain form of a character other than ASCII.
+fn plain_form(c: char) -> Option<&'static Form> {
+    let code = u32::from(c) as usize;
+    let block = BLOCKS.get(code / BLOCK_CHARS)?.get_or_init(|| {
+        let first = code - code % BLOCK_CHARS;
+        let all = (first..first + BLOCK_CHARS)
+            .map(|code| u32::try_from(code).ok().and_then(char::from_u32).and_then(computed_form));
+        let all: Box<[Option<Form>]> = all.collect();
+        all.iter().any(Option::is_some).then_some(all)
+    });
+    block.as_ref()?.get(code % BLOCK_CHARS)?.as_ref()
+}
+
+fn computed_form(c: char) -> Option<Form> {
+    let form = |text: String, context| Some(Form { text: text.into(), context });
     if is_invisible(c) {
-        return Some("".into());
+        return form(String::new(), Context::Any);
     }
     if let tag @ 0xe_0020..=0xe_007e = u32::from(c) {
-        return char::from_u32(tag - 0xe_0000).map(|c| c.to_string().into());
+        return form(char::from_u32(tag - 0xe_0000)?.into(), Context::Any);
     }
     // Typographic quotes and dots are in no token, and in much text.
-    let ascii = |text: String| {
-        let counts = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
-        let is_wide = matches!(c, '\u{ff01}'..='\u{ff5e}');
-        (text.is_ascii() && (is_wide || text.contains(counts))).then(|| text.into())
+    let counts = |text: &str| {
+        text.is_ascii() && text.contains(|c: char| c.is_ascii_alphanumeric() || "_-".contains(c))
     };
     let folded = std::iter::once(c).nfkc().collect::<String>();
-    ascii(folded).or_else(|| {
-        let mut buffer = [0; 4];
-        let shown: String = skeleton(c.encode_utf8(&mut buffer)).collect();
-        // To Unicode, a capital I and a small L look alike. Tokens distinguish them.
-        let shown = if shown == "l" && c.is_uppercase() { "I".to_owned() } else { shown };
-        ascii(shown).filter(|_| in_ascii_word())
-    })
+    if counts(&folded) {
+        return form(folded, Context::Any);
+    }
+    if matches!(c, '\u{ff01}'..='\u{ff5e}') {
+        return form(folded, Context::Token);
+    }
+    let mut buffer = [0; 4];
+    let shown: String = skeleton(c.encode_utf8(&mut buffer)).collect();
+    // To Unicode, a capital I and a small L look alike. Tokens distinguish them.
+    let shown = if shown == "l" && c.is_uppercase() { "I".to_owned() } else { shown };
+    if counts(&shown) { form(shown, Context::Word) } else { None }
 }
 
 /// Whether a character takes no room: zero-width characters, soft hyphens, joiners, marks of
@@ -688,20 +806,50 @@ fn entity(text: &[u8]) -> Option<(usize, char)> {
         ("lpar", '('),
         ("rpar", ')'),
     ];
+    // Browsers accept a numeric entity without its semicolon.
+    if let Some(number) = text.strip_prefix(b"&#") {
+        let (start, radix) = match number.first() {
+            Some(b'x' | b'X') => (1, 16),
+            _ => (0, 10),
+        };
+        let digits = number.get(start..)?;
+        let length = digits.iter().take(8).take_while(|b| char::from(**b).is_digit(radix)).count();
+        let value = std::str::from_utf8(digits.get(..length)?).ok()?;
+        let c = char::from_u32(u32::from_str_radix(value, radix).ok()?)?;
+        let closed = usize::from(digits.get(length) == Some(&b';'));
+        return Some((2 + start + length + closed, c));
+    }
     let name = text.get(1..text.len().min(12))?;
     let name = name.get(..memchr::memchr(b';', name)?)?;
-    let name = std::str::from_utf8(name).ok()?;
-    let c = match name.strip_prefix('#') {
-        Some(number) => {
-            let code = match number.strip_prefix(['x', 'X']) {
-                Some(digits) => u32::from_str_radix(digits, 16),
-                None => number.parse(),
-            };
-            char::from_u32(code.ok()?)?
+    let (_, c) = NAMES.iter().find(|(known, _)| known.as_bytes() == name)?;
+    Some((name.len() + 2, *c))
+}
+
+/// Bytes in hex with a separator after each: `67 68`, `67:68`, `0x67, 0x68`.
+static BYTE_LISTS: LazyLock<Option<regex::bytes::Regex>> = LazyLock::new(|| {
+    // Literal: it compiles, as its test shows.
+    regex::bytes::RegexBuilder::new(
+        r"(?:(?:0[xX])?[0-9A-Fa-f]{2}[ ,:;.\t\r\n-]{1,3}){11,}(?:0[xX])?[0-9A-Fa-f]{2}",
+    )
+    .unicode(false)
+    .build()
+    .ok()
+});
+
+/// View of all lists of bytes.
+fn byte_lists(text: &[u8], left: &mut Allowance) -> Option<View> {
+    let mut builder = Builder::new(text);
+    for list in BYTE_LISTS.as_ref()?.find_iter(text) {
+        let of_digit = |b: &u8| class(*b) & (HEX | UPPER | LOWER) != 0;
+        let items = list.as_bytes().split(|b| !of_digit(b)).filter(|item| !item.is_empty());
+        let bytes = items.filter_map(|item| hex_byte(item.get(item.len().checked_sub(2)?..)?));
+        let decoded: Vec<u8> = bytes.collect();
+        if is_worth(&decoded) {
+            let length = left.take(decoded.len());
+            builder.run(list.range(), decoded.get(..length).unwrap_or_default());
         }
-        None => NAMES.iter().find(|(known, _)| *known == name)?.1,
-    };
-    Some((name.len() + 2, c))
+    }
+    builder.runs()
 }
 
 /// Text that only quoted-printable has.
@@ -718,9 +866,7 @@ fn quoted_printable(text: &[u8], left: &mut Allowance) -> Option<View> {
     }
     let mut builder = Builder::new(text);
     let mut at = 0;
-    while left.0 > builder.view.text.len()
-        && let Some(next) = text.get(at..).and_then(|rest| memchr::memchr(b'=', rest))
-    {
+    while let Some(next) = text.get(at..).and_then(|rest| memchr::memchr(b'=', rest)) {
         at += next;
         let rest = text.get(at + 1..).unwrap_or_default();
         let blanks = rest.iter().take(8).take_while(|b| matches!(b, b' ' | b'\t')).count();
@@ -738,7 +884,5 @@ fn quoted_printable(text: &[u8], left: &mut Allowance) -> Option<View> {
             None => at += 1,
         }
     }
-    let view = builder.finish(true)?;
-    left.take(view.text.len());
-    Some(view)
+    builder.units(left)
 }

@@ -56,7 +56,12 @@ pub(super) fn inspect(
     let mut report = Report::default();
     let mut cuts: Vec<Cut> = Vec::new();
     each_string::<Malformed>(raw, |path, text| {
-        let hits = scanner.scan(&text.decoded, &mut budget);
+        let mut hits = scanner.scan(&text.decoded, &mut budget);
+        if !text.is_key
+            && let Some(name) = path.member(raw)
+        {
+            hits.extend(scanner.scan_member(&name, &text.decoded, &mut budget));
+        }
         if hits.is_empty() {
             return Ok(false);
         }
