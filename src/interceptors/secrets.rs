@@ -280,19 +280,15 @@ impl Secrets {
 
 impl Tables {
     fn new(config: &Config, known: &[Known]) -> Result<Self, Invalid> {
-        let sources = rules::read(rules::BUILT_IN)?;
+        let built_in = rules::built_in()?;
         for id in config.rules.keys() {
-            let ids = || sources.iter().map(|rule| rule.id.as_str()).chain([VAULT]);
+            let ids = || built_in.iter().map(|rule| rule.id.as_str()).chain([VAULT]);
             if !ids().any(|known| known == id) {
                 return Err(Invalid::UnknownRule { id: id.clone(), near: nearest(id, ids()) });
             }
         }
         let is_off = |id: &str| config.rules.get(id) == Some(&Action::Off);
-        let rules = sources
-            .iter()
-            .filter(|source| !is_off(&source.id))
-            .map(rules::Rule::new)
-            .collect::<Result<Vec<_>, _>>()?;
+        let rules = built_in.iter().filter(|rule| !is_off(&rule.id)).cloned().collect();
         let mut exact = Vec::new();
         for secret in known.iter().filter(|_| !is_off(VAULT)) {
             if secret.value.expose().len() >= MIN_KNOWN_BYTES {

@@ -125,8 +125,7 @@ impl Scrubber {
     }
 
     fn scanner(known: &[Known]) -> Result<Scanner, Invalid> {
-        let sources = rules::read(rules::BUILT_IN)?;
-        let rules = sources.iter().map(rules::Rule::new).collect::<Result<Vec<_>, _>>()?;
+        let rules = rules::built_in()?.to_vec();
         let mut exact = Vec::new();
         for secret in known {
             let value = secret.value.expose();

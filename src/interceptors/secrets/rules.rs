@@ -1,11 +1,26 @@
 //! Rules: parsed from TOML, checked and compiled.
 
+use std::sync::LazyLock;
+
 use regex::bytes::{Regex, RegexBuilder};
 use regex_syntax::hir::{Hir, HirKind};
 use serde::Deserialize;
 
 /// Built-in rules.
 pub(super) const BUILT_IN: &str = include_str!("rules.toml");
+
+/// Compiled built-in rules. Compiling takes longer than everything else that a new known secret
+/// needs.
+static COMPILED: LazyLock<Result<Vec<Rule>, IllegalRules>> =
+    LazyLock::new(|| read(BUILT_IN)?.iter().map(Rule::new).collect());
+
+/// Built-in rules, compiled once.
+pub(super) fn built_in() -> Result<&'static [Rule], IllegalRules> {
+    match &*COMPILED {
+        Ok(rules) => Ok(rules),
+        Err(error) => Err(error.clone()),
+    }
+}
 
 /// Limit of a compiled rule in bytes.
 const MAX_RULE_BYTES: usize = 4 << 20;
