@@ -416,14 +416,13 @@ fn run_of(run: &[u8], mut each: impl FnMut(&[u8])) {
     }
     if let Some(digits) = body.split(|b| matches!(b, b'-' | b'_' | b'/')).max_by_key(|p| p.len())
         && digits.len() >= MIN_DIGITS_BYTES
+        && (all(digits, BASE32) || all_lower_base32(digits))
     {
-        if all(digits, BASE32) || all_lower_base32(digits) {
-            each(&bits(digits, 5, |b| match b.to_ascii_uppercase() {
-                b @ b'A'..=b'Z' => Some(b - b'A'),
-                b @ b'2'..=b'7' => Some(b - b'2' + 26),
-                _ => None,
-            }));
-        }
+        each(&bits(digits, 5, |b| match b.to_ascii_uppercase() {
+            b @ b'A'..=b'Z' => Some(b - b'A'),
+            b @ b'2'..=b'7' => Some(b - b'2' + 26),
+            _ => None,
+        }));
     }
     let seen = body.iter().fold(0, |seen, b| seen | class(*b));
     if body.len() < MIN_BASE64_BYTES || seen & UPPER == 0 || seen & LOWER == 0 {
@@ -694,9 +693,12 @@ enum Context {
 /// Number of characters of a [`BLOCKS`] entry.
 const BLOCK_CHARS: usize = 256;
 
+/// Plain forms of the characters of a block.
+type Block = Box<[Option<Form>]>;
+
 /// Plain forms of each block of characters, computed at the first character of the block. `None`
 /// for a block without any.
-static BLOCKS: [OnceLock<Option<Box<[Option<Form>]>>>; 0x11_0000 / BLOCK_CHARS] =
+static BLOCKS: [OnceLock<Option<Block>>; 0x11_0000 / BLOCK_CHARS] =
     [const { OnceLock::new() }; 0x11_0000 / BLOCK_CHARS];
 
 /// Plain form of a character other than ASCII.
@@ -706,7 +708,7 @@ fn plain_form(c: char) -> Option<&'static Form> {
         let first = code - code % BLOCK_CHARS;
         let all = (first..first + BLOCK_CHARS)
             .map(|code| u32::try_from(code).ok().and_then(char::from_u32).and_then(computed_form));
-        let all: Box<[Option<Form>]> = all.collect();
+        let all: Block = all.collect();
         all.iter().any(Option::is_some).then_some(all)
     });
     block.as_ref()?.get(code % BLOCK_CHARS)?.as_ref()
