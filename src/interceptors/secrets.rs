@@ -135,7 +135,7 @@ const VAULT: &str = "vault";
 /// Minimum length in bytes of a known secret that is searched; shorter ones occur in any text.
 const MIN_KNOWN_BYTES: usize = 8;
 /// Size in bytes up to which a payload is scanned inline, without a separate thread.
-const MAX_INLINE_BYTES: usize = 128 << 10;
+const MAX_INLINE_BYTES: usize = 32 << 10;
 /// Limit of simultaneous scans of large payloads.
 const MAX_CONCURRENT: usize = 2;
 

@@ -22,6 +22,7 @@ use axum::{
     extract::connect_info::Connected,
     serve::{IncomingStream, Listener},
 };
+use futures_util::future::BoxFuture;
 use nix::unistd::{Uid, User};
 use parking_lot::Mutex;
 use tokio::{
@@ -201,9 +202,19 @@ impl Server {
     /// Serves to each peer the routes that its roles allow. After `stopping` is cancelled, requests
     /// in flight have a moment to finish.
     ///
+    /// The future is boxed so that this crate compiles it, with the optimization for messages.
+    ///
     /// # Errors
     /// If listening fails.
-    pub async fn serve(self, routes: Router, stopping: CancellationToken) -> io::Result<()> {
+    pub fn serve(
+        self,
+        routes: Router,
+        stopping: CancellationToken,
+    ) -> BoxFuture<'static, io::Result<()>> {
+        Box::pin(self.accept_all(routes, stopping))
+    }
+
+    async fn accept_all(self, routes: Router, stopping: CancellationToken) -> io::Result<()> {
         let Self { own, shared_socket, roles, owners, recorder, _socket_paths, _claim } = self;
         let service = guarded(routes, recorder).into_make_service_with_connect_info::<Peer>();
         let served = axum::serve(Sockets::open(own, owners, shared_socket, roles), service)

@@ -6,6 +6,7 @@ mod start_record;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use futures_util::future::BoxFuture;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -52,6 +53,9 @@ use portcullis_upstream::{
 
 pub use chain::interceptor;
 use chain::links;
+
+/// A started proxy and the watcher of its policies.
+type Started = Result<(Arc<Gateway>, portcullis_policy::Watcher), StartFailure>;
 
 /// Why a proxy does not start.
 #[derive(Debug, thiserror::Error)]
@@ -197,13 +201,16 @@ impl GatewayBuilder {
     /// Starts the proxy: opens the audit log, removes orphans of an earlier run, and begins to
     /// receive messages of servers. Servers themselves start when they are first needed.
     ///
+    /// The future is boxed so that this crate compiles it and the tasks that it starts, with the
+    /// optimization for messages.
+    ///
     /// # Errors
     /// If the key of the seal or the audit log is unusable, or the policies cannot be watched.
-    pub async fn start(
-        mut self,
-        loaded: &Loaded,
-        purpose: Purpose,
-    ) -> Result<(Arc<Gateway>, portcullis_policy::Watcher), StartFailure> {
+    pub fn start(self, loaded: &Loaded, purpose: Purpose) -> BoxFuture<'_, Started> {
+        Box::pin(self.start_all(loaded, purpose))
+    }
+
+    async fn start_all(mut self, loaded: &Loaded, purpose: Purpose) -> Started {
         let config = Arc::new(loaded.config.clone());
         let state_dir = config.state_dir.clone();
         let seal = tokio::task::spawn_blocking(move || Seal::load(&state_dir))

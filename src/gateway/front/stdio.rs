@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use futures_util::StreamExt;
+use futures_util::{StreamExt, future::BoxFuture};
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
     sync::mpsc,
@@ -25,12 +25,19 @@ use portcullis_protocol::{
 /// that frees a permit.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// Input of a client.
+type Input = Box<dyn AsyncRead + Send + Unpin>;
+/// Output to a client.
+type Output = Box<dyn AsyncWrite + Send + Unpin>;
+
 /// Serves one client until its input ends or the proxy stops.
-pub async fn serve(
-    proxy: Arc<Gateway>,
-    input: impl AsyncRead + Unpin,
-    output: impl AsyncWrite + Unpin + Send + 'static,
-) {
+///
+/// The future is boxed so that this crate compiles it, with the optimization for messages.
+pub fn serve(proxy: Arc<Gateway>, input: Input, output: Output) -> BoxFuture<'static, ()> {
+    Box::pin(read_all(proxy, input, output))
+}
+
+async fn read_all(proxy: Arc<Gateway>, input: Input, output: Output) {
     let closing = proxy.closing().clone();
     let bytes = proxy.request_caps().bytes;
     let (client, messages) =
@@ -75,7 +82,7 @@ async fn take(client: &Arc<Connection>, line: Bytes) -> Result<(), Rejected> {
     Ok(())
 }
 
-async fn write(mut output: impl AsyncWrite + Unpin, mut lines: mpsc::Receiver<Bytes>) {
+async fn write(mut output: Output, mut lines: mpsc::Receiver<Bytes>) {
     while let Some(text) = lines.recv().await {
         let line = one_line(text);
         let written = async {

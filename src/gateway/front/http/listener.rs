@@ -9,6 +9,7 @@ use axum::{
     response::Response,
 };
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use hyper::{
     body::{Frame, Incoming, SizeHint},
     server::conn::http1,
@@ -87,17 +88,28 @@ impl Listener {
     }
 
     /// Serves until `closing`, then lets requests in flight end.
-    pub async fn serve(
+    ///
+    /// The future is boxed so that this crate compiles it, with the optimization for messages.
+    pub fn serve(
         self,
         routes: Router,
         listen: &Listen,
+        bounds: ConnectionBounds,
+        closing: CancellationToken,
+    ) -> BoxFuture<'static, ()> {
+        Box::pin(self.accept_all(routes, TrustedProxies::of(listen), bounds, closing))
+    }
+
+    async fn accept_all(
+        self,
+        routes: Router,
+        proxies: Option<TrustedProxies>,
         bounds: ConnectionBounds,
         closing: CancellationToken,
     ) {
         let open = Arc::new(Semaphore::new(bounds.total() + CLOSING));
         let table = Arc::new(ConnectionTable::new(bounds));
         let connections = TaskTracker::new();
-        let proxies = TrustedProxies::of(listen);
         let shared = Arc::new(Shared { routes, proxies, closing: closing.clone() });
         loop {
             let held = tokio::select! {

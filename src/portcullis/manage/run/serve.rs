@@ -37,10 +37,8 @@ pub(super) async fn serve(
     let routes =
         front::http::network(proxy.clone(), keyring.clone(), &loaded.config.listen, address);
     let bounds = connection_bounds(loaded);
-    let network = tokio::spawn({
-        let (listen, stop) = (loaded.config.listen.clone(), stop.clone());
-        async move { listener.serve(routes, &listen, bounds, stop).await }
-    });
+    let network = listener.serve(routes, &loaded.config.listen, bounds, stop.clone());
+    let network = tokio::spawn(network);
     let local = admin::audit_routes(proxy.audit.clone(), stop.clone())
         .merge(admin::keeping_routes(proxy.clone()))
         .merge(admin::approval_routes(proxy.clone()))
@@ -159,7 +157,8 @@ async fn wait(
 ) -> &'static str {
     let input_ended = async {
         if stdio {
-            front::stdio::serve(proxy.clone(), tokio::io::stdin(), tokio::io::stdout()).await;
+            let (input, output) = (tokio::io::stdin(), tokio::io::stdout());
+            front::stdio::serve(proxy.clone(), Box::new(input), Box::new(output)).await;
         } else {
             std::future::pending::<()>().await;
         }
