@@ -207,7 +207,7 @@ pub(super) fn decision(entries: &[Entry]) -> Vec<String> {
             lines.call(call);
         }
         if let Some(refusal) = record.refusal() {
-            lines.add("message", &refusal.message);
+            lines.add("response", &refusal.message);
             if let Some(detail) = &refusal.detail {
                 lines.add("detail", detail);
             }
@@ -346,7 +346,7 @@ mod tests {
               client    ci-bot from 127.0.0.1:4000 over HTTP
               message   tools/call notes/read
               revision  2026-07-28
-              told      not allowed
+              response  not allowed
               detail    for the operator
               rule      "no-destructive"  policies/github.cedar:9
                         Machines delete nothing
