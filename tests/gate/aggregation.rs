@@ -426,9 +426,14 @@ async fn remote(heard: Heard) -> String {
                 "capabilities": { "tools": {} },
             }),
             "tools/list" => json!({ "tools": [with_headers(), bad] }),
-            _ => {
+            "tools/call" => {
                 heard.lock().unwrap().push((headers, message.clone()));
                 json!({ "content": [{ "type": "text", "text": "done" }] })
+            }
+            // The earlier era, which it does not speak.
+            other => {
+                let error = json!({ "code": -32601, "message": format!("no method {other}") });
+                return Json(json!({ "jsonrpc": "2.0", "id": message["id"], "error": error }));
             }
         };
         let mut result = result;
