@@ -291,7 +291,7 @@ async fn unrecorded_removal_is_a_failure() {
     let ended = written.cli(REAP).await;
     let done = ended.expect(1);
     assert_eq!(told(&done, "removed"), ["secrets"]);
-    assert!(ended.stderr.contains("is not on record"), "{ended:#?}");
+    assert!(ended.stderr.contains("is not recorded"), "{ended:#?}");
     let asked = proxy.await.unwrap();
     assert!(
         asked[0].contains("\"done\":false") && asked[1].contains("\"done\":true"),
