@@ -568,7 +568,7 @@ cases:
       8 │   - { name: d, as: reader, call: notes/x, read: notes/y, expect: deny }
       9 │   - { name: e, as: raeder, call: notes/x, expect: deny }
         ·                    ───┬──
-        ·                       ╰── is no party
+        ·                       ╰── is not a principal
      10 │   - { name: f, as: somebody, call: notes/x, expect: deny }
         ╰────
       help: did you mean `reader`?
@@ -579,7 +579,7 @@ cases:
       9 │   - { name: e, as: raeder, call: notes/x, expect: deny }
      10 │   - { name: f, as: somebody, call: notes/x, expect: deny }
         ·                    ────┬───
-        ·                        ╰── is no party
+        ·                        ╰── is not a principal
      11 │   - { name: g, as: reader, call: notes, expect: deny }
         ╰────
       help: name it under `principals`, or write `client:NAME`, `group:NAME` (some client in that group), `local:USER`, `server:NAME`, `plugin:NAME` or `anonymous`
@@ -610,7 +610,7 @@ cases:
      12 │   - { name: h, as: reader, call: Notes/x, expect: deny }
      13 │   - { name: i, as: reader, do: sampling/createMessage, on: notes, expect: deny }
         ·                    ───┬──
-        ·                       ╰── is no server
+        ·                       ╰── is not a server
      14 │   - { name: j, as: server:notes, call: notes/x, expect: deny }
         ╰────
       help: write `as: server:NAME`

@@ -583,7 +583,7 @@ when { resource.claims.idempotent };
      2 │ permit (principal is Portcullis::Local, action, resource)
      3 │ when { resource in [Portcullis::Tool::"notes/read_note", Portcullis::Tool::"notes/red_note"] };
        ·                                                          ─────────────────┬────────────────
-       ·                                                                           ╰── is no tool of it
+       ·                                                                           ╰── is not a tool of it
      4 │ 
        ╰────
       help: did you mean `notes/read_note`?

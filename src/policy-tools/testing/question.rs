@@ -148,7 +148,7 @@ impl Reader<'_> {
                 Err(help) => {
                     let at_span = self.at_span(who);
                     let message = format!("nobody is called `{}`", word.escape_debug());
-                    self.wrong(at_span, message, "is no party", &help);
+                    self.wrong(at_span, message, "is not a principal", &help);
                     continue;
                 }
             };
@@ -336,7 +336,7 @@ impl Reader<'_> {
         }
         if is_server_action(action) {
             let message = format!("`{}` is asked by a server", action.as_str());
-            self.wrong(who_span, message, "is no server", "write `as: server:NAME`");
+            self.wrong(who_span, message, "is not a server", "write `as: server:NAME`");
             return Err(());
         }
         let sides = match Target::parse(action, target) {

@@ -80,7 +80,7 @@ fn unknown_tools(entry: &Entry<'_>, known: &Inventory) -> Vec<Finding> {
         }
         let message = format!("the server `{server}` has no tool `{}`", name.escape_debug());
         let text = literal.to_string();
-        let finding = entry.span.warn("policy-unknown-tool", message, &text, "is no tool of it");
+        let finding = entry.span.warn("policy-unknown-tool", message, &text, "is not a tool of it");
         findings.push(match nearest(name, tools.iter().map(|tool| tool.name.as_str())) {
             Some(near) => finding.help(format!("did you mean `{server}/{near}`?")),
             None => finding.help("correct the name, or take this out"),

@@ -120,7 +120,8 @@ impl CheckpointSet {
             }
         }
         if let Tail::Damaged(at) = tail {
-            let finding = Finding::new(FindingKind::CheckpointMalformed, "this is no checkpoint");
+            let finding =
+                Finding::new(FindingKind::CheckpointMalformed, "this is not a checkpoint");
             findings.add(finding.file(FILE).at(at as u64));
         }
         if notes.is_empty() {

@@ -292,7 +292,7 @@ impl<'a> Scan<'a> {
             let acknowledged = self.head.is_some_and(|(seq, _)| seq >= self.next);
             if acknowledged {
                 let finding =
-                    Finding::new(FindingKind::FrameDamaged, "this is no frame of records");
+                    Finding::new(FindingKind::FrameDamaged, "this is not a frame of records");
                 self.findings
                     .add(finding.file(source.name.as_str()).at(bytes.start).seq(self.next));
                 self.explained = true;
@@ -364,9 +364,9 @@ impl<'a> Scan<'a> {
         for piece in pieces {
             if let FilePart::Damage { source, bytes, last } = piece {
                 let message = if *last {
-                    "this is no frame of records, and there is none behind it".to_owned()
+                    "this is not a frame of records, and there is none behind it".to_owned()
                 } else {
-                    format!("this is no frame of records, up to byte {}", bytes.end)
+                    format!("this is not a frame of records, up to byte {}", bytes.end)
                 };
                 let finding = Finding::new(FindingKind::FrameDamaged, message).seq(self.next);
                 self.findings.add(finding.file(source.name.as_str()).at(bytes.start));

@@ -542,7 +542,7 @@ fn time(input: &Input<'_>, sign: Sign, (text, span): (String, Range<usize>)) -> 
         }
         (None, _) => ParseFailure::new(
             span,
-            format!("`{}` is no time", text.escape_debug()),
+            format!("`{}` is not a time", text.escape_debug()),
             "not understood",
         )
         .help(

@@ -265,7 +265,7 @@ fn errors_name_the_cause_and_position() {
 
     time > tomorrow
            ^^^^^^^^ not understood
-    `tomorrow` is no time: for example: 24h ago, 2 weeks ago, today, 2026-11-21, 2026-11-21T08:00 or 2026-11-21T08:00:00Z
+    `tomorrow` is not a time: for example: 24h ago, 2 weeks ago, today, 2026-11-21, 2026-11-21T08:00 or 2026-11-21T08:00:00Z
 
     time = 24h ago
            ^^^^^^^ not a day
@@ -277,7 +277,7 @@ fn errors_name_the_cause_and_position() {
 
     time > 5
            ^ not understood
-    `5` is no time: for example: 24h ago, 2 weeks ago, today, 2026-11-21, 2026-11-21T08:00 or 2026-11-21T08:00:00Z
+    `5` is not a time: for example: 24h ago, 2 weeks ago, today, 2026-11-21, 2026-11-21T08:00 or 2026-11-21T08:00:00Z
 
     addr = 10.0.0
            ^^^^^^ not understood

@@ -65,7 +65,7 @@ impl Connections {
     /// The connection with this id, for the client that opened it over the same endpoint.
     ///
     /// # Errors
-    /// A refusal: there is no such connection for this client.
+    /// A refusal: the connection does not exist for this client.
     pub(super) fn find(
         &self,
         id: Option<&str>,
