@@ -1,7 +1,7 @@
 //! Folders of this machine that a server can see.
 
 use crate::{
-    places::{CREDENTIALS, CREDENTIALS_AT_HOME, NEVER, NEVER_WHOLE, NEVER_WRITABLE},
+    sensitive_paths::{CREDENTIALS, CREDENTIALS_AT_HOME, NEVER, NEVER_WHOLE, NEVER_WRITABLE},
     server::Mount,
 };
 

@@ -18,7 +18,7 @@ use super::{
     protected_paths::ProtectedPath,
 };
 use crate::container;
-use portcullis_catalog::places::{
+use portcullis_catalog::sensitive_paths::{
     CREDENTIALS, CREDENTIALS_AT_HOME, NEVER, NEVER_WHOLE, NEVER_WRITABLE,
 };
 

@@ -1,9 +1,9 @@
 //! Policy tests: requests with expected decisions and deciding policies, in files beside the
-//! policies. `file` reads them from YAML, `question` builds the requests, `run` decides them.
+//! policies. `file` reads them from YAML, `query` builds the requests, `run` decides them.
 
 mod file;
-mod own;
-mod question;
+mod proxy_actions;
+mod query;
 mod run;
 mod yaml;
 

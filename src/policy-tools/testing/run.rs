@@ -13,7 +13,7 @@ use portcullis_policy::{Engine, Failure, Outcome, is_tools_file};
 
 use super::{
     file::{Document, Expect},
-    question::{Query, Sides, questions},
+    query::{Query, Sides, queries},
     yaml::{is_case_file, read},
 };
 use portcullis_protocol::{
@@ -197,11 +197,11 @@ impl Runner<'_> {
             Ok(document) => document,
             Err(finding) => return self.findings.push(*finding),
         };
-        let (questions, findings) = questions(&file, &document);
+        let (queries, findings) = queries(&file, &document);
         self.findings.extend(findings);
         let Some(engine) = self.engine(self.policies(&file, &document)) else { return };
         let known = engine.rules();
-        for question in &questions {
+        for question in &queries {
             let unknown =
                 question.by.iter().flatten().find(|id| !known.iter().any(|rule| rule.id == **id));
             if let Some(id) = unknown {

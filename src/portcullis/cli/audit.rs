@@ -1,10 +1,10 @@
 //! `portcullis audit`: reads the audit log through the running proxy, which alone can open its
 //! store. If no proxy runs, it reads the store itself.
 
+mod audit_source;
 mod export;
 mod filter_args;
-mod keep;
-mod place;
+mod maintenance;
 mod proof;
 mod query;
 mod render;
@@ -13,10 +13,10 @@ mod stats;
 use anyhow::Context as _;
 use serde_json::json;
 
-use self::place::{AuditSource, unavailable};
+use self::audit_source::{AuditSource, unavailable};
 pub(super) use self::{
+    audit_source::LogLocation,
     filter_args::{FilterArgs, LANGUAGE},
-    place::LogLocation,
 };
 use super::{Context, Exit};
 use portcullis_audit::{
@@ -59,9 +59,9 @@ enum Verb {
     #[command(after_long_help = filter_args::LANGUAGE)]
     Export(export::Args),
     /// Copy the log to a folder, also while the proxy runs; the copy can be verified and read
-    Backup(keep::BackupArgs),
+    Backup(maintenance::BackupArgs),
     /// Delete the records beyond `audit.retention`; their proofs stay
-    Prune(keep::PruneArgs),
+    Prune(maintenance::PruneArgs),
     /// Verify the log's files against each other and against its checkpoints
     Verify(proof::VerifyArgs),
     /// Write or check a proof that the records of a decision are in the log
@@ -157,8 +157,10 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
             query::run(&source().await?, ctx, options).await
         }
         Verb::Show { decision } => show(&source().await?, ctx, decision).await,
-        Verb::Backup(backup) => keep::backup(&args.place.find(ctx).await?, ctx, backup).await,
-        Verb::Prune(prune) => keep::prune(&args.place.find(ctx).await?, ctx, prune).await,
+        Verb::Backup(backup) => {
+            maintenance::backup(&args.place.find(ctx).await?, ctx, backup).await
+        }
+        Verb::Prune(prune) => maintenance::prune(&args.place.find(ctx).await?, ctx, prune).await,
         Verb::Export(args) => {
             let options = args.read()?;
             export::run(&source().await?, ctx, options).await

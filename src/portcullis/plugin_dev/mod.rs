@@ -6,15 +6,15 @@
 
 mod call;
 mod cases;
+mod from_audit;
 mod inspect;
 mod project;
-mod recorded;
 
 pub use call::{Answered, PluginCall, ReportedFinding, Verdict, ask};
 pub use cases::{CaseReport, Hook, Report, run as run_cases};
+pub use from_audit::from_audit;
 pub use inspect::{Cost, Inspection, Slope, inspect};
 pub use project::{Built, Failed, Language, build, new};
-pub use recorded::recorded;
 
 /// Error for a person who can correct it.
 pub type UserError = Box<dyn miette::Diagnostic + Send + Sync>;

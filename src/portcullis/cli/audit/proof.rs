@@ -13,7 +13,7 @@ use tokio::task::spawn_blocking;
 
 use super::{
     super::{Context, Exit, Usage, signing_keys},
-    place::{AuditSource, Folders, LogLocation},
+    audit_source::{AuditSource, Folders, LogLocation},
 };
 use portcullis_audit::proof::{
     Proof, ProofFault, Proven, Status, Verifier, read_verifiers,

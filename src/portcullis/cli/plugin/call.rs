@@ -13,7 +13,7 @@ use crate::{
         Context, Exit, Reports,
         audit::{LogLocation, Source, conclude},
     },
-    plugin_dev::{Answered, PluginCall, Verdict, ask, recorded},
+    plugin_dev::{Answered, PluginCall, Verdict, ask, from_audit},
 };
 use portcullis_protocol::names::DecisionId;
 
@@ -93,10 +93,9 @@ async fn from_log(
     conclude(ctx, &page.unreadable);
     let entries = page.entries().map_err(anyhow::Error::msg)?;
     anyhow::ensure!(!entries.is_empty(), "there is no record of the decision {decision}");
-    let (message, taken) =
-        recorded(&entries, answer.then_some(true))
-            .map_err(anyhow::Error::msg)
-            .with_context(|| format!("the message of {decision} cannot be had again"))?;
+    let (message, taken) = from_audit(&entries, answer.then_some(true))
+        .map_err(anyhow::Error::msg)
+        .with_context(|| format!("the message of {decision} cannot be had again"))?;
     if taken > 0 {
         ctx.note(format_args!("{taken} secrets were taken out of it when it was recorded"));
     }

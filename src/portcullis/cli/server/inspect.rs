@@ -23,7 +23,7 @@ use portcullis_upstream::{
     config::{SecretBinding, SecretDeliveryMethod, Server},
 };
 
-mod words;
+mod describe;
 
 /// Permission that the config gives.
 #[derive(Debug, Serialize)]
@@ -153,8 +153,8 @@ pub(super) async fn run(
         }
         None => None,
     };
-    let may = words::may(loaded, name, settings, &found);
-    let may_not = words::may_not(settings, &found.place);
+    let may = describe::may(loaded, name, settings, &found);
+    let may_not = describe::may_not(settings, &found.place);
     if ctx.is_json() {
         ctx.json(&machine(loaded, name, settings, &found, running.as_ref(), (&may, &may_not)))?;
         return Ok(Exit::Ok);

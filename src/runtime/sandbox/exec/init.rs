@@ -27,7 +27,7 @@ use nix::{
 };
 use zeroize::Zeroizing;
 
-use super::{sys, tree::Tree};
+use super::{process_tree::Tree, sys};
 use crate::sandbox::protocol::{Failure, Plan, Report, TERMINATE, USAGE};
 
 /// Interval between checks of the tree's memory.

@@ -4,14 +4,14 @@
 //! namespaces and waits; the inner one is their first process and drops its identity before it
 //! starts the program.
 
-mod below;
 mod confine;
 mod init;
 mod pod;
+mod process_tree;
 mod root;
 mod seccomp;
+mod submounts;
 mod sys;
-mod tree;
 
 use std::{
     fs,
@@ -202,8 +202,9 @@ fn inner(
     control: &mut UnixStream,
     privileged: bool,
 ) -> i64 {
-    let ended = confine(&plan, egress_sockets, privileged)
-        .and_then(|landlock| init::run(plan, control, streams, landlock, tree::Tree::Namespace));
+    let ended = confine(&plan, egress_sockets, privileged).and_then(|landlock| {
+        init::run(plan, control, streams, landlock, process_tree::Tree::Namespace)
+    });
     ended.unwrap_or_else(|failure| {
         init::report(control, &Report::Failed(failure));
         125

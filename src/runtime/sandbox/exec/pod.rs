@@ -41,8 +41,9 @@ use nix::{
 use portcullis_kubernetes::LOADERS;
 
 use super::{
-    LaunchInput, confine, init, receive, seccomp, sys,
-    tree::{Tree, below},
+    LaunchInput, confine, init,
+    process_tree::{Tree, below},
+    receive, seccomp, sys,
 };
 use crate::sandbox::protocol::{Failure, Plan, Report};
 

@@ -18,7 +18,7 @@ use nix::{
 };
 
 use super::{
-    below,
+    submounts,
     sys::{self, NODEV, NOEXEC, NOSUID, RDONLY},
 };
 use crate::sandbox::protocol::{Bind, Failure, Plan};
@@ -190,7 +190,7 @@ fn bind(bind: &Bind, source: &OwnedFd, earlier: &[Bind], restrict: u64) -> Resul
     };
     let mounted = open_mount_point(&mount_point, &bind.target)?;
     if to_be_covered {
-        below::cover(&mounted)?;
+        submounts::cover(&mounted)?;
     }
     sys::restrict_mount(mounted.as_fd(), restrict, true)
         .map_err(|errno| errno_at(&format!("restrict `{}`", bind.source.display()), errno))

@@ -10,7 +10,7 @@ use portcullis_plugin_host::{Direction, Message, Phase, Principal, PrincipalKind
 ///
 /// # Errors
 /// The reason why the log does not have the message.
-pub fn recorded(entries: &[Entry], answer: Option<bool>) -> Result<(Message, u32), String> {
+pub fn from_audit(entries: &[Entry], answer: Option<bool>) -> Result<(Message, u32), String> {
     let mut request = Err("the log has no request of this decision".to_owned());
     let mut response = Err("the log has no answer of this decision".to_owned());
     for entry in entries {
@@ -123,19 +123,19 @@ mod tests {
                 json!({ "result": kept(json!({ "content": [] })), "answer": "result" }),
             ),
         ]);
-        let (message, taken) = recorded(&all, None).unwrap();
+        let (message, taken) = from_audit(&all, None).unwrap();
         assert_eq!(message.payload, r#"{"name":"refund","arguments":{"amount":1}}"#);
         assert_eq!(
             (message.phase, message.principal.name.as_str(), taken),
             (Phase::Request, "helpdesk", 0)
         );
-        let (message, _) = recorded(&all, Some(true)).unwrap();
+        let (message, _) = from_audit(&all, Some(true)).unwrap();
         assert_eq!(
             (message.phase, message.payload.as_str()),
             (Phase::Response, r#"{"content":[]}"#)
         );
         // The response, if only the response was kept.
-        assert_eq!(recorded(&all[1..], None).unwrap().0.phase, Phase::Response);
+        assert_eq!(from_audit(&all[1..], None).unwrap().0.phase, Phase::Response);
     }
 
     #[test]
@@ -145,9 +145,9 @@ mod tests {
             (json!({ "arguments": { "body": {}, "cut": true } }), "longer than what is kept"),
             (json!({ "arguments": { "failure": "too deep" } }), "too deep"),
         ] {
-            let why = recorded(&entries(&[record("intent", arguments)]), None).unwrap_err();
+            let why = from_audit(&entries(&[record("intent", arguments)]), None).unwrap_err();
             assert!(why.contains(expected), "{why}");
         }
-        assert!(recorded(&[], None).unwrap_err().contains("no request"));
+        assert!(from_audit(&[], None).unwrap_err().contains("no request"));
     }
 }

@@ -5,7 +5,7 @@ use serde_saphyr::Spanned;
 
 use super::{
     file::{Case, CasePrincipal, Context, Document, Expect, Hints, OneOrMany, party},
-    own::ProxyAction,
+    proxy_actions::ProxyAction,
     yaml::span,
 };
 use portcullis_policy::{
@@ -59,18 +59,18 @@ impl Query {
 pub(super) type Span = (usize, usize);
 
 /// All requests of a file, and all of its faults.
-pub(super) fn questions(file: &File, document: &Document) -> (Vec<Query>, Vec<Finding>) {
-    let mut reader = Reader { file, document, questions: Vec::new(), findings: Vec::new() };
+pub(super) fn queries(file: &File, document: &Document) -> (Vec<Query>, Vec<Finding>) {
+    let mut reader = Reader { file, document, queries: Vec::new(), findings: Vec::new() };
     for case in &document.cases {
         reader.case(case);
     }
-    (reader.questions, reader.findings)
+    (reader.queries, reader.findings)
 }
 
 struct Reader<'a> {
     file: &'a File,
     document: &'a Document,
-    questions: Vec<Query>,
+    queries: Vec<Query>,
     findings: Vec<Finding>,
 }
 
@@ -153,7 +153,7 @@ impl Reader<'_> {
                 }
             };
             let asked = match ProxyAction::of(case, &party) {
-                Some(Ok(questions)) => questions
+                Some(Ok(queries)) => queries
                     .into_iter()
                     .map(|(target, own)| {
                         let action = own.action();
@@ -216,7 +216,7 @@ impl Reader<'_> {
                     by_span: at(&case.by),
                     asks_span: at(&case.asks),
                 };
-                self.questions.push(question);
+                self.queries.push(question);
             }
         }
     }

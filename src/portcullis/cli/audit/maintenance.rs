@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::{
     super::{Context, Exit},
-    place::{AuditSource, PATIENCE, absolute},
+    audit_source::{AuditSource, PATIENCE, absolute},
 };
 use portcullis_audit::{Backup, Pruned, RetentionReason};
 use portcullis_gateway::admin::{BackupRequest, PruneRequest};
